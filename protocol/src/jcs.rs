@@ -1,0 +1,51 @@
+//! JSON Canonicalization Scheme (RFC 8785), and the hash of a document.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::hash::{DocumentHash, sha256};
+
+/// The largest integer magnitude that a JSON number carries exactly (2^53).
+const MAX_EXACT_INTEGER: u64 = 1 << 53;
+
+/// A value that has no canonical form.
+#[derive(Debug, thiserror::Error)]
+pub enum JcsError {
+    /// An integer beyond 2^53: JCS writes numbers as IEEE doubles, which would round it.
+    #[error("the integer {0} is beyond 2^53 and has no canonical form")]
+    Integer(serde_json::Number),
+    /// The value does not serialize to JSON.
+    #[error("not serializable as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// The canonical bytes of `value`.
+pub fn canonicalize(value: &Value) -> Result<Vec<u8>, JcsError> {
+    check_integers(value)?;
+    Ok(serde_jcs::to_vec(value)?)
+}
+
+/// The canonical bytes of any serializable value.
+pub fn canonicalize_serializable(value: &impl Serialize) -> Result<Vec<u8>, JcsError> {
+    canonicalize(&serde_json::to_value(value)?)
+}
+
+/// The JSON Document Hash: SHA-256 of the canonical bytes.
+pub fn document_hash(value: &Value) -> Result<DocumentHash, JcsError> {
+    Ok(DocumentHash::from_bytes(sha256(&canonicalize(value)?)))
+}
+
+fn check_integers(value: &Value) -> Result<(), JcsError> {
+    match value {
+        Value::Number(number) => {
+            let exact = number.as_u64().or_else(|| number.as_i64().map(i64::unsigned_abs));
+            match exact {
+                Some(magnitude) if magnitude > MAX_EXACT_INTEGER => Err(JcsError::Integer(number.clone())),
+                _ => Ok(()),
+            }
+        }
+        Value::Array(items) => items.iter().try_for_each(check_integers),
+        Value::Object(fields) => fields.values().try_for_each(check_integers),
+        Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
+    }
+}

@@ -1,0 +1,229 @@
+//! Keys: a public key is a curve point from the moment it is parsed; a secret key is wiped when dropped and has no way out
+//! of its type but the operations of this crate.
+
+use std::{cmp::Ordering, fmt};
+
+use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
+use rand_core::CryptoRng;
+use secp256k1::{Keypair, Message, SECP256K1, schnorr};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use zeroize::Zeroizing;
+
+/// Bytes that are not a valid key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// Not a point of secp256k1 in 33-byte compressed form.
+    #[error("not a compressed point of secp256k1")]
+    NotAPoint,
+    /// Not the x coordinate of a point of secp256k1.
+    #[error("not the x coordinate of a point of secp256k1")]
+    NotAnXCoordinate,
+    /// Not a scalar in `1..n`.
+    #[error("not a secret key of secp256k1")]
+    NotASecretKey,
+}
+
+/// A point of secp256k1. Ordered by its 33 compressed bytes, as BIP-327's KeySort orders keys.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PublicKey(secp256k1::PublicKey);
+
+impl PublicKey {
+    /// Parses 33 compressed bytes; an uncompressed or hybrid key is refused.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, KeyError> {
+        if bytes.len() != 33 {
+            return Err(KeyError::NotAPoint);
+        }
+        secp256k1::PublicKey::from_slice(bytes).map(Self).map_err(|_| KeyError::NotAPoint)
+    }
+
+    /// The 33 compressed bytes.
+    pub fn to_bytes(self) -> [u8; 33] {
+        self.0.serialize()
+    }
+
+    /// The x coordinate (BIP-340).
+    pub fn x_only(self) -> XOnlyKey {
+        XOnlyKey(self.0.x_only_public_key().0)
+    }
+
+    /// The key as the `secp256k1` crate's type.
+    pub fn as_inner(&self) -> &secp256k1::PublicKey {
+        &self.0
+    }
+}
+
+impl From<secp256k1::PublicKey> for PublicKey {
+    fn from(key: secp256k1::PublicKey) -> Self {
+        Self(key)
+    }
+}
+
+impl PartialOrd for PublicKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for PublicKey {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.to_bytes().cmp(&other.to_bytes())
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&HEXLOWER.encode(&self.to_bytes()))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PublicKey({self})")
+    }
+}
+
+/// The x coordinate of a point of secp256k1 (BIP-340).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct XOnlyKey(secp256k1::XOnlyPublicKey);
+
+impl XOnlyKey {
+    /// Parses 32 bytes; they must be the x coordinate of a point.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, KeyError> {
+        secp256k1::XOnlyPublicKey::from_slice(bytes).map(Self).map_err(|_| KeyError::NotAnXCoordinate)
+    }
+
+    /// The 32 bytes.
+    pub fn to_bytes(self) -> [u8; 32] {
+        self.0.serialize()
+    }
+
+    /// The key as the `secp256k1` crate's type.
+    pub fn as_inner(&self) -> &secp256k1::XOnlyPublicKey {
+        &self.0
+    }
+
+    /// BIP-340 verification over a 32-byte digest.
+    pub fn verify(&self, digest: &[u8; 32], signature: &Signature) -> bool {
+        SECP256K1.verify_schnorr(&signature.0, &Message::from_digest(*digest), &self.0).is_ok()
+    }
+}
+
+impl fmt::Display for XOnlyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&HEXLOWER.encode(&self.to_bytes()))
+    }
+}
+
+impl fmt::Debug for XOnlyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "XOnlyKey({self})")
+    }
+}
+
+/// A BIP-340 signature: 64 bytes, written in hex. Whether it is valid for anything is for [`XOnlyKey::verify`] to say.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Signature(schnorr::Signature);
+
+impl Signature {
+    /// Wraps 64 bytes.
+    pub fn from_bytes(bytes: &[u8; 64]) -> Self {
+        Self(schnorr::Signature::from_slice(bytes).expect("any 64 bytes are accepted"))
+    }
+
+    /// The 64 bytes.
+    pub fn to_bytes(self) -> [u8; 64] {
+        self.0.serialize()
+    }
+}
+
+impl fmt::Display for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&HEXLOWER.encode(&self.to_bytes()))
+    }
+}
+
+impl fmt::Debug for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Signature({self})")
+    }
+}
+
+macro_rules! hex_serde {
+    ($type:ty, $parse:expr) => {
+        impl std::str::FromStr for $type {
+            type Err = KeyError;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                let bytes = HEXLOWER_PERMISSIVE.decode(text.as_bytes()).unwrap_or_default();
+                #[allow(clippy::redundant_closure_call)]
+                ($parse)(&bytes)
+            }
+        }
+
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+            }
+        }
+    };
+}
+
+hex_serde!(PublicKey, PublicKey::from_bytes);
+hex_serde!(XOnlyKey, XOnlyKey::from_bytes);
+hex_serde!(Signature, |bytes: &[u8]| <&[u8; 64]>::try_from(bytes)
+    .map(Signature::from_bytes)
+    .map_err(|_| KeyError::NotAPoint));
+
+/// A secret key: never printed, never serialized, wiped when dropped.
+pub struct SecretKey(secp256k1::SecretKey);
+
+impl SecretKey {
+    /// Parses 32 bytes.
+    pub fn from_bytes(bytes: &[u8; 32]) -> Result<Self, KeyError> {
+        secp256k1::SecretKey::from_slice(bytes).map(Self).map_err(|_| KeyError::NotASecretKey)
+    }
+
+    /// A fresh key from the caller's randomness.
+    pub fn generate(rng: &mut dyn CryptoRng) -> Self {
+        loop {
+            let mut bytes = Zeroizing::new([0u8; 32]);
+            rng.fill_bytes(bytes.as_mut());
+            // All but about 2^-128 of the draws are valid scalars.
+            if let Ok(key) = Self::from_bytes(&bytes) {
+                return key;
+            }
+        }
+    }
+
+    /// The public key.
+    pub fn public_key(&self) -> PublicKey {
+        PublicKey(self.0.public_key(SECP256K1))
+    }
+
+    /// Signs a 32-byte digest (BIP-340, 32 bytes of auxiliary randomness).
+    pub fn sign(&self, digest: &[u8; 32], rng: &mut dyn CryptoRng) -> Signature {
+        let mut aux = Zeroizing::new([0u8; 32]);
+        rng.fill_bytes(aux.as_mut());
+        let mut pair = Keypair::from_secret_key(SECP256K1, &self.0);
+        let signature = SECP256K1.sign_schnorr_with_aux_rand(&Message::from_digest(*digest), &pair, &aux);
+        pair.non_secure_erase();
+        Signature(signature)
+    }
+
+    /// The scalar, for the signing code of this crate only.
+    pub(crate) fn expose(&self) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(self.0.secret_bytes())
+    }
+}
+
+impl Drop for SecretKey {
+    fn drop(&mut self) {
+        self.0.non_secure_erase();
+    }
+}

@@ -1,0 +1,7 @@
+#![doc = "placeholder"]
+pub mod did;
+pub mod hash;
+pub mod jcs;
+pub mod key;
+pub mod network;
+pub mod time;

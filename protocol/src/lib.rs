@@ -1,4 +1,5 @@
 #![doc = "placeholder"]
+pub mod beacon;
 pub mod did;
 pub mod hash;
 pub mod jcs;

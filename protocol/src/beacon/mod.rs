@@ -1,0 +1,270 @@
+//! Aggregate beacons: how many members' updates become the 32 Signal Bytes of one Bitcoin transaction, and how a member
+//! checks that its own update is among them (did:btcr2, "Beacons").
+//!
+//! A beacon type is a pair of pure functions, [`AggregateBeacon`]. The specification's two aggregate types are built in;
+//! a host registers others in a [`BeaconRegistry`], and cohorts then use them like the built-in ones.
+
+mod cas;
+mod smt;
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use rand_core::CryptoRng;
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+pub use self::{
+    cas::{CasAnnouncement, CasBeacon},
+    smt::{
+        DuplicateIndex, RawProof, SmtBeacon, SmtProof, SparseMerkleTree, inclusion_leaf, non_inclusion_leaf,
+        smt_index, zero_hash,
+    },
+};
+use crate::{
+    did::Did,
+    hash::{DocumentHash, SignalBytes, SmtHash},
+};
+
+/// The name of a beacon type, as adverts and messages carry it: 1 to 64 visible ASCII characters.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct BeaconType(Arc<str>);
+
+/// A text that cannot name a beacon type.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a beacon type is 1 to 64 visible ASCII characters")]
+pub struct BeaconTypeError;
+
+impl BeaconType {
+    /// The wire name of the CAS beacon.
+    pub const CAS: &'static str = "CASBeacon";
+    /// The wire name of the SMT beacon.
+    pub const SMT: &'static str = "SMTBeacon";
+
+    /// `CASBeacon`.
+    pub fn cas() -> Self {
+        Self(Self::CAS.into())
+    }
+
+    /// `SMTBeacon`.
+    pub fn smt() -> Self {
+        Self(Self::SMT.into())
+    }
+
+    /// Any other name. The length is bounded because the name comes from peers and ends up in logs and journals.
+    pub fn new(name: &str) -> Result<Self, BeaconTypeError> {
+        if (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Ok(Self(name.into()))
+        } else {
+            Err(BeaconTypeError)
+        }
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for BeaconType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for BeaconType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::str::FromStr for BeaconType {
+    type Err = BeaconTypeError;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::new(name)
+    }
+}
+
+impl<'de> Deserialize<'de> for BeaconType {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::new(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+/// What each member contributed to a round: the JSON Document Hash of its signed update, or `None` where it declined.
+/// Every member of the cohort has an entry.
+pub type Slots = BTreeMap<Did, Option<DocumentHash>>;
+
+/// What a member receives to check its own contribution, and later gives to resolvers as sidecar data. The serialized
+/// form is the journal's; in messages each kind has a field of its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BeaconData {
+    /// The announcement map, the same for every member.
+    Cas(CasAnnouncement),
+    /// A member's path through the sparse Merkle tree.
+    Smt(SmtProof),
+    /// The data of a beacon type that the host registered.
+    Other(serde_json::Value),
+}
+
+/// The data of a whole cohort. Shared by `Arc` because an announcement is as large as the cohort and goes to all of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AggregatedData {
+    /// Every member receives the same.
+    Shared(Arc<BeaconData>),
+    /// Every member receives its own.
+    PerMember(BTreeMap<Did, Arc<BeaconData>>),
+}
+
+impl AggregatedData {
+    /// What `did` is to receive. `None` when the data is per member and has none for it; shared data is given to anyone
+    /// who asks, so ask for members only.
+    pub fn for_member(&self, did: &Did) -> Option<&Arc<BeaconData>> {
+        match self {
+            Self::Shared(data) => Some(data),
+            Self::PerMember(data) => data.get(did),
+        }
+    }
+}
+
+/// The outcome of aggregating a round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Aggregation {
+    /// What the beacon transaction commits to.
+    pub signal: SignalBytes,
+    /// What the members need to recompute it.
+    pub data: AggregatedData,
+}
+
+/// Why a round could not be aggregated. These are the service's own faults; no member can cause one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BeaconError {
+    /// Two members share one leaf of the sparse Merkle tree.
+    #[error(transparent)]
+    DuplicateIndex(#[from] DuplicateIndex),
+    /// A replayed round lacks the nonce of a member.
+    #[error("no nonce for {0}")]
+    MissingNonce(Did),
+    /// The reason of a registered beacon type.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// What a member found wrong in the data it received. Any of these is a reason to withhold approval.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BeaconMismatch {
+    /// The data belongs to another beacon type.
+    #[error("the data is not that of a {expected}")]
+    WrongKind {
+        /// The type of this cohort.
+        expected: BeaconType,
+    },
+    /// The member submitted an update and the data has none for it.
+    #[error("the member's own update {expected} is missing")]
+    OwnUpdateMissing {
+        /// The hash of the update that the member submitted.
+        expected: DocumentHash,
+    },
+    /// The data has another update for the member than the one it submitted.
+    #[error("the data has update {found} for the member, which submitted {expected}")]
+    OwnUpdateDiffers {
+        /// The hash of the update that the member submitted.
+        expected: DocumentHash,
+        /// The hash in the data.
+        found: DocumentHash,
+    },
+    /// The member declined, but the data has an update for it.
+    #[error("the data has update {found} for a member that declined")]
+    DeclinerPresent {
+        /// The hash in the data.
+        found: DocumentHash,
+    },
+    /// The proof does not have one sibling for each level that it says is not empty.
+    #[error("the proof has {found} siblings where {expected} levels need one")]
+    SiblingCount {
+        /// The number of levels, of 256, whose sibling is not an empty subtree.
+        expected: usize,
+        /// The number of siblings in the proof.
+        found: usize,
+    },
+    /// The member's leaf and the proof's siblings lead to another root than the proof names.
+    #[error("the proof leads to root {computed}, not to {claimed}")]
+    Root {
+        /// The root that the proof names.
+        claimed: SmtHash,
+        /// The root that follows from the member's leaf.
+        computed: SmtHash,
+    },
+    /// The data of a registered beacon type cannot be read.
+    #[error("malformed beacon data: {0}")]
+    Malformed(String),
+    /// A registered beacon type's own reason.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// A beacon type that commits to many members' updates at once.
+///
+/// An implementation is a pure function of its arguments: the service journals what `aggregate` returned, and every
+/// member's `verify` must come to the same signal on its own.
+pub trait AggregateBeacon: Send + Sync + fmt::Debug {
+    /// The name under which adverts announce it.
+    fn beacon_type(&self) -> BeaconType;
+
+    /// Aggregates a round, as the service does. `rng` is the only source of randomness, so that a seeded run repeats.
+    fn aggregate(&self, slots: &Slots, rng: &mut dyn CryptoRng) -> Result<Aggregation, BeaconError>;
+
+    /// Checks, as member `did`, that `data` holds exactly what the member contributed (`slot`: its update's hash, `None`
+    /// if it declined), and recomputes the Signal Bytes from `data`. The caller compares them with the transaction: Signal
+    /// Bytes that a message claims prove nothing.
+    fn verify(
+        &self,
+        did: &Did,
+        slot: Option<&DocumentHash>,
+        data: &BeaconData,
+    ) -> Result<SignalBytes, BeaconMismatch>;
+}
+
+/// The beacon types that a host speaks. The default has the specification's two.
+#[derive(Clone, Debug)]
+pub struct BeaconRegistry(BTreeMap<BeaconType, Arc<dyn AggregateBeacon>>);
+
+impl Default for BeaconRegistry {
+    fn default() -> Self {
+        let mut registry = Self(BTreeMap::new());
+        registry.register(Arc::new(CasBeacon));
+        registry.register(Arc::new(SmtBeacon));
+        registry
+    }
+}
+
+impl BeaconRegistry {
+    /// Adds a beacon type under its own name, and returns the one that it replaces.
+    pub fn register(&mut self, beacon: Arc<dyn AggregateBeacon>) -> Option<Arc<dyn AggregateBeacon>> {
+        self.0.insert(beacon.beacon_type(), beacon)
+    }
+
+    /// The beacon type of that name; `None` means that the host cannot take part in such a cohort.
+    pub fn get(&self, beacon_type: &BeaconType) -> Option<&Arc<dyn AggregateBeacon>> {
+        self.0.get(beacon_type)
+    }
+
+    /// The names of all types, sorted.
+    pub fn beacon_types(&self) -> impl Iterator<Item = &BeaconType> {
+        self.0.keys()
+    }
+}
+
+/// Compares the update that the data names for a member with what the member contributed. Shared by the built-in types, so
+/// that they agree on what is a mismatch.
+fn check_slot(slot: Option<&DocumentHash>, found: Option<&DocumentHash>) -> Result<(), BeaconMismatch> {
+    match (slot, found) {
+        (None, None) => Ok(()),
+        (Some(expected), Some(found)) if expected == found => Ok(()),
+        (Some(&expected), Some(&found)) => Err(BeaconMismatch::OwnUpdateDiffers { expected, found }),
+        (Some(&expected), None) => Err(BeaconMismatch::OwnUpdateMissing { expected }),
+        (None, Some(&found)) => Err(BeaconMismatch::DeclinerPresent { found }),
+    }
+}

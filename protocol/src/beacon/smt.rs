@@ -1,0 +1,327 @@
+//! The SMT beacon (did:btcr2, "SMT Beacon"): a sparse Merkle tree with a leaf for every member; the signal is its root, and
+//! each member receives only its own path, which tells nothing about the others.
+//!
+//! The tree has 2^256 leaves. Bit `i` of an index (0 the least significant) chooses the child at level `i`: level 0 is the
+//! root's split, level 255 the leaves'. So indices with common *low* bits share ancestors. An empty subtree whose leaves are
+//! `n` levels down is [`zero_hash`]`(n)`, which is also the empty sibling at level `255 - n`.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
+
+use rand_core::CryptoRng;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::{
+    AggregateBeacon, AggregatedData, Aggregation, BeaconData, BeaconError, BeaconMismatch, BeaconType, Slots,
+};
+use crate::{
+    did::Did,
+    hash::{DocumentHash, SignalBytes, SmtHash, sha256, sha256_concat},
+};
+
+/// Levels of the tree, one for each bit of an index.
+const LEVELS: usize = 256;
+
+fn zeros() -> &'static [[u8; 32]; LEVELS + 1] {
+    static ZEROS: OnceLock<[[u8; 32]; LEVELS + 1]> = OnceLock::new();
+    ZEROS.get_or_init(|| {
+        let mut zero = [0; 32];
+        std::array::from_fn(|_| {
+            zero = node(&zero, &zero);
+            zero
+        })
+    })
+}
+
+/// The hash of an empty subtree `n` levels above the leaves: `zero_hash(0) = H(0^32 || 0^32)`, `zero_hash(n) =
+/// H(zero_hash(n-1) || zero_hash(n-1))`. `zero_hash(256)` is the root of the empty tree; beyond it there is none.
+pub fn zero_hash(n: usize) -> Option<[u8; 32]> {
+    zeros().get(n).copied()
+}
+
+/// Where a DID's leaf is: SHA-256 of its text.
+pub fn smt_index(did: &Did) -> [u8; 32] {
+    sha256(did.as_str().as_bytes())
+}
+
+/// The leaf of a member with an update: `H(H(nonce) || update hash)`. The nonce hides from other members, who see the leaf
+/// as a sibling, whether it holds an update.
+pub fn inclusion_leaf(nonce: &[u8; 32], update: &DocumentHash) -> [u8; 32] {
+    sha256_concat(&[&sha256(nonce), update.as_bytes()])
+}
+
+/// The leaf of a member that declined: `H(H(nonce))`.
+pub fn non_inclusion_leaf(nonce: &[u8; 32]) -> [u8; 32] {
+    sha256(&sha256(nonce))
+}
+
+fn member_leaf(nonce: &[u8; 32], slot: Option<&DocumentHash>) -> [u8; 32] {
+    match slot {
+        Some(update) => inclusion_leaf(nonce, update),
+        None => non_inclusion_leaf(nonce),
+    }
+}
+
+fn node(left: &[u8; 32], right: &[u8; 32]) -> [u8; 32] {
+    sha256_concat(&[left, right])
+}
+
+/// The parent of `hash`, which is the right child when `bit` is set.
+fn parent(bit: bool, hash: &[u8; 32], sibling: &[u8; 32]) -> [u8; 32] {
+    if bit { node(sibling, hash) } else { node(hash, sibling) }
+}
+
+/// Bit `i` of a big-endian 256-bit number, `i` in `0..256`.
+fn bit(number: &[u8; 32], i: usize) -> bool {
+    number[31 - i / 8] >> (i % 8) & 1 == 1
+}
+
+/// Two leaves were given for one index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("two leaves have the index {}", SmtHash::from_bytes(self.0))]
+pub struct DuplicateIndex(
+    /// The index.
+    pub [u8; 32],
+);
+
+/// The path of one leaf, without what identifies it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawProof {
+    /// Bit `i` is set where the sibling at level `i` is an empty subtree.
+    pub collapsed: [u8; 32],
+    /// The other siblings, from the leaf to the root.
+    pub hashes: Vec<[u8; 32]>,
+}
+
+impl RawProof {
+    /// The root that follows from `leaf` at `index`. [`BeaconMismatch::SiblingCount`] unless there is exactly one sibling for
+    /// each level that needs one: a surplus sibling would otherwise make one path spell two proofs.
+    pub fn root_for(&self, index: &[u8; 32], leaf: &[u8; 32]) -> Result<[u8; 32], BeaconMismatch> {
+        walk(&self.collapsed, self.hashes.len(), self.hashes.iter(), index, leaf)
+    }
+}
+
+fn walk<'a>(
+    collapsed: &[u8; 32],
+    found: usize,
+    mut siblings: impl Iterator<Item = &'a [u8; 32]>,
+    index: &[u8; 32],
+    leaf: &[u8; 32],
+) -> Result<[u8; 32], BeaconMismatch> {
+    let expected = collapsed.iter().map(|byte| byte.count_zeros() as usize).sum();
+    let miscounted = BeaconMismatch::SiblingCount { expected, found };
+    if found != expected {
+        return Err(miscounted);
+    }
+    let mut hash = *leaf;
+    for (n, zero) in zeros()[..LEVELS].iter().enumerate() {
+        let level = LEVELS - 1 - n;
+        let sibling = if bit(collapsed, level) { zero } else { siblings.next().ok_or(miscounted.clone())? };
+        hash = parent(bit(index, level), &hash, sibling);
+    }
+    Ok(hash)
+}
+
+/// A sparse Merkle tree, reduced to what a round needs of it: the root, and the proof of every leaf.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SparseMerkleTree {
+    /// The root; [`zero_hash`]`(256)` for a tree without leaves.
+    pub root: [u8; 32],
+    /// The proofs, in the order in which the leaves were given.
+    pub proofs: Vec<RawProof>,
+}
+
+/// A subtree that is complete but for its right neighbour.
+struct Waiting {
+    /// Its first leaf, as a position in the sorted order.
+    first: usize,
+    /// The level of the split that separates it from its neighbour.
+    split: usize,
+    /// Its hash directly below that split.
+    hash: [u8; 32],
+}
+
+impl SparseMerkleTree {
+    /// Builds the tree from `(index, leaf)` pairs in any order.
+    ///
+    /// Leaves are taken from left to right. Neighbours meet at the level where their indices first differ; between such
+    /// meetings a subtree has only empty siblings and is hashed against [`zero_hash`]es. For `n` indices that are hashes that
+    /// is about `256 n` hashes and `n log n` proof siblings, in one loop and without a node ever being stored.
+    pub fn build(leaves: Vec<([u8; 32], [u8; 32])>) -> Result<Self, DuplicateIndex> {
+        // Left to right means by bit 0 first: bytewise order of the index with all of its 256 bits reversed.
+        let mut order: Vec<([u8; 32], usize)> =
+            leaves.iter().enumerate().map(|(given, (index, _))| (reversed(index), given)).collect();
+        order.sort_unstable();
+
+        let mut proofs = vec![RawProof { collapsed: [0xff; 32], hashes: Vec::new() }; leaves.len()];
+        let mut root = zeros()[LEVELS];
+        let mut waiting: Vec<Waiting> = Vec::new();
+        for (position, (key, given)) in order.iter().enumerate() {
+            let (index, leaf) = &leaves[*given];
+            let next_split = match order.get(position + 1) {
+                Some((next, _)) => Some(first_difference(key, next).ok_or(DuplicateIndex(*index))?),
+                None => None,
+            };
+            // `hash` is the subtree of the leaves `first..=position`, its top directly below `level - 1`.
+            let (mut first, mut level, mut hash) = (position, LEVELS, *leaf);
+            // Whatever splits further down than the next leaf does is complete.
+            while let Some(left) = waiting.pop_if(|left| next_split.is_none_or(|next| left.split > next)) {
+                let right = lift(hash, index, level, left.split + 1);
+                for (_, member) in &order[left.first..first] {
+                    add_sibling(&mut proofs[*member], left.split, right);
+                }
+                for (_, member) in &order[first..=position] {
+                    add_sibling(&mut proofs[*member], left.split, left.hash);
+                }
+                (first, level, hash) = (left.first, left.split, node(&left.hash, &right));
+            }
+            match next_split {
+                Some(split) => waiting.push(Waiting { first, split, hash: lift(hash, index, level, split + 1) }),
+                None => root = lift(hash, index, level, 0),
+            }
+        }
+        for proof in &mut proofs {
+            proof.hashes.shrink_to_fit();
+        }
+        Ok(Self { root, proofs })
+    }
+}
+
+/// `index` with its 256 bits in reverse order.
+fn reversed(index: &[u8; 32]) -> [u8; 32] {
+    std::array::from_fn(|i| index[31 - i].reverse_bits())
+}
+
+/// The level at which two bit-reversed indices part; `None` if they are equal.
+fn first_difference(a: &[u8; 32], b: &[u8; 32]) -> Option<usize> {
+    let byte = a.iter().zip(b).position(|(a, b)| a != b)?;
+    Some(byte * 8 + (a[byte] ^ b[byte]).leading_zeros() as usize)
+}
+
+/// Hashes a subtree around `index` up from below `from - 1` to below `to - 1`, past empty siblings only.
+fn lift(mut hash: [u8; 32], index: &[u8; 32], from: usize, to: usize) -> [u8; 32] {
+    for level in (to..from).rev() {
+        hash = parent(bit(index, level), &hash, &zeros()[LEVELS - 1 - level]);
+    }
+    hash
+}
+
+fn add_sibling(proof: &mut RawProof, level: usize, sibling: [u8; 32]) {
+    proof.collapsed[31 - level / 8] &= !(1 << (level % 8));
+    proof.hashes.push(sibling);
+}
+
+/// A member's SMT Proof, in the specification's JSON form. Deserialization refuses a missing nonce, a null, and any text that
+/// is not base64url of 32 bytes without padding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SmtProof {
+    /// The root of the tree.
+    pub id: SmtHash,
+    /// Bit `i` (0 the least significant) is set where the sibling at level `i` is an empty subtree.
+    pub collapsed: SmtHash,
+    /// The other siblings, from the leaf to the root.
+    pub hashes: Vec<SmtHash>,
+    /// The member's nonce: 32 random bytes.
+    pub nonce: SmtHash,
+    /// The hash of the member's signed update; absent if it declined.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "not_null")]
+    pub update_id: Option<DocumentHash>,
+}
+
+/// An optional field is absent, never null.
+fn not_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DocumentHash>, D::Error> {
+    DocumentHash::deserialize(deserializer).map(Some)
+}
+
+impl SmtProof {
+    /// The root that follows from `leaf` at `index` and this proof's siblings, whatever root the proof names; see
+    /// [`RawProof::root_for`].
+    pub fn root_for(&self, index: &[u8; 32], leaf: &[u8; 32]) -> Result<SmtHash, BeaconMismatch> {
+        let siblings = self.hashes.iter().map(SmtHash::as_bytes);
+        walk(self.collapsed.as_bytes(), self.hashes.len(), siblings, index, leaf).map(SmtHash::from_bytes)
+    }
+}
+
+/// The SMT beacon. Every member has a leaf, also one that declined.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SmtBeacon;
+
+impl SmtBeacon {
+    /// Aggregates with given nonces, to repeat a recorded round. Nonces of non-members are ignored;
+    /// [`BeaconError::MissingNonce`] if a member has none.
+    pub fn aggregate_with_nonces(
+        slots: &Slots,
+        nonces: &BTreeMap<Did, [u8; 32]>,
+    ) -> Result<Aggregation, BeaconError> {
+        let nonces = slots
+            .keys()
+            .map(|did| nonces.get(did).copied().ok_or_else(|| BeaconError::MissingNonce(did.clone())))
+            .collect::<Result<Vec<_>, _>>()?;
+        aggregate(slots, nonces)
+    }
+}
+
+/// `nonces` are in the order of `slots`.
+fn aggregate(slots: &Slots, nonces: Vec<[u8; 32]>) -> Result<Aggregation, BeaconError> {
+    let leaves = slots
+        .iter()
+        .zip(&nonces)
+        .map(|((did, slot), nonce)| (smt_index(did), member_leaf(nonce, slot.as_ref())))
+        .collect();
+    let SparseMerkleTree { root, proofs } = SparseMerkleTree::build(leaves)?;
+    let data = slots
+        .iter()
+        .zip(nonces)
+        .zip(proofs)
+        .map(|(((did, slot), nonce), proof)| {
+            let proof = SmtProof {
+                id: SmtHash::from_bytes(root),
+                collapsed: SmtHash::from_bytes(proof.collapsed),
+                hashes: proof.hashes.into_iter().map(SmtHash::from_bytes).collect(),
+                nonce: SmtHash::from_bytes(nonce),
+                update_id: *slot,
+            };
+            (did.clone(), Arc::new(BeaconData::Smt(proof)))
+        })
+        .collect();
+    Ok(Aggregation { signal: SignalBytes::from_bytes(root), data: AggregatedData::PerMember(data) })
+}
+
+impl AggregateBeacon for SmtBeacon {
+    fn beacon_type(&self) -> BeaconType {
+        BeaconType::smt()
+    }
+
+    fn aggregate(&self, slots: &Slots, rng: &mut dyn CryptoRng) -> Result<Aggregation, BeaconError> {
+        let nonces = slots
+            .keys()
+            .map(|_| {
+                let mut nonce = [0; 32];
+                rng.fill_bytes(&mut nonce);
+                nonce
+            })
+            .collect();
+        aggregate(slots, nonces)
+    }
+
+    fn verify(
+        &self,
+        did: &Did,
+        slot: Option<&DocumentHash>,
+        data: &BeaconData,
+    ) -> Result<SignalBytes, BeaconMismatch> {
+        let BeaconData::Smt(proof) = data else {
+            return Err(BeaconMismatch::WrongKind { expected: self.beacon_type() });
+        };
+        super::check_slot(slot, proof.update_id.as_ref())?;
+        // The leaf is made of the member's own contribution, never of the proof's words about it.
+        let computed = proof.root_for(&smt_index(did), &member_leaf(proof.nonce.as_bytes(), slot))?;
+        if computed != proof.id {
+            return Err(BeaconMismatch::Root { claimed: proof.id, computed });
+        }
+        Ok(SignalBytes::from_bytes(*computed.as_bytes()))
+    }
+}

@@ -6,3 +6,4 @@ pub mod jcs;
 pub mod key;
 pub mod network;
 pub mod time;
+pub mod transcript;

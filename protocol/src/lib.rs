@@ -4,4 +4,5 @@ pub mod hash;
 pub mod jcs;
 pub mod key;
 pub mod network;
+pub mod output;
 pub mod time;

@@ -5,5 +5,6 @@ pub mod hash;
 pub mod jcs;
 pub mod key;
 pub mod network;
+pub mod output;
 pub mod time;
 pub mod transcript;

@@ -1,0 +1,54 @@
+//! BIP-341 signature hashes of a transaction with one input, always SIGHASH_DEFAULT.
+
+use bitcoin::{
+    TapLeafHash, TapSighashType, Transaction, TxOut,
+    hashes::Hash,
+    sighash::{Prevouts, SighashCache},
+};
+
+/// A transaction that does not have exactly one input.
+///
+/// SIGHASH_DEFAULT commits to the value and script of every output that is spent. A signing request carries one of them,
+/// so nothing else can be signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the transaction has {0} inputs; exactly one expected")]
+pub struct InputCountError(pub usize);
+
+/// The digest for the key path.
+pub(super) fn key_path(tx: &Transaction, prevout: &TxOut) -> Result<[u8; 32], InputCountError> {
+    check_input_count(tx)?;
+    let hash = SighashCache::new(tx)
+        .taproot_key_spend_signature_hash(0, &Prevouts::All(&[prevout]), TapSighashType::Default)
+        .expect("one input, and the one output that it spends");
+    Ok(hash.to_byte_array())
+}
+
+/// The digest for a script path (BIP-342, no OP_CODESEPARATOR).
+pub(super) fn script_path(
+    tx: &Transaction,
+    prevout: &TxOut,
+    leaf_hash: [u8; 32],
+) -> Result<[u8; 32], InputCountError> {
+    check_input_count(tx)?;
+    let leaf = TapLeafHash::from_byte_array(leaf_hash);
+    let hash = SighashCache::new(tx)
+        .taproot_script_spend_signature_hash(0, &Prevouts::All(&[prevout]), leaf, TapSighashType::Default)
+        .expect("one input, and the one output that it spends");
+    Ok(hash.to_byte_array())
+}
+
+/// The transaction with `witness` on its only input.
+pub(super) fn with_witness(tx: &Transaction, witness: bitcoin::Witness) -> Result<Transaction, InputCountError> {
+    let mut tx = tx.clone();
+    match tx.input.as_mut_slice() {
+        [input] => {
+            input.witness = witness;
+            Ok(tx)
+        }
+        inputs => Err(InputCountError(inputs.len())),
+    }
+}
+
+fn check_input_count(tx: &Transaction) -> Result<(), InputCountError> {
+    if tx.input.len() == 1 { Ok(()) } else { Err(InputCountError(tx.input.len())) }
+}

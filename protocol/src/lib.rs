@@ -1,5 +1,6 @@
 #![doc = "placeholder"]
 pub mod did;
+pub mod document;
 pub mod hash;
 pub mod jcs;
 pub mod key;

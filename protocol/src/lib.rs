@@ -5,4 +5,6 @@ pub mod hash;
 pub mod jcs;
 pub mod key;
 pub mod network;
+pub mod patch;
 pub mod time;
+pub mod update;

@@ -8,9 +8,17 @@ use crate::hash::{DocumentHash, sha256};
 /// The largest integer magnitude that a JSON number carries exactly (2^53).
 const MAX_EXACT_INTEGER: u64 = 1 << 53;
 
+/// The deepest nesting of arrays and objects that is canonicalized: what the JSON parser admits, so that no text that was
+/// parsed is refused for it. Values that are composed from parsed ones (a patched document) could nest deeper and would
+/// exhaust the stack.
+pub const MAX_DEPTH: usize = 128;
+
 /// A value that has no canonical form.
 #[derive(Debug, thiserror::Error)]
 pub enum JcsError {
+    /// Arrays and objects nested deeper than [`MAX_DEPTH`].
+    #[error("nested deeper than {MAX_DEPTH} levels")]
+    Depth,
     /// An integer beyond 2^53: JCS writes numbers as IEEE doubles, which would round it.
     #[error("the integer {0} is beyond 2^53 and has no canonical form")]
     Integer(serde_json::Number),
@@ -19,9 +27,10 @@ pub enum JcsError {
     Json(#[from] serde_json::Error),
 }
 
-/// The canonical bytes of `value`.
+/// The canonical bytes of `value`. Integers beyond 2^53 are refused rather than rounded: two documents that differ would
+/// otherwise share a hash.
 pub fn canonicalize(value: &Value) -> Result<Vec<u8>, JcsError> {
-    check_integers(value)?;
+    check(value, MAX_DEPTH)?;
     Ok(serde_jcs::to_vec(value)?)
 }
 
@@ -35,7 +44,8 @@ pub fn document_hash(value: &Value) -> Result<DocumentHash, JcsError> {
     Ok(DocumentHash::from_bytes(sha256(&canonicalize(value)?)))
 }
 
-fn check_integers(value: &Value) -> Result<(), JcsError> {
+fn check(value: &Value, levels_left: usize) -> Result<(), JcsError> {
+    let inner = || levels_left.checked_sub(1).ok_or(JcsError::Depth);
     match value {
         Value::Number(number) => {
             let exact = number.as_u64().or_else(|| number.as_i64().map(i64::unsigned_abs));
@@ -44,8 +54,14 @@ fn check_integers(value: &Value) -> Result<(), JcsError> {
                 _ => Ok(()),
             }
         }
-        Value::Array(items) => items.iter().try_for_each(check_integers),
-        Value::Object(fields) => fields.values().try_for_each(check_integers),
+        Value::Array(items) => {
+            let levels_left = inner()?;
+            items.iter().try_for_each(|item| check(item, levels_left))
+        }
+        Value::Object(fields) => {
+            let levels_left = inner()?;
+            fields.values().try_for_each(|field| check(field, levels_left))
+        }
         Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
     }
 }

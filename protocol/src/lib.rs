@@ -8,3 +8,6 @@ pub mod network;
 pub mod output;
 pub mod time;
 pub mod transcript;
+pub mod document;
+pub mod patch;
+pub mod update;

@@ -1,10 +1,14 @@
 #![allow(dead_code, unreachable_pub)]
 
-/// The vectors file `name`, with or without `.json`.
-pub fn vectors(name: &str) -> serde_json::Value {
-    let directory = std::env::var("VECTORS_DIR")
-        .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors").to_owned());
-    let path = std::path::Path::new(&directory).join(name).with_extension("json");
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+use std::{env, fs, path::PathBuf};
+
+use serde_json::Value;
+
+/// The vectors of `name` (without `.json`), from `VECTORS_DIR` or from the copy in this repository.
+pub fn vectors(name: &str) -> Value {
+    let directory = env::var_os("VECTORS_DIR")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors")), PathBuf::from);
+    let path = directory.join(format!("{name}.json"));
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }

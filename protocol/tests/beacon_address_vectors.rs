@@ -32,7 +32,7 @@ fn derive(case: &Value, keys: &Value) -> Result<BeaconOutput, String> {
 
 #[test]
 fn every_cohort_leads_to_the_output_of_the_vector() {
-    let vectors = common::vectors("beacon_address.json");
+    let vectors = common::vectors("beacon_address");
     for (index, case) in list(&vectors["cases"]).iter().enumerate() {
         let output = derive(case, &case["keysUnsorted"]).unwrap();
         let (fallback, recovery) = (output.fallback().unwrap(), output.recovery().unwrap());
@@ -71,7 +71,7 @@ fn every_cohort_leads_to_the_output_of_the_vector() {
 
 #[test]
 fn what_is_no_cohort_is_refused_with_a_stable_code() {
-    let vectors = common::vectors("beacon_address.json");
+    let vectors = common::vectors("beacon_address");
     for case in list(&vectors["invalid"]) {
         let name = text(&case["name"]);
         let derived = derive(case, &case["keys"]);

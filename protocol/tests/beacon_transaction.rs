@@ -46,7 +46,7 @@ fn small_cohort() -> BeaconOutput {
 
 #[test]
 fn the_transactions_of_the_other_implementation_pass_the_check_and_its_signatures_verify() {
-    let vectors = common::vectors("musig2_round.json");
+    let vectors = common::vectors("musig2_round");
     for (index, case) in list(&vectors["cases"]).iter().enumerate() {
         let output = cohort_output(&case["cohort"]);
         let (tx, spent) = (transaction(&case["unsignedTx"]), prevout(case));

@@ -46,7 +46,7 @@ fn announcement(value: &Value) -> BeaconData {
 
 #[test]
 fn a_round_of_the_other_implementation_is_repeated_and_every_member_accepts_it() {
-    for (number, case) in list(&vectors("cas.json"), "cases").iter().enumerate() {
+    for (number, case) in list(&vectors("cas"), "cases").iter().enumerate() {
         let slots: Slots = list(case, "members")
             .iter()
             .map(|member| {
@@ -77,7 +77,7 @@ fn a_round_of_the_other_implementation_is_repeated_and_every_member_accepts_it()
 
 #[test]
 fn a_member_refuses_an_announcement_that_is_wrong_about_it() {
-    for (number, case) in list(&vectors("cas.json"), "cases").iter().enumerate() {
+    for (number, case) in list(&vectors("cas"), "cases").iter().enumerate() {
         for bad in list(case, "badAnnouncements") {
             let name = format!("case {number}: {}", bad["name"]);
             assert_eq!(bad["matches"], false, "{name}");

@@ -46,7 +46,7 @@ fn sign<'a>(
 
 #[test]
 fn every_case_is_assembled_as_in_the_vector_and_accepted_by_consensus() {
-    let vectors = common::vectors("fallback.json");
+    let vectors = common::vectors("fallback");
     for (index, case) in list(&vectors["cases"]).iter().enumerate() {
         let output = cohort_output(&case["cohort"]);
         let leaf = output.fallback().unwrap();
@@ -86,7 +86,7 @@ fn every_case_is_assembled_as_in_the_vector_and_accepted_by_consensus() {
 
 #[test]
 fn rejections_have_the_code_of_the_vector() {
-    let vectors = common::vectors("fallback.json");
+    let vectors = common::vectors("fallback");
     let cohort = &vectors["rejections"]["cohort"];
     for case in list(&vectors["rejections"]["cases"]) {
         let name = text(&case["name"]);

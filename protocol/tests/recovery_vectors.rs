@@ -28,7 +28,7 @@ fn utxo(utxo: &Value) -> Coin {
 
 #[test]
 fn every_case_is_built_as_in_the_vector_and_accepted_by_consensus() {
-    let vectors = common::vectors("recovery.json");
+    let vectors = common::vectors("recovery");
     for (index, case) in list(&vectors["cases"]).iter().enumerate() {
         let output = cohort_output(&case["cohort"]);
         assert_eq!(output.keys().len(), case["n"].as_u64().unwrap() as usize, "case {index}");
@@ -94,7 +94,7 @@ fn recover(rejections: &Value, case: &Value) -> Result<(BeaconOutput, bitcoin::T
 
 #[test]
 fn rejections_have_the_code_of_the_vector() {
-    let vectors = common::vectors("recovery.json");
+    let vectors = common::vectors("recovery");
     let rejections = &vectors["rejections"];
     cohort_output(&rejections["cohort"]);
     for case in list(&rejections["cases"]) {

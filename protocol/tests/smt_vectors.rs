@@ -45,7 +45,7 @@ fn leaf(nonce: &[u8; 32], slot: Option<&DocumentHash>) -> [u8; 32] {
 
 #[test]
 fn zero_hashes_are_the_recorded_ones() {
-    let vectors = vectors("smt.json");
+    let vectors = vectors("smt");
     let zeros = &vectors["zeroHashes"];
     for (n, expected) in list(zeros, "first5").iter().enumerate() {
         assert_eq!(zero_hash(n), Some(hex(expected)), "zero hash {n}");
@@ -60,7 +60,7 @@ fn zero_hashes_are_the_recorded_ones() {
 
 #[test]
 fn a_tree_of_the_other_implementation_is_repeated_and_every_member_accepts_its_proof() {
-    for (number, tree) in list(&vectors("smt.json"), "trees").iter().enumerate() {
+    for (number, tree) in list(&vectors("smt"), "trees").iter().enumerate() {
         let entries = list(tree, "entries");
         assert_eq!(tree["n"], entries.len(), "tree {number}");
         let slots: Slots = entries.iter().map(|entry| (did(&entry["did"]), slot(entry))).collect();
@@ -106,7 +106,7 @@ fn path_verifies(proof: &Value, index: &Value, leaf: &Value) -> bool {
 #[test]
 fn a_member_refuses_every_tampered_proof() {
     let mut judged = 0;
-    for (number, tree) in list(&vectors("smt.json"), "trees").iter().enumerate() {
+    for (number, tree) in list(&vectors("smt"), "trees").iter().enumerate() {
         let slots: Slots = list(tree, "entries").iter().map(|entry| (did(&entry["did"]), slot(entry))).collect();
         for tampered in list(tree, "tampered") {
             let did = did(&tampered["did"]);
@@ -134,7 +134,7 @@ fn a_member_refuses_every_tampered_proof() {
 
 #[test]
 fn a_mismatch_says_what_differs() {
-    let vectors = vectors("smt.json");
+    let vectors = vectors("smt");
     let find = |name: &str| {
         let trees = list(&vectors, "trees").iter();
         let (tree, tampered) = trees
@@ -172,7 +172,7 @@ fn an_absent_update_id_is_not_null() {
 
 #[test]
 fn indices_with_shared_bits_give_the_recorded_trees() {
-    for (number, tree) in list(&vectors("smt.json"), "craftedIndexTrees").iter().enumerate() {
+    for (number, tree) in list(&vectors("smt"), "craftedIndexTrees").iter().enumerate() {
         let leaves: Vec<_> =
             list(tree, "leaves").iter().map(|leaf| (hex(&leaf["index"]), hex(&leaf["leaf"]))).collect();
         let built = SparseMerkleTree::build(leaves.clone()).unwrap();
@@ -208,14 +208,14 @@ fn one_index_has_one_leaf() {
 
 #[test]
 fn a_replayed_round_needs_every_members_nonce() {
-    let did = did(&list(&list(&vectors("smt.json"), "trees")[0], "entries")[0]["did"]);
+    let did = did(&list(&list(&vectors("smt"), "trees")[0], "entries")[0]["did"]);
     let slots: Slots = [(did.clone(), None)].into();
     assert_eq!(SmtBeacon::aggregate_with_nonces(&slots, &BTreeMap::new()), Err(BeaconError::MissingNonce(did)));
 }
 
 #[test]
 fn every_member_draws_its_own_nonce() {
-    let trees = vectors("smt.json");
+    let trees = vectors("smt");
     let entries = list(list(&trees, "trees").last().expect("a tree"), "entries");
     let slots: Slots = entries.iter().map(|entry| (did(&entry["did"]), slot(entry))).collect();
     let made = SmtBeacon.aggregate(&slots, &mut ChaCha20Rng::from_seed([1; 32])).unwrap();

@@ -4,7 +4,7 @@ use std::{env, fs, path::PathBuf};
 
 use serde_json::Value;
 
-/// The vectors of `name` (without `.json`), from `VECTORS_DIR` or from the copy in this repository.
+/// The vectors of `name`, from `VECTORS_DIR` or from the copy in this repository.
 pub fn vectors(name: &str) -> Value {
     let directory = env::var_os("VECTORS_DIR")
         .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors")), PathBuf::from);

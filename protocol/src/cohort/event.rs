@@ -1,0 +1,418 @@
+//! The facts that both roles journal. Past tense, and self-contained: replaying them is all that recovery needs.
+
+use std::{fmt, sync::Arc};
+
+use bitcoin::{Amount, Transaction};
+use serde::{Deserialize, Serialize};
+
+use super::Member;
+use crate::{
+    beacon::{Aggregation, BeaconData},
+    did::Did,
+    error::Fault,
+    hash::{MessageDigest, SignalBytes},
+    id::SessionId,
+    message::Bytes,
+    output::BeaconOutput,
+    signing::Signed,
+    time::Timestamp,
+    update::SignedUpdate,
+};
+
+/// A fact in the life of a cohort at its Aggregation Service. `digest` is the transcript digest of the message that
+/// caused it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ServiceEvent {
+    /// The cohort was opened; the clock of its TTL starts.
+    CohortAdvertised {
+        /// When.
+        at: Timestamp,
+    },
+    /// The advert was due again.
+    AdvertRepeated {
+        /// When.
+        at: Timestamp,
+    },
+    /// A participant opted in with valid keys.
+    OptInReceived {
+        /// Who, with which keys.
+        member: Arc<Member>,
+        /// Of the opt-in.
+        digest: MessageDigest,
+    },
+    /// A candidate lost its place: it had opted in with a key that another one has now proven to be its own.
+    OptInDisplaced {
+        /// Who lost its place.
+        fault: Fault,
+        /// Whose key it is.
+        by: Did,
+    },
+    /// The operator admitted a candidate.
+    MemberAdmitted {
+        /// Who.
+        did: Did,
+    },
+    /// The operator refused a candidate.
+    MemberRefused {
+        /// Who.
+        did: Did,
+        /// Why, in the operator's words.
+        reason: String,
+    },
+    /// The cohort was formed: its keys are aggregated, its beacon output is fixed.
+    KeysAggregated {
+        /// When.
+        at: Timestamp,
+        /// The beacon output.
+        output: BeaconOutput,
+    },
+    /// A member's update was verified.
+    UpdateReceived {
+        /// Whose.
+        did: Did,
+        /// The update.
+        update: SignedUpdate,
+        /// Of the submission.
+        digest: MessageDigest,
+    },
+    /// A member declined to update.
+    UpdateDeclined {
+        /// Who.
+        did: Did,
+        /// Of the refusal.
+        digest: MessageDigest,
+    },
+    /// Every slot was filled, and the updates were aggregated into the signal.
+    UpdatesAggregated {
+        /// When.
+        at: Timestamp,
+        /// The signal and each member's data.
+        aggregation: Arc<Aggregation>,
+    },
+    /// A member gave its verdict on the aggregated data.
+    ValidationReceived {
+        /// Who.
+        did: Did,
+        /// Its verdict.
+        approved: bool,
+        /// Of the verdict.
+        digest: MessageDigest,
+    },
+    /// Every member approved.
+    ValidationCompleted {
+        /// When.
+        at: Timestamp,
+    },
+    /// The operator could not provide the transaction yet.
+    TransactionDeferred {
+        /// When to ask again.
+        retry_at: Timestamp,
+        /// Why, in the operator's words.
+        reason: String,
+    },
+    /// It was time to ask for the transaction again.
+    TransactionRequested {
+        /// When.
+        at: Timestamp,
+    },
+    /// The transaction was checked and handed to a signing session.
+    SigningStarted {
+        /// When.
+        at: Timestamp,
+        /// The session.
+        session_id: SessionId,
+        /// The unsigned beacon transaction.
+        transaction: Transaction,
+        /// The value of the output that it spends.
+        value: Amount,
+    },
+    /// A member did wrong.
+    FaultRecorded {
+        /// What it did.
+        fault: Fault,
+    },
+    /// The transaction is signed.
+    CohortCompleted {
+        /// When.
+        at: Timestamp,
+        /// The signed transaction and how it came about.
+        outcome: Arc<Signed>,
+        /// Of the signing session's messages, in order.
+        digests: Vec<MessageDigest>,
+    },
+    /// The cohort ended without a transaction.
+    CohortFailed {
+        /// When.
+        at: Timestamp,
+        /// Why.
+        reason: CohortFailure,
+    },
+}
+
+/// Why a cohort ended without a transaction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum CohortFailure {
+    /// Too few members in time.
+    EnrollmentExpired {
+        /// How many there were.
+        admitted: usize,
+    },
+    /// Members neither submitted nor declined in time.
+    UpdatesMissing {
+        /// Who.
+        holdouts: Vec<Did>,
+    },
+    /// Members gave no verdict in time.
+    ValidationMissing {
+        /// Who.
+        holdouts: Vec<Did>,
+    },
+    /// A member rejected the aggregated data.
+    ValidationRejected {
+        /// Who.
+        by: Did,
+    },
+    /// The operator provided no transaction, or a wrong one.
+    Transaction {
+        /// In words.
+        reason: String,
+    },
+    /// Neither path could be completed.
+    Signing {
+        /// In words.
+        reason: String,
+        /// Who kept silent.
+        holdouts: Vec<Did>,
+        /// Who sent what was invalid.
+        culprits: Vec<Did>,
+    },
+    /// The operator ended it.
+    Cancelled {
+        /// In words.
+        reason: String,
+    },
+    /// Our own fault.
+    Internal {
+        /// In words.
+        reason: String,
+    },
+}
+
+impl CohortFailure {
+    /// The reason as a stable code.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::EnrollmentExpired { .. } => "ENROLLMENT_EXPIRED",
+            Self::UpdatesMissing { .. } => "UPDATES_MISSING",
+            Self::ValidationMissing { .. } => "VALIDATION_MISSING",
+            Self::ValidationRejected { .. } => "VALIDATION_REJECTED",
+            Self::Transaction { .. } => "TRANSACTION_UNAVAILABLE",
+            Self::Signing { .. } => "SIGNING_FAILED",
+            Self::Cancelled { .. } => "CANCELLED",
+            Self::Internal { .. } => "INTERNAL",
+        }
+    }
+}
+
+impl fmt::Display for CohortFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |dids: &[Did]| dids.iter().map(Did::as_str).collect::<Vec<_>>().join(", ");
+        match self {
+            Self::EnrollmentExpired { admitted } => write!(f, "only {admitted} members joined in time"),
+            Self::UpdatesMissing { holdouts } => write!(f, "no update or decline from {}", list(holdouts)),
+            Self::ValidationMissing { holdouts } => write!(f, "no validation from {}", list(holdouts)),
+            Self::ValidationRejected { by } => write!(f, "{by} rejected the aggregated data"),
+            Self::Transaction { reason } => write!(f, "no beacon transaction: {reason}"),
+            Self::Signing { reason, holdouts, culprits } => {
+                f.write_str(reason)?;
+                if !holdouts.is_empty() {
+                    write!(f, "; silent: {}", list(holdouts))?;
+                }
+                if !culprits.is_empty() {
+                    write!(f, "; invalid: {}", list(culprits))?;
+                }
+                Ok(())
+            }
+            Self::Cancelled { reason } => write!(f, "cancelled: {reason}"),
+            Self::Internal { reason } => write!(f, "internal error: {reason}"),
+        }
+    }
+}
+
+/// A fact in the life of a cohort at one of its participants. No secret is ever in one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ParticipantEvent {
+    /// The advert was read; the host is asked whether to join.
+    CohortDiscovered {
+        /// When.
+        at: Timestamp,
+    },
+    /// The host joined.
+    OptedIn {
+        /// When.
+        at: Timestamp,
+    },
+    /// The service admitted us.
+    OptInAccepted,
+    /// The cohort is formed, and its address follows from keys and terms.
+    CohortReady {
+        /// When.
+        at: Timestamp,
+        /// The beacon output, derived by ourselves.
+        output: BeaconOutput,
+    },
+    /// Our update went to the service.
+    UpdateSubmitted {
+        /// When.
+        at: Timestamp,
+        /// The update.
+        update: SignedUpdate,
+    },
+    /// We declined to update.
+    UpdateDeclined {
+        /// When.
+        at: Timestamp,
+    },
+    /// The aggregated data arrived.
+    DataReceived {
+        /// When.
+        at: Timestamp,
+        /// What is in it for us.
+        data: Arc<BeaconData>,
+        /// The signal, recomputed from the data; or why the data is wrong.
+        verdict: Result<SignalBytes, String>,
+    },
+    /// We gave our verdict.
+    ValidationSent {
+        /// When.
+        at: Timestamp,
+        /// Approved or not.
+        approved: bool,
+    },
+    /// The beacon transaction arrived and is the one we want; the host is asked whether to sign it.
+    SigningRequested {
+        /// When.
+        at: Timestamp,
+        /// The session.
+        session_id: SessionId,
+        /// The unsigned transaction.
+        transaction: Transaction,
+        /// The value of the output that it spends.
+        value: Amount,
+        /// Which path is to be signed.
+        path: SpendPath,
+    },
+    /// The host approved of signing the transaction.
+    SigningApproved {
+        /// When.
+        at: Timestamp,
+    },
+    /// Our public nonce went to the service. From here on the session is spent if the secret one is lost.
+    NonceSent {
+        /// When.
+        at: Timestamp,
+        /// The public nonce.
+        nonce: Bytes<66>,
+    },
+    /// The aggregate nonce arrived: the secret nonce is used now, once.
+    AggregatedNonceReceived {
+        /// When.
+        at: Timestamp,
+        /// The aggregate nonce.
+        nonce: Bytes<66>,
+    },
+    /// The secret nonce is gone (a restart after [`NonceSent`](Self::NonceSent)): the key path of this session cannot be
+    /// signed any more.
+    NonceLost {
+        /// When.
+        at: Timestamp,
+    },
+    /// Our partial signature went to the service.
+    PartialSignatureSent {
+        /// When.
+        at: Timestamp,
+        /// The partial signature.
+        signature: Bytes<32>,
+    },
+    /// The service asked for the fallback path of the session that we take part in.
+    FallbackRequested {
+        /// When.
+        at: Timestamp,
+    },
+    /// Our fallback signature went to the service.
+    FallbackSignatureSent {
+        /// When.
+        at: Timestamp,
+        /// The signature.
+        signature: Bytes<64>,
+    },
+    /// The session is over.
+    SessionEnded {
+        /// When.
+        at: Timestamp,
+        /// Why.
+        reason: SessionEnd,
+    },
+}
+
+/// Which path of the beacon output a signature is for (BIP-341).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SpendPath {
+    /// One MuSig2 signature of all members.
+    KeyPath,
+    /// k signatures on the fallback leaf.
+    ScriptPath,
+}
+
+impl SpendPath {
+    /// The path's name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::KeyPath => "key-path",
+            Self::ScriptPath => "script-path",
+        }
+    }
+}
+
+impl fmt::Display for SpendPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why a participant's session ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum SessionEnd {
+    /// The host did not want to join.
+    NotJoined,
+    /// We signed, and the time to ask us for the fallback is over.
+    Signed,
+    /// We rejected the aggregated data.
+    DataRejected {
+        /// Why.
+        reason: String,
+    },
+    /// The host refused to sign.
+    SigningRefused,
+    /// The service left us waiting too long.
+    TimedOut {
+        /// In which phase.
+        phase: String,
+    },
+    /// The host left.
+    Left,
+}
+
+impl fmt::Display for SessionEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotJoined => f.write_str("not joined"),
+            Self::Signed => f.write_str("signed"),
+            Self::DataRejected { reason } => write!(f, "the aggregated data was rejected: {reason}"),
+            Self::SigningRefused => f.write_str("signing was refused"),
+            Self::TimedOut { phase } => write!(f, "the service was not heard from in time while {phase}"),
+            Self::Left => f.write_str("left"),
+        }
+    }
+}

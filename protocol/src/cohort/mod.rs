@@ -1,0 +1,37 @@
+//! A cohort, seen from both sides: what the [`service`] and each [`participant`] know, decide and owe the world.
+//!
+//! [`conditions`] are the terms that both agree on. The signing of the beacon transaction has machines of its own, in
+//! [`signing`](crate::signing).
+
+pub mod conditions;
+pub mod event;
+pub mod participant;
+pub mod service;
+
+mod roster;
+
+use std::time::Duration;
+
+pub use self::roster::{Member, MemberError};
+
+/// How long a role waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// From the advert (or from joining) to the start of signing, in all.
+    pub cohort_ttl: Duration,
+    /// In any one phase, each signing phase included.
+    pub phase_timeout: Duration,
+    /// Between repeats of the advert, while it admits.
+    pub advert_repeat: Duration,
+}
+
+impl Default for Timing {
+    /// A day in all, an hour a phase, an advert a minute.
+    fn default() -> Self {
+        Self {
+            cohort_ttl: Duration::from_secs(24 * 3600),
+            phase_timeout: Duration::from_secs(3600),
+            advert_repeat: Duration::from_secs(60),
+        }
+    }
+}

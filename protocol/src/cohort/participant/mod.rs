@@ -1,0 +1,421 @@
+//! A participant's side of one cohort: joining, submitting or declining, validating, and signing.
+//!
+//! It trusts the service with nothing but liveness. The address is derived again from keys and terms, the signal is
+//! recomputed from the data, the transaction is checked against both; the host's policy can only be stricter. [`phase`]
+//! is what is known when; `joining`, `data` and `signing` hold the decisions.
+
+mod data;
+mod joining;
+pub mod phase;
+mod signing;
+
+use std::{fmt, sync::Arc};
+
+use bitcoin::{Amount, Transaction};
+use rand_core::CryptoRng;
+use serde_json::Value;
+
+use self::phase::{Phase, Stage};
+use super::{
+    Timing,
+    conditions::{ConditionProblem, Conditions},
+    event::{ParticipantEvent, SessionEnd, SpendPath},
+};
+use crate::{
+    beacon::{BeaconData, BeaconRegistry},
+    did::Did,
+    error::{Reject, RejectCode},
+    hash::SignalBytes,
+    id::{CohortId, SessionId},
+    key::PublicKey,
+    machine::Machine,
+    message::{
+        Body, Bytes, Message, SharedBody,
+        keygen::{CohortAdvert, CohortOptIn},
+        sign::{FallbackSignature, NonceContribution, SignatureAuthorization},
+        update::{SubmitNonIncluded, SubmitUpdate, ValidationAck},
+    },
+    network::Network,
+    output::{BeaconOutput, KeyAggregator, key_path_sighash},
+    sidecar::MemberRecord,
+    time::Timestamp,
+    update::SignedUpdate,
+};
+
+/// Who a participant is, in every cohort that it joins.
+#[derive(Clone, Debug)]
+pub struct ParticipantConfig {
+    /// Its identifier.
+    pub did: Did,
+    /// The key that it signs beacon transactions with.
+    pub participant_key: PublicKey,
+    /// The key that its DID proves.
+    pub communication_key: PublicKey,
+    /// The genesis document of an EXTERNAL DID.
+    pub genesis_document: Option<Arc<Value>>,
+    /// How long to wait for the service.
+    pub timing: Timing,
+    /// The beacon types that the host knows.
+    pub beacons: BeaconRegistry,
+    /// Who aggregates keys: directly, or behind a cache shared with others.
+    pub aggregator: Arc<dyn KeyAggregator>,
+}
+
+/// An advert that was read and understood.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Advert {
+    /// The service whose cohort it is.
+    pub service: Did,
+    /// The cohort.
+    pub cohort_id: CohortId,
+    /// The network of the beacon address.
+    pub network: Network,
+    /// What the service promises.
+    pub conditions: Conditions,
+}
+
+impl Advert {
+    /// Reads an advert that `from` broadcast.
+    ///
+    /// # Errors
+    /// [`Reject`] when the key is not the one that the service's DID proves, or the conditions make no sense.
+    pub fn read(from: &Did, body: &CohortAdvert, beacons: &BeaconRegistry) -> Result<Self, Reject> {
+        // Everything later is believed because this DID says it, so its key must follow from the DID alone.
+        if from.key().map(PublicKey::to_bytes) != Some(body.communication_pk.0) {
+            let detail = "communicationPk is not the key of the service's KEY DID";
+            return Err(Reject::new(RejectCode::InvalidKey, from, detail));
+        }
+        let conditions = Conditions::from_advert(body, beacons).map_err(|problems| {
+            let problems: Vec<String> = problems.iter().map(ConditionProblem::to_string).collect();
+            Reject::new(RejectCode::UnacceptableTerms, from, problems.join("; "))
+        })?;
+        Ok(Self { service: from.clone(), cohort_id: body.cohort_id.clone(), network: body.network, conditions })
+    }
+}
+
+/// What can happen to a participant in a cohort.
+#[derive(Clone, Debug)]
+pub enum ParticipantInput {
+    /// The advert was read.
+    Discover,
+    /// The host's answer to [`ParticipantEffect::AskJoin`].
+    JoinDecided(bool),
+    /// A message arrived from a sender that the transport has authenticated.
+    Message(Message),
+    /// The host's answer to [`ParticipantEffect::AskUpdate`]: its update, or `None` to decline.
+    UpdateDecided(Option<SignedUpdate>),
+    /// The host's answer to [`ParticipantEffect::AskValidation`]. Approving data that does not check out does not help.
+    ValidationDecided(bool),
+    /// The host's answer to [`ParticipantEffect::AskSigning`].
+    SigningDecided(bool),
+    /// The nonce that [`ParticipantEffect::OpenNonce`] asked for.
+    NonceOpened(Bytes<66>),
+    /// The partial signature that [`ParticipantEffect::SignPartial`] asked for.
+    PartialSigned(Bytes<32>),
+    /// The secret nonce is gone.
+    NonceLost,
+    /// The signature that [`ParticipantEffect::SignFallback`] asked for.
+    FallbackSigned(Bytes<64>),
+    /// The host leaves the cohort.
+    Leave,
+    /// Time has passed.
+    Tick,
+}
+
+/// What the world must do for a participant in a cohort.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ParticipantEffect {
+    /// Tell the service.
+    Send {
+        /// The service.
+        to: Did,
+        /// What.
+        body: SharedBody,
+    },
+    /// Ask the host whether to join.
+    AskJoin,
+    /// Ask the host for its update. It may announce a beacon at the cohort's address.
+    AskUpdate {
+        /// The cohort's output.
+        output: BeaconOutput,
+    },
+    /// Ask the host whether the aggregated data is right.
+    AskValidation {
+        /// The data.
+        data: Arc<BeaconData>,
+        /// The signal recomputed from it, or why it is wrong.
+        verdict: Result<SignalBytes, String>,
+    },
+    /// Ask the host whether to sign. The transaction has been checked.
+    AskSigning {
+        /// The unsigned transaction.
+        transaction: Transaction,
+        /// The value of the output that it spends.
+        value: Amount,
+        /// The path that the signature is for.
+        path: SpendPath,
+    },
+    /// Open a nonce and answer with [`ParticipantInput::NonceOpened`].
+    OpenNonce {
+        /// For which session.
+        session_id: SessionId,
+        /// Under which keys.
+        output: BeaconOutput,
+    },
+    /// Sign with the open nonce and answer with [`ParticipantInput::PartialSigned`] or
+    /// [`NonceLost`](ParticipantInput::NonceLost).
+    SignPartial {
+        /// In which session.
+        session_id: SessionId,
+        /// Under which keys.
+        output: BeaconOutput,
+        /// The aggregate nonce.
+        aggregated: Bytes<66>,
+        /// What.
+        sighash: [u8; 32],
+    },
+    /// Sign on the fallback leaf, wipe any open nonce, and answer with [`ParticipantInput::FallbackSigned`].
+    SignFallback {
+        /// What.
+        sighash: [u8; 32],
+    },
+}
+
+/// A participant in one cohort.
+#[derive(Clone)]
+pub struct ParticipantCohort {
+    config: Arc<ParticipantConfig>,
+    advert: Arc<Advert>,
+    started: Timestamp,
+    phase: Phase,
+}
+
+/// Two are equal when everything that events can change is equal; the configuration is the host's.
+impl PartialEq for ParticipantCohort {
+    fn eq(&self, other: &Self) -> bool {
+        self.config.did == other.config.did
+            && self.advert == other.advert
+            && self.started == other.started
+            && self.phase == other.phase
+    }
+}
+
+impl fmt::Debug for ParticipantCohort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ParticipantCohort")
+            .field("did", &self.config.did)
+            .field("cohort_id", &self.advert.cohort_id)
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ParticipantCohort {
+    /// A participant that has not discovered the cohort yet.
+    pub fn new(config: Arc<ParticipantConfig>, advert: Arc<Advert>) -> Self {
+        Self { config, advert, started: Timestamp::default(), phase: Phase::Planned }
+    }
+
+    /// The advert that it answers.
+    pub fn advert(&self) -> &Arc<Advert> {
+        &self.advert
+    }
+
+    /// What is known now.
+    pub fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    /// What the member keeps of the round: from its first signature on, for the path does not change it.
+    pub fn record(&self) -> Option<MemberRecord> {
+        let round = match &self.phase {
+            Phase::Signing { round, stage, .. } if stage.has_signed() => round,
+            Phase::Ended { signed: Some(round), .. } => round,
+            _ => return None,
+        };
+        Some(MemberRecord {
+            did: self.config.did.clone(),
+            service: self.advert.service.clone(),
+            cohort_id: self.advert.cohort_id.clone(),
+            conditions: self.advert.conditions.clone(),
+            output: round.output.clone(),
+            signal: round.signal,
+            update: round.update.clone(),
+            data: (*round.data).clone(),
+        })
+    }
+
+    /// Whether deciding `input` takes so much curve work that it should not run beside other actors: key aggregation of a
+    /// large cohort.
+    pub fn is_heavy(&self, input: &ParticipantInput) -> bool {
+        const LARGE: usize = 32;
+        match input {
+            ParticipantInput::Message(message) => {
+                matches!(&*message.body, Body::CohortReady(ready) if ready.cohort_keys.len() >= LARGE)
+            }
+            _ => false,
+        }
+    }
+
+    fn on_message(&self, now: Timestamp, message: &Message) -> Result<Vec<ParticipantEvent>, Reject> {
+        let from = &message.from;
+        if *from != self.advert.service {
+            return Err(Reject::new(RejectCode::WrongSender, from, "the sender is not the service of the advert"));
+        }
+        if message.body.cohort_id() != &self.advert.cohort_id {
+            return Err(Reject::new(RejectCode::WrongCohort, from, "the message is about another cohort"));
+        }
+        match &*message.body {
+            // A repeated advert says nothing new about a cohort that we know.
+            Body::CohortAdvert(_) => Ok(Vec::new()),
+            Body::CohortOptInAccept(_) => self.on_accept(from),
+            Body::CohortReady(body) => self.on_ready(now, from, body),
+            Body::DistributeAggregatedData(body) => self.on_data(now, from, body),
+            Body::AuthorizationRequest(body) => self.on_authorization_request(now, from, body),
+            Body::AggregatedNonce(body) => self.on_aggregated_nonce(now, from, body),
+            Body::FallbackAuthorizationRequest(body) => self.on_fallback_request(now, from, body),
+            _ => Err(Reject::new(RejectCode::WrongSender, from, "only a member sends this type")),
+        }
+    }
+
+    fn on_tick(&self, now: Timestamp) -> Vec<ParticipantEvent> {
+        if self.deadline().is_none_or(|deadline| now < deadline) {
+            return Vec::new();
+        }
+        let reason = match &self.phase {
+            Phase::Signing { stage, .. } if stage.has_signed() => SessionEnd::Signed,
+            phase => SessionEnd::TimedOut { phase: phase.name().to_owned() },
+        };
+        vec![ParticipantEvent::SessionEnded { at: now, reason }]
+    }
+
+    /// An input of our own host that came too late: its answer crossed with the end of the wait. Harmless.
+    fn out_of_date(&self) -> Vec<ParticipantEvent> {
+        Vec::new()
+    }
+
+    fn send(&self, body: impl Into<SharedBody>) -> Vec<ParticipantEffect> {
+        vec![ParticipantEffect::Send { to: self.advert.service.clone(), body: body.into() }]
+    }
+}
+
+impl Machine for ParticipantCohort {
+    type Input = ParticipantInput;
+    type Event = ParticipantEvent;
+    type Effect = ParticipantEffect;
+
+    fn decide(
+        &self,
+        now: Timestamp,
+        input: &ParticipantInput,
+        _rng: &mut dyn CryptoRng,
+    ) -> Result<Vec<ParticipantEvent>, Reject> {
+        match input {
+            ParticipantInput::Discover => match self.phase {
+                Phase::Planned => Ok(vec![ParticipantEvent::CohortDiscovered { at: now }]),
+                _ => Ok(self.out_of_date()),
+            },
+            ParticipantInput::JoinDecided(join) => Ok(self.on_join_decided(now, *join)),
+            ParticipantInput::Message(message) => self.on_message(now, message),
+            ParticipantInput::UpdateDecided(update) => Ok(self.on_update_decided(now, update.as_ref())),
+            ParticipantInput::ValidationDecided(approved) => Ok(self.on_validation_decided(now, *approved)),
+            ParticipantInput::SigningDecided(approved) => Ok(self.on_signing_decided(now, *approved)),
+            ParticipantInput::NonceOpened(nonce) => Ok(self.on_nonce_opened(now, *nonce)),
+            ParticipantInput::PartialSigned(signature) => Ok(self.on_partial_signed(now, *signature)),
+            ParticipantInput::NonceLost => Ok(self.on_nonce_lost(now)),
+            ParticipantInput::FallbackSigned(signature) => Ok(self.on_fallback_signed(now, *signature)),
+            ParticipantInput::Leave if !matches!(self.phase, Phase::Ended { .. }) => {
+                Ok(vec![ParticipantEvent::SessionEnded { at: now, reason: SessionEnd::Left }])
+            }
+            ParticipantInput::Leave => Ok(self.out_of_date()),
+            ParticipantInput::Tick => Ok(self.on_tick(now)),
+        }
+    }
+
+    fn apply(&mut self, event: &ParticipantEvent) {
+        if let ParticipantEvent::CohortDiscovered { at } = event {
+            self.started = *at;
+        }
+        let timing = self.config.timing;
+        let started = self.started;
+        self.phase.apply(event, |at| (at + timing.phase_timeout).min(started + timing.cohort_ttl));
+    }
+
+    fn effects(&self, event: &ParticipantEvent) -> Vec<ParticipantEffect> {
+        let cohort_id = self.advert.cohort_id.clone();
+        match (event, &self.phase) {
+            (ParticipantEvent::CohortDiscovered { .. }, _) => vec![ParticipantEffect::AskJoin],
+            (ParticipantEvent::OptedIn { .. }, _) => self.send(CohortOptIn {
+                cohort_id,
+                participant_pk: Bytes(self.config.participant_key.to_bytes()),
+                communication_pk: Bytes(self.config.communication_key.to_bytes()),
+                genesis_document: self.config.genesis_document.clone(),
+            }),
+            (ParticipantEvent::CohortReady { output, .. }, _) => {
+                vec![ParticipantEffect::AskUpdate { output: output.clone() }]
+            }
+            (ParticipantEvent::UpdateSubmitted { update, .. }, _) => {
+                self.send(SubmitUpdate { cohort_id, signed_update: Arc::new(update.value().clone()) })
+            }
+            (ParticipantEvent::UpdateDeclined { .. }, _) => self.send(SubmitNonIncluded { cohort_id }),
+            (ParticipantEvent::DataReceived { data, verdict, .. }, _) => {
+                vec![ParticipantEffect::AskValidation { data: Arc::clone(data), verdict: verdict.clone() }]
+            }
+            (ParticipantEvent::ValidationSent { approved, .. }, _) => {
+                self.send(ValidationAck { cohort_id, approved: *approved })
+            }
+            (ParticipantEvent::SigningRequested { transaction, value, path, .. }, _) => {
+                vec![ParticipantEffect::AskSigning { transaction: transaction.clone(), value: *value, path: *path }]
+            }
+            (
+                ParticipantEvent::SigningApproved { .. } | ParticipantEvent::FallbackRequested { .. },
+                Phase::Signing { round, request, stage: Stage::Approved(path), .. },
+            ) => vec![match path {
+                SpendPath::KeyPath => ParticipantEffect::OpenNonce {
+                    session_id: request.session_id.clone(),
+                    output: round.output.clone(),
+                },
+                SpendPath::ScriptPath => match request.fallback_sighash(&round.output) {
+                    Some(sighash) => ParticipantEffect::SignFallback { sighash },
+                    None => return Vec::new(),
+                },
+            }],
+            (ParticipantEvent::NonceSent { nonce, .. }, Phase::Signing { request, .. }) => {
+                self.send(NonceContribution {
+                    cohort_id,
+                    session_id: request.session_id.clone(),
+                    nonce_contribution: *nonce,
+                })
+            }
+            (ParticipantEvent::AggregatedNonceReceived { nonce, .. }, Phase::Signing { round, request, .. }) => {
+                let prevout = crate::signing::prevout(&round.output, request.value);
+                // The request was checked to have exactly one input, so it has a signature hash.
+                let Ok(sighash) = key_path_sighash(&request.transaction, &prevout) else { return Vec::new() };
+                vec![ParticipantEffect::SignPartial {
+                    session_id: request.session_id.clone(),
+                    output: round.output.clone(),
+                    aggregated: *nonce,
+                    sighash,
+                }]
+            }
+            (ParticipantEvent::PartialSignatureSent { signature, .. }, Phase::Signing { request, .. }) => self
+                .send(SignatureAuthorization {
+                    cohort_id,
+                    session_id: request.session_id.clone(),
+                    partial_signature: *signature,
+                }),
+            (ParticipantEvent::FallbackSignatureSent { signature, .. }, Phase::Signing { request, .. }) => self
+                .send(FallbackSignature {
+                    cohort_id,
+                    session_id: request.session_id.clone(),
+                    signer_pk: Bytes(self.config.participant_key.x_only().to_bytes()),
+                    fallback_signature: *signature,
+                }),
+            _ => Vec::new(),
+        }
+    }
+
+    fn deadline(&self) -> Option<Timestamp> {
+        self.phase.deadline()
+    }
+}

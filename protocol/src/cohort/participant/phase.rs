@@ -1,0 +1,240 @@
+//! What a participant knows in each phase of a cohort, and how facts move it on.
+
+use std::sync::Arc;
+
+use bitcoin::{Amount, Transaction};
+
+use crate::{
+    beacon::BeaconData,
+    cohort::event::{ParticipantEvent, SessionEnd, SpendPath},
+    hash::SignalBytes,
+    id::SessionId,
+    message::Bytes,
+    output::BeaconOutput,
+    time::Timestamp,
+    update::SignedUpdate,
+};
+
+/// What every later phase builds on, once the aggregated data is approved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Round {
+    /// The cohort's output.
+    pub output: BeaconOutput,
+    /// Our update, `None` when we declined.
+    pub update: Option<SignedUpdate>,
+    /// What is in the aggregated data for us.
+    pub data: Arc<BeaconData>,
+    /// The signal, recomputed from the data.
+    pub signal: SignalBytes,
+}
+
+/// The transaction that we are asked to sign.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// The session.
+    pub session_id: SessionId,
+    /// The unsigned transaction.
+    pub transaction: Transaction,
+    /// The value of the output that it spends.
+    pub value: Amount,
+}
+
+impl Request {
+    /// What the fallback leaf signs; `None` when the output has no such leaf.
+    pub(super) fn fallback_sighash(&self, output: &BeaconOutput) -> Option<[u8; 32]> {
+        let prevout = crate::signing::prevout(output, self.value);
+        output.fallback()?.sighash(&self.transaction, &prevout).ok()
+    }
+}
+
+/// How far a signing session is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Stage {
+    /// The host is asked.
+    Deciding(SpendPath),
+    /// The host approved; the nonce, or the fallback signature, is being made.
+    Approved(SpendPath),
+    /// Our nonce is out.
+    NonceSent(Bytes<66>),
+    /// The aggregate nonce is here; the partial signature is being made.
+    Signing(Bytes<66>),
+    /// Our secret nonce is gone: only the fallback can still be served.
+    NonceLost,
+    /// Our partial signature is out; the fallback may still be asked for.
+    PartialSent {
+        /// The aggregate nonce that it was made with.
+        aggregated: Bytes<66>,
+    },
+    /// The fallback is being signed after a partial signature went out.
+    FallbackAfterPartial,
+    /// Our fallback signature is out.
+    FallbackSent,
+}
+
+impl Stage {
+    /// Whether a signature of ours is out.
+    pub fn has_signed(&self) -> bool {
+        matches!(self, Self::PartialSent { .. } | Self::FallbackAfterPartial | Self::FallbackSent)
+    }
+}
+
+/// The phases of a participant in a cohort.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "the fields are explained where their types are")]
+pub enum Phase {
+    /// The advert has not been read yet.
+    Planned,
+    /// The host is asked whether to join.
+    Invited { deadline: Timestamp },
+    /// We opted in.
+    OptedIn { accepted: bool, deadline: Timestamp },
+    /// The cohort is formed; the host is asked for its update.
+    Ready { output: BeaconOutput, deadline: Timestamp },
+    /// Our slot is filled.
+    Submitted { output: BeaconOutput, update: Option<SignedUpdate>, deadline: Timestamp },
+    /// The data is here; the host is asked for its verdict.
+    Validating {
+        output: BeaconOutput,
+        update: Option<SignedUpdate>,
+        data: Arc<BeaconData>,
+        verdict: Result<SignalBytes, String>,
+        deadline: Timestamp,
+    },
+    /// We approved.
+    Approved { round: Arc<Round>, deadline: Timestamp },
+    /// The transaction is here.
+    Signing { round: Arc<Round>, request: Arc<Request>, stage: Stage, deadline: Timestamp },
+    /// It is over; `signed` holds the round when a signature of ours is out.
+    Ended { reason: SessionEnd, signed: Option<Arc<Round>> },
+}
+
+impl Phase {
+    /// The phase's name, for people and metrics.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Planned => "planned",
+            Self::Invited { .. } => "deciding whether to join",
+            Self::OptedIn { .. } => "waiting for the cohort to form",
+            Self::Ready { .. } => "preparing the update",
+            Self::Submitted { .. } => "waiting for the aggregated data",
+            Self::Validating { .. } => "validating",
+            Self::Approved { .. } => "waiting for the transaction",
+            Self::Signing { .. } => "signing",
+            Self::Ended { .. } => "ended",
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Timestamp> {
+        match self {
+            Self::Planned | Self::Ended { .. } => None,
+            Self::Invited { deadline }
+            | Self::OptedIn { deadline, .. }
+            | Self::Ready { deadline, .. }
+            | Self::Submitted { deadline, .. }
+            | Self::Validating { deadline, .. }
+            | Self::Approved { deadline, .. }
+            | Self::Signing { deadline, .. } => Some(*deadline),
+        }
+    }
+
+    /// Facts that do not fit the phase change nothing: they cannot be decided, so they are not in a journal of ours.
+    pub(super) fn apply(&mut self, event: &ParticipantEvent, deadline_from: impl Fn(Timestamp) -> Timestamp) {
+        match (event, &mut *self) {
+            (ParticipantEvent::CohortDiscovered { at }, Self::Planned) => {
+                *self = Self::Invited { deadline: deadline_from(*at) };
+            }
+            (ParticipantEvent::OptedIn { at }, Self::Invited { .. }) => {
+                *self = Self::OptedIn { accepted: false, deadline: deadline_from(*at) };
+            }
+            (ParticipantEvent::OptInAccepted, Self::OptedIn { accepted, .. }) => *accepted = true,
+            (ParticipantEvent::CohortReady { at, output }, Self::OptedIn { .. }) => {
+                *self = Self::Ready { output: output.clone(), deadline: deadline_from(*at) };
+            }
+            (ParticipantEvent::UpdateSubmitted { at, update }, Self::Ready { output, .. }) => {
+                *self = Self::Submitted {
+                    output: output.clone(),
+                    update: Some(update.clone()),
+                    deadline: deadline_from(*at),
+                };
+            }
+            (ParticipantEvent::UpdateDeclined { at }, Self::Ready { output, .. }) => {
+                *self = Self::Submitted { output: output.clone(), update: None, deadline: deadline_from(*at) };
+            }
+            (ParticipantEvent::DataReceived { at, data, verdict }, Self::Submitted { output, update, .. }) => {
+                *self = Self::Validating {
+                    output: output.clone(),
+                    update: update.take(),
+                    data: Arc::clone(data),
+                    verdict: verdict.clone(),
+                    deadline: deadline_from(*at),
+                };
+            }
+            (
+                ParticipantEvent::ValidationSent { at, approved: true },
+                Self::Validating { output, update, data, verdict: Ok(signal), .. },
+            ) => {
+                let round = Round {
+                    output: output.clone(),
+                    update: update.take(),
+                    data: Arc::clone(data),
+                    signal: *signal,
+                };
+                *self = Self::Approved { round: Arc::new(round), deadline: deadline_from(*at) };
+            }
+            (
+                ParticipantEvent::SigningRequested { at, session_id, transaction, value, path },
+                Self::Approved { round, .. },
+            ) => {
+                let request =
+                    Request { session_id: session_id.clone(), transaction: transaction.clone(), value: *value };
+                *self = Self::Signing {
+                    round: Arc::clone(round),
+                    request: Arc::new(request),
+                    stage: Stage::Deciding(*path),
+                    deadline: deadline_from(*at),
+                };
+            }
+            (ParticipantEvent::SessionEnded { reason, .. }, phase) => {
+                let signed = match phase {
+                    Self::Signing { round, stage, .. } if stage.has_signed() => Some(Arc::clone(round)),
+                    _ => None,
+                };
+                *self = Self::Ended { reason: reason.clone(), signed };
+            }
+            (_, Self::Signing { stage, deadline, .. }) => apply_to_stage(event, stage, deadline, deadline_from),
+            _ => {}
+        }
+    }
+}
+
+fn apply_to_stage(
+    event: &ParticipantEvent,
+    stage: &mut Stage,
+    deadline: &mut Timestamp,
+    deadline_from: impl Fn(Timestamp) -> Timestamp,
+) {
+    let (at, next) = match (event, &*stage) {
+        (ParticipantEvent::SigningApproved { at }, Stage::Deciding(path)) => (at, Stage::Approved(*path)),
+        (ParticipantEvent::NonceSent { at, nonce }, Stage::Approved(SpendPath::KeyPath)) => {
+            (at, Stage::NonceSent(*nonce))
+        }
+        (ParticipantEvent::AggregatedNonceReceived { at, nonce }, Stage::NonceSent(_)) => {
+            (at, Stage::Signing(*nonce))
+        }
+        (ParticipantEvent::NonceLost { at }, Stage::NonceSent(_) | Stage::Signing(_)) => (at, Stage::NonceLost),
+        (ParticipantEvent::PartialSignatureSent { at, .. }, Stage::Signing(aggregated)) => {
+            (at, Stage::PartialSent { aggregated: *aggregated })
+        }
+        (ParticipantEvent::FallbackRequested { at }, Stage::Deciding(_)) => {
+            (at, Stage::Deciding(SpendPath::ScriptPath))
+        }
+        (ParticipantEvent::FallbackRequested { at }, Stage::PartialSent { .. }) => {
+            (at, Stage::FallbackAfterPartial)
+        }
+        (ParticipantEvent::FallbackRequested { at }, _) => (at, Stage::Approved(SpendPath::ScriptPath)),
+        (ParticipantEvent::FallbackSignatureSent { at, .. }, _) => (at, Stage::FallbackSent),
+        _ => return,
+    };
+    *stage = next;
+    *deadline = deadline_from(*at);
+}

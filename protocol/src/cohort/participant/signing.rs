@@ -1,0 +1,178 @@
+//! Signing: the transaction is checked before anything else, the secret nonce is used once, the fallback is served.
+
+use bitcoin::{Amount, Script, Transaction};
+
+use super::{
+    ParticipantCohort,
+    phase::{Phase, Request, Round, Stage},
+};
+use crate::{
+    cohort::event::{ParticipantEvent, SessionEnd, SpendPath},
+    did::Did,
+    error::{Reject, RejectCode},
+    id::SessionId,
+    message::{
+        Bytes,
+        sign::{AggregatedNonce, AuthorizationRequest, FallbackAuthorizationRequest},
+    },
+    output::check_beacon_transaction,
+    time::Timestamp,
+};
+
+impl ParticipantCohort {
+    pub(super) fn on_authorization_request(
+        &self,
+        now: Timestamp,
+        from: &Did,
+        body: &AuthorizationRequest,
+    ) -> Result<Vec<ParticipantEvent>, Reject> {
+        let round = match &self.phase {
+            Phase::Approved { round, .. } => round,
+            Phase::Signing { request, .. } => {
+                let same = request.is(&body.session_id, &body.pending_tx, body.prev_out_value);
+                return if same { Ok(Vec::new()) } else { Err(spent(from)) };
+            }
+            _ => {
+                return Err(Reject::new(RejectCode::WrongPhase, from, "we have not approved any data to announce"));
+            }
+        };
+        check(from, round, &body.pending_tx, &body.prev_out_script_hex)?;
+        Ok(vec![ParticipantEvent::SigningRequested {
+            at: now,
+            session_id: body.session_id.clone(),
+            transaction: body.pending_tx.clone(),
+            value: body.prev_out_value,
+            path: SpendPath::KeyPath,
+        }])
+    }
+
+    pub(super) fn on_signing_decided(&self, now: Timestamp, approved: bool) -> Vec<ParticipantEvent> {
+        match &self.phase {
+            Phase::Signing { stage: Stage::Deciding(_), .. } if approved => {
+                vec![ParticipantEvent::SigningApproved { at: now }]
+            }
+            Phase::Signing { stage: Stage::Deciding(_), .. } => {
+                vec![ParticipantEvent::SessionEnded { at: now, reason: SessionEnd::SigningRefused }]
+            }
+            _ => self.out_of_date(),
+        }
+    }
+
+    pub(super) fn on_nonce_opened(&self, now: Timestamp, nonce: Bytes<66>) -> Vec<ParticipantEvent> {
+        match &self.phase {
+            Phase::Signing { stage: Stage::Approved(SpendPath::KeyPath), .. } => {
+                vec![ParticipantEvent::NonceSent { at: now, nonce }]
+            }
+            _ => self.out_of_date(),
+        }
+    }
+
+    pub(super) fn on_aggregated_nonce(
+        &self,
+        now: Timestamp,
+        from: &Did,
+        body: &AggregatedNonce,
+    ) -> Result<Vec<ParticipantEvent>, Reject> {
+        let Phase::Signing { request, stage, .. } = &self.phase else {
+            return Err(Reject::new(RejectCode::WrongPhase, from, "no signing session is open"));
+        };
+        if request.session_id != body.session_id {
+            return Err(Reject::new(RejectCode::WrongCohort, from, "the message is about another signing session"));
+        }
+        match stage {
+            Stage::NonceSent(_) => {
+                Ok(vec![ParticipantEvent::AggregatedNonceReceived { at: now, nonce: body.aggregated_nonce }])
+            }
+            Stage::Signing(first) | Stage::PartialSent { aggregated: first } if *first == body.aggregated_nonce => {
+                Ok(Vec::new())
+            }
+            // Signing two challenges with one nonce would give our key away.
+            Stage::Signing(_) | Stage::PartialSent { .. } => {
+                Err(Reject::new(RejectCode::Equivocation, from, "another aggregate nonce was received before"))
+            }
+            _ => Err(Reject::new(RejectCode::WrongPhase, from, "we are not waiting for an aggregate nonce")),
+        }
+    }
+
+    pub(super) fn on_partial_signed(&self, now: Timestamp, signature: Bytes<32>) -> Vec<ParticipantEvent> {
+        match &self.phase {
+            Phase::Signing { stage: Stage::Signing(_), .. } => {
+                vec![ParticipantEvent::PartialSignatureSent { at: now, signature }]
+            }
+            _ => self.out_of_date(),
+        }
+    }
+
+    pub(super) fn on_nonce_lost(&self, now: Timestamp) -> Vec<ParticipantEvent> {
+        match &self.phase {
+            Phase::Signing { stage: Stage::NonceSent(_) | Stage::Signing(_), .. } => {
+                vec![ParticipantEvent::NonceLost { at: now }]
+            }
+            _ => self.out_of_date(),
+        }
+    }
+
+    pub(super) fn on_fallback_request(
+        &self,
+        now: Timestamp,
+        from: &Did,
+        body: &FallbackAuthorizationRequest,
+    ) -> Result<Vec<ParticipantEvent>, Reject> {
+        let round = match &self.phase {
+            Phase::Approved { round, .. } | Phase::Signing { round, .. } => round,
+            _ => {
+                return Err(Reject::new(RejectCode::WrongPhase, from, "we have not approved any data to announce"));
+            }
+        };
+        let leaf = round.output.fallback().map(crate::output::FallbackLeaf::script);
+        if leaf != Some(body.fallback_leaf_script_hex.as_script()) {
+            let detail = "fallbackLeafScriptHex is not the fallback leaf of the cohort's output";
+            return Err(Reject::new(RejectCode::TransactionMismatch, from, detail));
+        }
+        let Phase::Signing { request, stage, .. } = &self.phase else {
+            check(from, round, &body.pending_tx, &body.prev_out_script_hex)?;
+            return Ok(vec![ParticipantEvent::SigningRequested {
+                at: now,
+                session_id: body.session_id.clone(),
+                transaction: body.pending_tx.clone(),
+                value: body.prev_out_value,
+                path: SpendPath::ScriptPath,
+            }]);
+        };
+        // The fallback is for the very transaction that the key path was asked for; the script was checked with it.
+        if !request.is(&body.session_id, &body.pending_tx, body.prev_out_value) {
+            return Err(spent(from));
+        }
+        match stage {
+            Stage::Deciding(SpendPath::ScriptPath)
+            | Stage::Approved(SpendPath::ScriptPath)
+            | Stage::FallbackAfterPartial
+            | Stage::FallbackSent => Ok(Vec::new()),
+            _ => Ok(vec![ParticipantEvent::FallbackRequested { at: now }]),
+        }
+    }
+
+    pub(super) fn on_fallback_signed(&self, now: Timestamp, signature: Bytes<64>) -> Vec<ParticipantEvent> {
+        match &self.phase {
+            Phase::Signing {
+                stage: Stage::Approved(SpendPath::ScriptPath) | Stage::FallbackAfterPartial, ..
+            } => vec![ParticipantEvent::FallbackSignatureSent { at: now, signature }],
+            _ => self.out_of_date(),
+        }
+    }
+}
+
+impl Request {
+    fn is(&self, session_id: &SessionId, transaction: &Transaction, value: Amount) -> bool {
+        self.session_id == *session_id && self.transaction == *transaction && self.value == value
+    }
+}
+
+fn check(from: &Did, round: &Round, transaction: &Transaction, prevout_script: &Script) -> Result<(), Reject> {
+    check_beacon_transaction(transaction, &round.output, prevout_script, &round.signal)
+        .map_err(|fault| Reject::new(RejectCode::TransactionMismatch, from, fault))
+}
+
+fn spent(from: &Did) -> Reject {
+    Reject::new(RejectCode::SessionSpent, from, "we take part in another signing session of this cohort")
+}

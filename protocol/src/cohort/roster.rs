@@ -1,0 +1,83 @@
+//! Members and their keys.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    did::Did,
+    document,
+    error::{Reject, RejectCode},
+    key::{KeyError, PublicKey},
+    message::keygen::CohortOptIn,
+    network::Network,
+};
+
+/// A participant as its opt-in showed it: every key parsed, the communication key proven by the DID.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its identifier.
+    pub did: Did,
+    /// The key it signs the beacon transaction with.
+    pub participant_key: PublicKey,
+    /// The key that its DID proves, with which it authenticates and signs updates.
+    pub communication_key: PublicKey,
+    /// The identifier of that key's verification method.
+    pub verification_method: String,
+    /// The genesis document of an EXTERNAL DID.
+    pub genesis_document: Option<Arc<Value>>,
+}
+
+/// Why an opt-in shows no member.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum MemberError {
+    /// `participantPk` is no curve point.
+    #[error("participantPk: {0}")]
+    ParticipantKey(KeyError),
+    /// `communicationPk` is no curve point.
+    #[error("communicationPk: {0}")]
+    CommunicationKey(KeyError),
+    /// The DID proves another key, or no key at all.
+    #[error("communicationPk is not the key that the DID proves: {0}")]
+    Unproven(String),
+    /// The DID lives on another network than the cohort.
+    #[error("the DID is on {found}, the cohort on {expected}")]
+    Network {
+        /// The cohort's network.
+        expected: Network,
+        /// The DID's network.
+        found: Network,
+    },
+}
+
+impl Member {
+    /// The member that `from`'s opt-in shows.
+    ///
+    /// For a KEY DID the communication key is the key in the DID; for an EXTERNAL one the genesis document must hash to
+    /// the DID, and the key is its first `capabilityInvocation` method (wire format, section 5).
+    pub fn from_opt_in(from: &Did, body: &CohortOptIn, network: Network) -> Result<Self, MemberError> {
+        if from.network() != network {
+            return Err(MemberError::Network { expected: network, found: from.network() });
+        }
+        let participant_key = PublicKey::from_bytes(&body.participant_pk.0).map_err(MemberError::ParticipantKey)?;
+        let communication_key =
+            PublicKey::from_bytes(&body.communication_pk.0).map_err(MemberError::CommunicationKey)?;
+        let genesis_document = body.genesis_document.clone().filter(|_| from.key().is_none());
+        let (verification_method, proven) = document::genesis_key(from, genesis_document.as_deref())
+            .map_err(|error| MemberError::Unproven(error.to_string()))?;
+        if proven != communication_key {
+            return Err(MemberError::Unproven("it is another key".to_owned()));
+        }
+        Ok(Self { did: from.clone(), participant_key, communication_key, verification_method, genesis_document })
+    }
+
+    /// Whether the member has shown that it holds its participant key: it authenticates with that very key.
+    pub fn holds_participant_key(&self) -> bool {
+        self.participant_key == self.communication_key
+    }
+
+    pub(crate) fn reject(from: &Did, error: &MemberError) -> Reject {
+        Reject::new(RejectCode::InvalidKey, from, error)
+    }
+}

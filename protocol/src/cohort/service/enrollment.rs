@@ -1,0 +1,127 @@
+//! Enrolling: opt-ins, admission, and forming the cohort.
+
+use std::sync::Arc;
+
+use super::{
+    ServiceCohort,
+    phase::{Admission, Enrolling, Phase},
+};
+use crate::{
+    cohort::{
+        Member,
+        event::{CohortFailure, ServiceEvent},
+    },
+    did::Did,
+    error::{Fault, Reject, RejectCode, Slot},
+    message::{Message, keygen::CohortOptIn},
+    output::{BeaconOutput, ScriptTree},
+    time::Timestamp,
+};
+
+impl ServiceCohort {
+    pub(super) fn on_opt_in(
+        &self,
+        from: &Did,
+        body: &CohortOptIn,
+        message: &Message,
+    ) -> Result<Vec<ServiceEvent>, Reject> {
+        let member =
+            Member::from_opt_in(from, body, self.config.network).map_err(|error| Member::reject(from, &error))?;
+        let known = match &self.phase {
+            Phase::Enrolling(enrolling) => enrolling.candidates.get(from).map(|(member, _)| member),
+            phase => phase.formed().and_then(|formed| formed.members.get(from)),
+        };
+        if let Some(known) = known {
+            if **known == member {
+                return Ok(Vec::new());
+            }
+            let fault = self.faults.equivocation(from, Slot::OptIn)?;
+            return Ok(vec![ServiceEvent::FaultRecorded { fault }]);
+        }
+        let Phase::Enrolling(enrolling) = &self.phase else {
+            return Err(Reject::new(RejectCode::WrongPhase, from, "the cohort admits nobody any more"));
+        };
+        let mut events = self.displace(enrolling, &member)?;
+        let places = self.config.conditions.max_participants.map_or(usize::MAX, |max| max as usize);
+        let full = enrolling.keys.len() - events.len() >= places;
+        if full || enrolling.candidates.len() >= self.config.limits.candidates {
+            return Err(Reject::new(RejectCode::CohortFull, from, "the cohort is full"));
+        }
+        events.push(ServiceEvent::OptInReceived { member: Arc::new(member), digest: message.digest() });
+        Ok(events)
+    }
+
+    /// A key has one owner. Whoever authenticates with the very key that it opts in with has shown that it is the owner,
+    /// and displaces a candidate that merely named it: otherwise a stranger could keep a participant out by copying the
+    /// key from its DID.
+    fn displace(&self, enrolling: &Enrolling, member: &Member) -> Result<Vec<ServiceEvent>, Reject> {
+        let Some(holder) = enrolling.keys.get(&member.participant_key.x_only()) else {
+            return Ok(Vec::new());
+        };
+        let holder_proved =
+            enrolling.candidates.get(holder).is_some_and(|(holder, _)| holder.holds_participant_key());
+        if holder_proved || !member.holds_participant_key() {
+            let detail = "participantPk is the key of another candidate";
+            return Err(Reject::new(RejectCode::DuplicateKey, &member.did, detail));
+        }
+        let detail = format!("participantPk is the key of {}", member.did);
+        let fault = Fault { did: holder.clone(), code: RejectCode::DuplicateKey, slot: Slot::OptIn, detail };
+        Ok(vec![ServiceEvent::OptInDisplaced { fault, by: member.did.clone() }])
+    }
+
+    pub(super) fn on_admission(
+        &self,
+        now: Timestamp,
+        did: &Did,
+        admission: &Result<(), String>,
+    ) -> Vec<ServiceEvent> {
+        let Phase::Enrolling(enrolling) = &self.phase else {
+            // The operator's answer crossed with the cohort being formed, or ended.
+            return Vec::new();
+        };
+        if !matches!(enrolling.candidates.get(did), Some((_, Admission::Pending))) {
+            return Vec::new();
+        }
+        match admission {
+            Err(reason) => vec![ServiceEvent::MemberRefused { did: did.clone(), reason: reason.clone() }],
+            Ok(()) => {
+                let mut events = vec![ServiceEvent::MemberAdmitted { did: did.clone() }];
+                let admitted = enrolling.admitted() + 1;
+                let full = self.config.conditions.max_participants.is_some_and(|max| admitted >= max as usize);
+                if full && self.can_form(admitted) {
+                    events.extend(self.form(now, Some(did)));
+                }
+                events
+            }
+        }
+    }
+
+    /// Whether a cohort of `members` satisfies the conditions and its own fallback threshold.
+    pub(super) fn can_form(&self, members: usize) -> bool {
+        let threshold = match self.config.conditions.script_tree {
+            ScriptTree::FallbackAndRecovery { fallback_threshold, .. } => fallback_threshold.unwrap_or(1),
+            ScriptTree::KeyPathOnly => 1,
+        };
+        self.config.conditions.admits_size(members) && members >= usize::from(threshold)
+    }
+
+    /// Forms the cohort with the members that were admitted, and `also` with the one that is being admitted now.
+    pub(super) fn form(&self, now: Timestamp, also: Option<&Did>) -> Vec<ServiceEvent> {
+        let Phase::Enrolling(enrolling) = &self.phase else { return Vec::new() };
+        let keys: Vec<[u8; 33]> = enrolling
+            .candidates
+            .iter()
+            .filter(|(did, (_, admission))| *admission == Admission::Admitted || Some(*did) == also)
+            .map(|(_, (member, _))| member.participant_key.to_bytes())
+            .collect();
+        let output =
+            self.config.aggregator.aggregate(&keys).map_err(|error| error.to_string()).and_then(|aggregation| {
+                BeaconOutput::new(aggregation, self.config.network, &self.config.conditions.script_tree)
+                    .map_err(|error| error.to_string())
+            });
+        match output {
+            Ok(output) => vec![ServiceEvent::KeysAggregated { at: now, output }],
+            Err(reason) => self.fail(now, CohortFailure::Internal { reason }),
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! What the service knows in each phase of a cohort, and how facts move it on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{ServiceConfig, ServiceEffect, signing_deadline};
+use crate::{
+    beacon::Aggregation,
+    cohort::{
+        Member,
+        event::{CohortFailure, ServiceEvent},
+    },
+    did::Did,
+    key::XOnlyKey,
+    message::SharedBody,
+    output::BeaconOutput,
+    signing::{Signed, SigningTask, SigningTerms},
+    time::Timestamp,
+    update::SignedUpdate,
+};
+
+/// Whether a candidate is a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// The operator has not answered yet.
+    Pending,
+    /// It is.
+    Admitted,
+    /// It is not.
+    Refused,
+}
+
+/// The candidates of an enrolling cohort.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Enrolling {
+    /// Who opted in, and whether it was admitted.
+    pub candidates: BTreeMap<Did, (Arc<Member>, Admission)>,
+    /// Whose participant key it is, for every candidate that was not refused. By x coordinate: the fallback leaf knows no
+    /// more of a key.
+    pub keys: BTreeMap<XOnlyKey, Did>,
+    /// When to form the cohort with who is there, or give up.
+    pub deadline: Timestamp,
+    /// When to repeat the advert.
+    pub next_advert: Timestamp,
+}
+
+impl Enrolling {
+    /// How many were admitted.
+    pub fn admitted(&self) -> usize {
+        self.candidates.values().filter(|(_, admission)| *admission == Admission::Admitted).count()
+    }
+}
+
+/// A formed cohort.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Formed {
+    /// Its members.
+    pub members: BTreeMap<Did, Arc<Member>>,
+    /// Its beacon output.
+    pub output: BeaconOutput,
+}
+
+impl Formed {
+    /// The members for whom `filled` is false.
+    pub(super) fn missing(&self, filled: impl Fn(&Did) -> bool) -> Vec<Did> {
+        self.members.keys().filter(|did| !filled(did)).cloned().collect()
+    }
+
+    pub(super) fn send_all(&self, body: impl Fn(&Did) -> SharedBody) -> Vec<ServiceEffect> {
+        self.members.keys().map(|did| ServiceEffect::Send { to: did.clone(), body: body(did) }).collect()
+    }
+}
+
+/// The filled slots and what they aggregate to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Aggregated {
+    /// Each member's update, `None` for one that declined.
+    pub slots: BTreeMap<Did, Option<SignedUpdate>>,
+    /// The signal and each member's data.
+    pub aggregation: Arc<Aggregation>,
+}
+
+/// The phases of a cohort.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "the fields are explained where their types are")]
+pub enum Phase {
+    /// Configured, not advertised.
+    Planned,
+    /// Advertised: participants opt in, the operator admits.
+    Enrolling(Enrolling),
+    /// Formed: members submit or decline.
+    CollectingUpdates { formed: Arc<Formed>, slots: BTreeMap<Did, Option<SignedUpdate>>, deadline: Timestamp },
+    /// Aggregated: members check their slots.
+    Validating { formed: Arc<Formed>, aggregated: Arc<Aggregated>, approvals: BTreeSet<Did>, deadline: Timestamp },
+    /// Approved by every member: the operator provides the transaction.
+    AwaitingTransaction {
+        formed: Arc<Formed>,
+        aggregated: Arc<Aggregated>,
+        deadline: Timestamp,
+        retry_at: Option<Timestamp>,
+    },
+    /// A signing session has it.
+    Signing { formed: Arc<Formed>, aggregated: Arc<Aggregated>, task: Arc<SigningTask>, deadline: Timestamp },
+    /// The transaction is signed.
+    Completed { formed: Arc<Formed>, aggregated: Arc<Aggregated>, outcome: Arc<Signed> },
+    /// It ended without a transaction.
+    Failed { formed: Option<Arc<Formed>>, reason: CohortFailure },
+}
+
+impl Phase {
+    /// The phase's name, for people and metrics.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Planned => "planned",
+            Self::Enrolling(_) => "enrolling",
+            Self::CollectingUpdates { .. } => "collecting updates",
+            Self::Validating { .. } => "validating",
+            Self::AwaitingTransaction { .. } => "awaiting the transaction",
+            Self::Signing { .. } => "signing",
+            Self::Completed { .. } => "completed",
+            Self::Failed { .. } => "failed",
+        }
+    }
+
+    /// The formed cohort, from the moment it is formed.
+    pub fn formed(&self) -> Option<&Arc<Formed>> {
+        match self {
+            Self::Planned | Self::Enrolling(_) => None,
+            Self::CollectingUpdates { formed, .. }
+            | Self::Validating { formed, .. }
+            | Self::AwaitingTransaction { formed, .. }
+            | Self::Signing { formed, .. }
+            | Self::Completed { formed, .. } => Some(formed),
+            Self::Failed { formed, .. } => formed.as_ref(),
+        }
+    }
+
+    /// The aggregated data, from the moment it is aggregated.
+    pub fn aggregated(&self) -> Option<&Arc<Aggregated>> {
+        match self {
+            Self::Validating { aggregated, .. }
+            | Self::AwaitingTransaction { aggregated, .. }
+            | Self::Signing { aggregated, .. }
+            | Self::Completed { aggregated, .. } => Some(aggregated),
+            Self::Planned | Self::Enrolling(_) | Self::CollectingUpdates { .. } | Self::Failed { .. } => None,
+        }
+    }
+
+    /// The slots filled so far.
+    pub(super) fn slots(&self) -> Option<&BTreeMap<Did, Option<SignedUpdate>>> {
+        match self {
+            Self::CollectingUpdates { slots, .. } => Some(slots),
+            other => other.aggregated().map(|aggregated| &aggregated.slots),
+        }
+    }
+
+    /// Facts that do not fit the phase change nothing: they cannot be decided, so they are not in a journal of ours.
+    pub(super) fn apply(&mut self, event: &ServiceEvent, config: &ServiceConfig, started: Timestamp) {
+        let deadline_from =
+            |at: Timestamp| (at + config.timing.phase_timeout).min(started + config.timing.cohort_ttl);
+        match (event, &mut *self) {
+            (ServiceEvent::AdvertRepeated { at }, Self::Enrolling(enrolling)) => {
+                enrolling.next_advert = *at + config.timing.advert_repeat;
+            }
+            (ServiceEvent::OptInReceived { member, .. }, Self::Enrolling(enrolling)) => {
+                enrolling.keys.insert(member.participant_key.x_only(), member.did.clone());
+                enrolling.candidates.insert(member.did.clone(), (Arc::clone(member), Admission::Pending));
+            }
+            (ServiceEvent::OptInDisplaced { fault, .. }, Self::Enrolling(enrolling)) => {
+                enrolling.set_admission(&fault.did, Admission::Refused);
+            }
+            (ServiceEvent::MemberAdmitted { did }, Self::Enrolling(enrolling)) => {
+                enrolling.set_admission(did, Admission::Admitted);
+            }
+            (ServiceEvent::MemberRefused { did, .. }, Self::Enrolling(enrolling)) => {
+                enrolling.set_admission(did, Admission::Refused);
+            }
+            (ServiceEvent::KeysAggregated { at, output }, Self::Enrolling(enrolling)) => {
+                let members = enrolling
+                    .candidates
+                    .iter()
+                    .filter(|(_, (_, admission))| *admission == Admission::Admitted)
+                    .map(|(did, (member, _))| (did.clone(), Arc::clone(member)))
+                    .collect();
+                *self = Self::CollectingUpdates {
+                    formed: Arc::new(Formed { members, output: output.clone() }),
+                    slots: BTreeMap::new(),
+                    deadline: deadline_from(*at),
+                };
+            }
+            (ServiceEvent::UpdateReceived { did, update, .. }, Self::CollectingUpdates { slots, .. }) => {
+                slots.insert(did.clone(), Some(update.clone()));
+            }
+            (ServiceEvent::UpdateDeclined { did, .. }, Self::CollectingUpdates { slots, .. }) => {
+                slots.insert(did.clone(), None);
+            }
+            (
+                ServiceEvent::UpdatesAggregated { at, aggregation },
+                Self::CollectingUpdates { formed, slots, .. },
+            ) => {
+                *self = Self::Validating {
+                    formed: Arc::clone(formed),
+                    aggregated: Arc::new(Aggregated {
+                        slots: std::mem::take(slots),
+                        aggregation: Arc::clone(aggregation),
+                    }),
+                    approvals: BTreeSet::new(),
+                    deadline: deadline_from(*at),
+                };
+            }
+            (ServiceEvent::ValidationReceived { did, approved: true, .. }, Self::Validating { approvals, .. }) => {
+                approvals.insert(did.clone());
+            }
+            (ServiceEvent::ValidationCompleted { at }, Self::Validating { formed, aggregated, .. }) => {
+                *self = Self::AwaitingTransaction {
+                    formed: Arc::clone(formed),
+                    aggregated: Arc::clone(aggregated),
+                    deadline: deadline_from(*at),
+                    retry_at: None,
+                };
+            }
+            (
+                ServiceEvent::TransactionDeferred { retry_at: at, .. },
+                Self::AwaitingTransaction { retry_at, .. },
+            ) => *retry_at = Some(*at),
+            (ServiceEvent::TransactionRequested { .. }, Self::AwaitingTransaction { retry_at, .. }) => {
+                *retry_at = None;
+            }
+            (
+                ServiceEvent::SigningStarted { at, session_id, transaction, value },
+                Self::AwaitingTransaction { formed, aggregated, .. },
+            ) => {
+                let task = SigningTask::new(SigningTerms {
+                    cohort_id: config.cohort_id.clone(),
+                    session_id: session_id.clone(),
+                    service: config.service.clone(),
+                    output: formed.output.clone(),
+                    members: formed.members.iter().map(|(did, m)| (did.clone(), m.participant_key)).collect(),
+                    transaction: transaction.clone(),
+                    value: *value,
+                    phase_timeout: config.timing.phase_timeout,
+                });
+                // The transaction was checked to have exactly one input before the fact was made.
+                let Ok(task) = task else { return };
+                *self = Self::Signing {
+                    formed: Arc::clone(formed),
+                    aggregated: Arc::clone(aggregated),
+                    task: Arc::new(task),
+                    deadline: signing_deadline(config, *at),
+                };
+            }
+            (ServiceEvent::CohortCompleted { outcome, .. }, Self::Signing { formed, aggregated, .. }) => {
+                *self = Self::Completed {
+                    formed: Arc::clone(formed),
+                    aggregated: Arc::clone(aggregated),
+                    outcome: Arc::clone(outcome),
+                };
+            }
+            (ServiceEvent::CohortFailed { reason, .. }, _) => {
+                *self = Self::Failed { formed: self.formed().cloned(), reason: reason.clone() };
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Enrolling {
+    fn set_admission(&mut self, did: &Did, to: Admission) {
+        if let Some((member, admission)) = self.candidates.get_mut(did) {
+            *admission = to;
+            let key = member.participant_key.x_only();
+            if to == Admission::Refused && self.keys.get(&key) == Some(did) {
+                self.keys.remove(&key);
+            }
+        }
+    }
+}

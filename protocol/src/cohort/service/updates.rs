@@ -1,0 +1,127 @@
+//! Collecting updates: size first, then equivocation, then the proof; and aggregating them when every slot is filled.
+
+use std::sync::Arc;
+
+use rand_core::CryptoRng;
+
+use super::{ServiceCohort, phase::Phase};
+use crate::{
+    beacon::Slots,
+    cohort::{
+        Member,
+        event::{CohortFailure, ServiceEvent},
+    },
+    did::Did,
+    document,
+    error::{Reject, RejectCode, Slot},
+    message::{Message, update::SubmitUpdate},
+    time::Timestamp,
+    update::{SignedUpdate, UpdateContext, UpdateError, verify_update},
+};
+
+impl ServiceCohort {
+    pub(super) fn on_update(
+        &self,
+        now: Timestamp,
+        from: &Did,
+        body: &SubmitUpdate,
+        message: &Message,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Vec<ServiceEvent>, Reject> {
+        let member = self.member(from)?;
+        let update = SignedUpdate::from_value((*body.signed_update).clone())
+            .map_err(|error| Reject::new(RejectCode::UpdateMalformed, from, error))?;
+        let limit = self.config.limits.update_bytes;
+        if update.canonical_len() > limit {
+            let detail = format!("{} bytes of canonical JSON, at most {limit} allowed", update.canonical_len());
+            return Err(Reject::new(RejectCode::UpdateTooLarge, from, detail));
+        }
+        if let Some(filled) = self.phase.slots().and_then(|slots| slots.get(from)) {
+            return self.on_filled_slot(from, filled.as_ref() == Some(&update));
+        }
+        if !matches!(self.phase, Phase::CollectingUpdates { .. }) {
+            return Err(Reject::new(RejectCode::WrongPhase, from, "the cohort collects no updates now"));
+        }
+        verify(member, &update)?;
+        let received =
+            ServiceEvent::UpdateReceived { did: from.clone(), update: update.clone(), digest: message.digest() };
+        Ok(self.with_aggregation(now, received, (from, Some(update)), rng))
+    }
+
+    pub(super) fn on_decline(
+        &self,
+        now: Timestamp,
+        from: &Did,
+        message: &Message,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Vec<ServiceEvent>, Reject> {
+        self.member(from)?;
+        if let Some(filled) = self.phase.slots().and_then(|slots| slots.get(from)) {
+            return self.on_filled_slot(from, filled.is_none());
+        }
+        if !matches!(self.phase, Phase::CollectingUpdates { .. }) {
+            return Err(Reject::new(RejectCode::WrongPhase, from, "the cohort collects no updates now"));
+        }
+        let declined = ServiceEvent::UpdateDeclined { did: from.clone(), digest: message.digest() };
+        Ok(self.with_aggregation(now, declined, (from, None), rng))
+    }
+
+    fn on_filled_slot(&self, from: &Did, same: bool) -> Result<Vec<ServiceEvent>, Reject> {
+        if same {
+            return Ok(Vec::new());
+        }
+        let fault = self.faults.equivocation(from, Slot::Update)?;
+        Ok(vec![ServiceEvent::FaultRecorded { fault }])
+    }
+
+    /// `event`, and the aggregation if it fills the last slot.
+    fn with_aggregation(
+        &self,
+        now: Timestamp,
+        event: ServiceEvent,
+        (did, update): (&Did, Option<SignedUpdate>),
+        rng: &mut dyn CryptoRng,
+    ) -> Vec<ServiceEvent> {
+        let mut events = vec![event];
+        let Phase::CollectingUpdates { formed, slots, .. } = &self.phase else { return events };
+        if slots.len() + 1 < formed.members.len() {
+            return events;
+        }
+        let mut hashes: Slots =
+            slots.iter().map(|(did, update)| (did.clone(), update.as_ref().map(|u| *u.hash()))).collect();
+        hashes.insert(did.clone(), update.map(|update| *update.hash()));
+        let beacon_type = &self.config.conditions.beacon_type;
+        let aggregation = self
+            .config
+            .beacons
+            .get(beacon_type)
+            .ok_or_else(|| format!("beacon type {beacon_type} is not registered"))
+            .and_then(|beacon| beacon.aggregate(&hashes, rng).map_err(|error| error.to_string()));
+        match aggregation {
+            Ok(aggregation) => {
+                events.push(ServiceEvent::UpdatesAggregated { at: now, aggregation: Arc::new(aggregation) });
+            }
+            Err(reason) => events.extend(self.fail(now, CohortFailure::Internal { reason })),
+        }
+        events
+    }
+}
+
+fn verify(member: &Member, update: &SignedUpdate) -> Result<(), Reject> {
+    let reject = |error: UpdateError| {
+        let code = match error.code() {
+            "UPDATE_MALFORMED" => RejectCode::UpdateMalformed,
+            _ => RejectCode::UpdateVerificationFailed,
+        };
+        Reject::new(code, &member.did, error)
+    };
+    let initial = document::initial_document(&member.did, member.genesis_document.as_deref())
+        .map_err(|error| Reject::new(RejectCode::UpdateVerificationFailed, &member.did, error))?;
+    let context = UpdateContext {
+        did: &member.did,
+        verification_method: &member.verification_method,
+        key: &member.communication_key,
+        initial_document: Some(&initial),
+    };
+    verify_update(update, &context).map_err(reject)
+}

@@ -1,0 +1,128 @@
+//! Validation by every member, the operator's transaction, and the end of signing.
+
+use std::sync::Arc;
+
+use bitcoin::{Amount, Transaction};
+use rand_core::CryptoRng;
+
+use super::{ServiceCohort, new_session_id, phase::Phase};
+use crate::{
+    cohort::event::{CohortFailure, ServiceEvent},
+    did::Did,
+    error::{Reject, RejectCode, Retry, Slot},
+    hash::MessageDigest,
+    message::{Message, update::ValidationAck},
+    output::check_beacon_transaction,
+    signing::SigningOutcome,
+    time::Timestamp,
+};
+
+/// How long to wait before the operator is asked for the transaction again.
+const TRANSACTION_RETRY: std::time::Duration = std::time::Duration::from_secs(15);
+
+impl ServiceCohort {
+    pub(super) fn on_validation(
+        &self,
+        now: Timestamp,
+        from: &Did,
+        body: &ValidationAck,
+        message: &Message,
+    ) -> Result<Vec<ServiceEvent>, Reject> {
+        self.member(from)?;
+        let (formed, approvals) = match &self.phase {
+            Phase::Validating { formed, approvals, .. } => (formed, approvals),
+            // Past validation everybody has approved: the same again is harmless, the opposite is equivocation.
+            Phase::AwaitingTransaction { .. } | Phase::Signing { .. } | Phase::Completed { .. } => {
+                return self.on_repeated_validation(from, body.approved);
+            }
+            _ => return Err(Reject::new(RejectCode::WrongPhase, from, "there is nothing to validate now")),
+        };
+        if approvals.contains(from) {
+            return self.on_repeated_validation(from, body.approved);
+        }
+        let received = ServiceEvent::ValidationReceived {
+            did: from.clone(),
+            approved: body.approved,
+            digest: message.digest(),
+        };
+        let mut events = vec![received];
+        if !body.approved {
+            events.extend(self.fail(now, CohortFailure::ValidationRejected { by: from.clone() }));
+        } else if approvals.len() + 1 == formed.members.len() {
+            events.push(ServiceEvent::ValidationCompleted { at: now });
+        }
+        Ok(events)
+    }
+
+    fn on_repeated_validation(&self, from: &Did, approved: bool) -> Result<Vec<ServiceEvent>, Reject> {
+        if approved {
+            return Ok(Vec::new());
+        }
+        let fault = self.faults.equivocation(from, Slot::Validation)?;
+        Ok(vec![ServiceEvent::FaultRecorded { fault }])
+    }
+
+    pub(super) fn on_transaction(
+        &self,
+        now: Timestamp,
+        transaction: &Transaction,
+        value: Amount,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Vec<ServiceEvent>, Reject> {
+        let Phase::AwaitingTransaction { formed, aggregated, .. } = &self.phase else {
+            return Err(Reject::out_of_phase("providing a transaction", self.phase.name()));
+        };
+        let output = &formed.output;
+        let signal = &aggregated.aggregation.signal;
+        // A wrong transaction from our own operator would be refused by every member: better to fail here, with a reason.
+        if let Err(fault) = check_beacon_transaction(transaction, output, output.script_pubkey(), signal) {
+            return Ok(self.fail(now, CohortFailure::Transaction { reason: fault.to_string() }));
+        }
+        Ok(vec![ServiceEvent::SigningStarted {
+            at: now,
+            session_id: new_session_id(rng),
+            transaction: transaction.clone(),
+            value,
+        }])
+    }
+
+    pub(super) fn on_transaction_deferred(
+        &self,
+        now: Timestamp,
+        Retry(reason): &Retry,
+    ) -> Result<Vec<ServiceEvent>, Reject> {
+        match self.phase {
+            Phase::AwaitingTransaction { .. } => Ok(vec![ServiceEvent::TransactionDeferred {
+                retry_at: now + TRANSACTION_RETRY,
+                reason: reason.clone(),
+            }]),
+            _ => Err(Reject::out_of_phase("deferring a transaction", self.phase.name())),
+        }
+    }
+
+    pub(super) fn on_signing_finished(
+        &self,
+        now: Timestamp,
+        outcome: &SigningOutcome,
+        digests: &[MessageDigest],
+    ) -> Result<Vec<ServiceEvent>, Reject> {
+        let Phase::Signing { .. } = &self.phase else {
+            return Err(Reject::out_of_phase("the end of signing", self.phase.name()));
+        };
+        Ok(match outcome {
+            SigningOutcome::Signed(signed) => vec![ServiceEvent::CohortCompleted {
+                at: now,
+                outcome: Arc::clone(signed),
+                digests: digests.to_vec(),
+            }],
+            SigningOutcome::Failed { reason, holdouts, culprits } => self.fail(
+                now,
+                CohortFailure::Signing {
+                    reason: reason.clone(),
+                    holdouts: holdouts.clone(),
+                    culprits: culprits.clone(),
+                },
+            ),
+        })
+    }
+}

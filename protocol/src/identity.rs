@@ -1,0 +1,96 @@
+//! Who acts: an identifier with the key that its DID proves.
+
+use std::{fmt, sync::Arc};
+
+use serde_json::Value;
+
+use crate::{
+    did::Did,
+    document::{self, DocumentError},
+    key::{PublicKey, SecretKey},
+    network::Network,
+};
+
+/// An identifier and the secret key that acts for it. Printing one prints the identifier only.
+#[derive(Clone)]
+pub struct Identity {
+    did: Did,
+    key: Arc<SecretKey>,
+    public_key: PublicKey,
+    verification_method: String,
+    genesis_document: Option<Arc<Value>>,
+}
+
+/// Why a key does not act for a DID.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The genesis document is not one, or is not the DID's.
+    #[error("{0}")]
+    Document(#[from] DocumentError),
+    /// The genesis document names another key.
+    #[error("the secret key is not the one that the genesis document's capabilityInvocation names")]
+    OtherKey,
+}
+
+impl Identity {
+    /// The KEY DID of `key`.
+    pub fn from_key(key: SecretKey, network: Network) -> Self {
+        let public_key = key.public_key();
+        let did = Did::from_key(public_key, network);
+        let verification_method = format!("{did}#initialKey");
+        Self { did, key: Arc::new(key), public_key, verification_method, genesis_document: None }
+    }
+
+    /// The EXTERNAL DID of `genesis_document`, whose first `capabilityInvocation` method must be `key`'s.
+    ///
+    /// # Errors
+    /// [`IdentityError`] when the document is not a genesis document, or names another key.
+    pub fn from_genesis(key: SecretKey, genesis_document: Value, network: Network) -> Result<Self, IdentityError> {
+        let did = document::external_did(&genesis_document, network)?;
+        let (verification_method, public_key) = document::genesis_key(&did, Some(&genesis_document))?;
+        if key.public_key() != public_key {
+            return Err(IdentityError::OtherKey);
+        }
+        let genesis_document = Some(Arc::new(genesis_document));
+        Ok(Self { did, key: Arc::new(key), public_key, verification_method, genesis_document })
+    }
+
+    /// The identifier.
+    pub fn did(&self) -> &Did {
+        &self.did
+    }
+
+    /// The key that the DID proves.
+    pub fn public_key(&self) -> PublicKey {
+        self.public_key
+    }
+
+    /// The secret key.
+    pub fn secret_key(&self) -> &Arc<SecretKey> {
+        &self.key
+    }
+
+    /// The identifier of the key's verification method.
+    pub fn verification_method(&self) -> &str {
+        &self.verification_method
+    }
+
+    /// The genesis document of an EXTERNAL DID.
+    pub fn genesis_document(&self) -> Option<&Arc<Value>> {
+        self.genesis_document.as_ref()
+    }
+
+    /// The DID's initial document.
+    ///
+    /// # Errors
+    /// None in practice: the constructors have checked the document.
+    pub fn initial_document(&self) -> Result<Value, DocumentError> {
+        document::initial_document(&self.did, self.genesis_document.as_deref())
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Identity({})", self.did)
+    }
+}

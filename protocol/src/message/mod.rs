@@ -1,0 +1,307 @@
+//! The messages of a round (wire format, section 2): plain JSON `{type, version, to?, from, body}`.
+//!
+//! Each phase has its file: [`keygen`], [`update`], [`sign`]. This one holds what they share: the envelope of every
+//! message, the `__bytes` sentinel, and decoding with errors that name the field.
+
+mod bytes;
+pub mod keygen;
+pub mod sign;
+pub mod update;
+
+use std::{fmt, ops::Deref, sync::Arc, sync::OnceLock};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Value, value::RawValue};
+
+pub use self::bytes::Bytes;
+use self::{
+    keygen::{CohortAdvert, CohortOptIn, CohortOptInAccept, CohortReady},
+    sign::{
+        AggregatedNonce, AuthorizationRequest, FallbackAuthorizationRequest, FallbackSignature, NonceContribution,
+        SignatureAuthorization,
+    },
+    update::{DistributeAggregatedData, SubmitNonIncluded, SubmitUpdate, ValidationAck},
+};
+use crate::{
+    did::Did,
+    hash::{MessageDigest, sha256},
+    id::CohortId,
+    jcs,
+};
+
+/// The protocol version spoken here.
+pub const VERSION: u64 = 1;
+
+const TYPE_PREFIX: &str = "https://btcr2.dev/aggregation/";
+
+/// Why a text is not a message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The version is missing or not [`VERSION`].
+    #[error("version: {VERSION} expected, {0} found")]
+    Version(String),
+    /// A type that is not ours; version 1 says to ignore it.
+    #[error("type: {0} is not known here")]
+    UnknownType(String),
+    /// A field is missing or has the wrong shape.
+    #[error("{field}: {problem}")]
+    Field {
+        /// The path of the field, `body.cohortId` say.
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl DecodeError {
+    fn field(field: impl Into<String>, problem: impl fmt::Display) -> Self {
+        Self::Field { field: field.into(), problem: problem.to_string() }
+    }
+}
+
+macro_rules! bodies {
+    ($($(#[$doc:meta])* $variant:ident = $kind:literal;)*) => {
+        /// What a message says: one variant a type.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Body {
+            $($(#[$doc])* $variant($variant),)*
+        }
+
+        impl Body {
+            /// The cohort that the message belongs to.
+            pub fn cohort_id(&self) -> &CohortId {
+                match self { $(Self::$variant(body) => &body.cohort_id,)* }
+            }
+
+            /// The type's name behind the common prefix, `keygen/cohort_advert` say.
+            pub fn short_type(&self) -> &'static str {
+                match self {
+                    Self::CohortAdvert(advert) if advert.recovery_key.is_none() => keygen::KEY_PATH_ADVERT_TYPE,
+                    $(Self::$variant(_) => $kind,)*
+                }
+            }
+
+            fn to_json(&self) -> String {
+                match self { $(Self::$variant(body) => serde_json::to_string(body),)* }
+                    .expect("bodies hold strings, numbers and JSON values, all of which serialize")
+            }
+
+            fn from_json(short_type: &str, json: &RawValue) -> Result<Self, DecodeError> {
+                let body = match short_type {
+                    keygen::KEY_PATH_ADVERT_TYPE => parse(json).map(Self::CohortAdvert),
+                    $($kind => parse(json).map(Self::$variant),)*
+                    other => Err(DecodeError::UnknownType(format!("{TYPE_PREFIX}{other}"))),
+                }?;
+                if let Self::CohortAdvert(advert) = &body {
+                    advert.check_recovery(short_type == keygen::KEY_PATH_ADVERT_TYPE)?;
+                }
+                Ok(body)
+            }
+        }
+
+        $(impl From<$variant> for Body {
+            fn from(body: $variant) -> Self {
+                Self::$variant(body)
+            }
+        })*
+    };
+}
+
+bodies! {
+    /// The service offers a cohort to everybody.
+    CohortAdvert = "keygen/cohort_advert";
+    /// A participant wants to be a member.
+    CohortOptIn = "keygen/cohort_opt_in";
+    /// The service admits it.
+    CohortOptInAccept = "keygen/cohort_opt_in_accept";
+    /// The cohort is formed: its keys and beacon address.
+    CohortReady = "keygen/cohort_ready";
+    /// A member's signed update.
+    SubmitUpdate = "update/submit_update";
+    /// A member declines to update.
+    SubmitNonIncluded = "update/submit_nonincluded";
+    /// The aggregated data, for each member to check its slot.
+    DistributeAggregatedData = "update/distribute_aggregated_data";
+    /// A member's verdict on the aggregated data.
+    ValidationAck = "update/validation_ack";
+    /// The service asks for nonces on the beacon transaction.
+    AuthorizationRequest = "sign/authorization_request";
+    /// A member's public nonce.
+    NonceContribution = "sign/nonce_contribution";
+    /// The aggregate nonce.
+    AggregatedNonce = "sign/aggregated_nonce";
+    /// A member's partial signature.
+    SignatureAuthorization = "sign/signature_authorization";
+    /// The service asks for signatures on the fallback leaf.
+    FallbackAuthorizationRequest = "sign/fallback_authorization_request";
+    /// A member's signature on the fallback leaf.
+    FallbackSignature = "sign/fallback_signature";
+}
+
+fn parse<T: DeserializeOwned>(json: &RawValue) -> Result<T, DecodeError> {
+    let mut deserializer = serde_json::Deserializer::from_str(json.get());
+    serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let field = if path == "." { "body".to_owned() } else { format!("body.{path}") };
+        DecodeError::field(field, error.into_inner())
+    })
+}
+
+/// A body with its JSON text and hash, each computed once however many recipients it has.
+#[derive(Clone)]
+pub struct SharedBody(Arc<Shared>);
+
+struct Shared {
+    body: Body,
+    json: OnceLock<String>,
+    hash: OnceLock<[u8; 32]>,
+}
+
+impl SharedBody {
+    /// The body's JSON text: as it was received, or as we write it.
+    pub fn json(&self) -> &str {
+        self.0.json.get_or_init(|| self.0.body.to_json())
+    }
+
+    /// SHA-256 of the JCS bytes of the body. A received body that has no canonical form is hashed as its text.
+    pub fn hash(&self) -> &[u8; 32] {
+        self.0.hash.get_or_init(|| {
+            serde_json::from_str(self.json())
+                .ok()
+                .and_then(|value: Value| jcs::canonicalize(&value).ok())
+                .map_or_else(|| sha256(self.json().as_bytes()), |bytes| sha256(&bytes))
+        })
+    }
+}
+
+impl<B: Into<Body>> From<B> for SharedBody {
+    fn from(body: B) -> Self {
+        Self(Arc::new(Shared { body: body.into(), json: OnceLock::new(), hash: OnceLock::new() }))
+    }
+}
+
+impl Deref for SharedBody {
+    type Target = Body;
+
+    fn deref(&self) -> &Body {
+        &self.0.body
+    }
+}
+
+impl PartialEq for SharedBody {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.body == other.0.body
+    }
+}
+
+impl fmt::Debug for SharedBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.body.fmt(f)
+    }
+}
+
+/// One message.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// Who says it. Whether that is true is for the transport to establish.
+    pub from: Did,
+    /// To whom; absent for a broadcast.
+    pub to: Option<Did>,
+    /// What.
+    pub body: SharedBody,
+}
+
+#[derive(Deserialize)]
+struct Header<'a> {
+    #[serde(rename = "type")]
+    kind: String,
+    version: Value,
+    from: Did,
+    #[serde(default)]
+    to: Option<Did>,
+    #[serde(borrow)]
+    body: &'a RawValue,
+}
+
+/// Keys of the body that the other implementation, which flattens it over the message, would take for the message's own.
+#[derive(Deserialize)]
+struct Reserved {
+    #[serde(default, rename = "type")]
+    kind: Option<serde::de::IgnoredAny>,
+    #[serde(default)]
+    from: Option<serde::de::IgnoredAny>,
+}
+
+impl Message {
+    /// A message from `from` to `to`, or to everybody.
+    pub fn new(from: Did, to: Option<Did>, body: impl Into<SharedBody>) -> Self {
+        Self { from, to, body: body.into() }
+    }
+
+    /// The full type URI.
+    pub fn type_uri(&self) -> String {
+        format!("{TYPE_PREFIX}{}", self.body.short_type())
+    }
+
+    /// The message as the JSON text that goes over the wire.
+    pub fn to_json(&self) -> String {
+        let to = self.to.as_ref().map(|did| format!("\"to\":\"{did}\",")).unwrap_or_default();
+        // A DID and a type URI hold no character that JSON escapes.
+        format!(
+            "{{\"type\":\"{TYPE_PREFIX}{}\",\"version\":{VERSION},{to}\"from\":\"{}\",\"body\":{}}}",
+            self.body.short_type(),
+            self.from,
+            self.body.json()
+        )
+    }
+
+    /// Parses a message's JSON text.
+    ///
+    /// # Errors
+    /// [`DecodeError`], naming the field that is wrong.
+    pub fn from_json(text: &str) -> Result<Self, DecodeError> {
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        let header: Header<'_> = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+            let path = error.path().to_string();
+            DecodeError::field(if path == "." { "message".to_owned() } else { path }, error.into_inner())
+        })?;
+        deserializer.end().map_err(|error| DecodeError::field("message", error))?;
+        if header.version.as_f64() != Some(VERSION as f64) {
+            return Err(DecodeError::Version(header.version.to_string()));
+        }
+        let Some(short_type) = header.kind.strip_prefix(TYPE_PREFIX) else {
+            return Err(DecodeError::UnknownType(header.kind));
+        };
+        let reserved: Reserved =
+            serde_json::from_str(header.body.get()).map_err(|error| DecodeError::field("body", error))?;
+        if reserved.kind.is_some() || reserved.from.is_some() {
+            return Err(DecodeError::field("body", "must not carry a type or from of its own"));
+        }
+        let body = Body::from_json(short_type, header.body)?;
+        let shared = Shared { body, json: OnceLock::new(), hash: OnceLock::new() };
+        // What was received is what is hashed and forwarded, unknown fields included.
+        let _ = shared.json.set(header.body.get().to_owned());
+        Ok(Self { from: header.from, to: header.to, body: SharedBody(Arc::new(shared)) })
+    }
+
+    /// The digest that stands for this message in a transcript: SHA-256 of the JCS bytes of
+    /// `{type, version, to?, from, bodyHash}`, where `bodyHash` is the hex SHA-256 of the JCS bytes of the body. So a
+    /// body with a thousand recipients is canonicalized once.
+    pub fn digest(&self) -> MessageDigest {
+        let to = self.to.as_ref().map(|did| format!("\"to\":\"{did}\",")).unwrap_or_default();
+        // Already canonical: keys in order, values without escapes.
+        let header = format!(
+            "{{\"bodyHash\":\"{}\",\"from\":\"{}\",{to}\"type\":\"{TYPE_PREFIX}{}\",\"version\":{VERSION}}}",
+            MessageDigest::from_bytes(*self.body.hash()),
+            self.from,
+            self.body.short_type(),
+        );
+        MessageDigest::from_bytes(sha256(header.as_bytes()))
+    }
+}
+
+impl Serialize for Message {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        RawValue::from_string(self.to_json()).map_err(serde::ser::Error::custom)?.serialize(serializer)
+    }
+}

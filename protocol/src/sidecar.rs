@@ -1,0 +1,60 @@
+//! What a member keeps of a round: the Sidecar Data that a resolver asks it for (did:btcr2, "Sidecar Data"), and the terms
+//! of the cohort, from which the beacon address can be derived again.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    beacon::BeaconData, cohort::conditions::Conditions, did::Did, hash::SignalBytes, id::CohortId,
+    output::BeaconOutput, update::SignedUpdate,
+};
+
+/// One member's record of a cohort. A decliner has one too: without its proof it could not show that the signal says
+/// nothing about it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberRecord {
+    /// Whose record.
+    pub did: Did,
+    /// The service that ran the cohort.
+    pub service: Did,
+    /// The cohort.
+    pub cohort_id: CohortId,
+    /// Its conditions.
+    pub conditions: Conditions,
+    /// Its output: keys, network and leaves.
+    pub output: BeaconOutput,
+    /// The signal of the announcement.
+    pub signal: SignalBytes,
+    /// The member's update, `None` when it declined.
+    pub update: Option<SignedUpdate>,
+    /// The CAS Announcement or the SMT proof.
+    pub data: BeaconData,
+}
+
+impl MemberRecord {
+    /// Whether the announcement includes an update of the member.
+    pub fn included(&self) -> bool {
+        self.update.is_some()
+    }
+
+    /// The record as Sidecar Data: `genesisDocument` (EXTERNAL DIDs), `updates`, `casUpdates`, `smtProofs`. Lists that
+    /// would be empty are absent.
+    pub fn sidecar(&self, genesis_document: Option<&Value>) -> Value {
+        let mut sidecar = Map::new();
+        sidecar.insert("@context".to_owned(), json!("https://btcr2.dev/context/v1"));
+        if let Some(document) = genesis_document {
+            sidecar.insert("genesisDocument".to_owned(), document.clone());
+        }
+        if let Some(update) = &self.update {
+            sidecar.insert("updates".to_owned(), json!([update.value()]));
+        }
+        let (list, data) = match &self.data {
+            BeaconData::Cas(announcement) => ("casUpdates", json!([announcement])),
+            BeaconData::Smt(proof) => ("smtProofs", json!([proof])),
+            BeaconData::Other(value) => ("beaconData", json!([value])),
+        };
+        sidecar.insert(list.to_owned(), data);
+        Value::Object(sidecar)
+    }
+}

@@ -1,0 +1,145 @@
+//! Signing the beacon transaction: MuSig2 over the key path (BIP-327), or k signatures on the fallback leaf.
+//!
+//! [`session`] is the coordinator's machine, with the one latch that decides the path. [`blame`] finds who sent a bad
+//! partial signature. [`nonce`] holds the member's secret, used once.
+
+pub mod blame;
+pub mod nonce;
+pub mod session;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bitcoin::{Amount, Transaction, TxOut};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cohort::event::SpendPath,
+    did::Did,
+    id::{CohortId, SessionId},
+    key::{PublicKey, Signature},
+    output::{BeaconOutput, InputCountError, key_path_sighash},
+};
+
+/// What a signing session is to sign, and with whom.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SigningTask {
+    /// The cohort.
+    pub cohort_id: CohortId,
+    /// The session.
+    pub session_id: SessionId,
+    /// The Aggregation Service, in whose name the session speaks.
+    pub service: Did,
+    /// The output that is spent.
+    pub output: BeaconOutput,
+    /// Who signs, with which key.
+    pub members: BTreeMap<Did, PublicKey>,
+    /// The unsigned beacon transaction.
+    pub transaction: Transaction,
+    /// The value of the output that it spends.
+    pub value: Amount,
+    /// How long to wait for nonces, for partial signatures, and for fallback signatures.
+    pub phase_timeout: Duration,
+    /// What the key path signs (BIP-341, SIGHASH_DEFAULT).
+    key_path_sighash: [u8; 32],
+    /// What the fallback leaf signs (BIP-342), where there is one.
+    fallback_sighash: Option<[u8; 32]>,
+}
+
+/// The parts of a [`SigningTask`] that its cohort decides.
+#[derive(Clone, Debug)]
+pub struct SigningTerms {
+    /// The cohort.
+    pub cohort_id: CohortId,
+    /// The session.
+    pub session_id: SessionId,
+    /// The Aggregation Service.
+    pub service: Did,
+    /// The output that is spent.
+    pub output: BeaconOutput,
+    /// Who signs, with which key.
+    pub members: BTreeMap<Did, PublicKey>,
+    /// The unsigned beacon transaction.
+    pub transaction: Transaction,
+    /// The value of the output that it spends.
+    pub value: Amount,
+    /// How long to wait in each signing phase.
+    pub phase_timeout: Duration,
+}
+
+impl SigningTask {
+    /// The task of signing `terms.transaction`.
+    ///
+    /// # Errors
+    /// [`InputCountError`] when it has not exactly one input: then no signature hash is defined by one spent output.
+    pub fn new(terms: SigningTerms) -> Result<Self, InputCountError> {
+        let SigningTerms { cohort_id, session_id, service, output, members, transaction, value, phase_timeout } =
+            terms;
+        let prevout = prevout(&output, value);
+        let fallback_sighash = output.fallback().map(|leaf| leaf.sighash(&transaction, &prevout)).transpose()?;
+        Ok(Self {
+            key_path_sighash: key_path_sighash(&transaction, &prevout)?,
+            fallback_sighash,
+            cohort_id,
+            session_id,
+            service,
+            output,
+            members,
+            transaction,
+            value,
+            phase_timeout,
+        })
+    }
+
+    /// The output that input 0 spends.
+    pub fn prevout(&self) -> TxOut {
+        prevout(&self.output, self.value)
+    }
+
+    /// What the key path signs (BIP-341, SIGHASH_DEFAULT).
+    pub fn key_path_sighash(&self) -> &[u8; 32] {
+        &self.key_path_sighash
+    }
+
+    /// What the fallback leaf signs (BIP-342), where there is one.
+    pub fn fallback_sighash(&self) -> Option<&[u8; 32]> {
+        self.fallback_sighash.as_ref()
+    }
+}
+
+/// The beacon output as a transaction output of `value`.
+pub(crate) fn prevout(output: &BeaconOutput, value: Amount) -> TxOut {
+    TxOut { value, script_pubkey: output.script_pubkey().to_owned() }
+}
+
+/// A signed beacon transaction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Signed {
+    /// The transaction, witness included.
+    pub transaction: Transaction,
+    /// The path that it takes.
+    pub path: SpendPath,
+    /// The MuSig2 signature, on the key path.
+    pub signature: Option<Signature>,
+    /// Whose signatures are in it.
+    pub signers: Vec<Did>,
+    /// Who sent an invalid partial signature, when that led to the fallback.
+    pub culprits: Vec<Did>,
+    /// Who kept silent, when that led to the fallback.
+    pub holdouts: Vec<Did>,
+}
+
+/// How a signing session ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SigningOutcome {
+    /// With a signed transaction.
+    Signed(Arc<Signed>),
+    /// Without.
+    Failed {
+        /// Why, in words.
+        reason: String,
+        /// Who kept silent.
+        holdouts: Vec<Did>,
+        /// Who sent what was invalid.
+        culprits: Vec<Did>,
+    },
+}

@@ -1,1 +1,12 @@
-//! x
+//! Aggregation of did:btcr2 updates: many DID controllers share one Bitcoin transaction.
+//!
+//! This crate is the host: the command line ([`cli`]), the checks by Bitcoin's own rules ([`bitcoin`]) and a whole cohort in
+//! one process ([`demo`]). What is said and decided is in [`protocol`], who acts is in [`actors`]; a host of your own needs
+//! only those two.
+
+pub use btcr2_aggregation_actors as actors;
+pub use btcr2_aggregation_protocol as protocol;
+
+pub mod bitcoin;
+pub mod cli;
+pub mod demo;

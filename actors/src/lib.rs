@@ -1,1 +1,24 @@
-//! x
+//! The actors of did:btcr2 aggregation, on actix.
+//!
+//! Actors translate and own mailboxes; what may happen in the protocol is decided by the machines of
+//! `btcr2-aggregation-protocol`. A host starts a [`supervisor::Supervisor`], asks it for services and participants, answers
+//! their questions through the traits of [`policy`], and listens to their [`notice`]s.
+//!
+//! - [`service`]: an Aggregation Service and its cohorts; `cohort` and `signing` are the actors below it.
+//! - [`participant`]: a DID controller and its sessions; `participant_session` is the actor below it.
+//! - [`transport`] and [`journal`]: the two ports.
+//! - `engine`: how an actor drives a machine: decide, apply, journal, and only then perform.
+//! - [`runtime`]: time and randomness, injected.
+
+mod cohort;
+mod engine;
+pub mod journal;
+pub mod notice;
+pub mod participant;
+mod participant_session;
+pub mod policy;
+pub mod runtime;
+pub mod service;
+mod signing;
+pub mod supervisor;
+pub mod transport;

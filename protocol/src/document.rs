@@ -65,6 +65,12 @@ pub fn external_did(genesis_document: &Value, network: Network) -> Result<Did, D
     Ok(Did::from_genesis_hash(genesis_hash(genesis_document)?, network))
 }
 
+/// A genesis document with one key and its beacons, as a KEY identifier's initial document has them. An EXTERNAL
+/// identifier may have any other document; this one is for those who need nothing special in it.
+pub fn genesis_document(key: &PublicKey, network: Network) -> Value {
+    key_document(PLACEHOLDER, *key, network)
+}
+
 /// The document of version 1.
 ///
 /// For a KEY identifier it follows from the key, and `genesis_document` is not looked at: one Multikey `#initialKey` in
@@ -76,7 +82,7 @@ pub fn external_did(genesis_document: &Value, network: Network) -> Result<Did, D
 /// not a document of the placeholder.
 pub fn initial_document(did: &Did, genesis_document: Option<&Value>) -> Result<Value, DocumentError> {
     match did.genesis() {
-        Genesis::Key(key) => Ok(key_document(did, *key)),
+        Genesis::Key(key) => Ok(key_document(did.as_str(), *key, did.network())),
         Genesis::External(hash) => {
             let genesis = genesis_document.ok_or(DocumentError::GenesisDocumentMissing)?;
             if genesis_hash(genesis)? != *hash {
@@ -154,24 +160,23 @@ fn initial_key_id(did: &Did) -> String {
 }
 
 /// Field order as the vectors have it: canonical bytes don't depend on it, but people compare documents by eye.
-fn key_document(did: &Did, key: PublicKey) -> Value {
-    let network = did.network();
+fn key_document(id: &str, key: PublicKey, network: Network) -> Value {
     let compressed = CompressedPublicKey(*key.as_inner());
     let service = |name: &str, address: Address| {
         json!({
-            "id": format!("{did}#{name}"),
+            "id": format!("{id}#{name}"),
             "type": "SingletonBeacon",
             "serviceEndpoint": format!("bitcoin:{address}"),
         })
     };
-    let method = initial_key_id(did);
+    let method = format!("{id}#initialKey");
     json!({
-        "id": did.as_str(),
+        "id": id,
         "@context": ["https://www.w3.org/ns/did/v1.1", "https://btcr2.dev/context/v1"],
         "verificationMethod": [{
             "id": method,
             "type": "Multikey",
-            "controller": did.as_str(),
+            "controller": id,
             "publicKeyMultibase": encode_multikey(&key),
         }],
         "authentication": [method],

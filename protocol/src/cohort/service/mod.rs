@@ -500,7 +500,7 @@ const SIGNING_PHASES: u32 = 3;
 
 fn signing_deadline(config: &ServiceConfig, at: Timestamp) -> Timestamp {
     // One phase more than the session can take: its own deadlines come first.
-    at + config.timing.phase_timeout * (SIGNING_PHASES + 1)
+    at + config.timing.signing_timeout * (SIGNING_PHASES + 1)
 }
 
 fn new_session_id(rng: &mut dyn CryptoRng) -> SessionId {

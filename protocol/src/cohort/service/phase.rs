@@ -240,7 +240,7 @@ impl Phase {
                     members: formed.members.iter().map(|(did, m)| (did.clone(), m.participant_key)).collect(),
                     transaction: transaction.clone(),
                     value: *value,
-                    phase_timeout: config.timing.phase_timeout,
+                    phase_timeout: config.timing.signing_timeout,
                 });
                 // The transaction was checked to have exactly one input before the fact was made.
                 let Ok(task) = task else { return };

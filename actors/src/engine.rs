@@ -1,0 +1,233 @@
+//! How an actor drives a machine: decide, apply, journal, and only then perform.
+//!
+//! Three actors do this, for three machines; what they share is here, once.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, SpawnHandle, WrapFuture, fut};
+use btcr2_aggregation_protocol::{error::Reject, machine::Machine, time::Timestamp};
+use futures::FutureExt;
+use rand_chacha::ChaCha20Rng;
+
+use crate::{
+    journal::{Journal, JournalError, Record, StreamId},
+    runtime::Clock,
+};
+
+/// A machine with what it takes to drive it.
+pub(crate) struct Engine<M: Machine> {
+    machine: Arc<M>,
+    journal: Arc<dyn Journal>,
+    stream: StreamId,
+    clock: Clock,
+    rng: Option<ChaCha20Rng>,
+    /// Batches that were applied, in order; the front ones are released as they become durable.
+    unreleased: VecDeque<Batch<M>>,
+    next_batch: u64,
+    /// Inputs that came up while effects were being performed: their turn is after those effects.
+    waiting: VecDeque<M::Input>,
+    busy: bool,
+    timer: Option<(Timestamp, SpawnHandle)>,
+}
+
+struct Batch<M: Machine> {
+    number: u64,
+    facts: Vec<(M::Event, Vec<M::Effect>)>,
+    durable: bool,
+}
+
+impl<M: Machine> Engine<M> {
+    pub(crate) fn new(
+        machine: M,
+        journal: Arc<dyn Journal>,
+        stream: StreamId,
+        clock: Clock,
+        rng: ChaCha20Rng,
+    ) -> Self {
+        Self {
+            machine: Arc::new(machine),
+            journal,
+            stream,
+            clock,
+            rng: Some(rng),
+            unreleased: VecDeque::new(),
+            next_batch: 0,
+            waiting: VecDeque::new(),
+            busy: false,
+            timer: None,
+        }
+    }
+
+    pub(crate) fn machine(&self) -> &M {
+        &self.machine
+    }
+
+    /// Whether everything that was decided has been performed.
+    pub(crate) fn is_released(&self) -> bool {
+        self.unreleased.is_empty()
+    }
+
+    pub(crate) fn rng(&mut self) -> Option<&mut ChaCha20Rng> {
+        self.rng.as_mut()
+    }
+}
+
+/// An actor around a machine. `feed` is the one way in; the rest are the hooks that translate.
+pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
+    type Machine: Machine<Event: Send + Sync, Input: Send> + Send + Sync + 'static;
+
+    fn engine(&mut self) -> &mut Engine<Self::Machine>;
+
+    /// The input that says that time has passed.
+    fn tick() -> <Self::Machine as Machine>::Input;
+
+    /// Whether deciding `input` should not run beside other actors.
+    fn is_heavy(machine: &Self::Machine, input: &<Self::Machine as Machine>::Input) -> bool;
+
+    /// A fact is durable: tell the subscribers. `effects` are about to be performed.
+    fn observe(
+        &mut self,
+        event: &<Self::Machine as Machine>::Event,
+        effects: &[<Self::Machine as Machine>::Effect],
+        ctx: &mut Context<Self>,
+    );
+
+    /// Do what the machine wants done.
+    fn perform(&mut self, effect: <Self::Machine as Machine>::Effect, ctx: &mut Context<Self>);
+
+    /// A peer's message was refused.
+    fn refused(&mut self, reject: Reject, ctx: &mut Context<Self>);
+
+    /// The journal failed: nothing more may be promised.
+    fn journal_failed(&mut self, error: JournalError, ctx: &mut Context<Self>);
+
+    /// Everything that could be done now is done.
+    fn settled(&mut self, ctx: &mut Context<Self>);
+
+    /// Lets `input` happen.
+    fn feed(&mut self, input: <Self::Machine as Machine>::Input, ctx: &mut Context<Self>) {
+        let engine = self.engine();
+        engine.waiting.push_back(input);
+        if !engine.busy {
+            self.work(ctx);
+        }
+    }
+
+    #[doc(hidden)]
+    fn work(&mut self, ctx: &mut Context<Self>) {
+        self.engine().busy = true;
+        while let Some(input) = self.engine().waiting.pop_front() {
+            let engine = self.engine();
+            let now = engine.clock.now();
+            let Some(mut rng) = engine.rng.take() else {
+                // Unreachable: the generator is away only while `ctx.wait` holds everything else back.
+                engine.waiting.push_front(input);
+                return;
+            };
+            if Self::is_heavy(&engine.machine, &input) {
+                let machine = Arc::clone(&engine.machine);
+                let decided = actix_rt::task::spawn_blocking(move || {
+                    let decided = machine.decide(now, &input, &mut rng);
+                    // Released before the answer: `apply` needs the machine alone, or it would have to copy it.
+                    drop(machine);
+                    (decided, rng)
+                });
+                // Nothing else happens to this actor meanwhile; its neighbours on the arbiter go on.
+                ctx.wait(decided.into_actor(self).map(|joined, actor, ctx| {
+                    // A panic while deciding is a panic of this actor: its supervisor is to know.
+                    let (decided, rng) =
+                        joined.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+                    actor.engine().rng = Some(rng);
+                    actor.absorb(decided, ctx);
+                    actor.work(ctx);
+                }));
+                return;
+            }
+            let decided = engine.machine.decide(now, &input, &mut rng);
+            engine.rng = Some(rng);
+            self.absorb(decided, ctx);
+        }
+        self.engine().busy = false;
+        self.rearm(ctx);
+        self.settled(ctx);
+    }
+
+    #[doc(hidden)]
+    fn absorb(&mut self, decided: Result<Vec<<Self::Machine as Machine>::Event>, Reject>, ctx: &mut Context<Self>) {
+        let events = match decided {
+            Ok(events) if events.is_empty() => return,
+            Ok(events) => events,
+            Err(reject) => return self.refused(reject, ctx),
+        };
+        let engine = self.engine();
+        let records = events.iter().cloned().map(Record::new).collect();
+        let machine = Arc::make_mut(&mut engine.machine);
+        let facts = events
+            .into_iter()
+            .map(|event| {
+                machine.apply(&event);
+                let effects = machine.effects(&event);
+                (event, effects)
+            })
+            .collect();
+        let number = engine.next_batch;
+        engine.next_batch += 1;
+        engine.unreleased.push_back(Batch { number, facts, durable: false });
+        let mut appended = engine.journal.append(&engine.stream, records);
+        match (&mut appended).now_or_never() {
+            Some(result) => self.appended(number, result, ctx),
+            None => {
+                ctx.spawn(appended.into_actor(self).then(move |result, actor, ctx| {
+                    actor.appended(number, result, ctx);
+                    if !actor.engine().busy {
+                        actor.work(ctx);
+                    }
+                    fut::ready(())
+                }));
+            }
+        }
+    }
+
+    #[doc(hidden)]
+    fn appended(&mut self, number: u64, result: Result<(), JournalError>, ctx: &mut Context<Self>) {
+        if let Err(error) = result {
+            return self.journal_failed(error, ctx);
+        }
+        for batch in &mut self.engine().unreleased {
+            batch.durable |= batch.number == number;
+        }
+        while self.engine().unreleased.front().is_some_and(|batch| batch.durable) {
+            let Some(batch) = self.engine().unreleased.pop_front() else { return };
+            for (event, effects) in batch.facts {
+                self.observe(&event, &effects, ctx);
+                for effect in effects {
+                    // Inputs that come out of this wait in line: `busy` is set, or `work` is about to run.
+                    let was_busy = std::mem::replace(&mut self.engine().busy, true);
+                    self.perform(effect, ctx);
+                    self.engine().busy = was_busy;
+                }
+            }
+        }
+    }
+
+    #[doc(hidden)]
+    fn rearm(&mut self, ctx: &mut Context<Self>) {
+        let engine = self.engine();
+        let deadline = engine.machine.deadline();
+        if engine.timer.map(|(at, _)| at) == deadline {
+            return;
+        }
+        if let Some((_, handle)) = engine.timer.take() {
+            ctx.cancel_future(handle);
+        }
+        if let Some(deadline) = deadline {
+            // A tick that comes a little late is harmless; one that comes early would only come again.
+            let delay = deadline.since(engine.clock.now()) + Duration::from_millis(1);
+            let handle = ctx.run_later(delay, |actor, ctx| {
+                actor.engine().timer = None;
+                actor.feed(Self::tick(), ctx);
+            });
+            self.engine().timer = Some((deadline, handle));
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What subscribers hear: one typed notice for every step of both roles.
+//!
+//! A subscriber has a queue of its own. One that falls behind loses the oldest notices, is told how many, and holds back
+//! nobody.
+
+use std::sync::Arc;
+
+use btcr2_aggregation_protocol::{
+    cohort::event::{CohortFailure, SessionEnd, SpendPath},
+    did::Did,
+    error::{Reject, RejectCode},
+    hash::SignalBytes,
+    id::{CohortId, SessionId},
+    sidecar::MemberRecord,
+    signing::Signed,
+    transcript::SignedTranscriptHead,
+};
+use serde::Serialize;
+use tokio::sync::broadcast;
+
+/// How a cohort ended well, with all that its operator needs to keep.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CohortResult {
+    /// Its address.
+    pub beacon_address: String,
+    /// The signal that it announced.
+    pub signal: SignalBytes,
+    /// The signed transaction and how it came about.
+    pub signed: Arc<Signed>,
+    /// The head of the transcript of all its messages, signed by the service.
+    pub transcript: SignedTranscriptHead,
+}
+
+/// A step of a cohort at its service.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+#[allow(missing_docs, reason = "the fields are what their names and types say")]
+pub enum ServiceNotice {
+    /// The cohort is open.
+    CohortAdvertised { cohort_id: CohortId },
+    /// A participant opted in with valid keys.
+    OptInReceived { cohort_id: CohortId, participant: Did },
+    /// It was admitted.
+    ParticipantAccepted { cohort_id: CohortId, participant: Did },
+    /// It was not.
+    ParticipantRefused { cohort_id: CohortId, participant: Did, reason: String },
+    /// The cohort is formed.
+    KeygenComplete { cohort_id: CohortId, beacon_address: String, participants: usize },
+    /// A member submitted (`included`) or declined.
+    UpdateReceived { cohort_id: CohortId, participant: Did, included: bool },
+    /// The aggregated data is on its way to the members.
+    DataDistributed { cohort_id: CohortId, signal: SignalBytes },
+    /// A member gave its verdict.
+    ValidationReceived { cohort_id: CohortId, participant: Did, approved: bool },
+    /// The operator could not provide the transaction yet.
+    TransactionDeferred { cohort_id: CohortId, reason: String },
+    /// The members are asked for nonces.
+    SigningStarted { cohort_id: CohortId, session_id: SessionId },
+    /// A member's nonce arrived.
+    NonceReceived { cohort_id: CohortId, session_id: SessionId, participant: Did },
+    /// A member's partial signature arrived.
+    PartialSignatureReceived { cohort_id: CohortId, session_id: SessionId, participant: Did },
+    /// The members are asked to sign on the fallback leaf.
+    FallbackStarted { cohort_id: CohortId, session_id: SessionId, reason: String, holdouts: Vec<Did> },
+    /// A member's fallback signature arrived.
+    FallbackSignatureReceived { cohort_id: CohortId, session_id: SessionId, participant: Did },
+    /// The transaction is signed.
+    SigningComplete { cohort_id: CohortId, path: SpendPath, txid: String, result: Arc<CohortResult> },
+    /// The cohort ended without a transaction.
+    CohortFailed { cohort_id: CohortId, code: &'static str, reason: String, failure: CohortFailure },
+    /// A message was refused.
+    MessageRejected { cohort_id: Option<CohortId>, from: Option<Did>, code: RejectCode, detail: String },
+}
+
+/// A step of a participant in a cohort.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+#[allow(missing_docs, reason = "the fields are what their names and types say")]
+pub enum ParticipantNotice {
+    /// An advert was read.
+    CohortDiscovered { did: Did, cohort_id: CohortId, service: Did },
+    /// We opted in.
+    CohortJoined { did: Did, cohort_id: CohortId },
+    /// The service admitted us.
+    OptInAccepted { did: Did, cohort_id: CohortId },
+    /// The cohort is formed, and its address checks out.
+    CohortReady { did: Did, cohort_id: CohortId, beacon_address: String },
+    /// Our update is submitted.
+    UpdateSubmitted { did: Did, cohort_id: CohortId },
+    /// We declined.
+    UpdateDeclined { did: Did, cohort_id: CohortId },
+    /// The aggregated data arrived; `problem` says what is wrong with it.
+    ValidationRequested { did: Did, cohort_id: CohortId, problem: Option<String> },
+    /// The transaction arrived and checks out.
+    SigningRequested { did: Did, cohort_id: CohortId, session_id: SessionId },
+    /// Our nonce is out.
+    NonceSent { did: Did, cohort_id: CohortId },
+    /// Our secret nonce is gone; only the fallback can be served.
+    NonceLost { did: Did, cohort_id: CohortId },
+    /// The service asked for the fallback.
+    FallbackRequested { did: Did, cohort_id: CohortId },
+    /// A signature of ours is out: what we keep of the round. Comes once.
+    CohortComplete { did: Did, cohort_id: CohortId, included: bool, record: Arc<MemberRecord> },
+    /// The session is over without a signature of ours.
+    CohortFailed { did: Did, cohort_id: CohortId, reason: String, end: SessionEnd },
+    /// A message was refused.
+    MessageRejected { did: Did, cohort_id: Option<CohortId>, from: Option<Did>, code: RejectCode, detail: String },
+}
+
+impl ServiceNotice {
+    pub(crate) fn rejected(cohort_id: Option<&CohortId>, reject: &Reject) -> Self {
+        Self::MessageRejected {
+            cohort_id: cohort_id.cloned(),
+            from: reject.peer.clone(),
+            code: reject.code,
+            detail: reject.detail.clone(),
+        }
+    }
+}
+
+impl ParticipantNotice {
+    pub(crate) fn rejected(did: &Did, cohort_id: Option<&CohortId>, reject: &Reject) -> Self {
+        Self::MessageRejected {
+            did: did.clone(),
+            cohort_id: cohort_id.cloned(),
+            from: reject.peer.clone(),
+            code: reject.code,
+            detail: reject.detail.clone(),
+        }
+    }
+}
+
+/// Where notices are published and subscribed to. Clones are the same place.
+#[derive(Clone, Debug)]
+pub struct Notices<N>(broadcast::Sender<Arc<N>>);
+
+impl<N: Clone + Send + Sync + 'static> Notices<N> {
+    /// A place whose subscribers may fall `capacity` notices behind.
+    pub fn new(capacity: usize) -> Self {
+        Self(broadcast::Sender::new(capacity.max(1)))
+    }
+
+    /// All notices from now on. `recv` says how many were lost if the subscriber fell too far behind.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<N>> {
+        self.0.subscribe()
+    }
+
+    pub(crate) fn publish(&self, notice: N) {
+        // No subscribers is fine.
+        let _ = self.0.send(Arc::new(notice));
+    }
+}

@@ -1,0 +1,247 @@
+//! A participant: one identity, and a [`ParticipantSessionActor`](crate::participant_session) for each cohort that it is
+//! asked to join.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient};
+use btcr2_aggregation_protocol::{
+    beacon::BeaconRegistry,
+    cohort::{
+        Timing,
+        participant::{Advert, ParticipantCohort, ParticipantConfig},
+    },
+    did::Did,
+    error::{Reject, RejectCode},
+    id::CohortId,
+    identity::Identity,
+    message::{Body, Message, keygen::CohortAdvert},
+    output::KeyAggregator,
+};
+
+use crate::{
+    journal::Journal,
+    notice::{Notices, ParticipantNotice},
+    participant_session::{Leave, ParticipantSessionActor, SessionMessage},
+    policy::ParticipantPolicy,
+    runtime::{Clock, Randomness},
+    service::undecodable,
+    supervisor::{End, EndGuard},
+    transport::{Delivery, Outbound, Transport},
+};
+
+/// How many messages may wait for a participant.
+const MAILBOX: usize = 1024;
+
+/// How many ended cohorts are remembered, so that a repeated advert does not start them again.
+const REMEMBERED: usize = 1024;
+
+/// What a participant consists of.
+#[derive(Clone)]
+pub struct ParticipantSettings {
+    /// Who it is.
+    pub identity: Identity,
+    /// How it reaches services.
+    pub transport: Arc<dyn Transport>,
+    /// What its controller decides.
+    pub policy: Arc<dyn ParticipantPolicy>,
+    /// How long it waits for a service.
+    pub timing: Timing,
+    /// How many cohorts it considers or takes part in at once. Adverts beyond that are passed over, and seen again when
+    /// they are repeated.
+    pub max_sessions: usize,
+    /// The beacon types that it knows.
+    pub beacons: BeaconRegistry,
+    /// Who aggregates keys: directly, or behind a cache shared with others in the process.
+    pub aggregator: Arc<dyn KeyAggregator>,
+    /// Where facts are kept.
+    pub journal: Arc<dyn Journal>,
+    /// The time.
+    pub clock: Clock,
+    /// The randomness.
+    pub randomness: Randomness,
+    /// Where its notices are published.
+    pub notices: Notices<ParticipantNotice>,
+}
+
+/// What the participant's actors share.
+pub(crate) struct ParticipantShared {
+    pub(crate) identity: Identity,
+    pub(crate) config: Arc<ParticipantConfig>,
+    pub(crate) policy: Arc<dyn ParticipantPolicy>,
+    pub(crate) journal: Arc<dyn Journal>,
+    pub(crate) clock: Clock,
+    pub(crate) randomness: Randomness,
+    pub(crate) notices: Notices<ParticipantNotice>,
+}
+
+/// A cohort is known by its service and its identifier: two services may choose the same identifier.
+type CohortKey = (Did, CohortId);
+
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+struct SessionGone {
+    cohort: CohortKey,
+    end: End,
+}
+
+/// Leave a cohort, whatever it is waiting for.
+#[derive(Clone, Debug, ActixMessage)]
+#[rtype(result = "()")]
+pub struct LeaveCohort {
+    /// The service.
+    pub service: Did,
+    /// The cohort.
+    pub cohort_id: CohortId,
+}
+
+/// A DID controller in all its cohorts.
+pub struct ParticipantActor {
+    shared: Arc<ParticipantShared>,
+    max_sessions: usize,
+    outbound: Recipient<Outbound>,
+    sessions: BTreeMap<CohortKey, Addr<ParticipantSessionActor>>,
+    ended: BTreeSet<CohortKey>,
+    ended_order: VecDeque<CohortKey>,
+    _guard: EndGuard,
+}
+
+impl ParticipantActor {
+    pub(crate) fn new(settings: ParticipantSettings, outbound: Recipient<Outbound>, guard: EndGuard) -> Self {
+        let ParticipantSettings { identity, policy, timing, beacons, aggregator, journal, clock, .. } = settings;
+        let config = ParticipantConfig {
+            did: identity.did().clone(),
+            participant_key: identity.public_key(),
+            communication_key: identity.public_key(),
+            genesis_document: identity.genesis_document().cloned(),
+            timing,
+            beacons,
+            aggregator,
+        };
+        let shared = ParticipantShared {
+            identity,
+            config: Arc::new(config),
+            policy,
+            journal,
+            clock,
+            randomness: settings.randomness,
+            notices: settings.notices,
+        };
+        Self {
+            shared: Arc::new(shared),
+            max_sessions: settings.max_sessions,
+            outbound,
+            sessions: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            ended_order: VecDeque::new(),
+            _guard: guard,
+        }
+    }
+
+    fn reject(&self, cohort_id: Option<&CohortId>, reject: &Reject) {
+        self.shared.notices.publish(ParticipantNotice::rejected(self.shared.identity.did(), cohort_id, reject));
+    }
+
+    fn on_advert(&mut self, from: &Did, body: &CohortAdvert, ctx: &mut Context<Self>) {
+        let cohort = (from.clone(), body.cohort_id.clone());
+        if self.sessions.contains_key(&cohort) || self.ended.contains(&cohort) {
+            return;
+        }
+        // A cohort on another network cannot announce anything for this DID.
+        if body.network != self.shared.identity.did().network() {
+            return;
+        }
+        if self.sessions.len() >= self.max_sessions {
+            tracing::debug!(cohort_id = %body.cohort_id, "too many sessions are open, the advert is passed over");
+            return;
+        }
+        let advert = match Advert::read(from, body, &self.shared.config.beacons) {
+            Ok(advert) => advert,
+            Err(reject) => return self.reject(Some(&body.cohort_id), &reject),
+        };
+        let machine = ParticipantCohort::new(Arc::clone(&self.shared.config), Arc::new(advert));
+        let (participant, key) = (ctx.address(), cohort.clone());
+        let guard = EndGuard::new(move |end| participant.do_send(SessionGone { cohort: key, end }));
+        let session = ParticipantSessionActor::new(machine, Arc::clone(&self.shared), self.outbound.clone(), guard);
+        self.sessions.insert(cohort, session.start());
+    }
+
+    fn on_message(&mut self, message: Message, ctx: &mut Context<Self>) {
+        if let Body::CohortAdvert(body) = &*message.body {
+            return self.on_advert(&message.from, body, ctx);
+        }
+        let cohort = (message.from.clone(), message.body.cohort_id().clone());
+        if let Some(session) = self.sessions.get(&cohort) {
+            if let Err(error) = session.try_send(SessionMessage(message)) {
+                tracing::warn!(cohort_id = %cohort.1, %error, "the session's mailbox is full, a message is lost");
+            }
+            return;
+        }
+        if self.ended.contains(&cohort) {
+            // Late messages of a cohort that is over for us are no fault of the service's.
+            return;
+        }
+        let (from, cohort_id) = cohort;
+        let known = self.sessions.keys().any(|(_, id)| *id == cohort_id);
+        let reject = if known {
+            Reject::new(RejectCode::WrongSender, &from, "the sender is not the service of the cohort's advert")
+        } else {
+            Reject::new(RejectCode::WrongCohort, &from, "we take part in no such cohort")
+        };
+        self.reject(Some(&cohort_id), &reject);
+    }
+
+    fn remember(&mut self, cohort: CohortKey) {
+        if self.ended.insert(cohort.clone()) {
+            self.ended_order.push_back(cohort);
+        }
+        if self.ended_order.len() > REMEMBERED
+            && let Some(oldest) = self.ended_order.pop_front()
+        {
+            self.ended.remove(&oldest);
+        }
+    }
+}
+
+impl Actor for ParticipantActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+    }
+}
+
+impl Handler<Delivery> for ParticipantActor {
+    type Result = ();
+
+    fn handle(&mut self, delivery: Delivery, ctx: &mut Self::Context) {
+        match delivery {
+            Delivery::Message(message) => self.on_message(message, ctx),
+            Delivery::Undecodable { from, error } => self.reject(None, &undecodable(&from, &error)),
+        }
+    }
+}
+
+impl Handler<LeaveCohort> for ParticipantActor {
+    type Result = ();
+
+    fn handle(&mut self, LeaveCohort { service, cohort_id }: LeaveCohort, _: &mut Self::Context) {
+        if let Some(session) = self.sessions.get(&(service, cohort_id)) {
+            session.do_send(Leave);
+        }
+    }
+}
+
+impl Handler<SessionGone> for ParticipantActor {
+    type Result = ();
+
+    fn handle(&mut self, SessionGone { cohort, end }: SessionGone, _: &mut Self::Context) {
+        self.sessions.remove(&cohort);
+        if let Some(reason) = end.failure() {
+            tracing::error!(cohort_id = %cohort.1, reason, "a participant's session ended before its cohort");
+        }
+        self.remember(cohort);
+    }
+}

@@ -1,0 +1,236 @@
+//! A participant in one cohort as an actor: the machine's mailbox, its policy, its signing hand.
+
+use std::sync::Arc;
+
+use actix::{
+    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
+    WrapFuture,
+};
+use btcr2_aggregation_protocol::{
+    cohort::{
+        event::{ParticipantEvent, SessionEnd},
+        participant::{ParticipantCohort, ParticipantEffect, ParticipantInput, phase::Phase},
+    },
+    error::Reject,
+    message::{Bytes, Message},
+    signing::nonce::MemberSigner,
+};
+
+use crate::{
+    engine::{Driven, Engine},
+    journal::{JournalError, StreamId},
+    notice::ParticipantNotice,
+    participant::ParticipantShared,
+    policy::{SigningRequest, UpdateRequest, Validation},
+    supervisor::EndGuard,
+    transport::Outbound,
+};
+
+/// How many messages may wait for a session: a service sends seven a round.
+const MAILBOX: usize = 64;
+
+/// A message of the service for this session.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct SessionMessage(pub(crate) Message);
+
+/// The host leaves.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct Leave;
+
+pub(crate) struct ParticipantSessionActor {
+    engine: Engine<ParticipantCohort>,
+    shared: Arc<ParticipantShared>,
+    outbound: Recipient<Outbound>,
+    signer: MemberSigner,
+    completed: bool,
+    guard: EndGuard,
+}
+
+impl ParticipantSessionActor {
+    pub(crate) fn new(
+        machine: ParticipantCohort,
+        shared: Arc<ParticipantShared>,
+        outbound: Recipient<Outbound>,
+        guard: EndGuard,
+    ) -> Self {
+        let stream = StreamId::new(format!("participant/{}/{}", shared.identity.did(), machine.advert().cohort_id));
+        let rng = shared.randomness.for_actor(stream.as_str());
+        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, shared.clock, rng);
+        let signer = MemberSigner::new(Arc::clone(shared.identity.secret_key()));
+        Self { engine, shared, outbound, signer, completed: false, guard }
+    }
+
+    /// Asks the host something and feeds its answer to the machine.
+    fn ask<F>(&mut self, question: F, ctx: &mut Context<Self>)
+    where
+        F: Future<Output = ParticipantInput> + 'static,
+    {
+        ctx.spawn(question.into_actor(self).map(|answer, actor, ctx| actor.feed(answer, ctx)));
+    }
+
+    fn publish_completion(&mut self) {
+        let Some(record) = self.engine.machine().record() else { return };
+        if std::mem::replace(&mut self.completed, true) {
+            return;
+        }
+        self.shared.notices.publish(ParticipantNotice::CohortComplete {
+            did: record.did.clone(),
+            cohort_id: record.cohort_id.clone(),
+            included: record.included(),
+            record: Arc::new(record),
+        });
+    }
+}
+
+impl Actor for ParticipantSessionActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        self.feed(ParticipantInput::Discover, ctx);
+    }
+}
+
+impl Handler<SessionMessage> for ParticipantSessionActor {
+    type Result = ();
+
+    fn handle(&mut self, SessionMessage(message): SessionMessage, ctx: &mut Self::Context) {
+        self.feed(ParticipantInput::Message(message), ctx);
+    }
+}
+
+impl Handler<Leave> for ParticipantSessionActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Leave, ctx: &mut Self::Context) {
+        self.feed(ParticipantInput::Leave, ctx);
+    }
+}
+
+impl Driven for ParticipantSessionActor {
+    type Machine = ParticipantCohort;
+
+    fn engine(&mut self) -> &mut Engine<ParticipantCohort> {
+        &mut self.engine
+    }
+
+    fn tick() -> ParticipantInput {
+        ParticipantInput::Tick
+    }
+
+    fn is_heavy(machine: &ParticipantCohort, input: &ParticipantInput) -> bool {
+        machine.is_heavy(input)
+    }
+
+    fn observe(&mut self, event: &ParticipantEvent, _: &[ParticipantEffect], _: &mut Context<Self>) {
+        let did = self.shared.identity.did().clone();
+        let advert = self.engine.machine().advert();
+        let cohort_id = advert.cohort_id.clone();
+        let notice = match event {
+            ParticipantEvent::CohortDiscovered { .. } => {
+                ParticipantNotice::CohortDiscovered { did, cohort_id, service: advert.service.clone() }
+            }
+            ParticipantEvent::OptedIn { .. } => ParticipantNotice::CohortJoined { did, cohort_id },
+            ParticipantEvent::OptInAccepted => ParticipantNotice::OptInAccepted { did, cohort_id },
+            ParticipantEvent::CohortReady { output, .. } => {
+                ParticipantNotice::CohortReady { did, cohort_id, beacon_address: output.address().to_owned() }
+            }
+            ParticipantEvent::UpdateSubmitted { .. } => ParticipantNotice::UpdateSubmitted { did, cohort_id },
+            ParticipantEvent::UpdateDeclined { .. } => ParticipantNotice::UpdateDeclined { did, cohort_id },
+            ParticipantEvent::DataReceived { verdict, .. } => {
+                ParticipantNotice::ValidationRequested { did, cohort_id, problem: verdict.clone().err() }
+            }
+            ParticipantEvent::SigningRequested { session_id, .. } => {
+                ParticipantNotice::SigningRequested { did, cohort_id, session_id: session_id.clone() }
+            }
+            ParticipantEvent::NonceSent { .. } => ParticipantNotice::NonceSent { did, cohort_id },
+            ParticipantEvent::NonceLost { .. } => ParticipantNotice::NonceLost { did, cohort_id },
+            ParticipantEvent::FallbackRequested { .. } => ParticipantNotice::FallbackRequested { did, cohort_id },
+            ParticipantEvent::PartialSignatureSent { .. } | ParticipantEvent::FallbackSignatureSent { .. } => {
+                return self.publish_completion();
+            }
+            ParticipantEvent::SessionEnded { reason: SessionEnd::Signed | SessionEnd::NotJoined, .. } => return,
+            ParticipantEvent::SessionEnded { reason, .. } => {
+                ParticipantNotice::CohortFailed { did, cohort_id, reason: reason.to_string(), end: reason.clone() }
+            }
+            ParticipantEvent::ValidationSent { .. }
+            | ParticipantEvent::SigningApproved { .. }
+            | ParticipantEvent::AggregatedNonceReceived { .. } => return,
+        };
+        self.shared.notices.publish(notice);
+    }
+
+    fn perform(&mut self, effect: ParticipantEffect, ctx: &mut Context<Self>) {
+        let policy = Arc::clone(&self.shared.policy);
+        let advert = Arc::clone(self.engine.machine().advert());
+        match effect {
+            ParticipantEffect::Send { to, body } => self.outbound.do_send(Outbound { to: Some(to), body }),
+            ParticipantEffect::AskJoin => {
+                self.ask(async move { ParticipantInput::JoinDecided(policy.should_join(&advert).await) }, ctx);
+            }
+            ParticipantEffect::AskUpdate { output } => {
+                let request = UpdateRequest { advert, output };
+                self.ask(
+                    async move { ParticipantInput::UpdateDecided(policy.provide_update(&request).await) },
+                    ctx,
+                );
+            }
+            ParticipantEffect::AskValidation { data, verdict } => {
+                let validation = Validation { advert, data, verdict };
+                self.ask(
+                    async move { ParticipantInput::ValidationDecided(policy.validate(&validation).await) },
+                    ctx,
+                );
+            }
+            ParticipantEffect::AskSigning { transaction, value, path } => {
+                let request = SigningRequest { advert, transaction, value, path };
+                self.ask(
+                    async move { ParticipantInput::SigningDecided(policy.approve_signing(&request).await) },
+                    ctx,
+                );
+            }
+            // From here on nothing may come between: opened, sent, used and wiped in one turn each.
+            ParticipantEffect::OpenNonce { session_id, output } => {
+                let Some(rng) = self.engine.rng() else { return };
+                let nonce = self.signer.open_nonce(&session_id, &output, rng);
+                self.feed(ParticipantInput::NonceOpened(nonce), ctx);
+            }
+            ParticipantEffect::SignPartial { session_id, output, aggregated, sighash } => {
+                let signed = self.signer.sign_partial(&session_id, &output, &aggregated, &sighash);
+                let input = match signed {
+                    Ok(signature) => ParticipantInput::PartialSigned(signature),
+                    Err(error) => {
+                        tracing::warn!(cohort_id = %advert.cohort_id, %error, "cannot sign the key path");
+                        ParticipantInput::NonceLost
+                    }
+                };
+                self.feed(input, ctx);
+            }
+            ParticipantEffect::SignFallback { sighash } => {
+                let Some(rng) = self.engine.rng() else { return };
+                let signature = self.signer.sign_fallback(&sighash, rng);
+                self.feed(ParticipantInput::FallbackSigned(Bytes(signature.to_bytes())), ctx);
+            }
+        }
+    }
+
+    fn refused(&mut self, reject: Reject, _: &mut Context<Self>) {
+        let cohort_id = &self.engine.machine().advert().cohort_id;
+        let notice = ParticipantNotice::rejected(self.shared.identity.did(), Some(cohort_id), &reject);
+        self.shared.notices.publish(notice);
+    }
+
+    fn journal_failed(&mut self, error: JournalError, ctx: &mut Context<Self>) {
+        tracing::error!(%error, "a participant's session cannot go on");
+        ctx.stop();
+    }
+
+    fn settled(&mut self, ctx: &mut Context<Self>) {
+        if matches!(self.engine.machine().phase(), Phase::Ended { .. }) && self.engine.is_released() {
+            self.guard.finish();
+            ctx.stop();
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The signing session as an actor: a child of its cohort, with the coordinator's machine in it.
+
+use std::sync::Arc;
+
+use actix::{Actor, ActorContext, Context, Handler, Message as ActixMessage, Recipient};
+use btcr2_aggregation_protocol::{
+    cohort::event::SpendPath,
+    error::Reject,
+    hash::MessageDigest,
+    message::Message,
+    signing::{
+        SigningOutcome, SigningTask,
+        session::{SessionEffect, SessionEvent, SessionInput, SessionPhase, SigningSession},
+    },
+};
+
+use crate::{
+    engine::{Driven, Engine},
+    journal::{JournalError, StreamId},
+    notice::{Notices, ServiceNotice},
+    service::ServiceShared,
+    supervisor::EndGuard,
+    transport::Outbound,
+};
+
+/// How many messages may wait for a session.
+const MAILBOX: usize = 4096;
+
+/// A message of a member for this session.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct SessionMessage(pub(crate) Message);
+
+/// The session has ended: to its cohort.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct SigningEnded {
+    pub(crate) outcome: SigningOutcome,
+    pub(crate) digests: Vec<MessageDigest>,
+}
+
+pub(crate) struct SigningSessionActor {
+    engine: Engine<SigningSession>,
+    outbound: Recipient<Outbound>,
+    cohort: Recipient<SigningEnded>,
+    notices: Notices<ServiceNotice>,
+    digests: Vec<MessageDigest>,
+    guard: EndGuard,
+}
+
+impl SigningSessionActor {
+    pub(crate) fn new(
+        task: Arc<SigningTask>,
+        shared: &ServiceShared,
+        outbound: Recipient<Outbound>,
+        cohort: Recipient<SigningEnded>,
+        guard: EndGuard,
+    ) -> Self {
+        let stream = StreamId::new(format!("signing/{}", task.session_id));
+        let rng = shared.randomness.for_actor(stream.as_str());
+        let engine = Engine::new(SigningSession::new(task), Arc::clone(&shared.journal), stream, shared.clock, rng);
+        let notices = shared.notices.clone();
+        Self { engine, outbound, cohort, notices, digests: Vec::new(), guard }
+    }
+}
+
+impl Actor for SigningSessionActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        self.feed(SessionInput::Open, ctx);
+    }
+}
+
+impl Handler<SessionMessage> for SigningSessionActor {
+    type Result = ();
+
+    fn handle(&mut self, SessionMessage(message): SessionMessage, ctx: &mut Self::Context) {
+        self.feed(SessionInput::Message(message), ctx);
+    }
+}
+
+impl Driven for SigningSessionActor {
+    type Machine = SigningSession;
+
+    fn engine(&mut self) -> &mut Engine<SigningSession> {
+        &mut self.engine
+    }
+
+    fn tick() -> SessionInput {
+        SessionInput::Tick
+    }
+
+    fn is_heavy(machine: &SigningSession, input: &SessionInput) -> bool {
+        machine.is_heavy(input)
+    }
+
+    fn observe(&mut self, event: &SessionEvent, effects: &[SessionEffect], _: &mut Context<Self>) {
+        let machine = self.engine.machine();
+        self.digests.extend(machine.transcript_entries(event, effects));
+        let task = machine.task();
+        let (cohort_id, session_id) = (task.cohort_id.clone(), task.session_id.clone());
+        self.notices.publish(match event {
+            SessionEvent::SessionOpened { .. } => ServiceNotice::SigningStarted { cohort_id, session_id },
+            SessionEvent::NonceReceived { did, .. } => {
+                ServiceNotice::NonceReceived { cohort_id, session_id, participant: did.clone() }
+            }
+            SessionEvent::PartialSignatureReceived { did, .. } => {
+                ServiceNotice::PartialSignatureReceived { cohort_id, session_id, participant: did.clone() }
+            }
+            SessionEvent::FallbackSignatureReceived { did, .. } => {
+                ServiceNotice::FallbackSignatureReceived { cohort_id, session_id, participant: did.clone() }
+            }
+            SessionEvent::PathChosen { path: SpendPath::ScriptPath, reason, holdouts, .. } => {
+                let reason = reason.clone().unwrap_or_default();
+                ServiceNotice::FallbackStarted { cohort_id, session_id, reason, holdouts: holdouts.clone() }
+            }
+            SessionEvent::FaultRecorded { fault } => {
+                ServiceNotice::rejected(Some(&cohort_id), &Reject::from(fault))
+            }
+            // The cohort tells how it ended.
+            SessionEvent::NoncesAggregated { .. }
+            | SessionEvent::PathChosen { .. }
+            | SessionEvent::SessionCompleted { .. }
+            | SessionEvent::SessionFailed { .. } => return,
+        });
+    }
+
+    fn perform(&mut self, effect: SessionEffect, _: &mut Context<Self>) {
+        match effect {
+            SessionEffect::Send { to, body } => self.outbound.do_send(Outbound { to: Some(to), body }),
+            SessionEffect::Finished(outcome) => {
+                self.cohort.do_send(SigningEnded { outcome, digests: std::mem::take(&mut self.digests) });
+            }
+        }
+    }
+
+    fn refused(&mut self, reject: Reject, _: &mut Context<Self>) {
+        let cohort_id = &self.engine.machine().task().cohort_id;
+        self.notices.publish(ServiceNotice::rejected(Some(cohort_id), &reject));
+    }
+
+    fn journal_failed(&mut self, error: JournalError, ctx: &mut Context<Self>) {
+        tracing::error!(%error, "a signing session cannot go on");
+        ctx.stop();
+    }
+
+    fn settled(&mut self, ctx: &mut Context<Self>) {
+        if matches!(self.engine.machine().phase(), SessionPhase::Ended(_)) && self.engine.is_released() {
+            self.guard.finish();
+            ctx.stop();
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The supervisor tree, and the guard by which a child's end is known however it ends.
+//!
+//! ```text
+//! Supervisor ─┬─ links ───────────── connection actor, connected again when it ends
+//!             ├─ AggregationService ─ CohortActor ─ SigningSessionActor
+//!             └─ ParticipantActor ─── ParticipantSessionActor
+//! ```
+//!
+//! actix restarts an actor only after it stopped itself, with its old state; a panic in a handler ends it silently. So every
+//! child holds an [`EndGuard`], which tells its parent when the child is dropped, and whether by a panic.
+
+use std::sync::Arc;
+
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient};
+use btcr2_aggregation_protocol::identity::Identity;
+
+use crate::{
+    participant::{ParticipantActor, ParticipantSettings},
+    service::{AggregationService, ServiceSettings},
+    transport::{Delivery, Outbound, Transport, link::Link},
+};
+
+/// How a child ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It had done what it was there for.
+    Finished,
+    /// It stopped before that.
+    Stopped,
+    /// It panicked.
+    Panicked,
+}
+
+impl End {
+    /// What went wrong, if anything did.
+    pub fn failure(self) -> Option<&'static str> {
+        match self {
+            Self::Finished => None,
+            Self::Stopped => Some("the actor stopped"),
+            Self::Panicked => Some("the actor panicked"),
+        }
+    }
+}
+
+/// Tells a parent, once, that the actor holding it is gone.
+pub struct EndGuard {
+    tell: Option<Box<dyn FnOnce(End)>>,
+    finished: bool,
+}
+
+impl EndGuard {
+    /// A guard that calls `tell` when it is dropped.
+    pub fn new(tell: impl FnOnce(End) + 'static) -> Self {
+        Self { tell: Some(Box::new(tell)), finished: false }
+    }
+
+    /// The actor has done what it was there for; its end is none to worry about.
+    pub fn finish(&mut self) {
+        self.finished = true;
+    }
+}
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        let end = match (std::thread::panicking(), self.finished) {
+            (true, _) => End::Panicked,
+            (false, true) => End::Finished,
+            (false, false) => End::Stopped,
+        };
+        if let Some(tell) = self.tell.take() {
+            tell(end);
+        }
+    }
+}
+
+/// Start an Aggregation Service.
+#[derive(ActixMessage)]
+#[rtype(result = "Addr<AggregationService>")]
+pub struct StartService(pub ServiceSettings);
+
+/// Start a participant.
+#[derive(ActixMessage)]
+#[rtype(result = "Addr<ParticipantActor>")]
+pub struct StartParticipant(pub ParticipantSettings);
+
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+struct ChildGone {
+    name: String,
+    end: End,
+}
+
+/// The root of the tree.
+#[derive(Default)]
+pub struct Supervisor {
+    links: Vec<Addr<Link>>,
+    services: Vec<Addr<AggregationService>>,
+    participants: Vec<Addr<ParticipantActor>>,
+}
+
+impl Supervisor {
+    fn guard(name: String, ctx: &Context<Self>) -> EndGuard {
+        let supervisor = ctx.address();
+        EndGuard::new(move |end| supervisor.do_send(ChildGone { name, end }))
+    }
+
+    fn link(
+        &mut self,
+        transport: &Arc<dyn Transport>,
+        identity: &Identity,
+        inbox: Recipient<Delivery>,
+    ) -> Recipient<Outbound> {
+        let link = Link::new(Arc::clone(transport), identity.clone(), inbox).start();
+        self.links.push(link.clone());
+        link.recipient()
+    }
+}
+
+impl Actor for Supervisor {
+    type Context = Context<Self>;
+}
+
+impl Handler<StartService> for Supervisor {
+    type Result = Addr<AggregationService>;
+
+    fn handle(&mut self, StartService(settings): StartService, ctx: &mut Self::Context) -> Self::Result {
+        let guard = Self::guard(format!("service {}", settings.identity.did()), ctx);
+        let (transport, identity) = (Arc::clone(&settings.transport), settings.identity.clone());
+        let service = AggregationService::create(|service| {
+            let outbound = self.link(&transport, &identity, service.address().recipient());
+            AggregationService::new(settings, outbound, guard)
+        });
+        self.services.push(service.clone());
+        service
+    }
+}
+
+impl Handler<StartParticipant> for Supervisor {
+    type Result = Addr<ParticipantActor>;
+
+    fn handle(&mut self, StartParticipant(settings): StartParticipant, ctx: &mut Self::Context) -> Self::Result {
+        let guard = Self::guard(format!("participant {}", settings.identity.did()), ctx);
+        let (transport, identity) = (Arc::clone(&settings.transport), settings.identity.clone());
+        let participant = ParticipantActor::create(|participant| {
+            let outbound = self.link(&transport, &identity, participant.address().recipient());
+            ParticipantActor::new(settings, outbound, guard)
+        });
+        self.participants.push(participant.clone());
+        participant
+    }
+}
+
+impl Handler<ChildGone> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, ChildGone { name, end }: ChildGone, _: &mut Self::Context) {
+        self.services.retain(Addr::connected);
+        self.participants.retain(Addr::connected);
+        self.links.retain(Addr::connected);
+        if end == End::Panicked {
+            tracing::error!(name, "panicked");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! A link: one identity's lasting place on a transport, whatever becomes of its connections.
+//!
+//! Owners hold the link's address. When the connection actor ends, however it ends, the link connects again, with
+//! exponential backoff, and sends what waited meanwhile.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, WrapFuture};
+use btcr2_aggregation_protocol::identity::Identity;
+
+use super::{ConnectError, Delivery, Disconnected, Outbound, Transport};
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+
+/// How many messages may wait for a connection; the oldest are given up first.
+const BACKLOG: usize = 8192;
+
+/// The keeper of one identity's connection on one transport.
+pub(crate) struct Link {
+    transport: Arc<dyn Transport>,
+    identity: Identity,
+    inbox: Recipient<Delivery>,
+    connection: Option<Recipient<Outbound>>,
+    number: u64,
+    backoff: Duration,
+    backlog: VecDeque<Outbound>,
+}
+
+impl Link {
+    pub(crate) fn new(transport: Arc<dyn Transport>, identity: Identity, inbox: Recipient<Delivery>) -> Self {
+        Self {
+            transport,
+            identity,
+            inbox,
+            connection: None,
+            number: 0,
+            backoff: FIRST_BACKOFF,
+            backlog: VecDeque::new(),
+        }
+    }
+
+    fn connect(&mut self, ctx: &mut Context<Self>) {
+        self.number += 1;
+        let number = self.number;
+        let transport = Arc::clone(&self.transport);
+        let identity = self.identity.clone();
+        let (inbox, keeper) = (self.inbox.clone(), ctx.address().recipient());
+        let connecting = async move { transport.connect(&identity, inbox, keeper, number).await };
+        ctx.spawn(connecting.into_actor(self).map(|connected, link, ctx| link.connected(connected, ctx)));
+    }
+
+    fn connected(&mut self, connected: Result<Recipient<Outbound>, ConnectError>, ctx: &mut Context<Self>) {
+        match connected {
+            Ok(connection) => {
+                self.connection = Some(connection);
+                for outbound in std::mem::take(&mut self.backlog) {
+                    self.forward(outbound);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(did = %self.identity.did(), %error, "cannot connect");
+                self.connect_later(ctx);
+            }
+        }
+    }
+
+    fn connect_later(&mut self, ctx: &mut Context<Self>) {
+        let delay = self.backoff;
+        self.backoff = (delay * 2).min(LONGEST_BACKOFF);
+        ctx.run_later(delay, |link, ctx| link.connect(ctx));
+    }
+
+    fn forward(&mut self, outbound: Outbound) {
+        // `do_send` is not lossy: the connection's mailbox takes it, and what it does when it cannot keep up is its own.
+        match &self.connection {
+            Some(connection) if connection.connected() => connection.do_send(outbound),
+            _ => {
+                if self.backlog.len() >= BACKLOG {
+                    self.backlog.pop_front();
+                    tracing::warn!(did = %self.identity.did(), "too much waits for a connection, a message is lost");
+                }
+                self.backlog.push_back(outbound);
+            }
+        }
+    }
+}
+
+impl Actor for Link {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(BACKLOG);
+        self.connect(ctx);
+    }
+}
+
+impl Handler<Outbound> for Link {
+    type Result = ();
+
+    fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
+        if self.connection.as_ref().is_some_and(Recipient::connected) {
+            // A connection that carries something works.
+            self.backoff = FIRST_BACKOFF;
+        }
+        self.forward(outbound);
+    }
+}
+
+impl Handler<Disconnected> for Link {
+    type Result = ();
+
+    fn handle(&mut self, ended: Disconnected, ctx: &mut Self::Context) {
+        if ended.connection != self.number {
+            return;
+        }
+        tracing::info!(did = %self.identity.did(), end = ?ended.end, "connection ended, connecting again");
+        self.connection = None;
+        self.connect_later(ctx);
+    }
+}

@@ -1,0 +1,72 @@
+//! Transports (port): how messages travel between authenticated identities.
+//!
+//! A connection is an actor of its own. It takes [`Outbound`] messages for one identity and hands [`Delivery`]s to that
+//! identity's inbox, each from a sender that the transport has authenticated. [`memory`] connects identities in one
+//! process.
+
+pub(crate) mod link;
+pub mod memory;
+
+use actix::{Message as ActixMessage, Recipient};
+use async_trait::async_trait;
+
+use btcr2_aggregation_protocol::{
+    did::Did,
+    identity::Identity,
+    message::{DecodeError, Message, SharedBody},
+};
+
+use crate::supervisor::End;
+
+/// Say this, in the name of the connection's identity.
+#[derive(Clone, Debug, ActixMessage)]
+#[rtype(result = "()")]
+pub struct Outbound {
+    /// To whom; to everybody when absent.
+    pub to: Option<Did>,
+    /// What.
+    pub body: SharedBody,
+}
+
+/// Something arrived.
+#[derive(Clone, Debug, ActixMessage)]
+#[rtype(result = "()")]
+pub enum Delivery {
+    /// A message; its `from` is the sender that the transport authenticated.
+    Message(Message),
+    /// Something from an authenticated sender that is no message.
+    Undecodable {
+        /// The sender.
+        from: Did,
+        /// What is wrong with it.
+        error: DecodeError,
+    },
+}
+
+/// Why a transport could not connect.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ConnectError(pub String);
+
+/// What a connection tells whoever keeps it: that it has ended, however it ended.
+#[derive(Clone, Debug, ActixMessage)]
+#[rtype(result = "()")]
+pub struct Disconnected {
+    /// Which connection of the keeper's: the number that [`Transport::connect`] was given.
+    pub connection: u64,
+    /// How it ended.
+    pub end: End,
+}
+
+/// A way for identities to exchange messages.
+#[async_trait]
+pub trait Transport: Send + Sync {
+    /// Connects `identity`: starts its connection actor, which delivers to `inbox` and tells `keeper` when it ends.
+    async fn connect(
+        &self,
+        identity: &Identity,
+        inbox: Recipient<Delivery>,
+        keeper: Recipient<Disconnected>,
+        connection: u64,
+    ) -> Result<Recipient<Outbound>, ConnectError>;
+}

@@ -1,0 +1,69 @@
+//! Two independent opinions on a signed beacon transaction.
+
+use ::bitcoin::{Transaction, TxOut, consensus};
+
+use crate::protocol::{
+    cohort::event::SpendPath,
+    key::Signature,
+    output::{BeaconOutput, key_path_sighash},
+    signing::Signed,
+};
+
+/// Every rule that the network enforces on a witness version 1 spend. Without `VERIFY_TAPROOT` the library would accept any
+/// witness at all, because to older rules a Taproot output is anyone's.
+const FLAGS: u32 = bitcoinconsensus::VERIFY_P2SH
+    | bitcoinconsensus::VERIFY_DERSIG
+    | bitcoinconsensus::VERIFY_NULLDUMMY
+    | bitcoinconsensus::VERIFY_CHECKLOCKTIMEVERIFY
+    | bitcoinconsensus::VERIFY_CHECKSEQUENCEVERIFY
+    | bitcoinconsensus::VERIFY_WITNESS
+    | bitcoinconsensus::VERIFY_TAPROOT;
+
+/// Whether Bitcoin Core's consensus code accepts input 0 of `transaction` as a spend of `prevout`, its only input.
+pub fn consensus_accepts(transaction: &Transaction, prevout: &TxOut) -> bool {
+    let script = prevout.script_pubkey.as_bytes();
+    let Ok(script_length) = u32::try_from(script.len()) else { return false };
+    let spent = bitcoinconsensus::Utxo {
+        script_pubkey: script.as_ptr(),
+        script_pubkey_len: script_length,
+        value: i64::try_from(prevout.value.to_sat()).unwrap_or(i64::MAX),
+    };
+    let transaction = consensus::serialize(transaction);
+    bitcoinconsensus::verify_with_flags(
+        script,
+        prevout.value.to_sat(),
+        &transaction,
+        Some(std::slice::from_ref(&spent)),
+        0,
+        FLAGS,
+    )
+    .is_ok()
+}
+
+/// Whether the signatures of a beacon transaction are valid by BIP-340: the one under the output key, or at least k of those
+/// under the keys of the fallback leaf.
+pub fn bip340_accepts(signed: &Signed, output: &BeaconOutput, prevout: &TxOut) -> bool {
+    let Some(witness) = signed.transaction.input.first().map(|input| input.witness.to_vec()) else { return false };
+    match signed.path {
+        SpendPath::KeyPath => {
+            let Ok(sighash) = key_path_sighash(&signed.transaction, prevout) else { return false };
+            matches!(witness.as_slice(), [signature] if parse(signature)
+                .is_some_and(|signature| output.output_key().verify(&sighash, &signature)))
+        }
+        SpendPath::ScriptPath => {
+            let Some(leaf) = output.fallback() else { return false };
+            let Ok(sighash) = leaf.sighash(&signed.transaction, prevout) else { return false };
+            let [signatures @ .., _script, _control_block] = witness.as_slice() else { return false };
+            // The witness stack holds the slots in reverse key order, empty where a member did not sign.
+            let valid = leaf
+                .keys()
+                .zip(signatures.iter().rev())
+                .filter(|(key, slot)| parse(slot).is_some_and(|signature| key.verify(&sighash, &signature)));
+            valid.count() >= leaf.threshold()
+        }
+    }
+}
+
+fn parse(bytes: &[u8]) -> Option<Signature> {
+    <&[u8; 64]>::try_from(bytes).ok().map(Signature::from_bytes)
+}

@@ -1,0 +1,173 @@
+//! `demo`: a whole cohort in one command.
+
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use crate::{
+    demo::{self, DemoConfig, DemoError, Progress, Report},
+    protocol::{beacon::BeaconType, cohort::event::SpendPath},
+};
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Beacon {
+    /// A map from each DID to the hash of its update; every member sees every DID in it
+    Cas,
+    /// A sparse Merkle tree; a member sees its own proof only
+    Smt,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SpendingPath {
+    /// One MuSig2 signature of all members
+    Key,
+    /// One member goes silent after the nonces, the others sign on the k-of-n fallback leaf
+    Fallback,
+}
+
+/// Runs an Aggregation Service and its participants as actors in this process, each participant with a real update, and
+/// verifies the signed transaction by BIP-340 and by Bitcoin Core's consensus code. The coin is made up; nothing is
+/// broadcast and nothing is kept unless --out is given.
+#[derive(Args, Debug)]
+pub(super) struct DemoArgs {
+    /// How many members the cohort has, 1 to 1000; one of three or more has an EXTERNAL DID
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    participants: usize,
+    /// How many of them decline to update
+    #[arg(long, value_name = "D", default_value_t = 0)]
+    decline: usize,
+    /// How the updates are aggregated into the signal
+    #[arg(long, value_enum, default_value_t = Beacon::Cas)]
+    beacon: Beacon,
+    /// Which path of the beacon output the transaction takes
+    #[arg(long, value_enum, default_value_t = SpendingPath::Key)]
+    path: SpendingPath,
+    /// Make every key and every nonce follow from this number, to see the same transaction again
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// Write tx.hex and participant-<i>.json (DID, sidecar) into this directory
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print one JSON object instead of the account for people
+    #[arg(long)]
+    json: bool,
+}
+
+impl DemoArgs {
+    fn config(&self) -> DemoConfig {
+        DemoConfig {
+            participants: self.participants,
+            decline: self.decline,
+            beacon: match self.beacon {
+                Beacon::Cas => BeaconType::cas(),
+                Beacon::Smt => BeaconType::smt(),
+            },
+            path: match self.path {
+                SpendingPath::Key => SpendPath::KeyPath,
+                SpendingPath::Fallback => SpendPath::ScriptPath,
+            },
+            seed: self.seed,
+        }
+    }
+}
+
+pub(super) fn main(args: &DemoArgs) -> ExitCode {
+    let config = args.config();
+    match run(args, &config) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            if args.json {
+                println!("{}", json!({ "ok": false, "error": error.to_string() }));
+            }
+            eprintln!("error: {error}");
+            ExitCode::from(if matches!(error, DemoError::Config(_)) { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(args: &DemoArgs, config: &DemoConfig) -> Result<bool, DemoError> {
+    config.check()?;
+    let line = ProgressLine::new();
+    let report = actix_rt::System::new().block_on(demo::run(config, |progress| line.show(progress)))?;
+    line.finish();
+    if let Some(directory) = &args.out {
+        report
+            .write_to(directory)
+            .map_err(|error| DemoError::Config(format!("cannot write to {}: {error}", directory.display())))?;
+    }
+    if args.json {
+        println!("{}", report.to_json(config.path));
+    } else {
+        print_account(&report, args);
+    }
+    Ok(report.ok(config.path))
+}
+
+/// One live line on standard error, where that is a terminal.
+struct ProgressLine(Option<ProgressBar>);
+
+impl ProgressLine {
+    fn new() -> Self {
+        let style = ProgressStyle::with_template("{spinner} {msg:32} {bar:30} {pos}/{len}  {elapsed}");
+        Self(std::io::stderr().is_terminal().then_some(style).and_then(Result::ok).map(|style| {
+            let bar = ProgressBar::new(0).with_style(style);
+            bar.enable_steady_tick(std::time::Duration::from_millis(100));
+            bar
+        }))
+    }
+
+    fn show(&self, progress: Progress) {
+        if let Some(bar) = &self.0 {
+            bar.set_length(progress.of as u64);
+            bar.set_position(progress.done as u64);
+            bar.set_message(progress.phase);
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn print_account(report: &Report, args: &DemoArgs) {
+    let mark = |good: bool| if good { "yes" } else { "NO" };
+    let signed = &report.signed;
+    let members = report.members.len();
+    let declined = report.declined();
+    let fee = report.prevout.value - signed.transaction.output.iter().map(|output| output.value).sum();
+    println!("Cohort {}", report.cohort_id);
+    println!(
+        "  beacon       {}, {members} members: {} updated, {declined} declined",
+        report.beacon_type,
+        members - declined
+    );
+    println!("  address      {}", report.output.address());
+    println!("  signal       {}", report.signal);
+    println!("  transaction  {}", signed.transaction.compute_txid());
+    println!("               {} vB, fee {} sat (the coin is made up)", signed.transaction.vsize(), fee.to_sat());
+    match signed.path {
+        SpendPath::KeyPath => println!("  signed by    all {members} members, one MuSig2 signature (key path)"),
+        SpendPath::ScriptPath => {
+            let silent = signed.holdouts.len();
+            let names: Vec<_> = signed.holdouts.iter().map(ToString::to_string).collect();
+            println!(
+                "  signed by    {} of {members} members on the fallback leaf (script path)",
+                signed.signers.len()
+            );
+            println!("  silent       {silent}: {}", names.join(", "));
+        }
+    }
+    println!("  transcript   {} messages, head signed by the service", report.transcript_size);
+    println!("  verified     BIP-340: {}", mark(report.verified.bip340));
+    println!("               Bitcoin Core consensus: {}", mark(report.verified.consensus));
+    println!("               every member's sidecar: {}", mark(report.verified.sidecars));
+    println!("  time         {:.2} s", report.elapsed.as_secs_f64());
+    if let Some(directory) = &args.out {
+        println!("  written      {}/tx.hex, participant-<i>.json", directory.display());
+    }
+}

@@ -1,0 +1,328 @@
+//! A whole cohort in one process: a service and its participants as actors, each participant with a real update, to a
+//! Bitcoin transaction that Bitcoin Core's consensus code accepts.
+//!
+//! Everything is real but the coin, which is made up, and the network, which is memory. [`run`] is the whole story;
+//! [`policy`] is what the operator and the members decide, [`report`] is what came of it.
+
+pub mod policy;
+pub mod report;
+mod silence;
+
+use std::{sync::Arc, time::Duration};
+
+use actix::Actor;
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+use tokio::time::Instant;
+
+pub use self::report::Report;
+use self::{
+    policy::{DemoMember, MadeUpCoin},
+    report::MemberReport,
+    silence::SilentAfterNonces,
+};
+use crate::{
+    actors::{
+        journal::MemoryJournal,
+        notice::{CohortResult, Notices, ParticipantNotice, ServiceNotice},
+        participant::ParticipantSettings,
+        runtime::{Clock, Randomness},
+        service::{OpenCohort, ServiceSettings},
+        supervisor::{StartParticipant, StartService, Supervisor},
+        transport::{Transport, memory::MemoryTransport},
+    },
+    protocol::{
+        beacon::{BeaconRegistry, BeaconType},
+        cohort::{Timing, conditions::Conditions, event::SpendPath, service::Limits},
+        document,
+        hash::sha256,
+        id::CohortId,
+        identity::Identity,
+        key::SecretKey,
+        network::Network,
+        output::{MAX_FALLBACK_KEYS, MemoizedAggregator, RecoverySequence, ScriptTree},
+    },
+};
+
+/// How many notices a demo's reader may fall behind: more than the largest demo makes.
+const NOTICES: usize = 1 << 16;
+
+/// The most participants that a demo takes.
+pub const MAX_PARTICIPANTS: usize = 1000;
+
+/// The network of the demo's DIDs and addresses.
+const NETWORK: Network = Network::Regtest;
+
+/// What to demonstrate.
+#[derive(Clone, Debug)]
+pub struct DemoConfig {
+    /// How many members, 1 to [`MAX_PARTICIPANTS`].
+    pub participants: usize,
+    /// How many of them decline to update.
+    pub decline: usize,
+    /// How updates are aggregated.
+    pub beacon: BeaconType,
+    /// Which path the transaction is to take.
+    pub path: SpendPath,
+    /// Repeat a run: everything that is random follows from this number.
+    pub seed: Option<u64>,
+}
+
+/// Why a demo did not come to a transaction.
+#[derive(Debug, thiserror::Error)]
+pub enum DemoError {
+    /// It cannot work as asked for.
+    #[error("{0}")]
+    Config(String),
+    /// The cohort failed.
+    #[error("the cohort failed with {code}: {reason}")]
+    CohortFailed {
+        /// The reason as a code.
+        code: &'static str,
+        /// The reason in words.
+        reason: String,
+    },
+    /// Something that cannot happen did.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+/// Where a running demo is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The phase, in words.
+    pub phase: &'static str,
+    /// How many members have done their part in it.
+    pub done: usize,
+    /// How many there are.
+    pub of: usize,
+}
+
+impl DemoConfig {
+    /// Checks that the demo can work as asked for.
+    ///
+    /// # Errors
+    /// [`DemoError::Config`], saying what to change.
+    pub fn check(&self) -> Result<(), DemoError> {
+        let refuse = |problem: String| Err(DemoError::Config(problem));
+        if !(1..=MAX_PARTICIPANTS).contains(&self.participants) {
+            return refuse(format!("a demo has 1 to {MAX_PARTICIPANTS} participants, not {}", self.participants));
+        }
+        if self.decline > self.participants {
+            return refuse(format!("{} of {} participants cannot decline", self.decline, self.participants));
+        }
+        if self.path == SpendPath::ScriptPath {
+            if self.participants < 2 {
+                let why = "one member goes silent, and somebody must be left to sign";
+                return refuse(format!("the fallback path takes at least 2 participants: {why}"));
+            }
+            if self.participants > MAX_FALLBACK_KEYS {
+                let why = "Bitcoin's consensus rules allow no more elements on the stack";
+                return refuse(format!("the fallback path takes at most {MAX_FALLBACK_KEYS} participants: {why}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn timing(&self) -> Timing {
+        let members = u32::try_from(self.participants).unwrap_or(u32::MAX);
+        let signing_timeout = match self.path {
+            SpendPath::KeyPath => Duration::from_secs(600),
+            // Long enough that nobody but the silent member misses it, short enough to watch.
+            SpendPath::ScriptPath => Duration::from_secs(1) + Duration::from_millis(25) * members,
+        };
+        Timing { signing_timeout, ..Timing::default() }
+    }
+
+    fn randomness(&self) -> Randomness {
+        match self.seed {
+            Some(seed) => Randomness::Seeded(sha256(&seed.to_be_bytes())),
+            None => Randomness::System,
+        }
+    }
+}
+
+/// Runs a whole cohort. `progress` is told of every step.
+///
+/// # Errors
+/// [`DemoError`] when there is no signed transaction to report on.
+///
+/// # Panics
+/// When called outside of an actix `System`.
+pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Result<Report, DemoError> {
+    config.check()?;
+    let started = Instant::now();
+    let randomness = config.randomness();
+    let service_identity =
+        Identity::from_key(SecretKey::generate(&mut randomness.for_actor("service identity")), NETWORK);
+    let recovery_key = SecretKey::generate(&mut randomness.for_actor("recovery key")).public_key().x_only();
+    let identities = identities(config.participants, randomness)?;
+
+    let aggregator = Arc::new(MemoizedAggregator::default());
+    let beacons = BeaconRegistry::default();
+    let journal = Arc::new(MemoryJournal::new());
+    let clock = Clock::system();
+    let network = MemoryTransport::new();
+    let service_notices = Notices::new(NOTICES);
+    let member_notices = Notices::new(NOTICES);
+    let mut service_steps = service_notices.subscribe();
+    let mut member_steps = member_notices.subscribe();
+
+    let supervisor = Supervisor::default().start();
+    for (index, identity) in identities.iter().enumerate() {
+        let silent = config.path == SpendPath::ScriptPath && index + 1 == config.participants;
+        let transport: Arc<dyn Transport> =
+            if silent { Arc::new(SilentAfterNonces(network.clone())) } else { Arc::new(network.clone()) };
+        let policy =
+            DemoMember::new(identity.clone(), service_identity.did().clone(), index < config.decline, randomness);
+        let settings = ParticipantSettings {
+            identity: identity.clone(),
+            transport,
+            policy: Arc::new(policy),
+            timing: Timing::default(),
+            max_sessions: 4,
+            beacons: beacons.clone(),
+            aggregator: aggregator.clone(),
+            journal: journal.clone(),
+            clock,
+            randomness,
+            notices: member_notices.clone(),
+        };
+        supervisor.send(StartParticipant(settings)).await.map_err(internal)?;
+    }
+    let coin = Arc::new(MadeUpCoin::default());
+    let service = supervisor
+        .send(StartService(ServiceSettings {
+            identity: service_identity,
+            transport: Arc::new(network),
+            policy: coin.clone(),
+            beacons: beacons.clone(),
+            aggregator,
+            journal,
+            clock,
+            randomness,
+            notices: service_notices,
+        }))
+        .await
+        .map_err(internal)?;
+    let members = u32::try_from(config.participants).map_err(internal)?;
+    let script_tree = ScriptTree::FallbackAndRecovery {
+        recovery_key,
+        recovery_sequence: RecoverySequence::try_from(144).map_err(internal)?,
+        fallback_threshold: None,
+    };
+    let mut conditions = Conditions::new(config.beacon.clone(), members, script_tree);
+    conditions.max_participants = Some(members);
+    let open = OpenCohort { conditions, network: NETWORK, timing: config.timing(), limits: Limits::default() };
+    let cohort_id = service.send(open).await.map_err(internal)?.map_err(internal)?;
+
+    let result = follow(config, &mut service_steps, &mut progress).await?;
+    let members = collect(&identities, &mut member_steps).await?;
+    Report::new(config, cohort_id, &coin, &result, members, &beacons, started.elapsed())
+        .ok_or_else(|| DemoError::Internal("the operator was never asked for a transaction".to_owned()))
+}
+
+fn internal(error: impl std::fmt::Display) -> DemoError {
+    DemoError::Internal(error.to_string())
+}
+
+/// KEY DIDs, and one EXTERNAL among three or more.
+fn identities(participants: usize, randomness: Randomness) -> Result<Vec<Identity>, DemoError> {
+    (0..participants)
+        .map(|index| {
+            let key = SecretKey::generate(&mut randomness.for_actor(&format!("participant identity {index}")));
+            if participants >= 3 && index == 1 {
+                let genesis = document::genesis_document(&key.public_key(), NETWORK);
+                Identity::from_genesis(key, genesis, NETWORK).map_err(internal)
+            } else {
+                Ok(Identity::from_key(key, NETWORK))
+            }
+        })
+        .collect()
+}
+
+/// Follows the service to the end of its cohort.
+async fn follow(
+    config: &DemoConfig,
+    steps: &mut Receiver<Arc<ServiceNotice>>,
+    progress: &mut impl FnMut(Progress),
+) -> Result<Arc<CohortResult>, DemoError> {
+    let mut now = Progress { phase: "enrolling", done: 0, of: config.participants };
+    loop {
+        let step = next(steps).await?;
+        let phase = match &*step {
+            ServiceNotice::ParticipantAccepted { .. } => "enrolling",
+            ServiceNotice::UpdateReceived { .. } => "collecting updates",
+            ServiceNotice::ValidationReceived { .. } => "validating",
+            ServiceNotice::NonceReceived { .. } => "collecting nonces",
+            ServiceNotice::PartialSignatureReceived { .. } => "collecting partial signatures",
+            ServiceNotice::FallbackSignatureReceived { .. } => "collecting fallback signatures",
+            ServiceNotice::FallbackStarted { .. } => {
+                now = Progress { phase: "falling back: a member is silent", done: 0, of: config.participants };
+                progress(now);
+                continue;
+            }
+            ServiceNotice::SigningComplete { result, .. } => return Ok(Arc::clone(result)),
+            ServiceNotice::CohortFailed { code, reason, .. } => {
+                return Err(DemoError::CohortFailed { code, reason: reason.clone() });
+            }
+            ServiceNotice::MessageRejected { from, code, detail, .. } => {
+                tracing::warn!(?from, %code, detail, "the service refused a message");
+                continue;
+            }
+            _ => continue,
+        };
+        if now.phase != phase {
+            now = Progress { phase, done: 0, of: config.participants };
+        }
+        now.done += 1;
+        progress(now);
+    }
+}
+
+/// Waits for what every member keeps.
+async fn collect(
+    identities: &[Identity],
+    steps: &mut Receiver<Arc<ParticipantNotice>>,
+) -> Result<Vec<MemberReport>, DemoError> {
+    let mut members: Vec<Option<MemberReport>> = vec![None; identities.len()];
+    let index: std::collections::BTreeMap<_, _> =
+        identities.iter().enumerate().map(|(index, identity)| (identity.did().clone(), index)).collect();
+    let mut missing = identities.len();
+    while missing > 0 {
+        match &*next(steps).await? {
+            ParticipantNotice::CohortComplete { did, record, .. } => {
+                if let Some(&place) = index.get(did)
+                    && members[place].is_none()
+                {
+                    let genesis_document = identities[place].genesis_document().cloned();
+                    members[place] = Some(MemberReport { record: Arc::clone(record), genesis_document });
+                    missing -= 1;
+                }
+            }
+            ParticipantNotice::CohortFailed { did, reason, .. } => {
+                return Err(DemoError::Internal(format!("{did}: {reason}")));
+            }
+            ParticipantNotice::MessageRejected { did, code, detail, .. } => {
+                tracing::warn!(%did, %code, detail, "a participant refused a message");
+            }
+            _ => {}
+        }
+    }
+    Ok(members.into_iter().flatten().collect())
+}
+
+async fn next<N: Clone>(steps: &mut Receiver<Arc<N>>) -> Result<Arc<N>, DemoError> {
+    loop {
+        match steps.recv().await {
+            Ok(step) => return Ok(step),
+            // Only counts are lost; the end of the cohort is the newest notice, and those are kept.
+            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return Err(DemoError::Internal("the actors are gone".to_owned())),
+        }
+    }
+}
+
+/// The name of a cohort as people read it: its first characters.
+pub fn short(cohort_id: &CohortId) -> &str {
+    cohort_id.as_str().get(..8).unwrap_or(cohort_id.as_str())
+}

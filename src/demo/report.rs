@@ -1,0 +1,179 @@
+//! What came of a demo, verified by what the members keep and by what the network enforces.
+
+use std::{fs, io, path::Path, sync::Arc, time::Duration};
+
+use ::bitcoin::{TxOut, consensus::encode::serialize_hex};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{DemoConfig, policy::MadeUpCoin};
+use crate::{
+    actors::notice::CohortResult,
+    bitcoin::verify::{bip340_accepts, consensus_accepts},
+    protocol::{
+        beacon::{BeaconRegistry, BeaconType},
+        cohort::event::SpendPath,
+        hash::SignalBytes,
+        id::CohortId,
+        output::{BeaconOutput, check_beacon_transaction},
+        sidecar::MemberRecord,
+        signing::Signed,
+        update::SignedUpdate,
+    },
+};
+
+/// What one member keeps.
+#[derive(Clone, Debug)]
+pub struct MemberReport {
+    /// Its record of the round.
+    pub record: Arc<MemberRecord>,
+    /// The genesis document of an EXTERNAL DID.
+    pub genesis_document: Option<Arc<Value>>,
+}
+
+/// Which checks a demo passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Verified {
+    /// The signatures are valid by BIP-340.
+    pub bip340: bool,
+    /// Bitcoin Core's consensus code accepts the transaction.
+    pub consensus: bool,
+    /// Every member's sidecar gives the signal that the transaction carries.
+    pub sidecars: bool,
+}
+
+/// What came of a demo.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The cohort.
+    pub cohort_id: CohortId,
+    /// How updates were aggregated.
+    pub beacon_type: BeaconType,
+    /// The cohort's output.
+    pub output: BeaconOutput,
+    /// The coin that was spent.
+    pub prevout: TxOut,
+    /// The signed transaction.
+    pub signed: Arc<Signed>,
+    /// The signal that it carries.
+    pub signal: SignalBytes,
+    /// How many messages the signed transcript holds.
+    pub transcript_size: u64,
+    /// What each member keeps, in the order of their numbers.
+    pub members: Vec<MemberReport>,
+    /// What was checked.
+    pub verified: Verified,
+    /// From start to end.
+    pub elapsed: Duration,
+}
+
+impl Report {
+    pub(super) fn new(
+        config: &DemoConfig,
+        cohort_id: CohortId,
+        coin: &MadeUpCoin,
+        result: &CohortResult,
+        members: Vec<MemberReport>,
+        beacons: &BeaconRegistry,
+        elapsed: Duration,
+    ) -> Option<Self> {
+        let (output, prevout) = coin.spent()?;
+        let signed = Arc::clone(&result.signed);
+        let verified = Verified {
+            bip340: bip340_accepts(&signed, &output, &prevout),
+            consensus: consensus_accepts(&signed.transaction, &prevout),
+            sidecars: members.len() == config.participants
+                && members.iter().all(|member| sidecar_holds(member, &signed, &output, beacons)),
+        };
+        Some(Self {
+            cohort_id,
+            beacon_type: config.beacon.clone(),
+            output,
+            prevout,
+            signed,
+            signal: result.signal,
+            transcript_size: result.transcript.head.size,
+            members,
+            verified,
+            elapsed,
+        })
+    }
+
+    /// Whether everything was verified, and the path is the one that was asked for.
+    pub fn ok(&self, path: SpendPath) -> bool {
+        let Verified { bip340, consensus, sidecars } = self.verified;
+        bip340 && consensus && sidecars && self.signed.path == path
+    }
+
+    /// How many members declined.
+    pub fn declined(&self) -> usize {
+        self.members.iter().filter(|member| !member.record.included()).count()
+    }
+
+    /// The report as one JSON object.
+    pub fn to_json(&self, path: SpendPath) -> Value {
+        let transaction = &self.signed.transaction;
+        json!({
+            "ok": self.ok(path),
+            "cohortId": self.cohort_id,
+            "beaconType": self.beacon_type,
+            "participants": self.members.len(),
+            "declined": self.declined(),
+            "beaconAddress": self.output.address(),
+            "path": self.signed.path,
+            // The fallback path has no one signature; the witness has them all.
+            "signature": self.signed.signature.map(|signature| signature.to_string()).unwrap_or_default(),
+            "txid": transaction.compute_txid().to_string(),
+            "txHex": serialize_hex(transaction),
+            "prevout": {
+                "scriptHex": self.prevout.script_pubkey.to_hex_string(),
+                "value": self.prevout.value.to_sat(),
+            },
+            "signalHex": self.signal,
+            "verified": self.verified,
+            "elapsedMs": u64::try_from(self.elapsed.as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    /// Writes `tx.hex` and one `participant-<i>.json` a member, from 0, into `directory`, which is made if need be.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn write_to(&self, directory: &Path) -> io::Result<()> {
+        fs::create_dir_all(directory)?;
+        fs::write(directory.join("tx.hex"), serialize_hex(&self.signed.transaction) + "\n")?;
+        for (index, member) in self.members.iter().enumerate() {
+            let genesis_document = member.genesis_document.as_deref();
+            let mut file = json!({ "did": member.record.did });
+            if let Some(document) = genesis_document {
+                file["genesisDocument"] = document.clone();
+            }
+            file["included"] = json!(member.record.included());
+            file["sidecar"] = member.record.sidecar(genesis_document);
+            let text = serde_json::to_string_pretty(&file)? + "\n";
+            fs::write(directory.join(format!("participant-{index}.json")), text)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a member's record, on its own, proves its slot in the signal that the transaction announces.
+fn sidecar_holds(
+    MemberReport { record, .. }: &MemberReport,
+    signed: &Signed,
+    output: &BeaconOutput,
+    beacons: &BeaconRegistry,
+) -> bool {
+    let slot = record.update.as_ref().map(SignedUpdate::hash);
+    let signal = beacons
+        .get(&record.conditions.beacon_type)
+        .and_then(|beacon| beacon.verify(&record.did, slot, &record.data).ok());
+    let mut unsigned = signed.transaction.clone();
+    for input in &mut unsigned.input {
+        input.witness.clear();
+    }
+    signal.is_some_and(|signal| {
+        record.output == *output
+            && check_beacon_transaction(&unsigned, &record.output, output.script_pubkey(), &signal).is_ok()
+    })
+}

@@ -1,0 +1,44 @@
+//! The member that goes silent after the nonces: its connection carries no signature of any kind.
+
+use actix::{Actor, Context, Handler, Recipient};
+use async_trait::async_trait;
+
+use crate::{
+    actors::transport::{ConnectError, Delivery, Disconnected, Outbound, Transport},
+    protocol::{identity::Identity, message::Body},
+};
+
+/// A transport on which signatures get lost.
+pub(super) struct SilentAfterNonces<T>(pub(super) T);
+
+#[async_trait]
+impl<T: Transport> Transport for SilentAfterNonces<T> {
+    async fn connect(
+        &self,
+        identity: &Identity,
+        inbox: Recipient<Delivery>,
+        keeper: Recipient<Disconnected>,
+        connection: u64,
+    ) -> Result<Recipient<Outbound>, ConnectError> {
+        let onward = self.0.connect(identity, inbox, keeper, connection).await?;
+        Ok(Silence { onward }.start().recipient())
+    }
+}
+
+struct Silence {
+    onward: Recipient<Outbound>,
+}
+
+impl Actor for Silence {
+    type Context = Context<Self>;
+}
+
+impl Handler<Outbound> for Silence {
+    type Result = ();
+
+    fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
+        if !matches!(*outbound.body, Body::SignatureAuthorization(_) | Body::FallbackSignature(_)) {
+            self.onward.do_send(outbound);
+        }
+    }
+}

@@ -369,17 +369,20 @@ impl Machine for ParticipantCohort {
             }
             (
                 ParticipantEvent::SigningApproved { .. } | ParticipantEvent::FallbackRequested { .. },
-                Phase::Signing { round, request, stage: Stage::Approved(path), .. },
-            ) => vec![match path {
-                SpendPath::KeyPath => ParticipantEffect::OpenNonce {
+                Phase::Signing { round, request, stage, .. },
+            ) => match stage {
+                Stage::Approved(SpendPath::KeyPath) => vec![ParticipantEffect::OpenNonce {
                     session_id: request.session_id.clone(),
                     output: round.output.clone(),
-                },
-                SpendPath::ScriptPath => match request.fallback_sighash(&round.output) {
-                    Some(sighash) => ParticipantEffect::SignFallback { sighash },
-                    None => return Vec::new(),
-                },
-            }],
+                }],
+                // Also after a partial signature: it was for the same transaction.
+                Stage::Approved(SpendPath::ScriptPath) | Stage::FallbackAfterPartial => request
+                    .fallback_sighash(&round.output)
+                    .map(|sighash| ParticipantEffect::SignFallback { sighash })
+                    .into_iter()
+                    .collect(),
+                _ => Vec::new(),
+            },
             (ParticipantEvent::NonceSent { nonce, .. }, Phase::Signing { request, .. }) => {
                 self.send(NonceContribution {
                     cohort_id,

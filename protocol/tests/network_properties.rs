@@ -127,7 +127,8 @@ fn k_responsive_members_complete_by_fallback_when_others_fall_silent_while_signi
         let villain = dice.below(n as u64) as usize;
         let slot = if dice.below(2) == 0 { Slot::Nonce } else { Slot::PartialSignature };
         let role = setup.roles[villain].clone();
-        setup.roles[villain] = if n == 1 || dice.below(2) == 0 { role.without(slot) } else { role.silent_from(slot) };
+        setup.roles[villain] =
+            if n == 1 || dice.below(2) == 0 { role.without(slot) } else { role.silent_from(slot) };
         setup.faults = dice.reordering();
         let mut simulation = Simulation::new(seed, setup);
         simulation.run();

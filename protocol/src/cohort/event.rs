@@ -355,6 +355,23 @@ pub enum ParticipantEvent {
     },
 }
 
+impl ParticipantEvent {
+    /// Whether it belongs to the signing of the transaction, which has deadlines of its own and no TTL.
+    pub(super) const fn concerns_signing(&self) -> bool {
+        matches!(
+            self,
+            Self::SigningRequested { .. }
+                | Self::SigningApproved { .. }
+                | Self::NonceSent { .. }
+                | Self::AggregatedNonceReceived { .. }
+                | Self::NonceLost { .. }
+                | Self::PartialSignatureSent { .. }
+                | Self::FallbackRequested { .. }
+                | Self::FallbackSignatureSent { .. }
+        )
+    }
+}
+
 /// Which path of the beacon output a signature is for (BIP-341).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

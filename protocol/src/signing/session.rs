@@ -318,7 +318,7 @@ impl SigningSession {
         // Zero is a number but no honest member's signature; without this check it would only be found at the end.
         if PartialSignature::from_slice(&signature.0).is_err() || signature.0 == [0; 32] {
             let detail = "partialSignature is not a number in 1..n".to_owned();
-            return Ok(self.on_culprits(now, vec![(from.clone(), detail)], partials));
+            return Ok(self.on_culprits(now, vec![(from.clone(), detail)]));
         }
         let received =
             SessionEvent::PartialSignatureReceived { did: from.clone(), signature, digest: message.digest() };
@@ -334,7 +334,7 @@ impl SigningSession {
                 let detail = "partialSignature does not verify against the member's key and nonce";
                 let guilty = blame::culprits(&self.task, nonces, aggregated, &all);
                 let guilty = guilty.into_iter().map(|did| (did, detail.to_owned())).collect();
-                events.extend(self.on_culprits(now, guilty, &all));
+                events.extend(self.on_culprits(now, guilty));
             }
         }
         Ok(events)
@@ -379,17 +379,8 @@ impl SigningSession {
         ]
     }
 
-    fn on_culprits(
-        &self,
-        now: Timestamp,
-        guilty: Vec<(Did, String)>,
-        partials: &BTreeMap<Did, Bytes<32>>,
-    ) -> Vec<SessionEvent> {
-        let holdouts = self.task.members.keys();
-        let holdouts = holdouts
-            .filter(|did| !partials.contains_key(did) && !guilty.iter().any(|(culprit, _)| culprit == *did))
-            .cloned()
-            .collect();
+    /// Nobody is a holdout here: whoever has not signed yet still had the time to.
+    fn on_culprits(&self, now: Timestamp, guilty: Vec<(Did, String)>) -> Vec<SessionEvent> {
         let mut events: Vec<_> = guilty
             .into_iter()
             .map(|(did, detail)| {
@@ -397,7 +388,7 @@ impl SigningSession {
                 SessionEvent::FaultRecorded { fault: Fault { did, code, slot, detail } }
             })
             .collect();
-        events.push(self.leave_key_path(now, "a partial signature is invalid".to_owned(), holdouts));
+        events.push(self.leave_key_path(now, "a partial signature is invalid".to_owned(), Vec::new()));
         events
     }
 

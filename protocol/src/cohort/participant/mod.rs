@@ -181,6 +181,11 @@ pub enum ParticipantEffect {
     },
 }
 
+/// How many phases' time a participant waits for the service. The service waits a whole phase for other members before it
+/// moves on, between the verdicts and the transaction even two, and then its message has to travel: a member that gave up
+/// after one phase could not serve the fallback that its own service asks for at that very time.
+const PATIENCE: u32 = 3;
+
 /// A participant in one cohort.
 #[derive(Clone)]
 pub struct ParticipantCohort {
@@ -337,8 +342,14 @@ impl Machine for ParticipantCohort {
             self.started = *at;
         }
         let timing = self.config.timing;
-        let started = self.started;
-        self.phase.apply(event, |at| (at + timing.phase_timeout).min(started + timing.cohort_ttl));
+        let patience = timing.phase_timeout * PATIENCE;
+        // The TTL ends with the start of signing; the last message before that has its time to travel.
+        let end = if event.concerns_signing() {
+            Timestamp::NEVER
+        } else {
+            self.started + timing.cohort_ttl + timing.phase_timeout
+        };
+        self.phase.apply(event, |at| (at + patience).min(end));
     }
 
     fn effects(&self, event: &ParticipantEvent) -> Vec<ParticipantEffect> {
@@ -369,17 +380,20 @@ impl Machine for ParticipantCohort {
             }
             (
                 ParticipantEvent::SigningApproved { .. } | ParticipantEvent::FallbackRequested { .. },
-                Phase::Signing { round, request, stage: Stage::Approved(path), .. },
-            ) => vec![match path {
-                SpendPath::KeyPath => ParticipantEffect::OpenNonce {
+                Phase::Signing { round, request, stage, .. },
+            ) => match stage {
+                Stage::Approved(SpendPath::KeyPath) => vec![ParticipantEffect::OpenNonce {
                     session_id: request.session_id.clone(),
                     output: round.output.clone(),
-                },
-                SpendPath::ScriptPath => match request.fallback_sighash(&round.output) {
-                    Some(sighash) => ParticipantEffect::SignFallback { sighash },
-                    None => return Vec::new(),
-                },
-            }],
+                }],
+                // Also after a partial signature: it was for the same transaction.
+                Stage::Approved(SpendPath::ScriptPath) | Stage::FallbackAfterPartial => request
+                    .fallback_sighash(&round.output)
+                    .map(|sighash| ParticipantEffect::SignFallback { sighash })
+                    .into_iter()
+                    .collect(),
+                _ => Vec::new(),
+            },
             (ParticipantEvent::NonceSent { nonce, .. }, Phase::Signing { request, .. }) => {
                 self.send(NonceContribution {
                     cohort_id,

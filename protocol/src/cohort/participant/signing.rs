@@ -1,6 +1,7 @@
 //! Signing: the transaction is checked before anything else, the secret nonce is used once, the fallback is served.
 
 use bitcoin::{Amount, Script, Transaction};
+use musig2::AggNonce;
 
 use super::{
     ParticipantCohort,
@@ -80,6 +81,10 @@ impl ParticipantCohort {
             return Err(Reject::new(RejectCode::WrongCohort, from, "the message is about another signing session"));
         }
         match stage {
+            // The secret nonce is used up by an attempt to sign, so garbage must not get that far.
+            Stage::NonceSent(_) if AggNonce::from_bytes(&body.aggregated_nonce.0).is_err() => {
+                Err(Reject::new(RejectCode::InvalidNonce, from, "aggregatedNonce is not two points or infinity"))
+            }
             Stage::NonceSent(_) => {
                 Ok(vec![ParticipantEvent::AggregatedNonceReceived { at: now, nonce: body.aggregated_nonce }])
             }

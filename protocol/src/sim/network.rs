@@ -1,0 +1,79 @@
+//! What lies between the peers: texts on their way, and what happens to them there.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use rand_chacha::ChaCha8Rng;
+use rand_core::RngCore;
+
+use crate::{did::Did, time::Timestamp};
+
+/// What the network does to texts on their way.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Faults {
+    /// Of a thousand texts, how many are lost.
+    pub drop_per_mille: u32,
+    /// Of a thousand texts, how many arrive twice, each copy in its own time.
+    pub repeat_per_mille: u32,
+    /// The shortest time on the way.
+    pub min_delay: Duration,
+    /// The longest time on the way. Texts overtake each other when it is not the shortest.
+    pub max_delay: Duration,
+}
+
+impl Default for Faults {
+    /// Every text arrives once, in order, after 10 ms.
+    fn default() -> Self {
+        let delay = Duration::from_millis(10);
+        Self { drop_per_mille: 0, repeat_per_mille: 0, min_delay: delay, max_delay: delay }
+    }
+}
+
+/// A text on its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Packet {
+    /// Who really sent it: what a transport would have authenticated.
+    pub(super) sender: Did,
+    pub(super) recipient: Did,
+    pub(super) text: String,
+}
+
+/// The texts on their way, by arrival; those of one instant in the order in which they were sent.
+#[derive(Debug, Default)]
+pub(super) struct Network {
+    under_way: BTreeMap<(Timestamp, u64), Packet>,
+    sent: u64,
+}
+
+impl Network {
+    pub(super) fn send(&mut self, now: Timestamp, packet: Packet, faults: &Faults, rng: &mut ChaCha8Rng) {
+        if chance(faults.drop_per_mille, rng) {
+            return;
+        }
+        if chance(faults.repeat_per_mille, rng) {
+            self.put(now + delay(faults, rng), packet.clone());
+        }
+        self.put(now + delay(faults, rng), packet);
+    }
+
+    fn put(&mut self, arrival: Timestamp, packet: Packet) {
+        self.sent += 1;
+        self.under_way.insert((arrival, self.sent), packet);
+    }
+
+    pub(super) fn next_arrival(&self) -> Option<Timestamp> {
+        self.under_way.first_key_value().map(|((arrival, _), _)| *arrival)
+    }
+
+    pub(super) fn take_next(&mut self) -> Option<Packet> {
+        self.under_way.pop_first().map(|(_, packet)| packet)
+    }
+}
+
+fn chance(per_mille: u32, rng: &mut ChaCha8Rng) -> bool {
+    rng.next_u64() % 1000 < u64::from(per_mille)
+}
+
+fn delay(faults: &Faults, rng: &mut ChaCha8Rng) -> Duration {
+    let span = faults.max_delay.saturating_sub(faults.min_delay).as_millis() as u64;
+    faults.min_delay + Duration::from_millis(rng.next_u64() % (span + 1))
+}

@@ -90,9 +90,10 @@ fn the_digest_depends_on_every_part_but_not_on_spelling() {
     let vectors = common::vectors("messages");
     let original = recorded("validation_ack");
     let digest = decode(&original).unwrap().digest();
-    let spelled = text(&list(&vectors["messages"]).iter().find(|e| e["name"] == "validation_ack").unwrap()["httpText"])
-        .replace("{\"cohortId\"", "{ \"cohortId\"")
-        .replace("\"approved\":true", "\"approved\" : true");
+    let spelled =
+        text(&list(&vectors["messages"]).iter().find(|e| e["name"] == "validation_ack").unwrap()["httpText"])
+            .replace("{\"cohortId\"", "{ \"cohortId\"")
+            .replace("\"approved\":true", "\"approved\" : true");
     assert_eq!(Message::from_json(&spelled).unwrap().digest(), digest);
 
     let mut changed = Vec::new();

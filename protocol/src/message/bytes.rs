@@ -8,6 +8,7 @@ use serde::{
     de::{self, MapAccess, Visitor},
     ser::SerializeMap,
 };
+use serde_json::Value;
 
 const SENTINEL: &str = "__bytes";
 
@@ -65,6 +66,16 @@ pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
+}
+
+/// As [`present`], for fields that hold JSON of any kind but `null`.
+pub(super) fn present_json<'de, D: Deserializer<'de>, T: From<Value>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::Null => Err(de::Error::custom("absent or a value expected, not null")),
+        value => Ok(Some(value.into())),
+    }
 }
 
 /// A whole number however it is written (`2`, `2.0`), at least 1.

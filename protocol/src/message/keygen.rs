@@ -7,7 +7,7 @@ use serde_json::{Number, Value};
 
 use super::{
     Bytes, DecodeError,
-    bytes::{positive, present, some_non_negative, some_positive},
+    bytes::{positive, present, present_json, some_non_negative, some_positive},
 };
 use crate::{beacon::BeaconType, id::CohortId, network::Network};
 
@@ -138,7 +138,7 @@ pub struct CohortOptIn {
     /// The key its DID proves, 33 bytes compressed.
     pub communication_pk: Bytes<33>,
     /// The genesis document, from EXTERNAL senders.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present_json")]
     pub genesis_document: Option<Arc<Value>>,
 }
 

@@ -215,21 +215,28 @@ pub struct Message {
 struct Header<'a> {
     #[serde(rename = "type")]
     kind: String,
+    #[serde(default)]
     version: Value,
     from: Did,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bytes::present")]
     to: Option<Did>,
     #[serde(borrow)]
     body: &'a RawValue,
 }
 
 /// Keys of the body that the other implementation, which flattens it over the message, would take for the message's own.
+/// It would take a null too.
 #[derive(Deserialize)]
 struct Reserved {
-    #[serde(default, rename = "type")]
+    #[serde(default, rename = "type", deserialize_with = "bytes::present")]
     kind: Option<serde::de::IgnoredAny>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bytes::present")]
     from: Option<serde::de::IgnoredAny>,
+}
+
+/// Serde reads a struct from a list of its fields too; the format knows objects only.
+fn check_object(field: &str, json: &str) -> Result<(), DecodeError> {
+    if json.trim_start().starts_with('{') { Ok(()) } else { Err(DecodeError::field(field, "an object expected")) }
 }
 
 impl Message {
@@ -260,6 +267,7 @@ impl Message {
     /// # Errors
     /// [`DecodeError`], naming the field that is wrong.
     pub fn from_json(text: &str) -> Result<Self, DecodeError> {
+        check_object("message", text)?;
         let mut deserializer = serde_json::Deserializer::from_str(text);
         let header: Header<'_> = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
             let path = error.path().to_string();
@@ -272,6 +280,7 @@ impl Message {
         let Some(short_type) = header.kind.strip_prefix(TYPE_PREFIX) else {
             return Err(DecodeError::UnknownType(header.kind));
         };
+        check_object("body", header.body.get())?;
         let reserved: Reserved =
             serde_json::from_str(header.body.get()).map_err(|error| DecodeError::field("body", error))?;
         if reserved.kind.is_some() || reserved.from.is_some() {

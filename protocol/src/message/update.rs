@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::bytes::present;
+use super::bytes::{present, present_json};
 use crate::{
     beacon::{BeaconData, BeaconType, CasAnnouncement, SmtProof},
     hash::SignalBytes,
@@ -47,7 +47,7 @@ pub struct DistributeAggregatedData {
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub smt_proof: Option<SmtProof>,
     /// Our extension: the data of a beacon type that the host registered.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present_json")]
     pub beacon_data: Option<Value>,
 }
 

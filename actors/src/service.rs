@@ -113,6 +113,8 @@ pub struct AggregationService {
     shared: Arc<ServiceShared>,
     outbound: Recipient<Outbound>,
     cohorts: BTreeMap<CohortId, Addr<CohortActor>>,
+    /// How many cohorts were opened, ended ones included.
+    opened: u64,
     _guard: EndGuard,
 }
 
@@ -126,7 +128,7 @@ impl AggregationService {
             randomness: settings.randomness,
             notices: settings.notices.clone(),
         });
-        Self { settings, shared, outbound, cohorts: BTreeMap::new(), _guard: guard }
+        Self { settings, shared, outbound, cohorts: BTreeMap::new(), opened: 0, _guard: guard }
     }
 
     fn reject(&self, cohort_id: Option<&CohortId>, reject: &Reject) {
@@ -147,11 +149,10 @@ impl Handler<OpenCohort> for AggregationService {
 
     fn handle(&mut self, open: OpenCohort, ctx: &mut Self::Context) -> Self::Result {
         // One generator a cohort: were it one for all, a repeated run would depend on the order of the requests only.
-        let mut rng = self.shared.randomness.for_actor(&format!("cohort number {}", self.cohorts.len()));
-        let mut cohort_id = CohortId::generate(&mut rng);
-        while self.cohorts.contains_key(&cohort_id) {
-            cohort_id = CohortId::generate(&mut rng);
-        }
+        // By a number that is never given twice: under a seed, the number of an ended cohort would be its identifier again.
+        let mut rng = self.shared.randomness.for_actor(&format!("cohort number {}", self.opened));
+        self.opened += 1;
+        let cohort_id = CohortId::generate(&mut rng);
         let config = ServiceConfig {
             service: self.settings.identity.did().clone(),
             service_key: self.settings.identity.public_key(),

@@ -11,6 +11,7 @@ use btcr2_aggregation_protocol::{
     beacon::BeaconRegistry,
     cohort::{
         Timing,
+        event::SessionEnd,
         participant::{Advert, ParticipantCohort, ParticipantConfig},
     },
     did::Did,
@@ -241,6 +242,13 @@ impl Handler<SessionGone> for ParticipantActor {
         self.sessions.remove(&cohort);
         if let Some(reason) = end.failure() {
             tracing::error!(cohort_id = %cohort.1, reason, "a participant's session ended before its cohort");
+            let end = SessionEnd::Internal { reason: reason.to_owned() };
+            self.shared.notices.publish(ParticipantNotice::CohortFailed {
+                did: self.shared.identity.did().clone(),
+                cohort_id: cohort.1.clone(),
+                reason: end.to_string(),
+                end,
+            });
         }
         self.remember(cohort);
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
+    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
     WrapFuture,
 };
 use btcr2_aggregation_protocol::{
@@ -23,7 +23,7 @@ use crate::{
     notice::{CohortResult, ServiceNotice},
     policy::{CohortView, PolicyError, TransactionRequest},
     service::ServiceShared,
-    signing::{SessionMessage, SigningEnded, SigningSessionActor},
+    signing::{Session, SessionMessage, SigningEnded, SigningSessionActor},
     supervisor::{End, EndGuard},
     transport::Outbound,
 };
@@ -55,7 +55,7 @@ pub(crate) struct CohortActor {
     engine: Engine<ServiceCohort>,
     shared: Arc<ServiceShared>,
     outbound: Recipient<Outbound>,
-    session: Option<Addr<SigningSessionActor>>,
+    session: Option<Session>,
     transcript: Transcript,
     guard: EndGuard,
 }
@@ -291,7 +291,7 @@ impl Driven for CohortActor {
                 let guard = EndGuard::new(move |end| gone.do_send(SessionGone(end)));
                 let cohort = ctx.address().recipient();
                 let session = SigningSessionActor::new(task, &self.shared, self.outbound.clone(), cohort, guard);
-                self.session = Some(session.start());
+                self.session = Some(Session::start(session));
             }
         }
     }

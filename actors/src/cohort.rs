@@ -302,6 +302,7 @@ impl Driven for CohortActor {
 
     fn journal_failed(&mut self, error: JournalError, ctx: &mut Context<Self>) {
         tracing::error!(%error, "a cohort cannot go on");
+        self.guard.journal_failed();
         ctx.stop();
     }
 

@@ -228,6 +228,7 @@ impl Driven for ParticipantSessionActor {
 
     fn journal_failed(&mut self, error: JournalError, ctx: &mut Context<Self>) {
         tracing::error!(%error, "a participant's session cannot go on");
+        self.guard.journal_failed();
         ctx.stop();
     }
 

@@ -177,6 +177,7 @@ impl Driven for SigningSessionActor {
 
     fn journal_failed(&mut self, error: JournalError, ctx: &mut Context<Self>) {
         tracing::error!(%error, "a signing session cannot go on");
+        self.guard.journal_failed();
         ctx.stop();
     }
 

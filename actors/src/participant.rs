@@ -220,7 +220,11 @@ impl Handler<Delivery> for ParticipantActor {
     fn handle(&mut self, delivery: Delivery, ctx: &mut Self::Context) {
         match delivery {
             Delivery::Message(message) => self.on_message(message, ctx),
-            Delivery::Undecodable { from, error } => self.reject(None, &undecodable(&from, &error)),
+            Delivery::Undecodable { from, error } => {
+                if let Some(reject) = undecodable(&from, &error) {
+                    self.reject(None, &reject);
+                }
+            }
         }
     }
 }

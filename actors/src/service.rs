@@ -179,7 +179,12 @@ impl Handler<Delivery> for AggregationService {
     fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
         let message = match delivery {
             Delivery::Message(message) => message,
-            Delivery::Undecodable { from, error } => return self.reject(None, &undecodable(&from, &error)),
+            Delivery::Undecodable { from, error } => {
+                if let Some(reject) = undecodable(&from, &error) {
+                    self.reject(None, &reject);
+                }
+                return;
+            }
         };
         let cohort_id = message.body.cohort_id().clone();
         let Some(cohort) = self.cohorts.get(&cohort_id) else {
@@ -193,13 +198,14 @@ impl Handler<Delivery> for AggregationService {
     }
 }
 
-/// The refusal of something that is no message.
-pub(crate) fn undecodable(from: &btcr2_aggregation_protocol::did::Did, error: &DecodeError) -> Reject {
+/// The refusal of something that is no message. Types of later versions are passed over, as version 1 says.
+pub(crate) fn undecodable(from: &btcr2_aggregation_protocol::did::Did, error: &DecodeError) -> Option<Reject> {
     let code = match error {
+        DecodeError::UnknownType(_) => return None,
         DecodeError::Version(_) => RejectCode::WrongVersion,
-        DecodeError::UnknownType(_) | DecodeError::Field { .. } => RejectCode::Malformed,
+        DecodeError::Field { .. } => RejectCode::Malformed,
     };
-    Reject::new(code, from, error)
+    Some(Reject::new(code, from, error))
 }
 
 impl Handler<FinalizeCohort> for AggregationService {

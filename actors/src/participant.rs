@@ -1,10 +1,7 @@
 //! A participant: one identity, and a [`ParticipantSessionActor`](crate::participant_session) for each cohort that it is
 //! asked to join.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient};
 use btcr2_aggregation_protocol::{
@@ -27,6 +24,7 @@ use crate::{
     notice::{Notices, ParticipantNotice},
     participant_session::{Leave, ParticipantSessionActor, SessionMessage},
     policy::ParticipantPolicy,
+    remembered::Remembered,
     runtime::{Clock, Randomness},
     service::undecodable,
     supervisor::{End, EndGuard},
@@ -104,8 +102,7 @@ pub struct ParticipantActor {
     max_sessions: usize,
     outbound: Recipient<Outbound>,
     sessions: BTreeMap<CohortKey, Addr<ParticipantSessionActor>>,
-    ended: BTreeSet<CohortKey>,
-    ended_order: VecDeque<CohortKey>,
+    ended: Remembered<CohortKey>,
     _guard: EndGuard,
 }
 
@@ -135,8 +132,7 @@ impl ParticipantActor {
             max_sessions: settings.max_sessions,
             outbound,
             sessions: BTreeMap::new(),
-            ended: BTreeSet::new(),
-            ended_order: VecDeque::new(),
+            ended: Remembered::new(REMEMBERED),
             _guard: guard,
         }
     }
@@ -193,17 +189,6 @@ impl ParticipantActor {
         };
         self.reject(Some(&cohort_id), &reject);
     }
-
-    fn remember(&mut self, cohort: CohortKey) {
-        if self.ended.insert(cohort.clone()) {
-            self.ended_order.push_back(cohort);
-        }
-        if self.ended_order.len() > REMEMBERED
-            && let Some(oldest) = self.ended_order.pop_front()
-        {
-            self.ended.remove(&oldest);
-        }
-    }
 }
 
 impl Actor for ParticipantActor {
@@ -254,6 +239,6 @@ impl Handler<SessionGone> for ParticipantActor {
                 end,
             });
         }
-        self.remember(cohort);
+        self.ended.insert(cohort);
     }
 }

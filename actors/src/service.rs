@@ -15,7 +15,7 @@ use btcr2_aggregation_protocol::{
     error::{Reject, RejectCode},
     id::CohortId,
     identity::Identity,
-    message::DecodeError,
+    message::{Body, DecodeError},
     network::Network,
     output::KeyAggregator,
 };
@@ -25,6 +25,7 @@ use crate::{
     journal::Journal,
     notice::{Notices, ServiceNotice},
     policy::ServicePolicy,
+    remembered::Remembered,
     runtime::{Clock, Randomness},
     supervisor::{End, EndGuard},
     transport::{Delivery, Outbound, Transport},
@@ -32,6 +33,9 @@ use crate::{
 
 /// How many messages may wait for the service. A sender beyond that waits itself, at its transport.
 const MAILBOX: usize = 8192;
+
+/// How many ended cohorts are remembered, so that what their members said too late is not held against them.
+const REMEMBERED: usize = 1024;
 
 /// What an Aggregation Service consists of.
 #[derive(Clone)]
@@ -115,6 +119,7 @@ pub struct AggregationService {
     cohorts: BTreeMap<CohortId, Addr<CohortActor>>,
     /// How many cohorts were opened, ended ones included.
     opened: u64,
+    ended: Remembered<CohortId>,
     _guard: EndGuard,
 }
 
@@ -128,7 +133,8 @@ impl AggregationService {
             randomness: settings.randomness,
             notices: settings.notices.clone(),
         });
-        Self { settings, shared, outbound, cohorts: BTreeMap::new(), opened: 0, _guard: guard }
+        let ended = Remembered::new(REMEMBERED);
+        Self { settings, shared, outbound, cohorts: BTreeMap::new(), opened: 0, ended, _guard: guard }
     }
 
     fn reject(&self, cohort_id: Option<&CohortId>, reject: &Reject) {
@@ -188,6 +194,10 @@ impl Handler<Delivery> for AggregationService {
         };
         let cohort_id = message.body.cohort_id().clone();
         let Some(cohort) = self.cohorts.get(&cohort_id) else {
+            if self.ended.contains(&cohort_id) || matches!(&*message.body, Body::CohortAdvert(_)) {
+                // Late messages of a cohort that is over, and another service's adverts, are nobody's fault.
+                return;
+            }
             let detail = "no such cohort is running here";
             return self.reject(Some(&cohort_id), &Reject::new(RejectCode::WrongCohort, &message.from, detail));
         };
@@ -241,6 +251,7 @@ impl Handler<CohortGone> for AggregationService {
 
     fn handle(&mut self, CohortGone { cohort_id, end }: CohortGone, _: &mut Self::Context) {
         self.cohorts.remove(&cohort_id);
+        self.ended.insert(cohort_id.clone());
         if let Some(reason) = end.failure() {
             tracing::error!(%cohort_id, reason, "a cohort's actor ended before its cohort");
             let failure =

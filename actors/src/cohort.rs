@@ -129,7 +129,7 @@ impl Handler<CohortMessage> for CohortActor {
         );
         match &self.session {
             Some(session) if for_session => {
-                if let Err(error) = session.try_send(SessionMessage(message)) {
+                if let Err(error) = session.address().try_send(SessionMessage(message)) {
                     tracing::warn!(cohort_id = %self.cohort_id(), %error, "a message for the signing session is lost");
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use actix::{Actor, ActorContext, Addr, Context, Handler, Message as ActixMessage, Recipient, dev::SendError};
+use actix::{Actor, ActorContext, Addr, Context, Handler, Message as ActixMessage, Recipient};
 use btcr2_aggregation_protocol::{
     cohort::event::SpendPath,
     error::Reject,
@@ -45,8 +45,8 @@ impl Session {
         Self(actor.start())
     }
 
-    pub(crate) fn try_send(&self, message: SessionMessage) -> Result<(), SendError<SessionMessage>> {
-        self.0.try_send(message)
+    pub(crate) fn address(&self) -> &Addr<SigningSessionActor> {
+        &self.0
     }
 }
 

@@ -75,7 +75,8 @@ fn assert_whole_round(beacon_type: BeaconType) {
         assert_eq!(round.result.transcript.head.size, 1 + 3 * 10);
 
         let names = service.ear.names(&round.cohort_id);
-        let every = ["cohort-advertised", "keygen-complete", "data-distributed", "signing-started", "signing-complete"];
+        let every =
+            ["cohort-advertised", "keygen-complete", "data-distributed", "signing-started", "signing-complete"];
         let each = [
             "opt-in-received",
             "participant-accepted",
@@ -175,9 +176,7 @@ fn a_member_without_signatures_leads_to_the_fallback_that_names_it() {
         let mut service = world.service("service", Operator).await;
         let mut members = world.updaters(3).await;
         let silent = identity("silent");
-        world
-            .participant_on(&silent, Updater(silent.clone()), Tap::losing(&world.network, no_signatures))
-            .await;
+        world.participant_on(&silent, Updater(silent.clone()), Tap::losing(&world.network, no_signatures)).await;
         members.push(silent.clone());
         let open = cohort(4);
 

@@ -13,9 +13,7 @@ use btcr2_aggregation_actors::{
     journal::{Journal, MemoryJournal},
     notice::{CohortResult, Notices, ParticipantNotice, ServiceNotice},
     participant::{ParticipantActor, ParticipantSettings},
-    policy::{
-        FundedTransaction, ParticipantPolicy, PolicyError, ServicePolicy, TransactionRequest, UpdateRequest,
-    },
+    policy::{FundedTransaction, ParticipantPolicy, PolicyError, ServicePolicy, TransactionRequest, UpdateRequest},
     runtime::{Clock, Randomness},
     service::{AggregationService, OpenCohort, ServiceSettings},
     supervisor::{StartParticipant, StartService, Supervisor},

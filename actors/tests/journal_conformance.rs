@@ -1,4 +1,5 @@
 //! What every journal must do, whatever it is made of.
+#![allow(clippy::unwrap_used, reason = "the suite is made of functions that are tests in all but the attribute")]
 
 use std::sync::Arc;
 

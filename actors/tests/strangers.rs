@@ -32,7 +32,7 @@ fn said(from: &Did, to: &Did, body: impl Into<Body>) -> String {
 }
 
 fn other_cohort() -> CohortId {
-    CohortId::parse("another-cohort").unwrap()
+    CohortId::parse("another-cohort").expect("visible ASCII")
 }
 
 #[test]

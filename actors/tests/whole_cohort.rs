@@ -106,11 +106,22 @@ fn assert_whole_round(beacon_type: BeaconType) {
             ],
         );
 
+        for (member, expected) in members.iter().zip([true, true, false]) {
+            let told = service.ear.wait_for(|notice| match notice {
+                ServiceNotice::UpdateReceived { participant, included, .. } if participant == member.did() => {
+                    Some(*included)
+                }
+                _ => None,
+            });
+            assert_eq!(told.await, expected);
+        }
+
         for (member, submitted) in members.iter().zip(["update-submitted", "update-submitted", "update-declined"]) {
             let heard = world.members.heard().to_vec();
-            let own = heard.iter().map(|notice| serde_json::to_value(&**notice).unwrap());
+            let own = heard.iter().map(|notice| serde_json::to_value(&**notice).expect("notices serialize"));
             let own = own.filter(|notice| notice["did"] == member.did().as_str());
-            let names: Vec<String> = own.map(|notice| notice["event"].as_str().unwrap().to_owned()).collect();
+            let names: Vec<String> =
+                own.map(|notice| notice["event"].as_str().expect("an event").to_owned()).collect();
             let expected = [
                 "cohort-discovered",
                 "cohort-joined",
@@ -128,7 +139,7 @@ fn assert_whole_round(beacon_type: BeaconType) {
         pass(UNTIL_MEMBERS_ARE_DONE).await;
         let Round { cohort_id, result, records } = &round;
         assert_replays(&world, &service, &open, cohort_id, result, &members, records).await;
-        assert!(service.address.send(LiveCohorts).await.unwrap().is_empty());
+        assert!(service.address.send(LiveCohorts).await.expect("the service runs").is_empty());
     });
 }
 
@@ -202,6 +213,8 @@ fn a_member_without_signatures_leads_to_the_fallback_that_names_it() {
         assert!(round.result.transcript.verify(context, &service.identity.public_key().x_only()));
 
         pass(UNTIL_MEMBERS_ARE_DONE).await;
+        // Three of them signed twice, the transaction of the one round that they keep.
+        assert_eq!(world.members.count("cohort-complete"), 4);
         let Round { cohort_id, result, records } = &round;
         assert_replays(&world, &service, &open, cohort_id, result, &members, records).await;
     });

@@ -1,6 +1,9 @@
 //! What the tests of simulated cohorts share.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
+#[path = "../bitcoin_support/mod.rs"]
+mod bitcoin_support;
+
 use std::{collections::BTreeSet, fmt::Debug, time::Duration};
 
 use btcr2_aggregation_protocol::{
@@ -75,6 +78,14 @@ pub fn assert_text_refused(simulation: &mut Simulation, case: &str, from: &Did, 
     assert_eq!(simulation.service().events().len(), events, "{case}: a refusal makes no event");
 }
 
+/// Bitcoin Core's verdict on the signed transaction, if there is one.
+pub fn assert_consensus(simulation: &Simulation) {
+    if let Phase::Completed { formed, outcome, .. } = simulation.service().machine().phase() {
+        let prevout = simulation.service().coin().prevout(&formed.output);
+        assert!(bitcoin_support::consensus_accepts(&outcome.transaction, &prevout), "{outcome:?}");
+    }
+}
+
 pub fn assert_named<T: Debug>(case: &str, result: Result<T, Reject>, peer: &Did, code: RejectCode) {
     let reject = result.expect_err(case);
     assert_eq!((reject.code, reject.peer.as_ref()), (code, Some(peer)), "{case}: {}", reject.detail);
@@ -84,6 +95,7 @@ pub fn assert_named<T: Debug>(case: &str, result: Result<T, Reject>, peer: &Did,
 pub fn assert_completes(simulation: &mut Simulation, case: &str, villains: &[Did]) {
     simulation.run();
     simulation.assert_invariants();
+    assert_consensus(simulation);
     let report = simulation.report();
     assert!(report.signed.is_some(), "{case}: {} {:?}", report.phase, report.failure);
     assert!(simulation.has_ended(), "{case}: {:?}", report.ends);

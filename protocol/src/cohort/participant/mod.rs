@@ -368,18 +368,24 @@ impl Machine for ParticipantCohort {
                 vec![ParticipantEffect::AskSigning { transaction: transaction.clone(), value: *value, path: *path }]
             }
             (
+                ParticipantEvent::SigningApproved { .. },
+                Phase::Signing { round, request, stage: Stage::Approved(SpendPath::KeyPath), .. },
+            ) => {
+                let session_id = request.session_id.clone();
+                vec![ParticipantEffect::OpenNonce { session_id, output: round.output.clone() }]
+            }
+            (
                 ParticipantEvent::SigningApproved { .. } | ParticipantEvent::FallbackRequested { .. },
-                Phase::Signing { round, request, stage: Stage::Approved(path), .. },
-            ) => vec![match path {
-                SpendPath::KeyPath => ParticipantEffect::OpenNonce {
-                    session_id: request.session_id.clone(),
-                    output: round.output.clone(),
+                Phase::Signing {
+                    round,
+                    request,
+                    stage: Stage::Approved(SpendPath::ScriptPath) | Stage::FallbackAfterPartial,
+                    ..
                 },
-                SpendPath::ScriptPath => match request.fallback_sighash(&round.output) {
-                    Some(sighash) => ParticipantEffect::SignFallback { sighash },
-                    None => return Vec::new(),
-                },
-            }],
+            ) => {
+                let sighash = request.fallback_sighash(&round.output);
+                sighash.into_iter().map(|sighash| ParticipantEffect::SignFallback { sighash }).collect()
+            }
             (ParticipantEvent::NonceSent { nonce, .. }, Phase::Signing { request, .. }) => {
                 self.send(NonceContribution {
                     cohort_id,

@@ -150,7 +150,6 @@ fn what_is_not_json_is_told_from_what_is_not_an_envelope() {
         "[1,\"x\",null,1,\"00\",{},\"00\"]",
         // Without canonical form.
         "{\"from\":\"x\",\"message\":{\"a\":9007199254740993}}",
-        "{\"from\":\"x\",\"message\":{\"a\":123456789012345678901234567890}}",
         "{\"from\":\"x\",\"message\":{\"a\":1e999}}",
         "{\"from\":\"x\",\"message\":{\"a\":\"\\ud800\"}}",
         "{\"from\":\"x\",\"message\":{},\"timestamp\":18446744073709551615}",
@@ -161,6 +160,10 @@ fn what_is_not_json_is_told_from_what_is_not_an_envelope() {
         assert!(matches!(parsed, Err(EnvelopeError::Malformed(_))), "{:.80}: {parsed:?}", text);
     }
     ParsedEnvelope::parse("{\"from\":\"x\",\"message\":{}}").unwrap();
+    // Beyond 64 bits an integer is read as the double that every reader makes of it.
+    let huge =
+        ParsedEnvelope::parse("{\"from\":\"x\",\"message\":{\"a\":123456789012345678901234567890}}").unwrap();
+    assert_eq!(huge.signing_bytes().unwrap(), b"{\"from\":\"x\",\"message\":{\"a\":1.2345678901234568e+29}}");
 }
 
 #[test]
@@ -235,6 +238,16 @@ fn json_value() -> impl Strategy<Value = Value> {
     })
 }
 
+/// A last digit of 17, the case of a hex digit in an escape or in the signature: not every other text says something else.
+fn means_the_same(one: &str, other: &str) -> bool {
+    let value = |text: &str| {
+        let mut value: Value = serde_json::from_str(text).unwrap();
+        value["sig"] = json!(value["sig"].as_str().unwrap().to_lowercase());
+        value
+    };
+    value(one) == value(other)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -264,9 +277,7 @@ proptest! {
             let Ok(changed) = String::from_utf8(bytes) else { continue };
             let believed = ParsedEnvelope::parse(&changed)
                 .is_ok_and(|parsed| parsed.verify(&key, now, &Expected::default()).is_ok());
-            // Some texts mean the same: a number's `e` and `E`, the case of the signature's digits and of an escape's.
-            let same_case = changed.as_bytes()[position].eq_ignore_ascii_case(&text.as_bytes()[position]);
-            prop_assert!(!believed || same_case, "{changed}");
+            prop_assert!(!believed || means_the_same(&changed, &text), "{changed}");
         }
     }
 

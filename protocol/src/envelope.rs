@@ -272,13 +272,13 @@ struct Fields<'a> {
     #[serde(rename = "nonce")]
     _nonce: Option<IgnoredAny>,
     #[serde(borrow)]
-    message: &'a RawValue,
+    message: Option<&'a RawValue>,
     #[serde(rename = "sig")]
     _sig: Option<IgnoredAny>,
 }
 
 impl<'a> ParsedEnvelope<'a> {
-    /// Parses a text with the shape of an envelope: an object with a text `from`, an object `message`, and `to` a text
+    /// Parses a text with the shape of an envelope: an object with a text `from`, and `message` an object and `to` a text
     /// where present. The other fields are for [`Self::verify`] to judge.
     ///
     /// # Errors
@@ -297,7 +297,8 @@ impl<'a> ParsedEnvelope<'a> {
             return Err(EnvelopeError::malformed("an object expected"));
         };
         let fields: Fields<'a> = serde_json::from_str(text).map_err(EnvelopeError::malformed)?;
-        if !unsigned.get("message").is_some_and(Value::is_object) {
+        // Without a message it is still an envelope, of a message that says nothing of its sender.
+        if !unsigned.get("message").is_none_or(Value::is_object) {
             return Err(EnvelopeError::malformed("message: an object expected"));
         }
         let sig = match unsigned.remove("sig") {
@@ -307,7 +308,7 @@ impl<'a> ParsedEnvelope<'a> {
         let unsigned = Value::Object(unsigned);
         jcs::check(&unsigned, jcs::MAX_DEPTH).map_err(EnvelopeError::malformed)?;
         check_byte_strings(&unsigned)?;
-        Ok(Self { unsigned, sig, from: fields.from, to: fields.to, message: fields.message })
+        Ok(Self { unsigned, sig, from: fields.from, to: fields.to, message: fields.message.unwrap_or(RawValue::NULL) })
     }
 
     /// The sender, as the envelope says; any text.

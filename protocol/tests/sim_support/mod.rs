@@ -21,7 +21,7 @@ use btcr2_aggregation_protocol::{
 pub const TIMEOUT: Duration = Duration::from_secs(600);
 
 pub fn timing() -> Timing {
-    Timing { cohort_ttl: TIMEOUT * 8, phase_timeout: TIMEOUT, advert_repeat: TIMEOUT / 4 }
+    Timing { cohort_ttl: TIMEOUT * 8, phase_timeout: TIMEOUT, signing_timeout: TIMEOUT, advert_repeat: TIMEOUT / 4 }
 }
 
 pub fn setup(roles: Vec<Role>) -> Setup {

@@ -7,6 +7,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use bitcoin::{
@@ -449,7 +450,10 @@ fn an_out_directory_that_cannot_be_made_is_told_before_the_round() {
     fs::write(&file, "not a directory").unwrap();
     let below = file.join("below");
     let below = below.to_str().unwrap();
-    let run = run(&["demo", "--json", "--out", below]);
+    // The silent member of so large a cohort is waited for longer than 20 seconds.
+    let started = Instant::now();
+    let run = run(&["demo", "--json", "--path", "fallback", "--participants", "900", "--out", below]);
+    assert!(started.elapsed() < Duration::from_secs(20), "the round ran before");
     assert_eq!(run.status, 1, "the call was not wrong: {}", run.stderr);
     assert!(run.stderr.contains(below), "{}", run.stderr);
     let answer = last_line(&run);

@@ -309,10 +309,10 @@ impl ServiceRun {
         }
         let session = self.session.as_mut().unwrap();
         if matches!(session.machine.phase(), SessionPhase::Ended(_)) {
-            // More than k members serve the fallback; the last ones come too late, which changes nothing.
+            // More than k members serve the fallback; the last ones come too late, which is no fault and changes nothing.
             assert!(fallback_signature, "only a fallback signature comes too late");
             let late = session.machine.decide(session.now, &SessionInput::Message(message), &mut rng());
-            assert_eq!(late.unwrap_err().code, RejectCode::WrongPhase);
+            assert!(late.unwrap().is_empty());
             return;
         }
         if let Some(finished) = self.session(&SessionInput::Message(message)) {

@@ -1,4 +1,4 @@
-//! A participant: one identity, and a [`ParticipantSessionActor`](crate::participant_session) for each cohort that it is
+//! A participant: one identity, and a `ParticipantSessionActor` for each cohort that it is
 //! asked to join.
 
 use std::{collections::BTreeMap, sync::Arc};

@@ -1,4 +1,4 @@
-//! The cohorts supervisor: one Aggregation Service identity, and a [`CohortActor`](crate::cohort) for each of its cohorts.
+//! The cohorts supervisor: one Aggregation Service identity, and a `CohortActor` for each of its cohorts.
 //!
 //! It opens cohorts, routes messages to them by cohort, and notices when one ends; a cohort that fails touches no other.
 

@@ -3,11 +3,24 @@
 use std::{fmt, sync::Arc};
 
 use bech32::{Bech32m, Hrp, primitives::decode::CheckedHrpstring};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{key::PublicKey, network::Network};
 
 const PREFIX: &str = "did:btcr2:";
+
+/// The characters that `encodeURIComponent` (ECMA-262) escapes: all but letters, digits and ``-_.!~*'()``.
+const URI_COMPONENT: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'!')
+    .remove(b'~')
+    .remove(b'*')
+    .remove(b'\'')
+    .remove(b'(')
+    .remove(b')');
 
 /// Why a text is not an identifier that we accept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -120,6 +133,11 @@ impl Did {
     /// The identifier's text.
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+
+    /// The identifier as one component of a URI, escaped as `encodeURIComponent` does: `did%3Abtcr2%3Ak1...`.
+    pub fn uri_component(&self) -> impl fmt::Display + '_ {
+        utf8_percent_encode(&self.text, URI_COMPONENT)
     }
 
     /// The network; for a configured custom value, the network whose rules it follows.

@@ -44,7 +44,12 @@ pub fn document_hash(value: &Value) -> Result<DocumentHash, JcsError> {
     Ok(DocumentHash::from_bytes(sha256(&canonicalize(value)?)))
 }
 
-fn check(value: &Value, levels_left: usize) -> Result<(), JcsError> {
+/// Whether `value` has a canonical form and nests at most `levels_left` levels deep: for a value that will lie inside
+/// another one, or whose canonical bytes are wanted later.
+///
+/// # Errors
+/// [`JcsError`], as [`canonicalize`] would give it.
+pub fn check(value: &Value, levels_left: usize) -> Result<(), JcsError> {
     let inner = || levels_left.checked_sub(1).ok_or(JcsError::Depth);
     match value {
         Value::Number(number) => {

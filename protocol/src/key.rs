@@ -23,6 +23,17 @@ pub enum KeyError {
     NotASecretKey,
 }
 
+/// A text that is not a signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SignatureTextError {
+    /// Not whole bytes in hex.
+    #[error("not hex")]
+    Hex,
+    /// Hex, but not of 64 bytes.
+    #[error("not 64 bytes")]
+    Length,
+}
+
 /// A point of secp256k1. Ordered by its 33 compressed bytes, as BIP-327's KeySort orders keys.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PublicKey(secp256k1::PublicKey);
@@ -128,6 +139,16 @@ impl Signature {
     /// Wraps 64 bytes.
     pub fn from_bytes(bytes: &[u8; 64]) -> Self {
         Self(schnorr::Signature::from_slice(bytes).expect("any 64 bytes are accepted"))
+    }
+
+    /// Parses 64 bytes in hex of either case.
+    ///
+    /// # Errors
+    /// [`SignatureTextError`], which tells what is not hex from what is too short or too long.
+    pub fn from_hex(text: &str) -> Result<Self, SignatureTextError> {
+        let bytes = HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map_err(|_| SignatureTextError::Hex)?;
+        let bytes: [u8; 64] = bytes.try_into().map_err(|_| SignatureTextError::Length)?;
+        Ok(Self::from_bytes(&bytes))
     }
 
     /// The 64 bytes.

@@ -30,13 +30,15 @@
 //! ```
 //!
 //! Every role is a [`machine::Machine`]: `decide`, `apply`, `effects`. Identifiers and documents are in [`did`],
-//! [`document`], [`update`]; the wire format in [`message`]; what a round leaves behind in [`sidecar`] and [`transcript`].
+//! [`document`], [`update`]; the wire format in [`message`]; what carries a
+//! message over HTTP in [`envelope`] and [`request_auth`] (codecs, no sockets); what a round leaves behind in [`sidecar`] and [`transcript`].
 //! The actors that carry these machines through a runtime are the crate `btcr2-aggregation-actors`.
 
 pub mod beacon;
 pub mod cohort;
 pub mod did;
 pub mod document;
+pub mod envelope;
 pub mod error;
 pub mod hash;
 pub mod id;
@@ -48,6 +50,7 @@ pub mod message;
 pub mod network;
 pub mod output;
 pub mod patch;
+pub mod request_auth;
 pub mod sidecar;
 pub mod signing;
 #[cfg(feature = "sim")]

@@ -42,6 +42,12 @@ impl Timestamp {
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
+
+    /// Whether two clocks agree as signed requests ask (wire format, section 5): each time rounded down to its second,
+    /// they are at most `skew`'s whole seconds apart. Exactly that far apart is accepted.
+    pub fn agrees_with(self, other: Self, skew: Duration) -> bool {
+        self.as_secs().abs_diff(other.as_secs()) <= skew.as_secs()
+    }
 }
 
 impl Add<Duration> for Timestamp {

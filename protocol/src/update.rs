@@ -6,7 +6,6 @@
 
 use std::{fmt, sync::Arc};
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rand_core::CryptoRng;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value, json};
@@ -34,18 +33,6 @@ const PROOF_CONSTANTS: [(&str, &str); 4] = [
     ("proofPurpose", "capabilityInvocation"),
     ("capabilityAction", "Write"),
 ];
-
-/// The characters that `encodeURIComponent` (ECMA-262) escapes: all but letters, digits and ``-_.!~*'()``.
-const URI_COMPONENT: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'_')
-    .remove(b'.')
-    .remove(b'!')
-    .remove(b'~')
-    .remove(b'*')
-    .remove(b'\'')
-    .remove(b'(')
-    .remove(b')');
 
 /// The base58btc text of 64 bytes has at most this many characters; decoding takes quadratic time, so longer text is
 /// refused unread.
@@ -401,7 +388,7 @@ pub fn signed_digest(proof_config: &Value, unsigned_update: &Value) -> Result<[u
 
 /// The root capability of a DID's document (did:btcr2 specification, "Derive Root Capability"): its right to be updated.
 fn root_capability(did: &Did) -> String {
-    format!("urn:zcap:root:{}", utf8_percent_encode(did.as_str(), URI_COMPONENT))
+    format!("urn:zcap:root:{}", did.uri_component())
 }
 
 fn encode_proof_value(signature: &Signature) -> String {

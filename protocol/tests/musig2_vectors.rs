@@ -557,3 +557,27 @@ fn a_nonce_signs_once_and_for_one_session() {
     assert!(members(1)[0].public_key().x_only().verify(&[1; 32], &signature));
     assert_eq!(signer.sign_partial(&one, &output, &aggregated, &[1; 32]), gone, "the fallback wipes it");
 }
+
+#[test]
+fn what_is_no_partial_signature_is_seen_before_the_others_have_sent_theirs() {
+    let round = Round::new(3);
+    let order = "fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141";
+    for number in [hex([0; 32]), order.to_owned(), hex([0xff; 32])] {
+        let mut run = Run::open(SigningTask::clone(&round.task));
+        for did in &round.dids {
+            run.nonce(did, round.nonces[did]).unwrap();
+        }
+        run.partial(&round.dids[1], bytes(&json!(number))).unwrap();
+        assert_eq!(run.faults(), [(round.dids[1].clone(), RejectCode::BadPartialSignature)], "{number}");
+        let SessionPhase::Fallback { holdouts, .. } = run.session.phase() else {
+            panic!("{number}: {:?}", run.session.phase());
+        };
+        assert_eq!(*holdouts, [], "{number}: nobody was given the time to be silent");
+        // The latch has fallen: honest partial signatures come too late to make a second transaction.
+        for index in [0, 2] {
+            let late = run.partial(&round.dids[index], round.partials[&round.dids[index]]);
+            assert_eq!(late.unwrap_err().code, RejectCode::WrongPhase, "{number}");
+        }
+        run.check_replay();
+    }
+}

@@ -17,7 +17,7 @@ use rand_chacha::{
     ChaCha8Rng,
     rand_core::{RngCore, SeedableRng},
 };
-use sim_support::{TIMEOUT, setup};
+use sim_support::{TIMEOUT, assert_consensus, setup};
 
 fn seeds(everyday: u64) -> std::ops::Range<u64> {
     0..env::var("SIM_SEEDS").ok().map_or(everyday, |seeds| seeds.parse().unwrap())
@@ -106,6 +106,7 @@ fn honest_cohorts_complete_by_key_path_however_messages_overtake_and_repeat() {
         let mut simulation = Simulation::new(seed, setup);
         simulation.run();
         simulation.assert_invariants();
+        assert_consensus(&simulation);
         let report = simulation.report();
         let signed = report.signed.as_ref().unwrap_or_else(|| panic!("{} {:?}", report.phase, report.failure));
         assert_eq!(signed.path, SpendPath::KeyPath);
@@ -133,6 +134,7 @@ fn k_responsive_members_complete_by_fallback_when_others_fall_silent_while_signi
         let mut simulation = Simulation::new(seed, setup);
         simulation.run();
         simulation.assert_invariants();
+        assert_consensus(&simulation);
         let report = simulation.report();
         let signed = report.signed.as_ref().unwrap_or_else(|| panic!("{} {:?}", report.phase, report.failure));
         assert_eq!(signed.path, SpendPath::ScriptPath);
@@ -158,6 +160,7 @@ fn nothing_hangs_whoever_misbehaves_and_whatever_is_lost() {
         let mut simulation = Simulation::new(seed, setup);
         simulation.run_until(|simulation| simulation.now() > limit);
         simulation.assert_invariants();
+        assert_consensus(&simulation);
         assert!(simulation.now() <= limit, "something still happens at {:?}", simulation.now());
         assert!(simulation.has_ended(), "{:?}", simulation.report());
         let honest: Vec<_> = simulation.participants().iter().map(|node| node.identity().did().clone()).collect();

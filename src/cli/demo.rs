@@ -1,6 +1,11 @@
 //! `demo`: a whole cohort in one command.
 
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    io::{self, IsTerminal},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -73,6 +78,25 @@ impl DemoArgs {
     }
 }
 
+/// Why the command could not do what it says.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Demo(#[from] DemoError),
+    /// Nobody called us wrongly: the same call may work on another day or disk.
+    #[error("cannot write to {}: {cause}", directory.display())]
+    Output { directory: PathBuf, cause: io::Error },
+}
+
+impl Failure {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Demo(DemoError::Config(_)) => 2,
+            Self::Demo(_) | Self::Output { .. } => 1,
+        }
+    }
+}
+
 pub(super) fn main(args: &DemoArgs) -> ExitCode {
     let config = args.config();
     match run(args, &config) {
@@ -83,20 +107,22 @@ pub(super) fn main(args: &DemoArgs) -> ExitCode {
                 println!("{}", json!({ "ok": false, "error": error.to_string() }));
             }
             eprintln!("error: {error}");
-            ExitCode::from(if matches!(error, DemoError::Config(_)) { 2 } else { 1 })
+            ExitCode::from(error.exit_code())
         }
     }
 }
 
-fn run(args: &DemoArgs, config: &DemoConfig) -> Result<bool, DemoError> {
+fn run(args: &DemoArgs, config: &DemoConfig) -> Result<bool, Failure> {
     config.check()?;
+    if let Some(directory) = &args.out {
+        // Before the round: a large one takes long, and would be lost.
+        fs::create_dir_all(directory).map_err(|cause| Failure::Output { directory: directory.clone(), cause })?;
+    }
     let line = ProgressLine::new();
     let report = actix_rt::System::new().block_on(demo::run(config, |progress| line.show(progress)))?;
     line.finish();
     if let Some(directory) = &args.out {
-        report
-            .write_to(directory)
-            .map_err(|error| DemoError::Config(format!("cannot write to {}: {error}", directory.display())))?;
+        report.write_to(directory).map_err(|cause| Failure::Output { directory: directory.clone(), cause })?;
     }
     if args.json {
         println!("{}", report.to_json(config.path));

@@ -108,7 +108,10 @@ impl DemoConfig {
             return refuse(format!("a demo has 1 to {MAX_PARTICIPANTS} participants, not {}", self.participants));
         }
         if self.decline > self.participants {
-            return refuse(format!("{} of {} participants cannot decline", self.decline, self.participants));
+            let Self { participants, decline, .. } = self;
+            return refuse(format!(
+                "of {participants} participants at most {participants} can decline, not {decline}"
+            ));
         }
         if self.path == SpendPath::ScriptPath {
             if self.participants < 2 {

@@ -10,7 +10,8 @@ use serde::{
 };
 use serde_json::Value;
 
-const SENTINEL: &str = "__bytes";
+/// The one key of the object that stands for a byte string.
+pub(crate) const SENTINEL: &str = "__bytes";
 
 /// A byte string of exactly `N` bytes. Whether it is a key, a nonce or a signature is for its reader to parse.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,7 +63,7 @@ impl<'de, const N: usize> Deserialize<'de> for Bytes<N> {
 }
 
 /// Optional fields: absent is `None`, but `null` is refused, as the format has it.
-pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+pub(crate) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)

@@ -8,12 +8,18 @@ pub mod keygen;
 pub mod sign;
 pub mod update;
 
-use std::{fmt, ops::Deref, sync::Arc, sync::OnceLock};
+use std::{
+    borrow::Cow,
+    fmt,
+    ops::Deref,
+    sync::{Arc, OnceLock},
+};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
 
 pub use self::bytes::Bytes;
+pub(crate) use self::bytes::{SENTINEL as BYTES_SENTINEL, present};
 use self::{
     keygen::{CohortAdvert, CohortOptIn, CohortOptInAccept, CohortReady},
     sign::{
@@ -24,9 +30,10 @@ use self::{
 };
 use crate::{
     did::Did,
+    envelope::BodyPrefix,
     hash::{MessageDigest, sha256},
     id::CohortId,
-    jcs,
+    jcs::{self, JcsError},
 };
 
 /// The protocol version spoken here.
@@ -147,36 +154,78 @@ fn parse<T: DeserializeOwned>(json: &RawValue) -> Result<T, DecodeError> {
     })
 }
 
-/// A body with its JSON text and hash, each computed once however many recipients it has.
+/// A body with its JSON text and digests, each computed once however many recipients it has.
 #[derive(Clone)]
 pub struct SharedBody(Arc<Shared>);
 
 struct Shared {
     body: Body,
     json: OnceLock<String>,
-    hash: OnceLock<[u8; 32]>,
+    digests: OnceLock<Digests>,
+}
+
+/// What is kept of a body's canonical bytes. They are as long as the JSON text itself and are needed for these two
+/// digests only, so they are computed once, for both, and dropped.
+struct Digests {
+    hash: [u8; 32],
+    /// The sender whose messages were first hashed or sealed, in practice the only one that the body has.
+    from: Did,
+    /// Absent when the body cannot be sealed.
+    prefix: Option<BodyPrefix>,
 }
 
 impl SharedBody {
+    fn with_json(body: Body, json: OnceLock<String>) -> Self {
+        Self(Arc::new(Shared { body, json, digests: OnceLock::new() }))
+    }
+
     /// The body's JSON text: as it was received, or as we write it.
     pub fn json(&self) -> &str {
         self.0.json.get_or_init(|| self.0.body.to_json())
     }
 
-    /// SHA-256 of the JCS bytes of the body. A received body that has no canonical form is hashed as its text.
-    pub fn hash(&self) -> &[u8; 32] {
-        self.0.hash.get_or_init(|| {
-            serde_json::from_str(self.json())
-                .ok()
-                .and_then(|value: Value| jcs::canonicalize(&value).ok())
-                .map_or_else(|| sha256(self.json().as_bytes()), |bytes| sha256(&bytes))
+    /// Where the signed bytes of an envelope from `from` with this body stand after sender and body (wire format,
+    /// section 5), so that only a few hundred bytes are left to hash for each recipient.
+    ///
+    /// # Errors
+    /// [`JcsError`] when the body has no canonical form, or nests too deep to be parsed inside an envelope. Only a body
+    /// with a document of the caller's in it, or a received one, can.
+    pub(crate) fn sealing_prefix(&self, from: &Did) -> Result<Cow<'_, BodyPrefix>, JcsError> {
+        let digests = self.digests(from);
+        match &digests.prefix {
+            Some(prefix) if digests.from == *from => Ok(Cow::Borrowed(prefix)),
+            // A second sender of the same body, or a body that cannot be sealed: rare, so not worth keeping.
+            _ => {
+                let (value, canonical) = self.canonical()?;
+                BodyPrefix::new(from, &value, &canonical).map(Cow::Owned)
+            }
+        }
+    }
+
+    fn digests(&self, from: &Did) -> &Digests {
+        self.0.digests.get_or_init(|| {
+            let from = from.clone();
+            match self.canonical() {
+                Ok((value, canonical)) => {
+                    let prefix = BodyPrefix::new(&from, &value, &canonical).ok();
+                    Digests { hash: sha256(&canonical), from, prefix }
+                }
+                // A received body that has no canonical form is hashed as its text.
+                Err(_) => Digests { hash: sha256(self.json().as_bytes()), from, prefix: None },
+            }
         })
+    }
+
+    fn canonical(&self) -> Result<(Value, Vec<u8>), JcsError> {
+        let value = serde_json::from_str(self.json())?;
+        let canonical = jcs::canonicalize(&value)?;
+        Ok((value, canonical))
     }
 }
 
 impl<B: Into<Body>> From<B> for SharedBody {
     fn from(body: B) -> Self {
-        Self(Arc::new(Shared { body: body.into(), json: OnceLock::new(), hash: OnceLock::new() }))
+        Self::with_json(body.into(), OnceLock::new())
     }
 }
 
@@ -252,14 +301,24 @@ impl Message {
 
     /// The message as the JSON text that goes over the wire.
     pub fn to_json(&self) -> String {
+        format!("{}{}}}", self.json_head(), self.body.json())
+    }
+
+    /// What [`Self::to_json`] writes before the body; behind the body it writes one closing brace.
+    pub(crate) fn json_head(&self) -> String {
         let to = self.to.as_ref().map(|did| format!("\"to\":\"{did}\",")).unwrap_or_default();
         // A DID and a type URI hold no character that JSON escapes.
         format!(
-            "{{\"type\":\"{TYPE_PREFIX}{}\",\"version\":{VERSION},{to}\"from\":\"{}\",\"body\":{}}}",
+            "{{\"type\":\"{TYPE_PREFIX}{}\",\"version\":{VERSION},{to}\"from\":\"{}\",\"body\":",
             self.body.short_type(),
             self.from,
-            self.body.json()
         )
+    }
+
+    /// What the canonical form of the message holds behind `{"body":...,"from":"..."`, closing brace included.
+    pub(crate) fn canonical_tail(&self) -> String {
+        let to = self.to.as_ref().map(|did| format!(",\"to\":\"{did}\"")).unwrap_or_default();
+        format!("{to},\"type\":\"{TYPE_PREFIX}{}\",\"version\":{VERSION}}}", self.body.short_type())
     }
 
     /// Parses a message's JSON text.
@@ -287,23 +346,21 @@ impl Message {
             return Err(DecodeError::field("body", "must not carry a type or from of its own"));
         }
         let body = Body::from_json(short_type, header.body)?;
-        let shared = Shared { body, json: OnceLock::new(), hash: OnceLock::new() };
         // What was received is what is hashed and forwarded, unknown fields included.
-        let _ = shared.json.set(header.body.get().to_owned());
-        Ok(Self { from: header.from, to: header.to, body: SharedBody(Arc::new(shared)) })
+        let body = SharedBody::with_json(body, OnceLock::from(header.body.get().to_owned()));
+        Ok(Self { from: header.from, to: header.to, body })
     }
 
     /// The digest that stands for this message in a transcript: SHA-256 of the JCS bytes of
     /// `{type, version, to?, from, bodyHash}`, where `bodyHash` is the hex SHA-256 of the JCS bytes of the body. So a
     /// body with a thousand recipients is canonicalized once.
     pub fn digest(&self) -> MessageDigest {
-        let to = self.to.as_ref().map(|did| format!("\"to\":\"{did}\",")).unwrap_or_default();
         // Already canonical: keys in order, values without escapes.
         let header = format!(
-            "{{\"bodyHash\":\"{}\",\"from\":\"{}\",{to}\"type\":\"{TYPE_PREFIX}{}\",\"version\":{VERSION}}}",
-            MessageDigest::from_bytes(*self.body.hash()),
+            "{{\"bodyHash\":\"{}\",\"from\":\"{}\"{}",
+            MessageDigest::from_bytes(self.body.digests(&self.from).hash),
             self.from,
-            self.body.short_type(),
+            self.canonical_tail(),
         );
         MessageDigest::from_bytes(sha256(header.as_bytes()))
     }

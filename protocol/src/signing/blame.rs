@@ -129,3 +129,85 @@ impl<'a> Equation<'a> {
         verify_partial(context, share.signature, &self.aggregated, share.key, &share.nonce, self.sighash).is_ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use bitcoin::{Amount, Transaction, TxIn, absolute::LockTime, transaction::Version};
+
+    use super::*;
+    use crate::{
+        hash::sha256,
+        id::{CohortId, SessionId},
+        key::SecretKey,
+        network::Network,
+        output::{BeaconOutput, KeyAggregation, ScriptTree},
+        signing::{SigningTerms, nonce::SecretNonce},
+    };
+
+    /// A group that wrongly fails its sum costs speed only, since its members are then checked alone, so no result would
+    /// show it. The rounds differ in the signs of nonce, internal key and output key.
+    #[test]
+    fn a_groups_sum_holds_exactly_when_its_members_are_honest() {
+        let mut signs = std::collections::BTreeSet::new();
+        for round in 0..32_u8 {
+            let key = |n: u8| SecretKey::from_bytes(&sha256(&[round, n])).unwrap();
+            let keys: Vec<SecretKey> = (0..4).map(key).collect();
+            let aggregation = KeyAggregation::new(keys.iter().map(SecretKey::public_key)).unwrap();
+            let output =
+                BeaconOutput::new(Arc::new(aggregation), Network::Regtest, &ScriptTree::KeyPathOnly).unwrap();
+            let dids = keys.iter().map(|key| Did::from_key(key.public_key(), Network::Regtest));
+            let dids: Vec<Did> = dids.collect();
+            let task = SigningTask::new(SigningTerms {
+                cohort_id: CohortId::parse("cohort").unwrap(),
+                session_id: SessionId::parse("session").unwrap(),
+                service: dids[0].clone(),
+                output: output.clone(),
+                members: dids.iter().cloned().zip(keys.iter().map(SecretKey::public_key)).collect(),
+                transaction: Transaction {
+                    version: Version::TWO,
+                    lock_time: LockTime::ZERO,
+                    input: vec![TxIn::default()],
+                    output: vec![],
+                },
+                value: Amount::ZERO,
+                phase_timeout: Duration::ZERO,
+            })
+            .unwrap();
+            let (secret, public): (Vec<_>, Vec<_>) = keys
+                .iter()
+                .zip(0..)
+                .map(|(key, n)| SecretNonce::from_seed(key, &output, &sha256(&[n, round])))
+                .unzip();
+            let nonces: Vec<PubNonce> =
+                public.iter().map(|nonce| PubNonce::from_bytes(&nonce.0).unwrap()).collect();
+            let aggregated = AggNonce::sum(&nonces);
+            let sent = Bytes(aggregated.clone().into());
+            let mut shares: Vec<Share<'_>> = secret
+                .into_iter()
+                .zip(&keys)
+                .zip(nonces)
+                .zip(&dids)
+                .map(|(((secret, key), nonce), did)| {
+                    let signature = secret.sign(key, &output, &sent, task.key_path_sighash()).unwrap();
+                    Share {
+                        did,
+                        key: Point::try_from(&key.public_key().to_bytes()).unwrap(),
+                        nonce,
+                        signature: PartialSignature::from_slice(&signature.0).unwrap(),
+                    }
+                })
+                .collect();
+            let equation = Equation::new(&task, aggregated);
+            signs.insert((equation.negate_nonce, equation.negate_key));
+            for group in [&shares[..], &shares[..2], &shares[1..], &shares[3..]] {
+                assert!(equation.holds(group), "round {round}, {} members", group.len());
+            }
+            shares[2].signature = shares[1].signature;
+            assert!(!equation.holds(&shares), "round {round}");
+            assert!(equation.holds(&shares[..2]), "round {round}");
+        }
+        assert_eq!(signs.len(), 4, "every combination of signs occurs");
+    }
+}

@@ -1,6 +1,9 @@
 //! What the tests of simulated cohorts share.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
+#[path = "../bitcoin_support/mod.rs"]
+mod bitcoin_support;
+
 use std::{collections::BTreeSet, fmt::Debug, time::Duration};
 
 use btcr2_aggregation_protocol::{
@@ -18,7 +21,7 @@ use btcr2_aggregation_protocol::{
 pub const TIMEOUT: Duration = Duration::from_secs(600);
 
 pub fn timing() -> Timing {
-    Timing { cohort_ttl: TIMEOUT * 8, phase_timeout: TIMEOUT, advert_repeat: TIMEOUT / 4 }
+    Timing { cohort_ttl: TIMEOUT * 8, phase_timeout: TIMEOUT, signing_timeout: TIMEOUT, advert_repeat: TIMEOUT / 4 }
 }
 
 pub fn setup(roles: Vec<Role>) -> Setup {
@@ -75,6 +78,14 @@ pub fn assert_text_refused(simulation: &mut Simulation, case: &str, from: &Did, 
     assert_eq!(simulation.service().events().len(), events, "{case}: a refusal makes no event");
 }
 
+/// Bitcoin Core's verdict on the signed transaction, if there is one.
+pub fn assert_consensus(simulation: &Simulation) {
+    if let Phase::Completed { formed, outcome, .. } = simulation.service().machine().phase() {
+        let prevout = simulation.service().coin().prevout(&formed.output);
+        assert!(bitcoin_support::consensus_accepts(&outcome.transaction, &prevout), "{outcome:?}");
+    }
+}
+
 pub fn assert_named<T: Debug>(case: &str, result: Result<T, Reject>, peer: &Did, code: RejectCode) {
     let reject = result.expect_err(case);
     assert_eq!((reject.code, reject.peer.as_ref()), (code, Some(peer)), "{case}: {}", reject.detail);
@@ -84,6 +95,7 @@ pub fn assert_named<T: Debug>(case: &str, result: Result<T, Reject>, peer: &Did,
 pub fn assert_completes(simulation: &mut Simulation, case: &str, villains: &[Did]) {
     simulation.run();
     simulation.assert_invariants();
+    assert_consensus(simulation);
     let report = simulation.report();
     assert!(report.signed.is_some(), "{case}: {} {:?}", report.phase, report.failure);
     assert!(simulation.has_ended(), "{case}: {:?}", report.ends);
@@ -91,4 +103,130 @@ pub fn assert_completes(simulation: &mut Simulation, case: &str, villains: &[Did
     let blamed: Vec<_> = report.accused().difference(&villains).cloned().collect();
     assert!(blamed.is_empty(), "{case}: honest {blamed:?} accused: {:?} {:?}", report.rejections, report.faults);
     assert!(matches!(simulation.service().machine().phase(), Phase::Completed { .. }), "{case}");
+}
+
+/// A cohort that goes through every phase of [`PHASES`]: the operator's transaction comes late, and the last member's
+/// partial signature never.
+pub fn through_every_phase() -> Simulation {
+    let mut roles = honest(4);
+    roles[3] = roles[3].clone().without(btcr2_aggregation_protocol::error::Slot::PartialSignature);
+    let mut setup = setup(roles);
+    setup.defer_transaction = 1;
+    Simulation::new(4, setup)
+}
+
+pub mod bodies {
+    //! One body of each type, well-formed and in itself harmless.
+
+    use bitcoin::{Amount, ScriptBuf, Transaction, absolute::LockTime, transaction::Version};
+    use btcr2_aggregation_protocol::{
+        beacon::{BeaconData, BeaconType, CasAnnouncement},
+        hash::SignalBytes,
+        id::{CohortId, SessionId},
+        identity::Identity,
+        message::{
+            Bytes, SharedBody,
+            keygen::{CohortOptIn, CohortOptInAccept, CohortReady},
+            sign::{
+                AggregatedNonce, AuthorizationRequest, FallbackAuthorizationRequest, FallbackSignature,
+                NonceContribution, SignatureAuthorization,
+            },
+            update::{DistributeAggregatedData, SubmitNonIncluded, SubmitUpdate, ValidationAck},
+        },
+        sim::Simulation,
+    };
+    use serde_json::json;
+
+    pub fn cohort_id(simulation: &Simulation) -> CohortId {
+        simulation.service().machine().config().cohort_id.clone()
+    }
+
+    pub fn session_id(simulation: &Simulation) -> SessionId {
+        simulation.service().session().map_or_else(
+            || SessionId::parse("no-session-yet").unwrap(),
+            |session| session.machine().task().session_id.clone(),
+        )
+    }
+
+    pub fn opt_in(simulation: &Simulation, identity: &Identity) -> CohortOptIn {
+        CohortOptIn {
+            cohort_id: cohort_id(simulation),
+            participant_pk: Bytes(identity.public_key().to_bytes()),
+            communication_pk: Bytes(identity.public_key().to_bytes()),
+            genesis_document: identity.genesis_document().cloned(),
+        }
+    }
+
+    pub fn of_members(simulation: &Simulation, identity: &Identity) -> Vec<SharedBody> {
+        let (cohort_id, session_id) = (cohort_id(simulation), session_id(simulation));
+        vec![
+            opt_in(simulation, identity).into(),
+            SubmitUpdate { cohort_id: cohort_id.clone(), signed_update: json!({"patch": []}).into() }.into(),
+            SubmitNonIncluded { cohort_id: cohort_id.clone() }.into(),
+            ValidationAck { cohort_id: cohort_id.clone(), approved: false }.into(),
+            NonceContribution {
+                cohort_id: cohort_id.clone(),
+                session_id: session_id.clone(),
+                nonce_contribution: Bytes([2; 66]),
+            }
+            .into(),
+            SignatureAuthorization {
+                cohort_id: cohort_id.clone(),
+                session_id: session_id.clone(),
+                partial_signature: Bytes([1; 32]),
+            }
+            .into(),
+            FallbackSignature {
+                cohort_id,
+                session_id,
+                signer_pk: Bytes(identity.public_key().x_only().to_bytes()),
+                fallback_signature: Bytes([1; 64]),
+            }
+            .into(),
+        ]
+    }
+
+    pub fn of_the_service(simulation: &Simulation) -> Vec<SharedBody> {
+        let (cohort_id, session_id) = (cohort_id(simulation), session_id(simulation));
+        let config = simulation.service().machine().config();
+        let pending_tx =
+            Transaction { version: Version::TWO, lock_time: LockTime::ZERO, input: vec![], output: vec![] };
+        let pending_tx = Transaction { input: vec![bitcoin::TxIn::default()], ..pending_tx };
+        vec![
+            config.conditions.to_advert(cohort_id.clone(), config.network, &config.service_key).into(),
+            CohortOptInAccept { cohort_id: cohort_id.clone() }.into(),
+            CohortReady { cohort_id: cohort_id.clone(), beacon_address: "bcrt1p".into(), cohort_keys: vec![] }
+                .into(),
+            DistributeAggregatedData::new(
+                cohort_id.clone(),
+                BeaconType::cas(),
+                SignalBytes::from_bytes([0; 32]),
+                &BeaconData::Cas(CasAnnouncement::default()),
+            )
+            .into(),
+            AuthorizationRequest {
+                cohort_id: cohort_id.clone(),
+                session_id: session_id.clone(),
+                pending_tx: pending_tx.clone(),
+                prev_out_script_hex: ScriptBuf::new(),
+                prev_out_value: Amount::ZERO,
+            }
+            .into(),
+            AggregatedNonce {
+                cohort_id: cohort_id.clone(),
+                session_id: session_id.clone(),
+                aggregated_nonce: Bytes([0; 66]),
+            }
+            .into(),
+            FallbackAuthorizationRequest {
+                cohort_id,
+                session_id,
+                pending_tx,
+                prev_out_script_hex: ScriptBuf::new(),
+                prev_out_value: Amount::ZERO,
+                fallback_leaf_script_hex: ScriptBuf::new(),
+            }
+            .into(),
+        ]
+    }
 }

@@ -379,21 +379,24 @@ impl Machine for ParticipantCohort {
                 vec![ParticipantEffect::AskSigning { transaction: transaction.clone(), value: *value, path: *path }]
             }
             (
+                ParticipantEvent::SigningApproved { .. },
+                Phase::Signing { round, request, stage: Stage::Approved(SpendPath::KeyPath), .. },
+            ) => {
+                let session_id = request.session_id.clone();
+                vec![ParticipantEffect::OpenNonce { session_id, output: round.output.clone() }]
+            }
+            (
                 ParticipantEvent::SigningApproved { .. } | ParticipantEvent::FallbackRequested { .. },
-                Phase::Signing { round, request, stage, .. },
-            ) => match stage {
-                Stage::Approved(SpendPath::KeyPath) => vec![ParticipantEffect::OpenNonce {
-                    session_id: request.session_id.clone(),
-                    output: round.output.clone(),
-                }],
-                // Also after a partial signature: it was for the same transaction.
-                Stage::Approved(SpendPath::ScriptPath) | Stage::FallbackAfterPartial => request
-                    .fallback_sighash(&round.output)
-                    .map(|sighash| ParticipantEffect::SignFallback { sighash })
-                    .into_iter()
-                    .collect(),
-                _ => Vec::new(),
-            },
+                Phase::Signing {
+                    round,
+                    request,
+                    stage: Stage::Approved(SpendPath::ScriptPath) | Stage::FallbackAfterPartial,
+                    ..
+                },
+            ) => {
+                let sighash = request.fallback_sighash(&round.output);
+                sighash.into_iter().map(|sighash| ParticipantEffect::SignFallback { sighash }).collect()
+            }
             (ParticipantEvent::NonceSent { nonce, .. }, Phase::Signing { request, .. }) => {
                 self.send(NonceContribution {
                     cohort_id,

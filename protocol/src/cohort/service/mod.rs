@@ -306,7 +306,11 @@ impl ServiceCohort {
             Body::ValidationAck(body) => self.on_validation(now, from, body, message),
             Body::NonceContribution(_) | Body::SignatureAuthorization(_) | Body::FallbackSignature(_) => {
                 self.member(from)?;
-                Err(Reject::new(RejectCode::WrongPhase, from, "no signing session is waiting for this"))
+                match self.phase {
+                    // k members were enough, and this is one more who did its part: late is no fault.
+                    Phase::Completed { .. } => Ok(Vec::new()),
+                    _ => Err(Reject::new(RejectCode::WrongPhase, from, "no signing session is waiting for this")),
+                }
             }
             _ => Err(Reject::new(RejectCode::WrongSender, from, "only the service sends this type")),
         }

@@ -1,28 +1,29 @@
 //! The coordinator's signing session: collect nonces, collect partial signatures, aggregate; or take the fallback path.
 //!
 //! One latch decides the path. [`SessionEvent::PathChosen`] closes it: once the fallback is chosen no partial signature is
-//! taken any more, and once the key path is signed the session is over.
+//! taken any more, and once the key path is signed the session is over. `key_path` and `fallback` hold the decisions of the
+//! two paths.
+
+mod fallback;
+mod key_path;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use bitcoin::Transaction;
-use musig2::{AggNonce, PartialSignature, PubNonce};
 use rand_core::CryptoRng;
 use serde::{Deserialize, Serialize};
 
-use super::{Signed, SigningOutcome, SigningTask, blame};
+use super::{Signed, SigningOutcome, SigningTask};
 use crate::{
     cohort::event::SpendPath,
     did::Did,
     error::{Fault, Faults, Reject, RejectCode, Slot},
     hash::MessageDigest,
-    key::{Signature, XOnlyKey},
+    key::Signature,
     machine::Machine,
     message::{
         Body, Bytes, Message, SharedBody,
-        sign::{AggregatedNonce, AuthorizationRequest, FallbackAuthorizationRequest, FallbackSignature},
+        sign::{AggregatedNonce, AuthorizationRequest, FallbackAuthorizationRequest},
     },
-    output::finalize_key_path,
     time::Timestamp,
 };
 
@@ -244,11 +245,8 @@ impl SigningSession {
     }
 
     fn culprits(&self) -> Vec<Did> {
-        let bad = [RejectCode::BadPartialSignature, RejectCode::Equivocation];
-        let mut dids: Vec<Did> =
-            self.faults.iter().filter(|fault| bad.contains(&fault.code)).map(|fault| fault.did.clone()).collect();
-        dids.dedup();
-        dids
+        let guilty = self.faults.iter().filter(|fault| fault.code == RejectCode::BadPartialSignature);
+        guilty.map(|fault| fault.did.clone()).collect()
     }
 
     fn on_message(&self, now: Timestamp, message: &Message) -> Result<Vec<SessionEvent>, Reject> {
@@ -268,193 +266,16 @@ impl SigningSession {
         if *session_id != self.task.session_id {
             return Err(Reject::new(RejectCode::WrongCohort, from, "the message is about another signing session"));
         }
+        if let SessionPhase::Ended(SigningOutcome::Signed(_)) = self.phase {
+            // k members were enough, and this is one more who did its part: late is no fault.
+            return Ok(Vec::new());
+        }
         match &*message.body {
             Body::NonceContribution(body) => self.on_nonce(now, from, body.nonce_contribution, message),
             Body::SignatureAuthorization(body) => self.on_partial(now, from, body.partial_signature, message),
             Body::FallbackSignature(body) => self.on_fallback_signature(now, from, body, message),
             _ => Err(Reject::new(RejectCode::WrongPhase, from, "the cohort is signing")),
         }
-    }
-
-    fn on_nonce(
-        &self,
-        now: Timestamp,
-        from: &Did,
-        nonce: Bytes<66>,
-        message: &Message,
-    ) -> Result<Vec<SessionEvent>, Reject> {
-        let nonces = match &self.phase {
-            SessionPhase::CollectingNonces { nonces, .. }
-            | SessionPhase::CollectingPartialSignatures { nonces, .. } => nonces,
-            _ => return Err(Reject::new(RejectCode::WrongPhase, from, "no nonces are collected now")),
-        };
-        if let Some(first) = nonces.get(from) {
-            return self.on_filled_slot(from, Slot::Nonce, *first == nonce);
-        }
-        if PubNonce::from_bytes(&nonce.0).is_err() {
-            return Err(Reject::new(RejectCode::InvalidNonce, from, "nonceContribution is not two curve points"));
-        }
-        let mut events = vec![SessionEvent::NonceReceived { did: from.clone(), nonce, digest: message.digest() }];
-        if nonces.len() + 1 == self.task.members.len() {
-            let all = nonces.values().chain([&nonce]).filter_map(|nonce| PubNonce::from_bytes(&nonce.0).ok());
-            events.push(SessionEvent::NoncesAggregated { at: now, nonce: Bytes(AggNonce::sum(all).into()) });
-        }
-        Ok(events)
-    }
-
-    fn on_partial(
-        &self,
-        now: Timestamp,
-        from: &Did,
-        signature: Bytes<32>,
-        message: &Message,
-    ) -> Result<Vec<SessionEvent>, Reject> {
-        let SessionPhase::CollectingPartialSignatures { nonces, aggregated, partials, .. } = &self.phase else {
-            return Err(Reject::new(RejectCode::WrongPhase, from, "no partial signatures are collected now"));
-        };
-        if let Some(first) = partials.get(from) {
-            return self.on_filled_slot(from, Slot::PartialSignature, *first == signature);
-        }
-        // Zero is a number but no honest member's signature; without this check it would only be found at the end.
-        if PartialSignature::from_slice(&signature.0).is_err() || signature.0 == [0; 32] {
-            let detail = "partialSignature is not a number in 1..n".to_owned();
-            return Ok(self.on_culprits(now, vec![(from.clone(), detail)]));
-        }
-        let received =
-            SessionEvent::PartialSignatureReceived { did: from.clone(), signature, digest: message.digest() };
-        if partials.len() + 1 < self.task.members.len() {
-            return Ok(vec![received]);
-        }
-        let mut all = partials.clone();
-        all.insert(from.clone(), signature);
-        let mut events = vec![received];
-        match self.aggregate(aggregated, &all) {
-            Some((signature, transaction)) => events.extend(self.complete_key_path(now, signature, transaction)),
-            None => {
-                let detail = "partialSignature does not verify against the member's key and nonce";
-                let guilty = blame::culprits(&self.task, nonces, aggregated, &all);
-                let guilty = guilty.into_iter().map(|did| (did, detail.to_owned())).collect();
-                events.extend(self.on_culprits(now, guilty));
-            }
-        }
-        Ok(events)
-    }
-
-    /// The final signature and the transaction that it signs, when it verifies.
-    fn aggregate(
-        &self,
-        aggregated: &Bytes<66>,
-        partials: &BTreeMap<Did, Bytes<32>>,
-    ) -> Option<(Signature, Transaction)> {
-        let nonce = AggNonce::from_bytes(&aggregated.0).ok()?;
-        let partials: Vec<PartialSignature> =
-            partials.values().filter_map(|signature| PartialSignature::from_slice(&signature.0).ok()).collect();
-        let sighash = self.task.key_path_sighash();
-        let signature: musig2::CompactSignature =
-            musig2::aggregate_partial_signatures(self.task.output.musig2_context(), &nonce, partials, sighash)
-                .ok()?;
-        let signature = Signature::from_bytes(&signature.serialize());
-        // A second opinion from the library whose rules the network applies.
-        let transaction = finalize_key_path(&self.task.transaction, &signature).ok()?;
-        self.task.output.output_key().verify(sighash, &signature).then_some((signature, transaction))
-    }
-
-    fn complete_key_path(
-        &self,
-        now: Timestamp,
-        signature: Signature,
-        transaction: Transaction,
-    ) -> [SessionEvent; 2] {
-        let signed = Signed {
-            transaction,
-            path: SpendPath::KeyPath,
-            signature: Some(signature),
-            signers: self.task.members.keys().cloned().collect(),
-            culprits: Vec::new(),
-            holdouts: Vec::new(),
-        };
-        [
-            SessionEvent::PathChosen { at: now, path: SpendPath::KeyPath, reason: None, holdouts: Vec::new() },
-            SessionEvent::SessionCompleted { at: now, signed: Arc::new(signed) },
-        ]
-    }
-
-    /// Nobody is a holdout here: whoever has not signed yet still had the time to.
-    fn on_culprits(&self, now: Timestamp, guilty: Vec<(Did, String)>) -> Vec<SessionEvent> {
-        let mut events: Vec<_> = guilty
-            .into_iter()
-            .map(|(did, detail)| {
-                let (code, slot) = (RejectCode::BadPartialSignature, Slot::PartialSignature);
-                SessionEvent::FaultRecorded { fault: Fault { did, code, slot, detail } }
-            })
-            .collect();
-        events.push(self.leave_key_path(now, "a partial signature is invalid".to_owned(), Vec::new()));
-        events
-    }
-
-    /// The fallback where there is one, the end where there is none.
-    fn leave_key_path(&self, now: Timestamp, reason: String, holdouts: Vec<Did>) -> SessionEvent {
-        if self.task.output.fallback_spendable() {
-            SessionEvent::PathChosen { at: now, path: SpendPath::ScriptPath, reason: Some(reason), holdouts }
-        } else {
-            let reason = format!("{reason}, and the output has no fallback leaf that could be spent");
-            SessionEvent::SessionFailed { at: now, reason, holdouts }
-        }
-    }
-
-    fn on_fallback_signature(
-        &self,
-        now: Timestamp,
-        from: &Did,
-        body: &FallbackSignature,
-        message: &Message,
-    ) -> Result<Vec<SessionEvent>, Reject> {
-        let (SessionPhase::Fallback { signatures, holdouts, .. }, Some(leaf), Some(sighash)) =
-            (&self.phase, self.task.output.fallback(), self.task.fallback_sighash())
-        else {
-            return Err(Reject::new(RejectCode::WrongPhase, from, "no fallback signatures are collected now"));
-        };
-        let signature = Signature::from_bytes(&body.fallback_signature.0);
-        if let Some(first) = signatures.get(from) {
-            return self.on_filled_slot(from, Slot::FallbackSignature, *first == signature);
-        }
-        let key = self.task.members.get(from).map(|key| key.x_only());
-        let Some(key) = key.filter(|key| key.to_bytes() == body.signer_pk.0) else {
-            return Err(Reject::new(RejectCode::InvalidKey, from, "signerPk is not the member's key"));
-        };
-        if !key.verify(sighash, &signature) {
-            return Err(Reject::new(RejectCode::BadFallbackSignature, from, "fallbackSignature does not verify"));
-        }
-        let mut events = vec![SessionEvent::FallbackSignatureReceived {
-            did: from.clone(),
-            signature,
-            digest: message.digest(),
-        }];
-        if signatures.len() + 1 >= leaf.threshold() {
-            let mut by_key: BTreeMap<XOnlyKey, Signature> = BTreeMap::new();
-            for (did, signature) in signatures.iter().chain([(from, &signature)]) {
-                by_key.extend(self.task.members.get(did).map(|key| (key.x_only(), *signature)));
-            }
-            events.push(match leaf.assemble(&self.task.transaction, &self.task.prevout(), &by_key) {
-                Ok(transaction) => {
-                    let signers = signatures.keys().chain([from]).cloned().collect();
-                    let signed = Signed {
-                        transaction,
-                        path: SpendPath::ScriptPath,
-                        signature: None,
-                        signers,
-                        culprits: self.culprits(),
-                        holdouts: holdouts.clone(),
-                    };
-                    SessionEvent::SessionCompleted { at: now, signed: Arc::new(signed) }
-                }
-                // Every signature was verified above, so this is our own fault.
-                Err(error) => {
-                    SessionEvent::SessionFailed { at: now, reason: error.to_string(), holdouts: Vec::new() }
-                }
-            });
-        }
-        Ok(events)
     }
 
     fn on_filled_slot(&self, from: &Did, slot: Slot, same: bool) -> Result<Vec<SessionEvent>, Reject> {

@@ -1,0 +1,447 @@
+//! The signed HTTP envelope (wire format, section 5): `{v, from, to?, timestamp, nonce, message, sig}`.
+//!
+//! `timestamp` is in whole Unix seconds, `nonce` is 16 bytes in lower-case hex, `sig` is the BIP-340 signature, in hex,
+//! over the SHA-256 of the canonical form ([`crate::jcs`]) of the envelope without `sig`; byte strings are canonicalized
+//! as the `{"__bytes": ...}` objects that they are.
+//!
+//! [`SealedEnvelope`] is the way out. In canonical order an envelope starts with its sender and its message's body:
+//!
+//! ```text
+//! {"from":"<did>","message":{"body":<body>,"from":"<did>",  "to":"<did>","type":...},"nonce":...,"timestamp":...}
+//! └──────────── the same for every recipient ───────────┘  └──────────────── of this recipient ────────────────┘
+//! ```
+//!
+//! so a body with a thousand recipients is canonicalized and hashed once, and each envelope goes on from the hash state
+//! reached there. Its JSON text is shared too: [`SealedEnvelope::pieces`].
+//!
+//! [`ParsedEnvelope`] is the way in. [`ParsedEnvelope::parse`] says whether a text is an envelope at all, which a server
+//! answers with 400; [`ParsedEnvelope::verify`] whether to believe it, answered with 401. A nonce that was seen before is
+//! for the caller to find: this module keeps no state.
+
+use std::time::Duration;
+
+use data_encoding::HEXLOWER;
+use rand_core::CryptoRng;
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::{Map, Value, value::RawValue};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    did::Did,
+    hash::sha256,
+    jcs::{self, JcsError},
+    key::{SecretKey, Signature, SignatureTextError, XOnlyKey},
+    message::{self, DecodeError, Message, SharedBody},
+    time::Timestamp,
+};
+
+/// The envelope version spoken here, the field `v`.
+pub const VERSION: u64 = 1;
+
+/// How far apart the clocks of the two sides may be.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(60);
+
+/// The largest timestamp that a JSON number carries exactly (2^53 seconds).
+const MAX_TIMESTAMP: f64 = (1u64 << 53) as f64;
+
+/// A body lies two levels deep in its envelope, and the JSON parser admits one level less than [`jcs::MAX_DEPTH`].
+const MAX_BODY_DEPTH: usize = jcs::MAX_DEPTH - 3;
+
+/// The hash state behind the part of an envelope's signed bytes that all recipients of a body share.
+#[derive(Clone)]
+pub(crate) struct BodyPrefix(Sha256);
+
+impl BodyPrefix {
+    /// For messages from `from` with the body `value`, whose canonical bytes are `canonical`.
+    pub(crate) fn new(from: &Did, value: &Value, canonical: &[u8]) -> Result<Self, JcsError> {
+        jcs::check(value, MAX_BODY_DEPTH)?;
+        let mut hasher = Sha256::new();
+        hasher.update(format!("{{\"from\":\"{from}\",\"message\":{{\"body\":"));
+        hasher.update(canonical);
+        hasher.update(format!(",\"from\":\"{from}\""));
+        Ok(Self(hasher))
+    }
+}
+
+/// The digest that the envelope of `message` signs. The sender and the recipient of the envelope are the message's.
+///
+/// # Errors
+/// [`JcsError`] when the body has no canonical form or nests too deep, as only a body with a document of the caller's in
+/// it, or a forwarded one, can.
+pub fn signing_digest(message: &Message, timestamp: Timestamp, nonce: &[u8; 16]) -> Result<[u8; 32], JcsError> {
+    let BodyPrefix(mut hasher) = message.body.sealing_prefix(&message.from)?.into_owned();
+    hasher.update(message.canonical_tail());
+    let to = message.to.as_ref().map(|did| format!("\"to\":\"{did}\",")).unwrap_or_default();
+    hasher.update(format!(
+        ",\"nonce\":\"{}\",\"timestamp\":{},{to}\"v\":{VERSION}}}",
+        HEXLOWER.encode(nonce),
+        timestamp.as_secs(),
+    ));
+    Ok(hasher.finalize().into())
+}
+
+/// A signed envelope as it goes over the wire. Cloning it does not copy the body.
+#[derive(Clone, Debug)]
+pub struct SealedEnvelope {
+    /// The JSON text before the message's body.
+    pub head: String,
+    /// The body, whose JSON text all its recipients' envelopes share.
+    pub body: SharedBody,
+    /// The JSON text behind the body.
+    pub tail: String,
+}
+
+impl SealedEnvelope {
+    /// Seals `message` with `key`, which must be the key that the message's sender is authenticated by. The envelope's
+    /// sender and recipient are the message's, `timestamp` is rounded down to its second, `nonce` must never have been
+    /// used by this sender before, and `rng` gives the signature's auxiliary randomness.
+    ///
+    /// # Errors
+    /// [`JcsError`], as [`signing_digest`].
+    pub fn seal(
+        message: &Message,
+        key: &SecretKey,
+        timestamp: Timestamp,
+        nonce: [u8; 16],
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, JcsError> {
+        let signature = key.sign(&signing_digest(message, timestamp, &nonce)?, rng);
+        let to = message.to.as_ref().map(|did| format!("\"to\":\"{did}\",")).unwrap_or_default();
+        // DIDs, hex and numbers hold no character that JSON escapes.
+        let head = format!(
+            "{{\"v\":{VERSION},\"from\":\"{}\",{to}\"timestamp\":{},\"nonce\":\"{}\",\"message\":{}",
+            message.from,
+            timestamp.as_secs(),
+            HEXLOWER.encode(&nonce),
+            message.json_head(),
+        );
+        Ok(Self { head, body: message.body.clone(), tail: format!("}},\"sig\":\"{signature}\"}}") })
+    }
+
+    /// As [`Self::seal`], with a nonce from `rng`.
+    ///
+    /// # Errors
+    /// [`JcsError`], as [`signing_digest`].
+    pub fn seal_with_rng(
+        message: &Message,
+        key: &SecretKey,
+        timestamp: Timestamp,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, JcsError> {
+        let mut nonce = [0; 16];
+        rng.fill_bytes(&mut nonce);
+        Self::seal(message, key, timestamp, nonce, rng)
+    }
+
+    /// The JSON text in the three pieces that make it up, for a consumer that can write them one after another. It has no
+    /// line breaks, unless the body was received with them and is forwarded.
+    pub fn pieces(&self) -> [&str; 3] {
+        [&self.head, self.body.json(), &self.tail]
+    }
+
+    /// The length of the JSON text in bytes.
+    pub fn byte_len(&self) -> usize {
+        self.pieces().iter().map(|piece| piece.len()).sum()
+    }
+
+    /// The JSON text.
+    pub fn to_json(&self) -> String {
+        self.pieces().concat()
+    }
+}
+
+/// Why a text is refused as an envelope. [`Self::NotJson`] and [`Self::Malformed`] come from [`ParsedEnvelope::parse`], the
+/// others from [`ParsedEnvelope::verify`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EnvelopeError {
+    /// Not JSON.
+    #[error("not JSON")]
+    NotJson,
+    /// JSON, but not an envelope that could be signed: says why.
+    #[error("not an envelope: {0}")]
+    Malformed(String),
+    /// `v` is not [`VERSION`].
+    #[error("v: {VERSION} expected")]
+    Version,
+    /// `from` is not the expected sender.
+    #[error("from is not the expected sender")]
+    From,
+    /// `to` is not the expected recipient.
+    #[error("to is not the expected recipient")]
+    To,
+    /// `timestamp` is not a whole number of seconds, or too far from the verifier's time.
+    #[error("timestamp: seconds within the permitted skew expected")]
+    TimestampSkew,
+    /// `sig` is missing or not hex.
+    #[error("sig: hex expected")]
+    SigHex,
+    /// `sig` is not 64 bytes.
+    #[error("sig: 64 bytes expected")]
+    SigLength,
+    /// `sig` is not the sender's signature of this envelope.
+    #[error("sig does not verify")]
+    SigInvalid,
+    /// `nonce`, although signed, is not 16 bytes in lower-case hex.
+    #[error("nonce: 16 bytes in lower-case hex expected")]
+    Nonce,
+}
+
+impl EnvelopeError {
+    /// The reason as a stable code, for machines to read.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotJson => "ENVELOPE_NOT_JSON",
+            Self::Malformed(_) => "ENVELOPE_MALFORMED",
+            Self::Version => "ENVELOPE_VERSION_MISMATCH",
+            Self::From => "ENVELOPE_FROM_MISMATCH",
+            Self::To => "ENVELOPE_TO_MISMATCH",
+            Self::TimestampSkew => "ENVELOPE_TIMESTAMP_SKEW",
+            Self::SigHex => "ENVELOPE_SIG_HEX",
+            Self::SigLength => "ENVELOPE_SIG_LENGTH",
+            Self::SigInvalid => "ENVELOPE_SIG_INVALID",
+            Self::Nonce => "ENVELOPE_NONCE",
+        }
+    }
+
+    fn malformed(problem: impl ToString) -> Self {
+        Self::Malformed(problem.to_string())
+    }
+}
+
+/// Whom an envelope must be addressed to.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum ExpectedTo<'a> {
+    /// Anyone: the caller looks at [`ParsedEnvelope::to`] itself.
+    #[default]
+    Any,
+    /// Everybody: `to` is absent.
+    Broadcast,
+    /// This DID.
+    Did(&'a Did),
+}
+
+/// What the verifier expects beyond a valid signature.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected<'a> {
+    /// The sender; `None` for the one whose key the caller looked up by [`ParsedEnvelope::from`].
+    pub from: Option<&'a Did>,
+    /// The recipient.
+    pub to: ExpectedTo<'a>,
+    /// How far the clocks may be apart, in whole seconds; exactly that far is accepted.
+    pub skew: Duration,
+}
+
+impl Default for Expected<'_> {
+    /// Any sender, any recipient, [`CLOCK_SKEW`].
+    fn default() -> Self {
+        Self { from: None, to: ExpectedTo::Any, skew: CLOCK_SKEW }
+    }
+}
+
+/// What a verified envelope has for the caller's replay guard: this nonce of this sender must not be accepted again as
+/// long as the timestamp is within the skew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// The nonce.
+    pub nonce: [u8; 16],
+    /// When the sender sealed the envelope, by its clock.
+    pub timestamp: Timestamp,
+}
+
+/// A text with the shape of an envelope. Nothing in it is to be believed before [`Self::verify`].
+#[derive(Clone, Debug)]
+pub struct ParsedEnvelope<'a> {
+    /// The envelope without `sig`, unknown fields included: whatever is in it must be signed.
+    unsigned: Value,
+    sig: Option<String>,
+    from: String,
+    to: Option<String>,
+    message: &'a RawValue,
+}
+
+/// The fields of an envelope; naming them all has serde refuse one that comes twice, where readers differ in which counts.
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(rename = "v")]
+    _v: Option<IgnoredAny>,
+    from: String,
+    #[serde(default, deserialize_with = "message::present")]
+    to: Option<String>,
+    #[serde(rename = "timestamp")]
+    _timestamp: Option<IgnoredAny>,
+    #[serde(rename = "nonce")]
+    _nonce: Option<IgnoredAny>,
+    #[serde(borrow)]
+    message: Option<&'a RawValue>,
+    #[serde(rename = "sig")]
+    _sig: Option<IgnoredAny>,
+}
+
+impl<'a> ParsedEnvelope<'a> {
+    /// Parses a text with the shape of an envelope: an object with a text `from`, and `message` an object and `to` a text
+    /// where present. The other fields are for [`Self::verify`] to judge.
+    ///
+    /// # Errors
+    /// [`EnvelopeError::NotJson`]; [`EnvelopeError::Malformed`] for JSON of another shape, for a `{"__bytes": ...}` that
+    /// is not lower-case hex of whole bytes, and for what no envelope that could be signed holds: a field twice,
+    /// nesting beyond the parser's limit, a lone surrogate, an integer beyond 2^53, a number beyond all doubles.
+    pub fn parse(text: &'a str) -> Result<Self, EnvelopeError> {
+        let value: Value = serde_json::from_str(text).map_err(|error| {
+            // The parser skips over a value without its limits on depth, numbers and surrogates.
+            match serde_json::from_str::<IgnoredAny>(text) {
+                Ok(_) => EnvelopeError::malformed(error),
+                Err(_) => EnvelopeError::NotJson,
+            }
+        })?;
+        let Value::Object(mut unsigned) = value else {
+            return Err(EnvelopeError::malformed("an object expected"));
+        };
+        let fields: Fields<'a> = serde_json::from_str(text).map_err(EnvelopeError::malformed)?;
+        // Without a message it is still an envelope, of a message that says nothing of its sender.
+        if !unsigned.get("message").is_none_or(Value::is_object) {
+            return Err(EnvelopeError::malformed("message: an object expected"));
+        }
+        let sig = match unsigned.remove("sig") {
+            Some(Value::String(sig)) => Some(sig),
+            _ => None,
+        };
+        let unsigned = Value::Object(unsigned);
+        jcs::check(&unsigned, jcs::MAX_DEPTH).map_err(EnvelopeError::malformed)?;
+        check_byte_strings(&unsigned)?;
+        Ok(Self { unsigned, sig, from: fields.from, to: fields.to, message: fields.message.unwrap_or(RawValue::NULL) })
+    }
+
+    /// The sender, as the envelope says; any text.
+    pub fn from(&self) -> &str {
+        &self.from
+    }
+
+    /// The recipient, as the envelope says; any text.
+    pub fn to(&self) -> Option<&str> {
+        self.to.as_deref()
+    }
+
+    /// The nonce, if it is 16 bytes in lower-case hex.
+    pub fn nonce(&self) -> Option<[u8; 16]> {
+        self.unsigned["nonce"].as_str().and_then(parse_nonce)
+    }
+
+    /// The timestamp, if it is a whole number of seconds, however written.
+    pub fn timestamp(&self) -> Option<Timestamp> {
+        self.unsigned["timestamp"].as_f64().and_then(timestamp_from_secs)
+    }
+
+    /// The message's JSON text, as it was received.
+    pub fn message_json(&self) -> &'a str {
+        self.message.get()
+    }
+
+    /// The message.
+    ///
+    /// # Errors
+    /// [`DecodeError`], as [`Message::from_json`]; a type that is not known is to be ignored rather than refused.
+    pub fn message(&self) -> Result<Message, DecodeError> {
+        Message::from_json(self.message_json())
+    }
+
+    /// The `from` of the message, if it is a text.
+    pub fn inner_from(&self) -> Option<&str> {
+        self.unsigned["message"]["from"].as_str()
+    }
+
+    /// The `type` of the message, if it is a text.
+    pub fn inner_type(&self) -> Option<&str> {
+        self.unsigned["message"]["type"].as_str()
+    }
+
+    /// Whether the message says that it is from the envelope's sender. Its body must not say otherwise: the other
+    /// implementation, which flattens the body over the message, would believe the body.
+    pub fn sender_matches(&self) -> bool {
+        let message = &self.unsigned["message"];
+        let body_from = message["body"].get("from");
+        self.inner_from() == Some(self.from()) && body_from.is_none_or(|from| from.as_str() == Some(self.from()))
+    }
+
+    /// The bytes whose SHA-256 is signed: the canonical form of all that was received but `sig`.
+    ///
+    /// # Errors
+    /// None in practice: [`Self::parse`] has refused what has no canonical form.
+    pub fn signing_bytes(&self) -> Result<Vec<u8>, JcsError> {
+        jcs::canonicalize(&self.unsigned)
+    }
+
+    /// Whether the envelope is signed by `key`, fresh at `now`, and as `expected`.
+    ///
+    /// # Errors
+    /// [`EnvelopeError`]: the first reason in the order of its variants.
+    pub fn verify(
+        &self,
+        key: &XOnlyKey,
+        now: Timestamp,
+        expected: &Expected<'_>,
+    ) -> Result<Verified, EnvelopeError> {
+        if self.unsigned["v"].as_f64() != Some(VERSION as f64) {
+            return Err(EnvelopeError::Version);
+        }
+        if expected.from.is_some_and(|from| from.as_str() != self.from) {
+            return Err(EnvelopeError::From);
+        }
+        let to_matches = match expected.to {
+            ExpectedTo::Any => true,
+            ExpectedTo::Broadcast => self.to.is_none(),
+            ExpectedTo::Did(did) => self.to() == Some(did.as_str()),
+        };
+        if !to_matches {
+            return Err(EnvelopeError::To);
+        }
+        let timestamp = self
+            .timestamp()
+            .filter(|timestamp| timestamp.agrees_with(now, expected.skew))
+            .ok_or(EnvelopeError::TimestampSkew)?;
+        let sig = self.sig.as_deref().ok_or(EnvelopeError::SigHex)?;
+        let signature = Signature::from_hex(sig).map_err(|error| match error {
+            SignatureTextError::Hex => EnvelopeError::SigHex,
+            SignatureTextError::Length => EnvelopeError::SigLength,
+        })?;
+        let bytes = self.signing_bytes().map_err(|_| EnvelopeError::SigInvalid)?;
+        if !key.verify(&sha256(&bytes), &signature) {
+            return Err(EnvelopeError::SigInvalid);
+        }
+        // Behind the signature, so that who changes a nonce on the way is told what the other implementation tells.
+        let nonce = self.nonce().ok_or(EnvelopeError::Nonce)?;
+        Ok(Verified { nonce, timestamp })
+    }
+}
+
+/// 16 bytes in lower-case hex.
+pub(crate) fn parse_nonce(hex: &str) -> Option<[u8; 16]> {
+    HEXLOWER.decode(hex.as_bytes()).ok()?.try_into().ok()
+}
+
+/// A whole number of seconds, however it is written (`1750000000`, `1.75e9`).
+pub(crate) fn timestamp_from_secs(secs: f64) -> Option<Timestamp> {
+    let whole = secs.fract() == 0.0 && (0.0..=MAX_TIMESTAMP).contains(&secs);
+    // In range and whole, so the conversion is exact.
+    whole.then(|| Timestamp::from_secs(secs as u64))
+}
+
+/// Refuses an object with the one key `__bytes` whose value is not lower-case hex of whole bytes: there is no byte string
+/// that it could stand for. With other keys beside it, it is an object like any other.
+fn check_byte_strings(value: &Value) -> Result<(), EnvelopeError> {
+    match value {
+        Value::Object(fields) => {
+            check_sentinel(fields).and_then(|()| fields.values().try_for_each(check_byte_strings))
+        }
+        Value::Array(items) => items.iter().try_for_each(check_byte_strings),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Ok(()),
+    }
+}
+
+fn check_sentinel(fields: &Map<String, Value>) -> Result<(), EnvelopeError> {
+    let hex = fields.get(message::BYTES_SENTINEL).filter(|_| fields.len() == 1);
+    let valid = hex.is_none_or(|hex| {
+        let hex = hex.as_str().map(str::as_bytes);
+        hex.is_some_and(|hex| hex.len() % 2 == 0 && hex.iter().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f')))
+    });
+    if valid { Ok(()) } else { Err(EnvelopeError::malformed("__bytes: lower-case hex of whole bytes expected")) }
+}

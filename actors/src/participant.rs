@@ -220,6 +220,14 @@ impl Handler<Delivery> for ParticipantActor {
         match delivery {
             Delivery::Message(message) => self.on_message(message, ctx),
             Delivery::Undecodable { from, error } => self.reject(None, &undecodable(&from, &error)),
+            Delivery::Undeliverable { body, reason, .. } => {
+                self.shared.notices.publish(ParticipantNotice::MessageUndelivered {
+                    did: self.shared.identity.did().clone(),
+                    cohort_id: body.cohort_id().clone(),
+                    kind: body.short_type(),
+                    reason,
+                });
+            }
         }
     }
 }

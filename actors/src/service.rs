@@ -179,6 +179,16 @@ impl Handler<Delivery> for AggregationService {
         let message = match delivery {
             Delivery::Message(message) => message,
             Delivery::Undecodable { from, error } => return self.reject(None, &undecodable(&from, &error)),
+            Delivery::Undeliverable { to, body, reason } => {
+                let cohort_id = body.cohort_id().clone();
+                let kind = body.short_type();
+                return self.shared.notices.publish(ServiceNotice::MessageUndelivered {
+                    cohort_id,
+                    to,
+                    kind,
+                    reason,
+                });
+            }
         };
         let cohort_id = message.body.cohort_id().clone();
         let Some(cohort) = self.cohorts.get(&cohort_id) else {

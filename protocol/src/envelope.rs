@@ -308,7 +308,13 @@ impl<'a> ParsedEnvelope<'a> {
         let unsigned = Value::Object(unsigned);
         jcs::check(&unsigned, jcs::MAX_DEPTH).map_err(EnvelopeError::malformed)?;
         check_byte_strings(&unsigned)?;
-        Ok(Self { unsigned, sig, from: fields.from, to: fields.to, message: fields.message.unwrap_or(RawValue::NULL) })
+        Ok(Self {
+            unsigned,
+            sig,
+            from: fields.from,
+            to: fields.to,
+            message: fields.message.unwrap_or(RawValue::NULL),
+        })
     }
 
     /// The sender, as the envelope says; any text.

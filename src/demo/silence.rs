@@ -37,8 +37,11 @@ impl Handler<Outbound> for Silence {
     type Result = ();
 
     fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
-        if !matches!(*outbound.body, Body::SignatureAuthorization(_) | Body::FallbackSignature(_)) {
-            self.onward.do_send(outbound);
+        if let Outbound::Direct { body, .. } = &outbound
+            && matches!(**body, Body::SignatureAuthorization(_) | Body::FallbackSignature(_))
+        {
+            return;
         }
+        self.onward.do_send(outbound);
     }
 }

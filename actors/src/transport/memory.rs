@@ -95,7 +95,13 @@ struct Sever;
 impl Handler<Outbound> for MemoryConnection {
     type Result = ();
 
-    fn handle(&mut self, Outbound { to, body }: Outbound, _: &mut Self::Context) {
+    fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
+        let (to, body) = match outbound {
+            Outbound::Direct { to, body, .. } => (Some(to), body),
+            Outbound::Broadcast { body } => (None, body),
+            // Nothing is kept for those who come later: they wait for the advert's repeat.
+            Outbound::WithdrawAdvert { .. } => return,
+        };
         let message = Message::new(self.did.clone(), to, body);
         let wire = Wire { from: self.did.clone(), text: message.to_json().into() };
         let peers = self.network.peers();

@@ -140,6 +140,8 @@ pub enum ServiceInput {
 pub enum ServiceEffect {
     /// Tell everybody.
     Broadcast(SharedBody),
+    /// The advert is over: tell nobody any more.
+    WithdrawAdvert,
     /// Tell one member.
     Send {
         /// Whom.
@@ -452,7 +454,12 @@ impl Machine for ServiceCohort {
                     cohort_keys: formed.output.keys().iter().map(|key| Bytes(key.to_bytes())).collect(),
                 }
                 .into();
-                formed.send_all(|_| body.clone())
+                let mut effects = formed.send_all(|_| body.clone());
+                effects.push(ServiceEffect::WithdrawAdvert);
+                effects
+            }
+            (ServiceEvent::CohortFailed { .. }, Phase::Failed { formed: None, .. }) => {
+                vec![ServiceEffect::WithdrawAdvert]
             }
             (ServiceEvent::UpdatesAggregated { .. }, Phase::Validating { formed, aggregated, .. }) => {
                 let aggregation = &aggregated.aggregation;

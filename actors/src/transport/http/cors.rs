@@ -1,0 +1,44 @@
+//! CORS headers, by configuration.
+
+use actix_web::{
+    HttpResponse, HttpResponseBuilder,
+    http::header::{
+        ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+        ACCESS_CONTROL_MAX_AGE, HeaderMap, HeaderValue, ORIGIN, VARY,
+    },
+};
+
+use super::config::Cors;
+
+/// The origin that a response may name, for a request that named one.
+pub(super) fn allowed_origin(cors: &Cors, request: &HeaderMap) -> Option<HeaderValue> {
+    let origin = request.get(ORIGIN)?;
+    match cors {
+        Cors::Permissive => Some(HeaderValue::from_static("*")),
+        Cors::Allow(origins) => {
+            origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes()).then(|| origin.clone())
+        }
+        Cors::SameOrigin => None,
+    }
+}
+
+/// Adds what lets a page of `origin` read the response.
+pub(super) fn allow(response: &mut HttpResponseBuilder, origin: Option<HeaderValue>) {
+    if let Some(origin) = origin {
+        response.insert_header((ACCESS_CONTROL_ALLOW_ORIGIN, origin)).insert_header((VARY, "Origin"));
+    }
+}
+
+/// The answer to a preflight request.
+pub(super) fn preflight(cors: &Cors, request: &HeaderMap) -> HttpResponse {
+    let mut response = HttpResponse::NoContent();
+    let origin = allowed_origin(cors, request);
+    if origin.is_some() {
+        response
+            .insert_header((ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, OPTIONS"))
+            .insert_header((ACCESS_CONTROL_ALLOW_HEADERS, "authorization, content-type, last-event-id"))
+            .insert_header((ACCESS_CONTROL_MAX_AGE, "86400"));
+    }
+    allow(&mut response, origin);
+    response.finish()
+}

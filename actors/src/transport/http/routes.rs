@@ -1,0 +1,236 @@
+//! The routes, as actix-web sees them.
+
+use std::convert::Infallible;
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::{
+        StatusCode,
+        header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName},
+    },
+    web::{self, Bytes, BytesMut, Payload, ServiceConfig},
+};
+use futures::{StreamExt, stream};
+use serde_json::json;
+use tokio::sync::mpsc::Receiver;
+
+use super::{
+    Refusal,
+    cors::{allow, allowed_origin, preflight},
+    gate::Admitted,
+    hub::{Advertise, OpenAdverts, OpenInbox},
+    server::HttpServer,
+    stream::EventStream,
+};
+use crate::transport::Delivery;
+
+/// The API's description.
+const OPENAPI: &str = include_str!("openapi.json");
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// How long a request waits for room in the mailbox of its recipient.
+const DELIVERY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Mounts the routes into an `App` or a scope of one: `App::new().configure(configure(&server))`.
+pub fn configure(server: &HttpServer) -> impl FnOnce(&mut ServiceConfig) + use<> {
+    let server = web::Data::new(server.clone());
+    move |app| {
+        let route = |path: &str| web::resource(path).default_service(web::to(not_found));
+        app.service(
+            web::scope("/v1")
+                .app_data(server)
+                .service(
+                    route("/adverts")
+                        .route(web::get().to(read_adverts))
+                        .route(web::post().to(post_advert))
+                        .route(web::method(actix_web::http::Method::OPTIONS).to(options)),
+                )
+                .service(
+                    route("/messages")
+                        .route(web::post().to(post_message))
+                        .route(web::method(actix_web::http::Method::OPTIONS).to(options)),
+                )
+                .service(
+                    route("/actors/{did}/inbox")
+                        .route(web::get().to(read_inbox))
+                        .route(web::method(actix_web::http::Method::OPTIONS).to(options)),
+                )
+                .service(
+                    route("/.well-known/aggregation")
+                        .route(web::get().to(well_known))
+                        .route(web::method(actix_web::http::Method::OPTIONS).to(options)),
+                )
+                .service(
+                    route("/openapi.json")
+                        .route(web::get().to(openapi))
+                        .route(web::method(actix_web::http::Method::OPTIONS).to(options)),
+                )
+                .default_service(web::to(not_found)),
+        );
+    }
+}
+
+type Server = web::Data<HttpServer>;
+
+async fn post_message(server: Server, request: HttpRequest, payload: Payload) -> HttpResponse {
+    let outcome = accept_message(&server, &request, payload).await;
+    answer(&server, &request, outcome)
+}
+
+async fn accept_message(server: &HttpServer, request: &HttpRequest, payload: Payload) -> Result<(), Refusal> {
+    let gate = &server.0.gate;
+    gate.admit_address(&address(server, request), server.now()).await?;
+    let body = read(payload, gate.config.max_body).await?;
+    let Admitted { from, to, message } = gate.admit_message(&body, server.now()).await?;
+    let delivery = match message {
+        Ok(message) => Delivery::Message(message),
+        Err(error) => Delivery::Undecodable { from, error },
+    };
+    // The sender waits here when its recipient cannot keep up; everybody else goes on.
+    match tokio::time::timeout(DELIVERY_TIMEOUT, to.inbox.send(delivery)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Refusal::UnknownRecipient),
+        Err(_) => Err(Refusal::RateLimited),
+    }
+}
+
+async fn post_advert(server: Server, request: HttpRequest, payload: Payload) -> HttpResponse {
+    let outcome = accept_advert(&server, &request, payload).await;
+    answer(&server, &request, outcome)
+}
+
+async fn accept_advert(server: &HttpServer, request: &HttpRequest, payload: Payload) -> Result<(), Refusal> {
+    let gate = &server.0.gate;
+    gate.admit_address(&address(server, request), server.now()).await?;
+    let body = read(payload, gate.config.max_body).await?;
+    let (from, message) = gate.admit_advert(&body, server.now()).await?;
+    if let Ok(message) = message {
+        server.0.hub.do_send(Advertise { from, body: message.body });
+    }
+    Ok(())
+}
+
+async fn read_adverts(server: Server, request: HttpRequest) -> HttpResponse {
+    let gate = &server.0.gate;
+    if let Err(refusal) = gate.admit_address(&address(&server, &request), server.now()).await {
+        return answer(&server, &request, Err(refusal));
+    }
+    let (stream, events) = EventStream::open(gate.config.inbox_messages);
+    match server.0.hub.send(OpenAdverts(stream)).await {
+        Ok(true) => event_stream(&server, &request, events),
+        Ok(false) | Err(_) => answer(&server, &request, Err(Refusal::RateLimited)),
+    }
+}
+
+async fn read_inbox(server: Server, request: HttpRequest, did: web::Path<String>) -> HttpResponse {
+    let gate = &server.0.gate;
+    let now = server.now();
+    let admitted = async {
+        gate.admit_address(&address(&server, &request), now).await?;
+        let authorization = request.headers().get(AUTHORIZATION).and_then(|header| header.to_str().ok());
+        gate.admit_inbox(&did, authorization, request.uri().path(), now).await
+    };
+    let owner = match admitted.await {
+        Ok(owner) => owner,
+        Err(refusal) => return answer(&server, &request, Err(refusal)),
+    };
+    let last = request.headers().get(LAST_EVENT_ID).and_then(|header| header.to_str().ok());
+    let after = last.and_then(|last| last.trim().parse().ok());
+    // Room for everything that may be held, and for as much again while the client reads that.
+    let (stream, events) = EventStream::open(gate.config.inbox_messages * 2 + 16);
+    match server.0.hub.send(OpenInbox { owner, stream, after }).await {
+        Ok(true) => event_stream(&server, &request, events),
+        Ok(false) | Err(_) => answer(&server, &request, Err(Refusal::RateLimited)),
+    }
+}
+
+async fn well_known(server: Server, request: HttpRequest) -> HttpResponse {
+    let config = server.config();
+    let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let document = json!({
+        "envelopeVersion": btcr2_aggregation_protocol::envelope::VERSION,
+        "heartbeatIntervalMs": millis(config.heartbeat),
+        "inboxBufferSize": config.inbox_messages,
+        "inboxTtlMs": millis(config.inbox_ttl),
+        "maxBodyBytes": config.max_body,
+        "maxUpdateBytes": server.0.update_bytes.min(config.max_body),
+        "clockSkewSec": config.clock_skew.as_secs(),
+        "rateLimit": { "perSecond": config.did_rate.per_second, "burst": config.did_rate.burst },
+        // A repeated message changes nothing here, so that a client may send one again when it knows no answer.
+        "idempotent": true,
+    });
+    let mut response = HttpResponse::Ok();
+    allow(&mut response, allowed_origin(&config.cors, request.headers()));
+    response.json(document)
+}
+
+async fn openapi(server: Server, request: HttpRequest) -> HttpResponse {
+    let mut response = HttpResponse::Ok();
+    allow(&mut response, allowed_origin(&server.config().cors, request.headers()));
+    response.insert_header((CONTENT_TYPE, "application/json")).body(OPENAPI)
+}
+
+async fn options(server: Server, request: HttpRequest) -> HttpResponse {
+    preflight(&server.config().cors, request.headers())
+}
+
+async fn not_found(server: Server, request: HttpRequest) -> HttpResponse {
+    answer(&server, &request, Err(Refusal::NotFound))
+}
+
+fn answer(server: &HttpServer, request: &HttpRequest, outcome: Result<(), Refusal>) -> HttpResponse {
+    let (status, body) = match outcome {
+        Ok(()) => (StatusCode::ACCEPTED, json!({ "ok": true })),
+        Err(refusal) => (
+            // Every status of a refusal is one that the crate knows.
+            StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST),
+            json!({ "error": refusal.code() }),
+        ),
+    };
+    let mut response = HttpResponse::build(status);
+    allow(&mut response, allowed_origin(&server.config().cors, request.headers()));
+    response.json(body)
+}
+
+fn event_stream(server: &HttpServer, request: &HttpRequest, events: Receiver<Bytes>) -> HttpResponse {
+    let events = stream::unfold(events, |mut events| async move {
+        events.recv().await.map(|event| (Ok::<_, Infallible>(event), events))
+    });
+    let mut response = HttpResponse::Ok();
+    allow(&mut response, allowed_origin(&server.config().cors, request.headers()));
+    response
+        .insert_header((CONTENT_TYPE, "text/event-stream"))
+        .insert_header((CACHE_CONTROL, "no-store"))
+        // For nginx, which would hold events back until a buffer is full.
+        .insert_header(("x-accel-buffering", "no"))
+        .streaming(events)
+}
+
+/// The whole body, if it is not larger than `most`. What is too large is read on for a while and thrown away, so that the
+/// client, which is still sending, gets to see the answer instead of a broken connection.
+async fn read(mut payload: Payload, most: usize) -> Result<Bytes, Refusal> {
+    let mut body = BytesMut::new();
+    let mut length = 0;
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk.map_err(|_| Refusal::InvalidJson)?;
+        length += chunk.len();
+        if length <= most {
+            body.extend_from_slice(&chunk);
+        } else {
+            body.clear();
+        }
+        if length > most.saturating_mul(16) {
+            break;
+        }
+    }
+    if length > most { Err(Refusal::PayloadTooLarge) } else { Ok(body.freeze()) }
+}
+
+fn address(server: &HttpServer, request: &HttpRequest) -> String {
+    let forwarded = server.config().trust_forwarded.then(|| {
+        let info = request.connection_info();
+        info.realip_remote_addr().map(str::to_owned)
+    });
+    forwarded.flatten().or_else(|| request.peer_addr().map(|peer| peer.ip().to_string())).unwrap_or_default()
+}

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
+    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
     WrapFuture,
 };
 use btcr2_aggregation_protocol::{
@@ -24,7 +24,7 @@ use crate::{
     notice::{CohortResult, ServiceNotice},
     policy::{CohortView, PolicyError, TransactionRequest},
     service::ServiceShared,
-    signing::{SessionMessage, SigningEnded, SigningSessionActor},
+    signing::{Session, SessionMessage, SigningEnded, SigningSessionActor},
     supervisor::{End, EndGuard},
     transport::Outbound,
 };
@@ -56,7 +56,7 @@ pub(crate) struct CohortActor {
     engine: Engine<ServiceCohort>,
     shared: Arc<ServiceShared>,
     outbound: Recipient<Outbound>,
-    session: Option<Addr<SigningSessionActor>>,
+    session: Option<Session>,
     transcript: Transcript,
     guard: EndGuard,
 }
@@ -130,7 +130,7 @@ impl Handler<CohortMessage> for CohortActor {
         );
         match &self.session {
             Some(session) if for_session => {
-                if let Err(error) = session.try_send(SessionMessage(message)) {
+                if let Err(error) = session.address().try_send(SessionMessage(message)) {
                     tracing::warn!(cohort_id = %self.cohort_id(), %error, "a message for the signing session is lost");
                 }
             }
@@ -298,7 +298,7 @@ impl Driven for CohortActor {
                 let guard = EndGuard::new(move |end| gone.do_send(SessionGone(end)));
                 let cohort = ctx.address().recipient();
                 let session = SigningSessionActor::new(task, &self.shared, self.outbound.clone(), cohort, guard);
-                self.session = Some(session.start());
+                self.session = Some(Session::start(session));
             }
         }
     }
@@ -309,6 +309,7 @@ impl Driven for CohortActor {
 
     fn journal_failed(&mut self, error: JournalError, ctx: &mut Context<Self>) {
         tracing::error!(%error, "a cohort cannot go on");
+        self.guard.journal_failed();
         ctx.stop();
     }
 

@@ -17,6 +17,7 @@ pub mod notice;
 pub mod participant;
 mod participant_session;
 pub mod policy;
+mod remembered;
 pub mod runtime;
 pub mod service;
 mod signing;

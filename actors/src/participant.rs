@@ -1,16 +1,14 @@
 //! A participant: one identity, and a `ParticipantSessionActor` for each cohort that it is
 //! asked to join.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient};
 use btcr2_aggregation_protocol::{
     beacon::BeaconRegistry,
     cohort::{
         Timing,
+        event::SessionEnd,
         participant::{Advert, ParticipantCohort, ParticipantConfig},
     },
     did::Did,
@@ -26,6 +24,7 @@ use crate::{
     notice::{Notices, ParticipantNotice},
     participant_session::{Leave, ParticipantSessionActor, SessionMessage},
     policy::ParticipantPolicy,
+    remembered::Remembered,
     runtime::{Clock, Randomness},
     service::undecodable,
     supervisor::{End, EndGuard},
@@ -103,8 +102,7 @@ pub struct ParticipantActor {
     max_sessions: usize,
     outbound: Recipient<Outbound>,
     sessions: BTreeMap<CohortKey, Addr<ParticipantSessionActor>>,
-    ended: BTreeSet<CohortKey>,
-    ended_order: VecDeque<CohortKey>,
+    ended: Remembered<CohortKey>,
     _guard: EndGuard,
 }
 
@@ -134,8 +132,7 @@ impl ParticipantActor {
             max_sessions: settings.max_sessions,
             outbound,
             sessions: BTreeMap::new(),
-            ended: BTreeSet::new(),
-            ended_order: VecDeque::new(),
+            ended: Remembered::new(REMEMBERED),
             _guard: guard,
         }
     }
@@ -192,17 +189,6 @@ impl ParticipantActor {
         };
         self.reject(Some(&cohort_id), &reject);
     }
-
-    fn remember(&mut self, cohort: CohortKey) {
-        if self.ended.insert(cohort.clone()) {
-            self.ended_order.push_back(cohort);
-        }
-        if self.ended_order.len() > REMEMBERED
-            && let Some(oldest) = self.ended_order.pop_front()
-        {
-            self.ended.remove(&oldest);
-        }
-    }
 }
 
 impl Actor for ParticipantActor {
@@ -219,7 +205,11 @@ impl Handler<Delivery> for ParticipantActor {
     fn handle(&mut self, delivery: Delivery, ctx: &mut Self::Context) {
         match delivery {
             Delivery::Message(message) => self.on_message(message, ctx),
-            Delivery::Undecodable { from, error } => self.reject(None, &undecodable(&from, &error)),
+            Delivery::Undecodable { from, error } => {
+                if let Some(reject) = undecodable(&from, &error) {
+                    self.reject(None, &reject);
+                }
+            }
             Delivery::Undeliverable { body, reason, .. } => {
                 self.shared.notices.publish(ParticipantNotice::MessageUndelivered {
                     did: self.shared.identity.did().clone(),
@@ -249,7 +239,14 @@ impl Handler<SessionGone> for ParticipantActor {
         self.sessions.remove(&cohort);
         if let Some(reason) = end.failure() {
             tracing::error!(cohort_id = %cohort.1, reason, "a participant's session ended before its cohort");
+            let end = SessionEnd::Internal { reason: reason.to_owned() };
+            self.shared.notices.publish(ParticipantNotice::CohortFailed {
+                did: self.shared.identity.did().clone(),
+                cohort_id: cohort.1.clone(),
+                reason: end.to_string(),
+                end,
+            });
         }
-        self.remember(cohort);
+        self.ended.insert(cohort);
     }
 }

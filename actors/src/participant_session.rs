@@ -56,7 +56,11 @@ impl ParticipantSessionActor {
         outbound: Recipient<Outbound>,
         guard: EndGuard,
     ) -> Self {
-        let stream = StreamId::new(format!("participant/{}/{}", shared.identity.did(), machine.advert().cohort_id));
+        let advert = machine.advert();
+        // The service is part of the name: anybody may advertise a cohort by the identifier of somebody else's, and would
+        // otherwise write into that cohort's stream.
+        let did = shared.identity.did();
+        let stream = StreamId::new(format!("participant/{did}/{}/{}", advert.service, advert.cohort_id));
         let rng = shared.randomness.for_actor(stream.as_str());
         let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, shared.clock, rng);
         let signer = MemberSigner::new(Arc::clone(shared.identity.secret_key()));
@@ -228,6 +232,7 @@ impl Driven for ParticipantSessionActor {
 
     fn journal_failed(&mut self, error: JournalError, ctx: &mut Context<Self>) {
         tracing::error!(%error, "a participant's session cannot go on");
+        self.guard.journal_failed();
         ctx.stop();
     }
 

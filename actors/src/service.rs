@@ -15,7 +15,7 @@ use btcr2_aggregation_protocol::{
     error::{Reject, RejectCode},
     id::CohortId,
     identity::Identity,
-    message::DecodeError,
+    message::{Body, DecodeError},
     network::Network,
     output::KeyAggregator,
 };
@@ -25,6 +25,7 @@ use crate::{
     journal::Journal,
     notice::{Notices, ServiceNotice},
     policy::ServicePolicy,
+    remembered::Remembered,
     runtime::{Clock, Randomness},
     supervisor::{End, EndGuard},
     transport::{Delivery, Outbound, Transport},
@@ -32,6 +33,9 @@ use crate::{
 
 /// How many messages may wait for the service. A sender beyond that waits itself, at its transport.
 const MAILBOX: usize = 8192;
+
+/// How many ended cohorts are remembered, so that what their members said too late is not held against them.
+const REMEMBERED: usize = 1024;
 
 /// What an Aggregation Service consists of.
 #[derive(Clone)]
@@ -113,6 +117,9 @@ pub struct AggregationService {
     shared: Arc<ServiceShared>,
     outbound: Recipient<Outbound>,
     cohorts: BTreeMap<CohortId, Addr<CohortActor>>,
+    /// How many cohorts were opened, ended ones included.
+    opened: u64,
+    ended: Remembered<CohortId>,
     _guard: EndGuard,
 }
 
@@ -126,7 +133,8 @@ impl AggregationService {
             randomness: settings.randomness,
             notices: settings.notices.clone(),
         });
-        Self { settings, shared, outbound, cohorts: BTreeMap::new(), _guard: guard }
+        let ended = Remembered::new(REMEMBERED);
+        Self { settings, shared, outbound, cohorts: BTreeMap::new(), opened: 0, ended, _guard: guard }
     }
 
     fn reject(&self, cohort_id: Option<&CohortId>, reject: &Reject) {
@@ -147,11 +155,10 @@ impl Handler<OpenCohort> for AggregationService {
 
     fn handle(&mut self, open: OpenCohort, ctx: &mut Self::Context) -> Self::Result {
         // One generator a cohort: were it one for all, a repeated run would depend on the order of the requests only.
-        let mut rng = self.shared.randomness.for_actor(&format!("cohort number {}", self.cohorts.len()));
-        let mut cohort_id = CohortId::generate(&mut rng);
-        while self.cohorts.contains_key(&cohort_id) {
-            cohort_id = CohortId::generate(&mut rng);
-        }
+        // By a number that is never given twice: under a seed, the number of an ended cohort would be its identifier again.
+        let mut rng = self.shared.randomness.for_actor(&format!("cohort number {}", self.opened));
+        self.opened += 1;
+        let cohort_id = CohortId::generate(&mut rng);
         let config = ServiceConfig {
             service: self.settings.identity.did().clone(),
             service_key: self.settings.identity.public_key(),
@@ -178,7 +185,12 @@ impl Handler<Delivery> for AggregationService {
     fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
         let message = match delivery {
             Delivery::Message(message) => message,
-            Delivery::Undecodable { from, error } => return self.reject(None, &undecodable(&from, &error)),
+            Delivery::Undecodable { from, error } => {
+                if let Some(reject) = undecodable(&from, &error) {
+                    self.reject(None, &reject);
+                }
+                return;
+            }
             Delivery::Undeliverable { to, body, reason } => {
                 let cohort_id = body.cohort_id().clone();
                 let kind = body.short_type();
@@ -192,6 +204,10 @@ impl Handler<Delivery> for AggregationService {
         };
         let cohort_id = message.body.cohort_id().clone();
         let Some(cohort) = self.cohorts.get(&cohort_id) else {
+            if self.ended.contains(&cohort_id) || matches!(&*message.body, Body::CohortAdvert(_)) {
+                // Late messages of a cohort that is over, and another service's adverts, are nobody's fault.
+                return;
+            }
             let detail = "no such cohort is running here";
             return self.reject(Some(&cohort_id), &Reject::new(RejectCode::WrongCohort, &message.from, detail));
         };
@@ -202,13 +218,14 @@ impl Handler<Delivery> for AggregationService {
     }
 }
 
-/// The refusal of something that is no message.
-pub(crate) fn undecodable(from: &btcr2_aggregation_protocol::did::Did, error: &DecodeError) -> Reject {
+/// The refusal of something that is no message. Types of later versions are passed over, as version 1 says.
+pub(crate) fn undecodable(from: &btcr2_aggregation_protocol::did::Did, error: &DecodeError) -> Option<Reject> {
     let code = match error {
+        DecodeError::UnknownType(_) => return None,
         DecodeError::Version(_) => RejectCode::WrongVersion,
-        DecodeError::UnknownType(_) | DecodeError::Field { .. } => RejectCode::Malformed,
+        DecodeError::Field { .. } => RejectCode::Malformed,
     };
-    Reject::new(code, from, error)
+    Some(Reject::new(code, from, error))
 }
 
 impl Handler<FinalizeCohort> for AggregationService {
@@ -244,6 +261,7 @@ impl Handler<CohortGone> for AggregationService {
 
     fn handle(&mut self, CohortGone { cohort_id, end }: CohortGone, _: &mut Self::Context) {
         self.cohorts.remove(&cohort_id);
+        self.ended.insert(cohort_id.clone());
         if let Some(reason) = end.failure() {
             tracing::error!(%cohort_id, reason, "a cohort's actor ended before its cohort");
             let failure =

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use actix::{Actor, ActorContext, Context, Handler, Message as ActixMessage, Recipient};
+use actix::{Actor, ActorContext, Addr, Context, Handler, Message as ActixMessage, Recipient};
 use btcr2_aggregation_protocol::{
     cohort::event::SpendPath,
     error::Reject,
@@ -31,6 +31,31 @@ const MAILBOX: usize = 4096;
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(crate) struct SessionMessage(pub(crate) Message);
+
+/// The cohort is over; nobody waits for the signatures any more.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+struct Abandon;
+
+/// A cohort's hold on its session: when the cohort's actor goes, however it goes, the session goes too. Dropping the address
+/// alone would not do, for the session's timer keeps it alive, and it would yet ask the members for the fallback.
+pub(crate) struct Session(Addr<SigningSessionActor>);
+
+impl Session {
+    pub(crate) fn start(actor: SigningSessionActor) -> Self {
+        Self(actor.start())
+    }
+
+    pub(crate) fn address(&self) -> &Addr<SigningSessionActor> {
+        &self.0
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.0.do_send(Abandon);
+    }
+}
 
 /// The session has ended: to its cohort.
 #[derive(ActixMessage)]
@@ -79,6 +104,15 @@ impl Handler<SessionMessage> for SigningSessionActor {
 
     fn handle(&mut self, SessionMessage(message): SessionMessage, ctx: &mut Self::Context) {
         self.feed(SessionInput::Message(message), ctx);
+    }
+}
+
+impl Handler<Abandon> for SigningSessionActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Abandon, ctx: &mut Self::Context) {
+        self.guard.finish();
+        ctx.stop();
     }
 }
 
@@ -147,6 +181,7 @@ impl Driven for SigningSessionActor {
 
     fn journal_failed(&mut self, error: JournalError, ctx: &mut Context<Self>) {
         tracing::error!(%error, "a signing session cannot go on");
+        self.guard.journal_failed();
         ctx.stop();
     }
 

@@ -27,6 +27,8 @@ pub enum End {
     Finished,
     /// It stopped before that.
     Stopped,
+    /// It stopped because the journal would not take its facts.
+    JournalFailed,
     /// It panicked.
     Panicked,
 }
@@ -37,6 +39,7 @@ impl End {
         match self {
             Self::Finished => None,
             Self::Stopped => Some("the actor stopped"),
+            Self::JournalFailed => Some("the journal failed"),
             Self::Panicked => Some("the actor panicked"),
         }
     }
@@ -45,28 +48,30 @@ impl End {
 /// Tells a parent, once, that the actor holding it is gone.
 pub struct EndGuard {
     tell: Option<Box<dyn FnOnce(End)>>,
-    finished: bool,
+    /// How the actor ends unless it panics.
+    end: End,
 }
 
 impl EndGuard {
     /// A guard that calls `tell` when it is dropped.
     pub fn new(tell: impl FnOnce(End) + 'static) -> Self {
-        Self { tell: Some(Box::new(tell)), finished: false }
+        Self { tell: Some(Box::new(tell)), end: End::Stopped }
     }
 
     /// The actor has done what it was there for; its end is none to worry about.
     pub fn finish(&mut self) {
-        self.finished = true;
+        self.end = End::Finished;
+    }
+
+    /// The actor stops because the journal failed.
+    pub(crate) fn journal_failed(&mut self) {
+        self.end = End::JournalFailed;
     }
 }
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
-        let end = match (std::thread::panicking(), self.finished) {
-            (true, _) => End::Panicked,
-            (false, true) => End::Finished,
-            (false, false) => End::Stopped,
-        };
+        let end = if std::thread::panicking() { End::Panicked } else { self.end };
         if let Some(tell) = self.tell.take() {
             tell(end);
         }

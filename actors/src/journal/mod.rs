@@ -13,7 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 pub use self::memory::MemoryJournal;
 
-/// Names a stream: `cohort/<id>`, `signing/<id>`, `participant/<did>/<cohort id>`.
+/// Names a stream: `cohort/<id>`, `signing/<id>`, `participant/<did>/<service>/<cohort id>`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(String);
 

@@ -40,6 +40,14 @@ impl MemoryTransport {
         }
     }
 
+    /// Hands `text` to the connection of `to` as something that `from` has said, whatever it is. For tests of what peers can
+    /// say that our own connections never would.
+    pub fn inject(&self, from: &Did, to: &Did, text: &str) {
+        if let Some(connection) = self.peers().get(to) {
+            connection.do_send(Wire { from: from.clone(), text: text.into() });
+        }
+    }
+
     fn peers(&self) -> MutexGuard<'_, BTreeMap<Did, Addr<MemoryConnection>>> {
         // No code panics while it holds the lock, and the map is whole at any time.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

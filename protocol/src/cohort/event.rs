@@ -419,6 +419,11 @@ pub enum SessionEnd {
     },
     /// The host left.
     Left,
+    /// Our own fault.
+    Internal {
+        /// In words.
+        reason: String,
+    },
 }
 
 impl fmt::Display for SessionEnd {
@@ -430,6 +435,7 @@ impl fmt::Display for SessionEnd {
             Self::SigningRefused => f.write_str("signing was refused"),
             Self::TimedOut { phase } => write!(f, "the service was not heard from in time while {phase}"),
             Self::Left => f.write_str("left"),
+            Self::Internal { reason } => write!(f, "internal error: {reason}"),
         }
     }
 }

@@ -47,7 +47,8 @@ pub struct HttpConfig {
     pub advert_streams: usize,
     /// Between heartbeat comments on a stream.
     pub heartbeat: Duration,
-    /// Most EXTERNAL DIDs whose keys are remembered from their opt-ins; beyond that the oldest are forgotten.
+    /// Most EXTERNAL DIDs whose keys are remembered from their opt-ins; beyond that the oldest are forgotten. Members,
+    /// whom somebody who lives here has written to, are counted by themselves, so that strangers cannot push them out.
     pub external_keys: usize,
     /// Which web pages may talk to the server.
     pub cors: Cors,

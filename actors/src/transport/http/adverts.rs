@@ -38,9 +38,9 @@ impl Adverts {
         self.live.remove(&(from.clone(), cohort_id.clone()));
     }
 
-    /// An identity is gone, and its adverts with it.
-    pub(super) fn withdraw_all(&mut self, from: &Did) {
-        self.live.retain(|(advertiser, _), _| advertiser != from);
+    /// A connection is gone, and what it advertised with it; not what a later one of the same identity advertises.
+    pub(super) fn withdraw_all(&mut self, connection: u64) {
+        self.live.retain(|_, (advertiser, _)| advertiser.connection != connection);
     }
 
     /// A new reader gets every live advert, signed now, and then what comes. `false` when there are `most` readers already.

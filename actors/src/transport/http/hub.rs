@@ -52,10 +52,10 @@ pub(super) struct Withdraw {
     pub(super) cohort_id: CohortId,
 }
 
-/// An identity is gone.
+/// The connection with this number is gone.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
-pub(super) struct Gone(pub(super) Did);
+pub(super) struct Gone(pub(super) u64);
 
 /// Read an inbox. `false` when there are too many.
 #[derive(ActixMessage)]
@@ -170,8 +170,8 @@ impl Handler<Withdraw> for Hub {
 impl Handler<Gone> for Hub {
     type Result = ();
 
-    fn handle(&mut self, Gone(did): Gone, _: &mut Self::Context) {
-        self.adverts.withdraw_all(&did);
+    fn handle(&mut self, Gone(connection): Gone, _: &mut Self::Context) {
+        self.adverts.withdraw_all(connection);
     }
 }
 

@@ -167,6 +167,6 @@ impl Drop for Endpoint {
     fn drop(&mut self) {
         let did = self.local.identity.did();
         self.server.0.gate.directory.unregister(did, self.local.connection);
-        self.server.0.hub.do_send(Gone(did.clone()));
+        self.server.0.hub.do_send(Gone(self.local.connection));
     }
 }

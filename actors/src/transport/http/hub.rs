@@ -11,7 +11,7 @@ use super::{
     config::HttpConfig,
     directory::Local,
     inbox::{Close, Feed, InboxActor, InboxesShared, Put},
-    stream::EventStream,
+    stream::{EventStream, Events},
 };
 use crate::{
     runtime::{Clock, Randomness},
@@ -60,10 +60,10 @@ pub(super) struct OpenInbox {
     pub(super) after: Option<u64>,
 }
 
-/// Read the adverts. `false` when there are too many readers.
+/// Read the adverts. `None` when there are too many readers.
 #[derive(ActixMessage)]
-#[rtype(result = "bool")]
-pub(super) struct OpenAdverts(pub(super) EventStream);
+#[rtype(result = "Option<Events>")]
+pub(super) struct OpenAdverts;
 
 /// Close every stream and stop.
 #[derive(ActixMessage)]
@@ -202,9 +202,9 @@ impl Handler<OpenInbox> for Hub {
 impl Handler<OpenAdverts> for Hub {
     type Result = MessageResult<OpenAdverts>;
 
-    fn handle(&mut self, OpenAdverts(stream): OpenAdverts, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, _: OpenAdverts, _: &mut Self::Context) -> Self::Result {
         let now = self.clock.now();
-        MessageResult(self.adverts.feed(stream, self.config.advert_streams, now, &mut self.rng))
+        MessageResult(self.adverts.feed(self.config.advert_streams, now, &mut self.rng))
     }
 }
 

@@ -12,15 +12,15 @@ use actix_web::{
 };
 use futures::{StreamExt, stream};
 use serde_json::json;
-use tokio::sync::mpsc::Receiver;
 
 use super::{
     Refusal,
+    config::HttpConfig,
     cors::{allow, allowed_origin, preflight},
     gate::Admitted,
     hub::{Advertise, OpenAdverts, OpenInbox},
     server::HttpServer,
-    stream::EventStream,
+    stream::{EventStream, Events},
 };
 use crate::transport::Delivery;
 
@@ -28,6 +28,9 @@ use crate::transport::Delivery;
 const OPENAPI: &str = include_str!("openapi.json");
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// More than an envelope and its event add to the body that they carry.
+const ENVELOPE_OVERHEAD: usize = 1024;
 
 /// How long a request waits for room in the mailbox of its recipient.
 const DELIVERY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
@@ -116,10 +119,9 @@ async fn read_adverts(server: Server, request: HttpRequest) -> HttpResponse {
     if let Err(refusal) = gate.admit_address(&address(&server, &request), server.now()).await {
         return answer(&server, &request, Err(refusal));
     }
-    let (stream, events) = EventStream::open(gate.config.inbox_messages);
-    match server.0.hub.send(OpenAdverts(stream)).await {
-        Ok(true) => event_stream(&server, &request, events),
-        Ok(false) | Err(_) => answer(&server, &request, Err(Refusal::RateLimited)),
+    match server.0.hub.send(OpenAdverts).await {
+        Ok(Some(events)) => event_stream(&server, &request, events),
+        Ok(None) | Err(_) => answer(&server, &request, Err(Refusal::RateLimited)),
     }
 }
 
@@ -138,7 +140,9 @@ async fn read_inbox(server: Server, request: HttpRequest, did: web::Path<String>
     let last = request.headers().get(LAST_EVENT_ID).and_then(|header| header.to_str().ok());
     let after = last.and_then(|last| last.trim().parse().ok());
     // Room for everything that may be held, and for as much again while the client reads that.
-    let (stream, events) = EventStream::open(gate.config.inbox_messages * 2 + 16);
+    let HttpConfig { inbox_messages, inbox_bytes, .. } = gate.config;
+    let most_bytes = 2 * (inbox_bytes + inbox_messages * ENVELOPE_OVERHEAD);
+    let (stream, events) = EventStream::open(inbox_messages * 2 + 16, most_bytes);
     match server.0.hub.send(OpenInbox { owner, stream, after }).await {
         Ok(true) => event_stream(&server, &request, events),
         Ok(false) | Err(_) => answer(&server, &request, Err(Refusal::RateLimited)),
@@ -193,9 +197,9 @@ fn answer(server: &HttpServer, request: &HttpRequest, outcome: Result<(), Refusa
     response.json(body)
 }
 
-fn event_stream(server: &HttpServer, request: &HttpRequest, events: Receiver<Bytes>) -> HttpResponse {
+fn event_stream(server: &HttpServer, request: &HttpRequest, events: Events) -> HttpResponse {
     let events = stream::unfold(events, |mut events| async move {
-        events.recv().await.map(|event| (Ok::<_, Infallible>(event), events))
+        events.next().await.map(|event| (Ok::<_, Infallible>(event), events))
     });
     let mut response = HttpResponse::Ok();
     allow(&mut response, allowed_origin(&server.config().cors, request.headers()));

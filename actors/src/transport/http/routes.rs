@@ -3,13 +3,14 @@
 use std::convert::Infallible;
 
 use actix_web::{
-    HttpRequest, HttpResponse,
+    HttpRequest, HttpResponse, Route,
     http::{
         StatusCode,
         header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName},
     },
     web::{self, Bytes, BytesMut, Payload, ServiceConfig},
 };
+use btcr2_aggregation_protocol::message::Body;
 use futures::{StreamExt, stream};
 use serde_json::json;
 
@@ -35,14 +36,25 @@ const ENVELOPE_OVERHEAD: usize = 1024;
 /// How long a request waits for room in the mailbox of its recipient.
 const DELIVERY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// What a host answers for paths that are nobody's, as the routes here answer for theirs:
+/// `App::new().configure(configure(&server)).default_service(not_found(&server))`. A mounted scope cannot: the host's other
+/// paths are the host's.
+pub fn not_found(server: &HttpServer) -> Route {
+    let server = server.clone();
+    web::to(move |request: HttpRequest| {
+        let response = answer(&server, &request, Err(Refusal::NotFound));
+        async move { response }
+    })
+}
+
 /// Mounts the routes into an `App` or a scope of one: `App::new().configure(configure(&server))`.
 pub fn configure(server: &HttpServer) -> impl FnOnce(&mut ServiceConfig) + use<> {
-    let server = web::Data::new(server.clone());
+    let server = server.clone();
     move |app| {
-        let route = |path: &str| web::resource(path).default_service(web::to(not_found));
+        let route = |path: &str| web::resource(path).default_service(not_found(&server));
         app.service(
             web::scope("/v1")
-                .app_data(server)
+                .app_data(web::Data::new(server.clone()))
                 .service(
                     route("/adverts")
                         .route(web::get().to(read_adverts))
@@ -69,7 +81,7 @@ pub fn configure(server: &HttpServer) -> impl FnOnce(&mut ServiceConfig) + use<>
                         .route(web::get().to(openapi))
                         .route(web::method(actix_web::http::Method::OPTIONS).to(options)),
                 )
-                .default_service(web::to(not_found)),
+                .default_service(not_found(&server)),
         );
     }
 }
@@ -108,7 +120,10 @@ async fn accept_advert(server: &HttpServer, request: &HttpRequest, payload: Payl
     gate.admit_address(&address(server, request), server.now()).await?;
     let body = read(payload, gate.config.max_body).await?;
     let (from, message) = gate.admit_advert(&body, server.now()).await?;
-    if let Ok(message) = message {
+    // As with messages, what is signed by the right one but is no advert is accepted and means nothing.
+    if let Ok(message) = message
+        && matches!(*message.body, Body::CohortAdvert(_))
+    {
         server.0.hub.do_send(Advertise { from, body: message.body });
     }
     Ok(())
@@ -177,10 +192,6 @@ async fn openapi(server: Server, request: HttpRequest) -> HttpResponse {
 
 async fn options(server: Server, request: HttpRequest) -> HttpResponse {
     preflight(&server.config().cors, request.headers())
-}
-
-async fn not_found(server: Server, request: HttpRequest) -> HttpResponse {
-    answer(&server, &request, Err(Refusal::NotFound))
 }
 
 fn answer(server: &HttpServer, request: &HttpRequest, outcome: Result<(), Refusal>) -> HttpResponse {

@@ -3,14 +3,19 @@
 
 mod http_support;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use actix_web::test::TestRequest;
 use btcr2_aggregation_actors::transport::{
     Outbound,
     http::{HttpConfig, store::Rate},
 };
-use btcr2_aggregation_protocol::{identity::Identity, request_auth::inbox_path};
+use btcr2_aggregation_protocol::{
+    id::CohortId,
+    identity::Identity,
+    message::{Body, update::SubmitUpdate},
+    request_auth::inbox_path,
+};
 use http_support::{
     ack, advert, authorization, draft, external, identity,
     loopback::Loopback,
@@ -148,6 +153,29 @@ fn a_body_may_have_exactly_the_limit() {
             assert_eq!(envelope.len(), bytes);
             assert_eq!(site.post(envelope).await.outcome(), expected);
             assert_eq!(deliveries.try_recv().is_ok(), expected == OK);
+        }
+    });
+}
+
+#[test]
+fn who_sends_too_large_an_update_learns_it_and_so_does_the_service() {
+    paused(async {
+        let config = HttpConfig { max_body: 200_000, ..HttpConfig::default() };
+        let (site, mut deliveries) = Site::with(|parts| {
+            parts.config = config;
+            parts.update_bytes = 50_000;
+        })
+        .await;
+        let (alice, to) = (identity(1), service().did().clone());
+        let submit = |bytes: usize| SubmitUpdate {
+            cohort_id: CohortId::parse("cohort").unwrap(),
+            // As JSON: {"p":"xx..."}.
+            signed_update: Arc::new(json!({ "p": "x".repeat(bytes - 8) })),
+        };
+        for (bytes, outcome) in [(50_000, OK), (50_001, (413, "payload_too_large"))] {
+            let envelope = sealed(&alice, Some(&to), Body::from(submit(bytes)), site.now());
+            assert_eq!(site.post(envelope).await.outcome(), outcome, "{bytes} bytes");
+            assert!(deliveries.try_recv().is_ok(), "{bytes} bytes: the service says what it thinks of it");
         }
     });
 }

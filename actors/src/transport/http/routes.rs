@@ -10,7 +10,10 @@ use actix_web::{
     },
     web::{self, Bytes, BytesMut, Payload, ServiceConfig},
 };
-use btcr2_aggregation_protocol::message::Body;
+use btcr2_aggregation_protocol::{
+    message::{Body, Message},
+    update::SignedUpdate,
+};
 use futures::{StreamExt, stream};
 use serde_json::json;
 
@@ -98,16 +101,28 @@ async fn accept_message(server: &HttpServer, request: &HttpRequest, payload: Pay
     gate.admit_address(&address(server, request), server.now()).await?;
     let body = read(payload, gate.config.max_body).await?;
     let Admitted { from, to, message } = gate.admit_message(&body, server.now()).await?;
+    let too_large = message.as_ref().is_ok_and(|message| holds_too_large_an_update(server, message, body.len()));
     let delivery = match message {
         Ok(message) => Delivery::Message(message),
         Err(error) => Delivery::Undecodable { from, error },
     };
     // The sender waits here when its recipient cannot keep up; everybody else goes on.
     match tokio::time::timeout(DELIVERY_TIMEOUT, to.inbox.send(delivery)).await {
+        // The service refuses it and says so in its own events; the member has to hear it too.
+        Ok(Ok(())) if too_large => Err(Refusal::PayloadTooLarge),
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(Refusal::UnknownRecipient),
         Err(_) => Err(Refusal::RateLimited),
     }
+}
+
+/// Whether `message` submits an update beyond the service's limit. Only looked at where the body is as large as that.
+fn holds_too_large_an_update(server: &HttpServer, message: &Message, body: usize) -> bool {
+    let limit = server.0.update_bytes;
+    body > limit
+        && matches!(&*message.body, Body::SubmitUpdate(submit)
+            if SignedUpdate::from_value((*submit.signed_update).clone())
+                .is_ok_and(|update| update.canonical_len() > limit))
 }
 
 async fn post_advert(server: Server, request: HttpRequest, payload: Payload) -> HttpResponse {

@@ -187,6 +187,7 @@ impl Handler<Sever> for MemoryConnection {
     type Result = ();
 
     fn handle(&mut self, _: Sever, ctx: &mut Self::Context) {
-        ctx.stop();
+        // Behind what was handed to us before anybody could see that we are gone: it would be lost with our mailbox.
+        ctx.spawn(async {}.into_actor(self).map(|(), _, ctx| ctx.stop()));
     }
 }

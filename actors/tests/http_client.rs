@@ -112,7 +112,8 @@ fn what_does_not_verify_never_arrives_and_is_told() {
         let server = FakeServer::start();
         let (service, did) = (identity("service"), identity("member").did().clone());
         let forged = said(&did, 1, "forged").replace("\"forged\"", "\"altered\"");
-        let mut inside: Value = serde_json::from_str(&said(&did, 1, "inside")[28..]).expect("JSON");
+        let mut inside: Value =
+            serde_json::from_str(said(&did, 1, "inside").split_once("data: ").expect("an event").1).expect("JSON");
         inside["message"]["from"] = json!(identity("other").did());
         inside.as_object_mut().expect("an envelope").remove("sig");
         let digest = sha256(&jcs::canonicalize(&inside).expect("canonical"));

@@ -6,6 +6,8 @@
 mod backoff;
 mod connection;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, VecDeque},

@@ -167,7 +167,10 @@ impl Program {
             match self.line(until) {
                 Some(event) if wanted(&event) => return event,
                 Some(_) => {}
-                None => panic!("ended without {name}: {:#?}\n{}", self.seen, self.errors()),
+                None => {
+                    let errors = self.errors();
+                    panic!("ended without {name}: {:#?}\n{errors}", self.seen);
+                }
             }
         }
     }

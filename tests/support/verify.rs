@@ -48,7 +48,14 @@ pub fn service_result(result: &Value, path: &str) {
     let flags = bitcoinconsensus::VERIFY_ALL_PRE_TAPROOT | bitcoinconsensus::VERIFY_TAPROOT;
     let verify = |transaction: &Transaction| {
         let bytes = serialize(transaction);
-        bitcoinconsensus::verify_with_flags(script.as_bytes(), value, &bytes, Some(&[spent.clone()]), 0, flags)
+        bitcoinconsensus::verify_with_flags(
+            script.as_bytes(),
+            value,
+            &bytes,
+            Some(std::slice::from_ref(&spent)),
+            0,
+            flags,
+        )
     };
     verify(&transaction).unwrap();
     let mut changed = transaction.clone();

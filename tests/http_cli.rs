@@ -8,7 +8,7 @@ use std::{fs, os::unix::fs::PermissionsExt};
 
 use serde_json::{Value, json};
 use support::{
-    Service, did_of, directory, external_identity, genesis_without_key, identity, path, run, run_with,
+    Service, did_of, directory, external_identity, identity, path, run, run_with,
     verify::{participant_result, service_result},
 };
 
@@ -73,7 +73,8 @@ fn an_external_identity_gets_its_key_into_its_genesis_document() {
     let mut genesis = shown["genesisDocument"].clone();
     let key = genesis["verificationMethod"][0].as_object_mut().unwrap().remove("publicKeyMultibase").unwrap();
     contains(key.as_str().unwrap(), &["zQ3s"]);
-    assert_eq!(genesis, genesis_without_key());
+    let given = fs::read_to_string(path(&directory, "external.genesis")).unwrap();
+    assert_eq!(genesis, serde_json::from_str::<Value>(&given).unwrap());
 
     // A document with somebody else's key is not ours to sign for.
     let foreign = path(&directory, "foreign.json");
@@ -115,7 +116,7 @@ fn a_secret_is_never_printed() {
     for (name, text) in [
         ("other", other.to_string()),
         ("unknown", unknown.to_string()),
-        ("cut", content.to_string()[..200].to_owned()),
+        ("cut", content.to_string().trim_end_matches('}').to_owned()),
     ] {
         let file = path(&directory, name);
         fs::write(&file, text).unwrap();

@@ -370,6 +370,28 @@ fn an_smt_cohort_with_a_silent_member_falls_back() {
 }
 
 #[test]
+fn over_http_the_same_cohorts_complete() {
+    for beacon in ["cas", "smt"] {
+        let arguments = ["--transport", "http", "--beacon", beacon, "--decline", "1"];
+        let report = demo_with_files(&format!("http-{beacon}"), &arguments);
+        assert_eq!((&report["path"], &report["declined"]), (&Value::from("key-path"), &Value::from(1)));
+    }
+    let report = demo_with_files("http-fallback", &["--transport", "http", "--path", "fallback"]);
+    assert_eq!(report["path"], "script-path");
+    // Far more from one address than a service takes by itself.
+    demo(&["--transport", "http", "--participants", "60"]);
+}
+
+#[test]
+fn a_seed_gives_the_same_transaction_over_every_transport() {
+    let signed = |transport: &str| {
+        let report = demo(&["--transport", transport, "--participants", "3", "--seed", "7"]);
+        (text(&report["txid"]).to_owned(), text(&report["signature"]).to_owned())
+    };
+    assert_eq!(signed("http"), signed("memory"));
+}
+
+#[test]
 fn the_smallest_cohorts_work() {
     for beacon in ["cas", "smt"] {
         demo_with_files(&format!("one-{beacon}"), &["--participants", "1", "--beacon", beacon]);

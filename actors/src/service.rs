@@ -191,6 +191,10 @@ impl Handler<Delivery> for AggregationService {
                 }
                 return;
             }
+            Delivery::Unverified { reason } => {
+                tracing::warn!(reason, "something that does not verify was passed over");
+                return;
+            }
             Delivery::Undeliverable { to, body, reason } => {
                 let cohort_id = body.cohort_id().clone();
                 let kind = body.short_type();

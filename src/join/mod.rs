@@ -16,7 +16,7 @@ use crate::{
         participant::ParticipantSettings,
         runtime::{Clock, Randomness},
         supervisor::{StartParticipant, Supervisor},
-        transport::http::HttpClient,
+        transport::http::{HttpClient, client::BaseUrlError},
     },
     events::Printer,
     protocol::{
@@ -34,6 +34,8 @@ pub struct JoinConfig {
     pub identity: Identity,
     /// The service's base URL.
     pub service: String,
+    /// The certificates (PEM) that an https service is trusted by; without them, the system's authorities.
+    pub trusted: Option<Vec<u8>>,
     /// The service's DID; without it, the first service whose terms are met.
     pub service_did: Option<Did>,
     /// What to announce.
@@ -82,8 +84,12 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
             .map_err(|error| JoinError::Io { what: directory.display().to_string(), error })?;
     }
     let clock = Clock::system();
-    let client = HttpClient::new(&config.service, config.service_did.clone(), clock, Randomness::System)
-        .map_err(|error| JoinError::Usage(error.to_string()))?;
+    let usage = |error: BaseUrlError| JoinError::Usage(error.to_string());
+    let mut client =
+        HttpClient::new(&config.service, config.service_did.clone(), clock, Randomness::System).map_err(usage)?;
+    if let Some(pem) = &config.trusted {
+        client = client.trusting_only(pem).map_err(usage)?;
+    }
     let policy = MemberPolicy::new(
         config.identity.clone(),
         config.service_did.clone(),

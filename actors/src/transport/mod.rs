@@ -5,7 +5,7 @@
 //! process, [`http`] across the network.
 
 pub mod http;
-pub(crate) mod link;
+pub mod link;
 pub mod memory;
 
 use actix::{Message as ActixMessage, Recipient};
@@ -58,6 +58,11 @@ pub enum Delivery {
         from: Did,
         /// What is wrong with it.
         error: DecodeError,
+    },
+    /// Something arrived of which nobody knows who said it, or when. None of it is handed over.
+    Unverified {
+        /// Why, in words.
+        reason: String,
     },
     /// A message of ours could not be delivered, and will not be.
     Undeliverable {

@@ -277,6 +277,24 @@ fn an_address_is_limited_before_anything_is_read() {
 }
 
 #[test]
+fn of_ipv6_the_network_is_what_counts() {
+    paused(async {
+        let config = HttpConfig { address_rate: Rate { per_second: 1, burst: 1 }, ..HttpConfig::default() };
+        let (site, _deliveries) = Site::new(config).await;
+        let invalid = (400, "invalid_json");
+        assert_eq!(site.post_from("[2001:db8::1]:1", "{").await.outcome(), invalid);
+        assert_eq!(site.post_from("[2001:db8::ffff:2]:1", "{").await.outcome(), LIMITED);
+        assert_eq!(site.post_from("[2001:db8:0:1::1]:1", "{").await.outcome(), invalid, "another network");
+        assert_eq!(site.post_from("192.0.2.1:1", "{").await.outcome(), invalid);
+        assert_eq!(
+            site.post_from("[::ffff:192.0.2.1]:1", "{").await.outcome(),
+            LIMITED,
+            "the same, written otherwise"
+        );
+    });
+}
+
+#[test]
 fn a_forwarded_address_counts_only_when_the_proxy_is_trusted() {
     for (trust_forwarded, expected) in [(false, LIMITED), (true, (400, "invalid_json"))] {
         paused(async {

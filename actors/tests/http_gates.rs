@@ -184,7 +184,7 @@ fn who_sends_too_large_an_update_learns_it_and_so_does_the_service() {
 async fn who_sends_too_much_gets_to_see_why() {
     let (loopback, mut deliveries) = Loopback::start("", HttpConfig::default()).await;
     let too_large = (413, "payload_too_large".to_owned());
-    for size in [65_537, 200_000, 1_000_000] {
+    for size in [65_537, 200_000, 1_000_000, 8_000_000] {
         assert_eq!(loopback.post("x".repeat(size)).await, too_large, "{size}");
         // Chunked, without a length that would give it away.
         let chunks: Vec<_> = (0..=size / 1000).map(|_| Ok::<_, std::io::Error>("x".repeat(1000))).collect();

@@ -1,6 +1,9 @@
 //! The routes, as actix-web sees them.
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use actix_web::{
     HttpRequest, HttpResponse, Route,
@@ -20,7 +23,7 @@ use serde_json::json;
 use super::{
     Refusal,
     config::HttpConfig,
-    cors::{allow, allowed_origin, preflight},
+    cors::{allow, preflight},
     gate::Admitted,
     hub::{Advertise, OpenAdverts, OpenInbox},
     server::HttpServer,
@@ -195,13 +198,13 @@ async fn well_known(server: Server, request: HttpRequest) -> HttpResponse {
         "idempotent": true,
     });
     let mut response = HttpResponse::Ok();
-    allow(&mut response, allowed_origin(&config.cors, request.headers()));
+    allow(&mut response, &config.cors, request.headers());
     response.json(document)
 }
 
 async fn openapi(server: Server, request: HttpRequest) -> HttpResponse {
     let mut response = HttpResponse::Ok();
-    allow(&mut response, allowed_origin(&server.config().cors, request.headers()));
+    allow(&mut response, &server.config().cors, request.headers());
     response.insert_header((CONTENT_TYPE, "application/json")).body(OPENAPI)
 }
 
@@ -219,7 +222,7 @@ fn answer(server: &HttpServer, request: &HttpRequest, outcome: Result<(), Refusa
         ),
     };
     let mut response = HttpResponse::build(status);
-    allow(&mut response, allowed_origin(&server.config().cors, request.headers()));
+    allow(&mut response, &server.config().cors, request.headers());
     response.json(body)
 }
 
@@ -228,7 +231,7 @@ fn event_stream(server: &HttpServer, request: &HttpRequest, events: Events) -> H
         events.next().await.map(|event| (Ok::<_, Infallible>(event), events))
     });
     let mut response = HttpResponse::Ok();
-    allow(&mut response, allowed_origin(&server.config().cors, request.headers()));
+    allow(&mut response, &server.config().cors, request.headers());
     response
         .insert_header((CONTENT_TYPE, "text/event-stream"))
         .insert_header((CACHE_CONTROL, "no-store"))
@@ -257,10 +260,25 @@ async fn read(mut payload: Payload, most: usize) -> Result<Bytes, Refusal> {
     if length > most { Err(Refusal::PayloadTooLarge) } else { Ok(body.freeze()) }
 }
 
+/// What a client's requests are counted by. Of IPv6 that is the network: who has one address there has 2^64 of them.
 fn address(server: &HttpServer, request: &HttpRequest) -> String {
     let forwarded = server.config().trust_forwarded.then(|| {
         let info = request.connection_info();
         info.realip_remote_addr().map(str::to_owned)
     });
-    forwarded.flatten().or_else(|| request.peer_addr().map(|peer| peer.ip().to_string())).unwrap_or_default()
+    let Some(forwarded) = forwarded.flatten() else {
+        return request.peer_addr().map(|peer| network(peer.ip())).unwrap_or_default();
+    };
+    let bare = forwarded.trim_start_matches('[').trim_end_matches(']');
+    bare.parse().map_or(forwarded.clone(), network)
+}
+
+fn network(address: IpAddr) -> String {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).to_string()
+        }
+    }
 }

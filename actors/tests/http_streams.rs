@@ -243,6 +243,27 @@ fn an_inbox_that_goes_away_again_and_again_loses_nothing() {
 }
 
 #[test]
+fn a_message_that_comes_as_its_inbox_ends_is_not_lost() {
+    paused(async {
+        let heartbeat = Duration::from_millis(10);
+        let (site, _deliveries) = Site::new(HttpConfig { heartbeat, ..config() }).await;
+        for number in 1..20 {
+            let reader = identity(number);
+            drop(site.inbox(&reader).await);
+            advance(heartbeat).await;
+            settle().await;
+            // On its way when the second heartbeat ends the inbox: the hub hears of both at once, of the message first.
+            let body = saying("a");
+            site.service.do_send(Outbound::Direct { to: reader.did().clone(), body, until: None });
+            advance(heartbeat).await;
+            settle().await;
+            tell(&site, &reader, "b").await;
+            assert_eq!(said(&site.inbox(&reader).await.ready().await), ["a", "b"]);
+        }
+    });
+}
+
+#[test]
 fn an_inbox_is_bounded_by_count_and_by_bytes_and_all_together_too() {
     paused(async {
         let (site, _deliveries) = Site::new(HttpConfig { inbox_messages: 3, ..config() }).await;

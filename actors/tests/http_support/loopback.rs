@@ -177,11 +177,14 @@ impl RawStream {
 
     /// The next event, comments not counted; `None` when the server has closed the stream.
     pub async fn next(&mut self) -> Option<Event> {
+        // Heartbeats are no reason to wait forever.
+        let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let event = self.next_or_comment().await?;
             if !event.is_comment() {
                 return Some(event);
             }
+            assert!(tokio::time::Instant::now() < deadline, "nothing but heartbeats");
         }
     }
 

@@ -186,7 +186,7 @@ pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Res
     let supervisor = Supervisor::default().start();
     for (index, identity) in identities.iter().enumerate() {
         let silent = config.path == SpendPath::ScriptPath && index + 1 == config.participants;
-        let transport = network.members();
+        let transport = Arc::clone(&network.members);
         let transport: Arc<dyn Transport> = if silent { Arc::new(SilentAfterNonces(transport)) } else { transport };
         let policy =
             DemoMember::new(identity.clone(), service_identity.did().clone(), index < config.decline, randomness);
@@ -208,7 +208,7 @@ pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Res
     let service = supervisor
         .send(StartService(ServiceSettings {
             identity: service_identity,
-            transport: network.service(),
+            transport: Arc::clone(&network.service),
             policy: Arc::new(OfflineOperator),
             beacons: beacons.clone(),
             aggregator,

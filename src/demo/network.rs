@@ -18,9 +18,12 @@ use crate::{
 };
 
 /// A running network.
-pub(super) enum DemoNetwork {
-    Memory(MemoryTransport),
-    Http { server: HttpServer, web: ServerHandle, client: HttpClient },
+pub(super) struct DemoNetwork {
+    /// The transport of the service.
+    pub(super) service: Arc<dyn Transport>,
+    /// The transport of the members.
+    pub(super) members: Arc<dyn Transport>,
+    web: Option<(HttpServer, ServerHandle)>,
 }
 
 impl DemoNetwork {
@@ -32,7 +35,8 @@ impl DemoNetwork {
         randomness: Randomness,
     ) -> Result<Self, DemoError> {
         if transport == DemoTransport::Memory {
-            return Ok(Self::Memory(MemoryTransport::new()));
+            let network = MemoryTransport::new();
+            return Ok(Self { service: Arc::new(network.clone()), members: Arc::new(network), web: None });
         }
         // All members come from one address here, and all at once.
         let unlimited = Rate { per_second: 1_000_000, burst: 1_000_000 };
@@ -51,28 +55,12 @@ impl DemoNetwork {
         actix_rt::spawn(running);
         let client = HttpClient::new(&format!("http://{address}"), Some(service.clone()), clock, randomness)
             .map_err(internal)?;
-        Ok(Self::Http { server, web: handle, client })
-    }
-
-    /// The transport of the members.
-    pub(super) fn members(&self) -> Arc<dyn Transport> {
-        match self {
-            Self::Memory(network) => Arc::new(network.clone()),
-            Self::Http { client, .. } => Arc::new(client.clone()),
-        }
-    }
-
-    /// The transport of the service.
-    pub(super) fn service(&self) -> Arc<dyn Transport> {
-        match self {
-            Self::Memory(network) => Arc::new(network.clone()),
-            Self::Http { server, .. } => Arc::new(server.clone()),
-        }
+        Ok(Self { service: Arc::new(server.clone()), members: Arc::new(client), web: Some((server, handle)) })
     }
 
     /// Closes what is open.
     pub(super) async fn stop(self) {
-        if let Self::Http { server, web, .. } = self {
+        if let Some((server, web)) = self.web {
             server.shutdown().await;
             // Members would connect again; nothing waits for that.
             web.stop(false).await;

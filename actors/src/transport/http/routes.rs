@@ -39,6 +39,9 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// More than an envelope and its event add to the body that they carry.
 const ENVELOPE_OVERHEAD: usize = 1024;
 
+/// How long a client may take to send a body.
+const BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// How long a request waits for room in the mailbox of its recipient.
 const DELIVERY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
@@ -102,7 +105,7 @@ async fn post_message(server: Server, request: HttpRequest, payload: Payload) ->
 async fn accept_message(server: &HttpServer, request: &HttpRequest, payload: Payload) -> Result<(), Refusal> {
     let gate = &server.0.gate;
     gate.admit_address(&address(server, request), server.now()).await?;
-    let body = read(payload, gate.config.max_body).await?;
+    let body = read_in_time(payload, gate.config.max_body).await?;
     let Admitted { from, to, message } = gate.admit_message(&body, server.now()).await?;
     let too_large = message.as_ref().is_ok_and(|message| holds_too_large_an_update(server, message, body.len()));
     let delivery = match message {
@@ -136,7 +139,7 @@ async fn post_advert(server: Server, request: HttpRequest, payload: Payload) -> 
 async fn accept_advert(server: &HttpServer, request: &HttpRequest, payload: Payload) -> Result<(), Refusal> {
     let gate = &server.0.gate;
     gate.admit_address(&address(server, request), server.now()).await?;
-    let body = read(payload, gate.config.max_body).await?;
+    let body = read_in_time(payload, gate.config.max_body).await?;
     let (from, message) = gate.admit_advert(&body, server.now()).await?;
     // As with messages, what is signed by the right one but is no advert is accepted and means nothing.
     if let Ok(message) = message
@@ -238,6 +241,12 @@ fn event_stream(server: &HttpServer, request: &HttpRequest, events: Events) -> H
         // For nginx, which would hold events back until a buffer is full.
         .insert_header(("x-accel-buffering", "no"))
         .streaming(events)
+}
+
+/// The body, if it comes before the connection has been held for too long.
+async fn read_in_time(payload: Payload, most: usize) -> Result<Bytes, Refusal> {
+    // What has not come by then is no JSON.
+    tokio::time::timeout(BODY_TIMEOUT, read(payload, most)).await.unwrap_or(Err(Refusal::InvalidJson))
 }
 
 /// The whole body, if it is not larger than `most`. What is too large is read on for a while and thrown away, so that the

@@ -110,7 +110,11 @@ impl Loopback {
 }
 
 pub fn client() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().build().unwrap()
+    // One a test: building one reads the system's certificates, which takes longer than most requests.
+    thread_local! {
+        static CLIENT: reqwest::Client = reqwest::Client::builder().no_proxy().build().unwrap();
+    }
+    CLIENT.with(reqwest::Client::clone)
 }
 
 /// A response that is read from the socket itself: chunks of events.

@@ -24,11 +24,42 @@ pub(super) struct Local {
     pub(super) connection: u64,
 }
 
+/// Keys by DID, of which the oldest are forgotten.
+#[derive(Default)]
+struct Recent {
+    keys: BTreeMap<Did, PublicKey>,
+    order: VecDeque<Did>,
+}
+
+impl Recent {
+    fn remember(&mut self, did: &Did, key: PublicKey, most: usize) {
+        if self.keys.insert(did.clone(), key).is_none() {
+            self.order.push_back(did.clone());
+        }
+        if self.order.len() > most
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.keys.remove(&oldest);
+        }
+    }
+
+    fn forget(&mut self, did: &Did) -> Option<PublicKey> {
+        let key = self.keys.remove(did)?;
+        self.order.retain(|other| other != did);
+        Some(key)
+    }
+}
+
+/// Keys of EXTERNAL DIDs, by how they came to be known, so that those who come in numbers push out only their like.
 #[derive(Default)]
 struct Known {
     local: BTreeMap<Did, Arc<Local>>,
-    external: BTreeMap<Did, PublicKey>,
-    external_order: VecDeque<Did>,
+    /// The host's configuration: never forgotten.
+    introduced: BTreeMap<Did, PublicKey>,
+    /// Whom somebody who lives here has written to: members.
+    members: Recent,
+    /// Who has only sent an opt-in.
+    strangers: Recent,
 }
 
 /// The directory. Shared by the gate, which reads it, and the connections, which register in it.
@@ -69,20 +100,33 @@ impl Directory {
 
     /// The key that `did` proves: in itself, or by a genesis document that was seen.
     pub(super) fn key_of(&self, did: &Did) -> Option<PublicKey> {
-        did.key().or_else(|| self.read().external.get(did).copied())
+        did.key().or_else(|| {
+            let known = self.read();
+            let Known { introduced, members, strangers, .. } = &*known;
+            introduced.get(did).or_else(|| members.keys.get(did)).or_else(|| strangers.keys.get(did)).copied()
+        })
     }
 
-    /// Remembers the key of an EXTERNAL DID. Strangers can make this happen, so the oldest is forgotten for a new one.
-    pub(super) fn remember_external(&self, did: &Did, key: PublicKey) {
+    /// Remembers the key of an EXTERNAL DID that has shown it in its opt-in.
+    pub(super) fn remember_stranger(&self, did: &Did, key: PublicKey) {
+        self.write().strangers.remember(did, key, self.most_external);
+    }
+
+    /// An EXTERNAL DID has been written to by somebody who lives here, so it is a member: its key is no longer forgotten
+    /// for those of strangers.
+    pub(super) fn remember_member(&self, did: &Did) {
+        if did.key().is_some() || !self.read().strangers.keys.contains_key(did) {
+            return;
+        }
         let mut known = self.write();
-        if known.external.insert(did.clone(), key).is_none() {
-            known.external_order.push_back(did.clone());
+        if let Some(key) = known.strangers.forget(did) {
+            known.members.remember(did, key, self.most_external);
         }
-        if known.external_order.len() > self.most_external
-            && let Some(oldest) = known.external_order.pop_front()
-        {
-            known.external.remove(&oldest);
-        }
+    }
+
+    /// Remembers the key of an EXTERNAL DID that the host vouches for.
+    pub(super) fn introduce(&self, did: &Did, key: PublicKey) {
+        self.write().introduced.insert(did.clone(), key);
     }
 }
 

@@ -49,7 +49,7 @@ impl Gate {
         check_inner(&envelope)?;
         // Only now: a key that anything before has refused must not be remembered.
         if let Some(key) = new_key {
-            self.directory.remember_external(&from, key);
+            self.directory.remember_stranger(&from, key);
         }
         Ok(Admitted { from, to, message: envelope.message() })
     }

@@ -1,26 +1,33 @@
 //! The routes, as actix-web sees them.
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use actix_web::{
-    HttpRequest, HttpResponse,
+    HttpRequest, HttpResponse, Route,
     http::{
         StatusCode,
         header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName},
     },
     web::{self, Bytes, BytesMut, Payload, ServiceConfig},
 };
+use btcr2_aggregation_protocol::{
+    message::{Body, Message},
+    update::SignedUpdate,
+};
 use futures::{StreamExt, stream};
 use serde_json::json;
-use tokio::sync::mpsc::Receiver;
 
 use super::{
     Refusal,
-    cors::{allow, allowed_origin, preflight},
+    config::HttpConfig,
+    cors::{allow, preflight},
     gate::Admitted,
     hub::{Advertise, OpenAdverts, OpenInbox},
     server::HttpServer,
-    stream::EventStream,
+    stream::{EventStream, Events},
 };
 use crate::transport::Delivery;
 
@@ -29,17 +36,34 @@ const OPENAPI: &str = include_str!("openapi.json");
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
+/// More than an envelope and its event add to the body that they carry.
+const ENVELOPE_OVERHEAD: usize = 1024;
+
+/// How long a client may take to send a body.
+const BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// How long a request waits for room in the mailbox of its recipient.
 const DELIVERY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// What a host answers for paths that are nobody's, as the routes here answer for theirs:
+/// `App::new().configure(configure(&server)).default_service(not_found(&server))`. A mounted scope cannot: the host's other
+/// paths are the host's.
+pub fn not_found(server: &HttpServer) -> Route {
+    let server = server.clone();
+    web::to(move |request: HttpRequest| {
+        let response = answer(&server, &request, Err(Refusal::NotFound));
+        async move { response }
+    })
+}
+
 /// Mounts the routes into an `App` or a scope of one: `App::new().configure(configure(&server))`.
 pub fn configure(server: &HttpServer) -> impl FnOnce(&mut ServiceConfig) + use<> {
-    let server = web::Data::new(server.clone());
+    let server = server.clone();
     move |app| {
-        let route = |path: &str| web::resource(path).default_service(web::to(not_found));
+        let route = |path: &str| web::resource(path).default_service(not_found(&server));
         app.service(
             web::scope("/v1")
-                .app_data(server)
+                .app_data(web::Data::new(server.clone()))
                 .service(
                     route("/adverts")
                         .route(web::get().to(read_adverts))
@@ -66,7 +90,7 @@ pub fn configure(server: &HttpServer) -> impl FnOnce(&mut ServiceConfig) + use<>
                         .route(web::get().to(openapi))
                         .route(web::method(actix_web::http::Method::OPTIONS).to(options)),
                 )
-                .default_service(web::to(not_found)),
+                .default_service(not_found(&server)),
         );
     }
 }
@@ -81,18 +105,30 @@ async fn post_message(server: Server, request: HttpRequest, payload: Payload) ->
 async fn accept_message(server: &HttpServer, request: &HttpRequest, payload: Payload) -> Result<(), Refusal> {
     let gate = &server.0.gate;
     gate.admit_address(&address(server, request), server.now()).await?;
-    let body = read(payload, gate.config.max_body).await?;
+    let body = read_in_time(payload, gate.config.max_body).await?;
     let Admitted { from, to, message } = gate.admit_message(&body, server.now()).await?;
+    let too_large = message.as_ref().is_ok_and(|message| holds_too_large_an_update(server, message, body.len()));
     let delivery = match message {
         Ok(message) => Delivery::Message(message),
         Err(error) => Delivery::Undecodable { from, error },
     };
     // The sender waits here when its recipient cannot keep up; everybody else goes on.
     match tokio::time::timeout(DELIVERY_TIMEOUT, to.inbox.send(delivery)).await {
+        // The service refuses it and says so in its own events; the member has to hear it too.
+        Ok(Ok(())) if too_large => Err(Refusal::PayloadTooLarge),
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(Refusal::UnknownRecipient),
         Err(_) => Err(Refusal::RateLimited),
     }
+}
+
+/// Whether `message` submits an update beyond the service's limit. Only looked at where the body is as large as that.
+fn holds_too_large_an_update(server: &HttpServer, message: &Message, body: usize) -> bool {
+    let limit = server.0.update_bytes;
+    body > limit
+        && matches!(&*message.body, Body::SubmitUpdate(submit)
+            if SignedUpdate::from_value((*submit.signed_update).clone())
+                .is_ok_and(|update| update.canonical_len() > limit))
 }
 
 async fn post_advert(server: Server, request: HttpRequest, payload: Payload) -> HttpResponse {
@@ -103,9 +139,12 @@ async fn post_advert(server: Server, request: HttpRequest, payload: Payload) -> 
 async fn accept_advert(server: &HttpServer, request: &HttpRequest, payload: Payload) -> Result<(), Refusal> {
     let gate = &server.0.gate;
     gate.admit_address(&address(server, request), server.now()).await?;
-    let body = read(payload, gate.config.max_body).await?;
+    let body = read_in_time(payload, gate.config.max_body).await?;
     let (from, message) = gate.admit_advert(&body, server.now()).await?;
-    if let Ok(message) = message {
+    // As with messages, what is signed by the right one but is no advert is accepted and means nothing.
+    if let Ok(message) = message
+        && matches!(*message.body, Body::CohortAdvert(_))
+    {
         server.0.hub.do_send(Advertise { from, body: message.body });
     }
     Ok(())
@@ -116,10 +155,9 @@ async fn read_adverts(server: Server, request: HttpRequest) -> HttpResponse {
     if let Err(refusal) = gate.admit_address(&address(&server, &request), server.now()).await {
         return answer(&server, &request, Err(refusal));
     }
-    let (stream, events) = EventStream::open(gate.config.inbox_messages);
-    match server.0.hub.send(OpenAdverts(stream)).await {
-        Ok(true) => event_stream(&server, &request, events),
-        Ok(false) | Err(_) => answer(&server, &request, Err(Refusal::RateLimited)),
+    match server.0.hub.send(OpenAdverts).await {
+        Ok(Some(events)) => event_stream(&server, &request, events),
+        Ok(None) | Err(_) => answer(&server, &request, Err(Refusal::RateLimited)),
     }
 }
 
@@ -138,7 +176,9 @@ async fn read_inbox(server: Server, request: HttpRequest, did: web::Path<String>
     let last = request.headers().get(LAST_EVENT_ID).and_then(|header| header.to_str().ok());
     let after = last.and_then(|last| last.trim().parse().ok());
     // Room for everything that may be held, and for as much again while the client reads that.
-    let (stream, events) = EventStream::open(gate.config.inbox_messages * 2 + 16);
+    let HttpConfig { inbox_messages, inbox_bytes, .. } = gate.config;
+    let most_bytes = 2 * (inbox_bytes + inbox_messages * ENVELOPE_OVERHEAD);
+    let (stream, events) = EventStream::open(inbox_messages * 2 + 16, most_bytes);
     match server.0.hub.send(OpenInbox { owner, stream, after }).await {
         Ok(true) => event_stream(&server, &request, events),
         Ok(false) | Err(_) => answer(&server, &request, Err(Refusal::RateLimited)),
@@ -161,22 +201,18 @@ async fn well_known(server: Server, request: HttpRequest) -> HttpResponse {
         "idempotent": true,
     });
     let mut response = HttpResponse::Ok();
-    allow(&mut response, allowed_origin(&config.cors, request.headers()));
+    allow(&mut response, &config.cors, request.headers());
     response.json(document)
 }
 
 async fn openapi(server: Server, request: HttpRequest) -> HttpResponse {
     let mut response = HttpResponse::Ok();
-    allow(&mut response, allowed_origin(&server.config().cors, request.headers()));
+    allow(&mut response, &server.config().cors, request.headers());
     response.insert_header((CONTENT_TYPE, "application/json")).body(OPENAPI)
 }
 
 async fn options(server: Server, request: HttpRequest) -> HttpResponse {
     preflight(&server.config().cors, request.headers())
-}
-
-async fn not_found(server: Server, request: HttpRequest) -> HttpResponse {
-    answer(&server, &request, Err(Refusal::NotFound))
 }
 
 fn answer(server: &HttpServer, request: &HttpRequest, outcome: Result<(), Refusal>) -> HttpResponse {
@@ -189,22 +225,28 @@ fn answer(server: &HttpServer, request: &HttpRequest, outcome: Result<(), Refusa
         ),
     };
     let mut response = HttpResponse::build(status);
-    allow(&mut response, allowed_origin(&server.config().cors, request.headers()));
+    allow(&mut response, &server.config().cors, request.headers());
     response.json(body)
 }
 
-fn event_stream(server: &HttpServer, request: &HttpRequest, events: Receiver<Bytes>) -> HttpResponse {
+fn event_stream(server: &HttpServer, request: &HttpRequest, events: Events) -> HttpResponse {
     let events = stream::unfold(events, |mut events| async move {
-        events.recv().await.map(|event| (Ok::<_, Infallible>(event), events))
+        events.next().await.map(|event| (Ok::<_, Infallible>(event), events))
     });
     let mut response = HttpResponse::Ok();
-    allow(&mut response, allowed_origin(&server.config().cors, request.headers()));
+    allow(&mut response, &server.config().cors, request.headers());
     response
         .insert_header((CONTENT_TYPE, "text/event-stream"))
         .insert_header((CACHE_CONTROL, "no-store"))
         // For nginx, which would hold events back until a buffer is full.
         .insert_header(("x-accel-buffering", "no"))
         .streaming(events)
+}
+
+/// The body, if it comes before the connection has been held for too long.
+async fn read_in_time(payload: Payload, most: usize) -> Result<Bytes, Refusal> {
+    // What has not come by then is no JSON.
+    tokio::time::timeout(BODY_TIMEOUT, read(payload, most)).await.unwrap_or(Err(Refusal::InvalidJson))
 }
 
 /// The whole body, if it is not larger than `most`. What is too large is read on for a while and thrown away, so that the
@@ -227,10 +269,25 @@ async fn read(mut payload: Payload, most: usize) -> Result<Bytes, Refusal> {
     if length > most { Err(Refusal::PayloadTooLarge) } else { Ok(body.freeze()) }
 }
 
+/// What a client's requests are counted by. Of IPv6 that is the network: who has one address there has 2^64 of them.
 fn address(server: &HttpServer, request: &HttpRequest) -> String {
     let forwarded = server.config().trust_forwarded.then(|| {
         let info = request.connection_info();
         info.realip_remote_addr().map(str::to_owned)
     });
-    forwarded.flatten().or_else(|| request.peer_addr().map(|peer| peer.ip().to_string())).unwrap_or_default()
+    let Some(forwarded) = forwarded.flatten() else {
+        return request.peer_addr().map(|peer| network(peer.ip())).unwrap_or_default();
+    };
+    let bare = forwarded.trim_start_matches('[').trim_end_matches(']');
+    bare.parse().map_or(forwarded.clone(), network)
+}
+
+fn network(address: IpAddr) -> String {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).to_string()
+        }
+    }
 }

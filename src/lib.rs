@@ -1,7 +1,7 @@
 //! Aggregation of did:btcr2 updates: many DID controllers share one Bitcoin transaction.
 //!
-//! This crate is the host: the command line ([`cli`]), the checks by Bitcoin's own rules ([`bitcoin`]) and a whole cohort in
-//! one process ([`demo`]). What is said and decided is in [`protocol`], who acts is in [`actors`]; a host of your own needs
+//! This crate is the host: the command line ([`cli`]), the service and the participant as programs ([`serve`], [`join`]),
+//! the checks by Bitcoin's own rules ([`bitcoin`]) and a whole cohort in one process ([`demo`]). What is said and decided is in [`protocol`], who acts is in [`actors`]; a host of your own needs
 //! only those two.
 
 pub use btcr2_aggregation_actors as actors;
@@ -9,4 +9,10 @@ pub use btcr2_aggregation_protocol as protocol;
 
 pub mod bitcoin;
 pub mod cli;
+pub mod config;
 pub mod demo;
+pub mod events;
+pub mod join;
+pub mod keyfile;
+pub mod serve;
+pub mod telemetry;

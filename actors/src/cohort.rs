@@ -13,6 +13,7 @@ use btcr2_aggregation_protocol::{
     },
     error::{Fatal, Reject},
     id::CohortId,
+    machine::Machine,
     message::{Body, Message},
     transcript::Transcript,
 };
@@ -100,13 +101,14 @@ impl CohortActor {
 
     fn result(&mut self, signed: Arc<btcr2_aggregation_protocol::signing::Signed>) -> Option<CohortResult> {
         let machine = self.engine.machine();
-        let beacon_address = machine.phase().formed()?.output.address().to_owned();
-        let signal = machine.phase().aggregated()?.aggregation.signal;
+        let output = machine.phase().formed()?.output.clone();
+        let aggregation = Arc::clone(&machine.phase().aggregated()?.aggregation);
         let context = machine.config().cohort_id.as_str().as_bytes().to_vec();
         let head = self.transcript.head();
         // The generator is here: facts are observed between decisions, not during one.
         let transcript = head.sign(&context, self.shared.identity.secret_key(), self.engine.rng()?);
-        Some(CohortResult { beacon_address, signal, signed, transcript })
+        let messages = Arc::new(self.transcript.clone());
+        Some(CohortResult { output, aggregation, signed, transcript, messages })
     }
 }
 
@@ -257,8 +259,14 @@ impl Driven for CohortActor {
     fn perform(&mut self, effect: ServiceEffect, ctx: &mut Context<Self>) {
         let policy = Arc::clone(&self.shared.policy);
         match effect {
-            ServiceEffect::Broadcast(body) => self.outbound.do_send(Outbound { to: None, body }),
-            ServiceEffect::Send { to, body } => self.outbound.do_send(Outbound { to: Some(to), body }),
+            ServiceEffect::Broadcast(body) => self.outbound.do_send(Outbound::Broadcast { body }),
+            ServiceEffect::WithdrawAdvert => {
+                self.outbound.do_send(Outbound::WithdrawAdvert { cohort_id: self.cohort_id() });
+            }
+            ServiceEffect::Send { to, body } => {
+                let until = self.engine.machine().deadline();
+                self.outbound.do_send(Outbound::Direct { to, body, until });
+            }
             ServiceEffect::AskAdmission(member) => {
                 let view = self.view();
                 let question = async move {

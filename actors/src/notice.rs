@@ -6,30 +6,34 @@
 use std::sync::Arc;
 
 use btcr2_aggregation_protocol::{
+    beacon::Aggregation,
     cohort::event::{CohortFailure, SessionEnd, SpendPath},
     did::Did,
     error::{Reject, RejectCode},
     hash::SignalBytes,
     id::{CohortId, SessionId},
+    output::BeaconOutput,
     sidecar::MemberRecord,
     signing::Signed,
-    transcript::SignedTranscriptHead,
+    transcript::{SignedTranscriptHead, Transcript},
 };
 use serde::Serialize;
 use tokio::sync::broadcast;
 
 /// How a cohort ended well, with all that its operator needs to keep.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug)]
 pub struct CohortResult {
-    /// Its address.
-    pub beacon_address: String,
-    /// The signal that it announced.
-    pub signal: SignalBytes,
+    /// Its output.
+    pub output: BeaconOutput,
+    /// The signal that it announced, and each member's data.
+    pub aggregation: Arc<Aggregation>,
     /// The signed transaction and how it came about.
     pub signed: Arc<Signed>,
     /// The head of the transcript of all its messages, signed by the service.
     pub transcript: SignedTranscriptHead,
+    /// The digests of those messages, in order: with it any member can be given a proof that its message is in the
+    /// transcript, see [`Transcript::prove`].
+    pub messages: Arc<Transcript>,
 }
 
 /// A step of a cohort at its service.
@@ -66,11 +70,20 @@ pub enum ServiceNotice {
     /// A member's fallback signature arrived.
     FallbackSignatureReceived { cohort_id: CohortId, session_id: SessionId, participant: Did },
     /// The transaction is signed.
-    SigningComplete { cohort_id: CohortId, path: SpendPath, txid: String, result: Arc<CohortResult> },
+    SigningComplete {
+        cohort_id: CohortId,
+        path: SpendPath,
+        txid: String,
+        /// Everything about it, for hosts; too much for a line of a log.
+        #[serde(skip)]
+        result: Arc<CohortResult>,
+    },
     /// The cohort ended without a transaction.
     CohortFailed { cohort_id: CohortId, code: &'static str, reason: String, failure: CohortFailure },
     /// A message was refused.
     MessageRejected { cohort_id: Option<CohortId>, from: Option<Did>, code: RejectCode, detail: String },
+    /// A message of ours was not delivered, and will not be.
+    MessageUndelivered { cohort_id: CohortId, to: Did, kind: &'static str, reason: String },
 }
 
 /// A step of a participant in a cohort.
@@ -101,11 +114,22 @@ pub enum ParticipantNotice {
     /// The service asked for the fallback.
     FallbackRequested { did: Did, cohort_id: CohortId },
     /// A signature of ours is out: what we keep of the round. Comes once.
-    CohortComplete { did: Did, cohort_id: CohortId, included: bool, record: Arc<MemberRecord> },
+    CohortComplete {
+        did: Did,
+        cohort_id: CohortId,
+        included: bool,
+        /// Everything about it, for hosts; too much for a line of a log.
+        #[serde(skip)]
+        record: Arc<MemberRecord>,
+    },
     /// The session is over without a signature of ours.
     CohortFailed { did: Did, cohort_id: CohortId, reason: String, end: SessionEnd },
     /// A message was refused.
     MessageRejected { did: Did, cohort_id: Option<CohortId>, from: Option<Did>, code: RejectCode, detail: String },
+    /// Something arrived of which nobody knows who said it, or when: the service's clock may be wrong, or ours.
+    MessageUnverified { did: Did, reason: String },
+    /// A message of ours was not delivered, and will not be.
+    MessageUndelivered { did: Did, cohort_id: CohortId, kind: &'static str, reason: String },
 }
 
 impl ServiceNotice {

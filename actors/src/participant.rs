@@ -210,6 +210,18 @@ impl Handler<Delivery> for ParticipantActor {
                     self.reject(None, &reject);
                 }
             }
+            Delivery::Unverified { reason } => {
+                let did = self.shared.identity.did().clone();
+                self.shared.notices.publish(ParticipantNotice::MessageUnverified { did, reason });
+            }
+            Delivery::Undeliverable { body, reason, .. } => {
+                self.shared.notices.publish(ParticipantNotice::MessageUndelivered {
+                    did: self.shared.identity.did().clone(),
+                    cohort_id: body.cohort_id().clone(),
+                    kind: body.short_type(),
+                    reason,
+                });
+            }
         }
     }
 }

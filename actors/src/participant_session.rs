@@ -12,6 +12,7 @@ use btcr2_aggregation_protocol::{
         participant::{ParticipantCohort, ParticipantEffect, ParticipantInput, phase::Phase},
     },
     error::Reject,
+    machine::Machine,
     message::{Bytes, Message},
     signing::nonce::MemberSigner,
 };
@@ -170,7 +171,10 @@ impl Driven for ParticipantSessionActor {
         let policy = Arc::clone(&self.shared.policy);
         let advert = Arc::clone(self.engine.machine().advert());
         match effect {
-            ParticipantEffect::Send { to, body } => self.outbound.do_send(Outbound { to: Some(to), body }),
+            ParticipantEffect::Send { to, body } => {
+                let until = self.engine.machine().deadline();
+                self.outbound.do_send(Outbound::Direct { to, body, until });
+            }
             ParticipantEffect::AskJoin => {
                 self.ask(async move { ParticipantInput::JoinDecided(policy.should_join(&advert).await) }, ctx);
             }

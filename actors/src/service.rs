@@ -191,6 +191,20 @@ impl Handler<Delivery> for AggregationService {
                 }
                 return;
             }
+            Delivery::Unverified { reason } => {
+                tracing::warn!(reason, "something that does not verify was passed over");
+                return;
+            }
+            Delivery::Undeliverable { to, body, reason } => {
+                let cohort_id = body.cohort_id().clone();
+                let kind = body.short_type();
+                return self.shared.notices.publish(ServiceNotice::MessageUndelivered {
+                    cohort_id,
+                    to,
+                    kind,
+                    reason,
+                });
+            }
         };
         let cohort_id = message.body.cohort_id().clone();
         let Some(cohort) = self.cohorts.get(&cohort_id) else {

@@ -7,6 +7,7 @@ use btcr2_aggregation_protocol::{
     cohort::event::SpendPath,
     error::Reject,
     hash::MessageDigest,
+    machine::Machine,
     message::Message,
     signing::{
         SigningOutcome, SigningTask,
@@ -163,7 +164,10 @@ impl Driven for SigningSessionActor {
 
     fn perform(&mut self, effect: SessionEffect, _: &mut Context<Self>) {
         match effect {
-            SessionEffect::Send { to, body } => self.outbound.do_send(Outbound { to: Some(to), body }),
+            SessionEffect::Send { to, body } => {
+                let until = self.engine.machine().deadline();
+                self.outbound.do_send(Outbound::Direct { to, body, until });
+            }
             SessionEffect::Finished(outcome) => {
                 self.cohort.do_send(SigningEnded { outcome, digests: std::mem::take(&mut self.digests) });
             }

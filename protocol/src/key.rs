@@ -237,6 +237,21 @@ impl SecretKey {
         Signature(signature)
     }
 
+    /// Parses 64 hex characters.
+    ///
+    /// # Errors
+    /// [`KeyError::NotASecretKey`], which says nothing of the text.
+    pub fn from_hex(hex: &str) -> Result<Self, KeyError> {
+        let bytes = Zeroizing::new(HEXLOWER_PERMISSIVE.decode(hex.as_bytes()).unwrap_or_default());
+        let bytes: &[u8; 32] = bytes.as_slice().try_into().map_err(|_| KeyError::NotASecretKey)?;
+        Self::from_bytes(bytes)
+    }
+
+    /// The key as 64 hex characters, for the file that keeps it and for nothing else; the text is wiped when dropped.
+    pub fn to_hex(&self) -> Zeroizing<String> {
+        Zeroizing::new(HEXLOWER.encode(self.expose().as_ref()))
+    }
+
     /// The scalar, for the signing code of this crate only.
     pub(crate) fn expose(&self) -> Zeroizing<[u8; 32]> {
         Zeroizing::new(self.0.secret_bytes())

@@ -81,6 +81,9 @@ pub enum UpdateError {
     /// `targetHash` is not the hash of the patched document.
     #[error("targetHash is not the hash of the patched document")]
     TargetHash,
+    /// The patched document is another DID's: no resolver would go on from it.
+    #[error("the patch changes the document's id")]
+    TargetId,
 }
 
 impl UpdateError {
@@ -94,7 +97,8 @@ impl UpdateError {
             | Self::Signature
             | Self::SourceHash
             | Self::DoesNotApply(_)
-            | Self::TargetHash => "UPDATE_VERIFICATION_FAILED",
+            | Self::TargetHash
+            | Self::TargetId => "UPDATE_VERIFICATION_FAILED",
         }
     }
 }
@@ -328,6 +332,9 @@ impl Shape {
         let target = self.patch.apply(source).map_err(UpdateError::DoesNotApply)?;
         if jcs::document_hash(&target)? != self.target_hash {
             return Err(UpdateError::TargetHash);
+        }
+        if target.get("id") != source.get("id") {
+            return Err(UpdateError::TargetId);
         }
         Ok(())
     }

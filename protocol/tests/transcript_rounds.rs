@@ -245,7 +245,7 @@ impl ServiceRun {
                     ServiceEffect::AskFinalization { admitted } if admitted == self.members => {
                         inputs.push_back(ServiceInput::Finalize);
                     }
-                    ServiceEffect::AskFinalization { .. } => {}
+                    ServiceEffect::AskFinalization { .. } | ServiceEffect::WithdrawAdvert => {}
                     ServiceEffect::AskTransaction { output, .. } => {
                         assert_eq!(output.address(), self.address().unwrap());
                         inputs.push_back(ServiceInput::TransactionProvided {

@@ -285,6 +285,17 @@ fn an_update_of_another_did_or_key_is_refused() {
 }
 
 #[test]
+fn a_patch_that_makes_the_document_another_dids_is_refused() {
+    for case in Case::all() {
+        let patch = json!([{"op": "replace", "path": "/id", "value": "did:btcr2:_"}]);
+        let update = build_update(&case.initial, 1, patch).unwrap();
+        let update = sign_update(&update, &case.did, &case.method, &case.secret, &mut rng()).unwrap();
+        let refused = verify_update(&update, &case.context());
+        assert!(matches!(refused, Err(UpdateError::TargetId)), "{}: {refused:?}", case.name());
+    }
+}
+
+#[test]
 fn later_updates_are_checked_up_to_their_signature() {
     for case in Case::all() {
         let first = build_update(&case.initial, 1, case.vector["patch"].clone()).unwrap();

@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use crate::{
-    demo::{self, DemoConfig, DemoError, Progress, Report},
+    demo::{self, DemoConfig, DemoError, DemoTransport, Progress, Report},
     protocol::{beacon::BeaconType, cohort::event::SpendPath},
 };
 
@@ -32,6 +32,14 @@ enum SpendingPath {
     Fallback,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Network {
+    /// Within this process
+    Memory,
+    /// Over HTTP, through real sockets of the loopback interface, on a free port
+    Http,
+}
+
 /// Runs an Aggregation Service and its participants as actors in this process, each participant with a real update, and
 /// verifies the signed transaction by BIP-340 and by Bitcoin Core's consensus code. The coin is made up; nothing is
 /// broadcast and nothing is kept unless --out is given.
@@ -49,6 +57,9 @@ pub(super) struct DemoArgs {
     /// Which path of the beacon output the transaction takes
     #[arg(long, value_enum, default_value_t = SpendingPath::Key)]
     path: SpendingPath,
+    /// How messages travel between the service and the participants
+    #[arg(long, value_enum, default_value_t = Network::Memory)]
+    transport: Network,
     /// Make every key and every nonce follow from this number, to see the same transaction again
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
@@ -72,6 +83,10 @@ impl DemoArgs {
             path: match self.path {
                 SpendingPath::Key => SpendPath::KeyPath,
                 SpendingPath::Fallback => SpendPath::ScriptPath,
+            },
+            transport: match self.transport {
+                Network::Memory => DemoTransport::Memory,
+                Network::Http => DemoTransport::Http,
             },
             seed: self.seed,
         }
@@ -117,6 +132,9 @@ fn run(args: &DemoArgs, config: &DemoConfig) -> Result<bool, Failure> {
     if let Some(directory) = &args.out {
         // Before the round: a large one takes long, and would be lost.
         fs::create_dir_all(directory).map_err(|cause| Failure::Output { directory: directory.clone(), cause })?;
+    }
+    if config.transport == DemoTransport::Http {
+        crate::telemetry::raise_open_files();
     }
     let line = ProgressLine::new();
     let report = actix_rt::System::new().block_on(demo::run(config, |progress| line.show(progress)))?;

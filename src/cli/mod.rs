@@ -1,10 +1,19 @@
 //! The command line: what people and scripts call. Each command has its file.
 
 mod demo;
+mod identity;
+mod join;
+mod serve;
 
-use std::process::ExitCode;
+use std::{fmt::Display, path::Path, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
+
+use crate::{
+    keyfile::{self, KeyFileError},
+    protocol::{identity::Identity, network::Network},
+};
 
 /// Aggregation of did:btcr2 updates: many DID controllers share one Bitcoin transaction.
 #[derive(Debug, Parser)]
@@ -22,13 +31,78 @@ struct Cli {
 enum Command {
     /// Run a whole cohort in this process and verify its transaction
     Demo(demo::DemoArgs),
+    /// Make and show identity files
+    Identity(identity::IdentityArgs),
+    /// Run an Aggregation Service over HTTP
+    Serve(Box<serve::ServeArgs>),
+    /// Join a cohort of a service
+    Join(Box<join::JoinArgs>),
+}
+
+/// How a program says what happens.
+#[derive(Clone, Copy, Debug, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Events {
+    /// Lines for people
+    Text,
+    /// One JSON object a line; the last one is the result
+    Json,
 }
 
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
+    crate::telemetry::init();
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Demo(args)) => demo::main(&args),
+        Some(Command::Identity(args)) => identity::main(&args),
+        Some(Command::Serve(args)) => serve::main(*args),
+        Some(Command::Join(args)) => join::main(*args),
         None => demo::main(&cli.demo),
     }
+}
+
+/// An error that says how the program ends.
+trait Failure: Display {
+    /// The exit status: 2 when the program was called wrongly.
+    fn status(&self) -> u8;
+}
+
+impl Failure for KeyFileError {
+    fn status(&self) -> u8 {
+        1
+    }
+}
+
+impl Failure for crate::serve::ServeError {
+    fn status(&self) -> u8 {
+        if matches!(self, Self::Usage(_)) { 2 } else { 1 }
+    }
+}
+
+impl Failure for crate::join::JoinError {
+    fn status(&self) -> u8 {
+        if matches!(self, Self::Usage(_)) { 2 } else { 1 }
+    }
+}
+
+fn fail(error: &impl Failure) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(error.status())
+}
+
+/// The identity of a file, or of a secret in the environment (then a KEY DID on `network`).
+fn identity_of(
+    file: Option<&Path>,
+    secret_env: Option<&str>,
+    network: Option<Network>,
+) -> Result<Identity, KeyFileError> {
+    if file.is_some() && secret_env.is_some() {
+        return Err(KeyFileError::TwoIdentities);
+    }
+    if let Some(name) = secret_env {
+        return keyfile::identity(keyfile::secret_from_env(name)?, None, network.unwrap_or(Network::Regtest));
+    }
+    let path = file.ok_or(KeyFileError::NoIdentity)?;
+    keyfile::read(path, || keyfile::passphrase("Passphrase: ")).map(|(identity, _)| identity)
 }

@@ -1,9 +1,10 @@
 //! A whole cohort in one process: a service and its participants as actors, each participant with a real update, to a
 //! Bitcoin transaction that Bitcoin Core's consensus code accepts.
 //!
-//! Everything is real but the coin, which is made up, and the network, which is memory. [`run`] is the whole story;
-//! [`policy`] is what the operator and the members decide, [`report`] is what came of it.
+//! Everything is real but the coin, which is made up, and, unless it is HTTP, the network, which is memory. [`run`] is the
+//! whole story; `network` is how messages travel, [`policy`] is what the operator and the members decide, [`report`] is what came of it.
 
+mod network;
 pub mod policy;
 pub mod report;
 mod silence;
@@ -15,11 +16,7 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::time::Instant;
 
 pub use self::report::Report;
-use self::{
-    policy::{DemoMember, MadeUpCoin},
-    report::MemberReport,
-    silence::SilentAfterNonces,
-};
+use self::{network::DemoNetwork, policy::DemoMember, report::MemberReport, silence::SilentAfterNonces};
 use crate::{
     actors::{
         journal::MemoryJournal,
@@ -28,8 +25,9 @@ use crate::{
         runtime::{Clock, Randomness},
         service::{OpenCohort, ServiceSettings},
         supervisor::{StartParticipant, StartService, Supervisor},
-        transport::{Transport, memory::MemoryTransport},
+        transport::Transport,
     },
+    bitcoin::offline::OfflineOperator,
     protocol::{
         beacon::{BeaconRegistry, BeaconType},
         cohort::{Timing, conditions::Conditions, event::SpendPath, service::Limits},
@@ -52,6 +50,16 @@ pub const MAX_PARTICIPANTS: usize = 1000;
 /// The network of the demo's DIDs and addresses.
 const NETWORK: Network = Network::Regtest;
 
+/// How the messages of a demo travel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DemoTransport {
+    /// Within the process.
+    #[default]
+    Memory,
+    /// Over HTTP, through sockets of the loopback interface.
+    Http,
+}
+
 /// What to demonstrate.
 #[derive(Clone, Debug)]
 pub struct DemoConfig {
@@ -63,6 +71,8 @@ pub struct DemoConfig {
     pub beacon: BeaconType,
     /// Which path the transaction is to take.
     pub path: SpendPath,
+    /// How messages travel.
+    pub transport: DemoTransport,
     /// Repeat a run: everything that is random follows from this number.
     pub seed: Option<u64>,
 }
@@ -131,7 +141,10 @@ impl DemoConfig {
         let signing_timeout = match self.path {
             SpendPath::KeyPath => Duration::from_secs(600),
             // Long enough that nobody but the silent member misses it, short enough to watch.
-            SpendPath::ScriptPath => Duration::from_secs(1) + Duration::from_millis(25) * members,
+            SpendPath::ScriptPath => {
+                let slower = if self.transport == DemoTransport::Http { 2 } else { 1 };
+                (Duration::from_secs(1) + Duration::from_millis(25) * members) * slower
+            }
         };
         Timing { signing_timeout, ..Timing::default() }
     }
@@ -164,7 +177,7 @@ pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Res
     let beacons = BeaconRegistry::default();
     let journal = Arc::new(MemoryJournal::new());
     let clock = Clock::system();
-    let network = MemoryTransport::new();
+    let network = DemoNetwork::start(config.transport, service_identity.did(), clock, randomness)?;
     let service_notices = Notices::new(NOTICES);
     let member_notices = Notices::new(NOTICES);
     let mut service_steps = service_notices.subscribe();
@@ -173,8 +186,8 @@ pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Res
     let supervisor = Supervisor::default().start();
     for (index, identity) in identities.iter().enumerate() {
         let silent = config.path == SpendPath::ScriptPath && index + 1 == config.participants;
-        let transport: Arc<dyn Transport> =
-            if silent { Arc::new(SilentAfterNonces(network.clone())) } else { Arc::new(network.clone()) };
+        let transport = Arc::clone(&network.members);
+        let transport: Arc<dyn Transport> = if silent { Arc::new(SilentAfterNonces(transport)) } else { transport };
         let policy =
             DemoMember::new(identity.clone(), service_identity.did().clone(), index < config.decline, randomness);
         let settings = ParticipantSettings {
@@ -192,12 +205,11 @@ pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Res
         };
         supervisor.send(StartParticipant(settings)).await.map_err(internal)?;
     }
-    let coin = Arc::new(MadeUpCoin::default());
     let service = supervisor
         .send(StartService(ServiceSettings {
             identity: service_identity,
-            transport: Arc::new(network),
-            policy: coin.clone(),
+            transport: Arc::clone(&network.service),
+            policy: Arc::new(OfflineOperator),
             beacons: beacons.clone(),
             aggregator,
             journal,
@@ -220,8 +232,8 @@ pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Res
 
     let result = follow(config, &mut service_steps, &mut progress).await?;
     let members = collect(&identities, &mut member_steps).await?;
-    Report::new(config, cohort_id, &coin, &result, members, &beacons, started.elapsed())
-        .ok_or_else(|| DemoError::Internal("the operator was never asked for a transaction".to_owned()))
+    network.stop().await;
+    Ok(Report::new(config, cohort_id, &result, members, &beacons, started.elapsed()))
 }
 
 fn internal(error: impl std::fmt::Display) -> DemoError {

@@ -1,56 +1,19 @@
-//! What the operator and the members of a demo decide.
+//! What the members of a demo decide.
 
-use std::sync::Mutex;
-
-use ::bitcoin::{Amount, FeeRate, OutPoint, TxOut, Txid, hashes::Hash};
 use async_trait::async_trait;
 
 use crate::{
     actors::{
-        policy::{
-            FundedTransaction, ParticipantPolicy, PolicyError, ServicePolicy, TransactionRequest, UpdateRequest,
-        },
+        policy::{ParticipantPolicy, UpdateRequest},
         runtime::Randomness,
     },
     protocol::{
         cohort::participant::Advert,
         did::Did,
-        error::Fatal,
-        hash::sha256,
         identity::Identity,
-        output::{BeaconOutput, Change, Coin, build_beacon_transaction},
         update::{SignedUpdate, add_beacon_service_patch, build_update, sign_update},
     },
 };
-
-/// The value of the made-up coin: enough for the fallback witness of the largest demo.
-const VALUE: Amount = Amount::from_sat(200_000);
-
-/// An operator that admits everybody and spends a coin that does not exist.
-#[derive(Default)]
-pub struct MadeUpCoin(Mutex<Option<(BeaconOutput, TxOut)>>);
-
-impl MadeUpCoin {
-    /// The output and the coin that was spent, once a transaction was asked for.
-    pub fn spent(&self) -> Option<(BeaconOutput, TxOut)> {
-        self.0.lock().ok()?.clone()
-    }
-}
-
-#[async_trait]
-impl ServicePolicy for MadeUpCoin {
-    async fn beacon_transaction(&self, request: &TransactionRequest) -> Result<FundedTransaction, PolicyError> {
-        let txid = Txid::from_byte_array(sha256(request.cohort_id.as_str().as_bytes()));
-        let coin = Coin { outpoint: OutPoint { txid, vout: 0 }, value: VALUE };
-        let rate = FeeRate::from_sat_per_vb_u32(2);
-        let transaction = build_beacon_transaction(&request.output, &coin, &request.signal, rate, &Change::Beacon)
-            .map_err(|error| Fatal(error.to_string()))?;
-        if let Ok(mut spent) = self.0.lock() {
-            *spent = Some((request.output.clone(), coin.prevout(&request.output)));
-        }
-        Ok(FundedTransaction { transaction, value: VALUE })
-    }
-}
 
 /// A member that joins the demo's service and announces the cohort's address as a beacon of its own, or declines.
 pub struct DemoMember {

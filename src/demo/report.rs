@@ -6,7 +6,7 @@ use ::bitcoin::{TxOut, consensus::encode::serialize_hex};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{DemoConfig, policy::MadeUpCoin};
+use super::DemoConfig;
 use crate::{
     actors::notice::CohortResult,
     bitcoin::verify::{bip340_accepts, consensus_accepts},
@@ -71,32 +71,32 @@ impl Report {
     pub(super) fn new(
         config: &DemoConfig,
         cohort_id: CohortId,
-        coin: &MadeUpCoin,
         result: &CohortResult,
         members: Vec<MemberReport>,
         beacons: &BeaconRegistry,
         elapsed: Duration,
-    ) -> Option<Self> {
-        let (output, prevout) = coin.spent()?;
+    ) -> Self {
+        let output = result.output.clone();
         let signed = Arc::clone(&result.signed);
+        let prevout = TxOut { value: signed.value, script_pubkey: output.script_pubkey().to_owned() };
         let verified = Verified {
             bip340: bip340_accepts(&signed, &output, &prevout),
             consensus: consensus_accepts(&signed.transaction, &prevout),
             sidecars: members.len() == config.participants
                 && members.iter().all(|member| sidecar_holds(member, &signed, &output, beacons)),
         };
-        Some(Self {
+        Self {
             cohort_id,
             beacon_type: config.beacon.clone(),
             output,
             prevout,
             signed,
-            signal: result.signal,
+            signal: result.aggregation.signal,
             transcript_size: result.transcript.head.size,
             members,
             verified,
             elapsed,
-        })
+        }
     }
 
     /// Whether everything was verified, and the path is the one that was asked for.

@@ -1,5 +1,7 @@
 //! The member that goes silent after the nonces: its connection carries no signature of any kind.
 
+use std::sync::Arc;
+
 use actix::{Actor, Context, Handler, Recipient};
 use async_trait::async_trait;
 
@@ -9,10 +11,10 @@ use crate::{
 };
 
 /// A transport on which signatures get lost.
-pub(super) struct SilentAfterNonces<T>(pub(super) T);
+pub(super) struct SilentAfterNonces(pub(super) Arc<dyn Transport>);
 
 #[async_trait]
-impl<T: Transport> Transport for SilentAfterNonces<T> {
+impl Transport for SilentAfterNonces {
     async fn connect(
         &self,
         identity: &Identity,
@@ -37,8 +39,11 @@ impl Handler<Outbound> for Silence {
     type Result = ();
 
     fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
-        if !matches!(*outbound.body, Body::SignatureAuthorization(_) | Body::FallbackSignature(_)) {
-            self.onward.do_send(outbound);
+        if let Outbound::Direct { body, .. } = &outbound
+            && matches!(**body, Body::SignatureAuthorization(_) | Body::FallbackSignature(_))
+        {
+            return;
         }
+        self.onward.do_send(outbound);
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! A connection is an actor of its own. It takes [`Outbound`] messages for one identity and hands [`Delivery`]s to that
 //! identity's inbox, each from a sender that the transport has authenticated. [`memory`] connects identities in one
-//! process.
+//! process, [`http`] across the network.
 
-pub(crate) mod link;
+pub mod http;
+pub mod link;
 pub mod memory;
 
 use actix::{Message as ActixMessage, Recipient};
@@ -12,8 +13,10 @@ use async_trait::async_trait;
 
 use btcr2_aggregation_protocol::{
     did::Did,
+    id::CohortId,
     identity::Identity,
     message::{DecodeError, Message, SharedBody},
+    time::Timestamp,
 };
 
 use crate::supervisor::End;
@@ -21,11 +24,26 @@ use crate::supervisor::End;
 /// Say this, in the name of the connection's identity.
 #[derive(Clone, Debug, ActixMessage)]
 #[rtype(result = "()")]
-pub struct Outbound {
-    /// To whom; to everybody when absent.
-    pub to: Option<Did>,
-    /// What.
-    pub body: SharedBody,
+pub enum Outbound {
+    /// To one identity.
+    Direct {
+        /// To whom.
+        to: Did,
+        /// What.
+        body: SharedBody,
+        /// Until when somebody waits for it; a transport that has to try again gives up then.
+        until: Option<Timestamp>,
+    },
+    /// To everybody, now and, where the transport keeps such things, to everybody who comes later.
+    Broadcast {
+        /// What: an advert.
+        body: SharedBody,
+    },
+    /// The cohort's advert is over: whoever comes later is not told of it.
+    WithdrawAdvert {
+        /// The cohort.
+        cohort_id: CohortId,
+    },
 }
 
 /// Something arrived.
@@ -40,6 +58,20 @@ pub enum Delivery {
         from: Did,
         /// What is wrong with it.
         error: DecodeError,
+    },
+    /// Something arrived of which nobody knows who said it, or when. None of it is handed over.
+    Unverified {
+        /// Why, in words.
+        reason: String,
+    },
+    /// A message of ours could not be delivered, and will not be.
+    Undeliverable {
+        /// To whom.
+        to: Did,
+        /// What.
+        body: SharedBody,
+        /// Why, in words.
+        reason: String,
     },
 }
 

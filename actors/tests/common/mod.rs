@@ -1,6 +1,8 @@
 //! A service, its participants and what they decide, for tests on the public API.
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses another part of this")]
 
+pub mod fake_server;
+pub mod peers;
 pub mod replay;
 pub mod tap;
 
@@ -467,8 +469,8 @@ impl World {
         let slot = record.update.as_ref().map(SignedUpdate::hash);
         let beacon = self.beacons.get(&record.conditions.beacon_type).expect("a known beacon");
         let signal = beacon.verify(&record.did, slot, &record.data).expect("the record proves its slot");
-        assert_eq!(signal, result.signal, "{}: the record is about another signal", record.did);
-        assert_eq!(record.output.address(), result.beacon_address);
+        assert_eq!(signal, result.aggregation.signal, "{}: the record is about another signal", record.did);
+        assert_eq!(record.output.address(), result.output.address());
         let announced = bitcoin::ScriptBuf::new_op_return(signal.as_bytes());
         let last = result.signed.transaction.output.last().expect("a transaction has outputs");
         assert_eq!(last.script_pubkey, announced, "the transaction announces another signal");

@@ -101,8 +101,8 @@ async fn assert_cohort_replays(
         panic!("the journal leads to {:?}", cohort.phase());
     };
     assert_eq!(*outcome, result.signed);
-    assert_eq!(formed.output.address(), result.beacon_address);
-    assert_eq!(aggregated.aggregation.signal, result.signal);
+    assert_eq!(formed.output.address(), result.output.address());
+    assert_eq!(aggregated.aggregation.signal, result.aggregation.signal);
     assert_eq!(cohort.deadline(), None, "an ended cohort waits for nothing");
     task.expect("a completed cohort was signing")
 }

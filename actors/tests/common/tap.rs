@@ -68,8 +68,11 @@ impl Handler<Outbound> for Tapped {
     type Result = ();
 
     fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
-        self.tap.said.lock().expect("nobody panics with the lock").push(outbound.body.short_type());
-        if (self.tap.passes)(&outbound.body) {
+        let (Outbound::Direct { body, .. } | Outbound::Broadcast { body }) = &outbound else {
+            return self.onward.do_send(outbound);
+        };
+        self.tap.said.lock().expect("nobody panics with the lock").push(body.short_type());
+        if (self.tap.passes)(body) {
             self.onward.do_send(outbound);
         }
     }

@@ -116,6 +116,8 @@ pub(crate) fn prevout(output: &BeaconOutput, value: Amount) -> TxOut {
 pub struct Signed {
     /// The transaction, witness included.
     pub transaction: Transaction,
+    /// The value of the output that it spends.
+    pub value: Amount,
     /// The path that it takes.
     pub path: SpendPath,
     /// The MuSig2 signature, on the key path.

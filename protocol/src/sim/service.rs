@@ -246,6 +246,8 @@ impl ServiceNode {
     ) {
         let from = || self.identity.did().clone();
         match effect {
+            // The simulated network keeps no adverts for those who come later.
+            ServiceEffect::WithdrawAdvert => {}
             ServiceEffect::Broadcast(body) => outgoing.push(Message::new(from(), None, body)),
             ServiceEffect::Send { to, body } => outgoing.push(Message::new(from(), Some(to), body)),
             ServiceEffect::AskAdmission(member) => {

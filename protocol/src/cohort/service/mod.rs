@@ -4,6 +4,7 @@
 //! [`phase`] is what is known in each phase; `enrollment`, `updates` and `validation` hold the decisions of the phases
 //! by those names. The signing session is a machine of its own: [`crate::signing::session`].
 
+mod config;
 mod enrollment;
 pub mod phase;
 mod updates;
@@ -14,83 +15,28 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use bitcoin::{Amount, Transaction};
 use rand_core::CryptoRng;
 
+pub use self::config::{Limits, ServiceConfig, ServiceConfigError};
 use self::phase::{Enrolling, Phase};
 use super::{
-    Member, Timing,
-    conditions::{ConditionProblem, Conditions},
+    Member,
     event::{CohortFailure, ServiceEvent},
 };
 use crate::{
-    beacon::{AggregatedData, BeaconData, BeaconRegistry},
+    beacon::{AggregatedData, BeaconData},
     did::Did,
     error::{Fatal, Faults, Reject, RejectCode, Retry},
     hash::{MessageDigest, SignalBytes},
-    id::{CohortId, SessionId},
-    key::PublicKey,
+    id::SessionId,
     machine::Machine,
     message::{
         Body, Bytes, Message, SharedBody,
         keygen::{CohortOptInAccept, CohortReady},
         update::DistributeAggregatedData,
     },
-    network::Network,
-    output::{BeaconOutput, KeyAggregator},
+    output::BeaconOutput,
     signing::{SigningOutcome, SigningTask},
     time::Timestamp,
 };
-
-/// What strangers and members can make grow, bounded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Most bytes of canonical JSON in an update, checked before any signature.
-    pub update_bytes: usize,
-    /// Most candidates, admitted or not, that an enrolling cohort keeps.
-    pub candidates: usize,
-}
-
-impl Default for Limits {
-    /// 256 KiB an update, 10,000 candidates.
-    fn default() -> Self {
-        Self { update_bytes: 256 * 1024, candidates: 10_000 }
-    }
-}
-
-/// What does not change in the life of a cohort.
-#[derive(Clone, Debug)]
-pub struct ServiceConfig {
-    /// The service's identifier, a KEY DID.
-    pub service: Did,
-    /// The key in it.
-    pub service_key: PublicKey,
-    /// The cohort.
-    pub cohort_id: CohortId,
-    /// The network of the beacon address.
-    pub network: Network,
-    /// What the advert promises.
-    pub conditions: Conditions,
-    /// How long to wait.
-    pub timing: Timing,
-    /// What is too much.
-    pub limits: Limits,
-    /// The beacon types that the host knows.
-    pub beacons: BeaconRegistry,
-    /// Who aggregates keys: directly, or behind a cache shared with others.
-    pub aggregator: Arc<dyn KeyAggregator>,
-}
-
-/// A cohort that cannot be advertised.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ServiceConfigError {
-    /// The service's DID does not prove its key by itself.
-    #[error("the service needs a KEY DID, so that members can verify its key")]
-    NotAKeyDid,
-    /// The service's DID lives on another network than the cohort.
-    #[error("the service's DID is on another network than the cohort")]
-    Network,
-    /// Conditions that nobody could meet.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-    Conditions(Vec<ConditionProblem>),
-}
 
 /// What can happen to a cohort at its service.
 #[derive(Clone, Debug)]
@@ -140,6 +86,8 @@ pub enum ServiceInput {
 pub enum ServiceEffect {
     /// Tell everybody.
     Broadcast(SharedBody),
+    /// The advert is over: tell nobody any more.
+    WithdrawAdvert,
     /// Tell one member.
     Send {
         /// Whom.
@@ -247,9 +195,14 @@ impl ServiceCohort {
         const LARGE: usize = 32;
         match &self.phase {
             Phase::Enrolling(enrolling) => {
-                matches!(input, ServiceInput::Finalize | ServiceInput::AdmissionDecided { .. } | ServiceInput::Tick)
-                    && enrolling.admitted() + 1 >= LARGE
-                    && enrolling.admitted() + 1 >= self.config.conditions.min_participants as usize
+                let admitted = enrolling.admitted();
+                let last = self.config.conditions.max_participants.is_some_and(|max| admitted + 1 >= max as usize);
+                admitted + 1 >= LARGE
+                    && match input {
+                        ServiceInput::AdmissionDecided { .. } => last,
+                        ServiceInput::Finalize | ServiceInput::Tick => true,
+                        _ => false,
+                    }
             }
             Phase::CollectingUpdates { formed, slots, .. } => {
                 formed.members.len() >= LARGE && slots.len() + 1 == formed.members.len()
@@ -452,7 +405,12 @@ impl Machine for ServiceCohort {
                     cohort_keys: formed.output.keys().iter().map(|key| Bytes(key.to_bytes())).collect(),
                 }
                 .into();
-                formed.send_all(|_| body.clone())
+                let mut effects = formed.send_all(|_| body.clone());
+                effects.push(ServiceEffect::WithdrawAdvert);
+                effects
+            }
+            (ServiceEvent::CohortFailed { .. }, Phase::Failed { formed: None, .. }) => {
+                vec![ServiceEffect::WithdrawAdvert]
             }
             (ServiceEvent::UpdatesAggregated { .. }, Phase::Validating { formed, aggregated, .. }) => {
                 let aggregation = &aggregated.aggregation;

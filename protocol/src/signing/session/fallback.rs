@@ -62,6 +62,7 @@ impl SigningSession {
                     let signers = signatures.keys().chain([from]).cloned().collect();
                     let signed = Signed {
                         transaction,
+                        value: self.task.value,
                         path: SpendPath::ScriptPath,
                         signature: None,
                         signers,

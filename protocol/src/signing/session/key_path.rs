@@ -109,6 +109,7 @@ impl SigningSession {
     ) -> [SessionEvent; 2] {
         let signed = Signed {
             transaction,
+            value: self.task.value,
             path: SpendPath::KeyPath,
             signature: Some(signature),
             signers: self.task.members.keys().cloned().collect(),

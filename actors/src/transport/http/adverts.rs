@@ -1,0 +1,82 @@
+//! The adverts that are live, and the streams of those who read them.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use actix_web::web::Bytes;
+use btcr2_aggregation_protocol::{
+    did::Did,
+    envelope::SealedEnvelope,
+    id::CohortId,
+    message::{Message, SharedBody},
+    time::Timestamp,
+};
+use rand_chacha::ChaCha20Rng;
+
+use super::{
+    directory::Local,
+    stream::{EventStream, Events, event, heartbeat},
+};
+
+/// How many events, and bytes of them, a reader of adverts may be behind beyond what was live when it came.
+const READ_AHEAD: usize = 256;
+const READ_AHEAD_BYTES: usize = 1 << 20;
+
+/// The adverts board.
+#[derive(Default)]
+pub(super) struct Adverts {
+    live: BTreeMap<(Did, CohortId), (Arc<Local>, SharedBody)>,
+    streams: Vec<EventStream>,
+}
+
+impl Adverts {
+    /// A cohort's advert is on, or is repeated: every reader gets it, signed now.
+    pub(super) fn publish(&mut self, from: &Arc<Local>, body: &SharedBody, now: Timestamp, rng: &mut ChaCha20Rng) {
+        let key = (from.identity.did().clone(), body.cohort_id().clone());
+        self.live.insert(key, (Arc::clone(from), body.clone()));
+        if let Some(event) = sealed(from, body, now, rng) {
+            self.streams.retain(|stream| stream.send(event.clone()));
+        }
+    }
+
+    /// A cohort admits nobody any more.
+    pub(super) fn withdraw(&mut self, from: &Did, cohort_id: &CohortId) {
+        self.live.remove(&(from.clone(), cohort_id.clone()));
+    }
+
+    /// A connection is gone, and what it advertised with it; not what a later one of the same identity advertises.
+    pub(super) fn withdraw_all(&mut self, connection: u64) {
+        self.live.retain(|_, (advertiser, _)| advertiser.connection != connection);
+    }
+
+    /// A new reader gets every live advert, signed now, and then what comes. `None` when there are `most` readers already.
+    pub(super) fn feed(&mut self, most: usize, now: Timestamp, rng: &mut ChaCha20Rng) -> Option<Events> {
+        if self.streams.len() >= most {
+            self.streams.retain(EventStream::is_open);
+        }
+        if self.streams.len() >= most {
+            return None;
+        }
+        let adverts: Vec<_> = self.live.values().filter_map(|(from, body)| sealed(from, body, now, rng)).collect();
+        // Room for all that is live, and for some repeats while the client reads that.
+        let bytes: usize = adverts.iter().map(Bytes::len).sum();
+        let (stream, events) = EventStream::open(2 * adverts.len() + READ_AHEAD, 2 * bytes + READ_AHEAD_BYTES);
+        if adverts.into_iter().all(|advert| stream.send(advert)) {
+            self.streams.push(stream);
+        }
+        Some(events)
+    }
+
+    pub(super) fn beat(&mut self) {
+        self.streams.retain(|stream| stream.send(heartbeat()));
+    }
+
+    pub(super) fn close(&mut self) {
+        self.streams.clear();
+    }
+}
+
+fn sealed(from: &Local, body: &SharedBody, now: Timestamp, rng: &mut ChaCha20Rng) -> Option<Bytes> {
+    let message = Message::new(from.identity.did().clone(), None, body.clone());
+    let envelope = SealedEnvelope::seal_with_rng(&message, from.identity.secret_key(), now, rng).ok()?;
+    Some(event("advert", None, &envelope))
+}

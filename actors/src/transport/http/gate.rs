@@ -1,0 +1,156 @@
+//! What a request has to pass, in the wire format's order. Pure but for what the stores remember.
+
+use std::{sync::Arc, time::Duration};
+
+use btcr2_aggregation_protocol::{
+    did::Did,
+    envelope::{Expected, ParsedEnvelope},
+    key::PublicKey,
+    message::{DecodeError, Message},
+    request_auth::RequestAuthorization,
+    time::Timestamp,
+};
+
+use super::{
+    Refusal,
+    config::HttpConfig,
+    directory::{Directory, Local, key_in_opt_in},
+    store::{NonceStore, NonceVerdict, RateLimitStore},
+};
+
+/// A message that passed.
+pub(super) struct Admitted {
+    pub(super) from: Did,
+    pub(super) to: Arc<Local>,
+    pub(super) message: Result<Message, DecodeError>,
+}
+
+/// The gate and what it remembers.
+pub(super) struct Gate {
+    pub(super) config: HttpConfig,
+    pub(super) directory: Directory,
+    pub(super) nonces: Arc<dyn NonceStore>,
+    pub(super) rates: Arc<dyn RateLimitStore>,
+}
+
+impl Gate {
+    /// Before anything costs anything: not too much from one address.
+    pub(super) async fn admit_address(&self, address: &str, now: Timestamp) -> Result<(), Refusal> {
+        let key = format!("address {address}");
+        if self.rates.take(&key, self.config.address_rate, now).await { Ok(()) } else { Err(Refusal::RateLimited) }
+    }
+
+    /// `POST /v1/messages`.
+    pub(super) async fn admit_message(&self, body: &[u8], now: Timestamp) -> Result<Admitted, Refusal> {
+        let envelope = self.parse(body)?;
+        let (from, new_key) = self.authenticate(&envelope, now).await?;
+        let to = envelope.to().ok_or(Refusal::MissingRecipient)?;
+        let to = self.directory.local(to).ok_or(Refusal::UnknownRecipient)?;
+        check_inner(&envelope)?;
+        // Only now: a key that anything before has refused must not be remembered.
+        if let Some(key) = new_key {
+            self.directory.remember_stranger(&from, key);
+        }
+        Ok(Admitted { from, to, message: envelope.message() })
+    }
+
+    /// `POST /v1/adverts`: only identities that live here advertise here.
+    pub(super) async fn admit_advert(
+        &self,
+        body: &[u8],
+        now: Timestamp,
+    ) -> Result<(Arc<Local>, Result<Message, DecodeError>), Refusal> {
+        let envelope = self.parse(body)?;
+        let (from, _) = self.authenticate(&envelope, now).await?;
+        let local = self.directory.local(from.as_str()).ok_or(Refusal::NotAnActor)?;
+        check_inner(&envelope)?;
+        Ok((local, envelope.message()))
+    }
+
+    /// `GET /v1/actors/{did}/inbox`: only its owner opens an inbox.
+    pub(super) async fn admit_inbox(
+        &self,
+        owner: &str,
+        authorization: Option<&str>,
+        path: &str,
+        now: Timestamp,
+    ) -> Result<Did, Refusal> {
+        let authorization = authorization.and_then(|header| RequestAuthorization::parse(header).ok());
+        let authorization = authorization.ok_or(Refusal::Unauthorized)?;
+        if authorization.did() != owner {
+            return Err(Refusal::Unauthorized);
+        }
+        let did = Did::parse(owner).map_err(|_| Refusal::Unauthorized)?;
+        let key = self.directory.key_of(&did).ok_or(Refusal::Unauthorized)?.x_only();
+        let skew = self.config.clock_skew;
+        let prefixes = std::iter::once("").chain(self.config.stripped_prefixes.iter().map(String::as_str));
+        let verified = prefixes
+            .map(|prefix| authorization.verify(&key, &format!("{}{path}", prefix.trim_end_matches('/')), now, skew))
+            .any(|verdict| verdict.is_ok());
+        if !verified {
+            return Err(Refusal::Unauthorized);
+        }
+        self.not_again(&did, authorization.nonce(), authorization.timestamp(), now).await?;
+        self.not_too_often(&did, now).await?;
+        Ok(did)
+    }
+
+    fn parse<'a>(&self, body: &'a [u8]) -> Result<ParsedEnvelope<'a>, Refusal> {
+        if body.len() > self.config.max_body {
+            return Err(Refusal::PayloadTooLarge);
+        }
+        let text = std::str::from_utf8(body).map_err(|_| Refusal::InvalidJson)?;
+        ParsedEnvelope::parse(text).map_err(|_| Refusal::InvalidJson)
+    }
+
+    /// Who sent the envelope, and its key if it was not known before.
+    async fn authenticate(
+        &self,
+        envelope: &ParsedEnvelope<'_>,
+        now: Timestamp,
+    ) -> Result<(Did, Option<PublicKey>), Refusal> {
+        let from = Did::parse(envelope.from()).map_err(|_| Refusal::UnknownSender)?;
+        let known = self.directory.key_of(&from);
+        let new = match known {
+            Some(_) => None,
+            None => envelope.message().ok().and_then(|message| key_in_opt_in(&from, &message)),
+        };
+        let key = known.or(new).ok_or(Refusal::UnknownSender)?;
+        let expected = Expected { skew: self.config.clock_skew, ..Expected::default() };
+        let verified = envelope.verify(&key.x_only(), now, &expected).map_err(|_| Refusal::InvalidEnvelope)?;
+        self.not_again(&from, verified.nonce, verified.timestamp, now).await?;
+        self.not_too_often(&from, now).await?;
+        Ok((from, new))
+    }
+
+    async fn not_again(
+        &self,
+        from: &Did,
+        nonce: [u8; 16],
+        timestamp: Timestamp,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        // Clocks are compared in whole seconds, so a timestamp is accepted to the end of its last one.
+        let until = timestamp + self.config.clock_skew + Duration::from_secs(1);
+        match self.nonces.remember(from, nonce, now, until).await {
+            NonceVerdict::Fresh => Ok(()),
+            NonceVerdict::Replayed => Err(Refusal::Replay),
+            NonceVerdict::Full => Err(Refusal::RateLimited),
+        }
+    }
+
+    async fn not_too_often(&self, from: &Did, now: Timestamp) -> Result<(), Refusal> {
+        if self.rates.take(from.as_str(), self.config.did_rate, now).await {
+            Ok(())
+        } else {
+            Err(Refusal::RateLimited)
+        }
+    }
+}
+
+fn check_inner(envelope: &ParsedEnvelope<'_>) -> Result<(), Refusal> {
+    if !envelope.sender_matches() {
+        return Err(Refusal::SenderMismatch);
+    }
+    envelope.inner_type().map(|_| ()).ok_or(Refusal::MissingMessageType)
+}

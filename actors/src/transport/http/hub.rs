@@ -1,0 +1,235 @@
+//! The hub: the actor that keeps the adverts board and the inboxes.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message as ActixMessage, MessageResult};
+use btcr2_aggregation_protocol::{did::Did, id::CohortId, message::SharedBody};
+use rand_chacha::ChaCha20Rng;
+
+use super::{
+    adverts::Adverts,
+    config::HttpConfig,
+    directory::Local,
+    inbox::{Close, Feed, InboxActor, InboxesShared, Put},
+    stream::{EventStream, Events},
+};
+use crate::{
+    runtime::{Clock, Randomness},
+    supervisor::{End, EndGuard},
+};
+
+/// How many requests may wait for the hub.
+const MAILBOX: usize = 8192;
+
+/// `from` says `body` to `to`.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(super) struct Post {
+    pub(super) from: Arc<Local>,
+    pub(super) to: Did,
+    pub(super) body: SharedBody,
+}
+
+/// `from` advertises `body`.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(super) struct Advertise {
+    pub(super) from: Arc<Local>,
+    pub(super) body: SharedBody,
+}
+
+/// An advert is over.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(super) struct Withdraw {
+    pub(super) from: Did,
+    pub(super) cohort_id: CohortId,
+}
+
+/// The connection with this number is gone.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(super) struct Gone(pub(super) u64);
+
+/// Read an inbox. `false` when there are too many.
+#[derive(ActixMessage)]
+#[rtype(result = "bool")]
+pub(super) struct OpenInbox {
+    pub(super) owner: Did,
+    pub(super) stream: EventStream,
+    pub(super) after: Option<u64>,
+}
+
+/// Read the adverts. `None` when there are too many readers.
+#[derive(ActixMessage)]
+#[rtype(result = "Option<Events>")]
+pub(super) struct OpenAdverts;
+
+/// Close every stream and stop.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(super) struct Shutdown;
+
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+struct InboxGone {
+    owner: Did,
+    number: u64,
+    end: End,
+}
+
+/// An inbox.
+struct Held {
+    inbox: Addr<InboxActor>,
+    /// Which one of those that its owner has had: the identifier behind which it counts.
+    number: u64,
+    /// Whether somebody who lives here has written to it. Anybody can open an inbox; those that nobody has written to make
+    /// room for those of members.
+    written_to: bool,
+}
+
+pub(super) struct Hub {
+    config: Arc<HttpConfig>,
+    clock: Clock,
+    randomness: Randomness,
+    rng: ChaCha20Rng,
+    adverts: Adverts,
+    inboxes: BTreeMap<Did, Held>,
+    shared: InboxesShared,
+}
+
+impl Hub {
+    pub(super) fn new(config: Arc<HttpConfig>, clock: Clock, randomness: Randomness) -> Self {
+        Self {
+            config,
+            clock,
+            randomness,
+            rng: randomness.for_actor("http hub"),
+            adverts: Adverts::default(),
+            inboxes: BTreeMap::new(),
+            // Milliseconds since 1970 are beyond any number of messages, so that a restarted server goes on counting too.
+            shared: InboxesShared::counting_from(clock.now().as_millis()),
+        }
+    }
+
+    fn inbox(&mut self, owner: &Did, write: bool, ctx: &Context<Self>) -> Option<Addr<InboxActor>> {
+        // One that has just ended takes nothing any more, although its end has yet to be told.
+        if let Some(held) = self.inboxes.get_mut(owner).filter(|held| held.inbox.connected()) {
+            held.written_to |= write;
+            return Some(held.inbox.clone());
+        }
+        if self.inboxes.len() >= self.config.inboxes && !(write && self.make_room()) {
+            return None;
+        }
+        let number = self.shared.next_number(self.clock.now());
+        let (hub, did) = (ctx.address(), owner.clone());
+        let guard = EndGuard::new(move |end| hub.do_send(InboxGone { owner: did, number, end }));
+        let rng = self.randomness.for_actor(&format!("http inbox {owner} {number}"));
+        let (config, shared) = (Arc::clone(&self.config), self.shared.clone());
+        let inbox = InboxActor::new(owner.clone(), config, self.clock, rng, number, shared, guard).start();
+        let held = Held { inbox: inbox.clone(), number, written_to: write };
+        self.inboxes.insert(owner.clone(), held);
+        Some(inbox)
+    }
+
+    /// Closes an inbox that nobody has written to, if there is one.
+    fn make_room(&mut self) -> bool {
+        let unused = self.inboxes.iter().find(|(_, held)| !held.written_to).map(|(owner, _)| owner.clone());
+        let closed = unused.and_then(|owner| self.inboxes.remove(&owner));
+        closed.map(|held| held.inbox.do_send(Close)).is_some()
+    }
+}
+
+impl Actor for Hub {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        ctx.run_interval(self.config.heartbeat, |hub, _| hub.adverts.beat());
+    }
+}
+
+impl Handler<Post> for Hub {
+    type Result = ();
+
+    fn handle(&mut self, Post { from, to, body }: Post, ctx: &mut Self::Context) {
+        match self.inbox(&to, true, ctx) {
+            // Not lossy: what an inbox does with too much is its own affair.
+            Some(inbox) => inbox.do_send(Put { from, body }),
+            None => tracing::warn!(%to, "there are too many inboxes, a message is dropped"),
+        }
+    }
+}
+
+impl Handler<Advertise> for Hub {
+    type Result = ();
+
+    fn handle(&mut self, Advertise { from, body }: Advertise, _: &mut Self::Context) {
+        self.adverts.publish(&from, &body, self.clock.now(), &mut self.rng);
+    }
+}
+
+impl Handler<Withdraw> for Hub {
+    type Result = ();
+
+    fn handle(&mut self, Withdraw { from, cohort_id }: Withdraw, _: &mut Self::Context) {
+        self.adverts.withdraw(&from, &cohort_id);
+    }
+}
+
+impl Handler<Gone> for Hub {
+    type Result = ();
+
+    fn handle(&mut self, Gone(connection): Gone, _: &mut Self::Context) {
+        self.adverts.withdraw_all(connection);
+    }
+}
+
+impl Handler<OpenInbox> for Hub {
+    type Result = bool;
+
+    fn handle(&mut self, OpenInbox { owner, stream, after }: OpenInbox, ctx: &mut Self::Context) -> bool {
+        match self.inbox(&owner, false, ctx) {
+            Some(inbox) => {
+                inbox.do_send(Feed { stream, after });
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+impl Handler<OpenAdverts> for Hub {
+    type Result = MessageResult<OpenAdverts>;
+
+    fn handle(&mut self, _: OpenAdverts, _: &mut Self::Context) -> Self::Result {
+        let now = self.clock.now();
+        MessageResult(self.adverts.feed(self.config.advert_streams, now, &mut self.rng))
+    }
+}
+
+impl Handler<Shutdown> for Hub {
+    type Result = ();
+
+    fn handle(&mut self, _: Shutdown, ctx: &mut Self::Context) {
+        self.adverts.close();
+        // Its interval would keep an inbox going although nobody holds its address.
+        for held in std::mem::take(&mut self.inboxes).into_values() {
+            held.inbox.do_send(Close);
+        }
+        ctx.stop();
+    }
+}
+
+impl Handler<InboxGone> for Hub {
+    type Result = ();
+
+    fn handle(&mut self, InboxGone { owner, number, end }: InboxGone, _: &mut Self::Context) {
+        if self.inboxes.get(&owner).is_some_and(|held| held.number == number) {
+            self.inboxes.remove(&owner);
+        }
+        if let Some(reason) = end.failure() {
+            tracing::error!(%owner, reason, "an inbox is lost");
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! One recipient's inbox: what waits for it, and the streams that it reads.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message as ActixMessage};
+use btcr2_aggregation_protocol::{
+    did::Did,
+    envelope::SealedEnvelope,
+    message::{Message, SharedBody},
+    time::Timestamp,
+};
+use rand_chacha::ChaCha20Rng;
+
+use super::{
+    config::HttpConfig,
+    directory::Local,
+    stream::{EventStream, event, heartbeat},
+};
+use crate::{runtime::Clock, supervisor::EndGuard};
+
+/// Put a message of `from` into the inbox.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(super) struct Put {
+    pub(super) from: Arc<Local>,
+    pub(super) body: SharedBody,
+}
+
+/// Feed a stream: what came after `after`, or everything that is held, and then what comes.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(super) struct Feed {
+    pub(super) stream: EventStream,
+    pub(super) after: Option<u64>,
+}
+
+/// Close the streams, and end.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(super) struct Close;
+
+/// What all inboxes share.
+#[derive(Clone)]
+pub(super) struct InboxesShared {
+    /// The highest identifier that any inbox that is gone has given out, and that any inbox started from.
+    last_id: Arc<AtomicU64>,
+    /// How many bytes of bodies they all hold.
+    bytes: Arc<AtomicUsize>,
+}
+
+impl InboxesShared {
+    pub(super) fn counting_from(last_id: u64) -> Self {
+        Self { last_id: Arc::new(AtomicU64::new(last_id)), bytes: Arc::default() }
+    }
+
+    /// Behind which identifier a new inbox counts: behind all that were given out by the inbox that its owner had before,
+    /// and, as far as the clock can tell, by a server that ran before this one.
+    pub(super) fn next_number(&self, now: Timestamp) -> u64 {
+        let now = now.as_millis();
+        let next = |last: u64| Some(last.max(now).saturating_add(1));
+        // It is always given an update, so both arms are the number before it.
+        let (Ok(last) | Err(last)) = self.last_id.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        last.max(now).saturating_add(1)
+    }
+}
+
+struct Entry {
+    id: u64,
+    at: Timestamp,
+    from: Arc<Local>,
+    body: SharedBody,
+}
+
+pub(super) struct InboxActor {
+    owner: Did,
+    config: Arc<HttpConfig>,
+    clock: Clock,
+    rng: ChaCha20Rng,
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    last_id: u64,
+    shared: InboxesShared,
+    streams: VecDeque<EventStream>,
+    /// For how many heartbeats nobody has listened and nothing has waited.
+    idle: u32,
+    guard: EndGuard,
+}
+
+impl InboxActor {
+    /// An inbox whose messages are numbered from behind `last_id`.
+    pub(super) fn new(
+        owner: Did,
+        config: Arc<HttpConfig>,
+        clock: Clock,
+        rng: ChaCha20Rng,
+        last_id: u64,
+        shared: InboxesShared,
+        guard: EndGuard,
+    ) -> Self {
+        Self {
+            owner,
+            config,
+            clock,
+            rng,
+            entries: VecDeque::new(),
+            bytes: 0,
+            last_id,
+            shared,
+            streams: VecDeque::new(),
+            idle: 0,
+            guard,
+        }
+    }
+
+    /// The event of a message, signed at this moment: a receiver refuses what was signed a minute ago.
+    fn event(&mut self, id: u64, from: &Local, body: &SharedBody) -> Option<actix_web::web::Bytes> {
+        let message = Message::new(from.identity.did().clone(), Some(self.owner.clone()), body.clone());
+        let key = from.identity.secret_key();
+        match SealedEnvelope::seal_with_rng(&message, key, self.clock.now(), &mut self.rng) {
+            Ok(envelope) => Some(event("message", Some(id), &envelope)),
+            Err(error) => {
+                tracing::error!(owner = %self.owner, %error, "a message has no canonical form and cannot be signed");
+                None
+            }
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some(entry) = self.entries.pop_front() {
+            let bytes = entry.body.json().len();
+            self.bytes -= bytes;
+            self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// The newest message stays, however large: its reader may be about to come.
+    fn is_too_full(&self) -> bool {
+        let HttpConfig { inbox_messages, inbox_bytes, inboxes_bytes, .. } = *self.config;
+        let all_bytes = self.shared.bytes.load(Ordering::Relaxed);
+        self.entries.len() > inbox_messages
+            || (self.entries.len() > 1 && (self.bytes > inbox_bytes || all_bytes > inboxes_bytes))
+    }
+
+    fn drop_expired(&mut self) {
+        let now = self.clock.now();
+        while self.entries.front().is_some_and(|entry| now.since(entry.at) > self.config.inbox_ttl) {
+            self.drop_oldest();
+        }
+    }
+
+    fn beat(&mut self, ctx: &mut Context<Self>) {
+        self.streams.retain(|stream| stream.send(heartbeat()));
+        self.drop_expired();
+        let idle = self.streams.is_empty() && self.entries.is_empty();
+        self.idle = if idle { self.idle + 1 } else { 0 };
+        // Once is not enough: a client may be about to come back.
+        if self.idle > 1 {
+            self.guard.finish();
+            ctx.stop();
+        }
+    }
+}
+
+impl Actor for InboxActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(self.config.inbox_messages.max(16));
+        ctx.run_interval(self.config.heartbeat, Self::beat);
+    }
+}
+
+impl Drop for InboxActor {
+    fn drop(&mut self) {
+        self.shared.last_id.fetch_max(self.last_id, Ordering::Relaxed);
+        self.shared.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Handler<Close> for InboxActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Close, ctx: &mut Self::Context) {
+        self.streams.clear();
+        self.guard.finish();
+        ctx.stop();
+    }
+}
+
+impl Handler<Put> for InboxActor {
+    type Result = ();
+
+    fn handle(&mut self, Put { from, body }: Put, _: &mut Self::Context) {
+        self.last_id += 1;
+        let id = self.last_id;
+        if !self.streams.is_empty()
+            && let Some(event) = self.event(id, &from, &body)
+        {
+            self.streams.retain(|stream| stream.send(event.clone()));
+        }
+        let bytes = body.json().len();
+        self.bytes += bytes;
+        self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.entries.push_back(Entry { id, at: self.clock.now(), from, body });
+        while self.is_too_full() {
+            tracing::warn!(owner = %self.owner, "the inbox is full, its oldest message is dropped");
+            self.drop_oldest();
+        }
+    }
+}
+
+impl Handler<Feed> for InboxActor {
+    type Result = ();
+
+    fn handle(&mut self, Feed { stream, after }: Feed, _: &mut Self::Context) {
+        self.idle = 0;
+        if let Some(after) = after {
+            // The client has these: they need not be kept for it.
+            while self.entries.front().is_some_and(|entry| entry.id <= after) {
+                self.drop_oldest();
+            }
+        }
+        let held: Vec<_> =
+            self.entries.iter().map(|entry| (entry.id, Arc::clone(&entry.from), entry.body.clone())).collect();
+        let fed = held
+            .into_iter()
+            .all(|(id, from, body)| self.event(id, &from, &body).is_none_or(|event| stream.send(event)));
+        if fed {
+            if self.streams.len() >= self.config.streams_per_inbox {
+                self.streams.pop_front();
+            }
+            self.streams.push_back(stream);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! HTTP (wire format, section 5): a scope that mounts into any actix-web `App`, and the client's connection.
+//!
+//! On the server's side [`server::HttpServer`] is the transport of the identities that live there: `gate` is what a request
+//! has to pass, `hub` keeps the adverts and one `inbox` actor per recipient, `routes` translates. On the client's side
+//! [`client::HttpClient`] is the transport of an identity that talks to one server.
+
+mod adverts;
+pub mod client;
+pub mod config;
+mod cors;
+mod directory;
+mod gate;
+mod hub;
+mod inbox;
+mod routes;
+pub mod server;
+pub mod store;
+mod stream;
+
+pub use self::{
+    client::HttpClient,
+    config::{Cors, HttpConfig},
+    routes::{configure, not_found},
+    server::HttpServer,
+};
+
+/// Everything that a request can be refused for, with the status and code of the wire format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The body is larger than the limit.
+    PayloadTooLarge,
+    /// The body is not JSON, or not an envelope.
+    InvalidJson,
+    /// The sender's key cannot be known.
+    UnknownSender,
+    /// The envelope is not signed by its sender, or not now.
+    InvalidEnvelope,
+    /// The envelope, or authorization, was seen before.
+    Replay,
+    /// Too much from this DID, or from this address.
+    RateLimited,
+    /// A directed message without a recipient.
+    MissingRecipient,
+    /// The recipient does not live here.
+    UnknownRecipient,
+    /// The message's sender is not the envelope's.
+    SenderMismatch,
+    /// The message has no type.
+    MissingMessageType,
+    /// Adverts are for identities that live here.
+    NotAnActor,
+    /// The inbox is not asked for by its owner.
+    Unauthorized,
+    /// No such route.
+    NotFound,
+}
+
+impl Refusal {
+    /// Every one.
+    pub const ALL: [Self; 13] = [
+        Self::PayloadTooLarge,
+        Self::InvalidJson,
+        Self::UnknownSender,
+        Self::InvalidEnvelope,
+        Self::Replay,
+        Self::RateLimited,
+        Self::MissingRecipient,
+        Self::UnknownRecipient,
+        Self::SenderMismatch,
+        Self::MissingMessageType,
+        Self::NotAnActor,
+        Self::Unauthorized,
+        Self::NotFound,
+    ];
+
+    /// The HTTP status.
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::PayloadTooLarge => 413,
+            Self::InvalidJson | Self::MissingRecipient | Self::MissingMessageType => 400,
+            Self::UnknownSender | Self::InvalidEnvelope | Self::SenderMismatch | Self::Unauthorized => 401,
+            Self::Replay => 409,
+            Self::RateLimited => 429,
+            Self::UnknownRecipient | Self::NotFound => 404,
+            Self::NotAnActor => 403,
+        }
+    }
+
+    /// The code in the body, `{"error": "<code>"}`.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::PayloadTooLarge => "payload_too_large",
+            Self::InvalidJson => "invalid_json",
+            Self::UnknownSender => "unknown_sender",
+            Self::InvalidEnvelope => "invalid_envelope",
+            Self::Replay => "replay",
+            Self::RateLimited => "rate_limited",
+            Self::MissingRecipient => "missing_recipient",
+            Self::UnknownRecipient => "unknown_recipient",
+            Self::SenderMismatch => "sender_mismatch",
+            Self::MissingMessageType => "missing_message_type",
+            Self::NotAnActor => "not_an_actor",
+            Self::Unauthorized => "unauthorized",
+            Self::NotFound => "not_found",
+        }
+    }
+}

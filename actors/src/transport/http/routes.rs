@@ -1,0 +1,293 @@
+//! The routes, as actix-web sees them.
+
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv6Addr},
+};
+
+use actix_web::{
+    HttpRequest, HttpResponse, Route,
+    http::{
+        StatusCode,
+        header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName},
+    },
+    web::{self, Bytes, BytesMut, Payload, ServiceConfig},
+};
+use btcr2_aggregation_protocol::{
+    message::{Body, Message},
+    update::SignedUpdate,
+};
+use futures::{StreamExt, stream};
+use serde_json::json;
+
+use super::{
+    Refusal,
+    config::HttpConfig,
+    cors::{allow, preflight},
+    gate::Admitted,
+    hub::{Advertise, OpenAdverts, OpenInbox},
+    server::HttpServer,
+    stream::{EventStream, Events},
+};
+use crate::transport::Delivery;
+
+/// The API's description.
+const OPENAPI: &str = include_str!("openapi.json");
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// More than an envelope and its event add to the body that they carry.
+const ENVELOPE_OVERHEAD: usize = 1024;
+
+/// How long a client may take to send a body.
+const BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// How long a request waits for room in the mailbox of its recipient.
+const DELIVERY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// What a host answers for paths that are nobody's, as the routes here answer for theirs:
+/// `App::new().configure(configure(&server)).default_service(not_found(&server))`. A mounted scope cannot: the host's other
+/// paths are the host's.
+pub fn not_found(server: &HttpServer) -> Route {
+    let server = server.clone();
+    web::to(move |request: HttpRequest| {
+        let response = answer(&server, &request, Err(Refusal::NotFound));
+        async move { response }
+    })
+}
+
+/// Mounts the routes into an `App` or a scope of one: `App::new().configure(configure(&server))`.
+pub fn configure(server: &HttpServer) -> impl FnOnce(&mut ServiceConfig) + use<> {
+    let server = server.clone();
+    move |app| {
+        let route = |path: &str| web::resource(path).default_service(not_found(&server));
+        app.service(
+            web::scope("/v1")
+                .app_data(web::Data::new(server.clone()))
+                .service(
+                    route("/adverts")
+                        .route(web::get().to(read_adverts))
+                        .route(web::post().to(post_advert))
+                        .route(web::method(actix_web::http::Method::OPTIONS).to(options)),
+                )
+                .service(
+                    route("/messages")
+                        .route(web::post().to(post_message))
+                        .route(web::method(actix_web::http::Method::OPTIONS).to(options)),
+                )
+                .service(
+                    route("/actors/{did}/inbox")
+                        .route(web::get().to(read_inbox))
+                        .route(web::method(actix_web::http::Method::OPTIONS).to(options)),
+                )
+                .service(
+                    route("/.well-known/aggregation")
+                        .route(web::get().to(well_known))
+                        .route(web::method(actix_web::http::Method::OPTIONS).to(options)),
+                )
+                .service(
+                    route("/openapi.json")
+                        .route(web::get().to(openapi))
+                        .route(web::method(actix_web::http::Method::OPTIONS).to(options)),
+                )
+                .default_service(not_found(&server)),
+        );
+    }
+}
+
+type Server = web::Data<HttpServer>;
+
+async fn post_message(server: Server, request: HttpRequest, payload: Payload) -> HttpResponse {
+    let outcome = accept_message(&server, &request, payload).await;
+    answer(&server, &request, outcome)
+}
+
+async fn accept_message(server: &HttpServer, request: &HttpRequest, payload: Payload) -> Result<(), Refusal> {
+    let gate = &server.0.gate;
+    gate.admit_address(&address(server, request), server.now()).await?;
+    let body = read_in_time(payload, gate.config.max_body).await?;
+    let Admitted { from, to, message } = gate.admit_message(&body, server.now()).await?;
+    let too_large = message.as_ref().is_ok_and(|message| holds_too_large_an_update(server, message, body.len()));
+    let delivery = match message {
+        Ok(message) => Delivery::Message(message),
+        Err(error) => Delivery::Undecodable { from, error },
+    };
+    // The sender waits here when its recipient cannot keep up; everybody else goes on.
+    match tokio::time::timeout(DELIVERY_TIMEOUT, to.inbox.send(delivery)).await {
+        // The service refuses it and says so in its own events; the member has to hear it too.
+        Ok(Ok(())) if too_large => Err(Refusal::PayloadTooLarge),
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Refusal::UnknownRecipient),
+        Err(_) => Err(Refusal::RateLimited),
+    }
+}
+
+/// Whether `message` submits an update beyond the service's limit. Only looked at where the body is as large as that.
+fn holds_too_large_an_update(server: &HttpServer, message: &Message, body: usize) -> bool {
+    let limit = server.0.update_bytes;
+    body > limit
+        && matches!(&*message.body, Body::SubmitUpdate(submit)
+            if SignedUpdate::from_value((*submit.signed_update).clone())
+                .is_ok_and(|update| update.canonical_len() > limit))
+}
+
+async fn post_advert(server: Server, request: HttpRequest, payload: Payload) -> HttpResponse {
+    let outcome = accept_advert(&server, &request, payload).await;
+    answer(&server, &request, outcome)
+}
+
+async fn accept_advert(server: &HttpServer, request: &HttpRequest, payload: Payload) -> Result<(), Refusal> {
+    let gate = &server.0.gate;
+    gate.admit_address(&address(server, request), server.now()).await?;
+    let body = read_in_time(payload, gate.config.max_body).await?;
+    let (from, message) = gate.admit_advert(&body, server.now()).await?;
+    // As with messages, what is signed by the right one but is no advert is accepted and means nothing.
+    if let Ok(message) = message
+        && matches!(*message.body, Body::CohortAdvert(_))
+    {
+        server.0.hub.do_send(Advertise { from, body: message.body });
+    }
+    Ok(())
+}
+
+async fn read_adverts(server: Server, request: HttpRequest) -> HttpResponse {
+    let gate = &server.0.gate;
+    if let Err(refusal) = gate.admit_address(&address(&server, &request), server.now()).await {
+        return answer(&server, &request, Err(refusal));
+    }
+    match server.0.hub.send(OpenAdverts).await {
+        Ok(Some(events)) => event_stream(&server, &request, events),
+        Ok(None) | Err(_) => answer(&server, &request, Err(Refusal::RateLimited)),
+    }
+}
+
+async fn read_inbox(server: Server, request: HttpRequest, did: web::Path<String>) -> HttpResponse {
+    let gate = &server.0.gate;
+    let now = server.now();
+    let admitted = async {
+        gate.admit_address(&address(&server, &request), now).await?;
+        let authorization = request.headers().get(AUTHORIZATION).and_then(|header| header.to_str().ok());
+        gate.admit_inbox(&did, authorization, request.uri().path(), now).await
+    };
+    let owner = match admitted.await {
+        Ok(owner) => owner,
+        Err(refusal) => return answer(&server, &request, Err(refusal)),
+    };
+    let last = request.headers().get(LAST_EVENT_ID).and_then(|header| header.to_str().ok());
+    let after = last.and_then(|last| last.trim().parse().ok());
+    // Room for everything that may be held, and for as much again while the client reads that.
+    let HttpConfig { inbox_messages, inbox_bytes, .. } = gate.config;
+    let most_bytes = 2 * (inbox_bytes + inbox_messages * ENVELOPE_OVERHEAD);
+    let (stream, events) = EventStream::open(inbox_messages * 2 + 16, most_bytes);
+    match server.0.hub.send(OpenInbox { owner, stream, after }).await {
+        Ok(true) => event_stream(&server, &request, events),
+        Ok(false) | Err(_) => answer(&server, &request, Err(Refusal::RateLimited)),
+    }
+}
+
+async fn well_known(server: Server, request: HttpRequest) -> HttpResponse {
+    let config = server.config();
+    let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let document = json!({
+        "envelopeVersion": btcr2_aggregation_protocol::envelope::VERSION,
+        "heartbeatIntervalMs": millis(config.heartbeat),
+        "inboxBufferSize": config.inbox_messages,
+        "inboxTtlMs": millis(config.inbox_ttl),
+        "maxBodyBytes": config.max_body,
+        "maxUpdateBytes": server.0.update_bytes.min(config.max_body),
+        "clockSkewSec": config.clock_skew.as_secs(),
+        "rateLimit": { "perSecond": config.did_rate.per_second, "burst": config.did_rate.burst },
+        // A repeated message changes nothing here, so that a client may send one again when it knows no answer.
+        "idempotent": true,
+    });
+    let mut response = HttpResponse::Ok();
+    allow(&mut response, &config.cors, request.headers());
+    response.json(document)
+}
+
+async fn openapi(server: Server, request: HttpRequest) -> HttpResponse {
+    let mut response = HttpResponse::Ok();
+    allow(&mut response, &server.config().cors, request.headers());
+    response.insert_header((CONTENT_TYPE, "application/json")).body(OPENAPI)
+}
+
+async fn options(server: Server, request: HttpRequest) -> HttpResponse {
+    preflight(&server.config().cors, request.headers())
+}
+
+fn answer(server: &HttpServer, request: &HttpRequest, outcome: Result<(), Refusal>) -> HttpResponse {
+    let (status, body) = match outcome {
+        Ok(()) => (StatusCode::ACCEPTED, json!({ "ok": true })),
+        Err(refusal) => (
+            // Every status of a refusal is one that the crate knows.
+            StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST),
+            json!({ "error": refusal.code() }),
+        ),
+    };
+    let mut response = HttpResponse::build(status);
+    allow(&mut response, &server.config().cors, request.headers());
+    response.json(body)
+}
+
+fn event_stream(server: &HttpServer, request: &HttpRequest, events: Events) -> HttpResponse {
+    let events = stream::unfold(events, |mut events| async move {
+        events.next().await.map(|event| (Ok::<_, Infallible>(event), events))
+    });
+    let mut response = HttpResponse::Ok();
+    allow(&mut response, &server.config().cors, request.headers());
+    response
+        .insert_header((CONTENT_TYPE, "text/event-stream"))
+        .insert_header((CACHE_CONTROL, "no-store"))
+        // For nginx, which would hold events back until a buffer is full.
+        .insert_header(("x-accel-buffering", "no"))
+        .streaming(events)
+}
+
+/// The body, if it comes before the connection has been held for too long.
+async fn read_in_time(payload: Payload, most: usize) -> Result<Bytes, Refusal> {
+    // What has not come by then is no JSON.
+    tokio::time::timeout(BODY_TIMEOUT, read(payload, most)).await.unwrap_or(Err(Refusal::InvalidJson))
+}
+
+/// The whole body, if it is not larger than `most`. What is too large is read on for a while and thrown away, so that the
+/// client, which is still sending, gets to see the answer instead of a broken connection.
+async fn read(mut payload: Payload, most: usize) -> Result<Bytes, Refusal> {
+    let mut body = BytesMut::new();
+    let mut length = 0;
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk.map_err(|_| Refusal::InvalidJson)?;
+        length += chunk.len();
+        if length <= most {
+            body.extend_from_slice(&chunk);
+        } else {
+            body.clear();
+        }
+        if length > most.saturating_mul(16) {
+            break;
+        }
+    }
+    if length > most { Err(Refusal::PayloadTooLarge) } else { Ok(body.freeze()) }
+}
+
+/// What a client's requests are counted by. Of IPv6 that is the network: who has one address there has 2^64 of them.
+fn address(server: &HttpServer, request: &HttpRequest) -> String {
+    let forwarded = server.config().trust_forwarded.then(|| {
+        let info = request.connection_info();
+        info.realip_remote_addr().map(str::to_owned)
+    });
+    let Some(forwarded) = forwarded.flatten() else {
+        return request.peer_addr().map(|peer| network(peer.ip())).unwrap_or_default();
+    };
+    let bare = forwarded.trim_start_matches('[').trim_end_matches(']');
+    bare.parse().map_or(forwarded.clone(), network)
+}
+
+fn network(address: IpAddr) -> String {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).to_string()
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! The server: the transport of the identities that live here.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use actix::{Actor, Addr, Context, Handler, Recipient};
+use async_trait::async_trait;
+use btcr2_aggregation_protocol::{
+    cohort::service::Limits,
+    did::Did,
+    document::{self, DocumentError},
+    identity::Identity,
+    time::Timestamp,
+};
+use serde_json::Value;
+
+use super::{
+    config::HttpConfig,
+    directory::{Directory, Local},
+    gate::Gate,
+    hub::{Advertise, Gone, Hub, Post, Shutdown, Withdraw},
+    store::{MemoryNonces, MemoryRates, NonceStore, RateLimitStore},
+};
+use crate::{
+    runtime::{Clock, Randomness},
+    supervisor::EndGuard,
+    transport::{ConnectError, Delivery, Disconnected, Outbound, Transport},
+};
+
+/// An HTTP server's state. Clones are the same server: give one to [`configure`](super::configure) in each `App`, and use
+/// another as the [`Transport`] of the service that lives here.
+#[derive(Clone)]
+pub struct HttpServer(pub(super) Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) gate: Gate,
+    pub(super) hub: Addr<Hub>,
+    pub(super) clock: Clock,
+    /// The largest update that the service takes, for the well-known document.
+    pub(super) update_bytes: usize,
+    connections: AtomicU64,
+}
+
+/// What an [`HttpServer`] is made of.
+pub struct HttpServerParts {
+    /// The limits.
+    pub config: HttpConfig,
+    /// The largest update that the service takes, in bytes of canonical JSON; announced in the well-known document.
+    pub update_bytes: usize,
+    /// The time.
+    pub clock: Clock,
+    /// The randomness.
+    pub randomness: Randomness,
+    /// Where nonces are remembered.
+    pub nonces: Arc<dyn NonceStore>,
+    /// Where requests are counted.
+    pub rates: Arc<dyn RateLimitStore>,
+}
+
+impl HttpServerParts {
+    /// A server with these limits that remembers in memory.
+    pub fn new(config: HttpConfig, clock: Clock) -> Self {
+        Self {
+            config,
+            update_bytes: Limits::default().update_bytes,
+            clock,
+            randomness: Randomness::System,
+            nonces: Arc::new(MemoryNonces::default()),
+            rates: Arc::new(MemoryRates::default()),
+        }
+    }
+}
+
+impl HttpServer {
+    /// Starts the server's actors on the current arbiter.
+    ///
+    /// # Panics
+    /// When called outside of an actix `System`.
+    pub fn start(parts: HttpServerParts) -> Self {
+        let HttpServerParts { config, update_bytes, clock, randomness, nonces, rates } = parts;
+        let hub = Hub::new(Arc::new(config.clone()), clock, randomness).start();
+        let gate = Gate { directory: Directory::new(config.external_keys), config, nonces, rates };
+        Self(Arc::new(Inner { gate, hub, clock, update_bytes, connections: AtomicU64::new(0) }))
+    }
+
+    /// What is allowed.
+    pub fn config(&self) -> &HttpConfig {
+        &self.0.gate.config
+    }
+
+    /// Lets an EXTERNAL DID authenticate before its opt-in: its genesis document is configured, not shown.
+    ///
+    /// # Errors
+    /// [`DocumentError`] when the document is not the DID's.
+    pub fn introduce(&self, did: &Did, genesis_document: &Value) -> Result<(), DocumentError> {
+        let (_, key) = document::genesis_key(did, Some(genesis_document))?;
+        self.0.gate.directory.introduce(did, key);
+        Ok(())
+    }
+
+    /// Closes every stream and stops the server's actors. Requests are still answered, so that a graceful stop of the web
+    /// server around it is one.
+    pub async fn shutdown(&self) {
+        // It is gone already if this fails.
+        let _ = self.0.hub.send(Shutdown).await;
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.0.clock.now()
+    }
+}
+
+#[async_trait]
+impl Transport for HttpServer {
+    async fn connect(
+        &self,
+        identity: &Identity,
+        inbox: Recipient<Delivery>,
+        keeper: Recipient<Disconnected>,
+        connection: u64,
+    ) -> Result<Recipient<Outbound>, ConnectError> {
+        let number = self.0.connections.fetch_add(1, Ordering::Relaxed);
+        let local = Local { identity: identity.clone(), inbox, connection: number };
+        self.0.gate.directory.register(local);
+        let local = self.0.gate.directory.local(identity.did().as_str());
+        let local =
+            local.ok_or_else(|| ConnectError("another connection has taken the identity's place".to_owned()))?;
+        let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
+        Ok(Endpoint { server: self.clone(), local, _guard: guard }.start().recipient())
+    }
+}
+
+/// The connection of an identity that lives here: what it says goes to the board and the inboxes.
+struct Endpoint {
+    server: HttpServer,
+    local: Arc<Local>,
+    _guard: EndGuard,
+}
+
+impl Actor for Endpoint {
+    type Context = Context<Self>;
+}
+
+impl Handler<Outbound> for Endpoint {
+    type Result = ();
+
+    fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
+        let hub = &self.server.0.hub;
+        let from = Arc::clone(&self.local);
+        // Not lossy: the hub bounds each inbox, not its own mailbox.
+        match outbound {
+            Outbound::Direct { to, body, .. } => {
+                self.server.0.gate.directory.remember_member(&to);
+                hub.do_send(Post { from, to, body });
+            }
+            Outbound::Broadcast { body } => hub.do_send(Advertise { from, body }),
+            Outbound::WithdrawAdvert { cohort_id } => {
+                hub.do_send(Withdraw { from: self.local.identity.did().clone(), cohort_id });
+            }
+        }
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        let did = self.local.identity.did();
+        self.server.0.gate.directory.unregister(did, self.local.connection);
+        self.server.0.hub.do_send(Gone(self.local.connection));
+    }
+}

@@ -1,0 +1,112 @@
+//! `identity`: making and showing identity files.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Subcommand};
+use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
+use serde_json::json;
+
+use super::fail;
+use crate::{
+    keyfile::{self, KeyFileError, Protection},
+    protocol::{key::SecretKey, network::Network},
+};
+
+#[derive(Debug, Args)]
+pub(super) struct IdentityArgs {
+    #[command(subcommand)]
+    command: IdentityCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum IdentityCommand {
+    /// Make a key and write it, with its DID, to a file that only you can read
+    New(NewArgs),
+    /// Show whose identity a file holds; the secret is never shown
+    Show(ShowArgs),
+}
+
+#[derive(Debug, Args)]
+struct NewArgs {
+    /// The Bitcoin network of the DID: bitcoin, signet, regtest, testnet3, testnet4 or mutinynet
+    #[arg(long, value_name = "N", default_value = "regtest")]
+    network: Network,
+    /// Make an EXTERNAL DID of this genesis document instead of a KEY DID. Its id is `did:btcr2:_`; where its one
+    /// verificationMethod has no publicKeyMultibase, the new key's is put there
+    #[arg(long, value_name = "GENESIS.json")]
+    external: Option<PathBuf>,
+    /// Where to write the file, which must not exist yet
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Encrypt the file with a passphrase, from BTCR2_PASSPHRASE or asked for
+    #[arg(long)]
+    encrypt: bool,
+    /// Take the secret key (64 hex characters) from this environment variable instead of making a new one
+    #[arg(long, value_name = "VAR")]
+    secret_env: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct ShowArgs {
+    /// The identity file
+    file: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn main(args: &IdentityArgs) -> ExitCode {
+    let outcome = match &args.command {
+        IdentityCommand::New(args) => new(args),
+        IdentityCommand::Show(args) => show(args),
+    };
+    outcome.map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS)
+}
+
+fn new(args: &NewArgs) -> Result<(), KeyFileError> {
+    let secret = match &args.secret_env {
+        Some(name) => keyfile::secret_from_env(name)?,
+        None => SecretKey::generate(&mut ChaCha20Rng::from_os_rng()),
+    };
+    let genesis = args.external.as_deref().map(|path| keyfile::read_genesis(path, &secret)).transpose()?;
+    let identity = keyfile::identity(secret, genesis, args.network)?;
+    let passphrase = if args.encrypt {
+        let prompt = "Passphrase for the new file: ";
+        Some(keyfile::passphrase(prompt).ok_or_else(|| KeyFileError::PassphraseNeeded(args.out.clone()))?)
+    } else {
+        None
+    };
+    keyfile::write(&args.out, &identity, passphrase)?;
+    println!("{}", identity.did());
+    eprintln!("written to {}: back it up, without it the DID cannot be updated", args.out.display());
+    Ok(())
+}
+
+fn show(args: &ShowArgs) -> Result<(), KeyFileError> {
+    let (identity, protection) = keyfile::read(&args.file, || keyfile::passphrase("Passphrase: "))?;
+    let did = identity.did();
+    let kind = if did.key().is_some() { "KEY" } else { "EXTERNAL" };
+    let encrypted = protection == Protection::Passphrase;
+    if args.json {
+        let mut shown = json!({
+            "did": did,
+            "type": kind,
+            "network": did.network(),
+            "publicKey": identity.public_key(),
+            "verificationMethod": identity.verification_method(),
+            "encrypted": encrypted,
+        });
+        if let Some(document) = identity.genesis_document() {
+            shown["genesisDocument"] = (**document).clone();
+        }
+        println!("{shown}");
+    } else {
+        println!("did           {did}");
+        println!("type          {kind}");
+        println!("network       {}", did.network());
+        println!("public key    {}", identity.public_key());
+        println!("method        {}", identity.verification_method());
+        println!("encrypted     {}", if encrypted { "yes" } else { "no" });
+    }
+    Ok(())
+}

@@ -1,0 +1,184 @@
+//! `join`: a participant as a program.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::Args;
+use serde_json::Value;
+
+use super::{Events, fail, identity_of, serve::Beacon};
+use crate::{
+    config::{self, Span, settings},
+    join::{self, Intent, JoinConfig, JoinError, Terms},
+    protocol::{cohort::Timing, did::Did, network::Network, update::build_update},
+};
+
+/// Joins one cohort of a service, checks everything, signs, and keeps what the DID needs to resolve. Each flag can also be
+/// given as an environment variable (shown with it) or as a key of the same name in the file of --config; flags come before
+/// variables, variables before the file.
+#[derive(Args, Debug)]
+pub(super) struct JoinArgs {
+    /// A TOML file of settings
+    #[arg(long, value_name = "FILE", env = "BTCR2_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: JoinSettings,
+}
+
+settings! {
+    /// What `join` can be told.
+    struct JoinSettings {
+        /// The service's base URL
+        #[arg(long, value_name = "URL", env = "BTCR2_SERVICE")]
+        service: String,
+        /// The identity file, see `identity new`
+        #[arg(long, value_name = "FILE", env = "BTCR2_IDENTITY")]
+        identity: PathBuf,
+        /// Take the secret key of a KEY DID from this environment variable instead of a file
+        #[arg(long, value_name = "VAR", env = "BTCR2_SECRET_ENV")]
+        secret_env: String,
+        /// With --secret-env: the Bitcoin network of the DID [default: regtest]
+        #[arg(long, value_name = "N", env = "BTCR2_NETWORK")]
+        network: Network,
+        /// Trust an https service only by the certificates in this PEM file, instead of the system's authorities
+        #[arg(long, value_name = "FILE", env = "BTCR2_TLS_CA")]
+        tls_ca: PathBuf,
+        /// Listen to this service only; without it, to any that the URL leads to
+        #[arg(long, value_name = "DID", env = "BTCR2_SERVICE_DID")]
+        service_did: Did,
+        /// Join cohorts with this beacon only
+        #[arg(long, value_enum, env = "BTCR2_BEACON")]
+        beacon: Beacon,
+        /// Announce this JSON Patch (RFC 6902) to the current document
+        #[arg(long, value_name = "PATCH.json", env = "BTCR2_UPDATE", conflicts_with_all = ["add_beacon", "decline"])]
+        update: PathBuf,
+        /// Announce the cohort's beacon, added to the current document
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_ADD_BEACON", conflicts_with = "decline")]
+        add_beacon: bool,
+        /// Take part without an update of our own
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_DECLINE")]
+        decline: bool,
+        /// The current DID document, when it is not the initial one
+        #[arg(long, value_name = "FILE", env = "BTCR2_SOURCE_DOCUMENT")]
+        source_document: PathBuf,
+        /// Its version
+        #[arg(long, value_name = "N", env = "BTCR2_SOURCE_VERSION")]
+        source_version: u64,
+        /// Refuse cohorts whose operator could recover the coin sooner than this many blocks [default: 144]
+        #[arg(long, value_name = "BLOCKS", env = "BTCR2_MIN_RECOVERY_SEQUENCE")]
+        min_recovery_sequence: u16,
+        /// Refuse cohorts in which fewer members than this could sign by themselves [default: 1]
+        #[arg(long, value_name = "K", env = "BTCR2_MIN_FALLBACK_THRESHOLD")]
+        min_fallback_threshold: u16,
+        /// Refuse cohorts that ask for more than this many satoshi for joining, or for announcing [default: 0]
+        #[arg(long, value_name = "SAT", env = "BTCR2_MAX_COST")]
+        max_cost: f64,
+        /// How long to wait for the service in each phase; three times that where it waits for others [default: 1h]
+        #[arg(long, value_name = "TIME", env = "BTCR2_PHASE_TIMEOUT")]
+        phase_timeout: Span,
+        /// Exit when the first cohort is over: with 0 if it was signed, else with 1
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_EXIT_WHEN_DONE")]
+        exit_when_done: bool,
+        /// With --exit-when-done: how long to stay after signing, in case the fallback is asked for [default: 10s]
+        #[arg(long, value_name = "TIME", env = "BTCR2_LINGER")]
+        linger: Span,
+        /// Print one JSON object a line on standard output instead of text for people
+        #[arg(long, value_enum, env = "BTCR2_EVENTS")]
+        events: Events,
+        /// Write what must be kept (sidecar and terms) into this directory, one file a cohort
+        #[arg(long, value_name = "DIR", env = "BTCR2_OUT")]
+        out: PathBuf,
+    }
+}
+
+pub(super) fn main(args: JoinArgs) -> ExitCode {
+    let outcome = config(args).and_then(|config| {
+        actix_rt::System::new().block_on(async { join::run(config, crate::telemetry::stop_signal()).await })
+    });
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => fail(&error),
+    }
+}
+
+fn config(args: JoinArgs) -> Result<JoinConfig, JoinError> {
+    let usage = |problem: String| JoinError::Usage(problem);
+    let file = match &args.config {
+        Some(path) => config::read(path).map_err(|error| usage(error.to_string()))?,
+        None => JoinSettings::default(),
+    };
+    let mut file: JoinSettings = file;
+    // One choice in several settings: who chooses one has not chosen the file's others.
+    if args.settings.identity.is_some() || args.settings.secret_env.is_some() {
+        (file.identity, file.secret_env) = (None, None);
+    }
+    if args.settings.update.is_some() || args.settings.add_beacon.is_some() || args.settings.decline.is_some() {
+        (file.update, file.add_beacon, file.decline) = (None, None, None);
+    }
+    let settings = args.settings.over(file);
+    let identity = identity_of(settings.identity.as_deref(), settings.secret_env.as_deref(), settings.network)
+        .map_err(|error| usage(error.to_string()))?;
+    let service =
+        settings.service.ok_or_else(|| usage("--service is missing: the service's base URL".to_owned()))?;
+    let source = match (&settings.source_document, settings.source_version) {
+        (Some(path), Some(version)) => Some((read_json(path)?, version)),
+        (None, None) => None,
+        _ => return Err(usage("--source-document and --source-version go together".to_owned())),
+    };
+    let intents = [settings.update.is_some(), settings.add_beacon == Some(true), settings.decline == Some(true)];
+    if intents.iter().filter(|given| **given).count() != 1 {
+        let problem = "say what to announce: one of --update PATCH.json, --add-beacon and --decline";
+        return Err(usage(problem.to_owned()));
+    }
+    let intent = match &settings.update {
+        Some(path) => {
+            let patch = read_json(path)?;
+            // Tried now: a patch that does not apply should be known before the cohort waits for it.
+            let initial = identity.initial_document().map_err(|error| usage(error.to_string()))?;
+            let (document, version) = source.clone().unwrap_or((initial, 1));
+            build_update(&document, version, patch.clone())
+                .map_err(|error| usage(format!("{}: {error}", path.display())))?;
+            Intent::Update { patch, source }
+        }
+        None if settings.decline == Some(true) => Intent::Decline,
+        None => Intent::AddBeacon { source },
+    };
+    let trusted = match &settings.tls_ca {
+        Some(path) => Some(fs::read(path).map_err(|error| usage(format!("{}: {error}", path.display())))?),
+        None => None,
+    };
+    let default = Terms::default();
+    let timing = Timing::default();
+    Ok(JoinConfig {
+        identity,
+        service,
+        trusted,
+        service_did: settings.service_did,
+        intent,
+        terms: Terms {
+            beacon: settings.beacon.map(Beacon::beacon_type),
+            min_recovery_sequence: settings.min_recovery_sequence.unwrap_or(default.min_recovery_sequence),
+            min_fallback_threshold: settings.min_fallback_threshold.unwrap_or(default.min_fallback_threshold),
+            max_cost: settings.max_cost.unwrap_or(default.max_cost),
+        },
+        timing: Timing {
+            phase_timeout: settings.phase_timeout.map_or(timing.phase_timeout, |span| span.0),
+            ..timing
+        },
+        out: settings.out,
+        json: matches!(settings.events, Some(Events::Json)),
+        exit_when_done: settings.exit_when_done.unwrap_or(false),
+        linger: settings.linger.map_or(Duration::from_secs(10), |span| span.0),
+    })
+}
+
+fn read_json(path: &Path) -> Result<Value, JoinError> {
+    let refuse = |error: String| JoinError::Usage(format!("{}: {error}", path.display()));
+    let text = fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
+    serde_json::from_str(&text).map_err(|error| refuse(format!("not JSON: {error}")))
+}

@@ -1,0 +1,224 @@
+//! `serve`: an Aggregation Service as a program.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+
+use super::{Events, fail, identity_of};
+use crate::{
+    config::{self, Span, settings},
+    protocol::{key::XOnlyKey, network::Network},
+    serve::{self, ServeConfig, ServeError, Tls},
+};
+
+/// How updates are aggregated.
+#[derive(Clone, Copy, Debug, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Beacon {
+    /// A map from each DID to the hash of its update; every member sees every DID in it
+    Cas,
+    /// A sparse Merkle tree; a member sees its own proof only
+    Smt,
+}
+
+impl Beacon {
+    pub(super) fn beacon_type(self) -> crate::protocol::beacon::BeaconType {
+        match self {
+            Self::Cas => crate::protocol::beacon::BeaconType::cas(),
+            Self::Smt => crate::protocol::beacon::BeaconType::smt(),
+        }
+    }
+}
+
+/// Where coins come from.
+#[derive(Clone, Copy, Debug, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Chain {
+    /// Nowhere: the coin is made up, nothing is broadcast. For demonstrations and tests, never on bitcoin
+    Offline,
+}
+
+/// Runs an Aggregation Service over HTTP. Each flag can also be given as an environment variable (shown with it) or as a key
+/// of the same name in the file of --config; flags come before variables, variables before the file.
+#[derive(Args, Debug)]
+pub(super) struct ServeArgs {
+    /// A TOML file of settings
+    #[arg(long, value_name = "FILE", env = "BTCR2_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: ServeSettings,
+}
+
+settings! {
+    /// What `serve` can be told.
+    struct ServeSettings {
+        /// The service's identity file (a KEY DID), see `identity new`
+        #[arg(long, value_name = "FILE", env = "BTCR2_IDENTITY")]
+        identity: PathBuf,
+        /// Take the service's secret key from this environment variable instead of a file
+        #[arg(long, value_name = "VAR", env = "BTCR2_SECRET_ENV")]
+        secret_env: String,
+        /// The address to listen on; port 0 takes a free one and prints it [default: 127.0.0.1:8080]
+        #[arg(long, value_name = "ADDR", env = "BTCR2_LISTEN")]
+        listen: String,
+        /// The Bitcoin network [default: the identity's]
+        #[arg(long, value_name = "N", env = "BTCR2_NETWORK")]
+        network: Network,
+        /// How updates are aggregated [default: cas]
+        #[arg(long, value_enum, env = "BTCR2_BEACON")]
+        beacon: Beacon,
+        /// Fewest members of a cohort [default: 2]
+        #[arg(long, value_name = "N", env = "BTCR2_MIN_PARTICIPANTS")]
+        min_participants: u32,
+        /// Most members of a cohort; reaching it forms the cohort [default: --min-participants]
+        #[arg(long, value_name = "N", env = "BTCR2_MAX_PARTICIPANTS")]
+        max_participants: u32,
+        /// How many signatures the fallback path takes [default: all members but one]
+        #[arg(long, value_name = "K", env = "BTCR2_FALLBACK_THRESHOLD")]
+        fallback_threshold: u16,
+        /// The x-only key (64 hex characters) that can recover the coin after the timelock [default: the identity's key]
+        #[arg(long, value_name = "KEY", env = "BTCR2_RECOVERY_KEY")]
+        recovery_key: XOnlyKey,
+        /// The timelock of the recovery, in blocks, 1 to 65535 [default: 4320, about 30 days]
+        #[arg(long, value_name = "BLOCKS", env = "BTCR2_RECOVERY_SEQUENCE")]
+        recovery_sequence: u16,
+        /// How long a cohort may take from its advert to the start of signing [default: 1day]
+        #[arg(long, value_name = "TIME", env = "BTCR2_COHORT_TTL")]
+        cohort_ttl: Span,
+        /// How long members may take in each phase before signing [default: 1h]
+        #[arg(long, value_name = "TIME", env = "BTCR2_PHASE_TIMEOUT")]
+        phase_timeout: Span,
+        /// How long members may take for nonces, for partial signatures and for fallback signatures, each [default: 10m]
+        #[arg(long, value_name = "TIME", env = "BTCR2_SIGNING_TIMEOUT")]
+        signing_timeout: Span,
+        /// How often an advert is repeated [default: 1m]
+        #[arg(long, value_name = "TIME", env = "BTCR2_ADVERT_REPEAT")]
+        advert_repeat: Span,
+        /// How many cohorts to run in all; without it, the next is advertised whenever one has formed
+        #[arg(long, value_name = "N", env = "BTCR2_COHORTS")]
+        cohorts: u32,
+        /// How many cohorts are advertised at once [default: 1]
+        #[arg(long, value_name = "M", env = "BTCR2_PARALLEL")]
+        parallel: u32,
+        /// Where coins come from
+        #[arg(long, value_enum, env = "BTCR2_CHAIN")]
+        chain: Chain,
+        /// Exit when --cohorts cohorts have ended: with 0 if all were signed, else with 1
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_EXIT_WHEN_DONE")]
+        exit_when_done: bool,
+        /// Print one JSON object a line on standard output instead of text for people
+        #[arg(long, value_enum, env = "BTCR2_EVENTS")]
+        events: Events,
+        /// Write each cohort's transaction, announcement and proofs into this directory
+        #[arg(long, value_name = "DIR", env = "BTCR2_OUT")]
+        out: PathBuf,
+        /// Most bytes in a request body [default: 65536]
+        #[arg(long, value_name = "BYTES", env = "BTCR2_MAX_BODY")]
+        max_body: usize,
+        /// Most bytes of canonical JSON in an update [default: 262144]
+        #[arg(long, value_name = "BYTES", env = "BTCR2_MAX_UPDATE")]
+        max_update: usize,
+        /// Requests a second that one verified DID may make in the long run [default: 10]
+        #[arg(long, value_name = "N", env = "BTCR2_DID_RATE")]
+        did_rate: u32,
+        /// Requests that one verified DID may make at once [default: 30]
+        #[arg(long, value_name = "N", env = "BTCR2_DID_BURST")]
+        did_burst: u32,
+        /// Requests a second from one address in the long run, counted before any signature is checked [default: 200]
+        #[arg(long, value_name = "N", env = "BTCR2_ADDRESS_RATE")]
+        address_rate: u32,
+        /// Requests from one address at once [default: 2000]
+        #[arg(long, value_name = "N", env = "BTCR2_ADDRESS_BURST")]
+        address_burst: u32,
+        /// Web origins that may talk to the service, comma separated; `*` for all, empty for none but its own [default: *]
+        #[arg(long, value_name = "ORIGINS", env = "BTCR2_CORS")]
+        cors: String,
+        /// Believe the client addresses that a proxy forwards
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_TRUST_FORWARDED")]
+        trust_forwarded: bool,
+        /// A path prefix that a proxy strips before it passes requests on
+        #[arg(long, value_name = "PATH", env = "BTCR2_STRIPPED_PREFIX")]
+        stripped_prefix: String,
+        /// The PEM file of the TLS certificate chain; without it, plain HTTP
+        #[arg(long, value_name = "FILE", env = "BTCR2_TLS_CERT")]
+        tls_cert: PathBuf,
+        /// The PEM file of the TLS private key
+        #[arg(long, value_name = "FILE", env = "BTCR2_TLS_KEY")]
+        tls_key: PathBuf,
+    }
+}
+
+pub(super) fn main(args: ServeArgs) -> ExitCode {
+    let outcome = config(args).and_then(|config| {
+        crate::telemetry::raise_open_files();
+        actix_rt::System::new().block_on(async { serve::run(config, crate::telemetry::stop_signal()).await })
+    });
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => fail(&error),
+    }
+}
+
+fn config(args: ServeArgs) -> Result<ServeConfig, ServeError> {
+    let usage = |problem: &str| ServeError::Usage(problem.to_owned());
+    let file = match &args.config {
+        Some(path) => config::read(path).map_err(|error| ServeError::Usage(error.to_string()))?,
+        None => ServeSettings::default(),
+    };
+    let mut file: ServeSettings = file;
+    if args.settings.identity.is_some() || args.settings.secret_env.is_some() {
+        // One choice in two settings: who chooses one has not chosen the file's other.
+        (file.identity, file.secret_env) = (None, None);
+    }
+    let settings = args.settings.over(file);
+    // Offline is the only chain there is so far, and must be asked for by name, because it announces nothing.
+    let Some(Chain::Offline) = settings.chain else {
+        return Err(usage("no chain: say `--chain offline` for a made-up coin (demonstrations and tests)"));
+    };
+    let identity = identity_of(settings.identity.as_deref(), settings.secret_env.as_deref(), settings.network)
+        .map_err(|error| ServeError::Usage(error.to_string()))?;
+    let network = settings.network.unwrap_or(identity.did().network());
+    let minimum = settings.min_participants.unwrap_or(2);
+    let tls = match (settings.tls_cert, settings.tls_key) {
+        (Some(certificate), Some(key)) => Some(Tls { certificate, key }),
+        (None, None) => None,
+        _ => return Err(usage("--tls-cert and --tls-key go together")),
+    };
+    let mut config = ServeConfig::new(identity, network);
+    config.listen = settings.listen.unwrap_or(config.listen);
+    config.tls = tls;
+    config.beacon = settings.beacon.unwrap_or(Beacon::Cas).beacon_type();
+    config.min_participants = minimum;
+    config.max_participants = settings.max_participants.unwrap_or(minimum);
+    config.fallback_threshold = settings.fallback_threshold;
+    config.recovery_key = settings.recovery_key.unwrap_or(config.recovery_key);
+    config.recovery_sequence = settings.recovery_sequence.unwrap_or(config.recovery_sequence);
+    let span = |setting: Option<Span>, default| setting.map_or(default, |span: Span| span.0);
+    config.timing.cohort_ttl = span(settings.cohort_ttl, config.timing.cohort_ttl);
+    config.timing.phase_timeout = span(settings.phase_timeout, config.timing.phase_timeout);
+    config.timing.signing_timeout = span(settings.signing_timeout, config.timing.signing_timeout);
+    config.timing.advert_repeat = span(settings.advert_repeat, config.timing.advert_repeat);
+    config.cohorts = settings.cohorts;
+    config.parallel = settings.parallel.unwrap_or(1).max(1);
+    config.exit_when_done = settings.exit_when_done.unwrap_or(false);
+    config.json = matches!(settings.events, Some(Events::Json));
+    config.out = settings.out;
+    config.limits.update_bytes = settings.max_update.unwrap_or(config.limits.update_bytes);
+    let http = &mut config.http;
+    http.max_body = settings.max_body.unwrap_or(http.max_body);
+    http.did_rate.per_second = settings.did_rate.unwrap_or(http.did_rate.per_second);
+    http.did_rate.burst = settings.did_burst.unwrap_or(http.did_rate.burst);
+    http.address_rate.per_second = settings.address_rate.unwrap_or(http.address_rate.per_second);
+    http.address_rate.burst = settings.address_burst.unwrap_or(http.address_rate.burst);
+    http.trust_forwarded = settings.trust_forwarded.unwrap_or(false);
+    http.stripped_prefixes.extend(settings.stripped_prefix);
+    if let Some(origins) = settings.cors {
+        http.cors = serve::cors(&origins);
+    }
+    if config.exit_when_done && config.cohorts.is_none() {
+        return Err(usage("--exit-when-done needs --cohorts, or it would never be done"));
+    }
+    Ok(config)
+}

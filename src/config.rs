@@ -1,0 +1,72 @@
+//! Configuration: what a program is told by flags, by environment variables and by a TOML file, in that order of precedence.
+//!
+//! Each program's settings are one struct of options, filled from the command line and the environment by clap and from the
+//! file by serde, and then laid over each other.
+
+use std::{fmt, fs, path::Path, str::FromStr, time::Duration};
+
+use serde::{Deserialize, Deserializer, de};
+
+/// A length of time as people write it: `90s`, `15m`, `2h 30m`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = humantime::DurationError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        humantime::parse_duration(text).map(Self)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// A configuration file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {problem}")]
+pub struct ConfigError {
+    path: String,
+    problem: String,
+}
+
+/// Reads a TOML file of settings. A key that is not known is an error: it would otherwise be a setting that has no effect.
+///
+/// # Errors
+/// [`ConfigError`], naming the file and the line.
+pub fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, ConfigError> {
+    let refuse = |problem: String| ConfigError { path: path.display().to_string(), problem };
+    let text = fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
+    toml::from_str(&text).map_err(|error| refuse(error.to_string()))
+}
+
+/// A struct of options whose gaps another one fills.
+macro_rules! settings {
+    ($(#[$meta:meta])* $visibility:vis struct $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug, Default, clap::Args, serde::Deserialize)]
+        #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+        $visibility struct $name {
+            $($(#[$field_meta])* pub(crate) $field: Option<$type>,)*
+        }
+
+        impl $name {
+            /// These settings, with `under`'s where there are none.
+            #[must_use]
+            pub(crate) fn over(self, under: Self) -> Self {
+                Self { $($field: self.$field.or(under.$field),)* }
+            }
+        }
+    };
+}
+
+pub(crate) use settings;

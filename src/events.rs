@@ -1,0 +1,146 @@
+//! What a program says while it runs: lines for people, or one JSON object a line for machines.
+
+use std::io::Write;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{
+    actors::notice::{ParticipantNotice, ServiceNotice},
+    protocol::{did::Did, id::CohortId, network::Network},
+};
+
+/// Prints events. Standard output holds nothing else.
+#[derive(Clone, Copy, Debug)]
+pub struct Printer {
+    json: bool,
+}
+
+impl Printer {
+    /// A printer for machines (`json`) or for people.
+    pub fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// Where the service can be reached, once it can.
+    pub fn serving(&self, did: &Did, url: &str, network: Network) {
+        self.line(
+            &json!({ "event": "serving", "did": did, "url": url, "network": network }),
+            &format!("{did}\nserves {network} at {url}"),
+        );
+    }
+
+    /// Something that the operator should know.
+    pub fn warn(&self, text: &str) {
+        if self.json {
+            print(&json!({ "event": "warning", "message": text }).to_string());
+        } else {
+            eprintln!("warning: {text}");
+        }
+    }
+
+    /// A cohort that a participant passes over, and why.
+    pub fn passed_over(&self, cohort_id: &CohortId, service: &Did, reason: &str) {
+        self.line(
+            &json!({ "event": "cohort-passed-over", "cohortId": cohort_id, "service": service, "reason": reason }),
+            &format!("cohort {cohort_id} is passed over: {reason}"),
+        );
+    }
+
+    /// A step of a service.
+    pub fn service_step(&self, step: &ServiceNotice) {
+        self.step(step, || service_text(step));
+    }
+
+    /// A step of a participant.
+    pub fn participant_step(&self, step: &ParticipantNotice) {
+        self.step(step, || participant_text(step));
+    }
+
+    /// How it ended.
+    pub fn result(&self, result: &Value, text: &str) {
+        self.line(result, text);
+    }
+
+    fn step(&self, step: &impl Serialize, text: impl FnOnce() -> String) {
+        if self.json {
+            match serde_json::to_string(step) {
+                Ok(line) => print(&line),
+                Err(error) => tracing::error!(%error, "an event does not serialize"),
+            }
+        } else {
+            print(&text());
+        }
+    }
+
+    fn line(&self, json: &Value, text: &str) {
+        if self.json { print(&json.to_string()) } else { print(text) }
+    }
+}
+
+/// One write a line, flushed: whoever reads a pipe sees it now. A reader that has gone is no reason to stop a round.
+fn print(line: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+fn service_text(step: &ServiceNotice) -> String {
+    use ServiceNotice as N;
+    match step {
+        N::CohortAdvertised { cohort_id } => format!("cohort {cohort_id} is advertised"),
+        N::OptInReceived { participant, .. } => format!("  {participant} wants to join"),
+        N::ParticipantAccepted { participant, .. } => format!("  {participant} is a member"),
+        N::ParticipantRefused { participant, reason, .. } => format!("  {participant} is refused: {reason}"),
+        N::KeygenComplete { cohort_id, beacon_address, participants } => {
+            format!("cohort {cohort_id} has formed: {participants} members, {beacon_address}")
+        }
+        N::UpdateReceived { participant, included: true, .. } => format!("  {participant} sent its update"),
+        N::UpdateReceived { participant, .. } => format!("  {participant} declined"),
+        N::DataDistributed { cohort_id, signal } => format!("cohort {cohort_id} has its signal, {signal}"),
+        N::ValidationReceived { participant, approved: true, .. } => format!("  {participant} approves"),
+        N::ValidationReceived { participant, .. } => format!("  {participant} REJECTS the data"),
+        N::TransactionDeferred { reason, .. } => format!("  no transaction yet: {reason}"),
+        N::SigningStarted { cohort_id, .. } => format!("cohort {cohort_id} signs"),
+        N::NonceReceived { participant, .. } => format!("  {participant} sent its nonce"),
+        N::PartialSignatureReceived { participant, .. } => format!("  {participant} signed"),
+        N::FallbackStarted { cohort_id, reason, .. } => format!("cohort {cohort_id} falls back: {reason}"),
+        N::FallbackSignatureReceived { participant, .. } => format!("  {participant} signed the fallback"),
+        N::SigningComplete { cohort_id, path, txid, .. } => {
+            format!("cohort {cohort_id} is complete: {txid} ({path})")
+        }
+        N::CohortFailed { cohort_id, code, reason, .. } => format!("cohort {cohort_id} FAILED ({code}): {reason}"),
+        N::MessageRejected { from, code, detail, .. } => {
+            format!("  refused from {}: {code}, {detail}", from.as_ref().map_or("nobody", Did::as_str))
+        }
+        N::MessageUndelivered { to, kind, reason, .. } => format!("  {kind} to {to} was not delivered: {reason}"),
+    }
+}
+
+fn participant_text(step: &ParticipantNotice) -> String {
+    use ParticipantNotice as N;
+    match step {
+        N::CohortDiscovered { cohort_id, service, .. } => format!("cohort {cohort_id} is offered by {service}"),
+        N::CohortJoined { cohort_id, .. } => format!("joining cohort {cohort_id}"),
+        N::OptInAccepted { .. } => "  admitted".to_owned(),
+        N::CohortReady { beacon_address, .. } => {
+            format!("  the cohort has formed: {beacon_address}, as derived here")
+        }
+        N::UpdateSubmitted { .. } => "  update submitted".to_owned(),
+        N::UpdateDeclined { .. } => "  declined to update".to_owned(),
+        N::ValidationRequested { problem: None, .. } => "  the aggregated data checks out".to_owned(),
+        N::ValidationRequested { problem: Some(problem), .. } => {
+            format!("  the aggregated data is WRONG: {problem}")
+        }
+        N::SigningRequested { .. } => "  the transaction checks out".to_owned(),
+        N::NonceSent { .. } => "  nonce sent".to_owned(),
+        N::NonceLost { .. } => "  the secret nonce is gone: only the fallback can be signed".to_owned(),
+        N::FallbackRequested { .. } => "  the service asks for the fallback".to_owned(),
+        N::CohortComplete { cohort_id, .. } => format!("cohort {cohort_id}: our signature is out"),
+        N::CohortFailed { cohort_id, reason, .. } => format!("cohort {cohort_id} ended for us: {reason}"),
+        N::MessageRejected { from, code, detail, .. } => {
+            format!("  refused from {}: {code}, {detail}", from.as_ref().map_or("nobody", Did::as_str))
+        }
+        N::MessageUnverified { reason, .. } => format!("  passed over: {reason}"),
+        N::MessageUndelivered { kind, reason, .. } => format!("  {kind} was not delivered: {reason}"),
+    }
+}

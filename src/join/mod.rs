@@ -1,0 +1,215 @@
+//! A participant as a program: it joins one cohort of a service, with an explicit policy, and keeps what it must keep.
+
+pub mod policy;
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use actix::Actor;
+use serde_json::{Value, json};
+use tokio::sync::broadcast::error::RecvError;
+
+pub use self::policy::{Intent, MemberPolicy, Terms};
+use crate::{
+    actors::{
+        journal::MemoryJournal,
+        notice::{Notices, ParticipantNotice},
+        participant::ParticipantSettings,
+        runtime::{Clock, Randomness},
+        supervisor::{StartParticipant, Supervisor},
+        transport::http::{HttpClient, client::BaseUrlError},
+    },
+    events::Printer,
+    protocol::{
+        beacon::BeaconRegistry, cohort::Timing, did::Did, identity::Identity, output::DirectAggregator,
+        sidecar::MemberRecord,
+    },
+};
+
+/// How many notices the program's own reader may fall behind.
+const NOTICES: usize = 1 << 12;
+
+/// What to join.
+pub struct JoinConfig {
+    /// Who joins.
+    pub identity: Identity,
+    /// The service's base URL.
+    pub service: String,
+    /// The certificates (PEM) that an https service is trusted by; without them, the system's authorities.
+    pub trusted: Option<Vec<u8>>,
+    /// The service's DID; without it, the first service whose terms are met.
+    pub service_did: Option<Did>,
+    /// What to announce.
+    pub intent: Intent,
+    /// The terms that are accepted.
+    pub terms: Terms,
+    /// How long to wait for the service.
+    pub timing: Timing,
+    /// Where to write what must be kept.
+    pub out: Option<PathBuf>,
+    /// Whether to print JSON.
+    pub json: bool,
+    /// Whether to stop after the first cohort.
+    pub exit_when_done: bool,
+    /// How long to stay after signing, in case the service asks for the fallback.
+    pub linger: Duration,
+}
+
+/// Why the program could not take part.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// It cannot work as asked for.
+    #[error("{0}")]
+    Usage(String),
+    /// The output directory.
+    #[error("{what}: {error}")]
+    Io {
+        /// What it was about.
+        what: String,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// Something that cannot happen did.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+/// Takes part until `stop` is ready, or the first cohort is over if that ends the program. Whether it was signed.
+///
+/// # Errors
+/// [`JoinError`] when it cannot start, or cannot write what must be kept.
+pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<bool, JoinError> {
+    let printer = Printer::new(config.json);
+    if let Some(directory) = &config.out {
+        std::fs::create_dir_all(directory)
+            .map_err(|error| JoinError::Io { what: directory.display().to_string(), error })?;
+    }
+    let clock = Clock::system();
+    let usage = |error: BaseUrlError| JoinError::Usage(error.to_string());
+    let mut client =
+        HttpClient::new(&config.service, config.service_did.clone(), clock, Randomness::System).map_err(usage)?;
+    if let Some(pem) = &config.trusted {
+        client = client.trusting_only(pem).map_err(usage)?;
+    }
+    let policy = MemberPolicy::new(
+        config.identity.clone(),
+        config.service_did.clone(),
+        config.terms.clone(),
+        config.intent.clone(),
+        printer,
+    );
+    let notices = Notices::new(NOTICES);
+    let mut steps = notices.subscribe();
+    let settings = ParticipantSettings {
+        identity: config.identity.clone(),
+        transport: Arc::new(client),
+        policy: Arc::new(policy.clone()),
+        timing: config.timing,
+        max_sessions: 64,
+        beacons: BeaconRegistry::default(),
+        aggregator: Arc::new(DirectAggregator),
+        journal: Arc::new(MemoryJournal::new()),
+        clock,
+        randomness: Randomness::System,
+        notices,
+    };
+    let supervisor = Supervisor::default().start();
+    supervisor.send(StartParticipant(settings)).await.map_err(|error| JoinError::Internal(error.to_string()))?;
+    let following = async {
+        loop {
+            let step = match steps.recv().await {
+                Ok(step) => step,
+                Err(RecvError::Lagged(missed)) => {
+                    printer.warn(&format!("{missed} events were not shown"));
+                    continue;
+                }
+                Err(RecvError::Closed) => return Err(JoinError::Internal("the actors are gone".to_owned())),
+            };
+            printer.participant_step(&step);
+            match &*step {
+                ParticipantNotice::CohortComplete { record, .. } => {
+                    keep(&config, record)?;
+                    if config.exit_when_done {
+                        return Ok(Some(Arc::clone(record)));
+                    }
+                    printer.result(&result(&config, record), &text(record));
+                    policy.is_free_again();
+                }
+                ParticipantNotice::CohortFailed { reason, cohort_id, .. } => {
+                    if config.exit_when_done {
+                        let result =
+                            json!({ "event": "result", "ok": false, "cohortId": cohort_id, "reason": reason });
+                        printer.result(&result, &format!("cohort {cohort_id} failed: {reason}"));
+                        return Ok(None);
+                    }
+                    policy.is_free_again();
+                }
+                _ => {}
+            }
+        }
+    };
+    tokio::pin!(stop);
+    let record = tokio::select! {
+        record = following => record?,
+        () = &mut stop => return Ok(true),
+    };
+    let Some(record) = record else { return Ok(false) };
+    // Signed, but not done: if another member is missing, the service asks for the fallback now.
+    let lingering = tokio::time::sleep(config.linger);
+    tokio::pin!(lingering);
+    loop {
+        tokio::select! {
+            () = &mut lingering => break,
+            () = &mut stop => break,
+            step = steps.recv() => match step {
+                Ok(step) => printer.participant_step(&step),
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => break,
+            },
+        }
+    }
+    printer.result(&result(&config, &record), &text(&record));
+    Ok(true)
+}
+
+fn result(config: &JoinConfig, record: &MemberRecord) -> Value {
+    json!({
+        "event": "result",
+        "ok": true,
+        "cohortId": record.cohort_id,
+        "beaconAddress": record.output.address(),
+        "included": record.included(),
+        "sidecar": record.sidecar(config.identity.genesis_document().map(|document| &**document)),
+    })
+}
+
+fn text(record: &MemberRecord) -> String {
+    let what = if record.included() { "our update is in" } else { "we declined; our proof of that is in" };
+    format!("cohort {}: {what} the signal {}", record.cohort_id, record.signal)
+}
+
+/// Writes `<cohort>.json`: the DID, whether it is included, the sidecar, and the terms of the cohort.
+fn keep(config: &JoinConfig, record: &MemberRecord) -> Result<(), JoinError> {
+    let Some(directory) = &config.out else { return Ok(()) };
+    let genesis_document = config.identity.genesis_document().map(|document| &**document);
+    let mut kept = json!({ "did": record.did });
+    if let Some(document) = genesis_document {
+        kept["genesisDocument"] = document.clone();
+    }
+    kept["included"] = json!(record.included());
+    kept["sidecar"] = record.sidecar(genesis_document);
+    kept["cohort"] = json!({
+        "cohortId": record.cohort_id,
+        "service": record.service,
+        "beaconAddress": record.output.address(),
+        "signalHex": record.signal,
+        "conditions": record.conditions,
+        "output": record.output,
+    });
+    let path = directory.join(format!("{}.json", record.cohort_id));
+    let io_error = |error: io::Error| JoinError::Io { what: path.display().to_string(), error };
+    let text = serde_json::to_string_pretty(&kept).map_err(|error| io_error(error.into()))?;
+    // Written beside and renamed: whoever finds the file finds all of it.
+    let unfinished = path.with_extension("json.new");
+    std::fs::write(&unfinished, text + "\n").map_err(io_error)?;
+    std::fs::rename(&unfinished, &path).map_err(io_error)
+}

@@ -1,0 +1,186 @@
+//! What a member of the `join` program decides: which cohorts, on which terms, with which update.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use async_trait::async_trait;
+use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
+use serde_json::Value;
+
+use crate::{
+    actors::policy::{ParticipantPolicy, UpdateRequest},
+    events::Printer,
+    protocol::{
+        beacon::BeaconType,
+        cohort::{conditions::Conditions, participant::Advert},
+        did::Did,
+        identity::Identity,
+        message::keygen::Cost,
+        output::ScriptTree,
+        update::{SignedUpdate, UpdateError, add_beacon_service_patch, build_update, sign_update},
+    },
+};
+
+/// The terms that a member accepts.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// The beacon type, any when absent.
+    pub beacon: Option<BeaconType>,
+    /// The shortest recovery timelock, in blocks. Once it has passed the operator alone can spend from the beacon.
+    pub min_recovery_sequence: u16,
+    /// The smallest fallback threshold: this many members must agree to a transaction.
+    pub min_fallback_threshold: u16,
+    /// The highest price for joining and for announcing, each, in satoshi.
+    pub max_cost: f64,
+}
+
+impl Default for Terms {
+    /// Any beacon, a day's timelock, one signature, for nothing.
+    fn default() -> Self {
+        Self { beacon: None, min_recovery_sequence: 144, min_fallback_threshold: 1, max_cost: 0.0 }
+    }
+}
+
+impl Terms {
+    /// Why a cohort's conditions are not acceptable.
+    ///
+    /// # Errors
+    /// The first reason, in words.
+    pub fn accept(&self, conditions: &Conditions) -> Result<(), String> {
+        if let Some(beacon) = &self.beacon
+            && *beacon != conditions.beacon_type
+        {
+            return Err(format!("its beacon is a {}, not a {beacon}", conditions.beacon_type));
+        }
+        if let ScriptTree::FallbackAndRecovery { recovery_sequence, fallback_threshold, .. } =
+            &conditions.script_tree
+        {
+            if recovery_sequence.blocks() < self.min_recovery_sequence {
+                return Err(format!(
+                    "the operator could recover the coin after {} blocks, at least {} are asked for",
+                    recovery_sequence.blocks(),
+                    self.min_recovery_sequence
+                ));
+            }
+            // Without a threshold of its own it is all members but one, and there will be at least the fewest.
+            let fewest = u16::try_from(conditions.min_participants).unwrap_or(u16::MAX);
+            let threshold = fallback_threshold.unwrap_or(fewest.saturating_sub(1).max(1));
+            if threshold < self.min_fallback_threshold {
+                return Err(format!(
+                    "{threshold} members could sign by themselves, at least {} are asked for",
+                    self.min_fallback_threshold
+                ));
+            }
+        }
+        self.accept_cost("joining", conditions.cost_of_enrollment.as_ref())?;
+        self.accept_cost("an announcement", conditions.cost_per_announcement.as_ref())
+    }
+
+    fn accept_cost(&self, what: &str, cost: Option<&Cost>) -> Result<(), String> {
+        let Some(cost) = cost else { return Ok(()) };
+        let amount = cost.amount.as_f64().unwrap_or(f64::INFINITY);
+        if amount == 0.0 || (cost.unit == "sat" && amount <= self.max_cost) {
+            Ok(())
+        } else {
+            Err(format!("{what} costs {} {}, at most {} sat are accepted", cost.amount, cost.unit, self.max_cost))
+        }
+    }
+}
+
+/// What a member announces.
+#[derive(Clone, Debug)]
+pub enum Intent {
+    /// A patch to its current document.
+    Update {
+        /// The JSON Patch (RFC 6902).
+        patch: Value,
+        /// The current document and its version; the initial document when absent.
+        source: Option<(Value, u64)>,
+    },
+    /// The cohort's beacon, added to its current document.
+    AddBeacon {
+        /// The current document and its version; the initial document when absent.
+        source: Option<(Value, u64)>,
+    },
+    /// Nothing.
+    Decline,
+}
+
+/// The member. Clones share whether it is in a cohort already.
+#[derive(Clone)]
+pub struct MemberPolicy {
+    identity: Identity,
+    service: Option<Did>,
+    terms: Terms,
+    intent: Intent,
+    printer: Printer,
+    /// One cohort at a time: two updates of one version would contradict each other.
+    busy: Arc<AtomicBool>,
+}
+
+impl MemberPolicy {
+    /// A member that joins `service`, or any service, on `terms`.
+    pub fn new(identity: Identity, service: Option<Did>, terms: Terms, intent: Intent, printer: Printer) -> Self {
+        Self { identity, service, terms, intent, printer, busy: Arc::default() }
+    }
+
+    /// The cohort that it was in is over.
+    pub fn is_free_again(&self) {
+        self.busy.store(false, Ordering::SeqCst);
+    }
+
+    fn judge(&self, advert: &Advert) -> Result<(), String> {
+        if self.service.as_ref().is_some_and(|service| *service != advert.service) {
+            return Err("its service is not the one that was named".to_owned());
+        }
+        self.terms.accept(&advert.conditions)?;
+        if self.busy.swap(true, Ordering::SeqCst) {
+            return Err("we are in another cohort".to_owned());
+        }
+        Ok(())
+    }
+
+    fn update(&self, request: &UpdateRequest) -> Result<Option<SignedUpdate>, UpdateError> {
+        let did = self.identity.did();
+        let (patch, source) = match &self.intent {
+            Intent::Decline => return Ok(None),
+            Intent::Update { patch, source } => (patch.clone(), source),
+            Intent::AddBeacon { source } => {
+                let beacon_type = request.advert.conditions.beacon_type.as_str();
+                (add_beacon_service_patch(did, beacon_type, request.output.address()), source)
+            }
+        };
+        let initial = || self.identity.initial_document().unwrap_or(Value::Null);
+        let (document, version) = source.clone().unwrap_or_else(|| (initial(), 1));
+        let unsigned = build_update(&document, version, patch)?;
+        let mut rng = ChaCha20Rng::from_os_rng();
+        let method = self.identity.verification_method();
+        sign_update(&unsigned, did, method, self.identity.secret_key(), &mut rng).map(Some)
+    }
+}
+
+#[async_trait]
+impl ParticipantPolicy for MemberPolicy {
+    async fn should_join(&self, advert: &Advert) -> bool {
+        match self.judge(advert) {
+            Ok(()) => true,
+            Err(reason) => {
+                self.printer.passed_over(&advert.cohort_id, &advert.service, &reason);
+                false
+            }
+        }
+    }
+
+    async fn provide_update(&self, request: &UpdateRequest) -> Option<SignedUpdate> {
+        match self.update(request) {
+            Ok(update) => update,
+            Err(error) => {
+                // The patch was tried before the program started; the cohort must not wait for what cannot be made.
+                self.printer.warn(&format!("the update cannot be made, declining: {error}"));
+                None
+            }
+        }
+    }
+}

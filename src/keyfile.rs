@@ -1,0 +1,241 @@
+//! Identity files: a DID and its secret key, readable by their owner only, optionally encrypted with a passphrase.
+//!
+//! The file is a JSON object, `{version, did, network, secretKey, genesisDocument?}`; encrypted, it is that object inside an
+//! age file (`age-encryption.org/v1`), which the `age` program can open too.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use age::secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::protocol::{
+    document,
+    identity::{Identity, IdentityError},
+    key::SecretKey,
+    network::Network,
+};
+
+/// How a file begins that age has encrypted.
+const AGE_MAGIC: &[u8] = b"age-encryption.org/";
+
+/// An identity file is a few kilobytes; a genesis document may be larger.
+const MAX_FILE: u64 = 4 << 20;
+
+const VERSION: u32 = 1;
+
+/// Why an identity could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileError {
+    /// No identity was named.
+    #[error("no identity: give --identity FILE (see `identity new`), or --secret-env VAR")]
+    NoIdentity,
+    /// Two were named.
+    #[error("two identities: give one of --identity FILE and --secret-env VAR")]
+    TwoIdentities,
+    /// The file system.
+    #[error("{path}: {error}")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What it says.
+        error: io::Error,
+    },
+    /// Others can read the secret.
+    #[error(
+        "{path} can be read by others (mode {mode:03o}): run `chmod 600 {path}`, and consider the key known if others use this machine"
+    )]
+    Exposed {
+        /// Which file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The file is encrypted and no passphrase was given.
+    #[error(
+        "{0} is encrypted: give its passphrase in the environment variable BTCR2_PASSPHRASE, or run this in a terminal"
+    )]
+    PassphraseNeeded(PathBuf),
+    /// The passphrase is wrong, or the file is damaged.
+    #[error("{0}: the passphrase is wrong, or the file is damaged")]
+    Decryption(PathBuf),
+    /// The file is not an identity file.
+    #[error("{path} is not an identity file: {problem}")]
+    Format {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it. Never holds any of its content.
+        problem: String,
+    },
+    /// The environment variable holds no secret key.
+    #[error("the environment variable {0} does not hold a secret key: 64 hex characters expected")]
+    SecretEnv(String),
+    /// Key and genesis document do not belong together.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The genesis document cannot be one.
+    #[error("the genesis document {0}")]
+    Genesis(String),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Content {
+    version: u32,
+    did: String,
+    network: Network,
+    secret_key: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    genesis_document: Option<Value>,
+}
+
+impl Drop for Content {
+    fn drop(&mut self) {
+        self.secret_key.zeroize();
+    }
+}
+
+/// Writes a new identity file, which must not exist yet, with mode 0600.
+///
+/// # Errors
+/// [`KeyFileError::Io`]; an existing file is never overwritten.
+pub fn write(path: &Path, identity: &Identity, passphrase: Option<SecretString>) -> Result<(), KeyFileError> {
+    let io_error = |error| KeyFileError::Io { path: path.to_owned(), error };
+    let content = Content {
+        version: VERSION,
+        did: identity.did().to_string(),
+        network: identity.did().network(),
+        secret_key: identity.secret_key().to_hex().to_string(),
+        genesis_document: identity.genesis_document().map(|document| (**document).clone()),
+    };
+    let json = Zeroizing::new(serde_json::to_vec_pretty(&content).map_err(|error| io_error(error.into()))?);
+    let bytes = match passphrase {
+        Some(passphrase) => {
+            let recipient = age::scrypt::Recipient::new(passphrase);
+            age::encrypt(&recipient, &json).map_err(|error| io_error(io::Error::other(error)))?
+        }
+        None => json.to_vec(),
+    };
+    let bytes = Zeroizing::new(bytes);
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(path).map_err(io_error)?;
+    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(io_error)
+}
+
+/// Reads an identity file. `passphrase` is asked only if the file is encrypted.
+///
+/// # Errors
+/// [`KeyFileError`], which never holds anything of the secret.
+pub fn read(
+    path: &Path,
+    passphrase: impl FnOnce() -> Option<SecretString>,
+) -> Result<(Identity, Protection), KeyFileError> {
+    let io_error = |error| KeyFileError::Io { path: path.to_owned(), error };
+    let file = File::open(path).map_err(io_error)?;
+    check_private(path, &file.metadata().map_err(io_error)?)?;
+    let mut bytes = Zeroizing::new(Vec::new());
+    file.take(MAX_FILE).read_to_end(&mut bytes).map_err(io_error)?;
+    let protection = if bytes.starts_with(AGE_MAGIC) { Protection::Passphrase } else { Protection::FileMode };
+    if protection == Protection::Passphrase {
+        let passphrase = passphrase().ok_or_else(|| KeyFileError::PassphraseNeeded(path.to_owned()))?;
+        let opened = age::decrypt(&age::scrypt::Identity::new(passphrase), &bytes);
+        bytes = Zeroizing::new(opened.map_err(|_| KeyFileError::Decryption(path.to_owned()))?);
+    }
+    let format = |problem: &str| KeyFileError::Format { path: path.to_owned(), problem: problem.to_owned() };
+    // serde's own message may quote the text that it stumbles over, so it is not passed on.
+    let content: Content = serde_json::from_slice(&bytes)
+        .map_err(|error| format(&format!("JSON with the known fields expected, line {}", error.line())))?;
+    if content.version != VERSION {
+        return Err(format(&format!("version {VERSION} expected")));
+    }
+    let secret = SecretKey::from_hex(&content.secret_key).map_err(|_| format("secretKey is not a secret key"))?;
+    let identity = identity(secret, content.genesis_document.clone(), content.network)?;
+    if identity.did().as_str() != content.did {
+        return Err(format("the DID is not the one of the secret key"));
+    }
+    Ok((identity, protection))
+}
+
+/// How a file keeps its secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// Nobody else may read it.
+    FileMode,
+    /// And it is encrypted with a passphrase.
+    Passphrase,
+}
+
+/// The secret key in the environment variable `name`, 64 hex characters.
+///
+/// # Errors
+/// [`KeyFileError::SecretEnv`].
+pub fn secret_from_env(name: &str) -> Result<SecretKey, KeyFileError> {
+    let refuse = || KeyFileError::SecretEnv(name.to_owned());
+    let text = Zeroizing::new(std::env::var(name).map_err(|_| refuse())?);
+    SecretKey::from_hex(text.trim()).map_err(|_| refuse())
+}
+
+/// The passphrase: from `BTCR2_PASSPHRASE`, else asked for where there is a terminal.
+pub fn passphrase(prompt: &str) -> Option<SecretString> {
+    if let Ok(passphrase) = std::env::var("BTCR2_PASSPHRASE") {
+        return Some(SecretString::from(passphrase));
+    }
+    std::io::IsTerminal::is_terminal(&std::io::stdin())
+        .then(|| rpassword::prompt_password(prompt).ok())
+        .flatten()
+        .map(SecretString::from)
+}
+
+/// The identity of `secret`: a KEY DID, or with a genesis document the EXTERNAL DID.
+///
+/// # Errors
+/// [`KeyFileError::Identity`] when key and document do not belong together.
+pub fn identity(
+    secret: SecretKey,
+    genesis_document: Option<Value>,
+    network: Network,
+) -> Result<Identity, KeyFileError> {
+    Ok(match genesis_document {
+        Some(document) => Identity::from_genesis(secret, document, network)?,
+        None => Identity::from_key(secret, network),
+    })
+}
+
+/// Reads a genesis document. Where its only verification method has no `publicKeyMultibase`, `key`'s is put there, so that a
+/// document can be written before its key exists.
+///
+/// # Errors
+/// [`KeyFileError`].
+pub fn read_genesis(path: &Path, secret: &SecretKey) -> Result<Value, KeyFileError> {
+    let text = fs::read_to_string(path).map_err(|error| KeyFileError::Io { path: path.to_owned(), error })?;
+    let mut document: Value = serde_json::from_str(&text)
+        .map_err(|error| KeyFileError::Genesis(format!("{} is not JSON: {error}", path.display())))?;
+    if let Some([method]) =
+        document.get_mut("verificationMethod").and_then(Value::as_array_mut).map(Vec::as_mut_slice)
+        && let Some(method) = method.as_object_mut()
+        && !method.contains_key("publicKeyMultibase")
+    {
+        method.insert("publicKeyMultibase".to_owned(), document::encode_multikey(&secret.public_key()).into());
+    }
+    Ok(document)
+}
+
+#[cfg(unix)]
+fn check_private(path: &Path, metadata: &fs::Metadata) -> Result<(), KeyFileError> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 == 0 { Ok(()) } else { Err(KeyFileError::Exposed { path: path.to_owned(), mode }) }
+}
+
+#[cfg(not(unix))]
+fn check_private(_: &Path, _: &fs::Metadata) -> Result<(), KeyFileError> {
+    Ok(())
+}

@@ -1,0 +1,348 @@
+//! The Aggregation Service as a program: a web server, the service behind it, and one cohort after another.
+//!
+//! [`run`] is the whole story, `results` what is kept of each cohort.
+
+mod results;
+mod tls;
+
+use std::{collections::BTreeSet, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use actix::{Actor, Addr};
+use actix_web::{App, HttpServer as WebServer, dev::ServerHandle};
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+
+use self::results::CohortReport;
+pub use self::tls::Tls;
+use crate::{
+    actors::{
+        journal::MemoryJournal,
+        notice::{Notices, ServiceNotice},
+        runtime::{Clock, Randomness},
+        service::{AggregationService, CancelCohort, OpenCohort, ServiceSettings},
+        supervisor::{StartService, Supervisor},
+        transport::http::{self, Cors, HttpConfig, HttpServer, server::HttpServerParts},
+    },
+    bitcoin::offline::OfflineOperator,
+    events::Printer,
+    protocol::{
+        beacon::{BeaconRegistry, BeaconType},
+        cohort::{Timing, conditions::Conditions, service::Limits},
+        id::CohortId,
+        identity::Identity,
+        key::XOnlyKey,
+        network::Network,
+        output::{MemoizedAggregator, RecoverySequence, ScriptTree},
+    },
+};
+
+/// How many notices the program's own reader may fall behind.
+const NOTICES: usize = 1 << 14;
+
+/// An idle connection is kept this long. The other implementation's client does not send again what broke on a connection
+/// that was closed under it.
+const KEEP_ALIVE: Duration = Duration::from_secs(90);
+
+/// How long open requests may take to end when the program stops. Streams are closed before; what is open then for longer is
+/// idle, for the web server waits for connections that are kept alive too.
+const SHUTDOWN_SECS: u64 = 1;
+
+/// After cohorts that failed to form: not again at once, forever.
+const REOPEN_DELAY: Duration = Duration::from_secs(1);
+
+/// What to serve.
+pub struct ServeConfig {
+    /// The service.
+    pub identity: Identity,
+    /// The network of its cohorts.
+    pub network: Network,
+    /// The address to listen on.
+    pub listen: String,
+    /// Certificate and key, for https.
+    pub tls: Option<Tls>,
+    /// How updates are aggregated.
+    pub beacon: BeaconType,
+    /// Fewest members.
+    pub min_participants: u32,
+    /// Most members.
+    pub max_participants: u32,
+    /// k of the fallback leaf.
+    pub fallback_threshold: Option<u16>,
+    /// The key of the recovery leaf.
+    pub recovery_key: XOnlyKey,
+    /// Its timelock in blocks.
+    pub recovery_sequence: u16,
+    /// How long cohorts wait.
+    pub timing: Timing,
+    /// What is too much.
+    pub limits: Limits,
+    /// What the web server allows.
+    pub http: HttpConfig,
+    /// How many cohorts to run in all.
+    pub cohorts: Option<u32>,
+    /// How many to advertise at once.
+    pub parallel: u32,
+    /// Whether to stop when they have ended.
+    pub exit_when_done: bool,
+    /// Whether to print JSON.
+    pub json: bool,
+    /// Where to write results.
+    pub out: Option<PathBuf>,
+}
+
+impl ServeConfig {
+    /// A service of `identity` on `network` with everything else at its default.
+    pub fn new(identity: Identity, network: Network) -> Self {
+        let recovery_key = identity.public_key().x_only();
+        Self {
+            identity,
+            network,
+            listen: "127.0.0.1:8080".to_owned(),
+            tls: None,
+            beacon: BeaconType::cas(),
+            min_participants: 2,
+            max_participants: 2,
+            fallback_threshold: None,
+            recovery_key,
+            recovery_sequence: 4320,
+            timing: Timing::default(),
+            limits: Limits::default(),
+            http: HttpConfig::default(),
+            cohorts: None,
+            parallel: 1,
+            exit_when_done: false,
+            json: false,
+            out: None,
+        }
+    }
+
+    fn conditions(&self) -> Result<Conditions, ServeError> {
+        let usage = |problem: String| ServeError::Usage(problem);
+        let recovery_sequence = RecoverySequence::try_from(u64::from(self.recovery_sequence))
+            .map_err(|error| usage(error.to_string()))?;
+        let script_tree = ScriptTree::FallbackAndRecovery {
+            recovery_key: self.recovery_key,
+            recovery_sequence,
+            fallback_threshold: self.fallback_threshold,
+        };
+        let mut conditions = Conditions::new(self.beacon.clone(), self.min_participants, script_tree);
+        conditions.max_participants = Some(self.max_participants);
+        let problems = conditions.problems(&BeaconRegistry::default());
+        if problems.is_empty() {
+            Ok(conditions)
+        } else {
+            let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
+            Err(usage(problems.join("; ")))
+        }
+    }
+}
+
+/// Which origins a comma separated list names: `*` all, nothing none.
+pub fn cors(origins: &str) -> Cors {
+    match origins.trim() {
+        "*" => Cors::Permissive,
+        "" => Cors::SameOrigin,
+        list => Cors::Allow(list.split(',').map(|origin| origin.trim().to_owned()).collect()),
+    }
+}
+
+/// Why the program could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// It cannot work as asked for.
+    #[error("{0}")]
+    Usage(String),
+    /// The address, the certificate or the output directory.
+    #[error("{what}: {error}")]
+    Io {
+        /// What it was about.
+        what: String,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// Something that cannot happen did.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+/// Serves until `stop` is ready, or until all cohorts have ended. Whether all of them were signed.
+///
+/// # Errors
+/// [`ServeError`] when it cannot start.
+pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<bool, ServeError> {
+    if config.network == Network::Bitcoin {
+        let problem =
+            "--chain offline is refused on bitcoin: its coin is made up, and members would announce nothing";
+        return Err(ServeError::Usage(problem.to_owned()));
+    }
+    let conditions = config.conditions()?;
+    let printer = Printer::new(config.json);
+    if let Some(directory) = &config.out {
+        std::fs::create_dir_all(directory)
+            .map_err(|error| ServeError::Io { what: directory.display().to_string(), error })?;
+    }
+    if config.limits.update_bytes > config.http.max_body {
+        printer.warn(&format!(
+            "updates may have {} bytes, but a request body only {}: larger updates cannot arrive over HTTP",
+            config.limits.update_bytes, config.http.max_body
+        ));
+    }
+    let clock = Clock::system();
+    let mut parts = HttpServerParts::new(config.http.clone(), clock);
+    parts.update_bytes = config.limits.update_bytes;
+    let server = HttpServer::start(parts);
+    let (address, web) = listen(&config, &server)?;
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    printer.serving(config.identity.did(), &format!("{scheme}://{address}"), config.network);
+    printer.warn("the coin is made up (--chain offline): nothing is broadcast, nothing is announced");
+
+    let notices = Notices::new(NOTICES);
+    let steps = notices.subscribe();
+    let settings = ServiceSettings {
+        identity: config.identity.clone(),
+        transport: Arc::new(server.clone()),
+        policy: Arc::new(OfflineOperator),
+        beacons: BeaconRegistry::default(),
+        aggregator: Arc::new(MemoizedAggregator::default()),
+        journal: Arc::new(MemoryJournal::new()),
+        clock,
+        randomness: Randomness::System,
+        notices,
+    };
+    let supervisor = Supervisor::default().start();
+    let service =
+        supervisor.send(StartService(settings)).await.map_err(|error| ServeError::Internal(error.to_string()))?;
+    let mut rounds = Rounds::new(config, conditions, service, printer);
+    let outcome = tokio::select! {
+        outcome = rounds.run(steps) => outcome,
+        () = stop => {
+            rounds.cancel();
+            Ok(true)
+        }
+    };
+    // No new work, streams closed, then the connections.
+    server.shutdown().await;
+    web.stop(true).await;
+    outcome
+}
+
+fn listen(config: &ServeConfig, server: &HttpServer) -> Result<(SocketAddr, ServerHandle), ServeError> {
+    let mounted = server.clone();
+    let app = move || App::new().configure(http::configure(&mounted)).default_service(http::not_found(&mounted));
+    let mut web =
+        WebServer::new(app).keep_alive(KEEP_ALIVE).shutdown_timeout(SHUTDOWN_SECS).disable_signals().workers(2);
+    let io_error = |error| ServeError::Io { what: format!("listening on {}", config.listen), error };
+    web = match &config.tls {
+        Some(tls) => web.bind_rustls_0_23(&config.listen, tls.load()?).map_err(io_error)?,
+        None => web.bind(&config.listen).map_err(io_error)?,
+    };
+    let address = *web.addrs().first().ok_or_else(|| ServeError::Internal("no address is bound".to_owned()))?;
+    let running = web.run();
+    let handle = running.handle();
+    actix_rt::spawn(running);
+    Ok((address, handle))
+}
+
+/// The cohorts, one after another.
+struct Rounds {
+    config: ServeConfig,
+    conditions: Conditions,
+    service: Addr<AggregationService>,
+    printer: Printer,
+    /// How many were opened.
+    opened: u32,
+    /// Those that still admit.
+    enrolling: BTreeSet<CohortId>,
+    /// Those that have not ended.
+    live: BTreeSet<CohortId>,
+    /// How many ended with a transaction that was verified.
+    signed: u32,
+}
+
+impl Rounds {
+    fn new(
+        config: ServeConfig,
+        conditions: Conditions,
+        service: Addr<AggregationService>,
+        printer: Printer,
+    ) -> Self {
+        let (enrolling, live) = (BTreeSet::new(), BTreeSet::new());
+        Self { config, conditions, service, printer, opened: 0, enrolling, live, signed: 0 }
+    }
+
+    /// Runs cohorts until all that were asked for have ended, if that ends the program. Whether all were signed.
+    async fn run(&mut self, mut steps: Receiver<Arc<ServiceNotice>>) -> Result<bool, ServeError> {
+        loop {
+            self.open().await?;
+            if self.config.exit_when_done && self.live.is_empty() && Some(self.opened) == self.config.cohorts {
+                return Ok(self.signed == self.opened);
+            }
+            match steps.recv().await {
+                Ok(step) => self.follow(&step).await?,
+                Err(RecvError::Lagged(missed)) => self.printer.warn(&format!("{missed} events were not shown")),
+                Err(RecvError::Closed) => return Err(ServeError::Internal("the actors are gone".to_owned())),
+            }
+        }
+    }
+
+    /// Opens cohorts until enough are advertised, or enough were opened.
+    async fn open(&mut self) -> Result<(), ServeError> {
+        let parallel = usize::try_from(self.config.parallel).unwrap_or(usize::MAX);
+        while self.enrolling.len() < parallel && self.config.cohorts.is_none_or(|most| self.opened < most) {
+            let open = OpenCohort {
+                conditions: self.conditions.clone(),
+                network: self.config.network,
+                timing: self.config.timing,
+                limits: self.config.limits,
+            };
+            let opened = self.service.send(open).await.map_err(|error| ServeError::Internal(error.to_string()))?;
+            let cohort_id = opened.map_err(|error| ServeError::Usage(error.to_string()))?;
+            self.opened += 1;
+            self.enrolling.insert(cohort_id.clone());
+            self.live.insert(cohort_id);
+        }
+        Ok(())
+    }
+
+    async fn follow(&mut self, step: &ServiceNotice) -> Result<(), ServeError> {
+        self.printer.service_step(step);
+        match step {
+            ServiceNotice::KeygenComplete { cohort_id, .. } => {
+                self.enrolling.remove(cohort_id);
+            }
+            ServiceNotice::SigningComplete { cohort_id, result, .. } => {
+                self.live.remove(cohort_id);
+                let report = CohortReport::new(cohort_id, result);
+                if report.verified() {
+                    self.signed += 1;
+                }
+                if let Some(directory) = &self.config.out {
+                    report.write_to(directory).map_err(|error| ServeError::Io {
+                        what: format!("writing results to {}", directory.display()),
+                        error,
+                    })?;
+                }
+                self.printer.result(&report.to_json(), &report.to_text());
+            }
+            ServiceNotice::CohortFailed { cohort_id, reason, code, .. } => {
+                self.live.remove(cohort_id);
+                if self.enrolling.remove(cohort_id) {
+                    tokio::time::sleep(REOPEN_DELAY).await;
+                }
+                let result = serde_json::json!({
+                    "event": "result", "ok": false, "cohortId": cohort_id, "code": code, "reason": reason,
+                });
+                self.printer.result(&result, &format!("cohort {cohort_id} failed: {reason}"));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Ends what has not ended, because the program is to stop.
+    fn cancel(&self) {
+        for cohort_id in &self.live {
+            let reason = "the service is stopping".to_owned();
+            self.service.do_send(CancelCohort { cohort_id: cohort_id.clone(), reason });
+        }
+    }
+}

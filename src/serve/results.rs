@@ -1,0 +1,119 @@
+//! What an operator keeps of a cohort: the transaction, and what members and resolvers will ask for.
+
+use std::{fs, io, path::Path};
+
+use ::bitcoin::{TxOut, consensus::encode::serialize_hex};
+use serde_json::{Value, json};
+
+use crate::{
+    actors::notice::CohortResult,
+    bitcoin::verify::{bip340_accepts, consensus_accepts},
+    protocol::{
+        beacon::{AggregatedData, BeaconData},
+        cohort::event::SpendPath,
+        id::CohortId,
+    },
+};
+
+/// A cohort that ended with a transaction.
+pub(super) struct CohortReport<'a> {
+    cohort_id: &'a CohortId,
+    result: &'a CohortResult,
+    prevout: TxOut,
+    bip340: bool,
+    consensus: bool,
+}
+
+impl<'a> CohortReport<'a> {
+    pub(super) fn new(cohort_id: &'a CohortId, result: &'a CohortResult) -> Self {
+        let CohortResult { output, signed, .. } = result;
+        let prevout = TxOut { value: signed.value, script_pubkey: output.script_pubkey().to_owned() };
+        Self {
+            cohort_id,
+            result,
+            bip340: bip340_accepts(signed, output, &prevout),
+            consensus: consensus_accepts(&signed.transaction, &prevout),
+            prevout,
+        }
+    }
+
+    /// Whether the network would accept the transaction.
+    pub(super) fn verified(&self) -> bool {
+        self.bip340 && self.consensus
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        let CohortResult { output, signed, aggregation, transcript, .. } = self.result;
+        json!({
+            "event": "result",
+            "ok": self.verified(),
+            "cohortId": self.cohort_id,
+            "beaconAddress": output.address(),
+            "path": signed.path,
+            "signature": signed.signature.map(|signature| signature.to_string()).unwrap_or_default(),
+            "txid": signed.transaction.compute_txid().to_string(),
+            "txHex": serialize_hex(&signed.transaction),
+            "prevout": {
+                "scriptHex": self.prevout.script_pubkey.to_hex_string(),
+                "value": self.prevout.value.to_sat(),
+            },
+            "signalHex": aggregation.signal,
+            "verified": { "bip340": self.bip340, "consensus": self.consensus },
+            "signers": signed.signers.len(),
+            "holdouts": signed.holdouts,
+            "culprits": signed.culprits,
+            "transcript": transcript,
+        })
+    }
+
+    pub(super) fn to_text(&self) -> String {
+        let CohortResult { output, signed, aggregation, .. } = self.result;
+        let members = output.keys().len();
+        let signers = match signed.path {
+            SpendPath::KeyPath => format!("all {members} members (key path)"),
+            SpendPath::ScriptPath => format!("{} of {members} members (script path)", signed.signers.len()),
+        };
+        let valid = if self.verified() { "valid" } else { "NOT VALID" };
+        format!(
+            "cohort {} is signed by {signers}\n  transaction  {} ({valid})\n  address      {}\n  signal       {}",
+            self.cohort_id,
+            signed.transaction.compute_txid(),
+            output.address(),
+            aggregation.signal,
+        )
+    }
+
+    /// Writes `<cohort>/tx.hex`, `<cohort>/result.json`, and the data of the announcement: `announcement.json` where all
+    /// members share it, `proofs/<did>.json` where each has its own.
+    pub(super) fn write_to(&self, directory: &Path) -> io::Result<()> {
+        let directory = directory.join(self.cohort_id.as_str());
+        fs::create_dir_all(&directory)?;
+        fs::write(directory.join("tx.hex"), serialize_hex(&self.result.signed.transaction) + "\n")?;
+        fs::write(directory.join("result.json"), pretty(&self.to_json())?)?;
+        match &self.result.aggregation.data {
+            AggregatedData::Shared(data) => fs::write(directory.join("announcement.json"), pretty(&plain(data))?),
+            AggregatedData::PerMember(data) => {
+                let proofs = directory.join("proofs");
+                fs::create_dir_all(&proofs)?;
+                data.iter().try_for_each(|(did, data)| {
+                    // A colon is no character for a file name everywhere.
+                    let name = did.as_str().replace(':', "_");
+                    fs::write(proofs.join(format!("{name}.json")), pretty(&plain(data))?)
+                })
+            }
+        }
+    }
+}
+
+/// The data as it goes into a sidecar.
+fn plain(data: &BeaconData) -> Value {
+    match data {
+        BeaconData::Cas(announcement) => json!(announcement),
+        BeaconData::Smt(proof) => json!(proof),
+        BeaconData::Other(value) => value.clone(),
+    }
+}
+
+fn pretty(value: &Value) -> io::Result<String> {
+    Ok(serde_json::to_string_pretty(value)? + "\n")
+}

@@ -1,0 +1,39 @@
+//! Certificate and key for https.
+
+use std::{io, path::PathBuf};
+
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+
+use super::ServeError;
+
+/// Where certificate and key are.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The PEM file of the certificate chain, the service's own first.
+    pub certificate: PathBuf,
+    /// The PEM file of its private key.
+    pub key: PathBuf,
+}
+
+impl Tls {
+    pub(super) fn load(&self) -> Result<ServerConfig, ServeError> {
+        let refuse = |what: &PathBuf, error: String| ServeError::Io {
+            what: what.display().to_string(),
+            error: io::Error::new(io::ErrorKind::InvalidData, error),
+        };
+        let chain: Vec<_> = CertificateDer::pem_file_iter(&self.certificate)
+            .and_then(Iterator::collect)
+            .map_err(|error| refuse(&self.certificate, error.to_string()))?;
+        // The error of a key says what kind of thing is wrong, not what stands in the file.
+        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| refuse(&self.key, error.to_string()))?;
+        ServerConfig::builder_with_provider(rustls::crypto::aws_lc_rs::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| refuse(&self.certificate, error.to_string()))?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .map_err(|error| refuse(&self.certificate, error.to_string()))
+    }
+}

@@ -39,6 +39,15 @@ impl Printer {
         }
     }
 
+    /// The participant has signed and stays, in case the fallback is asked for.
+    pub fn lingering(&self, time: std::time::Duration) {
+        let time = humantime::format_duration(time).to_string();
+        self.line(
+            &json!({ "event": "lingering", "time": time }),
+            &format!("staying for {time} in case the service asks for the fallback (--linger)"),
+        );
+    }
+
     /// A cohort that a participant passes over, and why.
     pub fn passed_over(&self, cohort_id: &CohortId, service: &Did, reason: &str) {
         self.line(

@@ -154,6 +154,7 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
     };
     let Some(record) = record else { return Ok(false) };
     // Signed, but not done: if another member is missing, the service asks for the fallback now.
+    printer.lingering(config.linger);
     let lingering = tokio::time::sleep(config.linger);
     tokio::pin!(lingering);
     loop {

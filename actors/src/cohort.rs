@@ -107,7 +107,8 @@ impl CohortActor {
         let head = self.transcript.head();
         // The generator is here: facts are observed between decisions, not during one.
         let transcript = head.sign(&context, self.shared.identity.secret_key(), self.engine.rng()?);
-        Some(CohortResult { output, aggregation, signed, transcript })
+        let messages = Arc::new(self.transcript.clone());
+        Some(CohortResult { output, aggregation, signed, transcript, messages })
     }
 }
 

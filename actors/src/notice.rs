@@ -15,7 +15,7 @@ use btcr2_aggregation_protocol::{
     output::BeaconOutput,
     sidecar::MemberRecord,
     signing::Signed,
-    transcript::SignedTranscriptHead,
+    transcript::{SignedTranscriptHead, Transcript},
 };
 use serde::Serialize;
 use tokio::sync::broadcast;
@@ -31,6 +31,9 @@ pub struct CohortResult {
     pub signed: Arc<Signed>,
     /// The head of the transcript of all its messages, signed by the service.
     pub transcript: SignedTranscriptHead,
+    /// The digests of those messages, in order: with it any member can be given a proof that its message is in the
+    /// transcript, see [`Transcript::prove`].
+    pub messages: Arc<Transcript>,
 }
 
 /// A step of a cohort at its service.

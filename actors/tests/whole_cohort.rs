@@ -73,6 +73,11 @@ fn assert_whole_round(beacon_type: BeaconType) {
         // The advert, and from or to each member: opt-in, acceptance, ready, update, data, verdict, request, nonce,
         // aggregate nonce, partial signature.
         assert_eq!(round.result.transcript.head.size, 1 + 3 * 10);
+        let messages = &round.result.messages;
+        for (index, digest) in messages.digests().iter().enumerate() {
+            let proof = messages.prove(index).expect("every message has its proof");
+            assert!(proof.verify(&round.result.transcript.head, digest), "message {index}");
+        }
 
         let names = service.ear.names(&round.cohort_id);
         let every =

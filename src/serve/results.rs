@@ -43,7 +43,7 @@ impl<'a> CohortReport<'a> {
     }
 
     pub(super) fn to_json(&self) -> Value {
-        let CohortResult { output, signed, aggregation, transcript } = self.result;
+        let CohortResult { output, signed, aggregation, transcript, .. } = self.result;
         json!({
             "event": "result",
             "ok": self.verified(),

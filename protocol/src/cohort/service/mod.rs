@@ -195,9 +195,14 @@ impl ServiceCohort {
         const LARGE: usize = 32;
         match &self.phase {
             Phase::Enrolling(enrolling) => {
-                matches!(input, ServiceInput::Finalize | ServiceInput::AdmissionDecided { .. } | ServiceInput::Tick)
-                    && enrolling.admitted() + 1 >= LARGE
-                    && enrolling.admitted() + 1 >= self.config.conditions.min_participants as usize
+                let admitted = enrolling.admitted();
+                let last = self.config.conditions.max_participants.is_some_and(|max| admitted + 1 >= max as usize);
+                admitted + 1 >= LARGE
+                    && match input {
+                        ServiceInput::AdmissionDecided { .. } => last,
+                        ServiceInput::Finalize | ServiceInput::Tick => true,
+                        _ => false,
+                    }
             }
             Phase::CollectingUpdates { formed, slots, .. } => {
                 formed.members.len() >= LARGE && slots.len() + 1 == formed.members.len()

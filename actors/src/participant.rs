@@ -26,7 +26,7 @@ use crate::{
     policy::ParticipantPolicy,
     remembered::Remembered,
     runtime::{Clock, Randomness},
-    service::undecodable,
+    service::{forged, undecodable},
     supervisor::{End, EndGuard},
     transport::{Delivery, Outbound, Transport},
 };
@@ -165,7 +165,7 @@ impl ParticipantActor {
         self.sessions.insert(cohort, session.start());
     }
 
-    fn on_message(&mut self, message: Message, ctx: &mut Context<Self>) {
+    fn on_message(&mut self, message: Message, stored: bool, ctx: &mut Context<Self>) {
         if let Body::CohortAdvert(body) = &*message.body {
             return self.on_advert(&message.from, body, ctx);
         }
@@ -176,7 +176,7 @@ impl ParticipantActor {
             }
             return;
         }
-        if self.ended.contains(&cohort) {
+        if stored || self.ended.contains(&cohort) {
             // Late messages of a cohort that is over for us are no fault of the service's.
             return;
         }
@@ -204,7 +204,9 @@ impl Handler<Delivery> for ParticipantActor {
 
     fn handle(&mut self, delivery: Delivery, ctx: &mut Self::Context) {
         match delivery {
-            Delivery::Message(message) => self.on_message(message, ctx),
+            Delivery::Message(message) => self.on_message(message, false, ctx),
+            Delivery::Stored(message) => self.on_message(message, true, ctx),
+            Delivery::Forged { signer, error } => self.reject(None, &forged(signer, &error)),
             Delivery::Undecodable { from, error } => {
                 if let Some(reject) = undecodable(&from, &error) {
                     self.reject(None, &reject);

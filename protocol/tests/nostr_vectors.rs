@@ -158,7 +158,11 @@ fn recorded_rejections_are_refused_each_for_its_reason() {
     for case in list(&vectors, "nip44Rejections") {
         let key = ConversationKey::from_bytes(bytes(text(case, "conversationKey")));
         let expected = match text(case, "name") {
-            "mac flipped" | "ciphertext flipped" | "nonce flipped" | "truncated" | "wrong key"
+            "mac flipped"
+            | "ciphertext flipped"
+            | "nonce flipped"
+            | "truncated"
+            | "wrong key"
             | "wrong conversation key" => vec![DecryptError::Mac, DecryptError::Base64],
             "version 1" => vec![DecryptError::Version(1)],
             "version 3" => vec![DecryptError::Version(3)],
@@ -210,14 +214,16 @@ fn a_forged_event_is_refused_before_its_content_is_looked_at() {
     assert_eq!(read(&kind, &to), Err(ReadError::Id), "a kind is judged only when it is signed");
 
     // The id right, the signature another event's.
-    let mut signature = seal(&declined(&from, &to), &from, Some(&peer), Timestamp::from_secs(2), &mut rng()).unwrap();
+    let mut signature =
+        seal(&declined(&from, &to), &from, Some(&peer), Timestamp::from_secs(2), &mut rng()).unwrap();
     signature.sig = event.sig;
     assert_eq!(read(&signature, &to), Err(ReadError::Signature));
 
     // All of it right, but for the key.
     let mut author = event.clone();
     author.pubkey = nostr::PublicKey::from_byte_array(to.public_key().x_only().to_bytes());
-    author.id = nostr::EventId::new(&author.pubkey, &author.created_at, &author.kind, &author.tags, &author.content);
+    author.id =
+        nostr::EventId::new(&author.pubkey, &author.created_at, &author.kind, &author.tags, &author.content);
     assert_eq!(read(&author, &to), Err(ReadError::Signature));
 }
 
@@ -295,9 +301,8 @@ fn a_cas_cohort_has_as_many_members_as_fit_into_one_message_and_an_smt_cohort_an
     let (from, to) = keys();
     let most = max_members(&BeaconType::cas()).unwrap();
     let peer = Peer::new(&from, to.public_key().x_only()).unwrap();
-    let sealed = |members| {
-        seal(&distribution(&from, members), &from, Some(&peer), Timestamp::from_secs(1), &mut rng())
-    };
+    let sealed =
+        |members| seal(&distribution(&from, members), &from, Some(&peer), Timestamp::from_secs(1), &mut rng());
     assert!(sealed(most).is_ok(), "{most} members fit");
     assert!(matches!(sealed(most + 1), Err(SealError::TooLong { .. })), "{} do not", most + 1);
     assert_eq!(max_members(&BeaconType::smt()), None);

@@ -226,11 +226,9 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
 
 fn listen(config: &ServeConfig, server: &HttpServer) -> Result<(SocketAddr, ServerHandle), ServeError> {
     let mounted = server.clone();
-    let mut web = WebServer::new(move || App::new().configure(http::configure(&mounted)))
-        .keep_alive(KEEP_ALIVE)
-        .shutdown_timeout(SHUTDOWN_SECS)
-        .disable_signals()
-        .workers(2);
+    let app = move || App::new().configure(http::configure(&mounted)).default_service(http::not_found(&mounted));
+    let mut web =
+        WebServer::new(app).keep_alive(KEEP_ALIVE).shutdown_timeout(SHUTDOWN_SECS).disable_signals().workers(2);
     let io_error = |error| ServeError::Io { what: format!("listening on {}", config.listen), error };
     web = match &config.tls {
         Some(tls) => web.bind_rustls_0_23(&config.listen, tls.load()?).map_err(io_error)?,

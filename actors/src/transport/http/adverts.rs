@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use actix_web::web::Bytes;
 use btcr2_aggregation_protocol::{
     did::Did,
     envelope::SealedEnvelope,
@@ -13,8 +14,12 @@ use rand_chacha::ChaCha20Rng;
 
 use super::{
     directory::Local,
-    stream::{EventStream, event, heartbeat},
+    stream::{EventStream, Events, event, heartbeat},
 };
+
+/// How many events, and bytes of them, a reader of adverts may be behind beyond what was live when it came.
+const READ_AHEAD: usize = 256;
+const READ_AHEAD_BYTES: usize = 1 << 20;
 
 /// The adverts board.
 #[derive(Default)]
@@ -38,24 +43,27 @@ impl Adverts {
         self.live.remove(&(from.clone(), cohort_id.clone()));
     }
 
-    /// An identity is gone, and its adverts with it.
-    pub(super) fn withdraw_all(&mut self, from: &Did) {
-        self.live.retain(|(advertiser, _), _| advertiser != from);
+    /// A connection is gone, and what it advertised with it; not what a later one of the same identity advertises.
+    pub(super) fn withdraw_all(&mut self, connection: u64) {
+        self.live.retain(|_, (advertiser, _)| advertiser.connection != connection);
     }
 
-    /// A new reader gets every live advert, signed now, and then what comes. `false` when there are `most` readers already.
-    pub(super) fn feed(&mut self, stream: EventStream, most: usize, now: Timestamp, rng: &mut ChaCha20Rng) -> bool {
+    /// A new reader gets every live advert, signed now, and then what comes. `None` when there are `most` readers already.
+    pub(super) fn feed(&mut self, most: usize, now: Timestamp, rng: &mut ChaCha20Rng) -> Option<Events> {
         if self.streams.len() >= most {
-            return false;
+            self.streams.retain(EventStream::is_open);
         }
-        let fed = self
-            .live
-            .values()
-            .all(|(from, body)| sealed(from, body, now, rng).is_none_or(|event| stream.send(event)));
-        if fed {
+        if self.streams.len() >= most {
+            return None;
+        }
+        let adverts: Vec<_> = self.live.values().filter_map(|(from, body)| sealed(from, body, now, rng)).collect();
+        // Room for all that is live, and for some repeats while the client reads that.
+        let bytes: usize = adverts.iter().map(Bytes::len).sum();
+        let (stream, events) = EventStream::open(2 * adverts.len() + READ_AHEAD, 2 * bytes + READ_AHEAD_BYTES);
+        if adverts.into_iter().all(|advert| stream.send(advert)) {
             self.streams.push(stream);
         }
-        true
+        Some(events)
     }
 
     pub(super) fn beat(&mut self) {
@@ -67,7 +75,7 @@ impl Adverts {
     }
 }
 
-fn sealed(from: &Local, body: &SharedBody, now: Timestamp, rng: &mut ChaCha20Rng) -> Option<actix_web::web::Bytes> {
+fn sealed(from: &Local, body: &SharedBody, now: Timestamp, rng: &mut ChaCha20Rng) -> Option<Bytes> {
     let message = Message::new(from.identity.did().clone(), None, body.clone());
     let envelope = SealedEnvelope::seal_with_rng(&message, from.identity.secret_key(), now, rng).ok()?;
     Some(event("advert", None, &envelope))

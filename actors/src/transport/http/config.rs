@@ -37,7 +37,9 @@ pub struct HttpConfig {
     pub inbox_messages: usize,
     /// Most bytes of bodies that wait in one inbox; beyond that the oldest are dropped.
     pub inbox_bytes: usize,
-    /// Most inboxes.
+    /// Most bytes of bodies that wait in all inboxes; beyond that an inbox that gets another message drops its oldest.
+    pub inboxes_bytes: usize,
+    /// Most inboxes. Those that only their owners have opened make room for those that somebody here writes to.
     pub inboxes: usize,
     /// How long a message waits in an inbox.
     pub inbox_ttl: Duration,
@@ -47,7 +49,8 @@ pub struct HttpConfig {
     pub advert_streams: usize,
     /// Between heartbeat comments on a stream.
     pub heartbeat: Duration,
-    /// Most EXTERNAL DIDs whose keys are remembered from their opt-ins; beyond that the oldest are forgotten.
+    /// Most EXTERNAL DIDs whose keys are remembered from their opt-ins; beyond that the oldest are forgotten. Members,
+    /// whom somebody who lives here has written to, are counted by themselves, so that strangers cannot push them out.
     pub external_keys: usize,
     /// Which web pages may talk to the server.
     pub cors: Cors,
@@ -64,6 +67,7 @@ impl Default for HttpConfig {
             stripped_prefixes: Vec::new(),
             inbox_messages: 256,
             inbox_bytes: 16 << 20,
+            inboxes_bytes: 1 << 30,
             inboxes: 20_000,
             inbox_ttl: Duration::from_secs(24 * 3600),
             streams_per_inbox: 4,

@@ -11,10 +11,12 @@ use btcr2_aggregation_protocol::{
     time::Timestamp,
 };
 
+use crate::transport::external::key_in_opt_in;
+
 use super::{
     Refusal,
     config::HttpConfig,
-    directory::{Directory, Local, key_in_opt_in},
+    directory::{Directory, Local},
     store::{NonceStore, NonceVerdict, RateLimitStore},
 };
 
@@ -49,7 +51,7 @@ impl Gate {
         check_inner(&envelope)?;
         // Only now: a key that anything before has refused must not be remembered.
         if let Some(key) = new_key {
-            self.directory.remember_external(&from, key);
+            self.directory.remember_stranger(&from, key);
         }
         Ok(Admitted { from, to, message: envelope.message() })
     }

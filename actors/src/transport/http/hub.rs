@@ -1,12 +1,6 @@
 //! The hub: the actor that keeps the adverts board and the inboxes.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message as ActixMessage, MessageResult};
 use btcr2_aggregation_protocol::{did::Did, id::CohortId, message::SharedBody};
@@ -16,8 +10,8 @@ use super::{
     adverts::Adverts,
     config::HttpConfig,
     directory::Local,
-    inbox::{Feed, InboxActor, Put},
-    stream::EventStream,
+    inbox::{Close, Feed, InboxActor, InboxesShared, Put},
+    stream::{EventStream, Events},
 };
 use crate::{
     runtime::{Clock, Randomness},
@@ -52,10 +46,10 @@ pub(super) struct Withdraw {
     pub(super) cohort_id: CohortId,
 }
 
-/// An identity is gone.
+/// The connection with this number is gone.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
-pub(super) struct Gone(pub(super) Did);
+pub(super) struct Gone(pub(super) u64);
 
 /// Read an inbox. `false` when there are too many.
 #[derive(ActixMessage)]
@@ -66,10 +60,10 @@ pub(super) struct OpenInbox {
     pub(super) after: Option<u64>,
 }
 
-/// Read the adverts. `false` when there are too many readers.
+/// Read the adverts. `None` when there are too many readers.
 #[derive(ActixMessage)]
-#[rtype(result = "bool")]
-pub(super) struct OpenAdverts(pub(super) EventStream);
+#[rtype(result = "Option<Events>")]
+pub(super) struct OpenAdverts;
 
 /// Close every stream and stop.
 #[derive(ActixMessage)]
@@ -80,7 +74,18 @@ pub(super) struct Shutdown;
 #[rtype(result = "()")]
 struct InboxGone {
     owner: Did,
+    number: u64,
     end: End,
+}
+
+/// An inbox.
+struct Held {
+    inbox: Addr<InboxActor>,
+    /// Which one of those that its owner has had: the identifier behind which it counts.
+    number: u64,
+    /// Whether somebody who lives here has written to it. Anybody can open an inbox; those that nobody has written to make
+    /// room for those of members.
+    written_to: bool,
 }
 
 pub(super) struct Hub {
@@ -89,9 +94,8 @@ pub(super) struct Hub {
     randomness: Randomness,
     rng: ChaCha20Rng,
     adverts: Adverts,
-    inboxes: BTreeMap<Did, Addr<InboxActor>>,
-    /// The highest identifier that any inbox has given out: an inbox that comes back goes on counting from here.
-    last_id: Arc<AtomicU64>,
+    inboxes: BTreeMap<Did, Held>,
+    shared: InboxesShared,
 }
 
 impl Hub {
@@ -104,29 +108,35 @@ impl Hub {
             adverts: Adverts::default(),
             inboxes: BTreeMap::new(),
             // Milliseconds since 1970 are beyond any number of messages, so that a restarted server goes on counting too.
-            last_id: Arc::new(AtomicU64::new(clock.now().as_millis())),
+            shared: InboxesShared::counting_from(clock.now().as_millis()),
         }
     }
 
-    fn inbox(&mut self, owner: &Did, ctx: &Context<Self>) -> Option<Addr<InboxActor>> {
-        if let Some(inbox) = self.inboxes.get(owner) {
-            return Some(inbox.clone());
+    fn inbox(&mut self, owner: &Did, write: bool, ctx: &Context<Self>) -> Option<Addr<InboxActor>> {
+        // One that has just ended takes nothing any more, although its end has yet to be told.
+        if let Some(held) = self.inboxes.get_mut(owner).filter(|held| held.inbox.connected()) {
+            held.written_to |= write;
+            return Some(held.inbox.clone());
         }
-        if self.inboxes.len() >= self.config.inboxes {
+        if self.inboxes.len() >= self.config.inboxes && !(write && self.make_room()) {
             return None;
         }
-        // Each inbox starts a good way behind the one before, so that it never gives an identifier out again.
-        let step = 1 + u64::try_from(self.config.inbox_messages).unwrap_or(u64::MAX >> 1);
-        let now = self.clock.now().as_millis();
-        let last_id = self.last_id.fetch_max(now, Ordering::Relaxed).max(now).saturating_add(step);
-        self.last_id.store(last_id, Ordering::Relaxed);
+        let number = self.shared.next_number(self.clock.now());
         let (hub, did) = (ctx.address(), owner.clone());
-        let guard = EndGuard::new(move |end| hub.do_send(InboxGone { owner: did, end }));
-        let rng = self.randomness.for_actor(&format!("http inbox {owner} {last_id}"));
-        let config = Arc::clone(&self.config);
-        let inbox = InboxActor::new(owner.clone(), config, self.clock, rng, last_id, guard).start();
-        self.inboxes.insert(owner.clone(), inbox.clone());
+        let guard = EndGuard::new(move |end| hub.do_send(InboxGone { owner: did, number, end }));
+        let rng = self.randomness.for_actor(&format!("http inbox {owner} {number}"));
+        let (config, shared) = (Arc::clone(&self.config), self.shared.clone());
+        let inbox = InboxActor::new(owner.clone(), config, self.clock, rng, number, shared, guard).start();
+        let held = Held { inbox: inbox.clone(), number, written_to: write };
+        self.inboxes.insert(owner.clone(), held);
         Some(inbox)
+    }
+
+    /// Closes an inbox that nobody has written to, if there is one.
+    fn make_room(&mut self) -> bool {
+        let unused = self.inboxes.iter().find(|(_, held)| !held.written_to).map(|(owner, _)| owner.clone());
+        let closed = unused.and_then(|owner| self.inboxes.remove(&owner));
+        closed.map(|held| held.inbox.do_send(Close)).is_some()
     }
 }
 
@@ -143,7 +153,7 @@ impl Handler<Post> for Hub {
     type Result = ();
 
     fn handle(&mut self, Post { from, to, body }: Post, ctx: &mut Self::Context) {
-        match self.inbox(&to, ctx) {
+        match self.inbox(&to, true, ctx) {
             // Not lossy: what an inbox does with too much is its own affair.
             Some(inbox) => inbox.do_send(Put { from, body }),
             None => tracing::warn!(%to, "there are too many inboxes, a message is dropped"),
@@ -170,8 +180,8 @@ impl Handler<Withdraw> for Hub {
 impl Handler<Gone> for Hub {
     type Result = ();
 
-    fn handle(&mut self, Gone(did): Gone, _: &mut Self::Context) {
-        self.adverts.withdraw_all(&did);
+    fn handle(&mut self, Gone(connection): Gone, _: &mut Self::Context) {
+        self.adverts.withdraw_all(connection);
     }
 }
 
@@ -179,7 +189,7 @@ impl Handler<OpenInbox> for Hub {
     type Result = bool;
 
     fn handle(&mut self, OpenInbox { owner, stream, after }: OpenInbox, ctx: &mut Self::Context) -> bool {
-        match self.inbox(&owner, ctx) {
+        match self.inbox(&owner, false, ctx) {
             Some(inbox) => {
                 inbox.do_send(Feed { stream, after });
                 true
@@ -192,9 +202,9 @@ impl Handler<OpenInbox> for Hub {
 impl Handler<OpenAdverts> for Hub {
     type Result = MessageResult<OpenAdverts>;
 
-    fn handle(&mut self, OpenAdverts(stream): OpenAdverts, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, _: OpenAdverts, _: &mut Self::Context) -> Self::Result {
         let now = self.clock.now();
-        MessageResult(self.adverts.feed(stream, self.config.advert_streams, now, &mut self.rng))
+        MessageResult(self.adverts.feed(self.config.advert_streams, now, &mut self.rng))
     }
 }
 
@@ -203,8 +213,10 @@ impl Handler<Shutdown> for Hub {
 
     fn handle(&mut self, _: Shutdown, ctx: &mut Self::Context) {
         self.adverts.close();
-        // The streams of an inbox close with the inbox, which ends when nobody holds its address.
-        self.inboxes.clear();
+        // Its interval would keep an inbox going although nobody holds its address.
+        for held in std::mem::take(&mut self.inboxes).into_values() {
+            held.inbox.do_send(Close);
+        }
         ctx.stop();
     }
 }
@@ -212,8 +224,10 @@ impl Handler<Shutdown> for Hub {
 impl Handler<InboxGone> for Hub {
     type Result = ();
 
-    fn handle(&mut self, InboxGone { owner, end }: InboxGone, _: &mut Self::Context) {
-        self.inboxes.remove(&owner);
+    fn handle(&mut self, InboxGone { owner, number, end }: InboxGone, _: &mut Self::Context) {
+        if self.inboxes.get(&owner).is_some_and(|held| held.number == number) {
+            self.inboxes.remove(&owner);
+        }
         if let Some(reason) = end.failure() {
             tracing::error!(%owner, reason, "an inbox is lost");
         }

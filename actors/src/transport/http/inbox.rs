@@ -1,6 +1,12 @@
 //! One recipient's inbox: what waits for it, and the streams that it reads.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
 
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message as ActixMessage};
 use btcr2_aggregation_protocol::{
@@ -34,6 +40,36 @@ pub(super) struct Feed {
     pub(super) after: Option<u64>,
 }
 
+/// Close the streams, and end.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(super) struct Close;
+
+/// What all inboxes share.
+#[derive(Clone)]
+pub(super) struct InboxesShared {
+    /// The highest identifier that any inbox that is gone has given out, and that any inbox started from.
+    last_id: Arc<AtomicU64>,
+    /// How many bytes of bodies they all hold.
+    bytes: Arc<AtomicUsize>,
+}
+
+impl InboxesShared {
+    pub(super) fn counting_from(last_id: u64) -> Self {
+        Self { last_id: Arc::new(AtomicU64::new(last_id)), bytes: Arc::default() }
+    }
+
+    /// Behind which identifier a new inbox counts: behind all that were given out by the inbox that its owner had before,
+    /// and, as far as the clock can tell, by a server that ran before this one.
+    pub(super) fn next_number(&self, now: Timestamp) -> u64 {
+        let now = now.as_millis();
+        let next = |last: u64| Some(last.max(now).saturating_add(1));
+        // It is always given an update, so both arms are the number before it.
+        let (Ok(last) | Err(last)) = self.last_id.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        last.max(now).saturating_add(1)
+    }
+}
+
 struct Entry {
     id: u64,
     at: Timestamp,
@@ -49,6 +85,7 @@ pub(super) struct InboxActor {
     entries: VecDeque<Entry>,
     bytes: usize,
     last_id: u64,
+    shared: InboxesShared,
     streams: VecDeque<EventStream>,
     /// For how many heartbeats nobody has listened and nothing has waited.
     idle: u32,
@@ -63,6 +100,7 @@ impl InboxActor {
         clock: Clock,
         rng: ChaCha20Rng,
         last_id: u64,
+        shared: InboxesShared,
         guard: EndGuard,
     ) -> Self {
         Self {
@@ -73,6 +111,7 @@ impl InboxActor {
             entries: VecDeque::new(),
             bytes: 0,
             last_id,
+            shared,
             streams: VecDeque::new(),
             idle: 0,
             guard,
@@ -94,8 +133,18 @@ impl InboxActor {
 
     fn drop_oldest(&mut self) {
         if let Some(entry) = self.entries.pop_front() {
-            self.bytes -= entry.body.json().len();
+            let bytes = entry.body.json().len();
+            self.bytes -= bytes;
+            self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
+    }
+
+    /// The newest message stays, however large: its reader may be about to come.
+    fn is_too_full(&self) -> bool {
+        let HttpConfig { inbox_messages, inbox_bytes, inboxes_bytes, .. } = *self.config;
+        let all_bytes = self.shared.bytes.load(Ordering::Relaxed);
+        self.entries.len() > inbox_messages
+            || (self.entries.len() > 1 && (self.bytes > inbox_bytes || all_bytes > inboxes_bytes))
     }
 
     fn drop_expired(&mut self) {
@@ -127,6 +176,23 @@ impl Actor for InboxActor {
     }
 }
 
+impl Drop for InboxActor {
+    fn drop(&mut self) {
+        self.shared.last_id.fetch_max(self.last_id, Ordering::Relaxed);
+        self.shared.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Handler<Close> for InboxActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Close, ctx: &mut Self::Context) {
+        self.streams.clear();
+        self.guard.finish();
+        ctx.stop();
+    }
+}
+
 impl Handler<Put> for InboxActor {
     type Result = ();
 
@@ -138,10 +204,11 @@ impl Handler<Put> for InboxActor {
         {
             self.streams.retain(|stream| stream.send(event.clone()));
         }
-        self.bytes += body.json().len();
+        let bytes = body.json().len();
+        self.bytes += bytes;
+        self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.entries.push_back(Entry { id, at: self.clock.now(), from, body });
-        let HttpConfig { inbox_messages, inbox_bytes, .. } = *self.config;
-        while self.entries.len() > inbox_messages || (self.bytes > inbox_bytes && self.entries.len() > 1) {
+        while self.is_too_full() {
             tracing::warn!(owner = %self.owner, "the inbox is full, its oldest message is dropped");
             self.drop_oldest();
         }

@@ -20,7 +20,7 @@ mod stream;
 pub use self::{
     client::HttpClient,
     config::{Cors, HttpConfig},
-    routes::configure,
+    routes::{configure, not_found},
     server::HttpServer,
 };
 
@@ -56,6 +56,23 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Every one.
+    pub const ALL: [Self; 13] = [
+        Self::PayloadTooLarge,
+        Self::InvalidJson,
+        Self::UnknownSender,
+        Self::InvalidEnvelope,
+        Self::Replay,
+        Self::RateLimited,
+        Self::MissingRecipient,
+        Self::UnknownRecipient,
+        Self::SenderMismatch,
+        Self::MissingMessageType,
+        Self::NotAnActor,
+        Self::Unauthorized,
+        Self::NotFound,
+    ];
+
     /// The HTTP status.
     pub const fn status(self) -> u16 {
         match self {

@@ -3,24 +3,25 @@
 use std::convert::Infallible;
 
 use actix_web::{
-    HttpRequest, HttpResponse,
+    HttpRequest, HttpResponse, Route,
     http::{
         StatusCode,
         header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName},
     },
     web::{self, Bytes, BytesMut, Payload, ServiceConfig},
 };
+use btcr2_aggregation_protocol::message::Body;
 use futures::{StreamExt, stream};
 use serde_json::json;
-use tokio::sync::mpsc::Receiver;
 
 use super::{
     Refusal,
+    config::HttpConfig,
     cors::{allow, allowed_origin, preflight},
     gate::Admitted,
     hub::{Advertise, OpenAdverts, OpenInbox},
     server::HttpServer,
-    stream::EventStream,
+    stream::{EventStream, Events},
 };
 use crate::transport::Delivery;
 
@@ -29,17 +30,31 @@ const OPENAPI: &str = include_str!("openapi.json");
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
+/// More than an envelope and its event add to the body that they carry.
+const ENVELOPE_OVERHEAD: usize = 1024;
+
 /// How long a request waits for room in the mailbox of its recipient.
 const DELIVERY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// What a host answers for paths that are nobody's, as the routes here answer for theirs:
+/// `App::new().configure(configure(&server)).default_service(not_found(&server))`. A mounted scope cannot: the host's other
+/// paths are the host's.
+pub fn not_found(server: &HttpServer) -> Route {
+    let server = server.clone();
+    web::to(move |request: HttpRequest| {
+        let response = answer(&server, &request, Err(Refusal::NotFound));
+        async move { response }
+    })
+}
+
 /// Mounts the routes into an `App` or a scope of one: `App::new().configure(configure(&server))`.
 pub fn configure(server: &HttpServer) -> impl FnOnce(&mut ServiceConfig) + use<> {
-    let server = web::Data::new(server.clone());
+    let server = server.clone();
     move |app| {
-        let route = |path: &str| web::resource(path).default_service(web::to(not_found));
+        let route = |path: &str| web::resource(path).default_service(not_found(&server));
         app.service(
             web::scope("/v1")
-                .app_data(server)
+                .app_data(web::Data::new(server.clone()))
                 .service(
                     route("/adverts")
                         .route(web::get().to(read_adverts))
@@ -66,7 +81,7 @@ pub fn configure(server: &HttpServer) -> impl FnOnce(&mut ServiceConfig) + use<>
                         .route(web::get().to(openapi))
                         .route(web::method(actix_web::http::Method::OPTIONS).to(options)),
                 )
-                .default_service(web::to(not_found)),
+                .default_service(not_found(&server)),
         );
     }
 }
@@ -105,7 +120,10 @@ async fn accept_advert(server: &HttpServer, request: &HttpRequest, payload: Payl
     gate.admit_address(&address(server, request), server.now()).await?;
     let body = read(payload, gate.config.max_body).await?;
     let (from, message) = gate.admit_advert(&body, server.now()).await?;
-    if let Ok(message) = message {
+    // As with messages, what is signed by the right one but is no advert is accepted and means nothing.
+    if let Ok(message) = message
+        && matches!(*message.body, Body::CohortAdvert(_))
+    {
         server.0.hub.do_send(Advertise { from, body: message.body });
     }
     Ok(())
@@ -116,10 +134,9 @@ async fn read_adverts(server: Server, request: HttpRequest) -> HttpResponse {
     if let Err(refusal) = gate.admit_address(&address(&server, &request), server.now()).await {
         return answer(&server, &request, Err(refusal));
     }
-    let (stream, events) = EventStream::open(gate.config.inbox_messages);
-    match server.0.hub.send(OpenAdverts(stream)).await {
-        Ok(true) => event_stream(&server, &request, events),
-        Ok(false) | Err(_) => answer(&server, &request, Err(Refusal::RateLimited)),
+    match server.0.hub.send(OpenAdverts).await {
+        Ok(Some(events)) => event_stream(&server, &request, events),
+        Ok(None) | Err(_) => answer(&server, &request, Err(Refusal::RateLimited)),
     }
 }
 
@@ -138,7 +155,9 @@ async fn read_inbox(server: Server, request: HttpRequest, did: web::Path<String>
     let last = request.headers().get(LAST_EVENT_ID).and_then(|header| header.to_str().ok());
     let after = last.and_then(|last| last.trim().parse().ok());
     // Room for everything that may be held, and for as much again while the client reads that.
-    let (stream, events) = EventStream::open(gate.config.inbox_messages * 2 + 16);
+    let HttpConfig { inbox_messages, inbox_bytes, .. } = gate.config;
+    let most_bytes = 2 * (inbox_bytes + inbox_messages * ENVELOPE_OVERHEAD);
+    let (stream, events) = EventStream::open(inbox_messages * 2 + 16, most_bytes);
     match server.0.hub.send(OpenInbox { owner, stream, after }).await {
         Ok(true) => event_stream(&server, &request, events),
         Ok(false) | Err(_) => answer(&server, &request, Err(Refusal::RateLimited)),
@@ -175,10 +194,6 @@ async fn options(server: Server, request: HttpRequest) -> HttpResponse {
     preflight(&server.config().cors, request.headers())
 }
 
-async fn not_found(server: Server, request: HttpRequest) -> HttpResponse {
-    answer(&server, &request, Err(Refusal::NotFound))
-}
-
 fn answer(server: &HttpServer, request: &HttpRequest, outcome: Result<(), Refusal>) -> HttpResponse {
     let (status, body) = match outcome {
         Ok(()) => (StatusCode::ACCEPTED, json!({ "ok": true })),
@@ -193,9 +208,9 @@ fn answer(server: &HttpServer, request: &HttpRequest, outcome: Result<(), Refusa
     response.json(body)
 }
 
-fn event_stream(server: &HttpServer, request: &HttpRequest, events: Receiver<Bytes>) -> HttpResponse {
+fn event_stream(server: &HttpServer, request: &HttpRequest, events: Events) -> HttpResponse {
     let events = stream::unfold(events, |mut events| async move {
-        events.recv().await.map(|event| (Ok::<_, Infallible>(event), events))
+        events.next().await.map(|event| (Ok::<_, Infallible>(event), events))
     });
     let mut response = HttpResponse::Ok();
     allow(&mut response, allowed_origin(&server.config().cors, request.headers()));

@@ -96,7 +96,7 @@ impl HttpServer {
     /// [`DocumentError`] when the document is not the DID's.
     pub fn introduce(&self, did: &Did, genesis_document: &Value) -> Result<(), DocumentError> {
         let (_, key) = document::genesis_key(did, Some(genesis_document))?;
-        self.0.gate.directory.remember_external(did, key);
+        self.0.gate.directory.introduce(did, key);
         Ok(())
     }
 
@@ -151,7 +151,10 @@ impl Handler<Outbound> for Endpoint {
         let from = Arc::clone(&self.local);
         // Not lossy: the hub bounds each inbox, not its own mailbox.
         match outbound {
-            Outbound::Direct { to, body, .. } => hub.do_send(Post { from, to, body }),
+            Outbound::Direct { to, body, .. } => {
+                self.server.0.gate.directory.remember_member(&to);
+                hub.do_send(Post { from, to, body });
+            }
             Outbound::Broadcast { body } => hub.do_send(Advertise { from, body }),
             Outbound::WithdrawAdvert { cohort_id } => {
                 hub.do_send(Withdraw { from: self.local.identity.did().clone(), cohort_id });
@@ -164,6 +167,6 @@ impl Drop for Endpoint {
     fn drop(&mut self) {
         let did = self.local.identity.did();
         self.server.0.gate.directory.unregister(did, self.local.connection);
-        self.server.0.hub.do_send(Gone(did.clone()));
+        self.server.0.hub.do_send(Gone(self.local.connection));
     }
 }

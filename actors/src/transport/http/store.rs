@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -125,21 +126,47 @@ pub struct MemoryRates {
 struct Buckets {
     by_key: HashMap<String, Bucket>,
     sweep_at: usize,
+    swept: Timestamp,
+}
+
+impl Buckets {
+    /// Forgets full buckets, now and then, so that it costs next to nothing on average: when there are twice as many as
+    /// were left the last time, or, when there is no room for so many, every tenth of a second.
+    fn sweep(&mut self, most: usize, now: Timestamp) {
+        let len = self.by_key.len();
+        let doubled = len >= self.sweep_at.max(1024);
+        let crowded = len >= most && now.since(self.swept) >= Duration::from_millis(100);
+        if doubled || crowded {
+            self.by_key.retain(|_, bucket| !bucket.is_full_at(now));
+            self.sweep_at = self.by_key.len() * 2;
+            self.swept = now;
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
 struct Bucket {
+    /// Its own: the bucket of an address is not full when that of a DID would be.
+    rate: Rate,
     /// In thousandths, so that time in milliseconds times tokens a second is exact.
     millitokens: u64,
     at: Timestamp,
 }
 
 impl Bucket {
+    fn full(rate: Rate, now: Timestamp) -> Self {
+        Self { rate, millitokens: u64::from(rate.burst) * 1000, at: now }
+    }
+
     fn refilled(self, rate: Rate, now: Timestamp) -> Self {
         let gained = u64::try_from(now.since(self.at).as_millis()).unwrap_or(u64::MAX);
         let gained = gained.saturating_mul(u64::from(rate.per_second));
-        let full = u64::from(rate.burst) * 1000;
-        Self { millitokens: self.millitokens.saturating_add(gained).min(full), at: now.max(self.at) }
+        let full = Self::full(rate, now.max(self.at));
+        Self { millitokens: self.millitokens.saturating_add(gained).min(full.millitokens), ..full }
+    }
+
+    fn is_full_at(self, now: Timestamp) -> bool {
+        self.refilled(self.rate, now).millitokens >= u64::from(self.rate.burst) * 1000
     }
 }
 
@@ -175,18 +202,12 @@ impl Default for MemoryRates {
 impl RateLimitStore for MemoryRates {
     async fn take(&self, key: &str, rate: Rate, now: Timestamp) -> bool {
         let mut buckets = self.lock();
-        if buckets.by_key.len() >= buckets.sweep_at.max(1024) {
-            let full = u64::from(rate.burst) * 1000;
-            buckets.by_key.retain(|_, bucket| bucket.refilled(rate, now).millitokens < full);
-            // Sweeping costs as much as what has come since the last time, so it is free on average.
-            buckets.sweep_at = buckets.by_key.len() * 2;
-        }
+        buckets.sweep(self.most, now);
         let known = buckets.by_key.get(key).copied();
         if known.is_none() && buckets.by_key.len() >= self.most {
             return false;
         }
-        let fresh = Bucket { millitokens: u64::from(rate.burst) * 1000, at: now };
-        let mut bucket = known.unwrap_or(fresh).refilled(rate, now);
+        let mut bucket = known.unwrap_or(Bucket::full(rate, now)).refilled(rate, now);
         let granted = bucket.millitokens >= 1000;
         if granted {
             bucket.millitokens -= 1000;

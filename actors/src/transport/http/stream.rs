@@ -1,5 +1,10 @@
 //! Server-sent events: how an envelope becomes one, and the streams that carry them.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use actix_web::web::Bytes;
 use btcr2_aggregation_protocol::envelope::SealedEnvelope;
 use tokio::sync::mpsc;
@@ -31,17 +36,43 @@ pub(super) fn heartbeat() -> Bytes {
 }
 
 /// The sending side of one client's stream.
-pub(super) struct EventStream(mpsc::Sender<Bytes>);
+pub(super) struct EventStream {
+    events: mpsc::Sender<Bytes>,
+    queued: Arc<AtomicUsize>,
+    most_bytes: usize,
+}
+
+/// The client's side.
+pub(super) struct Events {
+    events: mpsc::Receiver<Bytes>,
+    queued: Arc<AtomicUsize>,
+}
 
 impl EventStream {
-    /// A stream that may be `capacity` events behind before it is given up.
-    pub(super) fn open(capacity: usize) -> (Self, mpsc::Receiver<Bytes>) {
+    /// A stream that may be `capacity` events, and `most_bytes` bytes or one event, behind before it is given up.
+    pub(super) fn open(capacity: usize, most_bytes: usize) -> (Self, Events) {
         let (sender, receiver) = mpsc::channel(capacity);
-        (Self(sender), receiver)
+        let queued = Arc::new(AtomicUsize::new(0));
+        (Self { events: sender, queued: Arc::clone(&queued), most_bytes }, Events { events: receiver, queued })
     }
 
     /// Whether the client still reads and has kept up. One that has not is closed, and comes back for what it missed.
     pub(super) fn send(&self, event: Bytes) -> bool {
-        self.0.try_send(event).is_ok()
+        let bytes = event.len();
+        let before = self.queued.fetch_add(bytes, Ordering::Relaxed);
+        (before == 0 || before.saturating_add(bytes) <= self.most_bytes) && self.events.try_send(event).is_ok()
+    }
+
+    /// Whether the client is still there.
+    pub(super) fn is_open(&self) -> bool {
+        !self.events.is_closed()
+    }
+}
+
+impl Events {
+    pub(super) async fn next(&mut self) -> Option<Bytes> {
+        let event = self.events.recv().await?;
+        self.queued.fetch_sub(event.len(), Ordering::Relaxed);
+        Some(event)
     }
 }

@@ -1,0 +1,213 @@
+//! What an event that arrives is: new or a copy, a message or not, and whose.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use btcr2_aggregation_protocol::{
+    did::Did,
+    identity::Identity,
+    key::{KeyError, PublicKey, XOnlyKey},
+    message::{Body, DecodeError, Message},
+    nostr::{Peer, ReadError, VerifiedEvent},
+    time::Timestamp,
+};
+use nostr_sdk::Event;
+
+use super::{config::NostrConfig, relay::Id};
+use crate::{
+    remembered::Remembered,
+    transport::{
+        Delivery,
+        external::{ExternalKeys, key_in_opt_in},
+    },
+};
+
+/// A map that forgets its oldest entries.
+struct Bounded<K, V> {
+    entries: BTreeMap<K, V>,
+    order: VecDeque<K>,
+    most: usize,
+}
+
+impl<K: Ord + Clone, V> Bounded<K, V> {
+    fn new(most: usize) -> Self {
+        Self { entries: BTreeMap::new(), order: VecDeque::new(), most }
+    }
+
+    fn get(&self, key: &K) -> Option<&V> {
+        self.entries.get(key)
+    }
+
+    fn insert(&mut self, key: K, value: V) {
+        if self.entries.insert(key.clone(), value).is_none() {
+            self.order.push_back(key);
+        }
+        if self.order.len() > self.most
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.entries.remove(&oldest);
+        }
+    }
+}
+
+/// What became of an event.
+#[derive(Debug)]
+pub(super) enum Read {
+    /// It was read before, or is one of our own.
+    Copy,
+    /// It is none of our business: an ordinary note, or something that we cannot decrypt.
+    Foreign(String),
+    /// Something for the identity.
+    Delivery(Delivery),
+}
+
+/// Reads events for one identity.
+pub(super) struct Reader {
+    identity: Identity,
+    own: XOnlyKey,
+    /// Said before this is an old message: it is news to nobody that its cohort is over.
+    started: Timestamp,
+    adverts_since: Option<Timestamp>,
+    seen: Remembered<Id>,
+    external: ExternalKeys,
+    /// Whose the keys are that have signed messages: so that a forger that has also said something true has a name.
+    signers: Bounded<XOnlyKey, Did>,
+    peers: Bounded<XOnlyKey, Arc<Peer>>,
+}
+
+impl Reader {
+    pub(super) fn new(
+        identity: Identity,
+        config: &NostrConfig,
+        introduced: impl IntoIterator<Item = (Did, PublicKey)>,
+        started: Timestamp,
+        adverts_since: Option<Timestamp>,
+    ) -> Self {
+        let mut external = ExternalKeys::new(config.external_keys);
+        for (did, key) in introduced {
+            external.introduce(&did, key);
+        }
+        Self {
+            own: identity.public_key().x_only(),
+            identity,
+            started,
+            adverts_since,
+            seen: Remembered::new(config.seen_events),
+            external,
+            signers: Bounded::new(config.external_keys),
+            peers: Bounded::new(config.conversations),
+        }
+    }
+
+    /// What we need to write to `did`, if its key is known. It is a member from now on.
+    pub(super) fn peer(&mut self, did: &Did) -> Option<Arc<Peer>> {
+        if self.external.is_stranger(did) {
+            self.external.remember_member(did);
+        }
+        let key = self.external.key_of(did)?.x_only();
+        self.peer_with(&key).ok()
+    }
+
+    fn peer_with(&mut self, key: &XOnlyKey) -> Result<Arc<Peer>, KeyError> {
+        if let Some(peer) = self.peers.get(key) {
+            return Ok(Arc::clone(peer));
+        }
+        let peer = Arc::new(Peer::new(self.identity.secret_key(), *key)?);
+        self.peers.insert(*key, Arc::clone(&peer));
+        Ok(peer)
+    }
+
+    pub(super) fn read(&mut self, event: &Event) -> Read {
+        // Only events that were signed are remembered, so nobody keeps one from us by sending a bad copy first.
+        if event.pubkey.to_bytes() == self.own.to_bytes() || self.seen.contains(&event.id) {
+            return Read::Copy;
+        }
+        let verified = match VerifiedEvent::verify(event) {
+            Ok(verified) => verified,
+            Err(error) => return Read::Foreign(error.to_string()),
+        };
+        self.seen.insert(event.id);
+        let sender = verified.sender();
+        let message = match verified.message(|key| self.peer_with(key).map(|peer| peer.conversation.clone())) {
+            Ok(message) => message,
+            Err(error) => return self.unreadable(sender, error),
+        };
+        if !self.authenticates(sender, &message) {
+            let problem = format!("{} is not who signed the event", message.from);
+            let error = DecodeError::Field { field: "from".to_owned(), problem };
+            return Read::Delivery(Delivery::Forged { signer: self.signers.get(&sender).cloned(), error });
+        }
+        self.signers.insert(sender, message.from.clone());
+        let is_advert = matches!(&*message.body, Body::CohortAdvert(_));
+        let ours = message.to.as_ref().map_or(is_advert, |to| to == self.identity.did());
+        if !ours {
+            let problem = "the message is for somebody else".to_owned();
+            let error = DecodeError::Field { field: "to".to_owned(), problem };
+            return Read::Delivery(Delivery::Undecodable { from: message.from, error });
+        }
+        let said = verified.created_at();
+        if is_advert && self.adverts_since.is_some_and(|since| said.as_secs() < since.as_secs()) {
+            return Read::Foreign("an advert of the past".to_owned());
+        }
+        let live = is_advert || said.as_secs() >= self.started.as_secs();
+        Read::Delivery(if live { Delivery::Message(message) } else { Delivery::Stored(message) })
+    }
+
+    /// Whether the key is the one of the message's sender: the one in its DID, or the one that its opt-in proves.
+    fn authenticates(&mut self, sender: XOnlyKey, message: &Message) -> bool {
+        let from = &message.from;
+        if let Some(key) = self.external.key_of(from) {
+            return key.x_only() == sender;
+        }
+        match key_in_opt_in(from, message) {
+            Some(key) if key.x_only() == sender => {
+                self.external.remember_stranger(from, key);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Something that was signed but is no message: the fault of who signed it, if we can tell who that is.
+    fn unreadable(&self, sender: XOnlyKey, error: ReadError) -> Read {
+        let problem = error.to_string();
+        let (claimed, error) = match error {
+            ReadError::Decode { error, claimed } => (claimed, error),
+            ReadError::WrongKind { claimed, .. } => {
+                (Some(claimed), DecodeError::Field { field: "type".to_owned(), problem })
+            }
+            // Whatever we cannot decrypt need not have been meant for us: kind 1059 is shared with gift wraps.
+            _ => return Read::Foreign(problem),
+        };
+        let proven = claimed.filter(|did| self.external.key_of(did).is_some_and(|key| key.x_only() == sender));
+        match proven.or_else(|| self.signers.get(&sender).cloned()) {
+            Some(from) => Read::Delivery(Delivery::Undecodable { from, error }),
+            None => Read::Foreign(error.to_string()),
+        }
+    }
+}
+
+/// The place of an event's message in a round, by its type.
+pub(super) fn rank(event: &Event) -> usize {
+    const ROUND: [&str; 14] = [
+        "cohort_advert",
+        "cohort_opt_in",
+        "cohort_opt_in_accept",
+        "cohort_ready",
+        "submit_update",
+        "submit_nonincluded",
+        "distribute_aggregated_data",
+        "validation_ack",
+        "authorization_request",
+        "nonce_contribution",
+        "aggregated_nonce",
+        "signature_authorization",
+        "fallback_authorization_request",
+        "fallback_signature",
+    ];
+    let kind = event.tags.iter().find(|tag| tag.as_slice().first().is_some_and(|name| name == "t"));
+    let kind = kind.and_then(|tag| tag.content()).and_then(|uri| uri.rsplit('/').next());
+    kind.and_then(|kind| ROUND.iter().position(|known| *known == kind)).unwrap_or(ROUND.len())
+}

@@ -120,6 +120,13 @@ fn a_random_nonce_is_another_one_each_time() {
 }
 
 #[test]
+fn an_envelope_without_a_message_is_one_that_names_no_sender_within() {
+    let parsed = ParsedEnvelope::parse("{\"from\":\"x\"}").unwrap();
+    assert!(!parsed.sender_matches());
+    assert!(parsed.message().is_err());
+}
+
+#[test]
 fn what_is_not_json_is_told_from_what_is_not_an_envelope() {
     let deep = |open: &str, close: &str| {
         let envelope = json!({"v": 1, "from": "x", "message": {"deep": null}}).to_string();
@@ -135,7 +142,6 @@ fn what_is_not_json_is_told_from_what_is_not_an_envelope() {
         "[]",
         "\"x\"",
         "{}",
-        "{\"from\":\"x\"}",
         "{\"message\":{}}",
         "{\"from\":null,\"message\":{}}",
         "{\"from\":\"x\",\"message\":null}",

@@ -140,6 +140,7 @@ fn participant_text(step: &ParticipantNotice) -> String {
         N::MessageRejected { from, code, detail, .. } => {
             format!("  refused from {}: {code}, {detail}", from.as_ref().map_or("nobody", Did::as_str))
         }
+        N::MessageUnverified { reason, .. } => format!("  passed over: {reason}"),
         N::MessageUndelivered { kind, reason, .. } => format!("  {kind} was not delivered: {reason}"),
     }
 }

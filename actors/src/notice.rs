@@ -126,6 +126,8 @@ pub enum ParticipantNotice {
     CohortFailed { did: Did, cohort_id: CohortId, reason: String, end: SessionEnd },
     /// A message was refused.
     MessageRejected { did: Did, cohort_id: Option<CohortId>, from: Option<Did>, code: RejectCode, detail: String },
+    /// Something arrived of which nobody knows who said it, or when: the service's clock may be wrong, or ours.
+    MessageUnverified { did: Did, reason: String },
     /// A message of ours was not delivered, and will not be.
     MessageUndelivered { did: Did, cohort_id: CohortId, kind: &'static str, reason: String },
 }

@@ -26,7 +26,7 @@ use crate::{
     policy::ParticipantPolicy,
     remembered::Remembered,
     runtime::{Clock, Randomness},
-    service::{forged, undecodable},
+    service::undecodable,
     supervisor::{End, EndGuard},
     transport::{Delivery, Outbound, Transport},
 };
@@ -206,11 +206,14 @@ impl Handler<Delivery> for ParticipantActor {
         match delivery {
             Delivery::Message(message) => self.on_message(message, false, ctx),
             Delivery::Stored(message) => self.on_message(message, true, ctx),
-            Delivery::Forged { signer, error } => self.reject(None, &forged(signer, &error)),
             Delivery::Undecodable { from, error } => {
                 if let Some(reject) = undecodable(&from, &error) {
                     self.reject(None, &reject);
                 }
+            }
+            Delivery::Unverified { reason } => {
+                let did = self.shared.identity.did().clone();
+                self.shared.notices.publish(ParticipantNotice::MessageUnverified { did, reason });
             }
             Delivery::Undeliverable { body, reason, .. } => {
                 self.shared.notices.publish(ParticipantNotice::MessageUndelivered {

@@ -189,11 +189,14 @@ impl Handler<Delivery> for AggregationService {
         let (message, stored) = match delivery {
             Delivery::Message(message) => (message, false),
             Delivery::Stored(message) => (message, true),
-            Delivery::Forged { signer, error } => return self.reject(None, &forged(signer, &error)),
             Delivery::Undecodable { from, error } => {
                 if let Some(reject) = undecodable(&from, &error) {
                     self.reject(None, &reject);
                 }
+                return;
+            }
+            Delivery::Unverified { reason } => {
+                tracing::warn!(reason, "something that does not verify was passed over");
                 return;
             }
             Delivery::Undeliverable { to, body, reason } => {
@@ -231,11 +234,6 @@ pub(crate) fn undecodable(from: &btcr2_aggregation_protocol::did::Did, error: &D
         DecodeError::Field { .. } => RejectCode::Malformed,
     };
     Some(Reject::new(code, from, error))
-}
-
-/// The refusal of a message that is not from whom it says it is from: names who signed it, or nobody.
-pub(crate) fn forged(signer: Option<btcr2_aggregation_protocol::did::Did>, error: &DecodeError) -> Reject {
-    Reject { code: RejectCode::WrongSender, peer: signer, detail: error.to_string() }
 }
 
 impl Handler<FinalizeCohort> for AggregationService {

@@ -158,12 +158,9 @@ fn recorded_rejections_are_refused_each_for_its_reason() {
     for case in list(&vectors, "nip44Rejections") {
         let key = ConversationKey::from_bytes(bytes(text(case, "conversationKey")));
         let expected = match text(case, "name") {
-            "mac flipped"
-            | "ciphertext flipped"
-            | "nonce flipped"
-            | "truncated"
-            | "wrong key"
-            | "wrong conversation key" => vec![DecryptError::Mac, DecryptError::Base64],
+            "mac flipped" | "ciphertext flipped" | "nonce flipped" => vec![DecryptError::Mac],
+            // Depends on where.
+            "truncated" => vec![DecryptError::Mac, DecryptError::Base64],
             "version 1" => vec![DecryptError::Version(1)],
             "version 3" => vec![DecryptError::Version(3)],
             "hash prefix" | "not base64" => vec![DecryptError::Base64],

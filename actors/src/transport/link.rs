@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, WrapFuture};
+use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Recipient, WrapFuture};
 use btcr2_aggregation_protocol::identity::Identity;
 
 use super::{ConnectError, Delivery, Disconnected, Outbound, Transport};
@@ -16,8 +16,8 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// How many messages may wait for a connection; the oldest are given up first.
 const BACKLOG: usize = 8192;
 
-/// The keeper of one identity's connection on one transport.
-pub(crate) struct Link {
+/// The keeper of one identity's connection on one transport. Takes [`Outbound`] messages; ends when its inbox does.
+pub struct Link {
     transport: Arc<dyn Transport>,
     identity: Identity,
     inbox: Recipient<Delivery>,
@@ -28,7 +28,8 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(transport: Arc<dyn Transport>, identity: Identity, inbox: Recipient<Delivery>) -> Self {
+    /// A link of `identity` on `transport` that delivers to `inbox`.
+    pub fn new(transport: Arc<dyn Transport>, identity: Identity, inbox: Recipient<Delivery>) -> Self {
         Self {
             transport,
             identity,
@@ -114,8 +115,11 @@ impl Handler<Disconnected> for Link {
         if ended.connection != self.number {
             return;
         }
-        tracing::info!(did = %self.identity.did(), end = ?ended.end, "connection ended, connecting again");
         self.connection = None;
+        if !self.inbox.connected() {
+            return ctx.stop();
+        }
+        tracing::info!(did = %self.identity.did(), end = ?ended.end, "connection ended, connecting again");
         self.connect_later(ctx);
     }
 }

@@ -1,13 +1,13 @@
 //! Connections within one process. Every message is serialized to text and parsed again, as on any other transport.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
-    WrapFuture,
+    WrapFuture, prelude::SendError,
 };
 use async_trait::async_trait;
 use btcr2_aggregation_protocol::{
@@ -25,7 +25,33 @@ const QUEUE: usize = 8192;
 
 /// A network in memory. Clones are the same network.
 #[derive(Clone, Default)]
-pub struct MemoryTransport(Arc<Mutex<BTreeMap<Did, Addr<MemoryConnection>>>>);
+pub struct MemoryTransport(Arc<Mutex<BTreeMap<Did, Peer>>>);
+
+/// An identity that is connected, or was and will be again.
+#[derive(Default)]
+struct Peer {
+    connection: Option<Addr<MemoryConnection>>,
+    /// What was said to it while it was cut off.
+    held: VecDeque<Wire>,
+}
+
+impl Peer {
+    fn deliver(&mut self, to: &Did, wire: Wire) {
+        let wire = match self.connection.as_ref().map(|connection| connection.try_send(wire.clone())) {
+            Some(Ok(())) => return,
+            Some(Err(SendError::Closed(wire))) => wire,
+            None => wire,
+            Some(Err(SendError::Full(wire))) => {
+                return tracing::warn!(from = %wire.from, %to, "the recipient is too far behind, a message is lost");
+            }
+        };
+        if self.held.len() >= QUEUE {
+            self.held.pop_front();
+            tracing::warn!(from = %wire.from, %to, "the recipient is cut off for too long, a message is lost");
+        }
+        self.held.push_back(wire);
+    }
+}
 
 impl MemoryTransport {
     /// A network without anybody.
@@ -35,7 +61,8 @@ impl MemoryTransport {
 
     /// Breaks the connection of `did`, as a network would. For tests of what happens then.
     pub fn sever(&self, did: &Did) {
-        if let Some(connection) = self.peers().get(did) {
+        // It is gone for everybody at once: what comes from now on waits for the next connection.
+        if let Some(connection) = self.peers().get_mut(did).and_then(|peer| peer.connection.take()) {
             connection.do_send(Sever);
         }
     }
@@ -43,12 +70,12 @@ impl MemoryTransport {
     /// Hands `text` to the connection of `to` as something that `from` has said, whatever it is. For tests of what peers can
     /// say that our own connections never would.
     pub fn inject(&self, from: &Did, to: &Did, text: &str) {
-        if let Some(connection) = self.peers().get(to) {
-            connection.do_send(Wire { from: from.clone(), text: text.into() });
+        if let Some(peer) = self.peers().get_mut(to) {
+            peer.deliver(to, Wire { from: from.clone(), text: text.into() });
         }
     }
 
-    fn peers(&self) -> MutexGuard<'_, BTreeMap<Did, Addr<MemoryConnection>>> {
+    fn peers(&self) -> MutexGuard<'_, BTreeMap<Did, Peer>> {
         // No code panics while it holds the lock, and the map is whole at any time.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -67,7 +94,12 @@ impl Transport for MemoryTransport {
         let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
         let actor = MemoryConnection { did: did.clone(), network: self.clone(), inbox, _guard: guard };
         let address = actor.start();
-        self.peers().insert(did, address.clone());
+        let mut peers = self.peers();
+        let peer = peers.entry(did).or_default();
+        for wire in std::mem::take(&mut peer.held) {
+            address.do_send(wire);
+        }
+        peer.connection = Some(address.clone());
         Ok(address.recipient())
     }
 }
@@ -112,18 +144,19 @@ impl Handler<Outbound> for MemoryConnection {
         };
         let message = Message::new(self.did.clone(), to, body);
         let wire = Wire { from: self.did.clone(), text: message.to_json().into() };
-        let peers = self.network.peers();
-        let recipients: Vec<_> = match &message.to {
-            Some(to) => peers.get_key_value(to).into_iter().collect(),
-            None => peers.iter().filter(|(did, _)| **did != self.did).collect(),
-        };
-        if recipients.is_empty() {
-            tracing::debug!(from = %self.did, to = ?message.to, "nobody is connected to receive this");
-        }
-        for (did, peer) in recipients {
-            if let Err(error) = peer.try_send(wire.clone()) {
-                tracing::warn!(from = %self.did, to = %did, %error, "the recipient is too far behind, a message is lost");
-            }
+        let mut peers = self.network.peers();
+        match message.to {
+            Some(to) => match peers.get_mut(&to) {
+                Some(peer) => peer.deliver(&to, wire),
+                None => {
+                    let reason = "nobody of that DID was ever connected".to_owned();
+                    self.inbox.do_send(Delivery::Undeliverable { to, body: message.body, reason });
+                }
+            },
+            None => peers
+                .iter_mut()
+                .filter(|(did, _)| **did != self.did)
+                .for_each(|(did, peer)| peer.deliver(did, wire.clone())),
         }
     }
 }
@@ -154,6 +187,7 @@ impl Handler<Sever> for MemoryConnection {
     type Result = ();
 
     fn handle(&mut self, _: Sever, ctx: &mut Self::Context) {
-        ctx.stop();
+        // Behind what was handed to us before anybody could see that we are gone: it would be lost with our mailbox.
+        ctx.spawn(async {}.into_actor(self).map(|(), _, ctx| ctx.stop()));
     }
 }

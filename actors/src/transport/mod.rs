@@ -2,11 +2,13 @@
 //!
 //! A connection is an actor of its own. It takes [`Outbound`] messages for one identity and hands [`Delivery`]s to that
 //! identity's inbox, each from a sender that the transport has authenticated. [`memory`] connects identities in one
-//! process, [`http`] through a server, [`nostr`] through relays.
+//! process, [`http`] through a server, [`nostr`] through relays; [`combined`] is
+//! several of them as one.
 
+pub mod combined;
 pub(crate) mod external;
 pub mod http;
-pub(crate) mod link;
+pub mod link;
 pub mod memory;
 pub mod nostr;
 
@@ -65,12 +67,10 @@ pub enum Delivery {
         /// What is wrong with it.
         error: DecodeError,
     },
-    /// A message that is not from whom it says it is from, which is never held against the one it names.
-    Forged {
-        /// Who signed it, where the key is known.
-        signer: Option<Did>,
-        /// What is wrong with it.
-        error: DecodeError,
+    /// Something arrived of which nobody knows who said it, or when. None of it is handed over.
+    Unverified {
+        /// Why, in words.
+        reason: String,
     },
     /// A message of ours could not be delivered, and will not be.
     Undeliverable {

@@ -1,6 +1,8 @@
 //! A service, its participants and what they decide, for tests on the public API.
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses another part of this")]
 
+pub mod fake_server;
+pub mod peers;
 pub mod replay;
 pub mod tap;
 

@@ -399,8 +399,8 @@ impl Handler<Incoming> for NostrConnection {
             }
             Read::Delivery(delivery) => delivery,
         };
-        if let Delivery::Forged { signer, error } = &delivery {
-            tracing::warn!(connection = self.name, event = %event.id, key = %event.pubkey, ?signer, %error, "forged");
+        if let Delivery::Undecodable { .. } | Delivery::Unverified { .. } = &delivery {
+            tracing::warn!(connection = self.name, event = %event.id, key = %event.pubkey, ?delivery, "refused");
         }
         // Waits for room in the inbox: order is kept, and the relays wait with it.
         let delivered = self.inbox.send(delivery);

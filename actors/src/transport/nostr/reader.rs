@@ -137,7 +137,11 @@ impl Reader {
         if !self.authenticates(sender, &message) {
             let problem = format!("{} is not who signed the event", message.from);
             let error = DecodeError::Field { field: "from".to_owned(), problem };
-            return Read::Delivery(Delivery::Forged { signer: self.signers.get(&sender).cloned(), error });
+            // Never held against the one that the message names: against who signed it, if we know who that is.
+            return Read::Delivery(match self.signers.get(&sender).cloned() {
+                Some(from) => Delivery::Undecodable { from, error },
+                None => Delivery::Unverified { reason: error.to_string() },
+            });
         }
         self.signers.insert(sender, message.from.clone());
         let is_advert = matches!(&*message.body, Body::CohortAdvert(_));

@@ -1,0 +1,150 @@
+//! The client: an identity's connection to one server.
+//!
+//! [`HttpClient`] is the transport; `connection` the actor that sends and delivers, `stream` how a server's events are read,
+//! `backoff` how long it waits between attempts.
+
+mod backoff;
+mod connection;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use actix::{Actor, Recipient};
+use async_trait::async_trait;
+use btcr2_aggregation_protocol::{did::Did, identity::Identity};
+use reqwest::{Certificate, Client, ClientBuilder, Url};
+
+pub use self::backoff::Backoff;
+use self::connection::{HttpConnection, Job};
+use crate::{
+    runtime::{Clock, Randomness},
+    supervisor::EndGuard,
+    transport::{ConnectError, Delivery, Disconnected, Outbound, Transport},
+};
+
+/// How long a request may take, its answer included. Streams have no end, but must begin in that time.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A stream that brings nothing for so long, not even a heartbeat, is taken for dead: a peer that vanished without a word
+/// would otherwise be waited for forever.
+const STALLED: Duration = Duration::from_secs(90);
+
+/// How a client reaches its server. Clones are the same client.
+#[derive(Clone)]
+pub struct HttpClient {
+    http: Client,
+    base: Url,
+    service: Option<Did>,
+    clock: Clock,
+    randomness: Randomness,
+    backoff: Backoff,
+    places: Arc<Mutex<BTreeMap<Did, Arc<Mutex<Place>>>>>,
+}
+
+/// What outlives an identity's connection: if its actor fails, the next one goes on from here.
+#[derive(Default)]
+struct Place {
+    /// What is to be sent; the first may be under way.
+    queue: VecDeque<Job>,
+    /// The last event of the inbox that was handed over.
+    last_event_id: Option<String>,
+    /// The event of the inbox that was last refused for its age.
+    stale_event_id: Option<String>,
+}
+
+/// A server's address, or a certificate to trust it by, that cannot be one.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{url}: {problem}")]
+pub struct BaseUrlError {
+    url: String,
+    problem: String,
+}
+
+impl HttpClient {
+    /// A client of the server at `base`, `https://example.org` or `https://example.org/agg` say. With `service`, nobody else
+    /// is listened to; without, the adverts of any service there are.
+    ///
+    /// # Errors
+    /// [`BaseUrlError`] when `base` is not an http(s) URL.
+    pub fn new(
+        base: &str,
+        service: Option<Did>,
+        clock: Clock,
+        randomness: Randomness,
+    ) -> Result<Self, BaseUrlError> {
+        let refuse = |problem: &str| BaseUrlError { url: base.to_owned(), problem: problem.to_owned() };
+        let parsed = Url::parse(base).map_err(|error| refuse(&error.to_string()))?;
+        if !matches!(parsed.scheme(), "http" | "https") {
+            return Err(refuse("an http or https URL expected"));
+        }
+        if parsed.query().is_some() || parsed.fragment().is_some() {
+            return Err(refuse("a URL without query and fragment expected"));
+        }
+        let http = builder().build().map_err(|error| refuse(&error.to_string()))?;
+        let (backoff, places) = (Backoff::default(), Arc::default());
+        Ok(Self { http, base: parsed, service, clock, randomness, backoff, places })
+    }
+
+    /// This client, waiting between attempts as `backoff` says.
+    #[must_use]
+    pub fn with_backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// This client, trusting over TLS only what the certificates in `pem` vouch for, instead of the system's authorities.
+    ///
+    /// # Errors
+    /// [`BaseUrlError`] when `pem` holds no certificate.
+    pub fn trusting_only(mut self, pem: &[u8]) -> Result<Self, BaseUrlError> {
+        let refuse = |problem: String| BaseUrlError { url: self.base.to_string(), problem };
+        let certificates = Certificate::from_pem_bundle(pem).map_err(|error| refuse(error.to_string()))?;
+        if certificates.is_empty() {
+            return Err(refuse("no PEM certificate to trust it by".to_owned()));
+        }
+        let http =
+            builder().tls_certs_only(certificates).build().map_err(|error| refuse(stream::describe(&error)))?;
+        self.http = http;
+        Ok(self)
+    }
+
+    fn url(&self, path: &str) -> Url {
+        let mut url = self.base.clone();
+        url.set_path(&format!("{}{path}", self.base.path().trim_end_matches('/')));
+        url
+    }
+
+    fn place(&self, did: &Did) -> Arc<Mutex<Place>> {
+        Arc::clone(lock(&self.places).entry(did.clone()).or_default())
+    }
+}
+
+fn builder() -> ClientBuilder {
+    Client::builder().connect_timeout(REQUEST_TIMEOUT).read_timeout(STALLED)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is in these is whole between any two statements.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[async_trait]
+impl Transport for HttpClient {
+    async fn connect(
+        &self,
+        identity: &Identity,
+        inbox: Recipient<Delivery>,
+        keeper: Recipient<Disconnected>,
+        connection: u64,
+    ) -> Result<Recipient<Outbound>, ConnectError> {
+        let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
+        let name = format!("http connection {} {} {connection}", self.base, identity.did());
+        Ok(HttpConnection::new(self.clone(), identity.clone(), inbox, name, guard).start().recipient())
+    }
+}

@@ -1,0 +1,138 @@
+//! Identities on a transport whose inboxes are read by the test.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{Actor, Addr, Context, Handler};
+use btcr2_aggregation_actors::transport::{Delivery, Outbound, Transport, link::Link};
+use btcr2_aggregation_protocol::{
+    did::Did,
+    id::CohortId,
+    identity::Identity,
+    message::{
+        Body, Message, SharedBody,
+        keygen::CohortAdvert,
+        update::{SubmitNonIncluded, SubmitUpdate},
+    },
+    time::Timestamp,
+};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+/// How long something that must happen may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits for what must happen.
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what}: not in {PATIENCE:?}"))
+}
+
+/// An inbox that passes everything on to the test.
+struct Inbox(mpsc::UnboundedSender<Delivery>);
+
+impl Actor for Inbox {
+    type Context = Context<Self>;
+}
+
+impl Handler<Delivery> for Inbox {
+    type Result = ();
+
+    fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
+        let _ = self.0.send(delivery);
+    }
+}
+
+/// An identity with a link to a transport.
+pub struct Peer {
+    pub identity: Identity,
+    pub link: Addr<Link>,
+    inbox: mpsc::UnboundedReceiver<Delivery>,
+}
+
+impl Peer {
+    pub fn start(identity: Identity, transport: Arc<dyn Transport>) -> Self {
+        let (sender, inbox) = mpsc::unbounded_channel();
+        let recipient = Inbox(sender).start().recipient();
+        let link = Link::new(transport, identity.clone(), recipient).start();
+        Self { identity, link, inbox }
+    }
+
+    pub fn did(&self) -> &Did {
+        self.identity.did()
+    }
+
+    pub fn say(&self, to: &Did, body: impl Into<SharedBody>) {
+        self.say_until(to, body, None);
+    }
+
+    pub fn say_until(&self, to: &Did, body: impl Into<SharedBody>, until: Option<Timestamp>) {
+        self.link.do_send(Outbound::Direct { to: to.clone(), body: body.into(), until });
+    }
+
+    pub fn broadcast(&self, body: impl Into<SharedBody>) {
+        self.link.do_send(Outbound::Broadcast { body: body.into() });
+    }
+
+    /// The next delivery.
+    pub async fn next(&mut self) -> Delivery {
+        soon("a delivery", self.inbox.recv()).await.expect("the inbox is there")
+    }
+
+    /// What has been delivered and was not looked at.
+    pub fn rest(&mut self) -> Vec<Delivery> {
+        std::iter::from_fn(|| self.inbox.try_recv().ok()).collect()
+    }
+
+    /// The next delivery, which is a message.
+    pub async fn hear(&mut self) -> Message {
+        match self.next().await {
+            Delivery::Message(message) => message,
+            other => panic!("a message expected: {other:?}"),
+        }
+    }
+
+    /// The next delivery, which tells that a message of ours was not delivered: to whom, and why.
+    pub async fn undelivered(&mut self) -> (Did, SharedBody, String) {
+        match self.next().await {
+            Delivery::Undeliverable { to, body, reason } => (to, body, reason),
+            other => panic!("an undeliverable message expected: {other:?}"),
+        }
+    }
+
+    /// The next delivery, which tells of something that did not verify.
+    pub async fn unverified(&mut self) -> String {
+        match self.next().await {
+            Delivery::Unverified { reason } => reason,
+            other => panic!("something unverified expected: {other:?}"),
+        }
+    }
+}
+
+/// A small message that is told from others by its name.
+pub fn note(name: impl ToString) -> SharedBody {
+    Body::from(SubmitNonIncluded { cohort_id: CohortId::parse(&name.to_string()).expect("a name") }).into()
+}
+
+/// A message of about so many bytes.
+pub fn large(name: &str, bytes: usize) -> SharedBody {
+    let signed_update = Arc::new(json!({ "filler": "x".repeat(bytes) }));
+    Body::from(SubmitUpdate { cohort_id: CohortId::parse(name).expect("a name"), signed_update }).into()
+}
+
+/// An advert of the cohort of that name.
+pub fn advert(service: &Identity, name: &str) -> SharedBody {
+    let advert: CohortAdvert = serde_json::from_value(json!({
+        "cohortId": name,
+        "network": "regtest",
+        "communicationPk": { "__bytes": service.public_key().to_string() },
+        "beaconType": "CASBeacon",
+        "minParticipants": 2,
+        "recoveryKey": service.public_key().x_only().to_string(),
+        "recoverySequence": 144,
+    }))
+    .expect("an advert");
+    Body::from(advert).into()
+}
+
+pub fn name_of(message: &Message) -> String {
+    message.body.cohort_id().as_str().to_owned()
+}

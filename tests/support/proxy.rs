@@ -1,0 +1,110 @@
+//! A TCP proxy that can cut what runs through it: the network between a client and a server, on its bad days.
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+/// Decides what becomes of a chunk: forwarded, or forwarded up to here and then cut.
+pub type Cutter = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
+#[derive(Default)]
+struct State {
+    open: Mutex<Vec<TcpStream>>,
+    refusing: AtomicBool,
+    cuts: AtomicUsize,
+}
+
+impl State {
+    fn cut(&self) {
+        let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
+        if !open.is_empty() {
+            self.cuts.fetch_add(1, Ordering::SeqCst);
+        }
+        for stream in open {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+pub struct Proxy {
+    address: SocketAddr,
+    state: Arc<State>,
+}
+
+impl Proxy {
+    /// A proxy to `target` that cuts only when it is told to.
+    pub fn to(target: SocketAddr) -> Self {
+        Self::cutting(target, Box::new(|_| false), Box::new(|_| false))
+    }
+
+    /// A proxy to `target` that cuts every connection behind a chunk of a client's, or of the server's, for which the
+    /// function says so. What a client says reaches the server first; what the server says then reaches nobody.
+    pub fn cutting(target: SocketAddr, client_says: Cutter, server_says: Cutter) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let state = Arc::new(State::default());
+        let (shared, cutters) = (Arc::clone(&state), Arc::new((client_says, server_says)));
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if shared.refusing.load(Ordering::SeqCst) {
+                    continue;
+                }
+                let Ok(server) = TcpStream::connect(target) else { continue };
+                let mut open = shared.open.lock().unwrap();
+                open.extend([client.try_clone().unwrap(), server.try_clone().unwrap()]);
+                drop(open);
+                let (from_client, from_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                pump(from_client, server, &shared, &cutters, true);
+                pump(from_server, client, &shared, &cutters, false);
+            }
+        });
+        Self { address, state }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Breaks every connection.
+    pub fn cut(&self) {
+        self.state.cut();
+    }
+
+    /// Whether new connections are closed at once from now on.
+    pub fn refuse(&self, refusing: bool) {
+        self.state.refusing.store(refusing, Ordering::SeqCst);
+    }
+
+    /// How often something was cut.
+    pub fn cuts(&self) -> usize {
+        self.state.cuts.load(Ordering::SeqCst)
+    }
+}
+
+fn pump(mut from: TcpStream, mut to: TcpStream, state: &Arc<State>, cutters: &Arc<(Cutter, Cutter)>, client: bool) {
+    let (state, cutters) = (Arc::clone(state), Arc::clone(cutters));
+    thread::spawn(move || {
+        let mut chunk = vec![0; 1 << 16];
+        while let Ok(length) = from.read(&mut chunk) {
+            let said = &chunk[..length];
+            if length == 0 || to.write_all(said).is_err() {
+                break;
+            }
+            let cut = if client { (cutters.0)(said) } else { (cutters.1)(said) };
+            if cut {
+                // A moment for what was forwarded to be read: a cut throws away what is still in the pipe.
+                thread::sleep(std::time::Duration::from_millis(30));
+                state.cut();
+                break;
+            }
+        }
+        let _ = from.shutdown(Shutdown::Both);
+        let _ = to.shutdown(Shutdown::Both);
+    });
+}

@@ -95,6 +95,8 @@ struct Slot {
     publisher: Option<Recipient<Publish>>,
     number: u64,
     backoff: Duration,
+    /// Whether it has answered our subscriptions.
+    works: bool,
 }
 
 pub(super) struct NostrConnection {
@@ -126,7 +128,7 @@ impl NostrConnection {
         let adverts_since = (!config.look_back.is_zero()).then(|| now - config.look_back);
         let introduced = inner.introduced.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let reader = Reader::new(identity.clone(), &config, introduced, now, adverts_since);
-        let slot = || Slot { actor: None, publisher: None, number: 0, backoff: config.first_backoff };
+        let slot = || Slot { actor: None, publisher: None, number: 0, backoff: config.first_backoff, works: false };
         let slots = inner.urls.iter().map(|_| slot()).collect();
         Self {
             rng: inner.randomness.for_actor(&name),
@@ -322,8 +324,10 @@ impl Handler<RelayWorks> for NostrConnection {
     type Result = ();
 
     fn handle(&mut self, RelayWorks { relay }: RelayWorks, _: &mut Self::Context) {
-        if let Some(slot) = self.slots.get_mut(relay) {
-            slot.backoff = self.config.first_backoff;
+        let Some(slot) = self.slots.get_mut(relay) else { return };
+        slot.backoff = self.config.first_backoff;
+        if !std::mem::replace(&mut slot.works, true) {
+            self.inner.reports.note(relay, |report| report.subscribed += 1);
         }
     }
 }
@@ -344,13 +348,14 @@ impl Handler<RelayGone> for NostrConnection {
         if end == End::Panicked {
             tracing::error!(connection = self.name, relay, "a relay's actor panicked");
         }
-        let was_up = slot.publisher.take().is_some();
+        let (was_up, worked) = (slot.publisher.take().is_some(), std::mem::take(&mut slot.works));
         slot.actor = None;
         let delay = jittered(slot.backoff, &mut self.rng);
         slot.backoff = (slot.backoff * 2).min(self.config.longest_backoff);
         self.inner.reports.note(relay, |report| {
             report.failures += 1;
             report.connected -= u64::from(was_up);
+            report.subscribed -= u64::from(worked);
         });
         for id in self.outbox.lost(relay) {
             self.retry_later(id, ctx);

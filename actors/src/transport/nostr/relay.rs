@@ -260,11 +260,11 @@ async fn run(
                     }
                     let complete = stored.as_mut().is_some_and(|buffer| buffer.end_of(&id));
                     if complete && let Some(buffer) = stored.take() {
-                        if let Some(keeper) = keeper.upgrade() {
-                            keeper.do_send(RelayWorks { relay: assignment.relay });
-                        }
                         if replay(assignment, keeper, buffer).await.is_err() {
                             return "not needed any more".to_owned();
+                        }
+                        if let Some(keeper) = keeper.upgrade() {
+                            keeper.do_send(RelayWorks { relay: assignment.relay });
                         }
                     }
                 }

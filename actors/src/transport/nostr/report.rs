@@ -13,6 +13,8 @@ pub struct RelayReport {
     pub url: String,
     /// How many connections to it are open.
     pub connected: u64,
+    /// Of these, the ones on which it has sent all that it had stored: what comes from now on comes at once.
+    pub subscribed: u64,
     /// How many connections to it were made.
     pub connections: u64,
     /// How many ended, or could not be made.

@@ -5,12 +5,19 @@
 use bitcoin::{Amount, Witness};
 use btcr2_aggregation::{
     bitcoin::verify::{bip340_accepts, consensus_accepts},
-    demo::{self, DemoConfig, Report},
+    demo::{self, DemoConfig, DemoTransport, Report},
     protocol::{beacon::BeaconType, cohort::event::SpendPath, signing::Signed},
 };
 
 fn signed_on(path: SpendPath) -> Report {
-    let config = DemoConfig { participants: 3, decline: 0, beacon: BeaconType::cas(), path, seed: Some(1) };
+    let config = DemoConfig {
+        participants: 3,
+        decline: 0,
+        beacon: BeaconType::cas(),
+        path,
+        seed: Some(1),
+        transport: DemoTransport::Memory,
+    };
     let report = actix_rt::System::new().block_on(demo::run(&config, |_| {})).unwrap();
     assert_eq!(report.signed.path, path);
     report

@@ -196,8 +196,9 @@ impl Handler<Delivery> for AggregationService {
                 return;
             }
             Delivery::Unverified { reason } => {
-                tracing::warn!(reason, "something that does not verify was passed over");
-                return;
+                // In nobody's name: the one that it names has not said it.
+                let reject = Reject { code: RejectCode::WrongSender, peer: None, detail: reason };
+                return self.reject(None, &reject);
             }
             Delivery::Undeliverable { to, body, reason } => {
                 let cohort_id = body.cohort_id().clone();

@@ -228,11 +228,11 @@ fn a_forged_sender_is_refused_and_the_forger_named_where_it_is_known() {
             sealed(&forger, &Message::new(victim.did().clone(), to.clone(), note(name)), &peer.identity, clock)
         };
         let events = [
-            forged(&victim, "of a KEY DID, by nobody we know"),
+            forged(&victim, "by-nobody-we-know"),
             sealed(&forger, &Message::new(forger.did().clone(), to.clone(), note("honest")), &peer.identity, clock),
-            forged(&victim, "of a KEY DID"),
+            forged(&victim, "of-a-key-did"),
             // Nobody has seen an opt-in of this one, so no key is its own.
-            forged(&external, "of an EXTERNAL DID"),
+            forged(&external, "of-an-external-did"),
             sealed(&forger, &Message::new(forger.did().clone(), to.clone(), note("end")), &peer.identity, clock),
         ];
         for event in events {

@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use crate::{
-    demo::{self, DemoConfig, DemoError, Progress, Report},
+    demo::{self, DemoConfig, DemoError, DemoTransport, Progress, Report},
     protocol::{beacon::BeaconType, cohort::event::SpendPath},
 };
 
@@ -32,6 +32,14 @@ enum SpendingPath {
     Fallback,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Transport {
+    /// In memory
+    Memory,
+    /// Over a Nostr relay in this process, each participant with a connection of its own
+    Nostr,
+}
+
 /// Runs an Aggregation Service and its participants as actors in this process, each participant with a real update, and
 /// verifies the signed transaction by BIP-340 and by Bitcoin Core's consensus code. The coin is made up; nothing is
 /// broadcast and nothing is kept unless --out is given.
@@ -49,6 +57,9 @@ pub(super) struct DemoArgs {
     /// Which path of the beacon output the transaction takes
     #[arg(long, value_enum, default_value_t = SpendingPath::Key)]
     path: SpendingPath,
+    /// How the service and its participants reach each other
+    #[arg(long, value_enum, default_value_t = Transport::Memory)]
+    transport: Transport,
     /// Make every key and every nonce follow from this number, to see the same transaction again
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
@@ -74,6 +85,10 @@ impl DemoArgs {
                 SpendingPath::Fallback => SpendPath::ScriptPath,
             },
             seed: self.seed,
+            transport: match self.transport {
+                Transport::Memory => DemoTransport::Memory,
+                Transport::Nostr => DemoTransport::Nostr,
+            },
         }
     }
 }

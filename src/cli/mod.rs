@@ -3,6 +3,7 @@
 mod demo;
 mod identity;
 mod join;
+mod relay;
 mod serve;
 
 use std::{fmt::Display, path::Path, process::ExitCode};
@@ -33,7 +34,7 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Make and show identity files
     Identity(identity::IdentityArgs),
-    /// Run an Aggregation Service over HTTP
+    /// Run an Aggregation Service over HTTP, over Nostr relays, or both
     Serve(Box<serve::ServeArgs>),
     /// Join a cohort of a service
     Join(Box<join::JoinArgs>),

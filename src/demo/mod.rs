@@ -1,7 +1,7 @@
 //! A whole cohort in one process: a service and its participants as actors, each participant with a real update, to a
 //! Bitcoin transaction that Bitcoin Core's consensus code accepts.
 //!
-//! Everything is real but the coin, which is made up, and the network, which is memory. [`run`] is the whole story;
+//! Everything is real but the coin, which is made up, and the network, which is memory or a relay in this process. [`run`] is the whole story;
 //! [`policy`] is what the operator and the members decide, [`report`] is what came of it.
 
 pub mod policy;
@@ -24,7 +24,11 @@ use crate::{
         runtime::{Clock, Randomness},
         service::{OpenCohort, ServiceSettings},
         supervisor::{StartParticipant, StartService, Supervisor},
-        transport::{Transport, memory::MemoryTransport},
+        transport::{
+            Transport,
+            memory::MemoryTransport,
+            nostr::{NostrConfig, NostrTransport, embedded::EmbeddedRelay},
+        },
     },
     bitcoin::offline::OfflineOperator,
     protocol::{
@@ -36,6 +40,7 @@ use crate::{
         identity::Identity,
         key::SecretKey,
         network::Network,
+        nostr::max_members,
         output::{MAX_FALLBACK_KEYS, MemoizedAggregator, RecoverySequence, ScriptTree},
     },
 };
@@ -48,6 +53,35 @@ pub const MAX_PARTICIPANTS: usize = 1000;
 
 /// The network of the demo's DIDs and addresses.
 const NETWORK: Network = Network::Regtest;
+
+/// How the demo's actors reach each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DemoTransport {
+    /// In memory.
+    #[default]
+    Memory,
+    /// Over a Nostr relay in this process, each with a connection of its own.
+    Nostr,
+}
+
+impl DemoTransport {
+    /// The network, and what has to be kept for it to stay.
+    async fn start(
+        self,
+        clock: Clock,
+        randomness: Randomness,
+    ) -> Result<(Arc<dyn Transport>, Option<EmbeddedRelay>), DemoError> {
+        match self {
+            Self::Memory => Ok((Arc::new(MemoryTransport::new()), None)),
+            Self::Nostr => {
+                let relay = EmbeddedRelay::start(([127, 0, 0, 1], 0).into()).await.map_err(internal)?;
+                let config = NostrConfig::new([relay.url().to_owned()]);
+                let nostr = NostrTransport::new(config, clock, randomness).map_err(internal)?;
+                Ok((Arc::new(nostr), Some(relay)))
+            }
+        }
+    }
+}
 
 /// What to demonstrate.
 #[derive(Clone, Debug)]
@@ -62,6 +96,8 @@ pub struct DemoConfig {
     pub path: SpendPath,
     /// Repeat a run: everything that is random follows from this number.
     pub seed: Option<u64>,
+    /// How they reach each other.
+    pub transport: DemoTransport,
 }
 
 /// Why a demo did not come to a transaction.
@@ -108,6 +144,15 @@ impl DemoConfig {
             let Self { participants, decline, .. } = self;
             return refuse(format!(
                 "of {participants} participants at most {participants} can decline, not {decline}"
+            ));
+        }
+        if self.transport == DemoTransport::Nostr
+            && let Some(limit) = max_members(&self.beacon)
+            && self.participants > limit
+        {
+            let why = "the announcement of a larger CAS cohort does not fit into one message";
+            return refuse(format!(
+                "over Nostr a CAS cohort has at most {limit} members: {why}; take --beacon smt"
             ));
         }
         if self.path == SpendPath::ScriptPath {
@@ -161,7 +206,7 @@ pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Res
     let beacons = BeaconRegistry::default();
     let journal = Arc::new(MemoryJournal::new());
     let clock = Clock::system();
-    let network = MemoryTransport::new();
+    let (network, _relay) = config.transport.start(clock, randomness).await?;
     let service_notices = Notices::new(NOTICES);
     let member_notices = Notices::new(NOTICES);
     let mut service_steps = service_notices.subscribe();
@@ -171,7 +216,7 @@ pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Res
     for (index, identity) in identities.iter().enumerate() {
         let silent = config.path == SpendPath::ScriptPath && index + 1 == config.participants;
         let transport: Arc<dyn Transport> =
-            if silent { Arc::new(SilentAfterNonces(network.clone())) } else { Arc::new(network.clone()) };
+            if silent { Arc::new(SilentAfterNonces(Arc::clone(&network))) } else { Arc::clone(&network) };
         let policy =
             DemoMember::new(identity.clone(), service_identity.did().clone(), index < config.decline, randomness);
         let settings = ParticipantSettings {
@@ -192,7 +237,7 @@ pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Res
     let service = supervisor
         .send(StartService(ServiceSettings {
             identity: service_identity,
-            transport: Arc::new(network),
+            transport: network,
             policy: Arc::new(OfflineOperator),
             beacons: beacons.clone(),
             aggregator,

@@ -1,5 +1,7 @@
 //! The member that goes silent after the nonces: its connection carries no signature of any kind.
 
+use std::sync::Arc;
+
 use actix::{Actor, Context, Handler, Recipient};
 use async_trait::async_trait;
 
@@ -9,10 +11,10 @@ use crate::{
 };
 
 /// A transport on which signatures get lost.
-pub(super) struct SilentAfterNonces<T>(pub(super) T);
+pub(super) struct SilentAfterNonces(pub(super) Arc<dyn Transport>);
 
 #[async_trait]
-impl<T: Transport> Transport for SilentAfterNonces<T> {
+impl Transport for SilentAfterNonces {
     async fn connect(
         &self,
         identity: &Identity,

@@ -70,6 +70,11 @@ impl Program {
         assert!(self.child.wait().unwrap().success(), "{}: {:#?}", self.name, self.heard);
     }
 
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
     fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -159,16 +164,29 @@ fn an_smt_cohort_of_five_processes_completes_over_the_services_own_relay() {
 }
 
 #[test]
-fn a_member_that_is_killed_after_its_nonce_leads_to_the_fallback() {
+fn a_member_that_is_killed_before_it_signs_leads_to_the_fallback() {
     let mut running = serve(5, &["--signing-timeout", "3s"]);
     let relay = running.relay.clone();
-    // The last to come is the last that the service waits for: it is killed before it could sign.
-    let mut victim = join(&running, "victim", &["--relay", &relay], &["--add-beacon"]);
-    let members: Vec<_> = (0..4)
-        .map(|number| join(&running, &format!("member {number}"), &["--relay", &relay], &["--add-beacon"]))
-        .collect();
-    victim.event("validation-requested");
+    let place = ["--relay", relay.as_str()];
+    let mut victim = join(&running, "victim", &place, &["--add-beacon"]);
+    let members: Vec<_> =
+        (0..3).map(|number| join(&running, &format!("member {number}"), &place, &["--add-beacon"])).collect();
+    for _ in 0..4 {
+        running.service.event("participant-accepted");
+    }
+    // The victim sleeps until the last member waits for its update; that one then sleeps until the victim has approved what
+    // is to be signed and is dead. So signing starts without it, however fast anybody is.
+    victim.signal("STOP");
+    let mut last = join(&running, "last", &place, &["--add-beacon"]);
+    last.event("update-submitted");
+    last.signal("STOP");
+    victim.signal("CONT");
+    let name = victim.event("cohort-ready")["did"].clone();
+    while running.service.event("validation-received")["participant"] != name {}
     victim.kill();
+    last.signal("CONT");
+    let fallback = running.service.event("fallback-started");
+    assert_eq!(fallback["holdouts"], serde_json::json!([name]), "{fallback}");
     let complete = running.service.event("signing-complete");
     assert_eq!(complete["path"], "script-path", "{complete}");
     running.service.succeeds();
@@ -231,4 +249,37 @@ fn the_demo_runs_over_a_relay_of_its_own() {
         let report: Value = serde_json::from_str(report.lines().last().unwrap()).unwrap();
         assert_eq!(report["ok"], true);
     }
+}
+
+fn check(arguments: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_btcr2-aggregation"))
+        .args(["relay", "check", "--timeout", "5s"])
+        .args(arguments)
+        .output()
+        .unwrap();
+    (output.status.code(), String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn a_relay_is_checked_for_what_a_cohort_needs() {
+    let running = serve(2, &[]);
+    let (status, report) = check(&[&running.relay, "--json"]);
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(status, Some(0), "{report:#}");
+    let probes = report["probes"].as_array().unwrap();
+    assert!(probes.iter().any(|probe| probe["kind"] == 1 && probe["stored"] == true), "{report:#}");
+    assert!(
+        probes.iter().any(|probe| probe["kind"] == 1059 && probe["bytes"].as_u64() > Some(80_000)),
+        "{report:#}"
+    );
+    let (status, table) = check(&[&running.relay]);
+    assert_eq!(status, Some(0));
+    assert!(table.ends_with("\nfit for cohorts\n"), "{table}");
+
+    // A port on which nobody listens.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (status, table) = check(&[&format!("ws://{nobody}")]);
+    assert_eq!(status, Some(1));
+    assert!(table.contains("NOT connected"), "{table}");
+    assert_eq!(check(&["http://example.org"]).0, Some(2));
 }

@@ -182,7 +182,7 @@ pub enum ReadError {
         /// What is wrong with it.
         error: DecodeError,
         /// The DID that it says it is from, if that much can be read. Not proven by anything.
-        claimed: Option<Did>,
+        claimed: Option<Box<Did>>,
     },
     /// A message of a type that goes with the other kind: what should have been secret was not, or the reverse.
     #[error("{short_type} does not go with kind {kind}")]
@@ -192,7 +192,7 @@ pub enum ReadError {
         /// The message's type.
         short_type: &'static str,
         /// The DID that it says it is from. Not proven by anything.
-        claimed: Did,
+        claimed: Box<Did>,
     },
 }
 
@@ -310,19 +310,19 @@ impl<'a> VerifiedEvent<'a> {
             .map_err(|error| ReadError::Decode { error, claimed: claimed_sender(&text) })?;
         if is_plain(&message.body) != (kind == PLAIN_KIND) {
             let short_type = message.body.short_type();
-            return Err(ReadError::WrongKind { kind, short_type, claimed: message.from });
+            return Err(ReadError::WrongKind { kind, short_type, claimed: Box::new(message.from) });
         }
         Ok(message)
     }
 }
 
 /// The `from` of a text that is otherwise no message.
-fn claimed_sender(text: &str) -> Option<Did> {
+fn claimed_sender(text: &str) -> Option<Box<Did>> {
     #[derive(serde::Deserialize)]
     struct Claim {
         from: Did,
     }
-    serde_json::from_str::<Claim>(text).ok().map(|claim| claim.from)
+    serde_json::from_str::<Claim>(text).ok().map(|claim| Box::new(claim.from))
 }
 
 /// The most members that a cohort of this beacon type can have over Nostr, or `None` where there is no limit: a CAS

@@ -246,7 +246,7 @@ fn what_is_properly_signed_but_no_message_is_refused_each_for_its_reason() {
     // A secret said in public is not accepted as if it had been kept.
     let refused = read(&signed(&from, 1, &message.to_json()), &to).unwrap_err();
     assert!(
-        matches!(refused, ReadError::WrongKind { kind: 1, ref claimed, .. } if *claimed == message.from),
+        matches!(refused, ReadError::WrongKind { kind: 1, ref claimed, .. } if **claimed == message.from),
         "{refused}"
     );
 
@@ -257,7 +257,7 @@ fn what_is_properly_signed_but_no_message_is_refused_each_for_its_reason() {
     let later = message.to_json().replace("\"version\":1", "\"version\":2");
     let refused = read(&signed(&from, 1059, &key.encrypt(&later, &mut rng()).unwrap()), &to).unwrap_err();
     let ReadError::Decode { error, claimed } = refused else { panic!("{refused}") };
-    assert_eq!((error, claimed), (DecodeError::Version("2".to_owned()), Some(message.from)));
+    assert_eq!((error, claimed), (DecodeError::Version("2".to_owned()), Some(Box::new(message.from))));
 }
 
 #[test]

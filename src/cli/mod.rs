@@ -38,6 +38,8 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Join a cohort of a service
     Join(Box<join::JoinArgs>),
+    /// Find out whether a Nostr relay is fit for cohorts
+    Relay(relay::RelayArgs),
 }
 
 /// How a program says what happens.
@@ -59,6 +61,7 @@ pub fn main() -> ExitCode {
         Some(Command::Identity(args)) => identity::main(&args),
         Some(Command::Serve(args)) => serve::main(*args),
         Some(Command::Join(args)) => join::main(*args),
+        Some(Command::Relay(args)) => relay::main(&args),
         None => demo::main(&cli.demo),
     }
 }

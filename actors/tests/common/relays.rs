@@ -142,7 +142,7 @@ fn own_answer(frame: &Frame, mood: Mood, events: &AtomicUsize) -> Option<Frame> 
     }
     let number = events.fetch_add(1, Ordering::SeqCst);
     let answer = match mood {
-        Mood::Drops if number % 2 == 0 => json!(["OK", value[1]["id"], true, ""]),
+        Mood::Drops if number.is_multiple_of(2) => json!(["OK", value[1]["id"], true, ""]),
         Mood::Refuses => json!(["OK", value[1]["id"], false, "blocked: not today"]),
         _ => return None,
     };

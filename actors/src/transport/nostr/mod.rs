@@ -10,6 +10,7 @@
 //! subscriptions, hands on what arrives, and says what became of each event. What an event is, is the protocol's
 //! [`nostr`](btcr2_aggregation_protocol::nostr) codec.
 
+pub mod check;
 mod config;
 mod connection;
 pub mod embedded;

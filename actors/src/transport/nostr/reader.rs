@@ -185,7 +185,9 @@ impl Reader {
             // Whatever we cannot decrypt need not have been meant for us: kind 1059 is shared with gift wraps.
             _ => return Read::Foreign(problem),
         };
-        let proven = claimed.filter(|did| self.external.key_of(did).is_some_and(|key| key.x_only() == sender));
+        let proven = claimed
+            .map(|did| *did)
+            .filter(|did| self.external.key_of(did).is_some_and(|key| key.x_only() == sender));
         match proven.or_else(|| self.signers.get(&sender).cloned()) {
             Some(from) => Read::Delivery(Delivery::Undecodable { from, error }),
             None => Read::Foreign(error.to_string()),
@@ -214,4 +216,127 @@ pub(super) fn rank(event: &Event) -> usize {
     let kind = event.tags.iter().find(|tag| tag.as_slice().first().is_some_and(|name| name == "t"));
     let kind = kind.and_then(|tag| tag.content()).and_then(|uri| uri.rsplit('/').next());
     kind.and_then(|kind| ROUND.iter().position(|known| *known == kind)).unwrap_or(ROUND.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use btcr2_aggregation_protocol::message::{Bytes, SharedBody};
+    use btcr2_aggregation_protocol::{
+        document, id::CohortId, key::SecretKey, message::keygen::CohortOptIn, message::update::SubmitNonIncluded,
+        network::Network, nostr::seal,
+    };
+
+    use super::*;
+    use crate::runtime::Randomness;
+
+    const NOW: Timestamp = Timestamp::from_secs(1_750_000_000);
+
+    fn secret(byte: u8) -> SecretKey {
+        SecretKey::from_bytes(&[byte; 32]).expect("a key")
+    }
+
+    fn key_did(byte: u8) -> Identity {
+        Identity::from_key(secret(byte), Network::Regtest)
+    }
+
+    fn external(byte: u8) -> Identity {
+        let genesis = document::genesis_document(&secret(byte).public_key(), Network::Regtest);
+        Identity::from_genesis(secret(byte), genesis, Network::Regtest).expect("the document names the key")
+    }
+
+    fn reader(config: &NostrConfig) -> Reader {
+        Reader::new(key_did(1), config, [], NOW, None)
+    }
+
+    fn config() -> NostrConfig {
+        NostrConfig::new([])
+    }
+
+    fn declined() -> SharedBody {
+        Body::from(SubmitNonIncluded { cohort_id: CohortId::parse("c").expect("a name") }).into()
+    }
+
+    /// What `signer` publishes for the reader in the name of `from`.
+    fn event(signer: &Identity, from: &Identity, body: SharedBody, at: Timestamp) -> Event {
+        let message = Message::new(from.did().clone(), Some(key_did(1).did().clone()), body);
+        let peer = Peer::new(signer.secret_key(), key_did(1).public_key().x_only()).expect("keys");
+        let mut rng = Randomness::Seeded([7; 32]).for_actor("events");
+        seal(&message, signer.secret_key(), Some(&peer), at, &mut rng).expect("sealed")
+    }
+
+    fn opt_in(identity: &Identity) -> SharedBody {
+        let key = Bytes(identity.public_key().to_bytes());
+        let cohort_id = CohortId::parse("c").expect("a name");
+        let genesis_document = identity.genesis_document().cloned();
+        Body::from(CohortOptIn { cohort_id, participant_pk: key, communication_pk: key, genesis_document }).into()
+    }
+
+    fn is_message(read: &Read, from: &Identity) -> bool {
+        matches!(read, Read::Delivery(Delivery::Message(message)) if message.from == *from.did())
+    }
+
+    #[test]
+    fn a_bad_copy_that_comes_first_keeps_nobody_from_reading_the_good_one() {
+        let (mut reader, sender) = (reader(&config()), key_did(2));
+        let good = event(&sender, &sender, declined(), NOW);
+        let mut bad = good.clone();
+        bad.sig = event(&sender, &sender, declined(), NOW + std::time::Duration::from_secs(1)).sig;
+        assert!(matches!(reader.read(&bad), Read::Foreign(_)));
+        let first = reader.read(&good);
+        assert!(is_message(&first, &sender), "{first:?}");
+        for copy in [&good, &bad] {
+            assert!(matches!(reader.read(copy), Read::Copy), "the second time it is a copy");
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_forgotten_events_are_only_read_again() {
+        let few = NostrConfig { seen_events: 1, conversations: 1, external_keys: 1, ..config() };
+        let mut reader = reader(&few);
+        for _ in 0..2 {
+            for byte in 2..6 {
+                let sender = key_did(byte);
+                let read = reader.read(&event(&sender, &sender, declined(), NOW));
+                assert!(is_message(&read, &sender), "{read:?}");
+            }
+        }
+        assert_eq!(reader.peers.entries.len(), 1);
+        assert_eq!(reader.signers.entries.len(), 1);
+    }
+
+    #[test]
+    fn our_own_events_are_not_read() {
+        let own = key_did(1);
+        assert!(matches!(reader(&config()).read(&event(&own, &own, declined(), NOW)), Read::Copy));
+    }
+
+    #[test]
+    fn an_external_did_is_known_by_its_opt_in_and_nobody_elses_key_will_do() {
+        let (mut reader, member, thief) = (reader(&config()), external(2), key_did(3));
+        let unknown = reader.read(&event(&member, &member, declined(), NOW));
+        assert!(matches!(unknown, Read::Delivery(Delivery::Unverified { .. })), "{unknown:?}");
+        assert!(reader.peer(member.did()).is_none());
+
+        // Somebody else's event with its opt-in proves nothing.
+        let stolen = reader.read(&event(&thief, &member, opt_in(&member), NOW));
+        assert!(matches!(stolen, Read::Delivery(Delivery::Unverified { .. })), "{stolen:?}");
+        assert!(reader.peer(member.did()).is_none());
+
+        let joined = reader.read(&event(&member, &member, opt_in(&member), NOW));
+        assert!(is_message(&joined, &member), "{joined:?}");
+        assert!(reader.peer(member.did()).is_some());
+        let later = reader.read(&event(&member, &member, declined(), NOW + std::time::Duration::from_secs(9)));
+        assert!(is_message(&later, &member), "{later:?}");
+        let forged = reader.read(&event(&thief, &member, declined(), NOW));
+        assert!(matches!(forged, Read::Delivery(Delivery::Unverified { .. })), "{forged:?}");
+    }
+
+    #[test]
+    fn what_was_said_before_we_came_is_told_from_what_is_said_now() {
+        let (mut reader, sender) = (reader(&config()), key_did(2));
+        let old = reader.read(&event(&sender, &sender, declined(), NOW - std::time::Duration::from_secs(1)));
+        assert!(matches!(old, Read::Delivery(Delivery::Stored(_))), "{old:?}");
+        let new = reader.read(&event(&sender, &sender, declined(), NOW));
+        assert!(is_message(&new, &sender), "{new:?}");
+    }
 }

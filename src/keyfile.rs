@@ -35,6 +35,9 @@ pub enum KeyFileError {
     /// No identity was named.
     #[error("no identity: give --identity FILE (see `identity new`), or --secret-env VAR")]
     NoIdentity,
+    /// Two were named.
+    #[error("two identities: give one of --identity FILE and --secret-env VAR")]
+    TwoIdentities,
     /// The file system.
     #[error("{path}: {error}")]
     Io {

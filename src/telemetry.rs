@@ -1,4 +1,4 @@
-//! Logs, and the signals that stop a program.
+//! What a program has of its system: logs, signals that stop it, limits.
 
 use std::io::IsTerminal;
 
@@ -18,28 +18,45 @@ pub fn init() {
     let _ = subscriber.try_init();
 }
 
-/// Ready when the program is asked to stop: Ctrl-C, or on Unix SIGTERM.
-pub async fn stop_signal() {
-    let interrupted = async {
-        // Without a handler there is nothing to wait for: the system stops the program by itself.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
+/// Ready when the program is asked to stop: Ctrl-C, or on Unix SIGTERM. From this call on, not from when it is waited for,
+/// neither ends the process by itself.
+///
+/// # Panics
+/// When called outside of a tokio runtime.
+#[cfg(unix)]
+pub fn stop_signal() -> impl Future<Output = ()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    // Where there can be no handler there is nothing to wait for: the system stops the program by itself.
+    let wait_for = |kind| {
+        let stream = signal(kind).ok();
+        async move {
+            match stream {
+                Some(mut stream) => stream.recv().await,
+                None => std::future::pending().await,
+            }
         }
     };
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let terminated = async {
-            match signal(SignalKind::terminate()) {
-                Ok(mut terminated) => terminated.recv().await,
-                Err(_) => std::future::pending().await,
-            }
-        };
+    let (interrupted, terminated) = (wait_for(SignalKind::interrupt()), wait_for(SignalKind::terminate()));
+    async move {
         tokio::select! {
-            () = interrupted => {}
+            _ = interrupted => {}
             _ = terminated => {}
         }
     }
-    #[cfg(not(unix))]
-    interrupted.await;
+}
+
+/// Ready when the program is asked to stop: Ctrl-C.
+#[cfg(not(unix))]
+pub async fn stop_signal() {
+    // Without a handler there is nothing to wait for: the system stops the program by itself.
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Raises the number of files that this process may have open as far as it may: each stream of a participant is one.
+pub fn raise_open_files() {
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }

@@ -370,6 +370,18 @@ fn an_smt_cohort_with_a_silent_member_falls_back() {
 }
 
 #[test]
+fn over_http_the_same_cohorts_complete() {
+    for beacon in ["cas", "smt"] {
+        let arguments = ["--transport", "http", "--beacon", beacon, "--decline", "1"];
+        assert_eq!(demo_with_files(&format!("http-{beacon}"), &arguments)["path"], "key-path");
+    }
+    let fallback = ["--transport", "http", "--path", "fallback"];
+    assert_eq!(demo_with_files("http-fallback", &fallback)["path"], "script-path");
+    // Far more from one address than a service takes by itself.
+    demo(&["--transport", "http", "--participants", "60"]);
+}
+
+#[test]
 fn the_smallest_cohorts_work() {
     for beacon in ["cas", "smt"] {
         demo_with_files(&format!("one-{beacon}"), &["--participants", "1", "--beacon", beacon]);
@@ -393,13 +405,15 @@ fn a_cohort_in_which_everybody_declines_announces_that() {
 #[test]
 fn a_seed_repeats_the_transaction_and_another_seed_does_not() {
     for beacon in ["cas", "smt"] {
-        let signed = |seed: &str| {
-            let report = demo(&["--beacon", beacon, "--participants", "3", "--seed", seed]);
+        let signed = |seed: &str, transport: &str| {
+            let arguments = ["--beacon", beacon, "--participants", "3", "--seed", seed, "--transport", transport];
+            let report = demo(&arguments);
             (text(&report["txid"]).to_owned(), text(&report["signature"]).to_owned())
         };
-        let (txid, signature) = signed("7");
-        assert_eq!(signed("7"), (txid.clone(), signature.clone()));
-        let other = signed("8");
+        let (txid, signature) = signed("7", "memory");
+        assert_eq!(signed("7", "memory"), (txid.clone(), signature.clone()));
+        assert_eq!(signed("7", "http"), (txid.clone(), signature.clone()), "over every transport");
+        let other = signed("8", "memory");
         assert_ne!(other.0, txid);
         assert_ne!(other.1, signature);
     }
@@ -475,7 +489,9 @@ fn the_help_names_every_flag_and_the_exit_status() {
     for arguments in [&["--help"][..], &["demo", "--help"]] {
         let run = run(arguments);
         assert_eq!(run.status, 0);
-        for flag in ["--participants", "--decline", "--beacon", "--path", "--seed", "--out", "--json"] {
+        for flag in
+            ["--participants", "--decline", "--beacon", "--path", "--transport", "--seed", "--out", "--json"]
+        {
             assert!(run.stdout.contains(flag), "{flag} is missing in {}", run.stdout);
         }
         for choice in ["cas", "smt", "key", "fallback", "EXTERNAL", "tx.hex"] {

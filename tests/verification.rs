@@ -10,14 +10,8 @@ use btcr2_aggregation::{
 };
 
 fn signed_on(path: SpendPath) -> Report {
-    let config = DemoConfig {
-        participants: 3,
-        decline: 0,
-        beacon: BeaconType::cas(),
-        path,
-        seed: Some(1),
-        transport: DemoTransport::Memory,
-    };
+    let (beacon, transport) = (BeaconType::cas(), DemoTransport::Memory);
+    let config = DemoConfig { participants: 3, decline: 0, beacon, path, transport, seed: Some(1) };
     let report = actix_rt::System::new().block_on(demo::run(&config, |_| {})).unwrap();
     assert_eq!(report.signed.path, path);
     report

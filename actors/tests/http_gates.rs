@@ -3,14 +3,19 @@
 
 mod http_support;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use actix_web::test::TestRequest;
 use btcr2_aggregation_actors::transport::{
     Outbound,
     http::{HttpConfig, store::Rate},
 };
-use btcr2_aggregation_protocol::{identity::Identity, request_auth::inbox_path};
+use btcr2_aggregation_protocol::{
+    id::CohortId,
+    identity::Identity,
+    message::{Body, update::SubmitUpdate},
+    request_auth::inbox_path,
+};
 use http_support::{
     ack, advert, authorization, draft, external, identity,
     loopback::Loopback,
@@ -18,6 +23,7 @@ use http_support::{
     site::{OK, Site, settle},
 };
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// One way to break a gate's rule in an otherwise good envelope, in the order of the gates.
 struct Break {
@@ -152,6 +158,29 @@ fn a_body_may_have_exactly_the_limit() {
     });
 }
 
+#[test]
+fn who_sends_too_large_an_update_learns_it_and_so_does_the_service() {
+    paused(async {
+        let config = HttpConfig { max_body: 200_000, ..HttpConfig::default() };
+        let (site, mut deliveries) = Site::with(|parts| {
+            parts.config = config;
+            parts.update_bytes = 50_000;
+        })
+        .await;
+        let (alice, to) = (identity(1), service().did().clone());
+        let submit = |bytes: usize| SubmitUpdate {
+            cohort_id: CohortId::parse("cohort").unwrap(),
+            // As JSON: {"p":"xx..."}.
+            signed_update: Arc::new(json!({ "p": "x".repeat(bytes - 8) })),
+        };
+        for (bytes, outcome) in [(50_000, OK), (50_001, (413, "payload_too_large"))] {
+            let envelope = sealed(&alice, Some(&to), Body::from(submit(bytes)), site.now());
+            assert_eq!(site.post(envelope).await.outcome(), outcome, "{bytes} bytes");
+            assert!(deliveries.try_recv().is_ok(), "{bytes} bytes: the service says what it thinks of it");
+        }
+    });
+}
+
 #[actix_web::test]
 async fn who_sends_too_much_gets_to_see_why() {
     let (loopback, mut deliveries) = Loopback::start("", HttpConfig::default()).await;
@@ -163,6 +192,18 @@ async fn who_sends_too_much_gets_to_see_why() {
         let body = reqwest::Body::wrap_stream(futures::stream::iter(chunks));
         assert_eq!(loopback.post(body).await, too_large, "{size} in chunks");
     }
+    // A client that reads only when it has sent everything.
+    let mut socket = tokio::net::TcpStream::connect(loopback.address).await.unwrap();
+    let head = format!("POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", 1_000_000);
+    socket.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..1_000 {
+        socket.write_all(&[b'x'; 1_000]).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let mut answer = [0; 12];
+    socket.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
+
     let good = sealed(&identity(1), Some(service().did()), ack(), loopback.clock.now());
     let chunks: Vec<_> = good.as_bytes().chunks(7).map(|chunk| Ok::<_, std::io::Error>(chunk.to_vec())).collect();
     let body = reqwest::Body::wrap_stream(futures::stream::iter(chunks));

@@ -33,10 +33,12 @@ enum SpendingPath {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Transport {
-    /// In memory
+enum Network {
+    /// Within this process
     Memory,
-    /// Over a Nostr relay in this process, each participant with a connection of its own
+    /// Over HTTP, through real sockets of the loopback interface, on a free port
+    Http,
+    /// Over a Nostr relay in this process, on a free port, each participant with a connection of its own
     Nostr,
 }
 
@@ -57,9 +59,9 @@ pub(super) struct DemoArgs {
     /// Which path of the beacon output the transaction takes
     #[arg(long, value_enum, default_value_t = SpendingPath::Key)]
     path: SpendingPath,
-    /// How the service and its participants reach each other
-    #[arg(long, value_enum, default_value_t = Transport::Memory)]
-    transport: Transport,
+    /// How messages travel between the service and the participants
+    #[arg(long, value_enum, default_value_t = Network::Memory)]
+    transport: Network,
     /// Make every key and every nonce follow from this number, to see the same transaction again
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
@@ -84,11 +86,12 @@ impl DemoArgs {
                 SpendingPath::Key => SpendPath::KeyPath,
                 SpendingPath::Fallback => SpendPath::ScriptPath,
             },
-            seed: self.seed,
             transport: match self.transport {
-                Transport::Memory => DemoTransport::Memory,
-                Transport::Nostr => DemoTransport::Nostr,
+                Network::Memory => DemoTransport::Memory,
+                Network::Http => DemoTransport::Http,
+                Network::Nostr => DemoTransport::Nostr,
             },
+            seed: self.seed,
         }
     }
 }
@@ -132,6 +135,9 @@ fn run(args: &DemoArgs, config: &DemoConfig) -> Result<bool, Failure> {
     if let Some(directory) = &args.out {
         // Before the round: a large one takes long, and would be lost.
         fs::create_dir_all(directory).map_err(|cause| Failure::Output { directory: directory.clone(), cause })?;
+    }
+    if config.transport == DemoTransport::Http {
+        crate::telemetry::raise_open_files();
     }
     let line = ProgressLine::new();
     let report = actix_rt::System::new().block_on(demo::run(config, |progress| line.show(progress)))?;

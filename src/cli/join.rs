@@ -14,7 +14,7 @@ use super::{Events, fail, identity_of, relay::RelaySettings, serve::Beacon};
 use crate::{
     config::{self, Span, settings},
     join::{self, Intent, JoinConfig, JoinError, Terms},
-    protocol::{cohort::Timing, did::Did, update::build_update},
+    protocol::{cohort::Timing, did::Did, network::Network, update::build_update},
 };
 
 /// Joins one cohort of a service, checks everything, signs, and keeps what the DID needs to resolve. Each flag can also be
@@ -56,6 +56,12 @@ settings! {
         /// Take the secret key of a KEY DID from this environment variable instead of a file
         #[arg(long, value_name = "VAR", env = "BTCR2_SECRET_ENV")]
         secret_env: String,
+        /// With --secret-env: the Bitcoin network of the DID [default: regtest]
+        #[arg(long, value_name = "N", env = "BTCR2_NETWORK")]
+        network: Network,
+        /// Trust an https service only by the certificates in this PEM file, instead of the system's authorities
+        #[arg(long, value_name = "FILE", env = "BTCR2_TLS_CA")]
+        tls_ca: PathBuf,
         /// Listen to this service only; without it, to any that the URL leads to
         #[arg(long, value_name = "DID", env = "BTCR2_SERVICE_DID")]
         service_did: Did,
@@ -72,10 +78,10 @@ settings! {
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_DECLINE")]
         decline: bool,
         /// The current DID document, when it is not the initial one
-        #[arg(long, value_name = "FILE", env = "BTCR2_SOURCE_DOCUMENT", requires = "source_version")]
+        #[arg(long, value_name = "FILE", env = "BTCR2_SOURCE_DOCUMENT")]
         source_document: PathBuf,
         /// Its version
-        #[arg(long, value_name = "N", env = "BTCR2_SOURCE_VERSION", requires = "source_document")]
+        #[arg(long, value_name = "N", env = "BTCR2_SOURCE_VERSION")]
         source_version: u64,
         /// Refuse cohorts whose operator could recover the coin sooner than this many blocks [default: 144]
         #[arg(long, value_name = "BLOCKS", env = "BTCR2_MIN_RECOVERY_SEQUENCE")]
@@ -106,8 +112,7 @@ settings! {
 
 pub(super) fn main(args: JoinArgs) -> ExitCode {
     let outcome = config(args).and_then(|config| {
-        let stop = crate::telemetry::stop_signal();
-        actix_rt::System::new().block_on(join::run(config, stop))
+        actix_rt::System::new().block_on(async { join::run(config, crate::telemetry::stop_signal()).await })
     });
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -122,8 +127,16 @@ fn config(args: JoinArgs) -> Result<JoinConfig, JoinError> {
         Some(path) => config::read(path).map_err(|error| usage(error.to_string()))?,
         None => JoinSettings::default(),
     };
+    let mut file: JoinSettings = file;
+    // One choice in several settings: who chooses one has not chosen the file's others.
+    if args.settings.identity.is_some() || args.settings.secret_env.is_some() {
+        (file.identity, file.secret_env) = (None, None);
+    }
+    if args.settings.update.is_some() || args.settings.add_beacon.is_some() || args.settings.decline.is_some() {
+        (file.update, file.add_beacon, file.decline) = (None, None, None);
+    }
     let settings = args.settings.over(file);
-    let identity = identity_of(settings.identity.as_deref(), settings.secret_env.as_deref(), None)
+    let identity = identity_of(settings.identity.as_deref(), settings.secret_env.as_deref(), settings.network)
         .map_err(|error| usage(error.to_string()))?;
     let relays = RelaySettings {
         relays: settings.relay.unwrap_or_default(),
@@ -160,11 +173,16 @@ fn config(args: JoinArgs) -> Result<JoinConfig, JoinError> {
         None if settings.decline == Some(true) => Intent::Decline,
         None => Intent::AddBeacon { source },
     };
+    let trusted = match &settings.tls_ca {
+        Some(path) => Some(fs::read(path).map_err(|error| usage(format!("{}: {error}", path.display())))?),
+        None => None,
+    };
     let default = Terms::default();
     let timing = Timing::default();
     Ok(JoinConfig {
         identity,
         service: settings.service,
+        trusted,
         nostr,
         service_did: settings.service_did,
         intent,

@@ -101,6 +101,9 @@ fn identity_of(
     secret_env: Option<&str>,
     network: Option<Network>,
 ) -> Result<Identity, KeyFileError> {
+    if file.is_some() && secret_env.is_some() {
+        return Err(KeyFileError::TwoIdentities);
+    }
     if let Some(name) = secret_env {
         return keyfile::identity(keyfile::secret_from_env(name)?, None, network.unwrap_or(Network::Regtest));
     }

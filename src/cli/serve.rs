@@ -169,8 +169,8 @@ settings! {
 
 pub(super) fn main(args: ServeArgs) -> ExitCode {
     let outcome = config(args).and_then(|config| {
-        let stop = crate::telemetry::stop_signal();
-        actix_rt::System::new().block_on(serve::run(config, stop))
+        crate::telemetry::raise_open_files();
+        actix_rt::System::new().block_on(async { serve::run(config, crate::telemetry::stop_signal()).await })
     });
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -185,6 +185,11 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ServeError> {
         Some(path) => config::read(path).map_err(|error| ServeError::Usage(error.to_string()))?,
         None => ServeSettings::default(),
     };
+    let mut file: ServeSettings = file;
+    if args.settings.identity.is_some() || args.settings.secret_env.is_some() {
+        // One choice in two settings: who chooses one has not chosen the file's other.
+        (file.identity, file.secret_env) = (None, None);
+    }
     let settings = args.settings.over(file);
     // Offline is the only chain there is so far, and must be asked for by name, because it announces nothing.
     let Some(Chain::Offline) = settings.chain else {

@@ -1,9 +1,11 @@
 //! A whole cohort in one process: a service and its participants as actors, each participant with a real update, to a
 //! Bitcoin transaction that Bitcoin Core's consensus code accepts.
 //!
-//! Everything is real but the coin, which is made up, and the network, which is memory or a relay in this process. [`run`] is the whole story;
-//! [`policy`] is what the operator and the members decide, [`report`] is what came of it.
+//! Everything is real but the coin, which is made up, and, unless it is HTTP or Nostr, the network, which is memory. [`run`]
+//! is the whole story; `network` is how messages travel, [`policy`] is what the operator and the members decide, [`report`] is
+//! what came of it.
 
+mod network;
 pub mod policy;
 pub mod report;
 mod silence;
@@ -15,7 +17,7 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::time::Instant;
 
 pub use self::report::Report;
-use self::{policy::DemoMember, report::MemberReport, silence::SilentAfterNonces};
+use self::{network::DemoNetwork, policy::DemoMember, report::MemberReport, silence::SilentAfterNonces};
 use crate::{
     actors::{
         journal::MemoryJournal,
@@ -24,11 +26,7 @@ use crate::{
         runtime::{Clock, Randomness},
         service::{OpenCohort, ServiceSettings},
         supervisor::{StartParticipant, StartService, Supervisor},
-        transport::{
-            Transport,
-            memory::MemoryTransport,
-            nostr::{NostrConfig, NostrTransport, embedded::EmbeddedRelay},
-        },
+        transport::Transport,
     },
     bitcoin::offline::OfflineOperator,
     protocol::{
@@ -54,33 +52,16 @@ pub const MAX_PARTICIPANTS: usize = 1000;
 /// The network of the demo's DIDs and addresses.
 const NETWORK: Network = Network::Regtest;
 
-/// How the demo's actors reach each other.
+/// How the messages of a demo travel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DemoTransport {
-    /// In memory.
+    /// Within the process.
     #[default]
     Memory,
+    /// Over HTTP, through sockets of the loopback interface.
+    Http,
     /// Over a Nostr relay in this process, each with a connection of its own.
     Nostr,
-}
-
-impl DemoTransport {
-    /// The network, and what has to be kept for it to stay.
-    async fn start(
-        self,
-        clock: Clock,
-        randomness: Randomness,
-    ) -> Result<(Arc<dyn Transport>, Option<EmbeddedRelay>), DemoError> {
-        match self {
-            Self::Memory => Ok((Arc::new(MemoryTransport::new()), None)),
-            Self::Nostr => {
-                let relay = EmbeddedRelay::start(([127, 0, 0, 1], 0).into()).await.map_err(internal)?;
-                let config = NostrConfig::new([relay.url().to_owned()]);
-                let nostr = NostrTransport::new(config, clock, randomness).map_err(internal)?;
-                Ok((Arc::new(nostr), Some(relay)))
-            }
-        }
-    }
 }
 
 /// What to demonstrate.
@@ -94,10 +75,10 @@ pub struct DemoConfig {
     pub beacon: BeaconType,
     /// Which path the transaction is to take.
     pub path: SpendPath,
+    /// How messages travel.
+    pub transport: DemoTransport,
     /// Repeat a run: everything that is random follows from this number.
     pub seed: Option<u64>,
-    /// How they reach each other.
-    pub transport: DemoTransport,
 }
 
 /// Why a demo did not come to a transaction.
@@ -173,7 +154,10 @@ impl DemoConfig {
         let signing_timeout = match self.path {
             SpendPath::KeyPath => Duration::from_secs(600),
             // Long enough that nobody but the silent member misses it, short enough to watch.
-            SpendPath::ScriptPath => Duration::from_secs(1) + Duration::from_millis(25) * members,
+            SpendPath::ScriptPath => {
+                let slower = if self.transport == DemoTransport::Http { 2 } else { 1 };
+                (Duration::from_secs(1) + Duration::from_millis(25) * members) * slower
+            }
         };
         Timing { signing_timeout, ..Timing::default() }
     }
@@ -206,7 +190,7 @@ pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Res
     let beacons = BeaconRegistry::default();
     let journal = Arc::new(MemoryJournal::new());
     let clock = Clock::system();
-    let (network, _relay) = config.transport.start(clock, randomness).await?;
+    let network = DemoNetwork::start(config.transport, service_identity.did(), clock, randomness).await?;
     let service_notices = Notices::new(NOTICES);
     let member_notices = Notices::new(NOTICES);
     let mut service_steps = service_notices.subscribe();
@@ -215,8 +199,8 @@ pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Res
     let supervisor = Supervisor::default().start();
     for (index, identity) in identities.iter().enumerate() {
         let silent = config.path == SpendPath::ScriptPath && index + 1 == config.participants;
-        let transport: Arc<dyn Transport> =
-            if silent { Arc::new(SilentAfterNonces(Arc::clone(&network))) } else { Arc::clone(&network) };
+        let transport = Arc::clone(&network.members);
+        let transport: Arc<dyn Transport> = if silent { Arc::new(SilentAfterNonces(transport)) } else { transport };
         let policy =
             DemoMember::new(identity.clone(), service_identity.did().clone(), index < config.decline, randomness);
         let settings = ParticipantSettings {
@@ -237,7 +221,7 @@ pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Res
     let service = supervisor
         .send(StartService(ServiceSettings {
             identity: service_identity,
-            transport: network,
+            transport: Arc::clone(&network.service),
             policy: Arc::new(OfflineOperator),
             beacons: beacons.clone(),
             aggregator,
@@ -261,6 +245,7 @@ pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Res
 
     let result = follow(config, &mut service_steps, &mut progress).await?;
     let members = collect(&identities, &mut member_steps).await?;
+    network.stop().await;
     Ok(Report::new(config, cohort_id, &result, members, &beacons, started.elapsed()))
 }
 

@@ -19,7 +19,7 @@ use crate::{
         transport::{
             Transport,
             combined::CombinedTransport,
-            http::HttpClient,
+            http::{HttpClient, client::BaseUrlError},
             nostr::{NostrConfig, NostrTransport},
         },
     },
@@ -39,6 +39,8 @@ pub struct JoinConfig {
     pub identity: Identity,
     /// The service's base URL, for one that serves HTTP.
     pub service: Option<String>,
+    /// The certificates (PEM) that an https service is trusted by; without them, the system's authorities.
+    pub trusted: Option<Vec<u8>>,
     /// The relays on which to look for services.
     pub nostr: Option<NostrConfig>,
     /// The service's DID; without it, the first service whose terms are met.
@@ -175,8 +177,12 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
 fn transport(config: &JoinConfig, clock: Clock) -> Result<Arc<dyn Transport>, JoinError> {
     let mut transports: Vec<Arc<dyn Transport>> = Vec::new();
     if let Some(service) = &config.service {
-        let client = HttpClient::new(service, config.service_did.clone(), clock, Randomness::System)
-            .map_err(|error| JoinError::Usage(error.to_string()))?;
+        let usage = |error: BaseUrlError| JoinError::Usage(error.to_string());
+        let mut client =
+            HttpClient::new(service, config.service_did.clone(), clock, Randomness::System).map_err(usage)?;
+        if let Some(pem) = &config.trusted {
+            client = client.trusting_only(pem).map_err(usage)?;
+        }
         transports.push(Arc::new(client));
     }
     if let Some(nostr) = &config.nostr {

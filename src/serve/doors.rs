@@ -22,8 +22,9 @@ use crate::{
 /// that was closed under it.
 const KEEP_ALIVE: Duration = Duration::from_secs(90);
 
-/// How long open requests may take to end when the program stops.
-const SHUTDOWN_SECS: u64 = 5;
+/// How long open requests may take to end when the program stops. Streams are closed before; what is open then for longer is
+/// idle, for the web server waits for connections that are kept alive too.
+const SHUTDOWN_SECS: u64 = 1;
 
 /// What is open.
 pub(super) struct Doors {

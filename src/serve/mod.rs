@@ -1,6 +1,6 @@
 //! The Aggregation Service as a program: a web server, the service behind it, and one cohort after another.
 //!
-//! [`run`] is the whole story, [`results`] what is kept of each cohort.
+//! [`run`] is the whole story, `results` what is kept of each cohort.
 
 mod doors;
 mod results;

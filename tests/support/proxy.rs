@@ -15,19 +15,22 @@ pub type Cutter = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 #[derive(Default)]
 struct State {
-    open: Mutex<Vec<TcpStream>>,
+    /// Client and server of each connection.
+    open: Mutex<Vec<(TcpStream, TcpStream)>>,
     refusing: AtomicBool,
     cuts: AtomicUsize,
 }
 
 impl State {
+    /// Cuts the clients off. Servers notice when they next say something, so that what they were told has its effect.
     fn cut(&self) {
         let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
         if !open.is_empty() {
             self.cuts.fetch_add(1, Ordering::SeqCst);
         }
-        for stream in open {
-            let _ = stream.shutdown(Shutdown::Both);
+        for (client, server) in open {
+            let _ = client.shutdown(Shutdown::Both);
+            let _ = server.shutdown(Shutdown::Read);
         }
     }
 }
@@ -57,7 +60,7 @@ impl Proxy {
                 }
                 let Ok(server) = TcpStream::connect(target) else { continue };
                 let mut open = shared.open.lock().unwrap();
-                open.extend([client.try_clone().unwrap(), server.try_clone().unwrap()]);
+                open.push((client.try_clone().unwrap(), server.try_clone().unwrap()));
                 drop(open);
                 let (from_client, from_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
                 pump(from_client, server, &shared, &cutters, true);
@@ -97,6 +100,12 @@ fn pump(mut from: TcpStream, mut to: TcpStream, state: &Arc<State>, cutters: &Ar
                 break;
             }
             let cut = if client { (cutters.0)(said) } else { (cutters.1)(said) };
+            if cut && client {
+                state.cut();
+                // Until the server has dealt with it: an end of the connection could be seen first.
+                thread::sleep(std::time::Duration::from_millis(100));
+                break;
+            }
             if cut {
                 // A moment for what was forwarded to be read: a cut throws away what is still in the pipe.
                 thread::sleep(std::time::Duration::from_millis(30));

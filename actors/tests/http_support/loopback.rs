@@ -110,7 +110,11 @@ impl Loopback {
 }
 
 pub fn client() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().build().unwrap()
+    // One a test: building one reads the system's certificates, which takes longer than most requests.
+    thread_local! {
+        static CLIENT: reqwest::Client = reqwest::Client::builder().no_proxy().build().unwrap();
+    }
+    CLIENT.with(reqwest::Client::clone)
 }
 
 /// A response that is read from the socket itself: chunks of events.
@@ -177,11 +181,14 @@ impl RawStream {
 
     /// The next event, comments not counted; `None` when the server has closed the stream.
     pub async fn next(&mut self) -> Option<Event> {
+        // Heartbeats are no reason to wait forever.
+        let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let event = self.next_or_comment().await?;
             if !event.is_comment() {
                 return Some(event);
             }
+            assert!(tokio::time::Instant::now() < deadline, "nothing but heartbeats");
         }
     }
 

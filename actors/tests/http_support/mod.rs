@@ -119,7 +119,7 @@ pub fn opt_in(identity: &Identity) -> Body {
     let key = Bytes(identity.public_key().to_bytes());
     Body::from(CohortOptIn {
         cohort_id: cohort(),
-        participant_pk: key.clone(),
+        participant_pk: key,
         communication_pk: key,
         genesis_document: identity.genesis_document().cloned(),
     })

@@ -138,7 +138,7 @@ impl Site {
     pub async fn open(&self, request: TestRequest) -> Stream {
         let response = (self.call)(request.to_request()).await;
         assert_eq!(response.status(), 200);
-        Stream { body: Box::pin(response.into_body()), parser: Parser::default() }
+        Stream { body: Some(Box::pin(response.into_body())), parser: Parser::default() }
     }
 
     pub async fn inbox(&self, identity: &Identity) -> Stream {
@@ -177,7 +177,8 @@ pub async fn settle() {
 
 /// A stream of events.
 pub struct Stream {
-    body: Pin<Box<BoxBody>>,
+    /// Until it has ended.
+    body: Option<Pin<Box<BoxBody>>>,
     parser: Parser,
 }
 
@@ -197,8 +198,13 @@ impl Stream {
             if let Some(event) = self.parser.pop() {
                 return Some(event);
             }
-            let chunk = std::future::poll_fn(|cx| self.body.as_mut().poll_next(cx)).await?;
-            self.parser.push(&chunk.unwrap());
+            let body = self.body.as_mut()?;
+            // Without tokio's budget, which would have a long queue look like an empty one.
+            let chunk = tokio::task::unconstrained(std::future::poll_fn(|cx| body.as_mut().poll_next(cx))).await;
+            match chunk {
+                Some(chunk) => self.parser.push(&chunk.unwrap()),
+                None => self.body = None,
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use actix_web::{
 use super::config::Cors;
 
 /// The origin that a response may name, for a request that named one.
-pub(super) fn allowed_origin(cors: &Cors, request: &HeaderMap) -> Option<HeaderValue> {
+fn allowed_origin(cors: &Cors, request: &HeaderMap) -> Option<HeaderValue> {
     let origin = request.get(ORIGIN)?;
     match cors {
         Cors::Permissive => Some(HeaderValue::from_static("*")),
@@ -22,23 +22,26 @@ pub(super) fn allowed_origin(cors: &Cors, request: &HeaderMap) -> Option<HeaderV
     }
 }
 
-/// Adds what lets a page of `origin` read the response.
-pub(super) fn allow(response: &mut HttpResponseBuilder, origin: Option<HeaderValue>) {
-    if let Some(origin) = origin {
-        response.insert_header((ACCESS_CONTROL_ALLOW_ORIGIN, origin)).insert_header((VARY, "Origin"));
+/// Adds what lets the page that asks read the response, if it may.
+pub(super) fn allow(response: &mut HttpResponseBuilder, cors: &Cors, request: &HeaderMap) {
+    if *cors != Cors::SameOrigin {
+        // Without an origin too: a cache must not give that response to a page that may read another.
+        response.insert_header((VARY, "Origin"));
+    }
+    if let Some(origin) = allowed_origin(cors, request) {
+        response.insert_header((ACCESS_CONTROL_ALLOW_ORIGIN, origin));
     }
 }
 
 /// The answer to a preflight request.
 pub(super) fn preflight(cors: &Cors, request: &HeaderMap) -> HttpResponse {
     let mut response = HttpResponse::NoContent();
-    let origin = allowed_origin(cors, request);
-    if origin.is_some() {
+    if allowed_origin(cors, request).is_some() {
         response
             .insert_header((ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, OPTIONS"))
             .insert_header((ACCESS_CONTROL_ALLOW_HEADERS, "authorization, content-type, last-event-id"))
             .insert_header((ACCESS_CONTROL_MAX_AGE, "86400"));
     }
-    allow(&mut response, origin);
+    allow(&mut response, cors, request);
     response.finish()
 }

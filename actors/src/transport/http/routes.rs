@@ -1,6 +1,9 @@
 //! The routes, as actix-web sees them.
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use actix_web::{
     HttpRequest, HttpResponse, Route,
@@ -10,14 +13,17 @@ use actix_web::{
     },
     web::{self, Bytes, BytesMut, Payload, ServiceConfig},
 };
-use btcr2_aggregation_protocol::message::Body;
+use btcr2_aggregation_protocol::{
+    message::{Body, Message},
+    update::SignedUpdate,
+};
 use futures::{StreamExt, stream};
 use serde_json::json;
 
 use super::{
     Refusal,
     config::HttpConfig,
-    cors::{allow, allowed_origin, preflight},
+    cors::{allow, preflight},
     gate::Admitted,
     hub::{Advertise, OpenAdverts, OpenInbox},
     server::HttpServer,
@@ -32,6 +38,9 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// More than an envelope and its event add to the body that they carry.
 const ENVELOPE_OVERHEAD: usize = 1024;
+
+/// How long a client may take to send a body.
+const BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// How long a request waits for room in the mailbox of its recipient.
 const DELIVERY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
@@ -96,18 +105,30 @@ async fn post_message(server: Server, request: HttpRequest, payload: Payload) ->
 async fn accept_message(server: &HttpServer, request: &HttpRequest, payload: Payload) -> Result<(), Refusal> {
     let gate = &server.0.gate;
     gate.admit_address(&address(server, request), server.now()).await?;
-    let body = read(payload, gate.config.max_body).await?;
+    let body = read_in_time(payload, gate.config.max_body).await?;
     let Admitted { from, to, message } = gate.admit_message(&body, server.now()).await?;
+    let too_large = message.as_ref().is_ok_and(|message| holds_too_large_an_update(server, message, body.len()));
     let delivery = match message {
         Ok(message) => Delivery::Message(message),
         Err(error) => Delivery::Undecodable { from, error },
     };
     // The sender waits here when its recipient cannot keep up; everybody else goes on.
     match tokio::time::timeout(DELIVERY_TIMEOUT, to.inbox.send(delivery)).await {
+        // The service refuses it and says so in its own events; the member has to hear it too.
+        Ok(Ok(())) if too_large => Err(Refusal::PayloadTooLarge),
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(Refusal::UnknownRecipient),
         Err(_) => Err(Refusal::RateLimited),
     }
+}
+
+/// Whether `message` submits an update beyond the service's limit. Only looked at where the body is as large as that.
+fn holds_too_large_an_update(server: &HttpServer, message: &Message, body: usize) -> bool {
+    let limit = server.0.update_bytes;
+    body > limit
+        && matches!(&*message.body, Body::SubmitUpdate(submit)
+            if SignedUpdate::from_value((*submit.signed_update).clone())
+                .is_ok_and(|update| update.canonical_len() > limit))
 }
 
 async fn post_advert(server: Server, request: HttpRequest, payload: Payload) -> HttpResponse {
@@ -118,7 +139,7 @@ async fn post_advert(server: Server, request: HttpRequest, payload: Payload) -> 
 async fn accept_advert(server: &HttpServer, request: &HttpRequest, payload: Payload) -> Result<(), Refusal> {
     let gate = &server.0.gate;
     gate.admit_address(&address(server, request), server.now()).await?;
-    let body = read(payload, gate.config.max_body).await?;
+    let body = read_in_time(payload, gate.config.max_body).await?;
     let (from, message) = gate.admit_advert(&body, server.now()).await?;
     // As with messages, what is signed by the right one but is no advert is accepted and means nothing.
     if let Ok(message) = message
@@ -180,13 +201,13 @@ async fn well_known(server: Server, request: HttpRequest) -> HttpResponse {
         "idempotent": true,
     });
     let mut response = HttpResponse::Ok();
-    allow(&mut response, allowed_origin(&config.cors, request.headers()));
+    allow(&mut response, &config.cors, request.headers());
     response.json(document)
 }
 
 async fn openapi(server: Server, request: HttpRequest) -> HttpResponse {
     let mut response = HttpResponse::Ok();
-    allow(&mut response, allowed_origin(&server.config().cors, request.headers()));
+    allow(&mut response, &server.config().cors, request.headers());
     response.insert_header((CONTENT_TYPE, "application/json")).body(OPENAPI)
 }
 
@@ -204,7 +225,7 @@ fn answer(server: &HttpServer, request: &HttpRequest, outcome: Result<(), Refusa
         ),
     };
     let mut response = HttpResponse::build(status);
-    allow(&mut response, allowed_origin(&server.config().cors, request.headers()));
+    allow(&mut response, &server.config().cors, request.headers());
     response.json(body)
 }
 
@@ -213,13 +234,19 @@ fn event_stream(server: &HttpServer, request: &HttpRequest, events: Events) -> H
         events.next().await.map(|event| (Ok::<_, Infallible>(event), events))
     });
     let mut response = HttpResponse::Ok();
-    allow(&mut response, allowed_origin(&server.config().cors, request.headers()));
+    allow(&mut response, &server.config().cors, request.headers());
     response
         .insert_header((CONTENT_TYPE, "text/event-stream"))
         .insert_header((CACHE_CONTROL, "no-store"))
         // For nginx, which would hold events back until a buffer is full.
         .insert_header(("x-accel-buffering", "no"))
         .streaming(events)
+}
+
+/// The body, if it comes before the connection has been held for too long.
+async fn read_in_time(payload: Payload, most: usize) -> Result<Bytes, Refusal> {
+    // What has not come by then is no JSON.
+    tokio::time::timeout(BODY_TIMEOUT, read(payload, most)).await.unwrap_or(Err(Refusal::InvalidJson))
 }
 
 /// The whole body, if it is not larger than `most`. What is too large is read on for a while and thrown away, so that the
@@ -242,10 +269,25 @@ async fn read(mut payload: Payload, most: usize) -> Result<Bytes, Refusal> {
     if length > most { Err(Refusal::PayloadTooLarge) } else { Ok(body.freeze()) }
 }
 
+/// What a client's requests are counted by. Of IPv6 that is the network: who has one address there has 2^64 of them.
 fn address(server: &HttpServer, request: &HttpRequest) -> String {
     let forwarded = server.config().trust_forwarded.then(|| {
         let info = request.connection_info();
         info.realip_remote_addr().map(str::to_owned)
     });
-    forwarded.flatten().or_else(|| request.peer_addr().map(|peer| peer.ip().to_string())).unwrap_or_default()
+    let Some(forwarded) = forwarded.flatten() else {
+        return request.peer_addr().map(|peer| network(peer.ip())).unwrap_or_default();
+    };
+    let bare = forwarded.trim_start_matches('[').trim_end_matches(']');
+    bare.parse().map_or(forwarded.clone(), network)
+}
+
+fn network(address: IpAddr) -> String {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).to_string()
+        }
+    }
 }

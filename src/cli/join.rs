@@ -147,7 +147,8 @@ fn config(args: JoinArgs) -> Result<JoinConfig, JoinError> {
     };
     let nostr = relays.config(false).map_err(usage)?;
     if settings.service.is_none() && nostr.is_none() {
-        let problem = "no service: say --service URL for one that serves HTTP, --relay URL for those on a relay";
+        let problem =
+            "--service is missing: the base URL of a service; or --relay URL for those that are found on relays";
         return Err(usage(problem.to_owned()));
     }
     let source = match (&settings.source_document, settings.source_version) {

@@ -77,7 +77,8 @@ settings! {
         /// With --relay: how long to wait before a second attempt to connect or to publish; doubles from then on [default: 1s]
         #[arg(long, value_name = "TIME", env = "BTCR2_RELAY_RETRY")]
         relay_retry: Span,
-        /// The address to serve HTTP on; port 0 takes a free one and prints it [default: 127.0.0.1:8080, or none with a relay]
+        /// The address to serve HTTP on; port 0 takes a free one and prints it. With relays, HTTP is served only if this is given
+        /// [default: 127.0.0.1:8080]
         #[arg(long, value_name = "ADDR", env = "BTCR2_LISTEN")]
         listen: String,
         /// The Bitcoin network [default: the identity's]

@@ -23,11 +23,16 @@ impl Printer {
     }
 
     /// Where the service can be reached, once it can.
-    pub fn serving(&self, did: &Did, url: &str, network: Network) {
-        self.line(
-            &json!({ "event": "serving", "did": did, "url": url, "network": network }),
-            &format!("{did}\nserves {network} at {url}"),
-        );
+    pub fn serving(&self, did: &Did, url: Option<&str>, relays: &[String], network: Network) {
+        let mut json = json!({ "event": "serving", "did": did, "network": network });
+        if let Some(url) = url {
+            json["url"] = json!(url);
+        }
+        if !relays.is_empty() {
+            json["relays"] = json!(relays);
+        }
+        let places: Vec<_> = url.into_iter().chain(relays.iter().map(String::as_str)).collect();
+        self.line(&json, &format!("{did}\nserves {network} at {}", places.join(", ")));
     }
 
     /// Something that the operator should know.

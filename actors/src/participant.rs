@@ -165,7 +165,7 @@ impl ParticipantActor {
         self.sessions.insert(cohort, session.start());
     }
 
-    fn on_message(&mut self, message: Message, ctx: &mut Context<Self>) {
+    fn on_message(&mut self, message: Message, stored: bool, ctx: &mut Context<Self>) {
         if let Body::CohortAdvert(body) = &*message.body {
             return self.on_advert(&message.from, body, ctx);
         }
@@ -176,7 +176,7 @@ impl ParticipantActor {
             }
             return;
         }
-        if self.ended.contains(&cohort) {
+        if stored || self.ended.contains(&cohort) {
             // Late messages of a cohort that is over for us are no fault of the service's.
             return;
         }
@@ -204,7 +204,8 @@ impl Handler<Delivery> for ParticipantActor {
 
     fn handle(&mut self, delivery: Delivery, ctx: &mut Self::Context) {
         match delivery {
-            Delivery::Message(message) => self.on_message(message, ctx),
+            Delivery::Message(message) => self.on_message(message, false, ctx),
+            Delivery::Stored(message) => self.on_message(message, true, ctx),
             Delivery::Undecodable { from, error } => {
                 if let Some(reject) = undecodable(&from, &error) {
                     self.reject(None, &reject);

@@ -153,7 +153,10 @@ impl Actor for AggregationService {
 impl Handler<OpenCohort> for AggregationService {
     type Result = Result<CohortId, ServiceConfigError>;
 
-    fn handle(&mut self, open: OpenCohort, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, mut open: OpenCohort, ctx: &mut Self::Context) -> Self::Result {
+        if let Some(limit) = self.settings.transport.member_limit(&open.conditions.beacon_type) {
+            open.conditions.limit_members(limit)?;
+        }
         // One generator a cohort: were it one for all, a repeated run would depend on the order of the requests only.
         // By a number that is never given twice: under a seed, the number of an ended cohort would be its identifier again.
         let mut rng = self.shared.randomness.for_actor(&format!("cohort number {}", self.opened));
@@ -183,8 +186,9 @@ impl Handler<Delivery> for AggregationService {
     type Result = ();
 
     fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
-        let message = match delivery {
-            Delivery::Message(message) => message,
+        let (message, stored) = match delivery {
+            Delivery::Message(message) => (message, false),
+            Delivery::Stored(message) => (message, true),
             Delivery::Undecodable { from, error } => {
                 if let Some(reject) = undecodable(&from, &error) {
                     self.reject(None, &reject);
@@ -192,8 +196,9 @@ impl Handler<Delivery> for AggregationService {
                 return;
             }
             Delivery::Unverified { reason } => {
-                tracing::warn!(reason, "something that does not verify was passed over");
-                return;
+                // In nobody's name: the one that it names has not said it.
+                let reject = Reject { code: RejectCode::WrongSender, peer: None, detail: reason };
+                return self.reject(None, &reject);
             }
             Delivery::Undeliverable { to, body, reason } => {
                 let cohort_id = body.cohort_id().clone();
@@ -208,7 +213,7 @@ impl Handler<Delivery> for AggregationService {
         };
         let cohort_id = message.body.cohort_id().clone();
         let Some(cohort) = self.cohorts.get(&cohort_id) else {
-            if self.ended.contains(&cohort_id) || matches!(&*message.body, Body::CohortAdvert(_)) {
+            if stored || self.ended.contains(&cohort_id) || matches!(&*message.body, Body::CohortAdvert(_)) {
                 // Late messages of a cohort that is over, and another service's adverts, are nobody's fault.
                 return;
             }

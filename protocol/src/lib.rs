@@ -31,7 +31,7 @@
 //!
 //! Every role is a [`machine::Machine`]: `decide`, `apply`, `effects`. Identifiers and documents are in [`did`],
 //! [`document`], [`update`]; the wire format in [`message`]; what carries a
-//! message over HTTP in [`envelope`] and [`request_auth`] (codecs, no sockets); what a round leaves behind in [`sidecar`] and [`transcript`].
+//! message over HTTP in [`envelope`] and [`request_auth`], and over Nostr in [`nostr`] (codecs, no sockets); what a round leaves behind in [`sidecar`] and [`transcript`].
 //! The actors that carry these machines through a runtime are the crate `btcr2-aggregation-actors`.
 
 pub mod beacon;
@@ -48,6 +48,7 @@ pub mod key;
 pub mod machine;
 pub mod message;
 pub mod network;
+pub mod nostr;
 pub mod output;
 pub mod patch;
 pub mod request_auth;

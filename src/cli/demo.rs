@@ -38,6 +38,8 @@ enum Network {
     Memory,
     /// Over HTTP, through real sockets of the loopback interface, on a free port
     Http,
+    /// Over a Nostr relay in this process, on a free port, each participant with a connection of its own
+    Nostr,
 }
 
 /// Runs an Aggregation Service and its participants as actors in this process, each participant with a real update, and
@@ -87,6 +89,7 @@ impl DemoArgs {
             transport: match self.transport {
                 Network::Memory => DemoTransport::Memory,
                 Network::Http => DemoTransport::Http,
+                Network::Nostr => DemoTransport::Nostr,
             },
             seed: self.seed,
         }

@@ -10,7 +10,7 @@ use std::{
 use clap::Args;
 use serde_json::Value;
 
-use super::{Events, fail, identity_of, serve::Beacon};
+use super::{Events, fail, identity_of, relay::RelaySettings, serve::Beacon};
 use crate::{
     config::{self, Span, settings},
     join::{self, Intent, JoinConfig, JoinError, Terms},
@@ -35,6 +35,21 @@ settings! {
         /// The service's base URL
         #[arg(long, value_name = "URL", env = "BTCR2_SERVICE")]
         service: String,
+        /// A Nostr relay, wss://...; may be given several times, or as a comma separated list
+        #[arg(long, value_name = "URL", value_delimiter = ',', env = "BTCR2_RELAY")]
+        relay: Vec<String>,
+        /// With --relay: read adverts that are at most this old; 0s for all that the relays keep [default: 5m]
+        #[arg(long, value_name = "TIME", env = "BTCR2_LOOK_BACK")]
+        look_back: Span,
+        /// With --relay: how long a relay may take to connect [default: 10s]
+        #[arg(long, value_name = "TIME", env = "BTCR2_RELAY_TIMEOUT")]
+        relay_timeout: Span,
+        /// With --relay: how long a relay may take to say what became of an event, at most 10s [default: 10s]
+        #[arg(long, value_name = "TIME", env = "BTCR2_PUBLISH_TIMEOUT")]
+        publish_timeout: Span,
+        /// With --relay: how long to wait before a second attempt to connect or to publish; doubles from then on [default: 1s]
+        #[arg(long, value_name = "TIME", env = "BTCR2_RELAY_RETRY")]
+        relay_retry: Span,
         /// The identity file, see `identity new`
         #[arg(long, value_name = "FILE", env = "BTCR2_IDENTITY")]
         identity: PathBuf,
@@ -123,8 +138,19 @@ fn config(args: JoinArgs) -> Result<JoinConfig, JoinError> {
     let settings = args.settings.over(file);
     let identity = identity_of(settings.identity.as_deref(), settings.secret_env.as_deref(), settings.network)
         .map_err(|error| usage(error.to_string()))?;
-    let service =
-        settings.service.ok_or_else(|| usage("--service is missing: the service's base URL".to_owned()))?;
+    let relays = RelaySettings {
+        relays: settings.relay.unwrap_or_default(),
+        look_back: settings.look_back,
+        timeout: settings.relay_timeout,
+        publish_timeout: settings.publish_timeout,
+        retry: settings.relay_retry,
+    };
+    let nostr = relays.config(false).map_err(usage)?;
+    if settings.service.is_none() && nostr.is_none() {
+        let problem =
+            "--service is missing: the base URL of a service; or --relay URL for those that are found on relays";
+        return Err(usage(problem.to_owned()));
+    }
     let source = match (&settings.source_document, settings.source_version) {
         (Some(path), Some(version)) => Some((read_json(path)?, version)),
         (None, None) => None,
@@ -156,8 +182,9 @@ fn config(args: JoinArgs) -> Result<JoinConfig, JoinError> {
     let timing = Timing::default();
     Ok(JoinConfig {
         identity,
-        service,
+        service: settings.service,
         trusted,
+        nostr,
         service_did: settings.service_did,
         intent,
         terms: Terms {

@@ -3,6 +3,7 @@
 mod demo;
 mod identity;
 mod join;
+mod relay;
 mod serve;
 
 use std::{fmt::Display, path::Path, process::ExitCode};
@@ -33,10 +34,12 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Make and show identity files
     Identity(identity::IdentityArgs),
-    /// Run an Aggregation Service over HTTP
+    /// Run an Aggregation Service over HTTP, over Nostr relays, or both
     Serve(Box<serve::ServeArgs>),
     /// Join a cohort of a service
     Join(Box<join::JoinArgs>),
+    /// Find out whether a Nostr relay is fit for cohorts
+    Relay(relay::RelayArgs),
 }
 
 /// How a program says what happens.
@@ -58,6 +61,7 @@ pub fn main() -> ExitCode {
         Some(Command::Identity(args)) => identity::main(&args),
         Some(Command::Serve(args)) => serve::main(*args),
         Some(Command::Join(args)) => join::main(*args),
+        Some(Command::Relay(args)) => relay::main(&args),
         None => demo::main(&cli.demo),
     }
 }

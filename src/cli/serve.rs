@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-use super::{Events, fail, identity_of};
+use super::{Events, fail, identity_of, relay::RelaySettings};
 use crate::{
     config::{self, Span, settings},
     protocol::{key::XOnlyKey, network::Network},
@@ -39,7 +39,7 @@ enum Chain {
     Offline,
 }
 
-/// Runs an Aggregation Service over HTTP. Each flag can also be given as an environment variable (shown with it) or as a key
+/// Runs an Aggregation Service over HTTP, over Nostr relays, or both. Each flag can also be given as an environment variable (shown with it) or as a key
 /// of the same name in the file of --config; flags come before variables, variables before the file.
 #[derive(Args, Debug)]
 pub(super) struct ServeArgs {
@@ -59,7 +59,26 @@ settings! {
         /// Take the service's secret key from this environment variable instead of a file
         #[arg(long, value_name = "VAR", env = "BTCR2_SECRET_ENV")]
         secret_env: String,
-        /// The address to listen on; port 0 takes a free one and prints it [default: 127.0.0.1:8080]
+        /// A Nostr relay, wss://...; may be given several times, or as a comma separated list
+        #[arg(long, value_name = "URL", value_delimiter = ',', env = "BTCR2_RELAY")]
+        relay: Vec<String>,
+        /// Run a relay in this process too, and serve over it; port 0 takes a free one and prints it
+        #[arg(long, value_name = "ADDR", env = "BTCR2_EMBEDDED_RELAY")]
+        embedded_relay: std::net::SocketAddr,
+        /// With --relay: read adverts that are at most this old; 0s for all that the relays keep [default: 5m]
+        #[arg(long, value_name = "TIME", env = "BTCR2_LOOK_BACK")]
+        look_back: Span,
+        /// With --relay: how long a relay may take to connect [default: 10s]
+        #[arg(long, value_name = "TIME", env = "BTCR2_RELAY_TIMEOUT")]
+        relay_timeout: Span,
+        /// With --relay: how long a relay may take to say what became of an event, at most 10s [default: 10s]
+        #[arg(long, value_name = "TIME", env = "BTCR2_PUBLISH_TIMEOUT")]
+        publish_timeout: Span,
+        /// With --relay: how long to wait before a second attempt to connect or to publish; doubles from then on [default: 1s]
+        #[arg(long, value_name = "TIME", env = "BTCR2_RELAY_RETRY")]
+        relay_retry: Span,
+        /// The address to serve HTTP on; port 0 takes a free one and prints it. With relays, HTTP is served only if this is given
+        /// [default: 127.0.0.1:8080]
         #[arg(long, value_name = "ADDR", env = "BTCR2_LISTEN")]
         listen: String,
         /// The Bitcoin network [default: the identity's]
@@ -187,7 +206,21 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ServeError> {
         _ => return Err(usage("--tls-cert and --tls-key go together")),
     };
     let mut config = ServeConfig::new(identity, network);
-    config.listen = settings.listen.unwrap_or(config.listen);
+    let relays = RelaySettings {
+        relays: settings.relay.unwrap_or_default(),
+        look_back: settings.look_back,
+        timeout: settings.relay_timeout,
+        publish_timeout: settings.publish_timeout,
+        retry: settings.relay_retry,
+    };
+    config.embedded_relay = settings.embedded_relay;
+    config.nostr = relays.config(config.embedded_relay.is_some()).map_err(ServeError::Usage)?;
+    // Over relays alone nothing needs to be open to the network here.
+    if config.nostr.is_none() || settings.listen.is_some() {
+        config.listen = settings.listen.or(config.listen);
+    } else {
+        config.listen = None;
+    }
     config.tls = tls;
     config.beacon = settings.beacon.unwrap_or(Beacon::Cas).beacon_type();
     config.min_participants = minimum;

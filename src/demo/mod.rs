@@ -1,8 +1,9 @@
 //! A whole cohort in one process: a service and its participants as actors, each participant with a real update, to a
 //! Bitcoin transaction that Bitcoin Core's consensus code accepts.
 //!
-//! Everything is real but the coin, which is made up, and, unless it is HTTP, the network, which is memory. [`run`] is the
-//! whole story; `network` is how messages travel, [`policy`] is what the operator and the members decide, [`report`] is what came of it.
+//! Everything is real but the coin, which is made up, and, unless it is HTTP or Nostr, the network, which is memory. [`run`]
+//! is the whole story; `network` is how messages travel, [`policy`] is what the operator and the members decide, [`report`] is
+//! what came of it.
 
 mod network;
 pub mod policy;
@@ -37,6 +38,7 @@ use crate::{
         identity::Identity,
         key::SecretKey,
         network::Network,
+        nostr::max_members,
         output::{MAX_FALLBACK_KEYS, MemoizedAggregator, RecoverySequence, ScriptTree},
     },
 };
@@ -58,6 +60,8 @@ pub enum DemoTransport {
     Memory,
     /// Over HTTP, through sockets of the loopback interface.
     Http,
+    /// Over a Nostr relay in this process, each with a connection of its own.
+    Nostr,
 }
 
 /// What to demonstrate.
@@ -123,6 +127,15 @@ impl DemoConfig {
                 "of {participants} participants at most {participants} can decline, not {decline}"
             ));
         }
+        if self.transport == DemoTransport::Nostr
+            && let Some(limit) = max_members(&self.beacon)
+            && self.participants > limit
+        {
+            let why = "the announcement of a larger CAS cohort does not fit into one message";
+            return refuse(format!(
+                "over Nostr a CAS cohort has at most {limit} members: {why}; take --beacon smt"
+            ));
+        }
         if self.path == SpendPath::ScriptPath {
             if self.participants < 2 {
                 let why = "one member goes silent, and somebody must be left to sign";
@@ -177,7 +190,7 @@ pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Res
     let beacons = BeaconRegistry::default();
     let journal = Arc::new(MemoryJournal::new());
     let clock = Clock::system();
-    let network = DemoNetwork::start(config.transport, service_identity.did(), clock, randomness)?;
+    let network = DemoNetwork::start(config.transport, service_identity.did(), clock, randomness).await?;
     let service_notices = Notices::new(NOTICES);
     let member_notices = Notices::new(NOTICES);
     let mut service_steps = service_notices.subscribe();

@@ -12,6 +12,7 @@ use crate::{
             Transport,
             http::{self, HttpClient, HttpConfig, HttpServer, server::HttpServerParts, store::Rate},
             memory::MemoryTransport,
+            nostr::{NostrConfig, NostrTransport, embedded::EmbeddedRelay},
         },
     },
     protocol::did::Did,
@@ -24,11 +25,12 @@ pub(super) struct DemoNetwork {
     /// The transport of the members.
     pub(super) members: Arc<dyn Transport>,
     web: Option<(HttpServer, ServerHandle)>,
+    relay: Option<EmbeddedRelay>,
 }
 
 impl DemoNetwork {
     /// Starts the network; members listen to `service` only.
-    pub(super) fn start(
+    pub(super) async fn start(
         transport: DemoTransport,
         service: &Did,
         clock: Clock,
@@ -36,7 +38,15 @@ impl DemoNetwork {
     ) -> Result<Self, DemoError> {
         if transport == DemoTransport::Memory {
             let network = MemoryTransport::new();
-            return Ok(Self { service: Arc::new(network.clone()), members: Arc::new(network), web: None });
+            let relay = None;
+            return Ok(Self { service: Arc::new(network.clone()), members: Arc::new(network), web: None, relay });
+        }
+        if transport == DemoTransport::Nostr {
+            let relay = EmbeddedRelay::start(([127, 0, 0, 1], 0).into()).await.map_err(internal)?;
+            let config = NostrConfig::new([relay.url().to_owned()]);
+            let nostr = NostrTransport::new(config, clock, randomness).map_err(internal)?;
+            let relay = Some(relay);
+            return Ok(Self { service: Arc::new(nostr.clone()), members: Arc::new(nostr), web: None, relay });
         }
         // All members come from one address here, and all at once.
         let unlimited = Rate { per_second: 1_000_000, burst: 1_000_000 };
@@ -55,7 +65,8 @@ impl DemoNetwork {
         actix_rt::spawn(running);
         let client = HttpClient::new(&format!("http://{address}"), Some(service.clone()), clock, randomness)
             .map_err(internal)?;
-        Ok(Self { service: Arc::new(server.clone()), members: Arc::new(client), web: Some((server, handle)) })
+        let web = Some((server.clone(), handle));
+        Ok(Self { service: Arc::new(server), members: Arc::new(client), web, relay: None })
     }
 
     /// Closes what is open.
@@ -64,6 +75,9 @@ impl DemoNetwork {
             server.shutdown().await;
             // Members would connect again; nothing waits for that.
             web.stop(false).await;
+        }
+        if let Some(relay) = self.relay {
+            relay.shutdown().await;
         }
     }
 }

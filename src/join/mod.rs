@@ -16,7 +16,12 @@ use crate::{
         participant::ParticipantSettings,
         runtime::{Clock, Randomness},
         supervisor::{StartParticipant, Supervisor},
-        transport::http::{HttpClient, client::BaseUrlError},
+        transport::{
+            Transport,
+            combined::CombinedTransport,
+            http::{HttpClient, client::BaseUrlError},
+            nostr::{NostrConfig, NostrTransport},
+        },
     },
     events::Printer,
     protocol::{
@@ -32,10 +37,12 @@ const NOTICES: usize = 1 << 12;
 pub struct JoinConfig {
     /// Who joins.
     pub identity: Identity,
-    /// The service's base URL.
-    pub service: String,
+    /// The service's base URL, for one that serves HTTP.
+    pub service: Option<String>,
     /// The certificates (PEM) that an https service is trusted by; without them, the system's authorities.
     pub trusted: Option<Vec<u8>>,
+    /// The relays on which to look for services.
+    pub nostr: Option<NostrConfig>,
     /// The service's DID; without it, the first service whose terms are met.
     pub service_did: Option<Did>,
     /// What to announce.
@@ -84,12 +91,7 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
             .map_err(|error| JoinError::Io { what: directory.display().to_string(), error })?;
     }
     let clock = Clock::system();
-    let usage = |error: BaseUrlError| JoinError::Usage(error.to_string());
-    let mut client =
-        HttpClient::new(&config.service, config.service_did.clone(), clock, Randomness::System).map_err(usage)?;
-    if let Some(pem) = &config.trusted {
-        client = client.trusting_only(pem).map_err(usage)?;
-    }
+    let transport = transport(&config, clock)?;
     let policy = MemberPolicy::new(
         config.identity.clone(),
         config.service_did.clone(),
@@ -101,7 +103,7 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
     let mut steps = notices.subscribe();
     let settings = ParticipantSettings {
         identity: config.identity.clone(),
-        transport: Arc::new(client),
+        transport,
         policy: Arc::new(policy.clone()),
         timing: config.timing,
         max_sessions: 64,
@@ -170,6 +172,32 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
     }
     printer.result(&result(&config, &record), &text(&record));
     Ok(true)
+}
+
+/// To the service, to the relays, or to both as one.
+fn transport(config: &JoinConfig, clock: Clock) -> Result<Arc<dyn Transport>, JoinError> {
+    let mut transports: Vec<Arc<dyn Transport>> = Vec::new();
+    if let Some(service) = &config.service {
+        let usage = |error: BaseUrlError| JoinError::Usage(error.to_string());
+        let mut client =
+            HttpClient::new(service, config.service_did.clone(), clock, Randomness::System).map_err(usage)?;
+        if let Some(pem) = &config.trusted {
+            client = client.trusting_only(pem).map_err(usage)?;
+        }
+        transports.push(Arc::new(client));
+    }
+    if let Some(nostr) = &config.nostr {
+        let nostr = NostrTransport::new(nostr.clone(), clock, Randomness::System)
+            .map_err(|error| JoinError::Usage(error.to_string()))?;
+        transports.push(Arc::new(nostr));
+    }
+    match transports.len() {
+        1 => Ok(transports.remove(0)),
+        _ => match CombinedTransport::new(transports) {
+            Some(combined) => Ok(Arc::new(combined)),
+            None => Err(JoinError::Usage("no service: neither a URL nor a relay".to_owned())),
+        },
+    }
 }
 
 fn result(config: &JoinConfig, record: &MemberRecord) -> Value {

@@ -2,17 +2,17 @@
 //!
 //! [`run`] is the whole story, `results` what is kept of each cohort.
 
+mod doors;
 mod results;
 mod tls;
 
 use std::{collections::BTreeSet, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use actix::{Actor, Addr};
-use actix_web::{App, HttpServer as WebServer, dev::ServerHandle};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
-use self::results::CohortReport;
 pub use self::tls::Tls;
+use self::{doors::Doors, results::CohortReport};
 use crate::{
     actors::{
         journal::MemoryJournal,
@@ -20,7 +20,10 @@ use crate::{
         runtime::{Clock, Randomness},
         service::{AggregationService, CancelCohort, OpenCohort, ServiceSettings},
         supervisor::{StartService, Supervisor},
-        transport::http::{self, Cors, HttpConfig, HttpServer, server::HttpServerParts},
+        transport::{
+            http::{Cors, HttpConfig},
+            nostr::NostrConfig,
+        },
     },
     bitcoin::offline::OfflineOperator,
     events::Printer,
@@ -38,14 +41,6 @@ use crate::{
 /// How many notices the program's own reader may fall behind.
 const NOTICES: usize = 1 << 14;
 
-/// An idle connection is kept this long. The other implementation's client does not send again what broke on a connection
-/// that was closed under it.
-const KEEP_ALIVE: Duration = Duration::from_secs(90);
-
-/// How long open requests may take to end when the program stops. Streams are closed before; what is open then for longer is
-/// idle, for the web server waits for connections that are kept alive too.
-const SHUTDOWN_SECS: u64 = 1;
-
 /// After cohorts that failed to form: not again at once, forever.
 const REOPEN_DELAY: Duration = Duration::from_secs(1);
 
@@ -55,8 +50,12 @@ pub struct ServeConfig {
     pub identity: Identity,
     /// The network of its cohorts.
     pub network: Network,
-    /// The address to listen on.
-    pub listen: String,
+    /// The address to serve HTTP on; `None` for a service that is reached over relays only.
+    pub listen: Option<String>,
+    /// The relays to serve over, if any.
+    pub nostr: Option<NostrConfig>,
+    /// Where to run a relay of our own, which is one of those to serve over.
+    pub embedded_relay: Option<SocketAddr>,
     /// Certificate and key, for https.
     pub tls: Option<Tls>,
     /// How updates are aggregated.
@@ -96,7 +95,9 @@ impl ServeConfig {
         Self {
             identity,
             network,
-            listen: "127.0.0.1:8080".to_owned(),
+            listen: Some("127.0.0.1:8080".to_owned()),
+            nostr: None,
+            embedded_relay: None,
             tls: None,
             beacon: BeaconType::cas(),
             min_participants: 2,
@@ -180,26 +181,16 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         std::fs::create_dir_all(directory)
             .map_err(|error| ServeError::Io { what: directory.display().to_string(), error })?;
     }
-    if config.limits.update_bytes > config.http.max_body {
-        printer.warn(&format!(
-            "updates may have {} bytes, but a request body only {}: larger updates cannot arrive over HTTP",
-            config.limits.update_bytes, config.http.max_body
-        ));
-    }
     let clock = Clock::system();
-    let mut parts = HttpServerParts::new(config.http.clone(), clock);
-    parts.update_bytes = config.limits.update_bytes;
-    let server = HttpServer::start(parts);
-    let (address, web) = listen(&config, &server)?;
-    let scheme = if config.tls.is_some() { "https" } else { "http" };
-    printer.serving(config.identity.did(), &format!("{scheme}://{address}"), config.network);
+    let doors = Doors::open(&config, clock, printer).await?;
+    printer.serving(config.identity.did(), doors.url.as_deref(), &doors.relays, config.network);
     printer.warn("the coin is made up (--chain offline): nothing is broadcast, nothing is announced");
 
     let notices = Notices::new(NOTICES);
     let steps = notices.subscribe();
     let settings = ServiceSettings {
         identity: config.identity.clone(),
-        transport: Arc::new(server.clone()),
+        transport: Arc::clone(&doors.transport),
         policy: Arc::new(OfflineOperator),
         beacons: BeaconRegistry::default(),
         aggregator: Arc::new(MemoizedAggregator::default()),
@@ -220,26 +211,8 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         }
     };
     // No new work, streams closed, then the connections.
-    server.shutdown().await;
-    web.stop(true).await;
+    doors.close().await;
     outcome
-}
-
-fn listen(config: &ServeConfig, server: &HttpServer) -> Result<(SocketAddr, ServerHandle), ServeError> {
-    let mounted = server.clone();
-    let app = move || App::new().configure(http::configure(&mounted)).default_service(http::not_found(&mounted));
-    let mut web =
-        WebServer::new(app).keep_alive(KEEP_ALIVE).shutdown_timeout(SHUTDOWN_SECS).disable_signals().workers(2);
-    let io_error = |error| ServeError::Io { what: format!("listening on {}", config.listen), error };
-    web = match &config.tls {
-        Some(tls) => web.bind_rustls_0_23(&config.listen, tls.load()?).map_err(io_error)?,
-        None => web.bind(&config.listen).map_err(io_error)?,
-    };
-    let address = *web.addrs().first().ok_or_else(|| ServeError::Internal("no address is bound".to_owned()))?;
-    let running = web.run();
-    let handle = running.handle();
-    actix_rt::spawn(running);
-    Ok((address, handle))
 }
 
 /// The cohorts, one after another.

@@ -2,16 +2,21 @@
 //!
 //! A connection is an actor of its own. It takes [`Outbound`] messages for one identity and hands [`Delivery`]s to that
 //! identity's inbox, each from a sender that the transport has authenticated. [`memory`] connects identities in one
-//! process, [`http`] across the network.
+//! process, [`http`] through a server, [`nostr`] through relays; [`combined`] is
+//! several of them as one.
 
+pub mod combined;
+pub(crate) mod external;
 pub mod http;
 pub mod link;
 pub mod memory;
+pub mod nostr;
 
 use actix::{Message as ActixMessage, Recipient};
 use async_trait::async_trait;
 
 use btcr2_aggregation_protocol::{
+    beacon::BeaconType,
     did::Did,
     id::CohortId,
     identity::Identity,
@@ -52,6 +57,9 @@ pub enum Outbound {
 pub enum Delivery {
     /// A message; its `from` is the sender that the transport authenticated.
     Message(Message),
+    /// A message that was said before this connection was made, kept by the transport since. It is news only to a cohort
+    /// that still runs; that it comes when its cohort is over is nobody's fault.
+    Stored(Message),
     /// Something from an authenticated sender that is no message.
     Undecodable {
         /// The sender.
@@ -101,4 +109,10 @@ pub trait Transport: Send + Sync {
         keeper: Recipient<Disconnected>,
         connection: u64,
     ) -> Result<Recipient<Outbound>, ConnectError>;
+
+    /// The most members that a cohort with this beacon can have so that each of its messages can be carried; `None` where
+    /// there is no limit. Asked when a cohort is opened.
+    fn member_limit(&self, _beacon_type: &BeaconType) -> Option<usize> {
+        None
+    }
 }

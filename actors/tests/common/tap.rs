@@ -4,9 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use actix::{Actor, Context, Handler, Recipient};
 use async_trait::async_trait;
-use btcr2_aggregation_actors::transport::{
-    ConnectError, Delivery, Disconnected, Outbound, Transport, memory::MemoryTransport,
-};
+use btcr2_aggregation_actors::transport::{ConnectError, Delivery, Disconnected, Outbound, Transport};
 use btcr2_aggregation_protocol::{identity::Identity, message::Body};
 
 type Passes = fn(&Body) -> bool;
@@ -14,20 +12,20 @@ type Passes = fn(&Body) -> bool;
 /// Connections of one identity on a network, tapped.
 #[derive(Clone)]
 pub struct Tap {
-    network: MemoryTransport,
+    network: Arc<dyn Transport>,
     passes: Passes,
     said: Arc<Mutex<Vec<&'static str>>>,
 }
 
 impl Tap {
     /// A tap that only listens.
-    pub fn listening(network: &MemoryTransport) -> Self {
+    pub fn listening(network: &(impl Transport + Clone + 'static)) -> Self {
         Self::losing(network, |_| true)
     }
 
     /// A tap that lets through only what `passes`.
-    pub fn losing(network: &MemoryTransport, passes: Passes) -> Self {
-        Self { network: network.clone(), passes, said: Arc::default() }
+    pub fn losing(network: &(impl Transport + Clone + 'static), passes: Passes) -> Self {
+        Self { network: Arc::new(network.clone()), passes, said: Arc::default() }
     }
 
     /// The types of the messages that were sent here, lost ones included, in order.

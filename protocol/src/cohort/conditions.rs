@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     beacon::{BeaconRegistry, BeaconType},
+    cohort::service::ServiceConfigError,
     id::CohortId,
     key::{PublicKey, XOnlyKey},
     message::{
@@ -70,6 +71,21 @@ impl Conditions {
             funding_model: None,
             script_tree,
         }
+    }
+
+    /// Keeps a cohort to what its transport can carry: without a most of its own it gets `limit`, so that its advert says so.
+    ///
+    /// # Errors
+    /// [`ServiceConfigError::TooManyMembers`] when the cohort could, or must, have more.
+    pub fn limit_members(&mut self, limit: usize) -> Result<(), ServiceConfigError> {
+        let most = u32::try_from(limit).unwrap_or(u32::MAX);
+        let asked = self.max_participants.unwrap_or(most).max(self.min_participants);
+        if asked > most {
+            let beacon_type = self.beacon_type.clone();
+            return Err(ServiceConfigError::TooManyMembers { beacon_type, asked, limit });
+        }
+        self.max_participants = Some(asked);
+        Ok(())
     }
 
     /// Reads the conditions of an advert.

@@ -145,6 +145,11 @@ bodies! {
     FallbackSignature = "sign/fallback_signature";
 }
 
+/// The URI of the type with this short name.
+pub(crate) fn type_uri(short_type: &str) -> String {
+    format!("{TYPE_PREFIX}{short_type}")
+}
+
 fn parse<T: DeserializeOwned>(json: &RawValue) -> Result<T, DecodeError> {
     let mut deserializer = serde_json::Deserializer::from_str(json.get());
     serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
@@ -296,7 +301,7 @@ impl Message {
 
     /// The full type URI.
     pub fn type_uri(&self) -> String {
-        format!("{TYPE_PREFIX}{}", self.body.short_type())
+        type_uri(self.body.short_type())
     }
 
     /// The message as the JSON text that goes over the wire.

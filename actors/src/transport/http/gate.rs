@@ -11,10 +11,12 @@ use btcr2_aggregation_protocol::{
     time::Timestamp,
 };
 
+use crate::transport::external::key_in_opt_in;
+
 use super::{
     Refusal,
     config::HttpConfig,
-    directory::{Directory, Local, key_in_opt_in},
+    directory::{Directory, Local},
     store::{NonceStore, NonceVerdict, RateLimitStore},
 };
 

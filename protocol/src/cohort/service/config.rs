@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    beacon::BeaconRegistry,
+    beacon::{BeaconRegistry, BeaconType},
     cohort::{
         Timing,
         conditions::{ConditionProblem, Conditions},
@@ -66,4 +66,17 @@ pub enum ServiceConfigError {
     /// Conditions that nobody could meet.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Conditions(Vec<ConditionProblem>),
+    /// A cohort whose announcement the transport could not carry.
+    #[error(
+        "a {beacon_type} cohort of {asked} members cannot be served over this transport: the announcement would not fit \
+         into one message beyond {limit} members (an SMT beacon has no such limit)"
+    )]
+    TooManyMembers {
+        /// The beacon.
+        beacon_type: BeaconType,
+        /// How many members the cohort could have.
+        asked: u32,
+        /// How many it can.
+        limit: usize,
+    },
 }

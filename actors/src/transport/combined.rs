@@ -1,0 +1,169 @@
+//! One identity on several transports at once, over HTTP and over Nostr say.
+//!
+//! What is for everybody goes out on all of them, and what arrives on any of them arrives. What is for one peer goes where
+//! that peer was last heard, or, while it has not been heard, everywhere. Each transport has a link of its own, so that
+//! one that is away holds up nobody on another.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use actix::{
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
+    WeakAddr,
+};
+use async_trait::async_trait;
+use btcr2_aggregation_protocol::{beacon::BeaconType, did::Did, identity::Identity};
+
+use super::{ConnectError, Delivery, Disconnected, Outbound, Transport, link::Link};
+use crate::supervisor::EndGuard;
+
+/// Most peers whose transport is remembered; beyond that the oldest are written to everywhere again.
+const MOST_PEERS: usize = 20_000;
+
+/// How many messages may wait at one connection; the transports wait beyond that.
+const QUEUE: usize = 1024;
+
+/// Several transports as one.
+#[derive(Clone)]
+pub struct CombinedTransport(Vec<Arc<dyn Transport>>);
+
+impl CombinedTransport {
+    /// These transports as one; [`None`] for none at all.
+    pub fn new(transports: Vec<Arc<dyn Transport>>) -> Option<Self> {
+        if transports.is_empty() { None } else { Some(Self(transports)) }
+    }
+}
+
+#[async_trait]
+impl Transport for CombinedTransport {
+    async fn connect(
+        &self,
+        identity: &Identity,
+        inbox: Recipient<Delivery>,
+        keeper: Recipient<Disconnected>,
+        connection: u64,
+    ) -> Result<Recipient<Outbound>, ConnectError> {
+        let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
+        let (transports, identity) = (self.0.clone(), identity.clone());
+        let combined =
+            Combined { transports, identity, inbox, links: Vec::new(), heard: Heard::default(), _guard: guard };
+        Ok(combined.start().recipient())
+    }
+
+    fn member_limit(&self, beacon_type: &BeaconType) -> Option<usize> {
+        // Nobody knows on which of them the members will be.
+        self.0.iter().filter_map(|transport| transport.member_limit(beacon_type)).min()
+    }
+}
+
+/// Where peers were last heard.
+#[derive(Default)]
+struct Heard {
+    on: BTreeMap<Did, usize>,
+    order: VecDeque<Did>,
+}
+
+impl Heard {
+    fn note(&mut self, peer: &Did, transport: usize) {
+        if self.on.insert(peer.clone(), transport).is_none() {
+            self.order.push_back(peer.clone());
+        }
+        if self.order.len() > MOST_PEERS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.on.remove(&oldest);
+        }
+    }
+}
+
+/// The connection of one identity.
+struct Combined {
+    transports: Vec<Arc<dyn Transport>>,
+    identity: Identity,
+    inbox: Recipient<Delivery>,
+    links: Vec<Addr<Link>>,
+    heard: Heard,
+    _guard: EndGuard,
+}
+
+/// The inbox of one of the links: what it says there is from that transport.
+struct Ear {
+    combined: WeakAddr<Combined>,
+    transport: usize,
+}
+
+/// Something arrived on one of the transports.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+struct Arrived {
+    delivery: Delivery,
+    transport: usize,
+}
+
+impl Actor for Ear {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(1);
+    }
+}
+
+impl Handler<Delivery> for Ear {
+    type Result = ();
+
+    fn handle(&mut self, delivery: Delivery, ctx: &mut Self::Context) {
+        let Some(combined) = self.combined.upgrade() else { return ctx.stop() };
+        let arrived = combined.send(Arrived { delivery, transport: self.transport });
+        // One after the other, and not before there is room: the transport waits with it.
+        ctx.wait(actix::fut::wrap_future(async move {
+            let _ = arrived.await;
+        }));
+    }
+}
+
+impl Actor for Combined {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(QUEUE);
+        for (transport, port) in self.transports.iter().enumerate() {
+            let ear = Ear { combined: ctx.address().downgrade(), transport }.start();
+            self.links.push(Link::new(Arc::clone(port), self.identity.clone(), ear.recipient()).start());
+        }
+    }
+}
+
+impl Handler<Arrived> for Combined {
+    type Result = ();
+
+    fn handle(&mut self, Arrived { delivery, transport }: Arrived, ctx: &mut Self::Context) {
+        // Only what is said now tells where a peer is; what was stored tells where it was.
+        if let Delivery::Message(message) = &delivery {
+            self.heard.note(&message.from, transport);
+        }
+        let delivered = self.inbox.send(delivery);
+        ctx.wait(actix::fut::wrap_future::<_, Self>(delivered).map(|delivered, _, ctx: &mut Context<Self>| {
+            if delivered.is_err() {
+                ctx.stop();
+            }
+        }));
+    }
+}
+
+impl Handler<Outbound> for Combined {
+    type Result = ();
+
+    fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
+        let only = match &outbound {
+            Outbound::Direct { to, .. } => self.heard.on.get(to).and_then(|transport| self.links.get(*transport)),
+            Outbound::Broadcast { .. } | Outbound::WithdrawAdvert { .. } => None,
+        };
+        // Not lossy: a link bounds what waits for its connection.
+        match only {
+            Some(link) => link.do_send(outbound),
+            None => self.links.iter().for_each(|link| link.do_send(outbound.clone())),
+        }
+    }
+}

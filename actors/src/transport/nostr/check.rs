@@ -1,0 +1,296 @@
+//! Does a relay do what a cohort needs? It is asked to take events of the kinds and sizes of a round, by identities made up
+//! for the purpose, and they are read back: by a subscription that is open, and from what the relay has stored.
+//!
+//! Nothing that is published is an advert, so no participant takes a check for a cohort.
+
+use std::{sync::Arc, time::Duration};
+
+use btcr2_aggregation_protocol::{
+    id::CohortId,
+    identity::Identity,
+    key::SecretKey,
+    message::{
+        Body, Bytes, Message,
+        keygen::{CohortOptInAccept, CohortReady},
+        update::{SubmitNonIncluded, SubmitUpdate},
+    },
+    network::Network,
+    nostr::{ENCRYPTED_KIND, MAX_PLAINTEXT, PLAIN_KIND, Peer, VerifiedEvent, seal},
+};
+use futures::future::join_all;
+use nostr_sdk::{
+    Event, Filter, JsonUtil, Kind, PublicKey, Relay, RelayOptions, RelayPool, RelayUrl, SubscribeOptions,
+    pool::relay::{RelayNotification, ReqExitPolicy},
+};
+use rand_core::CryptoRng;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::{
+    sync::broadcast,
+    time::{Instant, timeout},
+};
+
+use crate::runtime::Clock;
+
+/// As many messages as a service has for thirty members in one step of a round.
+const BURST: usize = 30;
+
+/// What became of one event.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Probe {
+    /// What it stands for.
+    pub what: String,
+    /// Its kind.
+    pub kind: u16,
+    /// Its size as JSON.
+    pub bytes: usize,
+    /// Milliseconds until the relay said that it has it.
+    pub accepted_ms: Option<u64>,
+    /// Milliseconds until a subscriber had it.
+    pub delivered_ms: Option<u64>,
+    /// Whether the relay still has it, for who comes later.
+    pub stored: bool,
+    /// What went wrong.
+    pub problem: Option<String>,
+}
+
+impl Probe {
+    /// Whether a cohort could rely on it.
+    pub fn passed(&self) -> bool {
+        self.accepted_ms.is_some() && self.delivered_ms.is_some() && self.stored && self.problem.is_none()
+    }
+}
+
+/// What is known of a relay now.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RelayCheck {
+    /// Its address.
+    pub url: String,
+    /// Milliseconds until it was connected to.
+    pub connect_ms: Option<u64>,
+    /// What went wrong with that.
+    pub problem: Option<String>,
+    /// The limits that it states (NIP-11), if it states any.
+    pub limits: Option<Value>,
+    /// What became of each event.
+    pub probes: Vec<Probe>,
+}
+
+impl RelayCheck {
+    /// Whether everything that a cohort needs works.
+    pub fn passed(&self) -> bool {
+        self.problem.is_none() && !self.probes.is_empty() && self.probes.iter().all(Probe::passed)
+    }
+}
+
+/// Checks the relay at `url`, waiting `patience` for each thing that it should do.
+///
+/// # Errors
+/// Why `url` cannot be a relay's.
+pub async fn check(
+    url: &str,
+    clock: Clock,
+    patience: Duration,
+    rng: &mut (dyn CryptoRng + Send),
+) -> Result<RelayCheck, String> {
+    let url = RelayUrl::parse(url).map_err(|error| format!("{url}: {error}"))?;
+    let mut outcome = RelayCheck {
+        url: url.to_string(),
+        connect_ms: None,
+        problem: None,
+        limits: limits(&url, patience).await,
+        probes: Vec::new(),
+    };
+    let made_up = |rng: &mut (dyn CryptoRng + Send)| Identity::from_key(SecretKey::generate(rng), Network::Regtest);
+    let (from, to) = (made_up(rng), made_up(rng));
+    let started = Instant::now();
+    let (writer, reader) = match (connect(&url, patience).await, connect(&url, patience).await) {
+        (Ok(writer), Ok(reader)) => (writer, reader),
+        (Err(problem), _) | (_, Err(problem)) => {
+            outcome.problem = Some(problem);
+            return Ok(outcome);
+        }
+    };
+    outcome.connect_ms = Some(millis(started));
+    let mut heard = reader.relay.notifications();
+    let own = PublicKey::from_byte_array(to.public_key().x_only().to_bytes());
+    let directed = Filter::new().kinds([Kind::TextNote, Kind::GiftWrap]).pubkey(own);
+    if let Err(error) = reader.relay.subscribe(directed, SubscribeOptions::default()).await {
+        outcome.problem = Some(error.to_string());
+        return Ok(outcome);
+    }
+    let peer = Peer::new(from.secret_key(), to.public_key().x_only()).map_err(|error| error.to_string())?;
+    for (what, body) in round() {
+        let message = Message::new(from.did().clone(), Some(to.did().clone()), body);
+        let sealed =
+            seal(&message, from.secret_key(), Some(&peer), clock.now(), rng).map_err(|error| error.to_string())?;
+        let probe = probe(what, &message, &sealed, &peer, (&writer.relay, &mut heard), patience).await;
+        outcome.probes.push(probe);
+    }
+    let mut burst = Vec::new();
+    for number in 0..BURST {
+        let body = SubmitNonIncluded { cohort_id: cohort(&format!("burst-{number}")) };
+        let message = Message::new(from.did().clone(), Some(to.did().clone()), body);
+        burst.push(
+            seal(&message, from.secret_key(), Some(&peer), clock.now(), rng).map_err(|error| error.to_string())?,
+        );
+    }
+    outcome.probes.push(together(&burst, (&writer.relay, &mut heard), patience).await);
+    Ok(outcome)
+}
+
+/// A connection that lasts as long as it is kept.
+struct Connection {
+    relay: Relay,
+    _pool: RelayPool,
+}
+
+async fn connect(url: &RelayUrl, patience: Duration) -> Result<Connection, String> {
+    let pool = RelayPool::new();
+    let text = |error: nostr_sdk::pool::pool::Error| error.to_string();
+    pool.add_relay(url, RelayOptions::default().reconnect(false)).await.map_err(text)?;
+    let relay = pool.relay(url).await.map_err(text)?;
+    relay.try_connect(patience).await.map_err(|error| error.to_string())?;
+    Ok(Connection { relay, _pool: pool })
+}
+
+fn cohort(name: &str) -> CohortId {
+    CohortId::parse(&format!("relay-check-{name}")).expect("a short name of visible characters")
+}
+
+/// Messages of each kind, in the sizes of small cohorts and of the largest.
+fn round() -> Vec<(String, Body)> {
+    let mut round = vec![(
+        "keygen, small (an acceptance)".to_owned(),
+        Body::from(CohortOptInAccept { cohort_id: cohort("accept") }),
+    )];
+    for keys in [100, 500] {
+        let key = SecretKey::from_bytes(&[1; 32]).expect("1 < 0x0101... < n").public_key();
+        let cohort_keys = vec![Bytes(key.to_bytes()); keys];
+        let body = CohortReady { cohort_id: cohort("ready"), beacon_address: "-".to_owned(), cohort_keys };
+        round.push((format!("keygen, the keys of {keys} members"), body.into()));
+    }
+    round.push(("encrypted, small (a vote)".to_owned(), SubmitNonIncluded { cohort_id: cohort("vote") }.into()));
+    for (what, bytes) in [
+        ("encrypted, an update or 50 CAS members", 6_000),
+        ("encrypted, 250 CAS members", 30_000),
+        ("encrypted, the largest CAS cohort", MAX_PLAINTEXT - 1_000),
+    ] {
+        let signed_update = Arc::new(json!({ "filler": "x".repeat(bytes) }));
+        round.push((what.to_owned(), SubmitUpdate { cohort_id: cohort("data"), signed_update }.into()));
+    }
+    round
+}
+
+type Ways<'a> = (&'a Relay, &'a mut broadcast::Receiver<RelayNotification>);
+
+async fn probe(
+    what: String,
+    message: &Message,
+    event: &Event,
+    peer: &Peer,
+    (writer, heard): Ways<'_>,
+    patience: Duration,
+) -> Probe {
+    let kind = event.kind.as_u16();
+    debug_assert!(kind == PLAIN_KIND || kind == ENCRYPTED_KIND);
+    let bytes = event.as_json().len();
+    let mut probe =
+        Probe { what, kind, bytes, accepted_ms: None, delivered_ms: None, stored: false, problem: None };
+    let started = Instant::now();
+    match timeout(patience, writer.send_event(event)).await {
+        Ok(Ok(_)) => probe.accepted_ms = Some(millis(started)),
+        Ok(Err(error)) => probe.problem = Some(error.to_string()),
+        Err(_) => probe.problem = Some("no answer in time".to_owned()),
+    }
+    if probe.problem.is_some() {
+        return probe;
+    }
+    match timeout(patience, arrival(heard, event)).await {
+        Ok(Some(arrived)) => {
+            probe.delivered_ms = Some(millis(started));
+            // The conversation key is the same in both directions.
+            let conversation = || Ok::<_, ()>(peer.conversation.clone());
+            let read = VerifiedEvent::verify(&arrived).and_then(|event| event.message(|_| conversation()));
+            match read {
+                Ok(read) if read == *message => {}
+                Ok(_) => probe.problem = Some("the relay delivered something else".to_owned()),
+                Err(error) => probe.problem = Some(format!("delivered, but: {error}")),
+            }
+        }
+        Ok(None) | Err(_) => probe.problem = Some("accepted, but not delivered to a subscriber in time".to_owned()),
+    }
+    let found = writer.fetch_events(Filter::new().id(event.id), patience, ReqExitPolicy::ExitOnEOSE).await;
+    probe.stored = found.is_ok_and(|events| events.into_iter().any(|found| found.id == event.id));
+    if !probe.stored && probe.problem.is_none() {
+        probe.problem = Some("accepted, but not stored".to_owned());
+    }
+    probe
+}
+
+/// Waits for an event to arrive.
+async fn arrival(heard: &mut broadcast::Receiver<RelayNotification>, expected: &Event) -> Option<Event> {
+    loop {
+        match heard.recv().await {
+            Ok(RelayNotification::Event { event, .. }) if event.id == expected.id => return Some(*event),
+            Err(broadcast::error::RecvError::Closed) => return None,
+            _ => {}
+        }
+    }
+}
+
+/// Many events at once: does the relay limit how fast a service may speak?
+async fn together(events: &[Event], (writer, heard): Ways<'_>, patience: Duration) -> Probe {
+    let started = Instant::now();
+    let bytes = events.iter().map(|event| event.as_json().len()).sum();
+    let answers = join_all(events.iter().map(|event| timeout(patience, writer.send_event(event)))).await;
+    let refused = answers.into_iter().filter_map(|answer| match answer {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some("no answer in time".to_owned()),
+    });
+    let refused: Vec<_> = refused.collect();
+    let accepted_ms = refused.is_empty().then(|| millis(started));
+    let mut missing: Vec<_> = events.iter().map(|event| event.id).collect();
+    let expected = events.len() - refused.len();
+    let hearing = async {
+        while events.len() - missing.len() < expected {
+            match heard.recv().await {
+                Ok(RelayNotification::Event { event, .. }) => missing.retain(|id| *id != event.id),
+                Err(broadcast::error::RecvError::Closed) => return false,
+                _ => {}
+            }
+        }
+        true
+    };
+    let delivered = timeout(patience, hearing).await.unwrap_or(false);
+    let problem = match refused.first() {
+        Some(reason) => Some(format!("{} of {} refused: {reason}", refused.len(), events.len())),
+        None if !delivered => Some("accepted, but not all delivered to a subscriber in time".to_owned()),
+        None => None,
+    };
+    Probe {
+        what: format!("encrypted, {} at once", events.len()),
+        kind: ENCRYPTED_KIND,
+        bytes,
+        accepted_ms,
+        delivered_ms: (delivered && refused.is_empty()).then(|| millis(started)),
+        stored: refused.is_empty(),
+        problem,
+    }
+}
+
+/// The limits in the relay's information document (NIP-11).
+async fn limits(url: &RelayUrl, patience: Duration) -> Option<Value> {
+    let address = url.to_string().replacen("ws", "http", 1);
+    let request = reqwest::Client::new().get(address).header("accept", "application/nostr+json").timeout(patience);
+    let text = request.send().await.ok()?.text().await.ok()?;
+    let document: Value = serde_json::from_str(&text).ok()?;
+    document.get("limitation").cloned()
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

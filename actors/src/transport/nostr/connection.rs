@@ -1,0 +1,425 @@
+//! An identity's connection: the keeper of its relay actors.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use actix::{
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
+    WrapFuture,
+};
+use btcr2_aggregation_protocol::{
+    identity::Identity,
+    message::Message,
+    nostr::{SealError, seal},
+    time::Timestamp,
+};
+use nostr_sdk::Event;
+use rand_chacha::ChaCha20Rng;
+use rand_core::RngCore;
+
+use super::{
+    Inner,
+    config::NostrConfig,
+    outbox::{Job, Next, Outbox},
+    reader::{Read, Reader},
+    relay::{Answer, Assignment, Id, Publish, RelayActor},
+};
+use crate::{
+    supervisor::{End, EndGuard},
+    transport::{Delivery, Outbound},
+};
+
+/// How many messages may wait for the connection. A relay that sends more waits itself.
+const MAILBOX: usize = 1024;
+
+/// How often what is kept for relays that come back is looked through.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// An event arrived.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(super) struct Incoming {
+    pub(super) relay: usize,
+    pub(super) event: Box<Event>,
+}
+
+/// A relay is connected and subscribed to.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(super) struct RelayUp {
+    pub(super) relay: usize,
+    pub(super) number: u64,
+    pub(super) publisher: Recipient<Publish>,
+}
+
+/// A relay has answered our subscriptions.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(super) struct RelayWorks {
+    pub(super) relay: usize,
+}
+
+/// Why a relay's connection is about to end.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(super) struct RelayProblem {
+    pub(super) relay: usize,
+    pub(super) why: String,
+}
+
+/// A relay's actor is gone, however it went.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+struct RelayGone {
+    relay: usize,
+    number: u64,
+    end: End,
+}
+
+/// A relay has said what became of an event.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(super) struct Answered {
+    pub(super) relay: usize,
+    pub(super) job: u64,
+    pub(super) event: Id,
+    pub(super) answer: Answer,
+}
+
+/// A relay's place, whatever becomes of its actors.
+struct Slot {
+    actor: Option<Addr<RelayActor>>,
+    publisher: Option<Recipient<Publish>>,
+    number: u64,
+    backoff: Duration,
+    /// Whether it has answered our subscriptions.
+    works: bool,
+}
+
+pub(super) struct NostrConnection {
+    inner: Arc<Inner>,
+    config: Arc<NostrConfig>,
+    identity: Identity,
+    inbox: Recipient<Delivery>,
+    name: String,
+    rng: ChaCha20Rng,
+    reader: Reader,
+    adverts_since: Option<Timestamp>,
+    outbox: Outbox,
+    slots: Vec<Slot>,
+    /// Messages that wait for their next attempt.
+    waiting: BTreeSet<u64>,
+    _guard: EndGuard,
+}
+
+impl NostrConnection {
+    pub(super) fn new(
+        inner: Arc<Inner>,
+        identity: Identity,
+        inbox: Recipient<Delivery>,
+        name: String,
+        guard: EndGuard,
+    ) -> Self {
+        let config = Arc::new(inner.config.clone());
+        let now = inner.clock.now();
+        let adverts_since = (!config.look_back.is_zero()).then(|| now - config.look_back);
+        let introduced = inner.introduced.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let reader = Reader::new(identity.clone(), &config, introduced, now, adverts_since);
+        let slot = || Slot { actor: None, publisher: None, number: 0, backoff: config.first_backoff, works: false };
+        let slots = inner.urls.iter().map(|_| slot()).collect();
+        Self {
+            rng: inner.randomness.for_actor(&name),
+            outbox: Outbox::new(config.outbox),
+            waiting: BTreeSet::new(),
+            inner,
+            config,
+            identity,
+            inbox,
+            name,
+            reader,
+            adverts_since,
+            slots,
+            _guard: guard,
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        self.inner.clock.now()
+    }
+
+    fn start_relay(&mut self, relay: usize, ctx: &mut Context<Self>) {
+        let (Some(slot), Some(url)) = (self.slots.get_mut(relay), self.inner.urls.get(relay)) else { return };
+        slot.number += 1;
+        let number = slot.number;
+        // Weak, or the relays' actors would keep this one alive.
+        let keeper = ctx.address().downgrade();
+        let gone = keeper.clone();
+        let guard = EndGuard::new(move |end| {
+            if let Some(keeper) = gone.upgrade() {
+                keeper.do_send(RelayGone { relay, number, end });
+            }
+        });
+        let own = self.identity.public_key().x_only();
+        let adverts_since = self.adverts_since;
+        let assignment = Assignment { relay, url: url.clone(), number, own, adverts_since };
+        slot.actor = Some(RelayActor::new(assignment, Arc::clone(&self.config), keeper, guard).start());
+    }
+
+    /// Signs a message anew: the bytes of the message stay, its event is of now.
+    fn seal(&mut self, id: u64) -> Result<bool, SealError> {
+        let now = self.inner.clock.now();
+        let Some(job) = self.outbox.get_mut(id) else { return Ok(false) };
+        let peer = match &job.to {
+            Some(to) => match self.reader.peer(to) {
+                Some(peer) => Some(peer),
+                // Its opt-in may still be among the stored events.
+                None => return Ok(false),
+            },
+            None => None,
+        };
+        let message = Message::new(self.identity.did().clone(), job.to.clone(), job.body.clone());
+        let event = seal(&message, self.identity.secret_key(), peer.as_deref(), now, &mut self.rng)?;
+        job.event = Some(Arc::new(event));
+        Ok(true)
+    }
+
+    /// Signs a message and asks every relay that is there to take it.
+    fn publish(&mut self, id: u64, ctx: &mut Context<Self>) {
+        match self.seal(id) {
+            Ok(true) => {
+                for relay in 0..self.slots.len() {
+                    self.publish_to(relay, id);
+                }
+            }
+            Ok(false) => {}
+            Err(error) => return self.give_up(id, &error.to_string()),
+        }
+        if self.outbox.is_stuck(id) {
+            self.retry_later(id, ctx);
+        }
+    }
+
+    fn publish_to(&mut self, relay: usize, id: u64) {
+        let Some(publisher) = self.slots.get(relay).and_then(|slot| slot.publisher.as_ref()) else { return };
+        let Some(event) = self.outbox.get_mut(id).and_then(|job| job.event.clone()) else { return };
+        // Not lossy: the relay's actor bounds its queue and answers for what it gives up.
+        publisher.do_send(Publish { job: id, event });
+        self.outbox.asked(id, relay);
+    }
+
+    fn retry_later(&mut self, id: u64, ctx: &mut Context<Self>) {
+        let longest = self.config.longest_backoff;
+        let Some(job) = self.outbox.get_mut(id) else { return };
+        if !self.waiting.insert(id) {
+            return;
+        }
+        let delay = jittered(job.backoff, &mut self.rng);
+        job.backoff = (job.backoff * 2).min(longest);
+        tracing::info!(
+            connection = self.name,
+            kind = job.body.short_type(),
+            reasons = job.reasons(),
+            "no relay has taken a message, trying again"
+        );
+        ctx.run_later(delay, move |actor, ctx| actor.retry(id, ctx));
+    }
+
+    fn retry(&mut self, id: u64, ctx: &mut Context<Self>) {
+        self.waiting.remove(&id);
+        if !self.outbox.is_stuck(id) {
+            return;
+        }
+        let now = self.now();
+        let Some(job) = self.outbox.get_mut(id) else { return };
+        if job.until.is_some_and(|until| now >= until) {
+            let reason = format!("{}; nobody waits for it any more", job.reasons());
+            return self.give_up(id, &reason);
+        }
+        if job.event.is_some() && job.maybe_out && job.is_spent_by_repetition() {
+            for relay in 0..self.slots.len() {
+                self.publish_to(relay, id);
+            }
+            if self.outbox.is_stuck(id) {
+                self.retry_later(id, ctx);
+            }
+            return;
+        }
+        self.publish(id, ctx);
+    }
+
+    fn give_up(&mut self, id: u64, reason: &str) {
+        if let Some(job) = self.outbox.remove(id) {
+            self.undelivered(job, reason);
+        }
+    }
+
+    fn undelivered(&self, job: Job, reason: &str) {
+        tracing::warn!(connection = self.name, kind = job.body.short_type(), reason, "a message was not delivered");
+        // Of an advert, the next repetition may fare better.
+        let Some(to) = job.to else { return };
+        self.inbox.do_send(Delivery::Undeliverable { to, body: job.body, reason: reason.to_owned() });
+    }
+}
+
+impl Actor for NostrConnection {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        for relay in 0..self.slots.len() {
+            self.start_relay(relay, ctx);
+        }
+        ctx.run_interval(SWEEP, |actor, _| {
+            let now = actor.now();
+            actor.outbox.expire(now);
+        });
+    }
+}
+
+impl Handler<Outbound> for NostrConnection {
+    type Result = ();
+
+    fn handle(&mut self, outbound: Outbound, ctx: &mut Self::Context) {
+        let (to, body, until) = match outbound {
+            Outbound::Direct { to, body, until } => (Some(to), body, until),
+            Outbound::Broadcast { body } => {
+                // A repetition takes the place of what it repeats.
+                self.outbox.withdraw(body.cohort_id());
+                (None, body, None)
+            }
+            // What relays keep they keep; participants look back no further than a few minutes.
+            Outbound::WithdrawAdvert { cohort_id } => return self.outbox.withdraw(&cohort_id),
+        };
+        let now = self.now();
+        let job = Job::new(to, body, until, self.config.first_backoff, now + self.config.keep);
+        let (id, dropped) = self.outbox.insert(job, now);
+        if let Some(dropped) = dropped {
+            self.undelivered(dropped, "too much waits to be sent");
+        }
+        self.publish(id, ctx);
+    }
+}
+
+impl Handler<RelayUp> for NostrConnection {
+    type Result = ();
+
+    fn handle(&mut self, RelayUp { relay, number, publisher }: RelayUp, _: &mut Self::Context) {
+        let Some(slot) = self.slots.get_mut(relay).filter(|slot| slot.number == number) else { return };
+        slot.publisher = Some(publisher);
+        self.inner.reports.note(relay, |report| {
+            report.connected += 1;
+            report.connections += 1;
+        });
+        // It may have been away, or have lost what it had. The same events again: whoever has one knows it.
+        for id in self.outbox.all() {
+            self.publish_to(relay, id);
+        }
+    }
+}
+
+impl Handler<RelayWorks> for NostrConnection {
+    type Result = ();
+
+    fn handle(&mut self, RelayWorks { relay }: RelayWorks, _: &mut Self::Context) {
+        let Some(slot) = self.slots.get_mut(relay) else { return };
+        slot.backoff = self.config.first_backoff;
+        if !std::mem::replace(&mut slot.works, true) {
+            self.inner.reports.note(relay, |report| report.subscribed += 1);
+        }
+    }
+}
+
+impl Handler<RelayProblem> for NostrConnection {
+    type Result = ();
+
+    fn handle(&mut self, RelayProblem { relay, why }: RelayProblem, _: &mut Self::Context) {
+        self.inner.reports.note(relay, |report| report.last_problem = Some(why));
+    }
+}
+
+impl Handler<RelayGone> for NostrConnection {
+    type Result = ();
+
+    fn handle(&mut self, RelayGone { relay, number, end }: RelayGone, ctx: &mut Self::Context) {
+        let Some(slot) = self.slots.get_mut(relay).filter(|slot| slot.number == number) else { return };
+        if end == End::Panicked {
+            tracing::error!(connection = self.name, relay, "a relay's actor panicked");
+        }
+        let (was_up, worked) = (slot.publisher.take().is_some(), std::mem::take(&mut slot.works));
+        slot.actor = None;
+        let delay = jittered(slot.backoff, &mut self.rng);
+        slot.backoff = (slot.backoff * 2).min(self.config.longest_backoff);
+        self.inner.reports.note(relay, |report| {
+            report.failures += 1;
+            report.connected -= u64::from(was_up);
+            report.subscribed -= u64::from(worked);
+        });
+        for id in self.outbox.lost(relay) {
+            self.retry_later(id, ctx);
+        }
+        ctx.run_later(delay, move |actor, ctx| actor.start_relay(relay, ctx));
+    }
+}
+
+impl Handler<Answered> for NostrConnection {
+    type Result = ();
+
+    fn handle(&mut self, Answered { relay, job, event, answer }: Answered, ctx: &mut Self::Context) {
+        self.inner.reports.note(relay, |report| match &answer {
+            Answer::Accepted => report.accepted += 1,
+            Answer::Refused(reason) => {
+                report.refused += 1;
+                report.last_problem = Some(reason.clone());
+            }
+            Answer::Unknown(reason) => {
+                report.unanswered += 1;
+                report.last_problem = Some(reason.clone());
+            }
+        });
+        let url = self.inner.urls.get(relay);
+        tracing::debug!(connection = self.name, relay = url.map(ToString::to_string), %event, ?answer, "answered");
+        if self.outbox.answered(job, relay, event, answer) == Next::Retry {
+            self.retry_later(job, ctx);
+        }
+    }
+}
+
+impl Handler<Incoming> for NostrConnection {
+    type Result = ();
+
+    fn handle(&mut self, Incoming { relay, event }: Incoming, ctx: &mut Self::Context) {
+        let read = self.reader.read(&event);
+        self.inner.reports.note(relay, |report| {
+            report.received += 1;
+            report.duplicates += u64::from(matches!(read, Read::Copy));
+        });
+        let delivery = match read {
+            Read::Copy => return,
+            Read::Foreign(reason) => {
+                tracing::debug!(connection = self.name, event = %event.id, reason, "an event is passed over");
+                return;
+            }
+            Read::Delivery(delivery) => delivery,
+        };
+        if let Delivery::Undecodable { .. } | Delivery::Unverified { .. } = &delivery {
+            tracing::warn!(connection = self.name, event = %event.id, key = %event.pubkey, ?delivery, "refused");
+        }
+        // Waits for room in the inbox: order is kept, and the relays wait with it.
+        let delivered = self.inbox.send(delivery);
+        ctx.wait(delivered.into_actor(self).map(|delivered, _, ctx| {
+            if delivered.is_err() {
+                ctx.stop();
+            }
+        }));
+    }
+}
+
+/// Up to a fifth more or less, so that clients that were cut off together do not come back together.
+fn jittered(delay: Duration, rng: &mut ChaCha20Rng) -> Duration {
+    let fifth = delay / 5;
+    let spread = rng.next_u32() % 2_001;
+    delay - fifth + fifth * spread / 1_000
+}

@@ -1,0 +1,182 @@
+//! What we have to say: which events are out, who has answered, and which are kept for relays that come back.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use btcr2_aggregation_protocol::{
+    did::Did,
+    id::CohortId,
+    message::{Body, SharedBody},
+    time::Timestamp,
+};
+use nostr_sdk::Event;
+
+use super::relay::{Answer, Id};
+
+/// A message on its way.
+pub(super) struct Job {
+    pub(super) to: Option<Did>,
+    pub(super) body: SharedBody,
+    pub(super) until: Option<Timestamp>,
+    /// Absent while the recipient's key is not known.
+    pub(super) event: Option<Arc<Event>>,
+    /// How long to wait before the next attempt.
+    pub(super) backoff: Duration,
+    /// Relays that were asked and have not answered.
+    asked: BTreeSet<usize>,
+    accepted: bool,
+    /// Some relay may have taken an event of this message without saying so.
+    pub(super) maybe_out: bool,
+    reasons: BTreeMap<usize, String>,
+    /// Until when it is kept once it was accepted.
+    kept_until: Timestamp,
+}
+
+impl Job {
+    pub(super) fn new(
+        to: Option<Did>,
+        body: SharedBody,
+        until: Option<Timestamp>,
+        backoff: Duration,
+        kept_until: Timestamp,
+    ) -> Self {
+        Self {
+            to,
+            body,
+            until,
+            event: None,
+            backoff,
+            asked: BTreeSet::new(),
+            accepted: false,
+            maybe_out: false,
+            reasons: BTreeMap::new(),
+            kept_until: until.unwrap_or(kept_until),
+        }
+    }
+
+    /// Whether one signed event is all that may ever be sent of it: the other implementation's service fails its whole
+    /// cohort at a second nonce or partial signature, and tells them apart by nothing but the event.
+    pub(super) fn is_spent_by_repetition(&self) -> bool {
+        matches!(*self.body, Body::NonceContribution(_) | Body::SignatureAuthorization(_))
+    }
+
+    /// What each relay had against it, in words.
+    pub(super) fn reasons(&self) -> String {
+        if self.reasons.is_empty() {
+            return "no relay could be reached".to_owned();
+        }
+        let reasons: Vec<_> = self.reasons.values().map(String::as_str).collect();
+        reasons.join("; ")
+    }
+
+    fn is_advert_of(&self, cohort_id: &CohortId) -> bool {
+        self.to.is_none() && self.body.cohort_id() == cohort_id
+    }
+}
+
+/// What is to be done after an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    Nothing,
+    /// No relay has taken it: try again later.
+    Retry,
+}
+
+/// The messages on their way, and those that are kept.
+pub(super) struct Outbox {
+    jobs: BTreeMap<u64, Job>,
+    next: u64,
+    most: usize,
+}
+
+impl Outbox {
+    pub(super) fn new(most: usize) -> Self {
+        Self { jobs: BTreeMap::new(), next: 0, most }
+    }
+
+    /// Takes a message up. Gives back what had to be given up for it.
+    pub(super) fn insert(&mut self, job: Job, now: Timestamp) -> (u64, Option<Job>) {
+        self.expire(now);
+        let full = self.jobs.len() >= self.most;
+        // Rather one that is only kept for relays that come back than one that nobody has yet.
+        let oldest = self.jobs.iter().find(|(_, job)| job.accepted).or_else(|| self.jobs.iter().next());
+        let dropped = oldest.map(|(id, _)| *id).filter(|_| full).and_then(|id| self.jobs.remove(&id));
+        let id = self.next;
+        self.next += 1;
+        self.jobs.insert(id, job);
+        (id, dropped.filter(|job| !job.accepted))
+    }
+
+    /// Forgets what was accepted and matters to nobody any more.
+    pub(super) fn expire(&mut self, now: Timestamp) {
+        self.jobs.retain(|_, job| !(job.accepted && job.asked.is_empty() && job.kept_until <= now));
+    }
+
+    /// An advert is over, or replaced by its repetition.
+    pub(super) fn withdraw(&mut self, cohort_id: &CohortId) {
+        self.jobs.retain(|_, job| !job.is_advert_of(cohort_id));
+    }
+
+    pub(super) fn get_mut(&mut self, id: u64) -> Option<&mut Job> {
+        self.jobs.get_mut(&id)
+    }
+
+    pub(super) fn remove(&mut self, id: u64) -> Option<Job> {
+        self.jobs.remove(&id)
+    }
+
+    /// What a relay that has come up should have, oldest first.
+    pub(super) fn all(&self) -> Vec<u64> {
+        self.jobs.keys().copied().collect()
+    }
+
+    /// Notes that a relay is asked to take the message's event.
+    pub(super) fn asked(&mut self, id: u64, relay: usize) {
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.asked.insert(relay);
+        }
+    }
+
+    /// Notes a relay's answer to the message's event.
+    pub(super) fn answered(&mut self, id: u64, relay: usize, event: Id, answer: Answer) -> Next {
+        let Some(job) = self.jobs.get_mut(&id) else { return Next::Nothing };
+        if let Answer::Unknown(_) = answer {
+            job.maybe_out = true;
+        }
+        // Whatever event of the message it was, somebody has it now.
+        if answer == Answer::Accepted {
+            job.accepted = true;
+        }
+        if job.event.as_ref().is_none_or(|current| current.id != event) {
+            return Next::Nothing;
+        }
+        let asked = job.asked.remove(&relay);
+        if let Answer::Refused(reason) | Answer::Unknown(reason) = answer {
+            job.reasons.insert(relay, reason);
+        }
+        if asked && job.asked.is_empty() && !job.accepted { Next::Retry } else { Next::Nothing }
+    }
+
+    /// A relay will not answer any more. Which messages are to be tried again?
+    pub(super) fn lost(&mut self, relay: usize) -> Vec<u64> {
+        let mut retries = Vec::new();
+        for (id, job) in &mut self.jobs {
+            if job.asked.remove(&relay) {
+                job.maybe_out = true;
+                job.reasons.insert(relay, "the connection ended before it answered".to_owned());
+                if job.asked.is_empty() && !job.accepted {
+                    retries.push(*id);
+                }
+            }
+        }
+        retries
+    }
+
+    /// Whether the message still has to find a relay, and none is about to answer.
+    pub(super) fn is_stuck(&self, id: u64) -> bool {
+        self.jobs.get(&id).is_some_and(|job| !job.accepted && job.asked.is_empty())
+    }
+}

@@ -1,0 +1,342 @@
+//! What an event that arrives is: new or a copy, a message or not, and whose.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use btcr2_aggregation_protocol::{
+    did::Did,
+    identity::Identity,
+    key::{KeyError, PublicKey, XOnlyKey},
+    message::{Body, DecodeError, Message},
+    nostr::{Peer, ReadError, VerifiedEvent},
+    time::Timestamp,
+};
+use nostr_sdk::Event;
+
+use super::{config::NostrConfig, relay::Id};
+use crate::{
+    remembered::Remembered,
+    transport::{
+        Delivery,
+        external::{ExternalKeys, key_in_opt_in},
+    },
+};
+
+/// A map that forgets its oldest entries.
+struct Bounded<K, V> {
+    entries: BTreeMap<K, V>,
+    order: VecDeque<K>,
+    most: usize,
+}
+
+impl<K: Ord + Clone, V> Bounded<K, V> {
+    fn new(most: usize) -> Self {
+        Self { entries: BTreeMap::new(), order: VecDeque::new(), most }
+    }
+
+    fn get(&self, key: &K) -> Option<&V> {
+        self.entries.get(key)
+    }
+
+    fn insert(&mut self, key: K, value: V) {
+        if self.entries.insert(key.clone(), value).is_none() {
+            self.order.push_back(key);
+        }
+        if self.order.len() > self.most
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.entries.remove(&oldest);
+        }
+    }
+}
+
+/// What became of an event.
+#[derive(Debug)]
+pub(super) enum Read {
+    /// It was read before, or is one of our own.
+    Copy,
+    /// It is none of our business: an ordinary note, or something that we cannot decrypt.
+    Foreign(String),
+    /// Something for the identity.
+    Delivery(Delivery),
+}
+
+/// Reads events for one identity.
+pub(super) struct Reader {
+    identity: Identity,
+    own: XOnlyKey,
+    /// Said before this is an old message: it is news to nobody that its cohort is over.
+    started: Timestamp,
+    adverts_since: Option<Timestamp>,
+    seen: Remembered<Id>,
+    external: ExternalKeys,
+    /// Whose the keys are that have signed messages: so that a forger that has also said something true has a name.
+    signers: Bounded<XOnlyKey, Did>,
+    peers: Bounded<XOnlyKey, Arc<Peer>>,
+}
+
+impl Reader {
+    pub(super) fn new(
+        identity: Identity,
+        config: &NostrConfig,
+        introduced: impl IntoIterator<Item = (Did, PublicKey)>,
+        started: Timestamp,
+        adverts_since: Option<Timestamp>,
+    ) -> Self {
+        let mut external = ExternalKeys::new(config.external_keys);
+        for (did, key) in introduced {
+            external.introduce(&did, key);
+        }
+        Self {
+            own: identity.public_key().x_only(),
+            identity,
+            started,
+            adverts_since,
+            seen: Remembered::new(config.seen_events),
+            external,
+            signers: Bounded::new(config.external_keys),
+            peers: Bounded::new(config.conversations),
+        }
+    }
+
+    /// What we need to write to `did`, if its key is known. It is a member from now on.
+    pub(super) fn peer(&mut self, did: &Did) -> Option<Arc<Peer>> {
+        if self.external.is_stranger(did) {
+            self.external.remember_member(did);
+        }
+        let key = self.external.key_of(did)?.x_only();
+        self.peer_with(&key).ok()
+    }
+
+    fn peer_with(&mut self, key: &XOnlyKey) -> Result<Arc<Peer>, KeyError> {
+        if let Some(peer) = self.peers.get(key) {
+            return Ok(Arc::clone(peer));
+        }
+        let peer = Arc::new(Peer::new(self.identity.secret_key(), *key)?);
+        self.peers.insert(*key, Arc::clone(&peer));
+        Ok(peer)
+    }
+
+    pub(super) fn read(&mut self, event: &Event) -> Read {
+        // Only events that were signed are remembered, so nobody keeps one from us by sending a bad copy first.
+        if event.pubkey.to_bytes() == self.own.to_bytes() || self.seen.contains(&event.id) {
+            return Read::Copy;
+        }
+        let verified = match VerifiedEvent::verify(event) {
+            Ok(verified) => verified,
+            Err(error) => return Read::Foreign(error.to_string()),
+        };
+        self.seen.insert(event.id);
+        let sender = verified.sender();
+        let message = match verified.message(|key| self.peer_with(key).map(|peer| peer.conversation.clone())) {
+            Ok(message) => message,
+            Err(error) => return self.unreadable(sender, error),
+        };
+        if !self.authenticates(sender, &message) {
+            let problem = format!("{} is not who signed the event", message.from);
+            let error = DecodeError::Field { field: "from".to_owned(), problem };
+            // Never held against the one that the message names: against who signed it, if we know who that is.
+            return Read::Delivery(match self.signers.get(&sender).cloned() {
+                Some(from) => Delivery::Undecodable { from, error },
+                None => Delivery::Unverified { reason: error.to_string() },
+            });
+        }
+        self.signers.insert(sender, message.from.clone());
+        let is_advert = matches!(&*message.body, Body::CohortAdvert(_));
+        let ours = message.to.as_ref().map_or(is_advert, |to| to == self.identity.did());
+        if !ours {
+            let problem = "the message is for somebody else".to_owned();
+            let error = DecodeError::Field { field: "to".to_owned(), problem };
+            return Read::Delivery(Delivery::Undecodable { from: message.from, error });
+        }
+        let said = verified.created_at();
+        if is_advert && self.adverts_since.is_some_and(|since| said.as_secs() < since.as_secs()) {
+            return Read::Foreign("an advert of the past".to_owned());
+        }
+        let live = is_advert || said.as_secs() >= self.started.as_secs();
+        Read::Delivery(if live { Delivery::Message(message) } else { Delivery::Stored(message) })
+    }
+
+    /// Whether the key is the one of the message's sender: the one in its DID, or the one that its opt-in proves.
+    fn authenticates(&mut self, sender: XOnlyKey, message: &Message) -> bool {
+        let from = &message.from;
+        if let Some(key) = self.external.key_of(from) {
+            return key.x_only() == sender;
+        }
+        match key_in_opt_in(from, message) {
+            Some(key) if key.x_only() == sender => {
+                self.external.remember_stranger(from, key);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Something that was signed but is no message: the fault of who signed it, if we can tell who that is.
+    fn unreadable(&self, sender: XOnlyKey, error: ReadError) -> Read {
+        let problem = error.to_string();
+        let (claimed, error) = match error {
+            ReadError::Decode { error, claimed } => (claimed, error),
+            ReadError::WrongKind { claimed, .. } => {
+                (Some(claimed), DecodeError::Field { field: "type".to_owned(), problem })
+            }
+            // Whatever we cannot decrypt need not have been meant for us: kind 1059 is shared with gift wraps.
+            _ => return Read::Foreign(problem),
+        };
+        let proven = claimed
+            .map(|did| *did)
+            .filter(|did| self.external.key_of(did).is_some_and(|key| key.x_only() == sender));
+        match proven.or_else(|| self.signers.get(&sender).cloned()) {
+            Some(from) => Read::Delivery(Delivery::Undecodable { from, error }),
+            None => Read::Foreign(error.to_string()),
+        }
+    }
+}
+
+/// The place of an event's message in a round, by its type.
+pub(super) fn rank(event: &Event) -> usize {
+    const ROUND: [&str; 14] = [
+        "cohort_advert",
+        "cohort_opt_in",
+        "cohort_opt_in_accept",
+        "cohort_ready",
+        "submit_update",
+        "submit_nonincluded",
+        "distribute_aggregated_data",
+        "validation_ack",
+        "authorization_request",
+        "nonce_contribution",
+        "aggregated_nonce",
+        "signature_authorization",
+        "fallback_authorization_request",
+        "fallback_signature",
+    ];
+    let kind = event.tags.iter().find(|tag| tag.as_slice().first().is_some_and(|name| name == "t"));
+    let kind = kind.and_then(|tag| tag.content()).and_then(|uri| uri.rsplit('/').next());
+    kind.and_then(|kind| ROUND.iter().position(|known| *known == kind)).unwrap_or(ROUND.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use btcr2_aggregation_protocol::message::{Bytes, SharedBody};
+    use btcr2_aggregation_protocol::{
+        document, id::CohortId, key::SecretKey, message::keygen::CohortOptIn, message::update::SubmitNonIncluded,
+        network::Network, nostr::seal,
+    };
+
+    use super::*;
+    use crate::runtime::Randomness;
+
+    const NOW: Timestamp = Timestamp::from_secs(1_750_000_000);
+
+    fn secret(byte: u8) -> SecretKey {
+        SecretKey::from_bytes(&[byte; 32]).expect("a key")
+    }
+
+    fn key_did(byte: u8) -> Identity {
+        Identity::from_key(secret(byte), Network::Regtest)
+    }
+
+    fn external(byte: u8) -> Identity {
+        let genesis = document::genesis_document(&secret(byte).public_key(), Network::Regtest);
+        Identity::from_genesis(secret(byte), genesis, Network::Regtest).expect("the document names the key")
+    }
+
+    fn reader(config: &NostrConfig) -> Reader {
+        Reader::new(key_did(1), config, [], NOW, None)
+    }
+
+    fn config() -> NostrConfig {
+        NostrConfig::new([])
+    }
+
+    fn declined() -> SharedBody {
+        Body::from(SubmitNonIncluded { cohort_id: CohortId::parse("c").expect("a name") }).into()
+    }
+
+    /// What `signer` publishes for the reader in the name of `from`.
+    fn event(signer: &Identity, from: &Identity, body: SharedBody, at: Timestamp) -> Event {
+        let message = Message::new(from.did().clone(), Some(key_did(1).did().clone()), body);
+        let peer = Peer::new(signer.secret_key(), key_did(1).public_key().x_only()).expect("keys");
+        let mut rng = Randomness::Seeded([7; 32]).for_actor("events");
+        seal(&message, signer.secret_key(), Some(&peer), at, &mut rng).expect("sealed")
+    }
+
+    fn opt_in(identity: &Identity) -> SharedBody {
+        let key = Bytes(identity.public_key().to_bytes());
+        let cohort_id = CohortId::parse("c").expect("a name");
+        let genesis_document = identity.genesis_document().cloned();
+        Body::from(CohortOptIn { cohort_id, participant_pk: key, communication_pk: key, genesis_document }).into()
+    }
+
+    fn is_message(read: &Read, from: &Identity) -> bool {
+        matches!(read, Read::Delivery(Delivery::Message(message)) if message.from == *from.did())
+    }
+
+    #[test]
+    fn a_bad_copy_that_comes_first_keeps_nobody_from_reading_the_good_one() {
+        let (mut reader, sender) = (reader(&config()), key_did(2));
+        let good = event(&sender, &sender, declined(), NOW);
+        let mut bad = good.clone();
+        bad.sig = event(&sender, &sender, declined(), NOW + std::time::Duration::from_secs(1)).sig;
+        assert!(matches!(reader.read(&bad), Read::Foreign(_)));
+        let first = reader.read(&good);
+        assert!(is_message(&first, &sender), "{first:?}");
+        for copy in [&good, &bad] {
+            assert!(matches!(reader.read(copy), Read::Copy), "the second time it is a copy");
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_forgotten_events_are_only_read_again() {
+        let few = NostrConfig { seen_events: 1, conversations: 1, external_keys: 1, ..config() };
+        let mut reader = reader(&few);
+        for _ in 0..2 {
+            for byte in 2..6 {
+                let sender = key_did(byte);
+                let read = reader.read(&event(&sender, &sender, declined(), NOW));
+                assert!(is_message(&read, &sender), "{read:?}");
+            }
+        }
+        assert_eq!(reader.peers.entries.len(), 1);
+        assert_eq!(reader.signers.entries.len(), 1);
+    }
+
+    #[test]
+    fn our_own_events_are_not_read() {
+        let own = key_did(1);
+        assert!(matches!(reader(&config()).read(&event(&own, &own, declined(), NOW)), Read::Copy));
+    }
+
+    #[test]
+    fn an_external_did_is_known_by_its_opt_in_and_nobody_elses_key_will_do() {
+        let (mut reader, member, thief) = (reader(&config()), external(2), key_did(3));
+        let unknown = reader.read(&event(&member, &member, declined(), NOW));
+        assert!(matches!(unknown, Read::Delivery(Delivery::Unverified { .. })), "{unknown:?}");
+        assert!(reader.peer(member.did()).is_none());
+
+        // Somebody else's event with its opt-in proves nothing.
+        let stolen = reader.read(&event(&thief, &member, opt_in(&member), NOW));
+        assert!(matches!(stolen, Read::Delivery(Delivery::Unverified { .. })), "{stolen:?}");
+        assert!(reader.peer(member.did()).is_none());
+
+        let joined = reader.read(&event(&member, &member, opt_in(&member), NOW));
+        assert!(is_message(&joined, &member), "{joined:?}");
+        assert!(reader.peer(member.did()).is_some());
+        let later = reader.read(&event(&member, &member, declined(), NOW + std::time::Duration::from_secs(9)));
+        assert!(is_message(&later, &member), "{later:?}");
+        let forged = reader.read(&event(&thief, &member, declined(), NOW));
+        assert!(matches!(forged, Read::Delivery(Delivery::Unverified { .. })), "{forged:?}");
+    }
+
+    #[test]
+    fn what_was_said_before_we_came_is_told_from_what_is_said_now() {
+        let (mut reader, sender) = (reader(&config()), key_did(2));
+        let old = reader.read(&event(&sender, &sender, declined(), NOW - std::time::Duration::from_secs(1)));
+        assert!(matches!(old, Read::Delivery(Delivery::Stored(_))), "{old:?}");
+        let new = reader.read(&event(&sender, &sender, declined(), NOW));
+        assert!(is_message(&new, &sender), "{new:?}");
+    }
+}

@@ -1,0 +1,57 @@
+//! What each relay did, counted.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nostr_sdk::RelayUrl;
+use serde::Serialize;
+
+/// What one relay has done so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RelayReport {
+    /// Its address.
+    pub url: String,
+    /// How many connections to it are open.
+    pub connected: u64,
+    /// Of these, the ones on which it has sent all that it had stored: what comes from now on comes at once.
+    pub subscribed: u64,
+    /// How many connections to it were made.
+    pub connections: u64,
+    /// How many ended, or could not be made.
+    pub failures: u64,
+    /// Events of ours that it accepted.
+    pub accepted: u64,
+    /// Events of ours that it refused.
+    pub refused: u64,
+    /// Events of ours of which it did not say what became of them.
+    pub unanswered: u64,
+    /// Events of others that it sent.
+    pub received: u64,
+    /// Of these, the ones that another relay had sent before, or it itself.
+    pub duplicates: u64,
+    /// What it last refused something for, or why its connection last ended.
+    pub last_problem: Option<String>,
+}
+
+/// The relays' reports. Clones are the same reports.
+#[derive(Clone)]
+pub(super) struct Reports(Arc<Mutex<Vec<RelayReport>>>);
+
+impl Reports {
+    pub(super) fn new(urls: &[RelayUrl]) -> Self {
+        let report = |url: &RelayUrl| RelayReport { url: url.to_string(), ..RelayReport::default() };
+        Self(Arc::new(Mutex::new(urls.iter().map(report).collect())))
+    }
+
+    /// Adds something to the report of the relay with this number.
+    pub(super) fn note(&self, relay: usize, note: impl FnOnce(&mut RelayReport)) {
+        let mut reports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(report) = reports.get_mut(relay) {
+            note(report);
+        }
+    }
+
+    pub(super) fn all(&self) -> Vec<RelayReport> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

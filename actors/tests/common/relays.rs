@@ -1,0 +1,176 @@
+//! Relays in this process: good ones, and bad ones behind a proxy that understands what passes through it.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use super::peers::soon;
+use btcr2_aggregation_actors::{
+    runtime::{Clock, Randomness},
+    transport::nostr::{NostrConfig, NostrTransport, embedded::EmbeddedRelay},
+};
+use futures::{SinkExt, StreamExt};
+use nostr_sdk::{Event, Filter, RelayPool};
+use serde_json::{Value, json};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    time::Instant,
+};
+use tokio_tungstenite::{accept_async, connect_async, tungstenite::Message as Frame};
+
+pub fn loopback() -> SocketAddr {
+    ([127, 0, 0, 1], 0).into()
+}
+
+/// A relay that does what it should.
+pub async fn relay() -> EmbeddedRelay {
+    EmbeddedRelay::start(loopback()).await.expect("a free port")
+}
+
+/// The address of a relay that is not there: a port on which nobody listens.
+pub async fn absent() -> String {
+    let listener = TcpListener::bind(loopback()).await.expect("a free port");
+    format!("ws://{}", listener.local_addr().expect("an address"))
+}
+
+/// Settings for these relays whose waits are as short as a test wants them.
+pub fn config(urls: &[&str]) -> NostrConfig {
+    let mut config = NostrConfig::new(urls.iter().map(|url| (*url).to_owned()));
+    config.first_backoff = Duration::from_millis(20);
+    config.longest_backoff = Duration::from_millis(200);
+    config
+}
+
+pub fn transport(config: NostrConfig, clock: Clock) -> NostrTransport {
+    NostrTransport::new(config, clock, Randomness::System).expect("relays")
+}
+
+/// Waits until so many connections of this transport are made and have heard all that was stored.
+pub async fn subscribed(transport: &NostrTransport, connections: u64) {
+    soon("the relays to be subscribed to", async {
+        while transport.relays().iter().any(|relay| relay.subscribed < connections) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+/// What is wrong with a relay.
+#[derive(Clone, Copy)]
+pub enum Mood {
+    /// It says that it takes every event, and drops every other.
+    Drops,
+    /// Whatever it says takes so long.
+    Late(Duration),
+    /// It refuses every event.
+    Refuses,
+    /// It takes everything and says nothing.
+    Hangs,
+}
+
+/// A relay in a mood, in front of a good one. Counts the events that came.
+pub struct Moody {
+    pub url: String,
+    pub events: Arc<AtomicUsize>,
+}
+
+impl Moody {
+    pub async fn start(relay: &EmbeddedRelay, mood: Mood) -> Self {
+        let listener = TcpListener::bind(loopback()).await.expect("a free port");
+        let url = format!("ws://{}", listener.local_addr().expect("an address"));
+        let events = Arc::new(AtomicUsize::new(0));
+        let (target, counter) = (relay.url().to_owned(), Arc::clone(&events));
+        actix_rt::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                actix_rt::spawn(serve(client, target.clone(), mood, Arc::clone(&counter)));
+            }
+        });
+        Self { url, events }
+    }
+}
+
+async fn serve(client: TcpStream, target: String, mood: Mood, events: Arc<AtomicUsize>) {
+    let Ok(client) = accept_async(client).await else { return };
+    let Ok((relay, _)) = connect_async(target).await else { return };
+    let (mut to_client, mut from_client) = client.split();
+    let (mut to_relay, mut from_relay) = relay.split();
+    let (say, mut said) = mpsc::unbounded_channel::<(Instant, Frame)>();
+    let late = if let Mood::Late(time) = mood { time } else { Duration::ZERO };
+    let answers = say.clone();
+    let inward = async move {
+        while let Some(Ok(frame)) = from_client.next().await {
+            match own_answer(&frame, mood, &events) {
+                Some(answer) => drop(answers.send((Instant::now(), answer))),
+                None => {
+                    if to_relay.send(frame).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    };
+    let outward = async move {
+        while let Some(Ok(frame)) = from_relay.next().await {
+            if say.send((Instant::now() + late, frame)).is_err() {
+                return;
+            }
+        }
+    };
+    let speaking = async move {
+        while let Some((when, frame)) = said.recv().await {
+            tokio::time::sleep_until(when).await;
+            if !matches!(mood, Mood::Hangs) && to_client.send(frame).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! { () = inward => {}, () = outward => {}, () = speaking => {} }
+}
+
+/// What the proxy says to an event itself, without showing it to the relay.
+fn own_answer(frame: &Frame, mood: Mood, events: &AtomicUsize) -> Option<Frame> {
+    let Frame::Text(text) = frame else { return None };
+    let value: Value = serde_json::from_str(text.as_str()).ok()?;
+    if value[0] != "EVENT" {
+        return None;
+    }
+    let number = events.fetch_add(1, Ordering::SeqCst);
+    let answer = match mood {
+        Mood::Drops if number.is_multiple_of(2) => json!(["OK", value[1]["id"], true, ""]),
+        Mood::Refuses => json!(["OK", value[1]["id"], false, "blocked: not today"]),
+        _ => return None,
+    };
+    Some(Frame::text(answer.to_string()))
+}
+
+/// Events as their makers would publish them, past any transport of ours.
+pub async fn publish(url: &str, events: &[Event]) {
+    let pool = RelayPool::new();
+    pool.add_relay(url, nostr_sdk::RelayOptions::default()).await.expect("a URL");
+    pool.connect().await;
+    pool.wait_for_connection(Duration::from_secs(10)).await;
+    for event in events {
+        let output = pool.send_event(event).await.expect("sent");
+        assert_eq!(output.success.len(), 1, "{output:?}");
+    }
+    pool.shutdown().await;
+}
+
+/// Everything that the relay keeps.
+pub async fn history(url: &str) -> Vec<Event> {
+    let pool = RelayPool::new();
+    pool.add_relay(url, nostr_sdk::RelayOptions::default()).await.expect("a URL");
+    pool.connect().await;
+    let events = pool
+        .fetch_events(Filter::new(), Duration::from_secs(10), nostr_sdk::pool::relay::ReqExitPolicy::ExitOnEOSE)
+        .await
+        .expect("events");
+    pool.shutdown().await;
+    events.into_iter().collect()
+}

@@ -1,0 +1,379 @@
+//! Nostr events (wire format, section 6): a message is one signed event.
+//!
+//! Keygen messages are kind 1 with the message's JSON text as content; all others are kind 1059 with that text encrypted
+//! by NIP-44 version 2 between the communication keys of sender and recipient. (Kind 1059 is NIP-59's gift wrap, but
+//! these are none: the sender signs with its own key.) The tags, in this order:
+//!
+//! ```text
+//! ["p", <sender's x-only key>]  ["t", <type URI>]  ["p", <recipient's x-only key>, when there is one]
+//! ```
+//!
+//! [`seal`] is the way out. [`VerifiedEvent`] is the way in: nothing of an event is looked at before its signature, and
+//! what it proves is a key. Whether that key is the one of the DID that the message says it is from is for the caller to
+//! decide, who knows the keys of EXTERNAL DIDs.
+
+use std::borrow::Cow;
+
+use data_encoding::BASE64;
+use nostr::{
+    Event, EventId, Kind, PublicKey as NostrKey, Tag, Tags, Timestamp as NostrTime,
+    hashes::Hash,
+    nips::nip44::{self, v2},
+    secp256k1::{rand, schnorr},
+};
+use rand_core::CryptoRng;
+use zeroize::Zeroizing;
+
+use crate::{
+    beacon::{BeaconData, BeaconType, CasAnnouncement},
+    did::Did,
+    hash::{DocumentHash, SignalBytes},
+    id::CohortId,
+    key::{KeyError, SecretKey, XOnlyKey},
+    message::{self, Body, DecodeError, Message, keygen, update::DistributeAggregatedData},
+    network::Network,
+    time::Timestamp,
+};
+
+/// The kind of events that carry keygen messages, in plain text.
+pub const PLAIN_KIND: u16 = 1;
+
+/// The kind of events that carry encrypted messages.
+pub const ENCRYPTED_KIND: u16 = 1059;
+
+/// The longest text that NIP-44 encrypts, in bytes. The format's own length prefix would allow 127 bytes more; the `nostr`
+/// crate encrypts this much, and decrypts the rest.
+pub const MAX_PLAINTEXT: usize = 65_536 - 128;
+
+/// The base64 text of the longest NIP-44 payload: version, nonce, length, 64 KiB of padded text, MAC.
+const MAX_PAYLOAD: usize = (1 + 32 + 2 + 65_536 + 32_usize).div_ceil(3) * 4;
+
+/// The types of the messages that are for everybody, which adverts' subscribers ask for.
+pub fn advert_types() -> [String; 2] {
+    ["keygen/cohort_advert", keygen::KEY_PATH_ADVERT_TYPE].map(message::type_uri)
+}
+
+/// What two keys encrypt and decrypt with, the same in both directions. Deriving one costs about fifteen times what
+/// encrypting a message does, so keep it for a peer. Never printed; wiped when dropped.
+#[derive(Clone)]
+pub struct ConversationKey(Zeroizing<[u8; 32]>);
+
+impl ConversationKey {
+    /// The conversation key of `own` and `peer`.
+    ///
+    /// # Errors
+    /// [`KeyError`], never in practice: both were valid keys when they were parsed.
+    pub fn derive(own: &SecretKey, peer: &XOnlyKey) -> Result<Self, KeyError> {
+        // The crate's key type wipes itself as well.
+        let own = nostr::SecretKey::from_slice(own.expose().as_ref()).map_err(|_| KeyError::NotASecretKey)?;
+        let peer = NostrKey::from_byte_array(peer.to_bytes());
+        let key = v2::ConversationKey::derive(&own, &peer).map_err(|_| KeyError::NotAnXCoordinate)?;
+        Ok(Self(Zeroizing::new(key.to_byte_array())))
+    }
+
+    /// The key with these bytes, from whoever keeps it.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// Encrypts `text`; the result is base64. `rng` gives the 32 bytes of the payload's nonce.
+    ///
+    /// # Errors
+    /// [`SealError::TooLong`] beyond [`MAX_PLAINTEXT`] bytes; [`SealError::Empty`].
+    pub fn encrypt(&self, text: &str, rng: &mut dyn CryptoRng) -> Result<String, SealError> {
+        if text.is_empty() {
+            return Err(SealError::Empty);
+        }
+        if text.len() > MAX_PLAINTEXT {
+            return Err(SealError::TooLong { bytes: text.len() });
+        }
+        let key = v2::ConversationKey::new(*self.0);
+        let payload = v2::encrypt_to_bytes_with_rng(&mut OldRng(rng), &key, text.as_bytes())
+            .map_err(|_| SealError::TooLong { bytes: text.len() })?;
+        Ok(BASE64.encode(&payload))
+    }
+
+    /// Decrypts a base64 payload.
+    ///
+    /// # Errors
+    /// [`DecryptError`], which says at which step.
+    pub fn decrypt(&self, payload: &str) -> Result<String, DecryptError> {
+        // Nothing is decoded that could not be decrypted.
+        if payload.len() > MAX_PAYLOAD {
+            return Err(DecryptError::TooLong);
+        }
+        let bytes = BASE64.decode(payload.as_bytes()).map_err(|_| DecryptError::Base64)?;
+        match bytes.first() {
+            None => return Err(DecryptError::TooShort),
+            Some(2) => {}
+            Some(version) => return Err(DecryptError::Version(*version)),
+        }
+        let key = v2::ConversationKey::new(*self.0);
+        let text = v2::decrypt_to_bytes(&key, &bytes).map_err(|error| match error {
+            nip44::Error::V2(v2::ErrorV2::PayloadTooShort) => DecryptError::TooShort,
+            nip44::Error::V2(v2::ErrorV2::InvalidHmac) => DecryptError::Mac,
+            _ => DecryptError::Padding,
+        })?;
+        String::from_utf8(text).map_err(|_| DecryptError::Utf8)
+    }
+}
+
+/// Why a message cannot become an event.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SealError {
+    /// NIP-44 does not encrypt texts of this length.
+    #[error("the message takes {bytes} bytes, NIP-44 encrypts at most {MAX_PLAINTEXT}")]
+    TooLong {
+        /// How long the message is.
+        bytes: usize,
+    },
+    /// NIP-44 does not encrypt an empty text.
+    #[error("an empty text cannot be encrypted")]
+    Empty,
+    /// An encrypted message needs a recipient.
+    #[error("a message that is encrypted needs a recipient")]
+    NoRecipient,
+}
+
+/// Why a payload does not decrypt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecryptError {
+    /// Longer than any payload.
+    #[error("longer than any NIP-44 payload")]
+    TooLong,
+    /// Shorter than any payload.
+    #[error("shorter than any NIP-44 payload")]
+    TooShort,
+    /// Not base64.
+    #[error("not base64")]
+    Base64,
+    /// Not version 2.
+    #[error("NIP-44 version 2 expected, {0} found")]
+    Version(u8),
+    /// Encrypted with another key, or changed since.
+    #[error("the MAC is not the conversation key's")]
+    Mac,
+    /// The text is not padded as the format says.
+    #[error("the padding is wrong")]
+    Padding,
+    /// The text is not UTF-8.
+    #[error("not UTF-8")]
+    Utf8,
+}
+
+/// Why an event is not a message of somebody.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// The event's id is not the hash of its content.
+    #[error("the event's id is not its hash")]
+    Id,
+    /// The event is not signed by its key.
+    #[error("the event's signature does not verify")]
+    Signature,
+    /// Neither [`PLAIN_KIND`] nor [`ENCRYPTED_KIND`].
+    #[error("events of kind {0} carry no messages")]
+    Kind(u16),
+    /// The content does not decrypt.
+    #[error("content: {0}")]
+    Decrypt(#[from] DecryptError),
+    /// The content is no message.
+    #[error("{error}")]
+    Decode {
+        /// What is wrong with it.
+        error: DecodeError,
+        /// The DID that it says it is from, if that much can be read. Not proven by anything.
+        claimed: Option<Box<Did>>,
+    },
+    /// A message of a type that goes with the other kind: what should have been secret was not, or the reverse.
+    #[error("{short_type} does not go with kind {kind}")]
+    WrongKind {
+        /// The event's kind.
+        kind: u16,
+        /// The message's type.
+        short_type: &'static str,
+        /// The DID that it says it is from. Not proven by anything.
+        claimed: Box<Did>,
+    },
+}
+
+/// Whom a directed event is for.
+#[derive(Clone)]
+pub struct Peer {
+    /// Its communication key.
+    pub key: XOnlyKey,
+    /// What we encrypt with for it.
+    pub conversation: ConversationKey,
+}
+
+impl Peer {
+    /// The peer with this communication key.
+    ///
+    /// # Errors
+    /// As [`ConversationKey::derive`].
+    pub fn new(own: &SecretKey, key: XOnlyKey) -> Result<Self, KeyError> {
+        Ok(Self { key, conversation: ConversationKey::derive(own, &key)? })
+    }
+}
+
+/// Whether messages of this type travel in plain text: all of the keygen phase do.
+pub fn is_plain(body: &Body) -> bool {
+    body.short_type().starts_with("keygen/")
+}
+
+/// The signed event that carries `message`, to `to` or to everybody. `key` must be the communication key of the message's
+/// sender; `created_at` is rounded down to its second.
+///
+/// # Errors
+/// [`SealError`] when the message is too long to be encrypted, or has to be and is for nobody in particular.
+pub fn seal(
+    message: &Message,
+    key: &SecretKey,
+    to: Option<&Peer>,
+    created_at: Timestamp,
+    rng: &mut dyn CryptoRng,
+) -> Result<Event, SealError> {
+    let text = message.to_json();
+    let (kind, content) = if is_plain(&message.body) {
+        (PLAIN_KIND, text)
+    } else {
+        let peer = to.ok_or(SealError::NoRecipient)?;
+        (ENCRYPTED_KIND, peer.conversation.encrypt(&text, rng)?)
+    };
+    let sender = key.public_key().x_only();
+    // Put together by hand: the crate's event builder strips a `p` tag that names the author.
+    let mut tags = vec![tag("p", sender.to_string()), tag("t", message.type_uri())];
+    tags.extend(to.map(|peer| tag("p", peer.key.to_string())));
+    let tags = Tags::from_list(tags);
+    let pubkey = NostrKey::from_byte_array(sender.to_bytes());
+    let (created_at, kind) = (NostrTime::from_secs(created_at.as_secs()), Kind::from_u16(kind));
+    let id = EventId::new(&pubkey, &created_at, &kind, &tags, &content);
+    let signature = key.sign(id.as_bytes(), rng).to_bytes();
+    let signature = schnorr::Signature::from_slice(&signature).expect("any 64 bytes are accepted");
+    Ok(Event::new(id, pubkey, created_at, kind, tags, content, signature))
+}
+
+fn tag(name: &str, value: String) -> Tag {
+    Tag::parse([name.to_owned(), value]).expect("a tag that is not empty is accepted")
+}
+
+/// An event whose id and signature are right: its content was said by the holder of [`Self::sender`].
+#[derive(Clone, Copy, Debug)]
+pub struct VerifiedEvent<'a> {
+    event: &'a Event,
+    sender: XOnlyKey,
+}
+
+impl<'a> VerifiedEvent<'a> {
+    /// Verifies an event's id and signature.
+    ///
+    /// # Errors
+    /// [`ReadError::Id`] or [`ReadError::Signature`].
+    pub fn verify(event: &'a Event) -> Result<Self, ReadError> {
+        if !event.verify_id() {
+            return Err(ReadError::Id);
+        }
+        if !event.verify_signature() {
+            return Err(ReadError::Signature);
+        }
+        let sender = XOnlyKey::from_bytes(event.pubkey.as_bytes()).map_err(|_| ReadError::Signature)?;
+        Ok(Self { event, sender })
+    }
+
+    /// The key that signed the event.
+    pub fn sender(&self) -> XOnlyKey {
+        self.sender
+    }
+
+    /// When the sender says that it made the event.
+    pub fn created_at(&self) -> Timestamp {
+        Timestamp::from_secs(self.event.created_at.as_secs())
+    }
+
+    /// Reads the message. `conversation` is asked for the key of the conversation with the sender when it is needed.
+    ///
+    /// # Errors
+    /// [`ReadError`], of the kind, the encryption or the message.
+    pub fn message<E>(
+        &self,
+        conversation: impl FnOnce(&XOnlyKey) -> Result<ConversationKey, E>,
+    ) -> Result<Message, ReadError> {
+        let kind = self.event.kind.as_u16();
+        let text = match kind {
+            PLAIN_KIND => Cow::Borrowed(self.event.content.as_str()),
+            ENCRYPTED_KIND => {
+                let key = conversation(&self.sender).map_err(|_| DecryptError::Mac)?;
+                Cow::Owned(key.decrypt(&self.event.content)?)
+            }
+            other => return Err(ReadError::Kind(other)),
+        };
+        let message = Message::from_json(&text)
+            .map_err(|error| ReadError::Decode { error, claimed: claimed_sender(&text) })?;
+        if is_plain(&message.body) != (kind == PLAIN_KIND) {
+            let short_type = message.body.short_type();
+            return Err(ReadError::WrongKind { kind, short_type, claimed: Box::new(message.from) });
+        }
+        Ok(message)
+    }
+}
+
+/// The `from` of a text that is otherwise no message.
+fn claimed_sender(text: &str) -> Option<Box<Did>> {
+    #[derive(serde::Deserialize)]
+    struct Claim {
+        from: Did,
+    }
+    serde_json::from_str::<Claim>(text).ok().map(|claim| Box::new(claim.from))
+}
+
+/// The most members that a cohort of this beacon type can have over Nostr, or `None` where there is no limit: a CAS
+/// announcement holds all members and must fit into one encrypted message; an SMT proof grows with nothing.
+pub fn max_members(beacon_type: &BeaconType) -> Option<usize> {
+    if *beacon_type != BeaconType::cas() {
+        return None;
+    }
+    // Each member adds the same number of bytes, so two real encodings tell all others.
+    let (one, two) = (longest_distribution(1), longest_distribution(2));
+    Some(1 + MAX_PLAINTEXT.saturating_sub(one) / (two - one))
+}
+
+/// How long the message is that distributes a CAS announcement of `members` members, all of them with updates and with
+/// DIDs as long as they get.
+fn longest_distribution(members: usize) -> usize {
+    // KEY DIDs are the longer ones, by the byte that tells the parity of the key.
+    let key = SecretKey::from_bytes(&[1; 32]).expect("1 < 0x0101... < n").public_key();
+    let did = Did::from_key(key, Network::Regtest);
+    let hash = DocumentHash::from_bytes([0xff; 32]);
+    let cohort_id = CohortId::parse(&"c".repeat(64)).expect("64 visible characters are accepted");
+    let width = did.as_str().len();
+    // Keys of the map only have to differ and to be as long as DIDs.
+    let announcement: CasAnnouncement = (0..members).map(|number| (format!("{number:0>width$}"), hash)).collect();
+    let body = DistributeAggregatedData::new(
+        cohort_id,
+        BeaconType::cas(),
+        SignalBytes::from_bytes([0xff; 32]),
+        &BeaconData::Cas(announcement),
+    );
+    Message::new(did.clone(), Some(did), body).to_json().len()
+}
+
+/// The caller's randomness, as the version of `rand` that the `nostr` crate speaks.
+struct OldRng<'a>(&'a mut dyn CryptoRng);
+
+impl rand::RngCore for OldRng<'_> {
+    fn next_u32(&mut self) -> u32 {
+        self.0.next_u32()
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        self.0.next_u64()
+    }
+
+    fn fill_bytes(&mut self, bytes: &mut [u8]) {
+        self.0.fill_bytes(bytes);
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), rand::Error> {
+        self.0.fill_bytes(bytes);
+        Ok(())
+    }
+}

@@ -1,0 +1,131 @@
+//! Relays: the settings that all commands share, and `relay check`.
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::{Args, Subcommand};
+
+use crate::{
+    actors::{
+        runtime::{Clock, Randomness},
+        transport::nostr::{
+            NostrConfig,
+            check::{self, RelayCheck},
+        },
+    },
+    config::Span,
+};
+
+/// Finds out about Nostr relays.
+#[derive(Args, Debug)]
+pub(super) struct RelayArgs {
+    #[command(subcommand)]
+    command: RelayCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum RelayCommand {
+    /// Publish and read back the kinds and sizes of events that a cohort needs
+    Check {
+        /// The relay, wss://...
+        url: String,
+        /// How long to wait for each thing that the relay should do
+        #[arg(long, value_name = "TIME", default_value = "10s")]
+        timeout: Span,
+        /// Print one JSON object instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Runs the command: 0 when the relay does all that a cohort needs, else 1; 2 when that is no relay's URL.
+pub(super) fn main(args: &RelayArgs) -> ExitCode {
+    let RelayCommand::Check { url, timeout, json } = &args.command;
+    let mut rng = Randomness::System.for_actor("relay check");
+    // What the relay does wrong is in the table.
+    let checking =
+        async { check::check(url, Clock::system(), timeout.0.max(Duration::from_millis(1)), &mut rng).await };
+    match actix_rt::System::new().block_on(checking) {
+        Ok(outcome) => {
+            let shown = if *json {
+                serde_json::to_string(&outcome).map_err(|error| error.to_string())
+            } else {
+                Ok(table(&outcome))
+            };
+            println!("{}", shown.unwrap_or_else(|error| error));
+            ExitCode::from(u8::from(!outcome.passed()))
+        }
+        Err(problem) => {
+            eprintln!("error: {problem}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn table(outcome: &RelayCheck) -> String {
+    let mut lines = vec![match (&outcome.problem, outcome.connect_ms) {
+        (None, Some(time)) => format!("{}  connected in {time} ms", outcome.url),
+        (problem, _) => format!("{}  NOT connected: {}", outcome.url, problem.as_deref().unwrap_or("no answer")),
+    }];
+    match outcome.limits.as_ref().and_then(serde_json::Value::as_object) {
+        Some(limits) => {
+            let limits: Vec<_> = limits.iter().map(|(name, value)| format!("{name} {value}")).collect();
+            lines.push(format!("limits  {}", limits.join(", ")));
+        }
+        None => lines.push("limits  it states none".to_owned()),
+    }
+    lines.push(format!("{:42}{:>6}{:>9}{:>10}{:>11}  stored", "event", "kind", "bytes", "accepted", "delivered"));
+    let time = |time: Option<u64>| time.map_or_else(|| "NO".to_owned(), |time| format!("{time} ms"));
+    for probe in &outcome.probes {
+        let stored = if probe.stored { "yes" } else { "NO" };
+        let (accepted, delivered) = (time(probe.accepted_ms), time(probe.delivered_ms));
+        lines.push(format!(
+            "{:42}{:>6}{:>9}{accepted:>10}{delivered:>11}  {stored}  {}",
+            probe.what,
+            probe.kind,
+            probe.bytes,
+            probe.problem.as_deref().unwrap_or_default()
+        ));
+    }
+    lines.push(if outcome.passed() { "fit for cohorts" } else { "NOT fit for every cohort" }.to_owned());
+    lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
+}
+
+/// What `serve` and `join` are told about relays.
+pub(super) struct RelaySettings {
+    pub(super) relays: Vec<String>,
+    pub(super) look_back: Option<Span>,
+    pub(super) timeout: Option<Span>,
+    pub(super) publish_timeout: Option<Span>,
+    pub(super) retry: Option<Span>,
+}
+
+impl RelaySettings {
+    /// The transport's configuration; `None` when there are no relays, unless `another` will be added.
+    ///
+    /// # Errors
+    /// What is missing, or cannot work, in words.
+    pub(super) fn config(self, another: bool) -> Result<Option<NostrConfig>, String> {
+        let Self { relays, look_back, timeout, publish_timeout, retry } = self;
+        if relays.is_empty() && !another {
+            let given = [look_back, timeout, publish_timeout, retry];
+            if given.iter().any(Option::is_some) {
+                return Err("no relays: settings for relays need at least one --relay URL".to_owned());
+            }
+            return Ok(None);
+        }
+        if relays.iter().any(|relay| relay.trim().is_empty()) {
+            return Err("no relays: the list of --relay is empty".to_owned());
+        }
+        let mut config = NostrConfig::new(relays.iter().map(|relay| relay.trim().to_owned()));
+        let set = |setting: &mut std::time::Duration, span: Option<Span>| {
+            if let Some(span) = span {
+                *setting = span.0;
+            }
+        };
+        set(&mut config.look_back, look_back);
+        set(&mut config.connect_timeout, timeout);
+        set(&mut config.publish_timeout, publish_timeout);
+        set(&mut config.first_backoff, retry);
+        Ok(Some(config))
+    }
+}

@@ -1,0 +1,116 @@
+//! The ways in: a web server, relays, or both for one service.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use actix_web::{App, HttpServer as WebServer, dev::ServerHandle};
+
+use super::{ServeConfig, ServeError};
+use crate::{
+    actors::{
+        runtime::{Clock, Randomness},
+        transport::{
+            Transport,
+            combined::CombinedTransport,
+            http::{self, HttpServer, server::HttpServerParts},
+            nostr::{NostrConfig, NostrTransport, embedded::EmbeddedRelay},
+        },
+    },
+    events::Printer,
+};
+
+/// An idle connection is kept this long. The other implementation's client does not send again what broke on a connection
+/// that was closed under it.
+const KEEP_ALIVE: Duration = Duration::from_secs(90);
+
+/// How long open requests may take to end when the program stops. Streams are closed before; what is open then for longer is
+/// idle, for the web server waits for connections that are kept alive too.
+const SHUTDOWN_SECS: u64 = 1;
+
+/// What is open.
+pub(super) struct Doors {
+    /// All of them as one.
+    pub(super) transport: Arc<dyn Transport>,
+    /// Where HTTP is served.
+    pub(super) url: Option<String>,
+    /// The relays.
+    pub(super) relays: Vec<String>,
+    web: Option<(HttpServer, ServerHandle)>,
+    embedded: Option<EmbeddedRelay>,
+}
+
+impl Doors {
+    pub(super) async fn open(config: &ServeConfig, clock: Clock, printer: Printer) -> Result<Self, ServeError> {
+        let mut transports: Vec<Arc<dyn Transport>> = Vec::new();
+        let (mut url, mut web, mut relays, mut embedded) = (None, None, Vec::new(), None);
+        if let Some(listening) = &config.listen {
+            if config.limits.update_bytes > config.http.max_body {
+                printer.warn(&format!(
+                    "updates may have {} bytes, but a request body only {}: larger updates cannot arrive over HTTP",
+                    config.limits.update_bytes, config.http.max_body
+                ));
+            }
+            let mut parts = HttpServerParts::new(config.http.clone(), clock);
+            parts.update_bytes = config.limits.update_bytes;
+            let server = HttpServer::start(parts);
+            let (address, handle) = listen(config, listening, &server)?;
+            let scheme = if config.tls.is_some() { "https" } else { "http" };
+            url = Some(format!("{scheme}://{address}"));
+            transports.push(Arc::new(server.clone()));
+            web = Some((server, handle));
+        }
+        if config.nostr.is_some() || config.embedded_relay.is_some() {
+            let mut nostr = config.nostr.clone().unwrap_or_else(|| NostrConfig::new([]));
+            if let Some(address) = config.embedded_relay {
+                let relay = EmbeddedRelay::start(address).await.map_err(|error| ServeError::Io {
+                    what: "embedded relay".to_owned(),
+                    error: std::io::Error::other(error),
+                })?;
+                nostr.relays.push(relay.url().to_owned());
+                embedded = Some(relay);
+            }
+            relays.clone_from(&nostr.relays);
+            let nostr = NostrTransport::new(nostr, clock, Randomness::System)
+                .map_err(|error| ServeError::Usage(error.to_string()))?;
+            transports.push(Arc::new(nostr));
+        }
+        let transport: Arc<dyn Transport> = match transports.len() {
+            1 => transports.remove(0),
+            _ => Arc::new(CombinedTransport::new(transports).ok_or_else(|| {
+                ServeError::Usage("nothing to serve over: neither an address to listen on nor a relay".to_owned())
+            })?),
+        };
+        Ok(Self { transport, url, relays, web, embedded })
+    }
+
+    /// No new work, streams closed, then the connections.
+    pub(super) async fn close(self) {
+        if let Some((server, handle)) = self.web {
+            server.shutdown().await;
+            handle.stop(true).await;
+        }
+        if let Some(relay) = self.embedded {
+            relay.shutdown().await;
+        }
+    }
+}
+
+fn listen(
+    config: &ServeConfig,
+    address: &str,
+    server: &HttpServer,
+) -> Result<(SocketAddr, ServerHandle), ServeError> {
+    let mounted = server.clone();
+    let app = move || App::new().configure(http::configure(&mounted)).default_service(http::not_found(&mounted));
+    let mut web =
+        WebServer::new(app).keep_alive(KEEP_ALIVE).shutdown_timeout(SHUTDOWN_SECS).disable_signals().workers(2);
+    let io_error = |error| ServeError::Io { what: format!("listening on {address}"), error };
+    web = match &config.tls {
+        Some(tls) => web.bind_rustls_0_23(address, tls.load()?).map_err(io_error)?,
+        None => web.bind(address).map_err(io_error)?,
+    };
+    let address = *web.addrs().first().ok_or_else(|| ServeError::Internal("no address is bound".to_owned()))?;
+    let running = web.run();
+    let handle = running.handle();
+    actix_rt::spawn(running);
+    Ok((address, handle))
+}

@@ -272,7 +272,7 @@ impl<'a> VerifiedEvent<'a> {
         if !event.verify_id() {
             return Err(ReadError::Id);
         }
-        if !event.verify_signature() {
+        if !event.verify_signature_with_ctx(::secp256k1::SECP256K1) {
             return Err(ReadError::Signature);
         }
         let sender = XOnlyKey::from_bytes(event.pubkey.as_bytes()).map_err(|_| ReadError::Signature)?;

@@ -2,130 +2,15 @@
 //! their own, on the relay or on HTTP.
 #![allow(clippy::unwrap_used)]
 
+mod nostr_support;
+
 use std::{
     collections::BTreeMap,
-    io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
-    sync::mpsc::{Receiver, RecvTimeoutError, channel},
-    thread,
-    time::{Duration, Instant},
+    process::{Command, Stdio},
 };
 
-use btcr2_aggregation::protocol::hash::sha256;
+use nostr_support::{join, serve};
 use serde_json::Value;
-
-/// How long a whole test may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// A program that says JSON, a line an event.
-struct Program {
-    name: String,
-    child: Child,
-    events: Receiver<Value>,
-    heard: Vec<Value>,
-}
-
-impl Program {
-    fn start(name: &str, arguments: &[&str]) -> Self {
-        let secret: String = sha256(name.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_btcr2-aggregation"))
-            .args(arguments)
-            .args(["--secret-env", "TEST_SECRET", "--events", "json"])
-            .env("TEST_SECRET", secret)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let (say, events) = channel();
-        thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let _ = say.send(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}")));
-            }
-        });
-        Self { name: name.to_owned(), child, events, heard: Vec::new() }
-    }
-
-    /// The next event of that name.
-    fn event(&mut self, name: &str) -> Value {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(event) => {
-                    self.heard.push(event.clone());
-                    if event["event"] == name {
-                        return event;
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => panic!("{}: no {name} after {:#?}", self.name, self.heard),
-                Err(RecvTimeoutError::Disconnected) => {
-                    panic!("{} ended without {name}: {:#?}", self.name, self.heard)
-                }
-            }
-        }
-    }
-
-    fn succeeds(&mut self) {
-        assert!(self.child.wait().unwrap().success(), "{}: {:#?}", self.name, self.heard);
-    }
-
-    fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status().unwrap();
-        assert!(sent.success());
-    }
-
-    fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-struct Running {
-    service: Program,
-    did: String,
-    url: Option<String>,
-    relay: String,
-}
-
-/// A service for one cohort of so many members, with a relay of its own on a free port.
-fn serve(members: usize, more: &[&str]) -> Running {
-    let members = members.to_string();
-    let arguments = [
-        "serve",
-        "--embedded-relay",
-        "127.0.0.1:0",
-        "--chain",
-        "offline",
-        "--min-participants",
-        &members,
-        "--cohorts",
-        "1",
-        "--exit-when-done",
-        "--advert-repeat",
-        "1s",
-    ];
-    let mut service = Program::start("service", &[&arguments[..], more].concat());
-    let serving = service.event("serving");
-    let text = |value: &Value| value.as_str().unwrap().to_owned();
-    Running {
-        did: text(&serving["did"]),
-        url: serving["url"].as_str().map(str::to_owned),
-        relay: text(&serving["relays"][0]),
-        service,
-    }
-}
-
-fn join(running: &Running, name: &str, place: &[&str], more: &[&str]) -> Program {
-    let arguments = ["join", "--service-did", &running.did, "--exit-when-done", "--linger", "4s"];
-    Program::start(name, &[&arguments[..], place, more].concat())
-}
 
 /// Five members of whom one declines; whether all keep what proves it.
 fn whole_cohort(beacon: &str) {

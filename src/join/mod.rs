@@ -1,5 +1,6 @@
 //! A participant as a program: it joins one cohort of a service, with an explicit policy, and keeps what it must keep.
 
+mod place;
 pub mod policy;
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
@@ -134,7 +135,11 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
                         return Ok(Some(Arc::clone(record)));
                     }
                     printer.result(&result(&config, record), &text(record));
-                    policy.is_free_again();
+                    policy.is_free_again(&record.cohort_id);
+                }
+                ParticipantNotice::OptInAccepted { cohort_id, .. }
+                | ParticipantNotice::CohortReady { cohort_id, .. } => {
+                    policy.is_accepted(cohort_id);
                 }
                 ParticipantNotice::CohortFailed { reason, cohort_id, .. } => {
                     if config.exit_when_done {
@@ -143,7 +148,7 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
                         printer.result(&result, &format!("cohort {cohort_id} failed: {reason}"));
                         return Ok(None);
                     }
-                    policy.is_free_again();
+                    policy.is_free_again(cohort_id);
                 }
                 _ => {}
             }

@@ -1,14 +1,12 @@
 //! What a member of the `join` program decides: which cohorts, on which terms, with which update.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde_json::Value;
 
+use super::place::Place;
 use crate::{
     actors::policy::{ParticipantPolicy, UpdateRequest},
     events::Printer,
@@ -16,6 +14,7 @@ use crate::{
         beacon::BeaconType,
         cohort::{conditions::Conditions, participant::Advert},
         did::Did,
+        id::CohortId,
         identity::Identity,
         message::keygen::Cost,
         output::ScriptTree,
@@ -116,30 +115,30 @@ pub struct MemberPolicy {
     terms: Terms,
     intent: Intent,
     printer: Printer,
-    /// One cohort at a time: two updates of one version would contradict each other.
-    busy: Arc<AtomicBool>,
+    place: Arc<Place>,
 }
 
 impl MemberPolicy {
     /// A member that joins `service`, or any service, on `terms`.
     pub fn new(identity: Identity, service: Option<Did>, terms: Terms, intent: Intent, printer: Printer) -> Self {
-        Self { identity, service, terms, intent, printer, busy: Arc::default() }
+        Self { identity, service, terms, intent, printer, place: Arc::default() }
     }
 
-    /// The cohort that it was in is over.
-    pub fn is_free_again(&self) {
-        self.busy.store(false, Ordering::SeqCst);
+    /// The cohort has accepted this member.
+    pub fn is_accepted(&self, cohort_id: &CohortId) {
+        self.place.accepted(cohort_id);
+    }
+
+    /// The cohort is over for this member: the next one may be joined.
+    pub fn is_free_again(&self, cohort_id: &CohortId) {
+        self.place.leave(cohort_id);
     }
 
     fn judge(&self, advert: &Advert) -> Result<(), String> {
         if self.service.as_ref().is_some_and(|service| *service != advert.service) {
             return Err("its service is not the one that was named".to_owned());
         }
-        self.terms.accept(&advert.conditions)?;
-        if self.busy.swap(true, Ordering::SeqCst) {
-            return Err("we are in another cohort".to_owned());
-        }
-        Ok(())
+        self.terms.accept(&advert.conditions)
     }
 
     fn update(&self, request: &UpdateRequest) -> Result<Option<SignedUpdate>, UpdateError> {
@@ -164,7 +163,13 @@ impl MemberPolicy {
 #[async_trait]
 impl ParticipantPolicy for MemberPolicy {
     async fn should_join(&self, advert: &Advert) -> bool {
-        match self.judge(advert) {
+        let verdict = match self.judge(advert) {
+            // The advert waits for its turn rather than being passed over, because it is only ever asked about once.
+            Ok(()) if self.place.take(&advert.cohort_id).await => Ok(()),
+            Ok(()) => Err("too many other cohorts wait for their turn".to_owned()),
+            refused => refused,
+        };
+        match verdict {
             Ok(()) => true,
             Err(reason) => {
                 self.printer.passed_over(&advert.cohort_id, &advert.service, &reason);
@@ -174,6 +179,10 @@ impl ParticipantPolicy for MemberPolicy {
     }
 
     async fn provide_update(&self, request: &UpdateRequest) -> Option<SignedUpdate> {
+        if !self.place.may_update(&request.advert.cohort_id) {
+            self.printer.warn("our update is in another cohort already: declining in this one");
+            return None;
+        }
         match self.update(request) {
             Ok(update) => update,
             Err(error) => {

@@ -11,6 +11,7 @@ pub mod bitcoin;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod error;
 pub mod events;
 pub mod join;
 pub mod keyfile;

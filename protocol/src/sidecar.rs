@@ -49,12 +49,32 @@ impl MemberRecord {
         if let Some(update) = &self.update {
             sidecar.insert("updates".to_owned(), json!([update.value()]));
         }
-        let (list, data) = match &self.data {
-            BeaconData::Cas(announcement) => ("casUpdates", json!([announcement])),
-            BeaconData::Smt(proof) => ("smtProofs", json!([proof])),
-            BeaconData::Other(value) => ("beaconData", json!([value])),
+        let list = match &self.data {
+            BeaconData::Cas(_) => "casUpdates",
+            BeaconData::Smt(_) => "smtProofs",
+            BeaconData::Other(_) => "beaconData",
         };
-        sidecar.insert(list.to_owned(), data);
+        sidecar.insert(list.to_owned(), json!([plain_data(&self.data)]));
         Value::Object(sidecar)
+    }
+
+    /// What a member's file holds: `did`, `genesisDocument` (EXTERNAL DIDs), `included` and `sidecar`.
+    pub fn to_file(&self, genesis_document: Option<&Value>) -> Value {
+        let mut file = json!({ "did": self.did });
+        if let Some(document) = genesis_document {
+            file["genesisDocument"] = document.clone();
+        }
+        file["included"] = json!(self.included());
+        file["sidecar"] = self.sidecar(genesis_document);
+        file
+    }
+}
+
+/// A CAS Announcement, an SMT proof or a host's data as it stands in Sidecar Data.
+pub fn plain_data(data: &BeaconData) -> Value {
+    match data {
+        BeaconData::Cas(announcement) => json!(announcement),
+        BeaconData::Smt(proof) => json!(proof),
+        BeaconData::Other(value) => value.clone(),
     }
 }

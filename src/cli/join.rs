@@ -13,7 +13,8 @@ use serde_json::Value;
 use super::{Events, fail, identity_of, relay::RelaySettings, serve::Beacon};
 use crate::{
     config::{self, Span, settings},
-    join::{self, Intent, JoinConfig, JoinError, Terms},
+    error::ProgramError,
+    join::{self, Intent, JoinConfig, Terms},
     protocol::{cohort::Timing, did::Did, network::Network, update::build_update},
 };
 
@@ -121,8 +122,8 @@ pub(super) fn main(args: JoinArgs) -> ExitCode {
     }
 }
 
-fn config(args: JoinArgs) -> Result<JoinConfig, JoinError> {
-    let usage = |problem: String| JoinError::Usage(problem);
+fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
+    let usage = |problem: String| ProgramError::Usage(problem);
     let file = match &args.config {
         Some(path) => config::read(path).map_err(|error| usage(error.to_string()))?,
         None => JoinSettings::default(),
@@ -204,8 +205,8 @@ fn config(args: JoinArgs) -> Result<JoinConfig, JoinError> {
     })
 }
 
-fn read_json(path: &Path) -> Result<Value, JoinError> {
-    let refuse = |error: String| JoinError::Usage(format!("{}: {error}", path.display()));
+fn read_json(path: &Path) -> Result<Value, ProgramError> {
+    let refuse = |error: String| ProgramError::Usage(format!("{}: {error}", path.display()));
     let text = fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
     serde_json::from_str(&text).map_err(|error| refuse(format!("not JSON: {error}")))
 }

@@ -78,13 +78,7 @@ impl Failure for KeyFileError {
     }
 }
 
-impl Failure for crate::serve::ServeError {
-    fn status(&self) -> u8 {
-        if matches!(self, Self::Usage(_)) { 2 } else { 1 }
-    }
-}
-
-impl Failure for crate::join::JoinError {
+impl Failure for crate::error::ProgramError {
     fn status(&self) -> u8 {
         if matches!(self, Self::Usage(_)) { 2 } else { 1 }
     }

@@ -8,8 +8,9 @@ use serde::Deserialize;
 use super::{Events, fail, identity_of, relay::RelaySettings};
 use crate::{
     config::{self, Span, settings},
+    error::ProgramError,
     protocol::{key::XOnlyKey, network::Network},
-    serve::{self, ServeConfig, ServeError, Tls},
+    serve::{self, ServeConfig, Tls},
 };
 
 /// How updates are aggregated.
@@ -180,10 +181,10 @@ pub(super) fn main(args: ServeArgs) -> ExitCode {
     }
 }
 
-fn config(args: ServeArgs) -> Result<ServeConfig, ServeError> {
-    let usage = |problem: &str| ServeError::Usage(problem.to_owned());
+fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
+    let usage = |problem: &str| ProgramError::Usage(problem.to_owned());
     let file = match &args.config {
-        Some(path) => config::read(path).map_err(|error| ServeError::Usage(error.to_string()))?,
+        Some(path) => config::read(path).map_err(|error| ProgramError::Usage(error.to_string()))?,
         None => ServeSettings::default(),
     };
     let mut file: ServeSettings = file;
@@ -197,7 +198,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ServeError> {
         return Err(usage("no chain: say `--chain offline` for a made-up coin (demonstrations and tests)"));
     };
     let identity = identity_of(settings.identity.as_deref(), settings.secret_env.as_deref(), settings.network)
-        .map_err(|error| ServeError::Usage(error.to_string()))?;
+        .map_err(|error| ProgramError::Usage(error.to_string()))?;
     let network = settings.network.unwrap_or(identity.did().network());
     let minimum = settings.min_participants.unwrap_or(2);
     let tls = match (settings.tls_cert, settings.tls_key) {
@@ -214,7 +215,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ServeError> {
         retry: settings.relay_retry,
     };
     config.embedded_relay = settings.embedded_relay;
-    config.nostr = relays.config(config.embedded_relay.is_some()).map_err(ServeError::Usage)?;
+    config.nostr = relays.config(config.embedded_relay.is_some()).map_err(ProgramError::Usage)?;
     // Over relays alone nothing needs to be open to the network here.
     if config.nostr.is_none() || settings.listen.is_some() {
         config.listen = settings.listen.or(config.listen);

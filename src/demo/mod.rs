@@ -34,7 +34,6 @@ use crate::{
         cohort::{Timing, conditions::Conditions, event::SpendPath, service::Limits},
         document,
         hash::sha256,
-        id::CohortId,
         identity::Identity,
         key::SecretKey,
         network::Network,
@@ -348,9 +347,4 @@ async fn next<N: Clone>(steps: &mut Receiver<Arc<N>>) -> Result<Arc<N>, DemoErro
             Err(RecvError::Closed) => return Err(DemoError::Internal("the actors are gone".to_owned())),
         }
     }
-}
-
-/// The name of a cohort as people read it: its first characters.
-pub fn short(cohort_id: &CohortId) -> &str {
-    cohort_id.as_str().get(..8).unwrap_or(cohort_id.as_str())
 }

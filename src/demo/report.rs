@@ -143,13 +143,7 @@ impl Report {
         fs::create_dir_all(directory)?;
         fs::write(directory.join("tx.hex"), serialize_hex(&self.signed.transaction) + "\n")?;
         for (index, member) in self.members.iter().enumerate() {
-            let genesis_document = member.genesis_document.as_deref();
-            let mut file = json!({ "did": member.record.did });
-            if let Some(document) = genesis_document {
-                file["genesisDocument"] = document.clone();
-            }
-            file["included"] = json!(member.record.included());
-            file["sidecar"] = member.record.sidecar(genesis_document);
+            let file = member.record.to_file(member.genesis_document.as_deref());
             let text = serde_json::to_string_pretty(&file)? + "\n";
             fs::write(directory.join(format!("participant-{index}.json")), text)?;
         }

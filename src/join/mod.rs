@@ -24,6 +24,7 @@ use crate::{
             nostr::{NostrConfig, NostrTransport},
         },
     },
+    error::ProgramError,
     events::Printer,
     protocol::{
         beacon::BeaconRegistry, cohort::Timing, did::Did, identity::Identity, output::DirectAggregator,
@@ -62,34 +63,15 @@ pub struct JoinConfig {
     pub linger: Duration,
 }
 
-/// Why the program could not take part.
-#[derive(Debug, thiserror::Error)]
-pub enum JoinError {
-    /// It cannot work as asked for.
-    #[error("{0}")]
-    Usage(String),
-    /// The output directory.
-    #[error("{what}: {error}")]
-    Io {
-        /// What it was about.
-        what: String,
-        /// What the system says.
-        error: io::Error,
-    },
-    /// Something that cannot happen did.
-    #[error("internal error: {0}")]
-    Internal(String),
-}
-
 /// Takes part until `stop` is ready, or the first cohort is over if that ends the program. Whether it was signed.
 ///
 /// # Errors
-/// [`JoinError`] when it cannot start, or cannot write what must be kept.
-pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<bool, JoinError> {
+/// [`ProgramError`] when it cannot start, or cannot write what must be kept.
+pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<bool, ProgramError> {
     let printer = Printer::new(config.json);
     if let Some(directory) = &config.out {
         std::fs::create_dir_all(directory)
-            .map_err(|error| JoinError::Io { what: directory.display().to_string(), error })?;
+            .map_err(|error| ProgramError::Io { what: directory.display().to_string(), error })?;
     }
     let clock = Clock::system();
     let transport = transport(&config, clock)?;
@@ -116,7 +98,7 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
         notices,
     };
     let supervisor = Supervisor::default().start();
-    supervisor.send(StartParticipant(settings)).await.map_err(|error| JoinError::Internal(error.to_string()))?;
+    supervisor.send(StartParticipant(settings)).await.map_err(|error| ProgramError::Internal(error.to_string()))?;
     let following = async {
         loop {
             let step = match steps.recv().await {
@@ -125,7 +107,7 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
                     printer.warn(&format!("{missed} events were not shown"));
                     continue;
                 }
-                Err(RecvError::Closed) => return Err(JoinError::Internal("the actors are gone".to_owned())),
+                Err(RecvError::Closed) => return Err(ProgramError::Internal("the actors are gone".to_owned())),
             };
             printer.participant_step(&step);
             match &*step {
@@ -180,10 +162,10 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
 }
 
 /// To the service, to the relays, or to both as one.
-fn transport(config: &JoinConfig, clock: Clock) -> Result<Arc<dyn Transport>, JoinError> {
+fn transport(config: &JoinConfig, clock: Clock) -> Result<Arc<dyn Transport>, ProgramError> {
     let mut transports: Vec<Arc<dyn Transport>> = Vec::new();
     if let Some(service) = &config.service {
-        let usage = |error: BaseUrlError| JoinError::Usage(error.to_string());
+        let usage = |error: BaseUrlError| ProgramError::Usage(error.to_string());
         let mut client =
             HttpClient::new(service, config.service_did.clone(), clock, Randomness::System).map_err(usage)?;
         if let Some(pem) = &config.trusted {
@@ -193,14 +175,14 @@ fn transport(config: &JoinConfig, clock: Clock) -> Result<Arc<dyn Transport>, Jo
     }
     if let Some(nostr) = &config.nostr {
         let nostr = NostrTransport::new(nostr.clone(), clock, Randomness::System)
-            .map_err(|error| JoinError::Usage(error.to_string()))?;
+            .map_err(|error| ProgramError::Usage(error.to_string()))?;
         transports.push(Arc::new(nostr));
     }
     match transports.len() {
         1 => Ok(transports.remove(0)),
         _ => match CombinedTransport::new(transports) {
             Some(combined) => Ok(Arc::new(combined)),
-            None => Err(JoinError::Usage("no service: neither a URL nor a relay".to_owned())),
+            None => Err(ProgramError::Usage("no service: neither a URL nor a relay".to_owned())),
         },
     }
 }
@@ -222,15 +204,9 @@ fn text(record: &MemberRecord) -> String {
 }
 
 /// Writes `<cohort>.json`: the DID, whether it is included, the sidecar, and the terms of the cohort.
-fn keep(config: &JoinConfig, record: &MemberRecord) -> Result<(), JoinError> {
+fn keep(config: &JoinConfig, record: &MemberRecord) -> Result<(), ProgramError> {
     let Some(directory) = &config.out else { return Ok(()) };
-    let genesis_document = config.identity.genesis_document().map(|document| &**document);
-    let mut kept = json!({ "did": record.did });
-    if let Some(document) = genesis_document {
-        kept["genesisDocument"] = document.clone();
-    }
-    kept["included"] = json!(record.included());
-    kept["sidecar"] = record.sidecar(genesis_document);
+    let mut kept = record.to_file(config.identity.genesis_document().map(|document| &**document));
     kept["cohort"] = json!({
         "cohortId": record.cohort_id,
         "service": record.service,
@@ -240,7 +216,7 @@ fn keep(config: &JoinConfig, record: &MemberRecord) -> Result<(), JoinError> {
         "output": record.output,
     });
     let path = directory.join(format!("{}.json", record.cohort_id));
-    let io_error = |error: io::Error| JoinError::Io { what: path.display().to_string(), error };
+    let io_error = |error: io::Error| ProgramError::Io { what: path.display().to_string(), error };
     let text = serde_json::to_string_pretty(&kept).map_err(|error| io_error(error.into()))?;
     // Written beside and renamed: whoever finds the file finds all of it.
     let unfinished = path.with_extension("json.new");

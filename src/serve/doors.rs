@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use actix_web::{App, HttpServer as WebServer, dev::ServerHandle};
 
-use super::{ServeConfig, ServeError};
+use super::ServeConfig;
 use crate::{
     actors::{
         runtime::{Clock, Randomness},
@@ -15,6 +15,7 @@ use crate::{
             nostr::{NostrConfig, NostrTransport, embedded::EmbeddedRelay},
         },
     },
+    error::ProgramError,
     events::Printer,
 };
 
@@ -39,7 +40,7 @@ pub(super) struct Doors {
 }
 
 impl Doors {
-    pub(super) async fn open(config: &ServeConfig, clock: Clock, printer: Printer) -> Result<Self, ServeError> {
+    pub(super) async fn open(config: &ServeConfig, clock: Clock, printer: Printer) -> Result<Self, ProgramError> {
         let mut transports: Vec<Arc<dyn Transport>> = Vec::new();
         let (mut url, mut web, mut relays, mut embedded) = (None, None, Vec::new(), None);
         if let Some(listening) = &config.listen {
@@ -61,7 +62,7 @@ impl Doors {
         if config.nostr.is_some() || config.embedded_relay.is_some() {
             let mut nostr = config.nostr.clone().unwrap_or_else(|| NostrConfig::new([]));
             if let Some(address) = config.embedded_relay {
-                let relay = EmbeddedRelay::start(address).await.map_err(|error| ServeError::Io {
+                let relay = EmbeddedRelay::start(address).await.map_err(|error| ProgramError::Io {
                     what: "embedded relay".to_owned(),
                     error: std::io::Error::other(error),
                 })?;
@@ -70,13 +71,13 @@ impl Doors {
             }
             relays.clone_from(&nostr.relays);
             let nostr = NostrTransport::new(nostr, clock, Randomness::System)
-                .map_err(|error| ServeError::Usage(error.to_string()))?;
+                .map_err(|error| ProgramError::Usage(error.to_string()))?;
             transports.push(Arc::new(nostr));
         }
         let transport: Arc<dyn Transport> = match transports.len() {
             1 => transports.remove(0),
             _ => Arc::new(CombinedTransport::new(transports).ok_or_else(|| {
-                ServeError::Usage("nothing to serve over: neither an address to listen on nor a relay".to_owned())
+                ProgramError::Usage("nothing to serve over: neither an address to listen on nor a relay".to_owned())
             })?),
         };
         Ok(Self { transport, url, relays, web, embedded })
@@ -98,17 +99,17 @@ fn listen(
     config: &ServeConfig,
     address: &str,
     server: &HttpServer,
-) -> Result<(SocketAddr, ServerHandle), ServeError> {
+) -> Result<(SocketAddr, ServerHandle), ProgramError> {
     let mounted = server.clone();
     let app = move || App::new().configure(http::configure(&mounted)).default_service(http::not_found(&mounted));
     let mut web =
         WebServer::new(app).keep_alive(KEEP_ALIVE).shutdown_timeout(SHUTDOWN_SECS).disable_signals().workers(2);
-    let io_error = |error| ServeError::Io { what: format!("listening on {address}"), error };
+    let io_error = |error| ProgramError::Io { what: format!("listening on {address}"), error };
     web = match &config.tls {
         Some(tls) => web.bind_rustls_0_23(address, tls.load()?).map_err(io_error)?,
         None => web.bind(address).map_err(io_error)?,
     };
-    let address = *web.addrs().first().ok_or_else(|| ServeError::Internal("no address is bound".to_owned()))?;
+    let address = *web.addrs().first().ok_or_else(|| ProgramError::Internal("no address is bound".to_owned()))?;
     let running = web.run();
     let handle = running.handle();
     actix_rt::spawn(running);

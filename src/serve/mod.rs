@@ -6,7 +6,7 @@ mod doors;
 mod results;
 mod tls;
 
-use std::{collections::BTreeSet, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use actix::{Actor, Addr};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
@@ -26,6 +26,7 @@ use crate::{
         },
     },
     bitcoin::offline::OfflineOperator,
+    error::ProgramError,
     events::Printer,
     protocol::{
         beacon::{BeaconRegistry, BeaconType},
@@ -116,8 +117,8 @@ impl ServeConfig {
         }
     }
 
-    fn conditions(&self) -> Result<Conditions, ServeError> {
-        let usage = |problem: String| ServeError::Usage(problem);
+    fn conditions(&self) -> Result<Conditions, ProgramError> {
+        let usage = |problem: String| ProgramError::Usage(problem);
         let recovery_sequence = RecoverySequence::try_from(u64::from(self.recovery_sequence))
             .map_err(|error| usage(error.to_string()))?;
         let script_tree = ScriptTree::FallbackAndRecovery {
@@ -146,40 +147,21 @@ pub fn cors(origins: &str) -> Cors {
     }
 }
 
-/// Why the program could not serve.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// It cannot work as asked for.
-    #[error("{0}")]
-    Usage(String),
-    /// The address, the certificate or the output directory.
-    #[error("{what}: {error}")]
-    Io {
-        /// What it was about.
-        what: String,
-        /// What the system says.
-        error: io::Error,
-    },
-    /// Something that cannot happen did.
-    #[error("internal error: {0}")]
-    Internal(String),
-}
-
 /// Serves until `stop` is ready, or until all cohorts have ended. Whether all of them were signed.
 ///
 /// # Errors
-/// [`ServeError`] when it cannot start.
-pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<bool, ServeError> {
+/// [`ProgramError`] when it cannot start.
+pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<bool, ProgramError> {
     if config.network == Network::Bitcoin {
         let problem =
             "--chain offline is refused on bitcoin: its coin is made up, and members would announce nothing";
-        return Err(ServeError::Usage(problem.to_owned()));
+        return Err(ProgramError::Usage(problem.to_owned()));
     }
     let conditions = config.conditions()?;
     let printer = Printer::new(config.json);
     if let Some(directory) = &config.out {
         std::fs::create_dir_all(directory)
-            .map_err(|error| ServeError::Io { what: directory.display().to_string(), error })?;
+            .map_err(|error| ProgramError::Io { what: directory.display().to_string(), error })?;
     }
     let clock = Clock::system();
     let doors = Doors::open(&config, clock, printer).await?;
@@ -201,7 +183,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     };
     let supervisor = Supervisor::default().start();
     let service =
-        supervisor.send(StartService(settings)).await.map_err(|error| ServeError::Internal(error.to_string()))?;
+        supervisor.send(StartService(settings)).await.map_err(|error| ProgramError::Internal(error.to_string()))?;
     let mut rounds = Rounds::new(config, conditions, service, printer);
     let outcome = tokio::select! {
         outcome = rounds.run(steps) => outcome,
@@ -243,7 +225,7 @@ impl Rounds {
     }
 
     /// Runs cohorts until all that were asked for have ended, if that ends the program. Whether all were signed.
-    async fn run(&mut self, mut steps: Receiver<Arc<ServiceNotice>>) -> Result<bool, ServeError> {
+    async fn run(&mut self, mut steps: Receiver<Arc<ServiceNotice>>) -> Result<bool, ProgramError> {
         loop {
             self.open().await?;
             if self.config.exit_when_done && self.live.is_empty() && Some(self.opened) == self.config.cohorts {
@@ -252,13 +234,13 @@ impl Rounds {
             match steps.recv().await {
                 Ok(step) => self.follow(&step).await?,
                 Err(RecvError::Lagged(missed)) => self.printer.warn(&format!("{missed} events were not shown")),
-                Err(RecvError::Closed) => return Err(ServeError::Internal("the actors are gone".to_owned())),
+                Err(RecvError::Closed) => return Err(ProgramError::Internal("the actors are gone".to_owned())),
             }
         }
     }
 
     /// Opens cohorts until enough are advertised, or enough were opened.
-    async fn open(&mut self) -> Result<(), ServeError> {
+    async fn open(&mut self) -> Result<(), ProgramError> {
         let parallel = usize::try_from(self.config.parallel).unwrap_or(usize::MAX);
         while self.enrolling.len() < parallel && self.config.cohorts.is_none_or(|most| self.opened < most) {
             let open = OpenCohort {
@@ -267,8 +249,9 @@ impl Rounds {
                 timing: self.config.timing,
                 limits: self.config.limits,
             };
-            let opened = self.service.send(open).await.map_err(|error| ServeError::Internal(error.to_string()))?;
-            let cohort_id = opened.map_err(|error| ServeError::Usage(error.to_string()))?;
+            let opened =
+                self.service.send(open).await.map_err(|error| ProgramError::Internal(error.to_string()))?;
+            let cohort_id = opened.map_err(|error| ProgramError::Usage(error.to_string()))?;
             self.opened += 1;
             self.enrolling.insert(cohort_id.clone());
             self.live.insert(cohort_id);
@@ -276,7 +259,7 @@ impl Rounds {
         Ok(())
     }
 
-    async fn follow(&mut self, step: &ServiceNotice) -> Result<(), ServeError> {
+    async fn follow(&mut self, step: &ServiceNotice) -> Result<(), ProgramError> {
         self.printer.service_step(step);
         match step {
             ServiceNotice::KeygenComplete { cohort_id, .. } => {
@@ -289,7 +272,7 @@ impl Rounds {
                     self.signed += 1;
                 }
                 if let Some(directory) = &self.config.out {
-                    report.write_to(directory).map_err(|error| ServeError::Io {
+                    report.write_to(directory).map_err(|error| ProgramError::Io {
                         what: format!("writing results to {}", directory.display()),
                         error,
                     })?;

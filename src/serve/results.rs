@@ -8,11 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     actors::notice::CohortResult,
     bitcoin::verify::{bip340_accepts, consensus_accepts},
-    protocol::{
-        beacon::{AggregatedData, BeaconData},
-        cohort::event::SpendPath,
-        id::CohortId,
-    },
+    protocol::{beacon::AggregatedData, cohort::event::SpendPath, id::CohortId, sidecar::plain_data},
 };
 
 /// A cohort that ended with a transaction.
@@ -91,26 +87,19 @@ impl<'a> CohortReport<'a> {
         fs::write(directory.join("tx.hex"), serialize_hex(&self.result.signed.transaction) + "\n")?;
         fs::write(directory.join("result.json"), pretty(&self.to_json())?)?;
         match &self.result.aggregation.data {
-            AggregatedData::Shared(data) => fs::write(directory.join("announcement.json"), pretty(&plain(data))?),
+            AggregatedData::Shared(data) => {
+                fs::write(directory.join("announcement.json"), pretty(&plain_data(data))?)
+            }
             AggregatedData::PerMember(data) => {
                 let proofs = directory.join("proofs");
                 fs::create_dir_all(&proofs)?;
                 data.iter().try_for_each(|(did, data)| {
                     // A colon is no character for a file name everywhere.
                     let name = did.as_str().replace(':', "_");
-                    fs::write(proofs.join(format!("{name}.json")), pretty(&plain(data))?)
+                    fs::write(proofs.join(format!("{name}.json")), pretty(&plain_data(data))?)
                 })
             }
         }
-    }
-}
-
-/// The data as it goes into a sidecar.
-fn plain(data: &BeaconData) -> Value {
-    match data {
-        BeaconData::Cas(announcement) => json!(announcement),
-        BeaconData::Smt(proof) => json!(proof),
-        BeaconData::Other(value) => value.clone(),
     }
 }
 

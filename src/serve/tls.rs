@@ -7,7 +7,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 
-use super::ServeError;
+use crate::error::ProgramError;
 
 /// Where certificate and key are.
 #[derive(Clone, Debug)]
@@ -19,8 +19,8 @@ pub struct Tls {
 }
 
 impl Tls {
-    pub(super) fn load(&self) -> Result<ServerConfig, ServeError> {
-        let refuse = |what: &PathBuf, error: String| ServeError::Io {
+    pub(super) fn load(&self) -> Result<ServerConfig, ProgramError> {
+        let refuse = |what: &PathBuf, error: String| ProgramError::Io {
             what: what.display().to_string(),
             error: io::Error::new(io::ErrorKind::InvalidData, error),
         };

@@ -26,7 +26,6 @@ use crate::{
     did::Did,
     error::{Fatal, Faults, Reject, RejectCode, Retry},
     hash::{MessageDigest, SignalBytes},
-    id::SessionId,
     machine::Machine,
     message::{
         Body, Bytes, Message, SharedBody,
@@ -463,8 +462,4 @@ const SIGNING_PHASES: u32 = 3;
 fn signing_deadline(config: &ServiceConfig, at: Timestamp) -> Timestamp {
     // One phase more than the session can take: its own deadlines come first.
     at + config.timing.signing_timeout * (SIGNING_PHASES + 1)
-}
-
-fn new_session_id(rng: &mut dyn CryptoRng) -> SessionId {
-    SessionId::generate(rng)
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use bitcoin::{Amount, Transaction};
 use rand_core::CryptoRng;
 
-use super::{ServiceCohort, new_session_id, phase::Phase};
+use super::{ServiceCohort, phase::Phase};
 use crate::{
     cohort::event::{CohortFailure, ServiceEvent},
     did::Did,
     error::{Reject, RejectCode, Retry, Slot},
     hash::MessageDigest,
+    id::SessionId,
     message::{Message, update::ValidationAck},
     output::check_beacon_transaction,
     signing::SigningOutcome,
@@ -80,7 +81,7 @@ impl ServiceCohort {
         }
         Ok(vec![ServiceEvent::SigningStarted {
             at: now,
-            session_id: new_session_id(rng),
+            session_id: SessionId::generate(rng),
             transaction: transaction.clone(),
             value,
         }])

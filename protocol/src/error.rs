@@ -28,6 +28,8 @@ pub enum RejectCode {
     NotAMember,
     /// The cohort admits nobody any more.
     CohortFull,
+    /// The member was left out when its cohort was formed again.
+    Excluded,
     /// The sender filled this slot with other bytes before.
     Equivocation,
     /// A key is no curve point, or is not the key that the sender's DID proves.
@@ -69,6 +71,7 @@ impl RejectCode {
             Self::WrongSender => "WRONG_SENDER",
             Self::NotAMember => "NOT_A_MEMBER",
             Self::CohortFull => "COHORT_FULL",
+            Self::Excluded => "EXCLUDED",
             Self::Equivocation => "EQUIVOCATION",
             Self::InvalidKey => "INVALID_KEY",
             Self::DuplicateKey => "DUPLICATE_KEY",

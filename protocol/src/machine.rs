@@ -37,6 +37,10 @@ pub trait Machine: Clone + PartialEq + Debug {
     /// What the world must do about `event`, asked after it was applied.
     fn effects(&self, event: &Self::Event) -> Vec<Self::Effect>;
 
+    /// What the world still owes this machine, or this machine the world, as far as its facts tell: asked once, after a
+    /// restart. Whatever was answered is not in it; what may have been done already must be harmless to do again.
+    fn resume(&self) -> Vec<Self::Effect>;
+
     /// When to call again with the tick input, if nothing else happens before. An early or late tick is harmless.
     fn deadline(&self) -> Option<Timestamp>;
 }

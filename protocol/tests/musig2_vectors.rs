@@ -8,7 +8,7 @@
 mod bitcoin_support;
 mod common;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use bitcoin::{FeeRate, Transaction, consensus::encode::serialize_hex};
 use bitcoin_support::{
@@ -16,7 +16,7 @@ use bitcoin_support::{
     transaction, tree, unhex,
 };
 use btcr2_aggregation_protocol::{
-    cohort::event::SpendPath,
+    cohort::{Timing, event::SpendPath, service::rules::PhaseRules},
     did::Did,
     error::{Reject, RejectCode},
     hash::SignalBytes,
@@ -67,7 +67,9 @@ fn task(
         members,
         transaction: tx,
         value,
-        phase_timeout: Duration::from_secs(60),
+        timing: Timing::default(),
+        rules: PhaseRules::default(),
+        absent: Vec::new(),
     })
     .unwrap()
 }

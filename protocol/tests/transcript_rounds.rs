@@ -22,7 +22,10 @@ use btcr2_aggregation_protocol::{
         conditions::Conditions,
         event::{CohortFailure, ParticipantEvent, ServiceEvent, SessionEnd, SpendPath},
         participant::{Advert, ParticipantCohort, ParticipantConfig, ParticipantEffect, ParticipantInput, phase},
-        service::{Limits, ServiceCohort, ServiceConfig, ServiceEffect, ServiceInput, phase::Phase},
+        service::{
+            CohortTerms, Limits, Lineage, ServiceCohort, ServiceConfig, ServiceEffect, ServiceInput, phase::Phase,
+            rules::PhaseRules,
+        },
     },
     did::Did,
     error::{Fault, RejectCode, Slot},
@@ -193,7 +196,7 @@ impl ServiceRun {
         let uuid = data_encoding::HEXLOWER.decode(session_id.as_bytes()).unwrap();
         let randomness = nonces.into_iter().map(|(_, nonce)| nonce).chain([uuid]).collect();
 
-        let config = ServiceConfig {
+        let terms = CohortTerms {
             service: identity.did().clone(),
             service_key: identity.public_key(),
             cohort_id: advert.cohort_id.clone(),
@@ -201,9 +204,10 @@ impl ServiceRun {
             conditions,
             timing: Timing::default(),
             limits: Limits::default(),
-            beacons,
-            aggregator: Arc::new(DirectAggregator),
+            rules: PhaseRules::default(),
+            lineage: Lineage::default(),
         };
+        let config = ServiceConfig { terms: Arc::new(terms), beacons, aggregator: Arc::new(DirectAggregator) };
         Self {
             service: identity.did().clone(),
             cohort: Driven::new(ServiceCohort::new(Arc::new(config)).unwrap()),
@@ -219,6 +223,10 @@ impl ServiceRun {
     }
 
     fn sent(&mut self, to: Option<&Did>, body: &SharedBody) {
+        // Our extensions are not in the recording of the other implementation.
+        if body.is_control() {
+            return;
+        }
         let sent = json_of(&self.service, to, body);
         let expected = self.expected.get_mut(&to.cloned()).and_then(VecDeque::pop_front);
         assert_eq!(Some(sent), expected, "to {to:?}");

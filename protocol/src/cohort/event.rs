@@ -5,13 +5,17 @@ use std::{fmt, sync::Arc};
 use bitcoin::{Amount, Transaction};
 use serde::{Deserialize, Serialize};
 
-use super::Member;
+use super::{
+    Member, Timing,
+    participant::Advert,
+    service::{CohortTerms, rules::TimedPhase},
+};
 use crate::{
     beacon::{Aggregation, BeaconData},
     did::Did,
     error::Fault,
     hash::{MessageDigest, SignalBytes},
-    id::SessionId,
+    id::{CohortId, SessionId},
     message::Bytes,
     output::BeaconOutput,
     signing::Signed,
@@ -27,11 +31,22 @@ pub enum ServiceEvent {
     CohortAdvertised {
         /// When.
         at: Timestamp,
+        /// On which terms.
+        terms: Arc<CohortTerms>,
     },
     /// The advert was due again.
     AdvertRepeated {
         /// When.
         at: Timestamp,
+    },
+    /// A phase was given more time.
+    PhaseExtended {
+        /// When.
+        at: Timestamp,
+        /// Which.
+        phase: TimedPhase,
+        /// Until when.
+        until: Timestamp,
     },
     /// A participant opted in with valid keys.
     OptInReceived {
@@ -115,6 +130,20 @@ pub enum ServiceEvent {
         /// When.
         at: Timestamp,
     },
+    /// The transaction was checked; before signing, the members were asked for a sign of life.
+    PresenceRequested {
+        /// When.
+        at: Timestamp,
+        /// The unsigned beacon transaction.
+        transaction: Transaction,
+        /// The value of the output that it spends.
+        value: Amount,
+    },
+    /// A member is there.
+    PresenceConfirmed {
+        /// Who.
+        did: Did,
+    },
     /// The transaction was checked and handed to a signing session.
     SigningStarted {
         /// When.
@@ -125,6 +154,8 @@ pub enum ServiceEvent {
         transaction: Transaction,
         /// The value of the output that it spends.
         value: Amount,
+        /// Who gave no sign of life: the session begins with the fallback.
+        absent: Vec<Did>,
     },
     /// A member did wrong.
     FaultRecorded {
@@ -146,6 +177,8 @@ pub enum ServiceEvent {
         at: Timestamp,
         /// Why.
         reason: CohortFailure,
+        /// The cohort that takes its place, if there is one.
+        successor: Option<Arc<CohortTerms>>,
     },
 }
 
@@ -171,6 +204,11 @@ pub enum CohortFailure {
     ValidationRejected {
         /// Who.
         by: Did,
+    },
+    /// Members gave no sign of life before signing.
+    MembersAbsent {
+        /// Who.
+        holdouts: Vec<Did>,
     },
     /// The operator provided no transaction, or a wrong one.
     Transaction {
@@ -206,10 +244,26 @@ impl CohortFailure {
             Self::UpdatesMissing { .. } => "UPDATES_MISSING",
             Self::ValidationMissing { .. } => "VALIDATION_MISSING",
             Self::ValidationRejected { .. } => "VALIDATION_REJECTED",
+            Self::MembersAbsent { .. } => "MEMBERS_ABSENT",
             Self::Transaction { .. } => "TRANSACTION_UNAVAILABLE",
             Self::Signing { .. } => "SIGNING_FAILED",
             Self::Cancelled { .. } => "CANCELLED",
             Self::Internal { .. } => "INTERNAL",
+        }
+    }
+
+    /// The members that the cohort failed for: by silence, by what they sent, or by their verdict.
+    pub fn at_fault(&self) -> Vec<Did> {
+        match self {
+            Self::UpdatesMissing { holdouts }
+            | Self::ValidationMissing { holdouts }
+            | Self::MembersAbsent { holdouts } => holdouts.clone(),
+            Self::ValidationRejected { by } => vec![by.clone()],
+            Self::Signing { holdouts, culprits, .. } => holdouts.iter().chain(culprits).cloned().collect(),
+            Self::EnrollmentExpired { .. }
+            | Self::Transaction { .. }
+            | Self::Cancelled { .. }
+            | Self::Internal { .. } => Vec::new(),
         }
     }
 }
@@ -222,6 +276,7 @@ impl fmt::Display for CohortFailure {
             Self::UpdatesMissing { holdouts } => write!(f, "no update or decline from {}", list(holdouts)),
             Self::ValidationMissing { holdouts } => write!(f, "no validation from {}", list(holdouts)),
             Self::ValidationRejected { by } => write!(f, "{by} rejected the aggregated data"),
+            Self::MembersAbsent { holdouts } => write!(f, "no sign of life from {}", list(holdouts)),
             Self::Transaction { reason } => write!(f, "no beacon transaction: {reason}"),
             Self::Signing { reason, holdouts, culprits } => {
                 f.write_str(reason)?;
@@ -246,6 +301,10 @@ pub enum ParticipantEvent {
     CohortDiscovered {
         /// When.
         at: Timestamp,
+        /// The advert.
+        advert: Arc<Advert>,
+        /// How long to wait for the service.
+        timing: Timing,
     },
     /// The host joined.
     OptedIn {
@@ -289,6 +348,8 @@ pub enum ParticipantEvent {
         /// Approved or not.
         approved: bool,
     },
+    /// The service asked whether we are there.
+    PresenceConfirmed,
     /// The beacon transaction arrived and is the one we want; the host is asked whether to sign it.
     SigningRequested {
         /// When.
@@ -320,6 +381,14 @@ pub enum ParticipantEvent {
         at: Timestamp,
         /// The aggregate nonce.
         nonce: Bytes<66>,
+    },
+    /// A nonce of ours for a session was seen that this journal does not know: it comes from a backup, and the session is
+    /// spent.
+    NonceSeen {
+        /// When.
+        at: Timestamp,
+        /// The session.
+        session_id: SessionId,
     },
     /// The secret nonce is gone (a restart after [`NonceSent`](Self::NonceSent)): the key path of this session cannot be
     /// signed any more.
@@ -365,6 +434,7 @@ impl ParticipantEvent {
                 | Self::NonceSent { .. }
                 | Self::AggregatedNonceReceived { .. }
                 | Self::NonceLost { .. }
+                | Self::NonceSeen { .. }
                 | Self::PartialSignatureSent { .. }
                 | Self::FallbackRequested { .. }
                 | Self::FallbackSignatureSent { .. }
@@ -417,6 +487,17 @@ pub enum SessionEnd {
         /// In which phase.
         phase: String,
     },
+    /// The service ended the cohort.
+    EndedByService {
+        /// How, for machines: [`CohortFailure::code`], or what else the service says.
+        code: String,
+        /// How, in the service's words.
+        reason: String,
+        /// Whether it was our fault, in the service's view.
+        at_fault: bool,
+        /// The cohort that takes its place, if there is one.
+        next: Option<CohortId>,
+    },
     /// The host left.
     Left,
     /// Our own fault.
@@ -434,6 +515,10 @@ impl fmt::Display for SessionEnd {
             Self::DataRejected { reason } => write!(f, "the aggregated data was rejected: {reason}"),
             Self::SigningRefused => f.write_str("signing was refused"),
             Self::TimedOut { phase } => write!(f, "the service was not heard from in time while {phase}"),
+            Self::EndedByService { reason, at_fault, .. } => {
+                write!(f, "the service ended the cohort: {reason}")?;
+                if *at_fault { f.write_str(", and says that it was our fault") } else { Ok(()) }
+            }
             Self::Left => f.write_str("left"),
             Self::Internal { reason } => write!(f, "internal error: {reason}"),
         }

@@ -12,10 +12,12 @@ mod roster;
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 pub use self::roster::{Member, MemberError};
 
 /// How long a role waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timing {
     /// From the advert (or from joining) to the start of signing, in all.
     pub cohort_ttl: Duration,

@@ -1,9 +1,10 @@
 //! The messages of a round (wire format, section 2): plain JSON `{type, version, to?, from, body}`.
 //!
-//! Each phase has its file: [`keygen`], [`update`], [`sign`]. This one holds what they share: the envelope of every
+//! Each phase has its file: [`keygen`], [`update`], [`sign`]; our extensions are in [`control`]. This one holds what they share: the envelope of every
 //! message, the `__bytes` sentinel, and decoding with errors that name the field.
 
 mod bytes;
+pub mod control;
 pub mod keygen;
 pub mod sign;
 pub mod update;
@@ -21,6 +22,7 @@ use serde_json::{Value, value::RawValue};
 pub use self::bytes::Bytes;
 pub(crate) use self::bytes::{SENTINEL as BYTES_SENTINEL, present};
 use self::{
+    control::{CohortEnded, Presence, PresenceRequest},
     keygen::{CohortAdvert, CohortOptIn, CohortOptInAccept, CohortReady},
     sign::{
         AggregatedNonce, AuthorizationRequest, FallbackAuthorizationRequest, FallbackSignature, NonceContribution,
@@ -143,6 +145,19 @@ bodies! {
     FallbackAuthorizationRequest = "sign/fallback_authorization_request";
     /// A member's signature on the fallback leaf.
     FallbackSignature = "sign/fallback_signature";
+    /// The cohort is over (our extension).
+    CohortEnded = "control/cohort_ended";
+    /// The service asks for a sign of life (our extension).
+    PresenceRequest = "control/presence_request";
+    /// A member is there (our extension).
+    Presence = "control/presence";
+}
+
+impl Body {
+    /// Whether it is about the cohort rather than a part of its round: such messages are not in the transcript.
+    pub fn is_control(&self) -> bool {
+        self.short_type().starts_with("control/")
+    }
 }
 
 /// The URI of the type with this short name.

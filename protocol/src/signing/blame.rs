@@ -132,12 +132,13 @@ impl<'a> Equation<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::sync::Arc;
 
     use bitcoin::{Amount, Transaction, TxIn, absolute::LockTime, transaction::Version};
 
     use super::*;
     use crate::{
+        cohort::{Timing, service::rules::PhaseRules},
         hash::sha256,
         id::{CohortId, SessionId},
         key::SecretKey,
@@ -172,7 +173,9 @@ mod tests {
                     output: vec![],
                 },
                 value: Amount::ZERO,
-                phase_timeout: Duration::ZERO,
+                timing: Timing::default(),
+                rules: PhaseRules::default(),
+                absent: Vec::new(),
             })
             .unwrap();
             let (secret, public): (Vec<_>, Vec<_>) = keys

@@ -7,13 +7,17 @@ pub mod blame;
 pub mod nonce;
 pub mod session;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use bitcoin::{Amount, Transaction, TxOut};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cohort::event::SpendPath,
+    cohort::{
+        Timing,
+        event::SpendPath,
+        service::rules::{PhaseRules, TimedPhase},
+    },
     did::Did,
     id::{CohortId, SessionId},
     key::{PublicKey, Signature},
@@ -37,8 +41,12 @@ pub struct SigningTask {
     pub transaction: Transaction,
     /// The value of the output that it spends.
     pub value: Amount,
-    /// How long to wait for nonces, for partial signatures, and for fallback signatures.
-    pub phase_timeout: Duration,
+    /// How long to wait.
+    pub timing: Timing,
+    /// What to do when that was not long enough.
+    pub rules: PhaseRules,
+    /// Who is known not to be there: then the session begins with the fallback.
+    pub absent: Vec<Did>,
     /// What the key path signs (BIP-341, SIGHASH_DEFAULT).
     key_path_sighash: [u8; 32],
     /// What the fallback leaf signs (BIP-342), where there is one.
@@ -62,8 +70,12 @@ pub struct SigningTerms {
     pub transaction: Transaction,
     /// The value of the output that it spends.
     pub value: Amount,
-    /// How long to wait in each signing phase.
-    pub phase_timeout: Duration,
+    /// How long to wait.
+    pub timing: Timing,
+    /// What to do when that was not long enough.
+    pub rules: PhaseRules,
+    /// Who is known not to be there: then the session begins with the fallback.
+    pub absent: Vec<Did>,
 }
 
 impl SigningTask {
@@ -72,8 +84,18 @@ impl SigningTask {
     /// # Errors
     /// [`InputCountError`] when it has not exactly one input: then no signature hash is defined by one spent output.
     pub fn new(terms: SigningTerms) -> Result<Self, InputCountError> {
-        let SigningTerms { cohort_id, session_id, service, output, members, transaction, value, phase_timeout } =
-            terms;
+        let SigningTerms {
+            cohort_id,
+            session_id,
+            service,
+            output,
+            members,
+            transaction,
+            value,
+            timing,
+            rules,
+            absent,
+        } = terms;
         let prevout = prevout(&output, value);
         let fallback_sighash = output.fallback().map(|leaf| leaf.sighash(&transaction, &prevout)).transpose()?;
         Ok(Self {
@@ -86,7 +108,9 @@ impl SigningTask {
             members,
             transaction,
             value,
-            phase_timeout,
+            timing,
+            rules,
+            absent,
         })
     }
 
@@ -137,6 +161,8 @@ pub enum SigningOutcome {
     Signed(Arc<Signed>),
     /// Without.
     Failed {
+        /// In which phase.
+        phase: TimedPhase,
         /// Why, in words.
         reason: String,
         /// Who kept silent.

@@ -43,7 +43,7 @@ use crate::{
         conditions::Conditions,
         event::{CohortFailure, SessionEnd},
         participant::{ParticipantInput, phase::Phase as ParticipantPhase},
-        service::{ServiceInput, phase::Phase as ServicePhase},
+        service::{ServiceInput, phase::Phase as ServicePhase, rules::PhaseRules},
     },
     did::Did,
     error::{Fault, Reject, RejectCode, Slot},
@@ -68,6 +68,8 @@ pub struct Setup {
     pub conditions: Conditions,
     /// How long everybody waits.
     pub timing: Timing,
+    /// What the service does when a phase cannot be completed.
+    pub rules: PhaseRules,
     /// The beacon types that everybody knows.
     pub beacons: BeaconRegistry,
     /// Who aggregates keys.
@@ -98,6 +100,7 @@ impl Setup {
             network: Network::Regtest,
             conditions: Conditions::new(BeaconType::cas(), 1, tree),
             timing: Timing::default(),
+            rules: PhaseRules::default(),
             beacons: BeaconRegistry::default(),
             aggregator: Arc::new(MemoizedAggregator::default()),
             finalize_at: Some(roles.len()),

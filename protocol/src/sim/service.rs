@@ -10,7 +10,10 @@ use super::{Setup, accept_first};
 use crate::{
     cohort::{
         event::ServiceEvent,
-        service::{Limits, ServiceCohort, ServiceConfig, ServiceConfigError, ServiceEffect, ServiceInput},
+        service::{
+            CohortTerms, Limits, Lineage, ServiceCohort, ServiceConfig, ServiceConfigError, ServiceEffect,
+            ServiceInput,
+        },
     },
     did::Did,
     error::{Fatal, Reject, Retry},
@@ -58,6 +61,7 @@ pub struct ServiceNode {
     pub(super) admitted: usize,
     deferrals: u32,
     pub(super) opt_ins: usize,
+    successor: Option<Arc<CohortTerms>>,
 }
 
 enum Input {
@@ -69,7 +73,7 @@ impl ServiceNode {
     pub(super) fn new(setup: &Setup, rng: &mut ChaCha8Rng) -> Result<Self, ServiceConfigError> {
         let key = SecretKey::generate(rng);
         let identity = Identity::from_key(key, setup.network);
-        let config = ServiceConfig {
+        let terms = CohortTerms {
             service: identity.did().clone(),
             service_key: identity.public_key(),
             cohort_id: CohortId::generate(rng),
@@ -77,6 +81,11 @@ impl ServiceNode {
             conditions: setup.conditions.clone(),
             timing: setup.timing,
             limits: Limits::default(),
+            rules: setup.rules.clone(),
+            lineage: Lineage::default(),
+        };
+        let config = ServiceConfig {
+            terms: Arc::new(terms),
             beacons: setup.beacons.clone(),
             aggregator: Arc::clone(&setup.aggregator),
         };
@@ -95,6 +104,7 @@ impl ServiceNode {
             admitted: 0,
             deferrals: 0,
             opt_ins: 0,
+            successor: None,
         })
     }
 
@@ -121,6 +131,11 @@ impl ServiceNode {
     /// What was said in the round.
     pub fn transcript(&self) -> &Transcript {
         &self.transcript
+    }
+
+    /// The terms of the cohort that was to take the place of one that failed.
+    pub fn successor(&self) -> Option<&Arc<CohortTerms>> {
+        self.successor.as_ref()
     }
 
     /// The made-up coin that the transaction spends.
@@ -278,6 +293,7 @@ impl ServiceNode {
                 };
                 inputs.push_back(Input::Cohort(input));
             }
+            ServiceEffect::FormAgain(terms) => self.successor = Some(terms),
             ServiceEffect::StartSigning(task) => {
                 let machine = SigningSession::new(task);
                 self.sessions.push(SessionNode {

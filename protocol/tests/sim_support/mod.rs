@@ -138,7 +138,7 @@ pub mod bodies {
     use serde_json::json;
 
     pub fn cohort_id(simulation: &Simulation) -> CohortId {
-        simulation.service().machine().config().cohort_id.clone()
+        simulation.service().machine().config().terms.cohort_id.clone()
     }
 
     pub fn session_id(simulation: &Simulation) -> SessionId {
@@ -193,7 +193,11 @@ pub mod bodies {
             Transaction { version: Version::TWO, lock_time: LockTime::ZERO, input: vec![], output: vec![] };
         let pending_tx = Transaction { input: vec![bitcoin::TxIn::default()], ..pending_tx };
         vec![
-            config.conditions.to_advert(cohort_id.clone(), config.network, &config.service_key).into(),
+            config
+                .terms
+                .conditions
+                .to_advert(cohort_id.clone(), config.terms.network, &config.terms.service_key)
+                .into(),
             CohortOptInAccept { cohort_id: cohort_id.clone() }.into(),
             CohortReady { cohort_id: cohort_id.clone(), beacon_address: "bcrt1p".into(), cohort_keys: vec![] }
                 .into(),

@@ -2,20 +2,22 @@
 //!
 //! It trusts the service with nothing but liveness. The address is derived again from keys and terms, the signal is
 //! recomputed from the data, the transaction is checked against both; the host's policy can only be stricter. [`phase`]
-//! is what is known when; `joining`, `data` and `signing` hold the decisions.
+//! is what is known when; `joining`, `data` and `signing` hold the decisions, `effects` what they ask of the world.
 
 mod data;
+mod effects;
 mod joining;
 pub mod phase;
 mod signing;
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use bitcoin::{Amount, Transaction};
 use rand_core::CryptoRng;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use self::phase::{Phase, Stage};
+use self::phase::Phase;
 use super::{
     Timing,
     conditions::{ConditionProblem, Conditions},
@@ -29,14 +31,9 @@ use crate::{
     id::{CohortId, SessionId},
     key::PublicKey,
     machine::Machine,
-    message::{
-        Body, Bytes, Message, SharedBody,
-        keygen::{CohortAdvert, CohortOptIn},
-        sign::{FallbackSignature, NonceContribution, SignatureAuthorization},
-        update::{SubmitNonIncluded, SubmitUpdate, ValidationAck},
-    },
+    message::{Body, Bytes, Message, SharedBody, control::CohortEnded, keygen::CohortAdvert},
     network::Network,
-    output::{BeaconOutput, KeyAggregator, key_path_sighash},
+    output::{BeaconOutput, KeyAggregator},
     sidecar::MemberRecord,
     time::Timestamp,
     update::SignedUpdate,
@@ -62,7 +59,7 @@ pub struct ParticipantConfig {
 }
 
 /// An advert that was read and understood.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Advert {
     /// The service whose cohort it is.
     pub service: Did,
@@ -112,8 +109,10 @@ pub enum ParticipantInput {
     NonceOpened(Bytes<66>),
     /// The partial signature that [`ParticipantEffect::SignPartial`] asked for.
     PartialSigned(Bytes<32>),
-    /// The secret nonce is gone.
+    /// The secret nonce is gone: a restart after it left, say. Changes nothing where none was open.
     NonceLost,
+    /// A message of our own was read on the wire, where everybody's are kept.
+    Seen(Message),
     /// The signature that [`ParticipantEffect::SignFallback`] asked for.
     FallbackSigned(Bytes<64>),
     /// The host leaves the cohort.
@@ -191,7 +190,10 @@ const PATIENCE: u32 = 3;
 pub struct ParticipantCohort {
     config: Arc<ParticipantConfig>,
     advert: Arc<Advert>,
+    timing: Timing,
     started: Timestamp,
+    /// Sessions that a nonce of ours left for, though this journal does not know it.
+    spent: BTreeSet<SessionId>,
     phase: Phase,
 }
 
@@ -200,7 +202,9 @@ impl PartialEq for ParticipantCohort {
     fn eq(&self, other: &Self) -> bool {
         self.config.did == other.config.did
             && self.advert == other.advert
+            && self.timing == other.timing
             && self.started == other.started
+            && self.spent == other.spent
             && self.phase == other.phase
     }
 }
@@ -218,7 +222,15 @@ impl fmt::Debug for ParticipantCohort {
 impl ParticipantCohort {
     /// A participant that has not discovered the cohort yet.
     pub fn new(config: Arc<ParticipantConfig>, advert: Arc<Advert>) -> Self {
-        Self { config, advert, started: Timestamp::default(), phase: Phase::Planned }
+        let timing = config.timing;
+        Self {
+            config,
+            advert,
+            timing,
+            started: Timestamp::default(),
+            spent: BTreeSet::new(),
+            phase: Phase::Planned,
+        }
     }
 
     /// The advert that it answers.
@@ -279,8 +291,30 @@ impl ParticipantCohort {
             Body::AuthorizationRequest(body) => self.on_authorization_request(now, from, body),
             Body::AggregatedNonce(body) => self.on_aggregated_nonce(now, from, body),
             Body::FallbackAuthorizationRequest(body) => self.on_fallback_request(now, from, body),
+            Body::PresenceRequest(_) => Ok(self.on_presence_request()),
+            Body::CohortEnded(body) => Ok(self.on_ended(now, body)),
             _ => Err(Reject::new(RejectCode::WrongSender, from, "only a member sends this type")),
         }
+    }
+
+    /// The service says that nobody waits for us any more. It is trusted with liveness, so it may.
+    fn on_ended(&self, now: Timestamp, body: &CohortEnded) -> Vec<ParticipantEvent> {
+        /// The service's words are kept, but only so many of them.
+        const LONGEST: usize = 500;
+        let short = |text: &str| text.chars().take(LONGEST).collect::<String>();
+        let reason = match &self.phase {
+            Phase::Ended { .. } => return Vec::new(),
+            Phase::Signing { stage, .. } if stage.has_signed() && body.code == CohortEnded::COMPLETED => {
+                SessionEnd::Signed
+            }
+            _ => SessionEnd::EndedByService {
+                code: short(&body.code),
+                reason: short(&body.reason),
+                at_fault: body.at_fault,
+                next: body.next_cohort_id.clone(),
+            },
+        };
+        vec![ParticipantEvent::SessionEnded { at: now, reason }]
     }
 
     fn on_tick(&self, now: Timestamp) -> Vec<ParticipantEvent> {
@@ -298,10 +332,6 @@ impl ParticipantCohort {
     fn out_of_date(&self) -> Vec<ParticipantEvent> {
         Vec::new()
     }
-
-    fn send(&self, body: impl Into<SharedBody>) -> Vec<ParticipantEffect> {
-        vec![ParticipantEffect::Send { to: self.advert.service.clone(), body: body.into() }]
-    }
 }
 
 impl Machine for ParticipantCohort {
@@ -317,7 +347,11 @@ impl Machine for ParticipantCohort {
     ) -> Result<Vec<ParticipantEvent>, Reject> {
         match input {
             ParticipantInput::Discover => match self.phase {
-                Phase::Planned => Ok(vec![ParticipantEvent::CohortDiscovered { at: now }]),
+                Phase::Planned => Ok(vec![ParticipantEvent::CohortDiscovered {
+                    at: now,
+                    advert: Arc::clone(&self.advert),
+                    timing: self.timing,
+                }]),
                 _ => Ok(self.out_of_date()),
             },
             ParticipantInput::JoinDecided(join) => Ok(self.on_join_decided(now, *join)),
@@ -328,6 +362,7 @@ impl Machine for ParticipantCohort {
             ParticipantInput::NonceOpened(nonce) => Ok(self.on_nonce_opened(now, *nonce)),
             ParticipantInput::PartialSigned(signature) => Ok(self.on_partial_signed(now, *signature)),
             ParticipantInput::NonceLost => Ok(self.on_nonce_lost(now)),
+            ParticipantInput::Seen(message) => Ok(self.on_own_message(now, message)),
             ParticipantInput::FallbackSigned(signature) => Ok(self.on_fallback_signed(now, *signature)),
             ParticipantInput::Leave if !matches!(self.phase, Phase::Ended { .. }) => {
                 Ok(vec![ParticipantEvent::SessionEnded { at: now, reason: SessionEnd::Left }])
@@ -338,10 +373,17 @@ impl Machine for ParticipantCohort {
     }
 
     fn apply(&mut self, event: &ParticipantEvent) {
-        if let ParticipantEvent::CohortDiscovered { at } = event {
-            self.started = *at;
+        match event {
+            ParticipantEvent::CohortDiscovered { at, timing, .. } => {
+                self.started = *at;
+                self.timing = *timing;
+            }
+            ParticipantEvent::NonceSeen { session_id, .. } => {
+                self.spent.insert(session_id.clone());
+            }
+            _ => {}
         }
-        let timing = self.config.timing;
+        let timing = self.timing;
         let patience = timing.phase_timeout * PATIENCE;
         // The TTL ends with the start of signing; the last message before that has its time to travel.
         let end = if event.concerns_signing() {
@@ -353,83 +395,11 @@ impl Machine for ParticipantCohort {
     }
 
     fn effects(&self, event: &ParticipantEvent) -> Vec<ParticipantEffect> {
-        let cohort_id = self.advert.cohort_id.clone();
-        match (event, &self.phase) {
-            (ParticipantEvent::CohortDiscovered { .. }, _) => vec![ParticipantEffect::AskJoin],
-            (ParticipantEvent::OptedIn { .. }, _) => self.send(CohortOptIn {
-                cohort_id,
-                participant_pk: Bytes(self.config.participant_key.to_bytes()),
-                communication_pk: Bytes(self.config.communication_key.to_bytes()),
-                genesis_document: self.config.genesis_document.clone(),
-            }),
-            (ParticipantEvent::CohortReady { output, .. }, _) => {
-                vec![ParticipantEffect::AskUpdate { output: output.clone() }]
-            }
-            (ParticipantEvent::UpdateSubmitted { update, .. }, _) => {
-                self.send(SubmitUpdate { cohort_id, signed_update: Arc::new(update.value().clone()) })
-            }
-            (ParticipantEvent::UpdateDeclined { .. }, _) => self.send(SubmitNonIncluded { cohort_id }),
-            (ParticipantEvent::DataReceived { data, verdict, .. }, _) => {
-                vec![ParticipantEffect::AskValidation { data: Arc::clone(data), verdict: verdict.clone() }]
-            }
-            (ParticipantEvent::ValidationSent { approved, .. }, _) => {
-                self.send(ValidationAck { cohort_id, approved: *approved })
-            }
-            (ParticipantEvent::SigningRequested { transaction, value, path, .. }, _) => {
-                vec![ParticipantEffect::AskSigning { transaction: transaction.clone(), value: *value, path: *path }]
-            }
-            (
-                ParticipantEvent::SigningApproved { .. },
-                Phase::Signing { round, request, stage: Stage::Approved(SpendPath::KeyPath), .. },
-            ) => {
-                let session_id = request.session_id.clone();
-                vec![ParticipantEffect::OpenNonce { session_id, output: round.output.clone() }]
-            }
-            (
-                ParticipantEvent::SigningApproved { .. } | ParticipantEvent::FallbackRequested { .. },
-                Phase::Signing {
-                    round,
-                    request,
-                    stage: Stage::Approved(SpendPath::ScriptPath) | Stage::FallbackAfterPartial,
-                    ..
-                },
-            ) => {
-                let sighash = request.fallback_sighash(&round.output);
-                sighash.into_iter().map(|sighash| ParticipantEffect::SignFallback { sighash }).collect()
-            }
-            (ParticipantEvent::NonceSent { nonce, .. }, Phase::Signing { request, .. }) => {
-                self.send(NonceContribution {
-                    cohort_id,
-                    session_id: request.session_id.clone(),
-                    nonce_contribution: *nonce,
-                })
-            }
-            (ParticipantEvent::AggregatedNonceReceived { nonce, .. }, Phase::Signing { round, request, .. }) => {
-                let prevout = crate::signing::prevout(&round.output, request.value);
-                // The request was checked to have exactly one input, so it has a signature hash.
-                let Ok(sighash) = key_path_sighash(&request.transaction, &prevout) else { return Vec::new() };
-                vec![ParticipantEffect::SignPartial {
-                    session_id: request.session_id.clone(),
-                    output: round.output.clone(),
-                    aggregated: *nonce,
-                    sighash,
-                }]
-            }
-            (ParticipantEvent::PartialSignatureSent { signature, .. }, Phase::Signing { request, .. }) => self
-                .send(SignatureAuthorization {
-                    cohort_id,
-                    session_id: request.session_id.clone(),
-                    partial_signature: *signature,
-                }),
-            (ParticipantEvent::FallbackSignatureSent { signature, .. }, Phase::Signing { request, .. }) => self
-                .send(FallbackSignature {
-                    cohort_id,
-                    session_id: request.session_id.clone(),
-                    signer_pk: Bytes(self.config.participant_key.x_only().to_bytes()),
-                    fallback_signature: *signature,
-                }),
-            _ => Vec::new(),
-        }
+        self.effects_of(event)
+    }
+
+    fn resume(&self) -> Vec<ParticipantEffect> {
+        self.owed()
     }
 
     fn deadline(&self) -> Option<Timestamp> {

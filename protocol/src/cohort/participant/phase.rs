@@ -68,13 +68,13 @@ pub enum Stage {
     /// The fallback is being signed after a partial signature went out.
     FallbackAfterPartial,
     /// Our fallback signature is out.
-    FallbackSent,
+    FallbackSent(Bytes<64>),
 }
 
 impl Stage {
     /// Whether a signature of ours is out.
     pub fn has_signed(&self) -> bool {
-        matches!(self, Self::PartialSent { .. } | Self::FallbackAfterPartial | Self::FallbackSent)
+        matches!(self, Self::PartialSent { .. } | Self::FallbackAfterPartial | Self::FallbackSent(_))
     }
 }
 
@@ -100,8 +100,8 @@ pub enum Phase {
         verdict: Result<SignalBytes, String>,
         deadline: Timestamp,
     },
-    /// We approved.
-    Approved { round: Arc<Round>, deadline: Timestamp },
+    /// We approved. `present` when the service has asked since whether we are there.
+    Approved { round: Arc<Round>, present: bool, deadline: Timestamp },
     /// The transaction is here.
     Signing { round: Arc<Round>, request: Arc<Request>, stage: Stage, deadline: Timestamp },
     /// It is over; `signed` holds the round when a signature of ours is out.
@@ -140,7 +140,7 @@ impl Phase {
     /// Facts that do not fit the phase change nothing: they cannot be decided, so they are not in a journal of ours.
     pub(super) fn apply(&mut self, event: &ParticipantEvent, deadline_from: impl Fn(Timestamp) -> Timestamp) {
         match (event, &mut *self) {
-            (ParticipantEvent::CohortDiscovered { at }, Self::Planned) => {
+            (ParticipantEvent::CohortDiscovered { at, .. }, Self::Planned) => {
                 *self = Self::Invited { deadline: deadline_from(*at) };
             }
             (ParticipantEvent::OptedIn { at }, Self::Invited { .. }) => {
@@ -179,8 +179,9 @@ impl Phase {
                     data: Arc::clone(data),
                     signal: *signal,
                 };
-                *self = Self::Approved { round: Arc::new(round), deadline: deadline_from(*at) };
+                *self = Self::Approved { round: Arc::new(round), present: false, deadline: deadline_from(*at) };
             }
+            (ParticipantEvent::PresenceConfirmed, Self::Approved { present, .. }) => *present = true,
             (
                 ParticipantEvent::SigningRequested { at, session_id, transaction, value, path },
                 Self::Approved { round, .. },
@@ -221,7 +222,10 @@ fn apply_to_stage(
         (ParticipantEvent::AggregatedNonceReceived { at, nonce }, Stage::NonceSent(_)) => {
             (at, Stage::Signing(*nonce))
         }
-        (ParticipantEvent::NonceLost { at }, Stage::NonceSent(_) | Stage::Signing(_)) => (at, Stage::NonceLost),
+        (
+            ParticipantEvent::NonceLost { at },
+            Stage::Approved(SpendPath::KeyPath) | Stage::NonceSent(_) | Stage::Signing(_),
+        ) => (at, Stage::NonceLost),
         (ParticipantEvent::PartialSignatureSent { at, .. }, Stage::Signing(aggregated)) => {
             (at, Stage::PartialSent { aggregated: *aggregated })
         }
@@ -232,7 +236,7 @@ fn apply_to_stage(
             (at, Stage::FallbackAfterPartial)
         }
         (ParticipantEvent::FallbackRequested { at }, _) => (at, Stage::Approved(SpendPath::ScriptPath)),
-        (ParticipantEvent::FallbackSignatureSent { at, .. }, _) => (at, Stage::FallbackSent),
+        (ParticipantEvent::FallbackSignatureSent { at, signature }, _) => (at, Stage::FallbackSent(*signature)),
         _ => return,
     };
     *stage = next;

@@ -13,7 +13,7 @@ use crate::{
     error::{Reject, RejectCode},
     id::SessionId,
     message::{
-        Bytes,
+        Body, Bytes, Message,
         sign::{AggregatedNonce, AuthorizationRequest, FallbackAuthorizationRequest},
     },
     output::check_beacon_transaction,
@@ -49,8 +49,11 @@ impl ParticipantCohort {
 
     pub(super) fn on_signing_decided(&self, now: Timestamp, approved: bool) -> Vec<ParticipantEvent> {
         match &self.phase {
-            Phase::Signing { stage: Stage::Deciding(_), .. } if approved => {
-                vec![ParticipantEvent::SigningApproved { at: now }]
+            Phase::Signing { request, stage: Stage::Deciding(path), .. } if approved => {
+                let spent = *path == SpendPath::KeyPath && self.spent.contains(&request.session_id);
+                let mut events = vec![ParticipantEvent::SigningApproved { at: now }];
+                events.extend(spent.then_some(ParticipantEvent::NonceLost { at: now }));
+                events
             }
             Phase::Signing { stage: Stage::Deciding(_), .. } => {
                 vec![ParticipantEvent::SessionEnded { at: now, reason: SessionEnd::SigningRefused }]
@@ -88,6 +91,10 @@ impl ParticipantCohort {
             Stage::NonceSent(_) => {
                 Ok(vec![ParticipantEvent::AggregatedNonceReceived { at: now, nonce: body.aggregated_nonce }])
             }
+            // It has our nonce in it, and we know of none: we were restored from a backup.
+            Stage::Deciding(SpendPath::KeyPath) | Stage::Approved(SpendPath::KeyPath) => {
+                Ok(self.on_nonce_seen(now, &body.session_id))
+            }
             Stage::Signing(first) | Stage::PartialSent { aggregated: first } if *first == body.aggregated_nonce => {
                 Ok(Vec::new())
             }
@@ -96,6 +103,50 @@ impl ParticipantCohort {
                 Err(Reject::new(RejectCode::Equivocation, from, "another aggregate nonce was received before"))
             }
             _ => Err(Reject::new(RejectCode::WrongPhase, from, "we are not waiting for an aggregate nonce")),
+        }
+    }
+
+    /// A message of our own that the wire remembers. It tells of nonces that left before the journal that we have was
+    /// written: a session that has one is spent, whatever we remember of it.
+    pub(super) fn on_own_message(&self, now: Timestamp, message: &Message) -> Vec<ParticipantEvent> {
+        let Body::NonceContribution(body) = &*message.body else { return Vec::new() };
+        if body.cohort_id != self.advert.cohort_id || message.from != self.config.did {
+            return Vec::new();
+        }
+        match &self.phase {
+            Phase::Signing { request, stage, .. } if request.session_id == body.session_id => match stage {
+                Stage::NonceSent(ours) if *ours != body.nonce_contribution => {
+                    self.on_nonce_seen(now, &body.session_id)
+                }
+                Stage::Deciding(SpendPath::KeyPath) | Stage::Approved(SpendPath::KeyPath) => {
+                    self.on_nonce_seen(now, &body.session_id)
+                }
+                _ => Vec::new(),
+            },
+            Phase::Signing { .. } | Phase::Ended { .. } => Vec::new(),
+            _ => self.on_nonce_seen(now, &body.session_id),
+        }
+    }
+
+    fn on_nonce_seen(&self, now: Timestamp, session_id: &SessionId) -> Vec<ParticipantEvent> {
+        /// A cohort has one session, and a few more if its service was restored from a backup too.
+        const MOST: usize = 16;
+        if self.spent.contains(session_id) || self.spent.len() >= MOST {
+            return Vec::new();
+        }
+        let mut events = vec![ParticipantEvent::NonceSeen { at: now, session_id: session_id.clone() }];
+        if let Phase::Signing { stage: Stage::Approved(SpendPath::KeyPath) | Stage::NonceSent(_), .. } = &self.phase
+        {
+            events.push(ParticipantEvent::NonceLost { at: now });
+        }
+        events
+    }
+
+    pub(super) fn on_presence_request(&self) -> Vec<ParticipantEvent> {
+        match &self.phase {
+            Phase::Approved { present: false, .. } => vec![ParticipantEvent::PresenceConfirmed],
+            // Said already, or not a time to be asked: nothing that harms anybody.
+            _ => Vec::new(),
         }
     }
 
@@ -152,7 +203,7 @@ impl ParticipantCohort {
             Stage::Deciding(SpendPath::ScriptPath)
             | Stage::Approved(SpendPath::ScriptPath)
             | Stage::FallbackAfterPartial
-            | Stage::FallbackSent => Ok(Vec::new()),
+            | Stage::FallbackSent(_) => Ok(Vec::new()),
             _ => Ok(vec![ParticipantEvent::FallbackRequested { at: now }]),
         }
     }

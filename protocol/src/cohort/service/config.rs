@@ -1,7 +1,10 @@
 //! What does not change in the life of a cohort, and what makes a cohort impossible from the start.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
+use serde::{Deserialize, Serialize};
+
+use super::rules::{PhaseRules, TimedPhase};
 use crate::{
     beacon::{BeaconRegistry, BeaconType},
     cohort::{
@@ -13,10 +16,11 @@ use crate::{
     key::PublicKey,
     network::Network,
     output::KeyAggregator,
+    time::Timestamp,
 };
 
 /// What strangers and members can make grow, bounded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Most bytes of canonical JSON in an update, checked before any signature.
     pub update_bytes: usize,
@@ -31,9 +35,23 @@ impl Default for Limits {
     }
 }
 
-/// What does not change in the life of a cohort.
-#[derive(Clone, Debug)]
-pub struct ServiceConfig {
+/// Where a cohort comes from, when it was formed in the place of one that failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lineage {
+    /// The cohort that failed.
+    pub predecessor: Option<CohortId>,
+    /// How many failed before it, in a row.
+    pub generation: u32,
+    /// Its members that were not at fault: enrollment waits for them before it is offered to end.
+    pub invited: BTreeSet<Did>,
+    /// Its members that were, and those of the cohorts before it: they are not admitted.
+    pub excluded: BTreeSet<Did>,
+}
+
+/// What is decided when a cohort is opened. It is journaled with the first fact, so that the journal alone brings a cohort
+/// back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CohortTerms {
     /// The service's identifier, a KEY DID.
     pub service: Did,
     /// The key in it.
@@ -48,6 +66,38 @@ pub struct ServiceConfig {
     pub timing: Timing,
     /// What is too much.
     pub limits: Limits,
+    /// What to do when a phase cannot be completed.
+    #[serde(default)]
+    pub rules: PhaseRules,
+    /// Where it comes from.
+    #[serde(default)]
+    pub lineage: Lineage,
+}
+
+impl CohortTerms {
+    /// Until when `phase` is waited for when its wait begins at `at`, in a cohort that was advertised at `started`.
+    pub(super) fn deadline(&self, phase: TimedPhase, at: Timestamp, started: Timestamp) -> Timestamp {
+        let until = at + self.rules.timeout(phase, &self.timing);
+        match phase {
+            // The TTL ends with the start of signing.
+            TimedPhase::Presence => until,
+            _ => until.min(started + self.timing.cohort_ttl),
+        }
+    }
+
+    /// Until when a session that starts at `at` must have ended: its own deadlines come first.
+    pub(super) fn signing_deadline(&self, at: Timestamp) -> Timestamp {
+        [TimedPhase::Nonces, TimedPhase::PartialSignatures, TimedPhase::Fallback]
+            .into_iter()
+            .fold(at + self.timing.signing_timeout, |end, phase| end + self.rules.longest(phase, &self.timing))
+    }
+}
+
+/// What does not change in the life of a cohort: its terms, and what its host puts at its disposal.
+#[derive(Clone, Debug)]
+pub struct ServiceConfig {
+    /// What was decided.
+    pub terms: Arc<CohortTerms>,
     /// The beacon types that the host knows.
     pub beacons: BeaconRegistry,
     /// Who aggregates keys: directly, or behind a cache shared with others.

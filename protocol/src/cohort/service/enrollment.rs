@@ -25,8 +25,8 @@ impl ServiceCohort {
         body: &CohortOptIn,
         message: &Message,
     ) -> Result<Vec<ServiceEvent>, Reject> {
-        let member =
-            Member::from_opt_in(from, body, self.config.network).map_err(|error| Member::reject(from, &error))?;
+        let member = Member::from_opt_in(from, body, self.config.terms.network)
+            .map_err(|error| Member::reject(from, &error))?;
         let known = match &self.phase {
             Phase::Enrolling(enrolling) => enrolling.candidates.get(from).map(|(member, _)| member),
             phase => phase.formed().and_then(|formed| formed.members.get(from)),
@@ -41,10 +41,14 @@ impl ServiceCohort {
         let Phase::Enrolling(enrolling) = &self.phase else {
             return Err(Reject::new(RejectCode::WrongPhase, from, "the cohort admits nobody any more"));
         };
+        if self.config.terms.lineage.excluded.contains(from) {
+            let detail = "the cohort was formed again without this member";
+            return Err(Reject::new(RejectCode::Excluded, from, detail));
+        }
         let mut events = self.displace(enrolling, &member)?;
-        let places = self.config.conditions.max_participants.map_or(usize::MAX, |max| max as usize);
+        let places = self.config.terms.conditions.max_participants.map_or(usize::MAX, |max| max as usize);
         let full = enrolling.keys.len() - events.len() >= places;
-        if full || enrolling.candidates.len() >= self.config.limits.candidates {
+        if full || enrolling.candidates.len() >= self.config.terms.limits.candidates {
             return Err(Reject::new(RejectCode::CohortFull, from, "the cohort is full"));
         }
         events.push(ServiceEvent::OptInReceived { member: Arc::new(member), digest: message.digest() });
@@ -87,7 +91,8 @@ impl ServiceCohort {
             Ok(()) => {
                 let mut events = vec![ServiceEvent::MemberAdmitted { did: did.clone() }];
                 let admitted = enrolling.admitted() + 1;
-                let full = self.config.conditions.max_participants.is_some_and(|max| admitted >= max as usize);
+                let full =
+                    self.config.terms.conditions.max_participants.is_some_and(|max| admitted >= max as usize);
                 if full && self.can_form(admitted) {
                     events.extend(self.form(now, Some(did)));
                 }
@@ -98,11 +103,11 @@ impl ServiceCohort {
 
     /// Whether a cohort of `members` satisfies the conditions and its own fallback threshold.
     pub(super) fn can_form(&self, members: usize) -> bool {
-        let threshold = match self.config.conditions.script_tree {
+        let threshold = match self.config.terms.conditions.script_tree {
             ScriptTree::FallbackAndRecovery { fallback_threshold, .. } => fallback_threshold.unwrap_or(1),
             ScriptTree::KeyPathOnly => 1,
         };
-        self.config.conditions.admits_size(members) && members >= usize::from(threshold)
+        self.config.terms.conditions.admits_size(members) && members >= usize::from(threshold)
     }
 
     /// Forms the cohort with the members that were admitted, and `also` with the one that is being admitted now.
@@ -116,7 +121,7 @@ impl ServiceCohort {
             .collect();
         let output =
             self.config.aggregator.aggregate(&keys).map_err(|error| error.to_string()).and_then(|aggregation| {
-                BeaconOutput::new(aggregation, self.config.network, &self.config.conditions.script_tree)
+                BeaconOutput::new(aggregation, self.config.terms.network, &self.config.terms.conditions.script_tree)
                     .map_err(|error| error.to_string())
             });
         match output {

@@ -5,8 +5,11 @@
 //! by those names. The signing session is a machine of its own: [`crate::signing::session`].
 
 mod config;
+mod effects;
 mod enrollment;
 pub mod phase;
+mod reformation;
+pub mod rules;
 mod updates;
 mod validation;
 
@@ -15,23 +18,21 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use bitcoin::{Amount, Transaction};
 use rand_core::CryptoRng;
 
-pub use self::config::{Limits, ServiceConfig, ServiceConfigError};
-use self::phase::{Enrolling, Phase};
+pub use self::config::{CohortTerms, Limits, Lineage, ServiceConfig, ServiceConfigError};
+use self::{
+    phase::{Enrolling, Phase},
+    rules::TimedPhase,
+};
 use super::{
     Member,
     event::{CohortFailure, ServiceEvent},
 };
 use crate::{
-    beacon::{AggregatedData, BeaconData},
     did::Did,
     error::{Fatal, Faults, Reject, RejectCode, Retry},
     hash::{MessageDigest, SignalBytes},
     machine::Machine,
-    message::{
-        Body, Bytes, Message, SharedBody,
-        keygen::{CohortOptInAccept, CohortReady},
-        update::DistributeAggregatedData,
-    },
+    message::{Body, Message, SharedBody},
     output::BeaconOutput,
     signing::{SigningOutcome, SigningTask},
     time::Timestamp,
@@ -74,6 +75,8 @@ pub enum ServiceInput {
     },
     /// The signing session was lost and cannot be brought back.
     SigningLost(Fatal),
+    /// Our own side cannot go on with the cohort.
+    Abort(Fatal),
     /// The host ends the cohort.
     Cancel(String),
     /// Time has passed.
@@ -110,6 +113,8 @@ pub enum ServiceEffect {
     },
     /// Start the signing session.
     StartSigning(Arc<SigningTask>),
+    /// Open a cohort in the place of this one, unless it was opened already.
+    FormAgain(Arc<CohortTerms>),
 }
 
 /// A cohort at its Aggregation Service.
@@ -117,6 +122,8 @@ pub enum ServiceEffect {
 pub struct ServiceCohort {
     config: Arc<ServiceConfig>,
     started: Timestamp,
+    /// How many times the current phase was given more time.
+    extensions: u32,
     phase: Phase,
     faults: Faults,
 }
@@ -124,8 +131,9 @@ pub struct ServiceCohort {
 /// Two cohorts are equal when everything that events can change is equal; the configuration is the host's.
 impl PartialEq for ServiceCohort {
     fn eq(&self, other: &Self) -> bool {
-        self.config.cohort_id == other.config.cohort_id
+        self.config.terms == other.config.terms
             && self.started == other.started
+            && self.extensions == other.extensions
             && self.phase == other.phase
             && self.faults == other.faults
     }
@@ -134,7 +142,7 @@ impl PartialEq for ServiceCohort {
 impl fmt::Debug for ServiceCohort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServiceCohort")
-            .field("cohort_id", &self.config.cohort_id)
+            .field("cohort_id", &self.config.terms.cohort_id)
             .field("phase", &self.phase)
             .finish_non_exhaustive()
     }
@@ -146,17 +154,24 @@ impl ServiceCohort {
     /// # Errors
     /// [`ServiceConfigError`] when members could not accept its advert.
     pub fn new(config: Arc<ServiceConfig>) -> Result<Self, ServiceConfigError> {
-        if config.service.key() != Some(config.service_key) {
+        let terms = &config.terms;
+        if terms.service.key() != Some(terms.service_key) {
             return Err(ServiceConfigError::NotAKeyDid);
         }
-        if config.service.network() != config.network {
+        if terms.service.network() != terms.network {
             return Err(ServiceConfigError::Network);
         }
-        let problems = config.conditions.problems(&config.beacons);
+        let problems = terms.conditions.problems(&config.beacons);
         if !problems.is_empty() {
             return Err(ServiceConfigError::Conditions(problems));
         }
-        Ok(Self { config, started: Timestamp::default(), phase: Phase::Planned, faults: Faults::default() })
+        Ok(Self {
+            config,
+            started: Timestamp::default(),
+            extensions: 0,
+            phase: Phase::Planned,
+            faults: Faults::default(),
+        })
     }
 
     /// What does not change.
@@ -184,6 +199,7 @@ impl ServiceCohort {
         match &self.phase {
             Phase::CollectingUpdates { formed, slots, .. } => formed.missing(|did| slots.contains_key(did)),
             Phase::Validating { formed, approvals, .. } => formed.missing(|did| approvals.contains(did)),
+            Phase::CheckingPresence { formed, present, .. } => formed.missing(|did| present.contains(did)),
             _ => Vec::new(),
         }
     }
@@ -195,7 +211,8 @@ impl ServiceCohort {
         match &self.phase {
             Phase::Enrolling(enrolling) => {
                 let admitted = enrolling.admitted();
-                let last = self.config.conditions.max_participants.is_some_and(|max| admitted + 1 >= max as usize);
+                let last =
+                    self.config.terms.conditions.max_participants.is_some_and(|max| admitted + 1 >= max as usize);
                 admitted + 1 >= LARGE
                     && match input {
                         ServiceInput::AdmissionDecided { .. } => last,
@@ -225,20 +242,26 @@ impl ServiceCohort {
         for effect in effects {
             let (to, body) = match effect {
                 ServiceEffect::Broadcast(body) => (None, body),
-                ServiceEffect::Send { to, body } => (Some(to.clone()), body),
+                ServiceEffect::Send { to, body } if !body.is_control() => (Some(to.clone()), body),
                 _ => continue,
             };
-            entries.push(Message::new(self.config.service.clone(), to, body.clone()).digest());
+            entries.push(Message::new(self.config.terms.service.clone(), to, body.clone()).digest());
         }
         entries
     }
 
-    fn deadline_from(&self, at: Timestamp) -> Timestamp {
-        (at + self.config.timing.phase_timeout).min(self.started + self.config.timing.cohort_ttl)
-    }
-
-    fn fail(&self, at: Timestamp, reason: CohortFailure) -> Vec<ServiceEvent> {
-        vec![ServiceEvent::CohortFailed { at, reason }]
+    fn deadline_of_phase(&self) -> Option<Timestamp> {
+        match &self.phase {
+            Phase::Planned | Phase::Completed { .. } | Phase::Failed { .. } => None,
+            Phase::Enrolling(enrolling) => Some(enrolling.deadline.min(enrolling.next_advert)),
+            Phase::AwaitingTransaction { deadline, retry_at, .. } => {
+                Some(retry_at.map_or(*deadline, |retry_at| retry_at.min(*deadline)))
+            }
+            Phase::CollectingUpdates { deadline, .. }
+            | Phase::Validating { deadline, .. }
+            | Phase::CheckingPresence { deadline, .. }
+            | Phase::Signing { deadline, .. } => Some(*deadline),
+        }
     }
 
     fn on_message(
@@ -248,14 +271,15 @@ impl ServiceCohort {
         rng: &mut dyn CryptoRng,
     ) -> Result<Vec<ServiceEvent>, Reject> {
         let from = &message.from;
-        if message.body.cohort_id() != &self.config.cohort_id {
+        if message.body.cohort_id() != &self.config.terms.cohort_id {
             return Err(Reject::new(RejectCode::WrongCohort, from, "the message is about another cohort"));
         }
         match &*message.body {
             Body::CohortOptIn(body) => self.on_opt_in(from, body, message),
             Body::SubmitUpdate(body) => self.on_update(now, from, body, message, rng),
             Body::SubmitNonIncluded(_) => self.on_decline(now, from, message, rng),
-            Body::ValidationAck(body) => self.on_validation(now, from, body, message),
+            Body::ValidationAck(body) => self.on_validation(now, from, body, message, rng),
+            Body::Presence(_) => self.on_presence(now, from, rng),
             Body::NonceContribution(_) | Body::SignatureAuthorization(_) | Body::FallbackSignature(_) => {
                 self.member(from)?;
                 match self.phase {
@@ -275,39 +299,6 @@ impl ServiceCohort {
             .and_then(|formed| formed.members.get(from))
             .ok_or_else(|| Reject::new(RejectCode::NotAMember, from, "the sender is not a member of this cohort"))
     }
-
-    fn on_tick(&self, now: Timestamp) -> Vec<ServiceEvent> {
-        if self.deadline().is_none_or(|deadline| now < deadline) {
-            return Vec::new();
-        }
-        match &self.phase {
-            Phase::Enrolling(enrolling) if now < enrolling.deadline => {
-                vec![ServiceEvent::AdvertRepeated { at: now }]
-            }
-            Phase::Enrolling(enrolling) if self.can_form(enrolling.admitted()) => self.form(now, None),
-            Phase::Enrolling(enrolling) => {
-                self.fail(now, CohortFailure::EnrollmentExpired { admitted: enrolling.admitted() })
-            }
-            Phase::CollectingUpdates { .. } => {
-                self.fail(now, CohortFailure::UpdatesMissing { holdouts: self.holdouts() })
-            }
-            Phase::Validating { .. } => {
-                self.fail(now, CohortFailure::ValidationMissing { holdouts: self.holdouts() })
-            }
-            Phase::AwaitingTransaction { deadline, .. } if now < *deadline => {
-                vec![ServiceEvent::TransactionRequested { at: now }]
-            }
-            Phase::AwaitingTransaction { .. } => {
-                let reason = "the operator did not provide it in time".to_owned();
-                self.fail(now, CohortFailure::Transaction { reason })
-            }
-            Phase::Signing { .. } => {
-                let reason = "the signing session did not end in time".to_owned();
-                self.fail(now, CohortFailure::Internal { reason })
-            }
-            Phase::Planned | Phase::Completed { .. } | Phase::Failed { .. } => Vec::new(),
-        }
-    }
 }
 
 impl Machine for ServiceCohort {
@@ -323,7 +314,10 @@ impl Machine for ServiceCohort {
     ) -> Result<Vec<ServiceEvent>, Reject> {
         match input {
             ServiceInput::Advertise => match self.phase {
-                Phase::Planned => Ok(vec![ServiceEvent::CohortAdvertised { at: now }]),
+                Phase::Planned => {
+                    let terms = Arc::clone(&self.config.terms);
+                    Ok(vec![ServiceEvent::CohortAdvertised { at: now, terms }])
+                }
                 _ => Err(Reject::out_of_phase("advertising", self.phase.name())),
             },
             ServiceInput::Message(message) => self.on_message(now, message, rng),
@@ -344,122 +338,60 @@ impl Machine for ServiceCohort {
                 }
                 _ => Err(Reject::out_of_phase("refusing a transaction", self.phase.name())),
             },
-            ServiceInput::SigningFinished { outcome, digests } => self.on_signing_finished(now, outcome, digests),
+            ServiceInput::SigningFinished { outcome, digests } => {
+                self.on_signing_finished(now, outcome, digests, rng)
+            }
             ServiceInput::SigningLost(Fatal(reason)) => match self.phase {
                 Phase::Signing { .. } => Ok(self.fail(now, CohortFailure::Internal { reason: reason.clone() })),
                 _ => Ok(Vec::new()),
             },
+            ServiceInput::Abort(Fatal(reason)) if !self.has_ended() => {
+                Ok(self.fail(now, CohortFailure::Internal { reason: reason.clone() }))
+            }
             ServiceInput::Cancel(reason) if !self.has_ended() => {
                 Ok(self.fail(now, CohortFailure::Cancelled { reason: reason.clone() }))
             }
-            ServiceInput::Cancel(_) => Ok(Vec::new()),
-            ServiceInput::Tick => Ok(self.on_tick(now)),
+            ServiceInput::Abort(_) | ServiceInput::Cancel(_) => Ok(Vec::new()),
+            ServiceInput::Tick => Ok(self.on_tick(now, rng)),
         }
     }
 
     fn apply(&mut self, event: &ServiceEvent) {
+        let before = std::mem::discriminant(&self.phase);
         match event {
-            ServiceEvent::CohortAdvertised { at } => {
+            ServiceEvent::CohortAdvertised { at, .. } => {
                 self.started = *at;
+                let terms = &self.config.terms;
                 self.phase = Phase::Enrolling(Enrolling {
                     candidates: BTreeMap::new(),
                     keys: BTreeMap::new(),
-                    deadline: self.deadline_from(*at),
-                    next_advert: *at + self.config.timing.advert_repeat,
+                    deadline: terms.deadline(TimedPhase::Enrollment, *at, *at),
+                    next_advert: *at + terms.timing.advert_repeat,
                 });
             }
             ServiceEvent::FaultRecorded { fault } => self.faults.record(fault),
             ServiceEvent::OptInDisplaced { fault, .. } => {
                 self.faults.record(fault);
-                self.phase.apply(event, &self.config, self.started);
+                self.phase.apply(event, &self.config.terms, self.started);
             }
-            _ => self.phase.apply(event, &self.config, self.started),
+            _ => self.phase.apply(event, &self.config.terms, self.started),
+        }
+        if std::mem::discriminant(&self.phase) != before {
+            self.extensions = 0;
+        } else if let ServiceEvent::PhaseExtended { .. } = event {
+            self.extensions += 1;
         }
     }
 
     fn effects(&self, event: &ServiceEvent) -> Vec<ServiceEffect> {
-        let cohort_id = || self.config.cohort_id.clone();
-        match (event, &self.phase) {
-            (ServiceEvent::CohortAdvertised { .. } | ServiceEvent::AdvertRepeated { .. }, _) => {
-                let ServiceConfig { conditions, network, service_key, .. } = &*self.config;
-                vec![ServiceEffect::Broadcast(conditions.to_advert(cohort_id(), *network, service_key).into())]
-            }
-            (ServiceEvent::OptInReceived { member, .. }, _) => {
-                vec![ServiceEffect::AskAdmission(Arc::clone(member))]
-            }
-            (ServiceEvent::MemberAdmitted { did }, phase) => {
-                let body = CohortOptInAccept { cohort_id: cohort_id() }.into();
-                let mut effects = vec![ServiceEffect::Send { to: did.clone(), body }];
-                if let Phase::Enrolling(enrolling) = phase
-                    && self.can_form(enrolling.admitted())
-                {
-                    effects.push(ServiceEffect::AskFinalization { admitted: enrolling.admitted() });
-                }
-                effects
-            }
-            (ServiceEvent::KeysAggregated { .. }, Phase::CollectingUpdates { formed, .. }) => {
-                let body: SharedBody = CohortReady {
-                    cohort_id: cohort_id(),
-                    beacon_address: formed.output.address().to_owned(),
-                    cohort_keys: formed.output.keys().iter().map(|key| Bytes(key.to_bytes())).collect(),
-                }
-                .into();
-                let mut effects = formed.send_all(|_| body.clone());
-                effects.push(ServiceEffect::WithdrawAdvert);
-                effects
-            }
-            (ServiceEvent::CohortFailed { .. }, Phase::Failed { formed: None, .. }) => {
-                vec![ServiceEffect::WithdrawAdvert]
-            }
-            (ServiceEvent::UpdatesAggregated { .. }, Phase::Validating { formed, aggregated, .. }) => {
-                let aggregation = &aggregated.aggregation;
-                let distribute = |data: &BeaconData| -> SharedBody {
-                    let beacon_type = self.config.conditions.beacon_type.clone();
-                    DistributeAggregatedData::new(cohort_id(), beacon_type, aggregation.signal, data).into()
-                };
-                match &aggregation.data {
-                    AggregatedData::Shared(data) => {
-                        let body = distribute(data);
-                        formed.send_all(|_| body.clone())
-                    }
-                    AggregatedData::PerMember(data) => data
-                        .iter()
-                        .map(|(did, data)| ServiceEffect::Send { to: did.clone(), body: distribute(data) })
-                        .collect(),
-                }
-            }
-            (
-                ServiceEvent::ValidationCompleted { .. } | ServiceEvent::TransactionRequested { .. },
-                Phase::AwaitingTransaction { formed, aggregated, .. },
-            ) => vec![ServiceEffect::AskTransaction {
-                output: formed.output.clone(),
-                signal: aggregated.aggregation.signal,
-            }],
-            (ServiceEvent::SigningStarted { .. }, Phase::Signing { task, .. }) => {
-                vec![ServiceEffect::StartSigning(Arc::clone(task))]
-            }
-            _ => Vec::new(),
-        }
+        self.effects_of(event)
+    }
+
+    fn resume(&self) -> Vec<ServiceEffect> {
+        self.owed()
     }
 
     fn deadline(&self) -> Option<Timestamp> {
-        match &self.phase {
-            Phase::Planned | Phase::Completed { .. } | Phase::Failed { .. } => None,
-            Phase::Enrolling(enrolling) => Some(enrolling.deadline.min(enrolling.next_advert)),
-            Phase::AwaitingTransaction { deadline, retry_at, .. } => {
-                Some(retry_at.map_or(*deadline, |retry_at| retry_at.min(*deadline)))
-            }
-            Phase::CollectingUpdates { deadline, .. }
-            | Phase::Validating { deadline, .. }
-            | Phase::Signing { deadline, .. } => Some(*deadline),
-        }
+        self.deadline_of_phase()
     }
-}
-
-/// A session is given at most this many phases (nonces, partial signatures, fallback) before it must have ended.
-const SIGNING_PHASES: u32 = 3;
-
-fn signing_deadline(config: &ServiceConfig, at: Timestamp) -> Timestamp {
-    // One phase more than the session can take: its own deadlines come first.
-    at + config.timing.signing_timeout * (SIGNING_PHASES + 1)
 }

@@ -5,7 +5,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{ServiceConfig, ServiceEffect, signing_deadline};
+use super::{CohortTerms, ServiceEffect, rules::TimedPhase};
+use bitcoin::{Amount, Transaction};
+
 use crate::{
     beacon::Aggregation,
     cohort::{
@@ -47,6 +49,11 @@ pub struct Enrolling {
 }
 
 impl Enrolling {
+    /// Whether the operator has answered about `did`.
+    pub(super) fn has_decided(&self, did: &Did) -> bool {
+        self.candidates.get(did).is_some_and(|(_, admission)| *admission != Admission::Pending)
+    }
+
     /// How many were admitted.
     pub fn admitted(&self) -> usize {
         self.candidates.values().filter(|(_, admission)| *admission == Admission::Admitted).count()
@@ -68,8 +75,10 @@ impl Formed {
         self.members.keys().filter(|did| !filled(did)).cloned().collect()
     }
 
-    pub(super) fn send_all(&self, body: impl Fn(&Did) -> SharedBody) -> Vec<ServiceEffect> {
-        self.members.keys().map(|did| ServiceEffect::Send { to: did.clone(), body: body(did) }).collect()
+    /// A message to each member for whom `to` is true.
+    pub(super) fn send(&self, to: impl Fn(&Did) -> bool, body: impl Fn(&Did) -> SharedBody) -> Vec<ServiceEffect> {
+        let members = self.members.keys().filter(|did| to(did));
+        members.map(|did| ServiceEffect::Send { to: did.clone(), body: body(did) }).collect()
     }
 }
 
@@ -101,12 +110,26 @@ pub enum Phase {
         deadline: Timestamp,
         retry_at: Option<Timestamp>,
     },
+    /// The transaction is there: the members are asked for a sign of life.
+    CheckingPresence {
+        formed: Arc<Formed>,
+        aggregated: Arc<Aggregated>,
+        transaction: Transaction,
+        value: Amount,
+        present: BTreeSet<Did>,
+        deadline: Timestamp,
+    },
     /// A signing session has it.
     Signing { formed: Arc<Formed>, aggregated: Arc<Aggregated>, task: Arc<SigningTask>, deadline: Timestamp },
     /// The transaction is signed.
     Completed { formed: Arc<Formed>, aggregated: Arc<Aggregated>, outcome: Arc<Signed> },
-    /// It ended without a transaction.
-    Failed { formed: Option<Arc<Formed>>, reason: CohortFailure },
+    /// It ended without a transaction. `waiting` are the members, or the candidates that would have been.
+    Failed {
+        formed: Option<Arc<Formed>>,
+        waiting: Vec<Did>,
+        reason: CohortFailure,
+        successor: Option<Arc<CohortTerms>>,
+    },
 }
 
 impl Phase {
@@ -118,6 +141,7 @@ impl Phase {
             Self::CollectingUpdates { .. } => "collecting updates",
             Self::Validating { .. } => "validating",
             Self::AwaitingTransaction { .. } => "awaiting the transaction",
+            Self::CheckingPresence { .. } => "checking presence",
             Self::Signing { .. } => "signing",
             Self::Completed { .. } => "completed",
             Self::Failed { .. } => "failed",
@@ -131,6 +155,7 @@ impl Phase {
             Self::CollectingUpdates { formed, .. }
             | Self::Validating { formed, .. }
             | Self::AwaitingTransaction { formed, .. }
+            | Self::CheckingPresence { formed, .. }
             | Self::Signing { formed, .. }
             | Self::Completed { formed, .. } => Some(formed),
             Self::Failed { formed, .. } => formed.as_ref(),
@@ -142,6 +167,7 @@ impl Phase {
         match self {
             Self::Validating { aggregated, .. }
             | Self::AwaitingTransaction { aggregated, .. }
+            | Self::CheckingPresence { aggregated, .. }
             | Self::Signing { aggregated, .. }
             | Self::Completed { aggregated, .. } => Some(aggregated),
             Self::Planned | Self::Enrolling(_) | Self::CollectingUpdates { .. } | Self::Failed { .. } => None,
@@ -156,13 +182,55 @@ impl Phase {
         }
     }
 
+    /// What is waited for.
+    pub fn timed(&self) -> Option<TimedPhase> {
+        Some(match self {
+            Self::Planned | Self::Completed { .. } | Self::Failed { .. } => return None,
+            Self::Enrolling(_) => TimedPhase::Enrollment,
+            Self::CollectingUpdates { .. } => TimedPhase::Updates,
+            Self::Validating { .. } => TimedPhase::Validation,
+            Self::AwaitingTransaction { .. } => TimedPhase::Transaction,
+            Self::CheckingPresence { .. } => TimedPhase::Presence,
+            // The session knows better.
+            Self::Signing { .. } => TimedPhase::Fallback,
+        })
+    }
+
+    fn deadline_mut(&mut self) -> Option<&mut Timestamp> {
+        match self {
+            Self::Planned | Self::Completed { .. } | Self::Failed { .. } => None,
+            Self::Enrolling(enrolling) => Some(&mut enrolling.deadline),
+            Self::CollectingUpdates { deadline, .. }
+            | Self::Validating { deadline, .. }
+            | Self::AwaitingTransaction { deadline, .. }
+            | Self::CheckingPresence { deadline, .. }
+            | Self::Signing { deadline, .. } => Some(deadline),
+        }
+    }
+
+    /// Who waits for this cohort to go on.
+    fn waiting(&self) -> Vec<Did> {
+        match self {
+            Self::Enrolling(enrolling) => {
+                let candidates = enrolling.candidates.iter();
+                let hopeful = candidates.filter(|(_, (_, admission))| *admission != Admission::Refused);
+                hopeful.map(|(did, _)| did.clone()).collect()
+            }
+            phase => phase.formed().map_or_else(Vec::new, |formed| formed.members.keys().cloned().collect()),
+        }
+    }
+
     /// Facts that do not fit the phase change nothing: they cannot be decided, so they are not in a journal of ours.
-    pub(super) fn apply(&mut self, event: &ServiceEvent, config: &ServiceConfig, started: Timestamp) {
-        let deadline_from =
-            |at: Timestamp| (at + config.timing.phase_timeout).min(started + config.timing.cohort_ttl);
+    pub(super) fn apply(&mut self, event: &ServiceEvent, terms: &CohortTerms, started: Timestamp) {
+        let deadline_from = |phase, at| terms.deadline(phase, at, started);
         match (event, &mut *self) {
             (ServiceEvent::AdvertRepeated { at }, Self::Enrolling(enrolling)) => {
-                enrolling.next_advert = *at + config.timing.advert_repeat;
+                enrolling.next_advert = *at + terms.timing.advert_repeat;
+            }
+            (ServiceEvent::PhaseExtended { until, .. }, phase) => {
+                if let Some(deadline) = phase.deadline_mut() {
+                    *deadline = *until;
+                }
             }
             (ServiceEvent::OptInReceived { member, .. }, Self::Enrolling(enrolling)) => {
                 enrolling.keys.insert(member.participant_key.x_only(), member.did.clone());
@@ -187,7 +255,7 @@ impl Phase {
                 *self = Self::CollectingUpdates {
                     formed: Arc::new(Formed { members, output: output.clone() }),
                     slots: BTreeMap::new(),
-                    deadline: deadline_from(*at),
+                    deadline: deadline_from(TimedPhase::Updates, *at),
                 };
             }
             (ServiceEvent::UpdateReceived { did, update, .. }, Self::CollectingUpdates { slots, .. }) => {
@@ -207,7 +275,7 @@ impl Phase {
                         aggregation: Arc::clone(aggregation),
                     }),
                     approvals: BTreeSet::new(),
-                    deadline: deadline_from(*at),
+                    deadline: deadline_from(TimedPhase::Validation, *at),
                 };
             }
             (ServiceEvent::ValidationReceived { did, approved: true, .. }, Self::Validating { approvals, .. }) => {
@@ -217,7 +285,7 @@ impl Phase {
                 *self = Self::AwaitingTransaction {
                     formed: Arc::clone(formed),
                     aggregated: Arc::clone(aggregated),
-                    deadline: deadline_from(*at),
+                    deadline: deadline_from(TimedPhase::Transaction, *at),
                     retry_at: None,
                 };
             }
@@ -229,18 +297,37 @@ impl Phase {
                 *retry_at = None;
             }
             (
-                ServiceEvent::SigningStarted { at, session_id, transaction, value },
+                ServiceEvent::PresenceRequested { at, transaction, value },
                 Self::AwaitingTransaction { formed, aggregated, .. },
             ) => {
+                *self = Self::CheckingPresence {
+                    formed: Arc::clone(formed),
+                    aggregated: Arc::clone(aggregated),
+                    transaction: transaction.clone(),
+                    value: *value,
+                    present: BTreeSet::new(),
+                    deadline: deadline_from(TimedPhase::Presence, *at),
+                };
+            }
+            (ServiceEvent::PresenceConfirmed { did }, Self::CheckingPresence { present, .. }) => {
+                present.insert(did.clone());
+            }
+            (
+                ServiceEvent::SigningStarted { at, session_id, transaction, value, absent },
+                Self::AwaitingTransaction { formed, aggregated, .. }
+                | Self::CheckingPresence { formed, aggregated, .. },
+            ) => {
                 let task = SigningTask::new(SigningTerms {
-                    cohort_id: config.cohort_id.clone(),
+                    cohort_id: terms.cohort_id.clone(),
                     session_id: session_id.clone(),
-                    service: config.service.clone(),
+                    service: terms.service.clone(),
                     output: formed.output.clone(),
                     members: formed.members.iter().map(|(did, m)| (did.clone(), m.participant_key)).collect(),
                     transaction: transaction.clone(),
                     value: *value,
-                    phase_timeout: config.timing.signing_timeout,
+                    timing: terms.timing,
+                    rules: terms.rules.clone(),
+                    absent: absent.clone(),
                 });
                 // The transaction was checked to have exactly one input before the fact was made.
                 let Ok(task) = task else { return };
@@ -248,7 +335,7 @@ impl Phase {
                     formed: Arc::clone(formed),
                     aggregated: Arc::clone(aggregated),
                     task: Arc::new(task),
-                    deadline: signing_deadline(config, *at),
+                    deadline: terms.signing_deadline(*at),
                 };
             }
             (ServiceEvent::CohortCompleted { outcome, .. }, Self::Signing { formed, aggregated, .. }) => {
@@ -258,8 +345,13 @@ impl Phase {
                     outcome: Arc::clone(outcome),
                 };
             }
-            (ServiceEvent::CohortFailed { reason, .. }, _) => {
-                *self = Self::Failed { formed: self.formed().cloned(), reason: reason.clone() };
+            (ServiceEvent::CohortFailed { reason, successor, .. }, phase) => {
+                *self = Self::Failed {
+                    formed: phase.formed().cloned(),
+                    waiting: phase.waiting(),
+                    reason: reason.clone(),
+                    successor: successor.clone(),
+                };
             }
             _ => {}
         }

@@ -31,7 +31,7 @@ impl ServiceCohort {
         let member = self.member(from)?;
         let update = SignedUpdate::from_value((*body.signed_update).clone())
             .map_err(|error| Reject::new(RejectCode::UpdateMalformed, from, error))?;
-        let limit = self.config.limits.update_bytes;
+        let limit = self.config.terms.limits.update_bytes;
         if update.canonical_len() > limit {
             let detail = format!("{} bytes of canonical JSON, at most {limit} allowed", update.canonical_len());
             return Err(Reject::new(RejectCode::UpdateTooLarge, from, detail));
@@ -90,7 +90,7 @@ impl ServiceCohort {
         let mut hashes: Slots =
             slots.iter().map(|(did, update)| (did.clone(), update.as_ref().map(|u| *u.hash()))).collect();
         hashes.insert(did.clone(), update.map(|update| *update.hash()));
-        let beacon_type = &self.config.conditions.beacon_type;
+        let beacon_type = &self.config.terms.conditions.beacon_type;
         let aggregation = self
             .config
             .beacons

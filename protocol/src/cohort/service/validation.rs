@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bitcoin::{Amount, Transaction};
 use rand_core::CryptoRng;
 
-use super::{ServiceCohort, phase::Phase};
+use super::{ServiceCohort, phase::Phase, rules::TimedPhase};
 use crate::{
     cohort::event::{CohortFailure, ServiceEvent},
     did::Did,
@@ -28,12 +28,16 @@ impl ServiceCohort {
         from: &Did,
         body: &ValidationAck,
         message: &Message,
+        rng: &mut dyn CryptoRng,
     ) -> Result<Vec<ServiceEvent>, Reject> {
         self.member(from)?;
         let (formed, approvals) = match &self.phase {
             Phase::Validating { formed, approvals, .. } => (formed, approvals),
             // Past validation everybody has approved: the same again is harmless, the opposite is equivocation.
-            Phase::AwaitingTransaction { .. } | Phase::Signing { .. } | Phase::Completed { .. } => {
+            Phase::AwaitingTransaction { .. }
+            | Phase::CheckingPresence { .. }
+            | Phase::Signing { .. }
+            | Phase::Completed { .. } => {
                 return self.on_repeated_validation(from, body.approved);
             }
             _ => return Err(Reject::new(RejectCode::WrongPhase, from, "there is nothing to validate now")),
@@ -48,7 +52,8 @@ impl ServiceCohort {
         };
         let mut events = vec![received];
         if !body.approved {
-            events.extend(self.fail(now, CohortFailure::ValidationRejected { by: from.clone() }));
+            let rejected = CohortFailure::ValidationRejected { by: from.clone() };
+            events.extend(self.give_up(now, TimedPhase::Validation, rejected, rng));
         } else if approvals.len() + 1 == formed.members.len() {
             events.push(ServiceEvent::ValidationCompleted { at: now });
         }
@@ -79,12 +84,43 @@ impl ServiceCohort {
         if let Err(fault) = check_beacon_transaction(transaction, output, output.script_pubkey(), signal) {
             return Ok(self.fail(now, CohortFailure::Transaction { reason: fault.to_string() }));
         }
-        Ok(vec![ServiceEvent::SigningStarted {
-            at: now,
-            session_id: SessionId::generate(rng),
-            transaction: transaction.clone(),
-            value,
-        }])
+        if self.config.terms.rules.presence_check {
+            return Ok(vec![ServiceEvent::PresenceRequested { at: now, transaction: transaction.clone(), value }]);
+        }
+        Ok(vec![self.start_signing(now, transaction, value, Vec::new(), rng)])
+    }
+
+    pub(super) fn on_presence(
+        &self,
+        now: Timestamp,
+        from: &Did,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Vec<ServiceEvent>, Reject> {
+        self.member(from)?;
+        let Phase::CheckingPresence { formed, transaction, value, present, .. } = &self.phase else {
+            // Late: the check is over.
+            return Ok(Vec::new());
+        };
+        if present.contains(from) {
+            return Ok(Vec::new());
+        }
+        let mut events = vec![ServiceEvent::PresenceConfirmed { did: from.clone() }];
+        if present.len() + 1 == formed.members.len() {
+            events.push(self.start_signing(now, transaction, *value, Vec::new(), rng));
+        }
+        Ok(events)
+    }
+
+    pub(super) fn start_signing(
+        &self,
+        at: Timestamp,
+        transaction: &Transaction,
+        value: Amount,
+        absent: Vec<Did>,
+        rng: &mut dyn CryptoRng,
+    ) -> ServiceEvent {
+        let session_id = SessionId::generate(rng);
+        ServiceEvent::SigningStarted { at, session_id, transaction: transaction.clone(), value, absent }
     }
 
     pub(super) fn on_transaction_deferred(
@@ -106,6 +142,7 @@ impl ServiceCohort {
         now: Timestamp,
         outcome: &SigningOutcome,
         digests: &[MessageDigest],
+        rng: &mut dyn CryptoRng,
     ) -> Result<Vec<ServiceEvent>, Reject> {
         let Phase::Signing { .. } = &self.phase else {
             return Err(Reject::out_of_phase("the end of signing", self.phase.name()));
@@ -116,14 +153,14 @@ impl ServiceCohort {
                 outcome: Arc::clone(signed),
                 digests: digests.to_vec(),
             }],
-            SigningOutcome::Failed { reason, holdouts, culprits } => self.fail(
-                now,
-                CohortFailure::Signing {
+            SigningOutcome::Failed { phase, reason, holdouts, culprits } => {
+                let failure = CohortFailure::Signing {
                     reason: reason.clone(),
                     holdouts: holdouts.clone(),
                     culprits: culprits.clone(),
-                },
-            ),
+                };
+                self.give_up(now, *phase, failure, rng)
+            }
         })
     }
 }

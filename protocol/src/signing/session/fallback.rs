@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{SessionEvent, SessionPhase, SigningSession};
 use crate::{
-    cohort::event::SpendPath,
+    cohort::{event::SpendPath, service::rules::TimedPhase},
     did::Did,
     error::{Reject, RejectCode, Slot},
     key::{Signature, XOnlyKey},
@@ -20,7 +20,7 @@ impl SigningSession {
             SessionEvent::PathChosen { at: now, path: SpendPath::ScriptPath, reason: Some(reason), holdouts }
         } else {
             let reason = format!("{reason}, and the output has no fallback leaf that could be spent");
-            SessionEvent::SessionFailed { at: now, reason, holdouts }
+            SessionEvent::SessionFailed { at: now, phase: TimedPhase::Fallback, reason, holdouts }
         }
     }
 
@@ -72,9 +72,12 @@ impl SigningSession {
                     SessionEvent::SessionCompleted { at: now, signed: Arc::new(signed) }
                 }
                 // Every signature was verified above, so this is our own fault.
-                Err(error) => {
-                    SessionEvent::SessionFailed { at: now, reason: error.to_string(), holdouts: Vec::new() }
-                }
+                Err(error) => SessionEvent::SessionFailed {
+                    at: now,
+                    phase: TimedPhase::Fallback,
+                    reason: error.to_string(),
+                    holdouts: Vec::new(),
+                },
             });
         }
         Ok(events)

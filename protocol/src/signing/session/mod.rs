@@ -4,6 +4,7 @@
 //! taken any more, and once the key path is signed the session is over. `key_path` and `fallback` hold the decisions of the
 //! two paths.
 
+mod effects;
 mod fallback;
 mod key_path;
 
@@ -14,16 +15,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{Signed, SigningOutcome, SigningTask};
 use crate::{
-    cohort::event::SpendPath,
+    cohort::{
+        event::SpendPath,
+        service::rules::{Answer, TimedPhase},
+    },
     did::Did,
     error::{Fault, Faults, Reject, RejectCode, Slot},
     hash::MessageDigest,
     key::Signature,
     machine::Machine,
-    message::{
-        Body, Bytes, Message, SharedBody,
-        sign::{AggregatedNonce, AuthorizationRequest, FallbackAuthorizationRequest},
-    },
+    message::{Body, Bytes, Message, SharedBody},
     time::Timestamp,
 };
 
@@ -47,6 +48,15 @@ pub enum SessionEvent {
     SessionOpened {
         /// When.
         at: Timestamp,
+    },
+    /// A phase was given more time.
+    PhaseExtended {
+        /// When.
+        at: Timestamp,
+        /// Which.
+        phase: TimedPhase,
+        /// Until when.
+        until: Timestamp,
     },
     /// A member's public nonce arrived.
     NonceReceived {
@@ -109,6 +119,8 @@ pub enum SessionEvent {
     SessionFailed {
         /// When.
         at: Timestamp,
+        /// In which phase.
+        phase: TimedPhase,
         /// Why, in words.
         reason: String,
         /// Who kept silent.
@@ -153,17 +165,34 @@ pub enum SessionPhase {
     Ended(SigningOutcome),
 }
 
+impl SessionPhase {
+    /// What is waited for.
+    pub fn timed(&self) -> Option<TimedPhase> {
+        match self {
+            Self::CollectingNonces { .. } => Some(TimedPhase::Nonces),
+            Self::CollectingPartialSignatures { .. } => Some(TimedPhase::PartialSignatures),
+            Self::Fallback { .. } => Some(TimedPhase::Fallback),
+            Self::Planned | Self::KeyPath | Self::Ended(_) => None,
+        }
+    }
+}
+
 /// The coordinator's signing session.
 #[derive(Clone)]
 pub struct SigningSession {
     task: Arc<SigningTask>,
     phase: SessionPhase,
+    /// How many times the current phase was given more time.
+    extensions: u32,
     faults: Faults,
 }
 
 impl PartialEq for SigningSession {
     fn eq(&self, other: &Self) -> bool {
-        self.task == other.task && self.phase == other.phase && self.faults == other.faults
+        self.task == other.task
+            && self.phase == other.phase
+            && self.extensions == other.extensions
+            && self.faults == other.faults
     }
 }
 
@@ -179,7 +208,7 @@ impl fmt::Debug for SigningSession {
 impl SigningSession {
     /// A session that is not opened yet.
     pub fn new(task: Arc<SigningTask>) -> Self {
-        Self { task, phase: SessionPhase::Planned, faults: Faults::default() }
+        Self { task, phase: SessionPhase::Planned, extensions: 0, faults: Faults::default() }
     }
 
     /// What it is to sign.
@@ -290,25 +319,21 @@ impl SigningSession {
         if self.deadline().is_none_or(|deadline| now < deadline) {
             return Vec::new();
         }
-        let holdouts = self.holdouts();
-        match &self.phase {
-            SessionPhase::CollectingNonces { .. } => {
-                vec![self.leave_key_path(now, "nonces are missing".to_owned(), holdouts)]
-            }
-            SessionPhase::CollectingPartialSignatures { .. } => {
-                vec![self.leave_key_path(now, "partial signatures are missing".to_owned(), holdouts)]
-            }
-            SessionPhase::Fallback { .. } => {
-                let reason = "fallback signatures are missing".to_owned();
-                vec![SessionEvent::SessionFailed { at: now, reason, holdouts }]
-            }
-            SessionPhase::Planned | SessionPhase::KeyPath | SessionPhase::Ended(_) => Vec::new(),
+        let (Some(phase), holdouts) = (self.phase.timed(), self.holdouts()) else { return Vec::new() };
+        let rule = self.task.rules.rule(phase);
+        if self.extensions < rule.extensions {
+            let until = now + self.task.rules.timeout(phase, &self.task.timing);
+            return vec![SessionEvent::PhaseExtended { at: now, phase, until }];
         }
-    }
-
-    fn send_all(&self, body: SharedBody) -> Vec<SessionEffect> {
-        let to_all = self.task.members.keys();
-        to_all.map(|did| SessionEffect::Send { to: did.clone(), body: body.clone() }).collect()
+        let missing = match phase {
+            TimedPhase::Nonces => "nonces are missing",
+            TimedPhase::PartialSignatures => "partial signatures are missing",
+            _ => "fallback signatures are missing",
+        };
+        match rule.then {
+            Answer::FallBack => vec![self.leave_key_path(now, missing.to_owned(), holdouts)],
+            _ => vec![SessionEvent::SessionFailed { at: now, phase, reason: missing.to_owned(), holdouts }],
+        }
     }
 }
 
@@ -324,7 +349,14 @@ impl Machine for SigningSession {
         _rng: &mut dyn CryptoRng,
     ) -> Result<Vec<SessionEvent>, Reject> {
         match (input, &self.phase) {
-            (SessionInput::Open, SessionPhase::Planned) => Ok(vec![SessionEvent::SessionOpened { at: now }]),
+            (SessionInput::Open, SessionPhase::Planned) => {
+                let absent = &self.task.absent;
+                Ok(vec![if absent.is_empty() {
+                    SessionEvent::SessionOpened { at: now }
+                } else {
+                    self.leave_key_path(now, "members gave no sign of life".to_owned(), absent.clone())
+                }])
+            }
             (SessionInput::Open, _) => Err(Reject::out_of_phase("opening", "signing")),
             (SessionInput::Message(message), _) => self.on_message(now, message),
             (
@@ -337,10 +369,21 @@ impl Machine for SigningSession {
     }
 
     fn apply(&mut self, event: &SessionEvent) {
-        let deadline_from = |at: Timestamp| at + self.task.phase_timeout;
+        let before = std::mem::discriminant(&self.phase);
+        let task = Arc::clone(&self.task);
+        let deadline_from = |phase, at: Timestamp| at + task.rules.timeout(phase, &task.timing);
         match (event, &mut self.phase) {
+            (
+                SessionEvent::PhaseExtended { until, .. },
+                SessionPhase::CollectingNonces { deadline, .. }
+                | SessionPhase::CollectingPartialSignatures { deadline, .. }
+                | SessionPhase::Fallback { deadline, .. },
+            ) => *deadline = *until,
             (SessionEvent::SessionOpened { at }, phase) => {
-                *phase = SessionPhase::CollectingNonces { nonces: BTreeMap::new(), deadline: deadline_from(*at) };
+                *phase = SessionPhase::CollectingNonces {
+                    nonces: BTreeMap::new(),
+                    deadline: deadline_from(TimedPhase::Nonces, *at),
+                };
             }
             (SessionEvent::NonceReceived { did, nonce, .. }, SessionPhase::CollectingNonces { nonces, .. }) => {
                 nonces.insert(did.clone(), *nonce);
@@ -350,7 +393,7 @@ impl Machine for SigningSession {
                     nonces: std::mem::take(nonces),
                     aggregated: *nonce,
                     partials: BTreeMap::new(),
-                    deadline: deadline_from(*at),
+                    deadline: deadline_from(TimedPhase::PartialSignatures, *at),
                 };
             }
             (
@@ -365,7 +408,7 @@ impl Machine for SigningSession {
                 *phase = SessionPhase::Fallback {
                     signatures: BTreeMap::new(),
                     holdouts: holdouts.clone(),
-                    deadline: deadline_from(*at),
+                    deadline: deadline_from(TimedPhase::Fallback, *at),
                 };
             }
             (
@@ -377,8 +420,9 @@ impl Machine for SigningSession {
             (SessionEvent::SessionCompleted { signed, .. }, phase) => {
                 *phase = SessionPhase::Ended(SigningOutcome::Signed(Arc::clone(signed)));
             }
-            (SessionEvent::SessionFailed { reason, holdouts, .. }, _) => {
+            (SessionEvent::SessionFailed { phase, reason, holdouts, .. }, _) => {
                 self.phase = SessionPhase::Ended(SigningOutcome::Failed {
+                    phase: *phase,
                     reason: reason.clone(),
                     holdouts: holdouts.clone(),
                     culprits: self.culprits(),
@@ -386,49 +430,19 @@ impl Machine for SigningSession {
             }
             _ => {}
         }
+        if std::mem::discriminant(&self.phase) != before {
+            self.extensions = 0;
+        } else if let SessionEvent::PhaseExtended { .. } = event {
+            self.extensions += 1;
+        }
     }
 
     fn effects(&self, event: &SessionEvent) -> Vec<SessionEffect> {
-        let SigningTask { cohort_id, session_id, transaction, value, output, .. } = &*self.task;
-        match (event, &self.phase) {
-            (SessionEvent::SessionOpened { .. }, _) => self.send_all(
-                AuthorizationRequest {
-                    cohort_id: cohort_id.clone(),
-                    session_id: session_id.clone(),
-                    pending_tx: transaction.clone(),
-                    prev_out_script_hex: output.script_pubkey().to_owned(),
-                    prev_out_value: *value,
-                }
-                .into(),
-            ),
-            (SessionEvent::NoncesAggregated { nonce, .. }, _) => self.send_all(
-                AggregatedNonce {
-                    cohort_id: cohort_id.clone(),
-                    session_id: session_id.clone(),
-                    aggregated_nonce: *nonce,
-                }
-                .into(),
-            ),
-            (SessionEvent::PathChosen { path: SpendPath::ScriptPath, .. }, _) => {
-                let Some(leaf) = output.fallback() else { return Vec::new() };
-                self.send_all(
-                    FallbackAuthorizationRequest {
-                        cohort_id: cohort_id.clone(),
-                        session_id: session_id.clone(),
-                        pending_tx: transaction.clone(),
-                        prev_out_script_hex: output.script_pubkey().to_owned(),
-                        prev_out_value: *value,
-                        fallback_leaf_script_hex: leaf.script().to_owned(),
-                    }
-                    .into(),
-                )
-            }
-            (
-                SessionEvent::SessionCompleted { .. } | SessionEvent::SessionFailed { .. },
-                SessionPhase::Ended(outcome),
-            ) => vec![SessionEffect::Finished(outcome.clone())],
-            _ => Vec::new(),
-        }
+        self.effects_of(event)
+    }
+
+    fn resume(&self) -> Vec<SessionEffect> {
+        self.owed()
     }
 
     fn deadline(&self) -> Option<Timestamp> {

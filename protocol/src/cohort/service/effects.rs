@@ -1,0 +1,194 @@
+//! What a cohort's facts ask of the world: once when they happen, and after a restart again as far as nobody has answered.
+
+use std::sync::Arc;
+
+use super::{
+    ServiceCohort, ServiceEffect,
+    phase::{Admission, Aggregated, Formed, Phase},
+};
+use crate::{
+    beacon::AggregatedData,
+    cohort::event::ServiceEvent,
+    did::Did,
+    message::{
+        Bytes, SharedBody,
+        control::{CohortEnded, PresenceRequest},
+        keygen::{CohortOptInAccept, CohortReady},
+        update::DistributeAggregatedData,
+    },
+};
+
+impl ServiceCohort {
+    pub(super) fn effects_of(&self, event: &ServiceEvent) -> Vec<ServiceEffect> {
+        match (event, &self.phase) {
+            (ServiceEvent::CohortAdvertised { .. } | ServiceEvent::AdvertRepeated { .. }, _) => vec![self.advert()],
+            (ServiceEvent::OptInReceived { member, .. }, _) => {
+                vec![ServiceEffect::AskAdmission(Arc::clone(member))]
+            }
+            (ServiceEvent::MemberAdmitted { did }, _) => {
+                let mut effects = vec![self.accept(did)];
+                effects.extend(self.ask_finalization());
+                effects
+            }
+            (ServiceEvent::KeysAggregated { .. }, Phase::CollectingUpdates { formed, .. }) => {
+                let mut effects = self.ready(formed, |_| true);
+                effects.push(ServiceEffect::WithdrawAdvert);
+                effects
+            }
+            (ServiceEvent::UpdatesAggregated { .. }, Phase::Validating { formed, aggregated, .. }) => {
+                self.distribute(formed, aggregated, |_| true)
+            }
+            (
+                ServiceEvent::ValidationCompleted { .. } | ServiceEvent::TransactionRequested { .. },
+                Phase::AwaitingTransaction { formed, aggregated, .. },
+            ) => vec![ask_transaction(formed, aggregated)],
+            (ServiceEvent::PresenceRequested { .. }, Phase::CheckingPresence { formed, .. }) => {
+                self.request_presence(formed, |_| true)
+            }
+            (ServiceEvent::SigningStarted { .. }, Phase::Signing { task, .. }) => {
+                vec![ServiceEffect::StartSigning(Arc::clone(task))]
+            }
+            (ServiceEvent::CohortCompleted { .. } | ServiceEvent::CohortFailed { .. }, _) => self.ending(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// What was asked of the world and not answered yet, as far as the journal tells. Members ignore what they have had.
+    pub(super) fn owed(&self) -> Vec<ServiceEffect> {
+        match &self.phase {
+            Phase::Planned => Vec::new(),
+            Phase::Enrolling(enrolling) => {
+                let mut effects = vec![self.advert()];
+                for (did, (member, admission)) in &enrolling.candidates {
+                    match admission {
+                        Admission::Pending => effects.push(ServiceEffect::AskAdmission(Arc::clone(member))),
+                        Admission::Admitted => effects.push(self.accept(did)),
+                        Admission::Refused => {}
+                    }
+                }
+                effects.extend(self.ask_finalization());
+                effects
+            }
+            Phase::CollectingUpdates { formed, slots, .. } => {
+                let mut effects = self.ready(formed, |did| !slots.contains_key(did));
+                effects.push(ServiceEffect::WithdrawAdvert);
+                effects
+            }
+            Phase::Validating { formed, aggregated, approvals, .. } => {
+                self.distribute(formed, aggregated, |did| !approvals.contains(did))
+            }
+            // One that was deferred is asked for when it is due.
+            Phase::AwaitingTransaction { retry_at: Some(_), .. } => Vec::new(),
+            Phase::AwaitingTransaction { formed, aggregated, .. } => vec![ask_transaction(formed, aggregated)],
+            Phase::CheckingPresence { formed, present, .. } => {
+                self.request_presence(formed, |did| !present.contains(did))
+            }
+            Phase::Signing { task, .. } => vec![ServiceEffect::StartSigning(Arc::clone(task))],
+            Phase::Completed { .. } | Phase::Failed { .. } => self.ending(),
+        }
+    }
+
+    fn advert(&self) -> ServiceEffect {
+        let terms = &self.config.terms;
+        let advert = terms.conditions.to_advert(terms.cohort_id.clone(), terms.network, &terms.service_key);
+        ServiceEffect::Broadcast(advert.into())
+    }
+
+    fn accept(&self, did: &Did) -> ServiceEffect {
+        let body = CohortOptInAccept { cohort_id: self.config.terms.cohort_id.clone() }.into();
+        ServiceEffect::Send { to: did.clone(), body }
+    }
+
+    fn ask_finalization(&self) -> Option<ServiceEffect> {
+        let Phase::Enrolling(enrolling) = &self.phase else { return None };
+        let admitted = enrolling.admitted();
+        // A cohort that is formed again waits for those that it was formed again for.
+        let invited = &self.config.terms.lineage.invited;
+        let complete = invited.iter().all(|did| enrolling.has_decided(did));
+        (self.can_form(admitted) && complete).then_some(ServiceEffect::AskFinalization { admitted })
+    }
+
+    fn ready(&self, formed: &Formed, to: impl Fn(&Did) -> bool) -> Vec<ServiceEffect> {
+        let body: SharedBody = CohortReady {
+            cohort_id: self.config.terms.cohort_id.clone(),
+            beacon_address: formed.output.address().to_owned(),
+            cohort_keys: formed.output.keys().iter().map(|key| Bytes(key.to_bytes())).collect(),
+        }
+        .into();
+        formed.send(to, |_| body.clone())
+    }
+
+    fn distribute(
+        &self,
+        formed: &Formed,
+        aggregated: &Aggregated,
+        to: impl Fn(&Did) -> bool,
+    ) -> Vec<ServiceEffect> {
+        let terms = &self.config.terms;
+        let aggregation = &aggregated.aggregation;
+        let message = |data| -> SharedBody {
+            let beacon_type = terms.conditions.beacon_type.clone();
+            DistributeAggregatedData::new(terms.cohort_id.clone(), beacon_type, aggregation.signal, data).into()
+        };
+        match &aggregation.data {
+            AggregatedData::Shared(data) => {
+                let body = message(data);
+                formed.send(to, |_| body.clone())
+            }
+            AggregatedData::PerMember(data) => {
+                let data = data.iter().filter(|(did, _)| to(did));
+                data.map(|(did, data)| ServiceEffect::Send { to: did.clone(), body: message(data) }).collect()
+            }
+        }
+    }
+
+    fn request_presence(&self, formed: &Formed, to: impl Fn(&Did) -> bool) -> Vec<ServiceEffect> {
+        let body: SharedBody = PresenceRequest { cohort_id: self.config.terms.cohort_id.clone() }.into();
+        formed.send(to, |_| body.clone())
+    }
+
+    /// Tells everybody who is still waiting, and opens the cohort that takes this one's place.
+    fn ending(&self) -> Vec<ServiceEffect> {
+        let cohort_id = self.config.terms.cohort_id.clone();
+        match &self.phase {
+            Phase::Completed { formed, outcome, .. } => {
+                let body: SharedBody = CohortEnded {
+                    cohort_id,
+                    code: CohortEnded::COMPLETED.to_owned(),
+                    reason: format!("signed by the {}", outcome.path),
+                    at_fault: false,
+                    next_cohort_id: None,
+                }
+                .into();
+                formed.send(|_| true, |_| body.clone())
+            }
+            Phase::Failed { formed, waiting, reason, successor } => {
+                let at_fault = reason.at_fault();
+                let next = successor.as_ref().map(|terms| terms.cohort_id.clone());
+                let body = |at_fault, next_cohort_id| -> SharedBody {
+                    let (code, reason) = (reason.code().to_owned(), reason.to_string());
+                    CohortEnded { cohort_id: cohort_id.clone(), code, reason, at_fault, next_cohort_id }.into()
+                };
+                // Two bodies for everybody, each built once.
+                let (innocent, guilty) = (body(false, next), body(true, None));
+                let mut effects: Vec<_> = waiting
+                    .iter()
+                    .map(|did| {
+                        let body = if at_fault.contains(did) { &guilty } else { &innocent };
+                        ServiceEffect::Send { to: did.clone(), body: body.clone() }
+                    })
+                    .collect();
+                if formed.is_none() {
+                    effects.push(ServiceEffect::WithdrawAdvert);
+                }
+                effects.extend(successor.iter().map(|terms| ServiceEffect::FormAgain(Arc::clone(terms))));
+                effects
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn ask_transaction(formed: &Formed, aggregated: &Aggregated) -> ServiceEffect {
+    ServiceEffect::AskTransaction { output: formed.output.clone(), signal: aggregated.aggregation.signal }
+}

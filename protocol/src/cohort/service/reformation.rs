@@ -1,0 +1,115 @@
+//! When a phase cannot be completed: more time, a new cohort without those who were missing, or the end.
+
+use std::sync::Arc;
+
+use rand_core::CryptoRng;
+
+use super::{
+    CohortTerms, Lineage, ServiceCohort,
+    phase::Phase,
+    rules::{Answer, TimedPhase},
+};
+use crate::{
+    cohort::event::{CohortFailure, ServiceEvent},
+    id::CohortId,
+    time::Timestamp,
+};
+
+impl ServiceCohort {
+    pub(super) fn on_tick(&self, now: Timestamp, rng: &mut dyn CryptoRng) -> Vec<ServiceEvent> {
+        if self.deadline_of_phase().is_none_or(|deadline| now < deadline) {
+            return Vec::new();
+        }
+        match &self.phase {
+            Phase::Enrolling(enrolling) if now < enrolling.deadline => {
+                vec![ServiceEvent::AdvertRepeated { at: now }]
+            }
+            Phase::AwaitingTransaction { deadline, .. } if now < *deadline => {
+                vec![ServiceEvent::TransactionRequested { at: now }]
+            }
+            Phase::Enrolling(enrolling) if self.can_form(enrolling.admitted()) => self.form(now, None),
+            phase => match phase.timed() {
+                Some(timed) => match self.extension(now, timed) {
+                    Some(extended) => vec![extended],
+                    None => self.on_expiry(now, timed, rng),
+                },
+                None => Vec::new(),
+            },
+        }
+    }
+
+    /// More time for `phase`, if its rule has some left and the cohort's life is long enough.
+    fn extension(&self, now: Timestamp, phase: TimedPhase) -> Option<ServiceEvent> {
+        let terms = &self.config.terms;
+        let until = terms.deadline(phase, now, self.started);
+        let left = self.extensions < terms.rules.rule(phase).extensions && until > now;
+        left.then_some(ServiceEvent::PhaseExtended { at: now, phase, until })
+    }
+
+    fn on_expiry(&self, now: Timestamp, phase: TimedPhase, rng: &mut dyn CryptoRng) -> Vec<ServiceEvent> {
+        let holdouts = self.holdouts();
+        let failure = match (&self.phase, phase) {
+            (Phase::Enrolling(enrolling), _) => CohortFailure::EnrollmentExpired { admitted: enrolling.admitted() },
+            (_, TimedPhase::Updates) => CohortFailure::UpdatesMissing { holdouts },
+            (_, TimedPhase::Validation) => CohortFailure::ValidationMissing { holdouts },
+            (Phase::CheckingPresence { transaction, value, .. }, _) => {
+                match self.config.terms.rules.rule(TimedPhase::Presence).then {
+                    Answer::Proceed => return vec![self.start_signing(now, transaction, *value, Vec::new(), rng)],
+                    Answer::FallBack => return vec![self.start_signing(now, transaction, *value, holdouts, rng)],
+                    Answer::Fail | Answer::Reform => CohortFailure::MembersAbsent { holdouts },
+                }
+            }
+            (_, TimedPhase::Transaction) => {
+                CohortFailure::Transaction { reason: "the operator did not provide it in time".to_owned() }
+            }
+            // The guard behind the session's own deadlines: they come first.
+            _ => CohortFailure::Internal { reason: "the signing session did not end in time".to_owned() },
+        };
+        self.give_up(now, phase, failure, rng)
+    }
+
+    /// The end of the cohort because `phase` could not be completed; with a successor where its rule says so.
+    pub(super) fn give_up(
+        &self,
+        now: Timestamp,
+        phase: TimedPhase,
+        reason: CohortFailure,
+        rng: &mut dyn CryptoRng,
+    ) -> Vec<ServiceEvent> {
+        let reform = self.config.terms.rules.rule(phase).then == Answer::Reform;
+        let successor = if reform { self.successor(&reason, rng) } else { None };
+        vec![ServiceEvent::CohortFailed { at: now, reason, successor: successor.map(Arc::new) }]
+    }
+
+    /// The end of the cohort, for good.
+    pub(super) fn fail(&self, at: Timestamp, reason: CohortFailure) -> Vec<ServiceEvent> {
+        vec![ServiceEvent::CohortFailed { at, reason, successor: None }]
+    }
+
+    /// The terms of the cohort that takes this one's place, unless too few members are left, or too many cohorts have
+    /// failed in a row.
+    fn successor(&self, reason: &CohortFailure, rng: &mut dyn CryptoRng) -> Option<CohortTerms> {
+        let terms = &*self.config.terms;
+        let formed = self.phase.formed()?;
+        if terms.lineage.generation >= terms.rules.reformations {
+            return None;
+        }
+        let mut excluded = terms.lineage.excluded.clone();
+        excluded.extend(reason.at_fault());
+        excluded.extend(self.faults.iter().map(|fault| fault.did.clone()));
+        let invited = formed.members.keys().filter(|did| !excluded.contains(*did)).cloned().collect();
+        let lineage = Lineage {
+            predecessor: Some(terms.cohort_id.clone()),
+            generation: terms.lineage.generation + 1,
+            invited,
+            excluded,
+        };
+        // The very same members would fail the very same way: somebody must have been at fault.
+        let changed = lineage.invited.len() < formed.members.len();
+        (changed && self.can_form(lineage.invited.len())).then(|| CohortTerms {
+            cohort_id: CohortId::generate(rng),
+            lineage,
+            ..terms.clone()
+        })
+    }
+}

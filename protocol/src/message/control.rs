@@ -1,0 +1,48 @@
+//! Our extensions beside the round: how a cohort ended, and signs of life. The other implementation ignores them, and each
+//! works when only our side speaks it.
+
+use serde::{Deserialize, Serialize};
+
+use super::present;
+use crate::id::CohortId;
+
+/// `control/cohort_ended`: the cohort is over; nobody need wait for it any more.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CohortEnded {
+    /// The cohort.
+    pub cohort_id: CohortId,
+    /// How it ended, for machines: [`COMPLETED`](Self::COMPLETED), [`UNKNOWN`](Self::UNKNOWN), or a
+    /// [`CohortFailure::code`](crate::cohort::event::CohortFailure::code).
+    pub code: String,
+    /// How it ended, in words.
+    pub reason: String,
+    /// Whether the recipient was at fault.
+    pub at_fault: bool,
+    /// The cohort that is formed in its place, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub next_cohort_id: Option<CohortId>,
+}
+
+impl CohortEnded {
+    /// The code of a cohort whose transaction is signed.
+    pub const COMPLETED: &str = "COMPLETED";
+    /// The code of a cohort that the service does not run (any more).
+    pub const UNKNOWN: &str = "UNKNOWN_COHORT";
+}
+
+/// `control/presence_request`: the service is about to ask for nonces; is the member there?
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PresenceRequest {
+    /// The cohort.
+    pub cohort_id: CohortId,
+}
+
+/// `control/presence`: the member is there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Presence {
+    /// The cohort.
+    pub cohort_id: CohortId,
+}

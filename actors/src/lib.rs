@@ -7,6 +7,7 @@
 //! - [`service`]: an Aggregation Service and its cohorts; `cohort` and `signing` are the actors below it.
 //! - [`participant`]: a DID controller and its sessions; `participant_session` is the actor below it.
 //! - [`transport`] and [`journal`]: the two ports.
+//! - [`state`]: the state directory, in which the journal and what else must survive the process is kept.
 //! - `engine`: how an actor drives a machine: decide, apply, journal, and only then perform.
 //! - [`runtime`]: time and randomness, injected.
 
@@ -21,5 +22,6 @@ mod remembered;
 pub mod runtime;
 pub mod service;
 mod signing;
+pub mod state;
 pub mod supervisor;
 pub mod transport;

@@ -9,11 +9,11 @@ use std::{
 };
 
 use btcr2_aggregation_actors::{
-    journal::{Journal, JournalError, MemoryJournal, Record, StreamId},
+    journal::{Archived, Journal, JournalError, MemoryJournal, Record, StreamId},
     notice::ServiceNotice,
     service::LiveCohorts,
 };
-use btcr2_aggregation_protocol::{cohort::event::SessionEnd, did::Did, id::CohortId};
+use btcr2_aggregation_protocol::{cohort::event::SessionEnd, did::Did, id::CohortId, time::Timestamp};
 use common::{
     Decliner, Operator, Service, Updater, World, cohort, identity, on_paused_clock, pass, settle, tap::Tap,
 };
@@ -93,6 +93,14 @@ impl Journal for Held {
 
     fn streams(&self) -> BoxFuture<'static, Result<Vec<StreamId>, JournalError>> {
         self.kept.streams()
+    }
+
+    fn archive(&self, stream: &StreamId, at: Timestamp) -> BoxFuture<'static, Result<(), JournalError>> {
+        self.kept.archive(stream, at)
+    }
+
+    fn archived(&self) -> BoxFuture<'static, Result<Vec<Archived>, JournalError>> {
+        self.kept.archived()
     }
 
     fn remove(&self, stream: &StreamId) -> BoxFuture<'static, Result<(), JournalError>> {

@@ -5,13 +5,20 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use btcr2_aggregation_protocol::time::Timestamp;
 use futures::{FutureExt, future::BoxFuture};
 
-use super::{Journal, JournalError, Record, StreamId};
+use super::{Archived, Journal, JournalError, Record, StreamId};
 
-/// Streams in memory. Clones share them.
+/// Streams in memory. Clones share them. Nothing is left when the process ends.
 #[derive(Clone, Default)]
-pub struct MemoryJournal(Arc<Mutex<BTreeMap<StreamId, Vec<Record>>>>);
+pub struct MemoryJournal(Arc<Mutex<BTreeMap<StreamId, Stream>>>);
+
+#[derive(Default)]
+struct Stream {
+    records: Vec<Record>,
+    archived: Option<Timestamp>,
+}
 
 impl MemoryJournal {
     /// An empty journal.
@@ -19,30 +26,54 @@ impl MemoryJournal {
         Self::default()
     }
 
-    fn streams(&self) -> MutexGuard<'_, BTreeMap<StreamId, Vec<Record>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<StreamId, Stream>> {
         // No code panics while it holds the lock, and a list of records is whole at any time.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+fn ready<T: Send + 'static>(value: T) -> BoxFuture<'static, Result<T, JournalError>> {
+    futures::future::ready(Ok(value)).boxed()
+}
+
 impl Journal for MemoryJournal {
     fn append(&self, stream: &StreamId, records: Vec<Record>) -> BoxFuture<'static, Result<(), JournalError>> {
-        Self::streams(self).entry(stream.clone()).or_default().extend(records);
-        futures::future::ready(Ok(())).boxed()
+        if !records.is_empty() {
+            let mut streams = self.lock();
+            let stream = streams.entry(stream.clone()).or_default();
+            stream.records.extend(records);
+            stream.archived = None;
+        }
+        ready(())
     }
 
     fn read(&self, stream: &StreamId) -> BoxFuture<'static, Result<Vec<Record>, JournalError>> {
-        let records = Self::streams(self).get(stream).cloned().unwrap_or_default();
-        futures::future::ready(Ok(records)).boxed()
+        ready(self.lock().get(stream).map(|stream| stream.records.clone()).unwrap_or_default())
     }
 
     fn streams(&self) -> BoxFuture<'static, Result<Vec<StreamId>, JournalError>> {
-        let names = Self::streams(self).keys().cloned().collect();
-        futures::future::ready(Ok(names)).boxed()
+        let streams = self.lock();
+        let live = streams.iter().filter(|(_, stream)| stream.archived.is_none());
+        ready(live.map(|(name, _)| name.clone()).collect())
+    }
+
+    fn archive(&self, stream: &StreamId, at: Timestamp) -> BoxFuture<'static, Result<(), JournalError>> {
+        if let Some(stream) = self.lock().get_mut(stream) {
+            stream.archived.get_or_insert(at);
+        }
+        ready(())
+    }
+
+    fn archived(&self) -> BoxFuture<'static, Result<Vec<Archived>, JournalError>> {
+        let streams = self.lock();
+        let archived = streams
+            .iter()
+            .filter_map(|(name, stream)| Some(Archived { stream: name.clone(), at: stream.archived? }));
+        ready(archived.collect())
     }
 
     fn remove(&self, stream: &StreamId) -> BoxFuture<'static, Result<(), JournalError>> {
-        Self::streams(self).remove(stream);
-        futures::future::ready(Ok(())).boxed()
+        self.lock().remove(stream);
+        ready(())
     }
 }

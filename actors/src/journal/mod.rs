@@ -2,47 +2,43 @@
 //!
 //! Every machine-driven actor owns one stream. It applies a fact at once, appends it, and performs its effects only when
 //! the append has answered, so nothing that the world has seen can be forgotten. [`MemoryJournal`] survives an actor, not
-//! the process.
+//! the process; [`RedbJournal`] survives the process, in a [state directory](crate::state).
 
 mod memory;
+mod redb;
+mod stream;
 
 use std::{any::Any, fmt, sync::Arc};
 
+use btcr2_aggregation_protocol::time::Timestamp;
 use futures::future::BoxFuture;
 use serde::{Serialize, de::DeserializeOwned};
 
-pub use self::memory::MemoryJournal;
+pub use self::{
+    memory::MemoryJournal,
+    redb::RedbJournal,
+    stream::{StreamId, StreamKind},
+};
 
-/// Names a stream: `cohort/<id>`, `signing/<id>`, `participant/<did>/<service>/<cohort id>`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct StreamId(String);
-
-impl StreamId {
-    /// A stream of the given name.
-    pub fn new(name: impl Into<String>) -> Self {
-        Self(name.into())
-    }
-
-    /// The name.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for StreamId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+/// The version of the events' schema, kept with every stored record. It counts up when events that are stored already would
+/// no longer decode, or would mean something else; `tests/fixtures/journal` holds records of each version so far.
+pub const SCHEMA: u16 = 1;
 
 /// Why the journal could not do what it was asked to.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("journal stream {stream}: {problem}")]
 pub struct JournalError {
-    /// Which stream.
+    /// Which stream; `*` when it is about all of them.
     pub stream: StreamId,
     /// What went wrong.
     pub problem: String,
+}
+
+impl JournalError {
+    /// For what concerns the journal as a whole.
+    pub fn of_all(problem: String) -> Self {
+        Self { stream: StreamId::new("*"), problem }
+    }
 }
 
 /// A fact that can be written down.
@@ -115,17 +111,39 @@ impl fmt::Debug for Record {
     }
 }
 
-/// Streams of facts. Appends to one stream become durable in the order in which they were made.
+/// A finished stream that is kept.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Archived {
+    /// Which.
+    pub stream: StreamId,
+    /// When it was archived, as said by who archived it.
+    pub at: Timestamp,
+}
+
+/// Streams of facts. A stream is live from its first record on, until it is archived or removed.
+///
+/// What is called for one stream takes effect in the order of the calls, however the futures are polled, and also when they
+/// are dropped. When the process or the machine stops, everything that was answered with `Ok` is there afterwards, and of
+/// what was not answered a beginning: each append wholly or not at all, none without those before it.
 pub trait Journal: Send + Sync {
-    /// Appends `records` to `stream`; they are durable when the future is ready.
+    /// Appends `records` to `stream`; they are durable when the future is ready. A stream that was archived is live again:
+    /// whoever replays the live streams must not miss a fact.
     fn append(&self, stream: &StreamId, records: Vec<Record>) -> BoxFuture<'static, Result<(), JournalError>>;
 
-    /// All records of `stream`, in order; empty when there is no such stream.
+    /// All records of `stream`, live or archived, in order; empty when there is no such stream. Sees every append that was
+    /// answered before the call.
     fn read(&self, stream: &StreamId) -> BoxFuture<'static, Result<Vec<Record>, JournalError>>;
 
-    /// The names of all streams, in order.
+    /// The names of the live streams, in order.
     fn streams(&self) -> BoxFuture<'static, Result<Vec<StreamId>, JournalError>>;
 
-    /// Forgets a stream.
+    /// Takes a finished stream from the live ones, at `at`; its records stay. Nothing happens when it is archived already,
+    /// or when there is no such stream. Durable when the future is ready.
+    fn archive(&self, stream: &StreamId, at: Timestamp) -> BoxFuture<'static, Result<(), JournalError>>;
+
+    /// The archived streams, in the order of their names.
+    fn archived(&self) -> BoxFuture<'static, Result<Vec<Archived>, JournalError>>;
+
+    /// Forgets a stream, live or archived. Durable when the future is ready.
     fn remove(&self, stream: &StreamId) -> BoxFuture<'static, Result<(), JournalError>>;
 }

@@ -1,0 +1,80 @@
+//! The journal in a state directory.
+
+use btcr2_aggregation_protocol::time::Timestamp;
+use futures::{FutureExt, future::BoxFuture};
+
+use super::{Archived, Journal, JournalError, Record, StreamId};
+use crate::state::State;
+
+/// Streams in a [state directory](crate::state), with what that promises. Clones are the same. What is appended at the same
+/// time to any streams is made durable together, by one sync of the disk.
+///
+/// On a runtime whose clock is paused, time runs on while an append waits for the disk: it is not the runtime's own doing.
+#[derive(Clone)]
+pub struct RedbJournal(State);
+
+impl RedbJournal {
+    pub(crate) fn new(state: State) -> Self {
+        Self(state)
+    }
+
+    /// In the order of the calls, which is that of these lines: the change is handed in before the future is made.
+    fn named(
+        stream: &StreamId,
+        outcome: BoxFuture<'static, Result<(), String>>,
+    ) -> BoxFuture<'static, Result<(), JournalError>> {
+        let stream = stream.clone();
+        outcome.map(|outcome| outcome.map_err(|problem| JournalError { stream, problem })).boxed()
+    }
+
+    fn listed<T: Send + 'static>(
+        &self,
+        pick: impl Fn(StreamId, Option<Timestamp>) -> Option<T> + Send + 'static,
+    ) -> BoxFuture<'static, Result<Vec<T>, JournalError>> {
+        let state = self.0.clone();
+        async move {
+            let streams = state.streams().await.map_err(|error| JournalError::of_all(error.to_string()))?;
+            // A stream whose head is damaged counts as live: its reader finds out, and says so.
+            Ok(streams.into_iter().filter_map(|summary| pick(summary.stream, summary.archived)).collect())
+        }
+        .boxed()
+    }
+}
+
+impl Journal for RedbJournal {
+    fn append(&self, stream: &StreamId, records: Vec<Record>) -> BoxFuture<'static, Result<(), JournalError>> {
+        if records.is_empty() {
+            return futures::future::ready(Ok(())).boxed();
+        }
+        let records: Result<Vec<_>, _> = records.iter().map(Record::to_json).collect();
+        match records {
+            Ok(records) => Self::named(stream, self.0.append(stream, records)),
+            Err(error) => {
+                let problem = format!("an event cannot be written down: {error}");
+                futures::future::ready(Err(JournalError { stream: stream.clone(), problem })).boxed()
+            }
+        }
+    }
+
+    fn read(&self, stream: &StreamId) -> BoxFuture<'static, Result<Vec<Record>, JournalError>> {
+        let (state, stream) = (self.0.clone(), stream.clone());
+        async move { state.read_stream(stream.clone()).await.map_err(|problem| JournalError { stream, problem }) }
+            .boxed()
+    }
+
+    fn streams(&self) -> BoxFuture<'static, Result<Vec<StreamId>, JournalError>> {
+        self.listed(|stream, archived| archived.is_none().then_some(stream))
+    }
+
+    fn archive(&self, stream: &StreamId, at: Timestamp) -> BoxFuture<'static, Result<(), JournalError>> {
+        Self::named(stream, self.0.archive(stream, at))
+    }
+
+    fn archived(&self) -> BoxFuture<'static, Result<Vec<Archived>, JournalError>> {
+        self.listed(|stream, archived| archived.map(|at| Archived { stream, at }))
+    }
+
+    fn remove(&self, stream: &StreamId) -> BoxFuture<'static, Result<(), JournalError>> {
+        Self::named(stream, self.0.remove(stream))
+    }
+}

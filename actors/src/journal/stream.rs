@@ -1,0 +1,112 @@
+//! The names of streams.
+
+use std::fmt;
+
+use btcr2_aggregation_protocol::{
+    did::Did,
+    id::{CohortId, SessionId},
+};
+
+/// Names a stream: `cohort/<id>`, `signing/<id>`, `participant/<did>/<service>/<cohort id>`. Peers choose parts of it: it is a
+/// key, never a path, and is shown to people [escaped](Self::escaped).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamId(String);
+
+/// What a stream is about, as its name says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StreamKind {
+    /// The service's side of a cohort.
+    Cohort(CohortId),
+    /// A signing session.
+    Signing(SessionId),
+    /// A member's side of a cohort.
+    Participant {
+        /// The member.
+        did: Did,
+        /// The service.
+        service: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+    },
+    /// Anything else.
+    Other,
+}
+
+impl StreamId {
+    /// A stream of the given name.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self(name.into())
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What the stream is about.
+    pub fn kind(&self) -> StreamKind {
+        self.parse_kind().unwrap_or(StreamKind::Other)
+    }
+
+    fn parse_kind(&self) -> Option<StreamKind> {
+        let (role, rest) = self.0.split_once('/')?;
+        match role {
+            "cohort" => CohortId::parse(rest).ok().map(StreamKind::Cohort),
+            "signing" => SessionId::parse(rest).ok().map(StreamKind::Signing),
+            "participant" => {
+                // A cohort's id may hold slashes, DIDs hold none.
+                let (did, rest) = rest.split_once('/')?;
+                let (service, cohort_id) = rest.split_once('/')?;
+                let did = Did::parse(did).ok()?;
+                let service = Did::parse(service).ok()?;
+                let cohort_id = CohortId::parse(cohort_id).ok()?;
+                Some(StreamKind::Participant { did, service, cohort_id })
+            }
+            _ => None,
+        }
+    }
+
+    /// The name for people: everything but ASCII letters, digits and `/:-._~` is `%` and two hex digits, so that it can stand
+    /// in a terminal, a shell command or a log as it is.
+    pub fn escaped(&self) -> impl fmt::Display + '_ {
+        Escaped(&self.0)
+    }
+
+    /// The stream whose [escaped](Self::escaped) name is `text`; `None` when there is none.
+    pub fn from_escaped(text: &str) -> Option<Self> {
+        let mut name = Vec::with_capacity(text.len());
+        let mut rest = text.bytes();
+        while let Some(byte) = rest.next() {
+            name.push(if byte == b'%' { hex(rest.next()?)? << 4 | hex(rest.next()?)? } else { byte });
+        }
+        let stream = Self(String::from_utf8(name).ok()?);
+        // One name has one spelling.
+        let spelled = stream.escaped().to_string();
+        (spelled == text).then_some(stream)
+    }
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
+}
+
+struct Escaped<'a>(&'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for byte in self.0.bytes() {
+            if byte.is_ascii_alphanumeric() || b"/:-._~".contains(&byte) {
+                write!(f, "{}", char::from(byte))?;
+            } else {
+                write!(f, "%{byte:02X}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

@@ -1,0 +1,97 @@
+//! What can be wrong with a state directory, and what to do about it.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+/// Why a state directory cannot be used, or did not do what it was asked to. Each says what to do next.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StateError {
+    /// Another process holds the directory.
+    #[error(
+        "the state directory {} is in use{}: stop that program, or choose another directory",
+        dir.display(), holder(*pid)
+    )]
+    Locked {
+        /// The directory.
+        dir: PathBuf,
+        /// The process, where it is known.
+        pid: Option<u32>,
+    },
+    /// The file is something else, or of another program.
+    #[error("{} is not the database of a state directory ({problem}): choose another directory", path.display())]
+    NotOurs {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead, or lacks.
+        problem: String,
+    },
+    /// A later program wrote it.
+    #[error(
+        "{} has format {found}, and this program knows formats up to {known}: use the program that wrote it, or a newer one",
+        path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The format that it has.
+        found: u32,
+        /// The latest that is known.
+        known: u32,
+    },
+    /// The file as a whole is damaged.
+    #[error(
+        "{} is damaged ({problem}): keep a copy of the directory, check the disk, and go on with an empty directory or a \
+         backup that is as new as the damage",
+        path.display()
+    )]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        problem: String,
+    },
+    /// An entry of a table is damaged; the others can be used.
+    #[error("table {table}: {problem}: keep a copy of the directory and check the disk")]
+    Damaged {
+        /// The table.
+        table: String,
+        /// What was found.
+        problem: String,
+    },
+    /// The system does not allow it, or the disk is full.
+    #[error("cannot {doing}: {error}")]
+    Io {
+        /// What was tried, with the file's name.
+        doing: String,
+        /// What the system says.
+        error: Arc<io::Error>,
+    },
+    /// A write failed, and so does every one after it: nobody knows what is on the disk until the directory is opened again.
+    #[error(
+        "the state directory {} takes nothing more ({problem}): make room or repair the disk, then start the program again",
+        dir.display()
+    )]
+    Failed {
+        /// The directory.
+        dir: PathBuf,
+        /// What went wrong first.
+        problem: String,
+    },
+    /// The directory was closed by this program.
+    #[error("the state directory {} is closed", dir.display())]
+    Closed {
+        /// The directory.
+        dir: PathBuf,
+    },
+}
+
+fn holder(pid: Option<u32>) -> String {
+    pid.map(|pid| format!(" by process {pid}")).unwrap_or_default()
+}
+
+impl StateError {
+    /// For `map_err` at a call of the system.
+    pub(super) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let doing = doing.into();
+        move |error| Self::Io { doing, error: Arc::new(error) }
+    }
+}

@@ -1,0 +1,183 @@
+//! The writer: one thread, and one commit for all that has arrived since the last.
+
+use std::{
+    sync::mpsc::{self, Receiver, Sender},
+    thread::{self, JoinHandle},
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    database::{Change, Refused},
+    error::StateError,
+};
+
+/// About how much one commit takes at most, so that the first of many need not wait for all of them.
+const COMMIT_BYTES: usize = 32 << 20;
+
+/// What became of a job.
+pub(super) type Outcome = Result<(), WriteError>;
+
+/// Why a job was not written.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum WriteError {
+    /// The job does not fit what is stored; others are not concerned.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// Nothing can be written.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// Changes that are written together, and who waits for them.
+pub(super) struct Job {
+    pub(super) changes: Vec<Change>,
+    answer: oneshot::Sender<Outcome>,
+}
+
+impl Job {
+    fn bytes(&self) -> usize {
+        self.changes.iter().map(Change::bytes).sum()
+    }
+}
+
+/// The way to the writer thread. It ends, with everything handed in done, when this is [finished](Self::finish).
+///
+/// The queue has no bound of its own: what waits here are facts that actors wait for, and their mailboxes are bounded.
+pub(super) struct Writer {
+    jobs: Sender<Job>,
+    thread: JoinHandle<()>,
+}
+
+impl Writer {
+    /// Starts the thread. `commit` makes jobs durable, with an outcome for each, or fails for good.
+    pub(super) fn start<C>(commit: C) -> std::io::Result<Self>
+    where
+        C: FnMut(&[Job]) -> Result<Vec<Outcome>, StateError> + Send + 'static,
+    {
+        let (jobs, arriving) = mpsc::channel();
+        let thread =
+            thread::Builder::new().name("state-writer".to_owned()).spawn(move || run(&arriving, commit))?;
+        Ok(Self { jobs, thread })
+    }
+
+    /// Hands in a job. Jobs are done in this order. The receiver is closed unanswered only when the thread is gone.
+    pub(super) fn hand_in(&self, changes: Vec<Change>) -> oneshot::Receiver<Outcome> {
+        let (answer, answered) = oneshot::channel();
+        // Should the thread be gone, the answer's sender goes with the job.
+        let _ = self.jobs.send(Job { changes, answer });
+        answered
+    }
+
+    /// Waits until everything that was handed in is done, and the thread has ended.
+    pub(super) fn finish(self) {
+        drop(self.jobs);
+        // It has no panic to pass on: commits catch theirs.
+        let _ = self.thread.join();
+    }
+}
+
+fn run<C>(arriving: &Receiver<Job>, mut commit: C)
+where
+    C: FnMut(&[Job]) -> Result<Vec<Outcome>, StateError>,
+{
+    let mut failed: Option<StateError> = None;
+    while let Ok(first) = arriving.recv() {
+        let mut bytes = first.bytes();
+        let mut jobs = vec![first];
+        while bytes < COMMIT_BYTES
+            && let Ok(job) = arriving.try_recv()
+        {
+            bytes += job.bytes();
+            jobs.push(job);
+        }
+        let outcomes = match &failed {
+            Some(error) => Err(error.clone()),
+            None => commit(&jobs),
+        };
+        let outcomes = outcomes.unwrap_or_else(|error| {
+            let error = failed.get_or_insert(error);
+            jobs.iter().map(|_| Err(error.clone().into())).collect()
+        });
+        for (job, outcome) in jobs.into_iter().zip(outcomes) {
+            // Whoever does not wait any more does not want to know.
+            let _ = job.answer.send(outcome);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::PathBuf, sync::Arc, sync::atomic::AtomicUsize, sync::atomic::Ordering};
+
+    use super::*;
+
+    fn put(bytes: usize) -> Vec<Change> {
+        vec![Change::Put { table: Arc::from("t"), key: vec![1], value: vec![0; bytes] }]
+    }
+
+    fn all_well(jobs: &[Job]) -> Result<Vec<Outcome>, StateError> {
+        Ok(jobs.iter().map(|_| Ok(())).collect())
+    }
+
+    #[test]
+    fn what_arrives_during_a_commit_goes_into_the_next_one() {
+        let (begun, has_begun) = mpsc::channel();
+        let (go_on, may_go_on) = mpsc::channel::<()>();
+        let writer = Writer::start(move |jobs| {
+            begun.send(jobs.len()).unwrap();
+            // Closed once the test has seen enough.
+            let _ = may_go_on.recv();
+            all_well(jobs)
+        });
+        let writer = writer.unwrap();
+        let first = writer.hand_in(put(1));
+        assert_eq!(has_begun.recv().unwrap(), 1);
+        let rest: Vec<_> = (0..1000).map(|_| writer.hand_in(put(1))).collect();
+        drop(go_on);
+        assert_eq!(has_begun.recv().unwrap(), 1000, "one commit for all that came during the first");
+        first.blocking_recv().unwrap().unwrap();
+        assert!(rest.into_iter().all(|answer| answer.blocking_recv().unwrap().is_ok()));
+        writer.finish();
+        assert!(has_begun.recv().is_err(), "there was nothing left to commit");
+    }
+
+    #[test]
+    fn one_commit_does_not_take_without_end() {
+        let (begun, has_begun) = mpsc::channel();
+        let (go_on, may_go_on) = mpsc::channel::<()>();
+        let writer = Writer::start(move |jobs| {
+            begun.send(jobs.len()).unwrap();
+            let _ = may_go_on.recv();
+            all_well(jobs)
+        });
+        let writer = writer.unwrap();
+        drop(writer.hand_in(put(1)));
+        has_begun.recv().unwrap();
+        let answers: Vec<_> = (0..5).map(|_| writer.hand_in(put(COMMIT_BYTES / 2))).collect();
+        drop(go_on);
+        writer.finish();
+        assert_eq!(has_begun.iter().collect::<Vec<_>>(), [2, 2, 1]);
+        assert!(answers.into_iter().all(|answer| answer.blocking_recv().unwrap().is_ok()));
+    }
+
+    #[test]
+    fn after_a_failure_nothing_is_acknowledged_any_more() {
+        let commits = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&commits);
+        let writer = Writer::start(move |jobs| {
+            if counted.fetch_add(1, Ordering::SeqCst) == 0 {
+                return all_well(jobs);
+            }
+            Err(StateError::Failed { dir: PathBuf::from("/state"), problem: "no space".to_owned() })
+        });
+        let writer = writer.unwrap();
+        writer.hand_in(put(1)).blocking_recv().unwrap().unwrap();
+        for _ in 0..3 {
+            let error = writer.hand_in(put(1)).blocking_recv().unwrap().unwrap_err();
+            assert!(error.to_string().contains("no space"), "{error}");
+        }
+        assert_eq!(commits.load(Ordering::SeqCst), 2, "nothing is tried after the failure");
+        writer.finish();
+    }
+}

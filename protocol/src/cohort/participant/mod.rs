@@ -24,6 +24,7 @@ use super::{
 use crate::{
     beacon::{BeaconData, BeaconRegistry},
     did::Did,
+    envelope::CLOCK_SKEW,
     error::{Reject, RejectCode},
     hash::SignalBytes,
     id::{CohortId, SessionId},
@@ -102,6 +103,14 @@ pub enum ParticipantInput {
     JoinDecided(bool),
     /// A message arrived from a sender that the transport has authenticated.
     Message(Message),
+    /// A message that the transport had kept since before it was connected. What was said before we opted in is of another
+    /// life of this identity, and passed over.
+    Stored {
+        /// The message.
+        message: Message,
+        /// When its sender says that it was said.
+        said: Timestamp,
+    },
     /// The host's answer to [`ParticipantEffect::AskUpdate`]: its update, or `None` to decline.
     UpdateDecided(Option<SignedUpdate>),
     /// The host's answer to [`ParticipantEffect::AskValidation`]. Approving data that does not check out does not help.
@@ -192,6 +201,8 @@ pub struct ParticipantCohort {
     config: Arc<ParticipantConfig>,
     advert: Arc<Advert>,
     started: Timestamp,
+    /// When we opted in: nobody can answer that earlier.
+    opted_in: Timestamp,
     phase: Phase,
 }
 
@@ -201,6 +212,7 @@ impl PartialEq for ParticipantCohort {
         self.config.did == other.config.did
             && self.advert == other.advert
             && self.started == other.started
+            && self.opted_in == other.opted_in
             && self.phase == other.phase
     }
 }
@@ -218,7 +230,7 @@ impl fmt::Debug for ParticipantCohort {
 impl ParticipantCohort {
     /// A participant that has not discovered the cohort yet.
     pub fn new(config: Arc<ParticipantConfig>, advert: Arc<Advert>) -> Self {
-        Self { config, advert, started: Timestamp::default(), phase: Phase::Planned }
+        Self { config, advert, started: Timestamp::default(), opted_in: Timestamp::NEVER, phase: Phase::Planned }
     }
 
     /// The advert that it answers.
@@ -255,11 +267,16 @@ impl ParticipantCohort {
     pub fn is_heavy(&self, input: &ParticipantInput) -> bool {
         const LARGE: usize = 32;
         match input {
-            ParticipantInput::Message(message) => {
+            ParticipantInput::Message(message) | ParticipantInput::Stored { message, .. } => {
                 matches!(&*message.body, Body::CohortReady(ready) if ready.cohort_keys.len() >= LARGE)
             }
             _ => false,
         }
+    }
+
+    /// Whether something that was said then can be an answer to our opt-in, as far as two clocks agree.
+    pub fn may_answer_us(&self, said: Timestamp) -> bool {
+        said >= self.opted_in - CLOCK_SKEW
     }
 
     fn on_message(&self, now: Timestamp, message: &Message) -> Result<Vec<ParticipantEvent>, Reject> {
@@ -294,7 +311,7 @@ impl ParticipantCohort {
         vec![ParticipantEvent::SessionEnded { at: now, reason }]
     }
 
-    /// An input of our own host that came too late: its answer crossed with the end of the wait. Harmless.
+    /// Something that came too late: our host's answer that crossed with the end of the wait, say. Harmless.
     fn out_of_date(&self) -> Vec<ParticipantEvent> {
         Vec::new()
     }
@@ -322,6 +339,10 @@ impl Machine for ParticipantCohort {
             },
             ParticipantInput::JoinDecided(join) => Ok(self.on_join_decided(now, *join)),
             ParticipantInput::Message(message) => self.on_message(now, message),
+            ParticipantInput::Stored { message, said } if self.may_answer_us(*said) => {
+                self.on_message(now, message)
+            }
+            ParticipantInput::Stored { .. } => Ok(self.out_of_date()),
             ParticipantInput::UpdateDecided(update) => Ok(self.on_update_decided(now, update.as_ref())),
             ParticipantInput::ValidationDecided(approved) => Ok(self.on_validation_decided(now, *approved)),
             ParticipantInput::SigningDecided(approved) => Ok(self.on_signing_decided(now, *approved)),
@@ -338,8 +359,10 @@ impl Machine for ParticipantCohort {
     }
 
     fn apply(&mut self, event: &ParticipantEvent) {
-        if let ParticipantEvent::CohortDiscovered { at } = event {
-            self.started = *at;
+        match event {
+            ParticipantEvent::CohortDiscovered { at } => self.started = *at,
+            ParticipantEvent::OptedIn { at } => self.opted_in = *at,
+            _ => {}
         }
         let timing = self.config.timing;
         let patience = timing.phase_timeout * PATIENCE;

@@ -38,8 +38,9 @@ const MAILBOX: usize = 1024;
 /// How many ended cohorts are remembered, so that a repeated advert does not start them again.
 const REMEMBERED: usize = 1024;
 
-/// How many cohorts of an earlier life are remembered, so that an old advert does not start them again.
-const FORMED_BEFORE: usize = 1024;
+/// How many cohorts are remembered that were formed with an earlier life of ours, so that an old advert does not start
+/// them again.
+const FORMED: usize = 1024;
 
 /// What a participant consists of.
 #[derive(Clone)]
@@ -107,9 +108,9 @@ pub struct ParticipantActor {
     outbound: Recipient<Outbound>,
     sessions: BTreeMap<CohortKey, Addr<ParticipantSessionActor>>,
     ended: Remembered<CohortKey>,
-    /// Cohorts that were formed with this identity before it was connected, and of which it knows nothing any more. Kept
-    /// apart from `ended`, for strangers can make this one grow.
-    formed_before: Remembered<CohortKey>,
+    /// Cohorts that were formed with this identity, which knows nothing of them any more. Kept apart from `ended`, for
+    /// strangers can make this one grow.
+    formed: Remembered<CohortKey>,
     _guard: EndGuard,
 }
 
@@ -140,7 +141,7 @@ impl ParticipantActor {
             outbound,
             sessions: BTreeMap::new(),
             ended: Remembered::new(REMEMBERED),
-            formed_before: Remembered::new(FORMED_BEFORE),
+            formed: Remembered::new(FORMED),
             _guard: guard,
         }
     }
@@ -154,7 +155,7 @@ impl ParticipantActor {
         if self.sessions.contains_key(&cohort) || self.ended.contains(&cohort) {
             return;
         }
-        if self.formed_before.contains(&cohort) {
+        if self.formed.contains(&cohort) {
             tracing::info!(cohort_id = %body.cohort_id, "the advert of a cohort that was formed long ago is passed over");
             return;
         }
@@ -193,12 +194,12 @@ impl ParticipantActor {
             // Late messages of a cohort that is over for us are no fault of the service's.
             return;
         }
+        // Once a cohort is formed nobody can join it: whoever has lost its part in it would wait there in vain.
+        if !matches!(&*message.body, Body::CohortOptInAccept(_)) {
+            self.formed.insert(cohort.clone());
+        }
         if stored.is_some() {
-            // Nor are those of an earlier life. Once a cohort is formed nobody can join it: whoever has lost its part in it
-            // would wait there in vain.
-            if !matches!(&*message.body, Body::CohortOptInAccept(_)) {
-                self.formed_before.insert(cohort);
-            }
+            // Nor are those of an earlier life.
             return;
         }
         let (from, cohort_id) = cohort;

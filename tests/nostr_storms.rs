@@ -3,72 +3,20 @@
 
 mod nostr_support;
 
-use std::{
-    net::SocketAddr,
-    sync::mpsc::{Sender, channel},
-    thread::{self, JoinHandle},
-};
-
 use btcr2_aggregation::{
-    actors::{
-        runtime::{Clock, Randomness},
-        transport::nostr::embedded::EmbeddedRelay,
-    },
+    actors::runtime::{Clock, Randomness},
     protocol::{
         id::CohortId,
         message::{Message, update::SubmitNonIncluded},
         nostr::{Peer, seal},
     },
 };
-use nostr_sdk::Client;
-use nostr_support::{Program, Running, identity, join, serve_on};
+use nostr_support::{
+    Program, Running, identity, join,
+    relay::{Relay, publish},
+    serve_on,
+};
 use serde_json::json;
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
-}
-
-/// A relay on a thread of its own, until it is killed.
-struct Relay {
-    address: SocketAddr,
-    url: String,
-    kill: Sender<()>,
-    thread: JoinHandle<()>,
-}
-
-impl Relay {
-    fn start(address: SocketAddr) -> Self {
-        let (started, relay) = channel();
-        let (kill, killed) = channel();
-        let thread = thread::spawn(move || {
-            runtime().block_on(async {
-                // The port of a relay that was killed may be taken for another moment.
-                let relay = loop {
-                    match EmbeddedRelay::start(address).await {
-                        Ok(relay) => break relay,
-                        Err(_) => tokio::task::yield_now().await,
-                    }
-                };
-                started.send((relay.address(), relay.url().to_owned())).unwrap();
-                tokio::task::spawn_blocking(move || killed.recv()).await.unwrap().unwrap();
-                relay.shutdown().await;
-            });
-        });
-        let (address, url) = relay.recv().unwrap();
-        Self { address, url, kill, thread }
-    }
-
-    fn anywhere() -> Self {
-        Self::start(SocketAddr::from(([127, 0, 0, 1], 0)))
-    }
-
-    /// Kills the relay, with all that it had stored.
-    fn kill(self) -> SocketAddr {
-        self.kill.send(()).unwrap();
-        self.thread.join().unwrap();
-        self.address
-    }
-}
 
 fn members(running: &Running, numbers: std::ops::Range<usize>) -> Vec<Program> {
     let place = ["--relay", running.relay.as_str()];
@@ -112,12 +60,7 @@ fn a_forged_sender_is_refused_and_who_signed_is_named() {
     let mut rng = Randomness::System.for_actor("forger");
     let to = Peer::new(forger.secret_key(), service.public_key().x_only()).unwrap();
     let event = seal(&message, forger.secret_key(), Some(&to), Clock::system().now(), &mut rng).unwrap();
-    runtime().block_on(async {
-        let client = Client::default();
-        client.add_relay(&relay.url).await.unwrap();
-        client.connect().await;
-        client.send_event(&event).await.unwrap();
-    });
+    publish(&relay.url, &[event]);
     let rejected = running.service.event("message-rejected");
     assert_eq!(rejected["from"], json!(forger.did()), "{rejected}");
 

@@ -17,6 +17,7 @@ use btcr2_aggregation_protocol::{
     identity::Identity,
     message::{Body, Message, keygen::CohortAdvert},
     output::KeyAggregator,
+    time::Timestamp,
 };
 
 use crate::{
@@ -36,6 +37,10 @@ const MAILBOX: usize = 1024;
 
 /// How many ended cohorts are remembered, so that a repeated advert does not start them again.
 const REMEMBERED: usize = 1024;
+
+/// How many cohorts are remembered that were formed with an earlier life of ours, so that an old advert does not start
+/// them again.
+const FORMED: usize = 1024;
 
 /// What a participant consists of.
 #[derive(Clone)]
@@ -103,6 +108,9 @@ pub struct ParticipantActor {
     outbound: Recipient<Outbound>,
     sessions: BTreeMap<CohortKey, Addr<ParticipantSessionActor>>,
     ended: Remembered<CohortKey>,
+    /// Cohorts that were formed with this identity, which knows nothing of them any more. Kept apart from `ended`, for
+    /// strangers can make this one grow.
+    formed: Remembered<CohortKey>,
     _guard: EndGuard,
 }
 
@@ -133,6 +141,7 @@ impl ParticipantActor {
             outbound,
             sessions: BTreeMap::new(),
             ended: Remembered::new(REMEMBERED),
+            formed: Remembered::new(FORMED),
             _guard: guard,
         }
     }
@@ -144,6 +153,10 @@ impl ParticipantActor {
     fn on_advert(&mut self, from: &Did, body: &CohortAdvert, ctx: &mut Context<Self>) {
         let cohort = (from.clone(), body.cohort_id.clone());
         if self.sessions.contains_key(&cohort) || self.ended.contains(&cohort) {
+            return;
+        }
+        if self.formed.contains(&cohort) {
+            tracing::info!(cohort_id = %body.cohort_id, "the advert of a cohort that was formed long ago is passed over");
             return;
         }
         // A cohort on another network cannot announce anything for this DID.
@@ -165,19 +178,28 @@ impl ParticipantActor {
         self.sessions.insert(cohort, session.start());
     }
 
-    fn on_message(&mut self, message: Message, stored: bool, ctx: &mut Context<Self>) {
+    /// A message, and when it was said if that was before we were connected.
+    fn on_message(&mut self, message: Message, stored: Option<Timestamp>, ctx: &mut Context<Self>) {
         if let Body::CohortAdvert(body) = &*message.body {
             return self.on_advert(&message.from, body, ctx);
         }
         let cohort = (message.from.clone(), message.body.cohort_id().clone());
         if let Some(session) = self.sessions.get(&cohort) {
-            if let Err(error) = session.try_send(SessionMessage(message)) {
+            if let Err(error) = session.try_send(SessionMessage { message, stored }) {
                 tracing::warn!(cohort_id = %cohort.1, %error, "the session's mailbox is full, a message is lost");
             }
             return;
         }
-        if stored || self.ended.contains(&cohort) {
+        if self.ended.contains(&cohort) {
             // Late messages of a cohort that is over for us are no fault of the service's.
+            return;
+        }
+        // Once a cohort is formed nobody can join it: whoever has lost its part in it would wait there in vain.
+        if !matches!(&*message.body, Body::CohortOptInAccept(_)) {
+            self.formed.insert(cohort.clone());
+        }
+        if stored.is_some() {
+            // Nor are those of an earlier life.
             return;
         }
         let (from, cohort_id) = cohort;
@@ -204,8 +226,8 @@ impl Handler<Delivery> for ParticipantActor {
 
     fn handle(&mut self, delivery: Delivery, ctx: &mut Self::Context) {
         match delivery {
-            Delivery::Message(message) => self.on_message(message, false, ctx),
-            Delivery::Stored(message) => self.on_message(message, true, ctx),
+            Delivery::Message(message) => self.on_message(message, None, ctx),
+            Delivery::Stored { message, said } => self.on_message(message, Some(said), ctx),
             Delivery::Undecodable { from, error } => {
                 if let Some(reject) = undecodable(&from, &error) {
                     self.reject(None, &reject);

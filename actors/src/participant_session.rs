@@ -15,6 +15,7 @@ use btcr2_aggregation_protocol::{
     machine::Machine,
     message::{Bytes, Message},
     signing::nonce::MemberSigner,
+    time::Timestamp,
 };
 
 use crate::{
@@ -33,7 +34,11 @@ const MAILBOX: usize = 64;
 /// A message of the service for this session.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
-pub(crate) struct SessionMessage(pub(crate) Message);
+pub(crate) struct SessionMessage {
+    pub(crate) message: Message,
+    /// When it was said, if that was before we were connected.
+    pub(crate) stored: Option<Timestamp>,
+}
 
 /// The host leaves.
 #[derive(ActixMessage)]
@@ -101,8 +106,16 @@ impl Actor for ParticipantSessionActor {
 impl Handler<SessionMessage> for ParticipantSessionActor {
     type Result = ();
 
-    fn handle(&mut self, SessionMessage(message): SessionMessage, ctx: &mut Self::Context) {
-        self.feed(ParticipantInput::Message(message), ctx);
+    fn handle(&mut self, SessionMessage { message, stored }: SessionMessage, ctx: &mut Self::Context) {
+        let Some(said) = stored else { return self.feed(ParticipantInput::Message(message), ctx) };
+        if !self.engine.machine().may_answer_us(said) {
+            tracing::info!(
+                cohort_id = %message.body.cohort_id(),
+                kind = message.body.short_type(),
+                "a message from before our opt-in is passed over: of an earlier round, or by a clock that is behind ours"
+            );
+        }
+        self.feed(ParticipantInput::Stored { message, said }, ctx);
     }
 }
 

@@ -188,7 +188,8 @@ impl Handler<Delivery> for AggregationService {
     fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
         let (message, stored) = match delivery {
             Delivery::Message(message) => (message, false),
-            Delivery::Stored(message) => (message, true),
+            // Whenever it was said: an identifier is never given twice, so what names a cohort came after it.
+            Delivery::Stored { message, .. } => (message, true),
             Delivery::Undecodable { from, error } => {
                 if let Some(reject) = undecodable(&from, &error) {
                     self.reject(None, &reject);
@@ -273,6 +274,8 @@ impl Handler<CohortGone> for AggregationService {
         self.ended.insert(cohort_id.clone());
         if let Some(reason) = end.failure() {
             tracing::error!(%cohort_id, reason, "a cohort's actor ended before its cohort");
+            // Which would have withdrawn its advert itself.
+            self.outbound.do_send(Outbound::WithdrawAdvert { cohort_id: cohort_id.clone() });
             let failure =
                 btcr2_aggregation_protocol::cohort::event::CohortFailure::Internal { reason: reason.to_owned() };
             self.shared.notices.publish(ServiceNotice::CohortFailed {

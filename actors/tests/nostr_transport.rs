@@ -10,9 +10,8 @@ use std::{
 use btcr2_aggregation_actors::{
     notice::ServiceNotice,
     runtime::{Clock, Randomness},
-    service::OpenCohort,
     transport::{
-        Delivery, Transport,
+        Delivery,
         combined::CombinedTransport,
         memory::MemoryTransport,
         nostr::{NostrConfig, NostrConfigError, NostrTransport, embedded::EmbeddedRelay},
@@ -22,64 +21,17 @@ use btcr2_aggregation_protocol::{
     beacon::BeaconType,
     cohort::{event::SpendPath, service::ServiceConfigError},
     error::RejectCode,
-    id::CohortId,
     identity::Identity,
     message::Message,
-    nostr::{Peer as To, max_members, seal},
+    nostr::max_members,
 };
 use common::{
-    Decliner, Operator, Service, Updater, World, cohort, external_identity, identity,
-    peers::{Peer, advert, note, soon},
-    randomness,
-    relays::{Mood, Moody, absent, config, history, loopback, publish, relay, subscribed, transport},
+    Decliner, Updater, World, cohort, external_identity, identity,
+    peers::{Peer, note, soon},
+    relays::{Mood, Moody, absent, config, loopback, publish, relay, subscribed, transport},
+    rounds::{complete, members_on, quick, run, run_for, sealed, service_on},
     tap::{Tap, no_signatures},
 };
-use nostr_sdk::Event;
-
-/// Runs a test on the real clock: relays are real sockets.
-fn run(test: impl Future<Output = ()>) {
-    run_for(Duration::from_secs(60), test);
-}
-
-fn run_for(patience: Duration, test: impl Future<Output = ()>) {
-    actix_rt::System::new()
-        .block_on(async { tokio::time::timeout(patience, test).await.expect("nothing happens any more") });
-}
-
-async fn service_on(world: &World, transport: impl Transport + 'static) -> Service {
-    let mut settings = world.service_settings("service", Operator);
-    settings.transport = Arc::new(transport);
-    world.service_with(settings).await
-}
-
-/// Opens the cohort, and waits for its end and for what its members keep; each member's record proves its slot.
-async fn complete(world: &mut World, service: &mut Service, open: OpenCohort, path: SpendPath) -> CohortId {
-    let members = open.conditions.min_participants as usize;
-    let cohort_id = service.open(open).await;
-    let result = service.ear.completed(&cohort_id).await;
-    assert_eq!(result.signed.path, path);
-    for record in world.members.records(&cohort_id, members).await.values() {
-        world.assert_proves_slot(record, &result);
-    }
-    cohort_id
-}
-
-fn quick(members: u32) -> OpenCohort {
-    let mut open = cohort(members);
-    open.timing.signing_timeout = Duration::from_secs(2);
-    open.timing.advert_repeat = Duration::from_secs(1);
-    open
-}
-
-/// Every member over a transport of its own, as processes of their own would have.
-async fn members_on(world: &World, count: usize, transport: impl Fn() -> NostrTransport) -> Vec<Identity> {
-    let identities: Vec<_> = (0..count).map(|number| identity(&format!("member {number}"))).collect();
-    for identity in &identities {
-        world.participant_on(identity, Updater(identity.clone()), transport()).await;
-    }
-    identities
-}
-
 fn whole_round(beacon_type: BeaconType) {
     run(async {
         let relay = relay().await;
@@ -208,12 +160,6 @@ fn what_no_relay_takes_is_tried_again_until_nobody_waits_for_it() {
     });
 }
 
-fn sealed(signer: &Identity, message: &Message, to: &Identity, clock: Clock) -> Event {
-    let mut rng = randomness("forger").for_actor(&format!("{message:?}"));
-    let peer = To::new(signer.secret_key(), to.public_key().x_only()).expect("keys");
-    seal(message, signer.secret_key(), Some(&peer), clock.now(), &mut rng).expect("sealed")
-}
-
 #[test]
 fn a_forged_sender_is_refused_and_the_forger_named_where_it_is_known() {
     run(async {
@@ -296,48 +242,6 @@ fn a_member_that_speaks_for_another_hurts_only_itself() {
 }
 
 #[test]
-fn the_whole_history_of_an_old_cohort_harms_no_running_one() {
-    run(async {
-        let old_relay = relay().await;
-        let mut old = World::new();
-        let nostr = || transport(config(&[old_relay.url()]), old.clock);
-        let mut service = service_on(&old, nostr()).await;
-        members_on(&old, 2, nostr).await;
-        complete(&mut old, &mut service, quick(2), SpendPath::KeyPath).await;
-        let events = history(old_relay.url()).await;
-        assert!(events.len() > 20, "{} events", events.len());
-
-        // The same identities, started anew and without memory, a while later: the relay still has everything, and somebody
-        // publishes it all again while the new cohort runs.
-        let relay = relay().await;
-        publish(relay.url(), &events[..events.len() / 2]).await;
-        let mut world = World::new();
-        world.clock = Clock::starting_at(old.clock.now() + Duration::from_secs(3600));
-        // Another randomness, or the new cohort would have the old one's name.
-        let nostr = || transport(config(&[relay.url()]), world.clock);
-        let mut settings = world.service_settings("service", Operator);
-        settings.transport = Arc::new(nostr());
-        settings.randomness = Randomness::System;
-        let mut service = world.service_with(settings).await;
-        let members = members_on(&world, 2, nostr).await;
-        let mut open = quick(3);
-        open.timing.signing_timeout = Duration::from_secs(20);
-        let cohort_id = service.open(open).await;
-        for _ in &members {
-            service.ear.event(&cohort_id, "participant-accepted").await;
-        }
-        publish(relay.url(), &events).await;
-        let third = identity("third");
-        world.participant_on(&third, Updater(third.clone()), nostr()).await;
-        let result = service.ear.completed(&cohort_id).await;
-        assert_eq!(result.signed.path, SpendPath::KeyPath);
-        // And nobody is blamed for what it said in its time.
-        assert_eq!(service.ear.rejections(), []);
-        assert_eq!(world.members.rejections(), []);
-    });
-}
-
-#[test]
 fn members_on_different_transports_are_in_one_cohort() {
     run(async {
         let relay = relay().await;
@@ -387,34 +291,6 @@ fn a_cas_cohort_that_could_outgrow_its_messages_is_refused_when_it_is_opened() {
                 break;
             }
         }
-    });
-}
-
-#[test]
-fn old_adverts_are_read_only_by_who_looks_back_so_far() {
-    run(async {
-        let relay = relay().await;
-        let clock = Clock::system();
-        let past = Clock::starting_at(clock.now() - Duration::from_secs(3600));
-        let service = Peer::start(identity("service"), Arc::new(transport(config(&[relay.url()]), past)));
-        service.broadcast(advert(&service.identity, "old"));
-        soon("the relay to have the advert", async {
-            while history(relay.url()).await.is_empty() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        })
-        .await;
-        let mut everything = config(&[relay.url()]);
-        everything.look_back = Duration::ZERO;
-        let mut reads = Peer::start(identity("reads"), Arc::new(transport(everything, clock)));
-        assert_eq!(reads.hear().await.body, advert(&service.identity, "old"));
-
-        let mut passes_over =
-            Peer::start(identity("passes over"), Arc::new(transport(config(&[relay.url()]), clock)));
-        // Something that comes later, on the same connection.
-        let message = Message::new(service.did().clone(), Some(passes_over.did().clone()), note("new"));
-        publish(relay.url(), &[sealed(&service.identity, &message, &passes_over.identity, clock)]).await;
-        assert_eq!(passes_over.hear().await.body, note("new"));
     });
 }
 

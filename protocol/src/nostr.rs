@@ -41,6 +41,9 @@ pub const PLAIN_KIND: u16 = 1;
 /// The kind of events that carry encrypted messages.
 pub const ENCRYPTED_KIND: u16 = 1059;
 
+/// The kind of events that ask relays to forget others by the same key (NIP-09).
+pub const DELETION_KIND: u16 = 5;
+
 /// The longest text that NIP-44 encrypts, in bytes. The format's own length prefix would allow 127 bytes more; the `nostr`
 /// crate encrypts this much, and decrypts the rest.
 pub const MAX_PLAINTEXT: usize = 65_536 - 128;
@@ -243,13 +246,32 @@ pub fn seal(
     // Put together by hand: the crate's event builder strips a `p` tag that names the author.
     let mut tags = vec![tag("p", sender.to_string()), tag("t", message.type_uri())];
     tags.extend(to.map(|peer| tag("p", peer.key.to_string())));
+    Ok(sign(kind, tags, content, key, created_at, rng))
+}
+
+/// The signed event that asks relays to forget `adverts`, events by the same `key` (NIP-09): who comes later is not to
+/// join a cohort that is over. Relays need not do so. `created_at` must not be before the adverts'.
+pub fn retract(adverts: &[EventId], key: &SecretKey, created_at: Timestamp, rng: &mut dyn CryptoRng) -> Event {
+    let mut tags: Vec<Tag> = adverts.iter().map(|advert| tag("e", advert.to_hex())).collect();
+    tags.push(tag("k", PLAIN_KIND.to_string()));
+    sign(DELETION_KIND, tags, String::new(), key, created_at, rng)
+}
+
+fn sign(
+    kind: u16,
+    tags: Vec<Tag>,
+    content: String,
+    key: &SecretKey,
+    created_at: Timestamp,
+    rng: &mut dyn CryptoRng,
+) -> Event {
     let tags = Tags::from_list(tags);
-    let pubkey = NostrKey::from_byte_array(sender.to_bytes());
+    let pubkey = NostrKey::from_byte_array(key.public_key().x_only().to_bytes());
     let (created_at, kind) = (NostrTime::from_secs(created_at.as_secs()), Kind::from_u16(kind));
     let id = EventId::new(&pubkey, &created_at, &kind, &tags, &content);
     let signature = key.sign(id.as_bytes(), rng).to_bytes();
     let signature = schnorr::Signature::from_slice(&signature).expect("any 64 bytes are accepted");
-    Ok(Event::new(id, pubkey, created_at, kind, tags, content, signature))
+    Event::new(id, pubkey, created_at, kind, tags, content, signature)
 }
 
 fn tag(name: &str, value: String) -> Tag {

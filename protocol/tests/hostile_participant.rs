@@ -3,21 +3,23 @@
 
 mod sim_support;
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use bitcoin::{Amount, ScriptBuf, Transaction, TxIn, TxOut, transaction::Version};
 use btcr2_aggregation_protocol::{
     beacon::{BeaconType, CasAnnouncement},
     cohort::{
         event::{CohortFailure, ParticipantEvent, SessionEnd, SpendPath},
-        participant::phase::Phase,
+        participant::{ParticipantInput, phase::Phase},
     },
     did::Did,
+    envelope::CLOCK_SKEW,
     error::{RejectCode, Slot},
     hash::{DocumentHash, SignalBytes, SmtHash},
     id::SessionId,
     identity::Identity,
     key::SecretKey,
+    machine::Machine,
     message::{
         Body, Bytes, Message, SharedBody,
         keygen::{CohortReady, FundingModel},
@@ -44,7 +46,7 @@ fn hold(simulation: &mut Simulation, to: usize, kind: &'static str) -> Message {
     });
     assert!(simulation.run_until(|_| held.borrow().is_some()), "no {kind} was sent");
     // What was sent together with it arrives, so that only the held message is missing.
-    simulation.advance(std::time::Duration::from_millis(50));
+    simulation.advance(Duration::from_millis(50));
     held.take().unwrap()
 }
 
@@ -114,6 +116,28 @@ fn an_advert_that_proves_no_key_or_promises_nonsense_is_refused() {
     }
     let villains = [service(&simulation), stranger(9).did().clone(), external.did().clone()];
     assert_completes(&mut simulation, "bad adverts", &villains);
+}
+
+#[test]
+fn what_was_kept_since_before_the_opt_in_is_passed_over_and_what_is_owed_since_is_not() {
+    let mut simulation = Simulation::new(1, setup(honest(2)));
+    let ready = hold(&mut simulation, 0, "keygen/cohort_ready");
+    let member = &simulation.participants()[0];
+    let opted_in = member.events().iter().find_map(|event| match event {
+        ParticipantEvent::OptedIn { at } => Some(*at),
+        _ => None,
+    });
+    let (opted_in, machine, now) = (opted_in.unwrap(), member.machine().unwrap().clone(), simulation.now());
+    let mut kept_since = |said| {
+        let input = ParticipantInput::Stored { message: ready.clone(), said };
+        machine.decide(now, &input, simulation.rng()).unwrap()
+    };
+    let old = opted_in - CLOCK_SKEW - Duration::from_millis(1);
+    assert_eq!(kept_since(old), []);
+    // Clocks may differ by so much.
+    for said in [opted_in - CLOCK_SKEW, opted_in, now] {
+        assert!(matches!(kept_since(said)[..], [ParticipantEvent::CohortReady { .. }]), "{said:?}");
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ use btcr2_aggregation_protocol::{
     network::Network,
     nostr::{
         ConversationKey, DecryptError, MAX_PLAINTEXT, Peer, ReadError, SealError, VerifiedEvent, is_plain,
-        max_members, seal,
+        max_members, retract, seal,
     },
     time::Timestamp,
 };
@@ -327,4 +327,19 @@ proptest! {
         prop_assert_eq!(read, message);
         prop_assert_eq!(event.created_at.as_secs(), at);
     }
+}
+
+#[test]
+fn a_retraction_names_the_adverts_and_their_kind_and_is_signed_by_their_key() {
+    let secret = SecretKey::from_bytes(&[3; 32]).unwrap();
+    let adverts = [1, 2].map(|byte| nostr::EventId::from_byte_array([byte; 32]));
+    let event = retract(&adverts, &secret, Timestamp::from_secs(1_750_000_000), &mut rng());
+    let sender = VerifiedEvent::verify(&event).unwrap().sender();
+    assert_eq!(sender, secret.public_key().x_only());
+    assert_eq!((event.kind, event.content.as_str()), (Kind::EventDeletion, ""));
+    let tags: Vec<_> = event.tags.iter().map(|tag| tag.as_slice().to_vec()).collect();
+    assert_eq!(tags, [["e", &"01".repeat(32)], ["e", &"02".repeat(32)], ["k", "1"]]);
+    // Nobody takes it for a message.
+    let read = VerifiedEvent::verify(&event).unwrap().message(|_| Err(()));
+    assert_eq!(read, Err(ReadError::Kind(5)));
 }

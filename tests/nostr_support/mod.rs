@@ -1,6 +1,8 @@
 //! What the process tests over Nostr share: the programs as processes, each with a key that follows from its name.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
+pub mod relay;
+
 use std::{
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
@@ -67,6 +69,12 @@ impl Program {
                 }
             }
         }
+    }
+
+    /// What it said up to now and nobody has looked at yet.
+    pub fn listen(&mut self) -> &[Value] {
+        self.heard.extend(self.events.try_iter());
+        &self.heard
     }
 
     pub fn succeeds(&mut self) {

@@ -59,7 +59,15 @@ pub enum Delivery {
     Message(Message),
     /// A message that was said before this connection was made, kept by the transport since. It is news only to a cohort
     /// that still runs; that it comes when its cohort is over is nobody's fault.
-    Stored(Message),
+    ///
+    /// A transport delivers what it has kept for an identity before adverts, as far as it can tell: the messages of a round
+    /// that is over must not meet a session which its old advert has just begun.
+    Stored {
+        /// The message.
+        message: Message,
+        /// When its sender says that it was said.
+        said: Timestamp,
+    },
     /// Something from an authenticated sender that is no message.
     Undecodable {
         /// The sender.

@@ -5,6 +5,7 @@ pub mod fake_server;
 pub mod peers;
 pub mod relays;
 pub mod replay;
+pub mod rounds;
 pub mod tap;
 
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};

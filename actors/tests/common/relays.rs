@@ -14,6 +14,7 @@ use btcr2_aggregation_actors::{
     runtime::{Clock, Randomness},
     transport::nostr::{NostrConfig, NostrTransport, embedded::EmbeddedRelay},
 };
+use btcr2_aggregation_protocol::nostr::DELETION_KIND;
 use futures::{SinkExt, StreamExt};
 use nostr_sdk::{Event, Filter, RelayPool};
 use serde_json::{Value, json};
@@ -72,6 +73,10 @@ pub enum Mood {
     Refuses,
     /// It takes everything and says nothing.
     Hangs,
+    /// It forgets nothing when it is asked to.
+    Keeps,
+    /// It does not say when it has sent all that was stored.
+    Endless,
 }
 
 /// A relay in a mood, in front of a good one. Counts the events that came.
@@ -125,7 +130,12 @@ async fn serve(client: TcpStream, target: String, mood: Mood, events: Arc<Atomic
     let speaking = async move {
         while let Some((when, frame)) = said.recv().await {
             tokio::time::sleep_until(when).await;
-            if !matches!(mood, Mood::Hangs) && to_client.send(frame).await.is_err() {
+            let unsaid = match mood {
+                Mood::Hangs => true,
+                Mood::Endless => frame.to_text().is_ok_and(|text| text.starts_with("[\"EOSE\"")),
+                _ => false,
+            };
+            if !unsaid && to_client.send(frame).await.is_err() {
                 return;
             }
         }
@@ -143,6 +153,7 @@ fn own_answer(frame: &Frame, mood: Mood, events: &AtomicUsize) -> Option<Frame> 
     let number = events.fetch_add(1, Ordering::SeqCst);
     let answer = match mood {
         Mood::Drops if number.is_multiple_of(2) => json!(["OK", value[1]["id"], true, ""]),
+        Mood::Keeps if value[1]["kind"] == DELETION_KIND => json!(["OK", value[1]["id"], true, ""]),
         Mood::Refuses => json!(["OK", value[1]["id"], false, "blocked: not today"]),
         _ => return None,
     };

@@ -11,9 +11,10 @@ use actix::{
     WrapFuture,
 };
 use btcr2_aggregation_protocol::{
+    id::CohortId,
     identity::Identity,
     message::Message,
-    nostr::{SealError, seal},
+    nostr::{SealError, retract, seal},
     time::Timestamp,
 };
 use nostr_sdk::Event;
@@ -23,7 +24,7 @@ use rand_core::RngCore;
 use super::{
     Inner,
     config::NostrConfig,
-    outbox::{Job, Next, Outbox},
+    outbox::{Adverts, Content, Job, Next, Outbox},
     reader::{Read, Reader},
     relay::{Answer, Assignment, Id, Publish, RelayActor},
 };
@@ -37,6 +38,9 @@ const MAILBOX: usize = 1024;
 
 /// How often what is kept for relays that come back is looked through.
 const SWEEP: Duration = Duration::from_secs(60);
+
+/// Most adverts that one event retracts: it takes 18 kB then, which relays take.
+const RETRACTED_AT_ONCE: usize = 256;
 
 /// An event arrived.
 #[derive(ActixMessage)]
@@ -109,6 +113,7 @@ pub(super) struct NostrConnection {
     reader: Reader,
     adverts_since: Option<Timestamp>,
     outbox: Outbox,
+    adverts: Adverts,
     slots: Vec<Slot>,
     /// Messages that wait for their next attempt.
     waiting: BTreeSet<u64>,
@@ -133,6 +138,7 @@ impl NostrConnection {
         Self {
             rng: inner.randomness.for_actor(&name),
             outbox: Outbox::new(config.outbox),
+            adverts: Adverts::default(),
             waiting: BTreeSet::new(),
             inner,
             config,
@@ -168,22 +174,51 @@ impl NostrConnection {
         slot.actor = Some(RelayActor::new(assignment, Arc::clone(&self.config), keeper, guard).start());
     }
 
-    /// Signs a message anew: the bytes of the message stay, its event is of now.
+    /// Signs a job's event anew: what it says stays, the event is of now.
     fn seal(&mut self, id: u64) -> Result<bool, SealError> {
         let now = self.inner.clock.now();
         let Some(job) = self.outbox.get_mut(id) else { return Ok(false) };
-        let peer = match &job.to {
-            Some(to) => match self.reader.peer(to) {
-                Some(peer) => Some(peer),
-                // Its opt-in may still be among the stored events.
-                None => return Ok(false),
-            },
-            None => None,
+        let key = self.identity.secret_key();
+        let event = match &job.content {
+            Content::Message { to, body } => {
+                let peer = match to {
+                    Some(to) => match self.reader.peer(to) {
+                        Some(peer) => Some(peer),
+                        // Its opt-in may still be among the stored events.
+                        None => return Ok(false),
+                    },
+                    None => None,
+                };
+                let message = Message::new(self.identity.did().clone(), to.clone(), body.clone());
+                seal(&message, key, peer.as_deref(), now, &mut self.rng)?
+            }
+            Content::Retraction { adverts } => retract(adverts, key, now, &mut self.rng),
         };
-        let message = Message::new(self.identity.did().clone(), job.to.clone(), job.body.clone());
-        let event = seal(&message, self.identity.secret_key(), peer.as_deref(), now, &mut self.rng)?;
+        if let Some(cohort_id) = job.content.advert_of() {
+            self.adverts.note(cohort_id, event.id);
+        }
         job.event = Some(Arc::new(event));
         Ok(true)
+    }
+
+    /// Takes something up, and publishes it.
+    fn take_up(&mut self, content: Content, until: Option<Timestamp>, ctx: &mut Context<Self>) {
+        let now = self.now();
+        let job = Job::new(content, until, self.config.first_backoff, now + self.config.keep);
+        let (id, dropped) = self.outbox.insert(job, now);
+        if let Some(dropped) = dropped {
+            self.undelivered(dropped, "too much waits to be sent");
+        }
+        self.publish(id, ctx);
+    }
+
+    /// Whoever comes later is not to join this cohort: relays are asked to forget its adverts.
+    fn withdraw_advert(&mut self, cohort_id: &CohortId, ctx: &mut Context<Self>) {
+        self.outbox.withdraw(cohort_id);
+        let until = self.now() + self.config.keep;
+        for adverts in self.adverts.take(cohort_id).chunks(RETRACTED_AT_ONCE) {
+            self.take_up(Content::Retraction { adverts: adverts.to_vec() }, Some(until), ctx);
+        }
     }
 
     /// Signs a message and asks every relay that is there to take it.
@@ -220,9 +255,9 @@ impl NostrConnection {
         job.backoff = (job.backoff * 2).min(longest);
         tracing::info!(
             connection = self.name,
-            kind = job.body.short_type(),
+            kind = job.content.kind(),
             reasons = job.reasons(),
-            "no relay has taken a message, trying again"
+            "no relay has taken an event, trying again"
         );
         ctx.run_later(delay, move |actor, ctx| actor.retry(id, ctx));
     }
@@ -257,10 +292,10 @@ impl NostrConnection {
     }
 
     fn undelivered(&self, job: Job, reason: &str) {
-        tracing::warn!(connection = self.name, kind = job.body.short_type(), reason, "a message was not delivered");
-        // Of an advert, the next repetition may fare better.
-        let Some(to) = job.to else { return };
-        self.inbox.do_send(Delivery::Undeliverable { to, body: job.body, reason: reason.to_owned() });
+        tracing::warn!(connection = self.name, kind = job.content.kind(), reason, "an event was not delivered");
+        // Of an advert, the next repetition may fare better; and a retraction was a courtesy.
+        let Content::Message { to: Some(to), body } = job.content else { return };
+        self.inbox.do_send(Delivery::Undeliverable { to, body, reason: reason.to_owned() });
     }
 }
 
@@ -283,23 +318,17 @@ impl Handler<Outbound> for NostrConnection {
     type Result = ();
 
     fn handle(&mut self, outbound: Outbound, ctx: &mut Self::Context) {
-        let (to, body, until) = match outbound {
-            Outbound::Direct { to, body, until } => (Some(to), body, until),
+        match outbound {
+            Outbound::Direct { to, body, until } => {
+                self.take_up(Content::Message { to: Some(to), body }, until, ctx);
+            }
             Outbound::Broadcast { body } => {
                 // A repetition takes the place of what it repeats.
                 self.outbox.withdraw(body.cohort_id());
-                (None, body, None)
+                self.take_up(Content::Message { to: None, body }, None, ctx);
             }
-            // What relays keep they keep; participants look back no further than a few minutes.
-            Outbound::WithdrawAdvert { cohort_id } => return self.outbox.withdraw(&cohort_id),
-        };
-        let now = self.now();
-        let job = Job::new(to, body, until, self.config.first_backoff, now + self.config.keep);
-        let (id, dropped) = self.outbox.insert(job, now);
-        if let Some(dropped) = dropped {
-            self.undelivered(dropped, "too much waits to be sent");
+            Outbound::WithdrawAdvert { cohort_id } => self.withdraw_advert(&cohort_id, ctx),
         }
-        self.publish(id, ctx);
     }
 }
 

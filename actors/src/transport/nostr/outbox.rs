@@ -1,7 +1,7 @@
 //! What we have to say: which events are out, who has answered, and which are kept for relays that come back.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -16,10 +16,36 @@ use nostr_sdk::Event;
 
 use super::relay::{Answer, Id};
 
-/// A message on its way.
+/// What an event says.
+#[derive(Clone)]
+pub(super) enum Content {
+    /// A message, to somebody or to everybody.
+    Message { to: Option<Did>, body: SharedBody },
+    /// That relays may forget these adverts of ours.
+    Retraction { adverts: Vec<Id> },
+}
+
+impl Content {
+    /// Its kind, for people.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Message { body, .. } => body.short_type(),
+            Self::Retraction { .. } => "retraction of adverts",
+        }
+    }
+
+    /// The cohort, if this is its advert.
+    pub(super) fn advert_of(&self) -> Option<&CohortId> {
+        match self {
+            Self::Message { to: None, body } => Some(body.cohort_id()),
+            Self::Message { to: Some(_), .. } | Self::Retraction { .. } => None,
+        }
+    }
+}
+
+/// Something on its way.
 pub(super) struct Job {
-    pub(super) to: Option<Did>,
-    pub(super) body: SharedBody,
+    pub(super) content: Content,
     pub(super) until: Option<Timestamp>,
     /// Absent while the recipient's key is not known.
     pub(super) event: Option<Arc<Event>>,
@@ -37,15 +63,13 @@ pub(super) struct Job {
 
 impl Job {
     pub(super) fn new(
-        to: Option<Did>,
-        body: SharedBody,
+        content: Content,
         until: Option<Timestamp>,
         backoff: Duration,
         kept_until: Timestamp,
     ) -> Self {
         Self {
-            to,
-            body,
+            content,
             until,
             event: None,
             backoff,
@@ -60,7 +84,12 @@ impl Job {
     /// Whether one signed event is all that may ever be sent of it: the other implementation's service fails its whole
     /// cohort at a second nonce or partial signature, and tells them apart by nothing but the event.
     pub(super) fn is_spent_by_repetition(&self) -> bool {
-        matches!(*self.body, Body::NonceContribution(_) | Body::SignatureAuthorization(_))
+        match &self.content {
+            Content::Message { body, .. } => {
+                matches!(**body, Body::NonceContribution(_) | Body::SignatureAuthorization(_))
+            }
+            Content::Retraction { .. } => false,
+        }
     }
 
     /// What each relay had against it, in words.
@@ -70,10 +99,6 @@ impl Job {
         }
         let reasons: Vec<_> = self.reasons.values().map(String::as_str).collect();
         reasons.join("; ")
-    }
-
-    fn is_advert_of(&self, cohort_id: &CohortId) -> bool {
-        self.to.is_none() && self.body.cohort_id() == cohort_id
     }
 }
 
@@ -117,7 +142,7 @@ impl Outbox {
 
     /// An advert is over, or replaced by its repetition.
     pub(super) fn withdraw(&mut self, cohort_id: &CohortId) {
-        self.jobs.retain(|_, job| !job.is_advert_of(cohort_id));
+        self.jobs.retain(|_, job| job.content.advert_of() != Some(cohort_id));
     }
 
     pub(super) fn get_mut(&mut self, id: u64) -> Option<&mut Job> {
@@ -178,5 +203,29 @@ impl Outbox {
     /// Whether the message still has to find a relay, and none is about to answer.
     pub(super) fn is_stuck(&self, id: u64) -> bool {
         self.jobs.get(&id).is_some_and(|job| !job.accepted && job.asked.is_empty())
+    }
+}
+
+/// Most adverts that are remembered; beyond that the oldest are not retracted, and who looks back far may still see them.
+const MOST_ADVERTS: usize = 8_192;
+
+/// The adverts of ours that relays may have, oldest first.
+#[derive(Default)]
+pub(super) struct Adverts(VecDeque<(CohortId, Id)>);
+
+impl Adverts {
+    /// An advert is about to be published.
+    pub(super) fn note(&mut self, cohort_id: &CohortId, advert: Id) {
+        if self.0.len() >= MOST_ADVERTS {
+            self.0.pop_front();
+        }
+        self.0.push_back((cohort_id.clone(), advert));
+    }
+
+    /// The cohort's adverts, which are not remembered any longer.
+    pub(super) fn take(&mut self, cohort_id: &CohortId) -> Vec<Id> {
+        let adverts = self.0.iter().filter(|(of, _)| of == cohort_id).map(|(_, id)| *id).collect();
+        self.0.retain(|(of, _)| of != cohort_id);
+        adverts
     }
 }

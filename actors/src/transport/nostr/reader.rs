@@ -156,7 +156,7 @@ impl Reader {
             return Read::Foreign("an advert of the past".to_owned());
         }
         let live = is_advert || said.as_secs() >= self.started.as_secs();
-        Read::Delivery(if live { Delivery::Message(message) } else { Delivery::Stored(message) })
+        Read::Delivery(if live { Delivery::Message(message) } else { Delivery::Stored { message, said } })
     }
 
     /// Whether the key is the one of the message's sender: the one in its DID, or the one that its opt-in proves.
@@ -334,8 +334,9 @@ mod tests {
     #[test]
     fn what_was_said_before_we_came_is_told_from_what_is_said_now() {
         let (mut reader, sender) = (reader(&config()), key_did(2));
-        let old = reader.read(&event(&sender, &sender, declined(), NOW - std::time::Duration::from_secs(1)));
-        assert!(matches!(old, Read::Delivery(Delivery::Stored(_))), "{old:?}");
+        let before = NOW - std::time::Duration::from_secs(1);
+        let old = reader.read(&event(&sender, &sender, declined(), before));
+        assert!(matches!(old, Read::Delivery(Delivery::Stored { said, .. }) if said == before), "{old:?}");
         let new = reader.read(&event(&sender, &sender, declined(), NOW));
         assert!(is_message(&new, &sender), "{new:?}");
     }

@@ -1,6 +1,10 @@
 //! One connection to one relay. It ends when the relay closes it, or closes a subscription; its keeper starts another.
+//!
+//! What is directed to us is subscribed to first, and adverts only when the relay has handed out what it had stored of that.
+//! A relay keeps the messages of rounds that are over, and maybe their adverts: so the messages come when no session of
+//! such a round can have been begun, and are passed over.
 
-use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
+use std::{cmp::Reverse, collections::VecDeque, fmt, sync::Arc, time::Duration};
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, WeakAddr,
@@ -29,8 +33,47 @@ use super::{
 };
 use crate::supervisor::EndGuard;
 
-const ADVERTS: &str = "adverts";
-const DIRECTED: &str = "directed";
+/// What we ask a relay for, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Subscription {
+    /// What is for us.
+    Directed,
+    /// What is for everybody.
+    Adverts,
+}
+
+impl Subscription {
+    const ALL: [Self; 2] = [Self::Directed, Self::Adverts];
+
+    const fn id(self) -> &'static str {
+        match self {
+            Self::Directed => "directed",
+            Self::Adverts => "adverts",
+        }
+    }
+
+    fn with_id(id: &SubscriptionId) -> Option<Self> {
+        Self::ALL.into_iter().find(|subscription| id.as_str() == subscription.id())
+    }
+
+    /// As the wire format has it.
+    fn filter(self, assignment: &Assignment) -> Filter {
+        match self {
+            Self::Directed => {
+                let own = PublicKey::from_byte_array(assignment.own.to_bytes());
+                Filter::new().kinds([Kind::TextNote, Kind::GiftWrap]).pubkey(own)
+            }
+            Self::Adverts => {
+                let filter = Filter::new().kind(Kind::TextNote);
+                let filter = filter.custom_tags(SingleLetterTag::lowercase(Alphabet::T), advert_types());
+                match assignment.adverts_since {
+                    Some(since) => filter.since(NostrTime::from_secs(since.as_secs())),
+                    None => filter,
+                }
+            }
+        }
+    }
+}
 
 /// How many events a relay may send ahead of what is read of them.
 const READ_AHEAD: usize = 256;
@@ -178,7 +221,7 @@ impl Handler<Publish> for RelayActor {
 
 /// Hands events on in the order in which the relay sends them, and lets it wait when we cannot keep up. The SDK's own
 /// notifications would be lost then; and it would keep every event in its database.
-struct Tap(mpsc::Sender<Event>);
+struct Tap(mpsc::Sender<(Subscription, Event)>);
 
 impl fmt::Debug for Tap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -190,12 +233,14 @@ impl AdmitPolicy for Tap {
     fn admit_event<'a>(
         &'a self,
         _: &'a RelayUrl,
-        _: &'a SubscriptionId,
+        id: &'a SubscriptionId,
         event: &'a Event,
     ) -> BoxedFuture<'a, Result<AdmitStatus, PolicyError>> {
         Box::pin(async move {
-            // Nobody reads any more: the connection is ending.
-            let _ = self.0.send(event.clone()).await;
+            if let Some(subscription) = Subscription::with_id(id) {
+                // If it fails nobody reads any more: the connection is ending.
+                let _ = self.0.send((subscription, event.clone())).await;
+            }
             Ok(AdmitStatus::Rejected { reason: None })
         })
     }
@@ -226,62 +271,91 @@ async fn run(
     if let Err(error) = relay.try_connect(config.connect_timeout).await {
         return error.to_string();
     }
-    for (id, filter) in subscriptions(assignment) {
-        let subscribed =
-            relay.subscribe_with_id(SubscriptionId::new(id), filter, SubscribeOptions::default()).await;
-        if let Err(error) = subscribed {
-            return error.to_string();
-        }
+    if let Err(error) = subscribe(&relay, Subscription::Directed, assignment).await {
+        return error.to_string();
     }
-    let Some(actor) = own.upgrade() else { return "not needed any more".to_owned() };
+    let Some(actor) = own.upgrade() else { return UNREAD.to_owned() };
     actor.do_send(Connected(relay.clone()));
     drop(actor);
 
-    let mut stored = Some(Stored::new(config.stored_timeout));
+    let mut stored = Some(Stored::new(Subscription::Directed, config.stored_timeout));
+    let mut awaited = Subscription::ALL.to_vec();
+    let mut works = false;
     loop {
         let deadline = stored.as_ref().map_or_else(|| Instant::now() + Duration::from_secs(3600), |s| s.deadline);
+        let mut complete = false;
         tokio::select! {
             event = arrived.recv() => {
-                let Some(event) = event else { return "the connection is gone".to_owned() };
-                match &mut stored {
-                    Some(buffer) if buffer.events.len() < MOST_STORED => buffer.events.push(event),
-                    _ => if hand_on(assignment, keeper, event).await.is_err() {
-                        return "not needed any more".to_owned();
-                    },
+                let Some((subscription, event)) = event else { return "the connection is gone".to_owned() };
+                if take(assignment, keeper, &mut stored, subscription, event).await.is_err() {
+                    return UNREAD.to_owned();
                 }
             }
             notification = notifications.recv() => match ended(notification) {
                 Noted::Nothing => {}
                 Noted::Ended(why) => return why,
-                Noted::EndOfStored(id) => {
+                Noted::EndOfStored(subscription) => {
                     // What came before it has passed through the tap before.
-                    while let (Some(buffer), Ok(event)) = (&mut stored, arrived.try_recv()) {
-                        buffer.events.push(event);
-                    }
-                    let complete = stored.as_mut().is_some_and(|buffer| buffer.end_of(&id));
-                    if complete && let Some(buffer) = stored.take() {
-                        if replay(assignment, keeper, buffer).await.is_err() {
-                            return "not needed any more".to_owned();
-                        }
-                        if let Some(keeper) = keeper.upgrade() {
-                            keeper.do_send(RelayWorks { relay: assignment.relay });
+                    while let Ok((subscription, event)) = arrived.try_recv() {
+                        if take(assignment, keeper, &mut stored, subscription, event).await.is_err() {
+                            return UNREAD.to_owned();
                         }
                     }
+                    awaited.retain(|awaited| *awaited != subscription);
+                    complete = stored.as_ref().is_some_and(|stored| stored.of == subscription);
                 }
             },
-            () = tokio::time::sleep_until(deadline), if stored.is_some() => {
-                if let Some(buffer) = stored.take()
-                    && replay(assignment, keeper, buffer).await.is_err()
-                {
-                    return "not needed any more".to_owned();
+            // A relay that does not say that this was all must not hold up a cohort.
+            () = tokio::time::sleep_until(deadline), if stored.is_some() => complete = true,
+        }
+        if complete && let Some(buffer) = stored.take() {
+            let of = buffer.of;
+            if replay(assignment, keeper, buffer).await.is_err() {
+                return UNREAD.to_owned();
+            }
+            if of == Subscription::Directed {
+                if let Err(error) = subscribe(&relay, Subscription::Adverts, assignment).await {
+                    return error.to_string();
                 }
+                stored = Some(Stored::new(Subscription::Adverts, config.stored_timeout));
+            }
+        }
+        if !works && awaited.is_empty() {
+            works = true;
+            if let Some(keeper) = keeper.upgrade() {
+                keeper.do_send(RelayWorks { relay: assignment.relay });
             }
         }
     }
 }
 
+async fn subscribe(relay: &Relay, what: Subscription, assignment: &Assignment) -> Result<(), RelayError> {
+    let (id, filter) = (SubscriptionId::new(what.id()), what.filter(assignment));
+    relay.subscribe_with_id(id, filter, SubscribeOptions::default()).await.map(|_| ())
+}
+
+/// Why a connection ends whose keeper is gone.
+const UNREAD: &str = "not needed any more";
+
 /// Nobody reads any more.
 struct Unread;
+
+/// Keeps what was stored until all of it is there; hands on everything else.
+async fn take(
+    assignment: &Assignment,
+    keeper: &WeakAddr<NostrConnection>,
+    stored: &mut Option<Stored>,
+    subscription: Subscription,
+    event: Event,
+) -> Result<(), Unread> {
+    match stored {
+        Some(stored) if stored.of == subscription && stored.events.len() < MOST_STORED => {
+            stored.events.push(event);
+            Ok(())
+        }
+        _ => hand_on(assignment, keeper, event).await,
+    }
+}
 
 async fn hand_on(assignment: &Assignment, keeper: &WeakAddr<NostrConnection>, event: Event) -> Result<(), Unread> {
     let keeper = keeper.upgrade().ok_or(Unread)?;
@@ -292,46 +366,46 @@ async fn hand_on(assignment: &Assignment, keeper: &WeakAddr<NostrConnection>, ev
 async fn replay(
     assignment: &Assignment,
     keeper: &WeakAddr<NostrConnection>,
-    mut stored: Stored,
+    Stored { of, mut events, .. }: Stored,
 ) -> Result<(), Unread> {
-    // Relays give the newest first. A round is told in the order in which it happened: within a second, requests come
-    // before what answers them, which is the order of the phases in which the types are declared.
-    stored.events.sort_by_key(|event| (event.created_at, super::reader::rank(event)));
-    for event in stored.events {
+    match of {
+        // Relays give the newest first. A round is told in the order in which it happened: within a second, requests come
+        // before what answers them, which is the order of the phases in which the types are declared.
+        Subscription::Directed => {
+            events.sort_by_key(|event| (event.created_at, super::reader::rank(event)));
+        }
+        // The newest cohort is the likeliest to be still open.
+        Subscription::Adverts => events.sort_by_key(|event| Reverse(event.created_at)),
+    }
+    for event in events {
         hand_on(assignment, keeper, event).await?;
     }
     Ok(())
 }
 
-/// What a relay had stored when we subscribed, until it says that this was all.
+/// What a relay had stored for a subscription, until it says that this was all.
 struct Stored {
+    of: Subscription,
     events: Vec<Event>,
-    awaited: Vec<&'static str>,
     deadline: Instant,
 }
 
 impl Stored {
-    fn new(patience: Duration) -> Self {
-        Self { events: Vec::new(), awaited: vec![ADVERTS, DIRECTED], deadline: Instant::now() + patience }
-    }
-
-    /// Notes the end of one subscription's; says whether it was the last.
-    fn end_of(&mut self, id: &str) -> bool {
-        self.awaited.retain(|awaited| *awaited != id);
-        self.awaited.is_empty()
+    fn new(of: Subscription, patience: Duration) -> Self {
+        Self { of, events: Vec::new(), deadline: Instant::now() + patience }
     }
 }
 
 enum Noted {
     Nothing,
-    EndOfStored(String),
+    EndOfStored(Subscription),
     Ended(String),
 }
 
 fn ended(notification: Result<RelayNotification, broadcast::error::RecvError>) -> Noted {
     match notification {
         Ok(RelayNotification::Message { message: RelayMessage::EndOfStoredEvents(id) }) => {
-            Noted::EndOfStored(id.to_string())
+            Subscription::with_id(&id).map_or(Noted::Nothing, Noted::EndOfStored)
         }
         // Without its subscriptions a connection is worth nothing; asking again at once is what it was closed for.
         Ok(RelayNotification::Message { message: RelayMessage::Closed { message, .. } }) => {
@@ -352,19 +426,6 @@ fn ended(notification: Result<RelayNotification, broadcast::error::RecvError>) -
         // Answers to events may be among the lost ones; those count as unanswered.
         Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => Noted::Nothing,
     }
-}
-
-/// The two subscriptions, as the wire format has them.
-fn subscriptions(assignment: &Assignment) -> [(&'static str, Filter); 2] {
-    let adverts =
-        Filter::new().kind(Kind::TextNote).custom_tags(SingleLetterTag::lowercase(Alphabet::T), advert_types());
-    let adverts = match assignment.adverts_since {
-        Some(since) => adverts.since(NostrTime::from_secs(since.as_secs())),
-        None => adverts,
-    };
-    let own = PublicKey::from_byte_array(assignment.own.to_bytes());
-    let directed = Filter::new().kinds([Kind::TextNote, Kind::GiftWrap]).pubkey(own);
-    [(ADVERTS, adverts), (DIRECTED, directed)]
 }
 
 /// The identifier of an event, for maps.

@@ -26,6 +26,7 @@ use super::{
 use crate::{
     beacon::{BeaconData, BeaconRegistry},
     did::Did,
+    envelope::CLOCK_SKEW,
     error::{Reject, RejectCode},
     hash::SignalBytes,
     id::{CohortId, SessionId},
@@ -99,6 +100,14 @@ pub enum ParticipantInput {
     JoinDecided(bool),
     /// A message arrived from a sender that the transport has authenticated.
     Message(Message),
+    /// A message that the transport had kept since before it was connected. What was said before we opted in is of another
+    /// life of this identity, and passed over.
+    Stored {
+        /// The message.
+        message: Message,
+        /// When its sender says that it was said.
+        said: Timestamp,
+    },
     /// The host's answer to [`ParticipantEffect::AskUpdate`]: its update, or `None` to decline.
     UpdateDecided(Option<SignedUpdate>),
     /// The host's answer to [`ParticipantEffect::AskValidation`]. Approving data that does not check out does not help.
@@ -194,6 +203,8 @@ pub struct ParticipantCohort {
     started: Timestamp,
     /// Sessions that a nonce of ours left for, though this journal does not know it.
     spent: BTreeSet<SessionId>,
+    /// When we opted in: nobody can answer that earlier.
+    opted_in: Timestamp,
     phase: Phase,
 }
 
@@ -205,6 +216,7 @@ impl PartialEq for ParticipantCohort {
             && self.timing == other.timing
             && self.started == other.started
             && self.spent == other.spent
+            && self.opted_in == other.opted_in
             && self.phase == other.phase
     }
 }
@@ -228,6 +240,7 @@ impl ParticipantCohort {
             advert,
             timing,
             started: Timestamp::default(),
+            opted_in: Timestamp::NEVER,
             spent: BTreeSet::new(),
             phase: Phase::Planned,
         }
@@ -267,11 +280,16 @@ impl ParticipantCohort {
     pub fn is_heavy(&self, input: &ParticipantInput) -> bool {
         const LARGE: usize = 32;
         match input {
-            ParticipantInput::Message(message) => {
+            ParticipantInput::Message(message) | ParticipantInput::Stored { message, .. } => {
                 matches!(&*message.body, Body::CohortReady(ready) if ready.cohort_keys.len() >= LARGE)
             }
             _ => false,
         }
+    }
+
+    /// Whether something that was said then can be an answer to our opt-in, as far as two clocks agree.
+    pub fn may_answer_us(&self, said: Timestamp) -> bool {
+        said >= self.opted_in - CLOCK_SKEW
     }
 
     fn on_message(&self, now: Timestamp, message: &Message) -> Result<Vec<ParticipantEvent>, Reject> {
@@ -328,7 +346,7 @@ impl ParticipantCohort {
         vec![ParticipantEvent::SessionEnded { at: now, reason }]
     }
 
-    /// An input of our own host that came too late: its answer crossed with the end of the wait. Harmless.
+    /// Something that came too late: our host's answer that crossed with the end of the wait, say. Harmless.
     fn out_of_date(&self) -> Vec<ParticipantEvent> {
         Vec::new()
     }
@@ -356,6 +374,10 @@ impl Machine for ParticipantCohort {
             },
             ParticipantInput::JoinDecided(join) => Ok(self.on_join_decided(now, *join)),
             ParticipantInput::Message(message) => self.on_message(now, message),
+            ParticipantInput::Stored { message, said } if self.may_answer_us(*said) => {
+                self.on_message(now, message)
+            }
+            ParticipantInput::Stored { .. } => Ok(self.out_of_date()),
             ParticipantInput::UpdateDecided(update) => Ok(self.on_update_decided(now, update.as_ref())),
             ParticipantInput::ValidationDecided(approved) => Ok(self.on_validation_decided(now, *approved)),
             ParticipantInput::SigningDecided(approved) => Ok(self.on_signing_decided(now, *approved)),
@@ -381,6 +403,7 @@ impl Machine for ParticipantCohort {
             ParticipantEvent::NonceSeen { session_id, .. } => {
                 self.spent.insert(session_id.clone());
             }
+            ParticipantEvent::OptedIn { at } => self.opted_in = *at,
             _ => {}
         }
         let timing = self.timing;

@@ -1,6 +1,6 @@
 //! A cohort at its service as an actor: the machine's mailbox, its policy, its signing session.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
@@ -8,34 +8,49 @@ use actix::{
 };
 use btcr2_aggregation_protocol::{
     cohort::{
-        event::ServiceEvent,
+        Member,
+        event::{CohortFailure, ServiceEvent},
         service::{ServiceCohort, ServiceEffect, ServiceInput, phase::Phase},
     },
-    error::{Fatal, Reject},
+    did::Did,
+    error::{Fatal, Fault, Reject, RejectCode, Slot},
     id::CohortId,
     machine::Machine,
-    message::{Body, Message},
+    message::Body,
+    signing::SigningTask,
     transcript::Transcript,
 };
+use serde_json::Value;
 
 use crate::{
+    bans::{Entry, Offence},
     engine::{Driven, Engine},
+    evidence::EvidenceBook,
     journal::{JournalError, StreamId},
     notice::{CohortResult, ServiceNotice},
     policy::{CohortView, PolicyError, TransactionRequest},
-    service::ServiceShared,
-    signing::{Session, SessionMessage, SigningEnded, SigningSessionActor},
+    recovery::{self, Restarts},
+    service::{FormAgain, ServiceShared},
+    signing::{FaultFound, Session, SessionMessage, SigningEnded, SigningSessionActor},
     supervisor::{End, EndGuard},
-    transport::Outbound,
+    transport::{Evidence, Outbound, Received},
 };
+
+/// How long members are tried to be told that the cohort is over.
+const FAREWELL: Duration = Duration::from_secs(600);
 
 /// How many messages may wait for a cohort. A sender beyond that waits itself, at its transport.
 const MAILBOX: usize = 4096;
 
+/// The signing session's actor is gone, however it went.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+struct SessionGone(End);
+
 /// A message of a member, or of somebody who wants to be one.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
-pub(crate) struct CohortMessage(pub(crate) Message);
+pub(crate) struct CohortMessage(pub(crate) Received);
 
 /// Form the cohort with the members that it has.
 #[derive(ActixMessage)]
@@ -47,35 +62,104 @@ pub(crate) struct Finalize;
 #[rtype(result = "()")]
 pub(crate) struct Cancel(pub(crate) String);
 
-/// The signing session's actor is gone, however it went.
-#[derive(ActixMessage)]
-#[rtype(result = "()")]
-struct SessionGone(End);
+/// With what a cohort's actor begins.
+pub(crate) struct Beginning {
+    machine: ServiceCohort,
+    transcript: Transcript,
+    how: How,
+}
+
+enum How {
+    /// The cohort is new.
+    Fresh,
+    /// It ran before.
+    Again,
+    /// It ran before, and must not go on, for this reason.
+    Abort(String),
+}
+
+impl Beginning {
+    /// Of a new cohort.
+    pub(crate) fn fresh(machine: ServiceCohort) -> Self {
+        Self { machine, transcript: Transcript::default(), how: How::Fresh }
+    }
+
+    /// Of a cohort that ran before, from its facts; only to end it where there is a reason to.
+    pub(crate) fn again(mut machine: ServiceCohort, facts: &[ServiceEvent], abort: Option<String>) -> Self {
+        let mut transcript = Transcript::default();
+        recovery::replay(&mut machine, facts, |machine, fact, effects| {
+            for digest in machine.transcript_entries(fact, effects) {
+                transcript.push(digest);
+            }
+        });
+        Self { machine, transcript, how: abort.map_or(How::Again, How::Abort) }
+    }
+
+    pub(crate) fn cohort_id(&self) -> &CohortId {
+        &self.machine.config().terms.cohort_id
+    }
+
+    /// Those whose DID does not prove their key, with the genesis document that does.
+    pub(crate) fn external_members(&self) -> Vec<(Did, Arc<Value>)> {
+        let external =
+            |member: &Arc<Member>| Some((member.did.clone(), Arc::clone(member.genesis_document.as_ref()?)));
+        match self.machine.phase() {
+            Phase::Enrolling(enrolling) => {
+                enrolling.candidates.values().filter_map(|(member, _)| external(member)).collect()
+            }
+            phase => {
+                phase.formed().into_iter().flat_map(|formed| formed.members.values()).filter_map(external).collect()
+            }
+        }
+    }
+}
 
 pub(crate) struct CohortActor {
     engine: Engine<ServiceCohort>,
     shared: Arc<ServiceShared>,
     outbound: Recipient<Outbound>,
+    successors: Recipient<FormAgain>,
+    how: How,
     session: Option<Session>,
+    session_restarts: Restarts,
     transcript: Transcript,
+    evidence: EvidenceBook,
     guard: EndGuard,
 }
 
 impl CohortActor {
     pub(crate) fn new(
-        machine: ServiceCohort,
+        beginning: Beginning,
         shared: Arc<ServiceShared>,
         outbound: Recipient<Outbound>,
+        successors: Recipient<FormAgain>,
         guard: EndGuard,
     ) -> Self {
-        let stream = StreamId::new(format!("cohort/{}", machine.config().cohort_id));
+        let Beginning { machine, transcript, how } = beginning;
+        let stream = Self::stream(&machine.config().terms.cohort_id);
         let rng = shared.randomness.for_actor(stream.as_str());
         let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, shared.clock, rng);
-        Self { engine, shared, outbound, session: None, transcript: Transcript::default(), guard }
+        Self {
+            engine,
+            shared,
+            outbound,
+            successors,
+            how,
+            session: None,
+            session_restarts: Restarts::default(),
+            transcript,
+            evidence: EvidenceBook::default(),
+            guard,
+        }
+    }
+
+    /// Where the facts of this cohort are kept.
+    pub(crate) fn stream(cohort_id: &CohortId) -> StreamId {
+        StreamId::new(format!("cohort/{cohort_id}"))
     }
 
     fn cohort_id(&self) -> CohortId {
-        self.engine.machine().config().cohort_id.clone()
+        self.engine.machine().config().terms.cohort_id.clone()
     }
 
     fn view(&self) -> CohortView {
@@ -84,7 +168,7 @@ impl CohortActor {
             Phase::Enrolling(enrolling) => enrolling.admitted(),
             phase => phase.formed().map_or(0, |formed| formed.members.len()),
         };
-        CohortView { cohort_id: self.cohort_id(), conditions: machine.config().conditions.clone(), admitted }
+        CohortView { cohort_id: self.cohort_id(), conditions: machine.config().terms.conditions.clone(), admitted }
     }
 
     /// Asks the host something and feeds its answer to the machine.
@@ -103,7 +187,7 @@ impl CohortActor {
         let machine = self.engine.machine();
         let output = machine.phase().formed()?.output.clone();
         let aggregation = Arc::clone(&machine.phase().aggregated()?.aggregation);
-        let context = machine.config().cohort_id.as_str().as_bytes().to_vec();
+        let context = machine.config().terms.cohort_id.as_str().as_bytes().to_vec();
         let head = self.transcript.head();
         // The generator is here: facts are observed between decisions, not during one.
         let transcript = head.sign(&context, self.shared.identity.secret_key(), self.engine.rng()?);
@@ -112,30 +196,154 @@ impl CohortActor {
     }
 }
 
+impl CohortActor {
+    /// How the cohort ended, once it has.
+    fn end_notice(&mut self) -> Option<ServiceNotice> {
+        let cohort_id = self.cohort_id();
+        match self.engine.machine().phase() {
+            Phase::Completed { outcome, .. } => {
+                let outcome = Arc::clone(outcome);
+                Some(ServiceNotice::SigningComplete {
+                    cohort_id,
+                    path: outcome.path,
+                    txid: outcome.transaction.compute_txid().to_string(),
+                    result: Arc::new(self.result(outcome)?),
+                })
+            }
+            Phase::Failed { reason, .. } => Some(ServiceNotice::failed(cohort_id, reason)),
+            _ => None,
+        }
+    }
+
+    /// Starts the signing session, or brings it back from its journal.
+    fn start_session(&mut self, task: Arc<SigningTask>, pause: Duration, ctx: &mut Context<Self>) {
+        let journal = Arc::clone(&self.shared.journal);
+        let reading = async move {
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+            let facts = recovery::facts(&*journal, &SigningSessionActor::stream(&task.session_id)).await;
+            (task, facts)
+        };
+        // Nothing else happens before: a member's message must find its session.
+        ctx.wait(reading.into_actor(self).map(|(task, facts), actor, ctx| match facts {
+            Ok(facts) => {
+                let gone = ctx.address().recipient();
+                let guard = EndGuard::new(move |end| gone.do_send(SessionGone(end)));
+                let cohort = ctx.address();
+                let outbound = actor.outbound.clone();
+                let session = SigningSessionActor::new(task, &facts, &actor.shared, outbound, cohort, guard);
+                actor.session = Some(Session::start(session));
+            }
+            Err(error) => actor.feed(ServiceInput::SigningLost(Fatal(error.to_string())), ctx),
+        }));
+    }
+
+    /// Records what a member did, with what it signed.
+    fn charge(&self, did: &Did, offence: Offence, detail: String, evidence: Vec<Evidence>) {
+        let (cohort_id, at) = (self.cohort_id(), self.shared.clock.now());
+        let entry = Entry { offence, cohort_id: cohort_id.clone(), at, detail, evidence };
+        match self.shared.bans.record(did, entry) {
+            Ok(Some(until)) => {
+                self.shared.notices.publish(ServiceNotice::MemberBanned {
+                    cohort_id,
+                    participant: did.clone(),
+                    offence,
+                    until,
+                });
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(%did, %error, "an offence is not on record"),
+        }
+    }
+
+    fn charge_fault(&self, fault: &Fault) {
+        // The others are charged when the cohort ends.
+        if fault.code == RejectCode::Equivocation {
+            let evidence = self.evidence.of(&fault.did, fault.slot);
+            self.charge(&fault.did, Offence::Equivocation, fault.detail.clone(), evidence);
+        }
+    }
+
+    /// What those did whom an ended cohort leaves behind as culprits or holdouts.
+    fn charge_everybody(&self) {
+        let (silent, wrong, rejecting) = match self.engine.machine().phase() {
+            Phase::Completed { outcome, .. } => (&outcome.holdouts[..], &outcome.culprits[..], None),
+            Phase::Failed { reason, .. } => match reason {
+                CohortFailure::UpdatesMissing { holdouts }
+                | CohortFailure::ValidationMissing { holdouts }
+                | CohortFailure::MembersAbsent { holdouts } => (&holdouts[..], &[][..], None),
+                CohortFailure::Signing { holdouts, culprits, .. } => (&holdouts[..], &culprits[..], None),
+                CohortFailure::ValidationRejected { by } => (&[][..], &[][..], Some(by)),
+                _ => return,
+            },
+            _ => return,
+        };
+        for did in silent {
+            self.charge(did, Offence::Holdout, "kept silent".to_owned(), Vec::new());
+        }
+        for did in wrong {
+            let mut evidence = self.evidence.of(did, Slot::Nonce);
+            evidence.extend(self.evidence.of(did, Slot::PartialSignature));
+            self.charge(
+                did,
+                Offence::BadPartialSignature,
+                "sent an invalid partial signature".to_owned(),
+                evidence,
+            );
+        }
+        if let Some(did) = rejecting {
+            let evidence = self.evidence.of(did, Slot::Validation);
+            self.charge(did, Offence::Rejection, "rejected the aggregated data".to_owned(), evidence);
+        }
+    }
+}
+
 impl Actor for CohortActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
-        self.feed(ServiceInput::Advertise, ctx);
+        match std::mem::replace(&mut self.how, How::Again) {
+            How::Fresh => self.feed(ServiceInput::Advertise, ctx),
+            How::Again => {
+                let (cohort_id, phase) = (self.cohort_id(), self.engine.machine().phase().name());
+                self.shared.notices.publish(ServiceNotice::CohortRecovered { cohort_id, phase });
+                // It was not told, or nobody has said that it was heard.
+                if let Some(notice) = self.end_notice() {
+                    self.charge_everybody();
+                    self.shared.notices.publish(notice);
+                }
+                self.resume(ctx);
+            }
+            How::Abort(reason) => self.feed(ServiceInput::Abort(Fatal(reason)), ctx),
+        }
     }
 }
 
 impl Handler<CohortMessage> for CohortActor {
     type Result = ();
 
-    fn handle(&mut self, CohortMessage(message): CohortMessage, ctx: &mut Self::Context) {
+    fn handle(&mut self, CohortMessage(received): CohortMessage, ctx: &mut Self::Context) {
         let for_session = matches!(
-            &*message.body,
+            &*received.body,
             Body::NonceContribution(_) | Body::SignatureAuthorization(_) | Body::FallbackSignature(_)
         );
+        if self.engine.machine().phase().concerns(&received.from) {
+            self.evidence.keep(&received);
+        }
         match &self.session {
             Some(session) if for_session => {
-                if let Err(error) = session.address().try_send(SessionMessage(message)) {
+                if let Err(error) = session.address().try_send(SessionMessage(received)) {
                     tracing::warn!(cohort_id = %self.cohort_id(), %error, "a message for the signing session is lost");
                 }
             }
-            _ => self.feed(ServiceInput::Message(message), ctx),
+            // It is being brought back: the sender gets no receipt, and says it again.
+            None if for_session && self.engine.machine().is_signing() => {}
+            _ => {
+                let Received { message, receipt, .. } = received;
+                self.feed_received(ServiceInput::Message(message), receipt, ctx);
+            }
         }
     }
 }
@@ -164,13 +372,34 @@ impl Handler<SigningEnded> for CohortActor {
     }
 }
 
+impl Handler<FaultFound> for CohortActor {
+    type Result = ();
+
+    fn handle(&mut self, FaultFound(fault): FaultFound, _: &mut Self::Context) {
+        self.charge_fault(&fault);
+    }
+}
+
 impl Handler<SessionGone> for CohortActor {
     type Result = ();
 
     fn handle(&mut self, SessionGone(end): SessionGone, ctx: &mut Self::Context) {
         self.session = None;
-        if let Some(reason) = end.failure() {
-            self.feed(ServiceInput::SigningLost(Fatal(format!("signing session: {reason}"))), ctx);
+        let Some(reason) = end.failure() else { return };
+        let lost = |reason: &str| ServiceInput::SigningLost(Fatal(format!("signing session: {reason}")));
+        let Phase::Signing { task, .. } = self.engine.machine().phase() else { return };
+        if end != End::Panicked {
+            return self.feed(lost(reason), ctx);
+        }
+        let task = Arc::clone(task);
+        match self.session_restarts.next(self.shared.clock.now(), self.shared.restarts) {
+            Some(pause) => {
+                let (cohort_id, restarts) = (self.cohort_id(), self.session_restarts.count());
+                tracing::error!(%cohort_id, restarts, "a signing session panicked and is brought back from its journal");
+                self.shared.notices.publish(ServiceNotice::CohortRestarted { cohort_id, restarts });
+                self.start_session(task, pause, ctx);
+            }
+            None => self.feed(lost("it panicked too often"), ctx),
         }
     }
 }
@@ -229,24 +458,25 @@ impl Driven for CohortActor {
             ServiceEvent::TransactionDeferred { reason, .. } => {
                 ServiceNotice::TransactionDeferred { cohort_id, reason: reason.clone() }
             }
-            ServiceEvent::FaultRecorded { fault } | ServiceEvent::OptInDisplaced { fault, .. } => {
+            ServiceEvent::FaultRecorded { fault } => {
+                self.charge_fault(fault);
                 ServiceNotice::rejected(Some(&cohort_id), &Reject::from(fault))
             }
-            ServiceEvent::CohortCompleted { outcome, .. } => {
-                let Some(result) = self.result(Arc::clone(outcome)) else { return };
-                ServiceNotice::SigningComplete {
-                    cohort_id,
-                    path: outcome.path,
-                    txid: outcome.transaction.compute_txid().to_string(),
-                    result: Arc::new(result),
-                }
+            ServiceEvent::OptInDisplaced { fault, .. } => {
+                ServiceNotice::rejected(Some(&cohort_id), &Reject::from(fault))
             }
-            ServiceEvent::CohortFailed { reason, .. } => ServiceNotice::CohortFailed {
-                cohort_id,
-                code: reason.code(),
-                reason: reason.to_string(),
-                failure: reason.clone(),
-            },
+            ServiceEvent::PhaseExtended { phase, until, .. } => {
+                ServiceNotice::PhaseExtended { cohort_id, phase: *phase, until: *until }
+            }
+            ServiceEvent::PresenceRequested { .. } => ServiceNotice::PresenceRequested { cohort_id },
+            ServiceEvent::PresenceConfirmed { did } => {
+                ServiceNotice::PresenceConfirmed { cohort_id, participant: participant(did) }
+            }
+            ServiceEvent::CohortCompleted { .. } | ServiceEvent::CohortFailed { .. } => {
+                self.charge_everybody();
+                let Some(notice) = self.end_notice() else { return };
+                notice
+            }
             // The session announces its own start.
             ServiceEvent::SigningStarted { .. }
             | ServiceEvent::AdvertRepeated { .. }
@@ -264,13 +494,20 @@ impl Driven for CohortActor {
                 self.outbound.do_send(Outbound::WithdrawAdvert { cohort_id: self.cohort_id() });
             }
             ServiceEffect::Send { to, body } => {
-                let until = self.engine.machine().deadline();
+                // What is said at the end is worth a few tries.
+                let until = self.engine.machine().deadline().or_else(|| Some(self.shared.clock.now() + FAREWELL));
                 self.outbound.do_send(Outbound::Direct { to, body, until });
             }
             ServiceEffect::AskAdmission(member) => {
                 let view = self.view();
+                let banned = self.shared.bans.banned(&member.did, self.shared.clock.now());
                 let question = async move {
-                    let admission = policy.admit(&view, &member).await;
+                    let admission = match banned {
+                        Ok(None) => policy.admit(&view, &member).await,
+                        Ok(Some(until)) => Err(format!("banned until {}", until.as_secs())),
+                        // A book that cannot be read is the operator's to mend; it must not let everybody in.
+                        Err(error) => Err(error.to_string()),
+                    };
                     Some(ServiceInput::AdmissionDecided { did: member.did.clone(), admission })
                 };
                 self.ask(question, ctx);
@@ -294,13 +531,8 @@ impl Driven for CohortActor {
                 };
                 self.ask(question, ctx);
             }
-            ServiceEffect::StartSigning(task) => {
-                let gone = ctx.address().recipient();
-                let guard = EndGuard::new(move |end| gone.do_send(SessionGone(end)));
-                let cohort = ctx.address().recipient();
-                let session = SigningSessionActor::new(task, &self.shared, self.outbound.clone(), cohort, guard);
-                self.session = Some(Session::start(session));
-            }
+            ServiceEffect::StartSigning(task) => self.start_session(task, Duration::ZERO, ctx),
+            ServiceEffect::FormAgain(terms) => self.successors.do_send(FormAgain(terms)),
         }
     }
 

@@ -12,6 +12,7 @@ use rand_chacha::ChaCha20Rng;
 use crate::{
     journal::{Journal, JournalError, Record, StreamId},
     runtime::Clock,
+    transport::Receipt,
 };
 
 /// A machine with what it takes to drive it.
@@ -25,7 +26,7 @@ pub(crate) struct Engine<M: Machine> {
     unreleased: VecDeque<Batch<M>>,
     next_batch: u64,
     /// Inputs that came up while effects were being performed: their turn is after those effects.
-    waiting: VecDeque<M::Input>,
+    waiting: VecDeque<(M::Input, Receipt)>,
     busy: bool,
     timer: Option<(Timestamp, SpawnHandle)>,
 }
@@ -33,6 +34,8 @@ pub(crate) struct Engine<M: Machine> {
 struct Batch<M: Machine> {
     number: u64,
     facts: Vec<(M::Event, Vec<M::Effect>)>,
+    /// Those whose message caused it, or repeated what caused it.
+    receipts: Vec<Receipt>,
     durable: bool,
 }
 
@@ -106,22 +109,43 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
 
     /// Lets `input` happen.
     fn feed(&mut self, input: <Self::Machine as Machine>::Input, ctx: &mut Context<Self>) {
+        self.feed_received(input, Receipt::default(), ctx);
+    }
+
+    /// Lets a message happen; its receipt is confirmed when all that follows from it is durable.
+    fn feed_received(
+        &mut self,
+        input: <Self::Machine as Machine>::Input,
+        receipt: Receipt,
+        ctx: &mut Context<Self>,
+    ) {
         let engine = self.engine();
-        engine.waiting.push_back(input);
+        engine.waiting.push_back((input, receipt));
         if !engine.busy {
             self.work(ctx);
         }
     }
 
+    /// Takes up a machine that was brought back from its journal: what is still owed is done again, and a deadline that has
+    /// passed meanwhile is over at once.
+    fn resume(&mut self, ctx: &mut Context<Self>) {
+        let owed = self.engine().machine.resume();
+        self.engine().busy = true;
+        for effect in owed {
+            self.perform(effect, ctx);
+        }
+        self.work(ctx);
+    }
+
     #[doc(hidden)]
     fn work(&mut self, ctx: &mut Context<Self>) {
         self.engine().busy = true;
-        while let Some(input) = self.engine().waiting.pop_front() {
+        while let Some((input, receipt)) = self.engine().waiting.pop_front() {
             let engine = self.engine();
             let now = engine.clock.now();
             let Some(mut rng) = engine.rng.take() else {
                 // Unreachable: the generator is away only while `ctx.wait` holds everything else back.
-                engine.waiting.push_front(input);
+                engine.waiting.push_front((input, receipt));
                 return;
             };
             if Self::is_heavy(&engine.machine, &input) {
@@ -138,14 +162,14 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
                     let (decided, rng) =
                         joined.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
                     actor.engine().rng = Some(rng);
-                    actor.absorb(decided, ctx);
+                    actor.absorb(decided, receipt, ctx);
                     actor.work(ctx);
                 }));
                 return;
             }
             let decided = engine.machine.decide(now, &input, &mut rng);
             engine.rng = Some(rng);
-            self.absorb(decided, ctx);
+            self.absorb(decided, receipt, ctx);
         }
         self.engine().busy = false;
         self.rearm(ctx);
@@ -153,11 +177,25 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
     }
 
     #[doc(hidden)]
-    fn absorb(&mut self, decided: Result<Vec<<Self::Machine as Machine>::Event>, Reject>, ctx: &mut Context<Self>) {
+    fn absorb(
+        &mut self,
+        decided: Result<Vec<<Self::Machine as Machine>::Event>, Reject>,
+        receipt: Receipt,
+        ctx: &mut Context<Self>,
+    ) {
         let events = match decided {
-            Ok(events) if events.is_empty() => return,
+            Ok(events) if events.is_empty() => {
+                // It may repeat what is on its way to the journal just now.
+                return match self.engine().unreleased.back_mut() {
+                    Some(batch) => batch.receipts.push(receipt),
+                    None => receipt.confirm(),
+                };
+            }
             Ok(events) => events,
-            Err(reject) => return self.refused(reject, ctx),
+            Err(reject) => {
+                receipt.confirm();
+                return self.refused(reject, ctx);
+            }
         };
         let engine = self.engine();
         let records = events.iter().cloned().map(Record::new).collect();
@@ -172,7 +210,7 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
             .collect();
         let number = engine.next_batch;
         engine.next_batch += 1;
-        engine.unreleased.push_back(Batch { number, facts, durable: false });
+        engine.unreleased.push_back(Batch { number, facts, receipts: vec![receipt], durable: false });
         let mut appended = engine.journal.append(&engine.stream, records);
         match (&mut appended).now_or_never() {
             Some(result) => self.appended(number, result, ctx),
@@ -198,6 +236,7 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
         }
         while self.engine().unreleased.front().is_some_and(|batch| batch.durable) {
             let Some(batch) = self.engine().unreleased.pop_front() else { return };
+            batch.receipts.into_iter().for_each(Receipt::confirm);
             for (event, effects) in batch.facts {
                 self.observe(&event, &effects, ctx);
                 for effect in effects {

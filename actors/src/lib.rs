@@ -8,16 +8,21 @@
 //! - [`participant`]: a DID controller and its sessions; `participant_session` is the actor below it.
 //! - [`transport`] and [`journal`]: the two ports.
 //! - [`state`]: the state directory, in which the journal and what else must survive the process is kept.
+//! - [`bans`]: who did wrong, and is not admitted for a while.
+//! - [`recovery`]: how actors come back from their journal, after a panic or a restart of the process.
 //! - `engine`: how an actor drives a machine: decide, apply, journal, and only then perform.
 //! - [`runtime`]: time and randomness, injected.
 
+pub mod bans;
 mod cohort;
 mod engine;
+mod evidence;
 pub mod journal;
 pub mod notice;
 pub mod participant;
 mod participant_session;
 pub mod policy;
+pub mod recovery;
 mod remembered;
 pub mod runtime;
 pub mod service;

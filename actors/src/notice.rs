@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use btcr2_aggregation_protocol::{
     beacon::Aggregation,
-    cohort::event::{CohortFailure, SessionEnd, SpendPath},
+    cohort::{
+        event::{CohortFailure, SessionEnd, SpendPath},
+        service::rules::TimedPhase,
+    },
     did::Did,
     error::{Reject, RejectCode},
     hash::SignalBytes,
@@ -15,10 +18,13 @@ use btcr2_aggregation_protocol::{
     output::BeaconOutput,
     sidecar::MemberRecord,
     signing::Signed,
+    time::Timestamp,
     transcript::{SignedTranscriptHead, Transcript},
 };
 use serde::Serialize;
 use tokio::sync::broadcast;
+
+use crate::bans::Offence;
 
 /// How a cohort ended well, with all that its operator needs to keep.
 #[derive(Clone, Debug)]
@@ -80,6 +86,20 @@ pub enum ServiceNotice {
     },
     /// The cohort ended without a transaction.
     CohortFailed { cohort_id: CohortId, code: &'static str, reason: String, failure: CohortFailure },
+    /// A phase was given more time.
+    PhaseExtended { cohort_id: CohortId, phase: TimedPhase, until: Timestamp },
+    /// The members are asked for a sign of life before signing.
+    PresenceRequested { cohort_id: CohortId },
+    /// A member gave it.
+    PresenceConfirmed { cohort_id: CohortId, participant: Did },
+    /// The cohort was brought back from its journal, in this phase.
+    CohortRecovered { cohort_id: CohortId, phase: &'static str },
+    /// An actor of the cohort panicked and is brought back; so many times lately.
+    CohortRestarted { cohort_id: CohortId, restarts: usize },
+    /// The cohort takes the place of one that failed.
+    CohortReformed { cohort_id: CohortId, predecessor: Option<CohortId>, invited: usize, excluded: Vec<Did> },
+    /// A member is not admitted any more for a while.
+    MemberBanned { cohort_id: CohortId, participant: Did, offence: Offence, until: Timestamp },
     /// A message was refused.
     MessageRejected { cohort_id: Option<CohortId>, from: Option<Did>, code: RejectCode, detail: String },
     /// A message of ours was not delivered, and will not be.
@@ -109,6 +129,10 @@ pub enum ParticipantNotice {
     SigningRequested { did: Did, cohort_id: CohortId, session_id: SessionId },
     /// Our nonce is out.
     NonceSent { did: Did, cohort_id: CohortId },
+    /// The session was brought back from its journal, in this phase.
+    SessionRecovered { did: Did, cohort_id: CohortId, phase: &'static str },
+    /// The session's actor panicked and is brought back; so many times lately.
+    SessionRestarted { did: Did, cohort_id: CohortId, restarts: usize },
     /// Our secret nonce is gone; only the fallback can be served.
     NonceLost { did: Did, cohort_id: CohortId },
     /// The service asked for the fallback.
@@ -133,6 +157,15 @@ pub enum ParticipantNotice {
 }
 
 impl ServiceNotice {
+    pub(crate) fn failed(cohort_id: CohortId, failure: &CohortFailure) -> Self {
+        Self::CohortFailed {
+            cohort_id,
+            code: failure.code(),
+            reason: failure.to_string(),
+            failure: failure.clone(),
+        }
+    }
+
     pub(crate) fn rejected(cohort_id: Option<&CohortId>, reject: &Reject) -> Self {
         Self::MessageRejected {
             cohort_id: cohort_id.cloned(),

@@ -1,39 +1,51 @@
 //! A participant: one identity, and a `ParticipantSessionActor` for each cohort that it is
-//! asked to join.
+//! asked to join. Those that ran when the process ended are brought back from the journal, see `recover`.
 
-use std::{collections::BTreeMap, sync::Arc};
+mod recover;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient};
 use btcr2_aggregation_protocol::{
     beacon::BeaconRegistry,
     cohort::{
         Timing,
-        event::SessionEnd,
         participant::{Advert, ParticipantCohort, ParticipantConfig},
     },
     did::Did,
     error::{Reject, RejectCode},
     id::CohortId,
     identity::Identity,
-    message::{Body, Message, keygen::CohortAdvert},
+    message::{Body, keygen::CohortAdvert},
     output::KeyAggregator,
     time::Timestamp,
 };
 
+use self::recover::SessionGone;
 use crate::{
     journal::Journal,
     notice::{Notices, ParticipantNotice},
-    participant_session::{Leave, ParticipantSessionActor, SessionMessage},
+    participant_session::{How, Leave, ParticipantSessionActor, SessionMessage},
     policy::ParticipantPolicy,
+    recovery::{RestartIntensity, Restarts},
     remembered::Remembered,
     runtime::{Clock, Randomness},
-    service::undecodable,
-    supervisor::{End, EndGuard},
-    transport::{Delivery, Outbound, Transport},
+    service::{Retention, undecodable},
+    supervisor::EndGuard,
+    transport::{Delivery, Outbound, Received, Transport},
 };
 
 /// How many messages may wait for a participant.
 const MAILBOX: usize = 1024;
+
+/// How many messages may wait for a session that is being brought back: a service sends seven a round.
+const WAITING: usize = 64;
+
+/// How many cohorts are expected to take the place of ours.
+const SUCCESSORS: usize = 64;
 
 /// How many ended cohorts are remembered, so that a repeated advert does not start them again.
 const REMEMBERED: usize = 1024;
@@ -68,6 +80,10 @@ pub struct ParticipantSettings {
     pub randomness: Randomness,
     /// Where its notices are published.
     pub notices: Notices<ParticipantNotice>,
+    /// How often an actor that panics is replaced.
+    pub restarts: RestartIntensity,
+    /// What becomes of the journal of a session that has ended.
+    pub retention: Retention,
 }
 
 /// What the participant's actors share.
@@ -79,16 +95,28 @@ pub(crate) struct ParticipantShared {
     pub(crate) clock: Clock,
     pub(crate) randomness: Randomness,
     pub(crate) notices: Notices<ParticipantNotice>,
+    pub(crate) restarts: RestartIntensity,
 }
 
 /// A cohort is known by its service and its identifier: two services may choose the same identifier.
 type CohortKey = (Did, CohortId);
 
+/// The host has kept what it wants of a session that has ended: its journal is archived.
+#[derive(Clone, Debug, ActixMessage)]
+#[rtype(result = "()")]
+pub struct ArchiveSession {
+    /// The service.
+    pub service: Did,
+    /// The cohort.
+    pub cohort_id: CohortId,
+}
+
+/// A cohort of ours ended, and another one takes its place.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
-struct SessionGone {
-    cohort: CohortKey,
-    end: End,
+pub(crate) struct Succeeded {
+    pub(crate) advert: Arc<Advert>,
+    pub(crate) next: CohortId,
 }
 
 /// Leave a cohort, whatever it is waiting for.
@@ -101,12 +129,31 @@ pub struct LeaveCohort {
     pub cohort_id: CohortId,
 }
 
+/// A session's place in the tree.
+struct Place {
+    /// `None` while it is being brought back.
+    actor: Option<Addr<ParticipantSessionActor>>,
+    /// What came meanwhile.
+    waiting: VecDeque<SessionMessage>,
+    restarts: Restarts,
+    given_up: bool,
+}
+
+impl Place {
+    fn of(actor: Addr<ParticipantSessionActor>) -> Self {
+        Self { actor: Some(actor), waiting: VecDeque::new(), restarts: Restarts::default(), given_up: false }
+    }
+}
+
 /// A DID controller in all its cohorts.
 pub struct ParticipantActor {
     shared: Arc<ParticipantShared>,
     max_sessions: usize,
     outbound: Recipient<Outbound>,
-    sessions: BTreeMap<CohortKey, Addr<ParticipantSessionActor>>,
+    sessions: BTreeMap<CohortKey, Place>,
+    /// The cohorts that take the place of ours, with the advert that ours had.
+    successors: VecDeque<(CohortKey, Arc<Advert>)>,
+    retention: Retention,
     ended: Remembered<CohortKey>,
     /// Cohorts that were formed with this identity, which knows nothing of them any more. Kept apart from `ended`, for
     /// strangers can make this one grow.
@@ -134,12 +181,15 @@ impl ParticipantActor {
             clock,
             randomness: settings.randomness,
             notices: settings.notices,
+            restarts: settings.restarts,
         };
         Self {
             shared: Arc::new(shared),
             max_sessions: settings.max_sessions,
             outbound,
             sessions: BTreeMap::new(),
+            successors: VecDeque::new(),
+            retention: settings.retention,
             ended: Remembered::new(REMEMBERED),
             formed: Remembered::new(FORMED),
             _guard: guard,
@@ -171,23 +221,62 @@ impl ParticipantActor {
             Ok(advert) => advert,
             Err(reject) => return self.reject(Some(&body.cohort_id), &reject),
         };
+        let rejoins = self.takes_the_place_of_ours(&advert);
         let machine = ParticipantCohort::new(Arc::clone(&self.shared.config), Arc::new(advert));
-        let (participant, key) = (ctx.address(), cohort.clone());
-        let guard = EndGuard::new(move |end| participant.do_send(SessionGone { cohort: key, end }));
-        let session = ParticipantSessionActor::new(machine, Arc::clone(&self.shared), self.outbound.clone(), guard);
-        self.sessions.insert(cohort, session.start());
+        let actor = self.start_session(machine, How::Fresh { rejoins }, ctx);
+        self.sessions.insert(cohort, Place::of(actor));
+    }
+
+    fn start_session(
+        &self,
+        machine: ParticipantCohort,
+        how: How,
+        ctx: &Context<Self>,
+    ) -> Addr<ParticipantSessionActor> {
+        let advert = machine.advert();
+        let (participant, cohort) = (ctx.address(), (advert.service.clone(), advert.cohort_id.clone()));
+        let guard = EndGuard::new(move |end| participant.do_send(SessionGone { cohort, end }));
+        let successors = ctx.address().recipient();
+        let (shared, outbound) = (Arc::clone(&self.shared), self.outbound.clone());
+        ParticipantSessionActor::new(machine, how, shared, outbound, successors, guard).start()
+    }
+
+    /// Whether the cohort takes the place of one that we were in, on the same terms.
+    fn takes_the_place_of_ours(&self, advert: &Advert) -> bool {
+        self.successors.iter().any(|((service, next), ours)| {
+            *service == advert.service
+                && *next == advert.cohort_id
+                && ours.network == advert.network
+                && ours.conditions == advert.conditions
+        })
     }
 
     /// A message, and when it was said if that was before we were connected.
-    fn on_message(&mut self, message: Message, stored: Option<Timestamp>, ctx: &mut Context<Self>) {
+    fn on_message(&mut self, received: Received, stored: Option<Timestamp>, ctx: &mut Context<Self>) {
+        let Received { message, receipt, .. } = received;
         if let Body::CohortAdvert(body) = &*message.body {
+            receipt.confirm();
             return self.on_advert(&message.from, body, ctx);
         }
         let cohort = (message.from.clone(), message.body.cohort_id().clone());
-        if let Some(session) = self.sessions.get(&cohort) {
-            if let Err(error) = session.try_send(SessionMessage { message, stored }) {
-                tracing::warn!(cohort_id = %cohort.1, %error, "the session's mailbox is full, a message is lost");
+        if let Some(place) = self.sessions.get_mut(&cohort) {
+            let message = SessionMessage { message, receipt, stored };
+            match &place.actor {
+                Some(session) => {
+                    if let Err(error) = session.try_send(message) {
+                        tracing::warn!(cohort_id = %cohort.1, %error, "the session's mailbox is full, a message is lost");
+                    }
+                }
+                None if place.waiting.len() < WAITING => place.waiting.push_back(message),
+                None => {
+                    tracing::warn!(cohort_id = %cohort.1, "the session is being brought back, a message is not taken");
+                }
             }
+            return;
+        }
+        receipt.confirm();
+        if message.body.is_control() {
+            // About a cohort that we have nothing to do with any more.
             return;
         }
         if self.ended.contains(&cohort) {
@@ -218,6 +307,7 @@ impl Actor for ParticipantActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
+        self.recover_all(ctx);
     }
 }
 
@@ -226,8 +316,8 @@ impl Handler<Delivery> for ParticipantActor {
 
     fn handle(&mut self, delivery: Delivery, ctx: &mut Self::Context) {
         match delivery {
-            Delivery::Message(message) => self.on_message(message, None, ctx),
-            Delivery::Stored { message, said } => self.on_message(message, Some(said), ctx),
+            Delivery::Message(received) => self.on_message(received, None, ctx),
+            Delivery::Stored { message, said } => self.on_message(message.into(), Some(said), ctx),
             Delivery::Undecodable { from, error } => {
                 if let Some(reject) = undecodable(&from, &error) {
                     self.reject(None, &reject);
@@ -253,27 +343,20 @@ impl Handler<LeaveCohort> for ParticipantActor {
     type Result = ();
 
     fn handle(&mut self, LeaveCohort { service, cohort_id }: LeaveCohort, _: &mut Self::Context) {
-        if let Some(session) = self.sessions.get(&(service, cohort_id)) {
+        let place = self.sessions.get(&(service, cohort_id));
+        if let Some(session) = place.and_then(|place| place.actor.as_ref()) {
             session.do_send(Leave);
         }
     }
 }
 
-impl Handler<SessionGone> for ParticipantActor {
+impl Handler<Succeeded> for ParticipantActor {
     type Result = ();
 
-    fn handle(&mut self, SessionGone { cohort, end }: SessionGone, _: &mut Self::Context) {
-        self.sessions.remove(&cohort);
-        if let Some(reason) = end.failure() {
-            tracing::error!(cohort_id = %cohort.1, reason, "a participant's session ended before its cohort");
-            let end = SessionEnd::Internal { reason: reason.to_owned() };
-            self.shared.notices.publish(ParticipantNotice::CohortFailed {
-                did: self.shared.identity.did().clone(),
-                cohort_id: cohort.1.clone(),
-                reason: end.to_string(),
-                end,
-            });
+    fn handle(&mut self, Succeeded { advert, next }: Succeeded, _: &mut Self::Context) {
+        if self.successors.len() >= SUCCESSORS {
+            self.successors.pop_front();
         }
-        self.ended.insert(cohort);
+        self.successors.push_back(((advert.service.clone(), next), advert));
     }
 }

@@ -1,6 +1,6 @@
 //! A participant in one cohort as an actor: the machine's mailbox, its policy, its signing hand.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
@@ -11,7 +11,9 @@ use btcr2_aggregation_protocol::{
         event::{ParticipantEvent, SessionEnd},
         participant::{ParticipantCohort, ParticipantEffect, ParticipantInput, phase::Phase},
     },
+    did::Did,
     error::Reject,
+    id::CohortId,
     machine::Machine,
     message::{Bytes, Message},
     signing::nonce::MemberSigner,
@@ -22,11 +24,14 @@ use crate::{
     engine::{Driven, Engine},
     journal::{JournalError, StreamId},
     notice::ParticipantNotice,
-    participant::ParticipantShared,
+    participant::{ParticipantShared, Succeeded},
     policy::{SigningRequest, UpdateRequest, Validation},
     supervisor::EndGuard,
-    transport::Outbound,
+    transport::{Outbound, Receipt},
 };
+
+/// How long the service is tried to be told a verdict that ends the session.
+const FAREWELL: Duration = Duration::from_secs(600);
 
 /// How many messages may wait for a session: a service sends seven a round.
 const MAILBOX: usize = 64;
@@ -36,6 +41,7 @@ const MAILBOX: usize = 64;
 #[rtype(result = "()")]
 pub(crate) struct SessionMessage {
     pub(crate) message: Message,
+    pub(crate) receipt: Receipt,
     /// When it was said, if that was before we were connected.
     pub(crate) stored: Option<Timestamp>,
 }
@@ -45,10 +51,25 @@ pub(crate) struct SessionMessage {
 #[rtype(result = "()")]
 pub(crate) struct Leave;
 
+/// How a session begins.
+pub(crate) enum How {
+    /// With an advert.
+    Fresh {
+        /// Whether the cohort takes the place of one that we were in, on the same terms.
+        rejoins: bool,
+    },
+    /// Where its journal ends.
+    Again,
+    /// Where its journal ends, but only to leave the cohort.
+    Abort,
+}
+
 pub(crate) struct ParticipantSessionActor {
     engine: Engine<ParticipantCohort>,
     shared: Arc<ParticipantShared>,
     outbound: Recipient<Outbound>,
+    successors: Recipient<Succeeded>,
+    how: How,
     signer: MemberSigner,
     completed: bool,
     guard: EndGuard,
@@ -57,19 +78,63 @@ pub(crate) struct ParticipantSessionActor {
 impl ParticipantSessionActor {
     pub(crate) fn new(
         machine: ParticipantCohort,
+        how: How,
         shared: Arc<ParticipantShared>,
         outbound: Recipient<Outbound>,
+        successors: Recipient<Succeeded>,
         guard: EndGuard,
     ) -> Self {
         let advert = machine.advert();
-        // The service is part of the name: anybody may advertise a cohort by the identifier of somebody else's, and would
-        // otherwise write into that cohort's stream.
-        let did = shared.identity.did();
-        let stream = StreamId::new(format!("participant/{did}/{}/{}", advert.service, advert.cohort_id));
+        let stream = Self::stream(shared.identity.did(), &advert.service, &advert.cohort_id);
         let rng = shared.randomness.for_actor(stream.as_str());
         let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, shared.clock, rng);
         let signer = MemberSigner::new(Arc::clone(shared.identity.secret_key()));
-        Self { engine, shared, outbound, signer, completed: false, guard }
+        Self { engine, shared, outbound, successors, how, signer, completed: false, guard }
+    }
+
+    /// Where the facts of this session are kept. The service is part of the name: anybody may advertise a cohort by the
+    /// identifier of somebody else's, and would otherwise write into that cohort's stream.
+    pub(crate) fn stream(did: &Did, service: &Did, cohort_id: &CohortId) -> StreamId {
+        StreamId::new(format!("participant/{did}/{service}/{cohort_id}"))
+    }
+
+    fn notice_of_end(&self, reason: &SessionEnd) -> Option<ParticipantNotice> {
+        match reason {
+            SessionEnd::Signed | SessionEnd::NotJoined => None,
+            reason => Some(ParticipantNotice::CohortFailed {
+                did: self.shared.identity.did().clone(),
+                cohort_id: self.engine.machine().advert().cohort_id.clone(),
+                reason: reason.to_string(),
+                end: reason.clone(),
+            }),
+        }
+    }
+
+    /// Takes the session up where its journal ends.
+    fn take_up(&mut self, ctx: &mut Context<Self>) {
+        let phase = self.engine.machine().phase().name();
+        let (did, cohort_id) =
+            (self.shared.identity.did().clone(), self.engine.machine().advert().cohort_id.clone());
+        self.shared.notices.publish(ParticipantNotice::SessionRecovered { did, cohort_id, phase });
+        // It was not told, or nobody has said that it was heard.
+        self.publish_completion();
+        if let Phase::Ended { reason, .. } = self.engine.machine().phase() {
+            let reason = reason.clone();
+            if let Some(notice) = self.notice_of_end(&reason) {
+                self.shared.notices.publish(notice);
+            }
+            self.announce_successor(&reason);
+        }
+        // The secret is never on disk: a nonce that left before has gone with the actor that held it.
+        self.feed(ParticipantInput::NonceLost, ctx);
+        self.resume(ctx);
+    }
+
+    fn announce_successor(&self, reason: &SessionEnd) {
+        if let SessionEnd::EndedByService { next: Some(next), .. } = reason {
+            let advert = Arc::clone(self.engine.machine().advert());
+            self.successors.do_send(Succeeded { advert, next: next.clone() });
+        }
     }
 
     /// Asks the host something and feeds its answer to the machine.
@@ -99,15 +164,21 @@ impl Actor for ParticipantSessionActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
-        self.feed(ParticipantInput::Discover, ctx);
+        match self.how {
+            How::Fresh { .. } => self.feed(ParticipantInput::Discover, ctx),
+            How::Again => self.take_up(ctx),
+            How::Abort => self.feed(ParticipantInput::Leave, ctx),
+        }
     }
 }
 
 impl Handler<SessionMessage> for ParticipantSessionActor {
     type Result = ();
 
-    fn handle(&mut self, SessionMessage { message, stored }: SessionMessage, ctx: &mut Self::Context) {
-        let Some(said) = stored else { return self.feed(ParticipantInput::Message(message), ctx) };
+    fn handle(&mut self, SessionMessage { message, receipt, stored }: SessionMessage, ctx: &mut Self::Context) {
+        let Some(said) = stored else {
+            return self.feed_received(ParticipantInput::Message(message), receipt, ctx);
+        };
         if !self.engine.machine().may_answer_us(said) {
             tracing::info!(
                 cohort_id = %message.body.cohort_id(),
@@ -115,7 +186,7 @@ impl Handler<SessionMessage> for ParticipantSessionActor {
                 "a message from before our opt-in is passed over: of an earlier round, or by a clock that is behind ours"
             );
         }
-        self.feed(ParticipantInput::Stored { message, said }, ctx);
+        self.feed_received(ParticipantInput::Stored { message, said }, receipt, ctx);
     }
 }
 
@@ -169,11 +240,14 @@ impl Driven for ParticipantSessionActor {
             ParticipantEvent::PartialSignatureSent { .. } | ParticipantEvent::FallbackSignatureSent { .. } => {
                 return self.publish_completion();
             }
-            ParticipantEvent::SessionEnded { reason: SessionEnd::Signed | SessionEnd::NotJoined, .. } => return,
             ParticipantEvent::SessionEnded { reason, .. } => {
-                ParticipantNotice::CohortFailed { did, cohort_id, reason: reason.to_string(), end: reason.clone() }
+                self.announce_successor(reason);
+                let Some(notice) = self.notice_of_end(reason) else { return };
+                notice
             }
             ParticipantEvent::ValidationSent { .. }
+            | ParticipantEvent::PresenceConfirmed
+            | ParticipantEvent::NonceSeen { .. }
             | ParticipantEvent::SigningApproved { .. }
             | ParticipantEvent::AggregatedNonceReceived { .. } => return,
         };
@@ -185,11 +259,21 @@ impl Driven for ParticipantSessionActor {
         let advert = Arc::clone(self.engine.machine().advert());
         match effect {
             ParticipantEffect::Send { to, body } => {
-                let until = self.engine.machine().deadline();
+                // What is said at the end is worth a few tries.
+                let until = self.engine.machine().deadline().or_else(|| Some(self.shared.clock.now() + FAREWELL));
                 self.outbound.do_send(Outbound::Direct { to, body, until });
             }
             ParticipantEffect::AskJoin => {
-                self.ask(async move { ParticipantInput::JoinDecided(policy.should_join(&advert).await) }, ctx);
+                let rejoins = matches!(self.how, How::Fresh { rejoins: true });
+                let question = async move {
+                    let joins = if rejoins {
+                        policy.should_rejoin(&advert).await
+                    } else {
+                        policy.should_join(&advert).await
+                    };
+                    ParticipantInput::JoinDecided(joins)
+                };
+                self.ask(question, ctx);
             }
             ParticipantEffect::AskUpdate { output } => {
                 let request = UpdateRequest { advert, output };

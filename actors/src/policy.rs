@@ -122,6 +122,12 @@ pub trait ParticipantPolicy: Send + Sync {
         false
     }
 
+    /// Whether to join the cohort that takes the place of one that we were in, on the same terms. Does by default.
+    async fn should_rejoin(&self, advert: &Advert) -> bool {
+        let _ = advert;
+        true
+    }
+
     /// The signed update to announce, or `None` to decline.
     async fn provide_update(&self, request: &UpdateRequest) -> Option<SignedUpdate>;
 

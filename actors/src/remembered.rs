@@ -19,8 +19,10 @@ impl<K: Ord + Clone> Remembered<K> {
         self.keys.contains(key)
     }
 
-    pub(crate) fn insert(&mut self, key: K) {
-        if self.keys.insert(key.clone()) {
+    /// Whether it is news.
+    pub(crate) fn insert(&mut self, key: K) -> bool {
+        let news = self.keys.insert(key.clone());
+        if news {
             self.order.push_back(key);
         }
         if self.order.len() > self.most
@@ -28,5 +30,6 @@ impl<K: Ord + Clone> Remembered<K> {
         {
             self.keys.remove(&oldest);
         }
+        news
     }
 }

@@ -1,8 +1,16 @@
 //! The cohorts supervisor: one Aggregation Service identity, and a `CohortActor` for each of its cohorts.
 //!
 //! It opens cohorts, routes messages to them by cohort, and notices when one ends; a cohort that fails touches no other.
+//! What ran when the process ended is brought back from the journal before anything else; an actor that panics is replaced
+//! by one that has replayed its journal: that half is in `recover`.
 
-use std::{collections::BTreeMap, sync::Arc};
+mod recover;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient};
 use btcr2_aggregation_protocol::{
@@ -10,29 +18,38 @@ use btcr2_aggregation_protocol::{
     cohort::{
         Timing,
         conditions::Conditions,
-        service::{Limits, ServiceCohort, ServiceConfig, ServiceConfigError},
+        service::{
+            CohortTerms, Limits, Lineage, ServiceCohort, ServiceConfig, ServiceConfigError, rules::PhaseRules,
+        },
     },
+    did::Did,
     error::{Reject, RejectCode},
     id::CohortId,
     identity::Identity,
-    message::{Body, DecodeError},
+    message::{Body, DecodeError, control::CohortEnded},
     network::Network,
     output::KeyAggregator,
 };
 
+use self::recover::CohortGone;
 use crate::{
-    cohort::{Cancel, CohortActor, CohortMessage, Finalize},
+    bans::BanBook,
+    cohort::{Beginning, Cancel, CohortActor, CohortMessage, Finalize},
     journal::Journal,
     notice::{Notices, ServiceNotice},
     policy::ServicePolicy,
+    recovery::{RestartIntensity, Restarts},
     remembered::Remembered,
     runtime::{Clock, Randomness},
-    supervisor::{End, EndGuard},
-    transport::{Delivery, Outbound, Transport},
+    supervisor::EndGuard,
+    transport::{Delivery, Outbound, Received, Transport},
 };
 
 /// How many messages may wait for the service. A sender beyond that waits itself, at its transport.
 const MAILBOX: usize = 8192;
+
+/// How many messages may wait for a cohort that is being brought back. Whoever gets no receipt says it again.
+const WAITING: usize = 1024;
 
 /// How many ended cohorts are remembered, so that what their members said too late is not held against them.
 const REMEMBERED: usize = 1024;
@@ -58,6 +75,22 @@ pub struct ServiceSettings {
     pub randomness: Randomness,
     /// Where its notices are published.
     pub notices: Notices<ServiceNotice>,
+    /// Who did wrong.
+    pub bans: BanBook,
+    /// How often an actor that panics is replaced.
+    pub restarts: RestartIntensity,
+    /// What becomes of the journal of a cohort that has ended.
+    pub retention: Retention,
+}
+
+/// What becomes of a journal stream whose machine has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Retention {
+    /// It stays, and after a restart the end is told again, until the host has it archived: nothing is lost.
+    #[default]
+    UntilArchived,
+    /// It is removed: for journals that do not outlive the process anyway.
+    Forget,
 }
 
 /// What the service's actors share.
@@ -68,6 +101,8 @@ pub(crate) struct ServiceShared {
     pub(crate) clock: Clock,
     pub(crate) randomness: Randomness,
     pub(crate) notices: Notices<ServiceNotice>,
+    pub(crate) bans: BanBook,
+    pub(crate) restarts: RestartIntensity,
 }
 
 /// A cohort to open.
@@ -82,7 +117,19 @@ pub struct OpenCohort {
     pub timing: Timing,
     /// What is too much.
     pub limits: Limits,
+    /// What to do when a phase cannot be completed.
+    pub rules: PhaseRules,
 }
+
+/// The host has kept what it wants of a cohort that has ended: its journal is archived.
+#[derive(Clone, Debug, ActixMessage)]
+#[rtype(result = "()")]
+pub struct ArchiveCohort(pub CohortId);
+
+/// Open the cohort that takes another one's place, unless that was done already.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct FormAgain(pub(crate) Arc<CohortTerms>);
 
 /// Form a cohort with the members that it has, without waiting for more.
 #[derive(Clone, Debug, ActixMessage)]
@@ -104,11 +151,20 @@ pub struct CancelCohort {
 #[rtype(result = "Vec<CohortId>")]
 pub struct LiveCohorts;
 
-#[derive(ActixMessage)]
-#[rtype(result = "()")]
-struct CohortGone {
-    cohort_id: CohortId,
-    end: End,
+/// A cohort's place in the tree.
+struct Place {
+    /// `None` while it is being brought back.
+    actor: Option<Addr<CohortActor>>,
+    /// What came meanwhile.
+    waiting: VecDeque<Received>,
+    restarts: Restarts,
+    given_up: bool,
+}
+
+impl Place {
+    fn of(actor: Addr<CohortActor>) -> Self {
+        Self { actor: Some(actor), waiting: VecDeque::new(), restarts: Restarts::default(), given_up: false }
+    }
 }
 
 /// An Aggregation Service: the supervisor of its cohorts.
@@ -116,10 +172,12 @@ pub struct AggregationService {
     settings: ServiceSettings,
     shared: Arc<ServiceShared>,
     outbound: Recipient<Outbound>,
-    cohorts: BTreeMap<CohortId, Addr<CohortActor>>,
+    cohorts: BTreeMap<CohortId, Place>,
     /// How many cohorts were opened, ended ones included.
     opened: u64,
     ended: Remembered<CohortId>,
+    /// Who was told that a cohort is not running here, and about which.
+    told: Remembered<(Did, CohortId)>,
     _guard: EndGuard,
 }
 
@@ -132,13 +190,67 @@ impl AggregationService {
             clock: settings.clock,
             randomness: settings.randomness,
             notices: settings.notices.clone(),
+            bans: settings.bans.clone(),
+            restarts: settings.restarts,
         });
-        let ended = Remembered::new(REMEMBERED);
-        Self { settings, shared, outbound, cohorts: BTreeMap::new(), opened: 0, ended, _guard: guard }
+        Self {
+            settings,
+            shared,
+            outbound,
+            cohorts: BTreeMap::new(),
+            opened: 0,
+            ended: Remembered::new(REMEMBERED),
+            told: Remembered::new(REMEMBERED),
+            _guard: guard,
+        }
     }
 
     fn reject(&self, cohort_id: Option<&CohortId>, reject: &Reject) {
         self.shared.notices.publish(ServiceNotice::rejected(cohort_id, reject));
+    }
+
+    fn machine(&self, terms: Arc<CohortTerms>) -> Result<ServiceCohort, ServiceConfigError> {
+        ServiceCohort::new(Arc::new(ServiceConfig {
+            terms,
+            beacons: self.settings.beacons.clone(),
+            aggregator: Arc::clone(&self.settings.aggregator),
+        }))
+    }
+
+    fn start_cohort(&self, beginning: Beginning, ctx: &Context<Self>) -> Addr<CohortActor> {
+        let (service, cohort_id) = (ctx.address(), beginning.cohort_id().clone());
+        let guard = EndGuard::new(move |end| service.do_send(CohortGone { cohort_id, end }));
+        let successors = ctx.address().recipient();
+        CohortActor::new(beginning, Arc::clone(&self.shared), self.outbound.clone(), successors, guard).start()
+    }
+
+    /// Opens a cohort on these terms.
+    fn open(&mut self, terms: CohortTerms, ctx: &Context<Self>) -> Result<CohortId, ServiceConfigError> {
+        let cohort_id = terms.cohort_id.clone();
+        let machine = self.machine(Arc::new(terms))?;
+        let actor = self.start_cohort(Beginning::fresh(machine), ctx);
+        self.cohorts.insert(cohort_id.clone(), Place::of(actor));
+        Ok(cohort_id)
+    }
+
+    fn actor(&self, cohort_id: &CohortId) -> Option<&Addr<CohortActor>> {
+        self.cohorts.get(cohort_id)?.actor.as_ref()
+    }
+
+    /// Tells somebody who speaks to a cohort that is not running here that nobody listens; once.
+    fn tell_unknown(&mut self, to: &Did, cohort_id: &CohortId) {
+        if !self.told.insert((to.clone(), cohort_id.clone())) {
+            return;
+        }
+        let body = CohortEnded {
+            cohort_id: cohort_id.clone(),
+            code: CohortEnded::UNKNOWN.to_owned(),
+            reason: "no such cohort is running here".to_owned(),
+            at_fault: false,
+            next_cohort_id: None,
+        };
+        let until = Some(self.shared.clock.now() + Duration::from_secs(60));
+        self.outbound.do_send(Outbound::Direct { to: to.clone(), body: body.into(), until });
     }
 }
 
@@ -147,6 +259,7 @@ impl Actor for AggregationService {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
+        self.recover_all(ctx);
     }
 }
 
@@ -161,24 +274,42 @@ impl Handler<OpenCohort> for AggregationService {
         // By a number that is never given twice: under a seed, the number of an ended cohort would be its identifier again.
         let mut rng = self.shared.randomness.for_actor(&format!("cohort number {}", self.opened));
         self.opened += 1;
-        let cohort_id = CohortId::generate(&mut rng);
-        let config = ServiceConfig {
+        let terms = CohortTerms {
             service: self.settings.identity.did().clone(),
             service_key: self.settings.identity.public_key(),
-            cohort_id: cohort_id.clone(),
+            cohort_id: CohortId::generate(&mut rng),
             network: open.network,
             conditions: open.conditions,
             timing: open.timing,
             limits: open.limits,
-            beacons: self.settings.beacons.clone(),
-            aggregator: Arc::clone(&self.settings.aggregator),
+            rules: open.rules,
+            lineage: Lineage::default(),
         };
-        let machine = ServiceCohort::new(Arc::new(config))?;
-        let (service, id) = (ctx.address(), cohort_id.clone());
-        let guard = EndGuard::new(move |end| service.do_send(CohortGone { cohort_id: id, end }));
-        let cohort = CohortActor::new(machine, Arc::clone(&self.shared), self.outbound.clone(), guard);
-        self.cohorts.insert(cohort_id.clone(), cohort.start());
-        Ok(cohort_id)
+        self.open(terms, ctx)
+    }
+}
+
+impl Handler<FormAgain> for AggregationService {
+    type Result = ();
+
+    fn handle(&mut self, FormAgain(terms): FormAgain, ctx: &mut Self::Context) {
+        let cohort_id = terms.cohort_id.clone();
+        if self.cohorts.contains_key(&cohort_id) || self.ended.contains(&cohort_id) {
+            return;
+        }
+        match self.open((*terms).clone(), ctx) {
+            Ok(_) => {
+                let Lineage { predecessor, invited, excluded, .. } = &terms.lineage;
+                self.shared.notices.publish(ServiceNotice::CohortReformed {
+                    cohort_id,
+                    predecessor: predecessor.clone(),
+                    invited: invited.len(),
+                    excluded: excluded.iter().cloned().collect(),
+                });
+            }
+            // The terms were good once.
+            Err(error) => tracing::error!(%cohort_id, %error, "a cohort cannot be formed again"),
+        }
     }
 }
 
@@ -187,9 +318,9 @@ impl Handler<Delivery> for AggregationService {
 
     fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
         let (message, stored) = match delivery {
-            Delivery::Message(message) => (message, false),
+            Delivery::Message(received) => (received, false),
             // Whenever it was said: an identifier is never given twice, so what names a cohort came after it.
-            Delivery::Stored { message, .. } => (message, true),
+            Delivery::Stored { message, .. } => (message.into(), true),
             Delivery::Undecodable { from, error } => {
                 if let Some(reject) = undecodable(&from, &error) {
                     self.reject(None, &reject);
@@ -213,17 +344,29 @@ impl Handler<Delivery> for AggregationService {
             }
         };
         let cohort_id = message.body.cohort_id().clone();
-        let Some(cohort) = self.cohorts.get(&cohort_id) else {
-            if stored || self.ended.contains(&cohort_id) || matches!(&*message.body, Body::CohortAdvert(_)) {
-                // Late messages of a cohort that is over, and another service's adverts, are nobody's fault.
+        let Some(place) = self.cohorts.get_mut(&cohort_id) else {
+            message.receipt.clone().confirm();
+            // Another service's adverts are nobody's fault.
+            if stored || message.body.is_control() || matches!(&*message.body, Body::CohortAdvert(_)) {
+                return;
+            }
+            self.tell_unknown(&message.from, &cohort_id);
+            if self.ended.contains(&cohort_id) {
+                // Nor are late messages of a cohort that is over.
                 return;
             }
             let detail = "no such cohort is running here";
             return self.reject(Some(&cohort_id), &Reject::new(RejectCode::WrongCohort, &message.from, detail));
         };
         let from = message.from.clone();
-        if let Err(error) = cohort.try_send(CohortMessage(message)) {
-            tracing::warn!(%cohort_id, %from, %error, "the cohort's mailbox is full, a message is lost");
+        match &place.actor {
+            Some(cohort) => {
+                if let Err(error) = cohort.try_send(CohortMessage(message)) {
+                    tracing::warn!(%cohort_id, %from, %error, "the cohort's mailbox is full, a message is lost");
+                }
+            }
+            None if place.waiting.len() < WAITING => place.waiting.push_back(message),
+            None => tracing::warn!(%cohort_id, %from, "the cohort is being brought back, a message is not taken"),
         }
     }
 }
@@ -242,7 +385,7 @@ impl Handler<FinalizeCohort> for AggregationService {
     type Result = ();
 
     fn handle(&mut self, FinalizeCohort(cohort_id): FinalizeCohort, _: &mut Self::Context) {
-        if let Some(cohort) = self.cohorts.get(&cohort_id) {
+        if let Some(cohort) = self.actor(&cohort_id) {
             cohort.do_send(Finalize);
         }
     }
@@ -252,7 +395,7 @@ impl Handler<CancelCohort> for AggregationService {
     type Result = ();
 
     fn handle(&mut self, CancelCohort { cohort_id, reason }: CancelCohort, _: &mut Self::Context) {
-        if let Some(cohort) = self.cohorts.get(&cohort_id) {
+        if let Some(cohort) = self.actor(&cohort_id) {
             cohort.do_send(Cancel(reason));
         }
     }
@@ -263,27 +406,5 @@ impl Handler<LiveCohorts> for AggregationService {
 
     fn handle(&mut self, _: LiveCohorts, _: &mut Self::Context) -> Self::Result {
         actix::MessageResult(self.cohorts.keys().cloned().collect())
-    }
-}
-
-impl Handler<CohortGone> for AggregationService {
-    type Result = ();
-
-    fn handle(&mut self, CohortGone { cohort_id, end }: CohortGone, _: &mut Self::Context) {
-        self.cohorts.remove(&cohort_id);
-        self.ended.insert(cohort_id.clone());
-        if let Some(reason) = end.failure() {
-            tracing::error!(%cohort_id, reason, "a cohort's actor ended before its cohort");
-            // Which would have withdrawn its advert itself.
-            self.outbound.do_send(Outbound::WithdrawAdvert { cohort_id: cohort_id.clone() });
-            let failure =
-                btcr2_aggregation_protocol::cohort::event::CohortFailure::Internal { reason: reason.to_owned() };
-            self.shared.notices.publish(ServiceNotice::CohortFailed {
-                cohort_id,
-                code: failure.code(),
-                reason: failure.to_string(),
-                failure,
-            });
-        }
     }
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use actix::{Actor, ActorContext, Addr, Context, Handler, Message as ActixMessage, Recipient};
 use btcr2_aggregation_protocol::{
     cohort::event::SpendPath,
-    error::Reject,
+    error::{Fault, Reject},
     hash::MessageDigest,
+    id::SessionId,
     machine::Machine,
-    message::Message,
     signing::{
         SigningOutcome, SigningTask,
         session::{SessionEffect, SessionEvent, SessionInput, SessionPhase, SigningSession},
@@ -16,21 +16,28 @@ use btcr2_aggregation_protocol::{
 };
 
 use crate::{
+    cohort::CohortActor,
     engine::{Driven, Engine},
     journal::{JournalError, StreamId},
     notice::{Notices, ServiceNotice},
+    recovery,
     service::ServiceShared,
     supervisor::EndGuard,
-    transport::Outbound,
+    transport::{Outbound, Received},
 };
 
 /// How many messages may wait for a session.
 const MAILBOX: usize = 4096;
 
+/// A member did wrong in the session: to its cohort.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct FaultFound(pub(crate) Fault);
+
 /// A message of a member for this session.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
-pub(crate) struct SessionMessage(pub(crate) Message);
+pub(crate) struct SessionMessage(pub(crate) Received);
 
 /// The cohort is over; nobody waits for the signatures any more.
 #[derive(ActixMessage)]
@@ -68,25 +75,36 @@ pub(crate) struct SigningEnded {
 pub(crate) struct SigningSessionActor {
     engine: Engine<SigningSession>,
     outbound: Recipient<Outbound>,
-    cohort: Recipient<SigningEnded>,
+    cohort: Addr<CohortActor>,
     notices: Notices<ServiceNotice>,
     digests: Vec<MessageDigest>,
     guard: EndGuard,
 }
 
 impl SigningSessionActor {
+    /// A session; `facts` are those of its life so far, if it ran before.
     pub(crate) fn new(
         task: Arc<SigningTask>,
+        facts: &[SessionEvent],
         shared: &ServiceShared,
         outbound: Recipient<Outbound>,
-        cohort: Recipient<SigningEnded>,
+        cohort: Addr<CohortActor>,
         guard: EndGuard,
     ) -> Self {
-        let stream = StreamId::new(format!("signing/{}", task.session_id));
+        let stream = Self::stream(&task.session_id);
         let rng = shared.randomness.for_actor(stream.as_str());
-        let engine = Engine::new(SigningSession::new(task), Arc::clone(&shared.journal), stream, shared.clock, rng);
+        let (mut machine, mut digests) = (SigningSession::new(task), Vec::new());
+        recovery::replay(&mut machine, facts, |machine, fact, effects| {
+            digests.extend(machine.transcript_entries(fact, effects));
+        });
+        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, shared.clock, rng);
         let notices = shared.notices.clone();
-        Self { engine, outbound, cohort, notices, digests: Vec::new(), guard }
+        Self { engine, outbound, cohort, notices, digests, guard }
+    }
+
+    /// Where the facts of this session are kept.
+    pub(crate) fn stream(session_id: &SessionId) -> StreamId {
+        StreamId::new(format!("signing/{session_id}"))
     }
 }
 
@@ -95,15 +113,19 @@ impl Actor for SigningSessionActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
-        self.feed(SessionInput::Open, ctx);
+        match self.engine.machine().phase() {
+            SessionPhase::Planned => self.feed(SessionInput::Open, ctx),
+            _ => self.resume(ctx),
+        }
     }
 }
 
 impl Handler<SessionMessage> for SigningSessionActor {
     type Result = ();
 
-    fn handle(&mut self, SessionMessage(message): SessionMessage, ctx: &mut Self::Context) {
-        self.feed(SessionInput::Message(message), ctx);
+    fn handle(&mut self, SessionMessage(received): SessionMessage, ctx: &mut Self::Context) {
+        let Received { message, receipt, .. } = received;
+        self.feed_received(SessionInput::Message(message), receipt, ctx);
     }
 }
 
@@ -151,7 +173,11 @@ impl Driven for SigningSessionActor {
                 let reason = reason.clone().unwrap_or_default();
                 ServiceNotice::FallbackStarted { cohort_id, session_id, reason, holdouts: holdouts.clone() }
             }
+            SessionEvent::PhaseExtended { phase, until, .. } => {
+                ServiceNotice::PhaseExtended { cohort_id, phase: *phase, until: *until }
+            }
             SessionEvent::FaultRecorded { fault } => {
+                self.cohort.do_send(FaultFound(fault.clone()));
                 ServiceNotice::rejected(Some(&cohort_id), &Reject::from(fault))
             }
             // The cohort tells how it ended.

@@ -158,7 +158,7 @@ impl Handler<Outbound> for Combined {
     fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
         let only = match &outbound {
             Outbound::Direct { to, .. } => self.heard.on.get(to).and_then(|transport| self.links.get(*transport)),
-            Outbound::Broadcast { .. } | Outbound::WithdrawAdvert { .. } => None,
+            Outbound::Broadcast { .. } | Outbound::Introduce { .. } | Outbound::WithdrawAdvert { .. } => None,
         };
         // Not lossy: a link bounds what waits for its connection.
         match only {

@@ -140,7 +140,7 @@ impl Handler<Outbound> for MemoryConnection {
             Outbound::Direct { to, body, .. } => (Some(to), body),
             Outbound::Broadcast { body } => (None, body),
             // Nothing is kept for those who come later: they wait for the advert's repeat.
-            Outbound::WithdrawAdvert { .. } => return,
+            Outbound::Introduce { .. } | Outbound::WithdrawAdvert { .. } => return,
         };
         let message = Message::new(self.did.clone(), to, body);
         let wire = Wire { from: self.did.clone(), text: message.to_json().into() };
@@ -166,7 +166,7 @@ impl Handler<Wire> for MemoryConnection {
 
     fn handle(&mut self, Wire { from, text }: Wire, ctx: &mut Self::Context) {
         let delivery = match Message::from_json(&text) {
-            Ok(message) if message.from == from => Delivery::Message(message),
+            Ok(message) if message.from == from => Delivery::Message(message.into()),
             Ok(message) => {
                 let problem = format!("{} is not the sender", message.from);
                 Delivery::Undecodable { from, error: DecodeError::Field { field: "from".to_owned(), problem } }

@@ -11,9 +11,13 @@ pub mod http;
 pub mod link;
 pub mod memory;
 pub mod nostr;
+mod received;
+
+use std::sync::Arc;
 
 use actix::{Message as ActixMessage, Recipient};
 use async_trait::async_trait;
+use serde_json::Value;
 
 use btcr2_aggregation_protocol::{
     beacon::BeaconType,
@@ -24,6 +28,7 @@ use btcr2_aggregation_protocol::{
     time::Timestamp,
 };
 
+pub use self::received::{Evidence, Receipt, Received};
 use crate::supervisor::End;
 
 /// Say this, in the name of the connection's identity.
@@ -44,6 +49,14 @@ pub enum Outbound {
         /// What: an advert.
         body: SharedBody,
     },
+    /// A member of a cohort that was brought back from its journal: the genesis document proves the key of its EXTERNAL
+    /// DID, which the transport would otherwise only learn from an opt-in.
+    Introduce {
+        /// Who.
+        did: Did,
+        /// Its genesis document.
+        genesis_document: Arc<Value>,
+    },
     /// The cohort's advert is over: whoever comes later is not told of it.
     WithdrawAdvert {
         /// The cohort.
@@ -56,7 +69,7 @@ pub enum Outbound {
 #[rtype(result = "()")]
 pub enum Delivery {
     /// A message; its `from` is the sender that the transport authenticated.
-    Message(Message),
+    Message(Received),
     /// A message that was said before this connection was made, kept by the transport since. It is news only to a cohort
     /// that still runs; that it comes when its cohort is over is nobody's fault.
     ///

@@ -53,11 +53,13 @@ pub enum Refusal {
     Unauthorized,
     /// No such route.
     NotFound,
+    /// The recipient could not make it safe just now; the same may be said again.
+    Unavailable,
 }
 
 impl Refusal {
     /// Every one.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::PayloadTooLarge,
         Self::InvalidJson,
         Self::UnknownSender,
@@ -71,6 +73,7 @@ impl Refusal {
         Self::NotAnActor,
         Self::Unauthorized,
         Self::NotFound,
+        Self::Unavailable,
     ];
 
     /// The HTTP status.
@@ -83,6 +86,7 @@ impl Refusal {
             Self::RateLimited => 429,
             Self::UnknownRecipient | Self::NotFound => 404,
             Self::NotAnActor => 403,
+            Self::Unavailable => 503,
         }
     }
 
@@ -102,6 +106,7 @@ impl Refusal {
             Self::NotAnActor => "not_an_actor",
             Self::Unauthorized => "unauthorized",
             Self::NotFound => "not_found",
+            Self::Unavailable => "unavailable",
         }
     }
 }

@@ -29,7 +29,7 @@ use super::{
     server::HttpServer,
     stream::{EventStream, Events},
 };
-use crate::transport::Delivery;
+use crate::transport::{Delivery, Evidence, Receipt, Received};
 
 /// The API's description.
 const OPENAPI: &str = include_str!("openapi.json");
@@ -108,16 +108,27 @@ async fn accept_message(server: &HttpServer, request: &HttpRequest, payload: Pay
     let body = read_in_time(payload, gate.config.max_body).await?;
     let Admitted { from, to, message } = gate.admit_message(&body, server.now()).await?;
     let too_large = message.as_ref().is_ok_and(|message| holds_too_large_an_update(server, message, body.len()));
+    let (receipt, confirmed) = Receipt::new();
     let delivery = match message {
-        Ok(message) => Delivery::Message(message),
-        Err(error) => Delivery::Undecodable { from, error },
+        Ok(message) => {
+            let evidence = std::str::from_utf8(&body).ok().map(|envelope| Evidence::Envelope(envelope.into()));
+            Delivery::Message(Received { message, receipt, evidence })
+        }
+        Err(error) => {
+            receipt.confirm();
+            Delivery::Undecodable { from, error }
+        }
     };
-    // The sender waits here when its recipient cannot keep up; everybody else goes on.
-    match tokio::time::timeout(DELIVERY_TIMEOUT, to.inbox.send(delivery)).await {
+    // The sender waits here when its recipient cannot keep up, and until what it said is safe; everybody else goes on.
+    let delivered = async {
+        to.inbox.send(delivery).await.map_err(|_| Refusal::UnknownRecipient)?;
+        confirmed.await.map_err(|_| Refusal::Unavailable)
+    };
+    match tokio::time::timeout(DELIVERY_TIMEOUT, delivered).await {
         // The service refuses it and says so in its own events; the member has to hear it too.
         Ok(Ok(())) if too_large => Err(Refusal::PayloadTooLarge),
         Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(Refusal::UnknownRecipient),
+        Ok(Err(refusal)) => Err(refusal),
         Err(_) => Err(Refusal::RateLimited),
     }
 }

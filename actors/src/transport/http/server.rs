@@ -156,6 +156,11 @@ impl Handler<Outbound> for Endpoint {
                 hub.do_send(Post { from, to, body });
             }
             Outbound::Broadcast { body } => hub.do_send(Advertise { from, body }),
+            Outbound::Introduce { did, genesis_document } => {
+                if let Err(error) = self.server.introduce(&did, &genesis_document) {
+                    tracing::warn!(%did, %error, "a member that was known before is not known any more");
+                }
+            }
             Outbound::WithdrawAdvert { cohort_id } => {
                 hub.do_send(Withdraw { from: self.local.identity.did().clone(), cohort_id });
             }

@@ -11,6 +11,7 @@ use actix::{
     WrapFuture,
 };
 use btcr2_aggregation_protocol::{
+    did::Did,
     id::CohortId,
     identity::Identity,
     message::Message,
@@ -20,6 +21,7 @@ use btcr2_aggregation_protocol::{
 use nostr_sdk::Event;
 use rand_chacha::ChaCha20Rng;
 use rand_core::RngCore;
+use serde_json::Value;
 
 use super::{
     Inner,
@@ -314,6 +316,14 @@ impl Actor for NostrConnection {
     }
 }
 
+impl NostrConnection {
+    fn introduce(&mut self, did: &Did, genesis_document: &Value) {
+        if let Err(error) = self.reader.introduce(did, genesis_document) {
+            tracing::warn!(%did, %error, "a member that was known before is not known any more");
+        }
+    }
+}
+
 impl Handler<Outbound> for NostrConnection {
     type Result = ();
 
@@ -327,6 +337,7 @@ impl Handler<Outbound> for NostrConnection {
                 self.outbox.withdraw(body.cohort_id());
                 self.take_up(Content::Message { to: None, body }, None, ctx);
             }
+            Outbound::Introduce { did, genesis_document } => self.introduce(&did, &genesis_document),
             Outbound::WithdrawAdvert { cohort_id } => self.withdraw_advert(&cohort_id, ctx),
         }
     }

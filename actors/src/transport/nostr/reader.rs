@@ -7,6 +7,7 @@ use std::{
 
 use btcr2_aggregation_protocol::{
     did::Did,
+    document::{self, DocumentError},
     identity::Identity,
     key::{KeyError, PublicKey, XOnlyKey},
     message::{Body, DecodeError, Message},
@@ -14,6 +15,7 @@ use btcr2_aggregation_protocol::{
     time::Timestamp,
 };
 use nostr_sdk::Event;
+use serde_json::Value;
 
 use super::{config::NostrConfig, relay::Id};
 use crate::{
@@ -156,7 +158,14 @@ impl Reader {
             return Read::Foreign("an advert of the past".to_owned());
         }
         let live = is_advert || said.as_secs() >= self.started.as_secs();
-        Read::Delivery(if live { Delivery::Message(message) } else { Delivery::Stored { message, said } })
+        Read::Delivery(if live { Delivery::Message(message.into()) } else { Delivery::Stored { message, said } })
+    }
+
+    /// Knows an EXTERNAL DID by its genesis document, without its opt-in.
+    pub(super) fn introduce(&mut self, did: &Did, genesis_document: &Value) -> Result<(), DocumentError> {
+        let (_, key) = document::genesis_key(did, Some(genesis_document))?;
+        self.external.introduce(did, key);
+        Ok(())
     }
 
     /// Whether the key is the one of the message's sender: the one in its DID, or the one that its opt-in proves.

@@ -194,6 +194,11 @@ impl ServiceCohort {
         matches!(self.phase, Phase::Completed { .. } | Phase::Failed { .. })
     }
 
+    /// Whether a signing session has the transaction.
+    pub fn is_signing(&self) -> bool {
+        matches!(self.phase, Phase::Signing { .. })
+    }
+
     /// The members whose contribution the current phase still waits for. While signing, ask the session.
     pub fn holdouts(&self) -> Vec<Did> {
         match &self.phase {

@@ -182,6 +182,14 @@ impl Phase {
         }
     }
 
+    /// Whether `did` is a member, or a candidate.
+    pub fn concerns(&self, did: &Did) -> bool {
+        match self {
+            Self::Enrolling(enrolling) => enrolling.candidates.contains_key(did),
+            phase => phase.formed().is_some_and(|formed| formed.members.contains_key(did)),
+        }
+    }
+
     /// What is waited for.
     pub fn timed(&self) -> Option<TimedPhase> {
         Some(match self {

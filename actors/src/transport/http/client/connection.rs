@@ -285,7 +285,7 @@ impl HttpConnection {
             return Err(wrong(format!("an envelope of {from} holds somebody else's message")));
         }
         Ok(match envelope.message() {
-            Ok(message) => Delivery::Message(message),
+            Ok(message) => Delivery::Message(message.into()),
             Err(error) => Delivery::Undecodable { from, error },
         })
     }

@@ -1,0 +1,286 @@
+//! Who is not admitted: members that did wrong, for as long as the operator's policy says, with the evidence.
+//!
+//! The book is kept in memory, or in a file that several programs may read and change at the same time: a running service,
+//! and the command by which its operator lists, adds and lifts bans.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use btcr2_aggregation_protocol::{did::Did, id::CohortId, time::Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::transport::Evidence;
+
+/// What a member did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Offence {
+    /// It said two different things in one place.
+    Equivocation,
+    /// It sent an invalid partial signature.
+    BadPartialSignature,
+    /// It kept silent when the cohort waited for it.
+    Holdout,
+    /// It rejected data that was right, as far as the service can tell.
+    Rejection,
+}
+
+/// An offence on record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry {
+    /// What.
+    pub offence: Offence,
+    /// In which cohort.
+    pub cohort_id: CohortId,
+    /// When it was found.
+    pub at: Timestamp,
+    /// In words.
+    pub detail: String,
+    /// What the member signed, as far as it is known. Silence has no evidence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evidence: Vec<Evidence>,
+}
+
+/// A member's record.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Conduct {
+    /// What it did, oldest first.
+    #[serde(default)]
+    pub entries: Vec<Entry>,
+    /// Until when it is banned, if it is: [`Timestamp::NEVER`] for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub banned_until: Option<Timestamp>,
+    /// Why, where an operator banned it by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Conduct {
+    /// Until when it is banned, at `now`.
+    pub fn ban(&self, now: Timestamp) -> Option<Timestamp> {
+        self.banned_until.filter(|until| now < *until)
+    }
+}
+
+/// For how long members are not admitted.
+pub trait Bans: Send + Sync {
+    /// Judges a member after its latest offence, the last of `entries`: for how long it is banned, if at all.
+    fn judge(&self, entries: &[Entry]) -> Option<Duration>;
+}
+
+/// A week for what only a broken or hostile program does, a day for holding out three times in a month.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DefaultBans;
+
+impl DefaultBans {
+    const HOLDOUTS: usize = 3;
+    const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
+    const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+}
+
+impl Bans for DefaultBans {
+    fn judge(&self, entries: &[Entry]) -> Option<Duration> {
+        let latest = entries.last()?;
+        match latest.offence {
+            Offence::Equivocation | Offence::BadPartialSignature => Some(Self::WEEK),
+            Offence::Holdout | Offence::Rejection => {
+                let recent = entries
+                    .iter()
+                    .filter(|entry| entry.offence == latest.offence && latest.at.since(entry.at) < Self::MONTH);
+                (recent.count() >= Self::HOLDOUTS).then_some(Self::DAY)
+            }
+        }
+    }
+}
+
+/// Nobody is banned; offences are still on record.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoBans;
+
+impl Bans for NoBans {
+    fn judge(&self, _: &[Entry]) -> Option<Duration> {
+        None
+    }
+}
+
+/// A book of bans that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {problem}")]
+pub struct BanBookError {
+    path: String,
+    problem: String,
+}
+
+type Members = BTreeMap<Did, Conduct>;
+
+/// How many members are kept in mind, and how much of each: whoever comes first is forgotten first.
+const MOST_MEMBERS: usize = 10_000;
+const MOST_ENTRIES: usize = 16;
+/// How long a record without a ban is kept.
+const KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// What members did, and who is banned. Clones are the same book.
+#[derive(Clone)]
+pub struct BanBook {
+    bans: Arc<dyn Bans>,
+    place: Arc<Place>,
+}
+
+enum Place {
+    Memory(Mutex<Members>),
+    File(PathBuf),
+}
+
+impl BanBook {
+    /// A book that ends with the process.
+    pub fn in_memory(bans: Arc<dyn Bans>) -> Self {
+        Self { bans, place: Arc::new(Place::Memory(Mutex::default())) }
+    }
+
+    /// The book in the file `path`, which is made when the first offence is recorded.
+    pub fn in_file(path: impl Into<PathBuf>, bans: Arc<dyn Bans>) -> Self {
+        Self { bans, place: Arc::new(Place::File(path.into())) }
+    }
+
+    /// Everybody on record.
+    ///
+    /// # Errors
+    /// [`BanBookError`] when the file cannot be read, or is something else.
+    pub fn list(&self) -> Result<BTreeMap<Did, Conduct>, BanBookError> {
+        match &*self.place {
+            Place::Memory(members) => Ok(lock(members).clone()),
+            Place::File(path) => read(path),
+        }
+    }
+
+    /// Until when `did` is banned, at `now`.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list).
+    pub fn banned(&self, did: &Did, now: Timestamp) -> Result<Option<Timestamp>, BanBookError> {
+        if let Place::Memory(members) = &*self.place {
+            return Ok(lock(members).get(did).and_then(|conduct| conduct.ban(now)));
+        }
+        Ok(self.list()?.get(did).and_then(|conduct| conduct.ban(now)))
+    }
+
+    /// Records what `did` did, once for each cohort and kind, and bans it if the policy says so: until when.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list), or when the file cannot be written.
+    pub fn record(&self, did: &Did, entry: Entry) -> Result<Option<Timestamp>, BanBookError> {
+        self.change(|members| {
+            let now = entry.at;
+            let conduct = members.entry(did.clone()).or_default();
+            let known = conduct
+                .entries
+                .iter()
+                .any(|known| known.offence == entry.offence && known.cohort_id == entry.cohort_id);
+            if known {
+                return conduct.ban(now);
+            }
+            conduct.entries.push(entry);
+            if conduct.entries.len() > MOST_ENTRIES {
+                conduct.entries.remove(0);
+            }
+            if let Some(term) = self.bans.judge(&conduct.entries) {
+                conduct.banned_until = conduct.banned_until.max(Some(now + term));
+            }
+            let ban = conduct.ban(now);
+            forget(members, now);
+            ban
+        })
+    }
+
+    /// Bans `did` by hand, until `until`.
+    ///
+    /// # Errors
+    /// As [`record`](Self::record).
+    pub fn add(&self, did: &Did, until: Timestamp, reason: Option<String>) -> Result<(), BanBookError> {
+        self.change(|members| {
+            let conduct = members.entry(did.clone()).or_default();
+            conduct.banned_until = Some(until);
+            conduct.reason = reason;
+        })
+    }
+
+    /// Lifts the ban of `did` and strikes its record: whether there was one.
+    ///
+    /// # Errors
+    /// As [`record`](Self::record).
+    pub fn lift(&self, did: &Did) -> Result<bool, BanBookError> {
+        self.change(|members| members.remove(did).is_some())
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Members) -> T) -> Result<T, BanBookError> {
+        match &*self.place {
+            Place::Memory(members) => Ok(change(&mut lock(members))),
+            Place::File(path) => {
+                // Held until it is closed, so that no change of another program is lost.
+                let held = beside(path, "lock");
+                let held = OpenOptions::new().write(true).create(true).truncate(false).open(&held);
+                let _held =
+                    held.and_then(|file| file.lock().map(|()| file)).map_err(|error| refuse(path, error))?;
+                let mut members = read(path)?;
+                let changed = change(&mut members);
+                write(path, &members).map_err(|error| refuse(path, error))?;
+                Ok(changed)
+            }
+        }
+    }
+}
+
+fn lock(members: &Mutex<Members>) -> MutexGuard<'_, Members> {
+    // Nothing panics while the book is half changed.
+    members.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn refuse(path: &Path, problem: impl ToString) -> BanBookError {
+    BanBookError { path: path.display().to_string(), problem: problem.to_string() }
+}
+
+fn read(path: &Path) -> Result<Members, BanBookError> {
+    match fs::read(path) {
+        Ok(json) => {
+            serde_json::from_slice(&json).map_err(|error| refuse(path, format!("not a book of bans: {error}")))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Members::new()),
+        Err(error) => Err(refuse(path, error)),
+    }
+}
+
+/// Puts a whole book in the place of the old one: nobody reads half of it, and a crash leaves one or the other.
+fn write(path: &Path, members: &Members) -> io::Result<()> {
+    let new = beside(path, "new");
+    let mut file = File::create(&new)?;
+    file.write_all(&serde_json::to_vec_pretty(members)?)?;
+    file.sync_all()?;
+    fs::rename(new, path)
+}
+
+fn beside(path: &Path, what: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(what);
+    name.into()
+}
+
+/// Forgets those without a ban whose last offence is long ago, and the longest silent ones when there are too many.
+fn forget(members: &mut Members, now: Timestamp) {
+    let last = |conduct: &Conduct| conduct.entries.last().map_or(Timestamp::default(), |entry| entry.at);
+    members.retain(|_, conduct| conduct.ban(now).is_some() || now.since(last(conduct)) < KEPT);
+    while members.len() > MOST_MEMBERS {
+        let oldest = members.iter().min_by_key(|(_, conduct)| last(conduct)).map(|(did, _)| did.clone());
+        let Some(oldest) = oldest else { return };
+        members.remove(&oldest);
+    }
+}

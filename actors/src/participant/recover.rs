@@ -1,0 +1,181 @@
+//! Bringing sessions back: all of them when the participant starts, one of them when its actor panicked; and what becomes of
+//! the journal of those that have ended.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, WrapFuture};
+use btcr2_aggregation_protocol::{
+    cohort::{
+        event::{ParticipantEvent, SessionEnd},
+        participant::ParticipantCohort,
+    },
+    did::Did,
+};
+
+use super::{ArchiveSession, CohortKey, ParticipantActor, Place};
+use crate::{
+    journal::{Journal, JournalError, StreamId, StreamKind},
+    notice::ParticipantNotice,
+    participant_session::{How, ParticipantSessionActor},
+    recovery,
+    service::Retention,
+    supervisor::End,
+};
+
+/// A session's actor is gone, however it went.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(super) struct SessionGone {
+    pub(super) cohort: CohortKey,
+    pub(super) end: End,
+}
+
+type Facts = Result<Vec<ParticipantEvent>, JournalError>;
+
+impl ParticipantActor {
+    /// Brings every session of ours back that the journal knows and the host has not archived.
+    pub(super) fn recover_all(&self, ctx: &mut Context<Self>) {
+        let journal = Arc::clone(&self.shared.journal);
+        let did = self.shared.identity.did().clone();
+        // Nothing else happens before: a message must find its session, and an old advert must not begin it anew.
+        ctx.wait(read_all(journal, did).into_actor(self).map(|read, participant, ctx| match read {
+            Err(error) => tracing::error!(%error, "no session can be brought back"),
+            Ok((archived, live)) => {
+                for cohort in archived {
+                    participant.ended.insert(cohort);
+                }
+                for (cohort, facts) in live {
+                    participant.bring_back(cohort, facts, How::Again, ctx);
+                }
+            }
+        }));
+    }
+
+    fn bring_back(&mut self, cohort: CohortKey, facts: Facts, how: How, ctx: &Context<Self>) {
+        let facts = match facts {
+            Ok(facts) => facts,
+            Err(error) => return self.lost(cohort, error.to_string()),
+        };
+        let Some(ParticipantEvent::CohortDiscovered { advert, .. }) = facts.first() else {
+            return self.lost(cohort, "its journal does not begin with an advert".to_owned());
+        };
+        let mut machine = ParticipantCohort::new(Arc::clone(&self.shared.config), Arc::clone(advert));
+        recovery::replay(&mut machine, &facts, |_, _, _| {});
+        let actor = self.start_session(machine, how, ctx);
+        let place = self.sessions.entry(cohort).or_insert_with(|| Place::of(actor.clone()));
+        for message in place.waiting.drain(..) {
+            actor.do_send(message);
+        }
+        place.actor = Some(actor);
+    }
+
+    /// A session is over without having ended.
+    fn lost(&mut self, cohort: CohortKey, reason: String) {
+        tracing::error!(cohort_id = %cohort.1, reason, "a participant's session cannot go on");
+        self.sessions.remove(&cohort);
+        let end = SessionEnd::Internal { reason };
+        self.shared.notices.publish(ParticipantNotice::CohortFailed {
+            did: self.shared.identity.did().clone(),
+            cohort_id: cohort.1.clone(),
+            reason: end.to_string(),
+            end,
+        });
+        self.ended.insert(cohort);
+    }
+
+    /// Replaces a session's actor that panicked, unless that happened too often: then we leave its cohort, and no other.
+    fn restart(&mut self, cohort: CohortKey, ctx: &mut Context<Self>) {
+        let (now, intensity) = (self.shared.clock.now(), self.shared.restarts);
+        let Some(place) = self.sessions.get_mut(&cohort) else { return };
+        place.actor = None;
+        let (pause, how) = match place.restarts.next(now, intensity) {
+            Some(pause) => (pause, How::Again),
+            None if place.given_up => return self.lost(cohort, "its actor goes on panicking".to_owned()),
+            None => {
+                place.given_up = true;
+                (Duration::ZERO, How::Abort)
+            }
+        };
+        let restarts = place.restarts.count();
+        let (did, cohort_id) = (self.shared.identity.did().clone(), cohort.1.clone());
+        tracing::error!(%cohort_id, restarts, "a session's actor panicked and is brought back from its journal");
+        self.shared.notices.publish(ParticipantNotice::SessionRestarted { did, cohort_id, restarts });
+        let (journal, stream) = (Arc::clone(&self.shared.journal), self.stream(&cohort));
+        let reading = async move {
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+            recovery::facts(&*journal, &stream).await
+        };
+        ctx.spawn(reading.into_actor(self).map(move |facts, participant, ctx| {
+            participant.bring_back(cohort, facts, how, ctx);
+        }));
+    }
+
+    fn stream(&self, (service, cohort_id): &CohortKey) -> StreamId {
+        ParticipantSessionActor::stream(self.shared.identity.did(), service, cohort_id)
+    }
+
+    fn put_away(&self, cohort: &CohortKey, how: Retention, ctx: &mut Context<Self>) {
+        let (now, journal) = (self.shared.clock.now(), Arc::clone(&self.shared.journal));
+        let stream = self.stream(cohort);
+        let putting = async move {
+            let put = match how {
+                Retention::UntilArchived => journal.archive(&stream, now).await,
+                Retention::Forget => journal.remove(&stream).await,
+            };
+            if let Err(error) = put {
+                tracing::error!(%error, "the journal of an ended session cannot be put away");
+            }
+        };
+        ctx.spawn(putting.into_actor(self));
+    }
+}
+
+/// The archived sessions of `ours`, and the live ones with their facts.
+async fn read_all(
+    journal: Arc<dyn Journal>,
+    ours: Did,
+) -> Result<(Vec<CohortKey>, Vec<(CohortKey, Facts)>), JournalError> {
+    let key = |stream: &StreamId| match stream.kind() {
+        StreamKind::Participant { did, service, cohort_id } if did == ours => Some((service, cohort_id)),
+        _ => None,
+    };
+    let archived = journal.archived().await?.iter().filter_map(|archived| key(&archived.stream)).collect();
+    let mut live = Vec::new();
+    for stream in journal.streams().await? {
+        if let Some(cohort) = key(&stream) {
+            // A stream that is damaged is its own session's affair.
+            live.push((cohort, recovery::facts(&*journal, &stream).await));
+        }
+    }
+    Ok((archived, live))
+}
+
+impl Handler<SessionGone> for ParticipantActor {
+    type Result = ();
+
+    fn handle(&mut self, SessionGone { cohort, end }: SessionGone, ctx: &mut Self::Context) {
+        match (end, end.failure()) {
+            (End::Panicked, _) => self.restart(cohort, ctx),
+            (_, Some(reason)) => self.lost(cohort, reason.to_owned()),
+            (_, None) => {
+                self.sessions.remove(&cohort);
+                if self.retention == Retention::Forget {
+                    self.put_away(&cohort, Retention::Forget, ctx);
+                }
+                self.ended.insert(cohort);
+            }
+        }
+    }
+}
+
+impl Handler<ArchiveSession> for ParticipantActor {
+    type Result = ();
+
+    fn handle(&mut self, ArchiveSession { service, cohort_id }: ArchiveSession, ctx: &mut Self::Context) {
+        if self.retention == Retention::UntilArchived {
+            self.put_away(&(service, cohort_id), Retention::UntilArchived, ctx);
+        }
+    }
+}

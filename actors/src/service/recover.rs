@@ -1,0 +1,185 @@
+//! Bringing cohorts back: all of them when the service starts, one of them when its actor panicked; and what becomes of the
+//! journal of those that have ended.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, WrapFuture};
+use btcr2_aggregation_protocol::{
+    cohort::event::{CohortFailure, ServiceEvent},
+    id::CohortId,
+};
+
+use super::{AggregationService, ArchiveCohort, Place, Retention};
+use crate::{
+    cohort::{Beginning, CohortActor, CohortMessage},
+    journal::{Journal, JournalError, StreamKind},
+    notice::ServiceNotice,
+    recovery,
+    supervisor::End,
+    transport::Outbound,
+};
+
+/// A cohort's actor is gone, however it went.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(super) struct CohortGone {
+    pub(super) cohort_id: CohortId,
+    pub(super) end: End,
+}
+
+type Facts = Result<Vec<ServiceEvent>, JournalError>;
+
+impl AggregationService {
+    /// Brings every cohort of ours back that the journal knows and the host has not archived.
+    pub(super) fn recover_all(&self, ctx: &mut Context<Self>) {
+        let journal = Arc::clone(&self.shared.journal);
+        // Nothing else happens before: a member's message must find its cohort.
+        ctx.wait(read_all(journal).into_actor(self).map(|read, service, ctx| match read {
+            Err(error) => tracing::error!(%error, "no cohort can be brought back"),
+            Ok((archived, live)) => {
+                for cohort_id in archived {
+                    service.ended.insert(cohort_id);
+                }
+                for (cohort_id, facts) in live {
+                    service.bring_back(cohort_id, facts, None, ctx);
+                }
+            }
+        }));
+    }
+
+    /// Starts a cohort's actor again from its facts; `abort` when it is only to end its cohort, with this reason.
+    fn bring_back(&mut self, cohort_id: CohortId, facts: Facts, abort: Option<String>, ctx: &Context<Self>) {
+        let facts = match facts {
+            Ok(facts) => facts,
+            Err(error) => return self.lost(cohort_id, error.to_string()),
+        };
+        let Some(ServiceEvent::CohortAdvertised { terms, .. }) = facts.first() else {
+            return self.lost(cohort_id, "its journal does not begin with its terms".to_owned());
+        };
+        if terms.service != *self.settings.identity.did() {
+            // Another service keeps its journal in the same place.
+            return;
+        }
+        let machine = match self.machine(Arc::clone(terms)) {
+            Ok(machine) => machine,
+            Err(error) => return self.lost(cohort_id, error.to_string()),
+        };
+        let beginning = Beginning::again(machine, &facts, abort);
+        for (did, genesis_document) in beginning.external_members() {
+            self.outbound.do_send(Outbound::Introduce { did, genesis_document });
+        }
+        let actor = self.start_cohort(beginning, ctx);
+        let place = self.cohorts.entry(cohort_id).or_insert_with(|| Place::of(actor.clone()));
+        for received in place.waiting.drain(..) {
+            actor.do_send(CohortMessage(received));
+        }
+        place.actor = Some(actor);
+    }
+
+    /// A cohort is over without having ended.
+    fn lost(&mut self, cohort_id: CohortId, reason: String) {
+        tracing::error!(%cohort_id, reason, "a cohort cannot go on");
+        self.cohorts.remove(&cohort_id);
+        self.ended.insert(cohort_id.clone());
+        let failure = CohortFailure::Internal { reason };
+        self.shared.notices.publish(ServiceNotice::failed(cohort_id, &failure));
+    }
+
+    /// Replaces a cohort's actor that panicked, unless that happened too often: then the cohort fails, alone.
+    fn restart(&mut self, cohort_id: CohortId, ctx: &mut Context<Self>) {
+        let (now, intensity) = (self.shared.clock.now(), self.shared.restarts);
+        let Some(place) = self.cohorts.get_mut(&cohort_id) else { return };
+        place.actor = None;
+        let (pause, abort) = match place.restarts.next(now, intensity) {
+            Some(pause) => (pause, None),
+            None if place.given_up => return self.lost(cohort_id, "its actor goes on panicking".to_owned()),
+            None => {
+                place.given_up = true;
+                let often =
+                    format!("its actor panicked {} times within {:?}", intensity.most + 1, intensity.within);
+                (Duration::ZERO, Some(often))
+            }
+        };
+        let restarts = place.restarts.count();
+        tracing::error!(%cohort_id, restarts, "a cohort's actor panicked and is brought back from its journal");
+        self.shared.notices.publish(ServiceNotice::CohortRestarted { cohort_id: cohort_id.clone(), restarts });
+        let journal = Arc::clone(&self.shared.journal);
+        let reading = async move {
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+            let facts = recovery::facts(&*journal, &CohortActor::stream(&cohort_id)).await;
+            (cohort_id, facts, abort)
+        };
+        ctx.spawn(reading.into_actor(self).map(|(cohort_id, facts, abort), service, ctx| {
+            service.bring_back(cohort_id, facts, abort, ctx);
+        }));
+    }
+
+    fn put_away(&self, cohort_id: CohortId, how: Retention, ctx: &mut Context<Self>) {
+        let (now, journal) = (self.shared.clock.now(), Arc::clone(&self.shared.journal));
+        let putting = async move {
+            let stream = CohortActor::stream(&cohort_id);
+            let put = async {
+                let sessions = recovery::sessions_of(&*journal, &stream).await?;
+                // The cohort's last: while it is there, it is known what belongs to it.
+                for stream in sessions.iter().chain([&stream]) {
+                    match how {
+                        Retention::UntilArchived => journal.archive(stream, now).await?,
+                        Retention::Forget => journal.remove(stream).await?,
+                    }
+                }
+                Ok::<_, JournalError>(())
+            };
+            if let Err(error) = put.await {
+                tracing::error!(%cohort_id, %error, "the journal of an ended cohort cannot be put away");
+            }
+        };
+        ctx.spawn(putting.into_actor(self));
+    }
+}
+
+/// The archived cohorts, and the live ones with their facts.
+async fn read_all(journal: Arc<dyn Journal>) -> Result<(Vec<CohortId>, Vec<(CohortId, Facts)>), JournalError> {
+    let archived = journal.archived().await?.into_iter().filter_map(|archived| match archived.stream.kind() {
+        StreamKind::Cohort(cohort_id) => Some(cohort_id),
+        _ => None,
+    });
+    let archived = archived.collect();
+    let mut live = Vec::new();
+    for stream in journal.streams().await? {
+        if let StreamKind::Cohort(cohort_id) = stream.kind() {
+            // A stream that is damaged is its own cohort's affair.
+            live.push((cohort_id, recovery::facts(&*journal, &stream).await));
+        }
+    }
+    Ok((archived, live))
+}
+
+impl Handler<CohortGone> for AggregationService {
+    type Result = ();
+
+    fn handle(&mut self, CohortGone { cohort_id, end }: CohortGone, ctx: &mut Self::Context) {
+        match (end, end.failure()) {
+            (End::Panicked, _) => self.restart(cohort_id, ctx),
+            (_, Some(reason)) => self.lost(cohort_id, reason.to_owned()),
+            (_, None) => {
+                self.cohorts.remove(&cohort_id);
+                self.ended.insert(cohort_id.clone());
+                if self.settings.retention == Retention::Forget {
+                    self.put_away(cohort_id, Retention::Forget, ctx);
+                }
+            }
+        }
+    }
+}
+
+impl Handler<ArchiveCohort> for AggregationService {
+    type Result = ();
+
+    fn handle(&mut self, ArchiveCohort(cohort_id): ArchiveCohort, ctx: &mut Self::Context) {
+        if self.settings.retention == Retention::UntilArchived {
+            self.put_away(cohort_id, Retention::UntilArchived, ctx);
+        }
+    }
+}

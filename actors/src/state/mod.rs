@@ -17,12 +17,14 @@ mod database;
 mod entries;
 mod error;
 mod frame;
-//pub mod inboxes;
+pub mod inboxes;
 mod lock;
-//pub mod nonces;
+pub mod nonces;
 mod streams;
 mod table;
-//pub mod vault;
+#[cfg(test)]
+mod tests;
+pub mod vault;
 mod writer;
 
 use std::{

@@ -16,6 +16,7 @@ mod routes;
 pub mod server;
 pub mod store;
 mod stream;
+pub mod waiting;
 
 pub use self::{
     client::HttpClient,

@@ -162,8 +162,7 @@ impl Database {
         builder.create(dir).map_err(StateError::io(format!("make the directory {}", dir.display())))?;
         let lock = DirectoryLock::take(dir)?;
         let path = dir.join(FILE);
-        let exists = path.try_exists().map_err(StateError::io(format!("look for {}", path.display())))?;
-        if !exists {
+        if !Self::is_in(dir)? {
             create(dir, &path)?;
         }
         let redb = open_redb(dir, &path)?;
@@ -171,6 +170,12 @@ impl Database {
         database.check_format()?;
         database.sound = true;
         Ok(database)
+    }
+
+    /// Whether `dir` has a database.
+    pub(super) fn is_in(dir: &Path) -> Result<bool, StateError> {
+        let path = dir.join(FILE);
+        path.try_exists().map_err(StateError::io(format!("look for {}", path.display())))
     }
 
     fn check_format(&self) -> Result<(), StateError> {

@@ -24,6 +24,7 @@ mod streams;
 mod table;
 #[cfg(test)]
 mod tests;
+pub mod transfer;
 pub mod vault;
 mod writer;
 
@@ -106,6 +107,15 @@ impl State {
         let writer = Writer::start(commit).map_err(StateError::io("start the writer's thread"))?;
         let database = RwLock::new(Some(database));
         Ok(Self(Arc::new(Inner { dir: dir.to_owned(), commits, writer: Mutex::new(Some(writer)), database })))
+    }
+
+    /// The same for a directory that is there already.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and when there is no state directory.
+    pub fn open_existing(dir: impl AsRef<Path>) -> Result<Self, StateError> {
+        let dir = dir.as_ref();
+        if Database::is_in(dir)? { Self::open(dir) } else { Err(StateError::Missing { dir: dir.to_owned() }) }
     }
 
     /// The directory.

@@ -143,13 +143,26 @@ impl State {
             changes.push(Change::Append { stream: stream.clone(), records });
             changes.extend(archived.map(|at| Change::Archive { stream, at }));
         }
-        if !changes.is_empty() {
-            self.write(changes).await.map_err(|error| match error {
-                WriteError::State(error) => TransferError::State(error),
-                WriteError::Refused(refused) => TransferError::Journal(JournalError::of_all(refused.to_string())),
-            })?;
-        }
+        self.write_all(changes).await?;
         Ok(imported)
+    }
+
+    /// Forgets all of `streams`, or none. Durable when it answers.
+    ///
+    /// # Errors
+    /// When nothing can be written.
+    pub async fn forget(&self, streams: impl IntoIterator<Item = StreamId>) -> Result<(), TransferError> {
+        self.write_all(streams.into_iter().map(|stream| Change::Remove { stream }).collect()).await
+    }
+
+    async fn write_all(&self, changes: Vec<Change>) -> Result<(), TransferError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.write(changes).await.map_err(|error| match error {
+            WriteError::State(error) => TransferError::State(error),
+            WriteError::Refused(refused) => TransferError::Journal(JournalError::of_all(refused.to_string())),
+        })
     }
 }
 

@@ -169,7 +169,7 @@ async fn conforms(vault: &dyn Vault, entries: &[VaultEntry]) {
         .push(VaultEntry { record: MemberRecord { update: None, ..entry.record.clone() }, ..entry.clone() });
     for contradiction in contradictory {
         let error = vault.put(contradiction).await.unwrap_err();
-        assert!(matches!(&error, VaultError::Contradiction(key) if *key == entry.key()), "{error}");
+        assert!(matches!(&error, VaultError::Contradiction(key) if **key == entry.key()), "{error}");
         assert_eq!(vault.get(&entry.key()).await.unwrap(), Some(more.clone()), "what was there stays");
     }
 

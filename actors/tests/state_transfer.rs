@@ -21,6 +21,8 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
+type Change = fn(&mut Value);
+
 type Streams = BTreeMap<StreamId, Vec<Record>>;
 
 /// All streams of two rounds with two members each, and the two cohorts.
@@ -105,7 +107,7 @@ fn what_is_not_sound_changes_nothing() {
         let document = serde_json::to_value(from.export(&first).await.unwrap().unwrap()).unwrap();
         let dir = TempDir::new().unwrap();
         let to = State::open(dir.path()).unwrap();
-        let changes: [(&str, fn(&mut Value)); 6] = [
+        let changes: [(&str, Change); 6] = [
             ("format", |d| d["format"] = json!("another/1")),
             ("schema version 9", |d| d["schema"] = json!(9)),
             ("is not the cohort's", |d| d["cohortId"] = json!("another")),

@@ -71,12 +71,12 @@ impl VaultEntry {
 pub enum VaultError {
     /// There is an entry with other contents. What was announced is final: neither is thrown away here.
     #[error("the vault has another record of {}'s cohort {} with {}", .0.did, .0.cohort_id, .0.service)]
-    Contradiction(VaultKey),
+    Contradiction(Box<VaultKey>),
     /// An entry does not read; the others can be used.
     #[error("the vault's record of {}'s cohort {} with {} is damaged: {problem}", key.did, key.cohort_id, key.service)]
     Damaged {
         /// Which.
-        key: VaultKey,
+        key: Box<VaultKey>,
         /// What is wrong.
         problem: String,
     },
@@ -112,7 +112,9 @@ impl Vault for MemoryVault {
         let mut entries = self.0.lock().await;
         let key = entry.key();
         let entry = match entries.get(&key) {
-            Some(known) => entry.over(known.clone()).ok_or_else(|| VaultError::Contradiction(key.clone()))?,
+            Some(known) => {
+                entry.over(known.clone()).ok_or_else(|| VaultError::Contradiction(key.clone().into()))?
+            }
             None => entry,
         };
         entries.insert(key, entry);
@@ -163,16 +165,16 @@ impl Vault for StateVault {
         let key = entry.key();
         let entry = match self.get(&key).await? {
             Some(known) if known == entry => return Ok(()),
-            Some(known) => entry.over(known).ok_or_else(|| VaultError::Contradiction(key.clone()))?,
+            Some(known) => entry.over(known).ok_or_else(|| VaultError::Contradiction(key.clone().into()))?,
             None => entry,
         };
         let json = serde_json::to_vec(&entry)
-            .map_err(|error| VaultError::Damaged { key: key.clone(), problem: error.to_string() })?;
+            .map_err(|error| VaultError::Damaged { key: key.clone().into(), problem: error.to_string() })?;
         Ok(self.table.put(bytes(&key), json).await?)
     }
 
     async fn get(&self, key: &VaultKey) -> Result<Option<VaultEntry>, VaultError> {
-        let damaged = |problem: String| VaultError::Damaged { key: key.clone(), problem };
+        let damaged = |problem: String| VaultError::Damaged { key: key.clone().into(), problem };
         let found = self.table.get(bytes(key)).await.map_err(|error| match error {
             StateError::Damaged { problem, .. } => damaged(problem),
             error => error.into(),

@@ -2,7 +2,8 @@
 //!
 //! [`State::open`] takes the directory. The [journal](State::journal) is in it, and [tables](State::table) of bytes, on which
 //! stand [`nonces`] (what a server must not accept twice), [`inboxes`] (what it has yet to deliver) and [`vault`] (what a
-//! participant needs to resolve its DID). One writer thread commits for all of them.
+//! participant needs to resolve its DID). One writer thread commits for all of them. [`transfer`] takes a cohort from one
+//! directory to another.
 //!
 //! # What is promised
 //!

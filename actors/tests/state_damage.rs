@@ -123,6 +123,11 @@ fn harmed(dir: &Path, harm: impl FnOnce(&mut Vec<u8>)) -> TempDir {
     copy
 }
 
+/// How many bytes are flipped: more of them with `STATE_FLIPS=20000`.
+fn flips() -> usize {
+    std::env::var("STATE_FLIPS").map_or(400, |flips| flips.parse().unwrap())
+}
+
 /// Offsets of bytes that are not nothing, all over the file, and all of the header's.
 fn offsets(dir: &Path, most: usize) -> Vec<usize> {
     let bytes = fs::read(database(dir)).unwrap();
@@ -139,7 +144,7 @@ fn a_flipped_byte_anywhere_is_harmless_or_named() {
         let (dir, written) = written().await;
         let mut rng = ChaCha20Rng::seed_from_u64(1);
         let mut seen = Seen::default();
-        for offset in offsets(dir.path(), 400) {
+        for offset in offsets(dir.path(), flips()) {
             let flip = u8::try_from(rng.next_u32() % 255 + 1).unwrap();
             let copy = harmed(dir.path(), |bytes| bytes[offset] ^= flip);
             look(copy.path(), &written, &format!("byte {offset} ^ {flip:#x}"), &mut seen).await;

@@ -5,6 +5,7 @@ mod identity;
 mod join;
 mod relay;
 mod serve;
+mod state;
 
 use std::{fmt::Display, path::Path, process::ExitCode};
 
@@ -40,6 +41,8 @@ enum Command {
     Join(Box<join::JoinArgs>),
     /// Find out whether a Nostr relay is fit for cohorts
     Relay(relay::RelayArgs),
+    /// Look into a state directory, move a cohort out of it or into it, and forget what is long over
+    State(state::StateArgs),
 }
 
 /// How a program says what happens.
@@ -62,6 +65,7 @@ pub fn main() -> ExitCode {
         Some(Command::Serve(args)) => serve::main(*args),
         Some(Command::Join(args)) => join::main(*args),
         Some(Command::Relay(args)) => relay::main(&args),
+        Some(Command::State(args)) => state::main(&args),
         None => demo::main(&cli.demo),
     }
 }

@@ -32,6 +32,10 @@ const UNFINISHED: &str = "state.redb.new";
 /// The version of what stands in the tables, but for the events, which have their own.
 const FORMAT: u16 = 1;
 
+/// How much of the file redb may hold in memory: it would take a gigabyte. What is read often is small, and what is large, the
+/// journal, is read once.
+const CACHE_BYTES: usize = 32 << 20;
+
 /// What every redb file begins with.
 const REDB_MAGIC: &[u8] = b"redb\x1A\x0A\xA9\x0D\x0A";
 
@@ -162,8 +166,7 @@ impl Database {
         builder.create(dir).map_err(StateError::io(format!("make the directory {}", dir.display())))?;
         let lock = DirectoryLock::take(dir)?;
         let path = dir.join(FILE);
-        let exists = path.try_exists().map_err(StateError::io(format!("look for {}", path.display())))?;
-        if !exists {
+        if !Self::is_in(dir)? {
             create(dir, &path)?;
         }
         let redb = open_redb(dir, &path)?;
@@ -171,6 +174,12 @@ impl Database {
         database.check_format()?;
         database.sound = true;
         Ok(database)
+    }
+
+    /// Whether `dir` has a database.
+    pub(super) fn is_in(dir: &Path) -> Result<bool, StateError> {
+        let path = dir.join(FILE);
+        path.try_exists().map_err(StateError::io(format!("look for {}", path.display())))
     }
 
     fn check_format(&self) -> Result<(), StateError> {
@@ -372,7 +381,7 @@ fn open_redb(dir: &Path, path: &Path) -> Result<redb::Database, StateError> {
     if beginning != REDB_MAGIC {
         return Err(not_ours("it does not begin as a redb database does"));
     }
-    let opened = catch_unwind(|| redb::Builder::new().open(path));
+    let opened = catch_unwind(|| redb::Builder::new().set_cache_size(CACHE_BYTES).open(path));
     let opened = opened.map_err(|_| corrupt("the database gave up over it".to_owned()))?;
     opened.map_err(|error| match error {
         redb::DatabaseError::DatabaseAlreadyOpen => StateError::Locked { dir: dir.to_owned(), pid: None },

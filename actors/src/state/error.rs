@@ -16,6 +16,12 @@ pub enum StateError {
         /// The process, where it is known.
         pid: Option<u32>,
     },
+    /// There is none.
+    #[error("{} is not a state directory: it holds no state.redb", dir.display())]
+    Missing {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// The file is something else, or of another program.
     #[error("{} is not the database of a state directory ({problem}): choose another directory", path.display())]
     NotOurs {

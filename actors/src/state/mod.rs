@@ -2,7 +2,8 @@
 //!
 //! [`State::open`] takes the directory. The [journal](State::journal) is in it, and [tables](State::table) of bytes, on which
 //! stand [`nonces`] (what a server must not accept twice), [`inboxes`] (what it has yet to deliver) and [`vault`] (what a
-//! participant needs to resolve its DID). One writer thread commits for all of them.
+//! participant needs to resolve its DID). One writer thread commits for all of them. [`transfer`] takes a cohort from one
+//! directory to another.
 //!
 //! # What is promised
 //!
@@ -17,12 +18,15 @@ mod database;
 mod entries;
 mod error;
 mod frame;
-//pub mod inboxes;
+pub mod inboxes;
 mod lock;
-//pub mod nonces;
+pub mod nonces;
 mod streams;
 mod table;
-//pub mod vault;
+#[cfg(test)]
+mod tests;
+pub mod transfer;
+pub mod vault;
 mod writer;
 
 use std::{
@@ -104,6 +108,15 @@ impl State {
         let writer = Writer::start(commit).map_err(StateError::io("start the writer's thread"))?;
         let database = RwLock::new(Some(database));
         Ok(Self(Arc::new(Inner { dir: dir.to_owned(), commits, writer: Mutex::new(Some(writer)), database })))
+    }
+
+    /// The same for a directory that is there already.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and when there is no state directory.
+    pub fn open_existing(dir: impl AsRef<Path>) -> Result<Self, StateError> {
+        let dir = dir.as_ref();
+        if Database::is_in(dir)? { Self::open(dir) } else { Err(StateError::Missing { dir: dir.to_owned() }) }
     }
 
     /// The directory.

@@ -57,7 +57,11 @@ impl Table {
             Edit::Put(key, value) => Change::Put { table: Arc::clone(&self.name), key, value },
             Edit::Remove(key) => Change::Delete { table: Arc::clone(&self.name), key },
         };
-        let written = self.state.write(edits.into_iter().map(change).collect());
+        let changes: Vec<Change> = edits.into_iter().map(change).collect();
+        if changes.is_empty() {
+            return futures::future::ready(Ok(())).boxed();
+        }
+        let written = self.state.write(changes);
         let table = Arc::clone(&self.name);
         let error = move |error| match error {
             WriteError::State(error) => error,

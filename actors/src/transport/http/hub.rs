@@ -10,8 +10,9 @@ use super::{
     adverts::Adverts,
     config::HttpConfig,
     directory::Local,
-    inbox::{Close, Feed, InboxActor, InboxesShared, Put},
+    inbox::{Close, Feed, InboxActor, InboxesShared, Put, PutBack},
     stream::{EventStream, Events},
+    waiting::{InboxStore, Waiting},
 };
 use crate::{
     runtime::{Clock, Randomness},
@@ -45,6 +46,11 @@ pub(super) struct Withdraw {
     pub(super) from: Did,
     pub(super) cohort_id: CohortId,
 }
+
+/// Somebody lives here now: what it had said when the server was stopped can be delivered.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(super) struct Arrived(pub(super) Arc<Local>);
 
 /// The connection with this number is gone.
 #[derive(ActixMessage)]
@@ -99,7 +105,12 @@ pub(super) struct Hub {
 }
 
 impl Hub {
-    pub(super) fn new(config: Arc<HttpConfig>, clock: Clock, randomness: Randomness) -> Self {
+    pub(super) fn new(
+        config: Arc<HttpConfig>,
+        clock: Clock,
+        randomness: Randomness,
+        store: Arc<dyn InboxStore>,
+    ) -> Self {
         Self {
             config,
             clock,
@@ -107,8 +118,7 @@ impl Hub {
             rng: randomness.for_actor("http hub"),
             adverts: Adverts::default(),
             inboxes: BTreeMap::new(),
-            // Milliseconds since 1970 are beyond any number of messages, so that a restarted server goes on counting too.
-            shared: InboxesShared::counting_from(clock.now().as_millis()),
+            shared: InboxesShared::new(clock.now(), store),
         }
     }
 
@@ -174,6 +184,26 @@ impl Handler<Withdraw> for Hub {
 
     fn handle(&mut self, Withdraw { from, cohort_id }: Withdraw, _: &mut Self::Context) {
         self.adverts.withdraw(&from, &cohort_id);
+    }
+}
+
+impl Handler<Arrived> for Hub {
+    type Result = ();
+
+    fn handle(&mut self, Arrived(from): Arrived, ctx: &mut Self::Context) {
+        let mut by_owner: BTreeMap<Did, Vec<Waiting>> = BTreeMap::new();
+        for waiting in self.shared.store.take(from.identity.did()) {
+            if let Some(owner) = &waiting.message.to {
+                by_owner.entry(owner.clone()).or_default().push(waiting);
+            }
+        }
+        for (owner, mut waiting) in by_owner {
+            waiting.sort_by_key(|waiting| waiting.id);
+            match self.inbox(&owner, true, ctx) {
+                Some(inbox) => inbox.do_send(PutBack { from: Arc::clone(&from), waiting }),
+                None => tracing::warn!(%owner, "there are too many inboxes, what waited for this one is dropped"),
+            }
+        }
     }
 }
 

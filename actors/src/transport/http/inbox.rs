@@ -21,6 +21,7 @@ use super::{
     config::HttpConfig,
     directory::Local,
     stream::{EventStream, event, heartbeat},
+    waiting::{InboxStore, Waiting},
 };
 use crate::{runtime::Clock, supervisor::EndGuard};
 
@@ -30,6 +31,14 @@ use crate::{runtime::Clock, supervisor::EndGuard};
 pub(super) struct Put {
     pub(super) from: Arc<Local>,
     pub(super) body: SharedBody,
+}
+
+/// Put back what waited before the server was started, in the order of the identifiers.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(super) struct PutBack {
+    pub(super) from: Arc<Local>,
+    pub(super) waiting: Vec<Waiting>,
 }
 
 /// Feed a stream: what came after `after`, or everything that is held, and then what comes.
@@ -52,11 +61,16 @@ pub(super) struct InboxesShared {
     last_id: Arc<AtomicU64>,
     /// How many bytes of bodies they all hold.
     bytes: Arc<AtomicUsize>,
+    /// Where what they hold is kept besides.
+    pub(super) store: Arc<dyn InboxStore>,
 }
 
 impl InboxesShared {
-    pub(super) fn counting_from(last_id: u64) -> Self {
-        Self { last_id: Arc::new(AtomicU64::new(last_id)), bytes: Arc::default() }
+    /// Of a server that starts at `now`. Milliseconds since 1970 are beyond any number of messages, so that a server that
+    /// remembers nothing goes on counting too; one that remembers does so whatever its clock says.
+    pub(super) fn new(now: Timestamp, store: Arc<dyn InboxStore>) -> Self {
+        let last_id = store.last_id().max(now.as_millis());
+        Self { last_id: Arc::new(AtomicU64::new(last_id)), bytes: Arc::default(), store }
     }
 
     /// Behind which identifier a new inbox counts: behind all that were given out by the inbox that its owner had before,
@@ -87,6 +101,8 @@ pub(super) struct InboxActor {
     last_id: u64,
     shared: InboxesShared,
     streams: VecDeque<EventStream>,
+    /// The highest identifier that the owner has said to have.
+    confirmed: u64,
     /// For how many heartbeats nobody has listened and nothing has waited.
     idle: u32,
     guard: EndGuard,
@@ -113,6 +129,7 @@ impl InboxActor {
             last_id,
             shared,
             streams: VecDeque::new(),
+            confirmed: 0,
             idle: 0,
             guard,
         }
@@ -136,6 +153,25 @@ impl InboxActor {
             let bytes = entry.body.json().len();
             self.bytes -= bytes;
             self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.shared.store.remove(&self.owner, entry.id);
+        }
+    }
+
+    /// Sends an entry to those who listen, and holds it.
+    fn take_in(&mut self, entry: Entry) {
+        if !self.streams.is_empty()
+            && let Some(event) = self.event(entry.id, &entry.from, &entry.body)
+        {
+            self.streams.retain(|stream| stream.send(event.clone()));
+        }
+        let bytes = entry.body.json().len();
+        self.bytes += bytes;
+        self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let place = self.entries.partition_point(|other| other.id < entry.id);
+        self.entries.insert(place, entry);
+        while self.is_too_full() {
+            tracing::warn!(owner = %self.owner, "the inbox is full, its oldest message is dropped");
+            self.drop_oldest();
         }
     }
 
@@ -198,19 +234,24 @@ impl Handler<Put> for InboxActor {
 
     fn handle(&mut self, Put { from, body }: Put, _: &mut Self::Context) {
         self.last_id += 1;
-        let id = self.last_id;
-        if !self.streams.is_empty()
-            && let Some(event) = self.event(id, &from, &body)
-        {
-            self.streams.retain(|stream| stream.send(event.clone()));
-        }
-        let bytes = body.json().len();
-        self.bytes += bytes;
-        self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.entries.push_back(Entry { id, at: self.clock.now(), from, body });
-        while self.is_too_full() {
-            tracing::warn!(owner = %self.owner, "the inbox is full, its oldest message is dropped");
-            self.drop_oldest();
+        let (id, at) = (self.last_id, self.clock.now());
+        let message = Message::new(from.identity.did().clone(), Some(self.owner.clone()), body.clone());
+        self.shared.store.put(&self.owner, &Waiting { id, at, message });
+        self.take_in(Entry { id, at, from, body });
+    }
+}
+
+impl Handler<PutBack> for InboxActor {
+    type Result = ();
+
+    fn handle(&mut self, PutBack { from, waiting }: PutBack, _: &mut Self::Context) {
+        let now = self.clock.now();
+        for Waiting { id, at, message } in waiting {
+            if id <= self.confirmed || now.since(at) > self.config.inbox_ttl {
+                self.shared.store.remove(&self.owner, id);
+            } else {
+                self.take_in(Entry { id, at, from: Arc::clone(&from), body: message.body });
+            }
         }
     }
 }
@@ -221,6 +262,7 @@ impl Handler<Feed> for InboxActor {
     fn handle(&mut self, Feed { stream, after }: Feed, _: &mut Self::Context) {
         self.idle = 0;
         if let Some(after) = after {
+            self.confirmed = self.confirmed.max(after);
             // The client has these: they need not be kept for it.
             while self.entries.front().is_some_and(|entry| entry.id <= after) {
                 self.drop_oldest();

@@ -1,7 +1,8 @@
 //! HTTP (wire format, section 5): a scope that mounts into any actix-web `App`, and the client's connection.
 //!
 //! On the server's side [`server::HttpServer`] is the transport of the identities that live there: `gate` is what a request
-//! has to pass, `hub` keeps the adverts and one `inbox` actor per recipient, `routes` translates. On the client's side
+//! has to pass, `hub` keeps the adverts and one `inbox` actor per recipient, `routes` translates, and [`store`]
+//! and [`waiting`] are what must be remembered, also over a restart if the host gives it a place. On the client's side
 //! [`client::HttpClient`] is the transport of an identity that talks to one server.
 
 mod adverts;
@@ -16,6 +17,7 @@ mod routes;
 pub mod server;
 pub mod store;
 mod stream;
+pub mod waiting;
 
 pub use self::{
     client::HttpClient,

@@ -20,8 +20,9 @@ use super::{
     config::HttpConfig,
     directory::{Directory, Local},
     gate::Gate,
-    hub::{Advertise, Gone, Hub, Post, Shutdown, Withdraw},
+    hub::{Advertise, Arrived, Gone, Hub, Post, Shutdown, Withdraw},
     store::{MemoryNonces, MemoryRates, NonceStore, RateLimitStore},
+    waiting::{InboxStore, MemoryInboxes},
 };
 use crate::{
     runtime::{Clock, Randomness},
@@ -57,6 +58,8 @@ pub struct HttpServerParts {
     pub nonces: Arc<dyn NonceStore>,
     /// Where requests are counted.
     pub rates: Arc<dyn RateLimitStore>,
+    /// Where what the inboxes hold is kept over a restart.
+    pub inboxes: Arc<dyn InboxStore>,
 }
 
 impl HttpServerParts {
@@ -69,6 +72,7 @@ impl HttpServerParts {
             randomness: Randomness::System,
             nonces: Arc::new(MemoryNonces::default()),
             rates: Arc::new(MemoryRates::default()),
+            inboxes: Arc::new(MemoryInboxes),
         }
     }
 }
@@ -79,8 +83,8 @@ impl HttpServer {
     /// # Panics
     /// When called outside of an actix `System`.
     pub fn start(parts: HttpServerParts) -> Self {
-        let HttpServerParts { config, update_bytes, clock, randomness, nonces, rates } = parts;
-        let hub = Hub::new(Arc::new(config.clone()), clock, randomness).start();
+        let HttpServerParts { config, update_bytes, clock, randomness, nonces, rates, inboxes } = parts;
+        let hub = Hub::new(Arc::new(config.clone()), clock, randomness, inboxes).start();
         let gate = Gate { directory: Directory::new(config.external_keys), config, nonces, rates };
         Self(Arc::new(Inner { gate, hub, clock, update_bytes, connections: AtomicU64::new(0) }))
     }
@@ -127,6 +131,7 @@ impl Transport for HttpServer {
         let local = self.0.gate.directory.local(identity.did().as_str());
         let local =
             local.ok_or_else(|| ConnectError("another connection has taken the identity's place".to_owned()))?;
+        self.0.hub.do_send(Arrived(Arc::clone(&local)));
         let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
         Ok(Endpoint { server: self.clone(), local, _guard: guard }.start().recipient())
     }

@@ -28,29 +28,84 @@ pub trait NonceStore: Send + Sync {
     async fn remember(&self, from: &Did, nonce: [u8; 16], now: Timestamp, until: Timestamp) -> NonceVerdict;
 }
 
-/// Nonces in memory. A DID has room of its own, so that none can push out another's; when all room is taken, new nonces are
-/// refused rather than old ones forgotten.
-pub struct MemoryNonces {
+/// A remembered nonce, in the order in which they may be forgotten: until when, whose, and which.
+pub(crate) type KnownNonce = (Timestamp, Did, [u8; 16]);
+
+/// The nonces that are known. A DID has room of its own, so that none can push out another's; when all room is taken, new
+/// nonces are refused rather than old ones forgotten.
+pub(crate) struct KnownNonces {
     per_did: usize,
     total: usize,
-    known: Mutex<Nonces>,
+    by_did: HashMap<Did, BTreeSet<[u8; 16]>>,
+    by_end: BTreeSet<KnownNonce>,
 }
 
-#[derive(Default)]
-struct Nonces {
-    by_did: HashMap<Did, BTreeSet<[u8; 16]>>,
-    by_end: BTreeSet<(Timestamp, Did, [u8; 16])>,
+impl KnownNonces {
+    pub(crate) fn new(per_did: usize, total: usize) -> Self {
+        Self { per_did, total, by_did: HashMap::new(), by_end: BTreeSet::new() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.by_end.len()
+    }
+
+    /// Forgets those whose timestamps could no longer be accepted, and returns them.
+    pub(crate) fn forget_expired(&mut self, now: Timestamp) -> Vec<KnownNonce> {
+        let mut expired = Vec::new();
+        while self.by_end.first().is_some_and(|(end, ..)| *end < now)
+            && let Some(known) = self.by_end.pop_first()
+        {
+            let (_, did, nonce) = &known;
+            if let Some(nonces) = self.by_did.get_mut(did) {
+                nonces.remove(nonce);
+                if nonces.is_empty() {
+                    self.by_did.remove(did);
+                }
+            }
+            expired.push(known);
+        }
+        expired
+    }
+
+    /// Remembers a nonce, if it is new and there is room.
+    pub(crate) fn remember(&mut self, from: &Did, nonce: [u8; 16], until: Timestamp) -> NonceVerdict {
+        let used = self.by_did.get(from);
+        if used.is_some_and(|used| used.contains(&nonce)) {
+            return NonceVerdict::Replayed;
+        }
+        if used.map_or(0, BTreeSet::len) >= self.per_did || self.by_end.len() >= self.total {
+            return NonceVerdict::Full;
+        }
+        self.restore((until, from.clone(), nonce));
+        NonceVerdict::Fresh
+    }
+
+    /// Remembers a nonce that was remembered before.
+    pub(crate) fn restore(&mut self, (until, did, nonce): KnownNonce) {
+        if self.by_did.entry(did.clone()).or_default().insert(nonce) {
+            self.by_end.insert((until, did, nonce));
+        }
+    }
 }
+
+/// How many nonces of each DID are remembered by default: more than the default rate lets it use.
+pub(crate) const NONCES_PER_DID: usize = 4_096;
+/// How many nonces are remembered in all by default.
+pub(crate) const NONCES: usize = 1_000_000;
+
+/// Nonces in memory: after a restart, what was said just before can be said again. [`StateNonces`](crate::state::nonces) keep
+/// them.
+pub struct MemoryNonces(Mutex<KnownNonces>);
 
 impl MemoryNonces {
-    /// Room for `per_did` nonces of each DID and `total` in all.
+    /// Room for `per_did` nonces of each DID and `total` in all. Beyond that, new ones are refused.
     pub fn new(per_did: usize, total: usize) -> Self {
-        Self { per_did, total, known: Mutex::default() }
+        Self(Mutex::new(KnownNonces::new(per_did, total)))
     }
 
     /// How many nonces are remembered.
     pub fn len(&self) -> usize {
-        self.lock().by_end.len()
+        self.lock().len()
     }
 
     /// Whether none is remembered.
@@ -58,16 +113,16 @@ impl MemoryNonces {
         self.len() == 0
     }
 
-    fn lock(&self) -> MutexGuard<'_, Nonces> {
+    fn lock(&self) -> MutexGuard<'_, KnownNonces> {
         // Both maps are changed without anything between that could panic.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Default for MemoryNonces {
     /// 4,096 a DID, more than the default rate lets it use, and a million in all.
     fn default() -> Self {
-        Self::new(4_096, 1_000_000)
+        Self::new(NONCES_PER_DID, NONCES)
     }
 }
 
@@ -75,28 +130,8 @@ impl Default for MemoryNonces {
 impl NonceStore for MemoryNonces {
     async fn remember(&self, from: &Did, nonce: [u8; 16], now: Timestamp, until: Timestamp) -> NonceVerdict {
         let mut known = self.lock();
-        while let Some((end, did, old)) = known.by_end.first().cloned() {
-            if end >= now {
-                break;
-            }
-            known.by_end.pop_first();
-            if let Some(nonces) = known.by_did.get_mut(&did) {
-                nonces.remove(&old);
-                if nonces.is_empty() {
-                    known.by_did.remove(&did);
-                }
-            }
-        }
-        let used = known.by_did.get(from);
-        if used.is_some_and(|used| used.contains(&nonce)) {
-            return NonceVerdict::Replayed;
-        }
-        if used.map_or(0, BTreeSet::len) >= self.per_did || known.by_end.len() >= self.total {
-            return NonceVerdict::Full;
-        }
-        known.by_did.entry(from.clone()).or_default().insert(nonce);
-        known.by_end.insert((until, from.clone(), nonce));
-        NonceVerdict::Fresh
+        known.forget_expired(now);
+        known.remember(from, nonce, until)
     }
 }
 

@@ -1,0 +1,228 @@
+//! What the HTTP inboxes hold, over a restart.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use btcr2_aggregation_protocol::{
+    did::Did,
+    message::{Message, SharedBody},
+    time::Timestamp,
+};
+
+use super::{Edit, State, StateError, Table};
+use crate::transport::http::waiting::{InboxStore, Waiting};
+
+const PAGE: usize = 256;
+
+/// The keys: the highest number given out; `m`, owner, NUL, number: an entry; `b`, number: a body.
+const LAST: &[u8] = b"last";
+const ENTRY: u8 = b'm';
+const BODY: u8 = b'b';
+
+/// The inboxes' copy in a state directory, with what [`InboxStore`] promises. Bounded by what the inboxes hold.
+///
+/// A body that goes to many, as a large cohort's announcement does, is written once, and is removed with the last message
+/// that has it.
+pub struct StateInboxes {
+    table: Table,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    last_id: u64,
+    last_body: u64,
+    entries: HashMap<(Did, u64), u64>,
+    bodies: HashMap<u64, Body>,
+    by_text: HashMap<Text, u64>,
+    /// What waits for its sender to connect.
+    by_sender: BTreeMap<Did, Vec<Waiting>>,
+}
+
+/// A body that messages have. Held, so that its text is nowhere else and nothing else is where its text is.
+struct Body {
+    body: SharedBody,
+    messages: usize,
+}
+
+/// Where the text of a shared body is: the same place, the same body.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Text(usize, usize);
+
+impl Text {
+    fn of(body: &SharedBody) -> Self {
+        Self(body.json().as_ptr().addr(), body.json().len())
+    }
+}
+
+impl StateInboxes {
+    /// Loads what waits, but for what waits for longer than `ttl` at `now`.
+    ///
+    /// # Errors
+    /// When the table cannot be read or written. What is damaged, or is no message of this program's, is dropped and logged.
+    pub async fn load(state: &State, now: Timestamp, ttl: Duration) -> Result<Self, StateError> {
+        let table = state.table("http-inboxes");
+        let mut held = Held::default();
+        let mut useless = Vec::new();
+        match table.get(LAST).await {
+            Ok(last) => held.last_id = last.and_then(|last| number(&last)).unwrap_or(0),
+            // The clock is as good, if nobody has turned it back; and what is held says a lower bound.
+            Err(error @ StateError::Damaged { .. }) => {
+                tracing::warn!(%error, "where the inboxes were is not known")
+            }
+            Err(error) => return Err(error),
+        }
+        let mut messages: HashMap<u64, Message> = HashMap::new();
+        for (key, value) in Self::all(&table, BODY, &mut useless).await? {
+            let message = String::from_utf8(value).ok().and_then(|text| Message::from_json(&text).ok());
+            match (key.get(1..).and_then(number), message) {
+                (Some(number), Some(message)) => {
+                    held.last_body = held.last_body.max(number);
+                    messages.insert(number, message);
+                }
+                _ => useless.push(key),
+            }
+        }
+        for (key, value) in Self::all(&table, ENTRY, &mut useless).await? {
+            let entry = parse_key(&key).zip(parse_value(&value));
+            let entry = entry.filter(|(_, (at, ..))| now.since(*at) <= ttl);
+            let Some(((owner, id), (at, body, from))) = entry else {
+                useless.push(key);
+                continue;
+            };
+            held.last_id = held.last_id.max(id);
+            let Some(message) = messages.get(&body) else {
+                useless.push(key);
+                continue;
+            };
+            let shared = message.body.clone();
+            held.refer(&owner, id, body, &shared);
+            let message = Message::new(from.clone(), Some(owner), shared);
+            held.by_sender.entry(from).or_default().push(Waiting { id, at, message });
+        }
+        useless.extend(
+            messages.keys().filter(|number| !held.bodies.contains_key(*number)).map(|body| body_key(*body)),
+        );
+        if !useless.is_empty() {
+            tracing::warn!(count = useless.len(), "stored messages are too old, damaged or in parts, and dropped");
+        }
+        table.edit(useless.into_iter().map(Edit::Remove)).await?;
+        Ok(Self { table, held: Mutex::new(held) })
+    }
+
+    async fn all(
+        table: &Table,
+        prefix: u8,
+        damaged: &mut Vec<Vec<u8>>,
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateError> {
+        let mut all = Vec::new();
+        let mut after = None;
+        loop {
+            let page = table.scan([prefix], after, PAGE).await?;
+            all.extend(page.entries);
+            damaged.extend(page.damaged);
+            after = page.next;
+            if after.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        // Nothing that could panic happens while it is half changed.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hand_in(&self, edits: Vec<Edit>) {
+        // In its turn, and nobody waits: should it fail, so does the journal, whose actors say so.
+        drop(self.table.edit(edits));
+    }
+}
+
+impl Held {
+    /// Takes note of a message with a body.
+    fn refer(&mut self, owner: &Did, id: u64, number: u64, body: &SharedBody) {
+        self.by_text.insert(Text::of(body), number);
+        self.bodies.entry(number).or_insert_with(|| Body { body: body.clone(), messages: 0 }).messages += 1;
+        self.entries.insert((owner.clone(), id), number);
+    }
+}
+
+impl InboxStore for StateInboxes {
+    fn last_id(&self) -> u64 {
+        self.lock().last_id
+    }
+
+    fn put(&self, owner: &Did, waiting: &Waiting) {
+        let Waiting { id, at, message } = waiting;
+        let mut held = self.lock();
+        let mut edits = Vec::new();
+        let number = match held.by_text.get(&Text::of(&message.body)) {
+            Some(number) => *number,
+            None => {
+                held.last_body += 1;
+                edits.push(Edit::Put(body_key(held.last_body), message.to_json().into_bytes()));
+                held.last_body
+            }
+        };
+        held.refer(owner, *id, number, &message.body);
+        edits.push(Edit::Put(entry_key(owner, *id), entry_value(*at, number, &message.from)));
+        if *id > held.last_id {
+            held.last_id = *id;
+            edits.push(Edit::Put(LAST.to_vec(), id.to_be_bytes().to_vec()));
+        }
+        self.hand_in(edits);
+    }
+
+    fn remove(&self, owner: &Did, id: u64) {
+        let mut held = self.lock();
+        let Some(number) = held.entries.remove(&(owner.clone(), id)) else { return };
+        let mut edits = vec![Edit::Remove(entry_key(owner, id))];
+        if let Some(body) = held.bodies.get_mut(&number) {
+            body.messages -= 1;
+            if body.messages == 0 {
+                let text = Text::of(&body.body);
+                held.bodies.remove(&number);
+                held.by_text.remove(&text);
+                edits.push(Edit::Remove(body_key(number)));
+            }
+        }
+        self.hand_in(edits);
+    }
+
+    fn take(&self, from: &Did) -> Vec<Waiting> {
+        self.lock().by_sender.remove(from).unwrap_or_default()
+    }
+}
+
+fn number(bytes: &[u8]) -> Option<u64> {
+    bytes.try_into().ok().map(u64::from_be_bytes)
+}
+
+fn body_key(number: u64) -> Vec<u8> {
+    [&[BODY][..], &number.to_be_bytes()].concat()
+}
+
+fn entry_key(owner: &Did, id: u64) -> Vec<u8> {
+    [&[ENTRY], owner.as_str().as_bytes(), &[0], &id.to_be_bytes()[..]].concat()
+}
+
+fn parse_key(key: &[u8]) -> Option<(Did, u64)> {
+    let (rest, id) = key.get(1..)?.split_last_chunk()?;
+    let owner = std::str::from_utf8(rest.strip_suffix(&[0])?).ok()?;
+    Some((Did::parse(owner).ok()?, u64::from_be_bytes(*id)))
+}
+
+fn entry_value(at: Timestamp, body: u64, from: &Did) -> Vec<u8> {
+    [&at.as_millis().to_be_bytes()[..], &body.to_be_bytes(), from.as_str().as_bytes()].concat()
+}
+
+fn parse_value(value: &[u8]) -> Option<(Timestamp, u64, Did)> {
+    let (at, rest) = value.split_first_chunk()?;
+    let (body, from) = rest.split_first_chunk()?;
+    let from = Did::parse(std::str::from_utf8(from).ok()?).ok()?;
+    Some((Timestamp::from_millis(u64::from_be_bytes(*at)), u64::from_be_bytes(*body), from))
+}

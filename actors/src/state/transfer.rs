@@ -1,0 +1,206 @@
+//! Cohorts as documents: everything that the journal has of one, to look at or to take to another state directory.
+
+use std::collections::BTreeSet;
+
+use btcr2_aggregation_protocol::{
+    cohort::event::{ParticipantEvent, ServiceEvent},
+    id::{CohortId, SessionId},
+    signing::session::SessionEvent,
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{State, StateError, database::Change, writer::WriteError};
+use crate::journal::{Journal, JournalError, Record, SCHEMA, StreamId, StreamKind};
+
+const FORMAT: &str = "btcr2-aggregation-cohort/1";
+
+/// All streams of a cohort, as they are stored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CohortDocument {
+    format: String,
+    /// The version of the events' schema.
+    schema: u16,
+    /// The cohort.
+    pub cohort_id: CohortId,
+    /// Its streams, in the order of their names.
+    pub streams: Vec<StreamDocument>,
+}
+
+/// One stream.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StreamDocument {
+    /// The stream's name.
+    pub name: String,
+    /// When it was archived, in milliseconds since 1970; absent while it is live.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archived: Option<Timestamp>,
+    /// The records, in order.
+    pub records: Vec<Box<RawValue>>,
+}
+
+/// What became of the streams of an imported document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Imported {
+    /// How many are new here.
+    pub new: usize,
+    /// How many were here already, the same to the byte.
+    pub known: usize,
+}
+
+/// Why a cohort could not be exported or imported. Nothing was changed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TransferError {
+    /// The document is no cohort's, or not one that this program can run.
+    #[error("the document is not one of a cohort that this program can take over: {0}")]
+    Document(String),
+    /// There is something else already.
+    #[error("stream {} is here already, with other records: one of the two is not to be run", .0.escaped())]
+    Conflict(StreamId),
+    /// A stream cannot be read.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl State {
+    /// Everything that the journal has of a cohort; `None` when that is nothing.
+    ///
+    /// # Errors
+    /// When one of its streams is damaged, or the directory cannot be read.
+    pub async fn export(&self, cohort_id: &CohortId) -> Result<Option<CohortDocument>, TransferError> {
+        let all = self.streams().await?;
+        let sessions = self.sessions_of(cohort_id).await?;
+        let mut streams = Vec::new();
+        for summary in all {
+            let belongs = match summary.stream.kind() {
+                StreamKind::Cohort(id) | StreamKind::Participant { cohort_id: id, .. } => id == *cohort_id,
+                StreamKind::Signing(id) => sessions.contains(&id),
+                StreamKind::Other => false,
+            };
+            if belongs {
+                let records = self.raw(&summary.stream).await?;
+                streams.push(StreamDocument {
+                    name: summary.stream.as_str().to_owned(),
+                    archived: summary.archived,
+                    records,
+                });
+            }
+        }
+        let (format, cohort_id) = (FORMAT.to_owned(), cohort_id.clone());
+        Ok((!streams.is_empty()).then_some(CohortDocument { format, schema: SCHEMA, cohort_id, streams }))
+    }
+
+    /// The cohort's signing sessions: their streams have names of their own.
+    async fn sessions_of(&self, cohort_id: &CohortId) -> Result<BTreeSet<SessionId>, JournalError> {
+        let stream = StreamId::new(format!("cohort/{cohort_id}"));
+        let mut sessions = BTreeSet::new();
+        for record in self.journal().read(&stream).await? {
+            let event = record.event().map_err(|error| unreadable(&stream, &error))?;
+            if let ServiceEvent::SigningStarted { session_id, .. } = event {
+                sessions.insert(session_id);
+            }
+        }
+        Ok(sessions)
+    }
+
+    async fn raw(&self, stream: &StreamId) -> Result<Vec<Box<RawValue>>, JournalError> {
+        let records = self.journal().read(stream).await?;
+        let raw = |record: &Record| {
+            let json = record.to_json().map_err(|error| unreadable(stream, &error))?;
+            serde_json::from_slice(&json).map_err(|error| unreadable(stream, &error))
+        };
+        records.iter().map(raw).collect()
+    }
+
+    /// Takes in all streams of a document, or none. A cohort must be run in one place: import it where it goes on, and only
+    /// there. Importing the same document again changes nothing. Durable when it answers.
+    ///
+    /// # Errors
+    /// When the document is not sound, or a stream of it is here with other records.
+    pub async fn import(&self, document: &CohortDocument) -> Result<Imported, TransferError> {
+        document.check().map_err(TransferError::Document)?;
+        let mut changes = Vec::new();
+        let mut imported = Imported { new: 0, known: 0 };
+        for StreamDocument { name, archived, records } in &document.streams {
+            let stream = StreamId::new(name.as_str());
+            let here = self.raw(&stream).await?;
+            if !here.is_empty() {
+                let same = here.iter().map(|raw| raw.get()).eq(records.iter().map(|raw| raw.get()));
+                if !same {
+                    return Err(TransferError::Conflict(stream));
+                }
+                imported.known += 1;
+                continue;
+            }
+            imported.new += 1;
+            let records = records.iter().map(|record| record.get().as_bytes().to_vec()).collect();
+            changes.push(Change::Append { stream: stream.clone(), records });
+            changes.extend(archived.map(|at| Change::Archive { stream, at }));
+        }
+        self.write_all(changes).await?;
+        Ok(imported)
+    }
+
+    /// Forgets all of `streams`, or none. Durable when it answers.
+    ///
+    /// # Errors
+    /// When nothing can be written.
+    pub async fn forget(&self, streams: impl IntoIterator<Item = StreamId>) -> Result<(), TransferError> {
+        self.write_all(streams.into_iter().map(|stream| Change::Remove { stream }).collect()).await
+    }
+
+    async fn write_all(&self, changes: Vec<Change>) -> Result<(), TransferError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.write(changes).await.map_err(|error| match error {
+            WriteError::State(error) => TransferError::State(error),
+            WriteError::Refused(refused) => TransferError::Journal(JournalError::of_all(refused.to_string())),
+        })
+    }
+}
+
+fn unreadable(stream: &StreamId, error: &serde_json::Error) -> JournalError {
+    JournalError { stream: stream.clone(), problem: format!("a record does not read as an event: {error}") }
+}
+
+impl CohortDocument {
+    /// Whether every record is an event of its stream's role.
+    fn check(&self) -> Result<(), String> {
+        if self.format != FORMAT {
+            return Err(format!("its format is {:?}, not {FORMAT:?}", self.format));
+        }
+        if self.schema != SCHEMA {
+            return Err(format!(
+                "its events have schema version {}, and this program writes {SCHEMA}",
+                self.schema
+            ));
+        }
+        let mut names = BTreeSet::new();
+        for StreamDocument { name, records, .. } in &self.streams {
+            let stream = StreamId::new(name.as_str());
+            let decode: fn(&Record) -> Result<(), serde_json::Error> = match stream.kind() {
+                StreamKind::Cohort(id) if id == self.cohort_id => |record| record.event::<ServiceEvent>().map(drop),
+                StreamKind::Participant { cohort_id, .. } if cohort_id == self.cohort_id => {
+                    |record| record.event::<ParticipantEvent>().map(drop)
+                }
+                StreamKind::Signing(_) => |record| record.event::<SessionEvent>().map(drop),
+                _ => return Err(format!("stream {} is not the cohort's", stream.escaped())),
+            };
+            if records.is_empty() || !names.insert(name) {
+                return Err(format!("stream {} is empty, or there twice", stream.escaped()));
+            }
+            for (number, record) in records.iter().enumerate() {
+                decode(&Record::from_json(record.get().as_bytes()))
+                    .map_err(|error| format!("stream {}, record {number}: {error}", stream.escaped()))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,199 @@
+//! What a participant needs to resolve its DID, and can get from nobody else: one entry for each cohort that it was in.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_trait::async_trait;
+use btcr2_aggregation_protocol::{did::Did, id::CohortId, sidecar::MemberRecord, transcript::SignedTranscriptHead};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::sync::Mutex;
+
+use super::{State, StateError, Table};
+
+const PAGE: usize = 256;
+
+/// A member's keepsake of a cohort.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VaultEntry {
+    /// Its update, its CAS Announcement or SMT proof, and the cohort's terms.
+    pub record: MemberRecord,
+    /// The genesis document of an EXTERNAL DID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub genesis_document: Option<Value>,
+    /// The head of the cohort's transcript, signed by the service, when the member got it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transcript: Option<SignedTranscriptHead>,
+}
+
+/// Which entry. The service is part of it: services choose the names of their cohorts, and one could choose another's.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct VaultKey {
+    /// The member.
+    pub did: Did,
+    /// The service that ran the cohort.
+    pub service: Did,
+    /// The cohort.
+    pub cohort_id: CohortId,
+}
+
+impl VaultEntry {
+    /// Which one it is.
+    pub fn key(&self) -> VaultKey {
+        let MemberRecord { did, service, cohort_id, .. } = &self.record;
+        VaultKey { did: did.clone(), service: service.clone(), cohort_id: cohort_id.clone() }
+    }
+
+    /// The member's file, as [`MemberRecord::to_file`] makes it.
+    pub fn to_file(&self) -> Value {
+        self.record.to_file(self.genesis_document.as_ref())
+    }
+
+    /// This entry put where `known` is; `None` when they contradict each other.
+    fn over(mut self, known: Self) -> Option<Self> {
+        fn either<T: PartialEq>(new: Option<T>, known: Option<T>) -> Result<Option<T>, ()> {
+            match (new, known) {
+                (Some(new), Some(known)) if new != known => Err(()),
+                (new, known) => Ok(new.or(known)),
+            }
+        }
+        if self.record != known.record {
+            return None;
+        }
+        self.genesis_document = either(self.genesis_document, known.genesis_document).ok()?;
+        self.transcript = either(self.transcript, known.transcript).ok()?;
+        Some(self)
+    }
+}
+
+/// Why the vault could not do what it was asked to.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum VaultError {
+    /// There is an entry with other contents. What was announced is final: neither is thrown away here.
+    #[error("the vault has another record of {}'s cohort {} with {}", .0.did, .0.cohort_id, .0.service)]
+    Contradiction(Box<VaultKey>),
+    /// An entry does not read; the others can be used.
+    #[error("the vault's record of {}'s cohort {} with {} is damaged: {problem}", key.did, key.cohort_id, key.service)]
+    Damaged {
+        /// Which.
+        key: Box<VaultKey>,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// Where members' keepsakes are.
+#[async_trait]
+pub trait Vault: Send + Sync {
+    /// Keeps an entry; as safe as the vault is when it answers. The same entry again changes nothing, and one that has more
+    /// (a transcript's head, say) adds it.
+    ///
+    /// # Errors
+    /// [`VaultError::Contradiction`] when there is another one, which stays.
+    async fn put(&self, entry: VaultEntry) -> Result<(), VaultError>;
+
+    /// An entry.
+    async fn get(&self, key: &VaultKey) -> Result<Option<VaultEntry>, VaultError>;
+
+    /// Which entries there are of `did`, in order.
+    async fn list(&self, did: &Did) -> Result<Vec<VaultKey>, VaultError>;
+}
+
+/// A vault for programs that keep nothing: its entries end with it. Clones are the same.
+#[derive(Clone, Default)]
+pub struct MemoryVault(Arc<Mutex<BTreeMap<VaultKey, VaultEntry>>>);
+
+#[async_trait]
+impl Vault for MemoryVault {
+    async fn put(&self, entry: VaultEntry) -> Result<(), VaultError> {
+        let mut entries = self.0.lock().await;
+        let key = entry.key();
+        let entry = match entries.get(&key) {
+            Some(known) => {
+                entry.over(known.clone()).ok_or_else(|| VaultError::Contradiction(key.clone().into()))?
+            }
+            None => entry,
+        };
+        entries.insert(key, entry);
+        Ok(())
+    }
+
+    async fn get(&self, key: &VaultKey) -> Result<Option<VaultEntry>, VaultError> {
+        Ok(self.0.lock().await.get(key).cloned())
+    }
+
+    async fn list(&self, did: &Did) -> Result<Vec<VaultKey>, VaultError> {
+        Ok(self.0.lock().await.keys().filter(|key| key.did == *did).cloned().collect())
+    }
+}
+
+/// A vault in a state directory: an entry that was put is there after any crash. Clones are the same.
+#[derive(Clone)]
+pub struct StateVault {
+    table: Table,
+    /// One at a time looks at what is there and puts something in its place.
+    putting: Arc<Mutex<()>>,
+}
+
+impl StateVault {
+    /// The vault of `state`. Make one and clone it: two would not know of each other's changes.
+    pub fn new(state: &State) -> Self {
+        Self { table: state.table("vault"), putting: Arc::default() }
+    }
+}
+
+/// Neither a DID nor a cohort's identifier holds a NUL.
+fn bytes(key: &VaultKey) -> Vec<u8> {
+    format!("{}\0{}\0{}", key.did, key.service, key.cohort_id).into_bytes()
+}
+
+fn parse(bytes: &[u8]) -> Option<VaultKey> {
+    let mut parts = std::str::from_utf8(bytes).ok()?.split('\0');
+    let did = Did::parse(parts.next()?).ok()?;
+    let service = Did::parse(parts.next()?).ok()?;
+    let cohort_id = CohortId::parse(parts.next()?).ok()?;
+    parts.next().is_none().then_some(VaultKey { did, service, cohort_id })
+}
+
+#[async_trait]
+impl Vault for StateVault {
+    async fn put(&self, entry: VaultEntry) -> Result<(), VaultError> {
+        let _alone = self.putting.lock().await;
+        let key = entry.key();
+        let entry = match self.get(&key).await? {
+            Some(known) if known == entry => return Ok(()),
+            Some(known) => entry.over(known).ok_or_else(|| VaultError::Contradiction(key.clone().into()))?,
+            None => entry,
+        };
+        let json = serde_json::to_vec(&entry)
+            .map_err(|error| VaultError::Damaged { key: key.clone().into(), problem: error.to_string() })?;
+        Ok(self.table.put(bytes(&key), json).await?)
+    }
+
+    async fn get(&self, key: &VaultKey) -> Result<Option<VaultEntry>, VaultError> {
+        let damaged = |problem: String| VaultError::Damaged { key: key.clone().into(), problem };
+        let found = self.table.get(bytes(key)).await.map_err(|error| match error {
+            StateError::Damaged { problem, .. } => damaged(problem),
+            error => error.into(),
+        })?;
+        found.map(|json| serde_json::from_slice(&json).map_err(|error| damaged(error.to_string()))).transpose()
+    }
+
+    async fn list(&self, did: &Did) -> Result<Vec<VaultKey>, VaultError> {
+        let mut keys = Vec::new();
+        let mut after = None;
+        loop {
+            let page = self.table.scan(format!("{did}\0").into_bytes(), after, PAGE).await?;
+            let found = page.entries.iter().map(|(key, _)| key).chain(&page.damaged);
+            keys.extend(found.filter_map(|key| parse(key)));
+            after = page.next;
+            if after.is_none() {
+                keys.sort();
+                return Ok(keys);
+            }
+        }
+    }
+}

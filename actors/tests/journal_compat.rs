@@ -1,0 +1,203 @@
+//! Journals of each schema version so far are still read, and lead to where they led.
+//!
+//! `fixtures/journal/v<schema>/<round>/` holds a whole round as it was stored: `cohort.jsonl`, `signing.jsonl` and one member's
+//! `participant.jsonl`, a record a line, and in `round.json` what the round was and how it ended. A version's fixtures are
+//! written once and never changed; when [`SCHEMA`] goes up, the new version's are added with
+//! `cargo test -p btcr2-aggregation-actors --test journal_compat -- --ignored --exact write_fixtures`.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use btcr2_aggregation_actors::journal::{Record, SCHEMA, StreamId};
+use btcr2_aggregation_protocol::{
+    beacon::{BeaconRegistry, BeaconType},
+    cohort::{
+        Timing,
+        conditions::Conditions,
+        event::{ParticipantEvent, ServiceEvent, SpendPath},
+        participant::{Advert, ParticipantCohort, ParticipantConfig, phase::Phase as MemberPhase},
+        service::{Limits, ServiceCohort, ServiceConfig, phase::Phase},
+    },
+    hash::SignalBytes,
+    id::{CohortId, SessionId},
+    machine::{Machine, replay},
+    output::MemoizedAggregator,
+    signing::{
+        SigningOutcome,
+        session::{SessionEvent, SessionPhase, SigningSession},
+    },
+};
+use common::{
+    NETWORK, Operator, Updater, World, cohort, external_identity, identity, on_paused_clock,
+    tap::{Tap, no_signatures},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// What a round was, and how it ended.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Round {
+    cohort_id: CohortId,
+    session_id: SessionId,
+    conditions: Conditions,
+    path: SpendPath,
+    txid: bitcoin::Txid,
+    signal: SignalBytes,
+}
+
+/// The service of each round, and the member whose journal is kept, one with an EXTERNAL DID; both made from their names.
+const SERVICE: &str = "service";
+const MEMBER: &str = "external";
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/journal")
+}
+
+fn directories(path: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<_> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.retain(|path| path.is_dir());
+    found.sort();
+    found
+}
+
+fn events<E: Clone + DeserializeOwned + 'static>(round: &Path, role: &str) -> Vec<E> {
+    let path = round.join(role).with_extension("jsonl");
+    let text = fs::read_to_string(&path).unwrap();
+    let event = |(number, line): (usize, &str)| {
+        let decoded = Record::from_json(line.as_bytes()).event();
+        decoded.unwrap_or_else(|error| panic!("{}, line {}: {error}", path.display(), number + 1))
+    };
+    text.lines().enumerate().map(event).collect()
+}
+
+#[test]
+fn journals_of_every_schema_version_lead_to_where_they_led() {
+    let versions = directories(&fixtures());
+    let names: Vec<_> = versions.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+    let expected: Vec<_> = (1..=SCHEMA).map(|version| format!("v{version}")).collect();
+    assert_eq!(names, expected, "every version so far has its fixtures");
+    for round in versions.iter().flat_map(|version| directories(version)) {
+        replays(&round);
+    }
+}
+
+fn replays(path: &Path) {
+    let round: Round = serde_json::from_slice(&fs::read(path.join("round.json")).unwrap()).unwrap();
+    let (beacons, aggregator) = (BeaconRegistry::default(), Arc::new(MemoizedAggregator::default()));
+    let (service, member) = (identity(SERVICE), external_identity(MEMBER));
+
+    let config = ServiceConfig {
+        service: service.did().clone(),
+        service_key: service.public_key(),
+        cohort_id: round.cohort_id.clone(),
+        network: NETWORK,
+        conditions: round.conditions.clone(),
+        timing: Timing::default(),
+        limits: Limits::default(),
+        beacons: beacons.clone(),
+        aggregator: aggregator.clone(),
+    };
+    let mut cohort = ServiceCohort::new(Arc::new(config)).unwrap();
+    let mut task = None;
+    for event in events::<ServiceEvent>(path, "cohort") {
+        cohort.apply(&event);
+        if let Phase::Signing { task: started, .. } = cohort.phase() {
+            task = Some(Arc::clone(started));
+        }
+    }
+    let Phase::Completed { outcome, aggregated, .. } = cohort.phase() else {
+        panic!("{}: the cohort is in {:?}", path.display(), cohort.phase());
+    };
+    assert_eq!((outcome.path, outcome.transaction.compute_txid()), (round.path, round.txid));
+    assert_eq!(aggregated.aggregation.signal, round.signal);
+
+    let task = task.unwrap();
+    assert_eq!(task.session_id, round.session_id);
+    let session = replay(SigningSession::new(task), &events::<SessionEvent>(path, "signing"));
+    let SessionPhase::Ended(SigningOutcome::Signed(signed)) = session.phase() else {
+        panic!("{}: the session is in {:?}", path.display(), session.phase());
+    };
+    assert_eq!(signed, outcome, "the session and the cohort agree");
+
+    let config = ParticipantConfig {
+        did: member.did().clone(),
+        participant_key: member.public_key(),
+        communication_key: member.public_key(),
+        genesis_document: member.genesis_document().cloned(),
+        timing: Timing::default(),
+        beacons,
+        aggregator,
+    };
+    let (cohort_id, conditions) = (round.cohort_id.clone(), round.conditions);
+    let advert = Advert { service: service.did().clone(), cohort_id, network: NETWORK, conditions };
+    let session = ParticipantCohort::new(Arc::new(config), Arc::new(advert));
+    let session = replay(session, &events::<ParticipantEvent>(path, "participant"));
+    assert!(matches!(session.phase(), MemberPhase::Ended { .. }), "{}: {:?}", path.display(), session.phase());
+    let record = session.record().expect("the member keeps what it needs");
+    assert_eq!((record.cohort_id.clone(), record.signal), (round.cohort_id, round.signal));
+    assert!(record.update.is_some());
+}
+
+async fn store(world: &World, stream: String, path: &Path) {
+    let records = world.journal.read(&StreamId::new(stream)).await.unwrap();
+    assert!(!records.is_empty());
+    let lines = records.iter().map(|record| String::from_utf8(record.to_json().unwrap()).unwrap() + "\n");
+    fs::write(path, lines.collect::<String>()).unwrap();
+}
+
+/// Runs a round of three, one of them silent after the nonces if the path is the fallback's, and writes it down.
+fn write_round(name: &str, beacon_type: BeaconType, path: SpendPath) {
+    on_paused_clock(async {
+        let directory = fixtures().join(format!("v{SCHEMA}")).join(name);
+        fs::create_dir_all(&directory).unwrap();
+        let mut world = World::new();
+        let mut service = world.service(SERVICE, Operator).await;
+        let (member, another, last) = (external_identity(MEMBER), identity("another"), identity("last"));
+        world.participant(&member, Updater(member.clone())).await;
+        world.participant(&another, Updater(another.clone())).await;
+        match path {
+            SpendPath::KeyPath => world.participant(&last, Updater(last.clone())).await,
+            SpendPath::ScriptPath => {
+                let silent = Tap::losing(&world.network, no_signatures);
+                world.participant_on(&last, Updater(last.clone()), silent).await
+            }
+        };
+        let mut open = cohort(3);
+        open.conditions.beacon_type = beacon_type;
+        let cohort_id = service.open(open.clone()).await;
+        let result = service.ear.completed(&cohort_id).await;
+        assert_eq!(result.signed.path, path);
+        world.members.records(&cohort_id, 3).await;
+        // Until the members have given up waiting to be asked for the fallback.
+        common::pass(std::time::Duration::from_secs(24 * 3600)).await;
+
+        let streams = world.journal.streams().await.unwrap();
+        let session = streams.iter().find_map(|stream| stream.as_str().strip_prefix("signing/")).unwrap();
+        store(&world, format!("cohort/{cohort_id}"), &directory.join("cohort.jsonl")).await;
+        store(&world, format!("signing/{session}"), &directory.join("signing.jsonl")).await;
+        let stream = format!("participant/{}/{}/{cohort_id}", member.did(), service.did());
+        store(&world, stream, &directory.join("participant.jsonl")).await;
+        let round = Round {
+            cohort_id,
+            session_id: SessionId::parse(session).unwrap(),
+            conditions: open.conditions,
+            path,
+            txid: result.signed.transaction.compute_txid(),
+            signal: result.aggregation.signal,
+        };
+        fs::write(directory.join("round.json"), serde_json::to_string_pretty(&round).unwrap() + "\n").unwrap();
+    });
+}
+
+#[test]
+#[ignore = "writes the fixtures of the current schema version into the source tree"]
+fn write_fixtures() {
+    write_round("key-path", BeaconType::cas(), SpendPath::KeyPath);
+    write_round("fallback", BeaconType::smt(), SpendPath::ScriptPath);
+}

@@ -1,0 +1,316 @@
+//! `state`: what a state directory holds, for people and scripts.
+
+use std::{
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::{Failure, fail};
+use crate::{
+    actors::{
+        journal::{Journal, JournalError, StreamId},
+        state::{
+            State, StateError, StreamSummary,
+            transfer::{CohortDocument, Imported, StreamDocument, TransferError},
+        },
+    },
+    config::Span,
+    protocol::{id::CohortId, time::Timestamp},
+};
+
+#[derive(Debug, Args)]
+#[command(after_help = "A program that runs holds its state directory: stop it before you look into it.\n\
+    Names stand escaped as in a URL, so that what strangers have chosen cannot upset a terminal.")]
+pub(super) struct StateArgs {
+    #[command(subcommand)]
+    command: StateCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum StateCommand {
+    /// List the streams: a service's cohorts, signing sessions, and a participant's cohorts
+    List(ListArgs),
+    /// Show what has happened in a cohort, event by event
+    Show(ShowArgs),
+    /// Write everything that the journal has of a cohort into one JSON document
+    Export(ExportArgs),
+    /// Take in a cohort that was exported elsewhere. It must go on in one place only: export it with --forget
+    Import(ImportArgs),
+    /// Forget streams that were archived long ago
+    Prune(PruneArgs),
+}
+
+#[derive(Debug, Args)]
+struct Place {
+    /// The state directory
+    #[arg(long, value_name = "DIR", env = "BTCR2_STATE")]
+    state: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ListArgs {
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Debug, Args)]
+struct ShowArgs {
+    /// The cohort's identifier, as `state list` shows it
+    cohort: String,
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Debug, Args)]
+struct ExportArgs {
+    /// The cohort's identifier, as `state list` shows it
+    cohort: String,
+    /// Write to this file, which must not exist yet, instead of standard output
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Forget the cohort here when the file is written, because it goes on elsewhere
+    #[arg(long, requires = "out")]
+    forget: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Debug, Args)]
+struct ImportArgs {
+    /// The document that `state export` has written
+    file: PathBuf,
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Debug, Args)]
+struct PruneArgs {
+    /// How long ago a stream must have been archived: 30d, 12h
+    #[arg(long, value_name = "TIME")]
+    older_than: Span,
+    /// Only say what would be forgotten
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Why a command could not do what it says.
+#[derive(Debug, thiserror::Error)]
+enum StateFailure {
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    #[error("{0:?} cannot be the identifier of a cohort")]
+    NotACohort(String),
+    #[error("there is nothing of cohort {0} in {1}: `state list` shows what there is")]
+    NoSuchCohort(String, PathBuf),
+    #[error("{}: {error}", path.display())]
+    File { path: PathBuf, error: io::Error },
+    #[error("the cohort cannot be written as JSON: {0}")]
+    Unwritable(serde_json::Error),
+    #[error("{} is not an exported cohort: {problem}", path.display())]
+    NotADocument { path: PathBuf, problem: serde_json::Error },
+}
+
+impl Failure for StateFailure {
+    fn status(&self) -> u8 {
+        if matches!(self, Self::NotACohort(_)) { 2 } else { 1 }
+    }
+}
+
+pub(super) fn main(args: &StateArgs) -> ExitCode {
+    let outcome = actix_rt::System::new().block_on(async {
+        match &args.command {
+            StateCommand::List(args) => list(args).await,
+            StateCommand::Show(args) => show(args).await,
+            StateCommand::Export(args) => export(args).await,
+            StateCommand::Import(args) => import(args).await,
+            StateCommand::Prune(args) => prune(args).await,
+        }
+    });
+    outcome.map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS)
+}
+
+async fn list(ListArgs { place }: &ListArgs) -> Result<(), StateFailure> {
+    let streams = State::open_existing(&place.state)?.streams().await?;
+    if place.json {
+        println!("{}", Value::from_iter(streams.iter().map(summary)));
+        return Ok(());
+    }
+    println!("{:>8}  {:>10}  {:<20}  STREAM", "RECORDS", "BYTES", "ARCHIVED");
+    for StreamSummary { stream, size, archived } in &streams {
+        let archived = archived.map_or_else(|| "live".to_owned(), time);
+        match size {
+            Ok(size) => println!("{:>8}  {:>10}  {archived:<20}  {}", size.records, size.bytes, stream.escaped()),
+            Err(problem) => println!("{:>8}  {:>10}  {:<20}  {}: {problem}", "-", "-", "damaged", stream.escaped()),
+        }
+    }
+    Ok(())
+}
+
+fn summary(StreamSummary { stream, size, archived }: &StreamSummary) -> Value {
+    let mut summary = json!({ "stream": stream.escaped().to_string() });
+    match size {
+        Ok(size) => {
+            summary["records"] = size.records.into();
+            summary["bytes"] = size.bytes.into();
+        }
+        Err(problem) => summary["damaged"] = problem.as_str().into(),
+    }
+    if let Some(at) = archived {
+        summary["archived"] = at.as_millis().into();
+    }
+    summary
+}
+
+async fn show(ShowArgs { cohort, place }: &ShowArgs) -> Result<(), StateFailure> {
+    let state = State::open_existing(&place.state)?;
+    let document = find(&state, cohort, place).await?;
+    if place.json {
+        println!("{}", serde_json::to_string(&document).map_err(StateFailure::Unwritable)?);
+        return Ok(());
+    }
+    for StreamDocument { name, archived, records } in &document.streams {
+        let archived = archived.map(|at| format!(" (archived {})", time(at))).unwrap_or_default();
+        println!("{}{archived}", StreamId::new(name.as_str()).escaped());
+        for (number, record) in records.iter().enumerate() {
+            let (name, at) = event(record.get());
+            println!("{number:>6}  {:<20}  {name}", at.map_or_else(String::new, time));
+        }
+    }
+    Ok(())
+}
+
+/// An event's name, and its time where it has one.
+fn event(record: &str) -> (String, Option<Timestamp>) {
+    match serde_json::from_str(record) {
+        Ok(Value::Object(fields)) => match fields.into_iter().next() {
+            Some((name, contents)) => (name, contents["at"].as_u64().map(Timestamp::from_millis)),
+            None => (String::new(), None),
+        },
+        Ok(Value::String(name)) => (name, None),
+        _ => (String::new(), None),
+    }
+}
+
+async fn export(ExportArgs { cohort, out, forget, place }: &ExportArgs) -> Result<(), StateFailure> {
+    let state = State::open_existing(&place.state)?;
+    let document = find(&state, cohort, place).await?;
+    let text = serde_json::to_string_pretty(&document).map_err(StateFailure::Unwritable)?;
+    let Some(path) = out else {
+        println!("{text}");
+        return Ok(());
+    };
+    write_new(path, &text).map_err(|error| StateFailure::File { path: path.clone(), error })?;
+    if *forget {
+        state.forget(document.streams.iter().map(|stream| StreamId::new(stream.name.as_str()))).await?;
+    }
+    let (streams, out) = (document.streams.len(), path.display().to_string());
+    if place.json {
+        println!("{}", json!({ "streams": streams, "out": out, "forgotten": forget }));
+    } else {
+        let here = if *forget { "forgotten here" } else { "still here: run it in one place only" };
+        println!("{streams} streams written to {out}, {here}");
+    }
+    Ok(())
+}
+
+/// Writes a file for this user alone; it is on the disk when this returns.
+fn write_new(path: &Path, text: &str) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.write_all(b"\n")?;
+    file.sync_all()?;
+    // Its name too, where a directory can be synced.
+    #[cfg(unix)]
+    if let Some(directory) = path.canonicalize()?.parent() {
+        fs::File::open(directory)?.sync_all()?;
+    }
+    Ok(())
+}
+
+async fn import(ImportArgs { file, place }: &ImportArgs) -> Result<(), StateFailure> {
+    let text = fs::read_to_string(file).map_err(|error| StateFailure::File { path: file.clone(), error })?;
+    let document: CohortDocument = serde_json::from_str(&text)
+        .map_err(|problem| StateFailure::NotADocument { path: file.clone(), problem })?;
+    let state = State::open(&place.state)?;
+    let Imported { new, known } = state.import(&document).await?;
+    let cohort = StreamId::new(document.cohort_id.as_str());
+    let cohort = cohort.escaped();
+    if place.json {
+        println!("{}", json!({ "cohortId": cohort.to_string(), "new": new, "known": known }));
+    } else {
+        println!("cohort {cohort}: {new} streams taken in, {known} were here already");
+    }
+    Ok(())
+}
+
+async fn prune(PruneArgs { older_than, dry_run, place }: &PruneArgs) -> Result<(), StateFailure> {
+    let state = State::open_existing(&place.state)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let before = Timestamp::default() + now.saturating_sub(older_than.0);
+    let old: Vec<StreamId> = state
+        .journal()
+        .archived()
+        .await?
+        .into_iter()
+        .filter(|archived| archived.at < before)
+        .map(|archived| archived.stream)
+        .collect();
+    if !dry_run {
+        state.forget(old.iter().cloned()).await?;
+    }
+    let names: Vec<String> = old.iter().map(|stream| stream.escaped().to_string()).collect();
+    if place.json {
+        println!("{}", json!({ "forgotten": names, "dryRun": dry_run }));
+    } else {
+        names.iter().for_each(|name| println!("{name}"));
+        let done = if *dry_run { "would be forgotten" } else { "forgotten" };
+        println!("{done}: {}, archived before {}", names.len(), time(before));
+    }
+    Ok(())
+}
+
+async fn find(state: &State, cohort: &str, place: &Place) -> Result<CohortDocument, StateFailure> {
+    let none = || StateFailure::NoSuchCohort(cohort.to_owned(), place.state.clone());
+    // As it is shown, or as it is.
+    let shown = StreamId::from_escaped(cohort).and_then(|name| CohortId::parse(name.as_str()).ok());
+    let plain = CohortId::parse(cohort).ok();
+    let mut ids: Vec<CohortId> = shown.into_iter().chain(plain).collect();
+    ids.dedup();
+    if ids.is_empty() {
+        return Err(StateFailure::NotACohort(cohort.to_owned()));
+    }
+    for id in &ids {
+        if let Some(document) = state.export(id).await? {
+            return Ok(document);
+        }
+    }
+    Err(none())
+}
+
+/// A time for people, in UTC. One that no calendar has is shown as a number.
+fn time(at: Timestamp) -> String {
+    let year_10000 = Duration::from_secs(253_402_300_800);
+    match Duration::from_millis(at.as_millis()) {
+        since if since < year_10000 => humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string(),
+        _ => at.as_millis().to_string(),
+    }
+}

@@ -157,6 +157,7 @@ fn a_relay_is_checked_for_what_a_cohort_needs() {
         probes.iter().any(|probe| probe["kind"] == 1059 && probe["bytes"].as_u64() > Some(80_000)),
         "{report:#}"
     );
+    assert_eq!(report["forgets"], true, "{report:#}");
     let (status, table) = check(&[&running.relay]);
     assert_eq!(status, Some(0));
     assert!(table.ends_with("\nfit for cohorts\n"), "{table}");

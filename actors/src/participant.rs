@@ -206,7 +206,7 @@ impl ParticipantActor {
             return;
         }
         if self.formed.contains(&cohort) {
-            tracing::info!(cohort_id = %body.cohort_id, "the advert of a cohort that was formed long ago is passed over");
+            tracing::info!(cohort_id = %body.cohort_id, "the advert of a cohort that is formed already is passed over");
             return;
         }
         // A cohort on another network cannot announce anything for this DID.

@@ -86,6 +86,10 @@ fn table(outcome: &RelayCheck) -> String {
             probe.problem.as_deref().unwrap_or_default()
         ));
     }
+    if let Some(forgets) = outcome.forgets {
+        let forgets = if forgets { "yes" } else { "no: who comes late may try to join cohorts that are over" };
+        lines.push(format!("forgets adverts when asked (NIP-09, not needed)  {forgets}"));
+    }
     lines.push(if outcome.passed() { "fit for cohorts" } else { "NOT fit for every cohort" }.to_owned());
     lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
 }

@@ -95,9 +95,8 @@ impl Recorder {
                 while let Ok(notification) = heard.recv().await {
                     match notification {
                         RelayPoolNotification::Event { event, .. } => {
-                            if say.send(*event).is_err() {
-                                return;
-                            }
+                            // Unless nobody wants to know any more.
+                            let _ = say.send(*event);
                         }
                         RelayPoolNotification::Message {
                             message: nostr_sdk::RelayMessage::EndOfStoredEvents(_),

@@ -15,7 +15,7 @@ use btcr2_aggregation_protocol::{
         update::{SubmitNonIncluded, SubmitUpdate},
     },
     network::Network,
-    nostr::{ENCRYPTED_KIND, MAX_PLAINTEXT, PLAIN_KIND, Peer, VerifiedEvent, seal},
+    nostr::{ENCRYPTED_KIND, MAX_PLAINTEXT, PLAIN_KIND, Peer, VerifiedEvent, retract, seal},
 };
 use futures::future::join_all;
 use nostr_sdk::{
@@ -76,6 +76,9 @@ pub struct RelayCheck {
     pub limits: Option<Value>,
     /// What became of each event.
     pub probes: Vec<Probe>,
+    /// Whether it forgets an event when its author asks for that (NIP-09), as is done with adverts of cohorts that are
+    /// formed. None needs it: who comes later may only ask to join in vain. `None` when there was no event to try it with.
+    pub forgets: Option<bool>,
 }
 
 impl RelayCheck {
@@ -102,6 +105,7 @@ pub async fn check(
         problem: None,
         limits: limits(&url, patience).await,
         probes: Vec::new(),
+        forgets: None,
     };
     let made_up = |rng: &mut (dyn CryptoRng + Send)| Identity::from_key(SecretKey::generate(rng), Network::Regtest);
     let (from, to) = (made_up(rng), made_up(rng));
@@ -127,6 +131,10 @@ pub async fn check(
         let sealed =
             seal(&message, from.secret_key(), Some(&peer), clock.now(), rng).map_err(|error| error.to_string())?;
         let probe = probe(what, &message, &sealed, &peer, (&writer.relay, &mut heard), patience).await;
+        if probe.stored && outcome.forgets.is_none() {
+            let retraction = retract(&[sealed.id], from.secret_key(), clock.now(), rng);
+            outcome.forgets = Some(forgets(&sealed, &retraction, &writer.relay, patience).await);
+        }
         outcome.probes.push(probe);
     }
     let mut burst = Vec::new();
@@ -222,12 +230,23 @@ async fn probe(
         }
         Ok(None) | Err(_) => probe.problem = Some("accepted, but not delivered to a subscriber in time".to_owned()),
     }
-    let found = writer.fetch_events(Filter::new().id(event.id), patience, ReqExitPolicy::ExitOnEOSE).await;
-    probe.stored = found.is_ok_and(|events| events.into_iter().any(|found| found.id == event.id));
+    probe.stored = has(writer, event, patience).await == Some(true);
     if !probe.stored && probe.problem.is_none() {
         probe.problem = Some("accepted, but not stored".to_owned());
     }
     probe
+}
+
+/// Whether the relay has an event; `None` when it does not say.
+async fn has(relay: &Relay, event: &Event, patience: Duration) -> Option<bool> {
+    let found = relay.fetch_events(Filter::new().id(event.id), patience, ReqExitPolicy::ExitOnEOSE).await.ok()?;
+    Some(found.into_iter().any(|found| found.id == event.id))
+}
+
+/// Whether the relay forgets an event that it has.
+async fn forgets(event: &Event, retraction: &Event, relay: &Relay, patience: Duration) -> bool {
+    let accepted = timeout(patience, relay.send_event(retraction)).await.is_ok_and(|sent| sent.is_ok());
+    accepted && has(relay, event, patience).await == Some(false)
 }
 
 /// Waits for an event to arrive.

@@ -15,7 +15,8 @@ pub struct NostrConfig {
     pub connect_timeout: Duration,
     /// How long a relay may take to say what became of an event. At most ten seconds.
     pub publish_timeout: Duration,
-    /// How long stored events are waited for, to be put in order, when a relay does not say that it has sent them all.
+    /// How long stored events are waited for, to be put in order and before adverts, when a relay does not say that it has
+    /// sent them all.
     pub stored_timeout: Duration,
     /// Before the second attempt to connect, or to publish what no relay has accepted. Doubles from then on.
     pub first_backoff: Duration,
@@ -27,7 +28,8 @@ pub struct NostrConfig {
     pub outbox: usize,
     /// How long an event that was accepted is kept for relays that come back, when it does not say how long it matters.
     pub keep: Duration,
-    /// Most events that are remembered, so that the copies of several relays are read once.
+    /// Most events that are remembered, so that the copies of several relays, and of later connections to one, are read
+    /// once.
     pub seen_events: usize,
     /// Most peers whose conversation keys are remembered: deriving one costs fifteen times what encrypting does.
     pub conversations: usize,

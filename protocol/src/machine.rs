@@ -3,6 +3,7 @@
 //! `decide` says whether something may happen and what facts it makes, and changes nothing. `apply` is the one place
 //! where state changes; live running and replay share it. `effects` says what the world must do about a fact. Whoever
 //! drives a machine applies the events at once, journals them in order, and performs the effects when they are durable.
+//! The events of one decision belong together: they are journaled all, or none of them.
 
 use std::fmt::Debug;
 

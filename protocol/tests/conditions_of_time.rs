@@ -47,7 +47,11 @@ fn enrollment_ends_the_cohort_when_too_few_came_and_forms_it_when_enough_did() {
         assert_eq!(report.failure, expected, "at least {min}");
         if expected.is_some() {
             assert_eq!(failed_at(&simulation), START + TIMEOUT);
-            assert!(report.ends.iter().all(|end| matches!(end, Some(SessionEnd::TimedOut { .. }))));
+            let told = |end: &Option<SessionEnd>| {
+                matches!(end, Some(SessionEnd::EndedByService { code, at_fault: false, next: None, .. })
+                    if code == "ENROLLMENT_EXPIRED")
+            };
+            assert!(report.ends.iter().all(told), "{:?}", report.ends);
             continue;
         }
         let formed = simulation.service().events().iter().find_map(|event| match event {

@@ -106,10 +106,14 @@ fn a_registered_beacon_type_is_checked_by_every_member() {
 fn a_host_that_does_not_know_the_type_does_not_join() {
     let simulation = Simulation::new(1, roll_call());
     let config = simulation.service().machine().config();
-    let advert = config.conditions.to_advert(config.cohort_id.clone(), config.network, &config.service_key);
-    let refused = Advert::read(&config.service, &advert, &BeaconRegistry::default());
-    assert_named("an unknown beacon type", refused, &config.service, RejectCode::UnacceptableTerms);
-    assert!(Advert::read(&config.service, &advert, &config.beacons).is_ok());
+    let advert = config.terms.conditions.to_advert(
+        config.terms.cohort_id.clone(),
+        config.terms.network,
+        &config.terms.service_key,
+    );
+    let refused = Advert::read(&config.terms.service, &advert, &BeaconRegistry::default());
+    assert_named("an unknown beacon type", refused, &config.terms.service, RejectCode::UnacceptableTerms);
+    assert!(Advert::read(&config.terms.service, &advert, &config.beacons).is_ok());
 }
 
 fn key_path_only(roles: Vec<Role>) -> Setup {

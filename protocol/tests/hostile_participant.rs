@@ -45,8 +45,8 @@ fn hold(simulation: &mut Simulation, to: usize, kind: &'static str) -> Message {
         vec![message.to_json()]
     });
     assert!(simulation.run_until(|_| held.borrow().is_some()), "no {kind} was sent");
-    // What was sent together with it arrives, so that only the held message is missing.
-    simulation.advance(Duration::from_millis(50));
+    // What was sent together with it arrives, and no answer yet, so that only the held message is missing.
+    simulation.advance(Duration::from_millis(15));
     held.take().unwrap()
 }
 
@@ -78,7 +78,11 @@ fn service(simulation: &Simulation) -> Did {
 fn an_advert_that_proves_no_key_or_promises_nonsense_is_refused() {
     let mut simulation = Simulation::new(1, setup(honest(2)));
     let config = simulation.service().machine().config().clone();
-    let advert = config.conditions.to_advert(config.cohort_id.clone(), config.network, &config.service_key);
+    let advert = config.terms.conditions.to_advert(
+        config.terms.cohort_id.clone(),
+        config.terms.network,
+        &config.terms.service_key,
+    );
     let secret = SecretKey::from_bytes(&[5; 32]).unwrap();
     let key = Bytes(secret.public_key().to_bytes());
     let document = genesis_document(&secret.public_key());

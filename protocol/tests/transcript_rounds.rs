@@ -23,8 +23,9 @@ use btcr2_aggregation_protocol::{
         event::{CohortFailure, ParticipantEvent, ServiceEvent, SessionEnd, SpendPath},
         participant::{Advert, ParticipantCohort, ParticipantConfig, ParticipantEffect, ParticipantInput, phase},
         service::{
-            CohortTerms, Limits, Lineage, ServiceCohort, ServiceConfig, ServiceEffect, ServiceInput, phase::Phase,
-            rules::PhaseRules,
+            CohortTerms, Limits, Lineage, ServiceCohort, ServiceConfig, ServiceEffect, ServiceInput,
+            phase::Phase,
+            rules::{PhaseRules, TimedPhase},
         },
     },
     did::Did,
@@ -261,6 +262,7 @@ impl ServiceRun {
                             value: self.value,
                         });
                     }
+                    ServiceEffect::FormAgain(terms) => panic!("no recorded round fails, and yet: {terms:?}"),
                     ServiceEffect::StartSigning(task) => {
                         assert!(self.session.is_none(), "one session a round");
                         let mut session = Driven::new(SigningSession::new(task));
@@ -696,12 +698,12 @@ fn the_events_that_no_recorded_round_shows_survive_the_journal_too() {
             CohortFailure::Cancelled { reason: reason() },
             CohortFailure::Internal { reason: reason() },
         ]
-        .map(|reason| ServiceEvent::CohortFailed { at, reason }),
+        .map(|reason| ServiceEvent::CohortFailed { at, reason, successor: None }),
     );
     survive(&[
         SessionEvent::FaultRecorded { fault },
         SessionEvent::PathChosen { at, path: SpendPath::ScriptPath, reason: Some(reason()), holdouts: dids() },
-        SessionEvent::SessionFailed { at, reason: reason(), holdouts: dids() },
+        SessionEvent::SessionFailed { at, phase: TimedPhase::Fallback, reason: reason(), holdouts: dids() },
     ]);
     survive(&[
         ParticipantEvent::DataReceived { at, data: Arc::clone(&other), verdict: Err(reason()) },

@@ -16,7 +16,7 @@ use crate::{
     error::Fault,
     hash::{MessageDigest, SignalBytes},
     id::{CohortId, SessionId},
-    message::Bytes,
+    message::{Bytes, control::CohortEnded},
     output::BeaconOutput,
     signing::Signed,
     time::Timestamp,
@@ -505,6 +505,13 @@ pub enum SessionEnd {
         /// In words.
         reason: String,
     },
+}
+
+impl SessionEnd {
+    /// Whether the service says that the transaction is signed: without us, or it would be [`Self::Signed`].
+    pub fn says_completed(&self) -> bool {
+        matches!(self, Self::EndedByService { code, .. } if code == CohortEnded::COMPLETED)
+    }
 }
 
 impl fmt::Display for SessionEnd {

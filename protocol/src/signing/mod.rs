@@ -167,7 +167,7 @@ pub enum SigningOutcome {
         reason: String,
         /// Who kept silent.
         holdouts: Vec<Did>,
-        /// Who sent what was invalid.
+        /// Who sent what was invalid, or two different things for one.
         culprits: Vec<Did>,
     },
 }

@@ -107,7 +107,7 @@ impl ParticipantCohort {
     /// What makes the signature, or the nonce, that the host has approved of.
     fn make_signature(&self, round: &Round, request: &Request, stage: &Stage) -> Vec<ParticipantEffect> {
         match stage {
-            Stage::Approved(SpendPath::KeyPath) if !self.spent.contains(&request.session_id) => {
+            Stage::Approved(SpendPath::KeyPath) if !self.is_spent(&request.session_id) => {
                 let session_id = request.session_id.clone();
                 vec![ParticipantEffect::OpenNonce { session_id, output: round.output.clone() }]
             }

@@ -118,7 +118,8 @@ pub enum ParticipantInput {
     NonceOpened(Bytes<66>),
     /// The partial signature that [`ParticipantEffect::SignPartial`] asked for.
     PartialSigned(Bytes<32>),
-    /// The secret nonce is gone: a restart after it left, say. Changes nothing where none was open.
+    /// The secret nonce is gone: a restart after it left, say. Changes nothing where none was open. After a restart it
+    /// comes before what [`Machine::resume`] owes, which may open a new one.
     NonceLost,
     /// A message of our own was read on the wire, where everybody's are kept.
     Seen(Message),
@@ -191,7 +192,8 @@ pub enum ParticipantEffect {
 
 /// How many phases' time a participant waits for the service. The service waits a whole phase for other members before it
 /// moves on, between the verdicts and the transaction even two, and then its message has to travel: a member that gave up
-/// after one phase could not serve the fallback that its own service asks for at that very time.
+/// after one phase could not serve the fallback that its own service asks for at that very time. A service that waits
+/// longer than that (it may extend its phases, and does not say so) finds it gone; the host sets its timing accordingly.
 const PATIENCE: u32 = 3;
 
 /// A participant in one cohort.
@@ -207,6 +209,10 @@ pub struct ParticipantCohort {
     opted_in: Timestamp,
     phase: Phase,
 }
+
+/// How many spent sessions are remembered. A cohort has one session, and a few more if its service was restored from a
+/// backup too. Beyond that every session counts as spent.
+const MOST_SPENT: usize = 16;
 
 /// Two are equal when everything that events can change is equal; the configuration is the host's.
 impl PartialEq for ParticipantCohort {
@@ -256,7 +262,8 @@ impl ParticipantCohort {
         &self.phase
     }
 
-    /// What the member keeps of the round: from its first signature on, for the path does not change it.
+    /// What the member keeps of the round: from its first signature on, for the path does not change it; or from the word
+    /// that the others have signed without it.
     pub fn record(&self) -> Option<MemberRecord> {
         let round = match &self.phase {
             Phase::Signing { round, stage, .. } if stage.has_signed() => round,
@@ -273,6 +280,12 @@ impl ParticipantCohort {
             update: round.update.clone(),
             data: (*round.data).clone(),
         })
+    }
+
+    /// Whether the key path of a session must not be signed, because a nonce of ours for it is out that is not ours to
+    /// use any more.
+    fn is_spent(&self, session_id: &SessionId) -> bool {
+        self.spent.len() >= MOST_SPENT || self.spent.contains(session_id)
     }
 
     /// Whether deciding `input` takes so much curve work that it should not run beside other actors: key aggregation of a
@@ -407,7 +420,7 @@ impl Machine for ParticipantCohort {
             _ => {}
         }
         let timing = self.timing;
-        let patience = timing.phase_timeout * PATIENCE;
+        let patience = timing.phase_timeout.saturating_mul(PATIENCE);
         // The TTL ends with the start of signing; the last message before that has its time to travel.
         let end = if event.concerns_signing() {
             Timestamp::NEVER

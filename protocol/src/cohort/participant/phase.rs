@@ -104,7 +104,8 @@ pub enum Phase {
     Approved { round: Arc<Round>, present: bool, deadline: Timestamp },
     /// The transaction is here.
     Signing { round: Arc<Round>, request: Arc<Request>, stage: Stage, deadline: Timestamp },
-    /// It is over; `signed` holds the round when a signature of ours is out.
+    /// It is over; `signed` holds the round when a signature of ours is out, or when others have signed it without us: the
+    /// data that we approved is announced then all the same.
     Ended { reason: SessionEnd, signed: Option<Arc<Round>> },
 }
 
@@ -198,6 +199,9 @@ impl Phase {
             (ParticipantEvent::SessionEnded { reason, .. }, phase) => {
                 let signed = match phase {
                     Self::Signing { round, stage, .. } if stage.has_signed() => Some(Arc::clone(round)),
+                    Self::Approved { round, .. } | Self::Signing { round, .. } if reason.says_completed() => {
+                        Some(Arc::clone(round))
+                    }
                     _ => None,
                 };
                 *self = Self::Ended { reason: reason.clone(), signed };

@@ -50,7 +50,7 @@ impl ParticipantCohort {
     pub(super) fn on_signing_decided(&self, now: Timestamp, approved: bool) -> Vec<ParticipantEvent> {
         match &self.phase {
             Phase::Signing { request, stage: Stage::Deciding(path), .. } if approved => {
-                let spent = *path == SpendPath::KeyPath && self.spent.contains(&request.session_id);
+                let spent = *path == SpendPath::KeyPath && self.is_spent(&request.session_id);
                 let mut events = vec![ParticipantEvent::SigningApproved { at: now }];
                 events.extend(spent.then_some(ParticipantEvent::NonceLost { at: now }));
                 events
@@ -64,7 +64,9 @@ impl ParticipantCohort {
 
     pub(super) fn on_nonce_opened(&self, now: Timestamp, nonce: Bytes<66>) -> Vec<ParticipantEvent> {
         match &self.phase {
-            Phase::Signing { stage: Stage::Approved(SpendPath::KeyPath), .. } => {
+            Phase::Signing { request, stage: Stage::Approved(SpendPath::KeyPath), .. }
+                if !self.is_spent(&request.session_id) =>
+            {
                 vec![ParticipantEvent::NonceSent { at: now, nonce }]
             }
             _ => self.out_of_date(),
@@ -77,8 +79,11 @@ impl ParticipantCohort {
         from: &Did,
         body: &AggregatedNonce,
     ) -> Result<Vec<ParticipantEvent>, Reject> {
-        let Phase::Signing { request, stage, .. } = &self.phase else {
-            return Err(Reject::new(RejectCode::WrongPhase, from, "no signing session is open"));
+        let (request, stage) = match &self.phase {
+            Phase::Signing { request, stage, .. } => (request, stage),
+            // As below, from an even older backup: whatever is asked of us in that session later, its key path is spent.
+            Phase::Approved { .. } => return Ok(self.on_nonce_seen(now, &body.session_id)),
+            _ => return Err(Reject::new(RejectCode::WrongPhase, from, "no signing session is open")),
         };
         if request.session_id != body.session_id {
             return Err(Reject::new(RejectCode::WrongCohort, from, "the message is about another signing session"));
@@ -129,9 +134,7 @@ impl ParticipantCohort {
     }
 
     fn on_nonce_seen(&self, now: Timestamp, session_id: &SessionId) -> Vec<ParticipantEvent> {
-        /// A cohort has one session, and a few more if its service was restored from a backup too.
-        const MOST: usize = 16;
-        if self.spent.contains(session_id) || self.spent.len() >= MOST {
+        if self.is_spent(session_id) {
             return Vec::new();
         }
         let mut events = vec![ParticipantEvent::NonceSeen { at: now, session_id: session_id.clone() }];

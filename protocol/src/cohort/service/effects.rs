@@ -25,6 +25,10 @@ impl ServiceCohort {
             (ServiceEvent::OptInReceived { member, .. }, _) => {
                 vec![ServiceEffect::AskAdmission(Arc::clone(member))]
             }
+            // The last of those that a cohort formed again was waiting for.
+            (ServiceEvent::MemberRefused { .. }, _) if !self.config.terms.lineage.invited.is_empty() => {
+                self.ask_finalization().into_iter().collect()
+            }
             (ServiceEvent::MemberAdmitted { did }, _) => {
                 let mut effects = vec![self.accept(did)];
                 effects.extend(self.ask_finalization());
@@ -163,7 +167,8 @@ impl ServiceCohort {
                 formed.send(|_| true, |_| body.clone())
             }
             Phase::Failed { formed, waiting, reason, successor } => {
-                let at_fault = reason.at_fault();
+                let mut at_fault = reason.at_fault();
+                at_fault.extend(self.faults.iter().map(|fault| fault.did.clone()));
                 let next = successor.as_ref().map(|terms| terms.cohort_id.clone());
                 let body = |at_fault, next_cohort_id| -> SharedBody {
                     let (code, reason) = (reason.code().to_owned(), reason.to_string());

@@ -47,12 +47,22 @@ impl ServiceCohort {
         }
         let mut events = self.displace(enrolling, &member)?;
         let places = self.config.terms.conditions.max_participants.map_or(usize::MAX, |max| max as usize);
-        let full = enrolling.keys.len() - events.len() >= places;
+        let full = enrolling.keys.len() - events.len() >= places.saturating_sub(self.reserved(enrolling, from));
         if full || enrolling.candidates.len() >= self.config.terms.limits.candidates {
             return Err(Reject::new(RejectCode::CohortFull, from, "the cohort is full"));
         }
         events.push(ServiceEvent::OptInReceived { member: Arc::new(member), digest: message.digest() });
         Ok(events)
+    }
+
+    /// How many places a cohort that is formed again keeps for others than `from`: nobody new takes the place of a member
+    /// that is on its way.
+    fn reserved(&self, enrolling: &Enrolling, from: &Did) -> usize {
+        let invited = &self.config.terms.lineage.invited;
+        if invited.contains(from) {
+            return 0;
+        }
+        invited.iter().filter(|did| !enrolling.candidates.contains_key(*did)).count()
     }
 
     /// A key has one owner. Whoever authenticates with the very key that it opts in with has shown that it is the owner,

@@ -384,7 +384,7 @@ impl Machine for ServiceCohort {
         if std::mem::discriminant(&self.phase) != before {
             self.extensions = 0;
         } else if let ServiceEvent::PhaseExtended { .. } = event {
-            self.extensions += 1;
+            self.extensions = self.extensions.saturating_add(1);
         }
     }
 

@@ -28,14 +28,42 @@ impl ServiceCohort {
                 vec![ServiceEvent::TransactionRequested { at: now }]
             }
             Phase::Enrolling(enrolling) if self.can_form(enrolling.admitted()) => self.form(now, None),
+            Phase::Signing { .. } => self.on_guard(now),
             phase => match phase.timed() {
                 Some(timed) => match self.extension(now, timed) {
-                    Some(extended) => vec![extended],
+                    Some(extended) => self.with_due_repeats(now, extended),
                     None => self.on_expiry(now, timed, rng),
                 },
                 None => Vec::new(),
             },
         }
+    }
+
+    /// What was due at the same time as the end of the phase is due all the same when the phase goes on.
+    fn with_due_repeats(&self, now: Timestamp, extended: ServiceEvent) -> Vec<ServiceEvent> {
+        let repeat = match &self.phase {
+            Phase::Enrolling(enrolling) if enrolling.next_advert <= now => {
+                Some(ServiceEvent::AdvertRepeated { at: now })
+            }
+            Phase::AwaitingTransaction { retry_at: Some(retry_at), .. } if *retry_at <= now => {
+                Some(ServiceEvent::TransactionRequested { at: now })
+            }
+            _ => None,
+        };
+        std::iter::once(extended).chain(repeat).collect()
+    }
+
+    /// The guard behind the session's own deadlines, which come first. It strikes while the session still has time only
+    /// when the service was down meanwhile, for a session's deadlines count from when it goes on. So it is set again a few
+    /// times before the session is given up for lost.
+    fn on_guard(&self, now: Timestamp) -> Vec<ServiceEvent> {
+        const TIMES: u32 = 3;
+        let until = self.config.terms.signing_deadline(now);
+        if self.extensions < TIMES && until > now {
+            return vec![ServiceEvent::PhaseExtended { at: now, phase: TimedPhase::Fallback, until }];
+        }
+        let reason = "the signing session did not end in time".to_owned();
+        self.fail(now, CohortFailure::Internal { reason })
     }
 
     /// More time for `phase`, if its rule has some left and the cohort's life is long enough.
@@ -59,11 +87,7 @@ impl ServiceCohort {
                     Answer::Fail | Answer::Reform => CohortFailure::MembersAbsent { holdouts },
                 }
             }
-            (_, TimedPhase::Transaction) => {
-                CohortFailure::Transaction { reason: "the operator did not provide it in time".to_owned() }
-            }
-            // The guard behind the session's own deadlines: they come first.
-            _ => CohortFailure::Internal { reason: "the signing session did not end in time".to_owned() },
+            _ => CohortFailure::Transaction { reason: "the operator did not provide it in time".to_owned() },
         };
         self.give_up(now, phase, failure, rng)
     }

@@ -56,6 +56,11 @@ impl TimedPhase {
         }
     }
 
+    /// Whether it can fail because of single members, without whom another cohort could do better.
+    const fn depends_on_members(self) -> bool {
+        !matches!(self, Self::Enrollment | Self::Transaction)
+    }
+
     /// Whether members can still be led to the fallback from here.
     const fn leads_to_fallback(self) -> bool {
         matches!(self, Self::Presence | Self::Nonces | Self::PartialSignatures)
@@ -87,7 +92,8 @@ impl FromStr for TimedPhase {
 pub enum Answer {
     /// The cohort fails.
     Fail,
-    /// The cohort fails, and a new one with the same terms is advertised to the members that were not at fault.
+    /// The cohort fails, and a new one with the same terms is advertised to the members that were not at fault. Only
+    /// where members can be: not from enrollment, nor from waiting for the transaction.
     Reform,
     /// The members are asked for fallback signatures. Only from presence, nonces and partial signatures.
     FallBack,
@@ -114,7 +120,10 @@ impl FromStr for Answer {
 pub struct PhaseRule {
     /// How long; `None` as long as [`Timing`] says.
     pub timeout: Option<Duration>,
-    /// How many more times as long, before the answer is given.
+    /// How many more times as long, before the answer is given. Before signing, never beyond the cohort's TTL.
+    ///
+    /// Members are not told of it. One of ours waits for three of its own phase timeouts (the other implementation: for
+    /// ever) and is a holdout after that, so long waits gain nothing unless the members' timeouts are as long.
     pub extensions: u32,
     /// The answer.
     pub then: Answer,
@@ -145,7 +154,8 @@ pub struct PhaseRules {
     changed: BTreeMap<TimedPhase, PhaseRule>,
     /// How many times in a row a cohort may be formed again.
     pub reformations: u32,
-    /// Whether to ask for signs of life before signing.
+    /// Whether to ask for signs of life before signing. Members of the other implementation do not know the question, so
+    /// where there may be any the answer to [`TimedPhase::Presence`] must be [`Answer::Proceed`], after a short timeout.
     pub presence_check: bool,
 }
 
@@ -176,6 +186,7 @@ impl PhaseRules {
         match rule.then {
             Answer::FallBack if !phase.leads_to_fallback() => unfit("there is nothing to fall back to"),
             Answer::Proceed if phase != TimedPhase::Presence => unfit("it cannot go on without its members"),
+            Answer::Reform if !phase.depends_on_members() => unfit("there is no member to do without"),
             _ => {
                 self.changed.insert(phase, rule);
                 Ok(())
@@ -215,7 +226,8 @@ mod tests {
         let rule = |then| PhaseRule { timeout: None, extensions: 0, then };
         for phase in TimedPhase::ALL {
             assert!(rules.set(phase, rule(Answer::Fail)).is_ok());
-            assert!(rules.set(phase, rule(Answer::Reform)).is_ok());
+            let reforms = !matches!(phase, TimedPhase::Enrollment | TimedPhase::Transaction);
+            assert_eq!(rules.set(phase, rule(Answer::Reform)).is_ok(), reforms, "{phase}");
             let falls_back =
                 matches!(phase, TimedPhase::Presence | TimedPhase::Nonces | TimedPhase::PartialSignatures);
             assert_eq!(rules.set(phase, rule(Answer::FallBack)).is_ok(), falls_back, "{phase}");

@@ -8,7 +8,11 @@ mod effects;
 mod fallback;
 mod key_path;
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
 use rand_core::CryptoRng;
 use serde::{Deserialize, Serialize};
@@ -273,6 +277,13 @@ impl SigningSession {
         entries
     }
 
+    /// Everybody with a fault on record, of whichever kind.
+    fn guilty(&self) -> Vec<Did> {
+        let guilty: BTreeSet<&Did> = self.faults.iter().map(|fault| &fault.did).collect();
+        guilty.into_iter().cloned().collect()
+    }
+
+    /// Whose partial signatures were invalid.
     fn culprits(&self) -> Vec<Did> {
         let guilty = self.faults.iter().filter(|fault| fault.code == RejectCode::BadPartialSignature);
         guilty.map(|fault| fault.did.clone()).collect()
@@ -321,8 +332,8 @@ impl SigningSession {
         }
         let (Some(phase), holdouts) = (self.phase.timed(), self.holdouts()) else { return Vec::new() };
         let rule = self.task.rules.rule(phase);
-        if self.extensions < rule.extensions {
-            let until = now + self.task.rules.timeout(phase, &self.task.timing);
+        let until = now + self.task.rules.timeout(phase, &self.task.timing);
+        if self.extensions < rule.extensions && until > now {
             return vec![SessionEvent::PhaseExtended { at: now, phase, until }];
         }
         let missing = match phase {
@@ -331,7 +342,9 @@ impl SigningSession {
             _ => "fallback signatures are missing",
         };
         match rule.then {
-            Answer::FallBack => vec![self.leave_key_path(now, missing.to_owned(), holdouts)],
+            Answer::FallBack if phase != TimedPhase::Fallback => {
+                vec![self.leave_key_path(now, missing.to_owned(), holdouts)]
+            }
             _ => vec![SessionEvent::SessionFailed { at: now, phase, reason: missing.to_owned(), holdouts }],
         }
     }
@@ -425,7 +438,7 @@ impl Machine for SigningSession {
                     phase: *phase,
                     reason: reason.clone(),
                     holdouts: holdouts.clone(),
-                    culprits: self.culprits(),
+                    culprits: self.guilty(),
                 });
             }
             _ => {}
@@ -433,7 +446,7 @@ impl Machine for SigningSession {
         if std::mem::discriminant(&self.phase) != before {
             self.extensions = 0;
         } else if let SessionEvent::PhaseExtended { .. } = event {
-            self.extensions += 1;
+            self.extensions = self.extensions.saturating_add(1);
         }
     }
 

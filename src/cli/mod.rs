@@ -1,10 +1,12 @@
 //! The command line: what people and scripts call. Each command has its file.
 
+mod cas;
 mod demo;
 mod identity;
 mod join;
 mod relay;
 mod serve;
+mod singleton;
 
 use std::{fmt::Display, path::Path, process::ExitCode};
 
@@ -40,6 +42,10 @@ enum Command {
     Join(Box<join::JoinArgs>),
     /// Find out whether a Nostr relay is fit for cohorts
     Relay(relay::RelayArgs),
+    /// Announce an update without a cohort, from the DID's own initial beacon
+    Singleton(Box<singleton::SingletonArgs>),
+    /// Put and show content by its hash: announcements and updates, in a directory or an IPFS node
+    Cas(cas::CasArgs),
 }
 
 /// How a program says what happens.
@@ -62,6 +68,8 @@ pub fn main() -> ExitCode {
         Some(Command::Serve(args)) => serve::main(*args),
         Some(Command::Join(args)) => join::main(*args),
         Some(Command::Relay(args)) => relay::main(&args),
+        Some(Command::Singleton(args)) => singleton::main(&args),
+        Some(Command::Cas(args)) => cas::main(&args),
         None => demo::main(&cli.demo),
     }
 }

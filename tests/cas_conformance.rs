@@ -8,6 +8,7 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 use btcr2_aggregation::cas::{Cas, CasFault, Content, Directory, Ipfs, MAX_CONTENT, Publication};
 use cas_support::{Behaviour, Node, content};
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 
 /// Far beyond what a busy machine needs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -18,6 +19,14 @@ fn ipfs(node: &Node) -> Ipfs {
 
 fn file(directory: &Path, content: &Content) -> std::path::PathBuf {
     directory.join(content.hash().hex())
+}
+
+/// The URL of a port that is taken, so that nobody else gets it, but does not listen.
+fn nobody() -> (TcpSocket, String) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let url = format!("http://{}", socket.local_addr().unwrap());
+    (socket, url)
 }
 
 /// The suite.
@@ -151,9 +160,9 @@ async fn a_node_that_hangs_or_is_not_there_is_given_up() {
     let error = store.put(&content(*b"good")).await.unwrap_err();
     assert_eq!(error.fault, CasFault::Unavailable("it did not answer in time".to_owned()));
 
-    // A port that was ours a moment ago, and is nobody's now.
-    let url = node.url();
     node.stop().await;
+
+    let (_socket, url) = nobody();
     let store = Ipfs::new(url.parse().unwrap(), PATIENCE).unwrap();
     let error = store.get(&content(*b"good").hash()).await.unwrap_err();
     assert!(error.to_string().contains("cannot be reached"), "{error}");
@@ -178,7 +187,13 @@ async fn a_password_is_sent_and_never_shown() {
     for shown in [error.to_string(), format!("{error:?}"), format!("{store:?}"), store.name().to_owned()] {
         assert!(!shown.contains("secret") && !shown.contains("operator"), "{shown}");
     }
+    // base64 of operator:secret
+    assert_eq!(node.requests()[0].authorization.as_deref(), Some("Basic b3BlcmF0b3I6c2VjcmV0"));
     node.stop().await;
+
+    let (_socket, url) = nobody();
+    let url = url.replace("http://", "http://operator:secret@");
+    let store = Ipfs::new(url.parse().unwrap(), PATIENCE).unwrap();
     let error = store.put(&content(*b"good")).await.unwrap_err();
     assert!(!error.to_string().contains("secret"), "{error}");
 }

@@ -42,7 +42,14 @@ struct State {
     blocks: Mutex<BTreeMap<String, Vec<u8>>>,
     /// What the node does not have, but finds in the network.
     elsewhere: BTreeMap<String, Vec<u8>>,
-    requests: Mutex<Vec<String>>,
+    requests: Mutex<Vec<Request>>,
+}
+
+/// What the node was asked.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub uri: String,
+    pub authorization: Option<String>,
 }
 
 pub struct Node {
@@ -91,8 +98,8 @@ impl Node {
         self.state.blocks.lock().unwrap().contains_key(&hash.cid())
     }
 
-    /// Every request's path and query, in order.
-    pub fn requests(&self) -> Vec<String> {
+    /// Every request, in order.
+    pub fn requests(&self) -> Vec<Request> {
         self.state.requests.lock().unwrap().clone()
     }
 
@@ -102,7 +109,8 @@ impl Node {
 }
 
 async fn misbehave(state: &State, request: &HttpRequest) -> Option<HttpResponse> {
-    state.requests.lock().unwrap().push(request.uri().to_string());
+    let authorization = request.headers().get("authorization").map(|value| value.to_str().unwrap().to_owned());
+    state.requests.lock().unwrap().push(Request { uri: request.uri().to_string(), authorization });
     match state.behaviour {
         Behaviour::Broken => Some(error("pin: \u{1b}[2Jrepo is locked")),
         Behaviour::Website => Some(HttpResponse::NotFound().body("<html>404</html>")),

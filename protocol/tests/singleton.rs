@@ -223,6 +223,9 @@ fn a_psbt_has_what_another_signer_needs() {
         assert_eq!(&psbt.unsigned_tx, announcement.unsigned());
         let spent = psbt.spend_utxo(0).unwrap().clone();
         assert_eq!(spent, announcement.prevout(), "{kind}");
+        let keys = psbt.inputs[0].bip32_derivation.keys().map(|key| key.x_only_public_key().0);
+        let keys: Vec<_> = keys.chain(psbt.inputs[0].tap_key_origins.keys().copied()).collect();
+        assert_eq!(keys, [pair.x_only_public_key().0], "{kind}");
 
         let mut signed = psbt.unsigned_tx.clone();
         let mut cache = SighashCache::new(&psbt.unsigned_tx);

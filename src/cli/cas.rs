@@ -21,7 +21,7 @@ use crate::{
 /// JSON text is larger than its canonical form, by indentation above all.
 const MAX_TEXT: u64 = 16 << 20;
 
-/// Puts content into stores where anybody can ask for it by its hash, and gets it from there.
+/// What `cas` is told.
 #[derive(Args, Debug)]
 pub(super) struct CasArgs {
     #[command(subcommand)]

@@ -43,6 +43,9 @@ enum Command {
     /// Find out whether a Nostr relay is fit for cohorts
     Relay(relay::RelayArgs),
     /// Announce an update without a cohort, from the DID's own initial beacon
+    ///
+    /// Prepares the transaction that announces a signed update from one of a KEY DID's three initial beacons, for a wallet to
+    /// sign, or with --sign signed with the DID's key. Nothing is sent. Without --coin it says which addresses can be funded.
     Singleton(Box<singleton::SingletonArgs>),
     /// Put and show content by its hash: announcements and updates, in a directory or an IPFS node
     Cas(cas::CasArgs),

@@ -33,8 +33,7 @@ use crate::{
 /// A rate above this is a slip of the pen: sat/vB.
 const MAX_FEE_RATE: f64 = 10_000.0;
 
-/// Prepares the transaction that announces a signed update from one of a KEY DID's three initial beacons. Nothing is sent.
-/// Without --coin it says which addresses can be funded.
+/// What `singleton` is told.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  \
     btcr2-aggregation singleton --identity alice.id --update update.json \\\n    \

@@ -9,6 +9,7 @@ use std::fmt;
 use bitcoin::{
     Address, Amount, CompressedPublicKey, EcdsaSighashType, FeeRate, Psbt, ScriptBuf, Sequence, Transaction, TxOut,
     Witness,
+    bip32::{DerivationPath, Fingerprint},
     hashes::Hash,
     psbt,
     script::{Builder, PushBytes},
@@ -265,23 +266,28 @@ impl SingletonAnnouncement {
         self.beacon.max_signed_vsize(&self.unsigned)
     }
 
-    /// For a wallet to sign (BIP-174, BIP-371). Without [`Self::with_funding`] a P2PKH input lacks what BIP-174 asks of
-    /// one; Bitcoin Core adds it by itself (`utxoupdatepsbt`) where the node knows the coin.
+    /// For a wallet to sign (BIP-174, BIP-371). The key is named as one of its own, at no derivation path. Without
+    /// [`Self::with_funding`] a P2PKH input lacks what BIP-174 asks of one; Bitcoin Core adds it by itself
+    /// (`utxoupdatepsbt`) where the node knows the coin.
     pub fn to_psbt(&self) -> Psbt {
         let mut psbt =
             Psbt::from_unsigned_tx(self.unsigned.clone()).expect("without script and witness as it is built");
+        let key = self.beacon.key;
+        let identifier = CompressedPublicKey(*key.as_inner()).pubkey_hash().to_byte_array();
+        let [a, b, c, d, ..] = identifier;
+        let origin = (Fingerprint::from([a, b, c, d]), DerivationPath::master());
+        let ecdsa = psbt::Input {
+            non_witness_utxo: self.funding.clone(),
+            bip32_derivation: [(*key.as_inner(), origin.clone())].into(),
+            ..psbt::Input::default()
+        };
         psbt.inputs = vec![match self.beacon.kind {
-            InitialBeaconKind::P2pkh => {
-                psbt::Input { non_witness_utxo: self.funding.clone(), ..psbt::Input::default() }
-            }
-            InitialBeaconKind::P2wpkh => psbt::Input {
-                non_witness_utxo: self.funding.clone(),
-                witness_utxo: Some(self.prevout()),
-                ..psbt::Input::default()
-            },
+            InitialBeaconKind::P2pkh => ecdsa,
+            InitialBeaconKind::P2wpkh => psbt::Input { witness_utxo: Some(self.prevout()), ..ecdsa },
             InitialBeaconKind::P2tr => psbt::Input {
                 witness_utxo: Some(self.prevout()),
-                tap_internal_key: Some(*self.beacon.key.x_only().as_inner()),
+                tap_internal_key: Some(*key.x_only().as_inner()),
+                tap_key_origins: [(*key.x_only().as_inner(), (Vec::new(), origin))].into(),
                 ..psbt::Input::default()
             },
         }];

@@ -8,6 +8,7 @@ pub use btcr2_aggregation_actors as actors;
 pub use btcr2_aggregation_protocol as protocol;
 
 pub mod bitcoin;
+pub mod cas;
 pub mod cli;
 pub mod config;
 pub mod demo;
@@ -16,4 +17,5 @@ pub mod events;
 pub mod join;
 pub mod keyfile;
 pub mod serve;
+pub mod singleton;
 pub mod telemetry;

@@ -4,8 +4,6 @@
 //! one by the hash of a genesis document that its controller shows. So whoever checks a first update knows the document
 //! that it starts from.
 
-use bitcoin::{Address, CompressedPublicKey};
-use secp256k1::SECP256K1;
 use serde_json::{Value, json};
 
 use crate::{
@@ -14,6 +12,7 @@ use crate::{
     jcs::{self, JcsError},
     key::PublicKey,
     network::Network,
+    output::{InitialBeacon, InitialBeaconKind},
 };
 
 /// What stands for the identifier in a genesis document, which is hashed before its identifier exists.
@@ -161,14 +160,16 @@ fn initial_key_id(did: &Did) -> String {
 
 /// Field order as the vectors have it: canonical bytes don't depend on it, but people compare documents by eye.
 fn key_document(id: &str, key: PublicKey, network: Network) -> Value {
-    let compressed = CompressedPublicKey(*key.as_inner());
-    let service = |name: &str, address: Address| {
-        json!({
-            "id": format!("{id}#{name}"),
-            "type": "SingletonBeacon",
-            "serviceEndpoint": format!("bitcoin:{address}"),
+    let services: Vec<Value> = InitialBeaconKind::ALL
+        .into_iter()
+        .map(|kind| {
+            json!({
+                "id": format!("{id}#{}", kind.service()),
+                "type": "SingletonBeacon",
+                "serviceEndpoint": format!("bitcoin:{}", InitialBeacon::new(key, network, kind).address()),
+            })
         })
-    };
+        .collect();
     let method = format!("{id}#initialKey");
     json!({
         "id": id,
@@ -183,11 +184,7 @@ fn key_document(id: &str, key: PublicKey, network: Network) -> Value {
         "assertionMethod": [method],
         "capabilityInvocation": [method],
         "capabilityDelegation": [method],
-        "service": [
-            service("initialP2PKH", Address::p2pkh(compressed, network.kind())),
-            service("initialP2WPKH", Address::p2wpkh(&compressed, network.hrp())),
-            service("initialP2TR", Address::p2tr(SECP256K1, *key.x_only().as_inner(), None, network.hrp())),
-        ],
+        "service": services,
     })
 }
 

@@ -3,9 +3,10 @@
 
 use std::{cmp::Ordering, fmt};
 
+use bitcoin::key::TapTweak;
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use rand_core::CryptoRng;
-use secp256k1::{Keypair, Message, SECP256K1, schnorr};
+use secp256k1::{Keypair, Message, SECP256K1, ecdsa, schnorr};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroizing;
 
@@ -235,6 +236,22 @@ impl SecretKey {
         let signature = SECP256K1.sign_schnorr_with_aux_rand(&Message::from_digest(*digest), &pair, &aux);
         pair.non_secure_erase();
         Signature(signature)
+    }
+
+    /// Signs a 32-byte digest (ECDSA; the nonce follows from key and digest by RFC 6979, and S and R are low, so that no
+    /// signature is longer than 70 bytes in DER).
+    pub(crate) fn sign_ecdsa(&self, digest: &[u8; 32]) -> ecdsa::Signature {
+        SECP256K1.sign_ecdsa_low_r(&Message::from_digest(*digest), &self.0)
+    }
+
+    /// The secret key of the taproot output key that has this key as its internal key and no scripts (BIP-86).
+    pub(crate) fn tap_tweaked(&self) -> Self {
+        let mut pair = Keypair::from_secret_key(SECP256K1, &self.0);
+        let mut tweaked = pair.tap_tweak(SECP256K1, None).to_keypair();
+        let key = Self(tweaked.secret_key());
+        pair.non_secure_erase();
+        tweaked.non_secure_erase();
+        key
     }
 
     /// Parses 64 hex characters.

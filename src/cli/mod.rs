@@ -1,11 +1,13 @@
 //! The command line: what people and scripts call. Each command has its file.
 
+mod cas;
 mod demo;
 mod identity;
 mod join;
 mod relay;
 mod serve;
 mod state;
+mod singleton;
 
 use std::{fmt::Display, path::Path, process::ExitCode};
 
@@ -43,6 +45,13 @@ enum Command {
     Relay(relay::RelayArgs),
     /// Look into a state directory, move a cohort out of it or into it, and forget what is long over
     State(state::StateArgs),
+    /// Announce an update without a cohort, from the DID's own initial beacon
+    ///
+    /// Prepares the transaction that announces a signed update from one of a KEY DID's three initial beacons, for a wallet to
+    /// sign, or with --sign signed with the DID's key. Nothing is sent. Without --coin it says which addresses can be funded.
+    Singleton(Box<singleton::SingletonArgs>),
+    /// Put and show content by its hash: announcements and updates, in a directory or an IPFS node
+    Cas(cas::CasArgs),
 }
 
 /// How a program says what happens.
@@ -66,6 +75,8 @@ pub fn main() -> ExitCode {
         Some(Command::Join(args)) => join::main(*args),
         Some(Command::Relay(args)) => relay::main(&args),
         Some(Command::State(args)) => state::main(&args),
+        Some(Command::Singleton(args)) => singleton::main(&args),
+        Some(Command::Cas(args)) => cas::main(&args),
         None => demo::main(&cli.demo),
     }
 }

@@ -4,12 +4,15 @@
 //! - key path: all n members by MuSig2 over [`BeaconOutput::musig2_context`], one 64-byte signature;
 //! - [`FallbackLeaf`]: k of n members, each with a signature of its own over the same unsigned transaction;
 //! - [`RecoveryLeaf`]: one recovery key alone, after a delay.
+//!
+//! [`SingletonAnnouncement`] is what a member does without any cohort: it announces from a beacon of its own.
 
 mod fallback;
 mod key_aggregation;
 mod recovery;
 mod script_tree;
 mod sighash;
+mod singleton;
 mod transaction;
 
 use std::{fmt, sync::Arc};
@@ -32,6 +35,7 @@ pub use recovery::{
 };
 pub use script_tree::{RecoverySequence, ScriptTree};
 pub use sighash::InputCountError;
+pub use singleton::{InitialBeacon, InitialBeaconKind, SingletonAnnouncement, SingletonError};
 pub use transaction::{
     BuildError, Change, Coin, TransactionFault, build_beacon_transaction, check_beacon_transaction, fallback_vsize,
     finalize_key_path, key_path_sighash, key_path_vsize,

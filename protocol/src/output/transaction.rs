@@ -33,6 +33,16 @@ pub enum Change {
     To(ScriptBuf),
 }
 
+impl Change {
+    /// The script that it goes to, when it comes from `beacon`.
+    pub(super) fn script<'a>(&'a self, beacon: &'a Script) -> &'a Script {
+        match self {
+            Self::Beacon => beacon,
+            Self::To(script) => script,
+        }
+    }
+}
+
 /// Why no beacon transaction can be built.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
@@ -75,34 +85,46 @@ pub fn build_beacon_transaction(
     fee_rate: FeeRate,
     change: &Change,
 ) -> Result<Transaction, BuildError> {
-    let change_script = match change {
-        Change::Beacon => output.script_pubkey(),
-        Change::To(script) if script.is_op_return() => return Err(BuildError::ChangeIsOpReturn),
-        Change::To(script) => script,
-    };
+    let input = unsigned_input(coin, Sequence::MAX);
+    let change = change.script(output.script_pubkey());
+    announce(input, coin.value, signal, change, |tx| fee(tx, output, fee_rate))
+}
+
+/// An input without script and witness.
+pub(super) fn unsigned_input(coin: &Coin, sequence: Sequence) -> TxIn {
+    TxIn { previous_output: coin.outpoint, script_sig: ScriptBuf::new(), sequence, witness: Witness::new() }
+}
+
+/// The shape of every transaction that announces: `input`, which brings `value`, the change unless that is dust, and last
+/// the signal. `fee` says what an unsigned transaction will cost once it is signed.
+pub(super) fn announce(
+    input: TxIn,
+    value: Amount,
+    signal: &SignalBytes,
+    change: &Script,
+    fee: impl Fn(&Transaction) -> Amount,
+) -> Result<Transaction, BuildError> {
+    if change.is_op_return() {
+        return Err(BuildError::ChangeIsOpReturn);
+    }
     let signal_output = TxOut { value: Amount::ZERO, script_pubkey: ScriptBuf::new_op_return(signal.as_bytes()) };
     let without_change = Transaction {
         version: Version::TWO,
         lock_time: LockTime::ZERO,
-        input: vec![TxIn {
-            previous_output: coin.outpoint,
-            script_sig: ScriptBuf::new(),
-            sequence: Sequence::MAX,
-            witness: Witness::new(),
-        }],
+        input: vec![input],
         output: vec![signal_output],
     };
     let mut with_change = without_change.clone();
-    with_change.output.insert(0, TxOut { value: Amount::ZERO, script_pubkey: change_script.to_owned() });
+    with_change.output.insert(0, TxOut { value: Amount::ZERO, script_pubkey: change.to_owned() });
 
-    let rest = coin.value.checked_sub(fee(&with_change, output, fee_rate));
-    if let Some(rest) = rest.filter(|rest| *rest >= change_script.minimal_non_dust()) {
+    let rest = value.checked_sub(fee(&with_change));
+    if let Some(rest) = rest.filter(|rest| *rest >= change.minimal_non_dust()) {
         with_change.output[0].value = rest;
         return Ok(with_change);
     }
-    let needed = fee(&without_change, output, fee_rate);
-    if coin.value < needed {
-        return Err(BuildError::InsufficientFunds { needed, available: coin.value });
+    let needed = fee(&without_change);
+    if value < needed {
+        return Err(BuildError::InsufficientFunds { needed, available: value });
     }
     Ok(without_change)
 }
@@ -111,11 +133,16 @@ pub fn build_beacon_transaction(
 const MIN_RELAY_FEE_RATE: FeeRate = FeeRate::from_sat_per_vb_u32(1);
 
 fn fee(tx: &Transaction, output: &BeaconOutput, fee_rate: FeeRate) -> Amount {
-    let key_path = fee_of(fee_rate.max(MIN_RELAY_FEE_RATE), key_path_vsize(tx));
+    let key_path = relayed_fee(fee_rate, key_path_vsize(tx));
     match output.fallback().filter(|_| output.fallback_spendable()) {
         Some(leaf) => key_path.max(fee_of(MIN_RELAY_FEE_RATE, fallback_vsize(tx, leaf))),
         None => key_path,
     }
+}
+
+/// The fee at `rate`, and at least what nodes relay a transaction for.
+pub(super) fn relayed_fee(rate: FeeRate, vsize: u64) -> Amount {
+    fee_of(rate.max(MIN_RELAY_FEE_RATE), vsize)
 }
 
 /// Rounded up, saturating: a rate beyond all money leads to [`BuildError::InsufficientFunds`], not to an overflow.

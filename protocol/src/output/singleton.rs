@@ -1,0 +1,337 @@
+//! Singleton beacons (did:btcr2, "Singleton Beacon"): one DID announces one update from an address of its own.
+//!
+//! A KEY identifier starts with three of them, [`InitialBeacon`]. They are what a member falls back to when no cohort can
+//! announce for it: [`SingletonAnnouncement`] is the transaction, for a wallet to sign ([`SingletonAnnouncement::to_psbt`])
+//! or signed with the identifier's key ([`SingletonAnnouncement::sign`]).
+
+use std::fmt;
+
+use bitcoin::{
+    Address, Amount, CompressedPublicKey, EcdsaSighashType, FeeRate, Psbt, ScriptBuf, Sequence, Transaction, TxOut,
+    Witness,
+    bip32::{DerivationPath, Fingerprint},
+    hashes::Hash,
+    psbt,
+    script::{Builder, PushBytes},
+    sighash::SighashCache,
+};
+use rand_core::CryptoRng;
+use secp256k1::{SECP256K1, constants::SCHNORR_SIGNATURE_SIZE};
+
+use super::{
+    BuildError, Change, Coin, key_path_sighash,
+    transaction::{announce, relayed_fee, unsigned_input},
+};
+use crate::{
+    did::Did,
+    hash::SignalBytes,
+    key::{PublicKey, SecretKey},
+    network::Network,
+    update::SignedUpdate,
+};
+
+/// The longest ECDSA signature that nodes relay, with its sighash byte: DER with a low S, but a high R, as wallets make it.
+const MAX_ECDSA_SIGNATURE: usize = 72;
+
+/// The kinds of address of a KEY identifier's initial beacons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum InitialBeaconKind {
+    /// Pay to public key hash.
+    P2pkh,
+    /// Pay to witness public key hash (BIP-84).
+    P2wpkh,
+    /// Taproot, key path only (BIP-86).
+    P2tr,
+}
+
+impl InitialBeaconKind {
+    /// Every kind, in the order of the initial document.
+    pub const ALL: [Self; 3] = [Self::P2pkh, Self::P2wpkh, Self::P2tr];
+
+    /// The fragment of the beacon's service in the initial document.
+    pub const fn service(self) -> &'static str {
+        match self {
+            Self::P2pkh => "initialP2PKH",
+            Self::P2wpkh => "initialP2WPKH",
+            Self::P2tr => "initialP2TR",
+        }
+    }
+}
+
+impl fmt::Display for InitialBeaconKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::P2pkh => "P2PKH",
+            Self::P2wpkh => "P2WPKH",
+            Self::P2tr => "P2TR",
+        })
+    }
+}
+
+/// One of the three Singleton beacons in the initial document of a KEY identifier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InitialBeacon {
+    key: PublicKey,
+    kind: InitialBeaconKind,
+    address: Address,
+}
+
+impl InitialBeacon {
+    /// The beacon of `key`'s identifier on `network`.
+    pub fn new(key: PublicKey, network: Network, kind: InitialBeaconKind) -> Self {
+        let compressed = CompressedPublicKey(*key.as_inner());
+        let address = match kind {
+            InitialBeaconKind::P2pkh => Address::p2pkh(compressed, network.kind()),
+            InitialBeaconKind::P2wpkh => Address::p2wpkh(&compressed, network.hrp()),
+            InitialBeaconKind::P2tr => Address::p2tr(SECP256K1, *key.x_only().as_inner(), None, network.hrp()),
+        };
+        Self { key, kind, address }
+    }
+
+    /// The beacon of `did`. `None` for an EXTERNAL identifier, whose beacons its genesis document names.
+    pub fn of(did: &Did, kind: InitialBeaconKind) -> Option<Self> {
+        did.key().map(|key| Self::new(key, did.network(), kind))
+    }
+
+    /// The kind of its address.
+    pub fn kind(&self) -> InitialBeaconKind {
+        self.kind
+    }
+
+    /// Its address: whatever spends from it is a signal of the identifier.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// The script of its address.
+    pub fn script_pubkey(&self) -> ScriptBuf {
+        self.address.script_pubkey()
+    }
+
+    /// `tx`, whose first input spends a coin of this beacon, with `signature` where its kind of address wants it.
+    fn unlock(&self, mut tx: Transaction, signature: &[u8]) -> Transaction {
+        let key = self.key.to_bytes();
+        if let Some(input) = tx.input.first_mut() {
+            match self.kind {
+                InitialBeaconKind::P2pkh => {
+                    let push =
+                        <&PushBytes>::try_from(signature).expect("a signature is far below the limit of 4 GB");
+                    input.script_sig = Builder::new().push_slice(push).push_slice(key).into_script();
+                }
+                InitialBeaconKind::P2wpkh => input.witness = Witness::from_slice(&[signature, &key]),
+                InitialBeaconKind::P2tr => input.witness = Witness::from_slice(&[signature]),
+            }
+        }
+        tx
+    }
+
+    /// The largest size in vB of `tx`, which spends a coin of this beacon, once it is signed.
+    fn max_signed_vsize(&self, tx: &Transaction) -> u64 {
+        let signature = match self.kind {
+            InitialBeaconKind::P2pkh | InitialBeaconKind::P2wpkh => [0; MAX_ECDSA_SIGNATURE].as_slice(),
+            InitialBeaconKind::P2tr => &[0; SCHNORR_SIGNATURE_SIZE],
+        };
+        self.unlock(tx.clone(), signature).weight().to_vbytes_ceil()
+    }
+}
+
+/// Why a Singleton beacon cannot announce.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SingletonError {
+    /// No transaction can be built from the coin.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The secret key is another one's.
+    #[error("the secret key is not that of the beacon's identifier")]
+    KeyMismatch,
+    /// The funding transaction is not the one that the coin is from.
+    #[error("the funding transaction does not have the coin's transaction id")]
+    FundingTxid,
+    /// The funding transaction has no such output.
+    #[error("the funding transaction has no output {0}")]
+    FundingOutput(u32),
+    /// The coin is on another address.
+    #[error("the coin is not on the beacon's address")]
+    CoinScript,
+    /// The coin holds another value.
+    #[error("the coin holds {found}, not {stated}")]
+    CoinValue {
+        /// What was said of it.
+        stated: Amount,
+        /// What the funding transaction says.
+        found: Amount,
+    },
+}
+
+impl SingletonError {
+    /// A stable name for logs and messages.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Build(error) => error.code(),
+            Self::KeyMismatch => "KEY_MISMATCH",
+            Self::FundingTxid => "FUNDING_TXID_MISMATCH",
+            Self::FundingOutput(_) => "FUNDING_OUTPUT_MISSING",
+            Self::CoinScript => "COIN_SCRIPT_MISMATCH",
+            Self::CoinValue { .. } => "COIN_VALUE_MISMATCH",
+        }
+    }
+}
+
+/// The announcement of one update by one beacon: the transaction before anybody has signed it.
+///
+/// Its last output, the only `OP_RETURN`, carries the JSON Document Hash of the update. Other than a cohort's beacon
+/// transaction it may be replaced (BIP-125): nobody else has signed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SingletonAnnouncement {
+    beacon: InitialBeacon,
+    coin: Coin,
+    signal: SignalBytes,
+    unsigned: Transaction,
+    funding: Option<Transaction>,
+}
+
+impl SingletonAnnouncement {
+    /// The announcement of `update`, paid for by `coin`, a coin of `beacon`, at `fee_rate` or the relay minimum of
+    /// 1 sat/vB. Change that would be dust goes to the fee. Whether the update is valid is
+    /// [`verify_update`](crate::update::verify_update)'s to say.
+    ///
+    /// # Errors
+    /// [`SingletonError::Build`]: the coin does not pay for the fee, or the change script is an `OP_RETURN`.
+    pub fn new(
+        beacon: InitialBeacon,
+        coin: Coin,
+        update: &SignedUpdate,
+        fee_rate: FeeRate,
+        change: &Change,
+    ) -> Result<Self, SingletonError> {
+        let signal = SignalBytes::from_bytes(*update.hash().as_bytes());
+        let script = beacon.script_pubkey();
+        let input = unsigned_input(&coin, Sequence::ENABLE_RBF_NO_LOCKTIME);
+        let unsigned = announce(input, coin.value, &signal, change.script(&script), |tx| {
+            relayed_fee(fee_rate, beacon.max_signed_vsize(tx))
+        })?;
+        Ok(Self { beacon, coin, signal, unsigned, funding: None })
+    }
+
+    /// With the transaction that made the coin, which is checked to have done so. A wallet that signs for P2PKH needs it,
+    /// since only that proves to it what the coin holds.
+    ///
+    /// # Errors
+    /// [`SingletonError`], which says in what the transaction and the coin differ.
+    pub fn with_funding(mut self, funding: Transaction) -> Result<Self, SingletonError> {
+        let Coin { outpoint, value } = self.coin;
+        if funding.compute_txid() != outpoint.txid {
+            return Err(SingletonError::FundingTxid);
+        }
+        let made = usize::try_from(outpoint.vout).ok().and_then(|vout| funding.output.get(vout));
+        let made = made.ok_or(SingletonError::FundingOutput(outpoint.vout))?;
+        if made.script_pubkey != self.beacon.script_pubkey() {
+            return Err(SingletonError::CoinScript);
+        }
+        if made.value != value {
+            return Err(SingletonError::CoinValue { stated: value, found: made.value });
+        }
+        self.funding = Some(funding);
+        Ok(self)
+    }
+
+    /// Who announces.
+    pub fn beacon(&self) -> &InitialBeacon {
+        &self.beacon
+    }
+
+    /// What is announced: the hash of the update.
+    pub fn signal(&self) -> SignalBytes {
+        self.signal
+    }
+
+    /// The transaction without a signature.
+    pub fn unsigned(&self) -> &Transaction {
+        &self.unsigned
+    }
+
+    /// The output that is spent.
+    pub fn prevout(&self) -> TxOut {
+        TxOut { value: self.coin.value, script_pubkey: self.beacon.script_pubkey() }
+    }
+
+    /// What the miner gets.
+    pub fn fee(&self) -> Amount {
+        // The outputs were made of the coin's value, less the fee.
+        self.coin.value - self.unsigned.output.iter().map(|output| output.value).sum()
+    }
+
+    /// The largest size in vB that it can have once it is signed; ECDSA signatures differ by a few bytes.
+    pub fn max_vsize(&self) -> u64 {
+        self.beacon.max_signed_vsize(&self.unsigned)
+    }
+
+    /// For a wallet to sign (BIP-174, BIP-371). The key is named as one of its own, at no derivation path. Without
+    /// [`Self::with_funding`] a P2PKH input lacks what BIP-174 asks of one; Bitcoin Core adds it by itself
+    /// (`utxoupdatepsbt`) where the node knows the coin.
+    pub fn to_psbt(&self) -> Psbt {
+        let mut psbt =
+            Psbt::from_unsigned_tx(self.unsigned.clone()).expect("without script and witness as it is built");
+        let key = self.beacon.key;
+        let identifier = CompressedPublicKey(*key.as_inner()).pubkey_hash().to_byte_array();
+        let [a, b, c, d, ..] = identifier;
+        let origin = (Fingerprint::from([a, b, c, d]), DerivationPath::master());
+        let ecdsa = psbt::Input {
+            non_witness_utxo: self.funding.clone(),
+            bip32_derivation: [(*key.as_inner(), origin.clone())].into(),
+            ..psbt::Input::default()
+        };
+        psbt.inputs = vec![match self.beacon.kind {
+            InitialBeaconKind::P2pkh => ecdsa,
+            InitialBeaconKind::P2wpkh => psbt::Input { witness_utxo: Some(self.prevout()), ..ecdsa },
+            InitialBeaconKind::P2tr => psbt::Input {
+                witness_utxo: Some(self.prevout()),
+                tap_internal_key: Some(*key.x_only().as_inner()),
+                tap_key_origins: [(*key.x_only().as_inner(), (Vec::new(), origin))].into(),
+                ..psbt::Input::default()
+            },
+        }];
+        psbt
+    }
+
+    /// The transaction, signed with the identifier's key: SIGHASH_ALL with ECDSA, SIGHASH_DEFAULT with Schnorr. `rng` gives
+    /// the auxiliary randomness of the latter.
+    ///
+    /// # Errors
+    /// [`SingletonError::KeyMismatch`].
+    pub fn sign(&self, key: &SecretKey, rng: &mut dyn CryptoRng) -> Result<Transaction, SingletonError> {
+        if key.public_key() != self.beacon.key {
+            return Err(SingletonError::KeyMismatch);
+        }
+        let signature = match self.ecdsa_sighash() {
+            Some(digest) => bitcoin::ecdsa::Signature::sighash_all(key.sign_ecdsa(&digest)).to_vec(),
+            None => {
+                let digest = key_path_sighash(&self.unsigned, &self.prevout()).expect("one input as it is built");
+                key.tap_tweaked().sign(&digest, rng).to_bytes().to_vec()
+            }
+        };
+        Ok(self.beacon.unlock(self.unsigned.clone(), &signature))
+    }
+
+    /// What ECDSA signs, SIGHASH_ALL; `None` for taproot.
+    fn ecdsa_sighash(&self) -> Option<[u8; 32]> {
+        let script = self.beacon.script_pubkey();
+        let mut cache = SighashCache::new(&self.unsigned);
+        let known = "input 0 exists, and the script is the beacon's";
+        match self.beacon.kind {
+            InitialBeaconKind::P2pkh => Some(
+                cache
+                    .legacy_signature_hash(0, &script, EcdsaSighashType::All.to_u32())
+                    .expect(known)
+                    .to_byte_array(),
+            ),
+            InitialBeaconKind::P2wpkh => Some(
+                cache
+                    .p2wpkh_signature_hash(0, &script, self.coin.value, EcdsaSighashType::All)
+                    .expect(known)
+                    .to_byte_array(),
+            ),
+            InitialBeaconKind::P2tr => None,
+        }
+    }
+}

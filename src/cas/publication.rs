@@ -1,0 +1,91 @@
+//! Publishing to several stores at once.
+
+use std::{fmt, sync::Arc};
+
+use futures::{StreamExt, future::join_all, stream};
+
+use super::{Cas, CasError, Content, ContentHash};
+
+/// How many contents are on their way to one store at the same time.
+const AT_ONCE: usize = 8;
+
+/// Where is published, and whether a failure holds up what was to follow: the spend that announces it.
+#[derive(Clone, Debug, Default)]
+pub struct Publication {
+    /// The stores; none publishes nothing, and that succeeds.
+    pub stores: Vec<Arc<dyn Cas>>,
+    /// Whether every store must have everything. If not, failures are reported and nothing else.
+    pub hold_on_failure: bool,
+}
+
+impl Publication {
+    /// Publishes `contents` to all stores at the same time. A store that fails is not asked for more: it would fail, or
+    /// hang, as many times as there are contents.
+    ///
+    /// # Errors
+    /// [`Held`] when a store failed and [`Self::hold_on_failure`] is set. To publish again later is harmless.
+    pub async fn publish(&self, contents: &[Content]) -> Result<PublicationReport, Held> {
+        let report = PublicationReport {
+            stores: join_all(self.stores.iter().map(|store| publish_to(&**store, contents))).await,
+        };
+        if self.hold_on_failure && !report.is_complete() { Err(Held(report)) } else { Ok(report) }
+    }
+}
+
+async fn publish_to(store: &dyn Cas, contents: &[Content]) -> StoreReport {
+    let mut report = StoreReport { store: store.name().to_owned(), published: 0, failure: None };
+    let mut outcomes = stream::iter(contents)
+        .map(|content| async move { (content.hash(), store.put(content).await) })
+        .buffered(AT_ONCE);
+    while let Some((hash, outcome)) = outcomes.next().await {
+        match outcome {
+            Ok(()) => report.published += 1,
+            Err(error) => {
+                report.failure = Some((hash, error));
+                break;
+            }
+        }
+    }
+    report
+}
+
+/// What became of a publication.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicationReport {
+    /// Each store's part, in the order of [`Publication::stores`].
+    pub stores: Vec<StoreReport>,
+}
+
+impl PublicationReport {
+    /// Whether every store has everything.
+    pub fn is_complete(&self) -> bool {
+        self.failures().next().is_none()
+    }
+
+    /// What failed, at most one failure a store.
+    pub fn failures(&self) -> impl Iterator<Item = &CasError> {
+        self.stores.iter().filter_map(|store| store.failure.as_ref().map(|(_, error)| error))
+    }
+}
+
+/// What one store has taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreReport {
+    /// The store's name.
+    pub store: String,
+    /// How many contents it has for certain, counted from the first.
+    pub published: usize,
+    /// The content at which it failed, and how; later ones may or may not have been stored.
+    pub failure: Option<(ContentHash, CasError)>,
+}
+
+/// A publication that is not complete and must be, before anything is announced.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct Held(pub PublicationReport);
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not everything is published")?;
+        self.0.failures().try_for_each(|error| write!(f, "; {error}"))
+    }
+}

@@ -1,0 +1,309 @@
+//! `singleton`: announcing an update without a cohort.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    str::FromStr,
+};
+
+use ::bitcoin::{
+    Address, Amount, FeeRate, OutPoint, Transaction,
+    address::NetworkUnchecked,
+    consensus::encode::{deserialize_hex, serialize_hex},
+};
+use clap::{Args, ValueEnum};
+use data_encoding::BASE64;
+use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
+use serde_json::{Value, json};
+
+use super::{fail, identity_of};
+use crate::{
+    error::ProgramError,
+    protocol::{
+        did::Did,
+        identity::Identity,
+        network::Network,
+        output::{Change, Coin, InitialBeacon, InitialBeaconKind, SingletonAnnouncement},
+        update::SignedUpdate,
+    },
+    singleton::{self, FallbackError, Prepared},
+};
+
+/// A rate above this is a slip of the pen: sat/vB.
+const MAX_FEE_RATE: f64 = 10_000.0;
+
+/// What `singleton` is told.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  \
+    btcr2-aggregation singleton --identity alice.id --update update.json \\\n    \
+    --coin 4a5e...:0:10000 --type p2wpkh --fee-rate 5 --sign --out announcement\n\n\
+    Then: bitcoin-cli sendrawtransaction \"$(cat announcement/signed.hex)\"")]
+pub(super) struct SingletonArgs {
+    /// The DID whose update it is; with it alone nothing can be signed here
+    #[arg(long, value_name = "DID", required_unless_present_any = ["identity", "secret_env"], conflicts_with_all = ["identity", "secret_env"])]
+    did: Option<Did>,
+    /// The identity file of the DID, see `identity new`
+    #[arg(long, value_name = "FILE", env = "BTCR2_IDENTITY")]
+    identity: Option<PathBuf>,
+    /// Take the secret key from this environment variable instead of a file
+    #[arg(long, value_name = "VAR", env = "BTCR2_SECRET_ENV")]
+    secret_env: Option<String>,
+    /// With --secret-env: the Bitcoin network of the DID [default: regtest]
+    #[arg(long, value_name = "N", env = "BTCR2_NETWORK")]
+    network: Option<Network>,
+    /// The signed update, a JSON file
+    #[arg(long, value_name = "FILE")]
+    update: PathBuf,
+    /// The coin to spend: transaction id, output number and value in satoshi
+    #[arg(long, value_name = "TXID:VOUT:SATS")]
+    coin: Option<CoinText>,
+    /// Which of the beacons the coin is on
+    #[arg(long = "type", value_enum, default_value = "p2wpkh")]
+    kind: Kind,
+    /// The fee rate in sat/vB, at least 1
+    #[arg(long, value_name = "RATE", default_value = "2", value_parser = fee_rate)]
+    fee_rate: FeeRate,
+    /// Where the rest of the coin goes; without it, back to the beacon
+    #[arg(long, value_name = "ADDRESS")]
+    change: Option<Address<NetworkUnchecked>>,
+    /// The transaction that made the coin, a file of hex: it is checked, and put into the PSBT, where P2PKH needs it
+    #[arg(long, value_name = "FILE", requires = "coin")]
+    funding_tx: Option<PathBuf>,
+    /// Sign it with the identity's key
+    #[arg(long, requires = "coin", conflicts_with = "did")]
+    sign: bool,
+    /// Write update.json, unsigned.hex, unsigned.psbt, signed.hex and README.txt into this directory
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// The kinds of address.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Kind {
+    /// Pay to witness public key hash
+    P2wpkh,
+    /// Taproot, key path only
+    P2tr,
+    /// Pay to public key hash
+    P2pkh,
+}
+
+impl Kind {
+    const fn beacon(self) -> InitialBeaconKind {
+        match self {
+            Self::P2wpkh => InitialBeaconKind::P2wpkh,
+            Self::P2tr => InitialBeaconKind::P2tr,
+            Self::P2pkh => InitialBeaconKind::P2pkh,
+        }
+    }
+}
+
+/// `TXID:VOUT:SATS`.
+#[derive(Clone, Copy, Debug)]
+struct CoinText(Coin);
+
+impl FromStr for CoinText {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (outpoint, sats) = text.rsplit_once(':')?;
+            let outpoint: OutPoint = outpoint.parse().ok()?;
+            let value = Amount::from_sat(sats.parse().ok()?);
+            (value <= Amount::MAX_MONEY).then_some(Self(Coin { outpoint, value }))
+        };
+        parse().ok_or("TXID:VOUT:SATS expected: 64 hex characters, an output number, a value in satoshi")
+    }
+}
+
+fn fee_rate(text: &str) -> Result<FeeRate, String> {
+    match text.parse::<f64>() {
+        // A kilo weight unit is 250 vB. In this range the product is exact enough and fits.
+        Ok(rate) if (1.0..=MAX_FEE_RATE).contains(&rate) => {
+            Ok(FeeRate::from_sat_per_kwu((rate * 250.0).ceil() as u64))
+        }
+        _ => Err(format!("a number between 1 and {MAX_FEE_RATE} expected, in sat/vB")),
+    }
+}
+
+impl From<FallbackError> for ProgramError {
+    fn from(error: FallbackError) -> Self {
+        match error {
+            FallbackError::Document(_) | FallbackError::Invalid(_) => Self::Internal(error.to_string()),
+            error => Self::Usage(error.to_string()),
+        }
+    }
+}
+
+/// Runs the command: 0 when the transaction is prepared, 2 when it cannot be as asked for.
+pub(super) fn main(args: &SingletonArgs) -> ExitCode {
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+/// Whose update it is: a DID alone, or with its key.
+enum Who {
+    Did(Did),
+    Identity(Identity),
+}
+
+impl Who {
+    fn did(&self) -> &Did {
+        match self {
+            Self::Did(did) => did,
+            Self::Identity(identity) => identity.did(),
+        }
+    }
+}
+
+fn run(args: &SingletonArgs) -> Result<(), ProgramError> {
+    let who = match &args.did {
+        Some(did) => Who::Did(did.clone()),
+        None => {
+            let identity = identity_of(args.identity.as_deref(), args.secret_env.as_deref(), args.network);
+            Who::Identity(identity.map_err(|error| ProgramError::Usage(error.to_string()))?)
+        }
+    };
+    let did = who.did();
+    let update = read_update(&args.update)?;
+    singleton::check_update(did, &update)?;
+    if singleton::target_version(&update).is_some_and(|version| version > 2) {
+        eprintln!(
+            "note: a resolver looks at the beacons of the current document; this is a later update, so make sure"
+        );
+        eprintln!("      that no earlier one has removed #{}", args.kind.beacon().service());
+    }
+    let prepared = match &args.coin {
+        Some(CoinText(coin)) => Some(prepare(args, &who, *coin, &update)?),
+        None => None,
+    };
+    if let Some(directory) = &args.out {
+        let written = singleton::write_fallback(directory, did, &update, prepared.as_ref());
+        let files = written.map_err(|error| ProgramError::Io { what: directory.display().to_string(), error })?;
+        for file in files {
+            eprintln!("written  {}", file.display());
+        }
+    }
+    let shown =
+        Shown { did, update: &update, beacons: singleton::initial_beacons(did)?, prepared: prepared.as_ref() };
+    if args.json {
+        println!("{}", shown.to_json())
+    } else {
+        println!("{}", shown.to_text())
+    }
+    Ok(())
+}
+
+fn prepare(args: &SingletonArgs, who: &Who, coin: Coin, update: &SignedUpdate) -> Result<Prepared, ProgramError> {
+    let did = who.did();
+    let beacon = InitialBeacon::of(did, args.kind.beacon()).ok_or_else(|| FallbackError::External(did.clone()))?;
+    let change = match &args.change {
+        Some(address) => {
+            let address = address.clone().require_network(did.network().to_bitcoin());
+            Change::To(address.map_err(|error| ProgramError::Usage(format!("--change: {error}")))?.script_pubkey())
+        }
+        None => Change::Beacon,
+    };
+    let mut announcement =
+        SingletonAnnouncement::new(beacon, coin, update, args.fee_rate, &change).map_err(FallbackError::from)?;
+    if let Some(path) = &args.funding_tx {
+        announcement = announcement.with_funding(read_transaction(path)?).map_err(FallbackError::from)?;
+    }
+    let signed = match who {
+        Who::Identity(identity) if args.sign => {
+            Some(singleton::sign(&announcement, identity.secret_key(), &mut ChaCha20Rng::from_os_rng())?)
+        }
+        _ => None,
+    };
+    Ok(Prepared { announcement, signed })
+}
+
+fn read_update(path: &Path) -> Result<SignedUpdate, ProgramError> {
+    let refuse = |problem: String| ProgramError::Usage(format!("{}: {problem}", path.display()));
+    let text = fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
+    let value = serde_json::from_str(&text).map_err(|error| refuse(format!("not JSON: {error}")))?;
+    SignedUpdate::from_value(value).map_err(|error| refuse(error.to_string()))
+}
+
+fn read_transaction(path: &Path) -> Result<Transaction, ProgramError> {
+    let refuse = |problem: String| ProgramError::Usage(format!("{}: {problem}", path.display()));
+    let text = fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
+    deserialize_hex(text.trim()).map_err(|error| refuse(format!("not a transaction in hex: {error}")))
+}
+
+/// What the command says.
+struct Shown<'a> {
+    did: &'a Did,
+    update: &'a SignedUpdate,
+    beacons: [InitialBeacon; 3],
+    prepared: Option<&'a Prepared>,
+}
+
+impl Shown<'_> {
+    /// `None` while it depends on the signature, as it does for P2PKH.
+    fn txid(prepared: &Prepared) -> Option<String> {
+        let unsigned = prepared.announcement.unsigned();
+        let segwit = prepared.announcement.beacon().kind() != InitialBeaconKind::P2pkh;
+        prepared.signed.as_ref().or(segwit.then_some(unsigned)).map(|tx| tx.compute_txid().to_string())
+    }
+
+    fn to_json(&self) -> Value {
+        let beacon = |beacon: &InitialBeacon| json!({ "service": format!("{}#{}", self.did, beacon.kind().service()), "address": beacon.address().to_string() });
+        let mut shown = json!({
+            "did": self.did,
+            "updateHash": self.update.hash(),
+            "beacons": self.beacons.iter().map(beacon).collect::<Vec<_>>(),
+        });
+        if let Some(prepared) = self.prepared {
+            let announcement = &prepared.announcement;
+            shown["transaction"] = json!({
+                "beacon": beacon(announcement.beacon()),
+                "signalHex": announcement.signal(),
+                "txid": Self::txid(prepared),
+                "fee": announcement.fee().to_sat(),
+                "maxVsize": announcement.max_vsize(),
+                "unsignedHex": serialize_hex(announcement.unsigned()),
+                "psbt": BASE64.encode(&announcement.to_psbt().serialize()),
+                "signedHex": prepared.signed.as_ref().map(serialize_hex),
+            });
+        }
+        shown
+    }
+
+    fn to_text(&self) -> String {
+        let mut lines = vec![format!("did          {}", self.did), format!("update       {}", self.update.hash())];
+        let Some(prepared) = self.prepared else {
+            lines.extend(
+                self.beacons.iter().map(|beacon| format!("{:12} {}", beacon.kind().service(), beacon.address())),
+            );
+            lines.push(
+                "Send a coin to one of these, then give it as --coin TXID:VOUT:SATS with its --type.".to_owned(),
+            );
+            return lines.join("\n");
+        };
+        let announcement = &prepared.announcement;
+        let beacon = announcement.beacon();
+        lines.push(format!("beacon       {} {}", beacon.kind().service(), beacon.address()));
+        lines.push(format!("signal       {}", announcement.signal()));
+        if let Some(txid) = Self::txid(prepared) {
+            lines.push(format!("transaction  {txid}"));
+        }
+        lines.push(format!(
+            "fee          {} sat, at most {} vB",
+            announcement.fee().to_sat(),
+            announcement.max_vsize()
+        ));
+        lines.push(format!("unsigned     {}", serialize_hex(announcement.unsigned())));
+        lines.push(format!("psbt         {}", BASE64.encode(&announcement.to_psbt().serialize())));
+        if let Some(signed) = &prepared.signed {
+            lines.push(format!("signed       {}", serialize_hex(signed)));
+        }
+        lines.join("\n")
+    }
+}

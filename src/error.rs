@@ -16,6 +16,9 @@ pub enum ProgramError {
         /// What the system says.
         error: io::Error,
     },
+    /// The state directory.
+    #[error("{0}")]
+    State(String),
     /// Something that cannot happen did.
     #[error("internal error: {0}")]
     Internal(String),

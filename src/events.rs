@@ -53,6 +53,15 @@ impl Printer {
         );
     }
 
+    /// The member's own announcement was written, because no cohort announces its update.
+    pub fn announced_alone(&self, files: &[std::path::PathBuf]) {
+        let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+        self.line(
+            &json!({ "event": "singleton-written", "files": names }),
+            &format!("no cohort announces the update; to announce it alone, see {}", names.join(", ")),
+        );
+    }
+
     /// A cohort that a participant passes over, and why.
     pub fn passed_over(&self, cohort_id: &CohortId, service: &Did, reason: &str) {
         self.line(
@@ -123,6 +132,23 @@ fn service_text(step: &ServiceNotice) -> String {
             format!("cohort {cohort_id} is complete: {txid} ({path})")
         }
         N::CohortFailed { cohort_id, code, reason, .. } => format!("cohort {cohort_id} FAILED ({code}): {reason}"),
+        N::PhaseExtended { phase, .. } => format!("  more time for {phase}"),
+        N::PresenceRequested { cohort_id } => format!("cohort {cohort_id}: are all members there?"),
+        N::PresenceConfirmed { participant, .. } => format!("  {participant} is there"),
+        N::CohortRecovered { cohort_id, phase } => format!("cohort {cohort_id} goes on: {phase}"),
+        N::CohortRestarted { cohort_id, restarts } => {
+            format!("cohort {cohort_id} was brought back after an internal error ({restarts} lately)")
+        }
+        N::CohortReformed { cohort_id, predecessor, invited, excluded } => {
+            let predecessor = predecessor.as_ref().map_or("another one", CohortId::as_str);
+            format!(
+                "cohort {cohort_id} takes the place of {predecessor}: {invited} members invited, {} left out",
+                excluded.len()
+            )
+        }
+        N::MemberBanned { participant, offence, until, .. } => {
+            format!("  {participant} is banned until {} for {offence:?}", until.as_secs())
+        }
         N::MessageRejected { from, code, detail, .. } => {
             format!("  refused from {}: {code}, {detail}", from.as_ref().map_or("nobody", Did::as_str))
         }
@@ -149,6 +175,11 @@ fn participant_text(step: &ParticipantNotice) -> String {
         N::NonceSent { .. } => "  nonce sent".to_owned(),
         N::NonceLost { .. } => "  the secret nonce is gone: only the fallback can be signed".to_owned(),
         N::FallbackRequested { .. } => "  the service asks for the fallback".to_owned(),
+        N::SessionRecovered { cohort_id, phase, .. } => format!("cohort {cohort_id} goes on for us: {phase}"),
+        N::SessionRestarted { cohort_id, restarts, .. } => {
+            format!("cohort {cohort_id} was brought back after an internal error ({restarts} lately)")
+        }
+        N::CohortOver { cohort_id, .. } => format!("cohort {cohort_id} is over: nobody waits for us"),
         N::CohortComplete { cohort_id, .. } => format!("cohort {cohort_id}: our signature is out"),
         N::CohortFailed { cohort_id, reason, .. } => format!("cohort {cohort_id} ended for us: {reason}"),
         N::MessageRejected { from, code, detail, .. } => {

@@ -15,6 +15,7 @@ pub mod demo;
 pub mod error;
 pub mod events;
 pub mod join;
+mod keep;
 pub mod keyfile;
 pub mod serve;
 pub mod singleton;

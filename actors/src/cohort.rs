@@ -210,7 +210,10 @@ impl CohortActor {
                     result: Arc::new(self.result(outcome)?),
                 })
             }
-            Phase::Failed { reason, .. } => Some(ServiceNotice::failed(cohort_id, reason)),
+            Phase::Failed { reason, successor, .. } => {
+                let next = successor.as_ref().map(|terms| terms.cohort_id.clone());
+                Some(ServiceNotice::failed(cohort_id, reason, next))
+            }
             _ => None,
         }
     }

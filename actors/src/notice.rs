@@ -85,7 +85,15 @@ pub enum ServiceNotice {
         result: Arc<CohortResult>,
     },
     /// The cohort ended without a transaction.
-    CohortFailed { cohort_id: CohortId, code: &'static str, reason: String, failure: CohortFailure },
+    CohortFailed {
+        cohort_id: CohortId,
+        code: &'static str,
+        reason: String,
+        failure: CohortFailure,
+        /// The cohort that takes its place, if there is one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        next: Option<CohortId>,
+    },
     /// A phase was given more time.
     PhaseExtended { cohort_id: CohortId, phase: TimedPhase, until: Timestamp },
     /// The members are asked for a sign of life before signing.
@@ -130,7 +138,7 @@ pub enum ParticipantNotice {
     /// Our nonce is out.
     NonceSent { did: Did, cohort_id: CohortId },
     /// The session was brought back from its journal, in this phase.
-    SessionRecovered { did: Did, cohort_id: CohortId, phase: &'static str },
+    SessionRecovered { did: Did, cohort_id: CohortId, service: Did, phase: &'static str },
     /// The session's actor panicked and is brought back; so many times lately.
     SessionRestarted { did: Did, cohort_id: CohortId, restarts: usize },
     /// Our secret nonce is gone; only the fallback can be served.
@@ -146,6 +154,8 @@ pub enum ParticipantNotice {
         #[serde(skip)]
         record: Arc<MemberRecord>,
     },
+    /// We signed, and nobody waits for us any more.
+    CohortOver { did: Did, cohort_id: CohortId },
     /// The session is over without a signature of ours.
     CohortFailed { did: Did, cohort_id: CohortId, reason: String, end: SessionEnd },
     /// A message was refused.
@@ -157,12 +167,13 @@ pub enum ParticipantNotice {
 }
 
 impl ServiceNotice {
-    pub(crate) fn failed(cohort_id: CohortId, failure: &CohortFailure) -> Self {
+    pub(crate) fn failed(cohort_id: CohortId, failure: &CohortFailure, next: Option<CohortId>) -> Self {
         Self::CohortFailed {
             cohort_id,
             code: failure.code(),
             reason: failure.to_string(),
             failure: failure.clone(),
+            next,
         }
     }
 

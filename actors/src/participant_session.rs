@@ -99,11 +99,14 @@ impl ParticipantSessionActor {
     }
 
     fn notice_of_end(&self, reason: &SessionEnd) -> Option<ParticipantNotice> {
+        let did = self.shared.identity.did().clone();
+        let cohort_id = self.engine.machine().advert().cohort_id.clone();
         match reason {
-            SessionEnd::Signed | SessionEnd::NotJoined => None,
+            SessionEnd::NotJoined => None,
+            SessionEnd::Signed => Some(ParticipantNotice::CohortOver { did, cohort_id }),
             reason => Some(ParticipantNotice::CohortFailed {
-                did: self.shared.identity.did().clone(),
-                cohort_id: self.engine.machine().advert().cohort_id.clone(),
+                did,
+                cohort_id,
                 reason: reason.to_string(),
                 end: reason.clone(),
             }),
@@ -113,9 +116,9 @@ impl ParticipantSessionActor {
     /// Takes the session up where its journal ends.
     fn take_up(&mut self, ctx: &mut Context<Self>) {
         let phase = self.engine.machine().phase().name();
-        let (did, cohort_id) =
-            (self.shared.identity.did().clone(), self.engine.machine().advert().cohort_id.clone());
-        self.shared.notices.publish(ParticipantNotice::SessionRecovered { did, cohort_id, phase });
+        let (did, advert) = (self.shared.identity.did().clone(), self.engine.machine().advert());
+        let (cohort_id, service) = (advert.cohort_id.clone(), advert.service.clone());
+        self.shared.notices.publish(ParticipantNotice::SessionRecovered { did, cohort_id, service, phase });
         // It was not told, or nobody has said that it was heard.
         self.publish_completion();
         if let Phase::Ended { reason, .. } = self.engine.machine().phase() {

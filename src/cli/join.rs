@@ -10,11 +10,16 @@ use std::{
 use clap::Args;
 use serde_json::Value;
 
-use super::{Events, fail, identity_of, relay::RelaySettings, serve::Beacon};
+use super::{
+    Events, fail, identity_of,
+    relay::RelaySettings,
+    serve::Beacon,
+    singleton::{BeaconCoin, SatPerVb},
+};
 use crate::{
     config::{self, Span, settings},
     error::ProgramError,
-    join::{self, Intent, JoinConfig, Terms},
+    join::{self, Intent, JoinConfig, SingletonFallback, Terms},
     protocol::{cohort::Timing, did::Did, network::Network, update::build_update},
 };
 
@@ -99,7 +104,8 @@ settings! {
         /// Exit when the first cohort is over: with 0 if it was signed, else with 1
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_EXIT_WHEN_DONE")]
         exit_when_done: bool,
-        /// With --exit-when-done: how long to stay after signing, in case the fallback is asked for [default: 10s]
+        /// With --exit-when-done: how long to stay after signing, in case the fallback is asked for; a service of this kind says
+        /// sooner when the cohort is over [default: 1m]
         #[arg(long, value_name = "TIME", env = "BTCR2_LINGER")]
         linger: Span,
         /// Print one JSON object a line on standard output instead of text for people
@@ -108,6 +114,19 @@ settings! {
         /// Write what must be kept (sidecar and terms) into this directory, one file a cohort
         #[arg(long, value_name = "DIR", env = "BTCR2_OUT")]
         out: PathBuf,
+        /// Keep everything that must outlive the program in this directory: started again with it, it goes on where it was
+        #[arg(long, value_name = "DIR", env = "BTCR2_STATE")]
+        state: PathBuf,
+        /// When the cohort ends without announcing the update of --update, write the transactions that announce it alone,
+        /// from the DID's initial beacons, into this directory
+        #[arg(long, value_name = "DIR", env = "BTCR2_SINGLETON_FALLBACK")]
+        singleton_fallback: PathBuf,
+        /// With --singleton-fallback: the coin to spend, and on which initial beacon it is; the announcement is then signed
+        #[arg(long, value_name = "TYPE:TXID:VOUT:SATS", env = "BTCR2_SINGLETON_COIN")]
+        singleton_coin: BeaconCoin,
+        /// With --singleton-coin: the fee rate in sat/vB, at least 1 [default: 2]
+        #[arg(long, value_name = "RATE", env = "BTCR2_SINGLETON_FEE_RATE")]
+        singleton_fee_rate: SatPerVb,
     }
 }
 
@@ -179,6 +198,17 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
         Some(path) => Some(fs::read(path).map_err(|error| usage(format!("{}: {error}", path.display())))?),
         None => None,
     };
+    let singleton_fallback = match settings.singleton_fallback {
+        Some(directory) => Some(SingletonFallback {
+            directory,
+            coin: settings.singleton_coin.map(|BeaconCoin(kind, coin)| (kind, coin)),
+            fee_rate: settings.singleton_fee_rate.unwrap_or_default().0,
+        }),
+        None if settings.singleton_coin.is_some() => {
+            return Err(usage("--singleton-coin needs --singleton-fallback DIR".to_owned()));
+        }
+        None => None,
+    };
     let default = Terms::default();
     let timing = Timing::default();
     Ok(JoinConfig {
@@ -201,7 +231,9 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
         out: settings.out,
         json: matches!(settings.events, Some(Events::Json)),
         exit_when_done: settings.exit_when_done.unwrap_or(false),
-        linger: settings.linger.map_or(Duration::from_secs(10), |span| span.0),
+        linger: settings.linger.map_or(Duration::from_secs(60), |span| span.0),
+        state: settings.state,
+        singleton_fallback,
     })
 }
 

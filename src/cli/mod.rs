@@ -6,8 +6,8 @@ mod identity;
 mod join;
 mod relay;
 mod serve;
-mod state;
 mod singleton;
+mod state;
 
 use std::{fmt::Display, path::Path, process::ExitCode};
 

@@ -1,6 +1,6 @@
 //! `serve`: an Aggregation Service as a program.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, str::FromStr};
 
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
@@ -9,7 +9,11 @@ use super::{Events, fail, identity_of, relay::RelaySettings};
 use crate::{
     config::{self, Span, settings},
     error::ProgramError,
-    protocol::{key::XOnlyKey, network::Network},
+    protocol::{
+        cohort::service::rules::{PhaseRule, PhaseRules, RuleError, TimedPhase},
+        key::XOnlyKey,
+        network::Network,
+    },
     serve::{self, ServeConfig, Tls},
 };
 
@@ -133,6 +137,23 @@ settings! {
         /// Write each cohort's transaction, announcement and proofs into this directory
         #[arg(long, value_name = "DIR", env = "BTCR2_OUT")]
         out: PathBuf,
+        /// Keep everything that must outlive the program in this directory: started again with it, all cohorts go on
+        #[arg(long, value_name = "DIR", env = "BTCR2_STATE")]
+        state: PathBuf,
+        /// What to do when a phase cannot be completed, PHASE=ANSWER[,extend=N][,after=TIME]; may be given several times.
+        /// Phases: enrollment, updates, validation, transaction, presence, nonces, partial-signatures, fallback. Answers: fail;
+        /// reform (a new cohort without those who were missing); fall-back (from presence, nonces and partial signatures);
+        /// proceed (from presence). First the phase is given N times more time, TIME instead of its usual one
+        /// [default: reform for updates, validation and fallback; fall-back for nonces and partial-signatures; else fail]
+        #[arg(long, value_name = "RULE", env = "BTCR2_ON_TIMEOUT", value_delimiter = ';', verbatim_doc_comment)]
+        on_timeout: Vec<TimeoutRule>,
+        /// How many times in a row a cohort is formed again [default: 3]
+        #[arg(long, value_name = "N", env = "BTCR2_REFORMATIONS")]
+        reformations: u32,
+        /// Ask all members for a sign of life before signing, so that a dead one is found first. Members that run another
+        /// implementation do not answer
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_PRESENCE_CHECK")]
+        presence_check: bool,
         /// Most bytes in a request body [default: 65536]
         #[arg(long, value_name = "BYTES", env = "BTCR2_MAX_BODY")]
         max_body: usize,
@@ -166,6 +187,43 @@ settings! {
         /// The PEM file of the TLS private key
         #[arg(long, value_name = "FILE", env = "BTCR2_TLS_KEY")]
         tls_key: PathBuf,
+    }
+}
+
+/// A rule of `--on-timeout`.
+#[derive(Clone, Debug)]
+struct TimeoutRule(TimedPhase, PhaseRule);
+
+impl FromStr for TimeoutRule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split(',').map(str::trim);
+        let rule = parts.next().and_then(|rule| rule.split_once('='));
+        let (phase, then) = rule.ok_or("PHASE=ANSWER expected, `updates=reform` say")?;
+        let phase: TimedPhase = phase.parse().map_err(|error: RuleError| error.to_string())?;
+        let then = then.parse().map_err(|error: RuleError| error.to_string())?;
+        let mut rule = PhaseRule { timeout: None, extensions: 0, then };
+        for part in parts {
+            match part.split_once('=') {
+                Some(("extend", times)) => {
+                    rule.extensions = times.parse().map_err(|_| format!("extend={times}: a number expected"))?;
+                }
+                Some(("after", time)) => {
+                    let span: Span = time.parse().map_err(|error| format!("after={time}: {error}"))?;
+                    rule.timeout = Some(span.0);
+                }
+                _ => return Err(format!("{part}: extend=N or after=TIME expected")),
+            }
+        }
+        PhaseRules::default().set(phase, rule).map_err(|error| error.to_string())?;
+        Ok(Self(phase, rule))
+    }
+}
+
+impl<'de> Deserialize<'de> for TimeoutRule {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -239,6 +297,12 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     config.exit_when_done = settings.exit_when_done.unwrap_or(false);
     config.json = matches!(settings.events, Some(Events::Json));
     config.out = settings.out;
+    config.state = settings.state;
+    for TimeoutRule(phase, rule) in settings.on_timeout.unwrap_or_default() {
+        config.rules.set(phase, rule).map_err(|error| ProgramError::Usage(error.to_string()))?;
+    }
+    config.rules.reformations = settings.reformations.unwrap_or(config.rules.reformations);
+    config.rules.presence_check = settings.presence_check.unwrap_or(false);
     config.limits.update_bytes = settings.max_update.unwrap_or(config.limits.update_bytes);
     let http = &mut config.http;
     http.max_body = settings.max_body.unwrap_or(http.max_body);

@@ -15,6 +15,7 @@ use ::bitcoin::{
 use clap::{Args, ValueEnum};
 use data_encoding::BASE64;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
+use serde::{Deserialize, Deserializer, de};
 use serde_json::{Value, json};
 
 use super::{fail, identity_of};
@@ -117,6 +118,51 @@ impl FromStr for CoinText {
             (value <= Amount::MAX_MONEY).then_some(Self(Coin { outpoint, value }))
         };
         parse().ok_or("TXID:VOUT:SATS expected: 64 hex characters, an output number, a value in satoshi")
+    }
+}
+
+/// A coin on one of a DID's initial beacons, `TYPE:TXID:VOUT:SATS`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BeaconCoin(pub(super) InitialBeaconKind, pub(super) Coin);
+
+impl FromStr for BeaconCoin {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once(':').and_then(|(kind, coin)| Some((Kind::from_str(kind, true).ok()?, coin)));
+        let (kind, coin) = parts.ok_or("TYPE:TXID:VOUT:SATS expected, with p2wpkh, p2tr or p2pkh as TYPE")?;
+        let CoinText(coin) = coin.parse()?;
+        Ok(Self(kind.beacon(), coin))
+    }
+}
+
+impl<'de> Deserialize<'de> for BeaconCoin {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// A fee rate as people write it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SatPerVb(pub(super) FeeRate);
+
+impl Default for SatPerVb {
+    fn default() -> Self {
+        Self(FeeRate::from_sat_per_vb_u32(2))
+    }
+}
+
+impl FromStr for SatPerVb {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        fee_rate(text).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for SatPerVb {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        f64::deserialize(deserializer)?.to_string().parse().map_err(de::Error::custom)
     }
 }
 

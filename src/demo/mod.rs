@@ -20,18 +20,25 @@ pub use self::report::Report;
 use self::{network::DemoNetwork, policy::DemoMember, report::MemberReport, silence::SilentAfterNonces};
 use crate::{
     actors::{
+        bans::{BanBook, NoBans},
         journal::MemoryJournal,
         notice::{CohortResult, Notices, ParticipantNotice, ServiceNotice},
         participant::ParticipantSettings,
+        recovery::RestartIntensity,
         runtime::{Clock, Randomness},
-        service::{OpenCohort, ServiceSettings},
+        service::{OpenCohort, Retention, ServiceSettings},
         supervisor::{StartParticipant, StartService, Supervisor},
         transport::Transport,
     },
     bitcoin::offline::OfflineOperator,
     protocol::{
         beacon::{BeaconRegistry, BeaconType},
-        cohort::{Timing, conditions::Conditions, event::SpendPath, service::Limits},
+        cohort::{
+            Timing,
+            conditions::Conditions,
+            event::SpendPath,
+            service::{Limits, rules::PhaseRules},
+        },
         document,
         hash::sha256,
         identity::Identity,
@@ -214,6 +221,8 @@ pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Res
             clock,
             randomness,
             notices: member_notices.clone(),
+            restarts: RestartIntensity::default(),
+            retention: Retention::Forget,
         };
         supervisor.send(StartParticipant(settings)).await.map_err(internal)?;
     }
@@ -228,6 +237,9 @@ pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Res
             clock,
             randomness,
             notices: service_notices,
+            bans: BanBook::in_memory(Arc::new(NoBans)),
+            restarts: RestartIntensity::default(),
+            retention: Retention::Forget,
         }))
         .await
         .map_err(internal)?;
@@ -239,7 +251,13 @@ pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Res
     };
     let mut conditions = Conditions::new(config.beacon.clone(), members, script_tree);
     conditions.max_participants = Some(members);
-    let open = OpenCohort { conditions, network: NETWORK, timing: config.timing(), limits: Limits::default() };
+    let open = OpenCohort {
+        conditions,
+        network: NETWORK,
+        timing: config.timing(),
+        limits: Limits::default(),
+        rules: PhaseRules::default(),
+    };
     let cohort_id = service.send(open).await.map_err(internal)?.map_err(internal)?;
 
     let result = follow(config, &mut service_steps, &mut progress).await?;

@@ -1,21 +1,26 @@
 //! A participant as a program: it joins one cohort of a service, with an explicit policy, and keeps what it must keep.
 
+mod alone;
 mod place;
 pub mod policy;
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 
 use actix::Actor;
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 
-pub use self::policy::{Intent, MemberPolicy, Terms};
+pub use self::{
+    alone::SingletonFallback,
+    policy::{Intent, MemberPolicy, Terms},
+};
 use crate::{
     actors::{
-        journal::MemoryJournal,
         notice::{Notices, ParticipantNotice},
-        participant::ParticipantSettings,
+        participant::{ArchiveSession, ParticipantSettings},
+        recovery::RestartIntensity,
         runtime::{Clock, Randomness},
+        state::vault::{Vault, VaultEntry},
         supervisor::{StartParticipant, Supervisor},
         transport::{
             Transport,
@@ -26,8 +31,14 @@ use crate::{
     },
     error::ProgramError,
     events::Printer,
+    keep::Keeping,
     protocol::{
-        beacon::BeaconRegistry, cohort::Timing, did::Did, identity::Identity, output::DirectAggregator,
+        beacon::BeaconRegistry,
+        cohort::{Timing, event::SessionEnd},
+        did::Did,
+        id::CohortId,
+        identity::Identity,
+        output::DirectAggregator,
         sidecar::MemberRecord,
     },
 };
@@ -59,8 +70,12 @@ pub struct JoinConfig {
     pub json: bool,
     /// Whether to stop after the first cohort.
     pub exit_when_done: bool,
-    /// How long to stay after signing, in case the service asks for the fallback.
+    /// How long to stay after signing, in case the service asks for the fallback, unless it says that the cohort is over.
     pub linger: Duration,
+    /// The directory in which everything is kept that must outlive the program.
+    pub state: Option<PathBuf>,
+    /// What to do when no cohort announces the update.
+    pub singleton_fallback: Option<SingletonFallback>,
 }
 
 /// Takes part until `stop` is ready, or the first cohort is over if that ends the program. Whether it was signed.
@@ -74,6 +89,8 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
             .map_err(|error| ProgramError::Io { what: directory.display().to_string(), error })?;
     }
     let clock = Clock::system();
+    let lost = "what it was signing is lost, and only the fallback can bring that cohort to an end";
+    let keeping = Keeping::open(config.state.as_deref(), lost, printer)?;
     let transport = transport(&config, clock)?;
     let policy = MemberPolicy::new(
         config.identity.clone(),
@@ -92,13 +109,25 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
         max_sessions: 64,
         beacons: BeaconRegistry::default(),
         aggregator: Arc::new(DirectAggregator),
-        journal: Arc::new(MemoryJournal::new()),
+        journal: keeping.journal(),
         clock,
         randomness: Randomness::System,
         notices,
+        restarts: RestartIntensity::default(),
+        retention: keeping.retention(),
     };
     let supervisor = Supervisor::default().start();
-    supervisor.send(StartParticipant(settings)).await.map_err(|error| ProgramError::Internal(error.to_string()))?;
+    let participant = supervisor
+        .send(StartParticipant(settings))
+        .await
+        .map_err(|error| ProgramError::Internal(error.to_string()))?;
+    let services = RefCell::new(BTreeMap::new());
+    // What is kept of a session is safe: its journal may be put away.
+    let archive = |cohort_id: &CohortId, service: Option<Did>| {
+        if let Some(service) = service.or_else(|| services.borrow_mut().remove(cohort_id)) {
+            participant.do_send(ArchiveSession { service, cohort_id: cohort_id.clone() });
+        }
+    };
     let following = async {
         loop {
             let step = match steps.recv().await {
@@ -111,8 +140,17 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
             };
             printer.participant_step(&step);
             match &*step {
+                ParticipantNotice::CohortDiscovered { cohort_id, service, .. } => {
+                    services.borrow_mut().insert(cohort_id.clone(), service.clone());
+                }
+                ParticipantNotice::SessionRecovered { cohort_id, service, phase, .. } => {
+                    services.borrow_mut().insert(cohort_id.clone(), service.clone());
+                    if *phase != "ended" {
+                        policy.is_in(cohort_id);
+                    }
+                }
                 ParticipantNotice::CohortComplete { record, .. } => {
-                    keep(&config, record)?;
+                    keep(&config, &keeping, record).await?;
                     if config.exit_when_done {
                         return Ok(Some(Arc::clone(record)));
                     }
@@ -123,14 +161,21 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
                 | ParticipantNotice::CohortReady { cohort_id, .. } => {
                     policy.is_accepted(cohort_id);
                 }
-                ParticipantNotice::CohortFailed { reason, cohort_id, .. } => {
+                ParticipantNotice::CohortOver { cohort_id, .. } => archive(cohort_id, None),
+                ParticipantNotice::CohortFailed { reason, cohort_id, end, .. } => {
+                    archive(cohort_id, None);
+                    policy.is_free_again(cohort_id);
+                    if let SessionEnd::EndedByService { next: Some(_), .. } = end {
+                        // The cohort that takes its place is joined instead.
+                        continue;
+                    }
+                    alone::fall_back(&config, printer)?;
                     if config.exit_when_done {
                         let result =
                             json!({ "event": "result", "ok": false, "cohortId": cohort_id, "reason": reason });
                         printer.result(&result, &format!("cohort {cohort_id} failed: {reason}"));
                         return Ok(None);
                     }
-                    policy.is_free_again(cohort_id);
                 }
                 _ => {}
             }
@@ -139,9 +184,15 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
     tokio::pin!(stop);
     let record = tokio::select! {
         record = following => record?,
-        () = &mut stop => return Ok(true),
+        () = &mut stop => {
+            keeping.close().await;
+            return Ok(true);
+        }
     };
-    let Some(record) = record else { return Ok(false) };
+    let Some(record) = record else {
+        keeping.close().await;
+        return Ok(false);
+    };
     // Signed, but not done: if another member is missing, the service asks for the fallback now.
     printer.lingering(config.linger);
     let lingering = tokio::time::sleep(config.linger);
@@ -151,12 +202,21 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
             () = &mut lingering => break,
             () = &mut stop => break,
             step = steps.recv() => match step {
-                Ok(step) => printer.participant_step(&step),
+                Ok(step) => {
+                    printer.participant_step(&step);
+                    if let ParticipantNotice::CohortOver { cohort_id, .. } | ParticipantNotice::CohortFailed { cohort_id, .. } = &*step
+                        && *cohort_id == record.cohort_id
+                    {
+                        archive(cohort_id, Some(record.service.clone()));
+                        break;
+                    }
+                }
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => break,
             },
         }
     }
+    keeping.close().await;
     printer.result(&result(&config, &record), &text(&record));
     Ok(true)
 }
@@ -204,7 +264,12 @@ fn text(record: &MemberRecord) -> String {
 }
 
 /// Writes `<cohort>.json`: the DID, whether it is included, the sidecar, and the terms of the cohort.
-fn keep(config: &JoinConfig, record: &MemberRecord) -> Result<(), ProgramError> {
+async fn keep(config: &JoinConfig, keeping: &Keeping, record: &MemberRecord) -> Result<(), ProgramError> {
+    if let Some(vault) = keeping.vault() {
+        let genesis_document = config.identity.genesis_document().map(|document| (**document).clone());
+        let entry = VaultEntry { record: record.clone(), genesis_document, transcript: None };
+        vault.put(entry).await.map_err(|error| ProgramError::State(error.to_string()))?;
+    }
     let Some(directory) = &config.out else { return Ok(()) };
     let mut kept = record.to_file(config.identity.genesis_document().map(|document| &**document));
     kept["cohort"] = json!({

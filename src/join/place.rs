@@ -82,6 +82,12 @@ impl Place {
         }
     }
 
+    /// Takes the place for a cohort that was joined before the program was started again.
+    pub(super) fn resume(&self, cohort_id: &CohortId) {
+        let mut state = self.state();
+        state.joined = Some(Joined { cohort_id: cohort_id.clone(), accepted: true, since: Instant::now() });
+    }
+
     /// The cohort has answered.
     pub(super) fn accepted(&self, cohort_id: &CohortId) {
         if let Some(joined) = &mut self.state().joined

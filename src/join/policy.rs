@@ -129,6 +129,11 @@ impl MemberPolicy {
         self.place.accepted(cohort_id);
     }
 
+    /// The cohort was joined in an earlier life of the program: nothing else is joined beside it.
+    pub fn is_in(&self, cohort_id: &CohortId) {
+        self.place.resume(cohort_id);
+    }
+
     /// The cohort is over for this member: the next one may be joined.
     pub fn is_free_again(&self, cohort_id: &CohortId) {
         self.place.leave(cohort_id);
@@ -176,6 +181,11 @@ impl ParticipantPolicy for MemberPolicy {
                 false
             }
         }
+    }
+
+    async fn should_rejoin(&self, advert: &Advert) -> bool {
+        // The terms are those that were accepted before; the place is free again as soon as the old cohort's end is known.
+        self.should_join(advert).await
     }
 
     async fn provide_update(&self, request: &UpdateRequest) -> Option<SignedUpdate> {

@@ -17,6 +17,7 @@ use crate::{
     },
     error::ProgramError,
     events::Printer,
+    keep::Keeping,
 };
 
 /// An idle connection is kept this long. The other implementation's client does not send again what broke on a connection
@@ -35,12 +36,24 @@ pub(super) struct Doors {
     pub(super) url: Option<String>,
     /// The relays.
     pub(super) relays: Vec<String>,
-    web: Option<(HttpServer, ServerHandle)>,
+    web: Option<Web>,
     embedded: Option<EmbeddedRelay>,
 }
 
+/// A web server: first its socket, on which connections wait, and then the server behind it.
+enum Web {
+    Closed { server: HttpServer, open: Box<dyn FnOnce() -> ServerHandle> },
+    Open { server: HttpServer, handle: ServerHandle },
+}
+
 impl Doors {
-    pub(super) async fn open(config: &ServeConfig, clock: Clock, printer: Printer) -> Result<Self, ProgramError> {
+    /// Makes the transports. Nothing is heard before [`welcome`](Self::welcome).
+    pub(super) async fn build(
+        config: &ServeConfig,
+        keeping: &Keeping,
+        clock: Clock,
+        printer: Printer,
+    ) -> Result<Self, ProgramError> {
         let mut transports: Vec<Arc<dyn Transport>> = Vec::new();
         let (mut url, mut web, mut relays, mut embedded) = (None, None, Vec::new(), None);
         if let Some(listening) = &config.listen {
@@ -52,12 +65,13 @@ impl Doors {
             }
             let mut parts = HttpServerParts::new(config.http.clone(), clock);
             parts.update_bytes = config.limits.update_bytes;
+            keeping.furnish(&mut parts, clock).await?;
             let server = HttpServer::start(parts);
-            let (address, handle) = listen(config, listening, &server)?;
+            let (address, open) = bind(config, listening, &server)?;
             let scheme = if config.tls.is_some() { "https" } else { "http" };
             url = Some(format!("{scheme}://{address}"));
             transports.push(Arc::new(server.clone()));
-            web = Some((server, handle));
+            web = Some(Web::Closed { server, open });
         }
         if config.nostr.is_some() || config.embedded_relay.is_some() {
             let mut nostr = config.nostr.clone().unwrap_or_else(|| NostrConfig::new([]));
@@ -83,11 +97,23 @@ impl Doors {
         Ok(Self { transport, url, relays, web, embedded })
     }
 
+    /// Lets people in: every cohort that runs knows its members by now.
+    pub(super) fn welcome(&mut self) {
+        self.web = self.web.take().map(|web| match web {
+            Web::Closed { server, open } => Web::Open { server, handle: open() },
+            open @ Web::Open { .. } => open,
+        });
+    }
+
     /// No new work, streams closed, then the connections.
     pub(super) async fn close(self) {
-        if let Some((server, handle)) = self.web {
-            server.shutdown().await;
-            handle.stop(true).await;
+        match self.web {
+            Some(Web::Open { server, handle }) => {
+                server.shutdown().await;
+                handle.stop(true).await;
+            }
+            Some(Web::Closed { server, .. }) => server.shutdown().await,
+            None => {}
         }
         if let Some(relay) = self.embedded {
             relay.shutdown().await;
@@ -95,11 +121,11 @@ impl Doors {
     }
 }
 
-fn listen(
+fn bind(
     config: &ServeConfig,
     address: &str,
     server: &HttpServer,
-) -> Result<(SocketAddr, ServerHandle), ProgramError> {
+) -> Result<(SocketAddr, Box<dyn FnOnce() -> ServerHandle>), ProgramError> {
     let mounted = server.clone();
     let app = move || App::new().configure(http::configure(&mounted)).default_service(http::not_found(&mounted));
     let mut web =
@@ -110,8 +136,11 @@ fn listen(
         None => web.bind(address).map_err(io_error)?,
     };
     let address = *web.addrs().first().ok_or_else(|| ProgramError::Internal("no address is bound".to_owned()))?;
-    let running = web.run();
-    let handle = running.handle();
-    actix_rt::spawn(running);
-    Ok((address, handle))
+    let open = move || {
+        let running = web.run();
+        let handle = running.handle();
+        actix_rt::spawn(running);
+        handle
+    };
+    Ok((address, Box::new(open)))
 }

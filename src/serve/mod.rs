@@ -15,10 +15,10 @@ pub use self::tls::Tls;
 use self::{doors::Doors, results::CohortReport};
 use crate::{
     actors::{
-        journal::MemoryJournal,
         notice::{Notices, ServiceNotice},
+        recovery::RestartIntensity,
         runtime::{Clock, Randomness},
-        service::{AggregationService, CancelCohort, OpenCohort, ServiceSettings},
+        service::{AggregationService, ArchiveCohort, CancelCohort, LiveCohorts, OpenCohort, ServiceSettings},
         supervisor::{StartService, Supervisor},
         transport::{
             http::{Cors, HttpConfig},
@@ -28,9 +28,14 @@ use crate::{
     bitcoin::offline::OfflineOperator,
     error::ProgramError,
     events::Printer,
+    keep::Keeping,
     protocol::{
         beacon::{BeaconRegistry, BeaconType},
-        cohort::{Timing, conditions::Conditions, service::Limits},
+        cohort::{
+            Timing,
+            conditions::Conditions,
+            service::{Limits, rules::PhaseRules},
+        },
         id::CohortId,
         identity::Identity,
         key::XOnlyKey,
@@ -44,6 +49,9 @@ const NOTICES: usize = 1 << 14;
 
 /// After cohorts that failed to form: not again at once, forever.
 const REOPEN_DELAY: Duration = Duration::from_secs(1);
+
+/// How long what is said last may take to leave.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What to serve.
 pub struct ServeConfig {
@@ -87,6 +95,10 @@ pub struct ServeConfig {
     pub json: bool,
     /// Where to write results.
     pub out: Option<PathBuf>,
+    /// The directory in which everything is kept that must outlive the program.
+    pub state: Option<PathBuf>,
+    /// What to do when a phase cannot be completed.
+    pub rules: PhaseRules,
 }
 
 impl ServeConfig {
@@ -114,6 +126,8 @@ impl ServeConfig {
             exit_when_done: false,
             json: false,
             out: None,
+            state: None,
+            rules: PhaseRules::default().reforming(),
         }
     }
 
@@ -164,9 +178,9 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
             .map_err(|error| ProgramError::Io { what: directory.display().to_string(), error })?;
     }
     let clock = Clock::system();
-    let doors = Doors::open(&config, clock, printer).await?;
-    printer.serving(config.identity.did(), doors.url.as_deref(), &doors.relays, config.network);
-    printer.warn("the coin is made up (--chain offline): nothing is broadcast, nothing is announced");
+    let lost = "cohorts that run are lost, and coins at their addresses come back by recovery only";
+    let keeping = Keeping::open(config.state.as_deref(), lost, printer)?;
+    let mut doors = Doors::build(&config, &keeping, clock, printer).await?;
 
     let notices = Notices::new(NOTICES);
     let steps = notices.subscribe();
@@ -176,24 +190,41 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         policy: Arc::new(OfflineOperator),
         beacons: BeaconRegistry::default(),
         aggregator: Arc::new(MemoizedAggregator::default()),
-        journal: Arc::new(MemoryJournal::new()),
+        journal: keeping.journal(),
         clock,
         randomness: Randomness::System,
         notices,
+        bans: keeping.bans(),
+        restarts: RestartIntensity::default(),
+        retention: keeping.retention(),
     };
+    let internal = |error: actix::MailboxError| ProgramError::Internal(error.to_string());
     let supervisor = Supervisor::default().start();
-    let service =
-        supervisor.send(StartService(settings)).await.map_err(|error| ProgramError::Internal(error.to_string()))?;
+    let service = supervisor.send(StartService(settings)).await.map_err(internal)?;
+    // Answered when all cohorts of an earlier life are back.
+    let recovered = service.send(LiveCohorts).await.map_err(internal)?;
+    doors.welcome();
+    printer.serving(config.identity.did(), doors.url.as_deref(), &doors.relays, config.network);
+    printer.warn("the coin is made up (--chain offline): nothing is broadcast, nothing is announced");
     let mut rounds = Rounds::new(config, conditions, service, printer);
     let outcome = tokio::select! {
-        outcome = rounds.run(steps) => outcome,
+        outcome = rounds.run(steps, recovered) => {
+            // Members are told that it is over: that has its time to travel.
+            tokio::time::sleep(FAREWELL).await;
+            outcome
+        }
         () = stop => {
-            rounds.cancel();
+            // What is kept goes on when the program is started again.
+            if !keeping.is_durable() {
+                rounds.cancel();
+                tokio::time::sleep(FAREWELL).await;
+            }
             Ok(true)
         }
     };
     // No new work, streams closed, then the connections.
     doors.close().await;
+    keeping.close().await;
     outcome
 }
 
@@ -225,7 +256,24 @@ impl Rounds {
     }
 
     /// Runs cohorts until all that were asked for have ended, if that ends the program. Whether all were signed.
-    async fn run(&mut self, mut steps: Receiver<Arc<ServiceNotice>>) -> Result<bool, ProgramError> {
+    async fn run(
+        &mut self,
+        mut steps: Receiver<Arc<ServiceNotice>>,
+        recovered: Vec<CohortId>,
+    ) -> Result<bool, ProgramError> {
+        // They count as opened, and each says in which phase it is before new ones are opened beside it.
+        self.opened = u32::try_from(recovered.len()).unwrap_or(u32::MAX);
+        self.live.extend(recovered.iter().cloned());
+        let mut silent: BTreeSet<CohortId> = recovered.into_iter().collect();
+        while !silent.is_empty() {
+            let Ok(step) = steps.recv().await else { break };
+            if let ServiceNotice::CohortRecovered { cohort_id, .. }
+            | ServiceNotice::CohortFailed { cohort_id, .. } = &*step
+            {
+                silent.remove(cohort_id);
+            }
+            self.follow(&step).await?;
+        }
         loop {
             self.open().await?;
             if self.config.exit_when_done && self.live.is_empty() && Some(self.opened) == self.config.cohorts {
@@ -248,6 +296,7 @@ impl Rounds {
                 network: self.config.network,
                 timing: self.config.timing,
                 limits: self.config.limits,
+                rules: self.config.rules.clone(),
             };
             let opened =
                 self.service.send(open).await.map_err(|error| ProgramError::Internal(error.to_string()))?;
@@ -262,6 +311,9 @@ impl Rounds {
     async fn follow(&mut self, step: &ServiceNotice) -> Result<(), ProgramError> {
         self.printer.service_step(step);
         match step {
+            ServiceNotice::CohortRecovered { cohort_id, phase: "enrolling" } => {
+                self.enrolling.insert(cohort_id.clone());
+            }
             ServiceNotice::KeygenComplete { cohort_id, .. } => {
                 self.enrolling.remove(cohort_id);
             }
@@ -278,16 +330,24 @@ impl Rounds {
                     })?;
                 }
                 self.printer.result(&report.to_json(), &report.to_text());
+                self.service.do_send(ArchiveCohort(cohort_id.clone()));
             }
-            ServiceNotice::CohortFailed { cohort_id, reason, code, .. } => {
+            ServiceNotice::CohortFailed { cohort_id, reason, code, next, .. } => {
                 self.live.remove(cohort_id);
-                if self.enrolling.remove(cohort_id) {
-                    tokio::time::sleep(REOPEN_DELAY).await;
+                let was_enrolling = self.enrolling.remove(cohort_id);
+                match next {
+                    Some(next) => {
+                        self.live.insert(next.clone());
+                        self.enrolling.insert(next.clone());
+                    }
+                    None if was_enrolling => tokio::time::sleep(REOPEN_DELAY).await,
+                    None => {}
                 }
                 let result = serde_json::json!({
-                    "event": "result", "ok": false, "cohortId": cohort_id, "code": code, "reason": reason,
+                    "event": "result", "ok": false, "cohortId": cohort_id, "code": code, "reason": reason, "next": next,
                 });
                 self.printer.result(&result, &format!("cohort {cohort_id} failed: {reason}"));
+                self.service.do_send(ArchiveCohort(cohort_id.clone()));
             }
             _ => {}
         }

@@ -82,7 +82,7 @@ impl AggregationService {
         self.cohorts.remove(&cohort_id);
         self.ended.insert(cohort_id.clone());
         let failure = CohortFailure::Internal { reason };
-        self.shared.notices.publish(ServiceNotice::failed(cohort_id, &failure));
+        self.shared.notices.publish(ServiceNotice::failed(cohort_id, &failure, None));
     }
 
     /// Replaces a cohort's actor that panicked, unless that happened too often: then the cohort fails, alone.

@@ -1,0 +1,69 @@
+//! When no cohort announces the member's update: its own announcement, written out for its controller to send.
+
+use std::path::PathBuf;
+
+use ::bitcoin::FeeRate;
+use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
+
+use super::{Intent, JoinConfig};
+use crate::{
+    error::ProgramError,
+    events::Printer,
+    protocol::{
+        output::{Change, Coin, InitialBeacon, InitialBeaconKind, SingletonAnnouncement},
+        update::{SignedUpdate, build_update, sign_update},
+    },
+    singleton::{self, FallbackError, Prepared},
+};
+
+/// What to do when the cohort ends without announcing the update.
+#[derive(Clone, Debug)]
+pub struct SingletonFallback {
+    /// Where to write the announcement.
+    pub directory: PathBuf,
+    /// The coin that it spends, on which of the DID's initial beacons; without it the files say how to go on with one.
+    pub coin: Option<(InitialBeaconKind, Coin)>,
+    /// What it pays.
+    pub fee_rate: FeeRate,
+}
+
+/// Writes the member's own announcement of its update, if that is wanted, and its update does not depend on a cohort.
+pub(super) fn fall_back(config: &JoinConfig, printer: Printer) -> Result<(), ProgramError> {
+    let Some(fallback) = &config.singleton_fallback else { return Ok(()) };
+    let Some(update) = update(config)? else {
+        printer.warn("nothing to announce alone: only an update of --update does not depend on a cohort");
+        return Ok(());
+    };
+    let did = config.identity.did();
+    let prepared = match &fallback.coin {
+        Some((kind, coin)) => {
+            let beacon = InitialBeacon::of(did, *kind).ok_or_else(|| FallbackError::External(did.clone()))?;
+            let announcement =
+                SingletonAnnouncement::new(beacon, *coin, &update, fallback.fee_rate, &Change::Beacon)
+                    .map_err(FallbackError::from)?;
+            let key = config.identity.secret_key();
+            let signed = Some(singleton::sign(&announcement, key, &mut ChaCha20Rng::from_os_rng())?);
+            Some(Prepared { announcement, signed })
+        }
+        None => None,
+    };
+    let directory = &fallback.directory;
+    let written = singleton::write_fallback(directory, did, &update, prepared.as_ref());
+    let files = written.map_err(|error| ProgramError::Io { what: directory.display().to_string(), error })?;
+    printer.announced_alone(&files);
+    Ok(())
+}
+
+fn update(config: &JoinConfig) -> Result<Option<SignedUpdate>, ProgramError> {
+    let Intent::Update { patch, source } = &config.intent else { return Ok(None) };
+    let identity = &config.identity;
+    let problem =
+        |error: &dyn std::fmt::Display| ProgramError::Usage(format!("the update cannot be made: {error}"));
+    let initial = identity.initial_document().map_err(|error| problem(&error))?;
+    let (document, version) = source.clone().unwrap_or((initial, 1));
+    let unsigned = build_update(&document, version, patch.clone()).map_err(|error| problem(&error))?;
+    let mut rng = ChaCha20Rng::from_os_rng();
+    sign_update(&unsigned, identity.did(), identity.verification_method(), identity.secret_key(), &mut rng)
+        .map(Some)
+        .map_err(|error| problem(&error))
+}

@@ -20,7 +20,9 @@ use btcr2_aggregation::{
         journal::MemoryJournal,
         notice::{Notices, ParticipantNotice},
         participant::ParticipantSettings,
+        recovery::RestartIntensity,
         runtime::{Clock, Randomness},
+        service::Retention,
         supervisor::{StartParticipant, Supervisor},
         transport::http::HttpClient,
     },
@@ -294,6 +296,8 @@ async fn participant_with_clock(url: &str, offset: i64) -> Result<Value, String>
         clock,
         randomness: Randomness::System,
         notices,
+        restarts: RestartIntensity::default(),
+        retention: Retention::Forget,
     };
     let supervisor = Supervisor::default().start();
     supervisor.send(StartParticipant(settings)).await.unwrap();

@@ -14,20 +14,26 @@ use actix::{Actor, Addr};
 use async_trait::async_trait;
 use bitcoin::{Amount, FeeRate, OutPoint, Txid, hashes::Hash};
 use btcr2_aggregation_actors::{
+    bans::{BanBook, DefaultBans},
     journal::{Journal, MemoryJournal},
     notice::{CohortResult, Notices, ParticipantNotice, ServiceNotice},
     participant::{ParticipantActor, ParticipantSettings},
     policy::{FundedTransaction, ParticipantPolicy, PolicyError, ServicePolicy, TransactionRequest, UpdateRequest},
+    recovery::RestartIntensity,
     runtime::{Clock, Randomness},
-    service::{AggregationService, OpenCohort, ServiceSettings},
+    service::{AggregationService, OpenCohort, Retention, ServiceSettings},
     supervisor::{StartParticipant, StartService, Supervisor},
     transport::{Transport, memory::MemoryTransport},
 };
 use btcr2_aggregation_protocol::{
     beacon::{BeaconRegistry, BeaconType},
     cohort::{
-        Timing, conditions::Conditions, event::CohortFailure, event::SessionEnd, participant::Advert,
-        service::Limits,
+        Timing,
+        conditions::Conditions,
+        event::CohortFailure,
+        event::SessionEnd,
+        participant::Advert,
+        service::{Limits, rules::PhaseRules},
     },
     did::Did,
     document,
@@ -106,7 +112,13 @@ pub fn cohort(members: u32) -> OpenCohort {
     };
     let mut conditions = Conditions::new(BeaconType::cas(), members, script_tree);
     conditions.max_participants = Some(members);
-    OpenCohort { conditions, network: NETWORK, timing: Timing::default(), limits: Limits::default() }
+    OpenCohort {
+        conditions,
+        network: NETWORK,
+        timing: Timing::default(),
+        limits: Limits::default(),
+        rules: PhaseRules::default(),
+    }
 }
 
 /// A cohort with a number by which policies can tell it from others; the protocol makes nothing of it.
@@ -399,6 +411,9 @@ impl World {
             clock: self.clock,
             randomness: randomness(name),
             notices: Notices::new(NOTICES),
+            bans: BanBook::in_memory(Arc::new(DefaultBans)),
+            restarts: RestartIntensity::default(),
+            retention: Retention::UntilArchived,
         }
     }
 
@@ -430,6 +445,8 @@ impl World {
             clock: self.clock,
             randomness: randomness(identity.did().as_str()),
             notices: self.member_notices.clone(),
+            restarts: RestartIntensity::default(),
+            retention: Retention::UntilArchived,
         }
     }
 

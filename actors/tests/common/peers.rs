@@ -37,6 +37,9 @@ impl Handler<Delivery> for Inbox {
     type Result = ();
 
     fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
+        if let Delivery::Message(received) = &delivery {
+            received.receipt.clone().confirm();
+        }
         let _ = self.0.send(delivery);
     }
 }
@@ -85,7 +88,7 @@ impl Peer {
     /// The next delivery, which is a message.
     pub async fn hear(&mut self) -> Message {
         match self.next().await {
-            Delivery::Message(message) => message,
+            Delivery::Message(received) => received.message,
             other => panic!("a message expected: {other:?}"),
         }
     }

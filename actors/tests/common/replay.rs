@@ -11,7 +11,7 @@ use btcr2_aggregation_protocol::{
     cohort::{
         Timing,
         event::{ParticipantEvent, ServiceEvent},
-        participant::{Advert, ParticipantCohort, ParticipantConfig, phase::Phase as MemberPhase},
+        participant::{ParticipantCohort, ParticipantConfig, phase::Phase as MemberPhase},
         service::{ServiceCohort, ServiceConfig, phase::Phase},
     },
     did::Did,
@@ -77,19 +77,16 @@ async fn assert_cohort_replays(
     cohort_id: &CohortId,
     result: &CohortResult,
 ) -> Arc<SigningTask> {
+    let events: Vec<ServiceEvent> = read_back(&*world.journal, &format!("cohort/{cohort_id}")).await;
+    // The journal alone brings a cohort back: its terms are in it.
+    let Some(ServiceEvent::CohortAdvertised { terms, .. }) = events.first() else { panic!("{events:?}") };
+    assert_eq!((&terms.service, &terms.conditions), (service.did(), &open.conditions));
     let config = ServiceConfig {
-        service: service.did().clone(),
-        service_key: service.identity.public_key(),
-        cohort_id: cohort_id.clone(),
-        network: open.network,
-        conditions: open.conditions.clone(),
-        timing: open.timing,
-        limits: open.limits,
+        terms: Arc::clone(terms),
         beacons: world.beacons.clone(),
         aggregator: world.aggregator.clone(),
     };
     let mut cohort = ServiceCohort::new(Arc::new(config)).expect("the conditions were accepted before");
-    let events: Vec<ServiceEvent> = read_back(&*world.journal, &format!("cohort/{cohort_id}")).await;
     let mut task = None;
     for event in &events {
         cohort.apply(event);
@@ -124,15 +121,11 @@ async fn assert_member_replays(
         beacons: world.beacons.clone(),
         aggregator: world.aggregator.clone(),
     };
-    let advert = Advert {
-        service: service.did().clone(),
-        cohort_id: cohort_id.clone(),
-        network: open.network,
-        conditions: open.conditions.clone(),
-    };
     let stream = format!("participant/{}/{}/{cohort_id}", member.did(), service.did());
     let events: Vec<ParticipantEvent> = read_back(&*world.journal, &stream).await;
-    let session = replay(ParticipantCohort::new(Arc::new(config), Arc::new(advert)), &events);
+    let Some(ParticipantEvent::CohortDiscovered { advert, .. }) = events.first() else { panic!("{events:?}") };
+    assert_eq!((&advert.cohort_id, &advert.conditions), (cohort_id, &open.conditions));
+    let session = replay(ParticipantCohort::new(Arc::new(config), Arc::clone(advert)), &events);
     assert!(matches!(session.phase(), MemberPhase::Ended { .. }), "{stream} leads to {:?}", session.phase());
     assert_eq!(session.record().as_ref(), record.map(|record| &**record), "{stream}");
 }

@@ -198,6 +198,9 @@ impl Handler<Delivery> for Collector {
     type Result = ();
 
     fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
+        if let Delivery::Message(received) = &delivery {
+            received.receipt.clone().confirm();
+        }
         let _ = self.0.send(delivery);
     }
 }

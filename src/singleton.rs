@@ -5,7 +5,6 @@
 //! controller's, and so is the decision to spend it.
 
 use std::{
-    fmt::Write as _,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -45,7 +44,7 @@ pub enum FallbackError {
     #[error(transparent)]
     Document(#[from] DocumentError),
     /// We signed what consensus refuses. Our fault.
-    #[error("internal error: {0}")]
+    #[error(transparent)]
     Invalid(Fatal),
 }
 
@@ -100,7 +99,7 @@ pub struct Prepared {
 
 /// Writes into `directory` what the controller of `did` needs to announce `update` itself, and returns the files:
 /// `update.json`, `README.txt`, and where a coin is known `unsigned.hex`, `unsigned.psbt` (BIP-174, binary) and
-/// `signed.hex`. Files of these names are replaced.
+/// `signed.hex`. Files of these names are replaced, and those that would not belong to the others removed.
 ///
 /// # Errors
 /// What the file system says.
@@ -110,24 +109,36 @@ pub fn write_fallback(
     update: &SignedUpdate,
     prepared: Option<&Prepared>,
 ) -> io::Result<Vec<PathBuf>> {
-    let mut files: Vec<(&str, Vec<u8>)> = vec![
-        ("update.json", (serde_json::to_string_pretty(update.value())? + "\n").into_bytes()),
-        ("README.txt", explanation(did, update, prepared).into_bytes()),
+    let transactions = prepared.map(|Prepared { announcement, signed }| {
+        let psbt = announcement.to_psbt().serialize();
+        (line(announcement.unsigned()), psbt, signed.as_ref().map(line))
+    });
+    let (unsigned, psbt, signed) = match transactions {
+        Some((unsigned, psbt, signed)) => (Some(unsigned), Some(psbt), signed),
+        None => (None, None, None),
+    };
+    let files = [
+        ("update.json", Some((serde_json::to_string_pretty(update.value())? + "\n").into_bytes())),
+        ("README.txt", Some(explanation(did, update, prepared).into_bytes())),
+        ("unsigned.hex", unsigned),
+        ("unsigned.psbt", psbt),
+        ("signed.hex", signed),
     ];
-    if let Some(Prepared { announcement, signed }) = prepared {
-        files.push(("unsigned.hex", line(announcement.unsigned())));
-        files.push(("unsigned.psbt", announcement.to_psbt().serialize()));
-        files.extend(signed.as_ref().map(|signed| ("signed.hex", line(signed))));
-    }
     fs::create_dir_all(directory)?;
-    files
-        .into_iter()
-        .map(|(name, content)| {
-            let path = directory.join(name);
-            fs::write(&path, content)?;
-            Ok(path)
-        })
-        .collect()
+    let mut written = Vec::new();
+    for (name, content) in files {
+        let path = directory.join(name);
+        match content {
+            Some(content) => {
+                fs::write(&path, content)?;
+                written.push(path);
+            }
+            // One of another coin would be sent by mistake.
+            None if path.exists() => fs::remove_file(&path)?,
+            None => {}
+        }
+    }
+    Ok(written)
 }
 
 fn line(transaction: &Transaction) -> Vec<u8> {
@@ -140,53 +151,51 @@ pub fn target_version(update: &SignedUpdate) -> Option<u64> {
 }
 
 fn explanation(did: &Did, update: &SignedUpdate, prepared: Option<&Prepared>) -> String {
-    let mut text = format!(
+    let steps = match prepared {
+        Some(prepared) => how_to_send(prepared),
+        None => how_to_fund(did),
+    };
+    format!(
         "Announcing an update without a cohort\n\n\
          DID     {did}\n\
-         update  {} (update.json)\n\n",
-        update.hash()
-    );
-    let steps = match prepared {
-        None => {
-            "1. Send a coin to one of these addresses, the initial beacons of the DID; 10000 satoshi are ample at usual fee\n\
-             \x20  rates. Use them for announcements only.\n"
-                .to_owned()
-                + &initial_beacons(did).map_or_else(|error| format!("   {error}\n"), |beacons| {
-                    beacons.iter().fold(String::new(), |mut list, beacon| {
-                        // Writing to a String cannot fail.
-                        let _ = writeln!(list, "   {:7} {}", beacon.kind().to_string(), beacon.address());
-                        list
-                    })
-                })
-                + "2. Make the transaction, with the coin's transaction id, output number and value in satoshi:\n\
-                   \x20  btcr2-aggregation singleton --identity FILE --update update.json --coin TXID:VOUT:SATS \\\n\
-                   \x20      --type p2wpkh --fee-rate SAT_PER_VB --sign --out .\n\
-                   3. Send it: bitcoin-cli sendrawtransaction \"$(cat signed.hex)\"\n"
-        }
-        Some(Prepared { announcement, signed }) => {
-            let spent = announcement.unsigned().input.iter().map(|input| input.previous_output.to_string());
-            let sign = if signed.is_some() {
-                "1. It is signed already: signed.hex.\n"
-            } else {
-                "1. Sign unsigned.psbt with the wallet that holds the DID's key, or make it again with --sign.\n"
-            };
-            format!(
-                "It spends {} ({} sat) of the beacon {} ({}) and pays a fee of {} sat.\n\n{sign}\
-                 2. Send it: bitcoin-cli sendrawtransaction \"$(cat signed.hex)\"\n",
-                spent.collect::<Vec<_>>().join(", "),
-                announcement.prevout().value.to_sat(),
-                announcement.beacon().kind().service(),
-                announcement.beacon().address(),
-                announcement.fee().to_sat(),
-            )
-        }
-    };
-    text.push_str(&steps);
-    text.push_str(
-        "\nKeep update.json: a resolver asks for it (as Sidecar Data), or finds it by its hash where it is published:\n\
+         update  {} (update.json)\n\n\
+         {steps}\n\
+         Keep update.json: a resolver asks for it (as Sidecar Data), or finds it by its hash where it is published:\n\
          btcr2-aggregation cas put update.json --cas dir=PATH\n\n\
          Announcing the same update twice is harmless, so a cohort may still announce it too. Another update of the same\n\
          version must never be announced: the DID would not resolve any more.\n",
-    );
-    text
+        update.hash()
+    )
+}
+
+fn how_to_fund(did: &Did) -> String {
+    let addresses = match initial_beacons(did) {
+        Ok(beacons) => beacons.map(|beacon| format!("   {:8}{}\n", beacon.kind(), beacon.address())).concat(),
+        Err(error) => format!("   {error}\n"),
+    };
+    format!(
+        "1. Send a coin to one of these addresses, the initial beacons of the DID; 10000 satoshi are ample at usual fee\n   \
+            rates. Use them for announcements only.\n\
+         {addresses}\
+         2. Make the transaction, with the coin's transaction id, output number and value in satoshi:\n   \
+            btcr2-aggregation singleton --identity FILE --update update.json --coin TXID:VOUT:SATS \\\n       \
+            --type p2wpkh --fee-rate SAT_PER_VB --sign --out .\n\
+         3. Send it: bitcoin-cli sendrawtransaction \"$(cat signed.hex)\"\n"
+    )
+}
+
+fn how_to_send(Prepared { announcement, signed }: &Prepared) -> String {
+    let steps = if signed.is_some() {
+        "It is signed already. Send it: bitcoin-cli sendrawtransaction \"$(cat signed.hex)\""
+    } else {
+        "1. Sign unsigned.psbt with the wallet that holds the DID's key, or make it again with --sign.\n\
+         2. Send what that gives: bitcoin-cli sendrawtransaction HEX"
+    };
+    format!(
+        "It spends a coin of {} sat on the beacon {}, {}, and pays a fee of {} sat.\n\n{steps}\n",
+        announcement.prevout().value.to_sat(),
+        announcement.beacon().kind().service(),
+        announcement.beacon().address(),
+        announcement.fee().to_sat(),
+    )
 }

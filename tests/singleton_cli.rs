@@ -154,6 +154,8 @@ fn without_a_coin_it_says_what_to_fund_and_without_a_key_it_does_not_sign() {
         assert!(shown.stdout.contains(&address) && readme.contains(&address), "{}{readme}", shown.stdout);
     }
     assert!(!out.join("unsigned.hex").exists());
+    // Of another coin, from another time.
+    fs::write(out.join("signed.hex"), "00").unwrap();
 
     let (_, coin) = funding(&member.address("initialP2WPKH"), 20_000);
     let text = member.run(&["--did", &member.did, "--coin", &coin, "--out", out.to_str().unwrap()]).succeeded();

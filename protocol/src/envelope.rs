@@ -284,7 +284,7 @@ impl<'a> ParsedEnvelope<'a> {
     /// # Errors
     /// [`EnvelopeError::NotJson`]; [`EnvelopeError::Malformed`] for JSON of another shape, for a `{"__bytes": ...}` that
     /// is not lower-case hex of whole bytes, and for what no envelope that could be signed holds: a field twice,
-    /// nesting beyond the parser's limit, a lone surrogate, an integer beyond 2^53, a number beyond all doubles.
+    /// nesting beyond the parser's limit, a lone surrogate, an integer that no double carries, a number beyond all doubles.
     pub fn parse(text: &'a str) -> Result<Self, EnvelopeError> {
         let value: Value = serde_json::from_str(text).map_err(|error| {
             // The parser skips over a value without its limits on depth, numbers and surrogates.

@@ -1,7 +1,7 @@
 //! JSON Canonicalization Scheme (RFC 8785), and the hash of a document.
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 use crate::hash::{DocumentHash, sha256};
 
@@ -19,16 +19,17 @@ pub enum JcsError {
     /// Arrays and objects nested deeper than [`MAX_DEPTH`].
     #[error("nested deeper than {MAX_DEPTH} levels")]
     Depth,
-    /// An integer beyond 2^53: JCS writes numbers as IEEE doubles, which would round it.
-    #[error("the integer {0} is beyond 2^53 and has no canonical form")]
-    Integer(serde_json::Number),
+    /// An integer that JCS, which writes numbers as IEEE doubles, would write as another one.
+    #[error("the integer {0} is beyond what JSON numbers carry exactly and has no canonical form")]
+    Integer(Number),
     /// The value does not serialize to JSON.
     #[error("not serializable as JSON: {0}")]
     Json(#[from] serde_json::Error),
 }
 
-/// The canonical bytes of `value`. Integers beyond 2^53 are refused rather than rounded: two documents that differ would
-/// otherwise share a hash.
+/// The canonical bytes of `value`. Integers beyond 2^53 that are not written as the double nearest to them is written are
+/// refused rather than rounded: two documents that differ would otherwise share a hash. Those that are must be admitted,
+/// or what was written as `1e16` would have canonical bytes that have no canonical form.
 pub fn canonicalize(value: &Value) -> Result<Vec<u8>, JcsError> {
     check(value, MAX_DEPTH)?;
     Ok(serde_jcs::to_vec(value)?)
@@ -55,7 +56,9 @@ pub fn check(value: &Value, levels_left: usize) -> Result<(), JcsError> {
         Value::Number(number) => {
             let exact = number.as_u64().or_else(|| number.as_i64().map(i64::unsigned_abs));
             match exact {
-                Some(magnitude) if magnitude > MAX_EXACT_INTEGER => Err(JcsError::Integer(number.clone())),
+                Some(magnitude) if magnitude > MAX_EXACT_INTEGER && !is_canonical(number) => {
+                    Err(JcsError::Integer(number.clone()))
+                }
                 _ => Ok(()),
             }
         }
@@ -69,4 +72,10 @@ pub fn check(value: &Value, levels_left: usize) -> Result<(), JcsError> {
         }
         Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
     }
+}
+
+/// Whether an integer is spelled as JCS spells the double nearest to it.
+fn is_canonical(integer: &Number) -> bool {
+    let double = integer.as_f64().and_then(Number::from_f64);
+    double.and_then(|double| serde_jcs::to_string(&double).ok()).is_some_and(|text| text == integer.to_string())
 }

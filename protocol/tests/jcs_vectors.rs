@@ -72,6 +72,33 @@ fn integers_are_exact_or_refused() {
     }
 }
 
+/// The canonical bytes of what was admitted are what is published and read again.
+#[test]
+fn canonical_bytes_are_their_own_canonical_form() {
+    for text in [
+        "1e16",
+        "-1e16",
+        "8880188218e8",
+        "9007199254740994.0",
+        "1152921504606846976.0",
+        "1e19",
+        "18446744073709551615.0",
+        "1e20",
+        "1e21",
+        "-0.0",
+    ] {
+        let value: Value = serde_json::from_str(text).unwrap();
+        let canonical = jcs::canonicalize(&value).unwrap();
+        let again: Value = serde_json::from_slice(&canonical).unwrap();
+        assert_eq!(jcs::canonicalize(&again).unwrap(), canonical, "{text}");
+    }
+    // The same double, but not as it is written: that would be a second document with the first one's hash.
+    for text in ["1152921504606846976", "10000000000000001", "9007199254740995"] {
+        let value: Value = serde_json::from_str(text).unwrap();
+        assert!(matches!(jcs::canonicalize(&value), Err(JcsError::Integer(_))), "{text}");
+    }
+}
+
 #[test]
 fn whatever_the_parser_admits_is_not_too_deep_and_deeper_is_refused() {
     let text = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);

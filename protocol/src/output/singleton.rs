@@ -60,7 +60,7 @@ impl InitialBeaconKind {
 
 impl fmt::Display for InitialBeaconKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::P2pkh => "P2PKH",
             Self::P2wpkh => "P2WPKH",
             Self::P2tr => "P2TR",

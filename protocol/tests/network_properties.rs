@@ -73,10 +73,10 @@ impl Dice {
 
     fn reordering(&mut self) -> Faults {
         Faults {
-            drop_per_mille: 0,
             repeat_per_mille: self.below(400) as u32,
             min_delay: Duration::from_millis(1),
             max_delay: Duration::from_millis(1 + self.below(TIMEOUT.as_millis() as u64 / 8)),
+            ..Faults::default()
         }
     }
 }

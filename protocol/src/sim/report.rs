@@ -78,9 +78,10 @@ impl std::ops::AddAssign for Mishaps {
 
 impl Report {
     /// Everybody who is accused of something: by a fault, by an outcome that names a culprit, or by a refusal. Refusing
-    /// what comes too late ([`RejectCode::WrongPhase`]) or finds no place ([`RejectCode::CohortFull`]) accuses nobody.
+    /// what comes too late ([`RejectCode::WrongPhase`]) or finds no place ([`RejectCode::CohortFull`],
+    /// [`RejectCode::Excluded`]) accuses nobody.
     pub fn accused(&self) -> BTreeSet<Did> {
-        let harmless = [RejectCode::WrongPhase, RejectCode::CohortFull];
+        let harmless = [RejectCode::WrongPhase, RejectCode::CohortFull, RejectCode::Excluded];
         let refused = self.rejections.iter().map(|rejection| &rejection.reject);
         let refused =
             refused.filter(|reject| !harmless.contains(&reject.code)).filter_map(|reject| reject.peer.clone());

@@ -2,49 +2,56 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bitcoin::ScriptBuf;
+use bitcoin::{ScriptBuf, TxOut};
 
-use super::{Simulation, UpdateChoice};
+use super::{
+    CohortNode, Simulation, UpdateChoice,
+    crash::{read_again, revive},
+};
 use crate::{
     cohort::{event::SpendPath, service::phase::Phase},
     key::Signature,
     machine::{Machine, replay as replay_events},
     output::{BeaconOutput, key_path_sighash},
-    signing::{Signed, SigningOutcome, session::SessionEvent},
+    signing::{
+        Signed, SigningOutcome,
+        session::{SessionEvent, SessionPhase},
+    },
 };
 
 pub(super) fn replay(simulation: &Simulation) {
-    let service = &simulation.service;
-    assert_replays("the cohort", &service.initial, &service.machine, &service.events);
-    for session in &service.sessions {
-        assert_replays("the signing session", &session.initial, &session.machine, &session.events);
+    for cohort in &simulation.service.cohorts {
+        assert_replays("the cohort", &cohort.initial, &cohort.machine, &cohort.events);
+        let (_, digests) = revive(cohort.initial.clone(), &cohort.events);
+        assert_eq!(digests, cohort.transcript.digests(), "the journal leads to another transcript");
+        for session in &cohort.sessions {
+            assert_replays("the signing session", &session.initial, &session.machine, &session.events);
+        }
     }
     for node in &simulation.participants {
-        if let (Some(initial), Some(machine)) = (&node.initial, &node.machine) {
-            assert_replays(node.identity.did().as_str(), initial, machine, &node.events);
+        for seat in &node.seats {
+            assert_replays(node.identity.did().as_str(), &seat.initial, &seat.machine, &seat.events);
         }
     }
 }
 
 fn assert_replays<M: Machine>(who: &str, initial: &M, machine: &M, events: &[M::Event]) {
-    let read: Vec<M::Event> = events
-        .iter()
-        .map(|event| {
-            let line = serde_json::to_string(event).unwrap_or_else(|error| panic!("{who}: {event:?}: {error}"));
-            let read: M::Event =
-                serde_json::from_str(&line).unwrap_or_else(|error| panic!("{who}: {line}: {error}"));
-            assert_eq!(read, *event, "{who}: an event read from the journal is another one");
-            read
-        })
-        .collect();
+    let read = read_again(events);
+    assert_eq!(read, events, "{who}: facts read from the journal are others");
     let again = replay_events(initial.clone(), &read);
     assert_eq!(again, *machine, "{who}: the journal leads to another state");
     assert_eq!(again.deadline(), machine.deadline(), "{who}: the journal leads to another deadline");
 }
 
 pub(super) fn one_path(simulation: &Simulation) {
-    assert!(simulation.service.sessions.len() <= 1, "a second signing session for one coin");
-    for session in &simulation.service.sessions {
+    let cohorts = &simulation.service.cohorts;
+    let outputs: Vec<&str> = cohorts.iter().filter_map(output).map(BeaconOutput::address).collect();
+    let distinct: BTreeSet<&str> = outputs.iter().copied().collect();
+    assert_eq!(distinct.len(), outputs.len(), "two cohorts have one output");
+    for cohort in cohorts {
+        assert!(cohort.sessions.len() <= 1, "a second signing session for one coin");
+    }
+    for session in cohorts.iter().flat_map(|cohort| &cohort.sessions) {
         let paths: Vec<SpendPath> = session
             .events
             .iter()
@@ -62,9 +69,7 @@ pub(super) fn one_path(simulation: &Simulation) {
             })
             .collect();
         assert!(ends.len() <= 1, "the session ended twice: {ends:?}");
-        if let crate::signing::session::SessionPhase::Ended(SigningOutcome::Signed(signed)) =
-            session.machine.phase()
-        {
+        if let SessionPhase::Ended(SigningOutcome::Signed(signed)) = session.machine.phase() {
             assert_eq!(paths, [signed.path], "signed on another path than the one chosen");
         }
     }
@@ -87,29 +92,63 @@ pub(super) fn nonces(simulation: &Simulation) {
 }
 
 pub(super) fn records(simulation: &Simulation) {
-    let signed = signed(simulation);
     for node in &simulation.participants {
-        let Some(record) = node.machine.as_ref().and_then(|machine| machine.record()) else { continue };
-        let who = node.identity.did();
-        let submitted = node.role.update == UpdateChoice::Submit;
-        assert_eq!(record.included(), submitted, "{who}: the record is of another choice");
-        assert_eq!(record.update, node.update, "{who}: the record is of another update");
-        let beacon = simulation.setup.beacons.get(&record.conditions.beacon_type);
-        let beacon = beacon.unwrap_or_else(|| panic!("{who}: the record is of an unknown beacon type"));
-        let hash = record.update.as_ref().map(|update| update.hash());
-        let signal = beacon.verify(&record.did, hash, &record.data);
-        assert_eq!(signal.as_ref(), Ok(&record.signal), "{who}: the record does not prove its slot");
-        if let Some((signed, _)) = &signed {
-            let last = signed.transaction.output.last().map(|output| &output.script_pubkey);
-            let announced = ScriptBuf::new_op_return(record.signal.as_bytes());
-            assert_eq!(last, Some(&announced), "{who}: the transaction announces another signal");
+        for seat in &node.seats {
+            let Some(record) = seat.machine.record() else { continue };
+            let who = node.identity.did();
+            let submitted = node.role.update == UpdateChoice::Submit;
+            assert_eq!(record.included(), submitted, "{who}: the record is of another choice");
+            assert_eq!(record.update, seat.update, "{who}: the record is of another update");
+            let beacon = simulation.setup.beacons.get(&record.conditions.beacon_type);
+            let beacon = beacon.unwrap_or_else(|| panic!("{who}: the record is of an unknown beacon type"));
+            let hash = record.update.as_ref().map(|update| update.hash());
+            let signal = beacon.verify(&record.did, hash, &record.data);
+            assert_eq!(signal.as_ref(), Ok(&record.signal), "{who}: the record does not prove its slot");
+            let same = |cohort: &&CohortNode| cohort.machine.config().terms.cohort_id == record.cohort_id;
+            if let Some((signed, _)) = simulation.service.cohorts.iter().find(same).and_then(signed) {
+                let last = signed.transaction.output.last().map(|output| &output.script_pubkey);
+                let announced = ScriptBuf::new_op_return(record.signal.as_bytes());
+                assert_eq!(last, Some(&announced), "{who}: the transaction announces another signal");
+            }
         }
     }
 }
 
-pub(super) fn signed_transaction(simulation: &Simulation) {
-    let Some((signed, output)) = signed(simulation) else { return };
-    let prevout = simulation.service.coin.prevout(output);
+pub(super) fn signed_transactions(simulation: &Simulation) {
+    for cohort in &simulation.service.cohorts {
+        if let Some((signed, output)) = signed(cohort) {
+            signed_transaction(signed, output, &cohort.coin.prevout(output));
+        }
+    }
+}
+
+pub(super) fn lineage(simulation: &Simulation) {
+    let cohorts = &simulation.service.cohorts;
+    for (cohort, generation) in cohorts.iter().zip(0..) {
+        assert_eq!(cohort.machine.config().terms.lineage.generation, generation, "the chain counts wrongly");
+    }
+    for pair in cohorts.windows(2) {
+        let [failed, next] = pair else { continue };
+        let (terms, lineage) = (&failed.machine.config().terms, &next.machine.config().terms.lineage);
+        assert_eq!(lineage.predecessor.as_ref(), Some(&terms.cohort_id), "the chain is broken");
+        assert!(lineage.generation <= terms.rules.reformations, "the chain is too long");
+        let Phase::Failed { successor, .. } = failed.machine.phase() else {
+            panic!("{:?} has a successor", failed.machine);
+        };
+        assert_eq!(
+            successor.as_ref(),
+            Some(&next.machine.config().terms),
+            "another successor than the one decided"
+        );
+        assert!(lineage.invited.is_disjoint(&lineage.excluded), "invited and excluded");
+        if let Some(formed) = next.machine.phase().formed() {
+            let outcast = formed.members.keys().find(|did| lineage.excluded.contains(*did));
+            assert_eq!(outcast, None, "an excluded member was admitted");
+        }
+    }
+}
+
+fn signed_transaction(signed: &Signed, output: &BeaconOutput, prevout: &TxOut) {
     let mut unsigned = signed.transaction.clone();
     let [input] = unsigned.input.as_mut_slice() else { panic!("one input expected in {:?}", signed.transaction) };
     let witness: Vec<Vec<u8>> = std::mem::take(&mut input.witness).to_vec();
@@ -117,13 +156,13 @@ pub(super) fn signed_transaction(simulation: &Simulation) {
     match signed.path {
         SpendPath::KeyPath => {
             let [only] = witness.as_slice() else { panic!("a key path witness of {} elements", witness.len()) };
-            let digest = key_path_sighash(&unsigned, &prevout).expect("one input, as was checked");
+            let digest = key_path_sighash(&unsigned, prevout).expect("one input, as was checked");
             let valid = signature(only).is_some_and(|signature| output.output_key().verify(&digest, &signature));
             assert!(valid, "the key path signature does not verify");
         }
         SpendPath::ScriptPath => {
             let leaf = output.fallback().expect("a fallback spend has a fallback leaf");
-            let digest = leaf.sighash(&unsigned, &prevout).expect("one input, as was checked");
+            let digest = leaf.sighash(&unsigned, prevout).expect("one input, as was checked");
             let [signatures @ .., script, control] = witness.as_slice() else { panic!("a short witness") };
             assert_eq!(script, leaf.script().as_bytes(), "another leaf's script");
             assert_eq!(control, leaf.control_block(), "another leaf's control block");
@@ -139,8 +178,12 @@ pub(super) fn signed_transaction(simulation: &Simulation) {
     }
 }
 
-fn signed(simulation: &Simulation) -> Option<(&Signed, &BeaconOutput)> {
-    match simulation.service.machine.phase() {
+fn output(cohort: &CohortNode) -> Option<&BeaconOutput> {
+    cohort.machine.phase().formed().map(|formed| &formed.output)
+}
+
+fn signed(cohort: &CohortNode) -> Option<(&Signed, &BeaconOutput)> {
+    match cohort.machine.phase() {
         Phase::Completed { formed, outcome, .. } => Some((outcome, &formed.output)),
         _ => None,
     }

@@ -2,7 +2,7 @@
 //!
 //! There is no wall clock and no operating-system randomness: everything comes from one seed, and the same seed is the
 //! same run, byte for byte ([`Simulation::trace`]). Messages travel as text and are parsed when they arrive. Peers can
-//! be honest, silent, or hostile: [`Simulation::tamper`] rewrites what a peer sends, [`Simulation::deliver`] puts a text
+//! be honest, silent, hostile, or dead for a while: [`Simulation::tamper`] rewrites what a peer sends, [`Simulation::deliver`] puts a text
 //! into a peer's hands in anybody's name. [`Simulation::assert_invariants`] says what must hold of every run, whatever
 //! happened in it.
 //!
@@ -16,154 +16,41 @@
 //! ```
 
 mod check;
+mod cohort;
+mod crash;
 mod network;
 mod participant;
+mod report;
 mod role;
 mod service;
+mod setup;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 
 use self::network::{Network as Wire, Packet};
 pub use self::{
+    cohort::{CohortNode, SessionNode},
+    crash::Crashes,
     network::Faults,
-    participant::{NonceUse, ParticipantNode},
+    participant::{NonceUse, ParticipantNode, Seat},
+    report::{Mishaps, Rejection, Report},
     role::{Role, SLOTS, UpdateChoice, Verdict, genesis_document},
-    service::{ServiceNode, SessionNode},
+    service::ServiceNode,
+    setup::{START, Setup},
 };
 use crate::{
-    beacon::{BeaconRegistry, BeaconType},
     cohort::{
-        Timing,
-        conditions::Conditions,
-        event::{CohortFailure, SessionEnd},
         participant::{ParticipantInput, phase::Phase as ParticipantPhase},
-        service::{ServiceInput, phase::Phase as ServicePhase, rules::PhaseRules},
+        service::ServiceInput,
     },
     did::Did,
-    error::{Fault, Reject, RejectCode, Slot},
-    key::SecretKey,
-    machine::Machine,
+    error::{Reject, RejectCode, Slot},
     message::{Body, DecodeError, Message},
-    network::Network,
-    output::{KeyAggregator, MemoizedAggregator, RecoverySequence, ScriptTree},
-    signing::{Signed, session::SessionInput},
+    signing::session::SessionInput,
     time::Timestamp,
 };
-
-/// When every simulation starts.
-pub const START: Timestamp = Timestamp::from_secs(1_800_000_000);
-
-/// What is simulated.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    /// The network of identifiers and addresses.
-    pub network: Network,
-    /// What the advert promises.
-    pub conditions: Conditions,
-    /// How long everybody waits.
-    pub timing: Timing,
-    /// What the service does when a phase cannot be completed.
-    pub rules: PhaseRules,
-    /// The beacon types that everybody knows.
-    pub beacons: BeaconRegistry,
-    /// Who aggregates keys.
-    pub aggregator: Arc<dyn KeyAggregator>,
-    /// The participants and how they behave.
-    pub roles: Vec<Role>,
-    /// What the network does.
-    pub faults: Faults,
-    /// Which opt-ins the operator refuses, counted from 0 in the order in which they arrive.
-    pub refuses: BTreeSet<usize>,
-    /// With how many members the operator forms the cohort before its enrollment ends; `None` waits for the end.
-    pub finalize_at: Option<usize>,
-    /// How many times the operator has no transaction yet.
-    pub defer_transaction: u32,
-}
-
-impl Setup {
-    /// A CAS cohort of these participants on regtest, with both leaves and a faultless network, that is formed when all
-    /// of them are in.
-    pub fn new(roles: Vec<Role>) -> Self {
-        let recovery = SecretKey::from_bytes(&[7; 32]).expect("a small number is a scalar").public_key().x_only();
-        let tree = ScriptTree::FallbackAndRecovery {
-            recovery_key: recovery,
-            recovery_sequence: RecoverySequence::try_from(144).expect("in range"),
-            fallback_threshold: None,
-        };
-        Self {
-            network: Network::Regtest,
-            conditions: Conditions::new(BeaconType::cas(), 1, tree),
-            timing: Timing::default(),
-            rules: PhaseRules::default(),
-            beacons: BeaconRegistry::default(),
-            aggregator: Arc::new(MemoizedAggregator::default()),
-            finalize_at: Some(roles.len()),
-            roles,
-            faults: Faults::default(),
-            refuses: BTreeSet::new(),
-            defer_transaction: 0,
-        }
-    }
-
-    /// The same with another beacon type.
-    #[must_use]
-    pub fn with_beacon(mut self, beacon_type: BeaconType) -> Self {
-        self.conditions.beacon_type = beacon_type;
-        self
-    }
-}
-
-/// A message that a peer refused.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rejection {
-    /// When.
-    pub at: Timestamp,
-    /// Who refused it.
-    pub by: Did,
-    /// What it was refused for, and whom that names.
-    pub reject: Reject,
-}
-
-/// How a simulation stands.
-#[derive(Clone, Debug)]
-pub struct Report {
-    /// The name of the service's phase.
-    pub phase: &'static str,
-    /// Why the cohort failed, if it did.
-    pub failure: Option<CohortFailure>,
-    /// The signed transaction and how it came about, if there is one.
-    pub signed: Option<Arc<Signed>>,
-    /// What the service has on record against members.
-    pub faults: Vec<Fault>,
-    /// Every message that was refused, by whomever.
-    pub rejections: Vec<Rejection>,
-    /// Why each participant's session ended; `None` for those under way or never begun.
-    pub ends: Vec<Option<SessionEnd>>,
-}
-
-impl Report {
-    /// Everybody who is accused of something: by a fault, by an outcome that names a culprit, or by a refusal. Refusing
-    /// what comes too late ([`RejectCode::WrongPhase`]) or finds no place ([`RejectCode::CohortFull`]) accuses nobody.
-    pub fn accused(&self) -> BTreeSet<Did> {
-        let harmless = [RejectCode::WrongPhase, RejectCode::CohortFull];
-        let refused = self.rejections.iter().map(|rejection| &rejection.reject);
-        let refused =
-            refused.filter(|reject| !harmless.contains(&reject.code)).filter_map(|reject| reject.peer.clone());
-        let mut accused: BTreeSet<Did> = self.faults.iter().map(|fault| fault.did.clone()).collect();
-        accused.extend(refused);
-        accused.extend(self.signed.iter().flat_map(|signed| signed.culprits.clone()));
-        if let Some(CohortFailure::Signing { culprits, .. }) = &self.failure {
-            accused.extend(culprits.iter().cloned());
-        }
-        accused
-    }
-}
 
 /// Rewrites what a peer sends: the texts that go to the message's recipient instead of the message.
 pub type Tamper = Box<dyn FnMut(&Message) -> Vec<String>>;
@@ -270,38 +157,43 @@ impl Simulation {
         }
     }
 
-    /// Lets the next thing happen: a delivery, or a deadline. Returns `false` when there is none.
+    /// Lets the next thing happen: a return, a delivery, or a deadline. Returns `false` when there is none.
     pub fn step(&mut self) -> bool {
-        if matches!(self.service.machine.phase(), ServicePhase::Planned) {
+        if self.service.latest().is_planned() && !self.service.life.is_gone() {
             self.service_input(ServiceInput::Advertise);
             return true;
         }
-        let arrival = self.wire.next_arrival();
-        let deadline = self.next_deadline();
-        match (arrival, deadline) {
-            (None, None) => return false,
-            (Some(arrival), deadline) if deadline.is_none_or(|deadline| arrival <= deadline) => {
-                self.now = self.now.max(arrival);
-                if let Some(Packet { sender, recipient, text }) = self.wire.take_next() {
-                    // A refusal is in the record; nobody waits for the answer.
-                    let _ = self.deliver(&sender, &recipient, &text);
-                }
-            }
-            (_, Some(deadline)) => {
-                self.now = self.now.max(deadline);
-                self.tick();
-            }
-            (Some(_), None) => unreachable!("an arrival without any deadline was taken above"),
+        let next = [self.next_return(), self.wire.next_arrival(), self.next_deadline()];
+        let Some(at) = next.iter().flatten().min().copied() else { return false };
+        self.now = self.now.max(at);
+        match next {
+            [Some(returns), _, _] if returns == at => self.resume_due(),
+            [_, Some(arrival), _] if arrival == at => self.deliver_next(),
+            _ => self.tick(),
         }
         true
+    }
+
+    fn deliver_next(&mut self) {
+        let Some(Packet { sender, recipient, text }) = self.wire.take_next() else { return };
+        if self.returns_at(&recipient).is_none() {
+            // A refusal is in the record; nobody waits for the answer.
+            let _ = self.deliver(&sender, &recipient, &text);
+        }
+        // Nobody was there, or died before it said that it has the text: it is sent again.
+        if let Some(returns) = self.returns_at(&recipient) {
+            let soon = returns + Duration::from_millis(1);
+            self.wire.put(soon, Packet { sender, recipient, text });
+        }
     }
 
     /// Lets time pass, delivering what arrives and ticking what is due meanwhile.
     pub fn advance(&mut self, by: Duration) {
         let until = self.now + by;
-        while let Some(next) = self.wire.next_arrival().into_iter().chain(self.next_deadline()).min()
-            && next <= until
-        {
+        let next = |this: &Self| {
+            [this.next_return(), this.wire.next_arrival(), this.next_deadline()].into_iter().flatten().min()
+        };
+        while next(self).is_some_and(|next| next <= until) {
             self.step();
         }
         self.now = until;
@@ -310,12 +202,15 @@ impl Simulation {
     /// Ticks everybody now, due or not.
     pub fn tick(&mut self) {
         let before = self.next_deadline();
-        let outgoing = self.service.tick(self.now, &self.setup, &mut self.rng);
-        self.send(outgoing);
+        if !self.service.life.is_gone() {
+            let outgoing = self.service.tick(self.now, &self.setup, &mut self.rng);
+            self.send_of_service(outgoing);
+        }
         for index in 0..self.participants.len() {
-            let participant = &mut self.participants[index];
-            let outgoing = participant.input(self.now, ParticipantInput::Tick, &mut self.rng).unwrap_or_default();
-            self.send(outgoing);
+            if !self.participants[index].life.is_gone() {
+                let outgoing = self.participants[index].tick(self.now, &self.setup.crashes, &mut self.rng);
+                self.send_of_participant(index, outgoing);
+            }
         }
         let after = self.next_deadline();
         assert!(
@@ -336,20 +231,20 @@ impl Simulation {
         let result = match read(sender, text) {
             Ok(None) => return Ok(()),
             Ok(Some(message)) if recipient == self.service.identity.did() => {
-                self.service.receive(self.now, message, &self.setup, &mut self.rng)
+                let result = self.service.receive(self.now, message, &self.setup, &mut self.rng);
+                result.map(|outgoing| self.send_of_service(outgoing))
             }
             Ok(Some(message)) => {
-                let participant = self.participants.iter_mut().find(|node| node.identity.did() == recipient);
-                let participant = participant.expect("texts go to peers of the simulation");
-                participant.receive(self.now, message, &mut self.rng)
+                let index = self.participants.iter().position(|node| node.identity.did() == recipient);
+                let index = index.expect("texts go to peers of the simulation");
+                let participant = &mut self.participants[index];
+                let result = participant.receive(self.now, message, &self.setup.crashes, &mut self.rng);
+                result.map(|outgoing| self.send_of_participant(index, outgoing))
             }
             Err(reject) => Err(reject),
         };
         match result {
-            Ok(outgoing) => {
-                self.send(outgoing);
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(reject) => {
                 let rejection = Rejection { at: self.now, by: recipient.clone(), reject: reject.clone() };
                 self.rejections.push(rejection);
@@ -373,64 +268,82 @@ impl Simulation {
     /// When the machine refuses it.
     pub fn service_input(&mut self, input: ServiceInput) {
         let outgoing = self.service.cohort_input(self.now, input, &self.setup, &mut self.rng);
-        self.send(outgoing.unwrap_or_else(|reject| panic!("the host's input was refused: {reject}")));
+        self.send_of_service(outgoing.unwrap_or_else(|reject| panic!("the host's input was refused: {reject}")));
     }
 
     /// The service's host asks for the fallback path now.
     pub fn request_fallback(&mut self, reason: &str) {
         let input = SessionInput::Fallback(reason.to_owned());
         let outgoing = self.service.session_input(self.now, input, &self.setup, &mut self.rng);
-        self.send(outgoing.unwrap_or_default());
+        self.send_of_service(outgoing.unwrap_or_default());
+    }
+
+    /// A participant's host speaks to the machine of its latest seat.
+    ///
+    /// # Panics
+    /// When the machine refuses it, or there is none.
+    pub fn participant_input(&mut self, participant: usize, input: ParticipantInput) {
+        let node = &mut self.participants[participant];
+        let seat = node.seats.len() - 1;
+        let outgoing = node.input(self.now, seat, input, &self.setup.crashes, &mut self.rng);
+        let outgoing = outgoing.unwrap_or_else(|reject| panic!("the host's input was refused: {reject}"));
+        self.send_of_participant(participant, outgoing);
     }
 
     /// A participant loses everything but its journal and its keys, and starts again.
     pub fn restart_participant(&mut self, participant: usize) {
-        let outgoing = self.participants[participant].restart(self.now, &mut self.rng);
-        self.send(outgoing);
+        self.participants[participant].die(self.now, &self.setup.crashes, &mut self.rng);
+        self.return_participant(participant);
     }
 
-    /// How it stands.
-    pub fn report(&self) -> Report {
-        let phase = self.service.machine.phase();
-        let cohort_faults = self.service.machine.faults().iter();
-        let session_faults = self.service.sessions.iter().flat_map(|session| session.machine.faults().iter());
-        Report {
-            phase: phase.name(),
-            failure: match phase {
-                ServicePhase::Failed { reason, .. } => Some(reason.clone()),
-                _ => None,
-            },
-            signed: match phase {
-                ServicePhase::Completed { outcome, .. } => Some(Arc::clone(outcome)),
-                _ => None,
-            },
-            faults: cohort_faults.chain(session_faults).cloned().collect(),
-            rejections: self.rejections.clone(),
-            ends: self
-                .participants
-                .iter()
-                .map(|node| match node.machine.as_ref()?.phase() {
-                    ParticipantPhase::Ended { reason, .. } => Some(reason.clone()),
-                    _ => None,
-                })
-                .collect(),
+    /// A participant is set back to the first `kept` facts of its latest journal, as by an old backup, and starts again.
+    pub fn restore_participant(&mut self, participant: usize, kept: usize) {
+        self.participants[participant].restore(kept);
+        self.restart_participant(participant);
+    }
+
+    /// The service loses everything but its journals and its keys, and starts again.
+    pub fn restart_service(&mut self) {
+        self.service.die(self.now, &self.setup, &mut self.rng);
+        self.return_service();
+    }
+
+    fn return_participant(&mut self, index: usize) {
+        let outgoing = self.participants[index].resume(self.now, &self.setup.crashes, &mut self.rng);
+        self.send_of_participant(index, outgoing);
+    }
+
+    fn return_service(&mut self) {
+        let outgoing = self.service.resume(self.now, &self.setup, &mut self.rng);
+        self.send_of_service(outgoing);
+    }
+
+    /// Whoever was dead long enough comes back.
+    fn resume_due(&mut self) {
+        let is_due = |returns: Option<Timestamp>| returns.is_some_and(|returns| returns <= self.now);
+        let service = is_due(self.service.life.returns_at());
+        let lives = self.participants.iter().map(|node| node.life.returns_at());
+        let participants: Vec<usize> =
+            lives.enumerate().filter(|(_, returns)| is_due(*returns)).map(|(index, _)| index).collect();
+        if service {
+            self.return_service();
+        }
+        for index in participants {
+            self.return_participant(index);
         }
     }
 
     /// Whether every machine that began has ended.
     pub fn has_ended(&self) -> bool {
-        self.service.machine.has_ended()
-            && self.service.deadline().is_none()
-            && self.participants.iter().all(|node| {
-                node.machine
-                    .as_ref()
-                    .is_none_or(|machine| matches!(machine.phase(), ParticipantPhase::Ended { .. }))
-            })
+        let ended = |phase: &ParticipantPhase| matches!(phase, ParticipantPhase::Ended { .. });
+        let mut seats = self.participants.iter().flat_map(ParticipantNode::seats);
+        self.service.cohorts.iter().all(|cohort| cohort.machine.has_ended() && cohort.deadline().is_none())
+            && seats.all(|seat| ended(seat.machine.phase()))
     }
 
     /// Checks what must hold of every run: every machine's journal, written and read again, leads to its very state; the
-    /// coin was spent on one path only; no nonce was used for two signatures; every record proves its member's slot; the
-    /// signed transaction's witness is valid.
+    /// coin was spent on one path only; no nonce was used for two signatures; every record proves its member's slot; every
+    /// signed transaction's witness is valid; every cohort that was formed again is linked to its predecessor.
     ///
     /// # Panics
     /// When one of these does not hold, saying which and for whom.
@@ -439,12 +352,40 @@ impl Simulation {
         check::one_path(self);
         check::nonces(self);
         check::records(self);
-        check::signed_transaction(self);
+        check::signed_transactions(self);
+        check::lineage(self);
     }
 
     fn next_deadline(&self) -> Option<Timestamp> {
-        let participants = self.participants.iter().filter_map(|node| node.machine.as_ref()?.deadline());
-        participants.chain(self.service.deadline()).min()
+        let living = self.participants.iter().filter(|node| !node.life.is_gone());
+        let service = self.service.deadline().filter(|_| !self.service.life.is_gone());
+        living.filter_map(ParticipantNode::deadline).chain(service).min()
+    }
+
+    fn next_return(&self) -> Option<Timestamp> {
+        let participants = self.participants.iter().filter_map(|node| node.life.returns_at());
+        participants.chain(self.service.life.returns_at()).min()
+    }
+
+    fn returns_at(&self, peer: &Did) -> Option<Timestamp> {
+        if peer == self.service.identity.did() {
+            return self.service.life.returns_at();
+        }
+        self.participants.iter().find(|node| node.identity.did() == peer)?.life.returns_at()
+    }
+
+    fn send_of_service(&mut self, outgoing: Vec<Message>) {
+        self.send(outgoing);
+        if self.service.life.is_gone() {
+            self.wire.forget_half_of(self.service.identity.did(), &mut self.rng);
+        }
+    }
+
+    fn send_of_participant(&mut self, index: usize, outgoing: Vec<Message>) {
+        self.send(outgoing);
+        if self.participants[index].life.is_gone() {
+            self.wire.forget_half_of(self.participants[index].identity.did(), &mut self.rng);
+        }
     }
 
     fn send(&mut self, messages: Vec<Message>) {

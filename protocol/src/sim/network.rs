@@ -12,6 +12,9 @@ use crate::{did::Did, time::Timestamp};
 pub struct Faults {
     /// Of a thousand texts, how many are lost.
     pub drop_per_mille: u32,
+    /// After how long a lost text is sent again, as a transport does that waits for an acknowledgement; `None` when it
+    /// never is.
+    pub retry: Option<Duration>,
     /// Of a thousand texts, how many arrive twice, each copy in its own time.
     pub repeat_per_mille: u32,
     /// The shortest time on the way.
@@ -24,7 +27,7 @@ impl Default for Faults {
     /// Every text arrives once, in order, after 10 ms.
     fn default() -> Self {
         let delay = Duration::from_millis(10);
-        Self { drop_per_mille: 0, repeat_per_mille: 0, min_delay: delay, max_delay: delay }
+        Self { drop_per_mille: 0, retry: None, repeat_per_mille: 0, min_delay: delay, max_delay: delay }
     }
 }
 
@@ -42,20 +45,39 @@ pub(super) struct Packet {
 pub(super) struct Network {
     under_way: BTreeMap<(Timestamp, u64), Packet>,
     sent: u64,
+    lost: u64,
 }
 
 impl Network {
     pub(super) fn send(&mut self, now: Timestamp, packet: Packet, faults: &Faults, rng: &mut ChaCha8Rng) {
-        if chance(faults.drop_per_mille, rng) {
-            return;
+        /// The network heals: nothing is lost more often than that.
+        const MOST_TRIES: usize = 8;
+        let mut sent_at = now;
+        for _ in 0..MOST_TRIES {
+            if !chance(faults.drop_per_mille, rng) {
+                break;
+            }
+            self.lost += 1;
+            let Some(retry) = faults.retry else { return };
+            sent_at = sent_at + retry;
         }
         if chance(faults.repeat_per_mille, rng) {
-            self.put(now + delay(faults, rng), packet.clone());
+            self.put(sent_at + delay(faults, rng), packet.clone());
         }
-        self.put(now + delay(faults, rng), packet);
+        self.put(sent_at + delay(faults, rng), packet);
     }
 
-    fn put(&mut self, arrival: Timestamp, packet: Packet) {
+    /// Takes half of what `sender` has under way off its way: what it had not handed over yet when it died.
+    pub(super) fn forget_half_of(&mut self, sender: &Did, rng: &mut ChaCha8Rng) {
+        self.under_way.retain(|_, packet| packet.sender != *sender || chance(500, rng));
+    }
+
+    /// How many texts were lost on their way.
+    pub(super) const fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    pub(super) fn put(&mut self, arrival: Timestamp, packet: Packet) {
         self.sent += 1;
         self.under_way.insert((arrival, self.sent), packet);
     }
@@ -69,7 +91,7 @@ impl Network {
     }
 }
 
-fn chance(per_mille: u32, rng: &mut ChaCha8Rng) -> bool {
+pub(super) fn chance(per_mille: u32, rng: &mut ChaCha8Rng) -> bool {
     rng.next_u64() % 1000 < u64::from(per_mille)
 }
 

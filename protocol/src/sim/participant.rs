@@ -6,6 +6,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{
     Setup, accept_first,
+    crash::{Crashes, Fate, Life, read_again},
     role::{Role, UpdateChoice, Verdict},
 };
 use crate::{
@@ -14,10 +15,10 @@ use crate::{
         participant::{Advert, ParticipantCohort, ParticipantConfig, ParticipantEffect, ParticipantInput},
     },
     error::{Reject, RejectCode},
-    id::SessionId,
+    id::{CohortId, SessionId},
     identity::Identity,
     key::SecretKey,
-    machine::Machine,
+    machine::{Machine, replay},
     message::{Body, Bytes, Message},
     output::BeaconOutput,
     signing::nonce::MemberSigner,
@@ -40,19 +41,37 @@ pub struct NonceUse {
     pub partial: Option<Bytes<32>>,
 }
 
-/// A participant: its machine, its journal, its signing hand, and a host that acts by its [`Role`].
+/// A participant's side of one cohort: its machine, its journal, and its signing hand.
+pub struct Seat {
+    pub(super) initial: ParticipantCohort,
+    pub(super) machine: ParticipantCohort,
+    pub(super) events: Vec<ParticipantEvent>,
+    pub(super) update: Option<SignedUpdate>,
+    signer: MemberSigner,
+}
+
+impl Seat {
+    /// Its machine.
+    pub fn machine(&self) -> &ParticipantCohort {
+        &self.machine
+    }
+
+    /// Its journal.
+    pub fn events(&self) -> &[ParticipantEvent] {
+        &self.events
+    }
+}
+
+/// A participant: its seats in the cohorts that it heard of, and a host that acts by its [`Role`].
 pub struct ParticipantNode {
     pub(super) identity: Identity,
     pub(super) role: Role,
     pub(super) config: Arc<ParticipantConfig>,
     participant_key: Arc<SecretKey>,
-    signer: MemberSigner,
-    pub(super) initial: Option<ParticipantCohort>,
-    pub(super) machine: Option<ParticipantCohort>,
-    pub(super) events: Vec<ParticipantEvent>,
+    pub(super) seats: Vec<Seat>,
+    pub(super) life: Life,
     pub(super) opened: Vec<(SessionId, Bytes<66>)>,
     pub(super) uses: Vec<NonceUse>,
-    pub(super) update: Option<SignedUpdate>,
     pub(super) validation_requests: Vec<Result<crate::hash::SignalBytes, String>>,
 }
 
@@ -78,17 +97,14 @@ impl ParticipantNode {
             aggregator: Arc::clone(&setup.aggregator),
         };
         Self {
-            signer: MemberSigner::new(Arc::clone(&participant_key)),
             participant_key,
             identity,
             role,
             config: Arc::new(config),
-            initial: None,
-            machine: None,
-            events: Vec::new(),
+            seats: Vec::new(),
+            life: Life::default(),
             opened: Vec::new(),
             uses: Vec::new(),
-            update: None,
             validation_requests: Vec::new(),
         }
     }
@@ -108,14 +124,24 @@ impl ParticipantNode {
         &self.participant_key
     }
 
-    /// Its machine; `None` until an advert reached it.
-    pub fn machine(&self) -> Option<&ParticipantCohort> {
-        self.machine.as_ref()
+    /// Its seats, in the order in which it heard of the cohorts.
+    pub fn seats(&self) -> &[Seat] {
+        &self.seats
     }
 
-    /// Its journal.
+    /// Its seat in a cohort.
+    pub fn seat(&self, cohort_id: &CohortId) -> Option<&Seat> {
+        self.seats.iter().find(|seat| seat.machine.advert().cohort_id == *cohort_id)
+    }
+
+    /// The machine of its latest seat; `None` until an advert reached it.
+    pub fn machine(&self) -> Option<&ParticipantCohort> {
+        self.seats.last().map(|seat| &seat.machine)
+    }
+
+    /// The journal of its latest seat.
     pub fn events(&self) -> &[ParticipantEvent] {
-        &self.events
+        self.seats.last().map_or(&[], |seat| &seat.events)
     }
 
     /// What it was told of the aggregated data, each time that its host was asked.
@@ -133,46 +159,100 @@ impl ParticipantNode {
         &self.uses
     }
 
+    /// How often it died.
+    pub fn crashes(&self) -> u32 {
+        self.life.deaths()
+    }
+
+    pub(super) fn deadline(&self) -> Option<Timestamp> {
+        self.seats.iter().filter_map(|seat| seat.machine.deadline()).min()
+    }
+
     pub(super) fn receive(
         &mut self,
         now: Timestamp,
         message: Message,
+        crashes: &Crashes,
         rng: &mut ChaCha8Rng,
     ) -> Result<Vec<Message>, Reject> {
-        if self.machine.is_none() {
-            let Body::CohortAdvert(body) = &*message.body else {
-                return Err(Reject::new(RejectCode::WrongCohort, &message.from, "no such cohort is known here"));
-            };
-            let advert = Arc::new(Advert::read(&message.from, body, &self.config.beacons)?);
-            let machine = ParticipantCohort::new(Arc::clone(&self.config), advert);
-            self.initial = Some(machine.clone());
-            self.machine = Some(machine);
-            return self.input(now, ParticipantInput::Discover, rng);
+        let about = |seat: &Seat| seat.machine.advert().cohort_id == *message.body.cohort_id();
+        if let Some(index) = self.seats.iter().position(about) {
+            return self.input(now, index, ParticipantInput::Message(message), crashes, rng);
         }
-        self.input(now, ParticipantInput::Message(message), rng)
+        match (&*message.body, self.seats.last()) {
+            // What its service advertises after a failure is the next cohort.
+            (Body::CohortAdvert(body), last)
+                if last.is_none_or(|last| last.machine.advert().service == message.from) =>
+            {
+                let advert = Arc::new(Advert::read(&message.from, body, &self.config.beacons)?);
+                let machine = ParticipantCohort::new(Arc::clone(&self.config), advert);
+                self.seats.push(Seat {
+                    initial: machine.clone(),
+                    machine,
+                    events: Vec::new(),
+                    update: None,
+                    signer: MemberSigner::new(Arc::clone(&self.participant_key)),
+                });
+                self.input(now, self.seats.len() - 1, ParticipantInput::Discover, crashes, rng)
+            }
+            (_, None) => Err(Reject::new(RejectCode::WrongCohort, &message.from, "no such cohort is known here")),
+            // The machine's to refuse.
+            (_, Some(_)) => self.input(now, self.seats.len() - 1, ParticipantInput::Message(message), crashes, rng),
+        }
     }
 
-    /// Feeds an input, and everything that the host answers to its effects.
+    pub(super) fn tick(&mut self, now: Timestamp, crashes: &Crashes, rng: &mut ChaCha8Rng) -> Vec<Message> {
+        let mut outgoing = Vec::new();
+        for index in 0..self.seats.len() {
+            // It may die over any of them.
+            if !self.life.is_gone() {
+                outgoing.extend(self.input(now, index, ParticipantInput::Tick, crashes, rng).unwrap_or_default());
+            }
+        }
+        outgoing
+    }
+
+    /// Feeds an input to a seat, and everything that the host answers to its effects.
     pub(super) fn input(
         &mut self,
         now: Timestamp,
+        seat: usize,
         input: ParticipantInput,
+        crashes: &Crashes,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Vec<Message>, Reject> {
+        self.feed(now, seat, VecDeque::from([input]), true, crashes, rng)
+    }
+
+    fn feed(
+        &mut self,
+        now: Timestamp,
+        seat: usize,
+        mut inputs: VecDeque<ParticipantInput>,
+        from_outside: bool,
+        crashes: &Crashes,
         rng: &mut ChaCha8Rng,
     ) -> Result<Vec<Message>, Reject> {
         let mut outgoing = Vec::new();
-        let mut inputs = VecDeque::from([input]);
-        let mut first = true;
+        let mut first = from_outside;
         while let Some(input) = inputs.pop_front() {
-            let Some(machine) = &mut self.machine else { break };
-            let events = accept_first(machine.decide(now, &input, rng), &mut first)?;
-            let mut effects = Vec::new();
-            for event in &events {
-                machine.apply(event);
-                effects.extend(machine.effects(event));
+            let events = accept_first(self.seats[seat].machine.decide(now, &input, rng), &mut first)?;
+            let per_mille = if events.is_empty() { 0 } else { crashes.participant_per_mille };
+            let fate = self.life.fate(per_mille, crashes, rng);
+            if fate != Fate::Forgotten {
+                let mut effects = Vec::new();
+                for event in &events {
+                    self.seats[seat].machine.apply(event);
+                    effects.extend(self.seats[seat].machine.effects(event));
+                }
+                self.seats[seat].events.extend(events);
+                for effect in effects.into_iter().enumerate().filter(|(at, _)| fate.performs(*at)) {
+                    self.perform(seat, effect.1, &mut inputs, &mut outgoing, rng);
+                }
             }
-            self.events.extend(events);
-            for effect in effects {
-                self.perform(effect, &mut inputs, &mut outgoing, rng);
+            if fate != Fate::Lives {
+                self.die(now, crashes, rng);
+                break;
             }
         }
         Ok(outgoing)
@@ -180,6 +260,7 @@ impl ParticipantNode {
 
     fn perform(
         &mut self,
+        seat: usize,
         effect: ParticipantEffect,
         inputs: &mut VecDeque<ParticipantInput>,
         outgoing: &mut Vec<Message>,
@@ -193,11 +274,12 @@ impl ParticipantNode {
             }
             ParticipantEffect::AskJoin => inputs.push_back(ParticipantInput::JoinDecided(self.role.joins)),
             ParticipantEffect::AskUpdate { output } => {
-                self.update = match self.role.update {
+                let update = match self.role.update {
                     UpdateChoice::Submit => Some(self.make_update(&output, rng)),
                     UpdateChoice::Decline => None,
                 };
-                inputs.push_back(ParticipantInput::UpdateDecided(self.update.clone()));
+                self.seats[seat].update.clone_from(&update);
+                inputs.push_back(ParticipantInput::UpdateDecided(update));
             }
             ParticipantEffect::AskValidation { verdict, .. } => {
                 let approved = match self.role.verdict {
@@ -212,12 +294,13 @@ impl ParticipantNode {
                 inputs.push_back(ParticipantInput::SigningDecided(self.role.signs));
             }
             ParticipantEffect::OpenNonce { session_id, output } => {
-                let nonce = self.signer.open_nonce(&session_id, &output, rng);
+                let nonce = self.seats[seat].signer.open_nonce(&session_id, &output, rng);
                 self.opened.push((session_id, nonce));
                 inputs.push_back(ParticipantInput::NonceOpened(nonce));
             }
             ParticipantEffect::SignPartial { session_id, output, aggregated, sighash } => {
-                let partial = self.signer.sign_partial(&session_id, &output, &aggregated, &sighash).ok();
+                let signer = &mut self.seats[seat].signer;
+                let partial = signer.sign_partial(&session_id, &output, &aggregated, &sighash).ok();
                 let opened = self.opened.iter().rev().find(|(opened_for, _)| *opened_for == session_id);
                 if let Some((_, nonce)) = opened {
                     self.uses.push(NonceUse { session_id, nonce: *nonce, aggregated, sighash, partial });
@@ -225,7 +308,7 @@ impl ParticipantNode {
                 inputs.push_back(partial.map_or(ParticipantInput::NonceLost, ParticipantInput::PartialSigned));
             }
             ParticipantEffect::SignFallback { sighash } => {
-                let signature = self.signer.sign_fallback(&sighash, rng);
+                let signature = self.seats[seat].signer.sign_fallback(&sighash, rng);
                 inputs.push_back(ParticipantInput::FallbackSigned(Bytes(signature.to_bytes())));
             }
         }
@@ -234,7 +317,7 @@ impl ParticipantNode {
     /// Its update: the cohort's beacon in its document.
     pub fn make_update(&self, output: &BeaconOutput, rng: &mut ChaCha8Rng) -> SignedUpdate {
         let did = self.identity.did();
-        let beacon_type = self.machine.as_ref().map(|machine| machine.advert().conditions.beacon_type.clone());
+        let beacon_type = self.machine().map(|machine| machine.advert().conditions.beacon_type.clone());
         let beacon_type = beacon_type.expect("a participant without a machine is not asked for an update");
         let initial = self.identity.initial_document().expect("an identity has a document");
         let patch = add_beacon_service_patch(did, beacon_type.as_str(), output.address());
@@ -243,11 +326,48 @@ impl ParticipantNode {
             .expect("an update of version 2 has a canonical form")
     }
 
-    /// Forgets everything but the journal, as a restart does. The secret nonce is gone.
-    pub(super) fn restart(&mut self, now: Timestamp, rng: &mut ChaCha8Rng) -> Vec<Message> {
-        self.signer = MemberSigner::new(Arc::clone(&self.participant_key));
-        let Some(initial) = &self.initial else { return Vec::new() };
-        self.machine = Some(crate::machine::replay(initial.clone(), &self.events));
-        self.input(now, ParticipantInput::NonceLost, rng).unwrap_or_default()
+    /// It dies, for a while. Only the journals are left; a seat that is in none is forgotten, and the secret nonces are gone.
+    pub(super) fn die(&mut self, now: Timestamp, crashes: &Crashes, rng: &mut ChaCha8Rng) {
+        self.life.dies(now, crashes, rng);
+        self.seats.retain(|seat| !seat.events.is_empty());
+        for seat in &mut self.seats {
+            seat.signer = MemberSigner::new(Arc::clone(&self.participant_key));
+            seat.events = read_again(&seat.events);
+            if let Some(ParticipantEvent::CohortDiscovered { advert, .. }) = seat.events.first() {
+                seat.initial = ParticipantCohort::new(Arc::clone(&self.config), Arc::clone(advert));
+            }
+            seat.machine = replay(seat.initial.clone(), &seat.events);
+        }
+    }
+
+    /// It comes back: every nonce that had left is lost, and what is owed is done.
+    pub(super) fn resume(&mut self, now: Timestamp, crashes: &Crashes, rng: &mut ChaCha8Rng) -> Vec<Message> {
+        self.life.returns();
+        let mut outgoing = Vec::new();
+        for seat in 0..self.seats.len() {
+            if self.life.is_gone() {
+                break;
+            }
+            let lost = VecDeque::from([ParticipantInput::NonceLost]);
+            outgoing.extend(self.feed(now, seat, lost, true, crashes, rng).unwrap_or_default());
+            // It may die again at once. Another return does the rest.
+            if self.life.is_gone() {
+                break;
+            }
+            let mut inputs = VecDeque::new();
+            for effect in self.seats[seat].machine.resume() {
+                self.perform(seat, effect, &mut inputs, &mut outgoing, rng);
+            }
+            outgoing.extend(self.feed(now, seat, inputs, true, crashes, rng).unwrap_or_default());
+        }
+        outgoing
+    }
+
+    /// It is set back to the first `kept` facts of its latest journal, as by a backup.
+    pub(super) fn restore(&mut self, kept: usize) {
+        let Some(seat) = self.seats.last_mut() else { return };
+        seat.events.truncate(kept);
+        seat.signer = MemberSigner::new(Arc::clone(&self.participant_key));
+        seat.machine = replay(seat.initial.clone(), &seat.events);
     }
 }

@@ -1,72 +1,57 @@
-//! An Aggregation Service with one cohort, and its host.
+//! An Aggregation Service with its cohorts, and its host.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
-use bitcoin::{Amount, FeeRate, OutPoint, Txid, hashes::Hash};
+use bitcoin::FeeRate;
 use rand_chacha::ChaCha8Rng;
-use rand_core::RngCore;
 
-use super::{Setup, accept_first};
+use super::{
+    CohortNode, SessionNode, Setup, accept_first,
+    crash::{Fate, Life},
+};
 use crate::{
     cohort::{
         event::ServiceEvent,
-        service::{
-            CohortTerms, Limits, Lineage, ServiceCohort, ServiceConfig, ServiceConfigError, ServiceEffect,
-            ServiceInput,
-        },
+        service::{CohortTerms, Limits, Lineage, ServiceCohort, ServiceConfigError, ServiceEffect, ServiceInput},
     },
     did::Did,
     error::{Fatal, Reject, Retry},
-    hash::MessageDigest,
     id::CohortId,
     identity::Identity,
     key::SecretKey,
     machine::Machine,
     message::{Body, Message},
     output::{Change, Coin, build_beacon_transaction},
-    signing::session::{SessionEffect, SessionEvent, SessionInput, SigningSession},
+    signing::session::{SessionEffect, SessionEvent, SessionInput, SessionPhase},
     time::Timestamp,
     transcript::Transcript,
 };
 
-/// A signing session with its journal.
-pub struct SessionNode {
-    pub(super) initial: SigningSession,
-    pub(super) machine: SigningSession,
-    pub(super) events: Vec<SessionEvent>,
-    digests: Vec<MessageDigest>,
-}
-
-impl SessionNode {
-    /// Its machine.
-    pub fn machine(&self) -> &SigningSession {
-        &self.machine
-    }
-
-    /// Its journal.
-    pub fn events(&self) -> &[SessionEvent] {
-        &self.events
-    }
-}
-
-/// The service: its cohort's machine, the signing sessions, their journals, and a host that acts by the [`Setup`].
+/// The service: its cohorts, one after the other, and a host that acts by the [`Setup`].
 pub struct ServiceNode {
     pub(super) identity: Identity,
-    pub(super) initial: ServiceCohort,
-    pub(super) machine: ServiceCohort,
-    pub(super) events: Vec<ServiceEvent>,
-    pub(super) sessions: Vec<SessionNode>,
-    transcript: Transcript,
-    pub(super) coin: Coin,
-    pub(super) admitted: usize,
+    /// The first one, and those that were formed in the place of one that failed.
+    pub(super) cohorts: Vec<CohortNode>,
+    pub(super) life: Life,
     deferrals: u32,
-    pub(super) opt_ins: usize,
-    successor: Option<Arc<CohortTerms>>,
+    /// Who has opted in, in that order, and what the operator says.
+    admissions: BTreeMap<Did, Result<(), String>>,
 }
 
+/// What one of the service's machines is fed.
 enum Input {
-    Cohort(ServiceInput),
-    Session(SessionInput),
+    Cohort(usize, ServiceInput),
+    Session(usize, SessionInput),
+}
+
+/// What is still to be fed, and what is to be sent.
+#[derive(Default)]
+struct Work {
+    inputs: VecDeque<Input>,
+    outgoing: Vec<Message>,
 }
 
 impl ServiceNode {
@@ -84,28 +69,9 @@ impl ServiceNode {
             rules: setup.rules.clone(),
             lineage: Lineage::default(),
         };
-        let config = ServiceConfig {
-            terms: Arc::new(terms),
-            beacons: setup.beacons.clone(),
-            aggregator: Arc::clone(&setup.aggregator),
-        };
-        let machine = ServiceCohort::new(Arc::new(config))?;
-        let mut txid = [0; 32];
-        rng.fill_bytes(&mut txid);
-        let outpoint = OutPoint::new(Txid::from_byte_array(txid), 0);
-        Ok(Self {
-            identity,
-            initial: machine.clone(),
-            machine,
-            events: Vec::new(),
-            sessions: Vec::new(),
-            transcript: Transcript::default(),
-            coin: Coin { outpoint, value: Amount::from_sat(1_000_000) },
-            admitted: 0,
-            deferrals: 0,
-            opt_ins: 0,
-            successor: None,
-        })
+        let first = CohortNode::new(Arc::new(terms), setup, rng)?;
+        let (cohorts, life) = (vec![first], Life::default());
+        Ok(Self { identity, cohorts, life, deferrals: 0, admissions: BTreeMap::new() })
     }
 
     /// Who it is.
@@ -113,39 +79,47 @@ impl ServiceNode {
         &self.identity
     }
 
-    /// Its cohort's machine.
+    /// All its cohorts, in the order in which one took the place of the other.
+    pub fn cohorts(&self) -> &[CohortNode] {
+        &self.cohorts
+    }
+
+    pub(super) fn latest(&self) -> &CohortNode {
+        &self.cohorts[self.cohorts.len() - 1]
+    }
+
+    /// The machine of its latest cohort.
     pub fn machine(&self) -> &ServiceCohort {
-        &self.machine
+        &self.latest().machine
     }
 
-    /// Its cohort's journal.
+    /// The journal of its latest cohort.
     pub fn events(&self) -> &[ServiceEvent] {
-        &self.events
+        &self.latest().events
     }
 
-    /// Its signing session, once there is one.
+    /// The signing session of its latest cohort, once there is one.
     pub fn session(&self) -> Option<&SessionNode> {
-        self.sessions.last()
+        self.latest().sessions.last()
     }
 
-    /// What was said in the round.
+    /// What was said in the round of its latest cohort.
     pub fn transcript(&self) -> &Transcript {
-        &self.transcript
+        &self.latest().transcript
     }
 
-    /// The terms of the cohort that was to take the place of one that failed.
-    pub fn successor(&self) -> Option<&Arc<CohortTerms>> {
-        self.successor.as_ref()
-    }
-
-    /// The made-up coin that the transaction spends.
+    /// The made-up coin that the transaction of its latest cohort spends.
     pub fn coin(&self) -> &Coin {
-        &self.coin
+        &self.latest().coin
+    }
+
+    /// How often it died.
+    pub fn crashes(&self) -> u32 {
+        self.life.deaths()
     }
 
     pub(super) fn deadline(&self) -> Option<Timestamp> {
-        let sessions = self.sessions.iter().filter_map(|session| session.machine.deadline());
-        sessions.chain(self.machine.deadline()).min()
+        self.cohorts.iter().filter_map(CohortNode::deadline).min()
     }
 
     pub(super) fn receive(
@@ -155,14 +129,17 @@ impl ServiceNode {
         setup: &Setup,
         rng: &mut ChaCha8Rng,
     ) -> Result<Vec<Message>, Reject> {
+        // A message about no cohort of ours is the latest one's to refuse.
+        let about = |cohort: &CohortNode| cohort.machine.config().terms.cohort_id == *message.body.cohort_id();
+        let index = self.cohorts.iter().position(about).unwrap_or(self.cohorts.len() - 1);
         let signing = matches!(
             &*message.body,
             Body::NonceContribution(_) | Body::SignatureAuthorization(_) | Body::FallbackSignature(_)
         );
-        let input = if signing && !self.sessions.is_empty() {
-            Input::Session(SessionInput::Message(message))
+        let input = if signing && !self.cohorts[index].sessions.is_empty() {
+            Input::Session(index, SessionInput::Message(message))
         } else {
-            Input::Cohort(ServiceInput::Message(message))
+            Input::Cohort(index, ServiceInput::Message(message))
         };
         self.run(now, input, setup, rng)
     }
@@ -174,7 +151,7 @@ impl ServiceNode {
         setup: &Setup,
         rng: &mut ChaCha8Rng,
     ) -> Result<Vec<Message>, Reject> {
-        self.run(now, Input::Cohort(input), setup, rng)
+        self.run(now, Input::Cohort(self.cohorts.len() - 1, input), setup, rng)
     }
 
     pub(super) fn session_input(
@@ -184,18 +161,49 @@ impl ServiceNode {
         setup: &Setup,
         rng: &mut ChaCha8Rng,
     ) -> Result<Vec<Message>, Reject> {
-        self.run(now, Input::Session(input), setup, rng)
+        self.run(now, Input::Session(self.cohorts.len() - 1, input), setup, rng)
     }
 
     pub(super) fn tick(&mut self, now: Timestamp, setup: &Setup, rng: &mut ChaCha8Rng) -> Vec<Message> {
-        // The session first: the cohort's own deadline while signing is only the guard behind the session's.
-        let mut outgoing = self.session_input(now, SessionInput::Tick, setup, rng).unwrap_or_default();
-        outgoing.extend(self.cohort_input(now, ServiceInput::Tick, setup, rng).unwrap_or_default());
+        let mut outgoing = Vec::new();
+        for index in 0..self.cohorts.len() {
+            // The session first: the cohort's own deadline while signing is only the guard behind the session's.
+            let ticks = [Input::Session(index, SessionInput::Tick), Input::Cohort(index, ServiceInput::Tick)];
+            for tick in ticks {
+                // It may die over any of them.
+                if !self.life.is_gone() {
+                    outgoing.extend(self.run(now, tick, setup, rng).unwrap_or_default());
+                }
+            }
+        }
         outgoing
     }
 
-    /// Feeds an input, and everything that the host answers to its effects. Only the first input can be refused: the
-    /// others are our own host's answers.
+    /// It dies, for a while. Only the journals are left; a cohort that was not advertised is forgotten, but for the first
+    /// one, which its operator opens again.
+    pub(super) fn die(&mut self, now: Timestamp, setup: &Setup, rng: &mut ChaCha8Rng) {
+        self.life.dies(now, &setup.crashes, rng);
+        let first = self.cohorts.remove(0);
+        self.cohorts.retain(|cohort| !cohort.events.is_empty());
+        self.cohorts.insert(0, first);
+        for cohort in &mut self.cohorts {
+            cohort.restart(setup);
+        }
+    }
+
+    /// It comes back and does what is owed.
+    pub(super) fn resume(&mut self, now: Timestamp, setup: &Setup, rng: &mut ChaCha8Rng) -> Vec<Message> {
+        self.life.returns();
+        let mut work = Work::default();
+        for index in 0..self.cohorts.len() {
+            for effect in self.cohorts[index].machine.resume() {
+                self.perform(index, effect, setup, &mut work, rng);
+            }
+        }
+        // Everything fed here is the host's own.
+        self.feed(now, work, false, setup, rng).unwrap_or_else(|reject| panic!("{reject}"))
+    }
+
     fn run(
         &mut self,
         now: Timestamp,
@@ -203,79 +211,128 @@ impl ServiceNode {
         setup: &Setup,
         rng: &mut ChaCha8Rng,
     ) -> Result<Vec<Message>, Reject> {
-        let mut outgoing = Vec::new();
-        let mut inputs = VecDeque::from([input]);
-        let mut first = true;
-        while let Some(input) = inputs.pop_front() {
-            match input {
-                Input::Cohort(input) => {
-                    let events = accept_first(self.machine.decide(now, &input, rng), &mut first)?;
-                    for event in events {
-                        self.machine.apply(&event);
-                        let effects = self.machine.effects(&event);
-                        for digest in self.machine.transcript_entries(&event, &effects) {
-                            self.transcript.push(digest);
-                        }
-                        self.events.push(event);
-                        for effect in effects {
-                            self.perform(effect, setup, &mut inputs, &mut outgoing);
+        let work = Work { inputs: VecDeque::from([input]), outgoing: Vec::new() };
+        self.feed(now, work, true, setup, rng)
+    }
+
+    /// Feeds the inputs, and everything that the host answers to their effects. Only the first input can be refused, if it
+    /// came from outside: the others are our own host's answers.
+    fn feed(
+        &mut self,
+        now: Timestamp,
+        mut work: Work,
+        from_outside: bool,
+        setup: &Setup,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Vec<Message>, Reject> {
+        let mut first = from_outside;
+        while let Some(input) = work.inputs.pop_front() {
+            let fate = match input {
+                Input::Cohort(index, input) => {
+                    let events = accept_first(self.cohorts[index].machine.decide(now, &input, rng), &mut first)?;
+                    let fate = self.fate(events.is_empty(), setup, rng);
+                    if fate != Fate::Forgotten {
+                        let effects = self.apply(index, events).into_iter().enumerate();
+                        for (_, effect) in effects.filter(|(position, _)| fate.performs(*position)) {
+                            self.perform(index, effect, setup, &mut work, rng);
                         }
                     }
+                    fate
                 }
-                Input::Session(input) => {
-                    let from = self.identity.did().clone();
-                    let Some(session) = self.sessions.last_mut() else { continue };
+                Input::Session(index, input) => {
+                    let Some(session) = self.cohorts[index].sessions.last() else { continue };
                     let events = accept_first(session.machine.decide(now, &input, rng), &mut first)?;
-                    for event in events {
-                        session.machine.apply(&event);
-                        let effects = session.machine.effects(&event);
-                        session.digests.extend(session.machine.transcript_entries(&event, &effects));
-                        session.events.push(event);
-                        for effect in effects {
-                            match effect {
-                                SessionEffect::Send { to, body } => {
-                                    outgoing.push(Message::new(from.clone(), Some(to), body));
-                                }
-                                SessionEffect::Finished(outcome) => {
-                                    let digests = session.digests.clone();
-                                    inputs.push_back(Input::Cohort(ServiceInput::SigningFinished {
-                                        outcome,
-                                        digests,
-                                    }));
-                                }
-                            }
-                        }
+                    let fate = self.fate(events.is_empty(), setup, rng);
+                    if fate != Fate::Forgotten {
+                        let effects = self.apply_to_session(index, events).into_iter().enumerate();
+                        let performed = effects.filter(|(position, _)| fate.performs(*position));
+                        self.perform_for_session(index, performed.map(|(_, effect)| effect).collect(), &mut work);
                     }
+                    fate
+                }
+            };
+            if fate != Fate::Lives {
+                self.die(now, setup, rng);
+                break;
+            }
+        }
+        Ok(work.outgoing)
+    }
+
+    fn fate(&self, nothing_happened: bool, setup: &Setup, rng: &mut ChaCha8Rng) -> Fate {
+        let per_mille = if nothing_happened { 0 } else { setup.crashes.service_per_mille };
+        self.life.fate(per_mille, &setup.crashes, rng)
+    }
+
+    fn apply(&mut self, index: usize, events: Vec<ServiceEvent>) -> Vec<ServiceEffect> {
+        let cohort = &mut self.cohorts[index];
+        let mut all = Vec::new();
+        for event in events {
+            cohort.machine.apply(&event);
+            let effects = cohort.machine.effects(&event);
+            for digest in cohort.machine.transcript_entries(&event, &effects) {
+                cohort.transcript.push(digest);
+            }
+            cohort.events.push(event);
+            all.extend(effects);
+        }
+        all
+    }
+
+    fn apply_to_session(&mut self, index: usize, events: Vec<SessionEvent>) -> Vec<SessionEffect> {
+        let Some(session) = self.cohorts[index].sessions.last_mut() else { return Vec::new() };
+        let mut all = Vec::new();
+        for event in events {
+            session.machine.apply(&event);
+            let effects = session.machine.effects(&event);
+            session.digests.extend(session.machine.transcript_entries(&event, &effects));
+            session.events.push(event);
+            all.extend(effects);
+        }
+        all
+    }
+
+    fn perform_for_session(&mut self, index: usize, effects: Vec<SessionEffect>, work: &mut Work) {
+        for effect in effects {
+            match effect {
+                SessionEffect::Send { to, body } => {
+                    work.outgoing.push(Message::new(self.identity.did().clone(), Some(to), body));
+                }
+                SessionEffect::Finished(outcome) => {
+                    let session = self.cohorts[index].sessions.last();
+                    let digests = session.map_or_else(Vec::new, |session| session.digests.clone());
+                    let input = ServiceInput::SigningFinished { outcome, digests };
+                    work.inputs.push_back(Input::Cohort(index, input));
                 }
             }
         }
-        Ok(outgoing)
     }
 
     fn perform(
         &mut self,
+        index: usize,
         effect: ServiceEffect,
         setup: &Setup,
-        inputs: &mut VecDeque<Input>,
-        outgoing: &mut Vec<Message>,
+        work: &mut Work,
+        rng: &mut ChaCha8Rng,
     ) {
-        let from = || self.identity.did().clone();
+        let from = self.identity.did().clone();
         match effect {
             // The simulated network keeps no adverts for those who come later.
             ServiceEffect::WithdrawAdvert => {}
-            ServiceEffect::Broadcast(body) => outgoing.push(Message::new(from(), None, body)),
-            ServiceEffect::Send { to, body } => outgoing.push(Message::new(from(), Some(to), body)),
+            ServiceEffect::Broadcast(body) => work.outgoing.push(Message::new(from, None, body)),
+            ServiceEffect::Send { to, body } => work.outgoing.push(Message::new(from, Some(to), body)),
             ServiceEffect::AskAdmission(member) => {
-                let refused = setup.refuses.contains(&self.opt_ins);
-                self.opt_ins += 1;
-                let admission = if refused { Err("not this one".to_owned()) } else { Ok(()) };
+                let refused = setup.refuses.contains(&self.admissions.len());
+                let answer = if refused { Err("not this one".to_owned()) } else { Ok(()) };
                 let did: Did = member.did.clone();
-                inputs.push_back(Input::Cohort(ServiceInput::AdmissionDecided { did, admission }));
+                let admission = self.admissions.entry(did.clone()).or_insert(answer).clone();
+                work.inputs.push_back(Input::Cohort(index, ServiceInput::AdmissionDecided { did, admission }));
             }
             ServiceEffect::AskFinalization { admitted } => {
-                self.admitted = admitted;
-                if setup.finalize_at.is_some_and(|size| admitted >= size) {
-                    inputs.push_back(Input::Cohort(ServiceInput::Finalize));
+                let again = self.cohorts[index].machine.config().terms.lineage.generation > 0;
+                if again || setup.finalize_at.is_some_and(|size| admitted >= size) {
+                    work.inputs.push_back(Input::Cohort(index, ServiceInput::Finalize));
                 }
             }
             ServiceEffect::AskTransaction { output, signal } => {
@@ -283,26 +340,40 @@ impl ServiceNode {
                     self.deferrals += 1;
                     ServiceInput::TransactionUnavailable(Retry("the coin is not confirmed yet".to_owned()))
                 } else {
+                    let coin = &self.cohorts[index].coin;
                     let rate = FeeRate::from_sat_per_vb_u32(2);
-                    match build_beacon_transaction(&output, &self.coin, &signal, rate, &Change::Beacon) {
-                        Ok(transaction) => {
-                            ServiceInput::TransactionProvided { transaction, value: self.coin.value }
-                        }
+                    match build_beacon_transaction(&output, coin, &signal, rate, &Change::Beacon) {
+                        Ok(transaction) => ServiceInput::TransactionProvided { transaction, value: coin.value },
                         Err(error) => ServiceInput::TransactionRefused(Fatal(error.to_string())),
                     }
                 };
-                inputs.push_back(Input::Cohort(input));
+                work.inputs.push_back(Input::Cohort(index, input));
             }
-            ServiceEffect::FormAgain(terms) => self.successor = Some(terms),
+            ServiceEffect::FormAgain(terms) => {
+                self.cohorts[index].successor = Some(Arc::clone(&terms));
+                let open = |cohort: &CohortNode| cohort.machine.config().terms.cohort_id == terms.cohort_id;
+                if !self.cohorts.iter().any(open) {
+                    let cohort = CohortNode::new(terms, setup, rng).expect("its predecessor was on the same terms");
+                    self.cohorts.push(cohort);
+                    let latest = self.cohorts.len() - 1;
+                    work.inputs.push_back(Input::Cohort(latest, ServiceInput::Advertise));
+                }
+            }
             ServiceEffect::StartSigning(task) => {
-                let machine = SigningSession::new(task);
-                self.sessions.push(SessionNode {
-                    initial: machine.clone(),
-                    machine,
-                    events: Vec::new(),
-                    digests: Vec::new(),
-                });
-                inputs.push_back(Input::Session(SessionInput::Open));
+                let sessions = &mut self.cohorts[index].sessions;
+                let same = |session: &&SessionNode| session.machine.task().session_id == task.session_id;
+                let owed = match sessions.iter().find(same) {
+                    Some(session) => session.machine.resume(),
+                    None => {
+                        sessions.push(SessionNode::new(task));
+                        Vec::new()
+                    }
+                };
+                let planned = sessions.last().is_some_and(|s| matches!(s.machine.phase(), SessionPhase::Planned));
+                if planned {
+                    work.inputs.push_back(Input::Session(index, SessionInput::Open));
+                }
+                self.perform_for_session(index, owed, work);
             }
         }
     }

@@ -3,6 +3,7 @@
 
 #[path = "../bitcoin_support/mod.rs"]
 mod bitcoin_support;
+pub mod dice;
 
 use std::{collections::BTreeSet, fmt::Debug, time::Duration};
 

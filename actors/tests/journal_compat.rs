@@ -92,21 +92,15 @@ fn replays(path: &Path) {
     let (beacons, aggregator) = (BeaconRegistry::default(), Arc::new(MemoizedAggregator::default()));
     let (service, member) = (identity(SERVICE), external_identity(MEMBER));
 
-    let config = ServiceConfig {
-        service: service.did().clone(),
-        service_key: service.public_key(),
-        cohort_id: round.cohort_id.clone(),
-        network: NETWORK,
-        conditions: round.conditions.clone(),
-        timing: Timing::default(),
-        limits: Limits::default(),
-        beacons: beacons.clone(),
-        aggregator: aggregator.clone(),
-    };
+    let facts = events::<ServiceEvent>(path, "cohort");
+    let Some(ServiceEvent::CohortAdvertised { terms, .. }) = facts.first() else { panic!("{}", path.display()) };
+    assert_eq!((&terms.service, &terms.conditions), (service.did(), &round.conditions));
+    let config =
+        ServiceConfig { terms: Arc::clone(terms), beacons: beacons.clone(), aggregator: aggregator.clone() };
     let mut cohort = ServiceCohort::new(Arc::new(config)).unwrap();
     let mut task = None;
-    for event in events::<ServiceEvent>(path, "cohort") {
-        cohort.apply(&event);
+    for event in &facts {
+        cohort.apply(event);
         if let Phase::Signing { task: started, .. } = cohort.phase() {
             task = Some(Arc::clone(started));
         }
@@ -134,10 +128,11 @@ fn replays(path: &Path) {
         beacons,
         aggregator,
     };
-    let (cohort_id, conditions) = (round.cohort_id.clone(), round.conditions);
-    let advert = Advert { service: service.did().clone(), cohort_id, network: NETWORK, conditions };
-    let session = ParticipantCohort::new(Arc::new(config), Arc::new(advert));
-    let session = replay(session, &events::<ParticipantEvent>(path, "participant"));
+    let facts = events::<ParticipantEvent>(path, "participant");
+    let Some(ParticipantEvent::CohortDiscovered { advert, .. }) = facts.first() else {
+        panic!("{}", path.display());
+    };
+    let session = replay(ParticipantCohort::new(Arc::new(config), Arc::clone(advert)), &facts);
     assert!(matches!(session.phase(), MemberPhase::Ended { .. }), "{}: {:?}", path.display(), session.phase());
     let record = session.record().expect("the member keeps what it needs");
     assert_eq!((record.cohort_id.clone(), record.signal), (round.cohort_id, round.signal));

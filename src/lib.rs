@@ -1,8 +1,9 @@
 //! Aggregation of did:btcr2 updates: many DID controllers share one Bitcoin transaction.
 //!
 //! This crate is the host: the command line ([`cli`]), the service and the participant as programs ([`serve`], [`join`]),
-//! the checks by Bitcoin's own rules ([`bitcoin`]) and a whole cohort in one process ([`demo`]). What is said and decided is in [`protocol`], who acts is in [`actors`]; a host of your own needs
-//! only those two.
+//! the checks by Bitcoin's own rules ([`bitcoin`]), where announcements are published ([`cas`]), what a member can do without
+//! any cohort ([`singleton`]), and a whole cohort in one process ([`demo`]). What is said and decided is in [`protocol`], who
+//! acts is in [`actors`]; a host of your own needs only those two.
 
 pub use btcr2_aggregation_actors as actors;
 pub use btcr2_aggregation_protocol as protocol;

@@ -19,6 +19,9 @@ use serde_json::Value;
 /// Larger inputs make a fuzzer slow, and the repository large.
 const MAX_INPUT: usize = 6_000;
 
+/// How the name of an input begins that once broke a target.
+const FINDING: &str = "finding-";
+
 fn vectors(name: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../protocol/tests/vectors/{name}.json"));
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -142,10 +145,14 @@ fn json(event: &impl serde::Serialize) -> Value {
 fn main() -> io::Result<()> {
     for (target, check) in TARGETS {
         let corpus = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
-        if corpus.exists() {
-            fs::remove_dir_all(&corpus)?;
-        }
         fs::create_dir_all(&corpus)?;
+        for file in fs::read_dir(&corpus)? {
+            let file = file?;
+            // What a fuzzer has found is not ours to make again.
+            if !file.file_name().to_string_lossy().starts_with(FINDING) {
+                fs::remove_file(file.path())?;
+            }
+        }
         let inputs = inputs(target).into_iter().filter(|input| input.len() <= MAX_INPUT);
         for (number, input) in inputs.enumerate() {
             check(input.as_bytes());

@@ -69,6 +69,14 @@ impl DirectoryLock {
     }
 }
 
+impl Drop for DirectoryLock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a child process that is just being started has it open too, for a moment. If this
+        // fails, closing is what is left.
+        let _ = self.file.unlock();
+    }
+}
+
 /// The holder's process, as far as its note can be read: some systems let nobody else read a locked file.
 fn holder(path: &Path) -> Option<u32> {
     number_behind(&fs::read_to_string(path).ok()?, HOLDER)

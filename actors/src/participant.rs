@@ -28,7 +28,7 @@ use self::recover::SessionGone;
 use crate::{
     journal::Journal,
     notice::{Notices, ParticipantNotice},
-    participant_session::{How, Leave, ParticipantSessionActor, SessionMessage},
+    participant_session::{How, Leave, ParticipantSessionActor, Seen, SessionMessage},
     policy::ParticipantPolicy,
     recovery::{RestartIntensity, Restarts},
     remembered::Remembered,
@@ -318,6 +318,14 @@ impl Handler<Delivery> for ParticipantActor {
         match delivery {
             Delivery::Message(received) => self.on_message(received, None, ctx),
             Delivery::Stored { message, said } => self.on_message(message.into(), Some(said), ctx),
+            Delivery::Own(message) => {
+                let service = message.to.clone();
+                let cohort = service.map(|service| (service, message.body.cohort_id().clone()));
+                let place = cohort.and_then(|cohort| self.sessions.get(&cohort));
+                if let Some(session) = place.and_then(|place| place.actor.as_ref()) {
+                    session.do_send(Seen(message));
+                }
+            }
             Delivery::Undecodable { from, error } => {
                 if let Some(reject) = undecodable(&from, &error) {
                     self.reject(None, &reject);

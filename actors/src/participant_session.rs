@@ -46,6 +46,11 @@ pub(crate) struct SessionMessage {
     pub(crate) stored: Option<Timestamp>,
 }
 
+/// A message of our own was read on the wire.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct Seen(pub(crate) Message);
+
 /// The host leaves.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
@@ -190,6 +195,14 @@ impl Handler<SessionMessage> for ParticipantSessionActor {
             );
         }
         self.feed_received(ParticipantInput::Stored { message, said }, receipt, ctx);
+    }
+}
+
+impl Handler<Seen> for ParticipantSessionActor {
+    type Result = ();
+
+    fn handle(&mut self, Seen(message): Seen, ctx: &mut Self::Context) {
+        self.feed(ParticipantInput::Seen(message), ctx);
     }
 }
 

@@ -321,6 +321,8 @@ impl Handler<Delivery> for AggregationService {
             Delivery::Message(received) => (received, false),
             // Whenever it was said: an identifier is never given twice, so what names a cohort came after it.
             Delivery::Stored { message, .. } => (message.into(), true),
+            // A service sends no nonces.
+            Delivery::Own(_) => return,
             Delivery::Undecodable { from, error } => {
                 if let Some(reject) = undecodable(&from, &error) {
                     self.reject(None, &reject);

@@ -81,6 +81,9 @@ pub enum Delivery {
         /// When its sender says that it was said.
         said: Timestamp,
     },
+    /// A message that this identity itself has said, kept by the transport: a nonce, which a journal that was restored from a
+    /// backup may not know of.
+    Own(Message),
     /// Something from an authenticated sender that is no message.
     Undecodable {
         /// The sender.

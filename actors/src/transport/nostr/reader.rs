@@ -79,6 +79,9 @@ pub(super) struct Reader {
     peers: Bounded<XOnlyKey, Arc<Peer>>,
 }
 
+/// How the type of nonce contributions ends.
+const NONCE_TYPE: &str = "sign/nonce_contribution";
+
 impl Reader {
     pub(super) fn new(
         identity: Identity,
@@ -123,8 +126,11 @@ impl Reader {
 
     pub(super) fn read(&mut self, event: &Event) -> Read {
         // Only events that were signed are remembered, so nobody keeps one from us by sending a bad copy first.
-        if event.pubkey.to_bytes() == self.own.to_bytes() || self.seen.contains(&event.id) {
+        if self.seen.contains(&event.id) {
             return Read::Copy;
+        }
+        if event.pubkey.to_bytes() == self.own.to_bytes() {
+            return self.own_nonce(event).map_or(Read::Copy, |message| Read::Delivery(Delivery::Own(message)));
         }
         let verified = match VerifiedEvent::verify(event) {
             Ok(verified) => verified,
@@ -159,6 +165,25 @@ impl Reader {
         }
         let live = is_advert || said.as_secs() >= self.started.as_secs();
         Read::Delivery(if live { Delivery::Message(message.into()) } else { Delivery::Stored { message, said } })
+    }
+
+    /// A nonce that we sent. A relay remembers it though our state directory may be an older one, restored from a backup; and
+    /// nothing else of our own is worth reading again.
+    fn own_nonce(&mut self, event: &Event) -> Option<Message> {
+        let mut tags = event.tags.iter().filter_map(|tag| match tag.as_slice() {
+            [name, value, ..] => Some((name.as_str(), value.as_str())),
+            _ => None,
+        });
+        if !tags.clone().any(|(name, value)| name == "t" && value.ends_with(NONCE_TYPE)) {
+            return None;
+        }
+        let own = self.own.to_string();
+        let recipient: XOnlyKey = tags.find(|(name, key)| *name == "p" && *key != own)?.1.parse().ok()?;
+        let verified = VerifiedEvent::verify(event).ok()?;
+        self.seen.insert(event.id);
+        let message =
+            verified.message(|_| self.peer_with(&recipient).map(|peer| peer.conversation.clone())).ok()?;
+        (message.from == *self.identity.did()).then_some(message)
     }
 
     /// Knows an EXTERNAL DID by its genesis document, without its opt-in.
@@ -231,8 +256,12 @@ pub(super) fn rank(event: &Event) -> usize {
 mod tests {
     use btcr2_aggregation_protocol::message::{Bytes, SharedBody};
     use btcr2_aggregation_protocol::{
-        document, id::CohortId, key::SecretKey, message::keygen::CohortOptIn, message::update::SubmitNonIncluded,
-        network::Network, nostr::seal,
+        document,
+        id::{CohortId, SessionId},
+        key::SecretKey,
+        message::{keygen::CohortOptIn, sign::NonceContribution, update::SubmitNonIncluded},
+        network::Network,
+        nostr::seal,
     };
 
     use super::*;
@@ -315,8 +344,22 @@ mod tests {
 
     #[test]
     fn our_own_events_are_not_read() {
-        let own = key_did(1);
+        let (own, service) = (key_did(1), key_did(2));
         assert!(matches!(reader(&config()).read(&event(&own, &own, declined(), NOW)), Read::Copy));
+        let nonce = NonceContribution {
+            cohort_id: CohortId::parse("cohort").unwrap(),
+            session_id: SessionId::parse("session").unwrap(),
+            nonce_contribution: Bytes([2; 66]),
+        };
+        // But for the nonces that left, of which our journal may not know.
+        let message = Message::new(own.did().clone(), Some(service.did().clone()), nonce);
+        let peer = Peer::new(own.secret_key(), service.public_key().x_only()).expect("keys");
+        let mut rng = Randomness::Seeded([7; 32]).for_actor("events");
+        let sent = seal(&message, own.secret_key(), Some(&peer), NOW, &mut rng).expect("sealed");
+        let mut reader = reader(&config());
+        let read = reader.read(&sent);
+        assert!(matches!(&read, Read::Delivery(Delivery::Own(message)) if message.from == *own.did()), "{read:?}");
+        assert!(matches!(reader.read(&sent), Read::Copy));
     }
 
     #[test]

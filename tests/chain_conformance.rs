@@ -91,6 +91,7 @@ on_every_chain! {
     a_transaction_has_a_place
     a_transaction_is_taken_as_often_as_it_is_handed_in
     a_refusal_says_why
+    who_pays_more_replaces_who_pays_less
     a_package_is_taken_as_a_whole
     a_long_history_is_read_to_its_end
     a_chain_without_traffic_estimates_no_fee
@@ -255,6 +256,22 @@ async fn a_refusal_says_why(mut world: World) {
     world.blocks.mine(1).await;
     let (kind, reason) = refused(world.chain.submit(&forward(&wallet, coin, 50_000, 900, wallet.script())).await);
     assert_eq!(kind, RejectionKind::InputsSpent, "{reason}");
+}
+
+async fn who_pays_more_replaces_who_pays_less(mut world: World) {
+    let wallet = member();
+    let coin = world.pay(&wallet.script(), 50_000).await;
+    world.blocks.mine(1).await;
+    let first = forward(&wallet, coin, 50_000, 500, wallet.script());
+    world.chain.submit(&first).await.unwrap();
+    let same = forward(&wallet, coin, 50_000, 500, Wallet::new(4).script());
+    let Err(ChainError::Rejected(rejection)) = world.chain.submit(&same).await else { panic!() };
+    assert_eq!(rejection.kind, RejectionKind::FeeTooLow, "{rejection}");
+    let more = forward(&wallet, coin, 50_000, 2_000, Wallet::new(4).script());
+    world.chain.submit(&more).await.unwrap();
+    assert_eq!(world.blocks.mempool().await, [more.compute_txid()]);
+    let spends = world.chain.activity(&wallet.script(), world.height().await + 1).await.unwrap().spends;
+    assert_eq!(only(&spends).by, more.compute_txid());
 }
 
 async fn a_package_is_taken_as_a_whole(mut world: World) {

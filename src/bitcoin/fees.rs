@@ -4,7 +4,7 @@
 //! should it be the fallback: its outputs cannot change any more once it is known which one it is, and the fallback witness of
 //! a large cohort is so much larger that to pay the full rate for it would burn money in almost every cohort. (That is what
 //! [`build_beacon_transaction`](crate::protocol::output::build_beacon_transaction) does.) When it does end on the fallback
-//! path, the difference is paid by a child of the change output, which only the operator signs: as a bump.
+//! path, the difference is paid by a child of the change output, which only the operator signs: see [`Bump`](super::change::Bump).
 
 use ::bitcoin::{Amount, FeeRate};
 

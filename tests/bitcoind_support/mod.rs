@@ -1,6 +1,7 @@
 //! A real Bitcoin Core node on regtest, and the like of it in memory: mining, taking back, and a faucet.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test binary uses another part of this")]
 
+pub mod beacon;
 pub mod esplora;
 pub mod faucet;
 
@@ -233,6 +234,14 @@ impl TestChain {
             Self::Memory(chain) => Kind::Memory(chain),
             Self::Core(node) => Kind::Node(node),
             Self::Shared(node) => Kind::Node(node),
+        }
+    }
+
+    /// The node that makes the blocks.
+    pub fn node(&self) -> &Bitcoind {
+        match self.kind() {
+            Kind::Node(node) => node,
+            Kind::Memory(_) => panic!("a node expected"),
         }
     }
 

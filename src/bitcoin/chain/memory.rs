@@ -2,7 +2,7 @@
 //! conflicts, relative timelocks and packages of two.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -256,10 +256,8 @@ impl State {
             let Some((output, height)) = of_parent.or_else(|| self.output(outpoint)) else {
                 return Err(refuse(RejectionKind::InputsSpent, "bad-txns-inputs-missingorspent"));
             };
-            if let Some((_, spent_at)) = self.spender(outpoint) {
-                let reason =
-                    if spent_at.is_some() { "bad-txns-inputs-missingorspent" } else { "txn-mempool-conflict" };
-                return Err(refuse(RejectionKind::InputsSpent, reason));
+            if matches!(self.spender(outpoint), Some((_, Some(_)))) {
+                return Err(refuse(RejectionKind::InputsSpent, "bad-txns-inputs-missingorspent"));
             }
             if let Some(::bitcoin::relative::LockTime::Blocks(wait)) = input.sequence.to_relative_lock_time() {
                 let mature = height.map(|height| height + u32::from(wait.value()));
@@ -291,25 +289,34 @@ impl State {
             let reason = "mempool min fee not met".to_owned();
             return Err(Rejection { kind: RejectionKind::FeeTooLow, reason });
         }
+        self.replace(&[transaction], fee)?;
         self.mempool.push(transaction.clone());
         Ok(())
     }
 
-    /// Replaces what spends the same as `child` and pays less.
-    fn replace(&mut self, child: &Transaction, fee: Amount) {
-        let replaced: Vec<Txid> = self
-            .mempool
-            .iter()
-            .filter(|other| {
-                let conflicts = other
-                    .input
-                    .iter()
-                    .any(|input| child.input.iter().any(|own| own.previous_output == input.previous_output));
-                conflicts && self.fee_of(other).is_some_and(|paid| paid < fee)
-            })
-            .map(Transaction::compute_txid)
-            .collect();
-        self.mempool.retain(|other| !replaced.contains(&other.compute_txid()));
+    /// Makes room for `newcomers`, which pay `fee` in all, by dropping what spends the same as they do. Whatever it signals
+    /// (full RBF), when they pay more than it did and for their own relay.
+    fn replace(&mut self, newcomers: &[&Transaction], fee: Amount) -> Result<(), Rejection> {
+        let spends_the_same = |other: &Transaction| {
+            let spent = newcomers.iter().flat_map(|newcomer| &newcomer.input).map(|input| input.previous_output);
+            let new = newcomers.iter().all(|newcomer| newcomer.compute_txid() != other.compute_txid());
+            new && spent
+                .into_iter()
+                .any(|outpoint| other.input.iter().any(|input| input.previous_output == outpoint))
+        };
+        let replaced: Vec<_> = self.mempool.iter().filter(|other| spends_the_same(other)).cloned().collect();
+        if replaced.is_empty() {
+            return Ok(());
+        }
+        let paid: Amount = replaced.iter().filter_map(|other| self.fee_of(other)).sum();
+        let vsize = newcomers.iter().map(|newcomer| newcomer.vsize()).sum();
+        if !self.pays_enough(fee.checked_sub(paid).unwrap_or_default(), vsize) {
+            let reason = "insufficient fee, rejecting replacement".to_owned();
+            return Err(Rejection { kind: RejectionKind::FeeTooLow, reason });
+        }
+        self.mempool.retain(|other| !replaced.contains(other));
+        self.evict_impossible();
+        Ok(())
     }
 
     fn fee_of(&self, transaction: &Transaction) -> Option<Amount> {
@@ -324,12 +331,10 @@ impl State {
     /// Drops from the mempool what can no longer be confirmed.
     fn evict_impossible(&mut self) {
         let candidates = std::mem::take(&mut self.mempool);
-        let mut dropped = BTreeSet::new();
         for transaction in candidates {
-            if self.check(&transaction, None).is_ok() && !self.has(&transaction.compute_txid()) {
+            let unspent = transaction.input.iter().all(|input| self.spender(&input.previous_output).is_none());
+            if unspent && self.check(&transaction, None).is_ok() {
                 self.mempool.push(transaction);
-            } else {
-                dropped.insert(transaction.compute_txid());
             }
         }
     }
@@ -435,9 +440,11 @@ impl Chain for MemoryChain {
             let reason = "package mempool min fee not met".to_owned();
             return Err(Rejection { kind: RejectionKind::FeeTooLow, reason }.into());
         }
-        state.replace(child, fee);
         state.check(child, Some(parent))?;
-        if !parent_known {
+        if parent_known {
+            state.replace(&[child], fee)?;
+        } else {
+            state.replace(&[parent, child], parent_fee + fee)?;
             state.mempool.push(parent.clone());
         }
         state.mempool.push(child.clone());

@@ -10,6 +10,7 @@ pub use btcr2_aggregation_protocol as protocol;
 pub mod bitcoin;
 pub mod cli;
 pub mod config;
+pub mod cost;
 pub mod demo;
 pub mod error;
 pub mod events;

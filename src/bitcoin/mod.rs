@@ -6,6 +6,7 @@
 //! - [`announcement`]: a cohort's way from the first deposit to a final signal, as a machine; [`watch`] drives it.
 //! - [`operator`]: the service's policy with a chain behind it; [`offline`] is one without. [`notice`]: what subscribers hear.
 //! - [`fees`] and [`change`]: what a transaction pays, and how one that is stuck is paid for.
+//! - [`recovery`]: taking coins back when a cohort did not announce.
 //! - [`verify`]: two opinions on a signed transaction.
 
 pub mod announcement;
@@ -15,5 +16,6 @@ pub mod fees;
 pub mod notice;
 pub mod offline;
 pub mod operator;
+pub mod recovery;
 pub mod verify;
 pub mod watch;

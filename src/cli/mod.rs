@@ -1,17 +1,20 @@
 //! The command line: what people and scripts call. Each command has its file.
 
+mod cost;
 mod demo;
 mod identity;
 mod join;
+mod recover;
 mod relay;
 mod serve;
 
-use std::{fmt::Display, path::Path, process::ExitCode};
+use std::{convert::Infallible, fmt::Display, path::Path, process::ExitCode, str::FromStr};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
 use crate::{
+    bitcoin::chain::{ChainSource, SourceError},
     keyfile::{self, KeyFileError},
     protocol::{identity::Identity, network::Network},
 };
@@ -40,6 +43,10 @@ enum Command {
     Join(Box<join::JoinArgs>),
     /// Find out whether a Nostr relay is fit for cohorts
     Relay(relay::RelayArgs),
+    /// List the coins of a cohort's beacon address, and take back those whose timelock has passed
+    Recover(recover::RecoverArgs),
+    /// Show what cohorts saved against a transaction of its own for each member
+    Cost(cost::CostArgs),
 }
 
 /// How a program says what happens.
@@ -52,6 +59,24 @@ enum Events {
     Json,
 }
 
+/// A chain as it was named. What cannot be read is reported without its text, which clap would print: it may hold a password.
+#[derive(Clone, Debug)]
+struct ChainArg(Result<ChainSource, SourceError>);
+
+impl ChainArg {
+    fn source(&self) -> Result<&ChainSource, SourceError> {
+        self.0.as_ref().map_err(Clone::clone)
+    }
+}
+
+impl FromStr for ChainArg {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.parse()))
+    }
+}
+
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
     crate::telemetry::init();
@@ -62,6 +87,8 @@ pub fn main() -> ExitCode {
         Some(Command::Serve(args)) => serve::main(*args),
         Some(Command::Join(args)) => join::main(*args),
         Some(Command::Relay(args)) => relay::main(&args),
+        Some(Command::Recover(args)) => recover::main(&args),
+        Some(Command::Cost(args)) => cost::main(&args),
         None => demo::main(&cli.demo),
     }
 }

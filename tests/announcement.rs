@@ -208,9 +208,13 @@ impl World {
         self.feed(Input::Watch { script }).await;
     }
 
-    /// As after a restart: nothing is left but the journal.
+    /// As after a restart of service and node: nothing is left but the journal.
     async fn restart(&mut self) {
         self.assert_replay().await;
+        if let TestChain::Core(node) = &mut self.blocks {
+            node.stop().await;
+            node.start_again().await;
+        }
         self.watch = open(&self.rules, &self.settings).await;
     }
 
@@ -519,12 +523,6 @@ async fn every_step_survives_a_restart(mut world: World) -> World {
     world.mine(2).await;
     world.restart().await;
     world.take_back(1).await;
-    world.restart().await;
-    if let TestChain::Core(node) = &mut world.blocks {
-        node.stop().await;
-        world.watch.poll().await.unwrap();
-        node.start_again().await;
-    }
     world.restart().await;
     world.mine(6).await;
     assert!(world.is_final());

@@ -71,6 +71,59 @@ pub enum AnnouncementNotice {
     ChainAvailable { cohort_id: CohortId },
 }
 
+impl AnnouncementNotice {
+    /// A line for people.
+    pub fn text(&self) -> String {
+        let sat = |value: &Amount| format!("{} sat", value.to_sat());
+        match self {
+            Self::FundingWanted { cohort_id, beacon_address, .. } => {
+                format!("cohort {cohort_id} waits for a deposit to {beacon_address}")
+            }
+            Self::DepositSeen { outpoint, value, block: None, .. } => {
+                format!("  deposit of {} in the mempool: {outpoint}", sat(value))
+            }
+            Self::DepositSeen { outpoint, value, block: Some(block), .. } => {
+                format!("  deposit of {} in block {}: {outpoint}", sat(value), block.height)
+            }
+            Self::DepositGone { outpoint, .. } => format!("  a deposit is gone: {outpoint}"),
+            Self::ForeignSpend { cohort_id, outpoint, by, signal, .. } => {
+                let signal = match signal {
+                    Some(signal) => format!("it announces {signal}, which no member approved"),
+                    None => "it announces nothing".to_owned(),
+                };
+                format!(
+                    "ALARM: cohort {cohort_id}: {by} spends {outpoint}, and nobody was asked to sign it; {signal}"
+                )
+            }
+            Self::AnnouncementPrepared { txid, coin, fee_rate, .. } => {
+                format!("  to be signed: {txid}, spends {coin} at {fee_rate} sat/vB")
+            }
+            Self::AnnouncementBroadcast { cohort_id, txid } => format!("cohort {cohort_id} is broadcast: {txid}"),
+            Self::AnnouncementRefused { txid, reason, .. } => format!("  {txid} was refused: {reason}"),
+            Self::AnnouncementRebroadcast { txid, .. } => format!("  {txid} is not in sight: broadcast again"),
+            Self::AnnouncementBumped { txid, child, child_fee, fee_rate, .. } => {
+                format!("  {txid} is bumped to {fee_rate} sat/vB: {child} pays {}", sat(child_fee))
+            }
+            Self::AnnouncementStuck { txid, reason, .. } => format!("  {txid} is stuck: {reason}"),
+            Self::AnnouncementConfirmed { txid, block, depth, of, .. } => {
+                format!("  {txid} is confirmed in block {}, {depth} of {of} deep", block.height)
+            }
+            Self::AnnouncementUnconfirmed { txid, block, .. } => {
+                format!("  {txid} fell out of block {}: the chain was reorganized", block.height)
+            }
+            Self::AnnouncementFinal { cohort_id, txid, block } => {
+                format!("cohort {cohort_id} is announced for good: {txid} in block {}", block.height)
+            }
+            Self::AnnouncementFailed { cohort_id, reason, .. } => {
+                format!("cohort {cohort_id} will NOT be announced: {reason}")
+            }
+            Self::ChainStalled { .. } => "  no block came for long: is the node still connected?".to_owned(),
+            Self::ChainUnavailable { problem, .. } => format!("  the chain does not answer: {problem}"),
+            Self::ChainAvailable { .. } => "  the chain answers again".to_owned(),
+        }
+    }
+}
+
 /// What `event`, which led to `announcement`, is to subscribers. Foreign spends are for the driver to look into.
 pub(super) fn of(
     cohort_id: &CohortId,

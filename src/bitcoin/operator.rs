@@ -2,12 +2,15 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use ::bitcoin::{Address, ScriptBuf, address::NetworkUnchecked};
 use async_trait::async_trait;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::{
+    sync::{broadcast, mpsc, oneshot},
+    task::JoinHandle,
+};
 
 use super::{
     announcement::{Announcement, Input, Rules, State},
@@ -36,7 +39,13 @@ pub struct ChainOperator(Arc<Inner>);
 struct Inner {
     settings: WatchSettings,
     rules: Arc<Rules>,
-    watches: Mutex<BTreeMap<CohortId, mpsc::Sender<Request>>>,
+    watches: Mutex<BTreeMap<CohortId, Running>>,
+}
+
+/// A watch that runs as a task.
+struct Running {
+    requests: mpsc::Sender<Request>,
+    task: JoinHandle<()>,
 }
 
 impl ChainOperator {
@@ -133,20 +142,37 @@ impl ChainOperator {
     }
 
     fn start(&self, cohort_id: CohortId, watch: Watch) {
-        let (sender, requests) = mpsc::channel(REQUESTS);
-        let mut watches = self.0.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        watches.retain(|_, watch| !watch.is_closed());
-        watches.insert(cohort_id.clone(), sender);
-        tokio::spawn(async move {
-            if let Err(error) = watch.run(requests).await {
-                tracing::error!(%cohort_id, %error, "an announcement stands still until it is asked for again");
+        let (requests, receiver) = mpsc::channel(REQUESTS);
+        let id = cohort_id.clone();
+        let task = tokio::spawn(async move {
+            if let Err(error) = watch.run(receiver).await {
+                tracing::error!(cohort_id = %id, %error, "an announcement stands still until it is asked for again");
             }
         });
+        let mut watches = self.watches();
+        watches.retain(|_, watch| !watch.requests.is_closed());
+        watches.insert(cohort_id, Running { requests, task });
+    }
+
+    fn watches(&self) -> MutexGuard<'_, BTreeMap<CohortId, Running>> {
+        // No code panics while it holds the lock.
+        self.0.watches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends all watches, when what they are doing is done. [`Self::resume`] goes on with them.
+    pub async fn stop(&self) {
+        let watches = std::mem::take(&mut *self.watches());
+        for (cohort_id, Running { requests, task }) in watches {
+            drop(requests);
+            if let Err(error) = task.await {
+                tracing::error!(%cohort_id, %error, "an announcement ended badly");
+            }
+        }
     }
 
     fn running(&self, cohort_id: &CohortId) -> Option<mpsc::Sender<Request>> {
-        let watches = self.0.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        watches.get(cohort_id).filter(|watch| !watch.is_closed()).cloned()
+        let watches = self.watches();
+        watches.get(cohort_id).map(|watch| watch.requests.clone()).filter(|requests| !requests.is_closed())
     }
 
     async fn request(&self, cohort_id: &CohortId, request: Request) {

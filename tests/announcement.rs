@@ -487,7 +487,7 @@ async fn a_foreign_spend_in_a_block_ends_it_when_it_is_final(mut world: World) -
     world.mine(1).await;
     let (ours, value) = world.prepare().await;
     let (foreign, hidden) = behind_our_back(&world);
-    world.blocks.mine_with(1, &[foreign.clone()]).await;
+    world.blocks.mine_with(1, std::slice::from_ref(&foreign)).await;
     world.poll().await;
     assert_eq!(alarms(&mut world), [(coin, foreign.compute_txid(), Some(hidden))]);
     world.feed(Input::Signed { transaction: ours.clone(), value }).await;

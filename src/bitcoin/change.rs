@@ -185,7 +185,7 @@ mod tests {
     }
 
     fn parent(change: Amount) -> Transaction {
-        let output = [(change, change_key().script), (Amount::ZERO, ScriptBuf::new_op_return([7; 32]))];
+        let output = [(change, change_key().script.clone()), (Amount::ZERO, ScriptBuf::new_op_return([7; 32]))];
         let output = output.map(|(value, script_pubkey)| TxOut { value, script_pubkey }).into();
         Transaction { version: Version::TWO, lock_time: LockTime::ZERO, input: vec![TxIn::default()], output }
     }

@@ -70,7 +70,7 @@ impl Default for FeePolicy {
 
 /// What `vsize` vB cost at `rate`, rounded up; saturates.
 pub fn fee_at(rate: FeeRate, vsize: u64) -> Amount {
-    let sat = (u128::from(rate.to_sat_per_kwu()) * u128::from(vsize) * 4).div_ceil(1000);
+    let sat = (u128::from(rate.to_sat_per_kwu()) * u128::from(vsize)).saturating_mul(4).div_ceil(1000);
     Amount::from_sat(u64::try_from(sat).unwrap_or(u64::MAX))
 }
 

@@ -7,7 +7,7 @@
 //!
 //! It is driven like the protocol's machines ([`Machine`]): it decides, its events are its journal, and its effects are what
 //! the driver does. What happens on the chain reaches it as [`Input::Observed`], what it knows of it is its [`Sight`]. It never
-//! asks the chain anything: [`super::watch`] does, and polls. [`funding`] chooses the coin.
+//! asks the chain anything: [`super::watch`] does, and polls.
 //!
 //! While it announces, the place of its transaction is nothing but the spend of the chosen coin in its sight. So a
 //! reorganization needs no rule of its own: the spend is gone from its block, and what is not in sight is handed in again.

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     actors::notice::{ParticipantNotice, ServiceNotice},
+    bitcoin::notice::AnnouncementNotice,
     protocol::{did::Did, id::CohortId, network::Network},
 };
 
@@ -75,6 +76,11 @@ impl Printer {
         self.step(step, || service_text(step));
     }
 
+    /// A step of an announcement.
+    pub fn announcement_step(&self, step: &AnnouncementNotice) {
+        self.step(step, || step.text());
+    }
+
     /// A step of a participant.
     pub fn participant_step(&self, step: &ParticipantNotice) {
         self.step(step, || participant_text(step));
@@ -114,7 +120,7 @@ fn service_text(step: &ServiceNotice) -> String {
         N::OptInReceived { participant, .. } => format!("  {participant} wants to join"),
         N::ParticipantAccepted { participant, .. } => format!("  {participant} is a member"),
         N::ParticipantRefused { participant, reason, .. } => format!("  {participant} is refused: {reason}"),
-        N::KeygenComplete { cohort_id, beacon_address, participants } => {
+        N::KeygenComplete { cohort_id, beacon_address, participants, .. } => {
             format!("cohort {cohort_id} has formed: {participants} members, {beacon_address}")
         }
         N::UpdateReceived { participant, included: true, .. } => format!("  {participant} sent its update"),

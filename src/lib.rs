@@ -12,6 +12,7 @@ pub mod bitcoin;
 pub mod cas;
 pub mod cli;
 pub mod config;
+pub mod cost;
 pub mod demo;
 pub mod error;
 pub mod events;

@@ -445,6 +445,7 @@ impl Driven for CohortActor {
                 cohort_id,
                 beacon_address: output.address().to_owned(),
                 participants: output.keys().len(),
+                output: Arc::new(output.clone()),
             },
             ServiceEvent::UpdateReceived { did, .. } => {
                 ServiceNotice::UpdateReceived { cohort_id, participant: participant(did), included: true }
@@ -521,7 +522,8 @@ impl Driven for CohortActor {
                 self.ask(question, ctx);
             }
             ServiceEffect::AskTransaction { output, signal } => {
-                let request = TransactionRequest { cohort_id: self.cohort_id(), output, signal };
+                let Some(aggregated) = self.engine.machine().phase().aggregated().cloned() else { return };
+                let request = TransactionRequest { cohort_id: self.cohort_id(), output, signal, aggregated };
                 let question = async move {
                     Some(match policy.beacon_transaction(&request).await {
                         Ok(funded) => ServiceInput::TransactionProvided {

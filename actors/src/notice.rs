@@ -56,7 +56,14 @@ pub enum ServiceNotice {
     /// It was not.
     ParticipantRefused { cohort_id: CohortId, participant: Did, reason: String },
     /// The cohort is formed.
-    KeygenComplete { cohort_id: CohortId, beacon_address: String, participants: usize },
+    KeygenComplete {
+        cohort_id: CohortId,
+        beacon_address: String,
+        participants: usize,
+        /// The output at that address, for hosts that keep it: coins can be recovered by it alone.
+        #[serde(skip)]
+        output: Arc<BeaconOutput>,
+    },
     /// A member submitted (`included`) or declined.
     UpdateReceived { cohort_id: CohortId, participant: Did, included: bool },
     /// The aggregated data is on its way to the members.

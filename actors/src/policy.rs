@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bitcoin::{Amount, Transaction};
 use btcr2_aggregation_protocol::{
     beacon::BeaconData,
-    cohort::{Member, conditions::Conditions, event::SpendPath, participant::Advert},
+    cohort::{Member, conditions::Conditions, event::SpendPath, participant::Advert, service::phase::Aggregated},
     error::{Fatal, Retry},
     hash::SignalBytes,
     id::CohortId,
@@ -48,6 +48,8 @@ pub struct TransactionRequest {
     pub output: BeaconOutput,
     /// What the last output, the only `OP_RETURN`, carries.
     pub signal: SignalBytes,
+    /// What the signal announces, approved by every member.
+    pub aggregated: Arc<Aggregated>,
 }
 
 /// An unsigned beacon transaction and the value of the coin that it spends.

@@ -34,8 +34,8 @@ impl Publication {
 
 async fn publish_to(store: &dyn Cas, contents: &[Content]) -> StoreReport {
     let mut report = StoreReport { store: store.name().to_owned(), published: 0, failure: None };
-    let mut outcomes = stream::iter(contents)
-        .map(|content| async move { (content.hash(), store.put(content).await) })
+    let mut outcomes = stream::iter(contents.to_vec())
+        .map(|content| async move { (content.hash(), store.put(&content).await) })
         .buffered(AT_ONCE);
     while let Some((hash, outcome)) = outcomes.next().await {
         match outcome {

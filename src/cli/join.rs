@@ -17,6 +17,7 @@ use super::{
     singleton::{BeaconCoin, SatPerVb},
 };
 use crate::{
+    cas::{self, Location, Publication},
     config::{self, Span, settings},
     error::ProgramError,
     join::{self, Intent, JoinConfig, SingletonFallback, Terms},
@@ -117,6 +118,10 @@ settings! {
         /// Keep everything that must outlive the program in this directory: started again with it, it goes on where it was
         #[arg(long, value_name = "DIR", env = "BTCR2_STATE")]
         state: PathBuf,
+        /// Publish the update in this store before it is submitted, dir=PATH or ipfs=URL; may be given several times. Whoever can
+        /// read the store can then read the update
+        #[arg(long, value_name = "STORE", value_delimiter = ',', env = "BTCR2_CAS")]
+        cas: Vec<Location>,
         /// When the cohort ends without announcing the update of --update, write the transactions that announce it alone,
         /// from the DID's initial beacons, into this directory
         #[arg(long, value_name = "DIR", env = "BTCR2_SINGLETON_FALLBACK")]
@@ -209,6 +214,10 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
         }
         None => None,
     };
+    let mut publication = Publication { stores: Vec::new(), hold_on_failure: true };
+    for location in settings.cas.unwrap_or_default() {
+        publication.stores.push(location.store(cas::DEFAULT_TIMEOUT).map_err(|error| usage(error.to_string()))?);
+    }
     let default = Terms::default();
     let timing = Timing::default();
     Ok(JoinConfig {
@@ -233,6 +242,7 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
         exit_when_done: settings.exit_when_done.unwrap_or(false),
         linger: settings.linger.map_or(Duration::from_secs(60), |span| span.0),
         state: settings.state,
+        publication,
         singleton_fallback,
     })
 }

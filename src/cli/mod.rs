@@ -1,20 +1,23 @@
 //! The command line: what people and scripts call. Each command has its file.
 
 mod cas;
+mod cost;
 mod demo;
 mod identity;
 mod join;
+mod recover;
 mod relay;
 mod serve;
 mod singleton;
 mod state;
 
-use std::{fmt::Display, path::Path, process::ExitCode};
+use std::{convert::Infallible, fmt::Display, path::Path, process::ExitCode, str::FromStr};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
 use crate::{
+    bitcoin::chain::{ChainSource, SourceError},
     keyfile::{self, KeyFileError},
     protocol::{identity::Identity, network::Network},
 };
@@ -52,6 +55,10 @@ enum Command {
     Singleton(Box<singleton::SingletonArgs>),
     /// Put and show content by its hash: announcements and updates, in a directory or an IPFS node
     Cas(cas::CasArgs),
+    /// List the coins of a cohort's beacon address, and take back those whose timelock has passed
+    Recover(recover::RecoverArgs),
+    /// Show what cohorts saved against a transaction of its own for each member
+    Cost(cost::CostArgs),
 }
 
 /// How a program says what happens.
@@ -62,6 +69,24 @@ enum Events {
     Text,
     /// One JSON object a line; the last one is the result
     Json,
+}
+
+/// A chain as it was named. What cannot be read is reported without its text, which clap would print: it may hold a password.
+#[derive(Clone, Debug)]
+struct ChainArg(Result<ChainSource, SourceError>);
+
+impl ChainArg {
+    fn source(&self) -> Result<&ChainSource, SourceError> {
+        self.0.as_ref().map_err(Clone::clone)
+    }
+}
+
+impl FromStr for ChainArg {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.parse()))
+    }
 }
 
 /// Runs the program with the process's arguments.
@@ -77,6 +102,8 @@ pub fn main() -> ExitCode {
         Some(Command::State(args)) => state::main(&args),
         Some(Command::Singleton(args)) => singleton::main(&args),
         Some(Command::Cas(args)) => cas::main(&args),
+        Some(Command::Recover(args)) => recover::main(&args),
+        Some(Command::Cost(args)) => cost::main(&args),
         None => demo::main(&cli.demo),
     }
 }

@@ -5,8 +5,10 @@ use std::{path::PathBuf, process::ExitCode, str::FromStr};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-use super::{Events, fail, identity_of, relay::RelaySettings};
+use super::{Events, fail, identity_of, relay::RelaySettings, singleton::SatPerVb};
 use crate::{
+    bitcoin::chain::{ChainSource, SourceError},
+    cas::{self, Location},
     config::{self, Span, settings},
     error::ProgramError,
     protocol::{
@@ -14,7 +16,7 @@ use crate::{
         key::XOnlyKey,
         network::Network,
     },
-    serve::{self, ServeConfig, Tls},
+    serve::{self, ChainConfig, Coins, ServeConfig, Tls},
 };
 
 /// How updates are aggregated.
@@ -36,12 +38,28 @@ impl Beacon {
     }
 }
 
-/// Where coins come from.
-#[derive(Clone, Copy, Debug, ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// Where coins come from, as it is asked for.
+#[derive(Clone, Debug)]
 enum Chain {
-    /// Nowhere: the coin is made up, nothing is broadcast. For demonstrations and tests, never on bitcoin
     Offline,
+    Source(ChainSource),
+}
+
+impl FromStr for Chain {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "offline" => Ok(Self::Offline),
+            source => source.parse().map(Self::Source).map_err(|error: SourceError| format!("offline, {error}")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Chain {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
 }
 
 /// Runs an Aggregation Service over HTTP, over Nostr relays, or both. Each flag can also be given as an environment variable (shown with it) or as a key
@@ -125,9 +143,34 @@ settings! {
         /// How many cohorts are advertised at once [default: 1]
         #[arg(long, value_name = "M", env = "BTCR2_PARALLEL")]
         parallel: u32,
-        /// Where coins come from
-        #[arg(long, value_enum, env = "BTCR2_CHAIN")]
+        /// Where coins come from: core=http://USER:PASSWORD@HOST:PORT or core=http://HOST:PORT?cookie=FILE, a Bitcoin Core node;
+        /// esplora=URL; or `offline`, made up: for demonstrations and tests, never on bitcoin
+        #[arg(long, value_name = "CHAIN", env = "BTCR2_CHAIN", hide_env_values = true)]
         chain: Chain,
+        /// With a chain: how often it is asked [default: 30s]
+        #[arg(long, value_name = "TIME", env = "BTCR2_CHAIN_POLL")]
+        chain_poll: Span,
+        /// With a chain: how long a beacon address is watched for a deposit [default: 1day]
+        #[arg(long, value_name = "TIME", env = "BTCR2_FUNDING_WINDOW")]
+        funding_window: Span,
+        /// With a chain: how many confirmations make an announcement final [default: 6]
+        #[arg(long, value_name = "N", env = "BTCR2_CONFIRMATIONS")]
+        confirmations: u32,
+        /// With a chain: the lowest fee rate, in sat/vB, at least 1 [default: 1]
+        #[arg(long, value_name = "RATE", env = "BTCR2_FEE_FLOOR")]
+        fee_floor: SatPerVb,
+        /// With a chain: the highest fee rate, bumps included, in sat/vB [default: 100]
+        #[arg(long, value_name = "RATE", env = "BTCR2_FEE_CEILING")]
+        fee_ceiling: SatPerVb,
+        /// With a chain: in how many blocks an announcement is to be confirmed [default: 6]
+        #[arg(long, value_name = "BLOCKS", env = "BTCR2_FEE_TARGET")]
+        fee_target: u16,
+        /// Publish announcement maps in this store before they are signed, dir=PATH or ipfs=URL; may be given several times
+        #[arg(long, value_name = "STORE", value_delimiter = ',', env = "BTCR2_CAS")]
+        cas: Vec<Location>,
+        /// With --cas: sign although a store failed
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_CAS_OPTIONAL")]
+        cas_optional: bool,
         /// Exit when --cohorts cohorts have ended: with 0 if all were signed, else with 1
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_EXIT_WHEN_DONE")]
         exit_when_done: bool,
@@ -251,9 +294,26 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
         (file.identity, file.secret_env) = (None, None);
     }
     let settings = args.settings.over(file);
-    // Offline is the only chain there is so far, and must be asked for by name, because it announces nothing.
-    let Some(Chain::Offline) = settings.chain else {
-        return Err(usage("no chain: say `--chain offline` for a made-up coin (demonstrations and tests)"));
+    // None by default: a made-up coin announces nothing, and has to be asked for by name.
+    let coins = match settings.chain {
+        Some(Chain::Offline) => Coins::Offline,
+        Some(Chain::Source(source)) => {
+            let mut chain = ChainConfig::new(source);
+            let span = |setting: Option<Span>, default| setting.map_or(default, |span: Span| span.0);
+            chain.poll = span(settings.chain_poll, chain.poll);
+            chain.funding_window = span(settings.funding_window, chain.funding_window);
+            chain.confirmations = settings.confirmations.unwrap_or(chain.confirmations);
+            chain.fee_floor = settings.fee_floor.map_or(chain.fee_floor, |rate| rate.0);
+            chain.fee_ceiling = settings.fee_ceiling.map_or(chain.fee_ceiling, |rate| rate.0);
+            chain.fee_target = settings.fee_target.unwrap_or(chain.fee_target);
+            Coins::Chain(Box::new(chain))
+        }
+        None => {
+            return Err(usage(
+                "no chain: --chain core=URL or --chain esplora=URL, or `--chain offline` for a made-up coin \
+                 (demonstrations and tests)",
+            ));
+        }
     };
     let identity = identity_of(settings.identity.as_deref(), settings.secret_env.as_deref(), settings.network)
         .map_err(|error| ProgramError::Usage(error.to_string()))?;
@@ -281,6 +341,18 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
         config.listen = None;
     }
     config.tls = tls;
+    if let Coins::Chain(chain) = &coins {
+        // The operator may take as long as it may take to fund the address.
+        let rule = config.rules.rule(TimedPhase::Transaction);
+        let rule = PhaseRule { timeout: Some(chain.funding_window), ..rule };
+        config.rules.set(TimedPhase::Transaction, rule).map_err(|error| ProgramError::Usage(error.to_string()))?;
+    }
+    config.coins = coins;
+    config.publication.hold_on_failure = !settings.cas_optional.unwrap_or(false);
+    for location in settings.cas.unwrap_or_default() {
+        let store = location.store(cas::DEFAULT_TIMEOUT).map_err(|error| ProgramError::Usage(error.to_string()))?;
+        config.publication.stores.push(store);
+    }
     config.beacon = settings.beacon.unwrap_or(Beacon::Cas).beacon_type();
     config.min_participants = minimum;
     config.max_participants = settings.max_participants.unwrap_or(minimum);

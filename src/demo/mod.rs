@@ -24,6 +24,7 @@ use crate::{
         journal::MemoryJournal,
         notice::{CohortResult, Notices, ParticipantNotice, ServiceNotice},
         participant::ParticipantSettings,
+        policy::ServicePolicy,
         recovery::RestartIntensity,
         runtime::{Clock, Randomness},
         service::{OpenCohort, Retention, ServiceSettings},
@@ -183,7 +184,23 @@ impl DemoConfig {
 ///
 /// # Panics
 /// When called outside of an actix `System`.
-pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Result<Report, DemoError> {
+pub async fn run(config: &DemoConfig, progress: impl FnMut(Progress)) -> Result<Report, DemoError> {
+    run_with(config, Arc::new(OfflineOperator), Notices::new(NOTICES), progress).await
+}
+
+/// Runs a whole cohort with another operator, who may have a chain, and tells `service_notices` what the service does.
+///
+/// # Errors
+/// As [`run`].
+///
+/// # Panics
+/// As [`run`].
+pub async fn run_with(
+    config: &DemoConfig,
+    operator: Arc<dyn ServicePolicy>,
+    service_notices: Notices<ServiceNotice>,
+    mut progress: impl FnMut(Progress),
+) -> Result<Report, DemoError> {
     config.check()?;
     let started = Instant::now();
     let randomness = config.randomness();
@@ -197,7 +214,6 @@ pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Res
     let journal = Arc::new(MemoryJournal::new());
     let clock = Clock::system();
     let network = DemoNetwork::start(config.transport, service_identity.did(), clock, randomness).await?;
-    let service_notices = Notices::new(NOTICES);
     let member_notices = Notices::new(NOTICES);
     let mut service_steps = service_notices.subscribe();
     let mut member_steps = member_notices.subscribe();
@@ -230,7 +246,7 @@ pub async fn run(config: &DemoConfig, mut progress: impl FnMut(Progress)) -> Res
         .send(StartService(ServiceSettings {
             identity: service_identity,
             transport: Arc::clone(&network.service),
-            policy: Arc::new(OfflineOperator),
+            policy: operator,
             beacons: beacons.clone(),
             aggregator,
             journal,

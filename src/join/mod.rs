@@ -29,6 +29,7 @@ use crate::{
             nostr::{NostrConfig, NostrTransport},
         },
     },
+    cas::Publication,
     error::ProgramError,
     events::Printer,
     keep::Keeping,
@@ -74,6 +75,8 @@ pub struct JoinConfig {
     pub linger: Duration,
     /// The directory in which everything is kept that must outlive the program.
     pub state: Option<PathBuf>,
+    /// Where the update is published before it is submitted.
+    pub publication: Publication,
     /// What to do when no cohort announces the update.
     pub singleton_fallback: Option<SingletonFallback>,
 }
@@ -97,6 +100,7 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
         config.service_did.clone(),
         config.terms.clone(),
         config.intent.clone(),
+        config.publication.clone(),
         printer,
     );
     let notices = Notices::new(NOTICES);

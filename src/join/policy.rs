@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::place::Place;
 use crate::{
     actors::policy::{ParticipantPolicy, UpdateRequest},
+    cas::{Content, Publication},
     events::Printer,
     protocol::{
         beacon::BeaconType,
@@ -114,14 +115,22 @@ pub struct MemberPolicy {
     service: Option<Did>,
     terms: Terms,
     intent: Intent,
+    publication: Publication,
     printer: Printer,
     place: Arc<Place>,
 }
 
 impl MemberPolicy {
     /// A member that joins `service`, or any service, on `terms`.
-    pub fn new(identity: Identity, service: Option<Did>, terms: Terms, intent: Intent, printer: Printer) -> Self {
-        Self { identity, service, terms, intent, printer, place: Arc::default() }
+    pub fn new(
+        identity: Identity,
+        service: Option<Did>,
+        terms: Terms,
+        intent: Intent,
+        publication: Publication,
+        printer: Printer,
+    ) -> Self {
+        Self { identity, service, terms, intent, publication, printer, place: Arc::default() }
     }
 
     /// The cohort has accepted this member.
@@ -144,6 +153,26 @@ impl MemberPolicy {
             return Err("its service is not the one that was named".to_owned());
         }
         self.terms.accept(&advert.conditions)
+    }
+
+    /// Publishes the update, where that is wanted. `false` when it must not be announced because that failed.
+    async fn publish(&self, update: &SignedUpdate) -> bool {
+        let published = match Content::try_from(update) {
+            Ok(content) => self.publication.publish(&[content]).await.map_err(|held| held.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        match published {
+            Ok(report) => {
+                for failure in report.failures() {
+                    self.printer.warn(&format!("the update is not published everywhere: {failure}"));
+                }
+                true
+            }
+            Err(problem) => {
+                self.printer.warn(&format!("the update is not published, declining: {problem}"));
+                false
+            }
+        }
     }
 
     fn update(&self, request: &UpdateRequest) -> Result<Option<SignedUpdate>, UpdateError> {
@@ -194,6 +223,7 @@ impl ParticipantPolicy for MemberPolicy {
             return None;
         }
         match self.update(request) {
+            Ok(Some(update)) if !self.publish(&update).await => None,
             Ok(update) => update,
             Err(error) => {
                 // The patch was tried before the program started; the cohort must not wait for what cannot be made.

@@ -3,6 +3,7 @@
 //! [`run`] is the whole story, `results` what is kept of each cohort.
 
 mod doors;
+mod operator;
 mod results;
 mod tls;
 
@@ -11,8 +12,15 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time
 use actix::{Actor, Addr};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
-pub use self::tls::Tls;
-use self::{doors::Doors, results::CohortReport};
+use self::{
+    doors::Doors,
+    operator::{Operator, Publisher},
+    results::CohortReport,
+};
+pub use self::{
+    operator::{ChainConfig, Coins},
+    tls::Tls,
+};
 use crate::{
     actors::{
         notice::{Notices, ServiceNotice},
@@ -25,7 +33,8 @@ use crate::{
             nostr::NostrConfig,
         },
     },
-    bitcoin::offline::OfflineOperator,
+    bitcoin::{notice::AnnouncementNotice, recovery::CohortFile},
+    cas::Publication,
     error::ProgramError,
     events::Printer,
     keep::Keeping,
@@ -67,6 +76,10 @@ pub struct ServeConfig {
     pub embedded_relay: Option<SocketAddr>,
     /// Certificate and key, for https.
     pub tls: Option<Tls>,
+    /// Where coins come from.
+    pub coins: Coins,
+    /// Where announcements are published before they are signed.
+    pub publication: Publication,
     /// How updates are aggregated.
     pub beacon: BeaconType,
     /// Fewest members.
@@ -112,6 +125,8 @@ impl ServeConfig {
             nostr: None,
             embedded_relay: None,
             tls: None,
+            coins: Coins::Offline,
+            publication: Publication::default(),
             beacon: BeaconType::cas(),
             min_participants: 2,
             max_participants: 2,
@@ -166,7 +181,7 @@ pub fn cors(origins: &str) -> Cors {
 /// # Errors
 /// [`ProgramError`] when it cannot start.
 pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<bool, ProgramError> {
-    if config.network == Network::Bitcoin {
+    if config.network == Network::Bitcoin && matches!(config.coins, Coins::Offline) {
         let problem =
             "--chain offline is refused on bitcoin: its coin is made up, and members would announce nothing";
         return Err(ProgramError::Usage(problem.to_owned()));
@@ -182,12 +197,15 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let keeping = Keeping::open(config.state.as_deref(), lost, printer)?;
     let mut doors = Doors::build(&config, &keeping, clock, printer).await?;
 
+    let operator = Operator::new(&config, keeping.journal(), clock, printer).await?;
+    let policy = Publisher { operator: operator.clone(), publication: config.publication.clone(), printer };
     let notices = Notices::new(NOTICES);
     let steps = notices.subscribe();
+    let announcements = operator.subscribe();
     let settings = ServiceSettings {
         identity: config.identity.clone(),
         transport: Arc::clone(&doors.transport),
-        policy: Arc::new(OfflineOperator),
+        policy: Arc::new(policy),
         beacons: BeaconRegistry::default(),
         aggregator: Arc::new(MemoizedAggregator::default()),
         journal: keeping.journal(),
@@ -205,10 +223,12 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let recovered = service.send(LiveCohorts).await.map_err(internal)?;
     doors.welcome();
     printer.serving(config.identity.did(), doors.url.as_deref(), &doors.relays, config.network);
-    printer.warn("the coin is made up (--chain offline): nothing is broadcast, nothing is announced");
-    let mut rounds = Rounds::new(config, conditions, service, printer);
+    if matches!(config.coins, Coins::Offline) {
+        printer.warn("the coin is made up (--chain offline): nothing is broadcast, nothing is announced");
+    }
+    let mut rounds = Rounds::new(config, conditions, service, operator.clone(), printer);
     let outcome = tokio::select! {
-        outcome = rounds.run(steps, recovered) => {
+        outcome = rounds.run(steps, announcements, recovered) => {
             // Members are told that it is over: that has its time to travel.
             tokio::time::sleep(FAREWELL).await;
             outcome
@@ -224,8 +244,19 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     };
     // No new work, streams closed, then the connections.
     doors.close().await;
+    operator.stop().await;
     keeping.close().await;
     outcome
+}
+
+/// The next step of an announcement; never, where there is no chain.
+async fn next(
+    announcements: &mut Option<Receiver<Arc<AnnouncementNotice>>>,
+) -> Result<Arc<AnnouncementNotice>, RecvError> {
+    match announcements {
+        Some(announcements) => announcements.recv().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The cohorts, one after another.
@@ -242,6 +273,11 @@ struct Rounds {
     live: BTreeSet<CohortId>,
     /// How many ended with a transaction that was verified.
     signed: u32,
+    operator: Operator,
+    /// Those whose announcement is not final yet.
+    announcing: BTreeSet<CohortId>,
+    /// How many of those that were signed were not announced.
+    unannounced: u32,
 }
 
 impl Rounds {
@@ -249,16 +285,29 @@ impl Rounds {
         config: ServeConfig,
         conditions: Conditions,
         service: Addr<AggregationService>,
+        operator: Operator,
         printer: Printer,
     ) -> Self {
-        let (enrolling, live) = (BTreeSet::new(), BTreeSet::new());
-        Self { config, conditions, service, printer, opened: 0, enrolling, live, signed: 0 }
+        Self {
+            config,
+            conditions,
+            service,
+            printer,
+            opened: 0,
+            enrolling: BTreeSet::new(),
+            live: BTreeSet::new(),
+            signed: 0,
+            operator,
+            announcing: BTreeSet::new(),
+            unannounced: 0,
+        }
     }
 
     /// Runs cohorts until all that were asked for have ended, if that ends the program. Whether all were signed.
     async fn run(
         &mut self,
         mut steps: Receiver<Arc<ServiceNotice>>,
+        mut announcements: Option<Receiver<Arc<AnnouncementNotice>>>,
         recovered: Vec<CohortId>,
     ) -> Result<bool, ProgramError> {
         // They count as opened, and each says in which phase it is before new ones are opened beside it.
@@ -274,15 +323,28 @@ impl Rounds {
             }
             self.follow(&step).await?;
         }
+        if let Operator::Chain(operator) = &self.operator {
+            operator.resume().await.map_err(|error| ProgramError::State(error.to_string()))?;
+        }
         loop {
             self.open().await?;
-            if self.config.exit_when_done && self.live.is_empty() && Some(self.opened) == self.config.cohorts {
-                return Ok(self.signed == self.opened);
+            let ended = self.live.is_empty() && self.announcing.is_empty();
+            if self.config.exit_when_done && ended && Some(self.opened) == self.config.cohorts {
+                return Ok(self.signed == self.opened && self.unannounced == 0);
             }
-            match steps.recv().await {
-                Ok(step) => self.follow(&step).await?,
-                Err(RecvError::Lagged(missed)) => self.printer.warn(&format!("{missed} events were not shown")),
-                Err(RecvError::Closed) => return Err(ProgramError::Internal("the actors are gone".to_owned())),
+            let lagged = tokio::select! {
+                step = steps.recv() => match step {
+                    Ok(step) => { self.follow(&step).await?; continue }
+                    Err(lagged) => lagged,
+                },
+                step = next(&mut announcements) => match step {
+                    Ok(step) => { self.follow_announcement(&step); continue }
+                    Err(lagged) => lagged,
+                },
+            };
+            match lagged {
+                RecvError::Lagged(missed) => self.printer.warn(&format!("{missed} events were not shown")),
+                RecvError::Closed => return Err(ProgramError::Internal("the actors are gone".to_owned())),
             }
         }
     }
@@ -308,14 +370,42 @@ impl Rounds {
         Ok(())
     }
 
+    fn follow_announcement(&mut self, step: &AnnouncementNotice) {
+        self.printer.announcement_step(step);
+        match step {
+            AnnouncementNotice::AnnouncementFinal { cohort_id, .. } => {
+                self.announcing.remove(cohort_id);
+            }
+            AnnouncementNotice::AnnouncementFailed { cohort_id, .. } => {
+                if self.announcing.remove(cohort_id) {
+                    self.unannounced += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+
     async fn follow(&mut self, step: &ServiceNotice) -> Result<(), ProgramError> {
         self.printer.service_step(step);
+        if let Operator::Chain(operator) = &self.operator {
+            if let ServiceNotice::SigningComplete { cohort_id, .. } = step {
+                self.announcing.insert(cohort_id.clone());
+            }
+            operator.follow(step).await.map_err(|error| ProgramError::State(error.to_string()))?;
+        }
         match step {
             ServiceNotice::CohortRecovered { cohort_id, phase: "enrolling" } => {
                 self.enrolling.insert(cohort_id.clone());
             }
-            ServiceNotice::KeygenComplete { cohort_id, .. } => {
+            ServiceNotice::KeygenComplete { cohort_id, output, .. } => {
                 self.enrolling.remove(cohort_id);
+                if let Some(directory) = &self.config.out {
+                    let file = CohortFile { cohort_id: cohort_id.clone(), output: (**output).clone() };
+                    results::write_output(directory, &file).map_err(|error| ProgramError::Io {
+                        what: format!("writing results to {}", directory.display()),
+                        error,
+                    })?;
+                }
             }
             ServiceNotice::SigningComplete { cohort_id, result, .. } => {
                 self.live.remove(cohort_id);

@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 
 use crate::{
     actors::notice::CohortResult,
-    bitcoin::verify::{bip340_accepts, consensus_accepts},
+    bitcoin::{
+        recovery::CohortFile,
+        verify::{bip340_accepts, consensus_accepts},
+    },
     protocol::{beacon::AggregatedData, cohort::event::SpendPath, id::CohortId, sidecar::plain_data},
 };
 
@@ -101,6 +104,13 @@ impl<'a> CohortReport<'a> {
             }
         }
     }
+}
+
+/// Writes `<cohort>/output.json`, by which the coins at the cohort's address can be recovered: before there are any.
+pub(super) fn write_output(directory: &Path, file: &CohortFile) -> io::Result<()> {
+    let directory = directory.join(file.cohort_id.as_str());
+    fs::create_dir_all(&directory)?;
+    fs::write(directory.join(CohortFile::NAME), pretty(&serde_json::to_value(file)?)?)
 }
 
 fn pretty(value: &Value) -> io::Result<String> {

@@ -1,0 +1,243 @@
+//! What may happen to an announcement, and which facts it makes.
+
+use ::bitcoin::FeeRate;
+
+use super::{
+    Announcement, AnnouncementEvent as E, AnnouncementFailure as Failure, Announcing, Input, State, out_of_phase,
+};
+use crate::{
+    bitcoin::{chain::Place, change::BumpError},
+    protocol::{
+        error::{Reject, RejectCode},
+        machine::Machine,
+        time::Timestamp,
+    },
+};
+
+pub(super) fn decide(announcement: &Announcement, now: Timestamp, input: &Input) -> Result<Vec<E>, Reject> {
+    let mut deciding = Deciding { at: now, next: announcement.clone(), facts: Vec::new() };
+    match input {
+        Input::Watch { script } => deciding.watch(script)?,
+        Input::Observed { activity, since, estimate } => {
+            if matches!(announcement.state, State::Planned) || announcement.has_ended() {
+                return Ok(Vec::new());
+            }
+            let keep = match &announcement.state {
+                State::Signing { prepared, .. } => Some(prepared.coin.outpoint),
+                State::Announcing(announcing) => Some(announcing.coin.outpoint),
+                _ => None,
+            };
+            for fact in announcement.sight.news(now, activity, *since, keep.as_ref()) {
+                deciding.fact(fact);
+            }
+            deciding.raise_alarms();
+            deciding.follow();
+            deciding.hand_in_if_due();
+            deciding.bump_if_stuck(*estimate);
+        }
+        Input::Prepare { output, signal, estimate } => match &announcement.state {
+            State::Funding { .. } | State::Signing { .. } => {
+                if announcement.prepared(signal).is_none()
+                    && let Ok(prepared) = announcement.choose(output, signal, *estimate)
+                {
+                    let deadline = now + announcement.rules.signing_window;
+                    deciding.fact(E::TransactionPrepared { at: now, prepared: Box::new(prepared), deadline });
+                }
+            }
+            state => return Err(out_of_phase("a request for a transaction", state)),
+        },
+        Input::Signed { transaction, value } => match &announcement.state {
+            State::Announcing(announcing) if announcing.txid == transaction.compute_txid() => {}
+            State::Final { txid, .. } if *txid == transaction.compute_txid() => {}
+            state @ (State::Planned | State::Announcing(_) | State::Final { .. }) => {
+                return Err(out_of_phase("a signed transaction", state));
+            }
+            // Also after a deadline: a signature that came late is worth as much.
+            State::Funding { .. } | State::Signing { .. } | State::Failed { .. } => {
+                if transaction.input.len() != 1 {
+                    let detail = format!("a transaction with {} inputs; one expected", transaction.input.len());
+                    return Err(Reject { code: RejectCode::TransactionMismatch, peer: None, detail });
+                }
+                deciding.fact(E::TransactionSigned { at: now, transaction: transaction.clone(), value: *value });
+                deciding.make_up_the_fee();
+                deciding.follow();
+            }
+        },
+        Input::HandedIn { txid, result } => {
+            let State::Announcing(announcing) = &announcement.state else { return Ok(Vec::new()) };
+            let known = announcing.txid == *txid
+                || announcing.child.as_ref().is_some_and(|child| child.transaction.compute_txid() == *txid);
+            if known {
+                deciding.fact(match result {
+                    Ok(()) => E::HandInAccepted { at: now, txid: *txid },
+                    Err(rejection) => E::HandInRefused { at: now, txid: *txid, rejection: rejection.clone() },
+                });
+            }
+        }
+        Input::CohortFailed { reason } => match &announcement.state {
+            State::Planned | State::Funding { .. } | State::Signing { .. } => {
+                deciding.fail(Failure::Cohort { reason: reason.clone() });
+            }
+            // It has a transaction, whatever happened to it since.
+            State::Announcing(_) | State::Final { .. } | State::Failed { .. } => {}
+        },
+        Input::Tick => deciding.tick(),
+    }
+    Ok(deciding.facts)
+}
+
+/// The facts so far, and the state that they lead to.
+struct Deciding {
+    at: Timestamp,
+    next: Announcement,
+    facts: Vec<E>,
+}
+
+impl Deciding {
+    fn fact(&mut self, fact: E) {
+        self.next.apply(&fact);
+        self.facts.push(fact);
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        self.fact(E::Failed { at: self.at, failure });
+    }
+
+    fn announcing(&self) -> Option<&Announcing> {
+        match &self.next.state {
+            State::Announcing(announcing) => Some(announcing),
+            _ => None,
+        }
+    }
+
+    /// Where the announcement is, and where a transaction is that spends its coin instead.
+    fn places(&self) -> (Option<Place>, Option<(::bitcoin::Txid, Place)>) {
+        let Some(announcing) = self.announcing() else { return (None, None) };
+        match self.next.sight.spends.get(&announcing.coin.outpoint) {
+            None => (None, None),
+            Some(spend) if spend.by == announcing.txid => (Some(spend.place), None),
+            Some(spend) => (None, Some((spend.by, spend.place))),
+        }
+    }
+
+    fn watch(&mut self, script: &::bitcoin::ScriptBuf) -> Result<(), Reject> {
+        match &self.next.state {
+            State::Planned => {
+                let deadline = self.at + self.next.rules.funding_window;
+                self.fact(E::WatchStarted { at: self.at, script: script.clone(), deadline });
+                Ok(())
+            }
+            _ if self.next.script == *script => Ok(()),
+            state => Err(out_of_phase("another script", state)),
+        }
+    }
+
+    /// Says of every foreign spend once that it is there.
+    fn raise_alarms(&mut self) {
+        let Announcement { sight, ours, alarms, .. } = &self.next;
+        let foreign: Vec<_> = sight
+            .spends
+            .values()
+            .filter(|spend| !ours.contains(&spend.by) && alarms.get(&spend.outpoint) != Some(&spend.by))
+            .copied()
+            .collect();
+        for spend in foreign {
+            self.fact(E::ForeignSpendSeen { at: self.at, spend });
+        }
+    }
+
+    /// Follows the announcement through blocks: deeper, out of them, to the end.
+    fn follow(&mut self) {
+        let Some(announcing) = self.announcing() else { return };
+        let (ours, other) = self.places();
+        let needed = self.next.rules.confirmations.max(1);
+        let block = ours.as_ref().and_then(Place::block).copied();
+        if let Some((before, _)) = announcing.confirmed
+            && block != Some(before)
+        {
+            self.fact(E::Unconfirmed { at: self.at, block: before });
+        }
+        if let Some(block) = block {
+            let depth = self.next.sight.depth(&Place::Block(block));
+            if self.announcing().is_some_and(|announcing| announcing.confirmed != Some((block, depth))) {
+                self.fact(E::Confirmed { at: self.at, block, depth });
+            }
+            if depth >= needed {
+                self.fact(E::Finalized { at: self.at, block });
+            }
+        } else if let Some((by, place)) = other
+            && self.next.sight.depth(&place) >= needed
+        {
+            self.fail(Failure::CoinSpent { by });
+        }
+    }
+
+    /// Hands the announcement in again when it is not in sight. Where another transaction spends its coin in a block there is
+    /// no use in that.
+    fn hand_in_if_due(&mut self) {
+        let Some(announcing) = self.announcing() else { return };
+        let (ours, other) = self.places();
+        let hopeless = matches!(other, Some((_, Place::Block(_))));
+        if ours.is_none() && !hopeless && announcing.hand_in_at <= self.at {
+            self.fact(E::Rebroadcast { at: self.at });
+        }
+    }
+
+    /// The signatures are those of the fallback, whose size the fee does not pay for at the planned rate: a child does.
+    fn make_up_the_fee(&mut self) {
+        let Some(rate) = self.announcing().and_then(|announcing| announcing.planned_rate) else { return };
+        if self.announcing().is_some_and(|announcing| announcing.bump().rate() < rate) {
+            self.bump_to(rate);
+        }
+    }
+
+    /// Bumps an announcement that the miners did not take within the target. The blocks are the judge, not the estimate: where
+    /// it asks for no more than is paid, it was wrong.
+    fn bump_if_stuck(&mut self, estimate: Option<FeeRate>) {
+        let Some(announcing) = self.announcing() else { return };
+        let (ours, other) = self.places();
+        // A foreign spend that is not in a block yet is outbid: what the members approved is to win.
+        if [ours, other.map(|(_, place)| place)].iter().any(|place| matches!(place, Some(Place::Block(_)))) {
+            return;
+        }
+        let patience = u32::from(self.next.rules.fees.target().blocks());
+        let height = self.next.sight.tip.map(|tip| tip.block.height);
+        let waited = height.zip(announcing.patient_since).map_or(0, |(height, since)| height.saturating_sub(since));
+        if announcing.refused_for_fee || waited >= patience {
+            let paid = announcing.bump().rate();
+            let half_more = FeeRate::from_sat_per_kwu(paid.to_sat_per_kwu().saturating_mul(3) / 2);
+            let asked = estimate.map_or(half_more, |estimate| estimate.max(half_more));
+            self.bump_to(self.next.rules.fees.hold(Some(asked)));
+        }
+    }
+
+    fn bump_to(&mut self, rate: FeeRate) {
+        let Some(announcing) = self.announcing() else { return };
+        let bump = announcing.bump();
+        let change = match &self.next.rules.change {
+            crate::protocol::output::Change::To(script) => script.as_script(),
+            // The beacon's own coin is the members' to spend.
+            crate::protocol::output::Change::Beacon => ::bitcoin::Script::new(),
+        };
+        let planned = if rate <= bump.rate() { Err(BumpError::AtCeiling) } else { bump.child_for(rate, change) };
+        match planned {
+            Ok(child) => self.fact(E::ChildPlanned { at: self.at, child, rate }),
+            Err(_) if announcing.bump_impossible => {}
+            Err(reason) => self.fact(E::BumpImpossible { at: self.at, reason }),
+        }
+    }
+
+    fn tick(&mut self) {
+        match &self.next.state {
+            State::Funding { deadline } if *deadline <= self.at => self.fail(Failure::NotFunded),
+            State::Signing { deadline, .. } if *deadline <= self.at => self.fail(Failure::NotSigned),
+            State::Announcing(announcing) => {
+                if announcing.stalled_at <= self.at {
+                    self.fact(E::Stalled { at: self.at });
+                }
+                self.hand_in_if_due();
+            }
+            _ => {}
+        }
+    }
+}

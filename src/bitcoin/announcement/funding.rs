@@ -1,0 +1,107 @@
+//! Which coin pays for a signal.
+
+use std::cmp::Reverse;
+
+use ::bitcoin::{Amount, FeeRate, Transaction};
+use serde::{Deserialize, Serialize};
+
+use super::{Rules, Sight};
+use crate::{
+    bitcoin::chain::Deposit,
+    protocol::{
+        hash::SignalBytes,
+        output::{BeaconOutput, BuildError, Coin, build_beacon_transaction},
+    },
+};
+
+/// A transaction for members to sign.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepared {
+    /// The coin that it spends.
+    pub coin: Deposit,
+    /// The transaction, unsigned.
+    pub transaction: Transaction,
+    /// What it announces.
+    pub signal: SignalBytes,
+    /// The rate that it is to pay on whichever path it ends.
+    pub rate: FeeRate,
+}
+
+/// Why no transaction can be made yet.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotFunded {
+    /// Nothing was paid to the address.
+    #[error("nothing was paid to {address} yet; {needed} are needed")]
+    NoDeposit {
+        /// The beacon address.
+        address: String,
+        /// The least that suffices.
+        needed: Amount,
+    },
+    /// What would suffice is not confirmed deep enough.
+    #[error("a deposit of {value} at {address} waits for its confirmation")]
+    Unconfirmed {
+        /// The beacon address.
+        address: String,
+        /// The largest one that waits.
+        value: Amount,
+    },
+    /// No coin pays for the fee.
+    #[error("the largest coin at {address} holds {largest}; {needed} are needed in one coin")]
+    TooSmall {
+        /// The beacon address.
+        address: String,
+        /// The largest coin's value.
+        largest: Amount,
+        /// The least that suffices.
+        needed: Amount,
+    },
+    /// The operator's settings make no transaction possible.
+    #[error("{0}")]
+    Impossible(String),
+}
+
+/// The transaction for the best coin: of those that are confirmed deep enough, unspent and pay for the fee, first those that
+/// leave change (which a bump can use), then the oldest (its recovery timelock passes first), then the largest. Dust is
+/// never chosen, and never stands in the way.
+pub(super) fn choose(
+    sight: &Sight,
+    rules: &Rules,
+    output: &BeaconOutput,
+    signal: &SignalBytes,
+    rate: FeeRate,
+) -> Result<Prepared, NotFunded> {
+    let build = |deposit: &Deposit| {
+        let coin = Coin { outpoint: deposit.outpoint, value: deposit.value };
+        build_beacon_transaction(output, &coin, signal, rate, &rules.change)
+    };
+    let unspent = sight.deposits.values().filter(|deposit| !sight.spends.contains_key(&deposit.outpoint));
+    let (deep, waiting): (Vec<Deposit>, Vec<Deposit>) =
+        unspent.copied().partition(|deposit| sight.depth(&deposit.place) >= rules.funding_confirmations.max(1));
+
+    let best = deep
+        .iter()
+        .filter_map(|deposit| build(deposit).ok().map(|transaction| (deposit, transaction)))
+        .min_by_key(|(deposit, transaction)| {
+            (Reverse(transaction.output.len()), deposit.place, Reverse(deposit.value), deposit.outpoint)
+        });
+    if let Some((coin, transaction)) = best {
+        return Ok(Prepared { coin: *coin, transaction, signal: *signal, rate });
+    }
+    let address = output.address().to_owned();
+    let largest = |deposits: &[Deposit]| deposits.iter().copied().max_by_key(|deposit| deposit.value);
+    if let Some(deposit) = largest(&waiting).filter(|deposit| build(deposit).is_ok()) {
+        return Err(NotFunded::Unconfirmed { address, value: deposit.value });
+    }
+    // A coin without value says what it would take.
+    let nothing = Coin { outpoint: ::bitcoin::OutPoint::null(), value: Amount::ZERO };
+    let needed = match build_beacon_transaction(output, &nothing, signal, rate, &rules.change) {
+        Err(BuildError::InsufficientFunds { needed, .. }) => needed,
+        Err(error) => return Err(NotFunded::Impossible(error.to_string())),
+        Ok(_) => Amount::ZERO,
+    };
+    match largest(&deep).into_iter().chain(largest(&waiting)).max_by_key(|deposit| deposit.value) {
+        Some(deposit) => Err(NotFunded::TooSmall { address, largest: deposit.value, needed }),
+        None => Err(NotFunded::NoDeposit { address, needed }),
+    }
+}

@@ -1,0 +1,282 @@
+//! The announcement of one cohort as a machine: from the first deposit at the beacon address to a signal that is final.
+//!
+//! ```text
+//! planned ─ watch ▶ funding ─ prepare ▶ signing ─ signed ▶ announcing ─ depth reached ▶ final
+//!                      └──── deadline, cohort failed, coin spent by another ────▶ failed
+//! ```
+//!
+//! It is driven like the protocol's machines ([`Machine`]): it decides, its events are its journal, and its effects are what
+//! the driver does. What happens on the chain reaches it as [`Input::Observed`], what it knows of it is its [`Sight`]. It never
+//! asks the chain anything: [`super::watch`] does, and polls.
+//!
+//! While it announces, the place of its transaction is nothing but the spend of the chosen coin in its sight. So a
+//! reorganization needs no rule of its own: the spend is gone from its block, and what is not in sight is handed in again.
+
+mod decide;
+mod event;
+mod funding;
+mod sight;
+mod state;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use ::bitcoin::{FeeRate, OutPoint, ScriptBuf, Transaction, Txid};
+use rand_chacha::rand_core::CryptoRng;
+
+pub use self::{
+    event::{AnnouncementEvent, AnnouncementFailure},
+    funding::{NotFunded, Prepared},
+    sight::Sight,
+    state::{Announcing, State},
+};
+use super::{
+    chain::{Activity, Rejection},
+    change::Child,
+    fees::FeePolicy,
+};
+use crate::protocol::{
+    error::{Reject, RejectCode},
+    hash::SignalBytes,
+    machine::Machine,
+    output::{BeaconOutput, Change},
+    time::Timestamp,
+};
+
+/// What an operator has decided for all its announcements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// How long a beacon address is watched for its first usable deposit.
+    pub funding_window: Duration,
+    /// How deep a deposit must be confirmed before members sign a transaction that spends it.
+    pub funding_confirmations: u32,
+    /// How long members may take to sign.
+    pub signing_window: Duration,
+    /// How deep the announcement must be confirmed to be final.
+    pub confirmations: u32,
+    /// What it may cost.
+    pub fees: FeePolicy,
+    /// Where the rest of the coin goes.
+    pub change: Change,
+    /// How long to wait before handing in a transaction again that the chain does not show.
+    pub rebroadcast: Duration,
+    /// How long the chain may stand still before the operator is told.
+    pub stall: Duration,
+}
+
+impl Rules {
+    /// Change to `change`, and everything else at its default: a day for funding with one confirmation, a day for signing,
+    /// final at depth 6, handed in again every 10 minutes.
+    pub fn new(change: Change) -> Self {
+        Self {
+            funding_window: Duration::from_secs(24 * 3600),
+            funding_confirmations: 1,
+            signing_window: Duration::from_secs(24 * 3600),
+            confirmations: 6,
+            fees: FeePolicy::default(),
+            change,
+            rebroadcast: Duration::from_secs(600),
+            stall: Duration::from_secs(3 * 3600),
+        }
+    }
+
+    /// How many blocks below the last tip to look again: a reorganization that goes deeper would undo what was final.
+    pub fn window(&self) -> u32 {
+        self.confirmations.max(self.funding_confirmations).saturating_mul(2).max(12)
+    }
+}
+
+/// What can happen to an announcement.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// The cohort has formed: this is its beacon output's script.
+    Watch {
+        /// The script.
+        script: ScriptBuf,
+    },
+    /// The chain was asked.
+    Observed {
+        /// What it answered.
+        activity: Activity,
+        /// From which height on that is all there is; 0 when it is all there is at any height.
+        since: u32,
+        /// Its fee estimate, if it has one.
+        estimate: Option<FeeRate>,
+    },
+    /// The cohort wants a transaction. Without a coin that suffices nothing happens: see [`Announcement::choose`].
+    Prepare {
+        /// The cohort's output.
+        output: BeaconOutput,
+        /// What to announce.
+        signal: SignalBytes,
+        /// The chain's fee estimate, if it has one.
+        estimate: Option<FeeRate>,
+    },
+    /// The cohort has signed.
+    Signed {
+        /// The transaction, with its witness.
+        transaction: Transaction,
+        /// What the coin that it spends holds.
+        value: ::bitcoin::Amount,
+    },
+    /// A transaction was handed in.
+    HandedIn {
+        /// Which one: the announcement, or its child.
+        txid: Txid,
+        /// How the chain took it.
+        result: Result<(), Rejection>,
+    },
+    /// The cohort ended without a transaction.
+    CohortFailed {
+        /// Why.
+        reason: String,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// What the driver does for an announcement.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Hand in the transaction, with the child that pays for it if there is one, and feed [`Input::HandedIn`].
+    HandIn {
+        /// The signed announcement.
+        transaction: Arc<Transaction>,
+        /// The child, still to be signed.
+        child: Option<Child>,
+    },
+}
+
+/// The announcement of one cohort.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Announcement {
+    rules: Arc<Rules>,
+    script: ScriptBuf,
+    sight: Sight,
+    state: State,
+    /// The transactions that members were asked to sign: all other spends are foreign.
+    ours: BTreeSet<Txid>,
+    /// Foreign spends that the operator was told of.
+    alarms: BTreeMap<OutPoint, Txid>,
+}
+
+impl Announcement {
+    /// Of a cohort that has not formed yet.
+    pub fn new(rules: Arc<Rules>) -> Self {
+        Self {
+            rules,
+            script: ScriptBuf::new(),
+            sight: Sight::default(),
+            state: State::Planned,
+            ours: BTreeSet::new(),
+            alarms: BTreeMap::new(),
+        }
+    }
+
+    /// What the operator has decided.
+    pub fn rules(&self) -> &Arc<Rules> {
+        &self.rules
+    }
+
+    /// The script that is watched; empty before it is known.
+    pub fn script(&self) -> &ScriptBuf {
+        &self.script
+    }
+
+    /// What is known of the chain.
+    pub fn sight(&self) -> &Sight {
+        &self.sight
+    }
+
+    /// Where it is.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Whether nothing will change any more.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, State::Final { .. } | State::Failed { .. })
+    }
+
+    /// The transaction that announces `signal`, once it is prepared.
+    pub fn prepared(&self, signal: &SignalBytes) -> Option<&Prepared> {
+        match &self.state {
+            State::Signing { prepared, .. } if prepared.signal == *signal && self.is_spendable(prepared) => {
+                Some(prepared)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the coin of `prepared` is there, and nobody else spends it.
+    fn is_spendable(&self, prepared: &Prepared) -> bool {
+        let spent_by_another =
+            self.sight.spends.get(&prepared.coin.outpoint).is_some_and(|spend| !self.ours.contains(&spend.by));
+        self.sight.deposits.contains_key(&prepared.coin.outpoint) && !spent_by_another
+    }
+
+    /// The transaction that could announce `signal` now, with the best coin that there is.
+    ///
+    /// # Errors
+    /// [`NotFunded`], which says what is missing.
+    pub fn choose(
+        &self,
+        output: &BeaconOutput,
+        signal: &SignalBytes,
+        estimate: Option<FeeRate>,
+    ) -> Result<Prepared, NotFunded> {
+        funding::choose(&self.sight, &self.rules, output, signal, self.rules.fees.hold(estimate))
+    }
+}
+
+impl Machine for Announcement {
+    type Input = Input;
+    type Event = AnnouncementEvent;
+    type Effect = Effect;
+
+    fn decide(&self, now: Timestamp, input: &Input, _: &mut dyn CryptoRng) -> Result<Vec<Self::Event>, Reject> {
+        decide::decide(self, now, input)
+    }
+
+    fn apply(&mut self, event: &AnnouncementEvent) {
+        state::apply(self, event);
+    }
+
+    fn effects(&self, event: &AnnouncementEvent) -> Vec<Effect> {
+        let State::Announcing(announcing) = &self.state else { return Vec::new() };
+        match event {
+            AnnouncementEvent::TransactionSigned { .. }
+            | AnnouncementEvent::Rebroadcast { .. }
+            | AnnouncementEvent::ChildPlanned { .. } => vec![Effect::HandIn {
+                transaction: Arc::clone(&announcing.transaction),
+                child: announcing.child.clone(),
+            }],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Nothing: the first poll after a restart shows the chain, and what is not in sight is handed in again when it is due.
+    fn resume(&self) -> Vec<Effect> {
+        Vec::new()
+    }
+
+    fn deadline(&self) -> Option<Timestamp> {
+        match &self.state {
+            State::Planned | State::Final { .. } | State::Failed { .. } => None,
+            State::Funding { deadline } | State::Signing { deadline, .. } => Some(*deadline),
+            State::Announcing(announcing) if self.sight.spends.contains_key(&announcing.coin.outpoint) => {
+                Some(announcing.stalled_at)
+            }
+            State::Announcing(announcing) => Some(announcing.hand_in_at.min(announcing.stalled_at)),
+        }
+    }
+}
+
+/// The host's input does not fit the state.
+fn out_of_phase(input: &str, state: &State) -> Reject {
+    let detail = format!("{input} does not fit an announcement that is {}", state.name());
+    Reject { code: RejectCode::WrongPhase, peer: None, detail }
+}

@@ -1,0 +1,101 @@
+//! What is known of the chain: a tip, and what pays to the script or spends from it.
+
+use std::collections::BTreeMap;
+
+use ::bitcoin::OutPoint;
+
+use super::event::AnnouncementEvent;
+use crate::{
+    bitcoin::chain::{Activity, Deposit, Place, Spend, Tip},
+    protocol::time::Timestamp,
+};
+
+/// The most deposits that are remembered. Anybody can pay to a beacon address; the largest ones stay.
+const MAX_DEPOSITS: usize = 256;
+
+/// What is known of the chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sight {
+    /// The tip at which it was true.
+    pub tip: Option<Tip>,
+    /// What pays to the script.
+    pub deposits: BTreeMap<OutPoint, Deposit>,
+    /// What spends from it.
+    pub spends: BTreeMap<OutPoint, Spend>,
+}
+
+impl Sight {
+    /// How deep a deposit is confirmed: 0 in the mempool.
+    pub fn depth(&self, place: &Place) -> u32 {
+        self.tip.zip(place.block()).map_or(0, |(tip, block)| tip.depth(block))
+    }
+
+    /// From which height on to look again: a little below the tip that was seen last, as deep as a reorganization may go.
+    pub fn rescan_from(&self, window: u32) -> Option<u32> {
+        self.tip.map(|tip| tip.block.height.saturating_sub(window))
+    }
+
+    /// The facts in `activity` that are news, given that it is all there is from height `since` on. `keep` is never forgotten
+    /// for lack of room.
+    pub(super) fn news(
+        &self,
+        at: Timestamp,
+        activity: &Activity,
+        since: u32,
+        keep: Option<&OutPoint>,
+    ) -> Vec<AnnouncementEvent> {
+        use AnnouncementEvent as E;
+        // What was known below `since` still stands; from there on only what is in the answer does.
+        let stands = |place: &Place| place.block().is_some_and(|block| block.height < since);
+        let mut deposits: BTreeMap<_, _> = self.deposits.iter().filter(|(_, d)| stands(&d.place)).collect();
+        deposits.extend(activity.deposits.iter().map(|deposit| (&deposit.outpoint, deposit)));
+        forget_the_smallest(&mut deposits, keep);
+        let mut spends: BTreeMap<_, _> = self.spends.iter().filter(|(_, spend)| stands(&spend.place)).collect();
+        spends.extend(activity.spends.iter().map(|spend| (&spend.outpoint, spend)));
+
+        let gone = |outpoint: &&OutPoint| !deposits.contains_key(*outpoint);
+        let mut news: Vec<_> =
+            self.deposits.keys().filter(gone).map(|&outpoint| E::DepositGone { at, outpoint }).collect();
+        let unspent = |outpoint: &&OutPoint| !spends.contains_key(*outpoint);
+        news.extend(self.spends.keys().filter(unspent).map(|&outpoint| E::SpendGone { at, outpoint }));
+        let new = deposits.into_values().filter(|deposit| self.deposits.get(&deposit.outpoint) != Some(*deposit));
+        news.extend(new.map(|&deposit| E::DepositSeen { at, deposit }));
+        let new = spends.into_values().filter(|spend| self.spends.get(&spend.outpoint) != Some(*spend));
+        news.extend(new.map(|&spend| E::SpendSeen { at, spend }));
+        if self.tip != Some(activity.tip) {
+            news.push(E::TipSeen { at, tip: activity.tip });
+        }
+        news
+    }
+
+    pub(super) fn apply(&mut self, event: &AnnouncementEvent) {
+        match event {
+            AnnouncementEvent::TipSeen { tip, .. } => self.tip = Some(*tip),
+            AnnouncementEvent::DepositSeen { deposit, .. } => {
+                self.deposits.insert(deposit.outpoint, *deposit);
+            }
+            AnnouncementEvent::DepositGone { outpoint, .. } => {
+                self.deposits.remove(outpoint);
+            }
+            AnnouncementEvent::SpendSeen { spend, .. } => {
+                self.spends.insert(spend.outpoint, *spend);
+            }
+            AnnouncementEvent::SpendGone { outpoint, .. } => {
+                self.spends.remove(outpoint);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn forget_the_smallest(deposits: &mut BTreeMap<&OutPoint, &Deposit>, keep: Option<&OutPoint>) {
+    if deposits.len() <= MAX_DEPOSITS {
+        return;
+    }
+    let mut by_value: Vec<_> =
+        deposits.values().map(|d| (Some(&d.outpoint) == keep, d.value, d.outpoint)).collect();
+    by_value.sort_unstable();
+    for (_, _, outpoint) in &by_value[..by_value.len() - MAX_DEPOSITS] {
+        deposits.remove(outpoint);
+    }
+}

@@ -1,0 +1,309 @@
+//! An Esplora server, over HTTP. What it says is believed: an operator who needs proof runs a node.
+
+use std::{collections::HashMap, fmt, time::Duration};
+
+use ::bitcoin::{
+    BlockHash, FeeRate, OutPoint, Script, Transaction, Txid, Wtxid,
+    block::Header,
+    consensus::encode,
+    hashes::{Hash, sha256},
+};
+use async_trait::async_trait;
+use esplora_client::api::{BlockInfo, EsploraTx, TxStatus, Utxo};
+use reqwest::{Client, Method, StatusCode, redirect};
+use serde::{Deserialize, de::DeserializeOwned};
+
+use super::{
+    Activity, BlockId, Chain, ChainError, ConfirmationTarget, Deposit, Place, Rejection, Spend, Tip,
+    TransactionStatus, core::package_result, is_known_already,
+};
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The largest answer that is read: a block in hexadecimal, and some room.
+const MAX_ANSWER: usize = 16 << 20;
+
+/// The most pages of a script's history that are read at a time, of 25 transactions each.
+const MAX_PAGES: usize = 400;
+
+/// How often to ask again when a block arrives between two parts of an answer.
+const ATTEMPTS: usize = 5;
+
+/// An Esplora server.
+#[derive(Clone, Debug)]
+pub struct EsploraChain {
+    url: String,
+    http: Client,
+}
+
+impl EsploraChain {
+    /// The server whose API is at `url`, without a slash at its end. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`ChainError::Misconfigured`] when this system cannot make requests.
+    pub fn new(url: &str) -> Result<Self, ChainError> {
+        let http = Client::builder()
+            .timeout(TIMEOUT)
+            .redirect(redirect::Policy::none())
+            .build()
+            .map_err(|error| ChainError::Misconfigured(error.to_string()))?;
+        Ok(Self { url: url.to_owned(), http })
+    }
+
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<String>,
+    ) -> Result<(StatusCode, Vec<u8>), ChainError> {
+        let unavailable = |error: &dyn fmt::Display| ChainError::Unavailable(format!("{}: {error}", self.url));
+        let mut request = self.http.request(method, format!("{}{path}", self.url));
+        if let Some(body) = body {
+            request = request.body(body);
+        }
+        let mut answer = request.send().await.map_err(|error| unavailable(&error))?;
+        let status = answer.status();
+        let mut bytes = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(|error| unavailable(&error))? {
+            if bytes.len() + chunk.len() > MAX_ANSWER {
+                return Err(ChainError::BadAnswer(format!("{}{path}: more than {MAX_ANSWER} bytes", self.url)));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok((status, bytes))
+    }
+
+    fn bad_answer(&self, path: &str, error: &dyn fmt::Display) -> ChainError {
+        ChainError::BadAnswer(format!("{}{path}: {error}", self.url))
+    }
+
+    /// The body of an answer; `None` when there is no such thing.
+    async fn get(&self, path: &str) -> Result<Option<Vec<u8>>, ChainError> {
+        match self.request(Method::GET, path, None).await? {
+            (StatusCode::OK, body) => Ok(Some(body)),
+            (StatusCode::NOT_FOUND, _) => Ok(None),
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => {
+                Err(ChainError::Misconfigured(format!("{}: access denied", self.url)))
+            }
+            (status, _) => Err(ChainError::Unavailable(format!("{}{path}: HTTP status {status}", self.url))),
+        }
+    }
+
+    async fn get_text(&self, path: &str) -> Result<Option<String>, ChainError> {
+        let body = self.get(path).await?;
+        body.map(|body| String::from_utf8(body).map_err(|error| self.bad_answer(path, &error))).transpose()
+    }
+
+    async fn get_json<T: DeserializeOwned>(&self, path: &str) -> Result<T, ChainError> {
+        let body = self.get(path).await?.ok_or_else(|| {
+            ChainError::Misconfigured(format!("{} has no {path}: is it the base of an Esplora API?", self.url))
+        })?;
+        serde_json::from_slice(&body).map_err(|error| self.bad_answer(path, &error))
+    }
+
+    async fn tip_hash(&self) -> Result<BlockHash, ChainError> {
+        let path = "/blocks/tip/hash";
+        let text = self.get_text(path).await?.ok_or_else(|| {
+            ChainError::Misconfigured(format!("{} has no {path}: is it the base of an Esplora API?", self.url))
+        })?;
+        text.trim().parse().map_err(|error| self.bad_answer(path, &error))
+    }
+
+    /// The history of a script down to height `since`: mempool first, then from the newest block on.
+    async fn history(&self, script: &str, since: u32) -> Result<Vec<EsploraTx>, ChainError> {
+        let mut history: Vec<EsploraTx> = self.get_json(&format!("/scripthash/{script}/txs/mempool")).await?;
+        let mut page = format!("/scripthash/{script}/txs/chain");
+        for _ in 0..MAX_PAGES {
+            let transactions: Vec<EsploraTx> = self.get_json(&page).await?;
+            let Some(last) = transactions.last() else { return Ok(history) };
+            page = format!("/scripthash/{script}/txs/chain/{}", last.txid);
+            let ended = last.status.block_height.is_none_or(|height| height < since);
+            history.extend(transactions);
+            if ended {
+                return Ok(history);
+            }
+        }
+        Err(ChainError::BadAnswer(format!("{}: too many transactions since block {since}", self.url)))
+    }
+
+    async fn activity_at(&self, tip: Tip, script: &Script, since: u32) -> Result<Activity, ChainError> {
+        let mut activity = Activity { tip, deposits: Vec::new(), spends: Vec::new() };
+        for transaction in self.history(&script_hash(script), since).await? {
+            let Some(place) = place(&transaction.status) else { continue };
+            if place.block().is_some_and(|block| block.height < since) {
+                continue;
+            }
+            for (vout, output) in (0..).zip(&transaction.vout) {
+                if *output.scriptpubkey == *script {
+                    let outpoint = OutPoint { txid: transaction.txid, vout };
+                    activity.deposits.push(Deposit { outpoint, value: output.value, place });
+                }
+            }
+            for input in &transaction.vin {
+                if input.prevout.as_ref().is_some_and(|prevout| *prevout.scriptpubkey == *script) {
+                    let outpoint = OutPoint { txid: input.txid, vout: input.vout };
+                    activity.spends.push(Spend { outpoint, by: transaction.txid, place });
+                }
+            }
+        }
+        Ok(activity)
+    }
+
+    async fn coins_at(&self, tip: Tip, script: &Script) -> Result<Activity, ChainError> {
+        // What is in the mempool comes from the history, which also says what spends it.
+        let mut activity = self.activity_at(tip, script, u32::MAX).await?;
+        let coins: Vec<Utxo> = self.get_json(&format!("/scripthash/{}/utxo", script_hash(script))).await?;
+        // The list leaves out what the mempool spends; a coin that somebody wants to spend is a coin all the same.
+        for spend in activity.spends.clone() {
+            if activity.deposits.iter().any(|deposit| deposit.outpoint == spend.outpoint) {
+                continue;
+            }
+            let path = format!("/tx/{}", spend.outpoint.txid);
+            let parent: EsploraTx = self.get_json(&path).await?;
+            let vout = usize::try_from(spend.outpoint.vout).unwrap_or(usize::MAX);
+            let output = parent.vout.get(vout).ok_or_else(|| self.bad_answer(&path, &"an output is missing"))?;
+            if let Some(place) = place(&parent.status) {
+                activity.deposits.push(Deposit { outpoint: spend.outpoint, value: output.value, place });
+            }
+        }
+        activity.deposits.extend(coins.iter().filter_map(|coin| {
+            let block = BlockId { height: coin.status.block_height?, hash: coin.status.block_hash? };
+            let outpoint = OutPoint { txid: coin.txid, vout: coin.vout };
+            Some(Deposit { outpoint, value: coin.value, place: Place::Block(block) })
+        }));
+        Ok(activity)
+    }
+}
+
+/// How Esplora names a script: its SHA-256 in the usual byte order.
+fn script_hash(script: &Script) -> String {
+    sha256::Hash::hash(script.as_bytes()).to_string()
+}
+
+fn place(status: &TxStatus) -> Option<Place> {
+    match (status.confirmed, status.block_height, status.block_hash) {
+        (false, ..) => Some(Place::Mempool),
+        (true, Some(height), Some(hash)) => Some(Place::Block(BlockId { height, hash })),
+        (true, ..) => None,
+    }
+}
+
+#[async_trait]
+impl Chain for EsploraChain {
+    async fn tip(&self) -> Result<Tip, ChainError> {
+        let hash = self.tip_hash().await?;
+        let path = format!("/block/{hash}");
+        let block: BlockInfo = self.get_json(&path).await?;
+        let median_time = u32::try_from(block.mediantime).map_err(|error| self.bad_answer(&path, &error))?;
+        Ok(Tip { block: BlockId { height: block.height, hash }, median_time })
+    }
+
+    async fn block_hash(&self, height: u32) -> Result<Option<BlockHash>, ChainError> {
+        let path = format!("/block-height/{height}");
+        let text = self.get_text(&path).await?;
+        text.map(|text| text.trim().parse().map_err(|error| self.bad_answer(&path, &error))).transpose()
+    }
+
+    async fn header(&self, hash: &BlockHash) -> Result<Option<Header>, ChainError> {
+        let path = format!("/block/{hash}/header");
+        let text = self.get_text(&path).await?;
+        text.map(|text| encode::deserialize_hex(text.trim()).map_err(|error| self.bad_answer(&path, &error)))
+            .transpose()
+    }
+
+    async fn coins(&self, script: &Script) -> Result<Activity, ChainError> {
+        for _ in 0..ATTEMPTS {
+            let activity = self.coins_at(self.tip().await?, script).await?;
+            if self.tip_hash().await? == activity.tip.block.hash {
+                return Ok(activity);
+            }
+        }
+        Err(ChainError::Unavailable(format!("{}: blocks arrive faster than it answers", self.url)))
+    }
+
+    async fn activity(&self, script: &Script, since: u32) -> Result<Activity, ChainError> {
+        for _ in 0..ATTEMPTS {
+            let activity = self.activity_at(self.tip().await?, script, since).await?;
+            if self.tip_hash().await? == activity.tip.block.hash {
+                return Ok(activity);
+            }
+        }
+        Err(ChainError::Unavailable(format!("{}: blocks arrive faster than it answers", self.url)))
+    }
+
+    async fn transaction(
+        &self,
+        txid: &Txid,
+        _block: Option<&BlockHash>,
+    ) -> Result<Option<Transaction>, ChainError> {
+        let path = format!("/tx/{txid}/raw");
+        let bytes = self.get(&path).await?;
+        bytes.map(|bytes| encode::deserialize(&bytes).map_err(|error| self.bad_answer(&path, &error))).transpose()
+    }
+
+    async fn status(&self, txid: &Txid, _since: u32) -> Result<TransactionStatus, ChainError> {
+        let path = format!("/tx/{txid}");
+        let Some(body) = self.get(&path).await? else { return Ok(TransactionStatus::Unknown) };
+        let transaction: EsploraTx =
+            serde_json::from_slice(&body).map_err(|error| self.bad_answer(&path, &error))?;
+        let place = place(&transaction.status).ok_or_else(|| self.bad_answer(&path, &"confirmed in no block"))?;
+        Ok(TransactionStatus::At(place))
+    }
+
+    async fn fee_estimate(&self, target: ConfirmationTarget) -> Result<Option<FeeRate>, ChainError> {
+        let estimates: HashMap<u16, f64> = self.get_json("/fee-estimates").await?;
+        // The rate of the longest wait that is not longer than ours.
+        let best =
+            estimates.iter().filter(|(blocks, _)| **blocks <= target.blocks()).max_by_key(|(blocks, _)| **blocks);
+        Ok(best.and_then(|(_, rate)| sat_per_vb(*rate)))
+    }
+
+    async fn submit(&self, transaction: &Transaction) -> Result<(), ChainError> {
+        let (status, body) = self.request(Method::POST, "/tx", Some(encode::serialize_hex(transaction))).await?;
+        refused_unless_known(status, &body)
+    }
+
+    async fn submit_package(&self, parent: &Transaction, child: &Transaction) -> Result<(), ChainError> {
+        let package = serde_json::json!([encode::serialize_hex(parent), encode::serialize_hex(child)]);
+        let path = "/txs/package";
+        let (status, body) = self.request(Method::POST, path, Some(package.to_string())).await?;
+        if status == StatusCode::NOT_FOUND {
+            // A server from before packages: good enough while the mempool takes the parent by itself.
+            self.submit(parent).await?;
+            return self.submit(child).await;
+        }
+        if status != StatusCode::OK {
+            return refused_unless_known(status, &body);
+        }
+        let answer: Package = serde_json::from_slice(&body).map_err(|error| self.bad_answer(path, &error))?;
+        package_result(&answer.package_msg, answer.results.into_values().filter_map(|result| result.error))
+    }
+}
+
+/// A rate as a server writes it; `None` when it is no rate at all.
+fn sat_per_vb(rate: f64) -> Option<FeeRate> {
+    // A float that is too large for the integer becomes the largest integer.
+    (rate.is_finite() && rate > 0.0).then(|| FeeRate::from_sat_per_kwu((rate * 250.0).ceil() as u64))
+}
+
+fn refused_unless_known(status: StatusCode, body: &[u8]) -> Result<(), ChainError> {
+    let text: String = String::from_utf8_lossy(body).chars().take(500).collect();
+    match status {
+        StatusCode::OK => Ok(()),
+        _ if is_known_already(&text) => Ok(()),
+        StatusCode::BAD_REQUEST => Err(Rejection::new(text).into()),
+        status => Err(ChainError::Unavailable(format!("HTTP status {status}: {text}"))),
+    }
+}
+
+#[derive(Deserialize)]
+struct Package {
+    package_msg: String,
+    #[serde(rename = "tx-results", default)]
+    results: HashMap<Wtxid, PackageResult>,
+}
+
+#[derive(Deserialize)]
+struct PackageResult {
+    error: Option<String>,
+}

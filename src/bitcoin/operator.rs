@@ -1,0 +1,212 @@
+//! An operator with a chain: the service's policy asks it for transactions, and it sees every announcement to its end.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use ::bitcoin::{Address, ScriptBuf, address::NetworkUnchecked};
+use async_trait::async_trait;
+use tokio::{
+    sync::{broadcast, mpsc, oneshot},
+    task::JoinHandle,
+};
+
+use super::{
+    announcement::{Announcement, Input, Rules, State},
+    notice::AnnouncementNotice,
+    watch::{PrepareError, Request, Watch, WatchError, WatchSettings},
+};
+use crate::{
+    actors::{
+        journal::JournalError,
+        notice::ServiceNotice,
+        policy::{FundedTransaction, PolicyError, ServicePolicy, TransactionRequest},
+    },
+    protocol::{
+        error::{Fatal, Retry},
+        id::CohortId,
+    },
+};
+
+/// How many requests may wait for a watch that is asking the chain. A cohort makes a handful in its life.
+const REQUESTS: usize = 16;
+
+/// An operator with a chain. Clones are the same operator. Its watches run as tasks of the runtime that it is used on.
+#[derive(Clone)]
+pub struct ChainOperator(Arc<Inner>);
+
+struct Inner {
+    settings: WatchSettings,
+    rules: Arc<Rules>,
+    watches: Mutex<BTreeMap<CohortId, Running>>,
+}
+
+/// A watch that runs as a task.
+struct Running {
+    requests: mpsc::Sender<Request>,
+    task: JoinHandle<()>,
+}
+
+impl ChainOperator {
+    /// An operator that follows `rules`.
+    pub fn new(settings: WatchSettings, rules: Rules) -> Self {
+        Self(Arc::new(Inner { settings, rules: Arc::new(rules), watches: Mutex::default() }))
+    }
+
+    /// All notices from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<AnnouncementNotice>> {
+        self.0.settings.notices.subscribe()
+    }
+
+    /// Goes on with every announcement of the journal that has not ended. How many.
+    ///
+    /// # Errors
+    /// [`JournalError`] when the journal cannot be read. One stream that cannot be is logged, and keeps none of the others.
+    pub async fn resume(&self) -> Result<usize, JournalError> {
+        let mut resumed = 0;
+        for stream in self.0.settings.journal.streams().await? {
+            let Some(cohort_id) = Watch::cohort_of(&stream) else { continue };
+            match self.open(&cohort_id).await {
+                Ok(watch) if watch.announcement().has_ended() => {}
+                Ok(watch) => {
+                    self.start(cohort_id, watch);
+                    resumed += 1;
+                }
+                Err(error) => tracing::error!(%cohort_id, %error, "an announcement cannot go on"),
+            }
+        }
+        Ok(resumed)
+    }
+
+    /// Watches the beacon address of a cohort that has formed. Watching it already is fine.
+    ///
+    /// # Errors
+    /// [`WatchError`].
+    pub async fn watch(&self, cohort_id: &CohortId, script: ScriptBuf) -> Result<(), WatchError> {
+        if self.running(cohort_id).is_none() {
+            let watch = self.open_at(cohort_id, script).await?;
+            self.start(cohort_id.clone(), watch);
+        }
+        Ok(())
+    }
+
+    /// Follows a step of the service: begins to watch, announces what is signed, gives up what has failed.
+    ///
+    /// # Errors
+    /// [`WatchError`].
+    pub async fn follow(&self, step: &ServiceNotice) -> Result<(), WatchError> {
+        match step {
+            ServiceNotice::KeygenComplete { cohort_id, beacon_address, .. } => {
+                match beacon_address.parse::<Address<NetworkUnchecked>>() {
+                    Ok(address) => self.watch(cohort_id, address.assume_checked().script_pubkey()).await,
+                    Err(error) => {
+                        tracing::error!(%cohort_id, %error, "a beacon address that is none");
+                        Ok(())
+                    }
+                }
+            }
+            ServiceNotice::SigningComplete { cohort_id, result, .. } => {
+                let (transaction, value) = (result.signed.transaction.clone(), result.signed.value);
+                if self.running(cohort_id).is_some() {
+                    self.request(cohort_id, Request::Signed { transaction, value }).await;
+                    return Ok(());
+                }
+                // Also when it had been given up: what is signed is worth announcing.
+                let mut watch = self.open_at(cohort_id, result.output.script_pubkey().to_owned()).await?;
+                if let Err(reject) = watch.feed(Input::Signed { transaction, value }).await? {
+                    tracing::warn!(%cohort_id, %reject, "a signed transaction is not announced");
+                }
+                self.start(cohort_id.clone(), watch);
+                Ok(())
+            }
+            ServiceNotice::CohortFailed { cohort_id, reason, .. } => {
+                self.request(cohort_id, Request::CohortFailed { reason: reason.clone() }).await;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn open(&self, cohort_id: &CohortId) -> Result<Watch, WatchError> {
+        let machine = Announcement::new(Arc::clone(&self.0.rules));
+        Watch::open(cohort_id.clone(), machine, self.0.settings.clone()).await
+    }
+
+    async fn open_at(&self, cohort_id: &CohortId, script: ScriptBuf) -> Result<Watch, WatchError> {
+        let mut watch = self.open(cohort_id).await?;
+        if let Err(reject) = watch.feed(Input::Watch { script }).await? {
+            tracing::warn!(%cohort_id, %reject, "a cohort has another address than it had");
+        }
+        Ok(watch)
+    }
+
+    fn start(&self, cohort_id: CohortId, watch: Watch) {
+        let (requests, receiver) = mpsc::channel(REQUESTS);
+        let id = cohort_id.clone();
+        let task = tokio::spawn(async move {
+            if let Err(error) = watch.run(receiver).await {
+                tracing::error!(cohort_id = %id, %error, "an announcement stands still until it is asked for again");
+            }
+        });
+        let mut watches = self.watches();
+        watches.retain(|_, watch| !watch.requests.is_closed());
+        watches.insert(cohort_id, Running { requests, task });
+    }
+
+    fn watches(&self) -> MutexGuard<'_, BTreeMap<CohortId, Running>> {
+        // No code panics while it holds the lock.
+        self.0.watches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends all watches, when what they are doing is done. [`Self::resume`] goes on with them.
+    pub async fn stop(&self) {
+        let watches = std::mem::take(&mut *self.watches());
+        for (cohort_id, Running { requests, task }) in watches {
+            drop(requests);
+            if let Err(error) = task.await {
+                tracing::error!(%cohort_id, %error, "an announcement ended badly");
+            }
+        }
+    }
+
+    fn running(&self, cohort_id: &CohortId) -> Option<mpsc::Sender<Request>> {
+        let watches = self.watches();
+        watches.get(cohort_id).map(|watch| watch.requests.clone()).filter(|requests| !requests.is_closed())
+    }
+
+    async fn request(&self, cohort_id: &CohortId, request: Request) {
+        let sent = match self.running(cohort_id) {
+            Some(watch) => watch.send(request).await.is_ok(),
+            None => false,
+        };
+        if !sent {
+            tracing::debug!(%cohort_id, "an announcement that has ended is asked for something");
+        }
+    }
+}
+
+#[async_trait]
+impl ServicePolicy for ChainOperator {
+    async fn beacon_transaction(&self, request: &TransactionRequest) -> Result<FundedTransaction, PolicyError> {
+        let TransactionRequest { cohort_id, output, signal, .. } = request;
+        let retry = |problem: &dyn std::fmt::Display| PolicyError::Retry(Retry(problem.to_string()));
+        self.watch(cohort_id, output.script_pubkey().to_owned()).await.map_err(|error| retry(&error))?;
+        let (answer, answered) = oneshot::channel();
+        let wanted = Request::Prepare { output: output.clone(), signal: *signal, answer };
+        self.request(cohort_id, wanted).await;
+        match answered.await {
+            Ok(Ok(prepared)) => {
+                Ok(FundedTransaction { transaction: prepared.transaction, value: prepared.coin.value })
+            }
+            Ok(Err(PrepareError::NotFunded(problem))) => Err(retry(&problem)),
+            Ok(Err(PrepareError::Never(problem))) => Err(Fatal(problem).into()),
+            // The watch has ended: for good, or for a reason that asking again may overcome.
+            Err(_) => match self.open(cohort_id).await.map_err(|error| retry(&error))?.announcement().state() {
+                State::Failed { failure } => Err(Fatal(failure.to_string()).into()),
+                State::Final { txid, .. } => Err(Fatal(format!("{txid} announced this cohort's signal")).into()),
+                _ => Err(retry(&"the announcement stood still")),
+            },
+        }
+    }
+}

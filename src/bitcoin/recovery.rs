@@ -1,0 +1,160 @@
+//! Taking a cohort's coins back with the recovery key, once its timelock has passed.
+//!
+//! [`survey`] says what there is and when it can be taken; [`plan`] makes the transactions. Both are pure: who asks the chain
+//! is the command `recover`.
+
+use std::time::Duration;
+
+use ::bitcoin::{Amount, FeeRate, OutPoint, Transaction, Txid};
+use rand_chacha::rand_core::CryptoRng;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    chain::{Activity, BlockId, Place, Tip},
+    fees::fee_at,
+};
+use crate::protocol::{
+    id::CohortId,
+    key::SecretKey,
+    network::Network,
+    output::{BeaconOutput, Coin, RecoveryError, RecoverySpend, sign_recovery_transaction},
+};
+
+/// What an operator must keep of a cohort from the moment it has formed, to recover its coins: keys and terms, from which the
+/// output is derived again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CohortFile {
+    /// The cohort.
+    pub cohort_id: CohortId,
+    /// Its output.
+    pub output: BeaconOutput,
+}
+
+impl CohortFile {
+    /// The file's name, in the cohort's directory of results.
+    pub const NAME: &'static str = "output.json";
+}
+
+/// What stands between a coin and its recovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+pub enum Maturity {
+    /// The coin is not confirmed, so that its timelock does not run yet.
+    Unconfirmed,
+    /// It can be recovered in a block of this height, or a later one.
+    Waiting {
+        /// That height.
+        height: u32,
+        /// How many blocks are still to come before the next one can hold the recovery.
+        blocks: u32,
+        /// When that will be, by the network's block time: seconds since the Unix epoch.
+        expected: u64,
+    },
+    /// It can be recovered now.
+    Mature {
+        /// The first height at which it could.
+        height: u32,
+    },
+}
+
+/// A coin of a beacon address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecoverableCoin {
+    /// Where it is.
+    pub outpoint: OutPoint,
+    /// What it holds, in satoshis.
+    #[serde(with = "::bitcoin::amount::serde::as_sat")]
+    pub value: Amount,
+    /// The block that confirms it.
+    pub block: Option<BlockId>,
+    /// The transaction in the mempool that spends it, if there is one: an announcement, perhaps.
+    pub spent_by: Option<Txid>,
+    /// When it can be recovered.
+    pub maturity: Maturity,
+}
+
+/// The time between two blocks of a network.
+pub fn block_time(network: Network) -> Duration {
+    match network {
+        Network::Mutinynet => Duration::from_secs(30),
+        _ => Duration::from_secs(600),
+    }
+}
+
+/// The coins of `output` in `activity`, the oldest first. None when the output has no recovery leaf.
+pub fn survey(output: &BeaconOutput, activity: &Activity) -> Option<Vec<RecoverableCoin>> {
+    let blocks = u32::from(output.recovery()?.sequence().blocks());
+    let mut coins: Vec<_> = activity
+        .deposits
+        .iter()
+        .map(|deposit| RecoverableCoin {
+            outpoint: deposit.outpoint,
+            value: deposit.value,
+            block: deposit.place.block().copied(),
+            spent_by: activity.spends.iter().find(|spend| spend.outpoint == deposit.outpoint).map(|spend| spend.by),
+            maturity: maturity(&deposit.place, blocks, &activity.tip, block_time(output.network())),
+        })
+        .collect();
+    coins.sort_unstable_by_key(|coin| (coin.block.map_or(u32::MAX, |block| block.height), coin.outpoint));
+    Some(coins)
+}
+
+/// When an output that was made at `place` can be spent by a relative lock time of `blocks` (BIP-68): in a block that is at
+/// least so many above its own.
+fn maturity(place: &Place, blocks: u32, tip: &Tip, block_time: Duration) -> Maturity {
+    let Some(block) = place.block() else { return Maturity::Unconfirmed };
+    let height = block.height.saturating_add(blocks);
+    // The next block is the first that could hold it.
+    match height.saturating_sub(tip.block.height + 1) {
+        0 => Maturity::Mature { height },
+        blocks => Maturity::Waiting {
+            height,
+            blocks,
+            expected: u64::from(tip.median_time) + u64::from(blocks) * block_time.as_secs(),
+        },
+    }
+}
+
+/// A coin's recovery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovery {
+    /// The coin.
+    pub coin: RecoverableCoin,
+    /// The signed transaction, or why there is none.
+    pub transaction: Result<Transaction, RecoveryError>,
+    /// What it pays.
+    pub fee: Amount,
+}
+
+/// Signed recoveries of `coins` to `destination` at `rate`, one transaction each: the fee of one never holds back another.
+///
+/// A coin that would leave dust is not recovered: its error says so.
+pub fn plan(
+    output: &BeaconOutput,
+    coins: &[RecoverableCoin],
+    destination: &str,
+    rate: FeeRate,
+    key: &SecretKey,
+    rng: &mut dyn CryptoRng,
+) -> Vec<Recovery> {
+    coins
+        .iter()
+        .map(|coin| {
+            let spend = |fee| RecoverySpend {
+                coin: Coin { outpoint: coin.outpoint, value: coin.value },
+                destination,
+                fee,
+                expected_address: Some(output.address()),
+            };
+            // Signed once for its size, which no fee changes.
+            let sized = sign_recovery_transaction(output, &spend(Amount::ZERO), key, rng);
+            let fee = sized.as_ref().map_or(Amount::ZERO, |transaction| {
+                fee_at(rate, u64::try_from(transaction.vsize()).unwrap_or(u64::MAX))
+            });
+            let transaction = sized.and_then(|_| sign_recovery_transaction(output, &spend(fee), key, rng));
+            Recovery { coin: *coin, transaction, fee }
+        })
+        .collect()
+}

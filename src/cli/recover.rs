@@ -1,0 +1,291 @@
+//! `recover`: the coins of a cohort's beacon address, and their way back to the operator.
+
+use std::{fs, path::PathBuf, process::ExitCode, sync::Arc};
+
+use ::bitcoin::{FeeRate, consensus::encode::serialize_hex};
+use clap::Args;
+use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
+use serde_json::{Value, json};
+
+use super::{ChainArg, Failure, fail, identity_of};
+use crate::{
+    bitcoin::{
+        chain::{Activity, Chain, ChainError, ConfirmationTarget, SourceError},
+        fees::{FeePolicy, FeePolicyError},
+        recovery::{CohortFile, Maturity, RecoverableCoin, Recovery, plan, survey},
+    },
+    keyfile::KeyFileError,
+    protocol::{
+        key::{PublicKey, XOnlyKey},
+        network::Network,
+        output::{BeaconOutput, KeyAggregation, RecoverySequence, ScriptTree},
+    },
+};
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Without --to the coins are listed, with the height and the time from which each can be recovered.\n\
+    With --to those that can be are sent there, each by a transaction of its own; --dry-run signs and shows the\n\
+    transactions, and sends none.\n\n\
+    The cohort's output is derived from its keys and terms: from the file output.json that the service keeps, or from\n\
+    --keys, --recovery-key and --recovery-sequence."
+)]
+pub(super) struct RecoverArgs {
+    /// Where to see the chain: core=http://user:password@host:port, core=http://host:port?cookie=PATH,
+    /// or esplora=https://host/api
+    #[arg(long, value_name = "KIND=URL", env = "BTCR2_CHAIN", hide_env_values = true)]
+    chain: ChainArg,
+    /// The file output.json of the cohort
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["keys", "recovery_key", "recovery_sequence"])]
+    cohort: Option<PathBuf>,
+    /// The cohort's public keys, 33 bytes in hex each, in any order
+    #[arg(long, value_name = "KEY,KEY", value_delimiter = ',', requires_all = ["recovery_key", "recovery_sequence"])]
+    keys: Vec<PublicKey>,
+    /// The key of the recovery leaf, 32 bytes in hex
+    #[arg(long, value_name = "KEY", requires = "keys")]
+    recovery_key: Option<XOnlyKey>,
+    /// The timelock of the recovery leaf, in blocks
+    #[arg(long, value_name = "BLOCKS", requires = "keys")]
+    recovery_sequence: Option<u16>,
+    /// k of the fallback leaf, if the cohort's advert named one
+    #[arg(long, value_name = "K", requires = "keys")]
+    fallback_threshold: Option<u16>,
+    /// The network of the cohort, with --keys
+    #[arg(long, value_name = "N", default_value = "regtest")]
+    network: Network,
+    /// Where to send what can be recovered
+    #[arg(long, value_name = "ADDRESS")]
+    to: Option<String>,
+    /// The identity file with the recovery key, which is the service's own unless `serve --recovery-key` named another
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
+    /// Take the recovery key (64 hex characters) from this environment variable
+    #[arg(long, value_name = "VAR")]
+    secret_env: Option<String>,
+    /// Within how many blocks to be confirmed
+    #[arg(long, value_name = "BLOCKS", default_value_t = 6)]
+    target: u16,
+    /// The lowest fee rate to pay, in sat/vB
+    #[arg(long, value_name = "RATE", default_value_t = 1)]
+    min_fee_rate: u32,
+    /// The highest fee rate to pay, in sat/vB, whatever the chain asks for
+    #[arg(long, value_name = "RATE", default_value_t = 100)]
+    max_fee_rate: u32,
+    /// Sign and show, send nothing
+    #[arg(long, requires = "to")]
+    dry_run: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why nothing can be said of a cohort's coins.
+#[derive(Debug, thiserror::Error)]
+enum RecoverError {
+    #[error("which cohort: give --cohort output.json, or --keys with --recovery-key and --recovery-sequence")]
+    NoCohort,
+    #[error("{path}: {problem}")]
+    CohortFile { path: PathBuf, problem: String },
+    #[error("keys and terms make no beacon output: {0}")]
+    Output(String),
+    #[error("the beacon output has no recovery leaf: only all members together can spend it")]
+    NoRecoveryLeaf,
+    #[error("the key is not the recovery key of this cohort, which is {0}")]
+    OtherKey(XOnlyKey),
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
+    #[error(transparent)]
+    Fees(#[from] FeePolicyError),
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    #[error("--chain: {0}")]
+    Source(#[from] SourceError),
+}
+
+impl Failure for RecoverError {
+    fn status(&self) -> u8 {
+        match self {
+            Self::NoCohort
+            | Self::CohortFile { .. }
+            | Self::Output(_)
+            | Self::NoRecoveryLeaf
+            | Self::Fees(_)
+            | Self::Source(_) => 2,
+            Self::OtherKey(_) | Self::Key(_) | Self::Chain(_) => 1,
+        }
+    }
+}
+
+pub(super) fn main(args: &RecoverArgs) -> ExitCode {
+    match actix_rt::System::new().block_on(recover(args)) {
+        Ok(outcome) => {
+            println!("{}", if args.json { outcome.json().to_string() } else { outcome.text() });
+            if outcome.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+        }
+        Err(error) => fail(&error),
+    }
+}
+
+/// A recovery that was made, and what became of it.
+struct Made {
+    recovery: Recovery,
+    /// Sent, refused, or not to be sent.
+    sent: Option<Result<(), ChainError>>,
+}
+
+struct Outcome {
+    output: BeaconOutput,
+    activity: Activity,
+    coins: Vec<RecoverableCoin>,
+    rate: Option<FeeRate>,
+    made: Vec<Made>,
+}
+
+async fn recover(args: &RecoverArgs) -> Result<Outcome, RecoverError> {
+    let source = args.chain.source()?;
+    let output = output_of(args)?;
+    let leaf = output.recovery().ok_or(RecoverError::NoRecoveryLeaf)?;
+    let (floor, ceiling) =
+        (FeeRate::from_sat_per_vb_u32(args.min_fee_rate), FeeRate::from_sat_per_vb_u32(args.max_fee_rate));
+    let fees = FeePolicy::new(floor, ceiling, ConfirmationTarget::new(args.target))?;
+    // Everything that can be wrong here is found before the node is kept busy.
+    let key = match &args.to {
+        Some(_) => Some(identity_of(args.identity.as_deref(), args.secret_env.as_deref(), Some(output.network()))?),
+        None => None,
+    };
+    if key.as_ref().is_some_and(|identity| identity.public_key().x_only() != leaf.key()) {
+        return Err(RecoverError::OtherKey(leaf.key()));
+    }
+    let chain = source.connect(output.network()).await?;
+    let activity = chain.coins(output.script_pubkey()).await?;
+    let coins = survey(&output, &activity).ok_or(RecoverError::NoRecoveryLeaf)?;
+    let mut outcome = Outcome { output, activity, coins, rate: None, made: Vec::new() };
+    let (Some(destination), Some(identity)) = (&args.to, key) else { return Ok(outcome) };
+
+    let rate = fees.hold(estimate(&chain, fees.target()).await);
+    let mature: Vec<_> =
+        outcome.coins.iter().filter(|coin| matches!(coin.maturity, Maturity::Mature { .. })).copied().collect();
+    let mut rng = ChaCha20Rng::from_os_rng();
+    outcome.rate = Some(rate);
+    for recovery in plan(&outcome.output, &mature, destination, rate, identity.secret_key(), &mut rng) {
+        let sent = match &recovery.transaction {
+            Ok(transaction) if !args.dry_run => Some(chain.submit(transaction).await),
+            _ => None,
+        };
+        outcome.made.push(Made { recovery, sent });
+    }
+    Ok(outcome)
+}
+
+/// The chain's estimate, none when it fails: the lowest rate then has to do.
+async fn estimate(chain: &Arc<dyn Chain>, target: ConfirmationTarget) -> Option<FeeRate> {
+    chain.fee_estimate(target).await.ok().flatten()
+}
+
+fn output_of(args: &RecoverArgs) -> Result<BeaconOutput, RecoverError> {
+    if let Some(path) = &args.cohort {
+        let refuse = |problem: String| RecoverError::CohortFile { path: path.clone(), problem };
+        let text = fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
+        let file: CohortFile = serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))?;
+        return Ok(file.output);
+    }
+    let (Some(recovery_key), Some(blocks)) = (args.recovery_key, args.recovery_sequence) else {
+        return Err(RecoverError::NoCohort);
+    };
+    let refuse = |problem: &dyn std::fmt::Display| RecoverError::Output(problem.to_string());
+    let tree = ScriptTree::FallbackAndRecovery {
+        recovery_key,
+        recovery_sequence: RecoverySequence::try_from(u64::from(blocks)).map_err(|error| refuse(&error))?,
+        fallback_threshold: args.fallback_threshold,
+    };
+    let aggregation = KeyAggregation::new(args.keys.iter().copied()).map_err(|error| refuse(&error))?;
+    BeaconOutput::new(Arc::new(aggregation), args.network, &tree).map_err(|error| refuse(&error))
+}
+
+impl Outcome {
+    /// Whether something that was to be recovered was not.
+    fn failed(&self) -> bool {
+        self.made.iter().any(|made| made.recovery.transaction.is_err() || matches!(made.sent, Some(Err(_))))
+    }
+
+    fn json(&self) -> Value {
+        let made: Vec<_> = self
+            .made
+            .iter()
+            .map(|made| {
+                let mut json = json!({
+                    "outpoint": made.recovery.coin.outpoint,
+                    "fee": made.recovery.fee.to_sat(),
+                    "sent": matches!(made.sent, Some(Ok(()))),
+                });
+                match &made.recovery.transaction {
+                    Ok(transaction) => {
+                        json["txid"] = json!(transaction.compute_txid());
+                        json["txHex"] = json!(serialize_hex(transaction));
+                    }
+                    Err(error) => json["error"] = json!({ "code": error.code(), "detail": error.to_string() }),
+                }
+                if let Some(Err(error)) = &made.sent {
+                    json["error"] = json!({ "detail": error.to_string() });
+                }
+                json
+            })
+            .collect();
+        json!({
+            "ok": !self.failed(),
+            "beaconAddress": self.output.address(),
+            "tip": self.activity.tip,
+            "coins": self.coins,
+            "feeRate": self.rate.map(crate::bitcoin::fees::sat_per_vb),
+            "recoveries": made,
+        })
+    }
+
+    fn text(&self) -> String {
+        let height = self.activity.tip.block.height;
+        let mut lines = vec![format!("{} at height {height}", self.output.address())];
+        if self.coins.is_empty() {
+            lines.push("  no coins".to_owned());
+        }
+        for coin in &self.coins {
+            lines.push(format!("  {}  {} sat  {}", coin.outpoint, coin.value.to_sat(), maturity_text(coin)));
+        }
+        for made in &self.made {
+            let coin = made.recovery.coin.outpoint;
+            lines.push(match (&made.recovery.transaction, &made.sent) {
+                (Err(error), _) => format!("{coin} is not recovered: {error}"),
+                (Ok(transaction), None) => format!(
+                    "{coin} would be recovered by {}, fee {} sat:\n{}",
+                    transaction.compute_txid(),
+                    made.recovery.fee.to_sat(),
+                    serialize_hex(transaction)
+                ),
+                (Ok(transaction), Some(Ok(()))) => {
+                    format!(
+                        "{coin} is recovered by {}, fee {} sat",
+                        transaction.compute_txid(),
+                        made.recovery.fee.to_sat()
+                    )
+                }
+                (Ok(_), Some(Err(error))) => format!("{coin} is not recovered: {error}"),
+            });
+        }
+        lines.join("\n")
+    }
+}
+
+fn maturity_text(coin: &RecoverableCoin) -> String {
+    let maturity = match coin.maturity {
+        Maturity::Unconfirmed => "waits for its confirmation".to_owned(),
+        Maturity::Waiting { height, blocks, expected } => {
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(expected);
+            let time = humantime::format_rfc3339_seconds(time);
+            format!("can be recovered at height {height}, in {blocks} blocks, about {time}")
+        }
+        Maturity::Mature { .. } => "can be recovered now".to_owned(),
+    };
+    match coin.spent_by {
+        Some(txid) => format!("{maturity}; {txid} spends it"),
+        None => maturity,
+    }
+}

@@ -1,0 +1,134 @@
+//! What a cohort saved: its one transaction against a transaction of its own for each member.
+//!
+//! A member that announces alone spends a coin of its own in a singleton transaction: one input, its change, and an
+//! `OP_RETURN` of 32 bytes. The comparison is at one fee rate, and counts what each announcement takes up in a block; the
+//! deposit that funds a beacon address, which both need, is left out on both sides.
+
+use ::bitcoin::Amount;
+use serde::{Deserialize, Serialize};
+
+/// What kind of output a member's own wallet would spend and pay its change to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum WalletKind {
+    /// Pay to witness public key hash
+    #[default]
+    P2wpkh,
+    /// Pay to Taproot, spent by key path
+    P2tr,
+}
+
+impl WalletKind {
+    /// The virtual size of a singleton transaction in vB: input, change, and an `OP_RETURN` of 32 bytes.
+    pub const fn singleton_vsize(self) -> u64 {
+        // Without witness: version, lock time and three counts take 10 bytes, the input 41, the OP_RETURN output 43.
+        const BASE: u64 = 10 + 41 + 43;
+        // Marker and flag, then the witness: a count; an ECDSA signature of at most 72 bytes and a key, or one of 64 bytes,
+        // each with its length.
+        let (change, witness) = match self {
+            Self::P2wpkh => (31, 2 + 1 + (1 + 72) + (1 + 33)),
+            Self::P2tr => (43, 2 + 1 + (1 + 64)),
+        };
+        ((BASE + change) * 4 + witness as u64).div_ceil(4)
+    }
+}
+
+/// What a cohort's announcement took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// How many of its members announced an update; the others had nothing to announce, alone or together.
+    pub updates: u64,
+    /// The virtual size of the transaction.
+    pub vsize: u64,
+    /// What it paid.
+    pub fee: Amount,
+}
+
+/// What a cohort saved against singleton transactions of its updates, at its own fee rate.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Savings {
+    /// How many announcements were compared.
+    pub updates: u64,
+    /// The rate that both sides pay, in sat/vB.
+    pub fee_rate: f64,
+    /// What the cohort paid, in satoshis.
+    #[serde(with = "::bitcoin::amount::serde::as_sat")]
+    pub paid: Amount,
+    /// What that was for each update, in satoshis.
+    pub paid_each: f64,
+    /// What each singleton transaction would have paid, in satoshis.
+    #[serde(with = "::bitcoin::amount::serde::as_sat")]
+    pub singleton: Amount,
+    /// What all of them would have paid, in satoshis.
+    #[serde(with = "::bitcoin::amount::serde::as_sat")]
+    pub singletons: Amount,
+    /// The difference, in satoshis: negative when the cohort was dearer.
+    pub saved: i64,
+    /// The difference in vB.
+    pub saved_vsize: i64,
+}
+
+/// Compares a cohort with singleton transactions of `wallet`'s kind.
+pub fn savings(announced: &Announced, wallet: WalletKind) -> Savings {
+    let Announced { updates, vsize, fee } = *announced;
+    // The exact rate: one that is rounded would make the comparison unfair to one side.
+    let exact = |size: u64| {
+        let sat = (u128::from(fee.to_sat()) * u128::from(size)).div_ceil(u128::from(vsize.max(1)));
+        Amount::from_sat(u64::try_from(sat).unwrap_or(u64::MAX))
+    };
+    let singleton = exact(wallet.singleton_vsize());
+    let singletons = singleton.checked_mul(updates).unwrap_or(Amount::MAX);
+    let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    Savings {
+        updates,
+        fee_rate: fee.to_sat() as f64 / vsize.max(1) as f64,
+        paid: fee,
+        paid_each: fee.to_sat() as f64 / updates.max(1) as f64,
+        singleton,
+        singletons,
+        saved: signed(singletons.to_sat()) - signed(fee.to_sat()),
+        saved_vsize: signed(wallet.singleton_vsize().saturating_mul(updates)) - signed(vsize),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ::bitcoin::{
+        ScriptBuf, Transaction, TxIn, TxOut, WPubkeyHash, Witness, absolute::LockTime, hashes::Hash,
+        transaction::Version,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_singleton_is_as_large_as_a_real_one() {
+        let p2wpkh = ScriptBuf::new_p2wpkh(&WPubkeyHash::all_zeros());
+        let p2tr = ScriptBuf::from_bytes([vec![0x51, 0x20], vec![2; 32]].concat());
+        for (wallet, change, witness) in
+            [(WalletKind::P2wpkh, p2wpkh, vec![72, 33]), (WalletKind::P2tr, p2tr, vec![64])]
+        {
+            let witness: Vec<Vec<u8>> = witness.into_iter().map(|length| vec![0; length]).collect();
+            let output = [change, ScriptBuf::new_op_return([0; 32])];
+            let transaction = Transaction {
+                version: Version::TWO,
+                lock_time: LockTime::ZERO,
+                input: vec![TxIn { witness: Witness::from_slice(&witness), ..TxIn::default() }],
+                output: output.map(|script_pubkey| TxOut { value: Amount::ZERO, script_pubkey }).into(),
+            };
+            assert_eq!(u64::try_from(transaction.vsize()).unwrap(), wallet.singleton_vsize(), "{wallet:?}");
+        }
+    }
+
+    #[test]
+    fn savings_grow_with_the_cohort_and_can_be_negative() {
+        let announced = |updates| Announced { updates, vsize: 154, fee: Amount::from_sat(308) };
+        let of_ten = savings(&announced(10), WalletKind::P2tr);
+        assert_eq!((of_ten.fee_rate, of_ten.singleton.to_sat(), of_ten.singletons.to_sat()), (2.0, 308, 3080));
+        assert_eq!((of_ten.saved, of_ten.saved_vsize, of_ten.paid_each), (2772, 1386, 30.8));
+        let of_one = savings(&announced(1), WalletKind::P2wpkh);
+        assert_eq!((of_one.saved, of_one.saved_vsize), (-2, -1));
+        let of_none = savings(&announced(0), WalletKind::P2tr);
+        assert_eq!((of_none.saved, of_none.paid_each), (-308, 308.0));
+    }
+}

@@ -1,0 +1,190 @@
+//! What the operator of `serve` does for its cohorts: coins from a chain or made up, and the announcement published first.
+
+use std::{sync::Arc, time::Duration};
+
+use ::bitcoin::FeeRate;
+use async_trait::async_trait;
+use tokio::sync::broadcast;
+
+use super::ServeConfig;
+use crate::{
+    actors::{
+        journal::Journal,
+        policy::{FundedTransaction, PolicyError, ServicePolicy, TransactionRequest},
+        runtime::Clock,
+    },
+    bitcoin::{
+        announcement::Rules,
+        chain::{ChainError, ChainSource, ConfirmationTarget},
+        change::ChangeKey,
+        fees::FeePolicy,
+        notice::AnnouncementNotice,
+        offline::OfflineOperator,
+        operator::ChainOperator,
+        watch::WatchSettings,
+    },
+    cas::{Content, Publication},
+    error::ProgramError,
+    events::Printer,
+    protocol::{
+        beacon::{AggregatedData, BeaconData},
+        error::Retry,
+        output::Change,
+    },
+};
+
+/// How many notices of announcements the program's own reader may fall behind.
+const NOTICES: usize = 1 << 12;
+
+/// Where coins come from.
+#[derive(Clone, Debug)]
+pub enum Coins {
+    /// Nowhere: they are made up, and nothing is broadcast.
+    Offline,
+    /// From a chain.
+    Chain(Box<ChainConfig>),
+}
+
+/// How a chain is used.
+#[derive(Clone, Debug)]
+pub struct ChainConfig {
+    /// Which chain.
+    pub source: ChainSource,
+    /// How often it is asked.
+    pub poll: Duration,
+    /// How long a beacon address is watched for its first usable deposit.
+    pub funding_window: Duration,
+    /// How deep an announcement must be confirmed to be final.
+    pub confirmations: u32,
+    /// The least that is paid.
+    pub fee_floor: FeeRate,
+    /// The most that is paid, bumps included.
+    pub fee_ceiling: FeeRate,
+    /// In how many blocks an announcement is to be confirmed.
+    pub fee_target: u16,
+}
+
+impl ChainConfig {
+    /// A chain that is asked every 30 seconds, with a day for funding, final at depth 6, 1 to 100 sat/vB, confirmed within an
+    /// hour or so.
+    pub fn new(source: ChainSource) -> Self {
+        Self {
+            source,
+            poll: Duration::from_secs(30),
+            funding_window: Duration::from_secs(24 * 3600),
+            confirmations: 6,
+            fee_floor: FeeRate::BROADCAST_MIN,
+            fee_ceiling: FeeRate::from_sat_per_vb_u32(100),
+            fee_target: 6,
+        }
+    }
+
+    fn rules(&self, change: Change) -> Result<Rules, ProgramError> {
+        let fees = FeePolicy::new(self.fee_floor, self.fee_ceiling, ConfirmationTarget::new(self.fee_target))
+            .map_err(|error| ProgramError::Usage(error.to_string()))?;
+        let mut rules = Rules::new(change);
+        rules.funding_window = self.funding_window;
+        rules.confirmations = self.confirmations;
+        rules.fees = fees;
+        Ok(rules)
+    }
+}
+
+/// Provides coins as configured.
+#[derive(Clone)]
+pub(super) enum Operator {
+    Offline,
+    Chain(ChainOperator),
+}
+
+impl Operator {
+    /// Connects to the chain, if there is one. Change goes to the service's own key, so that a transaction that is stuck can
+    /// be paid for from it.
+    pub(super) async fn new(
+        config: &ServeConfig,
+        journal: Arc<dyn Journal>,
+        clock: Clock,
+        printer: Printer,
+    ) -> Result<Self, ProgramError> {
+        let Coins::Chain(chain) = &config.coins else { return Ok(Self::Offline) };
+        let change_key = ChangeKey::new(config.identity.secret_key());
+        let rules = chain.rules(Change::To(change_key.script_pubkey().to_owned()))?;
+        let connected = loop {
+            match chain.source.connect(config.network).await {
+                Ok(connected) => break connected,
+                // A node that is starting, say: it is waited for.
+                Err(error) if error.is_transient() => {
+                    printer.warn(&format!("the chain cannot be asked yet: {error}"));
+                    tokio::time::sleep(chain.poll.min(Duration::from_secs(5))).await;
+                }
+                Err(error) => return Err(refuse(&error)),
+            }
+        };
+        let settings = WatchSettings {
+            chain: connected,
+            network: config.network,
+            change_key: Some(Arc::new(change_key)),
+            journal,
+            clock,
+            poll: chain.poll,
+            notices: broadcast::Sender::new(NOTICES),
+        };
+        Ok(Self::Chain(ChainOperator::new(settings, rules)))
+    }
+
+    pub(super) fn subscribe(&self) -> Option<broadcast::Receiver<Arc<AnnouncementNotice>>> {
+        match self {
+            Self::Offline => None,
+            Self::Chain(operator) => Some(operator.subscribe()),
+        }
+    }
+
+    pub(super) async fn stop(&self) {
+        if let Self::Chain(operator) = self {
+            operator.stop().await;
+        }
+    }
+}
+
+fn refuse(error: &ChainError) -> ProgramError {
+    ProgramError::Usage(format!("--chain: {error}"))
+}
+
+/// Publishes what is announced, and then provides its transaction.
+pub(super) struct Publisher {
+    pub(super) operator: Operator,
+    pub(super) publication: Publication,
+    pub(super) printer: Printer,
+}
+
+#[async_trait]
+impl ServicePolicy for Publisher {
+    async fn beacon_transaction(&self, request: &TransactionRequest) -> Result<FundedTransaction, PolicyError> {
+        let contents = contents(request).map_err(|problem| PolicyError::Retry(Retry(problem)))?;
+        match self.publication.publish(&contents).await {
+            Ok(report) => {
+                for failure in report.failures() {
+                    self.printer.warn(&format!("an announcement is not published everywhere: {failure}"));
+                }
+            }
+            // A resolver that does not find it cannot resolve: better to announce later.
+            Err(held) => return Err(PolicyError::Retry(Retry(held.to_string()))),
+        }
+        match &self.operator {
+            Operator::Offline => OfflineOperator.beacon_transaction(request).await,
+            Operator::Chain(operator) => operator.beacon_transaction(request).await,
+        }
+    }
+}
+
+/// What resolvers look for by its hash: the announcement map of a CAS beacon. Each member of an SMT beacon has its own proof,
+/// and updates are their controllers' to publish.
+fn contents(request: &TransactionRequest) -> Result<Vec<Content>, String> {
+    match &request.aggregated.aggregation.data {
+        AggregatedData::Shared(data) => match &**data {
+            BeaconData::Cas(map) => Content::try_from(map).map(|content| vec![content]).map_err(|e| e.to_string()),
+            _ => Ok(Vec::new()),
+        },
+        AggregatedData::PerMember(_) => Ok(Vec::new()),
+    }
+}

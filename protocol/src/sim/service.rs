@@ -70,7 +70,7 @@ impl ServiceNode {
             lineage: Lineage::default(),
         };
         let first = CohortNode::new(Arc::new(terms), setup, rng)?;
-        let (cohorts, life) = (vec![first], Life::default());
+        let (cohorts, life) = (vec![first], Life::of(None));
         Ok(Self { identity, cohorts, life, deferrals: 0, admissions: BTreeMap::new() })
     }
 
@@ -259,9 +259,8 @@ impl ServiceNode {
         Ok(work.outgoing)
     }
 
-    fn fate(&self, nothing_happened: bool, setup: &Setup, rng: &mut ChaCha8Rng) -> Fate {
-        let per_mille = if nothing_happened { 0 } else { setup.crashes.service_per_mille };
-        self.life.fate(per_mille, &setup.crashes, rng)
+    fn fate(&mut self, nothing_happened: bool, setup: &Setup, rng: &mut ChaCha8Rng) -> Fate {
+        if nothing_happened { Fate::Lives } else { self.life.fate(&setup.crashes, rng) }
     }
 
     fn apply(&mut self, index: usize, events: Vec<ServiceEvent>) -> Vec<ServiceEffect> {

@@ -136,7 +136,8 @@ impl ServiceNode {
             &*message.body,
             Body::NonceContribution(_) | Body::SignatureAuthorization(_) | Body::FallbackSignature(_)
         );
-        let input = if signing && !self.cohorts[index].sessions.is_empty() {
+        let cohort = &self.cohorts[index];
+        let input = if signing && !cohort.sessions.is_empty() && !cohort.machine.has_ended() {
             Input::Session(index, SessionInput::Message(message))
         } else {
             Input::Cohort(index, ServiceInput::Message(message))
@@ -240,7 +241,11 @@ impl ServiceNode {
                     fate
                 }
                 Input::Session(index, input) => {
-                    let Some(session) = self.cohorts[index].sessions.last() else { continue };
+                    let cohort = &self.cohorts[index];
+                    // A session goes with its cohort.
+                    let Some(session) = cohort.sessions.last().filter(|_| !cohort.machine.has_ended()) else {
+                        continue;
+                    };
                     let events = accept_first(session.machine.decide(now, &input, rng), &mut first)?;
                     let fate = self.fate(events.is_empty(), setup, rng);
                     if fate != Fate::Forgotten {

@@ -50,15 +50,15 @@ fn has_signed(simulation: &Simulation, member: usize) -> bool {
 #[test]
 fn a_cancelled_cohort_lets_its_members_go_at_once_in_every_phase() {
     for phase in PHASES {
-        let mut simulation = through_every_phase();
+        let (mut simulation, mut settled) = (through_every_phase(), 15);
         if phase == "enrolling" {
             // One that does not end as soon as everybody is in.
             let mut open = setup(honest(4));
             open.finalize_at = None;
-            simulation = Simulation::new(4, open);
+            (simulation, settled) = (Simulation::new(4, open), 25);
         }
         run_to(&mut simulation, phase);
-        simulation.advance(std::time::Duration::from_millis(25));
+        simulation.advance(std::time::Duration::from_millis(settled));
         let cancelled_at = simulation.now();
         simulation.service_input(ServiceInput::Cancel("maintenance".to_owned()));
         simulation.run();

@@ -82,6 +82,9 @@ pub(super) fn nonces(simulation: &Simulation) {
         for (session, nonce) in &node.opened {
             assert!(opened.insert(nonce), "{who}: the nonce {nonce:?} was opened twice, in {session} again");
         }
+        for ((session, slot), times) in &node.said {
+            assert_eq!(*times, 1, "{who}: the {slot} of session {session} was sent again unasked");
+        }
         let mut uses = BTreeMap::new();
         for used in &node.uses {
             let what = (used.aggregated, used.sighash);

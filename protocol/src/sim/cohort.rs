@@ -109,8 +109,9 @@ impl CohortNode {
     }
 
     pub(super) fn deadline(&self) -> Option<Timestamp> {
-        let sessions = self.sessions.iter().filter_map(|session| session.machine.deadline());
-        sessions.chain(self.machine.deadline()).min()
+        // A session goes with its cohort.
+        let sessions = self.sessions.iter().filter(|_| !self.machine.has_ended());
+        sessions.filter_map(|session| session.machine.deadline()).chain(self.machine.deadline()).min()
     }
 
     /// Forgets everything but the journals, the terms in them included.

@@ -15,7 +15,7 @@ use crate::{
 
 /// How often processes die. What their neighbours have acknowledged stays acknowledged; of what they were about to send,
 /// half is lost with them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Crashes {
     /// Of a thousand decisions of the service, how many it dies over.
     pub service_per_mille: u32,
@@ -25,12 +25,31 @@ pub struct Crashes {
     pub most: u32,
     /// How long it is gone at most.
     pub longest: Duration,
+    /// Deaths that do not depend on chance.
+    pub planned: Vec<PlannedCrash>,
+}
+
+/// A death over a certain decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlannedCrash {
+    /// Which participant, by its place in the setup; `None` is the service.
+    pub participant: Option<usize>,
+    /// Over which of its decisions that make facts, counted from 0.
+    pub decision: u32,
+    /// Whether the facts are journaled before it dies. Their effects are lost in any case.
+    pub journaled: bool,
 }
 
 impl Default for Crashes {
     /// Nobody dies.
     fn default() -> Self {
-        Self { service_per_mille: 0, participant_per_mille: 0, most: 3, longest: Duration::from_secs(30) }
+        Self {
+            service_per_mille: 0,
+            participant_per_mille: 0,
+            most: 3,
+            longest: Duration::from_secs(30),
+            planned: Vec::new(),
+        }
     }
 }
 
@@ -57,13 +76,20 @@ impl Fate {
 }
 
 /// Whether a process is there.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Life {
+    /// Whose: `None` is the service's.
+    participant: Option<usize>,
+    decisions: u32,
     deaths: u32,
     gone_until: Option<Timestamp>,
 }
 
 impl Life {
+    pub(super) const fn of(participant: Option<usize>) -> Self {
+        Self { participant, decisions: 0, deaths: 0, gone_until: None }
+    }
+
     pub(super) const fn is_gone(&self) -> bool {
         self.gone_until.is_some()
     }
@@ -77,7 +103,21 @@ impl Life {
         self.deaths
     }
 
-    pub(super) fn fate(&self, per_mille: u32, crashes: &Crashes, rng: &mut ChaCha8Rng) -> Fate {
+    /// What becomes of the next decision that makes facts.
+    pub(super) fn fate(&mut self, crashes: &Crashes, rng: &mut ChaCha8Rng) -> Fate {
+        let decision = self.decisions;
+        self.decisions += 1;
+        let planned = crashes
+            .planned
+            .iter()
+            .find(|planned| planned.participant == self.participant && planned.decision == decision);
+        if let Some(planned) = planned {
+            return if planned.journaled { Fate::Unperformed(0) } else { Fate::Forgotten };
+        }
+        let per_mille = match self.participant {
+            Some(_) => crashes.participant_per_mille,
+            None => crashes.service_per_mille,
+        };
         if per_mille == 0 || self.deaths >= crashes.most || !chance(per_mille, rng) {
             return Fate::Lives;
         }

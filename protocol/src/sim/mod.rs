@@ -32,7 +32,7 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use self::network::{Network as Wire, Packet};
 pub use self::{
     cohort::{CohortNode, SessionNode},
-    crash::Crashes,
+    crash::{Crashes, PlannedCrash},
     network::Faults,
     participant::{NonceUse, ParticipantNode, Seat},
     report::{Mishaps, Rejection, Report},
@@ -77,8 +77,9 @@ impl Simulation {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let service = ServiceNode::new(&setup, &mut rng)
             .unwrap_or_else(|error| panic!("the setup's conditions cannot be advertised: {error}"));
+        let roles = setup.roles.iter().enumerate();
         let participants =
-            setup.roles.iter().map(|role| ParticipantNode::new(role.clone(), &setup, &mut rng)).collect();
+            roles.map(|(place, role)| ParticipantNode::new(place, role.clone(), &setup, &mut rng)).collect();
         Self {
             setup,
             now: START,
@@ -199,6 +200,11 @@ impl Simulation {
         self.now = until;
     }
 
+    /// Lets time pass over which nobody is there: nothing is delivered, and no deadline is heeded.
+    pub fn skip(&mut self, by: Duration) {
+        self.now = self.now + by;
+    }
+
     /// Ticks everybody now, due or not.
     pub fn tick(&mut self) {
         let before = self.next_deadline();
@@ -296,10 +302,16 @@ impl Simulation {
         self.return_participant(participant);
     }
 
-    /// A participant is set back to the first `kept` facts of its latest journal, as by an old backup, and starts again.
-    pub fn restore_participant(&mut self, participant: usize, kept: usize) {
-        self.participants[participant].restore(kept);
-        self.restart_participant(participant);
+    /// A participant's latest journal is set back to its first `kept` facts, as by an old backup, and it starts again; its
+    /// transport shows it what it had `said` before it goes on.
+    pub fn restore_participant(&mut self, participant: usize, kept: usize, said: Vec<Message>) {
+        let node = &mut self.participants[participant];
+        node.restore(kept);
+        node.die(self.now, &self.setup.crashes, &mut self.rng);
+        for message in said {
+            self.participant_input(participant, ParticipantInput::Seen(message));
+        }
+        self.return_participant(participant);
     }
 
     /// The service loses everything but its journals and its keys, and starts again.

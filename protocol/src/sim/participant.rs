@@ -1,6 +1,9 @@
 //! A participant and its host.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use rand_chacha::ChaCha8Rng;
 
@@ -14,7 +17,7 @@ use crate::{
         event::ParticipantEvent,
         participant::{Advert, ParticipantCohort, ParticipantConfig, ParticipantEffect, ParticipantInput},
     },
-    error::{Reject, RejectCode},
+    error::{Reject, RejectCode, Slot},
     id::{CohortId, SessionId},
     identity::Identity,
     key::SecretKey,
@@ -72,11 +75,13 @@ pub struct ParticipantNode {
     pub(super) life: Life,
     pub(super) opened: Vec<(SessionId, Bytes<66>)>,
     pub(super) uses: Vec<NonceUse>,
+    /// How often its machine said what may be said once: nonces and partial signatures, by session.
+    pub(super) said: BTreeMap<(SessionId, Slot), usize>,
     pub(super) validation_requests: Vec<Result<crate::hash::SignalBytes, String>>,
 }
 
 impl ParticipantNode {
-    pub(super) fn new(role: Role, setup: &Setup, rng: &mut ChaCha8Rng) -> Self {
+    pub(super) fn new(place: usize, role: Role, setup: &Setup, rng: &mut ChaCha8Rng) -> Self {
         let key = SecretKey::generate(rng);
         let public = key.public_key();
         let identity = if role.external {
@@ -102,7 +107,8 @@ impl ParticipantNode {
             role,
             config: Arc::new(config),
             seats: Vec::new(),
-            life: Life::default(),
+            life: Life::of(Some(place)),
+            said: BTreeMap::new(),
             opened: Vec::new(),
             uses: Vec::new(),
             validation_requests: Vec::new(),
@@ -237,8 +243,7 @@ impl ParticipantNode {
         let mut first = from_outside;
         while let Some(input) = inputs.pop_front() {
             let events = accept_first(self.seats[seat].machine.decide(now, &input, rng), &mut first)?;
-            let per_mille = if events.is_empty() { 0 } else { crashes.participant_per_mille };
-            let fate = self.life.fate(per_mille, crashes, rng);
+            let fate = if events.is_empty() { Fate::Lives } else { self.life.fate(crashes, rng) };
             if fate != Fate::Forgotten {
                 let mut effects = Vec::new();
                 for event in &events {
@@ -268,6 +273,14 @@ impl ParticipantNode {
     ) {
         match effect {
             ParticipantEffect::Send { to, body } => {
+                let once = match &*body {
+                    Body::NonceContribution(body) => Some((body.session_id.clone(), Slot::Nonce)),
+                    Body::SignatureAuthorization(body) => Some((body.session_id.clone(), Slot::PartialSignature)),
+                    _ => None,
+                };
+                if let Some(once) = once {
+                    *self.said.entry(once).or_default() += 1;
+                }
                 if super::slot_of(&body).is_none_or(|slot| !self.role.withholds.contains(&slot)) {
                     outgoing.push(Message::new(self.identity.did().clone(), Some(to), body));
                 }
@@ -363,11 +376,10 @@ impl ParticipantNode {
         outgoing
     }
 
-    /// It is set back to the first `kept` facts of its latest journal, as by a backup.
+    /// Its latest journal is set back to its first `kept` facts, as by a backup.
     pub(super) fn restore(&mut self, kept: usize) {
-        let Some(seat) = self.seats.last_mut() else { return };
-        seat.events.truncate(kept);
-        seat.signer = MemberSigner::new(Arc::clone(&self.participant_key));
-        seat.machine = replay(seat.initial.clone(), &seat.events);
+        if let Some(seat) = self.seats.last_mut() {
+            seat.events.truncate(kept);
+        }
     }
 }

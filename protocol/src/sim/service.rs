@@ -70,7 +70,7 @@ impl ServiceNode {
             lineage: Lineage::default(),
         };
         let first = CohortNode::new(Arc::new(terms), setup, rng)?;
-        let (cohorts, life) = (vec![first], Life::default());
+        let (cohorts, life) = (vec![first], Life::of(None));
         Ok(Self { identity, cohorts, life, deferrals: 0, admissions: BTreeMap::new() })
     }
 
@@ -136,7 +136,8 @@ impl ServiceNode {
             &*message.body,
             Body::NonceContribution(_) | Body::SignatureAuthorization(_) | Body::FallbackSignature(_)
         );
-        let input = if signing && !self.cohorts[index].sessions.is_empty() {
+        let cohort = &self.cohorts[index];
+        let input = if signing && !cohort.sessions.is_empty() && !cohort.machine.has_ended() {
             Input::Session(index, SessionInput::Message(message))
         } else {
             Input::Cohort(index, ServiceInput::Message(message))
@@ -240,7 +241,11 @@ impl ServiceNode {
                     fate
                 }
                 Input::Session(index, input) => {
-                    let Some(session) = self.cohorts[index].sessions.last() else { continue };
+                    let cohort = &self.cohorts[index];
+                    // A session goes with its cohort.
+                    let Some(session) = cohort.sessions.last().filter(|_| !cohort.machine.has_ended()) else {
+                        continue;
+                    };
                     let events = accept_first(session.machine.decide(now, &input, rng), &mut first)?;
                     let fate = self.fate(events.is_empty(), setup, rng);
                     if fate != Fate::Forgotten {
@@ -259,9 +264,8 @@ impl ServiceNode {
         Ok(work.outgoing)
     }
 
-    fn fate(&self, nothing_happened: bool, setup: &Setup, rng: &mut ChaCha8Rng) -> Fate {
-        let per_mille = if nothing_happened { 0 } else { setup.crashes.service_per_mille };
-        self.life.fate(per_mille, &setup.crashes, rng)
+    fn fate(&mut self, nothing_happened: bool, setup: &Setup, rng: &mut ChaCha8Rng) -> Fate {
+        if nothing_happened { Fate::Lives } else { self.life.fate(&setup.crashes, rng) }
     }
 
     fn apply(&mut self, index: usize, events: Vec<ServiceEvent>) -> Vec<ServiceEffect> {

@@ -121,7 +121,8 @@ pub enum ParticipantInput {
     /// The secret nonce is gone: a restart after it left, say. Changes nothing where none was open. After a restart it
     /// comes before what [`Machine::resume`] owes, which may open a new one.
     NonceLost,
-    /// A message of our own was read on the wire, where everybody's are kept.
+    /// A message of our own was read on the wire, where everybody's are kept. After a restart what is kept there comes
+    /// before what [`Machine::resume`] owes: a journal from a backup does not know which nonces have left since.
     Seen(Message),
     /// The signature that [`ParticipantEffect::SignFallback`] asked for.
     FallbackSigned(Bytes<64>),

@@ -111,7 +111,7 @@ pub enum ServiceEffect {
         /// The signal that its last output carries.
         signal: SignalBytes,
     },
-    /// Start the signing session.
+    /// Start the signing session; after a restart go on with it, from its own journal, if it was started before.
     StartSigning(Arc<SigningTask>),
     /// Open a cohort in the place of this one, unless it was opened already.
     FormAgain(Arc<CohortTerms>),

@@ -144,6 +144,10 @@ impl ServiceCohort {
         digests: &[MessageDigest],
         rng: &mut dyn CryptoRng,
     ) -> Result<Vec<ServiceEvent>, Reject> {
+        if self.has_ended() {
+            // It crossed with the end of the cohort, which the host had cancelled, say.
+            return Ok(Vec::new());
+        }
         let Phase::Signing { .. } = &self.phase else {
             return Err(Reject::out_of_phase("the end of signing", self.phase.name()));
         };

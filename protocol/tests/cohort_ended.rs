@@ -1,0 +1,160 @@
+//! Everybody who still waits is told how the cohort ended, and waits no longer.
+#![allow(clippy::unwrap_used)]
+
+mod sim_support;
+
+use btcr2_aggregation_protocol::{
+    cohort::{
+        event::{ParticipantEvent, SessionEnd},
+        participant::phase::Phase,
+        service::ServiceInput,
+    },
+    error::{RejectCode, Slot},
+    message::{Message, control::CohortEnded},
+    sim::{Role, Simulation},
+};
+use sim_support::{PHASES, TIMEOUT, assert_named, bodies, honest, run_to, setup, stranger, through_every_phase};
+
+fn ended(simulation: &Simulation, code: &str, reason: String) -> CohortEnded {
+    CohortEnded {
+        cohort_id: bodies::cohort_id(simulation),
+        code: code.to_owned(),
+        reason,
+        at_fault: false,
+        next_cohort_id: None,
+    }
+}
+
+/// The service says it to member 0.
+fn tell(simulation: &mut Simulation, body: CohortEnded) {
+    let service = simulation.service().identity().did().clone();
+    let message = Message::new(service.clone(), Some(simulation.did(0)), body);
+    simulation.deliver(&service, &simulation.did(0), &message.to_json()).unwrap();
+}
+
+fn end_of(simulation: &Simulation, member: usize) -> (SessionEnd, bool) {
+    let machine = simulation.participants()[member].machine().unwrap();
+    match machine.phase() {
+        Phase::Ended { reason, .. } => (reason.clone(), machine.record().is_some()),
+        phase => panic!("{phase:?}"),
+    }
+}
+
+fn has_signed(simulation: &Simulation, member: usize) -> bool {
+    simulation.participants()[member].events().iter().any(|event| {
+        let partial = matches!(event, ParticipantEvent::PartialSignatureSent { .. });
+        partial || matches!(event, ParticipantEvent::FallbackSignatureSent { .. })
+    })
+}
+
+#[test]
+fn a_cancelled_cohort_lets_its_members_go_at_once_in_every_phase() {
+    for phase in PHASES {
+        let (mut simulation, mut settled) = (through_every_phase(), 15);
+        if phase == "enrolling" {
+            // One that does not end as soon as everybody is in.
+            let mut open = setup(honest(4));
+            open.finalize_at = None;
+            (simulation, settled) = (Simulation::new(4, open), 25);
+        }
+        run_to(&mut simulation, phase);
+        simulation.advance(std::time::Duration::from_millis(settled));
+        let cancelled_at = simulation.now();
+        simulation.service_input(ServiceInput::Cancel("maintenance".to_owned()));
+        simulation.run();
+        simulation.assert_invariants();
+        assert!(simulation.now().since(cancelled_at) < TIMEOUT / 100, "{phase}");
+        for member in 0..4 {
+            let expected = SessionEnd::EndedByService {
+                code: "CANCELLED".to_owned(),
+                reason: "cancelled: maintenance".to_owned(),
+                at_fault: false,
+                next: None,
+            };
+            let (end, has_record) = end_of(&simulation, member);
+            assert_eq!(end, expected, "{phase}");
+            assert_eq!(has_record, has_signed(&simulation, member), "{phase}: what is signed may yet be announced");
+        }
+    }
+}
+
+#[test]
+fn who_signed_is_done_when_the_cohort_is_and_who_did_not_keeps_the_record_as_well() {
+    let mut roles = honest(4);
+    // Member 3 approves of the data and takes no part in signing it.
+    roles[3] = Role::default().silent_from(Slot::Nonce);
+    let mut simulation = Simulation::new(1, setup(roles));
+    let absent = simulation.did(3);
+    let service = simulation.service().identity().did().clone();
+    simulation.tamper(&service, move |message| {
+        let signing = message.body.short_type().starts_with("sign/");
+        if signing && message.to.as_ref() == Some(&absent) { Vec::new() } else { vec![message.to_json()] }
+    });
+    simulation.run();
+    simulation.assert_invariants();
+    assert!(simulation.report().signed.is_some());
+    for member in 0..3 {
+        assert_eq!(end_of(&simulation, member), (SessionEnd::Signed, true));
+    }
+    let (end, has_record) = end_of(&simulation, 3);
+    assert!(end.says_completed(), "{end:?}");
+    assert!(has_record, "its update is announced, and it needs the proof");
+}
+
+#[test]
+fn a_service_that_dies_before_it_has_told_everybody_tells_them_when_it_is_back() {
+    let mut simulation = Simulation::new(1, setup(honest(3)));
+    let service = simulation.service().identity().did().clone();
+    simulation.tamper(
+        &service,
+        |message| {
+            if message.body.is_control() { Vec::new() } else { vec![message.to_json()] }
+        },
+    );
+    assert!(simulation.run_until(|simulation| simulation.report().signed.is_some()));
+    simulation.advance(TIMEOUT / 2);
+    simulation.tamper(&service, |message| vec![message.to_json()]);
+    simulation.restart_service();
+    simulation.advance(TIMEOUT / 100);
+    assert!(simulation.has_ended(), "{:?}", simulation.report().ends);
+    simulation.assert_invariants();
+}
+
+#[test]
+fn only_the_service_ends_a_cohort() {
+    for phase in PHASES {
+        let mut simulation = through_every_phase();
+        run_to(&mut simulation, phase);
+        simulation.advance(std::time::Duration::from_millis(15));
+        let body = ended(&simulation, CohortEnded::UNKNOWN, "go home".to_owned());
+        let strange = stranger(9).did().clone();
+        for villain in [strange, simulation.did(1)] {
+            let forged = Message::new(villain.clone(), Some(simulation.did(0)), body.clone());
+            let result = simulation.deliver(&villain, &simulation.did(0), &forged.to_json());
+            assert_named(phase, result, &villain, RejectCode::WrongSender);
+        }
+        let service = simulation.service().identity().did().clone();
+        let to_service = Message::new(simulation.did(1), Some(service), body);
+        let result = simulation.deliver_to_service(&to_service);
+        assert!(result.is_err(), "{phase}: a member cannot end the cohort");
+    }
+}
+
+#[test]
+fn of_a_hostile_services_words_only_so_many_are_kept() {
+    for phase in PHASES {
+        let mut simulation = through_every_phase();
+        run_to(&mut simulation, phase);
+        simulation.advance(std::time::Duration::from_millis(15));
+        let endless = "\u{1F4A5}".repeat(50_000);
+        let body = ended(&simulation, &endless, endless.clone());
+        tell(&mut simulation, body.clone());
+        let (end, _) = end_of(&simulation, 0);
+        let SessionEnd::EndedByService { code, reason, .. } = end else { panic!("{phase}: {end:?}") };
+        assert!(code.len() + reason.len() <= 4_000, "{phase}");
+        let events = simulation.participants()[0].events().len();
+        tell(&mut simulation, body);
+        assert_eq!(simulation.participants()[0].events().len(), events, "{phase}: an end is an end");
+        simulation.assert_invariants();
+    }
+}

@@ -2,6 +2,7 @@
 
 mod cost;
 mod demo;
+mod fund;
 mod identity;
 mod join;
 mod recover;
@@ -43,6 +44,8 @@ enum Command {
     Join(Box<join::JoinArgs>),
     /// Find out whether a Nostr relay is fit for cohorts
     Relay(relay::RelayArgs),
+    /// Pay to a beacon address from your own wallet, by a PSBT that is signed elsewhere
+    Fund(fund::FundArgs),
     /// List the coins of a cohort's beacon address, and take back those whose timelock has passed
     Recover(recover::RecoverArgs),
     /// Show what cohorts saved against a transaction of its own for each member
@@ -87,6 +90,7 @@ pub fn main() -> ExitCode {
         Some(Command::Serve(args)) => serve::main(*args),
         Some(Command::Join(args)) => join::main(*args),
         Some(Command::Relay(args)) => relay::main(&args),
+        Some(Command::Fund(args)) => fund::main(&args),
         Some(Command::Recover(args)) => recover::main(&args),
         Some(Command::Cost(args)) => cost::main(&args),
         None => demo::main(&cli.demo),

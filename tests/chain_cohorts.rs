@@ -3,13 +3,23 @@
 
 mod bitcoind_support;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bitcoin::{Amount, Transaction, address::NetworkUnchecked};
-use bitcoind_support::{TestChain, beacon::key, faucet::Faucet};
+use bitcoind_support::{
+    TestChain,
+    beacon::{Beacon, key},
+    faucet::Faucet,
+};
 use btcr2_aggregation::{
     actors::{
-        journal::MemoryJournal,
+        journal::{Journal, JournalError, MemoryJournal, Record, StreamId},
         notice::{Notices, ServiceNotice},
         runtime::Clock,
     },
@@ -22,8 +32,9 @@ use btcr2_aggregation::{
         watch::{Watch, WatchSettings, signal_of},
     },
     demo::{self, DemoConfig, DemoError, DemoTransport, Report},
-    protocol::{beacon::BeaconType, cohort::event::SpendPath, network::Network, output::Change},
+    protocol::{beacon::BeaconType, cohort::event::SpendPath, id::CohortId, network::Network, output::Change},
 };
+use futures::future::BoxFuture;
 use tokio::sync::broadcast::{self, Receiver};
 
 /// How long something that must happen may take on a busy machine.
@@ -190,12 +201,69 @@ on_a_node! {
     an_smt_cohort_announces_by_fallback: BeaconType::smt(), SpendPath::ScriptPath;
 }
 
-#[test]
-fn without_funds_the_cohort_fails_and_says_why() {
+/// A journal that can be made to fail.
+#[derive(Default)]
+struct Flaky {
+    journal: MemoryJournal,
+    fails: AtomicBool,
+}
+
+impl Journal for Flaky {
+    fn append(&self, stream: &StreamId, records: Vec<Record>) -> BoxFuture<'static, Result<(), JournalError>> {
+        if self.fails.load(Ordering::Relaxed) {
+            let error = JournalError { stream: stream.clone(), problem: "the disk is full".to_owned() };
+            return Box::pin(async { Err(error) });
+        }
+        self.journal.append(stream, records)
+    }
+
+    fn read(&self, stream: &StreamId) -> BoxFuture<'static, Result<Vec<Record>, JournalError>> {
+        self.journal.read(stream)
+    }
+
+    fn streams(&self) -> BoxFuture<'static, Result<Vec<StreamId>, JournalError>> {
+        Journal::streams(&self.journal)
+    }
+
+    fn remove(&self, stream: &StreamId) -> BoxFuture<'static, Result<(), JournalError>> {
+        self.journal.remove(stream)
+    }
+}
+
+fn paused(test: impl Future<Output = ()>) {
     let runtime = || {
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime")
     };
-    actix_rt::System::with_tokio_rt(runtime).block_on(async {
+    actix_rt::System::with_tokio_rt(runtime).block_on(test);
+}
+
+#[test]
+fn what_could_not_be_written_down_was_not_told_and_is_found_out_again() {
+    paused(async {
+        let mut world = World::on(TestChain::memory()).await;
+        let journal = Arc::new(Flaky::default());
+        world.settings.journal = Arc::clone(&journal) as Arc<dyn Journal>;
+        world.operator = ChainOperator::new(world.settings.clone(), world.rules.clone());
+        let beacon = Beacon::new("flaky", 3, 144);
+        let script = beacon.output.script_pubkey().to_owned();
+        let cohort_id = CohortId::parse("3f0ab4f2-0f2b-4d7e-9a3f-5b6a0f3e1c11").unwrap();
+        world.operator.watch(&cohort_id, script.clone()).await.unwrap();
+        world.wait_for(|notice| matches!(notice, AnnouncementNotice::FundingWanted { .. }).then_some(())).await;
+        journal.fails.store(true, Ordering::Relaxed);
+        world.faucet.pay(&world.blocks, &script, Amount::from_sat(50_000)).await;
+        tokio::time::sleep(world.settings.poll * 10).await;
+        assert!(world.notices.try_recv().is_err());
+        journal.fails.store(false, Ordering::Relaxed);
+        let seen =
+            |notice: &AnnouncementNotice| matches!(notice, AnnouncementNotice::DepositSeen { .. }).then_some(());
+        world.wait_for(seen).await;
+        world.operator.stop().await;
+    });
+}
+
+#[test]
+fn without_funds_the_cohort_fails_and_says_why() {
+    paused(async {
         let mut world = World::on(TestChain::memory()).await;
         world.rules.funding_window = Duration::from_secs(60);
         world.operator = ChainOperator::new(world.settings.clone(), world.rules.clone());

@@ -4,8 +4,6 @@
 mod bitcoind_support;
 mod support;
 
-use std::fs;
-
 use bitcoin::{Address, Amount, FeeRate};
 use bitcoind_support::{
     TestChain,
@@ -131,9 +129,9 @@ fn the_program_lists_shows_and_recovers() {
 
         let directory = support::directory("recovery");
         let cohort_id = CohortId::parse("3f0ab4f2-0f2b-4d7e-9a3f-5b6a0f3e1c11").unwrap();
-        let file = CohortFile { cohort_id, output: beacon.output.clone() };
-        let cohort = support::path(&directory, CohortFile::NAME);
-        fs::write(&cohort, serde_json::to_string_pretty(&file).unwrap()).unwrap();
+        let file = CohortFile { cohort_id: cohort_id.clone(), output: beacon.output.clone() };
+        file.write_to(&directory).unwrap();
+        let cohort = support::path(&directory, &format!("{cohort_id}/output.json"));
         let source = format!("core={}?cookie={}", blocks.node().url(), blocks.node().cookie_file().display());
         let secret = beacon.recovery.to_hex();
         let recover = |arguments: &[&str]| {

@@ -6,12 +6,14 @@
 //! - [`announcement`]: a cohort's way from the first deposit to a final signal, as a machine; [`watch`] drives it.
 //! - [`operator`]: the service's policy with a chain behind it; [`offline`] is one without. [`notice`]: what subscribers hear.
 //! - [`fees`] and [`change`]: what a transaction pays, and how one that is stuck is paid for.
+//! - [`deposit`]: funding an address from the operator's own wallet, as a PSBT.
 //! - [`recovery`]: taking coins back when a cohort did not announce.
 //! - [`verify`]: two opinions on a signed transaction.
 
 pub mod announcement;
 pub mod chain;
 pub mod change;
+pub mod deposit;
 pub mod fees;
 pub mod notice;
 pub mod offline;

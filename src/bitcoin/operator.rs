@@ -143,12 +143,9 @@ impl ChainOperator {
 
     fn start(&self, cohort_id: CohortId, watch: Watch) {
         let (requests, receiver) = mpsc::channel(REQUESTS);
-        let id = cohort_id.clone();
-        let task = tokio::spawn(async move {
-            if let Err(error) = watch.run(receiver).await {
-                tracing::error!(cohort_id = %id, %error, "an announcement stands still until it is asked for again");
-            }
-        });
+        // Without the operator itself: when that is gone, so are the senders, and the task ends.
+        let (settings, rules) = (self.0.settings.clone(), Arc::clone(&self.0.rules));
+        let task = tokio::spawn(see_to_the_end(cohort_id.clone(), watch, receiver, settings, rules));
         let mut watches = self.watches();
         watches.retain(|_, watch| !watch.requests.is_closed());
         watches.insert(cohort_id, Running { requests, task });
@@ -183,6 +180,30 @@ impl ChainOperator {
         if !sent {
             tracing::debug!(%cohort_id, "an announcement that has ended is asked for something");
         }
+    }
+}
+
+/// Runs a watch until it has ended. One that cannot write down its facts begins again from those that it could.
+async fn see_to_the_end(
+    cohort_id: CohortId,
+    mut watch: Watch,
+    mut requests: mpsc::Receiver<Request>,
+    settings: WatchSettings,
+    rules: Arc<Rules>,
+) {
+    while let Err(error) = watch.run(&mut requests).await {
+        tracing::error!(%cohort_id, %error, "an announcement begins again from its journal");
+        watch = loop {
+            tokio::time::sleep(settings.poll).await;
+            if requests.is_closed() {
+                return;
+            }
+            let machine = Announcement::new(Arc::clone(&rules));
+            match Watch::open(cohort_id.clone(), machine, settings.clone()).await {
+                Ok(watch) => break watch,
+                Err(error) => tracing::error!(%cohort_id, %error, "an announcement stands still"),
+            }
+        };
     }
 }
 

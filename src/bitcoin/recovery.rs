@@ -1,9 +1,9 @@
 //! Taking a cohort's coins back with the recovery key, once its timelock has passed.
 //!
 //! [`survey`] says what there is and when it can be taken; [`plan`] makes the transactions. Both are pure: who asks the chain
-//! is the command `recover`.
+//! is the command `recover`. [`CohortFile`] is what an operator must keep for it.
 
-use std::time::Duration;
+use std::{fs, io, path::Path, time::Duration};
 
 use ::bitcoin::{Amount, FeeRate, OutPoint, Transaction, Txid};
 use rand_chacha::rand_core::CryptoRng;
@@ -34,6 +34,16 @@ pub struct CohortFile {
 impl CohortFile {
     /// The file's name, in the cohort's directory of results.
     pub const NAME: &'static str = "output.json";
+
+    /// Writes it to `<directory>/<cohort id>/output.json`.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn write_to(&self, directory: &Path) -> io::Result<()> {
+        let directory = directory.join(self.cohort_id.as_str());
+        fs::create_dir_all(&directory)?;
+        fs::write(directory.join(Self::NAME), serde_json::to_string_pretty(self)? + "\n")
+    }
 }
 
 /// What stands between a coin and its recovery.

@@ -329,7 +329,7 @@ impl Watch {
     ///
     /// # Errors
     /// [`WatchError`] when the facts cannot be written down. A new watch goes on from what was.
-    pub async fn run(mut self, mut requests: mpsc::Receiver<Request>) -> Result<Announcement, WatchError> {
+    pub async fn run(mut self, requests: &mut mpsc::Receiver<Request>) -> Result<Announcement, WatchError> {
         let mut poll_at = Instant::now();
         let mut ticked = None;
         while !self.machine.has_ended() {

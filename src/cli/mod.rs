@@ -3,6 +3,7 @@
 mod cas;
 mod cost;
 mod demo;
+mod fund;
 mod identity;
 mod join;
 mod recover;
@@ -55,6 +56,8 @@ enum Command {
     Singleton(Box<singleton::SingletonArgs>),
     /// Put and show content by its hash: announcements and updates, in a directory or an IPFS node
     Cas(cas::CasArgs),
+    /// Pay to a beacon address from your own wallet, by a PSBT that is signed elsewhere
+    Fund(fund::FundArgs),
     /// List the coins of a cohort's beacon address, and take back those whose timelock has passed
     Recover(recover::RecoverArgs),
     /// Show what cohorts saved against a transaction of its own for each member
@@ -102,6 +105,7 @@ pub fn main() -> ExitCode {
         Some(Command::State(args)) => state::main(&args),
         Some(Command::Singleton(args)) => singleton::main(&args),
         Some(Command::Cas(args)) => cas::main(&args),
+        Some(Command::Fund(args)) => fund::main(&args),
         Some(Command::Recover(args)) => recover::main(&args),
         Some(Command::Cost(args)) => cost::main(&args),
         None => demo::main(&cli.demo),

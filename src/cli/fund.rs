@@ -1,0 +1,125 @@
+//! `fund`: pays to a beacon address from the operator's own wallet, wherever its keys are.
+
+use std::{fs, path::PathBuf, process::ExitCode};
+
+use ::bitcoin::{Address, Amount, FeeRate, ScriptBuf, Transaction, address::NetworkUnchecked};
+use clap::Args;
+use serde_json::json;
+
+use super::{ChainArg, fail};
+use crate::{
+    bitcoin::{
+        chain::{Chain, ChainError, ConfirmationTarget},
+        deposit::{self, DepositError},
+        fees::FeePolicy,
+    },
+    error::ProgramError,
+    protocol::network::Network,
+};
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "First write a PSBT and sign it where the keys are (in a Core wallet: walletprocesspsbt), then submit it:\n\n  \
+    fund --chain core=... --from ADDRESS --to BEACON_ADDRESS --amount 50000 --out deposit.psbt\n  \
+    fund --chain core=... --submit deposit.signed.psbt"
+)]
+pub(super) struct FundArgs {
+    /// Where to see the chain: core=http://user:password@host:port, core=http://host:port?cookie=PATH,
+    /// or esplora=https://host/api
+    #[arg(long, value_name = "KIND=URL", env = "BTCR2_CHAIN", hide_env_values = true)]
+    chain: ChainArg,
+    /// Its network
+    #[arg(long, value_name = "N", default_value = "regtest")]
+    network: Network,
+    /// The address that pays, P2WPKH or P2TR, and gets the change
+    #[arg(long, value_name = "ADDRESS", required_unless_present = "submit", requires_all = ["to", "amount", "out"])]
+    from: Option<String>,
+    /// The beacon address
+    #[arg(long, value_name = "ADDRESS")]
+    to: Option<String>,
+    /// What to pay, in satoshis
+    #[arg(long, value_name = "SAT")]
+    amount: Option<u64>,
+    /// Where to write the PSBT, as base64
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Send the signed and finalized PSBT of this file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "to", "amount", "out"])]
+    submit: Option<PathBuf>,
+    /// The highest fee rate to pay, in sat/vB, whatever the chain asks for
+    #[arg(long, value_name = "RATE", default_value_t = 100)]
+    max_fee_rate: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn main(args: &FundArgs) -> ExitCode {
+    match actix_rt::System::new().block_on(fund(args)) {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error),
+    }
+}
+
+fn usage(problem: impl std::fmt::Display) -> ProgramError {
+    ProgramError::Usage(problem.to_string())
+}
+
+fn io_error(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> ProgramError {
+    let what = path.display().to_string();
+    |error| ProgramError::Io { what, error }
+}
+
+/// The world's fault, or ours: not that of the command line.
+fn failed(error: &ChainError) -> ProgramError {
+    ProgramError::Io { what: "the chain".to_owned(), error: std::io::Error::other(error.to_string()) }
+}
+
+async fn fund(args: &FundArgs) -> Result<String, ProgramError> {
+    let source = args.chain.source().map_err(|error| usage(format!("--chain: {error}")))?;
+    if let Some(path) = &args.submit {
+        let text = fs::read_to_string(path).map_err(io_error(path))?;
+        let transaction = deposit::extract(&text).map_err(|error| usage(format!("{}: {error}", path.display())))?;
+        let chain = source.connect(args.network).await.map_err(|error| failed(&error))?;
+        chain.submit(&transaction).await.map_err(|error| failed(&error))?;
+        return Ok(told(args, &transaction, "sent"));
+    }
+    let (Some(from), Some(to), Some(amount), Some(out)) = (&args.from, &args.to, args.amount, &args.out) else {
+        return Err(usage("--from, --to, --amount and --out, or --submit"));
+    };
+    let (from, to) = (script(from, args.network)?, script(to, args.network)?);
+    let ceiling = FeeRate::from_sat_per_vb_u32(args.max_fee_rate);
+    let fees = FeePolicy::new(FeeRate::BROADCAST_MIN, ceiling, ConfirmationTarget::new(6)).map_err(usage)?;
+    let chain = source.connect(args.network).await.map_err(|error| failed(&error))?;
+    let wallet = chain.coins(&from).await.map_err(|error| failed(&error))?;
+    let rate = fees.hold(estimate(&*chain, &fees).await);
+    let psbt =
+        deposit::build(&wallet, &from, &to, Amount::from_sat(amount), rate).map_err(|error| match error {
+            DepositError::InsufficientFunds { .. } => {
+                ProgramError::Io { what: "--from".to_owned(), error: std::io::Error::other(error.to_string()) }
+            }
+            error => usage(error),
+        })?;
+    fs::write(out, deposit::to_text(&psbt) + "\n").map_err(io_error(out))?;
+    Ok(told(args, &psbt.unsigned_tx, "to be signed"))
+}
+
+async fn estimate(chain: &dyn Chain, fees: &FeePolicy) -> Option<FeeRate> {
+    chain.fee_estimate(fees.target()).await.ok().flatten()
+}
+
+fn script(address: &str, network: Network) -> Result<ScriptBuf, ProgramError> {
+    address
+        .parse::<Address<NetworkUnchecked>>()
+        .and_then(|address| address.require_network(network.to_bitcoin()))
+        .map(|address| address.script_pubkey())
+        .map_err(|error| usage(format!("{address}: {error}")))
+}
+
+fn told(args: &FundArgs, transaction: &Transaction, state: &str) -> String {
+    let txid = transaction.compute_txid();
+    if args.json { json!({ "txid": txid, "state": state }).to_string() } else { format!("{txid} {state}") }
+}

@@ -674,6 +674,11 @@ async fn a_cohort_that_fails_is_given_up(mut world: World) -> World {
     let reason = "nobody came".to_owned();
     world.feed(Input::CohortFailed { reason: reason.clone() }).await;
     assert_eq!(world.failure(), &AnnouncementFailure::Cohort { reason });
+    let left = world.heard().iter().find_map(|notice| match **notice {
+        Notice::AnnouncementFailed { left, .. } => Some(left),
+        _ => None,
+    });
+    assert_eq!(left, Some(Amount::from_sat(50_000)));
     world.mine(1).await;
     world
 }

@@ -61,8 +61,14 @@ pub enum AnnouncementNotice {
     AnnouncementUnconfirmed { cohort_id: CohortId, txid: Txid, block: BlockId },
     /// It is as deep as was asked for.
     AnnouncementFinal { cohort_id: CohortId, txid: Txid, block: BlockId },
-    /// There will be no announcement.
-    AnnouncementFailed { cohort_id: CohortId, failure: AnnouncementFailure, reason: String },
+    /// There will be no announcement. `left` stays at the beacon address, for `recover` to take back.
+    AnnouncementFailed {
+        cohort_id: CohortId,
+        failure: AnnouncementFailure,
+        reason: String,
+        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        left: Amount,
+    },
     /// No block came for long.
     ChainStalled { cohort_id: CohortId },
     /// The chain cannot be asked. Said once, until it can be again.
@@ -114,8 +120,12 @@ impl AnnouncementNotice {
             Self::AnnouncementFinal { cohort_id, txid, block } => {
                 format!("cohort {cohort_id} is announced for good: {txid} in block {}", block.height)
             }
-            Self::AnnouncementFailed { cohort_id, reason, .. } => {
-                format!("cohort {cohort_id} will NOT be announced: {reason}")
+            Self::AnnouncementFailed { cohort_id, reason, left, .. } => {
+                let left = match *left {
+                    Amount::ZERO => String::new(),
+                    ref left => format!("; {} stay at its address: see `recover`", sat(left)),
+                };
+                format!("cohort {cohort_id} will NOT be announced: {reason}{left}")
             }
             Self::ChainStalled { .. } => "  no block came for long: is the node still connected?".to_owned(),
             Self::ChainUnavailable { problem, .. } => format!("  the chain does not answer: {problem}"),
@@ -192,7 +202,8 @@ pub(super) fn of(
             _ => return None,
         },
         E::Failed { failure, .. } => {
-            N::AnnouncementFailed { cohort_id, failure: failure.clone(), reason: failure.to_string() }
+            let (reason, left) = (failure.to_string(), announcement.sight().unspent());
+            N::AnnouncementFailed { cohort_id, failure: failure.clone(), reason, left }
         }
         E::Stalled { .. } => N::ChainStalled { cohort_id },
         E::TipSeen { .. }

@@ -90,7 +90,9 @@ impl Bitcoind {
             if self.child.try_wait().unwrap().is_some() {
                 return false;
             }
-            if self.cookie().is_some() && self.try_rpc("getblockcount", json!([])).await.is_ok() {
+            // It answers before it has read the mempool that it kept.
+            let mempool = self.try_rpc("getmempoolinfo", json!([])).await;
+            if mempool.is_ok_and(|mempool| mempool["loaded"] == true) {
                 return true;
             }
             assert!(Instant::now() < until, "bitcoind does not answer");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ::bitcoin::OutPoint;
+use ::bitcoin::{Amount, OutPoint};
 
 use super::event::AnnouncementEvent;
 use crate::{
@@ -28,6 +28,12 @@ impl Sight {
     /// How deep a deposit is confirmed: 0 in the mempool.
     pub fn depth(&self, place: &Place) -> u32 {
         self.tip.zip(place.block()).map_or(0, |(tip, block)| tip.depth(block))
+    }
+
+    /// What the deposits hold that nobody spends.
+    pub fn unspent(&self) -> Amount {
+        let unspent = self.deposits.values().filter(|deposit| !self.spends.contains_key(&deposit.outpoint));
+        unspent.fold(Amount::ZERO, |sum, deposit| sum.checked_add(deposit.value).unwrap_or(Amount::MAX))
     }
 
     /// From which height on to look again: a little below the tip that was seen last, as deep as a reorganization may go.

@@ -26,6 +26,7 @@ use btcr2_aggregation::{
         supervisor::{StartParticipant, Supervisor},
         transport::http::HttpClient,
     },
+    cas::Publication,
     events::Printer,
     join::{Intent, MemberPolicy, Terms},
     protocol::{
@@ -283,7 +284,14 @@ async fn participant_with_clock(url: &str, offset: i64) -> Result<Value, String>
     let identity = fresh_identity();
     let notices = Notices::new(1 << 10);
     let mut steps = notices.subscribe();
-    let policy = MemberPolicy::new(identity.clone(), None, Terms::default(), Intent::Decline, Printer::new(true));
+    let policy = MemberPolicy::new(
+        identity.clone(),
+        None,
+        Terms::default(),
+        Intent::Decline,
+        Publication::default(),
+        Printer::new(true),
+    );
     let settings = ParticipantSettings {
         identity,
         transport: Arc::new(HttpClient::new(url, None, clock, Randomness::System).unwrap()),

@@ -16,7 +16,7 @@ use btcr2_aggregation_protocol::{
     message::{DecodeError, Message},
 };
 
-use super::{ConnectError, Delivery, Disconnected, Outbound, Transport};
+use super::{ConnectError, Delivery, Disconnected, Outbound, Transport, hand_over};
 use crate::supervisor::EndGuard;
 
 /// How many messages may wait at one connection in either direction. A peer that is so far behind loses what comes next,
@@ -174,7 +174,7 @@ impl Handler<Wire> for MemoryConnection {
             Err(error) => Delivery::Undecodable { from, error },
         };
         // Waits for room in the inbox: order is kept, and what waits is bounded by this connection's own queue.
-        let delivered = self.inbox.send(delivery);
+        let delivered = hand_over(&self.inbox, delivery, || ());
         ctx.wait(delivered.into_actor(self).map(|delivered, _, ctx| {
             if delivered.is_err() {
                 ctx.stop();

@@ -343,7 +343,9 @@ async fn nobody_is_heard_as_somebody_else<N: Net>() {
             // That the attacker tried may be told, in its own name.
             Delivery::Undecodable { from, .. } => assert_eq!(from, *attacker.did()),
             Delivery::Unverified { .. } => {}
-            other @ (Delivery::Undeliverable { .. } | Delivery::Stored { .. } | Delivery::Own(_)) => panic!("{other:?}"),
+            other @ (Delivery::Undeliverable { .. } | Delivery::Stored { .. } | Delivery::Own(_)) => {
+                panic!("{other:?}")
+            }
         }
     }
 }

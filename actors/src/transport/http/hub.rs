@@ -3,7 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message as ActixMessage, MessageResult};
-use btcr2_aggregation_protocol::{did::Did, id::CohortId, message::{Body, SharedBody, control::CohortEnded}};
+use btcr2_aggregation_protocol::{
+    did::Did,
+    id::CohortId,
+    message::{Body, SharedBody, control::CohortEnded},
+};
 use rand_chacha::ChaCha20Rng;
 
 use super::{
@@ -164,8 +168,7 @@ impl Handler<Post> for Hub {
 
     fn handle(&mut self, Post { from, to, body }: Post, ctx: &mut Self::Context) {
         // Who asks for a cohort that is not here need not be a member: it must not take the room of one.
-        let unknown =
-            matches!(&*body, Body::CohortEnded(ended) if ended.code == CohortEnded::UNKNOWN);
+        let unknown = matches!(&*body, Body::CohortEnded(ended) if ended.code == CohortEnded::UNKNOWN);
         match self.inbox(&to, !unknown, ctx) {
             // Not lossy: what an inbox does with too much is its own affair.
             Some(inbox) => inbox.do_send(Put { from, body }),

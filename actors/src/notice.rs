@@ -161,7 +161,7 @@ pub enum ParticipantNotice {
         #[serde(skip)]
         record: Arc<MemberRecord>,
     },
-    /// We signed, and nobody waits for us any more.
+    /// The transaction is signed, and nobody waits for us any more.
     CohortOver { did: Did, cohort_id: CohortId },
     /// The session is over without a signature of ours.
     CohortFailed { did: Did, cohort_id: CohortId, reason: String, end: SessionEnd },

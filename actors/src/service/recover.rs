@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use actix::{ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, WrapFuture};
+use actix::{ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, WrapFuture};
 use btcr2_aggregation_protocol::{
     cohort::event::{CohortFailure, ServiceEvent},
     id::CohortId,
@@ -11,7 +11,7 @@ use btcr2_aggregation_protocol::{
 
 use super::{AggregationService, ArchiveCohort, Place, Retention};
 use crate::{
-    cohort::{Beginning, CohortActor, CohortMessage},
+    cohort::{Beginning, CohortActor},
     journal::{Journal, JournalError, StreamKind},
     notice::ServiceNotice,
     recovery,
@@ -35,7 +35,12 @@ impl AggregationService {
         let journal = Arc::clone(&self.shared.journal);
         // Nothing else happens before: a member's message must find its cohort.
         ctx.wait(read_all(journal).into_actor(self).map(|read, service, ctx| match read {
-            Err(error) => tracing::error!(%error, "no cohort can be brought back"),
+            Err(error) => {
+                // It would tell the members of cohorts that it has lost sight of that there are none.
+                tracing::error!(%error, "the journal cannot be read, the service does not start");
+                service.guard.journal_failed();
+                ctx.stop();
+            }
             Ok((archived, live)) => {
                 for cohort_id in archived {
                     service.ended.insert(cohort_id);
@@ -69,18 +74,15 @@ impl AggregationService {
             self.outbound.do_send(Outbound::Introduce { did, genesis_document });
         }
         let actor = self.start_cohort(beginning, ctx);
-        let place = self.cohorts.entry(cohort_id).or_insert_with(|| Place::of(actor.clone()));
-        for received in place.waiting.drain(..) {
-            actor.do_send(CohortMessage(received));
-        }
-        place.actor = Some(actor);
+        let place = self.cohorts.entry(cohort_id.clone()).or_insert_with(|| Place::of(actor.clone()));
+        place.back(&cohort_id, actor);
     }
 
-    /// A cohort is over without having ended.
+    /// A cohort cannot go on, although it has not ended: its journal may be mended, and bring it back.
     fn lost(&mut self, cohort_id: CohortId, reason: String) {
         tracing::error!(%cohort_id, reason, "a cohort cannot go on");
         self.cohorts.remove(&cohort_id);
-        self.ended.insert(cohort_id.clone());
+        self.halted.insert(cohort_id.clone());
         let failure = CohortFailure::Internal { reason };
         self.shared.notices.publish(ServiceNotice::failed(cohort_id, &failure, None));
     }

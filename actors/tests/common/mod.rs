@@ -3,6 +3,7 @@
 
 pub mod fake_server;
 pub mod peers;
+pub mod process;
 pub mod relays;
 pub mod replay;
 pub mod rounds;

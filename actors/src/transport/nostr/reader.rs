@@ -14,14 +14,14 @@ use btcr2_aggregation_protocol::{
     nostr::{Peer, ReadError, VerifiedEvent},
     time::Timestamp,
 };
-use nostr_sdk::Event;
+use nostr_sdk::{Event, JsonUtil};
 use serde_json::Value;
 
 use super::{config::NostrConfig, relay::Id};
 use crate::{
     remembered::Remembered,
     transport::{
-        Delivery,
+        Delivery, Evidence, Received,
         external::{ExternalKeys, key_in_opt_in},
     },
 };
@@ -164,7 +164,10 @@ impl Reader {
             return Read::Foreign("an advert of the past".to_owned());
         }
         let live = is_advert || said.as_secs() >= self.started.as_secs();
-        Read::Delivery(if live { Delivery::Message(message.into()) } else { Delivery::Stored { message, said } })
+        // Adverts are nothing that anybody has to prove.
+        let evidence = (!is_advert).then(|| Evidence::NostrEvent(event.as_json().into()));
+        let message = Received { evidence, ..message.into() };
+        Read::Delivery(if live { Delivery::Message(message) } else { Delivery::Stored { message, said } })
     }
 
     /// A nonce that we sent. A relay remembers it though our state directory may be an older one, restored from a backup; and

@@ -65,6 +65,7 @@ impl actix::Handler<Delivery> for Inbox {
 
     fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
         let Delivery::Message(message) = delivery else { panic!("{delivery:?}") };
+        message.receipt.clone().confirm();
         self.0.send(message.body.cohort_id().as_str().to_owned()).expect("the test listens");
     }
 }

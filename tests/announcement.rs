@@ -697,7 +697,7 @@ async fn what_was_prepared_or_signed_is_not_foreign(mut world: World) -> World {
     world.settings.chain.submit(&transaction).await.unwrap();
     world.poll().await;
     assert_eq!(world.count("foreign-spend"), 0);
-    // Signed without our having prepared it: nothing of that was written down.
+    // Signed without our having prepared it, and mined before the first look: nothing of that was written down.
     world.begin_again().await;
     world.feed(Input::Signed { transaction, value }).await;
     world.mine(6).await;

@@ -12,7 +12,7 @@ use tokio::{
 
 use super::{
     announcement::{Announcement, AnnouncementEvent, Effect, Input, NotFunded, Prepared, State},
-    chain::{Activity, Chain, ChainError, Rejection, Spend},
+    chain::{Activity, Chain, ChainError, Deposit, Rejection, Spend},
     change::{ChangeKey, Child},
     notice::{self, AnnouncementNotice},
 };
@@ -251,8 +251,15 @@ impl Watch {
     async fn look(&self) -> Result<(Activity, u32), ChainError> {
         let (chain, script) = (&self.settings.chain, self.machine.script());
         let sight = self.machine.sight();
-        let Some(from) = sight.rescan_from(self.machine.rules().window()) else {
-            return Ok((chain.coins(script).await?, 0));
+        let window = self.machine.rules().window();
+        let Some(from) = sight.rescan_from(window) else {
+            // The coins say nothing of spends that a block has already; the blocks do.
+            let coins = chain.coins(script).await?;
+            let from = coins.tip.block.height.saturating_sub(window);
+            let mut activity = chain.activity(script, from).await?;
+            let older = |deposit: &Deposit| deposit.place.block().is_some_and(|block| block.height < from);
+            activity.deposits.extend(coins.deposits.into_iter().filter(older));
+            return Ok((activity, 0));
         };
         // While the tip stands still, only the mempool can have changed.
         let tip = chain.tip().await?;

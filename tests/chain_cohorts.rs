@@ -19,7 +19,7 @@ use bitcoind_support::{
 };
 use btcr2_aggregation::{
     actors::{
-        journal::{Journal, JournalError, MemoryJournal, Record, StreamId},
+        journal::{Archived, Journal, JournalError, MemoryJournal, Record, StreamId},
         notice::{Notices, ServiceNotice},
         runtime::Clock,
     },
@@ -32,7 +32,10 @@ use btcr2_aggregation::{
         watch::{Watch, WatchSettings, signal_of},
     },
     demo::{self, DemoConfig, DemoError, DemoTransport, Report},
-    protocol::{beacon::BeaconType, cohort::event::SpendPath, id::CohortId, network::Network, output::Change},
+    protocol::{
+        beacon::BeaconType, cohort::event::SpendPath, id::CohortId, network::Network, output::Change,
+        time::Timestamp,
+    },
 };
 use futures::future::BoxFuture;
 use tokio::sync::broadcast::{self, Receiver};
@@ -128,7 +131,7 @@ impl World {
         node.stop().await;
         node.start_again().await;
         self.operator = ChainOperator::new(self.settings.clone(), self.rules.clone());
-        assert_eq!(self.operator.resume().await.unwrap(), 1);
+        assert_eq!(self.operator.resume().await.unwrap().len(), 1);
     }
 }
 
@@ -225,6 +228,14 @@ impl Journal for Flaky {
         Journal::streams(&self.journal)
     }
 
+    fn archive(&self, stream: &StreamId, at: Timestamp) -> BoxFuture<'static, Result<(), JournalError>> {
+        self.journal.archive(stream, at)
+    }
+
+    fn archived(&self) -> BoxFuture<'static, Result<Vec<Archived>, JournalError>> {
+        self.journal.archived()
+    }
+
     fn remove(&self, stream: &StreamId) -> BoxFuture<'static, Result<(), JournalError>> {
         self.journal.remove(stream)
     }
@@ -283,6 +294,6 @@ fn without_funds_the_cohort_fails_and_says_why() {
         let streams = world.settings.journal.streams().await.unwrap();
         assert_eq!(streams.iter().filter(|stream| Watch::cohort_of(stream).is_some()).count(), 1);
         // It has ended: nothing to go on with.
-        assert_eq!(ChainOperator::new(world.settings.clone(), world.rules.clone()).resume().await.unwrap(), 0);
+        assert_eq!(ChainOperator::new(world.settings.clone(), world.rules.clone()).resume().await.unwrap(), []);
     });
 }

@@ -108,7 +108,13 @@ pub enum ServiceNotice {
     /// A member gave it.
     PresenceConfirmed { cohort_id: CohortId, participant: Did },
     /// The cohort was brought back from its journal, in this phase.
-    CohortRecovered { cohort_id: CohortId, phase: &'static str },
+    CohortRecovered {
+        cohort_id: CohortId,
+        phase: &'static str,
+        /// Its output, once it has formed, for hosts that may not have heard of it before the restart.
+        #[serde(skip)]
+        output: Option<Arc<BeaconOutput>>,
+    },
     /// An actor of the cohort panicked and is brought back; so many times lately.
     CohortRestarted { cohort_id: CohortId, restarts: usize },
     /// The cohort takes the place of one that failed.

@@ -131,6 +131,11 @@ pub struct OpenCohort {
 #[rtype(result = "()")]
 pub struct ArchiveCohort(pub CohortId);
 
+/// Tell again how those cohorts ended that the host has not archived: it may have missed it.
+#[derive(Clone, Copy, Debug, ActixMessage)]
+#[rtype(result = "()")]
+pub struct TellEnds;
+
 /// Open the cohort that takes another one's place, unless that was done already.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]

@@ -71,11 +71,15 @@ pub enum Request {
         transaction: Transaction,
         /// What its coin holds.
         value: ::bitcoin::Amount,
+        /// Told when that is written down.
+        kept: oneshot::Sender<()>,
     },
     /// The cohort ended without a transaction.
     CohortFailed {
         /// Why.
         reason: String,
+        /// Told when that is written down.
+        kept: oneshot::Sender<()>,
     },
 }
 
@@ -372,8 +376,17 @@ impl Watch {
                 let _ = answer.send(prepared);
                 Ok(())
             }
-            Request::Signed { transaction, value } => self.feed(Input::Signed { transaction, value }).await?,
-            Request::CohortFailed { reason } => self.feed(Input::CohortFailed { reason }).await?,
+            Request::Signed { transaction, value, kept } => {
+                let fed = self.feed(Input::Signed { transaction, value }).await?;
+                // Whoever asked may have gone; it tells again after a restart.
+                let _ = kept.send(());
+                fed
+            }
+            Request::CohortFailed { reason, kept } => {
+                let fed = self.feed(Input::CohortFailed { reason }).await?;
+                let _ = kept.send(());
+                fed
+            }
         };
         if let Err(reject) = refused {
             tracing::warn!(cohort_id = %self.cohort_id, %reject, "an announcement refused what its host said");

@@ -1,13 +1,12 @@
 //! `serve`: an Aggregation Service as a program.
 
-use std::{path::PathBuf, process::ExitCode, str::FromStr};
+use std::{convert::Infallible, path::PathBuf, process::ExitCode, str::FromStr};
 
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-use super::{Events, fail, identity_of, relay::RelaySettings, singleton::SatPerVb};
+use super::{ChainArg, Events, fail, identity_of, relay::RelaySettings, singleton::SatPerVb};
 use crate::{
-    bitcoin::chain::{ChainSource, SourceError},
     cas::{self, Location},
     config::{self, Span, settings},
     error::ProgramError,
@@ -42,22 +41,20 @@ impl Beacon {
 #[derive(Clone, Debug)]
 enum Chain {
     Offline,
-    Source(ChainSource),
+    Named(ChainArg),
 }
 
 impl FromStr for Chain {
-    type Err = String;
+    type Err = Infallible;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "offline" => Ok(Self::Offline),
-            source => source.parse().map(Self::Source).map_err(|error: SourceError| format!("offline, {error}")),
-        }
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(if text == "offline" { Self::Offline } else { Self::Named(text.parse()?) })
     }
 }
 
 impl<'de> Deserialize<'de> for Chain {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // Any text will do here: an error of this place would show the file's line, and a password with it.
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
@@ -297,8 +294,9 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     // None by default: a made-up coin announces nothing, and has to be asked for by name.
     let coins = match settings.chain {
         Some(Chain::Offline) => Coins::Offline,
-        Some(Chain::Source(source)) => {
-            let mut chain = ChainConfig::new(source);
+        Some(Chain::Named(named)) => {
+            let source = named.source().map_err(|error| usage(&format!("--chain: offline, or {error}")))?;
+            let mut chain = ChainConfig::new(source.clone());
             let span = |setting: Option<Span>, default| setting.map_or(default, |span: Span| span.0);
             chain.poll = span(settings.chain_poll, chain.poll);
             chain.funding_window = span(settings.funding_window, chain.funding_window);

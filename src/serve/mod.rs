@@ -7,7 +7,14 @@ mod operator;
 mod results;
 mod tls;
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use actix::{Actor, Addr};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
@@ -26,7 +33,9 @@ use crate::{
         notice::{Notices, ServiceNotice},
         recovery::RestartIntensity,
         runtime::{Clock, Randomness},
-        service::{AggregationService, ArchiveCohort, CancelCohort, LiveCohorts, OpenCohort, ServiceSettings},
+        service::{
+            AggregationService, ArchiveCohort, CancelCohort, LiveCohorts, OpenCohort, ServiceSettings, TellEnds,
+        },
         supervisor::{StartService, Supervisor},
         transport::{
             http::{Cors, HttpConfig},
@@ -49,7 +58,7 @@ use crate::{
         identity::Identity,
         key::XOnlyKey,
         network::Network,
-        output::{MemoizedAggregator, RecoverySequence, ScriptTree},
+        output::{BeaconOutput, MemoizedAggregator, RecoverySequence, ScriptTree},
     },
 };
 
@@ -249,6 +258,10 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     outcome
 }
 
+fn cannot_write(directory: &Path, error: io::Error) -> ProgramError {
+    ProgramError::Io { what: format!("writing results to {}", directory.display()), error }
+}
+
 /// The next step of an announcement; never, where there is no chain.
 async fn next(
     announcements: &mut Option<Receiver<Arc<AnnouncementNotice>>>,
@@ -324,7 +337,8 @@ impl Rounds {
             self.follow(&step).await?;
         }
         if let Operator::Chain(operator) = &self.operator {
-            operator.resume().await.map_err(|error| ProgramError::State(error.to_string()))?;
+            let resumed = operator.resume().await.map_err(|error| ProgramError::State(error.to_string()))?;
+            self.announcing.extend(resumed.into_iter().filter(|cohort_id| !self.live.contains(cohort_id)));
         }
         loop {
             self.open().await?;
@@ -343,7 +357,11 @@ impl Rounds {
                 },
             };
             match lagged {
-                RecvError::Lagged(missed) => self.printer.warn(&format!("{missed} events were not shown")),
+                RecvError::Lagged(missed) => {
+                    self.printer.warn(&format!("{missed} events were not shown"));
+                    // How a cohort ended may have been among them.
+                    self.service.do_send(TellEnds);
+                }
                 RecvError::Closed => return Err(ProgramError::Internal("the actors are gone".to_owned())),
             }
         }
@@ -385,45 +403,45 @@ impl Rounds {
         }
     }
 
-    async fn follow(&mut self, step: &ServiceNotice) -> Result<(), ProgramError> {
+    async fn follow(&mut self, step: &Arc<ServiceNotice>) -> Result<(), ProgramError> {
         self.printer.service_step(step);
-        if let Operator::Chain(operator) = &self.operator {
-            if let ServiceNotice::SigningComplete { cohort_id, .. } = step {
-                self.announcing.insert(cohort_id.clone());
-            }
-            operator.follow(step).await.map_err(|error| ProgramError::State(error.to_string()))?;
-        }
-        match step {
-            ServiceNotice::CohortRecovered { cohort_id, phase: "enrolling" } => {
-                self.enrolling.insert(cohort_id.clone());
+        match &**step {
+            ServiceNotice::CohortRecovered { cohort_id, phase, output } => {
+                if *phase == "enrolling" {
+                    self.enrolling.insert(cohort_id.clone());
+                }
+                if let Some(output) = output {
+                    self.keep_output(cohort_id, output)?;
+                }
+                self.settle(step, None);
             }
             ServiceNotice::KeygenComplete { cohort_id, output, .. } => {
                 self.enrolling.remove(cohort_id);
-                if let Some(directory) = &self.config.out {
-                    let file = CohortFile { cohort_id: cohort_id.clone(), output: (**output).clone() };
-                    results::write_output(directory, &file).map_err(|error| ProgramError::Io {
-                        what: format!("writing results to {}", directory.display()),
-                        error,
-                    })?;
-                }
+                self.keep_output(cohort_id, output)?;
+                self.settle(step, None);
             }
             ServiceNotice::SigningComplete { cohort_id, result, .. } => {
-                self.live.remove(cohort_id);
+                if !self.live.remove(cohort_id) {
+                    // Told again.
+                    return Ok(());
+                }
                 let report = CohortReport::new(cohort_id, result);
                 if report.verified() {
                     self.signed += 1;
                 }
                 if let Some(directory) = &self.config.out {
-                    report.write_to(directory).map_err(|error| ProgramError::Io {
-                        what: format!("writing results to {}", directory.display()),
-                        error,
-                    })?;
+                    report.write_to(directory).map_err(|error| cannot_write(directory, error))?;
                 }
                 self.printer.result(&report.to_json(), &report.to_text());
-                self.service.do_send(ArchiveCohort(cohort_id.clone()));
+                if matches!(self.operator, Operator::Chain(_)) {
+                    self.announcing.insert(cohort_id.clone());
+                }
+                self.settle(step, Some(cohort_id));
             }
             ServiceNotice::CohortFailed { cohort_id, reason, code, next, .. } => {
-                self.live.remove(cohort_id);
+                if !self.live.remove(cohort_id) {
+                    return Ok(());
+                }
                 let was_enrolling = self.enrolling.remove(cohort_id);
                 match next {
                     Some(next) => {
@@ -437,11 +455,36 @@ impl Rounds {
                     "event": "result", "ok": false, "cohortId": cohort_id, "code": code, "reason": reason, "next": next,
                 });
                 self.printer.result(&result, &format!("cohort {cohort_id} failed: {reason}"));
-                self.service.do_send(ArchiveCohort(cohort_id.clone()));
+                self.settle(step, Some(cohort_id));
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// Has the operator do what follows from a step, without waiting for a chain here; and then puts the cohort's journal
+    /// away, if it has `ended`: not before what follows is written down.
+    fn settle(&self, step: &Arc<ServiceNotice>, ended: Option<&CohortId>) {
+        let (operator, step) = (self.operator.clone(), Arc::clone(step));
+        let (service, ended) = (self.service.clone(), ended.cloned());
+        actix_rt::spawn(async move {
+            if let Operator::Chain(operator) = operator
+                && let Err(error) = operator.follow(&step).await
+            {
+                // Not archived, the end is told again after a restart.
+                tracing::error!(%error, "an announcement cannot be followed");
+                return;
+            }
+            if let Some(cohort_id) = ended {
+                service.do_send(ArchiveCohort(cohort_id));
+            }
+        });
+    }
+
+    fn keep_output(&self, cohort_id: &CohortId, output: &BeaconOutput) -> Result<(), ProgramError> {
+        let Some(directory) = &self.config.out else { return Ok(()) };
+        let file = CohortFile { cohort_id: cohort_id.clone(), output: output.clone() };
+        results::write_output(directory, &file).map_err(|error| cannot_write(directory, error))
     }
 
     /// Ends what has not ended, because the program is to stop.

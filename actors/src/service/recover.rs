@@ -9,7 +9,7 @@ use btcr2_aggregation_protocol::{
     id::CohortId,
 };
 
-use super::{AggregationService, ArchiveCohort, Place, Retention};
+use super::{AggregationService, ArchiveCohort, Place, Retention, TellEnds};
 use crate::{
     cohort::{Beginning, CohortActor},
     journal::{Journal, JournalError, StreamKind},
@@ -46,7 +46,9 @@ impl AggregationService {
                     service.ended.insert(cohort_id);
                 }
                 for (cohort_id, facts) in live {
-                    service.bring_back(cohort_id, facts, None, ctx);
+                    if !service.cohorts.contains_key(&cohort_id) {
+                        service.bring_back(cohort_id, facts, None, ctx);
+                    }
                 }
             }
         }));
@@ -173,6 +175,14 @@ impl Handler<CohortGone> for AggregationService {
                 }
             }
         }
+    }
+}
+
+impl Handler<TellEnds> for AggregationService {
+    type Result = ();
+
+    fn handle(&mut self, _: TellEnds, ctx: &mut Self::Context) {
+        self.recover_all(ctx);
     }
 }
 

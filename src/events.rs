@@ -177,6 +177,7 @@ fn participant_text(step: &ParticipantNotice) -> String {
         N::ValidationRequested { problem: Some(problem), .. } => {
             format!("  the aggregated data is WRONG: {problem}")
         }
+        N::DataApproved { .. } => "  the aggregated data is approved".to_owned(),
         N::SigningRequested { .. } => "  the transaction checks out".to_owned(),
         N::NonceSent { .. } => "  nonce sent".to_owned(),
         N::NonceLost { .. } => "  the secret nonce is gone: only the fallback can be signed".to_owned(),

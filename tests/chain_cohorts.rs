@@ -19,7 +19,7 @@ use bitcoind_support::{
 };
 use btcr2_aggregation::{
     actors::{
-        journal::{Journal, JournalError, MemoryJournal, Record, StreamId},
+        journal::{Archived, Journal, JournalError, MemoryJournal, Record, StreamId},
         notice::{Notices, ServiceNotice},
         runtime::Clock,
     },
@@ -32,7 +32,9 @@ use btcr2_aggregation::{
         watch::{Watch, WatchSettings, signal_of},
     },
     demo::{self, DemoConfig, DemoError, DemoTransport, Report},
-    protocol::{beacon::BeaconType, cohort::event::SpendPath, id::CohortId, network::Network, output::Change},
+    protocol::{
+        beacon::BeaconType, cohort::event::SpendPath, id::CohortId, network::Network, output::Change, time::Timestamp,
+    },
 };
 use futures::future::BoxFuture;
 use tokio::sync::broadcast::{self, Receiver};
@@ -223,6 +225,14 @@ impl Journal for Flaky {
 
     fn streams(&self) -> BoxFuture<'static, Result<Vec<StreamId>, JournalError>> {
         Journal::streams(&self.journal)
+    }
+
+    fn archive(&self, stream: &StreamId, at: Timestamp) -> BoxFuture<'static, Result<(), JournalError>> {
+        self.journal.archive(stream, at)
+    }
+
+    fn archived(&self) -> BoxFuture<'static, Result<Vec<Archived>, JournalError>> {
+        self.journal.archived()
     }
 
     fn remove(&self, stream: &StreamId) -> BoxFuture<'static, Result<(), JournalError>> {

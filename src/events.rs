@@ -9,6 +9,7 @@ use crate::{
     actors::notice::{ParticipantNotice, ServiceNotice},
     bitcoin::notice::AnnouncementNotice,
     protocol::{did::Did, id::CohortId, network::Network},
+    vault::watch::WatchNotice,
 };
 
 /// Prints events. Standard output holds nothing else.
@@ -84,6 +85,11 @@ impl Printer {
     /// A step of a participant.
     pub fn participant_step(&self, step: &ParticipantNotice) {
         self.step(step, || participant_text(step));
+    }
+
+    /// What happens at a member's beacon.
+    pub fn watch_notice(&self, notice: &WatchNotice) {
+        self.step(notice, || notice.text());
     }
 
     /// How it ended.

@@ -33,7 +33,8 @@ use btcr2_aggregation::{
     },
     demo::{self, DemoConfig, DemoError, DemoTransport, Report},
     protocol::{
-        beacon::BeaconType, cohort::event::SpendPath, id::CohortId, network::Network, output::Change, time::Timestamp,
+        beacon::BeaconType, cohort::event::SpendPath, id::CohortId, network::Network, output::Change,
+        time::Timestamp,
     },
 };
 use futures::future::BoxFuture;

@@ -9,6 +9,7 @@ use crate::{
     actors::notice::{ParticipantNotice, ServiceNotice},
     bitcoin::notice::AnnouncementNotice,
     protocol::{did::Did, id::CohortId, network::Network},
+    vault::watch::WatchNotice,
 };
 
 /// Prints events. Standard output holds nothing else.
@@ -84,6 +85,11 @@ impl Printer {
     /// A step of a participant.
     pub fn participant_step(&self, step: &ParticipantNotice) {
         self.step(step, || participant_text(step));
+    }
+
+    /// What happens at a member's beacon.
+    pub fn watch_notice(&self, notice: &WatchNotice) {
+        self.step(notice, || notice.text());
     }
 
     /// How it ended.
@@ -177,6 +183,7 @@ fn participant_text(step: &ParticipantNotice) -> String {
         N::ValidationRequested { problem: Some(problem), .. } => {
             format!("  the aggregated data is WRONG: {problem}")
         }
+        N::DataApproved { .. } => "  the aggregated data is approved".to_owned(),
         N::SigningRequested { .. } => "  the transaction checks out".to_owned(),
         N::NonceSent { .. } => "  nonce sent".to_owned(),
         N::NonceLost { .. } => "  the secret nonce is gone: only the fallback can be signed".to_owned(),

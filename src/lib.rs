@@ -2,7 +2,7 @@
 //!
 //! This crate is the host: the command line ([`cli`]), the service and the participant as programs ([`serve`], [`join`]),
 //! the checks by Bitcoin's own rules ([`bitcoin`]), where announcements are published ([`cas`]), what a member can do without
-//! any cohort ([`singleton`]), and a whole cohort in one process ([`demo`]). What is said and decided is in [`protocol`], who
+//! any cohort ([`singleton`]), what it keeps and watches ([`vault`]), and a whole cohort in one process ([`demo`]). What is said and decided is in [`protocol`], who
 //! acts is in [`actors`]; a host of your own needs only those two.
 
 pub use btcr2_aggregation_actors as actors;
@@ -22,3 +22,4 @@ pub mod keyfile;
 pub mod serve;
 pub mod singleton;
 pub mod telemetry;
+pub mod vault;

@@ -155,7 +155,7 @@ impl CohortActor {
 
     /// Where the facts of this cohort are kept.
     pub(crate) fn stream(cohort_id: &CohortId) -> StreamId {
-        StreamId::new(format!("cohort/{cohort_id}"))
+        StreamId::of_cohort(cohort_id)
     }
 
     fn cohort_id(&self) -> CohortId {

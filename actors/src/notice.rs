@@ -146,6 +146,15 @@ pub enum ParticipantNotice {
     UpdateDeclined { did: Did, cohort_id: CohortId },
     /// The aggregated data arrived; `problem` says what is wrong with it.
     ValidationRequested { did: Did, cohort_id: CohortId, problem: Option<String> },
+    /// We approved the aggregated data. From here on it may be announced, with a signature of ours or without: what is in it
+    /// for us must be kept. Comes again when the session is brought back.
+    DataApproved {
+        did: Did,
+        cohort_id: CohortId,
+        /// What to keep; too much for a line of a log.
+        #[serde(skip)]
+        record: Arc<MemberRecord>,
+    },
     /// The transaction arrived and checks out.
     SigningRequested { did: Did, cohort_id: CohortId, session_id: SessionId },
     /// Our nonce is out.

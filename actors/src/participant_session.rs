@@ -127,6 +127,7 @@ impl ParticipantSessionActor {
         let (cohort_id, service) = (advert.cohort_id.clone(), advert.service.clone());
         self.shared.notices.publish(ParticipantNotice::SessionRecovered { did, cohort_id, service, phase });
         // It was not told, or nobody has said that it was heard.
+        self.publish_approval();
         self.publish_completion();
         if let Phase::Ended { reason, .. } = self.engine.machine().phase() {
             let reason = reason.clone();
@@ -151,6 +152,15 @@ impl ParticipantSessionActor {
         F: Future<Output = ParticipantInput> + 'static,
     {
         ctx.spawn(question.into_actor(self).map(|answer, actor, ctx| actor.feed(answer, ctx)));
+    }
+
+    fn publish_approval(&self) {
+        let Some(record) = self.engine.machine().approved() else { return };
+        self.shared.notices.publish(ParticipantNotice::DataApproved {
+            did: record.did.clone(),
+            cohort_id: record.cohort_id.clone(),
+            record: Arc::new(record),
+        });
     }
 
     fn publish_completion(&mut self) {
@@ -263,8 +273,8 @@ impl Driven for ParticipantSessionActor {
                 let Some(notice) = self.notice_of_end(reason) else { return };
                 notice
             }
-            ParticipantEvent::ValidationSent { .. }
-            | ParticipantEvent::PresenceConfirmed
+            ParticipantEvent::ValidationSent { .. } => return self.publish_approval(),
+            ParticipantEvent::PresenceConfirmed
             | ParticipantEvent::NonceSeen { .. }
             | ParticipantEvent::SigningApproved { .. }
             | ParticipantEvent::AggregatedNonceReceived { .. } => return,

@@ -7,6 +7,7 @@
 //! - [`operator`]: the service's policy with a chain behind it; [`offline`] is one without. [`notice`]: what subscribers hear.
 //! - [`fees`] and [`change`]: what a transaction pays, and how one that is stuck is paid for.
 //! - [`deposit`]: funding an address from the operator's own wallet, as a PSBT.
+//! - [`ledger`]: the coins of an address from block to block.
 //! - [`recovery`]: taking coins back when a cohort did not announce.
 //! - [`verify`]: two opinions on a signed transaction.
 
@@ -15,6 +16,7 @@ pub mod chain;
 pub mod change;
 pub mod deposit;
 pub mod fees;
+pub mod ledger;
 pub mod notice;
 pub mod offline;
 pub mod operator;

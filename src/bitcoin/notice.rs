@@ -69,6 +69,25 @@ pub enum AnnouncementNotice {
         #[serde(with = "::bitcoin::amount::serde::as_sat")]
         left: Amount,
     },
+    /// The timelock of a coin at the beacon address passes soon: in a block of `height` or later, about `expected` (seconds
+    /// since the Unix epoch), the recovery key can spend it without any member.
+    RecoveryNear {
+        cohort_id: CohortId,
+        outpoint: OutPoint,
+        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        value: Amount,
+        height: u32,
+        blocks: u32,
+        expected: u64,
+    },
+    /// It has passed.
+    RecoveryPossible {
+        cohort_id: CohortId,
+        outpoint: OutPoint,
+        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        value: Amount,
+        height: u32,
+    },
     /// No block came for long.
     ChainStalled { cohort_id: CohortId },
     /// The chain cannot be asked. Said once, until it can be again.
@@ -127,6 +146,15 @@ impl AnnouncementNotice {
                 };
                 format!("cohort {cohort_id} will NOT be announced: {reason}{left}")
             }
+            Self::RecoveryNear { cohort_id, outpoint, value, height, blocks, .. } => format!(
+                "WARNING: cohort {cohort_id}: from height {height} on, in {blocks} blocks, the recovery key alone can \
+                 spend {outpoint} ({}), and members rely on you alone: announce, or prepare to `recover`",
+                sat(value)
+            ),
+            Self::RecoveryPossible { cohort_id, outpoint, value, .. } => format!(
+                "WARNING: cohort {cohort_id}: the recovery key alone can spend {outpoint} ({}) now: `recover` it",
+                sat(value)
+            ),
             Self::ChainStalled { .. } => "  no block came for long: is the node still connected?".to_owned(),
             Self::ChainUnavailable { problem, .. } => format!("  the chain does not answer: {problem}"),
             Self::ChainAvailable { .. } => "  the chain answers again".to_owned(),

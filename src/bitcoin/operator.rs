@@ -54,6 +54,16 @@ impl ChainOperator {
         Self(Arc::new(Inner { settings, rules: Arc::new(rules), watches: Mutex::default() }))
     }
 
+    /// What it has to do with.
+    pub fn settings(&self) -> &WatchSettings {
+        &self.0.settings
+    }
+
+    /// What it follows.
+    pub fn rules(&self) -> &Arc<Rules> {
+        &self.0.rules
+    }
+
     /// All notices from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<AnnouncementNotice>> {
         self.0.settings.notices.subscribe()

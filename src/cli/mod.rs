@@ -9,8 +9,11 @@ mod join;
 mod recover;
 mod relay;
 mod serve;
+mod sidecar;
 mod singleton;
 mod state;
+mod vault;
+mod watch;
 
 use std::{convert::Infallible, fmt::Display, path::Path, process::ExitCode, str::FromStr};
 
@@ -27,7 +30,8 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(after_help = "Without a command, `demo` runs.\n\n\
-    Exit status: 0 when the command did what it says, 1 when it could not, 2 when it was called wrongly.")]
+    Exit status: 0 when the command did what it says, 1 when it could not, 2 when it was called wrongly; 3 when `watch \
+    --once` found something wrong.")]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -60,6 +64,12 @@ enum Command {
     Fund(fund::FundArgs),
     /// List the coins of a cohort's beacon address, and take back those whose timelock has passed
     Recover(recover::RecoverArgs),
+    /// Show and copy what a member keeps of its cohorts
+    Vault(vault::VaultArgs),
+    /// Write all that a resolver needs of a DID beside the chain
+    Sidecar(sidecar::SidecarArgs),
+    /// Follow a member's beacons on the chain, and raise an alarm when something is announced that it did not approve
+    Watch(Box<watch::WatchArgs>),
     /// Show what cohorts saved against a transaction of its own for each member
     Cost(cost::CostArgs),
 }
@@ -108,6 +118,9 @@ pub fn main() -> ExitCode {
         Some(Command::Fund(args)) => fund::main(&args),
         Some(Command::Recover(args)) => recover::main(&args),
         Some(Command::Cost(args)) => cost::main(&args),
+        Some(Command::Vault(args)) => vault::main(&args),
+        Some(Command::Sidecar(args)) => sidecar::main(&args),
+        Some(Command::Watch(args)) => watch::main(&args),
         None => demo::main(&cli.demo),
     }
 }

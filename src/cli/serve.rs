@@ -162,6 +162,9 @@ settings! {
         /// With a chain: in how many blocks an announcement is to be confirmed [default: 6]
         #[arg(long, value_name = "BLOCKS", env = "BTCR2_FEE_TARGET")]
         fee_target: u16,
+        /// With a chain: how many blocks before a coin can be recovered to warn of it [default: 144]
+        #[arg(long, value_name = "BLOCKS", env = "BTCR2_WARN_BLOCKS")]
+        warn_blocks: u32,
         /// Publish announcement maps in this store before they are signed, dir=PATH or ipfs=URL; may be given several times
         #[arg(long, value_name = "STORE", value_delimiter = ',', env = "BTCR2_CAS")]
         cas: Vec<Location>,
@@ -304,6 +307,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
             chain.fee_floor = settings.fee_floor.map_or(chain.fee_floor, |rate| rate.0);
             chain.fee_ceiling = settings.fee_ceiling.map_or(chain.fee_ceiling, |rate| rate.0);
             chain.fee_target = settings.fee_target.unwrap_or(chain.fee_target);
+            chain.warn_blocks = settings.warn_blocks.unwrap_or(chain.warn_blocks);
             Coins::Chain(Box::new(chain))
         }
         None => {

@@ -229,7 +229,7 @@ async fn export(ExportArgs { cohort, out, forget, place }: &ExportArgs) -> Resul
 }
 
 /// Writes a file for this user alone; it is on the disk when this returns.
-fn write_new(path: &Path, text: &str) -> io::Result<()> {
+pub(super) fn write_new(path: &Path, text: &str) -> io::Result<()> {
     let mut options = fs::OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]

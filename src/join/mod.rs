@@ -153,6 +153,7 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
                         policy.is_in(cohort_id);
                     }
                 }
+                ParticipantNotice::DataApproved { record, .. } => keep_in_vault(&config, &keeping, record).await?,
                 ParticipantNotice::CohortComplete { record, .. } => {
                     keep(&config, &keeping, record).await?;
                     if config.exit_when_done {
@@ -267,13 +268,17 @@ fn text(record: &MemberRecord) -> String {
     format!("cohort {}: {what} the signal {}", record.cohort_id, record.signal)
 }
 
+/// Keeps what was approved in the state directory: from then on it may be announced, whether this program hears of it or not.
+async fn keep_in_vault(config: &JoinConfig, keeping: &Keeping, record: &MemberRecord) -> Result<(), ProgramError> {
+    let Some(vault) = keeping.vault() else { return Ok(()) };
+    let genesis_document = config.identity.genesis_document().map(|document| (**document).clone());
+    let entry = VaultEntry { record: record.clone(), genesis_document, transcript: None };
+    vault.put(entry).await.map_err(|error| ProgramError::State(error.to_string()))
+}
+
 /// Writes `<cohort>.json`: the DID, whether it is included, the sidecar, and the terms of the cohort.
 async fn keep(config: &JoinConfig, keeping: &Keeping, record: &MemberRecord) -> Result<(), ProgramError> {
-    if let Some(vault) = keeping.vault() {
-        let genesis_document = config.identity.genesis_document().map(|document| (**document).clone());
-        let entry = VaultEntry { record: record.clone(), genesis_document, transcript: None };
-        vault.put(entry).await.map_err(|error| ProgramError::State(error.to_string()))?;
-    }
+    keep_in_vault(config, keeping, record).await?;
     let Some(directory) = &config.out else { return Ok(()) };
     let mut kept = record.to_file(config.identity.genesis_document().map(|document| &**document));
     kept["cohort"] = json!({

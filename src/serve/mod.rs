@@ -3,6 +3,7 @@
 //! [`run`] is the whole story, `results` what is kept of each cohort.
 
 mod doors;
+mod maturity;
 mod operator;
 mod results;
 mod tls;
@@ -21,6 +22,7 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use self::{
     doors::Doors,
+    maturity::MaturityWatch,
     operator::{Operator, Publisher},
     results::CohortReport,
 };
@@ -235,6 +237,13 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     if matches!(config.coins, Coins::Offline) {
         printer.warn("the coin is made up (--chain offline): nothing is broadcast, nothing is announced");
     }
+    let maturity = match (&operator, &config.coins) {
+        (Operator::Chain(operator), Coins::Chain(chain)) => {
+            let watch = MaturityWatch::new(operator.clone(), config.out.clone(), chain.warn_blocks);
+            Some(actix_rt::spawn(watch.run()))
+        }
+        _ => None,
+    };
     let mut rounds = Rounds::new(config, conditions, service, operator.clone(), printer);
     let outcome = tokio::select! {
         outcome = rounds.run(steps, announcements, recovered) => {
@@ -253,6 +262,9 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     };
     // No new work, streams closed, then the connections.
     doors.close().await;
+    if let Some(maturity) = maturity {
+        maturity.abort();
+    }
     operator.stop().await;
     keeping.close().await;
     outcome

@@ -62,6 +62,8 @@ pub struct ChainConfig {
     pub fee_ceiling: FeeRate,
     /// In how many blocks an announcement is to be confirmed.
     pub fee_target: u16,
+    /// How many blocks before a coin can be recovered to begin with warnings.
+    pub warn_blocks: u32,
 }
 
 impl ChainConfig {
@@ -76,6 +78,7 @@ impl ChainConfig {
             fee_floor: FeeRate::BROADCAST_MIN,
             fee_ceiling: FeeRate::from_sat_per_vb_u32(100),
             fee_target: 6,
+            warn_blocks: 144,
         }
     }
 

@@ -33,6 +33,11 @@ pub enum StreamKind {
 }
 
 impl StreamId {
+    /// The stream of a service's cohort.
+    pub fn of_cohort(cohort_id: &CohortId) -> Self {
+        Self::new(format!("cohort/{cohort_id}"))
+    }
+
     /// A stream of the given name.
     pub fn new(name: impl Into<String>) -> Self {
         Self(name.into())

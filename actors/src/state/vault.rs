@@ -1,4 +1,5 @@
-//! What a participant needs to resolve its DID, and can get from nobody else: one entry for each cohort that it was in.
+//! What a participant needs to resolve its DID, and can get from nobody else: one entry for each cohort whose data it has
+//! approved, its own update or none. Approved is not announced: that shows on the chain.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -143,6 +144,29 @@ impl StateVault {
     pub fn new(state: &State) -> Self {
         Self { table: state.table("vault"), putting: Arc::default() }
     }
+
+    /// Which entries there are of any DID, in order.
+    ///
+    /// # Errors
+    /// When the table cannot be read; a damaged entry is listed, and [`get`](Vault::get) says so.
+    pub async fn all(&self) -> Result<Vec<VaultKey>, VaultError> {
+        self.beginning_with("").await
+    }
+
+    async fn beginning_with(&self, prefix: &str) -> Result<Vec<VaultKey>, VaultError> {
+        let mut keys = Vec::new();
+        let mut after = None;
+        loop {
+            let page = self.table.scan(prefix.as_bytes(), after, PAGE).await?;
+            let found = page.entries.iter().map(|(key, _)| key).chain(&page.damaged);
+            keys.extend(found.filter_map(|key| parse(key)));
+            after = page.next;
+            if after.is_none() {
+                keys.sort();
+                return Ok(keys);
+            }
+        }
+    }
 }
 
 /// Neither a DID nor a cohort's identifier holds a NUL.
@@ -183,17 +207,6 @@ impl Vault for StateVault {
     }
 
     async fn list(&self, did: &Did) -> Result<Vec<VaultKey>, VaultError> {
-        let mut keys = Vec::new();
-        let mut after = None;
-        loop {
-            let page = self.table.scan(format!("{did}\0").into_bytes(), after, PAGE).await?;
-            let found = page.entries.iter().map(|(key, _)| key).chain(&page.damaged);
-            keys.extend(found.filter_map(|key| parse(key)));
-            after = page.next;
-            if after.is_none() {
-                keys.sort();
-                return Ok(keys);
-            }
-        }
+        self.beginning_with(&format!("{did}\0")).await
     }
 }

@@ -17,7 +17,7 @@ use rand_core::CryptoRng;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use self::phase::Phase;
+use self::phase::{Phase, Round};
 use super::{
     Timing,
     conditions::{ConditionProblem, Conditions},
@@ -271,7 +271,22 @@ impl ParticipantCohort {
             Phase::Ended { signed: Some(round), .. } => round,
             _ => return None,
         };
-        Some(MemberRecord {
+        Some(self.record_of(round))
+    }
+
+    /// What the member has approved, from its approval on: from then on the others may announce it without any signature of
+    /// this member, and without telling it.
+    pub fn approved(&self) -> Option<MemberRecord> {
+        match &self.phase {
+            Phase::Approved { round, .. }
+            | Phase::Signing { round, .. }
+            | Phase::Ended { signed: Some(round), .. } => Some(self.record_of(round)),
+            _ => None,
+        }
+    }
+
+    fn record_of(&self, round: &Round) -> MemberRecord {
+        MemberRecord {
             did: self.config.did.clone(),
             service: self.advert.service.clone(),
             cohort_id: self.advert.cohort_id.clone(),
@@ -280,7 +295,7 @@ impl ParticipantCohort {
             signal: round.signal,
             update: round.update.clone(),
             data: (*round.data).clone(),
-        })
+        }
     }
 
     /// Whether the key path of a session must not be signed, because a nonce of ours for it is out that is not ours to

@@ -1,0 +1,160 @@
+//! The coins of one address, kept up to date at little cost: listed once in full, then followed from block to block.
+
+use std::collections::BTreeMap;
+
+use ::bitcoin::{OutPoint, ScriptBuf};
+
+use super::chain::{Activity, Chain, ChainError, Deposit, Place, Spend, Tip};
+
+/// How far below its last tip a ledger looks again: deeper reorganizations are not expected to happen.
+const OVERLAP: u32 = 6;
+
+/// How far it goes back when its last tip is no longer in the best chain.
+const REORGANIZATION: u32 = 100;
+
+/// The most coins that it remembers. Anybody can pay to an address; the largest ones stay.
+const MAX_COINS: usize = 256;
+
+/// The coins of one address.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    script: ScriptBuf,
+    look_back: u32,
+    tip: Option<Tip>,
+    /// What was paid to it, in blocks.
+    deposits: BTreeMap<OutPoint, Deposit>,
+    /// What was spent from it, in blocks that a reorganization may still take back.
+    spends: BTreeMap<OutPoint, Spend>,
+}
+
+impl Ledger {
+    /// A ledger that knows nothing yet: it lists the coins, and looks for spends in the last `look_back` blocks.
+    pub fn new(script: ScriptBuf, look_back: u32) -> Self {
+        Self { script, look_back, tip: None, deposits: BTreeMap::new(), spends: BTreeMap::new() }
+    }
+
+    /// A ledger that goes on from what was known at `tip`. It never has to list the coins, which takes a node minutes.
+    pub fn known(
+        script: ScriptBuf,
+        tip: Tip,
+        deposits: impl IntoIterator<Item = Deposit>,
+        spends: impl IntoIterator<Item = Spend>,
+    ) -> Self {
+        let mut ledger = Self::new(script, 0);
+        ledger.tip = Some(tip);
+        let confirmed = |place: &Place| place.block().is_some();
+        let deposits = deposits.into_iter().filter(|deposit| confirmed(&deposit.place));
+        ledger.deposits.extend(deposits.map(|deposit| (deposit.outpoint, deposit)));
+        let spends = spends.into_iter().filter(|spend| confirmed(&spend.place));
+        ledger.spends.extend(spends.map(|spend| (spend.outpoint, spend)));
+        ledger
+    }
+
+    /// Asks the chain what is new: the coins that no block has spent, and the spends of the last blocks and of the mempool.
+    ///
+    /// # Errors
+    /// What the chain says; nothing has changed then.
+    pub async fn refresh(&mut self, chain: &dyn Chain) -> Result<Activity, ChainError> {
+        let (listed, since) = match self.tip {
+            None => {
+                let listed = chain.coins(&self.script).await?;
+                let since = listed.tip.block.height.saturating_sub(self.look_back);
+                (Some(listed), since)
+            }
+            Some(tip) => {
+                let there = chain.block_hash(tip.block.height).await? == Some(tip.block.hash);
+                (None, tip.block.height.saturating_sub(if there { OVERLAP } else { REORGANIZATION }))
+            }
+        };
+        let news = chain.activity(&self.script, since).await?;
+        if let Some(listed) = listed {
+            self.deposits = listed.deposits.into_iter().map(|deposit| (deposit.outpoint, deposit)).collect();
+        }
+        Ok(self.take(news, since))
+    }
+
+    /// Takes in all there is from height `since` on.
+    fn take(&mut self, news: Activity, since: u32) -> Activity {
+        let below = |place: &Place, height| place.block().is_some_and(|block| block.height < height);
+        self.deposits.retain(|_, deposit| below(&deposit.place, since));
+        self.spends.retain(|_, spend| below(&spend.place, since));
+        let (waiting, confirmed): (Vec<_>, Vec<_>) =
+            news.deposits.into_iter().partition(|deposit| deposit.place == Place::Mempool);
+        self.deposits.extend(confirmed.into_iter().map(|deposit| (deposit.outpoint, deposit)));
+        let (unconfirmed, spent): (Vec<_>, Vec<_>) =
+            news.spends.into_iter().partition(|spend| spend.place == Place::Mempool);
+        self.spends.extend(spent.into_iter().map(|spend| (spend.outpoint, spend)));
+        self.tip = Some(news.tip);
+
+        let unspent = self.deposits.values().filter(|deposit| !self.spends.contains_key(&deposit.outpoint));
+        let activity = Activity {
+            tip: news.tip,
+            deposits: unspent.copied().chain(waiting).collect(),
+            spends: self.spends.values().copied().chain(unconfirmed).collect(),
+        };
+        self.forget(news.tip.block.height.saturating_sub(REORGANIZATION));
+        activity
+    }
+
+    /// Forgets what was spent below `settled`, and the smallest coins when there are too many.
+    fn forget(&mut self, settled: u32) {
+        let gone: Vec<_> = self
+            .spends
+            .values()
+            .filter(|spend| spend.place.block().is_some_and(|block| block.height < settled))
+            .map(|spend| spend.outpoint)
+            .collect();
+        for outpoint in gone {
+            self.spends.remove(&outpoint);
+            self.deposits.remove(&outpoint);
+        }
+        while self.deposits.len() > MAX_COINS {
+            let smallest =
+                self.deposits.values().min_by_key(|deposit| deposit.value).map(|deposit| deposit.outpoint);
+            let Some(smallest) = smallest else { break };
+            self.deposits.remove(&smallest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ::bitcoin::Amount;
+
+    use super::*;
+    use crate::bitcoin::chain::MemoryChain;
+
+    fn script(byte: u8) -> ScriptBuf {
+        ScriptBuf::new_op_return([byte])
+    }
+
+    fn values(activity: &Activity) -> Vec<Amount> {
+        activity.deposits.iter().map(|deposit| deposit.value).collect()
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_back_is_forgotten_and_what_is_old_is_known() {
+        let chain = MemoryChain::new();
+        chain.mine(1, &script(1));
+        chain.mine(300, &script(2));
+        let mut ledger = Ledger::new(script(1), 10);
+        assert_eq!(values(&ledger.refresh(&chain).await.unwrap()).len(), 1, "listed, however old");
+        chain.mine(3, &script(1));
+        assert_eq!(values(&ledger.refresh(&chain).await.unwrap()).len(), 4);
+        chain.take_back(2);
+        chain.mine(5, &script(2));
+        assert_eq!(values(&ledger.refresh(&chain).await.unwrap()).len(), 2);
+        let tip = chain.tip().await.unwrap();
+        let mut known = Ledger::known(script(1), tip, ledger.deposits.into_values(), []);
+        assert_eq!(values(&known.refresh(&chain).await.unwrap()).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn only_so_many_coins_are_remembered() {
+        let chain = MemoryChain::new();
+        chain.mine(300, &script(1));
+        let mut ledger = Ledger::new(script(1), 10);
+        ledger.refresh(&chain).await.unwrap();
+        assert_eq!(ledger.deposits.len(), MAX_COINS);
+    }
+}

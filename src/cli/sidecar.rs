@@ -1,0 +1,70 @@
+//! `sidecar`: the whole Sidecar Data of a DID, for a resolver.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Args;
+
+use super::{
+    Failure, fail,
+    state::write_new,
+    vault::{SourceArgs, VaultFailure, complete},
+};
+use crate::{
+    protocol::did::Did,
+    vault::sidecar::{Sidecar, sidecar},
+};
+
+#[derive(Debug, Args)]
+#[command(after_help = "The result is one JSON object: `genesisDocument` (EXTERNAL DIDs), `updates` by version, \
+    `casUpdates` (CAS Announcements) and `smtProofs`. Give it to a resolver with the DID.\n\
+    Updates that no cohort announced are not in the vault: those of `singleton`, say, must be added.")]
+pub(super) struct SidecarArgs {
+    /// The DID
+    #[arg(long, value_name = "DID")]
+    did: Did,
+    #[command(flatten)]
+    sources: SourceArgs,
+    /// Write to this file, which must not exist yet, instead of standard output
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Why there is no Sidecar Data.
+#[derive(Debug, thiserror::Error)]
+enum SidecarFailure {
+    #[error(transparent)]
+    Vault(#[from] VaultFailure),
+    #[error("nothing is kept of {0}: `vault list` shows of which DIDs there is something")]
+    NoSuchDid(Did),
+}
+
+impl Failure for SidecarFailure {
+    fn status(&self) -> u8 {
+        1
+    }
+}
+
+pub(super) fn main(args: &SidecarArgs) -> ExitCode {
+    actix_rt::System::new().block_on(run(args)).unwrap_or_else(|error| fail(&error))
+}
+
+async fn run(args: &SidecarArgs) -> Result<ExitCode, SidecarFailure> {
+    let kept = args.sources.sources().read().await.map_err(VaultFailure::from)?;
+    if kept.of(&args.did).next().is_none() {
+        complete(&kept.problems);
+        return Err(SidecarFailure::NoSuchDid(args.did.clone()));
+    }
+    let Sidecar { data, missing_versions } = sidecar(kept.of(&args.did));
+    let text = serde_json::to_string_pretty(&data).map_err(VaultFailure::from)?;
+    match &args.out {
+        Some(path) => {
+            write_new(path, &text).map_err(|error| VaultFailure::File { path: path.clone(), error })?;
+        }
+        None => println!("{text}"),
+    }
+    if !missing_versions.is_empty() {
+        let versions: Vec<_> = missing_versions.iter().map(u64::to_string).collect();
+        eprintln!("warning: no update to version {}: add what was announced without a cohort", versions.join(", "));
+    }
+    Ok(complete(&kept.problems))
+}

@@ -1,0 +1,209 @@
+//! `vault`: what a member keeps, for people and scripts.
+
+use std::{collections::BTreeMap, io, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::{Failure, fail, state::write_new};
+use crate::{
+    actors::state::vault::VaultEntry,
+    protocol::{did::Did, id::CohortId},
+    vault::{Kept, ReadError, Sources},
+};
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "`join --state` fills the vault: one entry for each cohort whose data the member approved, with an \
+    update of its own or without. Nobody else has to keep what is in it, and without it the DID does not resolve.\n\
+    A program that runs holds its state directory: stop it first, or use a copy of `vault export` (--vault)."
+)]
+pub(super) struct VaultArgs {
+    #[command(subcommand)]
+    command: VaultCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum VaultCommand {
+    /// List the entries: DID, cohort, whether an update is in it, signal
+    List(ListArgs),
+    /// Show what is kept of a cohort: each member's file, with its Sidecar Data
+    Show(ShowArgs),
+    /// Copy all entries into one JSON document, which `sidecar` and `watch` take too
+    Export(ExportArgs),
+}
+
+/// Where the entries are.
+#[derive(Debug, Args)]
+pub(super) struct SourceArgs {
+    /// A member's state directory; may be given several times
+    #[arg(long = "state", value_name = "DIR", env = "BTCR2_STATE", required_unless_present = "vaults")]
+    states: Vec<PathBuf>,
+    /// A file that `vault export` wrote; may be given several times
+    #[arg(long = "vault", value_name = "FILE")]
+    vaults: Vec<PathBuf>,
+}
+
+impl SourceArgs {
+    pub(super) fn sources(&self) -> Sources {
+        Sources { states: self.states.clone(), files: self.vaults.clone() }
+    }
+}
+
+#[derive(Debug, Args)]
+struct ListArgs {
+    #[command(flatten)]
+    sources: SourceArgs,
+    /// This DID's entries only
+    #[arg(long, value_name = "DID")]
+    did: Option<Did>,
+    /// Print one JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ShowArgs {
+    /// The cohort's identifier
+    #[arg(value_parser = |text: &str| CohortId::parse(text))]
+    cohort: CohortId,
+    #[command(flatten)]
+    sources: SourceArgs,
+    /// This DID's entry only
+    #[arg(long, value_name = "DID")]
+    did: Option<Did>,
+    /// Print one JSON array of the members' files
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ExportArgs {
+    #[command(flatten)]
+    sources: SourceArgs,
+    /// This DID's entries only
+    #[arg(long, value_name = "DID")]
+    did: Option<Did>,
+    /// Write to this file, which must not exist yet, instead of standard output
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Why a member's data could not be shown.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum VaultFailure {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("nothing is kept of cohort {0}: `vault list` shows what is")]
+    NoSuchCohort(CohortId),
+    #[error("{}: {error}", path.display())]
+    File { path: PathBuf, error: io::Error },
+    #[error("the vault cannot be written as JSON: {0}")]
+    Unwritable(#[from] serde_json::Error),
+}
+
+impl Failure for VaultFailure {
+    fn status(&self) -> u8 {
+        1
+    }
+}
+
+pub(super) fn main(args: &VaultArgs) -> ExitCode {
+    let outcome = actix_rt::System::new().block_on(async {
+        match &args.command {
+            VaultCommand::List(args) => list(args).await,
+            VaultCommand::Show(args) => show(args).await,
+            VaultCommand::Export(args) => export(args).await,
+        }
+    });
+    outcome.unwrap_or_else(|error| fail(&error))
+}
+
+/// Success, unless something that is kept cannot be read: the rest was shown.
+pub(super) fn complete(problems: &[String]) -> ExitCode {
+    problems.iter().for_each(|problem| eprintln!("error: {problem}"));
+    if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+async fn list(args: &ListArgs) -> Result<ExitCode, VaultFailure> {
+    let kept = args.sources.sources().read().await?.only(args.did.as_ref());
+    if args.json {
+        println!("{}", Value::from_iter(kept.entries.iter().map(summary)));
+        return Ok(complete(&kept.problems));
+    }
+    let mut by_did: BTreeMap<&Did, Vec<&VaultEntry>> = BTreeMap::new();
+    for entry in &kept.entries {
+        by_did.entry(&entry.record.did).or_default().push(entry);
+    }
+    for (did, entries) in by_did {
+        println!("{did}");
+        entries.into_iter().for_each(|entry| println!("{}", line(entry)));
+    }
+    if kept.entries.is_empty() {
+        println!("nothing is kept");
+    }
+    Ok(complete(&kept.problems))
+}
+
+fn line(VaultEntry { record, .. }: &VaultEntry) -> String {
+    let what = match record.update.as_ref().and_then(|update| update.value()["targetVersionId"].as_u64()) {
+        Some(version) => format!("version {version}"),
+        None if record.included() => "an update".to_owned(),
+        None => "declined".to_owned(),
+    };
+    format!(
+        "  cohort {}  {:<10}  {}  signal {}  {}",
+        record.cohort_id,
+        what,
+        record.conditions.beacon_type,
+        record.signal,
+        record.output.address()
+    )
+}
+
+fn summary(VaultEntry { record, genesis_document, transcript }: &VaultEntry) -> Value {
+    json!({
+        "did": record.did,
+        "service": record.service,
+        "cohortId": record.cohort_id,
+        "beaconType": record.conditions.beacon_type,
+        "beaconAddress": record.output.address(),
+        "signalHex": record.signal,
+        "included": record.included(),
+        "targetVersionId": record.update.as_ref().map(|update| update.value()["targetVersionId"].clone()),
+        "genesisDocument": genesis_document.is_some(),
+        "transcript": transcript.is_some(),
+    })
+}
+
+async fn show(args: &ShowArgs) -> Result<ExitCode, VaultFailure> {
+    let kept = args.sources.sources().read().await?.only(args.did.as_ref());
+    let files: Vec<Value> = kept.of_cohort(&args.cohort).map(VaultEntry::to_file).collect();
+    if files.is_empty() {
+        complete(&kept.problems);
+        return Err(VaultFailure::NoSuchCohort(args.cohort.clone()));
+    }
+    if args.json {
+        println!("{}", Value::Array(files));
+    } else {
+        for (entry, file) in kept.of_cohort(&args.cohort).zip(&files) {
+            println!("{}\n{}\n{}", entry.record.did, line(entry), serde_json::to_string_pretty(file)?);
+        }
+    }
+    Ok(complete(&kept.problems))
+}
+
+async fn export(args: &ExportArgs) -> Result<ExitCode, VaultFailure> {
+    let mut kept: Kept = args.sources.sources().read().await?.only(args.did.as_ref());
+    let problems = std::mem::take(&mut kept.problems);
+    let entries = kept.entries.len();
+    let text = serde_json::to_string(&kept.into_document())?;
+    match &args.out {
+        Some(path) => {
+            write_new(path, &text).map_err(|error| VaultFailure::File { path: path.clone(), error })?;
+            println!("{entries} entries written to {}", path.display());
+        }
+        None => println!("{text}"),
+    }
+    Ok(complete(&problems))
+}

@@ -1,0 +1,194 @@
+//! `watch`: a member's beacons on the chain.
+
+use std::{collections::BTreeSet, process::ExitCode, sync::Arc};
+
+use clap::Args;
+use serde_json::json;
+
+use super::{ChainArg, Failure, fail, vault::SourceArgs};
+use crate::{
+    bitcoin::chain::{Chain, ChainError, SourceError},
+    config::Span,
+    events::Printer,
+    protocol::{did::Did, network::Network},
+    vault::{
+        Kept, ReadError, Watcher,
+        watch::{Severity, WatchNotice, beacons},
+    },
+};
+
+/// The exit status when something is wrong.
+const SOMETHING_WRONG: u8 = 3;
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "ALARM: a spend from a beacon address announces what the vault has no data for, or was signed by \
+    others and announces nothing.\n\
+    WARNING: the timelock of a coin passes soon, or has passed. From then on the operator alone can spend from the beacon: \
+    ask it to recover the coin, or take the beacon out of your DID document.\n\
+    Exit status with --once: 0 when all is well, 3 after an alarm or a warning, 1 when the chain or the vault could not be \
+    read. Run it by cron with --once, more often than every --look-back blocks, or leave it running."
+)]
+pub(super) struct WatchArgs {
+    #[command(flatten)]
+    sources: SourceArgs,
+    /// Where to see the chain: core=http://user:password@host:port, core=http://host:port?cookie=PATH,
+    /// or esplora=https://host/api
+    #[arg(long, value_name = "KIND=URL", env = "BTCR2_CHAIN", hide_env_values = true)]
+    chain: ChainArg,
+    /// This DID's beacons only
+    #[arg(long, value_name = "DID")]
+    did: Option<Did>,
+    /// The network, where the vault has beacons on several
+    #[arg(long, value_name = "N")]
+    network: Option<Network>,
+    /// Look once, and exit
+    #[arg(long)]
+    once: bool,
+    /// How often to look
+    #[arg(long, value_name = "TIME", default_value = "1m", conflicts_with = "once")]
+    poll: Span,
+    /// In how many of the last blocks to look for spends at first
+    #[arg(long, value_name = "BLOCKS", default_value_t = 144)]
+    look_back: u32,
+    /// How many blocks before a timelock passes to warn
+    #[arg(long, value_name = "BLOCKS", default_value_t = 144)]
+    warn_blocks: u32,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why a member's beacons cannot be watched.
+#[derive(Debug, thiserror::Error)]
+enum WatchFailure {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("{0}")]
+    Damaged(String),
+    #[error("the vault has beacons on {0}: choose one with --network")]
+    SeveralNetworks(String),
+    #[error("there is nothing to watch: the vault has no beacon of that DID and network")]
+    Nothing,
+    #[error("--chain: {0}")]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+}
+
+impl Failure for WatchFailure {
+    fn status(&self) -> u8 {
+        match self {
+            Self::SeveralNetworks(_) | Self::Source(_) => 2,
+            Self::Read(_) | Self::Damaged(_) | Self::Nothing | Self::Chain(_) => 1,
+        }
+    }
+}
+
+pub(super) fn main(args: &WatchArgs) -> ExitCode {
+    let outcome = actix_rt::System::new().block_on(async {
+        tokio::select! {
+            outcome = watch(args) => outcome,
+            () = crate::telemetry::stop_signal() => Ok(ExitCode::SUCCESS),
+        }
+    });
+    outcome.unwrap_or_else(|error| fail(&error))
+}
+
+async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
+    let source = args.chain.source()?;
+    let printer = Printer::new(args.json);
+    let kept = read(args).await?;
+    if let Some(problem) = kept.problems.first() {
+        // What cannot be read might be an approval: every alarm would be in doubt.
+        return Err(WatchFailure::Damaged(problem.clone()));
+    }
+    let network = network(args, &kept)?;
+    let of_network =
+        |kept: &Kept| beacons(kept.entries.iter().filter(|entry| entry.record.output.network() == network));
+    let found = of_network(&kept);
+    if found.is_empty() {
+        return Err(WatchFailure::Nothing);
+    }
+    let chain = connect(args, source, network, printer).await?;
+    let mut watcher = Watcher::new(chain, args.look_back, args.warn_blocks);
+    watcher.follow(found);
+    printer.result(
+        &json!({ "event": "watching", "network": network, "beacons": watcher.len() }),
+        &format!("watching {} beacons on {network}", watcher.len()),
+    );
+    if args.once {
+        return Ok(result(printer, &watcher.poll().await?));
+    }
+    let mut reached = true;
+    loop {
+        match watcher.poll().await {
+            Ok(notices) => {
+                reached = true;
+                notices.iter().for_each(|notice| printer.watch_notice(notice));
+            }
+            Err(error) if error.is_transient() => {
+                if std::mem::replace(&mut reached, false) {
+                    printer.warn(&format!("the chain does not answer: {error}"));
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(args.poll.0).await;
+        // What `join` keeps meanwhile is known before its announcement can be on the chain; while it runs, it holds the
+        // directory, and what was read before has to do.
+        match read(args).await {
+            Ok(kept) => watcher.follow(of_network(&kept)),
+            Err(error) if error.is_in_use() => tracing::info!(%error, "the vault is not read again yet"),
+            Err(error) => printer.warn(&format!("the vault cannot be read again: {error}")),
+        }
+    }
+}
+
+async fn read(args: &WatchArgs) -> Result<Kept, ReadError> {
+    Ok(args.sources.sources().read().await?.only(args.did.as_ref()))
+}
+
+fn network(args: &WatchArgs, kept: &Kept) -> Result<Network, WatchFailure> {
+    if let Some(network) = args.network {
+        return Ok(network);
+    }
+    let networks: BTreeSet<String> =
+        kept.entries.iter().map(|entry| entry.record.output.network().to_string()).collect();
+    if networks.len() > 1 {
+        let names: Vec<_> = networks.into_iter().collect();
+        return Err(WatchFailure::SeveralNetworks(names.join(", ")));
+    }
+    kept.entries.first().map(|entry| entry.record.output.network()).ok_or(WatchFailure::Nothing)
+}
+
+/// Connects; unless it is to look only once, a chain that does not answer is waited for.
+async fn connect(
+    args: &WatchArgs,
+    source: &crate::bitcoin::chain::ChainSource,
+    network: Network,
+    printer: Printer,
+) -> Result<Arc<dyn Chain>, ChainError> {
+    let mut told = false;
+    loop {
+        match source.connect(network).await {
+            Err(error) if error.is_transient() && !args.once => {
+                if !std::mem::replace(&mut told, true) {
+                    printer.warn(&format!("the chain does not answer: {error}"));
+                }
+                tokio::time::sleep(args.poll.0).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn result(printer: Printer, notices: &[WatchNotice]) -> ExitCode {
+    notices.iter().for_each(|notice| printer.watch_notice(notice));
+    let count = |severity| notices.iter().filter(|notice| notice.severity() == severity).count();
+    let (alarms, warnings) = (count(Severity::Alarm), count(Severity::Warning));
+    let ok = alarms + warnings == 0;
+    let text = if ok { "all is well".to_owned() } else { format!("{alarms} alarms, {warnings} warnings") };
+    printer.result(&json!({ "event": "result", "ok": ok, "alarms": alarms, "warnings": warnings }), &text);
+    if ok { ExitCode::SUCCESS } else { ExitCode::from(SOMETHING_WRONG) }
+}

@@ -1,0 +1,185 @@
+//! What a member keeps of its cohorts, put to use.
+//!
+//! `join` fills the [vault](crate::actors::state::vault) of its state directory. Here it is read back: [`Sources`] says where
+//! from, [`Kept`] is what was found, [`sidecar`] makes a resolver's Sidecar Data of it, and [`watch`] compares it with the
+//! chain. [`VaultDocument`] is a copy of it all in one file.
+
+pub mod sidecar;
+pub mod watch;
+mod watcher;
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::watcher::Watcher;
+use crate::{
+    actors::state::{
+        State, StateError,
+        vault::{StateVault, Vault, VaultEntry, VaultError},
+    },
+    protocol::{did::Did, id::CohortId},
+};
+
+/// The largest document that is read. An entry is at most a few megabytes, the map of a large cohort.
+const MAX_DOCUMENT: u64 = 1 << 30;
+
+/// The entries of a vault in one file, as `vault export` writes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VaultDocument {
+    /// The version of this format.
+    pub vault_version: Version,
+    /// The entries.
+    pub entries: Vec<VaultEntry>,
+}
+
+/// The version of a [`VaultDocument`]. There is one so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct Version;
+
+impl TryFrom<u32> for Version {
+    type Error = String;
+
+    fn try_from(version: u32) -> Result<Self, String> {
+        if version == 1 { Ok(Self) } else { Err(format!("version {version} of a vault, 1 is known")) }
+    }
+}
+
+impl From<Version> for u32 {
+    fn from(_: Version) -> Self {
+        1
+    }
+}
+
+/// Why a vault cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// A state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The vault in it cannot be read at all.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// A file cannot be read.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// A file is something else.
+    #[error("{} is not an exported vault: {problem}", path.display())]
+    NotADocument {
+        /// The file.
+        path: PathBuf,
+        /// What it is not.
+        problem: String,
+    },
+}
+
+impl ReadError {
+    /// Whether another program has the state directory open, and will give it back.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::State(StateError::Locked { .. }))
+    }
+}
+
+/// Where a member's entries are.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// State directories.
+    pub states: Vec<PathBuf>,
+    /// Files that `vault export` wrote.
+    pub files: Vec<PathBuf>,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Kept {
+    /// The entries, by DID, service and cohort. Two of one cohort only if directories contradict each other.
+    pub entries: Vec<VaultEntry>,
+    /// What could not be read; the entries are all the rest.
+    pub problems: Vec<String>,
+}
+
+impl Sources {
+    /// Reads all entries. A state directory is held only meanwhile.
+    ///
+    /// # Errors
+    /// [`ReadError`] when one of the sources cannot be read. Single entries that cannot be are [named](Kept::problems).
+    pub async fn read(&self) -> Result<Kept, ReadError> {
+        let mut kept = Kept::default();
+        for dir in &self.states {
+            read_state(dir, &mut kept).await?;
+        }
+        for path in &self.files {
+            kept.entries.extend(read_document(path)?.entries);
+        }
+        kept.entries.sort_by_cached_key(VaultEntry::key);
+        kept.entries.dedup();
+        Ok(kept)
+    }
+}
+
+async fn read_state(dir: &Path, kept: &mut Kept) -> Result<(), ReadError> {
+    let state = State::open_existing(dir)?;
+    let vault = StateVault::new(&state);
+    let outcome = async {
+        for key in vault.all().await? {
+            match vault.get(&key).await {
+                Ok(entry) => kept.entries.extend(entry),
+                Err(error @ VaultError::Damaged { .. }) => kept.problems.push(error.to_string()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    };
+    let outcome = outcome.await;
+    drop(vault);
+    // Free again before anything else happens.
+    state.close().await;
+    outcome
+}
+
+fn read_document(path: &Path) -> Result<VaultDocument, ReadError> {
+    let refuse = |problem: String| ReadError::NotADocument { path: path.to_owned(), problem };
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_DOCUMENT + 1).read_to_string(&mut text))
+        .map_err(|error| ReadError::File { path: path.to_owned(), error })?;
+    if text.len() as u64 > MAX_DOCUMENT {
+        return Err(refuse(format!("it has more than {MAX_DOCUMENT} bytes")));
+    }
+    serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))
+}
+
+impl Kept {
+    /// The entries of one DID.
+    pub fn of<'a>(&'a self, did: &'a Did) -> impl Iterator<Item = &'a VaultEntry> {
+        self.entries.iter().filter(move |entry| entry.record.did == *did)
+    }
+
+    /// The entries of one cohort, or of those that different services have given that identifier.
+    pub fn of_cohort<'a>(&'a self, cohort_id: &'a CohortId) -> impl Iterator<Item = &'a VaultEntry> {
+        self.entries.iter().filter(move |entry| entry.record.cohort_id == *cohort_id)
+    }
+
+    /// Leaves the entries of `did` only, where one is given.
+    #[must_use]
+    pub fn only(mut self, did: Option<&Did>) -> Self {
+        self.entries.retain(|entry| did.is_none_or(|did| entry.record.did == *did));
+        self
+    }
+
+    /// As one document.
+    pub fn into_document(self) -> VaultDocument {
+        VaultDocument { vault_version: Version, entries: self.entries }
+    }
+}

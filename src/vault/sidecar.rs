@@ -1,0 +1,66 @@
+//! The whole Sidecar Data of a DID (did:btcr2, "Sidecar Data"): what a resolver needs beside the chain, from all cohorts.
+//!
+//! Data that was approved and then not announced is in it too. A resolver looks everything up by its hash, so that it finds
+//! what the chain announces and passes over the rest.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    actors::state::vault::VaultEntry,
+    protocol::{beacon::BeaconData, sidecar::plain_data, update::SignedUpdate},
+};
+
+/// A DID's Sidecar Data.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sidecar {
+    /// `@context`, and as far as there are any: `genesisDocument`, `updates` by version, `casUpdates`, `smtProofs`.
+    pub data: Value,
+    /// The versions of the document, below the latest one, to which no update leads: they were announced in another way, by
+    /// a singleton beacon say, and their updates must be added.
+    pub missing_versions: Vec<u64>,
+}
+
+/// The Sidecar Data in `entries`, which are one DID's.
+pub fn sidecar<'a>(entries: impl IntoIterator<Item = &'a VaultEntry>) -> Sidecar {
+    let mut genesis_document = None;
+    let mut updates: Vec<&SignedUpdate> = Vec::new();
+    let (mut cas, mut smt, mut other) = (Vec::new(), Vec::new(), Vec::new());
+    for entry in entries {
+        // Its hash is the DID: there are no two.
+        genesis_document = genesis_document.or(entry.genesis_document.as_ref());
+        updates.extend(&entry.record.update);
+        let list = match &entry.record.data {
+            BeaconData::Cas(_) => &mut cas,
+            BeaconData::Smt(_) => &mut smt,
+            BeaconData::Other(_) => &mut other,
+        };
+        let data = plain_data(&entry.record.data);
+        if !list.contains(&data) {
+            list.push(data);
+        }
+    }
+    updates.sort_by_key(|update| (version(update), update.hash()));
+    updates.dedup_by_key(|update| update.hash());
+    let versions: BTreeSet<u64> = updates.iter().filter_map(|update| version(update)).collect();
+    let missing_versions = (2..versions.last().copied().unwrap_or(0)).filter(|v| !versions.contains(v)).take(100);
+    let missing_versions = missing_versions.collect();
+
+    let mut data = Map::new();
+    data.insert("@context".to_owned(), json!("https://btcr2.dev/context/v1"));
+    if let Some(document) = genesis_document {
+        data.insert("genesisDocument".to_owned(), document.clone());
+    }
+    let updates = updates.into_iter().map(|update| update.value().clone()).collect();
+    for (name, list) in [("updates", updates), ("casUpdates", cas), ("smtProofs", smt), ("beaconData", other)] {
+        if !list.is_empty() {
+            data.insert(name.to_owned(), Value::Array(list));
+        }
+    }
+    Sidecar { data: Value::Object(data), missing_versions }
+}
+
+fn version(update: &SignedUpdate) -> Option<u64> {
+    update.value()["targetVersionId"].as_u64()
+}

@@ -1,0 +1,262 @@
+//! What the chain says about a member's beacons, compared with what the member keeps. Pure: the [`Watcher`](super::Watcher)
+//! asks the chain.
+//!
+//! A resolver follows every spend from a beacon address that ends in a signal. One that the member has no data for means that
+//! its DID cannot be resolved any more, or that somebody says something about it that it never approved. And once the
+//! timelock of a coin has passed, the operator can make such a spend by itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ::bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxIn, Txid};
+use serde::Serialize;
+
+use crate::{
+    actors::state::vault::VaultEntry,
+    bitcoin::{
+        chain::{Activity, BlockId, Spend},
+        recovery::{Maturity, survey},
+        watch::signal_of,
+    },
+    protocol::{hash::SignalBytes, id::CohortId, output::BeaconOutput},
+};
+
+/// A beacon of the member, with what it has approved of it.
+#[derive(Clone, Debug)]
+pub struct WatchedBeacon {
+    /// Its output.
+    pub output: BeaconOutput,
+    /// The signals that the member has the data of, and in which cohort it approved them.
+    pub approved: BTreeMap<SignalBytes, BTreeSet<CohortId>>,
+}
+
+/// The beacons of `entries`, by their scripts. The same keys and terms lead to the same beacon again.
+pub fn beacons<'a>(entries: impl IntoIterator<Item = &'a VaultEntry>) -> BTreeMap<ScriptBuf, WatchedBeacon> {
+    let mut beacons: BTreeMap<ScriptBuf, WatchedBeacon> = BTreeMap::new();
+    for VaultEntry { record, .. } in entries {
+        let beacon = beacons
+            .entry(record.output.script_pubkey().to_owned())
+            .or_insert_with(|| WatchedBeacon { output: record.output.clone(), approved: BTreeMap::new() });
+        beacon.approved.entry(record.signal).or_default().insert(record.cohort_id.clone());
+    }
+    beacons
+}
+
+/// Who has signed a spend from a beacon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Signers {
+    /// All members, this one among them.
+    AllMembers,
+    /// Some of them, by the fallback leaf.
+    SomeMembers,
+    /// The operator alone, by the recovery leaf.
+    Operator,
+}
+
+impl Signers {
+    fn of(input: &TxIn, output: &BeaconOutput) -> Self {
+        let Some(leaf) = input.witness.taproot_leaf_script() else { return Self::AllMembers };
+        // The output has no other leaves.
+        match output.recovery() {
+            Some(recovery) if recovery.script() == leaf.script => Self::Operator,
+            _ => Self::SomeMembers,
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::AllMembers => "all members",
+            Self::SomeMembers => "some members (fallback)",
+            Self::Operator => "the operator alone",
+        }
+    }
+}
+
+/// How much a person is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Not at all.
+    Note,
+    /// Something is going to be wrong.
+    Warning,
+    /// Something is.
+    Alarm,
+}
+
+/// What a member is told of its beacons. Values are in satoshis.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+#[allow(missing_docs, reason = "the fields are what their names and types say")]
+pub enum WatchNotice {
+    /// A signal that the member approved is in sight: `block` says how far it is.
+    SignalSeen {
+        cohort_ids: BTreeSet<CohortId>,
+        beacon_address: String,
+        txid: Txid,
+        signal: SignalBytes,
+        signers: Signers,
+        block: Option<BlockId>,
+    },
+    /// A signal for which the member has no data, and which it never approved.
+    UnknownSignal {
+        beacon_address: String,
+        txid: Txid,
+        signal: SignalBytes,
+        signers: Signers,
+        block: Option<BlockId>,
+    },
+    /// Members have spent from the beacon, announced nothing, and this member did not approve.
+    UnapprovedSpend {
+        beacon_address: String,
+        txid: Txid,
+        outpoint: OutPoint,
+        signers: Signers,
+        block: Option<BlockId>,
+    },
+    /// The operator took its coin back, by the terms of the cohort. It announces nothing.
+    CoinRecovered { beacon_address: String, txid: Txid, outpoint: OutPoint, block: Option<BlockId> },
+    /// The timelock of a coin passes soon: from `height` on the operator alone can spend it. `expected` is about when, in
+    /// seconds since the Unix epoch.
+    RecoveryNear {
+        beacon_address: String,
+        outpoint: OutPoint,
+        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        value: Amount,
+        height: u32,
+        blocks: u32,
+        expected: u64,
+    },
+    /// It has passed: the operator alone can spend from the beacon.
+    RecoveryPossible {
+        beacon_address: String,
+        outpoint: OutPoint,
+        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        value: Amount,
+        height: u32,
+    },
+}
+
+impl WatchNotice {
+    /// How bad it is.
+    pub fn severity(&self) -> Severity {
+        match self {
+            Self::SignalSeen { .. } | Self::CoinRecovered { .. } => Severity::Note,
+            Self::RecoveryNear { .. } | Self::RecoveryPossible { .. } => Severity::Warning,
+            Self::UnknownSignal { .. } | Self::UnapprovedSpend { .. } => Severity::Alarm,
+        }
+    }
+
+    /// What it is about: the same thing is not told again at every block.
+    pub(super) fn subject(&self) -> (&'static str, Txid, Option<OutPoint>, bool) {
+        match self {
+            Self::SignalSeen { txid, block, .. } => ("signal", *txid, None, block.is_some()),
+            Self::UnknownSignal { txid, block, .. } => ("unknown signal", *txid, None, block.is_some()),
+            Self::UnapprovedSpend { txid, outpoint, block, .. } => {
+                ("unapproved spend", *txid, Some(*outpoint), block.is_some())
+            }
+            Self::CoinRecovered { txid, outpoint, block, .. } => {
+                ("recovered", *txid, Some(*outpoint), block.is_some())
+            }
+            Self::RecoveryNear { outpoint, .. } => ("recovery near", outpoint.txid, Some(*outpoint), true),
+            Self::RecoveryPossible { outpoint, .. } => ("recovery possible", outpoint.txid, Some(*outpoint), true),
+        }
+    }
+
+    /// A line for people.
+    pub fn text(&self) -> String {
+        let place = |block: &Option<BlockId>| match block {
+            Some(block) => format!("in block {}", block.height),
+            None => "in the mempool".to_owned(),
+        };
+        match self {
+            Self::SignalSeen { beacon_address, txid, signal, block, .. } => {
+                format!("{beacon_address}: {txid} {} announces {signal}, as approved", place(block))
+            }
+            Self::UnknownSignal { beacon_address, txid, signal, signers, block } => format!(
+                "ALARM: {beacon_address}: {txid} {} announces {signal}, signed by {}; there is no data for it here, \
+                 and it was never approved. If this address is a beacon of the DID, the DID does not resolve without that data",
+                place(block),
+                signers.text()
+            ),
+            Self::UnapprovedSpend { beacon_address, txid, outpoint, signers, block } => format!(
+                "ALARM: {beacon_address}: {txid} {} spends {outpoint} and announces nothing, signed by {}; it was \
+                 never approved",
+                place(block),
+                signers.text()
+            ),
+            Self::CoinRecovered { beacon_address, txid, block, .. } => {
+                format!("{beacon_address}: the operator took its coin back with {txid} {}", place(block))
+            }
+            Self::RecoveryNear { beacon_address, outpoint, value, height, blocks, expected } => {
+                let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(*expected);
+                format!(
+                    "WARNING: {beacon_address}: from height {height} on, in {blocks} blocks, about {}, the operator alone \
+                     can spend {outpoint} ({} sat), and announce what it likes from this beacon",
+                    humantime::format_rfc3339_seconds(time),
+                    value.to_sat()
+                )
+            }
+            Self::RecoveryPossible { beacon_address, outpoint, value, .. } => format!(
+                "WARNING: {beacon_address}: the operator alone can spend {outpoint} ({} sat) now, and announce what it \
+                 likes from this beacon",
+                value.to_sat()
+            ),
+        }
+    }
+}
+
+/// What a member is to be told, given the coins and the spends of `beacon` and the transactions that spend. `warn_blocks` is
+/// how many blocks before the end of a timelock the warnings begin.
+///
+/// A spend whose transaction is not there has left the mempool again.
+pub fn judge(
+    beacon: &WatchedBeacon,
+    activity: &Activity,
+    transactions: &BTreeMap<Txid, Transaction>,
+    warn_blocks: u32,
+) -> Vec<WatchNotice> {
+    let address = || beacon.output.address().to_owned();
+    let spent = |spend: &Spend| Some(of_spend(beacon, spend, transactions.get(&spend.by)?));
+    let mut notices: Vec<_> = activity.spends.iter().filter_map(spent).collect();
+    let coins = survey(&beacon.output, activity).unwrap_or_default();
+    notices.extend(coins.iter().filter(|coin| coin.spent_by.is_none()).filter_map(|coin| match coin.maturity {
+        Maturity::Waiting { height, blocks, expected } if blocks <= warn_blocks => {
+            Some(WatchNotice::RecoveryNear {
+                beacon_address: address(),
+                outpoint: coin.outpoint,
+                value: coin.value,
+                height,
+                blocks,
+                expected,
+            })
+        }
+        Maturity::Mature { height } => Some(WatchNotice::RecoveryPossible {
+            beacon_address: address(),
+            outpoint: coin.outpoint,
+            value: coin.value,
+            height,
+        }),
+        Maturity::Waiting { .. } | Maturity::Unconfirmed => None,
+    }));
+    notices
+}
+
+fn of_spend(beacon: &WatchedBeacon, spend: &Spend, transaction: &Transaction) -> WatchNotice {
+    let beacon_address = beacon.output.address().to_owned();
+    let (txid, outpoint, block) = (spend.by, spend.outpoint, spend.place.block().copied());
+    let input = transaction.input.iter().find(|input| input.previous_output == outpoint);
+    let signers = input.map_or(Signers::SomeMembers, |input| Signers::of(input, &beacon.output));
+    match signal_of(transaction) {
+        Some(signal) => match beacon.approved.get(&signal) {
+            Some(cohort_ids) => {
+                let cohort_ids = cohort_ids.clone();
+                WatchNotice::SignalSeen { cohort_ids, beacon_address, txid, signal, signers, block }
+            }
+            None => WatchNotice::UnknownSignal { beacon_address, txid, signal, signers, block },
+        },
+        None if signers == Signers::Operator => {
+            WatchNotice::CoinRecovered { beacon_address, txid, outpoint, block }
+        }
+        None => WatchNotice::UnapprovedSpend { beacon_address, txid, outpoint, signers, block },
+    }
+}

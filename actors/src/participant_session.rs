@@ -12,7 +12,7 @@ use btcr2_aggregation_protocol::{
         participant::{ParticipantCohort, ParticipantEffect, ParticipantInput, phase::Phase},
     },
     did::Did,
-    error::Reject,
+    error::{Fatal, Reject},
     id::CohortId,
     machine::Machine,
     message::{Bytes, Message},
@@ -65,8 +65,8 @@ pub(crate) enum How {
     },
     /// Where its journal ends.
     Again,
-    /// Where its journal ends, but only to leave the cohort.
-    Abort,
+    /// Where its journal ends, but only to end it, for this reason.
+    Abort(String),
 }
 
 pub(crate) struct ParticipantSessionActor {
@@ -182,10 +182,13 @@ impl Actor for ParticipantSessionActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
-        match self.how {
+        match &self.how {
             How::Fresh { .. } => self.feed(ParticipantInput::Discover, ctx),
             How::Again => self.take_up(ctx),
-            How::Abort => self.feed(ParticipantInput::Leave, ctx),
+            How::Abort(reason) => {
+                let reason = Fatal(reason.clone());
+                self.feed(ParticipantInput::Abort(reason), ctx);
+            }
         }
     }
 }

@@ -169,6 +169,7 @@ struct Place {
     waiting: VecDeque<Said>,
     restarts: Restarts,
     given_up: bool,
+    terms: Arc<CohortTerms>,
 }
 
 /// What is said to a cohort.
@@ -179,8 +180,9 @@ enum Said {
 }
 
 impl Place {
-    fn of(actor: Addr<CohortActor>) -> Self {
-        Self { actor: Some(actor), waiting: VecDeque::new(), restarts: Restarts::default(), given_up: false }
+    fn of(terms: Arc<CohortTerms>, actor: Addr<CohortActor>) -> Self {
+        let (waiting, restarts) = Default::default();
+        Self { actor: Some(actor), waiting, restarts, given_up: false, terms }
     }
 
     /// Hands something to the cohort, or keeps it until the cohort is back. What cannot be kept gets no receipt.
@@ -280,9 +282,10 @@ impl AggregationService {
     /// Opens a cohort on these terms.
     fn open(&mut self, terms: CohortTerms, ctx: &Context<Self>) -> Result<CohortId, ServiceConfigError> {
         let cohort_id = terms.cohort_id.clone();
-        let machine = self.machine(Arc::new(terms))?;
+        let terms = Arc::new(terms);
+        let machine = self.machine(Arc::clone(&terms))?;
         let actor = self.start_cohort(Beginning::fresh(machine), ctx);
-        self.cohorts.insert(cohort_id.clone(), Place::of(actor));
+        self.cohorts.insert(cohort_id.clone(), Place::of(terms, actor));
         Ok(cohort_id)
     }
 

@@ -61,10 +61,17 @@ impl ParticipantActor {
             Ok(facts) => facts,
             Err(error) => return self.lost(cohort, error.to_string()),
         };
-        let Some(ParticipantEvent::CohortDiscovered { advert, .. }) = facts.first() else {
-            return self.lost(cohort, "its journal does not begin with an advert".to_owned());
+        let (advert, how) = match (facts.first(), self.sessions.get(&cohort), how) {
+            (Some(ParticipantEvent::CohortDiscovered { advert, .. }), _, how) => (Arc::clone(advert), how),
+            // It panicked before anything of it was durable.
+            (None, Some(place), How::Again) => {
+                let advert = Arc::clone(&place.advert);
+                let rejoins = self.takes_the_place_of_ours(&advert);
+                (advert, How::Fresh { rejoins })
+            }
+            (None, _, How::Abort(reason)) => return self.lost(cohort, reason),
+            _ => return self.lost(cohort, "its journal does not begin with an advert".to_owned()),
         };
-        let advert = Arc::clone(advert);
         let mut machine = ParticipantCohort::new(Arc::clone(&self.shared.config), Arc::clone(&advert));
         recovery::replay(&mut machine, &facts, |_, _, _| {});
         let actor = self.start_session(machine, how, ctx);
@@ -95,7 +102,9 @@ impl ParticipantActor {
             None if place.given_up => return self.lost(cohort, "its actor goes on panicking".to_owned()),
             None => {
                 place.given_up = true;
-                (Duration::ZERO, How::Abort)
+                let often =
+                    format!("its actor panicked {} times within {:?}", intensity.most + 1, intensity.within);
+                (Duration::ZERO, How::Abort(often))
             }
         };
         let restarts = place.restarts.count();

@@ -60,23 +60,30 @@ impl AggregationService {
             Ok(facts) => facts,
             Err(error) => return self.lost(cohort_id, error.to_string()),
         };
-        let Some(ServiceEvent::CohortAdvertised { terms, .. }) = facts.first() else {
-            return self.lost(cohort_id, "its journal does not begin with its terms".to_owned());
+        let terms = match (facts.first(), self.cohorts.get(&cohort_id), &abort) {
+            (Some(ServiceEvent::CohortAdvertised { terms, .. }), ..) => Arc::clone(terms),
+            // It panicked before anything of it was durable.
+            (None, Some(place), None) => Arc::clone(&place.terms),
+            (None, _, Some(reason)) => return self.lost(cohort_id, reason.clone()),
+            _ => return self.lost(cohort_id, "its journal does not begin with its terms".to_owned()),
         };
         if terms.service != *self.settings.identity.did() {
             // Another service keeps its journal in the same place.
             return;
         }
-        let machine = match self.machine(Arc::clone(terms)) {
+        let machine = match self.machine(Arc::clone(&terms)) {
             Ok(machine) => machine,
             Err(error) => return self.lost(cohort_id, error.to_string()),
         };
-        let beginning = Beginning::again(machine, &facts, abort);
+        let beginning = match facts.is_empty() {
+            true => Beginning::fresh(machine),
+            false => Beginning::again(machine, &facts, abort),
+        };
         for (did, genesis_document) in beginning.external_members() {
             self.outbound.do_send(Outbound::Introduce { did, genesis_document });
         }
         let actor = self.start_cohort(beginning, ctx);
-        let place = self.cohorts.entry(cohort_id.clone()).or_insert_with(|| Place::of(actor.clone()));
+        let place = self.cohorts.entry(cohort_id.clone()).or_insert_with(|| Place::of(terms, actor.clone()));
         place.back(&cohort_id, actor);
     }
 

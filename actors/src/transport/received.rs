@@ -52,6 +52,15 @@ pub enum Evidence {
     NostrEvent(Arc<str>),
 }
 
+impl Evidence {
+    /// What was signed, with its signature: JSON.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Envelope(text) | Self::NostrEvent(text) => text,
+        }
+    }
+}
+
 /// What the sender of a message waits for: that what follows from it is durable. Clones are the same receipt.
 ///
 /// Dropped unconfirmed, by an actor that fails say, it tells the sender that nothing is promised.

@@ -6,6 +6,7 @@ pub mod peers;
 pub mod process;
 pub mod relays;
 pub mod replay;
+pub mod rigged;
 pub mod rounds;
 pub mod tap;
 

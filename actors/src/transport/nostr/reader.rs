@@ -395,4 +395,19 @@ mod tests {
         let new = reader.read(&event(&sender, &sender, declined(), NOW));
         assert!(is_message(&new, &sender), "{new:?}");
     }
+
+    #[test]
+    fn a_message_comes_with_the_event_that_proves_it() {
+        let (mut reader, sender) = (reader(&config()), key_did(2));
+        let event = event(&sender, &sender, declined(), NOW);
+        let Read::Delivery(Delivery::Message(received)) = reader.read(&event) else { panic!("a message") };
+        let Some(Evidence::NostrEvent(json)) = &received.evidence else { panic!("{received:?}") };
+        // Elsewhere, with nothing else: that key has signed it, and whoever can decrypt it reads the same.
+        let shown = Event::from_json(&**json).expect("an event");
+        let verified = VerifiedEvent::verify(&shown).expect("signed");
+        assert_eq!(verified.sender(), sender.public_key().x_only());
+        let ours = Peer::new(key_did(1).secret_key(), sender.public_key().x_only()).expect("keys");
+        let message = verified.message(|_| Ok::<_, KeyError>(ours.conversation.clone())).expect("readable");
+        assert_eq!(message, received.message);
+    }
 }

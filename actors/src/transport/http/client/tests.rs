@@ -122,7 +122,12 @@ fn a_connection_that_fails_is_replaced_and_the_next_goes_on() {
             }
             say(&from_member, &service, &after);
             assert_eq!(heard(&mut at_member).await, meanwhile);
-            assert_eq!(heard(&mut at_service).await, after);
+            let mut next = heard(&mut at_service).await;
+            if next == before {
+                // The connection failed before it had the answer: the server takes no harm from the same again.
+                next = heard(&mut at_service).await;
+            }
+            assert_eq!(next, after);
         }
         assert_eq!(lock(&connections).len(), 4);
     });

@@ -175,6 +175,14 @@ impl ChainOperator {
         self.0.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a cohort's announcement has ended, one way or the other, as far as the journal tells.
+    pub async fn has_ended(&self, cohort_id: &CohortId) -> bool {
+        match self.running(cohort_id) {
+            Some(_) => false,
+            None => self.open(cohort_id).await.is_ok_and(|watch| watch.announcement().has_ended()),
+        }
+    }
+
     /// Ends all watches, when what they are doing is done. [`Self::resume`] goes on with them.
     pub async fn stop(&self) {
         let watches = std::mem::take(&mut *self.watches());

@@ -343,12 +343,6 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
         config.listen = None;
     }
     config.tls = tls;
-    if let Coins::Chain(chain) = &coins {
-        // The operator may take as long as it may take to fund the address.
-        let rule = config.rules.rule(TimedPhase::Transaction);
-        let rule = PhaseRule { timeout: Some(chain.funding_window), ..rule };
-        config.rules.set(TimedPhase::Transaction, rule).map_err(|error| ProgramError::Usage(error.to_string()))?;
-    }
     config.coins = coins;
     config.publication.hold_on_failure = !settings.cas_optional.unwrap_or(false);
     for location in settings.cas.unwrap_or_default() {
@@ -366,6 +360,23 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     config.timing.phase_timeout = span(settings.phase_timeout, config.timing.phase_timeout);
     config.timing.signing_timeout = span(settings.signing_timeout, config.timing.signing_timeout);
     config.timing.advert_repeat = span(settings.advert_repeat, config.timing.advert_repeat);
+    if let Coins::Chain(chain) = &config.coins.clone() {
+        if settings.state.is_none() {
+            return Err(usage(
+                "--chain needs --state DIR: without it a killed service would lose track of real coins",
+            ));
+        }
+        // Enrollment, updates and verdicts, and then the operator may take as long as it may take to fund the address.
+        let longest = config.timing.phase_timeout * 3 + chain.funding_window;
+        if settings.cohort_ttl.is_none() {
+            config.timing.cohort_ttl = config.timing.cohort_ttl.max(longest);
+        } else if config.timing.cohort_ttl <= chain.funding_window {
+            return Err(usage("--cohort-ttl must be longer than --funding-window: a cohort ends with it"));
+        }
+        let rule = config.rules.rule(TimedPhase::Transaction);
+        let rule = PhaseRule { timeout: Some(chain.funding_window), ..rule };
+        config.rules.set(TimedPhase::Transaction, rule).map_err(|error| ProgramError::Usage(error.to_string()))?;
+    }
     config.cohorts = settings.cohorts;
     config.parallel = settings.parallel.unwrap_or(1).max(1);
     config.exit_when_done = settings.exit_when_done.unwrap_or(false);

@@ -6,25 +6,18 @@ mod doors;
 mod maturity;
 mod operator;
 mod results;
+mod rounds;
 mod tls;
 
-use std::{
-    collections::BTreeSet,
-    io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use actix::{Actor, Addr};
-use tokio::sync::broadcast::{Receiver, error::RecvError};
+use actix::Actor;
 
 use self::{
     doors::Doors,
     maturity::MaturityWatch,
     operator::{Operator, Publisher},
-    results::CohortReport,
+    rounds::Rounds,
 };
 pub use self::{
     operator::{ChainConfig, Coins},
@@ -32,19 +25,16 @@ pub use self::{
 };
 use crate::{
     actors::{
-        notice::{Notices, ServiceNotice},
+        notice::Notices,
         recovery::RestartIntensity,
         runtime::{Clock, Randomness},
-        service::{
-            AggregationService, ArchiveCohort, CancelCohort, LiveCohorts, OpenCohort, ServiceSettings, TellEnds,
-        },
+        service::{LiveCohorts, ServiceSettings},
         supervisor::{StartService, Supervisor},
         transport::{
             http::{Cors, HttpConfig},
             nostr::NostrConfig,
         },
     },
-    bitcoin::{notice::AnnouncementNotice, recovery::CohortFile},
     cas::Publication,
     error::ProgramError,
     events::Printer,
@@ -56,19 +46,16 @@ use crate::{
             conditions::Conditions,
             service::{Limits, rules::PhaseRules},
         },
-        id::CohortId,
         identity::Identity,
         key::XOnlyKey,
         network::Network,
-        output::{BeaconOutput, MemoizedAggregator, RecoverySequence, ScriptTree},
+        output::{MemoizedAggregator, RecoverySequence, ScriptTree},
     },
+    steps::Steps,
 };
 
 /// How many notices the program's own reader may fall behind.
 const NOTICES: usize = 1 << 14;
-
-/// After cohorts that failed to form: not again at once, forever.
-const REOPEN_DELAY: Duration = Duration::from_secs(1);
 
 /// How long what is said last may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -211,8 +198,8 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let operator = Operator::new(&config, keeping.journal(), clock, printer).await?;
     let policy = Publisher { operator: operator.clone(), publication: config.publication.clone(), printer };
     let notices = Notices::new(NOTICES);
-    let steps = notices.subscribe();
-    let announcements = operator.subscribe();
+    let steps = Steps::of(notices.subscribe());
+    let announcements = operator.subscribe().map(Steps::of);
     let settings = ServiceSettings {
         identity: config.identity.clone(),
         transport: Arc::clone(&doors.transport),
@@ -268,242 +255,4 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     operator.stop().await;
     keeping.close().await;
     outcome
-}
-
-fn cannot_write(directory: &Path, error: io::Error) -> ProgramError {
-    ProgramError::Io { what: format!("writing results to {}", directory.display()), error }
-}
-
-/// The next step of an announcement; never, where there is no chain.
-async fn next(
-    announcements: &mut Option<Receiver<Arc<AnnouncementNotice>>>,
-) -> Result<Arc<AnnouncementNotice>, RecvError> {
-    match announcements {
-        Some(announcements) => announcements.recv().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The cohorts, one after another.
-struct Rounds {
-    config: ServeConfig,
-    conditions: Conditions,
-    service: Addr<AggregationService>,
-    printer: Printer,
-    /// How many were opened.
-    opened: u32,
-    /// Those that still admit.
-    enrolling: BTreeSet<CohortId>,
-    /// Those that have not ended.
-    live: BTreeSet<CohortId>,
-    /// How many ended with a transaction that was verified.
-    signed: u32,
-    operator: Operator,
-    /// Those whose announcement is not final yet.
-    announcing: BTreeSet<CohortId>,
-    /// How many of those that were signed were not announced.
-    unannounced: u32,
-}
-
-impl Rounds {
-    fn new(
-        config: ServeConfig,
-        conditions: Conditions,
-        service: Addr<AggregationService>,
-        operator: Operator,
-        printer: Printer,
-    ) -> Self {
-        Self {
-            config,
-            conditions,
-            service,
-            printer,
-            opened: 0,
-            enrolling: BTreeSet::new(),
-            live: BTreeSet::new(),
-            signed: 0,
-            operator,
-            announcing: BTreeSet::new(),
-            unannounced: 0,
-        }
-    }
-
-    /// Runs cohorts until all that were asked for have ended, if that ends the program. Whether all were signed.
-    async fn run(
-        &mut self,
-        mut steps: Receiver<Arc<ServiceNotice>>,
-        mut announcements: Option<Receiver<Arc<AnnouncementNotice>>>,
-        recovered: Vec<CohortId>,
-    ) -> Result<bool, ProgramError> {
-        // They count as opened, and each says in which phase it is before new ones are opened beside it.
-        self.opened = u32::try_from(recovered.len()).unwrap_or(u32::MAX);
-        self.live.extend(recovered.iter().cloned());
-        let mut silent: BTreeSet<CohortId> = recovered.into_iter().collect();
-        while !silent.is_empty() {
-            let Ok(step) = steps.recv().await else { break };
-            if let ServiceNotice::CohortRecovered { cohort_id, .. }
-            | ServiceNotice::CohortFailed { cohort_id, .. } = &*step
-            {
-                silent.remove(cohort_id);
-            }
-            self.follow(&step).await?;
-        }
-        if let Operator::Chain(operator) = &self.operator {
-            let resumed = operator.resume().await.map_err(|error| ProgramError::State(error.to_string()))?;
-            self.announcing.extend(resumed.into_iter().filter(|cohort_id| !self.live.contains(cohort_id)));
-        }
-        loop {
-            self.open().await?;
-            let ended = self.live.is_empty() && self.announcing.is_empty();
-            if self.config.exit_when_done && ended && Some(self.opened) == self.config.cohorts {
-                return Ok(self.signed == self.opened && self.unannounced == 0);
-            }
-            let lagged = tokio::select! {
-                step = steps.recv() => match step {
-                    Ok(step) => { self.follow(&step).await?; continue }
-                    Err(lagged) => lagged,
-                },
-                step = next(&mut announcements) => match step {
-                    Ok(step) => { self.follow_announcement(&step); continue }
-                    Err(lagged) => lagged,
-                },
-            };
-            match lagged {
-                RecvError::Lagged(missed) => {
-                    self.printer.warn(&format!("{missed} events were not shown"));
-                    // How a cohort ended may have been among them.
-                    self.service.do_send(TellEnds);
-                }
-                RecvError::Closed => return Err(ProgramError::Internal("the actors are gone".to_owned())),
-            }
-        }
-    }
-
-    /// Opens cohorts until enough are advertised, or enough were opened.
-    async fn open(&mut self) -> Result<(), ProgramError> {
-        let parallel = usize::try_from(self.config.parallel).unwrap_or(usize::MAX);
-        while self.enrolling.len() < parallel && self.config.cohorts.is_none_or(|most| self.opened < most) {
-            let open = OpenCohort {
-                conditions: self.conditions.clone(),
-                network: self.config.network,
-                timing: self.config.timing,
-                limits: self.config.limits,
-                rules: self.config.rules.clone(),
-            };
-            let opened =
-                self.service.send(open).await.map_err(|error| ProgramError::Internal(error.to_string()))?;
-            let cohort_id = opened.map_err(|error| ProgramError::Usage(error.to_string()))?;
-            self.opened += 1;
-            self.enrolling.insert(cohort_id.clone());
-            self.live.insert(cohort_id);
-        }
-        Ok(())
-    }
-
-    fn follow_announcement(&mut self, step: &AnnouncementNotice) {
-        self.printer.announcement_step(step);
-        match step {
-            AnnouncementNotice::AnnouncementFinal { cohort_id, .. } => {
-                self.announcing.remove(cohort_id);
-            }
-            AnnouncementNotice::AnnouncementFailed { cohort_id, .. } => {
-                if self.announcing.remove(cohort_id) {
-                    self.unannounced += 1;
-                }
-            }
-            _ => {}
-        }
-    }
-
-    async fn follow(&mut self, step: &Arc<ServiceNotice>) -> Result<(), ProgramError> {
-        self.printer.service_step(step);
-        match &**step {
-            ServiceNotice::CohortRecovered { cohort_id, phase, output } => {
-                if *phase == "enrolling" {
-                    self.enrolling.insert(cohort_id.clone());
-                }
-                if let Some(output) = output {
-                    self.keep_output(cohort_id, output)?;
-                }
-                self.settle(step, None);
-            }
-            ServiceNotice::KeygenComplete { cohort_id, output, .. } => {
-                self.enrolling.remove(cohort_id);
-                self.keep_output(cohort_id, output)?;
-                self.settle(step, None);
-            }
-            ServiceNotice::SigningComplete { cohort_id, result, .. } => {
-                if !self.live.remove(cohort_id) {
-                    // Told again.
-                    return Ok(());
-                }
-                let report = CohortReport::new(cohort_id, result);
-                if report.verified() {
-                    self.signed += 1;
-                }
-                if let Some(directory) = &self.config.out {
-                    report.write_to(directory).map_err(|error| cannot_write(directory, error))?;
-                }
-                self.printer.result(&report.to_json(), &report.to_text());
-                if matches!(self.operator, Operator::Chain(_)) {
-                    self.announcing.insert(cohort_id.clone());
-                }
-                self.settle(step, Some(cohort_id));
-            }
-            ServiceNotice::CohortFailed { cohort_id, reason, code, next, .. } => {
-                if !self.live.remove(cohort_id) {
-                    return Ok(());
-                }
-                let was_enrolling = self.enrolling.remove(cohort_id);
-                match next {
-                    Some(next) => {
-                        self.live.insert(next.clone());
-                        self.enrolling.insert(next.clone());
-                    }
-                    None if was_enrolling => tokio::time::sleep(REOPEN_DELAY).await,
-                    None => {}
-                }
-                let result = serde_json::json!({
-                    "event": "result", "ok": false, "cohortId": cohort_id, "code": code, "reason": reason, "next": next,
-                });
-                self.printer.result(&result, &format!("cohort {cohort_id} failed: {reason}"));
-                self.settle(step, Some(cohort_id));
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// Has the operator do what follows from a step, without waiting for a chain here; and then puts the cohort's journal
-    /// away, if it has `ended`: not before what follows is written down.
-    fn settle(&self, step: &Arc<ServiceNotice>, ended: Option<&CohortId>) {
-        let (operator, step) = (self.operator.clone(), Arc::clone(step));
-        let (service, ended) = (self.service.clone(), ended.cloned());
-        actix_rt::spawn(async move {
-            if let Operator::Chain(operator) = operator
-                && let Err(error) = operator.follow(&step).await
-            {
-                // Not archived, the end is told again after a restart.
-                tracing::error!(%error, "an announcement cannot be followed");
-                return;
-            }
-            if let Some(cohort_id) = ended {
-                service.do_send(ArchiveCohort(cohort_id));
-            }
-        });
-    }
-
-    fn keep_output(&self, cohort_id: &CohortId, output: &BeaconOutput) -> Result<(), ProgramError> {
-        let Some(directory) = &self.config.out else { return Ok(()) };
-        let file = CohortFile { cohort_id: cohort_id.clone(), output: output.clone() };
-        results::write_output(directory, &file).map_err(|error| cannot_write(directory, error))
-    }
-
-    /// Ends what has not ended, because the program is to stop.
-    fn cancel(&self) {
-        for cohort_id in &self.live {
-            let reason = "the service is stopping".to_owned();
-            self.service.do_send(CancelCohort { cohort_id: cohort_id.clone(), reason });
-        }
-    }
 }

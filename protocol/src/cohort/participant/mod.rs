@@ -449,6 +449,12 @@ impl Machine for ParticipantCohort {
         } else {
             self.started + timing.cohort_ttl + timing.phase_timeout
         };
+        // The transaction is the operator's to fund, which may take as long as the cohort may.
+        let patience = if matches!(event, ParticipantEvent::ValidationSent { .. }) {
+            timing.cohort_ttl.max(patience)
+        } else {
+            patience
+        };
         self.phase.apply(event, |at| (at + patience).min(end));
     }
 

@@ -42,6 +42,15 @@ struct Inner {
     watches: Mutex<BTreeMap<CohortId, Running>>,
 }
 
+/// An announcement that goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resumed {
+    /// Whose.
+    pub cohort_id: CohortId,
+    /// Whether it is signed, so that the chain alone can end it.
+    pub signed: bool,
+}
+
 /// A watch that runs as a task.
 struct Running {
     requests: mpsc::Sender<Request>,
@@ -69,19 +78,20 @@ impl ChainOperator {
         self.0.settings.notices.subscribe()
     }
 
-    /// Goes on with every announcement of the journal that has not ended. How many.
+    /// Goes on with every announcement of the journal that has not ended. Which ones.
     ///
     /// # Errors
     /// [`JournalError`] when the journal cannot be read. One stream that cannot be is logged, and keeps none of the others.
-    pub async fn resume(&self) -> Result<usize, JournalError> {
-        let mut resumed = 0;
+    pub async fn resume(&self) -> Result<Vec<Resumed>, JournalError> {
+        let mut resumed = Vec::new();
         for stream in self.0.settings.journal.streams().await? {
             let Some(cohort_id) = Watch::cohort_of(&stream) else { continue };
             match self.open(&cohort_id).await {
                 Ok(watch) if watch.announcement().has_ended() => {}
                 Ok(watch) => {
-                    self.start(cohort_id, watch);
-                    resumed += 1;
+                    let signed = matches!(watch.announcement().state(), State::Announcing(_));
+                    self.start(cohort_id.clone(), watch);
+                    resumed.push(Resumed { cohort_id, signed });
                 }
                 Err(error) => tracing::error!(%cohort_id, %error, "an announcement cannot go on"),
             }

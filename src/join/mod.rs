@@ -142,6 +142,10 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
                 }
                 Err(RecvError::Closed) => return Err(ProgramError::Internal("the actors are gone".to_owned())),
             };
+            if let ParticipantNotice::DataApproved { record, .. } = &*step {
+                // Before it is told: what was told is kept.
+                keep_in_vault(&config, &keeping, record).await?;
+            }
             printer.participant_step(&step);
             match &*step {
                 ParticipantNotice::CohortDiscovered { cohort_id, service, .. } => {
@@ -153,7 +157,6 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
                         policy.is_in(cohort_id);
                     }
                 }
-                ParticipantNotice::DataApproved { record, .. } => keep_in_vault(&config, &keeping, record).await?,
                 ParticipantNotice::CohortComplete { record, .. } => {
                     keep(&config, &keeping, record).await?;
                     if config.exit_when_done {

@@ -12,8 +12,9 @@ use std::{
 
 use ::bitcoin::OutPoint;
 
+use super::results;
 use crate::{
-    actors::journal::{Journal, JournalError, StreamId},
+    actors::journal::{Journal, JournalError},
     bitcoin::{
         announcement::{Announcement, AnnouncementEvent},
         chain::{Chain, ChainError},
@@ -23,7 +24,7 @@ use crate::{
         recovery::{CohortFile, Maturity, survey},
         watch::Watch,
     },
-    protocol::{cohort::event::ServiceEvent, id::CohortId, machine, output::BeaconOutput},
+    protocol::{id::CohortId, machine, output::BeaconOutput},
 };
 
 /// How often to look, in polls of the chain, but at least once an hour.
@@ -156,10 +157,8 @@ impl MaturityWatch {
         journal: &dyn Journal,
         cohort_id: &CohortId,
     ) -> Result<Option<BeaconOutput>, JournalError> {
-        for record in journal.read(&StreamId::of_cohort(cohort_id)).await? {
-            if let Ok(ServiceEvent::KeysAggregated { output, .. }) = record.event() {
-                return Ok(Some(output));
-            }
+        if let Some(output) = results::output_in(journal, cohort_id).await? {
+            return Ok(Some(output));
         }
         let path = self.out.as_ref().map(|out| out.join(cohort_id.as_str()).join(CohortFile::NAME));
         Ok(path.and_then(|path| read(&path)).map(|file| file.output))

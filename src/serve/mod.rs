@@ -8,7 +8,13 @@ mod operator;
 mod results;
 mod tls;
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use actix::{Actor, Addr};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
@@ -25,6 +31,7 @@ pub use self::{
 };
 use crate::{
     actors::{
+        journal::Journal,
         notice::{Notices, ServiceNotice},
         recovery::RestartIntensity,
         runtime::{Clock, Randomness},
@@ -35,7 +42,7 @@ use crate::{
             nostr::NostrConfig,
         },
     },
-    bitcoin::{notice::AnnouncementNotice, recovery::CohortFile},
+    bitcoin::{notice::AnnouncementNotice, operator::Resumed, recovery::CohortFile},
     cas::Publication,
     error::ProgramError,
     events::Printer,
@@ -223,6 +230,9 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let service = supervisor.send(StartService(settings)).await.map_err(internal)?;
     // Answered when all cohorts of an earlier life are back.
     let recovered = service.send(LiveCohorts).await.map_err(internal)?;
+    if let Some(directory) = &config.out {
+        restore_outputs(directory, &*keeping.journal(), &recovered).await?;
+    }
     doors.welcome();
     printer.serving(config.identity.did(), doors.url.as_deref(), &doors.relays, config.network);
     if matches!(config.coins, Coins::Offline) {
@@ -259,6 +269,29 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     operator.stop().await;
     keeping.close().await;
     outcome
+}
+
+fn not_written(directory: &Path, error: std::io::Error) -> ProgramError {
+    ProgramError::Io { what: format!("writing results to {}", directory.display()), error }
+}
+
+/// Writes the outputs of the cohorts that are back, where an earlier life was killed before it could.
+async fn restore_outputs(
+    directory: &Path,
+    journal: &dyn Journal,
+    cohorts: &[CohortId],
+) -> Result<(), ProgramError> {
+    for cohort_id in cohorts {
+        if directory.join(cohort_id.as_str()).join(CohortFile::NAME).exists() {
+            continue;
+        }
+        let output = results::output_in(journal, cohort_id).await;
+        if let Some(output) = output.map_err(|error| ProgramError::State(error.to_string()))? {
+            let file = CohortFile { cohort_id: cohort_id.clone(), output };
+            results::write_output(directory, &file).map_err(|error| not_written(directory, error))?;
+        }
+    }
+    Ok(())
 }
 
 /// The next step of an announcement; never, where there is no chain.
@@ -336,7 +369,14 @@ impl Rounds {
             self.follow(&step).await?;
         }
         if let Operator::Chain(operator) = &self.operator {
-            operator.resume().await.map_err(|error| ProgramError::State(error.to_string()))?;
+            let resumed = operator.resume().await.map_err(|error| ProgramError::State(error.to_string()))?;
+            for Resumed { cohort_id, .. } in resumed.into_iter().filter(|resumed| resumed.signed) {
+                // A cohort that is signed and put away is no longer among those that are back, but it has not ended.
+                if !self.live.contains(&cohort_id) && self.announcing.insert(cohort_id) {
+                    self.opened = self.opened.saturating_add(1);
+                    self.signed += 1;
+                }
+            }
         }
         loop {
             self.open().await?;
@@ -398,6 +438,12 @@ impl Rounds {
     }
 
     async fn follow(&mut self, step: &ServiceNotice) -> Result<(), ProgramError> {
+        if let (ServiceNotice::KeygenComplete { cohort_id, output, .. }, Some(directory)) = (step, &self.config.out)
+        {
+            // Before anybody is told the address and pays to it.
+            let file = CohortFile { cohort_id: cohort_id.clone(), output: (**output).clone() };
+            results::write_output(directory, &file).map_err(|error| not_written(directory, error))?;
+        }
         self.printer.service_step(step);
         if let Operator::Chain(operator) = &self.operator {
             if let ServiceNotice::SigningComplete { cohort_id, .. } = step {
@@ -409,15 +455,8 @@ impl Rounds {
             ServiceNotice::CohortRecovered { cohort_id, phase: "enrolling" } => {
                 self.enrolling.insert(cohort_id.clone());
             }
-            ServiceNotice::KeygenComplete { cohort_id, output, .. } => {
+            ServiceNotice::KeygenComplete { cohort_id, .. } => {
                 self.enrolling.remove(cohort_id);
-                if let Some(directory) = &self.config.out {
-                    let file = CohortFile { cohort_id: cohort_id.clone(), output: (**output).clone() };
-                    results::write_output(directory, &file).map_err(|error| ProgramError::Io {
-                        what: format!("writing results to {}", directory.display()),
-                        error,
-                    })?;
-                }
             }
             ServiceNotice::SigningComplete { cohort_id, result, .. } => {
                 self.live.remove(cohort_id);
@@ -426,10 +465,7 @@ impl Rounds {
                     self.signed += 1;
                 }
                 if let Some(directory) = &self.config.out {
-                    report.write_to(directory).map_err(|error| ProgramError::Io {
-                        what: format!("writing results to {}", directory.display()),
-                        error,
-                    })?;
+                    report.write_to(directory).map_err(|error| not_written(directory, error))?;
                 }
                 self.printer.result(&report.to_json(), &report.to_text());
                 self.service.do_send(ArchiveCohort(cohort_id.clone()));

@@ -6,12 +6,21 @@ use ::bitcoin::{TxOut, consensus::encode::serialize_hex};
 use serde_json::{Value, json};
 
 use crate::{
-    actors::notice::CohortResult,
+    actors::{
+        journal::{Journal, JournalError, StreamId},
+        notice::CohortResult,
+    },
     bitcoin::{
         recovery::CohortFile,
         verify::{bip340_accepts, consensus_accepts},
     },
-    protocol::{beacon::AggregatedData, cohort::event::SpendPath, id::CohortId, sidecar::plain_data},
+    protocol::{
+        beacon::AggregatedData,
+        cohort::event::{ServiceEvent, SpendPath},
+        id::CohortId,
+        output::BeaconOutput,
+        sidecar::plain_data,
+    },
 };
 
 /// A cohort that ended with a transaction.
@@ -111,6 +120,18 @@ pub(super) fn write_output(directory: &Path, file: &CohortFile) -> io::Result<()
     let directory = directory.join(file.cohort_id.as_str());
     fs::create_dir_all(&directory)?;
     fs::write(directory.join(CohortFile::NAME), pretty(&serde_json::to_value(file)?)?)
+}
+
+/// A cohort's output, as its journal has it.
+pub(super) async fn output_in(
+    journal: &dyn Journal,
+    cohort_id: &CohortId,
+) -> Result<Option<BeaconOutput>, JournalError> {
+    let records = journal.read(&StreamId::of_cohort(cohort_id)).await?;
+    Ok(records.iter().find_map(|record| match record.event() {
+        Ok(ServiceEvent::KeysAggregated { output, .. }) => Some(output),
+        _ => None,
+    }))
 }
 
 fn pretty(value: &Value) -> io::Result<String> {

@@ -147,7 +147,7 @@ fn service_text(step: &ServiceNotice) -> String {
         N::PhaseExtended { phase, .. } => format!("  more time for {phase}"),
         N::PresenceRequested { cohort_id } => format!("cohort {cohort_id}: are all members there?"),
         N::PresenceConfirmed { participant, .. } => format!("  {participant} is there"),
-        N::CohortRecovered { cohort_id, phase } => format!("cohort {cohort_id} goes on: {phase}"),
+        N::CohortRecovered { cohort_id, phase, .. } => format!("cohort {cohort_id} goes on: {phase}"),
         N::CohortRestarted { cohort_id, restarts } => {
             format!("cohort {cohort_id} was brought back after an internal error ({restarts} lately)")
         }

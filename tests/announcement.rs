@@ -286,6 +286,8 @@ in_memory! {
     change_that_is_not_ours_cannot_bump
     a_chain_out_of_reach_is_said_once
     a_chain_that_stands_still_is_said
+    nothing_is_handed_in_while_a_block_has_another_spend
+    what_was_prepared_or_signed_is_not_foreign
     a_cohort_that_fails_is_given_up
     what_does_not_fit_is_refused
     deposits_without_end_cannot_push_out_the_coin
@@ -666,6 +668,41 @@ async fn a_chain_that_stands_still_is_said(mut world: World) -> World {
     pass(world.rules.stall - Duration::from_secs(1)).await;
     world.feed(Input::Tick).await;
     assert_eq!(world.count("chain-stalled"), 1);
+    world
+}
+
+async fn nothing_is_handed_in_while_a_block_has_another_spend(mut world: World) -> World {
+    world.deposit(50_000).await;
+    world.mine(1).await;
+    let (ours, value) = world.prepare().await;
+    let (foreign, _) = behind_our_back(&world);
+    world.blocks.mine_with(1, std::slice::from_ref(&foreign)).await;
+    world.poll().await;
+    world.feed(Input::Signed { transaction: ours.clone(), value }).await;
+    pass(world.rules.rebroadcast * 2).await;
+    world.poll().await;
+    world.feed(Input::Tick).await;
+    assert_eq!(world.count("announcement-rebroadcast"), 0);
+    // Out of the block again, it is worth a try.
+    world.take_back(1).await;
+    assert_eq!(world.count("announcement-rebroadcast"), 1);
+    world
+}
+
+async fn what_was_prepared_or_signed_is_not_foreign(mut world: World) -> World {
+    world.deposit(50_000).await;
+    world.mine(1).await;
+    let (transaction, value) = world.prepare().await;
+    // On the chain before we are told that it is signed.
+    world.settings.chain.submit(&transaction).await.unwrap();
+    world.poll().await;
+    assert_eq!(world.count("foreign-spend"), 0);
+    // Signed without our having prepared it, and mined before the first look: nothing of that was written down.
+    world.begin_again().await;
+    world.feed(Input::Signed { transaction, value }).await;
+    world.mine(6).await;
+    assert!(world.is_final());
+    assert_eq!(world.count("foreign-spend"), 0);
     world
 }
 

@@ -358,9 +358,11 @@ fn signals_stop_both_programs_cleanly_and_without_new_work() {
         assert_eq!(status, Some(0), "{errors}");
         let advertised = lines.iter().filter(|line| line["event"] == "cohort-advertised").count();
         assert_eq!(advertised, 1, "no new cohort: {lines:#?}");
-        // The member waits for the service to come back until it is stopped itself.
-        joined.signal(signal);
-        assert_eq!(joined.end().0, Some(0));
+        // Without a state directory its cohort is over, and the member is told so.
+        let (status, lines, errors) = joined.end();
+        assert_eq!(status, Some(1), "{errors}");
+        let ended = lines.iter().find(|line| line["event"] == "cohort-failed");
+        assert_eq!(ended.unwrap()["end"]["EndedByService"]["code"], "CANCELLED", "{lines:#?}");
     }
     // At once, too.
     let service = Service::start(&directory, &[]);

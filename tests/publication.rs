@@ -31,7 +31,8 @@ fn the_spend_waits_for_the_map_and_everything_is_found_by_its_hash() {
     let held = service.program.event("transaction-deferred");
     assert!(text(&held["reason"]).contains(&place), "{held}");
     let signal = text(&service.program.event("data-distributed")["signal"]).to_owned();
-    let started = |service: &Service| service.program.seen().iter().any(|event| event["event"] == "signing-started");
+    let started =
+        |service: &Service| service.program.seen().iter().any(|event| event["event"] == "signing-started");
     assert!(!started(&service));
     assert_eq!(shown(&announcements, &signal), None);
     // The members' updates are there, before anybody was asked for a signature.

@@ -9,7 +9,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use btcr2_aggregation_protocol::{did::Did, id::CohortId, time::Timestamp};
@@ -125,6 +125,8 @@ type Members = BTreeMap<Did, Conduct>;
 /// How many members are kept in mind, and how much of each: whoever comes first is forgotten first.
 const MOST_MEMBERS: usize = 10_000;
 const MOST_ENTRIES: usize = 16;
+/// How many bytes of evidence are kept in all: of the oldest offences it is given up first.
+const MOST_EVIDENCE: usize = 16 << 20;
 /// How long a record without a ban is kept.
 const KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
 
@@ -137,7 +139,14 @@ pub struct BanBook {
 
 enum Place {
     Memory(Mutex<Members>),
-    File(PathBuf),
+    File(PathBuf, Mutex<Option<Read>>),
+}
+
+/// A file as it was read last.
+struct Read {
+    modified: SystemTime,
+    bytes: u64,
+    members: Arc<Members>,
 }
 
 impl BanBook {
@@ -148,7 +157,7 @@ impl BanBook {
 
     /// The book in the file `path`, which is made when the first offence is recorded.
     pub fn in_file(path: impl Into<PathBuf>, bans: Arc<dyn Bans>) -> Self {
-        Self { bans, place: Arc::new(Place::File(path.into())) }
+        Self { bans, place: Arc::new(Place::File(path.into(), Mutex::default())) }
     }
 
     /// Everybody on record.
@@ -158,7 +167,7 @@ impl BanBook {
     pub fn list(&self) -> Result<BTreeMap<Did, Conduct>, BanBookError> {
         match &*self.place {
             Place::Memory(members) => Ok(lock(members).clone()),
-            Place::File(path) => read(path),
+            Place::File(path, last) => Ok((*look(path, last)?).clone()),
         }
     }
 
@@ -167,10 +176,11 @@ impl BanBook {
     /// # Errors
     /// As [`list`](Self::list).
     pub fn banned(&self, did: &Did, now: Timestamp) -> Result<Option<Timestamp>, BanBookError> {
-        if let Place::Memory(members) = &*self.place {
-            return Ok(lock(members).get(did).and_then(|conduct| conduct.ban(now)));
-        }
-        Ok(self.list()?.get(did).and_then(|conduct| conduct.ban(now)))
+        let ban = |members: &Members| members.get(did).and_then(|conduct| conduct.ban(now));
+        Ok(match &*self.place {
+            Place::Memory(members) => ban(&lock(members)),
+            Place::File(path, last) => ban(&*look(path, last)?),
+        })
     }
 
     /// Records what `did` did, once for each cohort and kind, and bans it if the policy says so: until when.
@@ -224,7 +234,7 @@ impl BanBook {
     fn change<T>(&self, change: impl FnOnce(&mut Members) -> T) -> Result<T, BanBookError> {
         match &*self.place {
             Place::Memory(members) => Ok(change(&mut lock(members))),
-            Place::File(path) => {
+            Place::File(path, _) => {
                 // Held until it is closed, so that no change of another program is lost.
                 let held = beside(path, "lock");
                 let held = OpenOptions::new().write(true).create(true).truncate(false).open(&held);
@@ -239,13 +249,32 @@ impl BanBook {
     }
 }
 
-fn lock(members: &Mutex<Members>) -> MutexGuard<'_, Members> {
+fn lock<T>(book: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing panics while the book is half changed.
-    members.lock().unwrap_or_else(PoisonError::into_inner)
+    book.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn refuse(path: &Path, problem: impl ToString) -> BanBookError {
     BanBookError { path: path.display().to_string(), problem: problem.to_string() }
+}
+
+/// The book in the file, read again only if the file is another one: every opt-in asks for it. A change always is another
+/// file, put in the place of the old one, and seldom made at the same tick of the file system's clock and as long.
+fn look(path: &Path, last: &Mutex<Option<Read>>) -> Result<Arc<Members>, BanBookError> {
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Arc::default()),
+        Err(error) => return Err(refuse(path, error)),
+    };
+    let modified = metadata.modified().map_err(|error| refuse(path, error))?;
+    let bytes = metadata.len();
+    let mut last = lock(last);
+    if let Some(read) = last.as_ref().filter(|read| (read.modified, read.bytes) == (modified, bytes)) {
+        return Ok(Arc::clone(&read.members));
+    }
+    let members = Arc::new(read(path)?);
+    *last = Some(Read { modified, bytes, members: Arc::clone(&members) });
+    Ok(members)
 }
 
 fn read(path: &Path) -> Result<Members, BanBookError> {
@@ -280,7 +309,22 @@ fn forget(members: &mut Members, now: Timestamp) {
     members.retain(|_, conduct| conduct.ban(now).is_some() || now.since(last(conduct)) < KEPT);
     while members.len() > MOST_MEMBERS {
         let oldest = members.iter().min_by_key(|(_, conduct)| last(conduct)).map(|(did, _)| did.clone());
-        let Some(oldest) = oldest else { return };
+        let Some(oldest) = oldest else { break };
         members.remove(&oldest);
+    }
+    let mut evidence: Vec<_> = members
+        .values_mut()
+        .flat_map(|conduct| &mut conduct.entries)
+        .filter(|entry| !entry.evidence.is_empty())
+        .collect();
+    let size = |entry: &Entry| entry.evidence.iter().map(|evidence| evidence.text().len()).sum::<usize>();
+    let mut bytes: usize = evidence.iter().map(|entry| size(entry)).sum();
+    evidence.sort_by_key(|entry| entry.at);
+    for entry in evidence {
+        if bytes <= MOST_EVIDENCE {
+            break;
+        }
+        bytes -= size(entry);
+        entry.evidence.clear();
     }
 }

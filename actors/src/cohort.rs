@@ -311,7 +311,9 @@ impl Actor for CohortActor {
             How::Fresh => self.feed(ServiceInput::Advertise, ctx),
             How::Again => {
                 let (cohort_id, phase) = (self.cohort_id(), self.engine.machine().phase().name());
-                self.shared.notices.publish(ServiceNotice::CohortRecovered { cohort_id, phase });
+                let formed = self.engine.machine().phase().formed();
+                let output = formed.map(|formed| Arc::new(formed.output.clone()));
+                self.shared.notices.publish(ServiceNotice::CohortRecovered { cohort_id, phase, output });
                 // It was not told, or nobody has said that it was heard.
                 if let Some(notice) = self.end_notice() {
                     self.charge_everybody();

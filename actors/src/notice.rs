@@ -108,7 +108,13 @@ pub enum ServiceNotice {
     /// A member gave it.
     PresenceConfirmed { cohort_id: CohortId, participant: Did },
     /// The cohort was brought back from its journal, in this phase.
-    CohortRecovered { cohort_id: CohortId, phase: &'static str },
+    CohortRecovered {
+        cohort_id: CohortId,
+        phase: &'static str,
+        /// Its output, once it has formed, for hosts that may not have heard of it before the restart.
+        #[serde(skip)]
+        output: Option<Arc<BeaconOutput>>,
+    },
     /// An actor of the cohort panicked and is brought back; so many times lately.
     CohortRestarted { cohort_id: CohortId, restarts: usize },
     /// The cohort takes the place of one that failed.
@@ -170,7 +176,7 @@ pub enum ParticipantNotice {
         #[serde(skip)]
         record: Arc<MemberRecord>,
     },
-    /// We signed, and nobody waits for us any more.
+    /// The transaction is signed, and nobody waits for us any more.
     CohortOver { did: Did, cohort_id: CohortId },
     /// The session is over without a signature of ours.
     CohortFailed { did: Did, cohort_id: CohortId, reason: String, end: SessionEnd },

@@ -8,11 +8,12 @@ use std::{
     sync::Arc,
 };
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, prelude::SendError};
 use btcr2_aggregation_protocol::{
     beacon::BeaconRegistry,
     cohort::{
         Timing,
+        event::SessionEnd,
         participant::{Advert, ParticipantCohort, ParticipantConfig},
     },
     did::Did,
@@ -111,12 +112,12 @@ pub struct ArchiveSession {
     pub cohort_id: CohortId,
 }
 
-/// A cohort of ours ended, and another one takes its place.
+/// A session has ended, for this reason; told before its actor goes.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
-pub(crate) struct Succeeded {
+pub(crate) struct SessionOver {
     pub(crate) advert: Arc<Advert>,
-    pub(crate) next: CohortId,
+    pub(crate) reason: SessionEnd,
 }
 
 /// Leave a cohort, whatever it is waiting for.
@@ -134,14 +135,54 @@ struct Place {
     /// `None` while it is being brought back.
     actor: Option<Addr<ParticipantSessionActor>>,
     /// What came meanwhile.
-    waiting: VecDeque<SessionMessage>,
+    waiting: VecDeque<Said>,
     restarts: Restarts,
     given_up: bool,
+    /// It has ended without our having joined.
+    declined: bool,
+    advert: Arc<Advert>,
+}
+
+/// What is said to a session.
+enum Said {
+    Message(SessionMessage),
+    Leave,
 }
 
 impl Place {
-    fn of(actor: Addr<ParticipantSessionActor>) -> Self {
-        Self { actor: Some(actor), waiting: VecDeque::new(), restarts: Restarts::default(), given_up: false }
+    fn of(advert: Arc<Advert>, actor: Addr<ParticipantSessionActor>) -> Self {
+        let (waiting, restarts) = Default::default();
+        Self { actor: Some(actor), waiting, restarts, given_up: false, declined: false, advert }
+    }
+
+    /// Hands something to the session, or keeps it until the session is back. What cannot be kept gets no receipt.
+    fn hand(&mut self, said: Said) {
+        let cohort_id = &self.advert.cohort_id;
+        let said = match (&self.actor, said) {
+            (Some(session), Said::Message(message)) => match session.try_send(message) {
+                Ok(()) => return,
+                // It has just failed, or ended: we are about to hear of it.
+                Err(SendError::Closed(message)) => Said::Message(message),
+                Err(SendError::Full(_)) => {
+                    return tracing::warn!(%cohort_id, "the session's mailbox is full, a message is lost");
+                }
+            },
+            (Some(session), Said::Leave) if session.connected() => return session.do_send(Leave),
+            (_, said) => said,
+        };
+        if self.waiting.len() < WAITING {
+            self.waiting.push_back(said);
+        } else {
+            tracing::warn!(%cohort_id, "the session is being brought back, a message is not taken");
+        }
+    }
+
+    /// The session is back.
+    fn back(&mut self, actor: Addr<ParticipantSessionActor>) {
+        self.actor = Some(actor);
+        for said in std::mem::take(&mut self.waiting) {
+            self.hand(said);
+        }
     }
 }
 
@@ -158,7 +199,11 @@ pub struct ParticipantActor {
     /// Cohorts that were formed with this identity, which knows nothing of them any more. Kept apart from `ended`, for
     /// strangers can make this one grow.
     formed: Remembered<CohortKey>,
-    _guard: EndGuard,
+    /// Cohorts that we did not join: as many as strangers advertise.
+    declined: Remembered<CohortKey>,
+    /// Sessions that cannot go on until the host is started again: what comes for them is not taken.
+    halted: Remembered<CohortKey>,
+    guard: EndGuard,
 }
 
 impl ParticipantActor {
@@ -192,7 +237,9 @@ impl ParticipantActor {
             retention: settings.retention,
             ended: Remembered::new(REMEMBERED),
             formed: Remembered::new(FORMED),
-            _guard: guard,
+            declined: Remembered::new(REMEMBERED),
+            halted: Remembered::new(REMEMBERED),
+            guard,
         }
     }
 
@@ -202,7 +249,8 @@ impl ParticipantActor {
 
     fn on_advert(&mut self, from: &Did, body: &CohortAdvert, ctx: &mut Context<Self>) {
         let cohort = (from.clone(), body.cohort_id.clone());
-        if self.sessions.contains_key(&cohort) || self.ended.contains(&cohort) {
+        let over = [&self.ended, &self.declined, &self.halted].iter().any(|over| over.contains(&cohort));
+        if over || self.sessions.contains_key(&cohort) {
             return;
         }
         if self.formed.contains(&cohort) {
@@ -222,9 +270,10 @@ impl ParticipantActor {
             Err(reject) => return self.reject(Some(&body.cohort_id), &reject),
         };
         let rejoins = self.takes_the_place_of_ours(&advert);
-        let machine = ParticipantCohort::new(Arc::clone(&self.shared.config), Arc::new(advert));
+        let advert = Arc::new(advert);
+        let machine = ParticipantCohort::new(Arc::clone(&self.shared.config), Arc::clone(&advert));
         let actor = self.start_session(machine, How::Fresh { rejoins }, ctx);
-        self.sessions.insert(cohort, Place::of(actor));
+        self.sessions.insert(cohort, Place::of(advert, actor));
     }
 
     fn start_session(
@@ -236,9 +285,27 @@ impl ParticipantActor {
         let advert = machine.advert();
         let (participant, cohort) = (ctx.address(), (advert.service.clone(), advert.cohort_id.clone()));
         let guard = EndGuard::new(move |end| participant.do_send(SessionGone { cohort, end }));
-        let successors = ctx.address().recipient();
+        let owner = ctx.address().recipient();
         let (shared, outbound) = (Arc::clone(&self.shared), self.outbound.clone());
-        ParticipantSessionActor::new(machine, how, shared, outbound, successors, guard).start()
+        ParticipantSessionActor::new(machine, how, shared, outbound, owner, guard).start()
+    }
+
+    /// The cohort `next` takes the place of the one that `ours` advertised.
+    fn expect_successor(&mut self, next: CohortId, ours: Arc<Advert>) {
+        let next = (ours.service.clone(), next);
+        if self.expects(&next) {
+            return;
+        }
+        // Its advert may have come first, on another way: it is considered again when it is repeated.
+        self.declined.forget(&next);
+        if self.successors.len() >= SUCCESSORS {
+            self.successors.pop_front();
+        }
+        self.successors.push_back((next, ours));
+    }
+
+    fn expects(&self, cohort: &CohortKey) -> bool {
+        self.successors.iter().any(|(next, _)| next == cohort)
     }
 
     /// Whether the cohort takes the place of one that we were in, on the same terms.
@@ -260,18 +327,19 @@ impl ParticipantActor {
         }
         let cohort = (message.from.clone(), message.body.cohort_id().clone());
         if let Some(place) = self.sessions.get_mut(&cohort) {
-            let message = SessionMessage { message, receipt, stored };
-            match &place.actor {
-                Some(session) => {
-                    if let Err(error) = session.try_send(message) {
-                        tracing::warn!(cohort_id = %cohort.1, %error, "the session's mailbox is full, a message is lost");
-                    }
-                }
-                None if place.waiting.len() < WAITING => place.waiting.push_back(message),
-                None => {
-                    tracing::warn!(cohort_id = %cohort.1, "the session is being brought back, a message is not taken");
-                }
+            // Known here before the session has made it durable: the new cohort's advert may be next in line.
+            let next = match &*message.body {
+                Body::CohortEnded(ended) => ended.next_cohort_id.clone(),
+                _ => None,
+            };
+            let advert = Arc::clone(&place.advert);
+            place.hand(Said::Message(SessionMessage { message, receipt, stored }));
+            if let Some(next) = next {
+                self.expect_successor(next, advert);
             }
+            return;
+        }
+        if self.halted.contains(&cohort) {
             return;
         }
         receipt.confirm();
@@ -279,7 +347,7 @@ impl ParticipantActor {
             // About a cohort that we have nothing to do with any more.
             return;
         }
-        if self.ended.contains(&cohort) {
+        if self.ended.contains(&cohort) || self.declined.contains(&cohort) {
             // Late messages of a cohort that is over for us are no fault of the service's.
             return;
         }
@@ -317,7 +385,7 @@ impl Handler<Delivery> for ParticipantActor {
     fn handle(&mut self, delivery: Delivery, ctx: &mut Self::Context) {
         match delivery {
             Delivery::Message(received) => self.on_message(received, None, ctx),
-            Delivery::Stored { message, said } => self.on_message(message.into(), Some(said), ctx),
+            Delivery::Stored { message, said } => self.on_message(message, Some(said), ctx),
             Delivery::Own(message) => {
                 let service = message.to.clone();
                 let cohort = service.map(|service| (service, message.body.cohort_id().clone()));
@@ -351,20 +419,27 @@ impl Handler<LeaveCohort> for ParticipantActor {
     type Result = ();
 
     fn handle(&mut self, LeaveCohort { service, cohort_id }: LeaveCohort, _: &mut Self::Context) {
-        let place = self.sessions.get(&(service, cohort_id));
-        if let Some(session) = place.and_then(|place| place.actor.as_ref()) {
-            session.do_send(Leave);
+        if let Some(place) = self.sessions.get_mut(&(service, cohort_id)) {
+            place.hand(Said::Leave);
         }
     }
 }
 
-impl Handler<Succeeded> for ParticipantActor {
+impl Handler<SessionOver> for ParticipantActor {
     type Result = ();
 
-    fn handle(&mut self, Succeeded { advert, next }: Succeeded, _: &mut Self::Context) {
-        if self.successors.len() >= SUCCESSORS {
-            self.successors.pop_front();
+    fn handle(&mut self, SessionOver { advert, reason }: SessionOver, ctx: &mut Self::Context) {
+        let cohort = (advert.service.clone(), advert.cohort_id.clone());
+        match reason {
+            // Anybody can advertise: of what we have nothing to do with nothing is kept.
+            SessionEnd::NotJoined => {
+                self.put_away(&cohort, Retention::Forget, ctx);
+                if let Some(place) = self.sessions.get_mut(&cohort) {
+                    place.declined = true;
+                }
+            }
+            SessionEnd::EndedByService { next: Some(next), .. } => self.expect_successor(next, advert),
+            _ => {}
         }
-        self.successors.push_back(((advert.service.clone(), next), advert));
     }
 }

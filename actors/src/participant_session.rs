@@ -12,7 +12,7 @@ use btcr2_aggregation_protocol::{
         participant::{ParticipantCohort, ParticipantEffect, ParticipantInput, phase::Phase},
     },
     did::Did,
-    error::Reject,
+    error::{Fatal, Reject},
     id::CohortId,
     machine::Machine,
     message::{Bytes, Message},
@@ -24,7 +24,7 @@ use crate::{
     engine::{Driven, Engine},
     journal::{JournalError, StreamId},
     notice::ParticipantNotice,
-    participant::{ParticipantShared, Succeeded},
+    participant::{ParticipantShared, SessionOver},
     policy::{SigningRequest, UpdateRequest, Validation},
     supervisor::EndGuard,
     transport::{Outbound, Receipt},
@@ -65,15 +65,15 @@ pub(crate) enum How {
     },
     /// Where its journal ends.
     Again,
-    /// Where its journal ends, but only to leave the cohort.
-    Abort,
+    /// Where its journal ends, but only to end it, for this reason.
+    Abort(String),
 }
 
 pub(crate) struct ParticipantSessionActor {
     engine: Engine<ParticipantCohort>,
     shared: Arc<ParticipantShared>,
     outbound: Recipient<Outbound>,
-    successors: Recipient<Succeeded>,
+    participant: Recipient<SessionOver>,
     how: How,
     signer: MemberSigner,
     completed: bool,
@@ -86,7 +86,7 @@ impl ParticipantSessionActor {
         how: How,
         shared: Arc<ParticipantShared>,
         outbound: Recipient<Outbound>,
-        successors: Recipient<Succeeded>,
+        participant: Recipient<SessionOver>,
         guard: EndGuard,
     ) -> Self {
         let advert = machine.advert();
@@ -94,7 +94,7 @@ impl ParticipantSessionActor {
         let rng = shared.randomness.for_actor(stream.as_str());
         let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, shared.clock, rng);
         let signer = MemberSigner::new(Arc::clone(shared.identity.secret_key()));
-        Self { engine, shared, outbound, successors, how, signer, completed: false, guard }
+        Self { engine, shared, outbound, participant, how, signer, completed: false, guard }
     }
 
     /// Where the facts of this session are kept. The service is part of the name: anybody may advertise a cohort by the
@@ -108,7 +108,9 @@ impl ParticipantSessionActor {
         let cohort_id = self.engine.machine().advert().cohort_id.clone();
         match reason {
             SessionEnd::NotJoined => None,
-            SessionEnd::Signed => Some(ParticipantNotice::CohortOver { did, cohort_id }),
+            reason if *reason == SessionEnd::Signed || reason.says_completed() => {
+                Some(ParticipantNotice::CohortOver { did, cohort_id })
+            }
             reason => Some(ParticipantNotice::CohortFailed {
                 did,
                 cohort_id,
@@ -132,18 +134,16 @@ impl ParticipantSessionActor {
             if let Some(notice) = self.notice_of_end(&reason) {
                 self.shared.notices.publish(notice);
             }
-            self.announce_successor(&reason);
+            self.report_end(&reason);
         }
         // The secret is never on disk: a nonce that left before has gone with the actor that held it.
         self.feed(ParticipantInput::NonceLost, ctx);
         self.resume(ctx);
     }
 
-    fn announce_successor(&self, reason: &SessionEnd) {
-        if let SessionEnd::EndedByService { next: Some(next), .. } = reason {
-            let advert = Arc::clone(self.engine.machine().advert());
-            self.successors.do_send(Succeeded { advert, next: next.clone() });
-        }
+    fn report_end(&self, reason: &SessionEnd) {
+        let (advert, reason) = (Arc::clone(self.engine.machine().advert()), reason.clone());
+        self.participant.do_send(SessionOver { advert, reason });
     }
 
     /// Asks the host something and feeds its answer to the machine.
@@ -182,10 +182,13 @@ impl Actor for ParticipantSessionActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
-        match self.how {
+        match &self.how {
             How::Fresh { .. } => self.feed(ParticipantInput::Discover, ctx),
             How::Again => self.take_up(ctx),
-            How::Abort => self.feed(ParticipantInput::Leave, ctx),
+            How::Abort(reason) => {
+                let reason = Fatal(reason.clone());
+                self.feed(ParticipantInput::Abort(reason), ctx);
+            }
         }
     }
 }
@@ -267,7 +270,9 @@ impl Driven for ParticipantSessionActor {
                 return self.publish_completion();
             }
             ParticipantEvent::SessionEnded { reason, .. } => {
-                self.announce_successor(reason);
+                self.report_end(reason);
+                // Others may have finished without a signature of ours: our update is announced all the same.
+                self.publish_completion();
                 let Some(notice) = self.notice_of_end(reason) else { return };
                 notice
             }

@@ -32,4 +32,10 @@ impl<K: Ord + Clone> Remembered<K> {
         }
         news
     }
+
+    pub(crate) fn forget(&mut self, key: &K) {
+        if self.keys.remove(key) {
+            self.order.retain(|other| other != key);
+        }
+    }
 }

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, prelude::SendError};
 use btcr2_aggregation_protocol::{
     beacon::BeaconRegistry,
     cohort::{
@@ -29,6 +29,7 @@ use btcr2_aggregation_protocol::{
     message::{Body, DecodeError, control::CohortEnded},
     network::Network,
     output::KeyAggregator,
+    time::Timestamp,
 };
 
 use self::recover::CohortGone;
@@ -53,6 +54,10 @@ const WAITING: usize = 1024;
 
 /// How many ended cohorts are remembered, so that what their members said too late is not held against them.
 const REMEMBERED: usize = 1024;
+
+/// How many are told within [`TELLING`] that a cohort is not running here. Anybody can ask.
+const MOST_TOLD: u32 = 64;
+const TELLING: Duration = Duration::from_secs(60);
 
 /// What an Aggregation Service consists of.
 #[derive(Clone)]
@@ -126,6 +131,11 @@ pub struct OpenCohort {
 #[rtype(result = "()")]
 pub struct ArchiveCohort(pub CohortId);
 
+/// Tell again how those cohorts ended that the host has not archived: it may have missed it.
+#[derive(Clone, Copy, Debug, ActixMessage)]
+#[rtype(result = "()")]
+pub struct TellEnds;
+
 /// Open the cohort that takes another one's place, unless that was done already.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
@@ -156,14 +166,53 @@ struct Place {
     /// `None` while it is being brought back.
     actor: Option<Addr<CohortActor>>,
     /// What came meanwhile.
-    waiting: VecDeque<Received>,
+    waiting: VecDeque<Said>,
     restarts: Restarts,
     given_up: bool,
+    terms: Arc<CohortTerms>,
+}
+
+/// What is said to a cohort.
+enum Said {
+    Message(Received),
+    Finalize,
+    Cancel(String),
 }
 
 impl Place {
-    fn of(actor: Addr<CohortActor>) -> Self {
-        Self { actor: Some(actor), waiting: VecDeque::new(), restarts: Restarts::default(), given_up: false }
+    fn of(terms: Arc<CohortTerms>, actor: Addr<CohortActor>) -> Self {
+        let (waiting, restarts) = Default::default();
+        Self { actor: Some(actor), waiting, restarts, given_up: false, terms }
+    }
+
+    /// Hands something to the cohort, or keeps it until the cohort is back. What cannot be kept gets no receipt.
+    fn hand(&mut self, cohort_id: &CohortId, said: Said) {
+        let said = match (&self.actor, said) {
+            (Some(cohort), Said::Message(message)) => match cohort.try_send(CohortMessage(message)) {
+                Ok(()) => return,
+                // It has just failed, or ended: we are about to hear of it.
+                Err(SendError::Closed(CohortMessage(message))) => Said::Message(message),
+                Err(SendError::Full(CohortMessage(message))) => {
+                    return tracing::warn!(%cohort_id, from = %message.from, "the cohort's mailbox is full, a message is lost");
+                }
+            },
+            (Some(cohort), Said::Finalize) if cohort.connected() => return cohort.do_send(Finalize),
+            (Some(cohort), Said::Cancel(reason)) if cohort.connected() => return cohort.do_send(Cancel(reason)),
+            (_, said) => said,
+        };
+        if self.waiting.len() < WAITING {
+            self.waiting.push_back(said);
+        } else {
+            tracing::warn!(%cohort_id, "the cohort is being brought back, a message is not taken");
+        }
+    }
+
+    /// The cohort is back.
+    fn back(&mut self, cohort_id: &CohortId, actor: Addr<CohortActor>) {
+        self.actor = Some(actor);
+        for said in std::mem::take(&mut self.waiting) {
+            self.hand(cohort_id, said);
+        }
     }
 }
 
@@ -176,9 +225,13 @@ pub struct AggregationService {
     /// How many cohorts were opened, ended ones included.
     opened: u64,
     ended: Remembered<CohortId>,
+    /// Cohorts that cannot go on until the host is started again: nothing may be promised in their name, nor taken back.
+    halted: Remembered<CohortId>,
     /// Who was told that a cohort is not running here, and about which.
     told: Remembered<(Did, CohortId)>,
-    _guard: EndGuard,
+    /// How many were told since when.
+    telling: (Timestamp, u32),
+    guard: EndGuard,
 }
 
 impl AggregationService {
@@ -200,8 +253,10 @@ impl AggregationService {
             cohorts: BTreeMap::new(),
             opened: 0,
             ended: Remembered::new(REMEMBERED),
+            halted: Remembered::new(REMEMBERED),
             told: Remembered::new(REMEMBERED),
-            _guard: guard,
+            telling: (Timestamp::default(), 0),
+            guard,
         }
     }
 
@@ -227,21 +282,23 @@ impl AggregationService {
     /// Opens a cohort on these terms.
     fn open(&mut self, terms: CohortTerms, ctx: &Context<Self>) -> Result<CohortId, ServiceConfigError> {
         let cohort_id = terms.cohort_id.clone();
-        let machine = self.machine(Arc::new(terms))?;
+        let terms = Arc::new(terms);
+        let machine = self.machine(Arc::clone(&terms))?;
         let actor = self.start_cohort(Beginning::fresh(machine), ctx);
-        self.cohorts.insert(cohort_id.clone(), Place::of(actor));
+        self.cohorts.insert(cohort_id.clone(), Place::of(terms, actor));
         Ok(cohort_id)
-    }
-
-    fn actor(&self, cohort_id: &CohortId) -> Option<&Addr<CohortActor>> {
-        self.cohorts.get(cohort_id)?.actor.as_ref()
     }
 
     /// Tells somebody who speaks to a cohort that is not running here that nobody listens; once.
     fn tell_unknown(&mut self, to: &Did, cohort_id: &CohortId) {
-        if !self.told.insert((to.clone(), cohort_id.clone())) {
+        let now = self.shared.clock.now();
+        if now.since(self.telling.0) >= TELLING {
+            self.telling = (now, 0);
+        }
+        if self.telling.1 >= MOST_TOLD || !self.told.insert((to.clone(), cohort_id.clone())) {
             return;
         }
+        self.telling.1 += 1;
         let body = CohortEnded {
             cohort_id: cohort_id.clone(),
             code: CohortEnded::UNKNOWN.to_owned(),
@@ -249,7 +306,7 @@ impl AggregationService {
             at_fault: false,
             next_cohort_id: None,
         };
-        let until = Some(self.shared.clock.now() + Duration::from_secs(60));
+        let until = Some(now + TELLING);
         self.outbound.do_send(Outbound::Direct { to: to.clone(), body: body.into(), until });
     }
 }
@@ -320,7 +377,7 @@ impl Handler<Delivery> for AggregationService {
         let (message, stored) = match delivery {
             Delivery::Message(received) => (received, false),
             // Whenever it was said: an identifier is never given twice, so what names a cohort came after it.
-            Delivery::Stored { message, .. } => (message.into(), true),
+            Delivery::Stored { message, .. } => (message, true),
             // A service sends no nonces.
             Delivery::Own(_) => return,
             Delivery::Undecodable { from, error } => {
@@ -347,6 +404,9 @@ impl Handler<Delivery> for AggregationService {
         };
         let cohort_id = message.body.cohort_id().clone();
         let Some(place) = self.cohorts.get_mut(&cohort_id) else {
+            if self.halted.contains(&cohort_id) {
+                return;
+            }
             message.receipt.clone().confirm();
             // Another service's adverts are nobody's fault.
             if stored || message.body.is_control() || matches!(&*message.body, Body::CohortAdvert(_)) {
@@ -360,21 +420,12 @@ impl Handler<Delivery> for AggregationService {
             let detail = "no such cohort is running here";
             return self.reject(Some(&cohort_id), &Reject::new(RejectCode::WrongCohort, &message.from, detail));
         };
-        let from = message.from.clone();
-        match &place.actor {
-            Some(cohort) => {
-                if let Err(error) = cohort.try_send(CohortMessage(message)) {
-                    tracing::warn!(%cohort_id, %from, %error, "the cohort's mailbox is full, a message is lost");
-                }
-            }
-            None if place.waiting.len() < WAITING => place.waiting.push_back(message),
-            None => tracing::warn!(%cohort_id, %from, "the cohort is being brought back, a message is not taken"),
-        }
+        place.hand(&cohort_id, Said::Message(message));
     }
 }
 
 /// The refusal of something that is no message. Types of later versions are passed over, as version 1 says.
-pub(crate) fn undecodable(from: &btcr2_aggregation_protocol::did::Did, error: &DecodeError) -> Option<Reject> {
+pub(crate) fn undecodable(from: &Did, error: &DecodeError) -> Option<Reject> {
     let code = match error {
         DecodeError::UnknownType(_) => return None,
         DecodeError::Version(_) => RejectCode::WrongVersion,
@@ -387,8 +438,8 @@ impl Handler<FinalizeCohort> for AggregationService {
     type Result = ();
 
     fn handle(&mut self, FinalizeCohort(cohort_id): FinalizeCohort, _: &mut Self::Context) {
-        if let Some(cohort) = self.actor(&cohort_id) {
-            cohort.do_send(Finalize);
+        if let Some(place) = self.cohorts.get_mut(&cohort_id) {
+            place.hand(&cohort_id, Said::Finalize);
         }
     }
 }
@@ -397,8 +448,8 @@ impl Handler<CancelCohort> for AggregationService {
     type Result = ();
 
     fn handle(&mut self, CancelCohort { cohort_id, reason }: CancelCohort, _: &mut Self::Context) {
-        if let Some(cohort) = self.actor(&cohort_id) {
-            cohort.do_send(Cancel(reason));
+        if let Some(place) = self.cohorts.get_mut(&cohort_id) {
+            place.hand(&cohort_id, Said::Cancel(reason));
         }
     }
 }

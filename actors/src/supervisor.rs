@@ -162,8 +162,8 @@ impl Handler<ChildGone> for Supervisor {
         self.services.retain(Addr::connected);
         self.participants.retain(Addr::connected);
         self.links.retain(Addr::connected);
-        if end == End::Panicked {
-            tracing::error!(name, "panicked");
+        if let Some(reason) = end.failure() {
+            tracing::error!(name, reason, "is gone");
         }
     }
 }

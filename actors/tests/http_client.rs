@@ -94,7 +94,8 @@ fn a_stream_that_ends_is_opened_again_behind_what_was_heard() {
             Answer::Status(503, ""),
             Answer::EventsThenEnd(vec![said(&did, 12, "twelve")]),
         ]);
-        let mut member = member(&server);
+        let patient = Backoff { first: Duration::from_millis(200), longest: Duration::from_millis(400) };
+        let mut member = Peer::start(identity("member"), Arc::new(client(&server, patient)));
         for name in ["seven", "eight", "twelve"] {
             assert_eq!(name_of(&member.hear().await), name);
         }

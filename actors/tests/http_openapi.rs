@@ -6,10 +6,15 @@ mod http_support;
 
 use std::collections::BTreeSet;
 
+use actix::{Actor, Handler};
 use actix_web::{http::Method, test::TestRequest};
-use btcr2_aggregation_actors::transport::http::{HttpConfig, Refusal, store::Rate};
+use btcr2_aggregation_actors::transport::{
+    Delivery, Transport,
+    http::{HttpConfig, Refusal, store::Rate},
+};
 use http_support::{
-    ack, advert, draft, identity, openapi, openapi::DOCUMENT, paused, sealed, service, signed, site::Site,
+    Collector, ack, advert, draft, identity, openapi, openapi::DOCUMENT, paused, sealed, service, signed,
+    site::Site,
 };
 use serde_json::{Value, json};
 
@@ -44,6 +49,19 @@ async fn ask(seen: &mut Seen, site: &Site, method: &str, path: &str, request: Te
 
 async fn post(seen: &mut Seen, site: &Site, path: &str, body: String) {
     ask(seen, site, "POST", path, TestRequest::default().set_payload(body)).await;
+}
+
+/// Loses what it is given.
+struct Careless;
+
+impl Actor for Careless {
+    type Context = actix::Context<Self>;
+}
+
+impl Handler<Delivery> for Careless {
+    type Result = ();
+
+    fn handle(&mut self, _: Delivery, _: &mut Self::Context) {}
 }
 
 #[test]
@@ -90,6 +108,12 @@ fn every_answer_that_the_document_names_is_given() {
                     if path == "/v1/adverts" { sealed(&to, None, advert(1), now) } else { say(&alice) },
                 )
                 .await;
+            }
+            if path == "/v1/messages" {
+                let careless = identity(3);
+                let (inbox, keeper) = (Careless.start().recipient(), Collector::start_new().1);
+                site.server.connect(&careless, inbox, keeper, 2).await.unwrap();
+                post(&mut seen, &site, path, sealed(&identity(4), Some(careless.did()), ack(), now)).await;
             }
             // The other path starts afresh.
             tokio::time::advance(std::time::Duration::from_secs(20)).await;

@@ -21,8 +21,8 @@ use btcr2_aggregation_protocol::{
         Timing,
         conditions::Conditions,
         event::{ParticipantEvent, ServiceEvent, SpendPath},
-        participant::{Advert, ParticipantCohort, ParticipantConfig, phase::Phase as MemberPhase},
-        service::{Limits, ServiceCohort, ServiceConfig, phase::Phase},
+        participant::{ParticipantCohort, ParticipantConfig, phase::Phase as MemberPhase},
+        service::{ServiceCohort, ServiceConfig, phase::Phase},
     },
     hash::SignalBytes,
     id::{CohortId, SessionId},
@@ -34,7 +34,7 @@ use btcr2_aggregation_protocol::{
     },
 };
 use common::{
-    NETWORK, Operator, Updater, World, cohort, external_identity, identity, on_paused_clock,
+    Operator, Updater, World, cohort, external_identity, identity, on_paused_clock,
     tap::{Tap, no_signatures},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};

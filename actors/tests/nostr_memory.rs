@@ -12,7 +12,12 @@ use btcr2_aggregation_actors::{
         nostr::{NostrTransport, embedded::EmbeddedRelay},
     },
 };
-use btcr2_aggregation_protocol::{cohort::event::SpendPath, id::CohortId, message::Message, nostr::DELETION_KIND};
+use btcr2_aggregation_protocol::{
+    cohort::event::{SessionEnd, SpendPath},
+    id::CohortId,
+    message::{Message, control::CohortEnded},
+    nostr::DELETION_KIND,
+};
 use common::{
     Operator, Service, Updater, World, identity,
     peers::{Peer, advert, note, soon},
@@ -115,8 +120,21 @@ fn a_relay_that_comes_late_with_an_old_round_moves_nobody_who_has_read_its_adver
         let mut service = service_again(&world, nostr()).await;
         complete(&mut world, &mut service, quick(2), SpendPath::KeyPath).await;
         assert_eq!(world.members.rejections(), []);
+        // At most the new service tells them that the old cohort is gone, when it hears their opt-ins.
+        for notice in world.members.heard() {
+            match &**notice {
+                ParticipantNotice::CohortFailed { cohort_id, end, .. } if *cohort_id == old_cohort => {
+                    assert!(
+                        matches!(end, SessionEnd::EndedByService { code, .. } if code == CohortEnded::UNKNOWN),
+                        "{end:?}"
+                    );
+                }
+                _ => {}
+            }
+        }
         let of_old = world.members.names(&old_cohort);
-        assert!(of_old.iter().all(|name| name == "cohort-discovered" || name == "cohort-joined"), "{of_old:?}");
+        let harmless = ["cohort-discovered", "cohort-joined", "cohort-failed"];
+        assert!(of_old.iter().all(|name| harmless.contains(&name.as_str())), "{of_old:?}");
     });
 }
 

@@ -165,7 +165,7 @@ fn summary(property: &str, runs: usize, key_paths: u64, total: Mishaps) {
 #[test]
 fn honest_cohorts_complete_whoever_dies_and_comes_back() {
     let total = RefCell::new((Mishaps::default(), 0));
-    for_each_seed(300, |seed| {
+    for_each_seed(100, |seed| {
         let mut dice = Dice::new(seed);
         let mut setup = dice.setup(Dice::honest);
         (setup.faults, setup.crashes) = mishaps(&mut dice);
@@ -189,13 +189,13 @@ fn honest_cohorts_complete_whoever_dies_and_comes_back() {
         total.1 += u64::from(signed.path == SpendPath::KeyPath);
     });
     let (mishaps, key_paths) = total.into_inner();
-    summary("honest cohorts", seeds(300).count(), key_paths, mishaps);
+    summary("honest cohorts", seeds(100).count(), key_paths, mishaps);
 }
 
 #[test]
 fn the_honest_complete_without_those_who_do_not_do_their_part() {
     let total = RefCell::new((Mishaps::default(), 0));
-    for_each_seed(300, |seed| {
+    for_each_seed(100, |seed| {
         let mut dice = Dice::new(seed);
         let mut setup = dice.setup(Dice::honest);
         let honest = 1 + setup.roles.len() / 2;
@@ -235,7 +235,7 @@ fn the_honest_complete_without_those_who_do_not_do_their_part() {
         total.1 += u64::from(signed.path == SpendPath::KeyPath);
     });
     let (mishaps, key_paths) = total.into_inner();
-    let runs = seeds(300).count();
+    let runs = seeds(100).count();
     summary("cohorts with villains", runs, key_paths, mishaps);
     assert!(runs < 50 || (mishaps.reformations > 0 && mishaps.extensions > 0), "{mishaps:?}");
 }
@@ -243,7 +243,7 @@ fn the_honest_complete_without_those_who_do_not_do_their_part() {
 #[test]
 fn nothing_hangs_and_nothing_is_signed_twice_whatever_is_lost_for_good() {
     let total = RefCell::new((Mishaps::default(), 0));
-    for_each_seed(300, |seed| {
+    for_each_seed(100, |seed| {
         let mut dice = Dice::new(seed);
         let mut setup = dice.setup(Dice::any_role);
         setup.finalize_at = if dice.below(2) == 0 { None } else { Some(1 + dice.below(8) as usize) };
@@ -267,7 +267,7 @@ fn nothing_hangs_and_nothing_is_signed_twice_whatever_is_lost_for_good() {
         total.1 += u64::from(report.signed.is_some_and(|signed| signed.path == SpendPath::KeyPath));
     });
     let (mishaps, key_paths) = total.into_inner();
-    summary("anything goes", seeds(300).count(), key_paths, mishaps);
+    summary("anything goes", seeds(100).count(), key_paths, mishaps);
 }
 
 #[test]

@@ -42,15 +42,6 @@ struct Inner {
     watches: Mutex<BTreeMap<CohortId, Running>>,
 }
 
-/// An announcement that goes on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resumed {
-    /// Whose.
-    pub cohort_id: CohortId,
-    /// Whether it is signed, so that the chain alone can end it.
-    pub signed: bool,
-}
-
 /// A watch that runs as a task.
 struct Running {
     requests: mpsc::Sender<Request>,
@@ -78,20 +69,19 @@ impl ChainOperator {
         self.0.settings.notices.subscribe()
     }
 
-    /// Goes on with every announcement of the journal that has not ended. Which ones.
+    /// Goes on with every announcement of the journal that has not ended: which ones.
     ///
     /// # Errors
     /// [`JournalError`] when the journal cannot be read. One stream that cannot be is logged, and keeps none of the others.
-    pub async fn resume(&self) -> Result<Vec<Resumed>, JournalError> {
+    pub async fn resume(&self) -> Result<Vec<CohortId>, JournalError> {
         let mut resumed = Vec::new();
         for stream in self.0.settings.journal.streams().await? {
             let Some(cohort_id) = Watch::cohort_of(&stream) else { continue };
             match self.open(&cohort_id).await {
                 Ok(watch) if watch.announcement().has_ended() => {}
                 Ok(watch) => {
-                    let signed = matches!(watch.announcement().state(), State::Announcing(_));
                     self.start(cohort_id.clone(), watch);
-                    resumed.push(Resumed { cohort_id, signed });
+                    resumed.push(cohort_id);
                 }
                 Err(error) => tracing::error!(%cohort_id, %error, "an announcement cannot go on"),
             }
@@ -111,7 +101,8 @@ impl ChainOperator {
         Ok(())
     }
 
-    /// Follows a step of the service: begins to watch, announces what is signed, gives up what has failed.
+    /// Follows a step of the service: begins to watch, announces what is signed, gives up what has failed. When it answers,
+    /// what it was told is written down. Told again, it does nothing more.
     ///
     /// # Errors
     /// [`WatchError`].
@@ -126,10 +117,14 @@ impl ChainOperator {
                     }
                 }
             }
+            ServiceNotice::CohortRecovered { cohort_id, output: Some(output), phase } if *phase != "failed" => {
+                self.watch(cohort_id, output.script_pubkey().to_owned()).await
+            }
             ServiceNotice::SigningComplete { cohort_id, result, .. } => {
                 let (transaction, value) = (result.signed.transaction.clone(), result.signed.value);
-                if self.running(cohort_id).is_some() {
-                    self.request(cohort_id, Request::Signed { transaction, value }).await;
+                let (kept, answer) = oneshot::channel();
+                let signed = Request::Signed { transaction: transaction.clone(), value, kept };
+                if self.request(cohort_id, signed).await && answer.await.is_ok() {
                     return Ok(());
                 }
                 // Also when it had been given up: what is signed is worth announcing.
@@ -141,7 +136,11 @@ impl ChainOperator {
                 Ok(())
             }
             ServiceNotice::CohortFailed { cohort_id, reason, .. } => {
-                self.request(cohort_id, Request::CohortFailed { reason: reason.clone() }).await;
+                let (kept, answer) = oneshot::channel();
+                if self.request(cohort_id, Request::CohortFailed { reason: reason.clone(), kept }).await {
+                    // Nothing is lost if nobody noted it: the address is then watched a little longer.
+                    let _ = answer.await;
+                }
                 Ok(())
             }
             _ => Ok(()),
@@ -176,6 +175,14 @@ impl ChainOperator {
         self.0.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a cohort's announcement has ended, one way or the other, as far as the journal tells.
+    pub async fn has_ended(&self, cohort_id: &CohortId) -> bool {
+        match self.running(cohort_id) {
+            Some(_) => false,
+            None => self.open(cohort_id).await.is_ok_and(|watch| watch.announcement().has_ended()),
+        }
+    }
+
     /// Ends all watches, when what they are doing is done. [`Self::resume`] goes on with them.
     pub async fn stop(&self) {
         let watches = std::mem::take(&mut *self.watches());
@@ -192,7 +199,8 @@ impl ChainOperator {
         watches.get(cohort_id).map(|watch| watch.requests.clone()).filter(|requests| !requests.is_closed())
     }
 
-    async fn request(&self, cohort_id: &CohortId, request: Request) {
+    /// Whether the cohort's watch was asked.
+    async fn request(&self, cohort_id: &CohortId, request: Request) -> bool {
         let sent = match self.running(cohort_id) {
             Some(watch) => watch.send(request).await.is_ok(),
             None => false,
@@ -200,6 +208,7 @@ impl ChainOperator {
         if !sent {
             tracing::debug!(%cohort_id, "an announcement that has ended is asked for something");
         }
+        sent
     }
 }
 

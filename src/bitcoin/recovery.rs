@@ -13,6 +13,7 @@ use super::{
     chain::{Activity, BlockId, Place, Tip},
     fees::fee_at,
 };
+use crate::files::{file_name, write_whole};
 use crate::protocol::{
     id::CohortId,
     key::SecretKey,
@@ -40,9 +41,9 @@ impl CohortFile {
     /// # Errors
     /// What the file system says.
     pub fn write_to(&self, directory: &Path) -> io::Result<()> {
-        let directory = directory.join(self.cohort_id.as_str());
+        let directory = directory.join(file_name(&self.cohort_id));
         fs::create_dir_all(&directory)?;
-        fs::write(directory.join(Self::NAME), serde_json::to_string_pretty(self)? + "\n")
+        write_whole(&directory.join(Self::NAME), (serde_json::to_string_pretty(self)? + "\n").as_bytes())
     }
 }
 

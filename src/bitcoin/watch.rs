@@ -12,7 +12,7 @@ use tokio::{
 
 use super::{
     announcement::{Announcement, AnnouncementEvent, Effect, Input, NotFunded, Prepared, State},
-    chain::{Activity, Chain, ChainError, Rejection, Spend},
+    chain::{Activity, Chain, ChainError, Deposit, Rejection, Spend},
     change::{ChangeKey, Child},
     notice::{self, AnnouncementNotice},
 };
@@ -71,11 +71,15 @@ pub enum Request {
         transaction: Transaction,
         /// What its coin holds.
         value: ::bitcoin::Amount,
+        /// Told when that is written down.
+        kept: oneshot::Sender<()>,
     },
     /// The cohort ended without a transaction.
     CohortFailed {
         /// Why.
         reason: String,
+        /// Told when that is written down.
+        kept: oneshot::Sender<()>,
     },
 }
 
@@ -251,8 +255,15 @@ impl Watch {
     async fn look(&self) -> Result<(Activity, u32), ChainError> {
         let (chain, script) = (&self.settings.chain, self.machine.script());
         let sight = self.machine.sight();
-        let Some(from) = sight.rescan_from(self.machine.rules().window()) else {
-            return Ok((chain.coins(script).await?, 0));
+        let window = self.machine.rules().window();
+        let Some(from) = sight.rescan_from(window) else {
+            // The coins say nothing of spends that a block has already; the blocks do.
+            let coins = chain.coins(script).await?;
+            let from = coins.tip.block.height.saturating_sub(window);
+            let mut activity = chain.activity(script, from).await?;
+            let older = |deposit: &Deposit| deposit.place.block().is_some_and(|block| block.height < from);
+            activity.deposits.extend(coins.deposits.into_iter().filter(older));
+            return Ok((activity, 0));
         };
         // While the tip stands still, only the mempool can have changed.
         let tip = chain.tip().await?;
@@ -365,8 +376,17 @@ impl Watch {
                 let _ = answer.send(prepared);
                 Ok(())
             }
-            Request::Signed { transaction, value } => self.feed(Input::Signed { transaction, value }).await?,
-            Request::CohortFailed { reason } => self.feed(Input::CohortFailed { reason }).await?,
+            Request::Signed { transaction, value, kept } => {
+                let fed = self.feed(Input::Signed { transaction, value }).await?;
+                // Whoever asked may have gone; it tells again after a restart.
+                let _ = kept.send(());
+                fed
+            }
+            Request::CohortFailed { reason, kept } => {
+                let fed = self.feed(Input::CohortFailed { reason }).await?;
+                let _ = kept.send(());
+                fed
+            }
         };
         if let Err(reject) = refused {
             tracing::warn!(cohort_id = %self.cohort_id, %reject, "an announcement refused what its host said");

@@ -102,6 +102,9 @@ settings! {
         /// How long to wait for the service in each phase; three times that where it waits for others [default: 1h]
         #[arg(long, value_name = "TIME", env = "BTCR2_PHASE_TIMEOUT")]
         phase_timeout: Span,
+        /// How long to wait for a cohort in all, from joining to the start of signing [default: 2days]
+        #[arg(long, value_name = "TIME", env = "BTCR2_COHORT_TTL")]
+        cohort_ttl: Span,
         /// Exit when the first cohort is over: with 0 if it was signed, else with 1
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_EXIT_WHEN_DONE")]
         exit_when_done: bool,
@@ -234,6 +237,7 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
             max_cost: settings.max_cost.unwrap_or(default.max_cost),
         },
         timing: Timing {
+            cohort_ttl: settings.cohort_ttl.map_or(2 * timing.cohort_ttl, |span| span.0),
             phase_timeout: settings.phase_timeout.map_or(timing.phase_timeout, |span| span.0),
             ..timing
         },

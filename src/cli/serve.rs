@@ -1,13 +1,12 @@
 //! `serve`: an Aggregation Service as a program.
 
-use std::{path::PathBuf, process::ExitCode, str::FromStr};
+use std::{convert::Infallible, path::PathBuf, process::ExitCode, str::FromStr};
 
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-use super::{Events, fail, identity_of, relay::RelaySettings, singleton::SatPerVb};
+use super::{ChainArg, Events, fail, identity_of, relay::RelaySettings, singleton::SatPerVb};
 use crate::{
-    bitcoin::chain::{ChainSource, SourceError},
     cas::{self, Location},
     config::{self, Span, settings},
     error::ProgramError,
@@ -42,22 +41,20 @@ impl Beacon {
 #[derive(Clone, Debug)]
 enum Chain {
     Offline,
-    Source(ChainSource),
+    Named(ChainArg),
 }
 
 impl FromStr for Chain {
-    type Err = String;
+    type Err = Infallible;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "offline" => Ok(Self::Offline),
-            source => source.parse().map(Self::Source).map_err(|error: SourceError| format!("offline, {error}")),
-        }
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(if text == "offline" { Self::Offline } else { Self::Named(text.parse()?) })
     }
 }
 
 impl<'de> Deserialize<'de> for Chain {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // Any text will do here: an error of this place would show the file's line, and a password with it.
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
@@ -300,8 +297,9 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     // None by default: a made-up coin announces nothing, and has to be asked for by name.
     let coins = match settings.chain {
         Some(Chain::Offline) => Coins::Offline,
-        Some(Chain::Source(source)) => {
-            let mut chain = ChainConfig::new(source);
+        Some(Chain::Named(named)) => {
+            let source = named.source().map_err(|error| usage(&format!("--chain: offline, or {error}")))?;
+            let mut chain = ChainConfig::new(source.clone());
             let span = |setting: Option<Span>, default| setting.map_or(default, |span: Span| span.0);
             chain.poll = span(settings.chain_poll, chain.poll);
             chain.funding_window = span(settings.funding_window, chain.funding_window);
@@ -345,12 +343,6 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
         config.listen = None;
     }
     config.tls = tls;
-    if let Coins::Chain(chain) = &coins {
-        // The operator may take as long as it may take to fund the address.
-        let rule = config.rules.rule(TimedPhase::Transaction);
-        let rule = PhaseRule { timeout: Some(chain.funding_window), ..rule };
-        config.rules.set(TimedPhase::Transaction, rule).map_err(|error| ProgramError::Usage(error.to_string()))?;
-    }
     config.coins = coins;
     config.publication.hold_on_failure = !settings.cas_optional.unwrap_or(false);
     for location in settings.cas.unwrap_or_default() {
@@ -368,6 +360,23 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     config.timing.phase_timeout = span(settings.phase_timeout, config.timing.phase_timeout);
     config.timing.signing_timeout = span(settings.signing_timeout, config.timing.signing_timeout);
     config.timing.advert_repeat = span(settings.advert_repeat, config.timing.advert_repeat);
+    if let Coins::Chain(chain) = &config.coins.clone() {
+        if settings.state.is_none() {
+            return Err(usage(
+                "--chain needs --state DIR: without it a killed service would lose track of real coins",
+            ));
+        }
+        // Enrollment, updates and verdicts, and then the operator may take as long as it may take to fund the address.
+        let longest = config.timing.phase_timeout * 3 + chain.funding_window;
+        if settings.cohort_ttl.is_none() {
+            config.timing.cohort_ttl = config.timing.cohort_ttl.max(longest);
+        } else if config.timing.cohort_ttl <= chain.funding_window {
+            return Err(usage("--cohort-ttl must be longer than --funding-window: a cohort ends with it"));
+        }
+        let rule = config.rules.rule(TimedPhase::Transaction);
+        let rule = PhaseRule { timeout: Some(chain.funding_window), ..rule };
+        config.rules.set(TimedPhase::Transaction, rule).map_err(|error| ProgramError::Usage(error.to_string()))?;
+    }
     config.cohorts = settings.cohorts;
     config.parallel = settings.parallel.unwrap_or(1).max(1);
     config.exit_when_done = settings.exit_when_done.unwrap_or(false);

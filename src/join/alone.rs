@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use ::bitcoin::FeeRate;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
-use super::{Intent, JoinConfig};
+use super::{Intent, JoinConfig, policy::same_bytes_again};
 use crate::{
     error::ProgramError,
     events::Printer,
@@ -62,8 +62,8 @@ fn update(config: &JoinConfig) -> Result<Option<SignedUpdate>, ProgramError> {
     let initial = identity.initial_document().map_err(|error| problem(&error))?;
     let (document, version) = source.clone().unwrap_or((initial, 1));
     let unsigned = build_update(&document, version, patch.clone()).map_err(|error| problem(&error))?;
-    let mut rng = ChaCha20Rng::from_os_rng();
-    sign_update(&unsigned, identity.did(), identity.verification_method(), identity.secret_key(), &mut rng)
+    let (method, key) = (identity.verification_method(), identity.secret_key());
+    sign_update(&unsigned, identity.did(), method, key, &mut same_bytes_again())
         .map(Some)
         .map_err(|error| problem(&error))
 }

@@ -8,7 +8,6 @@ use std::{cell::RefCell, collections::BTreeMap, io, path::PathBuf, sync::Arc, ti
 
 use actix::Actor;
 use serde_json::{Value, json};
-use tokio::sync::broadcast::error::RecvError;
 
 pub use self::{
     alone::SingletonFallback,
@@ -32,6 +31,7 @@ use crate::{
     cas::Publication,
     error::ProgramError,
     events::Printer,
+    files::{file_name, write_whole},
     keep::Keeping,
     protocol::{
         beacon::BeaconRegistry,
@@ -42,6 +42,7 @@ use crate::{
         output::DirectAggregator,
         sidecar::MemberRecord,
     },
+    steps::{Next, Steps},
 };
 
 /// How many notices the program's own reader may fall behind.
@@ -104,7 +105,7 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
         printer,
     );
     let notices = Notices::new(NOTICES);
-    let mut steps = notices.subscribe();
+    let mut steps = Steps::of(notices.subscribe());
     let settings = ParticipantSettings {
         identity: config.identity.clone(),
         transport,
@@ -134,13 +135,13 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
     };
     let following = async {
         loop {
-            let step = match steps.recv().await {
-                Ok(step) => step,
-                Err(RecvError::Lagged(missed)) => {
+            let step = match steps.next().await {
+                Some(Next::Step(step)) => step,
+                Some(Next::Missed(missed) | Next::Lost(missed)) => {
                     printer.warn(&format!("{missed} events were not shown"));
                     continue;
                 }
-                Err(RecvError::Closed) => return Err(ProgramError::Internal("the actors are gone".to_owned())),
+                None => return Err(ProgramError::Internal("the actors are gone".to_owned())),
             };
             if let ParticipantNotice::DataApproved { record, .. } = &*step {
                 // Before it is told: what was told is kept.
@@ -209,8 +210,8 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
         tokio::select! {
             () = &mut lingering => break,
             () = &mut stop => break,
-            step = steps.recv() => match step {
-                Ok(step) => {
+            step = steps.next() => match step {
+                Some(Next::Step(step)) => {
                     printer.participant_step(&step);
                     if let ParticipantNotice::CohortOver { cohort_id, .. } | ParticipantNotice::CohortFailed { cohort_id, .. } = &*step
                         && *cohort_id == record.cohort_id
@@ -219,8 +220,8 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
                         break;
                     }
                 }
-                Err(RecvError::Lagged(_)) => {}
-                Err(RecvError::Closed) => break,
+                Some(Next::Missed(_) | Next::Lost(_)) => {}
+                None => break,
             },
         }
     }
@@ -292,11 +293,8 @@ async fn keep(config: &JoinConfig, keeping: &Keeping, record: &MemberRecord) -> 
         "conditions": record.conditions,
         "output": record.output,
     });
-    let path = directory.join(format!("{}.json", record.cohort_id));
+    let path = directory.join(format!("{}.json", file_name(&record.cohort_id)));
     let io_error = |error: io::Error| ProgramError::Io { what: path.display().to_string(), error };
     let text = serde_json::to_string_pretty(&kept).map_err(|error| io_error(error.into()))?;
-    // Written beside and renamed: whoever finds the file finds all of it.
-    let unfinished = path.with_extension("json.new");
-    std::fs::write(&unfinished, text + "\n").map_err(io_error)?;
-    std::fs::rename(&unfinished, &path).map_err(io_error)
+    write_whole(&path, (text + "\n").as_bytes()).map_err(io_error)
 }

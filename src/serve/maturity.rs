@@ -12,9 +12,8 @@ use std::{
 
 use ::bitcoin::OutPoint;
 
-use super::results;
 use crate::{
-    actors::journal::{Journal, JournalError},
+    actors::journal::{Journal, JournalError, StreamId},
     bitcoin::{
         announcement::{Announcement, AnnouncementEvent},
         chain::{Chain, ChainError},
@@ -24,7 +23,8 @@ use crate::{
         recovery::{CohortFile, Maturity, survey},
         watch::Watch,
     },
-    protocol::{id::CohortId, machine, output::BeaconOutput},
+    files::file_name,
+    protocol::{cohort::event::ServiceEvent, id::CohortId, machine, output::BeaconOutput},
 };
 
 /// How often to look, in polls of the chain, but at least once an hour.
@@ -157,10 +157,12 @@ impl MaturityWatch {
         journal: &dyn Journal,
         cohort_id: &CohortId,
     ) -> Result<Option<BeaconOutput>, JournalError> {
-        if let Some(output) = results::output_in(journal, cohort_id).await? {
-            return Ok(Some(output));
+        for record in journal.read(&StreamId::of_cohort(cohort_id)).await? {
+            if let Ok(ServiceEvent::KeysAggregated { output, .. }) = record.event() {
+                return Ok(Some(output));
+            }
         }
-        let path = self.out.as_ref().map(|out| out.join(cohort_id.as_str()).join(CohortFile::NAME));
+        let path = self.out.as_ref().map(|out| out.join(file_name(cohort_id)).join(CohortFile::NAME));
         Ok(path.and_then(|path| read(&path)).map(|file| file.output))
     }
 

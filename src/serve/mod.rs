@@ -6,24 +6,18 @@ mod doors;
 mod maturity;
 mod operator;
 mod results;
+mod rounds;
 mod tls;
 
-use std::{
-    collections::BTreeSet,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use actix::{Actor, Addr};
-use tokio::sync::broadcast::{Receiver, error::RecvError};
+use actix::Actor;
 
 use self::{
     doors::Doors,
     maturity::MaturityWatch,
     operator::{Operator, Publisher},
-    results::CohortReport,
+    rounds::Rounds,
 };
 pub use self::{
     operator::{ChainConfig, Coins},
@@ -31,18 +25,16 @@ pub use self::{
 };
 use crate::{
     actors::{
-        journal::Journal,
-        notice::{Notices, ServiceNotice},
+        notice::Notices,
         recovery::RestartIntensity,
         runtime::{Clock, Randomness},
-        service::{AggregationService, ArchiveCohort, CancelCohort, LiveCohorts, OpenCohort, ServiceSettings},
+        service::{LiveCohorts, ServiceSettings},
         supervisor::{StartService, Supervisor},
         transport::{
             http::{Cors, HttpConfig},
             nostr::NostrConfig,
         },
     },
-    bitcoin::{notice::AnnouncementNotice, operator::Resumed, recovery::CohortFile},
     cas::Publication,
     error::ProgramError,
     events::Printer,
@@ -54,19 +46,16 @@ use crate::{
             conditions::Conditions,
             service::{Limits, rules::PhaseRules},
         },
-        id::CohortId,
         identity::Identity,
         key::XOnlyKey,
         network::Network,
         output::{MemoizedAggregator, RecoverySequence, ScriptTree},
     },
+    steps::Steps,
 };
 
 /// How many notices the program's own reader may fall behind.
 const NOTICES: usize = 1 << 14;
-
-/// After cohorts that failed to form: not again at once, forever.
-const REOPEN_DELAY: Duration = Duration::from_secs(1);
 
 /// How long what is said last may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -209,8 +198,8 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let operator = Operator::new(&config, keeping.journal(), clock, printer).await?;
     let policy = Publisher { operator: operator.clone(), publication: config.publication.clone(), printer };
     let notices = Notices::new(NOTICES);
-    let steps = notices.subscribe();
-    let announcements = operator.subscribe();
+    let steps = Steps::of(notices.subscribe());
+    let announcements = operator.subscribe().map(Steps::of);
     let settings = ServiceSettings {
         identity: config.identity.clone(),
         transport: Arc::clone(&doors.transport),
@@ -230,9 +219,6 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let service = supervisor.send(StartService(settings)).await.map_err(internal)?;
     // Answered when all cohorts of an earlier life are back.
     let recovered = service.send(LiveCohorts).await.map_err(internal)?;
-    if let Some(directory) = &config.out {
-        restore_outputs(directory, &*keeping.journal(), &recovered).await?;
-    }
     doors.welcome();
     printer.serving(config.identity.did(), doors.url.as_deref(), &doors.relays, config.network);
     if matches!(config.coins, Coins::Offline) {
@@ -269,234 +255,4 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     operator.stop().await;
     keeping.close().await;
     outcome
-}
-
-fn not_written(directory: &Path, error: std::io::Error) -> ProgramError {
-    ProgramError::Io { what: format!("writing results to {}", directory.display()), error }
-}
-
-/// Writes the outputs of the cohorts that are back, where an earlier life was killed before it could.
-async fn restore_outputs(
-    directory: &Path,
-    journal: &dyn Journal,
-    cohorts: &[CohortId],
-) -> Result<(), ProgramError> {
-    for cohort_id in cohorts {
-        if directory.join(cohort_id.as_str()).join(CohortFile::NAME).exists() {
-            continue;
-        }
-        let output = results::output_in(journal, cohort_id).await;
-        if let Some(output) = output.map_err(|error| ProgramError::State(error.to_string()))? {
-            let file = CohortFile { cohort_id: cohort_id.clone(), output };
-            results::write_output(directory, &file).map_err(|error| not_written(directory, error))?;
-        }
-    }
-    Ok(())
-}
-
-/// The next step of an announcement; never, where there is no chain.
-async fn next(
-    announcements: &mut Option<Receiver<Arc<AnnouncementNotice>>>,
-) -> Result<Arc<AnnouncementNotice>, RecvError> {
-    match announcements {
-        Some(announcements) => announcements.recv().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The cohorts, one after another.
-struct Rounds {
-    config: ServeConfig,
-    conditions: Conditions,
-    service: Addr<AggregationService>,
-    printer: Printer,
-    /// How many were opened.
-    opened: u32,
-    /// Those that still admit.
-    enrolling: BTreeSet<CohortId>,
-    /// Those that have not ended.
-    live: BTreeSet<CohortId>,
-    /// How many ended with a transaction that was verified.
-    signed: u32,
-    operator: Operator,
-    /// Those whose announcement is not final yet.
-    announcing: BTreeSet<CohortId>,
-    /// How many of those that were signed were not announced.
-    unannounced: u32,
-}
-
-impl Rounds {
-    fn new(
-        config: ServeConfig,
-        conditions: Conditions,
-        service: Addr<AggregationService>,
-        operator: Operator,
-        printer: Printer,
-    ) -> Self {
-        Self {
-            config,
-            conditions,
-            service,
-            printer,
-            opened: 0,
-            enrolling: BTreeSet::new(),
-            live: BTreeSet::new(),
-            signed: 0,
-            operator,
-            announcing: BTreeSet::new(),
-            unannounced: 0,
-        }
-    }
-
-    /// Runs cohorts until all that were asked for have ended, if that ends the program. Whether all were signed.
-    async fn run(
-        &mut self,
-        mut steps: Receiver<Arc<ServiceNotice>>,
-        mut announcements: Option<Receiver<Arc<AnnouncementNotice>>>,
-        recovered: Vec<CohortId>,
-    ) -> Result<bool, ProgramError> {
-        // They count as opened, and each says in which phase it is before new ones are opened beside it.
-        self.opened = u32::try_from(recovered.len()).unwrap_or(u32::MAX);
-        self.live.extend(recovered.iter().cloned());
-        let mut silent: BTreeSet<CohortId> = recovered.into_iter().collect();
-        while !silent.is_empty() {
-            let Ok(step) = steps.recv().await else { break };
-            if let ServiceNotice::CohortRecovered { cohort_id, .. }
-            | ServiceNotice::CohortFailed { cohort_id, .. } = &*step
-            {
-                silent.remove(cohort_id);
-            }
-            self.follow(&step).await?;
-        }
-        if let Operator::Chain(operator) = &self.operator {
-            let resumed = operator.resume().await.map_err(|error| ProgramError::State(error.to_string()))?;
-            for Resumed { cohort_id, .. } in resumed.into_iter().filter(|resumed| resumed.signed) {
-                // A cohort that is signed and put away is no longer among those that are back, but it has not ended.
-                if !self.live.contains(&cohort_id) && self.announcing.insert(cohort_id) {
-                    self.opened = self.opened.saturating_add(1);
-                    self.signed += 1;
-                }
-            }
-        }
-        loop {
-            self.open().await?;
-            let ended = self.live.is_empty() && self.announcing.is_empty();
-            if self.config.exit_when_done && ended && Some(self.opened) == self.config.cohorts {
-                return Ok(self.signed == self.opened && self.unannounced == 0);
-            }
-            let lagged = tokio::select! {
-                step = steps.recv() => match step {
-                    Ok(step) => { self.follow(&step).await?; continue }
-                    Err(lagged) => lagged,
-                },
-                step = next(&mut announcements) => match step {
-                    Ok(step) => { self.follow_announcement(&step); continue }
-                    Err(lagged) => lagged,
-                },
-            };
-            match lagged {
-                RecvError::Lagged(missed) => self.printer.warn(&format!("{missed} events were not shown")),
-                RecvError::Closed => return Err(ProgramError::Internal("the actors are gone".to_owned())),
-            }
-        }
-    }
-
-    /// Opens cohorts until enough are advertised, or enough were opened.
-    async fn open(&mut self) -> Result<(), ProgramError> {
-        let parallel = usize::try_from(self.config.parallel).unwrap_or(usize::MAX);
-        while self.enrolling.len() < parallel && self.config.cohorts.is_none_or(|most| self.opened < most) {
-            let open = OpenCohort {
-                conditions: self.conditions.clone(),
-                network: self.config.network,
-                timing: self.config.timing,
-                limits: self.config.limits,
-                rules: self.config.rules.clone(),
-            };
-            let opened =
-                self.service.send(open).await.map_err(|error| ProgramError::Internal(error.to_string()))?;
-            let cohort_id = opened.map_err(|error| ProgramError::Usage(error.to_string()))?;
-            self.opened += 1;
-            self.enrolling.insert(cohort_id.clone());
-            self.live.insert(cohort_id);
-        }
-        Ok(())
-    }
-
-    fn follow_announcement(&mut self, step: &AnnouncementNotice) {
-        self.printer.announcement_step(step);
-        match step {
-            AnnouncementNotice::AnnouncementFinal { cohort_id, .. } => {
-                self.announcing.remove(cohort_id);
-            }
-            AnnouncementNotice::AnnouncementFailed { cohort_id, .. } => {
-                if self.announcing.remove(cohort_id) {
-                    self.unannounced += 1;
-                }
-            }
-            _ => {}
-        }
-    }
-
-    async fn follow(&mut self, step: &ServiceNotice) -> Result<(), ProgramError> {
-        if let (ServiceNotice::KeygenComplete { cohort_id, output, .. }, Some(directory)) = (step, &self.config.out)
-        {
-            // Before anybody is told the address and pays to it.
-            let file = CohortFile { cohort_id: cohort_id.clone(), output: (**output).clone() };
-            results::write_output(directory, &file).map_err(|error| not_written(directory, error))?;
-        }
-        self.printer.service_step(step);
-        if let Operator::Chain(operator) = &self.operator {
-            if let ServiceNotice::SigningComplete { cohort_id, .. } = step {
-                self.announcing.insert(cohort_id.clone());
-            }
-            operator.follow(step).await.map_err(|error| ProgramError::State(error.to_string()))?;
-        }
-        match step {
-            ServiceNotice::CohortRecovered { cohort_id, phase: "enrolling" } => {
-                self.enrolling.insert(cohort_id.clone());
-            }
-            ServiceNotice::KeygenComplete { cohort_id, .. } => {
-                self.enrolling.remove(cohort_id);
-            }
-            ServiceNotice::SigningComplete { cohort_id, result, .. } => {
-                self.live.remove(cohort_id);
-                let report = CohortReport::new(cohort_id, result);
-                if report.verified() {
-                    self.signed += 1;
-                }
-                if let Some(directory) = &self.config.out {
-                    report.write_to(directory).map_err(|error| not_written(directory, error))?;
-                }
-                self.printer.result(&report.to_json(), &report.to_text());
-                self.service.do_send(ArchiveCohort(cohort_id.clone()));
-            }
-            ServiceNotice::CohortFailed { cohort_id, reason, code, next, .. } => {
-                self.live.remove(cohort_id);
-                let was_enrolling = self.enrolling.remove(cohort_id);
-                match next {
-                    Some(next) => {
-                        self.live.insert(next.clone());
-                        self.enrolling.insert(next.clone());
-                    }
-                    None if was_enrolling => tokio::time::sleep(REOPEN_DELAY).await,
-                    None => {}
-                }
-                let result = serde_json::json!({
-                    "event": "result", "ok": false, "cohortId": cohort_id, "code": code, "reason": reason, "next": next,
-                });
-                self.printer.result(&result, &format!("cohort {cohort_id} failed: {reason}"));
-                self.service.do_send(ArchiveCohort(cohort_id.clone()));
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// Ends what has not ended, because the program is to stop.
-    fn cancel(&self) {
-        for cohort_id in &self.live {
-            let reason = "the service is stopping".to_owned();
-            self.service.do_send(CancelCohort { cohort_id: cohort_id.clone(), reason });
-        }
-    }
 }

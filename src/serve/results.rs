@@ -6,21 +6,10 @@ use ::bitcoin::{TxOut, consensus::encode::serialize_hex};
 use serde_json::{Value, json};
 
 use crate::{
-    actors::{
-        journal::{Journal, JournalError, StreamId},
-        notice::CohortResult,
-    },
-    bitcoin::{
-        recovery::CohortFile,
-        verify::{bip340_accepts, consensus_accepts},
-    },
-    protocol::{
-        beacon::AggregatedData,
-        cohort::event::{ServiceEvent, SpendPath},
-        id::CohortId,
-        output::BeaconOutput,
-        sidecar::plain_data,
-    },
+    actors::notice::CohortResult,
+    bitcoin::verify::{bip340_accepts, consensus_accepts},
+    files::{file_name, write_whole},
+    protocol::{beacon::AggregatedData, cohort::event::SpendPath, id::CohortId, sidecar::plain_data},
 };
 
 /// A cohort that ended with a transaction.
@@ -94,13 +83,13 @@ impl<'a> CohortReport<'a> {
     /// Writes `<cohort>/tx.hex`, `<cohort>/result.json`, and the data of the announcement: `announcement.json` where all
     /// members share it, `proofs/<did>.json` where each has its own.
     pub(super) fn write_to(&self, directory: &Path) -> io::Result<()> {
-        let directory = directory.join(self.cohort_id.as_str());
+        let directory = directory.join(file_name(self.cohort_id));
         fs::create_dir_all(&directory)?;
-        fs::write(directory.join("tx.hex"), serialize_hex(&self.result.signed.transaction) + "\n")?;
-        fs::write(directory.join("result.json"), pretty(&self.to_json())?)?;
+        write_whole(&directory.join("tx.hex"), (serialize_hex(&self.result.signed.transaction) + "\n").as_bytes())?;
+        write_whole(&directory.join("result.json"), pretty(&self.to_json())?.as_bytes())?;
         match &self.result.aggregation.data {
             AggregatedData::Shared(data) => {
-                fs::write(directory.join("announcement.json"), pretty(&plain_data(data))?)
+                write_whole(&directory.join("announcement.json"), pretty(&plain_data(data))?.as_bytes())
             }
             AggregatedData::PerMember(data) => {
                 let proofs = directory.join("proofs");
@@ -108,30 +97,11 @@ impl<'a> CohortReport<'a> {
                 data.iter().try_for_each(|(did, data)| {
                     // A colon is no character for a file name everywhere.
                     let name = did.as_str().replace(':', "_");
-                    fs::write(proofs.join(format!("{name}.json")), pretty(&plain_data(data))?)
+                    write_whole(&proofs.join(format!("{name}.json")), pretty(&plain_data(data))?.as_bytes())
                 })
             }
         }
     }
-}
-
-/// Writes `<cohort>/output.json`, by which the coins at the cohort's address can be recovered: before there are any.
-pub(super) fn write_output(directory: &Path, file: &CohortFile) -> io::Result<()> {
-    let directory = directory.join(file.cohort_id.as_str());
-    fs::create_dir_all(&directory)?;
-    fs::write(directory.join(CohortFile::NAME), pretty(&serde_json::to_value(file)?)?)
-}
-
-/// A cohort's output, as its journal has it.
-pub(super) async fn output_in(
-    journal: &dyn Journal,
-    cohort_id: &CohortId,
-) -> Result<Option<BeaconOutput>, JournalError> {
-    let records = journal.read(&StreamId::of_cohort(cohort_id)).await?;
-    Ok(records.iter().find_map(|record| match record.event() {
-        Ok(ServiceEvent::KeysAggregated { output, .. }) => Some(output),
-        _ => None,
-    }))
 }
 
 fn pretty(value: &Value) -> io::Result<String> {

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use actix::{ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, WrapFuture};
+use actix::{ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, WrapFuture};
 use btcr2_aggregation_protocol::{
     cohort::{
         event::{ParticipantEvent, SessionEnd},
@@ -39,7 +39,12 @@ impl ParticipantActor {
         let did = self.shared.identity.did().clone();
         // Nothing else happens before: a message must find its session, and an old advert must not begin it anew.
         ctx.wait(read_all(journal, did).into_actor(self).map(|read, participant, ctx| match read {
-            Err(error) => tracing::error!(%error, "no session can be brought back"),
+            Err(error) => {
+                // It would opt in to cohorts again that it is in.
+                tracing::error!(%error, "the journal cannot be read, the participant does not start");
+                participant.guard.journal_failed();
+                ctx.stop();
+            }
             Ok((archived, live)) => {
                 for cohort in archived {
                     participant.ended.insert(cohort);
@@ -56,20 +61,24 @@ impl ParticipantActor {
             Ok(facts) => facts,
             Err(error) => return self.lost(cohort, error.to_string()),
         };
-        let Some(ParticipantEvent::CohortDiscovered { advert, .. }) = facts.first() else {
-            return self.lost(cohort, "its journal does not begin with an advert".to_owned());
+        let (advert, how) = match (facts.first(), self.sessions.get(&cohort), how) {
+            (Some(ParticipantEvent::CohortDiscovered { advert, .. }), _, how) => (Arc::clone(advert), how),
+            // It panicked before anything of it was durable.
+            (None, Some(place), How::Again) => {
+                let advert = Arc::clone(&place.advert);
+                let rejoins = self.takes_the_place_of_ours(&advert);
+                (advert, How::Fresh { rejoins })
+            }
+            (None, _, How::Abort(reason)) => return self.lost(cohort, reason),
+            _ => return self.lost(cohort, "its journal does not begin with an advert".to_owned()),
         };
-        let mut machine = ParticipantCohort::new(Arc::clone(&self.shared.config), Arc::clone(advert));
+        let mut machine = ParticipantCohort::new(Arc::clone(&self.shared.config), Arc::clone(&advert));
         recovery::replay(&mut machine, &facts, |_, _, _| {});
         let actor = self.start_session(machine, how, ctx);
-        let place = self.sessions.entry(cohort).or_insert_with(|| Place::of(actor.clone()));
-        for message in place.waiting.drain(..) {
-            actor.do_send(message);
-        }
-        place.actor = Some(actor);
+        self.sessions.entry(cohort).or_insert_with(|| Place::of(advert, actor.clone())).back(actor);
     }
 
-    /// A session is over without having ended.
+    /// A session cannot go on, although it has not ended: its journal may be mended, and bring it back.
     fn lost(&mut self, cohort: CohortKey, reason: String) {
         tracing::error!(cohort_id = %cohort.1, reason, "a participant's session cannot go on");
         self.sessions.remove(&cohort);
@@ -80,7 +89,7 @@ impl ParticipantActor {
             reason: end.to_string(),
             end,
         });
-        self.ended.insert(cohort);
+        self.halted.insert(cohort);
     }
 
     /// Replaces a session's actor that panicked, unless that happened too often: then we leave its cohort, and no other.
@@ -93,7 +102,9 @@ impl ParticipantActor {
             None if place.given_up => return self.lost(cohort, "its actor goes on panicking".to_owned()),
             None => {
                 place.given_up = true;
-                (Duration::ZERO, How::Abort)
+                let often =
+                    format!("its actor panicked {} times within {:?}", intensity.most + 1, intensity.within);
+                (Duration::ZERO, How::Abort(often))
             }
         };
         let restarts = place.restarts.count();
@@ -116,7 +127,7 @@ impl ParticipantActor {
         ParticipantSessionActor::stream(self.shared.identity.did(), service, cohort_id)
     }
 
-    fn put_away(&self, cohort: &CohortKey, how: Retention, ctx: &mut Context<Self>) {
+    pub(super) fn put_away(&self, cohort: &CohortKey, how: Retention, ctx: &mut Context<Self>) {
         let (now, journal) = (self.shared.clock.now(), Arc::clone(&self.shared.journal));
         let stream = self.stream(cohort);
         let putting = async move {
@@ -160,7 +171,13 @@ impl Handler<SessionGone> for ParticipantActor {
             (End::Panicked, _) => self.restart(cohort, ctx),
             (_, Some(reason)) => self.lost(cohort, reason.to_owned()),
             (_, None) => {
-                self.sessions.remove(&cohort);
+                if self.sessions.remove(&cohort).is_some_and(|place| place.declined) {
+                    // One that takes the place of ours is considered again when its advert is repeated.
+                    if !self.expects(&cohort) {
+                        self.declined.insert(cohort);
+                    }
+                    return;
+                }
                 if self.retention == Retention::Forget {
                     self.put_away(&cohort, Retention::Forget, ctx);
                 }

@@ -3,15 +3,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use actix::{ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, WrapFuture};
+use actix::{ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, WrapFuture};
 use btcr2_aggregation_protocol::{
     cohort::event::{CohortFailure, ServiceEvent},
     id::CohortId,
 };
 
-use super::{AggregationService, ArchiveCohort, Place, Retention};
+use super::{AggregationService, ArchiveCohort, Place, Retention, TellEnds};
 use crate::{
-    cohort::{Beginning, CohortActor, CohortMessage},
+    cohort::{Beginning, CohortActor},
     journal::{Journal, JournalError, StreamKind},
     notice::ServiceNotice,
     recovery,
@@ -35,13 +35,20 @@ impl AggregationService {
         let journal = Arc::clone(&self.shared.journal);
         // Nothing else happens before: a member's message must find its cohort.
         ctx.wait(read_all(journal).into_actor(self).map(|read, service, ctx| match read {
-            Err(error) => tracing::error!(%error, "no cohort can be brought back"),
+            Err(error) => {
+                // It would tell the members of cohorts that it has lost sight of that there are none.
+                tracing::error!(%error, "the journal cannot be read, the service does not start");
+                service.guard.journal_failed();
+                ctx.stop();
+            }
             Ok((archived, live)) => {
                 for cohort_id in archived {
                     service.ended.insert(cohort_id);
                 }
                 for (cohort_id, facts) in live {
-                    service.bring_back(cohort_id, facts, None, ctx);
+                    if !service.cohorts.contains_key(&cohort_id) {
+                        service.bring_back(cohort_id, facts, None, ctx);
+                    }
                 }
             }
         }));
@@ -53,34 +60,38 @@ impl AggregationService {
             Ok(facts) => facts,
             Err(error) => return self.lost(cohort_id, error.to_string()),
         };
-        let Some(ServiceEvent::CohortAdvertised { terms, .. }) = facts.first() else {
-            return self.lost(cohort_id, "its journal does not begin with its terms".to_owned());
+        let terms = match (facts.first(), self.cohorts.get(&cohort_id), &abort) {
+            (Some(ServiceEvent::CohortAdvertised { terms, .. }), ..) => Arc::clone(terms),
+            // It panicked before anything of it was durable.
+            (None, Some(place), None) => Arc::clone(&place.terms),
+            (None, _, Some(reason)) => return self.lost(cohort_id, reason.clone()),
+            _ => return self.lost(cohort_id, "its journal does not begin with its terms".to_owned()),
         };
         if terms.service != *self.settings.identity.did() {
             // Another service keeps its journal in the same place.
             return;
         }
-        let machine = match self.machine(Arc::clone(terms)) {
+        let machine = match self.machine(Arc::clone(&terms)) {
             Ok(machine) => machine,
             Err(error) => return self.lost(cohort_id, error.to_string()),
         };
-        let beginning = Beginning::again(machine, &facts, abort);
+        let beginning = match facts.is_empty() {
+            true => Beginning::fresh(machine),
+            false => Beginning::again(machine, &facts, abort),
+        };
         for (did, genesis_document) in beginning.external_members() {
             self.outbound.do_send(Outbound::Introduce { did, genesis_document });
         }
         let actor = self.start_cohort(beginning, ctx);
-        let place = self.cohorts.entry(cohort_id).or_insert_with(|| Place::of(actor.clone()));
-        for received in place.waiting.drain(..) {
-            actor.do_send(CohortMessage(received));
-        }
-        place.actor = Some(actor);
+        let place = self.cohorts.entry(cohort_id.clone()).or_insert_with(|| Place::of(terms, actor.clone()));
+        place.back(&cohort_id, actor);
     }
 
-    /// A cohort is over without having ended.
+    /// A cohort cannot go on, although it has not ended: its journal may be mended, and bring it back.
     fn lost(&mut self, cohort_id: CohortId, reason: String) {
         tracing::error!(%cohort_id, reason, "a cohort cannot go on");
         self.cohorts.remove(&cohort_id);
-        self.ended.insert(cohort_id.clone());
+        self.halted.insert(cohort_id.clone());
         let failure = CohortFailure::Internal { reason };
         self.shared.notices.publish(ServiceNotice::failed(cohort_id, &failure, None));
     }
@@ -171,6 +182,14 @@ impl Handler<CohortGone> for AggregationService {
                 }
             }
         }
+    }
+}
+
+impl Handler<TellEnds> for AggregationService {
+    type Result = ();
+
+    fn handle(&mut self, _: TellEnds, ctx: &mut Self::Context) {
+        self.recover_all(ctx);
     }
 }
 

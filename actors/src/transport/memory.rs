@@ -1,7 +1,9 @@
 //! Connections within one process. Every message is serialized to text and parsed again, as on any other transport.
+//!
+//! What was said to somebody is kept until it is durable there: as with HTTP, whoever starts again finds what it had missed.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -16,7 +18,7 @@ use btcr2_aggregation_protocol::{
     message::{DecodeError, Message},
 };
 
-use super::{ConnectError, Delivery, Disconnected, Outbound, Transport};
+use super::{ConnectError, Delivery, Disconnected, Outbound, Transport, hand_over};
 use crate::supervisor::EndGuard;
 
 /// How many messages may wait at one connection in either direction. A peer that is so far behind loses what comes next,
@@ -31,25 +33,24 @@ pub struct MemoryTransport(Arc<Mutex<BTreeMap<Did, Peer>>>);
 #[derive(Default)]
 struct Peer {
     connection: Option<Addr<MemoryConnection>>,
-    /// What was said to it while it was cut off.
-    held: VecDeque<Wire>,
+    /// What was said to it and is not over yet, by number: the next connection gets it again.
+    pending: BTreeMap<u64, Wire>,
+    last: u64,
 }
 
 impl Peer {
-    fn deliver(&mut self, to: &Did, wire: Wire) {
-        let wire = match self.connection.as_ref().map(|connection| connection.try_send(wire.clone())) {
-            Some(Ok(())) => return,
-            Some(Err(SendError::Closed(wire))) => wire,
-            None => wire,
-            Some(Err(SendError::Full(wire))) => {
-                return tracing::warn!(from = %wire.from, %to, "the recipient is too far behind, a message is lost");
-            }
-        };
-        if self.held.len() >= QUEUE {
-            self.held.pop_front();
-            tracing::warn!(from = %wire.from, %to, "the recipient is cut off for too long, a message is lost");
+    fn deliver(&mut self, to: &Did, from: &Did, text: Arc<str>) {
+        if self.pending.len() >= QUEUE {
+            self.pending.pop_first();
+            tracing::warn!(%from, %to, "the recipient is cut off or behind for too long, a message is lost");
         }
-        self.held.push_back(wire);
+        self.last += 1;
+        let wire = Wire { number: self.last, from: from.clone(), text };
+        let sent = self.connection.as_ref().map(|connection| connection.try_send(wire.clone()));
+        if let Some(Err(SendError::Full(_))) = sent {
+            return tracing::warn!(%from, %to, "the recipient is too far behind, a message is lost");
+        }
+        self.pending.insert(wire.number, wire);
     }
 }
 
@@ -71,7 +72,7 @@ impl MemoryTransport {
     /// say that our own connections never would.
     pub fn inject(&self, from: &Did, to: &Did, text: &str) {
         if let Some(peer) = self.peers().get_mut(to) {
-            peer.deliver(to, Wire { from: from.clone(), text: text.into() });
+            peer.deliver(to, from, text.into());
         }
     }
 
@@ -96,8 +97,8 @@ impl Transport for MemoryTransport {
         let address = actor.start();
         let mut peers = self.peers();
         let peer = peers.entry(did).or_default();
-        for wire in std::mem::take(&mut peer.held) {
-            address.do_send(wire);
+        for wire in peer.pending.values() {
+            address.do_send(wire.clone());
         }
         peer.connection = Some(address.clone());
         Ok(address.recipient())
@@ -124,6 +125,7 @@ impl Actor for MemoryConnection {
 #[derive(Clone, ActixMessage)]
 #[rtype(result = "()")]
 struct Wire {
+    number: u64,
     from: Did,
     text: Arc<str>,
 }
@@ -143,11 +145,11 @@ impl Handler<Outbound> for MemoryConnection {
             Outbound::Introduce { .. } | Outbound::WithdrawAdvert { .. } => return,
         };
         let message = Message::new(self.did.clone(), to, body);
-        let wire = Wire { from: self.did.clone(), text: message.to_json().into() };
+        let text: Arc<str> = message.to_json().into();
         let mut peers = self.network.peers();
         match message.to {
             Some(to) => match peers.get_mut(&to) {
-                Some(peer) => peer.deliver(&to, wire),
+                Some(peer) => peer.deliver(&to, &self.did, text),
                 None => {
                     let reason = "nobody of that DID was ever connected".to_owned();
                     self.inbox.do_send(Delivery::Undeliverable { to, body: message.body, reason });
@@ -156,7 +158,7 @@ impl Handler<Outbound> for MemoryConnection {
             None => peers
                 .iter_mut()
                 .filter(|(did, _)| **did != self.did)
-                .for_each(|(did, peer)| peer.deliver(did, wire.clone())),
+                .for_each(|(did, peer)| peer.deliver(did, &self.did, Arc::clone(&text))),
         }
     }
 }
@@ -164,7 +166,7 @@ impl Handler<Outbound> for MemoryConnection {
 impl Handler<Wire> for MemoryConnection {
     type Result = ();
 
-    fn handle(&mut self, Wire { from, text }: Wire, ctx: &mut Self::Context) {
+    fn handle(&mut self, Wire { number, from, text }: Wire, ctx: &mut Self::Context) {
         let delivery = match Message::from_json(&text) {
             Ok(message) if message.from == from => Delivery::Message(message.into()),
             Ok(message) => {
@@ -174,7 +176,13 @@ impl Handler<Wire> for MemoryConnection {
             Err(error) => Delivery::Undecodable { from, error },
         };
         // Waits for room in the inbox: order is kept, and what waits is bounded by this connection's own queue.
-        let delivered = self.inbox.send(delivery);
+        let (network, did) = (self.network.clone(), self.did.clone());
+        let over = move || {
+            if let Some(peer) = network.peers().get_mut(&did) {
+                peer.pending.remove(&number);
+            }
+        };
+        let delivered = hand_over(&self.inbox, delivery, over);
         ctx.wait(delivered.into_actor(self).map(|delivered, _, ctx| {
             if delivered.is_err() {
                 ctx.stop();

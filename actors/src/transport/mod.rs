@@ -28,6 +28,7 @@ use btcr2_aggregation_protocol::{
     time::Timestamp,
 };
 
+pub(crate) use self::received::hand_over;
 pub use self::received::{Evidence, Receipt, Received};
 use crate::supervisor::End;
 
@@ -77,7 +78,7 @@ pub enum Delivery {
     /// that is over must not meet a session which its old advert has just begun.
     Stored {
         /// The message.
-        message: Message,
+        message: Received,
         /// When its sender says that it was said.
         said: Timestamp,
     },

@@ -1,14 +1,20 @@
 //! A message as it arrived: with what its sender waits for, and what proves that it said so.
+//!
+//! A sender that waits for the receipt says again what was not taken. Where nobody waits, [`hand_over`] does that.
 
 use std::{
     fmt,
     ops::Deref,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
+use actix::{MailboxError, Recipient};
 use btcr2_aggregation_protocol::message::Message;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+
+use super::Delivery;
 
 /// A message from a sender that the transport has authenticated.
 #[derive(Clone, Debug)]
@@ -46,6 +52,15 @@ pub enum Evidence {
     NostrEvent(Arc<str>),
 }
 
+impl Evidence {
+    /// What was signed, with its signature: JSON.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Envelope(text) | Self::NostrEvent(text) => text,
+        }
+    }
+}
+
 /// What the sender of a message waits for: that what follows from it is durable. Clones are the same receipt.
 ///
 /// Dropped unconfirmed, by an actor that fails say, it tells the sender that nothing is promised.
@@ -78,6 +93,67 @@ impl fmt::Debug for Receipt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.0.is_some() { "Receipt" } else { "Receipt(nobody waits)" })
     }
+}
+
+/// How often a message is handed over again whose receipt was dropped: as often as an actor that panics is replaced.
+const AGAIN: u32 = 5;
+
+/// How long is waited before that, at first; twice as long each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// Hands `delivery` to `inbox`, for a transport whose sender waits for no receipt. What is returned is ready when there was
+/// room for it, so that a connection that awaits it keeps the order.
+///
+/// A message whose receipt is dropped, because the actor that had it failed, is handed over again a few times; it then comes
+/// behind what was said after it, which no machine minds. `over` is called when nothing more will be tried: the message is
+/// confirmed, or given up, or it was none.
+pub(crate) fn hand_over<F: FnOnce() + 'static>(
+    inbox: &Recipient<Delivery>,
+    delivery: Delivery,
+    over: F,
+) -> impl Future<Output = Result<(), MailboxError>> + use<F> {
+    let Some((first, mut confirmed)) = with_receipt(&delivery) else {
+        over();
+        return inbox.send(delivery);
+    };
+    let sent = inbox.send(first);
+    let inbox = inbox.clone();
+    // Beside the connection, which goes on, and may end before.
+    actix_rt::spawn(async move {
+        let mut pause = FIRST_PAUSE;
+        for _ in 0..AGAIN {
+            if confirmed.await.is_ok() {
+                return over();
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+            let Some((again, receipt)) = with_receipt(&delivery) else { return };
+            if inbox.send(again).await.is_err() {
+                // Whose inbox it was is gone. It is not over: a new one asks for it again, where that can be done.
+                return;
+            }
+            confirmed = receipt;
+        }
+        if confirmed.await.is_err() {
+            tracing::warn!(?delivery, "a message was handed over several times and never taken, it is lost");
+        }
+        over();
+    });
+    sent
+}
+
+/// The same message with a receipt of its own; `None` when it is no message, or somebody waits for its receipt already.
+fn with_receipt(delivery: &Delivery) -> Option<(Delivery, oneshot::Receiver<()>)> {
+    let mut delivery = delivery.clone();
+    let (Delivery::Message(received) | Delivery::Stored { message: received, .. }) = &mut delivery else {
+        return None;
+    };
+    if received.receipt.0.is_some() {
+        return None;
+    }
+    let (receipt, confirmed) = Receipt::new();
+    received.receipt = receipt;
+    Some((delivery, confirmed))
 }
 
 #[cfg(test)]

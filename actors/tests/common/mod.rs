@@ -3,8 +3,10 @@
 
 pub mod fake_server;
 pub mod peers;
+pub mod process;
 pub mod relays;
 pub mod replay;
+pub mod rigged;
 pub mod rounds;
 pub mod tap;
 

@@ -37,7 +37,7 @@ impl Handler<Delivery> for Inbox {
     type Result = ();
 
     fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
-        if let Delivery::Message(received) = &delivery {
+        if let Delivery::Message(received) | Delivery::Stored { message: received, .. } = &delivery {
             received.receipt.clone().confirm();
         }
         let _ = self.0.send(delivery);

@@ -3,7 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message as ActixMessage, MessageResult};
-use btcr2_aggregation_protocol::{did::Did, id::CohortId, message::SharedBody};
+use btcr2_aggregation_protocol::{
+    did::Did,
+    id::CohortId,
+    message::{Body, SharedBody, control::CohortEnded},
+};
 use rand_chacha::ChaCha20Rng;
 
 use super::{
@@ -163,7 +167,9 @@ impl Handler<Post> for Hub {
     type Result = ();
 
     fn handle(&mut self, Post { from, to, body }: Post, ctx: &mut Self::Context) {
-        match self.inbox(&to, true, ctx) {
+        // Who asks for a cohort that is not here need not be a member: it must not take the room of one.
+        let unknown = matches!(&*body, Body::CohortEnded(ended) if ended.code == CohortEnded::UNKNOWN);
+        match self.inbox(&to, !unknown, ctx) {
             // Not lossy: what an inbox does with too much is its own affair.
             Some(inbox) => inbox.do_send(Put { from, body }),
             None => tracing::warn!(%to, "there are too many inboxes, a message is dropped"),

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     supervisor::{End, EndGuard},
-    transport::{Delivery, Outbound},
+    transport::{Delivery, Outbound, hand_over},
 };
 
 /// How many messages may wait for the connection. A relay that sends more waits itself.
@@ -448,7 +448,7 @@ impl Handler<Incoming> for NostrConnection {
             tracing::warn!(connection = self.name, event = %event.id, key = %event.pubkey, ?delivery, "refused");
         }
         // Waits for room in the inbox: order is kept, and the relays wait with it.
-        let delivered = self.inbox.send(delivery);
+        let delivered = hand_over(&self.inbox, delivery, || ());
         ctx.wait(delivered.into_actor(self).map(|delivered, _, ctx| {
             if delivered.is_err() {
                 ctx.stop();

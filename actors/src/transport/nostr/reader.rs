@@ -14,14 +14,14 @@ use btcr2_aggregation_protocol::{
     nostr::{Peer, ReadError, VerifiedEvent},
     time::Timestamp,
 };
-use nostr_sdk::Event;
+use nostr_sdk::{Event, JsonUtil};
 use serde_json::Value;
 
 use super::{config::NostrConfig, relay::Id};
 use crate::{
     remembered::Remembered,
     transport::{
-        Delivery,
+        Delivery, Evidence, Received,
         external::{ExternalKeys, key_in_opt_in},
     },
 };
@@ -164,7 +164,10 @@ impl Reader {
             return Read::Foreign("an advert of the past".to_owned());
         }
         let live = is_advert || said.as_secs() >= self.started.as_secs();
-        Read::Delivery(if live { Delivery::Message(message.into()) } else { Delivery::Stored { message, said } })
+        // Adverts are nothing that anybody has to prove.
+        let evidence = (!is_advert).then(|| Evidence::NostrEvent(event.as_json().into()));
+        let message = Received { evidence, ..message.into() };
+        Read::Delivery(if live { Delivery::Message(message) } else { Delivery::Stored { message, said } })
     }
 
     /// A nonce that we sent. A relay remembers it though our state directory may be an older one, restored from a backup; and
@@ -391,5 +394,20 @@ mod tests {
         assert!(matches!(old, Read::Delivery(Delivery::Stored { said, .. }) if said == before), "{old:?}");
         let new = reader.read(&event(&sender, &sender, declined(), NOW));
         assert!(is_message(&new, &sender), "{new:?}");
+    }
+
+    #[test]
+    fn a_message_comes_with_the_event_that_proves_it() {
+        let (mut reader, sender) = (reader(&config()), key_did(2));
+        let event = event(&sender, &sender, declined(), NOW);
+        let Read::Delivery(Delivery::Message(received)) = reader.read(&event) else { panic!("a message") };
+        let Some(Evidence::NostrEvent(json)) = &received.evidence else { panic!("{received:?}") };
+        // Elsewhere, with nothing else: that key has signed it, and whoever can decrypt it reads the same.
+        let shown = Event::from_json(&**json).expect("an event");
+        let verified = VerifiedEvent::verify(&shown).expect("signed");
+        assert_eq!(verified.sender(), sender.public_key().x_only());
+        let ours = Peer::new(key_did(1).secret_key(), sender.public_key().x_only()).expect("keys");
+        let message = verified.message(|_| Ok::<_, KeyError>(ours.conversation.clone())).expect("readable");
+        assert_eq!(message, received.message);
     }
 }

@@ -27,7 +27,7 @@ use crate::{
     beacon::{BeaconData, BeaconRegistry},
     did::Did,
     envelope::CLOCK_SKEW,
-    error::{Reject, RejectCode},
+    error::{Fatal, Reject, RejectCode},
     hash::SignalBytes,
     id::{CohortId, SessionId},
     key::PublicKey,
@@ -128,6 +128,8 @@ pub enum ParticipantInput {
     FallbackSigned(Bytes<64>),
     /// The host leaves the cohort.
     Leave,
+    /// The session cannot go on on our side.
+    Abort(Fatal),
     /// Time has passed.
     Tick,
 }
@@ -418,7 +420,11 @@ impl Machine for ParticipantCohort {
             ParticipantInput::Leave if !matches!(self.phase, Phase::Ended { .. }) => {
                 Ok(vec![ParticipantEvent::SessionEnded { at: now, reason: SessionEnd::Left }])
             }
-            ParticipantInput::Leave => Ok(self.out_of_date()),
+            ParticipantInput::Abort(Fatal(reason)) if !matches!(self.phase, Phase::Ended { .. }) => {
+                let reason = SessionEnd::Internal { reason: reason.clone() };
+                Ok(vec![ParticipantEvent::SessionEnded { at: now, reason }])
+            }
+            ParticipantInput::Leave | ParticipantInput::Abort(_) => Ok(self.out_of_date()),
             ParticipantInput::Tick => Ok(self.on_tick(now)),
         }
     }
@@ -442,6 +448,12 @@ impl Machine for ParticipantCohort {
             Timestamp::NEVER
         } else {
             self.started + timing.cohort_ttl + timing.phase_timeout
+        };
+        // The transaction is the operator's to fund, which may take as long as the cohort may.
+        let patience = if matches!(event, ParticipantEvent::ValidationSent { .. }) {
+            timing.cohort_ttl.max(patience)
+        } else {
+            patience
         };
         self.phase.apply(event, |at| (at + patience).min(end));
     }

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     supervisor::EndGuard,
-    transport::{Delivery, Outbound},
+    transport::{Delivery, Outbound, hand_over},
 };
 
 /// How many messages may wait to be sent.
@@ -221,7 +221,7 @@ impl HttpConnection {
             loop {
                 // Before it is opened: what is accepted while the answer is on its way counts.
                 accepted.borrow_and_update();
-                let after = if directed { lock(&place).last_event_id.clone() } else { None };
+                let after = if directed { lock(&place).read.reopen() } else { None };
                 let opened = open(&client, identity.as_ref(), after, &mut rng).await;
                 let refused = opened.is_err();
                 match opened {
@@ -331,11 +331,11 @@ impl Handler<Event> for HttpConnection {
                 return MessageResult(Reading::GoOn);
             }
         };
-        if event.id.is_some() {
-            lock(&self.place).last_event_id.clone_from(&event.id);
-        }
+        let place = Arc::clone(&self.place);
+        let number = event.id.map(|id| lock(&place).read.began(id));
+        let over = move || number.into_iter().for_each(|number| lock(&place).read.over(number));
         // Waits for room in the inbox: order is kept, and the stream waits with it.
-        let delivered = self.inbox.send(delivery);
+        let delivered = hand_over(&self.inbox, delivery, over);
         ctx.wait(delivered.into_actor(self).map(|delivered, _, ctx| {
             if delivered.is_err() {
                 ctx.stop();

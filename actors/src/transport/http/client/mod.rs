@@ -52,10 +52,47 @@ pub struct HttpClient {
 struct Place {
     /// What is to be sent; the first may be under way.
     queue: VecDeque<Job>,
-    /// The last event of the inbox that was handed over.
-    last_event_id: Option<String>,
+    /// What of the inbox is safe here.
+    read: ReadUpTo,
     /// The event of the inbox that was last refused for its age.
     stale_event_id: Option<String>,
+}
+
+/// Up to where the inbox was read: the server forgets what it is told to be safe here, and nothing else would bring it back
+/// to a member that crashed before it was.
+#[derive(Default)]
+struct ReadUpTo {
+    /// The last event before which all is safe.
+    safe: Option<String>,
+    /// The events behind it, in order: each with its number among all, and whether it is safe itself.
+    behind: VecDeque<(u64, String, bool)>,
+    next: u64,
+}
+
+impl ReadUpTo {
+    /// The stream is opened again behind what is safe: everything else comes once more.
+    fn reopen(&mut self) -> Option<String> {
+        self.behind.clear();
+        self.safe.clone()
+    }
+
+    /// An event was handed over: its number.
+    fn began(&mut self, id: String) -> u64 {
+        self.next += 1;
+        self.behind.push_back((self.next, id, false));
+        self.next
+    }
+
+    /// What follows from the event of that number is durable. Of a stream that was opened again since it means nothing.
+    fn over(&mut self, number: u64) {
+        if let Some((.., over)) = self.behind.iter_mut().find(|(other, ..)| *other == number) {
+            *over = true;
+        }
+        while let Some((_, id, true)) = self.behind.front_mut() {
+            self.safe = Some(std::mem::take(id));
+            self.behind.pop_front();
+        }
+    }
 }
 
 /// A server's address, or a certificate to trust it by, that cannot be one.

@@ -65,6 +65,7 @@ impl actix::Handler<Delivery> for Inbox {
 
     fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
         let Delivery::Message(message) = delivery else { panic!("{delivery:?}") };
+        message.receipt.clone().confirm();
         self.0.send(message.body.cohort_id().as_str().to_owned()).expect("the test listens");
     }
 }
@@ -121,7 +122,12 @@ fn a_connection_that_fails_is_replaced_and_the_next_goes_on() {
             }
             say(&from_member, &service, &after);
             assert_eq!(heard(&mut at_member).await, meanwhile);
-            assert_eq!(heard(&mut at_service).await, after);
+            let mut next = heard(&mut at_service).await;
+            if next == before {
+                // The connection failed before it had the answer: the server takes no harm from the same again.
+                next = heard(&mut at_service).await;
+            }
+            assert_eq!(next, after);
         }
         assert_eq!(lock(&connections).len(), 4);
     });

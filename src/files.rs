@@ -1,0 +1,64 @@
+//! Files that programs leave behind: named safely, and whole or not at all.
+
+use std::{fs, io, io::Write, path::Path};
+
+use crate::protocol::{hash::sha256, id::CohortId};
+
+/// A cohort's identifier as the name of a file or a directory. Services choose identifiers: one that could lead elsewhere, or
+/// that some system does not allow, is spelled differently.
+pub(crate) fn file_name(cohort_id: &CohortId) -> String {
+    let id = cohort_id.as_str();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if id.bytes().all(plain) && !id.starts_with('.') {
+        return id.to_owned();
+    }
+    let kept: String = id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
+    let hash = data_encoding::HEXLOWER.encode(&sha256(id.as_bytes())[..8]);
+    format!("{kept}-{hash}")
+}
+
+/// Writes a file beside its place and puts it there when it is on disk: whoever finds it finds all of it.
+pub(crate) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.write_all(content)?;
+    // A temporary file is for its owner alone; what is written here is for whoever may read the directory.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+    }
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_cohort_leads_out_of_its_directory() {
+        let name = |id: &str| file_name(&CohortId::parse(id).unwrap());
+        let uuid = "3f0ab4f2-0f2b-4d7e-9a3f-5b6a0f3e1c11";
+        assert_eq!(name(uuid), uuid);
+        let strange = ["/etc/passwd", "../../x", "..", ".", ".hidden", "a:b", "a\\b", "a*b"].map(name);
+        for spelled in &strange {
+            let mut parts = Path::new(spelled).components();
+            assert!(matches!(parts.next(), Some(std::path::Component::Normal(_))), "{spelled}");
+            assert!(parts.next().is_none() && !spelled.starts_with('.'), "{spelled}");
+        }
+        // Two that look alike afterwards are two.
+        assert_ne!(name("a:b"), name("a*b"));
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        write_whole(&path, b"first").unwrap();
+        write_whole(&path, b"second").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"second");
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,297 @@
+//! One cohort after another: opening them, keeping what comes of them, and knowing when all are done.
+
+use std::{collections::BTreeSet, io, path::Path, sync::Arc, time::Duration};
+
+use actix::Addr;
+use tokio::sync::mpsc;
+
+use super::{ServeConfig, operator::Operator, results::CohortReport};
+use crate::{
+    actors::{
+        notice::ServiceNotice,
+        service::{AggregationService, ArchiveCohort, CancelCohort, OpenCohort, TellEnds},
+    },
+    bitcoin::{notice::AnnouncementNotice, recovery::CohortFile},
+    error::ProgramError,
+    events::Printer,
+    protocol::{cohort::conditions::Conditions, id::CohortId, output::BeaconOutput},
+    steps::{Next, Steps},
+};
+
+/// After cohorts that failed to form: not again at once, forever.
+const REOPEN_DELAY: Duration = Duration::from_secs(1);
+
+/// The cohorts, one after another.
+pub(super) struct Rounds {
+    config: ServeConfig,
+    conditions: Conditions,
+    service: Addr<AggregationService>,
+    operator: Operator,
+    printer: Printer,
+    /// Those that count: a cohort that takes another one's place counts instead of it.
+    counted: BTreeSet<CohortId>,
+    /// Those that still admit.
+    enrolling: BTreeSet<CohortId>,
+    /// Those that have not ended.
+    live: BTreeSet<CohortId>,
+    /// Those that ended with a transaction that was verified.
+    signed: BTreeSet<CohortId>,
+    /// Those whose announcement is not final yet.
+    announcing: BTreeSet<CohortId>,
+    /// How many of those that were signed were not announced.
+    unannounced: u32,
+    /// Told of announcements that had ended when they were followed.
+    ended: (mpsc::UnboundedSender<CohortId>, mpsc::UnboundedReceiver<CohortId>),
+}
+
+impl Rounds {
+    pub(super) fn new(
+        config: ServeConfig,
+        conditions: Conditions,
+        service: Addr<AggregationService>,
+        operator: Operator,
+        printer: Printer,
+    ) -> Self {
+        Self {
+            config,
+            conditions,
+            service,
+            operator,
+            printer,
+            counted: BTreeSet::new(),
+            enrolling: BTreeSet::new(),
+            live: BTreeSet::new(),
+            signed: BTreeSet::new(),
+            announcing: BTreeSet::new(),
+            unannounced: 0,
+            ended: mpsc::unbounded_channel(),
+        }
+    }
+
+    /// Runs cohorts until all that were asked for have ended, if that ends the program. Whether all were signed, and, where
+    /// there is a chain, announced. `recovered` are those of an earlier life of the program.
+    pub(super) async fn run(
+        &mut self,
+        mut steps: Steps<ServiceNotice>,
+        mut announcements: Option<Steps<AnnouncementNotice>>,
+        recovered: Vec<CohortId>,
+    ) -> Result<bool, ProgramError> {
+        // They count, and each says in which phase it is before new ones are opened beside it.
+        self.counted.extend(recovered.iter().cloned());
+        self.live.extend(recovered.iter().cloned());
+        let mut silent: BTreeSet<CohortId> = recovered.into_iter().collect();
+        while !silent.is_empty() {
+            let Some(next) = steps.next().await else { break };
+            if let Next::Step(step) = &next
+                && let ServiceNotice::CohortRecovered { cohort_id, .. }
+                | ServiceNotice::CohortFailed { cohort_id, .. } = &**step
+            {
+                silent.remove(cohort_id);
+            }
+            self.take(next).await?;
+        }
+        if let Operator::Chain(operator) = &self.operator {
+            let resumed = operator.resume().await.map_err(|error| ProgramError::State(error.to_string()))?;
+            for cohort_id in resumed.into_iter().filter(|cohort_id| !self.live.contains(cohort_id)) {
+                self.counted.insert(cohort_id.clone());
+                self.signed.insert(cohort_id.clone());
+                self.announcing.insert(cohort_id);
+            }
+        }
+        loop {
+            self.open().await?;
+            if self.config.exit_when_done && self.is_done() {
+                return Ok(self.signed.is_superset(&self.counted) && self.unannounced == 0);
+            }
+            tokio::select! {
+                next = steps.next() => match next {
+                    Some(next) => self.take(next).await?,
+                    None => return Err(ProgramError::Internal("the actors are gone".to_owned())),
+                },
+                Some(next) = announcement(&mut announcements) => self.take_announcement(&next),
+                Some(cohort_id) = self.ended.1.recv() => {
+                    self.announcing.remove(&cohort_id);
+                }
+            }
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        let enough = self.config.cohorts.is_some_and(|most| self.opened() >= most);
+        enough && self.live.is_empty() && self.announcing.is_empty()
+    }
+
+    fn opened(&self) -> u32 {
+        u32::try_from(self.counted.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Opens cohorts until enough are advertised, or enough were opened.
+    async fn open(&mut self) -> Result<(), ProgramError> {
+        let parallel = usize::try_from(self.config.parallel).unwrap_or(usize::MAX);
+        while self.enrolling.len() < parallel && self.config.cohorts.is_none_or(|most| self.opened() < most) {
+            let open = OpenCohort {
+                conditions: self.conditions.clone(),
+                network: self.config.network,
+                timing: self.config.timing,
+                limits: self.config.limits,
+                rules: self.config.rules.clone(),
+            };
+            let opened =
+                self.service.send(open).await.map_err(|error| ProgramError::Internal(error.to_string()))?;
+            let cohort_id = opened.map_err(|error| ProgramError::Usage(error.to_string()))?;
+            self.counted.insert(cohort_id.clone());
+            self.enrolling.insert(cohort_id.clone());
+            self.live.insert(cohort_id);
+            if self.config.cohorts.is_none() {
+                // Nobody asks how many there were: a service that runs for years need not remember them.
+                self.counted.retain(|counted| self.live.contains(counted));
+                self.signed.clear();
+            }
+        }
+        Ok(())
+    }
+
+    fn take_announcement(&mut self, next: &Next<AnnouncementNotice>) {
+        let Next::Step(step) = next else { return };
+        self.printer.announcement_step(step);
+        match &**step {
+            AnnouncementNotice::AnnouncementFinal { cohort_id, .. } => {
+                self.announcing.remove(cohort_id);
+            }
+            AnnouncementNotice::AnnouncementFailed { cohort_id, .. } => {
+                if self.announcing.remove(cohort_id) {
+                    self.unannounced += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    async fn take(&mut self, next: Next<ServiceNotice>) -> Result<(), ProgramError> {
+        match next {
+            Next::Step(step) => self.follow(&step).await,
+            Next::Missed(missed) => {
+                self.printer.warn(&format!("{missed} events were not shown"));
+                Ok(())
+            }
+            Next::Lost(lost) => {
+                self.printer.warn(&format!("{lost} events were not shown"));
+                // How a cohort ended may have been among them.
+                self.service.do_send(TellEnds);
+                Ok(())
+            }
+        }
+    }
+
+    async fn follow(&mut self, step: &Arc<ServiceNotice>) -> Result<(), ProgramError> {
+        self.printer.service_step(step);
+        match &**step {
+            ServiceNotice::CohortRecovered { cohort_id, phase, output } => {
+                if *phase == "enrolling" {
+                    self.enrolling.insert(cohort_id.clone());
+                }
+                if let Some(output) = output {
+                    self.keep_output(cohort_id, output)?;
+                }
+                self.settle(step, None);
+            }
+            ServiceNotice::KeygenComplete { cohort_id, output, .. } => {
+                self.enrolling.remove(cohort_id);
+                self.keep_output(cohort_id, output)?;
+                self.settle(step, None);
+            }
+            ServiceNotice::SigningComplete { cohort_id, result, .. } => {
+                self.enrolling.remove(cohort_id);
+                if !self.live.remove(cohort_id) {
+                    // Told again.
+                    return Ok(());
+                }
+                let report = CohortReport::new(cohort_id, result);
+                if report.verified() {
+                    self.signed.insert(cohort_id.clone());
+                }
+                if let Some(directory) = &self.config.out {
+                    report.write_to(directory).map_err(|error| cannot_write(directory, error))?;
+                }
+                self.printer.result(&report.to_json(), &report.to_text());
+                if matches!(self.operator, Operator::Chain(_)) {
+                    self.announcing.insert(cohort_id.clone());
+                }
+                self.settle(step, Some(cohort_id));
+            }
+            ServiceNotice::CohortFailed { cohort_id, reason, code, next, .. } => {
+                if !self.live.remove(cohort_id) {
+                    return Ok(());
+                }
+                let was_enrolling = self.enrolling.remove(cohort_id);
+                match next {
+                    Some(next) => {
+                        self.counted.remove(cohort_id);
+                        self.counted.insert(next.clone());
+                        self.live.insert(next.clone());
+                        self.enrolling.insert(next.clone());
+                    }
+                    None if was_enrolling => tokio::time::sleep(REOPEN_DELAY).await,
+                    None => {}
+                }
+                let result = serde_json::json!({
+                    "event": "result", "ok": false, "cohortId": cohort_id, "code": code, "reason": reason, "next": next,
+                });
+                self.printer.result(&result, &format!("cohort {cohort_id} failed: {reason}"));
+                self.settle(step, Some(cohort_id));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Has the operator do what follows from a step, without waiting for a chain here; and then puts the cohort's journal
+    /// away, if it has `ended`: not before what follows is written down.
+    fn settle(&self, step: &Arc<ServiceNotice>, ended: Option<&CohortId>) {
+        let (operator, step) = (self.operator.clone(), Arc::clone(step));
+        let (service, ended, announced) = (self.service.clone(), ended.cloned(), self.ended.0.clone());
+        actix_rt::spawn(async move {
+            if let Operator::Chain(operator) = operator {
+                if let Err(error) = operator.follow(&step).await {
+                    // Not archived, the end is told again after a restart.
+                    tracing::error!(%error, "an announcement cannot be followed");
+                    return;
+                }
+                if let Some(cohort_id) = &ended
+                    && operator.has_ended(cohort_id).await
+                {
+                    let _ = announced.send(cohort_id.clone());
+                }
+            }
+            if let Some(cohort_id) = ended {
+                service.do_send(ArchiveCohort(cohort_id));
+            }
+        });
+    }
+
+    fn keep_output(&self, cohort_id: &CohortId, output: &BeaconOutput) -> Result<(), ProgramError> {
+        let Some(directory) = &self.config.out else { return Ok(()) };
+        let file = CohortFile { cohort_id: cohort_id.clone(), output: output.clone() };
+        file.write_to(directory).map_err(|error| cannot_write(directory, error))
+    }
+
+    /// Ends what has not ended, because the program is to stop.
+    pub(super) fn cancel(&self) {
+        for cohort_id in &self.live {
+            let reason = "the service is stopping".to_owned();
+            self.service.do_send(CancelCohort { cohort_id: cohort_id.clone(), reason });
+        }
+    }
+}
+
+fn cannot_write(directory: &Path, error: io::Error) -> ProgramError {
+    ProgramError::Io { what: format!("writing results to {}", directory.display()), error }
+}
+
+/// The next step of an announcement; never, where there is no chain.
+async fn announcement(announcements: &mut Option<Steps<AnnouncementNotice>>) -> Option<Next<AnnouncementNotice>> {
+    match announcements {
+        Some(announcements) => announcements.next().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,143 @@
+//! Notices on their way to a program's reader: those that something hangs on are never dropped, however slowly it reads;
+//! the others, which are only printed, may be.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use tokio::sync::{
+    broadcast::{self, error::RecvError},
+    mpsc,
+};
+
+use crate::{
+    actors::notice::{ParticipantNotice, ServiceNotice},
+    bitcoin::notice::AnnouncementNotice,
+};
+
+/// How many notices that are only printed may wait.
+const WAITING: usize = 1 << 14;
+
+/// A notice on which something hangs for a program that reads it. There are few of them: a handful a cohort.
+pub(crate) trait Step: Clone + Send + Sync + 'static {
+    /// Whether it must not be missed.
+    fn is_decisive(&self) -> bool;
+}
+
+impl Step for ServiceNotice {
+    fn is_decisive(&self) -> bool {
+        matches!(
+            self,
+            Self::CohortRecovered { .. }
+                | Self::KeygenComplete { .. }
+                | Self::SigningComplete { .. }
+                | Self::CohortFailed { .. }
+                | Self::CohortReformed { .. }
+        )
+    }
+}
+
+impl Step for AnnouncementNotice {
+    fn is_decisive(&self) -> bool {
+        // A few for each cohort and each problem with the chain, all worth an operator's attention.
+        true
+    }
+}
+
+impl Step for ParticipantNotice {
+    fn is_decisive(&self) -> bool {
+        !matches!(
+            self,
+            Self::MessageRejected { .. } | Self::MessageUnverified { .. } | Self::MessageUndelivered { .. }
+        )
+    }
+}
+
+/// What a reader gets.
+#[derive(Debug)]
+pub(crate) enum Next<N> {
+    /// A notice.
+    Step(Arc<N>),
+    /// So many were dropped, none of them decisive.
+    Missed(u64),
+    /// So many were lost, whatever they were: the program had no time for anything.
+    Lost(u64),
+}
+
+/// Notices in their order.
+pub(crate) struct Steps<N> {
+    queue: mpsc::UnboundedReceiver<Next<N>>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl<N: Step> Steps<N> {
+    /// What `from` hears from now on. Needs a running actix `System`.
+    pub(crate) fn of(mut from: broadcast::Receiver<Arc<N>>) -> Self {
+        let (sender, queue) = mpsc::unbounded_channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&waiting);
+        actix_rt::spawn(async move {
+            let mut missed = 0;
+            loop {
+                let next = match from.recv().await {
+                    Ok(step) if !step.is_decisive() && counter.load(Ordering::Relaxed) >= WAITING => {
+                        missed += 1;
+                        continue;
+                    }
+                    Ok(step) => Next::Step(step),
+                    Err(RecvError::Lagged(lost)) => Next::Lost(lost),
+                    Err(RecvError::Closed) => break,
+                };
+                if missed > 0 {
+                    let _ = sender.send(Next::Missed(std::mem::take(&mut missed)));
+                }
+                counter.fetch_add(1, Ordering::Relaxed);
+                if sender.send(next).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { queue, waiting }
+    }
+
+    /// The next one; `None` when there will be none.
+    pub(crate) async fn next(&mut self) -> Option<Next<N>> {
+        let next = self.queue.recv().await?;
+        if !matches!(next, Next::Missed(_)) {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        Some(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, Debug, PartialEq)]
+    struct Number(usize);
+
+    impl Step for Number {
+        fn is_decisive(&self) -> bool {
+            self.0 == usize::MAX
+        }
+    }
+
+    #[actix_rt::test]
+    async fn a_slow_reader_misses_nothing_that_matters() {
+        let notices = broadcast::Sender::new(64);
+        let mut steps = Steps::of(notices.subscribe());
+        for number in 0..WAITING + 10 {
+            notices.send(Arc::new(Number(number))).unwrap();
+            tokio::task::yield_now().await;
+        }
+        notices.send(Arc::new(Number(usize::MAX))).unwrap();
+        tokio::task::yield_now().await;
+        for number in 0..WAITING {
+            assert!(matches!(steps.next().await, Some(Next::Step(step)) if step.0 == number));
+        }
+        assert!(matches!(steps.next().await, Some(Next::Missed(10))));
+        assert!(matches!(steps.next().await, Some(Next::Step(step)) if step.is_decisive()));
+    }
+}

@@ -139,10 +139,11 @@ mod tests {
         chain.mine(300, &script(2));
         let mut ledger = Ledger::new(script(1), 10);
         assert_eq!(values(&ledger.refresh(&chain).await.unwrap()).len(), 1, "listed, however old");
-        chain.mine(3, &script(1));
-        assert_eq!(values(&ledger.refresh(&chain).await.unwrap()).len(), 4);
-        chain.take_back(2);
-        chain.mine(5, &script(2));
+        chain.mine(12, &script(1));
+        assert_eq!(values(&ledger.refresh(&chain).await.unwrap()).len(), 13);
+        // Deeper than it looks at every time.
+        chain.take_back(11);
+        chain.mine(30, &script(2));
         assert_eq!(values(&ledger.refresh(&chain).await.unwrap()).len(), 2);
         let tip = chain.tip().await.unwrap();
         let mut known = Ledger::known(script(1), tip, ledger.deposits.into_values(), []);

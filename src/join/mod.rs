@@ -158,10 +158,13 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
                 }
                 None => return Err(ProgramError::Internal("the actors are gone".to_owned())),
             };
+            if let ParticipantNotice::DataApproved { record, .. } = &*step {
+                // Before it is told: what was told is kept.
+                keep_in_vault(&config, &keeping, record).await?;
+            }
             printer.participant_step(&step);
             memberships.follow(&step);
             match &*step {
-                ParticipantNotice::DataApproved { record, .. } => keep_in_vault(&config, &keeping, record).await?,
                 ParticipantNotice::CohortComplete { record, .. } => {
                     keep(&config, &keeping, record).await?;
                     if config.exit_when_done {

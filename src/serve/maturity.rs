@@ -23,6 +23,7 @@ use crate::{
         recovery::{CohortFile, Maturity, survey},
         watch::Watch,
     },
+    files::file_name,
     protocol::{cohort::event::ServiceEvent, id::CohortId, machine, output::BeaconOutput},
 };
 
@@ -161,7 +162,7 @@ impl MaturityWatch {
                 return Ok(Some(output));
             }
         }
-        let path = self.out.as_ref().map(|out| out.join(cohort_id.as_str()).join(CohortFile::NAME));
+        let path = self.out.as_ref().map(|out| out.join(file_name(cohort_id)).join(CohortFile::NAME));
         Ok(path.and_then(|path| read(&path)).map(|file| file.output))
     }
 

@@ -202,9 +202,17 @@ impl Program {
         last
     }
 
-    /// SIGKILL.
+    /// Waits for the end: whether it ended with exit status 0.
+    pub fn ends_well(&mut self) -> bool {
+        let until = Instant::now() + PATIENCE;
+        while self.line(until).is_some() {}
+        self.child.wait().unwrap().success()
+    }
+
+    /// SIGKILL; it is gone when this returns.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     pub fn signal(&self, name: &str) {
@@ -233,8 +241,12 @@ impl Service {
         if !Path::new(&file).exists() {
             identity(directory, "service");
         }
-        let fixed =
-            ["serve", "--identity", &file, "--listen", "127.0.0.1:0", "--events", "json", "--chain", "offline"];
+        let mut fixed = vec!["serve", "--identity", &file, "--events", "json"];
+        for (flag, value) in [("--listen", "127.0.0.1:0"), ("--chain", "offline")] {
+            if !arguments.contains(&flag) {
+                fixed.extend([flag, value]);
+            }
+        }
         let mut program = Program::start(&[&fixed, arguments].concat());
         let serving = program.event("serving");
         let text = |field: &str| serving[field].as_str().unwrap().to_owned();

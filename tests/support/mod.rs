@@ -20,6 +20,15 @@ use serde_json::Value;
 /// How long something that must happen may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A copy of a directory, as an operator makes one.
+pub fn copy(from: &str, to: &str) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), Path::new(to).join(entry.file_name())).unwrap();
+    }
+}
+
 /// A program that has ended.
 #[derive(Debug)]
 pub struct Run {
@@ -202,9 +211,10 @@ impl Program {
         last
     }
 
-    /// SIGKILL.
+    /// SIGKILL; it is gone when this returns.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     pub fn signal(&self, name: &str) {

@@ -35,7 +35,7 @@ use crate::{
     remembered::Remembered,
     runtime::{Clock, Randomness},
     service::{Retention, undecodable},
-    supervisor::EndGuard,
+    supervisor::{EndGuard, start_with_mailbox},
     transport::{Delivery, Outbound, Received, Transport},
 };
 
@@ -287,7 +287,8 @@ impl ParticipantActor {
         let guard = EndGuard::new(move |end| participant.do_send(SessionGone { cohort, end }));
         let owner = ctx.address().recipient();
         let (shared, outbound) = (Arc::clone(&self.shared), self.outbound.clone());
-        ParticipantSessionActor::new(machine, how, shared, outbound, owner, guard).start()
+        let actor = ParticipantSessionActor::new(machine, how, shared, outbound, owner, guard);
+        start_with_mailbox(actor, crate::participant_session::MAILBOX)
     }
 
     /// The cohort `next` takes the place of the one that `ours` advertised.

@@ -133,16 +133,7 @@ fn a_member_that_is_killed_behind_its_nonce_leads_to_the_fallback_that_names_it(
     let steady = &["--add-beacon", "--linger", "6s"];
     let members = [service.join(&files[0], steady), service.join(&files[1], steady)];
     // The third hears nothing any more once it was asked for its nonce, so that it cannot have signed when it is killed.
-    let proxy = Proxy::cutting(
-        service.address(),
-        Box::new(|_| false),
-        Box::new(|said| {
-            while occurs("sign/authorization_request", said) {
-                std::thread::park();
-            }
-            false
-        }),
-    );
+    let proxy = Proxy::deaf_behind(service.address(), "sign/authorization_request");
     let mut killed = join(&proxy.url(), &files[2], steady);
     killed.event("nonce-sent");
     killed.kill();

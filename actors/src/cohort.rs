@@ -40,7 +40,7 @@ use crate::{
 const FAREWELL: Duration = Duration::from_secs(600);
 
 /// How many messages may wait for a cohort. A sender beyond that waits itself, at its transport.
-const MAILBOX: usize = 4096;
+pub(crate) const MAILBOX: usize = 4096;
 
 /// The signing session's actor is gone, however it went.
 #[derive(ActixMessage)]
@@ -306,7 +306,6 @@ impl Actor for CohortActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(MAILBOX);
         match std::mem::replace(&mut self.how, How::Again) {
             How::Fresh => self.feed(ServiceInput::Advertise, ctx),
             How::Again => {

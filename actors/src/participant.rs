@@ -35,7 +35,7 @@ use crate::{
     remembered::Remembered,
     runtime::{Clock, Randomness},
     service::{Retention, undecodable},
-    supervisor::EndGuard,
+    supervisor::{EndGuard, start_with_mailbox},
     transport::{Delivery, Outbound, Received, Transport},
 };
 
@@ -145,7 +145,7 @@ struct Place {
 
 /// What is said to a session.
 enum Said {
-    Message(SessionMessage),
+    Message(Box<SessionMessage>),
     Leave,
 }
 
@@ -159,10 +159,10 @@ impl Place {
     fn hand(&mut self, said: Said) {
         let cohort_id = &self.advert.cohort_id;
         let said = match (&self.actor, said) {
-            (Some(session), Said::Message(message)) => match session.try_send(message) {
+            (Some(session), Said::Message(message)) => match session.try_send(*message) {
                 Ok(()) => return,
                 // It has just failed, or ended: we are about to hear of it.
-                Err(SendError::Closed(message)) => Said::Message(message),
+                Err(SendError::Closed(message)) => Said::Message(Box::new(message)),
                 Err(SendError::Full(_)) => {
                     return tracing::warn!(%cohort_id, "the session's mailbox is full, a message is lost");
                 }
@@ -287,7 +287,8 @@ impl ParticipantActor {
         let guard = EndGuard::new(move |end| participant.do_send(SessionGone { cohort, end }));
         let owner = ctx.address().recipient();
         let (shared, outbound) = (Arc::clone(&self.shared), self.outbound.clone());
-        ParticipantSessionActor::new(machine, how, shared, outbound, owner, guard).start()
+        let actor = ParticipantSessionActor::new(machine, how, shared, outbound, owner, guard);
+        start_with_mailbox(actor, crate::participant_session::MAILBOX)
     }
 
     /// The cohort `next` takes the place of the one that `ours` advertised.
@@ -333,7 +334,7 @@ impl ParticipantActor {
                 _ => None,
             };
             let advert = Arc::clone(&place.advert);
-            place.hand(Said::Message(SessionMessage { message, receipt, stored }));
+            place.hand(Said::Message(Box::new(SessionMessage { message, receipt, stored })));
             if let Some(next) = next {
                 self.expect_successor(next, advert);
             }

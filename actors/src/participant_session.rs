@@ -34,7 +34,7 @@ use crate::{
 const FAREWELL: Duration = Duration::from_secs(600);
 
 /// How many messages may wait for a session: a service sends seven a round.
-const MAILBOX: usize = 64;
+pub(crate) const MAILBOX: usize = 64;
 
 /// A message of the service for this session.
 #[derive(ActixMessage)]
@@ -181,7 +181,6 @@ impl Actor for ParticipantSessionActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(MAILBOX);
         match &self.how {
             How::Fresh { .. } => self.feed(ParticipantInput::Discover, ctx),
             How::Again => self.take_up(ctx),

@@ -42,7 +42,7 @@ use crate::{
     recovery::{RestartIntensity, Restarts},
     remembered::Remembered,
     runtime::{Clock, Randomness},
-    supervisor::EndGuard,
+    supervisor::{EndGuard, start_with_mailbox},
     transport::{Delivery, Outbound, Received, Transport},
 };
 
@@ -276,7 +276,9 @@ impl AggregationService {
         let (service, cohort_id) = (ctx.address(), beginning.cohort_id().clone());
         let guard = EndGuard::new(move |end| service.do_send(CohortGone { cohort_id, end }));
         let successors = ctx.address().recipient();
-        CohortActor::new(beginning, Arc::clone(&self.shared), self.outbound.clone(), successors, guard).start()
+        let (shared, outbound) = (Arc::clone(&self.shared), self.outbound.clone());
+        let actor = CohortActor::new(beginning, shared, outbound, successors, guard);
+        start_with_mailbox(actor, crate::cohort::MAILBOX)
     }
 
     /// Opens a cohort on these terms.

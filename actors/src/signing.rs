@@ -22,7 +22,7 @@ use crate::{
     notice::{Notices, ServiceNotice},
     recovery,
     service::ServiceShared,
-    supervisor::EndGuard,
+    supervisor::{EndGuard, start_with_mailbox},
     transport::{Outbound, Received},
 };
 
@@ -50,7 +50,7 @@ pub(crate) struct Session(Addr<SigningSessionActor>);
 
 impl Session {
     pub(crate) fn start(actor: SigningSessionActor) -> Self {
-        Self(actor.start())
+        Self(start_with_mailbox(actor, MAILBOX))
     }
 
     pub(crate) fn address(&self) -> &Addr<SigningSessionActor> {
@@ -112,7 +112,6 @@ impl Actor for SigningSessionActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(MAILBOX);
         match self.engine.machine().phase() {
             SessionPhase::Planned => self.feed(SessionInput::Open, ctx),
             _ => self.resume(ctx),

@@ -78,6 +78,17 @@ impl Drop for EndGuard {
     }
 }
 
+/// Starts an actor whose mailbox holds `capacity` messages from the first on.
+///
+/// Set when the actor has started, it would be too late for what comes before that: a relay gives a whole round at once to a
+/// cohort that is being brought back, and only the first sixteen messages would fit.
+pub(crate) fn start_with_mailbox<A: Actor<Context = Context<A>>>(actor: A, capacity: usize) -> Addr<A> {
+    A::create(|ctx| {
+        ctx.set_mailbox_capacity(capacity);
+        actor
+    })
+}
+
 /// Start an Aggregation Service.
 #[derive(ActixMessage)]
 #[rtype(result = "Addr<AggregationService>")]
@@ -165,5 +176,33 @@ impl Handler<ChildGone> for Supervisor {
         if let Some(reason) = end.failure() {
             tracing::error!(name, reason, "is gone");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Sink;
+
+    impl Actor for Sink {
+        type Context = Context<Self>;
+    }
+
+    #[derive(ActixMessage)]
+    #[rtype(result = "()")]
+    struct Said;
+
+    impl Handler<Said> for Sink {
+        type Result = ();
+
+        fn handle(&mut self, _: Said, _: &mut Self::Context) {}
+    }
+
+    #[actix_rt::test]
+    async fn a_mailbox_is_as_large_as_it_is_to_be_before_the_actor_has_started() {
+        let sink = start_with_mailbox(Sink, 100);
+        let taken = (0..200).filter(|_| sink.try_send(Said).is_ok()).count();
+        assert_eq!(taken, 100);
     }
 }

@@ -1,5 +1,6 @@
 //! The command line: what people and scripts call. Each command has its file.
 
+mod bans;
 mod cas;
 mod cost;
 mod demo;
@@ -53,6 +54,8 @@ enum Command {
     Relay(relay::RelayArgs),
     /// Look into a state directory, move a cohort out of it or into it, and forget what is long over
     State(state::StateArgs),
+    /// List whom a service does not admit, see why, ban somebody, or lift a ban; also while the service runs
+    Bans(bans::BansArgs),
     /// Announce an update without a cohort, from the DID's own initial beacon
     ///
     /// Prepares the transaction that announces a signed update from one of a KEY DID's three initial beacons, for a wallet to
@@ -113,6 +116,7 @@ pub fn main() -> ExitCode {
         Some(Command::Join(args)) => join::main(*args),
         Some(Command::Relay(args)) => relay::main(&args),
         Some(Command::State(args)) => state::main(&args),
+        Some(Command::Bans(args)) => bans::main(&args),
         Some(Command::Singleton(args)) => singleton::main(&args),
         Some(Command::Cas(args)) => cas::main(&args),
         Some(Command::Fund(args)) => fund::main(&args),

@@ -307,7 +307,7 @@ async fn find(state: &State, cohort: &str, place: &Place) -> Result<CohortDocume
 }
 
 /// A time for people, in UTC. One that no calendar has is shown as a number.
-fn time(at: Timestamp) -> String {
+pub(super) fn time(at: Timestamp) -> String {
     let year_10000 = Duration::from_secs(253_402_300_800);
     match Duration::from_millis(at.as_millis()) {
         since if since < year_10000 => humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string(),

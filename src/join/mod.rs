@@ -1,14 +1,16 @@
 //! A participant as a program: it joins one cohort of a service, with an explicit policy, and keeps what it must keep.
 
 mod alone;
+mod memberships;
 mod place;
 pub mod policy;
 
-use std::{cell::RefCell, collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use actix::Actor;
 use serde_json::{Value, json};
 
+use self::memberships::{Memberships, Outlook};
 pub use self::{
     alone::SingletonFallback,
     policy::{Intent, MemberPolicy, Terms},
@@ -16,7 +18,7 @@ pub use self::{
 use crate::{
     actors::{
         notice::{Notices, ParticipantNotice},
-        participant::{ArchiveSession, ParticipantSettings},
+        participant::ParticipantSettings,
         recovery::RestartIntensity,
         runtime::{Clock, Randomness},
         state::vault::{Vault, VaultEntry},
@@ -37,7 +39,6 @@ use crate::{
         beacon::BeaconRegistry,
         cohort::{Timing, event::SessionEnd},
         did::Did,
-        id::CohortId,
         identity::Identity,
         output::DirectAggregator,
         sidecar::MemberRecord,
@@ -104,6 +105,13 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
         config.publication.clone(),
         printer,
     );
+    // Before the sessions are: what our update is in already decides what they may say.
+    let earlier = memberships::earlier(&*keeping.journal(), config.identity.did())
+        .await
+        .map_err(|error| ProgramError::State(error.to_string()))?;
+    for session in &earlier {
+        policy.is_in(&session.cohort_id, session.answered);
+    }
     let notices = Notices::new(NOTICES);
     let mut steps = Steps::of(notices.subscribe());
     let settings = ParticipantSettings {
@@ -126,16 +134,23 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
         .send(StartParticipant(settings))
         .await
         .map_err(|error| ProgramError::Internal(error.to_string()))?;
-    let services = RefCell::new(BTreeMap::new());
-    // What is kept of a session is safe: its journal may be put away.
-    let archive = |cohort_id: &CohortId, service: Option<Did>| {
-        if let Some(service) = service.or_else(|| services.borrow_mut().remove(cohort_id)) {
-            participant.do_send(ArchiveSession { service, cohort_id: cohort_id.clone() });
-        }
-    };
+    let mut memberships = Memberships::new(participant, &earlier, config.timing.phase_timeout);
     let following = async {
         loop {
-            let step = match steps.next().await {
+            let next = tokio::select! {
+                next = steps.next() => next,
+                () = memberships.disappointed() => {
+                    let reason = "the cohort that was to take the failed one's place did not come";
+                    if memberships.give_up() == Outlook::Nothing {
+                        printer.result(&json!({ "event": "result", "ok": false, "reason": reason }), reason);
+                        if let Some(end) = nothing(&config, printer)? {
+                            return Ok(end);
+                        }
+                    }
+                    continue;
+                }
+            };
+            let step = match next {
                 Some(Next::Step(step)) => step,
                 Some(Next::Missed(missed) | Next::Lost(missed)) => {
                     printer.warn(&format!("{missed} events were not shown"));
@@ -148,16 +163,8 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
                 keep_in_vault(&config, &keeping, record).await?;
             }
             printer.participant_step(&step);
+            memberships.follow(&step);
             match &*step {
-                ParticipantNotice::CohortDiscovered { cohort_id, service, .. } => {
-                    services.borrow_mut().insert(cohort_id.clone(), service.clone());
-                }
-                ParticipantNotice::SessionRecovered { cohort_id, service, phase, .. } => {
-                    services.borrow_mut().insert(cohort_id.clone(), service.clone());
-                    if *phase != "ended" {
-                        policy.is_in(cohort_id);
-                    }
-                }
                 ParticipantNotice::CohortComplete { record, .. } => {
                     keep(&config, &keeping, record).await?;
                     if config.exit_when_done {
@@ -170,20 +177,20 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
                 | ParticipantNotice::CohortReady { cohort_id, .. } => {
                     policy.is_accepted(cohort_id);
                 }
-                ParticipantNotice::CohortOver { cohort_id, .. } => archive(cohort_id, None),
+                ParticipantNotice::CohortOver { cohort_id, .. } => memberships.archive(cohort_id),
                 ParticipantNotice::CohortFailed { reason, cohort_id, end, .. } => {
-                    archive(cohort_id, None);
                     policy.is_free_again(cohort_id);
-                    if let SessionEnd::EndedByService { next: Some(_), .. } = end {
-                        // The cohort that takes its place is joined instead.
+                    let next = match end {
+                        SessionEnd::EndedByService { next, .. } => next.as_ref(),
+                        _ => None,
+                    };
+                    if memberships.failed(cohort_id, next) == Outlook::GoOn {
                         continue;
                     }
-                    alone::fall_back(&config, printer)?;
-                    if config.exit_when_done {
-                        let result =
-                            json!({ "event": "result", "ok": false, "cohortId": cohort_id, "reason": reason });
-                        printer.result(&result, &format!("cohort {cohort_id} failed: {reason}"));
-                        return Ok(None);
+                    let result = json!({ "event": "result", "ok": false, "cohortId": cohort_id, "reason": reason });
+                    printer.result(&result, &format!("cohort {cohort_id} failed: {reason}"));
+                    if let Some(end) = nothing(&config, printer)? {
+                        return Ok(end);
                     }
                 }
                 _ => {}
@@ -216,7 +223,7 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
                     if let ParticipantNotice::CohortOver { cohort_id, .. } | ParticipantNotice::CohortFailed { cohort_id, .. } = &*step
                         && *cohort_id == record.cohort_id
                     {
-                        archive(cohort_id, Some(record.service.clone()));
+                        memberships.archive(cohort_id);
                         break;
                     }
                 }
@@ -228,6 +235,12 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
     keeping.close().await;
     printer.result(&result(&config, &record), &text(&record));
     Ok(true)
+}
+
+/// No cohort will announce: the member's own announcement is written, if that is wanted, and the program ends, if it is to.
+fn nothing(config: &JoinConfig, printer: Printer) -> Result<Option<Option<Arc<MemberRecord>>>, ProgramError> {
+    alone::fall_back(config, printer)?;
+    Ok(config.exit_when_done.then_some(None))
 }
 
 /// To the service, to the relays, or to both as one.

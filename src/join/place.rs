@@ -83,8 +83,11 @@ impl Place {
     }
 
     /// Takes the place for a cohort that was joined before the program was started again.
-    pub(super) fn resume(&self, cohort_id: &CohortId) {
+    pub(super) fn resume(&self, cohort_id: &CohortId, updating: bool) {
         let mut state = self.state();
+        if updating {
+            state.updating = Some(cohort_id.clone());
+        }
         state.joined = Some(Joined { cohort_id: cohort_id.clone(), accepted: true, since: Instant::now() });
     }
 
@@ -156,6 +159,15 @@ mod tests {
         assert!(place.may_update(&id("first")));
         place.leave(&id("first"));
         assert!(place.may_update(&id("second")));
+    }
+
+    #[test]
+    fn after_a_restart_the_update_stays_where_it_is() {
+        let place = Place::default();
+        place.resume(&id("first"), true);
+        place.resume(&id("second"), false);
+        assert!(!place.may_update(&id("second")));
+        assert!(place.may_update(&id("first")));
     }
 
     #[tokio::test(start_paused = true)]

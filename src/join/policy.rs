@@ -139,8 +139,9 @@ impl MemberPolicy {
     }
 
     /// The cohort was joined in an earlier life of the program: nothing else is joined beside it.
-    pub fn is_in(&self, cohort_id: &CohortId) {
-        self.place.resume(cohort_id);
+    /// With `answered`, our update is in it: no other cohort gets one.
+    pub fn is_in(&self, cohort_id: &CohortId, answered: bool) {
+        self.place.resume(cohort_id, answered);
     }
 
     /// The cohort is over for this member: the next one may be joined.

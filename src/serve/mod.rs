@@ -195,7 +195,12 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let keeping = Keeping::open(config.state.as_deref(), lost, printer)?;
     let mut doors = Doors::build(&config, &keeping, clock, printer).await?;
 
-    let operator = Operator::new(&config, keeping.journal(), clock, printer).await?;
+    tokio::pin!(stop);
+    // A node may take long to come up; whoever waits for it may stop waiting.
+    let operator = tokio::select! {
+        operator = Operator::new(&config, keeping.journal(), clock, printer) => operator?,
+        () = &mut stop => return Ok(true),
+    };
     let policy = Publisher { operator: operator.clone(), publication: config.publication.clone(), printer };
     let notices = Notices::new(NOTICES);
     let steps = Steps::of(notices.subscribe());
@@ -238,7 +243,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
             tokio::time::sleep(FAREWELL).await;
             outcome
         }
-        () = stop => {
+        () = &mut stop => {
             // What is kept goes on when the program is started again.
             if !keeping.is_durable() {
                 rounds.cancel();

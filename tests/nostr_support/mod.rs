@@ -81,6 +81,16 @@ impl Program {
         assert!(self.child.wait().unwrap().success(), "{}: {:#?}", self.name, self.heard);
     }
 
+    /// Waits for its end.
+    pub fn status(&mut self) -> Option<i32> {
+        let status = self.child.wait().unwrap().code();
+        // All that it said is there when its output ends.
+        while let Ok(event) = self.events.recv_timeout(PATIENCE) {
+            self.heard.push(event);
+        }
+        status
+    }
+
     pub fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());

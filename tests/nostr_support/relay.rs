@@ -113,6 +113,19 @@ impl Recorder {
         Self { events }
     }
 
+    /// What was heard up to the first event of which `last` is true.
+    pub fn until(&self, last: impl Fn(&Event) -> bool) -> Vec<Event> {
+        let mut events = Vec::new();
+        loop {
+            let event = self.events.recv_timeout(super::PATIENCE).unwrap();
+            let done = last(&event);
+            events.push(event);
+            if done {
+                return events;
+            }
+        }
+    }
+
     /// What was heard until the partial signature of each of `members` members: the whole round.
     pub fn round(&self, members: usize) -> Vec<Event> {
         let mut events = Vec::new();

@@ -20,6 +20,15 @@ use serde_json::Value;
 /// How long something that must happen may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A copy of a directory, as an operator makes one.
+pub fn copy(from: &str, to: &str) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), Path::new(to).join(entry.file_name())).unwrap();
+    }
+}
+
 /// A program that has ended.
 #[derive(Debug)]
 pub struct Run {

@@ -13,11 +13,12 @@ use std::{
 /// Decides what becomes of a chunk: forwarded, or forwarded up to here and then cut.
 pub type Cutter = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
-#[derive(Default)]
 struct State {
+    target: Mutex<SocketAddr>,
     /// Client and server of each connection.
     open: Mutex<Vec<(TcpStream, TcpStream)>>,
     refusing: AtomicBool,
+    closed: AtomicBool,
     cuts: AtomicUsize,
 }
 
@@ -51,13 +52,23 @@ impl Proxy {
     pub fn cutting(target: SocketAddr, client_says: Cutter, server_says: Cutter) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let state = Arc::new(State::default());
+        let state = Arc::new(State {
+            target: Mutex::new(target),
+            open: Mutex::default(),
+            refusing: AtomicBool::default(),
+            closed: AtomicBool::default(),
+            cuts: AtomicUsize::default(),
+        });
         let (shared, cutters) = (Arc::clone(&state), Arc::new((client_says, server_says)));
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
+                if shared.closed.load(Ordering::SeqCst) {
+                    break;
+                }
                 if shared.refusing.load(Ordering::SeqCst) {
                     continue;
                 }
+                let target = *shared.target.lock().unwrap();
                 let Ok(server) = TcpStream::connect(target) else { continue };
                 let mut open = shared.open.lock().unwrap();
                 open.push((client.try_clone().unwrap(), server.try_clone().unwrap()));
@@ -70,8 +81,29 @@ impl Proxy {
         Self { address, state }
     }
 
+    /// A proxy to `target` through which a client hears nothing any more behind the first message that has `text` in it, until
+    /// its connection is [cut](Self::cut). What it says itself is still heard.
+    pub fn deaf_behind(target: SocketAddr, text: &'static str) -> Self {
+        let was_said = AtomicBool::new(false);
+        let hears = move |said: &[u8]| {
+            let occurs = said.windows(text.len()).any(|window| window == text.as_bytes());
+            if occurs && !was_said.swap(true, Ordering::SeqCst) {
+                loop {
+                    thread::park();
+                }
+            }
+            false
+        };
+        Self::cutting(target, Box::new(|_| false), Box::new(hears))
+    }
+
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// New connections lead there from now on.
+    pub fn retarget(&self, target: SocketAddr) {
+        *self.state.target.lock().unwrap() = target;
     }
 
     /// Breaks every connection.
@@ -87,6 +119,14 @@ impl Proxy {
     /// How often something was cut.
     pub fn cuts(&self) -> usize {
         self.state.cuts.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.state.closed.store(true, Ordering::SeqCst);
+        // The listener looks up.
+        let _ = TcpStream::connect(self.address);
     }
 }
 

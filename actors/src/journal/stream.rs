@@ -28,6 +28,8 @@ pub enum StreamKind {
         /// The cohort.
         cohort_id: CohortId,
     },
+    /// The way of a cohort's transaction into the chain, which a host follows.
+    Announcement(CohortId),
     /// Anything else.
     Other,
 }
@@ -57,6 +59,7 @@ impl StreamId {
         let (role, rest) = self.0.split_once('/')?;
         match role {
             "cohort" => CohortId::parse(rest).ok().map(StreamKind::Cohort),
+            "announcement" => CohortId::parse(rest).ok().map(StreamKind::Announcement),
             "signing" => SessionId::parse(rest).ok().map(StreamKind::Signing),
             "participant" => {
                 // A cohort's id may hold slashes, DIDs hold none.

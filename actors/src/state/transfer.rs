@@ -9,7 +9,7 @@ use btcr2_aggregation_protocol::{
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 
 use super::{State, StateError, database::Change, writer::WriteError};
 use crate::journal::{Journal, JournalError, Record, SCHEMA, StreamId, StreamKind};
@@ -79,7 +79,9 @@ impl State {
         let mut streams = Vec::new();
         for summary in all {
             let belongs = match summary.stream.kind() {
-                StreamKind::Cohort(id) | StreamKind::Participant { cohort_id: id, .. } => id == *cohort_id,
+                StreamKind::Cohort(id)
+                | StreamKind::Announcement(id)
+                | StreamKind::Participant { cohort_id: id, .. } => id == *cohort_id,
                 StreamKind::Signing(id) => sessions.contains(&id),
                 StreamKind::Other => false,
             };
@@ -191,6 +193,8 @@ impl CohortDocument {
                     |record| record.event::<ParticipantEvent>().map(drop)
                 }
                 StreamKind::Signing(_) => |record| record.event::<SessionEvent>().map(drop),
+                // Its facts are the host's, and checked where they are replayed.
+                StreamKind::Announcement(id) if id == self.cohort_id => |record| record.event::<Value>().map(drop),
                 _ => return Err(format!("stream {} is not the cohort's", stream.escaped())),
             };
             if records.is_empty() || !names.insert(name) {

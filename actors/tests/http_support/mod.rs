@@ -10,6 +10,7 @@ use std::{
     env, fs,
     path::PathBuf,
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use actix::{Actor, Context, Handler, Recipient};
@@ -43,11 +44,14 @@ pub const NOW: u64 = 1_750_000_000;
 
 pub const COHORT: &str = "20acce5d-e259-4294-8955-0e82f20345f4";
 
+/// Virtual time after which a test that still waits waits for what will never happen.
+const PATIENCE: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// Runs a test whose clock stands still, and jumps to the next timer when everybody waits.
 pub fn paused<T>(test: impl Future<Output = T>) -> T {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     actix_rt::System::with_tokio_rt(runtime).block_on(async {
-        let outcome = test.await;
+        let outcome = tokio::time::timeout(PATIENCE, test).await.expect("nothing happens any more");
         // actix starts an actor that is dropped unstarted, and a timer needs the runtime then.
         site::settle().await;
         outcome

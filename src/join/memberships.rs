@@ -1,0 +1,129 @@
+//! The cohorts that the member is in, also those of an earlier life of the program, and the one that it waits for.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use actix::Addr;
+use tokio::time::Instant;
+
+use crate::{
+    actors::{
+        journal::{Journal, JournalError, StreamKind},
+        notice::ParticipantNotice,
+        participant::{ArchiveSession, ParticipantActor},
+    },
+    protocol::{cohort::event::ParticipantEvent, did::Did, id::CohortId},
+};
+
+/// A session that the journal knows and that had not ended.
+pub(super) struct Earlier {
+    pub(super) cohort_id: CohortId,
+    /// Whether our update, or our refusal, is in it.
+    pub(super) answered: bool,
+}
+
+/// The sessions of `did` in which it had joined and that had not ended. A stream that cannot be read is passed over here: its
+/// own session says so.
+pub(super) async fn earlier(journal: &dyn Journal, did: &Did) -> Result<Vec<Earlier>, JournalError> {
+    let mut found = Vec::new();
+    for stream in journal.streams().await? {
+        let StreamKind::Participant { did: whose, cohort_id, .. } = stream.kind() else { continue };
+        if whose != *did {
+            continue;
+        }
+        let Ok(records) = journal.read(&stream).await else { continue };
+        let facts: Vec<ParticipantEvent> = records.iter().filter_map(|record| record.event().ok()).collect();
+        let any = |is: fn(&ParticipantEvent) -> bool| facts.iter().any(is);
+        let joined = any(|fact| matches!(fact, ParticipantEvent::OptedIn { .. }));
+        let ended = any(|fact| matches!(fact, ParticipantEvent::SessionEnded { .. }));
+        if joined && !ended {
+            let answered = any(|fact| matches!(fact, ParticipantEvent::UpdateSubmitted { .. }));
+            found.push(Earlier { cohort_id, answered });
+        }
+    }
+    Ok(found)
+}
+
+/// What is to be done about the end of a cohort.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outlook {
+    /// Nothing: it was never joined, another one is still on, or the one that takes its place is waited for.
+    GoOn,
+    /// No cohort will announce.
+    Nothing,
+}
+
+/// The cohorts that the member is in.
+pub(super) struct Memberships {
+    participant: Addr<ParticipantActor>,
+    /// Whose cohorts they are.
+    services: BTreeMap<CohortId, Did>,
+    joined: BTreeSet<CohortId>,
+    /// A cohort that takes the place of one of ours, and how long it is waited for.
+    awaited: Option<(CohortId, Instant)>,
+    patience: Duration,
+}
+
+impl Memberships {
+    /// None yet, but for those of an earlier life. A cohort that is to take another one's place is waited for as long as
+    /// `patience`.
+    pub(super) fn new(participant: Addr<ParticipantActor>, earlier: &[Earlier], patience: Duration) -> Self {
+        let joined = earlier.iter().map(|session| session.cohort_id.clone()).collect();
+        Self { participant, services: BTreeMap::new(), joined, awaited: None, patience }
+    }
+
+    /// Takes note of a step.
+    pub(super) fn follow(&mut self, step: &ParticipantNotice) {
+        match step {
+            ParticipantNotice::CohortDiscovered { cohort_id, service, .. }
+            | ParticipantNotice::SessionRecovered { cohort_id, service, .. } => {
+                self.services.insert(cohort_id.clone(), service.clone());
+            }
+            ParticipantNotice::CohortJoined { cohort_id, .. } => {
+                self.joined.insert(cohort_id.clone());
+                if self.awaited.as_ref().is_some_and(|(awaited, _)| awaited == cohort_id) {
+                    self.awaited = None;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A cohort failed, and perhaps another one takes its place.
+    pub(super) fn failed(&mut self, cohort_id: &CohortId, next: Option<&CohortId>) -> Outlook {
+        self.archive(cohort_id);
+        // Anybody can advertise a cohort, and end it: what was not joined concerns nobody.
+        if !self.joined.remove(cohort_id) {
+            return Outlook::GoOn;
+        }
+        if let Some(next) = next
+            && !self.joined.contains(next)
+        {
+            self.awaited = Some((next.clone(), Instant::now() + self.patience));
+        }
+        if self.joined.is_empty() && self.awaited.is_none() { Outlook::Nothing } else { Outlook::GoOn }
+    }
+
+    /// What is kept of a session is safe: its journal may be put away.
+    pub(super) fn archive(&mut self, cohort_id: &CohortId) {
+        if let Some(service) = self.services.remove(cohort_id) {
+            self.participant.do_send(ArchiveSession { service, cohort_id: cohort_id.clone() });
+        }
+    }
+
+    /// Ready when a cohort that was to take another one's place has not come in time.
+    pub(super) async fn disappointed(&self) {
+        match &self.awaited {
+            Some((_, until)) => tokio::time::sleep_until(*until).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Nothing is waited for any more.
+    pub(super) fn give_up(&mut self) -> Outlook {
+        self.awaited = None;
+        if self.joined.is_empty() { Outlook::Nothing } else { Outlook::GoOn }
+    }
+}

@@ -1,0 +1,280 @@
+//! The two roles in this process, with journals and transports as the test likes them.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use actix::{Actor, Addr};
+use actix_web::{App, HttpServer as WebServer};
+use async_trait::async_trait;
+use btcr2_aggregation::{
+    actors::{
+        bans::{BanBook, NoBans},
+        journal::Journal,
+        notice::{CohortResult, Notices, ParticipantNotice, ServiceNotice},
+        participant::ParticipantSettings,
+        policy::{ParticipantPolicy, SigningRequest, UpdateRequest},
+        recovery::RestartIntensity,
+        runtime::{Clock, Randomness},
+        service::{AggregationService, LiveCohorts, OpenCohort, Retention, ServiceSettings},
+        supervisor::{StartParticipant, StartService, Supervisor},
+        transport::{
+            Transport,
+            http::{
+                self, HttpClient, HttpConfig, HttpServer, client::Backoff, server::HttpServerParts, store::Rate,
+            },
+            nostr::{NostrConfig, NostrTransport},
+        },
+    },
+    bitcoin::{
+        offline::OfflineOperator,
+        verify::{bip340_accepts, consensus_accepts},
+    },
+    cas::Publication,
+    events::Printer,
+    join::{Intent, MemberPolicy, Terms},
+    protocol::{
+        beacon::BeaconRegistry,
+        cohort::{
+            Timing,
+            conditions::Conditions,
+            participant::Advert,
+            service::{
+                Limits,
+                rules::{Answer, PhaseRule, PhaseRules, TimedPhase},
+            },
+        },
+        document,
+        hash::sha256,
+        id::CohortId,
+        identity::Identity,
+        key::SecretKey,
+        network::Network,
+        output::{MemoizedAggregator, RecoverySequence, ScriptTree},
+        update::SignedUpdate,
+    },
+};
+use serde_json::{Value, json};
+use tokio::sync::broadcast::Receiver;
+
+use super::{DECLINES, MEMBERS, Over, PATIENCE, Scenario};
+
+fn key(name: &str) -> SecretKey {
+    SecretKey::from_bytes(&sha256(name.as_bytes())).unwrap()
+}
+
+pub fn service_identity() -> Identity {
+    Identity::from_key(key("service"), Network::Regtest)
+}
+
+/// KEY DIDs, and one EXTERNAL, whose key nobody knows who has not seen its opt-in.
+pub fn member_identity(member: usize) -> Identity {
+    let key = key(&format!("member {member}"));
+    if member != 2 {
+        return Identity::from_key(key, Network::Regtest);
+    }
+    let genesis = document::genesis_document(&key.public_key(), Network::Regtest);
+    Identity::from_genesis(key, genesis, Network::Regtest).unwrap()
+}
+
+/// A role that runs.
+pub struct Running<N> {
+    _supervisor: Addr<Supervisor>,
+    pub notices: Receiver<Arc<N>>,
+}
+
+const NOTICES: usize = 1 << 12;
+
+/// Starts a service whose earlier cohorts, if it had any, are back when this returns.
+pub async fn start_service(
+    transport: Arc<dyn Transport>,
+    journal: Arc<dyn Journal>,
+) -> (Addr<AggregationService>, Running<ServiceNotice>) {
+    let notices = Notices::new(NOTICES);
+    let steps = notices.subscribe();
+    let settings = ServiceSettings {
+        identity: service_identity(),
+        transport,
+        policy: Arc::new(OfflineOperator),
+        beacons: BeaconRegistry::default(),
+        aggregator: Arc::new(MemoizedAggregator::default()),
+        journal,
+        clock: Clock::system(),
+        randomness: Randomness::System,
+        notices,
+        bans: BanBook::in_memory(Arc::new(NoBans)),
+        restarts: RestartIntensity::default(),
+        retention: Retention::UntilArchived,
+    };
+    let supervisor = Supervisor::default().start();
+    let service = supervisor.send(StartService(settings)).await.unwrap();
+    service.send(LiveCohorts).await.unwrap();
+    (service, Running { _supervisor: supervisor, notices: steps })
+}
+
+/// The cohort of a scenario. Members have `nonces` to say their nonces, and `signatures` to sign with them, before the
+/// fallback is asked for.
+pub fn cohort(scenario: &Scenario, members: usize, nonces: Duration, signatures: Duration) -> OpenCohort {
+    let script_tree = ScriptTree::FallbackAndRecovery {
+        recovery_key: service_identity().public_key().x_only(),
+        recovery_sequence: RecoverySequence::try_from(144).unwrap(),
+        fallback_threshold: None,
+    };
+    let members = u32::try_from(members).unwrap();
+    let mut conditions = Conditions::new(scenario.beacon(), members, script_tree);
+    conditions.max_participants = Some(members);
+    let mut rules = PhaseRules::default();
+    let within = |timeout| PhaseRule { timeout: Some(timeout), extensions: 0, then: Answer::FallBack };
+    rules.set(TimedPhase::Nonces, within(nonces)).unwrap();
+    rules.set(TimedPhase::PartialSignatures, within(signatures)).unwrap();
+    OpenCohort {
+        conditions,
+        network: Network::Regtest,
+        timing: Timing { advert_repeat: Duration::from_secs(1), signing_timeout: PATIENCE, ..Timing::default() },
+        limits: Limits::default(),
+        rules,
+    }
+}
+
+/// A member that never decides whether to sign, if it is to be the silent one.
+struct Member {
+    policy: MemberPolicy,
+    silent: bool,
+}
+
+#[async_trait]
+impl ParticipantPolicy for Member {
+    async fn should_join(&self, advert: &Advert) -> bool {
+        self.policy.should_join(advert).await
+    }
+
+    async fn provide_update(&self, request: &UpdateRequest) -> Option<SignedUpdate> {
+        self.policy.provide_update(request).await
+    }
+
+    async fn approve_signing(&self, request: &SigningRequest) -> bool {
+        if self.silent {
+            std::future::pending::<()>().await;
+        }
+        self.policy.approve_signing(request).await
+    }
+}
+
+/// Starts a member of a scenario's cohort.
+pub async fn start_member(
+    scenario: &Scenario,
+    member: usize,
+    transport: Arc<dyn Transport>,
+    journal: Arc<dyn Journal>,
+) -> Running<ParticipantNotice> {
+    let identity = member_identity(member);
+    let intent = if member == DECLINES { Intent::Decline } else { Intent::AddBeacon { source: None } };
+    let service = service_identity().did().clone();
+    let policy = MemberPolicy::new(
+        identity.clone(),
+        Some(service),
+        Terms::default(),
+        intent,
+        Publication::default(),
+        Printer::new(true),
+    );
+    let notices = Notices::new(NOTICES);
+    let steps = notices.subscribe();
+    let settings = ParticipantSettings {
+        identity,
+        transport,
+        policy: Arc::new(Member { policy, silent: scenario.is_silent(member) }),
+        timing: Timing::default(),
+        max_sessions: 4,
+        beacons: BeaconRegistry::default(),
+        aggregator: Arc::new(MemoizedAggregator::default()),
+        journal,
+        clock: Clock::system(),
+        randomness: Randomness::System,
+        notices,
+        restarts: RestartIntensity::default(),
+        retention: Retention::UntilArchived,
+    };
+    let supervisor = Supervisor::default().start();
+    supervisor.send(StartParticipant(settings)).await.unwrap();
+    Running { _supervisor: supervisor, notices: steps }
+}
+
+/// To a relay, or to a service that serves HTTP.
+pub fn transport_to(over: Over, place: &str) -> Arc<dyn Transport> {
+    let (clock, randomness) = (Clock::system(), Randomness::System);
+    let (first, longest) = (Duration::from_millis(50), Duration::from_millis(400));
+    match over {
+        Over::Http => {
+            let client = HttpClient::new(place, Some(service_identity().did().clone()), clock, randomness).unwrap();
+            Arc::new(client.with_backoff(Backoff { first, longest }))
+        }
+        Over::Nostr => {
+            let config = NostrConfig {
+                look_back: Duration::ZERO,
+                first_backoff: first,
+                longest_backoff: longest,
+                ..NostrConfig::new([place.to_owned()])
+            };
+            Arc::new(NostrTransport::new(config, clock, randomness).unwrap())
+        }
+    }
+}
+
+/// A web server's parts, for members that all come from one address and often.
+pub fn web_parts() -> HttpServerParts {
+    let unlimited = Rate { per_second: 1_000_000, burst: 1_000_000 };
+    let config = HttpConfig { did_rate: unlimited, address_rate: unlimited, ..HttpConfig::default() };
+    HttpServerParts::new(config, Clock::system())
+}
+
+/// Opens a web server on a free port: connections wait until what is returned is called.
+pub fn open_web(server: &HttpServer) -> (SocketAddr, impl FnOnce() + use<>) {
+    let mounted = server.clone();
+    let web = WebServer::new(move || App::new().configure(http::configure(&mounted)))
+        .workers(1)
+        .shutdown_timeout(0)
+        .disable_signals()
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let address = web.addrs()[0];
+    (address, move || {
+        actix_rt::spawn(web.run());
+    })
+}
+
+/// A cohort's result as `serve` prints it, as far as it is verified.
+pub fn result(cohort_id: &CohortId, result: &CohortResult) -> Value {
+    use bitcoin::consensus::encode::serialize_hex;
+    let CohortResult { output, signed, aggregation, .. } = result;
+    let prevout = bitcoin::TxOut { value: signed.value, script_pubkey: output.script_pubkey().to_owned() };
+    json!({
+        "event": "result",
+        "ok": true,
+        "cohortId": cohort_id,
+        "beaconAddress": output.address(),
+        "path": signed.path,
+        "signature": signed.signature.map(|signature| signature.to_string()).unwrap_or_default(),
+        "txid": signed.transaction.compute_txid().to_string(),
+        "txHex": serialize_hex(&signed.transaction),
+        "prevout": { "scriptHex": prevout.script_pubkey.to_hex_string(), "value": prevout.value.to_sat() },
+        "signalHex": aggregation.signal,
+        "verified": {
+            "bip340": bip340_accepts(signed, output, &prevout),
+            "consensus": consensus_accepts(&signed.transaction, &prevout),
+        },
+    })
+}
+
+/// A member's record as `join` prints it.
+pub fn record(notice: &ParticipantNotice) -> Option<Value> {
+    let ParticipantNotice::CohortComplete { did, record, .. } = notice else { return None };
+    let member = (0..MEMBERS).map(member_identity).find(|identity| identity.did() == did).unwrap();
+    Some(json!({
+        "event": "record",
+        "ok": true,
+        "did": did,
+        "cohortId": record.cohort_id,
+        "beaconAddress": record.output.address(),
+        "included": record.included(),
+        "sidecar": record.sidecar(member.genesis_document().map(|document| &**document)),
+    }))
+}

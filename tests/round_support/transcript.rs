@@ -1,0 +1,78 @@
+//! All that members have said in a round, over all their lives; and whether a nonce was used twice.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Mutex,
+};
+
+use btcr2_aggregation::{
+    actors::transport::{Delivery, Outbound},
+    protocol::{did::Did, id::SessionId, message::Body},
+};
+
+use super::tap::Tap;
+
+/// What one member has said in one signing session.
+#[derive(Default)]
+struct Said {
+    nonces: BTreeSet<Vec<u8>>,
+    signatures: BTreeSet<Vec<u8>>,
+}
+
+/// The nonces and partial signatures of all members.
+#[derive(Default)]
+pub struct Transcript(Mutex<BTreeMap<(Did, SessionId), Said>>);
+
+impl Transcript {
+    fn note(&self, by: &Did, body: &Body) {
+        let mut said = self.0.lock().unwrap();
+        let session = |session: &SessionId| (by.clone(), session.clone());
+        match body {
+            Body::NonceContribution(nonce) => {
+                let said = said.entry(session(&nonce.session_id)).or_default();
+                said.nonces.insert(nonce.nonce_contribution.0.to_vec());
+            }
+            Body::SignatureAuthorization(signature) => {
+                let said = said.entry(session(&signature.session_id)).or_default();
+                said.signatures.insert(signature.partial_signature.0.to_vec());
+            }
+            _ => {}
+        }
+    }
+
+    /// No nonce has two signatures, no session two nonces of a member that signed it, and no nonce comes again elsewhere.
+    pub fn check(&self) {
+        let mut nonces = BTreeSet::new();
+        for ((did, session), said) in &*self.0.lock().unwrap() {
+            assert!(said.signatures.len() <= 1, "{did} signed twice in session {session}");
+            assert!(
+                said.signatures.is_empty() || said.nonces.len() == 1,
+                "{did}: two nonces, one signed: {session}"
+            );
+            for nonce in &said.nonces {
+                assert!(nonces.insert(nonce.clone()), "{did} said a nonce again in session {session}");
+            }
+        }
+    }
+
+    /// How many nonces were said.
+    pub fn nonces(&self) -> usize {
+        self.0.lock().unwrap().values().map(|said| said.nonces.len()).sum()
+    }
+}
+
+impl Tap for Transcript {
+    fn given(&self, by: &Did, outbound: &Outbound) {
+        if let Outbound::Direct { body, .. } = outbound {
+            self.note(by, body);
+        }
+    }
+
+    fn arrived(&self, delivery: &Delivery) {
+        match delivery {
+            Delivery::Message(received) => self.note(&received.from, &received.body),
+            Delivery::Stored { message, .. } => self.note(&message.from, &message.body),
+            _ => {}
+        }
+    }
+}

@@ -26,6 +26,7 @@ const SOMETHING_WRONG: u8 = 3;
     others and announces nothing.\n\
     WARNING: the timelock of a coin passes soon, or has passed. From then on the operator alone can spend from the beacon: \
     ask it to recover the coin, or take the beacon out of your DID document.\n\
+    While `join` runs it holds its state directory: give a copy, made by `vault export`, with --vault.\n\
     Exit status with --once: 0 when all is well, 3 after an alarm or a warning, 1 when the chain or the vault could not be \
     read. Run it by cron with --once, more often than every --look-back blocks, or leave it running."
 )]

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use ::bitcoin::OutPoint;
+use ::bitcoin::{Amount, OutPoint};
 
 use crate::{
     actors::journal::{Journal, JournalError, StreamId},
@@ -115,31 +115,10 @@ impl MaturityWatch {
         let announced: BTreeSet<_> =
             live.into_iter().chain(archived).filter_map(|stream| Watch::cohort_of(&stream)).collect();
         for cohort_id in &announced {
-            if self.done.contains(cohort_id) {
-                continue;
+            // One cohort's trouble is its own.
+            if let Err(error) = self.find_one(journal, height, cohort_id).await {
+                tracing::warn!(%cohort_id, %error, "it is not known when its coin can be recovered");
             }
-            let events = events(journal, cohort_id).await?;
-            let announcement = machine::replay(Announcement::new(Arc::clone(self.operator.rules())), &events);
-            let sight = announcement.sight();
-            if announcement.has_ended() && sight.unspent() == ::bitcoin::Amount::ZERO {
-                self.followed.remove(cohort_id);
-                self.done.insert(cohort_id.clone());
-                continue;
-            }
-            // Nothing was seen yet.
-            let Some(tip) = sight.tip else { continue };
-            if self.followed.contains_key(cohort_id) {
-                continue;
-            }
-            let Some(output) = self.output(journal, cohort_id).await? else { continue };
-            let script = output.script_pubkey().to_owned();
-            let ledger = if height.saturating_sub(tip.block.height) > FAR_BEHIND {
-                Ledger::new(script, 0)
-            } else {
-                let (deposits, spends) = (sight.deposits.values().copied(), sight.spends.values().copied());
-                Ledger::known(script, tip, deposits, spends)
-            };
-            self.followed.insert(cohort_id.clone(), Followed { output, ledger });
         }
         for file in self.unsigned_of_out() {
             if announced.contains(&file.cohort_id) || self.followed.contains_key(&file.cohort_id) {
@@ -148,6 +127,37 @@ impl MaturityWatch {
             let ledger = Ledger::new(file.output.script_pubkey().to_owned(), 0);
             self.followed.insert(file.cohort_id, Followed { output: file.output, ledger });
         }
+        Ok(())
+    }
+
+    async fn find_one(
+        &mut self,
+        journal: &dyn Journal,
+        height: u32,
+        cohort_id: &CohortId,
+    ) -> Result<(), FindError> {
+        if self.done.contains(cohort_id) {
+            return Ok(());
+        }
+        let events = events(journal, cohort_id).await?;
+        let announcement = machine::replay(Announcement::new(Arc::clone(self.operator.rules())), &events);
+        let sight = announcement.sight();
+        if announcement.has_ended() && sight.unspent() == Amount::ZERO {
+            self.followed.remove(cohort_id);
+            self.done.insert(cohort_id.clone());
+            return Ok(());
+        }
+        // Nothing may have been seen yet.
+        let Some(tip) = sight.tip.filter(|_| !self.followed.contains_key(cohort_id)) else { return Ok(()) };
+        let Some(output) = self.output(journal, cohort_id).await? else { return Ok(()) };
+        let script = output.script_pubkey().to_owned();
+        let ledger = if height.saturating_sub(tip.block.height) > FAR_BEHIND {
+            Ledger::new(script, 0)
+        } else {
+            let (deposits, spends) = (sight.deposits.values().copied(), sight.spends.values().copied());
+            Ledger::known(script, tip, deposits, spends)
+        };
+        self.followed.insert(cohort_id.clone(), Followed { output, ledger });
         Ok(())
     }
 
@@ -192,7 +202,7 @@ fn read(path: &std::path::Path) -> Option<CohortFile> {
 async fn events(journal: &dyn Journal, cohort_id: &CohortId) -> Result<Vec<AnnouncementEvent>, FindError> {
     let records = journal.read(&Watch::stream(cohort_id)).await?;
     let events: Result<_, _> = records.iter().map(|record| record.event()).collect();
-    events.map_err(|error| FindError::Unreadable(cohort_id.clone(), error.to_string()))
+    events.map_err(FindError::Unreadable)
 }
 
 /// Why not all cohorts were found.
@@ -202,6 +212,6 @@ enum FindError {
     Journal(#[from] JournalError),
     #[error(transparent)]
     Chain(#[from] ChainError),
-    #[error("the announcement of {0}: {1}")]
-    Unreadable(CohortId, String),
+    #[error("a fact of its announcement does not read: {0}")]
+    Unreadable(serde_json::Error),
 }

@@ -245,6 +245,7 @@ fn of_spend(beacon: &WatchedBeacon, spend: &Spend, transaction: &Transaction) ->
     let beacon_address = beacon.output.address().to_owned();
     let (txid, outpoint, block) = (spend.by, spend.outpoint, spend.place.block().copied());
     let input = transaction.input.iter().find(|input| input.previous_output == outpoint);
+    // A chain that says so of a transaction without that input is wrong: nobody is to be reassured by it.
     let signers = input.map_or(Signers::SomeMembers, |input| Signers::of(input, &beacon.output));
     match signal_of(transaction) {
         Some(signal) => match beacon.approved.get(&signal) {

@@ -4,6 +4,7 @@
 mod bitcoind_support;
 
 use std::{
+    future::pending,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,7 +12,8 @@ use std::{
     time::Duration,
 };
 
-use bitcoin::{Amount, Transaction, address::NetworkUnchecked};
+use async_trait::async_trait;
+use bitcoin::{Amount, BlockHash, FeeRate, Script, Transaction, Txid, address::NetworkUnchecked, block::Header};
 use bitcoind_support::{
     TestChain,
     beacon::{Beacon, key},
@@ -24,12 +26,12 @@ use btcr2_aggregation::{
         runtime::Clock,
     },
     bitcoin::{
-        announcement::{AnnouncementFailure, Rules},
-        chain::Chain,
+        announcement::{AnnouncementEvent, AnnouncementFailure, Rules},
+        chain::{Activity, Chain, ChainError, ConfirmationTarget, Tip, TransactionStatus},
         change::ChangeKey,
         notice::AnnouncementNotice,
         operator::ChainOperator,
-        watch::{Watch, WatchSettings, signal_of},
+        watch::{Watch, WatchError, WatchSettings, signal_of},
     },
     demo::{self, DemoConfig, DemoError, DemoTransport, Report},
     protocol::{
@@ -65,6 +67,7 @@ impl World {
             journal: Arc::new(MemoryJournal::new()),
             clock: Clock::system(),
             poll: Duration::from_millis(50),
+            claims: Arc::default(),
             notices: sender,
         };
         let operator = ChainOperator::new(settings.clone(), rules.clone());
@@ -221,7 +224,12 @@ impl Journal for Flaky {
     }
 
     fn read(&self, stream: &StreamId) -> BoxFuture<'static, Result<Vec<Record>, JournalError>> {
-        self.journal.read(stream)
+        let read = self.journal.read(stream);
+        // As a disk does, it lets others run meanwhile.
+        Box::pin(async {
+            tokio::task::yield_now().await;
+            read.await
+        })
     }
 
     fn streams(&self) -> BoxFuture<'static, Result<Vec<StreamId>, JournalError>> {
@@ -295,5 +303,92 @@ fn without_funds_the_cohort_fails_and_says_why() {
         assert_eq!(streams.iter().filter(|stream| Watch::cohort_of(stream).is_some()).count(), 1);
         // It has ended: nothing to go on with.
         assert_eq!(ChainOperator::new(world.settings.clone(), world.rules.clone()).resume().await.unwrap(), []);
+    });
+}
+
+#[test]
+fn however_many_begin_to_watch_there_is_one_watch() {
+    paused(async {
+        let mut world = World::on(TestChain::memory()).await;
+        let journal = Arc::new(Flaky::default());
+        world.settings.journal = Arc::clone(&journal) as Arc<dyn Journal>;
+        world.operator = ChainOperator::new(world.settings.clone(), world.rules.clone());
+        let script = Beacon::new("races", 3, 144).output.script_pubkey().to_owned();
+        let cohort_id = CohortId::parse("3f0ab4f2-0f2b-4d7e-9a3f-5b6a0f3e1c11").unwrap();
+        let operator = world.operator.clone();
+        let watch = || operator.watch(&cohort_id, script.clone());
+        let (first, second, resumed) = tokio::join!(watch(), watch(), operator.resume());
+        first.unwrap();
+        second.unwrap();
+        assert_eq!(resumed.unwrap(), [cohort_id.clone()]);
+        world.wait_for(|notice| matches!(notice, AnnouncementNotice::FundingWanted { .. }).then_some(())).await;
+        let begun = journal.read(&Watch::stream(&cohort_id)).await.unwrap();
+        let begun: Vec<AnnouncementEvent> = begun.iter().map(|record| record.event().unwrap()).collect();
+        let begun = begun.iter().filter(|event| matches!(event, AnnouncementEvent::WatchStarted { .. }));
+        assert_eq!(begun.count(), 1);
+        operator.stop().await;
+        // It has stopped for good.
+        assert!(matches!(watch().await, Err(WatchError::Stopping)));
+    });
+}
+
+/// A chain that never answers.
+struct Silent;
+
+#[async_trait]
+impl Chain for Silent {
+    async fn tip(&self) -> Result<Tip, ChainError> {
+        pending().await
+    }
+
+    async fn block_hash(&self, _: u32) -> Result<Option<BlockHash>, ChainError> {
+        pending().await
+    }
+
+    async fn header(&self, _: &BlockHash) -> Result<Option<Header>, ChainError> {
+        pending().await
+    }
+
+    async fn coins(&self, _: &Script) -> Result<Activity, ChainError> {
+        pending().await
+    }
+
+    async fn activity(&self, _: &Script, _: u32) -> Result<Activity, ChainError> {
+        pending().await
+    }
+
+    async fn transaction(&self, _: &Txid, _: Option<&BlockHash>) -> Result<Option<Transaction>, ChainError> {
+        pending().await
+    }
+
+    async fn status(&self, _: &Txid, _: u32) -> Result<TransactionStatus, ChainError> {
+        pending().await
+    }
+
+    async fn fee_estimate(&self, _: ConfirmationTarget) -> Result<Option<FeeRate>, ChainError> {
+        pending().await
+    }
+
+    async fn submit(&self, _: &Transaction) -> Result<(), ChainError> {
+        pending().await
+    }
+
+    async fn submit_package(&self, _: &Transaction, _: &Transaction) -> Result<(), ChainError> {
+        pending().await
+    }
+}
+
+#[test]
+fn a_chain_that_does_not_answer_keeps_nobody_from_stopping() {
+    paused(async {
+        let mut world = World::on(TestChain::memory()).await;
+        world.settings.chain = Arc::new(Silent);
+        world.operator = ChainOperator::new(world.settings.clone(), world.rules.clone());
+        let script = Beacon::new("silent", 3, 144).output.script_pubkey().to_owned();
+        let cohort_id = CohortId::parse("3f0ab4f2-0f2b-4d7e-9a3f-5b6a0f3e1c11").unwrap();
+        world.operator.watch(&cohort_id, script).await.unwrap();
+        // It is asking by now.
+        tokio::time::sleep(world.settings.poll * 2).await;
+        tokio::time::timeout(Duration::from_secs(3600), world.operator.stop()).await.expect("it stops");
     });
 }

@@ -5,6 +5,7 @@ mod bitcoind_support;
 
 use std::{
     collections::BTreeMap,
+    io::{BufRead, BufReader, Read, Write},
     path::PathBuf,
     sync::{Arc, Mutex},
 };
@@ -22,6 +23,7 @@ use btcr2_aggregation::{
     },
     protocol::network::Network,
 };
+use serde_json::{Value, json};
 
 /// The chain under test, and the one that makes its blocks.
 struct World {
@@ -386,5 +388,59 @@ fn a_source_that_cannot_be_used_says_whose_fault_it_is() {
         // It comes back with another cookie.
         node.start_again().await;
         chain.tip().await.unwrap();
+    });
+}
+
+/// A node that answers each method with a fixed result, and does not know the others.
+fn stub_node(results: Value) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("core=http://u:p@{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let (mut line, mut length) = (String::new(), 0);
+            while stream.read_line(&mut line).unwrap() > 2 {
+                if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                line.clear();
+            }
+            let mut body = vec![0; length];
+            stream.read_exact(&mut body).unwrap();
+            let request: Value = serde_json::from_slice(&body).unwrap();
+            let error = json!({ "code": -32601, "message": "Method not found" });
+            let mut answer = match results.get(request["method"].as_str().unwrap()) {
+                Some(result) => json!({ "result": result, "error": null }),
+                None => json!({ "result": null, "error": error }),
+            };
+            answer["id"] = request["id"].clone();
+            answer["jsonrpc"] = json!("2.0");
+            let body = answer.to_string();
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            stream.get_mut().write_all((head + &body).as_bytes()).unwrap();
+        }
+    });
+    url
+}
+
+#[test]
+fn a_node_that_cannot_be_used_is_refused_at_the_start() {
+    actix_rt::System::new().block_on(async {
+        let genesis = bitcoin::constants::genesis_block(bitcoin::Network::Testnet4).block_hash();
+        let connect = async |results: Value| {
+            let source: ChainSource = stub_node(results).parse().unwrap();
+            source.connect(Network::Testnet4).await
+        };
+        let old = connect(json!({ "getblockhash": genesis })).await.unwrap_err();
+        assert!(!old.is_transient() && old.to_string().contains("29 or newer"), "{old}");
+        let mut fit = json!({
+            "getblockhash": genesis,
+            "getdescriptoractivity": { "activity": [] },
+            "getblockchaininfo": { "blocks": 7, "initialblockdownload": true, "verificationprogress": 0.25 },
+        });
+        let syncing = connect(fit.clone()).await.unwrap_err();
+        assert!(syncing.is_transient() && syncing.to_string().contains("7 blocks, 25.0 %"), "{syncing}");
+        fit["getblockchaininfo"]["initialblockdownload"] = json!(false);
+        connect(fit).await.unwrap();
     });
 }

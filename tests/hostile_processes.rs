@@ -322,7 +322,12 @@ async fn tell(transport: &dyn Transport, from: &Identity, to: &Did, body: impl I
 /// `join` against each lie, which it refuses; it ends by itself, with 1, and says which.
 fn lie(rewrite: fn(&Body) -> Vec<Body>, code: &str) {
     for over in [Over::Http, Over::Nostr] {
-        let joined = HostileService { over, rewrite, meddler: false }.joined(&["--phase-timeout", "2s", "--cohort-ttl", "6s"]);
+        let joined = HostileService { over, rewrite, meddler: false }.joined(&[
+            "--phase-timeout",
+            "2s",
+            "--cohort-ttl",
+            "6s",
+        ]);
         assert_eq!(joined.status, Some(1), "{over:?}: {:#?}", joined.lines);
         assert!(joined.refusals().contains(&code), "{over:?}: {:#?}", joined.lines);
         assert_eq!((&joined.last()["event"], &joined.last()["ok"]), (&json!("result"), &json!(false)));

@@ -156,7 +156,15 @@ fn the_program_lists_shows_and_recovers() {
         let to = destination();
         let sweep = ["--cohort", &cohort, "--secret-env", "RECOVERY_KEY", "--to", &to];
         let (status, early) = recover(&sweep);
-        assert_eq!((status, &early["recoveries"]), (Some(0), &json!([])));
+        assert_eq!((status, &early["recoveries"]), (Some(1), &json!([])));
+        assert_eq!((&early["ok"], &early["nothingToRecover"]), (&json!(false), &json!(true)));
+        let mut nowhere = sweep;
+        nowhere[5] = "bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdq";
+        let refused = support::run_with(
+            &[&["recover", "--chain", "core=http://u:p@127.0.0.1:1"][..], &nowhere].concat(),
+            &[("RECOVERY_KEY", secret.as_str())],
+        );
+        assert!(refused.usage().contains(nowhere[5]), "{refused:?}");
 
         blocks.mine(1).await;
         let (status, shown) = recover(&[&sweep[..], &["--dry-run"]].concat());
@@ -174,6 +182,18 @@ fn the_program_lists_shows_and_recovers() {
             }
         }
         assert_eq!(swept["feeRate"], 2.0);
+        // What is on its way, an announcement perhaps, is left alone unless it is asked for.
+        let more = [&sweep[..], &["--min-fee-rate", "9"]].concat();
+        let before = blocks.mempool().await;
+        let outpoints = |told: &Value| -> Vec<String> {
+            let recoveries = told["recoveries"].as_array().unwrap().iter();
+            recoveries.map(|recovery| recovery["outpoint"].as_str().unwrap().to_owned()).collect()
+        };
+        let (_, again) = recover(&more);
+        assert_eq!((outpoints(&again), blocks.mempool().await), (vec![dust.to_string()], before.clone()));
+        let (_, replaced) = recover(&[&more[..], &["--replace"]].concat());
+        assert!(outpoints(&replaced).contains(&old.to_string()), "{replaced}");
+        assert_ne!(blocks.mempool().await, before);
         blocks.mine(1).await;
         let left = blocks.chain().coins(&script).await.unwrap();
         let mut left: Vec<_> = left.deposits.iter().map(|deposit| deposit.outpoint).collect();

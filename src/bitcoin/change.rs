@@ -142,11 +142,12 @@ impl Bump<'_> {
 
     /// A child of the change output to `change` with which both together pay `rate`, or as near to it as the change allows.
     ///
-    /// It replaces the child so far: it pays for its own relay what that one paid, and 1 sat/vB more (BIP-125).
+    /// It replaces the child so far: it pays for its own relay what that one paid, and 1 sat/vB more (BIP-125), but both never
+    /// pay more than `ceiling`.
     ///
     /// # Errors
     /// [`BumpError`] when it would not pay more than now.
-    pub fn child_for(&self, rate: FeeRate, change: &Script) -> Result<Child, BumpError> {
+    pub fn child_for(&self, rate: FeeRate, ceiling: FeeRate, change: &Script) -> Result<Child, BumpError> {
         let vout = self.parent.output.iter().position(|output| *output.script_pubkey == *change);
         let vout = vout.ok_or(BumpError::NoChange)?;
         let spends = self.parent.output[vout].value;
@@ -156,8 +157,12 @@ impl Bump<'_> {
         if most < least {
             return Err(BumpError::ChangeTooSmall);
         }
-        let package = fee_at(rate, self.parent_vsize().saturating_add(CHILD_VSIZE));
-        let fee = package.checked_sub(self.parent_fee).unwrap_or_default().clamp(least, most);
+        let vsize = self.parent_vsize().saturating_add(CHILD_VSIZE);
+        let fee = |rate| fee_at(rate, vsize).checked_sub(self.parent_fee).unwrap_or_default();
+        if fee(ceiling) < least {
+            return Err(BumpError::AtCeiling);
+        }
+        let fee = fee(rate.min(ceiling)).clamp(least, most);
         let previous_output =
             OutPoint { txid: self.parent.compute_txid(), vout: u32::try_from(vout).unwrap_or(u32::MAX) };
         let transaction = Transaction {
@@ -195,14 +200,16 @@ mod tests {
         let (parent, key) = (parent(Amount::from_sat(100_000)), change_key());
         let mut bump = Bump { parent: &parent, parent_fee: Amount::from_sat(150), child: None };
         let rate = FeeRate::from_sat_per_vb_u32(10);
-        let child = bump.child_for(rate, key.script_pubkey()).unwrap();
+        let child = bump.child_for(rate, FeeRate::MAX, key.script_pubkey()).unwrap();
         let signed = key.sign(&child);
         assert_eq!(u64::try_from(signed.vsize()).unwrap(), CHILD_VSIZE);
         bump.child = Some(&child);
         assert_eq!(bump.rate(), rate);
         // The next one pays for replacing it, even if no more is asked for.
-        let next = bump.child_for(rate, key.script_pubkey()).unwrap();
+        let next = bump.child_for(rate, FeeRate::MAX, key.script_pubkey()).unwrap();
         assert_eq!(next.fee(), child.fee() + Amount::from_sat(111));
+        // Not if that is more than is allowed.
+        assert_eq!(bump.child_for(rate, rate, key.script_pubkey()), Err(BumpError::AtCeiling));
     }
 
     #[test]
@@ -216,12 +223,12 @@ mod tests {
         ] {
             let parent = parent(Amount::from_sat(change));
             let bump = Bump { parent: &parent, parent_fee: Amount::from_sat(150), child: None };
-            let child = bump.child_for(FeeRate::from_sat_per_vb_u32(rate), key.script_pubkey());
+            let child = bump.child_for(FeeRate::from_sat_per_vb_u32(rate), FeeRate::MAX, key.script_pubkey());
             assert_eq!(child.as_ref().map(|child| child.fee().to_sat()), expected.as_ref().copied(), "{change}");
         }
         let parent = parent(Amount::from_sat(5_000));
         let bump = Bump { parent: &parent, parent_fee: Amount::from_sat(150), child: None };
         let elsewhere = ScriptBuf::new_op_return([1]);
-        assert_eq!(bump.child_for(FeeRate::BROADCAST_MIN, &elsewhere), Err(BumpError::NoChange));
+        assert_eq!(bump.child_for(FeeRate::BROADCAST_MIN, FeeRate::MAX, &elsewhere), Err(BumpError::NoChange));
     }
 }

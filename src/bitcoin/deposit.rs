@@ -16,6 +16,9 @@ use super::{
 /// The most coins that a deposit spends: more would make it larger than nodes relay with ease.
 const MAX_INPUTS: usize = 100;
 
+/// How deep a coinbase must be before its outputs can be spent, by consensus.
+const COINBASE_MATURITY: u32 = 100;
+
 /// Why there is no deposit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DepositError {
@@ -23,7 +26,7 @@ pub enum DepositError {
     #[error("coins of this kind of address cannot be spent here: P2WPKH or P2TR expected")]
     UnknownKind,
     /// The wallet's coins do not suffice.
-    #[error("the address holds {available} in confirmed coins; {needed} are needed")]
+    #[error("the address holds {available} in coins that can be spent; {needed} are needed")]
     InsufficientFunds {
         /// What it holds.
         available: Amount,
@@ -52,7 +55,10 @@ fn witness_weight(from: &Script) -> Result<u64, DepositError> {
     }
 }
 
-/// An unsigned PSBT that pays `amount` to `to` from confirmed coins of `from`, which gets the change. The largest coins first.
+/// An unsigned PSBT that pays `amount` to `to` from confirmed coins of `from`, which gets the change.
+///
+/// Coins of coinbases that cannot be spent yet are left out. Not every chain tells which ones those are, so coins that are old
+/// enough in any case come first; of these, the largest.
 ///
 /// # Errors
 /// [`DepositError`].
@@ -68,9 +74,11 @@ pub fn build(
         return Err(DepositError::Dust(amount));
     }
     let spent = |coin: &Deposit| wallet.spends.iter().any(|spend| spend.outpoint == coin.outpoint);
-    let mut coins: Vec<_> =
-        wallet.deposits.iter().filter(|coin| coin.place != Place::Mempool && !spent(coin)).collect();
-    coins.sort_unstable_by_key(|coin| (Reverse(coin.value), coin.outpoint));
+    let young = |coin: &Deposit| coin.place.block().is_none_or(|block| wallet.tip.depth(block) < COINBASE_MATURITY);
+    let immature = |coin: &Deposit| young(coin) && wallet.coinbases.contains(&coin.outpoint);
+    let usable = |coin: &&Deposit| coin.place != Place::Mempool && !spent(coin) && !immature(coin);
+    let mut coins: Vec<_> = wallet.deposits.iter().filter(usable).collect();
+    coins.sort_unstable_by_key(|coin| (young(coin), Reverse(coin.value), coin.outpoint));
     coins.truncate(MAX_INPUTS);
 
     let mut transaction = Transaction {

@@ -54,6 +54,11 @@ impl FeePolicy {
         self.target
     }
 
+    /// The least to pay.
+    pub fn floor(&self) -> FeeRate {
+        self.floor
+    }
+
     /// The most to pay.
     pub fn ceiling(&self) -> FeeRate {
         self.ceiling

@@ -4,6 +4,7 @@
 //!
 //! - [`chain`]: the port, and the three that implement it.
 //! - [`announcement`]: a cohort's way from the first deposit to a final signal, as a machine; [`watch`] drives it.
+//! - [`claims`]: what the announcements of one address leave to each other.
 //! - [`operator`]: the service's policy with a chain behind it; [`offline`] is one without. [`notice`]: what subscribers hear.
 //! - [`fees`] and [`change`]: what a transaction pays, and how one that is stuck is paid for.
 //! - [`deposit`]: funding an address from the operator's own wallet, as a PSBT.
@@ -14,9 +15,11 @@
 pub mod announcement;
 pub mod chain;
 pub mod change;
+pub mod claims;
 pub mod deposit;
 pub mod fees;
 pub mod ledger;
+mod look;
 pub mod notice;
 pub mod offline;
 pub mod operator;

@@ -1,11 +1,11 @@
 //! What subscribers hear of announcements: one typed notice for every step, named as those of the actors are.
 
-use ::bitcoin::{Address, Amount, OutPoint, Txid};
+use ::bitcoin::{Address, Amount, OutPoint, Script, Txid};
 use serde::Serialize;
 
 use super::{
     announcement::{Announcement, AnnouncementEvent, AnnouncementFailure, State},
-    chain::{BlockId, RejectionKind},
+    chain::{BlockId, RejectionKind, Spend},
     fees::sat_per_vb,
 };
 use crate::protocol::{hash::SignalBytes, id::CohortId, network::Network, time::Timestamp};
@@ -27,15 +27,10 @@ pub enum AnnouncementNotice {
     },
     /// A deposit is no longer there.
     DepositGone { cohort_id: CohortId, outpoint: OutPoint },
-    /// A transaction that nobody was asked to sign spends from the beacon address. `signal` is what it announces, if that
-    /// could be read: a signal that no member approved.
-    ForeignSpend {
-        cohort_id: CohortId,
-        outpoint: OutPoint,
-        by: Txid,
-        block: Option<BlockId>,
-        signal: Option<SignalBytes>,
-    },
+    /// A transaction that nobody was asked to sign spends from the beacon address. Told again after a restart while it does.
+    ForeignSpend { cohort_id: CohortId, outpoint: OutPoint, by: Txid, block: Option<BlockId> },
+    /// What that transaction announces, once it could be read: a signal that no member approved.
+    ForeignSignal { cohort_id: CohortId, by: Txid, signal: SignalBytes },
     /// The members are asked to sign.
     AnnouncementPrepared { cohort_id: CohortId, txid: Txid, coin: OutPoint, fee_rate: f64 },
     /// The chain took the announcement.
@@ -59,8 +54,15 @@ pub enum AnnouncementNotice {
     AnnouncementConfirmed { cohort_id: CohortId, txid: Txid, block: BlockId, depth: u32, of: u32 },
     /// It fell out of the block that confirmed it.
     AnnouncementUnconfirmed { cohort_id: CohortId, txid: Txid, block: BlockId },
-    /// It is as deep as was asked for.
-    AnnouncementFinal { cohort_id: CohortId, txid: Txid, block: BlockId },
+    /// It is as deep as was asked for. `left` stays at the beacon address: the same members' next cohort can use it, or
+    /// `recover` takes it back. What is paid there from now on is not watched.
+    AnnouncementFinal {
+        cohort_id: CohortId,
+        txid: Txid,
+        block: BlockId,
+        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        left: Amount,
+    },
     /// There will be no announcement. `left` stays at the beacon address, for `recover` to take back.
     AnnouncementFailed {
         cohort_id: CohortId,
@@ -111,14 +113,11 @@ impl AnnouncementNotice {
                 format!("  deposit of {} in block {}: {outpoint}", sat(value), block.height)
             }
             Self::DepositGone { outpoint, .. } => format!("  a deposit is gone: {outpoint}"),
-            Self::ForeignSpend { cohort_id, outpoint, by, signal, .. } => {
-                let signal = match signal {
-                    Some(signal) => format!("it announces {signal}, which no member approved"),
-                    None => "it announces nothing".to_owned(),
-                };
-                format!(
-                    "ALARM: cohort {cohort_id}: {by} spends {outpoint}, and nobody was asked to sign it; {signal}"
-                )
+            Self::ForeignSpend { cohort_id, outpoint, by, .. } => {
+                format!("ALARM: cohort {cohort_id}: {by} spends {outpoint}, and nobody was asked to sign it")
+            }
+            Self::ForeignSignal { cohort_id, by, signal } => {
+                format!("ALARM: cohort {cohort_id}: {by} announces {signal}, which no member approved")
             }
             Self::AnnouncementPrepared { txid, coin, fee_rate, .. } => {
                 format!("  to be signed: {txid}, spends {coin} at {fee_rate} sat/vB")
@@ -136,15 +135,12 @@ impl AnnouncementNotice {
             Self::AnnouncementUnconfirmed { txid, block, .. } => {
                 format!("  {txid} fell out of block {}: the chain was reorganized", block.height)
             }
-            Self::AnnouncementFinal { cohort_id, txid, block } => {
-                format!("cohort {cohort_id} is announced for good: {txid} in block {}", block.height)
+            Self::AnnouncementFinal { cohort_id, txid, block, left } => {
+                let left = stays(*left);
+                format!("cohort {cohort_id} is announced for good: {txid} in block {}{left}", block.height)
             }
             Self::AnnouncementFailed { cohort_id, reason, left, .. } => {
-                let left = match *left {
-                    Amount::ZERO => String::new(),
-                    ref left => format!("; {} stay at its address: see `recover`", sat(left)),
-                };
-                format!("cohort {cohort_id} will NOT be announced: {reason}{left}")
+                format!("cohort {cohort_id} will NOT be announced: {reason}{}", stays(*left))
             }
             Self::RecoveryNear { cohort_id, outpoint, value, height, blocks, .. } => format!(
                 "WARNING: cohort {cohort_id}: from height {height} on, in {blocks} blocks, the recovery key alone can \
@@ -162,7 +158,32 @@ impl AnnouncementNotice {
     }
 }
 
-/// What `event`, which led to `announcement`, is to subscribers. Foreign spends are for the driver to look into.
+fn stays(left: Amount) -> String {
+    match left.to_sat() {
+        0 => String::new(),
+        left => format!("; {left} sat stay at its address: see `recover`"),
+    }
+}
+
+/// That a beacon address waits for a deposit.
+pub(super) fn funding_wanted(
+    cohort_id: &CohortId,
+    network: Network,
+    script: &Script,
+    deadline: Timestamp,
+) -> AnnouncementNotice {
+    let address = Address::from_script(script, network.to_bitcoin());
+    let beacon_address = address.map_or_else(|_| script.to_hex_string(), |address| address.to_string());
+    AnnouncementNotice::FundingWanted { cohort_id: cohort_id.clone(), beacon_address, deadline }
+}
+
+/// That somebody spends what nobody was asked to sign.
+pub(super) fn foreign_spend(cohort_id: &CohortId, spend: &Spend) -> AnnouncementNotice {
+    let Spend { outpoint, by, place } = *spend;
+    AnnouncementNotice::ForeignSpend { cohort_id: cohort_id.clone(), outpoint, by, block: place.block().copied() }
+}
+
+/// What `event`, which led to `announcement`, is to subscribers.
 pub(super) fn of(
     cohort_id: &CohortId,
     network: Network,
@@ -178,12 +199,8 @@ pub(super) fn of(
     };
     let txid = announcing.map(|announcing| announcing.txid);
     Some(match event {
-        E::WatchStarted { script, deadline, .. } => N::FundingWanted {
-            cohort_id,
-            beacon_address: Address::from_script(script, network.to_bitcoin())
-                .map_or_else(|_| script.to_hex_string(), |address| address.to_string()),
-            deadline: *deadline,
-        },
+        E::WatchStarted { script, deadline, .. } => funding_wanted(&cohort_id, network, script, *deadline),
+        E::ForeignSpendSeen { spend, .. } => foreign_spend(&cohort_id, spend),
         E::DepositSeen { deposit, .. } => N::DepositSeen {
             cohort_id,
             outpoint: deposit.outpoint,
@@ -226,7 +243,10 @@ pub(super) fn of(
         },
         E::Unconfirmed { block, .. } => N::AnnouncementUnconfirmed { cohort_id, txid: txid?, block: *block },
         E::Finalized { block, .. } => match announcement.state() {
-            State::Final { txid, .. } => N::AnnouncementFinal { cohort_id, txid: *txid, block: *block },
+            State::Final { txid, .. } => {
+                let left = announcement.sight().unspent();
+                N::AnnouncementFinal { cohort_id, txid: *txid, block: *block, left }
+            }
             _ => return None,
         },
         E::Failed { failure, .. } => {
@@ -237,7 +257,7 @@ pub(super) fn of(
         E::TipSeen { .. }
         | E::SpendSeen { .. }
         | E::SpendGone { .. }
-        | E::ForeignSpendSeen { .. }
+        | E::SiblingSpendSeen { .. }
         | E::TransactionSigned { .. }
         | E::HandInAccepted { .. } => return None,
     })

@@ -1,11 +1,14 @@
 //! An operator with a chain: the service's policy asks it for transactions, and it sees every announcement to its end.
+//!
+//! There is one watch for an announcement, and nothing else writes to its journal: whoever finds none that runs looks again,
+//! and starts one, while nobody else may. What it is told goes to the watch, also when that has to be started for it.
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use ::bitcoin::{Address, ScriptBuf, address::NetworkUnchecked};
+use ::bitcoin::{Address, Script, ScriptBuf, address::NetworkUnchecked};
 use async_trait::async_trait;
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
@@ -40,6 +43,17 @@ struct Inner {
     settings: WatchSettings,
     rules: Arc<Rules>,
     watches: Mutex<BTreeMap<CohortId, Running>>,
+    /// Held from looking whether a watch runs until it does.
+    starting: tokio::sync::Mutex<Starting>,
+}
+
+/// Whether watches may be started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Starting {
+    #[default]
+    Allowed,
+    /// The operator has stopped.
+    Over,
 }
 
 /// A watch that runs as a task.
@@ -51,7 +65,8 @@ struct Running {
 impl ChainOperator {
     /// An operator that follows `rules`.
     pub fn new(settings: WatchSettings, rules: Rules) -> Self {
-        Self(Arc::new(Inner { settings, rules: Arc::new(rules), watches: Mutex::default() }))
+        let (rules, watches, starting) = (Arc::new(rules), Mutex::default(), tokio::sync::Mutex::default());
+        Self(Arc::new(Inner { settings, rules, watches, starting }))
     }
 
     /// What it has to do with.
@@ -75,12 +90,18 @@ impl ChainOperator {
     /// [`JournalError`] when the journal cannot be read. One stream that cannot be is logged, and keeps none of the others.
     pub async fn resume(&self) -> Result<Vec<CohortId>, JournalError> {
         let mut resumed = Vec::new();
+        let _starting = self.0.starting.lock().await;
         for stream in self.0.settings.journal.streams().await? {
             let Some(cohort_id) = Watch::cohort_of(&stream) else { continue };
+            if self.running(&cohort_id).is_some() {
+                resumed.push(cohort_id);
+                continue;
+            }
+            // Also what has ended: its transactions are not foreign to the next announcement of its address.
             match self.open(&cohort_id).await {
                 Ok(watch) if watch.announcement().has_ended() => {}
                 Ok(watch) => {
-                    self.start(cohort_id.clone(), watch);
+                    self.start(cohort_id.clone(), watch, None);
                     resumed.push(cohort_id);
                 }
                 Err(error) => tracing::error!(%cohort_id, %error, "an announcement cannot go on"),
@@ -94,9 +115,13 @@ impl ChainOperator {
     /// # Errors
     /// [`WatchError`].
     pub async fn watch(&self, cohort_id: &CohortId, script: ScriptBuf) -> Result<(), WatchError> {
+        let starting = self.0.starting.lock().await;
+        if *starting == Starting::Over {
+            return Err(WatchError::Stopping);
+        }
         if self.running(cohort_id).is_none() {
             let watch = self.open_at(cohort_id, script).await?;
-            self.start(cohort_id.clone(), watch);
+            self.start(cohort_id.clone(), watch, None);
         }
         Ok(())
     }
@@ -122,29 +147,73 @@ impl ChainOperator {
             }
             ServiceNotice::SigningComplete { cohort_id, result, .. } => {
                 let (transaction, value) = (result.signed.transaction.clone(), result.signed.value);
-                let (kept, answer) = oneshot::channel();
-                let signed = Request::Signed { transaction: transaction.clone(), value, kept };
-                if self.request(cohort_id, signed).await && answer.await.is_ok() {
-                    return Ok(());
-                }
                 // Also when it had been given up: what is signed is worth announcing.
-                let mut watch = self.open_at(cohort_id, result.output.script_pubkey().to_owned()).await?;
-                if let Err(reject) = watch.feed(Input::Signed { transaction, value }).await? {
-                    tracing::warn!(%cohort_id, %reject, "a signed transaction is not announced");
-                }
-                self.start(cohort_id.clone(), watch);
-                Ok(())
+                let script = result.output.script_pubkey();
+                let signed = |kept| Request::Signed { transaction: transaction.clone(), value, kept };
+                self.deliver(cohort_id, Some(script), signed).await
             }
             ServiceNotice::CohortFailed { cohort_id, reason, .. } => {
-                let (kept, answer) = oneshot::channel();
-                if self.request(cohort_id, Request::CohortFailed { reason: reason.clone(), kept }).await {
-                    // Nothing is lost if nobody noted it: the address is then watched a little longer.
-                    let _ = answer.await;
-                }
-                Ok(())
+                let failed = |kept| Request::CohortFailed { reason: reason.clone(), kept };
+                self.deliver(cohort_id, None, failed).await
             }
             _ => Ok(()),
         }
+    }
+
+    /// Tells the watch of a cohort something, until it has written that down. One that does not run is started for it, unless
+    /// the cohort never had one and there is no `script` to watch.
+    async fn deliver(
+        &self,
+        cohort_id: &CohortId,
+        script: Option<&Script>,
+        request: impl Fn(oneshot::Sender<()>) -> Request,
+    ) -> Result<(), WatchError> {
+        loop {
+            let (kept, answer) = oneshot::channel();
+            let request = request(kept);
+            let unsent = match self.running(cohort_id) {
+                Some(watch) => watch.send(request).await.err().map(|unsent| unsent.0),
+                None => Some(request),
+            };
+            if let Some(request) = unsent
+                && !self.start_with(cohort_id, script, request).await?
+            {
+                return Ok(());
+            }
+            if answer.await.is_ok() {
+                return Ok(());
+            }
+            // It ended as we asked, or cannot write.
+            tokio::time::sleep(self.0.settings.poll).await;
+        }
+    }
+
+    /// Starts the watch of a cohort, with a request to begin with. Whether there is one.
+    async fn start_with(
+        &self,
+        cohort_id: &CohortId,
+        script: Option<&Script>,
+        request: Request,
+    ) -> Result<bool, WatchError> {
+        let starting = self.0.starting.lock().await;
+        if *starting == Starting::Over {
+            return Err(WatchError::Stopping);
+        }
+        if let Some(watch) = self.running(cohort_id) {
+            drop(starting);
+            // Whoever it does not reach asks again.
+            let _ = watch.send(request).await;
+            return Ok(true);
+        }
+        let watch = match script {
+            Some(script) => self.open_at(cohort_id, script.to_owned()).await?,
+            None => self.open(cohort_id).await?,
+        };
+        if matches!(watch.announcement().state(), State::Planned) {
+            return Ok(false);
+        }
+        self.start(cohort_id.clone(), watch, Some(request));
+        Ok(true)
     }
 
     async fn open(&self, cohort_id: &CohortId) -> Result<Watch, WatchError> {
@@ -160,8 +229,13 @@ impl ChainOperator {
         Ok(watch)
     }
 
-    fn start(&self, cohort_id: CohortId, watch: Watch) {
+    /// Runs a watch. Who calls it holds `starting`, and has seen that none runs.
+    fn start(&self, cohort_id: CohortId, watch: Watch, first: Option<Request>) {
         let (requests, receiver) = mpsc::channel(REQUESTS);
+        if let Some(first) = first {
+            // There is room: it is the first.
+            let _ = requests.try_send(first);
+        }
         // Without the operator itself: when that is gone, so are the senders, and the task ends.
         let (settings, rules) = (self.0.settings.clone(), Arc::clone(&self.0.rules));
         let task = tokio::spawn(see_to_the_end(cohort_id.clone(), watch, receiver, settings, rules));
@@ -183,8 +257,10 @@ impl ChainOperator {
         }
     }
 
-    /// Ends all watches, when what they are doing is done. [`Self::resume`] goes on with them.
+    /// Ends all watches, when what they are writing down is written down. Looks at the chain are given up. No watch is started
+    /// any more; a new operator goes on with them, by [`Self::resume`].
     pub async fn stop(&self) {
+        *self.0.starting.lock().await = Starting::Over;
         let watches = std::mem::take(&mut *self.watches());
         for (cohort_id, Running { requests, task }) in watches {
             drop(requests);
@@ -229,7 +305,7 @@ async fn see_to_the_end(
             }
             let machine = Announcement::new(Arc::clone(&rules));
             match Watch::open(cohort_id.clone(), machine, settings.clone()).await {
-                Ok(watch) => break watch,
+                Ok(watch) => break watch.has_told(),
                 Err(error) => tracing::error!(%cohort_id, %error, "an announcement stands still"),
             }
         };
@@ -249,7 +325,7 @@ impl ServicePolicy for ChainOperator {
             Ok(Ok(prepared)) => {
                 Ok(FundedTransaction { transaction: prepared.transaction, value: prepared.coin.value })
             }
-            Ok(Err(PrepareError::NotFunded(problem))) => Err(retry(&problem)),
+            Ok(Err(problem @ (PrepareError::NotFunded(_) | PrepareError::Unreachable(_)))) => Err(retry(&problem)),
             Ok(Err(PrepareError::Never(problem))) => Err(Fatal(problem).into()),
             // The watch has ended: for good, or for a reason that asking again may overcome.
             Err(_) => match self.open(cohort_id).await.map_err(|error| retry(&error))?.announcement().state() {

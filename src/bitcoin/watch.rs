@@ -1,7 +1,10 @@
 //! Drives one announcement: polls the chain, journals what the machine decides, hands in what it wants handed in, and tells
 //! subscribers. It decides nothing itself.
+//!
+//! It is at the chain or at its requests, never deaf to either: what is asked while it looks at the chain waits for the answer,
+//! and when nobody can ask any more the look is given up. Who asks for a transaction is answered when there is one.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use ::bitcoin::{FeeRate, Transaction};
 use rand_chacha::ChaCha20Rng;
@@ -11,9 +14,11 @@ use tokio::{
 };
 
 use super::{
-    announcement::{Announcement, AnnouncementEvent, Effect, Input, NotFunded, Prepared, State},
-    chain::{Activity, Chain, ChainError, Deposit, Rejection, Spend},
+    announcement::{Announcement, AnnouncementEvent, Effect, Input, NotFunded, Prepared, State, Wanted},
+    chain::{Activity, Chain, ChainError, Rejection, Spend},
     change::{ChangeKey, Child},
+    claims::Claims,
+    look::look,
     notice::{self, AnnouncementNotice},
 };
 use crate::{
@@ -21,6 +26,7 @@ use crate::{
         journal::{Journal, JournalError, Record, StreamId},
         runtime::{Clock, Randomness},
     },
+    bitcoin::recovery::block_time,
     protocol::{
         error::Reject,
         hash::SignalBytes,
@@ -33,6 +39,12 @@ use crate::{
 
 /// How far ahead a timer is set at most: a deadline that is "never" is no instant.
 const FAR: Duration = Duration::from_secs(24 * 3600);
+
+/// How long who asks for a transaction waits for a coin before it is told what is missing.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// How many requests are put aside while the chain is asked.
+const PUT_ASIDE: usize = 64;
 
 /// What a watch has to do with.
 #[derive(Clone)]
@@ -49,6 +61,8 @@ pub struct WatchSettings {
     pub clock: Clock,
     /// How often to ask the chain.
     pub poll: Duration,
+    /// What the announcements of one address leave to each other: one for all watches.
+    pub claims: Arc<Claims>,
     /// Where to tell what happens.
     pub notices: broadcast::Sender<Arc<AnnouncementNotice>>,
 }
@@ -56,7 +70,7 @@ pub struct WatchSettings {
 /// What a host asks of a watch.
 #[derive(Debug)]
 pub enum Request {
-    /// The transaction that announces `signal`.
+    /// The transaction that announces `signal`: answered when there is one, when there will be none, and after ten minutes.
     Prepare {
         /// The cohort's output.
         output: BeaconOutput,
@@ -92,6 +106,9 @@ pub enum PrepareError {
     /// Not yet.
     #[error(transparent)]
     NotFunded(#[from] NotFunded),
+    /// It cannot be told: what is known of the chain is old.
+    #[error("the chain cannot be asked now: {0}")]
+    Unreachable(String),
 }
 
 /// Why a watch cannot go on.
@@ -108,6 +125,24 @@ pub enum WatchError {
         /// What is wrong.
         problem: String,
     },
+    /// The operator is stopping. What it is told now has to be told again after a restart.
+    #[error("the operator is stopping")]
+    Stopping,
+}
+
+/// Who waits for a transaction.
+struct Waiting {
+    output: BeaconOutput,
+    signal: SignalBytes,
+    answer: oneshot::Sender<Result<Prepared, PrepareError>>,
+    until: Instant,
+}
+
+/// What a look at the chain shows.
+struct Seen {
+    activity: Activity,
+    since: u32,
+    estimate: Option<FeeRate>,
 }
 
 /// One announcement and what drives it.
@@ -117,8 +152,15 @@ pub struct Watch {
     settings: WatchSettings,
     stream: StreamId,
     rng: ChaCha20Rng,
-    /// Whether the chain could be asked the last time.
-    reached: bool,
+    /// Why the chain could not be asked the last time.
+    unreachable: Option<String>,
+    /// Its fee estimate, as of the last time that it could.
+    estimate: Option<FeeRate>,
+    /// When the address came to be, if that was in this life.
+    begun: Option<Instant>,
+    /// Whether what must not be missed was told in this life.
+    has_told: bool,
+    waiting: Vec<Waiting>,
 }
 
 impl Watch {
@@ -148,12 +190,30 @@ impl Watch {
             events.map_err(|error| WatchError::Replay { stream: stream.clone(), problem: error.to_string() })?;
         let machine = machine::replay(machine, &events);
         let rng = Randomness::System.for_actor(stream.as_str());
-        Ok(Self { cohort_id, machine, settings, stream, rng, reached: true })
+        settings.claims.note(&cohort_id, &machine);
+        Ok(Self {
+            cohort_id,
+            machine,
+            settings,
+            stream,
+            rng,
+            unreachable: None,
+            estimate: None,
+            begun: None,
+            has_told: false,
+            waiting: Vec::new(),
+        })
     }
 
     /// The announcement.
     pub fn announcement(&self) -> &Announcement {
         &self.machine
+    }
+
+    /// The same watch, opened again in the same life: it tells nothing again.
+    pub(super) fn has_told(mut self) -> Self {
+        self.has_told = true;
+        self
     }
 
     /// Lets `input` happen, and all that follows from it.
@@ -178,6 +238,11 @@ impl Watch {
                 told.extend(notice::of(&self.cohort_id, self.settings.network, &self.machine, event));
                 effects.extend(self.machine.effects(event));
             }
+            self.settings.claims.note(&self.cohort_id, &self.machine);
+            if events.iter().any(|event| matches!(event, AnnouncementEvent::WatchStarted { .. })) {
+                self.begun = Some(Instant::now());
+                self.has_told = true;
+            }
             let records = events.iter().cloned().map(Record::new).collect();
             self.settings.journal.append(&self.stream, records).await?;
             for notice in told {
@@ -185,7 +250,7 @@ impl Watch {
             }
             for event in &events {
                 if let AnnouncementEvent::ForeignSpendSeen { spend, .. } = event {
-                    self.alarm(spend).await;
+                    self.look_into(spend).await;
                 }
             }
             // Of several, the last one is the whole: it hands in the announcement with its newest child.
@@ -203,7 +268,7 @@ impl Watch {
             Some(child) => chain.submit_package(transaction, child).await,
             None => chain.submit(transaction).await,
         };
-        let result = match result {
+        let result: Result<(), Rejection> = match result {
             Ok(()) => Ok(()),
             Err(ChainError::Rejected(rejection)) => Err(rejection),
             Err(error) => {
@@ -212,20 +277,7 @@ impl Watch {
                 return None;
             }
         };
-        Some(Input::HandedIn { txid: self.whose(transaction, signed.as_ref(), &result), result })
-    }
-
-    /// Which of the two a result is about.
-    fn whose(
-        &self,
-        transaction: &Transaction,
-        child: Option<&Transaction>,
-        result: &Result<(), Rejection>,
-    ) -> ::bitcoin::Txid {
-        match (child, result) {
-            (Some(child), Err(_)) => child.compute_txid(),
-            _ => transaction.compute_txid(),
-        }
+        Some(Input::HandedIn { txid: signed.as_ref().unwrap_or(transaction).compute_txid(), result })
     }
 
     /// Asks the chain what happened, and feeds the answer.
@@ -236,45 +288,39 @@ impl Watch {
         if matches!(self.machine.state(), State::Planned) || self.machine.has_ended() {
             return Ok(());
         }
-        match self.look().await {
-            Ok((activity, since)) => {
-                if !self.reached {
-                    self.reached = true;
+        let seen = self.ask().await;
+        self.take(seen).await
+    }
+
+    /// What the chain shows.
+    async fn ask(&self) -> Result<Seen, ChainError> {
+        let (activity, since) = look(&*self.settings.chain, &self.machine, self.is_young()).await?;
+        Ok(Seen { activity, since, estimate: self.estimate().await })
+    }
+
+    /// Whether the address is so new that nothing can have happened to it before the blocks that are read anyway.
+    fn is_young(&self) -> bool {
+        let others = self.settings.claims.others(&self.cohort_id, self.machine.script());
+        // Half of it, should blocks come fast.
+        let window = block_time(self.settings.network) * self.machine.rules().window() / 2;
+        !others.exist && self.begun.is_some_and(|begun| begun.elapsed() < window)
+    }
+
+    /// Feeds what the chain has shown.
+    async fn take(&mut self, seen: Result<Seen, ChainError>) -> Result<(), WatchError> {
+        match seen {
+            Ok(Seen { activity, since, estimate }) => {
+                if self.unreachable.take().is_some() {
                     self.tell(AnnouncementNotice::ChainAvailable { cohort_id: self.cohort_id.clone() });
                 }
-                let estimate = self.estimate().await;
+                self.estimate = estimate;
+                let known = self.settings.claims.others(&self.cohort_id, self.machine.script()).transactions;
                 // Observations are refused by nothing.
-                let _ = self.feed(Input::Observed { activity, since, estimate }).await?;
+                let _ = self.feed(Input::Observed { activity, since, estimate, known }).await?;
             }
             Err(error) => self.unreachable(&error),
         }
         Ok(())
-    }
-
-    /// What happened, and from which height on that is all.
-    async fn look(&self) -> Result<(Activity, u32), ChainError> {
-        let (chain, script) = (&self.settings.chain, self.machine.script());
-        let sight = self.machine.sight();
-        let window = self.machine.rules().window();
-        let Some(from) = sight.rescan_from(window) else {
-            // The coins say nothing of spends that a block has already; the blocks do.
-            let coins = chain.coins(script).await?;
-            let from = coins.tip.block.height.saturating_sub(window);
-            let mut activity = chain.activity(script, from).await?;
-            let older = |deposit: &Deposit| deposit.place.block().is_some_and(|block| block.height < from);
-            activity.deposits.extend(coins.deposits.into_iter().filter(older));
-            return Ok((activity, 0));
-        };
-        // While the tip stands still, only the mempool can have changed.
-        let tip = chain.tip().await?;
-        if sight.tip == Some(tip) {
-            let since = tip.block.height + 1;
-            let activity = chain.activity(script, since).await?;
-            if activity.tip == tip {
-                return Ok((activity, since));
-            }
-        }
-        Ok((chain.activity(script, from).await?, from))
     }
 
     /// The chain's estimate; none when it fails, which is what floor and ceiling are for.
@@ -291,25 +337,40 @@ impl Watch {
 
     fn unreachable(&mut self, error: &ChainError) {
         tracing::warn!(cohort_id = %self.cohort_id, %error, "the chain does not answer");
-        if std::mem::replace(&mut self.reached, false) {
+        if self.unreachable.replace(error.to_string()).is_none() {
             let (cohort_id, problem) = (self.cohort_id.clone(), error.to_string());
             self.tell(AnnouncementNotice::ChainUnavailable { cohort_id, problem });
         }
     }
 
-    /// Tells of a foreign spend, with the signal in it if it can be read.
-    async fn alarm(&self, spend: &Spend) {
-        let block = spend.place.block().copied();
-        let found = self.settings.chain.transaction(&spend.by, block.as_ref().map(|block| &block.hash)).await;
-        let signal = found.ok().flatten().as_ref().and_then(signal_of);
-        let cohort_id = self.cohort_id.clone();
-        self.tell(AnnouncementNotice::ForeignSpend {
-            cohort_id,
-            outpoint: spend.outpoint,
-            by: spend.by,
-            block,
-            signal,
-        });
+    /// Tells what a foreign spend announces, if that can be read. That it is there was told before: a node may take long.
+    async fn look_into(&self, spend: &Spend) {
+        let block = spend.place.block().map(|block| &block.hash);
+        let found = self.settings.chain.transaction(&spend.by, block).await;
+        if let Some(signal) = found.ok().flatten().as_ref().and_then(signal_of) {
+            self.tell(AnnouncementNotice::ForeignSignal {
+                cohort_id: self.cohort_id.clone(),
+                by: spend.by,
+                signal,
+            });
+        }
+    }
+
+    /// Tells again what must not be missed, should it have been lost with an earlier life: that funds are wanted, and alarms.
+    async fn tell_again(&self) {
+        if self.has_told {
+            return;
+        }
+        if let State::Funding { deadline } = self.machine.state() {
+            let network = self.settings.network;
+            self.tell(notice::funding_wanted(&self.cohort_id, network, self.machine.script(), *deadline));
+        }
+        for spend in self.machine.alarms() {
+            self.tell(notice::foreign_spend(&self.cohort_id, spend));
+        }
+        for spend in self.machine.alarms() {
+            self.look_into(spend).await;
+        }
     }
 
     fn tell(&self, notice: AnnouncementNotice) {
@@ -317,33 +378,59 @@ impl Watch {
         let _ = self.settings.notices.send(Arc::new(notice));
     }
 
-    async fn prepare(
-        &mut self,
-        output: BeaconOutput,
-        signal: SignalBytes,
-    ) -> Result<Result<Prepared, PrepareError>, WatchError> {
-        self.poll().await?;
-        let estimate = self.estimate().await;
+    /// Answers those who wait, as far as there is an answer.
+    async fn answer_waiting(&mut self) -> Result<(), WatchError> {
+        for waiting in std::mem::take(&mut self.waiting) {
+            // Whoever asked may have gone; it asks again.
+            if waiting.answer.is_closed() {
+                continue;
+            }
+            match self.prepare(&waiting).await? {
+                Err(PrepareError::NotFunded(_) | PrepareError::Unreachable(_))
+                    if Instant::now() < waiting.until =>
+                {
+                    self.waiting.push(waiting);
+                }
+                answer => drop(waiting.answer.send(answer)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn prepare(&mut self, waiting: &Waiting) -> Result<Result<Prepared, PrepareError>, WatchError> {
         if let State::Failed { failure } = self.machine.state() {
             return Ok(Err(PrepareError::Never(failure.to_string())));
         }
-        if let Err(reject) = self.feed(Input::Prepare { output: output.clone(), signal, estimate }).await? {
+        if let Some(problem) = &self.unreachable {
+            return Ok(Err(PrepareError::Unreachable(problem.clone())));
+        }
+        let claims = Arc::clone(&self.settings.claims);
+        let _turn = claims.choose().await;
+        let wanted = Wanted {
+            output: waiting.output.clone(),
+            signal: waiting.signal,
+            estimate: self.estimate,
+            taken: claims.others(&self.cohort_id, self.machine.script()).coins,
+        };
+        if let Err(reject) = self.feed(Input::Prepare(wanted.clone())).await? {
             return Ok(Err(PrepareError::Never(reject.detail)));
         }
-        Ok(match self.machine.prepared(&signal) {
+        let now = self.settings.clock.now();
+        Ok(match self.machine.prepared(&wanted.signal) {
             Some(prepared) => Ok(prepared.clone()),
-            None => self.machine.choose(&output, &signal, estimate).map_err(PrepareError::from),
+            None => self.machine.choose(now, &wanted).map_err(PrepareError::from),
         })
     }
 
-    /// Runs until the announcement has ended, or its operator is gone.
+    /// Runs until the announcement has ended, or its operator is gone. Requests that wait are served first in any case.
     ///
     /// # Errors
     /// [`WatchError`] when the facts cannot be written down. A new watch goes on from what was.
     pub async fn run(mut self, requests: &mut mpsc::Receiver<Request>) -> Result<Announcement, WatchError> {
+        self.tell_again().await;
         let mut poll_at = Instant::now();
         let mut ticked = None;
-        while !self.machine.has_ended() {
+        while !(self.machine.has_ended() && requests.is_empty()) {
             let now = self.settings.clock.now();
             // One tick for a deadline: one that leads to nothing now leads to something after the next look at the chain.
             let deadline = self.machine.deadline().filter(|deadline| ticked != Some(*deadline));
@@ -351,7 +438,12 @@ impl Watch {
             tokio::select! {
                 biased;
                 request = requests.recv() => match request {
-                    Some(request) => self.serve(request).await?,
+                    Some(request) => {
+                        self.serve(request).await?;
+                        if !self.waiting.is_empty() {
+                            poll_at = Instant::now();
+                        }
+                    }
                     None => break,
                 },
                 () = sleep_until(Instant::now() + due) => {
@@ -359,7 +451,12 @@ impl Watch {
                     let _ = self.feed(Input::Tick).await?;
                 }
                 () = sleep_until(poll_at) => {
-                    self.poll().await?;
+                    let Some((seen, put_aside)) = self.ask_and_listen(requests).await else { break };
+                    self.take(seen).await?;
+                    for request in put_aside {
+                        self.serve(request).await?;
+                    }
+                    self.answer_waiting().await?;
                     poll_at = Instant::now() + self.settings.poll;
                     ticked = None;
                 }
@@ -368,12 +465,27 @@ impl Watch {
         Ok(self.machine)
     }
 
+    /// What the chain shows, and what was requested meanwhile. None when nobody can request anything any more.
+    async fn ask_and_listen(
+        &self,
+        requests: &mut mpsc::Receiver<Request>,
+    ) -> Option<(Result<Seen, ChainError>, Vec<Request>)> {
+        let mut put_aside = Vec::new();
+        let mut ask = pin!(self.ask());
+        loop {
+            tokio::select! {
+                biased;
+                seen = &mut ask => return Some((seen, put_aside)),
+                request = requests.recv(), if put_aside.len() < PUT_ASIDE => put_aside.push(request?),
+            }
+        }
+    }
+
     async fn serve(&mut self, request: Request) -> Result<(), WatchError> {
         let refused = match request {
             Request::Prepare { output, signal, answer } => {
-                let prepared = self.prepare(output, signal).await?;
-                // Whoever asked may have gone; it asks again.
-                let _ = answer.send(prepared);
+                let until = Instant::now() + PATIENCE;
+                self.waiting.push(Waiting { output, signal, answer, until });
                 Ok(())
             }
             Request::Signed { transaction, value, kept } => {

@@ -22,7 +22,9 @@ const MAX_FILE: u64 = 64 << 20;
 #[derive(Debug, Args)]
 #[command(
     after_help = "The comparison is at each cohort's own fee rate: its transaction against one singleton transaction\n\
-    (one input, change, OP_RETURN of 32 bytes) for every member that announced an update."
+    (one input, change, OP_RETURN of 32 bytes) for every member that announced an update.\n\n\
+    A result is written when a cohort has signed. Whether its transaction was announced, and what was paid to bump it,\n\
+    is not in it: cohorts that were signed and never announced are counted, children that paid for others are not."
 )]
 pub(super) struct CostArgs {
     /// The directory that `serve --out` wrote to, or that of one cohort in it

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, process::ExitCode, sync::Arc};
 
-use ::bitcoin::{FeeRate, consensus::encode::serialize_hex};
+use ::bitcoin::{Address, FeeRate, address::NetworkUnchecked, consensus::encode::serialize_hex};
 use clap::Args;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde_json::{Value, json};
@@ -26,7 +26,8 @@ use crate::{
 #[command(
     after_help = "Without --to the coins are listed, with the height and the time from which each can be recovered.\n\
     With --to those that can be are sent there, each by a transaction of its own; --dry-run signs and shows the\n\
-    transactions, and sends none.\n\n\
+    transactions, and sends none. Coins that a transaction in the mempool spends are left alone: it may be the cohort's\n\
+    announcement. --replace takes them too.\n\n\
     The cohort's output is derived from its keys and terms: from the file output.json that the service keeps, or from\n\
     --keys, --recovery-key and --recovery-sequence."
 )]
@@ -71,6 +72,9 @@ pub(super) struct RecoverArgs {
     /// The highest fee rate to pay, in sat/vB, whatever the chain asks for
     #[arg(long, value_name = "RATE", default_value_t = 100)]
     max_fee_rate: u32,
+    /// Also take coins that a transaction in the mempool spends, which may be the announcement: it is replaced
+    #[arg(long, requires = "to")]
+    replace: bool,
     /// Sign and show, send nothing
     #[arg(long, requires = "to")]
     dry_run: bool,
@@ -92,6 +96,8 @@ enum RecoverError {
     NoRecoveryLeaf,
     #[error("the key is not the recovery key of this cohort, which is {0}")]
     OtherKey(XOnlyKey),
+    #[error("--to {address}: {problem}")]
+    Destination { address: String, problem: String },
     #[error(transparent)]
     Key(#[from] KeyFileError),
     #[error(transparent)]
@@ -109,6 +115,7 @@ impl Failure for RecoverError {
             | Self::CohortFile { .. }
             | Self::Output(_)
             | Self::NoRecoveryLeaf
+            | Self::Destination { .. }
             | Self::Fees(_)
             | Self::Source(_) => 2,
             Self::OtherKey(_) | Self::Key(_) | Self::Chain(_) => 1,
@@ -137,6 +144,7 @@ struct Outcome {
     output: BeaconOutput,
     activity: Activity,
     coins: Vec<RecoverableCoin>,
+    /// What is paid, where coins are to be recovered.
     rate: Option<FeeRate>,
     made: Vec<Made>,
 }
@@ -148,6 +156,12 @@ async fn recover(args: &RecoverArgs) -> Result<Outcome, RecoverError> {
     let (floor, ceiling) =
         (FeeRate::from_sat_per_vb_u32(args.min_fee_rate), FeeRate::from_sat_per_vb_u32(args.max_fee_rate));
     let fees = FeePolicy::new(floor, ceiling, ConfirmationTarget::new(args.target))?;
+    if let Some(address) = &args.to {
+        address
+            .parse::<Address<NetworkUnchecked>>()
+            .and_then(|parsed| parsed.require_network(output.network().to_bitcoin()))
+            .map_err(|error| RecoverError::Destination { address: address.clone(), problem: error.to_string() })?;
+    }
     // Everything that can be wrong here is found before the node is kept busy.
     let key = match &args.to {
         Some(_) => Some(identity_of(args.identity.as_deref(), args.secret_env.as_deref(), Some(output.network()))?),
@@ -163,8 +177,10 @@ async fn recover(args: &RecoverArgs) -> Result<Outcome, RecoverError> {
     let (Some(destination), Some(identity)) = (&args.to, key) else { return Ok(outcome) };
 
     let rate = fees.hold(estimate(&chain, fees.target()).await);
-    let mature: Vec<_> =
-        outcome.coins.iter().filter(|coin| matches!(coin.maturity, Maturity::Mature { .. })).copied().collect();
+    let mature = |coin: &&RecoverableCoin| matches!(coin.maturity, Maturity::Mature { .. });
+    // What is on its way may be the announcement, which is worth more than a coin that comes back now.
+    let free = |coin: &&RecoverableCoin| coin.spent_by.is_none() || args.replace;
+    let mature: Vec<_> = outcome.coins.iter().filter(mature).filter(free).copied().collect();
     let mut rng = ChaCha20Rng::from_os_rng();
     outcome.rate = Some(rate);
     for recovery in plan(&outcome.output, &mature, destination, rate, identity.secret_key(), &mut rng) {
@@ -203,9 +219,15 @@ fn output_of(args: &RecoverArgs) -> Result<BeaconOutput, RecoverError> {
 }
 
 impl Outcome {
+    /// Whether coins were to be recovered and none could be.
+    fn found_nothing(&self) -> bool {
+        self.rate.is_some() && self.made.is_empty()
+    }
+
     /// Whether something that was to be recovered was not.
     fn failed(&self) -> bool {
-        self.made.iter().any(|made| made.recovery.transaction.is_err() || matches!(made.sent, Some(Err(_))))
+        self.found_nothing()
+            || self.made.iter().any(|made| made.recovery.transaction.is_err() || matches!(made.sent, Some(Err(_))))
     }
 
     fn json(&self) -> Value {
@@ -238,6 +260,7 @@ impl Outcome {
             "coins": self.coins,
             "feeRate": self.rate.map(crate::bitcoin::fees::sat_per_vb),
             "recoveries": made,
+            "nothingToRecover": self.found_nothing(),
         })
     }
 
@@ -270,6 +293,9 @@ impl Outcome {
                 (Ok(_), Some(Err(error))) => format!("{coin} is not recovered: {error}"),
             });
         }
+        if self.found_nothing() {
+            lines.push("nothing can be recovered now: no coin is mature and free".to_owned());
+        }
         lines.join("\n")
     }
 }
@@ -285,7 +311,7 @@ fn maturity_text(coin: &RecoverableCoin) -> String {
         Maturity::Mature { .. } => "can be recovered now".to_owned(),
     };
     match coin.spent_by {
-        Some(txid) => format!("{maturity}; {txid} spends it"),
+        Some(txid) => format!("{maturity}; {txid}, in the mempool, spends it (see --replace)"),
         None => maturity,
     }
 }

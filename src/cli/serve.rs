@@ -150,6 +150,9 @@ settings! {
         /// With a chain: how long a beacon address is watched for a deposit [default: 1day]
         #[arg(long, value_name = "TIME", env = "BTCR2_FUNDING_WINDOW")]
         funding_window: Span,
+        /// With a chain: how many confirmations a deposit needs before members sign [default: 1]
+        #[arg(long, value_name = "N", env = "BTCR2_FUNDING_CONFIRMATIONS")]
+        funding_confirmations: u32,
         /// With a chain: how many confirmations make an announcement final [default: 6]
         #[arg(long, value_name = "N", env = "BTCR2_CONFIRMATIONS")]
         confirmations: u32,
@@ -303,6 +306,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
             let span = |setting: Option<Span>, default| setting.map_or(default, |span: Span| span.0);
             chain.poll = span(settings.chain_poll, chain.poll);
             chain.funding_window = span(settings.funding_window, chain.funding_window);
+            chain.funding_confirmations = settings.funding_confirmations.unwrap_or(chain.funding_confirmations);
             chain.confirmations = settings.confirmations.unwrap_or(chain.confirmations);
             chain.fee_floor = settings.fee_floor.map_or(chain.fee_floor, |rate| rate.0);
             chain.fee_ceiling = settings.fee_ceiling.map_or(chain.fee_ceiling, |rate| rate.0);

@@ -54,6 +54,8 @@ pub struct ChainConfig {
     pub poll: Duration,
     /// How long a beacon address is watched for its first usable deposit.
     pub funding_window: Duration,
+    /// How deep a deposit must be confirmed before members sign a transaction that spends it.
+    pub funding_confirmations: u32,
     /// How deep an announcement must be confirmed to be final.
     pub confirmations: u32,
     /// The least that is paid.
@@ -67,13 +69,14 @@ pub struct ChainConfig {
 }
 
 impl ChainConfig {
-    /// A chain that is asked every 30 seconds, with a day for funding, final at depth 6, 1 to 100 sat/vB, confirmed within an
-    /// hour or so.
+    /// A chain that is asked every 30 seconds, with a day for funding by one confirmation, final at depth 6, 1 to 100 sat/vB,
+    /// confirmed within an hour or so.
     pub fn new(source: ChainSource) -> Self {
         Self {
             source,
             poll: Duration::from_secs(30),
             funding_window: Duration::from_secs(24 * 3600),
+            funding_confirmations: 1,
             confirmations: 6,
             fee_floor: FeeRate::BROADCAST_MIN,
             fee_ceiling: FeeRate::from_sat_per_vb_u32(100),
@@ -87,6 +90,7 @@ impl ChainConfig {
             .map_err(|error| ProgramError::Usage(error.to_string()))?;
         let mut rules = Rules::new(change);
         rules.funding_window = self.funding_window;
+        rules.funding_confirmations = self.funding_confirmations;
         rules.confirmations = self.confirmations;
         rules.fees = fees;
         Ok(rules)
@@ -130,6 +134,7 @@ impl Operator {
             journal,
             clock,
             poll: chain.poll,
+            claims: Arc::default(),
             notices: broadcast::Sender::new(NOTICES),
         };
         Ok(Self::Chain(ChainOperator::new(settings, rules)))
@@ -153,7 +158,8 @@ fn refuse(error: &ChainError) -> ProgramError {
     ProgramError::Usage(format!("--chain: {error}"))
 }
 
-/// Publishes what is announced, and then provides its transaction.
+/// Publishes what is announced, and then provides its transaction. Without a coin it is asked again, and publishes again: a
+/// [`ChainOperator`] answers only when it has waited long.
 pub(super) struct Publisher {
     pub(super) operator: Operator,
     pub(super) publication: Publication,

@@ -1,12 +1,17 @@
 //! What may happen to an announcement, and which facts it makes.
 
-use ::bitcoin::FeeRate;
+use std::collections::BTreeSet;
+
+use ::bitcoin::{FeeRate, Txid};
 
 use super::{
     Announcement, AnnouncementEvent as E, AnnouncementFailure as Failure, Announcing, Input, State, out_of_phase,
 };
 use crate::{
-    bitcoin::{chain::Place, change::BumpError},
+    bitcoin::{
+        chain::{Place, Spend},
+        change::BumpError,
+    },
     protocol::{
         error::{Reject, RejectCode},
         machine::Machine,
@@ -18,27 +23,23 @@ pub(super) fn decide(announcement: &Announcement, now: Timestamp, input: &Input)
     let mut deciding = Deciding { at: now, next: announcement.clone(), facts: Vec::new() };
     match input {
         Input::Watch { script } => deciding.watch(script)?,
-        Input::Observed { activity, since, estimate } => {
+        Input::Observed { activity, since, estimate, known } => {
             if matches!(announcement.state, State::Planned) || announcement.has_ended() {
                 return Ok(Vec::new());
             }
-            let keep = match &announcement.state {
-                State::Signing { prepared, .. } => Some(prepared.coin.outpoint),
-                State::Announcing(announcing) => Some(announcing.coin.outpoint),
-                _ => None,
-            };
-            for fact in announcement.sight.news(now, activity, *since, keep.as_ref()) {
+            for fact in announcement.sight.news(now, activity, *since, announcement.coin().as_ref()) {
                 deciding.fact(fact);
             }
-            deciding.raise_alarms();
+            deciding.raise_alarms(known);
+            deciding.give_up_unfunded();
             deciding.follow();
             deciding.hand_in_if_due();
             deciding.bump_if_stuck(*estimate);
         }
-        Input::Prepare { output, signal, estimate } => match &announcement.state {
+        Input::Prepare(wanted) => match &announcement.state {
             State::Funding { .. } | State::Signing { .. } => {
-                if announcement.prepared(signal).is_none()
-                    && let Ok(prepared) = announcement.choose(output, signal, *estimate)
+                if announcement.prepared(&wanted.signal).is_none()
+                    && let Ok(prepared) = announcement.choose(now, wanted)
                 {
                     let deadline = now + announcement.rules.signing_window;
                     deciding.fact(E::TransactionPrepared { at: now, prepared: Box::new(prepared), deadline });
@@ -65,13 +66,20 @@ pub(super) fn decide(announcement: &Announcement, now: Timestamp, input: &Input)
         },
         Input::HandedIn { txid, result } => {
             let State::Announcing(announcing) = &announcement.state else { return Ok(Vec::new()) };
-            let known = announcing.txid == *txid
-                || announcing.child.as_ref().is_some_and(|child| child.transaction.compute_txid() == *txid);
-            if known {
-                deciding.fact(match result {
-                    Ok(()) => E::HandInAccepted { at: now, txid: *txid },
-                    Err(rejection) => E::HandInRefused { at: now, txid: *txid, rejection: rejection.clone() },
-                });
+            let of_child = announcing.has_child(txid);
+            if !of_child && announcing.txid != *txid {
+                return Ok(Vec::new());
+            }
+            match result {
+                Ok(()) => {
+                    deciding.fact(E::HandInAccepted { at: now, txid: announcing.txid });
+                    if of_child {
+                        deciding.fact(E::HandInAccepted { at: now, txid: *txid });
+                    }
+                }
+                Err(rejection) => {
+                    deciding.fact(E::HandInRefused { at: now, txid: *txid, rejection: rejection.clone() });
+                }
             }
         }
         Input::CohortFailed { reason } => match &announcement.state {
@@ -111,7 +119,7 @@ impl Deciding {
     }
 
     /// Where the announcement is, and where a transaction is that spends its coin instead.
-    fn places(&self) -> (Option<Place>, Option<(::bitcoin::Txid, Place)>) {
+    fn places(&self) -> (Option<Place>, Option<(Txid, Place)>) {
         let Some(announcing) = self.announcing() else { return (None, None) };
         match self.next.sight.spends.get(&announcing.coin.outpoint) {
             None => (None, None),
@@ -132,17 +140,30 @@ impl Deciding {
         }
     }
 
-    /// Says of every foreign spend once that it is there.
-    fn raise_alarms(&mut self) {
-        let Announcement { sight, ours, alarms, .. } = &self.next;
-        let foreign: Vec<_> = sight
-            .spends
-            .values()
-            .filter(|spend| !ours.contains(&spend.by) && alarms.get(&spend.outpoint) != Some(&spend.by))
-            .copied()
-            .collect();
-        for spend in foreign {
-            self.fact(E::ForeignSpendSeen { at: self.at, spend });
+    /// Says of every foreign spend once that it is there. What other announcements of the address did is not foreign.
+    fn raise_alarms(&mut self, known: &BTreeSet<Txid>) {
+        let Announcement { sight, ours, siblings, alarms, .. } = &self.next;
+        let told = |spend: &&Spend| alarms.get(&spend.outpoint) == Some(&spend.by);
+        let others =
+            sight.spends.values().filter(|spend| !ours.contains(&spend.by) && !siblings.contains(&spend.by));
+        let others: Vec<_> = others.filter(|spend| !told(spend)).copied().collect();
+        for spend in others {
+            self.fact(match known.contains(&spend.by) {
+                true => E::SiblingSpendSeen { at: self.at, spend },
+                false => E::ForeignSpendSeen { at: self.at, spend },
+            });
+        }
+    }
+
+    /// Gives up when nothing was paid in time, as of what the chain shows now. With a deposit, the cohort's own time for its
+    /// transaction decides.
+    fn give_up_unfunded(&mut self) {
+        let dust = self.next.script.minimal_non_dust();
+        if let State::Funding { deadline } = &self.next.state
+            && *deadline <= self.at
+            && !self.next.sight.has_unspent(dust)
+        {
+            self.fail(Failure::NotFunded);
         }
     }
 
@@ -169,16 +190,19 @@ impl Deciding {
             && self.next.sight.depth(&place) >= needed
         {
             self.fail(Failure::CoinSpent { by });
+        } else if other.is_none()
+            && let Some(since) = self.announcing().and_then(|announcing| announcing.coin_missing_since)
+            && self.next.sight.tip.is_some_and(|tip| tip.block.height >= since.saturating_add(needed))
+        {
+            self.fail(Failure::CoinGone);
         }
     }
 
-    /// Hands the announcement in again when it is not in sight. Where another transaction spends its coin in a block there is
-    /// no use in that.
+    /// Hands the announcement in again when it is not in sight, or its child was not taken. Where another transaction spends
+    /// its coin in a block there is no use in that.
     fn hand_in_if_due(&mut self) {
         let Some(announcing) = self.announcing() else { return };
-        let (ours, other) = self.places();
-        let hopeless = matches!(other, Some((_, Place::Block(_))));
-        if ours.is_none() && !hopeless && announcing.hand_in_at <= self.at {
+        if announcing.lacks_something(&self.next.sight) && announcing.hand_in_at <= self.at {
             self.fact(E::Rebroadcast { at: self.at });
         }
     }
@@ -219,7 +243,11 @@ impl Deciding {
             // The beacon's own coin is the members' to spend.
             crate::protocol::output::Change::Beacon => ::bitcoin::Script::new(),
         };
-        let planned = if rate <= bump.rate() { Err(BumpError::AtCeiling) } else { bump.child_for(rate, change) };
+        let planned = if rate <= bump.rate() {
+            Err(BumpError::AtCeiling)
+        } else {
+            bump.child_for(rate, self.next.rules.fees.ceiling(), change)
+        };
         match planned {
             Ok(child) => self.fact(E::ChildPlanned { at: self.at, child, rate }),
             Err(_) if announcing.bump_impossible => {}
@@ -229,7 +257,6 @@ impl Deciding {
 
     fn tick(&mut self) {
         match &self.next.state {
-            State::Funding { deadline } if *deadline <= self.at => self.fail(Failure::NotFunded),
             State::Signing { deadline, .. } if *deadline <= self.at => self.fail(Failure::NotSigned),
             State::Announcing(announcing) => {
                 if announcing.stalled_at <= self.at {

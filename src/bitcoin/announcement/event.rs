@@ -34,6 +34,17 @@ pub enum AnnouncementFailure {
         /// That transaction.
         by: Txid,
     },
+    /// The coin is not in the chain any more, and nothing is seen to spend it: its deposit was replaced after a
+    /// reorganization, say.
+    #[error("the coin is not in the chain any more")]
+    CoinGone,
+}
+
+impl AnnouncementFailure {
+    /// Whether it can end an announcement that is signed: only what happened to its coin can.
+    pub(super) fn ends_what_is_signed(&self) -> bool {
+        matches!(self, Self::CoinSpent { .. } | Self::CoinGone)
+    }
 }
 
 /// A fact.
@@ -55,6 +66,8 @@ pub enum AnnouncementEvent {
     SpendGone { at: Timestamp, outpoint: OutPoint },
     /// A transaction that nobody was asked to sign spends from the beacon address: it may be a signal that nobody approved.
     ForeignSpendSeen { at: Timestamp, spend: Spend },
+    /// A transaction of another cohort with the same address spends from it: its members were asked.
+    SiblingSpendSeen { at: Timestamp, spend: Spend },
     /// The members are asked to sign this transaction.
     TransactionPrepared { at: Timestamp, prepared: Box<Prepared>, deadline: Timestamp },
     /// They have.

@@ -1,8 +1,8 @@
 //! Which coin pays for a signal.
 
-use std::cmp::Reverse;
+use std::{cmp::Reverse, collections::BTreeSet};
 
-use ::bitcoin::{Amount, FeeRate, Transaction};
+use ::bitcoin::{Amount, FeeRate, OutPoint, Transaction};
 use serde::{Deserialize, Serialize};
 
 use super::{Rules, Sight};
@@ -13,6 +13,19 @@ use crate::{
         output::{BeaconOutput, BuildError, Coin, build_beacon_transaction},
     },
 };
+
+/// What a cohort wants to have announced, and under which circumstances.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// The cohort's output.
+    pub output: BeaconOutput,
+    /// What to announce.
+    pub signal: SignalBytes,
+    /// The chain's fee estimate, if it has one.
+    pub estimate: Option<FeeRate>,
+    /// The coins that other announcements of the same address are to spend.
+    pub taken: BTreeSet<OutPoint>,
+}
 
 /// A transaction for members to sign.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,8 +43,8 @@ pub struct Prepared {
 /// Why no transaction can be made yet.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotFunded {
-    /// Nothing was paid to the address.
-    #[error("nothing was paid to {address} yet; {needed} are needed")]
+    /// Nothing was paid to the address, or others spend all that was.
+    #[error("no coin is there for this cohort at {address} yet; {needed} are needed")]
     NoDeposit {
         /// The beacon address.
         address: String,
@@ -63,19 +76,15 @@ pub enum NotFunded {
 
 /// The transaction for the best coin: of those that are confirmed deep enough, unspent and pay for the fee, first those that
 /// leave change (which a bump can use), then the oldest (its recovery timelock passes first), then the largest. Dust is
-/// never chosen, and never stands in the way.
-pub(super) fn choose(
-    sight: &Sight,
-    rules: &Rules,
-    output: &BeaconOutput,
-    signal: &SignalBytes,
-    rate: FeeRate,
-) -> Result<Prepared, NotFunded> {
+/// never chosen, and never stands in the way; nor is a coin that another announcement is to spend.
+pub(super) fn choose(sight: &Sight, rules: &Rules, wanted: &Wanted, rate: FeeRate) -> Result<Prepared, NotFunded> {
+    let Wanted { output, signal, taken, .. } = wanted;
     let build = |deposit: &Deposit| {
         let coin = Coin { outpoint: deposit.outpoint, value: deposit.value };
         build_beacon_transaction(output, &coin, signal, rate, &rules.change)
     };
-    let unspent = sight.deposits.values().filter(|deposit| !sight.spends.contains_key(&deposit.outpoint));
+    let free = |outpoint| !sight.spends.contains_key(outpoint) && !taken.contains(outpoint);
+    let unspent = sight.deposits.values().filter(|deposit| free(&deposit.outpoint));
     let (deep, waiting): (Vec<Deposit>, Vec<Deposit>) =
         unspent.copied().partition(|deposit| sight.depth(&deposit.place) >= rules.funding_confirmations.max(1));
 
@@ -104,4 +113,18 @@ pub(super) fn choose(
         Some(deposit) => Err(NotFunded::TooSmall { address, largest: deposit.value, needed }),
         None => Err(NotFunded::NoDeposit { address, needed }),
     }
+}
+
+/// The transaction at the highest rate, from the operator's lowest up to `rate`, that a coin pays for.
+pub(super) fn choose_cheaper(sight: &Sight, rules: &Rules, wanted: &Wanted, rate: FeeRate) -> Option<Prepared> {
+    let (mut pays, mut too_much) = (rules.fees.floor().to_sat_per_kwu(), rate.to_sat_per_kwu());
+    let mut best = choose(sight, rules, wanted, rules.fees.floor()).ok()?;
+    while too_much - pays > 1 {
+        let between = pays + (too_much - pays) / 2;
+        match choose(sight, rules, wanted, FeeRate::from_sat_per_kwu(between)) {
+            Ok(prepared) => (pays, best) = (between, prepared),
+            Err(_) => too_much = between,
+        }
+    }
+    Some(best)
 }

@@ -2,12 +2,16 @@
 //!
 //! ```text
 //! planned ─ watch ▶ funding ─ prepare ▶ signing ─ signed ▶ announcing ─ depth reached ▶ final
-//!                      └──── deadline, cohort failed, coin spent by another ────▶ failed
+//!                      └── not funded, cohort failed, coin spent or gone ──▶ failed
 //! ```
 //!
 //! It is driven like the protocol's machines ([`Machine`]): it decides, its events are its journal, and its effects are what
 //! the driver does. What happens on the chain reaches it as [`Input::Observed`], what it knows of it is its [`Sight`]. It never
-//! asks the chain anything: [`super::watch`] does, and polls.
+//! asks the chain anything: [`super::watch`] does, and polls. So a funding deadline passes only when the chain was seen after
+//! it: no time that the service or its node was down for takes a deposit's worth from anybody.
+//!
+//! The same members on the same terms have the same address in their next cohort. What other announcements of the address have
+//! signed or chosen comes with the inputs, see [`Claims`](super::claims::Claims).
 //!
 //! While it announces, the place of its transaction is nothing but the spend of the chosen coin in its sight. So a
 //! reorganization needs no rule of its own: the spend is gone from its block, and what is not in sight is handed in again.
@@ -29,12 +33,12 @@ use rand_chacha::rand_core::CryptoRng;
 
 pub use self::{
     event::{AnnouncementEvent, AnnouncementFailure},
-    funding::{NotFunded, Prepared},
+    funding::{NotFunded, Prepared, Wanted},
     sight::Sight,
     state::{Announcing, State},
 };
 use super::{
-    chain::{Activity, Rejection},
+    chain::{Activity, Rejection, Spend},
     change::Child,
     fees::FeePolicy,
 };
@@ -42,14 +46,14 @@ use crate::protocol::{
     error::{Reject, RejectCode},
     hash::SignalBytes,
     machine::Machine,
-    output::{BeaconOutput, Change},
+    output::Change,
     time::Timestamp,
 };
 
 /// What an operator has decided for all its announcements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// How long a beacon address is watched for its first usable deposit.
+    /// How long a beacon address is watched for a deposit.
     pub funding_window: Duration,
     /// How deep a deposit must be confirmed before members sign a transaction that spends it.
     pub funding_confirmations: u32,
@@ -105,16 +109,11 @@ pub enum Input {
         since: u32,
         /// Its fee estimate, if it has one.
         estimate: Option<FeeRate>,
+        /// The transactions that other announcements of the same address asked their members to sign.
+        known: BTreeSet<Txid>,
     },
     /// The cohort wants a transaction. Without a coin that suffices nothing happens: see [`Announcement::choose`].
-    Prepare {
-        /// The cohort's output.
-        output: BeaconOutput,
-        /// What to announce.
-        signal: SignalBytes,
-        /// The chain's fee estimate, if it has one.
-        estimate: Option<FeeRate>,
-    },
+    Prepare(Wanted),
     /// The cohort has signed.
     Signed {
         /// The transaction, with its witness.
@@ -159,6 +158,8 @@ pub struct Announcement {
     state: State,
     /// The transactions that members were asked to sign: all other spends are foreign.
     ours: BTreeSet<Txid>,
+    /// Spends by other announcements of the same address, which are not foreign either.
+    siblings: BTreeSet<Txid>,
     /// Foreign spends that the operator was told of.
     alarms: BTreeMap<OutPoint, Txid>,
 }
@@ -172,6 +173,7 @@ impl Announcement {
             sight: Sight::default(),
             state: State::Planned,
             ours: BTreeSet::new(),
+            siblings: BTreeSet::new(),
             alarms: BTreeMap::new(),
         }
     }
@@ -196,6 +198,25 @@ impl Announcement {
         &self.state
     }
 
+    /// The transactions that its members were asked to sign.
+    pub fn asked_for(&self) -> &BTreeSet<Txid> {
+        &self.ours
+    }
+
+    /// The coin that it is to spend, from when it is chosen until the announcement has ended.
+    pub fn coin(&self) -> Option<OutPoint> {
+        match &self.state {
+            State::Signing { prepared, .. } => Some(prepared.coin.outpoint),
+            State::Announcing(announcing) => Some(announcing.coin.outpoint),
+            State::Planned | State::Funding { .. } | State::Final { .. } | State::Failed { .. } => None,
+        }
+    }
+
+    /// The foreign spends that the operator was told of and that are still in sight.
+    pub fn alarms(&self) -> impl Iterator<Item = &Spend> {
+        self.sight.spends.values().filter(|spend| self.alarms.get(&spend.outpoint) == Some(&spend.by))
+    }
+
     /// Whether nothing will change any more.
     pub fn has_ended(&self) -> bool {
         matches!(self.state, State::Final { .. } | State::Failed { .. })
@@ -218,17 +239,26 @@ impl Announcement {
         self.sight.deposits.contains_key(&prepared.coin.outpoint) && !spent_by_another
     }
 
-    /// The transaction that could announce `signal` now, with the best coin that there is.
+    /// The transaction that could announce what is wanted at `now`, with the best coin that there is.
+    ///
+    /// It pays the chain's estimate, held by the operator's bounds. In the last quarter of the funding window, and after it, a
+    /// coin that is too small for that pays what it can: an estimate that lies high must not cost the cohort.
     ///
     /// # Errors
     /// [`NotFunded`], which says what is missing.
-    pub fn choose(
-        &self,
-        output: &BeaconOutput,
-        signal: &SignalBytes,
-        estimate: Option<FeeRate>,
-    ) -> Result<Prepared, NotFunded> {
-        funding::choose(&self.sight, &self.rules, output, signal, self.rules.fees.hold(estimate))
+    pub fn choose(&self, now: Timestamp, wanted: &Wanted) -> Result<Prepared, NotFunded> {
+        let rate = self.rules.fees.hold(wanted.estimate);
+        let chosen = funding::choose(&self.sight, &self.rules, wanted, rate);
+        let late = match &self.state {
+            State::Funding { deadline } => *deadline <= now + self.rules.funding_window / 4,
+            _ => true,
+        };
+        match chosen {
+            Err(NotFunded::TooSmall { .. }) if late => {
+                funding::choose_cheaper(&self.sight, &self.rules, wanted, rate).map_or(chosen, Ok)
+            }
+            chosen => chosen,
+        }
     }
 }
 
@@ -267,7 +297,7 @@ impl Machine for Announcement {
         match &self.state {
             State::Planned | State::Final { .. } | State::Failed { .. } => None,
             State::Funding { deadline } | State::Signing { deadline, .. } => Some(*deadline),
-            State::Announcing(announcing) if self.sight.spends.contains_key(&announcing.coin.outpoint) => {
+            State::Announcing(announcing) if !announcing.lacks_something(&self.sight) => {
                 Some(announcing.stalled_at)
             }
             State::Announcing(announcing) => Some(announcing.hand_in_at.min(announcing.stalled_at)),

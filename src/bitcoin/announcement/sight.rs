@@ -30,6 +30,12 @@ impl Sight {
         self.tip.zip(place.block()).map_or(0, |(tip, block)| tip.depth(block))
     }
 
+    /// Whether there is a deposit, in the mempool or deeper, that nobody spends and that is more than dust of `least`.
+    pub(super) fn has_unspent(&self, least: Amount) -> bool {
+        let mut deposits = self.deposits.values();
+        deposits.any(|deposit| deposit.value >= least && !self.spends.contains_key(&deposit.outpoint))
+    }
+
     /// What the deposits hold that nobody spends.
     pub fn unspent(&self) -> Amount {
         let unspent = self.deposits.values().filter(|deposit| !self.spends.contains_key(&deposit.outpoint));

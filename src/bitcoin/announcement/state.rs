@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use ::bitcoin::{Amount, FeeRate, Transaction, Txid};
 
-use super::{Announcement, AnnouncementEvent, AnnouncementFailure, Prepared, Rules};
+use super::{Announcement, AnnouncementEvent, AnnouncementFailure, Prepared, Rules, Sight};
 use crate::{
     bitcoin::{
-        chain::{BlockId, RejectionKind},
+        chain::{BlockId, Place, RejectionKind},
         change::{Bump, Child},
     },
     protocol::{output::Coin, time::Timestamp},
@@ -20,7 +20,7 @@ pub enum State {
     Planned,
     /// The beacon address is watched.
     Funding {
-        /// When there must be a usable deposit.
+        /// When there must be a deposit.
         deadline: Timestamp,
     },
     /// The members sign.
@@ -57,6 +57,10 @@ pub struct Announcing {
     pub txid: Txid,
     /// The child that pays for it, if one does.
     pub child: Option<Child>,
+    /// Whether the chain took that child.
+    pub child_taken: bool,
+    /// The height at which the chain first said that the coin does not exist, while no deposit of it is in sight.
+    pub coin_missing_since: Option<u32>,
     /// The rate that it was to pay when it was prepared.
     pub planned_rate: Option<FeeRate>,
     /// The block that confirms it, and how deep that was when it was last noted.
@@ -84,6 +88,22 @@ impl Announcing {
         }
     }
 
+    /// Whether there is something to hand in again, when it is due: it is out of sight, or waits without its child. Not while
+    /// another transaction spends its coin in a block.
+    pub(super) fn lacks_something(&self, sight: &Sight) -> bool {
+        match sight.spends.get(&self.coin.outpoint) {
+            None => true,
+            Some(spend) if matches!(spend.place, Place::Block(_)) => false,
+            Some(spend) if spend.by == self.txid => self.child.is_some() && !self.child_taken,
+            Some(_) => true,
+        }
+    }
+
+    /// Whether `txid` is its child's.
+    pub(super) fn has_child(&self, txid: &Txid) -> bool {
+        self.child.as_ref().is_some_and(|child| child.transaction.compute_txid() == *txid)
+    }
+
     fn new(transaction: &Transaction, value: Amount, at: Timestamp, rules: &Rules) -> Option<Self> {
         let outpoint = transaction.input.first()?.previous_output;
         Some(Self {
@@ -91,6 +111,8 @@ impl Announcing {
             txid: transaction.compute_txid(),
             transaction: Arc::new(transaction.clone()),
             child: None,
+            child_taken: false,
+            coin_missing_since: None,
             planned_rate: None,
             confirmed: None,
             patient_since: None,
@@ -119,7 +141,7 @@ impl State {
 pub(super) fn apply(announcement: &mut Announcement, event: &AnnouncementEvent) {
     use AnnouncementEvent as E;
     announcement.sight.apply(event);
-    let Announcement { rules, script, sight, state, ours, alarms } = announcement;
+    let Announcement { rules, script, sight, state, ours, siblings, alarms } = announcement;
     match (event, &mut *state) {
         (E::WatchStarted { script: watched, deadline, .. }, State::Planned) => {
             script.clone_from(watched);
@@ -127,6 +149,9 @@ pub(super) fn apply(announcement: &mut Announcement, event: &AnnouncementEvent) 
         }
         (E::ForeignSpendSeen { spend, .. }, _) => {
             alarms.insert(spend.outpoint, spend.by);
+        }
+        (E::SiblingSpendSeen { spend, .. }, _) => {
+            siblings.insert(spend.by);
         }
         (E::TransactionPrepared { prepared, deadline, .. }, State::Funding { .. } | State::Signing { .. }) => {
             ours.insert(prepared.transaction.compute_txid());
@@ -148,14 +173,36 @@ pub(super) fn apply(announcement: &mut Announcement, event: &AnnouncementEvent) 
         (E::SpendGone { at, outpoint }, State::Announcing(announcing)) if *outpoint == announcing.coin.outpoint => {
             // Out of the mempool, or out of the chain: at once.
             announcing.hand_in_at = *at;
+            announcing.child_taken = false;
         }
-        (E::HandInAccepted { .. }, State::Announcing(announcing)) => announcing.refused_for_fee = false,
+        (E::SpendSeen { spend, .. }, State::Announcing(announcing))
+            if spend.outpoint == announcing.coin.outpoint =>
+        {
+            announcing.coin_missing_since = None;
+        }
+        (E::DepositSeen { deposit, .. }, State::Announcing(announcing))
+            if deposit.outpoint == announcing.coin.outpoint =>
+        {
+            announcing.coin_missing_since = None;
+        }
+        (E::HandInAccepted { txid, .. }, State::Announcing(announcing)) => {
+            announcing.refused_for_fee = false;
+            announcing.coin_missing_since = None;
+            announcing.child_taken |= announcing.has_child(txid);
+        }
         (E::HandInRefused { rejection, .. }, State::Announcing(announcing)) => {
             announcing.refused_for_fee = rejection.kind == RejectionKind::FeeTooLow;
+            let coin = &announcing.coin.outpoint;
+            let in_sight = sight.deposits.contains_key(coin) || sight.spends.contains_key(coin);
+            if rejection.kind == RejectionKind::InputsSpent && !in_sight {
+                announcing.coin_missing_since =
+                    announcing.coin_missing_since.or(sight.tip.map(|tip| tip.block.height));
+            }
         }
         (E::Rebroadcast { at }, State::Announcing(announcing)) => announcing.hand_in_at = *at + rules.rebroadcast,
         (E::ChildPlanned { at, child, .. }, State::Announcing(announcing)) => {
             announcing.child = Some(child.clone());
+            announcing.child_taken = false;
             announcing.patient_since = sight.tip.map(|tip| tip.block.height);
             announcing.hand_in_at = *at + rules.rebroadcast;
             announcing.refused_for_fee = false;
@@ -172,6 +219,9 @@ pub(super) fn apply(announcement: &mut Announcement, event: &AnnouncementEvent) 
         (E::Finalized { block, .. }, State::Announcing(announcing)) => {
             *state = State::Final { txid: announcing.txid, block: *block };
         }
+        // What is signed goes on whatever is said of its cohort: its signal may be in the chain any moment.
+        (E::Failed { failure, .. }, State::Announcing(_)) if !failure.ends_what_is_signed() => {}
+        (E::Failed { .. }, State::Final { .. }) => {}
         (E::Failed { failure, .. }, _) => *state = State::Failed { failure: failure.clone() },
         _ => {}
     }

@@ -1,21 +1,32 @@
 //! A Bitcoin Core node, over its RPC. It needs no wallet and no index, but Bitcoin Core 29 or newer
 //! (`getdescriptoractivity`).
 
-use std::{fmt, path::PathBuf, time::Duration};
+mod answers;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use ::bitcoin::{
-    Amount, BlockHash, FeeRate, OutPoint, Script, Transaction, Txid, block::Header, consensus::encode,
+    BlockHash, FeeRate, OutPoint, Script, ScriptBuf, Transaction, Txid, block::Header, consensus::encode,
 };
 use async_trait::async_trait;
 use jsonrpc::{bitreq_http_async, client_async::Client};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json, value::to_raw_value};
+use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
+use self::answers::{ActivityInfo, BlockInfo, ChainInfo, Estimate, Event, HeaderInfo, PackageInfo, Scan};
 use super::{
     Activity, BlockId, Chain, ChainError, ConfirmationTarget, Deposit, Place, Rejection, Spend, Tip,
     TransactionStatus, is_known_already,
 };
+use crate::protocol::network::Network;
 
 /// For calls that a node answers from memory.
 const QUICK: Duration = Duration::from_secs(30);
@@ -28,6 +39,9 @@ const SCAN: Duration = Duration::from_secs(1200);
 
 /// How many blocks one call reads.
 const BLOCKS_A_CALL: usize = 48;
+
+/// How many long ranges of blocks that were read in part are remembered.
+const MAX_UNFINISHED: usize = 64;
 
 /// How often to ask again when a block arrives between two parts of an answer.
 const ATTEMPTS: usize = 5;
@@ -60,12 +74,24 @@ impl fmt::Debug for CoreAuth {
 pub struct CoreChain {
     url: String,
     auth: CoreAuth,
+    /// A node does one scan at a time, and refuses a second one. Whoever came first is next.
+    scan: Arc<Semaphore>,
+    /// What was read of long ranges of blocks, for the next try.
+    unfinished: Arc<Mutex<BTreeMap<(ScriptBuf, u32), Reading>>>,
+}
+
+/// A range of blocks that was read in part.
+#[derive(Clone, Debug, Default)]
+struct Reading {
+    /// The blocks that were read, by height.
+    blocks: BTreeMap<u32, BlockHash>,
+    events: Vec<Event>,
 }
 
 impl CoreChain {
     /// The node whose RPC server is at `url`, `http://host:port`. Nothing is sent yet.
     pub fn new(url: impl Into<String>, auth: CoreAuth) -> Self {
-        Self { url: url.into(), auth }
+        Self { url: url.into(), auth, scan: Arc::new(Semaphore::new(1)), unfinished: Arc::default() }
     }
 
     async fn call<T: DeserializeOwned>(
@@ -134,6 +160,22 @@ impl CoreChain {
         }
     }
 
+    /// Checks that the node can answer what will be asked of it, and that what it would say is not the past.
+    ///
+    /// # Errors
+    /// [`ChainError::Misconfigured`] when it is too old, [`ChainError::Unavailable`] while it still downloads the chain.
+    pub async fn check_fitness(&self, network: Network) -> Result<(), ChainError> {
+        self.call::<ActivityInfo>("getdescriptoractivity", json!([[], []]), QUICK).await?;
+        let info: ChainInfo = self.call("getblockchaininfo", json!([]), QUICK).await?;
+        // Regtest has blocks when somebody makes them: an old tip means nothing there.
+        if info.initialblockdownload && network != Network::Regtest {
+            let percent = info.verificationprogress * 100.0;
+            let problem = format!("the node still downloads the chain: {} blocks, {percent:.1} %", info.blocks);
+            return Err(ChainError::Unavailable(problem));
+        }
+        Ok(())
+    }
+
     async fn header_info(&self, hash: &BlockHash) -> Result<HeaderInfo, ChainError> {
         Ok(self.call("getblockheader", json!([hash, true]), QUICK).await?)
     }
@@ -147,6 +189,9 @@ impl CoreChain {
         let arguments = json!([hashes, [descriptor(script)], mempool]);
         match self.call::<ActivityInfo>("getdescriptoractivity", arguments, BLOCKS).await {
             Ok(info) => Ok(info.activity),
+            Err(CallError::Node { code: code::MISC_ERROR, message }) if message.contains("pruned") => {
+                Err(ChainError::Pruned(message))
+            }
             // A block that is no longer in the best chain: the caller asks again.
             Err(CallError::Node { code: code::INVALID_ADDRESS_OR_KEY | code::INVALID_PARAMETER, message }) => {
                 Err(ChainError::Unavailable(message))
@@ -155,25 +200,63 @@ impl CoreChain {
         }
     }
 
-    /// One try at an answer that is true at one tip; `None` when the tip moved meanwhile.
-    async fn activity_once(&self, script: &Script, since: u32) -> Result<Option<Activity>, ChainError> {
+    /// One try at an answer that is true at one tip; `None` when the tip moved meanwhile. What was read until then, or until
+    /// the node failed, is not read again by the next try.
+    async fn activity_once(
+        &self,
+        script: &Script,
+        since: u32,
+        reading: &mut Reading,
+    ) -> Result<Option<Activity>, ChainError> {
         let tip = self.tip().await?;
-        let mut hashes = Vec::new();
-        for height in since..=tip.block.height {
-            match self.hash_at(height).await? {
-                Some(hash) => hashes.push(hash),
-                None => return Ok(None),
+        self.forget_stale(reading).await?;
+        let mut next = reading.blocks.last_key_value().map_or(since, |(height, _)| height + 1);
+        while next <= tip.block.height {
+            let mut chunk = Vec::new();
+            for height in (next..=tip.block.height).take(BLOCKS_A_CALL) {
+                match self.hash_at(height).await? {
+                    Some(hash) => chunk.push((height, hash)),
+                    None => return Ok(None),
+                }
             }
+            let hashes: Vec<_> = chunk.iter().map(|(_, hash)| *hash).collect();
+            reading.events.extend(self.activity_in(&hashes, script, false).await?);
+            next += u32::try_from(chunk.len()).unwrap_or(u32::MAX);
+            reading.blocks.extend(chunk);
         }
-        let mut events = Vec::new();
-        for chunk in hashes.chunks(BLOCKS_A_CALL) {
-            events.extend(self.activity_in(chunk, script, false).await?);
-        }
-        events.extend(self.activity_in(&[], script, true).await?);
+        let mempool = self.activity_in(&[], script, true).await?;
         if self.tip().await?.block != tip.block {
             return Ok(None);
         }
-        Ok(Some(collect(tip, events)))
+        Ok(Some(collect(tip, reading.events.iter().cloned().chain(mempool))))
+    }
+
+    /// Forgets the blocks that a reorganization has left behind since they were read.
+    async fn forget_stale(&self, reading: &mut Reading) -> Result<(), ChainError> {
+        while let Some((&height, &hash)) = reading.blocks.last_key_value() {
+            if self.hash_at(height).await? == Some(hash) {
+                break;
+            }
+            reading.blocks.remove(&height);
+            reading.events.retain(|event| event.block() != Some(hash));
+        }
+        Ok(())
+    }
+
+    fn unfinished(&self) -> MutexGuard<'_, BTreeMap<(ScriptBuf, u32), Reading>> {
+        // No code panics while it holds the lock.
+        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps what was read for the next try, if it was much.
+    fn put_back(&self, key: (ScriptBuf, u32), reading: Reading) {
+        let mut unfinished = self.unfinished();
+        if reading.blocks.len() >= BLOCKS_A_CALL {
+            while unfinished.len() >= MAX_UNFINISHED {
+                unfinished.pop_first();
+            }
+            unfinished.insert(key, reading);
+        }
     }
 
     async fn coins_once(&self, script: &Script) -> Result<Option<Activity>, ChainError> {
@@ -184,6 +267,8 @@ impl CoreChain {
             return Ok(None);
         }
         let mut activity = collect(tip, mempool);
+        let of_coinbases = scan.unspents.iter().filter(|coin| coin.coinbase);
+        activity.coinbases = of_coinbases.map(|coin| OutPoint { txid: coin.txid, vout: coin.vout }).collect();
         let confirmed = scan.unspents.into_iter().map(|coin| Deposit {
             outpoint: OutPoint { txid: coin.txid, vout: coin.vout },
             value: coin.amount,
@@ -202,8 +287,8 @@ fn descriptor(script: &Script) -> String {
     format!("raw({})", script.to_hex_string())
 }
 
-fn collect(tip: Tip, events: Vec<Event>) -> Activity {
-    let mut activity = Activity { tip, deposits: Vec::new(), spends: Vec::new() };
+fn collect(tip: Tip, events: impl IntoIterator<Item = Event>) -> Activity {
+    let mut activity = Activity { tip, deposits: Vec::new(), spends: Vec::new(), coinbases: BTreeSet::new() };
     let place = |block: Option<BlockHash>, height: Option<u32>| match (block, height) {
         (Some(hash), Some(height)) => Place::Block(BlockId { height, hash }),
         _ => Place::Mempool,
@@ -250,6 +335,7 @@ impl Chain for CoreChain {
     }
 
     async fn coins(&self, script: &Script) -> Result<Activity, ChainError> {
+        let _turn = self.scan.acquire().await;
         for _ in 0..ATTEMPTS {
             if let Some(activity) = self.coins_once(script).await? {
                 return Ok(activity);
@@ -259,11 +345,19 @@ impl Chain for CoreChain {
     }
 
     async fn activity(&self, script: &Script, since: u32) -> Result<Activity, ChainError> {
+        let key = (script.to_owned(), since);
+        let mut reading = self.unfinished().remove(&key).unwrap_or_default();
         for _ in 0..ATTEMPTS {
-            if let Some(activity) = self.activity_once(script, since).await? {
-                return Ok(activity);
+            match self.activity_once(script, since, &mut reading).await {
+                Ok(Some(activity)) => return Ok(activity),
+                Ok(None) => {}
+                Err(error) => {
+                    self.put_back(key, reading);
+                    return Err(error);
+                }
             }
         }
+        self.put_back(key, reading);
         Err(moving())
     }
 
@@ -346,6 +440,7 @@ fn refused_unless_known(error: CallError) -> Result<(), ChainError> {
 
 /// Bitcoin Core's RPC error codes (`src/rpc/protocol.h`).
 mod code {
+    pub(super) const MISC_ERROR: i32 = -1;
     pub(super) const INVALID_ADDRESS_OR_KEY: i32 = -5;
     pub(super) const INVALID_PARAMETER: i32 = -8;
     pub(super) const VERIFY_ERROR: i32 = -25;
@@ -380,78 +475,4 @@ impl From<CallError> for ChainError {
             CallError::Node { message, .. } => Self::Unavailable(message),
         }
     }
-}
-
-// Only what is used, so that other versions of the node are understood too.
-
-#[derive(Deserialize)]
-struct HeaderInfo {
-    height: u32,
-    mediantime: u32,
-}
-
-#[derive(Deserialize)]
-struct BlockInfo {
-    height: u32,
-    tx: Vec<Txid>,
-    previousblockhash: Option<BlockHash>,
-}
-
-#[derive(Deserialize)]
-struct Scan {
-    bestblock: BlockHash,
-    unspents: Vec<ScannedCoin>,
-}
-
-#[derive(Deserialize)]
-struct ScannedCoin {
-    txid: Txid,
-    vout: u32,
-    #[serde(with = "::bitcoin::amount::serde::as_btc")]
-    amount: Amount,
-    height: u32,
-    blockhash: BlockHash,
-}
-
-#[derive(Deserialize)]
-struct ActivityInfo {
-    activity: Vec<Event>,
-}
-
-#[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
-enum Event {
-    Receive {
-        #[serde(with = "::bitcoin::amount::serde::as_btc")]
-        amount: Amount,
-        txid: Txid,
-        vout: u32,
-        blockhash: Option<BlockHash>,
-        height: Option<u32>,
-    },
-    Spend {
-        spend_txid: Txid,
-        prevout_txid: Txid,
-        prevout_vout: u32,
-        blockhash: Option<BlockHash>,
-        height: Option<u32>,
-    },
-}
-
-#[derive(Deserialize)]
-struct Estimate {
-    #[serde(default, with = "::bitcoin::amount::serde::as_btc::opt")]
-    feerate: Option<Amount>,
-}
-
-#[derive(Deserialize)]
-struct PackageInfo {
-    package_msg: String,
-    #[serde(rename = "tx-results", default)]
-    results: std::collections::BTreeMap<String, PackageResult>,
-}
-
-#[derive(Deserialize)]
-struct PackageResult {
-    error: Option<String>,
 }

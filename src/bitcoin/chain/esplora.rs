@@ -1,6 +1,10 @@
 //! An Esplora server, over HTTP. What it says is believed: an operator who needs proof runs a node.
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    time::Duration,
+};
 
 use ::bitcoin::{
     BlockHash, FeeRate, OutPoint, Script, Transaction, Txid, Wtxid,
@@ -127,7 +131,7 @@ impl EsploraChain {
     }
 
     async fn activity_at(&self, tip: Tip, script: &Script, since: u32) -> Result<Activity, ChainError> {
-        let mut activity = Activity { tip, deposits: Vec::new(), spends: Vec::new() };
+        let mut activity = Activity { tip, deposits: Vec::new(), spends: Vec::new(), coinbases: BTreeSet::new() };
         for transaction in self.history(&script_hash(script), since).await? {
             let Some(place) = place(&transaction.status) else { continue };
             if place.block().is_some_and(|block| block.height < since) {

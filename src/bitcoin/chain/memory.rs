@@ -2,7 +2,7 @@
 //! conflicts, relative timelocks and packages of two.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -55,6 +55,10 @@ struct State {
     min_relay: FeeRate,
     fees: MemoryFees,
     reachable: bool,
+    /// Below which height blocks cannot be read.
+    pruned_below: u32,
+    /// How often all coins were asked for.
+    scans: u32,
     /// Makes every coinbase another one.
     coinbases: u64,
 }
@@ -72,6 +76,8 @@ impl MemoryChain {
             min_relay: FeeRate::BROADCAST_MIN,
             fees: MemoryFees::Unknown,
             reachable: true,
+            pruned_below: 0,
+            scans: 0,
             coinbases: 0,
         };
         Self(Arc::new(Mutex::new(state)))
@@ -145,6 +151,16 @@ impl MemoryChain {
     /// Whether the chain can be reached.
     pub fn set_reachable(&self, reachable: bool) {
         self.state().reachable = reachable;
+    }
+
+    /// Below which height [`Chain::activity`] finds no blocks, as on a node that prunes.
+    pub fn set_pruned_below(&self, height: u32) {
+        self.state().pruned_below = height;
+    }
+
+    /// How often [`Chain::coins`] was asked, which keeps a node busy for minutes.
+    pub fn scans(&self) -> u32 {
+        self.state().scans
     }
 
     /// What waits in the mempool.
@@ -340,7 +356,8 @@ impl State {
     }
 
     fn activity(&self, script: &Script, wanted: impl Fn(Option<u32>) -> bool) -> Result<Activity, ChainError> {
-        let mut activity = Activity { tip: self.tip()?, deposits: Vec::new(), spends: Vec::new() };
+        let mut activity =
+            Activity { tip: self.tip()?, deposits: Vec::new(), spends: Vec::new(), coinbases: BTreeSet::new() };
         for (transaction, height) in self.all().filter(|(_, height)| wanted(*height)) {
             let (txid, place) = (transaction.compute_txid(), self.place(height));
             for (vout, output) in (0..).zip(&transaction.output) {
@@ -377,7 +394,8 @@ impl Chain for MemoryChain {
     }
 
     async fn coins(&self, script: &Script) -> Result<Activity, ChainError> {
-        let state = self.reached()?;
+        let mut state = self.reached()?;
+        state.scans += 1;
         let mut activity = state.activity(script, |_| true)?;
         activity.spends.retain(|spend| spend.place == Place::Mempool);
         activity.deposits.retain(|deposit| {
@@ -388,7 +406,11 @@ impl Chain for MemoryChain {
     }
 
     async fn activity(&self, script: &Script, since: u32) -> Result<Activity, ChainError> {
-        self.reached()?.activity(script, |height| height.is_none_or(|height| height >= since))
+        let state = self.reached()?;
+        if since < state.pruned_below {
+            return Err(ChainError::Pruned(format!("below {}", state.pruned_below)));
+        }
+        state.activity(script, |height| height.is_none_or(|height| height >= since))
     }
 
     async fn transaction(&self, txid: &Txid, block: Option<&BlockHash>) -> Result<Option<Transaction>, ChainError> {

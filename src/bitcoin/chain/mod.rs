@@ -12,7 +12,7 @@ mod esplora;
 mod memory;
 mod source;
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use ::bitcoin::{
     Amount, BlockHash, FeeRate, OutPoint, Script, Transaction, Txid, block::Header, constants::genesis_block,
@@ -106,6 +106,9 @@ pub struct Activity {
     pub deposits: Vec<Deposit>,
     /// Inputs that spend such outputs.
     pub spends: Vec<Spend>,
+    /// Which of the deposits are outputs of coinbases, as far as [`Chain::coins`] can tell: they cannot be spent before
+    /// depth 100. [`Chain::activity`] never says.
+    pub coinbases: BTreeSet<OutPoint>,
 }
 
 /// Where a transaction is, if anywhere.
@@ -210,6 +213,9 @@ pub enum ChainError {
     /// It refuses us, or does not know what we ask: credentials, version or settings are wrong. A person must act.
     #[error("{0}")]
     Misconfigured(String),
+    /// It has dropped the old blocks that were asked for, and will never have them: [`Chain::coins`] needs none of them.
+    #[error("the node has pruned these blocks: {0}")]
+    Pruned(String),
     /// Its answer makes no sense.
     #[error("an answer that makes no sense: {0}")]
     BadAnswer(String),

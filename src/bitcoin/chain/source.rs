@@ -44,17 +44,24 @@ pub enum ChainSource {
 }
 
 impl ChainSource {
-    /// The chain, checked to be `network`'s.
+    /// The chain, checked to be `network`'s and to be able to answer.
     ///
     /// # Errors
-    /// [`ChainError`]; a node that is starting is [`ChainError::Unavailable`].
+    /// [`ChainError`]; a node that is starting, or still downloads the chain, is [`ChainError::Unavailable`].
     pub async fn connect(&self, network: Network) -> Result<Arc<dyn Chain>, ChainError> {
-        let chain: Arc<dyn Chain> = match self {
-            Self::Core { url, auth } => Arc::new(CoreChain::new(url.clone(), auth.clone())),
-            Self::Esplora { url } => Arc::new(EsploraChain::new(url)?),
-        };
-        check_network(&*chain, network).await?;
-        Ok(chain)
+        match self {
+            Self::Core { url, auth } => {
+                let node = CoreChain::new(url.clone(), auth.clone());
+                check_network(&node, network).await?;
+                node.check_fitness(network).await?;
+                Ok(Arc::new(node))
+            }
+            Self::Esplora { url } => {
+                let server = EsploraChain::new(url)?;
+                check_network(&server, network).await?;
+                Ok(Arc::new(server))
+            }
+        }
     }
 }
 

@@ -1,0 +1,96 @@
+//! What a node answers: only what is used, so that other versions of the node are understood too.
+
+use std::collections::BTreeMap;
+
+use ::bitcoin::{Amount, BlockHash, Txid};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+pub(super) struct HeaderInfo {
+    pub(super) height: u32,
+    pub(super) mediantime: u32,
+}
+
+#[derive(Deserialize)]
+pub(super) struct BlockInfo {
+    pub(super) height: u32,
+    pub(super) tx: Vec<Txid>,
+    pub(super) previousblockhash: Option<BlockHash>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Scan {
+    pub(super) bestblock: BlockHash,
+    pub(super) unspents: Vec<ScannedCoin>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct ScannedCoin {
+    pub(super) txid: Txid,
+    pub(super) vout: u32,
+    #[serde(with = "::bitcoin::amount::serde::as_btc")]
+    pub(super) amount: Amount,
+    pub(super) height: u32,
+    pub(super) blockhash: BlockHash,
+    #[serde(default)]
+    pub(super) coinbase: bool,
+}
+
+#[derive(Deserialize)]
+pub(super) struct ActivityInfo {
+    pub(super) activity: Vec<Event>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub(super) enum Event {
+    Receive {
+        #[serde(with = "::bitcoin::amount::serde::as_btc")]
+        amount: Amount,
+        txid: Txid,
+        vout: u32,
+        blockhash: Option<BlockHash>,
+        height: Option<u32>,
+    },
+    Spend {
+        spend_txid: Txid,
+        prevout_txid: Txid,
+        prevout_vout: u32,
+        blockhash: Option<BlockHash>,
+        height: Option<u32>,
+    },
+}
+
+#[derive(Deserialize)]
+pub(super) struct Estimate {
+    #[serde(default, with = "::bitcoin::amount::serde::as_btc::opt")]
+    pub(super) feerate: Option<Amount>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct PackageInfo {
+    pub(super) package_msg: String,
+    #[serde(rename = "tx-results", default)]
+    pub(super) results: BTreeMap<String, PackageResult>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct PackageResult {
+    pub(super) error: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct ChainInfo {
+    pub(super) blocks: u32,
+    pub(super) initialblockdownload: bool,
+    pub(super) verificationprogress: f64,
+}
+
+impl Event {
+    /// The block that it happened in.
+    pub(super) fn block(&self) -> Option<BlockHash> {
+        match self {
+            Self::Receive { blockhash, .. } | Self::Spend { blockhash, .. } => *blockhash,
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Which coins and transactions of a beacon address belong to which announcement.
+//!
+//! An address follows from the members' keys and the terms alone: the same members in the next cohort have the same one. So
+//! an announcement has to know what the others at its address have signed, which is not foreign, and which coins they are to
+//! spend, which are not free. Nothing here is kept: [`Watch::open`](super::watch::Watch::open) reads it from each journal.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use ::bitcoin::{OutPoint, Script, ScriptBuf, Txid};
+
+use super::announcement::Announcement;
+use crate::protocol::id::CohortId;
+
+/// For how many blocks the transactions of an announcement are remembered after its end: longer than anybody looks back.
+const REMEMBERED: u32 = 2016;
+
+/// The claims of all announcements of an operator.
+#[derive(Debug, Default)]
+pub struct Claims {
+    by_cohort: Mutex<BTreeMap<CohortId, Claim>>,
+    choosing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Claim {
+    script: ScriptBuf,
+    /// What its members were asked to sign.
+    transactions: BTreeSet<Txid>,
+    /// What it is to spend.
+    coin: Option<OutPoint>,
+    /// The height at which it had ended.
+    ended: Option<u32>,
+}
+
+/// What the other announcements of an address claim.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// Whether there are any.
+    pub exist: bool,
+    /// The transactions that their members were asked to sign.
+    pub transactions: BTreeSet<Txid>,
+    /// The coins that they are to spend.
+    pub coins: BTreeSet<OutPoint>,
+}
+
+impl Claims {
+    /// Notes where an announcement is now.
+    pub fn note(&self, cohort_id: &CohortId, announcement: &Announcement) {
+        if announcement.script().is_empty() {
+            return;
+        }
+        let height = announcement.sight().tip.map_or(0, |tip| tip.block.height);
+        let claim = Claim {
+            script: announcement.script().clone(),
+            transactions: announcement.asked_for().clone(),
+            coin: announcement.coin(),
+            ended: announcement.has_ended().then_some(height),
+        };
+        let mut claims = self.claims();
+        claims.insert(cohort_id.clone(), claim);
+        // That an address was used before is never forgotten: there may be coins of any age.
+        let old = |claim: &&mut Claim| claim.ended.is_some_and(|ended| ended.saturating_add(REMEMBERED) < height);
+        claims.values_mut().filter(old).for_each(|claim| claim.transactions.clear());
+    }
+
+    /// What others than `cohort_id` claim at `script`.
+    pub fn others(&self, cohort_id: &CohortId, script: &Script) -> Others {
+        let mut others = Others::default();
+        for (_, claim) in self.claims().iter().filter(|(id, claim)| *id != cohort_id && *claim.script == *script) {
+            others.exist = true;
+            others.transactions.extend(&claim.transactions);
+            others.coins.extend(&claim.coin);
+        }
+        others
+    }
+
+    /// Held from asking what others claim to noting what was chosen, so that two do not choose the same coin.
+    pub async fn choose(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.choosing.lock().await
+    }
+
+    fn claims(&self) -> MutexGuard<'_, BTreeMap<CohortId, Claim>> {
+        // No code panics while it holds the lock.
+        self.by_cohort.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,84 @@
+//! How a watch looks at the chain: as few blocks as will do, and a scan of all unspent outputs only where it must be.
+
+use super::{
+    announcement::{Announcement, State},
+    chain::{Activity, Chain, ChainError, Deposit, Tip},
+};
+
+/// How many blocks are read to find a deposit before a scan is cheaper, and no node may have pruned them.
+const MANY_BLOCKS: u32 = 2016;
+
+/// What happened to the script of `announcement`, and from which height on that is all.
+///
+/// `young` says that nobody can have known the address for longer than the rules' window of blocks.
+pub(super) async fn look(
+    chain: &dyn Chain,
+    announcement: &Announcement,
+    young: bool,
+) -> Result<(Activity, u32), ChainError> {
+    let (script, sight) = (announcement.script(), announcement.sight());
+    let window = announcement.rules().window();
+    let tip = chain.tip().await?;
+    let Some(seen) = sight.tip else {
+        if young {
+            let from = tip.block.height.saturating_sub(window);
+            return Ok((chain.activity(script, from).await?, 0));
+        }
+        return Ok((coins_and_recent_blocks(chain, announcement).await?, 0));
+    };
+    if tip == seen {
+        // While the tip stands still, only the mempool can have changed.
+        let since = tip.block.height + 1;
+        let activity = chain.activity(script, since).await?;
+        if activity.tip == tip {
+            return Ok((activity, since));
+        }
+    }
+    let is_waiting = matches!(announcement.state(), State::Funding { .. } | State::Signing { .. });
+    let continues = stands(chain, &seen).await?;
+    // Where the chain has only grown, what it has new is in the new blocks.
+    let since = if continues { seen.block.height + 1 } else { seen.block.height.saturating_sub(window) };
+    let far = tip.block.height.saturating_sub(since) > MANY_BLOCKS;
+    let read = if far && is_waiting { None } else { not_pruned(chain.activity(script, since).await)? };
+    match read {
+        Some(activity) if !continues || stands(chain, &seen).await? => Ok((activity, since)),
+        // A reorganization came in between.
+        Some(_) => {
+            let since = seen.block.height.saturating_sub(window);
+            Ok((chain.activity(script, since).await?, since))
+        }
+        None => {
+            let activity = coins_and_recent_blocks(chain, announcement).await?;
+            // A coin that is not there any more is not to be chosen. Of what is signed already, the spends that were seen
+            // still stand: no later look shows them again.
+            Ok((activity, if is_waiting || !continues { 0 } else { since }))
+        }
+    }
+}
+
+/// Whether the chain still has that tip's block.
+async fn stands(chain: &dyn Chain, seen: &Tip) -> Result<bool, ChainError> {
+    Ok(chain.block_hash(seen.block.height).await? == Some(seen.block.hash))
+}
+
+fn not_pruned(read: Result<Activity, ChainError>) -> Result<Option<Activity>, ChainError> {
+    match read {
+        Ok(activity) => Ok(Some(activity)),
+        Err(ChainError::Pruned(blocks)) => {
+            tracing::warn!(%blocks, "old blocks are pruned: unspent outputs are scanned instead");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The coins of any age. They say nothing of spends that a block has already; the last blocks do.
+async fn coins_and_recent_blocks(chain: &dyn Chain, announcement: &Announcement) -> Result<Activity, ChainError> {
+    let (script, window) = (announcement.script(), announcement.rules().window());
+    let coins = chain.coins(script).await?;
+    let from = coins.tip.block.height.saturating_sub(window);
+    let mut activity = chain.activity(script, from).await?;
+    let older = |deposit: &Deposit| deposit.place.block().is_some_and(|block| block.height < from);
+    activity.deposits.extend(coins.deposits.into_iter().filter(older));
+    Ok(activity)
+}

@@ -73,6 +73,15 @@ impl<M: Machine> Engine<M> {
     pub(crate) fn rng(&mut self) -> Option<&mut ChaCha20Rng> {
         self.rng.as_mut()
     }
+
+    /// Confirms a message that brought about nothing: it may repeat what is on its way to the journal just now, or be
+    /// refused for it, and without those facts it would have been taken.
+    fn confirm_in_turn(&mut self, receipt: Receipt) {
+        match self.unreleased.back_mut() {
+            Some(batch) => batch.receipts.push(receipt),
+            None => receipt.confirm(),
+        }
+    }
 }
 
 /// An actor around a machine. `feed` is the one way in; the rest are the hooks that translate.
@@ -184,16 +193,10 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
         ctx: &mut Context<Self>,
     ) {
         let events = match decided {
-            Ok(events) if events.is_empty() => {
-                // It may repeat what is on its way to the journal just now.
-                return match self.engine().unreleased.back_mut() {
-                    Some(batch) => batch.receipts.push(receipt),
-                    None => receipt.confirm(),
-                };
-            }
+            Ok(events) if events.is_empty() => return self.engine().confirm_in_turn(receipt),
             Ok(events) => events,
             Err(reject) => {
-                receipt.confirm();
+                self.engine().confirm_in_turn(receipt);
                 return self.refused(reject, ctx);
             }
         };

@@ -29,7 +29,7 @@ use self::recover::SessionGone;
 use crate::{
     journal::Journal,
     notice::{Notices, ParticipantNotice},
-    participant_session::{How, Leave, ParticipantSessionActor, Seen, SessionMessage},
+    participant_session::{How, Leave, Owner, ParticipantSessionActor, Seen, SessionMessage},
     policy::ParticipantPolicy,
     recovery::{RestartIntensity, Restarts},
     remembered::Remembered,
@@ -120,6 +120,11 @@ pub(crate) struct SessionOver {
     pub(crate) reason: SessionEnd,
 }
 
+/// The session has opted in, and that is durable: what its service says about the cohort concerns us from now on.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct SessionJoined(pub(crate) Arc<Advert>);
+
 /// Leave a cohort, whatever it is waiting for.
 #[derive(Clone, Debug, ActixMessage)]
 #[rtype(result = "()")]
@@ -138,6 +143,8 @@ struct Place {
     waiting: VecDeque<Said>,
     restarts: Restarts,
     given_up: bool,
+    /// We have opted in.
+    joined: bool,
     /// It has ended without our having joined.
     declined: bool,
     advert: Arc<Advert>,
@@ -152,7 +159,7 @@ enum Said {
 impl Place {
     fn of(advert: Arc<Advert>, actor: Addr<ParticipantSessionActor>) -> Self {
         let (waiting, restarts) = Default::default();
-        Self { actor: Some(actor), waiting, restarts, given_up: false, declined: false, advert }
+        Self { actor: Some(actor), waiting, restarts, given_up: false, joined: false, declined: false, advert }
     }
 
     /// Hands something to the session, or keeps it until the session is back. What cannot be kept gets no receipt.
@@ -285,7 +292,7 @@ impl ParticipantActor {
         let advert = machine.advert();
         let (participant, cohort) = (ctx.address(), (advert.service.clone(), advert.cohort_id.clone()));
         let guard = EndGuard::new(move |end| participant.do_send(SessionGone { cohort, end }));
-        let owner = ctx.address().recipient();
+        let owner = Owner { over: ctx.address().recipient(), joined: ctx.address().recipient() };
         let (shared, outbound) = (Arc::clone(&self.shared), self.outbound.clone());
         ParticipantSessionActor::new(machine, how, shared, outbound, owner, guard).start()
     }
@@ -332,6 +339,8 @@ impl ParticipantActor {
                 Body::CohortEnded(ended) => ended.next_cohort_id.clone(),
                 _ => None,
             };
+            // Anybody can advertise a cohort, and tell us that another takes its place: only of ours that is news.
+            let next = next.filter(|_| place.joined);
             let advert = Arc::clone(&place.advert);
             place.hand(Said::Message(SessionMessage { message, receipt, stored }));
             if let Some(next) = next {
@@ -425,6 +434,16 @@ impl Handler<LeaveCohort> for ParticipantActor {
     }
 }
 
+impl Handler<SessionJoined> for ParticipantActor {
+    type Result = ();
+
+    fn handle(&mut self, SessionJoined(advert): SessionJoined, _: &mut Self::Context) {
+        if let Some(place) = self.sessions.get_mut(&(advert.service.clone(), advert.cohort_id.clone())) {
+            place.joined = true;
+        }
+    }
+}
+
 impl Handler<SessionOver> for ParticipantActor {
     type Result = ();
 
@@ -438,7 +457,11 @@ impl Handler<SessionOver> for ParticipantActor {
                     place.declined = true;
                 }
             }
-            SessionEnd::EndedByService { next: Some(next), .. } => self.expect_successor(next, advert),
+            SessionEnd::EndedByService { next: Some(next), .. } => {
+                if self.sessions.get(&cohort).is_some_and(|place| place.joined) {
+                    self.expect_successor(next, advert);
+                }
+            }
             _ => {}
         }
     }

@@ -24,7 +24,7 @@ use crate::{
     engine::{Driven, Engine},
     journal::{JournalError, StreamId},
     notice::ParticipantNotice,
-    participant::{ParticipantShared, SessionOver},
+    participant::{ParticipantShared, SessionJoined, SessionOver},
     policy::{SigningRequest, UpdateRequest, Validation},
     supervisor::EndGuard,
     transport::{Outbound, Receipt},
@@ -69,11 +69,17 @@ pub(crate) enum How {
     Abort(String),
 }
 
+/// Whom a session tells how far it is.
+pub(crate) struct Owner {
+    pub(crate) joined: Recipient<SessionJoined>,
+    pub(crate) over: Recipient<SessionOver>,
+}
+
 pub(crate) struct ParticipantSessionActor {
     engine: Engine<ParticipantCohort>,
     shared: Arc<ParticipantShared>,
     outbound: Recipient<Outbound>,
-    participant: Recipient<SessionOver>,
+    owner: Owner,
     how: How,
     signer: MemberSigner,
     completed: bool,
@@ -86,7 +92,7 @@ impl ParticipantSessionActor {
         how: How,
         shared: Arc<ParticipantShared>,
         outbound: Recipient<Outbound>,
-        participant: Recipient<SessionOver>,
+        owner: Owner,
         guard: EndGuard,
     ) -> Self {
         let advert = machine.advert();
@@ -94,7 +100,7 @@ impl ParticipantSessionActor {
         let rng = shared.randomness.for_actor(stream.as_str());
         let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, shared.clock, rng);
         let signer = MemberSigner::new(Arc::clone(shared.identity.secret_key()));
-        Self { engine, shared, outbound, participant, how, signer, completed: false, guard }
+        Self { engine, shared, outbound, owner, how, signer, completed: false, guard }
     }
 
     /// Where the facts of this session are kept. The service is part of the name: anybody may advertise a cohort by the
@@ -143,7 +149,7 @@ impl ParticipantSessionActor {
 
     fn report_end(&self, reason: &SessionEnd) {
         let (advert, reason) = (Arc::clone(self.engine.machine().advert()), reason.clone());
-        self.participant.do_send(SessionOver { advert, reason });
+        self.owner.over.do_send(SessionOver { advert, reason });
     }
 
     /// Asks the host something and feeds its answer to the machine.
@@ -250,7 +256,10 @@ impl Driven for ParticipantSessionActor {
             ParticipantEvent::CohortDiscovered { .. } => {
                 ParticipantNotice::CohortDiscovered { did, cohort_id, service: advert.service.clone() }
             }
-            ParticipantEvent::OptedIn { .. } => ParticipantNotice::CohortJoined { did, cohort_id },
+            ParticipantEvent::OptedIn { .. } => {
+                self.owner.joined.do_send(SessionJoined(Arc::clone(advert)));
+                ParticipantNotice::CohortJoined { did, cohort_id }
+            }
             ParticipantEvent::OptInAccepted => ParticipantNotice::OptInAccepted { did, cohort_id },
             ParticipantEvent::CohortReady { output, .. } => {
                 ParticipantNotice::CohortReady { did, cohort_id, beacon_address: output.address().to_owned() }

@@ -74,8 +74,11 @@ impl ParticipantActor {
         };
         let mut machine = ParticipantCohort::new(Arc::clone(&self.shared.config), Arc::clone(&advert));
         recovery::replay(&mut machine, &facts, |_, _, _| {});
+        let joined = facts.iter().any(|fact| matches!(fact, ParticipantEvent::OptedIn { .. }));
         let actor = self.start_session(machine, how, ctx);
-        self.sessions.entry(cohort).or_insert_with(|| Place::of(advert, actor.clone())).back(actor);
+        let place = self.sessions.entry(cohort).or_insert_with(|| Place::of(advert, actor.clone()));
+        place.joined = joined;
+        place.back(actor);
     }
 
     /// A session cannot go on, although it has not ended: its journal may be mended, and bring it back.
@@ -191,8 +194,10 @@ impl Handler<ArchiveSession> for ParticipantActor {
     type Result = ();
 
     fn handle(&mut self, ArchiveSession { service, cohort_id }: ArchiveSession, ctx: &mut Self::Context) {
-        if self.retention == Retention::UntilArchived {
-            self.put_away(&(service, cohort_id), Retention::UntilArchived, ctx);
+        let cohort = (service, cohort_id);
+        // A host archives what it was told has failed; but this one's journal may be mended, and bring it back.
+        if self.retention == Retention::UntilArchived && !self.halted.contains(&cohort) {
+            self.put_away(&cohort, Retention::UntilArchived, ctx);
         }
     }
 }

@@ -197,7 +197,8 @@ impl Handler<ArchiveCohort> for AggregationService {
     type Result = ();
 
     fn handle(&mut self, ArchiveCohort(cohort_id): ArchiveCohort, ctx: &mut Self::Context) {
-        if self.settings.retention == Retention::UntilArchived {
+        // A host archives what it was told has failed; but this one's journal may be mended, and bring it back.
+        if self.settings.retention == Retention::UntilArchived && !self.halted.contains(&cohort_id) {
             self.put_away(cohort_id, Retention::UntilArchived, ctx);
         }
     }

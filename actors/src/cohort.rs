@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
     WrapFuture,
 };
 use btcr2_aggregation_protocol::{
@@ -26,6 +26,7 @@ use crate::{
     bans::{Entry, Offence},
     engine::{Driven, Engine},
     evidence::EvidenceBook,
+    fence::{Held, Hold},
     journal::{JournalError, StreamId},
     notice::{CohortResult, ServiceNotice},
     policy::{CohortView, PolicyError, TransactionRequest},
@@ -128,17 +129,35 @@ pub(crate) struct CohortActor {
 }
 
 impl CohortActor {
-    pub(crate) fn new(
+    /// Starts the actor of a cohort, for as long as its owner keeps the [`Hold`].
+    pub(crate) fn start_held(
         beginning: Beginning,
         shared: Arc<ServiceShared>,
         outbound: Recipient<Outbound>,
         successors: Recipient<FormAgain>,
         guard: EndGuard,
+    ) -> (Addr<Self>, Hold) {
+        let hold = Hold::default();
+        let address = Self::create(|ctx| {
+            // Before it has started: what is handed over until then is no less.
+            ctx.set_mailbox_capacity(MAILBOX);
+            Self::new(beginning, shared, outbound, successors, hold.held(), guard)
+        });
+        (address, hold)
+    }
+
+    fn new(
+        beginning: Beginning,
+        shared: Arc<ServiceShared>,
+        outbound: Recipient<Outbound>,
+        successors: Recipient<FormAgain>,
+        held: Held,
+        guard: EndGuard,
     ) -> Self {
         let Beginning { machine, transcript, how } = beginning;
         let stream = Self::stream(&machine.config().terms.cohort_id);
         let rng = shared.randomness.for_actor(stream.as_str());
-        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, shared.clock, rng);
+        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, held, shared.clock, rng);
         Self {
             engine,
             shared,
@@ -235,8 +254,9 @@ impl CohortActor {
                 let guard = EndGuard::new(move |end| gone.do_send(SessionGone(end)));
                 let cohort = ctx.address();
                 let outbound = actor.outbound.clone();
-                let session = SigningSessionActor::new(task, &facts, &actor.shared, outbound, cohort, guard);
-                actor.session = Some(Session::start(session));
+                actor.session = Some(Session::start(|held| {
+                    SigningSessionActor::new(task, &facts, &actor.shared, outbound, cohort, held, guard)
+                }));
             }
             Err(error) => actor.feed(ServiceInput::SigningLost(Fatal(error.to_string())), ctx),
         }));
@@ -306,7 +326,6 @@ impl Actor for CohortActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(MAILBOX);
         match std::mem::replace(&mut self.how, How::Again) {
             How::Fresh => self.feed(ServiceInput::Advertise, ctx),
             How::Again => {

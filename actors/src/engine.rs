@@ -4,12 +4,13 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Context, SpawnHandle, WrapFuture, fut};
+use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, SpawnHandle, WrapFuture, fut};
 use btcr2_aggregation_protocol::{error::Reject, machine::Machine, time::Timestamp};
 use futures::FutureExt;
 use rand_chacha::ChaCha20Rng;
 
 use crate::{
+    fence::Held,
     journal::{Journal, JournalError, Record, StreamId},
     runtime::Clock,
     transport::Receipt,
@@ -20,6 +21,7 @@ pub(crate) struct Engine<M: Machine> {
     machine: Arc<M>,
     journal: Arc<dyn Journal>,
     stream: StreamId,
+    held: Held,
     clock: Clock,
     rng: Option<ChaCha20Rng>,
     /// Batches that were applied, in order; the front ones are released as they become durable.
@@ -44,6 +46,7 @@ impl<M: Machine> Engine<M> {
         machine: M,
         journal: Arc<dyn Journal>,
         stream: StreamId,
+        held: Held,
         clock: Clock,
         rng: ChaCha20Rng,
     ) -> Self {
@@ -51,6 +54,7 @@ impl<M: Machine> Engine<M> {
             machine: Arc::new(machine),
             journal,
             stream,
+            held,
             clock,
             rng: Some(rng),
             unreleased: VecDeque::new(),
@@ -192,6 +196,11 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
         receipt: Receipt,
         ctx: &mut Context<Self>,
     ) {
+        if self.engine().held.is_let_go() {
+            // Another may write this stream by now; whoever said this gets no receipt, and says it again to that one.
+            tracing::info!(stream = %self.engine().stream, "an actor whose owner is gone decides nothing any more");
+            return ctx.stop();
+        }
         let events = match decided {
             Ok(events) if events.is_empty() => return self.engine().confirm_in_turn(receipt),
             Ok(events) => events,

@@ -4,7 +4,7 @@
 mod recover;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -27,6 +27,7 @@ use btcr2_aggregation_protocol::{
 
 use self::recover::SessionGone;
 use crate::{
+    fence::Hold,
     journal::Journal,
     notice::{Notices, ParticipantNotice},
     participant_session::{How, Leave, Owner, ParticipantSessionActor, Seen, SessionMessage},
@@ -138,7 +139,7 @@ pub struct LeaveCohort {
 /// A session's place in the tree.
 struct Place {
     /// `None` while it is being brought back.
-    actor: Option<Addr<ParticipantSessionActor>>,
+    actor: Option<(Addr<ParticipantSessionActor>, Hold)>,
     /// What came meanwhile.
     waiting: VecDeque<Said>,
     restarts: Restarts,
@@ -157,15 +158,15 @@ enum Said {
 }
 
 impl Place {
-    fn of(advert: Arc<Advert>, actor: Addr<ParticipantSessionActor>) -> Self {
-        let (waiting, restarts) = Default::default();
-        Self { actor: Some(actor), waiting, restarts, given_up: false, joined: false, declined: false, advert }
+    fn of(advert: Arc<Advert>) -> Self {
+        let (actor, waiting, restarts) = Default::default();
+        Self { actor, waiting, restarts, given_up: false, joined: false, declined: false, advert }
     }
 
     /// Hands something to the session, or keeps it until the session is back. What cannot be kept gets no receipt.
     fn hand(&mut self, said: Said) {
         let cohort_id = &self.advert.cohort_id;
-        let said = match (&self.actor, said) {
+        let said = match (self.actor.as_ref().map(|(session, _)| session), said) {
             (Some(session), Said::Message(message)) => match session.try_send(message) {
                 Ok(()) => return,
                 // It has just failed, or ended: we are about to hear of it.
@@ -184,8 +185,8 @@ impl Place {
         }
     }
 
-    /// The session is back.
-    fn back(&mut self, actor: Addr<ParticipantSessionActor>) {
+    /// The session is there, or back.
+    fn back(&mut self, actor: (Addr<ParticipantSessionActor>, Hold)) {
         self.actor = Some(actor);
         for said in std::mem::take(&mut self.waiting) {
             self.hand(said);
@@ -208,8 +209,9 @@ pub struct ParticipantActor {
     formed: Remembered<CohortKey>,
     /// Cohorts that we did not join: as many as strangers advertise.
     declined: Remembered<CohortKey>,
-    /// Sessions that cannot go on until the host is started again: what comes for them is not taken.
-    halted: Remembered<CohortKey>,
+    /// Sessions that cannot go on until the host is started again: what comes for them is not taken. We have joined them, so
+    /// their number is bounded by what we do.
+    halted: BTreeSet<CohortKey>,
     guard: EndGuard,
 }
 
@@ -245,7 +247,7 @@ impl ParticipantActor {
             ended: Remembered::new(REMEMBERED),
             formed: Remembered::new(FORMED),
             declined: Remembered::new(REMEMBERED),
-            halted: Remembered::new(REMEMBERED),
+            halted: BTreeSet::new(),
             guard,
         }
     }
@@ -256,8 +258,8 @@ impl ParticipantActor {
 
     fn on_advert(&mut self, from: &Did, body: &CohortAdvert, ctx: &mut Context<Self>) {
         let cohort = (from.clone(), body.cohort_id.clone());
-        let over = [&self.ended, &self.declined, &self.halted].iter().any(|over| over.contains(&cohort));
-        if over || self.sessions.contains_key(&cohort) {
+        let over = self.ended.contains(&cohort) || self.declined.contains(&cohort);
+        if over || self.halted.contains(&cohort) || self.sessions.contains_key(&cohort) {
             return;
         }
         if self.formed.contains(&cohort) {
@@ -280,7 +282,7 @@ impl ParticipantActor {
         let advert = Arc::new(advert);
         let machine = ParticipantCohort::new(Arc::clone(&self.shared.config), Arc::clone(&advert));
         let actor = self.start_session(machine, How::Fresh { rejoins }, ctx);
-        self.sessions.insert(cohort, Place::of(advert, actor));
+        self.sessions.entry(cohort).or_insert_with(|| Place::of(advert)).back(actor);
     }
 
     fn start_session(
@@ -288,13 +290,13 @@ impl ParticipantActor {
         machine: ParticipantCohort,
         how: How,
         ctx: &Context<Self>,
-    ) -> Addr<ParticipantSessionActor> {
+    ) -> (Addr<ParticipantSessionActor>, Hold) {
         let advert = machine.advert();
         let (participant, cohort) = (ctx.address(), (advert.service.clone(), advert.cohort_id.clone()));
         let guard = EndGuard::new(move |end| participant.do_send(SessionGone { cohort, end }));
         let owner = Owner { over: ctx.address().recipient(), joined: ctx.address().recipient() };
         let (shared, outbound) = (Arc::clone(&self.shared), self.outbound.clone());
-        ParticipantSessionActor::new(machine, how, shared, outbound, owner, guard).start()
+        ParticipantSessionActor::start_held(machine, how, shared, outbound, owner, guard)
     }
 
     /// The cohort `next` takes the place of the one that `ours` advertised.
@@ -399,7 +401,7 @@ impl Handler<Delivery> for ParticipantActor {
                 let service = message.to.clone();
                 let cohort = service.map(|service| (service, message.body.cohort_id().clone()));
                 let place = cohort.and_then(|cohort| self.sessions.get(&cohort));
-                if let Some(session) = place.and_then(|place| place.actor.as_ref()) {
+                if let Some(session) = place.and_then(|place| Some(&place.actor.as_ref()?.0)) {
                     session.do_send(Seen(message));
                 }
             }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
     WrapFuture,
 };
 use btcr2_aggregation_protocol::{
@@ -22,6 +22,7 @@ use btcr2_aggregation_protocol::{
 
 use crate::{
     engine::{Driven, Engine},
+    fence::{Held, Hold},
     journal::{JournalError, StreamId},
     notice::ParticipantNotice,
     participant::{ParticipantShared, SessionJoined, SessionOver},
@@ -87,18 +88,37 @@ pub(crate) struct ParticipantSessionActor {
 }
 
 impl ParticipantSessionActor {
-    pub(crate) fn new(
+    /// Starts the actor of a session, for as long as its owner keeps the [`Hold`].
+    pub(crate) fn start_held(
         machine: ParticipantCohort,
         how: How,
         shared: Arc<ParticipantShared>,
         outbound: Recipient<Outbound>,
         owner: Owner,
         guard: EndGuard,
+    ) -> (Addr<Self>, Hold) {
+        let hold = Hold::default();
+        let address = Self::create(|ctx| {
+            // Before it has started: what is handed over until then is no less.
+            ctx.set_mailbox_capacity(MAILBOX);
+            Self::new(machine, how, shared, outbound, owner, hold.held(), guard)
+        });
+        (address, hold)
+    }
+
+    fn new(
+        machine: ParticipantCohort,
+        how: How,
+        shared: Arc<ParticipantShared>,
+        outbound: Recipient<Outbound>,
+        owner: Owner,
+        held: Held,
+        guard: EndGuard,
     ) -> Self {
         let advert = machine.advert();
         let stream = Self::stream(shared.identity.did(), &advert.service, &advert.cohort_id);
         let rng = shared.randomness.for_actor(stream.as_str());
-        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, shared.clock, rng);
+        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, held, shared.clock, rng);
         let signer = MemberSigner::new(Arc::clone(shared.identity.secret_key()));
         Self { engine, shared, outbound, owner, how, signer, completed: false, guard }
     }
@@ -187,7 +207,6 @@ impl Actor for ParticipantSessionActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(MAILBOX);
         match &self.how {
             How::Fresh { .. } => self.feed(ParticipantInput::Discover, ctx),
             How::Again => self.take_up(ctx),

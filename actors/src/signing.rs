@@ -18,6 +18,7 @@ use btcr2_aggregation_protocol::{
 use crate::{
     cohort::CohortActor,
     engine::{Driven, Engine},
+    fence::{Held, Hold},
     journal::{JournalError, StreamId},
     notice::{Notices, ServiceNotice},
     recovery,
@@ -46,21 +47,33 @@ struct Abandon;
 
 /// A cohort's hold on its session: when the cohort's actor goes, however it goes, the session goes too. Dropping the address
 /// alone would not do, for the session's timer keeps it alive, and it would yet ask the members for the fallback.
-pub(crate) struct Session(Addr<SigningSessionActor>);
+///
+/// Letting go takes effect at once: what the session is just deciding is not written any more.
+pub(crate) struct Session {
+    address: Addr<SigningSessionActor>,
+    _hold: Hold,
+}
 
 impl Session {
-    pub(crate) fn start(actor: SigningSessionActor) -> Self {
-        Self(actor.start())
+    /// Starts the session that `build` makes.
+    pub(crate) fn start(build: impl FnOnce(Held) -> SigningSessionActor) -> Self {
+        let hold = Hold::default();
+        let address = SigningSessionActor::create(|ctx| {
+            // Before it has started: what is handed over until then is no less.
+            ctx.set_mailbox_capacity(MAILBOX);
+            build(hold.held())
+        });
+        Self { address, _hold: hold }
     }
 
     pub(crate) fn address(&self) -> &Addr<SigningSessionActor> {
-        &self.0
+        &self.address
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.0.do_send(Abandon);
+        self.address.do_send(Abandon);
     }
 }
 
@@ -89,6 +102,7 @@ impl SigningSessionActor {
         shared: &ServiceShared,
         outbound: Recipient<Outbound>,
         cohort: Addr<CohortActor>,
+        held: Held,
         guard: EndGuard,
     ) -> Self {
         let stream = Self::stream(&task.session_id);
@@ -97,7 +111,7 @@ impl SigningSessionActor {
         recovery::replay(&mut machine, facts, |machine, fact, effects| {
             digests.extend(machine.transcript_entries(fact, effects));
         });
-        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, shared.clock, rng);
+        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, held, shared.clock, rng);
         let notices = shared.notices.clone();
         Self { engine, outbound, cohort, notices, digests, guard }
     }
@@ -112,7 +126,6 @@ impl Actor for SigningSessionActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(MAILBOX);
         match self.engine.machine().phase() {
             SessionPhase::Planned => self.feed(SessionInput::Open, ctx),
             _ => self.resume(ctx),

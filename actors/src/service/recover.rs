@@ -71,20 +71,22 @@ impl AggregationService {
             // Another service keeps its journal in the same place.
             return;
         }
-        let machine = match self.machine(Arc::clone(&terms)) {
-            Ok(machine) => machine,
-            Err(error) => return self.lost(cohort_id, error.to_string()),
-        };
-        let beginning = match facts.is_empty() {
-            true => Beginning::fresh(machine),
-            false => Beginning::again(machine, &facts, abort),
+        let replayed = recovery::caught(|| {
+            let machine = self.machine(Arc::clone(&terms)).map_err(|error| error.to_string())?;
+            Ok(match facts.is_empty() {
+                true => Beginning::fresh(machine),
+                false => Beginning::again(machine, &facts, abort),
+            })
+        });
+        let beginning = match replayed.and_then(|beginning| beginning) {
+            Ok(beginning) => beginning,
+            Err(reason) => return self.lost(cohort_id, reason),
         };
         for (did, genesis_document) in beginning.external_members() {
             self.outbound.do_send(Outbound::Introduce { did, genesis_document });
         }
         let actor = self.start_cohort(beginning, ctx);
-        let place = self.cohorts.entry(cohort_id.clone()).or_insert_with(|| Place::of(terms, actor.clone()));
-        place.back(&cohort_id, actor);
+        self.cohorts.entry(cohort_id.clone()).or_insert_with(|| Place::of(terms)).back(&cohort_id, actor);
     }
 
     /// A cohort cannot go on, although it has not ended: its journal may be mended, and bring it back.
@@ -173,7 +175,10 @@ impl Handler<CohortGone> for AggregationService {
     fn handle(&mut self, CohortGone { cohort_id, end }: CohortGone, ctx: &mut Self::Context) {
         match (end, end.failure()) {
             (End::Panicked, _) => self.restart(cohort_id, ctx),
-            (_, Some(reason)) => self.lost(cohort_id, reason.to_owned()),
+            (_, Some(reason)) => {
+                self.journal_failed |= end == End::JournalFailed;
+                self.lost(cohort_id, reason.to_owned());
+            }
             (_, None) => {
                 self.cohorts.remove(&cohort_id);
                 self.ended.insert(cohort_id.clone());

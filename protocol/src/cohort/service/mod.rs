@@ -364,7 +364,8 @@ impl Machine for ServiceCohort {
     fn apply(&mut self, event: &ServiceEvent) {
         let before = std::mem::discriminant(&self.phase);
         match event {
-            ServiceEvent::CohortAdvertised { at, .. } => {
+            // A cohort that runs is not begun again, whatever a journal says.
+            ServiceEvent::CohortAdvertised { at, .. } if matches!(self.phase, Phase::Planned) => {
                 self.started = *at;
                 let terms = &self.config.terms;
                 self.phase = Phase::Enrolling(Enrolling {

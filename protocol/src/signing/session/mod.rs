@@ -277,10 +277,11 @@ impl SigningSession {
         entries
     }
 
-    /// Everybody with a fault on record, of whichever kind.
-    fn guilty(&self) -> Vec<Did> {
+    /// Everybody else with a fault on record: what a member is blamed for must be what it did.
+    fn equivocators(&self) -> Vec<Did> {
         let guilty: BTreeSet<&Did> = self.faults.iter().map(|fault| &fault.did).collect();
-        guilty.into_iter().cloned().collect()
+        let culprits = self.culprits();
+        guilty.into_iter().filter(|did| !culprits.contains(did)).cloned().collect()
     }
 
     /// Whose partial signatures were invalid.
@@ -438,7 +439,8 @@ impl Machine for SigningSession {
                     phase: *phase,
                     reason: reason.clone(),
                     holdouts: holdouts.clone(),
-                    culprits: self.guilty(),
+                    culprits: self.culprits(),
+                    equivocators: self.equivocators(),
                 });
             }
             _ => {}

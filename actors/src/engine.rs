@@ -282,3 +282,6 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

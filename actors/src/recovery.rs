@@ -106,6 +106,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_journal_that_panics_in_replay_is_only_its_own_affair() {
+        assert_eq!(caught(|| 1), Ok(1));
+        let problem = caught(|| panic!("as this test wants")).map(|()| "nothing");
+        assert_eq!(problem, Err("its journal cannot be replayed".to_owned()));
+    }
+
+    #[test]
     fn restarts_become_rarer_and_end() {
         let intensity = RestartIntensity::default();
         let mut restarts = Restarts::default();

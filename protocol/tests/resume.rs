@@ -14,7 +14,7 @@ use btcr2_aggregation_protocol::{
     cohort::{
         event::{ParticipantEvent, SessionEnd, SpendPath},
         participant::{
-            ParticipantCohort, ParticipantConfig, ParticipantEffect, ParticipantInput,
+            ParticipantCohort, ParticipantEffect, ParticipantInput,
             phase::{Phase, Stage},
         },
         service::rules::PhaseRules,
@@ -27,7 +27,7 @@ use btcr2_aggregation_protocol::{
     },
     sim::{PlannedCrash, Role, Setup, Simulation},
 };
-use sim_support::{TIMEOUT, assert_consensus, honest, run_to, setup};
+use sim_support::{TIMEOUT, assert_consensus, config_of, honest, run_to, setup};
 
 const MEMBERS: usize = 3;
 
@@ -225,19 +225,6 @@ fn an_aggregate_of_nonces_that_we_do_not_remember_sending_spends_the_session() {
             assert_eq!(*stage, Stage::NonceLost, "{kept}: {input:?}");
             assert_eq!(machine.resume(), [], "{kept}: nothing is opened after another restart");
         }
-    }
-}
-
-fn config_of(simulation: &Simulation) -> ParticipantConfig {
-    let node = &simulation.participants()[0];
-    ParticipantConfig {
-        did: node.identity().did().clone(),
-        participant_key: node.participant_key().public_key(),
-        communication_key: node.identity().public_key(),
-        genesis_document: None,
-        timing: simulation.setup().timing,
-        beacons: simulation.setup().beacons.clone(),
-        aggregator: Arc::clone(&simulation.setup().aggregator),
     }
 }
 

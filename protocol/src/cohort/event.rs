@@ -48,6 +48,15 @@ pub enum ServiceEvent {
         /// Until when.
         until: Timestamp,
     },
+    /// A phase had lapsed while the service was down: its members have this long to answer. Not counted as an extension.
+    GraceGiven {
+        /// When.
+        at: Timestamp,
+        /// Which.
+        phase: TimedPhase,
+        /// Until when.
+        until: Timestamp,
+    },
     /// A participant opted in with valid keys.
     OptInReceived {
         /// Who, with which keys.

@@ -79,6 +79,9 @@ pub enum ServiceInput {
     Abort(Fatal),
     /// The host ends the cohort.
     Cancel(String),
+    /// The service is back: it was down, and nobody could answer it. Fed once, before what [`Machine::resume`] owes is done
+    /// again; not after a mere panic of an actor, which could otherwise put off its deadline for ever.
+    Resumed,
     /// Time has passed.
     Tick,
 }
@@ -357,6 +360,7 @@ impl Machine for ServiceCohort {
                 Ok(self.fail(now, CohortFailure::Cancelled { reason: reason.clone() }))
             }
             ServiceInput::Abort(_) | ServiceInput::Cancel(_) => Ok(Vec::new()),
+            ServiceInput::Resumed => Ok(self.on_resumed(now)),
             ServiceInput::Tick => Ok(self.on_tick(now, rng)),
         }
     }

@@ -41,6 +41,9 @@ pub enum SessionInput {
     Message(Message),
     /// The host wants the fallback path now.
     Fallback(String),
+    /// The service is back: it was down, and nobody could answer it. Fed once, before what [`Machine::resume`] owes is done
+    /// again; not after a mere panic.
+    Resumed,
     /// Time has passed.
     Tick,
 }
@@ -55,6 +58,15 @@ pub enum SessionEvent {
     },
     /// A phase was given more time.
     PhaseExtended {
+        /// When.
+        at: Timestamp,
+        /// Which.
+        phase: TimedPhase,
+        /// Until when.
+        until: Timestamp,
+    },
+    /// A phase had lapsed while the service was down: its members have this long to answer. Not counted as an extension.
+    GraceGiven {
         /// When.
         at: Timestamp,
         /// Which.
@@ -327,6 +339,15 @@ impl SigningSession {
         Ok(vec![SessionEvent::FaultRecorded { fault }])
     }
 
+    /// A phase that lapsed while the service was down is no member's fault: each is given a little time to answer what it is
+    /// asked again.
+    fn on_resumed(&self, now: Timestamp) -> Vec<SessionEvent> {
+        let Some(phase) = self.phase.timed().filter(|_| self.deadline().is_some_and(|deadline| deadline <= now)) else {
+            return Vec::new();
+        };
+        vec![SessionEvent::GraceGiven { at: now, phase, until: now + self.task.rules.grace(phase, &self.task.timing) }]
+    }
+
     fn on_tick(&self, now: Timestamp) -> Vec<SessionEvent> {
         if self.deadline().is_none_or(|deadline| now < deadline) {
             return Vec::new();
@@ -378,6 +399,7 @@ impl Machine for SigningSession {
                 SessionPhase::CollectingNonces { .. } | SessionPhase::CollectingPartialSignatures { .. },
             ) => Ok(vec![self.leave_key_path(now, reason.clone(), self.holdouts())]),
             (SessionInput::Fallback(_), _) => Ok(Vec::new()),
+            (SessionInput::Resumed, _) => Ok(self.on_resumed(now)),
             (SessionInput::Tick, _) => Ok(self.on_tick(now)),
         }
     }
@@ -388,7 +410,7 @@ impl Machine for SigningSession {
         let deadline_from = |phase, at: Timestamp| at + task.rules.timeout(phase, &task.timing);
         match (event, &mut self.phase) {
             (
-                SessionEvent::PhaseExtended { until, .. },
+                SessionEvent::PhaseExtended { until, .. } | SessionEvent::GraceGiven { until, .. },
                 SessionPhase::CollectingNonces { deadline, .. }
                 | SessionPhase::CollectingPartialSignatures { deadline, .. }
                 | SessionPhase::Fallback { deadline, .. },

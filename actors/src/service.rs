@@ -47,7 +47,10 @@ use crate::{
     remembered::Remembered,
     runtime::{Clock, Randomness},
     supervisor::EndGuard,
-    transport::{Delivery, Outbound, Received, Transport},
+    transport::{
+        Delivery, Outbound, Received, Transport,
+        link::{Connect, Link},
+    },
 };
 
 /// How many messages may wait for the service. A sender beyond that waits itself, at its transport.
@@ -236,6 +239,8 @@ pub struct AggregationService {
     settings: ServiceSettings,
     shared: Arc<ServiceShared>,
     outbound: Recipient<Outbound>,
+    /// Our way to the world, which opens when our cohorts are back.
+    link: Recipient<Connect>,
     cohorts: BTreeMap<CohortId, Place>,
     /// How many cohorts were opened, ended ones included.
     opened: u64,
@@ -253,7 +258,7 @@ pub struct AggregationService {
 }
 
 impl AggregationService {
-    pub(crate) fn new(settings: ServiceSettings, outbound: Recipient<Outbound>, guard: EndGuard) -> Self {
+    pub(crate) fn new(settings: ServiceSettings, link: &Addr<Link>, guard: EndGuard) -> Self {
         let shared = Arc::new(ServiceShared {
             identity: settings.identity.clone(),
             policy: Arc::clone(&settings.policy),
@@ -267,7 +272,8 @@ impl AggregationService {
         Self {
             settings,
             shared,
-            outbound,
+            outbound: link.clone().recipient(),
+            link: link.clone().recipient(),
             cohorts: BTreeMap::new(),
             opened: 0,
             ended: Remembered::new(REMEMBERED),

@@ -85,20 +85,29 @@ pub(crate) struct SigningEnded {
     pub(crate) digests: Vec<MessageDigest>,
 }
 
+/// What came before.
+pub(crate) struct Life<'f> {
+    /// The session's facts, if it ran before.
+    pub(crate) facts: &'f [SessionEvent],
+    /// Whether it was down with the service, and nobody could answer it.
+    pub(crate) was_down: bool,
+}
+
 pub(crate) struct SigningSessionActor {
     engine: Engine<SigningSession>,
     outbound: Recipient<Outbound>,
     cohort: Addr<CohortActor>,
     notices: Notices<ServiceNotice>,
     digests: Vec<MessageDigest>,
+    was_down: bool,
     guard: EndGuard,
 }
 
 impl SigningSessionActor {
-    /// A session; `facts` are those of its life so far, if it ran before.
+    /// A session, as far as its life went.
     pub(crate) fn new(
         task: Arc<SigningTask>,
-        facts: &[SessionEvent],
+        life: Life<'_>,
         shared: &ServiceShared,
         outbound: Recipient<Outbound>,
         cohort: Addr<CohortActor>,
@@ -108,12 +117,12 @@ impl SigningSessionActor {
         let stream = Self::stream(&task.session_id);
         let rng = shared.randomness.for_actor(stream.as_str());
         let (mut machine, mut digests) = (SigningSession::new(task), Vec::new());
-        recovery::replay(&mut machine, facts, |machine, fact, effects| {
+        recovery::replay(&mut machine, life.facts, |machine, fact, effects| {
             digests.extend(machine.transcript_entries(fact, effects));
         });
         let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, held, shared.clock, rng);
         let notices = shared.notices.clone();
-        Self { engine, outbound, cohort, notices, digests, guard }
+        Self { engine, outbound, cohort, notices, digests, was_down: life.was_down, guard }
     }
 
     /// Where the facts of this session are kept.
@@ -128,7 +137,17 @@ impl Actor for SigningSessionActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         match self.engine.machine().phase() {
             SessionPhase::Planned => self.feed(SessionInput::Open, ctx),
-            _ => self.resume(ctx),
+            phase => {
+                let waits = phase.timed().is_some();
+                for fault in self.engine.machine().faults().iter() {
+                    // The service may have died before its cohort had heard of it.
+                    self.cohort.do_send(FaultFound(fault.clone()));
+                }
+                if self.was_down && waits {
+                    self.feed(SessionInput::Resumed, ctx);
+                }
+                self.resume(ctx);
+            }
         }
     }
 }
@@ -186,7 +205,7 @@ impl Driven for SigningSessionActor {
                 let reason = reason.clone().unwrap_or_default();
                 ServiceNotice::FallbackStarted { cohort_id, session_id, reason, holdouts: holdouts.clone() }
             }
-            SessionEvent::PhaseExtended { phase, until, .. } => {
+            SessionEvent::PhaseExtended { phase, until, .. } | SessionEvent::GraceGiven { phase, until, .. } => {
                 ServiceNotice::PhaseExtended { cohort_id, phase: *phase, until: *until }
             }
             SessionEvent::FaultRecorded { fault } => {

@@ -11,13 +11,12 @@
 
 use std::sync::Arc;
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient};
-use btcr2_aggregation_protocol::identity::Identity;
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage};
 
 use crate::{
     participant::{ParticipantActor, ParticipantSettings},
     service::{AggregationService, ServiceSettings},
-    transport::{Delivery, Outbound, Transport, link::Link},
+    transport::link::Link,
 };
 
 /// How a child ended.
@@ -109,15 +108,10 @@ impl Supervisor {
         EndGuard::new(move |end| supervisor.do_send(ChildGone { name, end }))
     }
 
-    fn link(
-        &mut self,
-        transport: &Arc<dyn Transport>,
-        identity: &Identity,
-        inbox: Recipient<Delivery>,
-    ) -> Recipient<Outbound> {
-        let link = Link::new(Arc::clone(transport), identity.clone(), inbox).start();
+    fn link(&mut self, link: Link) -> Addr<Link> {
+        let link = link.start();
         self.links.push(link.clone());
-        link.recipient()
+        link
     }
 }
 
@@ -132,8 +126,8 @@ impl Handler<StartService> for Supervisor {
         let guard = Self::guard(format!("service {}", settings.identity.did()), ctx);
         let (transport, identity) = (Arc::clone(&settings.transport), settings.identity.clone());
         let service = AggregationService::create(|service| {
-            let outbound = self.link(&transport, &identity, service.address().recipient());
-            AggregationService::new(settings, outbound, guard)
+            let link = self.link(Link::waiting(transport, identity, service.address().recipient()));
+            AggregationService::new(settings, &link, guard)
         });
         self.services.push(service.clone());
         service
@@ -147,8 +141,8 @@ impl Handler<StartParticipant> for Supervisor {
         let guard = Self::guard(format!("participant {}", settings.identity.did()), ctx);
         let (transport, identity) = (Arc::clone(&settings.transport), settings.identity.clone());
         let participant = ParticipantActor::create(|participant| {
-            let outbound = self.link(&transport, &identity, participant.address().recipient());
-            ParticipantActor::new(settings, outbound, guard)
+            let link = self.link(Link::new(transport, identity, participant.address().recipient()));
+            ParticipantActor::new(settings, link.recipient(), guard)
         });
         self.participants.push(participant.clone());
         participant

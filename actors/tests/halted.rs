@@ -129,7 +129,8 @@ fn a_successor_that_has_ended_is_not_opened_again_however_long_ago_it_was() {
         }
         let mut service = world.service_with(settings.clone()).await;
         settle().await;
-        let reformed = service.ear.heard().iter().any(|notice| matches!(**notice, ServiceNotice::CohortReformed { .. }));
+        let reformed =
+            service.ear.heard().iter().any(|notice| matches!(**notice, ServiceNotice::CohortReformed { .. }));
         assert!(!reformed, "it has run, and ended");
         assert_eq!(service.address.send(btcr2_aggregation_actors::service::LiveCohorts).await.unwrap(), []);
     });

@@ -6,6 +6,7 @@ mod http_support;
 
 use std::sync::Arc;
 
+use actix::{Actor, ActorContext, Context, Handler};
 use btcr2_aggregation_actors::{
     journal::Journal,
     service::LiveCohorts,
@@ -19,7 +20,6 @@ use btcr2_aggregation_protocol::{
     identity::Identity,
     message::{Body, Bytes, keygen::CohortOptIn, update::SubmitNonIncluded},
 };
-use actix::{Actor, ActorContext, Context, Handler};
 use common::{
     Operator, Service, World, cohort, external_identity, identity,
     process::Process,

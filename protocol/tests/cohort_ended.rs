@@ -17,7 +17,9 @@ use btcr2_aggregation_protocol::{
     sim::{Role, Simulation},
 };
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
-use sim_support::{PHASES, TIMEOUT, assert_named, bodies, config_of, honest, run_to, setup, stranger, through_every_phase};
+use sim_support::{
+    PHASES, TIMEOUT, assert_named, bodies, config_of, honest, run_to, setup, stranger, through_every_phase,
+};
 
 fn ended(simulation: &Simulation, code: &str, reason: String) -> CohortEnded {
     CohortEnded {

@@ -41,7 +41,10 @@ fn a_phase_that_lapsed_while_the_service_was_down_goes_on_for_a_minute_and_nobod
 
         let back = lapsed + TIMEOUT;
         let given = step(&mut machine, back, &ServiceInput::Resumed, &mut rng).unwrap().events;
-        assert!(matches!(given[..], [ServiceEvent::GraceGiven { until, .. }] if until == back + MINUTE), "{given:?}");
+        assert!(
+            matches!(given[..], [ServiceEvent::GraceGiven { until, .. }] if until == back + MINUTE),
+            "{given:?}"
+        );
         assert_eq!(machine.deadline(), Some(back + MINUTE), "{phase}");
         assert_eq!(machine.decide(back, &ServiceInput::Tick, &mut rng).unwrap(), [], "{phase}");
         let failed = machine.decide(back + MINUTE, &ServiceInput::Tick, &mut rng).unwrap();
@@ -98,7 +101,10 @@ fn a_signing_phase_that_lapsed_while_the_service_was_down_does_not_fall_back_at_
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let back = session.deadline().unwrap() + Duration::from_secs(1);
         let given = step(&mut session, back, &SessionInput::Resumed, &mut rng).unwrap().events;
-        assert!(matches!(given[..], [SessionEvent::GraceGiven { until, .. }] if until == back + MINUTE), "{given:?}");
+        assert!(
+            matches!(given[..], [SessionEvent::GraceGiven { until, .. }] if until == back + MINUTE),
+            "{given:?}"
+        );
         assert_eq!(session.decide(back, &SessionInput::Tick, &mut rng).unwrap(), [], "{phase}: no fallback yet");
         assert_eq!(session.holdouts().len(), 3);
     }

@@ -246,3 +246,12 @@ fn a_session_whose_service_was_down_for_longer_than_the_guard_behind_it_still_co
     let signed = report.signed.unwrap_or_else(|| panic!("{:?}", report.failure));
     assert_eq!(signed.path, SpendPath::ScriptPath, "the nonces' time was over, the fallback's was not");
 }
+
+#[test]
+fn a_cohort_that_runs_is_not_begun_again_by_a_fact_that_says_so() {
+    let mut simulation = Simulation::new(5, setup(honest(2)));
+    run_to(&mut simulation, "validating");
+    let machine = simulation.service().machine();
+    let first = simulation.service().events()[0].clone();
+    assert_eq!(replay(machine.clone(), [&first]), *machine);
+}

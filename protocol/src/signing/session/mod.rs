@@ -342,10 +342,15 @@ impl SigningSession {
     /// A phase that lapsed while the service was down is no member's fault: each is given a little time to answer what it is
     /// asked again.
     fn on_resumed(&self, now: Timestamp) -> Vec<SessionEvent> {
-        let Some(phase) = self.phase.timed().filter(|_| self.deadline().is_some_and(|deadline| deadline <= now)) else {
+        let Some(phase) = self.phase.timed().filter(|_| self.deadline().is_some_and(|deadline| deadline <= now))
+        else {
             return Vec::new();
         };
-        vec![SessionEvent::GraceGiven { at: now, phase, until: now + self.task.rules.grace(phase, &self.task.timing) }]
+        vec![SessionEvent::GraceGiven {
+            at: now,
+            phase,
+            until: now + self.task.rules.grace(phase, &self.task.timing),
+        }]
     }
 
     fn on_tick(&self, now: Timestamp) -> Vec<SessionEvent> {

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use btcr2_aggregation_protocol::{did::Did, id::CohortId, time::Timestamp};
+use btcr2_aggregation_protocol::{did::Did, hash::sha256, id::CohortId, time::Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::transport::Evidence;
@@ -58,6 +58,9 @@ pub struct Conduct {
     /// Until when it is banned, if it is: [`Timestamp::NEVER`] for good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub banned_until: Option<Timestamp>,
+    /// Whether that was by hand: then nothing that others do makes it forgotten.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_hand: bool,
     /// Why, where an operator banned it by hand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -125,6 +128,8 @@ type Members = BTreeMap<Did, Conduct>;
 /// How many members are kept in mind, and how much of each: whoever comes first is forgotten first.
 const MOST_MEMBERS: usize = 10_000;
 const MOST_ENTRIES: usize = 16;
+/// How large a message is kept as evidence, in bytes: of larger ones, only the hash.
+const MOST_MESSAGE: usize = 64 << 10;
 /// How many bytes of evidence are kept in all: of the oldest offences it is given up first.
 const MOST_EVIDENCE: usize = 16 << 20;
 /// How long a record without a ban is kept.
@@ -188,8 +193,16 @@ impl BanBook {
     /// # Errors
     /// As [`list`](Self::list), or when the file cannot be written.
     pub fn record(&self, did: &Did, entry: Entry) -> Result<Option<Timestamp>, BanBookError> {
+        let now = entry.at;
+        let known = |conduct: &Conduct| {
+            conduct.entries.iter().any(|known| known.offence == entry.offence && known.cohort_id == entry.cohort_id)
+        };
+        // Charged again after every restart: nothing is written for that.
+        if let Some(conduct) = self.list_one(did)?.filter(known) {
+            return Ok(conduct.ban(now));
+        }
+        let entry = trimmed(entry.clone());
         self.change(|members| {
-            let now = entry.at;
             let conduct = members.entry(did.clone()).or_default();
             let known = conduct
                 .entries
@@ -206,8 +219,15 @@ impl BanBook {
                 conduct.banned_until = conduct.banned_until.max(Some(now + term));
             }
             let ban = conduct.ban(now);
-            forget(members, now);
+            forget(members, now, MOST_MEMBERS);
             ban
+        })
+    }
+
+    fn list_one(&self, did: &Did) -> Result<Option<Conduct>, BanBookError> {
+        Ok(match &*self.place {
+            Place::Memory(members) => lock(members).get(did).cloned(),
+            Place::File(path, last) => look(path, last)?.get(did).cloned(),
         })
     }
 
@@ -219,6 +239,7 @@ impl BanBook {
         self.change(|members| {
             let conduct = members.entry(did.clone()).or_default();
             conduct.banned_until = Some(until);
+            conduct.by_hand = true;
             conduct.reason = reason;
         })
     }
@@ -247,6 +268,20 @@ impl BanBook {
             }
         }
     }
+}
+
+/// The entry without evidence that is too large to be kept, which its words then tell of.
+fn trimmed(mut entry: Entry) -> Entry {
+    entry.evidence.retain(|evidence| {
+        let text = evidence.text();
+        let fits = text.len() <= MOST_MESSAGE;
+        if !fits {
+            let hash = sha256(text.as_bytes()).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+            entry.detail.push_str(&format!("; a message of {} bytes was not kept, SHA-256 {hash}", text.len()));
+        }
+        fits
+    });
+    entry
 }
 
 fn lock<T>(book: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -304,11 +339,14 @@ fn beside(path: &Path, what: &str) -> PathBuf {
 }
 
 /// Forgets those without a ban whose last offence is long ago, and the longest silent ones when there are too many.
-fn forget(members: &mut Members, now: Timestamp) {
+fn forget(members: &mut Members, now: Timestamp, most: usize) {
     let last = |conduct: &Conduct| conduct.entries.last().map_or(Timestamp::default(), |entry| entry.at);
     members.retain(|_, conduct| conduct.ban(now).is_some() || now.since(last(conduct)) < KEPT);
-    while members.len() > MOST_MEMBERS {
-        let oldest = members.iter().min_by_key(|(_, conduct)| last(conduct)).map(|(did, _)| did.clone());
+    while members.len() > most {
+        // Those without a ban first. An operator's bans are as many as the operator made.
+        let evictable = members.iter().filter(|(_, conduct)| !conduct.by_hand || conduct.ban(now).is_none());
+        let oldest = evictable.min_by_key(|(_, conduct)| (conduct.ban(now).is_some(), last(conduct)));
+        let oldest = oldest.map(|(did, _)| did.clone());
         let Some(oldest) = oldest else { break };
         members.remove(&oldest);
     }
@@ -326,5 +364,56 @@ fn forget(members: &mut Members, now: Timestamp) {
         }
         bytes -= size(entry);
         entry.evidence.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use btcr2_aggregation_protocol::{identity::Identity, key::SecretKey, network::Network};
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_secs(1_750_000_000);
+
+    fn did(byte: u8) -> Did {
+        let key = SecretKey::from_bytes(&[byte; 32]).expect("a key");
+        Identity::from_key(key, Network::Regtest).did().clone()
+    }
+
+    fn conduct(at: Timestamp, banned: bool, by_hand: bool) -> Conduct {
+        let cohort_id = CohortId::parse("c").expect("a name");
+        let entry = Entry { offence: Offence::Holdout, cohort_id, at, detail: String::new(), evidence: Vec::new() };
+        Conduct { entries: vec![entry], banned_until: banned.then_some(Timestamp::NEVER), by_hand, reason: None }
+    }
+
+    #[test]
+    fn who_is_not_banned_is_forgotten_first_and_whom_an_operator_banned_never() {
+        let day = Duration::from_secs(24 * 3600);
+        let mut members = Members::from([
+            (did(1), conduct(NOW - day * 9, true, true)),
+            (did(2), conduct(NOW - day * 8, true, false)),
+            (did(3), conduct(NOW - day * 7, false, false)),
+            (did(4), conduct(NOW, false, false)),
+        ]);
+        let left = |members: &mut Members, most| {
+            forget(members, NOW, most);
+            (1..=4).filter(|byte| members.contains_key(&did(*byte))).collect::<Vec<_>>()
+        };
+        assert_eq!(left(&mut members, 3), [1, 2, 4]);
+        assert_eq!(left(&mut members, 2), [1, 2]);
+        assert_eq!(left(&mut members, 1), [1]);
+        assert_eq!(left(&mut members, 0), [1]);
+    }
+
+    #[test]
+    fn of_a_message_that_is_too_large_the_hash_is_kept() {
+        let book = BanBook::in_memory(std::sync::Arc::new(NoBans));
+        let mut entry = conduct(NOW, false, false).entries.remove(0);
+        let (small, large) = ("x".repeat(MOST_MESSAGE), "x".repeat(MOST_MESSAGE + 1));
+        entry.evidence = [&small, &large].map(|text| Evidence::Envelope(text.as_str().into())).to_vec();
+        book.record(&did(1), entry).expect("a book in memory");
+        let entry = &book.list().expect("a book in memory")[&did(1)].entries[0];
+        assert_eq!(entry.evidence, [Evidence::Envelope(small.as_str().into())]);
+        assert!(entry.detail.contains("SHA-256"), "{}", entry.detail);
     }
 }

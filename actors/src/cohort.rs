@@ -1,19 +1,22 @@
-//! A cohort at its service as an actor: the machine's mailbox, its policy, its signing session.
+//! A cohort at its service as an actor: the machine's mailbox, its policy, its signing session. What its members are charged
+//! with is in `charges`.
+
+mod charges;
 
 use std::{sync::Arc, time::Duration};
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
     WrapFuture,
 };
 use btcr2_aggregation_protocol::{
     cohort::{
         Member,
-        event::{CohortFailure, ServiceEvent},
+        event::ServiceEvent,
         service::{ServiceCohort, ServiceEffect, ServiceInput, phase::Phase},
     },
     did::Did,
-    error::{Fatal, Fault, Reject, RejectCode, Slot},
+    error::{Fatal, Reject},
     id::CohortId,
     machine::Machine,
     message::Body,
@@ -23,24 +26,27 @@ use btcr2_aggregation_protocol::{
 use serde_json::Value;
 
 use crate::{
-    bans::{Entry, Offence},
     engine::{Driven, Engine},
     evidence::EvidenceBook,
+    fence::{Held, Hold},
     journal::{JournalError, StreamId},
     notice::{CohortResult, ServiceNotice},
     policy::{CohortView, PolicyError, TransactionRequest},
     recovery::{self, Restarts},
     service::{FormAgain, ServiceShared},
-    signing::{FaultFound, Session, SessionMessage, SigningEnded, SigningSessionActor},
+    signing::{FaultFound, Life, Session, SessionMessage, SigningEnded, SigningSessionActor},
     supervisor::{End, EndGuard},
-    transport::{Evidence, Outbound, Received},
+    transport::{Outbound, Received},
 };
 
 /// How long members are tried to be told that the cohort is over.
 const FAREWELL: Duration = Duration::from_secs(600);
 
+/// How long an admission waits until a book of bans that could not be read is looked at again.
+const BOOK_AGAIN: Duration = Duration::from_secs(10);
+
 /// How many messages may wait for a cohort. A sender beyond that waits itself, at its transport.
-pub(crate) const MAILBOX: usize = 4096;
+const MAILBOX: usize = 4096;
 
 /// The signing session's actor is gone, however it went.
 #[derive(ActixMessage)]
@@ -69,10 +75,13 @@ pub(crate) struct Beginning {
     how: How,
 }
 
-enum How {
+/// How a cohort's actor begins.
+pub(crate) enum How {
     /// The cohort is new.
     Fresh,
-    /// It ran before.
+    /// It ran in an earlier life of the service.
+    Resumed,
+    /// It has just run, and its actor panicked.
     Again,
     /// It ran before, and must not go on, for this reason.
     Abort(String),
@@ -84,15 +93,15 @@ impl Beginning {
         Self { machine, transcript: Transcript::default(), how: How::Fresh }
     }
 
-    /// Of a cohort that ran before, from its facts; only to end it where there is a reason to.
-    pub(crate) fn again(mut machine: ServiceCohort, facts: &[ServiceEvent], abort: Option<String>) -> Self {
+    /// Of a cohort that ran before, from its facts.
+    pub(crate) fn again(mut machine: ServiceCohort, facts: &[ServiceEvent], how: How) -> Self {
         let mut transcript = Transcript::default();
         recovery::replay(&mut machine, facts, |machine, fact, effects| {
             for digest in machine.transcript_entries(fact, effects) {
                 transcript.push(digest);
             }
         });
-        Self { machine, transcript, how: abort.map_or(How::Again, How::Abort) }
+        Self { machine, transcript, how }
     }
 
     pub(crate) fn cohort_id(&self) -> &CohortId {
@@ -120,6 +129,8 @@ pub(crate) struct CohortActor {
     outbound: Recipient<Outbound>,
     successors: Recipient<FormAgain>,
     how: How,
+    /// Whether the signing session that is brought back next was down with the service.
+    was_down: bool,
     session: Option<Session>,
     session_restarts: Restarts,
     transcript: Transcript,
@@ -128,22 +139,41 @@ pub(crate) struct CohortActor {
 }
 
 impl CohortActor {
-    pub(crate) fn new(
+    /// Starts the actor of a cohort, for as long as its owner keeps the [`Hold`].
+    pub(crate) fn start_held(
         beginning: Beginning,
         shared: Arc<ServiceShared>,
         outbound: Recipient<Outbound>,
         successors: Recipient<FormAgain>,
         guard: EndGuard,
+    ) -> (Addr<Self>, Hold) {
+        let hold = Hold::default();
+        let address = Self::create(|ctx| {
+            // Before it has started: what is handed over until then is no less.
+            ctx.set_mailbox_capacity(MAILBOX);
+            Self::new(beginning, shared, outbound, successors, hold.held(), guard)
+        });
+        (address, hold)
+    }
+
+    fn new(
+        beginning: Beginning,
+        shared: Arc<ServiceShared>,
+        outbound: Recipient<Outbound>,
+        successors: Recipient<FormAgain>,
+        held: Held,
+        guard: EndGuard,
     ) -> Self {
         let Beginning { machine, transcript, how } = beginning;
         let stream = Self::stream(&machine.config().terms.cohort_id);
         let rng = shared.randomness.for_actor(stream.as_str());
-        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, shared.clock, rng);
+        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, held, shared.clock, rng);
         Self {
             engine,
             shared,
             outbound,
             successors,
+            was_down: matches!(how, How::Resumed),
             how,
             session: None,
             session_restarts: Restarts::default(),
@@ -221,6 +251,7 @@ impl CohortActor {
     /// Starts the signing session, or brings it back from its journal.
     fn start_session(&mut self, task: Arc<SigningTask>, pause: Duration, ctx: &mut Context<Self>) {
         let journal = Arc::clone(&self.shared.journal);
+        let was_down = std::mem::take(&mut self.was_down);
         let reading = async move {
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
@@ -229,76 +260,19 @@ impl CohortActor {
             (task, facts)
         };
         // Nothing else happens before: a member's message must find its session.
-        ctx.wait(reading.into_actor(self).map(|(task, facts), actor, ctx| match facts {
+        ctx.wait(reading.into_actor(self).map(move |(task, facts), actor, ctx| match facts {
             Ok(facts) => {
                 let gone = ctx.address().recipient();
                 let guard = EndGuard::new(move |end| gone.do_send(SessionGone(end)));
                 let cohort = ctx.address();
                 let outbound = actor.outbound.clone();
-                let session = SigningSessionActor::new(task, &facts, &actor.shared, outbound, cohort, guard);
-                actor.session = Some(Session::start(session));
+                actor.session = Some(Session::start(|held| {
+                    let life = Life { facts: &facts, was_down };
+                    SigningSessionActor::new(task, life, &actor.shared, outbound, cohort, held, guard)
+                }));
             }
             Err(error) => actor.feed(ServiceInput::SigningLost(Fatal(error.to_string())), ctx),
         }));
-    }
-
-    /// Records what a member did, with what it signed.
-    fn charge(&self, did: &Did, offence: Offence, detail: String, evidence: Vec<Evidence>) {
-        let (cohort_id, at) = (self.cohort_id(), self.shared.clock.now());
-        let entry = Entry { offence, cohort_id: cohort_id.clone(), at, detail, evidence };
-        match self.shared.bans.record(did, entry) {
-            Ok(Some(until)) => {
-                self.shared.notices.publish(ServiceNotice::MemberBanned {
-                    cohort_id,
-                    participant: did.clone(),
-                    offence,
-                    until,
-                });
-            }
-            Ok(None) => {}
-            Err(error) => tracing::error!(%did, %error, "an offence is not on record"),
-        }
-    }
-
-    fn charge_fault(&self, fault: &Fault) {
-        // The others are charged when the cohort ends.
-        if fault.code == RejectCode::Equivocation {
-            let evidence = self.evidence.of(&fault.did, fault.slot);
-            self.charge(&fault.did, Offence::Equivocation, fault.detail.clone(), evidence);
-        }
-    }
-
-    /// What those did whom an ended cohort leaves behind as culprits or holdouts.
-    fn charge_everybody(&self) {
-        let (silent, wrong, rejecting) = match self.engine.machine().phase() {
-            Phase::Completed { outcome, .. } => (&outcome.holdouts[..], &outcome.culprits[..], None),
-            Phase::Failed { reason, .. } => match reason {
-                CohortFailure::UpdatesMissing { holdouts }
-                | CohortFailure::ValidationMissing { holdouts }
-                | CohortFailure::MembersAbsent { holdouts } => (&holdouts[..], &[][..], None),
-                CohortFailure::Signing { holdouts, culprits, .. } => (&holdouts[..], &culprits[..], None),
-                CohortFailure::ValidationRejected { by } => (&[][..], &[][..], Some(by)),
-                _ => return,
-            },
-            _ => return,
-        };
-        for did in silent {
-            self.charge(did, Offence::Holdout, "kept silent".to_owned(), Vec::new());
-        }
-        for did in wrong {
-            let mut evidence = self.evidence.of(did, Slot::Nonce);
-            evidence.extend(self.evidence.of(did, Slot::PartialSignature));
-            self.charge(
-                did,
-                Offence::BadPartialSignature,
-                "sent an invalid partial signature".to_owned(),
-                evidence,
-            );
-        }
-        if let Some(did) = rejecting {
-            let evidence = self.evidence.of(did, Slot::Validation);
-            self.charge(did, Offence::Rejection, "rejected the aggregated data".to_owned(), evidence);
-        }
     }
 }
 
@@ -308,15 +282,18 @@ impl Actor for CohortActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         match std::mem::replace(&mut self.how, How::Again) {
             How::Fresh => self.feed(ServiceInput::Advertise, ctx),
-            How::Again => {
+            how @ (How::Resumed | How::Again) => {
                 let (cohort_id, phase) = (self.cohort_id(), self.engine.machine().phase().name());
                 let formed = self.engine.machine().phase().formed();
                 let output = formed.map(|formed| Arc::new(formed.output.clone()));
                 self.shared.notices.publish(ServiceNotice::CohortRecovered { cohort_id, phase, output });
+                self.charge_faults();
                 // It was not told, or nobody has said that it was heard.
                 if let Some(notice) = self.end_notice() {
                     self.charge_everybody();
                     self.shared.notices.publish(notice);
+                } else if let How::Resumed = how {
+                    self.feed(ServiceInput::Resumed, ctx);
                 }
                 self.resume(ctx);
             }
@@ -470,7 +447,7 @@ impl Driven for CohortActor {
             ServiceEvent::OptInDisplaced { fault, .. } => {
                 ServiceNotice::rejected(Some(&cohort_id), &Reject::from(fault))
             }
-            ServiceEvent::PhaseExtended { phase, until, .. } => {
+            ServiceEvent::PhaseExtended { phase, until, .. } | ServiceEvent::GraceGiven { phase, until, .. } => {
                 ServiceNotice::PhaseExtended { cohort_id, phase: *phase, until: *until }
             }
             ServiceEvent::PresenceRequested { .. } => ServiceNotice::PresenceRequested { cohort_id },
@@ -505,13 +482,20 @@ impl Driven for CohortActor {
             }
             ServiceEffect::AskAdmission(member) => {
                 let view = self.view();
-                let banned = self.shared.bans.banned(&member.did, self.shared.clock.now());
+                let shared = Arc::clone(&self.shared);
                 let question = async move {
+                    let banned = loop {
+                        match shared.bans.banned(&member.did, shared.clock.now()) {
+                            Ok(banned) => break banned,
+                            // A book that cannot be read is the operator's to mend; until then nobody is let in, and nobody
+                            // turned away for good.
+                            Err(error) => tracing::error!(did = %member.did, %error, "an admission has to wait"),
+                        }
+                        tokio::time::sleep(BOOK_AGAIN).await;
+                    };
                     let admission = match banned {
-                        Ok(None) => policy.admit(&view, &member).await,
-                        Ok(Some(until)) => Err(format!("banned until {}", until.as_secs())),
-                        // A book that cannot be read is the operator's to mend; it must not let everybody in.
-                        Err(error) => Err(error.to_string()),
+                        None => policy.admit(&view, &member).await,
+                        Some(until) => Err(format!("banned until {}", until.as_secs())),
                     };
                     Some(ServiceInput::AdmissionDecided { did: member.did.clone(), admission })
                 };

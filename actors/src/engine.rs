@@ -4,12 +4,13 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Context, SpawnHandle, WrapFuture, fut};
+use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, SpawnHandle, WrapFuture, fut};
 use btcr2_aggregation_protocol::{error::Reject, machine::Machine, time::Timestamp};
 use futures::FutureExt;
 use rand_chacha::ChaCha20Rng;
 
 use crate::{
+    fence::Held,
     journal::{Journal, JournalError, Record, StreamId},
     runtime::Clock,
     transport::Receipt,
@@ -20,6 +21,7 @@ pub(crate) struct Engine<M: Machine> {
     machine: Arc<M>,
     journal: Arc<dyn Journal>,
     stream: StreamId,
+    held: Held,
     clock: Clock,
     rng: Option<ChaCha20Rng>,
     /// Batches that were applied, in order; the front ones are released as they become durable.
@@ -44,6 +46,7 @@ impl<M: Machine> Engine<M> {
         machine: M,
         journal: Arc<dyn Journal>,
         stream: StreamId,
+        held: Held,
         clock: Clock,
         rng: ChaCha20Rng,
     ) -> Self {
@@ -51,6 +54,7 @@ impl<M: Machine> Engine<M> {
             machine: Arc::new(machine),
             journal,
             stream,
+            held,
             clock,
             rng: Some(rng),
             unreleased: VecDeque::new(),
@@ -72,6 +76,15 @@ impl<M: Machine> Engine<M> {
 
     pub(crate) fn rng(&mut self) -> Option<&mut ChaCha20Rng> {
         self.rng.as_mut()
+    }
+
+    /// Confirms a message that brought about nothing: it may repeat what is on its way to the journal just now, or be
+    /// refused for it, and without those facts it would have been taken.
+    fn confirm_in_turn(&mut self, receipt: Receipt) {
+        match self.unreleased.back_mut() {
+            Some(batch) => batch.receipts.push(receipt),
+            None => receipt.confirm(),
+        }
     }
 }
 
@@ -183,17 +196,16 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
         receipt: Receipt,
         ctx: &mut Context<Self>,
     ) {
+        if self.engine().held.is_let_go() {
+            // Another may write this stream by now; whoever said this gets no receipt, and says it again to that one.
+            tracing::info!(stream = %self.engine().stream, "an actor whose owner is gone decides nothing any more");
+            return ctx.stop();
+        }
         let events = match decided {
-            Ok(events) if events.is_empty() => {
-                // It may repeat what is on its way to the journal just now.
-                return match self.engine().unreleased.back_mut() {
-                    Some(batch) => batch.receipts.push(receipt),
-                    None => receipt.confirm(),
-                };
-            }
+            Ok(events) if events.is_empty() => return self.engine().confirm_in_turn(receipt),
             Ok(events) => events,
             Err(reject) => {
-                receipt.confirm();
+                self.engine().confirm_in_turn(receipt);
                 return self.refused(reject, ctx);
             }
         };
@@ -270,3 +282,6 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

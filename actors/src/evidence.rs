@@ -1,4 +1,5 @@
-//! What members signed, kept while their cohort runs: the first thing that each said in a place, and the latest.
+//! What members signed, kept while their cohort runs: the first thing that each said in a place, and the first that differs.
+//! In memory only: what was said before a restart is lost, and a fault that is found after it may lack its other half.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +13,7 @@ pub(crate) struct EvidenceBook(BTreeMap<(Did, Slot), Said>);
 
 struct Said {
     first: Evidence,
-    latest: Option<Evidence>,
+    other: Option<Evidence>,
 }
 
 impl EvidenceBook {
@@ -22,23 +23,23 @@ impl EvidenceBook {
         self.0
             .entry((received.from.clone(), slot))
             .and_modify(|said| {
-                if said.first != *evidence {
-                    said.latest = Some(evidence.clone());
+                // What comes third must not take its place: it could be the first again.
+                if said.first != *evidence && said.other.is_none() {
+                    said.other = Some(evidence.clone());
                 }
             })
-            .or_insert_with(|| Said { first: evidence.clone(), latest: None });
+            .or_insert_with(|| Said { first: evidence.clone(), other: None });
     }
 
     /// What `did` signed in `slot`.
     pub(crate) fn of(&self, did: &Did, slot: Slot) -> Vec<Evidence> {
         let said = self.0.get(&(did.clone(), slot));
-        said.map_or_else(Vec::new, |said| [&said.first].into_iter().chain(&said.latest).cloned().collect())
+        said.map_or_else(Vec::new, |said| [&said.first].into_iter().chain(&said.other).cloned().collect())
     }
 }
 
 fn slot_of(body: &Body) -> Option<Slot> {
     Some(match body {
-        Body::CohortOptIn(_) => Slot::OptIn,
         Body::SubmitUpdate(_) | Body::SubmitNonIncluded(_) => Slot::Update,
         Body::ValidationAck(_) => Slot::Validation,
         Body::NonceContribution(_) => Slot::Nonce,
@@ -46,4 +47,31 @@ fn slot_of(body: &Body) -> Option<Slot> {
         Body::FallbackSignature(_) => Slot::FallbackSignature,
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use btcr2_aggregation_protocol::{
+        id::CohortId,
+        identity::Identity,
+        key::SecretKey,
+        message::{Message, update::SubmitNonIncluded},
+        network::Network,
+    };
+
+    use super::*;
+
+    #[test]
+    fn what_was_said_twice_stays_proven_whatever_is_said_after_it() {
+        let key = SecretKey::from_bytes(&[1; 32]).expect("a key");
+        let did = Identity::from_key(key, Network::Regtest).did().clone();
+        let mut book = EvidenceBook::default();
+        let evidence = |text: &str| Evidence::Envelope(text.into());
+        for text in ["a", "b", "a", "c"] {
+            let body = SubmitNonIncluded { cohort_id: CohortId::parse("c").expect("a name") };
+            let message = Message::new(did.clone(), None, body);
+            book.keep(&Received { evidence: Some(evidence(text)), ..message.into() });
+        }
+        assert_eq!(book.of(&did, Slot::Update), [evidence("a"), evidence("b")]);
+    }
 }

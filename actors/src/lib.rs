@@ -17,6 +17,7 @@ pub mod bans;
 mod cohort;
 mod engine;
 mod evidence;
+mod fence;
 pub mod journal;
 pub mod notice;
 pub mod participant;

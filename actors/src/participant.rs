@@ -4,7 +4,7 @@
 mod recover;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -27,15 +27,16 @@ use btcr2_aggregation_protocol::{
 
 use self::recover::SessionGone;
 use crate::{
+    fence::Hold,
     journal::Journal,
     notice::{Notices, ParticipantNotice},
-    participant_session::{How, Leave, ParticipantSessionActor, Seen, SessionMessage},
+    participant_session::{How, Leave, Owner, ParticipantSessionActor, Seen, SessionMessage},
     policy::ParticipantPolicy,
     recovery::{RestartIntensity, Restarts},
     remembered::Remembered,
     runtime::{Clock, Randomness},
     service::{Retention, undecodable},
-    supervisor::{EndGuard, start_with_mailbox},
+    supervisor::EndGuard,
     transport::{Delivery, Outbound, Received, Transport},
 };
 
@@ -120,6 +121,11 @@ pub(crate) struct SessionOver {
     pub(crate) reason: SessionEnd,
 }
 
+/// The session has opted in, and that is durable: what its service says about the cohort concerns us from now on.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct SessionJoined(pub(crate) Arc<Advert>);
+
 /// Leave a cohort, whatever it is waiting for.
 #[derive(Clone, Debug, ActixMessage)]
 #[rtype(result = "()")]
@@ -133,11 +139,13 @@ pub struct LeaveCohort {
 /// A session's place in the tree.
 struct Place {
     /// `None` while it is being brought back.
-    actor: Option<Addr<ParticipantSessionActor>>,
+    actor: Option<(Addr<ParticipantSessionActor>, Hold)>,
     /// What came meanwhile.
     waiting: VecDeque<Said>,
     restarts: Restarts,
     given_up: bool,
+    /// We have opted in.
+    joined: bool,
     /// It has ended without our having joined.
     declined: bool,
     advert: Arc<Advert>,
@@ -150,15 +158,15 @@ enum Said {
 }
 
 impl Place {
-    fn of(advert: Arc<Advert>, actor: Addr<ParticipantSessionActor>) -> Self {
-        let (waiting, restarts) = Default::default();
-        Self { actor: Some(actor), waiting, restarts, given_up: false, declined: false, advert }
+    fn of(advert: Arc<Advert>) -> Self {
+        let (actor, waiting, restarts) = Default::default();
+        Self { actor, waiting, restarts, given_up: false, joined: false, declined: false, advert }
     }
 
     /// Hands something to the session, or keeps it until the session is back. What cannot be kept gets no receipt.
     fn hand(&mut self, said: Said) {
         let cohort_id = &self.advert.cohort_id;
-        let said = match (&self.actor, said) {
+        let said = match (self.actor.as_ref().map(|(session, _)| session), said) {
             (Some(session), Said::Message(message)) => match session.try_send(*message) {
                 Ok(()) => return,
                 // It has just failed, or ended: we are about to hear of it.
@@ -177,8 +185,8 @@ impl Place {
         }
     }
 
-    /// The session is back.
-    fn back(&mut self, actor: Addr<ParticipantSessionActor>) {
+    /// The session is there, or back.
+    fn back(&mut self, actor: (Addr<ParticipantSessionActor>, Hold)) {
         self.actor = Some(actor);
         for said in std::mem::take(&mut self.waiting) {
             self.hand(said);
@@ -201,8 +209,9 @@ pub struct ParticipantActor {
     formed: Remembered<CohortKey>,
     /// Cohorts that we did not join: as many as strangers advertise.
     declined: Remembered<CohortKey>,
-    /// Sessions that cannot go on until the host is started again: what comes for them is not taken.
-    halted: Remembered<CohortKey>,
+    /// Sessions that cannot go on until the host is started again: what comes for them is not taken. We have joined them, so
+    /// their number is bounded by what we do.
+    halted: BTreeSet<CohortKey>,
     guard: EndGuard,
 }
 
@@ -238,7 +247,7 @@ impl ParticipantActor {
             ended: Remembered::new(REMEMBERED),
             formed: Remembered::new(FORMED),
             declined: Remembered::new(REMEMBERED),
-            halted: Remembered::new(REMEMBERED),
+            halted: BTreeSet::new(),
             guard,
         }
     }
@@ -249,8 +258,8 @@ impl ParticipantActor {
 
     fn on_advert(&mut self, from: &Did, body: &CohortAdvert, ctx: &mut Context<Self>) {
         let cohort = (from.clone(), body.cohort_id.clone());
-        let over = [&self.ended, &self.declined, &self.halted].iter().any(|over| over.contains(&cohort));
-        if over || self.sessions.contains_key(&cohort) {
+        let over = self.ended.contains(&cohort) || self.declined.contains(&cohort);
+        if over || self.halted.contains(&cohort) || self.sessions.contains_key(&cohort) {
             return;
         }
         if self.formed.contains(&cohort) {
@@ -273,7 +282,7 @@ impl ParticipantActor {
         let advert = Arc::new(advert);
         let machine = ParticipantCohort::new(Arc::clone(&self.shared.config), Arc::clone(&advert));
         let actor = self.start_session(machine, How::Fresh { rejoins }, ctx);
-        self.sessions.insert(cohort, Place::of(advert, actor));
+        self.sessions.entry(cohort).or_insert_with(|| Place::of(advert)).back(actor);
     }
 
     fn start_session(
@@ -281,14 +290,13 @@ impl ParticipantActor {
         machine: ParticipantCohort,
         how: How,
         ctx: &Context<Self>,
-    ) -> Addr<ParticipantSessionActor> {
+    ) -> (Addr<ParticipantSessionActor>, Hold) {
         let advert = machine.advert();
         let (participant, cohort) = (ctx.address(), (advert.service.clone(), advert.cohort_id.clone()));
         let guard = EndGuard::new(move |end| participant.do_send(SessionGone { cohort, end }));
-        let owner = ctx.address().recipient();
+        let owner = Owner { over: ctx.address().recipient(), joined: ctx.address().recipient() };
         let (shared, outbound) = (Arc::clone(&self.shared), self.outbound.clone());
-        let actor = ParticipantSessionActor::new(machine, how, shared, outbound, owner, guard);
-        start_with_mailbox(actor, crate::participant_session::MAILBOX)
+        ParticipantSessionActor::start_held(machine, how, shared, outbound, owner, guard)
     }
 
     /// The cohort `next` takes the place of the one that `ours` advertised.
@@ -333,6 +341,8 @@ impl ParticipantActor {
                 Body::CohortEnded(ended) => ended.next_cohort_id.clone(),
                 _ => None,
             };
+            // Anybody can advertise a cohort, and tell us that another takes its place: only of ours that is news.
+            let next = next.filter(|_| place.joined);
             let advert = Arc::clone(&place.advert);
             place.hand(Said::Message(Box::new(SessionMessage { message, receipt, stored })));
             if let Some(next) = next {
@@ -391,7 +401,7 @@ impl Handler<Delivery> for ParticipantActor {
                 let service = message.to.clone();
                 let cohort = service.map(|service| (service, message.body.cohort_id().clone()));
                 let place = cohort.and_then(|cohort| self.sessions.get(&cohort));
-                if let Some(session) = place.and_then(|place| place.actor.as_ref()) {
+                if let Some(session) = place.and_then(|place| Some(&place.actor.as_ref()?.0)) {
                     session.do_send(Seen(message));
                 }
             }
@@ -426,6 +436,16 @@ impl Handler<LeaveCohort> for ParticipantActor {
     }
 }
 
+impl Handler<SessionJoined> for ParticipantActor {
+    type Result = ();
+
+    fn handle(&mut self, SessionJoined(advert): SessionJoined, _: &mut Self::Context) {
+        if let Some(place) = self.sessions.get_mut(&(advert.service.clone(), advert.cohort_id.clone())) {
+            place.joined = true;
+        }
+    }
+}
+
 impl Handler<SessionOver> for ParticipantActor {
     type Result = ();
 
@@ -439,7 +459,11 @@ impl Handler<SessionOver> for ParticipantActor {
                     place.declined = true;
                 }
             }
-            SessionEnd::EndedByService { next: Some(next), .. } => self.expect_successor(next, advert),
+            SessionEnd::EndedByService { next: Some(next), .. } => {
+                if self.sessions.get(&cohort).is_some_and(|place| place.joined) {
+                    self.expect_successor(next, advert);
+                }
+            }
             _ => {}
         }
     }

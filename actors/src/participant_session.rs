@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
     WrapFuture,
 };
 use btcr2_aggregation_protocol::{
@@ -22,9 +22,10 @@ use btcr2_aggregation_protocol::{
 
 use crate::{
     engine::{Driven, Engine},
+    fence::{Held, Hold},
     journal::{JournalError, StreamId},
     notice::ParticipantNotice,
-    participant::{ParticipantShared, SessionOver},
+    participant::{ParticipantShared, SessionJoined, SessionOver},
     policy::{SigningRequest, UpdateRequest, Validation},
     supervisor::EndGuard,
     transport::{Outbound, Receipt},
@@ -34,7 +35,7 @@ use crate::{
 const FAREWELL: Duration = Duration::from_secs(600);
 
 /// How many messages may wait for a session: a service sends seven a round.
-pub(crate) const MAILBOX: usize = 64;
+const MAILBOX: usize = 64;
 
 /// A message of the service for this session.
 #[derive(ActixMessage)]
@@ -69,11 +70,17 @@ pub(crate) enum How {
     Abort(String),
 }
 
+/// Whom a session tells how far it is.
+pub(crate) struct Owner {
+    pub(crate) joined: Recipient<SessionJoined>,
+    pub(crate) over: Recipient<SessionOver>,
+}
+
 pub(crate) struct ParticipantSessionActor {
     engine: Engine<ParticipantCohort>,
     shared: Arc<ParticipantShared>,
     outbound: Recipient<Outbound>,
-    participant: Recipient<SessionOver>,
+    owner: Owner,
     how: How,
     signer: MemberSigner,
     completed: bool,
@@ -81,20 +88,39 @@ pub(crate) struct ParticipantSessionActor {
 }
 
 impl ParticipantSessionActor {
-    pub(crate) fn new(
+    /// Starts the actor of a session, for as long as its owner keeps the [`Hold`].
+    pub(crate) fn start_held(
         machine: ParticipantCohort,
         how: How,
         shared: Arc<ParticipantShared>,
         outbound: Recipient<Outbound>,
-        participant: Recipient<SessionOver>,
+        owner: Owner,
+        guard: EndGuard,
+    ) -> (Addr<Self>, Hold) {
+        let hold = Hold::default();
+        let address = Self::create(|ctx| {
+            // Before it has started: what is handed over until then is no less.
+            ctx.set_mailbox_capacity(MAILBOX);
+            Self::new(machine, how, shared, outbound, owner, hold.held(), guard)
+        });
+        (address, hold)
+    }
+
+    fn new(
+        machine: ParticipantCohort,
+        how: How,
+        shared: Arc<ParticipantShared>,
+        outbound: Recipient<Outbound>,
+        owner: Owner,
+        held: Held,
         guard: EndGuard,
     ) -> Self {
         let advert = machine.advert();
         let stream = Self::stream(shared.identity.did(), &advert.service, &advert.cohort_id);
         let rng = shared.randomness.for_actor(stream.as_str());
-        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, shared.clock, rng);
+        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, held, shared.clock, rng);
         let signer = MemberSigner::new(Arc::clone(shared.identity.secret_key()));
-        Self { engine, shared, outbound, participant, how, signer, completed: false, guard }
+        Self { engine, shared, outbound, owner, how, signer, completed: false, guard }
     }
 
     /// Where the facts of this session are kept. The service is part of the name: anybody may advertise a cohort by the
@@ -143,7 +169,7 @@ impl ParticipantSessionActor {
 
     fn report_end(&self, reason: &SessionEnd) {
         let (advert, reason) = (Arc::clone(self.engine.machine().advert()), reason.clone());
-        self.participant.do_send(SessionOver { advert, reason });
+        self.owner.over.do_send(SessionOver { advert, reason });
     }
 
     /// Asks the host something and feeds its answer to the machine.
@@ -249,7 +275,10 @@ impl Driven for ParticipantSessionActor {
             ParticipantEvent::CohortDiscovered { .. } => {
                 ParticipantNotice::CohortDiscovered { did, cohort_id, service: advert.service.clone() }
             }
-            ParticipantEvent::OptedIn { .. } => ParticipantNotice::CohortJoined { did, cohort_id },
+            ParticipantEvent::OptedIn { .. } => {
+                self.owner.joined.do_send(SessionJoined(Arc::clone(advert)));
+                ParticipantNotice::CohortJoined { did, cohort_id }
+            }
             ParticipantEvent::OptInAccepted => ParticipantNotice::OptInAccepted { did, cohort_id },
             ParticipantEvent::CohortReady { output, .. } => {
                 ParticipantNotice::CohortReady { did, cohort_id, beacon_address: output.address().to_owned() }

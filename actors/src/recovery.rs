@@ -1,6 +1,11 @@
 //! Bringing actors back: their facts from the journal, and how often that may be tried.
 
-use std::{any::Any, collections::VecDeque, time::Duration};
+use std::{
+    any::Any,
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
 
 use btcr2_aggregation_protocol::{cohort::event::ServiceEvent, machine::Machine, time::Timestamp};
 use serde::de::DeserializeOwned;
@@ -41,6 +46,12 @@ pub(crate) fn replay<M: Machine>(
         let effects = machine.effects(fact);
         each(machine, fact, &effects);
     }
+}
+
+/// Calls what replays one stream. Whoever brings back many must not fall over one: what panicked there was in the hands of
+/// `replay` only, and is dropped.
+pub(crate) fn caught<T>(replay: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(replay)).map_err(|_| "its journal cannot be replayed".to_owned())
 }
 
 /// How often an actor that panics is replaced before its cohort is given up.
@@ -93,6 +104,13 @@ impl Restarts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_journal_that_panics_in_replay_is_only_its_own_affair() {
+        assert_eq!(caught(|| 1), Ok(1));
+        let problem = caught(|| panic!("as this test wants")).map(|()| "nothing");
+        assert_eq!(problem, Err("its journal cannot be replayed".to_owned()));
+    }
 
     #[test]
     fn restarts_become_rarer_and_end() {

@@ -7,12 +7,15 @@
 mod recover;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, prelude::SendError};
+use actix::{
+    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, WrapFuture,
+    prelude::SendError,
+};
 use btcr2_aggregation_protocol::{
     beacon::BeaconRegistry,
     cohort::{
@@ -36,14 +39,18 @@ use self::recover::CohortGone;
 use crate::{
     bans::BanBook,
     cohort::{Beginning, Cancel, CohortActor, CohortMessage, Finalize},
+    fence::Hold,
     journal::Journal,
     notice::{Notices, ServiceNotice},
     policy::ServicePolicy,
     recovery::{RestartIntensity, Restarts},
     remembered::Remembered,
     runtime::{Clock, Randomness},
-    supervisor::{EndGuard, start_with_mailbox},
-    transport::{Delivery, Outbound, Received, Transport},
+    supervisor::EndGuard,
+    transport::{
+        Delivery, Outbound, Received, Transport,
+        link::{Connect, Link},
+    },
 };
 
 /// How many messages may wait for the service. A sender beyond that waits itself, at its transport.
@@ -110,9 +117,20 @@ pub(crate) struct ServiceShared {
     pub(crate) restarts: RestartIntensity,
 }
 
+/// Why a cohort cannot be opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenCohortError {
+    /// Members could not accept its advert.
+    #[error(transparent)]
+    Config(#[from] ServiceConfigError),
+    /// The journal has not taken what it was given: no cohort can be promised anything until the host is started again.
+    #[error("the journal has failed; no cohort can be opened until the service is started again")]
+    JournalFailed,
+}
+
 /// A cohort to open.
 #[derive(Clone, Debug, ActixMessage)]
-#[rtype(result = "Result<CohortId, ServiceConfigError>")]
+#[rtype(result = "Result<CohortId, OpenCohortError>")]
 pub struct OpenCohort {
     /// What its advert promises.
     pub conditions: Conditions,
@@ -164,7 +182,7 @@ pub struct LiveCohorts;
 /// A cohort's place in the tree.
 struct Place {
     /// `None` while it is being brought back.
-    actor: Option<Addr<CohortActor>>,
+    actor: Option<(Addr<CohortActor>, Hold)>,
     /// What came meanwhile.
     waiting: VecDeque<Said>,
     restarts: Restarts,
@@ -180,14 +198,14 @@ enum Said {
 }
 
 impl Place {
-    fn of(terms: Arc<CohortTerms>, actor: Addr<CohortActor>) -> Self {
-        let (waiting, restarts) = Default::default();
-        Self { actor: Some(actor), waiting, restarts, given_up: false, terms }
+    fn of(terms: Arc<CohortTerms>) -> Self {
+        let (actor, waiting, restarts) = Default::default();
+        Self { actor, waiting, restarts, given_up: false, terms }
     }
 
     /// Hands something to the cohort, or keeps it until the cohort is back. What cannot be kept gets no receipt.
     fn hand(&mut self, cohort_id: &CohortId, said: Said) {
-        let said = match (&self.actor, said) {
+        let said = match (self.actor.as_ref().map(|(cohort, _)| cohort), said) {
             (Some(cohort), Said::Message(message)) => match cohort.try_send(CohortMessage(message)) {
                 Ok(()) => return,
                 // It has just failed, or ended: we are about to hear of it.
@@ -207,8 +225,8 @@ impl Place {
         }
     }
 
-    /// The cohort is back.
-    fn back(&mut self, cohort_id: &CohortId, actor: Addr<CohortActor>) {
+    /// The cohort is there, or back.
+    fn back(&mut self, cohort_id: &CohortId, actor: (Addr<CohortActor>, Hold)) {
         self.actor = Some(actor);
         for said in std::mem::take(&mut self.waiting) {
             self.hand(cohort_id, said);
@@ -221,12 +239,17 @@ pub struct AggregationService {
     settings: ServiceSettings,
     shared: Arc<ServiceShared>,
     outbound: Recipient<Outbound>,
+    /// Our way to the world, which opens when our cohorts are back.
+    link: Recipient<Connect>,
     cohorts: BTreeMap<CohortId, Place>,
     /// How many cohorts were opened, ended ones included.
     opened: u64,
     ended: Remembered<CohortId>,
     /// Cohorts that cannot go on until the host is started again: nothing may be promised in their name, nor taken back.
-    halted: Remembered<CohortId>,
+    /// They are our own, so their number is bounded by what the host opens.
+    halted: BTreeSet<CohortId>,
+    /// Whether the journal has refused a fact of a cohort.
+    journal_failed: bool,
     /// Who was told that a cohort is not running here, and about which.
     told: Remembered<(Did, CohortId)>,
     /// How many were told since when.
@@ -235,7 +258,7 @@ pub struct AggregationService {
 }
 
 impl AggregationService {
-    pub(crate) fn new(settings: ServiceSettings, outbound: Recipient<Outbound>, guard: EndGuard) -> Self {
+    pub(crate) fn new(settings: ServiceSettings, link: &Addr<Link>, guard: EndGuard) -> Self {
         let shared = Arc::new(ServiceShared {
             identity: settings.identity.clone(),
             policy: Arc::clone(&settings.policy),
@@ -249,11 +272,13 @@ impl AggregationService {
         Self {
             settings,
             shared,
-            outbound,
+            outbound: link.clone().recipient(),
+            link: link.clone().recipient(),
             cohorts: BTreeMap::new(),
             opened: 0,
             ended: Remembered::new(REMEMBERED),
-            halted: Remembered::new(REMEMBERED),
+            halted: BTreeSet::new(),
+            journal_failed: false,
             told: Remembered::new(REMEMBERED),
             telling: (Timestamp::default(), 0),
             guard,
@@ -272,23 +297,42 @@ impl AggregationService {
         }))
     }
 
-    fn start_cohort(&self, beginning: Beginning, ctx: &Context<Self>) -> Addr<CohortActor> {
+    fn start_cohort(&self, beginning: Beginning, ctx: &Context<Self>) -> (Addr<CohortActor>, Hold) {
         let (service, cohort_id) = (ctx.address(), beginning.cohort_id().clone());
         let guard = EndGuard::new(move |end| service.do_send(CohortGone { cohort_id, end }));
         let successors = ctx.address().recipient();
-        let (shared, outbound) = (Arc::clone(&self.shared), self.outbound.clone());
-        let actor = CohortActor::new(beginning, shared, outbound, successors, guard);
-        start_with_mailbox(actor, crate::cohort::MAILBOX)
+        CohortActor::start_held(beginning, Arc::clone(&self.shared), self.outbound.clone(), successors, guard)
     }
 
     /// Opens a cohort on these terms.
-    fn open(&mut self, terms: CohortTerms, ctx: &Context<Self>) -> Result<CohortId, ServiceConfigError> {
+    fn open(&mut self, terms: CohortTerms, ctx: &Context<Self>) -> Result<CohortId, OpenCohortError> {
+        if self.journal_failed {
+            return Err(OpenCohortError::JournalFailed);
+        }
         let cohort_id = terms.cohort_id.clone();
         let terms = Arc::new(terms);
         let machine = self.machine(Arc::clone(&terms))?;
         let actor = self.start_cohort(Beginning::fresh(machine), ctx);
-        self.cohorts.insert(cohort_id.clone(), Place::of(terms, actor));
+        self.cohorts.entry(cohort_id.clone()).or_insert_with(|| Place::of(terms)).back(&cohort_id, actor);
         Ok(cohort_id)
+    }
+
+    /// Opens the cohort that takes another one's place.
+    fn form_again(&mut self, terms: &CohortTerms, ctx: &Context<Self>) {
+        let cohort_id = terms.cohort_id.clone();
+        match self.open(terms.clone(), ctx) {
+            Ok(_) => {
+                let Lineage { predecessor, invited, excluded, .. } = &terms.lineage;
+                self.shared.notices.publish(ServiceNotice::CohortReformed {
+                    cohort_id,
+                    predecessor: predecessor.clone(),
+                    invited: invited.len(),
+                    excluded: excluded.iter().cloned().collect(),
+                });
+            }
+            // The terms were good once.
+            Err(error) => tracing::error!(%cohort_id, %error, "a cohort cannot be formed again"),
+        }
     }
 
     /// Tells somebody who speaks to a cohort that is not running here that nobody listens; once.
@@ -323,11 +367,11 @@ impl Actor for AggregationService {
 }
 
 impl Handler<OpenCohort> for AggregationService {
-    type Result = Result<CohortId, ServiceConfigError>;
+    type Result = Result<CohortId, OpenCohortError>;
 
     fn handle(&mut self, mut open: OpenCohort, ctx: &mut Self::Context) -> Self::Result {
         if let Some(limit) = self.settings.transport.member_limit(&open.conditions.beacon_type) {
-            open.conditions.limit_members(limit)?;
+            open.conditions.limit_members(limit).map_err(OpenCohortError::Config)?;
         }
         // One generator a cohort: were it one for all, a repeated run would depend on the order of the requests only.
         // By a number that is never given twice: under a seed, the number of an ended cohort would be its identifier again.
@@ -356,19 +400,14 @@ impl Handler<FormAgain> for AggregationService {
         if self.cohorts.contains_key(&cohort_id) || self.ended.contains(&cohort_id) {
             return;
         }
-        match self.open((*terms).clone(), ctx) {
-            Ok(_) => {
-                let Lineage { predecessor, invited, excluded, .. } = &terms.lineage;
-                self.shared.notices.publish(ServiceNotice::CohortReformed {
-                    cohort_id,
-                    predecessor: predecessor.clone(),
-                    invited: invited.len(),
-                    excluded: excluded.iter().cloned().collect(),
-                });
-            }
-            // The terms were good once.
+        let reading = self.shared.journal.read(&CohortActor::stream(&cohort_id));
+        // Only so many ended cohorts are remembered; the journal knows of all. Nothing else happens before, or it could be
+        // opened twice.
+        ctx.wait(reading.into_actor(self).map(move |read, service, ctx| match read {
+            Ok(records) if records.is_empty() => service.form_again(&terms, ctx),
+            Ok(_) => {}
             Err(error) => tracing::error!(%cohort_id, %error, "a cohort cannot be formed again"),
-        }
+        }));
     }
 }
 

@@ -18,11 +18,12 @@ use btcr2_aggregation_protocol::{
 use crate::{
     cohort::CohortActor,
     engine::{Driven, Engine},
+    fence::{Held, Hold},
     journal::{JournalError, StreamId},
     notice::{Notices, ServiceNotice},
     recovery,
     service::ServiceShared,
-    supervisor::{EndGuard, start_with_mailbox},
+    supervisor::EndGuard,
     transport::{Outbound, Received},
 };
 
@@ -46,21 +47,33 @@ struct Abandon;
 
 /// A cohort's hold on its session: when the cohort's actor goes, however it goes, the session goes too. Dropping the address
 /// alone would not do, for the session's timer keeps it alive, and it would yet ask the members for the fallback.
-pub(crate) struct Session(Addr<SigningSessionActor>);
+///
+/// Letting go takes effect at once: what the session is just deciding is not written any more.
+pub(crate) struct Session {
+    address: Addr<SigningSessionActor>,
+    _hold: Hold,
+}
 
 impl Session {
-    pub(crate) fn start(actor: SigningSessionActor) -> Self {
-        Self(start_with_mailbox(actor, MAILBOX))
+    /// Starts the session that `build` makes.
+    pub(crate) fn start(build: impl FnOnce(Held) -> SigningSessionActor) -> Self {
+        let hold = Hold::default();
+        let address = SigningSessionActor::create(|ctx| {
+            // Before it has started: what is handed over until then is no less.
+            ctx.set_mailbox_capacity(MAILBOX);
+            build(hold.held())
+        });
+        Self { address, _hold: hold }
     }
 
     pub(crate) fn address(&self) -> &Addr<SigningSessionActor> {
-        &self.0
+        &self.address
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.0.do_send(Abandon);
+        self.address.do_send(Abandon);
     }
 }
 
@@ -72,34 +85,44 @@ pub(crate) struct SigningEnded {
     pub(crate) digests: Vec<MessageDigest>,
 }
 
+/// What came before.
+pub(crate) struct Life<'f> {
+    /// The session's facts, if it ran before.
+    pub(crate) facts: &'f [SessionEvent],
+    /// Whether it was down with the service, and nobody could answer it.
+    pub(crate) was_down: bool,
+}
+
 pub(crate) struct SigningSessionActor {
     engine: Engine<SigningSession>,
     outbound: Recipient<Outbound>,
     cohort: Addr<CohortActor>,
     notices: Notices<ServiceNotice>,
     digests: Vec<MessageDigest>,
+    was_down: bool,
     guard: EndGuard,
 }
 
 impl SigningSessionActor {
-    /// A session; `facts` are those of its life so far, if it ran before.
+    /// A session, as far as its life went.
     pub(crate) fn new(
         task: Arc<SigningTask>,
-        facts: &[SessionEvent],
+        life: Life<'_>,
         shared: &ServiceShared,
         outbound: Recipient<Outbound>,
         cohort: Addr<CohortActor>,
+        held: Held,
         guard: EndGuard,
     ) -> Self {
         let stream = Self::stream(&task.session_id);
         let rng = shared.randomness.for_actor(stream.as_str());
         let (mut machine, mut digests) = (SigningSession::new(task), Vec::new());
-        recovery::replay(&mut machine, facts, |machine, fact, effects| {
+        recovery::replay(&mut machine, life.facts, |machine, fact, effects| {
             digests.extend(machine.transcript_entries(fact, effects));
         });
-        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, shared.clock, rng);
+        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, held, shared.clock, rng);
         let notices = shared.notices.clone();
-        Self { engine, outbound, cohort, notices, digests, guard }
+        Self { engine, outbound, cohort, notices, digests, was_down: life.was_down, guard }
     }
 
     /// Where the facts of this session are kept.
@@ -114,7 +137,17 @@ impl Actor for SigningSessionActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         match self.engine.machine().phase() {
             SessionPhase::Planned => self.feed(SessionInput::Open, ctx),
-            _ => self.resume(ctx),
+            phase => {
+                let waits = phase.timed().is_some();
+                for fault in self.engine.machine().faults().iter() {
+                    // The service may have died before its cohort had heard of it.
+                    self.cohort.do_send(FaultFound(fault.clone()));
+                }
+                if self.was_down && waits {
+                    self.feed(SessionInput::Resumed, ctx);
+                }
+                self.resume(ctx);
+            }
         }
     }
 }
@@ -172,7 +205,7 @@ impl Driven for SigningSessionActor {
                 let reason = reason.clone().unwrap_or_default();
                 ServiceNotice::FallbackStarted { cohort_id, session_id, reason, holdouts: holdouts.clone() }
             }
-            SessionEvent::PhaseExtended { phase, until, .. } => {
+            SessionEvent::PhaseExtended { phase, until, .. } | SessionEvent::GraceGiven { phase, until, .. } => {
                 ServiceNotice::PhaseExtended { cohort_id, phase: *phase, until: *until }
             }
             SessionEvent::FaultRecorded { fault } => {

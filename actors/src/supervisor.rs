@@ -11,13 +11,12 @@
 
 use std::sync::Arc;
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient};
-use btcr2_aggregation_protocol::identity::Identity;
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage};
 
 use crate::{
     participant::{ParticipantActor, ParticipantSettings},
     service::{AggregationService, ServiceSettings},
-    transport::{Delivery, Outbound, Transport, link::Link},
+    transport::link::Link,
 };
 
 /// How a child ended.
@@ -78,17 +77,6 @@ impl Drop for EndGuard {
     }
 }
 
-/// Starts an actor whose mailbox holds `capacity` messages from the first on.
-///
-/// Set when the actor has started, it would be too late for what comes before that: a relay gives a whole round at once to a
-/// cohort that is being brought back, and only the first sixteen messages would fit.
-pub(crate) fn start_with_mailbox<A: Actor<Context = Context<A>>>(actor: A, capacity: usize) -> Addr<A> {
-    A::create(|ctx| {
-        ctx.set_mailbox_capacity(capacity);
-        actor
-    })
-}
-
 /// Start an Aggregation Service.
 #[derive(ActixMessage)]
 #[rtype(result = "Addr<AggregationService>")]
@@ -120,15 +108,10 @@ impl Supervisor {
         EndGuard::new(move |end| supervisor.do_send(ChildGone { name, end }))
     }
 
-    fn link(
-        &mut self,
-        transport: &Arc<dyn Transport>,
-        identity: &Identity,
-        inbox: Recipient<Delivery>,
-    ) -> Recipient<Outbound> {
-        let link = Link::new(Arc::clone(transport), identity.clone(), inbox).start();
+    fn link(&mut self, link: Link) -> Addr<Link> {
+        let link = link.start();
         self.links.push(link.clone());
-        link.recipient()
+        link
     }
 }
 
@@ -143,8 +126,8 @@ impl Handler<StartService> for Supervisor {
         let guard = Self::guard(format!("service {}", settings.identity.did()), ctx);
         let (transport, identity) = (Arc::clone(&settings.transport), settings.identity.clone());
         let service = AggregationService::create(|service| {
-            let outbound = self.link(&transport, &identity, service.address().recipient());
-            AggregationService::new(settings, outbound, guard)
+            let link = self.link(Link::waiting(transport, identity, service.address().recipient()));
+            AggregationService::new(settings, &link, guard)
         });
         self.services.push(service.clone());
         service
@@ -158,8 +141,8 @@ impl Handler<StartParticipant> for Supervisor {
         let guard = Self::guard(format!("participant {}", settings.identity.did()), ctx);
         let (transport, identity) = (Arc::clone(&settings.transport), settings.identity.clone());
         let participant = ParticipantActor::create(|participant| {
-            let outbound = self.link(&transport, &identity, participant.address().recipient());
-            ParticipantActor::new(settings, outbound, guard)
+            let link = self.link(Link::new(transport, identity, participant.address().recipient()));
+            ParticipantActor::new(settings, link.recipient(), guard)
         });
         self.participants.push(participant.clone());
         participant
@@ -176,33 +159,5 @@ impl Handler<ChildGone> for Supervisor {
         if let Some(reason) = end.failure() {
             tracing::error!(name, reason, "is gone");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Sink;
-
-    impl Actor for Sink {
-        type Context = Context<Self>;
-    }
-
-    #[derive(ActixMessage)]
-    #[rtype(result = "()")]
-    struct Said;
-
-    impl Handler<Said> for Sink {
-        type Result = ();
-
-        fn handle(&mut self, _: Said, _: &mut Self::Context) {}
-    }
-
-    #[actix_rt::test]
-    async fn a_mailbox_is_as_large_as_it_is_to_be_before_the_actor_has_started() {
-        let sink = start_with_mailbox(Sink, 100);
-        let taken = (0..200).filter(|_| sink.try_send(Said).is_ok()).count();
-        assert_eq!(taken, 100);
     }
 }

@@ -20,8 +20,9 @@ use btcr2_aggregation_protocol::{
     id::CohortId,
     identity::Identity,
     message::{
-        Body, Bytes,
+        Body, Bytes, Message,
         keygen::CohortOptIn,
+        sign::NonceContribution,
         update::{SubmitNonIncluded, ValidationAck},
     },
     time::Timestamp,
@@ -253,4 +254,58 @@ fn a_book_is_bounded() {
     let late = NOW + Duration::from_secs(100 * DAY);
     book.record(identity("late").did(), entry(Offence::Holdout, "cohort", late)).unwrap();
     assert_eq!(book.list().unwrap().len(), 1);
+}
+
+#[test]
+fn a_book_that_cannot_be_read_keeps_candidates_waiting_and_turns_nobody_away() {
+    on_paused_clock(async {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("bans.json");
+        std::fs::write(&path, "no book").unwrap();
+        let world = World::new();
+        let mut settings = world.service_settings("service", Operator);
+        settings.bans = BanBook::in_file(&path, Arc::new(DefaultBans));
+        let mut service = world.service_with(settings).await;
+        world.updaters(1).await;
+        let cohort_id = service.open(cohort(1)).await;
+        common::pass(Duration::from_secs(60)).await;
+        assert_eq!(service.ear.names(&cohort_id), ["cohort-advertised", "opt-in-received"]);
+        std::fs::remove_file(&path).unwrap();
+        service.ear.completed(&cohort_id).await;
+    });
+}
+
+#[test]
+fn a_second_nonce_is_refused_and_not_charged() {
+    on_paused_clock(async {
+        let world = World::new();
+        let settings = world.service_settings("service", Operator);
+        let book = settings.bans.clone();
+        let mut service = world.service_with(settings).await;
+        let member = identity("restored");
+        let lossy = Tap::losing(&world.network, |body| !matches!(body, Body::NonceContribution(_)));
+        world.participant_on(&member, Updater(member.clone()), lossy).await;
+        world.updaters(1).await;
+        let cohort_id = service.open(cohort(2)).await;
+        let session_id = service
+            .ear
+            .wait_for(|notice| match notice {
+                ServiceNotice::SigningStarted { session_id, .. } => Some(session_id.clone()),
+                _ => None,
+            })
+            .await;
+        settle().await;
+        for name in ["before the backup", "after it"] {
+            let point = common::key(name).public_key().to_bytes();
+            let nonce_contribution = Bytes([point, point].concat().try_into().unwrap());
+            let (cohort_id, session_id) = (cohort_id.clone(), session_id.clone());
+            let body = NonceContribution { cohort_id, session_id, nonce_contribution };
+            let message = Message::new(member.did().clone(), Some(service.did().clone()), body);
+            world.network.inject(member.did(), service.did(), &message.to_json());
+            settle().await;
+        }
+        let refused = (member.did().clone(), RejectCode::Equivocation);
+        assert!(service.ear.rejections().contains(&refused), "{:?}", service.ear.rejections());
+        assert!(!book.list().unwrap().contains_key(member.did()));
+    });
 }

@@ -6,11 +6,12 @@ mod http_support;
 
 use std::sync::Arc;
 
+use actix::{Actor, ActorContext, Context, Handler};
 use btcr2_aggregation_actors::{
     journal::Journal,
     service::LiveCohorts,
     transport::{
-        Delivery,
+        Delivery, Disconnected, Transport,
         http::{HttpConfig, store::Rate},
     },
 };
@@ -186,5 +187,45 @@ fn after_a_restart_external_members_are_known_without_their_opt_ins() {
                 assert_eq!(service.address.send(LiveCohorts).await.unwrap(), [cohort_id]);
             })
             .await;
+    });
+}
+
+/// Dies of the first thing that it hears.
+struct Mortal;
+
+impl Actor for Mortal {
+    type Context = Context<Self>;
+}
+
+impl Handler<Delivery> for Mortal {
+    type Result = ();
+
+    fn handle(&mut self, _: Delivery, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}
+
+impl Handler<Disconnected> for Mortal {
+    type Result = ();
+
+    fn handle(&mut self, _: Disconnected, _: &mut Self::Context) {}
+}
+
+#[test]
+fn a_recipient_whose_actor_has_died_is_unavailable_and_not_unknown() {
+    paused(async {
+        let (site, _deliveries) = site().await;
+        let (mortal, member) = (identity("mortal"), identity("member"));
+        let inbox = Mortal.start();
+        let keeper = Mortal.start().recipient();
+        let _endpoint = site.server.connect(&mortal, inbox.recipient(), keeper, 2).await.unwrap();
+        let cohort_id = CohortId::parse("a-cohort").unwrap();
+        // The second finds it dead. A member gives up at "unknown recipient", and tries again at this.
+        for _ in 0..2 {
+            let body: Body = SubmitNonIncluded { cohort_id: cohort_id.clone() }.into();
+            let answer = site.post(sealed(&member, Some(mortal.did()), body, site.now())).await;
+            assert_eq!(answer.outcome(), UNAVAILABLE);
+            settle().await;
+        }
     });
 }

@@ -63,6 +63,7 @@ async fn conforms<P: Place>(fresh: impl Fn() -> P) {
     records_are_read_back_in_the_order_of_their_appends(&*fresh().journal()).await;
     appends_keep_their_order_however_their_answers_are_awaited(&*fresh().journal()).await;
     streams_are_separate_and_listed_in_order(&*fresh().journal()).await;
+    a_read_sees_what_was_handed_in_before_it(&*fresh().journal()).await;
     a_stream_that_was_never_written_is_empty(&*fresh().journal()).await;
     a_removed_stream_is_gone_and_can_begin_again(&*fresh().journal()).await;
     an_archived_stream_is_kept_beside_the_live_ones(&*fresh().journal()).await;
@@ -283,6 +284,16 @@ async fn streams_are_separate_and_listed_in_order(journal: &dyn Journal) {
     for (number, name) in (0..).zip(names) {
         assert_eq!(read(journal, &stream(name)).await, [number]);
     }
+}
+
+/// Whoever takes an actor's place reads what it has written last, also if that has not been answered yet.
+async fn a_read_sees_what_was_handed_in_before_it(journal: &dyn Journal) {
+    for number in 0..100 {
+        drop(journal.append(&stream("a"), vec![at(number)]));
+    }
+    assert_eq!(read(journal, &stream("a")).await, (0..100).collect::<Vec<_>>());
+    drop(journal.append(&stream("b"), vec![at(0)]));
+    assert_eq!(journal.streams().await.unwrap(), [stream("a"), stream("b")]);
 }
 
 async fn a_stream_that_was_never_written_is_empty(journal: &dyn Journal) {

@@ -270,7 +270,7 @@ fn a_cas_cohort_that_could_outgrow_its_messages_is_refused_when_it_is_opened() {
         let asked = u32::try_from(limit).expect("a number of members") + 1;
         let refused = service.address.send(cohort(asked)).await.expect("the service runs").expect_err("too many");
         let beacon_type = BeaconType::cas();
-        assert_eq!(refused, ServiceConfigError::TooManyMembers { beacon_type, asked, limit });
+        assert_eq!(refused, ServiceConfigError::TooManyMembers { beacon_type, asked, limit }.into());
         assert!(refused.to_string().contains(&limit.to_string()), "{refused}");
 
         let mut smt = cohort(asked);

@@ -3,17 +3,23 @@
 
 mod sim_support;
 
+use std::sync::Arc;
+
 use btcr2_aggregation_protocol::{
     cohort::{
         event::{ParticipantEvent, SessionEnd},
-        participant::phase::Phase,
+        participant::{ParticipantCohort, ParticipantInput, phase::Phase},
         service::ServiceInput,
     },
     error::{RejectCode, Slot},
+    machine::Machine,
     message::{Message, control::CohortEnded},
     sim::{Role, Simulation},
 };
-use sim_support::{PHASES, TIMEOUT, assert_named, bodies, honest, run_to, setup, stranger, through_every_phase};
+use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+use sim_support::{
+    PHASES, TIMEOUT, assert_named, bodies, config_of, honest, run_to, setup, stranger, through_every_phase,
+};
 
 fn ended(simulation: &Simulation, code: &str, reason: String) -> CohortEnded {
     CohortEnded {
@@ -156,5 +162,25 @@ fn of_a_hostile_services_words_only_so_many_are_kept() {
         tell(&mut simulation, body);
         assert_eq!(simulation.participants()[0].events().len(), events, "{phase}: an end is an end");
         simulation.assert_invariants();
+    }
+}
+
+#[test]
+fn what_was_not_joined_ends_as_that_whatever_its_service_says_and_however_long_it_takes() {
+    let mut simulation = Simulation::new(1, setup(honest(2)));
+    run_to(&mut simulation, "collecting updates");
+    let events = simulation.participants()[0].events().to_vec();
+    let seat = simulation.participants()[0].machine().unwrap().clone();
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut invited = ParticipantCohort::new(Arc::new(config_of(&simulation)), Arc::clone(seat.advert()));
+    invited.apply(&events[0]);
+    assert!(matches!(invited.phase(), Phase::Invited { .. }), "{:?}", invited.phase());
+    let service = simulation.service().identity().did().clone();
+    let said = Message::new(service, Some(simulation.did(0)), ended(&simulation, "CANCELLED", "go".to_owned()));
+    let late = invited.deadline().unwrap();
+    for (now, input) in [(simulation.now(), ParticipantInput::Message(said)), (late, ParticipantInput::Tick)] {
+        let facts = invited.decide(now, &input, &mut rng).unwrap();
+        let expected = ParticipantEvent::SessionEnded { at: now, reason: SessionEnd::NotJoined };
+        assert_eq!(facts, [expected], "{input:?}");
     }
 }

@@ -251,3 +251,30 @@ fn without_enough_fallback_signatures_the_cohort_fails_naming_who_is_missing() {
     }
     assert!(simulation.has_ended());
 }
+
+#[test]
+fn who_only_contradicted_itself_is_at_fault_but_no_culprit() {
+    let mut roles = honest(4);
+    for role in &mut roles[1..3] {
+        *role = Role::default().silent_from(Slot::PartialSignature);
+    }
+    let mut simulation = Simulation::new(1, setup(roles));
+    let liar = simulation.did(0);
+    simulation.tamper(&liar, |message| match &*message.body {
+        Body::NonceContribution(body) => {
+            let halves = body.nonce_contribution.0;
+            let swapped = [&halves[33..], &halves[..33]].concat();
+            let other =
+                NonceContribution { nonce_contribution: Bytes(swapped.try_into().unwrap()), ..body.clone() };
+            let other = Message::new(message.from.clone(), message.to.clone(), other);
+            vec![message.to_json(), other.to_json()]
+        }
+        _ => vec![message.to_json()],
+    });
+    simulation.run();
+    simulation.assert_invariants();
+    let failure = simulation.report().failure.unwrap();
+    let CohortFailure::Signing { culprits, equivocators, .. } = &failure else { panic!("{failure:?}") };
+    assert_eq!((culprits, equivocators), (&Vec::new(), &vec![liar.clone()]));
+    assert!(failure.at_fault().contains(&liar), "it is not invited again");
+}

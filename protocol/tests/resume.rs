@@ -14,7 +14,7 @@ use btcr2_aggregation_protocol::{
     cohort::{
         event::{ParticipantEvent, SessionEnd, SpendPath},
         participant::{
-            ParticipantCohort, ParticipantConfig, ParticipantEffect, ParticipantInput,
+            ParticipantCohort, ParticipantEffect, ParticipantInput,
             phase::{Phase, Stage},
         },
         service::rules::PhaseRules,
@@ -27,7 +27,7 @@ use btcr2_aggregation_protocol::{
     },
     sim::{PlannedCrash, Role, Setup, Simulation},
 };
-use sim_support::{TIMEOUT, assert_consensus, honest, run_to, setup};
+use sim_support::{TIMEOUT, assert_consensus, config_of, honest, run_to, setup};
 
 const MEMBERS: usize = 3;
 
@@ -228,19 +228,6 @@ fn an_aggregate_of_nonces_that_we_do_not_remember_sending_spends_the_session() {
     }
 }
 
-fn config_of(simulation: &Simulation) -> ParticipantConfig {
-    let node = &simulation.participants()[0];
-    ParticipantConfig {
-        did: node.identity().did().clone(),
-        participant_key: node.participant_key().public_key(),
-        communication_key: node.identity().public_key(),
-        genesis_document: None,
-        timing: simulation.setup().timing,
-        beacons: simulation.setup().beacons.clone(),
-        aggregator: Arc::clone(&simulation.setup().aggregator),
-    }
-}
-
 #[test]
 fn a_session_whose_service_was_down_for_longer_than_the_guard_behind_it_still_completes() {
     let mut roles = honest(4);
@@ -258,4 +245,13 @@ fn a_session_whose_service_was_down_for_longer_than_the_guard_behind_it_still_co
     let report = simulation.report();
     let signed = report.signed.unwrap_or_else(|| panic!("{:?}", report.failure));
     assert_eq!(signed.path, SpendPath::ScriptPath, "the nonces' time was over, the fallback's was not");
+}
+
+#[test]
+fn a_cohort_that_runs_is_not_begun_again_by_a_fact_that_says_so() {
+    let mut simulation = Simulation::new(5, setup(honest(2)));
+    run_to(&mut simulation, "validating");
+    let machine = simulation.service().machine();
+    let first = simulation.service().events()[0].clone();
+    assert_eq!(replay(machine.clone(), [&first]), *machine);
 }

@@ -131,7 +131,7 @@ pub trait Journal: Send + Sync {
     fn append(&self, stream: &StreamId, records: Vec<Record>) -> BoxFuture<'static, Result<(), JournalError>>;
 
     /// All records of `stream`, live or archived, in order; empty when there is no such stream. Sees every append that was
-    /// answered before the call.
+    /// handed in before the call, answered or not: whoever takes an actor's place must not miss what it has written last.
     fn read(&self, stream: &StreamId) -> BoxFuture<'static, Result<Vec<Record>, JournalError>>;
 
     /// The names of the live streams, in order.

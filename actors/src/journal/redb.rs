@@ -31,8 +31,9 @@ impl RedbJournal {
         &self,
         pick: impl Fn(StreamId, Option<Timestamp>) -> Option<T> + Send + 'static,
     ) -> BoxFuture<'static, Result<Vec<T>, JournalError>> {
-        let state = self.0.clone();
+        let (state, settled) = (self.0.clone(), self.0.settled());
         async move {
+            settled.await;
             let streams = state.streams().await.map_err(|error| JournalError::of_all(error.to_string()))?;
             // A stream whose head is damaged counts as live: its reader finds out, and says so.
             Ok(streams.into_iter().filter_map(|summary| pick(summary.stream, summary.archived)).collect())
@@ -57,9 +58,12 @@ impl Journal for RedbJournal {
     }
 
     fn read(&self, stream: &StreamId) -> BoxFuture<'static, Result<Vec<Record>, JournalError>> {
-        let (state, stream) = (self.0.clone(), stream.clone());
-        async move { state.read_stream(stream.clone()).await.map_err(|problem| JournalError { stream, problem }) }
-            .boxed()
+        let (state, stream, settled) = (self.0.clone(), stream.clone(), self.0.settled());
+        async move {
+            settled.await;
+            state.read_stream(stream.clone()).await.map_err(|problem| JournalError { stream, problem })
+        }
+        .boxed()
     }
 
     fn streams(&self) -> BoxFuture<'static, Result<Vec<StreamId>, JournalError>> {

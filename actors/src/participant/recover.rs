@@ -72,16 +72,26 @@ impl ParticipantActor {
             (None, _, How::Abort(reason)) => return self.lost(cohort, reason),
             _ => return self.lost(cohort, "its journal does not begin with an advert".to_owned()),
         };
-        let mut machine = ParticipantCohort::new(Arc::clone(&self.shared.config), Arc::clone(&advert));
-        recovery::replay(&mut machine, &facts, |_, _, _| {});
+        let replayed = recovery::caught(|| {
+            let mut machine = ParticipantCohort::new(Arc::clone(&self.shared.config), Arc::clone(&advert));
+            recovery::replay(&mut machine, &facts, |_, _, _| {});
+            machine
+        });
+        let machine = match replayed {
+            Ok(machine) => machine,
+            Err(reason) => return self.lost(cohort, reason),
+        };
+        let joined = facts.iter().any(|fact| matches!(fact, ParticipantEvent::OptedIn { .. }));
         let actor = self.start_session(machine, how, ctx);
-        self.sessions.entry(cohort).or_insert_with(|| Place::of(advert, actor.clone())).back(actor);
+        let place = self.sessions.entry(cohort).or_insert_with(|| Place::of(advert));
+        place.joined = joined;
+        place.back(actor);
     }
 
     /// A session cannot go on, although it has not ended: its journal may be mended, and bring it back.
     fn lost(&mut self, cohort: CohortKey, reason: String) {
         tracing::error!(cohort_id = %cohort.1, reason, "a participant's session cannot go on");
-        self.sessions.remove(&cohort);
+        let joined = self.sessions.remove(&cohort).is_none_or(|place| place.joined);
         let end = SessionEnd::Internal { reason };
         self.shared.notices.publish(ParticipantNotice::CohortFailed {
             did: self.shared.identity.did().clone(),
@@ -89,7 +99,12 @@ impl ParticipantActor {
             reason: end.to_string(),
             end,
         });
-        self.halted.insert(cohort);
+        // Strangers advertise as much as they like, also while our disk is full: they push out only their like.
+        if joined {
+            self.halted.insert(cohort);
+        } else {
+            self.declined.insert(cohort);
+        }
     }
 
     /// Replaces a session's actor that panicked, unless that happened too often: then we leave its cohort, and no other.
@@ -191,8 +206,10 @@ impl Handler<ArchiveSession> for ParticipantActor {
     type Result = ();
 
     fn handle(&mut self, ArchiveSession { service, cohort_id }: ArchiveSession, ctx: &mut Self::Context) {
-        if self.retention == Retention::UntilArchived {
-            self.put_away(&(service, cohort_id), Retention::UntilArchived, ctx);
+        let cohort = (service, cohort_id);
+        // A host archives what it was told has failed; but this one's journal may be mended, and bring it back.
+        if self.retention == Retention::UntilArchived && !self.halted.contains(&cohort) {
+            self.put_away(&cohort, Retention::UntilArchived, ctx);
         }
     }
 }

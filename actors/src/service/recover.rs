@@ -11,12 +11,12 @@ use btcr2_aggregation_protocol::{
 
 use super::{AggregationService, ArchiveCohort, Place, Retention, TellEnds};
 use crate::{
-    cohort::{Beginning, CohortActor},
+    cohort::{Beginning, CohortActor, How},
     journal::{Journal, JournalError, StreamKind},
     notice::ServiceNotice,
     recovery,
     supervisor::End,
-    transport::Outbound,
+    transport::link::Connect,
 };
 
 /// A cohort's actor is gone, however it went.
@@ -47,44 +47,48 @@ impl AggregationService {
                 }
                 for (cohort_id, facts) in live {
                     if !service.cohorts.contains_key(&cohort_id) {
-                        service.bring_back(cohort_id, facts, None, ctx);
+                        service.bring_back(cohort_id, facts, How::Resumed, ctx);
                     }
                 }
+                // Not before: a member whose DID proves no key must be known when it knocks.
+                service.link.do_send(Connect);
             }
         }));
     }
 
-    /// Starts a cohort's actor again from its facts; `abort` when it is only to end its cohort, with this reason.
-    fn bring_back(&mut self, cohort_id: CohortId, facts: Facts, abort: Option<String>, ctx: &Context<Self>) {
+    /// Starts a cohort's actor again from its facts.
+    fn bring_back(&mut self, cohort_id: CohortId, facts: Facts, how: How, ctx: &Context<Self>) {
         let facts = match facts {
             Ok(facts) => facts,
             Err(error) => return self.lost(cohort_id, error.to_string()),
         };
-        let terms = match (facts.first(), self.cohorts.get(&cohort_id), &abort) {
+        let terms = match (facts.first(), self.cohorts.get(&cohort_id), &how) {
             (Some(ServiceEvent::CohortAdvertised { terms, .. }), ..) => Arc::clone(terms),
             // It panicked before anything of it was durable.
-            (None, Some(place), None) => Arc::clone(&place.terms),
-            (None, _, Some(reason)) => return self.lost(cohort_id, reason.clone()),
+            (None, Some(place), How::Again) => Arc::clone(&place.terms),
+            (None, _, How::Abort(reason)) => return self.lost(cohort_id, reason.clone()),
             _ => return self.lost(cohort_id, "its journal does not begin with its terms".to_owned()),
         };
         if terms.service != *self.settings.identity.did() {
             // Another service keeps its journal in the same place.
             return;
         }
-        let machine = match self.machine(Arc::clone(&terms)) {
-            Ok(machine) => machine,
-            Err(error) => return self.lost(cohort_id, error.to_string()),
-        };
-        let beginning = match facts.is_empty() {
-            true => Beginning::fresh(machine),
-            false => Beginning::again(machine, &facts, abort),
+        let replayed = recovery::caught(|| {
+            let machine = self.machine(Arc::clone(&terms)).map_err(|error| error.to_string())?;
+            Ok(match facts.is_empty() {
+                true => Beginning::fresh(machine),
+                false => Beginning::again(machine, &facts, how),
+            })
+        });
+        let beginning = match replayed.and_then(|beginning| beginning) {
+            Ok(beginning) => beginning,
+            Err(reason) => return self.lost(cohort_id, reason),
         };
         for (did, genesis_document) in beginning.external_members() {
-            self.outbound.do_send(Outbound::Introduce { did, genesis_document });
+            self.settings.transport.introduce(&did, &genesis_document);
         }
         let actor = self.start_cohort(beginning, ctx);
-        let place = self.cohorts.entry(cohort_id.clone()).or_insert_with(|| Place::of(terms, actor.clone()));
-        place.back(&cohort_id, actor);
+        self.cohorts.entry(cohort_id.clone()).or_insert_with(|| Place::of(terms)).back(&cohort_id, actor);
     }
 
     /// A cohort cannot go on, although it has not ended: its journal may be mended, and bring it back.
@@ -101,14 +105,14 @@ impl AggregationService {
         let (now, intensity) = (self.shared.clock.now(), self.shared.restarts);
         let Some(place) = self.cohorts.get_mut(&cohort_id) else { return };
         place.actor = None;
-        let (pause, abort) = match place.restarts.next(now, intensity) {
-            Some(pause) => (pause, None),
+        let (pause, how) = match place.restarts.next(now, intensity) {
+            Some(pause) => (pause, How::Again),
             None if place.given_up => return self.lost(cohort_id, "its actor goes on panicking".to_owned()),
             None => {
                 place.given_up = true;
                 let often =
                     format!("its actor panicked {} times within {:?}", intensity.most + 1, intensity.within);
-                (Duration::ZERO, Some(often))
+                (Duration::ZERO, How::Abort(often))
             }
         };
         let restarts = place.restarts.count();
@@ -120,10 +124,10 @@ impl AggregationService {
                 tokio::time::sleep(pause).await;
             }
             let facts = recovery::facts(&*journal, &CohortActor::stream(&cohort_id)).await;
-            (cohort_id, facts, abort)
+            (cohort_id, facts, how)
         };
-        ctx.spawn(reading.into_actor(self).map(|(cohort_id, facts, abort), service, ctx| {
-            service.bring_back(cohort_id, facts, abort, ctx);
+        ctx.spawn(reading.into_actor(self).map(|(cohort_id, facts, how), service, ctx| {
+            service.bring_back(cohort_id, facts, how, ctx);
         }));
     }
 
@@ -173,7 +177,10 @@ impl Handler<CohortGone> for AggregationService {
     fn handle(&mut self, CohortGone { cohort_id, end }: CohortGone, ctx: &mut Self::Context) {
         match (end, end.failure()) {
             (End::Panicked, _) => self.restart(cohort_id, ctx),
-            (_, Some(reason)) => self.lost(cohort_id, reason.to_owned()),
+            (_, Some(reason)) => {
+                self.journal_failed |= end == End::JournalFailed;
+                self.lost(cohort_id, reason.to_owned());
+            }
             (_, None) => {
                 self.cohorts.remove(&cohort_id);
                 self.ended.insert(cohort_id.clone());
@@ -197,7 +204,8 @@ impl Handler<ArchiveCohort> for AggregationService {
     type Result = ();
 
     fn handle(&mut self, ArchiveCohort(cohort_id): ArchiveCohort, ctx: &mut Self::Context) {
-        if self.settings.retention == Retention::UntilArchived {
+        // A host archives what it was told has failed; but this one's journal may be mended, and bring it back.
+        if self.settings.retention == Retention::UntilArchived && !self.halted.contains(&cohort_id) {
             self.put_away(cohort_id, Retention::UntilArchived, ctx);
         }
     }

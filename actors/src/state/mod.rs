@@ -217,6 +217,12 @@ impl State {
         self.write(vec![change]).map(|outcome| outcome.map_err(|error| error.to_string())).boxed()
     }
 
+    /// Waits until everything that was handed in before this call is written, or never will be.
+    pub(crate) fn settled(&self) -> BoxFuture<'static, ()> {
+        // What could not be written is not there to be read, and whoever wrote it has been told so.
+        self.write(Vec::new()).map(drop).boxed()
+    }
+
     pub(crate) async fn read_stream(&self, stream: StreamId) -> Result<Vec<crate::journal::Record>, String> {
         let read =
             self.read(move |database| Ok(database.reading(|transaction| streams::read(transaction, &stream))));

@@ -15,6 +15,7 @@ use actix::{
 };
 use async_trait::async_trait;
 use btcr2_aggregation_protocol::{beacon::BeaconType, did::Did, identity::Identity};
+use serde_json::Value;
 
 use super::{ConnectError, Delivery, Disconnected, Outbound, Transport, link::Link};
 use crate::supervisor::EndGuard;
@@ -50,6 +51,10 @@ impl Transport for CombinedTransport {
         let combined =
             Combined { transports, identity, inbox, links: Vec::new(), heard: Heard::default(), _guard: guard };
         Ok(combined.start().recipient())
+    }
+
+    fn introduce(&self, did: &Did, genesis_document: &Value) {
+        self.0.iter().for_each(|transport| transport.introduce(did, genesis_document));
     }
 
     fn member_limit(&self, beacon_type: &BeaconType) -> Option<usize> {
@@ -158,7 +163,7 @@ impl Handler<Outbound> for Combined {
     fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
         let only = match &outbound {
             Outbound::Direct { to, .. } => self.heard.on.get(to).and_then(|transport| self.links.get(*transport)),
-            Outbound::Broadcast { .. } | Outbound::Introduce { .. } | Outbound::WithdrawAdvert { .. } => None,
+            Outbound::Broadcast { .. } | Outbound::WithdrawAdvert { .. } => None,
         };
         // Not lossy: a link bounds what waits for its connection.
         match only {

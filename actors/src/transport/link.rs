@@ -5,7 +5,10 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Recipient, WrapFuture};
+use actix::{
+    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
+    WrapFuture,
+};
 use btcr2_aggregation_protocol::identity::Identity;
 
 use super::{ConnectError, Delivery, Disconnected, Outbound, Transport};
@@ -16,6 +19,11 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// How many messages may wait for a connection; the oldest are given up first.
 const BACKLOG: usize = 8192;
 
+/// The owner is ready: connect, if that was not done yet.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct Connect;
+
 /// The keeper of one identity's connection on one transport. Takes [`Outbound`] messages; ends when its inbox does.
 pub struct Link {
     transport: Arc<dyn Transport>,
@@ -23,6 +31,8 @@ pub struct Link {
     inbox: Recipient<Delivery>,
     connection: Option<Recipient<Outbound>>,
     number: u64,
+    /// Whether it waits for [`Connect`].
+    waits: bool,
     backoff: Duration,
     backlog: VecDeque<Outbound>,
 }
@@ -36,9 +46,15 @@ impl Link {
             inbox,
             connection: None,
             number: 0,
+            waits: false,
             backoff: FIRST_BACKOFF,
             backlog: VecDeque::new(),
         }
+    }
+
+    /// A link that connects when it is told to, with [`Connect`]: its owner has to be ready for what arrives.
+    pub(crate) fn waiting(transport: Arc<dyn Transport>, identity: Identity, inbox: Recipient<Delivery>) -> Self {
+        Self { waits: true, ..Self::new(transport, identity, inbox) }
     }
 
     fn connect(&mut self, ctx: &mut Context<Self>) {
@@ -92,7 +108,20 @@ impl Actor for Link {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(BACKLOG);
-        self.connect(ctx);
+        if !self.waits {
+            self.connect(ctx);
+        }
+    }
+}
+
+impl Handler<Connect> for Link {
+    type Result = ();
+
+    fn handle(&mut self, _: Connect, ctx: &mut Self::Context) {
+        // Said again when the owner looks through its journal again.
+        if std::mem::take(&mut self.waits) {
+            self.connect(ctx);
+        }
     }
 }
 

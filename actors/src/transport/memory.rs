@@ -142,7 +142,7 @@ impl Handler<Outbound> for MemoryConnection {
             Outbound::Direct { to, body, .. } => (Some(to), body),
             Outbound::Broadcast { body } => (None, body),
             // Nothing is kept for those who come later: they wait for the advert's repeat.
-            Outbound::Introduce { .. } | Outbound::WithdrawAdvert { .. } => return,
+            Outbound::WithdrawAdvert { .. } => return,
         };
         let message = Message::new(self.did.clone(), to, body);
         let text: Arc<str> = message.to_json().into();

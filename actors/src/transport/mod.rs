@@ -13,8 +13,6 @@ pub mod memory;
 pub mod nostr;
 mod received;
 
-use std::sync::Arc;
-
 use actix::{Message as ActixMessage, Recipient};
 use async_trait::async_trait;
 use serde_json::Value;
@@ -24,7 +22,7 @@ use btcr2_aggregation_protocol::{
     did::Did,
     id::CohortId,
     identity::Identity,
-    message::{DecodeError, Message, SharedBody},
+    message::{Body, DecodeError, Message, SharedBody, control::CohortEnded},
     time::Timestamp,
 };
 
@@ -50,19 +48,17 @@ pub enum Outbound {
         /// What: an advert.
         body: SharedBody,
     },
-    /// A member of a cohort that was brought back from its journal: the genesis document proves the key of its EXTERNAL
-    /// DID, which the transport would otherwise only learn from an opt-in.
-    Introduce {
-        /// Who.
-        did: Did,
-        /// Its genesis document.
-        genesis_document: Arc<Value>,
-    },
     /// The cohort's advert is over: whoever comes later is not told of it.
     WithdrawAdvert {
         /// The cohort.
         cohort_id: CohortId,
     },
+}
+
+/// Whether what is said makes whom it is said to a member of something: who asks for a cohort that is not here need not be one,
+/// and must not take the room of one.
+pub(crate) fn is_for_a_member(body: &Body) -> bool {
+    !matches!(body, Body::CohortEnded(ended) if ended.code == CohortEnded::UNKNOWN)
 }
 
 /// Something arrived.
@@ -134,6 +130,11 @@ pub trait Transport: Send + Sync {
         keeper: Recipient<Disconnected>,
         connection: u64,
     ) -> Result<Recipient<Outbound>, ConnectError>;
+
+    /// A member of a cohort that was brought back from its journal: the genesis document proves the key of its EXTERNAL DID,
+    /// which the transport would otherwise only learn from an opt-in. Takes effect at once, and for as long as the transport
+    /// lives. Nothing happens where DIDs are believed anyway.
+    fn introduce(&self, _did: &Did, _genesis_document: &Value) {}
 
     /// The most members that a cohort with this beacon can have so that each of its messages can be carried; `None` where
     /// there is no limit. Asked when a cohort is opened.

@@ -48,6 +48,15 @@ pub enum ServiceEvent {
         /// Until when.
         until: Timestamp,
     },
+    /// A phase had lapsed while the service was down: its members have this long to answer. Not counted as an extension.
+    GraceGiven {
+        /// When.
+        at: Timestamp,
+        /// Which.
+        phase: TimedPhase,
+        /// Until when.
+        until: Timestamp,
+    },
     /// A participant opted in with valid keys.
     OptInReceived {
         /// Who, with which keys.
@@ -221,8 +230,11 @@ pub enum CohortFailure {
         reason: String,
         /// Who kept silent.
         holdouts: Vec<Did>,
-        /// Who sent what was invalid.
+        /// Who sent an invalid partial signature.
         culprits: Vec<Did>,
+        /// Who said two different things in one place, and is no culprit.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        equivocators: Vec<Did>,
     },
     /// The operator ended it.
     Cancelled {
@@ -259,7 +271,9 @@ impl CohortFailure {
             | Self::ValidationMissing { holdouts }
             | Self::MembersAbsent { holdouts } => holdouts.clone(),
             Self::ValidationRejected { by } => vec![by.clone()],
-            Self::Signing { holdouts, culprits, .. } => holdouts.iter().chain(culprits).cloned().collect(),
+            Self::Signing { holdouts, culprits, equivocators, .. } => {
+                [holdouts, culprits, equivocators].into_iter().flatten().cloned().collect()
+            }
             Self::EnrollmentExpired { .. }
             | Self::Transaction { .. }
             | Self::Cancelled { .. }
@@ -278,13 +292,16 @@ impl fmt::Display for CohortFailure {
             Self::ValidationRejected { by } => write!(f, "{by} rejected the aggregated data"),
             Self::MembersAbsent { holdouts } => write!(f, "no sign of life from {}", list(holdouts)),
             Self::Transaction { reason } => write!(f, "no beacon transaction: {reason}"),
-            Self::Signing { reason, holdouts, culprits } => {
+            Self::Signing { reason, holdouts, culprits, equivocators } => {
                 f.write_str(reason)?;
                 if !holdouts.is_empty() {
                     write!(f, "; silent: {}", list(holdouts))?;
                 }
                 if !culprits.is_empty() {
                     write!(f, "; invalid: {}", list(culprits))?;
+                }
+                if !equivocators.is_empty() {
+                    write!(f, "; contradicting themselves: {}", list(equivocators))?;
                 }
                 Ok(())
             }

@@ -167,7 +167,9 @@ pub enum SigningOutcome {
         reason: String,
         /// Who kept silent.
         holdouts: Vec<Did>,
-        /// Who sent what was invalid, or two different things for one.
+        /// Who sent an invalid partial signature.
         culprits: Vec<Did>,
+        /// Who said two different things in one place, and is no culprit.
+        equivocators: Vec<Did>,
     },
 }

@@ -197,6 +197,7 @@ impl ServiceNode {
         self.life.returns();
         let mut work = Work::default();
         for index in 0..self.cohorts.len() {
+            work.inputs.push_back(Input::Cohort(index, ServiceInput::Resumed));
             for effect in self.cohorts[index].machine.resume() {
                 self.perform(index, effect, setup, &mut work, rng);
             }
@@ -373,6 +374,7 @@ impl ServiceNode {
                         Vec::new()
                     }
                 };
+                work.inputs.push_back(Input::Session(index, SessionInput::Resumed));
                 let planned = sessions.last().is_some_and(|s| matches!(s.machine.phase(), SessionPhase::Planned));
                 if planned {
                     work.inputs.push_back(Input::Session(index, SessionInput::Open));

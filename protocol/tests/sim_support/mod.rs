@@ -5,10 +5,10 @@
 mod bitcoin_support;
 pub mod dice;
 
-use std::{collections::BTreeSet, fmt::Debug, time::Duration};
+use std::{collections::BTreeSet, fmt::Debug, sync::Arc, time::Duration};
 
 use btcr2_aggregation_protocol::{
-    cohort::{Timing, service::phase::Phase},
+    cohort::{Timing, participant::ParticipantConfig, service::phase::Phase},
     did::Did,
     error::{Reject, RejectCode},
     identity::Identity,
@@ -114,6 +114,19 @@ pub fn through_every_phase() -> Simulation {
     let mut setup = setup(roles);
     setup.defer_transaction = 1;
     Simulation::new(4, setup)
+}
+
+pub fn config_of(simulation: &Simulation) -> ParticipantConfig {
+    let node = &simulation.participants()[0];
+    ParticipantConfig {
+        did: node.identity().did().clone(),
+        participant_key: node.participant_key().public_key(),
+        communication_key: node.identity().public_key(),
+        genesis_document: None,
+        timing: simulation.setup().timing,
+        beacons: simulation.setup().beacons.clone(),
+        aggregator: Arc::clone(&simulation.setup().aggregator),
+    }
 }
 
 pub mod bodies {

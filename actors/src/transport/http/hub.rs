@@ -3,11 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message as ActixMessage, MessageResult};
-use btcr2_aggregation_protocol::{
-    did::Did,
-    id::CohortId,
-    message::{Body, SharedBody, control::CohortEnded},
-};
+use btcr2_aggregation_protocol::{did::Did, id::CohortId, message::SharedBody};
 use rand_chacha::ChaCha20Rng;
 
 use super::{
@@ -21,6 +17,7 @@ use super::{
 use crate::{
     runtime::{Clock, Randomness},
     supervisor::{End, EndGuard},
+    transport::is_for_a_member,
 };
 
 /// How many requests may wait for the hub.
@@ -167,9 +164,7 @@ impl Handler<Post> for Hub {
     type Result = ();
 
     fn handle(&mut self, Post { from, to, body }: Post, ctx: &mut Self::Context) {
-        // Who asks for a cohort that is not here need not be a member: it must not take the room of one.
-        let unknown = matches!(&*body, Body::CohortEnded(ended) if ended.code == CohortEnded::UNKNOWN);
-        match self.inbox(&to, !unknown, ctx) {
+        match self.inbox(&to, is_for_a_member(&body), ctx) {
             // Not lossy: what an inbox does with too much is its own affair.
             Some(inbox) => inbox.do_send(Put { from, body }),
             None => tracing::warn!(%to, "there are too many inboxes, a message is dropped"),

@@ -121,7 +121,8 @@ async fn accept_message(server: &HttpServer, request: &HttpRequest, payload: Pay
     };
     // The sender waits here when its recipient cannot keep up, and until what it said is safe; everybody else goes on.
     let delivered = async {
-        to.inbox.send(delivery).await.map_err(|_| Refusal::UnknownRecipient)?;
+        // It lives here, as far as we know, and its actor has died: that is no word about who lives here.
+        to.inbox.send(delivery).await.map_err(|_| Refusal::Unavailable)?;
         confirmed.await.map_err(|_| Refusal::Unavailable)
     };
     match tokio::time::timeout(DELIVERY_TIMEOUT, delivered).await {

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     runtime::{Clock, Randomness},
     supervisor::EndGuard,
-    transport::{ConnectError, Delivery, Disconnected, Outbound, Transport},
+    transport::{ConnectError, Delivery, Disconnected, Outbound, Transport, is_for_a_member},
 };
 
 /// An HTTP server's state. Clones are the same server: give one to [`configure`](super::configure) in each `App`, and use
@@ -135,6 +135,12 @@ impl Transport for HttpServer {
         let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
         Ok(Endpoint { server: self.clone(), local, _guard: guard }.start().recipient())
     }
+
+    fn introduce(&self, did: &Did, genesis_document: &Value) {
+        if let Err(error) = Self::introduce(self, did, genesis_document) {
+            tracing::warn!(%did, %error, "a member that was known before is not known any more");
+        }
+    }
 }
 
 /// The connection of an identity that lives here: what it says goes to the board and the inboxes.
@@ -157,15 +163,12 @@ impl Handler<Outbound> for Endpoint {
         // Not lossy: the hub bounds each inbox, not its own mailbox.
         match outbound {
             Outbound::Direct { to, body, .. } => {
-                self.server.0.gate.directory.remember_member(&to);
+                if is_for_a_member(&body) {
+                    self.server.0.gate.directory.remember_member(&to);
+                }
                 hub.do_send(Post { from, to, body });
             }
             Outbound::Broadcast { body } => hub.do_send(Advertise { from, body }),
-            Outbound::Introduce { did, genesis_document } => {
-                if let Err(error) = self.server.introduce(&did, &genesis_document) {
-                    tracing::warn!(%did, %error, "a member that was known before is not known any more");
-                }
-            }
             Outbound::WithdrawAdvert { cohort_id } => {
                 hub.do_send(Withdraw { from: self.local.identity.did().clone(), cohort_id });
             }

@@ -1,17 +1,12 @@
 //! An identity's connection: the keeper of its relay actors.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
     WrapFuture,
 };
 use btcr2_aggregation_protocol::{
-    did::Did,
     id::CohortId,
     identity::Identity,
     message::Message,
@@ -21,7 +16,6 @@ use btcr2_aggregation_protocol::{
 use nostr_sdk::Event;
 use rand_chacha::ChaCha20Rng;
 use rand_core::RngCore;
-use serde_json::Value;
 
 use super::{
     Inner,
@@ -32,7 +26,7 @@ use super::{
 };
 use crate::{
     supervisor::{End, EndGuard},
-    transport::{Delivery, Outbound, hand_over},
+    transport::{Delivery, Outbound, hand_over, is_for_a_member},
 };
 
 /// How many messages may wait for the connection. A relay that sends more waits itself.
@@ -133,8 +127,7 @@ impl NostrConnection {
         let config = Arc::new(inner.config.clone());
         let now = inner.clock.now();
         let adverts_since = (!config.look_back.is_zero()).then(|| now - config.look_back);
-        let introduced = inner.introduced.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let reader = Reader::new(identity.clone(), &config, introduced, now, adverts_since);
+        let reader = Reader::new(identity.clone(), &config, inner.introduced.clone(), now, adverts_since);
         let slot = || Slot { actor: None, publisher: None, number: 0, backoff: config.first_backoff, works: false };
         let slots = inner.urls.iter().map(|_| slot()).collect();
         Self {
@@ -184,7 +177,7 @@ impl NostrConnection {
         let event = match &job.content {
             Content::Message { to, body } => {
                 let peer = match to {
-                    Some(to) => match self.reader.peer(to) {
+                    Some(to) => match self.reader.peer(to, is_for_a_member(body)) {
                         Some(peer) => Some(peer),
                         // Its opt-in may still be among the stored events.
                         None => return Ok(false),
@@ -316,14 +309,6 @@ impl Actor for NostrConnection {
     }
 }
 
-impl NostrConnection {
-    fn introduce(&mut self, did: &Did, genesis_document: &Value) {
-        if let Err(error) = self.reader.introduce(did, genesis_document) {
-            tracing::warn!(%did, %error, "a member that was known before is not known any more");
-        }
-    }
-}
-
 impl Handler<Outbound> for NostrConnection {
     type Result = ();
 
@@ -337,7 +322,6 @@ impl Handler<Outbound> for NostrConnection {
                 self.outbox.withdraw(body.cohort_id());
                 self.take_up(Content::Message { to: None, body }, None, ctx);
             }
-            Outbound::Introduce { did, genesis_document } => self.introduce(&did, &genesis_document),
             Outbound::WithdrawAdvert { cohort_id } => self.withdraw_advert(&cohort_id, ctx),
         }
     }

@@ -21,7 +21,7 @@ mod report;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use actix::{Actor, Recipient};
@@ -57,8 +57,28 @@ struct Inner {
     urls: Vec<RelayUrl>,
     clock: Clock,
     randomness: Randomness,
-    introduced: Mutex<BTreeMap<Did, PublicKey>>,
+    introduced: Introduced,
     reports: Reports,
+}
+
+/// The keys of EXTERNAL DIDs that the host vouches for. Clones are the same; the connections read them, so that one that is
+/// replaced leaves nobody unknown.
+#[derive(Clone, Default)]
+struct Introduced(Arc<Mutex<BTreeMap<Did, PublicKey>>>);
+
+impl Introduced {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Did, PublicKey>> {
+        // Nothing panics while it holds the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn insert(&self, did: &Did, key: PublicKey) {
+        self.lock().insert(did.clone(), key);
+    }
+
+    fn key_of(&self, did: &Did) -> Option<PublicKey> {
+        self.lock().get(did).copied()
+    }
 }
 
 impl NostrTransport {
@@ -69,18 +89,18 @@ impl NostrTransport {
     pub fn new(config: NostrConfig, clock: Clock, randomness: Randomness) -> Result<Self, NostrConfigError> {
         let urls = config.urls()?;
         let reports = Reports::new(&urls);
-        let introduced = Mutex::default();
+        let introduced = Introduced::default();
         Ok(Self(Arc::new(Inner { config, urls, clock, randomness, introduced, reports })))
     }
 
-    /// Lets an EXTERNAL DID authenticate before its opt-in, on connections that are made from now on: its genesis
-    /// document is configured, not shown.
+    /// Lets an EXTERNAL DID authenticate before its opt-in, on every connection: its genesis document is configured, not
+    /// shown.
     ///
     /// # Errors
     /// [`DocumentError`] when the document is not the DID's.
     pub fn introduce(&self, did: &Did, genesis_document: &Value) -> Result<(), DocumentError> {
         let (_, key) = document::genesis_key(did, Some(genesis_document))?;
-        self.0.introduced.lock().unwrap_or_else(PoisonError::into_inner).insert(did.clone(), key);
+        self.0.introduced.insert(did, key);
         Ok(())
     }
 
@@ -102,6 +122,12 @@ impl Transport for NostrTransport {
         let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
         let name = format!("nostr connection {} {connection}", identity.did());
         Ok(NostrConnection::new(Arc::clone(&self.0), identity.clone(), inbox, name, guard).start().recipient())
+    }
+
+    fn introduce(&self, did: &Did, genesis_document: &Value) {
+        if let Err(error) = Self::introduce(self, did, genesis_document) {
+            tracing::warn!(%did, %error, "a member that was known before is not known any more");
+        }
     }
 
     fn member_limit(&self, beacon_type: &BeaconType) -> Option<usize> {

@@ -7,7 +7,6 @@ use std::{
 
 use btcr2_aggregation_protocol::{
     did::Did,
-    document::{self, DocumentError},
     identity::Identity,
     key::{KeyError, PublicKey, XOnlyKey},
     message::{Body, DecodeError, Message},
@@ -15,9 +14,8 @@ use btcr2_aggregation_protocol::{
     time::Timestamp,
 };
 use nostr_sdk::{Event, JsonUtil};
-use serde_json::Value;
 
-use super::{config::NostrConfig, relay::Id};
+use super::{Introduced, config::NostrConfig, relay::Id};
 use crate::{
     remembered::Remembered,
     transport::{
@@ -73,6 +71,7 @@ pub(super) struct Reader {
     started: Timestamp,
     adverts_since: Option<Timestamp>,
     seen: Remembered<Id>,
+    introduced: Introduced,
     external: ExternalKeys,
     /// Whose the keys are that have signed messages: so that a forger that has also said something true has a name.
     signers: Bounded<XOnlyKey, Did>,
@@ -86,33 +85,34 @@ impl Reader {
     pub(super) fn new(
         identity: Identity,
         config: &NostrConfig,
-        introduced: impl IntoIterator<Item = (Did, PublicKey)>,
+        introduced: Introduced,
         started: Timestamp,
         adverts_since: Option<Timestamp>,
     ) -> Self {
-        let mut external = ExternalKeys::new(config.external_keys);
-        for (did, key) in introduced {
-            external.introduce(&did, key);
-        }
         Self {
             own: identity.public_key().x_only(),
             identity,
             started,
             adverts_since,
             seen: Remembered::new(config.seen_events),
-            external,
+            introduced,
+            external: ExternalKeys::new(config.external_keys),
             signers: Bounded::new(config.external_keys),
             peers: Bounded::new(config.conversations),
         }
     }
 
-    /// What we need to write to `did`, if its key is known. It is a member from now on.
-    pub(super) fn peer(&mut self, did: &Did) -> Option<Arc<Peer>> {
-        if self.external.is_stranger(did) {
+    /// What we need to write to `did`, if its key is known. `is_member` when what is written makes it one, from now on.
+    pub(super) fn peer(&mut self, did: &Did, is_member: bool) -> Option<Arc<Peer>> {
+        if is_member && self.external.is_stranger(did) {
             self.external.remember_member(did);
         }
-        let key = self.external.key_of(did)?.x_only();
+        let key = self.key_of(did)?.x_only();
         self.peer_with(&key).ok()
+    }
+
+    fn key_of(&self, did: &Did) -> Option<PublicKey> {
+        self.external.key_of(did).or_else(|| self.introduced.key_of(did))
     }
 
     fn peer_with(&mut self, key: &XOnlyKey) -> Result<Arc<Peer>, KeyError> {
@@ -136,12 +136,18 @@ impl Reader {
             Ok(verified) => verified,
             Err(error) => return Read::Foreign(error.to_string()),
         };
-        self.seen.insert(event.id);
         let sender = verified.sender();
         let message = match verified.message(|key| self.peer_with(key).map(|peer| peer.conversation.clone())) {
             Ok(message) => message,
-            Err(error) => return self.unreadable(sender, error),
+            Err(error) => {
+                self.seen.insert(event.id);
+                return self.unreadable(sender, error);
+            }
         };
+        // Whose key is not known yet may be introduced, and the event come again.
+        if self.key_of(&message.from).is_some() || matches!(&*message.body, Body::CohortOptIn(_)) {
+            self.seen.insert(event.id);
+        }
         if !self.authenticates(sender, &message) {
             let problem = format!("{} is not who signed the event", message.from);
             let error = DecodeError::Field { field: "from".to_owned(), problem };
@@ -189,17 +195,10 @@ impl Reader {
         (message.from == *self.identity.did()).then_some(message)
     }
 
-    /// Knows an EXTERNAL DID by its genesis document, without its opt-in.
-    pub(super) fn introduce(&mut self, did: &Did, genesis_document: &Value) -> Result<(), DocumentError> {
-        let (_, key) = document::genesis_key(did, Some(genesis_document))?;
-        self.external.introduce(did, key);
-        Ok(())
-    }
-
     /// Whether the key is the one of the message's sender: the one in its DID, or the one that its opt-in proves.
     fn authenticates(&mut self, sender: XOnlyKey, message: &Message) -> bool {
         let from = &message.from;
-        if let Some(key) = self.external.key_of(from) {
+        if let Some(key) = self.key_of(from) {
             return key.x_only() == sender;
         }
         match key_in_opt_in(from, message) {
@@ -222,9 +221,8 @@ impl Reader {
             // Whatever we cannot decrypt need not have been meant for us: kind 1059 is shared with gift wraps.
             _ => return Read::Foreign(problem),
         };
-        let proven = claimed
-            .map(|did| *did)
-            .filter(|did| self.external.key_of(did).is_some_and(|key| key.x_only() == sender));
+        let proven =
+            claimed.map(|did| *did).filter(|did| self.key_of(did).is_some_and(|key| key.x_only() == sender));
         match proven.or_else(|| self.signers.get(&sender).cloned()) {
             Some(from) => Read::Delivery(Delivery::Undecodable { from, error }),
             None => Read::Foreign(error.to_string()),
@@ -286,7 +284,7 @@ mod tests {
     }
 
     fn reader(config: &NostrConfig) -> Reader {
-        Reader::new(key_did(1), config, [], NOW, None)
+        Reader::new(key_did(1), config, Introduced::default(), NOW, None)
     }
 
     fn config() -> NostrConfig {
@@ -370,20 +368,49 @@ mod tests {
         let (mut reader, member, thief) = (reader(&config()), external(2), key_did(3));
         let unknown = reader.read(&event(&member, &member, declined(), NOW));
         assert!(matches!(unknown, Read::Delivery(Delivery::Unverified { .. })), "{unknown:?}");
-        assert!(reader.peer(member.did()).is_none());
+        assert!(reader.peer(member.did(), true).is_none());
 
         // Somebody else's event with its opt-in proves nothing.
         let stolen = reader.read(&event(&thief, &member, opt_in(&member), NOW));
         assert!(matches!(stolen, Read::Delivery(Delivery::Unverified { .. })), "{stolen:?}");
-        assert!(reader.peer(member.did()).is_none());
+        assert!(reader.peer(member.did(), true).is_none());
 
         let joined = reader.read(&event(&member, &member, opt_in(&member), NOW));
         assert!(is_message(&joined, &member), "{joined:?}");
-        assert!(reader.peer(member.did()).is_some());
+        assert!(reader.peer(member.did(), true).is_some());
         let later = reader.read(&event(&member, &member, declined(), NOW + std::time::Duration::from_secs(9)));
         assert!(is_message(&later, &member), "{later:?}");
         let forged = reader.read(&event(&thief, &member, declined(), NOW));
         assert!(matches!(forged, Read::Delivery(Delivery::Unverified { .. })), "{forged:?}");
+    }
+
+    #[test]
+    fn an_external_did_that_is_introduced_late_is_heard_when_its_event_comes_again_and_on_every_connection() {
+        let (introduced, member) = (Introduced::default(), external(2));
+        let connect = || Reader::new(key_did(1), &config(), introduced.clone(), NOW, None);
+        let mut reader = connect();
+        let event = event(&member, &member, declined(), NOW);
+        assert!(matches!(reader.read(&event), Read::Delivery(Delivery::Unverified { .. })));
+        introduced.insert(member.did(), member.public_key());
+        for reader in [&mut reader, &mut connect()] {
+            let heard = reader.read(&event);
+            assert!(is_message(&heard, &member), "{heard:?}");
+            assert!(matches!(reader.read(&event), Read::Copy));
+            assert!(reader.peer(member.did(), true).is_some());
+        }
+    }
+
+    #[test]
+    fn who_is_told_that_there_is_no_such_cohort_is_no_member_for_it() {
+        let few = NostrConfig { external_keys: 1, ..config() };
+        let mut reader = reader(&few);
+        let (stranger, member, other) = (external(2), external(3), external(4));
+        for (identity, is_member) in [(&member, true), (&stranger, false), (&other, false)] {
+            reader.read(&event(identity, identity, opt_in(identity), NOW));
+            assert!(reader.peer(identity.did(), is_member).is_some());
+        }
+        assert!(reader.peer(stranger.did(), false).is_none(), "pushed out by its like");
+        assert!(reader.peer(member.did(), false).is_some());
     }
 
     #[test]

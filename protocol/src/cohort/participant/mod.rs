@@ -353,6 +353,8 @@ impl ParticipantCohort {
         let short = |text: &str| text.chars().take(LONGEST).collect::<String>();
         let reason = match &self.phase {
             Phase::Ended { .. } => return Vec::new(),
+            // Nothing was joined, so nothing has failed: whoever advertises must not be able to tell us otherwise.
+            Phase::Planned | Phase::Invited { .. } => SessionEnd::NotJoined,
             Phase::Signing { stage, .. } if stage.has_signed() && body.code == CohortEnded::COMPLETED => {
                 SessionEnd::Signed
             }
@@ -371,6 +373,7 @@ impl ParticipantCohort {
             return Vec::new();
         }
         let reason = match &self.phase {
+            Phase::Planned | Phase::Invited { .. } => SessionEnd::NotJoined,
             Phase::Signing { stage, .. } if stage.has_signed() => SessionEnd::Signed,
             phase => SessionEnd::TimedOut { phase: phase.name().to_owned() },
         };

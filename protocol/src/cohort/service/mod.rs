@@ -79,6 +79,9 @@ pub enum ServiceInput {
     Abort(Fatal),
     /// The host ends the cohort.
     Cancel(String),
+    /// The service is back: it was down, and nobody could answer it. Fed once, before what [`Machine::resume`] owes is done
+    /// again; not after a mere panic of an actor, which could otherwise put off its deadline for ever.
+    Resumed,
     /// Time has passed.
     Tick,
 }
@@ -357,6 +360,7 @@ impl Machine for ServiceCohort {
                 Ok(self.fail(now, CohortFailure::Cancelled { reason: reason.clone() }))
             }
             ServiceInput::Abort(_) | ServiceInput::Cancel(_) => Ok(Vec::new()),
+            ServiceInput::Resumed => Ok(self.on_resumed(now)),
             ServiceInput::Tick => Ok(self.on_tick(now, rng)),
         }
     }
@@ -364,7 +368,8 @@ impl Machine for ServiceCohort {
     fn apply(&mut self, event: &ServiceEvent) {
         let before = std::mem::discriminant(&self.phase);
         match event {
-            ServiceEvent::CohortAdvertised { at, .. } => {
+            // A cohort that runs is not begun again, whatever a journal says.
+            ServiceEvent::CohortAdvertised { at, .. } if matches!(self.phase, Phase::Planned) => {
                 self.started = *at;
                 let terms = &self.config.terms;
                 self.phase = Phase::Enrolling(Enrolling {

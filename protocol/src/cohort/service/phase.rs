@@ -235,7 +235,7 @@ impl Phase {
             (ServiceEvent::AdvertRepeated { at }, Self::Enrolling(enrolling)) => {
                 enrolling.next_advert = *at + terms.timing.advert_repeat;
             }
-            (ServiceEvent::PhaseExtended { until, .. }, phase) => {
+            (ServiceEvent::PhaseExtended { until, .. } | ServiceEvent::GraceGiven { until, .. }, phase) => {
                 if let Some(deadline) = phase.deadline_mut() {
                     *deadline = *until;
                 }

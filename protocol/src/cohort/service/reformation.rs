@@ -39,6 +39,20 @@ impl ServiceCohort {
         }
     }
 
+    /// A phase that lapsed while the service was down is no member's fault: each is given a little time to answer what it is
+    /// asked again. What waits for nobody but ourselves is over.
+    pub(super) fn on_resumed(&self, now: Timestamp) -> Vec<ServiceEvent> {
+        let (Phase::CollectingUpdates { deadline, .. }
+        | Phase::Validating { deadline, .. }
+        | Phase::CheckingPresence { deadline, .. }) = &self.phase
+        else {
+            return Vec::new();
+        };
+        let Some(phase) = self.phase.timed().filter(|_| *deadline <= now) else { return Vec::new() };
+        let terms = &self.config.terms;
+        vec![ServiceEvent::GraceGiven { at: now, phase, until: now + terms.rules.grace(phase, &terms.timing) }]
+    }
+
     /// What was due at the same time as the end of the phase is due all the same when the phase goes on.
     fn with_due_repeats(&self, now: Timestamp, extended: ServiceEvent) -> Vec<ServiceEvent> {
         let repeat = match &self.phase {

@@ -166,6 +166,9 @@ impl Default for PhaseRules {
     }
 }
 
+/// The longest that a phase is put off after the service was down.
+const GRACE: Duration = Duration::from_secs(60);
+
 impl PhaseRules {
     /// The rule for `phase`.
     pub fn rule(&self, phase: TimedPhase) -> PhaseRule {
@@ -208,6 +211,12 @@ impl PhaseRules {
     pub fn timeout(&self, phase: TimedPhase, timing: &Timing) -> Duration {
         let usual = if phase.is_signing() { timing.signing_timeout } else { timing.phase_timeout };
         self.rule(phase).timeout.unwrap_or(usual)
+    }
+
+    /// How long members are given, after the service was down at the end of `phase`, to answer what it asks again: as long as
+    /// the phase, and a minute at most.
+    pub fn grace(&self, phase: TimedPhase, timing: &Timing) -> Duration {
+        self.timeout(phase, timing).min(GRACE)
     }
 
     /// How long `phase` can take, extensions included.

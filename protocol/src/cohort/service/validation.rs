@@ -157,11 +157,12 @@ impl ServiceCohort {
                 outcome: Arc::clone(signed),
                 digests: digests.to_vec(),
             }],
-            SigningOutcome::Failed { phase, reason, holdouts, culprits } => {
+            SigningOutcome::Failed { phase, reason, holdouts, culprits, equivocators } => {
                 let failure = CohortFailure::Signing {
                     reason: reason.clone(),
                     holdouts: holdouts.clone(),
                     culprits: culprits.clone(),
+                    equivocators: equivocators.clone(),
                 };
                 self.give_up(now, *phase, failure, rng)
             }

@@ -41,6 +41,9 @@ pub enum SessionInput {
     Message(Message),
     /// The host wants the fallback path now.
     Fallback(String),
+    /// The service is back: it was down, and nobody could answer it. Fed once, before what [`Machine::resume`] owes is done
+    /// again; not after a mere panic.
+    Resumed,
     /// Time has passed.
     Tick,
 }
@@ -55,6 +58,15 @@ pub enum SessionEvent {
     },
     /// A phase was given more time.
     PhaseExtended {
+        /// When.
+        at: Timestamp,
+        /// Which.
+        phase: TimedPhase,
+        /// Until when.
+        until: Timestamp,
+    },
+    /// A phase had lapsed while the service was down: its members have this long to answer. Not counted as an extension.
+    GraceGiven {
         /// When.
         at: Timestamp,
         /// Which.
@@ -277,10 +289,11 @@ impl SigningSession {
         entries
     }
 
-    /// Everybody with a fault on record, of whichever kind.
-    fn guilty(&self) -> Vec<Did> {
+    /// Everybody else with a fault on record: what a member is blamed for must be what it did.
+    fn equivocators(&self) -> Vec<Did> {
         let guilty: BTreeSet<&Did> = self.faults.iter().map(|fault| &fault.did).collect();
-        guilty.into_iter().cloned().collect()
+        let culprits = self.culprits();
+        guilty.into_iter().filter(|did| !culprits.contains(did)).cloned().collect()
     }
 
     /// Whose partial signatures were invalid.
@@ -324,6 +337,20 @@ impl SigningSession {
         }
         let fault = self.faults.equivocation(from, slot)?;
         Ok(vec![SessionEvent::FaultRecorded { fault }])
+    }
+
+    /// A phase that lapsed while the service was down is no member's fault: each is given a little time to answer what it is
+    /// asked again.
+    fn on_resumed(&self, now: Timestamp) -> Vec<SessionEvent> {
+        let Some(phase) = self.phase.timed().filter(|_| self.deadline().is_some_and(|deadline| deadline <= now))
+        else {
+            return Vec::new();
+        };
+        vec![SessionEvent::GraceGiven {
+            at: now,
+            phase,
+            until: now + self.task.rules.grace(phase, &self.task.timing),
+        }]
     }
 
     fn on_tick(&self, now: Timestamp) -> Vec<SessionEvent> {
@@ -377,6 +404,7 @@ impl Machine for SigningSession {
                 SessionPhase::CollectingNonces { .. } | SessionPhase::CollectingPartialSignatures { .. },
             ) => Ok(vec![self.leave_key_path(now, reason.clone(), self.holdouts())]),
             (SessionInput::Fallback(_), _) => Ok(Vec::new()),
+            (SessionInput::Resumed, _) => Ok(self.on_resumed(now)),
             (SessionInput::Tick, _) => Ok(self.on_tick(now)),
         }
     }
@@ -387,7 +415,7 @@ impl Machine for SigningSession {
         let deadline_from = |phase, at: Timestamp| at + task.rules.timeout(phase, &task.timing);
         match (event, &mut self.phase) {
             (
-                SessionEvent::PhaseExtended { until, .. },
+                SessionEvent::PhaseExtended { until, .. } | SessionEvent::GraceGiven { until, .. },
                 SessionPhase::CollectingNonces { deadline, .. }
                 | SessionPhase::CollectingPartialSignatures { deadline, .. }
                 | SessionPhase::Fallback { deadline, .. },
@@ -438,7 +466,8 @@ impl Machine for SigningSession {
                     phase: *phase,
                     reason: reason.clone(),
                     holdouts: holdouts.clone(),
-                    culprits: self.guilty(),
+                    culprits: self.culprits(),
+                    equivocators: self.equivocators(),
                 });
             }
             _ => {}

@@ -1,0 +1,84 @@
+//! What members are charged with in the book of bans: faults when they are found, silence and bad signatures when the cohort has
+//! ended. The book keeps each offence once for each cohort, so that charging again after a restart changes nothing.
+
+use btcr2_aggregation_protocol::{
+    cohort::{event::CohortFailure, service::phase::Phase},
+    did::Did,
+    error::{Fault, RejectCode, Slot},
+};
+
+use super::CohortActor;
+use crate::{
+    bans::{Entry, Offence},
+    notice::ServiceNotice,
+    transport::Evidence,
+};
+
+impl CohortActor {
+    /// Records what a member did, with what it signed.
+    fn charge(&self, did: &Did, offence: Offence, detail: String, evidence: Vec<Evidence>) {
+        let (cohort_id, at) = (self.cohort_id(), self.shared.clock.now());
+        let entry = Entry { offence, cohort_id: cohort_id.clone(), at, detail, evidence };
+        match self.shared.bans.record(did, entry) {
+            Ok(Some(until)) => {
+                self.shared.notices.publish(ServiceNotice::MemberBanned {
+                    cohort_id,
+                    participant: did.clone(),
+                    offence,
+                    until,
+                });
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(%did, %error, "an offence is not on record"),
+        }
+    }
+
+    /// Charges what is on record in the journal: the service may have died before it was in the book.
+    pub(super) fn charge_faults(&self) {
+        self.engine.machine().faults().iter().for_each(|fault| self.charge_fault(fault));
+    }
+
+    /// Puts a fault on record as soon as it is found; those without a word here are charged when the cohort ends.
+    pub(super) fn charge_fault(&self, fault: &Fault) {
+        // A candidate is anybody: strangers must not fill the book. And a second nonce is what a member sends whose state comes
+        // from a backup; it spoils that session, for which the member is not invited again, but it is no fraud.
+        let is_charged = !matches!(fault.slot, Slot::OptIn | Slot::Nonce);
+        if fault.code == RejectCode::Equivocation && is_charged {
+            let evidence = self.evidence.of(&fault.did, fault.slot);
+            self.charge(&fault.did, Offence::Equivocation, fault.detail.clone(), evidence);
+        }
+    }
+
+    /// What those did whom an ended cohort leaves behind as culprits or holdouts.
+    pub(super) fn charge_everybody(&self) {
+        let (silent, wrong, rejecting) = match self.engine.machine().phase() {
+            Phase::Completed { outcome, .. } => (&outcome.holdouts[..], &outcome.culprits[..], None),
+            Phase::Failed { reason, .. } => match reason {
+                CohortFailure::UpdatesMissing { holdouts }
+                | CohortFailure::ValidationMissing { holdouts }
+                | CohortFailure::MembersAbsent { holdouts } => (&holdouts[..], &[][..], None),
+                CohortFailure::Signing { holdouts, culprits, .. } => (&holdouts[..], &culprits[..], None),
+                CohortFailure::ValidationRejected { by } => (&[][..], &[][..], Some(by)),
+                _ => return,
+            },
+            _ => return,
+        };
+        for did in silent {
+            self.charge(did, Offence::Holdout, "kept silent".to_owned(), Vec::new());
+        }
+        for did in wrong {
+            let mut evidence = self.evidence.of(did, Slot::Nonce);
+            evidence.extend(self.evidence.of(did, Slot::PartialSignature));
+            self.charge(
+                did,
+                Offence::BadPartialSignature,
+                "sent an invalid partial signature".to_owned(),
+                evidence,
+            );
+        }
+        if let Some(did) = rejecting {
+            let evidence = self.evidence.of(did, Slot::Validation);
+            self.charge(did, Offence::Rejection, "rejected the aggregated data".to_owned(), evidence);
+        }
+    }
+}

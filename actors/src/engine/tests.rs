@@ -1,0 +1,193 @@
+#![allow(clippy::unwrap_used)]
+
+use std::sync::{Mutex, mpsc};
+
+use btcr2_aggregation_protocol::error::RejectCode;
+use futures::future::{BoxFuture, ready};
+use rand_core::CryptoRng;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::{
+    fence::Hold,
+    journal::{Archived, MemoryJournal},
+    runtime::Randomness,
+};
+
+/// Counts what it is told to count, once.
+#[derive(Clone, Debug, PartialEq)]
+struct Counter(u32);
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Counted;
+
+#[derive(Clone)]
+enum Ask {
+    /// Counts, or refuses when that was done.
+    Count,
+    /// Counts on another thread, when the test lets it.
+    Heavily(Arc<Mutex<mpsc::Receiver<()>>>),
+}
+
+impl Machine for Counter {
+    type Input = Ask;
+    type Event = Counted;
+    type Effect = ();
+
+    fn decide(&self, _: Timestamp, ask: &Ask, _: &mut dyn CryptoRng) -> Result<Vec<Counted>, Reject> {
+        if let Ask::Heavily(gate) = ask {
+            let _ = gate.lock().unwrap().recv();
+        }
+        match self.0 {
+            0 => Ok(vec![Counted]),
+            _ => Err(Reject { code: RejectCode::WrongPhase, peer: None, detail: "counted".to_owned() }),
+        }
+    }
+
+    fn apply(&mut self, _: &Counted) {
+        self.0 += 1;
+    }
+
+    fn effects(&self, _: &Counted) -> Vec<()> {
+        Vec::new()
+    }
+
+    fn resume(&self) -> Vec<()> {
+        Vec::new()
+    }
+
+    fn deadline(&self) -> Option<Timestamp> {
+        None
+    }
+}
+
+struct CounterActor {
+    engine: Engine<Counter>,
+    gone: Option<oneshot::Sender<()>>,
+}
+
+impl Actor for CounterActor {
+    type Context = Context<Self>;
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        let _ = self.gone.take().map(|gone| gone.send(()));
+    }
+}
+
+#[derive(actix::Message)]
+#[rtype(result = "()")]
+struct Say(Ask, Receipt);
+
+impl actix::Handler<Say> for CounterActor {
+    type Result = ();
+
+    fn handle(&mut self, Say(ask, receipt): Say, ctx: &mut Context<Self>) {
+        self.feed_received(ask, receipt, ctx);
+    }
+}
+
+impl Driven for CounterActor {
+    type Machine = Counter;
+
+    fn engine(&mut self) -> &mut Engine<Counter> {
+        &mut self.engine
+    }
+
+    fn tick() -> Ask {
+        Ask::Count
+    }
+
+    fn is_heavy(_: &Counter, ask: &Ask) -> bool {
+        matches!(ask, Ask::Heavily(_))
+    }
+
+    fn observe(&mut self, _: &Counted, _: &[()], _: &mut Context<Self>) {}
+    fn perform(&mut self, (): (), _: &mut Context<Self>) {}
+    fn refused(&mut self, _: Reject, _: &mut Context<Self>) {}
+    fn journal_failed(&mut self, _: JournalError, _: &mut Context<Self>) {}
+    fn settled(&mut self, _: &mut Context<Self>) {}
+}
+
+/// A journal that answers when the test lets it, and keeps nothing.
+#[derive(Clone, Default)]
+struct Slow(Arc<Mutex<Vec<oneshot::Sender<()>>>>);
+
+impl Journal for Slow {
+    fn append(&self, _: &StreamId, _: Vec<Record>) -> BoxFuture<'static, Result<(), JournalError>> {
+        let (answer, answered) = oneshot::channel();
+        self.0.lock().unwrap().push(answer);
+        answered.map(|_| Ok(())).boxed()
+    }
+
+    fn read(&self, _: &StreamId) -> BoxFuture<'static, Result<Vec<Record>, JournalError>> {
+        ready(Ok(Vec::new())).boxed()
+    }
+
+    fn streams(&self) -> BoxFuture<'static, Result<Vec<StreamId>, JournalError>> {
+        ready(Ok(Vec::new())).boxed()
+    }
+
+    fn archive(&self, _: &StreamId, _: Timestamp) -> BoxFuture<'static, Result<(), JournalError>> {
+        ready(Ok(())).boxed()
+    }
+
+    fn archived(&self) -> BoxFuture<'static, Result<Vec<Archived>, JournalError>> {
+        ready(Ok(Vec::new())).boxed()
+    }
+
+    fn remove(&self, _: &StreamId) -> BoxFuture<'static, Result<(), JournalError>> {
+        ready(Ok(())).boxed()
+    }
+}
+
+fn stream() -> StreamId {
+    StreamId::new("counter")
+}
+
+fn start(journal: Arc<dyn Journal>, hold: &Hold) -> (actix::Addr<CounterActor>, oneshot::Receiver<()>) {
+    let (gone, is_gone) = oneshot::channel();
+    let rng = Randomness::Seeded([1; 32]).for_actor("counter");
+    let clock = Clock::starting_at(Timestamp::from_secs(1));
+    let engine = Engine::new(Counter(0), journal, stream(), hold.held(), clock, rng);
+    (CounterActor { engine, gone: Some(gone) }.start(), is_gone)
+}
+
+#[test]
+fn an_actor_that_was_let_go_while_it_decided_writes_nothing_and_confirms_nothing() {
+    actix_rt::System::new().block_on(async {
+        for lets_go in [false, true] {
+            let (journal, hold) = (MemoryJournal::new(), Hold::default());
+            let (actor, is_gone) = start(Arc::new(journal.clone()), &hold);
+            let (go_on, may_go_on) = mpsc::channel();
+            let (receipt, confirmed) = Receipt::new();
+            actor.send(Say(Ask::Heavily(Arc::new(Mutex::new(may_go_on))), receipt)).await.unwrap();
+            let hold = (!lets_go).then_some(hold);
+            go_on.send(()).unwrap();
+            assert_eq!(confirmed.await.is_ok(), !lets_go);
+            assert_eq!(journal.read(&stream()).await.unwrap().len(), usize::from(!lets_go));
+            if lets_go {
+                is_gone.await.unwrap();
+            }
+            drop(hold);
+        }
+    });
+}
+
+#[test]
+fn a_refusal_is_confirmed_when_the_facts_that_it_rests_on_are_durable() {
+    actix_rt::System::new().block_on(async {
+        let (journal, hold) = (Slow::default(), Hold::default());
+        let (actor, _is_gone) = start(Arc::new(journal.clone()), &hold);
+        let (first, counted) = Receipt::new();
+        let (second, mut refused) = Receipt::new();
+        actor.send(Say(Ask::Count, first)).await.unwrap();
+        actor.send(Say(Ask::Count, second)).await.unwrap();
+        assert!(refused.try_recv().is_err(), "should the fact be lost, the second would have been the first");
+        let appends = std::mem::take(&mut *journal.0.lock().unwrap());
+        assert_eq!(appends.len(), 1);
+        appends.into_iter().for_each(|append| append.send(()).unwrap());
+        counted.await.unwrap();
+        refused.await.unwrap();
+    });
+}

@@ -56,7 +56,7 @@ fn stored(name: &str) -> Stored {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         for (stream, at) in [("cohort/old", Timestamp::from_secs(1)), ("cohort/$(new)", Timestamp::default() + now)]
         {
-            let record = Record::from_json(*br#"{"CohortAdvertised":{"at":1750000000000}}"#);
+            let record = Record::from_json(*br#"{"AdvertRepeated":{"at":1750000000000}}"#);
             journal.append(&StreamId::new(stream), vec![record]).await.unwrap();
             journal.archive(&StreamId::new(stream), at).await.unwrap();
         }

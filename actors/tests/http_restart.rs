@@ -16,7 +16,7 @@ use btcr2_aggregation_protocol::{
     did::Did, envelope::ExpectedTo, identity::Identity, message::SharedBody, time::Timestamp,
 };
 use http_support::{
-    Collector, NOW, identity, paused, saying, sealed_with, service,
+    Collector, NOW, identity, paused_beside_a_disk, saying, sealed_with, service,
     site::{OK, Site, settle},
     sse::Event,
 };
@@ -80,7 +80,7 @@ fn ids(events: &[Event]) -> Vec<u64> {
 
 #[test]
 fn what_waits_is_delivered_after_a_restart_under_the_same_number() {
-    paused(async {
+    paused_beside_a_disk(async {
         let dir = TempDir::new().unwrap();
         let (alice, bob) = (identity(1), identity(2));
         let first = Started::at(&dir, NOW).await;
@@ -115,7 +115,7 @@ fn what_waits_is_delivered_after_a_restart_under_the_same_number() {
 
 #[test]
 fn numbers_count_on_when_the_clock_was_turned_back() {
-    paused(async {
+    paused_beside_a_disk(async {
         let dir = TempDir::new().unwrap();
         let alice = identity(1);
         let first = Started::at(&dir, NOW).await;
@@ -136,7 +136,7 @@ fn numbers_count_on_when_the_clock_was_turned_back() {
 
 #[test]
 fn what_waits_too_long_or_is_too_much_is_forgotten_on_disk_too() {
-    paused(async {
+    paused_beside_a_disk(async {
         let dir = TempDir::new().unwrap();
         let (alice, bob) = (identity(1), identity(2));
         let first = Started::with(&dir, &service(), NOW, |parts| parts.config.inbox_messages = 2).await;
@@ -160,7 +160,7 @@ fn what_waits_too_long_or_is_too_much_is_forgotten_on_disk_too() {
 
 #[test]
 fn what_somebody_said_waits_until_that_one_lives_here_again() {
-    paused(async {
+    paused_beside_a_disk(async {
         let dir = TempDir::new().unwrap();
         let alice = identity(1);
         let first = Started::at(&dir, NOW).await;
@@ -189,7 +189,7 @@ fn what_somebody_said_waits_until_that_one_lives_here_again() {
 
 #[test]
 fn a_body_that_goes_to_many_is_on_disk_once() {
-    paused(async {
+    paused_beside_a_disk(async {
         const MEMBERS: u32 = 40;
         let dir = TempDir::new().unwrap();
         let first = Started::at(&dir, NOW).await;
@@ -220,7 +220,7 @@ fn a_body_that_goes_to_many_is_on_disk_once() {
 
 #[test]
 fn damaged_entries_cost_no_more_than_themselves() {
-    paused(async {
+    paused_beside_a_disk(async {
         let dir = TempDir::new().unwrap();
         let alice = identity(1);
         let first = Started::at(&dir, NOW).await;

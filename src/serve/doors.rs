@@ -40,9 +40,12 @@ pub(super) struct Doors {
     embedded: Option<EmbeddedRelay>,
 }
 
+/// Starts the web server behind a socket.
+type Opening = Box<dyn FnOnce() -> ServerHandle>;
+
 /// A web server: first its socket, on which connections wait, and then the server behind it.
 enum Web {
-    Closed { server: HttpServer, open: Box<dyn FnOnce() -> ServerHandle> },
+    Closed { server: HttpServer, open: Opening },
     Open { server: HttpServer, handle: ServerHandle },
 }
 
@@ -121,11 +124,7 @@ impl Doors {
     }
 }
 
-fn bind(
-    config: &ServeConfig,
-    address: &str,
-    server: &HttpServer,
-) -> Result<(SocketAddr, Box<dyn FnOnce() -> ServerHandle>), ProgramError> {
+fn bind(config: &ServeConfig, address: &str, server: &HttpServer) -> Result<(SocketAddr, Opening), ProgramError> {
     let mounted = server.clone();
     let app = move || App::new().configure(http::configure(&mounted)).default_service(http::not_found(&mounted));
     let mut web =

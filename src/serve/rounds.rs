@@ -158,10 +158,8 @@ impl Rounds {
             AnnouncementNotice::AnnouncementFinal { cohort_id, .. } => {
                 self.announcing.remove(cohort_id);
             }
-            AnnouncementNotice::AnnouncementFailed { cohort_id, .. } => {
-                if self.announcing.remove(cohort_id) {
-                    self.unannounced += 1;
-                }
+            AnnouncementNotice::AnnouncementFailed { cohort_id, .. } if self.announcing.remove(cohort_id) => {
+                self.unannounced += 1;
             }
             _ => {}
         }

@@ -47,6 +47,16 @@ pub const COHORT: &str = "20acce5d-e259-4294-8955-0e82f20345f4";
 /// Virtual time after which a test that still waits waits for what will never happen.
 const PATIENCE: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// As [`paused`], for tests that wait for a disk: the clock jumps meanwhile, so that it cannot tell who waits in vain.
+pub fn paused_beside_a_disk<T>(test: impl Future<Output = T>) -> T {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    actix_rt::System::with_tokio_rt(runtime).block_on(async {
+        let outcome = test.await;
+        site::settle().await;
+        outcome
+    })
+}
+
 /// Runs a test whose clock stands still, and jumps to the next timer when everybody waits.
 pub fn paused<T>(test: impl Future<Output = T>) -> T {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();

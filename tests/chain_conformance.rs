@@ -391,8 +391,8 @@ fn a_source_that_cannot_be_used_says_whose_fault_it_is() {
     });
 }
 
-/// A node that answers each method with a fixed result, and does not know the others.
-fn stub_node(results: Value) -> String {
+/// A node that answers by `answers`, given the method and its arguments: with a result, or with a code and a message.
+fn stub_node(answers: impl Fn(&str, &Value) -> Result<Value, (i32, &'static str)> + Send + 'static) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("core=http://u:p@{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
@@ -408,10 +408,9 @@ fn stub_node(results: Value) -> String {
             let mut body = vec![0; length];
             stream.read_exact(&mut body).unwrap();
             let request: Value = serde_json::from_slice(&body).unwrap();
-            let error = json!({ "code": -32601, "message": "Method not found" });
-            let mut answer = match results.get(request["method"].as_str().unwrap()) {
-                Some(result) => json!({ "result": result, "error": null }),
-                None => json!({ "result": null, "error": error }),
+            let mut answer = match answers(request["method"].as_str().unwrap(), &request["params"]) {
+                Ok(result) => json!({ "result": result, "error": null }),
+                Err((code, message)) => json!({ "result": null, "error": { "code": code, "message": message } }),
             };
             answer["id"] = request["id"].clone();
             answer["jsonrpc"] = json!("2.0");
@@ -428,7 +427,9 @@ fn a_node_that_cannot_be_used_is_refused_at_the_start() {
     actix_rt::System::new().block_on(async {
         let genesis = bitcoin::constants::genesis_block(bitcoin::Network::Testnet4).block_hash();
         let connect = async |results: Value| {
-            let source: ChainSource = stub_node(results).parse().unwrap();
+            let answers =
+                move |method: &str, _: &Value| results.get(method).cloned().ok_or((-32601, "Method not found"));
+            let source: ChainSource = stub_node(answers).parse().unwrap();
             source.connect(Network::Testnet4).await
         };
         let old = connect(json!({ "getblockhash": genesis })).await.unwrap_err();
@@ -442,5 +443,45 @@ fn a_node_that_cannot_be_used_is_refused_at_the_start() {
         assert!(syncing.is_transient() && syncing.to_string().contains("7 blocks, 25.0 %"), "{syncing}");
         fit["getblockchaininfo"]["initialblockdownload"] = json!(false);
         connect(fit).await.unwrap();
+    });
+}
+
+#[test]
+fn a_node_that_fails_on_the_way_is_not_asked_for_the_same_blocks_again() {
+    actix_rt::System::new().block_on(async {
+        const TIP: u64 = 150;
+        let hash = |height: u64| format!("{height:064x}");
+        let read = Arc::new(Mutex::new(BTreeMap::<String, u32>::new()));
+        let calls = Arc::new(Mutex::new(0));
+        let counted = Arc::clone(&read);
+        let answers = move |method: &str, arguments: &Value| match method {
+            "getbestblockhash" => Ok(json!(hash(TIP))),
+            "getblockheader" => Ok(json!({ "height": TIP, "mediantime": 1 })),
+            "getblockhash" => Ok(json!(hash(arguments[0].as_u64().unwrap()))),
+            _ => {
+                let mut calls = calls.lock().unwrap();
+                *calls += 1;
+                match *calls {
+                    3 => Err((-28, "busy")),
+                    5 => Err((-1, "Block not available (pruned data)")),
+                    _ => {
+                        for hash in arguments[0].as_array().unwrap() {
+                            *counted.lock().unwrap().entry(hash.as_str().unwrap().to_owned()).or_default() += 1;
+                        }
+                        Ok(json!({ "activity": [] }))
+                    }
+                }
+            }
+        };
+        let url = stub_node(answers).replace("core=http://u:p@", "http://");
+        let login = CoreAuth::Password { user: "u".to_owned(), password: "p".to_owned().into() };
+        let chain = CoreChain::new(url, login);
+        let script = member().script();
+        assert!(chain.activity(&script, 1).await.unwrap_err().is_transient());
+        assert_eq!(read.lock().unwrap().len(), 96);
+        assert!(matches!(chain.activity(&script, 1).await, Err(ChainError::Pruned(_))));
+        chain.activity(&script, 1).await.unwrap();
+        let read = read.lock().unwrap();
+        assert_eq!((read.len(), read.values().max()), (150, Some(&1)));
     });
 }

@@ -50,7 +50,10 @@ struct Inner {
 /// Whether watches may be started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Starting {
+    /// Not before what earlier lives claimed is read: their transactions are not foreign.
     #[default]
+    Unread,
+    /// They may.
     Allowed,
     /// The operator has stopped.
     Over,
@@ -90,7 +93,10 @@ impl ChainOperator {
     /// [`JournalError`] when the journal cannot be read. One stream that cannot be is logged, and keeps none of the others.
     pub async fn resume(&self) -> Result<Vec<CohortId>, JournalError> {
         let mut resumed = Vec::new();
-        let _starting = self.0.starting.lock().await;
+        let starting = self.0.starting.lock().await;
+        if *starting == Starting::Over {
+            return Ok(resumed);
+        }
         for stream in self.0.settings.journal.streams().await? {
             let Some(cohort_id) = Watch::cohort_of(&stream) else { continue };
             if self.running(&cohort_id).is_some() {
@@ -115,10 +121,7 @@ impl ChainOperator {
     /// # Errors
     /// [`WatchError`].
     pub async fn watch(&self, cohort_id: &CohortId, script: ScriptBuf) -> Result<(), WatchError> {
-        let starting = self.0.starting.lock().await;
-        if *starting == Starting::Over {
-            return Err(WatchError::Stopping);
-        }
+        let _starting = self.begin().await?;
         if self.running(cohort_id).is_none() {
             let watch = self.open_at(cohort_id, script).await?;
             self.start(cohort_id.clone(), watch, None);
@@ -195,10 +198,7 @@ impl ChainOperator {
         script: Option<&Script>,
         request: Request,
     ) -> Result<bool, WatchError> {
-        let starting = self.0.starting.lock().await;
-        if *starting == Starting::Over {
-            return Err(WatchError::Stopping);
-        }
+        let starting = self.begin().await?;
         if let Some(watch) = self.running(cohort_id) {
             drop(starting);
             // Whoever it does not reach asks again.
@@ -214,6 +214,25 @@ impl ChainOperator {
         }
         self.start(cohort_id.clone(), watch, Some(request));
         Ok(true)
+    }
+
+    /// Begins to look whether a watch runs, and to start one. What it returns is held until that is done.
+    async fn begin(&self) -> Result<tokio::sync::MutexGuard<'_, Starting>, WatchError> {
+        let mut starting = self.0.starting.lock().await;
+        match *starting {
+            Starting::Over => return Err(WatchError::Stopping),
+            Starting::Allowed => {}
+            Starting::Unread => {
+                for stream in self.0.settings.journal.streams().await? {
+                    let Some(cohort_id) = Watch::cohort_of(&stream) else { continue };
+                    if let Err(error) = self.open(&cohort_id).await {
+                        tracing::error!(%cohort_id, %error, "an announcement cannot be read");
+                    }
+                }
+                *starting = Starting::Allowed;
+            }
+        }
+        Ok(starting)
     }
 
     async fn open(&self, cohort_id: &CohortId) -> Result<Watch, WatchError> {

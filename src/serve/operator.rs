@@ -52,7 +52,7 @@ pub struct ChainConfig {
     pub source: ChainSource,
     /// How often it is asked.
     pub poll: Duration,
-    /// How long a beacon address is watched for its first usable deposit.
+    /// How long a beacon address is watched for a deposit.
     pub funding_window: Duration,
     /// How deep a deposit must be confirmed before members sign a transaction that spends it.
     pub funding_confirmations: u32,

@@ -37,7 +37,7 @@ struct Later(Arc<Semaphore>);
 #[async_trait]
 impl ParticipantPolicy for Later {
     async fn should_join(&self, _: &Advert) -> bool {
-        self.0.acquire().await.unwrap();
+        let _permit = self.0.acquire().await.unwrap();
         true
     }
 

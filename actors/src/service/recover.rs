@@ -46,7 +46,7 @@ impl AggregationService {
                     service.ended.insert(cohort_id);
                 }
                 for (cohort_id, facts) in live {
-                    if !service.cohorts.contains_key(&cohort_id) {
+                    if !service.cohorts.contains_key(&cohort_id) && !service.halted.contains(&cohort_id) {
                         service.bring_back(cohort_id, facts, How::Resumed, ctx);
                     }
                 }

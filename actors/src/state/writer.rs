@@ -43,7 +43,8 @@ impl Job {
 
 /// The way to the writer thread. It ends, with everything handed in done, when this is [finished](Self::finish).
 ///
-/// The queue has no bound of its own: what waits here are facts that actors wait for, and their mailboxes are bounded.
+/// The queue has no bound of its own: what waits here are facts and nonces that somebody waits for, in bounded mailboxes and
+/// requests, and what the inboxes hold, which they bound.
 pub(super) struct Writer {
     jobs: Sender<Job>,
     thread: JoinHandle<()>,

@@ -148,7 +148,7 @@ fn without_script_paths_silence_ends_the_cohort_under_the_names_of_the_silent() 
         simulation.run();
         simulation.assert_invariants();
         match simulation.report().failure {
-            Some(CohortFailure::Signing { holdouts, culprits, reason }) => {
+            Some(CohortFailure::Signing { holdouts, culprits, reason, .. }) => {
                 assert_eq!((holdouts, culprits), (vec![simulation.did(2)], Vec::new()), "{slot}");
                 assert!(reason.contains("no fallback leaf"), "{reason}");
             }

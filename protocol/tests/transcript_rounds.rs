@@ -694,7 +694,12 @@ fn the_events_that_no_recorded_round_shows_survive_the_journal_too() {
             CohortFailure::ValidationMissing { holdouts: dids() },
             CohortFailure::ValidationRejected { by: did.clone() },
             CohortFailure::Transaction { reason: reason() },
-            CohortFailure::Signing { reason: reason(), holdouts: dids(), culprits: Vec::new() },
+            CohortFailure::Signing {
+                reason: reason(),
+                holdouts: dids(),
+                culprits: Vec::new(),
+                equivocators: Vec::new(),
+            },
             CohortFailure::Cancelled { reason: reason() },
             CohortFailure::Internal { reason: reason() },
         ]

@@ -237,18 +237,18 @@ fn a_book_is_bounded() {
     assert_eq!((entries.len(), entries[15].cohort_id.as_str()), (16, "cohort-39"), "the latest are kept");
 
     // What is kept of evidence is bounded in all; the oldest is given up.
-    for number in 0..40_u64 {
+    for number in 0..300_u64 {
         let did = identity(&format!("liar {number}")).did().clone();
         let mut entry = entry(Offence::Equivocation, "cohort", NOW + Duration::from_secs(number));
-        entry.evidence = vec![Evidence::Envelope("x".repeat(1 << 20).into())];
+        entry.evidence = vec![Evidence::Envelope("x".repeat(64 << 10).into())];
         book.record(&did, entry).unwrap();
     }
     let list = book.list().unwrap();
-    assert_eq!(list.len(), 41, "all offences are on record");
+    assert_eq!(list.len(), 301, "all offences are on record");
     let evidence: usize =
         list.values().flat_map(|conduct| &conduct.entries).map(|entry| entry.evidence.len()).sum();
-    assert_eq!(evidence, 16);
-    assert_eq!(list[identity("liar 39").did()].entries[0].evidence.len(), 1, "the latest has its evidence");
+    assert_eq!(evidence, 256);
+    assert_eq!(list[identity("liar 299").did()].entries[0].evidence.len(), 1, "the latest has its evidence");
 
     // Who has behaved for a quarter of a year is forgotten.
     let late = NOW + Duration::from_secs(100 * DAY);
@@ -284,8 +284,9 @@ fn a_second_nonce_is_refused_and_not_charged() {
         let mut service = world.service_with(settings).await;
         let member = identity("restored");
         let lossy = Tap::losing(&world.network, |body| !matches!(body, Body::NonceContribution(_)));
-        world.participant_on(&member, Updater(member.clone()), lossy).await;
-        world.updaters(1).await;
+        for identity in [&member, &identity("silent")] {
+            world.participant_on(identity, Updater(identity.clone()), lossy.clone()).await;
+        }
         let cohort_id = service.open(cohort(2)).await;
         let session_id = service
             .ear

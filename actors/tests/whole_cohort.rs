@@ -134,6 +134,7 @@ fn assert_whole_round(beacon_type: BeaconType) {
                 "cohort-ready",
                 submitted,
                 "validation-requested",
+                "data-approved",
                 "signing-requested",
                 "nonce-sent",
                 "cohort-complete",

@@ -240,7 +240,7 @@ impl Database {
     }
 
     fn try_commit(&self, jobs: &[Job], skipped: &[Option<Refused>]) -> Result<Vec<Outcome>, Stopped> {
-        if jobs.iter().all(|job| job.changes.is_empty()) {
+        if jobs.iter().all(Job::is_empty) {
             // Somebody only waits for its turn: the disk need not.
             return Ok(vec![Ok(()); jobs.len()]);
         }

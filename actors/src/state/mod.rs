@@ -102,7 +102,9 @@ impl State {
         let (held, counted) = (Arc::clone(&database), Arc::clone(&commits));
         let commit = move |jobs: &[Job]| {
             let outcomes = held.commit(jobs)?;
-            counted.fetch_add(1, Ordering::Relaxed);
+            if !jobs.iter().all(Job::is_empty) {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
             Ok(outcomes)
         };
         let writer = Writer::start(commit).map_err(StateError::io("start the writer's thread"))?;

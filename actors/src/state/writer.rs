@@ -36,6 +36,11 @@ pub(super) struct Job {
 }
 
 impl Job {
+    /// Whether somebody only waits for its turn.
+    pub(super) fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
     fn bytes(&self) -> usize {
         self.changes.iter().map(Change::bytes).sum()
     }

@@ -4,6 +4,7 @@
 //! [`signing`](crate::signing).
 
 pub mod conditions;
+mod ending;
 pub mod event;
 pub mod participant;
 pub mod service;

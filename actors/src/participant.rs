@@ -459,10 +459,10 @@ impl Handler<SessionOver> for ParticipantActor {
                     place.declined = true;
                 }
             }
-            SessionEnd::EndedByService { next: Some(next), .. } => {
-                if self.sessions.get(&cohort).is_some_and(|place| place.joined) {
-                    self.expect_successor(next, advert);
-                }
+            SessionEnd::EndedByService { next: Some(next), .. }
+                if self.sessions.get(&cohort).is_some_and(|place| place.joined) =>
+            {
+                self.expect_successor(next, advert);
             }
             _ => {}
         }

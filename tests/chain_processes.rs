@@ -184,7 +184,7 @@ fn what_is_left_behind(round: &Round, result: &Value, files: &[String], beacon: 
     let (service, to) = (path(&round.directory, "service"), text(&result["beaconAddress"]));
     let recover = ["recover", "--chain", &round.source, "--cohort", &cohort, "--identity", &service, "--to", to];
     let (status, left) = round.ran(&[&recover[..], &["--dry-run", "--json"]].concat());
-    assert_eq!((status, &left[0]["coins"], &left[0]["recoveries"]), (Some(0), &json!([]), &json!([])));
+    assert_eq!((status, &left[0]["coins"], &left[0]["nothingToRecover"]), (Some(1), &json!([]), &json!(true)));
 
     for (index, file) in files.iter().enumerate() {
         let (did, state) = (did_of(file), format!("{file}.state"));

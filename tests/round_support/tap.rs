@@ -18,7 +18,7 @@ use btcr2_aggregation::{
     protocol::{beacon::BeaconType, did::Did, identity::Identity, message::Message, time::Timestamp},
 };
 use futures::{FutureExt, future::BoxFuture};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Point, child::say};
 
@@ -180,6 +180,10 @@ impl Transport for Tapped {
         let ear = Ear { onward: inbox, taps: self.taps.clone() }.start();
         let onward = self.inner.connect(identity, ear.recipient(), keeper, connection).await?;
         Ok(Mouth { by: identity.did().clone(), onward, taps: self.taps.clone() }.start().recipient())
+    }
+
+    fn introduce(&self, did: &Did, genesis_document: &Value) {
+        self.inner.introduce(did, genesis_document);
     }
 
     fn member_limit(&self, beacon_type: &BeaconType) -> Option<usize> {

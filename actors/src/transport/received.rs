@@ -134,14 +134,13 @@ pub(crate) fn hand_over<F: FnOnce() + 'static>(
             }
             confirmed = receipt;
         }
-        if confirmed.await.is_err() {
-            if let Delivery::Message(Received { message, .. })
+        if confirmed.await.is_err()
+            && let Delivery::Message(Received { message, .. })
             | Delivery::Stored { message: Received { message, .. }, .. } = &delivery
-            {
-                // Not the message itself: what members send is no business of a log.
-                let (from, kind) = (&message.from, message.body.short_type());
-                tracing::warn!(%from, kind, "a message was handed over several times and never taken, it is lost");
-            }
+        {
+            // Not the message itself: what members send is no business of a log.
+            let (from, kind) = (&message.from, message.body.short_type());
+            tracing::warn!(%from, kind, "a message was handed over several times and never taken, it is lost");
         }
         over();
     });

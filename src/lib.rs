@@ -19,6 +19,7 @@ pub mod events;
 pub mod join;
 mod keep;
 pub mod keyfile;
+pub mod metrics;
 pub mod serve;
 pub mod singleton;
 pub mod telemetry;

@@ -1,6 +1,7 @@
 //! A whole cohort in one process, for examples and benchmarks: who is in it, and how it is run.
 #![allow(dead_code, unreachable_pub, reason = "every example and benchmark uses another part of this")]
 
+pub mod floor;
 pub mod memory;
 
 use std::{error::Error, sync::Arc};

@@ -23,6 +23,7 @@ use btcr2_aggregation::{
     },
     protocol::{
         envelope::{Expected, ParsedEnvelope, SealedEnvelope},
+        id::CohortId,
         identity::Identity,
         message::{Body, Message, update::SubmitNonIncluded},
     },
@@ -58,7 +59,7 @@ impl Handler<Disconnected> for Sink {
 }
 
 fn envelopes(from: &Identity, to: &Identity, count: u64) -> Vec<String> {
-    let body = Body::from(SubmitNonIncluded { cohort_id: "11111111-1111-4111-8111-111111111111".parse().unwrap() });
+    let body = Body::from(SubmitNonIncluded { cohort_id: CohortId::generate(&mut seeded(1).for_actor("cohort")) });
     let message = Message::new(from.did().clone(), Some(to.did().clone()), body);
     // Not seeded: nonces that repeat are refused.
     let mut rng = Randomness::System.for_actor("envelopes");

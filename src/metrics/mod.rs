@@ -263,7 +263,7 @@ mod tests {
     use crate::protocol::error::RejectCode;
 
     fn cohort(name: &str) -> CohortId {
-        name.parse().unwrap()
+        CohortId::parse(name).unwrap()
     }
 
     #[tokio::test(start_paused = true)]

@@ -81,7 +81,7 @@ fn crypto(criterion: &mut Criterion) {
             bencher.iter(|| {
                 let partials = session.partials.iter().copied();
                 let context = session.output.musig2_context();
-                musig2::aggregate_partial_signatures::<CompactSignature>(
+                musig2::aggregate_partial_signatures::<CompactSignature, _>(
                     context,
                     &session.aggregate,
                     partials,

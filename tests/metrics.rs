@@ -35,7 +35,7 @@ fn a_round_is_counted_and_health_is_told() {
     assert_eq!(get(&url, "/readyz").0, "HTTP/1.1 200 OK");
     assert_eq!(get(&service.url, "/metrics").0, "HTTP/1.1 404 Not Found", "strangers are not told");
 
-    let joined: Vec<_> = members.iter().map(|member| service.join(member, &[])).collect();
+    let joined: Vec<_> = members.iter().map(|member| service.join(member, &["--add-beacon"])).collect();
     service.program.event("signing-complete");
     let until = Instant::now() + PATIENCE;
     let text = loop {

@@ -95,7 +95,7 @@ struct Args {
     json: bool,
 }
 
-/// Which cohort an advert is for: a condition of which the protocol makes nothing.
+/// Which cohort an advert is for, from 1: a condition of which the protocol makes nothing (0 it takes for a mistake).
 fn number(conditions: &Conditions) -> u32 {
     conditions.pending_update_trigger.unwrap_or_default()
 }
@@ -142,7 +142,7 @@ impl Args {
                 break;
             }
             let luck = unit(self.seed, &format!("plan {participant} {attempt}"));
-            joins.insert((luck * luck.sqrt() * f64::from(self.cohorts)) as u32);
+            joins.insert(1 + (luck * luck.sqrt() * f64::from(self.cohorts)) as u32);
         }
         joins
     }
@@ -227,7 +227,7 @@ async fn simulate(args: &Args) -> Outcome<Report> {
     let steps = settings.notices.subscribe();
     let service: Addr<AggregationService> = supervisor.send(StartService(settings)).await?;
     let mut opens = Vec::new();
-    for cohort in 0..args.cohorts {
+    for cohort in 1..=args.cohorts {
         opens.push((cohort, args.open(cohort, &plans, &me)?));
     }
     report::follow(service, opens, steps, network, !args.json).await

@@ -81,7 +81,7 @@ fn crypto(criterion: &mut Criterion) {
             bencher.iter(|| {
                 let partials = session.partials.iter().copied();
                 let context = session.output.musig2_context();
-                musig2::aggregate_partial_signatures::<CompactSignature, _>(
+                musig2::aggregate_partial_signatures::<_, CompactSignature>(
                     context,
                     &session.aggregate,
                     partials,

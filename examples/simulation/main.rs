@@ -151,7 +151,7 @@ impl Args {
         match self.beacon {
             Beacon::Cas => BeaconType::cas(),
             Beacon::Smt => BeaconType::smt(),
-            Beacon::Mixed if cohort % 2 == 0 => BeaconType::cas(),
+            Beacon::Mixed if cohort.is_multiple_of(2) => BeaconType::cas(),
             Beacon::Mixed => BeaconType::smt(),
         }
     }

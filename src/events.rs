@@ -37,6 +37,11 @@ impl Printer {
         self.line(&json, &format!("{did}\nserves {network} at {}", places.join(", ")));
     }
 
+    /// Where metrics and health can be asked for.
+    pub fn metrics(&self, url: &str) {
+        self.line(&json!({ "event": "metrics", "url": url }), &format!("metrics at {url}/metrics"));
+    }
+
     /// Something that the operator should know.
     pub fn warn(&self, text: &str) {
         if self.json {

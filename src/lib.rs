@@ -20,6 +20,7 @@ mod files;
 pub mod join;
 mod keep;
 pub mod keyfile;
+pub mod metrics;
 pub mod serve;
 pub mod singleton;
 mod steps;

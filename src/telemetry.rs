@@ -2,20 +2,34 @@
 
 use std::io::IsTerminal;
 
+use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
 /// The relays' library logs each connection that ends as an error; for us it is what relays do, and told by our own events.
 const DEFAULT: &str = "warn,nostr_relay_pool=off,nostr_relay_builder=off";
 
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
 /// Logs go to standard error, warnings and worse unless `RUST_LOG` says otherwise.
-pub fn init() {
+pub fn init(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     // Fails only if a host has set up its own, which then has its way.
-    let _ = subscriber.try_init();
+    let _ = match format {
+        LogFormat::Text => subscriber.try_init(),
+        LogFormat::Json => subscriber.with_ansi(false).json().flatten_event(true).try_init(),
+    };
 }
 
 /// Ready when the program is asked to stop: Ctrl-C, or on Unix SIGTERM. From this call on, not from when it is waited for,

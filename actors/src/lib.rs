@@ -27,6 +27,7 @@ pub mod recovery;
 mod remembered;
 pub mod runtime;
 pub mod service;
+mod settings;
 mod signing;
 pub mod state;
 pub mod supervisor;

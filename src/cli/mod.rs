@@ -25,6 +25,7 @@ use crate::{
     bitcoin::chain::{ChainSource, SourceError},
     keyfile::{self, KeyFileError},
     protocol::{identity::Identity, network::Network},
+    telemetry::LogFormat,
 };
 
 /// Aggregation of did:btcr2 updates: many DID controllers share one Bitcoin transaction.
@@ -34,6 +35,9 @@ use crate::{
     Exit status: 0 when the command did what it says, 1 when it could not, 2 when it was called wrongly; 3 when `watch \
     --once` found something wrong.")]
 struct Cli {
+    /// How log lines on standard error are written; what is logged, RUST_LOG says
+    #[arg(long, value_enum, global = true, default_value_t, env = "BTCR2_LOG")]
+    log: LogFormat,
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
@@ -107,8 +111,8 @@ impl FromStr for ChainArg {
 
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
-    crate::telemetry::init();
     let cli = Cli::parse();
+    crate::telemetry::init(cli.log);
     match cli.command {
         Some(Command::Demo(args)) => demo::main(&args),
         Some(Command::Identity(args)) => identity::main(&args),

@@ -218,6 +218,9 @@ settings! {
         /// Requests from one address at once [default: 2000]
         #[arg(long, value_name = "N", env = "BTCR2_ADDRESS_BURST")]
         address_burst: u32,
+        /// Serve GET /metrics (Prometheus), /healthz and /readyz on this address: not one that strangers reach
+        #[arg(long, value_name = "ADDR", env = "BTCR2_METRICS_LISTEN")]
+        metrics_listen: String,
         /// Web origins that may talk to the service, comma separated; `*` for all, empty for none but its own [default: *]
         #[arg(long, value_name = "ORIGINS", env = "BTCR2_CORS")]
         cors: String,
@@ -346,6 +349,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     } else {
         config.listen = None;
     }
+    config.metrics_listen = settings.metrics_listen;
     config.tls = tls;
     config.coins = coins;
     config.publication.hold_on_failure = !settings.cas_optional.unwrap_or(false);

@@ -39,6 +39,11 @@ use crate::{
     error::ProgramError,
     events::Printer,
     keep::Keeping,
+    metrics::{
+        Metrics,
+        http::{self as metrics_http, Readiness},
+        journal::TimedJournal,
+    },
     protocol::{
         beacon::{BeaconRegistry, BeaconType},
         cohort::{
@@ -68,6 +73,8 @@ pub struct ServeConfig {
     pub network: Network,
     /// The address to serve HTTP on; `None` for a service that is reached over relays only.
     pub listen: Option<String>,
+    /// The address to serve metrics and health on, if any: not for strangers.
+    pub metrics_listen: Option<String>,
     /// The relays to serve over, if any.
     pub nostr: Option<NostrConfig>,
     /// Where to run a relay of our own, which is one of those to serve over.
@@ -120,6 +127,7 @@ impl ServeConfig {
             identity,
             network,
             listen: Some("127.0.0.1:8080".to_owned()),
+            metrics_listen: None,
             nostr: None,
             embedded_relay: None,
             tls: None,
@@ -193,6 +201,15 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let clock = Clock::system();
     let lost = "cohorts that run are lost, and coins at their addresses come back by recovery only";
     let keeping = Keeping::open(config.state.as_deref(), lost, printer)?;
+    let (metrics, readiness) = (Metrics::new(clock), Readiness::default());
+    let metrics_server = match &config.metrics_listen {
+        Some(address) => {
+            let (handle, url) = metrics_http::serve(address, metrics.clone(), readiness.clone())?;
+            printer.metrics(&url);
+            Some(handle)
+        }
+        None => None,
+    };
     let mut doors = Doors::build(&config, &keeping, clock, printer).await?;
 
     tokio::pin!(stop);
@@ -205,13 +222,21 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let notices = Notices::new(NOTICES);
     let steps = Steps::of(notices.subscribe());
     let announcements = operator.subscribe().map(Steps::of);
+    let mut journal = keeping.journal();
+    if metrics_server.is_some() {
+        journal = Arc::new(TimedJournal::new(journal, metrics.clone()));
+        actix_rt::spawn(metrics.clone().follow(notices.subscribe()));
+        if let Some(steps) = operator.subscribe() {
+            actix_rt::spawn(metrics.follow_announcements(steps));
+        }
+    }
     let settings = ServiceSettings {
         identity: config.identity.clone(),
         transport: Arc::clone(&doors.transport),
         policy: Arc::new(policy),
         beacons: BeaconRegistry::default(),
         aggregator: Arc::new(MemoizedAggregator::default()),
-        journal: keeping.journal(),
+        journal,
         clock,
         randomness: Randomness::System,
         notices,
@@ -225,6 +250,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     // Answered when all cohorts of an earlier life are back.
     let recovered = service.send(LiveCohorts).await.map_err(internal)?;
     doors.welcome();
+    readiness.set(true);
     printer.serving(config.identity.did(), doors.url.as_deref(), &doors.relays, config.network);
     if matches!(config.coins, Coins::Offline) {
         printer.warn("the coin is made up (--chain offline): nothing is broadcast, nothing is announced");
@@ -252,6 +278,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
             Ok(true)
         }
     };
+    readiness.set(false);
     // No new work, streams closed, then the connections.
     doors.close().await;
     if let Some(maturity) = maturity {
@@ -259,5 +286,8 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     }
     operator.stop().await;
     keeping.close().await;
+    if let Some(server) = metrics_server {
+        server.stop(true).await;
+    }
     outcome
 }

@@ -1,0 +1,81 @@
+//! Settings with everything at its default but what has none: for hosts that change a field or two.
+
+use std::sync::Arc;
+
+use btcr2_aggregation_protocol::{
+    beacon::BeaconRegistry, cohort::Timing, cohort::conditions::Conditions, cohort::service::Limits,
+    cohort::service::rules::PhaseRules, identity::Identity, network::Network, output::MemoizedAggregator,
+};
+
+use crate::{
+    bans::{BanBook, DefaultBans},
+    journal::MemoryJournal,
+    notice::Notices,
+    participant::ParticipantSettings,
+    policy::{ParticipantPolicy, ServicePolicy},
+    recovery::RestartIntensity,
+    runtime::{Clock, Randomness},
+    service::{OpenCohort, Retention, ServiceSettings},
+    transport::Transport,
+};
+
+/// How many notices a subscriber may fall behind.
+const NOTICES: usize = 1 << 14;
+
+/// How many cohorts a participant takes part in at once.
+const MAX_SESSIONS: usize = 16;
+
+impl ServiceSettings {
+    /// A service that keeps nothing beyond the process: its journal and bans are in memory. What must outlive the process
+    /// needs a [`State`](crate::state::State): set `journal`, `bans` and `retention`.
+    pub fn new(identity: Identity, transport: Arc<dyn Transport>, policy: Arc<dyn ServicePolicy>) -> Self {
+        Self {
+            identity,
+            transport,
+            policy,
+            beacons: BeaconRegistry::default(),
+            aggregator: Arc::new(MemoizedAggregator::default()),
+            journal: Arc::new(MemoryJournal::new()),
+            clock: Clock::system(),
+            randomness: Randomness::System,
+            notices: Notices::new(NOTICES),
+            bans: BanBook::in_memory(Arc::new(DefaultBans)),
+            restarts: RestartIntensity::default(),
+            retention: Retention::Forget,
+        }
+    }
+}
+
+impl ParticipantSettings {
+    /// A participant that keeps nothing beyond the process: its journal is in memory. See [`ServiceSettings::new`].
+    pub fn new(identity: Identity, transport: Arc<dyn Transport>, policy: Arc<dyn ParticipantPolicy>) -> Self {
+        Self {
+            identity,
+            transport,
+            policy,
+            timing: Timing::default(),
+            max_sessions: MAX_SESSIONS,
+            beacons: BeaconRegistry::default(),
+            aggregator: Arc::new(MemoizedAggregator::default()),
+            journal: Arc::new(MemoryJournal::new()),
+            clock: Clock::system(),
+            randomness: Randomness::System,
+            notices: Notices::new(NOTICES),
+            restarts: RestartIntensity::default(),
+            retention: Retention::Forget,
+        }
+    }
+}
+
+impl OpenCohort {
+    /// A cohort on these conditions, with the default times, limits and rules.
+    pub fn new(conditions: Conditions, network: Network) -> Self {
+        Self {
+            conditions,
+            network,
+            timing: Timing::default(),
+            limits: Limits::default(),
+            rules: PhaseRules::default(),
+        }
+    }
+}

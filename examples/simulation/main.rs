@@ -1,0 +1,253 @@
+//! Hundreds of participants and some cohorts at once, over a network that delays and loses messages: who signs what, when.
+//!
+//! Time is virtual: it stands still while anybody computes, so that a run takes as long as its work, and one seed gives one
+//! result. With `--real-time` it is the clock on the wall. Keys follow from the seed: they are worth nothing.
+//!
+//! `cargo run --release --example simulation -- --help`
+
+mod network;
+mod plot;
+mod report;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
+
+use actix::{Actor, Addr};
+use async_trait::async_trait;
+use btcr2_aggregation::{
+    actors::{
+        bans::{BanBook, NoBans},
+        notice::Notices,
+        participant::ParticipantSettings,
+        policy::{
+            CohortView, FundedTransaction, ParticipantPolicy, PolicyError, ServicePolicy, TransactionRequest,
+            UpdateRequest,
+        },
+        runtime::Clock,
+        service::{AggregationService, OpenCohort, ServiceSettings},
+        supervisor::{StartParticipant, StartService, Supervisor},
+        transport::memory::MemoryTransport,
+    },
+    bitcoin::offline::OfflineOperator,
+    protocol::{
+        beacon::BeaconType,
+        cohort::{Timing, conditions::Conditions, participant::Advert, service::rules::PhaseRules},
+        identity::Identity,
+        output::{MemoizedAggregator, ScriptTree},
+        time::Timestamp,
+        update::SignedUpdate,
+    },
+};
+use clap::{Parser, ValueEnum};
+
+use self::{
+    network::{Access, STEPS, SimNetwork, unit},
+    report::Report,
+    support::{Joiner, NETWORK, Outcome, conditions, identity, seeded},
+};
+
+/// How cohorts aggregate.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Beacon {
+    Cas,
+    Smt,
+    /// One like this, the next like that.
+    Mixed,
+}
+
+/// Simulates participants and cohorts.
+#[derive(Clone, Debug, Parser)]
+struct Args {
+    /// How many participants there are
+    #[arg(long, default_value_t = 500)]
+    participants: usize,
+    /// How many cohorts are opened, one a second
+    #[arg(long, default_value_t = 20)]
+    cohorts: u32,
+    /// How many cohorts each participant joins
+    #[arg(long, default_value_t = 3)]
+    join: usize,
+    /// How long a message takes on average
+    #[arg(long, default_value = "20ms", value_parser = humantime::parse_duration)]
+    latency: Duration,
+    /// The share of messages that are lost, and said again a second later
+    #[arg(long, default_value_t = 0.02)]
+    loss: f64,
+    /// The share of participants that fall silent, each from some step of its rounds on
+    #[arg(long, default_value_t = 0.05)]
+    dropout: f64,
+    /// The share of participants that join and decline to update
+    #[arg(long, default_value_t = 0.1)]
+    decline: f64,
+    #[arg(long, value_enum, default_value = "mixed")]
+    beacon: Beacon,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Draw charts into this directory
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
+    /// Let time pass as on the wall
+    #[arg(long)]
+    real_time: bool,
+    /// Print the summary as one JSON object, and nothing else
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which cohort an advert is for, from 1: a condition of which the protocol makes nothing (0 it takes for a mistake).
+fn number(conditions: &Conditions) -> u32 {
+    conditions.pending_update_trigger.unwrap_or_default()
+}
+
+/// A participant that has made its plans.
+struct Planner {
+    joiner: Joiner,
+    joins: BTreeSet<u32>,
+    declines: bool,
+}
+
+#[async_trait]
+impl ParticipantPolicy for Planner {
+    async fn should_join(&self, advert: &Advert) -> bool {
+        self.joins.contains(&number(&advert.conditions))
+    }
+
+    async fn provide_update(&self, request: &UpdateRequest) -> Option<SignedUpdate> {
+        if self.declines { None } else { self.joiner.update(request) }
+    }
+}
+
+/// An operator that waits for everybody, as long as the enrollment may take.
+struct Patient;
+
+#[async_trait]
+impl ServicePolicy for Patient {
+    async fn finalize(&self, _: &CohortView) -> bool {
+        false
+    }
+
+    async fn beacon_transaction(&self, request: &TransactionRequest) -> Result<FundedTransaction, PolicyError> {
+        OfflineOperator.beacon_transaction(request).await
+    }
+}
+
+impl Args {
+    /// The cohorts that a participant joins: low numbers are more popular, so that sizes differ.
+    fn plans(&self, participant: usize) -> BTreeSet<u32> {
+        let mut joins = BTreeSet::new();
+        let most = self.join.min(self.cohorts as usize);
+        for attempt in 0.. {
+            if joins.len() >= most {
+                break;
+            }
+            let luck = unit(self.seed, &format!("plan {participant} {attempt}"));
+            joins.insert(1 + (luck * luck.sqrt() * f64::from(self.cohorts)) as u32);
+        }
+        joins
+    }
+
+    fn beacon_type(&self, cohort: u32) -> BeaconType {
+        match self.beacon {
+            Beacon::Cas => BeaconType::cas(),
+            Beacon::Smt => BeaconType::smt(),
+            Beacon::Mixed if cohort.is_multiple_of(2) => BeaconType::cas(),
+            Beacon::Mixed => BeaconType::smt(),
+        }
+    }
+
+    fn timing(&self) -> Timing {
+        Timing {
+            cohort_ttl: Duration::from_secs(3600),
+            phase_timeout: Duration::from_secs(60),
+            signing_timeout: Duration::from_secs(30),
+            advert_repeat: Duration::from_secs(10),
+        }
+    }
+
+    /// A cohort for those who plan to join it; a fifth of them may go missing at the end, two fifths before.
+    fn open(&self, cohort: u32, plans: &[BTreeSet<u32>], service: &Identity) -> Outcome<OpenCohort> {
+        let planned = plans.iter().filter(|joins| joins.contains(&cohort)).count().max(2);
+        let mut conditions =
+            conditions(self.beacon_type(cohort), u32::try_from(planned)?, service.public_key().x_only())?;
+        conditions.min_participants = u32::try_from((planned * 3 / 5).max(2))?;
+        if let ScriptTree::FallbackAndRecovery { fallback_threshold, .. } = &mut conditions.script_tree {
+            *fallback_threshold = Some(u16::try_from((planned / 2).max(1))?);
+        }
+        conditions.pending_update_trigger = Some(cohort);
+        let rules = PhaseRules::default().reforming();
+        Ok(OpenCohort { timing: self.timing(), rules, ..OpenCohort::new(conditions, NETWORK) })
+    }
+}
+
+async fn simulate(args: &Args) -> Outcome<Report> {
+    let randomness = seeded(args.seed);
+    let network = SimNetwork {
+        seed: args.seed,
+        latency: args.latency,
+        loss: args.loss,
+        memory: MemoryTransport::new(),
+        counts: Arc::default(),
+    };
+    let clock = Clock::starting_at(Timestamp::from_secs(1_750_000_000));
+    // Shared work is done once: everybody here derives the same addresses.
+    let aggregator = Arc::new(MemoizedAggregator::default());
+    let supervisor = Supervisor::default().start();
+    let plans: Vec<_> = (0..args.participants).map(|participant| args.plans(participant)).collect();
+
+    for (participant, joins) in plans.iter().enumerate() {
+        let name = format!("participant {participant}");
+        let luck = |what| unit(args.seed, &format!("{what} {name}"));
+        let me = identity(randomness, &name);
+        let drops_out = luck("dropout") < args.dropout;
+        let silent_from = drops_out.then(|| (luck("step") * STEPS as f64) as usize);
+        let joiner = Joiner { identity: me.clone(), randomness };
+        let policy = Planner { joiner, joins: joins.clone(), declines: luck("decline") < args.decline };
+        let access = Access { network: network.clone(), silent_from };
+        let settings = ParticipantSettings {
+            timing: args.timing(),
+            max_sessions: args.cohorts as usize + args.join,
+            aggregator: aggregator.clone(),
+            clock,
+            randomness,
+            ..ParticipantSettings::new(me, Arc::new(access), Arc::new(policy))
+        };
+        supervisor.send(StartParticipant(settings)).await?;
+    }
+    let me = identity(randomness, "service");
+    let access = Access { network: network.clone(), silent_from: None };
+    let settings = ServiceSettings {
+        aggregator,
+        clock,
+        randomness,
+        bans: BanBook::in_memory(Arc::new(NoBans)),
+        notices: Notices::new(1 << 18),
+        ..ServiceSettings::new(me.clone(), Arc::new(access), Arc::new(Patient))
+    };
+    let steps = settings.notices.subscribe();
+    let service: Addr<AggregationService> = supervisor.send(StartService(settings)).await?;
+    let mut opens = Vec::new();
+    for cohort in 1..=args.cohorts {
+        opens.push((cohort, args.open(cohort, &plans, &me)?));
+    }
+    report::follow(service, opens, steps, network, !args.json).await
+}
+
+fn main() -> Outcome<()> {
+    let args = Args::parse();
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        // It cannot fail where the first one of a process could be made.
+        builder.enable_all().start_paused(!args.real_time).build().unwrap_or_else(|error| panic!("{error}"))
+    };
+    let report = actix_rt::System::with_tokio_rt(runtime).block_on(simulate(&args))?;
+    if let Some(directory) = &args.plot {
+        plot::draw(&report, directory)?;
+    }
+    if args.json {
+        println!("{}", report.to_json());
+    } else {
+        println!("{}", report.to_text());
+    }
+    Ok(())
+}

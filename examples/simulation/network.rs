@@ -1,0 +1,130 @@
+//! The network of a simulation: messages take their time, are lost and said again, and some members fall silent.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use actix::{Actor, AsyncContext, Context, Handler, Recipient};
+use async_trait::async_trait;
+use btcr2_aggregation::{
+    actors::transport::{ConnectError, Delivery, Disconnected, Outbound, Transport, memory::MemoryTransport},
+    protocol::{did::Did, hash::sha256_concat, identity::Identity, message::Body},
+};
+
+/// How long a sender waits until it says again what was lost, as TCP's first timeout.
+const SAID_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// What was said, by type, and how often something was lost.
+#[derive(Default)]
+pub(crate) struct Counts {
+    pub(crate) messages: BTreeMap<&'static str, u64>,
+    pub(crate) lost: u64,
+    /// How often what was said between whom: the same thing said again has another fate.
+    said: BTreeMap<String, u64>,
+}
+
+/// A network. Clones are the same one.
+#[derive(Clone)]
+pub(crate) struct SimNetwork {
+    pub(crate) seed: u64,
+    pub(crate) latency: Duration,
+    pub(crate) loss: f64,
+    pub(crate) memory: MemoryTransport,
+    pub(crate) counts: Arc<Mutex<Counts>>,
+}
+
+impl SimNetwork {
+    pub(crate) fn with_counts<T>(&self, look: impl FnOnce(&mut Counts) -> T) -> T {
+        look(&mut self.counts.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How long a message takes. It follows from what is said between whom, not from the order in which actors run, so that
+    /// one seed gives one result.
+    fn delay(&self, from: &Did, to: Option<&Did>, body: &Body) -> Duration {
+        let to = to.map_or("everybody", Did::as_str);
+        let what = format!("{from} {to} {} {}", body.cohort_id(), body.short_type());
+        self.with_counts(|counts| {
+            *counts.messages.entry(body.short_type()).or_default() += 1;
+            let nth = counts.said.entry(what.clone()).or_default();
+            *nth += 1;
+            let fate = |attempt: u32| unit(self.seed, &format!("{what} {nth} {attempt}"));
+            let lost = (1..10).take_while(|&attempt| fate(attempt) < self.loss).count() as u32;
+            counts.lost += u64::from(lost);
+            SAID_AGAIN_AFTER * lost + self.latency.mul_f64(0.5 + fate(0))
+        })
+    }
+}
+
+/// A number from 0 to 1 that follows from the seed and the name.
+pub(crate) fn unit(seed: u64, name: &str) -> f64 {
+    let hash = sha256_concat(&[&seed.to_be_bytes(), name.as_bytes()]);
+    let bytes = hash.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
+    f64::from(bytes) / (f64::from(u32::MAX) + 1.0)
+}
+
+/// The step of a round that a member's message is.
+pub(crate) fn step(body: &Body) -> Option<usize> {
+    match body {
+        Body::CohortOptIn(_) => Some(0),
+        Body::SubmitUpdate(_) | Body::SubmitNonIncluded(_) => Some(1),
+        Body::ValidationAck(_) => Some(2),
+        Body::NonceContribution(_) => Some(3),
+        Body::SignatureAuthorization(_) | Body::FallbackSignature(_) => Some(4),
+        _ => None,
+    }
+}
+
+/// How many steps there are.
+pub(crate) const STEPS: usize = 5;
+
+/// The network as one of its users has it.
+pub(crate) struct Access {
+    pub(crate) network: SimNetwork,
+    /// From this step on it is silent.
+    pub(crate) silent_from: Option<usize>,
+}
+
+#[async_trait]
+impl Transport for Access {
+    async fn connect(
+        &self,
+        identity: &Identity,
+        inbox: Recipient<Delivery>,
+        keeper: Recipient<Disconnected>,
+        connection: u64,
+    ) -> Result<Recipient<Outbound>, ConnectError> {
+        let onward = self.network.memory.connect(identity, inbox, keeper, connection).await?;
+        let (network, from) = (self.network.clone(), identity.did().clone());
+        Ok(Wire { network, from, silent_from: self.silent_from, onward }.start().recipient())
+    }
+}
+
+struct Wire {
+    network: SimNetwork,
+    from: Did,
+    silent_from: Option<usize>,
+    onward: Recipient<Outbound>,
+}
+
+impl Actor for Wire {
+    type Context = Context<Self>;
+}
+
+impl Handler<Outbound> for Wire {
+    type Result = ();
+
+    fn handle(&mut self, outbound: Outbound, ctx: &mut Self::Context) {
+        let (to, body) = match &outbound {
+            Outbound::Direct { to, body, .. } => (Some(to), body),
+            Outbound::Broadcast { body } => (None, body),
+            Outbound::Introduce { .. } | Outbound::WithdrawAdvert { .. } => return self.onward.do_send(outbound),
+        };
+        let is_silent = self.silent_from.zip(step(body)).is_some_and(|(from, now)| now >= from);
+        if !is_silent {
+            let delay = self.network.delay(&self.from, to, body);
+            ctx.run_later(delay, |wire, _| wire.onward.do_send(outbound));
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! What can be measured of a running service, as Prometheus text.
+//!
+//! [`Metrics`] counts what the notices tell: no actor knows of it. [`journal`] times a journal, [`http`] is where a
+//! Prometheus server and a load balancer ask. Labels are types, codes and phases, never what a peer has chosen: nobody
+//! outside can make the number of series grow.
+
+pub mod http;
+pub mod journal;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use prometheus_client::{
+    encoding::text::encode,
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+use serde_json::Value;
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+
+use crate::{
+    actors::{notice::ServiceNotice, runtime::Clock},
+    bitcoin::notice::AnnouncementNotice,
+    protocol::{id::CohortId, time::Timestamp},
+};
+
+type Labels<const N: usize> = [(&'static str, String); N];
+type Counters<const N: usize> = Family<Labels<N>, Counter>;
+type Histograms<const N: usize> = Family<Labels<N>, Histogram>;
+
+/// The phases of a cohort, in order, as the label `phase` has them.
+const PHASES: [&str; 5] = ["enrolling", "updates", "validating", "signing", "fallback"];
+
+/// From a millisecond to nine hours.
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 4.0, 13))
+}
+
+/// What is measured. Clones are the same.
+#[derive(Clone)]
+pub struct Metrics(Arc<Inner>);
+
+struct Inner {
+    registry: Registry,
+    clock: Clock,
+    /// The cohorts that have not ended: in which phase, and since when.
+    live: Mutex<BTreeMap<CohortId, (usize, Timestamp)>>,
+    cohorts: Family<Labels<1>, Gauge>,
+    phase_seconds: Histograms<1>,
+    ended: Counters<1>,
+    messages: Counters<2>,
+    rejections: Counters<1>,
+    restarts: Counter,
+    recovered: Counter,
+    bans: Counter,
+    announcements: Counters<1>,
+    missed: Counter,
+    journal_seconds: Histograms<1>,
+}
+
+impl Metrics {
+    /// Nothing measured yet.
+    pub fn new(clock: Clock) -> Self {
+        let mut registry = Registry::with_prefix("btcr2");
+        let cohorts = Family::<Labels<1>, Gauge>::default();
+        let phase_seconds = Histograms::new_with_constructor(seconds as fn() -> Histogram);
+        let journal_seconds = Histograms::new_with_constructor(seconds as fn() -> Histogram);
+        let (ended, messages, rejections) = (Counters::default(), Counters::default(), Counters::default());
+        let (restarts, recovered, bans, missed) =
+            (Counter::default(), Counter::default(), Counter::default(), Counter::default());
+        let announcements = Counters::default();
+        registry.register("cohorts", "Cohorts that have not ended, by phase", cohorts.clone());
+        registry.register_with_unit(
+            "phase",
+            "How long phases took that were left",
+            Unit::Seconds,
+            phase_seconds.clone(),
+        );
+        registry.register("cohorts_ended", "Cohorts that have ended, by how", ended.clone());
+        registry.register("messages", "Messages of members, by type and outcome", messages.clone());
+        registry.register("rejections", "Messages that were refused, by code", rejections.clone());
+        registry.register("restarts", "Actors that panicked and were brought back", restarts.clone());
+        registry.register("recovered_cohorts", "Cohorts brought back from the journal", recovered.clone());
+        registry.register("bans", "Members that were banned", bans.clone());
+        registry.register("announcements", "Steps of announcements on the chain, by event", announcements.clone());
+        registry.register("missed_notices", "Notices that came too fast to be counted", missed.clone());
+        registry.register_with_unit(
+            "journal",
+            "How long the journal took, by operation",
+            Unit::Seconds,
+            journal_seconds.clone(),
+        );
+        for phase in PHASES {
+            cohorts.get_or_create(&[("phase", phase.to_owned())]).set(0);
+        }
+        Self(Arc::new(Inner {
+            registry,
+            clock,
+            live: Mutex::default(),
+            cohorts,
+            phase_seconds,
+            ended,
+            messages,
+            rejections,
+            restarts,
+            recovered,
+            bans,
+            announcements,
+            missed,
+            journal_seconds,
+        }))
+    }
+
+    /// The Prometheus text of now.
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = encode(&mut text, &self.0.registry);
+        text
+    }
+
+    /// Counts what is told, until nobody is left to tell it.
+    pub async fn follow(self, mut steps: Receiver<Arc<ServiceNotice>>) {
+        while let Some(step) = self.next(&mut steps).await {
+            self.observe(&step);
+        }
+    }
+
+    /// Counts what is told of announcements, until nobody is left to tell it.
+    pub async fn follow_announcements(self, mut steps: Receiver<Arc<AnnouncementNotice>>) {
+        while let Some(step) = self.next(&mut steps).await {
+            self.observe_announcement(&step);
+        }
+    }
+
+    async fn next<N: Clone>(&self, steps: &mut Receiver<N>) -> Option<N> {
+        loop {
+            match steps.recv().await {
+                Ok(step) => return Some(step),
+                Err(RecvError::Lagged(missed)) => drop(self.0.missed.inc_by(missed)),
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    }
+
+    /// Counts a step of the service.
+    pub fn observe(&self, step: &ServiceNotice) {
+        use ServiceNotice as N;
+        match step {
+            N::CohortAdvertised { cohort_id } | N::CohortReformed { cohort_id, .. } => {
+                self.enter(cohort_id, "enrolling")
+            }
+            N::KeygenComplete { cohort_id, .. } => self.enter(cohort_id, "updates"),
+            N::DataDistributed { cohort_id, .. } => self.enter(cohort_id, "validating"),
+            N::SigningStarted { cohort_id, .. } => self.enter(cohort_id, "signing"),
+            N::FallbackStarted { cohort_id, .. } => self.enter(cohort_id, "fallback"),
+            N::SigningComplete { cohort_id, path, .. } => self.end(cohort_id, path.to_string()),
+            N::CohortFailed { cohort_id, code, .. } => self.end(cohort_id, (*code).to_owned()),
+            N::CohortRecovered { cohort_id, phase, .. } => {
+                self.0.recovered.inc();
+                if let Some(phase) = recovered_phase(phase) {
+                    self.enter(cohort_id, phase);
+                }
+            }
+            N::CohortRestarted { .. } => drop(self.0.restarts.inc()),
+            N::MemberBanned { .. } => drop(self.0.bans.inc()),
+            N::OptInReceived { .. } => self.message("opt-in", "received"),
+            N::ParticipantAccepted { .. } => self.message("opt-in", "accepted"),
+            N::ParticipantRefused { .. } => self.message("opt-in", "refused"),
+            N::UpdateReceived { included: true, .. } => self.message("update", "accepted"),
+            N::UpdateReceived { .. } => self.message("update", "declined"),
+            N::ValidationReceived { approved: true, .. } => self.message("validation", "accepted"),
+            N::ValidationReceived { .. } => self.message("validation", "disapproved"),
+            N::NonceReceived { .. } => self.message("nonce", "accepted"),
+            N::PartialSignatureReceived { .. } => self.message("partial-signature", "accepted"),
+            N::FallbackSignatureReceived { .. } => self.message("fallback-signature", "accepted"),
+            N::PresenceConfirmed { .. } => self.message("presence", "accepted"),
+            N::MessageUndelivered { kind, .. } => self.message(kind, "undelivered"),
+            N::MessageRejected { code, .. } => {
+                self.0.rejections.get_or_create(&[("code", code.to_string())]).inc();
+            }
+            N::TransactionDeferred { .. } | N::PhaseExtended { .. } | N::PresenceRequested { .. } => {}
+        }
+    }
+
+    /// Counts a step of an announcement.
+    pub fn observe_announcement(&self, step: &AnnouncementNotice) {
+        // Its name is in its serialized form only.
+        if let Ok(Value::Object(fields)) = serde_json::to_value(step)
+            && let Some(Value::String(event)) = fields.get("event")
+        {
+            self.0.announcements.get_or_create(&[("event", event.clone())]).inc();
+        }
+    }
+
+    fn message(&self, kind: &str, outcome: &str) {
+        let labels = [("type", kind.to_owned()), ("outcome", outcome.to_owned())];
+        self.0.messages.get_or_create(&labels).inc();
+    }
+
+    /// The cohort is in this phase now.
+    fn enter(&self, cohort_id: &CohortId, phase: &'static str) {
+        let Some(phase) = PHASES.iter().position(|known| *known == phase) else { return };
+        let now = self.0.clock.now();
+        let mut live = self.live();
+        if live.get(cohort_id).is_some_and(|(before, _)| *before == phase) {
+            return;
+        }
+        let before = live.insert(cohort_id.clone(), (phase, now));
+        drop(live);
+        self.left(before, now);
+        self.gauge(phase).inc();
+    }
+
+    fn end(&self, cohort_id: &CohortId, outcome: String) {
+        let before = self.live().remove(cohort_id);
+        self.left(before, self.0.clock.now());
+        self.0.ended.get_or_create(&[("outcome", outcome)]).inc();
+    }
+
+    fn left(&self, before: Option<(usize, Timestamp)>, now: Timestamp) {
+        if let Some((phase, since)) = before {
+            self.gauge(phase).dec();
+            let labels = [("phase", PHASES[phase].to_owned())];
+            let seconds = now.as_millis().saturating_sub(since.as_millis()) as f64 / 1000.0;
+            self.0.phase_seconds.get_or_create(&labels).observe(seconds);
+        }
+    }
+
+    fn gauge(&self, phase: usize) -> Gauge {
+        self.0.cohorts.get_or_create_owned(&[("phase", PHASES[phase].to_owned())])
+    }
+
+    fn live(&self) -> MutexGuard<'_, BTreeMap<CohortId, (usize, Timestamp)>> {
+        // Nothing panics while it holds the lock.
+        self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The phase that a recovered cohort's machine says it is in, as it is called here.
+fn recovered_phase(phase: &str) -> Option<&'static str> {
+    match phase {
+        "planned" | "enrolling" => Some("enrolling"),
+        "collecting updates" => Some("updates"),
+        "validating" | "awaiting the transaction" => Some("validating"),
+        "checking presence" | "signing" => Some("signing"),
+        // It has ended, which is told once more.
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::protocol::error::RejectCode;
+
+    fn cohort(name: &str) -> CohortId {
+        CohortId::parse(name).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cohort_is_counted_in_its_phase_until_it_ends() {
+        let metrics = Metrics::new(Clock::system());
+        let cohort_id = cohort("11111111-1111-4111-8111-111111111111");
+        metrics.observe(&ServiceNotice::CohortAdvertised { cohort_id: cohort_id.clone() });
+        assert!(metrics.to_text().contains("btcr2_cohorts{phase=\"enrolling\"} 1\n"));
+
+        tokio::time::advance(std::time::Duration::from_secs(10)).await;
+        let failure = crate::protocol::cohort::event::CohortFailure::EnrollmentExpired { admitted: 0 };
+        metrics.observe(&ServiceNotice::CohortFailed {
+            cohort_id,
+            code: failure.code(),
+            reason: failure.to_string(),
+            failure,
+            next: None,
+        });
+        let text = metrics.to_text();
+        assert!(text.contains("btcr2_cohorts{phase=\"enrolling\"} 0\n"), "{text}");
+        assert!(text.contains("btcr2_phase_seconds_sum{phase=\"enrolling\"} 10.0\n"), "{text}");
+        assert!(text.contains("btcr2_cohorts_ended_total{outcome="), "{text}");
+    }
+
+    #[tokio::test]
+    async fn rejections_are_counted_by_code() {
+        let metrics = Metrics::new(Clock::system());
+        let rejected = |code| ServiceNotice::MessageRejected {
+            cohort_id: None,
+            from: None,
+            code,
+            detail: "whatever the peer said".to_owned(),
+        };
+        metrics.observe(&rejected(RejectCode::NotAMember));
+        metrics.observe(&rejected(RejectCode::NotAMember));
+        let text = metrics.to_text();
+        assert!(
+            text.contains(&format!("btcr2_rejections_total{{code=\"{}\"}} 2\n", RejectCode::NotAMember)),
+            "{text}"
+        );
+        assert!(!text.contains("whatever the peer said"));
+    }
+}

@@ -119,7 +119,7 @@ impl Handler<Outbound> for Wire {
         let (to, body) = match &outbound {
             Outbound::Direct { to, body, .. } => (Some(to), body),
             Outbound::Broadcast { body } => (None, body),
-            Outbound::Introduce { .. } | Outbound::WithdrawAdvert { .. } => return self.onward.do_send(outbound),
+            Outbound::WithdrawAdvert { .. } => return self.onward.do_send(outbound),
         };
         let is_silent = self.silent_from.zip(step(body)).is_some_and(|(from, now)| now >= from);
         if !is_silent {

@@ -4,16 +4,24 @@ use std::time::Duration;
 
 /// Bytes now; `None` where there is no `/proc`.
 pub fn resident() -> Option<u64> {
-    of("VmRSS:")
+    resident_of(SELF)
+}
+
+/// Bytes that another process has now.
+pub fn resident_of(process: &str) -> Option<u64> {
+    of(process, "VmRSS:")
 }
 
 /// The most bytes that it ever had.
 pub fn peak() -> Option<u64> {
-    of("VmHWM:")
+    of(SELF, "VmHWM:")
 }
 
-fn of(field: &str) -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+/// This process, in `/proc`.
+const SELF: &str = "self";
+
+fn of(process: &str, field: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(field))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
 }
@@ -26,7 +34,12 @@ pub fn forget_peak() {
 /// The time that all threads of this process have had on a processor, to a hundredth of a second: what others do on the
 /// machine does not count. `None` where there is no `/proc`.
 pub fn processor_time() -> Option<Duration> {
-    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    processor_time_of(SELF)
+}
+
+/// The same of another process.
+pub fn processor_time_of(process: &str) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // Behind the program's name, which may hold anything: fields 14 and 15, in ticks of 1/100 s.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;

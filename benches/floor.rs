@@ -4,6 +4,7 @@
 #[path = "../examples/support/mod.rs"]
 mod support;
 
+use btcr2_aggregation::protocol::beacon::BeaconType;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use support::Cohort;
 
@@ -14,7 +15,7 @@ fn floor(criterion: &mut Criterion) {
         for (name, shared) in [("shared", true), ("direct", false)] {
             group.bench_function(BenchmarkId::new(name, size), |bencher| {
                 let members = Cohort::of(size).members;
-                bencher.iter(|| support::floor::floor(&members, shared).unwrap());
+                bencher.iter(|| support::floor::floor(&members, &BeaconType::cas(), shared).unwrap());
             });
         }
     }

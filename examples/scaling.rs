@@ -37,26 +37,8 @@ struct Args {
     plot: Option<PathBuf>,
 }
 
-/// How long a measurement lasts at least: the system counts in hundredths of a second.
+/// How long a measurement lasts at least.
 const LEAST: Duration = Duration::from_millis(500);
-
-/// The time of one `action`, of as many as make the measurement long enough.
-struct Stopwatch {
-    processor: Option<Duration>,
-    wall: Instant,
-}
-
-impl Stopwatch {
-    fn start() -> Self {
-        Self { processor: memory::processor_time(), wall: Instant::now() }
-    }
-
-    /// Without an account of the processor's time, the wall's.
-    fn elapsed(&self) -> Duration {
-        let processor = memory::processor_time().zip(self.processor).map(|(now, then)| now - then);
-        processor.unwrap_or_else(|| self.wall.elapsed())
-    }
-}
 
 struct Row {
     members: usize,
@@ -76,10 +58,10 @@ impl Row {
         if args.direct {
             cohort.aggregator = Arc::new(DirectAggregator);
         }
-        let identities = cohort.members.clone();
+        let (identities, beacon) = (cohort.members.clone(), cohort.beacon_type.clone());
         let mut running = cohort.start().await?;
         memory::forget_peak();
-        let (watch, began, mut rounds) = (Stopwatch::start(), Instant::now(), 0);
+        let (before, began, mut rounds) = (memory::processor_time(), Instant::now(), 0);
         let messages = loop {
             let result = running.round().await?;
             rounds += 1;
@@ -87,13 +69,15 @@ impl Row {
                 break result.transcript.head.size;
             }
         };
-        let (round, wall, peak) = (watch.elapsed() / rounds, began.elapsed() / rounds, memory::peak());
-        let (watch, began, mut floors) = (Stopwatch::start(), Instant::now(), 0);
+        let round = (memory::processor_time() - before) / rounds;
+        let (wall, peak) = (began.elapsed() / rounds, memory::peak());
+        let (before, began, mut floors) = (memory::processor_time(), Instant::now(), 0);
         while began.elapsed() < LEAST {
-            floor(&identities, !args.direct)?;
+            floor(&identities, &beacon, !args.direct)?;
             floors += 1;
         }
-        Ok(Self { members, round, floor: watch.elapsed() / floors, wall, peak, messages: messages as u64 })
+        let floor = (memory::processor_time() - before) / floors;
+        Ok(Self { members, round, floor, wall, peak, messages: messages as u64 })
     }
 
     fn ratio(&self) -> f64 {

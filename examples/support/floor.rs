@@ -1,13 +1,15 @@
 //! The curve and hash operations that a round cannot avoid, with nothing around them.
 //!
-//! What a member must do: sign its update, aggregate the keys and derive the address, make a nonce and a partial signature.
-//! What the coordinator must do: the same keys and address, check each update's signature, aggregate the nonces and the
-//! partial signatures, check the signature. The network in memory signs no envelopes, so there are none in here.
+//! A member must sign its update, derive the address from all keys, recompute the signal from the data that it gets, and make
+//! a nonce and a partial signature. The coordinator must derive the same address, check each update's signature, build the
+//! data, add up nonces and partial signatures, and check what comes of them. Where messages travel in signed envelopes, it
+//! must check five of each member's, and sign five for it; the network in memory has none.
 
 use std::sync::Arc;
 
 use btcr2_aggregation::protocol::{
-    hash::sha256,
+    beacon::{AggregatedData, BeaconData, BeaconRegistry, BeaconType, Slots},
+    hash::{DocumentHash, sha256},
     identity::Identity,
     key::Signature,
     message::Bytes,
@@ -19,45 +21,128 @@ use musig2::{AggNonce, CompactSignature, PartialSignature, PubNonce};
 
 use super::{Outcome, seeded};
 
-/// Does it all once for `members`, keys aggregated once for all (`shared`) or by everybody.
-pub fn floor(members: &[Identity], shared: bool) -> Outcome<()> {
-    let mut rng = seeded(1).for_actor("floor");
-    let digest = sha256(b"what is signed");
-    let output = || -> Outcome<BeaconOutput> {
-        let keys = members.iter().map(Identity::public_key);
-        let aggregation = Arc::new(KeyAggregation::new(keys)?);
-        let tree = ScriptTree::FallbackAndRecovery {
-            recovery_key: members[0].public_key().x_only(),
-            recovery_sequence: RecoverySequence::try_from(144)?,
-            fallback_threshold: None,
-        };
-        Ok(BeaconOutput::new(aggregation, Network::Regtest, &tree)?)
-    };
-    let ours = output()?;
-    let mut nonces = Vec::new();
+/// Envelopes each way between the service and a member: opt-in, update, verdict, nonce and partial signature; acceptance, keys,
+/// data, request and aggregate nonce.
+const ENVELOPES: usize = 5;
+
+const DIGEST: [u8; 32] = [7; 32];
+
+/// What members and coordinator do, with the keys aggregated once for all (`shared`) or by everybody.
+pub fn floor(members: &[Identity], beacon: &BeaconType, shared: bool) -> Outcome<()> {
+    let (ours, signatures) = (output(members)?, signatures(members));
+    let data = coordinate(members, &signatures, beacon)?;
     for member in members {
         if !shared {
-            output()?;
+            output(members)?;
         }
-        // Its update: signed here, checked by the coordinator.
-        let signature = member.secret_key().sign(&digest, &mut rng);
-        if !member.public_key().x_only().verify(&digest, &signature) {
-            return Err("a signature is wrong".into());
-        }
-        nonces.push(SecretNonce::generate(member.secret_key(), &ours, &mut rng));
+        check(member, beacon, &data)?;
     }
+    sign(members, &ours)
+}
+
+/// What the coordinator does, envelopes included. The members' part, without which there is nothing to add up, is done outside
+/// of `measure`.
+pub fn coordinator_floor<T>(
+    members: &[Identity],
+    beacon: &BeaconType,
+    measure: impl Fn(&mut dyn FnMut() -> Outcome<()>) -> Outcome<T>,
+) -> Outcome<T> {
+    let signatures = signatures(members);
+    let ours = output(members)?;
+    let (nonces, partials) = contributions(members, &ours)?;
+    let service = &members[0];
+    let mut rng = seeded(2).for_actor("envelopes");
+    measure(&mut || {
+        let ours = output(members)?;
+        coordinate(members, &signatures, beacon)?;
+        for (member, signature) in members.iter().zip(&signatures) {
+            for _ in 0..ENVELOPES {
+                verified(member, signature)?;
+                service.secret_key().sign(&DIGEST, &mut rng);
+            }
+        }
+        combine(&ours, &nonces, &partials)
+    })
+}
+
+fn output(members: &[Identity]) -> Outcome<BeaconOutput> {
+    let aggregation = Arc::new(KeyAggregation::new(members.iter().map(Identity::public_key))?);
+    let tree = ScriptTree::FallbackAndRecovery {
+        recovery_key: members[0].public_key().x_only(),
+        recovery_sequence: RecoverySequence::try_from(144)?,
+        fallback_threshold: None,
+    };
+    Ok(BeaconOutput::new(aggregation, Network::Regtest, &tree)?)
+}
+
+fn signatures(members: &[Identity]) -> Vec<Signature> {
+    let mut rng = seeded(1).for_actor("signatures");
+    members.iter().map(|member| member.secret_key().sign(&DIGEST, &mut rng)).collect()
+}
+
+fn verified(member: &Identity, signature: &Signature) -> Outcome<()> {
+    let valid = member.public_key().x_only().verify(&DIGEST, signature);
+    if valid { Ok(()) } else { Err("a signature is wrong".into()) }
+}
+
+/// Checks the updates and builds the data.
+fn coordinate(members: &[Identity], signatures: &[Signature], beacon: &BeaconType) -> Outcome<AggregatedData> {
+    for (member, signature) in members.iter().zip(signatures) {
+        verified(member, signature)?;
+    }
+    let slots: Slots =
+        members.iter().map(|member| (member.did().clone(), Some(DocumentHash::from_bytes(DIGEST)))).collect();
+    let registry = BeaconRegistry::default();
+    let beacon = registry.get(beacon).ok_or("no such beacon")?;
+    Ok(beacon.aggregate(&slots, &mut seeded(1).for_actor("beacon"))?.data)
+}
+
+/// What a member hashes to know the signal.
+fn check(member: &Identity, beacon: &BeaconType, data: &AggregatedData) -> Outcome<()> {
+    let data = data.for_member(member.did()).ok_or("no data for a member")?;
+    match &**data {
+        // As it came: reading it costs more than hashing it, and could be avoided.
+        BeaconData::Cas(map) => {
+            std::hint::black_box(sha256(&vec![b'a'; map.len() * ENTRY]));
+        }
+        data => {
+            let registry = BeaconRegistry::default();
+            let beacon = registry.get(beacon).ok_or("no such beacon")?;
+            beacon.verify(member.did(), Some(&DocumentHash::from_bytes(DIGEST)), data)?;
+        }
+    }
+    Ok(())
+}
+
+/// The length of an entry of a CAS map in canonical JSON: a DID and a hash in base64url, quotes, colon and comma.
+const ENTRY: usize = 70 + 43 + 6;
+
+/// What members contribute to the signature.
+fn contributions(members: &[Identity], ours: &BeaconOutput) -> Outcome<(Vec<PubNonce>, Vec<PartialSignature>)> {
+    let mut rng = seeded(1).for_actor("nonces");
+    let nonces: Vec<_> =
+        members.iter().map(|member| SecretNonce::generate(member.secret_key(), ours, &mut rng)).collect();
     let publics: Vec<PubNonce> =
         nonces.iter().map(|(_, public)| PubNonce::from_bytes(&public.0)).collect::<Result<_, _>>()?;
-    let aggregate = AggNonce::sum(&publics);
-    let said = Bytes(aggregate.serialize());
+    let said = Bytes(AggNonce::sum(&publics).serialize());
     let mut partials = Vec::new();
     for (member, (nonce, _)) in members.iter().zip(nonces) {
-        let partial = nonce.sign(member.secret_key(), &ours, &said, &digest)?;
+        let partial = nonce.sign(member.secret_key(), ours, &said, &DIGEST)?;
         partials.push(PartialSignature::from_slice(&partial.0)?);
     }
-    // Checks the signature that comes of it.
-    let context = ours.musig2_context();
-    let signature: CompactSignature = musig2::aggregate_partial_signatures(context, &aggregate, partials, digest)?;
+    Ok((publics, partials))
+}
+
+/// Checks the signature that comes of it.
+fn combine(ours: &BeaconOutput, nonces: &[PubNonce], partials: &[PartialSignature]) -> Outcome<()> {
+    let (context, nonce) = (ours.musig2_context(), AggNonce::sum(nonces));
+    let signature: CompactSignature =
+        musig2::aggregate_partial_signatures(context, &nonce, partials.iter().copied(), DIGEST)?;
     let signature = Signature::from_bytes(&signature.serialize());
-    if ours.output_key().verify(&digest, &signature) { Ok(()) } else { Err("the signature is wrong".into()) }
+    if ours.output_key().verify(&DIGEST, &signature) { Ok(()) } else { Err("the signature is wrong".into()) }
+}
+
+fn sign(members: &[Identity], ours: &BeaconOutput) -> Outcome<()> {
+    let (nonces, partials) = contributions(members, ours)?;
+    combine(ours, &nonces, &partials)
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// Bytes now; `None` where there is no `/proc`.
 pub fn resident() -> Option<u64> {
     resident_of(SELF)
@@ -31,13 +33,14 @@ pub fn forget_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// The time that all threads of this process have had on a processor, to a hundredth of a second: what others do on the
-/// machine does not count. `None` where there is no `/proc`.
-pub fn processor_time() -> Option<Duration> {
-    processor_time_of(SELF)
+/// The time that all threads of this process have had on a processor: what others do on the machine does not count.
+pub fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    // Neither is negative: it counts from the start of the process.
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
-/// The same of another process.
+/// The same of another process, to a hundredth of a second. `None` where there is no `/proc`.
 pub fn processor_time_of(process: &str) -> Option<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // Behind the program's name, which may hold anything: fields 14 and 15, in ticks of 1/100 s.

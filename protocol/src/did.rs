@@ -1,6 +1,6 @@
 //! did:btcr2 identifiers (specification, "Identifiers"): Bech32m over a version-and-network byte and the genesis bytes.
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Borrow, fmt, sync::Arc};
 
 use bech32::{Bech32m, Hrp, primitives::decode::CheckedHrpstring};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -192,6 +192,12 @@ impl Ord for Did {
 impl std::hash::Hash for Did {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         self.text.hash(state);
+    }
+}
+
+impl Borrow<str> for Did {
+    fn borrow(&self) -> &str {
+        &self.text
     }
 }
 

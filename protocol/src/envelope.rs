@@ -350,6 +350,14 @@ impl<'a> ParsedEnvelope<'a> {
         Message::from_json(self.message_json())
     }
 
+    /// As [`Self::message`], see [`Message::from_json_among`].
+    ///
+    /// # Errors
+    /// As [`Self::message`].
+    pub fn message_among(&self, known: &[&Did]) -> Result<Message, DecodeError> {
+        Message::from_json_among(self.message_json(), known)
+    }
+
     /// The `from` of the message, if it is a text.
     pub fn inner_from(&self) -> Option<&str> {
         self.unsigned["message"]["from"].as_str()

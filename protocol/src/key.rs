@@ -202,13 +202,13 @@ hex_serde!(Signature, |bytes: &[u8]| <&[u8; 64]>::try_from(bytes)
     .map(Signature::from_bytes)
     .map_err(|_| KeyError::NotAPoint));
 
-/// A secret key: never printed, never serialized, wiped when dropped.
-pub struct SecretKey(secp256k1::SecretKey);
+/// A secret key, with the public key that every signature needs: never printed, never serialized, wiped when dropped.
+pub struct SecretKey(Keypair);
 
 impl SecretKey {
     /// Parses 32 bytes.
     pub fn from_bytes(bytes: &[u8; 32]) -> Result<Self, KeyError> {
-        secp256k1::SecretKey::from_slice(bytes).map(Self).map_err(|_| KeyError::NotASecretKey)
+        Keypair::from_seckey_slice(SECP256K1, bytes).map(Self).map_err(|_| KeyError::NotASecretKey)
     }
 
     /// A fresh key from the caller's randomness.
@@ -225,33 +225,28 @@ impl SecretKey {
 
     /// The public key.
     pub fn public_key(&self) -> PublicKey {
-        PublicKey(self.0.public_key(SECP256K1))
+        PublicKey(self.0.public_key())
     }
 
     /// Signs a 32-byte digest (BIP-340, 32 bytes of auxiliary randomness).
     pub fn sign(&self, digest: &[u8; 32], rng: &mut dyn CryptoRng) -> Signature {
         let mut aux = Zeroizing::new([0u8; 32]);
         rng.fill_bytes(aux.as_mut());
-        let mut pair = Keypair::from_secret_key(SECP256K1, &self.0);
-        let signature = SECP256K1.sign_schnorr_with_aux_rand(&Message::from_digest(*digest), &pair, &aux);
-        pair.non_secure_erase();
-        Signature(signature)
+        Signature(SECP256K1.sign_schnorr_with_aux_rand(&Message::from_digest(*digest), &self.0, &aux))
     }
 
     /// Signs a 32-byte digest (ECDSA; the nonce follows from key and digest by RFC 6979, and S and R are low, so that no
     /// signature is longer than 70 bytes in DER).
     pub(crate) fn sign_ecdsa(&self, digest: &[u8; 32]) -> ecdsa::Signature {
-        SECP256K1.sign_ecdsa_low_r(&Message::from_digest(*digest), &self.0)
+        let mut key = self.0.secret_key();
+        let signature = SECP256K1.sign_ecdsa_low_r(&Message::from_digest(*digest), &key);
+        key.non_secure_erase();
+        signature
     }
 
     /// The secret key of the taproot output key that has this key as its internal key and no scripts (BIP-86).
     pub(crate) fn tap_tweaked(&self) -> Self {
-        let mut pair = Keypair::from_secret_key(SECP256K1, &self.0);
-        let mut tweaked = pair.tap_tweak(SECP256K1, None).to_keypair();
-        let key = Self(tweaked.secret_key());
-        pair.non_secure_erase();
-        tweaked.non_secure_erase();
-        key
+        Self(self.0.tap_tweak(SECP256K1, None).to_keypair())
     }
 
     /// Parses 64 hex characters.

@@ -24,6 +24,10 @@ use crate::{
 /// that was closed under it.
 const KEEP_ALIVE: Duration = Duration::from_secs(90);
 
+/// How much may wait to be written on a connection. Each keeps a buffer of about that size for as long as it lives, and one
+/// step of a round fills those of all members.
+const WRITE_BUFFER: usize = 4096;
+
 /// How long open requests may take to end when the program stops. Streams are closed before; what is open then for longer is
 /// idle, for the web server waits for connections that are kept alive too.
 const SHUTDOWN_SECS: u64 = 1;
@@ -127,8 +131,12 @@ impl Doors {
 fn bind(config: &ServeConfig, address: &str, server: &HttpServer) -> Result<(SocketAddr, Opening), ProgramError> {
     let mounted = server.clone();
     let app = move || App::new().configure(http::configure(&mounted)).default_service(http::not_found(&mounted));
-    let mut web =
-        WebServer::new(app).keep_alive(KEEP_ALIVE).shutdown_timeout(SHUTDOWN_SECS).disable_signals().workers(2);
+    let mut web = WebServer::new(app)
+        .keep_alive(KEEP_ALIVE)
+        .h1_write_buffer_size(WRITE_BUFFER)
+        .shutdown_timeout(SHUTDOWN_SECS)
+        .disable_signals()
+        .workers(2);
     let io_error = |error| ProgramError::Io { what: format!("listening on {address}"), error };
     web = match &config.tls {
         Some(tls) => web.bind_rustls_0_23(address, tls.load()?).map_err(io_error)?,

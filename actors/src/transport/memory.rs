@@ -167,7 +167,7 @@ impl Handler<Wire> for MemoryConnection {
     type Result = ();
 
     fn handle(&mut self, Wire { number, from, text }: Wire, ctx: &mut Self::Context) {
-        let delivery = match Message::from_json(&text) {
+        let delivery = match Message::from_json_among(&text, &[&from, &self.did]) {
             Ok(message) if message.from == from => Delivery::Message(message.into()),
             Ok(message) => {
                 let problem = format!("{} is not the sender", message.from);

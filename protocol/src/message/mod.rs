@@ -286,11 +286,19 @@ struct Header<'a> {
     kind: String,
     #[serde(default)]
     version: Value,
-    from: Did,
+    from: String,
     #[serde(default, deserialize_with = "bytes::present")]
-    to: Option<Did>,
+    to: Option<String>,
     #[serde(borrow)]
     body: &'a RawValue,
+}
+
+/// The DID `text` of `field`: one of the `known`, or parsed.
+fn did(field: &str, text: &str, known: &[&Did]) -> Result<Did, DecodeError> {
+    let known = known.iter().find(|did| did.as_str() == text);
+    known
+        .map_or_else(|| Did::parse(text), |did| Ok((*did).clone()))
+        .map_err(|error| DecodeError::field(field, error))
 }
 
 /// Keys of the body that the other implementation, which flattens it over the message, would take for the message's own.
@@ -346,6 +354,15 @@ impl Message {
     /// # Errors
     /// [`DecodeError`], naming the field that is wrong.
     pub fn from_json(text: &str) -> Result<Self, DecodeError> {
+        Self::from_json_among(text, &[])
+    }
+
+    /// As [`Self::from_json`]. `known` are DIDs that are likely to be the sender or the recipient: to parse one costs about as
+    /// much as to parse the rest of a short message.
+    ///
+    /// # Errors
+    /// As [`Self::from_json`].
+    pub fn from_json_among(text: &str, known: &[&Did]) -> Result<Self, DecodeError> {
         check_object("message", text)?;
         let mut deserializer = serde_json::Deserializer::from_str(text);
         let header: Header<'_> = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
@@ -353,6 +370,8 @@ impl Message {
             DecodeError::field(if path == "." { "message".to_owned() } else { path }, error.into_inner())
         })?;
         deserializer.end().map_err(|error| DecodeError::field("message", error))?;
+        let from = did("from", &header.from, known)?;
+        let to = header.to.map(|to| did("to", &to, known)).transpose()?;
         if header.version.as_f64() != Some(VERSION as f64) {
             return Err(DecodeError::Version(header.version.to_string()));
         }
@@ -368,7 +387,7 @@ impl Message {
         let body = Body::from_json(short_type, header.body)?;
         // What was received is what is hashed and forwarded, unknown fields included.
         let body = SharedBody::with_json(body, OnceLock::from(header.body.get().to_owned()));
-        Ok(Self { from: header.from, to: header.to, body })
+        Ok(Self { from, to, body })
     }
 
     /// The digest that stands for this message in a transcript: SHA-256 of the JCS bytes of

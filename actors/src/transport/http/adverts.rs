@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use actix_web::web::Bytes;
 use btcr2_aggregation_protocol::{
     did::Did,
     envelope::SealedEnvelope,
@@ -14,7 +13,7 @@ use rand_chacha::ChaCha20Rng;
 
 use super::{
     directory::Local,
-    stream::{EventStream, Events, event, heartbeat},
+    stream::{Event, EventStream, Events, event, heartbeat},
 };
 
 /// How many events, and bytes of them, a reader of adverts may be behind beyond what was live when it came.
@@ -58,7 +57,7 @@ impl Adverts {
         }
         let adverts: Vec<_> = self.live.values().filter_map(|(from, body)| sealed(from, body, now, rng)).collect();
         // Room for all that is live, and for some repeats while the client reads that.
-        let bytes: usize = adverts.iter().map(Bytes::len).sum();
+        let bytes: usize = adverts.iter().map(Event::len).sum();
         let (stream, events) = EventStream::open(2 * adverts.len() + READ_AHEAD, 2 * bytes + READ_AHEAD_BYTES);
         if adverts.into_iter().all(|advert| stream.send(advert)) {
             self.streams.push(stream);
@@ -75,7 +74,7 @@ impl Adverts {
     }
 }
 
-fn sealed(from: &Local, body: &SharedBody, now: Timestamp, rng: &mut ChaCha20Rng) -> Option<Bytes> {
+fn sealed(from: &Local, body: &SharedBody, now: Timestamp, rng: &mut ChaCha20Rng) -> Option<Event> {
     let message = Message::new(from.identity.did().clone(), None, body.clone());
     let envelope = SealedEnvelope::seal_with_rng(&message, from.identity.secret_key(), now, rng).ok()?;
     Some(event("advert", None, &envelope))

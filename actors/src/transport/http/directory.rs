@@ -55,8 +55,7 @@ impl Directory {
     }
 
     pub(super) fn local(&self, did: &str) -> Option<Arc<Local>> {
-        let did = Did::parse(did).ok()?;
-        self.read().local.get(&did).cloned()
+        self.read().local.get(did).cloned()
     }
 
     /// The key that `did` proves: in itself, or by a genesis document that was seen.

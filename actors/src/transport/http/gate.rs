@@ -53,7 +53,8 @@ impl Gate {
         if let Some(key) = new_key {
             self.directory.remember_stranger(&from, key);
         }
-        Ok(Admitted { from, to, message: envelope.message() })
+        let message = envelope.message_among(&[&from, to.identity.did()]);
+        Ok(Admitted { from, to, message })
     }
 
     /// `POST /v1/adverts`: only identities that live here advertise here.
@@ -66,7 +67,7 @@ impl Gate {
         let (from, _) = self.authenticate(&envelope, now).await?;
         let local = self.directory.local(from.as_str()).ok_or(Refusal::NotAnActor)?;
         check_inner(&envelope)?;
-        Ok((local, envelope.message()))
+        Ok((local, envelope.message_among(&[&from])))
     }
 
     /// `GET /v1/actors/{did}/inbox`: only its owner opens an inbox.

@@ -20,7 +20,7 @@ use rand_chacha::ChaCha20Rng;
 use super::{
     config::HttpConfig,
     directory::Local,
-    stream::{EventStream, event, heartbeat},
+    stream::{Event, EventStream, event, heartbeat},
     waiting::{InboxStore, Waiting},
 };
 use crate::{runtime::Clock, supervisor::EndGuard};
@@ -136,7 +136,7 @@ impl InboxActor {
     }
 
     /// The event of a message, signed at this moment: a receiver refuses what was signed a minute ago.
-    fn event(&mut self, id: u64, from: &Local, body: &SharedBody) -> Option<actix_web::web::Bytes> {
+    fn event(&mut self, id: u64, from: &Local, body: &SharedBody) -> Option<Event> {
         let message = Message::new(from.identity.did().clone(), Some(self.owner.clone()), body.clone());
         let key = from.identity.secret_key();
         match SealedEnvelope::seal_with_rng(&message, key, self.clock.now(), &mut self.rng) {

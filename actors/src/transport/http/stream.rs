@@ -1,50 +1,87 @@
 //! Server-sent events: how an envelope becomes one, and the streams that carry them.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    borrow::Cow,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use actix_web::web::Bytes;
-use btcr2_aggregation_protocol::envelope::SealedEnvelope;
+use btcr2_aggregation_protocol::{envelope::SealedEnvelope, message::SharedBody};
 use tokio::sync::mpsc;
 
-/// The event that carries `envelope`. The envelope's text has no line breaks of ours; a forwarded body's become spaces of
-/// `data:` lines, which a parser joins again.
-pub(super) fn event(name: &str, id: Option<u64>, envelope: &SealedEnvelope) -> Bytes {
-    let pieces = envelope.pieces();
-    let mut text = Vec::with_capacity(envelope.byte_len() + 64);
-    if let Some(id) = id {
-        text.extend_from_slice(format!("id: {id}\n").as_bytes());
+/// The most bytes that are written at once. A connection copies them into a buffer of its own and keeps that for as long as it
+/// lives, so with a thousand streams this counts a thousand times.
+const PIECE: usize = 4_000;
+
+/// An event as it goes over the wire. All events that carry one body share its text.
+#[derive(Clone)]
+pub(super) struct Event([Bytes; 3]);
+
+impl Event {
+    pub(super) fn len(&self) -> usize {
+        self.0.iter().map(Bytes::len).sum()
     }
-    text.extend_from_slice(format!("event: {name}\ndata: ").as_bytes());
-    for piece in pieces {
-        if piece.contains(['\n', '\r']) {
-            // A line break between JSON tokens means nothing, and within a string JSON has none.
-            text.extend(piece.bytes().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }));
-        } else {
-            text.extend_from_slice(piece.as_bytes());
-        }
+
+    /// Takes off what is written next.
+    fn next_piece(&mut self) -> Option<Bytes> {
+        let rest = self.0.iter_mut().find(|rest| !rest.is_empty())?;
+        Some(rest.split_to(rest.len().min(PIECE)))
     }
-    text.extend_from_slice(b"\n\n");
-    Bytes::from(text)
+}
+
+/// A body's text, as what [`Bytes`] can share.
+struct Text(SharedBody);
+
+impl AsRef<[u8]> for Text {
+    fn as_ref(&self) -> &[u8] {
+        self.0.json().as_bytes()
+    }
+}
+
+/// The event that carries `envelope`.
+pub(super) fn event(name: &str, id: Option<u64>, envelope: &SealedEnvelope) -> Event {
+    let id = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
+    let head = format!("{id}event: {name}\ndata: {}", envelope.head);
+    let body = on_one_line(envelope.body.json());
+    let tail = format!("{}\n\n", envelope.tail);
+    if head.len() + body.len() + tail.len() <= PIECE {
+        return Event([Bytes::from([&head, &*body, &tail].concat()), Bytes::new(), Bytes::new()]);
+    }
+    let body = match body {
+        Cow::Borrowed(_) => Bytes::from_owner(Text(envelope.body.clone())),
+        Cow::Owned(body) => Bytes::from(body),
+    };
+    Event([Bytes::from(head), body, Bytes::from(tail)])
+}
+
+/// The text of a body without line breaks, as an event's line must be. Ours have none; those of a body that was received and
+/// is forwarded become spaces: between JSON tokens they mean nothing, and within a string JSON has none.
+fn on_one_line(body: &str) -> Cow<'_, str> {
+    // Without a branch for each byte, for a body may be long and is looked at for each of its recipients.
+    let broken = body.bytes().fold(false, |broken, byte| broken | (byte == b'\n') | (byte == b'\r'));
+    if broken { Cow::Owned(body.replace(['\n', '\r'], " ")) } else { Cow::Borrowed(body) }
 }
 
 /// A comment: it keeps proxies from closing a quiet stream, and shows who has gone.
-pub(super) fn heartbeat() -> Bytes {
-    Bytes::from_static(b": heartbeat\n\n")
+pub(super) fn heartbeat() -> Event {
+    Event([Bytes::from_static(b": heartbeat\n\n"), Bytes::new(), Bytes::new()])
 }
 
 /// The sending side of one client's stream.
 pub(super) struct EventStream {
-    events: mpsc::Sender<Bytes>,
+    events: mpsc::Sender<Event>,
     queued: Arc<AtomicUsize>,
     most_bytes: usize,
 }
 
 /// The client's side.
 pub(super) struct Events {
-    events: mpsc::Receiver<Bytes>,
+    events: mpsc::Receiver<Event>,
+    /// What is left to write of the event that was taken last.
+    current: Option<Event>,
     queued: Arc<AtomicUsize>,
 }
 
@@ -53,11 +90,14 @@ impl EventStream {
     pub(super) fn open(capacity: usize, most_bytes: usize) -> (Self, Events) {
         let (sender, receiver) = mpsc::channel(capacity);
         let queued = Arc::new(AtomicUsize::new(0));
-        (Self { events: sender, queued: Arc::clone(&queued), most_bytes }, Events { events: receiver, queued })
+        (
+            Self { events: sender, queued: Arc::clone(&queued), most_bytes },
+            Events { events: receiver, current: None, queued },
+        )
     }
 
     /// Whether the client still reads and has kept up. One that has not is closed, and comes back for what it missed.
-    pub(super) fn send(&self, event: Bytes) -> bool {
+    pub(super) fn send(&self, event: Event) -> bool {
         let bytes = event.len();
         let before = self.queued.fetch_add(bytes, Ordering::Relaxed);
         (before == 0 || before.saturating_add(bytes) <= self.most_bytes) && self.events.try_send(event).is_ok()
@@ -70,9 +110,79 @@ impl EventStream {
 }
 
 impl Events {
+    /// The next piece to write.
     pub(super) async fn next(&mut self) -> Option<Bytes> {
-        let event = self.events.recv().await?;
-        self.queued.fetch_sub(event.len(), Ordering::Relaxed);
-        Some(event)
+        loop {
+            if let Some(piece) = self.current.as_mut().and_then(Event::next_piece) {
+                return Some(piece);
+            }
+            let event = self.events.recv().await?;
+            self.queued.fetch_sub(event.len(), Ordering::Relaxed);
+            self.current = Some(event);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use btcr2_aggregation_protocol::{
+        identity::Identity, key::SecretKey, message::Message, network::Network, time::Timestamp,
+    };
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::runtime::Randomness;
+
+    const ID: &str = "00000000-0000-4000-8000-000000000001";
+
+    /// An envelope whose body has a reason of this length, written as `body` says.
+    fn envelope(reason: usize, body: impl Fn(&str) -> String) -> SealedEnvelope {
+        let mut rng = Randomness::System.for_actor("test");
+        let me = Identity::from_key(SecretKey::generate(&mut rng), Network::Regtest);
+        let body = body(&format!(r#""cohortId":"{ID}","code":"FAILED","atFault":false,"reason":"{}""#, "x".repeat(reason)));
+        let text = format!(
+            r#"{{"type":"https://btcr2.dev/aggregation/control/cohort_ended","version":1,"from":"{}","body":{body}}}"#,
+            me.did()
+        );
+        let message = Message::from_json(&text).expect("a message");
+        SealedEnvelope::seal_with_rng(&message, me.secret_key(), Timestamp::from_secs(1), &mut rng).expect("sealed")
+    }
+
+    fn pieces(event: &Event) -> Vec<Bytes> {
+        let (stream, mut events) = EventStream::open(1, usize::MAX);
+        assert!(stream.send(event.clone()));
+        drop(stream);
+        std::iter::from_fn(|| events.next().now_or_never().expect("nothing to wait for")).collect()
+    }
+
+    #[test]
+    fn an_event_is_written_in_pieces_that_are_its_text() {
+        for reason in [1, PIECE, 10 * PIECE] {
+            let envelope = envelope(reason, |fields| format!("{{{fields}}}"));
+            let event = event("message", Some(7), &envelope);
+            let pieces = pieces(&event);
+            assert!(pieces.iter().all(|piece| piece.len() <= PIECE), "{reason}");
+            let expected = format!("id: 7\nevent: message\ndata: {}\n\n", envelope.to_json());
+            assert_eq!(pieces.concat(), expected.as_bytes(), "{reason}");
+            assert_eq!(event.len(), expected.len());
+        }
+    }
+
+    #[test]
+    fn the_events_of_one_body_share_its_text() {
+        let envelope = envelope(2 * PIECE, |fields| format!("{{{fields}}}"));
+        let Event([_, body, _]) = event("message", Some(1), &envelope);
+        assert_eq!(body.as_ptr(), envelope.body.json().as_ptr());
+    }
+
+    #[test]
+    fn a_forwarded_body_has_no_line_breaks_in_its_event() {
+        for reason in [1, 2 * PIECE] {
+            let envelope = envelope(reason, |fields| format!("{{\r\n{fields}\n}}"));
+            let text = String::from_utf8(pieces(&event("advert", None, &envelope)).concat()).expect("UTF-8");
+            let data = text.strip_prefix("event: advert\ndata: ").and_then(|rest| rest.strip_suffix("\n\n"));
+            assert!(data.is_some_and(|data| !data.contains(['\n', '\r'])), "{text}");
+            assert_eq!(text.matches("reason").count(), 1);
+        }
     }
 }

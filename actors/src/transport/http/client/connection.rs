@@ -284,7 +284,7 @@ impl HttpConnection {
         if !envelope.sender_matches() {
             return Err(wrong(format!("an envelope of {from} holds somebody else's message")));
         }
-        Ok(match envelope.message() {
+        Ok(match envelope.message_among(&[&from, self.identity.did()]) {
             Ok(message) => Delivery::Message(message.into()),
             Err(error) => Delivery::Undecodable { from, error },
         })

@@ -2,12 +2,13 @@
 //!
 //! Three actors do this, for three machines; what they share is here, once.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, num::NonZero, sync::Arc, time::Duration};
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, SpawnHandle, WrapFuture, fut};
 use btcr2_aggregation_protocol::{error::Reject, machine::Machine, time::Timestamp};
 use futures::FutureExt;
 use rand_chacha::ChaCha20Rng;
+use tokio::sync::Semaphore;
 
 use crate::{
     fence::Held,
@@ -15,6 +16,13 @@ use crate::{
     runtime::Clock,
     transport::Receipt,
 };
+
+thread_local! {
+    /// As many heavy decisions are made at once as there are processors: more would only hold more threads and their memory.
+    /// Of each arbiter's own: under a paused clock, time must not pass for one that waits for another.
+    static PROCESSORS: Arc<Semaphore> =
+        Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, NonZero::get)));
+}
 
 /// A machine with what it takes to drive it.
 pub(crate) struct Engine<M: Machine> {
@@ -163,12 +171,18 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
             };
             if Self::is_heavy(&engine.machine, &input) {
                 let machine = Arc::clone(&engine.machine);
-                let decided = actix_rt::task::spawn_blocking(move || {
-                    let decided = machine.decide(now, &input, &mut rng);
-                    // Released before the answer: `apply` needs the machine alone, or it would have to copy it.
-                    drop(machine);
-                    (decided, rng)
-                });
+                let processors = PROCESSORS.with(Arc::clone);
+                let decided = async move {
+                    // Nobody closes it.
+                    let _permit = processors.acquire().await.ok();
+                    actix_rt::task::spawn_blocking(move || {
+                        let decided = machine.decide(now, &input, &mut rng);
+                        // Released before the answer: `apply` needs the machine alone, or it would have to copy it.
+                        drop(machine);
+                        (decided, rng)
+                    })
+                    .await
+                };
                 // Nothing else happens to this actor meanwhile; its neighbours on the arbiter go on.
                 ctx.wait(decided.into_actor(self).map(|joined, actor, ctx| {
                     // A panic while deciding is a panic of this actor: its supervisor is to know.

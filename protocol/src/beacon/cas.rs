@@ -19,9 +19,11 @@ use crate::{
 ///
 /// Keys stay text. A member looks up one of them, its own; parsing the other members' keys as curve points would cost it more
 /// than all of its other checks together. Nothing here vouches for the keys but the hash over all of them.
+///
+/// Cheap to clone: a member has it in the message, in its journal and in what it keeps of the round.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct CasAnnouncement(BTreeMap<String, DocumentHash>);
+pub struct CasAnnouncement(Arc<BTreeMap<String, DocumentHash>>);
 
 impl CasAnnouncement {
     /// The update hash announced for `did`.
@@ -69,7 +71,7 @@ impl CasAnnouncement {
 
 impl FromIterator<(String, DocumentHash)> for CasAnnouncement {
     fn from_iter<I: IntoIterator<Item = (String, DocumentHash)>>(entries: I) -> Self {
-        Self(entries.into_iter().collect())
+        Self(Arc::new(entries.into_iter().collect()))
     }
 }
 

@@ -181,6 +181,7 @@ pub struct SharedBody(Arc<Shared>);
 struct Shared {
     body: Body,
     json: OnceLock<String>,
+    one_line: OnceLock<bool>,
     digests: OnceLock<Digests>,
 }
 
@@ -196,12 +197,17 @@ struct Digests {
 
 impl SharedBody {
     fn with_json(body: Body, json: OnceLock<String>) -> Self {
-        Self(Arc::new(Shared { body, json, digests: OnceLock::new() }))
+        Self(Arc::new(Shared { body, json, one_line: OnceLock::new(), digests: OnceLock::new() }))
     }
 
     /// The body's JSON text: as it was received, or as we write it.
     pub fn json(&self) -> &str {
         self.0.json.get_or_init(|| self.0.body.to_json())
+    }
+
+    /// Whether the JSON text is without line breaks: always, unless it was received with them.
+    pub fn is_on_one_line(&self) -> bool {
+        *self.0.one_line.get_or_init(|| !self.json().contains(['\n', '\r']))
     }
 
     /// Where the signed bytes of an envelope from `from` with this body stand after sender and body (wire format,

@@ -16,11 +16,16 @@ use tokio::sync::mpsc;
 /// lives, so with a thousand streams this counts a thousand times.
 const PIECE: usize = 4_000;
 
-/// An event as it goes over the wire. All events that carry one body share its text.
+/// An event as it goes over the wire. All events that carry one body share its text. Boxed, for a stream has room for some
+/// dozens of them from its beginning.
 #[derive(Clone)]
-pub(super) struct Event([Bytes; 3]);
+pub(super) struct Event(Box<[Bytes; 3]>);
 
 impl Event {
+    fn of(pieces: [Bytes; 3]) -> Self {
+        Self(Box::new(pieces))
+    }
+
     pub(super) fn len(&self) -> usize {
         self.0.iter().map(Bytes::len).sum()
     }
@@ -45,29 +50,31 @@ impl AsRef<[u8]> for Text {
 pub(super) fn event(name: &str, id: Option<u64>, envelope: &SealedEnvelope) -> Event {
     let id = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
     let head = format!("{id}event: {name}\ndata: {}", envelope.head);
-    let body = on_one_line(envelope.body.json());
+    let body = on_one_line(&envelope.body);
     let tail = format!("{}\n\n", envelope.tail);
     if head.len() + body.len() + tail.len() <= PIECE {
-        return Event([Bytes::from([&head, &*body, &tail].concat()), Bytes::new(), Bytes::new()]);
+        return Event::of([Bytes::from([&head, &*body, &tail].concat()), Bytes::new(), Bytes::new()]);
     }
     let body = match body {
         Cow::Borrowed(_) => Bytes::from_owner(Text(envelope.body.clone())),
         Cow::Owned(body) => Bytes::from(body),
     };
-    Event([Bytes::from(head), body, Bytes::from(tail)])
+    Event::of([Bytes::from(head), body, Bytes::from(tail)])
 }
 
-/// The text of a body without line breaks, as an event's line must be. Ours have none; those of a body that was received and
-/// is forwarded become spaces: between JSON tokens they mean nothing, and within a string JSON has none.
-fn on_one_line(body: &str) -> Cow<'_, str> {
-    // Without a branch for each byte, for a body may be long and is looked at for each of its recipients.
-    let broken = body.bytes().fold(false, |broken, byte| broken | (byte == b'\n') | (byte == b'\r'));
-    if broken { Cow::Owned(body.replace(['\n', '\r'], " ")) } else { Cow::Borrowed(body) }
+/// The text of a body without line breaks, as an event's line must be. Those of a body that was received and is forwarded become
+/// spaces: between JSON tokens they mean nothing, and within a string JSON has none.
+fn on_one_line(body: &SharedBody) -> Cow<'_, str> {
+    if body.is_on_one_line() {
+        Cow::Borrowed(body.json())
+    } else {
+        Cow::Owned(body.json().replace(['\n', '\r'], " "))
+    }
 }
 
 /// A comment: it keeps proxies from closing a quiet stream, and shows who has gone.
 pub(super) fn heartbeat() -> Event {
-    Event([Bytes::from_static(b": heartbeat\n\n"), Bytes::new(), Bytes::new()])
+    Event::of([Bytes::from_static(b": heartbeat\n\n"), Bytes::new(), Bytes::new()])
 }
 
 /// The sending side of one client's stream.
@@ -139,7 +146,10 @@ mod tests {
     fn envelope(reason: usize, body: impl Fn(&str) -> String) -> SealedEnvelope {
         let mut rng = Randomness::System.for_actor("test");
         let me = Identity::from_key(SecretKey::generate(&mut rng), Network::Regtest);
-        let body = body(&format!(r#""cohortId":"{ID}","code":"FAILED","atFault":false,"reason":"{}""#, "x".repeat(reason)));
+        let body = body(&format!(
+            r#""cohortId":"{ID}","code":"FAILED","atFault":false,"reason":"{}""#,
+            "x".repeat(reason)
+        ));
         let text = format!(
             r#"{{"type":"https://btcr2.dev/aggregation/control/cohort_ended","version":1,"from":"{}","body":{body}}}"#,
             me.did()
@@ -171,7 +181,8 @@ mod tests {
     #[test]
     fn the_events_of_one_body_share_its_text() {
         let envelope = envelope(2 * PIECE, |fields| format!("{{{fields}}}"));
-        let Event([_, body, _]) = event("message", Some(1), &envelope);
+        let event = event("message", Some(1), &envelope);
+        let [_, body, _] = &*event.0;
         assert_eq!(body.as_ptr(), envelope.body.json().as_ptr());
     }
 

@@ -9,7 +9,7 @@ use super::{CohortTerms, ServiceEffect, rules::TimedPhase};
 use bitcoin::{Amount, Transaction};
 
 use crate::{
-    beacon::Aggregation,
+    beacon::{Aggregation, Slots},
     cohort::{
         Member,
         event::{CohortFailure, ServiceEvent},
@@ -20,7 +20,6 @@ use crate::{
     output::BeaconOutput,
     signing::{Signed, SigningTask, SigningTerms},
     time::Timestamp,
-    update::SignedUpdate,
 };
 
 /// Whether a candidate is a member.
@@ -85,8 +84,8 @@ impl Formed {
 /// The filled slots and what they aggregate to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Aggregated {
-    /// Each member's update, `None` for one that declined.
-    pub slots: BTreeMap<Did, Option<SignedUpdate>>,
+    /// The hash of each member's update, `None` for one that declined.
+    pub slots: Slots,
     /// The signal and each member's data.
     pub aggregation: Arc<Aggregation>,
 }
@@ -100,7 +99,7 @@ pub enum Phase {
     /// Advertised: participants opt in, the operator admits.
     Enrolling(Enrolling),
     /// Formed: members submit or decline.
-    CollectingUpdates { formed: Arc<Formed>, slots: BTreeMap<Did, Option<SignedUpdate>>, deadline: Timestamp },
+    CollectingUpdates { formed: Arc<Formed>, slots: Slots, deadline: Timestamp },
     /// Aggregated: members check their slots.
     Validating { formed: Arc<Formed>, aggregated: Arc<Aggregated>, approvals: BTreeSet<Did>, deadline: Timestamp },
     /// Approved by every member: the operator provides the transaction.
@@ -175,7 +174,7 @@ impl Phase {
     }
 
     /// The slots filled so far.
-    pub(super) fn slots(&self) -> Option<&BTreeMap<Did, Option<SignedUpdate>>> {
+    pub(super) fn slots(&self) -> Option<&Slots> {
         match self {
             Self::CollectingUpdates { slots, .. } => Some(slots),
             other => other.aggregated().map(|aggregated| &aggregated.slots),
@@ -262,12 +261,12 @@ impl Phase {
                     .collect();
                 *self = Self::CollectingUpdates {
                     formed: Arc::new(Formed { members, output: output.clone() }),
-                    slots: BTreeMap::new(),
+                    slots: Slots::new(),
                     deadline: deadline_from(TimedPhase::Updates, *at),
                 };
             }
             (ServiceEvent::UpdateReceived { did, update, .. }, Self::CollectingUpdates { slots, .. }) => {
-                slots.insert(did.clone(), Some(update.clone()));
+                slots.insert(did.clone(), Some(*update.hash()));
             }
             (ServiceEvent::UpdateDeclined { did, .. }, Self::CollectingUpdates { slots, .. }) => {
                 slots.insert(did.clone(), None);

@@ -6,7 +6,6 @@ use rand_core::CryptoRng;
 
 use super::{ServiceCohort, phase::Phase};
 use crate::{
-    beacon::Slots,
     cohort::{
         Member,
         event::{CohortFailure, ServiceEvent},
@@ -14,6 +13,7 @@ use crate::{
     did::Did,
     document,
     error::{Reject, RejectCode, Slot},
+    hash::DocumentHash,
     message::{Message, update::SubmitUpdate},
     time::Timestamp,
     update::{SignedUpdate, UpdateContext, UpdateError, verify_update},
@@ -37,15 +37,15 @@ impl ServiceCohort {
             return Err(Reject::new(RejectCode::UpdateTooLarge, from, detail));
         }
         if let Some(filled) = self.phase.slots().and_then(|slots| slots.get(from)) {
-            return self.on_filled_slot(from, filled.as_ref() == Some(&update));
+            return self.on_filled_slot(from, filled.as_ref() == Some(update.hash()));
         }
         if !matches!(self.phase, Phase::CollectingUpdates { .. }) {
             return Err(Reject::new(RejectCode::WrongPhase, from, "the cohort collects no updates now"));
         }
         verify(member, &update)?;
-        let received =
-            ServiceEvent::UpdateReceived { did: from.clone(), update: update.clone(), digest: message.digest() };
-        Ok(self.with_aggregation(now, received, (from, Some(update)), rng))
+        let hash = *update.hash();
+        let received = ServiceEvent::UpdateReceived { did: from.clone(), update, digest: message.digest() };
+        Ok(self.with_aggregation(now, received, (from, Some(hash)), rng))
     }
 
     pub(super) fn on_decline(
@@ -79,7 +79,7 @@ impl ServiceCohort {
         &self,
         now: Timestamp,
         event: ServiceEvent,
-        (did, update): (&Did, Option<SignedUpdate>),
+        (did, slot): (&Did, Option<DocumentHash>),
         rng: &mut dyn CryptoRng,
     ) -> Vec<ServiceEvent> {
         let mut events = vec![event];
@@ -87,16 +87,15 @@ impl ServiceCohort {
         if slots.len() + 1 < formed.members.len() {
             return events;
         }
-        let mut hashes: Slots =
-            slots.iter().map(|(did, update)| (did.clone(), update.as_ref().map(|u| *u.hash()))).collect();
-        hashes.insert(did.clone(), update.map(|update| *update.hash()));
+        let mut slots = slots.clone();
+        slots.insert(did.clone(), slot);
         let beacon_type = &self.config.terms.conditions.beacon_type;
         let aggregation = self
             .config
             .beacons
             .get(beacon_type)
             .ok_or_else(|| format!("beacon type {beacon_type} is not registered"))
-            .and_then(|beacon| beacon.aggregate(&hashes, rng).map_err(|error| error.to_string()));
+            .and_then(|beacon| beacon.aggregate(&slots, rng).map_err(|error| error.to_string()));
         match aggregation {
             Ok(aggregation) => {
                 events.push(ServiceEvent::UpdatesAggregated { at: now, aggregation: Arc::new(aggregation) });

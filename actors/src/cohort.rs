@@ -35,6 +35,7 @@ use crate::{
     recovery::{self, Restarts},
     service::{FormAgain, ServiceShared},
     signing::{FaultFound, Life, Session, SessionMessage, SigningEnded, SigningSessionActor},
+    span,
     supervisor::{End, EndGuard},
     transport::{Outbound, Received},
 };
@@ -148,7 +149,7 @@ impl CohortActor {
         guard: EndGuard,
     ) -> (Addr<Self>, Hold) {
         let hold = Hold::default();
-        let address = Self::create(|ctx| {
+        let address = span::start_in(span::cohort(beginning.cohort_id()), |ctx| {
             // Before it has started: what is handed over until then is no less.
             ctx.set_mailbox_capacity(MAILBOX);
             Self::new(beginning, shared, outbound, successors, hold.held(), guard)
@@ -266,7 +267,8 @@ impl CohortActor {
                 let guard = EndGuard::new(move |end| gone.do_send(SessionGone(end)));
                 let cohort = ctx.address();
                 let outbound = actor.outbound.clone();
-                actor.session = Some(Session::start(|held| {
+                let task_of_it = Arc::clone(&task);
+                actor.session = Some(Session::start(&task_of_it, |held| {
                     let life = Life { facts: &facts, was_down };
                     SigningSessionActor::new(task, life, &actor.shared, outbound, cohort, held, guard)
                 }));

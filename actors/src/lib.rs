@@ -29,6 +29,7 @@ pub mod runtime;
 pub mod service;
 mod settings;
 mod signing;
+mod span;
 pub mod state;
 pub mod supervisor;
 pub mod transport;

@@ -46,6 +46,7 @@ use crate::{
     recovery::{RestartIntensity, Restarts},
     remembered::Remembered,
     runtime::{Clock, Randomness},
+    span,
     supervisor::EndGuard,
     transport::{
         Delivery, Outbound, Received, Transport,
@@ -286,6 +287,7 @@ impl AggregationService {
     }
 
     fn reject(&self, cohort_id: Option<&CohortId>, reject: &Reject) {
+        let _cohort = cohort_id.map(|cohort_id| span::cohort(cohort_id).entered());
         self.shared.notices.publish(ServiceNotice::rejected(cohort_id, reject));
     }
 
@@ -320,6 +322,7 @@ impl AggregationService {
     /// Opens the cohort that takes another one's place.
     fn form_again(&mut self, terms: &CohortTerms, ctx: &Context<Self>) {
         let cohort_id = terms.cohort_id.clone();
+        let _cohort = span::cohort(&cohort_id).entered();
         match self.open(terms.clone(), ctx) {
             Ok(_) => {
                 let Lineage { predecessor, invited, excluded, .. } = &terms.lineage;
@@ -435,6 +438,7 @@ impl Handler<Delivery> for AggregationService {
             Delivery::Undeliverable { to, body, reason } => {
                 let cohort_id = body.cohort_id().clone();
                 let kind = body.short_type();
+                let _cohort = span::cohort(&cohort_id).entered();
                 return self.shared.notices.publish(ServiceNotice::MessageUndelivered {
                     cohort_id,
                     to,

@@ -23,6 +23,7 @@ use crate::{
     notice::{Notices, ServiceNotice},
     recovery,
     service::ServiceShared,
+    span,
     supervisor::EndGuard,
     transport::{Outbound, Received},
 };
@@ -55,10 +56,10 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Starts the session that `build` makes.
-    pub(crate) fn start(build: impl FnOnce(Held) -> SigningSessionActor) -> Self {
+    /// Starts the session that `build` makes, of this task.
+    pub(crate) fn start(task: &SigningTask, build: impl FnOnce(Held) -> SigningSessionActor) -> Self {
         let hold = Hold::default();
-        let address = SigningSessionActor::create(|ctx| {
+        let address = span::start_in(span::signing(&task.cohort_id, &task.session_id), |ctx| {
             // Before it has started: what is handed over until then is no less.
             ctx.set_mailbox_capacity(MAILBOX);
             build(hold.held())

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     runtime::{Clock, Randomness},
+    span,
     supervisor::{End, EndGuard},
     transport::is_for_a_member,
 };
@@ -137,7 +138,8 @@ impl Hub {
         let guard = EndGuard::new(move |end| hub.do_send(InboxGone { owner: did, number, end }));
         let rng = self.randomness.for_actor(&format!("http inbox {owner} {number}"));
         let (config, shared) = (Arc::clone(&self.config), self.shared.clone());
-        let inbox = InboxActor::new(owner.clone(), config, self.clock, rng, number, shared, guard).start();
+        let inbox = InboxActor::new(owner.clone(), config, self.clock, rng, number, shared, guard);
+        let inbox = span::start_in(span::inbox(owner), |_| inbox);
         let held = Held { inbox: inbox.clone(), number, written_to: write };
         self.inboxes.insert(owner.clone(), held);
         Some(inbox)

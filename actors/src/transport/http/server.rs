@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     runtime::{Clock, Randomness},
+    span,
     supervisor::EndGuard,
     transport::{ConnectError, Delivery, Disconnected, Outbound, Transport, is_for_a_member},
 };
@@ -133,7 +134,8 @@ impl Transport for HttpServer {
             local.ok_or_else(|| ConnectError("another connection has taken the identity's place".to_owned()))?;
         self.0.hub.do_send(Arrived(Arc::clone(&local)));
         let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
-        Ok(Endpoint { server: self.clone(), local, _guard: guard }.start().recipient())
+        let endpoint = Endpoint { server: self.clone(), local, _guard: guard };
+        Ok(span::start_in(span::connection("http", identity.did()), |_| endpoint).recipient())
     }
 
     fn introduce(&self, did: &Did, genesis_document: &Value) {

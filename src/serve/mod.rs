@@ -25,6 +25,7 @@ pub use self::{
 };
 use crate::{
     actors::{
+        load::Load,
         notice::Notices,
         recovery::RestartIntensity,
         runtime::{Clock, Randomness},
@@ -240,6 +241,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         clock,
         randomness: Randomness::System,
         notices,
+        load: Load::default(),
         bans: keeping.bans(),
         restarts: RestartIntensity::default(),
         retention: keeping.retention(),

@@ -11,7 +11,7 @@ use btcr2_aggregation_protocol::{
 
 use tracing::Instrument;
 
-use super::{AggregationService, ArchiveCohort, Place, Retention, TellEnds};
+use super::{AggregationService, ArchiveCohort, Retention, TellEnds, place::Place};
 use crate::{
     cohort::{Beginning, CohortActor, How},
     journal::{Journal, JournalError, StreamKind},

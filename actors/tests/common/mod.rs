@@ -18,6 +18,7 @@ use bitcoin::{Amount, FeeRate, OutPoint, Txid, hashes::Hash};
 use btcr2_aggregation_actors::{
     bans::{BanBook, DefaultBans},
     journal::{Journal, MemoryJournal},
+    load::Load,
     notice::{CohortResult, Notices, ParticipantNotice, ServiceNotice},
     participant::{ParticipantActor, ParticipantSettings},
     policy::{FundedTransaction, ParticipantPolicy, PolicyError, ServicePolicy, TransactionRequest, UpdateRequest},
@@ -413,6 +414,7 @@ impl World {
             clock: self.clock,
             randomness: randomness(name),
             notices: Notices::new(NOTICES),
+            load: Load::default(),
             bans: BanBook::in_memory(Arc::new(DefaultBans)),
             restarts: RestartIntensity::default(),
             retention: Retention::UntilArchived,

@@ -71,6 +71,8 @@ pub enum ServiceNotice {
     DataDistributed { cohort_id: CohortId, signal: SignalBytes },
     /// A member gave its verdict.
     ValidationReceived { cohort_id: CohortId, participant: Did, approved: bool },
+    /// All members approve: the operator is asked for the transaction.
+    ValidationComplete { cohort_id: CohortId },
     /// The operator could not provide the transaction yet.
     TransactionDeferred { cohort_id: CohortId, reason: String },
     /// The members are asked for nonces.

@@ -77,6 +77,7 @@ impl Driven for CohortActor {
             ServiceEvent::ValidationReceived { did, approved, .. } => {
                 ServiceNotice::ValidationReceived { cohort_id, participant: did.clone(), approved: *approved }
             }
+            ServiceEvent::ValidationCompleted { .. } => ServiceNotice::ValidationComplete { cohort_id },
             ServiceEvent::TransactionDeferred { reason, .. } => {
                 ServiceNotice::TransactionDeferred { cohort_id, reason: reason.clone() }
             }
@@ -102,7 +103,6 @@ impl Driven for CohortActor {
             // The session announces its own start.
             ServiceEvent::SigningStarted { .. }
             | ServiceEvent::AdvertRepeated { .. }
-            | ServiceEvent::ValidationCompleted { .. }
             | ServiceEvent::TransactionRequested { .. } => return,
         };
         self.shared.notices.publish(notice);

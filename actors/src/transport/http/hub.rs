@@ -12,7 +12,7 @@ use super::{
     directory::Local,
     inbox::{Close, Feed, InboxActor, InboxesShared, Put, PutBack},
     stream::{EventStream, Events},
-    waiting::{InboxStore, Waiting},
+    waiting::Waiting,
 };
 use crate::{
     runtime::{Clock, Randomness},
@@ -111,7 +111,7 @@ impl Hub {
         config: Arc<HttpConfig>,
         clock: Clock,
         randomness: Randomness,
-        store: Arc<dyn InboxStore>,
+        shared: InboxesShared,
     ) -> Self {
         Self {
             config,
@@ -120,7 +120,7 @@ impl Hub {
             rng: randomness.for_actor("http hub"),
             adverts: Adverts::default(),
             inboxes: BTreeMap::new(),
-            shared: InboxesShared::new(clock.now(), store),
+            shared,
         }
     }
 
@@ -169,7 +169,10 @@ impl Handler<Post> for Hub {
         match self.inbox(&to, is_for_a_member(&body), ctx) {
             // Not lossy: what an inbox does with too much is its own affair.
             Some(inbox) => inbox.do_send(Put { from, body }),
-            None => tracing::warn!(%to, "there are too many inboxes, a message is dropped"),
+            None => {
+                tracing::warn!(%to, "there are too many inboxes, a message is dropped");
+                self.shared.counts.dropped();
+            }
         }
     }
 }

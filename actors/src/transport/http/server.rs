@@ -21,6 +21,8 @@ use super::{
     directory::{Directory, Local},
     gate::Gate,
     hub::{Advertise, Arrived, Gone, Hub, Post, Shutdown, Withdraw},
+    inbox::InboxesShared,
+    report::{Counts, HttpReport},
     store::{MemoryNonces, MemoryRates, NonceStore, RateLimitStore},
     waiting::{InboxStore, MemoryInboxes},
 };
@@ -39,6 +41,7 @@ pub struct HttpServer(pub(super) Arc<Inner>);
 pub(super) struct Inner {
     pub(super) gate: Gate,
     pub(super) hub: Addr<Hub>,
+    pub(super) counts: Arc<Counts>,
     pub(super) clock: Clock,
     /// The largest update that the service takes, for the well-known document.
     pub(super) update_bytes: usize,
@@ -85,14 +88,21 @@ impl HttpServer {
     /// When called outside of an actix `System`.
     pub fn start(parts: HttpServerParts) -> Self {
         let HttpServerParts { config, update_bytes, clock, randomness, nonces, rates, inboxes } = parts;
-        let hub = Hub::new(Arc::new(config.clone()), clock, randomness, inboxes).start();
+        let counts = Arc::<Counts>::default();
+        let shared = InboxesShared::new(clock.now(), inboxes, Arc::clone(&counts));
+        let hub = Hub::new(Arc::new(config.clone()), clock, randomness, shared).start();
         let gate = Gate { directory: Directory::new(config.external_keys), config, nonces, rates };
-        Self(Arc::new(Inner { gate, hub, clock, update_bytes, connections: AtomicU64::new(0) }))
+        Self(Arc::new(Inner { gate, hub, counts, clock, update_bytes, connections: AtomicU64::new(0) }))
     }
 
     /// What is allowed.
     pub fn config(&self) -> &HttpConfig {
         &self.0.gate.config
+    }
+
+    /// What it holds and has refused.
+    pub fn report(&self) -> HttpReport {
+        self.0.counts.report()
     }
 
     /// Lets an EXTERNAL DID authenticate before its opt-in: its genesis document is configured, not shown.

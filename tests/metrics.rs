@@ -126,7 +126,7 @@ fn a_round_is_counted_in_every_family() {
     }
     for family in [
         "btcr2_journal_seconds_count{operation=\"append\"}",
-        "btcr2_journal_seconds_bucket{le=\"0.001\",operation=\"append\"}",
+        "btcr2_journal_seconds_bucket{le=\"0.0001\",operation=\"append\"}",
         "btcr2_inboxes ",
         "btcr2_inbox_messages ",
         "btcr2_inbox_bytes ",
@@ -140,6 +140,11 @@ fn a_round_is_counted_in_every_family() {
     };
     assert!(number("btcr2_inboxes ") >= 2.0, "each member has its own: {text}");
     assert!(number("btcr2_inbox_messages ") > 0.0, "what members have not confirmed is held: {text}");
+    let manual = include_str!("../docs/operating.md");
+    for family in text.lines().filter_map(|line| line.strip_prefix("# TYPE btcr2_")) {
+        let name = family.replace(" counter", "_total").replace(" gauge", "").replace(" histogram", "");
+        assert!(manual.contains(&format!("`{name}`")), "{name} is not documented");
+    }
     assert!(!text.contains("did:btcr2:"), "members are in it");
     drop(joined);
 }

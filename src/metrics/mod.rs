@@ -40,9 +40,14 @@ type Histograms<const N: usize> = Family<Labels<N>, Histogram>;
 /// The phases of a cohort, in order, as the label `phase` has them.
 const PHASES: [&str; 7] = ["enrolling", "updates", "validating", "transaction", "presence", "signing", "fallback"];
 
-/// From a millisecond to nine hours.
-fn seconds() -> Histogram {
+/// Of phases: from a millisecond, as in a test, to more than four hours.
+fn phase_buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 4.0, 13))
+}
+
+/// Of writes: from a tenth of a millisecond to three seconds.
+fn journal_buckets() -> Histogram {
+    Histogram::new(exponential_buckets(0.0001, 2.0, 16))
 }
 
 /// What is measured. Clones are the same.
@@ -73,8 +78,8 @@ impl Metrics {
     pub fn new(clock: Clock) -> Self {
         let mut registry = Registry::with_prefix("btcr2");
         let cohorts = Family::<Labels<1>, Gauge>::default();
-        let phase_seconds = Histograms::new_with_constructor(seconds as fn() -> Histogram);
-        let journal_seconds = Histograms::new_with_constructor(seconds as fn() -> Histogram);
+        let phase_seconds = Histograms::new_with_constructor(phase_buckets as fn() -> Histogram);
+        let journal_seconds = Histograms::new_with_constructor(journal_buckets as fn() -> Histogram);
         let (ended, messages, rejections) = (Counters::default(), Counters::default(), Counters::default());
         let (restarts, recovered, bans, missed) =
             (Counter::default(), Counter::default(), Counter::default(), Counter::default());

@@ -160,7 +160,8 @@ impl Page<'_, '_> {
         kind: MetricType,
         series: impl Iterator<Item = ([(&'l str, &'l str); N], M)>,
     ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, kind)?;
+        // With a full stop, as the registry writes its own.
+        let mut family = self.0.encode_descriptor(name, &format!("{help}."), None, kind)?;
         for (labels, metric) in series {
             // A metric without labels is no member of a family.
             if N == 0 {

@@ -27,6 +27,10 @@ use btcr2_aggregation::{
         transport::http::{self, HttpClient, HttpConfig, HttpServer, server::HttpServerParts},
     },
     bitcoin::offline::OfflineOperator,
+    metrics::{
+        Metrics,
+        http::{self as metrics_http, Readiness},
+    },
     protocol::{beacon::BeaconType, cohort::Member, did::Did, network::Network},
 };
 use support::{Joiner, NETWORK, Outcome, conditions, identity};
@@ -60,6 +64,7 @@ struct Aggregation {
     did: Did,
     supervisor: Addr<Supervisor>,
     http: HttpServer,
+    readiness: Readiness,
     web: ServerHandle,
     url: String,
 }
@@ -71,13 +76,22 @@ async fn start() -> Outcome<(Aggregation, Steps)> {
     let me = identity(Randomness::System, "service");
     let settings = ServiceSettings::new(me.clone(), Arc::new(http.clone()), Arc::new(CustomersOnly));
     let (steps, did) = (settings.notices.subscribe(), me.did().clone());
+    let (metrics, readiness) = (Metrics::new(clock), Readiness::default());
+    metrics.sources().load(settings.load.clone());
+    metrics.sources().http(http.clone());
+    actix_rt::spawn(metrics.clone().follow(settings.notices.subscribe()));
     let supervisor = Supervisor::default().start();
     let service = supervisor.send(StartService(settings)).await?;
 
-    let (mounted, shared) = (http.clone(), Data::new(service.clone()));
+    // Answered when the cohorts of an earlier life are back, if there is a journal that knows of any.
+    service.send(LiveCohorts).await?;
+    readiness.set(true);
+    let (mounted, shared, ready) = (http.clone(), Data::new(service.clone()), readiness.clone());
     let app = move || {
         let app = App::new().app_data(shared.clone()).route("/status", web::get().to(status));
-        app.configure(http::configure(&mounted))
+        // Where the host's proxy lets nobody in.
+        let internal = web::scope("/internal").configure(metrics_http::configure(metrics.clone(), ready.clone()));
+        app.service(internal).configure(http::configure(&mounted))
     };
     let server = WebServer::new(app).workers(1).disable_signals().bind("127.0.0.1:0")?;
     let url = format!("http://{}", server.addrs()[0]);
@@ -87,8 +101,8 @@ async fn start() -> Outcome<(Aggregation, Steps)> {
 
     let open = OpenCohort::new(conditions(BeaconType::cas(), 2, me.public_key().x_only())?, NETWORK);
     service.send(open).await??;
-    println!("the host's own route: {url}/status, the service: {did}");
-    Ok((Aggregation { service, did, supervisor, http, web, url }, steps))
+    println!("the host's own route: {url}/status, metrics: {url}/internal/metrics, the service: {did}");
+    Ok((Aggregation { service, did, supervisor, http, readiness, web, url }, steps))
 }
 
 /// The host's own route, which asks the service.
@@ -133,7 +147,8 @@ async fn log(mut steps: Steps, wait: bool) {
 
 /// Members are told why, and what is said last has its time to travel; then streams end, and then connections.
 async fn stop(aggregation: Aggregation) -> Outcome<()> {
-    let Aggregation { service, http, web, .. } = aggregation;
+    let Aggregation { service, http, readiness, web, .. } = aggregation;
+    readiness.set(false);
     for cohort_id in service.send(LiveCohorts).await? {
         service.send(CancelCohort { cohort_id, reason: "the host stops".to_owned() }).await?;
     }

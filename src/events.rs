@@ -139,6 +139,7 @@ fn service_text(step: &ServiceNotice) -> String {
         N::DataDistributed { cohort_id, signal } => format!("cohort {cohort_id} has its signal, {signal}"),
         N::ValidationReceived { participant, approved: true, .. } => format!("  {participant} approves"),
         N::ValidationReceived { participant, .. } => format!("  {participant} REJECTS the data"),
+        N::ValidationComplete { cohort_id } => format!("cohort {cohort_id}: all members approve"),
         N::TransactionDeferred { reason, .. } => format!("  no transaction yet: {reason}"),
         N::SigningStarted { cohort_id, .. } => format!("cohort {cohort_id} signs"),
         N::NonceReceived { participant, .. } => format!("  {participant} sent its nonce"),

@@ -1,24 +1,23 @@
-//! A cohort at its service as an actor: the machine's mailbox, its policy, its signing session. What its members are charged
-//! with is in `charges`.
+//! A cohort at its service as an actor: its mailbox, its host's answers, its signing session. What follows from its facts is
+//! in `driven`, what its members are charged with in `charges`.
 
 mod charges;
+mod driven;
 
 use std::{sync::Arc, time::Duration};
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
-    WrapFuture,
+    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, WrapFuture,
 };
 use btcr2_aggregation_protocol::{
     cohort::{
         Member,
         event::ServiceEvent,
-        service::{ServiceCohort, ServiceEffect, ServiceInput, phase::Phase},
+        service::{ServiceCohort, ServiceInput, phase::Phase},
     },
     did::Did,
-    error::{Fatal, Reject},
+    error::Fatal,
     id::CohortId,
-    machine::Machine,
     message::Body,
     signing::SigningTask,
     transcript::Transcript,
@@ -29,21 +28,17 @@ use crate::{
     engine::{Driven, Engine},
     evidence::EvidenceBook,
     fence::{Held, Hold},
-    journal::{JournalError, StreamId},
+    journal::StreamId,
+    load::Waits,
     notice::{CohortResult, ServiceNotice},
-    policy::{CohortView, PolicyError, TransactionRequest},
+    policy::CohortView,
     recovery::{self, Restarts},
     service::{FormAgain, ServiceShared},
-    signing::{FaultFound, Life, Session, SessionMessage, SigningEnded, SigningSessionActor},
+    signing::{FaultFound, Life, Session, SigningEnded, SigningSessionActor},
+    span,
     supervisor::{End, EndGuard},
     transport::{Outbound, Received},
 };
-
-/// How long members are tried to be told that the cohort is over.
-const FAREWELL: Duration = Duration::from_secs(600);
-
-/// How long an admission waits until a book of bans that could not be read is looked at again.
-const BOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// How many messages may wait for a cohort. A sender beyond that waits itself, at its transport.
 const MAILBOX: usize = 4096;
@@ -56,7 +51,7 @@ struct SessionGone(End);
 /// A message of a member, or of somebody who wants to be one.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
-pub(crate) struct CohortMessage(pub(crate) Received);
+pub(crate) struct CohortMessage(pub(crate) Received, pub(crate) Waits);
 
 /// Form the cohort with the members that it has.
 #[derive(ActixMessage)]
@@ -148,7 +143,7 @@ impl CohortActor {
         guard: EndGuard,
     ) -> (Addr<Self>, Hold) {
         let hold = Hold::default();
-        let address = Self::create(|ctx| {
+        let address = span::start_in(span::cohort(beginning.cohort_id()), |ctx| {
             // Before it has started: what is handed over until then is no less.
             ctx.set_mailbox_capacity(MAILBOX);
             Self::new(beginning, shared, outbound, successors, hold.held(), guard)
@@ -199,6 +194,10 @@ impl CohortActor {
             phase => phase.formed().map_or(0, |formed| formed.members.len()),
         };
         CohortView { cohort_id: self.cohort_id(), conditions: machine.config().terms.conditions.clone(), admitted }
+    }
+
+    fn say(&self, outbound: Outbound) {
+        self.shared.load.say(outbound, &self.outbound);
     }
 
     /// Asks the host something and feeds its answer to the machine.
@@ -266,7 +265,8 @@ impl CohortActor {
                 let guard = EndGuard::new(move |end| gone.do_send(SessionGone(end)));
                 let cohort = ctx.address();
                 let outbound = actor.outbound.clone();
-                actor.session = Some(Session::start(|held| {
+                let task_of_it = Arc::clone(&task);
+                actor.session = Some(Session::start(&task_of_it, |held| {
                     let life = Life { facts: &facts, was_down };
                     SigningSessionActor::new(task, life, &actor.shared, outbound, cohort, held, guard)
                 }));
@@ -305,7 +305,8 @@ impl Actor for CohortActor {
 impl Handler<CohortMessage> for CohortActor {
     type Result = ();
 
-    fn handle(&mut self, CohortMessage(received): CohortMessage, ctx: &mut Self::Context) {
+    fn handle(&mut self, CohortMessage(received, waits): CohortMessage, ctx: &mut Self::Context) {
+        drop(waits);
         let for_session = matches!(
             &*received.body,
             Body::NonceContribution(_) | Body::SignatureAuthorization(_) | Body::FallbackSignature(_)
@@ -315,7 +316,7 @@ impl Handler<CohortMessage> for CohortActor {
         }
         match &self.session {
             Some(session) if for_session => {
-                if let Err(error) = session.address().try_send(SessionMessage(received)) {
+                if let Err(error) = session.hand(received, &self.shared.load) {
                     tracing::warn!(cohort_id = %self.cohort_id(), %error, "a message for the signing session is lost");
                 }
             }
@@ -381,165 +382,6 @@ impl Handler<SessionGone> for CohortActor {
                 self.start_session(task, pause, ctx);
             }
             None => self.feed(lost("it panicked too often"), ctx),
-        }
-    }
-}
-
-impl Driven for CohortActor {
-    type Machine = ServiceCohort;
-
-    fn engine(&mut self) -> &mut Engine<ServiceCohort> {
-        &mut self.engine
-    }
-
-    fn tick() -> ServiceInput {
-        ServiceInput::Tick
-    }
-
-    fn is_heavy(machine: &ServiceCohort, input: &ServiceInput) -> bool {
-        machine.is_heavy(input)
-    }
-
-    fn observe(&mut self, event: &ServiceEvent, effects: &[ServiceEffect], _: &mut Context<Self>) {
-        for digest in self.engine.machine().transcript_entries(event, effects) {
-            self.transcript.push(digest);
-        }
-        let cohort_id = self.cohort_id();
-        let participant = |did: &btcr2_aggregation_protocol::did::Did| did.clone();
-        let notice = match event {
-            ServiceEvent::CohortAdvertised { .. } => ServiceNotice::CohortAdvertised { cohort_id },
-            ServiceEvent::OptInReceived { member, .. } => {
-                ServiceNotice::OptInReceived { cohort_id, participant: participant(&member.did) }
-            }
-            ServiceEvent::MemberAdmitted { did } => {
-                ServiceNotice::ParticipantAccepted { cohort_id, participant: participant(did) }
-            }
-            ServiceEvent::MemberRefused { did, reason } => ServiceNotice::ParticipantRefused {
-                cohort_id,
-                participant: participant(did),
-                reason: reason.clone(),
-            },
-            ServiceEvent::KeysAggregated { output, .. } => ServiceNotice::KeygenComplete {
-                cohort_id,
-                beacon_address: output.address().to_owned(),
-                participants: output.keys().len(),
-                output: Arc::new(output.clone()),
-            },
-            ServiceEvent::UpdateReceived { did, .. } => {
-                ServiceNotice::UpdateReceived { cohort_id, participant: participant(did), included: true }
-            }
-            ServiceEvent::UpdateDeclined { did, .. } => {
-                ServiceNotice::UpdateReceived { cohort_id, participant: participant(did), included: false }
-            }
-            ServiceEvent::UpdatesAggregated { aggregation, .. } => {
-                ServiceNotice::DataDistributed { cohort_id, signal: aggregation.signal }
-            }
-            ServiceEvent::ValidationReceived { did, approved, .. } => {
-                ServiceNotice::ValidationReceived { cohort_id, participant: participant(did), approved: *approved }
-            }
-            ServiceEvent::TransactionDeferred { reason, .. } => {
-                ServiceNotice::TransactionDeferred { cohort_id, reason: reason.clone() }
-            }
-            ServiceEvent::FaultRecorded { fault } => {
-                self.charge_fault(fault);
-                ServiceNotice::rejected(Some(&cohort_id), &Reject::from(fault))
-            }
-            ServiceEvent::OptInDisplaced { fault, .. } => {
-                ServiceNotice::rejected(Some(&cohort_id), &Reject::from(fault))
-            }
-            ServiceEvent::PhaseExtended { phase, until, .. } | ServiceEvent::GraceGiven { phase, until, .. } => {
-                ServiceNotice::PhaseExtended { cohort_id, phase: *phase, until: *until }
-            }
-            ServiceEvent::PresenceRequested { .. } => ServiceNotice::PresenceRequested { cohort_id },
-            ServiceEvent::PresenceConfirmed { did } => {
-                ServiceNotice::PresenceConfirmed { cohort_id, participant: participant(did) }
-            }
-            ServiceEvent::CohortCompleted { .. } | ServiceEvent::CohortFailed { .. } => {
-                self.charge_everybody();
-                let Some(notice) = self.end_notice() else { return };
-                notice
-            }
-            // The session announces its own start.
-            ServiceEvent::SigningStarted { .. }
-            | ServiceEvent::AdvertRepeated { .. }
-            | ServiceEvent::ValidationCompleted { .. }
-            | ServiceEvent::TransactionRequested { .. } => return,
-        };
-        self.shared.notices.publish(notice);
-    }
-
-    fn perform(&mut self, effect: ServiceEffect, ctx: &mut Context<Self>) {
-        let policy = Arc::clone(&self.shared.policy);
-        match effect {
-            ServiceEffect::Broadcast(body) => self.outbound.do_send(Outbound::Broadcast { body }),
-            ServiceEffect::WithdrawAdvert => {
-                self.outbound.do_send(Outbound::WithdrawAdvert { cohort_id: self.cohort_id() });
-            }
-            ServiceEffect::Send { to, body } => {
-                // What is said at the end is worth a few tries.
-                let until = self.engine.machine().deadline().or_else(|| Some(self.shared.clock.now() + FAREWELL));
-                self.outbound.do_send(Outbound::Direct { to, body, until });
-            }
-            ServiceEffect::AskAdmission(member) => {
-                let view = self.view();
-                let shared = Arc::clone(&self.shared);
-                let question = async move {
-                    let banned = loop {
-                        match shared.bans.banned(&member.did, shared.clock.now()) {
-                            Ok(banned) => break banned,
-                            // A book that cannot be read is the operator's to mend; until then nobody is let in, and nobody
-                            // turned away for good.
-                            Err(error) => tracing::error!(did = %member.did, %error, "an admission has to wait"),
-                        }
-                        tokio::time::sleep(BOOK_AGAIN).await;
-                    };
-                    let admission = match banned {
-                        None => policy.admit(&view, &member).await,
-                        Some(until) => Err(format!("banned until {}", until.as_secs())),
-                    };
-                    Some(ServiceInput::AdmissionDecided { did: member.did.clone(), admission })
-                };
-                self.ask(question, ctx);
-            }
-            ServiceEffect::AskFinalization { .. } => {
-                let view = self.view();
-                let question = async move { policy.finalize(&view).await.then_some(ServiceInput::Finalize) };
-                self.ask(question, ctx);
-            }
-            ServiceEffect::AskTransaction { output, signal } => {
-                let Some(aggregated) = self.engine.machine().phase().aggregated().cloned() else { return };
-                let request = TransactionRequest { cohort_id: self.cohort_id(), output, signal, aggregated };
-                let question = async move {
-                    Some(match policy.beacon_transaction(&request).await {
-                        Ok(funded) => ServiceInput::TransactionProvided {
-                            transaction: funded.transaction,
-                            value: funded.value,
-                        },
-                        Err(PolicyError::Retry(retry)) => ServiceInput::TransactionUnavailable(retry),
-                        Err(PolicyError::Fatal(fatal)) => ServiceInput::TransactionRefused(fatal),
-                    })
-                };
-                self.ask(question, ctx);
-            }
-            ServiceEffect::StartSigning(task) => self.start_session(task, Duration::ZERO, ctx),
-            ServiceEffect::FormAgain(terms) => self.successors.do_send(FormAgain(terms)),
-        }
-    }
-
-    fn refused(&mut self, reject: Reject, _: &mut Context<Self>) {
-        self.shared.notices.publish(ServiceNotice::rejected(Some(&self.cohort_id()), &reject));
-    }
-
-    fn journal_failed(&mut self, error: JournalError, ctx: &mut Context<Self>) {
-        tracing::error!(%error, "a cohort cannot go on");
-        self.guard.journal_failed();
-        ctx.stop();
-    }
-
-    fn settled(&mut self, ctx: &mut Context<Self>) {
-        if self.engine.machine().has_ended() && self.engine.is_released() {
-            self.guard.finish();
-            ctx.stop();
         }
     }
 }

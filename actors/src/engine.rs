@@ -170,12 +170,13 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
                 return;
             };
             if Self::is_heavy(&engine.machine, &input) {
-                let machine = Arc::clone(&engine.machine);
+                let (machine, span) = (Arc::clone(&engine.machine), tracing::Span::current());
                 let processors = PROCESSORS.with(Arc::clone);
                 let decided = async move {
                     // Nobody closes it.
                     let _permit = processors.acquire().await.ok();
                     actix_rt::task::spawn_blocking(move || {
+                        let _entered = span.entered();
                         let decided = machine.decide(now, &input, &mut rng);
                         // Released before the answer: `apply` needs the machine alone, or it would have to copy it.
                         drop(machine);

@@ -10,6 +10,8 @@
 //! - [`state`]: the state directory, in which the journal and what else must survive the process is kept.
 //! - [`bans`]: who did wrong, and is not admitted for a while.
 //! - [`recovery`]: how actors come back from their journal, after a panic or a restart of the process.
+//! - [`load`]: what a service has to do, counted, for hosts that measure.
+//! - `span`: in which log lines are written; docs/operating.md lists them.
 //! - `engine`: how an actor drives a machine: decide, apply, journal, and only then perform.
 //! - [`runtime`]: time and randomness, injected.
 
@@ -19,6 +21,7 @@ mod engine;
 mod evidence;
 mod fence;
 pub mod journal;
+pub mod load;
 pub mod notice;
 pub mod participant;
 mod participant_session;
@@ -29,6 +32,7 @@ pub mod runtime;
 pub mod service;
 mod settings;
 mod signing;
+mod span;
 pub mod state;
 pub mod supervisor;
 pub mod transport;

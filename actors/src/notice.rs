@@ -22,6 +22,7 @@ use btcr2_aggregation_protocol::{
     transcript::{SignedTranscriptHead, Transcript},
 };
 use serde::Serialize;
+use serde_json::Value;
 use tokio::sync::broadcast;
 
 use crate::bans::Offence;
@@ -70,6 +71,8 @@ pub enum ServiceNotice {
     DataDistributed { cohort_id: CohortId, signal: SignalBytes },
     /// A member gave its verdict.
     ValidationReceived { cohort_id: CohortId, participant: Did, approved: bool },
+    /// All members approve: the operator is asked for the transaction.
+    ValidationComplete { cohort_id: CohortId },
     /// The operator could not provide the transaction yet.
     TransactionDeferred { cohort_id: CohortId, reason: String },
     /// The members are asked for nonces.
@@ -236,8 +239,38 @@ impl<N: Clone + Send + Sync + 'static> Notices<N> {
         self.0.subscribe()
     }
 
-    pub(crate) fn publish(&self, notice: N) {
+    /// Tells the subscribers, and the log.
+    pub(crate) fn publish(&self, notice: N)
+    where
+        N: Serialize,
+    {
+        log(&notice);
         // No subscribers is fine.
         let _ = self.0.send(Arc::new(notice));
     }
+}
+
+/// A step as a line of the log, in the span of the actor that took it. Of its fields only those that hold nothing but names
+/// and codes: what peers have said, and what is wrong with it in detail, is for subscribers.
+fn log(notice: &impl Serialize) {
+    if !tracing::enabled!(tracing::Level::INFO) {
+        return;
+    }
+    let Ok(Value::Object(fields)) = serde_json::to_value(notice) else { return };
+    let text = |name: &str| fields.get(name).and_then(Value::as_str);
+    let number = |name: &str| fields.get(name).and_then(Value::as_u64);
+    tracing::info!(
+        participant = text("participant"),
+        from = text("from"),
+        to = text("to"),
+        kind = text("kind"),
+        code = text("code"),
+        phase = text("phase"),
+        path = text("path"),
+        txid = text("txid"),
+        next = text("next"),
+        restarts = number("restarts"),
+        "{}",
+        text("event").unwrap_or_default()
+    );
 }

@@ -36,6 +36,7 @@ use crate::{
     remembered::Remembered,
     runtime::{Clock, Randomness},
     service::{Retention, undecodable},
+    span,
     supervisor::EndGuard,
     transport::{Delivery, Outbound, Received, Transport},
 };
@@ -253,7 +254,12 @@ impl ParticipantActor {
     }
 
     fn reject(&self, cohort_id: Option<&CohortId>, reject: &Reject) {
+        let _session = cohort_id.map(|cohort_id| self.span(cohort_id).entered());
         self.shared.notices.publish(ParticipantNotice::rejected(self.shared.identity.did(), cohort_id, reject));
+    }
+
+    fn span(&self, cohort_id: &CohortId) -> tracing::Span {
+        span::session(cohort_id, self.shared.identity.did())
     }
 
     fn on_advert(&mut self, from: &Did, body: &CohortAdvert, ctx: &mut Context<Self>) {
@@ -262,6 +268,7 @@ impl ParticipantActor {
         if over || self.halted.contains(&cohort) || self.sessions.contains_key(&cohort) {
             return;
         }
+        let _session = self.span(&body.cohort_id).entered();
         if self.formed.contains(&cohort) {
             tracing::info!(cohort_id = %body.cohort_id, "the advert of a cohort that is formed already is passed over");
             return;
@@ -415,6 +422,7 @@ impl Handler<Delivery> for ParticipantActor {
                 self.shared.notices.publish(ParticipantNotice::MessageUnverified { did, reason });
             }
             Delivery::Undeliverable { body, reason, .. } => {
+                let _session = self.span(body.cohort_id()).entered();
                 self.shared.notices.publish(ParticipantNotice::MessageUndelivered {
                     did: self.shared.identity.did().clone(),
                     cohort_id: body.cohort_id().clone(),

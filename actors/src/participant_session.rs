@@ -27,6 +27,7 @@ use crate::{
     notice::ParticipantNotice,
     participant::{ParticipantShared, SessionJoined, SessionOver},
     policy::{SigningRequest, UpdateRequest, Validation},
+    span,
     supervisor::EndGuard,
     transport::{Outbound, Receipt},
 };
@@ -98,7 +99,8 @@ impl ParticipantSessionActor {
         guard: EndGuard,
     ) -> (Addr<Self>, Hold) {
         let hold = Hold::default();
-        let address = Self::create(|ctx| {
+        let span = span::session(&machine.advert().cohort_id, shared.identity.did());
+        let address = span::start_in(span, |ctx| {
             // Before it has started: what is handed over until then is no less.
             ctx.set_mailbox_capacity(MAILBOX);
             Self::new(machine, how, shared, outbound, owner, hold.held(), guard)

@@ -4,17 +4,17 @@
 //! What ran when the process ended is brought back from the journal before anything else; an actor that panics is replaced
 //! by one that has replayed its journal: that half is in `recover`.
 
+mod place;
 mod recover;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
 
 use actix::{
     Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, WrapFuture,
-    prelude::SendError,
 };
 use btcr2_aggregation_protocol::{
     beacon::BeaconRegistry,
@@ -35,29 +35,31 @@ use btcr2_aggregation_protocol::{
     time::Timestamp,
 };
 
-use self::recover::CohortGone;
+use self::{
+    place::{Place, Said},
+    recover::CohortGone,
+};
 use crate::{
     bans::BanBook,
-    cohort::{Beginning, Cancel, CohortActor, CohortMessage, Finalize},
+    cohort::{Beginning, CohortActor},
     fence::Hold,
     journal::Journal,
+    load::{Load, Mailbox},
     notice::{Notices, ServiceNotice},
     policy::ServicePolicy,
-    recovery::{RestartIntensity, Restarts},
+    recovery::RestartIntensity,
     remembered::Remembered,
     runtime::{Clock, Randomness},
+    span,
     supervisor::EndGuard,
     transport::{
-        Delivery, Outbound, Received, Transport,
+        Delivery, Outbound, Transport,
         link::{Connect, Link},
     },
 };
 
 /// How many messages may wait for the service. A sender beyond that waits itself, at its transport.
 const MAILBOX: usize = 8192;
-
-/// How many messages may wait for a cohort that is being brought back. Whoever gets no receipt says it again.
-const WAITING: usize = 1024;
 
 /// How many ended cohorts are remembered, so that what their members said too late is not held against them.
 const REMEMBERED: usize = 1024;
@@ -87,6 +89,8 @@ pub struct ServiceSettings {
     pub randomness: Randomness,
     /// Where its notices are published.
     pub notices: Notices<ServiceNotice>,
+    /// Where what it has to do is counted.
+    pub load: Load,
     /// Who did wrong.
     pub bans: BanBook,
     /// How often an actor that panics is replaced.
@@ -113,6 +117,7 @@ pub(crate) struct ServiceShared {
     pub(crate) clock: Clock,
     pub(crate) randomness: Randomness,
     pub(crate) notices: Notices<ServiceNotice>,
+    pub(crate) load: Load,
     pub(crate) bans: BanBook,
     pub(crate) restarts: RestartIntensity,
 }
@@ -179,61 +184,6 @@ pub struct CancelCohort {
 #[rtype(result = "Vec<CohortId>")]
 pub struct LiveCohorts;
 
-/// A cohort's place in the tree.
-struct Place {
-    /// `None` while it is being brought back.
-    actor: Option<(Addr<CohortActor>, Hold)>,
-    /// What came meanwhile.
-    waiting: VecDeque<Said>,
-    restarts: Restarts,
-    given_up: bool,
-    terms: Arc<CohortTerms>,
-}
-
-/// What is said to a cohort.
-enum Said {
-    Message(Received),
-    Finalize,
-    Cancel(String),
-}
-
-impl Place {
-    fn of(terms: Arc<CohortTerms>) -> Self {
-        let (actor, waiting, restarts) = Default::default();
-        Self { actor, waiting, restarts, given_up: false, terms }
-    }
-
-    /// Hands something to the cohort, or keeps it until the cohort is back. What cannot be kept gets no receipt.
-    fn hand(&mut self, cohort_id: &CohortId, said: Said) {
-        let said = match (self.actor.as_ref().map(|(cohort, _)| cohort), said) {
-            (Some(cohort), Said::Message(message)) => match cohort.try_send(CohortMessage(message)) {
-                Ok(()) => return,
-                // It has just failed, or ended: we are about to hear of it.
-                Err(SendError::Closed(CohortMessage(message))) => Said::Message(message),
-                Err(SendError::Full(CohortMessage(message))) => {
-                    return tracing::warn!(%cohort_id, from = %message.from, "the cohort's mailbox is full, a message is lost");
-                }
-            },
-            (Some(cohort), Said::Finalize) if cohort.connected() => return cohort.do_send(Finalize),
-            (Some(cohort), Said::Cancel(reason)) if cohort.connected() => return cohort.do_send(Cancel(reason)),
-            (_, said) => said,
-        };
-        if self.waiting.len() < WAITING {
-            self.waiting.push_back(said);
-        } else {
-            tracing::warn!(%cohort_id, "the cohort is being brought back, a message is not taken");
-        }
-    }
-
-    /// The cohort is there, or back.
-    fn back(&mut self, cohort_id: &CohortId, actor: (Addr<CohortActor>, Hold)) {
-        self.actor = Some(actor);
-        for said in std::mem::take(&mut self.waiting) {
-            self.hand(cohort_id, said);
-        }
-    }
-}
-
 /// An Aggregation Service: the supervisor of its cohorts.
 pub struct AggregationService {
     settings: ServiceSettings,
@@ -266,6 +216,7 @@ impl AggregationService {
             clock: settings.clock,
             randomness: settings.randomness,
             notices: settings.notices.clone(),
+            load: settings.load.clone(),
             bans: settings.bans.clone(),
             restarts: settings.restarts,
         });
@@ -286,6 +237,7 @@ impl AggregationService {
     }
 
     fn reject(&self, cohort_id: Option<&CohortId>, reject: &Reject) {
+        let _cohort = cohort_id.map(|cohort_id| span::cohort(cohort_id).entered());
         self.shared.notices.publish(ServiceNotice::rejected(cohort_id, reject));
     }
 
@@ -320,6 +272,7 @@ impl AggregationService {
     /// Opens the cohort that takes another one's place.
     fn form_again(&mut self, terms: &CohortTerms, ctx: &Context<Self>) {
         let cohort_id = terms.cohort_id.clone();
+        let _cohort = span::cohort(&cohort_id).entered();
         match self.open(terms.clone(), ctx) {
             Ok(_) => {
                 let Lineage { predecessor, invited, excluded, .. } = &terms.lineage;
@@ -353,7 +306,7 @@ impl AggregationService {
             next_cohort_id: None,
         };
         let until = Some(now + TELLING);
-        self.outbound.do_send(Outbound::Direct { to: to.clone(), body: body.into(), until });
+        self.shared.load.say(Outbound::Direct { to: to.clone(), body: body.into(), until }, &self.outbound);
     }
 }
 
@@ -435,6 +388,7 @@ impl Handler<Delivery> for AggregationService {
             Delivery::Undeliverable { to, body, reason } => {
                 let cohort_id = body.cohort_id().clone();
                 let kind = body.short_type();
+                let _cohort = span::cohort(&cohort_id).entered();
                 return self.shared.notices.publish(ServiceNotice::MessageUndelivered {
                     cohort_id,
                     to,
@@ -443,6 +397,7 @@ impl Handler<Delivery> for AggregationService {
                 });
             }
         };
+        self.shared.load.count_received(message.body.short_type());
         let cohort_id = message.body.cohort_id().clone();
         let Some(place) = self.cohorts.get_mut(&cohort_id) else {
             if self.halted.contains(&cohort_id) {
@@ -461,7 +416,7 @@ impl Handler<Delivery> for AggregationService {
             let detail = "no such cohort is running here";
             return self.reject(Some(&cohort_id), &Reject::new(RejectCode::WrongCohort, &message.from, detail));
         };
-        place.hand(&cohort_id, Said::Message(message));
+        place.hand(&cohort_id, Said::Message(message, self.shared.load.waits(Mailbox::Cohort)));
     }
 }
 

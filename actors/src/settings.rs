@@ -10,6 +10,7 @@ use btcr2_aggregation_protocol::{
 use crate::{
     bans::{BanBook, DefaultBans},
     journal::MemoryJournal,
+    load::Load,
     notice::Notices,
     participant::ParticipantSettings,
     policy::{ParticipantPolicy, ServicePolicy},
@@ -39,6 +40,7 @@ impl ServiceSettings {
             clock: Clock::system(),
             randomness: Randomness::System,
             notices: Notices::new(NOTICES),
+            load: Load::default(),
             bans: BanBook::in_memory(Arc::new(DefaultBans)),
             restarts: RestartIntensity::default(),
             retention: Retention::Forget,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use actix::{Actor, ActorContext, Addr, Context, Handler, Message as ActixMessage, Recipient};
+use actix::{Actor, ActorContext, Addr, Context, Handler, Message as ActixMessage, Recipient, prelude::SendError};
 use btcr2_aggregation_protocol::{
     cohort::event::SpendPath,
     error::{Fault, Reject},
@@ -20,9 +20,11 @@ use crate::{
     engine::{Driven, Engine},
     fence::{Held, Hold},
     journal::{JournalError, StreamId},
+    load::{Load, Mailbox, Waits},
     notice::{Notices, ServiceNotice},
     recovery,
     service::ServiceShared,
+    span,
     supervisor::EndGuard,
     transport::{Outbound, Received},
 };
@@ -38,7 +40,7 @@ pub(crate) struct FaultFound(pub(crate) Fault);
 /// A message of a member for this session.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
-pub(crate) struct SessionMessage(pub(crate) Received);
+struct SessionMessage(Received, Waits);
 
 /// The cohort is over; nobody waits for the signatures any more.
 #[derive(ActixMessage)]
@@ -55,10 +57,10 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Starts the session that `build` makes.
-    pub(crate) fn start(build: impl FnOnce(Held) -> SigningSessionActor) -> Self {
+    /// Starts the session that `build` makes, of this task.
+    pub(crate) fn start(task: &SigningTask, build: impl FnOnce(Held) -> SigningSessionActor) -> Self {
         let hold = Hold::default();
-        let address = SigningSessionActor::create(|ctx| {
+        let address = span::start_in(span::signing(&task.cohort_id, &task.session_id), |ctx| {
             // Before it has started: what is handed over until then is no less.
             ctx.set_mailbox_capacity(MAILBOX);
             build(hold.held())
@@ -66,8 +68,13 @@ impl Session {
         Self { address, _hold: hold }
     }
 
-    pub(crate) fn address(&self) -> &Addr<SigningSessionActor> {
-        &self.address
+    /// Hands it a message of a member.
+    pub(crate) fn hand(&self, received: Received, load: &Load) -> Result<(), SendError<()>> {
+        let sent = self.address.try_send(SessionMessage(received, load.waits(Mailbox::Session)));
+        sent.map_err(|error| match error {
+            SendError::Full(_) => SendError::Full(()),
+            SendError::Closed(_) => SendError::Closed(()),
+        })
     }
 }
 
@@ -98,6 +105,7 @@ pub(crate) struct SigningSessionActor {
     outbound: Recipient<Outbound>,
     cohort: Addr<CohortActor>,
     notices: Notices<ServiceNotice>,
+    load: Load,
     digests: Vec<MessageDigest>,
     was_down: bool,
     guard: EndGuard,
@@ -121,8 +129,8 @@ impl SigningSessionActor {
             digests.extend(machine.transcript_entries(fact, effects));
         });
         let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, held, shared.clock, rng);
-        let notices = shared.notices.clone();
-        Self { engine, outbound, cohort, notices, digests, was_down: life.was_down, guard }
+        let (notices, load) = (shared.notices.clone(), shared.load.clone());
+        Self { engine, outbound, cohort, notices, load, digests, was_down: life.was_down, guard }
     }
 
     /// Where the facts of this session are kept.
@@ -155,7 +163,8 @@ impl Actor for SigningSessionActor {
 impl Handler<SessionMessage> for SigningSessionActor {
     type Result = ();
 
-    fn handle(&mut self, SessionMessage(received): SessionMessage, ctx: &mut Self::Context) {
+    fn handle(&mut self, SessionMessage(received, waits): SessionMessage, ctx: &mut Self::Context) {
+        drop(waits);
         let Received { message, receipt, .. } = received;
         self.feed_received(SessionInput::Message(message), receipt, ctx);
     }
@@ -224,7 +233,7 @@ impl Driven for SigningSessionActor {
         match effect {
             SessionEffect::Send { to, body } => {
                 let until = self.engine.machine().deadline();
-                self.outbound.do_send(Outbound::Direct { to, body, until });
+                self.load.say(Outbound::Direct { to, body, until }, &self.outbound);
             }
             SessionEffect::Finished(outcome) => {
                 self.cohort.do_send(SigningEnded { outcome, digests: std::mem::take(&mut self.digests) });

@@ -16,6 +16,7 @@ use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage
 use crate::{
     participant::{ParticipantActor, ParticipantSettings},
     service::{AggregationService, ServiceSettings},
+    span,
     transport::link::Link,
 };
 
@@ -109,7 +110,7 @@ impl Supervisor {
     }
 
     fn link(&mut self, link: Link) -> Addr<Link> {
-        let link = link.start();
+        let link = link.start_in_span();
         self.links.push(link.clone());
         link
     }
@@ -125,7 +126,7 @@ impl Handler<StartService> for Supervisor {
     fn handle(&mut self, StartService(settings): StartService, ctx: &mut Self::Context) -> Self::Result {
         let guard = Self::guard(format!("service {}", settings.identity.did()), ctx);
         let (transport, identity) = (Arc::clone(&settings.transport), settings.identity.clone());
-        let service = AggregationService::create(|service| {
+        let service = span::start_in(span::service(settings.identity.did()), |service| {
             let link = self.link(Link::waiting(transport, identity, service.address().recipient()));
             AggregationService::new(settings, &link, guard)
         });
@@ -140,7 +141,7 @@ impl Handler<StartParticipant> for Supervisor {
     fn handle(&mut self, StartParticipant(settings): StartParticipant, ctx: &mut Self::Context) -> Self::Result {
         let guard = Self::guard(format!("participant {}", settings.identity.did()), ctx);
         let (transport, identity) = (Arc::clone(&settings.transport), settings.identity.clone());
-        let participant = ParticipantActor::create(|participant| {
+        let participant = span::start_in(span::participant(settings.identity.did()), |participant| {
             let link = self.link(Link::new(transport, identity, participant.address().recipient()));
             ParticipantActor::new(settings, link.recipient(), guard)
         });

@@ -272,6 +272,8 @@ fn an_inbox_is_bounded_by_count_and_by_bytes_and_all_together_too() {
             tell(&site, &alice, &number.to_string()).await;
         }
         assert_eq!(said(&site.inbox(&alice).await.ready().await), ["7", "8", "9"]);
+        let report = site.server.report();
+        assert_eq!((report.inboxes, report.messages, report.dropped), (1, 3, 7));
 
         let kilobyte = |number: usize| format!("{number}{}", "x".repeat(1000));
         let numbers = |events: &[Event]| said(events).iter().map(|text| text[..1].to_owned()).collect::<Vec<_>>();

@@ -80,8 +80,14 @@ fn assert_whole_round(beacon_type: BeaconType) {
         }
 
         let names = service.ear.names(&round.cohort_id);
-        let every =
-            ["cohort-advertised", "keygen-complete", "data-distributed", "signing-started", "signing-complete"];
+        let every = [
+            "cohort-advertised",
+            "keygen-complete",
+            "data-distributed",
+            "validation-complete",
+            "signing-started",
+            "signing-complete",
+        ];
         let each = [
             "opt-in-received",
             "participant-accepted",
@@ -104,6 +110,7 @@ fn assert_whole_round(beacon_type: BeaconType) {
                 "update-received",
                 "data-distributed",
                 "validation-received",
+                "validation-complete",
                 "signing-started",
                 "nonce-received",
                 "partial-signature-received",

@@ -22,6 +22,7 @@ use crate::{
     actors::{
         bans::{BanBook, NoBans},
         journal::MemoryJournal,
+        load::Load,
         notice::{CohortResult, Notices, ParticipantNotice, ServiceNotice},
         participant::ParticipantSettings,
         policy::ServicePolicy,
@@ -253,6 +254,7 @@ pub async fn run_with(
             clock,
             randomness,
             notices: service_notices,
+            load: Load::default(),
             bans: BanBook::in_memory(Arc::new(NoBans)),
             restarts: RestartIntensity::default(),
             retention: Retention::Forget,

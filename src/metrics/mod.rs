@@ -1,11 +1,12 @@
 //! What can be measured of a running service, as Prometheus text.
 //!
-//! [`Metrics`] counts what the notices tell: no actor knows of it. [`journal`] times a journal, [`http`] is where a
-//! Prometheus server and a load balancer ask. Labels are types, codes and phases, never what a peer has chosen: nobody
-//! outside can make the number of series grow.
+//! [`Metrics`] counts what the notices tell: no actor knows of it. [`journal`] times a journal, [`sources`] are asked what they
+//! have counted themselves, [`http`] is where a Prometheus server and a load balancer ask. Labels are types, codes, phases and
+//! the operator's own relays, never what a peer has chosen: nobody outside can make the number of series grow.
 
 pub mod http;
 pub mod journal;
+pub mod sources;
 
 use std::{
     collections::BTreeMap,
@@ -25,6 +26,7 @@ use prometheus_client::{
 use serde_json::Value;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
+use self::sources::Sources;
 use crate::{
     actors::{notice::ServiceNotice, runtime::Clock},
     bitcoin::notice::AnnouncementNotice,
@@ -36,11 +38,16 @@ type Counters<const N: usize> = Family<Labels<N>, Counter>;
 type Histograms<const N: usize> = Family<Labels<N>, Histogram>;
 
 /// The phases of a cohort, in order, as the label `phase` has them.
-const PHASES: [&str; 5] = ["enrolling", "updates", "validating", "signing", "fallback"];
+const PHASES: [&str; 7] = ["enrolling", "updates", "validating", "transaction", "presence", "signing", "fallback"];
 
-/// From a millisecond to nine hours.
-fn seconds() -> Histogram {
+/// Of phases: from a millisecond, as in a test, to more than four hours.
+fn phase_buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 4.0, 13))
+}
+
+/// Of writes: from a tenth of a millisecond to three seconds.
+fn journal_buckets() -> Histogram {
+    Histogram::new(exponential_buckets(0.0001, 2.0, 16))
 }
 
 /// What is measured. Clones are the same.
@@ -49,6 +56,7 @@ pub struct Metrics(Arc<Inner>);
 
 struct Inner {
     registry: Registry,
+    sources: Arc<Sources>,
     clock: Clock,
     /// The cohorts that have not ended: in which phase, and since when.
     live: Mutex<BTreeMap<CohortId, (usize, Timestamp)>>,
@@ -70,8 +78,8 @@ impl Metrics {
     pub fn new(clock: Clock) -> Self {
         let mut registry = Registry::with_prefix("btcr2");
         let cohorts = Family::<Labels<1>, Gauge>::default();
-        let phase_seconds = Histograms::new_with_constructor(seconds as fn() -> Histogram);
-        let journal_seconds = Histograms::new_with_constructor(seconds as fn() -> Histogram);
+        let phase_seconds = Histograms::new_with_constructor(phase_buckets as fn() -> Histogram);
+        let journal_seconds = Histograms::new_with_constructor(journal_buckets as fn() -> Histogram);
         let (ended, messages, rejections) = (Counters::default(), Counters::default(), Counters::default());
         let (restarts, recovered, bans, missed) =
             (Counter::default(), Counter::default(), Counter::default(), Counter::default());
@@ -84,7 +92,11 @@ impl Metrics {
             phase_seconds.clone(),
         );
         registry.register("cohorts_ended", "Cohorts that have ended, by how", ended.clone());
-        registry.register("messages", "Messages of members, by type and outcome", messages.clone());
+        registry.register(
+            "messages",
+            "What became of messages: of members' when they are taken, of the service's when they are lost",
+            messages.clone(),
+        );
         registry.register("rejections", "Messages that were refused, by code", rejections.clone());
         registry.register("restarts", "Actors that panicked and were brought back", restarts.clone());
         registry.register("recovered_cohorts", "Cohorts brought back from the journal", recovered.clone());
@@ -97,11 +109,14 @@ impl Metrics {
             Unit::Seconds,
             journal_seconds.clone(),
         );
+        let sources = Arc::<Sources>::default();
+        registry.register_collector(Box::new(Arc::clone(&sources)));
         for phase in PHASES {
             cohorts.get_or_create(&[("phase", phase.to_owned())]).set(0);
         }
         Self(Arc::new(Inner {
             registry,
+            sources,
             clock,
             live: Mutex::default(),
             cohorts,
@@ -116,6 +131,11 @@ impl Metrics {
             missed,
             journal_seconds,
         }))
+    }
+
+    /// Who is asked what else there is to tell.
+    pub fn sources(&self) -> &Sources {
+        &self.0.sources
     }
 
     /// The Prometheus text of now.
@@ -159,6 +179,8 @@ impl Metrics {
             }
             N::KeygenComplete { cohort_id, .. } => self.enter(cohort_id, "updates"),
             N::DataDistributed { cohort_id, .. } => self.enter(cohort_id, "validating"),
+            N::ValidationComplete { cohort_id } => self.enter(cohort_id, "transaction"),
+            N::PresenceRequested { cohort_id } => self.enter(cohort_id, "presence"),
             N::SigningStarted { cohort_id, .. } => self.enter(cohort_id, "signing"),
             N::FallbackStarted { cohort_id, .. } => self.enter(cohort_id, "fallback"),
             N::SigningComplete { cohort_id, path, .. } => self.end(cohort_id, path.to_string()),
@@ -171,22 +193,21 @@ impl Metrics {
             }
             N::CohortRestarted { .. } => drop(self.0.restarts.inc()),
             N::MemberBanned { .. } => drop(self.0.bans.inc()),
-            N::OptInReceived { .. } => self.message("opt-in", "received"),
-            N::ParticipantAccepted { .. } => self.message("opt-in", "accepted"),
-            N::ParticipantRefused { .. } => self.message("opt-in", "refused"),
-            N::UpdateReceived { included: true, .. } => self.message("update", "accepted"),
-            N::UpdateReceived { .. } => self.message("update", "declined"),
-            N::ValidationReceived { approved: true, .. } => self.message("validation", "accepted"),
-            N::ValidationReceived { .. } => self.message("validation", "disapproved"),
-            N::NonceReceived { .. } => self.message("nonce", "accepted"),
-            N::PartialSignatureReceived { .. } => self.message("partial-signature", "accepted"),
-            N::FallbackSignatureReceived { .. } => self.message("fallback-signature", "accepted"),
-            N::PresenceConfirmed { .. } => self.message("presence", "accepted"),
+            N::ParticipantAccepted { .. } => self.message("keygen/cohort_opt_in", "accepted"),
+            N::ParticipantRefused { .. } => self.message("keygen/cohort_opt_in", "refused"),
+            N::UpdateReceived { included: true, .. } => self.message("update/submit_update", "accepted"),
+            N::UpdateReceived { .. } => self.message("update/submit_nonincluded", "accepted"),
+            N::ValidationReceived { approved: true, .. } => self.message("update/validation_ack", "approved"),
+            N::ValidationReceived { .. } => self.message("update/validation_ack", "disapproved"),
+            N::NonceReceived { .. } => self.message("sign/nonce_contribution", "accepted"),
+            N::PartialSignatureReceived { .. } => self.message("sign/signature_authorization", "accepted"),
+            N::FallbackSignatureReceived { .. } => self.message("sign/fallback_signature", "accepted"),
+            N::PresenceConfirmed { .. } => self.message("control/presence", "accepted"),
             N::MessageUndelivered { kind, .. } => self.message(kind, "undelivered"),
             N::MessageRejected { code, .. } => {
                 self.0.rejections.get_or_create(&[("code", code.to_string())]).inc();
             }
-            N::TransactionDeferred { .. } | N::PhaseExtended { .. } | N::PresenceRequested { .. } => {}
+            N::OptInReceived { .. } | N::TransactionDeferred { .. } | N::PhaseExtended { .. } => {}
         }
     }
 
@@ -200,6 +221,7 @@ impl Metrics {
         }
     }
 
+    /// `kind` is the message's type as the wire format has it.
     fn message(&self, kind: &str, outcome: &str) {
         let labels = [("type", kind.to_owned()), ("outcome", outcome.to_owned())];
         self.0.messages.get_or_create(&labels).inc();
@@ -249,8 +271,10 @@ fn recovered_phase(phase: &str) -> Option<&'static str> {
     match phase {
         "planned" | "enrolling" => Some("enrolling"),
         "collecting updates" => Some("updates"),
-        "validating" | "awaiting the transaction" => Some("validating"),
-        "checking presence" | "signing" => Some("signing"),
+        "validating" => Some("validating"),
+        "awaiting the transaction" => Some("transaction"),
+        "checking presence" => Some("presence"),
+        "signing" => Some("signing"),
         // It has ended, which is told once more.
         _ => None,
     }

@@ -18,6 +18,7 @@ use crate::{
     error::ProgramError,
     events::Printer,
     keep::Keeping,
+    metrics::sources::Sources,
 };
 
 /// An idle connection is kept this long. The other implementation's client does not send again what broke on a connection
@@ -60,6 +61,7 @@ impl Doors {
         keeping: &Keeping,
         clock: Clock,
         printer: Printer,
+        sources: &Sources,
     ) -> Result<Self, ProgramError> {
         let mut transports: Vec<Arc<dyn Transport>> = Vec::new();
         let (mut url, mut web, mut relays, mut embedded) = (None, None, Vec::new(), None);
@@ -77,6 +79,7 @@ impl Doors {
             let (address, open) = bind(config, listening, &server)?;
             let scheme = if config.tls.is_some() { "https" } else { "http" };
             url = Some(format!("{scheme}://{address}"));
+            sources.http(server.clone());
             transports.push(Arc::new(server.clone()));
             web = Some(Web::Closed { server, open });
         }
@@ -93,6 +96,7 @@ impl Doors {
             relays.clone_from(&nostr.relays);
             let nostr = NostrTransport::new(nostr, clock, Randomness::System)
                 .map_err(|error| ProgramError::Usage(error.to_string()))?;
+            sources.nostr(nostr.clone());
             transports.push(Arc::new(nostr));
         }
         let transport: Arc<dyn Transport> = match transports.len() {

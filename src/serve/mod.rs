@@ -25,6 +25,7 @@ pub use self::{
 };
 use crate::{
     actors::{
+        load::Load,
         notice::Notices,
         recovery::RestartIntensity,
         runtime::{Clock, Randomness},
@@ -210,21 +211,25 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         }
         None => None,
     };
-    let mut doors = Doors::build(&config, &keeping, clock, printer).await?;
+    let mut doors = Doors::build(&config, &keeping, clock, printer, metrics.sources()).await?;
 
+    let mut journal = keeping.journal();
+    if metrics_server.is_some() {
+        journal = Arc::new(TimedJournal::new(journal, metrics.clone()));
+    }
     tokio::pin!(stop);
     // A node may take long to come up; whoever waits for it may stop waiting.
     let operator = tokio::select! {
-        operator = Operator::new(&config, keeping.journal(), clock, printer) => operator?,
+        operator = Operator::new(&config, Arc::clone(&journal), clock, printer) => operator?,
         () = &mut stop => return Ok(true),
     };
     let policy = Publisher { operator: operator.clone(), publication: config.publication.clone(), printer };
     let notices = Notices::new(NOTICES);
     let steps = Steps::of(notices.subscribe());
     let announcements = operator.subscribe().map(Steps::of);
-    let mut journal = keeping.journal();
+    let load = Load::default();
     if metrics_server.is_some() {
-        journal = Arc::new(TimedJournal::new(journal, metrics.clone()));
+        metrics.sources().load(load.clone());
         actix_rt::spawn(metrics.clone().follow(notices.subscribe()));
         if let Some(steps) = operator.subscribe() {
             actix_rt::spawn(metrics.follow_announcements(steps));
@@ -240,6 +245,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         clock,
         randomness: Randomness::System,
         notices,
+        load,
         bans: keeping.bans(),
         restarts: RestartIntensity::default(),
         retention: keeping.retention(),
@@ -265,11 +271,13 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let mut rounds = Rounds::new(config, conditions, service, operator.clone(), printer);
     let outcome = tokio::select! {
         outcome = rounds.run(steps, announcements, recovered) => {
+            readiness.set(false);
             // Members are told that it is over: that has its time to travel.
             tokio::time::sleep(FAREWELL).await;
             outcome
         }
         () = &mut stop => {
+            readiness.set(false);
             // What is kept goes on when the program is started again.
             if !keeping.is_durable() {
                 rounds.cancel();
@@ -278,7 +286,6 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
             Ok(true)
         }
     };
-    readiness.set(false);
     // No new work, streams closed, then the connections.
     doors.close().await;
     if let Some(maturity) = maturity {

@@ -9,6 +9,7 @@ use btcr2_aggregation::{
     actors::{
         bans::{BanBook, NoBans},
         journal::Journal,
+        load::Load,
         notice::{CohortResult, Notices, ParticipantNotice, ServiceNotice},
         participant::ParticipantSettings,
         policy::{ParticipantPolicy, SigningRequest, UpdateRequest},
@@ -100,6 +101,7 @@ pub async fn start_service(
         clock: Clock::system(),
         randomness: Randomness::System,
         notices,
+        load: Load::default(),
         bans: BanBook::in_memory(Arc::new(NoBans)),
         restarts: RestartIntensity::default(),
         retention: Retention::UntilArchived,

@@ -1,6 +1,7 @@
 //! The programs as processes, and what they say verified.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test binary uses another part of this")]
 
+pub mod logged;
 pub mod proxy;
 pub mod verify;
 
@@ -129,7 +130,11 @@ pub struct Program {
 
 impl Program {
     pub fn start(arguments: &[&str]) -> Self {
-        let mut child = command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Self::launch(command(arguments))
+    }
+
+    pub fn launch(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
         let (sender, lines) = channel();
         thread::spawn(move || {

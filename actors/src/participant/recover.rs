@@ -12,6 +12,8 @@ use btcr2_aggregation_protocol::{
     did::Did,
 };
 
+use tracing::Instrument;
+
 use super::{ArchiveSession, CohortKey, ParticipantActor, Place};
 use crate::{
     journal::{Journal, JournalError, StreamId, StreamKind},
@@ -57,6 +59,7 @@ impl ParticipantActor {
     }
 
     fn bring_back(&mut self, cohort: CohortKey, facts: Facts, how: How, ctx: &Context<Self>) {
+        let _session = self.span(&cohort.1).entered();
         let facts = match facts {
             Ok(facts) => facts,
             Err(error) => return self.lost(cohort, error.to_string()),
@@ -90,6 +93,7 @@ impl ParticipantActor {
 
     /// A session cannot go on, although it has not ended: its journal may be mended, and bring it back.
     fn lost(&mut self, cohort: CohortKey, reason: String) {
+        let _session = self.span(&cohort.1).entered();
         tracing::error!(cohort_id = %cohort.1, reason, "a participant's session cannot go on");
         let joined = self.sessions.remove(&cohort).is_none_or(|place| place.joined);
         let end = SessionEnd::Internal { reason };
@@ -109,6 +113,7 @@ impl ParticipantActor {
 
     /// Replaces a session's actor that panicked, unless that happened too often: then we leave its cohort, and no other.
     fn restart(&mut self, cohort: CohortKey, ctx: &mut Context<Self>) {
+        let _session = self.span(&cohort.1).entered();
         let (now, intensity) = (self.shared.clock.now(), self.shared.restarts);
         let Some(place) = self.sessions.get_mut(&cohort) else { return };
         place.actor = None;
@@ -154,7 +159,7 @@ impl ParticipantActor {
                 tracing::error!(%error, "the journal of an ended session cannot be put away");
             }
         };
-        ctx.spawn(putting.into_actor(self));
+        ctx.spawn(putting.instrument(self.span(&cohort.1)).into_actor(self));
     }
 }
 

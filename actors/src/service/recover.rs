@@ -9,12 +9,14 @@ use btcr2_aggregation_protocol::{
     id::CohortId,
 };
 
-use super::{AggregationService, ArchiveCohort, Place, Retention, TellEnds};
+use tracing::Instrument;
+
+use super::{AggregationService, ArchiveCohort, Retention, TellEnds, place::Place};
 use crate::{
     cohort::{Beginning, CohortActor, How},
     journal::{Journal, JournalError, StreamKind},
     notice::ServiceNotice,
-    recovery,
+    recovery, span,
     supervisor::End,
     transport::link::Connect,
 };
@@ -58,6 +60,7 @@ impl AggregationService {
 
     /// Starts a cohort's actor again from its facts.
     fn bring_back(&mut self, cohort_id: CohortId, facts: Facts, how: How, ctx: &Context<Self>) {
+        let _cohort = span::cohort(&cohort_id).entered();
         let facts = match facts {
             Ok(facts) => facts,
             Err(error) => return self.lost(cohort_id, error.to_string()),
@@ -93,6 +96,7 @@ impl AggregationService {
 
     /// A cohort cannot go on, although it has not ended: its journal may be mended, and bring it back.
     fn lost(&mut self, cohort_id: CohortId, reason: String) {
+        let _cohort = span::cohort(&cohort_id).entered();
         tracing::error!(%cohort_id, reason, "a cohort cannot go on");
         self.cohorts.remove(&cohort_id);
         self.halted.insert(cohort_id.clone());
@@ -102,6 +106,7 @@ impl AggregationService {
 
     /// Replaces a cohort's actor that panicked, unless that happened too often: then the cohort fails, alone.
     fn restart(&mut self, cohort_id: CohortId, ctx: &mut Context<Self>) {
+        let _cohort = span::cohort(&cohort_id).entered();
         let (now, intensity) = (self.shared.clock.now(), self.shared.restarts);
         let Some(place) = self.cohorts.get_mut(&cohort_id) else { return };
         place.actor = None;
@@ -133,6 +138,7 @@ impl AggregationService {
 
     fn put_away(&self, cohort_id: CohortId, how: Retention, ctx: &mut Context<Self>) {
         let (now, journal) = (self.shared.clock.now(), Arc::clone(&self.shared.journal));
+        let span = span::cohort(&cohort_id);
         let putting = async move {
             let stream = CohortActor::stream(&cohort_id);
             let put = async {
@@ -150,7 +156,7 @@ impl AggregationService {
                 tracing::error!(%cohort_id, %error, "the journal of an ended cohort cannot be put away");
             }
         };
-        ctx.spawn(putting.into_actor(self));
+        ctx.spawn(putting.instrument(span).into_actor(self));
     }
 }
 

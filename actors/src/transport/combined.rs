@@ -18,7 +18,7 @@ use btcr2_aggregation_protocol::{beacon::BeaconType, did::Did, identity::Identit
 use serde_json::Value;
 
 use super::{ConnectError, Delivery, Disconnected, Outbound, Transport, link::Link};
-use crate::supervisor::EndGuard;
+use crate::{span, supervisor::EndGuard};
 
 /// Most peers whose transport is remembered; beyond that the oldest are written to everywhere again.
 const MOST_PEERS: usize = 20_000;
@@ -50,7 +50,8 @@ impl Transport for CombinedTransport {
         let (transports, identity) = (self.0.clone(), identity.clone());
         let combined =
             Combined { transports, identity, inbox, links: Vec::new(), heard: Heard::default(), _guard: guard };
-        Ok(combined.start().recipient())
+        let span = span::connection("combined", combined.identity.did());
+        Ok(span::start_in(span, |_| combined).recipient())
     }
 
     fn introduce(&self, did: &Did, genesis_document: &Value) {
@@ -134,8 +135,9 @@ impl Actor for Combined {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(QUEUE);
         for (transport, port) in self.transports.iter().enumerate() {
-            let ear = Ear { combined: ctx.address().downgrade(), transport }.start();
-            self.links.push(Link::new(Arc::clone(port), self.identity.clone(), ear.recipient()).start());
+            let ear = Ear { combined: ctx.address().downgrade(), transport };
+            let ear = span::start_in(tracing::Span::current(), |_| ear);
+            self.links.push(Link::new(Arc::clone(port), self.identity.clone(), ear.recipient()).start_in_span());
         }
     }
 }

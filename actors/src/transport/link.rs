@@ -6,12 +6,13 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
     WrapFuture,
 };
 use btcr2_aggregation_protocol::identity::Identity;
 
 use super::{ConnectError, Delivery, Disconnected, Outbound, Transport};
+use crate::span;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
@@ -55,6 +56,11 @@ impl Link {
     /// A link that connects when it is told to, with [`Connect`]: its owner has to be ready for what arrives.
     pub(crate) fn waiting(transport: Arc<dyn Transport>, identity: Identity, inbox: Recipient<Delivery>) -> Self {
         Self { waits: true, ..Self::new(transport, identity, inbox) }
+    }
+
+    /// Starts it in a span of its own.
+    pub(crate) fn start_in_span(self) -> Addr<Self> {
+        span::start_in(span::link(self.identity.did()), |_| self)
     }
 
     fn connect(&mut self, ctx: &mut Context<Self>) {

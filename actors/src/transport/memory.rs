@@ -19,7 +19,7 @@ use btcr2_aggregation_protocol::{
 };
 
 use super::{ConnectError, Delivery, Disconnected, Outbound, Transport, hand_over};
-use crate::supervisor::EndGuard;
+use crate::{span, supervisor::EndGuard};
 
 /// How many messages may wait at one connection in either direction. A peer that is so far behind loses what comes next,
 /// as it would on a network; nobody else waits for it.
@@ -94,7 +94,7 @@ impl Transport for MemoryTransport {
         let did = identity.did().clone();
         let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
         let actor = MemoryConnection { did: did.clone(), network: self.clone(), inbox, _guard: guard };
-        let address = actor.start();
+        let address = span::start_in(span::connection("memory", identity.did()), |_| actor);
         let mut peers = self.peers();
         let peer = peers.entry(did).or_default();
         for wire in peer.pending.values() {

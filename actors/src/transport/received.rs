@@ -13,6 +13,7 @@ use actix::{MailboxError, Recipient};
 use btcr2_aggregation_protocol::message::Message;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+use tracing::Instrument;
 
 use super::Delivery;
 
@@ -119,7 +120,7 @@ pub(crate) fn hand_over<F: FnOnce() + 'static>(
     let sent = inbox.send(first);
     let inbox = inbox.clone();
     // Beside the connection, which goes on, and may end before.
-    actix_rt::spawn(async move {
+    let trying = async move {
         let mut pause = FIRST_PAUSE;
         for _ in 0..AGAIN {
             if confirmed.await.is_ok() {
@@ -143,7 +144,8 @@ pub(crate) fn hand_over<F: FnOnce() + 'static>(
             tracing::warn!(%from, kind, "a message was handed over several times and never taken, it is lost");
         }
         over();
-    });
+    };
+    actix_rt::spawn(trying.in_current_span());
     sent
 }
 

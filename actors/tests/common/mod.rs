@@ -16,7 +16,6 @@ use actix::{Actor, Addr};
 use async_trait::async_trait;
 use bitcoin::{Amount, FeeRate, OutPoint, Txid, hashes::Hash};
 use btcr2_aggregation_actors::{
-    bans::{BanBook, DefaultBans},
     journal::{Journal, MemoryJournal},
     notice::{CohortResult, Notices, ParticipantNotice, ServiceNotice},
     participant::{ParticipantActor, ParticipantSettings},
@@ -404,18 +403,14 @@ impl World {
 
     pub fn service_settings(&self, name: &str, policy: impl ServicePolicy + 'static) -> ServiceSettings {
         ServiceSettings {
-            identity: identity(name),
-            transport: Arc::new(self.network.clone()),
-            policy: Arc::new(policy),
             beacons: self.beacons.clone(),
             aggregator: self.aggregator.clone(),
             journal: Arc::clone(&self.journal),
             clock: self.clock,
             randomness: randomness(name),
             notices: Notices::new(NOTICES),
-            bans: BanBook::in_memory(Arc::new(DefaultBans)),
-            restarts: RestartIntensity::default(),
             retention: Retention::UntilArchived,
+            ..ServiceSettings::new(identity(name), Arc::new(self.network.clone()), Arc::new(policy))
         }
     }
 

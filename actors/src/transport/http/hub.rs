@@ -12,10 +12,11 @@ use super::{
     directory::Local,
     inbox::{Close, Feed, InboxActor, InboxesShared, Put, PutBack},
     stream::{EventStream, Events},
-    waiting::{InboxStore, Waiting},
+    waiting::Waiting,
 };
 use crate::{
     runtime::{Clock, Randomness},
+    span,
     supervisor::{End, EndGuard},
     transport::is_for_a_member,
 };
@@ -110,7 +111,7 @@ impl Hub {
         config: Arc<HttpConfig>,
         clock: Clock,
         randomness: Randomness,
-        store: Arc<dyn InboxStore>,
+        shared: InboxesShared,
     ) -> Self {
         Self {
             config,
@@ -119,7 +120,7 @@ impl Hub {
             rng: randomness.for_actor("http hub"),
             adverts: Adverts::default(),
             inboxes: BTreeMap::new(),
-            shared: InboxesShared::new(clock.now(), store),
+            shared,
         }
     }
 
@@ -137,7 +138,8 @@ impl Hub {
         let guard = EndGuard::new(move |end| hub.do_send(InboxGone { owner: did, number, end }));
         let rng = self.randomness.for_actor(&format!("http inbox {owner} {number}"));
         let (config, shared) = (Arc::clone(&self.config), self.shared.clone());
-        let inbox = InboxActor::new(owner.clone(), config, self.clock, rng, number, shared, guard).start();
+        let inbox = InboxActor::new(owner.clone(), config, self.clock, rng, number, shared, guard);
+        let inbox = span::start_in(span::inbox(owner), |_| inbox);
         let held = Held { inbox: inbox.clone(), number, written_to: write };
         self.inboxes.insert(owner.clone(), held);
         Some(inbox)
@@ -167,7 +169,10 @@ impl Handler<Post> for Hub {
         match self.inbox(&to, is_for_a_member(&body), ctx) {
             // Not lossy: what an inbox does with too much is its own affair.
             Some(inbox) => inbox.do_send(Put { from, body }),
-            None => tracing::warn!(%to, "there are too many inboxes, a message is dropped"),
+            None => {
+                tracing::warn!(%to, "there are too many inboxes, a message is dropped");
+                self.shared.counts.dropped();
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -20,6 +20,7 @@ use rand_chacha::ChaCha20Rng;
 use super::{
     config::HttpConfig,
     directory::Local,
+    report::Counts,
     stream::{Event, EventStream, event, heartbeat},
     waiting::{InboxStore, Waiting},
 };
@@ -59,8 +60,8 @@ pub(super) struct Close;
 pub(super) struct InboxesShared {
     /// The highest identifier that any inbox that is gone has given out, and that any inbox started from.
     last_id: Arc<AtomicU64>,
-    /// How many bytes of bodies they all hold.
-    bytes: Arc<AtomicUsize>,
+    /// What they all hold.
+    pub(super) counts: Arc<Counts>,
     /// Where what they hold is kept besides.
     pub(super) store: Arc<dyn InboxStore>,
 }
@@ -68,9 +69,9 @@ pub(super) struct InboxesShared {
 impl InboxesShared {
     /// Of a server that starts at `now`. Milliseconds since 1970 are beyond any number of messages, so that a server that
     /// remembers nothing goes on counting too; one that remembers does so whatever its clock says.
-    pub(super) fn new(now: Timestamp, store: Arc<dyn InboxStore>) -> Self {
+    pub(super) fn new(now: Timestamp, store: Arc<dyn InboxStore>, counts: Arc<Counts>) -> Self {
         let last_id = store.last_id().max(now.as_millis());
-        Self { last_id: Arc::new(AtomicU64::new(last_id)), bytes: Arc::default(), store }
+        Self { last_id: Arc::new(AtomicU64::new(last_id)), counts, store }
     }
 
     /// Behind which identifier a new inbox counts: behind all that were given out by the inbox that its owner had before,
@@ -119,6 +120,7 @@ impl InboxActor {
         shared: InboxesShared,
         guard: EndGuard,
     ) -> Self {
+        shared.counts.inboxes.fetch_add(1, Ordering::Relaxed);
         Self {
             owner,
             config,
@@ -152,7 +154,8 @@ impl InboxActor {
         if let Some(entry) = self.entries.pop_front() {
             let bytes = entry.body.json().len();
             self.bytes -= bytes;
-            self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.shared.counts.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.shared.counts.messages.fetch_sub(1, Ordering::Relaxed);
             self.shared.store.remove(&self.owner, entry.id);
         }
     }
@@ -166,11 +169,13 @@ impl InboxActor {
         }
         let bytes = entry.body.json().len();
         self.bytes += bytes;
-        self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.shared.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.shared.counts.messages.fetch_add(1, Ordering::Relaxed);
         let place = self.entries.partition_point(|other| other.id < entry.id);
         self.entries.insert(place, entry);
         while self.is_too_full() {
             tracing::warn!(owner = %self.owner, "the inbox is full, its oldest message is dropped");
+            self.shared.counts.dropped();
             self.drop_oldest();
         }
     }
@@ -178,7 +183,7 @@ impl InboxActor {
     /// The newest message stays, however large: its reader may be about to come.
     fn is_too_full(&self) -> bool {
         let HttpConfig { inbox_messages, inbox_bytes, inboxes_bytes, .. } = *self.config;
-        let all_bytes = self.shared.bytes.load(Ordering::Relaxed);
+        let all_bytes = self.shared.counts.bytes.load(Ordering::Relaxed);
         self.entries.len() > inbox_messages
             || (self.entries.len() > 1 && (self.bytes > inbox_bytes || all_bytes > inboxes_bytes))
     }
@@ -215,7 +220,10 @@ impl Actor for InboxActor {
 impl Drop for InboxActor {
     fn drop(&mut self) {
         self.shared.last_id.fetch_max(self.last_id, Ordering::Relaxed);
-        self.shared.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        let counts = &self.shared.counts;
+        counts.inboxes.fetch_sub(1, Ordering::Relaxed);
+        counts.messages.fetch_sub(self.entries.len(), Ordering::Relaxed);
+        counts.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

@@ -13,6 +13,7 @@ mod directory;
 mod gate;
 mod hub;
 mod inbox;
+mod report;
 mod routes;
 pub mod server;
 pub mod store;
@@ -22,6 +23,7 @@ pub mod waiting;
 pub use self::{
     client::HttpClient,
     config::{Cors, HttpConfig},
+    report::HttpReport,
     routes::{configure, not_found},
     server::HttpServer,
 };

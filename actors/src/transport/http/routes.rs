@@ -230,11 +230,12 @@ async fn options(server: Server, request: HttpRequest) -> HttpResponse {
 fn answer(server: &HttpServer, request: &HttpRequest, outcome: Result<(), Refusal>) -> HttpResponse {
     let (status, body) = match outcome {
         Ok(()) => (StatusCode::ACCEPTED, json!({ "ok": true })),
-        Err(refusal) => (
+        Err(refusal) => {
+            server.0.counts.refused(refusal);
             // Every status of a refusal is one that the crate knows.
-            StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST),
-            json!({ "error": refusal.code() }),
-        ),
+            let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST);
+            (status, json!({ "error": refusal.code() }))
+        }
     };
     let mut response = HttpResponse::build(status);
     allow(&mut response, &server.config().cors, request.headers());

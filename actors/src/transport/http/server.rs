@@ -21,11 +21,14 @@ use super::{
     directory::{Directory, Local},
     gate::Gate,
     hub::{Advertise, Arrived, Gone, Hub, Post, Shutdown, Withdraw},
+    inbox::InboxesShared,
+    report::{Counts, HttpReport},
     store::{MemoryNonces, MemoryRates, NonceStore, RateLimitStore},
     waiting::{InboxStore, MemoryInboxes},
 };
 use crate::{
     runtime::{Clock, Randomness},
+    span,
     supervisor::EndGuard,
     transport::{ConnectError, Delivery, Disconnected, Outbound, Transport, is_for_a_member},
 };
@@ -38,6 +41,7 @@ pub struct HttpServer(pub(super) Arc<Inner>);
 pub(super) struct Inner {
     pub(super) gate: Gate,
     pub(super) hub: Addr<Hub>,
+    pub(super) counts: Arc<Counts>,
     pub(super) clock: Clock,
     /// The largest update that the service takes, for the well-known document.
     pub(super) update_bytes: usize,
@@ -84,14 +88,21 @@ impl HttpServer {
     /// When called outside of an actix `System`.
     pub fn start(parts: HttpServerParts) -> Self {
         let HttpServerParts { config, update_bytes, clock, randomness, nonces, rates, inboxes } = parts;
-        let hub = Hub::new(Arc::new(config.clone()), clock, randomness, inboxes).start();
+        let counts = Arc::<Counts>::default();
+        let shared = InboxesShared::new(clock.now(), inboxes, Arc::clone(&counts));
+        let hub = Hub::new(Arc::new(config.clone()), clock, randomness, shared).start();
         let gate = Gate { directory: Directory::new(config.external_keys), config, nonces, rates };
-        Self(Arc::new(Inner { gate, hub, clock, update_bytes, connections: AtomicU64::new(0) }))
+        Self(Arc::new(Inner { gate, hub, counts, clock, update_bytes, connections: AtomicU64::new(0) }))
     }
 
     /// What is allowed.
     pub fn config(&self) -> &HttpConfig {
         &self.0.gate.config
+    }
+
+    /// What it holds and has refused.
+    pub fn report(&self) -> HttpReport {
+        self.0.counts.report()
     }
 
     /// Lets an EXTERNAL DID authenticate before its opt-in: its genesis document is configured, not shown.
@@ -133,7 +144,8 @@ impl Transport for HttpServer {
             local.ok_or_else(|| ConnectError("another connection has taken the identity's place".to_owned()))?;
         self.0.hub.do_send(Arrived(Arc::clone(&local)));
         let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
-        Ok(Endpoint { server: self.clone(), local, _guard: guard }.start().recipient())
+        let endpoint = Endpoint { server: self.clone(), local, _guard: guard };
+        Ok(span::start_in(span::connection("http", identity.did()), |_| endpoint).recipient())
     }
 
     fn introduce(&self, did: &Did, genesis_document: &Value) {

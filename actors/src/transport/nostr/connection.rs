@@ -23,8 +23,10 @@ use super::{
     outbox::{Adverts, Content, Job, Next, Outbox},
     reader::{Read, Reader},
     relay::{Answer, Assignment, Id, Publish, RelayActor},
+    report::shown,
 };
 use crate::{
+    span,
     supervisor::{End, EndGuard},
     transport::{Delivery, Outbound, hand_over, is_for_a_member},
 };
@@ -166,7 +168,9 @@ impl NostrConnection {
         let own = self.identity.public_key().x_only();
         let adverts_since = self.adverts_since;
         let assignment = Assignment { relay, url: url.clone(), number, own, adverts_since };
-        slot.actor = Some(RelayActor::new(assignment, Arc::clone(&self.config), keeper, guard).start());
+        let span = span::relay(&shown(url), self.identity.did());
+        let actor = RelayActor::new(assignment, Arc::clone(&self.config), keeper, guard);
+        slot.actor = Some(span::start_in(span, |_| actor));
     }
 
     /// Signs a job's event anew: what it says stays, the event is of now.
@@ -404,7 +408,7 @@ impl Handler<Answered> for NostrConnection {
             }
         });
         let url = self.inner.urls.get(relay);
-        tracing::debug!(connection = self.name, relay = url.map(ToString::to_string), %event, ?answer, "answered");
+        tracing::debug!(connection = self.name, relay = url.map(shown), %event, ?answer, "answered");
         if self.outbox.answered(job, relay, event, answer) == Next::Retry {
             self.retry_later(job, ctx);
         }

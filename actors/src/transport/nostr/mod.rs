@@ -24,7 +24,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use actix::{Actor, Recipient};
+use actix::Recipient;
 use async_trait::async_trait;
 use btcr2_aggregation_protocol::{
     beacon::BeaconType,
@@ -45,6 +45,7 @@ use self::{connection::NostrConnection, report::Reports};
 use super::{ConnectError, Delivery, Disconnected, Outbound, Transport};
 use crate::{
     runtime::{Clock, Randomness},
+    span,
     supervisor::EndGuard,
 };
 
@@ -121,7 +122,8 @@ impl Transport for NostrTransport {
     ) -> Result<Recipient<Outbound>, ConnectError> {
         let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
         let name = format!("nostr connection {} {connection}", identity.did());
-        Ok(NostrConnection::new(Arc::clone(&self.0), identity.clone(), inbox, name, guard).start().recipient())
+        let connection = NostrConnection::new(Arc::clone(&self.0), identity.clone(), inbox, name, guard);
+        Ok(span::start_in(span::connection("nostr", identity.did()), |_| connection).recipient())
     }
 
     fn introduce(&self, did: &Did, genesis_document: &Value) {

@@ -183,10 +183,9 @@ impl Actor for RelayActor {
         let own = ctx.address().downgrade();
         let running = async move { run(&assignment, &config, &keeper, &own).await };
         ctx.spawn(running.into_actor(self).map(|why, actor, ctx| {
-            let Assignment { relay, url, .. } = &actor.assignment;
-            tracing::info!(%url, why, "a relay's connection ended");
+            tracing::info!(why, "a relay's connection ended");
             if let Some(keeper) = actor.keeper.upgrade() {
-                keeper.do_send(super::connection::RelayProblem { relay: *relay, why });
+                keeper.do_send(super::connection::RelayProblem { relay: actor.assignment.relay, why });
             }
             ctx.stop();
         }));

@@ -3,7 +3,23 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nostr_sdk::RelayUrl;
+use reqwest::Url;
 use serde::Serialize;
+
+/// A relay's address without what may be a password in it, for logs and reports.
+pub(super) fn shown(url: &RelayUrl) -> String {
+    let text = url.to_string();
+    match Url::parse(&text) {
+        Ok(mut url) if url.query().is_some() || !url.username().is_empty() || url.password().is_some() => {
+            url.set_query(None);
+            // These fail for addresses without a host only, which are no relay's.
+            let _ = url.set_username("");
+            let _ = url.set_password(None);
+            url.to_string()
+        }
+        _ => text,
+    }
+}
 
 /// What one relay has done so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -39,7 +55,7 @@ pub(super) struct Reports(Arc<Mutex<Vec<RelayReport>>>);
 
 impl Reports {
     pub(super) fn new(urls: &[RelayUrl]) -> Self {
-        let report = |url: &RelayUrl| RelayReport { url: url.to_string(), ..RelayReport::default() };
+        let report = |url: &RelayUrl| RelayReport { url: shown(url), ..RelayReport::default() };
         Self(Arc::new(Mutex::new(urls.iter().map(report).collect())))
     }
 
@@ -53,5 +69,19 @@ impl Reports {
 
     pub(super) fn all(&self) -> Vec<RelayReport> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_password_of_a_relay_is_shown() {
+        let shown = |url: &str| shown(&RelayUrl::parse(url).unwrap());
+        assert_eq!(shown("wss://relay.example"), "wss://relay.example");
+        assert_eq!(shown("wss://relay.example/path/"), "wss://relay.example/path/");
+        assert_eq!(shown("wss://me:hidden@relay.example/path?token=hidden"), "wss://relay.example/path");
     }
 }

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, Recipient};
+use actix::Recipient;
 use async_trait::async_trait;
 use btcr2_aggregation_protocol::{did::Did, identity::Identity};
 use reqwest::{Certificate, Client, ClientBuilder, Url};
@@ -24,6 +24,7 @@ pub use self::backoff::Backoff;
 use self::connection::{HttpConnection, Job};
 use crate::{
     runtime::{Clock, Randomness},
+    span,
     supervisor::EndGuard,
     transport::{ConnectError, Delivery, Disconnected, Outbound, Transport},
 };
@@ -182,6 +183,7 @@ impl Transport for HttpClient {
     ) -> Result<Recipient<Outbound>, ConnectError> {
         let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
         let name = format!("http connection {} {} {connection}", self.base, identity.did());
-        Ok(HttpConnection::new(self.clone(), identity.clone(), inbox, name, guard).start().recipient())
+        let connection = HttpConnection::new(self.clone(), identity.clone(), inbox, name, guard);
+        Ok(span::start_in(span::connection("http", identity.did()), |_| connection).recipient())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use actix::{ActorContext, Addr};
+use actix::{Actor, ActorContext, Addr};
 use actix_web::{App, HttpServer as WebServer};
 use btcr2_aggregation_protocol::{
     id::CohortId,

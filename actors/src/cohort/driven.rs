@@ -1,0 +1,185 @@
+//! What follows from the facts of a cohort: what the host is told of them, and what the world must do.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{ActorContext, Context};
+use btcr2_aggregation_protocol::{
+    cohort::{
+        event::ServiceEvent,
+        service::{ServiceCohort, ServiceEffect, ServiceInput},
+    },
+    error::Reject,
+    machine::Machine,
+};
+
+use super::CohortActor;
+use crate::{
+    engine::{Driven, Engine},
+    journal::JournalError,
+    notice::ServiceNotice,
+    policy::{PolicyError, TransactionRequest},
+    service::FormAgain,
+    transport::Outbound,
+};
+
+/// How long members are tried to be told that the cohort is over.
+const FAREWELL: Duration = Duration::from_secs(600);
+
+/// How long an admission waits until a book of bans that could not be read is looked at again.
+const BOOK_AGAIN: Duration = Duration::from_secs(10);
+
+impl Driven for CohortActor {
+    type Machine = ServiceCohort;
+
+    fn engine(&mut self) -> &mut Engine<ServiceCohort> {
+        &mut self.engine
+    }
+
+    fn tick() -> ServiceInput {
+        ServiceInput::Tick
+    }
+
+    fn is_heavy(machine: &ServiceCohort, input: &ServiceInput) -> bool {
+        machine.is_heavy(input)
+    }
+
+    fn observe(&mut self, event: &ServiceEvent, effects: &[ServiceEffect], _: &mut Context<Self>) {
+        for digest in self.engine.machine().transcript_entries(event, effects) {
+            self.transcript.push(digest);
+        }
+        let cohort_id = self.cohort_id();
+        let notice = match event {
+            ServiceEvent::CohortAdvertised { .. } => ServiceNotice::CohortAdvertised { cohort_id },
+            ServiceEvent::OptInReceived { member, .. } => {
+                ServiceNotice::OptInReceived { cohort_id, participant: member.did.clone() }
+            }
+            ServiceEvent::MemberAdmitted { did } => {
+                ServiceNotice::ParticipantAccepted { cohort_id, participant: did.clone() }
+            }
+            ServiceEvent::MemberRefused { did, reason } => {
+                ServiceNotice::ParticipantRefused { cohort_id, participant: did.clone(), reason: reason.clone() }
+            }
+            ServiceEvent::KeysAggregated { output, .. } => ServiceNotice::KeygenComplete {
+                cohort_id,
+                beacon_address: output.address().to_owned(),
+                participants: output.keys().len(),
+                output: Arc::new(output.clone()),
+            },
+            ServiceEvent::UpdateReceived { did, .. } => {
+                ServiceNotice::UpdateReceived { cohort_id, participant: did.clone(), included: true }
+            }
+            ServiceEvent::UpdateDeclined { did, .. } => {
+                ServiceNotice::UpdateReceived { cohort_id, participant: did.clone(), included: false }
+            }
+            ServiceEvent::UpdatesAggregated { aggregation, .. } => {
+                ServiceNotice::DataDistributed { cohort_id, signal: aggregation.signal }
+            }
+            ServiceEvent::ValidationReceived { did, approved, .. } => {
+                ServiceNotice::ValidationReceived { cohort_id, participant: did.clone(), approved: *approved }
+            }
+            ServiceEvent::ValidationCompleted { .. } => ServiceNotice::ValidationComplete { cohort_id },
+            ServiceEvent::TransactionDeferred { reason, .. } => {
+                ServiceNotice::TransactionDeferred { cohort_id, reason: reason.clone() }
+            }
+            ServiceEvent::FaultRecorded { fault } => {
+                self.charge_fault(fault);
+                ServiceNotice::rejected(Some(&cohort_id), &Reject::from(fault))
+            }
+            ServiceEvent::OptInDisplaced { fault, .. } => {
+                ServiceNotice::rejected(Some(&cohort_id), &Reject::from(fault))
+            }
+            ServiceEvent::PhaseExtended { phase, until, .. } | ServiceEvent::GraceGiven { phase, until, .. } => {
+                ServiceNotice::PhaseExtended { cohort_id, phase: *phase, until: *until }
+            }
+            ServiceEvent::PresenceRequested { .. } => ServiceNotice::PresenceRequested { cohort_id },
+            ServiceEvent::PresenceConfirmed { did } => {
+                ServiceNotice::PresenceConfirmed { cohort_id, participant: did.clone() }
+            }
+            ServiceEvent::CohortCompleted { .. } | ServiceEvent::CohortFailed { .. } => {
+                self.charge_everybody();
+                let Some(notice) = self.end_notice() else { return };
+                notice
+            }
+            // The session announces its own start.
+            ServiceEvent::SigningStarted { .. }
+            | ServiceEvent::AdvertRepeated { .. }
+            | ServiceEvent::TransactionRequested { .. } => return,
+        };
+        self.shared.notices.publish(notice);
+    }
+
+    fn perform(&mut self, effect: ServiceEffect, ctx: &mut Context<Self>) {
+        let policy = Arc::clone(&self.shared.policy);
+        match effect {
+            ServiceEffect::Broadcast(body) => self.say(Outbound::Broadcast { body }),
+            ServiceEffect::WithdrawAdvert => {
+                self.say(Outbound::WithdrawAdvert { cohort_id: self.cohort_id() });
+            }
+            ServiceEffect::Send { to, body } => {
+                // What is said at the end is worth a few tries.
+                let until = self.engine.machine().deadline().or_else(|| Some(self.shared.clock.now() + FAREWELL));
+                self.say(Outbound::Direct { to, body, until });
+            }
+            ServiceEffect::AskAdmission(member) => {
+                let view = self.view();
+                let shared = Arc::clone(&self.shared);
+                let question = async move {
+                    let banned = loop {
+                        match shared.bans.banned(&member.did, shared.clock.now()) {
+                            Ok(banned) => break banned,
+                            // A book that cannot be read is the operator's to mend; until then nobody is let in, and nobody
+                            // turned away for good.
+                            Err(error) => tracing::error!(did = %member.did, %error, "an admission has to wait"),
+                        }
+                        tokio::time::sleep(BOOK_AGAIN).await;
+                    };
+                    let admission = match banned {
+                        None => policy.admit(&view, &member).await,
+                        Some(until) => Err(format!("banned until {}", until.as_secs())),
+                    };
+                    Some(ServiceInput::AdmissionDecided { did: member.did.clone(), admission })
+                };
+                self.ask(question, ctx);
+            }
+            ServiceEffect::AskFinalization { .. } => {
+                let view = self.view();
+                let question = async move { policy.finalize(&view).await.then_some(ServiceInput::Finalize) };
+                self.ask(question, ctx);
+            }
+            ServiceEffect::AskTransaction { output, signal } => {
+                let Some(aggregated) = self.engine.machine().phase().aggregated().cloned() else { return };
+                let request = TransactionRequest { cohort_id: self.cohort_id(), output, signal, aggregated };
+                let question = async move {
+                    Some(match policy.beacon_transaction(&request).await {
+                        Ok(funded) => ServiceInput::TransactionProvided {
+                            transaction: funded.transaction,
+                            value: funded.value,
+                        },
+                        Err(PolicyError::Retry(retry)) => ServiceInput::TransactionUnavailable(retry),
+                        Err(PolicyError::Fatal(fatal)) => ServiceInput::TransactionRefused(fatal),
+                    })
+                };
+                self.ask(question, ctx);
+            }
+            ServiceEffect::StartSigning(task) => self.start_session(task, Duration::ZERO, ctx),
+            ServiceEffect::FormAgain(terms) => self.successors.do_send(FormAgain(terms)),
+        }
+    }
+
+    fn refused(&mut self, reject: Reject, _: &mut Context<Self>) {
+        self.shared.notices.publish(ServiceNotice::rejected(Some(&self.cohort_id()), &reject));
+    }
+
+    fn journal_failed(&mut self, error: JournalError, ctx: &mut Context<Self>) {
+        tracing::error!(%error, "a cohort cannot go on");
+        self.guard.journal_failed();
+        ctx.stop();
+    }
+
+    fn settled(&mut self, ctx: &mut Context<Self>) {
+        if self.engine.machine().has_ended() && self.engine.is_released() {
+            self.guard.finish();
+            ctx.stop();
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! What a service has to do, counted: the messages that came and went, and those that wait for one of its actors. For hosts
+//! that measure; the actors themselves ask nothing of it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use actix::Recipient;
+
+use crate::transport::Outbound;
+
+/// How many messages there were of each type, by the short name that the wire format has for it.
+pub type ByType = BTreeMap<&'static str, u64>;
+
+/// The counts of one service, or of several together. Clones are the same counts.
+#[derive(Clone, Debug, Default)]
+pub struct Load(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    received: Mutex<ByType>,
+    sent: Mutex<ByType>,
+    cohorts: AtomicUsize,
+    sessions: AtomicUsize,
+}
+
+/// Whose mailbox it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mailbox {
+    Cohort,
+    Session,
+}
+
+/// A message that waits for an actor, for as long as this is kept.
+pub(crate) struct Waits(Load, Mailbox);
+
+impl Load {
+    /// The messages that reached the service, whatever became of them.
+    pub fn received(&self) -> ByType {
+        lock(&self.0.received).clone()
+    }
+
+    /// The messages that were handed to the transport: to one member each, or an advert to everybody.
+    pub fn sent(&self) -> ByType {
+        lock(&self.0.sent).clone()
+    }
+
+    /// How many messages wait for the actor of a cohort, those included that are kept for one that is being brought back.
+    pub fn waiting_for_cohorts(&self) -> usize {
+        self.0.cohorts.load(Ordering::Relaxed)
+    }
+
+    /// How many messages wait for the actor of a signing session.
+    pub fn waiting_for_sessions(&self) -> usize {
+        self.0.sessions.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_received(&self, kind: &'static str) {
+        *lock(&self.0.received).entry(kind).or_default() += 1;
+    }
+
+    /// Hands something to the transport.
+    pub(crate) fn say(&self, outbound: Outbound, transport: &Recipient<Outbound>) {
+        if let Outbound::Direct { body, .. } | Outbound::Broadcast { body } = &outbound {
+            *lock(&self.0.sent).entry(body.short_type()).or_default() += 1;
+        }
+        transport.do_send(outbound);
+    }
+
+    /// A message is on its way to an actor. It has arrived, or is lost, when what is returned is dropped: actix does not say
+    /// how much waits in a mailbox.
+    pub(crate) fn waits(&self, mailbox: Mailbox) -> Waits {
+        self.of(mailbox).fetch_add(1, Ordering::Relaxed);
+        Waits(self.clone(), mailbox)
+    }
+
+    fn of(&self, mailbox: Mailbox) -> &AtomicUsize {
+        match mailbox {
+            Mailbox::Cohort => &self.0.cohorts,
+            Mailbox::Session => &self.0.sessions,
+        }
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.of(self.1).fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn lock(counts: &Mutex<ByType>) -> MutexGuard<'_, ByType> {
+    // Nothing panics while it holds the lock.
+    counts.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_waits_until_it_is_taken_or_lost() {
+        let load = Load::default();
+        let (first, second) = (load.waits(Mailbox::Cohort), load.waits(Mailbox::Cohort));
+        let other = load.waits(Mailbox::Session);
+        assert_eq!((load.waiting_for_cohorts(), load.waiting_for_sessions()), (2, 1));
+        drop(first);
+        drop(other);
+        assert_eq!((load.waiting_for_cohorts(), load.waiting_for_sessions()), (1, 0));
+        drop(second);
+        assert_eq!(load.waiting_for_cohorts(), 0);
+    }
+}

@@ -1,4 +1,5 @@
-//! A whole cohort through the actors, in memory and with the journal of a state directory.
+//! A whole cohort through the actors: in memory, with the journal of a state directory, and with one cache of aggregated keys for
+//! all of its participants.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 
 #[path = "../examples/support/mod.rs"]
@@ -6,8 +7,11 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
-use btcr2_aggregation::{actors::state::State, protocol::beacon::BeaconType};
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use btcr2_aggregation::{
+    actors::state::State,
+    protocol::{beacon::BeaconType, output::DirectAggregator},
+};
+use criterion::{BenchmarkId, Criterion, SamplingMode, criterion_group, criterion_main};
 use support::Cohort;
 
 const SIZES: [usize; 7] = [2, 10, 50, 100, 200, 500, 1000];
@@ -27,20 +31,33 @@ fn rounds(cohort: Cohort, iterations: u64) -> Duration {
     })
 }
 
-fn round(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("round");
-    group.sample_size(10);
+/// Everybody does its own work.
+fn direct(size: usize) -> Cohort {
+    Cohort { aggregator: Arc::new(DirectAggregator), ..Cohort::of(size) }
+}
+
+fn in_memory(criterion: &mut Criterion, name: &str, cohort: fn(usize) -> Cohort) {
+    let mut group = criterion.benchmark_group(name);
+    group.sample_size(10).sampling_mode(SamplingMode::Flat);
     for beacon_type in [BeaconType::cas(), BeaconType::smt()] {
         for size in SIZES {
             group.bench_function(BenchmarkId::new(beacon_type.as_str(), size), |bencher| {
                 bencher.iter_custom(|iterations| {
                     let beacon_type = beacon_type.clone();
-                    rounds(Cohort { beacon_type, ..Cohort::of(size) }, iterations)
+                    rounds(Cohort { beacon_type, ..cohort(size) }, iterations)
                 });
             });
         }
     }
     group.finish();
+}
+
+fn round(criterion: &mut Criterion) {
+    in_memory(criterion, "round", direct);
+}
+
+fn round_shared(criterion: &mut Criterion) {
+    in_memory(criterion, "round_shared", Cohort::of);
 }
 
 fn round_durable(criterion: &mut Criterion) {
@@ -51,12 +68,12 @@ fn round_durable(criterion: &mut Criterion) {
             bencher.iter_custom(|iterations| {
                 let directory = tempfile::tempdir().unwrap();
                 let state = State::open(directory.path()).unwrap();
-                rounds(Cohort { journal: Arc::new(state.journal()), ..Cohort::of(size) }, iterations)
+                rounds(Cohort { journal: Arc::new(state.journal()), ..direct(size) }, iterations)
             });
         });
     }
     group.finish();
 }
 
-criterion_group!(benches, round, round_durable);
+criterion_group!(benches, round, round_durable, round_shared);
 criterion_main!(benches);

@@ -1,8 +1,8 @@
 //! How a round grows with its members, beside what it cannot avoid: a table in Markdown, and a chart with `--plot FILE.svg`.
 //!
 //! Times are of the processor, over all threads: what others do on the machine does not count. Every participant of the
-//! cohort is in this process and does its own work; `--direct` has each aggregate the keys by itself, as on machines of
-//! their own, else one key list is aggregated once for all.
+//! cohort is in this process and does its own work, as on a machine of its own; with `--shared` one cache aggregates the one
+//! key list once for all of them.
 //!
 //! `cargo run --release --example scaling -- --sizes 2,10,50,100,200,500,1000`
 
@@ -29,9 +29,9 @@ struct Args {
     /// Aggregate with a sparse Merkle tree
     #[arg(long)]
     smt: bool,
-    /// Let everybody aggregate the keys by itself
+    /// Aggregate the keys once for all, instead of everybody by itself
     #[arg(long)]
-    direct: bool,
+    shared: bool,
     /// Draw the table into this file
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
@@ -55,7 +55,7 @@ impl Row {
         if args.smt {
             cohort.beacon_type = BeaconType::smt();
         }
-        if args.direct {
+        if !args.shared {
             cohort.aggregator = Arc::new(DirectAggregator);
         }
         let (identities, beacon) = (cohort.members.clone(), cohort.beacon_type.clone());
@@ -73,7 +73,7 @@ impl Row {
         let (wall, peak) = (began.elapsed() / rounds, memory::peak());
         let (before, began, mut floors) = (memory::processor_time(), Instant::now(), 0);
         while began.elapsed() < LEAST {
-            floor(&identities, &beacon, !args.direct)?;
+            floor(&identities, &beacon, args.shared)?;
             floors += 1;
         }
         let floor = (memory::processor_time() - before) / floors;

@@ -161,7 +161,10 @@ impl Report {
     }
 
     fn write(&self, to: &mut String) -> std::fmt::Result {
-        write!(to, "\ncohort  beacon     members, and how it ended (-> formed again without those who had been silent)")?;
+        write!(
+            to,
+            "\ncohort  beacon     members, and how it ended (-> formed again without those who had been silent)"
+        )?;
         for round in self.rounds() {
             if round.name.1 == 0 {
                 write!(to, "\n{:>6}  {:9}  ", round.name.0, round.beacon.as_str())?;

@@ -6,6 +6,7 @@
 mod support;
 
 use std::{
+    cell::LazyCell,
     process::Command,
     sync::Arc,
     time::{Duration, Instant},
@@ -40,15 +41,19 @@ const MANY: usize = 100_000;
 /// How many messages go through a mailbox at once.
 const MESSAGES: usize = 1000;
 
-/// Starts so many participants. The same settings for all but who they are: what is shared is shared.
-async fn start(count: usize) -> Addr<Supervisor> {
+fn identities(count: usize) -> impl Iterator<Item = Identity> {
+    (0..count).map(|index| identity(seeded(1), &index.to_string()))
+}
+
+/// Starts these participants. The same settings for all but who they are: what is shared is shared.
+async fn start(identities: impl IntoIterator<Item = Identity>) -> Addr<Supervisor> {
     let (randomness, network) = (seeded(1), Arc::new(MemoryTransport::new()));
     let supervisor = Supervisor::default().start();
     let first = identity(randomness, "first");
     let policy = Arc::new(Joiner { identity: first.clone(), randomness });
     let common = ParticipantSettings::new(first, network, policy);
-    for index in 0..count {
-        let settings = ParticipantSettings { identity: identity(randomness, &index.to_string()), ..common.clone() };
+    for identity in identities {
+        let settings = ParticipantSettings { identity, ..common.clone() };
         supervisor.send(StartParticipant(settings)).await.unwrap();
     }
     supervisor
@@ -60,14 +65,17 @@ fn spawn(criterion: &mut Criterion) {
     let mut ran = false;
     for count in [1000, 10_000, MANY] {
         group.throughput(Throughput::Elements(count as u64));
+        // Keys take longer than actors; they are made once.
+        let identities = LazyCell::new(|| identities(count).collect::<Vec<_>>());
         group.bench_function(BenchmarkId::new("spawn_idle", count), |bencher| {
             ran |= count == MANY;
             bencher.iter_custom(|iterations| {
                 let mut elapsed = Duration::ZERO;
                 for _ in 0..iterations {
+                    let identities = identities.clone();
                     elapsed += actix_rt::System::new().block_on(async {
                         let began = Instant::now();
-                        let _supervisor = start(count).await;
+                        let _supervisor = start(identities).await;
                         began.elapsed()
                     });
                 }
@@ -89,7 +97,7 @@ fn tell_memory() -> bool {
     let Some(count) = std::env::var(IDLE).ok().and_then(|count| count.parse::<usize>().ok()) else { return false };
     actix_rt::System::new().block_on(async {
         let before = memory::resident().unwrap_or_default();
-        let _supervisor = start(count).await;
+        let _supervisor = start(identities(count)).await;
         // Those who were started last have yet to connect.
         tokio::time::sleep(Duration::from_millis(200)).await;
         let bytes = memory::resident().unwrap_or_default().saturating_sub(before);
@@ -146,7 +154,7 @@ fn mailboxes(criterion: &mut Criterion) {
             })
         });
     });
-    let members: Vec<_> = (0..MESSAGES).map(|index| identity(seeded(1), &index.to_string())).collect();
+    let members: Vec<_> = identities(MESSAGES).collect();
     group.bench_function("cohort_mailbox/opt_ins", |bencher| {
         bencher.iter_custom(|iterations| {
             actix_rt::System::new().block_on(async {

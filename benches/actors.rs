@@ -1,33 +1,59 @@
-//! Participants that wait: how long it takes to start them, and what they have of the memory.
+//! Participants that wait: how long it takes to start them, and what they have of the memory. What a message costs in the
+//! mailboxes of a service and a cohort.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 
 #[path = "../examples/support/mod.rs"]
 mod support;
 
 use std::{
+    cell::LazyCell,
+    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use actix::{Actor, Addr};
-use btcr2_aggregation::actors::{
-    participant::ParticipantSettings,
-    service::LiveCohorts,
-    supervisor::{StartParticipant, Supervisor},
-    transport::memory::MemoryTransport,
+use btcr2_aggregation::{
+    actors::{
+        participant::ParticipantSettings,
+        service::{AggregationService, LiveCohorts, OpenCohort, ServiceSettings},
+        supervisor::{StartParticipant, StartService, Supervisor},
+        transport::{Delivery, Receipt, Received, memory::MemoryTransport},
+    },
+    bitcoin::offline::OfflineOperator,
+    protocol::{
+        beacon::BeaconType,
+        id::CohortId,
+        identity::Identity,
+        message::{Bytes, Message, keygen::CohortOptIn},
+    },
 };
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use support::{Cohort, Joiner, identity, memory, seeded};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
+use futures::future::join_all;
+use support::{Joiner, NETWORK, conditions, identity, memory, seeded};
 
-/// Starts so many participants. The same settings for all but who they are: what is shared is shared.
-async fn start(count: usize) -> Addr<Supervisor> {
+/// Says that this process is one that only starts so many participants and tells what memory they have.
+const IDLE: &str = "BTCR2_BENCH_IDLE";
+
+/// How many idle participants the memory is told of.
+const MANY: usize = 100_000;
+
+/// How many messages go through a mailbox at once.
+const MESSAGES: usize = 1000;
+
+fn identities(count: usize) -> impl Iterator<Item = Identity> {
+    (0..count).map(|index| identity(seeded(1), &index.to_string()))
+}
+
+/// Starts these participants. The same settings for all but who they are: what is shared is shared.
+async fn start(identities: impl IntoIterator<Item = Identity>) -> Addr<Supervisor> {
     let (randomness, network) = (seeded(1), Arc::new(MemoryTransport::new()));
     let supervisor = Supervisor::default().start();
     let first = identity(randomness, "first");
     let policy = Arc::new(Joiner { identity: first.clone(), randomness });
     let common = ParticipantSettings::new(first, network, policy);
-    for index in 0..count {
-        let settings = ParticipantSettings { identity: identity(randomness, &index.to_string()), ..common.clone() };
+    for identity in identities {
+        let settings = ParticipantSettings { identity, ..common.clone() };
         supervisor.send(StartParticipant(settings)).await.unwrap();
     }
     supervisor
@@ -35,23 +61,22 @@ async fn start(count: usize) -> Addr<Supervisor> {
 
 fn spawn(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("actors");
-    group.sample_size(10).measurement_time(Duration::from_secs(10));
-    for count in [1000, 10_000, 100_000] {
+    group.sample_size(10);
+    let mut ran = false;
+    for count in [1000, 10_000, MANY] {
         group.throughput(Throughput::Elements(count as u64));
+        // Keys take longer than actors; they are made once.
+        let identities = LazyCell::new(|| identities(count).collect::<Vec<_>>());
         group.bench_function(BenchmarkId::new("spawn_idle", count), |bencher| {
+            ran |= count == MANY;
             bencher.iter_custom(|iterations| {
                 let mut elapsed = Duration::ZERO;
                 for _ in 0..iterations {
-                    let before = memory::resident();
+                    let identities = identities.clone();
                     elapsed += actix_rt::System::new().block_on(async {
                         let began = Instant::now();
-                        let supervisor = start(count).await;
-                        let elapsed = began.elapsed();
-                        if let Some((before, now)) = before.zip(memory::resident()) {
-                            eprintln!("{count} idle participants: {} MB more", now.saturating_sub(before) >> 20);
-                        }
-                        drop(supervisor);
-                        elapsed
+                        let _supervisor = start(identities).await;
+                        began.elapsed()
                     });
                 }
                 elapsed
@@ -59,19 +84,99 @@ fn spawn(criterion: &mut Criterion) {
         });
     }
     group.finish();
+    if ran {
+        // In a process of its own: what this one has freed would be had again.
+        let program = std::env::current_exe().unwrap();
+        let told = Command::new(program).env(IDLE, MANY.to_string()).output().unwrap();
+        print!("{}", String::from_utf8_lossy(&told.stdout));
+    }
 }
 
-/// Questions to a service, one after another: what a mailbox costs.
-fn mailbox(criterion: &mut Criterion) {
+/// Whether this process only tells of memory; then it has told.
+fn tell_memory() -> bool {
+    let Some(count) = std::env::var(IDLE).ok().and_then(|count| count.parse::<usize>().ok()) else { return false };
+    actix_rt::System::new().block_on(async {
+        let before = memory::resident().unwrap_or_default();
+        let _supervisor = start(identities(count)).await;
+        // Those who were started last have yet to connect.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let bytes = memory::resident().unwrap_or_default().saturating_sub(before);
+        println!("{count} idle participants: {} MB, {} bytes each\n", bytes / 1_000_000, bytes / count as u64);
+    });
+    true
+}
+
+/// A service with one cohort, for one member more than will ever come.
+async fn cohort() -> (Addr<Supervisor>, Addr<AggregationService>, CohortId) {
+    let me = identity(seeded(1), "service");
+    let terms = conditions(BeaconType::cas(), 1 + MESSAGES as u32, me.public_key().x_only()).unwrap();
+    let settings = ServiceSettings::new(me, Arc::new(MemoryTransport::new()), Arc::new(OfflineOperator));
+    let supervisor = Supervisor::default().start();
+    let service = supervisor.send(StartService(settings)).await.unwrap();
+    let cohort_id = service.send(OpenCohort::new(terms, NETWORK)).await.unwrap().unwrap();
+    (supervisor, service, cohort_id)
+}
+
+/// Every member's opt-in, and back when the cohort has confirmed all of them.
+async fn opt_in(service: &Addr<AggregationService>, cohort_id: &CohortId, members: &[Identity]) {
+    let confirmed = members.iter().map(|member| {
+        let key = Bytes(member.public_key().to_bytes());
+        let body = CohortOptIn {
+            cohort_id: cohort_id.clone(),
+            participant_pk: key,
+            communication_pk: key,
+            genesis_document: None,
+        };
+        let message = Message::new(member.did().clone(), None, body);
+        let (receipt, confirmed) = Receipt::new();
+        service.do_send(Delivery::Message(Received { receipt, ..message.into() }));
+        confirmed
+    });
+    for confirmed in join_all(confirmed).await {
+        confirmed.unwrap();
+    }
+}
+
+/// What a message costs in a mailbox: a question to the service; an opt-in that the cohort takes, which is decided, written
+/// to the journal and answered; and one that it knows already.
+fn mailboxes(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("actors");
-    group.throughput(Throughput::Elements(1000));
-    group.bench_function("service_mailbox/1000", |bencher| {
+    group.sample_size(10).throughput(Throughput::Elements(MESSAGES as u64));
+    group.bench_function("service_mailbox", |bencher| {
         bencher.iter_custom(|iterations| {
             actix_rt::System::new().block_on(async {
-                let running = Cohort::of(2).start().await.unwrap();
+                let (_supervisor, service, _) = cohort().await;
                 let began = Instant::now();
-                for _ in 0..iterations * 1000 {
-                    running.service.send(LiveCohorts).await.unwrap();
+                for _ in 0..iterations * MESSAGES as u64 {
+                    service.send(LiveCohorts).await.unwrap();
+                }
+                began.elapsed()
+            })
+        });
+    });
+    let members: Vec<_> = identities(MESSAGES).collect();
+    group.bench_function("cohort_mailbox/opt_ins", |bencher| {
+        bencher.iter_custom(|iterations| {
+            actix_rt::System::new().block_on(async {
+                let mut elapsed = Duration::ZERO;
+                for _ in 0..iterations {
+                    let (_supervisor, service, cohort_id) = cohort().await;
+                    let began = Instant::now();
+                    opt_in(&service, &cohort_id, &members).await;
+                    elapsed += began.elapsed();
+                }
+                elapsed
+            })
+        });
+    });
+    group.bench_function("cohort_mailbox/repeats", |bencher| {
+        bencher.iter_custom(|iterations| {
+            actix_rt::System::new().block_on(async {
+                let (_supervisor, service, cohort_id) = cohort().await;
+                opt_in(&service, &cohort_id, &members).await;
+                let began = Instant::now();
+                for _ in 0..iterations {
+                    opt_in(&service, &cohort_id, &members).await;
                 }
                 began.elapsed()
             })
@@ -80,5 +185,11 @@ fn mailbox(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, spawn, mailbox);
-criterion_main!(benches);
+criterion_group!(benches, spawn, mailboxes);
+
+fn main() {
+    if !tell_memory() {
+        benches();
+        Criterion::default().configure_from_args().final_summary();
+    }
+}

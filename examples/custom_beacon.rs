@@ -72,7 +72,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     cohort.beacon_type = name;
     let result = cohort.start().await?.round().await?;
     println!(
-        "{LIST_BEACON} announced {} in {}",
+        "{LIST_BEACON} announced {} for 3 members, who each checked it\nin transaction {}",
         result.aggregation.signal,
         result.signed.transaction.compute_txid()
     );

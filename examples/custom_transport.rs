@@ -137,9 +137,11 @@ impl Handler<Outbound> for Connection {
 #[actix_rt::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let bus = Arc::new(Bus { wire: Sender::new(1024), clock: Clock::system() });
+    let tap = bus.wire.subscribe();
     let mut cohort = support::Cohort::of(3);
     (cohort.server, cohort.client) = (bus.clone(), bus);
     let result = cohort.start().await?.round().await?;
     println!("signed over the bus: {}", result.signed.transaction.compute_txid());
+    println!("a service and 3 members wrote {} signed envelopes on it", tap.len());
     Ok(())
 }

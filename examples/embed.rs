@@ -101,7 +101,10 @@ async fn start() -> Outcome<(Aggregation, Steps)> {
 
     let open = OpenCohort::new(conditions(BeaconType::cas(), 2, me.public_key().x_only())?, NETWORK);
     service.send(open).await??;
-    println!("the host's own route: {url}/status, metrics: {url}/internal/metrics, the service: {did}");
+    println!("the host's own route   {url}/status");
+    println!("the aggregation scope  {url}/v1");
+    println!("metrics and health     {url}/internal/metrics");
+    println!("the service            {did}");
     Ok((Aggregation { service, did, supervisor, http, readiness, web, url }, steps))
 }
 
@@ -155,6 +158,7 @@ async fn stop(aggregation: Aggregation) -> Outcome<()> {
     tokio::time::sleep(Duration::from_millis(300)).await;
     http.shutdown().await;
     web.stop(true).await;
+    println!("stopped: members were told, and every stream and connection has ended");
     Ok(())
 }
 

@@ -1,5 +1,8 @@
 //! The smallest whole cohort: a service and three participants in one process, and one signed transaction.
 //!
+//! It prints whom the service admits, the address of all their keys, the signal that stands for all their updates, and the
+//! transaction that announces it.
+//!
 //! `cargo run --release --example quickstart`
 
 use std::{error::Error, sync::Arc};
@@ -84,10 +87,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     loop {
         match &*steps.recv().await? {
-            ServiceNotice::KeygenComplete { beacon_address, .. } => println!("formed     {beacon_address}"),
-            ServiceNotice::DataDistributed { signal, .. } => println!("aggregated {signal}"),
+            ServiceNotice::ParticipantAccepted { participant, .. } => println!("admitted    {participant}"),
+            ServiceNotice::KeygenComplete { beacon_address, .. } => println!("address     {beacon_address}"),
+            ServiceNotice::DataDistributed { signal, .. } => println!("signal      {signal}"),
             ServiceNotice::SigningComplete { txid, path, .. } => {
-                println!("signed     {txid} ({path})");
+                println!("transaction {txid}, signed by all ({path})");
                 return Ok(());
             }
             ServiceNotice::CohortFailed { reason, .. } => return Err(reason.clone().into()),

@@ -3,7 +3,7 @@
 //! A subscriber has a queue of its own. One that falls behind loses the oldest notices, is told how many, and holds back
 //! nobody.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use btcr2_aggregation_protocol::{
     beacon::Aggregation,
@@ -225,18 +225,23 @@ impl ParticipantNotice {
 }
 
 /// Where notices are published and subscribed to. Clones are the same place.
+///
+/// Its room is made for the first subscriber: a process may hold a hundred thousand participants of which nobody hears.
 #[derive(Clone, Debug)]
-pub struct Notices<N>(broadcast::Sender<Arc<N>>);
+pub struct Notices<N> {
+    capacity: usize,
+    place: Arc<OnceLock<broadcast::Sender<Arc<N>>>>,
+}
 
 impl<N: Clone + Send + Sync + 'static> Notices<N> {
     /// A place whose subscribers may fall `capacity` notices behind.
     pub fn new(capacity: usize) -> Self {
-        Self(broadcast::Sender::new(capacity.max(1)))
+        Self { capacity: capacity.max(1), place: Arc::default() }
     }
 
     /// All notices from now on. `recv` says how many were lost if the subscriber fell too far behind.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<N>> {
-        self.0.subscribe()
+        self.place.get_or_init(|| broadcast::Sender::new(self.capacity)).subscribe()
     }
 
     /// Tells the subscribers, and the log.
@@ -245,8 +250,10 @@ impl<N: Clone + Send + Sync + 'static> Notices<N> {
         N: Serialize,
     {
         log(&notice);
-        // No subscribers is fine.
-        let _ = self.0.send(Arc::new(notice));
+        if let Some(place) = self.place.get() {
+            // No subscribers any more is fine.
+            let _ = place.send(Arc::new(notice));
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use btcr2_aggregation_actors::notice::{Notices, ServiceNotice};
 use common::{Ear, Operator, World, cohort, on_paused_clock};
 use tokio::sync::broadcast::error::RecvError;
 
-/// What a service says of a cohort of three on the key path: five notices once, six for each member.
-const NOTICES: u64 = 5 + 3 * 6;
+/// What a service says of a cohort of three on the key path: six notices once, six for each member.
+const NOTICES: u64 = 6 + 3 * 6;
 
 #[test]
 fn a_subscriber_that_never_reads_holds_back_nobody_and_learns_how_much_it_lost() {

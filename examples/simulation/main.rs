@@ -5,6 +5,7 @@
 //!
 //! `cargo run --release --example simulation -- --help`
 
+mod follow;
 mod network;
 mod plot;
 mod report;
@@ -43,7 +44,7 @@ use clap::{Parser, ValueEnum};
 
 use self::{
     network::{Access, STEPS, SimNetwork, unit},
-    report::Report,
+    report::{Population, Report},
     support::{Joiner, NETWORK, Outcome, conditions, identity, seeded},
 };
 
@@ -100,21 +101,28 @@ fn number(conditions: &Conditions) -> u32 {
     conditions.pending_update_trigger.unwrap_or_default()
 }
 
-/// A participant that has made its plans.
-struct Planner {
-    joiner: Joiner,
+/// What a participant will do.
+struct Plan {
     joins: BTreeSet<u32>,
     declines: bool,
+    /// From this step of each round on it says nothing any more.
+    silent_from: Option<usize>,
+}
+
+/// A participant that has made its plan.
+struct Planner {
+    joiner: Joiner,
+    plan: Arc<Plan>,
 }
 
 #[async_trait]
 impl ParticipantPolicy for Planner {
     async fn should_join(&self, advert: &Advert) -> bool {
-        self.joins.contains(&number(&advert.conditions))
+        self.plan.joins.contains(&number(&advert.conditions))
     }
 
     async fn provide_update(&self, request: &UpdateRequest) -> Option<SignedUpdate> {
-        if self.declines { None } else { self.joiner.update(request) }
+        if self.plan.declines { None } else { self.joiner.update(request) }
     }
 }
 
@@ -133,18 +141,20 @@ impl ServicePolicy for Patient {
 }
 
 impl Args {
-    /// The cohorts that a participant joins: low numbers are more popular, so that sizes differ.
-    fn plans(&self, participant: usize) -> BTreeSet<u32> {
+    /// It follows from the seed and the participant's number. Cohorts of low numbers are more popular, so that sizes differ.
+    fn plan(&self, participant: usize) -> Plan {
+        let luck = |what: &str| unit(self.seed, &format!("{what} {participant}"));
         let mut joins = BTreeSet::new();
         let most = self.join.min(self.cohorts as usize);
         for attempt in 0.. {
             if joins.len() >= most {
                 break;
             }
-            let luck = unit(self.seed, &format!("plan {participant} {attempt}"));
+            let luck = luck(&format!("join {attempt}"));
             joins.insert(1 + (luck * luck.sqrt() * f64::from(self.cohorts)) as u32);
         }
-        joins
+        let silent_from = (luck("dropout") < self.dropout).then(|| (luck("step") * STEPS as f64) as usize);
+        Plan { joins, declines: luck("decline") < self.decline, silent_from }
     }
 
     fn beacon_type(&self, cohort: u32) -> BeaconType {
@@ -166,8 +176,8 @@ impl Args {
     }
 
     /// A cohort for those who plan to join it; a fifth of them may go missing at the end, two fifths before.
-    fn open(&self, cohort: u32, plans: &[BTreeSet<u32>], service: &Identity) -> Outcome<OpenCohort> {
-        let planned = plans.iter().filter(|joins| joins.contains(&cohort)).count().max(2);
+    fn open(&self, cohort: u32, plans: &[Arc<Plan>], service: &Identity) -> Outcome<OpenCohort> {
+        let planned = plans.iter().filter(|plan| plan.joins.contains(&cohort)).count().max(2);
         let mut conditions =
             conditions(self.beacon_type(cohort), u32::try_from(planned)?, service.public_key().x_only())?;
         conditions.min_participants = u32::try_from((planned * 3 / 5).max(2))?;
@@ -193,17 +203,13 @@ async fn simulate(args: &Args) -> Outcome<Report> {
     // Shared work is done once: everybody here derives the same addresses.
     let aggregator = Arc::new(MemoizedAggregator::default());
     let supervisor = Supervisor::default().start();
-    let plans: Vec<_> = (0..args.participants).map(|participant| args.plans(participant)).collect();
+    let plans: Vec<_> = (0..args.participants).map(|participant| Arc::new(args.plan(participant))).collect();
 
-    for (participant, joins) in plans.iter().enumerate() {
-        let name = format!("participant {participant}");
-        let luck = |what| unit(args.seed, &format!("{what} {name}"));
-        let me = identity(randomness, &name);
-        let drops_out = luck("dropout") < args.dropout;
-        let silent_from = drops_out.then(|| (luck("step") * STEPS as f64) as usize);
+    for (participant, plan) in plans.iter().enumerate() {
+        let me = identity(randomness, &format!("participant {participant}"));
         let joiner = Joiner { identity: me.clone(), randomness };
-        let policy = Planner { joiner, joins: joins.clone(), declines: luck("decline") < args.decline };
-        let access = Access { network: network.clone(), silent_from };
+        let policy = Planner { joiner, plan: Arc::clone(plan) };
+        let access = Access { network: network.clone(), silent_from: plan.silent_from };
         let settings = ParticipantSettings {
             timing: args.timing(),
             max_sessions: args.cohorts as usize + args.join,
@@ -230,11 +236,30 @@ async fn simulate(args: &Args) -> Outcome<Report> {
     for cohort in 1..=args.cohorts {
         opens.push((cohort, args.open(cohort, &plans, &me)?));
     }
-    report::follow(service, opens, steps, network, !args.json).await
+    let population = Population {
+        participants: plans.len(),
+        silent: plans.iter().filter(|plan| plan.silent_from.is_some()).count(),
+        declining: plans.iter().filter(|plan| plan.declines).count(),
+    };
+    follow::follow(service, opens, steps, network, population, !args.json).await
 }
 
 fn main() -> Outcome<()> {
     let args = Args::parse();
+    if !args.json {
+        let clock = if args.real_time {
+            "the clock on the wall"
+        } else {
+            "a clock that stands still while anybody computes"
+        };
+        println!(
+            "{} participants join {} of {} cohorts each, by {clock} (seed {}).\n",
+            args.participants,
+            args.join.min(args.cohorts as usize),
+            args.cohorts,
+            args.seed,
+        );
+    }
     let runtime = || {
         let mut builder = tokio::runtime::Builder::new_current_thread();
         // It cannot fail where the first one of a process could be made.

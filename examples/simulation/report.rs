@@ -1,255 +1,210 @@
-//! What came of a simulation, and the table while it runs.
+//! What came of a simulation.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant as WallInstant},
-};
+use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
-use actix::Addr;
-use btcr2_aggregation::{
-    actors::{
-        notice::ServiceNotice as Notice,
-        service::{AggregationService, OpenCohort},
-    },
-    protocol::{hash::sha256, id::CohortId},
-};
+use btcr2_aggregation::protocol::{beacon::BeaconType, cohort::event::SpendPath, hash::sha256, id::CohortId};
 use serde_json::{Value, json};
-use tokio::{sync::broadcast::Receiver, time::Instant};
-
-use crate::{
-    network::SimNetwork,
-    support::{Outcome, memory},
-};
-
-/// How often a line is added to the table.
-const LINE_EVERY: Duration = Duration::from_secs(1);
 
 /// The phases, in order.
 pub(crate) const PHASES: [&str; 4] = ["enrolling", "updates", "validating", "signing"];
+
+/// The messages in the order of a round; what is none of these comes last.
+const MESSAGES: [&str; 15] = [
+    "keygen/cohort_advert",
+    "keygen/cohort_opt_in",
+    "keygen/cohort_opt_in_accept",
+    "keygen/cohort_ready",
+    "update/submit_update",
+    "update/submit_nonincluded",
+    "update/distribute_aggregated_data",
+    "update/validation_ack",
+    "sign/authorization_request",
+    "sign/nonce_contribution",
+    "sign/aggregated_nonce",
+    "sign/signature_authorization",
+    "sign/fallback_authorization_request",
+    "sign/fallback_signature",
+    "control/cohort_ended",
+];
+
+/// Who takes part.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Population {
+    pub(crate) participants: usize,
+    pub(crate) silent: usize,
+    pub(crate) declining: usize,
+}
+
+/// How a round ended.
+pub(crate) enum End {
+    Signed { path: SpendPath, signers: usize, txid: String },
+    Failed { code: String, formed_again: bool },
+}
 
 /// A cohort, as its service's notices tell of it.
 pub(crate) struct Round {
     /// The number that it was opened under, and how often it was formed again since.
     pub(crate) name: (u32, u32),
+    pub(crate) beacon: BeaconType,
     pub(crate) members: usize,
     /// When each phase began, and at last when it ended, since the beginning of the simulation.
     pub(crate) times: Vec<Duration>,
-    /// How it ended.
-    pub(crate) end: Option<String>,
-}
-
-/// What came of it.
-pub(crate) struct Report {
-    pub(crate) rounds: BTreeMap<CohortId, Round>,
-    pub(crate) messages: BTreeMap<&'static str, u64>,
-    pub(crate) lost: u64,
-    /// By the clock of the simulation.
-    pub(crate) elapsed: Duration,
-    /// By the clock on the wall.
-    wall: Duration,
-}
-
-struct Follower {
-    report: Report,
-    network: SimNetwork,
-    began: Instant,
-    began_wall: WallInstant,
-    /// When the last line was added, and how many messages there had been.
-    line: Option<(WallInstant, u64)>,
-}
-
-/// Opens the cohorts, one a second, and follows them to their end.
-pub(crate) async fn follow(
-    service: Addr<AggregationService>,
-    opens: Vec<(u32, OpenCohort)>,
-    mut steps: Receiver<Arc<Notice>>,
-    network: SimNetwork,
-    show: bool,
-) -> Outcome<Report> {
-    let report = Report {
-        rounds: BTreeMap::new(),
-        messages: BTreeMap::new(),
-        lost: 0,
-        elapsed: Duration::ZERO,
-        wall: Duration::ZERO,
-    };
-    let began_wall = WallInstant::now();
-    let line = show.then_some((began_wall, 0));
-    let mut follower = Follower { report, network, began: Instant::now(), began_wall, line };
-    if show {
-        println!("   time    wall | enrolling updates validating signing signed failed |   msg/s    MB");
-    }
-    let mut opens = opens.into_iter().peekable();
-    let mut next = Instant::now();
-    while opens.peek().is_some() || follower.report.rounds.values().any(|round| round.end.is_none()) {
-        tokio::select! {
-            biased;
-            step = steps.recv() => follower.step(&*step?),
-            () = tokio::time::sleep_until(next), if opens.peek().is_some() => {
-                if let Some((number, open)) = opens.next() {
-                    let cohort_id = service.send(open).await??;
-                    follower.opened(cohort_id, (number, 0));
-                }
-                next += Duration::from_secs(1);
-            }
-        }
-        follower.show();
-    }
-    let Follower { mut report, network, began, began_wall, .. } = follower;
-    report.elapsed = began.elapsed();
-    report.wall = began_wall.elapsed();
-    (report.messages, report.lost) = network.with_counts(|counts| (counts.messages.clone(), counts.lost));
-    Ok(report)
-}
-
-impl Follower {
-    fn opened(&mut self, cohort_id: CohortId, name: (u32, u32)) {
-        let now = self.began.elapsed();
-        self.report.rounds.insert(cohort_id, Round { name, members: 0, times: vec![now], end: None });
-    }
-
-    fn step(&mut self, step: &Notice) {
-        let now = self.began.elapsed();
-        let mut round = |cohort_id: &CohortId, phase: usize, members: Option<usize>| {
-            if let Some(round) = self.report.rounds.get_mut(cohort_id) {
-                // The fallback is signing too.
-                if round.times.len() == phase {
-                    round.times.push(now);
-                }
-                round.members = members.unwrap_or(round.members);
-            }
-        };
-        match step {
-            Notice::KeygenComplete { cohort_id, participants, .. } => round(cohort_id, 1, Some(*participants)),
-            Notice::DataDistributed { cohort_id, .. } => round(cohort_id, 2, None),
-            Notice::SigningStarted { cohort_id, .. } => round(cohort_id, 3, None),
-            Notice::SigningComplete { cohort_id, path, result, .. } => {
-                round(cohort_id, 4, None);
-                self.ended(cohort_id, format!("{path}, {} signers", result.signed.signers.len()));
-            }
-            Notice::CohortFailed { cohort_id, code, next, .. } => {
-                let again = self.report.rounds.get(cohort_id).map(|round| (round.name.0, round.name.1 + 1));
-                self.ended(cohort_id, (*code).to_owned());
-                if let Some((next, name)) = next.clone().zip(again) {
-                    self.opened(next, name);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn ended(&mut self, cohort_id: &CohortId, end: String) {
-        if let Some(round) = self.report.rounds.get_mut(cohort_id) {
-            round.end = Some(end);
-        }
-    }
-
-    /// Adds a line to the table, now and then.
-    fn show(&mut self) {
-        let Some((last, messages)) = self.line.filter(|(last, _)| last.elapsed() >= LINE_EVERY) else { return };
-        let said = self.network.with_counts(|counts| counts.messages.values().sum::<u64>());
-        let rate = (said - messages) as f64 / last.elapsed().as_secs_f64();
-        let rounds = || self.report.rounds.values();
-        let phase =
-            |phase: usize| rounds().filter(|round| round.end.is_none() && round.times.len() == phase + 1).count();
-        let signed = rounds().filter(|round| round.is_signed()).count();
-        let failed = rounds().filter(|round| round.end.is_some() && !round.is_signed()).count();
-        println!(
-            "{:6.1}s {:6.1}s | {:9} {:7} {:10} {:7} {:6} {:6} | {:7.0} {:5}",
-            self.began.elapsed().as_secs_f64(),
-            self.began_wall.elapsed().as_secs_f64(),
-            phase(0),
-            phase(1),
-            phase(2),
-            phase(3),
-            signed,
-            failed,
-            rate,
-            memory::resident().unwrap_or_default() >> 20,
-        );
-        self.line = Some((WallInstant::now(), said));
-    }
+    pub(crate) end: Option<End>,
 }
 
 impl Round {
     pub(crate) fn is_signed(&self) -> bool {
-        self.times.len() == PHASES.len() + 1
+        matches!(self.end, Some(End::Signed { .. }))
+    }
+
+    pub(crate) fn on_key_path(&self) -> bool {
+        matches!(self.end, Some(End::Signed { path: SpendPath::KeyPath, .. }))
     }
 
     /// How long each phase took that was completed.
     pub(crate) fn phase_times(&self) -> Vec<Duration> {
         self.times.windows(2).map(|pair| pair[1] - pair[0]).collect()
     }
-}
 
-impl Report {
-    fn signed(&self) -> usize {
-        self.rounds.values().filter(|round| round.is_signed()).count()
+    fn to_json(&self) -> Value {
+        let times: Vec<_> = self.times.iter().map(Duration::as_millis).collect();
+        let mut round = json!({
+            "cohort": self.name.0, "again": self.name.1, "beacon": self.beacon, "members": self.members,
+            "times": times,
+        });
+        match &self.end {
+            Some(End::Signed { path, signers, txid }) => {
+                round["end"] = json!({ "path": path.as_str(), "signers": signers, "txid": txid });
+            }
+            Some(End::Failed { code, .. }) => round["end"] = json!({ "failed": code }),
+            None => {}
+        }
+        round
     }
 
-    /// The median of each phase's times, in the cohorts that were signed.
-    pub(crate) fn medians(&self) -> Vec<Duration> {
+    fn to_text(&self) -> String {
+        let members = self.members;
+        match &self.end {
+            Some(End::Signed { path, signers, .. }) => format!("{members} signed by {signers} ({path})"),
+            Some(End::Failed { code, formed_again: true }) => format!("{members} {code} -> "),
+            Some(End::Failed { code, .. }) => format!("{members} {code}, given up"),
+            None => format!("{members} still run"),
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Default)]
+pub(crate) struct Report {
+    pub(crate) population: Population,
+    pub(crate) rounds: BTreeMap<CohortId, Round>,
+    pub(crate) messages: BTreeMap<&'static str, u64>,
+    pub(crate) lost: u64,
+    /// By the clock of the simulation.
+    pub(crate) elapsed: Duration,
+    /// By the clock on the wall.
+    pub(crate) wall: Duration,
+    /// The most memory that the process had, in bytes.
+    pub(crate) peak: Option<u64>,
+}
+
+/// Least, median and greatest.
+pub(crate) type Spread = [Duration; 3];
+
+impl Report {
+    /// In the order in which they were opened, and formed again.
+    fn rounds(&self) -> Vec<&Round> {
+        let mut rounds: Vec<_> = self.rounds.values().collect();
+        rounds.sort_by_key(|round| round.name);
+        rounds
+    }
+
+    /// How long each phase took in the rounds that were signed.
+    pub(crate) fn phase_times(&self) -> Vec<(&'static str, Spread)> {
         let signed: Vec<_> =
             self.rounds.values().filter(|round| round.is_signed()).map(Round::phase_times).collect();
-        (0..PHASES.len())
-            .filter_map(|phase| {
-                let mut times: Vec<_> = signed.iter().map(|times| times[phase]).collect();
-                times.sort();
-                times.get(times.len() / 2).copied()
-            })
-            .collect()
+        let spread = |(phase, name): (usize, &&'static str)| {
+            let mut times: Vec<_> = signed.iter().filter_map(|times| times.get(phase).copied()).collect();
+            times.sort();
+            let median = *times.get(times.len() / 2)?;
+            Some((*name, [*times.first()?, median, *times.last()?]))
+        };
+        PHASES.iter().enumerate().filter_map(spread).collect()
+    }
+
+    /// How often what was said, in the order of a round.
+    pub(crate) fn messages(&self) -> Vec<(&'static str, u64)> {
+        let place = |kind| MESSAGES.iter().position(|message| *message == kind).unwrap_or(MESSAGES.len());
+        let mut messages: Vec<_> = self.messages.iter().map(|(kind, count)| (*kind, *count)).collect();
+        messages.sort_by_key(|(kind, _)| place(*kind));
+        messages
     }
 
     /// Without what depends on the machine: the same for the same arguments.
     pub(crate) fn to_json(&self) -> Value {
-        let mut rounds: Vec<_> = self.rounds.values().collect();
-        rounds.sort_by_key(|round| round.name);
-        let rounds: Vec<_> = rounds
-            .iter()
-            .map(|round| {
-                let times: Vec<_> = round.times.iter().map(Duration::as_millis).collect();
-                json!({
-                    "cohort": round.name.0, "again": round.name.1, "members": round.members,
-                    "end": round.end, "times": times,
-                })
-            })
-            .collect();
-        let digest = sha256(json!(rounds).to_string().as_bytes());
-        let digest: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        json!({
-            "signed": self.signed(), "failed": self.rounds.len() - self.signed(), "messages": self.messages,
-            "lost": self.lost, "elapsedMs": self.elapsed.as_millis(), "rounds": rounds, "digest": digest,
-        })
+        let rounds: Vec<_> = self.rounds().into_iter().map(Round::to_json).collect();
+        let signed = self.rounds.values().filter(|round| round.is_signed()).count();
+        let mut report = json!({
+            "signed": signed, "failed": self.rounds.len() - signed, "messages": self.messages,
+            "lost": self.lost, "elapsedMs": self.elapsed.as_millis(), "rounds": rounds,
+        });
+        let digest = sha256(report.to_string().as_bytes());
+        report["digest"] = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>().into();
+        report
     }
 
     pub(crate) fn to_text(&self) -> String {
-        let mut text = String::from("\ncohort members  end\n");
-        let mut rounds: Vec<_> = self.rounds.values().collect();
-        rounds.sort_by_key(|round| round.name);
-        for round in rounds {
-            let (number, again) = round.name;
-            let end = round.end.as_deref().unwrap_or("still runs");
-            text +=
-                &format!("{:>6} {:>7}  {end}\n", format!("{number}{}", "'".repeat(again as usize)), round.members);
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = self.write(&mut text);
+        text
+    }
+
+    fn write(&self, to: &mut String) -> std::fmt::Result {
+        write!(
+            to,
+            "\ncohort  beacon     members, and how it ended (-> formed again without those who had been silent)"
+        )?;
+        for round in self.rounds() {
+            if round.name.1 == 0 {
+                write!(to, "\n{:>6}  {:9}  ", round.name.0, round.beacon.as_str())?;
+            }
+            write!(to, "{}", round.to_text())?;
         }
-        text += "\nphase (median)\n";
-        for (phase, time) in PHASES.iter().zip(self.medians()) {
-            text += &format!("{phase:>12} {:7.2} s\n", time.as_secs_f64());
+        writeln!(to, "\n\nphase, in signed rounds     least   median     most")?;
+        for (phase, times) in self.phase_times() {
+            let [least, median, most] = times.map(|time| time.as_secs_f64());
+            writeln!(to, "{phase:>23} {least:7.2}s {median:7.2}s {most:7.2}s")?;
         }
-        text += "\nmessages\n";
-        for (kind, count) in &self.messages {
-            text += &format!("{count:>12} {kind}\n");
+        writeln!(to, "\nmessages (one to everybody counts once)")?;
+        for (kind, count) in self.messages() {
+            writeln!(to, "{count:>10}  {kind}")?;
         }
-        text + &format!(
-            "{:>12} lost, and said again\n\n{} signed, {} failed, in {:.1} s ({:.1} s on the wall), {} MB, digest {}",
-            self.lost,
-            self.signed(),
-            self.rounds.len() - self.signed(),
+        writeln!(to, "{:>10}  times one was lost, and said again\n", self.lost)?;
+
+        let signed: Vec<_> = self.rounds.values().filter(|round| round.is_signed()).collect();
+        let by_all = signed.iter().filter(|round| round.on_key_path()).count();
+        let Population { participants, silent, declining } = self.population;
+        writeln!(
+            to,
+            "participants  {participants}: {silent} fell silent at some step, {declining} declined to update"
+        )?;
+        writeln!(
+            to,
+            "cohorts       {} of {} signed: {by_all} by all members, {} by enough of them on the fallback path",
+            signed.len(),
+            self.rounds.values().filter(|round| round.name.1 == 0).count(),
+            signed.len() - by_all,
+        )?;
+        let again = self.rounds.values().filter(|round| round.name.1 > 0).count();
+        writeln!(to, "              {again} times one was formed again, without those who had been silent")?;
+        writeln!(
+            to,
+            "time          {:.1} s simulated, {:.1} s on the wall, {} MB at most",
             self.elapsed.as_secs_f64(),
             self.wall.as_secs_f64(),
-            memory::resident().unwrap_or_default() >> 20,
-            self.to_json()["digest"].as_str().unwrap_or_default(),
-        )
+            self.peak.unwrap_or_default() >> 20,
+        )?;
+        write!(to, "digest        {}", self.to_json()["digest"].as_str().unwrap_or_default())
     }
 }

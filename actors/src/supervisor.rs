@@ -12,6 +12,7 @@
 use std::sync::Arc;
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage};
+use btcr2_aggregation_protocol::did::Did;
 
 use crate::{
     participant::{ParticipantActor, ParticipantSettings},
@@ -91,7 +92,8 @@ pub struct StartParticipant(pub ParticipantSettings);
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 struct ChildGone {
-    name: String,
+    role: &'static str,
+    did: Did,
     end: End,
 }
 
@@ -104,9 +106,9 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    fn guard(name: String, ctx: &Context<Self>) -> EndGuard {
-        let supervisor = ctx.address();
-        EndGuard::new(move |end| supervisor.do_send(ChildGone { name, end }))
+    fn guard(role: &'static str, did: &Did, ctx: &Context<Self>) -> EndGuard {
+        let (supervisor, did) = (ctx.address(), did.clone());
+        EndGuard::new(move |end| supervisor.do_send(ChildGone { role, did, end }))
     }
 
     fn link(&mut self, link: Link) -> Addr<Link> {
@@ -124,7 +126,7 @@ impl Handler<StartService> for Supervisor {
     type Result = Addr<AggregationService>;
 
     fn handle(&mut self, StartService(settings): StartService, ctx: &mut Self::Context) -> Self::Result {
-        let guard = Self::guard(format!("service {}", settings.identity.did()), ctx);
+        let guard = Self::guard("service", settings.identity.did(), ctx);
         let (transport, identity) = (Arc::clone(&settings.transport), settings.identity.clone());
         let service = span::start_in(span::service(settings.identity.did()), |service| {
             let link = self.link(Link::waiting(transport, identity, service.address().recipient()));
@@ -139,7 +141,7 @@ impl Handler<StartParticipant> for Supervisor {
     type Result = Addr<ParticipantActor>;
 
     fn handle(&mut self, StartParticipant(settings): StartParticipant, ctx: &mut Self::Context) -> Self::Result {
-        let guard = Self::guard(format!("participant {}", settings.identity.did()), ctx);
+        let guard = Self::guard("participant", settings.identity.did(), ctx);
         let (transport, identity) = (Arc::clone(&settings.transport), settings.identity.clone());
         let participant = span::start_in(span::participant(settings.identity.did()), |participant| {
             let link = self.link(Link::new(transport, identity, participant.address().recipient()));
@@ -153,12 +155,12 @@ impl Handler<StartParticipant> for Supervisor {
 impl Handler<ChildGone> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, ChildGone { name, end }: ChildGone, _: &mut Self::Context) {
+    fn handle(&mut self, ChildGone { role, did, end }: ChildGone, _: &mut Self::Context) {
         self.services.retain(Addr::connected);
         self.participants.retain(Addr::connected);
         self.links.retain(Addr::connected);
         if let Some(reason) = end.failure() {
-            tracing::error!(name, reason, "is gone");
+            tracing::error!(role, %did, reason, "is gone");
         }
     }
 }

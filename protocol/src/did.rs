@@ -76,10 +76,13 @@ impl CustomNetworks {
     }
 }
 
-/// A valid did:btcr2 identifier. Cheap to clone; ordered and compared by its text.
+/// A valid did:btcr2 identifier. Cheap to clone and as small as a pointer, for many maps have it as their key; ordered and
+/// compared by its text.
 #[derive(Clone)]
-pub struct Did {
-    text: Arc<str>,
+pub struct Did(Arc<Parts>);
+
+struct Parts {
+    text: Box<str>,
     network: Network,
     genesis: Genesis,
 }
@@ -111,9 +114,9 @@ impl Did {
             "x" => Genesis::External(genesis.try_into().map_err(|_| DidError::GenesisBytes)?),
             _ => return Err(DidError::IdType),
         };
-        let did = Self { text: encode(nibble, &genesis).into(), network, genesis };
+        let did = Self::of(encode(nibble, &genesis), network, genesis);
         // Padding bits and surplus 5-bit words decode to the same bytes; only the canonical spelling names the DID.
-        if &*did.text == text { Ok(did) } else { Err(DidError::NotCanonical) }
+        if did.as_str() == text { Ok(did) } else { Err(DidError::NotCanonical) }
     }
 
     /// The identifier of a KEY DID.
@@ -127,32 +130,36 @@ impl Did {
     }
 
     fn new(network: Network, genesis: Genesis) -> Self {
-        Self { text: encode(network.nibble(), &genesis).into(), network, genesis }
+        Self::of(encode(network.nibble(), &genesis), network, genesis)
+    }
+
+    fn of(text: String, network: Network, genesis: Genesis) -> Self {
+        Self(Arc::new(Parts { text: text.into(), network, genesis }))
     }
 
     /// The identifier's text.
     pub fn as_str(&self) -> &str {
-        &self.text
+        &self.0.text
     }
 
     /// The identifier as one component of a URI, escaped as `encodeURIComponent` does: `did%3Abtcr2%3Ak1...`.
     pub fn uri_component(&self) -> impl fmt::Display + '_ {
-        utf8_percent_encode(&self.text, URI_COMPONENT)
+        utf8_percent_encode(&self.0.text, URI_COMPONENT)
     }
 
     /// The network; for a configured custom value, the network whose rules it follows.
     pub fn network(&self) -> Network {
-        self.network
+        self.0.network
     }
 
     /// What the identifier commits to.
     pub fn genesis(&self) -> &Genesis {
-        &self.genesis
+        &self.0.genesis
     }
 
     /// The key of a KEY DID.
     pub fn key(&self) -> Option<PublicKey> {
-        match self.genesis {
+        match self.0.genesis {
             Genesis::Key(key) => Some(key),
             Genesis::External(_) => None,
         }
@@ -171,7 +178,7 @@ fn encode(nibble: u8, genesis: &Genesis) -> String {
 
 impl PartialEq for Did {
     fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
+        Arc::ptr_eq(&self.0, &other.0) || self.0.text == other.0.text
     }
 }
 
@@ -185,31 +192,31 @@ impl PartialOrd for Did {
 
 impl Ord for Did {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.text.cmp(&other.text)
+        self.0.text.cmp(&other.0.text)
     }
 }
 
 impl std::hash::Hash for Did {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.text.hash(state);
+        self.0.text.hash(state);
     }
 }
 
 impl Borrow<str> for Did {
     fn borrow(&self) -> &str {
-        &self.text
+        &self.0.text
     }
 }
 
 impl fmt::Display for Did {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&self.0.text)
     }
 }
 
 impl fmt::Debug for Did {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&self.0.text)
     }
 }
 
@@ -223,7 +230,7 @@ impl std::str::FromStr for Did {
 
 impl Serialize for Did {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.text)
+        serializer.serialize_str(&self.0.text)
     }
 }
 

@@ -11,9 +11,11 @@ use crate::{
     network::Network,
 };
 
-/// An identifier and the secret key that acts for it. Printing one prints the identifier only.
+/// An identifier and the secret key that acts for it. Cheap to clone; printing one prints the identifier only.
 #[derive(Clone)]
-pub struct Identity {
+pub struct Identity(Arc<Parts>);
+
+struct Parts {
     did: Did,
     key: Arc<SecretKey>,
     public_key: PublicKey,
@@ -38,7 +40,8 @@ impl Identity {
         let public_key = key.public_key();
         let did = Did::from_key(public_key, network);
         let verification_method = format!("{did}#initialKey");
-        Self { did, key: Arc::new(key), public_key, verification_method, genesis_document: None }
+        let key = Arc::new(key);
+        Self(Arc::new(Parts { did, key, public_key, verification_method, genesis_document: None }))
     }
 
     /// The EXTERNAL DID of `genesis_document`, whose first `capabilityInvocation` method must be `key`'s.
@@ -51,33 +54,33 @@ impl Identity {
         if key.public_key() != public_key {
             return Err(IdentityError::OtherKey);
         }
-        let genesis_document = Some(Arc::new(genesis_document));
-        Ok(Self { did, key: Arc::new(key), public_key, verification_method, genesis_document })
+        let (key, genesis_document) = (Arc::new(key), Some(Arc::new(genesis_document)));
+        Ok(Self(Arc::new(Parts { did, key, public_key, verification_method, genesis_document })))
     }
 
     /// The identifier.
     pub fn did(&self) -> &Did {
-        &self.did
+        &self.0.did
     }
 
     /// The key that the DID proves.
     pub fn public_key(&self) -> PublicKey {
-        self.public_key
+        self.0.public_key
     }
 
     /// The secret key.
     pub fn secret_key(&self) -> &Arc<SecretKey> {
-        &self.key
+        &self.0.key
     }
 
     /// The identifier of the key's verification method.
     pub fn verification_method(&self) -> &str {
-        &self.verification_method
+        &self.0.verification_method
     }
 
     /// The genesis document of an EXTERNAL DID.
     pub fn genesis_document(&self) -> Option<&Arc<Value>> {
-        self.genesis_document.as_ref()
+        self.0.genesis_document.as_ref()
     }
 
     /// The DID's initial document.
@@ -85,12 +88,12 @@ impl Identity {
     /// # Errors
     /// None in practice: the constructors have checked the document.
     pub fn initial_document(&self) -> Result<Value, DocumentError> {
-        document::initial_document(&self.did, self.genesis_document.as_deref())
+        document::initial_document(&self.0.did, self.0.genesis_document.as_deref())
     }
 }
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Identity({})", self.did)
+        write!(f, "Identity({})", self.0.did)
     }
 }

@@ -227,13 +227,13 @@ pub trait AggregateBeacon: Send + Sync + fmt::Debug {
     ) -> Result<SignalBytes, BeaconMismatch>;
 }
 
-/// The beacon types that a host speaks. The default has the specification's two.
+/// The beacon types that a host speaks. The default has the specification's two. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct BeaconRegistry(BTreeMap<BeaconType, Arc<dyn AggregateBeacon>>);
+pub struct BeaconRegistry(Arc<BTreeMap<BeaconType, Arc<dyn AggregateBeacon>>>);
 
 impl Default for BeaconRegistry {
     fn default() -> Self {
-        let mut registry = Self(BTreeMap::new());
+        let mut registry = Self(Arc::default());
         registry.register(Arc::new(CasBeacon));
         registry.register(Arc::new(SmtBeacon));
         registry
@@ -243,7 +243,7 @@ impl Default for BeaconRegistry {
 impl BeaconRegistry {
     /// Adds a beacon type under its own name, and returns the one that it replaces.
     pub fn register(&mut self, beacon: Arc<dyn AggregateBeacon>) -> Option<Arc<dyn AggregateBeacon>> {
-        self.0.insert(beacon.beacon_type(), beacon)
+        Arc::make_mut(&mut self.0).insert(beacon.beacon_type(), beacon)
     }
 
     /// The beacon type of that name; `None` means that the host cannot take part in such a cohort.

@@ -120,8 +120,9 @@ fn posts(criterion: &mut Criterion) {
         if posted.done > 0 && verified.done > 0 {
             let (posts, verifies) = (posted.per_second(), verified.per_second());
             println!(
-                "{name}: {posts:.0} POSTs a second of the server's processor time, {verifies:.0} envelopes only verified a \
+                "{name}, {} bytes: {posts:.0} POSTs a second of the server's processor time, {verifies:.0} envelopes only verified a \
                  second of a processor: ratio {:.2}\n",
+                envelopes(&members, &body, 1)[0].len(),
                 posts / verifies,
             );
         }

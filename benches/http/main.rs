@@ -11,6 +11,7 @@ mod support;
 
 use std::{
     cell::LazyCell,
+    num::NonZero,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -36,7 +37,7 @@ use support::memory;
 use tokio::{runtime::Runtime, sync::mpsc};
 
 /// How many requests are under way at once.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 128;
 
 /// The smallest message that a member says, and the usual one.
 fn bodies(member: &Identity) -> [(&'static str, SharedBody); 2] {
@@ -95,10 +96,15 @@ fn posts(criterion: &mut Criterion) {
             let expected = Expected { skew: Duration::from_secs(3600), ..Expected::default() };
             bencher.iter_custom(|iterations| {
                 let (began, before) = (Instant::now(), memory::processor_time());
-                for _ in 0..iterations {
-                    ParsedEnvelope::parse(&envelope).unwrap().verify(&key, now, &expected).unwrap();
-                }
-                verified.done += iterations;
+                let verify = || {
+                    for _ in 0..iterations {
+                        ParsedEnvelope::parse(&envelope).unwrap().verify(&key, now, &expected).unwrap();
+                    }
+                };
+                // All processors are busy while the server is measured, and those that share a core slow each other down.
+                let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+                std::thread::scope(|scope| (0..processors).for_each(|_| drop(scope.spawn(verify))));
+                verified.done += iterations * processors as u64;
                 verified.processor += memory::processor_time() - before;
                 began.elapsed()
             });

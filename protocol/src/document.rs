@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 
 use crate::{
     did::{Did, Genesis},
-    hash::sha256,
     jcs::{self, JcsError},
     key::PublicKey,
     network::Network,
@@ -53,7 +52,7 @@ pub enum DocumentError {
 /// # Errors
 /// [`DocumentError::NotCanonical`].
 pub fn genesis_hash(genesis_document: &Value) -> Result<[u8; 32], DocumentError> {
-    Ok(sha256(&jcs::canonicalize(genesis_document)?))
+    Ok(jcs::hash(genesis_document)?)
 }
 
 /// The EXTERNAL identifier that commits to `genesis_document`.

@@ -28,7 +28,6 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     did::Did,
-    hash::sha256,
     jcs::{self, JcsError},
     key::{SecretKey, Signature, SignatureTextError, XOnlyKey},
     message::{self, DecodeError, Message, SharedBody},
@@ -417,8 +416,8 @@ impl<'a> ParsedEnvelope<'a> {
             SignatureTextError::Hex => EnvelopeError::SigHex,
             SignatureTextError::Length => EnvelopeError::SigLength,
         })?;
-        let bytes = self.signing_bytes().map_err(|_| EnvelopeError::SigInvalid)?;
-        if !key.verify(&sha256(&bytes), &signature) {
+        let digest = jcs::hash(&self.unsigned).map_err(|_| EnvelopeError::SigInvalid)?;
+        if !key.verify(&digest, &signature) {
             return Err(EnvelopeError::SigInvalid);
         }
         // Behind the signature, so that who changes a nonce on the way is told what the other implementation tells.

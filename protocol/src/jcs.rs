@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 use serde_json::{Number, Value};
+use sha2::{Digest, Sha256};
 
-use crate::hash::{DocumentHash, sha256};
+use crate::hash::DocumentHash;
 
 /// The largest integer magnitude that a JSON number carries exactly (2^53).
 const MAX_EXACT_INTEGER: u64 = 1 << 53;
@@ -42,7 +43,18 @@ pub fn canonicalize_serializable(value: &impl Serialize) -> Result<Vec<u8>, JcsE
 
 /// The JSON Document Hash: SHA-256 of the canonical bytes.
 pub fn document_hash(value: &Value) -> Result<DocumentHash, JcsError> {
-    Ok(DocumentHash::from_bytes(sha256(&canonicalize(value)?)))
+    hash(value).map(DocumentHash::from_bytes)
+}
+
+/// The SHA-256 of the canonical bytes, which are hashed as they are produced.
+///
+/// # Errors
+/// [`JcsError`], as [`canonicalize`].
+pub fn hash(value: &Value) -> Result<[u8; 32], JcsError> {
+    check(value, MAX_DEPTH)?;
+    let mut hasher = Sha256::new();
+    serde_jcs::to_writer(&mut hasher, value)?;
+    Ok(hasher.finalize().into())
 }
 
 /// Whether `value` has a canonical form and nests at most `levels_left` levels deep: for a value that will lie inside

@@ -388,8 +388,8 @@ fn without(fields: &Map<String, Value>, left_out: &str) -> Value {
 /// # Errors
 /// [`JcsError`], when one of them has no canonical form.
 pub fn signed_digest(proof_config: &Value, unsigned_update: &Value) -> Result<[u8; 32], JcsError> {
-    let config = sha256(&jcs::canonicalize(proof_config)?);
-    let update = sha256(&jcs::canonicalize(unsigned_update)?);
+    let config = jcs::hash(proof_config)?;
+    let update = jcs::hash(unsigned_update)?;
     Ok(sha256_concat(&[&config, &update]))
 }
 

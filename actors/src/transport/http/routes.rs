@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
+use actix::prelude::SendError;
 use actix_web::{
     HttpRequest, HttpResponse, Route,
     http::{
@@ -121,8 +122,11 @@ async fn accept_message(server: &HttpServer, request: &HttpRequest, payload: Pay
     };
     // The sender waits here when its recipient cannot keep up, and until what it said is safe; everybody else goes on.
     let delivered = async {
-        // It lives here, as far as we know, and its actor has died: that is no word about who lives here.
-        to.inbox.send(delivery).await.map_err(|_| Refusal::Unavailable)?;
+        // It lives here, as far as we know, and its actor has died: that is no word about who lives here. The receipt, which
+        // goes with the message, says so too.
+        if let Err(SendError::Full(delivery)) = to.inbox.try_send(delivery) {
+            to.inbox.send(delivery).await.map_err(|_| Refusal::Unavailable)?;
+        }
         confirmed.await.map_err(|_| Refusal::Unavailable)
     };
     match tokio::time::timeout(DELIVERY_TIMEOUT, delivered).await {

@@ -374,6 +374,7 @@ impl Machine for ServiceCohort {
                 let terms = &self.config.terms;
                 self.phase = Phase::Enrolling(Enrolling {
                     candidates: BTreeMap::new(),
+                    admitted: 0,
                     keys: BTreeMap::new(),
                     deadline: terms.deadline(TimedPhase::Enrollment, *at, *at),
                     next_advert: *at + terms.timing.advert_repeat,

@@ -38,6 +38,8 @@ pub enum Admission {
 pub struct Enrolling {
     /// Who opted in, and whether it was admitted.
     pub candidates: BTreeMap<Did, (Arc<Member>, Admission)>,
+    /// How many of them were admitted; counted, for it is asked at every opt-in.
+    pub(super) admitted: usize,
     /// Whose participant key it is, for every candidate that was not refused. By x coordinate: the fallback leaf knows no
     /// more of a key.
     pub keys: BTreeMap<XOnlyKey, Did>,
@@ -55,7 +57,7 @@ impl Enrolling {
 
     /// How many were admitted.
     pub fn admitted(&self) -> usize {
-        self.candidates.values().filter(|(_, admission)| *admission == Admission::Admitted).count()
+        self.admitted
     }
 }
 
@@ -368,7 +370,9 @@ impl Phase {
 impl Enrolling {
     fn set_admission(&mut self, did: &Did, to: Admission) {
         if let Some((member, admission)) = self.candidates.get_mut(did) {
-            *admission = to;
+            let was = std::mem::replace(admission, to);
+            self.admitted += usize::from(to == Admission::Admitted);
+            self.admitted -= usize::from(was == Admission::Admitted);
             let key = member.participant_key.x_only();
             if to == Admission::Refused && self.keys.get(&key) == Some(did) {
                 self.keys.remove(&key);

@@ -64,6 +64,8 @@ struct Progress {
     pid: Option<u32>,
     before: Account,
     since: Instant,
+    /// What the service had when everybody was connected and had joined: what comes on top of that is the cohort's.
+    joined: Account,
 }
 
 impl Progress {
@@ -106,6 +108,7 @@ async fn run(args: Args) -> Outcome<()> {
         pid: args.pid,
         before: Account::of(args.pid),
         since: Instant::now(),
+        joined: Account::default(),
     };
     let (began, first) = (Instant::now(), progress.before);
     progress.step("not begun");
@@ -133,15 +136,19 @@ async fn run(args: Args) -> Outcome<()> {
             taken[step] += 1;
             if taken[step] == progress.participants {
                 progress.step(STEPS[step]);
+                if step == 0 {
+                    progress.joined = progress.before;
+                }
             }
         }
     }
     let last = Account::of(args.pid);
     println!(
-        "| in all | {:.2} s | {:.2} s | {} MB more |",
+        "| in all | {:.2} s | {:.2} s | {} MB more, {} of them since all had joined |",
         began.elapsed().as_secs_f64(),
         (last.processor - first.processor).as_secs_f64(),
         last.resident.saturating_sub(first.resident) >> 20,
+        last.resident.saturating_sub(progress.joined.resident) >> 20,
     );
     Ok(())
 }

@@ -109,31 +109,27 @@ async fn accept_message(server: &HttpServer, request: &HttpRequest, payload: Pay
     let body = read_in_time(payload, gate.config.max_body).await?;
     let Admitted { from, to, message } = gate.admit_message(&body, server.now()).await?;
     let too_large = message.as_ref().is_ok_and(|message| holds_too_large_an_update(server, message, body.len()));
-    let (receipt, confirmed) = Receipt::new();
-    let delivery = match message {
-        Ok(message) => {
-            let evidence = std::str::from_utf8(&body).ok().map(|envelope| Evidence::Envelope(envelope.into()));
-            Delivery::Message(Received { message, receipt, evidence })
-        }
-        Err(error) => {
-            receipt.confirm();
-            Delivery::Undecodable { from, error }
-        }
-    };
-    // The sender waits here when its recipient cannot keep up, and until what it said is safe; everybody else goes on.
+    // The sender waits here when its recipient cannot keep up, and until what it said is safe; everybody else goes on. Should
+    // the recipient have died, although it lives here as far as we know, that is no word about who lives here.
     let delivered = async {
-        // It lives here, as far as we know, and its actor has died: that is no word about who lives here. The receipt, which
-        // goes with the message, says so too.
+        let message = match message {
+            Ok(message) => message,
+            Err(error) => return to.inbox.send(Delivery::Undecodable { from, error }).await.ok(),
+        };
+        let evidence = std::str::from_utf8(&body).ok().map(|envelope| Evidence::Envelope(envelope.into()));
+        let (receipt, confirmed) = Receipt::new();
+        let delivery = Delivery::Message(Received { message, receipt, evidence });
         if let Err(SendError::Full(delivery)) = to.inbox.try_send(delivery) {
-            to.inbox.send(delivery).await.map_err(|_| Refusal::Unavailable)?;
+            to.inbox.send(delivery).await.ok()?;
         }
-        confirmed.await.map_err(|_| Refusal::Unavailable)
+        // It goes with the message, and is closed when nobody has that any more.
+        confirmed.await.ok()
     };
     match tokio::time::timeout(DELIVERY_TIMEOUT, delivered).await {
         // The service refuses it and says so in its own events; the member has to hear it too.
-        Ok(Ok(())) if too_large => Err(Refusal::PayloadTooLarge),
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(refusal)) => Err(refusal),
+        Ok(Some(())) if too_large => Err(Refusal::PayloadTooLarge),
+        Ok(Some(())) => Ok(()),
+        Ok(None) => Err(Refusal::Unavailable),
         Err(_) => Err(Refusal::RateLimited),
     }
 }

@@ -148,7 +148,8 @@ fn events(body: BoxBody) -> impl stream::Stream<Item = Event> {
         let mut event = Event::new();
         while let Some(piece) = pieces.next().await {
             let ends = piece.ends_with(b"\n\n");
-            if !piece.starts_with(b":") {
+            // A piece from the middle of an event may begin like that too.
+            if !event.is_empty() || !piece.starts_with(b":") {
                 event.push(piece);
                 if ends {
                     return Some((event, pieces));

@@ -331,6 +331,24 @@ fn a_signed_update_travels_as_the_json_it_came_as() {
     }
 }
 
+#[test]
+fn a_packed_update_is_the_same_update() {
+    let nested = |levels: usize| (0..levels).fold(json!(1e-7), |inside, _| json!({ "b": inside, "a": [] }));
+    // The parser stops one level before the canonical form does.
+    for levels in [1, 100, jcs::MAX_DEPTH - 2, jcs::MAX_DEPTH - 1, jcs::MAX_DEPTH] {
+        let value = nested(levels);
+        let Ok(update) = SignedUpdate::from_value(value.clone()) else {
+            assert_eq!(levels, jcs::MAX_DEPTH);
+            continue;
+        };
+        let packed = update.packed();
+        assert_eq!(packed, update);
+        assert_eq!(packed.value().to_string(), value.to_string(), "fields in the order in which they came");
+        assert_eq!(packed.canonical_len(), update.canonical_len());
+        assert_eq!(serde_json::to_string(&packed).unwrap(), serde_json::to_string(&update).unwrap());
+    }
+}
+
 fn apply(document: &Value, patch: Value) -> Result<Value, PatchError> {
     Patch::from_value(&patch)?.apply(document)
 }

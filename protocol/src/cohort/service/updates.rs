@@ -44,7 +44,8 @@ impl ServiceCohort {
         }
         verify(member, &update)?;
         let hash = *update.hash();
-        let received = ServiceEvent::UpdateReceived { did: from.clone(), update, digest: message.digest() };
+        let received =
+            ServiceEvent::UpdateReceived { did: from.clone(), update: update.packed(), digest: message.digest() };
         Ok(self.with_aggregation(now, received, (from, Some(hash)), rng))
     }
 

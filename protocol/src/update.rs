@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     did::Did,
+    envelope::MAX_DOCUMENT_DEPTH,
     hash::{DocumentHash, sha256, sha256_concat},
     jcs::{self, JcsError},
     key::{PublicKey, SecretKey, Signature},
@@ -130,6 +131,7 @@ impl SignedUpdate {
         if !value.is_object() {
             return Err(UpdateError::NotAnObject);
         }
+        jcs::check(&value, MAX_DOCUMENT_DEPTH)?;
         let canonical = jcs::canonicalize(&value)?;
         let hash = DocumentHash::from_bytes(sha256(&canonical));
         let canonical_len = canonical.len();
@@ -139,10 +141,6 @@ impl SignedUpdate {
     /// The same update as JSON text, which takes a quarter of the room and is parsed again when somebody asks for its
     /// [`value`](Self::value): for a service that keeps a thousand of them and has verified them.
     pub fn packed(&self) -> Self {
-        // One that was composed here may nest deeper than the parser goes.
-        if jcs::check(self.value(), jcs::MAX_DEPTH - 1).is_err() {
-            return self.clone();
-        }
         let Inner { hash, canonical_len, .. } = *self.0;
         let json = Some(self.value().to_string().into());
         Self(Arc::new(Inner { value: OnceLock::new(), json, hash, canonical_len }))
@@ -153,7 +151,7 @@ impl SignedUpdate {
         self.0.value.get_or_init(|| {
             let json = self.0.json.as_deref().unwrap_or_default();
             serde_json::from_str(json)
-                .expect("what was written from a value is JSON, and `packed` has looked how deep")
+                .expect("what was written from a value is JSON, and `from_value` has looked how deep")
         })
     }
 

@@ -1,6 +1,8 @@
 //! Sealing for many recipients, and envelopes that nobody recorded: hostile ones, and any that we seal ourselves.
 #![allow(clippy::unwrap_used)]
 
+use std::sync::Arc;
+
 use btcr2_aggregation_protocol::{
     did::Did,
     envelope::{EnvelopeError, Expected, ParsedEnvelope, SealedEnvelope, signing_digest},
@@ -8,7 +10,7 @@ use btcr2_aggregation_protocol::{
     identity::Identity,
     jcs::{JcsError, MAX_DEPTH},
     key::SecretKey,
-    message::{Message, SharedBody},
+    message::{Body, Message, SharedBody},
     network::Network,
     time::Timestamp,
 };
@@ -36,7 +38,7 @@ fn opt_in(from: &Identity, to: Option<&Did>, genesis: &Value) -> Message {
     let key = json!({"__bytes": from.public_key().to_string()});
     let body = json!({
         "cohortId": "20acce5d-e259-4294-8955-0e82f20345f4",
-        "participantPk": key, "communicationPk": key, "genesisDocument": genesis,
+        "participantPk": key, "communicationPk": key,
     });
     let mut message = json!({
         "type": "https://btcr2.dev/aggregation/keygen/cohort_opt_in", "version": 1, "from": from.did(), "body": body,
@@ -45,7 +47,10 @@ fn opt_in(from: &Identity, to: Option<&Did>, genesis: &Value) -> Message {
         message["to"] = json!(to);
     }
     let received = Message::from_json(&message.to_string()).unwrap();
-    Message::new(received.from, received.to, (*received.body).clone())
+    let Body::CohortOptIn(mut body) = (*received.body).clone() else { panic!("an opt-in") };
+    // Also one that nobody could receive.
+    body.genesis_document = Some(Arc::new(genesis.clone()));
+    Message::new(received.from, received.to, body)
 }
 
 fn seal(identity: &Identity, message: &Message) -> SealedEnvelope {

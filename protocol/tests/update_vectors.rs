@@ -3,11 +3,14 @@
 mod common;
 
 use btcr2_aggregation_protocol::{
+    cohort::event::ServiceEvent,
     did::Did,
     document,
     hash::sha256,
     jcs,
     key::{PublicKey, SecretKey, Signature},
+    message::Message,
+    network::Network,
     patch::{MAX_DOCUMENT_BYTES, MAX_OPERATIONS, Patch, PatchError},
     update::{
         SignedUpdate, UpdateContext, UpdateError, add_beacon_service_patch, build_update, sign_update,
@@ -331,21 +334,43 @@ fn a_signed_update_travels_as_the_json_it_came_as() {
     }
 }
 
+fn nested(levels: usize) -> Value {
+    (0..levels).fold(json!(1e-7), |inside, _| json!({ "b": inside, "a": [] }))
+}
+
 #[test]
 fn a_packed_update_is_the_same_update() {
-    let nested = |levels: usize| (0..levels).fold(json!(1e-7), |inside, _| json!({ "b": inside, "a": [] }));
-    // The parser stops one level before the canonical form does.
-    for levels in [1, 100, jcs::MAX_DEPTH - 2, jcs::MAX_DEPTH - 1, jcs::MAX_DEPTH] {
+    for levels in [1, 50, 123, 124] {
         let value = nested(levels);
-        let Ok(update) = SignedUpdate::from_value(value.clone()) else {
-            assert_eq!(levels, jcs::MAX_DEPTH);
-            continue;
-        };
+        let update = SignedUpdate::from_value(value.clone()).unwrap();
         let packed = update.packed();
         assert_eq!(packed, update);
         assert_eq!(packed.value().to_string(), value.to_string(), "fields in the order in which they came");
         assert_eq!(packed.canonical_len(), update.canonical_len());
         assert_eq!(serde_json::to_string(&packed).unwrap(), serde_json::to_string(&update).unwrap());
+    }
+}
+
+/// A journal that could not be read again would end the cohort at its next recovery.
+#[test]
+fn what_is_taken_can_be_read_from_a_journal_and_the_rest_is_refused_on_every_way_in() {
+    let did = Did::from_key(SecretKey::from_bytes(&[7; 32]).unwrap().public_key(), Network::Regtest);
+    for (levels, taken) in [(1, true), (124, true), (125, false), (126, false)] {
+        let body = json!({ "cohortId": "c", "signedUpdate": nested(levels) });
+        let kind = "https://btcr2.dev/aggregation/update/submit_update";
+        let message = json!({ "type": kind, "version": 1, "from": did, "to": did, "body": body });
+        let message = Message::from_json(&message.to_string());
+        let update = SignedUpdate::from_value(nested(levels));
+        assert_eq!((message.is_ok(), update.is_ok()), (taken, taken), "{levels}");
+        let Ok(update) = update else {
+            let error = message.unwrap_err().to_string();
+            assert_eq!(error, "body.signedUpdate: nested deeper than 124 levels");
+            continue;
+        };
+        let digest = message.unwrap().digest();
+        let event = ServiceEvent::UpdateReceived { did: did.clone(), update: update.packed(), digest };
+        let json = serde_json::to_string(&event).unwrap();
+        assert_eq!(serde_json::from_str::<ServiceEvent>(&json).unwrap(), event, "{levels}");
     }
 }
 

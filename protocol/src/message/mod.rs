@@ -32,7 +32,7 @@ use self::{
 };
 use crate::{
     did::Did,
-    envelope::BodyPrefix,
+    envelope::{BodyPrefix, MAX_DOCUMENT_DEPTH},
     hash::{MessageDigest, sha256},
     id::CohortId,
     jcs::{self, JcsError},
@@ -154,6 +154,29 @@ bodies! {
 }
 
 impl Body {
+    /// The documents in it that may be anything, with the names of their fields.
+    fn documents(&self) -> impl Iterator<Item = (&'static str, &Value)> {
+        let (update, genesis, data) = match self {
+            Self::SubmitUpdate(body) => (Some(&*body.signed_update), None, None),
+            Self::CohortOptIn(body) => (None, body.genesis_document.as_deref(), None),
+            Self::DistributeAggregatedData(body) => (None, None, body.beacon_data.as_ref()),
+            _ => (None, None, None),
+        };
+        let named = [("signedUpdate", update), ("genesisDocument", genesis), ("beaconData", data)];
+        named.into_iter().filter_map(|(name, document)| Some((name, document?)))
+    }
+
+    fn check_depth(&self) -> Result<(), DecodeError> {
+        let too_deep = |document: &Value| matches!(jcs::check(document, MAX_DOCUMENT_DEPTH), Err(JcsError::Depth));
+        match self.documents().find(|(_, document)| too_deep(document)) {
+            Some((name, _)) => {
+                let problem = format!("nested deeper than {MAX_DOCUMENT_DEPTH} levels");
+                Err(DecodeError::field(format!("body.{name}"), problem))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Whether it is about the cohort rather than a part of its round: such messages are not in the transcript.
     pub fn is_control(&self) -> bool {
         self.short_type().starts_with("control/")
@@ -391,6 +414,7 @@ impl Message {
             return Err(DecodeError::field("body", "must not carry a type or from of its own"));
         }
         let body = Body::from_json(short_type, header.body)?;
+        body.check_depth()?;
         // What was received is what is hashed and forwarded, unknown fields included.
         let body = SharedBody::with_json(body, OnceLock::from(header.body.get().to_owned()));
         Ok(Self { from, to, body })

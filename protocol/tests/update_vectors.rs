@@ -335,7 +335,7 @@ fn a_signed_update_travels_as_the_json_it_came_as() {
 }
 
 fn nested(levels: usize) -> Value {
-    (0..levels).fold(json!(1e-7), |inside, _| json!({ "b": inside, "a": [] }))
+    (0..levels).fold(json!(1e-7), |inside, _| json!({ "b": inside, "a": null }))
 }
 
 #[test]

@@ -28,7 +28,6 @@ pub(super) struct Place {
 }
 
 /// What is said to a cohort.
-#[expect(clippy::large_enum_variant, reason = "it is a message nearly always, and a box would be made for each")]
 pub(super) enum Said {
     Message(Received, Waits),
     Finalize,

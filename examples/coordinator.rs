@@ -53,7 +53,7 @@ use clap::Parser;
 use futures::{StreamExt, stream};
 use rand_chacha::ChaCha20Rng;
 use support::{Joiner, NETWORK, Outcome, conditions, floor::coordinator_floor, identity, memory, seeded};
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast::Receiver, mpsc};
 
 /// Measures what cohorts cost their service.
 #[derive(Parser)]
@@ -248,12 +248,8 @@ async fn measure(members: usize, beacon: BeaconType) -> Outcome<Row> {
             while heard.len() < members * follow {
                 heard.extend(streams.next().await);
             }
-            while follow == 0 {
-                match &*notices.recv().await? {
-                    ServiceNotice::SigningComplete { .. } => break,
-                    ServiceNotice::CohortFailed { reason, .. } => return Err(reason.clone().into()),
-                    _ => {}
-                }
+            if follow == 0 {
+                signed(&mut notices).await?;
             }
             Outcome::Ok(())
         };
@@ -271,6 +267,17 @@ async fn measure(members: usize, beacon: BeaconType) -> Outcome<Row> {
         Ok(memory::processor_time() - began)
     })?;
     Ok(Row { steps, floor })
+}
+
+/// Waits for the end of the cohort.
+async fn signed(notices: &mut Receiver<Arc<ServiceNotice>>) -> Outcome<()> {
+    loop {
+        match &*notices.recv().await? {
+            ServiceNotice::SigningComplete { .. } => return Ok(()),
+            ServiceNotice::CohortFailed { reason, .. } => return Err(reason.clone().into()),
+            _ => {}
+        }
+    }
 }
 
 /// The body of an answer, if the request was granted.

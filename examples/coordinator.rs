@@ -1,7 +1,7 @@
 //! What a cohort costs its service alone: every envelope in and out over the HTTP routes, without sockets, in lock-step with
 //! members whose work is done beside and is not counted.
 //!
-//! In each step all members' messages have been written and signed beforehand. The clock runs from the first request until
+//! First everybody opens its inbox. In each step all members' messages have been written and signed beforehand. The clock runs from the first request until
 //! every member's stream has what follows from them: routes, signature checks, journal, aggregation, signing, events.
 //! `floor` is the curve work of that which no service can avoid.
 //!
@@ -211,13 +211,18 @@ async fn measure(members: usize, beacon: BeaconType) -> Outcome<Row> {
 
     let mut rng = seeded(2).for_actor("inboxes");
     let mut streams = stream::SelectAll::new();
-    for (number, member) in identities.iter().enumerate() {
+    let mut requests = Vec::new();
+    for member in &identities {
         let path = inbox_path("", member.did());
         let auth = RequestAuthorization::sign(member.did(), member.secret_key(), &path, clock.now(), &mut rng);
-        let request = TestRequest::get().uri(&path).insert_header((AUTHORIZATION, auth.to_string())).to_request();
+        requests.push(TestRequest::get().uri(&path).insert_header((AUTHORIZATION, auth.to_string())).to_request());
+    }
+    let began = memory::processor_time();
+    for (number, request) in requests.into_iter().enumerate() {
         let body = granted(app.call(request).await)?;
         streams.push(Box::pin(events(body).map(move |event| (number, event))));
     }
+    let mut steps = vec![("inboxes", memory::processor_time() - began)];
     let request = TestRequest::get().uri("/v1/adverts").to_request();
     let mut adverts = Box::pin(events(granted(app.call(request).await)?));
     let conditions = conditions(beacon.clone(), u32::try_from(members)?, me.public_key().x_only())?;
@@ -225,7 +230,6 @@ async fn measure(members: usize, beacon: BeaconType) -> Outcome<Row> {
     let advert = adverts.next().await.ok_or("no advert")?;
     let mut heard: Vec<(usize, Event)> = (0..members).map(|number| (number, advert.clone())).collect();
 
-    let mut steps = Vec::new();
     for (name, follow) in STEPS {
         for (number, event) in heard.drain(..) {
             let to = desk.inboxes.lock().unwrap_or_else(PoisonError::into_inner)[number].clone();

@@ -86,6 +86,16 @@ pub fn check(value: &Value, levels_left: usize) -> Result<(), JcsError> {
     }
 }
 
+/// Whether `value` nests more than `levels` levels deep, whatever else is wrong with it.
+pub(crate) fn nests_deeper(value: &Value, levels: usize) -> bool {
+    let deeper = |inner: &Value| nests_deeper(inner, levels - 1);
+    match value {
+        Value::Array(items) => levels == 0 || items.iter().any(deeper),
+        Value::Object(fields) => levels == 0 || fields.values().any(deeper),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
+}
+
 /// Whether an integer is spelled as JCS spells the double nearest to it.
 fn is_canonical(integer: &Number) -> bool {
     let double = integer.as_f64().and_then(Number::from_f64);

@@ -246,7 +246,12 @@ impl SecretKey {
 
     /// The secret key of the taproot output key that has this key as its internal key and no scripts (BIP-86).
     pub(crate) fn tap_tweaked(&self) -> Self {
-        Self(self.0.tap_tweak(SECP256K1, None).to_keypair())
+        let mut pair = self.0;
+        let mut tweaked = pair.tap_tweak(SECP256K1, None).to_keypair();
+        let key = Self(tweaked);
+        pair.non_secure_erase();
+        tweaked.non_secure_erase();
+        key
     }
 
     /// Parses 64 hex characters.

@@ -10,8 +10,8 @@ use std::{
 };
 
 use rand_core::CryptoRng;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+use serde_json::{Map, Value, json, value::RawValue};
 
 use crate::{
     did::Did,
@@ -182,7 +182,13 @@ impl fmt::Debug for SignedUpdate {
 
 impl Serialize for SignedUpdate {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.value().serialize(serializer)
+        match &self.0.json {
+            // As it is: it was written from the value.
+            Some(json) => {
+                serde_json::from_str::<&RawValue>(json).map_err(ser::Error::custom)?.serialize(serializer)
+            }
+            None => self.value().serialize(serializer),
+        }
     }
 }
 

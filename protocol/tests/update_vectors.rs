@@ -351,6 +351,23 @@ fn a_packed_update_is_the_same_update() {
     }
 }
 
+/// Whatever else is wrong with it, and wherever.
+#[test]
+fn data_that_nests_too_deep_is_refused_although_it_has_no_canonical_form() {
+    let did = Did::from_key(SecretKey::from_bytes(&[7; 32]).unwrap().public_key(), Network::Regtest);
+    let read = |levels: usize| {
+        let body = json!({
+            "cohortId": "c", "beaconType": "Own", "signalBytesHex": "00".repeat(32),
+            "beaconData": [9_007_199_254_740_993_u64, nested(levels - 1)],
+        });
+        let kind = "https://btcr2.dev/aggregation/update/distribute_aggregated_data";
+        let message = json!({ "type": kind, "version": 1, "from": did, "to": did, "body": body });
+        Message::from_json(&message.to_string()).map_err(|error| error.to_string())
+    };
+    read(124).unwrap();
+    assert_eq!(read(125).unwrap_err(), "body.beaconData: nested deeper than 124 levels");
+}
+
 /// A journal that could not be read again would end the cohort at its next recovery.
 #[test]
 fn what_is_taken_can_be_read_from_a_journal_and_the_rest_is_refused_on_every_way_in() {

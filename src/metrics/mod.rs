@@ -175,7 +175,7 @@ impl Metrics {
         use ServiceNotice as N;
         match step {
             N::CohortAdvertised { cohort_id } | N::CohortReformed { cohort_id, .. } => {
-                self.enter(cohort_id, "enrolling")
+                self.begin(cohort_id, "enrolling");
             }
             N::KeygenComplete { cohort_id, .. } => self.enter(cohort_id, "updates"),
             N::DataDistributed { cohort_id, .. } => self.enter(cohort_id, "validating"),
@@ -186,9 +186,9 @@ impl Metrics {
             N::SigningComplete { cohort_id, path, .. } => self.end(cohort_id, path.to_string()),
             N::CohortFailed { cohort_id, code, .. } => self.end(cohort_id, (*code).to_owned()),
             N::CohortRecovered { cohort_id, phase, .. } => {
-                self.0.recovered.inc();
                 if let Some(phase) = recovered_phase(phase) {
-                    self.enter(cohort_id, phase);
+                    self.0.recovered.inc();
+                    self.begin(cohort_id, phase);
                 }
             }
             N::CohortRestarted { .. } => drop(self.0.restarts.inc()),
@@ -227,33 +227,42 @@ impl Metrics {
         self.0.messages.get_or_create(&labels).inc();
     }
 
-    /// The cohort is in this phase now.
-    fn enter(&self, cohort_id: &CohortId, phase: &'static str) {
-        let Some(phase) = PHASES.iter().position(|known| *known == phase) else { return };
+    /// The cohort is here, in this phase. One that is known, and was brought back after a panic, goes on where it is known to be.
+    fn begin(&self, cohort_id: &CohortId, phase: &'static str) {
+        let Some(phase) = place_of(phase) else { return };
         let now = self.0.clock.now();
         let mut live = self.live();
-        if live.get(cohort_id).is_some_and(|(before, _)| *before == phase) {
-            return;
+        if !live.contains_key(cohort_id) {
+            live.insert(cohort_id.clone(), (phase, now));
+            self.gauge(phase).inc();
         }
-        let before = live.insert(cohort_id.clone(), (phase, now));
-        drop(live);
-        self.left(before, now);
-        self.gauge(phase).inc();
     }
 
+    /// The cohort is in this phase now. Two actors tell of a cohort that signs: one that has ended is not begun again by what the
+    /// other says after it.
+    fn enter(&self, cohort_id: &CohortId, phase: &'static str) {
+        let Some(phase) = place_of(phase) else { return };
+        let now = self.0.clock.now();
+        if let Some(known) = self.live().get_mut(cohort_id).filter(|(before, _)| *before != phase) {
+            self.left(std::mem::replace(known, (phase, now)), now);
+            self.gauge(phase).inc();
+        }
+    }
+
+    /// The cohort has ended. Of one that ended before the service was started that is told once more, and not counted.
     fn end(&self, cohort_id: &CohortId, outcome: String) {
         let before = self.live().remove(cohort_id);
-        self.left(before, self.0.clock.now());
-        self.0.ended.get_or_create(&[("outcome", outcome)]).inc();
+        if let Some(before) = before {
+            self.left(before, self.0.clock.now());
+            self.0.ended.get_or_create(&[("outcome", outcome)]).inc();
+        }
     }
 
-    fn left(&self, before: Option<(usize, Timestamp)>, now: Timestamp) {
-        if let Some((phase, since)) = before {
-            self.gauge(phase).dec();
-            let labels = [("phase", PHASES[phase].to_owned())];
-            let seconds = now.as_millis().saturating_sub(since.as_millis()) as f64 / 1000.0;
-            self.0.phase_seconds.get_or_create(&labels).observe(seconds);
-        }
+    fn left(&self, (phase, since): (usize, Timestamp), now: Timestamp) {
+        self.gauge(phase).dec();
+        let labels = [("phase", PHASES[phase].to_owned())];
+        let seconds = now.as_millis().saturating_sub(since.as_millis()) as f64 / 1000.0;
+        self.0.phase_seconds.get_or_create(&labels).observe(seconds);
     }
 
     fn gauge(&self, phase: usize) -> Gauge {
@@ -264,6 +273,10 @@ impl Metrics {
         // Nothing panics while it holds the lock.
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn place_of(phase: &str) -> Option<usize> {
+    PHASES.iter().position(|known| *known == phase)
 }
 
 /// The phase that a recovered cohort's machine says it is in, as it is called here.
@@ -310,6 +323,43 @@ mod tests {
         assert!(text.contains("btcr2_cohorts{phase=\"enrolling\"} 0\n"), "{text}");
         assert!(text.contains("btcr2_phase_seconds_sum{phase=\"enrolling\"} 10.0\n"), "{text}");
         assert!(text.contains("btcr2_cohorts_ended_total{outcome="), "{text}");
+    }
+
+    #[tokio::test]
+    async fn what_is_told_after_the_end_begins_no_cohort_and_an_end_counts_once() {
+        let metrics = Metrics::new(Clock::system());
+        let cohort_id = cohort("22222222-2222-4222-8222-222222222222");
+        let failure = crate::protocol::cohort::event::CohortFailure::EnrollmentExpired { admitted: 0 };
+        let failed = ServiceNotice::CohortFailed {
+            cohort_id: cohort_id.clone(),
+            code: failure.code(),
+            reason: failure.to_string(),
+            failure,
+            next: None,
+        };
+        metrics.observe(&ServiceNotice::CohortAdvertised { cohort_id: cohort_id.clone() });
+        metrics.observe(&failed);
+        metrics.observe(&ServiceNotice::PresenceRequested { cohort_id });
+        metrics.observe(&failed);
+        let text = metrics.to_text();
+        assert!(text.contains("btcr2_cohorts{phase=\"presence\"} 0\n"), "{text}");
+        let ended = text.lines().find(|line| line.starts_with("btcr2_cohorts_ended_total{"));
+        assert!(ended.is_some_and(|line| line.ends_with(" 1")), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_cohort_that_is_brought_back_goes_on_in_the_phase_that_it_was_in() {
+        let metrics = Metrics::new(Clock::system());
+        let cohort_id = cohort("33333333-3333-4333-8333-333333333333");
+        let recovered =
+            || ServiceNotice::CohortRecovered { cohort_id: cohort_id.clone(), phase: "validating", output: None };
+        metrics.observe(&recovered());
+        assert!(metrics.to_text().contains("btcr2_cohorts{phase=\"validating\"} 1\n"));
+        metrics.observe(&ServiceNotice::PresenceRequested { cohort_id: cohort_id.clone() });
+        metrics.observe(&recovered());
+        let text = metrics.to_text();
+        assert!(text.contains("btcr2_cohorts{phase=\"validating\"} 0\n"), "{text}");
+        assert!(text.contains("btcr2_cohorts{phase=\"presence\"} 1\n"), "{text}");
     }
 
     #[tokio::test]

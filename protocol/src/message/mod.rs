@@ -167,8 +167,7 @@ impl Body {
     }
 
     fn check_depth(&self) -> Result<(), DecodeError> {
-        let too_deep = |document: &Value| matches!(jcs::check(document, MAX_DOCUMENT_DEPTH), Err(JcsError::Depth));
-        match self.documents().find(|(_, document)| too_deep(document)) {
+        match self.documents().find(|(_, document)| jcs::nests_deeper(document, MAX_DOCUMENT_DEPTH)) {
             Some((name, _)) => {
                 let problem = format!("nested deeper than {MAX_DOCUMENT_DEPTH} levels");
                 Err(DecodeError::field(format!("body.{name}"), problem))

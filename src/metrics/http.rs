@@ -59,15 +59,28 @@ async fn ready(readiness: Data<Readiness>) -> HttpResponse {
     }
 }
 
-/// Serves the routes on `address`. The handle that stops it, and its URL.
+/// A web server that answers until this is dropped, or stopped.
+pub struct Serving(ServerHandle);
+
+impl Serving {
+    /// Waits until it answers nobody any more.
+    pub async fn stop(self) {
+        self.0.stop(true).await;
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // Told at once; what is not awaited is the end.
+        drop(self.0.stop(false));
+    }
+}
+
+/// Serves the routes on `address`, for as long as what is returned is kept. And its URL.
 ///
 /// # Errors
 /// [`ProgramError::Io`] when the address cannot be listened on.
-pub fn serve(
-    address: &str,
-    metrics: Metrics,
-    readiness: Readiness,
-) -> Result<(ServerHandle, String), ProgramError> {
+pub fn serve(address: &str, metrics: Metrics, readiness: Readiness) -> Result<(Serving, String), ProgramError> {
     let app = move || App::new().configure(configure(metrics.clone(), readiness.clone()));
     let web = WebServer::new(app)
         .workers(1)
@@ -79,5 +92,5 @@ pub fn serve(
     let running = web.run();
     let handle = running.handle();
     actix_rt::spawn(running);
-    Ok((handle, format!("http://{bound}")))
+    Ok((Serving(handle), format!("http://{bound}")))
 }

@@ -205,9 +205,9 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let (metrics, readiness) = (Metrics::new(clock), Readiness::default());
     let metrics_server = match &config.metrics_listen {
         Some(address) => {
-            let (handle, url) = metrics_http::serve(address, metrics.clone(), readiness.clone())?;
+            let (serving, url) = metrics_http::serve(address, metrics.clone(), readiness.clone())?;
             printer.metrics(&url);
-            Some(handle)
+            Some(serving)
         }
         None => None,
     };
@@ -294,7 +294,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     operator.stop().await;
     keeping.close().await;
     if let Some(server) = metrics_server {
-        server.stop(true).await;
+        server.stop().await;
     }
     outcome
 }

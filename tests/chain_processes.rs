@@ -115,9 +115,7 @@ async fn from_nothing_to_a_final_announcement(name: &str, beacon: &str, fallback
         member.event("data-approved");
     });
     // All of them have said so: nothing is missing but a coin.
-    for _ in 0..MEMBERS {
-        round.service.program.event("validation-received");
-    }
+    round.service.program.event("validation-complete");
     // Paid while nobody looks.
     round.kill_service();
     if fallback {

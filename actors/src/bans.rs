@@ -13,6 +13,7 @@ use std::{
 };
 
 use btcr2_aggregation_protocol::{did::Did, hash::sha256, id::CohortId, time::Timestamp};
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 
 use crate::transport::Evidence;
@@ -70,6 +71,11 @@ impl Conduct {
     /// Until when it is banned, at `now`.
     pub fn ban(&self, now: Timestamp) -> Option<Timestamp> {
         self.banned_until.filter(|until| now < *until)
+    }
+
+    /// Whether this offence in this cohort is on record.
+    fn has(&self, entry: &Entry) -> bool {
+        self.entries.iter().any(|known| known.offence == entry.offence && known.cohort_id == entry.cohort_id)
     }
 }
 
@@ -170,10 +176,7 @@ impl BanBook {
     /// # Errors
     /// [`BanBookError`] when the file cannot be read, or is something else.
     pub fn list(&self) -> Result<BTreeMap<Did, Conduct>, BanBookError> {
-        match &*self.place {
-            Place::Memory(members) => Ok(lock(members).clone()),
-            Place::File(path, last) => Ok((*look(path, last)?).clone()),
-        }
+        self.look_at(Members::clone)
     }
 
     /// Until when `did` is banned, at `now`.
@@ -181,11 +184,7 @@ impl BanBook {
     /// # Errors
     /// As [`list`](Self::list).
     pub fn banned(&self, did: &Did, now: Timestamp) -> Result<Option<Timestamp>, BanBookError> {
-        let ban = |members: &Members| members.get(did).and_then(|conduct| conduct.ban(now));
-        Ok(match &*self.place {
-            Place::Memory(members) => ban(&lock(members)),
-            Place::File(path, last) => ban(&*look(path, last)?),
-        })
+        self.look_at(|members| members.get(did).and_then(|conduct| conduct.ban(now)))
     }
 
     /// Records what `did` did, once for each cohort and kind, and bans it if the policy says so: until when.
@@ -194,21 +193,18 @@ impl BanBook {
     /// As [`list`](Self::list), or when the file cannot be written.
     pub fn record(&self, did: &Did, entry: Entry) -> Result<Option<Timestamp>, BanBookError> {
         let now = entry.at;
-        let known = |conduct: &Conduct| {
-            conduct.entries.iter().any(|known| known.offence == entry.offence && known.cohort_id == entry.cohort_id)
-        };
         // Charged again after every restart: nothing is written for that.
-        if let Some(conduct) = self.list_one(did)?.filter(known) {
-            return Ok(conduct.ban(now));
+        let known = |members: &Members| {
+            members.get(did).filter(|conduct| conduct.has(&entry)).map(|conduct| conduct.ban(now))
+        };
+        if let Some(ban) = self.look_at(known)? {
+            return Ok(ban);
         }
-        let entry = trimmed(entry.clone());
+        let entry = trimmed(entry);
         self.change(|members| {
             let conduct = members.entry(did.clone()).or_default();
-            let known = conduct
-                .entries
-                .iter()
-                .any(|known| known.offence == entry.offence && known.cohort_id == entry.cohort_id);
-            if known {
+            // Another program may have been first.
+            if conduct.has(&entry) {
                 return conduct.ban(now);
             }
             conduct.entries.push(entry);
@@ -224,10 +220,11 @@ impl BanBook {
         })
     }
 
-    fn list_one(&self, did: &Did) -> Result<Option<Conduct>, BanBookError> {
+    /// What `answer` says of those on record.
+    fn look_at<T>(&self, answer: impl FnOnce(&Members) -> T) -> Result<T, BanBookError> {
         Ok(match &*self.place {
-            Place::Memory(members) => lock(members).get(did).cloned(),
-            Place::File(path, last) => look(path, last)?.get(did).cloned(),
+            Place::Memory(members) => answer(&lock(members)),
+            Place::File(path, last) => answer(&*look(path, last)?),
         })
     }
 
@@ -276,7 +273,7 @@ fn trimmed(mut entry: Entry) -> Entry {
         let text = evidence.text();
         let fits = text.len() <= MOST_MESSAGE;
         if !fits {
-            let hash = sha256(text.as_bytes()).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+            let hash = HEXLOWER.encode(&sha256(text.as_bytes()));
             entry.detail.push_str(&format!("; a message of {} bytes was not kept, SHA-256 {hash}", text.len()));
         }
         fits

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
 use btcr2_aggregation::protocol::{beacon::BeaconType, cohort::event::SpendPath, hash::sha256, id::CohortId};
+use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 
 /// The phases, in order.
@@ -149,7 +150,7 @@ impl Report {
             "lost": self.lost, "elapsedMs": self.elapsed.as_millis(), "rounds": rounds,
         });
         let digest = sha256(report.to_string().as_bytes());
-        report["digest"] = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>().into();
+        report["digest"] = HEXLOWER.encode(&digest[..8]).into();
         report
     }
 

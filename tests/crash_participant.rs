@@ -15,15 +15,12 @@ use btcr2_aggregation::actors::{
     journal::MemoryJournal,
     notice::{ParticipantNotice, ServiceNotice},
     state::State,
-    transport::{Transport, http::HttpServer, nostr::embedded::EmbeddedRelay},
 };
 use round_support::{
-    MEMBERS, Over, PATIENCE, Point, Scenario,
+    MEMBERS, PATIENCE, Point, Scenario,
     child::{Child, Task, say, task},
     matrix::{self, Outcome},
-    round::{
-        cohort, member_identity, open_web, record, result, start_member, start_service, transport_to, web_parts,
-    },
+    round::{Door, cohort, member_identity, open_door, record, result, start_member, start_service, transport_to},
     tap::{Crash, CrashingJournal, Sniper, Tapped},
     transcript::Transcript,
 };
@@ -68,19 +65,7 @@ fn round(scenario: &Scenario, crash: Option<Point>) -> Outcome {
         let directory = tempfile::tempdir().unwrap();
         let victim = member_identity(VICTIM).did().clone();
         let (sniper, transcript) = (Sniper::new(victim.clone(), crash), Arc::new(Transcript::default()));
-        let (relay, place, inner): (_, String, Arc<dyn Transport>) = match scenario.over {
-            Over::Nostr => {
-                let relay = EmbeddedRelay::start(([127, 0, 0, 1], 0).into()).await.unwrap();
-                let (url, transport) = (relay.url().to_owned(), transport_to(scenario.over, relay.url()));
-                (Some(relay), url, transport)
-            }
-            Over::Http => {
-                let server = HttpServer::start(web_parts());
-                let (address, open) = open_web(&server);
-                open();
-                (None, format!("http://{address}"), Arc::new(server))
-            }
-        };
+        let Door { place, transport: inner, relay } = open_door(scenario.over).await;
         let transport = Arc::new(Tapped { inner, taps: vec![sniper.clone(), transcript.clone()] });
         let (service, mut running) = start_service(transport, Arc::new(MemoryJournal::new())).await;
         // Who has lost its nonce cannot give another one, and is not waited for.

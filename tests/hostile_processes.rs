@@ -16,9 +16,7 @@ use btcr2_aggregation::{
     actors::{
         journal::MemoryJournal,
         notice::ServiceNotice,
-        transport::{
-            Delivery, Disconnected, Outbound, Transport, http::HttpServer, nostr::embedded::EmbeddedRelay,
-        },
+        transport::{Delivery, Disconnected, Outbound, Transport},
     },
     protocol::{
         did::Did,
@@ -31,8 +29,8 @@ use nostr_support::{Program, Running};
 use round_support::{
     Over, PATIENCE, Scenario,
     round::{
-        cohort, member_identity, open_web, record, result, service_identity, start_member, start_service,
-        transport_to, web_parts,
+        Door, cohort, member_identity, open_door, record, result, service_identity, start_member, start_service,
+        transport_to,
     },
     tap::{Tap, Tapped},
     transcript::Transcript,
@@ -246,19 +244,7 @@ impl HostileService {
         let victim = nostr_support::identity("victim");
         let more: Vec<String> = more.iter().map(|argument| (*argument).to_owned()).collect();
         actix_rt::System::new().block_on(async move {
-            let (relay, place, inner): (_, String, Arc<dyn Transport>) = match self.over {
-                Over::Nostr => {
-                    let relay = EmbeddedRelay::start(([127, 0, 0, 1], 0).into()).await.unwrap();
-                    let (url, transport) = (relay.url().to_owned(), transport_to(self.over, relay.url()));
-                    (Some(relay), url, transport)
-                }
-                Over::Http => {
-                    let server = HttpServer::start(web_parts());
-                    let (address, open) = open_web(&server);
-                    open();
-                    (None, format!("http://{address}"), Arc::new(server))
-                }
-            };
+            let Door { place, transport: inner, relay } = open_door(self.over).await;
             let transcript = Arc::new(Transcript::default());
             let rewriter = Rewriter { to: Some(victim.did().clone()), rewrite: self.rewrite };
             let taps: Vec<Arc<dyn Tap>> = vec![Arc::new(rewriter), transcript.clone()];

@@ -14,19 +14,15 @@ use std::{
 };
 
 use btcr2_aggregation::{
-    actors::{
-        journal::MemoryJournal,
-        notice::ServiceNotice,
-        transport::{Outbound, Transport, http::HttpServer, nostr::embedded::EmbeddedRelay},
-    },
+    actors::{journal::MemoryJournal, notice::ServiceNotice, transport::Outbound},
     protocol::{did::Did, identity::Identity, key::SecretKey, message::Body, network::Network},
 };
 use data_encoding::HEXLOWER;
 use round_support::{
-    MEMBERS, Over, PATIENCE, Scenario,
+    MEMBERS, PATIENCE, Scenario,
     round::{
-        cohort, member_identity, open_web, record, service_identity, start_member, start_service, transport_to,
-        web_parts,
+        Door, cohort, member_identity, open_door, record, service_identity, start_member, start_service,
+        transport_to,
     },
     tap::{Tap, Tapped},
 };
@@ -81,19 +77,7 @@ impl Tap for Ear {
 async fn round(scenario: &Scenario) -> Said {
     let ear = Arc::new(Ear::default());
     let taps: Vec<Arc<dyn Tap>> = vec![ear.clone()];
-    let (_relay, place, inner): (_, String, Arc<dyn Transport>) = match scenario.over {
-        Over::Nostr => {
-            let relay = EmbeddedRelay::start(([127, 0, 0, 1], 0).into()).await.unwrap();
-            let (url, transport) = (relay.url().to_owned(), transport_to(scenario.over, relay.url()));
-            (Some(relay), url, transport)
-        }
-        Over::Http => {
-            let server = HttpServer::start(web_parts());
-            let (address, open) = open_web(&server);
-            open();
-            (None, format!("http://{address}"), Arc::new(server))
-        }
-    };
+    let Door { place, transport: inner, relay: _relay } = open_door(scenario.over).await;
     let transport = Arc::new(Tapped { inner, taps: taps.clone() });
     let (service, mut running) = start_service(transport, Arc::new(MemoryJournal::new())).await;
     let nonces = if scenario.fallback { Duration::from_millis(300) } else { PATIENCE };

@@ -22,7 +22,7 @@ use btcr2_aggregation::{
             http::{
                 self, HttpClient, HttpConfig, HttpServer, client::Backoff, server::HttpServerParts, store::Rate,
             },
-            nostr::{NostrConfig, NostrTransport},
+            nostr::{NostrConfig, NostrTransport, embedded::EmbeddedRelay},
         },
     },
     bitcoin::{
@@ -217,6 +217,33 @@ pub fn transport_to(over: Over, place: &str) -> Arc<dyn Transport> {
                 ..NostrConfig::new([place.to_owned()])
             };
             Arc::new(NostrTransport::new(config, clock, randomness).unwrap())
+        }
+    }
+}
+
+/// Where members reach a service that is in this process.
+pub struct Door {
+    /// The relay's URL, or the web server's.
+    pub place: String,
+    /// The service's own way out.
+    pub transport: Arc<dyn Transport>,
+    /// It is up for as long as this is kept.
+    pub relay: Option<EmbeddedRelay>,
+}
+
+/// Opens a relay, or a web server, on a free port.
+pub async fn open_door(over: Over) -> Door {
+    match over {
+        Over::Nostr => {
+            let relay = EmbeddedRelay::start(([127, 0, 0, 1], 0).into()).await.unwrap();
+            let place = relay.url().to_owned();
+            Door { transport: transport_to(over, &place), place, relay: Some(relay) }
+        }
+        Over::Http => {
+            let server = HttpServer::start(web_parts());
+            let (address, open) = open_web(&server);
+            open();
+            Door { place: format!("http://{address}"), transport: Arc::new(server), relay: None }
         }
     }
 }

@@ -45,7 +45,7 @@ use btcr2_aggregation::{
         envelope::{ParsedEnvelope, SealedEnvelope},
         identity::Identity,
         message::Message,
-        output::MemoizedAggregator,
+        output::{DEFAULT_MAX_FEE_RATE, MemoizedAggregator},
         request_auth::{RequestAuthorization, inbox_path},
     },
 };
@@ -193,6 +193,7 @@ async fn measure(members: usize, beacon: BeaconType) -> Outcome<Row> {
     for me in &identities {
         let policy = Joiner { identity: me.clone(), randomness };
         let settings = ParticipantSettings {
+            max_fee_rate: DEFAULT_MAX_FEE_RATE,
             aggregator: aggregator.clone(),
             randomness,
             ..ParticipantSettings::new(me.clone(), desk.clone(), Arc::new(policy))

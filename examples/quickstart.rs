@@ -27,7 +27,7 @@ use btcr2_aggregation::{
         key::SecretKey,
         network::Network,
         output::{RecoverySequence, ScriptTree},
-        update::{SignedUpdate, add_beacon_service_patch, build_update, sign_update},
+        update::{Submission, add_beacon_service_patch, build_update, sign_update},
     },
 };
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
@@ -45,13 +45,13 @@ impl ParticipantPolicy for Controller {
     }
 
     /// Announces the cohort's address as a beacon of this DID.
-    async fn provide_update(&self, request: &UpdateRequest) -> Option<SignedUpdate> {
+    async fn provide_update(&self, request: &UpdateRequest) -> Option<Submission> {
         let (me, did) = (&self.identity, self.identity.did());
         let beacon_type = request.advert.conditions.beacon_type.as_str();
         let patch = add_beacon_service_patch(did, beacon_type, request.output.address());
         let update = build_update(&me.initial_document().ok()?, 1, patch).ok()?;
         let mut rng = ChaCha20Rng::from_os_rng();
-        sign_update(&update, did, me.verification_method(), me.secret_key(), &mut rng).ok()
+        sign_update(&update, did, me.verification_method(), me.secret_key(), &mut rng).ok().map(Submission::from)
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     actors::notice::{ParticipantNotice, ServiceNotice},
     bitcoin::notice::AnnouncementNotice,
+    join::Terms,
     protocol::{did::Did, id::CohortId, network::Network},
     vault::watch::WatchNotice,
 };
@@ -67,6 +68,13 @@ impl Printer {
             &json!({ "event": "singleton-written", "files": names }),
             &format!("no cohort announces the update; to announce it alone, see {}", names.join(", ")),
         );
+    }
+
+    /// The terms on which a participant joins.
+    pub fn terms(&self, terms: &Terms) {
+        let mut json = terms.to_json();
+        json["event"] = json!("terms");
+        self.line(&json, &format!("joins on these terms: {terms}"));
     }
 
     /// A cohort that a participant passes over, and why.
@@ -184,6 +192,7 @@ fn participant_text(step: &ParticipantNotice) -> String {
             format!("  the cohort has formed: {beacon_address}, as derived here")
         }
         N::UpdateSubmitted { .. } => "  update submitted".to_owned(),
+        N::UpdateRefused { reason, .. } => format!("  our update is NOT submitted, declining: {reason}"),
         N::UpdateDeclined { .. } => "  declined to update".to_owned(),
         N::ValidationRequested { problem: None, .. } => "  the aggregated data checks out".to_owned(),
         N::ValidationRequested { problem: Some(problem), .. } => {

@@ -11,7 +11,6 @@ use std::{
 
 use ::bitcoin::{Transaction, consensus::encode::serialize_hex};
 use rand_chacha::rand_core::CryptoRng;
-use serde_json::Value;
 
 use crate::{
     bitcoin::verify::consensus_accepts,
@@ -21,7 +20,7 @@ use crate::{
         error::Fatal,
         key::SecretKey,
         output::{InitialBeacon, InitialBeaconKind, SingletonAnnouncement, SingletonError},
-        update::{SignedUpdate, UpdateContext, UpdateError, verify_update},
+        update::{SignedUpdate, UpdateContext, UpdateError, verify_proof, verify_update},
     },
 };
 
@@ -65,10 +64,14 @@ pub fn check_update(did: &Did, update: &SignedUpdate) -> Result<(), FallbackErro
     if did.key().is_none() {
         return Err(FallbackError::External(did.clone()));
     }
-    let (method, key) = document::genesis_key(did, None)?;
     let initial = document::initial_document(did, None)?;
-    let context = UpdateContext { did, verification_method: &method, key: &key, initial_document: Some(&initial) };
-    Ok(verify_update(update, &context)?)
+    let context = UpdateContext { did, document: &initial, version: 1, block: None };
+    match update.target_version() {
+        // Its document is not known here.
+        Some(version) if version > 2 => verify_proof(update, &context)?,
+        _ => drop(verify_update(update, &context)?),
+    }
+    Ok(())
 }
 
 /// The announcement signed with the DID's key, and found valid by Bitcoin Core's consensus code.
@@ -143,11 +146,6 @@ pub fn write_fallback(
 
 fn line(transaction: &Transaction) -> Vec<u8> {
     (serialize_hex(transaction) + "\n").into_bytes()
-}
-
-/// The version that the update leads to, where it says so.
-pub fn target_version(update: &SignedUpdate) -> Option<u64> {
-    update.value().get("targetVersionId").and_then(Value::as_u64)
 }
 
 fn explanation(did: &Did, update: &SignedUpdate, prepared: Option<&Prepared>) -> String {

@@ -21,13 +21,17 @@ use bitcoin::{
     taproot::{ControlBlock, LeafVersion},
 };
 use btcr2_aggregation::protocol::{
-    beacon::{SmtProof, inclusion_leaf, non_inclusion_leaf, smt_index},
+    beacon::{SmtNonce, SmtProof, smt_index, smt_leaf},
     did::Did,
     hash::DocumentHash,
     jcs,
     network::Network,
 };
 use serde_json::Value;
+
+#[allow(dead_code)]
+#[path = "support/verify.rs"]
+mod verify;
 
 /// What a call of the program came to.
 struct Run {
@@ -246,6 +250,7 @@ fn update_hash(participant: &Value) -> Option<DocumentHash> {
         jcs::document_hash(update).unwrap()
     });
     assert_eq!(participant["included"], update.is_some());
+    verify::updates(&participant["sidecar"], text(&participant["did"]));
     update
 }
 
@@ -271,13 +276,13 @@ fn smt_sidecars_hold(participants: &[Value], report: &Value) {
     for participant in participants {
         let proof: SmtProof = serde_json::from_value(participant["sidecar"]["smtProofs"][0].clone()).unwrap();
         let did: Did = text(&participant["did"]).parse().unwrap();
-        let nonce = proof.nonce.as_bytes();
+        let nonce = proof.nonce.as_ref().map(SmtNonce::as_bytes);
         let root = |leaf| proof.root_for(&smt_index(&did), &leaf).unwrap().as_bytes().to_lower_hex_string();
         let update = update_hash(participant);
-        let (own, other) = match &update {
-            Some(update) => (inclusion_leaf(nonce, update), non_inclusion_leaf(nonce)),
-            None => (non_inclusion_leaf(nonce), inclusion_leaf(nonce, &DocumentHash::from_bytes([0; 32]))),
-        };
+        assert!(nonce.is_some_and(|nonce| nonce.len() == 32), "every member has a nonce of its own");
+        let other_slot = if update.is_some() { None } else { Some(DocumentHash::from_bytes([0; 32])) };
+        let own = smt_leaf(nonce, update.as_ref());
+        let other = smt_leaf(nonce, other_slot.as_ref());
         assert_eq!(root(own), signal);
         assert_ne!(root(other), signal);
         assert_eq!(proof.update_id, update);

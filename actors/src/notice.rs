@@ -145,6 +145,8 @@ pub enum ParticipantNotice {
     CohortReady { did: Did, cohort_id: CohortId, beacon_address: String },
     /// Our update is submitted.
     UpdateSubmitted { did: Did, cohort_id: CohortId },
+    /// The update of our own policy breaks a rule, so that no resolver would accept it: it is not submitted, and we decline.
+    UpdateRefused { did: Did, cohort_id: CohortId, reason: String },
     /// We declined.
     UpdateDeclined { did: Did, cohort_id: CohortId },
     /// The aggregated data arrived; `problem` says what is wrong with it.

@@ -9,6 +9,7 @@ use std::{
 };
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, prelude::SendError};
+use bitcoin::FeeRate;
 use btcr2_aggregation_protocol::{
     beacon::BeaconRegistry,
     cohort::{
@@ -68,6 +69,9 @@ pub struct ParticipantSettings {
     pub policy: Arc<dyn ParticipantPolicy>,
     /// How long it waits for a service.
     pub timing: Timing,
+    /// The highest fee rate of a beacon transaction that it signs, see
+    /// [`DEFAULT_MAX_FEE_RATE`](btcr2_aggregation_protocol::output::DEFAULT_MAX_FEE_RATE).
+    pub max_fee_rate: FeeRate,
     /// How many cohorts it considers or takes part in at once. Adverts beyond that are passed over, and seen again when
     /// they are repeated.
     pub max_sessions: usize,
@@ -225,6 +229,7 @@ impl ParticipantActor {
             communication_key: identity.public_key(),
             genesis_document: identity.genesis_document().cloned(),
             timing,
+            max_fee_rate: settings.max_fee_rate,
             beacons,
             aggregator,
         };

@@ -164,6 +164,7 @@ impl ParticipantSessionActor {
             }
             self.report_end(&reason);
         }
+        self.feed(ParticipantInput::Resumed, ctx);
         // The secret is never on disk: a nonce that left before has gone with the actor that held it.
         self.feed(ParticipantInput::NonceLost, ctx);
         self.resume(ctx);
@@ -286,6 +287,9 @@ impl Driven for ParticipantSessionActor {
                 ParticipantNotice::CohortReady { did, cohort_id, beacon_address: output.address().to_owned() }
             }
             ParticipantEvent::UpdateSubmitted { .. } => ParticipantNotice::UpdateSubmitted { did, cohort_id },
+            ParticipantEvent::UpdateRefused { reason, .. } => {
+                ParticipantNotice::UpdateRefused { did, cohort_id, reason: reason.clone() }
+            }
             ParticipantEvent::UpdateDeclined { .. } => ParticipantNotice::UpdateDeclined { did, cohort_id },
             ParticipantEvent::DataReceived { verdict, .. } => {
                 ParticipantNotice::ValidationRequested { did, cohort_id, problem: verdict.clone().err() }

@@ -14,7 +14,7 @@ use btcr2_aggregation_protocol::{
     hash::SignalBytes,
     id::CohortId,
     output::BeaconOutput,
-    update::SignedUpdate,
+    update::Submission,
 };
 
 /// Why a host could not do what its policy was asked for.
@@ -130,8 +130,10 @@ pub trait ParticipantPolicy: Send + Sync {
         true
     }
 
-    /// The signed update to announce, or `None` to decline.
-    async fn provide_update(&self, request: &UpdateRequest) -> Option<SignedUpdate>;
+    /// The signed update to announce, with the document that it starts from where that is not the initial one; or `None` to
+    /// decline. An update that breaks a rule of the method is not submitted: the member declines, and
+    /// [`UpdateRefused`](crate::notice::ParticipantNotice::UpdateRefused) says why.
+    async fn provide_update(&self, request: &UpdateRequest) -> Option<Submission>;
 
     /// Whether the aggregated data is right. Approves exactly what checks out by default; approving what does not is
     /// overruled.

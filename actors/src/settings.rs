@@ -3,8 +3,14 @@
 use std::sync::Arc;
 
 use btcr2_aggregation_protocol::{
-    beacon::BeaconRegistry, cohort::Timing, cohort::conditions::Conditions, cohort::service::Limits,
-    cohort::service::rules::PhaseRules, identity::Identity, network::Network, output::MemoizedAggregator,
+    beacon::BeaconRegistry,
+    cohort::Timing,
+    cohort::conditions::Conditions,
+    cohort::service::Limits,
+    cohort::service::rules::PhaseRules,
+    identity::Identity,
+    network::Network,
+    output::{DEFAULT_MAX_FEE_RATE, MemoizedAggregator},
 };
 
 use crate::{
@@ -56,6 +62,7 @@ impl ParticipantSettings {
             transport,
             policy,
             timing: Timing::default(),
+            max_fee_rate: DEFAULT_MAX_FEE_RATE,
             max_sessions: MAX_SESSIONS,
             beacons: BeaconRegistry::default(),
             aggregator: Arc::new(MemoizedAggregator::default()),

@@ -10,7 +10,7 @@ use btcr2_aggregation_actors::{
     policy::{ParticipantPolicy, UpdateRequest},
 };
 use btcr2_aggregation_protocol::{
-    cohort::event::SessionEnd, identity::Identity, network::Network, update::SignedUpdate,
+    cohort::event::SessionEnd, identity::Identity, network::Network, update::Submission,
 };
 use common::{Decliner, Operator, Updater, World, cohort, identity, key, on_paused_clock, pass, settle};
 
@@ -35,7 +35,7 @@ struct Undecided;
 
 #[async_trait]
 impl ParticipantPolicy for Undecided {
-    async fn provide_update(&self, _: &UpdateRequest) -> Option<SignedUpdate> {
+    async fn provide_update(&self, _: &UpdateRequest) -> Option<Submission> {
         panic!("nobody asks a participant that has not joined");
     }
 }

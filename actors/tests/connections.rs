@@ -13,7 +13,7 @@ use btcr2_aggregation_actors::{
     policy::{ParticipantPolicy, UpdateRequest, Validation},
     transport::{ConnectError, Delivery, Disconnected, Outbound, Transport, memory::MemoryTransport},
 };
-use btcr2_aggregation_protocol::{cohort::participant::Advert, identity::Identity, update::SignedUpdate};
+use btcr2_aggregation_protocol::{cohort::participant::Advert, identity::Identity, update::Submission};
 use common::{GatedOperator, Operator, Updater, World, cohort, identity, on_paused_clock, pass, settle, update};
 use tokio::{sync::Semaphore, time::Instant};
 
@@ -72,7 +72,7 @@ impl ParticipantPolicy for GatedMember {
         true
     }
 
-    async fn provide_update(&self, request: &UpdateRequest) -> Option<SignedUpdate> {
+    async fn provide_update(&self, request: &UpdateRequest) -> Option<Submission> {
         update(&self.0, request)
     }
 

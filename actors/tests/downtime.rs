@@ -21,7 +21,7 @@ use btcr2_aggregation_protocol::{
     cohort::{event::CohortFailure, participant::Advert},
     did::Did,
     identity::Identity,
-    update::SignedUpdate,
+    update::Submission,
 };
 use common::{
     Operator, Updater, World, cohort, external_identity, identity, on_paused_clock, pass,
@@ -40,7 +40,7 @@ impl ParticipantPolicy for Slow {
         true
     }
 
-    async fn provide_update(&self, _: &UpdateRequest) -> Option<SignedUpdate> {
+    async fn provide_update(&self, _: &UpdateRequest) -> Option<Submission> {
         self.0.acquire().await.unwrap().forget();
         None
     }

@@ -12,7 +12,7 @@ use btcr2_aggregation_protocol::{
     id::CohortId,
     identity::Identity,
     message::{Message, SharedBody, control::CohortEnded},
-    update::SignedUpdate,
+    update::Submission,
 };
 use common::{World, identity, on_paused_clock, pass, peers, settle};
 use tokio::sync::Semaphore;
@@ -26,7 +26,7 @@ impl ParticipantPolicy for Undecided {
         std::future::pending().await
     }
 
-    async fn provide_update(&self, _: &UpdateRequest) -> Option<SignedUpdate> {
+    async fn provide_update(&self, _: &UpdateRequest) -> Option<Submission> {
         None
     }
 }
@@ -45,7 +45,7 @@ impl ParticipantPolicy for Later {
         true
     }
 
-    async fn provide_update(&self, _: &UpdateRequest) -> Option<SignedUpdate> {
+    async fn provide_update(&self, _: &UpdateRequest) -> Option<Submission> {
         None
     }
 }

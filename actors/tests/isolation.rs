@@ -29,7 +29,7 @@ use btcr2_aggregation_protocol::{
     error::{Fatal, Retry},
     id::CohortId,
     identity::Identity,
-    update::SignedUpdate,
+    update::Submission,
 };
 use common::{
     GatedOperator, Operator, Service, Updater, World, cohort, identity, label, labelled, made_up_transaction,
@@ -101,7 +101,7 @@ impl ParticipantPolicy for TroubledMember {
         true
     }
 
-    async fn provide_update(&self, request: &UpdateRequest) -> Option<SignedUpdate> {
+    async fn provide_update(&self, request: &UpdateRequest) -> Option<Submission> {
         match self.trouble {
             _ if label(&request.advert.conditions) != TROUBLED => {}
             Trouble::UpdatePanics => panic!("the member's policy panics, as this test wants"),

@@ -120,6 +120,7 @@ fn replays(path: &Path) {
     assert_eq!(signed, outcome, "the session and the cohort agree");
 
     let config = ParticipantConfig {
+        max_fee_rate: btcr2_aggregation_protocol::output::DEFAULT_MAX_FEE_RATE,
         did: member.did().clone(),
         participant_key: member.public_key(),
         communication_key: member.public_key(),

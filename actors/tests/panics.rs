@@ -29,7 +29,7 @@ use btcr2_aggregation_protocol::{
     },
     id::CohortId,
     identity::Identity,
-    update::SignedUpdate,
+    update::Submission,
 };
 use common::{
     Operator, Service, Updater, World, cohort, identity, made_up_transaction, on_paused_clock, rigged::Rigged,
@@ -264,7 +264,7 @@ impl ParticipantPolicy for PanickyMember {
         true
     }
 
-    async fn provide_update(&self, request: &UpdateRequest) -> Option<SignedUpdate> {
+    async fn provide_update(&self, request: &UpdateRequest) -> Option<Submission> {
         first(&self.asked[1]);
         update(&self.identity, request)
     }

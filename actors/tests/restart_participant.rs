@@ -118,7 +118,7 @@ fn of_cohorts_that_it_does_not_join_a_member_keeps_nothing() {
         async fn provide_update(
             &self,
             _: &btcr2_aggregation_actors::policy::UpdateRequest,
-        ) -> Option<btcr2_aggregation_protocol::update::SignedUpdate> {
+        ) -> Option<btcr2_aggregation_protocol::update::Submission> {
             None
         }
     }

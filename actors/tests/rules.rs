@@ -34,7 +34,7 @@ use btcr2_aggregation_protocol::{
     id::CohortId,
     identity::Identity,
     message::{Body, control::CohortEnded},
-    update::SignedUpdate,
+    update::Submission,
 };
 use common::{
     Operator, Updater, World, cohort, identity, made_up_transaction, on_paused_clock, pass,
@@ -86,7 +86,7 @@ impl ParticipantPolicy for Member {
         true
     }
 
-    async fn provide_update(&self, request: &UpdateRequest) -> Option<SignedUpdate> {
+    async fn provide_update(&self, request: &UpdateRequest) -> Option<Submission> {
         let number = self.asked.update.fetch_add(1, Ordering::SeqCst);
         match self.delays.get(number) {
             Some(Some(secs)) => pass(Duration::from_secs(*secs)).await,
@@ -298,7 +298,7 @@ fn a_successor_whose_advert_came_before_the_word_and_was_declined_is_considered_
             true
         }
 
-        async fn provide_update(&self, _: &UpdateRequest) -> Option<SignedUpdate> {
+        async fn provide_update(&self, _: &UpdateRequest) -> Option<Submission> {
             None
         }
     }

@@ -37,7 +37,7 @@ use btcr2_aggregation::{
         identity::Identity,
         output::{MemoizedAggregator, ScriptTree},
         time::Timestamp,
-        update::SignedUpdate,
+        update::Submission,
     },
 };
 use clap::{Parser, ValueEnum};
@@ -121,7 +121,7 @@ impl ParticipantPolicy for Planner {
         self.plan.joins.contains(&number(&advert.conditions))
     }
 
-    async fn provide_update(&self, request: &UpdateRequest) -> Option<SignedUpdate> {
+    async fn provide_update(&self, request: &UpdateRequest) -> Option<Submission> {
         if self.plan.declines { None } else { self.joiner.update(request) }
     }
 }

@@ -27,8 +27,8 @@ use btcr2_aggregation::{
         identity::Identity,
         key::{SecretKey, XOnlyKey},
         network::Network,
-        output::{KeyAggregator, MemoizedAggregator, RecoverySequence, ScriptTree},
-        update::{SignedUpdate, add_beacon_service_patch, build_update, sign_update},
+        output::{DEFAULT_MAX_FEE_RATE, KeyAggregator, MemoizedAggregator, RecoverySequence, ScriptTree},
+        update::{Submission, add_beacon_service_patch, build_update, sign_update},
     },
 };
 use tokio::sync::broadcast::Receiver;
@@ -66,13 +66,13 @@ pub struct Joiner {
 }
 
 impl Joiner {
-    pub fn update(&self, request: &UpdateRequest) -> Option<SignedUpdate> {
+    pub fn update(&self, request: &UpdateRequest) -> Option<Submission> {
         let (me, did) = (&self.identity, self.identity.did());
         let beacon_type = request.advert.conditions.beacon_type.as_str();
         let patch = add_beacon_service_patch(did, beacon_type, request.output.address());
         let update = build_update(&me.initial_document().ok()?, 1, patch).ok()?;
         let mut rng = self.randomness.for_actor(&format!("update {did} {}", request.output.address()));
-        sign_update(&update, did, me.verification_method(), me.secret_key(), &mut rng).ok()
+        sign_update(&update, did, me.verification_method(), me.secret_key(), &mut rng).ok().map(Submission::from)
     }
 }
 
@@ -82,7 +82,7 @@ impl ParticipantPolicy for Joiner {
         true
     }
 
-    async fn provide_update(&self, request: &UpdateRequest) -> Option<SignedUpdate> {
+    async fn provide_update(&self, request: &UpdateRequest) -> Option<Submission> {
         self.update(request)
     }
 }
@@ -133,6 +133,7 @@ impl Cohort {
         for identity in &self.members {
             let policy = Joiner { identity: identity.clone(), randomness: self.randomness };
             let settings = ParticipantSettings {
+                max_fee_rate: DEFAULT_MAX_FEE_RATE,
                 beacons: self.beacons.clone(),
                 aggregator: Arc::clone(&self.aggregator),
                 journal: Arc::clone(&self.journal),

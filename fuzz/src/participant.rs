@@ -71,6 +71,7 @@ fn member(file: &str) -> Member {
         document => Identity::from_genesis(key, document.clone(), advert.network).expect("its document"),
     };
     let config = ParticipantConfig {
+        max_fee_rate: btcr2_aggregation_protocol::output::DEFAULT_MAX_FEE_RATE,
         did: identity.did().clone(),
         participant_key: identity.public_key(),
         communication_key: identity.public_key(),

@@ -29,9 +29,6 @@ pub enum IdentityError {
     /// The genesis document is not one, or is not the DID's.
     #[error("{0}")]
     Document(#[from] DocumentError),
-    /// The genesis document names another key.
-    #[error("the secret key is not the one that the genesis document's capabilityInvocation names")]
-    OtherKey,
 }
 
 impl Identity {
@@ -44,16 +41,14 @@ impl Identity {
         Self(Arc::new(Parts { did, key, public_key, verification_method, genesis_document: None }))
     }
 
-    /// The EXTERNAL DID of `genesis_document`, whose first `capabilityInvocation` method must be `key`'s.
+    /// The EXTERNAL DID of `genesis_document`, one of whose `capabilityInvocation` methods must be `key`'s.
     ///
     /// # Errors
-    /// [`IdentityError`] when the document is not a genesis document, or names another key.
+    /// [`IdentityError`] when the document is not a genesis document, or no such method has that key.
     pub fn from_genesis(key: SecretKey, genesis_document: Value, network: Network) -> Result<Self, IdentityError> {
         let did = document::external_did(&genesis_document, network)?;
-        let (verification_method, public_key) = document::genesis_key(&did, Some(&genesis_document))?;
-        if key.public_key() != public_key {
-            return Err(IdentityError::OtherKey);
-        }
+        let public_key = key.public_key();
+        let verification_method = document::genesis_method(&did, Some(&genesis_document), &public_key)?;
         let (key, genesis_document) = (Arc::new(key), Some(Arc::new(genesis_document)));
         Ok(Self(Arc::new(Parts { did, key, public_key, verification_method, genesis_document })))
     }

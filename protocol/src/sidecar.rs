@@ -5,8 +5,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    beacon::BeaconData, cohort::conditions::Conditions, did::Did, hash::SignalBytes, id::CohortId,
-    output::BeaconOutput, update::SignedUpdate,
+    beacon::{AggregateBeacon, BeaconData, CasBeacon, SmtBeacon},
+    cohort::conditions::Conditions,
+    did::Did,
+    document,
+    hash::SignalBytes,
+    id::CohortId,
+    output::BeaconOutput,
+    update::{SignedUpdate, UpdateContext, UpdateError, violations},
 };
 
 /// One member's record of a cohort. A decliner has one too: without its proof it could not show that the signal says
@@ -36,6 +42,48 @@ impl MemberRecord {
     /// Whether the announcement includes an update of the member.
     pub fn included(&self) -> bool {
         self.update.is_some()
+    }
+
+    /// Why no current resolver accepts what the record holds, in words; empty where one would, as far as the record tells. Of an
+    /// update beyond the first only the form is judged: the document that it starts from is not in the record.
+    ///
+    /// Records of versions before 0.2.0 stay readable, and fail here: their updates name other contexts and no
+    /// `invocationTarget`, and their trees count bits from the other end.
+    pub fn problems(&self, genesis_document: Option<&Value>) -> Vec<String> {
+        let mut problems = Vec::new();
+        match &self.update {
+            Some(update) if update.target_version() == Some(2) => {
+                match document::initial_document(&self.did, genesis_document) {
+                    Ok(initial) => {
+                        let context = UpdateContext { did: &self.did, document: &initial, version: 1, block: None };
+                        problems
+                            .extend(violations(update, &context).iter().map(|error| format!("update: {error}")));
+                    }
+                    Err(error) => problems.push(format!("initial document: {error}")),
+                }
+            }
+            Some(update) if !update.is_of_current_edition() => {
+                problems.push(format!("update: {}", UpdateError::InvocationTargetMissing));
+            }
+            _ => {}
+        }
+        problems.extend(self.check_data().err().map(|reason| format!("beacon data: {reason}")));
+        problems
+    }
+
+    fn check_data(&self) -> Result<(), String> {
+        let slot = self.update.as_ref().map(SignedUpdate::hash);
+        let verified = match &self.data {
+            BeaconData::Cas(_) => CasBeacon.verify(&self.did, slot, &self.data),
+            BeaconData::Smt(_) => SmtBeacon.verify(&self.did, slot, &self.data),
+            // Only its own host can judge it.
+            BeaconData::Other(_) => return Ok(()),
+        };
+        match verified {
+            Ok(signal) if signal == self.signal => Ok(()),
+            Ok(signal) => Err(format!("it gives the signal {signal}, the record says {}", self.signal)),
+            Err(mismatch) => Err(mismatch.to_string()),
+        }
     }
 
     /// The record as Sidecar Data: `genesisDocument` (EXTERNAL DIDs), `updates`, `casUpdates`, `smtProofs`. Lists that

@@ -28,6 +28,8 @@ use musig2::{
 
 const SIGNAL: SignalBytes = SignalBytes::from_bytes([7; 32]);
 
+const VALUE: Amount = Amount::from_sat(100_000);
+
 fn build(output: &BeaconOutput, sat: u64, rate: FeeRate, change: &Change) -> Result<Transaction, BuildError> {
     build_beacon_transaction(output, &coin(sat), &SIGNAL, rate, change)
 }
@@ -51,7 +53,11 @@ fn the_transactions_of_the_other_implementation_pass_the_check_and_its_signature
         let output = cohort_output(&case["cohort"]);
         let (tx, spent) = (transaction(&case["unsignedTx"]), prevout(case));
         let signal: SignalBytes = text(&case["signalBytes"]).parse().unwrap();
-        assert_eq!(check_beacon_transaction(&tx, &output, &spent.script_pubkey, &signal), Ok(()), "case {index}");
+        assert_eq!(
+            check_beacon_transaction(&tx, &output, &spent.script_pubkey, spent.value, &signal),
+            Ok(()),
+            "case {index}"
+        );
         assert_eq!(output.output_key().to_string(), text(&case["outputKey"]), "case {index}");
 
         let digest = key_path_sighash(&tx, &spent).unwrap();
@@ -82,7 +88,7 @@ fn the_built_transaction_has_the_shape_of_the_wire_format() {
     assert_eq!(tx.output[0].script_pubkey.as_script(), output.script_pubkey());
     assert_eq!(tx.output[1].value, Amount::ZERO);
     assert_eq!(hex(&tx.output[1].script_pubkey), format!("6a20{}", "07".repeat(32)));
-    assert_eq!(check_beacon_transaction(&tx, &output, output.script_pubkey(), &SIGNAL), Ok(()));
+    assert_eq!(check_beacon_transaction(&tx, &output, output.script_pubkey(), VALUE, &SIGNAL), Ok(()));
 }
 
 #[test]
@@ -135,16 +141,19 @@ fn a_fallback_that_nobody_can_spend_is_not_paid_for() {
 }
 
 #[test]
-fn change_below_the_dust_limit_of_its_kind_goes_to_the_fee() {
+fn change_below_the_floor_of_its_kind_goes_to_the_fee() {
     let output = small_cohort();
     let kinds = [
-        ("P2WPKH", Change::To(ScriptBuf::new_p2wpkh(&WPubkeyHash::all_zeros())), 294),
-        ("P2TR", Change::Beacon, 330),
-        ("P2TR", Change::To(output.script_pubkey().to_owned()), 330),
-        ("P2PKH", Change::To(ScriptBuf::new_p2pkh(&PubkeyHash::all_zeros())), 546),
+        // At 1 sat/vB the dust limit decides, at 5 what spending it would cost (the values of rule T-5).
+        ("P2WPKH", Change::To(ScriptBuf::new_p2wpkh(&WPubkeyHash::all_zeros())), 1, 294),
+        ("P2WPKH", Change::To(ScriptBuf::new_p2wpkh(&WPubkeyHash::all_zeros())), 5, 346),
+        ("P2TR", Change::Beacon, 5, 330),
+        ("P2TR", Change::To(output.script_pubkey().to_owned()), 10, 581),
+        ("P2PKH", Change::To(ScriptBuf::new_p2pkh(&PubkeyHash::all_zeros())), 1, 546),
+        ("P2PKH", Change::To(ScriptBuf::new_p2pkh(&PubkeyHash::all_zeros())), 5, 746),
     ];
-    for (kind, change, dust) in kinds {
-        let rate = sat_per_vb(10);
+    for (kind, change, rate, dust) in kinds {
+        let rate = sat_per_vb(rate);
         let fee_with_change = fee(&build(&output, 100_000, rate, &change).unwrap(), 100_000);
         let enough = build(&output, fee_with_change + dust, rate, &change).unwrap();
         assert_eq!(enough.output.len(), 2, "{kind}");
@@ -154,7 +163,9 @@ fn change_below_the_dust_limit_of_its_kind_goes_to_the_fee() {
         let without = build(&output, short, rate, &change).unwrap();
         assert_eq!(without.output.len(), 1, "{kind}: only the signal");
         assert_eq!(fee(&without, short), short, "{kind}: all of it is the fee");
-        assert_eq!(check_beacon_transaction(&without, &output, output.script_pubkey(), &SIGNAL), Ok(()), "{kind}");
+        let value = Amount::from_sat(short);
+        let checked = check_beacon_transaction(&without, &output, output.script_pubkey(), value, &SIGNAL);
+        assert_eq!(checked, Ok(()), "{kind}");
     }
 }
 
@@ -167,10 +178,11 @@ fn a_coin_that_does_not_pay_the_fee_is_refused() {
         panic!("nothing pays for nothing");
     };
     assert_eq!(available, Amount::ZERO);
-    let exact = build(&output, needed.to_sat(), sat_per_vb(10), &Change::Beacon).unwrap();
-    assert_eq!(needed.to_sat(), 10 * key_path_vsize(&exact));
-    let error = build(&output, needed.to_sat() - 1, sat_per_vb(10), &Change::Beacon).unwrap_err();
-    assert_eq!(error, BuildError::InsufficientFunds { needed, available: needed - Amount::from_sat(1) });
+    // More than the fee, by a satoshi that goes to it (rule T-6).
+    let least = build(&output, needed.to_sat() + 1, sat_per_vb(10), &Change::Beacon).unwrap();
+    assert_eq!(needed.to_sat(), 10 * key_path_vsize(&least));
+    let error = build(&output, needed.to_sat(), sat_per_vb(10), &Change::Beacon).unwrap_err();
+    assert_eq!(error, BuildError::InsufficientFunds { needed, available: needed });
     assert_eq!(error.code(), "INSUFFICIENT_FUNDS");
     // A rate beyond all money is no overflow.
     assert!(build(&output, 1_000_000, FeeRate::MAX, &Change::Beacon).is_err());
@@ -190,14 +202,14 @@ fn a_member_signs_nothing_but_the_beacon_transaction() {
     let fault = |change: &dyn Fn(&mut Transaction)| {
         let mut tx = good.clone();
         change(&mut tx);
-        check_beacon_transaction(&tx, &output, output.script_pubkey(), &SIGNAL).unwrap_err()
+        check_beacon_transaction(&tx, &output, output.script_pubkey(), VALUE, &SIGNAL).unwrap_err()
     };
 
     assert_eq!(fault(&|tx| tx.input.clear()), TransactionFault::InputCount(InputCountError(0)));
     assert_eq!(fault(&|tx| tx.input.push(tx.input[0].clone())), TransactionFault::InputCount(InputCountError(2)));
     let other = self::output(&members(2), &tree(None));
     assert_eq!(
-        check_beacon_transaction(&good, &output, other.script_pubkey(), &SIGNAL),
+        check_beacon_transaction(&good, &output, other.script_pubkey(), VALUE, &SIGNAL),
         Err(TransactionFault::PrevoutScript)
     );
     assert_eq!(fault(&|tx| tx.version = Version::ONE), TransactionFault::Version(1));

@@ -7,7 +7,7 @@ use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use bitcoin::{Amount, ScriptBuf, Transaction, TxIn, TxOut, transaction::Version};
 use btcr2_aggregation_protocol::{
-    beacon::{BeaconType, CasAnnouncement},
+    beacon::{BeaconType, CasAnnouncement, SmtNonce},
     cohort::{
         event::{CohortFailure, ParticipantEvent, SessionEnd, SpendPath},
         participant::{ParticipantInput, phase::Phase},
@@ -320,7 +320,7 @@ fn data_that_does_not_hold_our_slot_or_give_the_signal_is_rejected_whatever_the_
         data.signal_bytes_hex = other_signal;
     });
     assert_data_rejected("a proof with another nonce", smt(), 0, |data, _| {
-        data.smt_proof.as_mut().unwrap().nonce = SmtHash::from_bytes([7; 32]);
+        data.smt_proof.as_mut().unwrap().nonce = Some(SmtNonce::from(&[7; 32][..]));
     });
     assert_data_rejected("a proof with a sibling too many", smt(), 0, |data, _| {
         data.smt_proof.as_mut().unwrap().hashes.push(SmtHash::from_bytes([7; 32]));

@@ -30,7 +30,7 @@ use btcr2_aggregation_protocol::{
     network::Network,
     output::{BeaconOutput, Change, build_beacon_transaction, key_path_sighash},
     signing::{
-        Signed, SigningOutcome, SigningTask, SigningTerms, blame,
+        Signed, SigningOutcome, SigningTask, SigningTerms,
         nonce::{MemberSigner, PartialSignError, SecretNonce},
         session::{SessionEffect, SessionEvent, SessionInput, SessionPhase, SigningSession},
     },
@@ -114,8 +114,12 @@ impl Run {
 
     /// The events that the input makes; a refusal must leave the session as it was.
     fn feed(&mut self, input: SessionInput) -> Result<Vec<SessionEvent>, Reject> {
+        self.feed_at(NOW, input)
+    }
+
+    fn feed_at(&mut self, now: Timestamp, input: SessionInput) -> Result<Vec<SessionEvent>, Reject> {
         let before = self.session.clone();
-        match step(&mut self.session, NOW, &input, &mut rng()) {
+        match step(&mut self.session, now, &input, &mut rng()) {
             Ok(step) => {
                 self.journal.extend(step.events.iter().cloned());
                 self.effects.extend(step.effects);
@@ -283,8 +287,6 @@ fn feed_all(run: &mut Run, messages: Vec<Result<Message, DecodeError>>) -> Vec<(
             }
         };
         match run.feed(SessionInput::Message(message)) {
-            // Once the fallback is chosen, everybody's partial signature comes too late; that blames nobody.
-            Err(reject) if reject.code == RejectCode::WrongPhase => {}
             Err(reject) => named.push((index, Named::Refused(reject))),
             Ok(_) => {}
         }
@@ -366,25 +368,14 @@ fn every_recorded_rejection_names_its_culprit_and_nothing_is_signed() {
                 assert_eq!(field, expected, "{name}");
                 assert!(name.ends_with("bytes"), "{name}: only a length is seen when decoding");
             }
-            Named::Refused(reject) => {
-                assert!(nonce_case, "{name}: {reject}");
-                assert_eq!(
-                    (reject.code, reject.peer.as_ref()),
-                    (RejectCode::InvalidNonce, Some(culprit)),
-                    "{name}"
-                );
-            }
             Named::Recorded(did, code) => {
-                assert!(!nonce_case, "{name}: {did}");
-                assert_eq!(*code, RejectCode::BadPartialSignature, "{name}");
-                assert!(matches!(run.session.phase(), SessionPhase::Fallback { .. }), "{name}: the latch falls");
+                let expected = if nonce_case { RejectCode::InvalidNonce } else { RejectCode::BadPartialSignature };
+                assert_eq!((did, *code), (culprit, expected), "{name}");
             }
             _ => panic!("{name}: {named:?}"),
         }
-        // What could not be used leaves its sender missing.
-        if !matches!(named, Named::Recorded(..)) {
-            assert_eq!(run.session.holdouts(), std::slice::from_ref(culprit), "{name}");
-        }
+        // What could not be used is not stored, and leaves its sender missing.
+        assert_eq!(run.session.holdouts(), std::slice::from_ref(culprit), "{name}");
         run.check_replay();
     }
     assert!(outcomes[0] > 0 && outcomes[1] > 0);
@@ -431,6 +422,15 @@ impl Round {
         Self { task, dids, nonces, aggregated, partials }
     }
 
+    /// A session that has all nonces.
+    fn with_nonces(&self) -> Run {
+        let mut run = Run::open(SigningTask::clone(&self.task));
+        for did in &self.dids {
+            run.nonce(did, self.nonces[did]).unwrap();
+        }
+        run
+    }
+
     /// Adds a number of its own to each culprit's partial signature, so that no two errors cancel.
     fn partials_with(&self, culprits: &[usize]) -> BTreeMap<Did, Bytes<32>> {
         let mut partials = self.partials.clone();
@@ -457,70 +457,105 @@ fn culprit_sets(n: usize) -> Vec<Vec<usize>> {
 }
 
 #[test]
-fn many_culprits_are_all_found_and_nobody_else() {
+fn a_bad_partial_signature_is_not_stored_and_can_be_mended() {
     let round = Round::new(33);
     for culprits in culprit_sets(33) {
-        let partials = round.partials_with(&culprits);
-        let found = blame::culprits(&round.task, &round.nonces, &round.aggregated, &partials);
-        assert_eq!(found, round.sorted(&culprits), "culprits {culprits:?}");
-    }
-}
-
-#[test]
-fn every_size_of_cohort_can_name_its_culprit() {
-    for n in 1..=6 {
-        let round = Round::new(n);
-        for culprit in 0..n {
-            let partials = round.partials_with(&[culprit]);
-            let found = blame::culprits(&round.task, &round.nonces, &round.aggregated, &partials);
-            assert_eq!(found, round.sorted(&[culprit]), "n = {n}");
-        }
-        assert_eq!(blame::culprits(&round.task, &round.nonces, &round.aggregated, &round.partials), [], "n = {n}");
-    }
-}
-
-#[test]
-fn the_session_records_every_culprit_and_takes_the_fallback() {
-    let round = Round::new(33);
-    for culprits in culprit_sets(33) {
-        let mut run = Run::open(SigningTask::clone(&round.task));
-        for did in &round.dids {
-            run.nonce(did, round.nonces[did]).unwrap();
-        }
+        let mut run = round.with_nonces();
         let partials = round.partials_with(&culprits);
         for did in &round.dids {
             run.partial(did, partials[did]).unwrap();
         }
         let faults: Vec<_> = run.faults().into_iter().map(|(did, _)| did).collect();
         assert_eq!(faults, round.sorted(&culprits), "culprits {culprits:?}");
-        assert_eq!(run.signed().is_some(), culprits.is_empty(), "culprits {culprits:?}");
-        if let Some(signed) = run.signed() {
-            assert!(consensus_accepts(&signed.transaction, &round.task.prevout()));
-        } else {
-            assert!(matches!(run.session.phase(), SessionPhase::Fallback { holdouts, .. } if holdouts.is_empty()));
+        assert_eq!(run.session.holdouts(), faults, "culprits {culprits:?}: only they are waited for");
+        for did in &faults {
+            // The same garbage again is only refused: it is on record.
+            let again = run.partial(did, partials[did]).unwrap_err();
+            assert_eq!((again.code, again.peer.as_ref()), (RejectCode::BadPartialSignature, Some(did)));
+            run.partial(did, round.partials[did]).unwrap();
         }
+        let signed = run.signed().unwrap_or_else(|| panic!("{culprits:?}: {:?}", run.session.phase()));
+        assert!(consensus_accepts(&signed.transaction, &round.task.prevout()));
+        assert_eq!(signed.culprits, [], "they have mended it");
         run.check_replay();
     }
 }
 
 #[test]
-fn errors_that_cancel_sign_the_transaction() {
-    // Two members can only agree to make one valid signature: nobody is harmed, and there is nothing to blame.
+fn who_sends_no_valid_partial_signature_in_time_is_the_culprit() {
+    let round = Round::new(5);
+    let mut run = round.with_nonces();
+    let partials = round.partials_with(&[1, 2]);
+    for index in [0, 1, 2, 3] {
+        run.partial(&round.dids[index], partials[&round.dids[index]]).unwrap();
+    }
+    run.partial(&round.dids[2], round.partials[&round.dids[2]]).unwrap();
+    let deadline = run.session.deadline().unwrap();
+    run.feed_at(deadline, SessionInput::Tick).unwrap();
+    let SessionPhase::Fallback { holdouts, culprits, .. } = run.session.phase() else {
+        panic!("{:?}", run.session.phase());
+    };
+    assert_eq!(holdouts, &round.sorted(&[4]), "who sent nothing");
+    assert_eq!(culprits, &round.sorted(&[1]), "who sent what is invalid only; who mended it is no culprit");
+    let late = run.partial(&round.dids[1], round.partials[&round.dids[1]]);
+    assert_eq!(late.unwrap_err().code, RejectCode::WrongPhase, "the latch has fallen");
+    run.check_replay();
+}
+
+#[test]
+fn a_bad_nonce_is_not_stored_and_can_be_mended() {
+    let round = Round::new(3);
+    let mut run = Run::open(SigningTask::clone(&round.task));
+    let [first, second, third] = &round.dids[..] else { panic!() };
+    run.nonce(first, round.nonces[first]).unwrap();
+    run.nonce(second, Bytes([7; 66])).unwrap();
+    assert_eq!(run.faults(), [(second.clone(), RejectCode::InvalidNonce)]);
+    assert_eq!(run.nonce(second, Bytes([8; 66])).unwrap_err().code, RejectCode::InvalidNonce);
+    run.nonce(third, round.nonces[third]).unwrap();
+    assert_eq!(run.session.holdouts(), std::slice::from_ref(second));
+    run.nonce(second, round.nonces[second]).unwrap();
+    for did in &round.dids {
+        run.partial(did, round.partials[did]).unwrap();
+    }
+    assert_eq!(run.signed().unwrap().culprits, []);
+    run.check_replay();
+}
+
+#[test]
+fn errors_that_would_cancel_are_found_one_by_one() {
     let round = Round::new(3);
     let shift = |partial: Bytes<32>, by: secp256k1::Scalar| {
         Bytes(secp256k1::SecretKey::from_slice(&partial.0).unwrap().add_tweak(&by).unwrap().secret_bytes())
     };
     let one = secp256k1::Scalar::ONE;
     let minus_one = secp256k1::SecretKey::from_slice(&one.to_be_bytes()).unwrap().negate().into();
-    let mut run = Run::open(SigningTask::clone(&round.task));
-    for did in &round.dids {
-        run.nonce(did, round.nonces[did]).unwrap();
-    }
+    let mut run = round.with_nonces();
     run.partial(&round.dids[0], shift(round.partials[&round.dids[0]], one)).unwrap();
     run.partial(&round.dids[1], round.partials[&round.dids[1]]).unwrap();
     run.partial(&round.dids[2], shift(round.partials[&round.dids[2]], minus_one)).unwrap();
-    assert!(consensus_accepts(&run.signed().unwrap().transaction, &round.task.prevout()));
-    assert_eq!(run.faults(), []);
+    assert!(run.signed().is_none());
+    assert_eq!(run.session.holdouts(), round.sorted(&[0, 2]));
+}
+
+/// Until version 0.2.0 partial signatures were stored unverified.
+#[test]
+fn a_journal_with_unverified_partial_signatures_goes_on() {
+    let round = Round::new(4);
+    let mut run = round.with_nonces();
+    let partials = round.partials_with(&[1]);
+    for index in [0, 1, 2] {
+        let did = round.dids[index].clone();
+        let digest = partial_message(&round.task, &did, partials[&did]).digest();
+        let event = SessionEvent::PartialSignatureReceived { signature: partials[&did], did, digest };
+        run.session.apply(&event);
+        run.journal.push(event);
+    }
+    run.partial(&round.dids[3], partials[&round.dids[3]]).unwrap();
+    assert_eq!(run.faults(), [(round.dids[1].clone(), RejectCode::BadPartialSignature)]);
+    assert_eq!(run.session.holdouts(), round.sorted(&[1]));
+    run.partial(&round.dids[1], round.partials[&round.dids[1]]).unwrap();
+    assert!(run.signed().is_some(), "{:?}", run.session.phase());
+    run.check_replay();
 }
 
 #[test]
@@ -561,25 +596,18 @@ fn a_nonce_signs_once_and_for_one_session() {
 }
 
 #[test]
-fn what_is_no_partial_signature_is_seen_before_the_others_have_sent_theirs() {
+fn what_is_no_partial_signature_is_on_record_at_once() {
     let round = Round::new(3);
     let order = "fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141";
     for number in [hex([0; 32]), order.to_owned(), hex([0xff; 32])] {
-        let mut run = Run::open(SigningTask::clone(&round.task));
-        for did in &round.dids {
-            run.nonce(did, round.nonces[did]).unwrap();
-        }
+        let mut run = round.with_nonces();
         run.partial(&round.dids[1], bytes(&json!(number))).unwrap();
         assert_eq!(run.faults(), [(round.dids[1].clone(), RejectCode::BadPartialSignature)], "{number}");
-        let SessionPhase::Fallback { holdouts, .. } = run.session.phase() else {
-            panic!("{number}: {:?}", run.session.phase());
-        };
-        assert_eq!(*holdouts, [], "{number}: nobody was given the time to be silent");
-        // The latch has fallen: honest partial signatures come too late to make a second transaction.
-        for index in [0, 2] {
-            let late = run.partial(&round.dids[index], round.partials[&round.dids[index]]);
-            assert_eq!(late.unwrap_err().code, RejectCode::WrongPhase, "{number}");
+        assert_eq!(run.session.holdouts().len(), 3, "{number}: nothing is stored");
+        for did in &round.dids {
+            run.partial(did, round.partials[did]).unwrap();
         }
+        assert!(run.signed().is_some(), "{number}");
         run.check_replay();
     }
 }

@@ -147,25 +147,30 @@ fn the_transaction_has_the_shape_of_an_announcement_and_pays_what_was_asked() {
 }
 
 #[test]
-fn dust_is_no_change_and_a_small_coin_no_fee() {
+fn change_has_a_floor_and_a_coin_holds_more_than_the_fee() {
     let key = key_with_parity(2);
     let beacon = |kind| beacon(&key, kind);
     for kind in InitialBeaconKind::ALL {
-        let dust = beacon(kind).script_pubkey().minimal_non_dust().to_sat();
+        // At 3 sat/vB: what spending it would cost and one satoshi, or the dust limit (rule T-5).
+        let floor = match kind {
+            InitialBeaconKind::P2pkh => 546,
+            InitialBeaconKind::P2wpkh => 294,
+            InitialBeaconKind::P2tr => 330,
+        };
         let fee = announcement(beacon(kind), 10_000).unwrap().fee().to_sat();
-        let with_change = announcement(beacon(kind), fee + dust).unwrap();
+        let with_change = announcement(beacon(kind), fee + floor).unwrap();
         assert_eq!(with_change.unsigned().output.len(), 2, "{kind}");
-        let without = announcement(beacon(kind), fee + dust - 1).unwrap();
+        let without = announcement(beacon(kind), fee + floor - 1).unwrap();
         assert_eq!(without.unsigned().output.len(), 1, "{kind}");
-        assert_eq!(without.fee().to_sat(), fee + dust - 1, "{kind}");
+        assert_eq!(without.fee().to_sat(), fee + floor - 1, "{kind}");
 
         let needed = 3 * without.max_vsize();
-        assert!(announcement(beacon(kind), needed).is_ok());
+        assert!(announcement(beacon(kind), needed + 1).is_ok());
         assert_eq!(
-            announcement(beacon(kind), needed - 1).unwrap_err(),
+            announcement(beacon(kind), needed).unwrap_err(),
             SingletonError::Build(BuildError::InsufficientFunds {
                 needed: Amount::from_sat(needed),
-                available: Amount::from_sat(needed - 1)
+                available: Amount::from_sat(needed)
             })
         );
     }

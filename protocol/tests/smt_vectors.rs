@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use btcr2_aggregation_protocol::{
     beacon::{
         AggregateBeacon, AggregatedData, BeaconData, BeaconError, BeaconMismatch, DuplicateIndex, RawProof, Slots,
-        SmtBeacon, SmtProof, SparseMerkleTree, inclusion_leaf, non_inclusion_leaf, smt_index, zero_hash,
+        SmtBeacon, SmtNonce, SmtProof, SparseMerkleTree, smt_index, smt_leaf, zero_hash,
     },
     did::Did,
     hash::{DocumentHash, SmtHash, sha256, sha256_concat},
@@ -39,10 +39,6 @@ fn slot(entry: &Value) -> Option<DocumentHash> {
     (!update.is_null()).then(|| jcs::document_hash(update).expect("an update"))
 }
 
-fn leaf(nonce: &[u8; 32], slot: Option<&DocumentHash>) -> [u8; 32] {
-    slot.map_or_else(|| non_inclusion_leaf(nonce), |update| inclusion_leaf(nonce, update))
-}
-
 #[test]
 fn zero_hashes_are_the_recorded_ones() {
     let vectors = vectors("smt");
@@ -59,7 +55,7 @@ fn zero_hashes_are_the_recorded_ones() {
 }
 
 #[test]
-fn a_tree_of_the_other_implementation_is_repeated_and_every_member_accepts_its_proof() {
+fn recorded_trees_are_repeated_and_members_accept_their_proofs() {
     for (number, tree) in list(&vectors("smt"), "trees").iter().enumerate() {
         let entries = list(tree, "entries");
         assert_eq!(tree["n"], entries.len(), "tree {number}");
@@ -74,7 +70,7 @@ fn a_tree_of_the_other_implementation_is_repeated_and_every_member_accepts_its_p
             let name = format!("tree {number}: {did}");
             let slot = slots[&did].as_ref();
             assert_eq!(smt_index(&did), hex(&entry["index"]), "{name}");
-            assert_eq!(leaf(&nonces[&did], slot), hex(&entry["leaf"]), "{name}");
+            assert_eq!(smt_leaf(Some(&nonces[&did]), slot), hex(&entry["leaf"]), "{name}");
             assert_eq!(entry["verified"], true, "{name}");
             assert_eq!(entry["participantView"]["matches"], true, "{name}");
 
@@ -92,7 +88,7 @@ fn a_tree_of_the_other_implementation_is_repeated_and_every_member_accepts_its_p
     }
 }
 
-/// The bare walk: parses nothing but the path, so that it also judges proofs whose nonce is gone.
+/// The bare walk from a given leaf, and the lengths: judges also proofs whose nonce is gone.
 fn path_verifies(proof: &Value, index: &Value, leaf: &Value) -> bool {
     let hash = |value: &Value| serde_json::from_value::<SmtHash>(value.clone()).ok().map(|hash| *hash.as_bytes());
     let siblings: Option<Vec<_>> = proof["hashes"].as_array().expect("a list").iter().map(hash).collect();
@@ -100,7 +96,11 @@ fn path_verifies(proof: &Value, index: &Value, leaf: &Value) -> bool {
     else {
         return false;
     };
-    RawProof { collapsed, hashes }.root_for(&hex(index), &hex(leaf)) == Ok(id)
+    // A proof any of whose fields does not decode is none.
+    let mut fields = proof.clone();
+    fields.as_object_mut().expect("an object").retain(|_, field| !field.is_null());
+    serde_json::from_value::<SmtProof>(fields).is_ok()
+        && RawProof { collapsed, hashes }.root_for(&hex(index), &hex(leaf)) == Ok(id)
 }
 
 #[test]
@@ -123,7 +123,10 @@ fn a_member_refuses_every_tampered_proof() {
             }
             assert_eq!(tampered["participantView"]["matches"], false, "{name}");
             judged += 1;
+            assert_eq!(tampered["right"], "refused", "{name}");
             if let Ok(proof) = serde_json::from_value::<SmtProof>(proof.clone()) {
+                let verifies = proof.verify(&hex(&tampered["index"])).is_ok();
+                assert_eq!(verifies, tampered["verifies"] == true, "{name}");
                 let verdict = SmtBeacon.verify(&did, slots[&did].as_ref(), &BeaconData::Smt(proof));
                 assert!(verdict.is_err(), "{name}: {verdict:?}");
             }
@@ -155,19 +158,84 @@ fn a_mismatch_says_what_differs() {
     for name in ["extra sibling appended", "last sibling removed", "collapsed leaf-level bit flipped"] {
         assert!(matches!(find(name), Ok(BeaconMismatch::SiblingCount { .. })), "{name}");
     }
-    assert!(find("nonce removed").is_err_and(|error| error.contains("nonce")));
-    for name in ["root with base64 padding", "root in hex", "collapsed too short"] {
+    for name in [
+        "cached zero of the leaf level listed in hashes",
+        "cached zero of the highest empty level listed in hashes",
+        "cached zero of a middle level listed in hashes",
+    ] {
+        assert!(matches!(find(name), Ok(BeaconMismatch::ListedZero { .. })), "{name}: {:?}", find(name));
+    }
+    for name in ["nonce removed", "nonce emptied", "nonce with a zero byte appended"] {
+        assert!(matches!(find(name), Ok(BeaconMismatch::Root { .. })), "{name}: {:?}", find(name));
+    }
+    for name in ["root with base64 padding", "root in hex", "collapsed too short", "nonce with a pad bit set"] {
         assert!(find(name).is_err_and(|error| error.contains("base64url")), "{name}");
     }
 }
 
 #[test]
-fn an_absent_update_id_is_not_null() {
+fn an_absent_field_is_not_null() {
     let zero = SmtHash::from_bytes([0; 32]);
-    let mut proof = json!({"id": zero, "collapsed": zero, "hashes": [], "nonce": zero});
+    let proof = json!({"id": zero, "collapsed": zero, "hashes": []});
     assert!(serde_json::from_value::<SmtProof>(proof.clone()).is_ok());
-    proof["updateId"] = Value::Null;
-    assert!(serde_json::from_value::<SmtProof>(proof).is_err());
+    for field in ["nonce", "updateId"] {
+        let mut with_null = proof.clone();
+        with_null[field] = Value::Null;
+        assert!(serde_json::from_value::<SmtProof>(with_null).is_err(), "{field}");
+    }
+}
+
+/// Every form of leaf (rule M-3), nonces of any length, and indices that are not in the tree.
+#[test]
+fn trees_of_every_leaf_form_are_repeated() {
+    let (mut empty, mut lengths) = (0, std::collections::BTreeSet::new());
+    for tree in list(&vectors("smt"), "leafForms") {
+        let entries = list(tree, "entries");
+        let name = tree["name"].as_str().expect("a name");
+        let nonce =
+            |entry: &Value| entry["nonce"].as_str().map(|hex| HEXLOWER.decode(hex.as_bytes()).expect("hex"));
+        let leaves: Vec<_> = entries
+            .iter()
+            .map(|entry| {
+                let leaf = smt_leaf(nonce(entry).as_deref(), slot(entry).as_ref());
+                assert_eq!(leaf, hex(&entry["leaf"]), "{name}");
+                (hex(&entry["index"]), leaf)
+            })
+            .collect();
+        let built = SparseMerkleTree::build(leaves).unwrap();
+        assert_eq!(built.root, hex(&tree["root"]), "{name}");
+        for (entry, raw) in entries.iter().zip(&built.proofs) {
+            let name = format!("{name}: {}", entry["form"]);
+            empty += usize::from(entry["form"] == "neither");
+            lengths.extend(nonce(entry).map(|nonce| nonce.len()));
+            let proof = SmtProof {
+                id: SmtHash::from_bytes(built.root),
+                collapsed: SmtHash::from_bytes(raw.collapsed),
+                hashes: raw.hashes.iter().map(|hash| SmtHash::from_bytes(*hash)).collect(),
+                nonce: nonce(entry).as_deref().map(SmtNonce::from),
+                update_id: slot(entry),
+            };
+            assert_eq!(serde_json::to_string(&proof).unwrap(), entry["proof"].to_string(), "{name}");
+            assert_eq!(entry["right"], "accepted", "{name}");
+            let did = did(&entry["did"]);
+            assert_eq!(proof.verify(&smt_index(&did)), Ok(()), "{name}");
+            let verdict = SmtBeacon.verify(&did, slot(entry).as_ref(), &BeaconData::Smt(proof));
+            assert_eq!(verdict.is_ok(), entry["participantView"]["matches"] == true, "{name}: {verdict:?}");
+        }
+        for tampered in list(tree, "tampered") {
+            let name = format!("{name}: {}", tampered["name"]);
+            let proof = serde_json::from_value::<SmtProof>(tampered["proof"].clone());
+            let verifies = proof.as_ref().is_ok_and(|proof| proof.verify(&hex(&tampered["index"])).is_ok());
+            assert_eq!(verifies, tampered["verifies"] == true, "{name}");
+            let entry = entries.iter().find(|entry| entry["did"] == tampered["did"]).expect("its entry");
+            if let Ok(proof) = proof {
+                let verdict = SmtBeacon.verify(&did(&entry["did"]), slot(entry).as_ref(), &BeaconData::Smt(proof));
+                assert!(verdict.is_err(), "{name}: {verdict:?}");
+            }
+        }
+    }
+    assert!(empty > 0);
+    assert!(lengths.contains(&0) && lengths.contains(&32) && lengths.contains(&200), "{lengths:?}");
 }
 
 #[test]
@@ -223,7 +291,7 @@ fn every_member_draws_its_own_nonce() {
     let nonces: std::collections::BTreeSet<_> = data
         .values()
         .map(|data| match &**data {
-            BeaconData::Smt(proof) => proof.nonce,
+            BeaconData::Smt(proof) => proof.nonce.clone().expect("one is minted"),
             other => panic!("{other:?}"),
         })
         .collect();
@@ -245,7 +313,7 @@ fn naive_root(leaves: &[([u8; 32], [u8; 32])], level: usize) -> [u8; 32] {
         [(_, leaf)] if level == 256 => *leaf,
         _ => {
             let (right, left): (Vec<_>, Vec<_>) =
-                leaves.iter().partition(|(index, _)| index[31 - level / 8] >> (level % 8) & 1 == 1);
+                leaves.iter().partition(|(index, _)| index[level / 8] & (0x80 >> (level % 8)) != 0);
             sha256_concat(&[&naive_root(&left, level + 1), &naive_root(&right, level + 1)])
         }
     }

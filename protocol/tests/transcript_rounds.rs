@@ -36,7 +36,7 @@ use btcr2_aggregation_protocol::{
     machine::{Machine, Step, replay, step},
     message::{Body, Bytes, Message, SharedBody},
     network::Network,
-    output::{BeaconOutput, DirectAggregator},
+    output::{BeaconOutput, DEFAULT_MAX_FEE_RATE, DirectAggregator},
     sidecar::MemberRecord,
     signing::{
         SigningOutcome,
@@ -45,7 +45,7 @@ use btcr2_aggregation_protocol::{
     },
     time::Timestamp,
     transcript::Transcript,
-    update::SignedUpdate,
+    update::{Edition, SignedUpdate, Submission},
 };
 use data_encoding::BASE64URL_NOPAD;
 use rand_core::{CryptoRng, RngCore};
@@ -457,6 +457,7 @@ impl MemberRun {
             communication_key: identity.public_key(),
             genesis_document: identity.genesis_document().cloned(),
             timing: Timing::default(),
+            max_fee_rate: DEFAULT_MAX_FEE_RATE,
             beacons: BeaconRegistry::default(),
             aggregator: Arc::new(DirectAggregator),
         };
@@ -515,7 +516,9 @@ impl MemberRun {
                         continue;
                     }
                     ParticipantEffect::AskJoin => ParticipantInput::JoinDecided(true),
-                    ParticipantEffect::AskUpdate { .. } => ParticipantInput::UpdateDecided(self.update.clone()),
+                    ParticipantEffect::AskUpdate { .. } => {
+                        ParticipantInput::UpdateDecided(self.update.clone().map(Submission::from))
+                    }
                     ParticipantEffect::AskValidation { verdict, .. } => {
                         verdict.unwrap_or_else(|reason| panic!("{}: {reason}", self.did));
                         ParticipantInput::ValidationDecided(true)
@@ -682,7 +685,11 @@ fn the_events_that_no_recorded_round_shows_survive_the_journal_too() {
         ServiceEvent::AdvertRepeated { at: Timestamp::NEVER },
         ServiceEvent::OptInDisplaced { fault: fault.clone(), by: did.clone() },
         ServiceEvent::MemberRefused { did: did.clone(), reason: reason() },
-        ServiceEvent::UpdatesAggregated { at, aggregation: Arc::new(Aggregation { signal, data: per_member }) },
+        ServiceEvent::UpdatesAggregated {
+            at,
+            aggregation: Arc::new(Aggregation { signal, data: per_member }),
+            edition: Edition::CURRENT,
+        },
         ServiceEvent::TransactionDeferred { retry_at: at, reason: reason() },
         ServiceEvent::TransactionRequested { at },
         ServiceEvent::FaultRecorded { fault: fault.clone() },
@@ -700,6 +707,7 @@ fn the_events_that_no_recorded_round_shows_survive_the_journal_too() {
                 culprits: Vec::new(),
                 equivocators: Vec::new(),
             },
+            CohortFailure::Outdated,
             CohortFailure::Cancelled { reason: reason() },
             CohortFailure::Internal { reason: reason() },
         ]
@@ -713,6 +721,7 @@ fn the_events_that_no_recorded_round_shows_survive_the_journal_too() {
     survive(&[
         ParticipantEvent::DataReceived { at, data: Arc::clone(&other), verdict: Err(reason()) },
         ParticipantEvent::DataReceived { at, data: other, verdict: Ok(signal) },
+        ParticipantEvent::UpdateRefused { at, reason: reason() },
         ParticipantEvent::ValidationSent { at, approved: false },
         ParticipantEvent::NonceLost { at },
         ParticipantEvent::FallbackRequested { at },
@@ -724,6 +733,7 @@ fn the_events_that_no_recorded_round_shows_survive_the_journal_too() {
             SessionEnd::DataRejected { reason: reason() },
             SessionEnd::SigningRefused,
             SessionEnd::TimedOut { phase: reason() },
+            SessionEnd::Outdated,
             SessionEnd::Left,
         ]
         .map(|reason| ParticipantEvent::SessionEnded { at, reason }),

@@ -20,8 +20,8 @@ use crate::{
     cas::{self, Location, Publication},
     config::{self, Span, settings},
     error::ProgramError,
-    join::{self, Intent, JoinConfig, SingletonFallback, Terms},
-    protocol::{cohort::Timing, did::Did, network::Network, update::build_update},
+    join::{self, Intent, JoinConfig, SingletonFallback, Terms, policy},
+    protocol::{cohort::Timing, did::Did, network::Network},
 };
 
 /// Joins one cohort of a service, checks everything, signs, and keeps what the DID needs to resolve. Each flag can also be
@@ -99,6 +99,10 @@ settings! {
         /// Refuse cohorts that ask for more than this many satoshi for joining, or for announcing [default: 0]
         #[arg(long, value_name = "SAT", env = "BTCR2_MAX_COST")]
         max_cost: f64,
+        /// Do not sign a transaction that pays a higher fee rate than this, in sat/vB; what the larger fallback needs to be
+        /// relayed at all is accepted [default: 1000]
+        #[arg(long, value_name = "RATE", env = "BTCR2_MAX_FEE_RATE")]
+        max_fee_rate: SatPerVb,
         /// How long to wait for the service in each phase; three times that where it waits for others [default: 1h]
         #[arg(long, value_name = "TIME", env = "BTCR2_PHASE_TIMEOUT")]
         phase_timeout: Span,
@@ -192,10 +196,8 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
     let intent = match &settings.update {
         Some(path) => {
             let patch = read_json(path)?;
-            // Tried now: a patch that does not apply should be known before the cohort waits for it.
-            let initial = identity.initial_document().map_err(|error| usage(error.to_string()))?;
-            let (document, version) = source.clone().unwrap_or((initial, 1));
-            build_update(&document, version, patch.clone())
+            // Tried now: what no resolver would accept should be known before a cohort waits for it.
+            policy::sign(&identity, patch.clone(), &source)
                 .map_err(|error| usage(format!("{}: {error}", path.display())))?;
             Intent::Update { patch, source }
         }
@@ -235,6 +237,7 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
             min_recovery_sequence: settings.min_recovery_sequence.unwrap_or(default.min_recovery_sequence),
             min_fallback_threshold: settings.min_fallback_threshold.unwrap_or(default.min_fallback_threshold),
             max_cost: settings.max_cost.unwrap_or(default.max_cost),
+            max_fee_rate: settings.max_fee_rate.map_or(default.max_fee_rate, |SatPerVb(rate)| rate),
         },
         timing: Timing {
             cohort_ttl: settings.cohort_ttl.map_or(2 * timing.cohort_ttl, |span| span.0),

@@ -219,7 +219,7 @@ fn run(args: &SingletonArgs) -> Result<(), ProgramError> {
     let did = who.did();
     let update = read_update(&args.update)?;
     singleton::check_update(did, &update)?;
-    if singleton::target_version(&update).is_some_and(|version| version > 2) {
+    if update.target_version().is_some_and(|version| version > 2) {
         eprintln!(
             "note: a resolver looks at the beacons of the current document; this is a later update, so make sure"
         );

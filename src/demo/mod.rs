@@ -47,7 +47,7 @@ use crate::{
         key::SecretKey,
         network::Network,
         nostr::max_members,
-        output::{MAX_FALLBACK_KEYS, MemoizedAggregator, RecoverySequence, ScriptTree},
+        output::{DEFAULT_MAX_FEE_RATE, MAX_FALLBACK_KEYS, MemoizedAggregator, RecoverySequence, ScriptTree},
     },
 };
 
@@ -227,6 +227,7 @@ pub async fn run_with(
         let policy =
             DemoMember::new(identity.clone(), service_identity.did().clone(), index < config.decline, randomness);
         let settings = ParticipantSettings {
+            max_fee_rate: DEFAULT_MAX_FEE_RATE,
             identity: identity.clone(),
             transport,
             policy: Arc::new(policy),

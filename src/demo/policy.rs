@@ -11,7 +11,7 @@ use crate::{
         cohort::participant::Advert,
         did::Did,
         identity::Identity,
-        update::{SignedUpdate, add_beacon_service_patch, build_update, sign_update},
+        update::{Submission, add_beacon_service_patch, build_update, sign_update},
     },
 };
 
@@ -29,7 +29,7 @@ impl DemoMember {
         Self { identity, service, declines, randomness }
     }
 
-    fn update(&self, request: &UpdateRequest) -> Option<SignedUpdate> {
+    fn update(&self, request: &UpdateRequest) -> Option<Submission> {
         let did = self.identity.did();
         let document = self.identity.initial_document().ok()?;
         let beacon_type = request.advert.conditions.beacon_type.as_str();
@@ -37,7 +37,7 @@ impl DemoMember {
         let update = build_update(&document, 1, patch).ok()?;
         let mut rng = self.randomness.for_actor(&format!("update {did}"));
         let method = self.identity.verification_method();
-        sign_update(&update, did, method, self.identity.secret_key(), &mut rng).ok()
+        sign_update(&update, did, method, self.identity.secret_key(), &mut rng).ok().map(Submission::from)
     }
 }
 
@@ -47,7 +47,7 @@ impl ParticipantPolicy for DemoMember {
         advert.service == self.service
     }
 
-    async fn provide_update(&self, request: &UpdateRequest) -> Option<SignedUpdate> {
+    async fn provide_update(&self, request: &UpdateRequest) -> Option<Submission> {
         if self.declines { None } else { self.update(request) }
     }
 }

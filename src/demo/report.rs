@@ -38,7 +38,7 @@ pub struct Verified {
     pub bip340: bool,
     /// Bitcoin Core's consensus code accepts the transaction.
     pub consensus: bool,
-    /// Every member's sidecar gives the signal that the transaction carries.
+    /// Every member's sidecar gives the signal that the transaction carries, and holds an update that resolvers accept.
     pub sidecars: bool,
 }
 
@@ -153,7 +153,7 @@ impl Report {
 
 /// Whether a member's record, on its own, proves its slot in the signal that the transaction announces.
 fn sidecar_holds(
-    MemberReport { record, .. }: &MemberReport,
+    MemberReport { record, genesis_document }: &MemberReport,
     signed: &Signed,
     output: &BeaconOutput,
     beacons: &BeaconRegistry,
@@ -168,6 +168,8 @@ fn sidecar_holds(
     }
     signal.is_some_and(|signal| {
         record.output == *output
-            && check_beacon_transaction(&unsigned, &record.output, output.script_pubkey(), &signal).is_ok()
+            && check_beacon_transaction(&unsigned, output, output.script_pubkey(), signed.value, &signal).is_ok()
+            // And a resolver of today would take it.
+            && record.problems(genesis_document.as_deref()).is_empty()
     })
 }

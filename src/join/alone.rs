@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use ::bitcoin::FeeRate;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
-use super::{Intent, JoinConfig, policy::same_bytes_again};
+use super::{Intent, JoinConfig, policy};
 use crate::{
     error::ProgramError,
     events::Printer,
     protocol::{
         output::{Change, Coin, InitialBeacon, InitialBeaconKind, SingletonAnnouncement},
-        update::{SignedUpdate, build_update, sign_update},
+        update::SignedUpdate,
     },
     singleton::{self, FallbackError, Prepared},
 };
@@ -56,14 +56,7 @@ pub(super) fn fall_back(config: &JoinConfig, printer: Printer) -> Result<(), Pro
 
 fn update(config: &JoinConfig) -> Result<Option<SignedUpdate>, ProgramError> {
     let Intent::Update { patch, source } = &config.intent else { return Ok(None) };
-    let identity = &config.identity;
-    let problem =
-        |error: &dyn std::fmt::Display| ProgramError::Usage(format!("the update cannot be made: {error}"));
-    let initial = identity.initial_document().map_err(|error| problem(&error))?;
-    let (document, version) = source.clone().unwrap_or((initial, 1));
-    let unsigned = build_update(&document, version, patch.clone()).map_err(|error| problem(&error))?;
-    let (method, key) = (identity.verification_method(), identity.secret_key());
-    sign_update(&unsigned, identity.did(), method, key, &mut same_bytes_again())
-        .map(Some)
-        .map_err(|error| problem(&error))
+    policy::sign(&config.identity, patch.clone(), source)
+        .map(|submission| Some(submission.update))
+        .map_err(|error| ProgramError::Usage(format!("the update cannot be made: {error}")))
 }

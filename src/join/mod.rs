@@ -93,6 +93,7 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
         std::fs::create_dir_all(directory)
             .map_err(|error| ProgramError::Io { what: directory.display().to_string(), error })?;
     }
+    printer.terms(&config.terms);
     let clock = Clock::system();
     let lost = "what it was signing is lost, and only the fallback can bring that cohort to an end";
     let keeping = Keeping::open(config.state.as_deref(), lost, printer)?;
@@ -119,6 +120,7 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
         transport,
         policy: Arc::new(policy.clone()),
         timing: config.timing,
+        max_fee_rate: config.terms.max_fee_rate,
         max_sessions: 64,
         beacons: BeaconRegistry::default(),
         aggregator: Arc::new(DirectAggregator),

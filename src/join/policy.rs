@@ -1,10 +1,11 @@
 //! What a member of the `join` program decides: which cohorts, on which terms, with which update.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
+use ::bitcoin::FeeRate;
 use async_trait::async_trait;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::place::Place;
 use crate::{
@@ -18,8 +19,8 @@ use crate::{
         id::CohortId,
         identity::Identity,
         message::keygen::Cost,
-        output::ScriptTree,
-        update::{SignedUpdate, UpdateError, add_beacon_service_patch, build_update, sign_update},
+        output::{DEFAULT_MAX_FEE_RATE, ScriptTree},
+        update::{SignedUpdate, Submission, UpdateError, add_beacon_service_patch, build_update, sign_update},
     },
 };
 
@@ -34,12 +35,20 @@ pub struct Terms {
     pub min_fallback_threshold: u16,
     /// The highest price for joining and for announcing, each, in satoshi.
     pub max_cost: f64,
+    /// The highest fee rate of the beacon transaction. The coin is the operator's; this bounds what is burnt of it in our name.
+    pub max_fee_rate: FeeRate,
 }
 
 impl Default for Terms {
-    /// Any beacon, a day's timelock, one signature, for nothing.
+    /// Any beacon, a day's timelock, one signature, for nothing, at any fee rate that blocks have ever asked for.
     fn default() -> Self {
-        Self { beacon: None, min_recovery_sequence: 144, min_fallback_threshold: 1, max_cost: 0.0 }
+        Self {
+            beacon: None,
+            min_recovery_sequence: 144,
+            min_fallback_threshold: 1,
+            max_cost: 0.0,
+            max_fee_rate: DEFAULT_MAX_FEE_RATE,
+        }
     }
 }
 
@@ -78,6 +87,17 @@ impl Terms {
         self.accept_cost("an announcement", conditions.cost_per_announcement.as_ref())
     }
 
+    /// As an event: what is accepted, in the units of the flags.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "beacon": self.beacon.as_ref().map(BeaconType::as_str),
+            "minRecoverySequence": self.min_recovery_sequence,
+            "minFallbackThreshold": self.min_fallback_threshold,
+            "maxCost": self.max_cost,
+            "maxFeeRate": self.max_fee_rate.to_sat_per_vb_ceil(),
+        })
+    }
+
     fn accept_cost(&self, what: &str, cost: Option<&Cost>) -> Result<(), String> {
         let Some(cost) = cost else { return Ok(()) };
         let amount = cost.amount.as_f64().unwrap_or(f64::INFINITY);
@@ -89,6 +109,24 @@ impl Terms {
     }
 }
 
+impl fmt::Display for Terms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let beacon = self.beacon.as_ref().map_or("any beacon", BeaconType::as_str);
+        write!(
+            f,
+            "{beacon}, recovery by the operator after {} blocks or more, a fallback of {} or more members, joining and \
+             announcing for up to {} sat, and a transaction fee of up to {} sat/vB; its change may go to any standard address",
+            self.min_recovery_sequence,
+            self.min_fallback_threshold,
+            self.max_cost,
+            self.max_fee_rate.to_sat_per_vb_ceil()
+        )
+    }
+}
+
+/// The document that an update starts from, when it is not the initial one, and its version.
+pub type Source = Option<(Value, u64)>;
+
 /// What a member announces.
 #[derive(Clone, Debug)]
 pub enum Intent {
@@ -96,13 +134,13 @@ pub enum Intent {
     Update {
         /// The JSON Patch (RFC 6902).
         patch: Value,
-        /// The current document and its version; the initial document when absent.
-        source: Option<(Value, u64)>,
+        /// What it starts from.
+        source: Source,
     },
     /// The cohort's beacon, added to its current document.
     AddBeacon {
-        /// The current document and its version; the initial document when absent.
-        source: Option<(Value, u64)>,
+        /// What it starts from.
+        source: Source,
     },
     /// Nothing.
     Decline,
@@ -176,23 +214,32 @@ impl MemberPolicy {
         }
     }
 
-    fn update(&self, request: &UpdateRequest) -> Result<Option<SignedUpdate>, UpdateError> {
-        let did = self.identity.did();
+    fn update(&self, request: &UpdateRequest) -> Result<Option<Submission>, UpdateError> {
         let (patch, source) = match &self.intent {
             Intent::Decline => return Ok(None),
             Intent::Update { patch, source } => (patch.clone(), source),
             Intent::AddBeacon { source } => {
                 let beacon_type = request.advert.conditions.beacon_type.as_str();
+                let did = self.identity.did();
                 (add_beacon_service_patch(did, beacon_type, request.output.address()), source)
             }
         };
-        let initial = || self.identity.initial_document().unwrap_or(Value::Null);
-        let (document, version) = source.clone().unwrap_or_else(|| (initial(), 1));
-        let unsigned = build_update(&document, version, patch)?;
-        let mut rng = same_bytes_again();
-        let method = self.identity.verification_method();
-        sign_update(&unsigned, did, method, self.identity.secret_key(), &mut rng).map(Some)
+        sign(&self.identity, patch, source).map(Some)
     }
+}
+
+/// The update of `identity` with this patch, signed, and verified by every rule of the method.
+///
+/// # Errors
+/// [`UpdateError`], which says what no resolver would accept.
+pub fn sign(identity: &Identity, patch: Value, source: &Source) -> Result<Submission, UpdateError> {
+    // The constructors of an identity have made this document.
+    let initial = || identity.initial_document().unwrap_or(Value::Null);
+    let (document, version) = source.clone().unwrap_or_else(|| (initial(), 1));
+    let unsigned = build_update(&document, version, patch)?;
+    let (method, key) = (identity.verification_method(), identity.secret_key());
+    let update = sign_update(&unsigned, identity.did(), method, key, &mut same_bytes_again())?;
+    Ok(Submission { update, source: source.clone().map(|(document, version)| (Arc::new(document), version)) })
 }
 
 /// For signatures on updates: the same update signed again is to have the same hash, so that what one cohort was given, and
@@ -224,14 +271,14 @@ impl ParticipantPolicy for MemberPolicy {
         self.should_join(advert).await
     }
 
-    async fn provide_update(&self, request: &UpdateRequest) -> Option<SignedUpdate> {
+    async fn provide_update(&self, request: &UpdateRequest) -> Option<Submission> {
         if !self.place.may_update(&request.advert.cohort_id) {
             self.printer.warn("our update is in another cohort already: declining in this one");
             return None;
         }
         match self.update(request) {
-            Ok(Some(update)) if !self.publish(&update).await => None,
-            Ok(update) => update,
+            Ok(Some(submission)) if !self.publish(&submission.update).await => None,
+            Ok(submission) => submission,
             Err(error) => {
                 // The patch was tried before the program started; the cohort must not wait for what cannot be made.
                 self.printer.warn(&format!("the update cannot be made, declining: {error}"));

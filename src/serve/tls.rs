@@ -29,7 +29,7 @@ impl Tls {
             .map_err(|error| refuse(&self.certificate, error.to_string()))?;
         // The error of a key says what kind of thing is wrong, not what stands in the file.
         let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| refuse(&self.key, error.to_string()))?;
-        ServerConfig::builder_with_provider(rustls::crypto::aws_lc_rs::default_provider().into())
+        ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
             .with_safe_default_protocol_versions()
             .map_err(|error| refuse(&self.certificate, error.to_string()))?
             .with_no_client_auth()

@@ -50,7 +50,7 @@ use btcr2_aggregation::{
         key::SecretKey,
         network::Network,
         output::{MemoizedAggregator, RecoverySequence, ScriptTree},
-        update::SignedUpdate,
+        update::Submission,
     },
 };
 use serde_json::{Value, json};
@@ -148,7 +148,7 @@ impl ParticipantPolicy for Member {
         self.policy.should_join(advert).await
     }
 
-    async fn provide_update(&self, request: &UpdateRequest) -> Option<SignedUpdate> {
+    async fn provide_update(&self, request: &UpdateRequest) -> Option<Submission> {
         self.policy.provide_update(request).await
     }
 
@@ -181,6 +181,7 @@ pub async fn start_member(
     let notices = Notices::new(NOTICES);
     let steps = notices.subscribe();
     let settings = ParticipantSettings {
+        max_fee_rate: btcr2_aggregation::protocol::output::DEFAULT_MAX_FEE_RATE,
         identity,
         transport,
         policy: Arc::new(Member { policy, silent: scenario.is_silent(member) }),

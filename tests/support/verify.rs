@@ -9,9 +9,10 @@ use bitcoin::{
     hex::{DisplayHex, FromHex},
 };
 use btcr2_aggregation::protocol::{
-    beacon::{SmtProof, inclusion_leaf, non_inclusion_leaf, smt_index},
+    beacon::{SmtNonce, SmtProof, smt_index, smt_leaf},
     did::Did,
-    jcs,
+    document, jcs,
+    update::{SignedUpdate, UpdateContext, violations},
 };
 use serde_json::{Value, json};
 
@@ -79,10 +80,22 @@ pub fn participant_result(result: &Value, did: &str, service: &Value) {
     sidecar(&result["sidecar"], did, result["included"].as_bool().unwrap(), text(&service["signalHex"]));
 }
 
+/// The updates of a sidecar are first updates that a resolver of today applies, rule by rule.
+pub fn updates(sidecar: &Value, did: &str) {
+    let did: Did = did.parse().unwrap();
+    let initial = document::initial_document(&did, sidecar.get("genesisDocument")).unwrap();
+    let context = UpdateContext { did: &did, document: &initial, version: 1, block: None };
+    for update in sidecar.get("updates").and_then(Value::as_array).into_iter().flatten() {
+        let broken = violations(&SignedUpdate::from_value(update.clone()).unwrap(), &context);
+        assert!(broken.is_empty(), "{did}: {broken:?}");
+    }
+}
+
 /// A sidecar gives `signal`, with what `did` submitted in its slot.
 pub fn sidecar(sidecar: &Value, did: &str, included: bool, signal: &str) {
     let update = sidecar.get("updates").map(|updates| jcs::document_hash(&updates[0]).unwrap());
     assert_eq!(update.is_some(), included);
+    updates(sidecar, did);
     if let Some(announcement) = sidecar.get("casUpdates") {
         let announcement: BTreeMap<String, String> = serde_json::from_value(announcement[0].clone()).unwrap();
         // DIDs and base64url are plain ASCII: sorted and without white space, this is JCS.
@@ -92,10 +105,7 @@ pub fn sidecar(sidecar: &Value, did: &str, included: bool, signal: &str) {
     } else {
         let proof: SmtProof = serde_json::from_value(sidecar["smtProofs"][0].clone()).unwrap();
         let parsed: Did = did.parse().unwrap();
-        let leaf = match &update {
-            Some(update) => inclusion_leaf(proof.nonce.as_bytes(), update),
-            None => non_inclusion_leaf(proof.nonce.as_bytes()),
-        };
+        let leaf = smt_leaf(proof.nonce.as_ref().map(SmtNonce::as_bytes), update.as_ref());
         let root = proof.root_for(&smt_index(&parsed), &leaf).unwrap();
         assert_eq!(root.as_bytes().to_lower_hex_string(), signal);
     }

@@ -72,7 +72,7 @@ impl CohortActor {
             self.charge(
                 did,
                 Offence::BadPartialSignature,
-                "sent an invalid partial signature".to_owned(),
+                "sent an invalid nonce or partial signature, and no valid one in time".to_owned(),
                 evidence,
             );
         }

@@ -47,7 +47,7 @@ use btcr2_aggregation_protocol::{
     output::{Change, Coin, MemoizedAggregator, RecoverySequence, ScriptTree, build_beacon_transaction},
     sidecar::MemberRecord,
     time::Timestamp,
-    update::{SignedUpdate, add_beacon_service_patch, build_update, sign_update},
+    update::{SignedUpdate, Submission, add_beacon_service_patch, build_update, sign_update},
 };
 use serde::Serialize;
 use tokio::{
@@ -168,14 +168,16 @@ impl ServicePolicy for GatedOperator {
 pub struct Updater(pub Identity);
 
 /// The update that announces the cohort's address as a beacon.
-pub fn update(identity: &Identity, request: &UpdateRequest) -> Option<SignedUpdate> {
+pub fn update(identity: &Identity, request: &UpdateRequest) -> Option<Submission> {
     let did = identity.did();
     let document = identity.initial_document().ok()?;
     let beacon_type = request.advert.conditions.beacon_type.as_str();
     let patch = add_beacon_service_patch(did, beacon_type, request.output.address());
     let update = build_update(&document, 1, patch).ok()?;
     let mut rng = randomness("updates").for_actor(did.as_str());
-    sign_update(&update, did, identity.verification_method(), identity.secret_key(), &mut rng).ok()
+    sign_update(&update, did, identity.verification_method(), identity.secret_key(), &mut rng)
+        .ok()
+        .map(Submission::from)
 }
 
 #[async_trait]
@@ -184,7 +186,7 @@ impl ParticipantPolicy for Updater {
         true
     }
 
-    async fn provide_update(&self, request: &UpdateRequest) -> Option<SignedUpdate> {
+    async fn provide_update(&self, request: &UpdateRequest) -> Option<Submission> {
         update(&self.0, request)
     }
 }
@@ -198,7 +200,7 @@ impl ParticipantPolicy for Decliner {
         true
     }
 
-    async fn provide_update(&self, _: &UpdateRequest) -> Option<SignedUpdate> {
+    async fn provide_update(&self, _: &UpdateRequest) -> Option<Submission> {
         None
     }
 }
@@ -431,6 +433,7 @@ impl World {
         policy: impl ParticipantPolicy + 'static,
     ) -> ParticipantSettings {
         ParticipantSettings {
+            max_fee_rate: btcr2_aggregation_protocol::output::DEFAULT_MAX_FEE_RATE,
             identity: identity.clone(),
             transport: Arc::new(self.network.clone()),
             policy: Arc::new(policy),

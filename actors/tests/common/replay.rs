@@ -113,6 +113,7 @@ async fn assert_member_replays(
     record: Option<&Arc<MemberRecord>>,
 ) {
     let config = ParticipantConfig {
+        max_fee_rate: btcr2_aggregation_protocol::output::DEFAULT_MAX_FEE_RATE,
         did: member.did().clone(),
         participant_key: member.public_key(),
         communication_key: member.public_key(),

@@ -15,8 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 pub use self::{
     cas::{CasAnnouncement, CasBeacon},
     smt::{
-        DuplicateIndex, RawProof, SmtBeacon, SmtProof, SparseMerkleTree, inclusion_leaf, non_inclusion_leaf,
-        smt_index, zero_hash,
+        DuplicateIndex, RawProof, SmtBeacon, SmtNonce, SmtProof, SparseMerkleTree, smt_index, smt_leaf, zero_hash,
     },
 };
 use crate::{
@@ -182,12 +181,18 @@ pub enum BeaconMismatch {
         found: DocumentHash,
     },
     /// The proof does not have one sibling for each level that it says is not empty.
-    #[error("the proof has {found} siblings where {expected} levels need one")]
+    #[error("the proof has {found} siblings where {expected} levels need one (rule M-7)")]
     SiblingCount {
         /// The number of levels, of 256, whose sibling is not an empty subtree.
         expected: usize,
         /// The number of siblings in the proof.
         found: usize,
+    },
+    /// The proof lists the sibling of a level whose subtree is empty, which has to be collapsed (rule M-8).
+    #[error("the proof lists the empty subtree of level {level}, which has to be collapsed (rule M-8)")]
+    ListedZero {
+        /// The level, 0 under the root.
+        level: usize,
     },
     /// The member's leaf and the proof's siblings lead to another root than the proof names.
     #[error("the proof leads to root {computed}, not to {claimed}")]

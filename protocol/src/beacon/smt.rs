@@ -1,17 +1,23 @@
 //! The SMT beacon (did:btcr2, "SMT Beacon"): a sparse Merkle tree with a leaf for every member; the signal is its root, and
 //! each member receives only its own path, which tells nothing about the others.
 //!
-//! The tree has 2^256 leaves. Bit `i` of an index (0 the least significant) chooses the child at level `i`: level 0 is the
-//! root's split, level 255 the leaves'. So indices with common *low* bits share ancestors. An empty subtree whose leaves are
-//! `n` levels down is [`zero_hash`]`(n)`, which is also the empty sibling at level `255 - n`.
+//! The tree has 2^256 leaves. Bit `i` of an index chooses the child at level `i`: bit 0 is the most significant bit of byte
+//! 0, level 0 is under the root, level 255 is the leaves' (rule M-2). So the leaves stand in the order of their indices, and
+//! indices with a common prefix share ancestors. An empty subtree whose leaves are `n` levels down is [`zero_hash`]`(n)`,
+//! which is also the empty sibling at level `255 - n`.
+//!
+//! The rules named here (M-1 to M-13) are those of the specification's edition of October 2026. Trees of earlier editions
+//! counted bits from the least significant one; their proofs do not verify here.
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{Arc, OnceLock},
 };
 
+use data_encoding::BASE64URL_NOPAD;
 use rand_core::CryptoRng;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{
     AggregateBeacon, AggregatedData, Aggregation, BeaconData, BeaconError, BeaconMismatch, BeaconType, Slots,
@@ -46,21 +52,16 @@ pub fn smt_index(did: &Did) -> [u8; 32] {
     sha256(did.as_str().as_bytes())
 }
 
-/// The leaf of a member with an update: `H(H(nonce) || update hash)`. The nonce hides from other members, who see the leaf
-/// as a sibling, whether it holds an update.
-pub fn inclusion_leaf(nonce: &[u8; 32], update: &DocumentHash) -> [u8; 32] {
-    sha256_concat(&[&sha256(nonce), update.as_bytes()])
-}
-
-/// The leaf of a member that declined: `H(H(nonce))`.
-pub fn non_inclusion_leaf(nonce: &[u8; 32]) -> [u8; 32] {
-    sha256(&sha256(nonce))
-}
-
-fn member_leaf(nonce: &[u8; 32], slot: Option<&DocumentHash>) -> [u8; 32] {
-    match slot {
-        Some(update) => inclusion_leaf(nonce, update),
-        None => non_inclusion_leaf(nonce),
+/// The leaf of an index (rule M-3). With a nonce and an update `H(H(nonce) || update hash)`, with a nonce only
+/// `H(H(nonce))`, with an update only the update's hash itself, with neither the empty leaf, [`zero_hash`]`(0)`.
+///
+/// A nonce hides from other members, who see the leaf as a sibling, whether it holds an update.
+pub fn smt_leaf(nonce: Option<&[u8]>, update: Option<&DocumentHash>) -> [u8; 32] {
+    match (nonce, update) {
+        (Some(nonce), Some(update)) => sha256_concat(&[&sha256(nonce), update.as_bytes()]),
+        (Some(nonce), None) => sha256(&sha256(nonce)),
+        (None, Some(update)) => *update.as_bytes(),
+        (None, None) => zeros()[0],
     }
 }
 
@@ -73,9 +74,9 @@ fn parent(bit: bool, hash: &[u8; 32], sibling: &[u8; 32]) -> [u8; 32] {
     if bit { node(sibling, hash) } else { node(hash, sibling) }
 }
 
-/// Bit `i` of a big-endian 256-bit number, `i` in `0..256`.
+/// Bit `i` of a 256-bit number, `i` in `0..256`, from the most significant bit on (rule M-2).
 fn bit(number: &[u8; 32], i: usize) -> bool {
-    number[31 - i / 8] >> (i % 8) & 1 == 1
+    number[i / 8] & (0x80 >> (i % 8)) != 0
 }
 
 /// Two leaves were given for one index.
@@ -96,8 +97,11 @@ pub struct RawProof {
 }
 
 impl RawProof {
-    /// The root that follows from `leaf` at `index`. [`BeaconMismatch::SiblingCount`] unless there is exactly one sibling for
-    /// each level that needs one: a surplus sibling would otherwise make one path spell two proofs.
+    /// The root that follows from `leaf` at `index`.
+    ///
+    /// # Errors
+    /// [`BeaconMismatch::SiblingCount`] unless there is exactly one sibling for each level that needs one (rule M-7), and
+    /// [`BeaconMismatch::ListedZero`] when one of them is an empty subtree (rule M-8): one path has one proof.
     pub fn root_for(&self, index: &[u8; 32], leaf: &[u8; 32]) -> Result<[u8; 32], BeaconMismatch> {
         walk(&self.collapsed, self.hashes.len(), self.hashes.iter(), index, leaf)
     }
@@ -118,7 +122,15 @@ fn walk<'a>(
     let mut hash = *leaf;
     for (n, zero) in zeros()[..LEVELS].iter().enumerate() {
         let level = LEVELS - 1 - n;
-        let sibling = if bit(collapsed, level) { zero } else { siblings.next().ok_or(miscounted.clone())? };
+        let sibling = if bit(collapsed, level) {
+            zero
+        } else {
+            let sibling = siblings.next().ok_or(miscounted.clone())?;
+            if sibling == zero {
+                return Err(BeaconMismatch::ListedZero { level });
+            }
+            sibling
+        };
         hash = parent(bit(index, level), &hash, sibling);
     }
     Ok(hash)
@@ -144,15 +156,16 @@ struct Waiting {
 }
 
 impl SparseMerkleTree {
-    /// Builds the tree from `(index, leaf)` pairs in any order.
+    /// Builds the tree from `(index, leaf)` pairs in any order. A leaf that is the empty one, `smt_leaf(None, None)`, changes
+    /// nothing in the tree and gets the proof that its index has no leaf (rule M-11).
     ///
     /// Leaves are taken from left to right. Neighbours meet at the level where their indices first differ; between such
     /// meetings a subtree has only empty siblings and is hashed against [`zero_hash`]es. For `n` indices that are hashes that
     /// is about `256 n` hashes and `n log n` proof siblings, in one loop and without a node ever being stored.
     pub fn build(leaves: Vec<([u8; 32], [u8; 32])>) -> Result<Self, DuplicateIndex> {
-        // Left to right means by bit 0 first: bytewise order of the index with all of its 256 bits reversed.
+        // Left to right means by the most significant bit first: the bytewise order of the indices.
         let mut order: Vec<([u8; 32], usize)> =
-            leaves.iter().enumerate().map(|(given, (index, _))| (reversed(index), given)).collect();
+            leaves.iter().enumerate().map(|(given, (index, _))| (*index, given)).collect();
         order.sort_unstable();
 
         let mut proofs = vec![RawProof { collapsed: [0xff; 32], hashes: Vec::new() }; leaves.len()];
@@ -189,12 +202,7 @@ impl SparseMerkleTree {
     }
 }
 
-/// `index` with its 256 bits in reverse order.
-fn reversed(index: &[u8; 32]) -> [u8; 32] {
-    std::array::from_fn(|i| index[31 - i].reverse_bits())
-}
-
-/// The level at which two bit-reversed indices part; `None` if they are equal.
+/// The level at which two indices part; `None` if they are equal.
 fn first_difference(a: &[u8; 32], b: &[u8; 32]) -> Option<usize> {
     let byte = a.iter().zip(b).position(|(a, b)| a != b)?;
     Some(byte * 8 + (a[byte] ^ b[byte]).leading_zeros() as usize)
@@ -208,40 +216,109 @@ fn lift(mut hash: [u8; 32], index: &[u8; 32], from: usize, to: usize) -> [u8; 32
     hash
 }
 
+/// Lists `sibling`, unless it is that of an empty subtree, which must stay collapsed (rules M-8 and M-12). Only leaves that
+/// were given as empty make one.
 fn add_sibling(proof: &mut RawProof, level: usize, sibling: [u8; 32]) {
-    proof.collapsed[31 - level / 8] &= !(1 << (level % 8));
-    proof.hashes.push(sibling);
+    if sibling != zeros()[LEVELS - 1 - level] {
+        proof.collapsed[level / 8] &= !(0x80 >> (level % 8));
+        proof.hashes.push(sibling);
+    }
 }
 
-/// A member's SMT Proof, in the specification's JSON form. Deserialization refuses a missing nonce, a null, and any text that
-/// is not base64url of 32 bytes without padding.
+/// The nonce of a leaf: 32 random bytes where this crate mints it, of any length where it verifies one (rule M-6). Written
+/// base64url without padding.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SmtNonce(Box<[u8]>);
+
+impl SmtNonce {
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<&[u8]> for SmtNonce {
+    fn from(bytes: &[u8]) -> Self {
+        Self(bytes.into())
+    }
+}
+
+impl fmt::Display for SmtNonce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&BASE64URL_NOPAD.encode(&self.0))
+    }
+}
+
+impl fmt::Debug for SmtNonce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SmtNonce({self})")
+    }
+}
+
+impl Serialize for SmtNonce {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for SmtNonce {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let bytes = BASE64URL_NOPAD.decode(text.as_bytes());
+        bytes.map(|bytes| Self(bytes.into())).map_err(|_| de::Error::custom("base64url without padding expected"))
+    }
+}
+
+/// A member's SMT Proof, in the specification's JSON form (rule M-6). Deserialization refuses a null, and any text that is
+/// not base64url without padding of as many bytes as the field has (rule M-9).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SmtProof {
     /// The root of the tree.
     pub id: SmtHash,
-    /// Bit `i` (0 the least significant) is set where the sibling at level `i` is an empty subtree.
+    /// Bit `i` (0 the most significant) is set where the sibling at level `i` is an empty subtree.
     pub collapsed: SmtHash,
     /// The other siblings, from the leaf to the root.
     pub hashes: Vec<SmtHash>,
-    /// The member's nonce: 32 random bytes.
-    pub nonce: SmtHash,
+    /// The nonce of the leaf. A member keeps it as long as its DID lives: without it the proof of this signal cannot be shown
+    /// (rule M-13).
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "not_null")]
+    pub nonce: Option<SmtNonce>,
     /// The hash of the member's signed update; absent if it declined.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "not_null")]
     pub update_id: Option<DocumentHash>,
 }
 
 /// An optional field is absent, never null.
-fn not_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DocumentHash>, D::Error> {
-    DocumentHash::deserialize(deserializer).map(Some)
+fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 impl SmtProof {
     /// The root that follows from `leaf` at `index` and this proof's siblings, whatever root the proof names; see
     /// [`RawProof::root_for`].
+    ///
+    /// # Errors
+    /// Those of [`RawProof::root_for`].
     pub fn root_for(&self, index: &[u8; 32], leaf: &[u8; 32]) -> Result<SmtHash, BeaconMismatch> {
         let siblings = self.hashes.iter().map(SmtHash::as_bytes);
         walk(self.collapsed.as_bytes(), self.hashes.len(), siblings, index, leaf).map(SmtHash::from_bytes)
+    }
+
+    /// Whether the proof holds for the leaf that it describes itself, at `index`: the verification of the specification. That
+    /// its [`id`](Self::id) is a signal, and its [`update_id`](Self::update_id) an update of the DID, is for the caller to
+    /// check.
+    ///
+    /// # Errors
+    /// Those of [`RawProof::root_for`], and [`BeaconMismatch::Root`].
+    pub fn verify(&self, index: &[u8; 32]) -> Result<(), BeaconMismatch> {
+        self.verify_leaf(index, self.update_id.as_ref())
+    }
+
+    fn verify_leaf(&self, index: &[u8; 32], update: Option<&DocumentHash>) -> Result<(), BeaconMismatch> {
+        let leaf = smt_leaf(self.nonce.as_ref().map(SmtNonce::as_bytes), update);
+        let computed = self.root_for(index, &leaf)?;
+        if computed == self.id { Ok(()) } else { Err(BeaconMismatch::Root { claimed: self.id, computed }) }
     }
 }
 
@@ -269,7 +346,7 @@ fn aggregate(slots: &Slots, nonces: Vec<[u8; 32]>) -> Result<Aggregation, Beacon
     let leaves = slots
         .iter()
         .zip(&nonces)
-        .map(|((did, slot), nonce)| (smt_index(did), member_leaf(nonce, slot.as_ref())))
+        .map(|((did, slot), nonce)| (smt_index(did), smt_leaf(Some(nonce), slot.as_ref())))
         .collect();
     let SparseMerkleTree { root, proofs } = SparseMerkleTree::build(leaves)?;
     let data = slots
@@ -281,7 +358,7 @@ fn aggregate(slots: &Slots, nonces: Vec<[u8; 32]>) -> Result<Aggregation, Beacon
                 id: SmtHash::from_bytes(root),
                 collapsed: SmtHash::from_bytes(proof.collapsed),
                 hashes: proof.hashes.into_iter().map(SmtHash::from_bytes).collect(),
-                nonce: SmtHash::from_bytes(nonce),
+                nonce: Some(SmtNonce::from(nonce.as_slice())),
                 update_id: *slot,
             };
             (did.clone(), Arc::new(BeaconData::Smt(proof)))
@@ -318,10 +395,7 @@ impl AggregateBeacon for SmtBeacon {
         };
         super::check_slot(slot, proof.update_id.as_ref())?;
         // The leaf is made of the member's own contribution, never of the proof's words about it.
-        let computed = proof.root_for(&smt_index(did), &member_leaf(proof.nonce.as_bytes(), slot))?;
-        if computed != proof.id {
-            return Err(BeaconMismatch::Root { claimed: proof.id, computed });
-        }
-        Ok(SignalBytes::from_bytes(*computed.as_bytes()))
+        proof.verify_leaf(&smt_index(did), slot)?;
+        Ok(SignalBytes::from_bytes(*proof.id.as_bytes()))
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{did::Did, id::CohortId, message::control::CohortEnded};
+use crate::{did::Did, id::CohortId, message::control::CohortEnded, update::Edition};
 
 /// Why a cohort ended without a transaction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,12 +45,14 @@ pub enum CohortFailure {
         reason: String,
         /// Who kept silent.
         holdouts: Vec<Did>,
-        /// Who sent an invalid partial signature.
+        /// Who sent an invalid contribution, and no valid one in time.
         culprits: Vec<Did>,
         /// Who said two different things in one place, and is no culprit.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         equivocators: Vec<Did>,
     },
+    /// It was begun under rules that no resolver applies any more.
+    Outdated,
     /// The operator ended it.
     Cancelled {
         /// In words.
@@ -74,6 +76,7 @@ impl CohortFailure {
             Self::MembersAbsent { .. } => "MEMBERS_ABSENT",
             Self::Transaction { .. } => "TRANSACTION_UNAVAILABLE",
             Self::Signing { .. } => "SIGNING_FAILED",
+            Self::Outdated => "OUTDATED",
             Self::Cancelled { .. } => "CANCELLED",
             Self::Internal { .. } => "INTERNAL",
         }
@@ -91,6 +94,7 @@ impl CohortFailure {
             }
             Self::EnrollmentExpired { .. }
             | Self::Transaction { .. }
+            | Self::Outdated
             | Self::Cancelled { .. }
             | Self::Internal { .. } => Vec::new(),
         }
@@ -120,6 +124,7 @@ impl fmt::Display for CohortFailure {
                 }
                 Ok(())
             }
+            Self::Outdated => f.write_str(Edition::OUTDATED),
             Self::Cancelled { reason } => write!(f, "cancelled: {reason}"),
             Self::Internal { reason } => write!(f, "internal error: {reason}"),
         }
@@ -156,6 +161,8 @@ pub enum SessionEnd {
         /// The cohort that takes its place, if there is one.
         next: Option<CohortId>,
     },
+    /// What we submitted, or approved, follows rules that no resolver applies any more.
+    Outdated,
     /// The host left.
     Left,
     /// Our own fault.
@@ -184,6 +191,7 @@ impl fmt::Display for SessionEnd {
                 write!(f, "the service ended the cohort: {reason}")?;
                 if *at_fault { f.write_str(", and says that it was our fault") } else { Ok(()) }
             }
+            Self::Outdated => f.write_str(Edition::OUTDATED),
             Self::Left => f.write_str("left"),
             Self::Internal { reason } => write!(f, "internal error: {reason}"),
         }

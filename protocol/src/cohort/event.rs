@@ -22,7 +22,7 @@ use crate::{
     output::BeaconOutput,
     signing::Signed,
     time::Timestamp,
-    update::SignedUpdate,
+    update::{Edition, SignedUpdate},
 };
 
 /// A fact in the life of a cohort at its Aggregation Service. `digest` is the transcript digest of the message that
@@ -100,6 +100,9 @@ pub enum ServiceEvent {
         update: SignedUpdate,
         /// Of the submission.
         digest: MessageDigest,
+        /// The rules that it was verified by.
+        #[serde(default)]
+        edition: Edition,
     },
     /// A member declined to update.
     UpdateDeclined {
@@ -114,6 +117,9 @@ pub enum ServiceEvent {
         at: Timestamp,
         /// The signal and each member's data.
         aggregation: Arc<Aggregation>,
+        /// The rules that it was made by.
+        #[serde(default)]
+        edition: Edition,
     },
     /// A member gave its verdict on the aggregated data.
     ValidationReceived {
@@ -225,6 +231,13 @@ pub enum ParticipantEvent {
         at: Timestamp,
         /// The update.
         update: SignedUpdate,
+    },
+    /// Our host's update is refused by our own checks. We decline in its place, so that nobody waits for us.
+    UpdateRefused {
+        /// When.
+        at: Timestamp,
+        /// Which rule it breaks, in words.
+        reason: String,
     },
     /// We declined to update.
     UpdateDeclined {

@@ -55,7 +55,8 @@ impl Member {
     /// The member that `from`'s opt-in shows.
     ///
     /// For a KEY DID the communication key is the key in the DID; for an EXTERNAL one the genesis document must hash to
-    /// the DID, and the key is its first `capabilityInvocation` method (wire format, section 5).
+    /// the DID, and the key is that of one of its `capabilityInvocation` methods (wire format, section 5; rules U-6 and
+    /// U-7).
     pub fn from_opt_in(from: &Did, body: &CohortOptIn, network: Network) -> Result<Self, MemberError> {
         if from.network() != network {
             return Err(MemberError::Network { expected: network, found: from.network() });
@@ -64,11 +65,8 @@ impl Member {
         let communication_key =
             PublicKey::from_bytes(&body.communication_pk.0).map_err(MemberError::CommunicationKey)?;
         let genesis_document = body.genesis_document.clone().filter(|_| from.key().is_none());
-        let (verification_method, proven) = document::genesis_key(from, genesis_document.as_deref())
+        let verification_method = document::genesis_method(from, genesis_document.as_deref(), &communication_key)
             .map_err(|error| MemberError::Unproven(error.to_string()))?;
-        if proven != communication_key {
-            return Err(MemberError::Unproven("it is another key".to_owned()));
-        }
         Ok(Self { did: from.clone(), participant_key, communication_key, verification_method, genesis_document })
     }
 

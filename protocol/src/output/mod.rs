@@ -37,8 +37,8 @@ pub use script_tree::{RecoverySequence, ScriptTree};
 pub use sighash::InputCountError;
 pub use singleton::{InitialBeacon, InitialBeaconKind, SingletonAnnouncement, SingletonError};
 pub use transaction::{
-    BuildError, Change, Coin, TransactionFault, build_beacon_transaction, check_beacon_transaction, fallback_vsize,
-    finalize_key_path, key_path_sighash, key_path_vsize,
+    BuildError, Change, Coin, DEFAULT_MAX_FEE_RATE, TransactionFault, build_beacon_transaction,
+    check_beacon_transaction, check_fee, fallback_vsize, finalize_key_path, key_path_sighash, key_path_vsize,
 };
 
 use crate::{

@@ -207,7 +207,7 @@ impl SingletonAnnouncement {
         let signal = SignalBytes::from_bytes(*update.hash().as_bytes());
         let script = beacon.script_pubkey();
         let input = unsigned_input(&coin, Sequence::ENABLE_RBF_NO_LOCKTIME);
-        let unsigned = announce(input, coin.value, &signal, change.script(&script), |tx| {
+        let unsigned = announce(input, coin.value, &signal, change.script(&script), fee_rate, |tx| {
             relayed_fee(fee_rate, beacon.max_signed_vsize(tx))
         })?;
         Ok(Self { beacon, coin, signal, unsigned, funding: None })

@@ -2,7 +2,7 @@
 
 use bitcoin::{
     Amount, FeeRate, OutPoint, Script, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Witness, absolute::LockTime,
-    transaction::Version,
+    policy::MAX_STANDARD_TX_WEIGHT, transaction::Version,
 };
 
 use super::{BeaconOutput, FallbackLeaf, InputCountError, sighash};
@@ -46,8 +46,8 @@ impl Change {
 /// Why no beacon transaction can be built.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
-    /// The coin does not pay for the fee.
-    #[error("the fee needs {needed}, the coin holds {available}")]
+    /// The coin does not hold more than the fee.
+    #[error("the coin has to hold more than the fee of {needed}, it holds {available}")]
     InsufficientFunds {
         /// The fee of a transaction without change.
         needed: Amount,
@@ -76,8 +76,12 @@ impl BuildError {
 /// change any more then: without the second term a cohort that falls back would hold a transaction that no node relays.
 /// The second term is left out where the fallback cannot be spent, and the key path always pays the relay minimum.
 ///
-/// Change below the dust limit of its own kind of output (Bitcoin Core's default, for example 330 satoshis for P2TR and
-/// 294 for P2WPKH) is left out, and its value goes to the fee. With [`Change::Beacon`] the beacon then has no coin left.
+/// Change below the floor of its own kind of output is left out, and its value goes to the fee (rule T-5): the dust limit of
+/// Bitcoin Core's defaults (546 satoshis for P2PKH, 294 for P2WPKH, 330 for P2TR), or what spending it later would cost at
+/// `fee_rate` and one satoshi, whichever is more. With [`Change::Beacon`] the beacon then has no coin left.
+///
+/// # Errors
+/// [`BuildError`]; the coin has to hold more than the fee (rule T-6).
 pub fn build_beacon_transaction(
     output: &BeaconOutput,
     coin: &Coin,
@@ -87,7 +91,7 @@ pub fn build_beacon_transaction(
 ) -> Result<Transaction, BuildError> {
     let input = unsigned_input(coin, Sequence::MAX);
     let change = change.script(output.script_pubkey());
-    announce(input, coin.value, signal, change, |tx| fee(tx, output, fee_rate))
+    announce(input, coin.value, signal, change, fee_rate, |tx| fee(tx, output, fee_rate))
 }
 
 /// An input without script and witness.
@@ -96,12 +100,14 @@ pub(super) fn unsigned_input(coin: &Coin, sequence: Sequence) -> TxIn {
 }
 
 /// The shape of every transaction that announces: `input`, which brings `value`, the change unless that is dust, and last
-/// the signal. `fee` says what an unsigned transaction will cost once it is signed.
+/// the signal. `fee` says what an unsigned transaction will cost once it is signed, `fee_rate` at what rate the change would be
+/// spent.
 pub(super) fn announce(
     input: TxIn,
     value: Amount,
     signal: &SignalBytes,
     change: &Script,
+    fee_rate: FeeRate,
     fee: impl Fn(&Transaction) -> Amount,
 ) -> Result<Transaction, BuildError> {
     if change.is_op_return() {
@@ -118,15 +124,32 @@ pub(super) fn announce(
     with_change.output.insert(0, TxOut { value: Amount::ZERO, script_pubkey: change.to_owned() });
 
     let rest = value.checked_sub(fee(&with_change));
-    if let Some(rest) = rest.filter(|rest| *rest >= change.minimal_non_dust()) {
+    if let Some(rest) = rest.filter(|rest| *rest >= change_floor(change, fee_rate)) {
         with_change.output[0].value = rest;
         return Ok(with_change);
     }
     let needed = fee(&without_change);
-    if value < needed {
+    if value <= needed {
         return Err(BuildError::InsufficientFunds { needed, available: value });
     }
     Ok(without_change)
+}
+
+/// The smallest change that is worth an output (rule T-5).
+fn change_floor(script: &Script, fee_rate: FeeRate) -> Amount {
+    /// What spending an output of a kind adds to a transaction, in vB; other kinds are taken for the largest of these.
+    const P2WPKH_INPUT: u64 = 69;
+    const P2TR_INPUT: u64 = 58;
+    const P2PKH_INPUT: u64 = 149;
+    let input = if script.is_p2wpkh() {
+        P2WPKH_INPUT
+    } else if script.is_p2tr() {
+        P2TR_INPUT
+    } else {
+        P2PKH_INPUT
+    };
+    let spending = fee_of(fee_rate, input);
+    script.minimal_non_dust().max(spending.checked_add(Amount::ONE_SAT).unwrap_or(Amount::MAX))
 }
 
 /// The relay minimum of Bitcoin Core's default configuration.
@@ -211,16 +234,65 @@ pub enum TransactionFault {
         /// Its position, from 0.
         index: usize,
     },
+    /// The outputs hold more than the input brings: no block can have it.
+    #[error("the outputs hold more than the {value} of the coin")]
+    Inflation {
+        /// The coin's value.
+        value: Amount,
+    },
+    /// The lock time keeps it out of blocks until then.
+    #[error("lock time {0} would delay the transaction")]
+    LockTime(LockTime),
+    /// The input's sequence keeps it out of blocks until the coin is that old (BIP-68).
+    #[error("sequence {0:#010x} would delay the transaction until the coin has aged")]
+    RelativeLockTime(u32),
+    /// An output that nodes do not relay.
+    #[error("the script of output {index} is not a standard one: nodes would not relay the transaction")]
+    NonStandardOutput {
+        /// Its position, from 0.
+        index: usize,
+    },
+    /// An output below the dust limit, which nodes do not relay.
+    #[error("output {index} holds {value}, which is dust: nodes would not relay the transaction")]
+    DustOutput {
+        /// Its position, from 0.
+        index: usize,
+        /// Its value.
+        value: Amount,
+    },
+    /// Nodes do not relay a transaction of this weight.
+    #[error("the signed transaction would have a weight of {0}, nodes relay at most 400000")]
+    Weight(u64),
+    /// The fee is above what the member accepts.
+    #[error("the fee is {fee}, at most {limit} is accepted ({rate} sat/vB)")]
+    Fee {
+        /// The fee.
+        fee: Amount,
+        /// What is accepted.
+        limit: Amount,
+        /// The rate from which that follows, rounded up.
+        rate: u64,
+    },
 }
 
-/// Whether `tx`, which spends an output with the script `prevout_script`, is a beacon transaction of the cohort with this
-/// `output` and announces exactly `signal`, and nothing but the signatures are missing.
+/// The highest fee rate that a member accepts unless its host says otherwise: an order of magnitude above what blocks have
+/// ever asked for over hours, and a bound all the same on what a service can burn of a shared coin.
+pub const DEFAULT_MAX_FEE_RATE: FeeRate = FeeRate::from_sat_per_vb_u32(1_000);
+
+/// Whether `tx`, which spends an output of `value` with the script `prevout_script`, is a beacon transaction of the cohort with
+/// this `output` and announces exactly `signal` (rule T-1), nothing but the signatures are missing, and nodes would relay it at
+/// once.
 ///
-/// Where the rest of the value goes is the coordinator's business, and is not checked.
+/// To whom the rest of the value goes is the coordinator's business, and is not checked; how much of it is the fee is for
+/// [`check_fee`].
+///
+/// # Errors
+/// The first thing that is wrong.
 pub fn check_beacon_transaction(
     tx: &Transaction,
     output: &BeaconOutput,
     prevout_script: &Script,
+    value: Amount,
     signal: &SignalBytes,
 ) -> Result<(), TransactionFault> {
     let [input] = tx.input.as_slice() else {
@@ -240,10 +312,70 @@ pub fn check_beacon_transaction(
     }
     let (last, others) = tx.output.split_last().ok_or(TransactionFault::NoOutputs)?;
     check_signal_output(last, signal)?;
-    match others.iter().position(|other| other.script_pubkey.is_op_return()) {
-        Some(index) => Err(TransactionFault::SecondOpReturn { index }),
-        None => Ok(()),
+    if let Some(index) = others.iter().position(|other| other.script_pubkey.is_op_return()) {
+        return Err(TransactionFault::SecondOpReturn { index });
     }
+    fee_of_transaction(tx, value)?;
+    check_locks(tx, input)?;
+    for (index, other) in others.iter().enumerate() {
+        if !is_standard(&other.script_pubkey) {
+            return Err(TransactionFault::NonStandardOutput { index });
+        }
+        if other.value < other.script_pubkey.minimal_non_dust() {
+            return Err(TransactionFault::DustOutput { index, value: other.value });
+        }
+    }
+    let fallback = output.fallback().filter(|_| output.fallback_spendable());
+    let vsize = fallback.map_or(0, |leaf| fallback_vsize(tx, leaf)).max(key_path_vsize(tx));
+    let weight = vsize.saturating_mul(4);
+    if weight > u64::from(MAX_STANDARD_TX_WEIGHT) { Err(TransactionFault::Weight(weight)) } else { Ok(()) }
+}
+
+/// What `tx` leaves of `value`.
+fn fee_of_transaction(tx: &Transaction, value: Amount) -> Result<Amount, TransactionFault> {
+    let sum = tx.output.iter().try_fold(Amount::ZERO, |sum, output| sum.checked_add(output.value));
+    sum.and_then(|sum| value.checked_sub(sum)).ok_or(TransactionFault::Inflation { value })
+}
+
+/// A lock time counts unless the input's sequence is final; a sequence of a version 2 transaction can be a relative one.
+fn check_locks(tx: &Transaction, input: &TxIn) -> Result<(), TransactionFault> {
+    if input.sequence != Sequence::MAX && tx.lock_time != LockTime::ZERO {
+        return Err(TransactionFault::LockTime(tx.lock_time));
+    }
+    let sequence = input.sequence.to_consensus_u32();
+    // The low 16 bits are the number of blocks or of 512 seconds; zero of them have always passed.
+    if input.sequence.is_relative_lock_time() && sequence & 0xffff != 0 {
+        return Err(TransactionFault::RelativeLockTime(sequence));
+    }
+    Ok(())
+}
+
+/// Bitcoin Core's `IsStandard` of an output that is no `OP_RETURN`, at its default settings.
+fn is_standard(script: &Script) -> bool {
+    let bare_multisig = || {
+        // OP_m, keys, OP_n, OP_CHECKMULTISIG with at most three keys.
+        script.is_multisig() && script.as_bytes().iter().nth_back(1).is_some_and(|n| (0x51..=0x53).contains(n))
+    };
+    script.is_p2pkh() || script.is_p2sh() || script.is_witness_program() || script.is_p2pk() || bare_multisig()
+}
+
+/// Whether the fee of `tx`, which spends a coin of `value`, is one that `max_fee_rate` allows: that rate for the key path, or
+/// the relay minimum for the larger fallback, whichever is more.
+///
+/// # Errors
+/// [`TransactionFault::Fee`], [`TransactionFault::Inflation`].
+pub fn check_fee(
+    tx: &Transaction,
+    output: &BeaconOutput,
+    value: Amount,
+    max_fee_rate: FeeRate,
+) -> Result<(), TransactionFault> {
+    let fee_paid = fee_of_transaction(tx, value)?;
+    let limit = fee(tx, output, max_fee_rate);
+    if fee_paid <= limit {
+        return Ok(());
+    }
+    Err(TransactionFault::Fee { fee: fee_paid, limit, rate: max_fee_rate.to_sat_per_vb_ceil() })
 }
 
 fn check_signal_output(last: &TxOut, signal: &SignalBytes) -> Result<(), TransactionFault> {

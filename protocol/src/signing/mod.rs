@@ -1,10 +1,10 @@
 //! Signing the beacon transaction: MuSig2 over the key path (BIP-327), or k signatures on the fallback leaf.
 //!
-//! [`session`] is the coordinator's machine, with the one latch that decides the path. [`blame`] finds who sent a bad
-//! partial signature. [`nonce`] holds the member's secret, used once.
+//! [`session`] is the coordinator's machine, with the one latch that decides the path; `partial` verifies what members send it.
+//! [`nonce`] holds the member's secret, used once.
 
-pub mod blame;
 pub mod nonce;
+mod partial;
 pub mod session;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -148,7 +148,7 @@ pub struct Signed {
     pub signature: Option<Signature>,
     /// Whose signatures are in it.
     pub signers: Vec<Did>,
-    /// Who sent an invalid partial signature, when that led to the fallback.
+    /// Who sent an invalid nonce or partial signature and no valid one in time, when that led to the fallback.
     pub culprits: Vec<Did>,
     /// Who kept silent, when that led to the fallback.
     pub holdouts: Vec<Did>,
@@ -167,7 +167,7 @@ pub enum SigningOutcome {
         reason: String,
         /// Who kept silent.
         holdouts: Vec<Did>,
-        /// Who sent an invalid partial signature.
+        /// Who sent an invalid contribution, and no valid one in time.
         culprits: Vec<Did>,
         /// Who said two different things in one place, and is no culprit.
         equivocators: Vec<Did>,

@@ -23,10 +23,10 @@ use crate::{
     key::SecretKey,
     machine::{Machine, replay},
     message::{Body, Bytes, Message},
-    output::BeaconOutput,
+    output::{BeaconOutput, DEFAULT_MAX_FEE_RATE},
     signing::nonce::MemberSigner,
     time::Timestamp,
-    update::{SignedUpdate, add_beacon_service_patch, build_update, sign_update},
+    update::{SignedUpdate, Submission, add_beacon_service_patch, build_update, sign_update},
 };
 
 /// One request to sign with a secret nonce, and what came of it.
@@ -93,6 +93,7 @@ impl ParticipantNode {
         let participant_key =
             if role.separate_key { Arc::new(SecretKey::generate(rng)) } else { Arc::clone(identity.secret_key()) };
         let config = ParticipantConfig {
+            max_fee_rate: DEFAULT_MAX_FEE_RATE,
             did: identity.did().clone(),
             participant_key: participant_key.public_key(),
             communication_key: identity.public_key(),
@@ -292,7 +293,7 @@ impl ParticipantNode {
                     UpdateChoice::Decline => None,
                 };
                 self.seats[seat].update.clone_from(&update);
-                inputs.push_back(ParticipantInput::UpdateDecided(update));
+                inputs.push_back(ParticipantInput::UpdateDecided(update.map(Submission::from)));
             }
             ParticipantEffect::AskValidation { verdict, .. } => {
                 let approved = match self.role.verdict {

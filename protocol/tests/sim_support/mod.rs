@@ -66,6 +66,28 @@ pub fn assert_refused(simulation: &mut Simulation, case: &str, message: &Message
     assert_text_refused(simulation, case, &message.from, &text, code);
 }
 
+/// Delivers to the service a contribution that fails its check, and asserts that it is not stored: its sender is still waited
+/// for. The first of a kind is on record with its sender, those after it are refused.
+pub fn assert_invalid(simulation: &mut Simulation, case: &str, message: &Message, code: RejectCode) {
+    let service = simulation.service().identity().did().clone();
+    let session = |simulation: &Simulation| simulation.service().session().unwrap().machine().clone();
+    let before = session(simulation);
+    match simulation.deliver(&message.from, &service, &message.to_json()) {
+        Err(reject) => {
+            assert_eq!((reject.code, reject.peer.as_ref()), (code, Some(&message.from)), "{case}");
+            assert_eq!(session(simulation), before, "{case}: a refusal changes nothing");
+        }
+        Ok(()) => {
+            let after = session(simulation);
+            let on_record = after.faults().iter().any(|fault| fault.did == message.from && fault.code == code);
+            assert!(on_record, "{case}: {:?}", after.faults());
+            assert_eq!(before.faults().iter().filter(|fault| fault.did == message.from).count(), 0, "{case}");
+            assert_eq!(after.phase(), before.phase(), "{case}: only the fault is new");
+        }
+    }
+    assert!(session(simulation).holdouts().contains(&message.from), "{case}: it may send a valid one");
+}
+
 pub fn assert_text_refused(simulation: &mut Simulation, case: &str, from: &Did, text: &str, code: RejectCode) {
     let service = simulation.service().identity().did().clone();
     let cohort = simulation.service().machine().clone();
@@ -124,6 +146,7 @@ pub fn config_of(simulation: &Simulation) -> ParticipantConfig {
         communication_key: node.identity().public_key(),
         genesis_document: None,
         timing: simulation.setup().timing,
+        max_fee_rate: btcr2_aggregation_protocol::output::DEFAULT_MAX_FEE_RATE,
         beacons: simulation.setup().beacons.clone(),
         aggregator: Arc::clone(&simulation.setup().aggregator),
     }

@@ -2,13 +2,15 @@
 
 use super::{ParticipantCohort, phase::Phase};
 use crate::{
+    beacon::{BeaconData, smt_index},
     cohort::event::{ParticipantEvent, SessionEnd},
     did::Did,
+    document,
     error::{Reject, RejectCode},
     message::keygen::CohortReady,
     output::BeaconOutput,
     time::Timestamp,
-    update::SignedUpdate,
+    update::{Submission, UpdateContext, refuse_expiring, verify_update},
 };
 
 impl ParticipantCohort {
@@ -78,13 +80,63 @@ impl ParticipantCohort {
         Ok(vec![ParticipantEvent::CohortReady { at: now, output }])
     }
 
-    pub(super) fn on_update_decided(&self, now: Timestamp, update: Option<&SignedUpdate>) -> Vec<ParticipantEvent> {
-        match (&self.phase, update) {
-            (Phase::Ready { .. }, Some(update)) => {
+    pub(super) fn on_update_decided(
+        &self,
+        now: Timestamp,
+        submission: Option<&Submission>,
+    ) -> Vec<ParticipantEvent> {
+        let Phase::Ready { .. } = &self.phase else { return self.out_of_date() };
+        match submission.map(|submission| (&submission.update, self.check_submission(now, submission))) {
+            Some((update, Ok(()))) => {
                 vec![ParticipantEvent::UpdateSubmitted { at: now, update: update.clone() }]
             }
-            (Phase::Ready { .. }, None) => vec![ParticipantEvent::UpdateDeclined { at: now }],
-            _ => self.out_of_date(),
+            // The cohort does not have to wait for an update that cannot be announced.
+            Some((_, Err(reason))) => vec![
+                ParticipantEvent::UpdateRefused { at: now, reason },
+                ParticipantEvent::UpdateDeclined { at: now },
+            ],
+            None => vec![ParticipantEvent::UpdateDeclined { at: now }],
+        }
+    }
+
+    /// What is announced and breaks a rule ends our DID, so we do not rely on our host, nor on the service (rule U-23).
+    fn check_submission(&self, now: Timestamp, submission: &Submission) -> Result<(), String> {
+        let did = &self.config.did;
+        let initial;
+        let (document, version) = match &submission.source {
+            Some((document, version)) => (&**document, *version),
+            None => {
+                initial = document::initial_document(did, self.config.genesis_document.as_deref())
+                    .map_err(|error| error.to_string())?;
+                (&initial, 1)
+            }
+        };
+        verify_update(&submission.update, &UpdateContext { did, document, version, block: None })
+            .and_then(|_| refuse_expiring(&submission.update, now))
+            .map_err(|error| error.to_string())
+    }
+
+    /// Ends a session whose update, or data, was made by rules that no resolver applies any more, unless a signature of ours is
+    /// out: then the service says what became of it.
+    pub(super) fn on_resumed(&self, now: Timestamp) -> Vec<ParticipantEvent> {
+        let (update, data) = match &self.phase {
+            Phase::Submitted { update, .. } => (update.as_ref(), None),
+            Phase::Validating { update, data, verdict, .. } => (update.as_ref(), verdict.is_ok().then_some(data)),
+            Phase::Signing { stage, .. } if stage.has_signed() => return Vec::new(),
+            Phase::Approved { round, .. } | Phase::Signing { round, .. } => {
+                (round.update.as_ref(), Some(&round.data))
+            }
+            _ => return Vec::new(),
+        };
+        let old_update = update.is_some_and(|update| !update.is_of_current_edition());
+        let old_data = data.is_some_and(|data| match &**data {
+            BeaconData::Smt(proof) => proof.verify(&smt_index(&self.config.did)).is_err(),
+            BeaconData::Cas(_) | BeaconData::Other(_) => false,
+        });
+        if old_update || old_data {
+            vec![ParticipantEvent::SessionEnded { at: now, reason: SessionEnd::Outdated }]
+        } else {
+            Vec::new()
         }
     }
 }

@@ -12,7 +12,7 @@ mod signing;
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
-use bitcoin::{Amount, Transaction};
+use bitcoin::{Amount, FeeRate, Transaction};
 use rand_core::CryptoRng;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -37,7 +37,7 @@ use crate::{
     output::{BeaconOutput, KeyAggregator},
     sidecar::MemberRecord,
     time::Timestamp,
-    update::SignedUpdate,
+    update::Submission,
 };
 
 /// Who a participant is, in every cohort that it joins.
@@ -53,6 +53,9 @@ pub struct ParticipantConfig {
     pub genesis_document: Option<Arc<Value>>,
     /// How long to wait for the service.
     pub timing: Timing,
+    /// The highest fee rate of a transaction that it signs; see
+    /// [`DEFAULT_MAX_FEE_RATE`](crate::output::DEFAULT_MAX_FEE_RATE).
+    pub max_fee_rate: FeeRate,
     /// The beacon types that the host knows.
     pub beacons: BeaconRegistry,
     /// Who aggregates keys: directly, or behind a cache shared with others.
@@ -108,8 +111,9 @@ pub enum ParticipantInput {
         /// When its sender says that it was said.
         said: Timestamp,
     },
-    /// The host's answer to [`ParticipantEffect::AskUpdate`]: its update, or `None` to decline.
-    UpdateDecided(Option<SignedUpdate>),
+    /// The host's answer to [`ParticipantEffect::AskUpdate`]: its update, or `None` to decline. An update that breaks a rule
+    /// is not submitted.
+    UpdateDecided(Option<Submission>),
     /// The host's answer to [`ParticipantEffect::AskValidation`]. Approving data that does not check out does not help.
     ValidationDecided(bool),
     /// The host's answer to [`ParticipantEffect::AskSigning`].
@@ -118,6 +122,9 @@ pub enum ParticipantInput {
     NonceOpened(Bytes<66>),
     /// The partial signature that [`ParticipantEffect::SignPartial`] asked for.
     PartialSigned(Bytes<32>),
+    /// The session was replayed from a journal, which software of an earlier version may have written. Fed before anything
+    /// else.
+    Resumed,
     /// The secret nonce is gone: a restart after it left, say. Changes nothing where none was open. After a restart it
     /// comes before what [`Machine::resume`] owes, which may open a new one.
     NonceLost,
@@ -417,6 +424,7 @@ impl Machine for ParticipantCohort {
             ParticipantInput::SigningDecided(approved) => Ok(self.on_signing_decided(now, *approved)),
             ParticipantInput::NonceOpened(nonce) => Ok(self.on_nonce_opened(now, *nonce)),
             ParticipantInput::PartialSigned(signature) => Ok(self.on_partial_signed(now, *signature)),
+            ParticipantInput::Resumed => Ok(self.on_resumed(now)),
             ParticipantInput::NonceLost => Ok(self.on_nonce_lost(now)),
             ParticipantInput::Seen(message) => Ok(self.on_own_message(now, message)),
             ParticipantInput::FallbackSigned(signature) => Ok(self.on_fallback_signed(now, *signature)),

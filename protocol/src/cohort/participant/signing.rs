@@ -16,7 +16,7 @@ use crate::{
         Body, Bytes, Message,
         sign::{AggregatedNonce, AuthorizationRequest, FallbackAuthorizationRequest},
     },
-    output::check_beacon_transaction,
+    output::{check_beacon_transaction, check_fee},
     time::Timestamp,
 };
 
@@ -37,7 +37,7 @@ impl ParticipantCohort {
                 return Err(Reject::new(RejectCode::WrongPhase, from, "we have not approved any data to announce"));
             }
         };
-        check(from, round, &body.pending_tx, &body.prev_out_script_hex)?;
+        self.check(from, round, &body.pending_tx, &body.prev_out_script_hex, body.prev_out_value)?;
         Ok(vec![ParticipantEvent::SigningRequested {
             at: now,
             session_id: body.session_id.clone(),
@@ -189,7 +189,7 @@ impl ParticipantCohort {
             return Err(Reject::new(RejectCode::TransactionMismatch, from, detail));
         }
         let Phase::Signing { request, stage, .. } = &self.phase else {
-            check(from, round, &body.pending_tx, &body.prev_out_script_hex)?;
+            self.check(from, round, &body.pending_tx, &body.prev_out_script_hex, body.prev_out_value)?;
             return Ok(vec![ParticipantEvent::SigningRequested {
                 at: now,
                 session_id: body.session_id.clone(),
@@ -211,6 +211,20 @@ impl ParticipantCohort {
         }
     }
 
+    /// Everything about the transaction, before a nonce is opened for it.
+    fn check(
+        &self,
+        from: &Did,
+        round: &Round,
+        transaction: &Transaction,
+        prevout_script: &Script,
+        value: Amount,
+    ) -> Result<(), Reject> {
+        check_beacon_transaction(transaction, &round.output, prevout_script, value, &round.signal)
+            .and_then(|()| check_fee(transaction, &round.output, value, self.config.max_fee_rate))
+            .map_err(|fault| Reject::new(RejectCode::TransactionMismatch, from, fault))
+    }
+
     pub(super) fn on_fallback_signed(&self, now: Timestamp, signature: Bytes<64>) -> Vec<ParticipantEvent> {
         match &self.phase {
             Phase::Signing {
@@ -225,11 +239,6 @@ impl Request {
     fn is(&self, session_id: &SessionId, transaction: &Transaction, value: Amount) -> bool {
         self.session_id == *session_id && self.transaction == *transaction && self.value == value
     }
-}
-
-fn check(from: &Did, round: &Round, transaction: &Transaction, prevout_script: &Script) -> Result<(), Reject> {
-    check_beacon_transaction(transaction, &round.output, prevout_script, &round.signal)
-        .map_err(|fault| Reject::new(RejectCode::TransactionMismatch, from, fault))
 }
 
 fn spent(from: &Did) -> Reject {

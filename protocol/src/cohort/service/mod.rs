@@ -36,6 +36,7 @@ use crate::{
     output::BeaconOutput,
     signing::{SigningOutcome, SigningTask},
     time::Timestamp,
+    update::Edition,
 };
 
 /// What can happen to a cohort at its service.
@@ -129,6 +130,8 @@ pub struct ServiceCohort {
     extensions: u32,
     phase: Phase,
     faults: Faults,
+    /// Whether an update or the aggregated data was accepted by rules that no resolver applies any more.
+    outdated: bool,
 }
 
 /// Two cohorts are equal when everything that events can change is equal; the configuration is the host's.
@@ -139,6 +142,7 @@ impl PartialEq for ServiceCohort {
             && self.extensions == other.extensions
             && self.phase == other.phase
             && self.faults == other.faults
+            && self.outdated == other.outdated
     }
 }
 
@@ -174,6 +178,7 @@ impl ServiceCohort {
             extensions: 0,
             phase: Phase::Planned,
             faults: Faults::default(),
+            outdated: false,
         })
     }
 
@@ -383,6 +388,10 @@ impl Machine for ServiceCohort {
             ServiceEvent::FaultRecorded { fault } => self.faults.record(fault),
             ServiceEvent::OptInDisplaced { fault, .. } => {
                 self.faults.record(fault);
+                self.phase.apply(event, &self.config.terms, self.started);
+            }
+            ServiceEvent::UpdateReceived { edition, .. } | ServiceEvent::UpdatesAggregated { edition, .. } => {
+                self.outdated |= *edition != Edition::CURRENT;
                 self.phase.apply(event, &self.config.terms, self.started);
             }
             _ => self.phase.apply(event, &self.config.terms, self.started),

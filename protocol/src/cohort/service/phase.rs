@@ -274,7 +274,7 @@ impl Phase {
                 slots.insert(did.clone(), None);
             }
             (
-                ServiceEvent::UpdatesAggregated { at, aggregation },
+                ServiceEvent::UpdatesAggregated { at, aggregation, .. },
                 Self::CollectingUpdates { formed, slots, .. },
             ) => {
                 *self = Self::Validating {

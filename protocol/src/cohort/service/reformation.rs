@@ -42,6 +42,9 @@ impl ServiceCohort {
     /// A phase that lapsed while the service was down is no member's fault: each is given a little time to answer what it is
     /// asked again. What waits for nobody but ourselves is over.
     pub(super) fn on_resumed(&self, now: Timestamp) -> Vec<ServiceEvent> {
+        if self.outdated && !self.has_ended() {
+            return self.fail(now, CohortFailure::Outdated);
+        }
         let (Phase::CollectingUpdates { deadline, .. }
         | Phase::Validating { deadline, .. }
         | Phase::CheckingPresence { deadline, .. }) = &self.phase

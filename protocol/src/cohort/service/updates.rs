@@ -16,7 +16,7 @@ use crate::{
     hash::DocumentHash,
     message::{Message, update::SubmitUpdate},
     time::Timestamp,
-    update::{SignedUpdate, UpdateContext, UpdateError, verify_update},
+    update::{Edition, SignedUpdate, UpdateContext, UpdateError, refuse_expiring, verify_proof, verify_update},
 };
 
 impl ServiceCohort {
@@ -42,10 +42,14 @@ impl ServiceCohort {
         if !matches!(self.phase, Phase::CollectingUpdates { .. }) {
             return Err(Reject::new(RejectCode::WrongPhase, from, "the cohort collects no updates now"));
         }
-        verify(member, &update)?;
+        verify(now, member, &update)?;
         let hash = *update.hash();
-        let received =
-            ServiceEvent::UpdateReceived { did: from.clone(), update: update.packed(), digest: message.digest() };
+        let received = ServiceEvent::UpdateReceived {
+            did: from.clone(),
+            update: update.packed(),
+            digest: message.digest(),
+            edition: Edition::CURRENT,
+        };
         Ok(self.with_aggregation(now, received, (from, Some(hash)), rng))
     }
 
@@ -99,7 +103,11 @@ impl ServiceCohort {
             .and_then(|beacon| beacon.aggregate(&slots, rng).map_err(|error| error.to_string()));
         match aggregation {
             Ok(aggregation) => {
-                events.push(ServiceEvent::UpdatesAggregated { at: now, aggregation: Arc::new(aggregation) });
+                events.push(ServiceEvent::UpdatesAggregated {
+                    at: now,
+                    aggregation: Arc::new(aggregation),
+                    edition: Edition::CURRENT,
+                });
             }
             Err(reason) => events.extend(self.fail(now, CohortFailure::Internal { reason })),
         }
@@ -107,7 +115,10 @@ impl ServiceCohort {
     }
 }
 
-fn verify(member: &Member, update: &SignedUpdate) -> Result<(), Reject> {
+/// Checks `update` by every rule, as far as the service knows the document that it starts from: that is the initial one,
+/// from which a first update starts. Of a later update the proof is checked, under a key that the initial document
+/// authorizes.
+fn verify(now: Timestamp, member: &Member, update: &SignedUpdate) -> Result<(), Reject> {
     let reject = |error: UpdateError| {
         let code = match error.code() {
             "UPDATE_MALFORMED" => RejectCode::UpdateMalformed,
@@ -117,11 +128,10 @@ fn verify(member: &Member, update: &SignedUpdate) -> Result<(), Reject> {
     };
     let initial = document::initial_document(&member.did, member.genesis_document.as_deref())
         .map_err(|error| Reject::new(RejectCode::UpdateVerificationFailed, &member.did, error))?;
-    let context = UpdateContext {
-        did: &member.did,
-        verification_method: &member.verification_method,
-        key: &member.communication_key,
-        initial_document: Some(&initial),
+    let context = UpdateContext { did: &member.did, document: &initial, version: 1, block: None };
+    let valid = match update.target_version() {
+        Some(version) if version > 2 => verify_proof(update, &context),
+        _ => verify_update(update, &context).map(|_| ()),
     };
-    verify_update(update, &context).map_err(reject)
+    valid.and_then(|()| refuse_expiring(update, now)).map_err(reject)
 }

@@ -81,7 +81,7 @@ impl ServiceCohort {
         let output = &formed.output;
         let signal = &aggregated.aggregation.signal;
         // A wrong transaction from our own operator would be refused by every member: better to fail here, with a reason.
-        if let Err(fault) = check_beacon_transaction(transaction, output, output.script_pubkey(), signal) {
+        if let Err(fault) = check_beacon_transaction(transaction, output, output.script_pubkey(), value, signal) {
             return Ok(self.fail(now, CohortFailure::Transaction { reason: fault.to_string() }));
         }
         if self.config.terms.rules.presence_check {

@@ -31,7 +31,7 @@ impl SigningSession {
         body: &FallbackSignature,
         message: &Message,
     ) -> Result<Vec<SessionEvent>, Reject> {
-        let (SessionPhase::Fallback { signatures, holdouts, .. }, Some(leaf), Some(sighash)) =
+        let (SessionPhase::Fallback { signatures, holdouts, culprits, .. }, Some(leaf), Some(sighash)) =
             (&self.phase, self.task.output.fallback(), self.task.fallback_sighash())
         else {
             return Err(Reject::new(RejectCode::WrongPhase, from, "no fallback signatures are collected now"));
@@ -45,7 +45,8 @@ impl SigningSession {
             return Err(Reject::new(RejectCode::InvalidKey, from, "signerPk is not the member's key"));
         };
         if !key.verify(sighash, &signature) {
-            return Err(Reject::new(RejectCode::BadFallbackSignature, from, "fallbackSignature does not verify"));
+            let detail = "fallbackSignature does not verify";
+            return self.on_invalid(from, RejectCode::BadFallbackSignature, Slot::FallbackSignature, detail);
         }
         let mut events = vec![SessionEvent::FallbackSignatureReceived {
             did: from.clone(),
@@ -66,7 +67,7 @@ impl SigningSession {
                         path: SpendPath::ScriptPath,
                         signature: None,
                         signers,
-                        culprits: self.culprits(),
+                        culprits: culprits.clone(),
                         holdouts: holdouts.clone(),
                     };
                     SessionEvent::SessionCompleted { at: now, signed: Arc::new(signed) }

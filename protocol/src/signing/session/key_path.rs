@@ -1,4 +1,4 @@
-//! The key path: nonces, partial signatures, and who is to blame when they do not add up (BIP-327).
+//! The key path: nonces and partial signatures, each verified when it arrives (BIP-327).
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -9,11 +9,11 @@ use super::{SessionEvent, SessionPhase, SigningSession};
 use crate::{
     cohort::event::SpendPath,
     did::Did,
-    error::{Fault, Reject, RejectCode, Slot},
+    error::{Reject, RejectCode, Slot},
     key::Signature,
     message::{Bytes, Message},
     output::finalize_key_path,
-    signing::{Signed, blame},
+    signing::{Signed, partial::PartialVerifier},
     time::Timestamp,
 };
 
@@ -34,7 +34,8 @@ impl SigningSession {
             return self.on_filled_slot(from, Slot::Nonce, *first == nonce);
         }
         if PubNonce::from_bytes(&nonce.0).is_err() {
-            return Err(Reject::new(RejectCode::InvalidNonce, from, "nonceContribution is not two curve points"));
+            let detail = "nonceContribution is not two curve points";
+            return self.on_invalid(from, RejectCode::InvalidNonce, Slot::Nonce, detail);
         }
         let mut events = vec![SessionEvent::NonceReceived { did: from.clone(), nonce, digest: message.digest() }];
         if nonces.len() + 1 == self.task.members.len() {
@@ -57,10 +58,9 @@ impl SigningSession {
         if let Some(first) = partials.get(from) {
             return self.on_filled_slot(from, Slot::PartialSignature, *first == signature);
         }
-        // Zero is a number but no honest member's signature; without this check it would only be found at the end.
-        if PartialSignature::from_slice(&signature.0).is_err() || signature.0 == [0; 32] {
-            let detail = "partialSignature is not a number in 1..n".to_owned();
-            return Ok(self.on_culprits(now, vec![(from.clone(), detail)]));
+        if !self.is_valid(from, nonces, aggregated, &signature) {
+            let detail = "partialSignature does not verify against the member's key and nonce";
+            return self.on_invalid(from, RejectCode::BadPartialSignature, Slot::PartialSignature, detail);
         }
         let received =
             SessionEvent::PartialSignatureReceived { did: from.clone(), signature, digest: message.digest() };
@@ -72,14 +72,43 @@ impl SigningSession {
         let mut events = vec![received];
         match self.aggregate(aggregated, &all) {
             Some((signature, transaction)) => events.extend(self.complete_key_path(now, signature, transaction)),
+            // All of them were verified when they arrived, but for those that an earlier version stored.
             None => {
-                let detail = "partialSignature does not verify against the member's key and nonce";
-                let guilty = blame::culprits(&self.task, nonces, aggregated, &all);
-                let guilty = guilty.into_iter().map(|did| (did, detail.to_owned())).collect();
-                events.extend(self.on_culprits(now, guilty));
+                let invalid: Vec<SessionEvent> = all
+                    .iter()
+                    .filter(|(did, signature)| !self.is_valid(did, nonces, aggregated, signature))
+                    .filter_map(|(did, _)| {
+                        let detail =
+                            "partialSignature does not verify against the member's key and nonce".to_owned();
+                        let (code, slot) = (RejectCode::BadPartialSignature, Slot::PartialSignature);
+                        self.faults.observe(did, code, slot, detail).ok()
+                    })
+                    .map(|fault| SessionEvent::FaultRecorded { fault })
+                    .collect();
+                if invalid.is_empty() {
+                    let reason = "the aggregate of valid partial signatures does not verify".to_owned();
+                    events.push(self.leave_key_path(now, reason, Vec::new()));
+                }
+                events.extend(invalid);
             }
         }
         Ok(events)
+    }
+
+    /// Whether `did`'s partial signature satisfies its equation. Zero is a number, and no honest member's signature.
+    fn is_valid(
+        &self,
+        did: &Did,
+        nonces: &BTreeMap<Did, Bytes<66>>,
+        aggregated: &Bytes<66>,
+        signature: &Bytes<32>,
+    ) -> bool {
+        let verifier = self.verifier.get_or_init(|| PartialVerifier::new(&self.task, aggregated));
+        let (Some(verifier), Some(key), Some(nonce)) = (verifier, self.task.members.get(did), nonces.get(did))
+        else {
+            return false;
+        };
+        signature.0 != [0; 32] && verifier.verify(&self.task, key, nonce, signature)
     }
 
     /// The final signature and the transaction that it signs, when it verifies.
@@ -120,18 +149,5 @@ impl SigningSession {
             SessionEvent::PathChosen { at: now, path: SpendPath::KeyPath, reason: None, holdouts: Vec::new() },
             SessionEvent::SessionCompleted { at: now, signed: Arc::new(signed) },
         ]
-    }
-
-    /// Nobody is a holdout here: whoever has not signed yet still had the time to.
-    pub(super) fn on_culprits(&self, now: Timestamp, guilty: Vec<(Did, String)>) -> Vec<SessionEvent> {
-        let mut events: Vec<_> = guilty
-            .into_iter()
-            .map(|(did, detail)| {
-                let (code, slot) = (RejectCode::BadPartialSignature, Slot::PartialSignature);
-                SessionEvent::FaultRecorded { fault: Fault { did, code, slot, detail } }
-            })
-            .collect();
-        events.push(self.leave_key_path(now, "a partial signature is invalid".to_owned(), Vec::new()));
-        events
     }
 }

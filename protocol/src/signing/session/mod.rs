@@ -11,13 +11,13 @@ mod key_path;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use rand_core::CryptoRng;
 use serde::{Deserialize, Serialize};
 
-use super::{Signed, SigningOutcome, SigningTask};
+use super::{Signed, SigningOutcome, SigningTask, partial::PartialVerifier};
 use crate::{
     cohort::{
         event::SpendPath,
@@ -90,7 +90,7 @@ pub enum SessionEvent {
         /// The aggregate nonce.
         nonce: Bytes<66>,
     },
-    /// A member's partial signature arrived; it is verified with all others, when the aggregate is.
+    /// A member's partial signature was verified. (Journals before version 0.2.0 have some that were not.)
     PartialSignatureReceived {
         /// Whose.
         did: Did,
@@ -112,7 +112,7 @@ pub enum SessionEvent {
         path: SpendPath,
         /// Why it is not the key path, in words.
         reason: Option<String>,
-        /// Who was missing when the fallback was chosen.
+        /// Who had sent nothing when the fallback was chosen.
         holdouts: Vec<Did>,
     },
     /// A member's signature on the fallback leaf was verified.
@@ -175,8 +175,8 @@ pub enum SessionPhase {
     },
     /// The latch fell to the key path: the aggregate signature is valid.
     KeyPath,
-    /// The latch fell to the fallback: members sign on its leaf.
-    Fallback { signatures: BTreeMap<Did, Signature>, holdouts: Vec<Did>, deadline: Timestamp },
+    /// The latch fell to the fallback: members sign on its leaf. `culprits` had sent what is invalid only.
+    Fallback { signatures: BTreeMap<Did, Signature>, holdouts: Vec<Did>, culprits: Vec<Did>, deadline: Timestamp },
     /// It ended.
     Ended(SigningOutcome),
 }
@@ -201,6 +201,8 @@ pub struct SigningSession {
     /// How many times the current phase was given more time.
     extensions: u32,
     faults: Faults,
+    /// Made of the aggregate nonce when the first partial signature arrives.
+    verifier: OnceLock<Option<PartialVerifier>>,
 }
 
 impl PartialEq for SigningSession {
@@ -224,7 +226,8 @@ impl fmt::Debug for SigningSession {
 impl SigningSession {
     /// A session that is not opened yet.
     pub fn new(task: Arc<SigningTask>) -> Self {
-        Self { task, phase: SessionPhase::Planned, extensions: 0, faults: Faults::default() }
+        let (phase, faults) = (SessionPhase::Planned, Faults::default());
+        Self { task, phase, extensions: 0, faults, verifier: OnceLock::new() }
     }
 
     /// What it is to sign.
@@ -289,17 +292,31 @@ impl SigningSession {
         entries
     }
 
-    /// Everybody else with a fault on record: what a member is blamed for must be what it did.
-    fn equivocators(&self) -> Vec<Did> {
-        let guilty: BTreeSet<&Did> = self.faults.iter().map(|fault| &fault.did).collect();
-        let culprits = self.culprits();
+    /// Who said two things in one place, and is not among the culprits: what a member is blamed for must be what it did.
+    fn equivocators(&self, culprits: &[Did]) -> Vec<Did> {
+        let faults = self.faults.iter().filter(|fault| fault.code == RejectCode::Equivocation);
+        let guilty: BTreeSet<&Did> = faults.map(|fault| &fault.did).collect();
         guilty.into_iter().filter(|did| !culprits.contains(did)).cloned().collect()
     }
 
-    /// Whose partial signatures were invalid.
+    /// Who sent only what is invalid in the phase that is under way. Whoever sent a valid contribution after that has mended it.
     fn culprits(&self) -> Vec<Did> {
-        let guilty = self.faults.iter().filter(|fault| fault.code == RejectCode::BadPartialSignature);
-        guilty.map(|fault| fault.did.clone()).collect()
+        let slot = match &self.phase {
+            SessionPhase::CollectingNonces { .. } => Slot::Nonce,
+            SessionPhase::CollectingPartialSignatures { .. } => Slot::PartialSignature,
+            SessionPhase::Fallback { .. } => Slot::FallbackSignature,
+            SessionPhase::Planned | SessionPhase::KeyPath | SessionPhase::Ended(_) => return Vec::new(),
+        };
+        let missing: BTreeSet<Did> = self.holdouts().into_iter().collect();
+        let invalid =
+            self.faults.iter().filter(|fault| fault.slot == slot && fault.code != RejectCode::Equivocation);
+        invalid.map(|fault| fault.did.clone()).filter(|did| missing.contains(did)).collect()
+    }
+
+    /// The members that have sent nothing at all in the phase that is under way.
+    fn silent(&self) -> Vec<Did> {
+        let culprits = self.culprits();
+        self.holdouts().into_iter().filter(|did| !culprits.contains(did)).collect()
     }
 
     fn on_message(&self, now: Timestamp, message: &Message) -> Result<Vec<SessionEvent>, Reject> {
@@ -331,6 +348,19 @@ impl SigningSession {
         }
     }
 
+    /// What to do about a contribution that fails its check: it is not stored, and its sender may send a valid one until the
+    /// deadline.
+    fn on_invalid(
+        &self,
+        from: &Did,
+        code: RejectCode,
+        slot: Slot,
+        detail: &str,
+    ) -> Result<Vec<SessionEvent>, Reject> {
+        let fault = self.faults.observe(from, code, slot, detail.to_owned())?;
+        Ok(vec![SessionEvent::FaultRecorded { fault }])
+    }
+
     fn on_filled_slot(&self, from: &Did, slot: Slot, same: bool) -> Result<Vec<SessionEvent>, Reject> {
         if same {
             return Ok(Vec::new());
@@ -357,7 +387,7 @@ impl SigningSession {
         if self.deadline().is_none_or(|deadline| now < deadline) {
             return Vec::new();
         }
-        let (Some(phase), holdouts) = (self.phase.timed(), self.holdouts()) else { return Vec::new() };
+        let (Some(phase), holdouts) = (self.phase.timed(), self.silent()) else { return Vec::new() };
         let rule = self.task.rules.rule(phase);
         let until = now + self.task.rules.timeout(phase, &self.task.timing);
         if self.extensions < rule.extensions && until > now {
@@ -402,7 +432,7 @@ impl Machine for SigningSession {
             (
                 SessionInput::Fallback(reason),
                 SessionPhase::CollectingNonces { .. } | SessionPhase::CollectingPartialSignatures { .. },
-            ) => Ok(vec![self.leave_key_path(now, reason.clone(), self.holdouts())]),
+            ) => Ok(vec![self.leave_key_path(now, reason.clone(), self.silent())]),
             (SessionInput::Fallback(_), _) => Ok(Vec::new()),
             (SessionInput::Resumed, _) => Ok(self.on_resumed(now)),
             (SessionInput::Tick, _) => Ok(self.on_tick(now)),
@@ -443,12 +473,22 @@ impl Machine for SigningSession {
             ) => {
                 partials.insert(did.clone(), *signature);
             }
-            (SessionEvent::FaultRecorded { fault }, _) => self.faults.record(fault),
+            (SessionEvent::FaultRecorded { fault }, phase) => {
+                self.faults.record(fault);
+                // One of a journal of an earlier version, which stored it before it was verified.
+                if let SessionPhase::CollectingPartialSignatures { partials, .. } = phase
+                    && fault.code == RejectCode::BadPartialSignature
+                {
+                    partials.remove(&fault.did);
+                }
+            }
             (SessionEvent::PathChosen { path: SpendPath::KeyPath, .. }, phase) => *phase = SessionPhase::KeyPath,
-            (SessionEvent::PathChosen { at, holdouts, .. }, phase) => {
-                *phase = SessionPhase::Fallback {
+            (SessionEvent::PathChosen { at, holdouts, .. }, _) => {
+                let culprits = self.culprits();
+                self.phase = SessionPhase::Fallback {
                     signatures: BTreeMap::new(),
                     holdouts: holdouts.clone(),
+                    culprits,
                     deadline: deadline_from(TimedPhase::Fallback, *at),
                 };
             }
@@ -462,12 +502,18 @@ impl Machine for SigningSession {
                 *phase = SessionPhase::Ended(SigningOutcome::Signed(Arc::clone(signed)));
             }
             (SessionEvent::SessionFailed { phase, reason, holdouts, .. }, _) => {
+                let mut culprits = self.culprits();
+                if let SessionPhase::Fallback { culprits: of_key_path, .. } = &self.phase {
+                    culprits.extend(of_key_path.iter().cloned());
+                    culprits.sort();
+                    culprits.dedup();
+                }
                 self.phase = SessionPhase::Ended(SigningOutcome::Failed {
                     phase: *phase,
                     reason: reason.clone(),
                     holdouts: holdouts.clone(),
-                    culprits: self.culprits(),
-                    equivocators: self.equivocators(),
+                    equivocators: self.equivocators(&culprits),
+                    culprits,
                 });
             }
             _ => {}

@@ -4,8 +4,16 @@
 //! one by the hash of a genesis document that its controller shows. So whoever checks a first update knows the document
 //! that it starts from.
 
+mod conformance;
+mod methods;
+
 use serde_json::{Value, json};
 
+pub(crate) use self::methods::absolute;
+pub use self::{
+    conformance::{DOCUMENT_CONTEXT, NotConformant, check_conformance},
+    methods::{invocation_key, invocation_methods},
+};
 use crate::{
     did::{Did, Genesis},
     jcs::{self, JcsError},
@@ -39,9 +47,32 @@ pub enum DocumentError {
     /// The document has no canonical form and so no hash.
     #[error("the document has no canonical form: {0}")]
     NotCanonical(#[from] JcsError),
-    /// `capabilityInvocation[0]` is not a reference to exactly one of the document's own verification methods.
-    #[error("capabilityInvocation[0] does not name exactly one of the document's own verification methods")]
-    CapabilityInvocation,
+    /// The document does not conform to DID Core v1.1.
+    #[error("the document does not conform to DID Core v1.1: {0} (rules I-4 and U-15)")]
+    NotConformant(#[from] NotConformant),
+    /// Nobody can update the document with a key that can be read.
+    #[error(
+        "capabilityInvocation names no Multikey of a compressed secp256k1 key: nobody could update the document"
+    )]
+    NoUsableMethod,
+    /// No member of `capabilityInvocation` has this key.
+    #[error("no method in capabilityInvocation has the key {key}")]
+    NotAMethodsKey {
+        /// The key.
+        key: PublicKey,
+    },
+    /// A verification method is not in `capabilityInvocation`.
+    #[error("{method} is not in the document's capabilityInvocation (rule U-6)")]
+    NotAuthorized {
+        /// Its absolute id.
+        method: String,
+    },
+    /// A verification method is in `capabilityInvocation` and nowhere described.
+    #[error("{method} is in capabilityInvocation, but the document has no such verificationMethod (rule U-7)")]
+    MethodNotFound {
+        /// Its absolute id.
+        method: String,
+    },
     /// The verification method is not a Multikey of a compressed secp256k1 key.
     #[error("the verification method is not a Multikey of a compressed secp256k1 key")]
     Multikey,
@@ -73,11 +104,12 @@ pub fn genesis_document(key: &PublicKey, network: Network) -> Value {
 ///
 /// For a KEY identifier it follows from the key, and `genesis_document` is not looked at: one Multikey `#initialKey` in
 /// all four relationships, and one `SingletonBeacon` for each of the key's P2PKH, P2WPKH and (key path only) P2TR address.
-/// For an EXTERNAL identifier it is the genesis document with [`PLACEHOLDER`] replaced by the identifier.
+/// For an EXTERNAL identifier it is the genesis document with [`PLACEHOLDER`] replaced by the identifier, in every place of its
+/// text (rule I-3).
 ///
 /// # Errors
-/// For an EXTERNAL identifier: the genesis document is missing, is not the one committed to, has no canonical form, or is
-/// not a document of the placeholder.
+/// For an EXTERNAL identifier: the genesis document is missing, is not the one committed to, has no canonical form, is not a
+/// document of the placeholder (rule I-2), or does not conform to DID Core v1.1 (rule I-4).
 pub fn initial_document(did: &Did, genesis_document: Option<&Value>) -> Result<Value, DocumentError> {
     match did.genesis() {
         Genesis::Key(key) => Ok(key_document(did.as_str(), *key, did.network())),
@@ -89,49 +121,52 @@ pub fn initial_document(did: &Did, genesis_document: Option<&Value>) -> Result<V
             if genesis.get("id").and_then(Value::as_str) != Some(PLACEHOLDER) {
                 return Err(DocumentError::Id);
             }
-            let mut document = genesis.clone();
-            replace_placeholder(&mut document, did.as_str());
+            let document = replace_placeholder(genesis, did.as_str());
+            check_conformance(&document)?;
             Ok(document)
         }
     }
 }
 
-/// The verification method and key that an identifier starts with: `<did>#initialKey` for a KEY identifier, and for an
-/// EXTERNAL one [`capability_invocation_key`] of its initial document.
+/// A verification method that may update the identifier's first document, and its key: `<did>#initialKey` of a KEY
+/// identifier, and of an EXTERNAL one the first member of `capabilityInvocation` whose key can be read. The id is absolute.
 ///
 /// # Errors
-/// Those of [`initial_document`] and [`capability_invocation_key`]; a KEY identifier gives none.
+/// Those of [`initial_document`], and [`DocumentError::NoUsableMethod`]; a KEY identifier gives none.
 pub fn genesis_key(did: &Did, genesis_document: Option<&Value>) -> Result<(String, PublicKey), DocumentError> {
     match did.genesis() {
         Genesis::Key(key) => Ok((initial_key_id(did), *key)),
-        Genesis::External(_) => capability_invocation_key(&initial_document(did, genesis_document)?),
+        Genesis::External(_) => {
+            let document = initial_document(did, genesis_document)?;
+            invocation_methods(&document).next().ok_or(DocumentError::NoUsableMethod)
+        }
     }
 }
 
-/// The id and key of the verification method that `capabilityInvocation[0]` names: the key that authorizes updates.
-///
-/// There is no second choice. Only a string reference counts, and only one that names exactly one entry of
-/// `verificationMethod` under the document's own id: a method embedded in the relationship, or one of another identifier,
-/// would leave open whose key it is.
+/// The absolute id of the method with `key` among those that may update the identifier's first document.
 ///
 /// # Errors
-/// [`DocumentError::CapabilityInvocation`], [`DocumentError::Multikey`].
-pub fn capability_invocation_key(document: &Value) -> Result<(String, PublicKey), DocumentError> {
-    let named = || {
-        let reference = document.get("capabilityInvocation")?.get(0)?.as_str()?;
-        let fragment = reference.strip_prefix(document.get("id")?.as_str()?)?.strip_prefix('#')?;
-        let methods = document.get("verificationMethod")?.as_array()?;
-        let mut matching =
-            methods.iter().filter(|method| method.get("id").and_then(Value::as_str) == Some(reference));
-        let method = matching.next()?;
-        (!fragment.is_empty() && matching.next().is_none()).then_some((reference, method))
-    };
-    let (reference, method) = named().ok_or(DocumentError::CapabilityInvocation)?;
-    if method.get("type").and_then(Value::as_str) != Some("Multikey") {
-        return Err(DocumentError::Multikey);
+/// Those of [`initial_document`]; [`DocumentError::NoUsableMethod`]; [`DocumentError::NotAMethodsKey`].
+pub fn genesis_method(
+    did: &Did,
+    genesis_document: Option<&Value>,
+    key: &PublicKey,
+) -> Result<String, DocumentError> {
+    let document = initial_document(did, genesis_document)?;
+    let mut methods = invocation_methods(&document).peekable();
+    if methods.peek().is_none() {
+        return Err(DocumentError::NoUsableMethod);
     }
-    let text = method.get("publicKeyMultibase").and_then(Value::as_str).ok_or(DocumentError::Multikey)?;
-    Ok((reference.to_owned(), decode_multikey(text)?))
+    let method = methods.find(|(_, other)| other == key);
+    method.map(|(id, _)| id).ok_or(DocumentError::NotAMethodsKey { key: *key })
+}
+
+/// The address in a beacon's `serviceEndpoint`: what follows `bitcoin:`, without the parameters behind `?` (BIP-321, rule
+/// T-8). `None` where that is not how it begins, or nothing follows.
+pub fn beacon_address(service_endpoint: &str) -> Option<&str> {
+    let (scheme, rest) = service_endpoint.split_once(':')?;
+    let address = rest.split('?').next().unwrap_or_default();
+    (scheme.eq_ignore_ascii_case("bitcoin") && !address.is_empty()).then_some(address)
 }
 
 /// The Multikey text of `key`: `z`, then base58btc of 0xe7 0x01 and the 33 compressed bytes (W3C Controlled Identifiers,
@@ -172,7 +207,7 @@ fn key_document(id: &str, key: PublicKey, network: Network) -> Value {
     let method = format!("{id}#initialKey");
     json!({
         "id": id,
-        "@context": ["https://www.w3.org/ns/did/v1.1", "https://btcr2.dev/context/v1"],
+        "@context": DOCUMENT_CONTEXT,
         "verificationMethod": [{
             "id": method,
             "type": "Multikey",
@@ -187,19 +222,10 @@ fn key_document(id: &str, key: PublicKey, network: Network) -> Value {
     })
 }
 
-/// Replaces the placeholder where it is an identifier: the whole of a string, or the identifier of a DID URL with a
-/// fragment. Elsewhere the same characters are text.
-fn replace_placeholder(value: &mut Value, did: &str) {
-    match value {
-        Value::String(text) => {
-            if let Some(rest) = text.strip_prefix(PLACEHOLDER)
-                && (rest.is_empty() || rest.starts_with('#'))
-            {
-                *text = format!("{did}{rest}");
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(|item| replace_placeholder(item, did)),
-        Value::Object(fields) => fields.values_mut().for_each(|field| replace_placeholder(field, did)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
-    }
+/// Replaces the placeholder in every place of the JSON text, and reads that again: in the names of members and inside of
+/// longer text too (rule I-3).
+fn replace_placeholder(genesis: &Value, did: &str) -> Value {
+    let text = genesis.to_string().replace(PLACEHOLDER, did);
+    // An identifier has no character that JSON escapes, so that what was JSON still is; and no brackets, so that it is as deep.
+    serde_json::from_str(&text).expect("JSON text in which a word was replaced by another is JSON")
 }

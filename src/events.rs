@@ -1,12 +1,16 @@
 //! What a program says while it runs: lines for people, or one JSON object a line for machines.
 
-use std::io::Write;
+use std::{convert::Infallible, io::Write};
 
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::{
-    actors::notice::{ParticipantNotice, ServiceNotice},
+    actors::{
+        notice::{ParticipantNotice, ServiceNotice},
+        transport::contact::ContactNotice,
+    },
     bitcoin::notice::AnnouncementNotice,
     join::Terms,
     protocol::{did::Did, id::CohortId, network::Network},
@@ -98,6 +102,18 @@ impl Printer {
     /// A step of a participant.
     pub fn participant_step(&self, step: &ParticipantNotice) {
         self.step(step, || participant_text(step));
+    }
+
+    /// Whether services and relays can be reached, for as long as the program runs.
+    pub async fn follow(self, mut contacts: broadcast::Receiver<ContactNotice>) -> Infallible {
+        loop {
+            match contacts.recv().await {
+                Ok(notice) => self.step(&notice, || notice.text()),
+                Err(RecvError::Lagged(missed)) => self.warn(&format!("{missed} events were not shown")),
+                // The transports are gone, and the program ends.
+                Err(RecvError::Closed) => std::future::pending().await,
+            }
+        }
     }
 
     /// What happens at a member's beacon.

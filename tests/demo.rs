@@ -29,7 +29,7 @@ use btcr2_aggregation::protocol::{
 };
 use serde_json::Value;
 
-#[allow(dead_code)]
+#[allow(dead_code, unreachable_pub)]
 #[path = "support/verify.rs"]
 mod verify;
 

@@ -416,7 +416,8 @@ fn garbage_other_versions_and_forged_senders_are_refused_and_the_cohort_complete
     let (now, mut rng) = (Clock::system().now(), Randomness::System.for_actor("villain"));
     let envelope = SealedEnvelope::seal_with_rng(&forged, villain.secret_key(), now, &mut rng).unwrap().to_json();
     let statuses: Vec<u16> = actix_rt::System::new().block_on(async {
-        let client = reqwest::Client::new();
+        let client =
+            btcr2_aggregation::actors::transport::tls::Trust::system().http_client().unwrap().build().unwrap();
         let mut statuses = Vec::new();
         let deep = "[".repeat(60_000);
         let large = "x".repeat(70_000);

@@ -226,7 +226,10 @@ fn a_did_that_floods_the_service_holds_up_nobody() {
     let flood = std::thread::spawn(move || {
         actix_rt::System::new().block_on(async {
             let flooder = fresh_identity();
-            let (client, mut rng) = (reqwest::Client::new(), Randomness::System.for_actor(""));
+            let (client, mut rng) = (
+                btcr2_aggregation::actors::transport::tls::Trust::system().http_client().unwrap().build().unwrap(),
+                Randomness::System.for_actor(""),
+            );
             let cohort_id = serde_json::from_value(json!("flood")).unwrap();
             let message =
                 Message::new(flooder.did().clone(), Some(did), Body::from(SubmitNonIncluded { cohort_id }));
@@ -284,6 +287,7 @@ async fn participant_with_clock(url: &str, offset: i64) -> Result<Value, String>
         Printer::new(true),
     );
     let settings = ParticipantSettings {
+        max_fee_rate: btcr2_aggregation::protocol::output::DEFAULT_MAX_FEE_RATE,
         identity,
         transport: Arc::new(HttpClient::new(url, None, clock, Randomness::System).unwrap()),
         policy: Arc::new(policy),

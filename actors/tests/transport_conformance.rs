@@ -19,6 +19,7 @@ use btcr2_aggregation_actors::{
         link::Link,
         memory::MemoryTransport,
         nostr::{NostrTransport, embedded::EmbeddedRelay},
+        tls::Trust,
     },
 };
 use btcr2_aggregation_protocol::{
@@ -149,7 +150,13 @@ impl Net for Http {
         let digest = sha256(&jcs::canonicalize(&inside).expect("canonical"));
         inside["sig"] = json!(key.sign(&digest, &mut rng).to_string());
         for (body, code) in [(by_the_victim, "invalid_envelope"), (inside.to_string(), "sender_mismatch")] {
-            let request = reqwest::Client::new().post(format!("{}/v1/messages", self.url)).body(body);
+            let request = Trust::system()
+                .http_client()
+                .unwrap()
+                .build()
+                .unwrap()
+                .post(format!("{}/v1/messages", self.url))
+                .body(body);
             let answer = request.send().await.expect("an answer").text().await.expect("text");
             assert_eq!(answer, json!({ "error": code }).to_string());
         }

@@ -110,7 +110,13 @@ fn posts(criterion: &mut Criterion) {
             });
         });
         // Criterion calls this for every sample.
-        let started = LazyCell::new(|| (Server::start(), runtime(), reqwest::Client::new()));
+        let started = LazyCell::new(|| {
+            (
+                Server::start(),
+                runtime(),
+                btcr2_aggregation::actors::transport::tls::Trust::system().http_client().unwrap().build().unwrap(),
+            )
+        });
         group.bench_function(BenchmarkId::new("post", name), |bencher| {
             let (server, runtime, client) = &*started;
             let url = format!("{}/v1/messages", server.url);
@@ -173,7 +179,8 @@ fn audience(members: &[Identity]) -> (Server, Runtime, mpsc::UnboundedReceiver<(
     let (server, runtime) = (Server::start(), runtime());
     let (tell, events) = mpsc::unbounded_channel();
     runtime.block_on(async {
-        let client = reqwest::Client::new();
+        let client =
+            btcr2_aggregation::actors::transport::tls::Trust::system().http_client().unwrap().build().unwrap();
         for member in members {
             listen(&client, &server.url, member, tell.clone()).await;
         }

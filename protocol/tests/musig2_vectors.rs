@@ -251,7 +251,6 @@ fn every_round_is_signed_as_recorded() {
 enum Named {
     /// The message could not be read; its sender is the culprit.
     Unreadable(DecodeError),
-    Refused(Reject),
     Recorded(Did, RejectCode),
     Nobody,
 }
@@ -287,7 +286,7 @@ fn feed_all(run: &mut Run, messages: Vec<Result<Message, DecodeError>>) -> Vec<(
             }
         };
         match run.feed(SessionInput::Message(message)) {
-            Err(reject) => named.push((index, Named::Refused(reject))),
+            Err(reject) => panic!("{reject}"),
             Ok(_) => {}
         }
     }
@@ -386,7 +385,6 @@ struct Round {
     task: Arc<SigningTask>,
     dids: Vec<Did>,
     nonces: BTreeMap<Did, Bytes<66>>,
-    aggregated: Bytes<66>,
     partials: BTreeMap<Did, Bytes<32>>,
 }
 
@@ -419,7 +417,7 @@ impl Round {
                 (did.clone(), signer.sign_partial(&task.session_id, &output, &aggregated, sighash).unwrap())
             })
             .collect();
-        Self { task, dids, nonces, aggregated, partials }
+        Self { task, dids, nonces, partials }
     }
 
     /// A session that has all nonces.

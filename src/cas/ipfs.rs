@@ -14,6 +14,7 @@ use reqwest::{
 use serde::Deserialize;
 
 use super::{Cas, CasError, CasFault, Content, ContentHash, MAX_CONTENT};
+use crate::actors::transport::tls::Trust;
 
 /// The answers other than contents are a few hundred bytes.
 const MAX_ANSWER: usize = 16 << 10;
@@ -65,9 +66,13 @@ impl Ipfs {
             base.set_path(&format!("{}/", base.path()));
         }
         // A redirect would send the password elsewhere.
-        match Client::builder().redirect(Policy::none()).build() {
+        let built = Trust::system()
+            .http_client()
+            .map_err(|error| error.to_string())
+            .and_then(|builder| builder.redirect(Policy::none()).build().map_err(|error| error.to_string()));
+        match built {
             Ok(http) => Ok(Self { http, base, timeout, name }),
-            Err(error) => Err(CasError { store: name, fault: CasFault::Unavailable(error.to_string()) }),
+            Err(problem) => Err(CasError { store: name, fault: CasFault::Unavailable(problem) }),
         }
     }
 

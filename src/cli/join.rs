@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{
     Events, fail, identity_of,
-    relay::RelaySettings,
+    relay::{RelaySettings, trust},
     serve::Beacon,
     singleton::{BeaconCoin, SatPerVb},
 };
@@ -66,7 +66,8 @@ settings! {
         /// With --secret-env: the Bitcoin network of the DID [default: regtest]
         #[arg(long, value_name = "N", env = "BTCR2_NETWORK")]
         network: Network,
-        /// Trust an https service only by the certificates in this PEM file, instead of the system's authorities
+        /// Trust an https service and wss relays only by the certificates in this PEM file, instead of the system's authorities:
+        /// by an authority in it, or by the server's own certificate
         #[arg(long, value_name = "FILE", env = "BTCR2_TLS_CA")]
         tls_ca: PathBuf,
         /// Listen to this service only; without it, to any that the URL leads to
@@ -170,12 +171,14 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
     let settings = args.settings.over(file);
     let identity = identity_of(settings.identity.as_deref(), settings.secret_env.as_deref(), settings.network)
         .map_err(|error| usage(error.to_string()))?;
+    let trust = trust(settings.tls_ca.as_deref()).map_err(usage)?;
     let relays = RelaySettings {
         relays: settings.relay.unwrap_or_default(),
         look_back: settings.look_back,
         timeout: settings.relay_timeout,
         publish_timeout: settings.publish_timeout,
         retry: settings.relay_retry,
+        trust: trust.clone(),
     };
     let nostr = relays.config(false).map_err(usage)?;
     if settings.service.is_none() && nostr.is_none() {
@@ -204,10 +207,6 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
         None if settings.decline == Some(true) => Intent::Decline,
         None => Intent::AddBeacon { source },
     };
-    let trusted = match &settings.tls_ca {
-        Some(path) => Some(fs::read(path).map_err(|error| usage(format!("{}: {error}", path.display())))?),
-        None => None,
-    };
     let singleton_fallback = match settings.singleton_fallback {
         Some(directory) => Some(SingletonFallback {
             directory,
@@ -228,7 +227,7 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
     Ok(JoinConfig {
         identity,
         service: settings.service,
-        trusted,
+        trust,
         nostr,
         service_did: settings.service_did,
         intent,

@@ -1,15 +1,23 @@
 //! Relays: the settings that all commands share, and `relay check`.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Args, Subcommand};
 
 use crate::{
     actors::{
         runtime::{Clock, Randomness},
-        transport::nostr::{
-            NostrConfig,
-            check::{self, RelayCheck},
+        transport::{
+            nostr::{
+                NostrConfig,
+                check::{self, RelayCheck},
+            },
+            tls::Trust,
         },
     },
     config::Span,
@@ -28,6 +36,9 @@ enum RelayCommand {
     Check {
         /// The relay, wss://...
         url: String,
+        /// Trust a wss relay only by the certificates in this PEM file, instead of the system's authorities
+        #[arg(long, value_name = "FILE", env = "BTCR2_TLS_CA")]
+        tls_ca: Option<PathBuf>,
         /// How long to wait for each thing that the relay should do
         #[arg(long, value_name = "TIME", default_value = "10s")]
         timeout: Span,
@@ -39,11 +50,19 @@ enum RelayCommand {
 
 /// Runs the command: 0 when the relay does all that a cohort needs, else 1; 2 when that is no relay's URL.
 pub(super) fn main(args: &RelayArgs) -> ExitCode {
-    let RelayCommand::Check { url, timeout, json } = &args.command;
+    let RelayCommand::Check { url, tls_ca, timeout, json } = &args.command;
+    let trust = match trust(tls_ca.as_deref()) {
+        Ok(trust) => trust,
+        Err(problem) => {
+            eprintln!("error: {problem}");
+            return ExitCode::from(2);
+        }
+    };
     let mut rng = Randomness::System.for_actor("relay check");
     // What the relay does wrong is in the table.
-    let checking =
-        async { check::check(url, Clock::system(), timeout.0.max(Duration::from_millis(1)), &mut rng).await };
+    let checking = async {
+        check::check(url, &trust, Clock::system(), timeout.0.max(Duration::from_millis(1)), &mut rng).await
+    };
     match actix_rt::System::new().block_on(checking) {
         Ok(outcome) => {
             let shown = if *json {
@@ -59,6 +78,17 @@ pub(super) fn main(args: &RelayArgs) -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Whom to trust over TLS, by the file of --tls-ca.
+///
+/// # Errors
+/// What is wrong with the file, in words.
+pub(super) fn trust(tls_ca: Option<&Path>) -> Result<Trust, String> {
+    let Some(path) = tls_ca else { return Ok(Trust::system()) };
+    let refuse = |problem: &dyn std::fmt::Display| format!("{}: {problem}", path.display());
+    let pem = fs::read(path).map_err(|error| refuse(&error))?;
+    Trust::only(&pem).map_err(|error| refuse(&error))
 }
 
 fn table(outcome: &RelayCheck) -> String {
@@ -101,6 +131,7 @@ pub(super) struct RelaySettings {
     pub(super) timeout: Option<Span>,
     pub(super) publish_timeout: Option<Span>,
     pub(super) retry: Option<Span>,
+    pub(super) trust: Trust,
 }
 
 impl RelaySettings {
@@ -109,7 +140,7 @@ impl RelaySettings {
     /// # Errors
     /// What is missing, or cannot work, in words.
     pub(super) fn config(self, another: bool) -> Result<Option<NostrConfig>, String> {
-        let Self { relays, look_back, timeout, publish_timeout, retry } = self;
+        let Self { relays, look_back, timeout, publish_timeout, retry, trust } = self;
         if relays.is_empty() && !another {
             let given = [look_back, timeout, publish_timeout, retry];
             if given.iter().any(Option::is_some) {
@@ -121,6 +152,7 @@ impl RelaySettings {
             return Err("no relays: the list of --relay is empty".to_owned());
         }
         let mut config = NostrConfig::new(relays.iter().map(|relay| relay.trim().to_owned()));
+        config.trust = trust;
         let set = |setting: &mut std::time::Duration, span: Option<Span>| {
             if let Some(span) = span {
                 *setting = span.0;

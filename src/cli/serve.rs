@@ -5,7 +5,11 @@ use std::{convert::Infallible, path::PathBuf, process::ExitCode, str::FromStr};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-use super::{ChainArg, Events, fail, identity_of, relay::RelaySettings, singleton::SatPerVb};
+use super::{
+    ChainArg, Events, fail, identity_of,
+    relay::{RelaySettings, trust},
+    singleton::SatPerVb,
+};
 use crate::{
     cas::{self, Location},
     config::{self, Span, settings},
@@ -85,6 +89,9 @@ settings! {
         /// Run a relay in this process too, and serve over it; port 0 takes a free one and prints it
         #[arg(long, value_name = "ADDR", env = "BTCR2_EMBEDDED_RELAY")]
         embedded_relay: std::net::SocketAddr,
+        /// With --relay: trust wss relays only by the certificates in this PEM file, instead of the system's authorities
+        #[arg(long, value_name = "FILE", env = "BTCR2_TLS_CA")]
+        tls_ca: PathBuf,
         /// With --relay: read adverts that are at most this old; 0s for all that the relays keep [default: 5m]
         #[arg(long, value_name = "TIME", env = "BTCR2_LOOK_BACK")]
         look_back: Span,
@@ -340,6 +347,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
         timeout: settings.relay_timeout,
         publish_timeout: settings.publish_timeout,
         retry: settings.relay_retry,
+        trust: trust(settings.tls_ca.as_deref()).map_err(ProgramError::Usage)?,
     };
     config.embedded_relay = settings.embedded_relay;
     config.nostr = relays.config(config.embedded_relay.is_some()).map_err(ProgramError::Usage)?;

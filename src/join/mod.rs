@@ -26,8 +26,10 @@ use crate::{
         transport::{
             Transport,
             combined::CombinedTransport,
+            contact::Contacts,
             http::{HttpClient, client::BaseUrlError},
             nostr::{NostrConfig, NostrTransport},
+            tls::Trust,
         },
     },
     cas::Publication,
@@ -55,8 +57,8 @@ pub struct JoinConfig {
     pub identity: Identity,
     /// The service's base URL, for one that serves HTTP.
     pub service: Option<String>,
-    /// The certificates (PEM) that an https service is trusted by; without them, the system's authorities.
-    pub trusted: Option<Vec<u8>>,
+    /// By which certificates an https service is trusted. (Relays: see [`NostrConfig::trust`].)
+    pub trust: Trust,
     /// The relays on which to look for services.
     pub nostr: Option<NostrConfig>,
     /// The service's DID; without it, the first service whose terms are met.
@@ -97,7 +99,9 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
     let clock = Clock::system();
     let lost = "what it was signing is lost, and only the fallback can bring that cohort to an end";
     let keeping = Keeping::open(config.state.as_deref(), lost, printer)?;
-    let transport = transport(&config, clock)?;
+    let contacts = Contacts::default();
+    let reporting = printer.follow(contacts.subscribe());
+    let transport = transport(&config, clock, &contacts)?;
     let policy = MemberPolicy::new(
         config.identity.clone(),
         config.service_did.clone(),
@@ -199,9 +203,10 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
             }
         }
     };
-    tokio::pin!(stop);
+    tokio::pin!(stop, reporting);
     let record = tokio::select! {
         record = following => record?,
+        never = &mut reporting => match never {},
         () = &mut stop => {
             keeping.close().await;
             return Ok(true);
@@ -218,6 +223,7 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
     loop {
         tokio::select! {
             () = &mut lingering => break,
+            never = &mut reporting => match never {},
             () = &mut stop => break,
             step = steps.next() => match step {
                 Some(Next::Step(step)) => {
@@ -246,19 +252,18 @@ fn nothing(config: &JoinConfig, printer: Printer) -> Result<Option<Option<Arc<Me
 }
 
 /// To the service, to the relays, or to both as one.
-fn transport(config: &JoinConfig, clock: Clock) -> Result<Arc<dyn Transport>, ProgramError> {
+fn transport(config: &JoinConfig, clock: Clock, contacts: &Contacts) -> Result<Arc<dyn Transport>, ProgramError> {
     let mut transports: Vec<Arc<dyn Transport>> = Vec::new();
     if let Some(service) = &config.service {
         let usage = |error: BaseUrlError| ProgramError::Usage(error.to_string());
         let mut client =
             HttpClient::new(service, config.service_did.clone(), clock, Randomness::System).map_err(usage)?;
-        if let Some(pem) = &config.trusted {
-            client = client.trusting_only(pem).map_err(usage)?;
-        }
+        client = client.trusting(&config.trust).map_err(usage)?.with_contacts(contacts.clone());
         transports.push(Arc::new(client));
     }
     if let Some(nostr) = &config.nostr {
-        let nostr = NostrTransport::new(nostr.clone(), clock, Randomness::System)
+        let nostr = NostrConfig { contacts: contacts.clone(), ..nostr.clone() };
+        let nostr = NostrTransport::new(nostr, clock, Randomness::System)
             .map_err(|error| ProgramError::Usage(error.to_string()))?;
         transports.push(Arc::new(nostr));
     }

@@ -11,6 +11,7 @@ use crate::{
         transport::{
             Transport,
             combined::CombinedTransport,
+            contact::Contacts,
             http::{self, HttpServer, server::HttpServerParts},
             nostr::{NostrConfig, NostrTransport, embedded::EmbeddedRelay},
         },
@@ -62,6 +63,7 @@ impl Doors {
         clock: Clock,
         printer: Printer,
         sources: &Sources,
+        contacts: &Contacts,
     ) -> Result<Self, ProgramError> {
         let mut transports: Vec<Arc<dyn Transport>> = Vec::new();
         let (mut url, mut web, mut relays, mut embedded) = (None, None, Vec::new(), None);
@@ -94,6 +96,7 @@ impl Doors {
                 embedded = Some(relay);
             }
             relays.clone_from(&nostr.relays);
+            nostr.contacts = contacts.clone();
             let nostr = NostrTransport::new(nostr, clock, Randomness::System)
                 .map_err(|error| ProgramError::Usage(error.to_string()))?;
             sources.nostr(nostr.clone());

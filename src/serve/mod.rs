@@ -32,6 +32,7 @@ use crate::{
         service::{LiveCohorts, ServiceSettings},
         supervisor::{StartService, Supervisor},
         transport::{
+            contact::Contacts,
             http::{Cors, HttpConfig},
             nostr::NostrConfig,
         },
@@ -211,7 +212,9 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         }
         None => None,
     };
-    let mut doors = Doors::build(&config, &keeping, clock, printer, metrics.sources()).await?;
+    let contacts = Contacts::default();
+    let reporting = printer.follow(contacts.subscribe());
+    let mut doors = Doors::build(&config, &keeping, clock, printer, metrics.sources(), &contacts).await?;
 
     let mut journal = keeping.journal();
     if metrics_server.is_some() {
@@ -270,6 +273,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     };
     let mut rounds = Rounds::new(config, conditions, service, operator.clone(), printer);
     let outcome = tokio::select! {
+        never = reporting => match never {},
         outcome = rounds.run(steps, announcements, recovered) => {
             readiness.set(false);
             // Members are told that it is over: that has its time to travel.

@@ -7,7 +7,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 
-use crate::error::ProgramError;
+use crate::{actors::transport::tls::server_config, error::ProgramError};
 
 /// Where certificate and key are.
 #[derive(Clone, Debug)]
@@ -29,11 +29,6 @@ impl Tls {
             .map_err(|error| refuse(&self.certificate, error.to_string()))?;
         // The error of a key says what kind of thing is wrong, not what stands in the file.
         let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| refuse(&self.key, error.to_string()))?;
-        ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-            .with_safe_default_protocol_versions()
-            .map_err(|error| refuse(&self.certificate, error.to_string()))?
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .map_err(|error| refuse(&self.certificate, error.to_string()))
+        server_config(chain, key).map_err(|error| refuse(&self.certificate, error.to_string()))
     }
 }

@@ -74,7 +74,11 @@ impl Bitcoind {
                 directory: directory.clone(),
                 port,
                 extra: extra.clone(),
-                http: reqwest::Client::new(),
+                http: btcr2_aggregation::actors::transport::tls::Trust::system()
+                    .http_client()
+                    .unwrap()
+                    .build()
+                    .unwrap(),
             };
             if node.is_ready().await {
                 return Some(node);

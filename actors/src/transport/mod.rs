@@ -6,12 +6,14 @@
 //! several of them as one.
 
 pub mod combined;
+pub mod contact;
 pub(crate) mod external;
 pub mod http;
 pub mod link;
 pub mod memory;
 pub mod nostr;
 mod received;
+pub mod tls;
 
 use actix::{Message as ActixMessage, Recipient};
 use async_trait::async_trait;

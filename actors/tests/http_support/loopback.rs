@@ -112,7 +112,7 @@ impl Loopback {
 pub fn client() -> reqwest::Client {
     // One a test: building one reads the system's certificates, which takes longer than most requests.
     thread_local! {
-        static CLIENT: reqwest::Client = reqwest::Client::builder().no_proxy().build().unwrap();
+        static CLIENT: reqwest::Client = btcr2_aggregation_actors::transport::tls::Trust::system().http_client().unwrap().no_proxy().build().unwrap();
     }
     CLIENT.with(reqwest::Client::clone)
 }

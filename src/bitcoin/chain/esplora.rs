@@ -21,6 +21,7 @@ use super::{
     Activity, BlockId, Chain, ChainError, ConfirmationTarget, Deposit, Place, Rejection, Spend, Tip,
     TransactionStatus, core::package_result, is_known_already,
 };
+use crate::actors::transport::tls::Trust;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -46,7 +47,9 @@ impl EsploraChain {
     /// # Errors
     /// [`ChainError::Misconfigured`] when this system cannot make requests.
     pub fn new(url: &str) -> Result<Self, ChainError> {
-        let http = Client::builder()
+        let http = Trust::system()
+            .http_client()
+            .map_err(|error| ChainError::Misconfigured(error.to_string()))?
             .timeout(TIMEOUT)
             .redirect(redirect::Policy::none())
             .build()

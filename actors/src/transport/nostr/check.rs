@@ -30,7 +30,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::runtime::Clock;
+use super::socket::Sockets;
+use crate::{runtime::Clock, transport::tls::Trust};
 
 /// As many messages as a service has for thirty members in one step of a round.
 const BURST: usize = 30;
@@ -88,29 +89,32 @@ impl RelayCheck {
     }
 }
 
-/// Checks the relay at `url`, waiting `patience` for each thing that it should do.
+/// Checks the relay at `url`, whose certificate is trusted as `trust` says, waiting `patience` for each thing that it should do.
 ///
 /// # Errors
-/// Why `url` cannot be a relay's.
+/// Why `url` cannot be a relay's, or TLS cannot be set up.
 pub async fn check(
     url: &str,
+    trust: &Trust,
     clock: Clock,
     patience: Duration,
     rng: &mut (dyn CryptoRng + Send),
 ) -> Result<RelayCheck, String> {
     let url = RelayUrl::parse(url).map_err(|error| format!("{url}: {error}"))?;
+    let sockets = Sockets::new(trust).map_err(|error| error.to_string())?;
     let mut outcome = RelayCheck {
         url: url.to_string(),
         connect_ms: None,
         problem: None,
-        limits: limits(&url, patience).await,
+        limits: limits(&url, trust, patience).await,
         probes: Vec::new(),
         forgets: None,
     };
     let made_up = |rng: &mut (dyn CryptoRng + Send)| Identity::from_key(SecretKey::generate(rng), Network::Regtest);
     let (from, to) = (made_up(rng), made_up(rng));
     let started = Instant::now();
-    let (writer, reader) = match (connect(&url, patience).await, connect(&url, patience).await) {
+    let (writer, reader) = match (connect(&url, &sockets, patience).await, connect(&url, &sockets, patience).await)
+    {
         (Ok(writer), Ok(reader)) => (writer, reader),
         (Err(problem), _) | (_, Err(problem)) => {
             outcome.problem = Some(problem);
@@ -155,8 +159,8 @@ struct Connection {
     _pool: RelayPool,
 }
 
-async fn connect(url: &RelayUrl, patience: Duration) -> Result<Connection, String> {
-    let pool = RelayPool::new();
+async fn connect(url: &RelayUrl, sockets: &Sockets, patience: Duration) -> Result<Connection, String> {
+    let pool = RelayPool::builder().websocket_transport(sockets.clone()).build();
     let text = |error: nostr_sdk::pool::pool::Error| error.to_string();
     pool.add_relay(url, RelayOptions::default().reconnect(false)).await.map_err(text)?;
     let relay = pool.relay(url).await.map_err(text)?;
@@ -302,9 +306,10 @@ async fn together(events: &[Event], (writer, heard): Ways<'_>, patience: Duratio
 }
 
 /// The limits in the relay's information document (NIP-11).
-async fn limits(url: &RelayUrl, patience: Duration) -> Option<Value> {
+async fn limits(url: &RelayUrl, trust: &Trust, patience: Duration) -> Option<Value> {
     let address = url.to_string().replacen("ws", "http", 1);
-    let request = reqwest::Client::new().get(address).header("accept", "application/nostr+json").timeout(patience);
+    let client = trust.http_client().ok()?.build().ok()?;
+    let request = client.get(address).header("accept", "application/nostr+json").timeout(patience);
     let text = request.send().await.ok()?.text().await.ok()?;
     let document: Value = serde_json::from_str(&text).ok()?;
     document.get("limitation").cloned()

@@ -4,6 +4,11 @@ use std::time::Duration;
 
 use nostr_sdk::RelayUrl;
 
+use crate::transport::{
+    contact::Contacts,
+    tls::{TlsError, Trust},
+};
+
 /// How an identity uses its relays.
 #[derive(Clone, Debug)]
 pub struct NostrConfig {
@@ -35,6 +40,10 @@ pub struct NostrConfig {
     pub conversations: usize,
     /// Most EXTERNAL DIDs whose keys are remembered from their opt-ins; beyond that the oldest are forgotten.
     pub external_keys: usize,
+    /// Whose certificates are trusted.
+    pub trust: Trust,
+    /// Where it is reported whether the relays can be reached.
+    pub contacts: Contacts,
 }
 
 impl NostrConfig {
@@ -54,6 +63,8 @@ impl NostrConfig {
             seen_events: 65_536,
             conversations: 4_096,
             external_keys: 20_000,
+            trust: Trust::system(),
+            contacts: Contacts::default(),
         }
     }
 
@@ -77,6 +88,9 @@ pub enum NostrConfigError {
     /// Nobody could hear us.
     #[error("no relays: at least one is needed")]
     NoRelays,
+    /// TLS cannot be set up.
+    #[error("{0}")]
+    Tls(#[from] TlsError),
     /// Not the address of a relay.
     #[error("{url}: {problem} (a relay's URL starts with wss:// or ws://)")]
     Url {

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     span,
     supervisor::{End, EndGuard},
-    transport::{Delivery, Outbound, hand_over, is_for_a_member},
+    transport::{Delivery, Outbound, contact::Purpose, hand_over, is_for_a_member},
 };
 
 /// How many messages may wait for the connection. A relay that sends more waits itself.
@@ -169,7 +169,8 @@ impl NostrConnection {
         let adverts_since = self.adverts_since;
         let assignment = Assignment { relay, url: url.clone(), number, own, adverts_since };
         let span = span::relay(&shown(url), self.identity.did());
-        let actor = RelayActor::new(assignment, Arc::clone(&self.config), keeper, guard);
+        let actor =
+            RelayActor::new(assignment, Arc::clone(&self.config), self.inner.sockets.clone(), keeper, guard);
         slot.actor = Some(span::start_in(span, |_| actor));
     }
 
@@ -341,6 +342,9 @@ impl Handler<RelayUp> for NostrConnection {
             report.connected += 1;
             report.connections += 1;
         });
+        if let Some(url) = self.inner.urls.get(relay) {
+            self.inner.config.contacts.reached(&shown(url), Purpose::Relay);
+        }
         // It may have been away, or have lost what it had. The same events again: whoever has one knows it.
         for id in self.outbox.all() {
             self.publish_to(relay, id);
@@ -364,6 +368,9 @@ impl Handler<RelayProblem> for NostrConnection {
     type Result = ();
 
     fn handle(&mut self, RelayProblem { relay, why }: RelayProblem, _: &mut Self::Context) {
+        if let Some(url) = self.inner.urls.get(relay) {
+            self.inner.config.contacts.failed(&shown(url), Purpose::Relay, &why);
+        }
         self.inner.reports.note(relay, |report| report.last_problem = Some(why));
     }
 }

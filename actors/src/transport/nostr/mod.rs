@@ -18,6 +18,7 @@ mod outbox;
 mod reader;
 mod relay;
 mod report;
+mod socket;
 
 use std::{
     collections::BTreeMap,
@@ -41,7 +42,7 @@ pub use self::{
     config::{NostrConfig, NostrConfigError},
     report::RelayReport,
 };
-use self::{connection::NostrConnection, report::Reports};
+use self::{connection::NostrConnection, report::Reports, socket::Sockets};
 use super::{ConnectError, Delivery, Disconnected, Outbound, Transport};
 use crate::{
     runtime::{Clock, Randomness},
@@ -56,6 +57,7 @@ pub struct NostrTransport(Arc<Inner>);
 struct Inner {
     config: NostrConfig,
     urls: Vec<RelayUrl>,
+    sockets: Sockets,
     clock: Clock,
     randomness: Randomness,
     introduced: Introduced,
@@ -89,9 +91,10 @@ impl NostrTransport {
     /// [`NostrConfigError`] when there is no relay, or one is not a relay's URL.
     pub fn new(config: NostrConfig, clock: Clock, randomness: Randomness) -> Result<Self, NostrConfigError> {
         let urls = config.urls()?;
+        let sockets = Sockets::new(&config.trust)?;
         let reports = Reports::new(&urls);
         let introduced = Introduced::default();
-        Ok(Self(Arc::new(Inner { config, urls, clock, randomness, introduced, reports })))
+        Ok(Self(Arc::new(Inner { config, urls, sockets, clock, randomness, introduced, reports })))
     }
 
     /// Lets an EXTERNAL DID authenticate before its opt-in, on every connection: its genesis document is configured, not

@@ -30,6 +30,7 @@ use tokio::{
 use super::{
     config::NostrConfig,
     connection::{Answered, Incoming, NostrConnection, RelayUp, RelayWorks},
+    socket::Sockets,
 };
 use crate::supervisor::EndGuard;
 
@@ -120,6 +121,7 @@ pub(super) struct Assignment {
 pub(super) struct RelayActor {
     assignment: Assignment,
     config: Arc<NostrConfig>,
+    sockets: Sockets,
     keeper: WeakAddr<NostrConnection>,
     relay: Option<Relay>,
     queue: VecDeque<Publish>,
@@ -131,10 +133,20 @@ impl RelayActor {
     pub(super) fn new(
         assignment: Assignment,
         config: Arc<NostrConfig>,
+        sockets: Sockets,
         keeper: WeakAddr<NostrConnection>,
         guard: EndGuard,
     ) -> Self {
-        Self { assignment, config, keeper, relay: None, queue: VecDeque::new(), in_flight: 0, _guard: guard }
+        Self {
+            assignment,
+            config,
+            sockets,
+            keeper,
+            relay: None,
+            queue: VecDeque::new(),
+            in_flight: 0,
+            _guard: guard,
+        }
     }
 
     fn publish_next(&mut self, ctx: &mut Context<Self>) {
@@ -179,9 +191,10 @@ impl Actor for RelayActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         let (assignment, config, keeper) = (self.assignment.clone(), Arc::clone(&self.config), self.keeper.clone());
+        let sockets = self.sockets.clone();
         // Weak, or the actor would keep itself alive.
         let own = ctx.address().downgrade();
-        let running = async move { run(&assignment, &config, &keeper, &own).await };
+        let running = async move { run(&assignment, &config, &sockets, &keeper, &own).await };
         ctx.spawn(running.into_actor(self).map(|why, actor, ctx| {
             tracing::info!(why, "a relay's connection ended");
             if let Some(keeper) = actor.keeper.upgrade() {
@@ -249,13 +262,15 @@ impl AdmitPolicy for Tap {
 async fn run(
     assignment: &Assignment,
     config: &NostrConfig,
+    sockets: &Sockets,
     keeper: &WeakAddr<NostrConnection>,
     own: &WeakAddr<RelayActor>,
 ) -> String {
     let (events, mut arrived) = mpsc::channel(READ_AHEAD);
     // Authentication stays off: it would tell a relay no more than we do, but some then hide kind 1059 from us.
     let options = RelayPoolOptions::default().automatic_authentication(false);
-    let pool = RelayPool::builder().opts(options).admit_policy(Tap(events)).build();
+    let pool =
+        RelayPool::builder().opts(options).admit_policy(Tap(events)).websocket_transport(sockets.clone()).build();
     // The SDK would connect again by itself, silently and on its own schedule.
     let options = RelayOptions::default().reconnect(false).limits(RelayLimits::default());
     let relay = match pool.add_relay(&assignment.url, options).await {

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     supervisor::EndGuard,
-    transport::{Delivery, Outbound, hand_over},
+    transport::{Delivery, Outbound, contact::Purpose, hand_over},
 };
 
 /// How many messages may wait to be sent.
@@ -167,6 +167,7 @@ impl HttpConnection {
         let uncertain = matches!(sent, Sent::Unknown(_));
         match sent {
             Sent::Accepted => {
+                self.client.contacts.reached(self.client.base.as_str(), Purpose::Messages);
                 self.queue(VecDeque::pop_front);
                 self.accepted.send_modify(|accepted| *accepted += 1);
             }
@@ -183,6 +184,7 @@ impl HttpConnection {
     /// The first job stays the first, so that order is kept.
     fn try_later(&mut self, reason: String, uncertain: bool, ctx: &mut Context<Self>) {
         tracing::info!(connection = self.name, reason, "a message could not be delivered, trying again");
+        self.client.contacts.failed(self.client.base.as_str(), Purpose::Messages, &reason);
         let failed = self.queue(|queue| {
             queue.front_mut().map(|job| {
                 job.under_way = false;
@@ -214,6 +216,7 @@ impl HttpConnection {
         let identity = directed.then(|| self.identity.clone());
         let address = ctx.address();
         let mut accepted = self.accepted.subscribe();
+        let awaits_opt_in = directed && self.identity.did().key().is_none();
         let mut rng = client.randomness.for_actor(&format!("{} stream {directed}", self.name));
         let connection = self.name.clone();
         let reading = async move {
@@ -224,8 +227,11 @@ impl HttpConnection {
                 let after = if directed { lock(&place).read.reopen() } else { None };
                 let opened = open(&client, identity.as_ref(), after, &mut rng).await;
                 let refused = opened.is_err();
+                let peer = client.base.as_str();
+                let purpose = if directed { Purpose::Inbox } else { Purpose::Adverts };
                 match opened {
                     Ok(response) => {
+                        client.contacts.reached(peer, purpose);
                         let mut events = events(response);
                         while let Some(event) = events.next().await {
                             let event = match event {
@@ -245,7 +251,13 @@ impl HttpConnection {
                             }
                         }
                     }
-                    Err(reason) => tracing::info!(connection, reason, "a stream could not be opened"),
+                    Err(reason) => {
+                        tracing::info!(connection, reason, "a stream could not be opened");
+                        // An EXTERNAL DID has no inbox before its opt-in: nobody can know its key.
+                        if !(awaits_opt_in && reason.starts_with("401")) {
+                            client.contacts.failed(peer, purpose, &reason);
+                        }
+                    }
                 }
                 failures += 1;
                 let delay = client.backoff.jittered(failures, rng.next_u32());

@@ -18,7 +18,7 @@ use std::{
 use actix::Recipient;
 use async_trait::async_trait;
 use btcr2_aggregation_protocol::{did::Did, identity::Identity};
-use reqwest::{Certificate, Client, ClientBuilder, Url};
+use reqwest::{Client, Url};
 
 pub use self::backoff::Backoff;
 use self::connection::{HttpConnection, Job};
@@ -26,7 +26,11 @@ use crate::{
     runtime::{Clock, Randomness},
     span,
     supervisor::EndGuard,
-    transport::{ConnectError, Delivery, Disconnected, Outbound, Transport},
+    transport::{
+        ConnectError, Delivery, Disconnected, Outbound, Transport,
+        contact::Contacts,
+        tls::{TlsError, Trust},
+    },
 };
 
 /// How long a request may take, its answer included. Streams have no end, but must begin in that time.
@@ -45,6 +49,7 @@ pub struct HttpClient {
     clock: Clock,
     randomness: Randomness,
     backoff: Backoff,
+    contacts: Contacts,
     places: Arc<Mutex<BTreeMap<Did, Arc<Mutex<Place>>>>>,
 }
 
@@ -124,9 +129,9 @@ impl HttpClient {
         if parsed.query().is_some() || parsed.fragment().is_some() {
             return Err(refuse("a URL without query and fragment expected"));
         }
-        let http = builder().build().map_err(|error| refuse(&error.to_string()))?;
-        let (backoff, places) = (Backoff::default(), Arc::default());
-        Ok(Self { http, base: parsed, service, clock, randomness, backoff, places })
+        let http = client(&Trust::system()).map_err(|error| refuse(&error))?;
+        let (backoff, contacts, places) = (Backoff::default(), Contacts::default(), Arc::default());
+        Ok(Self { http, base: parsed, service, clock, randomness, backoff, contacts, places })
     }
 
     /// This client, waiting between attempts as `backoff` says.
@@ -136,19 +141,19 @@ impl HttpClient {
         self
     }
 
-    /// This client, trusting over TLS only what the certificates in `pem` vouch for, instead of the system's authorities.
+    /// This client, reporting to `contacts` whether the server can be reached.
+    #[must_use]
+    pub fn with_contacts(mut self, contacts: Contacts) -> Self {
+        self.contacts = contacts;
+        self
+    }
+
+    /// This client, trusting over TLS whom `trust` says.
     ///
     /// # Errors
-    /// [`BaseUrlError`] when `pem` holds no certificate.
-    pub fn trusting_only(mut self, pem: &[u8]) -> Result<Self, BaseUrlError> {
-        let refuse = |problem: String| BaseUrlError { url: self.base.to_string(), problem };
-        let certificates = Certificate::from_pem_bundle(pem).map_err(|error| refuse(error.to_string()))?;
-        if certificates.is_empty() {
-            return Err(refuse("no PEM certificate to trust it by".to_owned()));
-        }
-        let http =
-            builder().tls_certs_only(certificates).build().map_err(|error| refuse(stream::describe(&error)))?;
-        self.http = http;
+    /// [`BaseUrlError`] when TLS cannot be set up so.
+    pub fn trusting(mut self, trust: &Trust) -> Result<Self, BaseUrlError> {
+        self.http = client(trust).map_err(|problem| BaseUrlError { url: self.base.to_string(), problem })?;
         Ok(self)
     }
 
@@ -163,8 +168,10 @@ impl HttpClient {
     }
 }
 
-fn builder() -> ClientBuilder {
-    Client::builder().connect_timeout(REQUEST_TIMEOUT).read_timeout(STALLED)
+fn client(trust: &Trust) -> Result<Client, String> {
+    let builder = trust.http_client().map_err(|error: TlsError| error.to_string())?;
+    let built = builder.connect_timeout(REQUEST_TIMEOUT).read_timeout(STALLED).build();
+    built.map_err(|error| stream::describe(&error))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

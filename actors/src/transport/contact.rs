@@ -1,0 +1,234 @@
+//! Whether peers can be reached, for people and programs: one notification a cause, repeated seldom. The transports try again by
+//! themselves whatever is said here; without it an operator would look at a program that prints nothing.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use serde::{Serialize, Serializer};
+use tokio::{sync::broadcast, time::Instant};
+
+/// How long the same cause at the same place is not reported again.
+const REPEAT: Duration = Duration::from_secs(600);
+
+/// How many notifications a subscriber may fall behind.
+const BACKLOG: usize = 256;
+
+/// Longest text of a cause: parts of it are a peer's words.
+const LONGEST: usize = 400;
+
+/// What is done at a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// Reading adverts.
+    Adverts,
+    /// Reading our inbox.
+    Inbox,
+    /// Sending messages.
+    Messages,
+    /// Everything, over a relay.
+    Relay,
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Adverts => "adverts",
+            Self::Inbox => "inbox",
+            Self::Messages => "messages",
+            Self::Relay => "relay",
+        })
+    }
+}
+
+impl Serialize for Purpose {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A change in whether a peer can be reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum ContactNotice {
+    /// It cannot be reached, and is tried again.
+    Unreachable {
+        /// Its address.
+        peer: String,
+        /// What for.
+        purpose: Purpose,
+        /// Why, as far as is known.
+        problem: String,
+        /// What to look at.
+        advice: Option<&'static str>,
+    },
+    /// It can be reached again.
+    Reached {
+        /// Its address.
+        peer: String,
+        /// What for.
+        purpose: Purpose,
+    },
+}
+
+impl ContactNotice {
+    /// One line for people.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Unreachable { peer, purpose, problem, advice } => {
+                let advice = advice.map(|advice| format!(". {advice}")).unwrap_or_default();
+                format!("{peer} cannot be reached ({purpose}), trying again: {problem}{advice}")
+            }
+            Self::Reached { peer, purpose } => format!("{peer} is reached again ({purpose})"),
+        }
+    }
+}
+
+/// Where transports report. Clones are the same.
+#[derive(Clone)]
+pub struct Contacts(Arc<Inner>);
+
+struct Inner {
+    known: Mutex<BTreeMap<(String, Purpose), Known>>,
+    notices: broadcast::Sender<ContactNotice>,
+}
+
+#[derive(Default)]
+struct Known {
+    problem: String,
+    reported: Option<Instant>,
+    /// Whether the last notification said that it cannot be reached.
+    unreachable: bool,
+}
+
+impl Default for Contacts {
+    fn default() -> Self {
+        let (notices, _) = broadcast::channel(BACKLOG);
+        Self(Arc::new(Inner { known: Mutex::default(), notices }))
+    }
+}
+
+impl fmt::Debug for Contacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Contacts")
+    }
+}
+
+impl Contacts {
+    /// All notifications from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<ContactNotice> {
+        self.0.notices.subscribe()
+    }
+
+    /// An attempt failed. The peers are those of the configuration, so there are few.
+    pub(crate) fn failed(&self, peer: &str, purpose: Purpose, problem: &str) {
+        let problem = shown(problem);
+        let mut known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = known.entry((peer.to_owned(), purpose)).or_default();
+        let lately = known.reported.is_some_and(|reported| reported.elapsed() < REPEAT);
+        if lately && known.problem == problem {
+            return;
+        }
+        known.reported = Some(Instant::now());
+        known.unreachable = true;
+        known.problem.clone_from(&problem);
+        let advice = advice(&problem);
+        // Nobody has to listen.
+        let _ = self.0.notices.send(ContactNotice::Unreachable { peer: peer.to_owned(), purpose, problem, advice });
+    }
+
+    /// An attempt succeeded.
+    pub(crate) fn reached(&self, peer: &str, purpose: Purpose) {
+        let mut known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = known.get_mut(&(peer.to_owned(), purpose)) else { return };
+        if std::mem::take(&mut known.unreachable) {
+            let _ = self.0.notices.send(ContactNotice::Reached { peer: peer.to_owned(), purpose });
+        }
+    }
+}
+
+/// One line of bounded length, without control characters.
+fn shown(problem: &str) -> String {
+    problem.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect()
+}
+
+/// What to look at, for causes that people meet.
+fn advice(problem: &str) -> Option<&'static str> {
+    const KNOWN: [(&[&str], &str); 9] = [
+        (
+            &["UnknownIssuer", "CaUsedAsEndEntity", "UnhandledCriticalExtension"],
+            "Its certificate is signed by nobody that is trusted here: for a private one give it, or its authority, with \
+             --tls-ca FILE",
+        ),
+        (&["NotValidForName"], "Its certificate is for another name: use the name in the certificate"),
+        (
+            &["Expired", "NotValidYet"],
+            "Its certificate is not valid now: is it renewed, and is the clock of this machine right?",
+        ),
+        (
+            &["InvalidContentType", "corrupt message"],
+            "It answers without TLS: is it http:// or ws:// rather than https:// or wss://?",
+        ),
+        (&["dns error", "failed to lookup", "Name or service not known"], "Is the host name right?"),
+        (&["Connection refused", "connection refused"], "Is it running there, and is the port right?"),
+        (&["auth-required"], "The relay demands authentication: use another relay"),
+        (&["429"], "It asks for fewer requests: wait, or ask its operator"),
+        (
+            &["404", "405", "text/html"],
+            "Another web server answers there: is the address, with its path, that of a service?",
+        ),
+    ];
+    KNOWN.iter().find(|(words, _)| words.iter().any(|word| problem.contains(word))).map(|(_, advice)| *advice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heard(receiver: &mut broadcast::Receiver<ContactNotice>) -> Vec<String> {
+        std::iter::from_fn(|| receiver.try_recv().ok()).map(|notice| notice.text()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cause_is_reported_once_and_again_after_a_while() {
+        let contacts = Contacts::default();
+        let mut receiver = contacts.subscribe();
+        for _ in 0..100 {
+            contacts.failed("https://x", Purpose::Adverts, "Connection refused");
+        }
+        let first = heard(&mut receiver);
+        assert_eq!(first.len(), 1, "{first:?}");
+        assert!(first[0].contains("is the port right?"), "{first:?}");
+        contacts.failed("https://x", Purpose::Adverts, "dns error");
+        contacts.failed("https://x", Purpose::Inbox, "dns error");
+        assert_eq!(heard(&mut receiver).len(), 2, "another cause, another purpose");
+        tokio::time::advance(REPEAT).await;
+        contacts.failed("https://x", Purpose::Adverts, "dns error");
+        assert_eq!(heard(&mut receiver).len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_and_goes_is_not_reported_each_time() {
+        let contacts = Contacts::default();
+        let mut receiver = contacts.subscribe();
+        contacts.reached("wss://x", Purpose::Relay);
+        assert!(heard(&mut receiver).is_empty(), "nothing was wrong");
+        for _ in 0..100 {
+            contacts.failed("wss://x", Purpose::Relay, "closed");
+            contacts.reached("wss://x", Purpose::Relay);
+        }
+        assert_eq!(heard(&mut receiver).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_peers_words_are_one_short_line() {
+        let contacts = Contacts::default();
+        let mut receiver = contacts.subscribe();
+        contacts.failed("https://x", Purpose::Messages, &format!("a\nb\u{1b}[31m{}", "x".repeat(10_000)));
+        let text = &heard(&mut receiver)[0];
+        assert!(text.len() < 1_000 && !text.contains(char::is_control), "{text}");
+    }
+}

@@ -1,0 +1,126 @@
+//! WebSockets to relays: `ws://`, and `wss://` with the TLS of [`tls`](crate::transport::tls). The SDK's own sockets trust a
+//! list of authorities that is compiled in, and nothing else.
+
+use std::{io, sync::Arc, time::Duration};
+
+use async_wsocket::{ConnectionMode, Message, message::CloseFrame};
+use futures::{SinkExt, StreamExt, future};
+use nostr_sdk::{
+    Url,
+    pool::transport::{
+        error::TransportError,
+        websocket::{WebSocketSink, WebSocketStream, WebSocketTransport},
+    },
+    util::BoxedFuture,
+};
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
+use tokio_tungstenite::{
+    client_async_with_config,
+    tungstenite::{self, protocol::WebSocketConfig},
+};
+
+use crate::transport::tls::{TlsError, Trust};
+
+/// The largest message of a relay that is read: an event of a large cohort is at most 64 kB, others' may be larger.
+const MAX_MESSAGE: usize = 8 << 20;
+
+/// Opens sockets to relays.
+#[derive(Clone, Debug)]
+pub(super) struct Sockets(Arc<ClientConfig>);
+
+impl Sockets {
+    /// Sockets to relays that are trusted so.
+    pub(super) fn new(trust: &Trust) -> Result<Self, TlsError> {
+        Ok(Self(Arc::new(trust.client_config()?)))
+    }
+
+    async fn open(&self, url: &Url) -> Result<(WebSocketSink, WebSocketStream), TransportError> {
+        let problem = |problem: &str| TransportError::backend(io::Error::new(io::ErrorKind::InvalidInput, problem));
+        let host = url.host_str().ok_or_else(|| problem("the URL names no host"))?;
+        let port = url.port_or_known_default().ok_or_else(|| problem("the URL names no port"))?;
+        // An address in brackets is one of IPv6.
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let stream = TcpStream::connect((host, port)).await.map_err(TransportError::backend)?;
+        // Events are small and answered one by one: waiting to fill a segment would only delay them.
+        stream.set_nodelay(true).map_err(TransportError::backend)?;
+        if url.scheme() == "wss" {
+            let name = ServerName::try_from(host.to_owned()).map_err(TransportError::backend)?;
+            let connector = TlsConnector::from(Arc::clone(&self.0));
+            let stream = connector.connect(name, stream).await.map_err(TransportError::backend)?;
+            upgrade(url, stream).await
+        } else {
+            upgrade(url, stream).await
+        }
+    }
+}
+
+impl WebSocketTransport for Sockets {
+    fn support_ping(&self) -> bool {
+        true
+    }
+
+    fn connect<'a>(
+        &'a self,
+        url: &'a Url,
+        _: &'a ConnectionMode,
+        patience: Duration,
+    ) -> BoxedFuture<'a, Result<(WebSocketSink, WebSocketStream), TransportError>> {
+        Box::pin(async move {
+            let opened = timeout(patience, self.open(url)).await;
+            opened.unwrap_or_else(|_| {
+                let late = format!("no connection within {patience:?}");
+                Err(TransportError::backend(io::Error::new(io::ErrorKind::TimedOut, late)))
+            })
+        })
+    }
+}
+
+async fn upgrade<S>(url: &Url, stream: S) -> Result<(WebSocketSink, WebSocketStream), TransportError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let limits = WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_MESSAGE));
+    let upgraded = client_async_with_config(url.as_str(), stream, Some(limits)).await;
+    let (socket, _) = upgraded.map_err(TransportError::backend)?;
+    let (sink, stream) = socket.split();
+    let sink = sink.sink_map_err(TransportError::backend).with(|message| future::ok(outgoing(message)));
+    let stream = stream.filter_map(|message| {
+        future::ready(match message {
+            Ok(message) => incoming(message).map(Ok),
+            Err(error) => Some(Err(TransportError::backend(error))),
+        })
+    });
+    Ok((Box::new(sink), Box::pin(stream)))
+}
+
+fn outgoing(message: Message) -> tungstenite::Message {
+    match message {
+        Message::Text(text) => tungstenite::Message::text(text),
+        Message::Binary(bytes) => tungstenite::Message::binary(bytes),
+        Message::Ping(bytes) => tungstenite::Message::Ping(bytes.into()),
+        Message::Pong(bytes) => tungstenite::Message::Pong(bytes.into()),
+        Message::Close(frame) => tungstenite::Message::Close(frame.map(|frame| {
+            tungstenite::protocol::CloseFrame { code: frame.code.into(), reason: frame.reason.into() }
+        })),
+    }
+}
+
+fn incoming(message: tungstenite::Message) -> Option<Message> {
+    Some(match message {
+        tungstenite::Message::Text(text) => Message::Text(text.as_str().to_owned()),
+        tungstenite::Message::Binary(bytes) => Message::Binary(bytes.to_vec()),
+        tungstenite::Message::Ping(bytes) => Message::Ping(bytes.to_vec()),
+        tungstenite::Message::Pong(bytes) => Message::Pong(bytes.to_vec()),
+        tungstenite::Message::Close(frame) => Message::Close(
+            frame.map(|frame| CloseFrame { code: frame.code.into(), reason: frame.reason.as_str().to_owned() }),
+        ),
+        // Only of a socket that reads frames itself.
+        tungstenite::Message::Frame(_) => return None,
+    })
+}

@@ -7,6 +7,8 @@ mod bitcoind_support;
 
 use announcement_support::*;
 use bitcoin::Amount;
+use std::collections::BTreeSet;
+
 use bitcoind_support::beacon::Beacon;
 use btcr2_aggregation::bitcoin::{
     announcement::{AnnouncementFailure, Input, NotFunded},
@@ -19,7 +21,7 @@ on_both_chains! {
     a_signal_goes_from_a_deposit_to_its_sixth_confirmation
     a_reorganization_after_two_confirmations_is_lived_through
     an_announcement_that_is_stuck_is_bumped_until_it_is_taken
-    of_several_deposits_the_oldest_that_suffices_is_spent
+    of_several_deposits_the_largest_is_spent
     dust_never_blocks
     a_deposit_that_vanishes_before_signing_is_not_relied_on
     a_foreign_spend_raises_an_alarm_and_is_outbid
@@ -115,13 +117,16 @@ async fn an_announcement_that_is_stuck_is_bumped_until_it_is_taken(mut world: Wo
     world
 }
 
-async fn of_several_deposits_the_oldest_that_suffices_is_spent(mut world: World) -> World {
-    let first = world.deposit(20_000).await;
+async fn of_several_deposits_the_largest_is_spent(mut world: World) -> World {
+    let smaller = world.deposit(20_000).await;
     world.mine(1).await;
-    let larger = world.deposit(500_000).await;
+    let largest = world.deposit(500_000).await;
+    world.mine(1).await;
+    let as_large = world.deposit(500_000).await;
     world.mine(1).await;
     let (transaction, value) = world.prepare().await;
-    assert_eq!((transaction.input[0].previous_output, value), (first, Amount::from_sat(20_000)));
+    // Rule T-4: the largest, of equal ones the deepest.
+    assert_eq!((transaction.input[0].previous_output, value), (largest, Amount::from_sat(500_000)));
     world.feed(Input::Signed { transaction, value }).await;
     world.mine(6).await;
     assert!(world.is_final());
@@ -129,9 +134,10 @@ async fn of_several_deposits_the_oldest_that_suffices_is_spent(mut world: World)
         Notice::AnnouncementFinal { left, .. } => Some(left),
         _ => None,
     });
-    assert_eq!(told, Some(Amount::from_sat(500_000)));
+    assert_eq!(told, Some(Amount::from_sat(520_000)));
     let left = world.settings.chain.coins(world.beacon.output.script_pubkey()).await.unwrap();
-    assert_eq!(left.deposits.iter().map(|deposit| deposit.outpoint).collect::<Vec<_>>(), [larger]);
+    let left: BTreeSet<_> = left.deposits.iter().map(|deposit| deposit.outpoint).collect();
+    assert_eq!(left, BTreeSet::from([smaller, as_large]));
     world
 }
 

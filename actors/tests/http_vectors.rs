@@ -1,4 +1,4 @@
-//! The recorded HTTP exchanges of the other implementation (`envelope.json`, `request_auth.json`) against our server.
+//! The recorded HTTP exchanges of the TypeScript implementation (`envelope.json`, `request_auth.json`) against our server.
 #![allow(clippy::unwrap_used)]
 
 mod http_support;
@@ -32,7 +32,7 @@ async fn recorded_site(vectors: &Value, now: u64) -> (Site, UnboundedReceiver<De
     Site::of(&service, now, |_| {}).await
 }
 
-/// The other implementation flattens the body over the message, so that a body's `type` counts; we deliver such a message
+/// The TypeScript implementation flattens the body over the message, so that a body's `type` counts; we deliver such a message
 /// as what it is, one that cannot be decoded.
 fn is_ours_alone(request: &str) -> bool {
     let envelope: Value = serde_json::from_str(request).unwrap();
@@ -53,7 +53,7 @@ fn recorded_posts_are_answered_alike_and_delivered() {
                 let request = request.as_str().unwrap();
                 let answer = site.post(request).await;
                 if recorded.get("threw").is_some() {
-                    // The other implementation has no answer to these: JSON, but no envelope that could be signed.
+                    // The TypeScript implementation has no answer to these: JSON, but no envelope that could be signed.
                     assert_eq!(answer.outcome(), (400, "invalid_json"), "{name}");
                 } else {
                     assert_eq!(u64::from(answer.status), recorded["status"].as_u64().unwrap(), "{name}");

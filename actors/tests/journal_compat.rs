@@ -20,8 +20,8 @@ use btcr2_aggregation_protocol::{
     cohort::{
         Timing,
         conditions::Conditions,
-        event::{ParticipantEvent, ServiceEvent, SpendPath},
-        participant::{ParticipantCohort, ParticipantConfig, phase::Phase as MemberPhase},
+        event::{ParticipantEvent, ServiceEvent, SessionEnd, SpendPath},
+        participant::{ParticipantCohort, ParticipantConfig, ParticipantInput, phase::Phase as MemberPhase},
         service::{ServiceCohort, ServiceConfig, phase::Phase},
     },
     hash::SignalBytes,
@@ -32,11 +32,13 @@ use btcr2_aggregation_protocol::{
         SigningOutcome,
         session::{SessionEvent, SessionPhase, SigningSession},
     },
+    time::Timestamp,
 };
 use common::{
     Operator, Updater, World, cohort, external_identity, identity, on_paused_clock,
     tap::{Tap, no_signatures},
 };
+use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// What a round was, and how it ended.
@@ -140,6 +142,87 @@ fn replays(path: &Path) {
     assert!(record.update.is_some());
 }
 
+/// Whether the facts so far hold an update, or a tree, by the rules of before October 2026.
+fn is_outdated(facts: &[ServiceEvent]) -> bool {
+    facts
+        .iter()
+        .any(|fact| matches!(fact, ServiceEvent::UpdateReceived { .. } | ServiceEvent::UpdatesAggregated { .. }))
+}
+
+/// A service is started again on a journal that version 0.1 wrote, after each of its records.
+#[test]
+fn a_cohort_of_an_earlier_edition_ends_with_that_reason() {
+    for round in directories(&fixtures().join("v1")) {
+        let facts = events::<ServiceEvent>(&round, "cohort");
+        let text = fs::read_to_string(round.join("cohort.jsonl")).unwrap();
+        let ended = facts.iter().position(|fact| matches!(fact, ServiceEvent::CohortCompleted { .. })).unwrap();
+        let mut ends = 0;
+        for length in 1..=ended {
+            let (facts, lines) =
+                (&facts[..length], text.lines().take(length).map(str::to_owned).collect::<Vec<_>>());
+            let Some(ServiceEvent::CohortAdvertised { terms, .. }) = facts.first() else { panic!() };
+            let cohort_id = terms.cohort_id.clone();
+            let outdated = is_outdated(facts);
+            on_paused_clock(async move {
+                let world = World::new();
+                let records = lines.iter().map(|line| Record::from_json(line.clone().into_bytes())).collect();
+                world.journal.append(&StreamId::new(format!("cohort/{cohort_id}")), records).await.unwrap();
+                let mut service = world.service(SERVICE, Operator).await;
+                common::pass(std::time::Duration::from_secs(1)).await;
+                let names = service.ear.names(&cohort_id);
+                assert_eq!(names.contains(&"cohort-failed".to_owned()), outdated, "after {length}: {names:?}");
+                if outdated {
+                    let failure = service.ear.failed(&cohort_id).await;
+                    assert_eq!(failure.code(), "OUTDATED");
+                    assert!(failure.to_string().contains("0.2.0"), "{failure}");
+                }
+            });
+            ends += usize::from(outdated);
+        }
+        assert!(ends > 5, "{}", round.display());
+    }
+}
+
+/// The same of a member, unless a signature of its own is out: then the service says what became of it.
+#[test]
+fn a_membership_of_an_earlier_edition_ends_with_that_reason() {
+    for round in directories(&fixtures().join("v1")) {
+        let facts = events::<ParticipantEvent>(&round, "participant");
+        let Some(ParticipantEvent::CohortDiscovered { advert, .. }) = facts.first() else { panic!() };
+        let member = external_identity(MEMBER);
+        let config = ParticipantConfig {
+            did: member.did().clone(),
+            participant_key: member.public_key(),
+            communication_key: member.public_key(),
+            genesis_document: member.genesis_document().cloned(),
+            timing: Timing::default(),
+            max_fee_rate: btcr2_aggregation_protocol::output::DEFAULT_MAX_FEE_RATE,
+            beacons: BeaconRegistry::default(),
+            aggregator: Arc::new(MemoizedAggregator::default()),
+        };
+        let mut cohort = ParticipantCohort::new(Arc::new(config), Arc::clone(advert));
+        let mut ends = 0;
+        for fact in &facts {
+            cohort.apply(fact);
+            let outdated = match cohort.phase() {
+                MemberPhase::Submitted { .. } | MemberPhase::Validating { .. } | MemberPhase::Approved { .. } => {
+                    true
+                }
+                MemberPhase::Signing { stage, .. } => !stage.has_signed(),
+                _ => false,
+            };
+            let now = Timestamp::from_secs(1_800_000_000);
+            let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+            let events = cohort.decide(now, &ParticipantInput::Resumed, &mut rng).unwrap();
+            let end = ParticipantEvent::SessionEnded { at: now, reason: SessionEnd::Outdated };
+            let expected = if outdated { vec![end] } else { Vec::new() };
+            assert_eq!(events, expected, "{} in {}", round.display(), cohort.phase().name());
+            ends += usize::from(outdated);
+        }
+        assert!(ends >= 3, "{}", round.display());
+    }
+}
+
 async fn store(world: &World, stream: String, path: &Path) {
     let records = world.journal.read(&StreamId::new(stream)).await.unwrap();
     assert!(!records.is_empty());
@@ -189,6 +272,37 @@ fn write_round(name: &str, beacon_type: BeaconType, path: SpendPath) {
         };
         fs::write(directory.join("round.json"), serde_json::to_string_pretty(&round).unwrap() + "\n").unwrap();
     });
+}
+
+/// What a member of version 0.1 kept, as `vault export` writes it; made of the journals of that version.
+#[test]
+#[ignore = "writes a fixture into the source tree"]
+fn write_vault_of_version_0_1() {
+    let member = external_identity(MEMBER);
+    let entries = directories(&fixtures().join("v1")).into_iter().map(|round| {
+        let facts = events::<ParticipantEvent>(&round, "participant");
+        let Some(ParticipantEvent::CohortDiscovered { advert, .. }) = facts.first() else { panic!() };
+        let config = ParticipantConfig {
+            did: member.did().clone(),
+            participant_key: member.public_key(),
+            communication_key: member.public_key(),
+            genesis_document: member.genesis_document().cloned(),
+            timing: Timing::default(),
+            max_fee_rate: btcr2_aggregation_protocol::output::DEFAULT_MAX_FEE_RATE,
+            beacons: BeaconRegistry::default(),
+            aggregator: Arc::new(MemoizedAggregator::default()),
+        };
+        let session = replay(ParticipantCohort::new(Arc::new(config), Arc::clone(advert)), &facts);
+        let genesis_document = member.genesis_document().map(|document| (**document).clone());
+        btcr2_aggregation_actors::state::vault::VaultEntry {
+            record: session.record().unwrap(),
+            genesis_document,
+            transcript: None,
+        }
+    });
+    let document = serde_json::json!({ "vaultVersion": 1, "entries": entries.collect::<Vec<_>>() });
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vault-0.1.json");
+    fs::write(path, serde_json::to_string_pretty(&document).unwrap() + "\n").unwrap();
 }
 
 #[test]

@@ -20,14 +20,14 @@ use btcr2_aggregation_protocol::{
     output::DirectAggregator,
     signing::nonce::MemberSigner,
     time::Timestamp,
-    update::SignedUpdate,
+    update::{SignedUpdate, Submission},
 };
 use rand_chacha::ChaCha20Rng;
 use serde_json::Value;
 
 use crate::{NOW, rng};
 
-/// Recorded rounds of the other implementation: a member of the first round of each is what is tried.
+/// Recorded rounds of the TypeScript implementation: a member of the first round of each is what is tried.
 const ROUNDS: [&str; 4] = [
     include_str!("../../protocol/tests/vectors/transcript_cas.json"),
     include_str!("../../protocol/tests/vectors/transcript_smt.json"),
@@ -170,7 +170,7 @@ impl Host {
         match effect {
             ParticipantEffect::AskJoin => Some(ParticipantInput::JoinDecided(true)),
             ParticipantEffect::AskUpdate { .. } => {
-                Some(ParticipantInput::UpdateDecided(self.member.update.clone()))
+                Some(ParticipantInput::UpdateDecided(self.member.update.clone().map(Submission::from)))
             }
             ParticipantEffect::AskValidation { verdict, .. } => {
                 self.verified = verdict.ok();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use btcr2_aggregation_protocol::{
-    beacon::{SmtProof, SparseMerkleTree},
+    beacon::{SmtNonce, SmtProof, SparseMerkleTree, smt_leaf, zero_hash},
     hash::{SmtHash, sha256},
 };
 
@@ -27,12 +27,16 @@ fn check_proof(data: &[u8]) {
     let text = serde_json::to_string(&proof).expect("a proof serializes");
     assert_eq!(serde_json::from_str::<SmtProof>(&text).expect("what we write is a proof"), proof);
 
-    let (index, leaf) = (sha256(data), *proof.nonce.as_bytes());
+    let index = sha256(data);
+    let leaf = smt_leaf(proof.nonce.as_ref().map(SmtNonce::as_bytes), proof.update_id.as_ref());
     let needed: u32 = proof.collapsed.as_bytes().iter().map(|byte| byte.count_zeros()).sum();
     let Ok(root) = proof.root_for(&index, &leaf) else {
-        assert_ne!(proof.hashes.len(), needed as usize);
+        let zeros: BTreeSet<[u8; 32]> = (0..256).filter_map(zero_hash).collect();
+        let lists_a_zero = proof.hashes.iter().any(|hash| zeros.contains(hash.as_bytes()));
+        assert!(proof.hashes.len() != needed as usize || lists_a_zero);
         return;
     };
+    assert_eq!(proof.verify(&index).is_ok(), root == proof.id);
     assert_eq!(proof.hashes.len(), needed as usize);
     assert_ne!(proof.root_for(&index, &sha256(&leaf)), Ok(root));
     if let Some(sibling) = proof.hashes.first().copied() {

@@ -6,7 +6,7 @@ use btcr2_aggregation_protocol::{
     identity::Identity,
     jcs,
     patch::{MAX_DOCUMENT_BYTES, Patch},
-    update::{SignedUpdate, UpdateContext, add_beacon_service_patch, build_update, sign_update, verify_update},
+    update::{SignedUpdate, UpdateContext, add_beacon_service_patch, build_update, sign_update, verify_update, violations},
 };
 use serde_json::Value;
 
@@ -53,11 +53,15 @@ pub fn check(data: &[u8]) {
 
     let context = UpdateContext {
         did: signed.controller.did(),
-        verification_method: signed.controller.verification_method(),
-        key: &signed.controller.public_key(),
-        initial_document: Some(&signed.initial),
+        document: &signed.initial,
+        version: 1,
+        block: None,
     };
-    if verify_update(&update, &context).is_ok() {
+    let broken = violations(&update, &context);
+    assert_eq!(verify_update(&update, &context).is_ok(), broken.is_empty());
+    // What a peer wrote is shown in these texts: they stay short.
+    assert!(broken.iter().all(|error| error.to_string().len() < 2_000), "{broken:?}");
+    if broken.is_empty() {
         assert_eq!(update.hash(), signed.update.hash(), "accepted, and never signed: {}", update.value());
     } else {
         assert_ne!(*update.value(), *signed.update.value(), "signed, and not accepted");

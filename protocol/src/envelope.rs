@@ -424,7 +424,7 @@ impl<'a> ParsedEnvelope<'a> {
         if !key.verify(&digest, &signature) {
             return Err(EnvelopeError::SigInvalid);
         }
-        // Behind the signature, so that who changes a nonce on the way is told what the other implementation tells.
+        // Behind the signature, so that who changes a nonce on the way is told what the TypeScript implementation tells.
         let nonce = self.nonce().ok_or(EnvelopeError::Nonce)?;
         Ok(Verified { nonce, timestamp })
     }

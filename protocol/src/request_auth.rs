@@ -79,7 +79,7 @@ pub struct RequestAuthorization {
 
 impl RequestAuthorization {
     /// Parses the header's value. Spaces around parameters, their order and unknown parameters do not matter; of a
-    /// parameter that comes twice the last counts, as with the other implementation.
+    /// parameter that comes twice the last counts, as with the TypeScript implementation.
     ///
     /// # Errors
     /// [`RequestAuthError::Scheme`], [`RequestAuthError::Malformed`] or [`RequestAuthError::Version`].
@@ -193,7 +193,7 @@ impl fmt::Display for RequestAuthorization {
     }
 }
 
-/// The path of the inbox of `did` under the base URL's path (empty, or `/agg` say), as the other implementation writes it:
+/// The path of the inbox of `did` under the base URL's path (empty, or `/agg` say), as the TypeScript implementation writes it:
 /// `/v1/actors/did%3Abtcr2%3Ak1.../inbox`.
 pub fn inbox_path(base_path: &str, did: &Did) -> String {
     format!("{}/v1/actors/{}/inbox", base_path.trim_end_matches('/'), did.uri_component())

@@ -225,7 +225,7 @@ fn numbers_count_as_they_are_written_and_nonces_must_be_lower_case_hex() {
     {
         assert_eq!(set("timestamp", timestamp), Err(EnvelopeError::TimestampSkew));
     }
-    // The other implementation takes any nonce that is signed, ours what the format says.
+    // The TypeScript implementation takes any nonce that is signed, ours what the format says.
     for nonce in [json!("AB".repeat(16)), json!("ab".repeat(15)), json!("ab".repeat(17)), json!(1), json!(null)] {
         assert_eq!(set("nonce", nonce), Err(EnvelopeError::Nonce));
     }

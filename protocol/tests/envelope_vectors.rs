@@ -87,7 +87,7 @@ fn recorded_envelopes_verify_and_ours_are_written_alike() {
     }
 }
 
-/// Where we refuse with another code than the other implementation, all of them cases whose timestamp is no number: it
+/// Where we refuse with another code than the TypeScript implementation, all of them cases whose timestamp is no number: it
 /// computes with what is not one and goes on to the signature, we stop.
 const OTHER_CODES: [(&str, &str); 2] =
     [("timestamp as text", "ENVELOPE_TIMESTAMP_SKEW"), ("timestamp missing", "ENVELOPE_TIMESTAMP_SKEW")];
@@ -159,7 +159,7 @@ fn recorded_posts_are_told_apart_as_the_server_answers_them() {
         let name = text(entry, "name");
         for (received, recorded) in list(entry, "requestBodies").iter().zip(list(entry, "answers")) {
             let recorded = match (recorded["status"].as_u64(), recorded["body"]["error"].as_str()) {
-                // The other implementation's handler threw; the wire format asks for a 400.
+                // The TypeScript implementation's handler threw; the wire format asks for a 400.
                 (None, _) => (400, "invalid_json"),
                 // Decided by the length alone, by the server; here it is no envelope either.
                 (Some(413), _) => (400, "invalid_json"),
@@ -184,7 +184,7 @@ fn a_body_that_carries_a_type_or_sender_of_its_own_is_no_message() {
     for name in ["body overrides from", "body overrides type"] {
         let entry = list(&vectors, "httpPosts").iter().find(|entry| entry["name"] == name).unwrap();
         let received = entry["requestBodies"][0].as_str().unwrap();
-        // Recorded: the other implementation delivers the second one, under the body's type.
+        // Recorded: the TypeScript implementation delivers the second one, under the body's type.
         assert!(ParsedEnvelope::parse(received).unwrap().message().is_err(), "{name}");
     }
 }

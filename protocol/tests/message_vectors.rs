@@ -151,7 +151,7 @@ fn the_meaning_of_an_advert_is_checked_as_recorded() {
         body.extend(case["conditions"].as_object().unwrap().clone());
         message["body"] = Value::Object(body);
 
-        // The other implementation takes money promises that nobody here could keep.
+        // The TypeScript implementation takes money promises that nobody here could keep.
         let participant_funded = case["conditions"]["fundingModel"] == "participant-funded";
         let expected = case["problems"] == 0 && !participant_funded;
         outcomes[usize::from(expected)] += 1;
@@ -430,7 +430,7 @@ fn a_text_is_one_json_object() {
     assert_names(&stranger, "from");
 }
 
-/// Our extension: no script tree, so no recovery fields, under a type that the other implementation ignores.
+/// Our extension: no script tree, so no recovery fields, under a type that the TypeScript implementation ignores.
 fn key_path_advert() -> Value {
     let mut message = with_body("cohort_advert", |body| {
         assert!(body.remove("recoveryKey").is_some() && body.remove("recoverySequence").is_some());

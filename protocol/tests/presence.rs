@@ -74,7 +74,7 @@ fn each_answer_to_an_absent_member() {
     simulation.run();
     simulation.assert_invariants();
     assert_eq!(absent_when_signing_started(&simulation), Some(vec![]));
-    // It was there after all, like a member of the other implementation, which does not know the question.
+    // It was there after all, like a member of the TypeScript implementation, which does not know the question.
     assert_eq!(simulation.report().signed.unwrap().path, SpendPath::KeyPath);
 
     let mut simulation = with_absent(&[2], Answer::FallBack);

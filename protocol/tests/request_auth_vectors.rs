@@ -97,7 +97,7 @@ fn what_is_not_a_header_is_refused() {
         (header.replace("ts=1750000000", "ts=-1"), RequestAuthError::Malformed),
         (header.replace("ts=1750000000", "ts=1e300"), RequestAuthError::Malformed),
         (header.replace("ts=1750000000", "ts="), RequestAuthError::Malformed),
-        // The other implementation takes any text as a nonce, ours what the format says.
+        // The TypeScript implementation takes any text as a nonce, ours what the format says.
         (header.replace(nonce, &nonce.to_uppercase()), RequestAuthError::Malformed),
         (header.replace(nonce, &nonce[2..]), RequestAuthError::Malformed),
     ] {

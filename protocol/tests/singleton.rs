@@ -94,7 +94,7 @@ fn an_update_of_the_vectors_is_announced_with_its_identifiers_key() {
                 SingletonAnnouncement::new(beacon, coin(10_000), &update, RATE, &Change::Beacon).unwrap();
             let signed = announcement.sign(&secret_key(&case["secretKey"]), &mut rng()).unwrap();
             assert!(consensus_accepts(&signed, &announcement.prevout()), "{did} {kind}");
-            // What a resolver reads: OP_RETURN, a push of 32 bytes, and the hash that the other implementation computed.
+            // What a resolver reads: OP_RETURN, a push of 32 bytes, and the hash that the TypeScript implementation computed.
             let hash: DocumentHash = text(&case["signedUpdateHash"]).parse().unwrap();
             let signal = [&[0x6a, 0x20], hash.as_bytes().as_slice()].concat();
             assert_eq!(signed.output.last().unwrap().script_pubkey.as_bytes(), signal);

@@ -224,7 +224,7 @@ impl ServiceRun {
     }
 
     fn sent(&mut self, to: Option<&Did>, body: &SharedBody) {
-        // Our extensions are not in the recording of the other implementation.
+        // Our extensions are not in the recording of the TypeScript implementation.
         if body.is_control() {
             return;
         }

@@ -7,7 +7,7 @@ use clap::Args;
 use super::{
     Failure, fail,
     state::write_new,
-    vault::{SourceArgs, VaultFailure, complete},
+    vault::{SourceArgs, VaultFailure, complete, problems},
 };
 use crate::{
     protocol::did::Did,
@@ -61,6 +61,12 @@ async fn run(args: &SidecarArgs) -> Result<ExitCode, SidecarFailure> {
             write_new(path, &text).map_err(|error| VaultFailure::File { path: path.clone(), error })?;
         }
         None => println!("{text}"),
+    }
+    for entry in kept.of(&args.did) {
+        for problem in problems(entry) {
+            let cohort = &entry.record.cohort_id;
+            eprintln!("warning: no current resolver accepts what is kept of cohort {cohort}: {problem}");
+        }
     }
     if !missing_versions.is_empty() {
         let versions: Vec<_> = missing_versions.iter().map(u64::to_string).collect();

@@ -137,7 +137,10 @@ async fn list(args: &ListArgs) -> Result<ExitCode, VaultFailure> {
     }
     for (did, entries) in by_did {
         println!("{did}");
-        entries.into_iter().for_each(|entry| println!("{}", line(entry)));
+        for entry in entries {
+            println!("{}", line(entry));
+            problems(entry).iter().for_each(|problem| println!("    NOT accepted by current resolvers: {problem}"));
+        }
     }
     if kept.entries.is_empty() {
         println!("nothing is kept");
@@ -161,8 +164,15 @@ fn line(VaultEntry { record, .. }: &VaultEntry) -> String {
     )
 }
 
-fn summary(VaultEntry { record, genesis_document, transcript }: &VaultEntry) -> Value {
+/// Why no current resolver accepts an entry; those of versions before 0.2.0 are kept, and are all of that kind.
+pub(super) fn problems(VaultEntry { record, genesis_document, .. }: &VaultEntry) -> Vec<String> {
+    record.problems(genesis_document.as_ref())
+}
+
+fn summary(entry: &VaultEntry) -> Value {
+    let VaultEntry { record, genesis_document, transcript } = entry;
     json!({
+        "problems": problems(entry),
         "did": record.did,
         "service": record.service,
         "cohortId": record.cohort_id,
@@ -188,6 +198,9 @@ async fn show(args: &ShowArgs) -> Result<ExitCode, VaultFailure> {
     } else {
         for (entry, file) in kept.of_cohort(&args.cohort).zip(&files) {
             println!("{}\n{}\n{}", entry.record.did, line(entry), serde_json::to_string_pretty(file)?);
+            problems(entry)
+                .iter()
+                .for_each(|problem| eprintln!("warning: no current resolver accepts this: {problem}"));
         }
     }
     Ok(complete(&kept.problems))

@@ -22,7 +22,7 @@ use crate::{
     metrics::sources::Sources,
 };
 
-/// An idle connection is kept this long. The other implementation's client does not send again what broke on a connection
+/// An idle connection is kept this long. The TypeScript implementation's client does not send again what broke on a connection
 /// that was closed under it.
 const KEEP_ALIVE: Duration = Duration::from_secs(90);
 

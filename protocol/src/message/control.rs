@@ -1,4 +1,4 @@
-//! Our extensions beside the round: how a cohort ended, and signs of life. The other implementation ignores them, and each
+//! Our extensions beside the round: how a cohort ended, and signs of life. The TypeScript implementation ignores them, and each
 //! works when only our side speaks it.
 
 use serde::{Deserialize, Serialize};

@@ -12,7 +12,7 @@ use super::{
 use crate::{beacon::BeaconType, id::CohortId, network::Network};
 
 /// Our extension: an advert of a cohort whose output has no script tree (no fallback, no recovery leaf). A type of its
-/// own, so that the other implementation, which always has a script tree, ignores it instead of joining in vain.
+/// own, so that the TypeScript implementation, which always has a script tree, ignores it instead of joining in vain.
 pub(crate) const KEY_PATH_ADVERT_TYPE: &str = "keygen/cohort_advert_key_path";
 
 /// Who pays for the beacon transaction.

@@ -329,7 +329,7 @@ fn did(field: &str, text: &str, known: &[&Did]) -> Result<Did, DecodeError> {
         .map_err(|error| DecodeError::field(field, error))
 }
 
-/// Keys of the body that the other implementation, which flattens it over the message, would take for the message's own.
+/// Keys of the body that the TypeScript implementation, which flattens it over the message, would take for the message's own.
 /// It would take a null too.
 #[derive(Deserialize)]
 struct Reserved {

@@ -41,7 +41,7 @@ impl Controller {
         Self::of(Identity::from_genesis(key(7), genesis, Network::Regtest).unwrap())
     }
 
-    fn of(identity: Identity) -> Self {
+    pub(crate) fn of(identity: Identity) -> Self {
         let document = identity.initial_document().unwrap();
         Self { identity, document }
     }

@@ -8,6 +8,7 @@
 mod common;
 
 mod announcements;
+mod both_sides;
 mod controller;
 mod identifiers;
 mod suite;

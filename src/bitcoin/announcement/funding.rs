@@ -74,9 +74,9 @@ pub enum NotFunded {
     Impossible(String),
 }
 
-/// The transaction for the best coin: of those that are confirmed deep enough, unspent and pay for the fee, first those that
-/// leave change (which a bump can use), then the oldest (its recovery timelock passes first), then the largest. Dust is
-/// never chosen, and never stands in the way; nor is a coin that another announcement is to spend.
+/// The transaction for the best coin (rule T-4): of those that are confirmed deep enough, unspent and hold more than the fee,
+/// the largest, which leaves change for a bump if any does; of equal ones the deepest, then by txid and output. Dust is never
+/// chosen, and never stands in the way; nor is a coin that another announcement is to spend.
 pub(super) fn choose(sight: &Sight, rules: &Rules, wanted: &Wanted, rate: FeeRate) -> Result<Prepared, NotFunded> {
     let Wanted { output, signal, taken, .. } = wanted;
     let build = |deposit: &Deposit| {
@@ -91,9 +91,7 @@ pub(super) fn choose(sight: &Sight, rules: &Rules, wanted: &Wanted, rate: FeeRat
     let best = deep
         .iter()
         .filter_map(|deposit| build(deposit).ok().map(|transaction| (deposit, transaction)))
-        .min_by_key(|(deposit, transaction)| {
-            (Reverse(transaction.output.len()), deposit.place, Reverse(deposit.value), deposit.outpoint)
-        });
+        .min_by_key(|(deposit, _)| (Reverse(deposit.value), deposit.place, deposit.outpoint));
     if let Some((coin, transaction)) = best {
         return Ok(Prepared { coin: *coin, transaction, signal: *signal, rate });
     }
@@ -105,7 +103,10 @@ pub(super) fn choose(sight: &Sight, rules: &Rules, wanted: &Wanted, rate: FeeRat
     // A coin without value says what it would take.
     let nothing = Coin { outpoint: ::bitcoin::OutPoint::null(), value: Amount::ZERO };
     let needed = match build_beacon_transaction(output, &nothing, signal, rate, &rules.change) {
-        Err(BuildError::InsufficientFunds { needed, .. }) => needed,
+        // More than the fee (rule T-6).
+        Err(BuildError::InsufficientFunds { needed, .. }) => {
+            needed.checked_add(Amount::ONE_SAT).unwrap_or(Amount::MAX)
+        }
         Err(error) => return Err(NotFunded::Impossible(error.to_string())),
         Ok(_) => Amount::ZERO,
     };

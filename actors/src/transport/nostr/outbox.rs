@@ -81,7 +81,7 @@ impl Job {
         }
     }
 
-    /// Whether one signed event is all that may ever be sent of it: the other implementation's service fails its whole
+    /// Whether one signed event is all that may ever be sent of it: the TypeScript implementation's service fails its whole
     /// cohort at a second nonce or partial signature, and tells them apart by nothing but the event.
     pub(super) fn is_spent_by_repetition(&self) -> bool {
         match &self.content {

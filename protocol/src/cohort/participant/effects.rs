@@ -75,7 +75,7 @@ impl ParticipantCohort {
     }
 
     /// What our host was asked and has not answered, and what the service may not have had. A nonce and a partial signature
-    /// are never sent again: the other implementation would fail its cohort over them. If one was lost with us, the
+    /// are never sent again: the TypeScript implementation would fail its cohort over them. If one was lost with us, the
     /// service takes the fallback.
     pub(super) fn owed(&self) -> Vec<ParticipantEffect> {
         match &self.phase {

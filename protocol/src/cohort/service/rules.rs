@@ -122,7 +122,7 @@ pub struct PhaseRule {
     pub timeout: Option<Duration>,
     /// How many more times as long, before the answer is given. Before signing, never beyond the cohort's TTL.
     ///
-    /// Members are not told of it. One of ours waits for three of its own phase timeouts (the other implementation: for
+    /// Members are not told of it. One of ours waits for three of its own phase timeouts (the TypeScript implementation: for
     /// ever) and is a holdout after that, so long waits gain nothing unless the members' timeouts are as long.
     pub extensions: u32,
     /// The answer.
@@ -154,7 +154,7 @@ pub struct PhaseRules {
     changed: BTreeMap<TimedPhase, PhaseRule>,
     /// How many times in a row a cohort may be formed again.
     pub reformations: u32,
-    /// Whether to ask for signs of life before signing. Members of the other implementation do not know the question, so
+    /// Whether to ask for signs of life before signing. Members of the TypeScript implementation do not know the question, so
     /// where there may be any the answer to [`TimedPhase::Presence`] must be [`Answer::Proceed`], after a short timeout.
     pub presence_check: bool,
 }

@@ -25,7 +25,7 @@ impl SigningSession {
         }
     }
 
-    /// What was asked and not answered yet. A member that answered is not asked again: the other implementation would fail
+    /// What was asked and not answered yet. A member that answered is not asked again: the TypeScript implementation would fail
     /// its cohort over a second nonce.
     pub(super) fn owed(&self) -> Vec<SessionEffect> {
         match &self.phase {

@@ -373,7 +373,7 @@ impl Handler<Outbound> for HttpConnection {
     }
 }
 
-/// The other implementation's service fails its whole cohort at a second one of these.
+/// The TypeScript implementation's service fails its whole cohort at a second one of these.
 fn spent_by_repetition(body: &Body) -> bool {
     matches!(body, Body::NonceContribution(_) | Body::SignatureAuthorization(_))
 }

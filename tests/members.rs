@@ -403,3 +403,25 @@ fn prepared() -> Option<(String, [String; 2], TestChain)> {
     let source = format!("core={}?cookie={}", node.url(), node.cookie_file().display());
     Some((source, states, world.blocks))
 }
+
+#[test]
+fn what_was_kept_of_the_earlier_edition_and_no_resolver_accepts_is_named() {
+    let old = concat!(env!("CARGO_MANIFEST_DIR"), "/actors/tests/fixtures/vault-0.1.json");
+    let text = support::run(&["vault", "list", "--vault", old]).succeeded().stdout;
+    assert!(text.contains("NOT accepted by current resolvers: "), "{text}");
+    let listed: Value =
+        serde_json::from_str(&support::run(&["vault", "list", "--json", "--vault", old]).succeeded().stdout)
+            .unwrap();
+    let listed = listed.as_array().unwrap();
+    let problems = |entry: &Value| entry["problems"].as_array().unwrap().len();
+    assert!(!listed.is_empty() && listed.iter().all(|entry| problems(entry) > 0), "{listed:#?}");
+    let did = listed[0]["did"].as_str().unwrap();
+    let made = support::run(&["sidecar", "--did", did, "--vault", old]).succeeded();
+    assert!(made.stderr.contains("no current resolver accepts"), "{made:?}");
+    // What is made today has no such problem.
+    let directory = support::directory("members-today");
+    let beacon = Beacon::new("today", 3, WAIT.into());
+    let state = stored(&directory, "state", &[entry(&beacon, "today", Some(update(2)))]);
+    let text = support::run(&["vault", "list", "--state", &state]).succeeded().stdout;
+    assert!(!text.contains("NOT accepted"), "{text}");
+}

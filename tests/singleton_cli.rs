@@ -186,7 +186,7 @@ fn what_cannot_work_is_refused_and_says_why() {
     };
     refused_with(&["--sign"], "cannot be used with");
     refused_with(&["--fee-rate", "0.5"], "between 1 and 10000");
-    refused_with(&["--fee-rate", "500"], "the coin holds");
+    refused_with(&["--fee-rate", "500"], "the coin has to hold more");
     refused_with(&["--change", "bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdq"], "--change");
     for bad in
         ["", "1:2:3", &coin.replace(":0:", ":"), &coin.replace("20000", "2.0"), &format!("{coin}00000000000000")]

@@ -120,7 +120,7 @@ fn a_given_certificate_is_trusted_in_its_time_only() {
         by_hand(params);
         (params.not_before, params.not_after) = (date_time_ymd(2100, 1, 1), date_time_ymd(2101, 1, 1));
     };
-    for (change, word) in [(expired, "expired"), (early, "not valid yet")] {
+    for (change, word) in [(expired, "Expired"), (early, "NotValidYet")] {
         let certificate = self_signed(change);
         let trust = Trust::only(certificate.pem.as_bytes()).unwrap();
         let refused = handshake(certificate.config(), &trust, "localhost").unwrap_err();

@@ -1,10 +1,16 @@
 //! WebSockets to relays: `ws://`, and `wss://` with the TLS of [`tls`](crate::transport::tls). The SDK's own sockets trust a
 //! list of authorities that is compiled in, and nothing else.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use async_wsocket::{ConnectionMode, Message, message::CloseFrame};
-use futures::{SinkExt, StreamExt, future};
+use futures::{Sink, StreamExt, future};
 use nostr_sdk::{
     Url,
     pool::transport::{
@@ -89,14 +95,48 @@ where
     let upgraded = client_async_with_config(url.as_str(), stream, Some(limits)).await;
     let (socket, _) = upgraded.map_err(TransportError::backend)?;
     let (sink, stream) = socket.split();
-    let sink = sink.sink_map_err(TransportError::backend).with(|message| future::ok(outgoing(message)));
     let stream = stream.filter_map(|message| {
         future::ready(match message {
             Ok(message) => incoming(message).map(Ok),
             Err(error) => Some(Err(TransportError::backend(error))),
         })
     });
-    Ok((Box::new(sink), Box::pin(stream)))
+    Ok((Box::new(Outgoing(sink)), Box::pin(stream)))
+}
+
+/// A sink of the SDK's messages. It goes on answering behind an error, as the SDK needs: `sink_map_err` of `futures` panics then.
+struct Outgoing<S>(S);
+
+impl<S> Outgoing<S>
+where
+    S: Sink<tungstenite::Message, Error = tungstenite::Error> + Unpin,
+{
+    fn inner(&mut self) -> Pin<&mut S> {
+        Pin::new(&mut self.0)
+    }
+}
+
+impl<S> Sink<Message> for Outgoing<S>
+where
+    S: Sink<tungstenite::Message, Error = tungstenite::Error> + Unpin,
+{
+    type Error = TransportError;
+
+    fn poll_ready(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
+        self.inner().poll_ready(cx).map_err(TransportError::backend)
+    }
+
+    fn start_send(mut self: Pin<&mut Self>, message: Message) -> Result<(), TransportError> {
+        self.inner().start_send(outgoing(message)).map_err(TransportError::backend)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
+        self.inner().poll_flush(cx).map_err(TransportError::backend)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
+        self.inner().poll_close(cx).map_err(TransportError::backend)
+    }
 }
 
 fn outgoing(message: Message) -> tungstenite::Message {

@@ -65,7 +65,8 @@ impl World {
             network: Network::Regtest,
             change_key: Some(change_key),
             journal: Arc::new(MemoryJournal::new()),
-            clock: Clock::system(),
+            // As tokio's, which stands still over a chain in memory.
+            clock: Clock::starting_at(Clock::system().now()),
             poll: Duration::from_millis(50),
             claims: Arc::default(),
             notices: sender,

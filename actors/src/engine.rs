@@ -2,7 +2,7 @@
 //!
 //! Three actors do this, for three machines; what they share is here, once.
 
-use std::{collections::VecDeque, num::NonZero, sync::Arc, time::Duration};
+use std::{collections::VecDeque, num::NonZero, sync::Arc};
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, SpawnHandle, WrapFuture, fut};
 use btcr2_aggregation_protocol::{error::Reject, machine::Machine, time::Timestamp};
@@ -287,11 +287,14 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
             ctx.cancel_future(handle);
         }
         if let Some(deadline) = deadline {
-            // A tick that comes a little late is harmless; one that comes early would only come again.
-            let delay = deadline.since(engine.clock.now()) + Duration::from_millis(1);
-            let handle = ctx.run_later(delay, |actor, ctx| {
+            let handle = ctx.run_later(engine.clock.nap(deadline), move |actor, ctx| {
                 actor.engine().timer = None;
-                actor.feed(Self::tick(), ctx);
+                if actor.engine().clock.now() < deadline {
+                    // It was a nap, or the clock was set back. A tick that comes early would only come again.
+                    actor.rearm(ctx);
+                } else {
+                    actor.feed(Self::tick(), ctx);
+                }
             });
             self.engine().timer = Some((deadline, handle));
         }

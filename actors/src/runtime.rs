@@ -1,35 +1,87 @@
 //! What actors take from the world besides messages: time and randomness, both injected.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::atomic::{AtomicI64, Ordering},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use btcr2_aggregation_protocol::{hash::sha256_concat, time::Timestamp};
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
 use tokio::time::Instant;
 
-/// The wall clock, driven by tokio's: under a paused tokio clock it stands still and jumps with it, so that tests need
-/// not sleep.
+/// The longest that anybody sleeps towards a time of the wall clock. Timers run by a monotonic clock, which knows nothing of it
+/// when the wall clock is set, or when the machine was suspended: whoever wakes looks at the clock again.
+pub const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+
+/// The wall clock.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
-    epoch: Timestamp,
-    started: Instant,
+pub struct Clock(Source);
+
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    /// The system's, read at each use: it may be set while the program runs.
+    System,
+    /// Driven by tokio's clock: under a paused one it stands still and jumps with it, so that tests need not sleep.
+    Driven { epoch: Timestamp, started: Instant, moved: Option<&'static AtomicI64> },
+}
+
+/// Sets a clock, as people, NTP and the end of a suspension do.
+#[derive(Clone, Copy, Debug)]
+pub struct ClockHands(&'static AtomicI64);
+
+impl ClockHands {
+    /// Moves the clock forward.
+    pub fn forward(&self, by: Duration) {
+        self.0.fetch_add(millis(by), Ordering::SeqCst);
+    }
+
+    /// Moves the clock backward.
+    pub fn backward(&self, by: Duration) {
+        self.0.fetch_sub(millis(by), Ordering::SeqCst);
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 impl Clock {
-    /// A clock that shows the system's time now.
-    pub fn system() -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self::starting_at(Timestamp::default() + now)
+    /// The system's clock.
+    pub const fn system() -> Self {
+        Self(Source::System)
     }
 
-    /// A clock that shows `epoch` now.
+    /// A clock that shows `epoch` now, and goes on as tokio's.
     pub fn starting_at(epoch: Timestamp) -> Self {
-        Self { epoch, started: Instant::now() }
+        Self(Source::Driven { epoch, started: Instant::now(), moved: None })
+    }
+
+    /// The same, and what sets it: for tests, for it is never given back to the allocator.
+    pub fn movable(epoch: Timestamp) -> (Self, ClockHands) {
+        let moved: &'static AtomicI64 = Box::leak(Box::default());
+        (Self(Source::Driven { epoch, started: Instant::now(), moved: Some(moved) }), ClockHands(moved))
     }
 
     /// The time.
     pub fn now(&self) -> Timestamp {
-        self.epoch + self.started.elapsed()
+        match self.0 {
+            Source::System => {
+                Timestamp::default() + SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+            }
+            Source::Driven { epoch, started, moved } => {
+                let now = epoch + started.elapsed();
+                let moved = moved.map_or(0, |moved| moved.load(Ordering::SeqCst));
+                let by = Duration::from_millis(moved.unsigned_abs());
+                if moved < 0 { now - by } else { now + by }
+            }
+        }
+    }
+
+    /// How long to sleep towards `deadline` before looking at the clock again.
+    pub fn nap(&self, deadline: Timestamp) -> Duration {
+        // Timers and clocks count in milliseconds: without one more, whoever wakes would be too early now and then.
+        (deadline.since(self.now()) + Duration::from_millis(1)).min(LONGEST_SLEEP)
     }
 }
 
@@ -50,5 +102,38 @@ impl Randomness {
             Self::System => ChaCha20Rng::from_os_rng(),
             Self::Seeded(seed) => ChaCha20Rng::from_seed(sha256_concat(&[seed, name.as_bytes()])),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_shows_what_it_is_set_to_and_goes_on() {
+        let (clock, hands) = Clock::movable(Timestamp::from_secs(1_000));
+        hands.forward(Duration::from_secs(50));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(clock.now(), Timestamp::from_secs(1_051));
+        hands.backward(Duration::from_secs(100));
+        assert_eq!(clock.now(), Timestamp::from_secs(951));
+        hands.backward(Duration::from_secs(10_000));
+        assert_eq!(clock.now(), Timestamp::default(), "there is nothing before");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_systems_clock_is_read_at_each_use() {
+        let clock = Clock::system();
+        let before = clock.now();
+        tokio::time::advance(Duration::from_secs(3_600)).await;
+        assert!(clock.now().since(before) < Duration::from_secs(600), "tokio's clock does not drive it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_nap_is_never_longer_than_the_longest_sleep() {
+        let clock = Clock::starting_at(Timestamp::from_secs(1_000));
+        assert_eq!(clock.nap(Timestamp::NEVER), LONGEST_SLEEP);
+        assert_eq!(clock.nap(Timestamp::from_secs(1_001)), Duration::from_millis(1_001));
+        assert_eq!(clock.nap(Timestamp::from_secs(1)), Duration::from_millis(1));
     }
 }

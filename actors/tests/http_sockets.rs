@@ -3,7 +3,7 @@
 
 mod http_support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use btcr2_aggregation_actors::transport::{
     Outbound,
@@ -11,9 +11,9 @@ use btcr2_aggregation_actors::transport::{
 };
 use btcr2_aggregation_protocol::{identity::Identity, request_auth::inbox_path};
 use http_support::{
-    advert, authorization, identity,
+    advert, authorization, external, identity,
     loopback::{Loopback, PATIENCE, RawStream, client},
-    saying,
+    opt_in, saying, sealed, service,
 };
 use serde_json::{Value, json};
 
@@ -53,6 +53,43 @@ async fn a_scope_below_a_prefix_takes_the_whole_path_signed() {
     // The host's other paths.
     let mut other = loopback.open("/v1/adverts", &[]).await;
     assert_eq!((other.status(), other.body().await.as_str()), (404, r#"{"error":"not_found"}"#));
+    loopback.stop().await;
+}
+
+#[actix_web::test]
+async fn an_external_inbox_is_open_within_a_second_of_its_opt_in() {
+    let (loopback, _deliveries) = Loopback::start("", config()).await;
+    let x = external(1);
+    tell(&loopback, &x, "accepted").await;
+    let opening = async {
+        let mut stream = loopback.inbox(&x, None).await;
+        assert_eq!((stream.status(), next_said(&mut stream).await.as_str()), (200, "accepted"));
+        Instant::now()
+    };
+    let opting = async {
+        let to = service();
+        let envelope = sealed(&x, Some(to.did()), opt_in(&x), loopback.clock.now());
+        assert_eq!(loopback.post(envelope).await.0, 202);
+        Instant::now()
+    };
+    let (opened, accepted) = tokio::join!(opening, opting);
+    assert!(opened.saturating_duration_since(accepted) < Duration::from_secs(1));
+    loopback.stop().await;
+}
+
+#[actix_web::test]
+async fn an_early_inbox_does_not_hold_up_the_servers_stop() {
+    let (loopback, _deliveries) = Loopback::start("", config()).await;
+    let x = external(1);
+    let stopping = async {
+        // Behind the request, which is handled in order of arrival.
+        assert_eq!(loopback.answer(client().get(loopback.url("/v1/.well-known/aggregation"))).await.0, 200);
+        loopback.server.shutdown().await;
+    };
+    let began = Instant::now();
+    let (mut early, ()) = tokio::join!(loopback.inbox(&x, None), stopping);
+    assert_eq!((early.status(), early.next().await), (200, None));
+    assert!(began.elapsed() < HttpConfig::default().early_inbox_wait);
     loopback.stop().await;
 }
 

@@ -145,6 +145,11 @@ impl RequestAuthorization {
         self.nonce
     }
 
+    /// Whether `sig` has the shape of a signature; without the key nobody can say more.
+    pub fn is_well_formed(&self) -> bool {
+        Signature::from_hex(&self.sig).is_ok()
+    }
+
     /// The bytes whose SHA-256 is signed: the canonical form of `{v, did, ts, nonce, path}`.
     pub fn signing_bytes(&self, path: &str) -> Vec<u8> {
         // serde_json escapes strings as JCS does, and the keys are in order: nothing here can lack a canonical form.

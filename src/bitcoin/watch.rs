@@ -24,7 +24,7 @@ use super::{
 use crate::{
     actors::{
         journal::{Journal, JournalError, Record, StreamId},
-        runtime::{Clock, Randomness},
+        runtime::{Clock, LONGEST_SLEEP, Randomness},
     },
     bitcoin::recovery::block_time,
     protocol::{
@@ -36,9 +36,6 @@ use crate::{
         output::BeaconOutput,
     },
 };
-
-/// How far ahead a timer is set at most: a deadline that is "never" is no instant.
-const FAR: Duration = Duration::from_secs(24 * 3600);
 
 /// How long who asks for a transaction waits for a coin before it is told what is missing.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -431,10 +428,9 @@ impl Watch {
         let mut poll_at = Instant::now();
         let mut ticked = None;
         while !(self.machine.has_ended() && requests.is_empty()) {
-            let now = self.settings.clock.now();
             // One tick for a deadline: one that leads to nothing now leads to something after the next look at the chain.
             let deadline = self.machine.deadline().filter(|deadline| ticked != Some(*deadline));
-            let due = deadline.map_or(FAR, |deadline| deadline.since(now).min(FAR));
+            let due = deadline.map_or(LONGEST_SLEEP, |deadline| self.settings.clock.nap(deadline));
             tokio::select! {
                 biased;
                 request = requests.recv() => match request {
@@ -447,8 +443,12 @@ impl Watch {
                     None => break,
                 },
                 () = sleep_until(Instant::now() + due) => {
-                    ticked = deadline.filter(|deadline| *deadline <= self.settings.clock.now());
-                    let _ = self.feed(Input::Tick).await?;
+                    // Otherwise it was a nap.
+                    let passed = deadline.filter(|deadline| *deadline <= self.settings.clock.now());
+                    if passed.is_some() {
+                        ticked = passed;
+                        let _ = self.feed(Input::Tick).await?;
+                    }
                 }
                 () = sleep_until(poll_at) => {
                     let Some((seen, put_aside)) = self.ask_and_listen(requests).await else { break };

@@ -34,6 +34,8 @@ impl Request {
 #[derive(Clone, Debug)]
 pub enum Answer {
     Status(u16, &'static str),
+    /// A redirect to there.
+    Redirect(u16, String),
     /// The connection breaks instead.
     Break,
     /// These events, and then nothing more.
@@ -50,6 +52,8 @@ struct Script {
     inbox: VecDeque<Answer>,
     adverts: VecDeque<Answer>,
     well_known: String,
+    /// What the next requests for the well-known document are answered instead.
+    instead: VecDeque<Answer>,
     held: Vec<TcpStream>,
 }
 
@@ -106,6 +110,10 @@ impl FakeServer {
         self.script.lock().expect("whole").well_known = document.to_string();
     }
 
+    pub fn answer_well_known(&self, answers: impl IntoIterator<Item = Answer>) {
+        self.script.lock().expect("whole").instead.extend(answers);
+    }
+
     /// The next post.
     pub async fn post(&mut self) -> Request {
         soon("a post", self.posts.recv()).await.expect("the server runs")
@@ -114,6 +122,11 @@ impl FakeServer {
     /// Posts that came and were not looked at.
     pub fn more_posts(&mut self) -> usize {
         std::iter::from_fn(|| self.posts.try_recv().ok()).count()
+    }
+
+    /// Requests for the inbox that came and were not looked at.
+    pub fn more_inboxes(&mut self) -> usize {
+        std::iter::from_fn(|| self.inboxes.try_recv().ok()).count()
     }
 
     /// The next request for the inbox.
@@ -162,6 +175,8 @@ fn serve(
             answer.unwrap_or(silent)
         } else if request.line.contains("/adverts") {
             script.adverts.pop_front().unwrap_or(silent)
+        } else if let Some(answer) = script.instead.pop_front() {
+            answer
         } else {
             let document = script.well_known.clone();
             let _ = write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{document}", document.len());
@@ -170,6 +185,10 @@ fn serve(
         let (events, ends) = match answer {
             Answer::Status(status, body) => {
                 let _ = write!(stream, "HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                continue;
+            }
+            Answer::Redirect(status, to) => {
+                let _ = write!(stream, "HTTP/1.1 {status} X\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n");
                 continue;
             }
             Answer::Break => return drop(stream.shutdown(std::net::Shutdown::Both)),

@@ -45,6 +45,13 @@ pub struct HttpConfig {
     pub inbox_ttl: Duration,
     /// Most streams that one inbox feeds at once; the oldest is closed for a new one.
     pub streams_per_inbox: usize,
+    /// How long a request for the inbox of an EXTERNAL DID whose key is not known waits for its opt-in. Shorter than clients and
+    /// proxies wait for an answer.
+    pub early_inbox_wait: Duration,
+    /// Most requests that wait so; others are refused at once.
+    pub early_inboxes: usize,
+    /// Most of them from one client address.
+    pub early_inboxes_per_address: usize,
     /// Most advert streams.
     pub advert_streams: usize,
     /// Between heartbeat comments on a stream.
@@ -71,6 +78,9 @@ impl Default for HttpConfig {
             inboxes: 20_000,
             inbox_ttl: Duration::from_secs(24 * 3600),
             streams_per_inbox: 4,
+            early_inbox_wait: Duration::from_secs(20),
+            early_inboxes: 512,
+            early_inboxes_per_address: 128,
             advert_streams: 20_000,
             heartbeat: Duration::from_secs(15),
             external_keys: 20_000,

@@ -7,6 +7,7 @@ use std::{
 
 use actix::Recipient;
 use btcr2_aggregation_protocol::{did::Did, identity::Identity, key::PublicKey};
+use tokio::sync::watch;
 
 use crate::transport::{Delivery, external::ExternalKeys};
 
@@ -26,12 +27,14 @@ struct Known {
 /// The directory. Shared by the gate, which reads it, and the connections, which register in it.
 pub(super) struct Directory {
     known: RwLock<Known>,
+    /// Changes when a key becomes known; true when nobody is to wait for one any more.
+    news: watch::Sender<bool>,
 }
 
 impl Directory {
     pub(super) fn new(most_external: usize) -> Self {
         let known = Known { local: BTreeMap::new(), external: ExternalKeys::new(most_external) };
-        Self { known: RwLock::new(known) }
+        Self { known: RwLock::new(known), news: watch::Sender::new(false) }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Known> {
@@ -66,6 +69,22 @@ impl Directory {
     /// Remembers the key of an EXTERNAL DID that has shown it in its opt-in.
     pub(super) fn remember_stranger(&self, did: &Did, key: PublicKey) {
         self.write().external.remember_stranger(did, key);
+        self.news.send_modify(|_| {});
+    }
+
+    /// Waits until the key of `did` is known, or nobody is to wait any more.
+    pub(super) async fn wait_for_key(&self, did: &Did) {
+        // Before the first look, so that no key is missed.
+        let mut news = self.news.subscribe();
+        while self.key_of(did).is_none() && !*news.borrow_and_update() {
+            // It cannot be closed: it is part of this.
+            let _ = news.changed().await;
+        }
+    }
+
+    /// Nobody waits for a key any more.
+    pub(super) fn close(&self) {
+        self.news.send_replace(true);
     }
 
     /// An EXTERNAL DID has been written to by somebody who lives here, so it is a member: its key is no longer forgotten
@@ -80,5 +99,6 @@ impl Directory {
     /// Remembers the key of an EXTERNAL DID that the host vouches for.
     pub(super) fn introduce(&self, did: &Did, key: PublicKey) {
         self.write().external.introduce(did, key);
+        self.news.send_modify(|_| {});
     }
 }

@@ -7,7 +7,7 @@ use btcr2_aggregation_protocol::{
     envelope::{Expected, ParsedEnvelope},
     key::PublicKey,
     message::{DecodeError, Message},
-    request_auth::RequestAuthorization,
+    request_auth::{RequestAuthorization, inbox_path},
     time::Timestamp,
 };
 
@@ -25,6 +25,12 @@ pub(super) struct Admitted {
     pub(super) from: Did,
     pub(super) to: Arc<Local>,
     pub(super) message: Result<Message, DecodeError>,
+}
+
+/// A request for an inbox, before it is known whether its owner has signed it.
+pub(super) struct InboxRequest {
+    pub(super) did: Did,
+    authorization: RequestAuthorization,
 }
 
 /// The gate and what it remembers.
@@ -70,32 +76,52 @@ impl Gate {
         Ok((local, envelope.message_among(&[&from])))
     }
 
+    /// What `GET /v1/actors/{did}/inbox` says; whether its owner says so is for [`Self::admit_inbox`].
+    pub(super) fn parse_inbox(owner: &str, authorization: Option<&str>) -> Result<InboxRequest, Refusal> {
+        let authorization = authorization.and_then(|header| RequestAuthorization::parse(header).ok());
+        let authorization = authorization.filter(|authorization| authorization.did() == owner);
+        let authorization = authorization.ok_or(Refusal::Unauthorized)?;
+        let did = Did::parse(owner).map_err(|_| Refusal::Unauthorized)?;
+        Ok(InboxRequest { did, authorization })
+    }
+
+    /// Whether an opt-in could make `request` a good one: its owner's key is not known, and nothing else is wrong yet.
+    pub(super) fn awaits_opt_in(&self, InboxRequest { did, authorization }: &InboxRequest, now: Timestamp) -> bool {
+        self.directory.key_of(did).is_none()
+            && authorization.is_well_formed()
+            && authorization.timestamp().agrees_with(now, self.config.clock_skew)
+    }
+
     /// `GET /v1/actors/{did}/inbox`: only its owner opens an inbox.
     pub(super) async fn admit_inbox(
         &self,
-        owner: &str,
-        authorization: Option<&str>,
+        request: &InboxRequest,
         path: &str,
         now: Timestamp,
-    ) -> Result<Did, Refusal> {
-        let authorization = authorization.and_then(|header| RequestAuthorization::parse(header).ok());
-        let authorization = authorization.ok_or(Refusal::Unauthorized)?;
-        if authorization.did() != owner {
-            return Err(Refusal::Unauthorized);
-        }
-        let did = Did::parse(owner).map_err(|_| Refusal::Unauthorized)?;
-        let key = self.directory.key_of(&did).ok_or(Refusal::Unauthorized)?.x_only();
+    ) -> Result<(), Refusal> {
+        let InboxRequest { did, authorization } = request;
+        let key = self.directory.key_of(did).ok_or(Refusal::Unauthorized)?.x_only();
         let skew = self.config.clock_skew;
-        let prefixes = std::iter::once("").chain(self.config.stripped_prefixes.iter().map(String::as_str));
-        let verified = prefixes
-            .map(|prefix| authorization.verify(&key, &format!("{}{path}", prefix.trim_end_matches('/')), now, skew))
-            .any(|verdict| verdict.is_ok());
+        let verified =
+            self.signed_paths(path, did).any(|path| authorization.verify(&key, &path, now, skew).is_ok());
         if !verified {
             return Err(Refusal::Unauthorized);
         }
-        self.not_again(&did, authorization.nonce(), authorization.timestamp(), now).await?;
-        self.not_too_often(&did, now).await?;
-        Ok(did)
+        self.not_again(did, authorization.nonce(), authorization.timestamp(), now).await?;
+        self.not_too_often(did, now).await
+    }
+
+    /// What the client may have signed when `path` arrives: that, or, for proxies decode what they pass on, the same route with
+    /// the DID encoded as clients write it; each also below the prefixes that a proxy strips.
+    fn signed_paths(&self, path: &str, did: &Did) -> impl Iterator<Item = String> {
+        let base = path.rsplit_once("/v1/actors/").map(|(base, _)| base);
+        let rebuilt = base.map(|base| inbox_path(base, did)).filter(|rebuilt| rebuilt != path);
+        let paths: Vec<_> = std::iter::once(path.to_owned()).chain(rebuilt).collect();
+        let prefixes = std::iter::once("").chain(self.config.stripped_prefixes.iter().map(String::as_str));
+        prefixes.flat_map(move |prefix| {
+            let prefix = prefix.trim_end_matches('/');
+            paths.iter().map(|path| format!("{prefix}{path}")).collect::<Vec<_>>()
+        })
     }
 
     fn parse<'a>(&self, body: &'a [u8]) -> Result<ParsedEnvelope<'a>, Refusal> {

@@ -1,7 +1,7 @@
 //! HTTP (wire format, section 5): a scope that mounts into any actix-web `App`, and the client's connection.
 //!
 //! On the server's side [`server::HttpServer`] is the transport of the identities that live there: `gate` is what a request
-//! has to pass, `hub` keeps the adverts and one `inbox` actor per recipient, `routes` translates, and [`store`]
+//! has to pass, `seats` who may wait for an opt-in, `hub` keeps the adverts and one `inbox` actor per recipient, `routes` translates, and [`store`]
 //! and [`waiting`] are what must be remembered, also over a restart if the host gives it a place. On the client's side
 //! [`client::HttpClient`] is the transport of an identity that talks to one server.
 
@@ -15,6 +15,7 @@ mod hub;
 mod inbox;
 mod report;
 mod routes;
+mod seats;
 pub mod server;
 pub mod store;
 mod stream;

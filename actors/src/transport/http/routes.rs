@@ -15,6 +15,7 @@ use actix_web::{
     web::{self, Bytes, BytesMut, Payload, ServiceConfig},
 };
 use btcr2_aggregation_protocol::{
+    did::Did,
     message::{Body, Message},
     update::SignedUpdate,
 };
@@ -25,7 +26,7 @@ use super::{
     Refusal,
     config::HttpConfig,
     cors::{allow, preflight},
-    gate::Admitted,
+    gate::{Admitted, Gate},
     hub::{Advertise, OpenAdverts, OpenInbox},
     server::HttpServer,
     stream::{EventStream, Events},
@@ -173,22 +174,49 @@ async fn read_adverts(server: Server, request: HttpRequest) -> HttpResponse {
     }
 }
 
-async fn read_inbox(server: Server, request: HttpRequest, did: web::Path<String>) -> HttpResponse {
+/// Who asks for an inbox.
+enum Reader {
+    Owner(Did),
+    /// An EXTERNAL DID, perhaps, whose opt-in has not come yet.
+    Early,
+}
+
+/// Admits the reader of an inbox. Members open their inboxes before they opt in, and an EXTERNAL DID's key is known only then:
+/// such a request waits for a while, so that the inbox is open as soon as the opt-in is accepted.
+async fn admit_reader(server: &HttpServer, request: &HttpRequest, owner: &str) -> Result<Reader, Refusal> {
     let gate = &server.0.gate;
-    let now = server.now();
-    let admitted = async {
-        gate.admit_address(&address(&server, &request), now).await?;
-        let authorization = request.headers().get(AUTHORIZATION).and_then(|header| header.to_str().ok());
-        gate.admit_inbox(&did, authorization, request.uri().path(), now).await
-    };
-    let owner = match admitted.await {
-        Ok(owner) => owner,
+    let address = address(server, request);
+    gate.admit_address(&address, server.now()).await?;
+    let authorization = request.headers().get(AUTHORIZATION).and_then(|header| header.to_str().ok());
+    let inbox = Gate::parse_inbox(owner, authorization)?;
+    if gate.awaits_opt_in(&inbox, server.now()) {
+        let _seat = server.0.seats.take(&address).ok_or(Refusal::Unauthorized)?;
+        let known = gate.directory.wait_for_key(&inbox.did);
+        let waited = tokio::time::timeout(server.config().early_inbox_wait, known).await;
+        if waited.is_err() || gate.directory.key_of(&inbox.did).is_none() {
+            return Ok(Reader::Early);
+        }
+    }
+    // By the time of now: what is as old as that may have been used before and forgotten.
+    gate.admit_inbox(&inbox, request.uri().path(), server.now()).await?;
+    Ok(Reader::Owner(inbox.did))
+}
+
+async fn read_inbox(server: Server, request: HttpRequest, did: web::Path<String>) -> HttpResponse {
+    let owner = match admit_reader(&server, &request, &did).await {
+        Ok(Reader::Owner(owner)) => owner,
+        Ok(Reader::Early) => {
+            server.0.counts.refused(Refusal::Unauthorized);
+            // The TypeScript implementation's client comes back at once only if its stream was opened.
+            let (_, nothing) = EventStream::open(1, 0);
+            return event_stream(&server, &request, nothing);
+        }
         Err(refusal) => return answer(&server, &request, Err(refusal)),
     };
     let last = request.headers().get(LAST_EVENT_ID).and_then(|header| header.to_str().ok());
     let after = last.and_then(|last| last.trim().parse().ok());
     // Room for everything that may be held, and for as much again while the client reads that.
-    let HttpConfig { inbox_messages, inbox_bytes, .. } = gate.config;
+    let HttpConfig { inbox_messages, inbox_bytes, .. } = *server.config();
     let most_bytes = 2 * (inbox_bytes + inbox_messages * ENVELOPE_OVERHEAD);
     let (stream, events) = EventStream::open(inbox_messages * 2 + 16, most_bytes);
     match server.0.hub.send(OpenInbox { owner, stream, after }).await {

@@ -23,6 +23,7 @@ use super::{
     hub::{Advertise, Arrived, Gone, Hub, Post, Shutdown, Withdraw},
     inbox::InboxesShared,
     report::{Counts, HttpReport},
+    seats::Seats,
     store::{MemoryNonces, MemoryRates, NonceStore, RateLimitStore},
     waiting::{InboxStore, MemoryInboxes},
 };
@@ -42,6 +43,7 @@ pub(super) struct Inner {
     pub(super) gate: Gate,
     pub(super) hub: Addr<Hub>,
     pub(super) counts: Arc<Counts>,
+    pub(super) seats: Arc<Seats>,
     pub(super) clock: Clock,
     /// The largest update that the service takes, for the well-known document.
     pub(super) update_bytes: usize,
@@ -91,8 +93,9 @@ impl HttpServer {
         let counts = Arc::<Counts>::default();
         let shared = InboxesShared::new(clock.now(), inboxes, Arc::clone(&counts));
         let hub = Hub::new(Arc::new(config.clone()), clock, randomness, shared).start();
+        let seats = Arc::new(Seats::new(config.early_inboxes, config.early_inboxes_per_address));
         let gate = Gate { directory: Directory::new(config.external_keys), config, nonces, rates };
-        Self(Arc::new(Inner { gate, hub, counts, clock, update_bytes, connections: AtomicU64::new(0) }))
+        Self(Arc::new(Inner { gate, hub, counts, seats, clock, update_bytes, connections: AtomicU64::new(0) }))
     }
 
     /// What is allowed.
@@ -118,6 +121,7 @@ impl HttpServer {
     /// Closes every stream and stops the server's actors. Requests are still answered, so that a graceful stop of the web
     /// server around it is one.
     pub async fn shutdown(&self) {
+        self.0.gate.directory.close();
         // It is gone already if this fails.
         let _ = self.0.hub.send(Shutdown).await;
     }

@@ -196,7 +196,9 @@ impl Bucket {
     fn refilled(self, rate: Rate, now: Timestamp) -> Self {
         let gained = u64::try_from(now.since(self.at).as_millis()).unwrap_or(u64::MAX);
         let gained = gained.saturating_mul(u64::from(rate.per_second));
-        let full = Self::full(rate, now.max(self.at));
+        // Requests overlap a little; a clock that was set back would otherwise give nothing until it is there again.
+        let set_back = self.at.since(now) > Duration::from_secs(1);
+        let full = Self::full(rate, if set_back { now } else { now.max(self.at) });
         Self { millitokens: self.millitokens.saturating_add(gained).min(full.millitokens), ..full }
     }
 

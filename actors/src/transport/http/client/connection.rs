@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use actix::{
@@ -20,11 +21,13 @@ use futures::StreamExt;
 use rand_chacha::ChaCha20Rng;
 use rand_core::RngCore;
 use reqwest::{StatusCode, header};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
-    HttpClient, Place, REQUEST_TIMEOUT, lock,
-    stream::{describe, events, open},
+    HttpClient, Place, REQUEST_TIMEOUT,
+    answer::{Answer, Verdict, reason, verdict},
+    lock,
+    stream::{NotOpened, describe, events, open},
 };
 use crate::{
     supervisor::EndGuard,
@@ -33,6 +36,10 @@ use crate::{
 
 /// How many messages may wait to be sent.
 const QUEUE: usize = 1024;
+
+/// A stream that ends so soon, without an event, was refused: the TypeScript implementation refuses an inbox by opening it and
+/// closing it.
+const AT_ONCE: Duration = Duration::from_secs(5);
 
 pub(super) struct HttpConnection {
     client: HttpClient,
@@ -172,6 +179,8 @@ impl HttpConnection {
                 self.accepted.send_modify(|accepted| *accepted += 1);
             }
             Sent::Refused(reason) => {
+                // A refusal is an answer.
+                self.client.contacts.reached(self.client.base.as_str(), Purpose::Messages);
                 if let Some(job) = self.queue(VecDeque::pop_front) {
                     self.give_up(job, reason);
                 }
@@ -226,12 +235,14 @@ impl HttpConnection {
                 accepted.borrow_and_update();
                 let after = if directed { lock(&place).read.reopen() } else { None };
                 let opened = open(&client, identity.as_ref(), after, &mut rng).await;
-                let refused = opened.is_err();
                 let peer = client.base.as_str();
                 let purpose = if directed { Purpose::Inbox } else { Purpose::Adverts };
+                // An accepted message may change a refusal, but not a stream that was served and then broke.
+                let mut refused = true;
                 match opened {
                     Ok(response) => {
                         client.contacts.reached(peer, purpose);
+                        let opened = Instant::now();
                         let mut events = events(response);
                         while let Some(event) = events.next().await {
                             let event = match event {
@@ -242,6 +253,7 @@ impl HttpConnection {
                                 }
                             };
                             let Some(data) = event.data else { continue };
+                            refused = false;
                             // Waits for room: the server's own queue bounds what waits there.
                             match address.send(Event { id: event.id, data, directed }).await {
                                 // Only now: a server may also refuse by opening a stream and closing it.
@@ -250,11 +262,15 @@ impl HttpConnection {
                                 Err(_) => return,
                             }
                         }
+                        refused &= opened.elapsed() < AT_ONCE;
+                        if refused && !awaits_opt_in {
+                            client.contacts.failed(peer, purpose, "it opens the stream and closes it at once");
+                        }
                     }
-                    Err(reason) => {
+                    Err(NotOpened { reason, unauthorized }) => {
                         tracing::info!(connection, reason, "a stream could not be opened");
                         // An EXTERNAL DID has no inbox before its opt-in: nobody can know its key.
-                        if !(awaits_opt_in && reason.starts_with("401")) {
+                        if !(awaits_opt_in && unauthorized) {
                             client.contacts.failed(peer, purpose, &reason);
                         }
                     }
@@ -403,25 +419,25 @@ async fn attempt(client: &HttpClient, envelope: String, ask_first: bool) -> Sent
         Err(error) => return Sent::Unknown(describe(&error)),
     };
     let status = response.status();
-    if status.is_success() {
-        return Sent::Accepted;
-    }
-    let text = response.text().await.unwrap_or_default();
-    let reason = format!("{status}: {}", text.chars().take(200).collect::<String>());
-    match status {
-        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Sent::Later(reason),
-        status if status.is_client_error() => Sent::Refused(reason),
-        _ => Sent::Unknown(reason),
+    let body = Answer::read(response).await;
+    match verdict(status, &body) {
+        Verdict::Accepted => Sent::Accepted,
+        Verdict::Refused => Sent::Refused(reason(status, &body)),
+        Verdict::NotTaken => Sent::Later(reason(status, &body)),
+        Verdict::Unknown => Sent::Unknown(reason(status, &body)),
     }
 }
 
-/// Whether the server says that a message may be sent again when no answer came. A server that has no such document says no.
+/// Whether the server says that a message may be sent again when no answer came. A server that has no such document says no;
+/// a proxy's answer is no word of the server's.
 async fn is_idempotent(client: &HttpClient) -> Result<bool, String> {
     let request = client.http.get(client.url("/v1/.well-known/aggregation")).timeout(REQUEST_TIMEOUT);
     let response = request.send().await.map_err(|error| describe(&error))?;
-    if response.status().is_server_error() || response.status() == StatusCode::TOO_MANY_REQUESTS {
-        return Err(response.status().to_string());
+    let status = response.status();
+    let answer = Answer::read(response).await;
+    match answer.json() {
+        Some(document) if status.is_success() => Ok(document["idempotent"] == true),
+        Some(document) if status == StatusCode::NOT_FOUND && document["error"].is_string() => Ok(false),
+        _ => Err(reason(status, &answer)),
     }
-    let text = response.text().await.map_err(|error| describe(&error))?;
-    Ok(serde_json::from_str::<serde_json::Value>(&text).is_ok_and(|document| document["idempotent"] == true))
 }

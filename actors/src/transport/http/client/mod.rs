@@ -1,8 +1,9 @@
 //! The client: an identity's connection to one server.
 //!
-//! [`HttpClient`] is the transport; `connection` the actor that sends and delivers, `stream` how a server's events are read,
-//! `backoff` how long it waits between attempts.
+//! [`HttpClient`] is the transport; `connection` the actor that sends and delivers, `answer` what a server's answer to a message
+//! means, `stream` how its events are read, `backoff` how long it waits between attempts.
 
+mod answer;
 mod backoff;
 mod connection;
 mod stream;
@@ -18,7 +19,10 @@ use std::{
 use actix::Recipient;
 use async_trait::async_trait;
 use btcr2_aggregation_protocol::{did::Did, identity::Identity};
-use reqwest::{Client, Url};
+use reqwest::{
+    Client, StatusCode, Url,
+    redirect::{Attempt, Policy},
+};
 
 pub use self::backoff::Backoff;
 use self::connection::{HttpConnection, Job};
@@ -170,8 +174,20 @@ impl HttpClient {
 
 fn client(trust: &Trust) -> Result<Client, String> {
     let builder = trust.http_client().map_err(|error: TlsError| error.to_string())?;
-    let built = builder.connect_timeout(REQUEST_TIMEOUT).read_timeout(STALLED).build();
+    let builder = builder.connect_timeout(REQUEST_TIMEOUT).read_timeout(STALLED);
+    let built = builder.redirect(Policy::custom(redirect)).build();
     built.map_err(|error| stream::describe(&error))
+}
+
+/// How many redirects of one request are followed.
+const REDIRECTS: usize = 5;
+
+/// Follows only what repeats the request as it is, at the same origin: another one was not chosen by the user, and 301, 302 and
+/// 303 turn a POST into a GET. What is not followed is an answer like others, and reported.
+fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
+    let repeats = matches!(attempt.status(), StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT);
+    let here = attempt.previous().last().is_some_and(|from| from.origin() == attempt.url().origin());
+    if repeats && here && attempt.previous().len() <= REDIRECTS { attempt.follow() } else { attempt.stop() }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -6,13 +6,30 @@ use btcr2_aggregation_protocol::{
 };
 use futures::{Stream, StreamExt};
 use rand_chacha::ChaCha20Rng;
-use reqwest::{Response, header};
+use reqwest::{Response, StatusCode, header};
 use sse_stream::{Sse, SseStream};
 
-use super::{HttpClient, REQUEST_TIMEOUT};
+use super::{
+    HttpClient, REQUEST_TIMEOUT,
+    answer::{Answer, excerpt, reason},
+};
+use crate::transport::http::Refusal;
 
 /// The largest event that is read. A CAS map of a thousand members takes 130 kB.
 const LARGEST_EVENT: usize = 64 << 20;
+
+/// Why a stream is not open.
+pub(super) struct NotOpened {
+    pub(super) reason: String,
+    /// The server itself says that it does not know the reader, or not by this signature.
+    pub(super) unauthorized: bool,
+}
+
+impl NotOpened {
+    fn because(reason: String) -> Self {
+        Self { reason, unauthorized: false }
+    }
+}
 
 /// Opens the inbox of `identity`, or without one the adverts, behind the event `after`.
 pub(super) async fn open(
@@ -20,7 +37,7 @@ pub(super) async fn open(
     identity: Option<&Identity>,
     after: Option<String>,
     rng: &mut ChaCha20Rng,
-) -> Result<Response, String> {
+) -> Result<Response, NotOpened> {
     let mut request = match identity {
         Some(identity) => {
             let did = identity.did();
@@ -39,9 +56,19 @@ pub(super) async fn open(
     let opening = request.header(header::ACCEPT, "text/event-stream").send();
     let response = tokio::time::timeout(REQUEST_TIMEOUT, opening)
         .await
-        .map_err(|_| "no answer in time".to_owned())?
-        .map_err(|error| describe(&error))?;
-    if response.status().is_success() { Ok(response) } else { Err(response.status().to_string()) }
+        .map_err(|_| NotOpened::because("no answer in time".to_owned()))?
+        .map_err(|error| NotOpened::because(describe(&error)))?;
+    let status = response.status();
+    let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    if status.is_success() && kind.to_ascii_lowercase().starts_with("text/event-stream") {
+        return Ok(response);
+    }
+    let kind = if status.is_success() { format!(" ({})", excerpt(kind)) } else { String::new() };
+    let answer = Answer::read(response).await;
+    Err(NotOpened {
+        reason: format!("{}{kind}", reason(status, &answer)),
+        unauthorized: status == StatusCode::UNAUTHORIZED && answer.error() == Some(Refusal::Unauthorized.code()),
+    })
 }
 
 /// The events of a stream.

@@ -3,19 +3,22 @@
 //! Each program's settings are one struct of options, filled from the command line and the environment by clap and from the
 //! file by serde, and then laid over each other.
 
-use std::{fmt, fs, path::Path, str::FromStr, time::Duration};
+use std::{fmt, path::Path, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, de};
+
+use crate::inputs::{self, InputError};
 
 /// A length of time as people write it: `90s`, `15m`, `2h 30m`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Duration);
 
 impl FromStr for Span {
-    type Err = humantime::DurationError;
+    type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        humantime::parse_duration(text).map(Self)
+        let span = humantime::parse_duration(text.trim()).map(Self);
+        span.map_err(|error| format!("a length of time expected, 90s, 15m or `2h 30m` say: {error}"))
     }
 }
 
@@ -45,8 +48,18 @@ pub struct ConfigError {
 /// [`ConfigError`], naming the file and the line.
 pub fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, ConfigError> {
     let refuse = |problem: String| ConfigError { path: path.display().to_string(), problem };
-    let text = fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
-    toml::from_str(&text).map_err(|error| refuse(error.to_string()))
+    let bytes = inputs::bytes(path).map_err(|error| match error {
+        InputError::Io { error, .. } => refuse(error.to_string()),
+        InputError::Content { problem, .. } => refuse(problem),
+    })?;
+    let text = inputs::text_of(&bytes).map_err(refuse)?;
+    toml::from_str(text).map_err(|error| {
+        // Empty is a configuration too, and what is no TOML at all has nothing but a first line to show.
+        refuse(match inputs::describe(&bytes) {
+            Some(found) => format!("TOML expected; it {found}"),
+            None => error.to_string(),
+        })
+    })
 }
 
 /// A struct of options whose gaps another one fills.

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::inputs::InputError;
+
 /// The error of `serve` and `join`. It says whose fault it is: the caller's, the system's, or ours.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
@@ -22,4 +24,13 @@ pub enum ProgramError {
     /// Something that cannot happen did.
     #[error("internal error: {0}")]
     Internal(String),
+}
+
+impl From<InputError> for ProgramError {
+    fn from(error: InputError) -> Self {
+        match error {
+            InputError::Io { path, error } => Self::Io { what: path.display().to_string(), error },
+            InputError::Content { .. } => Self::Usage(error.to_string()),
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! What a program says while it runs: lines for people, or one JSON object a line for machines.
 
-use std::{convert::Infallible, io::Write};
+use std::convert::Infallible;
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -13,6 +13,7 @@ use crate::{
     },
     bitcoin::notice::AnnouncementNotice,
     join::Terms,
+    output,
     protocol::{did::Did, id::CohortId, network::Network},
     vault::watch::WatchNotice,
 };
@@ -50,10 +51,27 @@ impl Printer {
     /// Something that the operator should know.
     pub fn warn(&self, text: &str) {
         if self.json {
-            print(&json!({ "event": "warning", "message": text }).to_string());
+            output::line(&json!({ "event": "warning", "message": text }).to_string());
         } else {
-            eprintln!("warning: {text}");
+            err!("warning: {text}");
         }
+    }
+
+    /// What was read again because the program got SIGHUP.
+    pub fn reloaded(&self, files: &[std::path::PathBuf]) {
+        let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+        self.line(
+            &json!({ "event": "reloaded", "what": "tls-certificate", "files": names }),
+            &format!(
+                "TLS certificate and key reloaded from {}; every other setting needs a restart",
+                names.join(" and ")
+            ),
+        );
+    }
+
+    /// SIGHUP had no effect.
+    pub fn nothing_reloaded(&self, reason: &str) {
+        self.warn(&format!("SIGHUP: nothing to reload, {reason}; every other setting needs a restart"));
     }
 
     /// The participant has signed and stays, in case the fallback is asked for.
@@ -129,23 +147,17 @@ impl Printer {
     fn step(&self, step: &impl Serialize, text: impl FnOnce() -> String) {
         if self.json {
             match serde_json::to_string(step) {
-                Ok(line) => print(&line),
+                Ok(line) => output::line(&line),
                 Err(error) => tracing::error!(%error, "an event does not serialize"),
             }
         } else {
-            print(&text());
+            output::line(&text());
         }
     }
 
     fn line(&self, json: &Value, text: &str) {
-        if self.json { print(&json.to_string()) } else { print(text) }
+        if self.json { output::line(&json.to_string()) } else { output::line(text) }
     }
-}
-
-/// One write a line, flushed: whoever reads a pipe sees it now. A reader that has gone is no reason to stop a round.
-fn print(line: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
 fn service_text(step: &ServiceNotice) -> String {

@@ -9,20 +9,31 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use age::secrecy::SecretString;
+use age::{DecryptError, secrecy::SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::protocol::{
-    document,
-    identity::{Identity, IdentityError},
-    key::SecretKey,
-    network::Network,
+use crate::{
+    inputs::{self, InputError},
+    protocol::{
+        document,
+        identity::{Identity, IdentityError},
+        key::SecretKey,
+        network::Network,
+    },
 };
 
 /// How a file begins that age has encrypted.
 const AGE_MAGIC: &[u8] = b"age-encryption.org/";
+
+/// How it begins when it is text, as `age --armor` writes it.
+const AGE_ARMOR: &[u8] = b"-----BEGIN AGE ENCRYPTED FILE-----";
+
+/// The most work that a passphrase may take: 2^22 rounds of scrypt, 4 GiB of memory and some ten seconds. Each machine chooses
+/// its own work factor, about a second of its time; this is what a fast one chooses, and some more. Our own files are not a
+/// stranger's, so that a slow machine may take longer for them.
+const MAX_WORK_FACTOR: u8 = 22;
 
 /// An identity file is a few kilobytes; a genesis document may be larger.
 const MAX_FILE: u64 = 4 << 20;
@@ -64,6 +75,20 @@ pub enum KeyFileError {
     /// The passphrase is wrong, or the file is damaged.
     #[error("{0}: the passphrase is wrong, or the file is damaged")]
     Decryption(PathBuf),
+    /// The file was encrypted, but not with a passphrase.
+    #[error("{0} is encrypted to a public key: encrypt it with a passphrase (`age --passphrase`)")]
+    NoPassphrase(PathBuf),
+    /// The file's work factor is out of bounds.
+    #[error(
+        "{path}: its passphrase takes 2^{required} rounds of scrypt, more than the 2^{MAX_WORK_FACTOR} that are tried: \
+         encrypt it again with a smaller work factor"
+    )]
+    Work {
+        /// Which file.
+        path: PathBuf,
+        /// Its work factor.
+        required: u8,
+    },
     /// The file is not an identity file.
     #[error("{path} is not an identity file: {problem}")]
     Format {
@@ -73,14 +98,27 @@ pub enum KeyFileError {
         problem: String,
     },
     /// The environment variable holds no secret key.
-    #[error("the environment variable {0} does not hold a secret key: 64 hex characters expected")]
-    SecretEnv(String),
+    #[error("the environment variable {name} does not hold a secret key: 64 hex characters expected, {found}")]
+    SecretEnv {
+        /// Which variable.
+        name: String,
+        /// What was found, without a word of it.
+        found: String,
+    },
     /// Key and genesis document do not belong together.
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// The genesis document cannot be one.
     #[error("the genesis document {0}")]
     Genesis(String),
+    /// Nobody could announce an update of the DID, or sign one.
+    #[error("{path}: {problems}; --allow-risky-document takes it all the same")]
+    RiskyGenesis {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problems: String,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -143,16 +181,28 @@ pub fn read(
     check_private(path, &file.metadata().map_err(io_error)?)?;
     let mut bytes = Zeroizing::new(Vec::new());
     file.take(MAX_FILE).read_to_end(&mut bytes).map_err(io_error)?;
-    let protection = if bytes.starts_with(AGE_MAGIC) { Protection::Passphrase } else { Protection::FileMode };
-    if protection == Protection::Passphrase {
+    let armored = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes).trim_ascii_start();
+    let age = if armored.starts_with(AGE_ARMOR) { armored } else { &bytes };
+    let encrypted = age.starts_with(AGE_MAGIC) || age.starts_with(AGE_ARMOR);
+    let protection = if encrypted { Protection::Passphrase } else { Protection::FileMode };
+    if encrypted {
         let passphrase = passphrase().ok_or_else(|| KeyFileError::PassphraseNeeded(path.to_owned()))?;
-        let opened = age::decrypt(&age::scrypt::Identity::new(passphrase), &bytes);
-        bytes = Zeroizing::new(opened.map_err(|_| KeyFileError::Decryption(path.to_owned()))?);
+        let mut identity = age::scrypt::Identity::new(passphrase);
+        identity.set_max_work_factor(MAX_WORK_FACTOR);
+        let opened = age::decrypt(&identity, age).map_err(|error| match error {
+            DecryptError::ExcessiveWork { required, .. } => KeyFileError::Work { path: path.to_owned(), required },
+            DecryptError::NoMatchingKeys => KeyFileError::NoPassphrase(path.to_owned()),
+            _ => KeyFileError::Decryption(path.to_owned()),
+        });
+        bytes = Zeroizing::new(opened?);
     }
     let format = |problem: &str| KeyFileError::Format { path: path.to_owned(), problem: problem.to_owned() };
+    let text = inputs::text_of(&bytes).map_err(|problem| format(&problem))?;
     // serde's own message may quote the text that it stumbles over, so it is not passed on.
-    let content: Content = serde_json::from_slice(&bytes)
-        .map_err(|error| format(&format!("JSON with the known fields expected, line {}", error.line())))?;
+    let content: Content = serde_json::from_str(text).map_err(|error| {
+        let found = inputs::describe(text.as_bytes()).map_or_else(String::new, |found| format!("; it {found}"));
+        format(&format!("JSON with the known fields expected, line {}{found}", error.line()))
+    })?;
     if content.version != VERSION {
         return Err(format(&format!("version {VERSION} expected")));
     }
@@ -178,14 +228,20 @@ pub enum Protection {
 /// # Errors
 /// [`KeyFileError::SecretEnv`].
 pub fn secret_from_env(name: &str) -> Result<SecretKey, KeyFileError> {
-    let refuse = || KeyFileError::SecretEnv(name.to_owned());
-    let text = Zeroizing::new(std::env::var(name).map_err(|_| refuse())?);
-    SecretKey::from_hex(text.trim()).map_err(|_| refuse())
+    let refuse = |found: String| KeyFileError::SecretEnv { name: name.to_owned(), found };
+    let text = Zeroizing::new(inputs::variable(name).ok_or_else(|| refuse("it is not set".to_owned()))?);
+    let text = text.trim();
+    SecretKey::from_hex(text).map_err(|_| {
+        refuse(match text.chars().count() {
+            64 => "64 characters found, which are no key in hex".to_owned(),
+            count => format!("{count} characters found"),
+        })
+    })
 }
 
 /// The passphrase: from `BTCR2_PASSPHRASE`, else asked for where there is a terminal.
 pub fn passphrase(prompt: &str) -> Option<SecretString> {
-    if let Ok(passphrase) = std::env::var("BTCR2_PASSPHRASE") {
+    if let Some(passphrase) = inputs::variable("BTCR2_PASSPHRASE") {
         return Some(SecretString::from(passphrase));
     }
     std::io::IsTerminal::is_terminal(&std::io::stdin())
@@ -215,9 +271,10 @@ pub fn identity(
 /// # Errors
 /// [`KeyFileError`].
 pub fn read_genesis(path: &Path, secret: &SecretKey) -> Result<Value, KeyFileError> {
-    let text = fs::read_to_string(path).map_err(|error| KeyFileError::Io { path: path.to_owned(), error })?;
-    let mut document: Value = serde_json::from_str(&text)
-        .map_err(|error| KeyFileError::Genesis(format!("{} is not JSON: {error}", path.display())))?;
+    let mut document: Value = inputs::json(path).map_err(|error| match error {
+        InputError::Io { path, error } => KeyFileError::Io { path, error },
+        InputError::Content { .. } => KeyFileError::Genesis(error.to_string()),
+    })?;
     if let Some([method]) =
         document.get_mut("verificationMethod").and_then(Value::as_array_mut).map(Vec::as_mut_slice)
         && let Some(method) = method.as_object_mut()

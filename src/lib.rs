@@ -5,8 +5,15 @@
 //! any cohort ([`singleton`]), what it keeps and watches ([`vault`]), and a whole cohort in one process ([`demo`]). What is said and decided is in [`protocol`], who
 //! acts is in [`actors`]; a host of your own needs only those two.
 
+// They panic when the disk is full or the reader has left: `out!` and `err!` do not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub use btcr2_aggregation_actors as actors;
 pub use btcr2_aggregation_protocol as protocol;
+
+// First: its macros are in scope in the modules below it.
+#[macro_use]
+mod output;
 
 pub mod bitcoin;
 pub mod cas;
@@ -17,6 +24,7 @@ pub mod demo;
 pub mod error;
 pub mod events;
 mod files;
+pub mod inputs;
 pub mod join;
 mod keep;
 pub mod keyfile;

@@ -16,7 +16,7 @@ use crate::{
     bitcoin::verify::consensus_accepts,
     protocol::{
         did::Did,
-        document::{self, DocumentError},
+        document::{self, Concern, DocumentError},
         error::Fatal,
         key::SecretKey,
         output::{InitialBeacon, InitialBeaconKind, SingletonAnnouncement, SingletonError},
@@ -72,6 +72,20 @@ pub fn check_update(did: &Did, update: &SignedUpdate) -> Result<(), FallbackErro
         _ => drop(verify_update(update, &context)?),
     }
     Ok(())
+}
+
+/// What `update`, which [`check_update`] has found valid, does that its controller may not mean. Of a later update than the
+/// first the document is not known here: only what the patch itself shows.
+///
+/// # Errors
+/// Those of [`check_update`].
+pub fn concerns(did: &Did, update: &SignedUpdate) -> Result<Vec<Concern>, FallbackError> {
+    if update.target_version().is_some_and(|version| version > 2) {
+        return Ok(document::secret_concerns(&update.value()["patch"]));
+    }
+    let initial = document::initial_document(did, None)?;
+    let context = UpdateContext { did, document: &initial, version: 1, block: None };
+    Ok(document::concerns(&initial, &verify_update(update, &context)?))
 }
 
 /// The announcement signed with the DID's key, and found valid by Bitcoin Core's consensus code.

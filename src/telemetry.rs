@@ -1,9 +1,11 @@
 //! What a program has of its system: logs, signals that stop it, limits.
 
-use std::io::IsTerminal;
+use std::{convert::Infallible, io::IsTerminal};
 
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
+
+use crate::events::Printer;
 
 /// The relays' library logs each connection that ends as an error; for us it is what relays do, and told by our own events.
 const DEFAULT: &str = "warn,nostr_relay_pool=off,nostr_relay_builder=off";
@@ -23,7 +25,9 @@ pub fn init(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        // A log line that cannot be written is dropped: the library would report it with `eprintln!`, which panics.
+        .with_writer(|| crate::output::Stderr)
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     // Fails only if a host has set up its own, which then has its way.
     let _ = match format {
@@ -65,6 +69,53 @@ pub async fn stop_signal() {
     // Without a handler there is nothing to wait for: the system stops the program by itself.
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+/// The times that a program gets SIGHUP, which from the making of this on does not end it: the terminal it was started from
+/// was closed, or somebody wants it to read its files again.
+#[derive(Debug)]
+pub struct Hangups {
+    #[cfg(unix)]
+    signal: Option<tokio::signal::unix::Signal>,
+}
+
+impl Hangups {
+    /// From now on.
+    ///
+    /// # Panics
+    /// When called outside of a tokio runtime.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            #[cfg(unix)]
+            signal: tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).ok(),
+        }
+    }
+
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
+        #[cfg(unix)]
+        if let Some(signal) = &mut self.signal
+            && signal.recv().await.is_some()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+}
+
+impl Default for Hangups {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Says of each SIGHUP that there is nothing to reload, for as long as the program runs.
+pub async fn ignore_hangups(mut hangups: Hangups, printer: Printer) -> Infallible {
+    loop {
+        hangups.next().await;
+        printer.nothing_reloaded("this program reads its files once");
     }
 }
 

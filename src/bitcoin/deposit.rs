@@ -12,6 +12,7 @@ use super::{
     chain::{Activity, Deposit, Place},
     fees::fee_at,
 };
+use crate::inputs;
 
 /// The most coins that a deposit spends: more would make it larger than nodes relay with ease.
 const MAX_INPUTS: usize = 100;
@@ -36,7 +37,7 @@ pub enum DepositError {
     /// The deposit is so small that nodes would not relay it.
     #[error("a deposit of {0} is dust")]
     Dust(Amount),
-    /// The text is no PSBT.
+    /// It is no PSBT.
     #[error("not a PSBT: {0}")]
     NotAPsbt(String),
     /// The PSBT is not signed to its end.
@@ -133,14 +134,12 @@ pub fn to_text(psbt: &Psbt) -> String {
     BASE64.encode(&psbt.serialize())
 }
 
-/// The transaction of a PSBT that was signed to its end.
+/// The transaction of a PSBT that was signed to its end; binary, base64 or hex, see [`inputs::psbt`].
 ///
 /// # Errors
 /// [`DepositError::NotAPsbt`] and [`DepositError::NotFinal`].
-pub fn extract(text: &str) -> Result<Transaction, DepositError> {
-    let refuse = |problem: &dyn std::fmt::Display| DepositError::NotAPsbt(problem.to_string());
-    let bytes = BASE64.decode(text.trim().as_bytes()).map_err(|error| refuse(&error))?;
-    let psbt = Psbt::deserialize(&bytes).map_err(|error| refuse(&error))?;
+pub fn extract(given: impl AsRef<[u8]>) -> Result<Transaction, DepositError> {
+    let psbt = inputs::psbt(given.as_ref()).map_err(DepositError::NotAPsbt)?;
     if psbt.inputs.iter().any(|input| input.final_script_witness.is_none() && input.final_script_sig.is_none()) {
         let problem = "an input has no final witness; finish it with the wallet's `finalizepsbt`";
         return Err(DepositError::NotFinal(problem.to_owned()));

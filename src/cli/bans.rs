@@ -91,10 +91,12 @@ struct Term {
 struct At(Timestamp);
 
 impl FromStr for At {
-    type Err = humantime::TimestampError;
+    type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        humantime::parse_rfc3339_weak(text).map(|at| Self(timestamp(at)))
+        humantime::parse_rfc3339_weak(text.trim())
+            .map(|at| Self(timestamp(at)))
+            .map_err(|error| format!("a time in UTC expected, 2027-01-31T12:00:00Z say: {error}"))
     }
 }
 
@@ -142,14 +144,14 @@ fn list(place: &Place) -> Result<(), BansFailure> {
     let members = book(place)?.list()?;
     let now = timestamp(SystemTime::now());
     if place.json {
-        println!("{}", Value::from_iter(members.iter().map(|(did, conduct)| summary(did, conduct, now))));
+        out!("{}", Value::from_iter(members.iter().map(|(did, conduct)| summary(did, conduct, now))));
         return Ok(());
     }
-    println!("{:<20}  {:>8}  DID", "BANNED UNTIL", "OFFENCES");
+    out!("{:<20}  {:>8}  DID", "BANNED UNTIL", "OFFENCES");
     for (did, conduct) in &members {
         let until = conduct.ban(now).map_or_else(|| "-".to_owned(), until);
         let reason = conduct.reason.as_deref().map(|reason| format!("  ({})", reason.escape_debug()));
-        println!("{until:<20}  {:>8}  {did}{}", conduct.entries.len(), reason.unwrap_or_default());
+        out!("{until:<20}  {:>8}  {did}{}", conduct.entries.len(), reason.unwrap_or_default());
     }
     Ok(())
 }
@@ -161,23 +163,23 @@ fn show(did: &Did, place: &Place) -> Result<(), BansFailure> {
     if place.json {
         let mut shown = summary(did, conduct, now);
         shown["offences"] = Value::from_iter(conduct.entries.iter().map(offence));
-        println!("{shown}");
+        out!("{shown}");
         return Ok(());
     }
-    println!("{did}");
+    out!("{did}");
     match conduct.ban(now) {
-        Some(ban) => println!("banned until {}", until(ban)),
-        None => println!("not banned"),
+        Some(ban) => out!("banned until {}", until(ban)),
+        None => out!("not banned"),
     }
     if let Some(reason) = &conduct.reason {
-        println!("by the operator: {}", reason.escape_debug());
+        out!("by the operator: {}", reason.escape_debug());
     }
     for Entry { offence, cohort_id, at, detail, evidence } in &conduct.entries {
         let cohort_id = cohort_id.as_str().escape_debug();
-        println!("{}  {} in cohort {cohort_id}: {}", time(*at), kebab(offence), detail.escape_debug());
+        out!("{}  {} in cohort {cohort_id}: {}", time(*at), kebab(offence), detail.escape_debug());
         for signed in evidence {
             let (Evidence::Envelope(json) | Evidence::NostrEvent(json)) = signed;
-            println!("    signed: {}", json.escape_debug());
+            out!("    signed: {}", json.escape_debug());
         }
     }
     Ok(())
@@ -195,9 +197,9 @@ fn add(did: &Did, term: &Term, reason: Option<String>, place: &Place) -> Result<
     }
     book(place)?.add(did, end, reason)?;
     if place.json {
-        println!("{}", json!({ "did": did, "banned": true, "until": until_json(end) }));
+        out!("{}", json!({ "did": did, "banned": true, "until": until_json(end) }));
     } else {
-        println!("{did} is banned until {}", until(end));
+        out!("{did} is banned until {}", until(end));
     }
     Ok(())
 }
@@ -207,9 +209,9 @@ fn lift(did: &Did, place: &Place) -> Result<(), BansFailure> {
         return Err(BansFailure::Unknown(did.clone()));
     }
     if place.json {
-        println!("{}", json!({ "did": did, "banned": false }));
+        out!("{}", json!({ "did": did, "banned": false }));
     } else {
-        println!("{did} is admitted again");
+        out!("{did} is admitted again");
     }
     Ok(())
 }

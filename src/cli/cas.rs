@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::Read,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -16,6 +16,7 @@ use crate::{
     cas::{Cas, CasError, Content, ContentHash, Location, MAX_CONTENT, Publication, PublicationReport},
     config::Span,
     error::ProgramError,
+    inputs, output,
 };
 
 /// JSON text is larger than its canonical form, by indentation above all.
@@ -70,7 +71,7 @@ struct ShowArgs {
 
 /// Runs the command: 0 when every store took the content, or one gave it; else 1; 2 when it was called wrongly.
 pub(super) fn main(args: &CasArgs) -> ExitCode {
-    let outcome = actix_rt::System::new().block_on(async {
+    let outcome = super::block_on(async {
         match &args.command {
             CasCommand::Put(args) => put(args).await,
             CasCommand::Show(args) => show(args).await,
@@ -100,18 +101,18 @@ async fn put(args: &PutArgs) -> Result<bool, ProgramError> {
     };
     let hash = content.hash();
     if args.json {
-        println!("{}", put_json(&content, &report));
+        out!("{}", put_json(&content, &report));
     } else {
-        println!("hash   {hash}");
-        println!("hex    {}", hash.hex());
-        println!("cid    {}", hash.cid());
-        println!("bytes  {}", content.bytes().len());
+        out!("hash   {hash}");
+        out!("hex    {}", hash.hex());
+        out!("cid    {}", hash.cid());
+        out!("bytes  {}", content.bytes().len());
         for store in report.stores.iter().filter(|store| store.failure.is_none()) {
-            println!("in     {}", store.store);
+            out!("in     {}", store.store);
         }
     }
     for error in report.failures() {
-        eprintln!("error: {error}");
+        err!("error: {error}");
     }
     Ok(report.is_complete())
 }
@@ -140,13 +141,11 @@ async fn show(args: &ShowArgs) -> Result<bool, ProgramError> {
     for store in args.stores.open()? {
         match store.get(&args.hash).await {
             Ok(content) => {
-                let mut out = io::stdout().lock();
-                let written = out.write_all(content.bytes()).and_then(|()| out.flush());
-                written.map_err(|error| ProgramError::Io { what: "standard output".to_owned(), error })?;
+                output::bytes(content.bytes());
                 return Ok(true);
             }
             // Another store may have it.
-            Err(error) => eprintln!("error: {error}"),
+            Err(error) => err!("error: {error}"),
         }
     }
     Ok(false)
@@ -165,7 +164,7 @@ fn read(path: &Path, raw: bool) -> Result<Content, ProgramError> {
     if raw {
         return Content::new(bytes).map_err(|error| usage(error.to_string()));
     }
-    let document: Value = serde_json::from_slice(&bytes)
-        .map_err(|error| usage(format!("not JSON: {error}; --raw puts a file's bytes as they are")))?;
+    let document: Value = inputs::json_of(&bytes)
+        .map_err(|problem| usage(format!("{problem}; --raw puts a file's bytes as they are")))?;
     Content::document(&document).map_err(|error| usage(error.to_string()))
 }

@@ -14,10 +14,8 @@ use super::fail;
 use crate::{
     cost::{Announced, Savings, WalletKind, savings},
     error::ProgramError,
+    inputs,
 };
-
-/// The largest file of a result that is read.
-const MAX_FILE: u64 = 64 << 20;
 
 #[derive(Debug, Args)]
 #[command(
@@ -40,7 +38,7 @@ pub(super) struct CostArgs {
 pub(super) fn main(args: &CostArgs) -> ExitCode {
     match cost(args) {
         Ok(text) => {
-            println!("{text}");
+            out!("{text}");
             ExitCode::SUCCESS
         }
         Err(error) => fail(&error),
@@ -130,10 +128,5 @@ fn updates(directory: &Path) -> Result<u64, ProgramError> {
 }
 
 fn read_json(file: &Path) -> Result<Value, ProgramError> {
-    let io_error = |error| ProgramError::Io { what: file.display().to_string(), error };
-    if fs::metadata(file).map_err(io_error)?.len() > MAX_FILE {
-        return Err(ProgramError::Usage(format!("{} is too large to be a result", file.display())));
-    }
-    let text = fs::read_to_string(file).map_err(io_error)?;
-    serde_json::from_str(&text).map_err(|error| ProgramError::Usage(format!("{}: {error}", file.display())))
+    Ok(inputs::json(file)?)
 }

@@ -122,9 +122,9 @@ pub(super) fn main(args: &DemoArgs) -> ExitCode {
         Ok(false) => ExitCode::from(1),
         Err(error) => {
             if args.json {
-                println!("{}", json!({ "ok": false, "error": error.to_string() }));
+                out!("{}", json!({ "ok": false, "error": error.to_string() }));
             }
-            eprintln!("error: {error}");
+            err!("error: {error}");
             ExitCode::from(error.exit_code())
         }
     }
@@ -140,13 +140,13 @@ fn run(args: &DemoArgs, config: &DemoConfig) -> Result<bool, Failure> {
         crate::telemetry::raise_open_files();
     }
     let line = ProgressLine::new();
-    let report = actix_rt::System::new().block_on(demo::run(config, |progress| line.show(progress)))?;
+    let report = super::block_on(demo::run(config, |progress| line.show(progress)))?;
     line.finish();
     if let Some(directory) = &args.out {
         report.write_to(directory).map_err(|cause| Failure::Output { directory: directory.clone(), cause })?;
     }
     if args.json {
-        println!("{}", report.to_json(config.path));
+        out!("{}", report.to_json(config.path));
     } else {
         print_account(&report, args);
     }
@@ -187,34 +187,31 @@ fn print_account(report: &Report, args: &DemoArgs) {
     let members = report.members.len();
     let declined = report.declined();
     let fee = report.prevout.value - signed.transaction.output.iter().map(|output| output.value).sum();
-    println!("Cohort {}", report.cohort_id);
-    println!(
+    out!("Cohort {}", report.cohort_id);
+    out!(
         "  beacon       {}, {members} members: {} updated, {declined} declined",
         report.beacon_type,
         members - declined
     );
-    println!("  address      {}", report.output.address());
-    println!("  signal       {}", report.signal);
-    println!("  transaction  {}", signed.transaction.compute_txid());
-    println!("               {} vB, fee {} sat (the coin is made up)", signed.transaction.vsize(), fee.to_sat());
+    out!("  address      {}", report.output.address());
+    out!("  signal       {}", report.signal);
+    out!("  transaction  {}", signed.transaction.compute_txid());
+    out!("               {} vB, fee {} sat (the coin is made up)", signed.transaction.vsize(), fee.to_sat());
     match signed.path {
-        SpendPath::KeyPath => println!("  signed by    all {members} members, one MuSig2 signature (key path)"),
+        SpendPath::KeyPath => out!("  signed by    all {members} members, one MuSig2 signature (key path)"),
         SpendPath::ScriptPath => {
             let silent = signed.holdouts.len();
             let names: Vec<_> = signed.holdouts.iter().map(ToString::to_string).collect();
-            println!(
-                "  signed by    {} of {members} members on the fallback leaf (script path)",
-                signed.signers.len()
-            );
-            println!("  silent       {silent}: {}", names.join(", "));
+            out!("  signed by    {} of {members} members on the fallback leaf (script path)", signed.signers.len());
+            out!("  silent       {silent}: {}", names.join(", "));
         }
     }
-    println!("  transcript   {} messages, head signed by the service", report.transcript_size);
-    println!("  verified     BIP-340: {}", mark(report.verified.bip340));
-    println!("               Bitcoin Core consensus: {}", mark(report.verified.consensus));
-    println!("               every member's sidecar: {}", mark(report.verified.sidecars));
-    println!("  time         {:.2} s", report.elapsed.as_secs_f64());
+    out!("  transcript   {} messages, head signed by the service", report.transcript_size);
+    out!("  verified     BIP-340: {}", mark(report.verified.bip340));
+    out!("               Bitcoin Core consensus: {}", mark(report.verified.consensus));
+    out!("               every member's sidecar: {}", mark(report.verified.sidecars));
+    out!("  time         {:.2} s", report.elapsed.as_secs_f64());
     if let Some(directory) = &args.out {
-        println!("  written      {}/tx.hex, participant-<i>.json", directory.display());
+        out!("  written      {}/tx.hex, participant-<i>.json", directory.display());
     }
 }

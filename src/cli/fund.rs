@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, process::ExitCode};
 
-use ::bitcoin::{Address, Amount, FeeRate, ScriptBuf, Transaction, address::NetworkUnchecked};
+use ::bitcoin::{Amount, FeeRate, ScriptBuf, Transaction};
 use clap::Args;
 use serde_json::json;
 
@@ -14,6 +14,7 @@ use crate::{
         fees::FeePolicy,
     },
     error::ProgramError,
+    inputs,
     protocol::network::Network,
 };
 
@@ -55,9 +56,9 @@ pub(super) struct FundArgs {
 }
 
 pub(super) fn main(args: &FundArgs) -> ExitCode {
-    match actix_rt::System::new().block_on(fund(args)) {
+    match super::block_on(fund(args)) {
         Ok(text) => {
-            println!("{text}");
+            out!("{text}");
             ExitCode::SUCCESS
         }
         Err(error) => fail(&error),
@@ -81,8 +82,8 @@ fn failed(error: &ChainError) -> ProgramError {
 async fn fund(args: &FundArgs) -> Result<String, ProgramError> {
     let source = args.chain.source().map_err(|error| usage(format!("--chain: {error}")))?;
     if let Some(path) = &args.submit {
-        let text = fs::read_to_string(path).map_err(io_error(path))?;
-        let transaction = deposit::extract(&text).map_err(|error| usage(format!("{}: {error}", path.display())))?;
+        let transaction = deposit::extract(inputs::bytes(path)?)
+            .map_err(|error| usage(format!("{}: {error}", path.display())))?;
         let chain = source.connect(args.network).await.map_err(|error| failed(&error))?;
         chain.submit(&transaction).await.map_err(|error| failed(&error))?;
         return Ok(told(args, &transaction, "sent"));
@@ -90,7 +91,7 @@ async fn fund(args: &FundArgs) -> Result<String, ProgramError> {
     let (Some(from), Some(to), Some(amount), Some(out)) = (&args.from, &args.to, args.amount, &args.out) else {
         return Err(usage("--from, --to, --amount and --out, or --submit"));
     };
-    let (from, to) = (script(from, args.network)?, script(to, args.network)?);
+    let (from, to) = (script("--from", from, args.network)?, script("--to", to, args.network)?);
     let ceiling = FeeRate::from_sat_per_vb_u32(args.max_fee_rate);
     let fees = FeePolicy::new(FeeRate::BROADCAST_MIN, ceiling, ConfirmationTarget::new(6)).map_err(usage)?;
     let chain = source.connect(args.network).await.map_err(|error| failed(&error))?;
@@ -111,12 +112,10 @@ async fn estimate(chain: &dyn Chain, fees: &FeePolicy) -> Option<FeeRate> {
     chain.fee_estimate(fees.target()).await.ok().flatten()
 }
 
-fn script(address: &str, network: Network) -> Result<ScriptBuf, ProgramError> {
-    address
-        .parse::<Address<NetworkUnchecked>>()
-        .and_then(|address| address.require_network(network.to_bitcoin()))
+fn script(field: &str, address: &str, network: Network) -> Result<ScriptBuf, ProgramError> {
+    inputs::address(address, network)
         .map(|address| address.script_pubkey())
-        .map_err(|error| usage(format!("{address}: {error}")))
+        .map_err(|problem| usage(format!("{field} {address}: {problem}")))
 }
 
 fn told(args: &FundArgs, transaction: &Transaction, state: &str) -> String {

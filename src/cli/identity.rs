@@ -9,7 +9,7 @@ use serde_json::json;
 use super::fail;
 use crate::{
     keyfile::{self, KeyFileError, Protection},
-    protocol::{key::SecretKey, network::Network},
+    protocol::{document, key::SecretKey, network::Network},
 };
 
 #[derive(Debug, Args)]
@@ -35,6 +35,9 @@ struct NewArgs {
     /// verificationMethod has no publicKeyMultibase, the new key's is put there
     #[arg(long, value_name = "GENESIS.json")]
     external: Option<PathBuf>,
+    /// With --external: take a genesis document without a beacon or a usable key, with a beacon twice, or with a secret key
+    #[arg(long, requires = "external")]
+    allow_risky_document: bool,
     /// Where to write the file, which must not exist yet
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -69,6 +72,13 @@ fn new(args: &NewArgs) -> Result<(), KeyFileError> {
         None => SecretKey::generate(&mut ChaCha20Rng::from_os_rng()),
     };
     let genesis = args.external.as_deref().map(|path| keyfile::read_genesis(path, &secret)).transpose()?;
+    if let (Some(path), Some(genesis)) = (&args.external, &genesis) {
+        let concerns = document::genesis_concerns(genesis);
+        if !concerns.is_empty() && !args.allow_risky_document {
+            let problems: Vec<_> = concerns.iter().map(ToString::to_string).collect();
+            return Err(KeyFileError::RiskyGenesis { path: path.clone(), problems: problems.join("; ") });
+        }
+    }
     let identity = keyfile::identity(secret, genesis, args.network)?;
     let passphrase = if args.encrypt {
         let prompt = "Passphrase for the new file: ";
@@ -77,8 +87,8 @@ fn new(args: &NewArgs) -> Result<(), KeyFileError> {
         None
     };
     keyfile::write(&args.out, &identity, passphrase)?;
-    println!("{}", identity.did());
-    eprintln!("written to {}: back it up, without it the DID cannot be updated", args.out.display());
+    out!("{}", identity.did());
+    err!("written to {}: back it up, without it the DID cannot be updated", args.out.display());
     Ok(())
 }
 
@@ -99,14 +109,14 @@ fn show(args: &ShowArgs) -> Result<(), KeyFileError> {
         if let Some(document) = identity.genesis_document() {
             shown["genesisDocument"] = (**document).clone();
         }
-        println!("{shown}");
+        out!("{shown}");
     } else {
-        println!("did           {did}");
-        println!("type          {kind}");
-        println!("network       {}", did.network());
-        println!("public key    {}", identity.public_key());
-        println!("method        {}", identity.verification_method());
-        println!("encrypted     {}", if encrypted { "yes" } else { "no" });
+        out!("did           {did}");
+        out!("type          {kind}");
+        out!("network       {}", did.network());
+        out!("public key    {}", identity.public_key());
+        out!("method        {}", identity.verification_method());
+        out!("encrypted     {}", if encrypted { "yes" } else { "no" });
     }
     Ok(())
 }

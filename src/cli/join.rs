@@ -1,7 +1,6 @@
 //! `join`: a participant as a program.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -11,7 +10,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::{
-    Events, fail, identity_of,
+    Events, fail, identity_of, refuse_risky,
     relay::{RelaySettings, trust},
     serve::Beacon,
     singleton::{BeaconCoin, SatPerVb},
@@ -20,8 +19,18 @@ use crate::{
     cas::{self, Location, Publication},
     config::{self, Span, settings},
     error::ProgramError,
+    events::Printer,
+    inputs,
     join::{self, Intent, JoinConfig, SingletonFallback, Terms, policy},
-    protocol::{cohort::Timing, did::Did, network::Network},
+    protocol::{
+        cohort::Timing,
+        did::Did,
+        document::{self, Concern},
+        identity::Identity,
+        network::Network,
+        patch::Patch,
+    },
+    telemetry::{Hangups, ignore_hangups},
 };
 
 /// Joins one cohort of a service, checks everything, signs, and keeps what the DID needs to resolve. Each flag can also be
@@ -79,6 +88,10 @@ settings! {
         /// Announce this JSON Patch (RFC 6902) to the current document
         #[arg(long, value_name = "PATCH.json", env = "BTCR2_UPDATE", conflicts_with_all = ["add_beacon", "decline"])]
         update: PathBuf,
+        /// With --update: announce it although it leaves the DID without a key or a beacon, adds a beacon twice, or publishes a
+        /// secret key
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_ALLOW_RISKY_UPDATE")]
+        allow_risky_update: bool,
         /// Announce the cohort's beacon, added to the current document
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_ADD_BEACON", conflicts_with = "decline")]
         add_beacon: bool,
@@ -145,7 +158,14 @@ settings! {
 
 pub(super) fn main(args: JoinArgs) -> ExitCode {
     let outcome = config(args).and_then(|config| {
-        actix_rt::System::new().block_on(async { join::run(config, crate::telemetry::stop_signal()).await })
+        let printer = Printer::new(config.json);
+        super::block_on(async {
+            let hangups = Hangups::new();
+            tokio::select! {
+                outcome = join::run(config, crate::telemetry::stop_signal()) => outcome,
+                never = ignore_hangups(hangups, printer) => match never {},
+            }
+        })
     });
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -202,6 +222,8 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
             // Tried now: what no resolver would accept should be known before a cohort waits for it.
             policy::sign(&identity, patch.clone(), &source)
                 .map_err(|error| usage(format!("{}: {error}", path.display())))?;
+            let allowed = settings.allow_risky_update.unwrap_or(false);
+            refuse_risky(&risks(&identity, &patch, source.as_ref()), path, allowed)?;
             Intent::Update { patch, source }
         }
         None if settings.decline == Some(true) => Intent::Decline,
@@ -253,8 +275,17 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
     })
 }
 
+/// What a patch that applies does to the document that the controller may not mean.
+fn risks(identity: &Identity, patch: &Value, source: Option<&(Value, u64)>) -> Vec<Concern> {
+    let initial = || identity.initial_document().unwrap_or(Value::Null);
+    let before = source.map_or_else(initial, |(document, _)| document.clone());
+    match Patch::from_value(patch).and_then(|patch| patch.apply(&before)) {
+        Ok(after) => document::concerns(&before, &after),
+        // What does not apply was refused before.
+        Err(_) => Vec::new(),
+    }
+}
+
 fn read_json(path: &Path) -> Result<Value, ProgramError> {
-    let refuse = |error: String| ProgramError::Usage(format!("{}: {error}", path.display()));
-    let text = fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
-    serde_json::from_str(&text).map_err(|error| refuse(format!("not JSON: {error}")))
+    inputs::json(path).map_err(|error| ProgramError::Usage(error.to_string()))
 }

@@ -7,6 +7,7 @@ mod demo;
 mod fund;
 mod identity;
 mod join;
+mod records;
 mod recover;
 mod relay;
 mod serve;
@@ -23,10 +24,15 @@ use serde::Deserialize;
 
 use crate::{
     bitcoin::chain::{ChainSource, SourceError},
+    error::ProgramError,
     keyfile::{self, KeyFileError},
-    protocol::{identity::Identity, network::Network},
+    output,
+    protocol::{document::Concern, identity::Identity, network::Network},
     telemetry::LogFormat,
 };
+
+/// The exit status of a command that was called wrongly.
+const WRONG_CALL: u8 = 2;
 
 /// Aggregation of did:btcr2 updates: many DID controllers share one Bitcoin transaction.
 #[derive(Debug, Parser)]
@@ -109,15 +115,50 @@ impl FromStr for ChainArg {
     }
 }
 
+/// Starts this program again, in this process where the system can do that, if variables of ours have a newline at their end or
+/// a byte order mark, as they come from files and secret stores: with the variables as they were meant. clap reads variables
+/// by itself, and a process cannot change its own safely.
+fn with_clean_variables() -> Option<ExitCode> {
+    let clean = crate::inputs::unclean_variables("BTCR2_");
+    if clean.is_empty() {
+        return None;
+    }
+    let mut again = std::process::Command::new(std::env::current_exe().ok()?);
+    again.args(std::env::args_os().skip(1)).envs(clean);
+    #[cfg(unix)]
+    let problem = {
+        use std::os::unix::process::CommandExt;
+        if let Some(name) = std::env::args_os().next() {
+            again.arg0(name);
+        }
+        // Comes back only if it failed.
+        again.exec()
+    };
+    #[cfg(not(unix))]
+    let problem = match again.status() {
+        Ok(status) => return Some(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Err(problem) => problem,
+    };
+    err!("warning: environment variables are taken with the newline at their end: {problem}");
+    None
+}
+
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    if let Some(status) = with_clean_variables() {
+        return status;
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return explain(&error),
+    };
     crate::telemetry::init(cli.log);
-    match cli.command {
+    let status = match cli.command {
+        // They go on without a reader, and what they return is how the cohorts ended.
+        Some(Command::Serve(args)) => return serve::main(*args),
+        Some(Command::Join(args)) => return join::main(*args),
         Some(Command::Demo(args)) => demo::main(&args),
         Some(Command::Identity(args)) => identity::main(&args),
-        Some(Command::Serve(args)) => serve::main(*args),
-        Some(Command::Join(args)) => join::main(*args),
         Some(Command::Relay(args)) => relay::main(&args),
         Some(Command::State(args)) => state::main(&args),
         Some(Command::Bans(args)) => bans::main(&args),
@@ -130,7 +171,31 @@ pub fn main() -> ExitCode {
         Some(Command::Sidecar(args)) => sidecar::main(&args),
         Some(Command::Watch(args)) => watch::main(&args),
         None => demo::main(&cli.demo),
+    };
+    output::status(status)
+}
+
+/// Prints what clap has to say: help and version, or what is wrong with the arguments.
+fn explain(error: &clap::Error) -> ExitCode {
+    let printed = error.print();
+    if error.use_stderr() {
+        return ExitCode::from(WRONG_CALL);
     }
+    output::record(printed);
+    output::status(ExitCode::SUCCESS)
+}
+
+/// Runs a command's work to its end on an actix system.
+///
+/// An actor that was started, and never had its turn before an error ended the work, has it when it is dropped. It must find
+/// the runtime then, or it panics before the error is printed.
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let system = actix_rt::System::new();
+    let outcome = system.block_on(work);
+    let runtime = system.runtime().tokio_runtime().handle().clone();
+    let _inside = runtime.enter();
+    drop(system);
+    outcome
 }
 
 /// An error that says how the program ends.
@@ -145,15 +210,28 @@ impl Failure for KeyFileError {
     }
 }
 
-impl Failure for crate::error::ProgramError {
+impl Failure for ProgramError {
     fn status(&self) -> u8 {
         if matches!(self, Self::Usage(_)) { 2 } else { 1 }
     }
 }
 
 fn fail(error: &impl Failure) -> ExitCode {
-    eprintln!("error: {error}");
+    err!("error: {error}");
     ExitCode::from(error.status())
+}
+
+/// Refuses an update that raises concerns, unless its controller says that it is meant.
+fn refuse_risky(concerns: &[Concern], file: &Path, allowed: bool) -> Result<(), ProgramError> {
+    if concerns.is_empty() || allowed {
+        return Ok(());
+    }
+    let concerns: Vec<_> = concerns.iter().map(ToString::to_string).collect();
+    Err(ProgramError::Usage(format!(
+        "{}: {}; an announcement cannot be taken back: --allow-risky-update if that is what you mean",
+        file.display(),
+        concerns.join("; ")
+    )))
 }
 
 /// The identity of a file, or of a secret in the environment (then a KEY DID on `network`).

@@ -1,8 +1,8 @@
 //! `recover`: the coins of a cohort's beacon address, and their way back to the operator.
 
-use std::{fs, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
-use ::bitcoin::{Address, FeeRate, address::NetworkUnchecked, consensus::encode::serialize_hex};
+use ::bitcoin::{FeeRate, consensus::encode::serialize_hex};
 use clap::Args;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ use crate::{
         fees::{FeePolicy, FeePolicyError},
         recovery::{CohortFile, Maturity, RecoverableCoin, Recovery, plan, survey},
     },
+    inputs::{self, InputError},
     keyfile::KeyFileError,
     protocol::{
         key::{PublicKey, XOnlyKey},
@@ -40,10 +41,10 @@ pub(super) struct RecoverArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["keys", "recovery_key", "recovery_sequence"])]
     cohort: Option<PathBuf>,
     /// The cohort's public keys, 33 bytes in hex each, in any order
-    #[arg(long, value_name = "KEY,KEY", value_delimiter = ',', requires_all = ["recovery_key", "recovery_sequence"])]
+    #[arg(long, value_name = "KEY,KEY", value_delimiter = ',', value_parser = inputs::public_key, requires_all = ["recovery_key", "recovery_sequence"])]
     keys: Vec<PublicKey>,
     /// The key of the recovery leaf, 32 bytes in hex
-    #[arg(long, value_name = "KEY", requires = "keys")]
+    #[arg(long, value_name = "KEY", value_parser = inputs::x_only_key, requires = "keys")]
     recovery_key: Option<XOnlyKey>,
     /// The timelock of the recovery leaf, in blocks
     #[arg(long, value_name = "BLOCKS", requires = "keys")]
@@ -124,9 +125,9 @@ impl Failure for RecoverError {
 }
 
 pub(super) fn main(args: &RecoverArgs) -> ExitCode {
-    match actix_rt::System::new().block_on(recover(args)) {
+    match super::block_on(recover(args)) {
         Ok(outcome) => {
-            println!("{}", if args.json { outcome.json().to_string() } else { outcome.text() });
+            out!("{}", if args.json { outcome.json().to_string() } else { outcome.text() });
             if outcome.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
         }
         Err(error) => fail(&error),
@@ -156,12 +157,14 @@ async fn recover(args: &RecoverArgs) -> Result<Outcome, RecoverError> {
     let (floor, ceiling) =
         (FeeRate::from_sat_per_vb_u32(args.min_fee_rate), FeeRate::from_sat_per_vb_u32(args.max_fee_rate));
     let fees = FeePolicy::new(floor, ceiling, ConfirmationTarget::new(args.target))?;
-    if let Some(address) = &args.to {
-        address
-            .parse::<Address<NetworkUnchecked>>()
-            .and_then(|parsed| parsed.require_network(output.network().to_bitcoin()))
-            .map_err(|error| RecoverError::Destination { address: address.clone(), problem: error.to_string() })?;
-    }
+    let destination = match &args.to {
+        Some(address) => Some(
+            inputs::address(address, output.network())
+                .map_err(|problem| RecoverError::Destination { address: address.clone(), problem })?
+                .to_string(),
+        ),
+        None => None,
+    };
     // Everything that can be wrong here is found before the node is kept busy.
     let key = match &args.to {
         Some(_) => Some(identity_of(args.identity.as_deref(), args.secret_env.as_deref(), Some(output.network()))?),
@@ -174,7 +177,7 @@ async fn recover(args: &RecoverArgs) -> Result<Outcome, RecoverError> {
     let activity = chain.coins(output.script_pubkey()).await?;
     let coins = survey(&output, &activity).ok_or(RecoverError::NoRecoveryLeaf)?;
     let mut outcome = Outcome { output, activity, coins, rate: None, made: Vec::new() };
-    let (Some(destination), Some(identity)) = (&args.to, key) else { return Ok(outcome) };
+    let (Some(destination), Some(identity)) = (&destination, key) else { return Ok(outcome) };
 
     let rate = fees.hold(estimate(&chain, fees.target()).await);
     let mature = |coin: &&RecoverableCoin| matches!(coin.maturity, Maturity::Mature { .. });
@@ -201,8 +204,10 @@ async fn estimate(chain: &Arc<dyn Chain>, target: ConfirmationTarget) -> Option<
 fn output_of(args: &RecoverArgs) -> Result<BeaconOutput, RecoverError> {
     if let Some(path) = &args.cohort {
         let refuse = |problem: String| RecoverError::CohortFile { path: path.clone(), problem };
-        let text = fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
-        let file: CohortFile = serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))?;
+        let file: CohortFile = inputs::json(path).map_err(|error| match error {
+            InputError::Io { error, .. } => refuse(error.to_string()),
+            InputError::Content { problem, .. } => refuse(problem),
+        })?;
         return Ok(file.output);
     }
     let (Some(recovery_key), Some(blocks)) = (args.recovery_key, args.recovery_sequence) else {

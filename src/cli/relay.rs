@@ -1,7 +1,6 @@
 //! Relays: the settings that all commands share, and `relay check`.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -21,6 +20,7 @@ use crate::{
         },
     },
     config::Span,
+    inputs,
 };
 
 /// Finds out about Nostr relays.
@@ -54,7 +54,7 @@ pub(super) fn main(args: &RelayArgs) -> ExitCode {
     let trust = match trust(tls_ca.as_deref()) {
         Ok(trust) => trust,
         Err(problem) => {
-            eprintln!("error: {problem}");
+            err!("error: {problem}");
             return ExitCode::from(2);
         }
     };
@@ -63,18 +63,18 @@ pub(super) fn main(args: &RelayArgs) -> ExitCode {
     let checking = async {
         check::check(url, &trust, Clock::system(), timeout.0.max(Duration::from_millis(1)), &mut rng).await
     };
-    match actix_rt::System::new().block_on(checking) {
+    match super::block_on(checking) {
         Ok(outcome) => {
             let shown = if *json {
                 serde_json::to_string(&outcome).map_err(|error| error.to_string())
             } else {
                 Ok(table(&outcome))
             };
-            println!("{}", shown.unwrap_or_else(|error| error));
+            out!("{}", shown.unwrap_or_else(|error| error));
             ExitCode::from(u8::from(!outcome.passed()))
         }
         Err(problem) => {
-            eprintln!("error: {problem}");
+            err!("error: {problem}");
             ExitCode::from(2)
         }
     }
@@ -86,9 +86,8 @@ pub(super) fn main(args: &RelayArgs) -> ExitCode {
 /// What is wrong with the file, in words.
 pub(super) fn trust(tls_ca: Option<&Path>) -> Result<Trust, String> {
     let Some(path) = tls_ca else { return Ok(Trust::system()) };
-    let refuse = |problem: &dyn std::fmt::Display| format!("{}: {problem}", path.display());
-    let pem = fs::read(path).map_err(|error| refuse(&error))?;
-    Trust::only(&pem).map_err(|error| refuse(&error))
+    let pem = inputs::pem(path, "a certificate").map_err(|error| error.to_string())?;
+    Trust::only(pem.as_bytes()).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn table(outcome: &RelayCheck) -> String {

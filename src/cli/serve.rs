@@ -87,7 +87,7 @@ settings! {
         #[arg(long, value_name = "URL", value_delimiter = ',', env = "BTCR2_RELAY")]
         relay: Vec<String>,
         /// Run a relay in this process too, and serve over it; port 0 takes a free one and prints it
-        #[arg(long, value_name = "ADDR", env = "BTCR2_EMBEDDED_RELAY")]
+        #[arg(long, value_name = "ADDR", env = "BTCR2_EMBEDDED_RELAY", value_parser = crate::inputs::socket_address)]
         embedded_relay: std::net::SocketAddr,
         /// With --relay: trust wss relays only by the certificates in this PEM file, instead of the system's authorities
         #[arg(long, value_name = "FILE", env = "BTCR2_TLS_CA")]
@@ -124,7 +124,7 @@ settings! {
         #[arg(long, value_name = "K", env = "BTCR2_FALLBACK_THRESHOLD")]
         fallback_threshold: u16,
         /// The x-only key (64 hex characters) that can recover the coin after the timelock [default: the identity's key]
-        #[arg(long, value_name = "KEY", env = "BTCR2_RECOVERY_KEY")]
+        #[arg(long, value_name = "KEY", env = "BTCR2_RECOVERY_KEY", value_parser = crate::inputs::x_only_key)]
         recovery_key: XOnlyKey,
         /// The timelock of the recovery, in blocks, 1 to 65535 [default: 4320, about 30 days]
         #[arg(long, value_name = "BLOCKS", env = "BTCR2_RECOVERY_SEQUENCE")]
@@ -286,7 +286,7 @@ impl<'de> Deserialize<'de> for TimeoutRule {
 pub(super) fn main(args: ServeArgs) -> ExitCode {
     let outcome = config(args).and_then(|config| {
         crate::telemetry::raise_open_files();
-        actix_rt::System::new().block_on(async { serve::run(config, crate::telemetry::stop_signal()).await })
+        super::block_on(async { serve::run(config, crate::telemetry::stop_signal()).await })
     });
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

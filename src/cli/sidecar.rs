@@ -45,7 +45,7 @@ impl Failure for SidecarFailure {
 }
 
 pub(super) fn main(args: &SidecarArgs) -> ExitCode {
-    actix_rt::System::new().block_on(run(args)).unwrap_or_else(|error| fail(&error))
+    super::block_on(run(args)).unwrap_or_else(|error| fail(&error))
 }
 
 async fn run(args: &SidecarArgs) -> Result<ExitCode, SidecarFailure> {
@@ -60,17 +60,17 @@ async fn run(args: &SidecarArgs) -> Result<ExitCode, SidecarFailure> {
         Some(path) => {
             write_new(path, &text).map_err(|error| VaultFailure::File { path: path.clone(), error })?;
         }
-        None => println!("{text}"),
+        None => out!("{text}"),
     }
     for entry in kept.of(&args.did) {
         for problem in problems(entry) {
             let cohort = &entry.record.cohort_id;
-            eprintln!("warning: no current resolver accepts what is kept of cohort {cohort}: {problem}");
+            err!("warning: no current resolver accepts what is kept of cohort {cohort}: {problem}");
         }
     }
     if !missing_versions.is_empty() {
         let versions: Vec<_> = missing_versions.iter().map(u64::to_string).collect();
-        eprintln!("warning: no update to version {}: add what was announced without a cohort", versions.join(", "));
+        err!("warning: no update to version {}: add what was announced without a cohort", versions.join(", "));
     }
     Ok(complete(&kept.problems))
 }

@@ -1,16 +1,13 @@
 //! `singleton`: announcing an update without a cohort.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::ExitCode,
     str::FromStr,
 };
 
 use ::bitcoin::{
-    Address, Amount, FeeRate, OutPoint, Transaction,
-    address::NetworkUnchecked,
-    consensus::encode::{deserialize_hex, serialize_hex},
+    Address, Amount, FeeRate, OutPoint, Transaction, address::NetworkUnchecked, consensus::encode::serialize_hex,
 };
 use clap::{Args, ValueEnum};
 use data_encoding::BASE64;
@@ -18,9 +15,10 @@ use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::{Value, json};
 
-use super::{fail, identity_of};
+use super::{fail, identity_of, refuse_risky};
 use crate::{
     error::ProgramError,
+    inputs,
     protocol::{
         did::Did,
         identity::Identity,
@@ -56,6 +54,9 @@ pub(super) struct SingletonArgs {
     /// The signed update, a JSON file
     #[arg(long, value_name = "FILE")]
     update: PathBuf,
+    /// Announce it although it leaves the DID without a key or a beacon, adds a beacon twice, or publishes a secret key
+    #[arg(long)]
+    allow_risky_update: bool,
     /// The coin to spend: transaction id, output number and value in satoshi
     #[arg(long, value_name = "TXID:VOUT:SATS")]
     coin: Option<CoinText>,
@@ -66,7 +67,7 @@ pub(super) struct SingletonArgs {
     #[arg(long, value_name = "RATE", default_value = "2", value_parser = fee_rate)]
     fee_rate: FeeRate,
     /// Where the rest of the coin goes; without it, back to the beacon
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = inputs::any_address)]
     change: Option<Address<NetworkUnchecked>>,
     /// The transaction that made the coin, a file of hex: it is checked, and put into the PSBT, where P2PKH needs it
     #[arg(long, value_name = "FILE", requires = "coin")]
@@ -219,11 +220,10 @@ fn run(args: &SingletonArgs) -> Result<(), ProgramError> {
     let did = who.did();
     let update = read_update(&args.update)?;
     singleton::check_update(did, &update)?;
+    refuse_risky(&singleton::concerns(did, &update)?, &args.update, args.allow_risky_update)?;
     if update.target_version().is_some_and(|version| version > 2) {
-        eprintln!(
-            "note: a resolver looks at the beacons of the current document; this is a later update, so make sure"
-        );
-        eprintln!("      that no earlier one has removed #{}", args.kind.beacon().service());
+        err!("note: a resolver looks at the beacons of the current document; this is a later update, so make sure");
+        err!("      that no earlier one has removed #{}", args.kind.beacon().service());
     }
     let prepared = match &args.coin {
         Some(CoinText(coin)) => Some(prepare(args, &who, *coin, &update)?),
@@ -233,15 +233,15 @@ fn run(args: &SingletonArgs) -> Result<(), ProgramError> {
         let written = singleton::write_fallback(directory, did, &update, prepared.as_ref());
         let files = written.map_err(|error| ProgramError::Io { what: directory.display().to_string(), error })?;
         for file in files {
-            eprintln!("written  {}", file.display());
+            err!("written  {}", file.display());
         }
     }
     let shown =
         Shown { did, update: &update, beacons: singleton::initial_beacons(did)?, prepared: prepared.as_ref() };
     if args.json {
-        println!("{}", shown.to_json())
+        out!("{}", shown.to_json())
     } else {
-        println!("{}", shown.to_text())
+        out!("{}", shown.to_text())
     }
     Ok(())
 }
@@ -251,7 +251,7 @@ fn prepare(args: &SingletonArgs, who: &Who, coin: Coin, update: &SignedUpdate) -
     let beacon = InitialBeacon::of(did, args.kind.beacon()).ok_or_else(|| FallbackError::External(did.clone()))?;
     let change = match &args.change {
         Some(address) => {
-            let address = address.clone().require_network(did.network().to_bitcoin());
+            let address = inputs::on_network(address.clone(), did.network());
             Change::To(address.map_err(|error| ProgramError::Usage(format!("--change: {error}")))?.script_pubkey())
         }
         None => Change::Beacon,
@@ -271,16 +271,12 @@ fn prepare(args: &SingletonArgs, who: &Who, coin: Coin, update: &SignedUpdate) -
 }
 
 fn read_update(path: &Path) -> Result<SignedUpdate, ProgramError> {
-    let refuse = |problem: String| ProgramError::Usage(format!("{}: {problem}", path.display()));
-    let text = fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
-    let value = serde_json::from_str(&text).map_err(|error| refuse(format!("not JSON: {error}")))?;
-    SignedUpdate::from_value(value).map_err(|error| refuse(error.to_string()))
+    let value = inputs::json(path).map_err(|error| ProgramError::Usage(error.to_string()))?;
+    SignedUpdate::from_value(value).map_err(|error| ProgramError::Usage(format!("{}: {error}", path.display())))
 }
 
 fn read_transaction(path: &Path) -> Result<Transaction, ProgramError> {
-    let refuse = |problem: String| ProgramError::Usage(format!("{}: {problem}", path.display()));
-    let text = fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
-    deserialize_hex(text.trim()).map_err(|error| refuse(format!("not a transaction in hex: {error}")))
+    inputs::transaction(path).map_err(|error| ProgramError::Usage(error.to_string()))
 }
 
 /// What the command says.

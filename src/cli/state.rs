@@ -11,7 +11,10 @@ use std::{
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{Failure, fail};
+use super::{
+    Failure, fail,
+    records::{Shown, shown},
+};
 use crate::{
     actors::{
         journal::{Journal, JournalError, StreamId},
@@ -21,6 +24,7 @@ use crate::{
         },
     },
     config::Span,
+    inputs::{self, InputError},
     protocol::{id::CohortId, time::Timestamp},
 };
 
@@ -122,7 +126,7 @@ enum StateFailure {
     #[error("the cohort cannot be written as JSON: {0}")]
     Unwritable(serde_json::Error),
     #[error("{} is not an exported cohort: {problem}", path.display())]
-    NotADocument { path: PathBuf, problem: serde_json::Error },
+    NotADocument { path: PathBuf, problem: String },
 }
 
 impl Failure for StateFailure {
@@ -132,7 +136,7 @@ impl Failure for StateFailure {
 }
 
 pub(super) fn main(args: &StateArgs) -> ExitCode {
-    let outcome = actix_rt::System::new().block_on(async {
+    let outcome = super::block_on(async {
         match &args.command {
             StateCommand::List(args) => list(args).await,
             StateCommand::Show(args) => show(args).await,
@@ -147,15 +151,15 @@ pub(super) fn main(args: &StateArgs) -> ExitCode {
 async fn list(ListArgs { place }: &ListArgs) -> Result<(), StateFailure> {
     let streams = State::open_existing(&place.state)?.streams().await?;
     if place.json {
-        println!("{}", Value::from_iter(streams.iter().map(summary)));
+        out!("{}", Value::from_iter(streams.iter().map(summary)));
         return Ok(());
     }
-    println!("{:>8}  {:>10}  {:<20}  STREAM", "RECORDS", "BYTES", "ARCHIVED");
+    out!("{:>8}  {:>10}  {:<20}  STREAM", "RECORDS", "BYTES", "ARCHIVED");
     for StreamSummary { stream, size, archived } in &streams {
         let archived = archived.map_or_else(|| "live".to_owned(), time);
         match size {
-            Ok(size) => println!("{:>8}  {:>10}  {archived:<20}  {}", size.records, size.bytes, stream.escaped()),
-            Err(problem) => println!("{:>8}  {:>10}  {:<20}  {}: {problem}", "-", "-", "damaged", stream.escaped()),
+            Ok(size) => out!("{:>8}  {:>10}  {archived:<20}  {}", size.records, size.bytes, stream.escaped()),
+            Err(problem) => out!("{:>8}  {:>10}  {:<20}  {}: {problem}", "-", "-", "damaged", stream.escaped()),
         }
     }
     Ok(())
@@ -180,30 +184,19 @@ async fn show(ShowArgs { cohort, place }: &ShowArgs) -> Result<(), StateFailure>
     let state = State::open_existing(&place.state)?;
     let document = find(&state, cohort, place).await?;
     if place.json {
-        println!("{}", serde_json::to_string(&document).map_err(StateFailure::Unwritable)?);
+        out!("{}", serde_json::to_string(&document).map_err(StateFailure::Unwritable)?);
         return Ok(());
     }
     for StreamDocument { name, archived, records } in &document.streams {
         let archived = archived.map(|at| format!(" (archived {})", time(at))).unwrap_or_default();
-        println!("{}{archived}", StreamId::new(name.as_str()).escaped());
+        out!("{}{archived}", StreamId::new(name.as_str()).escaped());
         for (number, record) in records.iter().enumerate() {
-            let (name, at) = event(record.get());
-            println!("{number:>6}  {:<20}  {name}", at.map_or_else(String::new, time));
+            let Shown { at, kind, details } = shown(record.get());
+            let line = format!("{number:>6}  {:<20}  {kind:<24}  {details}", at.map_or_else(String::new, time));
+            out!("{}", line.trim_end());
         }
     }
     Ok(())
-}
-
-/// An event's name, and its time where it has one.
-fn event(record: &str) -> (String, Option<Timestamp>) {
-    match serde_json::from_str(record) {
-        Ok(Value::Object(fields)) => match fields.into_iter().next() {
-            Some((name, contents)) => (name, contents["at"].as_u64().map(Timestamp::from_millis)),
-            None => (String::new(), None),
-        },
-        Ok(Value::String(name)) => (name, None),
-        _ => (String::new(), None),
-    }
 }
 
 async fn export(ExportArgs { cohort, out, forget, place }: &ExportArgs) -> Result<(), StateFailure> {
@@ -211,7 +204,7 @@ async fn export(ExportArgs { cohort, out, forget, place }: &ExportArgs) -> Resul
     let document = find(&state, cohort, place).await?;
     let text = serde_json::to_string_pretty(&document).map_err(StateFailure::Unwritable)?;
     let Some(path) = out else {
-        println!("{text}");
+        out!("{text}");
         return Ok(());
     };
     write_new(path, &text).map_err(|error| StateFailure::File { path: path.clone(), error })?;
@@ -220,10 +213,10 @@ async fn export(ExportArgs { cohort, out, forget, place }: &ExportArgs) -> Resul
     }
     let (streams, out) = (document.streams.len(), path.display().to_string());
     if place.json {
-        println!("{}", json!({ "streams": streams, "out": out, "forgotten": forget }));
+        out!("{}", json!({ "streams": streams, "out": out, "forgotten": forget }));
     } else {
         let here = if *forget { "forgotten here" } else { "still here: run it in one place only" };
-        println!("{streams} streams written to {out}, {here}");
+        out!("{streams} streams written to {out}, {here}");
     }
     Ok(())
 }
@@ -247,17 +240,18 @@ pub(super) fn write_new(path: &Path, text: &str) -> io::Result<()> {
 }
 
 async fn import(ImportArgs { file, place }: &ImportArgs) -> Result<(), StateFailure> {
-    let text = fs::read_to_string(file).map_err(|error| StateFailure::File { path: file.clone(), error })?;
-    let document: CohortDocument = serde_json::from_str(&text)
-        .map_err(|problem| StateFailure::NotADocument { path: file.clone(), problem })?;
+    let document: CohortDocument = inputs::json(file).map_err(|error| match error {
+        InputError::Io { path, error } => StateFailure::File { path, error },
+        InputError::Content { path, problem } => StateFailure::NotADocument { path, problem },
+    })?;
     let state = State::open(&place.state)?;
     let Imported { new, known } = state.import(&document).await?;
     let cohort = StreamId::new(document.cohort_id.as_str());
     let cohort = cohort.escaped();
     if place.json {
-        println!("{}", json!({ "cohortId": cohort.to_string(), "new": new, "known": known }));
+        out!("{}", json!({ "cohortId": cohort.to_string(), "new": new, "known": known }));
     } else {
-        println!("cohort {cohort}: {new} streams taken in, {known} were here already");
+        out!("cohort {cohort}: {new} streams taken in, {known} were here already");
     }
     Ok(())
 }
@@ -279,11 +273,11 @@ async fn prune(PruneArgs { older_than, dry_run, place }: &PruneArgs) -> Result<(
     }
     let names: Vec<String> = old.iter().map(|stream| stream.escaped().to_string()).collect();
     if place.json {
-        println!("{}", json!({ "forgotten": names, "dryRun": dry_run }));
+        out!("{}", json!({ "forgotten": names, "dryRun": dry_run }));
     } else {
-        names.iter().for_each(|name| println!("{name}"));
+        names.iter().for_each(|name| out!("{name}"));
         let done = if *dry_run { "would be forgotten" } else { "forgotten" };
-        println!("{done}: {}, archived before {}", names.len(), time(before));
+        out!("{done}: {}, archived before {}", names.len(), time(before));
     }
     Ok(())
 }

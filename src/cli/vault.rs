@@ -109,7 +109,7 @@ impl Failure for VaultFailure {
 }
 
 pub(super) fn main(args: &VaultArgs) -> ExitCode {
-    let outcome = actix_rt::System::new().block_on(async {
+    let outcome = super::block_on(async {
         match &args.command {
             VaultCommand::List(args) => list(args).await,
             VaultCommand::Show(args) => show(args).await,
@@ -121,14 +121,14 @@ pub(super) fn main(args: &VaultArgs) -> ExitCode {
 
 /// Success, unless something that is kept cannot be read: the rest was shown.
 pub(super) fn complete(problems: &[String]) -> ExitCode {
-    problems.iter().for_each(|problem| eprintln!("error: {problem}"));
+    problems.iter().for_each(|problem| err!("error: {problem}"));
     if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 async fn list(args: &ListArgs) -> Result<ExitCode, VaultFailure> {
     let kept = args.sources.sources().read().await?.only(args.did.as_ref());
     if args.json {
-        println!("{}", Value::from_iter(kept.entries.iter().map(summary)));
+        out!("{}", Value::from_iter(kept.entries.iter().map(summary)));
         return Ok(complete(&kept.problems));
     }
     let mut by_did: BTreeMap<&Did, Vec<&VaultEntry>> = BTreeMap::new();
@@ -136,14 +136,14 @@ async fn list(args: &ListArgs) -> Result<ExitCode, VaultFailure> {
         by_did.entry(&entry.record.did).or_default().push(entry);
     }
     for (did, entries) in by_did {
-        println!("{did}");
+        out!("{did}");
         for entry in entries {
-            println!("{}", line(entry));
-            problems(entry).iter().for_each(|problem| println!("    NOT accepted by current resolvers: {problem}"));
+            out!("{}", line(entry));
+            problems(entry).iter().for_each(|problem| out!("    NOT accepted by current resolvers: {problem}"));
         }
     }
     if kept.entries.is_empty() {
-        println!("nothing is kept");
+        out!("nothing is kept");
     }
     Ok(complete(&kept.problems))
 }
@@ -194,13 +194,11 @@ async fn show(args: &ShowArgs) -> Result<ExitCode, VaultFailure> {
         return Err(VaultFailure::NoSuchCohort(args.cohort.clone()));
     }
     if args.json {
-        println!("{}", Value::Array(files));
+        out!("{}", Value::Array(files));
     } else {
         for (entry, file) in kept.of_cohort(&args.cohort).zip(&files) {
-            println!("{}\n{}\n{}", entry.record.did, line(entry), serde_json::to_string_pretty(file)?);
-            problems(entry)
-                .iter()
-                .for_each(|problem| eprintln!("warning: no current resolver accepts this: {problem}"));
+            out!("{}\n{}\n{}", entry.record.did, line(entry), serde_json::to_string_pretty(file)?);
+            problems(entry).iter().for_each(|problem| err!("warning: no current resolver accepts this: {problem}"));
         }
     }
     Ok(complete(&kept.problems))
@@ -214,9 +212,9 @@ async fn export(args: &ExportArgs) -> Result<ExitCode, VaultFailure> {
     match &args.out {
         Some(path) => {
             write_new(path, &text).map_err(|error| VaultFailure::File { path: path.clone(), error })?;
-            println!("{entries} entries written to {}", path.display());
+            out!("{entries} entries written to {}", path.display());
         }
-        None => println!("{text}"),
+        None => out!("{text}"),
     }
     Ok(complete(&problems))
 }

@@ -10,7 +10,9 @@ use crate::{
     bitcoin::chain::{Chain, ChainError, SourceError},
     config::Span,
     events::Printer,
+    output,
     protocol::{did::Did, network::Network},
+    telemetry::{Hangups, ignore_hangups},
     vault::{
         Kept, ReadError, Watcher,
         watch::{Severity, WatchNotice, beacons},
@@ -87,10 +89,12 @@ impl Failure for WatchFailure {
 }
 
 pub(super) fn main(args: &WatchArgs) -> ExitCode {
-    let outcome = actix_rt::System::new().block_on(async {
+    let outcome = super::block_on(async {
+        let hangups = Hangups::new();
         tokio::select! {
             outcome = watch(args) => outcome,
             () = crate::telemetry::stop_signal() => Ok(ExitCode::SUCCESS),
+            never = ignore_hangups(hangups, Printer::new(args.json)) => match never {},
         }
     });
     outcome.unwrap_or_else(|error| fail(&error))
@@ -127,6 +131,10 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
             Ok(notices) => {
                 reached = true;
                 notices.iter().for_each(|notice| printer.watch_notice(notice));
+                if output::lost() {
+                    // An alarm that nobody gets: whoever started this should know.
+                    return Ok(ExitCode::FAILURE);
+                }
             }
             Err(error) if error.is_transient() => {
                 if std::mem::replace(&mut reached, false) {

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use actix_web::{App, HttpServer as WebServer, dev::ServerHandle};
 
-use super::ServeConfig;
+use super::{ServeConfig, tls::Loaded};
 use crate::{
     actors::{
         runtime::{Clock, Randomness},
@@ -42,6 +42,8 @@ pub(super) struct Doors {
     pub(super) url: Option<String>,
     /// The relays.
     pub(super) relays: Vec<String>,
+    /// Certificate and key, for https.
+    pub(super) tls: Option<Loaded>,
     web: Option<Web>,
     embedded: Option<EmbeddedRelay>,
 }
@@ -67,6 +69,7 @@ impl Doors {
     ) -> Result<Self, ProgramError> {
         let mut transports: Vec<Arc<dyn Transport>> = Vec::new();
         let (mut url, mut web, mut relays, mut embedded) = (None, None, Vec::new(), None);
+        let tls = config.tls.as_ref().map(Loaded::new).transpose()?;
         if let Some(listening) = &config.listen {
             if config.limits.update_bytes > config.http.max_body {
                 printer.warn(&format!(
@@ -78,8 +81,8 @@ impl Doors {
             parts.update_bytes = config.limits.update_bytes;
             keeping.furnish(&mut parts, clock).await?;
             let server = HttpServer::start(parts);
-            let (address, open) = bind(config, listening, &server)?;
-            let scheme = if config.tls.is_some() { "https" } else { "http" };
+            let (address, open) = bind(tls.as_ref(), listening, &server)?;
+            let scheme = if tls.is_some() { "https" } else { "http" };
             url = Some(format!("{scheme}://{address}"));
             sources.http(server.clone());
             transports.push(Arc::new(server.clone()));
@@ -89,7 +92,7 @@ impl Doors {
             let mut nostr = config.nostr.clone().unwrap_or_else(|| NostrConfig::new([]));
             if let Some(address) = config.embedded_relay {
                 let relay = EmbeddedRelay::start(address).await.map_err(|error| ProgramError::Io {
-                    what: "embedded relay".to_owned(),
+                    what: "--embedded-relay".to_owned(),
                     error: std::io::Error::other(error),
                 })?;
                 nostr.relays.push(relay.url().to_owned());
@@ -108,7 +111,7 @@ impl Doors {
                 ProgramError::Usage("nothing to serve over: neither an address to listen on nor a relay".to_owned())
             })?),
         };
-        Ok(Self { transport, url, relays, web, embedded })
+        Ok(Self { transport, url, relays, tls, web, embedded })
     }
 
     /// Lets people in: every cohort that runs knows its members by now.
@@ -135,7 +138,7 @@ impl Doors {
     }
 }
 
-fn bind(config: &ServeConfig, address: &str, server: &HttpServer) -> Result<(SocketAddr, Opening), ProgramError> {
+fn bind(tls: Option<&Loaded>, address: &str, server: &HttpServer) -> Result<(SocketAddr, Opening), ProgramError> {
     let mounted = server.clone();
     let app = move || App::new().configure(http::configure(&mounted)).default_service(http::not_found(&mounted));
     let mut web = WebServer::new(app)
@@ -145,8 +148,8 @@ fn bind(config: &ServeConfig, address: &str, server: &HttpServer) -> Result<(Soc
         .disable_signals()
         .workers(2);
     let io_error = |error| ProgramError::Io { what: format!("listening on {address}"), error };
-    web = match &config.tls {
-        Some(tls) => web.bind_rustls_0_23(address, tls.load()?).map_err(io_error)?,
+    web = match tls {
+        Some(tls) => web.bind_rustls_0_23(address, tls.config()?).map_err(io_error)?,
         None => web.bind(address).map_err(io_error)?,
     };
     let address = *web.addrs().first().ok_or_else(|| ProgramError::Internal("no address is bound".to_owned()))?;

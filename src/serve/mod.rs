@@ -59,6 +59,7 @@ use crate::{
         output::{MemoizedAggregator, RecoverySequence, ScriptTree},
     },
     steps::Steps,
+    telemetry::Hangups,
 };
 
 /// How many notices the program's own reader may fall behind.
@@ -214,6 +215,8 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     };
     let contacts = Contacts::default();
     let reporting = printer.follow(contacts.subscribe());
+    // From here on SIGHUP does not end the program, however long a node takes to come up.
+    let hangups = Hangups::new();
     let mut doors = Doors::build(&config, &keeping, clock, printer, metrics.sources(), &contacts).await?;
 
     let mut journal = keeping.journal();
@@ -274,6 +277,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let mut rounds = Rounds::new(config, conditions, service, operator.clone(), printer);
     let outcome = tokio::select! {
         never = reporting => match never {},
+        never = tls::reload(doors.tls.clone(), hangups, printer) => match never {},
         outcome = rounds.run(steps, announcements, recovered) => {
             readiness.set(false);
             // Members are told that it is over: that has its time to travel.

@@ -1,13 +1,19 @@
-//! Certificate and key for https.
+//! Certificate and key for https, read at the start and again when the operator asks for it.
 
-use std::{io, path::PathBuf};
+use std::{convert::Infallible, io, path::PathBuf, sync::Arc};
 
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 
-use crate::{actors::transport::tls::server_config, error::ProgramError};
+use crate::{
+    actors::transport::tls::{ServerCertificate, TlsError},
+    error::ProgramError,
+    events::Printer,
+    inputs,
+    telemetry::Hangups,
+};
 
 /// Where certificate and key are.
 #[derive(Clone, Debug)]
@@ -19,16 +25,69 @@ pub struct Tls {
 }
 
 impl Tls {
-    pub(super) fn load(&self) -> Result<ServerConfig, ProgramError> {
-        let refuse = |what: &PathBuf, error: String| ProgramError::Io {
-            what: what.display().to_string(),
-            error: io::Error::new(io::ErrorKind::InvalidData, error),
-        };
-        let chain: Vec<_> = CertificateDer::pem_file_iter(&self.certificate)
-            .and_then(Iterator::collect)
+    fn read(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), ProgramError> {
+        let certificate = inputs::pem(&self.certificate, "a certificate")?;
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate.as_bytes())
+            .collect::<Result<_, _>>()
             .map_err(|error| refuse(&self.certificate, error.to_string()))?;
+        if chain.is_empty() {
+            return Err(refuse(&self.certificate, "no PEM certificate (BEGIN CERTIFICATE) in it".to_owned()));
+        }
         // The error of a key says what kind of thing is wrong, not what stands in the file.
-        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| refuse(&self.key, error.to_string()))?;
-        server_config(chain, key).map_err(|error| refuse(&self.certificate, error.to_string()))
+        let key = PrivateKeyDer::from_pem_slice(inputs::pem(&self.key, "a private key")?.as_bytes())
+            .map_err(|error| refuse(&self.key, error.to_string()))?;
+        Ok((chain, key))
+    }
+
+    fn mismatch(&self, error: &TlsError) -> ProgramError {
+        refuse(&self.certificate, format!("{error} (with the key of {})", self.key.display()))
+    }
+}
+
+fn refuse(what: &PathBuf, error: String) -> ProgramError {
+    ProgramError::Io { what: what.display().to_string(), error: io::Error::new(io::ErrorKind::InvalidData, error) }
+}
+
+/// Certificate and key that are in use, and where they came from.
+#[derive(Clone, Debug)]
+pub(super) struct Loaded {
+    files: Tls,
+    certificate: Arc<ServerCertificate>,
+}
+
+impl Loaded {
+    pub(super) fn new(files: &Tls) -> Result<Self, ProgramError> {
+        let (chain, key) = files.read()?;
+        let certificate = ServerCertificate::new(chain, key).map_err(|error| files.mismatch(&error))?;
+        Ok(Self { files: files.clone(), certificate: Arc::new(certificate) })
+    }
+
+    pub(super) fn config(&self) -> Result<ServerConfig, ProgramError> {
+        let config = Arc::clone(&self.certificate).config();
+        config.map_err(|error| ProgramError::Internal(error.to_string()))
+    }
+
+    /// Reads the files again. What was in use stays in use when they cannot be used.
+    fn reload(&self) -> Result<(), ProgramError> {
+        let (chain, key) = self.files.read()?;
+        self.certificate.replace(chain, key).map_err(|error| self.files.mismatch(&error))
+    }
+}
+
+/// Reloads what can be reloaded whenever the program gets SIGHUP, for as long as it runs.
+pub(super) async fn reload(loaded: Option<Loaded>, mut hangups: Hangups, printer: Printer) -> Infallible {
+    loop {
+        hangups.next().await;
+        let Some(loaded) = loaded.clone() else {
+            printer.nothing_reloaded("there is no TLS certificate (--tls-cert)");
+            continue;
+        };
+        let files = [loaded.files.certificate.clone(), loaded.files.key.clone()];
+        // A file system may take its time, and every connection would wait for it.
+        match actix_rt::task::spawn_blocking(move || loaded.reload()).await {
+            Ok(Ok(())) => printer.reloaded(&files),
+            Ok(Err(error)) => printer.warn(&format!("not reloaded, the old TLS certificate stays: {error}")),
+            Err(error) => printer.warn(&format!("not reloaded, the old TLS certificate stays: {error}")),
+        }
     }
 }

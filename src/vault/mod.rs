@@ -22,6 +22,7 @@ use crate::{
         State, StateError,
         vault::{StateVault, Vault, VaultEntry, VaultError},
     },
+    inputs,
     protocol::{did::Did, id::CohortId},
 };
 
@@ -150,14 +151,14 @@ async fn read_state(dir: &Path, kept: &mut Kept) -> Result<(), ReadError> {
 
 fn read_document(path: &Path) -> Result<VaultDocument, ReadError> {
     let refuse = |problem: String| ReadError::NotADocument { path: path.to_owned(), problem };
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     File::open(path)
-        .and_then(|file| file.take(MAX_DOCUMENT + 1).read_to_string(&mut text))
+        .and_then(|file| file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes))
         .map_err(|error| ReadError::File { path: path.to_owned(), error })?;
-    if text.len() as u64 > MAX_DOCUMENT {
+    if bytes.len() as u64 > MAX_DOCUMENT {
         return Err(refuse(format!("it has more than {MAX_DOCUMENT} bytes")));
     }
-    serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))
+    inputs::json_of(&bytes).map_err(refuse)
 }
 
 impl Kept {

@@ -1,7 +1,11 @@
 //! TLS, for every connection of this program: client and server, HTTP and relays. This is the one place that chooses the
 //! provider of cryptography (ring) and says whom a client trusts.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme,
@@ -12,7 +16,8 @@ use rustls::{
     },
     crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
-    server::ParsedCertificate,
+    server::{ClientHello, ParsedCertificate, ResolvesServerCert},
+    sign::CertifiedKey,
 };
 use x509_cert::der::Decode;
 
@@ -119,13 +124,62 @@ pub fn server_config(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 ) -> Result<ServerConfig, TlsError> {
-    let setup = |error: Error| TlsError::Setup(error.to_string());
-    ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(setup)?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(setup)
+    Arc::new(ServerCertificate::new(chain, key)?).config()
+}
+
+/// A server's certificate chain and private key, which can be replaced while the server runs.
+#[derive(Debug)]
+pub struct ServerCertificate(RwLock<Arc<CertifiedKey>>);
+
+impl ServerCertificate {
+    /// This certificate chain, the server's own certificate first, and its private key.
+    ///
+    /// # Errors
+    /// [`TlsError::Setup`] when they do not belong together.
+    pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, TlsError> {
+        Ok(Self(RwLock::new(certified(chain, key)?)))
+    }
+
+    /// Replaces it, for every handshake from now on.
+    ///
+    /// # Errors
+    /// [`TlsError::Setup`] when they do not belong together; nothing is replaced then.
+    pub fn replace(
+        &self,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<(), TlsError> {
+        let certified = certified(chain, key)?;
+        // What is in it is one pointer: a thread that panicked cannot have left half of it.
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = certified;
+        Ok(())
+    }
+
+    /// The configuration of a server with the certificate that is in it at each handshake.
+    ///
+    /// # Errors
+    /// [`TlsError::Setup`] when the provider does not offer the protocol's versions.
+    pub fn config(self: Arc<Self>) -> Result<ServerConfig, TlsError> {
+        Ok(ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| TlsError::Setup(error.to_string()))?
+            .with_no_client_auth()
+            .with_cert_resolver(self))
+    }
+}
+
+impl ResolvesServerCert for ServerCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+fn certified(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Arc<CertifiedKey>, TlsError> {
+    let certified = CertifiedKey::from_der(chain, key, &provider());
+    certified.map(Arc::new).map_err(|error| TlsError::Setup(error.to_string()))
 }
 
 /// Verifies a server by given certificates, which may be authorities, or be the server's own.

@@ -6,6 +6,7 @@
 
 mod conformance;
 mod methods;
+mod sanity;
 
 use serde_json::{Value, json};
 
@@ -13,6 +14,7 @@ pub(crate) use self::methods::absolute;
 pub use self::{
     conformance::{DOCUMENT_CONTEXT, NotConformant, check_conformance},
     methods::{invocation_key, invocation_methods},
+    sanity::{Concern, concerns, genesis_concerns, secret_concerns},
 };
 use crate::{
     did::{Did, Genesis},

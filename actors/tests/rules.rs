@@ -240,7 +240,7 @@ fn a_chain_of_reformations_ends_where_the_rules_say() {
         assert_eq!(chain, 3, "the first, and two that took its place");
         pass(Duration::from_secs(24 * 3600)).await;
         assert_eq!(service.ear.count("cohort-reformed"), 2);
-        assert_eq!(world.members.count("cohort-complete"), 0);
+        assert_eq!(world.members.count("signature-sent"), 0);
     });
 }
 

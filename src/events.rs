@@ -61,7 +61,8 @@ impl Printer {
         let time = time.map(|time| humantime::format_duration(time).to_string());
         let text = match &time {
             Some(time) => format!("staying for {time} in case the service asks for the fallback (--linger)"),
-            None => "staying until the service says how it ended, or its time is over: the fallback may need us".to_owned(),
+            None => "staying until the service says how it ended, or its time is over: the fallback may need us"
+                .to_owned(),
         };
         self.line(&json!({ "event": "lingering", "time": time }), &text);
     }
@@ -227,7 +228,9 @@ fn participant_text(step: &ParticipantNotice) -> String {
         N::CohortOver { cohort_id, known, .. } => match known {
             Known::Seen => format!("cohort {cohort_id} is over: its signed transaction was seen"),
             Known::Reported => {
-                format!("cohort {cohort_id} is over: the service says that it signed, and does not show the transaction")
+                format!(
+                    "cohort {cohort_id} is over: the service says that it signed, and does not show the transaction"
+                )
             }
             Known::SignedByUs => format!("cohort {cohort_id} is over for us, and how it ended is not known"),
         },

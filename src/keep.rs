@@ -69,8 +69,9 @@ impl Keeping {
         let now = Profile { role, did, network, terms };
         let was: Option<Profile> = read(&table, PROFILE).await?;
         if let Some(was) = &was {
-            let facts =
-                |of: &Profile| [("command", of.role.clone()), ("DID", of.did.clone()), ("network", of.network.to_string())];
+            let facts = |of: &Profile| {
+                [("command", of.role.clone()), ("DID", of.did.clone()), ("network", of.network.to_string())]
+            };
             for ((what, was), (_, now)) in facts(was).into_iter().zip(facts(&now)) {
                 if was != now {
                     return Err(ProgramError::Usage(format!(
@@ -162,7 +163,8 @@ impl Keeping {
 
 async fn read<T: for<'de> Deserialize<'de>>(table: &Table, key: &str) -> Result<Option<T>, ProgramError> {
     let Some(value) = table.get(key).await.map_err(refuse)? else { return Ok(None) };
-    serde_json::from_slice(&value).map_err(|error| ProgramError::State(format!("its {key} cannot be read: {error}")))
+    serde_json::from_slice(&value)
+        .map_err(|error| ProgramError::State(format!("its {key} cannot be read: {error}")))
 }
 
 async fn write<T: Serialize>(table: &Table, key: &str, value: &T) -> Result<(), ProgramError> {

@@ -282,6 +282,7 @@ impl HostileService {
                                 reason: "because I say so".to_owned(),
                                 at_fault: true,
                                 next_cohort_id: None,
+                                signed: None,
                             };
                             tell(&*inner, &meddler, victim.did(), ended).await;
                         }

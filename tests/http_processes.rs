@@ -154,10 +154,7 @@ fn a_cohort_through(name: &str, proxy: impl FnOnce(std::net::SocketAddr) -> Prox
     let service = Service::once(&directory, 2, &[]);
     let proxy = proxy(service.address());
     let files = [identity(&directory, "steady"), identity(&directory, "cut")];
-    let members = [
-        service.join(&files[0], &["--add-beacon"]),
-        join(&proxy.url(), &files[1], &["--add-beacon"]),
-    ];
+    let members = [service.join(&files[0], &["--add-beacon"]), join(&proxy.url(), &files[1], &["--add-beacon"])];
     let result = service.program.result();
     service_result(&result, "key-path");
     for (member, file) in members.into_iter().zip(&files) {

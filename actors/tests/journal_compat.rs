@@ -297,7 +297,8 @@ fn write_vault_of_version_0_1() {
         btcr2_aggregation_actors::state::vault::VaultEntry {
             record: session.record().unwrap(),
             genesis_document,
-            transcript: None, txid: None,
+            transcript: None,
+            txid: None,
         }
     });
     let document = serde_json::json!({ "vaultVersion": 1, "entries": entries.collect::<Vec<_>>() });

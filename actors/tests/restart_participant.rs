@@ -96,7 +96,10 @@ fn what_a_member_keeps_is_told_again_until_the_host_has_archived_it() {
             let participant = supervisor.send(StartParticipant(settings)).await.unwrap();
             settle().await;
             let names = world.members.names(&cohort_id);
-            assert_eq!(names, ["session-recovered", "data-approved", "signature-sent", "cohort-complete", "cohort-over"]);
+            assert_eq!(
+                names,
+                ["session-recovered", "data-approved", "signature-sent", "cohort-complete", "cohort-over"]
+            );
             if archive {
                 let service = service.did().clone();
                 participant.send(ArchiveSession { service, cohort_id: cohort_id.clone() }).await.unwrap();

@@ -263,6 +263,7 @@ async fn succeeded(change: bool, advert_first: bool) -> (usize, usize) {
         reason: "somebody kept silent".to_owned(),
         at_fault: false,
         next_cohort_id: Some(CohortId::parse("two").unwrap()),
+        signed: None,
     };
     if advert_first {
         service.broadcast(Body::from(second.clone()));
@@ -322,6 +323,7 @@ fn a_successor_whose_advert_came_before_the_word_and_was_declined_is_considered_
                 reason: "somebody kept silent".to_owned(),
                 at_fault: false,
                 next_cohort_id: Some(CohortId::parse("two").unwrap()),
+                signed: None,
             }),
         );
         service.broadcast(advert(&service.identity, "two"));

@@ -189,7 +189,8 @@ fn vaults_keep_what_members_need() {
     let entry = |identity: &Identity| VaultEntry {
         record: (*records[identity.did()]).clone(),
         genesis_document: identity.genesis_document().map(|document| (**document).clone()),
-        transcript: None, txid: None,
+        transcript: None,
+        txid: None,
     };
     let entries: Vec<VaultEntry> = members.iter().map(entry).collect();
     runtime().block_on(async {

@@ -75,7 +75,11 @@ impl Memberships {
     /// `patience`.
     pub(super) fn new(participant: Addr<ParticipantActor>, earlier: &[Earlier], patience: Duration) -> Self {
         let cohorts = |ended| {
-            earlier.iter().filter(move |session| session.ended == ended).map(|session| session.cohort_id.clone()).collect()
+            earlier
+                .iter()
+                .filter(move |session| session.ended == ended)
+                .map(|session| session.cohort_id.clone())
+                .collect()
         };
         let (joined, ended) = (cohorts(false), cohorts(true));
         Self { participant, services: BTreeMap::new(), joined, ended, awaited: None, patience }

@@ -19,13 +19,13 @@ use actix::Actor;
 use serde_json::json;
 use tokio::time::Instant;
 
-use self::{
-    ledger::Ledger,
-    memberships::{Memberships, Outlook},
-};
 pub use self::{
     alone::SingletonFallback,
     policy::{Idle, Intent, MemberPolicy, Terms},
+};
+use self::{
+    ledger::Ledger,
+    memberships::{Memberships, Outlook},
 };
 use crate::{
     actors::{
@@ -155,7 +155,8 @@ async fn take_part(
     )
     .having_said(ledger, config.idle);
     // Before the sessions are: what our update is in already decides what they may say.
-    let earlier = memberships::earlier(&*keeping.journal(), config.identity.did()).await.map_err(|error| state(&error))?;
+    let earlier =
+        memberships::earlier(&*keeping.journal(), config.identity.did()).await.map_err(|error| state(&error))?;
     for session in earlier.iter().filter(|session| !session.ended) {
         policy.is_in(&session.cohort_id, session.answered);
     }
@@ -164,7 +165,9 @@ async fn take_part(
         printer.result(&result, &refusal);
         return Ok(false);
     }
-    if let Some(done) = policy.done() && config.idle == Idle::Skip {
+    if let Some(done) = policy.done()
+        && config.idle == Idle::Skip
+    {
         let text = format!("version {} of the DID is announced in cohort {} already", done.1, done.0);
         if config.exit_when_done && earlier.is_empty() {
             let result = json!({ "event": "result", "ok": true, "known": "announced-before", "cohortId": done.0 });
@@ -197,7 +200,8 @@ async fn take_part(
         .await
         .map_err(|error| ProgramError::Internal(error.to_string()))?;
     let memberships = Memberships::new(participant, &earlier, config.timing.phase_timeout);
-    let mut member = Member { config, keeping, printer, policy, memberships, known: BTreeMap::new(), formed: BTreeSet::new() };
+    let mut member =
+        Member { config, keeping, printer, policy, memberships, known: BTreeMap::new(), formed: BTreeSet::new() };
     let connected = connected(config.connect_timeout, contacts);
     tokio::pin!(stop, reporting, connected);
     // After our signature: how long we stay at most, and for what.
@@ -281,7 +285,9 @@ impl Member<'_> {
                 self.policy.approved(record);
                 self.known.entry(record.cohort_id.clone()).or_insert_with(|| (Arc::clone(record), None));
             }
-            ParticipantNotice::SignatureSent { record, .. } => keep(self.config, self.keeping, record, None).await?,
+            ParticipantNotice::SignatureSent { record, .. } => {
+                keep(self.config, self.keeping, record, None).await?
+            }
             ParticipantNotice::CohortComplete { record, txid, .. } => {
                 keep(self.config, self.keeping, record, Some(*txid)).await?;
                 self.policy.approved(record);
@@ -349,7 +355,8 @@ impl Member<'_> {
         }
         let event = if earlier { "earlier" } else { "result" };
         let known = if signed { "signed-by-us" } else { "failed" };
-        let result = json!({ "event": event, "ok": false, "known": known, "cohortId": cohort_id, "reason": reason });
+        let result =
+            json!({ "event": event, "ok": false, "known": known, "cohortId": cohort_id, "reason": reason });
         let but = if signed { ". Our signature is out: it can still be announced" } else { "" };
         self.printer.result(&result, &format!("cohort {cohort_id} failed: {reason}{but}"));
         if earlier {
@@ -364,7 +371,8 @@ impl Member<'_> {
         let event = if self.memberships.had_ended(cohort_id) { "earlier" } else { "result" };
         let Some((record, txid)) = self.known.get(cohort_id) else {
             let text = "the cohort is over, and we have approved nothing in it";
-            let result = json!({ "event": event, "ok": false, "known": known, "cohortId": cohort_id, "reason": text });
+            let result =
+                json!({ "event": event, "ok": false, "known": known, "cohortId": cohort_id, "reason": text });
             self.printer.result(&result, &format!("cohort {cohort_id}: {text}"));
             return false;
         };
@@ -384,7 +392,9 @@ impl Member<'_> {
         let signal = &record.signal;
         let text = match (known, txid) {
             (Known::Seen, Some(txid)) => {
-                format!("{what} the signal {signal}, and its transaction {txid} is signed; see the chain for its confirmations")
+                format!(
+                    "{what} the signal {signal}, and its transaction {txid} is signed; see the chain for its confirmations"
+                )
             }
             (Known::Reported, _) => format!(
                 "{what} the signal {signal}; the service says that its transaction is signed, and has not shown it"

@@ -244,7 +244,13 @@ impl MemberPolicy {
     }
 
     /// From the initial document, which everybody knows, or from the one that was given or that follows from the vault.
-    fn sign(&self, patch: Value, source: &Source, document: Value, version: u64) -> Result<Submission, UpdateError> {
+    fn sign(
+        &self,
+        patch: Value,
+        source: &Source,
+        document: Value,
+        version: u64,
+    ) -> Result<Submission, UpdateError> {
         let from = (source.is_some() || version > 1).then_some((document, version));
         sign(&self.identity, patch, &from)
     }
@@ -341,7 +347,9 @@ impl MemberPolicy {
             }
         };
         match self.outlook(&patch, source) {
-            Outlook::Done { cohort_id, version } => Err(format!("version {version} is announced in cohort {cohort_id}")),
+            Outlook::Done { cohort_id, version } => {
+                Err(format!("version {version} is announced in cohort {cohort_id}"))
+            }
             Outlook::Blocked(reason) => Err(reason),
             Outlook::Again(update) => Ok(Submission { update, source: source_of(source) }),
             Outlook::Next { document, version } => {

@@ -312,7 +312,8 @@ impl Rounds {
     pub(super) async fn settled(&mut self) {
         let settling = futures::future::join_all(self.settling.drain(..));
         if tokio::time::timeout(SETTLING, settling).await.is_err() {
-            self.printer.warn("not all that ended was put away in time: the next run with this state says it again");
+            self.printer
+                .warn("not all that ended was put away in time: the next run with this state says it again");
         }
     }
 

@@ -4,7 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::{
-    ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, ResponseFuture, WrapFuture,
+    ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, ResponseFuture,
+    WrapFuture,
 };
 use btcr2_aggregation_protocol::{
     cohort::{
@@ -217,7 +218,11 @@ impl Handler<SessionGone> for ParticipantActor {
 impl Handler<ArchiveSession> for ParticipantActor {
     type Result = ResponseFuture<()>;
 
-    fn handle(&mut self, ArchiveSession { service, cohort_id }: ArchiveSession, _: &mut Self::Context) -> Self::Result {
+    fn handle(
+        &mut self,
+        ArchiveSession { service, cohort_id }: ArchiveSession,
+        _: &mut Self::Context,
+    ) -> Self::Result {
         let cohort = (service, cohort_id);
         // A host archives what it was told has failed; but this one's journal may be mended, and bring it back.
         if self.retention == Retention::UntilArchived && !self.halted.contains(&cohort) {

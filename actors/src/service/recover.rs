@@ -4,7 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::{
-    ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, ResponseFuture, WrapFuture,
+    ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, ResponseFuture,
+    WrapFuture,
 };
 use btcr2_aggregation_protocol::{
     cohort::event::{CohortFailure, ServiceEvent},

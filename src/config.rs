@@ -34,6 +34,25 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+/// A length of time that is not nothing: what waits for no time at all fails at once, or repeats without a pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Period(pub Duration);
+
+impl FromStr for Period {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Span(span) = text.parse()?;
+        if span.is_zero() { Err("must be longer than 0s".to_owned()) } else { Ok(Self(span)) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Period {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
 /// A configuration file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {problem}")]

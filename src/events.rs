@@ -8,7 +8,7 @@ use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::{
     actors::{
-        notice::{ParticipantNotice, ServiceNotice},
+        notice::{Known, ParticipantNotice, ServiceNotice},
         transport::contact::ContactNotice,
     },
     bitcoin::notice::AnnouncementNotice,
@@ -74,13 +74,15 @@ impl Printer {
         self.warn(&format!("SIGHUP: nothing to reload, {reason}; every other setting needs a restart"));
     }
 
-    /// The participant has signed and stays, in case the fallback is asked for.
-    pub fn lingering(&self, time: std::time::Duration) {
-        let time = humantime::format_duration(time).to_string();
-        self.line(
-            &json!({ "event": "lingering", "time": time }),
-            &format!("staying for {time} in case the service asks for the fallback (--linger)"),
-        );
+    /// The participant has signed and stays, in case the fallback is asked for: that long at most, or until it is told the end.
+    pub fn lingering(&self, time: Option<std::time::Duration>) {
+        let time = time.map(|time| humantime::format_duration(time).to_string());
+        let text = match &time {
+            Some(time) => format!("staying for {time} in case the service asks for the fallback (--linger)"),
+            None => "staying until the service says how it ended, or its time is over: the fallback may need us"
+                .to_owned(),
+        };
+        self.line(&json!({ "event": "lingering", "time": time }), &text);
     }
 
     /// The member's own announcement was written, because no cohort announces its update.
@@ -235,8 +237,19 @@ fn participant_text(step: &ParticipantNotice) -> String {
         N::SessionRestarted { cohort_id, restarts, .. } => {
             format!("cohort {cohort_id} was brought back after an internal error ({restarts} lately)")
         }
-        N::CohortOver { cohort_id, .. } => format!("cohort {cohort_id} is over: nobody waits for us"),
-        N::CohortComplete { cohort_id, .. } => format!("cohort {cohort_id}: our signature is out"),
+        N::CohortOver { cohort_id, known, .. } => match known {
+            Known::Seen => format!("cohort {cohort_id} is over: its signed transaction was seen"),
+            Known::Reported => {
+                format!(
+                    "cohort {cohort_id} is over: the service says that it signed, and does not show the transaction"
+                )
+            }
+            Known::SignedByUs => format!("cohort {cohort_id} is over for us, and how it ended is not known"),
+        },
+        N::SignatureSent { cohort_id, .. } => format!("cohort {cohort_id}: our signature is out"),
+        N::CohortComplete { cohort_id, txid, .. } => {
+            format!("cohort {cohort_id}: the signed transaction {txid} is as approved")
+        }
         N::CohortFailed { cohort_id, reason, .. } => format!("cohort {cohort_id} ended for us: {reason}"),
         N::MessageRejected { from, code, detail, .. } => {
             format!("  refused from {}: {code}, {detail}", from.as_ref().map_or("nobody", Did::as_str))

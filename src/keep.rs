@@ -1,6 +1,9 @@
 //! What a program keeps over its end: a state directory, or nothing.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
     actors::{
@@ -8,15 +11,32 @@ use crate::{
         journal::{Journal, MemoryJournal},
         runtime::Clock,
         service::Retention,
-        state::{State, StateError, inboxes::StateInboxes, nonces::StateNonces, vault::StateVault},
+        state::{State, StateError, Table, inboxes::StateInboxes, nonces::StateNonces, vault::StateVault},
         transport::http::server::HttpServerParts,
     },
     error::ProgramError,
     events::Printer,
+    protocol::{id::CohortId, identity::Identity, network::Network},
 };
 
 /// The file of offences and bans in a state directory.
 pub(crate) const BANS: &str = "bans.json";
+
+/// The table of what a program keeps about itself.
+const PROGRAM: &str = "program";
+/// Who uses the directory, in it.
+const PROFILE: &str = "profile";
+/// The cohorts that count for `serve --cohorts`, in it.
+const COUNTED: &str = "counted";
+
+/// Who uses a state directory, and on which terms.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Profile {
+    role: String,
+    did: String,
+    network: Network,
+    terms: Value,
+}
 
 /// An open state directory, or none.
 #[derive(Clone)]
@@ -32,6 +52,67 @@ impl Keeping {
                 Ok(Self(None))
             }
         }
+    }
+
+    /// Makes sure that the directory is one of this program's: with the sessions of another identity it could do nothing, and
+    /// they would wait for ever. Says what is different about the terms since the last run.
+    pub(crate) async fn belong_to(
+        &self,
+        role: &str,
+        identity: &Identity,
+        network: Network,
+        terms: Value,
+        printer: Printer,
+    ) -> Result<(), ProgramError> {
+        let Some(table) = self.program() else { return Ok(()) };
+        let (role, did) = (role.to_owned(), identity.did().to_string());
+        let now = Profile { role, did, network, terms };
+        let was: Option<Profile> = read(&table, PROFILE).await?;
+        if let Some(was) = &was {
+            let facts = |of: &Profile| {
+                [("command", of.role.clone()), ("DID", of.did.clone()), ("network", of.network.to_string())]
+            };
+            for ((what, was), (_, now)) in facts(was).into_iter().zip(facts(&now)) {
+                if was != now {
+                    return Err(ProgramError::Usage(format!(
+                        "the state directory is in use with the {what} {was}, not {now}: give another --state DIR"
+                    )));
+                }
+            }
+            let changed = differences(&was.terms, &now.terms);
+            if !changed.is_empty() {
+                printer.warn(&format!(
+                    "other terms than in the last run with this state: {}. They are for new cohorts; those that run go on \
+                     under the terms that they were begun with",
+                    changed.join(", ")
+                ));
+            }
+        }
+        if was.as_ref() != Some(&now) {
+            write(&table, PROFILE, &now).await?;
+        }
+        Ok(())
+    }
+
+    /// The cohorts that counted in earlier runs, and whether each was signed.
+    pub(crate) async fn counted(&self) -> Result<BTreeMap<CohortId, bool>, ProgramError> {
+        match self.program() {
+            Some(table) => Ok(read(&table, COUNTED).await?.unwrap_or_default()),
+            None => Ok(BTreeMap::new()),
+        }
+    }
+
+    /// Keeps what counts; nothing, when all that was asked for is done.
+    pub(crate) async fn count(&self, counted: &BTreeMap<CohortId, bool>) -> Result<(), ProgramError> {
+        let Some(table) = self.program() else { return Ok(()) };
+        if counted.is_empty() {
+            return table.remove(COUNTED).await.map_err(refuse);
+        }
+        write(&table, COUNTED, counted).await
+    }
+
+    fn program(&self) -> Option<Table> {
+        self.0.as_ref().map(|state| state.table(PROGRAM))
     }
 
     /// Whether what runs now goes on when the program is started again.
@@ -78,6 +159,27 @@ impl Keeping {
             state.close().await;
         }
     }
+}
+
+async fn read<T: for<'de> Deserialize<'de>>(table: &Table, key: &str) -> Result<Option<T>, ProgramError> {
+    let Some(value) = table.get(key).await.map_err(refuse)? else { return Ok(None) };
+    serde_json::from_slice(&value)
+        .map_err(|error| ProgramError::State(format!("its {key} cannot be read: {error}")))
+}
+
+async fn write<T: Serialize>(table: &Table, key: &str, value: &T) -> Result<(), ProgramError> {
+    let value = serde_json::to_vec(value).map_err(|error| ProgramError::Internal(error.to_string()))?;
+    table.put(key, value).await.map_err(refuse)
+}
+
+/// Which fields of two objects are different, and how.
+fn differences(was: &Value, now: &Value) -> Vec<String> {
+    let empty = serde_json::Map::new();
+    let (was, now) = (was.as_object().unwrap_or(&empty), now.as_object().unwrap_or(&empty));
+    let names: std::collections::BTreeSet<&String> = was.keys().chain(now.keys()).collect();
+    let of = |fields: &serde_json::Map<String, Value>, name: &str| fields.get(name).cloned().unwrap_or(Value::Null);
+    let differs = names.into_iter().filter(|name| of(was, name) != of(now, name));
+    differs.map(|name| format!("{name} was {}, is {}", of(was, name), of(now, name))).collect()
 }
 
 fn refuse(error: StateError) -> ProgramError {

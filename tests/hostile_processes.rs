@@ -282,6 +282,7 @@ impl HostileService {
                                 reason: "because I say so".to_owned(),
                                 at_fault: true,
                                 next_cohort_id: None,
+                                signed: None,
                             };
                             tell(&*inner, &meddler, victim.did(), ended).await;
                         }
@@ -452,7 +453,7 @@ fn garbage_other_versions_and_forged_senders_are_refused_and_the_cohort_complete
 
     let members = ["member 0", "member 1"].map(|name| {
         let place = if name == "member 0" { ["--service", &url] } else { ["--relay", &relay] };
-        let did = ["join", "--service-did", &did, "--exit-when-done", "--linger", "4s", "--add-beacon"];
+        let did = ["join", "--service-did", &did, "--exit-when-done", "--add-beacon"];
         Program::start(name, &[&did[..], &place].concat())
     });
     service_result(&service.event("result"), "key-path");

@@ -135,8 +135,6 @@ fn a_secret_is_never_printed() {
         "THE_SECRET",
         "--add-beacon",
         "--exit-when-done",
-        "--linger",
-        "0s",
     ]);
     let mut joined = joined;
     let output = joined.envs(secret).output().unwrap();

@@ -130,7 +130,7 @@ fn a_member_that_is_killed_behind_its_nonce_leads_to_the_fallback_that_names_it(
     let service = Service::once(&directory, 3, &["--signing-timeout", "2s"]);
     let files: Vec<_> = (0..3).map(|index| identity(&directory, &format!("member-{index}"))).collect();
     // Long enough for what the service asks when it has waited.
-    let steady = &["--add-beacon", "--linger", "6s"];
+    let steady = &["--add-beacon"];
     let members = [service.join(&files[0], steady), service.join(&files[1], steady)];
     // The third hears nothing any more once it was asked for its nonce, so that it cannot have signed when it is killed.
     let proxy = Proxy::deaf_behind(service.address(), "sign/authorization_request");
@@ -154,10 +154,7 @@ fn a_cohort_through(name: &str, proxy: impl FnOnce(std::net::SocketAddr) -> Prox
     let service = Service::once(&directory, 2, &[]);
     let proxy = proxy(service.address());
     let files = [identity(&directory, "steady"), identity(&directory, "cut")];
-    let members = [
-        service.join(&files[0], &["--add-beacon"]),
-        join(&proxy.url(), &files[1], &["--add-beacon", "--linger", "6s"]),
-    ];
+    let members = [service.join(&files[0], &["--add-beacon"]), join(&proxy.url(), &files[1], &["--add-beacon"])];
     let result = service.program.result();
     service_result(&result, "key-path");
     for (member, file) in members.into_iter().zip(&files) {
@@ -306,7 +303,7 @@ async fn participant_with_clock(url: &str, offset: i64) -> Result<Value, String>
     supervisor.send(StartParticipant(settings)).await.unwrap();
     loop {
         match &*tokio::time::timeout(PATIENCE, steps.recv()).await.expect("a step in time").unwrap() {
-            ParticipantNotice::CohortComplete { record, .. } => return Ok(record.sidecar(None)),
+            ParticipantNotice::SignatureSent { record, .. } => return Ok(record.sidecar(None)),
             ParticipantNotice::MessageUnverified { reason, .. } => return Err(reason.clone()),
             ParticipantNotice::CohortFailed { reason, .. } => panic!("{reason}"),
             _ => {}

@@ -82,7 +82,7 @@ fn entry(beacon: &Beacon, cohort: &str, update: Option<SignedUpdate>) -> VaultEn
         update,
         data: announcement,
     };
-    VaultEntry { record, genesis_document: None, transcript: None }
+    VaultEntry { record, genesis_document: None, transcript: None, txid: None }
 }
 
 /// A beacon with a coin that was confirmed `age` blocks ago, counting its own.

@@ -116,7 +116,7 @@ fn a_member_that_is_killed_behind_its_nonce_says_that_it_is_lost_and_signs_the_f
     let state = path(&directory, "kept");
     let service = Service::once(&directory, 3, &["--signing-timeout", "4s"]);
     let files = identities(&directory, 3);
-    let steady = ["--add-beacon", "--linger", "60s"];
+    let steady = ["--add-beacon"];
     let others = [&files[1], &files[2]].map(|file| service.join(file, &steady));
     // It hears nothing any more once it was asked for its nonce, so that it cannot have signed when it is killed.
     let proxy = Proxy::deaf_behind(service.address(), "sign/authorization_request");
@@ -213,7 +213,7 @@ fn a_member_whose_older_state_is_restored_does_not_say_a_second_nonce() {
     let files = identities(&directory, 3);
     let over_the_relay = |file: &str| {
         let place = ["join", "--relay", &relay.url, "--service-did", &service_did, "--identity", file];
-        let steady = ["--add-beacon", "--exit-when-done", "--linger", "60s", "--events", "json", "--state", &state];
+        let steady = ["--add-beacon", "--exit-when-done", "--events", "json", "--state", &state];
         Program::start(&[&place[..], &steady].concat())
     };
     // One is never asked for its nonce, so that there is no aggregate nonce, and nobody can have signed. Another one hears of
@@ -221,7 +221,7 @@ fn a_member_whose_older_state_is_restored_does_not_say_a_second_nonce() {
     let deaf = Proxy::deaf_behind(service.address(), "update/distribute_aggregated_data");
     let absent = join(&deaf.url(), &files[2], &["--add-beacon"]);
     let late = Proxy::deaf_behind(service.address(), "keygen/cohort_ready");
-    let other = join(&late.url(), &files[1], &["--add-beacon", "--linger", "60s"]);
+    let other = join(&late.url(), &files[1], &["--add-beacon"]);
     let mut member = over_the_relay(&files[0]);
     let did = did_of(&files[0]);
     service.program.event_where("validation-received", |event| event["participant"] == did.as_str());

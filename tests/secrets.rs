@@ -194,7 +194,7 @@ fn no_key_no_passphrase_and_no_update_is_in_what_the_programs_log() {
         let serve = [&serve[..], &["--cohorts", "1", "--exit-when-done"]].concat();
         let mut serve = traced(&serve, &from_environment, service, "service");
         let url = serve.event("serving")["url"].as_str().unwrap().to_owned();
-        let join = ["join", "--service", &url, "--exit-when-done", "--linger", "100ms", "--add-beacon"];
+        let join = ["join", "--service", &url, "--exit-when-done", "--add-beacon"];
         let one = traced(&join, &from_environment, one, "one");
         let two = traced(&join, &from_file, "", "two");
         let (mut logs, mut events, mut updates) = (String::new(), String::new(), Vec::new());

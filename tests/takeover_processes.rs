@@ -66,7 +66,7 @@ fn over_http(case: &OverHttp) {
     let proxy = Proxy::deaf_behind(first.address(), case.deaf);
     let start = |url: &str, index: usize| {
         let (state, did) = (path(&directory, &format!("kept-{index}")), did_of(&path(&directory, "service")));
-        join(url, &files[index], &["--add-beacon", "--state", &state, "--service-did", &did, "--linger", "60s"])
+        join(url, &files[index], &["--add-beacon", "--state", &state, "--service-did", &did])
     };
     let mut members = vec![start(&proxy.url(), 0)];
     // Alone, so that what comes after its being accepted comes later, and by itself.

@@ -262,8 +262,6 @@ fn a_whole_cohort_meets_over_wss() {
         "--events",
         "json",
         "--exit-when-done",
-        "--linger",
-        "500ms",
     ]);
     let result = serve.result();
     service_result(&result, "key-path");

@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use bitcoin::{Transaction, Txid};
 use btcr2_aggregation_protocol::{
     beacon::Aggregation,
     cohort::{
@@ -130,6 +131,18 @@ pub enum ServiceNotice {
     MessageUndelivered { cohort_id: CohortId, to: Did, kind: &'static str, reason: String },
 }
 
+/// What a participant knows of the transaction when its session is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Known {
+    /// We have seen it, signed by the cohort.
+    Seen,
+    /// The service says that it is signed, and did not show it.
+    Reported,
+    /// We have signed. Whether the others have is not known.
+    SignedByUs,
+}
+
 /// A step of a participant in a cohort.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
@@ -172,19 +185,34 @@ pub enum ParticipantNotice {
     NonceLost { did: Did, cohort_id: CohortId },
     /// The service asked for the fallback.
     FallbackRequested { did: Did, cohort_id: CohortId },
-    /// A signature of ours is out: what we keep of the round. Comes once.
+    /// A signature of ours is out: the transaction may be announced from here on, and that is not known yet. Comes once.
+    SignatureSent {
+        did: Did,
+        cohort_id: CohortId,
+        included: bool,
+        /// What to keep; too much for a line of a log.
+        #[serde(skip)]
+        record: Arc<MemberRecord>,
+    },
+    /// The signed transaction was seen and verified: it announces what we approved. Comes once, and again when the session is
+    /// brought back.
     CohortComplete {
         did: Did,
         cohort_id: CohortId,
         included: bool,
-        /// Everything about it, for hosts; too much for a line of a log.
+        txid: Txid,
+        /// The transaction, for hosts.
+        #[serde(skip)]
+        transaction: Arc<Transaction>,
+        /// What to keep; too much for a line of a log.
         #[serde(skip)]
         record: Arc<MemberRecord>,
     },
-    /// The transaction is signed, and nobody waits for us any more.
-    CohortOver { did: Did, cohort_id: CohortId },
-    /// The session is over without a signature of ours.
-    CohortFailed { did: Did, cohort_id: CohortId, reason: String, end: SessionEnd },
+    /// Nobody waits for us any more; `known` is what is known of the transaction.
+    CohortOver { did: Did, cohort_id: CohortId, known: Known },
+    /// The session is over, and the service, or our own side, says that nothing is announced. With `signed`, a signature of ours is
+    /// out all the same.
+    CohortFailed { did: Did, cohort_id: CohortId, reason: String, signed: bool, end: SessionEnd },
     /// A message was refused.
     MessageRejected { did: Did, cohort_id: Option<CohortId>, from: Option<Did>, code: RejectCode, detail: String },
     /// Something arrived of which nobody knows who said it, or when: the service's clock may be wrong, or ours.

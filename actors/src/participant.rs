@@ -108,7 +108,8 @@ pub(crate) struct ParticipantShared {
 /// A cohort is known by its service and its identifier: two services may choose the same identifier.
 type CohortKey = (Did, CohortId);
 
-/// The host has kept what it wants of a session that has ended: its journal is archived.
+/// The host has kept what it wants of a session that has ended: its journal is archived. Answered when that is durable: who
+/// closes the state directory before has the same end reported to it again.
 #[derive(Clone, Debug, ActixMessage)]
 #[rtype(result = "()")]
 pub struct ArchiveSession {

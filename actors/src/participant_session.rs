@@ -24,7 +24,7 @@ use crate::{
     engine::{Driven, Engine},
     fence::{Held, Hold},
     journal::{JournalError, StreamId},
-    notice::ParticipantNotice,
+    notice::{Known, ParticipantNotice},
     participant::{ParticipantShared, SessionJoined, SessionOver},
     policy::{SigningRequest, UpdateRequest, Validation},
     span,
@@ -84,7 +84,7 @@ pub(crate) struct ParticipantSessionActor {
     owner: Owner,
     how: How,
     signer: MemberSigner,
-    completed: bool,
+    signed: bool,
     guard: EndGuard,
 }
 
@@ -122,7 +122,7 @@ impl ParticipantSessionActor {
         let rng = shared.randomness.for_actor(stream.as_str());
         let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, held, shared.clock, rng);
         let signer = MemberSigner::new(Arc::clone(shared.identity.secret_key()));
-        Self { engine, shared, outbound, owner, how, signer, completed: false, guard }
+        Self { engine, shared, outbound, owner, how, signer, signed: false, guard }
     }
 
     /// Where the facts of this session are kept. The service is part of the name: anybody may advertise a cohort by the
@@ -134,18 +134,18 @@ impl ParticipantSessionActor {
     fn notice_of_end(&self, reason: &SessionEnd) -> Option<ParticipantNotice> {
         let did = self.shared.identity.did().clone();
         let cohort_id = self.engine.machine().advert().cohort_id.clone();
-        match reason {
-            SessionEnd::NotJoined => None,
-            reason if *reason == SessionEnd::Signed || reason.says_completed() => {
-                Some(ParticipantNotice::CohortOver { did, cohort_id })
+        let known = match reason {
+            SessionEnd::NotJoined => return None,
+            SessionEnd::Completed { .. } => Known::Seen,
+            SessionEnd::Signed => Known::SignedByUs,
+            reason if reason.says_completed() => Known::Reported,
+            reason => {
+                let signed = self.engine.machine().record().is_some();
+                let (reason, end) = (reason.to_string(), reason.clone());
+                return Some(ParticipantNotice::CohortFailed { did, cohort_id, reason, signed, end });
             }
-            reason => Some(ParticipantNotice::CohortFailed {
-                did,
-                cohort_id,
-                reason: reason.to_string(),
-                end: reason.clone(),
-            }),
-        }
+        };
+        Some(ParticipantNotice::CohortOver { did, cohort_id, known })
     }
 
     /// Takes the session up where its journal ends.
@@ -156,6 +156,7 @@ impl ParticipantSessionActor {
         self.shared.notices.publish(ParticipantNotice::SessionRecovered { did, cohort_id, service, phase });
         // It was not told, or nobody has said that it was heard.
         self.publish_approval();
+        self.publish_signature();
         self.publish_completion();
         if let Phase::Ended { reason, .. } = self.engine.machine().phase() {
             let reason = reason.clone();
@@ -192,12 +193,26 @@ impl ParticipantSessionActor {
         });
     }
 
-    fn publish_completion(&mut self) {
+    /// The signed transaction, if it was seen.
+    fn publish_completion(&self) {
+        let machine = self.engine.machine();
+        let (Some(transaction), Some(record)) = (machine.seen(), machine.record()) else { return };
+        self.shared.notices.publish(ParticipantNotice::CohortComplete {
+            did: record.did.clone(),
+            cohort_id: record.cohort_id.clone(),
+            included: record.included(),
+            txid: transaction.compute_txid(),
+            transaction: Arc::clone(transaction),
+            record: Arc::new(record),
+        });
+    }
+
+    fn publish_signature(&mut self) {
         let Some(record) = self.engine.machine().record() else { return };
-        if std::mem::replace(&mut self.completed, true) {
+        if std::mem::replace(&mut self.signed, true) {
             return;
         }
-        self.shared.notices.publish(ParticipantNotice::CohortComplete {
+        self.shared.notices.publish(ParticipantNotice::SignatureSent {
             did: record.did.clone(),
             cohort_id: record.cohort_id.clone(),
             included: record.included(),
@@ -301,8 +316,10 @@ impl Driven for ParticipantSessionActor {
             ParticipantEvent::NonceLost { .. } => ParticipantNotice::NonceLost { did, cohort_id },
             ParticipantEvent::FallbackRequested { .. } => ParticipantNotice::FallbackRequested { did, cohort_id },
             ParticipantEvent::PartialSignatureSent { .. } | ParticipantEvent::FallbackSignatureSent { .. } => {
-                return self.publish_completion();
+                return self.publish_signature();
             }
+            // It ends with this, and is told then.
+            ParticipantEvent::TransactionSeen { .. } => return,
             ParticipantEvent::SessionEnded { reason, .. } => {
                 self.report_end(reason);
                 // Others may have finished without a signature of ours: our update is announced all the same.

@@ -304,6 +304,7 @@ impl AggregationService {
             reason: "no such cohort is running here".to_owned(),
             at_fault: false,
             next_cohort_id: None,
+            signed: None,
         };
         let until = Some(now + TELLING);
         self.shared.load.say(Outbound::Direct { to: to.clone(), body: body.into(), until }, &self.outbound);

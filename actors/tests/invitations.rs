@@ -63,6 +63,7 @@ fn ended(name: &str, next: Option<&str>) -> SharedBody {
         reason: "a trick".to_owned(),
         at_fault: false,
         next_cohort_id: next.map(parse),
+        signed: None,
     };
     btcr2_aggregation_protocol::message::Body::from(body).into()
 }

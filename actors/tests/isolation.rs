@@ -298,7 +298,7 @@ fn a_cohort_cancelled_while_it_signs_takes_its_session_with_it() {
         world.participant_on(&silent, Updater(silent.clone()), Tap::losing(&world.network, no_signatures)).await;
         let cohort_id = service.open(cohort(3)).await;
         for member in &members {
-            world.members.event(member.did(), &cohort_id, "cohort-complete").await;
+            world.members.event(member.did(), &cohort_id, "signature-sent").await;
         }
         settle().await;
         service.address.do_send(CancelCohort { cohort_id: cohort_id.clone(), reason: "enough".to_owned() });
@@ -389,6 +389,6 @@ fn two_services_may_choose_one_identifier_for_their_cohorts() {
                 assert_eq!(discoveries, 1, "{stream}");
             }
         }
-        assert_eq!(world.members.count("cohort-complete"), 4);
+        assert_eq!(world.members.count("signature-sent"), 4);
     });
 }

@@ -224,7 +224,7 @@ fn a_member_says_nothing_before_its_fact_is_durable() {
             assert!(journal.holds(0, event), "{event}");
             assert!(!tap.said().contains(&message), "{message} left before its time");
             if event == "PartialSignatureSent" {
-                assert_eq!(world.members.count("cohort-complete"), 0);
+                assert_eq!(world.members.count("signature-sent"), 0);
             }
             journal.answer(0).await;
             settle().await;

@@ -298,6 +298,7 @@ fn write_vault_of_version_0_1() {
             record: session.record().unwrap(),
             genesis_document,
             transcript: None,
+            txid: None,
         }
     });
     let document = serde_json::json!({ "vaultVersion": 1, "entries": entries.collect::<Vec<_>>() });

@@ -44,7 +44,7 @@ async fn killed_at(world: &mut World, victim: &Identity, kill_at: usize) -> Opti
     // It keeps the round, whatever became of its nonce, and says so again: nobody has said that it was heard.
     let record = process
         .run(world.members.wait_for(|notice| match notice {
-            ParticipantNotice::CohortComplete { did, record, .. } if did == victim.did() => Some(record.clone()),
+            ParticipantNotice::SignatureSent { did, record, .. } if did == victim.did() => Some(record.clone()),
             _ => None,
         }))
         .await;
@@ -96,7 +96,10 @@ fn what_a_member_keeps_is_told_again_until_the_host_has_archived_it() {
             let participant = supervisor.send(StartParticipant(settings)).await.unwrap();
             settle().await;
             let names = world.members.names(&cohort_id);
-            assert_eq!(names, ["session-recovered", "data-approved", "cohort-complete", "cohort-over"]);
+            assert_eq!(
+                names,
+                ["session-recovered", "data-approved", "signature-sent", "cohort-complete", "cohort-over"]
+            );
             if archive {
                 let service = service.did().clone();
                 participant.send(ArchiveSession { service, cohort_id: cohort_id.clone() }).await.unwrap();

@@ -240,7 +240,7 @@ fn a_chain_of_reformations_ends_where_the_rules_say() {
         assert_eq!(chain, 3, "the first, and two that took its place");
         pass(Duration::from_secs(24 * 3600)).await;
         assert_eq!(service.ear.count("cohort-reformed"), 2);
-        assert_eq!(world.members.count("cohort-complete"), 0);
+        assert_eq!(world.members.count("signature-sent"), 0);
     });
 }
 
@@ -263,6 +263,7 @@ async fn succeeded(change: bool, advert_first: bool) -> (usize, usize) {
         reason: "somebody kept silent".to_owned(),
         at_fault: false,
         next_cohort_id: Some(CohortId::parse("two").unwrap()),
+        signed: None,
     };
     if advert_first {
         service.broadcast(Body::from(second.clone()));
@@ -322,6 +323,7 @@ fn a_successor_whose_advert_came_before_the_word_and_was_declined_is_considered_
                 reason: "somebody kept silent".to_owned(),
                 at_fault: false,
                 next_cohort_id: Some(CohortId::parse("two").unwrap()),
+                signed: None,
             }),
         );
         service.broadcast(advert(&service.identity, "two"));

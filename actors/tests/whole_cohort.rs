@@ -144,7 +144,7 @@ fn assert_whole_round(beacon_type: BeaconType) {
                 "data-approved",
                 "signing-requested",
                 "nonce-sent",
-                "cohort-complete",
+                "signature-sent",
             ];
             assert_eq!(names, expected);
         }
@@ -227,7 +227,7 @@ fn a_member_without_signatures_leads_to_the_fallback_that_names_it() {
 
         pass(UNTIL_MEMBERS_ARE_DONE).await;
         // Three of them signed twice, the transaction of the one round that they keep.
-        assert_eq!(world.members.count("cohort-complete"), 4);
+        assert_eq!(world.members.count("signature-sent"), 4);
         let Round { cohort_id, result, records } = &round;
         assert_replays(&world, &service, &open, cohort_id, result, &members, records).await;
     });

@@ -5,6 +5,7 @@ mod sim_support;
 
 use std::sync::Arc;
 
+use bitcoin::{Amount, Transaction, Witness};
 use btcr2_aggregation_protocol::{
     cohort::{
         event::{ParticipantEvent, SessionEnd},
@@ -13,7 +14,7 @@ use btcr2_aggregation_protocol::{
     },
     error::{RejectCode, Slot},
     machine::Machine,
-    message::{Message, control::CohortEnded},
+    message::{Body, Message, control::CohortEnded},
     sim::{Role, Simulation},
 };
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
@@ -28,6 +29,7 @@ fn ended(simulation: &Simulation, code: &str, reason: String) -> CohortEnded {
         reason,
         at_fault: false,
         next_cohort_id: None,
+        signed: None,
     }
 }
 
@@ -98,13 +100,59 @@ fn who_signed_is_done_when_the_cohort_is_and_who_did_not_keeps_the_record_as_wel
     });
     simulation.run();
     simulation.assert_invariants();
-    assert!(simulation.report().signed.is_some());
-    for member in 0..3 {
-        assert_eq!(end_of(&simulation, member), (SessionEnd::Signed, true));
+    let txid = simulation.report().signed.unwrap().transaction.compute_txid();
+    // The update of the fourth is announced as well, and it needs the proof.
+    for member in 0..4 {
+        assert_eq!(end_of(&simulation, member), (SessionEnd::Completed { txid }, true), "{member}");
     }
-    let (end, has_record) = end_of(&simulation, 3);
-    assert!(end.says_completed(), "{end:?}");
-    assert!(has_record, "its update is announced, and it needs the proof");
+}
+
+/// A round after whose signing the service says what `change` makes of its words about the end; to member 0 alone.
+fn told(change: fn(&mut CohortEnded)) -> Simulation {
+    let mut simulation = Simulation::new(1, setup(honest(3)));
+    let (service, member) = (simulation.service().identity().did().clone(), simulation.did(0));
+    simulation.tamper(&service, move |message| match &*message.body {
+        Body::CohortEnded(ended) if message.to.as_ref() == Some(&member) => {
+            let mut ended = ended.clone();
+            change(&mut ended);
+            vec![Message::new(message.from.clone(), message.to.clone(), ended).to_json()]
+        }
+        _ => vec![message.to_json()],
+    });
+    simulation.run();
+    simulation
+}
+
+#[test]
+fn who_is_not_shown_the_signed_transaction_does_not_know_that_there_is_one() {
+    let simulation = told(|ended| ended.signed = None);
+    assert_eq!(end_of(&simulation, 0), (SessionEnd::Signed, true));
+    assert!(end_of(&simulation, 1).0.says_completed());
+}
+
+fn change(ended: &mut CohortEnded, change: fn(&mut Transaction)) {
+    // Only the end of a cohort that failed has none.
+    change(Arc::make_mut(&mut ended.signed.as_mut().unwrap().tx));
+}
+
+#[test]
+fn another_transaction_or_one_that_is_not_signed_is_refused() {
+    let lies: [fn(&mut CohortEnded); 3] = [
+        |ended| change(ended, |transaction| transaction.input[0].witness.clear()),
+        |ended| change(ended, |transaction| transaction.output[0].value -= Amount::ONE_SAT),
+        // Of the right size, and no signature.
+        |ended| change(ended, |transaction| transaction.input[0].witness = Witness::from_slice(&[[7; 64]])),
+    ];
+    for (number, lie) in lies.into_iter().enumerate() {
+        let simulation = told(lie);
+        let (end, has_record) = end_of(&simulation, 0);
+        assert_eq!(
+            (end, has_record),
+            (SessionEnd::Signed, true),
+            "{number}: it waits for its time, and knows no more"
+        );
+        assert!(end_of(&simulation, 1).0.says_completed(), "{number}");
+    }
 }
 
 #[test]

@@ -730,6 +730,7 @@ fn the_events_that_no_recorded_round_shows_survive_the_journal_too() {
         &[
             SessionEnd::NotJoined,
             SessionEnd::Signed,
+            SessionEnd::Completed { txid: bitcoin::hashes::Hash::all_zeros() },
             SessionEnd::DataRejected { reason: reason() },
             SessionEnd::SigningRefused,
             SessionEnd::TimedOut { phase: reason() },

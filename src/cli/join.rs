@@ -3,10 +3,10 @@
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
@@ -17,15 +17,16 @@ use super::{
 };
 use crate::{
     cas::{self, Location, Publication},
-    config::{self, Span, settings},
+    config::{self, Period, Span, settings},
     error::ProgramError,
     events::Printer,
     inputs,
-    join::{self, Intent, JoinConfig, SingletonFallback, Terms, policy},
+    join::{self, Idle, Intent, JoinConfig, SingletonFallback, Terms, policy},
     protocol::{
         cohort::Timing,
         did::Did,
         document::{self, Concern},
+        id::CohortId,
         identity::Identity,
         network::Network,
         patch::Patch,
@@ -59,13 +60,13 @@ settings! {
         look_back: Span,
         /// With --relay: how long a relay may take to connect [default: 10s]
         #[arg(long, value_name = "TIME", env = "BTCR2_RELAY_TIMEOUT")]
-        relay_timeout: Span,
+        relay_timeout: Period,
         /// With --relay: how long a relay may take to say what became of an event, at most 10s [default: 10s]
         #[arg(long, value_name = "TIME", env = "BTCR2_PUBLISH_TIMEOUT")]
-        publish_timeout: Span,
+        publish_timeout: Period,
         /// With --relay: how long to wait before a second attempt to connect or to publish; doubles from then on [default: 1s]
         #[arg(long, value_name = "TIME", env = "BTCR2_RELAY_RETRY")]
-        relay_retry: Span,
+        relay_retry: Period,
         /// The identity file, see `identity new`
         #[arg(long, value_name = "FILE", env = "BTCR2_IDENTITY")]
         identity: PathBuf,
@@ -119,17 +120,28 @@ settings! {
         max_fee_rate: SatPerVb,
         /// How long to wait for the service in each phase; three times that where it waits for others [default: 1h]
         #[arg(long, value_name = "TIME", env = "BTCR2_PHASE_TIMEOUT")]
-        phase_timeout: Span,
+        phase_timeout: Period,
         /// How long to wait for a cohort in all, from joining to the start of signing [default: 2days]
         #[arg(long, value_name = "TIME", env = "BTCR2_COHORT_TTL")]
-        cohort_ttl: Span,
+        cohort_ttl: Period,
         /// Exit when the first cohort is over: with 0 if it was signed, else with 1
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_EXIT_WHEN_DONE")]
         exit_when_done: bool,
-        /// With --exit-when-done: how long to stay after signing, in case the fallback is asked for; a service of this kind says
-        /// sooner when the cohort is over [default: 1m]
+        /// With --exit-when-done: how long to stay after signing at most. Who leaves before the service asks for the fallback may be
+        /// missing in it [default: until the service says how the cohort ended, or its deadlines have passed]
         #[arg(long, value_name = "TIME", env = "BTCR2_LINGER")]
         linger: Span,
+        /// Exit with 1 when no service and no relay has answered in this time [default: wait for ever]
+        #[arg(long, value_name = "TIME", env = "BTCR2_CONNECT_TIMEOUT")]
+        connect_timeout: Period,
+        /// What to do in cohorts when our update is announced already: not join them, or take part without an update
+        /// [default: skip]
+        #[arg(long, value_enum, env = "BTCR2_IDLE")]
+        idle: Nothing,
+        /// An update of ours that was approved in this cohort will never be announced, because another confirmed transaction has
+        /// spent the cohort's coin; may be given several times
+        #[arg(long, value_name = "COHORT", value_delimiter = ',', env = "BTCR2_SUPERSEDE")]
+        supersede: Vec<CohortId>,
         /// Print one JSON object a line on standard output instead of text for people
         #[arg(long, value_enum, env = "BTCR2_EVENTS")]
         events: Events,
@@ -154,6 +166,16 @@ settings! {
         #[arg(long, value_name = "RATE", env = "BTCR2_SINGLETON_FEE_RATE")]
         singleton_fee_rate: SatPerVb,
     }
+}
+
+/// What to do with nothing to say.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+enum Nothing {
+    /// Do not join
+    Skip,
+    /// Take part without an update
+    Decline,
 }
 
 pub(super) fn main(args: JoinArgs) -> ExitCode {
@@ -219,11 +241,13 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
     let intent = match &settings.update {
         Some(path) => {
             let patch = read_json(path)?;
-            // Tried now: what no resolver would accept should be known before a cohort waits for it.
-            policy::sign(&identity, patch.clone(), &source)
-                .map_err(|error| usage(format!("{}: {error}", path.display())))?;
-            let allowed = settings.allow_risky_update.unwrap_or(false);
-            refuse_risky(&risks(&identity, &patch, source.as_ref()), path, allowed)?;
+            // With a vault, the document that it is for follows from what was announced; it is tried when that is known.
+            if settings.state.is_none() || source.is_some() {
+                policy::sign(&identity, patch.clone(), &source)
+                    .map_err(|error| usage(format!("{}: {error}", path.display())))?;
+                let allowed = settings.allow_risky_update.unwrap_or(false);
+                refuse_risky(&risks(&identity, &patch, source.as_ref()), path, allowed)?;
+            }
             Intent::Update { patch, source }
         }
         None if settings.decline == Some(true) => Intent::Decline,
@@ -261,14 +285,21 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
             max_fee_rate: settings.max_fee_rate.map_or(default.max_fee_rate, |SatPerVb(rate)| rate),
         },
         timing: Timing {
-            cohort_ttl: settings.cohort_ttl.map_or(2 * timing.cohort_ttl, |span| span.0),
+            cohort_ttl: settings.cohort_ttl.map_or(2 * timing.cohort_ttl, |period| period.0),
             phase_timeout: settings.phase_timeout.map_or(timing.phase_timeout, |span| span.0),
             ..timing
         },
         out: settings.out,
         json: matches!(settings.events, Some(Events::Json)),
         exit_when_done: settings.exit_when_done.unwrap_or(false),
-        linger: settings.linger.map_or(Duration::from_secs(60), |span| span.0),
+        linger: settings.linger.map(|span| span.0),
+        connect_timeout: settings.connect_timeout.map(|span| span.0),
+        idle: match settings.idle {
+            Some(Nothing::Decline) => Idle::Decline,
+            Some(Nothing::Skip) | None => Idle::Skip,
+        },
+        allow_risky: settings.allow_risky_update.unwrap_or(false),
+        superseded: settings.supersede.unwrap_or_default(),
         state: settings.state,
         publication,
         singleton_fallback,

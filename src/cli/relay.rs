@@ -19,7 +19,7 @@ use crate::{
             tls::Trust,
         },
     },
-    config::Span,
+    config::{Period, Span},
     inputs,
 };
 
@@ -127,9 +127,9 @@ fn table(outcome: &RelayCheck) -> String {
 pub(super) struct RelaySettings {
     pub(super) relays: Vec<String>,
     pub(super) look_back: Option<Span>,
-    pub(super) timeout: Option<Span>,
-    pub(super) publish_timeout: Option<Span>,
-    pub(super) retry: Option<Span>,
+    pub(super) timeout: Option<Period>,
+    pub(super) publish_timeout: Option<Period>,
+    pub(super) retry: Option<Period>,
     pub(super) trust: Trust,
 }
 
@@ -141,8 +141,8 @@ impl RelaySettings {
     pub(super) fn config(self, another: bool) -> Result<Option<NostrConfig>, String> {
         let Self { relays, look_back, timeout, publish_timeout, retry, trust } = self;
         if relays.is_empty() && !another {
-            let given = [look_back, timeout, publish_timeout, retry];
-            if given.iter().any(Option::is_some) {
+            let given = [timeout, publish_timeout, retry];
+            if look_back.is_some() || given.iter().any(Option::is_some) {
                 return Err("no relays: settings for relays need at least one --relay URL".to_owned());
             }
             return Ok(None);
@@ -152,12 +152,14 @@ impl RelaySettings {
         }
         let mut config = NostrConfig::new(relays.iter().map(|relay| relay.trim().to_owned()));
         config.trust = trust;
-        let set = |setting: &mut std::time::Duration, span: Option<Span>| {
-            if let Some(span) = span {
-                *setting = span.0;
+        let set = |setting: &mut std::time::Duration, period: Option<Period>| {
+            if let Some(Period(period)) = period {
+                *setting = period;
             }
         };
-        set(&mut config.look_back, look_back);
+        if let Some(Span(look_back)) = look_back {
+            config.look_back = look_back;
+        }
         set(&mut config.connect_timeout, timeout);
         set(&mut config.publish_timeout, publish_timeout);
         set(&mut config.first_backoff, retry);

@@ -1,6 +1,6 @@
 //! `serve`: an Aggregation Service as a program.
 
-use std::{convert::Infallible, path::PathBuf, process::ExitCode, str::FromStr};
+use std::{convert::Infallible, path::PathBuf, process::ExitCode, str::FromStr, time::Duration};
 
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     cas::{self, Location},
-    config::{self, Span, settings},
+    config::{self, Period, Span, settings},
     error::ProgramError,
     protocol::{
         cohort::service::rules::{PhaseRule, PhaseRules, RuleError, TimedPhase},
@@ -74,6 +74,9 @@ pub(super) struct ServeArgs {
     settings: ServeSettings,
 }
 
+/// Longer than any program runs.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 settings! {
     /// What `serve` can be told.
     struct ServeSettings {
@@ -97,13 +100,13 @@ settings! {
         look_back: Span,
         /// With --relay: how long a relay may take to connect [default: 10s]
         #[arg(long, value_name = "TIME", env = "BTCR2_RELAY_TIMEOUT")]
-        relay_timeout: Span,
+        relay_timeout: Period,
         /// With --relay: how long a relay may take to say what became of an event, at most 10s [default: 10s]
         #[arg(long, value_name = "TIME", env = "BTCR2_PUBLISH_TIMEOUT")]
-        publish_timeout: Span,
+        publish_timeout: Period,
         /// With --relay: how long to wait before a second attempt to connect or to publish; doubles from then on [default: 1s]
         #[arg(long, value_name = "TIME", env = "BTCR2_RELAY_RETRY")]
-        relay_retry: Span,
+        relay_retry: Period,
         /// The address to serve HTTP on; port 0 takes a free one and prints it. With relays, HTTP is served only if this is given
         /// [default: 127.0.0.1:8080]
         #[arg(long, value_name = "ADDR", env = "BTCR2_LISTEN")]
@@ -131,14 +134,14 @@ settings! {
         recovery_sequence: u16,
         /// How long a cohort may take from its advert to the start of signing [default: 1day]
         #[arg(long, value_name = "TIME", env = "BTCR2_COHORT_TTL")]
-        cohort_ttl: Span,
+        cohort_ttl: Period,
         /// How long members may take in each phase before signing [default: 1h]
         #[arg(long, value_name = "TIME", env = "BTCR2_PHASE_TIMEOUT")]
-        phase_timeout: Span,
+        phase_timeout: Period,
         /// How long members may take for nonces, for partial signatures and for fallback signatures, each [default: 10m]
         #[arg(long, value_name = "TIME", env = "BTCR2_SIGNING_TIMEOUT")]
-        signing_timeout: Span,
-        /// How often an advert is repeated [default: 1m]
+        signing_timeout: Period,
+        /// How often an advert is repeated; 0s for once only [default: 1m]
         #[arg(long, value_name = "TIME", env = "BTCR2_ADVERT_REPEAT")]
         advert_repeat: Span,
         /// How many cohorts to run in all; without it, the next is advertised whenever one has formed
@@ -153,10 +156,10 @@ settings! {
         chain: Chain,
         /// With a chain: how often it is asked [default: 30s]
         #[arg(long, value_name = "TIME", env = "BTCR2_CHAIN_POLL")]
-        chain_poll: Span,
+        chain_poll: Period,
         /// With a chain: how long a beacon address is watched for a deposit [default: 1day]
         #[arg(long, value_name = "TIME", env = "BTCR2_FUNDING_WINDOW")]
-        funding_window: Span,
+        funding_window: Period,
         /// With a chain: how many confirmations a deposit needs before members sign [default: 1]
         #[arg(long, value_name = "N", env = "BTCR2_FUNDING_CONFIRMATIONS")]
         funding_confirmations: u32,
@@ -313,7 +316,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
         Some(Chain::Named(named)) => {
             let source = named.source().map_err(|error| usage(&format!("--chain: offline, or {error}")))?;
             let mut chain = ChainConfig::new(source.clone());
-            let span = |setting: Option<Span>, default| setting.map_or(default, |span: Span| span.0);
+            let span = |setting: Option<Period>, default| setting.map_or(default, |period: Period| period.0);
             chain.poll = span(settings.chain_poll, chain.poll);
             chain.funding_window = span(settings.funding_window, chain.funding_window);
             chain.funding_confirmations = settings.funding_confirmations.unwrap_or(chain.funding_confirmations);
@@ -371,11 +374,13 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     config.fallback_threshold = settings.fallback_threshold;
     config.recovery_key = settings.recovery_key.unwrap_or(config.recovery_key);
     config.recovery_sequence = settings.recovery_sequence.unwrap_or(config.recovery_sequence);
-    let span = |setting: Option<Span>, default| setting.map_or(default, |span: Span| span.0);
+    let span = |setting: Option<Period>, default| setting.map_or(default, |period: Period| period.0);
     config.timing.cohort_ttl = span(settings.cohort_ttl, config.timing.cohort_ttl);
     config.timing.phase_timeout = span(settings.phase_timeout, config.timing.phase_timeout);
     config.timing.signing_timeout = span(settings.signing_timeout, config.timing.signing_timeout);
-    config.timing.advert_repeat = span(settings.advert_repeat, config.timing.advert_repeat);
+    // 0s: once and not again.
+    let repeat = settings.advert_repeat.map_or(config.timing.advert_repeat, |Span(span)| span);
+    config.timing.advert_repeat = if repeat.is_zero() { NEVER } else { repeat };
     if let Coins::Chain(chain) = &config.coins.clone() {
         if settings.state.is_none() {
             return Err(usage(

@@ -149,7 +149,7 @@ pub(super) fn main(args: &StateArgs) -> ExitCode {
 }
 
 async fn list(ListArgs { place }: &ListArgs) -> Result<(), StateFailure> {
-    let streams = State::open_existing(&place.state)?.streams().await?;
+    let streams = State::open_to_read(&place.state)?.streams().await?;
     if place.json {
         out!("{}", Value::from_iter(streams.iter().map(summary)));
         return Ok(());
@@ -181,7 +181,7 @@ fn summary(StreamSummary { stream, size, archived }: &StreamSummary) -> Value {
 }
 
 async fn show(ShowArgs { cohort, place }: &ShowArgs) -> Result<(), StateFailure> {
-    let state = State::open_existing(&place.state)?;
+    let state = State::open_to_read(&place.state)?;
     let document = find(&state, cohort, place).await?;
     if place.json {
         out!("{}", serde_json::to_string(&document).map_err(StateFailure::Unwritable)?);

@@ -148,19 +148,23 @@ async fn list(args: &ListArgs) -> Result<ExitCode, VaultFailure> {
     Ok(complete(&kept.problems))
 }
 
-fn line(VaultEntry { record, .. }: &VaultEntry) -> String {
+fn line(VaultEntry { record, txid, .. }: &VaultEntry) -> String {
     let what = match record.update.as_ref().and_then(|update| update.value()["targetVersionId"].as_u64()) {
         Some(version) => format!("version {version}"),
         None if record.included() => "an update".to_owned(),
         None => "declined".to_owned(),
     };
     format!(
-        "  cohort {}  {:<10}  {}  signal {}  {}",
+        "  cohort {}  {:<10}  {}  signal {}  {}  {}",
         record.cohort_id,
         what,
         record.conditions.beacon_type,
         record.signal,
-        record.output.address()
+        record.output.address(),
+        match txid {
+            Some(txid) => format!("signed as {txid}"),
+            None => "whether it was announced is not known".to_owned(),
+        }
     )
 }
 
@@ -170,7 +174,7 @@ pub(super) fn problems(VaultEntry { record, genesis_document, .. }: &VaultEntry)
 }
 
 fn summary(entry: &VaultEntry) -> Value {
-    let VaultEntry { record, genesis_document, transcript } = entry;
+    let VaultEntry { record, genesis_document, transcript, txid } = entry;
     json!({
         "problems": problems(entry),
         "did": record.did,
@@ -179,6 +183,7 @@ fn summary(entry: &VaultEntry) -> Value {
         "beaconType": record.conditions.beacon_type,
         "beaconAddress": record.output.address(),
         "signalHex": record.signal,
+        "txid": txid,
         "included": record.included(),
         "targetVersionId": record.update.as_ref().map(|update| update.value()["targetVersionId"].clone()),
         "genesisDocument": genesis_document.is_some(),

@@ -5,14 +5,11 @@ use std::path::PathBuf;
 use ::bitcoin::FeeRate;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
-use super::{Intent, JoinConfig, policy};
+use super::{JoinConfig, MemberPolicy};
 use crate::{
     error::ProgramError,
     events::Printer,
-    protocol::{
-        output::{Change, Coin, InitialBeacon, InitialBeaconKind, SingletonAnnouncement},
-        update::SignedUpdate,
-    },
+    protocol::output::{Change, Coin, InitialBeacon, InitialBeaconKind, SingletonAnnouncement},
     singleton::{self, FallbackError, Prepared},
 };
 
@@ -28,9 +25,9 @@ pub struct SingletonFallback {
 }
 
 /// Writes the member's own announcement of its update, if that is wanted, and its update does not depend on a cohort.
-pub(super) fn fall_back(config: &JoinConfig, printer: Printer) -> Result<(), ProgramError> {
+pub(super) fn fall_back(config: &JoinConfig, policy: &MemberPolicy, printer: Printer) -> Result<(), ProgramError> {
     let Some(fallback) = &config.singleton_fallback else { return Ok(()) };
-    let Some(update) = update(config)? else {
+    let Some(update) = policy.alone()? else {
         printer.warn("nothing to announce alone: only an update of --update does not depend on a cohort");
         return Ok(());
     };
@@ -52,11 +49,4 @@ pub(super) fn fall_back(config: &JoinConfig, printer: Printer) -> Result<(), Pro
     let files = written.map_err(|error| ProgramError::Io { what: directory.display().to_string(), error })?;
     printer.announced_alone(&files);
     Ok(())
-}
-
-fn update(config: &JoinConfig) -> Result<Option<SignedUpdate>, ProgramError> {
-    let Intent::Update { patch, source } = &config.intent else { return Ok(None) };
-    policy::sign(&config.identity, patch.clone(), source)
-        .map(|submission| Some(submission.update))
-        .map_err(|error| ProgramError::Usage(format!("the update cannot be made: {error}")))
 }

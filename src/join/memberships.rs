@@ -17,14 +17,16 @@ use crate::{
     protocol::{cohort::event::ParticipantEvent, did::Did, id::CohortId},
 };
 
-/// A session that the journal knows and that had not ended.
+/// A session that the journal knows.
 pub(super) struct Earlier {
     pub(super) cohort_id: CohortId,
     /// Whether our update, or our refusal, is in it.
     pub(super) answered: bool,
+    /// Whether it had ended when the program started.
+    pub(super) ended: bool,
 }
 
-/// The sessions of `did` in which it had joined and that had not ended. A stream that cannot be read is passed over here: its
+/// The sessions of `did` in which it had joined. A stream that cannot be read is passed over here: its
 /// own session says so.
 pub(super) async fn earlier(journal: &dyn Journal, did: &Did) -> Result<Vec<Earlier>, JournalError> {
     let mut found = Vec::new();
@@ -38,9 +40,9 @@ pub(super) async fn earlier(journal: &dyn Journal, did: &Did) -> Result<Vec<Earl
         let any = |is: fn(&ParticipantEvent) -> bool| facts.iter().any(is);
         let joined = any(|fact| matches!(fact, ParticipantEvent::OptedIn { .. }));
         let ended = any(|fact| matches!(fact, ParticipantEvent::SessionEnded { .. }));
-        if joined && !ended {
+        if joined {
             let answered = any(|fact| matches!(fact, ParticipantEvent::UpdateSubmitted { .. }));
-            found.push(Earlier { cohort_id, answered });
+            found.push(Earlier { cohort_id, answered, ended });
         }
     }
     Ok(found)
@@ -61,6 +63,8 @@ pub(super) struct Memberships {
     /// Whose cohorts they are.
     services: BTreeMap<CohortId, Did>,
     joined: BTreeSet<CohortId>,
+    /// Those whose end an earlier run was told, or should have been.
+    ended: BTreeSet<CohortId>,
     /// A cohort that takes the place of one of ours, and how long it is waited for.
     awaited: Option<(CohortId, Instant)>,
     patience: Duration,
@@ -70,8 +74,15 @@ impl Memberships {
     /// None yet, but for those of an earlier life. A cohort that is to take another one's place is waited for as long as
     /// `patience`.
     pub(super) fn new(participant: Addr<ParticipantActor>, earlier: &[Earlier], patience: Duration) -> Self {
-        let joined = earlier.iter().map(|session| session.cohort_id.clone()).collect();
-        Self { participant, services: BTreeMap::new(), joined, awaited: None, patience }
+        let cohorts = |ended| {
+            earlier
+                .iter()
+                .filter(move |session| session.ended == ended)
+                .map(|session| session.cohort_id.clone())
+                .collect()
+        };
+        let (joined, ended) = (cohorts(false), cohorts(true));
+        Self { participant, services: BTreeMap::new(), joined, ended, awaited: None, patience }
     }
 
     /// Takes note of a step.
@@ -93,7 +104,6 @@ impl Memberships {
 
     /// A cohort failed, and perhaps another one takes its place.
     pub(super) fn failed(&mut self, cohort_id: &CohortId, next: Option<&CohortId>) -> Outlook {
-        self.archive(cohort_id);
         // Anybody can advertise a cohort, and end it: what was not joined concerns nobody.
         if !self.joined.remove(cohort_id) {
             return Outlook::GoOn;
@@ -106,10 +116,23 @@ impl Memberships {
         if self.joined.is_empty() && self.awaited.is_none() { Outlook::Nothing } else { Outlook::GoOn }
     }
 
-    /// What is kept of a session is safe: its journal may be put away.
-    pub(super) fn archive(&mut self, cohort_id: &CohortId) {
+    /// The cohort is over for us. Whether an earlier run knew that already.
+    pub(super) fn leave(&mut self, cohort_id: &CohortId) -> bool {
+        self.joined.remove(cohort_id);
+        self.had_ended(cohort_id)
+    }
+
+    /// Whether the cohort was over for us when the program started.
+    pub(super) fn had_ended(&self, cohort_id: &CohortId) -> bool {
+        self.ended.contains(cohort_id)
+    }
+
+    /// What is kept of a session is safe: its journal is put away. Ready when that is durable: an end that is told is not told
+    /// again by the next run.
+    pub(super) async fn archive(&mut self, cohort_id: &CohortId) {
         if let Some(service) = self.services.remove(cohort_id) {
-            self.participant.do_send(ArchiveSession { service, cohort_id: cohort_id.clone() });
+            // Who has no actor any more has no journal that could be put away.
+            let _ = self.participant.send(ArchiveSession { service, cohort_id: cohort_id.clone() }).await;
         }
     }
 

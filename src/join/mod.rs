@@ -1,23 +1,35 @@
 //! A participant as a program: it joins one cohort of a service, with an explicit policy, and keeps what it must keep.
 
 mod alone;
+mod ledger;
 mod memberships;
 mod place;
 pub mod policy;
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
+use ::bitcoin::Txid;
 use actix::Actor;
-use serde_json::{Value, json};
+use serde_json::json;
+use tokio::time::Instant;
 
-use self::memberships::{Memberships, Outlook};
 pub use self::{
     alone::SingletonFallback,
-    policy::{Intent, MemberPolicy, Terms},
+    policy::{Idle, Intent, MemberPolicy, Terms},
+};
+use self::{
+    ledger::Ledger,
+    memberships::{Memberships, Outlook},
 };
 use crate::{
     actors::{
-        notice::{Notices, ParticipantNotice},
+        notice::{Known, Notices, ParticipantNotice},
         participant::ParticipantSettings,
         recovery::RestartIntensity,
         runtime::{Clock, Randomness},
@@ -41,6 +53,7 @@ use crate::{
         beacon::BeaconRegistry,
         cohort::{Timing, event::SessionEnd},
         did::Did,
+        id::CohortId,
         identity::Identity,
         output::DirectAggregator,
         sidecar::MemberRecord,
@@ -75,8 +88,17 @@ pub struct JoinConfig {
     pub json: bool,
     /// Whether to stop after the first cohort.
     pub exit_when_done: bool,
-    /// How long to stay after signing, in case the service asks for the fallback, unless it says that the cohort is over.
-    pub linger: Duration,
+    /// How long to stay after signing at most. Without it: until the service says how the cohort ended, or until its own
+    /// deadlines, or ours, have passed.
+    pub linger: Option<Duration>,
+    /// How long to wait for a first answer of any service; for ever when absent.
+    pub connect_timeout: Option<Duration>,
+    /// What to do in cohorts when our update is announced already.
+    pub idle: Idle,
+    /// Whether an update may do to its document what its controller may not mean.
+    pub allow_risky: bool,
+    /// Cohorts in which an update of ours was approved that will never be announced.
+    pub superseded: Vec<CohortId>,
     /// The directory in which everything is kept that must outlive the program.
     pub state: Option<PathBuf>,
     /// Where the update is published before it is submitted.
@@ -85,7 +107,8 @@ pub struct JoinConfig {
     pub singleton_fallback: Option<SingletonFallback>,
 }
 
-/// Takes part until `stop` is ready, or the first cohort is over if that ends the program. Whether it was signed.
+/// Takes part until `stop` is ready, or the first cohort is over if that ends the program. Whether it was signed, as far as this
+/// member has seen.
 ///
 /// # Errors
 /// [`ProgramError`] when it cannot start, or cannot write what must be kept.
@@ -99,9 +122,31 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
     let clock = Clock::system();
     let lost = "what it was signing is lost, and only the fallback can bring that cohort to an end";
     let keeping = Keeping::open(config.state.as_deref(), lost, printer)?;
+    let network = config.identity.did().network();
+    keeping.belong_to("join", &config.identity, network, config.terms.to_json(), printer).await?;
+    let outcome = take_part(&config, &keeping, clock, printer, stop).await;
+    keeping.close().await;
+    outcome
+}
+
+async fn take_part(
+    config: &JoinConfig,
+    keeping: &Keeping,
+    clock: Clock,
+    printer: Printer,
+    stop: impl Future<Output = ()>,
+) -> Result<bool, ProgramError> {
+    let state = |error: &dyn std::fmt::Display| ProgramError::State(error.to_string());
     let contacts = Contacts::default();
     let reporting = printer.follow(contacts.subscribe());
-    let transport = transport(&config, clock, &contacts)?;
+    let transport = transport(config, clock, &contacts)?;
+    let mut entries = Vec::new();
+    if let Some(vault) = keeping.vault() {
+        for key in vault.list(config.identity.did()).await.map_err(|error| state(&error))? {
+            entries.extend(vault.get(&key).await.map_err(|error| state(&error))?);
+        }
+    }
+    let ledger = Ledger::new(config.identity.clone(), config.superseded.clone(), entries);
     let policy = MemberPolicy::new(
         config.identity.clone(),
         config.service_did.clone(),
@@ -109,13 +154,34 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
         config.intent.clone(),
         config.publication.clone(),
         printer,
-    );
+    )
+    .having_said(ledger, config.idle);
     // Before the sessions are: what our update is in already decides what they may say.
-    let earlier = memberships::earlier(&*keeping.journal(), config.identity.did())
-        .await
-        .map_err(|error| ProgramError::State(error.to_string()))?;
-    for session in &earlier {
+    let earlier =
+        memberships::earlier(&*keeping.journal(), config.identity.did()).await.map_err(|error| state(&error))?;
+    for session in earlier.iter().filter(|session| !session.ended) {
         policy.is_in(&session.cohort_id, session.answered);
+    }
+    let risks = policy.risks();
+    if !config.allow_risky && !risks.is_empty() {
+        let risks: Vec<_> = risks.iter().map(ToString::to_string).collect();
+        return Err(ProgramError::Usage(format!("{}; --allow-risky-update if that is meant", risks.join("; "))));
+    }
+    if let Err(refusal) = policy.check()? {
+        let result = json!({ "event": "result", "ok": false, "reason": refusal });
+        printer.result(&result, &refusal);
+        return Ok(false);
+    }
+    if let Some(done) = policy.done()
+        && config.idle == Idle::Skip
+    {
+        let text = format!("version {} of the DID is announced in cohort {} already", done.1, done.0);
+        if config.exit_when_done && earlier.is_empty() {
+            let result = json!({ "event": "result", "ok": true, "known": "announced-before", "cohortId": done.0 });
+            printer.result(&result, &format!("{text}: there is nothing to do"));
+            return Ok(true);
+        }
+        printer.warn(&format!("{text}: no cohort is joined (--idle decline takes part without an update)"));
     }
     let notices = Notices::new(NOTICES);
     let mut steps = Steps::of(notices.subscribe());
@@ -140,115 +206,242 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
         .send(StartParticipant(settings))
         .await
         .map_err(|error| ProgramError::Internal(error.to_string()))?;
-    let mut memberships = Memberships::new(participant, &earlier, config.timing.phase_timeout);
-    let following = async {
-        loop {
-            let next = tokio::select! {
-                next = steps.next() => next,
-                () = memberships.disappointed() => {
-                    let reason = "the cohort that was to take the failed one's place did not come";
-                    if memberships.give_up() == Outlook::Nothing {
-                        printer.result(&json!({ "event": "result", "ok": false, "reason": reason }), reason);
-                        if let Some(end) = nothing(&config, printer)? {
-                            return Ok(end);
-                        }
-                    }
-                    continue;
-                }
-            };
-            let step = match next {
-                Some(Next::Step(step)) => step,
-                Some(Next::Missed(missed) | Next::Lost(missed)) => {
-                    printer.warn(&format!("{missed} events were not shown"));
-                    continue;
-                }
-                None => return Err(ProgramError::Internal("the actors are gone".to_owned())),
-            };
-            if let ParticipantNotice::DataApproved { record, .. } = &*step {
-                // Before it is told: what was told is kept.
-                keep_in_vault(&config, &keeping, record).await?;
-            }
-            printer.participant_step(&step);
-            memberships.follow(&step);
-            match &*step {
-                ParticipantNotice::CohortComplete { record, .. } => {
-                    keep(&config, &keeping, record).await?;
-                    if config.exit_when_done {
-                        return Ok(Some(Arc::clone(record)));
-                    }
-                    printer.result(&result(&config, record), &text(record));
-                    policy.is_free_again(&record.cohort_id);
-                }
-                ParticipantNotice::OptInAccepted { cohort_id, .. }
-                | ParticipantNotice::CohortReady { cohort_id, .. } => {
-                    policy.is_accepted(cohort_id);
-                }
-                ParticipantNotice::CohortOver { cohort_id, .. } => memberships.archive(cohort_id),
-                ParticipantNotice::CohortFailed { reason, cohort_id, end, .. } => {
-                    policy.is_free_again(cohort_id);
-                    let next = match end {
-                        SessionEnd::EndedByService { next, .. } => next.as_ref(),
-                        _ => None,
-                    };
-                    if memberships.failed(cohort_id, next) == Outlook::GoOn {
-                        continue;
-                    }
-                    let result = json!({ "event": "result", "ok": false, "cohortId": cohort_id, "reason": reason });
-                    printer.result(&result, &format!("cohort {cohort_id} failed: {reason}"));
-                    if let Some(end) = nothing(&config, printer)? {
-                        return Ok(end);
-                    }
-                }
-                _ => {}
-            }
-        }
-    };
-    tokio::pin!(stop, reporting);
-    let record = tokio::select! {
-        record = following => record?,
-        never = &mut reporting => match never {},
-        () = &mut stop => {
-            keeping.close().await;
-            return Ok(true);
-        }
-    };
-    let Some(record) = record else {
-        keeping.close().await;
-        return Ok(false);
-    };
-    // Signed, but not done: if another member is missing, the service asks for the fallback now.
-    printer.lingering(config.linger);
-    let lingering = tokio::time::sleep(config.linger);
-    tokio::pin!(lingering);
+    let memberships = Memberships::new(participant, &earlier, config.timing.phase_timeout);
+    let mut member =
+        Member { config, keeping, printer, policy, memberships, known: BTreeMap::new(), formed: BTreeSet::new() };
+    let connected = connected(config.connect_timeout, contacts);
+    tokio::pin!(stop, reporting, connected);
+    // After our signature: how long we stay at most, and for what.
+    let mut linger: Option<(Instant, CohortId)> = None;
     loop {
-        tokio::select! {
-            () = &mut lingering => break,
+        let next = tokio::select! {
+            next = steps.next() => next,
             never = &mut reporting => match never {},
-            () = &mut stop => break,
-            step = steps.next() => match step {
-                Some(Next::Step(step)) => {
-                    printer.participant_step(&step);
-                    if let ParticipantNotice::CohortOver { cohort_id, .. } | ParticipantNotice::CohortFailed { cohort_id, .. } = &*step
-                        && *cohort_id == record.cohort_id
-                    {
-                        memberships.archive(cohort_id);
-                        break;
+            () = &mut stop => return Ok(true),
+            problem = &mut connected => {
+                let result = json!({ "event": "result", "ok": false, "reason": problem });
+                printer.result(&result, &problem);
+                return Ok(false);
+            }
+            () = member.memberships.disappointed() => {
+                let reason = "the cohort that was to take the failed one's place did not come";
+                if member.memberships.give_up() == Outlook::Nothing {
+                    printer.result(&json!({ "event": "result", "ok": false, "reason": reason }), reason);
+                    if member.nothing()? {
+                        return Ok(false);
                     }
                 }
-                Some(Next::Missed(_) | Next::Lost(_)) => {}
-                None => break,
-            },
+                continue;
+            }
+            () = until(linger.as_ref().map(|(until, _)| *until)) => {
+                if let Some((_, cohort_id)) = linger.take() {
+                    member.report(&cohort_id, Known::SignedByUs);
+                }
+                return Ok(false);
+            }
+        };
+        let step = match next {
+            Some(Next::Step(step)) => step,
+            Some(Next::Missed(missed) | Next::Lost(missed)) => {
+                printer.warn(&format!("{missed} events were not shown"));
+                continue;
+            }
+            None => return Err(ProgramError::Internal("the actors are gone".to_owned())),
+        };
+        match member.follow(&step).await? {
+            Turn::GoOn => {}
+            Turn::Signed(cohort_id) => {
+                if config.exit_when_done && linger.is_none() {
+                    printer.lingering(config.linger);
+                    linger = config.linger.map(|time| (Instant::now() + time, cohort_id));
+                }
+            }
+            Turn::Over(ok) => return Ok(ok),
         }
     }
-    keeping.close().await;
-    printer.result(&result(&config, &record), &text(&record));
-    Ok(true)
 }
 
-/// No cohort will announce: the member's own announcement is written, if that is wanted, and the program ends, if it is to.
-fn nothing(config: &JoinConfig, printer: Printer) -> Result<Option<Option<Arc<MemberRecord>>>, ProgramError> {
-    alone::fall_back(config, printer)?;
-    Ok(config.exit_when_done.then_some(None))
+/// Whether the program goes on after a step.
+enum Turn {
+    GoOn,
+    /// A signature of ours is out in that cohort.
+    Signed(CohortId),
+    /// What was asked for is done, or will not be.
+    Over(bool),
+}
+
+/// What the program knows of its cohorts.
+struct Member<'a> {
+    config: &'a JoinConfig,
+    keeping: &'a Keeping,
+    printer: Printer,
+    policy: MemberPolicy,
+    memberships: Memberships,
+    /// What was approved, and its transaction where it was seen.
+    known: BTreeMap<CohortId, (Arc<MemberRecord>, Option<Txid>)>,
+    /// The cohorts that have formed and are not over.
+    formed: BTreeSet<CohortId>,
+}
+
+impl Member<'_> {
+    async fn follow(&mut self, step: &ParticipantNotice) -> Result<Turn, ProgramError> {
+        // Before it is told: what was told is kept.
+        match step {
+            ParticipantNotice::DataApproved { record, .. } => {
+                keep_in_vault(self.config, self.keeping, record, None).await?;
+                self.policy.approved(record);
+                self.known.entry(record.cohort_id.clone()).or_insert_with(|| (Arc::clone(record), None));
+            }
+            ParticipantNotice::SignatureSent { record, .. } => {
+                keep(self.config, self.keeping, record, None).await?
+            }
+            ParticipantNotice::CohortComplete { record, txid, .. } => {
+                keep(self.config, self.keeping, record, Some(*txid)).await?;
+                self.policy.approved(record);
+                self.policy.announced(record);
+                self.known.insert(record.cohort_id.clone(), (Arc::clone(record), Some(*txid)));
+            }
+            _ => {}
+        }
+        self.printer.participant_step(step);
+        self.memberships.follow(step);
+        Ok(match step {
+            ParticipantNotice::OptInAccepted { cohort_id, .. } => {
+                self.policy.is_accepted(cohort_id);
+                Turn::GoOn
+            }
+            ParticipantNotice::CohortReady { cohort_id, .. } => {
+                self.policy.is_formed(cohort_id);
+                self.formed.insert(cohort_id.clone());
+                Turn::GoOn
+            }
+            ParticipantNotice::SignatureSent { cohort_id, .. } if !self.memberships.had_ended(cohort_id) => {
+                self.formed.insert(cohort_id.clone());
+                Turn::Signed(cohort_id.clone())
+            }
+            ParticipantNotice::CohortOver { cohort_id, known, .. } => {
+                // Whoever is told of an end is told once: put away before it is said.
+                self.memberships.archive(cohort_id).await;
+                self.over(cohort_id, *known)
+            }
+            ParticipantNotice::CohortFailed { reason, cohort_id, signed, end, .. } => {
+                self.memberships.archive(cohort_id).await;
+                self.failed(cohort_id, reason, *signed, end)?
+            }
+            _ => Turn::GoOn,
+        })
+    }
+
+    fn over(&mut self, cohort_id: &CohortId, known: Known) -> Turn {
+        self.formed.remove(cohort_id);
+        self.policy.is_free_again(cohort_id);
+        let earlier = self.memberships.leave(cohort_id);
+        let ok = self.report(cohort_id, known);
+        self.known.remove(cohort_id);
+        // Another cohort that has formed needs our signature as well.
+        if self.config.exit_when_done && !earlier && self.formed.is_empty() { Turn::Over(ok) } else { Turn::GoOn }
+    }
+
+    fn failed(
+        &mut self,
+        cohort_id: &CohortId,
+        reason: &str,
+        signed: bool,
+        end: &SessionEnd,
+    ) -> Result<Turn, ProgramError> {
+        self.formed.remove(cohort_id);
+        self.known.remove(cohort_id);
+        self.policy.is_free_again(cohort_id);
+        let next = match end {
+            SessionEnd::EndedByService { next, .. } => next.as_ref(),
+            _ => None,
+        };
+        let earlier = self.memberships.had_ended(cohort_id);
+        if self.memberships.failed(cohort_id, next) == Outlook::GoOn && !earlier {
+            return Ok(Turn::GoOn);
+        }
+        let event = if earlier { "earlier" } else { "result" };
+        let known = if signed { "signed-by-us" } else { "failed" };
+        let result =
+            json!({ "event": event, "ok": false, "known": known, "cohortId": cohort_id, "reason": reason });
+        let but = if signed { ". Our signature is out: it can still be announced" } else { "" };
+        self.printer.result(&result, &format!("cohort {cohort_id} failed: {reason}{but}"));
+        if earlier {
+            return Ok(Turn::GoOn);
+        }
+        Ok(if self.nothing()? { Turn::Over(false) } else { Turn::GoOn })
+    }
+
+    /// How a cohort ended: whether its signed transaction was seen. An end that an earlier run was told is not one of this run.
+    fn report(&self, cohort_id: &CohortId, known: Known) -> bool {
+        let ok = known == Known::Seen;
+        let event = if self.memberships.had_ended(cohort_id) { "earlier" } else { "result" };
+        let Some((record, txid)) = self.known.get(cohort_id) else {
+            let text = "the cohort is over, and we have approved nothing in it";
+            let result =
+                json!({ "event": event, "ok": false, "known": known, "cohortId": cohort_id, "reason": text });
+            self.printer.result(&result, &format!("cohort {cohort_id}: {text}"));
+            return false;
+        };
+        let mut result = json!({
+            "event": event,
+            "ok": ok,
+            "known": known,
+            "cohortId": cohort_id,
+            "beaconAddress": record.output.address(),
+            "included": record.included(),
+            "sidecar": record.sidecar(self.config.identity.genesis_document().map(|document| &**document)),
+        });
+        if let Some(txid) = txid {
+            result["txid"] = json!(txid);
+        }
+        let what = if record.included() { "our update is in" } else { "we declined; our proof of that is in" };
+        let signal = &record.signal;
+        let text = match (known, txid) {
+            (Known::Seen, Some(txid)) => {
+                format!(
+                    "{what} the signal {signal}, and its transaction {txid} is signed; see the chain for its confirmations"
+                )
+            }
+            (Known::Reported, _) => format!(
+                "{what} the signal {signal}; the service says that its transaction is signed, and has not shown it"
+            ),
+            _ => format!(
+                "{what} the signal {signal}, and our signature is out; whether it is announced is NOT known. Watch {} \
+                 (btcr2-aggregation watch)",
+                record.output.address()
+            ),
+        };
+        self.printer.result(&result, &format!("cohort {cohort_id}: {text}"));
+        ok
+    }
+
+    /// No cohort will announce: the member's own announcement is written, if that is wanted. Whether that ends the program.
+    fn nothing(&self) -> Result<bool, ProgramError> {
+        alone::fall_back(self.config, &self.policy, self.printer)?;
+        Ok(self.config.exit_when_done)
+    }
+}
+
+/// Ready at that time; never without one.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Ready, with what is wrong, when `timeout` has passed and no service or relay has answered; else never.
+async fn connected(timeout: Option<Duration>, contacts: Contacts) -> String {
+    let Some(timeout) = timeout else { return std::future::pending().await };
+    if tokio::time::timeout(timeout, contacts.first()).await.is_ok() {
+        return std::future::pending().await;
+    }
+    let time = humantime::format_duration(timeout);
+    match contacts.problem() {
+        Some(problem) => format!("no service has answered in {time} (--connect-timeout): {problem}"),
+        None => format!("no service has answered in {time} (--connect-timeout)"),
+    }
 }
 
 /// To the service, to the relays, or to both as one.
@@ -276,33 +469,27 @@ fn transport(config: &JoinConfig, clock: Clock, contacts: &Contacts) -> Result<A
     }
 }
 
-fn result(config: &JoinConfig, record: &MemberRecord) -> Value {
-    json!({
-        "event": "result",
-        "ok": true,
-        "cohortId": record.cohort_id,
-        "beaconAddress": record.output.address(),
-        "included": record.included(),
-        "sidecar": record.sidecar(config.identity.genesis_document().map(|document| &**document)),
-    })
-}
-
-fn text(record: &MemberRecord) -> String {
-    let what = if record.included() { "our update is in" } else { "we declined; our proof of that is in" };
-    format!("cohort {}: {what} the signal {}", record.cohort_id, record.signal)
-}
-
 /// Keeps what was approved in the state directory: from then on it may be announced, whether this program hears of it or not.
-async fn keep_in_vault(config: &JoinConfig, keeping: &Keeping, record: &MemberRecord) -> Result<(), ProgramError> {
+async fn keep_in_vault(
+    config: &JoinConfig,
+    keeping: &Keeping,
+    record: &MemberRecord,
+    txid: Option<Txid>,
+) -> Result<(), ProgramError> {
     let Some(vault) = keeping.vault() else { return Ok(()) };
     let genesis_document = config.identity.genesis_document().map(|document| (**document).clone());
-    let entry = VaultEntry { record: record.clone(), genesis_document, transcript: None };
+    let entry = VaultEntry { record: record.clone(), genesis_document, transcript: None, txid };
     vault.put(entry).await.map_err(|error| ProgramError::State(error.to_string()))
 }
 
 /// Writes `<cohort>.json`: the DID, whether it is included, the sidecar, and the terms of the cohort.
-async fn keep(config: &JoinConfig, keeping: &Keeping, record: &MemberRecord) -> Result<(), ProgramError> {
-    keep_in_vault(config, keeping, record).await?;
+async fn keep(
+    config: &JoinConfig,
+    keeping: &Keeping,
+    record: &MemberRecord,
+    txid: Option<Txid>,
+) -> Result<(), ProgramError> {
+    keep_in_vault(config, keeping, record, txid).await?;
     let Some(directory) = &config.out else { return Ok(()) };
     let mut kept = record.to_file(config.identity.genesis_document().map(|document| &**document));
     kept["cohort"] = json!({
@@ -312,6 +499,8 @@ async fn keep(config: &JoinConfig, keeping: &Keeping, record: &MemberRecord) -> 
         "signalHex": record.signal,
         "conditions": record.conditions,
         "output": record.output,
+        // Absent while the signed transaction was not seen.
+        "txid": txid,
     });
     let path = directory.join(format!("{}.json", file_name(&record.cohort_id)));
     let io_error = |error: io::Error| ProgramError::Io { what: path.display().to_string(), error };

@@ -16,6 +16,10 @@ use crate::protocol::id::CohortId;
 /// How long a cohort may take to accept us before another one is joined as well.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// How long a cohort that has accepted us may take to form before another one is joined as well: its service may have been started
+/// again without any memory of it.
+const FORMING: Duration = Duration::from_secs(300);
+
 /// How many adverts may wait for their turn; strangers can send any number.
 const WAITING: usize = 32;
 
@@ -35,8 +39,26 @@ struct State {
 
 struct Joined {
     cohort_id: CohortId,
-    accepted: bool,
+    progress: Progress,
     since: Instant,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Asked,
+    Accepted,
+    Formed,
+}
+
+impl Joined {
+    /// From when on another cohort may be joined as well; never, once it has formed.
+    fn waits_until(&self) -> Option<Instant> {
+        match self.progress {
+            Progress::Asked => Some(self.since + GRACE),
+            Progress::Accepted => Some(self.since + FORMING),
+            Progress::Formed => None,
+        }
+    }
 }
 
 impl Place {
@@ -61,13 +83,12 @@ impl Place {
             changed.as_mut().enable();
             let answer_by = {
                 let mut state = self.state();
-                let answer_by =
-                    state.joined.as_ref().map(|joined| (!joined.accepted).then(|| joined.since + GRACE));
+                let answer_by = state.joined.as_ref().map(Joined::waits_until);
                 let free = answer_by.is_none_or(|by| by.is_some_and(|by| by <= Instant::now()));
                 if free {
                     state.waiting -= 1;
-                    state.joined =
-                        Some(Joined { cohort_id: cohort_id.clone(), accepted: false, since: Instant::now() });
+                    let (progress, since) = (Progress::Asked, Instant::now());
+                    state.joined = Some(Joined { cohort_id: cohort_id.clone(), progress, since });
                     return true;
                 }
                 answer_by.flatten()
@@ -88,15 +109,26 @@ impl Place {
         if updating {
             state.updating = Some(cohort_id.clone());
         }
-        state.joined = Some(Joined { cohort_id: cohort_id.clone(), accepted: true, since: Instant::now() });
+        let (progress, since) = (Progress::Accepted, Instant::now());
+        state.joined = Some(Joined { cohort_id: cohort_id.clone(), progress, since });
     }
 
     /// The cohort has answered.
     pub(super) fn accepted(&self, cohort_id: &CohortId) {
+        self.progress(cohort_id, Progress::Accepted);
+    }
+
+    /// The cohort has formed.
+    pub(super) fn formed(&self, cohort_id: &CohortId) {
+        self.progress(cohort_id, Progress::Formed);
+    }
+
+    fn progress(&self, cohort_id: &CohortId, progress: Progress) {
         if let Some(joined) = &mut self.state().joined
             && joined.cohort_id == *cohort_id
+            && joined.progress != Progress::Formed
         {
-            joined.accepted = true;
+            (joined.progress, joined.since) = (progress, Instant::now());
         }
     }
 
@@ -111,6 +143,11 @@ impl Place {
         }
         drop(state);
         self.changed.notify_waiters();
+    }
+
+    /// Whether our update is in this cohort.
+    pub(super) fn is_updating(&self, cohort_id: &CohortId) -> bool {
+        self.state().updating.as_ref() == Some(cohort_id)
     }
 
     /// Whether our update goes to this cohort: to the first that forms.
@@ -137,10 +174,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_was_accepted_stays_until_it_is_over() {
+    async fn a_cohort_that_does_not_form_holds_nobody_up() {
+        let place = Place::default();
+        assert!(place.take(&id("forgotten")).await);
+        place.accepted(&id("forgotten"));
+        let asked = Instant::now();
+        assert!(place.take(&id("alive")).await);
+        assert_eq!(asked.elapsed(), FORMING);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whose_cohort_formed_stays_until_it_is_over() {
         let place = Place::default();
         assert!(place.take(&id("first")).await);
         place.accepted(&id("first"));
+        place.formed(&id("first"));
         let second = id("second");
         let waiting = place.take(&second);
         tokio::pin!(waiting);
@@ -174,7 +222,7 @@ mod tests {
     async fn only_so_many_wait() {
         let place = std::sync::Arc::new(Place::default());
         assert!(place.take(&id("first")).await);
-        place.accepted(&id("first"));
+        place.formed(&id("first"));
         for number in 0..WAITING {
             let place = std::sync::Arc::clone(&place);
             tokio::spawn(async move { place.take(&id(&format!("waiting-{number}"))).await });

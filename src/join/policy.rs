@@ -1,25 +1,35 @@
 //! What a member of the `join` program decides: which cohorts, on which terms, with which update.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use ::bitcoin::FeeRate;
 use async_trait::async_trait;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde_json::{Value, json};
 
-use super::place::Place;
+use super::{
+    ledger::{Ledger, Outlook},
+    place::Place,
+};
 use crate::{
     actors::policy::{ParticipantPolicy, UpdateRequest},
     cas::{Content, Publication},
+    error::ProgramError,
     events::Printer,
     protocol::{
         beacon::BeaconType,
         cohort::{conditions::Conditions, participant::Advert},
         did::Did,
+        document::{self, Concern},
         id::CohortId,
         identity::Identity,
         message::keygen::Cost,
         output::{DEFAULT_MAX_FEE_RATE, ScriptTree},
+        patch::Patch,
+        sidecar::MemberRecord,
         update::{SignedUpdate, Submission, UpdateError, add_beacon_service_patch, build_update, sign_update},
     },
 };
@@ -146,6 +156,16 @@ pub enum Intent {
     Decline,
 }
 
+/// What a member does in cohorts when it has nothing to say, because its update is announced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Idle {
+    /// It does not join.
+    #[default]
+    Skip,
+    /// It takes part without an update.
+    Decline,
+}
+
 /// The member. Clones share whether it is in a cohort already.
 #[derive(Clone)]
 pub struct MemberPolicy {
@@ -153,13 +173,17 @@ pub struct MemberPolicy {
     service: Option<Did>,
     terms: Terms,
     intent: Intent,
+    idle: Idle,
     publication: Publication,
     printer: Printer,
     place: Arc<Place>,
+    ledger: Arc<Ledger>,
+    /// The beacon that this run has announced.
+    added: Arc<OnceLock<CohortId>>,
 }
 
 impl MemberPolicy {
-    /// A member that joins `service`, or any service, on `terms`.
+    /// A member that joins `service`, or any service, on `terms`, and has said nothing yet.
     pub fn new(
         identity: Identity,
         service: Option<Did>,
@@ -168,7 +192,104 @@ impl MemberPolicy {
         publication: Publication,
         printer: Printer,
     ) -> Self {
-        Self { identity, service, terms, intent, publication, printer, place: Arc::default() }
+        let ledger = Arc::new(Ledger::new(identity.clone(), Vec::new(), []));
+        let (place, added) = (Arc::default(), Arc::default());
+        Self { identity, service, terms, intent, idle: Idle::default(), publication, printer, place, ledger, added }
+    }
+
+    /// That has said what is in the `ledger`, and does this when there is nothing more to say.
+    pub(super) fn having_said(self, ledger: Ledger, idle: Idle) -> Self {
+        Self { ledger: Arc::new(ledger), idle, ..self }
+    }
+
+    /// Whether its update can be said at all, by what is known before a cohort is.
+    ///
+    /// # Errors
+    /// The patch leads to what no resolver would accept. Inside: another update of this version may be announced.
+    pub(super) fn check(&self) -> Result<Result<(), String>, ProgramError> {
+        let Intent::Update { patch, source } = &self.intent else { return Ok(Ok(())) };
+        match self.outlook(patch, source) {
+            Outlook::Next { document, version } => match self.sign(patch.clone(), source, document, version) {
+                Ok(_) => Ok(Ok(())),
+                Err(error) => Err(ProgramError::Usage(format!("the update cannot be made: {error}"))),
+            },
+            Outlook::Blocked(reason) => Ok(Err(reason)),
+            Outlook::Done { .. } | Outlook::Again(_) => Ok(Ok(())),
+        }
+    }
+
+    /// What its update does to the document that its controller may not mean.
+    pub(super) fn risks(&self) -> Vec<Concern> {
+        let Intent::Update { patch, source } = &self.intent else { return Vec::new() };
+        let Outlook::Next { document, .. } = self.outlook(patch, source) else { return Vec::new() };
+        match Patch::from_value(patch).and_then(|patch| patch.apply(&document)) {
+            Ok(after) => document::concerns(&document, &after),
+            // What does not apply is refused for that.
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// In which cohort its update is announced, and to which version it led.
+    pub(super) fn done(&self) -> Option<(CohortId, u64)> {
+        let Intent::Update { patch, source } = &self.intent else { return None };
+        match self.outlook(patch, source) {
+            Outlook::Done { cohort_id, version } => Some((cohort_id, version)),
+            _ => None,
+        }
+    }
+
+    /// The update to announce without a cohort: the very one that a cohort may have announced. `None` for one that depends on a
+    /// cohort, or is announced.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub(super) fn alone(&self) -> Result<Option<SignedUpdate>, ProgramError> {
+        let Intent::Update { patch, source } = &self.intent else { return Ok(None) };
+        match self.outlook(patch, source) {
+            Outlook::Again(update) => Ok(Some(update)),
+            Outlook::Next { document, version } => self
+                .sign(patch.clone(), source, document, version)
+                .map(|submission| Some(submission.update))
+                .map_err(|error| ProgramError::Usage(format!("the update cannot be made: {error}"))),
+            Outlook::Done { .. } => Ok(None),
+            Outlook::Blocked(reason) => Err(ProgramError::Usage(reason)),
+        }
+    }
+
+    /// From the initial document, which everybody knows, or from the one that was given or that follows from the vault.
+    fn sign(
+        &self,
+        patch: Value,
+        source: &Source,
+        document: Value,
+        version: u64,
+    ) -> Result<Submission, UpdateError> {
+        let from = (source.is_some() || version > 1).then_some((document, version));
+        sign(&self.identity, patch, &from)
+    }
+
+    fn outlook(&self, patch: &Value, source: &Source) -> Outlook {
+        self.ledger.outlook(patch, source.as_ref(), |update| update.value().get("patch") == Some(patch))
+    }
+
+    /// The member approved this data: its update may be announced from now on.
+    pub(super) fn approved(&self, record: &MemberRecord) {
+        if let Some(update) = &record.update {
+            self.ledger.approved(&record.cohort_id, update);
+        }
+    }
+
+    /// The transaction of that cohort was seen.
+    pub(super) fn announced(&self, record: &MemberRecord) {
+        self.ledger.announced(&record.cohort_id);
+        if record.included() && self.place.is_updating(&record.cohort_id) {
+            let _ = self.added.set(record.cohort_id.clone());
+        }
+    }
+
+    /// The cohort has formed.
+    pub(super) fn is_formed(&self, cohort_id: &CohortId) {
+        self.place.formed(cohort_id);
     }
 
     /// The cohort has accepted this member.
@@ -191,7 +312,17 @@ impl MemberPolicy {
         if self.service.as_ref().is_some_and(|service| *service != advert.service) {
             return Err("its service is not the one that was named".to_owned());
         }
-        self.terms.accept(&advert.conditions)
+        self.terms.accept(&advert.conditions)?;
+        let said = match (&self.intent, self.added.get()) {
+            (Intent::AddBeacon { .. }, Some(cohort_id)) => Some(cohort_id.clone()),
+            _ => self.done().map(|(cohort_id, _)| cohort_id),
+        };
+        match said {
+            Some(cohort_id) if self.idle == Idle::Skip => Err(format!(
+                "what we had to say is announced in cohort {cohort_id} (--idle decline takes part without an update)"
+            )),
+            _ => self.check().unwrap_or_else(|error| Err(error.to_string())),
+        }
     }
 
     /// Publishes the update, where that is wanted. `false` when it must not be announced because that failed.
@@ -214,18 +345,35 @@ impl MemberPolicy {
         }
     }
 
-    fn update(&self, request: &UpdateRequest) -> Result<Option<Submission>, UpdateError> {
+    /// What to submit, or why nothing is.
+    fn update(&self, request: &UpdateRequest) -> Result<Submission, String> {
         let (patch, source) = match &self.intent {
-            Intent::Decline => return Ok(None),
+            Intent::Decline => return Err("that is what was asked for".to_owned()),
             Intent::Update { patch, source } => (patch.clone(), source),
             Intent::AddBeacon { source } => {
+                if let Some(cohort_id) = self.added.get() {
+                    return Err(format!("a beacon was added in cohort {cohort_id}"));
+                }
                 let beacon_type = request.advert.conditions.beacon_type.as_str();
                 let did = self.identity.did();
                 (add_beacon_service_patch(did, beacon_type, request.output.address()), source)
             }
         };
-        sign(&self.identity, patch, source).map(Some)
+        match self.outlook(&patch, source) {
+            Outlook::Done { cohort_id, version } => {
+                Err(format!("version {version} is announced in cohort {cohort_id}"))
+            }
+            Outlook::Blocked(reason) => Err(reason),
+            Outlook::Again(update) => Ok(Submission { update, source: source_of(source) }),
+            Outlook::Next { document, version } => {
+                self.sign(patch, source, document, version).map_err(|error| error.to_string())
+            }
+        }
     }
+}
+
+fn source_of(source: &Source) -> Option<(Arc<Value>, u64)> {
+    source.clone().map(|(document, version)| (Arc::new(document), version))
 }
 
 /// The update of `identity` with this patch, signed, and verified by every rule of the method.
@@ -239,7 +387,7 @@ pub fn sign(identity: &Identity, patch: Value, source: &Source) -> Result<Submis
     let unsigned = build_update(&document, version, patch)?;
     let (method, key) = (identity.verification_method(), identity.secret_key());
     let update = sign_update(&unsigned, identity.did(), method, key, &mut same_bytes_again())?;
-    Ok(Submission { update, source: source.clone().map(|(document, version)| (Arc::new(document), version)) })
+    Ok(Submission { update, source: source_of(source) })
 }
 
 /// For signatures on updates: the same update signed again is to have the same hash, so that what one cohort was given, and
@@ -277,11 +425,12 @@ impl ParticipantPolicy for MemberPolicy {
             return None;
         }
         match self.update(request) {
-            Ok(Some(submission)) if !self.publish(&submission.update).await => None,
-            Ok(submission) => submission,
-            Err(error) => {
-                // The patch was tried before the program started; the cohort must not wait for what cannot be made.
-                self.printer.warn(&format!("the update cannot be made, declining: {error}"));
+            Ok(submission) if !self.publish(&submission.update).await => None,
+            Ok(submission) => Some(submission),
+            Err(_) if matches!(self.intent, Intent::Decline) => None,
+            Err(reason) => {
+                // The cohort must not wait for what cannot be made.
+                self.printer.warn(&format!("no update of ours is submitted, declining: {reason}"));
                 None
             }
         }

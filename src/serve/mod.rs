@@ -204,6 +204,8 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let clock = Clock::system();
     let lost = "cohorts that run are lost, and coins at their addresses come back by recovery only";
     let keeping = Keeping::open(config.state.as_deref(), lost, printer)?;
+    let terms = serde_json::to_value(&conditions).map_err(|error| ProgramError::Internal(error.to_string()))?;
+    keeping.belong_to("serve", &config.identity, config.network, terms, printer).await?;
     let (metrics, readiness) = (Metrics::new(clock), Readiness::default());
     let metrics_server = match &config.metrics_listen {
         Some(address) => {
@@ -274,18 +276,20 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         }
         _ => None,
     };
-    let mut rounds = Rounds::new(config, conditions, service, operator.clone(), printer);
+    let mut rounds = Rounds::new(config, conditions, service, operator.clone(), keeping.clone(), printer);
     let outcome = tokio::select! {
         never = reporting => match never {},
         never = tls::reload(doors.tls.clone(), hangups, printer) => match never {},
         outcome = rounds.run(steps, announcements, recovered) => {
             readiness.set(false);
+            rounds.settled().await;
             // Members are told that it is over: that has its time to travel.
             tokio::time::sleep(FAREWELL).await;
             outcome
         }
         () = &mut stop => {
             readiness.set(false);
+            rounds.settled().await;
             // What is kept goes on when the program is started again.
             if !keeping.is_durable() {
                 rounds.cancel();

@@ -1,9 +1,15 @@
 //! One cohort after another: opening them, keeping what comes of them, and knowing when all are done.
 
-use std::{collections::BTreeSet, io, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use actix::Addr;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{ServeConfig, operator::Operator, results::CohortReport};
 use crate::{
@@ -14,9 +20,13 @@ use crate::{
     bitcoin::{notice::AnnouncementNotice, recovery::CohortFile},
     error::ProgramError,
     events::Printer,
+    keep::Keeping,
     protocol::{cohort::conditions::Conditions, id::CohortId, output::BeaconOutput},
     steps::{Next, Steps},
 };
+
+/// How long what follows from the last steps may take when the program ends.
+const SETTLING: Duration = Duration::from_secs(10);
 
 /// After cohorts that failed to form: not again at once, forever.
 const REOPEN_DELAY: Duration = Duration::from_secs(1);
@@ -27,6 +37,7 @@ pub(super) struct Rounds {
     conditions: Conditions,
     service: Addr<AggregationService>,
     operator: Operator,
+    keeping: Keeping,
     printer: Printer,
     /// Those that count: a cohort that takes another one's place counts instead of it.
     counted: BTreeSet<CohortId>,
@@ -42,6 +53,8 @@ pub(super) struct Rounds {
     unannounced: u32,
     /// Told of announcements that had ended when they were followed.
     ended: (mpsc::UnboundedSender<CohortId>, mpsc::UnboundedReceiver<CohortId>),
+    /// What follows from steps and is not done yet.
+    settling: Vec<JoinHandle<()>>,
 }
 
 impl Rounds {
@@ -50,6 +63,7 @@ impl Rounds {
         conditions: Conditions,
         service: Addr<AggregationService>,
         operator: Operator,
+        keeping: Keeping,
         printer: Printer,
     ) -> Self {
         Self {
@@ -57,6 +71,7 @@ impl Rounds {
             conditions,
             service,
             operator,
+            keeping,
             printer,
             counted: BTreeSet::new(),
             enrolling: BTreeSet::new(),
@@ -65,6 +80,7 @@ impl Rounds {
             announcing: BTreeSet::new(),
             unannounced: 0,
             ended: mpsc::unbounded_channel(),
+            settling: Vec::new(),
         }
     }
 
@@ -76,6 +92,15 @@ impl Rounds {
         mut announcements: Option<Steps<AnnouncementNotice>>,
         recovered: Vec<CohortId>,
     ) -> Result<bool, ProgramError> {
+        // What counted in earlier runs counts on, also when it has ended: `--cohorts` is not by process.
+        if self.config.cohorts.is_some() {
+            for (cohort_id, signed) in self.keeping.counted().await? {
+                if signed {
+                    self.signed.insert(cohort_id.clone());
+                }
+                self.counted.insert(cohort_id);
+            }
+        }
         // They count, and each says in which phase it is before new ones are opened beside it.
         self.counted.extend(recovered.iter().cloned());
         self.live.extend(recovered.iter().cloned());
@@ -101,6 +126,8 @@ impl Rounds {
         loop {
             self.open().await?;
             if self.config.exit_when_done && self.is_done() {
+                // The next run begins to count again.
+                self.keeping.count(&BTreeMap::new()).await?;
                 return Ok(self.signed.is_superset(&self.counted) && self.unannounced == 0);
             }
             tokio::select! {
@@ -142,6 +169,7 @@ impl Rounds {
             self.counted.insert(cohort_id.clone());
             self.enrolling.insert(cohort_id.clone());
             self.live.insert(cohort_id);
+            self.count().await?;
             if self.config.cohorts.is_none() {
                 // Nobody asks how many there were: a service that runs for years need not remember them.
                 self.counted.retain(|counted| self.live.contains(counted));
@@ -149,6 +177,15 @@ impl Rounds {
             }
         }
         Ok(())
+    }
+
+    /// Keeps which cohorts count.
+    async fn count(&self) -> Result<(), ProgramError> {
+        if self.config.cohorts.is_none() {
+            return Ok(());
+        }
+        let counted = self.counted.iter().map(|cohort_id| (cohort_id.clone(), self.signed.contains(cohort_id)));
+        self.keeping.count(&counted.collect()).await
     }
 
     fn take_announcement(&mut self, next: &Next<AnnouncementNotice>) {
@@ -208,6 +245,7 @@ impl Rounds {
                 if report.verified() {
                     self.signed.insert(cohort_id.clone());
                 }
+                self.count().await?;
                 if let Some(directory) = &self.config.out {
                     report.write_to(directory).map_err(|error| cannot_write(directory, error))?;
                 }
@@ -228,6 +266,7 @@ impl Rounds {
                         self.counted.insert(next.clone());
                         self.live.insert(next.clone());
                         self.enrolling.insert(next.clone());
+                        self.count().await?;
                     }
                     None if was_enrolling => tokio::time::sleep(REOPEN_DELAY).await,
                     None => {}
@@ -245,10 +284,11 @@ impl Rounds {
 
     /// Has the operator do what follows from a step, without waiting for a chain here; and then puts the cohort's journal
     /// away, if it has `ended`: not before what follows is written down.
-    fn settle(&self, step: &Arc<ServiceNotice>, ended: Option<&CohortId>) {
+    fn settle(&mut self, step: &Arc<ServiceNotice>, ended: Option<&CohortId>) {
         let (operator, step) = (self.operator.clone(), Arc::clone(step));
         let (service, ended, announced) = (self.service.clone(), ended.cloned(), self.ended.0.clone());
-        actix_rt::spawn(async move {
+        self.settling.retain(|task| !task.is_finished());
+        self.settling.push(actix_rt::spawn(async move {
             if let Operator::Chain(operator) = operator {
                 if let Err(error) = operator.follow(&step).await {
                     // Not archived, the end is told again after a restart.
@@ -262,9 +302,19 @@ impl Rounds {
                 }
             }
             if let Some(cohort_id) = ended {
-                service.do_send(ArchiveCohort(cohort_id));
+                // Answered when that is durable; an actor that is gone has nothing that could be put away.
+                let _ = service.send(ArchiveCohort(cohort_id)).await;
             }
-        });
+        }));
+    }
+
+    /// Ready when all that follows from what was seen is written down, or takes too long: a chain may not answer.
+    pub(super) async fn settled(&mut self) {
+        let settling = futures::future::join_all(self.settling.drain(..));
+        if tokio::time::timeout(SETTLING, settling).await.is_err() {
+            self.printer
+                .warn("not all that ended was put away in time: the next run with this state says it again");
+        }
     }
 
     fn keep_output(&self, cohort_id: &CohortId, output: &BeaconOutput) -> Result<(), ProgramError> {

@@ -130,7 +130,7 @@ impl Sources {
 }
 
 async fn read_state(dir: &Path, kept: &mut Kept) -> Result<(), ReadError> {
-    let state = State::open_existing(dir)?;
+    let state = State::open_to_read(dir)?;
     let vault = StateVault::new(&state);
     let outcome = async {
         for key in vault.all().await? {

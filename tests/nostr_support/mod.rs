@@ -147,6 +147,6 @@ pub fn serve_on(place: &[&str], members: usize, more: &[&str]) -> Running {
 }
 
 pub fn join(running: &Running, name: &str, place: &[&str], more: &[&str]) -> Program {
-    let arguments = ["join", "--service-did", &running.did, "--exit-when-done", "--linger", "4s"];
+    let arguments = ["join", "--service-did", &running.did, "--exit-when-done"];
     Program::start(name, &[&arguments[..], place, more].concat())
 }

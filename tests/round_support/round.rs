@@ -296,7 +296,7 @@ pub fn result(cohort_id: &CohortId, result: &CohortResult) -> Value {
 
 /// A member's record as `join` prints it.
 pub fn record(notice: &ParticipantNotice) -> Option<Value> {
-    let ParticipantNotice::CohortComplete { did, record, .. } = notice else { return None };
+    let ParticipantNotice::SignatureSent { did, record, .. } = notice else { return None };
     let member = (0..MEMBERS).map(member_identity).find(|identity| identity.did() == did).unwrap();
     Some(json!({
         "event": "record",

@@ -286,6 +286,5 @@ impl Service {
 /// A participant that exits when it is done.
 pub fn join(url: &str, identity: &str, arguments: &[&str]) -> Program {
     let fixed = ["join", "--service", url, "--identity", identity, "--events", "json", "--exit-when-done"];
-    let linger = if arguments.contains(&"--linger") { &[][..] } else { &["--linger", "500ms"] };
-    Program::start(&[&fixed, linger, arguments].concat())
+    Program::start(&[&fixed, arguments].concat())
 }

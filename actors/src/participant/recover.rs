@@ -3,7 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use actix::{ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, WrapFuture};
+use actix::{
+    ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, ResponseFuture,
+    WrapFuture,
+};
 use btcr2_aggregation_protocol::{
     cohort::{
         event::{ParticipantEvent, SessionEnd},
@@ -101,6 +104,7 @@ impl ParticipantActor {
             did: self.shared.identity.did().clone(),
             cohort_id: cohort.1.clone(),
             reason: end.to_string(),
+            signed: false,
             end,
         });
         // Strangers advertise as much as they like, also while our disk is full: they push out only their like.
@@ -148,6 +152,10 @@ impl ParticipantActor {
     }
 
     pub(super) fn put_away(&self, cohort: &CohortKey, how: Retention, ctx: &mut Context<Self>) {
+        ctx.spawn(self.putting_away(cohort, how).into_actor(self));
+    }
+
+    fn putting_away(&self, cohort: &CohortKey, how: Retention) -> impl Future<Output = ()> + 'static {
         let (now, journal) = (self.shared.clock.now(), Arc::clone(&self.shared.journal));
         let stream = self.stream(cohort);
         let putting = async move {
@@ -159,7 +167,7 @@ impl ParticipantActor {
                 tracing::error!(%error, "the journal of an ended session cannot be put away");
             }
         };
-        ctx.spawn(putting.instrument(self.span(&cohort.1)).into_actor(self));
+        putting.instrument(self.span(&cohort.1))
     }
 }
 
@@ -208,13 +216,19 @@ impl Handler<SessionGone> for ParticipantActor {
 }
 
 impl Handler<ArchiveSession> for ParticipantActor {
-    type Result = ();
+    type Result = ResponseFuture<()>;
 
-    fn handle(&mut self, ArchiveSession { service, cohort_id }: ArchiveSession, ctx: &mut Self::Context) {
+    fn handle(
+        &mut self,
+        ArchiveSession { service, cohort_id }: ArchiveSession,
+        _: &mut Self::Context,
+    ) -> Self::Result {
         let cohort = (service, cohort_id);
         // A host archives what it was told has failed; but this one's journal may be mended, and bring it back.
         if self.retention == Retention::UntilArchived && !self.halted.contains(&cohort) {
-            self.put_away(&cohort, Retention::UntilArchived, ctx);
+            Box::pin(self.putting_away(&cohort, Retention::UntilArchived))
+        } else {
+            Box::pin(std::future::ready(()))
         }
     }
 }

@@ -3,7 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use actix::{ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, WrapFuture};
+use actix::{
+    ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, ResponseFuture,
+    WrapFuture,
+};
 use btcr2_aggregation_protocol::{
     cohort::event::{CohortFailure, ServiceEvent},
     id::CohortId,
@@ -137,6 +140,10 @@ impl AggregationService {
     }
 
     fn put_away(&self, cohort_id: CohortId, how: Retention, ctx: &mut Context<Self>) {
+        ctx.spawn(self.putting_away(cohort_id, how).into_actor(self));
+    }
+
+    fn putting_away(&self, cohort_id: CohortId, how: Retention) -> impl Future<Output = ()> + 'static {
         let (now, journal) = (self.shared.clock.now(), Arc::clone(&self.shared.journal));
         let span = span::cohort(&cohort_id);
         let putting = async move {
@@ -156,7 +163,7 @@ impl AggregationService {
                 tracing::error!(%cohort_id, %error, "the journal of an ended cohort cannot be put away");
             }
         };
-        ctx.spawn(putting.instrument(span).into_actor(self));
+        putting.instrument(span)
     }
 }
 
@@ -207,12 +214,14 @@ impl Handler<TellEnds> for AggregationService {
 }
 
 impl Handler<ArchiveCohort> for AggregationService {
-    type Result = ();
+    type Result = ResponseFuture<()>;
 
-    fn handle(&mut self, ArchiveCohort(cohort_id): ArchiveCohort, ctx: &mut Self::Context) {
+    fn handle(&mut self, ArchiveCohort(cohort_id): ArchiveCohort, _: &mut Self::Context) -> Self::Result {
         // A host archives what it was told has failed; but this one's journal may be mended, and bring it back.
         if self.settings.retention == Retention::UntilArchived && !self.halted.contains(&cohort_id) {
-            self.put_away(cohort_id, Retention::UntilArchived, ctx);
+            Box::pin(self.putting_away(cohort_id, Retention::UntilArchived))
+        } else {
+            Box::pin(std::future::ready(()))
         }
     }
 }

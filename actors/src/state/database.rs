@@ -26,7 +26,7 @@ use super::{
 };
 use crate::journal::StreamId;
 
-const FILE: &str = "state.redb";
+pub(super) const FILE: &str = "state.redb";
 const UNFINISHED: &str = "state.redb.new";
 
 /// The version of what stands in the tables, but for the events, which have their own.

@@ -21,6 +21,7 @@ mod frame;
 pub mod inboxes;
 mod lock;
 pub mod nonces;
+mod snapshot;
 mod streams;
 mod table;
 #[cfg(test)]
@@ -39,6 +40,7 @@ use std::{
 
 use btcr2_aggregation_protocol::time::Timestamp;
 use futures::{FutureExt, future::BoxFuture};
+use tempfile::TempDir;
 
 use self::{
     database::{Change, Database, Fault},
@@ -61,6 +63,8 @@ pub struct State(Arc<Inner>);
 
 struct Inner {
     dir: PathBuf,
+    /// Where the copy is, of a directory that another process holds. Removed when this is dropped.
+    copy: Option<TempDir>,
     commits: Arc<AtomicU64>,
     /// `None` when closed.
     writer: Mutex<Option<Writer>>,
@@ -97,7 +101,11 @@ impl State {
     /// system does not allow it.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, StateError> {
         let dir = dir.as_ref();
-        let database = Arc::new(Database::open(dir)?);
+        Self::over(dir, Database::open(dir)?, None)
+    }
+
+    fn over(dir: &Path, database: Database, copy: Option<TempDir>) -> Result<Self, StateError> {
+        let database = Arc::new(database);
         let commits = Arc::new(AtomicU64::new(0));
         let (held, counted) = (Arc::clone(&database), Arc::clone(&commits));
         let commit = move |jobs: &[Job]| {
@@ -109,7 +117,7 @@ impl State {
         };
         let writer = Writer::start(commit).map_err(StateError::io("start the writer's thread"))?;
         let database = RwLock::new(Some(database));
-        Ok(Self(Arc::new(Inner { dir: dir.to_owned(), commits, writer: Mutex::new(Some(writer)), database })))
+        Ok(Self(Arc::new(Inner { dir: dir.to_owned(), copy, commits, writer: Mutex::new(Some(writer)), database })))
     }
 
     /// The same for a directory that is there already.
@@ -119,6 +127,26 @@ impl State {
     pub fn open_existing(dir: impl AsRef<Path>) -> Result<Self, StateError> {
         let dir = dir.as_ref();
         if Database::is_in(dir)? { Self::open(dir) } else { Err(StateError::Missing { dir: dir.to_owned() }) }
+    }
+
+    /// The same for reading: of a directory that another process holds, a copy of how it is now. What is written to that is lost.
+    ///
+    /// # Errors
+    /// As [`open_existing`](Self::open_existing), and when the other process writes all the time.
+    pub fn open_to_read(dir: impl AsRef<Path>) -> Result<Self, StateError> {
+        let dir = dir.as_ref();
+        match Self::open_existing(dir) {
+            Err(StateError::Locked { .. }) => {
+                let copy = snapshot::copy(dir)?;
+                Self::over(dir, Database::open(copy.path())?, Some(copy))
+            }
+            opened => opened,
+        }
+    }
+
+    /// Whether it is a copy of a directory that another process holds.
+    pub fn is_copy(&self) -> bool {
+        self.0.copy.is_some()
     }
 
     /// The directory.

@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
+use bitcoin::Txid;
 use btcr2_aggregation_protocol::{did::Did, id::CohortId, sidecar::MemberRecord, transcript::SignedTranscriptHead};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -25,6 +26,10 @@ pub struct VaultEntry {
     /// The head of the cohort's transcript, signed by the service, when the member got it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transcript: Option<SignedTranscriptHead>,
+    /// The transaction that announces it, once the member has seen it signed. Until then what was approved may be announced, or
+    /// never be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub txid: Option<Txid>,
 }
 
 /// Which entry. The service is part of it: services choose the names of their cohorts, and one could choose another's.
@@ -63,6 +68,7 @@ impl VaultEntry {
         }
         self.genesis_document = either(self.genesis_document, known.genesis_document).ok()?;
         self.transcript = either(self.transcript, known.transcript).ok()?;
+        self.txid = either(self.txid, known.txid).ok()?;
         Some(self)
     }
 }

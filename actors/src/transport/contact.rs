@@ -9,7 +9,10 @@ use std::{
 };
 
 use serde::{Serialize, Serializer};
-use tokio::{sync::broadcast, time::Instant};
+use tokio::{
+    sync::{broadcast, watch},
+    time::Instant,
+};
 
 /// How long the same cause at the same place is not reported again.
 const REPEAT: Duration = Duration::from_secs(600);
@@ -94,6 +97,8 @@ pub struct Contacts(Arc<Inner>);
 struct Inner {
     known: Mutex<BTreeMap<(String, Purpose), Known>>,
     notices: broadcast::Sender<ContactNotice>,
+    /// Whether any peer was ever reached.
+    answered: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -107,7 +112,7 @@ struct Known {
 impl Default for Contacts {
     fn default() -> Self {
         let (notices, _) = broadcast::channel(BACKLOG);
-        Self(Arc::new(Inner { known: Mutex::default(), notices }))
+        Self(Arc::new(Inner { known: Mutex::default(), notices, answered: watch::Sender::new(false) }))
     }
 }
 
@@ -121,6 +126,19 @@ impl Contacts {
     /// All notifications from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<ContactNotice> {
         self.0.notices.subscribe()
+    }
+
+    /// Ready as soon as any peer has ever been reached.
+    pub async fn first(&self) {
+        // The sender is in `self`.
+        let _ = self.0.answered.subscribe().wait_for(|answered| *answered).await;
+    }
+
+    /// What was wrong last, at a peer that cannot be reached now.
+    pub fn problem(&self) -> Option<String> {
+        let known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let latest = known.iter().filter(|(_, known)| known.unreachable).max_by_key(|(_, known)| known.reported)?;
+        Some(format!("{}: {}", latest.0.0, latest.1.problem))
     }
 
     /// An attempt failed. The peers are those of the configuration, so there are few.
@@ -142,6 +160,7 @@ impl Contacts {
 
     /// An attempt succeeded.
     pub(crate) fn reached(&self, peer: &str, purpose: Purpose) {
+        self.0.answered.send_replace(true);
         let mut known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(known) = known.get_mut(&(peer.to_owned(), purpose)) else { return };
         if std::mem::take(&mut known.unreachable) {
@@ -221,6 +240,17 @@ mod tests {
             contacts.reached("wss://x", Purpose::Relay);
         }
         assert_eq!(heard(&mut receiver).len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_answer_is_waited_for() {
+        let contacts = Contacts::default();
+        contacts.failed("https://x", Purpose::Adverts, "dns error");
+        assert!(tokio::time::timeout(REPEAT, contacts.first()).await.is_err());
+        assert_eq!(contacts.problem().unwrap(), "https://x: dns error");
+        contacts.reached("https://x", Purpose::Adverts);
+        contacts.first().await;
+        assert_eq!(contacts.problem(), None);
     }
 
     #[tokio::test]

@@ -305,7 +305,7 @@ impl Ear<ParticipantNotice> {
     pub async fn records(&mut self, cohort: &CohortId, members: usize) -> BTreeMap<Did, Arc<MemberRecord>> {
         let mut records = BTreeMap::new();
         self.wait_for(|notice| {
-            if let ParticipantNotice::CohortComplete { did, cohort_id, record, included } = notice
+            if let ParticipantNotice::SignatureSent { did, cohort_id, record, included, .. } = notice
                 && cohort_id == cohort
             {
                 assert_eq!(*included, record.included());

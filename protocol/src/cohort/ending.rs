@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use bitcoin::Txid;
 use serde::{Deserialize, Serialize};
 
 use crate::{did::Did, id::CohortId, message::control::CohortEnded, update::Edition};
@@ -136,8 +137,14 @@ impl fmt::Display for CohortFailure {
 pub enum SessionEnd {
     /// The host did not want to join.
     NotJoined,
-    /// We signed, and the time to ask us for the fallback is over.
+    /// We signed, and the time to ask us for the fallback is over, or the service says that it is complete without showing the
+    /// transaction: what became of it is not known here.
     Signed,
+    /// The signed transaction was seen and verified: it announces what we approved.
+    Completed {
+        /// Its identifier.
+        txid: Txid,
+    },
     /// We rejected the aggregated data.
     DataRejected {
         /// Why.
@@ -173,9 +180,14 @@ pub enum SessionEnd {
 }
 
 impl SessionEnd {
-    /// Whether the service says that the transaction is signed: without us, or it would be [`Self::Signed`].
+    /// Whether the transaction is signed, by what was seen or by the service's word: without us, or it would be
+    /// [`Self::Signed`].
     pub fn says_completed(&self) -> bool {
-        matches!(self, Self::EndedByService { code, .. } if code == CohortEnded::COMPLETED)
+        match self {
+            Self::Completed { .. } => true,
+            Self::EndedByService { code, .. } => code == CohortEnded::COMPLETED,
+            _ => false,
+        }
     }
 }
 
@@ -183,7 +195,8 @@ impl fmt::Display for SessionEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotJoined => f.write_str("not joined"),
-            Self::Signed => f.write_str("signed"),
+            Self::Signed => f.write_str("signed by us; what became of the transaction is not known"),
+            Self::Completed { txid } => write!(f, "the signed transaction {txid} was verified"),
             Self::DataRejected { reason } => write!(f, "the aggregated data was rejected: {reason}"),
             Self::SigningRefused => f.write_str("signing was refused"),
             Self::TimedOut { phase } => write!(f, "the service was not heard from in time while {phase}"),

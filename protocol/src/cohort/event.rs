@@ -274,6 +274,9 @@ pub enum ParticipantEvent {
         value: Amount,
         /// Which path is to be signed.
         path: SpendPath,
+        /// Until when the service may ask for the fallback, as it says itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<Timestamp>,
     },
     /// The host approved of signing the transaction.
     SigningApproved {
@@ -327,6 +330,15 @@ pub enum ParticipantEvent {
         /// The signature.
         signature: Bytes<64>,
     },
+    /// The service showed the signed transaction, and it is the one that announces what we approved.
+    TransactionSeen {
+        /// When.
+        at: Timestamp,
+        /// The transaction, with its witness.
+        transaction: Arc<Transaction>,
+        /// The path that it takes.
+        path: SpendPath,
+    },
     /// The session is over.
     SessionEnded {
         /// When.
@@ -350,6 +362,7 @@ impl ParticipantEvent {
                 | Self::PartialSignatureSent { .. }
                 | Self::FallbackRequested { .. }
                 | Self::FallbackSignatureSent { .. }
+                | Self::TransactionSeen { .. }
         )
     }
 }

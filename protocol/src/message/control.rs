@@ -1,9 +1,15 @@
 //! Our extensions beside the round: how a cohort ended, and signs of life. The TypeScript implementation ignores them, and each
 //! works when only our side speaks it.
 
+use std::sync::Arc;
+
+use bitcoin::{Amount, Transaction};
 use serde::{Deserialize, Serialize};
 
-use super::present;
+use super::{
+    present,
+    sign::{satoshi_text, signed_transaction_hex},
+};
 use crate::id::CohortId;
 
 /// `control/cohort_ended`: the cohort is over; nobody need wait for it any more.
@@ -22,6 +28,22 @@ pub struct CohortEnded {
     /// The cohort that is formed in its place, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub next_cohort_id: Option<CohortId>,
+    /// Of a completed cohort: the transaction that was signed, so that the member can verify it. Absent where it is too large
+    /// for one message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed: Option<SignedTransaction>,
+}
+
+/// A signed beacon transaction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SignedTransaction {
+    /// The transaction with its witness, as nodes exchange it.
+    #[serde(with = "signed_transaction_hex")]
+    pub tx: Arc<Transaction>,
+    /// The value of the output that it spends, a decimal string of satoshi: signatures commit to it.
+    #[serde(with = "satoshi_text")]
+    pub prev_out_value: Amount,
 }
 
 impl CohortEnded {

@@ -24,6 +24,10 @@ pub struct AuthorizationRequest {
     /// Its value, a decimal string of satoshi.
     #[serde(with = "satoshi_text")]
     pub prev_out_value: Amount,
+    /// An extension of ours: until when the service may still ask for the fallback of this session, in Unix seconds. A member
+    /// that leaves before could be missed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_deadline: Option<u64>,
 }
 
 /// `sign/nonce_contribution`: a member's public nonce.
@@ -134,14 +138,33 @@ mod script_hex {
     }
 }
 
-mod satoshi_text {
+/// A transaction with its witness, in the serialization of BIP-144.
+pub(super) mod signed_transaction_hex {
+    use std::sync::Arc;
+
+    use super::{Deserialize, Deserializer, HEXLOWER, Serializer, Transaction, consensus, de};
+
+    pub(in crate::message) fn serialize<S: Serializer>(tx: &Transaction, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&HEXLOWER.encode(&consensus::serialize(tx)))
+    }
+
+    pub(in crate::message) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Arc<Transaction>, D::Error> {
+        let hex = String::deserialize(deserializer)?;
+        let bytes = HEXLOWER.decode(hex.as_bytes()).map_err(|_| de::Error::custom("lower-case hex expected"))?;
+        consensus::deserialize(&bytes).map(Arc::new).map_err(|_| de::Error::custom("a transaction expected"))
+    }
+}
+
+pub(super) mod satoshi_text {
     use super::{Amount, Deserialize, Deserializer, Serialize, Serializer, de};
 
-    pub(super) fn serialize<S: Serializer>(amount: &Amount, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(in crate::message) fn serialize<S: Serializer>(amount: &Amount, serializer: S) -> Result<S::Ok, S::Error> {
         amount.to_sat().to_string().serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Amount, D::Error> {
+    pub(in crate::message) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Amount, D::Error> {
         let text = String::deserialize(deserializer)?;
         let canonical = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
         let amount = text.parse().ok().filter(|_| canonical).map(Amount::from_sat);

@@ -130,6 +130,32 @@ impl FallbackLeaf {
         Ok(sighash::with_witness(tx, self.witness(by_key.iter().rev().copied()))?)
     }
 
+    /// Whether `witness` spends `prevout` in `tx` on this leaf: exactly k members' signatures, each valid, and nothing else.
+    pub(super) fn is_spent_by(&self, tx: &Transaction, prevout: &TxOut, witness: &Witness) -> bool {
+        let elements: Vec<&[u8]> = witness.iter().collect();
+        let Some(([signatures @ .., script, control], digest)) =
+            Some(elements.as_slice()).zip(self.sighash(tx, prevout).ok())
+        else {
+            return false;
+        };
+        if *script != self.path.script.as_bytes() || *control != self.path.control_block.as_slice() {
+            return false;
+        }
+        // In reverse key order, as the script takes them from the stack.
+        let mut valid = 0;
+        let each = signatures.len() == self.keys.len()
+            && self.keys().zip(signatures.iter().rev()).all(|(key, element)| {
+                match <[u8; 64]>::try_from(*element) {
+                    Ok(signature) => {
+                        valid += 1;
+                        key.verify(&digest, &Signature::from_bytes(&signature))
+                    }
+                    Err(_) => element.is_empty(),
+                }
+            });
+        each && valid == self.threshold
+    }
+
     /// A witness of the size that every spend of this leaf has.
     pub(super) fn witness_of_spend_size(&self) -> Witness {
         let zeros = Signature::from_bytes(&[0; 64]);

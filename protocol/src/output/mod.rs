@@ -38,7 +38,8 @@ pub use sighash::InputCountError;
 pub use singleton::{InitialBeacon, InitialBeaconKind, SingletonAnnouncement, SingletonError};
 pub use transaction::{
     BuildError, Change, Coin, DEFAULT_MAX_FEE_RATE, TransactionFault, build_beacon_transaction,
-    check_beacon_transaction, check_fee, fallback_vsize, finalize_key_path, key_path_sighash, key_path_vsize,
+    check_beacon_transaction, check_fee, check_signed, fallback_vsize, finalize_key_path, key_path_sighash,
+    key_path_vsize, unsigned,
 };
 
 use crate::{

@@ -6,7 +6,7 @@ use bitcoin::{
 };
 
 use super::{BeaconOutput, FallbackLeaf, InputCountError, sighash};
-use crate::{hash::SignalBytes, key::Signature};
+use crate::{cohort::event::SpendPath, hash::SignalBytes, key::Signature};
 
 /// An unspent output that pays to the beacon address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,6 +263,12 @@ pub enum TransactionFault {
     /// Nodes do not relay a transaction of this weight.
     #[error("the signed transaction would have a weight of {0}, nodes relay at most 400000")]
     Weight(u64),
+    /// The witness is not one of the cohort.
+    #[error("the transaction is not signed by the cohort")]
+    NotSigned,
+    /// It is another transaction than the one that was to be signed.
+    #[error("it is another transaction than the one that was asked for")]
+    AnotherTransaction,
     /// The fee is above what the member accepts.
     #[error("the fee is {fee}, at most {limit} is accepted ({rate} sat/vB)")]
     Fee {
@@ -396,6 +402,35 @@ fn check_signal_output(last: &TxOut, signal: &SignalBytes) -> Result<(), Transac
         return Err(TransactionFault::SignalValue(last.value));
     }
     Ok(())
+}
+
+/// Which path the witness of `tx` takes to spend an output of `value` of the cohort with this `output`, if it does: the
+/// signatures are verified as BIP-341 and BIP-342 ask.
+///
+/// # Errors
+/// [`TransactionFault`], when it is not signed so.
+pub fn check_signed(tx: &Transaction, output: &BeaconOutput, value: Amount) -> Result<SpendPath, TransactionFault> {
+    let [input] = tx.input.as_slice() else {
+        return Err(InputCountError(tx.input.len()).into());
+    };
+    let prevout = TxOut { value, script_pubkey: output.script_pubkey().to_owned() };
+    if let [signature] = input.witness.to_vec().as_slice()
+        && let Ok(signature) = <[u8; 64]>::try_from(signature.as_slice())
+        && output.output_key().verify(&key_path_sighash(tx, &prevout)?, &Signature::from_bytes(&signature))
+    {
+        return Ok(SpendPath::KeyPath);
+    }
+    match output.fallback() {
+        Some(leaf) if leaf.is_spent_by(tx, &prevout, &input.witness) => Ok(SpendPath::ScriptPath),
+        _ => Err(TransactionFault::NotSigned),
+    }
+}
+
+/// `tx` without its witness: what its members were asked to sign.
+pub fn unsigned(tx: &Transaction) -> Transaction {
+    let mut unsigned = tx.clone();
+    unsigned.input.iter_mut().for_each(|input| input.witness.clear());
+    unsigned
 }
 
 /// What the cohort signs by MuSig2: the key path digest of `tx`, which spends `prevout` (BIP-341, SIGHASH_DEFAULT).

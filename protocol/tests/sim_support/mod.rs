@@ -251,6 +251,7 @@ pub mod bodies {
                 pending_tx: pending_tx.clone(),
                 prev_out_script_hex: ScriptBuf::new(),
                 prev_out_value: Amount::ZERO,
+                session_deadline: None,
             }
             .into(),
             AggregatedNonce {

@@ -218,6 +218,8 @@ pub struct ParticipantCohort {
     /// When we opted in: nobody can answer that earlier.
     opted_in: Timestamp,
     phase: Phase,
+    /// The signed transaction, once it was seen and verified.
+    seen: Option<Arc<Transaction>>,
 }
 
 /// How many spent sessions are remembered. A cohort has one session, and a few more if its service was restored from a
@@ -234,6 +236,7 @@ impl PartialEq for ParticipantCohort {
             && self.spent == other.spent
             && self.opted_in == other.opted_in
             && self.phase == other.phase
+            && self.seen == other.seen
     }
 }
 
@@ -259,6 +262,7 @@ impl ParticipantCohort {
             opted_in: Timestamp::NEVER,
             spent: BTreeSet::new(),
             phase: Phase::Planned,
+            seen: None,
         }
     }
 
@@ -270,6 +274,11 @@ impl ParticipantCohort {
     /// What is known now.
     pub fn phase(&self) -> &Phase {
         &self.phase
+    }
+
+    /// The signed transaction, once it was seen and verified.
+    pub fn seen(&self) -> Option<&Arc<Transaction>> {
+        self.seen.as_ref()
     }
 
     /// What the member keeps of the round: from its first signature on, for the path does not change it; or from the word
@@ -348,18 +357,23 @@ impl ParticipantCohort {
             Body::AggregatedNonce(body) => self.on_aggregated_nonce(now, from, body),
             Body::FallbackAuthorizationRequest(body) => self.on_fallback_request(now, from, body),
             Body::PresenceRequest(_) => Ok(self.on_presence_request()),
-            Body::CohortEnded(body) => Ok(self.on_ended(now, body)),
+            Body::CohortEnded(body) => self.on_ended(now, from, body),
             _ => Err(Reject::new(RejectCode::WrongSender, from, "only a member sends this type")),
         }
     }
 
     /// The service says that nobody waits for us any more. It is trusted with liveness, so it may.
-    fn on_ended(&self, now: Timestamp, body: &CohortEnded) -> Vec<ParticipantEvent> {
+    fn on_ended(&self, now: Timestamp, from: &Did, body: &CohortEnded) -> Result<Vec<ParticipantEvent>, Reject> {
         /// The service's words are kept, but only so many of them.
         const LONGEST: usize = 500;
         let short = |text: &str| text.chars().take(LONGEST).collect::<String>();
         let reason = match &self.phase {
-            Phase::Ended { .. } => return Vec::new(),
+            Phase::Ended { .. } => return Ok(Vec::new()),
+            Phase::Approved { .. } | Phase::Signing { .. }
+                if let (CohortEnded::COMPLETED, Some(signed)) = (body.code.as_str(), &body.signed) =>
+            {
+                return self.on_signed(now, from, signed);
+            }
             // Nothing was joined, so nothing has failed: whoever advertises must not be able to tell us otherwise.
             Phase::Planned | Phase::Invited { .. } => SessionEnd::NotJoined,
             Phase::Signing { stage, .. } if stage.has_signed() && body.code == CohortEnded::COMPLETED => {
@@ -372,7 +386,7 @@ impl ParticipantCohort {
                 next: body.next_cohort_id.clone(),
             },
         };
-        vec![ParticipantEvent::SessionEnded { at: now, reason }]
+        Ok(vec![ParticipantEvent::SessionEnded { at: now, reason }])
     }
 
     fn on_tick(&self, now: Timestamp) -> Vec<ParticipantEvent> {
@@ -450,6 +464,7 @@ impl Machine for ParticipantCohort {
                 self.spent.insert(session_id.clone());
             }
             ParticipantEvent::OptedIn { at } => self.opted_in = *at,
+            ParticipantEvent::TransactionSeen { transaction, .. } => self.seen = Some(Arc::clone(transaction)),
             _ => {}
         }
         let timing = self.timing;

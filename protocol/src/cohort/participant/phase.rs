@@ -37,6 +37,8 @@ pub struct Request {
     pub transaction: Transaction,
     /// The value of the output that it spends.
     pub value: Amount,
+    /// Until when the service may ask for the fallback, if it has said so: until then we stay, whatever our own timing is.
+    pub until: Option<Timestamp>,
 }
 
 impl Request {
@@ -184,16 +186,20 @@ impl Phase {
             }
             (ParticipantEvent::PresenceConfirmed, Self::Approved { present, .. }) => *present = true,
             (
-                ParticipantEvent::SigningRequested { at, session_id, transaction, value, path },
+                ParticipantEvent::SigningRequested { at, session_id, transaction, value, path, until },
                 Self::Approved { round, .. },
             ) => {
-                let request =
-                    Request { session_id: session_id.clone(), transaction: transaction.clone(), value: *value };
+                let request = Request {
+                    session_id: session_id.clone(),
+                    transaction: transaction.clone(),
+                    value: *value,
+                    until: *until,
+                };
                 *self = Self::Signing {
                     round: Arc::clone(round),
                     request: Arc::new(request),
                     stage: Stage::Deciding(*path),
-                    deadline: deadline_from(*at),
+                    deadline: deadline_from(*at).max(until.unwrap_or_default()),
                 };
             }
             (ParticipantEvent::SessionEnded { reason, .. }, phase) => {
@@ -206,7 +212,10 @@ impl Phase {
                 };
                 *self = Self::Ended { reason: reason.clone(), signed };
             }
-            (_, Self::Signing { stage, deadline, .. }) => apply_to_stage(event, stage, deadline, deadline_from),
+            (_, Self::Signing { stage, deadline, request, .. }) => {
+                let until = request.until.unwrap_or_default();
+                apply_to_stage(event, stage, deadline, |at| deadline_from(at).max(until));
+            }
             _ => {}
         }
     }

@@ -1,5 +1,7 @@
 //! Signing: the transaction is checked before anything else, the secret nonce is used once, the fallback is served.
 
+use std::sync::Arc;
+
 use bitcoin::{Amount, Script, Transaction};
 use musig2::AggNonce;
 
@@ -10,13 +12,15 @@ use super::{
 use crate::{
     cohort::event::{ParticipantEvent, SessionEnd, SpendPath},
     did::Did,
+    envelope::CLOCK_SKEW,
     error::{Reject, RejectCode},
     id::SessionId,
     message::{
         Body, Bytes, Message,
+        control::SignedTransaction,
         sign::{AggregatedNonce, AuthorizationRequest, FallbackAuthorizationRequest},
     },
-    output::{check_beacon_transaction, check_fee},
+    output::{TransactionFault, check_beacon_transaction, check_fee, check_signed, unsigned},
     time::Timestamp,
 };
 
@@ -44,6 +48,7 @@ impl ParticipantCohort {
             transaction: body.pending_tx.clone(),
             value: body.prev_out_value,
             path: SpendPath::KeyPath,
+            until: body.session_deadline.map(|until| self.bounded(now, until)),
         }])
     }
 
@@ -196,6 +201,7 @@ impl ParticipantCohort {
                 transaction: body.pending_tx.clone(),
                 value: body.prev_out_value,
                 path: SpendPath::ScriptPath,
+                until: None,
             }]);
         };
         // The fallback is for the very transaction that the key path was asked for; the script was checked with it.
@@ -209,6 +215,45 @@ impl ParticipantCohort {
             | Stage::FallbackSent(_) => Ok(Vec::new()),
             _ => Ok(vec![ParticipantEvent::FallbackRequested { at: now }]),
         }
+    }
+
+    /// The service's own deadline, with the time that its last message needs; no later than a whole cohort may take, or it could
+    /// hold our place for ever.
+    fn bounded(&self, now: Timestamp, until: u64) -> Timestamp {
+        (Timestamp::from_secs(until) + CLOCK_SKEW).min(now + self.timing.cohort_ttl)
+    }
+
+    /// The signed transaction that the service shows at the end, verified: it is the one that we were asked to sign, or, where we
+    /// were not asked, one that announces what we approved; and the cohort has signed it.
+    pub(super) fn on_signed(
+        &self,
+        now: Timestamp,
+        from: &Did,
+        signed: &SignedTransaction,
+    ) -> Result<Vec<ParticipantEvent>, Reject> {
+        let (round, request) = match &self.phase {
+            Phase::Approved { round, .. } => (round, None),
+            Phase::Signing { round, request, .. } => (round, Some(request)),
+            _ => {
+                return Err(Reject::new(RejectCode::WrongPhase, from, "we have not approved any data to announce"));
+            }
+        };
+        let (tx, value) = (&signed.tx, request.map_or(signed.prev_out_value, |request| request.value));
+        let bare = unsigned(tx);
+        let is_ours = match request {
+            Some(request) if request.transaction == bare => Ok(()),
+            Some(_) => Err(TransactionFault::AnotherTransaction),
+            None => {
+                check_beacon_transaction(&bare, &round.output, round.output.script_pubkey(), value, &round.signal)
+            }
+        };
+        let path = is_ours
+            .and_then(|()| check_signed(tx, &round.output, value))
+            .map_err(|fault| Reject::new(RejectCode::TransactionMismatch, from, fault))?;
+        Ok(vec![
+            ParticipantEvent::TransactionSeen { at: now, transaction: Arc::clone(tx), path },
+            ParticipantEvent::SessionEnded { at: now, reason: SessionEnd::Completed { txid: tx.compute_txid() } },
+        ])
     }
 
     /// Everything about the transaction, before a nonce is opened for it.

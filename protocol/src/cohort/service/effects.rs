@@ -12,10 +12,11 @@ use crate::{
     did::Did,
     message::{
         Bytes, SharedBody,
-        control::{CohortEnded, PresenceRequest},
+        control::{CohortEnded, PresenceRequest, SignedTransaction},
         keygen::{CohortOptInAccept, CohortReady},
         update::DistributeAggregatedData,
     },
+    signing::Signed,
 };
 
 impl ServiceCohort {
@@ -162,6 +163,7 @@ impl ServiceCohort {
                     reason: format!("signed by the {}", outcome.path),
                     at_fault: false,
                     next_cohort_id: None,
+                    signed: shown(outcome),
                 }
                 .into();
                 formed.send(|_| true, |_| body.clone())
@@ -172,7 +174,8 @@ impl ServiceCohort {
                 let next = successor.as_ref().map(|terms| terms.cohort_id.clone());
                 let body = |at_fault, next_cohort_id| -> SharedBody {
                     let (code, reason) = (reason.code().to_owned(), reason.to_string());
-                    CohortEnded { cohort_id: cohort_id.clone(), code, reason, at_fault, next_cohort_id }.into()
+                    let cohort_id = cohort_id.clone();
+                    CohortEnded { cohort_id, code, reason, at_fault, next_cohort_id, signed: None }.into()
                 };
                 // Two bodies for everybody, each built once.
                 let (innocent, guilty) = (body(false, next), body(true, None));
@@ -192,6 +195,14 @@ impl ServiceCohort {
             _ => Vec::new(),
         }
     }
+}
+
+/// The signed transaction as members are shown it, unless it is too large for a message on every carrier: a fallback of some
+/// three hundred members.
+fn shown(outcome: &Signed) -> Option<SignedTransaction> {
+    const MOST: usize = 28_000;
+    let tx = Arc::new(outcome.transaction.clone());
+    (tx.total_size() <= MOST).then_some(SignedTransaction { tx, prev_out_value: outcome.value })
 }
 
 fn ask_transaction(formed: &Formed, aggregated: &Aggregated) -> ServiceEffect {

@@ -9,6 +9,7 @@ use crate::{
         Bytes, SharedBody,
         sign::{AggregatedNonce, AuthorizationRequest, FallbackAuthorizationRequest},
     },
+    time::Timestamp,
 };
 
 impl SigningSession {
@@ -48,6 +49,7 @@ impl SigningSession {
             pending_tx: task.transaction.clone(),
             prev_out_script_hex: task.output.script_pubkey().to_owned(),
             prev_out_value: task.value,
+            session_deadline: self.last_deadline().map(Timestamp::as_secs),
         };
         self.send(&body.into(), of)
     }

@@ -260,6 +260,15 @@ impl SigningSession {
         }
     }
 
+    /// The latest time at which this session can end, whatever is extended and whoever is missing: members are told, so that they
+    /// are there for the fallback.
+    pub(super) fn last_deadline(&self) -> Option<Timestamp> {
+        const PHASES: [TimedPhase; 3] = [TimedPhase::Nonces, TimedPhase::PartialSignatures, TimedPhase::Fallback];
+        let deadline = self.deadline()?;
+        let longest = |phase| self.task.rules.longest(phase, &self.task.timing);
+        Some(PHASES.into_iter().fold(deadline, |end, phase| end + longest(phase)))
+    }
+
     /// Whether deciding `input` takes so much curve work that it should not run beside other actors: the aggregation of a
     /// large cohort's nonces and partial signatures.
     pub fn is_heavy(&self, input: &SessionInput) -> bool {

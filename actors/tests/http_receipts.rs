@@ -175,7 +175,7 @@ fn after_a_restart_external_members_are_known_without_their_opt_ins() {
         let (second, _deliveries) = site().await;
         let decline = SubmitNonIncluded { cohort_id: cohort_id.clone() };
         let request = second.inbox_request(&member);
-        assert_ne!(second.ask(request).await.status, 200, "nobody knows its key yet");
+        assert!(second.open(request).await.next().await.is_none(), "nobody knows its key yet");
         let (process, mut service) = serve(&world, &second, Arc::clone(&world.journal)).await;
         process
             .run(async {

@@ -191,7 +191,9 @@ fn tampered_inbox_requests_are_unauthorized() {
             let expected = match text(case, "result") {
                 "OK" => (200, ""),
                 // What a proxy makes of the path: a server tries the signature over the encoded path too.
-                _ if name == "path with the DID not percent-encoded" => (200, ""),
+                _ if name == "path with the DID not percent-encoded" || name == "path with lower-case escapes" => {
+                    (200, "")
+                }
                 // These are not paths of an inbox here.
                 _ if name == "other path" || name == "path with a prefix" => (404, "not_found"),
                 _ => (401, "unauthorized"),

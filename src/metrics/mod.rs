@@ -305,7 +305,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_cohort_is_counted_in_its_phase_until_it_ends() {
-        let metrics = Metrics::new(Clock::system());
+        let metrics = Metrics::new(Clock::starting_at(Clock::system().now()));
         let cohort_id = cohort("11111111-1111-4111-8111-111111111111");
         metrics.observe(&ServiceNotice::CohortAdvertised { cohort_id: cohort_id.clone() });
         assert!(metrics.to_text().contains("btcr2_cohorts{phase=\"enrolling\"} 1\n"));

@@ -170,7 +170,9 @@ impl Buckets {
     fn sweep(&mut self, most: usize, now: Timestamp) {
         let len = self.by_key.len();
         let doubled = len >= self.sweep_at.max(1024);
-        let crowded = len >= most && now.since(self.swept) >= Duration::from_millis(100);
+        // Also when the clock was set back since.
+        let apart = now.since(self.swept).max(self.swept.since(now));
+        let crowded = len >= most && apart >= Duration::from_millis(100);
         if doubled || crowded {
             self.by_key.retain(|_, bucket| !bucket.is_full_at(now));
             self.sweep_at = self.by_key.len() * 2;
@@ -196,9 +198,11 @@ impl Bucket {
     fn refilled(self, rate: Rate, now: Timestamp) -> Self {
         let gained = u64::try_from(now.since(self.at).as_millis()).unwrap_or(u64::MAX);
         let gained = gained.saturating_mul(u64::from(rate.per_second));
-        // Requests overlap a little; a clock that was set back would otherwise give nothing until it is there again.
-        let set_back = self.at.since(now) > Duration::from_secs(1);
-        let full = Self::full(rate, if set_back { now } else { now.max(self.at) });
+        // Requests overlap a little. Beyond that the clock was set back, and nobody knows how long ago this was.
+        if self.at.since(now) > Duration::from_secs(1) {
+            return Self::full(rate, now);
+        }
+        let full = Self::full(rate, now.max(self.at));
         Self { millitokens: self.millitokens.saturating_add(gained).min(full.millitokens), ..full }
     }
 

@@ -309,7 +309,7 @@ pub fn describe(bytes: &[u8]) -> Option<&'static str> {
 }
 
 fn is_hex(text: &str) -> bool {
-    text.len() % 2 == 0 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+    text.len().is_multiple_of(2) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// An error with its causes, which say what the first words do not: `base58 error`.

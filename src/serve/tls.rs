@@ -1,6 +1,11 @@
 //! Certificate and key for https, read at the start and again when the operator asks for it.
 
-use std::{convert::Infallible, io, path::PathBuf, sync::Arc};
+use std::{
+    convert::Infallible,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls::{
     ServerConfig,
@@ -44,7 +49,7 @@ impl Tls {
     }
 }
 
-fn refuse(what: &PathBuf, error: String) -> ProgramError {
+fn refuse(what: &Path, error: String) -> ProgramError {
     ProgramError::Io { what: what.display().to_string(), error: io::Error::new(io::ErrorKind::InvalidData, error) }
 }
 

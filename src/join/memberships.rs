@@ -14,7 +14,7 @@ use crate::{
         notice::ParticipantNotice,
         participant::{ArchiveSession, ParticipantActor},
     },
-    protocol::{cohort::event::ParticipantEvent, did::Did, id::CohortId},
+    protocol::{cohort::event::ParticipantEvent, did::Did, id::CohortId, update::SignedUpdate},
 };
 
 /// A session that the journal knows.
@@ -24,6 +24,10 @@ pub(super) struct Earlier {
     pub(super) answered: bool,
     /// Whether it had ended when the program started.
     pub(super) ended: bool,
+    /// Our update, once we approved data that holds it: it may be announced.
+    pub(super) approved: Option<SignedUpdate>,
+    /// Whether its signed transaction was seen.
+    pub(super) seen: bool,
 }
 
 /// The sessions of `did` in which it had joined. A stream that cannot be read is passed over here: its
@@ -42,7 +46,14 @@ pub(super) async fn earlier(journal: &dyn Journal, did: &Did) -> Result<Vec<Earl
         let ended = any(|fact| matches!(fact, ParticipantEvent::SessionEnded { .. }));
         if joined {
             let answered = any(|fact| matches!(fact, ParticipantEvent::UpdateSubmitted { .. }));
-            found.push(Earlier { cohort_id, answered, ended });
+            let approves = any(|fact| matches!(fact, ParticipantEvent::ValidationSent { approved: true, .. }));
+            let seen = any(|fact| matches!(fact, ParticipantEvent::TransactionSeen { .. }));
+            let submitted = facts.iter().find_map(|fact| match fact {
+                ParticipantEvent::UpdateSubmitted { update, .. } => Some(update.clone()),
+                _ => None,
+            });
+            let approved = submitted.filter(|_| approves);
+            found.push(Earlier { cohort_id, answered, ended, approved, seen });
         }
     }
     Ok(found)
@@ -65,6 +76,8 @@ pub(super) struct Memberships {
     joined: BTreeSet<CohortId>,
     /// Those whose end an earlier run was told, or should have been.
     ended: BTreeSet<CohortId>,
+    /// Those of them that were not told in this run yet.
+    untold: BTreeSet<CohortId>,
     /// A cohort that takes the place of one of ours, and how long it is waited for.
     awaited: Option<(CohortId, Instant)>,
     patience: Duration,
@@ -81,8 +94,9 @@ impl Memberships {
                 .map(|session| session.cohort_id.clone())
                 .collect()
         };
-        let (joined, ended) = (cohorts(false), cohorts(true));
-        Self { participant, services: BTreeMap::new(), joined, ended, awaited: None, patience }
+        let (joined, ended): (_, BTreeSet<_>) = (cohorts(false), cohorts(true));
+        let untold = ended.clone();
+        Self { participant, services: BTreeMap::new(), joined, ended, untold, awaited: None, patience }
     }
 
     /// Takes note of a step.
@@ -120,6 +134,12 @@ impl Memberships {
     pub(super) fn leave(&mut self, cohort_id: &CohortId) -> bool {
         self.joined.remove(cohort_id);
         self.had_ended(cohort_id)
+    }
+
+    /// The end that an earlier run was told is told again. Whether nothing is left of earlier runs.
+    pub(super) fn is_told(&mut self, cohort_id: &CohortId) -> bool {
+        self.untold.remove(cohort_id);
+        self.untold.is_empty() && self.joined.is_empty()
     }
 
     /// Whether the cohort was over for us when the program started.

@@ -146,7 +146,18 @@ async fn take_part(
             entries.extend(vault.get(&key).await.map_err(|error| state(&error))?);
         }
     }
+    // Before the sessions are: what our update is in already decides what they may say.
+    let earlier =
+        memberships::earlier(&*keeping.journal(), config.identity.did()).await.map_err(|error| state(&error))?;
     let ledger = Ledger::new(config.identity.clone(), config.superseded.clone(), entries);
+    for session in &earlier {
+        if let Some(update) = &session.approved {
+            ledger.approved(&session.cohort_id, update);
+        }
+        if session.seen {
+            ledger.announced(&session.cohort_id);
+        }
+    }
     let policy = MemberPolicy::new(
         config.identity.clone(),
         config.service_did.clone(),
@@ -156,9 +167,6 @@ async fn take_part(
         printer,
     )
     .having_said(ledger, config.idle);
-    // Before the sessions are: what our update is in already decides what they may say.
-    let earlier =
-        memberships::earlier(&*keeping.journal(), config.identity.did()).await.map_err(|error| state(&error))?;
     for session in earlier.iter().filter(|session| !session.ended) {
         policy.is_in(&session.cohort_id, session.answered);
     }
@@ -175,13 +183,15 @@ async fn take_part(
     if let Some(done) = policy.done()
         && config.idle == Idle::Skip
     {
-        let text = format!("version {} of the DID is announced in cohort {} already", done.1, done.0);
         if config.exit_when_done && earlier.is_empty() {
-            let result = json!({ "event": "result", "ok": true, "known": "announced-before", "cohortId": done.0 });
-            printer.result(&result, &format!("{text}: there is nothing to do"));
+            announced_before(&done, printer);
             return Ok(true);
         }
-        printer.warn(&format!("{text}: no cohort is joined (--idle decline takes part without an update)"));
+        let (cohort_id, version) = done;
+        printer.warn(&format!(
+            "version {version} of the DID is announced in cohort {cohort_id} already: no cohort is joined (--idle decline takes \
+             part without an update)"
+        ));
     }
     let notices = Notices::new(NOTICES);
     let mut steps = Steps::of(notices.subscribe());
@@ -339,7 +349,24 @@ impl Member<'_> {
         let ok = self.report(cohort_id, known);
         self.known.remove(cohort_id);
         // Another cohort that has formed needs our signature as well.
-        if self.config.exit_when_done && !earlier && self.formed.is_empty() { Turn::Over(ok) } else { Turn::GoOn }
+        match earlier {
+            true => self.told(cohort_id),
+            false if self.config.exit_when_done && self.formed.is_empty() => Turn::Over(ok),
+            false => Turn::GoOn,
+        }
+    }
+
+    /// An end that an earlier run was told was told again. When nothing else is left, and nothing to say, that was all.
+    fn told(&mut self, cohort_id: &CohortId) -> Turn {
+        if self.memberships.is_told(cohort_id)
+            && self.config.exit_when_done
+            && self.config.idle == Idle::Skip
+            && let Some(done) = self.policy.done()
+        {
+            announced_before(&done, self.printer);
+            return Turn::Over(true);
+        }
+        Turn::GoOn
     }
 
     fn failed(
@@ -367,7 +394,7 @@ impl Member<'_> {
         let but = if signed { ". Our signature is out: it can still be announced" } else { "" };
         self.printer.result(&result, &format!("cohort {cohort_id} failed: {reason}{but}"));
         if earlier {
-            return Ok(Turn::GoOn);
+            return Ok(self.told(cohort_id));
         }
         Ok(if self.nothing()? { Turn::Over(false) } else { Turn::GoOn })
     }
@@ -421,6 +448,14 @@ impl Member<'_> {
         alone::fall_back(self.config, &self.policy, self.printer)?;
         Ok(self.config.exit_when_done)
     }
+}
+
+/// There is nothing to do: the update was announced in this cohort, as this version.
+fn announced_before((cohort_id, version): &(CohortId, u64), printer: Printer) {
+    let result = json!({ "event": "result", "ok": true, "known": "announced-before", "cohortId": cohort_id });
+    let text =
+        format!("version {version} of the DID is announced in cohort {cohort_id} already: there is nothing to do");
+    printer.result(&result, &text);
 }
 
 /// Ready at that time; never without one.

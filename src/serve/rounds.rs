@@ -101,6 +101,13 @@ impl Rounds {
                 self.counted.insert(cohort_id);
             }
         }
+        if let Some(most) = self.config.cohorts
+            && self.opened() >= most
+        {
+            self.printer.warn(&format!(
+                "all {most} cohorts of --cohorts were opened in earlier runs with this state: a higher number opens more"
+            ));
+        }
         // They count, and each says in which phase it is before new ones are opened beside it.
         self.counted.extend(recovered.iter().cloned());
         self.live.extend(recovered.iter().cloned());

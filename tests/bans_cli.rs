@@ -29,7 +29,11 @@ fn a_banned_did_is_not_admitted_by_a_service_that_runs_until_the_ban_is_lifted()
     let refused = service.join(&files[1], &["--add-beacon"]);
     let event = service.program.event("participant-refused");
     assert_eq!(event["participant"], json!(bad), "{event}");
-    drop(refused);
+    // It is told, and does not wait for nothing.
+    let (status, lines, _) = refused.end();
+    let result = lines.last().unwrap();
+    assert_eq!((status, &result["ok"]), (Some(1), &json!(false)), "{lines:#?}");
+    assert!(result["reason"].as_str().unwrap().contains("not admitted"), "{result}");
 
     assert_eq!(bans(&state, &["lift", &bad]), json!({ "did": bad, "banned": false }));
     assert_eq!(bans(&state, &["list"]), json!([]));

@@ -18,8 +18,8 @@ use crate::id::CohortId;
 pub struct CohortEnded {
     /// The cohort.
     pub cohort_id: CohortId,
-    /// How it ended, for machines: [`COMPLETED`](Self::COMPLETED), [`UNKNOWN`](Self::UNKNOWN), or a
-    /// [`CohortFailure::code`](crate::cohort::event::CohortFailure::code).
+    /// How it ended, for machines: [`COMPLETED`](Self::COMPLETED), [`UNKNOWN`](Self::UNKNOWN),
+    /// [`NOT_ADMITTED`](Self::NOT_ADMITTED), or a [`CohortFailure::code`](crate::cohort::event::CohortFailure::code).
     pub code: String,
     /// How it ended, in words.
     pub reason: String,
@@ -51,6 +51,8 @@ impl CohortEnded {
     pub const COMPLETED: &str = "COMPLETED";
     /// The code of a cohort that the service does not run (any more).
     pub const UNKNOWN: &str = "UNKNOWN_COHORT";
+    /// The code for a participant that the cohort goes on without: its operator does not admit it.
+    pub const NOT_ADMITTED: &str = "NOT_ADMITTED";
 }
 
 /// `control/presence_request`: the service is about to ask for nonces; is the member there?

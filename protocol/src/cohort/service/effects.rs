@@ -26,9 +26,13 @@ impl ServiceCohort {
             (ServiceEvent::OptInReceived { member, .. }, _) => {
                 vec![ServiceEffect::AskAdmission(Arc::clone(member))]
             }
-            // The last of those that a cohort formed again was waiting for.
-            (ServiceEvent::MemberRefused { .. }, _) if !self.config.terms.lineage.invited.is_empty() => {
-                self.ask_finalization().into_iter().collect()
+            (ServiceEvent::MemberRefused { did, reason }, _) => {
+                let mut effects = vec![self.turn_away(did, reason)];
+                // The last of those that a cohort formed again was waiting for.
+                if !self.config.terms.lineage.invited.is_empty() {
+                    effects.extend(self.ask_finalization());
+                }
+                effects
             }
             (ServiceEvent::MemberAdmitted { did }, _) => {
                 let mut effects = vec![self.accept(did)];
@@ -102,6 +106,19 @@ impl ServiceCohort {
     fn accept(&self, did: &Did) -> ServiceEffect {
         let body = CohortOptInAccept { cohort_id: self.config.terms.cohort_id.clone() }.into();
         ServiceEffect::Send { to: did.clone(), body }
+    }
+
+    /// Who is not admitted would wait for nothing.
+    fn turn_away(&self, did: &Did, reason: &str) -> ServiceEffect {
+        let body = CohortEnded {
+            cohort_id: self.config.terms.cohort_id.clone(),
+            code: CohortEnded::NOT_ADMITTED.to_owned(),
+            reason: format!("not admitted: {reason}"),
+            at_fault: false,
+            next_cohort_id: None,
+            signed: None,
+        };
+        ServiceEffect::Send { to: did.clone(), body: body.into() }
     }
 
     fn ask_finalization(&self) -> Option<ServiceEffect> {

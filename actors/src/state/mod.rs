@@ -63,8 +63,8 @@ pub struct State(Arc<Inner>);
 
 struct Inner {
     dir: PathBuf,
-    /// Where the copy is, of a directory that another process holds. Removed when this is dropped.
-    copy: Option<TempDir>,
+    /// Of a directory that another process holds: where the copy is. It goes with this.
+    _copy: Option<TempDir>,
     commits: Arc<AtomicU64>,
     /// `None` when closed.
     writer: Mutex<Option<Writer>>,
@@ -117,7 +117,13 @@ impl State {
         };
         let writer = Writer::start(commit).map_err(StateError::io("start the writer's thread"))?;
         let database = RwLock::new(Some(database));
-        Ok(Self(Arc::new(Inner { dir: dir.to_owned(), copy, commits, writer: Mutex::new(Some(writer)), database })))
+        Ok(Self(Arc::new(Inner {
+            dir: dir.to_owned(),
+            _copy: copy,
+            commits,
+            writer: Mutex::new(Some(writer)),
+            database,
+        })))
     }
 
     /// The same for a directory that is there already.
@@ -142,11 +148,6 @@ impl State {
             }
             opened => opened,
         }
-    }
-
-    /// Whether it is a copy of a directory that another process holds.
-    pub fn is_copy(&self) -> bool {
-        self.0.copy.is_some()
     }
 
     /// The directory.

@@ -92,7 +92,7 @@ fn a_member_that_runs_on_announces_its_update_once() {
     let directory = directory("runs-on");
     let (member, patch) = (identity(&directory, "member"), note(&directory, "once"));
     let state = path(&directory, "state");
-    let mut service = Service::start(&directory, &["--min-participants", "1"]);
+    let service = Service::start(&directory, &["--min-participants", "1"]);
     let (url, events) = (service.url.clone(), ["--events", "json"]);
     let start = |more: &[&str]| {
         let fixed = ["join", "--service", &url, "--identity", &member, "--update", &patch, "--state", &state];

@@ -137,9 +137,9 @@ pub enum ServiceNotice {
 pub enum Known {
     /// We have seen it, signed by the cohort.
     Seen,
-    /// The service says that it is signed, and did not show it.
+    /// The service says that it is signed without us, and did not show it.
     Reported,
-    /// We have signed. Whether the others have is not known.
+    /// We have signed. Whether the others have is not known, or the service says so and did not show the transaction.
     SignedByUs,
 }
 

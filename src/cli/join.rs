@@ -34,9 +34,9 @@ use crate::{
     telemetry::{Hangups, ignore_hangups},
 };
 
-/// Joins one cohort of a service, checks everything, signs, and keeps what the DID needs to resolve. Each flag can also be
-/// given as an environment variable (shown with it) or as a key of the same name in the file of --config; flags come before
-/// variables, variables before the file.
+/// Joins cohorts of a service, one after another, checks everything, signs, and stores what the DID needs to resolve. Each flag can
+/// also be given as an environment variable (shown with it) or as a key of the same name in the file of --config; flags come
+/// before variables, variables before the file.
 #[derive(Args, Debug)]
 pub(super) struct JoinArgs {
     /// A TOML file of settings
@@ -93,13 +93,15 @@ settings! {
         /// secret key
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_ALLOW_RISKY_UPDATE")]
         allow_risky_update: bool,
-        /// Announce the cohort's beacon, added to the current document
+        /// Announce the cohort's beacon, added to the current document. Resolvers find this update when it is announced from a beacon
+        /// that the document lists already (see `singleton`)
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_ADD_BEACON", conflicts_with = "decline")]
         add_beacon: bool,
         /// Take part without an update of our own
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_DECLINE")]
         decline: bool,
-        /// The current DID document, when it is not the initial one
+        /// The current DID document, when it is neither the initial one nor, with --state, the one to which the announced updates in
+        /// the vault lead
         #[arg(long, value_name = "FILE", env = "BTCR2_SOURCE_DOCUMENT")]
         source_document: PathBuf,
         /// Its version
@@ -118,13 +120,15 @@ settings! {
         /// relayed at all is accepted [default: 1000]
         #[arg(long, value_name = "RATE", env = "BTCR2_MAX_FEE_RATE")]
         max_fee_rate: SatPerVb,
-        /// How long to wait for the service in each phase; three times that where it waits for others [default: 1h]
+        /// How long a phase of the service may take. Each phase is waited for three times as long, the transaction as long as
+        /// --cohort-ttl if that is longer [default: 1h]
         #[arg(long, value_name = "TIME", env = "BTCR2_PHASE_TIMEOUT")]
         phase_timeout: Period,
         /// How long to wait for a cohort in all, from joining to the start of signing [default: 2days]
         #[arg(long, value_name = "TIME", env = "BTCR2_COHORT_TTL")]
         cohort_ttl: Period,
-        /// Exit when the first cohort is over: with 0 if it was signed, else with 1
+        /// Exit when the first cohort is over: with 0 if its signed transaction was received and verified, or our update was announced
+        /// before, else with 1
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_EXIT_WHEN_DONE")]
         exit_when_done: bool,
         /// With --exit-when-done: how long to stay after signing at most. Who leaves before the service asks for the fallback may be
@@ -148,7 +152,8 @@ settings! {
         /// Write what must be kept (sidecar and terms) into this directory, one file a cohort
         #[arg(long, value_name = "DIR", env = "BTCR2_OUT")]
         out: PathBuf,
-        /// Keep everything that must outlive the program in this directory: started again with it, it goes on where it was
+        /// Store everything that must outlive the program in this directory: started again with it, it goes on where it was, and starts
+        /// the next update from the last announced one. The directory belongs to one command, DID and network
         #[arg(long, value_name = "DIR", env = "BTCR2_STATE")]
         state: PathBuf,
         /// Publish the update in this store before it is submitted, dir=PATH or ipfs=URL; may be given several times. Whoever can

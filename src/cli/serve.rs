@@ -144,7 +144,8 @@ settings! {
         /// How often an advert is repeated; 0s for once only [default: 1m]
         #[arg(long, value_name = "TIME", env = "BTCR2_ADVERT_REPEAT")]
         advert_repeat: Span,
-        /// How many cohorts to run in all; without it, the next is advertised whenever one has formed
+        /// How many cohorts to run in all, with --state counted over restarts until all are done; without it, the next is advertised
+        /// whenever one has formed
         #[arg(long, value_name = "N", env = "BTCR2_COHORTS")]
         cohorts: u32,
         /// How many cohorts are advertised at once [default: 1]
@@ -184,7 +185,7 @@ settings! {
         /// With --cas: sign although a store failed
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_CAS_OPTIONAL")]
         cas_optional: bool,
-        /// Exit when --cohorts cohorts have ended: with 0 if all were signed, else with 1
+        /// Exit when --cohorts cohorts have ended: with 0 if all were signed, and with a chain announced, else with 1
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_EXIT_WHEN_DONE")]
         exit_when_done: bool,
         /// Print one JSON object a line on standard output instead of text for people
@@ -193,14 +194,16 @@ settings! {
         /// Write each cohort's transaction, announcement and proofs into this directory
         #[arg(long, value_name = "DIR", env = "BTCR2_OUT")]
         out: PathBuf,
-        /// Keep everything that must outlive the program in this directory: started again with it, all cohorts go on
+        /// Store everything that must outlive the program in this directory: started again with it, all cohorts go on. The directory
+        /// belongs to one command, DID and network
         #[arg(long, value_name = "DIR", env = "BTCR2_STATE")]
         state: PathBuf,
         /// What to do when a phase cannot be completed, PHASE=ANSWER[,extend=N][,after=TIME]; may be given several times.
         /// Phases: enrollment, updates, validation, transaction, presence, nonces, partial-signatures, fallback. Answers: fail;
         /// reform (a new cohort without those who were missing); fall-back (from presence, nonces and partial signatures);
         /// proceed (from presence). First the phase is given N times more time, TIME instead of its usual one
-        /// [default: reform for updates, validation and fallback; fall-back for nonces and partial-signatures; else fail]
+        /// [default: reform for updates, validation and fallback; fall-back for nonces and partial-signatures; proceed for
+        /// presence; else fail]
         #[arg(long, value_name = "RULE", env = "BTCR2_ON_TIMEOUT", value_delimiter = ';', verbatim_doc_comment)]
         on_timeout: Vec<TimeoutRule>,
         /// How many times in a row a cohort is formed again [default: 3]

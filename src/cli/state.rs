@@ -38,15 +38,15 @@ pub(super) struct StateArgs {
 
 #[derive(Debug, Subcommand)]
 enum StateCommand {
-    /// List the streams: a service's cohorts, signing sessions, and a participant's cohorts
+    /// List the streams: a service's cohorts, signing sessions, and a participant's cohorts; also while the program runs
     List(ListArgs),
-    /// Show what has happened in a cohort, event by event
+    /// Show what has happened in a cohort, event by event; also while the program runs
     Show(ShowArgs),
-    /// Write everything that the journal has of a cohort into one JSON document
+    /// Write everything that the journal has of a cohort into one JSON document; stop the program first
     Export(ExportArgs),
-    /// Take in a cohort that was exported elsewhere. It must go on in one place only: export it with --forget
+    /// Take in a cohort that was exported elsewhere; stop the program first. It must go on in one place only: export it with --forget
     Import(ImportArgs),
-    /// Forget streams that were archived long ago
+    /// Forget streams that were archived long ago; stop the program first
     Prune(PruneArgs),
 }
 

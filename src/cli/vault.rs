@@ -25,7 +25,7 @@ pub(super) struct VaultArgs {
 
 #[derive(Debug, Subcommand)]
 enum VaultCommand {
-    /// List the entries: DID, cohort, whether an update is in it, signal
+    /// List the entries: DID, cohort, update or none, signal, address, and the signed transaction where it was seen
     List(ListArgs),
     /// Show what is kept of a cohort: each member's file, with its Sidecar Data
     Show(ShowArgs),
@@ -36,7 +36,7 @@ enum VaultCommand {
 /// Where the entries are.
 #[derive(Debug, Args)]
 pub(super) struct SourceArgs {
-    /// A member's state directory; may be given several times
+    /// A member's state directory, also while `join` uses it; may be given several times
     #[arg(long = "state", value_name = "DIR", env = "BTCR2_STATE", required_unless_present = "vaults")]
     states: Vec<PathBuf>,
     /// A file that `vault export` wrote; may be given several times

@@ -111,7 +111,7 @@ pub struct Kept {
 }
 
 impl Sources {
-    /// Reads all entries. A state directory is held only meanwhile.
+    /// Reads all entries. A state directory is locked only meanwhile; of one that another program uses, a copy is read.
     ///
     /// # Errors
     /// [`ReadError`] when one of the sources cannot be read. Single entries that cannot be are [named](Kept::problems).

@@ -160,7 +160,7 @@ pub struct PhaseRules {
 }
 
 impl Default for PhaseRules {
-    /// Fall back when nonces or partial signatures are missing, fail otherwise; no presence check.
+    /// Fall back when nonces or partial signatures are missing, proceed when signs of life are, fail otherwise; no presence check.
     fn default() -> Self {
         Self { changed: BTreeMap::new(), reformations: 3, presence_check: false }
     }

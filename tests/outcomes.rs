@@ -18,7 +18,7 @@ use support::{
     verify::{participant_result, service_result, text},
 };
 
-/// Long tests are run by hand: so many rounds instead of a few. See docs/development.md.
+/// Long tests are run by hand: so many rounds instead of a few. See docs/reliability.md.
 const ROUNDS: &str = "BTCR2_ROUNDS";
 
 fn note(directory: &Path, name: &str) -> String {

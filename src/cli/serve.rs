@@ -272,7 +272,7 @@ impl FromStr for TimeoutRule {
                     rule.extensions = times.parse().map_err(|_| format!("extend={times}: a number expected"))?;
                 }
                 Some(("after", time)) => {
-                    let span: Span = time.parse().map_err(|error| format!("after={time}: {error}"))?;
+                    let span: Period = time.parse().map_err(|error| format!("after={time}: {error}"))?;
                     rule.timeout = Some(span.0);
                 }
                 _ => return Err(format!("{part}: extend=N or after=TIME expected")),

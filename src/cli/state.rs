@@ -29,8 +29,10 @@ use crate::{
 };
 
 #[derive(Debug, Args)]
-#[command(after_help = "A program that runs holds its state directory: stop it before you look into it.\n\
-    Names stand escaped as in a URL, so that what strangers have chosen cannot upset a terminal.")]
+#[command(
+    after_help = "`list` and `show` work while a program uses the directory: they read a copy. The others need the program stopped.\n\
+    Names stand escaped as in a URL, so that what strangers have chosen cannot upset a terminal."
+)]
 pub(super) struct StateArgs {
     #[command(subcommand)]
     command: StateCommand,

@@ -16,7 +16,7 @@ use crate::{
 #[command(
     after_help = "`join --state` fills the vault: one entry for each cohort whose data the member approved, with an \
     update of its own or without. Nobody else has to keep what is in it, and without it the DID does not resolve.\n\
-    A program that runs holds its state directory: stop it first, or use a copy of `vault export` (--vault)."
+    All of these work while `join` uses the state directory: they read a copy of it."
 )]
 pub(super) struct VaultArgs {
     #[command(subcommand)]

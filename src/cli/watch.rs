@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{ChainArg, Failure, fail, vault::SourceArgs};
 use crate::{
     bitcoin::chain::{Chain, ChainError, SourceError},
-    config::Span,
+    config::Period,
     events::Printer,
     output,
     protocol::{did::Did, network::Network},
@@ -27,8 +27,9 @@ const SOMETHING_WRONG: u8 = 3;
     after_help = "ALARM: a spend from a beacon address announces what the vault has no data for, or was signed by \
     others and announces nothing.\n\
     WARNING: the timelock of a coin passes soon, or has passed. From then on the operator alone can spend from the beacon: \
-    ask it to recover the coin, or take the beacon out of your DID document.\n\
-    While `join` runs it holds its state directory: give a copy, made by `vault export`, with --vault.\n\
+    ask it to recover the coin. Taking the beacon out of the DID document does not help: every later signal of its address still \
+    needs its data.\n\
+    It works while `join` uses the state directory: it reads a copy.\n\
     Exit status with --once: 0 when all is well, 3 after an alarm or a warning, 1 when the chain or the vault could not be \
     read. Run it by cron with --once, more often than every --look-back blocks, or leave it running."
 )]
@@ -50,7 +51,7 @@ pub(super) struct WatchArgs {
     once: bool,
     /// How often to look
     #[arg(long, value_name = "TIME", default_value = "1m", conflicts_with = "once")]
-    poll: Span,
+    poll: Period,
     /// In how many of the last blocks to look for spends at first
     #[arg(long, value_name = "BLOCKS", default_value_t = 144)]
     look_back: u32,
@@ -144,8 +145,8 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
             Err(error) => return Err(error.into()),
         }
         tokio::time::sleep(args.poll.0).await;
-        // What `join` keeps meanwhile is known before its announcement can be on the chain; while it runs, it holds the
-        // directory, and what was read before has to do.
+        // What `join` stores meanwhile is known before its announcement can be on the chain. A copy is read while it runs; if
+        // none can be made, what was read before has to do.
         match read(args).await {
             Ok(kept) => watcher.follow(of_network(&kept)),
             Err(error) if error.is_in_use() => tracing::info!(%error, "the vault is not read again yet"),

@@ -81,6 +81,9 @@ impl Ledger {
     /// The member approved data that holds this update.
     pub(super) fn approved(&self, cohort_id: &CohortId, update: &SignedUpdate) {
         let Some(version) = update.target_version() else { return };
+        if self.superseded.contains(cohort_id) {
+            return;
+        }
         let mut said = self.said();
         if !said.iter().any(|known| known.cohort_id == *cohort_id) {
             said.push(Said { version, update: update.clone(), cohort_id: cohort_id.clone(), announced: false });
@@ -120,8 +123,7 @@ impl Ledger {
             return Outlook::Done { cohort_id: done.cohort_id.clone(), version: done.version };
         }
         let next = version.saturating_add(1);
-        let counts = |said: &&Said| said.announced || !self.superseded.contains(&said.cohort_id);
-        let open: Vec<&Said> = said.iter().filter(|said| said.version == next).filter(counts).collect();
+        let open: Vec<&Said> = said.iter().filter(|said| said.version == next).collect();
         let other = open.iter().find(|said| said.update.value().get("patch") != Some(patch));
         match (other, open.first()) {
             (None, None) => Outlook::Next { document, version },

@@ -174,7 +174,7 @@ impl WatchNotice {
             }
             Self::UnknownSignal { beacon_address, txid, signal, signers, block } => format!(
                 "ALARM: {beacon_address}: {txid} {} announces {signal}, signed by {}; there is no data for it here, \
-                 and it was never approved. If this address is a beacon of the DID, the DID does not resolve without that data",
+                 and it was never approved. If this address is or was a beacon of the DID, the DID does not resolve without that data",
                 place(block),
                 signers.text()
             ),

@@ -137,8 +137,7 @@ impl fmt::Display for CohortFailure {
 pub enum SessionEnd {
     /// The host did not want to join.
     NotJoined,
-    /// We signed, and the time to ask us for the fallback is over, or the service says that it is complete without showing the
-    /// transaction: what became of it is not known here.
+    /// We signed, and the time to ask us for the fallback is over: what became of the transaction is not known here.
     Signed,
     /// The signed transaction was seen and verified: it announces what we approved.
     Completed {
@@ -180,8 +179,7 @@ pub enum SessionEnd {
 }
 
 impl SessionEnd {
-    /// Whether the transaction is signed, by what was seen or by the service's word: without us, or it would be
-    /// [`Self::Signed`].
+    /// Whether the transaction is signed, by what was seen or by the service's word.
     pub fn says_completed(&self) -> bool {
         match self {
             Self::Completed { .. } => true,

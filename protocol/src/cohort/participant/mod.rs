@@ -376,9 +376,6 @@ impl ParticipantCohort {
             }
             // Nothing was joined, so nothing has failed: whoever advertises must not be able to tell us otherwise.
             Phase::Planned | Phase::Invited { .. } => SessionEnd::NotJoined,
-            Phase::Signing { stage, .. } if stage.has_signed() && body.code == CohortEnded::COMPLETED => {
-                SessionEnd::Signed
-            }
             _ => SessionEnd::EndedByService {
                 code: short(&body.code),
                 reason: short(&body.reason),

@@ -1,11 +1,18 @@
 //! What a program says while it runs: lines for people, or one JSON object a line for machines.
 
-use std::convert::Infallible;
+mod board;
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast::{self, error::RecvError};
 
+use self::board::Board;
 use crate::{
     actors::{
         notice::{Known, ParticipantNotice, ServiceNotice},
@@ -18,16 +25,53 @@ use crate::{
     vault::watch::WatchNotice,
 };
 
-/// Prints events. Standard output holds nothing else.
-#[derive(Clone, Copy, Debug)]
+/// The kinds of events that are no notices of an actor, an announcement or a watch, but the programs' own.
+pub const PROGRAM_KINDS: [&str; 11] = [
+    "serving",
+    "metrics",
+    "warning",
+    "reloaded",
+    "terms",
+    "cohort-passed-over",
+    "lingering",
+    "singleton-written",
+    "watching",
+    "result",
+    "earlier",
+];
+
+/// Prints events. Standard output holds nothing else. Clones count together.
+#[derive(Clone, Debug)]
 pub struct Printer {
     json: bool,
+    times: bool,
+    in_place: bool,
+    board: Arc<Mutex<Board>>,
+}
+
+/// A line for people.
+struct Line {
+    text: String,
+    /// Whether the next one may overwrite it in a terminal: it is progress, and what follows says more.
+    is_progress: bool,
+}
+
+impl Line {
+    fn lasting(text: String) -> Self {
+        Self { text, is_progress: false }
+    }
 }
 
 impl Printer {
     /// A printer for machines (`json`) or for people.
     pub fn new(json: bool) -> Self {
-        Self { json }
+        Self { json, times: false, in_place: !json && output::can_show_in_place(), board: Arc::default() }
+    }
+
+    /// With the time before each line for people. Events for machines always have it.
+    #[must_use]
+    pub fn with_times(self, times: bool) -> Self {
+        Self { times, ..self }
     }
 
     /// Where the service can be reached, once it can.
@@ -51,10 +95,16 @@ impl Printer {
     /// Something that the operator should know.
     pub fn warn(&self, text: &str) {
         if self.json {
-            output::line(&json!({ "event": "warning", "message": text }).to_string());
+            output::line(&timed(json!({ "event": "warning", "message": text }), SystemTime::now()).to_string());
         } else {
-            err!("warning: {text}");
+            err!("{}", self.stamped(&format!("warning: {text}")));
         }
+    }
+
+    /// That events were lost because too many came at once.
+    pub fn missed(&self, events: u64) {
+        self.board().missed();
+        self.warn(&format!("{events} events were not shown"));
     }
 
     /// What was read again because the program got SIGHUP.
@@ -82,7 +132,7 @@ impl Printer {
             None => "staying until the service says how it ended, or its time is over: the fallback may need us"
                 .to_owned(),
         };
-        self.line(&json!({ "event": "lingering", "time": time }), &text);
+        self.line(&json!({ "event": "lingering", "atMost": time }), &text);
     }
 
     /// The member's own announcement was written, because no cohort announces its update.
@@ -111,25 +161,30 @@ impl Printer {
 
     /// A step of a service.
     pub fn service_step(&self, step: &ServiceNotice) {
-        self.step(step, || service_text(step));
+        self.step(step, || self.service_line(step));
     }
 
     /// A step of an announcement.
     pub fn announcement_step(&self, step: &AnnouncementNotice) {
-        self.step(step, || step.text());
+        self.step(step, || {
+            let mut board = self.board();
+            board.announcement(step);
+            let is_progress = matches!(step, AnnouncementNotice::AnnouncementConfirmed { .. });
+            Line { text: board.name(step.text(), Some(step.cohort_id())), is_progress }
+        });
     }
 
     /// A step of a participant.
     pub fn participant_step(&self, step: &ParticipantNotice) {
-        self.step(step, || participant_text(step));
+        self.step(step, || self.participant_line(step));
     }
 
     /// Whether services and relays can be reached, for as long as the program runs.
     pub async fn follow(self, mut contacts: broadcast::Receiver<ContactNotice>) -> Infallible {
         loop {
             match contacts.recv().await {
-                Ok(notice) => self.step(&notice, || notice.text()),
-                Err(RecvError::Lagged(missed)) => self.warn(&format!("{missed} events were not shown")),
+                Ok(notice) => self.step(&notice, || Line::lasting(notice.text())),
+                Err(RecvError::Lagged(missed)) => self.missed(missed),
                 // The transports are gone, and the program ends.
                 Err(RecvError::Closed) => std::future::pending().await,
             }
@@ -138,7 +193,7 @@ impl Printer {
 
     /// What happens at a member's beacon.
     pub fn watch_notice(&self, notice: &WatchNotice) {
-        self.step(notice, || notice.text());
+        self.step(notice, || Line::lasting(notice.text()));
     }
 
     /// How it ended.
@@ -146,20 +201,102 @@ impl Printer {
         self.line(result, text);
     }
 
-    fn step(&self, step: &impl Serialize, text: impl FnOnce() -> String) {
+    fn service_line(&self, step: &ServiceNotice) -> Line {
+        let mut board = self.board();
+        let text = service_text(step) + &board.service(step);
+        Line { text: board.name(text, step.cohort_id()), is_progress: is_service_progress(step) }
+    }
+
+    fn participant_line(&self, step: &ParticipantNotice) -> Line {
+        let mut board = self.board();
+        board.participant(step);
+        let text = board.name(participant_text(step), step.cohort_id());
+        Line { text, is_progress: is_participant_progress(step) }
+    }
+
+    fn step(&self, step: &impl Serialize, line: impl FnOnce() -> Line) {
         if self.json {
-            match serde_json::to_string(step) {
-                Ok(line) => output::line(&line),
+            match serde_json::to_value(step) {
+                Ok(json) => output::line(&timed(json, SystemTime::now()).to_string()),
                 Err(error) => tracing::error!(%error, "an event does not serialize"),
             }
+            return;
+        }
+        let Line { text, is_progress } = line();
+        if is_progress && self.in_place {
+            output::in_place(&self.stamped(&text));
         } else {
-            output::line(&text());
+            output::line(&self.stamped(&text));
         }
     }
 
     fn line(&self, json: &Value, text: &str) {
-        if self.json { output::line(&json.to_string()) } else { output::line(text) }
+        debug_assert!(PROGRAM_KINDS.iter().any(|kind| json["event"] == *kind), "{json}");
+        if self.json {
+            output::line(&timed(json.clone(), SystemTime::now()).to_string());
+        } else {
+            output::line(&self.stamped(text));
+        }
     }
+
+    fn stamped(&self, text: &str) -> String {
+        if self.times {
+            format!("{} {text}", humantime::format_rfc3339_seconds(in_range(SystemTime::now())))
+        } else {
+            text.to_owned()
+        }
+    }
+
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An event with its time, behind its name.
+fn timed(mut event: Value, now: SystemTime) -> Value {
+    if let Value::Object(fields) = &mut event {
+        let time = humantime::format_rfc3339_millis(in_range(now)).to_string();
+        fields.shift_insert(fields.len().min(1), "time".to_owned(), Value::String(time));
+    }
+    event
+}
+
+/// The nearest time that RFC 3339 can express: a clock may be wrong by any amount.
+fn in_range(time: SystemTime) -> SystemTime {
+    /// The last second of the year 9999.
+    const LAST: u64 = 253_402_300_799;
+    let last = UNIX_EPOCH.checked_add(Duration::from_secs(LAST)).unwrap_or(UNIX_EPOCH);
+    time.clamp(UNIX_EPOCH, last)
+}
+
+/// Whether the next line may overwrite this one in a terminal: the counts go on, and nothing is wrong.
+fn is_service_progress(step: &ServiceNotice) -> bool {
+    use ServiceNotice as N;
+    matches!(
+        step,
+        N::OptInReceived { .. }
+            | N::ParticipantAccepted { .. }
+            | N::UpdateReceived { .. }
+            | N::ValidationReceived { approved: true, .. }
+            | N::PresenceConfirmed { .. }
+            | N::NonceReceived { .. }
+            | N::PartialSignatureReceived { .. }
+            | N::FallbackSignatureReceived { .. }
+    )
+}
+
+/// As [`is_service_progress`], for a participant's own steps.
+fn is_participant_progress(step: &ParticipantNotice) -> bool {
+    use ParticipantNotice as N;
+    matches!(
+        step,
+        N::OptInAccepted { .. }
+            | N::UpdateSubmitted { .. }
+            | N::ValidationRequested { problem: None, .. }
+            | N::DataApproved { .. }
+            | N::SigningRequested { .. }
+            | N::NonceSent { .. }
+    )
 }
 
 fn service_text(step: &ServiceNotice) -> String {
@@ -256,5 +393,35 @@ fn participant_text(step: &ParticipantNotice) -> String {
         }
         N::MessageUnverified { reason, .. } => format!("  passed over: {reason}"),
         N::MessageUndelivered { kind, reason, .. } => format!("  {kind} was not delivered: {reason}"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_event_has_its_time_behind_its_name() {
+        let time = UNIX_EPOCH + Duration::from_millis(1_790_000_000_007);
+        let event = timed(json!({ "event": "serving", "url": "http://x" }), time);
+        assert_eq!(event.to_string(), r#"{"event":"serving","time":"2026-09-21T14:13:20.007Z","url":"http://x"}"#);
+        assert_eq!(timed(json!({}), time).as_object().map(serde_json::Map::len), Some(1));
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_by_any_amount_has_a_time() {
+        let before = UNIX_EPOCH - Duration::from_secs(1);
+        let after = UNIX_EPOCH + Duration::from_secs(1 << 40);
+        assert_eq!(timed(json!({}), before)["time"], "1970-01-01T00:00:00.000Z");
+        assert_eq!(timed(json!({}), after)["time"], "9999-12-31T23:59:59.000Z");
+    }
+
+    #[test]
+    fn lines_for_people_have_times_only_if_asked_for() {
+        let printer = Printer::new(false);
+        assert_eq!(printer.stamped("text"), "text");
+        let stamped = printer.with_times(true).stamped("text");
+        assert!(stamped.ends_with("Z text") && stamped.len() == "2026-09-21T14:13:20Z text".len(), "{stamped}");
     }
 }

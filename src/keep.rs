@@ -44,7 +44,7 @@ pub(crate) struct Keeping(Option<State>);
 
 impl Keeping {
     /// Opens the state directory, if there is to be one. Says what it means that there is none: `lost` is what a kill costs.
-    pub(crate) fn open(dir: Option<&Path>, lost: &str, printer: Printer) -> Result<Self, ProgramError> {
+    pub(crate) fn open(dir: Option<&Path>, lost: &str, printer: &Printer) -> Result<Self, ProgramError> {
         match dir {
             Some(dir) => Ok(Self(Some(State::open(dir).map_err(refuse)?))),
             None => {
@@ -62,7 +62,7 @@ impl Keeping {
         identity: &Identity,
         network: Network,
         terms: Value,
-        printer: Printer,
+        printer: &Printer,
     ) -> Result<(), ProgramError> {
         let Some(table) = self.program() else { return Ok(()) };
         let (role, did) = (role.to_owned(), identity.did().to_string());

@@ -6,13 +6,51 @@
 //! worth more than a line about it.
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     process::ExitCode,
-    sync::OnceLock,
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 /// Why the first line that was lost was lost.
 static LOST: OnceLock<io::Error> = OnceLock::new();
+
+/// What is shown in place at the bottom of the terminal.
+static PROGRESS: Mutex<Progress> = Mutex::new(Progress { is_shown: false });
+
+/// Moves to the beginning of the line, and clears it.
+const CLEAR: &str = "\r\u{1b}[2K";
+
+/// A line of progress that the next one overwrites, and that any other output clears first.
+#[derive(Debug, Default)]
+struct Progress {
+    is_shown: bool,
+}
+
+impl Progress {
+    /// What shows `text` in place, in a terminal of so many columns. A line that wraps could not be cleared.
+    fn show(&mut self, text: &str, columns: usize) -> String {
+        self.is_shown = true;
+        let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        // A terminal that does not know its size, a serial line say, says 0.
+        let columns = if columns < 2 { 80 } else { columns };
+        let cut = console::truncate_str(&text, columns - 1, "\u{2026}");
+        format!("{CLEAR}{cut}")
+    }
+
+    /// What has to be written before anything else is.
+    fn clear(&mut self) -> &'static str {
+        if std::mem::take(&mut self.is_shown) { CLEAR } else { "" }
+    }
+
+    /// What has to be written when the program ends: the shell's prompt begins its own line.
+    fn finish(&mut self) -> &'static str {
+        if std::mem::take(&mut self.is_shown) { "\n" } else { "" }
+    }
+}
+
+fn progress() -> MutexGuard<'static, Progress> {
+    PROGRESS.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Writes a line to standard output, like `println!`. See [`lost`] for what becomes of an error.
 macro_rules! out {
@@ -31,6 +69,32 @@ pub(crate) fn line(text: &str) {
 
 /// Writes bytes to standard output as they are.
 pub(crate) fn bytes(bytes: &[u8]) {
+    // Until it is written: nothing gets between what clears the line and what follows.
+    let mut progress = progress();
+    write_out(&[progress.clear().as_bytes(), bytes].concat());
+}
+
+/// Shows a line in place. Standard output is a terminal.
+pub(crate) fn in_place(text: &str) {
+    let (_, columns) = console::Term::stdout().size();
+    let mut progress = progress();
+    write_out(progress.show(text, columns.into()).as_bytes());
+}
+
+/// Whether lines can be shown in place.
+pub(crate) fn can_show_in_place() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Leaves the last line of progress where it is.
+pub(crate) fn finish() {
+    let end = progress().finish();
+    if !end.is_empty() {
+        write_out(end.as_bytes());
+    }
+}
+
+fn write_out(bytes: &[u8]) {
     let mut out = io::stdout().lock();
     record(out.write_all(bytes).and_then(|()| out.flush()));
 }
@@ -73,11 +137,56 @@ pub(crate) struct Stderr;
 
 impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let _ = io::stderr().lock().write_all(bytes);
+        let mut progress = progress();
+        let mut error = io::stderr().lock();
+        if error.is_terminal() {
+            let clear = progress.clear();
+            if !clear.is_empty() {
+                write_out(clear.as_bytes());
+            }
+        }
+        let _ = error.write_all(bytes);
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_overwritten_in_place_and_cut() {
+        let mut progress = Progress::default();
+        let mut screen = String::new();
+        screen += progress.clear();
+        screen += "cohort\n";
+        screen += &progress.show("  one (1 of 5)", 80);
+        screen += &progress.show("  a line that is too long", 10);
+        screen += progress.clear();
+        screen += "done\n";
+        screen += progress.clear();
+        screen += "and more\n";
+        let clear = "\r\u{1b}[2K";
+        let expected = format!("cohort\n{clear}  one (1 of 5){clear}  a line\u{2026}{clear}done\nand more\n");
+        assert_eq!(screen, expected);
+    }
+
+    #[test]
+    fn progress_is_one_line_whatever_it_says() {
+        let mut progress = Progress::default();
+        assert_eq!(progress.show("a\nb\u{1b}[31m", 80), "\r\u{1b}[2Ka b [31m");
+        assert_eq!(progress.show("abc", 0), "\r\u{1b}[2Kabc", "a terminal without a size");
+    }
+
+    #[test]
+    fn the_prompt_after_progress_has_its_own_line() {
+        let mut progress = Progress::default();
+        assert_eq!(progress.finish(), "");
+        progress.show("text", 80);
+        assert_eq!((progress.finish(), progress.clear()), ("\n", ""));
     }
 }

@@ -83,7 +83,8 @@ impl Round {
     fn ran(&self, arguments: &[&str]) -> (Option<i32>, Vec<Value>) {
         let run = run(arguments);
         assert!(!run.stdout.is_empty(), "{run:?}");
-        let lines = run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let lines: Vec<Value> = run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        lines.iter().filter(|line| line.get("event").is_some()).for_each(support::events::check);
         (run.status, lines)
     }
 }

@@ -310,7 +310,7 @@ fn stored(directory: &std::path::Path, name: &str, entries: &[VaultEntry]) -> St
 }
 
 fn lines(run: &support::Run) -> Vec<Value> {
-    run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    run.events()
 }
 
 #[test]

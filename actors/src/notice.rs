@@ -24,6 +24,7 @@ use btcr2_aggregation_protocol::{
 };
 use serde::Serialize;
 use serde_json::Value;
+use strum::VariantNames;
 use tokio::sync::broadcast;
 
 use crate::bans::Offence;
@@ -45,7 +46,8 @@ pub struct CohortResult {
 }
 
 /// A step of a cohort at its service.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 #[allow(missing_docs, reason = "the fields are what their names and types say")]
 pub enum ServiceNotice {
@@ -144,7 +146,8 @@ pub enum Known {
 }
 
 /// A step of a participant in a cohort.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 #[allow(missing_docs, reason = "the fields are what their names and types say")]
 pub enum ParticipantNotice {
@@ -222,6 +225,38 @@ pub enum ParticipantNotice {
 }
 
 impl ServiceNotice {
+    /// The cohort that it is about.
+    pub fn cohort_id(&self) -> Option<&CohortId> {
+        match self {
+            Self::CohortAdvertised { cohort_id, .. }
+            | Self::OptInReceived { cohort_id, .. }
+            | Self::ParticipantAccepted { cohort_id, .. }
+            | Self::ParticipantRefused { cohort_id, .. }
+            | Self::KeygenComplete { cohort_id, .. }
+            | Self::UpdateReceived { cohort_id, .. }
+            | Self::DataDistributed { cohort_id, .. }
+            | Self::ValidationReceived { cohort_id, .. }
+            | Self::ValidationComplete { cohort_id, .. }
+            | Self::TransactionDeferred { cohort_id, .. }
+            | Self::SigningStarted { cohort_id, .. }
+            | Self::NonceReceived { cohort_id, .. }
+            | Self::PartialSignatureReceived { cohort_id, .. }
+            | Self::FallbackStarted { cohort_id, .. }
+            | Self::FallbackSignatureReceived { cohort_id, .. }
+            | Self::SigningComplete { cohort_id, .. }
+            | Self::CohortFailed { cohort_id, .. }
+            | Self::PhaseExtended { cohort_id, .. }
+            | Self::PresenceRequested { cohort_id, .. }
+            | Self::PresenceConfirmed { cohort_id, .. }
+            | Self::CohortRecovered { cohort_id, .. }
+            | Self::CohortRestarted { cohort_id, .. }
+            | Self::CohortReformed { cohort_id, .. }
+            | Self::MemberBanned { cohort_id, .. }
+            | Self::MessageUndelivered { cohort_id, .. } => Some(cohort_id),
+            Self::MessageRejected { cohort_id, .. } => cohort_id.as_ref(),
+        }
+    }
+
     pub(crate) fn failed(cohort_id: CohortId, failure: &CohortFailure, next: Option<CohortId>) -> Self {
         Self::CohortFailed {
             cohort_id,
@@ -243,6 +278,34 @@ impl ServiceNotice {
 }
 
 impl ParticipantNotice {
+    /// The cohort that it is about.
+    pub fn cohort_id(&self) -> Option<&CohortId> {
+        match self {
+            Self::CohortDiscovered { cohort_id, .. }
+            | Self::CohortJoined { cohort_id, .. }
+            | Self::OptInAccepted { cohort_id, .. }
+            | Self::CohortReady { cohort_id, .. }
+            | Self::UpdateSubmitted { cohort_id, .. }
+            | Self::UpdateRefused { cohort_id, .. }
+            | Self::UpdateDeclined { cohort_id, .. }
+            | Self::ValidationRequested { cohort_id, .. }
+            | Self::DataApproved { cohort_id, .. }
+            | Self::SigningRequested { cohort_id, .. }
+            | Self::NonceSent { cohort_id, .. }
+            | Self::SessionRecovered { cohort_id, .. }
+            | Self::SessionRestarted { cohort_id, .. }
+            | Self::NonceLost { cohort_id, .. }
+            | Self::FallbackRequested { cohort_id, .. }
+            | Self::SignatureSent { cohort_id, .. }
+            | Self::CohortComplete { cohort_id, .. }
+            | Self::CohortOver { cohort_id, .. }
+            | Self::CohortFailed { cohort_id, .. }
+            | Self::MessageUndelivered { cohort_id, .. } => Some(cohort_id),
+            Self::MessageRejected { cohort_id, .. } => cohort_id.as_ref(),
+            Self::MessageUnverified { .. } => None,
+        }
+    }
+
     pub(crate) fn rejected(did: &Did, cohort_id: Option<&CohortId>, reject: &Reject) -> Self {
         Self::MessageRejected {
             did: did.clone(),

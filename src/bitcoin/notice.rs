@@ -2,6 +2,7 @@
 
 use ::bitcoin::{Address, Amount, OutPoint, Script, Txid};
 use serde::Serialize;
+use strum::VariantNames;
 
 use super::{
     announcement::{Announcement, AnnouncementEvent, AnnouncementFailure, State},
@@ -11,7 +12,8 @@ use super::{
 use crate::protocol::{hash::SignalBytes, id::CohortId, network::Network, time::Timestamp};
 
 /// A step of an announcement. Values are in satoshis, rates in sat/vB.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 #[allow(missing_docs, reason = "the fields are what their names and types say")]
 pub enum AnnouncementNotice {
@@ -99,6 +101,32 @@ pub enum AnnouncementNotice {
 }
 
 impl AnnouncementNotice {
+    /// The cohort that it is about.
+    pub fn cohort_id(&self) -> &CohortId {
+        match self {
+            Self::FundingWanted { cohort_id, .. }
+            | Self::DepositSeen { cohort_id, .. }
+            | Self::DepositGone { cohort_id, .. }
+            | Self::ForeignSpend { cohort_id, .. }
+            | Self::ForeignSignal { cohort_id, .. }
+            | Self::AnnouncementPrepared { cohort_id, .. }
+            | Self::AnnouncementBroadcast { cohort_id, .. }
+            | Self::AnnouncementRefused { cohort_id, .. }
+            | Self::AnnouncementRebroadcast { cohort_id, .. }
+            | Self::AnnouncementBumped { cohort_id, .. }
+            | Self::AnnouncementStuck { cohort_id, .. }
+            | Self::AnnouncementConfirmed { cohort_id, .. }
+            | Self::AnnouncementUnconfirmed { cohort_id, .. }
+            | Self::AnnouncementFinal { cohort_id, .. }
+            | Self::AnnouncementFailed { cohort_id, .. }
+            | Self::RecoveryNear { cohort_id, .. }
+            | Self::RecoveryPossible { cohort_id, .. }
+            | Self::ChainStalled { cohort_id, .. }
+            | Self::ChainUnavailable { cohort_id, .. }
+            | Self::ChainAvailable { cohort_id, .. } => cohort_id,
+        }
+    }
+
     /// A line for people.
     pub fn text(&self) -> String {
         let sat = |value: &Amount| format!("{} sat", value.to_sat());

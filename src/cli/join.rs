@@ -149,6 +149,9 @@ settings! {
         /// Print one JSON object a line on standard output instead of text for people
         #[arg(long, value_enum, env = "BTCR2_EVENTS")]
         events: Events,
+        /// Begin each line for people with the time (UTC). With --events json every event has it anyway
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_TIMES")]
+        times: bool,
         /// Write what must be kept (sidecar and terms) into this directory, one file a cohort
         #[arg(long, value_name = "DIR", env = "BTCR2_OUT")]
         out: PathBuf,
@@ -185,7 +188,7 @@ enum Nothing {
 
 pub(super) fn main(args: JoinArgs) -> ExitCode {
     let outcome = config(args).and_then(|config| {
-        let printer = Printer::new(config.json);
+        let printer = Printer::new(config.json).with_times(config.times);
         super::block_on(async {
             let hangups = Hangups::new();
             tokio::select! {
@@ -296,6 +299,7 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
         },
         out: settings.out,
         json: matches!(settings.events, Some(Events::Json)),
+        times: settings.times.unwrap_or(false),
         exit_when_done: settings.exit_when_done.unwrap_or(false),
         linger: settings.linger.map(|span| span.0),
         connect_timeout: settings.connect_timeout.map(|span| span.0),

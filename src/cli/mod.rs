@@ -145,6 +145,12 @@ fn with_clean_variables() -> Option<ExitCode> {
 
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
+    let status = run();
+    output::finish();
+    status
+}
+
+fn run() -> ExitCode {
     if let Some(status) = with_clean_variables() {
         return status;
     }

@@ -191,6 +191,9 @@ settings! {
         /// Print one JSON object a line on standard output instead of text for people
         #[arg(long, value_enum, env = "BTCR2_EVENTS")]
         events: Events,
+        /// Begin each line for people with the time (UTC). With --events json every event has it anyway
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_TIMES")]
+        times: bool,
         /// Write each cohort's transaction, announcement and proofs into this directory
         #[arg(long, value_name = "DIR", env = "BTCR2_OUT")]
         out: PathBuf,
@@ -405,6 +408,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     config.parallel = settings.parallel.unwrap_or(1).max(1);
     config.exit_when_done = settings.exit_when_done.unwrap_or(false);
     config.json = matches!(settings.events, Some(Events::Json));
+    config.times = settings.times.unwrap_or(false);
     config.out = settings.out;
     config.state = settings.state;
     for TimeoutRule(phase, rule) in settings.on_timeout.unwrap_or_default() {

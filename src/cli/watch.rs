@@ -61,6 +61,9 @@ pub(super) struct WatchArgs {
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
+    /// Begin each line for people with the time (UTC). With --json every event has it anyway
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_TIMES")]
+    times: Option<bool>,
 }
 
 /// Why a member's beacons cannot be watched.
@@ -95,15 +98,19 @@ pub(super) fn main(args: &WatchArgs) -> ExitCode {
         tokio::select! {
             outcome = watch(args) => outcome,
             () = crate::telemetry::stop_signal() => Ok(ExitCode::SUCCESS),
-            never = ignore_hangups(hangups, Printer::new(args.json)) => match never {},
+            never = ignore_hangups(hangups, printer(args)) => match never {},
         }
     });
     outcome.unwrap_or_else(|error| fail(&error))
 }
 
+fn printer(args: &WatchArgs) -> Printer {
+    Printer::new(args.json).with_times(args.times.unwrap_or(false))
+}
+
 async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
     let source = args.chain.source()?;
-    let printer = Printer::new(args.json);
+    let printer = printer(args);
     let kept = read(args).await?;
     if let Some(problem) = kept.problems.first() {
         // What cannot be read might be an approval: every alarm would be in doubt.
@@ -116,7 +123,7 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
     if found.is_empty() {
         return Err(WatchFailure::Nothing);
     }
-    let chain = connect(args, source, network, printer).await?;
+    let chain = connect(args, source, network, &printer).await?;
     let mut watcher = Watcher::new(chain, args.look_back, args.warn_blocks);
     watcher.follow(found);
     printer.result(
@@ -124,7 +131,7 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
         &format!("watching {} beacons on {network}", watcher.len()),
     );
     if args.once {
-        return Ok(result(printer, &watcher.poll().await?));
+        return Ok(result(&printer, &watcher.poll().await?));
     }
     let mut reached = true;
     loop {
@@ -177,7 +184,7 @@ async fn connect(
     args: &WatchArgs,
     source: &crate::bitcoin::chain::ChainSource,
     network: Network,
-    printer: Printer,
+    printer: &Printer,
 ) -> Result<Arc<dyn Chain>, ChainError> {
     let mut told = false;
     loop {
@@ -193,7 +200,7 @@ async fn connect(
     }
 }
 
-fn result(printer: Printer, notices: &[WatchNotice]) -> ExitCode {
+fn result(printer: &Printer, notices: &[WatchNotice]) -> ExitCode {
     notices.iter().for_each(|notice| printer.watch_notice(notice));
     let count = |severity| notices.iter().filter(|notice| notice.severity() == severity).count();
     let (alarms, warnings) = (count(Severity::Alarm), count(Severity::Warning));

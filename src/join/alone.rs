@@ -25,7 +25,7 @@ pub struct SingletonFallback {
 }
 
 /// Writes the member's own announcement of its update, if that is wanted, and its update does not depend on a cohort.
-pub(super) fn fall_back(config: &JoinConfig, policy: &MemberPolicy, printer: Printer) -> Result<(), ProgramError> {
+pub(super) fn fall_back(config: &JoinConfig, policy: &MemberPolicy, printer: &Printer) -> Result<(), ProgramError> {
     let Some(fallback) = &config.singleton_fallback else { return Ok(()) };
     let Some(update) = policy.alone()? else {
         printer.warn("nothing to announce alone: only an update of --update does not depend on a cohort");

@@ -86,6 +86,8 @@ pub struct JoinConfig {
     pub out: Option<PathBuf>,
     /// Whether to print JSON.
     pub json: bool,
+    /// Whether lines for people begin with the time.
+    pub times: bool,
     /// Whether to stop after the first cohort.
     pub exit_when_done: bool,
     /// How long to stay after signing at most. Without it: until the service says how the cohort ended, or until its own
@@ -113,7 +115,7 @@ pub struct JoinConfig {
 /// # Errors
 /// [`ProgramError`] when it cannot start, or cannot write what must be kept.
 pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<bool, ProgramError> {
-    let printer = Printer::new(config.json);
+    let printer = Printer::new(config.json).with_times(config.times);
     if let Some(directory) = &config.out {
         std::fs::create_dir_all(directory)
             .map_err(|error| ProgramError::Io { what: directory.display().to_string(), error })?;
@@ -121,9 +123,9 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
     printer.terms(&config.terms);
     let clock = Clock::system();
     let lost = "what it was signing is lost, and only the fallback can bring that cohort to an end";
-    let keeping = Keeping::open(config.state.as_deref(), lost, printer)?;
+    let keeping = Keeping::open(config.state.as_deref(), lost, &printer)?;
     let network = config.identity.did().network();
-    keeping.belong_to("join", &config.identity, network, config.terms.to_json(), printer).await?;
+    keeping.belong_to("join", &config.identity, network, config.terms.to_json(), &printer).await?;
     let outcome = take_part(&config, &keeping, clock, printer, stop).await;
     keeping.close().await;
     outcome
@@ -138,7 +140,7 @@ async fn take_part(
 ) -> Result<bool, ProgramError> {
     let state = |error: &dyn std::fmt::Display| ProgramError::State(error.to_string());
     let contacts = Contacts::default();
-    let reporting = printer.follow(contacts.subscribe());
+    let reporting = printer.clone().follow(contacts.subscribe());
     let transport = transport(config, clock, &contacts)?;
     let mut entries = Vec::new();
     if let Some(vault) = keeping.vault() {
@@ -164,7 +166,7 @@ async fn take_part(
         config.terms.clone(),
         config.intent.clone(),
         config.publication.clone(),
-        printer,
+        printer.clone(),
     )
     .having_said(ledger, config.idle);
     for session in earlier.iter().filter(|session| !session.ended) {
@@ -217,8 +219,15 @@ async fn take_part(
         .await
         .map_err(|error| ProgramError::Internal(error.to_string()))?;
     let memberships = Memberships::new(participant, &earlier, config.timing.phase_timeout);
-    let mut member =
-        Member { config, keeping, printer, policy, memberships, known: BTreeMap::new(), formed: BTreeSet::new() };
+    let mut member = Member {
+        config,
+        keeping,
+        printer: printer.clone(),
+        policy,
+        memberships,
+        known: BTreeMap::new(),
+        formed: BTreeSet::new(),
+    };
     let connected = connected(config.connect_timeout, contacts);
     tokio::pin!(stop, reporting, connected);
     // After our signature: how long we stay at most, and for what.
@@ -253,7 +262,7 @@ async fn take_part(
         let step = match next {
             Some(Next::Step(step)) => step,
             Some(Next::Missed(missed) | Next::Lost(missed)) => {
-                printer.warn(&format!("{missed} events were not shown"));
+                printer.missed(missed);
                 continue;
             }
             None => return Err(ProgramError::Internal("the actors are gone".to_owned())),
@@ -445,7 +454,7 @@ impl Member<'_> {
 
     /// No cohort will announce: the member's own announcement is written, if that is wanted. Whether that ends the program.
     fn nothing(&self) -> Result<bool, ProgramError> {
-        alone::fall_back(self.config, &self.policy, self.printer)?;
+        alone::fall_back(self.config, &self.policy, &self.printer)?;
         Ok(self.config.exit_when_done)
     }
 }

@@ -63,7 +63,7 @@ impl Doors {
         config: &ServeConfig,
         keeping: &Keeping,
         clock: Clock,
-        printer: Printer,
+        printer: &Printer,
         sources: &Sources,
         contacts: &Contacts,
     ) -> Result<Self, ProgramError> {

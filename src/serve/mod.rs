@@ -114,6 +114,8 @@ pub struct ServeConfig {
     pub exit_when_done: bool,
     /// Whether to print JSON.
     pub json: bool,
+    /// Whether lines for people begin with the time.
+    pub times: bool,
     /// Where to write results.
     pub out: Option<PathBuf>,
     /// The directory in which everything is kept that must outlive the program.
@@ -149,6 +151,7 @@ impl ServeConfig {
             parallel: 1,
             exit_when_done: false,
             json: false,
+            times: false,
             out: None,
             state: None,
             rules: PhaseRules::default().reforming(),
@@ -196,16 +199,16 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         return Err(ProgramError::Usage(problem.to_owned()));
     }
     let conditions = config.conditions()?;
-    let printer = Printer::new(config.json);
+    let printer = Printer::new(config.json).with_times(config.times);
     if let Some(directory) = &config.out {
         std::fs::create_dir_all(directory)
             .map_err(|error| ProgramError::Io { what: directory.display().to_string(), error })?;
     }
     let clock = Clock::system();
     let lost = "cohorts that run are lost, and coins at their addresses come back by recovery only";
-    let keeping = Keeping::open(config.state.as_deref(), lost, printer)?;
+    let keeping = Keeping::open(config.state.as_deref(), lost, &printer)?;
     let terms = serde_json::to_value(&conditions).map_err(|error| ProgramError::Internal(error.to_string()))?;
-    keeping.belong_to("serve", &config.identity, config.network, terms, printer).await?;
+    keeping.belong_to("serve", &config.identity, config.network, terms, &printer).await?;
     let (metrics, readiness) = (Metrics::new(clock), Readiness::default());
     let metrics_server = match &config.metrics_listen {
         Some(address) => {
@@ -216,10 +219,10 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         None => None,
     };
     let contacts = Contacts::default();
-    let reporting = printer.follow(contacts.subscribe());
+    let reporting = printer.clone().follow(contacts.subscribe());
     // From here on SIGHUP does not end the program, however long a node takes to come up.
     let hangups = Hangups::new();
-    let mut doors = Doors::build(&config, &keeping, clock, printer, metrics.sources(), &contacts).await?;
+    let mut doors = Doors::build(&config, &keeping, clock, &printer, metrics.sources(), &contacts).await?;
 
     let mut journal = keeping.journal();
     if metrics_server.is_some() {
@@ -228,10 +231,11 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     tokio::pin!(stop);
     // A node may take long to come up; whoever waits for it may stop waiting.
     let operator = tokio::select! {
-        operator = Operator::new(&config, Arc::clone(&journal), clock, printer) => operator?,
+        operator = Operator::new(&config, Arc::clone(&journal), clock, &printer) => operator?,
         () = &mut stop => return Ok(true),
     };
-    let policy = Publisher { operator: operator.clone(), publication: config.publication.clone(), printer };
+    let publication = config.publication.clone();
+    let policy = Publisher { operator: operator.clone(), publication, printer: printer.clone() };
     let notices = Notices::new(NOTICES);
     let steps = Steps::of(notices.subscribe());
     let announcements = operator.subscribe().map(Steps::of);
@@ -276,7 +280,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         }
         _ => None,
     };
-    let mut rounds = Rounds::new(config, conditions, service, operator.clone(), keeping.clone(), printer);
+    let mut rounds = Rounds::new(config, conditions, service, operator.clone(), keeping.clone(), printer.clone());
     let outcome = tokio::select! {
         never = reporting => match never {},
         never = tls::reload(doors.tls.clone(), hangups, printer) => match never {},

@@ -111,7 +111,7 @@ impl Operator {
         config: &ServeConfig,
         journal: Arc<dyn Journal>,
         clock: Clock,
-        printer: Printer,
+        printer: &Printer,
     ) -> Result<Self, ProgramError> {
         let Coins::Chain(chain) = &config.coins else { return Ok(Self::Offline) };
         let change_key = ChangeKey::new(config.identity.secret_key());

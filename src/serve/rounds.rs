@@ -213,11 +213,11 @@ impl Rounds {
         match next {
             Next::Step(step) => self.follow(&step).await,
             Next::Missed(missed) => {
-                self.printer.warn(&format!("{missed} events were not shown"));
+                self.printer.missed(missed);
                 Ok(())
             }
             Next::Lost(lost) => {
-                self.printer.warn(&format!("{lost} events were not shown"));
+                self.printer.missed(lost);
                 // How a cohort ended may have been among them.
                 self.service.do_send(TellEnds);
                 Ok(())

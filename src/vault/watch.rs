@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ::bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxIn, Txid};
 use serde::Serialize;
+use strum::VariantNames;
 
 use crate::{
     actors::state::vault::VaultEntry,
@@ -84,7 +85,8 @@ pub enum Severity {
 }
 
 /// What a member is told of its beacons. Values are in satoshis.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 #[allow(missing_docs, reason = "the fields are what their names and types say")]
 pub enum WatchNotice {

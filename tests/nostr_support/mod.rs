@@ -1,6 +1,8 @@
 //! What the process tests over Nostr share: the programs as processes, each with a key that follows from its name.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
+#[path = "../support/events.rs"]
+pub mod events;
 pub mod relay;
 
 use std::{
@@ -46,7 +48,9 @@ impl Program {
         let (say, events) = channel();
         thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
-                let _ = say.send(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}")));
+                let event = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+                events::check(&event);
+                let _ = say.send(event);
             }
         });
         Self { name: name.to_owned(), child, events, heard: Vec::new() }

@@ -1,6 +1,7 @@
 //! The programs as processes, and what they say verified.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test binary uses another part of this")]
 
+pub mod events;
 pub mod logged;
 pub mod proxy;
 pub mod verify;
@@ -47,6 +48,13 @@ impl Run {
     pub fn usage(&self) -> &str {
         assert_eq!(self.status, Some(2), "{self:?}");
         &self.stderr
+    }
+
+    /// Its lines, each a documented event.
+    pub fn events(&self) -> Vec<Value> {
+        let lines: Vec<Value> = self.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        lines.iter().for_each(events::check);
+        lines
     }
 
     pub fn succeeded(self) -> Self {
@@ -158,6 +166,7 @@ impl Program {
         match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(line) => {
                 let line: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+                events::check(&line);
                 self.seen.push(line.clone());
                 Some(line)
             }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use serde::{Serialize, Serializer};
+use strum::VariantNames;
 use tokio::{
     sync::{broadcast, watch},
     time::Instant,
@@ -54,7 +55,8 @@ impl Serialize for Purpose {
 }
 
 /// A change in whether a peer can be reached.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum ContactNotice {
     /// It cannot be reached, and is tried again.

@@ -186,7 +186,7 @@ async fn take_part(
         && config.idle == Idle::Skip
     {
         if config.exit_when_done && earlier.is_empty() {
-            announced_before(&done, printer);
+            announced_before(&done, &printer);
             return Ok(true);
         }
         let (cohort_id, version) = done;
@@ -372,7 +372,7 @@ impl Member<'_> {
             && self.config.idle == Idle::Skip
             && let Some(done) = self.policy.done()
         {
-            announced_before(&done, self.printer);
+            announced_before(&done, &self.printer);
             return Turn::Over(true);
         }
         Turn::GoOn
@@ -460,7 +460,7 @@ impl Member<'_> {
 }
 
 /// There is nothing to do: the update was announced in this cohort, as this version.
-fn announced_before((cohort_id, version): &(CohortId, u64), printer: Printer) {
+fn announced_before((cohort_id, version): &(CohortId, u64), printer: &Printer) {
     let result = json!({ "event": "result", "ok": true, "known": "announced-before", "cohortId": cohort_id });
     let text =
         format!("version {version} of the DID is announced in cohort {cohort_id} already: there is nothing to do");

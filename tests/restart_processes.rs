@@ -62,7 +62,8 @@ fn a_service_that_is_killed_goes_on_where_it_was_and_leaves_an_archived_cohort()
             let second = run(&arguments);
             assert_eq!(second.status, Some(1), "{second:?}");
             assert!(second.stderr.contains("in use") && second.stderr.contains("choose another"), "{second:?}");
-            assert_eq!(run(&["state", "list", "--state", &state]).status, Some(1));
+            let prune = run(&["state", "prune", "--older-than", "1d", "--state", &state]);
+            assert_eq!(prune.status, Some(1), "{prune:?}");
             members.push(join(&proxy.url(), &files[2], &["--add-beacon"]));
         }
     }

@@ -151,7 +151,7 @@ fn no_key_no_nonce_and_no_update_is_in_the_log_of_a_whole_round() {
             "keys, two halves of each nonce, and the nonce of each fallback signature: {name}"
         );
         // The log is one of this round, or nothing could be found in it.
-        for step in ["signing-started", "nonce-received", "update-submitted", "cohort-complete"] {
+        for step in ["signing-started", "nonce-received", "update-submitted", "signature-sent"] {
             assert!(log.text.contains(step), "{name} logs no {step}");
         }
 

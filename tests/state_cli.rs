@@ -164,7 +164,8 @@ fn a_directory_that_is_missing_or_held_is_named_and_left_alone() {
     assert_eq!(run_on_missing.status, Some(1));
     contains(&run_on_missing.stderr, &["missing is not a state directory"]);
     assert!(!Path::new(&missing).exists(), "looking makes none");
-    let held = on_state(&state, async |_| run(&["state", "list", "--state", &state]));
+    let prune = ["state", "prune", "--older-than", "1d", "--state", &state];
+    let held = on_state(&state, async |_| run(&prune));
     assert_eq!(held.status, Some(1));
     contains(&held.stderr, &["is in use by process", &std::process::id().to_string()]);
 }

@@ -122,6 +122,13 @@ impl Doors {
         });
     }
 
+    /// Gives members whose connections broke the time to come back for what was said last.
+    pub(super) async fn heard(&self, patience: Duration) {
+        if let Some(Web::Open { server, .. }) = &self.web {
+            server.heard(patience).await;
+        }
+    }
+
     /// No new work, streams closed, then the connections.
     pub(super) async fn close(self) {
         match self.web {

@@ -65,6 +65,9 @@ use crate::{
 /// How many notices the program's own reader may fall behind.
 const NOTICES: usize = 1 << 14;
 
+/// How long members whose connections broke may take to come back for what is said last.
+const RETURN: Duration = Duration::from_secs(10);
+
 /// How long what is said last may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -289,6 +292,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
             rounds.settled().await;
             // Members are told that it is over: that has its time to travel.
             tokio::time::sleep(FAREWELL).await;
+            doors.heard(RETURN).await;
             outcome
         }
         () = &mut stop => {

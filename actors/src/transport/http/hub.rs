@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message as ActixMessage, MessageResult};
+use actix::{
+    Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message as ActixMessage, MessageResult,
+    ResponseFuture,
+};
 use btcr2_aggregation_protocol::{did::Did, id::CohortId, message::SharedBody};
 use rand_chacha::ChaCha20Rng;
 
@@ -10,7 +13,7 @@ use super::{
     adverts::Adverts,
     config::HttpConfig,
     directory::Local,
-    inbox::{Close, Feed, InboxActor, InboxesShared, Put, PutBack},
+    inbox::{Close, Feed, InboxActor, InboxesShared, IsHeard, Put, PutBack},
     stream::{EventStream, Events},
     waiting::Waiting,
 };
@@ -77,6 +80,11 @@ pub(super) struct OpenAdverts;
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(super) struct Shutdown;
+
+/// Whether everybody for whom something waits reads its inbox now.
+#[derive(ActixMessage)]
+#[rtype(result = "bool")]
+pub(super) struct AllHeard;
 
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
@@ -241,6 +249,24 @@ impl Handler<OpenAdverts> for Hub {
     fn handle(&mut self, _: OpenAdverts, _: &mut Self::Context) -> Self::Result {
         let now = self.clock.now();
         MessageResult(self.adverts.feed(self.config.advert_streams, now, &mut self.rng))
+    }
+}
+
+impl Handler<AllHeard> for Hub {
+    type Result = ResponseFuture<bool>;
+
+    fn handle(&mut self, _: AllHeard, _: &mut Self::Context) -> Self::Result {
+        let inboxes: Vec<_> =
+            self.inboxes.values().filter(|held| held.written_to).map(|held| held.inbox.clone()).collect();
+        Box::pin(async move {
+            for inbox in inboxes {
+                // One that is gone holds nothing.
+                if !inbox.send(IsHeard).await.unwrap_or(true) {
+                    return false;
+                }
+            }
+            true
+        })
     }
 }
 

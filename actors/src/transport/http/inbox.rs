@@ -50,6 +50,11 @@ pub(super) struct Feed {
     pub(super) after: Option<u64>,
 }
 
+/// Whether somebody reads, or nothing waits: a reader whose connection broke comes back for what it missed.
+#[derive(ActixMessage)]
+#[rtype(result = "bool")]
+pub(super) struct IsHeard;
+
 /// Close the streams, and end.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
@@ -224,6 +229,15 @@ impl Drop for InboxActor {
         counts.inboxes.fetch_sub(1, Ordering::Relaxed);
         counts.messages.fetch_sub(self.entries.len(), Ordering::Relaxed);
         counts.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Handler<IsHeard> for InboxActor {
+    type Result = bool;
+
+    fn handle(&mut self, _: IsHeard, _: &mut Self::Context) -> bool {
+        self.streams.retain(EventStream::is_open);
+        self.entries.is_empty() || !self.streams.is_empty()
     }
 }
 

@@ -1,8 +1,11 @@
 //! The server: the transport of the identities that live here.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use actix::{Actor, Addr, Context, Handler, Recipient};
@@ -20,7 +23,7 @@ use super::{
     config::HttpConfig,
     directory::{Directory, Local},
     gate::Gate,
-    hub::{Advertise, Arrived, Gone, Hub, Post, Shutdown, Withdraw},
+    hub::{Advertise, AllHeard, Arrived, Gone, Hub, Post, Shutdown, Withdraw},
     inbox::InboxesShared,
     report::{Counts, HttpReport},
     seats::Seats,
@@ -116,6 +119,18 @@ impl HttpServer {
         let (_, key) = document::genesis_key(did, Some(genesis_document))?;
         self.0.gate.directory.introduce(did, key);
         Ok(())
+    }
+
+    /// Waits until everybody for whom something waits reads its inbox, for `patience` at most: who was cut off just now comes back,
+    /// and would hear nothing more of a server that is gone.
+    pub async fn heard(&self, patience: Duration) {
+        let waiting = async {
+            while !self.0.hub.send(AllHeard).await.unwrap_or(true) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        // What was not heard by then stays unheard.
+        let _ = tokio::time::timeout(patience, waiting).await;
     }
 
     /// Closes every stream and stops the server's actors. Requests are still answered, so that a graceful stop of the web

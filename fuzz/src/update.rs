@@ -6,7 +6,9 @@ use btcr2_aggregation_protocol::{
     identity::Identity,
     jcs,
     patch::{MAX_DOCUMENT_BYTES, Patch},
-    update::{SignedUpdate, UpdateContext, add_beacon_service_patch, build_update, sign_update, verify_update, violations},
+    update::{
+        SignedUpdate, UpdateContext, add_beacon_service_patch, build_update, sign_update, verify_update, violations,
+    },
 };
 use serde_json::Value;
 
@@ -51,12 +53,8 @@ pub fn check(data: &[u8]) {
     let again: Value = serde_json::from_slice(&canonical).expect("the canonical form is JSON");
     assert_eq!(SignedUpdate::from_value(again).expect("an update").hash(), update.hash());
 
-    let context = UpdateContext {
-        did: signed.controller.did(),
-        document: &signed.initial,
-        version: 1,
-        block: None,
-    };
+    let context =
+        UpdateContext { did: signed.controller.did(), document: &signed.initial, version: 1, block: None };
     let broken = violations(&update, &context);
     assert_eq!(verify_update(&update, &context).is_ok(), broken.is_empty());
     // What a peer wrote is shown in these texts: they stay short.

@@ -146,8 +146,10 @@ impl Printer {
 
     /// The terms on which a participant joins.
     pub fn terms(&self, terms: &Terms) {
-        let mut json = terms.to_json();
-        json["event"] = json!("terms");
+        let mut json = json!({ "event": "terms" });
+        if let (Value::Object(event), Value::Object(terms)) = (&mut json, terms.to_json()) {
+            event.extend(terms);
+        }
         self.line(&json, &format!("joins on these terms: {terms}"));
     }
 

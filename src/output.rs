@@ -6,6 +6,7 @@
 //! worth more than a line about it.
 
 use std::{
+    borrow::Cow,
     io::{self, IsTerminal, Write},
     process::ExitCode,
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
@@ -31,6 +32,8 @@ impl Progress {
     fn show(&mut self, text: &str, columns: usize) -> String {
         self.is_shown = true;
         let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        // A whole DID would leave no room for what is said of it.
+        let text = text.split(' ').map(shortened).collect::<Vec<_>>().join(" ");
         // A terminal that does not know its size, a serial line say, says 0.
         let columns = if columns < 2 { 80 } else { columns };
         let cut = console::truncate_str(&text, columns - 1, "\u{2026}");
@@ -46,6 +49,19 @@ impl Progress {
     fn finish(&mut self) -> &'static str {
         if std::mem::take(&mut self.is_shown) { "\n" } else { "" }
     }
+}
+
+/// An identifier by its beginning and its end.
+fn shortened(word: &str) -> Cow<'_, str> {
+    const LONGEST: usize = 30;
+    const BEGINNING: usize = 20;
+    const END: usize = 6;
+    let count = word.chars().count();
+    if count <= LONGEST {
+        return Cow::Borrowed(word);
+    }
+    let beginning = word.chars().take(BEGINNING);
+    Cow::Owned(beginning.chain(['\u{2026}']).chain(word.chars().skip(count - END)).collect())
 }
 
 fn progress() -> MutexGuard<'static, Progress> {
@@ -180,6 +196,17 @@ mod tests {
         let mut progress = Progress::default();
         assert_eq!(progress.show("a\nb\u{1b}[31m", 80), "\r\u{1b}[2Ka b [31m");
         assert_eq!(progress.show("abc", 0), "\r\u{1b}[2Kabc", "a terminal without a size");
+    }
+
+    #[test]
+    fn long_identifiers_leave_room_for_the_counts() {
+        let did = format!("did:btcr2:k1{}", "qpzry9x8".repeat(8));
+        let shown =
+            Progress::default().show(&format!("  {did} sent its nonce (3 of 5); missing: {did}, {did}"), 80);
+        assert!(
+            shown.contains("  did:btcr2:k1qpzry9x8\u{2026}zry9x8 sent its nonce (3 of 5); missing: did:"),
+            "{shown}"
+        );
     }
 
     #[test]

@@ -228,7 +228,13 @@ impl ServiceRun {
         if body.is_control() {
             return;
         }
-        let sent = json_of(&self.service, to, body);
+        let mut sent = json_of(&self.service, to, body);
+        if let Body::AuthorizationRequest(_) = &**body {
+            assert!(
+                sent["body"].as_object_mut().unwrap().remove("sessionDeadline").is_some(),
+                "members are told how long"
+            );
+        }
         let expected = self.expected.get_mut(&to.cloned()).and_then(VecDeque::pop_front);
         assert_eq!(Some(sent), expected, "to {to:?}");
     }

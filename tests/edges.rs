@@ -248,8 +248,6 @@ fn serve_and_join_go_on_when_nobody_reads_them() {
         &member,
         "--add-beacon",
         "--exit-when-done",
-        "--linger",
-        "0s",
         "--out",
         &kept,
     ]);

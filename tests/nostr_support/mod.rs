@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 #[path = "../support/events.rs"]
+#[allow(clippy::duplicate_mod, reason = "one test has both, and each is a module of its own")]
 pub mod events;
 pub mod relay;
 

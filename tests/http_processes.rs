@@ -306,7 +306,7 @@ async fn participant_with_clock(url: &str, offset: i64) -> Result<Value, String>
     supervisor.send(StartParticipant(settings)).await.unwrap();
     loop {
         match &*tokio::time::timeout(PATIENCE, steps.recv()).await.expect("a step in time").unwrap() {
-            ParticipantNotice::SignatureSent { record, .. } => return Ok(record.sidecar(None)),
+            ParticipantNotice::CohortComplete { record, .. } => return Ok(record.sidecar(None)),
             ParticipantNotice::MessageUnverified { reason, .. } => return Err(reason.clone()),
             ParticipantNotice::CohortFailed { reason, .. } => panic!("{reason}"),
             _ => {}

@@ -236,7 +236,8 @@ impl Handler<IsHeard> for InboxActor {
     type Result = bool;
 
     fn handle(&mut self, _: IsHeard, _: &mut Self::Context) -> bool {
-        self.streams.retain(EventStream::is_open);
+        // A connection that broke is found by writing to it.
+        self.streams.retain(|stream| stream.is_open() && stream.send(heartbeat()));
         self.entries.is_empty() || !self.streams.is_empty()
     }
 }

@@ -125,7 +125,11 @@ impl HttpServer {
     /// and would hear nothing more of a server that is gone.
     pub async fn heard(&self, patience: Duration) {
         let waiting = async {
-            while !self.0.hub.send(AllHeard).await.unwrap_or(true) {
+            // What is written to a broken connection is lost, and only then is it known to be broken.
+            let mut in_a_row = 0;
+            while in_a_row < 3 {
+                let heard = self.0.hub.send(AllHeard).await.unwrap_or(true);
+                in_a_row = if heard { in_a_row + 1 } else { 0 };
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };

@@ -148,7 +148,7 @@ fn with_all_defaults_a_member_stays_for_the_fallback() {
 #[test]
 fn a_cohort_that_fails_after_our_signature_is_a_failure_with_a_way_out() {
     let directory = directory("fails-late");
-    let (alone, patch) = (path(&directory, "alone"), note(&directory, "alone"));
+    let (alone, patch) = (path(&directory, "alone"), note(&directory, "patch"));
     let arguments = ["--update", &patch, "--singleton-fallback", &alone];
     let fails = ["--fallback-threshold", "2"];
     let (service, member, silent, _) = with_a_silent_one("fails-late-round", &fails, &arguments);

@@ -401,7 +401,14 @@ impl ParticipantPolicy for MemberPolicy {
     async fn should_join(&self, advert: &Advert) -> bool {
         let verdict = match self.judge(advert) {
             // The advert waits for its turn rather than being passed over, because it is only ever asked about once.
-            Ok(()) if self.place.take(&advert.cohort_id).await => Ok(()),
+            Ok(()) if self.place.take(&advert.cohort_id).await => {
+                // What was announced meanwhile is not to be said again.
+                let verdict = self.judge(advert);
+                if verdict.is_err() {
+                    self.place.leave(&advert.cohort_id);
+                }
+                verdict
+            }
             Ok(()) => Err("too many other cohorts wait for their turn".to_owned()),
             refused => refused,
         };

@@ -67,7 +67,7 @@ fn a_deposit_is_written_signed_elsewhere_and_sent() {
         left.sort_unstable();
         let fee = 10_000 - left[1];
         assert_eq!((left.len(), left[0]), (3, 5_000));
-        let transaction = deposit::extract(&fs::read_to_string(&done).unwrap()).unwrap();
+        let transaction = deposit::extract(fs::read_to_string(&done).unwrap()).unwrap();
         assert_eq!(fee, transaction.vsize() as u64, "1 sat/vB, the lowest rate, without an estimate");
     });
 }

@@ -285,9 +285,8 @@ fn feed_all(run: &mut Run, messages: Vec<Result<Message, DecodeError>>) -> Vec<(
                 continue;
             }
         };
-        match run.feed(SessionInput::Message(message)) {
-            Err(reject) => panic!("{reject}"),
-            Ok(_) => {}
+        if let Err(reject) = run.feed(SessionInput::Message(message)) {
+            panic!("{reject}");
         }
     }
     named

@@ -97,8 +97,7 @@ fn replays(path: &Path) {
     let facts = events::<ServiceEvent>(path, "cohort");
     let Some(ServiceEvent::CohortAdvertised { terms, .. }) = facts.first() else { panic!("{}", path.display()) };
     assert_eq!((&terms.service, &terms.conditions), (service.did(), &round.conditions));
-    let config =
-        ServiceConfig { terms: Arc::clone(terms), beacons: beacons.clone(), aggregator: aggregator.clone() };
+    let config = ServiceConfig { terms: Arc::clone(terms), beacons, aggregator };
     let mut cohort = ServiceCohort::new(Arc::new(config)).unwrap();
     let mut task = None;
     for event in &facts {
@@ -121,21 +120,11 @@ fn replays(path: &Path) {
     };
     assert_eq!(signed, outcome, "the session and the cohort agree");
 
-    let config = ParticipantConfig {
-        max_fee_rate: btcr2_aggregation_protocol::output::DEFAULT_MAX_FEE_RATE,
-        did: member.did().clone(),
-        participant_key: member.public_key(),
-        communication_key: member.public_key(),
-        genesis_document: member.genesis_document().cloned(),
-        timing: Timing::default(),
-        beacons,
-        aggregator,
-    };
     let facts = events::<ParticipantEvent>(path, "participant");
     let Some(ParticipantEvent::CohortDiscovered { advert, .. }) = facts.first() else {
         panic!("{}", path.display());
     };
-    let session = replay(ParticipantCohort::new(Arc::new(config), Arc::clone(advert)), &facts);
+    let session = replay(ParticipantCohort::new(Arc::new(config_of(&member)), Arc::clone(advert)), &facts);
     assert!(matches!(session.phase(), MemberPhase::Ended { .. }), "{}: {:?}", path.display(), session.phase());
     let record = session.record().expect("the member keeps what it needs");
     assert_eq!((record.cohort_id.clone(), record.signal), (round.cohort_id, round.signal));
@@ -183,6 +172,19 @@ fn a_cohort_of_an_earlier_edition_ends_with_that_reason() {
     }
 }
 
+fn config_of(member: &btcr2_aggregation_protocol::identity::Identity) -> ParticipantConfig {
+    ParticipantConfig {
+        did: member.did().clone(),
+        participant_key: member.public_key(),
+        communication_key: member.public_key(),
+        genesis_document: member.genesis_document().cloned(),
+        timing: Timing::default(),
+        max_fee_rate: btcr2_aggregation_protocol::output::DEFAULT_MAX_FEE_RATE,
+        beacons: BeaconRegistry::default(),
+        aggregator: Arc::new(MemoizedAggregator::default()),
+    }
+}
+
 /// The same of a member, unless a signature of its own is out: then the service says what became of it.
 #[test]
 fn a_membership_of_an_earlier_edition_ends_with_that_reason() {
@@ -190,17 +192,7 @@ fn a_membership_of_an_earlier_edition_ends_with_that_reason() {
         let facts = events::<ParticipantEvent>(&round, "participant");
         let Some(ParticipantEvent::CohortDiscovered { advert, .. }) = facts.first() else { panic!() };
         let member = external_identity(MEMBER);
-        let config = ParticipantConfig {
-            did: member.did().clone(),
-            participant_key: member.public_key(),
-            communication_key: member.public_key(),
-            genesis_document: member.genesis_document().cloned(),
-            timing: Timing::default(),
-            max_fee_rate: btcr2_aggregation_protocol::output::DEFAULT_MAX_FEE_RATE,
-            beacons: BeaconRegistry::default(),
-            aggregator: Arc::new(MemoizedAggregator::default()),
-        };
-        let mut cohort = ParticipantCohort::new(Arc::new(config), Arc::clone(advert));
+        let mut cohort = ParticipantCohort::new(Arc::new(config_of(&member)), Arc::clone(advert));
         let mut ends = 0;
         for fact in &facts {
             cohort.apply(fact);
@@ -282,17 +274,7 @@ fn write_vault_of_version_0_1() {
     let entries = directories(&fixtures().join("v1")).into_iter().map(|round| {
         let facts = events::<ParticipantEvent>(&round, "participant");
         let Some(ParticipantEvent::CohortDiscovered { advert, .. }) = facts.first() else { panic!() };
-        let config = ParticipantConfig {
-            did: member.did().clone(),
-            participant_key: member.public_key(),
-            communication_key: member.public_key(),
-            genesis_document: member.genesis_document().cloned(),
-            timing: Timing::default(),
-            max_fee_rate: btcr2_aggregation_protocol::output::DEFAULT_MAX_FEE_RATE,
-            beacons: BeaconRegistry::default(),
-            aggregator: Arc::new(MemoizedAggregator::default()),
-        };
-        let session = replay(ParticipantCohort::new(Arc::new(config), Arc::clone(advert)), &facts);
+        let session = replay(ParticipantCohort::new(Arc::new(config_of(&member)), Arc::clone(advert)), &facts);
         let genesis_document = member.genesis_document().map(|document| (**document).clone());
         btcr2_aggregation_actors::state::vault::VaultEntry {
             record: session.record().unwrap(),

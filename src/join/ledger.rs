@@ -34,7 +34,14 @@ pub(super) enum Outlook {
         version: u64,
     },
     /// This very update is possibly announced: it may be submitted again, and no other.
-    Again(SignedUpdate),
+    Again {
+        /// The update.
+        update: SignedUpdate,
+        /// The document that it starts from.
+        document: Value,
+        /// The version of that.
+        version: u64,
+    },
     /// Nothing stands in the way of an update of this document and version.
     Next {
         /// The current document, as far as is known.
@@ -127,7 +134,7 @@ impl Ledger {
         let other = open.iter().find(|said| said.update.value().get("patch") != Some(patch));
         match (other, open.first()) {
             (None, None) => Outlook::Next { document, version },
-            (None, Some(same)) => Outlook::Again(same.update.clone()),
+            (None, Some(same)) => Outlook::Again { update: same.update.clone(), document, version },
             (Some(Said { announced: true, cohort_id, .. }), _) => Outlook::Blocked(format!(
                 "another update is announced as version {next} in cohort {cohort_id}: what is to be said next has to start from that \
                  version (without --source-document it does)"
@@ -173,7 +180,8 @@ mod tests {
         let first = sign(&identity(), note("one"), &None).unwrap().update;
         assert!(matches!(outlook(&ledger, &note("one")), Outlook::Next { version: 1, .. }));
         ledger.approved(&id("a"), &first);
-        assert_eq!(outlook(&ledger, &note("one")), Outlook::Again(first.clone()));
+        let Outlook::Again { update, version, .. } = outlook(&ledger, &note("one")) else { panic!() };
+        assert_eq!((update, version), (first.clone(), 1));
         let Outlook::Blocked(reason) = outlook(&ledger, &note("two")) else { panic!() };
         assert!(reason.contains("cohort a") && reason.contains("--supersede a"), "{reason}");
         let superseding = Ledger::new(identity(), vec![id("a")], []);
@@ -194,5 +202,8 @@ mod tests {
         assert_eq!(second.target_version(), Some(3));
         ledger.approved(&id("b"), &second);
         assert!(matches!(outlook(&ledger, &note("three")), Outlook::Blocked(_)));
+        // Submitted again with the document that it starts from: the initial one is another.
+        let Outlook::Again { update, document, version } = outlook(&ledger, &note("two")) else { panic!() };
+        assert_eq!((update, document["note"].as_str(), version), (second, Some("one"), 2));
     }
 }

@@ -214,7 +214,7 @@ impl MemberPolicy {
                 Err(error) => Err(ProgramError::Usage(format!("the update cannot be made: {error}"))),
             },
             Outlook::Blocked(reason) => Ok(Err(reason)),
-            Outlook::Done { .. } | Outlook::Again(_) => Ok(Ok(())),
+            Outlook::Done { .. } | Outlook::Again { .. } => Ok(Ok(())),
         }
     }
 
@@ -246,7 +246,7 @@ impl MemberPolicy {
     pub(super) fn alone(&self) -> Result<Option<SignedUpdate>, ProgramError> {
         let Intent::Update { patch, source } = &self.intent else { return Ok(None) };
         match self.outlook(patch, source) {
-            Outlook::Again(update) => Ok(Some(update)),
+            Outlook::Again { update, .. } => Ok(Some(update)),
             Outlook::Next { document, version } => self
                 .sign(patch.clone(), source, document, version)
                 .map(|submission| Some(submission.update))
@@ -256,7 +256,6 @@ impl MemberPolicy {
         }
     }
 
-    /// From the initial document, which everybody knows, or from the one that was given or that follows from the vault.
     fn sign(
         &self,
         patch: Value,
@@ -264,8 +263,7 @@ impl MemberPolicy {
         document: Value,
         version: u64,
     ) -> Result<Submission, UpdateError> {
-        let from = (source.is_some() || version > 1).then_some((document, version));
-        sign(&self.identity, patch, &from)
+        sign(&self.identity, patch, &starting_from(source, document, version))
     }
 
     fn outlook(&self, patch: &Value, source: &Source) -> Outlook {
@@ -364,12 +362,19 @@ impl MemberPolicy {
                 Err(format!("version {version} is announced in cohort {cohort_id}"))
             }
             Outlook::Blocked(reason) => Err(reason),
-            Outlook::Again(update) => Ok(Submission { update, source: source_of(source) }),
+            Outlook::Again { update, document, version } => {
+                Ok(Submission { update, source: source_of(&starting_from(source, document, version)) })
+            }
             Outlook::Next { document, version } => {
                 self.sign(patch, source, document, version).map_err(|error| error.to_string())
             }
         }
     }
+}
+
+/// The document that was given or that follows from the vault; nothing for the initial one, which everybody knows.
+fn starting_from(source: &Source, document: Value, version: u64) -> Source {
+    (source.is_some() || version > 1).then_some((document, version))
 }
 
 fn source_of(source: &Source) -> Option<(Arc<Value>, u64)> {

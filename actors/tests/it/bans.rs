@@ -1,0 +1,308 @@
+//! Who did wrong is on record, with what it signed, and is not admitted for as long as the operator's policy says.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use crate::common::{
+    Operator, Updater, World, cohort, identity, on_paused_clock, settle,
+    tap::{Tap, no_signatures},
+};
+use crate::http_support::{
+    paused, sealed,
+    site::{OK, Site},
+};
+use btcr2_aggregation_actors::{
+    bans::{BanBook, Bans, DefaultBans, Entry, NoBans, Offence},
+    notice::ServiceNotice,
+    transport::{
+        Evidence,
+        http::{HttpConfig, store::Rate},
+    },
+};
+use btcr2_aggregation_protocol::{
+    envelope::{Expected, ExpectedTo, ParsedEnvelope},
+    error::RejectCode,
+    id::CohortId,
+    identity::Identity,
+    message::{
+        Body, Bytes, Message,
+        keygen::CohortOptIn,
+        sign::NonceContribution,
+        update::{SubmitNonIncluded, ValidationAck},
+    },
+    time::Timestamp,
+};
+use tempfile::TempDir;
+
+const NOW: Timestamp = Timestamp::from_secs(1_750_000_000);
+const DAY: u64 = 24 * 3600;
+
+fn entry(offence: Offence, cohort: &str, at: Timestamp) -> Entry {
+    let cohort_id = CohortId::parse(cohort).unwrap();
+    Entry { offence, cohort_id, at, detail: "a test".to_owned(), evidence: Vec::new() }
+}
+
+fn in_memory() -> BanBook {
+    BanBook::in_memory(Arc::new(DefaultBans))
+}
+
+#[test]
+fn a_member_that_equivocates_is_on_record_with_both_envelopes_and_is_not_admitted_again() {
+    paused(async {
+        let rate = Rate { per_second: 1_000_000, burst: 1_000_000 };
+        let config = HttpConfig { did_rate: rate, address_rate: rate, ..HttpConfig::default() };
+        let (site, _deliveries) = Site::new(config).await;
+        let world = World::new();
+        let mut settings = world.service_settings("aggregator", Operator);
+        settings.transport = Arc::new(site.server.clone());
+        settings.clock = site.clock;
+        let book = settings.bans.clone();
+        let mut service = world.service_with(settings).await;
+        let (liar, honest) = (identity("liar"), identity("honest"));
+        let post = async |from: &Identity, body: Body| {
+            let envelope = sealed(from, Some(service.identity.did()), body, site.now());
+            let answer = site.post(envelope.clone()).await;
+            assert_eq!(answer.outcome(), OK);
+            envelope
+        };
+        let opt_in = |member: &Identity, cohort_id: &CohortId| -> Body {
+            let key = Bytes(member.public_key().to_bytes());
+            let (participant_pk, communication_pk) = (key, key);
+            CohortOptIn { cohort_id: cohort_id.clone(), participant_pk, communication_pk, genesis_document: None }
+                .into()
+        };
+        let cohort_id = service.open(cohort(2)).await;
+        for member in [&liar, &honest] {
+            post(member, opt_in(member, &cohort_id)).await;
+        }
+        for member in [&liar, &honest] {
+            post(member, SubmitNonIncluded { cohort_id: cohort_id.clone() }.into()).await;
+        }
+        settle().await;
+        let verdict = |approved| ValidationAck { cohort_id: cohort_id.clone(), approved }.into();
+        let said = [post(&liar, verdict(true)).await, post(&liar, verdict(false)).await];
+        settle().await;
+
+        let conduct = book.list().unwrap().remove(liar.did()).expect("it is on record");
+        assert_eq!(book.list().unwrap().len(), 1, "and nobody else");
+        let [entry] = &conduct.entries[..] else { panic!("{conduct:?}") };
+        assert_eq!((entry.offence, &entry.cohort_id), (Offence::Equivocation, &cohort_id));
+        // Outside, with nothing but the evidence: each was signed by that DID, for this service, and they differ.
+        let mut verdicts = BTreeSet::new();
+        for (evidence, said) in entry.evidence.iter().zip(&said) {
+            let Evidence::Envelope(text) = evidence else { panic!("{evidence:?}") };
+            assert_eq!(**text, **said);
+            let envelope = ParsedEnvelope::parse(text).unwrap();
+            let key = liar.did().key().unwrap().x_only();
+            let to = ExpectedTo::Did(service.identity.did());
+            let expected = Expected { from: Some(liar.did()), to, ..Expected::default() };
+            envelope.verify(&key, envelope.timestamp().unwrap(), &expected).unwrap();
+            let Body::ValidationAck(ack) = (*envelope.message().unwrap().body).clone() else { panic!("{text}") };
+            assert_eq!(ack.cohort_id, cohort_id);
+            verdicts.insert(ack.approved);
+        }
+        assert_eq!(verdicts, BTreeSet::from([false, true]));
+        let until = conduct.ban(site.now()).expect("it is banned");
+        assert_eq!(until.since(entry.at).as_secs(), 7 * DAY);
+        let banned = service.ear.wait_for(|notice| match notice {
+            ServiceNotice::MemberBanned { participant, offence, until, .. } => {
+                Some((participant.clone(), *offence, *until))
+            }
+            _ => None,
+        });
+        assert_eq!(banned.await, (liar.did().clone(), Offence::Equivocation, until));
+
+        // The next cohort does without it, until the operator lifts the ban.
+        let refused = service.open(cohort(2)).await;
+        post_and_wait(&site, &service.identity, &liar, opt_in(&liar, &refused)).await;
+        let reason = service
+            .ear
+            .wait_for(|notice| match notice {
+                ServiceNotice::ParticipantRefused { participant, reason, .. } if participant == liar.did() => {
+                    Some(reason.clone())
+                }
+                _ => None,
+            })
+            .await;
+        assert!(reason.contains("banned"), "{reason}");
+        assert!(book.lift(liar.did()).unwrap());
+        let admitted = service.open(cohort(2)).await;
+        post_and_wait(&site, &service.identity, &liar, opt_in(&liar, &admitted)).await;
+        service.ear.event(&admitted, "participant-accepted").await;
+    });
+}
+
+async fn post_and_wait(site: &Site, service: &Identity, from: &Identity, body: Body) {
+    let answer = site.post(sealed(from, Some(service.did()), body, site.now())).await;
+    assert_eq!(answer.outcome(), OK);
+    settle().await;
+}
+
+#[test]
+fn members_that_held_out_three_times_are_not_admitted_for_a_day() {
+    on_paused_clock(async {
+        let mut world = World::new();
+        let settings = world.service_settings("service", Operator);
+        let book = settings.bans.clone();
+        let mut service = world.service_with(settings).await;
+        world.updaters(1).await;
+        let silent = identity("silent");
+        world.participant_on(&silent, Updater(silent.clone()), Tap::losing(&world.network, no_signatures)).await;
+        for times in 1..=3 {
+            let cohort_id = service.open(cohort(2)).await;
+            // Two of two are needed for the fallback too.
+            let _ = service.ear.end_of(&cohort_id).await;
+            settle().await;
+            let conduct = book.list().unwrap().remove(silent.did()).expect("on record");
+            assert_eq!(conduct.entries.len(), times);
+            assert!(conduct.entries.iter().all(|entry| entry.offence == Offence::Holdout));
+            assert_eq!(conduct.banned_until.is_some(), times == 3);
+        }
+        let cohort_id = service.open(cohort(2)).await;
+        service.ear.event(&cohort_id, "participant-refused").await;
+        world.members.heard();
+        assert!(service.ear.rejections().iter().all(|(_, code)| *code != RejectCode::Equivocation));
+    });
+}
+
+#[test]
+fn the_policy_decides_for_how_long() {
+    let did = identity("member").did().clone();
+    let day = Duration::from_secs(DAY);
+    let book = in_memory();
+    assert_eq!(book.record(&did, entry(Offence::Holdout, "one", NOW)).unwrap(), None);
+    assert_eq!(book.record(&did, entry(Offence::Holdout, "one", NOW)).unwrap(), None, "the same again");
+    assert_eq!(book.record(&did, entry(Offence::Holdout, "two", NOW + day * 20)).unwrap(), None);
+    let third = NOW + day * 40;
+    assert_eq!(book.record(&did, entry(Offence::Holdout, "three", third)).unwrap(), None, "the first is long ago");
+    let until = book.record(&did, entry(Offence::Holdout, "four", third)).unwrap();
+    assert_eq!(until, Some(third + day));
+    let week = book.record(&did, entry(Offence::BadPartialSignature, "five", third)).unwrap();
+    assert_eq!(week, Some(third + day * 7));
+    assert_eq!(book.banned(&did, third + day * 7).unwrap(), None, "and then it is over");
+
+    let nobody = BanBook::in_memory(Arc::new(NoBans));
+    assert_eq!(nobody.record(&did, entry(Offence::Equivocation, "one", NOW)).unwrap(), None);
+    assert_eq!(nobody.list().unwrap()[&did].entries.len(), 1, "it is on record all the same");
+
+    struct Stern;
+    impl Bans for Stern {
+        fn judge(&self, entries: &[Entry]) -> Option<Duration> {
+            Some(Duration::from_secs(entries.len() as u64))
+        }
+    }
+    let stern = BanBook::in_memory(Arc::new(Stern));
+    let until = stern.record(&did, entry(Offence::Holdout, "one", NOW)).unwrap();
+    assert_eq!(until, Some(NOW + Duration::from_secs(1)));
+}
+
+#[test]
+fn a_book_in_a_file_is_one_book_for_all_who_have_it_open() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("bans.json");
+    let [running, command] = [0, 1].map(|_| BanBook::in_file(&path, Arc::new(DefaultBans)));
+    let (one, other) = (identity("one").did().clone(), identity("other").did().clone());
+    assert!(running.list().unwrap().is_empty());
+    command.add(&one, Timestamp::NEVER, Some("by hand".to_owned())).unwrap();
+    assert_eq!(running.banned(&one, NOW).unwrap(), Some(Timestamp::NEVER));
+    running.record(&other, entry(Offence::Equivocation, "cohort", NOW)).unwrap();
+    let listed = command.list().unwrap();
+    assert_eq!(listed.len(), 2, "neither change is lost");
+    assert_eq!(listed[&one].reason.as_deref(), Some("by hand"));
+    assert!(command.lift(&one).unwrap());
+    assert!(!command.lift(&one).unwrap(), "there is none any more");
+    assert_eq!(running.banned(&one, NOW).unwrap(), None);
+    assert!(running.banned(&other, NOW).unwrap().is_some());
+    // Read anew, as after a restart.
+    assert_eq!(BanBook::in_file(&path, Arc::new(DefaultBans)).list().unwrap(), running.list().unwrap());
+
+    std::fs::write(&path, "{").unwrap();
+    let error = running.banned(&other, NOW).unwrap_err().to_string();
+    assert!(error.contains("bans.json") && error.contains("not a book of bans"), "{error}");
+    assert!(running.record(&one, entry(Offence::Holdout, "cohort", NOW)).is_err(), "it is not written over");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "{");
+}
+
+#[test]
+fn a_book_is_bounded() {
+    let book = in_memory();
+    let did = identity("member").did().clone();
+    for number in 0..40 {
+        book.record(&did, entry(Offence::Holdout, &format!("cohort-{number}"), NOW)).unwrap();
+    }
+    let entries = &book.list().unwrap()[&did].entries;
+    assert_eq!((entries.len(), entries[15].cohort_id.as_str()), (16, "cohort-39"), "the latest are kept");
+
+    // What is kept of evidence is bounded in all; the oldest is given up.
+    for number in 0..300_u64 {
+        let did = identity(&format!("liar {number}")).did().clone();
+        let mut entry = entry(Offence::Equivocation, "cohort", NOW + Duration::from_secs(number));
+        entry.evidence = vec![Evidence::Envelope("x".repeat(64 << 10).into())];
+        book.record(&did, entry).unwrap();
+    }
+    let list = book.list().unwrap();
+    assert_eq!(list.len(), 301, "all offences are on record");
+    let evidence: usize =
+        list.values().flat_map(|conduct| &conduct.entries).map(|entry| entry.evidence.len()).sum();
+    assert_eq!(evidence, 256);
+    assert_eq!(list[identity("liar 299").did()].entries[0].evidence.len(), 1, "the latest has its evidence");
+
+    // Who has behaved for a quarter of a year is forgotten.
+    let late = NOW + Duration::from_secs(100 * DAY);
+    book.record(identity("late").did(), entry(Offence::Holdout, "cohort", late)).unwrap();
+    assert_eq!(book.list().unwrap().len(), 1);
+}
+
+#[test]
+fn a_book_that_cannot_be_read_keeps_candidates_waiting_and_turns_nobody_away() {
+    on_paused_clock(async {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("bans.json");
+        std::fs::write(&path, "no book").unwrap();
+        let world = World::new();
+        let mut settings = world.service_settings("service", Operator);
+        settings.bans = BanBook::in_file(&path, Arc::new(DefaultBans));
+        let mut service = world.service_with(settings).await;
+        world.updaters(1).await;
+        let cohort_id = service.open(cohort(1)).await;
+        crate::common::pass(Duration::from_secs(60)).await;
+        assert_eq!(service.ear.names(&cohort_id), ["cohort-advertised", "opt-in-received"]);
+        std::fs::remove_file(&path).unwrap();
+        service.ear.completed(&cohort_id).await;
+    });
+}
+
+#[test]
+fn a_second_nonce_is_refused_and_not_charged() {
+    on_paused_clock(async {
+        let world = World::new();
+        let settings = world.service_settings("service", Operator);
+        let book = settings.bans.clone();
+        let mut service = world.service_with(settings).await;
+        let member = identity("restored");
+        let lossy = Tap::losing(&world.network, |body| !matches!(body, Body::NonceContribution(_)));
+        for identity in [&member, &identity("silent")] {
+            world.participant_on(identity, Updater(identity.clone()), lossy.clone()).await;
+        }
+        let cohort_id = service.open(cohort(2)).await;
+        let session_id = service
+            .ear
+            .wait_for(|notice| match notice {
+                ServiceNotice::SigningStarted { session_id, .. } => Some(session_id.clone()),
+                _ => None,
+            })
+            .await;
+        settle().await;
+        for name in ["before the backup", "after it"] {
+            let point = crate::common::key(name).public_key().to_bytes();
+            let nonce_contribution = Bytes([point, point].concat().try_into().unwrap());
+            let (cohort_id, session_id) = (cohort_id.clone(), session_id.clone());
+            let body = NonceContribution { cohort_id, session_id, nonce_contribution };
+            let message = Message::new(member.did().clone(), Some(service.did().clone()), body);
+            world.network.inject(member.did(), service.did(), &message.to_json());
+            settle().await;
+        }
+        let refused = (member.did().clone(), RejectCode::Equivocation);
+        assert!(service.ear.rejections().contains(&refused), "{:?}", service.ear.rejections());
+        assert!(!book.list().unwrap().contains_key(member.did()));
+    });
+}

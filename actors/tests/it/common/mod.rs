@@ -1,0 +1,496 @@
+//! A service, its participants and what they decide, for tests on the public API.
+
+pub mod fake_server;
+pub mod peers;
+pub mod process;
+pub mod relays;
+pub mod replay;
+pub mod rigged;
+pub mod rounds;
+pub mod tap;
+
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
+
+use actix::{Actor, Addr};
+use async_trait::async_trait;
+use bitcoin::{Amount, FeeRate, OutPoint, Txid, hashes::Hash};
+use btcr2_aggregation_actors::{
+    journal::{Journal, MemoryJournal},
+    notice::{CohortResult, Notices, ParticipantNotice, ServiceNotice},
+    participant::{ParticipantActor, ParticipantSettings},
+    policy::{FundedTransaction, ParticipantPolicy, PolicyError, ServicePolicy, TransactionRequest, UpdateRequest},
+    recovery::RestartIntensity,
+    runtime::{Clock, Randomness},
+    service::{AggregationService, OpenCohort, Retention, ServiceSettings},
+    supervisor::{StartParticipant, StartService, Supervisor},
+    transport::{Transport, memory::MemoryTransport},
+};
+use btcr2_aggregation_protocol::{
+    beacon::{BeaconRegistry, BeaconType},
+    cohort::{
+        Timing,
+        conditions::Conditions,
+        event::CohortFailure,
+        event::SessionEnd,
+        participant::Advert,
+        service::{Limits, rules::PhaseRules},
+    },
+    did::Did,
+    document,
+    error::{Fatal, RejectCode},
+    hash::sha256,
+    id::CohortId,
+    identity::Identity,
+    key::SecretKey,
+    network::Network,
+    output::{Change, Coin, MemoizedAggregator, RecoverySequence, ScriptTree, build_beacon_transaction},
+    sidecar::MemberRecord,
+    time::Timestamp,
+    update::{SignedUpdate, Submission, add_beacon_service_patch, build_update, sign_update},
+};
+use serde::Serialize;
+use tokio::{
+    sync::{Semaphore, broadcast},
+    time::Instant,
+};
+
+pub const NETWORK: Network = Network::Regtest;
+
+/// More than any test's notices.
+const NOTICES: usize = 1 << 14;
+
+/// Virtual time after which a test that still waits waits for what will never happen.
+const PATIENCE: Duration = Duration::from_secs(100 * 24 * 3600);
+
+/// Runs a test whose clock stands still while anybody has something to do, and jumps to the next timer when nobody has.
+pub fn on_paused_clock<T>(test: impl Future<Output = T>) -> T {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().start_paused(true).build().expect("a runtime")
+    };
+    actix_rt::System::with_tokio_rt(runtime)
+        .block_on(async { tokio::time::timeout(PATIENCE, test).await.expect("nothing happens any more") })
+}
+
+/// Lets everybody do what there is to do without letting time pass.
+pub async fn settle() {
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+}
+
+pub async fn pass(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
+/// The identity of that name, the same in every run.
+pub fn identity(name: &str) -> Identity {
+    Identity::from_key(key(name), NETWORK)
+}
+
+/// An EXTERNAL identity.
+pub fn external_identity(name: &str) -> Identity {
+    let key = key(name);
+    let genesis = document::genesis_document(&key.public_key(), NETWORK);
+    Identity::from_genesis(key, genesis, NETWORK).expect("the document names the key")
+}
+
+pub fn key(name: &str) -> SecretKey {
+    SecretKey::generate(&mut randomness(name).for_actor("identity"))
+}
+
+pub fn randomness(name: &str) -> Randomness {
+    Randomness::Seeded(sha256(name.as_bytes()))
+}
+
+/// A cohort of exactly so many members, with a fallback leaf.
+pub fn cohort(members: u32) -> OpenCohort {
+    let script_tree = ScriptTree::FallbackAndRecovery {
+        recovery_key: key("recovery").public_key().x_only(),
+        recovery_sequence: RecoverySequence::try_from(144).expect("a sequence"),
+        fallback_threshold: None,
+    };
+    let mut conditions = Conditions::new(BeaconType::cas(), members, script_tree);
+    conditions.max_participants = Some(members);
+    OpenCohort {
+        conditions,
+        network: NETWORK,
+        timing: Timing::default(),
+        limits: Limits::default(),
+        rules: PhaseRules::default(),
+    }
+}
+
+/// A cohort with a number by which policies can tell it from others; the protocol makes nothing of it.
+pub fn labelled(label: u32, members: u32) -> OpenCohort {
+    let mut open = cohort(members);
+    open.conditions.pending_update_trigger = Some(label);
+    open
+}
+
+pub fn label(conditions: &Conditions) -> u32 {
+    conditions.pending_update_trigger.unwrap_or_default()
+}
+
+/// A transaction that spends a coin that does not exist.
+pub fn made_up_transaction(request: &TransactionRequest) -> Result<FundedTransaction, PolicyError> {
+    let txid = Txid::from_byte_array(sha256(request.cohort_id.as_str().as_bytes()));
+    let coin = Coin { outpoint: OutPoint { txid, vout: 0 }, value: Amount::from_sat(200_000) };
+    let rate = FeeRate::from_sat_per_vb_u32(2);
+    let transaction = build_beacon_transaction(&request.output, &coin, &request.signal, rate, &Change::Beacon)
+        .map_err(|error| Fatal(error.to_string()))?;
+    Ok(FundedTransaction { transaction, value: coin.value })
+}
+
+/// An operator that admits everybody.
+pub struct Operator;
+
+#[async_trait]
+impl ServicePolicy for Operator {
+    async fn beacon_transaction(&self, request: &TransactionRequest) -> Result<FundedTransaction, PolicyError> {
+        made_up_transaction(request)
+    }
+}
+
+/// An operator whose transaction waits until the gate is opened.
+pub struct GatedOperator(pub Arc<Semaphore>);
+
+#[async_trait]
+impl ServicePolicy for GatedOperator {
+    async fn beacon_transaction(&self, request: &TransactionRequest) -> Result<FundedTransaction, PolicyError> {
+        let _open = self.0.acquire().await.expect("the gate is there");
+        made_up_transaction(request)
+    }
+}
+
+/// A member that joins every cohort and announces its address as a beacon of its own.
+pub struct Updater(pub Identity);
+
+/// The update that announces the cohort's address as a beacon.
+pub fn update(identity: &Identity, request: &UpdateRequest) -> Option<Submission> {
+    let did = identity.did();
+    let document = identity.initial_document().ok()?;
+    let beacon_type = request.advert.conditions.beacon_type.as_str();
+    let patch = add_beacon_service_patch(did, beacon_type, request.output.address());
+    let update = build_update(&document, 1, patch).ok()?;
+    let mut rng = randomness("updates").for_actor(did.as_str());
+    sign_update(&update, did, identity.verification_method(), identity.secret_key(), &mut rng)
+        .ok()
+        .map(Submission::from)
+}
+
+#[async_trait]
+impl ParticipantPolicy for Updater {
+    async fn should_join(&self, _: &Advert) -> bool {
+        true
+    }
+
+    async fn provide_update(&self, request: &UpdateRequest) -> Option<Submission> {
+        update(&self.0, request)
+    }
+}
+
+/// A member that joins every cohort and declines to update.
+pub struct Decliner;
+
+#[async_trait]
+impl ParticipantPolicy for Decliner {
+    async fn should_join(&self, _: &Advert) -> bool {
+        true
+    }
+
+    async fn provide_update(&self, _: &UpdateRequest) -> Option<Submission> {
+        None
+    }
+}
+
+/// Everything that a subscriber heard.
+pub struct Ear<N> {
+    receiver: broadcast::Receiver<Arc<N>>,
+    heard: Vec<Arc<N>>,
+}
+
+impl<N: Clone + Debug + Send + Sync + Serialize + 'static> Ear<N> {
+    pub fn new(notices: &Notices<N>) -> Self {
+        Self { receiver: notices.subscribe(), heard: Vec::new() }
+    }
+
+    /// The first notice, heard already or yet to come, that `pick` picks something from.
+    pub async fn wait_for<T>(&mut self, mut pick: impl FnMut(&N) -> Option<T>) -> T {
+        if let Some(found) = self.heard.iter().find_map(|notice| pick(notice)) {
+            return found;
+        }
+        loop {
+            let notice = self.receiver.recv().await.expect("room enough for every notice");
+            self.heard.push(Arc::clone(&notice));
+            if let Some(found) = pick(&notice) {
+                return found;
+            }
+        }
+    }
+
+    /// What was heard so far.
+    pub fn heard(&mut self) -> &[Arc<N>] {
+        while let Ok(notice) = self.receiver.try_recv() {
+            self.heard.push(notice);
+        }
+        &self.heard
+    }
+
+    /// What was heard so far, as `event` names, about one cohort.
+    pub fn names(&mut self, cohort_id: &CohortId) -> Vec<String> {
+        let json = self.heard().iter().map(|notice| serde_json::to_value(&**notice).expect("notices serialize"));
+        json.filter(|notice| notice["cohortId"] == cohort_id.as_str())
+            .map(|notice| notice["event"].as_str().expect("an event").to_owned())
+            .collect()
+    }
+
+    /// How often the event of that name was heard, about any cohort.
+    pub fn count(&mut self, name: &str) -> usize {
+        let json = self.heard().iter().map(|notice| serde_json::to_value(&**notice).expect("notices serialize"));
+        json.filter(|notice| notice["event"] == name).count()
+    }
+}
+
+impl Ear<ServiceNotice> {
+    /// How the cohort ended.
+    pub async fn end_of(&mut self, cohort: &CohortId) -> Result<Arc<CohortResult>, CohortFailure> {
+        self.wait_for(|notice| match notice {
+            ServiceNotice::SigningComplete { cohort_id, result, .. } if cohort_id == cohort => {
+                Some(Ok(Arc::clone(result)))
+            }
+            ServiceNotice::CohortFailed { cohort_id, failure, .. } if cohort_id == cohort => {
+                Some(Err(failure.clone()))
+            }
+            _ => None,
+        })
+        .await
+    }
+
+    pub async fn completed(&mut self, cohort: &CohortId) -> Arc<CohortResult> {
+        self.end_of(cohort).await.unwrap_or_else(|failure| panic!("{cohort}: {failure}"))
+    }
+
+    pub async fn failed(&mut self, cohort: &CohortId) -> CohortFailure {
+        self.end_of(cohort).await.err().unwrap_or_else(|| panic!("{cohort} was to fail"))
+    }
+
+    /// Waits until the event of that name was heard about `cohort`.
+    pub async fn event(&mut self, cohort: &CohortId, name: &str) {
+        self.wait_for(|notice| event_is(notice, cohort, name)).await;
+    }
+
+    /// Who was refused, and why.
+    pub fn rejections(&mut self) -> Vec<(Did, RejectCode)> {
+        self.heard()
+            .iter()
+            .filter_map(|notice| match &**notice {
+                ServiceNotice::MessageRejected { from, code, .. } => {
+                    Some((from.clone().expect("a peer is named"), *code))
+                }
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+fn event_is<N: Serialize>(notice: &N, cohort: &CohortId, name: &str) -> Option<()> {
+    let notice = serde_json::to_value(notice).expect("notices serialize");
+    (notice["cohortId"] == cohort.as_str() && notice["event"] == name).then_some(())
+}
+
+impl Ear<ParticipantNotice> {
+    /// What `members` members keep of the cohort.
+    pub async fn records(&mut self, cohort: &CohortId, members: usize) -> BTreeMap<Did, Arc<MemberRecord>> {
+        let mut records = BTreeMap::new();
+        self.wait_for(|notice| {
+            if let ParticipantNotice::SignatureSent { did, cohort_id, record, included, .. } = notice
+                && cohort_id == cohort
+            {
+                assert_eq!(*included, record.included());
+                assert!(records.insert(did.clone(), Arc::clone(record)).is_none(), "{did} completed twice");
+            }
+            (records.len() == members).then_some(())
+        })
+        .await;
+        records
+    }
+
+    /// Waits until the event of that name was heard about `cohort` from `did`.
+    pub async fn event(&mut self, did: &Did, cohort: &CohortId, name: &str) {
+        self.wait_for(|notice| {
+            let of_did = serde_json::to_value(notice).expect("notices serialize")["did"] == did.as_str();
+            event_is(notice, cohort, name).filter(|()| of_did)
+        })
+        .await;
+    }
+
+    /// Why `did`'s session of the cohort failed.
+    pub async fn failed(&mut self, who: &Did, cohort: &CohortId) -> SessionEnd {
+        self.wait_for(|notice| match notice {
+            ParticipantNotice::CohortFailed { did, cohort_id, end, .. } if did == who && cohort_id == cohort => {
+                Some(end.clone())
+            }
+            _ => None,
+        })
+        .await
+    }
+
+    /// Who refused whom, and why.
+    pub fn rejections(&mut self) -> Vec<(Did, Did, RejectCode)> {
+        self.heard()
+            .iter()
+            .filter_map(|notice| match &**notice {
+                ParticipantNotice::MessageRejected { did, from, code, .. } => {
+                    Some((did.clone(), from.clone().expect("a peer is named"), *code))
+                }
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+/// A service and its subscriber.
+pub struct Service {
+    pub identity: Identity,
+    pub address: Addr<AggregationService>,
+    pub notices: Notices<ServiceNotice>,
+    pub ear: Ear<ServiceNotice>,
+}
+
+impl Service {
+    pub fn did(&self) -> &Did {
+        self.identity.did()
+    }
+
+    pub async fn open(&self, open: OpenCohort) -> CohortId {
+        self.address.send(open).await.expect("the service runs").expect("conditions that can be met")
+    }
+}
+
+/// One process: a supervisor, a network, a journal, and all participants' notices.
+pub struct World {
+    pub supervisor: Addr<Supervisor>,
+    pub network: MemoryTransport,
+    pub journal: Arc<dyn Journal>,
+    pub member_notices: Notices<ParticipantNotice>,
+    pub members: Ear<ParticipantNotice>,
+    pub beacons: BeaconRegistry,
+    pub aggregator: Arc<MemoizedAggregator>,
+    pub clock: Clock,
+    started: Instant,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let member_notices = Notices::new(NOTICES);
+        Self {
+            supervisor: Supervisor::default().start(),
+            network: MemoryTransport::new(),
+            journal: Arc::new(MemoryJournal::new()),
+            members: Ear::new(&member_notices),
+            member_notices,
+            beacons: BeaconRegistry::default(),
+            aggregator: Arc::default(),
+            clock: Clock::starting_at(Timestamp::from_secs(1_750_000_000)),
+            started: Instant::now(),
+        }
+    }
+
+    /// Virtual time since the beginning.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub fn service_settings(&self, name: &str, policy: impl ServicePolicy + 'static) -> ServiceSettings {
+        ServiceSettings {
+            beacons: self.beacons.clone(),
+            aggregator: self.aggregator.clone(),
+            journal: Arc::clone(&self.journal),
+            clock: self.clock,
+            randomness: randomness(name),
+            notices: Notices::new(NOTICES),
+            retention: Retention::UntilArchived,
+            ..ServiceSettings::new(identity(name), Arc::new(self.network.clone()), Arc::new(policy))
+        }
+    }
+
+    pub async fn service(&self, name: &str, policy: impl ServicePolicy + 'static) -> Service {
+        self.service_with(self.service_settings(name, policy)).await
+    }
+
+    pub async fn service_with(&self, settings: ServiceSettings) -> Service {
+        let (identity, notices) = (settings.identity.clone(), settings.notices.clone());
+        let ear = Ear::new(&notices);
+        let address = self.supervisor.send(StartService(settings)).await.expect("the supervisor runs");
+        Service { identity, address, notices, ear }
+    }
+
+    pub fn participant_settings(
+        &self,
+        identity: &Identity,
+        policy: impl ParticipantPolicy + 'static,
+    ) -> ParticipantSettings {
+        ParticipantSettings {
+            max_fee_rate: btcr2_aggregation_protocol::output::DEFAULT_MAX_FEE_RATE,
+            identity: identity.clone(),
+            transport: Arc::new(self.network.clone()),
+            policy: Arc::new(policy),
+            timing: Timing::default(),
+            max_sessions: 32,
+            beacons: self.beacons.clone(),
+            aggregator: self.aggregator.clone(),
+            journal: Arc::clone(&self.journal),
+            clock: self.clock,
+            randomness: randomness(identity.did().as_str()),
+            notices: self.member_notices.clone(),
+            restarts: RestartIntensity::default(),
+            retention: Retention::UntilArchived,
+        }
+    }
+
+    pub async fn participant(
+        &self,
+        identity: &Identity,
+        policy: impl ParticipantPolicy + 'static,
+    ) -> Addr<ParticipantActor> {
+        self.participant_with(self.participant_settings(identity, policy)).await
+    }
+
+    pub async fn participant_with(&self, settings: ParticipantSettings) -> Addr<ParticipantActor> {
+        self.supervisor.send(StartParticipant(settings)).await.expect("the supervisor runs")
+    }
+
+    /// So many members with updates, started.
+    pub async fn updaters(&self, count: usize) -> Vec<Identity> {
+        let identities: Vec<_> = (0..count).map(|number| identity(&format!("member {number}"))).collect();
+        for identity in &identities {
+            self.participant(identity, Updater(identity.clone())).await;
+        }
+        identities
+    }
+
+    /// A participant on a transport of its own.
+    pub async fn participant_on(
+        &self,
+        identity: &Identity,
+        policy: impl ParticipantPolicy + 'static,
+        transport: impl Transport + 'static,
+    ) -> Addr<ParticipantActor> {
+        let mut settings = self.participant_settings(identity, policy);
+        settings.transport = Arc::new(transport);
+        self.participant_with(settings).await
+    }
+
+    /// That the record, on its own, proves the member's slot in the signal that the transaction announces.
+    pub fn assert_proves_slot(&self, record: &MemberRecord, result: &CohortResult) {
+        let slot = record.update.as_ref().map(SignedUpdate::hash);
+        let beacon = self.beacons.get(&record.conditions.beacon_type).expect("a known beacon");
+        let signal = beacon.verify(&record.did, slot, &record.data).expect("the record proves its slot");
+        assert_eq!(signal, result.aggregation.signal, "{}: the record is about another signal", record.did);
+        assert_eq!(record.output.address(), result.output.address());
+        let announced = bitcoin::ScriptBuf::new_op_return(signal.as_bytes());
+        let last = result.signed.transaction.output.last().expect("a transaction has outputs");
+        assert_eq!(last.script_pubkey, announced, "the transaction announces another signal");
+    }
+}

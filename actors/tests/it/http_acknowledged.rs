@@ -1,0 +1,124 @@
+//! What a client tells its server to have: what is safe here, and nothing else, for the server forgets it.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::common::{
+    fake_server::{Answer, FakeServer},
+    identity,
+    peers::{PATIENCE, note, soon},
+};
+use actix::{Actor, Context, Handler};
+use btcr2_aggregation_actors::{
+    runtime::{Clock, Randomness},
+    transport::{
+        Delivery, Received,
+        http::{HttpClient, client::Backoff},
+        link::Link,
+    },
+};
+use btcr2_aggregation_protocol::{did::Did, envelope::SealedEnvelope, message::Message};
+use tokio::sync::mpsc;
+
+/// Gives what it receives to the test, receipts and all.
+struct Inbox(mpsc::UnboundedSender<Received>);
+
+impl Actor for Inbox {
+    type Context = Context<Self>;
+}
+
+impl Handler<Delivery> for Inbox {
+    type Result = ();
+
+    fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
+        let Delivery::Message(received) = delivery else { panic!("{delivery:?}") };
+        let _ = self.0.send(received);
+    }
+}
+
+fn said(to: &Did, id: u64, name: &str) -> String {
+    let service = identity("service");
+    let message = Message::new(service.did().clone(), Some(to.clone()), note(name));
+    let mut rng = Randomness::System.for_actor("");
+    let now = Clock::system().now();
+    let envelope = SealedEnvelope::seal_with_rng(&message, service.secret_key(), now, &mut rng).expect("sealed");
+    format!("id: {id}\nevent: message\ndata: {}\n\n", envelope.to_json())
+}
+
+struct Client {
+    server: FakeServer,
+    received: mpsc::UnboundedReceiver<Received>,
+}
+
+/// A client whose server sends a first and a second event whenever the stream is opened, and then ends it.
+fn start() -> Client {
+    let server = FakeServer::start();
+    let member = identity("member");
+    let events = vec![said(member.did(), 1, "first"), said(member.did(), 2, "second")];
+    server.answer_inbox(vec![Answer::EventsThenEnd(events); 500]);
+    let service = Some(identity("service").did().clone());
+    let client = HttpClient::new(&server.url(), service, Clock::system(), Randomness::System).expect("a URL");
+    let backoff = Backoff { first: Duration::from_millis(100), longest: Duration::from_millis(100) };
+    let (sender, received) = mpsc::unbounded_channel();
+    let inbox = Inbox(sender).start().recipient();
+    Link::new(Arc::new(client.with_backoff(backoff)), member, inbox).start();
+    Client { server, received }
+}
+
+impl Client {
+    /// The next message of that name, its receipt unconfirmed; those of other names are put aside, unconfirmed too.
+    async fn next(&mut self, name: &str, aside: &mut Vec<Received>) -> Received {
+        loop {
+            let received = soon(name, self.received.recv()).await.expect("the inbox is there");
+            if received.body.cohort_id().as_str() == name {
+                return received;
+            }
+            aside.push(received);
+        }
+    }
+}
+
+#[test]
+fn what_is_behind_something_that_is_not_safe_is_not_acknowledged() {
+    actix_rt::System::new().block_on(async {
+        let (mut client, mut aside) = (start(), Vec::new());
+        for _ in 0..5 {
+            let request = client.server.inbox().await;
+            assert_eq!(request.header("last-event-id"), None);
+            let second = client.next("second", &mut aside).await;
+            second.receipt.confirm();
+        }
+    });
+}
+
+#[test]
+fn what_is_safe_is_acknowledged_in_order() {
+    actix_rt::System::new().block_on(async {
+        let (mut client, mut aside) = (start(), Vec::new());
+        let acknowledged = async {
+            loop {
+                let request = client.server.inbox().await;
+                match request.header("last-event-id") {
+                    None => client.next("first", &mut aside).await.receipt.confirm(),
+                    Some(id) => break id.to_owned(),
+                }
+            }
+        };
+        let id = tokio::time::timeout(PATIENCE, acknowledged).await.expect("the first is acknowledged");
+        assert_eq!(id, "1", "the second is not safe yet");
+    });
+}
+
+#[test]
+fn what_was_lost_is_handed_over_again_and_not_acknowledged_meanwhile() {
+    actix_rt::System::new().block_on(async {
+        let (mut client, mut aside) = (start(), Vec::new());
+        drop(client.next("first", &mut aside).await);
+        // Of this stream or of the next, it comes again without the server.
+        let again = client.next("first", &mut aside).await;
+        for _ in 0..3 {
+            let request = client.server.inbox().await;
+            assert_eq!(request.header("last-event-id"), None);
+        }
+        again.receipt.confirm();
+    });
+}

@@ -1,0 +1,58 @@
+//! The API's document, and whether an answer is one that it knows.
+
+use std::sync::LazyLock;
+
+use serde_json::Value;
+
+pub static DOCUMENT: LazyLock<Value> =
+    LazyLock::new(|| serde_json::from_str(include_str!("../../../src/transport/http/openapi.json")).unwrap());
+
+/// The document's path that `path`, as seen from where the scope is mounted, is one of.
+pub fn template(path: &str) -> Option<&'static str> {
+    DOCUMENT["paths"].as_object().unwrap().keys().map(String::as_str).find(|template| {
+        match template.split_once("{did}") {
+            Some((before, after)) => path
+                .strip_prefix(before)
+                .and_then(|rest| rest.strip_suffix(after))
+                .is_some_and(|did| !did.is_empty() && !did.contains('/')),
+            None => *template == path,
+        }
+    })
+}
+
+/// The response that the document has for this, if any.
+pub fn response(template: &str, method: &str, status: u16) -> Option<&'static Value> {
+    DOCUMENT["paths"][template][method.to_lowercase()]["responses"].get(status.to_string())
+}
+
+/// The error codes that the document names for this.
+pub fn codes(response: &Value) -> Vec<&str> {
+    let codes = &response["content"]["application/json"]["schema"]["properties"]["error"]["enum"];
+    codes.as_array().map(|codes| codes.iter().map(|code| code.as_str().unwrap()).collect()).unwrap_or_default()
+}
+
+/// Panics when the document knows no such answer. What it does not name is not found.
+pub fn check(method: &str, path: &str, status: u16, kind: &str, body: &Value) {
+    let known = template(path).filter(|template| DOCUMENT["paths"][template].get(method.to_lowercase()).is_some());
+    let Some(template) = known else {
+        assert_eq!(
+            (status, &body["error"]),
+            (404, &Value::from("not_found")),
+            "{method} {path} is not in the document"
+        );
+        return;
+    };
+    let response = response(template, method, status);
+    let response =
+        response.unwrap_or_else(|| panic!("{method} {template}: {status} {body} is not in the document"));
+    let Some(content) = response.get("content") else {
+        return assert_eq!((kind, body), ("", &Value::Null), "{method} {template}: {status} has a body");
+    };
+    assert!(content.get(kind).is_some(), "{method} {template}: {status} as {kind} is not in the document");
+    if let Some(code) = body["error"].as_str().filter(|_| status >= 400) {
+        assert!(codes(response).contains(&code), "{method} {template}: {status} {code} is not in the document");
+        assert_eq!(body.as_object().unwrap().len(), 1);
+    } else {
+        assert!(status < 400, "{method} {template}: {status} without a code");
+    }
+}

@@ -1,0 +1,140 @@
+//! A member that is killed, wherever it stands, and started again on the same journal.
+
+use crate::common::{
+    Ear, Operator, Updater, World, cohort, identity, on_paused_clock, pass, process::member_of, settle,
+};
+use actix::Actor;
+use btcr2_aggregation_actors::{
+    notice::ParticipantNotice,
+    participant::ArchiveSession,
+    supervisor::{StartParticipant, Supervisor},
+};
+use btcr2_aggregation_protocol::{cohort::event::SpendPath, identity::Identity};
+
+const MEMBERS: usize = 3;
+
+struct Seen {
+    path: SpendPath,
+    nonce_lost: bool,
+}
+
+/// Runs a round one of whose members is killed at its notice number `kill_at`, counted from 1, and started again. `None` when
+/// it has no such notice.
+async fn killed_at(world: &mut World, victim: &Identity, kill_at: usize) -> Option<Seen> {
+    let mut service = world.service("service", Operator).await;
+    world.updaters(MEMBERS - 1).await;
+    let process = member_of(world, victim).await;
+    let cohort_id = service.open(cohort(MEMBERS as u32)).await;
+    let mut heard = 0;
+    let stopped = process
+        .run(world.members.wait_for(|notice| {
+            let json = serde_json::to_value(notice).unwrap();
+            heard += usize::from(json["did"] == victim.did().as_str());
+            (heard == kill_at || json["event"] == "cohort-over").then_some(heard == kill_at)
+        }))
+        .await;
+    drop(process);
+    if !stopped {
+        return None;
+    }
+    world.members = Ear::new(&world.member_notices);
+    let process = member_of(world, victim).await;
+    let result = process.run(service.ear.completed(&cohort_id)).await;
+    // It keeps the round, whatever became of its nonce, and says so again: nobody has said that it was heard.
+    let record = process
+        .run(world.members.wait_for(|notice| match notice {
+            ParticipantNotice::SignatureSent { did, record, .. } if did == victim.did() => Some(record.clone()),
+            _ => None,
+        }))
+        .await;
+    world.assert_proves_slot(&record, &result);
+    process.run(settle()).await;
+    assert_eq!(service.ear.rejections(), [], "killed at notice {kill_at}");
+    Some(Seen { path: result.signed.path, nonce_lost: world.members.count("nonce-lost") > 0 })
+}
+
+#[test]
+fn a_member_killed_at_any_notice_completes_by_the_key_path_or_the_fallback() {
+    let victim = identity("victim");
+    let mut seen = Vec::new();
+    for kill_at in 1.. {
+        let killed = on_paused_clock(async {
+            let mut world = World::new();
+            killed_at(&mut world, &victim, kill_at).await
+        });
+        let Some(killed) = killed else { break };
+        // A nonce that left is gone with the process: that is said, and the key path is not signed.
+        assert_eq!(killed.nonce_lost, killed.path == SpendPath::ScriptPath, "killed at notice {kill_at}");
+        seen.push(killed);
+    }
+    // Discovered, joined, accepted, ready, submitted, validation, signing, nonce, complete.
+    assert!(seen.len() >= 9, "only {} kills", seen.len());
+    assert!(
+        seen.iter().any(|seen| seen.path == SpendPath::ScriptPath),
+        "no kill came between the nonce and its use"
+    );
+    assert!(seen.iter().filter(|seen| seen.path == SpendPath::KeyPath).count() >= 6);
+    println!("killed at {} notices", seen.len());
+}
+
+#[test]
+fn what_a_member_keeps_is_told_again_until_the_host_has_archived_it() {
+    on_paused_clock(async {
+        let mut world = World::new();
+        let mut service = world.service("service", Operator).await;
+        let member = identity("member");
+        let process = member_of(&world, &member).await;
+        let cohort_id = service.open(cohort(1)).await;
+        process.run(service.ear.completed(&cohort_id)).await;
+        process.run(world.members.event(member.did(), &cohort_id, "cohort-over")).await;
+        drop(process);
+        for archive in [false, true] {
+            world.members = Ear::new(&world.member_notices);
+            let supervisor = Supervisor::default().start();
+            let settings = world.participant_settings(&member, Updater(member.clone()));
+            let participant = supervisor.send(StartParticipant(settings)).await.unwrap();
+            settle().await;
+            let names = world.members.names(&cohort_id);
+            assert_eq!(
+                names,
+                ["session-recovered", "data-approved", "signature-sent", "cohort-complete", "cohort-over"]
+            );
+            if archive {
+                let service = service.did().clone();
+                participant.send(ArchiveSession { service, cohort_id: cohort_id.clone() }).await.unwrap();
+                settle().await;
+            }
+        }
+        world.members = Ear::new(&world.member_notices);
+        let _process = member_of(&world, &member).await;
+        pass(std::time::Duration::from_secs(300)).await;
+        assert_eq!(world.members.names(&cohort_id), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn of_cohorts_that_it_does_not_join_a_member_keeps_nothing() {
+    struct Shy;
+    #[async_trait::async_trait]
+    impl btcr2_aggregation_actors::policy::ParticipantPolicy for Shy {
+        async fn provide_update(
+            &self,
+            _: &btcr2_aggregation_actors::policy::UpdateRequest,
+        ) -> Option<btcr2_aggregation_protocol::update::Submission> {
+            None
+        }
+    }
+    on_paused_clock(async {
+        let mut world = World::new();
+        let service = world.service("service", Operator).await;
+        world.participant(&identity("shy"), Shy).await;
+        for _ in 0..20 {
+            service.open(cohort(1)).await;
+        }
+        pass(std::time::Duration::from_secs(200)).await;
+        assert_eq!(world.members.count("cohort-discovered"), 20, "each is asked about once");
+        let streams = world.journal.streams().await.unwrap();
+        let kept: Vec<_> = streams.iter().filter(|stream| stream.as_str().starts_with("participant/")).collect();
+        assert!(kept.is_empty(), "{kept:?}");
+    });
+}

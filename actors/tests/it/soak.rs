@@ -1,0 +1,139 @@
+//! Cohorts that are over leave nothing behind in a service that goes on: neither in memory nor in a journal that forgets.
+//!
+//! Every day with a hundred cohorts; with 2,000, and the memory of the process measured, by
+//! `cargo test --release -p btcr2-aggregation-actors --test it soak -- --ignored --nocapture`, or with `SOAK_COHORTS` so many.
+
+use std::sync::Arc;
+
+use crate::common::{
+    Operator, Updater, World, cohort, identity, on_paused_clock, pass, settle,
+    tap::{Tap, no_signatures},
+};
+use btcr2_aggregation_actors::{
+    notice::{Notices, ParticipantNotice, ServiceNotice},
+    service::{AggregationService, LiveCohorts, Retention},
+    supervisor::{StartParticipant, StartService},
+};
+use btcr2_aggregation_protocol::id::CohortId;
+
+const MEMBERS: usize = 3;
+
+/// As a service and its members are kept for good: they forget what is over.
+struct Soaked {
+    world: World,
+    service: actix::Addr<AggregationService>,
+    notices: Notices<ServiceNotice>,
+}
+
+async fn start(silent: bool) -> Soaked {
+    let world = World::new();
+    // Short queues: what nobody has read yet is not to be taken for a leak.
+    let notices = Notices::new(256);
+    let mut settings = world.service_settings("service", Operator);
+    settings.retention = Retention::Forget;
+    settings.notices = notices.clone();
+    let service = world.supervisor.send(StartService(settings)).await.unwrap();
+    for number in 0..MEMBERS {
+        let identity = identity(&format!("member {number}"));
+        let mut settings = world.participant_settings(&identity, Updater(identity.clone()));
+        settings.retention = Retention::Forget;
+        settings.notices = Notices::<ParticipantNotice>::new(256);
+        if silent && number == 0 {
+            settings.transport = Arc::new(Tap::losing(&world.network, no_signatures));
+        }
+        world.supervisor.send(StartParticipant(settings)).await.unwrap();
+    }
+    Soaked { world, service, notices }
+}
+
+impl Soaked {
+    async fn round(&self) {
+        let mut heard = self.notices.subscribe();
+        let cohort_id: CohortId = self.service.send(cohort(MEMBERS as u32)).await.unwrap().unwrap();
+        loop {
+            match &*heard.recv().await.unwrap() {
+                ServiceNotice::SigningComplete { cohort_id: done, .. } if *done == cohort_id => return,
+                ServiceNotice::CohortFailed { cohort_id: done, reason, .. } if *done == cohort_id => {
+                    panic!("{reason}")
+                }
+                _ => {}
+            }
+        }
+    }
+
+    async fn assert_empty(&self) {
+        settle().await;
+        assert_eq!(self.service.send(LiveCohorts).await.unwrap(), []);
+        let streams = self.world.journal.streams().await.unwrap();
+        assert!(streams.is_empty(), "{} streams are left: {:?}", streams.len(), streams.first());
+        assert_eq!(self.world.journal.archived().await.unwrap(), []);
+    }
+}
+
+#[test]
+fn of_a_hundred_cohorts_nothing_is_left() {
+    on_paused_clock(async {
+        let soaked = start(false).await;
+        for _ in 0..100 {
+            soaked.round().await;
+        }
+        soaked.assert_empty().await;
+    });
+}
+
+#[test]
+fn of_cohorts_that_fail_or_fall_back_nothing_is_left() {
+    on_paused_clock(async {
+        let soaked = start(true).await;
+        // Silent three times; then its member is banned, and enrollment runs out.
+        for _ in 0..3 {
+            let mut open = cohort(MEMBERS as u32);
+            if let btcr2_aggregation_protocol::output::ScriptTree::FallbackAndRecovery {
+                fallback_threshold, ..
+            } = &mut open.conditions.script_tree
+            {
+                *fallback_threshold = Some(2);
+            }
+            soaked.service.send(open).await.unwrap().unwrap();
+            pass(std::time::Duration::from_secs(7200)).await;
+        }
+        soaked.service.send(cohort(MEMBERS as u32)).await.unwrap().unwrap();
+        pass(std::time::Duration::from_secs(48 * 3600)).await;
+        soaked.assert_empty().await;
+    });
+}
+
+/// The pages of this process that are in memory, in bytes; `None` where there is no `/proc`.
+fn resident() -> Option<usize> {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
+    Some(pages.split_whitespace().nth(1)?.parse::<usize>().ok()? * 4096)
+}
+
+#[test]
+#[ignore = "takes minutes: memory stays flat over 2,000 cohorts, or SOAK_COHORTS of them"]
+fn memory_stays_flat() {
+    const BOUND: usize = 4 << 20;
+    if resident().is_none() {
+        println!("memory_stays_flat: skipped, there is no /proc/self/statm here");
+        return;
+    }
+    let cohorts = std::env::var("SOAK_COHORTS").map_or(2_000, |text| text.parse().expect("SOAK_COHORTS: a number"));
+    let warm = cohorts / 4;
+    on_paused_clock(async {
+        let soaked = start(false).await;
+        let mut after_warm = 0;
+        for number in 1..=cohorts {
+            soaked.round().await;
+            if number == warm {
+                after_warm = resident().unwrap();
+            }
+            if number % (cohorts / 8).max(1) == 0 {
+                println!("{number} cohorts: {} KiB resident", resident().unwrap() / 1024);
+            }
+        }
+        soaked.assert_empty().await;
+        let growth = resident().unwrap().saturating_sub(after_warm);
+        println!("{cohorts} cohorts: {} KiB more than after {warm}", growth / 1024);
+        assert!(growth < BOUND, "{growth} bytes more after {cohorts} cohorts than after {warm}");
+    });
+}

@@ -1,0 +1,44 @@
+//! A whole cohort whose journal is in a state directory.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::common::{Operator, World, cohort, replay::assert_replays};
+use btcr2_aggregation_actors::state::State;
+use tempfile::TempDir;
+
+#[test]
+fn a_cohort_on_disk_completes_with_fewer_syncs_than_facts_and_replays_from_the_disk() {
+    const MEMBERS: usize = 8;
+    // The clock runs: it would jump whenever everybody waits for the disk.
+    actix_rt::System::new().block_on(async {
+        let dir = TempDir::new().unwrap();
+        let state = State::open(dir.path()).unwrap();
+        let mut world = World::new();
+        world.journal = Arc::new(state.journal());
+        let mut service = world.service("service", Operator).await;
+        let members = world.updaters(MEMBERS).await;
+        let open = cohort(MEMBERS as u32);
+        let cohort_id = service.open(open.clone()).await;
+        let result = service.ear.completed(&cohort_id).await;
+        let records = world.members.records(&cohort_id, MEMBERS).await;
+
+        // A member's session goes on for a while; what it has is enough to say how many facts there are.
+        let summaries = state.streams().await.unwrap();
+        let facts: u64 = summaries.iter().map(|stream| stream.size.as_ref().unwrap().records).sum();
+        assert_eq!(summaries.len(), MEMBERS + 2);
+        assert!(state.commits() < facts / 2, "{} commits for {facts} facts", state.commits());
+
+        // Members end when they have waited in vain to be asked for the fallback.
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(24 * 3600)).await;
+        tokio::time::resume();
+        crate::common::settle().await;
+        service.ear.heard();
+        drop(world.journal);
+        state.close().await;
+
+        let state = State::open(dir.path()).unwrap();
+        world.journal = Arc::new(state.journal());
+        assert_replays(&world, &service, &open, &cohort_id, &result, &members, &records).await;
+    });
+}

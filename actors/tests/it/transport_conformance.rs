@@ -1,0 +1,473 @@
+//! The transport conformance suite: what everybody who uses a transport may rely on, as functions over a [`Net`], run for
+//! each transport there is.
+
+#[path = "../../../tests/it/support/proxy.rs"]
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "shared with the process tests")]
+mod proxy;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::common::{
+    identity,
+    peers::{Peer, advert, large, name_of, note, soon},
+    randomness, relays, settle,
+};
+use actix::{Actor, AsyncContext, Context, Handler, WrapFuture};
+use actix_web::{App, HttpServer as WebServer};
+use async_trait::async_trait;
+use btcr2_aggregation_actors::{
+    runtime::{Clock, Randomness},
+    transport::{
+        Delivery, Transport,
+        http::{self, HttpClient, HttpConfig, HttpServer, client::Backoff, server::HttpServerParts, store::Rate},
+        link::Link,
+        memory::MemoryTransport,
+        nostr::{NostrTransport, embedded::EmbeddedRelay},
+        tls::Trust,
+    },
+};
+use btcr2_aggregation_protocol::{
+    did::Did, envelope::SealedEnvelope, hash::sha256, identity::Identity, jcs, message::Message, nostr,
+};
+use proxy::Proxy;
+use serde_json::{Value, json};
+
+/// A network with room for one service and some participants.
+#[async_trait(?Send)]
+trait Net: Sized {
+    /// Whether somebody who connects later hears of live adverts at once, not by their repeat only.
+    const KEEPS_ADVERTS: bool;
+    /// What is said of a message that is too large, where messages can be.
+    const TOO_LARGE: Option<&str>;
+    /// Whether a participant is told that nobody of that name is there.
+    const KNOWS_WHO_IS_THERE: bool;
+    /// Whether what a broken connection holds up arrives in the order in which it was said.
+    const ORDER_SURVIVES_BREAKS: bool;
+
+    async fn start(participants: &[Identity]) -> Self;
+    /// The transport of the service.
+    fn service(&self) -> Arc<dyn Transport>;
+    /// The transport of the participant.
+    fn participant(&self, did: &Did) -> Arc<dyn Transport>;
+    /// Breaks the participant's connection, once.
+    fn cut(&self, did: &Did);
+    /// Waits until everybody who was started is there.
+    async fn ready(&self) {
+        settle().await;
+    }
+    /// Tries everything to have `attacker` heard by `to` as `victim`.
+    async fn spoof(&self, attacker: &Identity, victim: &Did, to: &Did);
+}
+
+struct Memory(MemoryTransport);
+
+#[async_trait(?Send)]
+impl Net for Memory {
+    const KEEPS_ADVERTS: bool = false;
+    const TOO_LARGE: Option<&str> = None;
+    const KNOWS_WHO_IS_THERE: bool = true;
+    const ORDER_SURVIVES_BREAKS: bool = true;
+
+    async fn start(_: &[Identity]) -> Self {
+        Self(MemoryTransport::new())
+    }
+
+    fn service(&self) -> Arc<dyn Transport> {
+        Arc::new(self.0.clone())
+    }
+
+    fn participant(&self, _: &Did) -> Arc<dyn Transport> {
+        Arc::new(self.0.clone())
+    }
+
+    fn cut(&self, did: &Did) {
+        self.0.sever(did);
+    }
+
+    async fn spoof(&self, attacker: &Identity, victim: &Did, to: &Did) {
+        let text = Message::new(victim.clone(), Some(to.clone()), note("spoofed")).to_json();
+        self.0.inject(attacker.did(), to, &text);
+    }
+}
+
+struct Http {
+    server: HttpServer,
+    url: String,
+    participants: BTreeMap<Did, (HttpClient, Proxy)>,
+}
+
+#[async_trait(?Send)]
+impl Net for Http {
+    const KEEPS_ADVERTS: bool = true;
+    const TOO_LARGE: Option<&str> = Some("payload_too_large");
+    const KNOWS_WHO_IS_THERE: bool = true;
+    const ORDER_SURVIVES_BREAKS: bool = true;
+
+    async fn start(participants: &[Identity]) -> Self {
+        let many = Rate { per_second: 100_000, burst: 100_000 };
+        let config = HttpConfig { did_rate: many, address_rate: many, ..HttpConfig::default() };
+        let server = HttpServer::start(HttpServerParts::new(config, Clock::system()));
+        let mounted = server.clone();
+        let web = WebServer::new(move || App::new().configure(http::configure(&mounted)))
+            .workers(1)
+            .disable_signals()
+            .bind("127.0.0.1:0")
+            .expect("a free port");
+        let address = web.addrs()[0];
+        actix_rt::spawn(web.run());
+        // Short, so that tests are.
+        let backoff = Backoff { first: Duration::from_millis(20), longest: Duration::from_millis(200) };
+        let connected = participants.iter().map(|participant| {
+            let proxy = Proxy::to(address);
+            let client = HttpClient::new(&proxy.url(), None, Clock::system(), Randomness::System).expect("a URL");
+            (participant.did().clone(), (client.with_backoff(backoff), proxy))
+        });
+        Self { server, url: format!("http://{address}"), participants: connected.collect() }
+    }
+
+    fn service(&self) -> Arc<dyn Transport> {
+        Arc::new(self.server.clone())
+    }
+
+    fn participant(&self, did: &Did) -> Arc<dyn Transport> {
+        Arc::new(self.participants[did].0.clone())
+    }
+
+    fn cut(&self, did: &Did) {
+        self.participants[did].1.cut();
+    }
+
+    async fn spoof(&self, attacker: &Identity, victim: &Did, to: &Did) {
+        let mut rng = randomness("spoof").for_actor("spoof");
+        let message = Message::new(victim.clone(), Some(to.clone()), note("spoofed"));
+        let (key, now) = (attacker.secret_key(), Clock::system().now());
+        let by_the_victim = SealedEnvelope::seal_with_rng(&message, key, now, &mut rng).expect("sealed").to_json();
+        // Signed properly by the attacker, with a message inside that names the victim.
+        let mut inside: Value = serde_json::from_str(&by_the_victim).expect("JSON");
+        inside["from"] = json!(attacker.did());
+        inside.as_object_mut().expect("an envelope").remove("sig");
+        let digest = sha256(&jcs::canonicalize(&inside).expect("canonical"));
+        inside["sig"] = json!(key.sign(&digest, &mut rng).to_string());
+        for (body, code) in [(by_the_victim, "invalid_envelope"), (inside.to_string(), "sender_mismatch")] {
+            let request = Trust::system()
+                .http_client()
+                .expect("a client")
+                .build()
+                .expect("a client")
+                .post(format!("{}/v1/messages", self.url))
+                .body(body);
+            let answer = request.send().await.expect("an answer").text().await.expect("text");
+            assert_eq!(answer, json!({ "error": code }).to_string());
+        }
+    }
+}
+
+struct Nostr {
+    relay: EmbeddedRelay,
+    service: NostrTransport,
+    participants: BTreeMap<Did, (NostrTransport, Proxy)>,
+}
+
+#[async_trait(?Send)]
+impl Net for Nostr {
+    const KEEPS_ADVERTS: bool = true;
+    const TOO_LARGE: Option<&str> = Some("NIP-44 encrypts at most");
+    const KNOWS_WHO_IS_THERE: bool = false;
+    const ORDER_SURVIVES_BREAKS: bool = false;
+
+    async fn start(participants: &[Identity]) -> Self {
+        let relay = relays::relay().await;
+        let clock = Clock::system();
+        let service = relays::transport(relays::config(&[relay.url()]), clock);
+        let connected = participants.iter().map(|participant| {
+            let proxy = Proxy::to(relay.address());
+            let url = proxy.url().replace("http://", "ws://");
+            (participant.did().clone(), (relays::transport(relays::config(&[&url]), clock), proxy))
+        });
+        Self { participants: connected.collect(), relay, service }
+    }
+
+    fn service(&self) -> Arc<dyn Transport> {
+        Arc::new(self.service.clone())
+    }
+
+    fn participant(&self, did: &Did) -> Arc<dyn Transport> {
+        Arc::new(self.participants[did].0.clone())
+    }
+
+    fn cut(&self, did: &Did) {
+        self.participants[did].1.cut();
+    }
+
+    async fn ready(&self) {
+        for transport in std::iter::once(&self.service).chain(self.participants.values().map(|(nostr, _)| nostr)) {
+            relays::subscribed(transport, 1).await;
+        }
+    }
+
+    async fn spoof(&self, attacker: &Identity, victim: &Did, to: &Did) {
+        let mut rng = randomness("spoof").for_actor("spoof");
+        let message = Message::new(victim.clone(), Some(to.clone()), note("spoofed"));
+        let key = to.key().expect("a KEY DID").x_only();
+        let peer = btcr2_aggregation_protocol::nostr::Peer::new(attacker.secret_key(), key).expect("keys");
+        let now = Clock::system().now();
+        let event = nostr::seal(&message, attacker.secret_key(), Some(&peer), now, &mut rng).expect("sealed");
+        relays::publish(self.relay.url(), &[event]).await;
+    }
+}
+
+/// A service and `n` participants, all connected.
+async fn connected<N: Net>(n: usize) -> (N, Peer, Vec<Peer>) {
+    let identities: Vec<_> = (0..n).map(|index| identity(&format!("participant {index}"))).collect();
+    let net = N::start(&identities).await;
+    let service = Peer::start(identity("service"), net.service());
+    let start = |identity: Identity| Peer::start(identity.clone(), net.participant(identity.did()));
+    let participants = identities.into_iter().map(start).collect();
+    net.ready().await;
+    (net, service, participants)
+}
+
+async fn messages_are_delivered_both_ways<N: Net>() {
+    let (_net, mut service, mut participants) = connected::<N>(2).await;
+    for participant in &mut participants {
+        let (question, answer) = (large("question", 20_000), large("answer", 20_000));
+        participant.say(service.did(), question.clone());
+        let heard = service.hear().await;
+        assert_eq!(heard, Message::new(participant.did().clone(), Some(service.did().clone()), question));
+        service.say(participant.did(), answer.clone());
+        let heard = participant.hear().await;
+        assert_eq!(heard, Message::new(service.did().clone(), Some(participant.did().clone()), answer));
+    }
+}
+
+async fn each_senders_order_is_kept<N: Net>() {
+    let (_net, mut service, mut participants) = connected::<N>(3).await;
+    for number in 0..30 {
+        for participant in &participants {
+            participant.say(service.did(), note(number));
+            service.say(participant.did(), note(number));
+        }
+    }
+    let mut heard = BTreeMap::<Did, Vec<String>>::new();
+    for _ in 0..90 {
+        let message = service.hear().await;
+        heard.entry(message.from.clone()).or_default().push(name_of(&message));
+    }
+    let in_order: Vec<_> = (0..30).map(|number| number.to_string()).collect();
+    for participant in &mut participants {
+        assert_eq!(heard[participant.did()], in_order);
+        for number in &in_order {
+            assert_eq!(name_of(&participant.hear().await), *number);
+        }
+    }
+}
+
+async fn adverts_reach_everybody_and_who_comes_later<N: Net>() {
+    let (net, service, mut participants) = connected::<N>(3).await;
+    let body = advert(&service.identity, "offer");
+    service.broadcast(body.clone());
+    for participant in &mut participants {
+        assert_eq!(participant.hear().await, Message::new(service.did().clone(), None, body.clone()));
+    }
+    // The same identities, as new connections of their own.
+    for participant in &participants {
+        let mut late = Peer::start(participant.identity.clone(), net.participant(participant.did()));
+        net.ready().await;
+        if !N::KEEPS_ADVERTS {
+            service.broadcast(body.clone());
+        }
+        assert_eq!(name_of(&late.hear().await), "offer");
+    }
+}
+
+/// Repeats are not lost messages: one that had no answer may have been sent again.
+fn without_repeats(names: &[String]) -> Vec<String> {
+    let mut names = names.to_vec();
+    names.dedup();
+    names
+}
+
+async fn nothing_is_lost_when_connections_break<N: Net>() {
+    let (net, mut service, mut participants) = connected::<N>(1).await;
+    let participant = &mut participants[0];
+    let did = participant.did().clone();
+    let (mut to_service, mut to_participant) = (Vec::new(), Vec::new());
+    for number in 0..40 {
+        if number % 8 == 4 {
+            net.cut(&did);
+            // Half of the times the connection is known to be broken when the next message is said.
+            if number % 16 == 4 {
+                settle().await;
+            }
+        }
+        participant.say(service.did(), note(number));
+        service.say(&did, note(number));
+        // So that cuts find something under way as well as nothing.
+        if number % 8 == 2 {
+            while !to_service.contains(&number.to_string()) {
+                to_service.push(name_of(&service.hear().await));
+            }
+        }
+    }
+    if !N::ORDER_SURVIVES_BREAKS {
+        // All of it arrives; what was not confirmed may arrive again.
+        let different = |names: &[String]| names.iter().collect::<BTreeSet<_>>().len();
+        while different(&to_service) < 40 {
+            to_service.push(name_of(&service.hear().await));
+        }
+        while different(&to_participant) < 40 {
+            to_participant.push(name_of(&participant.hear().await));
+        }
+        let in_order = |mut names: Vec<String>| {
+            names.sort_by_key(|name| name.parse::<u32>().expect("a number"));
+            names.dedup();
+            names
+        };
+        (to_service, to_participant) = (in_order(to_service), in_order(to_participant));
+    }
+    while to_service.last().is_none_or(|last| last != "39") {
+        to_service.push(name_of(&service.hear().await));
+    }
+    while to_participant.last().is_none_or(|last| last != "39") {
+        to_participant.push(name_of(&participant.hear().await));
+    }
+    let all: Vec<_> = (0..40).map(|number| number.to_string()).collect();
+    assert_eq!(without_repeats(&to_service), all);
+    assert_eq!(to_participant, all);
+}
+
+async fn nobody_is_heard_as_somebody_else<N: Net>() {
+    let (net, mut service, participants) = connected::<N>(2).await;
+    let (attacker, victim) = (&participants[0], &participants[1]);
+    net.spoof(&attacker.identity, victim.did(), service.did()).await;
+    attacker.say(service.did(), note("honest"));
+    loop {
+        match service.next().await {
+            Delivery::Message(message) => {
+                assert_eq!(message.from, *attacker.did(), "{message:?}");
+                assert_eq!(name_of(&message), "honest");
+                break;
+            }
+            // That the attacker tried may be told, in its own name.
+            Delivery::Undecodable { from, .. } => assert_eq!(from, *attacker.did()),
+            Delivery::Unverified { .. } => {}
+            other @ (Delivery::Own(_) | Delivery::Undeliverable { .. } | Delivery::Stored { .. }) => {
+                panic!("{other:?}")
+            }
+        }
+    }
+}
+
+async fn who_speaks_to_nobody_is_told_and_goes_on<N: Net>() {
+    let (_net, mut service, mut participants) = connected::<N>(1).await;
+    let participant = &mut participants[0];
+    let stranger = identity("stranger");
+    participant.say(stranger.did(), note("lost"));
+    participant.say(service.did(), note("found"));
+    if N::KNOWS_WHO_IS_THERE {
+        let (to, body, _) = participant.undelivered().await;
+        assert_eq!((to, body), (stranger.did().clone(), note("lost")));
+    }
+    assert_eq!(name_of(&service.hear().await), "found");
+    // What a service says to somebody who never came harms nobody, whether it is kept or not.
+    service.say(stranger.did(), note("lost"));
+    service.say(participant.did(), note("found"));
+    assert_eq!(name_of(&participant.hear().await), "found");
+}
+
+async fn what_is_too_large_is_told_and_holds_up_nothing<N: Net>() {
+    let (_net, mut service, mut participants) = connected::<N>(1).await;
+    let participant = &mut participants[0];
+    participant.say(service.did(), note("before"));
+    participant.say(service.did(), large("large", 300_000));
+    participant.say(service.did(), note("behind"));
+    assert_eq!(name_of(&service.hear().await), "before");
+    if let Some(expected) = N::TOO_LARGE {
+        let (to, body, reason) = participant.undelivered().await;
+        assert_eq!((&to, body.cohort_id().as_str()), (service.did(), "large"));
+        assert!(reason.contains(expected), "{reason}");
+    } else {
+        assert_eq!(service.hear().await.body, large("large", 300_000));
+    }
+    assert_eq!(name_of(&service.hear().await), "behind");
+}
+
+/// An inbox that takes one message and is busy with it forever.
+struct Stuck;
+
+impl Actor for Stuck {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(1);
+    }
+}
+
+impl Handler<Delivery> for Stuck {
+    type Result = ();
+
+    fn handle(&mut self, _: Delivery, ctx: &mut Self::Context) {
+        ctx.wait(std::future::pending::<()>().into_actor(self));
+    }
+}
+
+async fn who_never_reads_holds_back_nobody<N: Net>() {
+    let identities = [identity("stuck"), identity("reader")];
+    let net = N::start(&identities).await;
+    let mut service = Peer::start(identity("service"), net.service());
+    let [stuck, reader] = identities;
+    let transport = net.participant(stuck.did());
+    let _stuck = Link::new(transport, stuck.clone(), Stuck.start().recipient()).start();
+    let mut reader = Peer::start(reader.clone(), net.participant(reader.did()));
+    settle().await;
+    service.say(reader.did(), note("ready"));
+    assert_eq!(name_of(&reader.hear().await), "ready");
+    // More than every buffer on the way takes.
+    let filler = large("filler", 60_000);
+    for number in 0..100 {
+        for _ in 0..6 {
+            service.say(stuck.did(), filler.clone());
+        }
+        service.say(reader.did(), note(number));
+        reader.say(service.did(), note(number));
+        assert_eq!(name_of(&reader.hear().await), number.to_string());
+        assert_eq!(name_of(&service.hear().await), number.to_string());
+    }
+}
+
+/// Runs every test of the suite as a test of its own.
+macro_rules! suite {
+    ($module:ident, $net:ty: $($test:ident,)*) => {
+        mod $module {
+            $(#[test]
+            fn $test() {
+                actix_rt::System::new().block_on(super::soon("the test", super::$test::<$net>()));
+            })*
+        }
+    };
+}
+
+macro_rules! suites {
+    ($($module:ident: $net:ty,)*) => {
+        $(suite! { $module, $net:
+            messages_are_delivered_both_ways,
+            each_senders_order_is_kept,
+            adverts_reach_everybody_and_who_comes_later,
+            nothing_is_lost_when_connections_break,
+            nobody_is_heard_as_somebody_else,
+            who_speaks_to_nobody_is_told_and_goes_on,
+            what_is_too_large_is_told_and_holds_up_nothing,
+            who_never_reads_holds_back_nobody,
+        })*
+    };
+}
+
+suites! {
+    over_memory: super::Memory,
+    over_http: super::Http,
+    over_nostr: super::Nostr,
+}

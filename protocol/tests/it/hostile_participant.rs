@@ -1,0 +1,542 @@
+//! A participant whose service, or whoever speaks like one, asks it for what it must not do.
+
+use std::{cell::RefCell, rc::Rc, time::Duration};
+
+use crate::sim_support::{assert_completes, assert_named, bodies, honest, run_to, setup, stranger};
+use bitcoin::{Amount, ScriptBuf, Transaction, TxIn, TxOut, transaction::Version};
+use btcr2_aggregation_protocol::{
+    beacon::{BeaconType, CasAnnouncement, SmtNonce},
+    cohort::{
+        event::{CohortFailure, ParticipantEvent, SessionEnd, SpendPath},
+        participant::{ParticipantInput, phase::Phase},
+    },
+    did::Did,
+    envelope::CLOCK_SKEW,
+    error::{RejectCode, Slot},
+    hash::{DocumentHash, SignalBytes, SmtHash},
+    id::SessionId,
+    identity::Identity,
+    key::SecretKey,
+    machine::Machine,
+    message::{
+        Body, Bytes, Message, SharedBody,
+        keygen::{CohortReady, FundingModel},
+        update::DistributeAggregatedData,
+    },
+    network::Network,
+    sim::{Role, Setup, Simulation, Verdict, genesis_document},
+};
+
+type Held = Rc<RefCell<Option<Message>>>;
+
+/// Keeps back what the service sends to participant `to` under the type `kind`, and runs until it would have been sent.
+fn hold(simulation: &mut Simulation, to: usize, kind: &'static str) -> Message {
+    let held = Held::default();
+    let keep = Rc::clone(&held);
+    let (service, to) = (simulation.service().identity().did().clone(), simulation.did(to));
+    simulation.tamper(&service, move |message| {
+        if message.to.as_ref() == Some(&to) && message.body.short_type() == kind {
+            *keep.borrow_mut() = Some(message.clone());
+            return Vec::new();
+        }
+        vec![message.to_json()]
+    });
+    assert!(simulation.run_until(|_| held.borrow().is_some()), "no {kind} was sent");
+    // What was sent together with it arrives, and no answer yet, so that only the held message is missing.
+    simulation.advance(Duration::from_millis(15));
+    held.take().unwrap()
+}
+
+/// Delivers to participant `to` and asserts that it refuses, naming the sender, without any change.
+fn assert_refused(simulation: &mut Simulation, to: usize, case: &str, message: &Message, code: RejectCode) {
+    let before = simulation.participants()[to].machine().cloned();
+    let events = simulation.participants()[to].events().len();
+    let did = simulation.did(to);
+    let result = simulation.deliver(&message.from, &did, &message.to_json());
+    assert_named(case, result, &message.from, code);
+    assert_eq!(simulation.participants()[to].machine(), before.as_ref(), "{case}: a refusal changes nothing");
+    assert_eq!(simulation.participants()[to].events().len(), events, "{case}: a refusal makes no event");
+}
+
+fn deliver(simulation: &mut Simulation, message: &Message) {
+    let to = message.to.clone().unwrap();
+    simulation.deliver(&message.from, &to, &message.to_json()).unwrap();
+}
+
+fn with(message: &Message, body: impl Into<SharedBody>) -> Message {
+    Message::new(message.from.clone(), message.to.clone(), body)
+}
+
+fn service(simulation: &Simulation) -> Did {
+    simulation.service().identity().did().clone()
+}
+
+#[test]
+fn an_advert_that_proves_no_key_or_promises_nonsense_is_refused() {
+    let mut simulation = Simulation::new(1, setup(honest(2)));
+    let config = simulation.service().machine().config().clone();
+    let advert = config.terms.conditions.to_advert(
+        config.terms.cohort_id.clone(),
+        config.terms.network,
+        &config.terms.service_key,
+    );
+    let secret = SecretKey::from_bytes(&[5; 32]).unwrap();
+    let key = Bytes(secret.public_key().to_bytes());
+    let document = genesis_document(&secret.public_key());
+    let external = Identity::from_genesis(secret, document, Network::Regtest).unwrap();
+
+    let mut other_key = advert.clone();
+    other_key.communication_pk = key;
+    let mut off_curve = advert.clone();
+    off_curve.communication_pk = Bytes([0xff; 33]);
+    let mut paid = advert.clone();
+    paid.funding_model = Some(FundingModel::ParticipantFunded);
+    let mut few = advert.clone();
+    (few.min_participants, few.max_participants) = (3, Some(2));
+    let mut no_recovery = advert.clone();
+    no_recovery.recovery_key = Some("ff".repeat(32));
+    let mut unknown = advert.clone();
+    unknown.beacon_type = BeaconType::new("RumourBeacon").unwrap();
+    let mut threshold = advert.clone();
+    (threshold.max_participants, threshold.fallback_threshold) = (Some(3), Some(4));
+
+    use RejectCode::{InvalidKey, UnacceptableTerms};
+    for (case, sender, body, code) in [
+        ("another's key", service(&simulation), other_key.clone(), InvalidKey),
+        ("a key off the curve", service(&simulation), off_curve, InvalidKey),
+        ("another service's advert", stranger(9).did().clone(), advert.clone(), InvalidKey),
+        ("an EXTERNAL service", external.did().clone(), other_key, InvalidKey),
+        ("members that pay", service(&simulation), paid, UnacceptableTerms),
+        ("more members at least than at most", service(&simulation), few, UnacceptableTerms),
+        ("a recovery key off the curve", service(&simulation), no_recovery, UnacceptableTerms),
+        ("an unknown beacon", service(&simulation), unknown, UnacceptableTerms),
+        ("a threshold above the size", service(&simulation), threshold, UnacceptableTerms),
+    ] {
+        assert_refused(&mut simulation, 0, case, &Message::new(sender, None, body), code);
+        assert!(simulation.participants()[0].machine().is_none(), "{case}: no session began");
+    }
+    let villains = [service(&simulation), stranger(9).did().clone(), external.did().clone()];
+    assert_completes(&mut simulation, "bad adverts", &villains);
+}
+
+#[test]
+fn what_was_kept_since_before_the_opt_in_is_passed_over_and_what_is_owed_since_is_not() {
+    let mut simulation = Simulation::new(1, setup(honest(2)));
+    let ready = hold(&mut simulation, 0, "keygen/cohort_ready");
+    let member = &simulation.participants()[0];
+    let opted_in = member.events().iter().find_map(|event| match event {
+        ParticipantEvent::OptedIn { at } => Some(*at),
+        _ => None,
+    });
+    let (opted_in, machine, now) = (opted_in.unwrap(), member.machine().unwrap().clone(), simulation.now());
+    let mut kept_since = |said| {
+        let input = ParticipantInput::Stored { message: ready.clone(), said };
+        machine.decide(now, &input, simulation.rng()).unwrap()
+    };
+    let old = opted_in - CLOCK_SKEW - Duration::from_millis(1);
+    assert_eq!(kept_since(old), []);
+    // Clocks may differ by so much.
+    for said in [opted_in - CLOCK_SKEW, opted_in, now] {
+        assert!(matches!(kept_since(said)[..], [ParticipantEvent::CohortReady { .. }]), "{said:?}");
+    }
+}
+
+#[test]
+fn only_the_service_of_the_advert_is_listened_to() {
+    let phases: [fn(&Phase) -> bool; 4] = [
+        |phase| matches!(phase, Phase::OptedIn { .. }),
+        |phase| matches!(phase, Phase::Submitted { .. }),
+        |phase| matches!(phase, Phase::Approved { .. }),
+        |phase| matches!(phase, Phase::Signing { .. }),
+    ];
+    let mut simulation = Simulation::new(1, setup(honest(3)));
+    let (outsider, member) = (stranger(9).did().clone(), simulation.did(1));
+    for reached in phases {
+        let there = |simulation: &Simulation| {
+            simulation.participants()[0].machine().is_some_and(|machine| reached(machine.phase()))
+        };
+        assert!(simulation.run_until(there));
+        for sender in [&outsider, &member] {
+            for body in bodies::of_the_service(&simulation) {
+                let case = format!("{} from {sender}", body.short_type());
+                let message = Message::new(sender.clone(), None, body);
+                assert_refused(&mut simulation, 0, &case, &message, RejectCode::WrongSender);
+            }
+        }
+        let identity = simulation.participants()[1].identity().clone();
+        for body in bodies::of_members(&simulation, &identity) {
+            let case = format!("{} from the service", body.short_type());
+            let message = Message::new(service(&simulation), None, body);
+            assert_refused(&mut simulation, 0, &case, &message, RejectCode::WrongSender);
+        }
+    }
+    let villains = [outsider, member, service(&simulation)];
+    assert_completes(&mut simulation, "false services", &villains);
+}
+
+#[test]
+fn a_cohort_that_does_not_follow_from_keys_and_terms_is_refused() {
+    let mut setup = setup(honest(3));
+    setup.conditions.min_participants = 3;
+    setup.conditions.max_participants = Some(4);
+    setup.finalize_at = Some(3);
+    let mut simulation = Simulation::new(1, setup);
+    let genuine = hold(&mut simulation, 0, "keygen/cohort_ready");
+    let Body::CohortReady(ready) = &*genuine.body else { panic!("{genuine:?}") };
+    let own = simulation.participants()[0].participant_key().public_key().to_bytes();
+    let position = ready.cohort_keys.iter().position(|key| key.0 == own).unwrap();
+    let other_position = (position + 1) % 3;
+    let keys = |alter: &dyn Fn(&mut Vec<Bytes<33>>)| {
+        let mut keys = ready.cohort_keys.clone();
+        alter(&mut keys);
+        keys
+    };
+    let sorted = |alter: &dyn Fn(&mut Vec<Bytes<33>>)| {
+        let mut keys = keys(alter);
+        keys.sort();
+        keys
+    };
+    let strangers = |seed: u8| Bytes(stranger(seed).public_key().to_bytes());
+    let negated = |key: Bytes<33>| {
+        let mut bytes = key.0;
+        bytes[0] ^= 1;
+        Bytes(bytes)
+    };
+    use RejectCode::{AddressMismatch, InvalidKey, UnacceptableTerms};
+    for (case, keys, code) in [
+        ("unsorted keys", keys(&|keys| keys.reverse()), InvalidKey),
+        ("without our key", sorted(&|keys| keys[position] = strangers(9)), InvalidKey),
+        ("with our key negated", sorted(&|keys| keys[position] = negated(keys[position])), InvalidKey),
+        ("a key twice", sorted(&|keys| keys.push(keys[other_position])), InvalidKey),
+        ("a key and its negation", sorted(&|keys| keys.push(negated(keys[other_position]))), InvalidKey),
+        ("our key and its negation", sorted(&|keys| keys.push(negated(keys[position]))), InvalidKey),
+        ("a key off the curve", sorted(&|keys| keys[other_position] = Bytes([0xff; 33])), InvalidKey),
+        (
+            "too few members",
+            sorted(&|keys| keys.retain(|key| *key != ready.cohort_keys[other_position])),
+            UnacceptableTerms,
+        ),
+        ("too many members", sorted(&|keys| keys.extend([strangers(8), strangers(9)])), UnacceptableTerms),
+        ("the address of other keys", sorted(&|keys| keys[other_position] = strangers(9)), AddressMismatch),
+    ] {
+        let body = CohortReady { cohort_keys: keys, ..ready.clone() };
+        assert_refused(&mut simulation, 0, case, &with(&genuine, body), code);
+    }
+    let pays_elsewhere = "bcrt1p0xlxvlhemja6c4dqv22uapctqupfhlxm9h8z3k2e72q4k9hcz7vqc8gma6".to_owned();
+    let body = CohortReady { beacon_address: pays_elsewhere, ..ready.clone() };
+    assert_refused(&mut simulation, 0, "another address", &with(&genuine, body), AddressMismatch);
+
+    deliver(&mut simulation, &genuine);
+    let body = CohortReady { cohort_keys: sorted(&|keys| keys[other_position] = strangers(9)), ..ready.clone() };
+    let again = with(&genuine, body);
+    assert_refused(&mut simulation, 0, "other keys afterwards", &again, RejectCode::Equivocation);
+    let villain = service(&simulation);
+    assert_completes(&mut simulation, "bad cohorts", &[villain]);
+}
+
+/// The data that participant `who` is to receive, altered; its host approves of everything. Asserts that it says no.
+fn assert_data_rejected(
+    case: &str,
+    beacon: BeaconType,
+    who: usize,
+    alter: impl FnOnce(&mut DistributeAggregatedData, &Simulation),
+) {
+    let mut roles = honest(3);
+    roles[who].verdict = Verdict::Approve;
+    let mut simulation = Simulation::new(1, setup(roles).with_beacon(beacon));
+    let genuine = hold(&mut simulation, who, "update/distribute_aggregated_data");
+    let Body::DistributeAggregatedData(data) = &*genuine.body else { panic!("{genuine:?}") };
+    let mut altered = data.clone();
+    alter(&mut altered, &simulation);
+    deliver(&mut simulation, &with(&genuine, altered));
+    let verdicts = simulation.participants()[who].verdicts();
+    assert!(matches!(verdicts, [Err(_)]), "{case}: the host was told {verdicts:?}");
+    let answer = simulation.participants()[who].events().iter().find_map(|event| match event {
+        ParticipantEvent::ValidationSent { approved, .. } => Some(*approved),
+        _ => None,
+    });
+    assert_eq!(answer, Some(false), "{case}: the host cannot approve of wrong data");
+    simulation.run();
+    simulation.assert_invariants();
+    let report = simulation.report();
+    let by = simulation.did(who);
+    assert_eq!(report.failure, Some(CohortFailure::ValidationRejected { by }), "{case}");
+    assert!(matches!(report.ends[who], Some(SessionEnd::DataRejected { .. })), "{case}: {:?}", report.ends[who]);
+}
+
+fn own_entry(data: &mut DistributeAggregatedData, did: &Did, hash: Option<DocumentHash>) {
+    let announcement = data.cas_announcement.take().unwrap();
+    let others = announcement.iter().filter(|(key, _)| *key != did.as_str());
+    let others = others.map(|(key, hash)| (key.to_owned(), *hash));
+    let own = hash.map(|hash| (did.to_string(), hash));
+    let announcement: CasAnnouncement = others.chain(own).collect();
+    data.signal_bytes_hex = announcement.signal();
+    data.cas_announcement = Some(announcement);
+}
+
+#[test]
+fn data_that_does_not_hold_our_slot_or_give_the_signal_is_rejected_whatever_the_host_says() {
+    let hash = DocumentHash::from_bytes([7; 32]);
+    let other_signal = SignalBytes::from_bytes([7; 32]);
+    let cas = BeaconType::cas;
+    let smt = BeaconType::smt;
+    // In honest(3) members 0 and 1 submit, and member 2 declines.
+    assert_data_rejected("a right map, another signal", cas(), 0, |data, _| data.signal_bytes_hex = other_signal);
+    assert_data_rejected("our update missing", cas(), 0, |data, sim| own_entry(data, &sim.did(0), None));
+    assert_data_rejected("our update changed", cas(), 0, |data, sim| own_entry(data, &sim.did(0), Some(hash)));
+    assert_data_rejected("an update though we declined", cas(), 2, |data, sim| {
+        own_entry(data, &sim.did(2), Some(hash));
+    });
+    assert_data_rejected("another beacon's name", cas(), 0, |data, _| data.beacon_type = smt());
+    let proof = |simulation: &Simulation, who: usize| {
+        let aggregated = simulation.service().machine().phase().aggregated().unwrap().clone();
+        let data = aggregated.aggregation.data.for_member(&simulation.did(who)).unwrap().clone();
+        DistributeAggregatedData::new(bodies::cohort_id(simulation), smt(), other_signal, &data).smt_proof.unwrap()
+    };
+    assert_data_rejected("an unregistered beacon's data", cas(), 0, |data, _| {
+        data.cas_announcement = None;
+        data.beacon_data = Some(serde_json::json!({}));
+    });
+    assert_data_rejected("a right proof, another signal", smt(), 0, |data, _| data.signal_bytes_hex = other_signal);
+    assert_data_rejected("another's proof", smt(), 0, |data, sim| data.smt_proof = Some(proof(sim, 1)));
+    assert_data_rejected("a map instead of a proof", smt(), 0, |data, _| {
+        data.smt_proof = None;
+        data.cas_announcement = Some(CasAnnouncement::default());
+    });
+    assert_data_rejected("a proof without our update", smt(), 0, |data, _| {
+        data.smt_proof.as_mut().unwrap().update_id = None;
+    });
+    assert_data_rejected("a proof of another update", smt(), 1, |data, _| {
+        data.smt_proof.as_mut().unwrap().update_id = Some(hash);
+    });
+    assert_data_rejected("a proof of an update though we declined", smt(), 2, |data, _| {
+        data.smt_proof.as_mut().unwrap().update_id = Some(hash);
+    });
+    assert_data_rejected("a proof with another root", smt(), 0, |data, _| {
+        data.smt_proof.as_mut().unwrap().id = SmtHash::from_bytes([7; 32]);
+        data.signal_bytes_hex = other_signal;
+    });
+    assert_data_rejected("a proof with another nonce", smt(), 0, |data, _| {
+        data.smt_proof.as_mut().unwrap().nonce = Some(SmtNonce::from(&[7; 32][..]));
+    });
+    assert_data_rejected("a proof with a sibling too many", smt(), 0, |data, _| {
+        data.smt_proof.as_mut().unwrap().hashes.push(SmtHash::from_bytes([7; 32]));
+    });
+}
+
+#[test]
+fn data_of_no_kind_or_two_is_refused_and_the_first_data_stand() {
+    for beacon in [BeaconType::cas(), BeaconType::smt()] {
+        let mut simulation = Simulation::new(1, setup(honest(3)).with_beacon(beacon.clone()));
+        let genuine = hold(&mut simulation, 0, "update/distribute_aggregated_data");
+        let Body::DistributeAggregatedData(data) = &*genuine.body else { panic!("{genuine:?}") };
+        let two = DistributeAggregatedData { beacon_data: Some(serde_json::json!(1)), ..data.clone() };
+        let none = DistributeAggregatedData { cas_announcement: None, smt_proof: None, ..data.clone() };
+        let malformed = RejectCode::Malformed;
+        assert_refused(&mut simulation, 0, "two kinds of data", &with(&genuine, two.clone()), malformed);
+        assert_refused(&mut simulation, 0, "no data", &with(&genuine, none), malformed);
+        deliver(&mut simulation, &genuine);
+        deliver(&mut simulation, &genuine);
+        let equivocation = RejectCode::Equivocation;
+        assert_refused(&mut simulation, 0, "other data afterwards", &with(&genuine, two), equivocation);
+        let villain = service(&simulation);
+        assert_completes(&mut simulation, beacon.as_str(), &[villain]);
+    }
+}
+
+#[test]
+fn nothing_is_signed_before_the_data_is_approved() {
+    let mut simulation = Simulation::new(1, setup(honest(3)));
+    let genuine = hold(&mut simulation, 0, "update/distribute_aggregated_data");
+    for body in bodies::of_the_service(&simulation) {
+        if body.short_type().starts_with("sign/") {
+            let case = body.short_type();
+            assert_refused(&mut simulation, 0, case, &with(&genuine, body), RejectCode::WrongPhase);
+        }
+    }
+    assert!(simulation.participants()[0].opened_nonces().is_empty());
+    deliver(&mut simulation, &genuine);
+    assert_completes(&mut simulation, "early requests to sign", &[]);
+}
+
+/// What a member must not sign.
+fn bad_transactions(tx: &Transaction) -> Vec<(&'static str, Transaction)> {
+    let alter = |alter: &dyn Fn(&mut Transaction)| {
+        let mut tx = tx.clone();
+        alter(&mut tx);
+        tx
+    };
+    let other_signal = ScriptBuf::new_op_return([7; 32]);
+    let signal = tx.output.last().unwrap().clone();
+    vec![
+        ("the signal is not the last output", alter(&|tx| tx.output.reverse())),
+        ("a second OP_RETURN", alter(&|tx| tx.output.insert(0, signal.clone()))),
+        ("another signal", alter(&|tx| tx.output.last_mut().unwrap().script_pubkey = other_signal.clone())),
+        (
+            "another signal behind ours",
+            alter(&|tx| {
+                tx.output.push(TxOut { value: Amount::ZERO, script_pubkey: other_signal.clone() });
+            }),
+        ),
+        ("a signal that burns money", alter(&|tx| tx.output.last_mut().unwrap().value = Amount::ONE_SAT)),
+        (
+            "a short signal",
+            alter(&|tx| {
+                tx.output.last_mut().unwrap().script_pubkey = ScriptBuf::new_op_return([7; 31]);
+            }),
+        ),
+        ("no signal", alter(&|tx| drop(tx.output.pop()))),
+        ("no outputs", alter(&|tx| tx.output.clear())),
+        ("two inputs", alter(&|tx| tx.input.push(TxIn::default()))),
+        ("version 1", alter(&|tx| tx.version = Version::ONE)),
+        ("a script in the input", alter(&|tx| tx.input[0].script_sig = ScriptBuf::from_bytes(vec![0x51]))),
+    ]
+}
+
+#[test]
+fn only_the_transaction_that_announces_our_signal_is_signed_and_only_one() {
+    let mut simulation = Simulation::new(1, setup(honest(3)));
+    let genuine = hold(&mut simulation, 0, "sign/authorization_request");
+    let Body::AuthorizationRequest(request) = &*genuine.body else { panic!("{genuine:?}") };
+    let mut cases = Vec::new();
+    for (case, pending_tx) in bad_transactions(&request.pending_tx) {
+        let mut body = request.clone();
+        body.pending_tx = pending_tx;
+        cases.push((case, body));
+    }
+    let mut elsewhere = request.clone();
+    elsewhere.prev_out_script_hex = ScriptBuf::from_bytes([&[0x51, 0x20], [7; 32].as_slice()].concat());
+    cases.push(("a coin of another script", elsewhere));
+    for (case, body) in cases {
+        assert_refused(&mut simulation, 0, case, &with(&genuine, body), RejectCode::TransactionMismatch);
+    }
+    assert!(simulation.participants()[0].opened_nonces().is_empty(), "no nonce for what is not signed");
+
+    deliver(&mut simulation, &genuine);
+    deliver(&mut simulation, &genuine);
+    let mut other_session = request.clone();
+    other_session.session_id = SessionId::parse("another-session").unwrap();
+    let mut other_tx = request.clone();
+    other_tx.pending_tx.output[0].value -= Amount::ONE_SAT;
+    let mut other_value = request.clone();
+    other_value.prev_out_value += Amount::ONE_SAT;
+    for (case, body) in
+        [("another session", other_session), ("another transaction", other_tx), ("another value", other_value)]
+    {
+        assert_refused(&mut simulation, 0, case, &with(&genuine, body), RejectCode::SessionSpent);
+    }
+    assert_eq!(simulation.participants()[0].opened_nonces().len(), 1, "one session, one nonce");
+    let villain = service(&simulation);
+    assert_completes(&mut simulation, "bad transactions", &[villain]);
+    assert_eq!(simulation.report().signed.unwrap().path, SpendPath::KeyPath);
+}
+
+#[test]
+fn a_nonce_signs_once_however_many_aggregates_the_service_sends() {
+    let mut simulation = Simulation::new(1, setup(honest(3)));
+    let genuine = hold(&mut simulation, 0, "sign/aggregated_nonce");
+    let Body::AggregatedNonce(body) = &*genuine.body else { panic!("{genuine:?}") };
+    let mut garbage = body.clone();
+    garbage.aggregated_nonce = Bytes([0xff; 66]);
+    let mut other_session = body.clone();
+    other_session.session_id = SessionId::parse("another-session").unwrap();
+    assert_refused(&mut simulation, 0, "no points", &with(&genuine, garbage), RejectCode::InvalidNonce);
+    let other_session = with(&genuine, other_session);
+    assert_refused(&mut simulation, 0, "another session's", &other_session, RejectCode::WrongCohort);
+    assert!(simulation.participants()[0].nonce_uses().is_empty());
+
+    deliver(&mut simulation, &genuine);
+    deliver(&mut simulation, &genuine);
+    let mut other = body.clone();
+    other.aggregated_nonce.0[0] ^= 1;
+    let other = with(&genuine, other);
+    assert_refused(&mut simulation, 0, "a second aggregate", &other, RejectCode::Equivocation);
+    let uses = simulation.participants()[0].nonce_uses();
+    assert_eq!(uses.len(), 1, "one nonce, one signature: {uses:?}");
+    assert!(uses[0].partial.is_some());
+    let villain = service(&simulation);
+    assert_completes(&mut simulation, "two aggregates", &[villain]);
+
+    // The wrong aggregate first: the member signs that one, and not the right one too.
+    let mut simulation = Simulation::new(1, setup(honest(3)));
+    let genuine = hold(&mut simulation, 0, "sign/aggregated_nonce");
+    let Body::AggregatedNonce(body) = &*genuine.body else { panic!("{genuine:?}") };
+    let mut other = body.clone();
+    other.aggregated_nonce.0[0] ^= 1;
+    deliver(&mut simulation, &with(&genuine, other));
+    assert_refused(&mut simulation, 0, "the right one afterwards", &genuine, RejectCode::Equivocation);
+    assert_eq!(simulation.participants()[0].nonce_uses().len(), 1);
+    simulation.run();
+    simulation.assert_invariants();
+    assert_eq!(simulation.report().signed.unwrap().path, SpendPath::ScriptPath);
+}
+
+#[test]
+fn the_fallback_is_signed_for_the_same_transaction_on_our_own_leaf_only() {
+    let roles = || {
+        let mut roles = honest(4);
+        roles[3] = Role::default().without(Slot::PartialSignature);
+        roles
+    };
+    let mut simulation = Simulation::new(1, setup(roles()));
+    let genuine = hold(&mut simulation, 0, "sign/fallback_authorization_request");
+    let Body::FallbackAuthorizationRequest(request) = &*genuine.body else { panic!("{genuine:?}") };
+    let mut other_leaf = request.clone();
+    other_leaf.fallback_leaf_script_hex = ScriptBuf::from_bytes(vec![0x51]);
+    assert_refused(
+        &mut simulation,
+        0,
+        "another leaf",
+        &with(&genuine, other_leaf),
+        RejectCode::TransactionMismatch,
+    );
+    let mut other_tx = request.clone();
+    other_tx.pending_tx.output[0].value -= Amount::ONE_SAT;
+    let mut other_session = request.clone();
+    other_session.session_id = SessionId::parse("another-session").unwrap();
+    let mut other_value = request.clone();
+    other_value.prev_out_value += Amount::ONE_SAT;
+    for (case, body) in
+        [("another transaction", other_tx), ("another session", other_session), ("another value", other_value)]
+    {
+        assert_refused(&mut simulation, 0, case, &with(&genuine, body), RejectCode::SessionSpent);
+    }
+    deliver(&mut simulation, &genuine);
+    deliver(&mut simulation, &genuine);
+    let signed = simulation.participants()[0].events().iter();
+    let signed = signed.filter(|event| matches!(event, ParticipantEvent::FallbackSignatureSent { .. })).count();
+    assert_eq!(signed, 1, "the same request again is served once");
+    let villain = service(&simulation);
+    assert_completes(&mut simulation, "bad fallback requests", &[villain]);
+
+    // The first that a member hears of signing is the fallback: it checks the transaction all the same.
+    let mut simulation = Simulation::new(1, setup(roles()));
+    let first = hold(&mut simulation, 0, "sign/authorization_request");
+    let genuine = hold(&mut simulation, 0, "sign/fallback_authorization_request");
+    let Body::FallbackAuthorizationRequest(request) = &*genuine.body else { panic!("{genuine:?}") };
+    for (case, pending_tx) in bad_transactions(&request.pending_tx) {
+        let mut body = request.clone();
+        body.pending_tx = pending_tx;
+        assert_refused(&mut simulation, 0, case, &with(&genuine, body), RejectCode::TransactionMismatch);
+    }
+    deliver(&mut simulation, &genuine);
+    deliver(&mut simulation, &first);
+    assert!(simulation.participants()[0].opened_nonces().is_empty(), "no nonce once the fallback is signed");
+    let villain = service(&simulation);
+    assert_completes(&mut simulation, "a fallback out of the blue", &[villain]);
+}
+
+#[test]
+fn a_host_that_refuses_ends_its_own_session_only() {
+    let refuses_to_sign = Role { signs: false, ..Role::default() };
+    let mut roles: Vec<Role> = honest(4);
+    roles[1] = refuses_to_sign;
+    let setup: Setup = setup(roles);
+    let mut simulation = Simulation::new(1, setup);
+    run_to(&mut simulation, "fallback");
+    assert_completes(&mut simulation, "a host that does not sign", &[]);
+    let report = simulation.report();
+    assert_eq!(report.ends[1], Some(SessionEnd::SigningRefused));
+    assert_eq!(report.signed.unwrap().holdouts, [simulation.did(1)]);
+    assert!(simulation.participants()[1].opened_nonces().is_empty(), "no nonce without the host's leave");
+}

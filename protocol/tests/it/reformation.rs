@@ -1,0 +1,262 @@
+//! A cohort that fails because of some of its members is formed again without them.
+
+use std::{cell::RefCell, rc::Rc, sync::Arc};
+
+use crate::sim_support::{assert_refused, bodies, honest, setup, stranger};
+use btcr2_aggregation_protocol::{
+    beacon::BeaconRegistry,
+    cohort::{
+        event::{CohortFailure, SessionEnd},
+        service::{
+            CohortTerms, Lineage, ServiceCohort, ServiceConfig, ServiceEffect, ServiceInput, phase::Phase,
+            rules::PhaseRules,
+        },
+    },
+    error::{RejectCode, Slot},
+    identity::Identity,
+    machine::{Step, replay, step},
+    message::{Body, Bytes, Message, keygen::CohortOptIn, sign::SignatureAuthorization, update::SubmitNonIncluded},
+    output::DirectAggregator,
+    sim::{Role, START, Setup, Simulation, Verdict},
+};
+use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+
+fn reforming(roles: Vec<Role>) -> Setup {
+    let mut setup = setup(roles);
+    setup.rules = PhaseRules::default().reforming();
+    setup
+}
+
+fn silent_from(slot: Slot) -> Role {
+    Role::default().silent_from(slot)
+}
+
+fn lineage(simulation: &Simulation) -> &Lineage {
+    &simulation.service().machine().config().terms.lineage
+}
+
+#[test]
+fn whoever_was_at_fault_stays_outside_and_the_others_complete() {
+    let rejecter = Role { verdict: Verdict::Reject, ..Role::default() };
+    for (case, role) in [
+        ("no update", silent_from(Slot::Update)),
+        ("no verdict", silent_from(Slot::Validation)),
+        ("a rejection", rejecter),
+    ] {
+        let mut roles = honest(3);
+        roles.push(role);
+        let mut simulation = Simulation::new(1, reforming(roles));
+        simulation.run();
+        simulation.assert_invariants();
+        let report = simulation.report();
+        assert_eq!(report.signed.unwrap().signers.len(), 3, "{case}");
+        let villain = simulation.did(3);
+        assert_eq!(lineage(&simulation).excluded, [villain.clone()].into(), "{case}");
+        let others = (0..3).map(|index| simulation.did(index)).collect();
+        assert_eq!(lineage(&simulation).invited, others, "{case}");
+        let [first, second] = simulation.service().cohorts() else { panic!("{case}: two cohorts") };
+        let (first, second) = (&first.machine().config().terms, &second.machine().config().terms);
+        assert_eq!(second.lineage.predecessor.as_ref(), Some(&first.cohort_id), "{case}");
+        assert_eq!(second.conditions, first.conditions, "{case}: the same terms");
+        for (node, at_fault) in simulation.participants().iter().zip([false, false, false, true]) {
+            let told = node.seats()[0].events().last().map(|event| format!("{event:?}")).unwrap();
+            if case == "a rejection" && at_fault {
+                continue;
+            }
+            assert!(told.contains(&format!("at_fault: {at_fault}")), "{case}: {told}");
+            assert_eq!(told.contains(second.cohort_id.as_str()), !at_fault, "{case}: {told}");
+        }
+    }
+}
+
+#[test]
+fn who_lied_while_the_cohort_failed_over_others_is_left_out_as_well() {
+    // Member 3 submits and declines, and then signs wrongly; members 4 and 5 keep silent at the fallback.
+    let mut roles = honest(6);
+    roles[3] = Role::default();
+    roles[4] = Role::default().without(Slot::FallbackSignature);
+    roles[5] = Role::default().without(Slot::FallbackSignature);
+    let mut simulation = Simulation::new(1, reforming(roles));
+    let liar = simulation.did(3);
+    simulation.tamper(&liar, |message| {
+        let texts = |body: Body| Message::new(message.from.clone(), message.to.clone(), body).to_json();
+        match &*message.body {
+            Body::SubmitUpdate(body) => {
+                let declined = SubmitNonIncluded { cohort_id: body.cohort_id.clone() };
+                vec![message.to_json(), texts(declined.into())]
+            }
+            Body::SignatureAuthorization(body) => {
+                let wrong = SignatureAuthorization { partial_signature: Bytes([0x5a; 32]), ..body.clone() };
+                vec![texts(wrong.into())]
+            }
+            _ => vec![message.to_json()],
+        }
+    });
+    simulation.run();
+    simulation.assert_invariants();
+    let first = simulation.service().cohorts()[0].machine().phase();
+    let Phase::Failed { reason: CohortFailure::Signing { culprits, .. }, .. } = first else { panic!("{first:?}") };
+    assert_eq!(*culprits, vec![liar]);
+    assert_eq!(lineage(&simulation).excluded, (3..6).map(|index| simulation.did(index)).collect());
+    assert_eq!(simulation.report().signed.unwrap().signers.len(), 3);
+}
+
+#[test]
+fn too_few_are_not_formed_again() {
+    for (min, again) in [(3, true), (4, false)] {
+        let mut roles = honest(3);
+        roles.push(silent_from(Slot::Update));
+        let mut setup = reforming(roles);
+        setup.conditions.min_participants = min;
+        let mut simulation = Simulation::new(1, setup);
+        simulation.run();
+        simulation.assert_invariants();
+        assert_eq!(simulation.report().signed.is_some(), again, "at least {min}");
+        assert_eq!(simulation.service().cohorts().len(), if again { 2 } else { 1 });
+        let told_of_next =
+            |end: &Option<SessionEnd>| matches!(end, Some(SessionEnd::EndedByService { next: Some(_), .. }));
+        assert!(!simulation.report().ends.iter().any(told_of_next), "there is no next cohort in the end");
+    }
+}
+
+#[test]
+fn a_chain_of_failing_cohorts_ends() {
+    for reformations in 0..3 {
+        // Each one fails over another member, later than the one before.
+        let mut roles = honest(2);
+        roles.extend([silent_from(Slot::Update), silent_from(Slot::Validation)]);
+        roles.push(Role { verdict: Verdict::Reject, ..Role::default() });
+        let mut setup = reforming(roles);
+        setup.rules.reformations = reformations;
+        let mut simulation = Simulation::new(1, setup);
+        simulation.run();
+        simulation.assert_invariants();
+        assert!(simulation.has_ended());
+        assert_eq!(simulation.service().cohorts().len(), reformations as usize + 1);
+        assert_eq!(lineage(&simulation).excluded.len(), reformations as usize);
+    }
+}
+
+#[test]
+fn nobody_excluded_gets_in_and_the_last_of_the_invited_is_waited_for() {
+    let mut roles = honest(3);
+    roles.push(silent_from(Slot::Update));
+    let mut simulation = Simulation::new(1, reforming(roles));
+    let slow = simulation.did(0);
+    let held: Rc<RefCell<Option<Message>>> = Rc::default();
+    let (keep, opt_ins) = (Rc::clone(&held), Rc::new(RefCell::new(0)));
+    simulation.tamper(&slow, move |message| {
+        if matches!(&*message.body, Body::CohortOptIn(_)) {
+            *opt_ins.borrow_mut() += 1;
+            if *opt_ins.borrow() == 2 {
+                *keep.borrow_mut() = Some(message.clone());
+                return Vec::new();
+            }
+        }
+        vec![message.to_json()]
+    });
+    assert!(simulation.run_until(|_| held.borrow().is_some()));
+    simulation.advance(crate::sim_support::TIMEOUT / 2);
+    let Phase::Enrolling(enrolling) = simulation.service().machine().phase() else {
+        panic!("it waits for all whom it invited: {:?}", simulation.service().machine())
+    };
+    assert_eq!(enrolling.admitted(), 2);
+
+    let identity = simulation.participants()[3].identity();
+    let opt_in = bodies::opt_in(&simulation, identity);
+    let excluded = Message::new(simulation.did(3), None, opt_in);
+    assert_refused(&mut simulation, "an excluded member", &excluded, RejectCode::Excluded);
+
+    let last = held.take().unwrap();
+    simulation.deliver_to_service(&last).unwrap();
+    assert!(!matches!(simulation.service().machine().phase(), Phase::Enrolling(_)), "it is complete");
+    simulation.run();
+    simulation.assert_invariants();
+    assert_eq!(simulation.report().signed.unwrap().signers.len(), 3);
+}
+
+/// A service's machine on its own, for a cohort that is formed again for `invited`.
+struct Alone {
+    initial: ServiceCohort,
+    machine: ServiceCohort,
+    journal: Vec<btcr2_aggregation_protocol::cohort::event::ServiceEvent>,
+    rng: ChaCha8Rng,
+}
+
+impl Alone {
+    fn new(invited: &[&Identity], most: u32) -> Self {
+        let service = stranger(90);
+        let mut conditions = Setup::new(Vec::new()).conditions;
+        conditions.max_participants = Some(most);
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let terms = CohortTerms {
+            service: service.did().clone(),
+            service_key: service.public_key(),
+            cohort_id: btcr2_aggregation_protocol::id::CohortId::generate(&mut rng),
+            network: service.did().network(),
+            conditions,
+            timing: crate::sim_support::timing(),
+            limits: Default::default(),
+            rules: PhaseRules::default(),
+            lineage: Lineage {
+                generation: 1,
+                invited: invited.iter().map(|identity| identity.did().clone()).collect(),
+                ..Lineage::default()
+            },
+        };
+        let (beacons, aggregator) = (BeaconRegistry::default(), Arc::new(DirectAggregator));
+        let machine = ServiceCohort::new(Arc::new(ServiceConfig { terms: Arc::new(terms), beacons, aggregator }));
+        let machine = machine.unwrap();
+        let mut alone = Self { initial: machine.clone(), machine, journal: Vec::new(), rng };
+        alone.feed(&ServiceInput::Advertise).unwrap();
+        alone
+    }
+
+    fn feed(
+        &mut self,
+        input: &ServiceInput,
+    ) -> Result<Step<ServiceCohort>, btcr2_aggregation_protocol::error::Reject> {
+        let step = step(&mut self.machine, START, input, &mut self.rng)?;
+        self.journal.extend(step.events.iter().cloned());
+        assert_eq!(replay(self.initial.clone(), &self.journal), self.machine);
+        Ok(step)
+    }
+
+    fn opt_in(&mut self, identity: &Identity) -> Result<(), RejectCode> {
+        let body = CohortOptIn {
+            cohort_id: self.machine.config().terms.cohort_id.clone(),
+            participant_pk: Bytes(identity.public_key().to_bytes()),
+            communication_pk: Bytes(identity.public_key().to_bytes()),
+            genesis_document: None,
+        };
+        let message = Message::new(identity.did().clone(), None, body);
+        self.feed(&ServiceInput::Message(message)).map(drop).map_err(|reject| reject.code)
+    }
+
+    /// Whether the operator is asked to form the cohort.
+    fn decide(&mut self, identity: &Identity, admission: Result<(), String>) -> bool {
+        let did = identity.did().clone();
+        let step = self.feed(&ServiceInput::AdmissionDecided { did, admission }).unwrap();
+        step.effects.iter().any(|effect| matches!(effect, ServiceEffect::AskFinalization { .. }))
+    }
+}
+
+#[test]
+fn an_invited_member_that_the_operator_refuses_is_not_waited_for() {
+    let (one, two) = (stranger(1), stranger(2));
+    let mut alone = Alone::new(&[&one, &two], 5);
+    alone.opt_in(&one).unwrap();
+    assert!(!alone.decide(&one, Ok(())), "the other one is on its way");
+    alone.opt_in(&two).unwrap();
+    assert!(alone.decide(&two, Err("not any more".to_owned())), "nobody else is waited for");
+}
+
+#[test]
+fn nobody_new_takes_the_place_of_an_invited_member() {
+    let (one, two, new) = (stranger(1), stranger(2), stranger(3));
+    let mut alone = Alone::new(&[&one, &two], 3);
+    alone.opt_in(&new).unwrap();
+    assert_eq!(alone.opt_in(&stranger(4)), Err(RejectCode::CohortFull), "two places are kept");
+    alone.opt_in(&one).unwrap();
+    alone.opt_in(&two).unwrap();
+}

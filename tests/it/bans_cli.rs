@@ -1,0 +1,70 @@
+//! `bans` as it is called, beside a service that runs.
+
+use crate::support::{Service, did_of, directory, identity, path, run};
+use serde_json::{Value, json};
+
+fn bans(state: &str, arguments: &[&str]) -> Value {
+    let all = [&["bans"], arguments, &["--state", state, "--json"]].concat();
+    serde_json::from_str(&run(&all).succeeded().stdout).unwrap()
+}
+
+#[test]
+fn a_banned_did_is_not_admitted_by_a_service_that_runs_until_the_ban_is_lifted() {
+    let directory = directory("bans");
+    let state = path(&directory, "state");
+    let arguments = ["--min-participants", "1", "--cohorts", "2", "--exit-when-done", "--state", &state];
+    let mut service = Service::start(&directory, &arguments);
+    let files = [identity(&directory, "good"), identity(&directory, "bad")];
+    let bad = did_of(&files[1]);
+    let added = bans(&state, &["add", &bad, "--for", "7d", "--reason", "said so\u{1b}[2J"]);
+    assert_eq!((&added["did"], &added["banned"]), (&json!(bad), &json!(true)));
+    assert_eq!(bans(&state, &["list"])[0]["until"], added["until"]);
+    // People read the list in a terminal.
+    let text = run(&["bans", "list", "--state", &state]).succeeded().stdout;
+    assert!(text.contains(&bad) && text.contains("said so\\u{1b}"), "{text}");
+
+    let refused = service.join(&files[1], &["--add-beacon"]);
+    let event = service.program.event("participant-refused");
+    assert_eq!(event["participant"], json!(bad), "{event}");
+    // It is told, and does not wait for nothing.
+    let (status, lines, _) = refused.end();
+    let result = lines.last().unwrap();
+    assert_eq!((status, &result["ok"]), (Some(1), &json!(false)), "{lines:#?}");
+    assert!(result["reason"].as_str().unwrap().contains("not admitted"), "{result}");
+
+    assert_eq!(bans(&state, &["lift", &bad]), json!({ "did": bad, "banned": false }));
+    assert_eq!(bans(&state, &["list"]), json!([]));
+    // The cohort that has refused it goes on without it; the next one admits it.
+    for file in &files {
+        assert_eq!(service.join(file, &["--add-beacon"]).result()["ok"], true);
+    }
+    assert_eq!(service.program.result()["ok"], true);
+}
+
+#[test]
+fn calls_that_cannot_work_say_why() {
+    let directory = directory("bans-calls");
+    let state = path(&directory, "state");
+    let did = did_of(&identity(&directory, "somebody"));
+    let refused = |arguments: &[&str]| {
+        let ended = run(&[&["bans"], arguments].concat());
+        assert_ne!(ended.status, Some(0), "{ended:?}");
+        (ended.status.unwrap(), ended.stderr)
+    };
+    let (status, said) = refused(&["list", "--state", &state]);
+    assert!(status == 1 && said.contains("is no directory") && said.contains("serve --state"), "{said}");
+    std::fs::create_dir(&state).unwrap();
+    let (status, said) = refused(&["lift", &did, "--state", &state]);
+    assert!(status == 1 && said.contains("bans list"), "{said}");
+    let (status, said) = refused(&["add", &did, "--until", "2020-01-01T00:00:00Z", "--state", &state]);
+    assert!(status == 2 && said.contains("over already"), "{said}");
+    assert_eq!(refused(&["add", &did, "--until", "tomorrow", "--state", &state]).0, 2);
+    assert_eq!(refused(&["add", "did:example:1", "--state", &state]).0, 2);
+    assert_eq!(refused(&["add", &did, "--for", "1d", "--until", "2099-01-01T00:00:00Z", "--state", &state]).0, 2);
+
+    // For good, and the file of another program is not taken for a book.
+    assert_eq!(bans(&state, &["add", &did])["until"], Value::Null);
+    std::fs::write(path(&directory, "state/bans.json"), "[]").unwrap();
+    let (status, said) = refused(&["list", "--state", &state]);
+    assert!(status == 1 && said.contains("not a book of bans"), "{said}");
+}

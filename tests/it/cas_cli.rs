@@ -1,0 +1,85 @@
+//! `cas`: content by its hash, as it is called.
+
+use std::fs;
+
+use crate::cas_support::{Behaviour, Node};
+use crate::support::{Run, directory, path, run};
+use btcr2_aggregation::cas::ContentHash;
+use serde_json::Value;
+
+/// The program runs beside the node, not in its way.
+async fn ran(arguments: &[&str]) -> Run {
+    let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+    actix_rt::task::spawn_blocking(move || run(&arguments.iter().map(String::as_str).collect::<Vec<_>>()))
+        .await
+        .unwrap()
+}
+
+#[actix_rt::test]
+async fn a_document_is_put_in_its_canonical_form_and_shown_by_any_spelling_of_its_hash() {
+    let node = Node::start(Behaviour::Honest);
+    let directory = directory("cas-put");
+    let (file, store) = (path(&directory, "document.json"), format!("dir={}", path(&directory, "store")));
+    let ipfs = format!("ipfs={}", node.url());
+    fs::write(&file, "{\n  \"b\": 1.0,\n  \"a\": \"\\u20ac\"\n}\n").unwrap();
+    let canonical = r#"{"a":"€","b":1}"#;
+    let hash = ContentHash::of(canonical.as_bytes());
+
+    let put = ran(&["cas", "put", &file, "--cas", &store, "--cas", &ipfs, "--json"]).await.succeeded();
+    let put: Value = serde_json::from_str(&put.stdout).unwrap();
+    assert_eq!((&put["hash"], &put["cid"]), (&Value::from(hash.to_string()), &Value::from(hash.cid())));
+    assert!(node.has(&hash));
+    for spelling in [hash.to_string(), hash.hex(), hash.cid()] {
+        for store in [&store, &ipfs] {
+            let shown = ran(&["cas", "show", &spelling, "--cas", store]).await.succeeded();
+            assert_eq!(shown.stdout, canonical, "{spelling} {store}");
+        }
+    }
+    // As it is: another hash.
+    let put = ran(&["cas", "put", &file, "--raw", "--cas", &store]).await.succeeded();
+    assert!(put.stdout.contains(&ContentHash::of(&fs::read(&file).unwrap()).to_string()), "{}", put.stdout);
+    node.stop().await;
+}
+
+#[actix_rt::test]
+async fn a_store_that_fails_is_named_and_the_others_serve() {
+    let node = Node::start(Behaviour::Broken);
+    let directory = directory("cas-failing");
+    let (file, store) = (path(&directory, "document.json"), format!("dir={}", path(&directory, "store")));
+    let ipfs = format!("ipfs={}", node.url());
+    fs::write(&file, "{}").unwrap();
+    let put = ran(&["cas", "put", &file, "--cas", &ipfs, "--cas", &store]).await;
+    assert_eq!(put.status, Some(1));
+    assert!(put.stderr.contains(&ipfs) && put.stderr.contains("repo is locked"), "{}", put.stderr);
+    let hash = ContentHash::of(b"{}").to_string();
+    let shown = ran(&["cas", "show", &hash, "--cas", &ipfs, "--cas", &store]).await.succeeded();
+    assert_eq!(shown.stdout, "{}");
+    assert!(shown.stderr.contains(&ipfs), "{}", shown.stderr);
+
+    let missing = ContentHash::of(b"missing").to_string();
+    let shown = ran(&["cas", "show", &missing, "--cas", &store]).await;
+    assert_eq!((shown.status, shown.stdout.as_str()), (Some(1), ""));
+    assert!(shown.stderr.contains("does not have"), "{}", shown.stderr);
+    node.stop().await;
+}
+
+#[test]
+fn what_is_called_wrongly_is_refused() {
+    let directory = directory("cas-refused");
+    let (file, store) = (path(&directory, "text"), format!("dir={}", path(&directory, "store")));
+    fs::write(&file, "no JSON").unwrap();
+    let refused = |arguments: &[&str], why: &str| {
+        let run = run(arguments);
+        assert!(run.usage().contains(why), "{why:?} is missing in {}", run.stderr);
+    };
+    refused(&["cas", "put", &file, "--cas", &store], "--raw");
+    refused(&["cas", "put", &file], "--cas");
+    refused(&["cas", "put", &file, "--cas", "/tmp"], "dir=PATH or ipfs=URL");
+    refused(&["cas", "put", &path(&directory, "nowhere"), "--cas", &store], "nowhere");
+    refused(&["cas", "show", "abc", "--cas", &store], "bafkrei");
+    fs::write(&file, vec![b'x'; (1 << 20) + 1]).unwrap();
+    refused(&["cas", "put", &file, "--raw", "--cas", &store], "1048576");
+    fs::write(&file, "{\"a\":9007199254740993}").unwrap();
+    refused(&["cas", "put", &file, "--cas", &store], "canonical");
+    assert!(!directory.join("store").exists());
+}

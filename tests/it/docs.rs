@@ -1,0 +1,40 @@
+//! What the documents cite exists.
+
+use std::{fs, path::Path};
+
+/// Every `name.rs` that a document names is a test of one of the crates, or a file of the tree.
+#[test]
+fn every_test_that_a_document_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut named = 0;
+    for document in fs::read_dir(root.join("docs")).unwrap() {
+        let document = document.unwrap().path();
+        let text = fs::read_to_string(&document).unwrap();
+        for name in text.split('`').skip(1).step_by(2).filter(|name| name.ends_with(".rs")) {
+            named += 1;
+            let exists =
+                ["", "tests", "actors/tests", "protocol/tests"].iter().any(|at| root.join(at).join(name).exists());
+            assert!(exists, "{}: there is no {name}", document.display());
+        }
+    }
+    assert!(named > 10, "only {named} found");
+}
+
+/// Every relative link leads somewhere.
+#[test]
+fn every_link_between_documents_leads_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut documents: Vec<_> =
+        fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    documents.extend(["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| root.join(name)));
+    for document in documents {
+        let text = fs::read_to_string(&document).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let path = link.split('#').next().unwrap();
+            if path.is_empty() || link.contains("://") {
+                continue;
+            }
+            assert!(document.parent().unwrap().join(path).exists(), "{}: {link}", document.display());
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! `serve` and `join` as processes: whole cohorts, and what becomes of them when members vanish, connections break, somebody
+//! floods the service, and clocks are wrong.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::support::{
+    PATIENCE, Program, Service, did_of, directory, external_identity, identity, join, path,
+    proxy::Proxy,
+    verify::{participant_result, service_result, sidecar, text},
+};
+use actix::Actor;
+use btcr2_aggregation::{
+    actors::{
+        journal::MemoryJournal,
+        notice::{Notices, ParticipantNotice},
+        participant::ParticipantSettings,
+        recovery::RestartIntensity,
+        runtime::{Clock, Randomness},
+        service::Retention,
+        supervisor::{StartParticipant, Supervisor},
+        transport::http::HttpClient,
+    },
+    cas::Publication,
+    events::Printer,
+    join::{Intent, MemberPolicy, Terms},
+    protocol::{
+        beacon::BeaconRegistry,
+        cohort::Timing,
+        envelope::SealedEnvelope,
+        identity::Identity,
+        key::SecretKey,
+        message::{Body, Message, update::SubmitNonIncluded},
+        network::Network,
+        output::DirectAggregator,
+        time::Timestamp,
+    },
+};
+use serde_json::{Value, json};
+
+/// A service and five participants as processes: one EXTERNAL, one declining, one with a patch of its own.
+fn five_processes(beacon: &str) {
+    let directory = directory(&format!("five-{beacon}"));
+    let out = path(&directory, "out");
+    let mut service = Service::once(&directory, 5, &["--beacon", beacon, "--out", &out]);
+    let patch = path(&directory, "patch.json");
+    let endpoint = json!({ "id": "#inbox", "type": "Inbox", "serviceEndpoint": "https://example.org" });
+    fs::write(&patch, json!([{ "op": "add", "path": "/service/-", "value": endpoint }]).to_string()).unwrap();
+    let mut files: Vec<_> = (0..4).map(|index| identity(&directory, &format!("member-{index}"))).collect();
+    files.push(external_identity(&directory, "external"));
+    let members: Vec<Program> = files
+        .iter()
+        .enumerate()
+        .map(|(index, file)| {
+            let (kept, did) = (path(&directory, &format!("kept-{index}")), service.did.clone());
+            let intent = match index {
+                0 => vec!["--decline"],
+                1 => vec!["--update", &patch],
+                _ => vec!["--add-beacon"],
+            };
+            service.join(file, &[&intent[..], &["--out", &kept, "--service-did", &did]].concat())
+        })
+        .collect();
+    let formed = service.program.event("keygen-complete");
+    assert_eq!(formed["participants"], 5);
+    let url = service.url.clone();
+    let result = service.program.result();
+    service_result(&result, "key-path");
+    assert_eq!(result["holdouts"], json!([]));
+    for (index, (member, file)) in members.into_iter().zip(&files).enumerate() {
+        let (did, kept) = (did_of(file), member.result());
+        participant_result(&kept, &did, &result);
+        assert_eq!(kept["included"], index != 0);
+        let beacon_in_sidecar = if beacon == "cas" { "casUpdates" } else { "smtProofs" };
+        assert!(kept["sidecar"].get(beacon_in_sidecar).is_some());
+        if index == 1 {
+            assert_eq!(kept["sidecar"]["updates"][0]["patch"][0]["value"], endpoint);
+        }
+        // What --out keeps is all that the result says, and the terms.
+        let name = format!("kept-{index}/{}.json", text(&result["cohortId"]));
+        let file: Value = serde_json::from_str(&fs::read_to_string(path(&directory, &name)).unwrap()).unwrap();
+        assert_eq!(
+            (&file["did"], &file["included"], &file["sidecar"]),
+            (&json!(did), &kept["included"], &kept["sidecar"])
+        );
+        assert_eq!(file["cohort"]["beaconAddress"], result["beaconAddress"]);
+        check_out_of_service(Path::new(&out), &result, &did, &kept);
+    }
+    assert!(std::net::TcpStream::connect(url.trim_start_matches("http://")).is_err(), "nobody listens any more");
+}
+
+fn check_out_of_service(out: &Path, result: &Value, did: &str, kept: &Value) {
+    let out = out.join(text(&result["cohortId"]));
+    assert_eq!(fs::read_to_string(out.join("tx.hex")).unwrap().trim(), text(&result["txHex"]));
+    let read = |name: &str| -> Option<Value> {
+        Some(serde_json::from_str(&fs::read_to_string(out.join(name)).ok()?).unwrap())
+    };
+    let mut event = result.clone();
+    // When it was printed is no part of the result.
+    event.as_object_mut().unwrap().shift_remove("time");
+    assert_eq!(read("result.json").unwrap(), event);
+    let mut from_service = kept["sidecar"].clone();
+    match kept["sidecar"].get("casUpdates") {
+        Some(_) => from_service["casUpdates"][0] = read("announcement.json").unwrap(),
+        None => from_service["smtProofs"][0] = read(&format!("proofs/{}.json", did.replace(':', "_"))).unwrap(),
+    }
+    sidecar(&from_service, did, kept["included"] == true, text(&result["signalHex"]));
+}
+
+#[test]
+fn five_participants_and_a_service_as_processes_sign_a_cas_cohort() {
+    five_processes("cas");
+}
+
+#[test]
+fn five_participants_and_a_service_as_processes_sign_an_smt_cohort() {
+    five_processes("smt");
+}
+
+#[test]
+fn a_member_that_is_killed_behind_its_nonce_leads_to_the_fallback_that_names_it() {
+    let directory = directory("killed");
+    let service = Service::once(&directory, 3, &["--signing-timeout", "2s"]);
+    let files: Vec<_> = (0..3).map(|index| identity(&directory, &format!("member-{index}"))).collect();
+    // Long enough for what the service asks when it has waited.
+    let steady = &["--add-beacon"];
+    let members = [service.join(&files[0], steady), service.join(&files[1], steady)];
+    // The third hears nothing any more once it was asked for its nonce, so that it cannot have signed when it is killed.
+    let proxy = Proxy::deaf_behind(service.address(), "sign/authorization_request");
+    let mut killed = join(&proxy.url(), &files[2], steady);
+    killed.event("nonce-sent");
+    killed.kill();
+    let result = service.program.result();
+    service_result(&result, "script-path");
+    assert_eq!(result["holdouts"], json!([did_of(&files[2])]));
+    for (member, file) in members.into_iter().zip(&files) {
+        let (status, lines, errors) = member.end();
+        assert_eq!(status, Some(0), "{lines:#?}{errors}");
+        assert!(lines.iter().any(|line| line["event"] == "fallback-requested"), "{lines:#?}");
+        participant_result(lines.last().unwrap(), &did_of(file), &result);
+    }
+}
+
+/// A cohort of two, one of whom is connected through `proxy`; how often its connection was cut.
+fn a_cohort_through(name: &str, proxy: impl FnOnce(std::net::SocketAddr) -> Proxy) -> usize {
+    let directory = directory(name);
+    let service = Service::once(&directory, 2, &[]);
+    let proxy = proxy(service.address());
+    let files = [identity(&directory, "steady"), identity(&directory, "cut")];
+    let members = [service.join(&files[0], &["--add-beacon"]), join(&proxy.url(), &files[1], &["--add-beacon"])];
+    let result = service.program.result();
+    service_result(&result, "key-path");
+    for (member, file) in members.into_iter().zip(&files) {
+        participant_result(&member.result(), &did_of(file), &result);
+    }
+    proxy.cuts()
+}
+
+fn occurs(text: &str, said: &[u8]) -> bool {
+    said.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+#[test]
+fn a_participant_that_is_cut_off_behind_every_message_of_the_service_comes_back() {
+    let cuts = a_cohort_through("cut-events", |address| {
+        let behind_an_event = |said: &[u8]| occurs("event: message", said);
+        Proxy::cutting(address, Box::new(|_| false), Box::new(behind_an_event))
+    });
+    // Accepted, ready, data, transaction, aggregate nonce; two that come together are cut together.
+    assert!((3..=6).contains(&cuts), "{cuts}");
+}
+
+#[test]
+fn a_participant_that_is_cut_off_behind_every_message_of_its_own_comes_back() {
+    let cuts = a_cohort_through("cut-posts", |address| {
+        // The answer is lost, so that it does not know whether its message arrived; when it says it again, it gets through.
+        let every_other = Mutex::new(false);
+        let behind_a_post = move |said: &[u8]| {
+            let mut cut = every_other.lock().unwrap();
+            *cut ^= occurs("POST /v1/messages", said);
+            *cut && occurs("POST /v1/messages", said)
+        };
+        Proxy::cutting(address, Box::new(behind_a_post), Box::new(|_| false))
+    });
+    // Opt-in, update, verdict, nonce, partial signature.
+    assert!((4..=6).contains(&cuts), "{cuts}");
+}
+
+#[test]
+fn a_participant_that_is_cut_off_behind_the_kth_message_comes_back_for_every_k() {
+    std::thread::scope(|scope| {
+        for k in 1..=5 {
+            scope.spawn(move || {
+                a_cohort_through(&format!("cut-{k}"), move |address| {
+                    let seen = Mutex::new(0);
+                    let behind_the_kth = move |said: &[u8]| {
+                        let mut seen = seen.lock().unwrap();
+                        let before = *seen;
+                        *seen += usize::from(occurs("event: message", said));
+                        before < k && *seen == k
+                    };
+                    Proxy::cutting(address, Box::new(|_| false), Box::new(behind_the_kth))
+                });
+            });
+        }
+    });
+}
+
+#[test]
+fn a_did_that_floods_the_service_holds_up_nobody() {
+    let directory = directory("flood");
+    let service = Service::once(&directory, 3, &[]);
+    let (url, did) = (service.url.clone(), service.did.parse().unwrap());
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let flood = std::thread::spawn(move || {
+        actix_rt::System::new().block_on(async {
+            let flooder = fresh_identity();
+            let (client, mut rng) = (
+                btcr2_aggregation::actors::transport::tls::Trust::system().http_client().unwrap().build().unwrap(),
+                Randomness::System.for_actor(""),
+            );
+            let cohort_id = serde_json::from_value(json!("flood")).unwrap();
+            let message =
+                Message::new(flooder.did().clone(), Some(did), Body::from(SubmitNonIncluded { cohort_id }));
+            let (mut accepted, mut limited) = (0, 0);
+            while !stopped.load(Ordering::SeqCst) {
+                let requests = (0..8).map(|_| {
+                    let now = Clock::system().now();
+                    let key = flooder.secret_key();
+                    let envelope = SealedEnvelope::seal_with_rng(&message, key, now, &mut rng).unwrap();
+                    client.post(format!("{url}/v1/messages")).body(envelope.to_json()).send()
+                });
+                for request in requests.map(actix_rt::spawn).collect::<Vec<_>>() {
+                    // The service is gone when its cohort is done.
+                    let Ok(answer) = request.await.unwrap() else { continue };
+                    match answer.status().as_u16() {
+                        202 => accepted += 1,
+                        429 => limited += 1,
+                        other => panic!("{other}"),
+                    }
+                }
+            }
+            (accepted, limited)
+        })
+    });
+    let files: Vec<_> = (0..3).map(|index| identity(&directory, &format!("member-{index}"))).collect();
+    let members: Vec<_> = files.iter().map(|file| service.join(file, &["--add-beacon"])).collect();
+    let result = service.program.result();
+    stop.store(true, Ordering::SeqCst);
+    service_result(&result, "key-path");
+    for (member, file) in members.into_iter().zip(&files) {
+        participant_result(&member.result(), &did_of(file), &result);
+    }
+    let (accepted, limited) = flood.join().unwrap();
+    assert!(accepted >= 30 && limited > accepted, "{accepted} accepted, {limited} refused");
+}
+
+fn fresh_identity() -> Identity {
+    Identity::from_key(SecretKey::generate(&mut Randomness::System.for_actor("")), Network::Regtest)
+}
+
+/// A participant in this process whose clock is `offset` seconds off: how its cohort ended, or that something of the
+/// service's did not verify.
+async fn participant_with_clock(url: &str, offset: i64) -> Result<Value, String> {
+    let now = Clock::system().now().as_millis().checked_add_signed(offset * 1000).unwrap();
+    let clock = Clock::starting_at(Timestamp::default() + Duration::from_millis(now));
+    let identity = fresh_identity();
+    let notices = Notices::new(1 << 10);
+    let mut steps = notices.subscribe();
+    let policy = MemberPolicy::new(
+        identity.clone(),
+        None,
+        Terms::default(),
+        Intent::Decline,
+        Publication::default(),
+        Printer::new(true),
+    );
+    let settings = ParticipantSettings {
+        max_fee_rate: btcr2_aggregation::protocol::output::DEFAULT_MAX_FEE_RATE,
+        identity,
+        transport: Arc::new(HttpClient::new(url, None, clock, Randomness::System).unwrap()),
+        policy: Arc::new(policy),
+        timing: Timing::default(),
+        max_sessions: 1,
+        beacons: BeaconRegistry::default(),
+        aggregator: Arc::new(DirectAggregator),
+        journal: Arc::new(MemoryJournal::new()),
+        clock,
+        randomness: Randomness::System,
+        notices,
+        restarts: RestartIntensity::default(),
+        retention: Retention::Forget,
+    };
+    let supervisor = Supervisor::default().start();
+    supervisor.send(StartParticipant(settings)).await.unwrap();
+    loop {
+        match &*tokio::time::timeout(PATIENCE, steps.recv()).await.expect("a step in time").unwrap() {
+            ParticipantNotice::CohortComplete { record, .. } => return Ok(record.sidecar(None)),
+            ParticipantNotice::MessageUnverified { reason, .. } => return Err(reason.clone()),
+            ParticipantNotice::CohortFailed { reason, .. } => panic!("{reason}"),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn clocks_may_be_59_seconds_apart_but_not_61() {
+    let directory = directory("clocks");
+    let mut service = Service::once(&directory, 2, &[]);
+    let url = service.url.clone();
+    actix_rt::System::new().block_on(async {
+        // What is signed takes a while to arrive, so a clock that is behind by 61 s may be behind by 60 when it is read.
+        for offset in [61, -62] {
+            let reason = participant_with_clock(&url, offset).await.unwrap_err();
+            assert!(reason.contains("more than 60 s apart") && reason.contains("clocks"), "{reason}");
+        }
+        let (ahead, behind) = tokio::join!(participant_with_clock(&url, 59), participant_with_clock(&url, -59));
+        ahead.unwrap();
+        behind.unwrap();
+    });
+    service_result(&service.program.event("result"), "key-path");
+    assert_eq!(service.program.seen().iter().filter(|event| event["event"] == "opt-in-received").count(), 2);
+}
+
+#[test]
+fn signals_stop_both_programs_cleanly_and_without_new_work() {
+    let directory = directory("signals");
+    let member = identity(&directory, "member");
+    for signal in ["-TERM", "-INT"] {
+        let mut service = Service::start(&directory, &["--min-participants", "2"]);
+        service.program.event("cohort-advertised");
+        let mut joined = service.join(&member, &["--decline"]);
+        joined.event("opt-in-accepted");
+        joined.signal(signal);
+        let (status, _, errors) = joined.end();
+        assert_eq!(status, Some(0), "{errors}");
+
+        let mut joined = service.join(&member, &["--decline"]);
+        joined.event("cohort-joined");
+        service.program.signal(signal);
+        let (status, lines, errors) = service.program.end();
+        assert_eq!(status, Some(0), "{errors}");
+        let advertised = lines.iter().filter(|line| line["event"] == "cohort-advertised").count();
+        assert_eq!(advertised, 1, "no new cohort: {lines:#?}");
+        // Without a state directory its cohort is over, and the member is told so.
+        let (status, lines, errors) = joined.end();
+        assert_eq!(status, Some(1), "{errors}");
+        let ended = lines.iter().find(|line| line["event"] == "cohort-failed");
+        assert_eq!(ended.unwrap()["end"]["EndedByService"]["code"], "CANCELLED", "{lines:#?}");
+    }
+    // At once, too.
+    let service = Service::start(&directory, &[]);
+    service.program.signal("-TERM");
+    assert_eq!(service.program.end().0, Some(0));
+}
+
+#[test]
+fn cohorts_follow_each_other_and_each_has_its_result() {
+    let directory = directory("several");
+    let arguments = ["--min-participants", "1", "--cohorts", "3", "--parallel", "2", "--exit-when-done"];
+    let service = Service::start(&directory, &arguments);
+    let files: Vec<_> = (0..3).map(|index| identity(&directory, &format!("member-{index}"))).collect();
+    for file in &files {
+        let joined = service.join(file, &["--add-beacon"]);
+        joined.result();
+    }
+    let (status, lines, errors) = service.program.end();
+    assert_eq!(status, Some(0), "{errors}");
+    let results: Vec<_> = lines.iter().filter(|line| line["event"] == "result").collect();
+    assert_eq!(results.len(), 3);
+    results.iter().for_each(|result| service_result(result, "key-path"));
+}

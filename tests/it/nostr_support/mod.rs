@@ -1,0 +1,153 @@
+//! What the process tests over Nostr share: the programs as processes, each with a key that follows from its name.
+
+pub mod relay;
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use btcr2_aggregation::protocol::{hash::sha256, identity::Identity, key::SecretKey, network::Network};
+use serde_json::Value;
+
+/// The identity of the program of that name.
+pub fn identity(name: &str) -> Identity {
+    Identity::from_key(SecretKey::from_bytes(&sha256(name.as_bytes())).unwrap(), Network::Regtest)
+}
+
+/// How long a whole test may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A program that says JSON, a line an event.
+pub struct Program {
+    name: String,
+    child: Child,
+    events: Receiver<Value>,
+    pub heard: Vec<Value>,
+}
+
+impl Program {
+    pub fn start(name: &str, arguments: &[&str]) -> Self {
+        let secret = identity(name).secret_key().to_hex();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_btcr2-aggregation"))
+            .args(arguments)
+            .args(["--secret-env", "TEST_SECRET", "--events", "json"])
+            .env("TEST_SECRET", secret.as_str())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (say, events) = channel();
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let event = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+                crate::support::events::check(&event);
+                let _ = say.send(event);
+            }
+        });
+        Self { name: name.to_owned(), child, events, heard: Vec::new() }
+    }
+
+    /// The next event of that name.
+    pub fn event(&mut self, name: &str) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(event) => {
+                    self.heard.push(event.clone());
+                    if event["event"] == name {
+                        return event;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => panic!("{}: no {name} after {:#?}", self.name, self.heard),
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("{} ended without {name}: {:#?}", self.name, self.heard)
+                }
+            }
+        }
+    }
+
+    /// What it said up to now and nobody has looked at yet.
+    pub fn listen(&mut self) -> &[Value] {
+        self.heard.extend(self.events.try_iter());
+        &self.heard
+    }
+
+    pub fn succeeds(&mut self) {
+        assert!(self.child.wait().unwrap().success(), "{}: {:#?}", self.name, self.heard);
+    }
+
+    /// Waits for its end.
+    pub fn status(&mut self) -> Option<i32> {
+        let status = self.child.wait().unwrap().code();
+        // All that it said is there when its output ends.
+        while let Ok(event) = self.events.recv_timeout(PATIENCE) {
+            self.heard.push(event);
+        }
+        status
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+pub struct Running {
+    pub service: Program,
+    pub did: String,
+    pub url: Option<String>,
+    pub relay: String,
+}
+
+/// A service for one cohort of so many members, with a relay of its own on a free port.
+pub fn serve(members: usize, more: &[&str]) -> Running {
+    serve_on(&["--embedded-relay", "127.0.0.1:0"], members, more)
+}
+
+/// A service for one cohort of so many members on the relay that `place` names.
+pub fn serve_on(place: &[&str], members: usize, more: &[&str]) -> Running {
+    let members = members.to_string();
+    let arguments = [
+        "serve",
+        "--chain",
+        "offline",
+        "--min-participants",
+        &members,
+        "--cohorts",
+        "1",
+        "--exit-when-done",
+        "--advert-repeat",
+        "1s",
+    ];
+    let mut service = Program::start("service", &[&arguments[..], place, more].concat());
+    let serving = service.event("serving");
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    Running {
+        did: text(&serving["did"]),
+        url: serving["url"].as_str().map(str::to_owned),
+        relay: text(&serving["relays"][0]),
+        service,
+    }
+}
+
+pub fn join(running: &Running, name: &str, place: &[&str], more: &[&str]) -> Program {
+    let arguments = ["join", "--service-did", &running.did, "--exit-when-done"];
+    Program::start(name, &[&arguments[..], place, more].concat())
+}

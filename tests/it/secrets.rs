@@ -1,0 +1,254 @@
+//! Nothing secret is in any log, however much is logged: whole rounds at `RUST_LOG=trace`, and every secret of them.
+//!
+//! A secret that the test knows it looks for. A nonce nobody knows but the member that made it; whatever spells 32 bytes in a log
+//! is tried, whether it is the secret of any public nonce or key of the round.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use crate::round_support::{
+    MEMBERS, PATIENCE, Scenario,
+    round::{
+        Door, cohort, member_identity, open_door, record, service_identity, start_member, start_service,
+        transport_to,
+    },
+    tap::{Tap, Tapped},
+};
+use crate::support::{
+    Program, command, directory,
+    logged::{Log, Logged},
+    path, run_with,
+};
+use btcr2_aggregation::{
+    actors::{journal::MemoryJournal, notice::ServiceNotice, transport::Outbound},
+    protocol::{did::Did, identity::Identity, key::SecretKey, message::Body, network::Network},
+};
+use data_encoding::HEXLOWER;
+use serde_json::Value;
+use tracing_subscriber::EnvFilter;
+
+/// What was said in a round, as far as it tells what is secret.
+#[derive(Default)]
+struct Said {
+    /// The x coordinates of all points that somebody keeps the secret of.
+    points: BTreeSet<[u8; 32]>,
+    updates: Vec<Value>,
+    fallback_signatures: usize,
+}
+
+impl Said {
+    fn key(&mut self, identity: &Identity) {
+        self.points.insert(identity.public_key().x_only().to_bytes());
+    }
+}
+
+#[derive(Default)]
+struct Ear(Mutex<Said>);
+
+impl Tap for Ear {
+    fn given(&self, _: &Did, outbound: &Outbound) {
+        let Outbound::Direct { body, .. } = outbound else { return };
+        let mut said = self.0.lock().unwrap();
+        match &**body {
+            Body::SubmitUpdate(submitted) => said.updates.push((*submitted.signed_update).clone()),
+            Body::NonceContribution(nonce) => {
+                for point in nonce.nonce_contribution.0.chunks(33) {
+                    said.points.insert(point[1..].try_into().unwrap());
+                }
+            }
+            Body::FallbackSignature(signature) => {
+                // The nonce of the signature is its first half.
+                said.points.insert(signature.fallback_signature.0[..32].try_into().unwrap());
+                said.fallback_signatures += 1;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A whole round of all roles in this process, and what they said.
+async fn round(scenario: &Scenario) -> Said {
+    let ear = Arc::new(Ear::default());
+    let taps: Vec<Arc<dyn Tap>> = vec![ear.clone()];
+    let Door { place, transport: inner, relay: _relay } = open_door(scenario.over).await;
+    let transport = Arc::new(Tapped { inner, taps: taps.clone() });
+    let (service, mut running) = start_service(transport, Arc::new(MemoryJournal::new())).await;
+    let nonces = if scenario.fallback { Duration::from_millis(300) } else { PATIENCE };
+    service.send(cohort(scenario, MEMBERS, nonces, PATIENCE)).await.unwrap().unwrap();
+    let mut members = Vec::new();
+    for member in 0..MEMBERS {
+        let transport = Arc::new(Tapped { inner: transport_to(scenario.over, &place), taps: taps.clone() });
+        members.push(start_member(scenario, member, transport, Arc::new(MemoryJournal::new())).await);
+    }
+    let completes = async {
+        while !matches!(&*running.notices.recv().await.unwrap(), ServiceNotice::SigningComplete { .. }) {}
+        for (number, member) in members.iter_mut().enumerate() {
+            while !scenario.is_silent(number) && record(&member.notices.recv().await.unwrap()).is_none() {}
+        }
+    };
+    tokio::time::timeout(PATIENCE, completes).await.expect("the round completes");
+    let mut said = std::mem::take(&mut *ear.0.lock().unwrap());
+    (0..MEMBERS).map(member_identity).chain([service_identity()]).for_each(|identity| said.key(&identity));
+    said
+}
+
+/// The strings that only an update holds: its hashes, its proof, the service that it adds.
+fn own_strings(update: &Value, strings: &mut Vec<String>) {
+    match update {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match (name.as_str(), value) {
+                    (
+                        "sourceHash" | "targetHash" | "proofValue" | "serviceEndpoint" | "path",
+                        Value::String(text),
+                    ) => {
+                        strings.push(text.clone());
+                    }
+                    (_, value) => own_strings(value, strings),
+                }
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| own_strings(value, strings)),
+        _ => {}
+    }
+}
+
+/// That no update is in the log, in whole or in part.
+fn assert_no_update(log: &Logged, updates: &[Value], whose: &str) {
+    let mut strings = vec!["proofValue".to_owned(), "targetHash".to_owned()];
+    updates.iter().for_each(|update| own_strings(update, &mut strings));
+    assert!(strings.len() >= 2 + 3 * updates.len(), "the updates are not understood: {updates:?}");
+    for string in strings {
+        assert_eq!(log.line_with(string.as_bytes()), None, "{whose}: {string} of an update is in the log");
+    }
+}
+
+#[test]
+fn no_key_no_nonce_and_no_update_is_in_the_log_of_a_whole_round() {
+    let log = Log::default();
+    // For all threads: requests and heavy work have threads of their own.
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new("trace"))
+        .with_writer(log.clone())
+        .with_ansi(false)
+        .init();
+    for scenario in Scenario::ALL {
+        let said = actix_rt::System::new().block_on(round(&scenario));
+        let (log, name) = (log.take(), scenario.name);
+        let silent = usize::from(scenario.fallback);
+        assert_eq!(said.updates.len(), MEMBERS - 1, "one declines");
+        assert_eq!(said.fallback_signatures, silent * (MEMBERS - 1), "{name}");
+        assert_eq!(
+            said.points.len(),
+            MEMBERS + 1 + 2 * (MEMBERS - silent) + said.fallback_signatures,
+            "keys, two halves of each nonce, and the nonce of each fallback signature: {name}"
+        );
+        // The log is one of this round, or nothing could be found in it.
+        for step in ["signing-started", "nonce-received", "update-submitted", "signature-sent"] {
+            assert!(log.text.contains(step), "{name} logs no {step}");
+        }
+
+        for identity in (0..MEMBERS).map(member_identity).chain([service_identity()]) {
+            let secret = HEXLOWER.decode(identity.secret_key().to_hex().as_bytes()).unwrap();
+            assert_eq!(log.line_with(&secret), None, "{name}: the key of {} is in the log", identity.did());
+        }
+        assert_eq!(log.line_with_secret_of(&said.points), None, "{name}: a secret is in the log");
+        assert_no_update(&log, &said.updates, name);
+    }
+}
+
+/// An identity whose key is in the environment of its program.
+fn known(name: &str) -> (Identity, String) {
+    let secret = btcr2_aggregation::protocol::hash::sha256(name.as_bytes());
+    (Identity::from_key(SecretKey::from_bytes(&secret).unwrap(), Network::Regtest), HEXLOWER.encode(&secret))
+}
+
+const PASSPHRASE: &str = "correct horse battery staple";
+
+#[test]
+fn no_key_no_passphrase_and_no_update_is_in_what_the_programs_log() {
+    let directory = directory("secrets");
+    let people = ["service", "one", "two"].map(known);
+    let [(_, service), (_, one), (_, two)] = &people;
+    let encrypted = path(&directory, "two");
+    let make = ["identity", "new", "--encrypt", "--secret-env", "TEST_SECRET", "--out", &encrypted];
+    run_with(&make, &[("TEST_SECRET", two), ("BTCR2_PASSPHRASE", PASSPHRASE)]).succeeded();
+    let (from_environment, from_file) = (["--secret-env", "TEST_SECRET"], ["--identity", encrypted.as_str()]);
+    let cas = format!("dir={}", path(&directory, "cas"));
+    for format in ["text", "json"] {
+        let traced = |fixed: &[&str], own: &[&str], secret: &str, state: &str| {
+            let mut command = command(fixed);
+            command.args(own).args(["--log", format, "--events", "json", "--cas", &cas]);
+            command.args(["--state", &path(&directory, &format!("{format} {state}"))]);
+            command.env("TEST_SECRET", secret).env("BTCR2_PASSPHRASE", PASSPHRASE).env("RUST_LOG", "trace");
+            Program::launch(command)
+        };
+        let serve = ["serve", "--chain", "offline", "--listen", "127.0.0.1:0", "--min-participants", "2"];
+        let serve = [&serve[..], &["--cohorts", "1", "--exit-when-done"]].concat();
+        let mut serve = traced(&serve, &from_environment, service, "service");
+        let url = serve.event("serving")["url"].as_str().unwrap().to_owned();
+        let join = ["join", "--service", &url, "--exit-when-done", "--add-beacon"];
+        let one = traced(&join, &from_environment, one, "one");
+        let two = traced(&join, &from_file, "", "two");
+        let (mut logs, mut events, mut updates) = (String::new(), String::new(), Vec::new());
+        for program in [one, two, serve] {
+            let (status, lines, log) = program.end();
+            assert_eq!(status, Some(0), "{lines:#?}\n{log}");
+            logs += &log;
+            events.extend(lines.iter().map(|line| format!("{line}\n")));
+            let result = lines.last().unwrap();
+            updates.extend(result["sidecar"]["updates"].as_array().into_iter().flatten().cloned());
+        }
+        assert_eq!(updates.len(), 2, "each keeps its own");
+        let points = people.iter().map(|(identity, _)| identity.public_key().x_only().to_bytes()).collect();
+        // What a member keeps of its update is in its last event, as it must be.
+        let (logs, events) = (Logged::new(logs), Logged::new(events));
+        assert_no_update(&logs, &updates, format);
+        for said in [logs, events] {
+            assert!(
+                said.text.contains("signing-complete") && said.text.contains("cohort-complete"),
+                "{}",
+                said.text
+            );
+            for (identity, secret) in &people {
+                let secret = HEXLOWER.decode(secret.as_bytes()).unwrap();
+                assert_eq!(said.line_with(&secret), None, "--log {format}: the key of {}", identity.did());
+            }
+            assert_eq!(said.line_with_secret_of(&points), None, "--log {format}");
+            assert_eq!(said.line_with(PASSPHRASE.as_bytes()), None, "--log {format}");
+        }
+    }
+}
+
+#[test]
+fn a_secret_is_found_however_it_is_spelled() {
+    let (identity, hex) = known("planted");
+    let secret = HEXLOWER.decode(hex.as_bytes()).unwrap();
+    let points = BTreeSet::from([identity.public_key().x_only().to_bytes()]);
+    // As a BIP-327 secret nonce, whose first half it is, or its second.
+    let (first, second) = ([&secret[..], &[7; 65]].concat(), [&[7; 32], &secret[..], &[7; 33]].concat());
+    for bytes in [&secret, &first, &second] {
+        for spelling in [
+            HEXLOWER.encode(bytes),
+            data_encoding::HEXUPPER.encode(bytes),
+            data_encoding::BASE64.encode(bytes),
+            data_encoding::BASE64URL_NOPAD.encode(bytes),
+            format!("{bytes:?}"),
+            serde_json::to_string(bytes).unwrap(),
+        ] {
+            let log = Logged::new(format!("first\nTRACE it is {spelling} here\nlast"));
+            let line = log.text.lines().nth(1);
+            assert_eq!(log.line_with(&secret), line, "{spelling}");
+            assert_eq!(log.line_with_secret_of(&points), line, "{spelling}");
+        }
+    }
+    let update = serde_json::json!({ "proof": { "proofValue": "zProof" } }).to_string();
+    for spelling in [update.clone(), HEXLOWER.encode(update.as_bytes()), format!("{:?}", update.as_bytes())] {
+        let log = Logged::new(format!("one\nDEBUG body={spelling}\n"));
+        assert_eq!(log.line_with(b"zProof"), log.text.lines().nth(1), "{spelling}");
+    }
+    assert_eq!(Logged::new(format!("txid {}", "ab".repeat(32))).line_with_secret_of(&points), None);
+}

@@ -1,0 +1,208 @@
+//! `singleton`: what a member can do when no cohort announces for it, as it is called.
+
+use std::{fs, path::PathBuf};
+
+use crate::support::{Run, did_of, directory, external_identity, path, run, run_with};
+use bitcoin::{
+    Address, Amount, Network, OutPoint, Psbt, ScriptBuf, Transaction, TxOut,
+    absolute::LockTime,
+    consensus::encode::{deserialize_hex, serialize_hex},
+    transaction::Version,
+};
+use btcr2_aggregation::{
+    bitcoin::verify::consensus_accepts,
+    protocol::{
+        document,
+        identity::Identity,
+        key::SecretKey,
+        network,
+        update::{SignedUpdate, add_beacon_service_patch, build_update, sign_update},
+    },
+};
+use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
+use serde_json::Value;
+
+const SECRET: &str = "b7e151628aed2a6abf7158809cf4f3c762e7160f38b4da56a784d9045190cfef";
+
+/// A member with an update that no cohort has announced.
+struct Member {
+    directory: PathBuf,
+    identity: String,
+    did: String,
+    update: SignedUpdate,
+    file: String,
+}
+
+impl Member {
+    fn new(name: &str) -> Self {
+        let directory = directory(name);
+        let identity = path(&directory, "identity");
+        let secret = [("SECRET", SECRET)];
+        run_with(&["identity", "new", "--secret-env", "SECRET", "--out", &identity], &secret).succeeded();
+        let update = update(&Identity::from_key(SecretKey::from_hex(SECRET).unwrap(), network::Network::Regtest));
+        let file = path(&directory, "update");
+        fs::write(&file, serde_json::to_string_pretty(update.value()).unwrap()).unwrap();
+        Self { did: did_of(&identity), directory, identity, update, file }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Run {
+        run(&[&["singleton", "--update", &self.file], arguments].concat())
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let run = self.run(&[arguments, &["--json"]].concat()).succeeded();
+        serde_json::from_str(&run.stdout).unwrap()
+    }
+
+    /// The addresses of the initial document, by service: found there, not computed.
+    fn address(&self, service: &str) -> Address {
+        let document = document::initial_document(&self.did.parse().unwrap(), None).unwrap();
+        let id = format!("{}#{service}", self.did);
+        let services = document["service"].as_array().unwrap();
+        let endpoint =
+            services.iter().find(|service| service["id"] == id.as_str()).unwrap()["serviceEndpoint"].clone();
+        let address = endpoint.as_str().unwrap().strip_prefix("bitcoin:").unwrap().to_owned();
+        address.parse::<Address<_>>().unwrap().require_network(Network::Regtest).unwrap()
+    }
+}
+
+fn update(identity: &Identity) -> SignedUpdate {
+    let patch = add_beacon_service_patch(identity.did(), "CASBeacon", "bcrt1qexample");
+    let unsigned = build_update(&identity.initial_document().unwrap(), 1, patch).unwrap();
+    let mut rng = ChaCha20Rng::seed_from_u64(7);
+    sign_update(&unsigned, identity.did(), identity.verification_method(), identity.secret_key(), &mut rng).unwrap()
+}
+
+/// A transaction that pays the address, and how `--coin` names what it made.
+fn funding(address: &Address, sat: u64) -> (Transaction, String) {
+    let made = TxOut { value: Amount::from_sat(sat), script_pubkey: address.script_pubkey() };
+    let input = bitcoin::TxIn {
+        previous_output: OutPoint::new(bitcoin::Txid::from_raw_hash(bitcoin::hashes::Hash::hash(b"funding")), 0),
+        ..bitcoin::TxIn::default()
+    };
+    let funding =
+        Transaction { version: Version::TWO, lock_time: LockTime::ZERO, input: vec![input], output: vec![made] };
+    let coin = format!("{}:0:{sat}", funding.compute_txid());
+    (funding, coin)
+}
+
+fn transaction(value: &Value) -> Transaction {
+    deserialize_hex(value.as_str().unwrap()).unwrap()
+}
+
+#[test]
+fn every_beacon_announces_the_update_in_a_valid_transaction() {
+    let member = Member::new("singleton-valid");
+    for (kind, service) in [("p2pkh", "initialP2PKH"), ("p2wpkh", "initialP2WPKH"), ("p2tr", "initialP2TR")] {
+        let address = member.address(service);
+        let (funding, coin) = funding(&address, 20_000);
+        let file = path(&member.directory, "funding");
+        fs::write(&file, serialize_hex(&funding) + "\n").unwrap();
+        let out = member.directory.join(kind);
+        let shown = member.json(&[
+            "--identity",
+            &member.identity,
+            "--coin",
+            &coin,
+            "--type",
+            kind,
+            "--fee-rate",
+            "7.5",
+            "--funding-tx",
+            &file,
+            "--sign",
+            "--out",
+            out.to_str().unwrap(),
+        ]);
+        let shown = &shown["transaction"];
+        assert_eq!(shown["beacon"]["address"], address.to_string());
+
+        let signed = transaction(&shown["signedHex"]);
+        assert!(consensus_accepts(&signed, &funding.output[0]), "{kind}");
+        assert_eq!(shown["txid"], signed.compute_txid().to_string());
+        let (fee, vsize) = (shown["fee"].as_u64().unwrap(), shown["maxVsize"].as_u64().unwrap());
+        assert_eq!(fee, (vsize * 15).div_ceil(2));
+        assert_eq!(signed.output[0].value.to_sat() + fee, 20_000);
+        assert_eq!(signed.output[0].script_pubkey, address.script_pubkey());
+        let signal = ScriptBuf::new_op_return(member.update.hash().as_bytes());
+        assert_eq!(signed.output.last().unwrap().script_pubkey, signal);
+
+        // The files say the same.
+        let read = |name: &str| fs::read_to_string(out.join(name)).unwrap();
+        assert_eq!(read("signed.hex").trim(), shown["signedHex"]);
+        assert_eq!(read("unsigned.hex").trim(), shown["unsignedHex"]);
+        let psbt = Psbt::deserialize(&fs::read(out.join("unsigned.psbt")).unwrap()).unwrap();
+        assert_eq!(psbt.spend_utxo(0).unwrap(), &funding.output[0]);
+        assert_eq!(serialize_hex(&psbt.unsigned_tx), shown["unsignedHex"]);
+        let kept: Value = serde_json::from_str(&read("update.json")).unwrap();
+        assert_eq!(SignedUpdate::from_value(kept).unwrap(), member.update);
+        assert!(read("README.txt").contains("sendrawtransaction"));
+    }
+}
+
+#[test]
+fn without_a_coin_it_says_what_to_fund_and_without_a_key_it_does_not_sign() {
+    let member = Member::new("singleton-unsigned");
+    let out = member.directory.join("out");
+    let shown = member.run(&["--did", &member.did, "--out", out.to_str().unwrap()]).succeeded();
+    let readme = fs::read_to_string(out.join("README.txt")).unwrap();
+    for service in ["initialP2PKH", "initialP2WPKH", "initialP2TR"] {
+        let address = member.address(service).to_string();
+        assert!(shown.stdout.contains(&address) && readme.contains(&address), "{}{readme}", shown.stdout);
+    }
+    assert!(!out.join("unsigned.hex").exists());
+    // Of another coin, from another time.
+    fs::write(out.join("signed.hex"), "00").unwrap();
+
+    let (_, coin) = funding(&member.address("initialP2WPKH"), 20_000);
+    let text = member.run(&["--did", &member.did, "--coin", &coin, "--out", out.to_str().unwrap()]).succeeded();
+    assert!(text.stdout.contains("psbt") && !text.stdout.contains("\nsigned "), "{}", text.stdout);
+    assert!(out.join("unsigned.psbt").exists() && !out.join("signed.hex").exists());
+    // The transaction id of a segwit transaction is known before it is signed; that of another is not.
+    let json = member.json(&["--did", &member.did, "--coin", &coin]);
+    assert!(json["transaction"]["txid"].is_string() && json["transaction"]["signedHex"].is_null());
+    let json = member.json(&["--did", &member.did, "--coin", &coin, "--type", "p2pkh"]);
+    assert!(json["transaction"]["txid"].is_null());
+}
+
+#[test]
+fn what_cannot_work_is_refused_and_says_why() {
+    let member = Member::new("singleton-refused");
+    let refused = |arguments: &[&str], why: &str| {
+        let run = member.run(arguments);
+        assert!(run.usage().contains(why), "{why:?} is missing in {}", run.stderr);
+    };
+    let did = ["--did", member.did.as_str()];
+    let (funding_tx, coin) = funding(&member.address("initialP2WPKH"), 20_000);
+    let with = |more: &[&'static str]| {
+        [&did[..], &["--coin", &coin], more].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let refused_with = |more: &[&'static str], why: &str| {
+        let arguments = with(more);
+        refused(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), why);
+    };
+    refused_with(&["--sign"], "cannot be used with");
+    refused_with(&["--fee-rate", "0.5"], "between 1 and 10000");
+    refused_with(&["--fee-rate", "500"], "the coin has to hold more");
+    refused_with(&["--change", "bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdq"], "--change");
+    for bad in
+        ["", "1:2:3", &coin.replace(":0:", ":"), &coin.replace("20000", "2.0"), &format!("{coin}00000000000000")]
+    {
+        refused(&[&did[..], &["--coin", bad]].concat(), "TXID:VOUT:SATS");
+    }
+
+    let file = path(&member.directory, "funding");
+    fs::write(&file, serialize_hex(&funding_tx)).unwrap();
+    refused(
+        &[&did[..], &["--coin", &coin, "--type", "p2tr", "--funding-tx", &file]].concat(),
+        "not on the beacon's address",
+    );
+
+    // Another DID's update, and a DID that has no initial beacons.
+    let other = SecretKey::from_hex(&SECRET.replace('b', "c")).unwrap();
+    let other = Identity::from_key(other, network::Network::Regtest);
+    refused(&["--did", other.did().as_str()], "not a valid update of this DID");
+    let external = external_identity(&member.directory, "external");
+    refused(&["--identity", &external], "EXTERNAL");
+    refused(&["--update", &file, "--did", &member.did], "cannot be used multiple times");
+}

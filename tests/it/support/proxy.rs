@@ -1,0 +1,160 @@
+//! A TCP proxy that can cut what runs through it: the network between a client and a server, on its bad days.
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+/// Decides what becomes of a chunk: forwarded, or forwarded up to here and then cut.
+pub type Cutter = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
+struct State {
+    target: Mutex<SocketAddr>,
+    /// Client and server of each connection.
+    open: Mutex<Vec<(TcpStream, TcpStream)>>,
+    refusing: AtomicBool,
+    closed: AtomicBool,
+    cuts: AtomicUsize,
+}
+
+impl State {
+    /// Cuts the clients off. Servers notice when they next say something, so that what they were told has its effect.
+    fn cut(&self) {
+        let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
+        if !open.is_empty() {
+            self.cuts.fetch_add(1, Ordering::SeqCst);
+        }
+        for (client, server) in open {
+            let _ = client.shutdown(Shutdown::Both);
+            let _ = server.shutdown(Shutdown::Read);
+        }
+    }
+}
+
+pub struct Proxy {
+    address: SocketAddr,
+    state: Arc<State>,
+}
+
+impl Proxy {
+    /// A proxy to `target` that cuts only when it is told to.
+    pub fn to(target: SocketAddr) -> Self {
+        Self::cutting(target, Box::new(|_| false), Box::new(|_| false))
+    }
+
+    /// A proxy to `target` that cuts every connection behind a chunk of a client's, or of the server's, for which the
+    /// function says so. What a client says reaches the server first; what the server says then reaches nobody.
+    pub fn cutting(target: SocketAddr, client_says: Cutter, server_says: Cutter) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let state = Arc::new(State {
+            target: Mutex::new(target),
+            open: Mutex::default(),
+            refusing: AtomicBool::default(),
+            closed: AtomicBool::default(),
+            cuts: AtomicUsize::default(),
+        });
+        let (shared, cutters) = (Arc::clone(&state), Arc::new((client_says, server_says)));
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if shared.closed.load(Ordering::SeqCst) {
+                    break;
+                }
+                if shared.refusing.load(Ordering::SeqCst) {
+                    continue;
+                }
+                let target = *shared.target.lock().unwrap();
+                let Ok(server) = TcpStream::connect(target) else { continue };
+                let mut open = shared.open.lock().unwrap();
+                open.push((client.try_clone().unwrap(), server.try_clone().unwrap()));
+                drop(open);
+                let (from_client, from_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                pump(from_client, server, &shared, &cutters, true);
+                pump(from_server, client, &shared, &cutters, false);
+            }
+        });
+        Self { address, state }
+    }
+
+    /// A proxy to `target` through which a client hears nothing any more behind the first message that has `text` in it, until
+    /// its connection is [cut](Self::cut). What it says itself is still heard.
+    pub fn deaf_behind(target: SocketAddr, text: &'static str) -> Self {
+        let was_said = AtomicBool::new(false);
+        let hears = move |said: &[u8]| {
+            let occurs = said.windows(text.len()).any(|window| window == text.as_bytes());
+            if occurs && !was_said.swap(true, Ordering::SeqCst) {
+                loop {
+                    thread::park();
+                }
+            }
+            false
+        };
+        Self::cutting(target, Box::new(|_| false), Box::new(hears))
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// New connections lead there from now on.
+    pub fn retarget(&self, target: SocketAddr) {
+        *self.state.target.lock().unwrap() = target;
+    }
+
+    /// Breaks every connection.
+    pub fn cut(&self) {
+        self.state.cut();
+    }
+
+    /// Whether new connections are closed at once from now on.
+    #[allow(dead_code, reason = "the tests of the actors share this file, and use it")]
+    pub fn refuse(&self, refusing: bool) {
+        self.state.refusing.store(refusing, Ordering::SeqCst);
+    }
+
+    /// How often something was cut.
+    pub fn cuts(&self) -> usize {
+        self.state.cuts.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.state.closed.store(true, Ordering::SeqCst);
+        // The listener looks up.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+fn pump(mut from: TcpStream, mut to: TcpStream, state: &Arc<State>, cutters: &Arc<(Cutter, Cutter)>, client: bool) {
+    let (state, cutters) = (Arc::clone(state), Arc::clone(cutters));
+    thread::spawn(move || {
+        let mut chunk = vec![0; 1 << 16];
+        while let Ok(length) = from.read(&mut chunk) {
+            let said = &chunk[..length];
+            if length == 0 || to.write_all(said).is_err() {
+                break;
+            }
+            let cut = if client { (cutters.0)(said) } else { (cutters.1)(said) };
+            if cut && client {
+                state.cut();
+                // Until the server has dealt with it: an end of the connection could be seen first.
+                thread::sleep(std::time::Duration::from_millis(100));
+                break;
+            }
+            if cut {
+                // A moment for what was forwarded to be read: a cut throws away what is still in the pipe.
+                thread::sleep(std::time::Duration::from_millis(30));
+                state.cut();
+                break;
+            }
+        }
+        let _ = from.shutdown(Shutdown::Both);
+        let _ = to.shutdown(Shutdown::Both);
+    });
+}

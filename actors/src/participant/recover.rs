@@ -55,6 +55,12 @@ impl ParticipantActor {
                     participant.ended.insert(cohort);
                 }
                 for (cohort, facts) in live {
+                    if facts.as_ref().is_ok_and(|facts| was_not_joined(facts)) {
+                        // It was to be forgotten, and the program ended first: the advert is one like any other.
+                        let forgetting = participant.putting_away(&cohort, Retention::Forget);
+                        ctx.wait(forgetting.into_actor(participant));
+                        continue;
+                    }
                     participant.bring_back(cohort, facts, How::Again, ctx);
                 }
             }
@@ -169,6 +175,10 @@ impl ParticipantActor {
         };
         putting.instrument(self.span(&cohort.1))
     }
+}
+
+fn was_not_joined(facts: &[ParticipantEvent]) -> bool {
+    facts.iter().any(|fact| matches!(fact, ParticipantEvent::SessionEnded { reason: SessionEnd::NotJoined, .. }))
 }
 
 /// The archived sessions of `ours`, and the live ones with their facts.

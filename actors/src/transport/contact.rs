@@ -178,7 +178,7 @@ fn shown(problem: &str) -> String {
 
 /// What to look at, for causes that people meet.
 fn advice(problem: &str) -> Option<&'static str> {
-    const KNOWN: [(&[&str], &str); 9] = [
+    const KNOWN: [(&[&str], &str); 10] = [
         (
             &["UnknownIssuer", "CaUsedAsEndEntity", "UnhandledCriticalExtension"],
             "Its certificate is signed by nobody that is trusted here: for a private one give it, or its authority, with \
@@ -196,6 +196,7 @@ fn advice(problem: &str) -> Option<&'static str> {
         (&["dns error", "failed to lookup", "Name or service not known"], "Is the host name right?"),
         (&["Connection refused", "connection refused"], "Is it running there, and is the port right?"),
         (&["auth-required"], "The relay demands authentication: use another relay"),
+        (&["has not answered a subscription"], "It takes connections and answers nothing: use another relay"),
         (&["429"], "It asks for fewer requests: wait, or ask its operator"),
         (
             &["404", "405", "text/html"],

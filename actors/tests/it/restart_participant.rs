@@ -1,15 +1,23 @@
 //! A member that is killed, wherever it stands, and started again on the same journal.
 
-use crate::common::{
-    Ear, Operator, Updater, World, cohort, identity, on_paused_clock, pass, process::member_of, settle,
-};
+use std::{sync::Arc, time::Duration};
+
 use actix::Actor;
 use btcr2_aggregation_actors::{
+    journal::Journal,
     notice::ParticipantNotice,
     participant::ArchiveSession,
+    policy::{ParticipantPolicy, UpdateRequest},
     supervisor::{StartParticipant, Supervisor},
 };
-use btcr2_aggregation_protocol::{cohort::event::SpendPath, identity::Identity};
+use btcr2_aggregation_protocol::{cohort::event::SpendPath, identity::Identity, update::Submission};
+
+use crate::common::{
+    Ear, Operator, Updater, World, cohort, identity, on_paused_clock, pass,
+    process::{Process, member_of},
+    rigged::{Act, Rigged},
+    settle,
+};
 
 const MEMBERS: usize = 3;
 
@@ -107,23 +115,23 @@ fn what_a_member_keeps_is_told_again_until_the_host_has_archived_it() {
         }
         world.members = Ear::new(&world.member_notices);
         let _process = member_of(&world, &member).await;
-        pass(std::time::Duration::from_secs(300)).await;
+        pass(Duration::from_secs(300)).await;
         assert_eq!(world.members.names(&cohort_id), Vec::<String>::new());
     });
 }
 
+/// Joins nothing.
+struct Shy;
+
+#[async_trait::async_trait]
+impl ParticipantPolicy for Shy {
+    async fn provide_update(&self, _: &UpdateRequest) -> Option<Submission> {
+        None
+    }
+}
+
 #[test]
 fn of_cohorts_that_it_does_not_join_a_member_keeps_nothing() {
-    struct Shy;
-    #[async_trait::async_trait]
-    impl btcr2_aggregation_actors::policy::ParticipantPolicy for Shy {
-        async fn provide_update(
-            &self,
-            _: &btcr2_aggregation_actors::policy::UpdateRequest,
-        ) -> Option<btcr2_aggregation_protocol::update::Submission> {
-            None
-        }
-    }
     on_paused_clock(async {
         let mut world = World::new();
         let service = world.service("service", Operator).await;
@@ -131,10 +139,32 @@ fn of_cohorts_that_it_does_not_join_a_member_keeps_nothing() {
         for _ in 0..20 {
             service.open(cohort(1)).await;
         }
-        pass(std::time::Duration::from_secs(200)).await;
+        pass(Duration::from_secs(200)).await;
         assert_eq!(world.members.count("cohort-discovered"), 20, "each is asked about once");
         let streams = world.journal.streams().await.unwrap();
         let kept: Vec<_> = streams.iter().filter(|stream| stream.as_str().starts_with("participant/")).collect();
         assert!(kept.is_empty(), "{kept:?}");
+    });
+}
+
+#[test]
+fn what_it_was_about_to_forget_when_it_was_killed_is_forgotten_at_the_start() {
+    on_paused_clock(async {
+        let mut world = World::new();
+        let service = world.service("service", Operator).await;
+        let cohort_id = service.open(cohort(1)).await;
+        let journal = Rigged::new(|_, _| Act::Pass);
+        for remembers in [true, false] {
+            journal.remember(remembers);
+            world.members = Ear::new(&world.member_notices);
+            let process = Process::new();
+            let mut settings = world.participant_settings(&identity("shy"), Shy);
+            settings.journal = Arc::new(journal.clone());
+            process.participant(settings).await;
+            process.run(pass(Duration::from_secs(100))).await;
+            // Of an advert that comes again the host is asked again; of a cohort that was never joined nothing is told.
+            assert_eq!(world.members.names(&cohort_id), ["cohort-discovered"]);
+            assert_eq!(journal.streams().await.unwrap().len(), usize::from(remembers));
+        }
     });
 }

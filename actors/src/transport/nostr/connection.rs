@@ -342,9 +342,6 @@ impl Handler<RelayUp> for NostrConnection {
             report.connected += 1;
             report.connections += 1;
         });
-        if let Some(url) = self.inner.urls.get(relay) {
-            self.inner.config.contacts.reached(&shown(url), Purpose::Relay);
-        }
         // It may have been away, or have lost what it had. The same events again: whoever has one knows it.
         for id in self.outbox.all() {
             self.publish_to(relay, id);
@@ -360,6 +357,10 @@ impl Handler<RelayWorks> for NostrConnection {
         slot.backoff = self.config.first_backoff;
         if !std::mem::replace(&mut slot.works, true) {
             self.inner.reports.note(relay, |report| report.subscribed += 1);
+            // Not before: one that takes connections and nothing else is of no use.
+            if let Some(url) = self.inner.urls.get(relay) {
+                self.inner.config.contacts.reached(&shown(url), Purpose::Relay);
+            }
         }
     }
 }

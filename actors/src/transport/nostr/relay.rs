@@ -29,7 +29,7 @@ use tokio::{
 
 use super::{
     config::NostrConfig,
-    connection::{Answered, Incoming, NostrConnection, RelayUp, RelayWorks},
+    connection::{Answered, Incoming, NostrConnection, RelayProblem, RelayUp, RelayWorks},
     socket::Sockets,
 };
 use crate::supervisor::EndGuard;
@@ -198,7 +198,7 @@ impl Actor for RelayActor {
         ctx.spawn(running.into_actor(self).map(|why, actor, ctx| {
             tracing::info!(why, "a relay's connection ended");
             if let Some(keeper) = actor.keeper.upgrade() {
-                keeper.do_send(super::connection::RelayProblem { relay: actor.assignment.relay, why });
+                keeper.do_send(RelayProblem { relay: actor.assignment.relay, why });
             }
             ctx.stop();
         }));
@@ -295,6 +295,8 @@ async fn run(
     let mut stored = Some(Stored::new(Subscription::Directed, config.stored_timeout));
     let mut awaited = Subscription::ALL.to_vec();
     let mut works = false;
+    // The last thing that it had to say, in words.
+    let mut said: Option<String> = None;
     loop {
         let deadline = stored.as_ref().map_or_else(|| Instant::now() + Duration::from_secs(3600), |s| s.deadline);
         let mut complete = false;
@@ -307,7 +309,8 @@ async fn run(
             }
             notification = notifications.recv() => match ended(notification) {
                 Noted::Nothing => {}
-                Noted::Ended(why) => return why,
+                Noted::Ended(why) => return with_words(&why, said.as_deref()),
+                Noted::Said(words) => said = Some(words),
                 Noted::EndOfStored(subscription) => {
                     // What came before it has passed through the tap before.
                     while let Ok((subscription, event)) = arrived.try_recv() {
@@ -320,7 +323,14 @@ async fn run(
                 }
             },
             // A relay that does not say that this was all must not hold up a cohort.
-            () = tokio::time::sleep_until(deadline), if stored.is_some() => complete = true,
+            () = tokio::time::sleep_until(deadline), if stored.is_some() => {
+                complete = true;
+                if let Some(keeper) = keeper.upgrade() {
+                    let time = config.stored_timeout.as_secs();
+                    let why = with_words(&format!("it has not answered a subscription in {time} s"), said.as_deref());
+                    keeper.do_send(RelayProblem { relay: assignment.relay, why });
+                }
+            }
         }
         if complete && let Some(buffer) = stored.take() {
             let of = buffer.of;
@@ -347,6 +357,9 @@ async fn subscribe(relay: &Relay, what: Subscription, assignment: &Assignment) -
     let (id, filter) = (SubscriptionId::new(what.id()), what.filter(assignment));
     relay.subscribe_with_id(id, filter, SubscribeOptions::default()).await.map(|_| ())
 }
+
+/// How much of what a relay says is repeated.
+const MOST_WORDS: usize = 200;
 
 /// Why a connection ends whose keeper is gone.
 const UNREAD: &str = "not needed any more";
@@ -410,8 +423,15 @@ impl Stored {
     }
 }
 
+/// What is wrong, and what the relay itself has said last.
+fn with_words(why: &str, said: Option<&str>) -> String {
+    said.map_or_else(|| why.to_owned(), |said| format!("{why}; the relay says: {said}"))
+}
+
 enum Noted {
     Nothing,
+    /// Words for people.
+    Said(String),
     EndOfStored(Subscription),
     Ended(String),
 }
@@ -427,7 +447,7 @@ fn ended(notification: Result<RelayNotification, broadcast::error::RecvError>) -
         }
         Ok(RelayNotification::Message { message: RelayMessage::Notice(notice) }) => {
             tracing::info!(%notice, "a relay has something to say");
-            Noted::Nothing
+            Noted::Said(notice.chars().take(MOST_WORDS).collect())
         }
         Ok(RelayNotification::RelayStatus { status })
             if matches!(status, RelayStatus::Terminated | RelayStatus::Disconnected) =>

@@ -1,6 +1,9 @@
 //! A journal that does what a test wants.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+};
 
 use btcr2_aggregation_actors::journal::{Archived, Journal, JournalError, MemoryJournal, Record, StreamId};
 use btcr2_aggregation_protocol::time::Timestamp;
@@ -25,12 +28,20 @@ type Decide = dyn FnMut(&StreamId, &str) -> Act + Send;
 #[derive(Clone)]
 pub struct Rigged {
     kept: MemoryJournal,
+    /// Whether what is removed stays.
+    remembers: Arc<AtomicBool>,
     decide: Arc<Mutex<Box<Decide>>>,
 }
 
 impl Rigged {
     pub fn new(decide: impl FnMut(&StreamId, &str) -> Act + Send + 'static) -> Self {
-        Self { kept: MemoryJournal::new(), decide: Arc::new(Mutex::new(Box::new(decide))) }
+        let decide: Box<Decide> = Box::new(decide);
+        Self { kept: MemoryJournal::new(), remembers: Arc::default(), decide: Arc::new(Mutex::new(decide)) }
+    }
+
+    /// What is removed stays while `remembers`: as if every program had been killed just before.
+    pub fn remember(&self, remembers: bool) {
+        self.remembers.store(remembers, Ordering::SeqCst);
     }
 
     /// A journal that panics the first `times` times that `event` is appended to a stream of that prefix, and whether
@@ -92,6 +103,9 @@ impl Journal for Rigged {
     }
 
     fn remove(&self, stream: &StreamId) -> BoxFuture<'static, Result<(), JournalError>> {
+        if self.remembers.load(Ordering::SeqCst) {
+            return futures::future::ready(Ok(())).boxed();
+        }
         self.kept.remove(stream)
     }
 }

@@ -37,6 +37,9 @@ use crate::{
     },
 };
 
+/// How long a connection may take to come about, with TLS.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// How long a request may take, its answer included. Streams have no end, but must begin in that time.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -174,7 +177,7 @@ impl HttpClient {
 
 fn client(trust: &Trust) -> Result<Client, String> {
     let builder = trust.http_client().map_err(|error: TlsError| error.to_string())?;
-    let builder = builder.connect_timeout(REQUEST_TIMEOUT).read_timeout(STALLED);
+    let builder = builder.connect_timeout(CONNECT_TIMEOUT).read_timeout(STALLED);
     let built = builder.redirect(Policy::custom(redirect)).build();
     built.map_err(|error| stream::describe(&error))
 }

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use ::bitcoin::Txid;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -19,14 +20,14 @@ use crate::{
         transport::contact::ContactNotice,
     },
     bitcoin::notice::AnnouncementNotice,
-    join::Terms,
+    join::{Sighting, Terms},
     output,
     protocol::{did::Did, id::CohortId, network::Network},
     vault::watch::WatchNotice,
 };
 
 /// The kinds of events that are no notices of an actor, an announcement or a watch, but the programs' own.
-pub const PROGRAM_KINDS: [&str; 11] = [
+pub const PROGRAM_KINDS: [&str; 16] = [
     "serving",
     "metrics",
     "warning",
@@ -34,6 +35,11 @@ pub const PROGRAM_KINDS: [&str; 11] = [
     "terms",
     "cohort-passed-over",
     "lingering",
+    "waiting-for-confirmations",
+    "transaction-in-mempool",
+    "transaction-in-block",
+    "transaction-gone",
+    "transaction-replaced",
     "singleton-written",
     "watching",
     "result",
@@ -133,6 +139,46 @@ impl Printer {
                 .to_owned(),
         };
         self.line(&json!({ "event": "lingering", "atMost": time }), &text);
+    }
+
+    /// A member waits until the transaction of a cohort has so many confirmations.
+    pub fn waits_for_confirmations(&self, cohort_id: &CohortId, txid: Option<Txid>, needed: u32) {
+        let transaction = txid.map_or_else(|| "its transaction".to_owned(), |txid| txid.to_string());
+        let text = format!("cohort {cohort_id}: waiting until {transaction} has {needed} confirmations");
+        self.line(
+            &json!({ "event": "waiting-for-confirmations", "cohortId": cohort_id, "txid": txid, "needed": needed }),
+            &text,
+        );
+    }
+
+    /// Where a member has found the announcement of a cohort.
+    pub(crate) fn sighted(&self, cohort_id: &CohortId, sighting: Sighting, needed: u32) {
+        let (json, text) = match sighting {
+            Sighting::Gone => (
+                json!({ "event": "transaction-gone", "cohortId": cohort_id }),
+                "its transaction is neither in a block nor in the mempool any more".to_owned(),
+            ),
+            Sighting::Mempool(txid) => (
+                json!({ "event": "transaction-in-mempool", "cohortId": cohort_id, "txid": txid }),
+                format!("{txid} is in the mempool"),
+            ),
+            Sighting::Block { txid, height, confirmations } => (
+                json!({
+                    "event": "transaction-in-block",
+                    "cohortId": cohort_id,
+                    "txid": txid,
+                    "height": height,
+                    "confirmations": confirmations,
+                    "needed": needed,
+                }),
+                format!("{txid} is in block {height}, {confirmations} of {needed} confirmations"),
+            ),
+            Sighting::Replaced(txid) => (
+                json!({ "event": "transaction-replaced", "cohortId": cohort_id, "by": txid }),
+                format!("its coin was spent by {txid}, which announces something else"),
+            ),
+        };
+        self.line(&json, &format!("cohort {cohort_id}: {text}"));
     }
 
     /// The member's own announcement was written, because no cohort announces its update.

@@ -2,6 +2,8 @@
 
 use std::{fs, io, io::Write, path::Path};
 
+use tempfile::NamedTempFile;
+
 use crate::protocol::{hash::sha256, id::CohortId};
 
 /// A cohort's identifier as the name of a file or a directory. Services choose identifiers: one that could lead elsewhere, or
@@ -17,20 +19,45 @@ pub(crate) fn file_name(cohort_id: &CohortId) -> String {
     format!("{kept}-{hash}")
 }
 
-/// Writes a file beside its place and puts it there when it is on disk: whoever finds it finds all of it.
+/// Writes a file beside its place and puts it there when it is on disk: whoever finds it finds all of it. What is there already
+/// and is no file (`/dev/stdout`, say) is written to.
 pub(crate) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    file.write_all(content)?;
-    // A temporary file is for its owner alone; what is written here is for whoever may read the directory.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+    if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        return fs::write(path, content);
     }
+    // For whoever may read the directory.
+    beside(path, content, 0o644)?.persist(path).map_err(|error| error.error)?;
+    sync_directory(path)
+}
+
+/// The same for what must not be there yet, for its owner alone.
+pub(crate) fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+    beside(path, content, 0o600)?.persist_noclobber(path).map_err(|error| error.error)?;
+    sync_directory(path)
+}
+
+fn beside(path: &Path, content: &[u8], mode: u32) -> io::Result<NamedTempFile> {
+    let mut file = NamedTempFile::new_in(directory_of(path))?;
+    file.write_all(content)?;
+    #[cfg(unix)]
+    file.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+    #[cfg(not(unix))]
+    let _ = mode;
     file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
+    Ok(file)
+}
+
+/// The name is durable when the directory is; not every system can say so of one.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    fs::File::open(directory_of(path))?.sync_all()?;
+    #[cfg(not(unix))]
+    let _ = path;
     Ok(())
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]
@@ -58,6 +85,9 @@ mod tests {
         let path = directory.path().join("file");
         write_whole(&path, b"first").unwrap();
         write_whole(&path, b"second").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"second");
+        let refused = write_new(&path, b"third").unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::read(&path).unwrap(), b"second");
         assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
     }

@@ -16,7 +16,7 @@ use crate::{
     },
     error::ProgramError,
     events::Printer,
-    protocol::{id::CohortId, identity::Identity, network::Network},
+    protocol::{id::CohortId, identity::Identity, network::Network, update::SignedUpdate},
 };
 
 /// The file of offences and bans in a state directory.
@@ -28,6 +28,8 @@ const PROGRAM: &str = "program";
 const PROFILE: &str = "profile";
 /// The cohorts that count for `serve --cohorts`, in it.
 const COUNTED: &str = "counted";
+/// The updates that were handed to the controller to be announced without a cohort, in it.
+const PREPARED: &str = "prepared";
 
 /// Who uses a state directory, and on which terms.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -111,6 +113,22 @@ impl Keeping {
         write(&table, COUNTED, counted).await
     }
 
+    /// The updates that were handed to the controller to be announced without a cohort.
+    pub(crate) async fn prepared(&self) -> Result<Vec<SignedUpdate>, ProgramError> {
+        match &self.0 {
+            Some(state) => prepared(state).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Keeps that this update was: from then on it may be announced.
+    pub(crate) async fn prepare(&self, update: &SignedUpdate) -> Result<(), ProgramError> {
+        match &self.0 {
+            Some(state) => prepare(state, update).await,
+            None => Ok(()),
+        }
+    }
+
     fn program(&self) -> Option<Table> {
         self.0.as_ref().map(|state| state.table(PROGRAM))
     }
@@ -159,6 +177,21 @@ impl Keeping {
             state.close().await;
         }
     }
+}
+
+/// The updates in a member's state directory that were handed to its controller to be announced without a cohort.
+pub(crate) async fn prepared(state: &State) -> Result<Vec<SignedUpdate>, ProgramError> {
+    Ok(read(&state.table(PROGRAM), PREPARED).await?.unwrap_or_default())
+}
+
+/// Adds one.
+pub(crate) async fn prepare(state: &State, update: &SignedUpdate) -> Result<(), ProgramError> {
+    let mut known = prepared(state).await?;
+    if !known.contains(update) {
+        known.push(update.clone());
+        write(&state.table(PROGRAM), PREPARED, &known).await?;
+    }
+    Ok(())
 }
 
 async fn read<T: for<'de> Deserialize<'de>>(table: &Table, key: &str) -> Result<Option<T>, ProgramError> {

@@ -4,8 +4,8 @@
 //! age file (`age-encryption.org/v1`), which the `age` program can open too.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
+    fs::{self, File},
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -15,6 +15,7 @@ use serde_json::Value;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::{
+    files::write_new,
     inputs::{self, InputError},
     protocol::{
         document,
@@ -160,12 +161,7 @@ pub fn write(path: &Path, identity: &Identity, passphrase: Option<SecretString>)
         None => json.to_vec(),
     };
     let bytes = Zeroizing::new(bytes);
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(path).map_err(io_error)?;
-    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(io_error)
+    write_new(path, &bytes).map_err(io_error)
 }
 
 /// Reads an identity file. `passphrase` is asked only if the file is encrypted.

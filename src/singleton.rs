@@ -11,9 +11,11 @@ use std::{
 
 use ::bitcoin::{Transaction, consensus::encode::serialize_hex};
 use rand_chacha::rand_core::CryptoRng;
+use serde_json::Value;
 
 use crate::{
     bitcoin::verify::consensus_accepts,
+    files::write_whole,
     protocol::{
         did::Did,
         document::{self, Concern, DocumentError},
@@ -56,36 +58,43 @@ pub fn initial_beacons(did: &Did) -> Result<[InitialBeacon; 3], FallbackError> {
     Ok(InitialBeaconKind::ALL.map(|kind| InitialBeacon::new(key, did.network(), kind)))
 }
 
-/// Whether `update` is a valid update of `did`, a KEY identifier, by its own key.
+/// Whether `update` is a valid update of `did`, a KEY identifier, by its own key. `source` is the document that it starts from
+/// and its version, where that is not the initial one.
 ///
 /// # Errors
 /// [`FallbackError::External`], [`FallbackError::Update`].
-pub fn check_update(did: &Did, update: &SignedUpdate) -> Result<(), FallbackError> {
+pub fn check_update(did: &Did, update: &SignedUpdate, source: Option<&(Value, u64)>) -> Result<(), FallbackError> {
     if did.key().is_none() {
         return Err(FallbackError::External(did.clone()));
     }
     let initial = document::initial_document(did, None)?;
-    let context = UpdateContext { did, document: &initial, version: 1, block: None };
+    let (document, version) = source.map_or((&initial, 1), |(document, version)| (document, *version));
+    let context = UpdateContext { did, document, version, block: None };
     match update.target_version() {
         // Its document is not known here.
-        Some(version) if version > 2 => verify_proof(update, &context)?,
+        Some(version) if version > 2 && source.is_none() => verify_proof(update, &context)?,
         _ => drop(verify_update(update, &context)?),
     }
     Ok(())
 }
 
 /// What `update`, which [`check_update`] has found valid, does that its controller may not mean. Of a later update than the
-/// first the document is not known here: only what the patch itself shows.
+/// first without its `source` only what the patch itself shows.
 ///
 /// # Errors
 /// Those of [`check_update`].
-pub fn concerns(did: &Did, update: &SignedUpdate) -> Result<Vec<Concern>, FallbackError> {
-    if update.target_version().is_some_and(|version| version > 2) {
+pub fn concerns(
+    did: &Did,
+    update: &SignedUpdate,
+    source: Option<&(Value, u64)>,
+) -> Result<Vec<Concern>, FallbackError> {
+    if source.is_none() && update.target_version().is_some_and(|version| version > 2) {
         return Ok(document::secret_concerns(&update.value()["patch"]));
     }
     let initial = document::initial_document(did, None)?;
-    let context = UpdateContext { did, document: &initial, version: 1, block: None };
-    Ok(document::concerns(&initial, &verify_update(update, &context)?))
+    let (document, version) = source.map_or((&initial, 1), |(document, version)| (document, *version));
+    let context = UpdateContext { did, document, version, block: None };
+    Ok(document::concerns(document, &verify_update(update, &context)?))
 }
 
 /// The announcement signed with the DID's key, and found valid by Bitcoin Core's consensus code.
@@ -147,7 +156,7 @@ pub fn write_fallback(
         let path = directory.join(name);
         match content {
             Some(content) => {
-                fs::write(&path, content)?;
+                write_whole(&path, &content)?;
                 written.push(path);
             }
             // One of another coin would be sent by mistake.

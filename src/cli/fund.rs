@@ -1,6 +1,6 @@
 //! `fund`: pays to a beacon address from the operator's own wallet, wherever its keys are.
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use ::bitcoin::{Amount, FeeRate, ScriptBuf, Transaction};
 use clap::Args;
@@ -14,6 +14,7 @@ use crate::{
         fees::FeePolicy,
     },
     error::ProgramError,
+    files::write_whole,
     inputs,
     protocol::network::Network,
 };
@@ -104,7 +105,7 @@ async fn fund(args: &FundArgs) -> Result<String, ProgramError> {
             }
             error => usage(error),
         })?;
-    fs::write(out, deposit::to_text(&psbt) + "\n").map_err(io_error(out))?;
+    write_whole(out, (deposit::to_text(&psbt) + "\n").as_bytes()).map_err(io_error(out))?;
     Ok(told(args, &psbt.unsigned_tx, "to be signed"))
 }
 

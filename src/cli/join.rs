@@ -1,6 +1,7 @@
 //! `join`: a participant as a program.
 
 use std::{
+    num::NonZeroU32,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -10,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    Events, fail, identity_of, refuse_risky,
+    ChainArg, Events, fail, identity_of, refuse_risky,
     relay::{RelaySettings, trust},
     serve::Beacon,
     singleton::{BeaconCoin, SatPerVb},
@@ -21,7 +22,7 @@ use crate::{
     error::ProgramError,
     events::Printer,
     inputs,
-    join::{self, Idle, Intent, JoinConfig, SingletonFallback, Terms, policy},
+    join::{self, ChainQuestions, Idle, Intent, JoinConfig, SingletonFallback, Terms, policy},
     protocol::{
         cohort::Timing,
         did::Did,
@@ -127,12 +128,13 @@ settings! {
         /// How long to wait for a cohort in all, from joining to the start of signing [default: 2days]
         #[arg(long, value_name = "TIME", env = "BTCR2_COHORT_TTL")]
         cohort_ttl: Period,
-        /// Exit when the first cohort is over: with 0 if its signed transaction was received and verified, or our update was announced
-        /// before, else with 1
+        /// Exit when the first cohort is over: with 0 if its signed transaction was received and verified (with --chain: is
+        /// confirmed), or our update was announced before, else with 1
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_EXIT_WHEN_DONE")]
         exit_when_done: bool,
-        /// With --exit-when-done: how long to stay after signing at most. Who leaves before the service asks for the fallback may be
-        /// missing in it [default: until the service says how the cohort ended, or its deadlines have passed]
+        /// With --exit-when-done: how long to stay after signing at most, for confirmations also. Who leaves before the service asks
+        /// for the fallback may be missing in it [default: until the service says how the cohort ended, or its deadlines have
+        /// passed; and until the transaction is confirmed]
         #[arg(long, value_name = "TIME", env = "BTCR2_LINGER")]
         linger: Span,
         /// Exit with 1 when no service and no relay has answered in this time [default: wait for ever]
@@ -159,6 +161,20 @@ settings! {
         /// the next update from the last announced one. The directory belongs to one command, DID and network
         #[arg(long, value_name = "DIR", env = "BTCR2_STATE")]
         state: PathBuf,
+        /// Where to see the chain: core=http://user:password@host:port, core=http://host:port?cookie=PATH, or
+        /// esplora=https://host/api. A cohort is then over when its transaction is confirmed, and only what is confirmed counts as
+        /// announced; without it, what is signed does
+        #[arg(long, value_name = "KIND=URL", env = "BTCR2_CHAIN", hide_env_values = true)]
+        chain: ChainArg,
+        /// With --chain: how often it is asked [default: 30s]
+        #[arg(long, value_name = "TIME", env = "BTCR2_CHAIN_POLL")]
+        chain_poll: Period,
+        /// With --chain: how many confirmations make an announcement final [default: 6]
+        #[arg(long, value_name = "N", env = "BTCR2_CONFIRMATIONS")]
+        confirmations: NonZeroU32,
+        /// With --chain and --state: in how many of the last blocks to look for what earlier runs have signed [default: 144]
+        #[arg(long, value_name = "BLOCKS", env = "BTCR2_CHAIN_LOOK_BACK")]
+        chain_look_back: u32,
         /// Publish the update in this store before it is submitted, dir=PATH or ipfs=URL; may be given several times. Whoever can
         /// read the store can then read the update
         #[arg(long, value_name = "STORE", value_delimiter = ',', env = "BTCR2_CAS")]
@@ -276,6 +292,18 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
     for location in settings.cas.unwrap_or_default() {
         publication.stores.push(location.store(cas::DEFAULT_TIMEOUT).map_err(|error| usage(error.to_string()))?);
     }
+    let chain = match &settings.chain {
+        Some(chain) => Some(ChainQuestions {
+            source: chain.source().map_err(|error| usage(format!("--chain: {error}")))?.clone(),
+            poll: settings.chain_poll.map_or(ChainQuestions::POLL, |period| period.0),
+            confirmations: settings.confirmations.map_or(ChainQuestions::CONFIRMATIONS, NonZeroU32::get),
+            look_back: settings.chain_look_back.unwrap_or(ChainQuestions::LOOK_BACK),
+        }),
+        None if settings.confirmations.is_some() => {
+            return Err(usage("--confirmations needs --chain KIND=URL".to_owned()));
+        }
+        None => None,
+    };
     let default = Terms::default();
     let timing = Timing::default();
     Ok(JoinConfig {
@@ -310,6 +338,7 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
         allow_risky: settings.allow_risky_update.unwrap_or(false),
         superseded: settings.supersede.unwrap_or_default(),
         state: settings.state,
+        chain,
         publication,
         singleton_fallback,
     })

@@ -20,14 +20,14 @@ mod watch;
 use std::{convert::Infallible, fmt::Display, path::Path, process::ExitCode, str::FromStr};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::{
     bitcoin::chain::{ChainSource, SourceError},
     error::ProgramError,
     keyfile::{self, KeyFileError},
     output,
-    protocol::{document::Concern, identity::Identity, network::Network},
+    protocol::{identity::Identity, network::Network},
     telemetry::LogFormat,
 };
 
@@ -112,6 +112,12 @@ impl FromStr for ChainArg {
 
     fn from_str(text: &str) -> Result<Self, Infallible> {
         Ok(Self(text.parse()))
+    }
+}
+
+impl<'de> Deserialize<'de> for ChainArg {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(String::deserialize(deserializer)?.parse()))
     }
 }
 
@@ -228,7 +234,7 @@ fn fail(error: &impl Failure) -> ExitCode {
 }
 
 /// Refuses an update that raises concerns, unless its controller says that it is meant.
-fn refuse_risky(concerns: &[Concern], file: &Path, allowed: bool) -> Result<(), ProgramError> {
+fn refuse_risky<C: Display>(concerns: &[C], file: &Path, allowed: bool) -> Result<(), ProgramError> {
     if concerns.is_empty() || allowed {
         return Ok(());
     }

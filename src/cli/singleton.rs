@@ -17,16 +17,22 @@ use serde_json::{Value, json};
 
 use super::{fail, identity_of, refuse_risky};
 use crate::{
+    actors::state::{State, StateError, vault::VaultEntry},
     error::ProgramError,
     inputs,
+    join::ledger::{Ledger, Standing},
+    keep,
     protocol::{
         did::Did,
+        document::{self, Concern},
+        id::CohortId,
         identity::Identity,
         network::Network,
         output::{Change, Coin, InitialBeacon, InitialBeaconKind, SingletonAnnouncement},
         update::SignedUpdate,
     },
     singleton::{self, FallbackError, Prepared},
+    vault::Sources,
 };
 
 /// A rate above this is a slip of the pen: sat/vB.
@@ -54,7 +60,19 @@ pub(super) struct SingletonArgs {
     /// The signed update, a JSON file
     #[arg(long, value_name = "FILE")]
     update: PathBuf,
-    /// Announce it although it leaves the DID without a key or a beacon, adds a beacon twice, or publishes a secret key
+    /// The member's state directory (`join --state`): the update is refused if another one of its version may be announced, or
+    /// if it does not start from the document to which the announced ones lead; and it is recorded there
+    #[arg(long, value_name = "DIR", env = "BTCR2_STATE")]
+    state: Option<PathBuf>,
+    /// With --state: an update that was approved in this cohort (`singleton` for one that this command prepared) will never be
+    /// announced; may be given several times
+    #[arg(long, value_name = "COHORT", value_delimiter = ',', requires = "state")]
+    supersede: Vec<CohortId>,
+    /// The document that the update starts from, where that is not the initial one: all rules are then checked
+    #[arg(long, value_name = "FILE")]
+    source_document: Option<PathBuf>,
+    /// Announce it although it leaves the DID without a key or a beacon, adds a beacon twice, or publishes a secret key, or
+    /// although it starts from another document than --state knows
     #[arg(long)]
     allow_risky_update: bool,
     /// The coin to spend: transaction id, output number and value in satoshi
@@ -219,8 +237,23 @@ fn run(args: &SingletonArgs) -> Result<(), ProgramError> {
     };
     let did = who.did();
     let update = read_update(&args.update)?;
-    singleton::check_update(did, &update)?;
-    refuse_risky(&singleton::concerns(did, &update)?, &args.update, args.allow_risky_update)?;
+    let known = match &args.state {
+        Some(directory) => Some(super::block_on(known(did, directory, &args.supersede))?),
+        None => None,
+    };
+    let source = source(args, known.as_ref(), &update)?;
+    singleton::check_update(did, &update, source.as_ref())?;
+    let mut concerns: Vec<String> =
+        singleton::concerns(did, &update, source.as_ref())?.iter().map(Concern::to_string).collect();
+    if let Some(ledger) = &known {
+        if let Some(contradiction) = ledger.contradiction(&update) {
+            return Err(ProgramError::Usage(format!(
+                "{contradiction}. If that one will never be announced: --supersede COHORT"
+            )));
+        }
+        concerns.extend(doubts(ledger, source.as_ref(), &update));
+    }
+    refuse_risky(&concerns, &args.update, args.allow_risky_update)?;
     if update.target_version().is_some_and(|version| version > 2) {
         err!("note: a resolver looks at the beacons of the current document; this is a later update, so make sure");
         err!("      that no earlier one has removed #{}", args.kind.beacon().service());
@@ -229,6 +262,12 @@ fn run(args: &SingletonArgs) -> Result<(), ProgramError> {
         Some(CoinText(coin)) => Some(prepare(args, &who, *coin, &update)?),
         None => None,
     };
+    // Before it is handed out: from then on it may be announced.
+    if let (Some(directory), Some(ledger)) = (&args.state, &known)
+        && !ledger.knows(&update)
+    {
+        super::block_on(record(directory, &update))?;
+    }
     if let Some(directory) = &args.out {
         let written = singleton::write_fallback(directory, did, &update, prepared.as_ref());
         let files = written.map_err(|error| ProgramError::Io { what: directory.display().to_string(), error })?;
@@ -244,6 +283,70 @@ fn run(args: &SingletonArgs) -> Result<(), ProgramError> {
         out!("{}", shown.to_text())
     }
     Ok(())
+}
+
+/// What is known of the updates of `did` in the state directory of its member.
+async fn known(did: &Did, directory: &Path, superseded: &[CohortId]) -> Result<Ledger, ProgramError> {
+    let state = |error: &dyn std::fmt::Display| ProgramError::State(error.to_string());
+    let sources = Sources { states: vec![directory.to_owned()], ..Sources::default() };
+    let kept = sources.read().await.map_err(|error| state(&error))?.only(Some(did));
+    if let Some(problem) = kept.problems.first() {
+        return Err(state(problem));
+    }
+    let open = State::open_to_read(directory).map_err(|error| state(&error))?;
+    let prepared = keep::prepared(&open).await;
+    open.close().await;
+    let entries = kept.entries.into_iter().map(|entry: VaultEntry| {
+        let standing = if entry.txid.is_some() { Standing::Announced } else { Standing::Approved };
+        (entry, standing)
+    });
+    let initial = document::initial_document(did, None).map_err(|_| FallbackError::External(did.clone()))?;
+    let ledger = Ledger::new(initial, superseded.to_vec(), entries);
+    prepared?.iter().for_each(|update| ledger.prepared(update));
+    Ok(ledger)
+}
+
+/// Keeps in the member's state directory that the update may be announced from now on.
+async fn record(directory: &Path, update: &SignedUpdate) -> Result<(), ProgramError> {
+    let open = |error: StateError| {
+        let hint = if matches!(error, StateError::Locked { .. }) {
+            "; stop `join` first: the update must be recorded, so that `join` signs no other one of its version"
+        } else {
+            ""
+        };
+        ProgramError::State(format!("{error}{hint}"))
+    };
+    let state = State::open(directory).map_err(open)?;
+    let recorded = keep::prepare(&state, update).await;
+    state.close().await;
+    recorded
+}
+
+/// The document that the update starts from, and its version: as it was given, or as the announced updates lead to it.
+fn source(
+    args: &SingletonArgs,
+    known: Option<&Ledger>,
+    update: &SignedUpdate,
+) -> Result<Option<(Value, u64)>, ProgramError> {
+    let version = update.target_version().map_or(1, |target| target.saturating_sub(1));
+    if let Some(path) = &args.source_document {
+        let document = inputs::json(path).map_err(|error| ProgramError::Usage(error.to_string()))?;
+        return Ok(Some((document, version)));
+    }
+    Ok(known.map(Ledger::current).filter(|(_, current)| *current == version))
+}
+
+/// Why the update is not the next one, by what the state directory knows. One that is announced already may be announced again.
+fn doubts(ledger: &Ledger, source: Option<&(Value, u64)>, update: &SignedUpdate) -> Option<String> {
+    let (_, current) = ledger.current();
+    let target = update.target_version()?;
+    if target <= current {
+        return None;
+    }
+    match source {
+        Some((document, version)) => ledger.doubts(document, *version),
+        None => ledger.doubts(&Value::Null, target - 1),
+    }
 }
 
 fn prepare(args: &SingletonArgs, who: &Who, coin: Coin, update: &SignedUpdate) -> Result<Prepared, ProgramError> {

@@ -1,8 +1,7 @@
 //! `state`: what a state directory holds, for people and scripts.
 
 use std::{
-    fs,
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -24,6 +23,7 @@ use crate::{
         },
     },
     config::Span,
+    files,
     inputs::{self, InputError},
     protocol::{id::CohortId, time::Timestamp},
 };
@@ -223,22 +223,9 @@ async fn export(ExportArgs { cohort, out, forget, place }: &ExportArgs) -> Resul
     Ok(())
 }
 
-/// Writes a file for this user alone; it is on the disk when this returns.
+/// Writes a line into a new file, for this user alone; whole, and on the disk when this returns.
 pub(super) fn write_new(path: &Path, text: &str) -> io::Result<()> {
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(path)?;
-    file.write_all(text.as_bytes())?;
-    file.write_all(b"\n")?;
-    file.sync_all()?;
-    // Its name too, where a directory can be synced.
-    #[cfg(unix)]
-    if let Some(directory) = path.canonicalize()?.parent() {
-        fs::File::open(directory)?.sync_all()?;
-    }
-    Ok(())
+    files::write_new(path, format!("{text}\n").as_bytes())
 }
 
 async fn import(ImportArgs { file, place }: &ImportArgs) -> Result<(), StateFailure> {

@@ -148,7 +148,7 @@ async fn list(args: &ListArgs) -> Result<ExitCode, VaultFailure> {
     Ok(complete(&kept.problems))
 }
 
-fn line(VaultEntry { record, txid, .. }: &VaultEntry) -> String {
+fn line(VaultEntry { record, txid, confirmed_height, .. }: &VaultEntry) -> String {
     let what = match record.update.as_ref().and_then(|update| update.value()["targetVersionId"].as_u64()) {
         Some(version) => format!("version {version}"),
         None if record.included() => "an update".to_owned(),
@@ -161,9 +161,11 @@ fn line(VaultEntry { record, txid, .. }: &VaultEntry) -> String {
         record.conditions.beacon_type,
         record.signal,
         record.output.address(),
-        match txid {
-            Some(txid) => format!("signed as {txid}"),
-            None => "whether it was announced is not known".to_owned(),
+        match (txid, confirmed_height) {
+            (Some(txid), None) => format!("signed as {txid}"),
+            (Some(txid), Some(height)) => format!("confirmed as {txid} in block {height}"),
+            (None, Some(height)) => format!("confirmed in block {height}"),
+            (None, None) => "whether it was announced is not known".to_owned(),
         }
     )
 }
@@ -174,7 +176,7 @@ pub(super) fn problems(VaultEntry { record, genesis_document, .. }: &VaultEntry)
 }
 
 fn summary(entry: &VaultEntry) -> Value {
-    let VaultEntry { record, genesis_document, transcript, txid } = entry;
+    let VaultEntry { record, genesis_document, transcript, txid, confirmed_height } = entry;
     json!({
         "problems": problems(entry),
         "did": record.did,
@@ -184,6 +186,7 @@ fn summary(entry: &VaultEntry) -> Value {
         "beaconAddress": record.output.address(),
         "signalHex": record.signal,
         "txid": txid,
+        "confirmedHeight": confirmed_height,
         "included": record.included(),
         "targetVersionId": record.update.as_ref().map(|update| update.value()["targetVersionId"].clone()),
         "genesisDocument": genesis_document.is_some(),

@@ -10,6 +10,7 @@ use super::DemoConfig;
 use crate::{
     actors::notice::CohortResult,
     bitcoin::verify::{bip340_accepts, consensus_accepts},
+    files::write_whole,
     protocol::{
         beacon::{BeaconRegistry, BeaconType},
         cohort::event::SpendPath,
@@ -141,11 +142,11 @@ impl Report {
     /// What the file system says.
     pub fn write_to(&self, directory: &Path) -> io::Result<()> {
         fs::create_dir_all(directory)?;
-        fs::write(directory.join("tx.hex"), serialize_hex(&self.signed.transaction) + "\n")?;
+        write_whole(&directory.join("tx.hex"), (serialize_hex(&self.signed.transaction) + "\n").as_bytes())?;
         for (index, member) in self.members.iter().enumerate() {
             let file = member.record.to_file(member.genesis_document.as_deref());
             let text = serde_json::to_string_pretty(&file)? + "\n";
-            fs::write(directory.join(format!("participant-{index}.json")), text)?;
+            write_whole(&directory.join(format!("participant-{index}.json")), text.as_bytes())?;
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use super::{JoinConfig, MemberPolicy};
 use crate::{
     error::ProgramError,
     events::Printer,
+    keep::Keeping,
     protocol::output::{Change, Coin, InitialBeacon, InitialBeaconKind, SingletonAnnouncement},
     singleton::{self, FallbackError, Prepared},
 };
@@ -25,7 +26,12 @@ pub struct SingletonFallback {
 }
 
 /// Writes the member's own announcement of its update, if that is wanted, and its update does not depend on a cohort.
-pub(super) fn fall_back(config: &JoinConfig, policy: &MemberPolicy, printer: &Printer) -> Result<(), ProgramError> {
+pub(super) async fn fall_back(
+    config: &JoinConfig,
+    policy: &MemberPolicy,
+    keeping: &Keeping,
+    printer: &Printer,
+) -> Result<(), ProgramError> {
     let Some(fallback) = &config.singleton_fallback else { return Ok(()) };
     let Some(update) = policy.alone()? else {
         printer.warn("nothing to announce alone: only an update of --update does not depend on a cohort");
@@ -44,6 +50,9 @@ pub(super) fn fall_back(config: &JoinConfig, policy: &MemberPolicy, printer: &Pr
         }
         None => None,
     };
+    // Before it is handed out: from then on it may be announced.
+    keeping.prepare(&update).await?;
+    policy.is_prepared(&update);
     let directory = &fallback.directory;
     let written = singleton::write_fallback(directory, did, &update, prepared.as_ref());
     let files = written.map_err(|error| ProgramError::Io { what: directory.display().to_string(), error })?;

@@ -1,35 +1,34 @@
 //! A participant as a program: it joins one cohort of a service, with an explicit policy, and keeps what it must keep.
 
 mod alone;
-mod ledger;
+mod confirmations;
+pub(crate) mod ledger;
+mod member;
 mod memberships;
 mod place;
 pub mod policy;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use ::bitcoin::Txid;
 use actix::Actor;
 use serde_json::json;
 use tokio::time::Instant;
 
+pub(crate) use self::confirmations::Sighting;
 pub use self::{
     alone::SingletonFallback,
+    confirmations::ChainQuestions,
     policy::{Idle, Intent, MemberPolicy, Terms},
 };
 use self::{
-    ledger::Ledger,
+    confirmations::Confirmations,
+    ledger::{Ledger, Standing},
+    member::{Member, Turn, announced_before},
     memberships::{Memberships, Outlook},
 };
 use crate::{
     actors::{
-        notice::{Known, Notices, ParticipantNotice},
+        notice::Notices,
         participant::ParticipantSettings,
         recovery::RestartIntensity,
         runtime::{Clock, Randomness},
@@ -47,16 +46,10 @@ use crate::{
     cas::Publication,
     error::ProgramError,
     events::Printer,
-    files::{file_name, write_whole},
     keep::Keeping,
     protocol::{
-        beacon::BeaconRegistry,
-        cohort::{Timing, event::SessionEnd},
-        did::Did,
-        id::CohortId,
-        identity::Identity,
+        beacon::BeaconRegistry, cohort::Timing, did::Did, id::CohortId, identity::Identity,
         output::DirectAggregator,
-        sidecar::MemberRecord,
     },
     steps::{Next, Steps},
 };
@@ -103,6 +96,8 @@ pub struct JoinConfig {
     pub superseded: Vec<CohortId>,
     /// The directory in which everything is kept that must outlive the program.
     pub state: Option<PathBuf>,
+    /// The chain on which signed transactions are looked for. Without it a transaction counts as announced when it is signed.
+    pub chain: Option<ChainQuestions>,
     /// Where the update is published before it is submitted.
     pub publication: Publication,
     /// What to do when no cohort announces the update.
@@ -151,13 +146,26 @@ async fn take_part(
     // Before the sessions are: what our update is in already decides what they may say.
     let earlier =
         memberships::earlier(&*keeping.journal(), config.identity.did()).await.map_err(|error| state(&error))?;
-    let ledger = Ledger::new(config.identity.clone(), config.superseded.clone(), entries);
+    // Where there is a chain, what is signed counts when it is confirmed.
+    let signed = if config.chain.is_some() { Standing::Signed } else { Standing::Announced };
+    let standing = |entry: &VaultEntry| match (entry.confirmed_height, entry.txid) {
+        (Some(_), _) => Standing::Announced,
+        (None, Some(_)) => signed,
+        (None, None) => Standing::Approved,
+    };
+    let known = entries.iter().map(|entry| (entry.clone(), standing(entry)));
+    // The constructors of an identity have made this document.
+    let initial = config.identity.initial_document().unwrap_or_default();
+    let ledger = Ledger::new(initial, config.superseded.clone(), known);
+    for update in keeping.prepared().await? {
+        ledger.prepared(&update);
+    }
     for session in &earlier {
         if let Some(update) = &session.approved {
             ledger.approved(&session.cohort_id, update);
         }
         if session.seen {
-            ledger.announced(&session.cohort_id);
+            ledger.advance(&session.cohort_id, signed);
         }
     }
     let policy = MemberPolicy::new(
@@ -174,7 +182,6 @@ async fn take_part(
     }
     let risks = policy.risks();
     if !config.allow_risky && !risks.is_empty() {
-        let risks: Vec<_> = risks.iter().map(ToString::to_string).collect();
         return Err(ProgramError::Usage(format!("{}; --allow-risky-update if that is meant", risks.join("; "))));
     }
     if let Err(refusal) = policy.check()? {
@@ -219,15 +226,10 @@ async fn take_part(
         .await
         .map_err(|error| ProgramError::Internal(error.to_string()))?;
     let memberships = Memberships::new(participant, &earlier, config.timing.phase_timeout);
-    let mut member = Member {
-        config,
-        keeping,
-        printer: printer.clone(),
-        policy,
-        memberships,
-        known: BTreeMap::new(),
-        formed: BTreeSet::new(),
-    };
+    let confirmations =
+        config.chain.clone().map(|questions| Confirmations::start(questions, config.identity.did().network()));
+    let mut member = Member::new(config, keeping, printer.clone(), policy, memberships, confirmations);
+    member.look_for_earlier(entries);
     let connected = connected(config.connect_timeout, contacts);
     tokio::pin!(stop, reporting, connected);
     // After our signature: how long we stay at most, and for what.
@@ -236,7 +238,11 @@ async fn take_part(
         let next = tokio::select! {
             next = steps.next() => next,
             never = &mut reporting => match never {},
-            () = &mut stop => return Ok(true),
+            () = &mut stop => return Ok(member.stopped()),
+            news = confirmations::next(&mut member.confirmations) => match member.hears(news).await? {
+                Turn::Over(ok) => return Ok(ok),
+                _ => continue,
+            },
             problem = &mut connected => {
                 let result = json!({ "event": "result", "ok": false, "reason": problem });
                 printer.result(&result, &problem);
@@ -246,7 +252,7 @@ async fn take_part(
                 let reason = "the cohort that was to take the failed one's place did not come";
                 if member.memberships.give_up() == Outlook::Nothing {
                     printer.result(&json!({ "event": "result", "ok": false, "reason": reason }), reason);
-                    if member.nothing()? {
+                    if member.nothing().await? {
                         return Ok(false);
                     }
                 }
@@ -254,7 +260,7 @@ async fn take_part(
             }
             () = until(linger.as_ref().map(|(until, _)| *until)) => {
                 if let Some((_, cohort_id)) = linger.take() {
-                    member.report(&cohort_id, Known::SignedByUs);
+                    member.leave(&cohort_id);
                 }
                 return Ok(false);
             }
@@ -278,193 +284,6 @@ async fn take_part(
             Turn::Over(ok) => return Ok(ok),
         }
     }
-}
-
-/// Whether the program goes on after a step.
-enum Turn {
-    GoOn,
-    /// A signature of ours is out in that cohort.
-    Signed(CohortId),
-    /// What was asked for is done, or will not be.
-    Over(bool),
-}
-
-/// What the program knows of its cohorts.
-struct Member<'a> {
-    config: &'a JoinConfig,
-    keeping: &'a Keeping,
-    printer: Printer,
-    policy: MemberPolicy,
-    memberships: Memberships,
-    /// What was approved, and its transaction where it was seen.
-    known: BTreeMap<CohortId, (Arc<MemberRecord>, Option<Txid>)>,
-    /// The cohorts that have formed and are not over.
-    formed: BTreeSet<CohortId>,
-}
-
-impl Member<'_> {
-    async fn follow(&mut self, step: &ParticipantNotice) -> Result<Turn, ProgramError> {
-        // Before it is told: what was told is kept.
-        match step {
-            ParticipantNotice::DataApproved { record, .. } => {
-                keep_in_vault(self.config, self.keeping, record, None).await?;
-                self.policy.approved(record);
-                self.known.entry(record.cohort_id.clone()).or_insert_with(|| (Arc::clone(record), None));
-            }
-            ParticipantNotice::SignatureSent { record, .. } => {
-                keep(self.config, self.keeping, record, None).await?
-            }
-            ParticipantNotice::CohortComplete { record, txid, .. } => {
-                keep(self.config, self.keeping, record, Some(*txid)).await?;
-                self.policy.approved(record);
-                self.policy.announced(record);
-                self.known.insert(record.cohort_id.clone(), (Arc::clone(record), Some(*txid)));
-            }
-            _ => {}
-        }
-        self.printer.participant_step(step);
-        self.memberships.follow(step);
-        Ok(match step {
-            ParticipantNotice::OptInAccepted { cohort_id, .. } => {
-                self.policy.is_accepted(cohort_id);
-                Turn::GoOn
-            }
-            ParticipantNotice::CohortReady { cohort_id, .. } => {
-                self.policy.is_formed(cohort_id);
-                self.formed.insert(cohort_id.clone());
-                Turn::GoOn
-            }
-            ParticipantNotice::SignatureSent { cohort_id, .. } if !self.memberships.had_ended(cohort_id) => {
-                self.formed.insert(cohort_id.clone());
-                Turn::Signed(cohort_id.clone())
-            }
-            ParticipantNotice::CohortOver { cohort_id, known, .. } => {
-                // Whoever is told of an end is told once: put away before it is said.
-                self.memberships.archive(cohort_id).await;
-                self.over(cohort_id, *known)
-            }
-            ParticipantNotice::CohortFailed { reason, cohort_id, signed, end, .. } => {
-                self.memberships.archive(cohort_id).await;
-                self.failed(cohort_id, reason, *signed, end)?
-            }
-            _ => Turn::GoOn,
-        })
-    }
-
-    fn over(&mut self, cohort_id: &CohortId, known: Known) -> Turn {
-        self.formed.remove(cohort_id);
-        self.policy.is_free_again(cohort_id);
-        let earlier = self.memberships.leave(cohort_id);
-        let ok = self.report(cohort_id, known);
-        self.known.remove(cohort_id);
-        // Another cohort that has formed needs our signature as well.
-        match earlier {
-            true => self.told(cohort_id),
-            false if self.config.exit_when_done && self.formed.is_empty() => Turn::Over(ok),
-            false => Turn::GoOn,
-        }
-    }
-
-    /// An end that an earlier run was told was told again. When nothing else is left, and nothing to say, that was all.
-    fn told(&mut self, cohort_id: &CohortId) -> Turn {
-        if self.memberships.is_told(cohort_id)
-            && self.config.exit_when_done
-            && self.config.idle == Idle::Skip
-            && let Some(done) = self.policy.done()
-        {
-            announced_before(&done, &self.printer);
-            return Turn::Over(true);
-        }
-        Turn::GoOn
-    }
-
-    fn failed(
-        &mut self,
-        cohort_id: &CohortId,
-        reason: &str,
-        signed: bool,
-        end: &SessionEnd,
-    ) -> Result<Turn, ProgramError> {
-        self.formed.remove(cohort_id);
-        self.known.remove(cohort_id);
-        self.policy.is_free_again(cohort_id);
-        let next = match end {
-            SessionEnd::EndedByService { next, .. } => next.as_ref(),
-            _ => None,
-        };
-        let earlier = self.memberships.had_ended(cohort_id);
-        if self.memberships.failed(cohort_id, next) == Outlook::GoOn && !earlier {
-            return Ok(Turn::GoOn);
-        }
-        let event = if earlier { "earlier" } else { "result" };
-        let known = if signed { "signed-by-us" } else { "failed" };
-        let result =
-            json!({ "event": event, "ok": false, "known": known, "cohortId": cohort_id, "reason": reason });
-        let but = if signed { ". Our signature is out: it can still be announced" } else { "" };
-        self.printer.result(&result, &format!("cohort {cohort_id} failed: {reason}{but}"));
-        if earlier {
-            return Ok(self.told(cohort_id));
-        }
-        Ok(if self.nothing()? { Turn::Over(false) } else { Turn::GoOn })
-    }
-
-    /// How a cohort ended: whether its signed transaction was seen. An end that an earlier run was told is not one of this run.
-    fn report(&self, cohort_id: &CohortId, known: Known) -> bool {
-        let ok = known == Known::Seen;
-        let event = if self.memberships.had_ended(cohort_id) { "earlier" } else { "result" };
-        let Some((record, txid)) = self.known.get(cohort_id) else {
-            let text = "the cohort is over, and we have approved nothing in it";
-            let result =
-                json!({ "event": event, "ok": false, "known": known, "cohortId": cohort_id, "reason": text });
-            self.printer.result(&result, &format!("cohort {cohort_id}: {text}"));
-            return false;
-        };
-        let mut result = json!({
-            "event": event,
-            "ok": ok,
-            "known": known,
-            "cohortId": cohort_id,
-            "beaconAddress": record.output.address(),
-            "included": record.included(),
-            "sidecar": record.sidecar(self.config.identity.genesis_document().map(|document| &**document)),
-        });
-        if let Some(txid) = txid {
-            result["txid"] = json!(txid);
-        }
-        let what = if record.included() { "our update is in" } else { "we declined; our proof of that is in" };
-        let signal = &record.signal;
-        let text = match (known, txid) {
-            (Known::Seen, Some(txid)) => {
-                format!(
-                    "{what} the signal {signal}, and its transaction {txid} is signed; see the chain for its confirmations"
-                )
-            }
-            (Known::Reported, _) => format!(
-                "{what} the signal {signal}; the service says that its transaction is signed, and has not shown it"
-            ),
-            _ => format!(
-                "{what} the signal {signal}, and our signature is out; whether it is announced is NOT known. Watch {} \
-                 (btcr2-aggregation watch)",
-                record.output.address()
-            ),
-        };
-        self.printer.result(&result, &format!("cohort {cohort_id}: {text}"));
-        ok
-    }
-
-    /// No cohort will announce: the member's own announcement is written, if that is wanted. Whether that ends the program.
-    fn nothing(&self) -> Result<bool, ProgramError> {
-        alone::fall_back(self.config, &self.policy, &self.printer)?;
-        Ok(self.config.exit_when_done)
-    }
-}
-
-/// There is nothing to do: the update was announced in this cohort, as this version.
-fn announced_before((cohort_id, version): &(CohortId, u64), printer: &Printer) {
-    let result = json!({ "event": "result", "ok": true, "known": "announced-before", "cohortId": cohort_id });
-    let text =
-        format!("version {version} of the DID is announced in cohort {cohort_id} already: there is nothing to do");
-    printer.result(&result, &text);
 }
 
 /// Ready at that time; never without one.
@@ -511,43 +330,4 @@ fn transport(config: &JoinConfig, clock: Clock, contacts: &Contacts) -> Result<A
             None => Err(ProgramError::Usage("no service: neither a URL nor a relay".to_owned())),
         },
     }
-}
-
-/// Keeps what was approved in the state directory: from then on it may be announced, whether this program hears of it or not.
-async fn keep_in_vault(
-    config: &JoinConfig,
-    keeping: &Keeping,
-    record: &MemberRecord,
-    txid: Option<Txid>,
-) -> Result<(), ProgramError> {
-    let Some(vault) = keeping.vault() else { return Ok(()) };
-    let genesis_document = config.identity.genesis_document().map(|document| (**document).clone());
-    let entry = VaultEntry { record: record.clone(), genesis_document, transcript: None, txid };
-    vault.put(entry).await.map_err(|error| ProgramError::State(error.to_string()))
-}
-
-/// Writes `<cohort>.json`: the DID, whether it is included, the sidecar, and the terms of the cohort.
-async fn keep(
-    config: &JoinConfig,
-    keeping: &Keeping,
-    record: &MemberRecord,
-    txid: Option<Txid>,
-) -> Result<(), ProgramError> {
-    keep_in_vault(config, keeping, record, txid).await?;
-    let Some(directory) = &config.out else { return Ok(()) };
-    let mut kept = record.to_file(config.identity.genesis_document().map(|document| &**document));
-    kept["cohort"] = json!({
-        "cohortId": record.cohort_id,
-        "service": record.service,
-        "beaconAddress": record.output.address(),
-        "signalHex": record.signal,
-        "conditions": record.conditions,
-        "output": record.output,
-        // Absent while the signed transaction was not seen.
-        "txid": txid,
-    });
-    let path = directory.join(format!("{}.json", file_name(&record.cohort_id)));
-    let io_error = |error: io::Error| ProgramError::Io { what: path.display().to_string(), error };
-    let text = serde_json::to_string_pretty(&kept).map_err(|error| io_error(error.into()))?;
-    write_whole(&path, (text + "\n").as_bytes()).map_err(io_error)
 }

@@ -11,7 +11,7 @@ use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde_json::{Value, json};
 
 use super::{
-    ledger::{Ledger, Outlook},
+    ledger::{Ledger, Outlook, Standing},
     place::Place,
 };
 use crate::{
@@ -192,7 +192,7 @@ impl MemberPolicy {
         publication: Publication,
         printer: Printer,
     ) -> Self {
-        let ledger = Arc::new(Ledger::new(identity.clone(), Vec::new(), []));
+        let ledger = Arc::new(Ledger::new(identity.initial_document().unwrap_or_default(), Vec::new(), []));
         let (place, added) = (Arc::default(), Arc::default());
         Self { identity, service, terms, intent, idle: Idle::default(), publication, printer, place, ledger, added }
     }
@@ -214,19 +214,25 @@ impl MemberPolicy {
                 Err(error) => Err(ProgramError::Usage(format!("the update cannot be made: {error}"))),
             },
             Outlook::Blocked(reason) => Ok(Err(reason)),
-            Outlook::Done { .. } | Outlook::Again { .. } => Ok(Ok(())),
+            Outlook::Done { .. } | Outlook::Waiting { .. } | Outlook::Again { .. } => Ok(Ok(())),
         }
     }
 
-    /// What its update does to the document that its controller may not mean.
-    pub(super) fn risks(&self) -> Vec<Concern> {
-        let Intent::Update { patch, source } = &self.intent else { return Vec::new() };
-        let Outlook::Next { document, .. } = self.outlook(patch, source) else { return Vec::new() };
-        match Patch::from_value(patch).and_then(|patch| patch.apply(&document)) {
-            Ok(after) => document::concerns(&document, &after),
-            // What does not apply is refused for that.
-            Err(_) => Vec::new(),
+    /// What its controller may not mean: what its update does to the document, or which document it starts from.
+    pub(super) fn risks(&self) -> Vec<String> {
+        let source = match &self.intent {
+            Intent::Update { source, .. } | Intent::AddBeacon { source } => source.as_ref(),
+            Intent::Decline => None,
+        };
+        let mut risks: Vec<_> =
+            source.and_then(|(document, version)| self.ledger.doubts(document, *version)).into_iter().collect();
+        let Intent::Update { patch, source } = &self.intent else { return risks };
+        let Outlook::Next { document, .. } = self.outlook(patch, source) else { return risks };
+        // What does not apply is refused for that.
+        if let Ok(after) = Patch::from_value(patch).and_then(|patch| patch.apply(&document)) {
+            risks.extend(document::concerns(&document, &after).iter().map(Concern::to_string));
         }
+        risks
     }
 
     /// In which cohort its update is announced, and to which version it led.
@@ -234,6 +240,15 @@ impl MemberPolicy {
         let Intent::Update { patch, source } = &self.intent else { return None };
         match self.outlook(patch, source) {
             Outlook::Done { cohort_id, version } => Some((cohort_id, version)),
+            _ => None,
+        }
+    }
+
+    /// In which cohort its update is signed, and not confirmed yet.
+    pub(super) fn waiting(&self) -> Option<CohortId> {
+        let Intent::Update { patch, source } = &self.intent else { return None };
+        match self.outlook(patch, source) {
+            Outlook::Waiting { cohort_id } => Some(cohort_id),
             _ => None,
         }
     }
@@ -251,7 +266,7 @@ impl MemberPolicy {
                 .sign(patch.clone(), source, document, version)
                 .map(|submission| Some(submission.update))
                 .map_err(|error| ProgramError::Usage(format!("the update cannot be made: {error}"))),
-            Outlook::Done { .. } => Ok(None),
+            Outlook::Done { .. } | Outlook::Waiting { .. } => Ok(None),
             Outlook::Blocked(reason) => Err(ProgramError::Usage(reason)),
         }
     }
@@ -277,12 +292,22 @@ impl MemberPolicy {
         }
     }
 
-    /// The transaction of that cohort was seen.
-    pub(super) fn announced(&self, record: &MemberRecord) {
-        self.ledger.announced(&record.cohort_id);
+    /// The transaction of that cohort was seen, or is confirmed.
+    pub(super) fn is_seen(&self, record: &MemberRecord, standing: Standing) {
+        self.ledger.advance(&record.cohort_id, standing);
         if record.included() && self.place.is_updating(&record.cohort_id) {
             let _ = self.added.set(record.cohort_id.clone());
         }
+    }
+
+    /// Its transaction will never be confirmed.
+    pub(super) fn is_replaced(&self, cohort_id: &CohortId) {
+        self.ledger.never(cohort_id);
+    }
+
+    /// The update was handed to its controller, to be announced without a cohort.
+    pub(super) fn is_prepared(&self, update: &SignedUpdate) {
+        self.ledger.prepared(update);
     }
 
     /// The cohort has formed.
@@ -313,7 +338,7 @@ impl MemberPolicy {
         self.terms.accept(&advert.conditions)?;
         let said = match (&self.intent, self.added.get()) {
             (Intent::AddBeacon { .. }, Some(cohort_id)) => Some(cohort_id.clone()),
-            _ => self.done().map(|(cohort_id, _)| cohort_id),
+            _ => self.done().map(|(cohort_id, _)| cohort_id).or_else(|| self.waiting()),
         };
         match said {
             Some(cohort_id) if self.idle == Idle::Skip => Err(format!(
@@ -361,6 +386,7 @@ impl MemberPolicy {
             Outlook::Done { cohort_id, version } => {
                 Err(format!("version {version} is announced in cohort {cohort_id}"))
             }
+            Outlook::Waiting { cohort_id } => Err(format!("it is signed in cohort {cohort_id}")),
             Outlook::Blocked(reason) => Err(reason),
             Outlook::Again { update, document, version } => {
                 Ok(Submission { update, source: source_of(&starting_from(source, document, version)) })

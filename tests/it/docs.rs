@@ -12,8 +12,9 @@ fn every_test_that_a_document_names_exists() {
         let text = fs::read_to_string(&document).unwrap();
         for name in text.split('`').skip(1).step_by(2).filter(|name| name.ends_with(".rs")) {
             named += 1;
-            let exists =
-                ["", "tests", "actors/tests", "protocol/tests"].iter().any(|at| root.join(at).join(name).exists());
+            let exists = ["", "tests/it", "actors/tests/it", "protocol/tests/it"]
+                .iter()
+                .any(|at| root.join(at).join(name).exists());
             assert!(exists, "{}: there is no {name}", document.display());
         }
     }

@@ -7,6 +7,7 @@ use crate::bitcoind_support::{
     beacon::Beacon,
     faucet::{Faucet, Wallet},
 };
+use crate::edges::fails_unread;
 use crate::support::{path, run};
 use bitcoin::{Address, Amount, FeeRate, Psbt, Sequence};
 use btcr2_aggregation::bitcoin::deposit::{self, DepositError};
@@ -54,6 +55,8 @@ fn a_deposit_is_written_signed_elsewhere_and_sent() {
         submit(&done).succeeded();
         // Again is as good as once.
         submit(&done).succeeded();
+        fails_unread(&["fund", "--chain", &source, "--from", &from, "--to", &to, "--amount", "4000", "--out", &psbt]);
+        fails_unread(&["fund", "--chain", &source, "--submit", &done]);
         blocks.mine(1).await;
         let coins = blocks.chain().coins(beacon.output.script_pubkey()).await.unwrap();
         assert_eq!(coins.deposits.iter().map(|coin| coin.value.to_sat()).collect::<Vec<_>>(), [40_000]);

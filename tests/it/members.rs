@@ -78,7 +78,7 @@ fn entry(beacon: &Beacon, cohort: &str, update: Option<SignedUpdate>) -> VaultEn
         update,
         data: announcement,
     };
-    VaultEntry { record, genesis_document: None, transcript: None, txid: None }
+    VaultEntry { record, genesis_document: None, transcript: None, txid: None, confirmed_height: None }
 }
 
 /// A beacon with a coin that was confirmed `age` blocks ago, counting its own.

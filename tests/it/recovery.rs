@@ -149,6 +149,8 @@ fn the_program_lists_shows_and_recovers() {
             assert_eq!(states, ["waiting", "waiting", "unconfirmed"], "{listed}");
             assert_eq!(listed["coins"][0]["maturity"]["blocks"], 1);
         }
+        crate::edges::fails_unread(&["recover", "--chain", &source, "--cohort", &cohort]);
+        crate::edges::fails_unread(&["recover", "--chain", &source, "--cohort", &cohort, "--json"]);
         let to = destination();
         let sweep = ["--cohort", &cohort, "--secret-env", "RECOVERY_KEY", "--to", &to];
         let (status, early) = recover(&sweep);

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use crate::support::{Run, did_of, directory, external_identity, path, run, run_with};
+use crate::support::{Run, Service, did_of, directory, external_identity, path, run, run_with};
 use bitcoin::{
     Address, Amount, Network, OutPoint, Psbt, ScriptBuf, Transaction, TxOut,
     absolute::LockTime,
@@ -205,4 +205,80 @@ fn what_cannot_work_is_refused_and_says_why() {
     let external = external_identity(&member.directory, "external");
     refused(&["--identity", &external], "EXTERNAL");
     refused(&["--update", &file, "--did", &member.did], "cannot be used multiple times");
+}
+
+/// An update of `note`, signed anew, in a file.
+fn note(member: &Member, document: &Value, version: u64, text: &str) -> String {
+    let identity = Identity::from_key(SecretKey::from_hex(SECRET).unwrap(), network::Network::Regtest);
+    let patch = serde_json::json!([{ "op": "add", "path": "/note", "value": text }]);
+    let unsigned = build_update(document, version, patch).unwrap();
+    let mut rng = ChaCha20Rng::seed_from_u64(text.len() as u64);
+    let (method, key) = (identity.verification_method(), identity.secret_key());
+    let update = sign_update(&unsigned, identity.did(), method, key, &mut rng).unwrap();
+    let file = path(&member.directory, text);
+    fs::write(&file, update.value().to_string()).unwrap();
+    file
+}
+
+#[test]
+fn with_a_state_directory_no_second_update_of_a_version_is_handed_out() {
+    let member = Member::new("singleton-state");
+    let state = path(&member.directory, "state");
+    let patch = path(&member.directory, "patch");
+    fs::write(&patch, r#"[{ "op": "add", "path": "/note", "value": "first" }]"#).unwrap();
+    let service = Service::once(&member.directory, 1, &[]);
+    let joined = service.join(&member.identity, &["--update", &patch, "--state", &state]).result();
+    service.program.result();
+    let singleton = |update: &str, more: &[&str]| {
+        run(&[&["singleton", "--identity", &member.identity, "--update", update, "--state", &state], more].concat())
+    };
+    // The cohort has announced version 2: another one of it is refused, the same one is not.
+    let initial = document::initial_document(&member.did.parse().unwrap(), None).unwrap();
+    let other = note(&member, &initial, 1, "other");
+    assert!(singleton(&other, &[]).usage().contains("another update of version 2 is announced in cohort"));
+    let same = path(&member.directory, "same");
+    fs::write(&same, joined["sidecar"]["updates"][0].to_string()).unwrap();
+    singleton(&same, &[]).succeeded();
+
+    // The next one starts from there. It is recorded, so that nothing contradicts it afterwards, `join` neither.
+    let mut second = initial.clone();
+    second["note"] = "first".into();
+    let third = note(&member, &second, 2, "third");
+    singleton(&third, &[]).succeeded();
+    singleton(&third, &[]).succeeded();
+    let contradicting = note(&member, &second, 2, "contradicting");
+    assert!(singleton(&contradicting, &[]).usage().contains("without a cohort"));
+    fs::write(&patch, r#"[{ "op": "add", "path": "/note", "value": "by a cohort" }]"#).unwrap();
+    let more = ["--update", &patch, "--state", &state, "--exit-when-done"];
+    let refused = crate::support::join(&service.url, &member.identity, &more[..4]).end();
+    let reason = refused.1.iter().find(|event| event["event"] == "result").unwrap()["reason"].to_string();
+    assert!(refused.0 == Some(1) && reason.contains("--supersede singleton"), "{refused:?}");
+    singleton(&contradicting, &["--supersede", "singleton"]).succeeded();
+
+    // What does not follow from the vault is refused unless it is meant.
+    let ahead = note(&member, &second, 4, "far ahead");
+    assert!(singleton(&ahead, &["--supersede", "singleton"]).usage().contains("lead to version 2"));
+    singleton(&ahead, &["--supersede", "singleton", "--allow-risky-update"]).succeeded();
+    // Nor does a member start from a document that it does not lead to.
+    let source = path(&member.directory, "source");
+    fs::write(&source, initial.to_string()).unwrap();
+    let stale = ["--source-document", &source, "--source-version", "7", "--supersede", "singleton"];
+    let stale = crate::support::join(&service.url, &member.identity, &[&more[..4], &stale].concat()).end();
+    assert!(stale.0 == Some(2) && stale.2.contains("lead to version 2"), "{stale:?}");
+}
+
+#[test]
+fn a_later_update_is_checked_against_the_document_that_is_given() {
+    let member = Member::new("singleton-source");
+    let mut second = document::initial_document(&member.did.parse().unwrap(), None).unwrap();
+    second["note"] = "first".into();
+    let third = note(&member, &second, 2, "third");
+    let source = path(&member.directory, "source");
+    fs::write(&source, second.to_string()).unwrap();
+    let singleton = |more: &[&str]| run(&[&["singleton", "--did", &member.did, "--update", &third], more].concat());
+    singleton(&["--source-document", &source]).succeeded();
+    second["note"] = "something else".into();
+    fs::write(&source, second.to_string()).unwrap();
+    let wrong = singleton(&["--source-document", &source]);
+    assert!(wrong.usage().contains("not a valid update of this DID"), "{wrong:?}");
 }

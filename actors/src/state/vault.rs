@@ -30,6 +30,9 @@ pub struct VaultEntry {
     /// never be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub txid: Option<Txid>,
+    /// In a block of which height the member has seen its announcement, with as many confirmations as it had asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed_height: Option<u32>,
 }
 
 /// Which entry. The service is part of it: services choose the names of their cohorts, and one could choose another's.
@@ -69,6 +72,8 @@ impl VaultEntry {
         self.genesis_document = either(self.genesis_document, known.genesis_document).ok()?;
         self.transcript = either(self.transcript, known.transcript).ok()?;
         self.txid = either(self.txid, known.txid).ok()?;
+        // A reorganization can put it elsewhere: that is no contradiction.
+        self.confirmed_height = self.confirmed_height.or(known.confirmed_height);
         Some(self)
     }
 }

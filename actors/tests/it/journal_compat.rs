@@ -278,6 +278,7 @@ fn write_vault_of_version_0_1() {
             genesis_document,
             transcript: None,
             txid: None,
+            confirmed_height: None,
         }
     });
     let document = serde_json::json!({ "vaultVersion": 1, "entries": entries.collect::<Vec<_>>() });

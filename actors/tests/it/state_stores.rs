@@ -190,6 +190,7 @@ fn vaults_keep_what_members_need() {
         genesis_document: identity.genesis_document().map(|document| (**document).clone()),
         transcript: None,
         txid: None,
+        confirmed_height: None,
     };
     let entries: Vec<VaultEntry> = members.iter().map(entry).collect();
     runtime().block_on(async {
@@ -235,7 +236,8 @@ fn concurrent_puts_of_one_entry_lose_nothing() {
         let state = State::open(dir.path()).unwrap();
         let vault = StateVault::new(&state);
         let record = (*records[members[0].did()]).clone();
-        let plain = VaultEntry { record, genesis_document: None, transcript: None, txid: None };
+        let plain =
+            VaultEntry { record, genesis_document: None, transcript: None, txid: None, confirmed_height: None };
         let full = VaultEntry { transcript: Some(head(1)), ..plain.clone() };
         let puts = [plain.clone(), full.clone(), plain.clone()].map(|entry| vault.clone().put_owned(entry));
         let done = futures::future::join_all(puts);

@@ -1,0 +1,299 @@
+//! What the chain says about the announcements of a member's cohorts: whether a transaction with the approved signal spends
+//! from the beacon address, and how many blocks confirm it.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use ::bitcoin::{OutPoint, Transaction, Txid};
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    time::Instant,
+};
+
+use crate::{
+    bitcoin::{
+        chain::{Activity, Chain, ChainError, ChainSource, Spend},
+        ledger::Ledger,
+        watch::signal_of,
+    },
+    protocol::{id::CohortId, network::Network, sidecar::MemberRecord},
+};
+
+/// A chain that a member asks for the confirmations of what it has signed.
+#[derive(Clone, Debug)]
+pub struct ChainQuestions {
+    /// Which one.
+    pub source: ChainSource,
+    /// How often it is asked.
+    pub poll: Duration,
+    /// How many blocks must confirm a transaction before it counts as announced; at least 1.
+    pub confirmations: u32,
+    /// In how many of the last blocks to look for what earlier runs have signed.
+    pub look_back: u32,
+}
+
+impl ChainQuestions {
+    /// How often the chain is asked, unless something else is said.
+    pub const POLL: Duration = Duration::from_secs(30);
+    /// How many confirmations are enough, unless something else is said: as many as a service waits for.
+    pub const CONFIRMATIONS: u32 = 6;
+    /// In how many of the last blocks to look, unless something else is said: about a day.
+    pub const LOOK_BACK: u32 = 144;
+}
+
+/// Where the announcement of a cohort is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sighting {
+    /// Neither in a block that was searched nor in the mempool, any more.
+    Gone,
+    /// In the mempool.
+    Mempool(Txid),
+    /// In a block of that height.
+    Block {
+        /// The transaction.
+        txid: Txid,
+        /// The block's.
+        height: u32,
+        /// How many blocks confirm it, counting its own.
+        confirmations: u32,
+    },
+    /// The coin that it spends was spent by another transaction, with as many confirmations as are enough.
+    Replaced(Txid),
+}
+
+/// What the chain says.
+#[derive(Debug)]
+pub(super) enum News {
+    /// Something else than the last time about this cohort.
+    Sighted(CohortId, Sighting),
+    /// It does not answer, for this reason; it is asked again.
+    Silent(ChainError),
+    /// It answers again.
+    Answers,
+    /// A person must act.
+    Unusable(ChainError),
+}
+
+/// What is looked for.
+struct Wanted {
+    record: Arc<MemberRecord>,
+    /// What its transaction spends, where that was seen.
+    spends: Vec<OutPoint>,
+}
+
+/// The questions about a member's cohorts, and the answers.
+pub(super) struct Confirmations {
+    needed: u32,
+    wanted: UnboundedSender<Wanted>,
+    news: UnboundedReceiver<News>,
+    /// The last word about each cohort.
+    sighted: BTreeMap<CohortId, Sighting>,
+}
+
+impl Confirmations {
+    /// Begins to ask. Ends when dropped.
+    pub(super) fn start(questions: ChainQuestions, network: Network) -> Self {
+        // Neither grows without bound: what is wanted are our own cohorts, and there is news of each only when something changed.
+        let (wanted, orders) = unbounded_channel();
+        let (teller, news) = unbounded_channel();
+        let needed = questions.confirmations.max(1);
+        actix_rt::spawn(ask(questions, network, orders, teller));
+        Self { needed, wanted, news, sighted: BTreeMap::new() }
+    }
+
+    /// How many confirmations are enough.
+    pub(super) fn needed(&self) -> u32 {
+        self.needed
+    }
+
+    /// Looks for the announcement of that cohort from now on, and until it has enough confirmations.
+    pub(super) fn look_for(&self, record: &Arc<MemberRecord>, transaction: Option<&Transaction>) {
+        let spends = transaction.iter().flat_map(|transaction| &transaction.input);
+        let spends = spends.map(|input| input.previous_output).collect();
+        // Whoever is gone has said why.
+        let _ = self.wanted.send(Wanted { record: Arc::clone(record), spends });
+    }
+
+    /// What is new.
+    pub(super) async fn next(&mut self) -> News {
+        match self.news.recv().await {
+            Some(News::Sighted(cohort_id, sighting)) => {
+                self.sighted.insert(cohort_id.clone(), sighting);
+                News::Sighted(cohort_id, sighting)
+            }
+            Some(news) => news,
+            // It ends only after it has said that the chain cannot be used.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The last word about that cohort, of those that this run has heard.
+    pub(super) fn sighting(&self, cohort_id: &CohortId) -> Option<Sighting> {
+        self.sighted.get(cohort_id).copied()
+    }
+
+    /// Whether nothing more is to be expected.
+    pub(super) fn is_settled(&self, sighting: Sighting) -> bool {
+        match sighting {
+            Sighting::Block { confirmations, .. } => confirmations >= self.needed,
+            Sighting::Replaced(_) => true,
+            Sighting::Gone | Sighting::Mempool(_) => false,
+        }
+    }
+}
+
+/// One announcement that is looked for.
+struct Followed {
+    wanted: Wanted,
+    ledger: Ledger,
+    transactions: BTreeMap<Txid, Transaction>,
+    told: Option<Sighting>,
+}
+
+async fn ask(
+    questions: ChainQuestions,
+    network: Network,
+    mut orders: UnboundedReceiver<Wanted>,
+    teller: UnboundedSender<News>,
+) {
+    let mut silent = false;
+    let mut chain: Option<Arc<dyn Chain>> = None;
+    let mut followed: BTreeMap<CohortId, Followed> = BTreeMap::new();
+    let mut fresh: Vec<Wanted> = Vec::new();
+    loop {
+        // Connected before there is anything to look for: what is wrong with the chain is said at the start.
+        let connected = match &chain {
+            Some(chain) => Ok(Arc::clone(chain)),
+            None => questions.source.connect(network).await,
+        };
+        let outcome = match connected {
+            Ok(connected) => {
+                chain = Some(Arc::clone(&connected));
+                poll(&*connected, &questions, &mut fresh, &mut followed, &teller).await
+            }
+            Err(error) => Err(error),
+        };
+        let news = match outcome {
+            Ok(()) => std::mem::take(&mut silent).then_some(News::Answers),
+            Err(error) if !error.is_transient() => {
+                let _ = teller.send(News::Unusable(error));
+                return;
+            }
+            Err(error) => (!std::mem::replace(&mut silent, true)).then_some(News::Silent(error)),
+        };
+        if news.is_some_and(|news| teller.send(news).is_err()) {
+            return;
+        }
+        let next = Instant::now() + questions.poll;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => break,
+                order = orders.recv() => match order {
+                    Some(wanted) => {
+                        fresh.push(wanted);
+                        // Nobody waits for a whole pause to hear of what is there already.
+                        if !silent {
+                            break;
+                        }
+                    }
+                    None => return,
+                },
+            }
+        }
+    }
+}
+
+async fn poll(
+    chain: &dyn Chain,
+    questions: &ChainQuestions,
+    fresh: &mut Vec<Wanted>,
+    followed: &mut BTreeMap<CohortId, Followed>,
+    teller: &UnboundedSender<News>,
+) -> Result<(), ChainError> {
+    while let Some(wanted) = fresh.last() {
+        let cohort_id = wanted.record.cohort_id.clone();
+        let begun = match followed.contains_key(&cohort_id) {
+            true => None,
+            false => Some(begin(chain, wanted, questions.look_back).await?),
+        };
+        let Some(wanted) = fresh.pop() else { break };
+        match (followed.get_mut(&cohort_id), begun) {
+            (Some(known), _) if known.wanted.spends.is_empty() => known.wanted = wanted,
+            (None, Some(ledger)) => {
+                let new = Followed { wanted, ledger, transactions: BTreeMap::new(), told: None };
+                followed.insert(cohort_id, new);
+            }
+            _ => {}
+        }
+    }
+    let mut settled = Vec::new();
+    for (cohort_id, followed) in &mut *followed {
+        let sighting = followed.look(chain, questions.confirmations.max(1)).await?;
+        if Some(sighting) == followed.told || (followed.told.is_none() && sighting == Sighting::Gone) {
+            continue;
+        }
+        followed.told = Some(sighting);
+        let _ = teller.send(News::Sighted(cohort_id.clone(), sighting));
+        match sighting {
+            Sighting::Block { confirmations, .. } if confirmations >= questions.confirmations.max(1) => {
+                settled.push(cohort_id.clone());
+            }
+            Sighting::Replaced(_) => settled.push(cohort_id.clone()),
+            _ => {}
+        }
+    }
+    settled.iter().for_each(|cohort_id| drop(followed.remove(cohort_id)));
+    Ok(())
+}
+
+/// A ledger that begins so many blocks ago. It never lists the coins of the address: only spends are of interest.
+async fn begin(chain: &dyn Chain, wanted: &Wanted, look_back: u32) -> Result<Ledger, ChainError> {
+    let tip = chain.tip().await?;
+    let script = wanted.record.output.script_pubkey().to_owned();
+    let mut since = tip;
+    since.block.height = tip.block.height.saturating_sub(look_back);
+    since.block.hash = chain
+        .block_hash(since.block.height)
+        .await?
+        .ok_or_else(|| ChainError::Unavailable(format!("block {} is gone", since.block.height)))?;
+    Ok(Ledger::known(script, since, [], []))
+}
+
+impl Followed {
+    async fn look(&mut self, chain: &dyn Chain, needed: u32) -> Result<Sighting, ChainError> {
+        let activity = self.ledger.refresh(chain).await?;
+        self.transactions.retain(|txid, _| activity.spends.iter().any(|spend| spend.by == *txid));
+        for spend in &activity.spends {
+            if !self.transactions.contains_key(&spend.by)
+                && let Some(transaction) =
+                    chain.transaction(&spend.by, spend.place.block().map(|block| &block.hash)).await?
+            {
+                self.transactions.insert(spend.by, transaction);
+            }
+        }
+        Ok(self.judge(&activity, needed))
+    }
+
+    fn judge(&self, activity: &Activity, needed: u32) -> Sighting {
+        let depth = |spend: &Spend| spend.place.block().map_or(0, |block| activity.tip.depth(block));
+        let announces = |spend: &&Spend| {
+            self.transactions.get(&spend.by).and_then(signal_of) == Some(self.wanted.record.signal)
+        };
+        let Some(best) = activity.spends.iter().filter(announces).max_by_key(|spend| depth(spend)) else {
+            let other = |spend: &&Spend| self.wanted.spends.contains(&spend.outpoint) && depth(spend) >= needed;
+            let replaced = activity.spends.iter().find(other);
+            return replaced.map_or(Sighting::Gone, |spend| Sighting::Replaced(spend.by));
+        };
+        match best.place.block() {
+            None => Sighting::Mempool(best.by),
+            Some(block) => Sighting::Block { txid: best.by, height: block.height, confirmations: depth(best) },
+        }
+    }
+}
+
+/// What the chain says next; never, without a chain.
+pub(super) async fn next(confirmations: &mut Option<Confirmations>) -> News {
+    match confirmations {
+        Some(confirmations) => confirmations.next().await,
+        None => std::future::pending().await,
+    }
+}

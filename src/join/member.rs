@@ -1,0 +1,469 @@
+//! A member as the program sees it: what it keeps of its cohorts, what it says of their ends, and when it is done.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+};
+
+use ::bitcoin::{Transaction, Txid};
+use serde_json::json;
+
+use super::{
+    JoinConfig, MemberPolicy, alone,
+    confirmations::{Confirmations, News, Sighting},
+    ledger::Standing,
+    memberships::{Memberships, Outlook},
+    policy::Idle,
+};
+use crate::{
+    actors::{
+        notice::{Known, ParticipantNotice},
+        state::vault::{Vault, VaultEntry},
+    },
+    error::ProgramError,
+    events::Printer,
+    files::{file_name, write_whole},
+    keep::Keeping,
+    protocol::{cohort::event::SessionEnd, id::CohortId, sidecar::MemberRecord},
+};
+
+/// Whether the program goes on after a step.
+pub(super) enum Turn {
+    GoOn,
+    /// A signature of ours is out in that cohort.
+    Signed(CohortId),
+    /// What was asked for is done, or will not be.
+    Over(bool),
+}
+
+/// What the program knows of its cohorts.
+pub(super) struct Member<'a> {
+    config: &'a JoinConfig,
+    keeping: &'a Keeping,
+    printer: Printer,
+    policy: MemberPolicy,
+    pub(super) memberships: Memberships,
+    pub(super) confirmations: Option<Confirmations>,
+    /// What was approved, and its transaction where it was seen.
+    known: BTreeMap<CohortId, (Arc<MemberRecord>, Option<Txid>)>,
+    /// The cohorts that are over, and whose transaction is not confirmed yet.
+    waiting: BTreeMap<CohortId, Known>,
+    /// The cohorts that have formed and are not over.
+    formed: BTreeSet<CohortId>,
+    /// Those of them in which a signature of ours is out.
+    signed: BTreeSet<CohortId>,
+}
+
+impl<'a> Member<'a> {
+    /// That knows of nothing yet.
+    pub(super) fn new(
+        config: &'a JoinConfig,
+        keeping: &'a Keeping,
+        printer: Printer,
+        policy: MemberPolicy,
+        memberships: Memberships,
+        confirmations: Option<Confirmations>,
+    ) -> Self {
+        let (known, waiting, formed, signed) = Default::default();
+        Self { config, keeping, printer, policy, memberships, confirmations, known, waiting, formed, signed }
+    }
+
+    /// Looks on the chain for what earlier runs have approved, and have not seen confirmed.
+    pub(super) fn look_for_earlier(&mut self, entries: Vec<VaultEntry>) {
+        let Some(confirmations) = &self.confirmations else { return };
+        let waited_for = self.policy.waiting();
+        for VaultEntry { record, txid, confirmed_height, .. } in entries {
+            let cohort_id = record.cohort_id.clone();
+            if confirmed_height.is_some() || record.update.is_none() || self.config.superseded.contains(&cohort_id)
+            {
+                continue;
+            }
+            let record = Arc::new(record);
+            confirmations.look_for(&record, None);
+            if waited_for.as_ref() == Some(&cohort_id) {
+                self.printer.waits_for_confirmations(&cohort_id, txid, confirmations.needed());
+                self.waiting.insert(cohort_id.clone(), Known::Seen);
+            }
+            self.known.insert(cohort_id, (record, txid));
+        }
+    }
+
+    pub(super) async fn follow(&mut self, step: &ParticipantNotice) -> Result<Turn, ProgramError> {
+        // Before it is told: what was told is kept.
+        match step {
+            ParticipantNotice::DataApproved { record, .. } => {
+                self.keep_in_vault(record, None, None).await?;
+                self.policy.approved(record);
+                self.known.entry(record.cohort_id.clone()).or_insert_with(|| (Arc::clone(record), None));
+            }
+            ParticipantNotice::SignatureSent { record, .. } => {
+                self.keep(record, None, None).await?;
+                self.look_for(record, None);
+            }
+            ParticipantNotice::CohortComplete { record, txid, transaction, .. } => {
+                self.keep(record, Some(*txid), None).await?;
+                self.policy.approved(record);
+                self.policy.is_seen(record, self.signed());
+                self.known.insert(record.cohort_id.clone(), (Arc::clone(record), Some(*txid)));
+                self.look_for(record, Some(transaction));
+            }
+            _ => {}
+        }
+        self.printer.participant_step(step);
+        self.memberships.follow(step);
+        Ok(match step {
+            ParticipantNotice::OptInAccepted { cohort_id, .. } => {
+                self.policy.is_accepted(cohort_id);
+                Turn::GoOn
+            }
+            ParticipantNotice::CohortReady { cohort_id, .. } => {
+                self.policy.is_formed(cohort_id);
+                self.formed.insert(cohort_id.clone());
+                Turn::GoOn
+            }
+            ParticipantNotice::SignatureSent { cohort_id, .. } if !self.memberships.had_ended(cohort_id) => {
+                self.formed.insert(cohort_id.clone());
+                self.signed.insert(cohort_id.clone());
+                Turn::Signed(cohort_id.clone())
+            }
+            ParticipantNotice::CohortOver { cohort_id, known, .. } => {
+                // Whoever is told of an end is told once: put away before it is said.
+                self.memberships.archive(cohort_id).await;
+                self.over(cohort_id, *known)
+            }
+            ParticipantNotice::CohortFailed { reason, cohort_id, signed, end, .. } => {
+                self.memberships.archive(cohort_id).await;
+                self.failed(cohort_id, reason, *signed, end).await?
+            }
+            _ => Turn::GoOn,
+        })
+    }
+
+    fn over(&mut self, cohort_id: &CohortId, known: Known) -> Turn {
+        self.formed.remove(cohort_id);
+        self.signed.remove(cohort_id);
+        self.policy.is_free_again(cohort_id);
+        let earlier = self.memberships.leave(cohort_id);
+        if !earlier && self.is_waited_for(cohort_id) {
+            self.waits(cohort_id, known);
+            return Turn::GoOn;
+        }
+        let ok = self.report(cohort_id, known);
+        self.known.remove(cohort_id);
+        if earlier { self.told(cohort_id) } else { self.reported(ok) }
+    }
+
+    /// A result was reported: whether that was all. Another cohort that has formed needs our signature as well.
+    fn reported(&self, ok: bool) -> Turn {
+        match self.config.exit_when_done && self.formed.is_empty() && self.waiting.is_empty() {
+            true => Turn::Over(ok),
+            false => Turn::GoOn,
+        }
+    }
+
+    /// What is signed counts as announced; where there is a chain, only when it is confirmed.
+    fn signed(&self) -> Standing {
+        if self.confirmations.is_some() { Standing::Signed } else { Standing::Announced }
+    }
+
+    fn look_for(&self, record: &Arc<MemberRecord>, transaction: Option<&Transaction>) {
+        if let Some(confirmations) = &self.confirmations {
+            confirmations.look_for(record, transaction);
+        }
+    }
+
+    /// Whether the chain has still to say how that cohort ends.
+    fn is_waited_for(&self, cohort_id: &CohortId) -> bool {
+        let Some(confirmations) = &self.confirmations else { return false };
+        let settled = confirmations.sighting(cohort_id).is_some_and(|sighting| confirmations.is_settled(sighting));
+        self.known.contains_key(cohort_id) && !settled
+    }
+
+    /// Whether the chain has the announcement of that cohort.
+    fn is_in_sight(&self, cohort_id: &CohortId) -> bool {
+        let sighting = self.confirmations.as_ref().and_then(|confirmations| confirmations.sighting(cohort_id));
+        matches!(sighting, Some(Sighting::Mempool(_) | Sighting::Block { .. }))
+    }
+
+    fn waits(&mut self, cohort_id: &CohortId, known: Known) {
+        let needed = self.confirmations.as_ref().map_or(0, Confirmations::needed);
+        let txid = self.known.get(cohort_id).and_then(|(_, txid)| *txid);
+        self.printer.waits_for_confirmations(cohort_id, txid, needed);
+        self.waiting.insert(cohort_id.clone(), known);
+    }
+
+    /// The chain says something.
+    pub(super) async fn hears(&mut self, news: News) -> Result<Turn, ProgramError> {
+        let (cohort_id, sighting) = match news {
+            News::Sighted(cohort_id, sighting) => (cohort_id, sighting),
+            News::Silent(error) => {
+                self.printer.warn(&format!("the chain does not answer: {error}; it is asked again"));
+                return Ok(Turn::GoOn);
+            }
+            News::Answers => {
+                self.printer.warn("the chain answers again");
+                return Ok(Turn::GoOn);
+            }
+            News::Unusable(error) => return Err(ProgramError::Usage(format!("--chain: {error}"))),
+        };
+        let Some(confirmations) = &self.confirmations else { return Ok(Turn::GoOn) };
+        let (needed, settled) = (confirmations.needed(), confirmations.is_settled(sighting));
+        let Some((record, txid)) = self.known.get(&cohort_id).cloned() else { return Ok(Turn::GoOn) };
+        match sighting {
+            Sighting::Mempool(_) => self.policy.is_seen(&record, Standing::Signed),
+            Sighting::Block { height, .. } if settled => {
+                self.keep(&record, txid, Some(height)).await?;
+                self.policy.is_seen(&record, Standing::Announced);
+            }
+            Sighting::Block { .. } => self.policy.is_seen(&record, Standing::Signed),
+            Sighting::Replaced(_) => self.policy.is_replaced(&cohort_id),
+            Sighting::Gone => {}
+        }
+        self.printer.sighted(&cohort_id, sighting, needed);
+        if !settled {
+            return Ok(Turn::GoOn);
+        }
+        let Some(known) = self.waiting.remove(&cohort_id) else { return Ok(Turn::GoOn) };
+        let ok = self.report(&cohort_id, known);
+        self.known.remove(&cohort_id);
+        if !ok && self.formed.is_empty() {
+            alone::fall_back(self.config, &self.policy, self.keeping, &self.printer).await?;
+        }
+        Ok(self.reported(ok))
+    }
+
+    /// The time to stay is over: says what is known of that cohort, and of those that are not confirmed yet.
+    pub(super) fn leave(&mut self, cohort_id: &CohortId) {
+        let waiting = std::mem::take(&mut self.waiting);
+        if !waiting.contains_key(cohort_id) {
+            self.report(cohort_id, Known::SignedByUs);
+        }
+        for (cohort_id, known) in &waiting {
+            self.report(cohort_id, *known);
+        }
+    }
+
+    /// Somebody stops the program: whether that leaves nothing undone. Who wanted one cohort to its end has not got it.
+    pub(super) fn stopped(&self) -> bool {
+        let open: Vec<&str> = self.signed.iter().chain(self.waiting.keys()).map(CohortId::as_str).collect();
+        let text = match open.is_empty() {
+            true => "stopped before a cohort was over".to_owned(),
+            false => format!(
+                "stopped before the announcement was seen or confirmed: our signature is out in {}",
+                open.join(", ")
+            ),
+        };
+        if self.config.exit_when_done {
+            self.printer.result(&json!({ "event": "result", "ok": false, "reason": text }), &text);
+            return false;
+        }
+        if !open.is_empty() {
+            self.printer.warn(&text);
+        }
+        true
+    }
+
+    /// An end that an earlier run was told was told again. When nothing else is left, and nothing to say, that was all.
+    fn told(&mut self, cohort_id: &CohortId) -> Turn {
+        if self.memberships.is_told(cohort_id)
+            && self.config.exit_when_done
+            && self.config.idle == Idle::Skip
+            && let Some(done) = self.policy.done()
+        {
+            announced_before(&done, &self.printer);
+            return Turn::Over(true);
+        }
+        Turn::GoOn
+    }
+
+    async fn failed(
+        &mut self,
+        cohort_id: &CohortId,
+        reason: &str,
+        signed: bool,
+        end: &SessionEnd,
+    ) -> Result<Turn, ProgramError> {
+        self.formed.remove(cohort_id);
+        self.signed.remove(cohort_id);
+        self.policy.is_free_again(cohort_id);
+        if signed && self.is_in_sight(cohort_id) {
+            // The service is wrong, or does not know: the chain has our signal.
+            self.memberships.leave(cohort_id);
+            return Ok(self.over(cohort_id, Known::SignedByUs));
+        }
+        if !signed || self.confirmations.is_none() {
+            self.known.remove(cohort_id);
+        }
+        let next = match end {
+            SessionEnd::EndedByService { next, .. } => next.as_ref(),
+            _ => None,
+        };
+        let earlier = self.memberships.had_ended(cohort_id);
+        if self.memberships.failed(cohort_id, next) == Outlook::GoOn && !earlier {
+            return Ok(Turn::GoOn);
+        }
+        let event = if earlier { "earlier" } else { "result" };
+        let known = if signed { "signed-by-us" } else { "failed" };
+        let result =
+            json!({ "event": event, "ok": false, "known": known, "cohortId": cohort_id, "reason": reason });
+        let but = if signed { ". Our signature is out: it can still be announced" } else { "" };
+        self.printer.result(&result, &format!("cohort {cohort_id} failed: {reason}{but}"));
+        if earlier {
+            return Ok(self.told(cohort_id));
+        }
+        Ok(if self.nothing().await? { Turn::Over(false) } else { Turn::GoOn })
+    }
+
+    /// How a cohort ended: whether its signed transaction was seen and, where there is a chain, confirmed. An end that an earlier
+    /// run was told is not one of this run.
+    fn report(&self, cohort_id: &CohortId, known: Known) -> bool {
+        let event = if self.memberships.had_ended(cohort_id) { "earlier" } else { "result" };
+        let Some((record, txid)) = self.known.get(cohort_id) else {
+            let text = "the cohort is over, and we have approved nothing in it";
+            let result =
+                json!({ "event": event, "ok": false, "known": known, "cohortId": cohort_id, "reason": text });
+            self.printer.result(&result, &format!("cohort {cohort_id}: {text}"));
+            return false;
+        };
+        let mut result = json!({
+            "event": event,
+            "ok": false,
+            "known": known,
+            "cohortId": cohort_id,
+            "beaconAddress": record.output.address(),
+            "included": record.included(),
+            "sidecar": record.sidecar(self.config.identity.genesis_document().map(|document| &**document)),
+        });
+        if let Some(txid) = txid {
+            result["txid"] = json!(txid);
+        }
+        let what = if record.included() { "our update is in" } else { "we declined; our proof of that is in" };
+        let signal = &record.signal;
+        let (ok, text) = match (&self.confirmations, known, txid) {
+            (Some(confirmations), ..) => {
+                let (ok, known, text) = on_chain(confirmations, cohort_id, known);
+                result["known"] = json!(known);
+                if let Some(Sighting::Block { txid, height, confirmations }) = confirmations.sighting(cohort_id) {
+                    (result["txid"], result["height"]) = (json!(txid), json!(height));
+                    result["confirmations"] = json!(confirmations);
+                }
+                (ok, format!("{what} the signal {signal}; {text}"))
+            }
+            (None, Known::Seen, Some(txid)) => (
+                true,
+                format!(
+                    "{what} the signal {signal}, and its transaction {txid} is signed; see the chain for its confirmations \
+                     (--chain)"
+                ),
+            ),
+            (None, Known::Reported, _) => (
+                false,
+                format!(
+                    "{what} the signal {signal}; the service says that its transaction is signed, and has not shown it"
+                ),
+            ),
+            _ => (
+                false,
+                format!(
+                    "{what} the signal {signal}, and our signature is out; whether it is announced is NOT known. Watch {} \
+                     (btcr2-aggregation watch)",
+                    record.output.address()
+                ),
+            ),
+        };
+        result["ok"] = json!(ok);
+        self.printer.result(&result, &format!("cohort {cohort_id}: {text}"));
+        ok
+    }
+
+    /// Keeps what was approved in the state directory: from then on it may be announced, whether this program hears of it or
+    /// not.
+    async fn keep_in_vault(
+        &self,
+        record: &MemberRecord,
+        txid: Option<Txid>,
+        confirmed_height: Option<u32>,
+    ) -> Result<(), ProgramError> {
+        let Some(vault) = self.keeping.vault() else { return Ok(()) };
+        let genesis_document = self.config.identity.genesis_document().map(|document| (**document).clone());
+        let record = record.clone();
+        let entry = VaultEntry { record, genesis_document, transcript: None, txid, confirmed_height };
+        vault.put(entry).await.map_err(|error| ProgramError::State(error.to_string()))
+    }
+
+    /// Writes `<cohort>.json`: the DID, whether it is included, the sidecar, and the terms of the cohort.
+    async fn keep(
+        &self,
+        record: &MemberRecord,
+        txid: Option<Txid>,
+        confirmed_height: Option<u32>,
+    ) -> Result<(), ProgramError> {
+        self.keep_in_vault(record, txid, confirmed_height).await?;
+        let Some(directory) = &self.config.out else { return Ok(()) };
+        let mut kept = record.to_file(self.config.identity.genesis_document().map(|document| &**document));
+        kept["cohort"] = json!({
+            "cohortId": record.cohort_id,
+            "service": record.service,
+            "beaconAddress": record.output.address(),
+            "signalHex": record.signal,
+            "conditions": record.conditions,
+            "output": record.output,
+            // Absent while the signed transaction was not seen.
+            "txid": txid,
+        });
+        let path = directory.join(format!("{}.json", file_name(&record.cohort_id)));
+        let io_error = |error: io::Error| ProgramError::Io { what: path.display().to_string(), error };
+        let text = serde_json::to_string_pretty(&kept).map_err(|error| io_error(error.into()))?;
+        write_whole(&path, (text + "\n").as_bytes()).map_err(io_error)
+    }
+
+    /// No cohort will announce: the member's own announcement is written, if that is wanted. Whether that ends the program.
+    pub(super) async fn nothing(&self) -> Result<bool, ProgramError> {
+        alone::fall_back(self.config, &self.policy, self.keeping, &self.printer).await?;
+        Ok(self.config.exit_when_done)
+    }
+}
+
+/// There is nothing to do: the update was announced in this cohort, as this version.
+pub(super) fn announced_before((cohort_id, version): &(CohortId, u64), printer: &Printer) {
+    let result = json!({ "event": "result", "ok": true, "known": "announced-before", "cohortId": cohort_id });
+    let text =
+        format!("version {version} of the DID is announced in cohort {cohort_id} already: there is nothing to do");
+    printer.result(&result, &text);
+}
+
+/// What is known of a transaction where there is a chain: whether it is confirmed, a word for it, and a line for people.
+fn on_chain(confirmations: &Confirmations, cohort_id: &CohortId, known: Known) -> (bool, &'static str, String) {
+    let needed = confirmations.needed();
+    match confirmations.sighting(cohort_id) {
+        Some(Sighting::Block { txid, height, confirmations: blocks }) if blocks >= needed => (
+            true,
+            "confirmed",
+            format!("its transaction {txid} is confirmed in block {height}, {blocks} blocks deep"),
+        ),
+        Some(Sighting::Block { txid, height, confirmations: blocks }) => (
+            false,
+            "in-block",
+            format!("its transaction {txid} is in block {height}, with {blocks} of {needed} confirmations"),
+        ),
+        Some(Sighting::Mempool(txid)) => {
+            (false, "mempool", format!("its transaction {txid} is in the mempool, and not confirmed"))
+        }
+        Some(Sighting::Replaced(txid)) => (
+            false,
+            "failed",
+            format!(
+                "its transaction will never be confirmed: {txid} has spent the cohort's coin and announces something else"
+            ),
+        ),
+        Some(Sighting::Gone) | None => {
+            let (word, text) = match known {
+                Known::Seen => ("seen", "its transaction is signed"),
+                Known::Reported => ("reported", "the service says that its transaction is signed"),
+                Known::SignedByUs => ("signed-by-us", "our signature is out"),
+            };
+            (false, word, format!("{text}, and it is neither in a block nor in the mempool"))
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! What a member cannot get through to is said, once for each cause, with what to do: as processes.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    thread,
+};
+
+use futures::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::support::{Program, Service, directory, identity, verify::text};
+
+/// A web server that gives every request the same answer, after `patience`.
+fn answering(answer: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { continue };
+            thread::spawn(move || {
+                read_request(&mut stream);
+                let _ = stream.write_all(answer.as_bytes());
+            });
+        }
+    });
+    format!("http://{address}")
+}
+
+fn read_request(stream: &mut TcpStream) {
+    const TLS: u8 = 0x16;
+    let mut request = Vec::new();
+    let mut byte = [0];
+    while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|read| read == 1) && byte[0] != TLS {
+        request.push(byte[0]);
+    }
+}
+
+/// A relay that says `frames` to everything that it is sent.
+fn relay(frames: Vec<Value>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address: SocketAddr = listener.local_addr().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            while let Ok((stream, _)) = listener.accept().await {
+                let frames = frames.clone();
+                tokio::spawn(async move {
+                    let Ok(mut socket) = tokio_tungstenite::accept_async(stream).await else { return };
+                    while let Some(Ok(message)) = socket.next().await {
+                        let Ok(asked) = serde_json::from_str::<Value>(message.to_text().unwrap_or_default()) else {
+                            continue;
+                        };
+                        for frame in &frames {
+                            // A frame about a subscription names the one that was asked for.
+                            let frame = frame.to_string().replace("SUBSCRIPTION", asked[1].as_str().unwrap_or(""));
+                            if socket.send(Message::text(frame)).await.is_err() {
+                                return;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+    });
+    format!("ws://{address}")
+}
+
+/// A member that gives up: what it says of the place, and its advice.
+fn told(name: &str, place: &[&str]) -> (String, String) {
+    let directory = directory(name);
+    let member = identity(&directory, "member");
+    let fixed = ["join", "--identity", &member, "--decline", "--events", "json", "--connect-timeout", "13s"];
+    let (status, lines, errors) = Program::start(&[&fixed[..], place].concat()).end();
+    assert_eq!(status, Some(1), "{lines:#?}{errors}");
+    let said: Vec<&Value> = lines.iter().filter(|line| line["event"] == "unreachable").collect();
+    assert!(!said.is_empty(), "{lines:#?}");
+    // Seldom: every purpose once, in these seconds.
+    let purposes: std::collections::BTreeSet<_> =
+        said.iter().map(|line| (line["purpose"].to_string(), line["problem"].to_string())).collect();
+    assert_eq!(said.len(), purposes.len(), "it repeats itself: {said:#?}");
+    let result = lines.iter().find(|line| line["event"] == "result").unwrap();
+    assert!(text(&result["reason"]).contains("--connect-timeout"), "{result}");
+    (text(&said[0]["problem"]).to_owned(), said[0]["advice"].as_str().unwrap_or_default().to_owned())
+}
+
+#[test]
+fn who_is_not_a_service_is_said_to_be_none() {
+    let causes: [(&str, &str, &str, &str); 4] = [
+        (
+            "silence-html",
+            "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 5\r\nConnection: close\r\n\r\n<html",
+            "text/html",
+            "Another web server",
+        ),
+        (
+            "silence-404",
+            "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            "404",
+            "Another web server",
+        ),
+        (
+            "silence-429",
+            "HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            "429",
+            "fewer requests",
+        ),
+        (
+            "silence-elsewhere",
+            "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.2:9/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            "302",
+            "",
+        ),
+    ];
+    // At the same time: each of them waits until it gives up.
+    let waiting = causes.map(|(name, answer, problem, advice)| {
+        thread::spawn(move || {
+            let url = answering(answer);
+            let (said, advised) = told(name, &["--service", &url]);
+            assert!(said.contains(problem), "{name}: {said}");
+            assert!(advised.contains(advice), "{name}: {advised}");
+        })
+    });
+    waiting.into_iter().for_each(|waiting| waiting.join().unwrap());
+}
+
+#[test]
+fn names_ports_and_schemes_that_are_wrong_are_named() {
+    let https = answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").replace("http://", "https://");
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // It takes connections, and nothing comes of them.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mute = format!("https://{}", listener.local_addr().unwrap());
+    let causes = [
+        ("silence-port", format!("http://{nobody}"), "efused", "is the port right?"),
+        ("silence-name", "http://no-such-host.invalid".to_owned(), "", "Is the host name right?"),
+        ("silence-scheme", https, "", "http:// or ws:// rather than https://"),
+        ("silence-handshake", mute, "timed out", ""),
+    ];
+    let waiting = causes.map(|(name, url, problem, advice)| {
+        thread::spawn(move || {
+            let (said, advised) = told(name, &["--service", &url]);
+            assert!(said.contains(problem), "{name}: {said}");
+            assert!(advised.contains(advice), "{name}: {said}: {advised}");
+        })
+    });
+    waiting.into_iter().for_each(|waiting| waiting.join().unwrap());
+}
+
+#[test]
+fn relays_that_serve_nobody_are_said_to_be_so() {
+    let causes = [
+        (
+            "silence-auth",
+            vec![json!(["AUTH", "challenge"]), json!(["CLOSED", "SUBSCRIPTION", "auth-required: members only"])],
+            "auth-required: members only",
+            "demands authentication",
+        ),
+        ("silence-notice", vec![json!(["NOTICE", "we are full"])], "we are full", "answers nothing"),
+        ("silence-mute", vec![], "has not answered a subscription", "answers nothing"),
+    ];
+    let waiting = causes.map(|(name, frames, problem, advice)| {
+        thread::spawn(move || {
+            let (said, advised) = told(name, &["--relay", &relay(frames)]);
+            assert!(said.contains(problem), "{name}: {said}");
+            assert!(advised.contains(advice), "{name}: {said}: {advised}");
+        })
+    });
+    waiting.into_iter().for_each(|waiting| waiting.join().unwrap());
+}
+
+#[test]
+fn a_service_says_what_is_wrong_with_its_relays() {
+    let directory = directory("silence-service");
+    let (mute, nobody) = (relay(vec![json!(["NOTICE", "we are full"])]), TcpListener::bind("127.0.0.1:0").unwrap());
+    let closed = format!("ws://{}", nobody.local_addr().unwrap());
+    drop(nobody);
+    let mut service =
+        Service::start(&directory, &["--relay", &mute, "--relay", &closed, "--min-participants", "1"]);
+    let said = |service: &mut Service, peer: &str, problem: &str| {
+        service.program.event_where("unreachable", |event| {
+            text(&event["peer"]).contains(peer) && text(&event["problem"]).contains(problem)
+        });
+    };
+    said(&mut service, closed.trim_start_matches("ws://"), "efused");
+    said(&mut service, mute.trim_start_matches("ws://"), "we are full");
+    // Over HTTP it serves all the same.
+    assert_eq!(service.join(&identity(&directory, "member"), &["--decline"]).result()["ok"], true);
+}

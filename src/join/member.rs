@@ -150,8 +150,20 @@ impl<'a> Member<'a> {
             return Turn::GoOn;
         }
         let ok = self.report(cohort_id, known);
-        self.known.remove(cohort_id);
+        self.forget(cohort_id);
         if earlier { self.told(cohort_id) } else { self.reported(ok) }
+    }
+
+    /// Forgets a cohort that was reported, unless the chain has still something to say of it.
+    fn forget(&mut self, cohort_id: &CohortId) {
+        if self.confirmations.is_none() || !self.is_waited_for(cohort_id) {
+            self.known.remove(cohort_id);
+        }
+    }
+
+    /// A cohort of an earlier run whose transaction this run waits for.
+    pub(super) fn waits_for(&self) -> Option<CohortId> {
+        self.waiting.keys().next().cloned()
     }
 
     /// A result was reported: whether that was all. Another cohort that has formed needs our signature as well.
@@ -224,13 +236,26 @@ impl<'a> Member<'a> {
         if !settled {
             return Ok(Turn::GoOn);
         }
-        let Some(known) = self.waiting.remove(&cohort_id) else { return Ok(Turn::GoOn) };
-        let ok = self.report(&cohort_id, known);
+        let known = match self.waiting.remove(&cohort_id) {
+            Some(known) => known,
+            // An earlier run has signed it, and did not know more.
+            None if self.is_all_done_by(&cohort_id) => Known::SignedByUs,
+            None => return Ok(Turn::GoOn),
+        };
+        let ok = self.report_as("result", &cohort_id, known);
         self.known.remove(&cohort_id);
         if !ok && self.formed.is_empty() {
             alone::fall_back(self.config, &self.policy, self.keeping, &self.printer).await?;
         }
         Ok(self.reported(ok))
+    }
+
+    /// Whether there is nothing left to do because that cohort, of an earlier run, has announced our update.
+    fn is_all_done_by(&self, cohort_id: &CohortId) -> bool {
+        self.config.exit_when_done
+            && self.config.idle == Idle::Skip
+            && self.formed.is_empty()
+            && self.policy.done().is_some_and(|(done, _)| done == *cohort_id)
     }
 
     /// The time to stay is over: says what is known of that cohort, and of those that are not confirmed yet.
@@ -318,7 +343,10 @@ impl<'a> Member<'a> {
     /// How a cohort ended: whether its signed transaction was seen and, where there is a chain, confirmed. An end that an earlier
     /// run was told is not one of this run.
     fn report(&self, cohort_id: &CohortId, known: Known) -> bool {
-        let event = if self.memberships.had_ended(cohort_id) { "earlier" } else { "result" };
+        self.report_as(if self.memberships.had_ended(cohort_id) { "earlier" } else { "result" }, cohort_id, known)
+    }
+
+    fn report_as(&self, event: &str, cohort_id: &CohortId, known: Known) -> bool {
         let Some((record, txid)) = self.known.get(cohort_id) else {
             let text = "the cohort is over, and we have approved nothing in it";
             let result =

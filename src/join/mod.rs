@@ -233,7 +233,7 @@ async fn take_part(
     let connected = connected(config.connect_timeout, contacts);
     tokio::pin!(stop, reporting, connected);
     // After our signature: how long we stay at most, and for what.
-    let mut linger: Option<(Instant, CohortId)> = None;
+    let mut linger = config.linger.filter(|_| config.exit_when_done).and_then(|time| Some((Instant::now() + time, member.waits_for()?)));
     loop {
         let next = tokio::select! {
             next = steps.next() => next,

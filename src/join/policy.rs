@@ -389,11 +389,24 @@ impl MemberPolicy {
             Outlook::Waiting { cohort_id } => Err(format!("it is signed in cohort {cohort_id}")),
             Outlook::Blocked(reason) => Err(reason),
             Outlook::Again { update, document, version } => {
+                self.warn_unless_listed(&document, request);
                 Ok(Submission { update, source: source_of(&starting_from(source, document, version)) })
             }
             Outlook::Next { document, version } => {
+                self.warn_unless_listed(&document, request);
                 self.sign(patch, source, document, version).map_err(|error| error.to_string())
             }
+        }
+    }
+
+    /// Resolvers follow the beacons of the document that an update starts from, and no others (rule C4).
+    fn warn_unless_listed(&self, document: &Value, request: &UpdateRequest) {
+        let (beacon_type, address) = (request.advert.conditions.beacon_type.as_str(), request.output.address());
+        if !document::lists_beacon(document, beacon_type, address) {
+            self.printer.warn(&format!(
+                "the document that our update starts from does not list {address} as a {beacon_type}: resolvers do not look there, and \
+                 find the update only when it is announced from a listed beacon too (`singleton`)"
+            ));
         }
     }
 }

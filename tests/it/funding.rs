@@ -55,7 +55,9 @@ fn a_deposit_is_written_signed_elsewhere_and_sent() {
         submit(&done).succeeded();
         // Again is as good as once.
         submit(&done).succeeded();
-        fails_unread(&["fund", "--chain", &source, "--from", &from, "--to", &to, "--amount", "4000", "--out", &psbt]);
+        fails_unread(&[
+            "fund", "--chain", &source, "--from", &from, "--to", &to, "--amount", "4000", "--out", &psbt,
+        ]);
         fails_unread(&["fund", "--chain", &source, "--submit", &done]);
         blocks.mine(1).await;
         let coins = blocks.chain().coins(beacon.output.script_pubkey()).await.unwrap();

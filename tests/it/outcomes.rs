@@ -120,6 +120,24 @@ fn a_member_that_runs_on_announces_its_update_once() {
     assert_eq!(events(&lines, "update-received").len(), 1, "{lines:#?}");
 }
 
+#[test]
+fn who_announces_where_no_resolver_looks_is_told_so() {
+    let directory = directory("not-listed");
+    let (member, state) = (identity(&directory, "member"), path(&directory, "state"));
+    let patch = note(&directory, "later");
+    // The same key and the same terms: the same address each time.
+    let service = Service::start(&directory, &["--min-participants", "1"]);
+    let round = |what: &[&str]| {
+        let (_, result, lines) = ended(service.join(&member, &[what, &["--state", &state]].concat()));
+        assert_eq!(result["ok"], true, "{lines:#?}");
+        let told = |line: &&Value| line["event"] == "warning" && text(&line["message"]).contains("does not list");
+        (text(&result["beaconAddress"]).to_owned(), lines.iter().filter(told).count())
+    };
+    let (first, warned) = round(&["--add-beacon"]);
+    assert_eq!(warned, 1);
+    assert_eq!(round(&["--update", &patch]), (first, 0), "the document lists it now");
+}
+
 /// A round of two in which the other member hears nothing any more once it was asked for its nonce: it never signs.
 fn with_a_silent_one(name: &str, service: &[&str], member: &[&str]) -> (Service, Program, Program, String) {
     let directory = directory(name);

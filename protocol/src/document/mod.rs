@@ -163,6 +163,15 @@ pub fn genesis_method(
     method.map(|(id, _)| id).ok_or(DocumentError::NotAMethodsKey { key: *key })
 }
 
+/// Whether one of the services of `document` is a beacon of that type at that address (rule C4).
+pub fn lists_beacon(document: &Value, beacon_type: &str, address: &str) -> bool {
+    let mut services = document["service"].as_array().into_iter().flatten();
+    services.any(|service| {
+        service["type"] == beacon_type
+            && service["serviceEndpoint"].as_str().and_then(beacon_address) == Some(address)
+    })
+}
+
 /// The address in a beacon's `serviceEndpoint`: what follows `bitcoin:`, without the parameters behind `?` (BIP-321, rule
 /// T-8). `None` where that is not how it begins, or nothing follows.
 pub fn beacon_address(service_endpoint: &str) -> Option<&str> {

@@ -21,7 +21,7 @@ use super::fees::{fee_at, rate_of};
 use crate::protocol::{key::SecretKey, network::Network};
 
 /// The virtual size of a child: one P2TR input by key path, one P2TR output.
-const CHILD_VSIZE: u64 = 111;
+pub(super) const CHILD_VSIZE: u64 = 111;
 
 /// The key that change is paid to, as a P2TR output without scripts (BIP-86): in a wallet, the descriptor `tr(KEY)`.
 pub struct ChangeKey {
@@ -114,6 +114,9 @@ pub enum BumpError {
     /// More would be more than the operator wants to pay.
     #[error("it pays the highest fee rate that is allowed already")]
     AtCeiling,
+    /// The operator would not pay what the node asks for.
+    #[error("the highest fee rate that is allowed is below what the node takes now (mempoolminfee, minrelaytxfee)")]
+    CeilingBelowMinimum,
 }
 
 /// A transaction to pay more for.

@@ -9,16 +9,13 @@ use ::bitcoin::{
 use data_encoding::BASE64;
 
 use super::{
-    chain::{Activity, Deposit, Place},
+    chain::{Activity, COINBASE_MATURITY, Deposit, Place},
     fees::fee_at,
 };
 use crate::inputs;
 
 /// The most coins that a deposit spends: more would make it larger than nodes relay with ease.
 const MAX_INPUTS: usize = 100;
-
-/// How deep a coinbase must be before its outputs can be spent, by consensus.
-const COINBASE_MATURITY: u32 = 100;
 
 /// Why there is no deposit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,8 +73,7 @@ pub fn build(
     }
     let spent = |coin: &Deposit| wallet.spends.iter().any(|spend| spend.outpoint == coin.outpoint);
     let young = |coin: &Deposit| coin.place.block().is_none_or(|block| wallet.tip.depth(block) < COINBASE_MATURITY);
-    let immature = |coin: &Deposit| young(coin) && wallet.coinbases.contains(&coin.outpoint);
-    let usable = |coin: &&Deposit| coin.place != Place::Mempool && !spent(coin) && !immature(coin);
+    let usable = |coin: &&Deposit| coin.place != Place::Mempool && !spent(coin) && !coin.is_immature(&wallet.tip);
     let mut coins: Vec<_> = wallet.deposits.iter().filter(usable).collect();
     coins.sort_unstable_by_key(|coin| (young(coin), Reverse(coin.value), coin.outpoint));
     coins.truncate(MAX_INPUTS);

@@ -16,10 +16,12 @@ pub struct FeePolicy {
     floor: FeeRate,
     ceiling: FeeRate,
     target: ConfirmationTarget,
+    /// What is paid at first, whatever the chain estimates.
+    first: Option<FeeRate>,
 }
 
 /// Bounds that make no sense.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum FeePolicyError {
     /// Nodes would not relay what pays the floor.
     #[error("the lowest fee rate is 1 sat/vB: nodes relay nothing below")]
@@ -27,6 +29,27 @@ pub enum FeePolicyError {
     /// Nothing is between them.
     #[error("the highest fee rate is below the lowest")]
     CeilingBelowFloor,
+    /// The rate to begin with is not between them.
+    #[error("the fee rate of {first} sat/vB is not between the lowest, {floor}, and the highest, {ceiling}")]
+    OutOfBounds {
+        /// The rate, in sat/vB.
+        first: f64,
+        /// The least.
+        floor: f64,
+        /// The most.
+        ceiling: f64,
+    },
+    /// Nodes would not relay what pays the ceiling.
+    #[error(
+        "the highest fee rate is {ceiling} sat/vB, and the node takes nothing below {minimum} now (the larger of \
+         mempoolminfee and minrelaytxfee): allow more, or wait"
+    )]
+    CeilingBelowMinimum {
+        /// The most, in sat/vB.
+        ceiling: f64,
+        /// What the node asks for.
+        minimum: f64,
+    },
 }
 
 impl FeePolicy {
@@ -41,7 +64,37 @@ impl FeePolicy {
         if ceiling < floor {
             return Err(FeePolicyError::CeilingBelowFloor);
         }
-        Ok(Self { floor, ceiling, target })
+        Ok(Self { floor, ceiling, target, first: None })
+    }
+
+    /// Pays `first` at first, whatever the chain estimates. Bumps go on from there.
+    ///
+    /// # Errors
+    /// [`FeePolicyError::OutOfBounds`].
+    pub fn starting_at(self, first: FeeRate) -> Result<Self, FeePolicyError> {
+        if first < self.floor || first > self.ceiling {
+            let [first, floor, ceiling] = [first, self.floor, self.ceiling].map(sat_per_vb);
+            return Err(FeePolicyError::OutOfBounds { first, floor, ceiling });
+        }
+        Ok(Self { first: Some(first), ..self })
+    }
+
+    /// The same policy over a node that takes nothing below `minimum`.
+    ///
+    /// # Errors
+    /// [`FeePolicyError::CeilingBelowMinimum`] when it takes nothing that this policy would pay.
+    pub fn above(self, minimum: Option<FeeRate>) -> Result<Self, FeePolicyError> {
+        let minimum = minimum.unwrap_or(self.floor);
+        if minimum > self.ceiling {
+            let (ceiling, minimum) = (sat_per_vb(self.ceiling), sat_per_vb(minimum));
+            return Err(FeePolicyError::CeilingBelowMinimum { ceiling, minimum });
+        }
+        Ok(Self { floor: self.floor.max(minimum), ..self })
+    }
+
+    /// The rate to begin with.
+    pub fn first(&self, estimate: Option<FeeRate>) -> FeeRate {
+        self.hold(self.first.or(estimate))
     }
 
     /// The rate to pay. Without an estimate that is the floor: what is too cheap can be bumped, what was too dear is gone.
@@ -69,7 +122,7 @@ impl Default for FeePolicy {
     /// 1 to 100 sat/vB, within 6 blocks.
     fn default() -> Self {
         let (floor, ceiling) = (FeeRate::BROADCAST_MIN, FeeRate::from_sat_per_vb_u32(100));
-        Self { floor, ceiling, target: ConfirmationTarget::new(6) }
+        Self { floor, ceiling, target: ConfirmationTarget::new(6), first: None }
     }
 }
 
@@ -118,6 +171,20 @@ mod tests {
         assert_eq!(FeePolicy::new(FeeRate::ZERO, rate(5), target), Err(FeePolicyError::FloorTooLow));
         assert_eq!(FeePolicy::new(rate(5), rate(4), target), Err(FeePolicyError::CeilingBelowFloor));
         assert!(FeePolicy::new(rate(5), rate(5), target).is_ok());
+    }
+
+    #[test]
+    fn the_nodes_minimum_bounds_from_below() {
+        let policy = FeePolicy::new(rate(2), rate(50), ConfirmationTarget::new(6)).unwrap();
+        assert_eq!(policy.above(Some(rate(1))).unwrap().hold(None), rate(2));
+        let above = policy.above(Some(rate(7))).unwrap();
+        assert_eq!((above.hold(Some(rate(3))), above.first(None)), (rate(7), rate(7)));
+        let error = policy.above(Some(rate(51))).unwrap_err();
+        assert!(error.to_string().contains("50 sat/vB") && error.to_string().contains("51"), "{error}");
+        let fixed = policy.starting_at(rate(10)).unwrap();
+        assert_eq!((fixed.first(Some(rate(3))), fixed.hold(Some(rate(3)))), (rate(10), rate(3)));
+        assert_eq!(fixed.above(Some(rate(20))).unwrap().first(None), rate(20));
+        assert!(matches!(policy.starting_at(rate(1)), Err(FeePolicyError::OutOfBounds { .. })));
     }
 
     #[test]

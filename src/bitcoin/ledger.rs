@@ -1,6 +1,6 @@
 //! The coins of one address, kept up to date at little cost: listed once in full, then followed from block to block.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use ::bitcoin::{OutPoint, ScriptBuf};
 
@@ -91,7 +91,6 @@ impl Ledger {
             tip: news.tip,
             deposits: unspent.copied().chain(waiting).collect(),
             spends: self.spends.values().copied().chain(unconfirmed).collect(),
-            coinbases: BTreeSet::new(),
         };
         self.forget(news.tip.block.height.saturating_sub(REORGANIZATION));
         activity

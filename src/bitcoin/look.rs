@@ -34,6 +34,13 @@ pub(super) async fn look(
             return Ok((activity, since));
         }
     }
+    // A node that reads its blocks again, or another one behind the same address: what it lacks is not gone.
+    if tip.block.height.saturating_add(window) < seen.block.height {
+        let (has, had) = (tip.block.height, seen.block.height);
+        let problem =
+            format!("the chain has {has} blocks and had {had}: the node is behind, or reads its blocks again");
+        return Err(ChainError::Unavailable(problem));
+    }
     let is_waiting = matches!(announcement.state(), State::Funding { .. } | State::Signing { .. });
     let continues = stands(chain, &seen).await?;
     // Where the chain has only grown, what it has new is in the new blocks.

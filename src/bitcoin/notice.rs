@@ -5,7 +5,7 @@ use serde::Serialize;
 use strum::VariantNames;
 
 use super::{
-    announcement::{Announcement, AnnouncementEvent, AnnouncementFailure, State},
+    announcement::{Announcement, AnnouncementEvent, AnnouncementFailure, Need, State},
     chain::{BlockId, RejectionKind, Spend},
     fees::sat_per_vb,
 };
@@ -17,8 +17,24 @@ use crate::protocol::{hash::SignalBytes, id::CohortId, network::Network, time::T
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 #[allow(missing_docs, reason = "the fields are what their names and types say")]
 pub enum AnnouncementNotice {
-    /// The beacon address waits for a deposit, until `deadline` in milliseconds since the Unix epoch.
-    FundingWanted { cohort_id: CohortId, beacon_address: String, deadline: Timestamp },
+    /// The beacon address waits for a deposit, until `deadline` in milliseconds since the Unix epoch. `at_least` is what one
+    /// deposit has to hold, `suggested` what also pays for two bumps and one more announcement, at the fee rate of now.
+    FundingWanted {
+        cohort_id: CohortId,
+        beacon_address: String,
+        deadline: Timestamp,
+        #[serde(flatten, skip_serializing_if = "Option::is_none")]
+        need: Option<NeededSat>,
+    },
+    /// A deposit does not hold enough, and none that does is there. Deposits are not added up.
+    DepositTooSmall {
+        cohort_id: CohortId,
+        outpoint: OutPoint,
+        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        value: Amount,
+        #[serde(flatten)]
+        need: NeededSat,
+    },
     /// A deposit is there: in the mempool, or in a block.
     DepositSeen {
         cohort_id: CohortId,
@@ -105,6 +121,7 @@ impl AnnouncementNotice {
     pub fn cohort_id(&self) -> &CohortId {
         match self {
             Self::FundingWanted { cohort_id, .. }
+            | Self::DepositTooSmall { cohort_id, .. }
             | Self::DepositSeen { cohort_id, .. }
             | Self::DepositGone { cohort_id, .. }
             | Self::ForeignSpend { cohort_id, .. }
@@ -131,9 +148,15 @@ impl AnnouncementNotice {
     pub fn text(&self) -> String {
         let sat = |value: &Amount| format!("{} sat", value.to_sat());
         match self {
-            Self::FundingWanted { cohort_id, beacon_address, .. } => {
-                format!("cohort {cohort_id} waits for a deposit to {beacon_address}")
+            Self::FundingWanted { cohort_id, beacon_address, need, .. } => {
+                let need = need.map_or_else(String::new, |need| format!("\n  deposit {}", need.0));
+                format!("cohort {cohort_id} waits for a deposit to {beacon_address}{need}")
             }
+            Self::DepositTooSmall { cohort_id, outpoint, value, need } => format!(
+                "WARNING: cohort {cohort_id}: the deposit {outpoint} of {} is too small: deposit {}; deposits are not added up",
+                sat(value),
+                need.0
+            ),
             Self::DepositSeen { outpoint, value, block: None, .. } => {
                 format!("  deposit of {} in the mempool: {outpoint}", sat(value))
             }
@@ -186,6 +209,20 @@ impl AnnouncementNotice {
     }
 }
 
+/// What one deposit has to hold, as events say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeededSat(pub Need);
+
+impl Serialize for NeededSat {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+        let mut fields = serializer.serialize_struct("Need", 2)?;
+        fields.serialize_field("atLeast", &self.0.at_least.to_sat())?;
+        fields.serialize_field("suggested", &self.0.suggested.to_sat())?;
+        fields.end()
+    }
+}
+
 fn stays(left: Amount) -> String {
     match left.to_sat() {
         0 => String::new(),
@@ -199,10 +236,12 @@ pub(super) fn funding_wanted(
     network: Network,
     script: &Script,
     deadline: Timestamp,
+    need: Option<Need>,
 ) -> AnnouncementNotice {
     let address = Address::from_script(script, network.to_bitcoin());
     let beacon_address = address.map_or_else(|_| script.to_hex_string(), |address| address.to_string());
-    AnnouncementNotice::FundingWanted { cohort_id: cohort_id.clone(), beacon_address, deadline }
+    let need = need.map(NeededSat);
+    AnnouncementNotice::FundingWanted { cohort_id: cohort_id.clone(), beacon_address, deadline, need }
 }
 
 /// That somebody spends what nobody was asked to sign.
@@ -216,6 +255,7 @@ pub(super) fn of(
     cohort_id: &CohortId,
     network: Network,
     announcement: &Announcement,
+    need: Option<Need>,
     event: &AnnouncementEvent,
 ) -> Option<AnnouncementNotice> {
     use AnnouncementEvent as E;
@@ -227,7 +267,7 @@ pub(super) fn of(
     };
     let txid = announcing.map(|announcing| announcing.txid);
     Some(match event {
-        E::WatchStarted { script, deadline, .. } => funding_wanted(&cohort_id, network, script, *deadline),
+        E::WatchStarted { script, deadline, .. } => funding_wanted(&cohort_id, network, script, *deadline, need),
         E::ForeignSpendSeen { spend, .. } => foreign_spend(&cohort_id, spend),
         E::DepositSeen { deposit, .. } => N::DepositSeen {
             cohort_id,

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use ::bitcoin::{Address, Script, ScriptBuf, address::NetworkUnchecked};
+use ::bitcoin::ScriptBuf;
 use async_trait::async_trait;
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
@@ -29,6 +29,7 @@ use crate::{
     protocol::{
         error::{Fatal, Retry},
         id::CohortId,
+        output::BeaconOutput,
     },
 };
 
@@ -57,6 +58,12 @@ enum Starting {
     Allowed,
     /// The operator has stopped.
     Over,
+}
+
+/// What to watch.
+enum Address<'a> {
+    Script(ScriptBuf),
+    Output(&'a BeaconOutput),
 }
 
 /// A watch that runs as a task.
@@ -121,9 +128,18 @@ impl ChainOperator {
     /// # Errors
     /// [`WatchError`].
     pub async fn watch(&self, cohort_id: &CohortId, script: ScriptBuf) -> Result<(), WatchError> {
+        self.watch_if_new(cohort_id, Address::Script(script)).await
+    }
+
+    /// The same, and what a deposit needs is told with the address.
+    async fn watch_output(&self, cohort_id: &CohortId, output: &BeaconOutput) -> Result<(), WatchError> {
+        self.watch_if_new(cohort_id, Address::Output(output)).await
+    }
+
+    async fn watch_if_new(&self, cohort_id: &CohortId, address: Address<'_>) -> Result<(), WatchError> {
         let _starting = self.begin().await?;
         if self.running(cohort_id).is_none() {
-            let watch = self.open_at(cohort_id, script).await?;
+            let watch = self.open_at(cohort_id, address).await?;
             self.start(cohort_id.clone(), watch, None);
         }
         Ok(())
@@ -136,24 +152,15 @@ impl ChainOperator {
     /// [`WatchError`].
     pub async fn follow(&self, step: &ServiceNotice) -> Result<(), WatchError> {
         match step {
-            ServiceNotice::KeygenComplete { cohort_id, beacon_address, .. } => {
-                match beacon_address.parse::<Address<NetworkUnchecked>>() {
-                    Ok(address) => self.watch(cohort_id, address.assume_checked().script_pubkey()).await,
-                    Err(error) => {
-                        tracing::error!(%cohort_id, %error, "a beacon address that is none");
-                        Ok(())
-                    }
-                }
-            }
+            ServiceNotice::KeygenComplete { cohort_id, output, .. } => self.watch_output(cohort_id, output).await,
             ServiceNotice::CohortRecovered { cohort_id, output: Some(output), phase } if *phase != "failed" => {
-                self.watch(cohort_id, output.script_pubkey().to_owned()).await
+                self.watch_output(cohort_id, output).await
             }
             ServiceNotice::SigningComplete { cohort_id, result, .. } => {
                 let (transaction, value) = (result.signed.transaction.clone(), result.signed.value);
                 // Also when it had been given up: what is signed is worth announcing.
-                let script = result.output.script_pubkey();
                 let signed = |kept| Request::Signed { transaction: transaction.clone(), value, kept };
-                self.deliver(cohort_id, Some(script), signed).await
+                self.deliver(cohort_id, Some(&result.output), signed).await
             }
             ServiceNotice::CohortFailed { cohort_id, reason, .. } => {
                 let failed = |kept| Request::CohortFailed { reason: reason.clone(), kept };
@@ -164,11 +171,11 @@ impl ChainOperator {
     }
 
     /// Tells the watch of a cohort something, until it has written that down. One that does not run is started for it, unless
-    /// the cohort never had one and there is no `script` to watch.
+    /// the cohort never had one and there is no `output` to watch.
     async fn deliver(
         &self,
         cohort_id: &CohortId,
-        script: Option<&Script>,
+        output: Option<&BeaconOutput>,
         request: impl Fn(oneshot::Sender<()>) -> Request,
     ) -> Result<(), WatchError> {
         loop {
@@ -179,7 +186,7 @@ impl ChainOperator {
                 None => Some(request),
             };
             if let Some(request) = unsent
-                && !self.start_with(cohort_id, script, request).await?
+                && !self.start_with(cohort_id, output, request).await?
             {
                 return Ok(());
             }
@@ -195,7 +202,7 @@ impl ChainOperator {
     async fn start_with(
         &self,
         cohort_id: &CohortId,
-        script: Option<&Script>,
+        output: Option<&BeaconOutput>,
         request: Request,
     ) -> Result<bool, WatchError> {
         let starting = self.begin().await?;
@@ -205,8 +212,8 @@ impl ChainOperator {
             let _ = watch.send(request).await;
             return Ok(true);
         }
-        let watch = match script {
-            Some(script) => self.open_at(cohort_id, script.to_owned()).await?,
+        let watch = match output {
+            Some(output) => self.open_at(cohort_id, Address::Output(output)).await?,
             None => self.open(cohort_id).await?,
         };
         if matches!(watch.announcement().state(), State::Planned) {
@@ -240,8 +247,15 @@ impl ChainOperator {
         Watch::open(cohort_id.clone(), machine, self.0.settings.clone()).await
     }
 
-    async fn open_at(&self, cohort_id: &CohortId, script: ScriptBuf) -> Result<Watch, WatchError> {
+    async fn open_at(&self, cohort_id: &CohortId, address: Address<'_>) -> Result<Watch, WatchError> {
         let mut watch = self.open(cohort_id).await?;
+        let script = match address {
+            Address::Script(script) => script,
+            Address::Output(output) => {
+                watch.know(output.clone()).await;
+                output.script_pubkey().to_owned()
+            }
+        };
         if let Err(reject) = watch.feed(Input::Watch { script }).await? {
             tracing::warn!(%cohort_id, %reject, "a cohort has another address than it had");
         }
@@ -336,7 +350,7 @@ impl ServicePolicy for ChainOperator {
     async fn beacon_transaction(&self, request: &TransactionRequest) -> Result<FundedTransaction, PolicyError> {
         let TransactionRequest { cohort_id, output, signal, .. } = request;
         let retry = |problem: &dyn std::fmt::Display| PolicyError::Retry(Retry(problem.to_string()));
-        self.watch(cohort_id, output.script_pubkey().to_owned()).await.map_err(|error| retry(&error))?;
+        self.watch_output(cohort_id, output).await.map_err(|error| retry(&error))?;
         let (answer, answered) = oneshot::channel();
         let wanted = Request::Prepare { output: output.clone(), signal: *signal, answer };
         self.request(cohort_id, wanted).await;

@@ -10,7 +10,7 @@ use rand_chacha::rand_core::CryptoRng;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    chain::{Activity, BlockId, Place, Tip},
+    chain::{Activity, BlockId, COINBASE_MATURITY, Place, Tip},
     fees::fee_at,
 };
 use crate::files::{file_name, write_whole};
@@ -105,7 +105,13 @@ pub fn survey(output: &BeaconOutput, activity: &Activity) -> Option<Vec<Recovera
             value: deposit.value,
             block: deposit.place.block().copied(),
             spent_by: activity.spends.iter().find(|spend| spend.outpoint == deposit.outpoint).map(|spend| spend.by),
-            maturity: maturity(&deposit.place, blocks, &activity.tip, block_time(output.network())),
+            // A block's reward has a timelock of its own.
+            maturity: maturity(
+                &deposit.place,
+                if deposit.coinbase { blocks.max(COINBASE_MATURITY) } else { blocks },
+                &activity.tip,
+                block_time(output.network()),
+            ),
         })
         .collect();
     coins.sort_unstable_by_key(|coin| (coin.block.map_or(u32::MAX, |block| block.height), coin.outpoint));

@@ -4,9 +4,9 @@
 //! It is at the chain or at its requests, never deaf to either: what is asked while it looks at the chain waits for the answer,
 //! and when nobody can ask any more the look is given up. Who asks for a transaction is answered when there is one.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, pin::pin, sync::Arc, time::Duration};
 
-use ::bitcoin::{FeeRate, Transaction};
+use ::bitcoin::{FeeRate, OutPoint, Transaction};
 use rand_chacha::ChaCha20Rng;
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
@@ -14,12 +14,12 @@ use tokio::{
 };
 
 use super::{
-    announcement::{Announcement, AnnouncementEvent, Effect, Input, NotFunded, Prepared, State, Wanted},
+    announcement::{Announcement, AnnouncementEvent, Effect, Input, Need, NotFunded, Prepared, State, Wanted},
     chain::{Activity, Chain, ChainError, Rejection, Spend},
     change::{ChangeKey, Child},
     claims::Claims,
     look::look,
-    notice::{self, AnnouncementNotice},
+    notice::{self, AnnouncementNotice, NeededSat},
 };
 use crate::{
     actors::{
@@ -39,6 +39,9 @@ use crate::{
 
 /// How long who asks for a transaction waits for a coin before it is told what is missing.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// How long the chain may take to say what it asks for, before the address is told without what a deposit needs.
+const QUICKLY: Duration = Duration::from_secs(5);
 
 /// How many requests are put aside while the chain is asked.
 const PUT_ASIDE: usize = 64;
@@ -139,7 +142,16 @@ struct Waiting {
 struct Seen {
     activity: Activity,
     since: u32,
+    fees: Fees,
+}
+
+/// What the chain asks for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fees {
+    /// Its estimate.
     estimate: Option<FeeRate>,
+    /// The rate below which it takes nothing.
+    minimum: Option<FeeRate>,
 }
 
 /// One announcement and what drives it.
@@ -151,8 +163,12 @@ pub struct Watch {
     rng: ChaCha20Rng,
     /// Why the chain could not be asked the last time.
     unreachable: Option<String>,
-    /// Its fee estimate, as of the last time that it could.
-    estimate: Option<FeeRate>,
+    /// What it asks for, as of the last time that it could.
+    fees: Fees,
+    /// The cohort's output, once the host has shown it: what a deposit needs follows from it.
+    output: Option<BeaconOutput>,
+    /// The deposits that were said to be too small.
+    too_small: BTreeSet<OutPoint>,
     /// When the address came to be, if that was in this life.
     begun: Option<Instant>,
     /// Whether what must not be missed was told in this life.
@@ -195,7 +211,9 @@ impl Watch {
             stream,
             rng,
             unreachable: None,
-            estimate: None,
+            fees: Fees::default(),
+            output: None,
+            too_small: BTreeSet::new(),
             begun: None,
             has_told: false,
             waiting: Vec::new(),
@@ -205,6 +223,47 @@ impl Watch {
     /// The announcement.
     pub fn announcement(&self) -> &Announcement {
         &self.machine
+    }
+
+    /// Shows the watch its cohort's output, before it is fed the script: so that it can tell what a deposit needs.
+    pub async fn know(&mut self, output: BeaconOutput) {
+        self.output = Some(output);
+        if !self.machine.has_ended()
+            && let Ok(fees) = tokio::time::timeout(QUICKLY, self.ask_fees()).await
+        {
+            self.fees = fees;
+        }
+    }
+
+    /// What one deposit has to hold, by what the chain asked for last.
+    fn need(&self) -> Option<Need> {
+        let rules = self.machine.rules();
+        let fees = rules.fees.above(self.fees.minimum).unwrap_or(rules.fees);
+        Need::of(self.output.as_ref()?, rules, fees.first(self.fees.estimate)).ok()
+    }
+
+    /// Says of each deposit once that it does not suffice, while none that does is there.
+    fn tell_too_small(&mut self) {
+        let sight = self.machine.sight();
+        self.too_small.retain(|outpoint| sight.deposits.contains_key(outpoint));
+        let Some(need) = self.need().filter(|_| matches!(self.machine.state(), State::Funding { .. })) else {
+            return;
+        };
+        let unspent = || sight.deposits.values().filter(|deposit| !sight.spends.contains_key(&deposit.outpoint));
+        if unspent().any(|deposit| deposit.value >= need.at_least) {
+            return;
+        }
+        let new: Vec<_> =
+            unspent().filter(|deposit| !self.too_small.contains(&deposit.outpoint)).copied().collect();
+        for deposit in new {
+            self.too_small.insert(deposit.outpoint);
+            self.tell(AnnouncementNotice::DepositTooSmall {
+                cohort_id: self.cohort_id.clone(),
+                outpoint: deposit.outpoint,
+                value: deposit.value,
+                need: NeededSat(need),
+            });
+        }
     }
 
     /// The same watch, opened again in the same life: it tells nothing again.
@@ -230,9 +289,10 @@ impl Watch {
             }
             let mut told = Vec::new();
             let mut effects = Vec::new();
+            let need = self.need();
             for event in &events {
                 self.machine.apply(event);
-                told.extend(notice::of(&self.cohort_id, self.settings.network, &self.machine, event));
+                told.extend(notice::of(&self.cohort_id, self.settings.network, &self.machine, need, event));
                 effects.extend(self.machine.effects(event));
             }
             self.settings.claims.note(&self.cohort_id, &self.machine);
@@ -245,6 +305,7 @@ impl Watch {
             for notice in told {
                 self.tell(notice);
             }
+            self.tell_too_small();
             for event in &events {
                 if let AnnouncementEvent::ForeignSpendSeen { spend, .. } = event {
                     self.look_into(spend).await;
@@ -292,7 +353,7 @@ impl Watch {
     /// What the chain shows.
     async fn ask(&self) -> Result<Seen, ChainError> {
         let (activity, since) = look(&*self.settings.chain, &self.machine, self.is_young()).await?;
-        Ok(Seen { activity, since, estimate: self.estimate().await })
+        Ok(Seen { activity, since, fees: self.ask_fees().await })
     }
 
     /// Whether the address is so new that nothing can have happened to it before the blocks that are read anyway.
@@ -306,29 +367,34 @@ impl Watch {
     /// Feeds what the chain has shown.
     async fn take(&mut self, seen: Result<Seen, ChainError>) -> Result<(), WatchError> {
         match seen {
-            Ok(Seen { activity, since, estimate }) => {
+            Ok(Seen { activity, since, fees }) => {
                 if self.unreachable.take().is_some() {
                     self.tell(AnnouncementNotice::ChainAvailable { cohort_id: self.cohort_id.clone() });
                 }
-                self.estimate = estimate;
+                self.fees = fees;
+                let Fees { estimate, minimum } = fees;
                 let known = self.settings.claims.others(&self.cohort_id, self.machine.script()).transactions;
                 // Observations are refused by nothing.
-                let _ = self.feed(Input::Observed { activity, since, estimate, known }).await?;
+                let _ = self.feed(Input::Observed { activity, since, estimate, minimum, known }).await?;
             }
             Err(error) => self.unreachable(&error),
         }
         Ok(())
     }
 
-    /// The chain's estimate; none when it fails, which is what floor and ceiling are for.
-    async fn estimate(&self) -> Option<FeeRate> {
+    /// What the chain asks for; nothing when that fails, which is what floor and ceiling are for.
+    async fn ask_fees(&self) -> Fees {
         let target = self.machine.rules().fees.target();
-        match self.settings.chain.fee_estimate(target).await {
-            Ok(estimate) => estimate,
+        let known = |answer: Result<Option<FeeRate>, ChainError>| match answer {
+            Ok(rate) => rate,
             Err(error) => {
                 tracing::warn!(cohort_id = %self.cohort_id, %error, "no fee estimate");
                 None
             }
+        };
+        Fees {
+            estimate: known(self.settings.chain.fee_estimate(target).await),
+            minimum: known(self.settings.chain.minimum_fee().await),
         }
     }
 
@@ -360,7 +426,13 @@ impl Watch {
         }
         if let State::Funding { deadline } = self.machine.state() {
             let network = self.settings.network;
-            self.tell(notice::funding_wanted(&self.cohort_id, network, self.machine.script(), *deadline));
+            self.tell(notice::funding_wanted(
+                &self.cohort_id,
+                network,
+                self.machine.script(),
+                *deadline,
+                self.need(),
+            ));
         }
         for spend in self.machine.alarms() {
             self.tell(notice::foreign_spend(&self.cohort_id, spend));
@@ -401,12 +473,14 @@ impl Watch {
         if let Some(problem) = &self.unreachable {
             return Ok(Err(PrepareError::Unreachable(problem.clone())));
         }
+        self.output.get_or_insert_with(|| waiting.output.clone());
         let claims = Arc::clone(&self.settings.claims);
         let _turn = claims.choose().await;
         let wanted = Wanted {
             output: waiting.output.clone(),
             signal: waiting.signal,
-            estimate: self.estimate,
+            estimate: self.fees.estimate,
+            minimum: self.fees.minimum,
             taken: claims.others(&self.cohort_id, self.machine.script()).coins,
         };
         if let Err(reject) = self.feed(Input::Prepare(wanted.clone())).await? {

@@ -6,12 +6,12 @@ use ::bitcoin::{Amount, FeeRate, ScriptBuf, Transaction};
 use clap::Args;
 use serde_json::json;
 
-use super::{ChainArg, fail};
+use super::{ChainArg, fail, singleton::SatPerVb};
 use crate::{
     bitcoin::{
         chain::{Chain, ChainError, ConfirmationTarget},
         deposit::{self, DepositError},
-        fees::FeePolicy,
+        fees::{FeePolicy, FeePolicyError},
     },
     error::ProgramError,
     files::write_whole,
@@ -48,6 +48,9 @@ pub(super) struct FundArgs {
     /// Send the signed and finalized PSBT of this file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "to", "amount", "out"])]
     submit: Option<PathBuf>,
+    /// The fee rate to pay, in sat/vB, instead of the chain's estimate; never less than the node takes
+    #[arg(long, value_name = "RATE", conflicts_with = "submit")]
+    fee_rate: Option<SatPerVb>,
     /// The highest fee rate to pay, in sat/vB, whatever the chain asks for
     #[arg(long, value_name = "RATE", default_value_t = 100)]
     max_fee_rate: u32,
@@ -94,10 +97,12 @@ async fn fund(args: &FundArgs) -> Result<String, ProgramError> {
     };
     let (from, to) = (script("--from", from, args.network)?, script("--to", to, args.network)?);
     let ceiling = FeeRate::from_sat_per_vb_u32(args.max_fee_rate);
-    let fees = FeePolicy::new(FeeRate::BROADCAST_MIN, ceiling, ConfirmationTarget::new(6)).map_err(usage)?;
+    let fees = FeePolicy::new(FeeRate::BROADCAST_MIN, ceiling, ConfirmationTarget::new(6))
+        .and_then(|fees| args.fee_rate.map_or(Ok(fees), |rate| fees.starting_at(rate.0)))
+        .map_err(usage)?;
     let chain = source.connect(args.network).await.map_err(|error| failed(&error))?;
     let wallet = chain.coins(&from).await.map_err(|error| failed(&error))?;
-    let rate = fees.hold(estimate(&*chain, &fees).await);
+    let rate = first_rate(&*chain, fees).await.map_err(|error| usage(format!("--max-fee-rate: {error}")))?;
     let psbt =
         deposit::build(&wallet, &from, &to, Amount::from_sat(amount), rate).map_err(|error| match error {
             DepositError::InsufficientFunds { .. } => {
@@ -109,8 +114,10 @@ async fn fund(args: &FundArgs) -> Result<String, ProgramError> {
     Ok(told(args, &psbt.unsigned_tx, "to be signed"))
 }
 
-async fn estimate(chain: &dyn Chain, fees: &FeePolicy) -> Option<FeeRate> {
-    chain.fee_estimate(fees.target()).await.ok().flatten()
+/// The rate to pay by `fees`, over what the chain estimates and takes. Where it cannot tell, the lowest has to do.
+pub(super) async fn first_rate(chain: &dyn Chain, fees: FeePolicy) -> Result<FeeRate, FeePolicyError> {
+    let fees = fees.above(chain.minimum_fee().await.ok().flatten())?;
+    Ok(fees.first(chain.fee_estimate(fees.target()).await.ok().flatten()))
 }
 
 fn script(field: &str, address: &str, network: Network) -> Result<ScriptBuf, ProgramError> {

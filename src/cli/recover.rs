@@ -7,10 +7,10 @@ use clap::Args;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde_json::{Value, json};
 
-use super::{ChainArg, Failure, fail, identity_of};
+use super::{ChainArg, Failure, fail, fund::first_rate, identity_of, singleton::SatPerVb};
 use crate::{
     bitcoin::{
-        chain::{Activity, Chain, ChainError, ConfirmationTarget, SourceError},
+        chain::{Activity, ChainError, ConfirmationTarget, SourceError},
         fees::{FeePolicy, FeePolicyError},
         recovery::{CohortFile, Maturity, RecoverableCoin, Recovery, plan, survey},
     },
@@ -67,6 +67,9 @@ pub(super) struct RecoverArgs {
     /// Within how many blocks to be confirmed
     #[arg(long, value_name = "BLOCKS", default_value_t = 6)]
     target: u16,
+    /// The fee rate to pay, in sat/vB, instead of the chain's estimate; never less than the node takes
+    #[arg(long, value_name = "RATE", requires = "to")]
+    fee_rate: Option<SatPerVb>,
     /// The lowest fee rate to pay, in sat/vB
     #[arg(long, value_name = "RATE", default_value_t = 1)]
     min_fee_rate: u32,
@@ -156,7 +159,10 @@ async fn recover(args: &RecoverArgs) -> Result<Outcome, RecoverError> {
     let leaf = output.recovery().ok_or(RecoverError::NoRecoveryLeaf)?;
     let (floor, ceiling) =
         (FeeRate::from_sat_per_vb_u32(args.min_fee_rate), FeeRate::from_sat_per_vb_u32(args.max_fee_rate));
-    let fees = FeePolicy::new(floor, ceiling, ConfirmationTarget::new(args.target))?;
+    let mut fees = FeePolicy::new(floor, ceiling, ConfirmationTarget::new(args.target))?;
+    if let Some(rate) = args.fee_rate {
+        fees = fees.starting_at(rate.0)?;
+    }
     let destination = match &args.to {
         Some(address) => Some(
             inputs::address(address, output.network())
@@ -179,7 +185,7 @@ async fn recover(args: &RecoverArgs) -> Result<Outcome, RecoverError> {
     let mut outcome = Outcome { output, activity, coins, rate: None, made: Vec::new() };
     let (Some(destination), Some(identity)) = (&destination, key) else { return Ok(outcome) };
 
-    let rate = fees.hold(estimate(&chain, fees.target()).await);
+    let rate = first_rate(&*chain, fees).await?;
     let mature = |coin: &&RecoverableCoin| matches!(coin.maturity, Maturity::Mature { .. });
     // What is on its way may be the announcement, which is worth more than a coin that comes back now.
     let free = |coin: &&RecoverableCoin| coin.spent_by.is_none() || args.replace;
@@ -194,11 +200,6 @@ async fn recover(args: &RecoverArgs) -> Result<Outcome, RecoverError> {
         outcome.made.push(Made { recovery, sent });
     }
     Ok(outcome)
-}
-
-/// The chain's estimate, none when it fails: the lowest rate then has to do.
-async fn estimate(chain: &Arc<dyn Chain>, target: ConfirmationTarget) -> Option<FeeRate> {
-    chain.fee_estimate(target).await.ok().flatten()
 }
 
 fn output_of(args: &RecoverArgs) -> Result<BeaconOutput, RecoverError> {

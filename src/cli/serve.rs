@@ -173,6 +173,9 @@ settings! {
         /// With a chain: the highest fee rate, bumps included, in sat/vB [default: 100]
         #[arg(long, value_name = "RATE", env = "BTCR2_FEE_CEILING")]
         fee_ceiling: SatPerVb,
+        /// With a chain: the fee rate to begin with, in sat/vB, whatever the chain estimates; bumps go on from there
+        #[arg(long, value_name = "RATE", env = "BTCR2_FEE_RATE")]
+        fee_rate: SatPerVb,
         /// With a chain: in how many blocks an announcement is to be confirmed [default: 6]
         #[arg(long, value_name = "BLOCKS", env = "BTCR2_FEE_TARGET")]
         fee_target: u16,
@@ -329,6 +332,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
             chain.confirmations = settings.confirmations.unwrap_or(chain.confirmations);
             chain.fee_floor = settings.fee_floor.map_or(chain.fee_floor, |rate| rate.0);
             chain.fee_ceiling = settings.fee_ceiling.map_or(chain.fee_ceiling, |rate| rate.0);
+            chain.fee_rate = settings.fee_rate.map(|rate| rate.0);
             chain.fee_target = settings.fee_target.unwrap_or(chain.fee_target);
             chain.warn_blocks = settings.warn_blocks.unwrap_or(chain.warn_blocks);
             Coins::Chain(Box::new(chain))

@@ -15,9 +15,13 @@ use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::{Value, json};
 
-use super::{fail, identity_of, refuse_risky};
+use super::{ChainArg, fail, identity_of, refuse_risky};
 use crate::{
     actors::state::{State, StateError, vault::VaultEntry},
+    bitcoin::{
+        chain::{ChainError, ConfirmationTarget},
+        fees::sat_per_vb,
+    },
     error::ProgramError,
     inputs,
     join::ledger::{Ledger, Standing},
@@ -81,9 +85,13 @@ pub(super) struct SingletonArgs {
     /// Which of the beacons the coin is on
     #[arg(long = "type", value_enum, default_value = "p2wpkh")]
     kind: Kind,
-    /// The fee rate in sat/vB, at least 1
-    #[arg(long, value_name = "RATE", default_value = "2", value_parser = fee_rate)]
-    fee_rate: FeeRate,
+    /// The fee rate in sat/vB, at least 1 [default: 2, or what --chain estimates]
+    #[arg(long, value_name = "RATE", value_parser = fee_rate)]
+    fee_rate: Option<FeeRate>,
+    /// Ask this chain what it estimates, and what it takes at least: core=http://user:password@host:port,
+    /// core=http://host:port?cookie=PATH, or esplora=https://host/api
+    #[arg(long, value_name = "KIND=URL", env = "BTCR2_CHAIN", hide_env_values = true)]
+    chain: Option<ChainArg>,
     /// Where the rest of the coin goes; without it, back to the beacon
     #[arg(long, value_name = "ADDRESS", value_parser = inputs::any_address)]
     change: Option<Address<NetworkUnchecked>>,
@@ -359,8 +367,9 @@ fn prepare(args: &SingletonArgs, who: &Who, coin: Coin, update: &SignedUpdate) -
         }
         None => Change::Beacon,
     };
+    let rate = super::block_on(rate(args, did.network()))?;
     let mut announcement =
-        SingletonAnnouncement::new(beacon, coin, update, args.fee_rate, &change).map_err(FallbackError::from)?;
+        SingletonAnnouncement::new(beacon, coin, update, rate, &change).map_err(FallbackError::from)?;
     if let Some(path) = &args.funding_tx {
         announcement = announcement.with_funding(read_transaction(path)?).map_err(FallbackError::from)?;
     }
@@ -371,6 +380,31 @@ fn prepare(args: &SingletonArgs, who: &Who, coin: Coin, update: &SignedUpdate) -
         _ => None,
     };
     Ok(Prepared { announcement, signed })
+}
+
+/// The rate to pay: what is asked for, if the chain takes that; without it what the chain estimates, up to 100 sat/vB.
+async fn rate(args: &SingletonArgs, network: Network) -> Result<FeeRate, ProgramError> {
+    let usage = |problem: String| ProgramError::Usage(problem);
+    let usual = SatPerVb::default().0;
+    let Some(chain) = &args.chain else { return Ok(args.fee_rate.unwrap_or(usual)) };
+    let source = chain.source().map_err(|error| usage(format!("--chain: {error}")))?;
+    let unanswered = |error: ChainError| ProgramError::Io {
+        what: "the chain".to_owned(),
+        error: std::io::Error::other(error.to_string()),
+    };
+    let chain = source.connect(network).await.map_err(unanswered)?;
+    let minimum = chain.minimum_fee().await.map_err(unanswered)?.unwrap_or(FeeRate::ZERO);
+    match args.fee_rate {
+        Some(rate) if rate < minimum => {
+            let (rate, minimum) = (sat_per_vb(rate), sat_per_vb(minimum));
+            Err(usage(format!("--fee-rate {rate}: the node takes nothing below {minimum} sat/vB now")))
+        }
+        Some(rate) => Ok(rate),
+        None => {
+            let estimate = chain.fee_estimate(ConfirmationTarget::new(6)).await.ok().flatten().unwrap_or(usual);
+            Ok(estimate.min(FeeRate::from_sat_per_vb_u32(100)).max(minimum).max(FeeRate::BROADCAST_MIN))
+        }
+    }
 }
 
 fn read_update(path: &Path) -> Result<SignedUpdate, ProgramError> {

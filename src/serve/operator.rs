@@ -62,6 +62,8 @@ pub struct ChainConfig {
     pub fee_floor: FeeRate,
     /// The most that is paid, bumps included.
     pub fee_ceiling: FeeRate,
+    /// What an announcement pays at first, whatever the chain estimates.
+    pub fee_rate: Option<FeeRate>,
     /// In how many blocks an announcement is to be confirmed.
     pub fee_target: u16,
     /// How many blocks before a coin can be recovered to begin with warnings.
@@ -80,6 +82,7 @@ impl ChainConfig {
             confirmations: 6,
             fee_floor: FeeRate::BROADCAST_MIN,
             fee_ceiling: FeeRate::from_sat_per_vb_u32(100),
+            fee_rate: None,
             fee_target: 6,
             warn_blocks: 144,
         }
@@ -87,6 +90,7 @@ impl ChainConfig {
 
     fn rules(&self, change: Change) -> Result<Rules, ProgramError> {
         let fees = FeePolicy::new(self.fee_floor, self.fee_ceiling, ConfirmationTarget::new(self.fee_target))
+            .and_then(|fees| self.fee_rate.map_or(Ok(fees), |rate| fees.starting_at(rate)))
             .map_err(|error| ProgramError::Usage(error.to_string()))?;
         let mut rules = Rules::new(change);
         rules.funding_window = self.funding_window;
@@ -127,6 +131,11 @@ impl Operator {
                 Err(error) => return Err(refuse(&error)),
             }
         };
+        if let Ok(minimum) = connected.minimum_fee().await
+            && let Err(error) = rules.fees.above(minimum)
+        {
+            printer.warn(&format!("--fee-ceiling: {error}; until then nothing can be announced"));
+        }
         let settings = WatchSettings {
             chain: connected,
             network: config.network,

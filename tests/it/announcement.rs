@@ -143,14 +143,17 @@ async fn dust_never_blocks(mut world: World) -> World {
     world.deposit(331).await;
     world.mine(1).await;
     let dust = world.choose(SIGNAL, None).unwrap_err();
-    let NotFunded::TooSmall { largest, needed, .. } = dust else { panic!("{dust}") };
+    let NotFunded::TooSmall { largest, need, .. } = dust else { panic!("{dust}") };
     assert_eq!(largest, Amount::from_sat(331));
     // Enough for the fee, but nothing would be left to bump with; a better one comes later.
-    let bare = world.deposit(needed.to_sat()).await;
+    world.deposit(need.bare.to_sat()).await;
     world.mine(1).await;
-    let chosen = world.choose(SIGNAL, None).unwrap();
-    assert_eq!((chosen.coin.outpoint, chosen.transaction.output.len()), (bare, 1));
+    let tight = world.choose(SIGNAL, None).unwrap_err();
+    assert!(matches!(tight, NotFunded::Tight { largest, .. } if largest == need.bare), "{tight}");
+    assert!(tight.to_string().contains(&format!("at least {} sat", need.at_least.to_sat())), "{tight}");
     let good = world.deposit(10_000).await;
+    let waits = world.choose(SIGNAL, None).unwrap_err();
+    assert!(matches!(waits, NotFunded::Unconfirmed { .. }), "{waits}");
     world.mine(1).await;
     let (transaction, value) = world.prepare().await;
     assert_eq!((transaction.input[0].previous_output, transaction.output.len()), (good, 2));

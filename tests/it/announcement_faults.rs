@@ -242,7 +242,7 @@ async fn a_child_that_did_not_get_through_is_handed_in_again(mut world: World) -
     let script = world.beacon.output.script_pubkey().to_owned();
     let activity = world.settings.chain.activity(&script, 0).await.unwrap();
     world.memory_chain().set_reachable(false);
-    world.feed(Input::Observed { activity, since: 0, estimate: None, known: BTreeSet::new() }).await;
+    world.feed(Input::Observed { activity, since: 0, estimate: None, minimum: None, known: BTreeSet::new() }).await;
     let child = world.announcing().child.clone().expect("a child").transaction.compute_txid();
     world.memory_chain().set_reachable(true);
     world.poll().await;

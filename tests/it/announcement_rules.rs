@@ -247,10 +247,11 @@ async fn deposits_without_end_cannot_push_out_the_coin(mut world: World) -> Worl
         outpoint: OutPoint { txid: coin.txid, vout: vout + 10 },
         value: Amount::from_sat(60_000 + u64::from(vout)),
         place,
+        coinbase: false,
     });
-    let activity = Activity { tip, deposits: deposits.collect(), spends: Vec::new(), coinbases: BTreeSet::new() };
+    let activity = Activity { tip, deposits: deposits.collect(), spends: Vec::new() };
     let since = tip.block.height + 1;
-    world.feed(Input::Observed { activity, since, estimate: None, known: BTreeSet::new() }).await;
+    world.feed(Input::Observed { activity, since, estimate: None, minimum: None, known: BTreeSet::new() }).await;
     let known = &world.watch.announcement().sight().deposits;
     assert_eq!(known.len(), 256);
     assert!(known.contains_key(&coin));

@@ -142,7 +142,7 @@ async fn a_deposit_is_seen_in_the_mempool_and_then_in_its_block(mut world: World
     nothing(world.chain.activity(&script, since).await.unwrap());
 
     let outpoint = world.pay(&script, 50_000).await;
-    let mut expected = Deposit { outpoint, value: Amount::from_sat(50_000), place: Place::Mempool };
+    let mut expected = Deposit::new(outpoint, Amount::from_sat(50_000), Place::Mempool);
     assert_eq!(only(&world.chain.coins(&script).await.unwrap().deposits), expected);
     assert_eq!(only(&world.chain.activity(&script, since + 10).await.unwrap().deposits), expected);
 
@@ -326,7 +326,7 @@ fn an_esplora_server_is_asked_for_the_rate_of_the_target() {
             return;
         };
         let fees = BTreeMap::from([(1, 9.5), (3, 4.0), (144, 1.0), (504, -3.0)]);
-        let settings = Settings { fees: Mutex::new(fees), without_packages: true };
+        let settings = Settings { fees: Mutex::new(fees), without_packages: true, ..Settings::default() };
         let server = esplora::serve(Arc::new(node), Arc::new(settings));
         let chain = EsploraChain::new(&server.url).unwrap();
         for (target, expected) in [(1, Some(2375)), (2, Some(2375)), (6, Some(1000)), (200, Some(250)), (900, None)]
@@ -434,10 +434,13 @@ fn a_node_that_cannot_be_used_is_refused_at_the_start() {
         let mut fit = json!({
             "getblockhash": genesis,
             "getdescriptoractivity": { "activity": [] },
-            "getblockchaininfo": { "blocks": 7, "initialblockdownload": true, "verificationprogress": 0.25 },
+            "getblockchaininfo": {
+                "chain": "testnet4", "blocks": 7, "headers": 28, "bestblockhash": genesis, "mediantime": 1,
+                "initialblockdownload": true, "verificationprogress": 0.25,
+            },
         });
         let syncing = connect(fit.clone()).await.unwrap_err();
-        assert!(syncing.is_transient() && syncing.to_string().contains("7 blocks, 25.0 %"), "{syncing}");
+        assert!(syncing.is_transient() && syncing.to_string().contains("7 of 28 blocks, 25.0 %"), "{syncing}");
         fit["getblockchaininfo"]["initialblockdownload"] = json!(false);
         connect(fit).await.unwrap();
     });
@@ -452,8 +455,10 @@ fn a_node_that_fails_on_the_way_is_not_asked_for_the_same_blocks_again() {
         let calls = Arc::new(Mutex::new(0));
         let counted = Arc::clone(&read);
         let answers = move |method: &str, arguments: &Value| match method {
-            "getbestblockhash" => Ok(json!(hash(TIP))),
-            "getblockheader" => Ok(json!({ "height": TIP, "mediantime": 1 })),
+            "getblockchaininfo" => Ok(json!({
+                "chain": "regtest", "blocks": TIP, "headers": TIP, "bestblockhash": hash(TIP), "mediantime": 1,
+                "initialblockdownload": true, "verificationprogress": 1.0, "pruneheight": 97,
+            })),
             "getblockhash" => Ok(json!(hash(arguments[0].as_u64().unwrap()))),
             _ => {
                 let mut calls = calls.lock().unwrap();
@@ -476,7 +481,9 @@ fn a_node_that_fails_on_the_way_is_not_asked_for_the_same_blocks_again() {
         let script = member().script();
         assert!(chain.activity(&script, 1).await.unwrap_err().is_transient());
         assert_eq!(read.lock().unwrap().len(), 96);
-        assert!(matches!(chain.activity(&script, 1).await, Err(ChainError::Pruned(_))));
+        let pruned = chain.activity(&script, 1).await.unwrap_err();
+        assert!(matches!(pruned, ChainError::Pruned(_)) && !pruned.is_transient());
+        assert!(pruned.to_string().contains("it has blocks 97 to 150"), "{pruned}");
         chain.activity(&script, 1).await.unwrap();
         let read = read.lock().unwrap();
         assert_eq!((read.len(), read.values().max()), (150, Some(&1)));

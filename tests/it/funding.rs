@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::bitcoind_support::{
-    TestChain,
+    Bitcoind, TestChain,
     beacon::Beacon,
     faucet::{Faucet, Wallet},
 };
@@ -70,6 +70,44 @@ fn a_deposit_is_written_signed_elsewhere_and_sent() {
         assert_eq!((left.len(), left[0]), (3, 5_000));
         let transaction = deposit::extract(fs::read_to_string(&done).unwrap()).unwrap();
         assert_eq!(fee, transaction.vsize() as u64, "1 sat/vB, the lowest rate, without an estimate");
+    });
+}
+
+#[test]
+fn a_deposit_pays_at_least_what_the_node_takes() {
+    actix_rt::System::new().block_on(async {
+        let name = "a_deposit_pays_at_least_what_the_node_takes";
+        let Some(node) = Bitcoind::start_with(name, &["-minrelaytxfee=0.00005"]).await else { return };
+        let blocks = TestChain::Core(node);
+        let mut faucet = Faucet::new(&blocks, 1).await;
+        let wallet = Wallet::new(21);
+        let payment = faucet.payment(&wallet.script(), Amount::from_sat(100_000));
+        blocks.chain().submit(&payment).await.unwrap();
+        blocks.mine(1).await;
+        assert_eq!(blocks.chain().minimum_fee().await.unwrap(), Some(FeeRate::from_sat_per_vb_u32(5)));
+        let directory = crate::support::directory("funding-minimum");
+        let source = format!("core={}?cookie={}", blocks.node().url(), blocks.node().cookie_file().display());
+        let beacon = Beacon::new("funding", 3, 144);
+        let from = Address::from_script(&wallet.script(), bitcoin::Network::Regtest).unwrap().to_string();
+        let out = path(&directory, "deposit.psbt");
+        let fund = |more: &[&str]| {
+            let fixed = ["fund", "--chain", &source, "--from", &from, "--to", beacon.output.address()];
+            run(&[&fixed[..], &["--amount", "40000", "--out", &out], more].concat())
+        };
+        let fee = || {
+            let psbt = fs::read_to_string(&out).unwrap();
+            let psbt = Psbt::deserialize(&BASE64.decode(psbt.trim().as_bytes()).unwrap()).unwrap();
+            100_000 - psbt.unsigned_tx.output.iter().map(|output| output.value.to_sat()).sum::<u64>()
+        };
+        fund(&[]).succeeded();
+        let least = fee();
+        assert!(least >= 5 * 150, "{least}");
+        fund(&["--fee-rate", "2"]).succeeded();
+        assert_eq!(fee(), least);
+        fund(&["--fee-rate", "10"]).succeeded();
+        assert_eq!(fee(), least * 2);
+        let refused = fund(&["--max-fee-rate", "4"]);
+        assert!(refused.usage().contains("4 sat/vB") && refused.usage().contains("below 5"), "{refused:?}");
     });
 }
 

@@ -11,6 +11,7 @@ mod round_support;
 mod support;
 
 mod announcement;
+mod announcement_coins;
 mod announcement_faults;
 mod announcement_rules;
 mod bans_cli;
@@ -18,6 +19,7 @@ mod cas_cli;
 mod cas_conformance;
 mod chain_cohorts;
 mod chain_conformance;
+mod chain_operation;
 mod chain_processes;
 mod confirmations;
 mod cost;

@@ -15,6 +15,7 @@ use crate::{
     protocol::{
         error::{Reject, RejectCode},
         machine::Machine,
+        output::Change,
         time::Timestamp,
     },
 };
@@ -23,7 +24,7 @@ pub(super) fn decide(announcement: &Announcement, now: Timestamp, input: &Input)
     let mut deciding = Deciding { at: now, next: announcement.clone(), facts: Vec::new() };
     match input {
         Input::Watch { script } => deciding.watch(script)?,
-        Input::Observed { activity, since, estimate, known } => {
+        Input::Observed { activity, since, estimate, minimum, known } => {
             if matches!(announcement.state, State::Planned) || announcement.has_ended() {
                 return Ok(Vec::new());
             }
@@ -34,7 +35,7 @@ pub(super) fn decide(announcement: &Announcement, now: Timestamp, input: &Input)
             deciding.give_up_unfunded();
             deciding.follow();
             deciding.hand_in_if_due();
-            deciding.bump_if_stuck(*estimate);
+            deciding.bump_if_stuck(*estimate, *minimum);
         }
         Input::Prepare(wanted) => match &announcement.state {
             State::Funding { .. } | State::Signing { .. } => {
@@ -217,7 +218,7 @@ impl Deciding {
 
     /// Bumps an announcement that the miners did not take within the target. The blocks are the judge, not the estimate: where
     /// it asks for no more than is paid, it was wrong.
-    fn bump_if_stuck(&mut self, estimate: Option<FeeRate>) {
+    fn bump_if_stuck(&mut self, estimate: Option<FeeRate>, minimum: Option<FeeRate>) {
         let Some(announcing) = self.announcing() else { return };
         let (ours, other) = self.places();
         // A foreign spend that is not in a block yet is outbid: what the members approved is to win.
@@ -231,7 +232,10 @@ impl Deciding {
             let paid = announcing.bump().rate();
             let half_more = FeeRate::from_sat_per_kwu(paid.to_sat_per_kwu().saturating_mul(3) / 2);
             let asked = estimate.map_or(half_more, |estimate| estimate.max(half_more));
-            self.bump_to(self.next.rules.fees.hold(Some(asked)));
+            match self.next.rules.fees.above(minimum) {
+                Ok(fees) => self.bump_to(fees.hold(Some(asked))),
+                Err(_) => self.bump_impossible(BumpError::CeilingBelowMinimum),
+            }
         }
     }
 
@@ -239,9 +243,9 @@ impl Deciding {
         let Some(announcing) = self.announcing() else { return };
         let bump = announcing.bump();
         let change = match &self.next.rules.change {
-            crate::protocol::output::Change::To(script) => script.as_script(),
-            // The beacon's own coin is the members' to spend.
-            crate::protocol::output::Change::Beacon => ::bitcoin::Script::new(),
+            Change::To(script) if self.next.rules.change_is_ours => script.as_script(),
+            // The beacon's own coin is the members' to spend, and what goes elsewhere somebody's.
+            Change::To(_) | Change::Beacon => ::bitcoin::Script::new(),
         };
         let planned = if rate <= bump.rate() {
             Err(BumpError::AtCeiling)
@@ -250,8 +254,14 @@ impl Deciding {
         };
         match planned {
             Ok(child) => self.fact(E::ChildPlanned { at: self.at, child, rate }),
-            Err(_) if announcing.bump_impossible => {}
-            Err(reason) => self.fact(E::BumpImpossible { at: self.at, reason }),
+            Err(reason) => self.bump_impossible(reason),
+        }
+    }
+
+    /// Says once that nothing can be done.
+    fn bump_impossible(&mut self, reason: BumpError) {
+        if self.announcing().is_some_and(|announcing| !announcing.bump_impossible) {
+            self.fact(E::BumpImpossible { at: self.at, reason });
         }
     }
 

@@ -33,7 +33,7 @@ use rand_chacha::rand_core::CryptoRng;
 
 pub use self::{
     event::{AnnouncementEvent, AnnouncementFailure},
-    funding::{NotFunded, Prepared, Wanted},
+    funding::{Need, NotFunded, Prepared, Wanted},
     sight::Sight,
     state::{Announcing, State},
 };
@@ -65,6 +65,8 @@ pub struct Rules {
     pub fees: FeePolicy,
     /// Where the rest of the coin goes.
     pub change: Change,
+    /// Whether the operator can spend it there at once, to pay for a transaction that is stuck.
+    pub change_is_ours: bool,
     /// How long to wait before handing in a transaction again that the chain does not show.
     pub rebroadcast: Duration,
     /// How long the chain may stand still before the operator is told.
@@ -72,7 +74,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Change to `change`, and everything else at its default: a day for funding with one confirmation, a day for signing,
+    /// Change to `change`, which the operator can spend, and everything else at its default: a day for funding with one confirmation, a day for signing,
     /// final at depth 6, handed in again every 10 minutes.
     pub fn new(change: Change) -> Self {
         Self {
@@ -82,6 +84,7 @@ impl Rules {
             confirmations: 6,
             fees: FeePolicy::default(),
             change,
+            change_is_ours: true,
             rebroadcast: Duration::from_secs(600),
             stall: Duration::from_secs(3 * 3600),
         }
@@ -109,6 +112,8 @@ pub enum Input {
         since: u32,
         /// Its fee estimate, if it has one.
         estimate: Option<FeeRate>,
+        /// The rate below which it takes nothing, if it tells.
+        minimum: Option<FeeRate>,
         /// The transactions that other announcements of the same address asked their members to sign.
         known: BTreeSet<Txid>,
     },
@@ -241,21 +246,23 @@ impl Announcement {
 
     /// The transaction that could announce what is wanted at `now`, with the best coin that there is.
     ///
-    /// It pays the chain's estimate, held by the operator's bounds. In the last quarter of the funding window, and after it, a
-    /// coin that is too small for that pays what it can: an estimate that lies high must not cost the cohort.
+    /// It pays the chain's estimate, held by the operator's bounds and the chain's minimum. In the last quarter of the funding
+    /// window, and after it, a coin that is too small for that pays what it can: an estimate that lies high must not cost the
+    /// cohort. Nor must a coin that leaves nothing to bump with, while none that does is there.
     ///
     /// # Errors
     /// [`NotFunded`], which says what is missing.
     pub fn choose(&self, now: Timestamp, wanted: &Wanted) -> Result<Prepared, NotFunded> {
-        let rate = self.rules.fees.hold(wanted.estimate);
-        let chosen = funding::choose(&self.sight, &self.rules, wanted, rate);
+        let fees = self.rules.fees.above(wanted.minimum)?;
+        let rate = fees.first(wanted.estimate);
         let late = match &self.state {
             State::Funding { deadline } => *deadline <= now + self.rules.funding_window / 4,
             _ => true,
         };
+        let chosen = funding::choose(&self.sight, &self.rules, wanted, rate, late);
         match chosen {
             Err(NotFunded::TooSmall { .. }) if late => {
-                funding::choose_cheaper(&self.sight, &self.rules, wanted, rate).map_or(chosen, Ok)
+                funding::choose_cheaper(&self.sight, &self.rules, wanted, fees.floor(), rate).map_or(chosen, Ok)
             }
             chosen => chosen,
         }

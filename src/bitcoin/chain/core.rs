@@ -4,7 +4,7 @@
 mod answers;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -21,12 +21,11 @@ use serde_json::{Value, json, value::to_raw_value};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
-use self::answers::{ActivityInfo, BlockInfo, ChainInfo, Estimate, Event, HeaderInfo, PackageInfo, Scan};
+use self::answers::{ActivityInfo, BlockInfo, ChainInfo, Estimate, Event, MempoolInfo, PackageInfo, Scan};
 use super::{
-    Activity, BlockId, Chain, ChainError, ConfirmationTarget, Deposit, Place, Rejection, Spend, Tip,
-    TransactionStatus, is_known_already,
+    Activity, BlockId, COINBASE_MATURITY, Chain, ChainError, ConfirmationTarget, Deposit, Place, Rejection, Spend,
+    Tip, TransactionStatus, is_known_already,
 };
-use crate::protocol::network::Network;
 
 /// For calls that a node answers from memory.
 const QUICK: Duration = Duration::from_secs(30);
@@ -42,6 +41,9 @@ const BLOCKS_A_CALL: usize = 48;
 
 /// How many long ranges of blocks that were read in part are remembered.
 const MAX_UNFINISHED: usize = 64;
+
+/// How many blocks a node on regtest may know of and not have.
+const BEHIND: u32 = 100;
 
 /// How often to ask again when a block arrives between two parts of an answer.
 const ATTEMPTS: usize = 5;
@@ -123,7 +125,7 @@ impl CoreChain {
         let sent = tokio::time::timeout(timeout, client.send_request(request)).await;
         let answer = sent
             .map_err(|_| self.unreachable(&format!("no answer to {method} within {} s", timeout.as_secs())))?
-            .map_err(|error| self.transport_error(error))?;
+            .map_err(|error| self.transport_error(method, error))?;
         match answer.result() {
             Ok(result) => Ok(result),
             Err(jsonrpc::Error::Rpc(error)) => Err(CallError::Node { code: error.code, message: error.message }),
@@ -135,13 +137,29 @@ impl CoreChain {
         CallError::Chain(ChainError::Unavailable(format!("the node at {}: {problem}", self.url)))
     }
 
-    fn transport_error(&self, error: jsonrpc::Error) -> CallError {
+    fn transport_error(&self, method: &str, error: jsonrpc::Error) -> CallError {
         let jsonrpc::Error::Transport(error) = error else {
-            return bad_answer("a call", &error);
+            return bad_answer(method, &error);
         };
         match error.downcast_ref::<bitreq_http_async::Error>() {
-            Some(bitreq_http_async::Error::Http(http)) if matches!(http.status_code, 401 | 403) => {
-                let problem = format!("the node at {} refuses our login; is it another node's cookie?", self.url);
+            Some(bitreq_http_async::Error::Http(http)) if http.status_code == 401 => match &self.auth {
+                // A node writes its cookie some time after it has begun to listen: what is there until then is that of its
+                // last run.
+                CoreAuth::Cookie(path) => self.unreachable(&format!(
+                    "it refuses the cookie in {}: that of an earlier run, if the node is starting, or another node's",
+                    path.display()
+                )),
+                CoreAuth::Password { user, .. } => {
+                    let problem = format!("the node at {} refuses the user {user} or the password", self.url);
+                    CallError::Chain(ChainError::Misconfigured(problem))
+                }
+            },
+            Some(bitreq_http_async::Error::Http(http)) if http.status_code == 403 => {
+                let problem = format!(
+                    "the node at {} forbids {method}: its -rpcwhitelist must name it for this user, and its \
+                     -rpcallowip this address",
+                    self.url
+                );
                 CallError::Chain(ChainError::Misconfigured(problem))
             }
             Some(bitreq_http_async::Error::Http(http)) => {
@@ -164,20 +182,23 @@ impl CoreChain {
     ///
     /// # Errors
     /// [`ChainError::Misconfigured`] when it is too old, [`ChainError::Unavailable`] while it still downloads the chain.
-    pub async fn check_fitness(&self, network: Network) -> Result<(), ChainError> {
+    pub async fn check_fitness(&self) -> Result<(), ChainError> {
         self.call::<ActivityInfo>("getdescriptoractivity", json!([[], []]), QUICK).await?;
-        let info: ChainInfo = self.call("getblockchaininfo", json!([]), QUICK).await?;
-        // Regtest has blocks when somebody makes them: an old tip means nothing there.
-        if info.initialblockdownload && network != Network::Regtest {
-            let percent = info.verificationprogress * 100.0;
-            let problem = format!("the node still downloads the chain: {} blocks, {percent:.1} %", info.blocks);
-            return Err(ChainError::Unavailable(problem));
-        }
-        Ok(())
+        still_downloads(&self.chain_info().await?)
     }
 
-    async fn header_info(&self, hash: &BlockHash) -> Result<HeaderInfo, ChainError> {
-        Ok(self.call("getblockheader", json!([hash, true]), QUICK).await?)
+    async fn chain_info(&self) -> Result<ChainInfo, ChainError> {
+        Ok(self.call("getblockchaininfo", json!([]), QUICK).await?)
+    }
+
+    /// What was said of blocks that are not there, with what is there.
+    async fn pruned(&self, message: &str) -> ChainError {
+        match self.chain_info().await {
+            Ok(ChainInfo { blocks, pruneheight: Some(first), .. }) => {
+                ChainError::Pruned(format!("{message}; it has blocks {first} to {blocks}"))
+            }
+            _ => ChainError::Pruned(message.to_owned()),
+        }
     }
 
     async fn activity_in(
@@ -190,7 +211,7 @@ impl CoreChain {
         match self.call::<ActivityInfo>("getdescriptoractivity", arguments, BLOCKS).await {
             Ok(info) => Ok(info.activity),
             Err(CallError::Node { code: code::MISC_ERROR, message }) if message.contains("pruned") => {
-                Err(ChainError::Pruned(message))
+                Err(self.pruned(&message).await)
             }
             // A block that is no longer in the best chain: the caller asks again.
             Err(CallError::Node { code: code::INVALID_ADDRESS_OR_KEY | code::INVALID_PARAMETER, message }) => {
@@ -228,7 +249,30 @@ impl CoreChain {
         if self.tip().await?.block != tip.block {
             return Ok(None);
         }
-        Ok(Some(collect(tip, reading.events.iter().cloned().chain(mempool))))
+        let mut activity = collect(tip, reading.events.iter().cloned().chain(mempool));
+        self.find_coinbases(&mut activity).await?;
+        Ok(Some(activity))
+    }
+
+    /// Marks the deposits that are rewards of young blocks, which the node's answer does not tell.
+    async fn find_coinbases(&self, activity: &mut Activity) -> Result<(), ChainError> {
+        let tip = activity.tip;
+        let mut known: BTreeMap<Txid, bool> = BTreeMap::new();
+        for deposit in &mut activity.deposits {
+            let Some(block) = deposit.place.block().filter(|block| tip.depth(block) < COINBASE_MATURITY) else {
+                continue;
+            };
+            let txid = deposit.outpoint.txid;
+            deposit.coinbase = match known.get(&txid) {
+                Some(coinbase) => *coinbase,
+                // The node reads one transaction of a block for this.
+                None => {
+                    let found = self.transaction(&txid, Some(&block.hash)).await?;
+                    *known.entry(txid).or_insert(found.is_some_and(|transaction| transaction.is_coinbase()))
+                }
+            };
+        }
+        Ok(())
     }
 
     /// Forgets the blocks that a reorganization has left behind since they were read.
@@ -267,16 +311,28 @@ impl CoreChain {
             return Ok(None);
         }
         let mut activity = collect(tip, mempool);
-        let of_coinbases = scan.unspents.iter().filter(|coin| coin.coinbase);
-        activity.coinbases = of_coinbases.map(|coin| OutPoint { txid: coin.txid, vout: coin.vout }).collect();
         let confirmed = scan.unspents.into_iter().map(|coin| Deposit {
             outpoint: OutPoint { txid: coin.txid, vout: coin.vout },
             value: coin.amount,
             place: Place::Block(BlockId { height: coin.height, hash: coin.blockhash }),
+            coinbase: coin.coinbase,
         });
         activity.deposits.splice(0..0, confirmed);
         Ok(Some(activity))
     }
+}
+
+/// Refuses what a node says while it reads or downloads the chain. Regtest has blocks when somebody makes them: an old tip
+/// means nothing there, fewer blocks than headers do.
+fn still_downloads(info: &ChainInfo) -> Result<(), ChainError> {
+    let behind = info.headers.saturating_sub(info.blocks) > BEHIND;
+    if if info.chain == "regtest" { behind } else { info.initialblockdownload } {
+        let percent = info.verificationprogress * 100.0;
+        let (blocks, headers) = (info.blocks, info.headers);
+        let problem = format!("the node still reads the chain: {blocks} of {headers} blocks, {percent:.1} %");
+        return Err(ChainError::Unavailable(problem));
+    }
+    Ok(())
 }
 
 fn moving() -> ChainError {
@@ -288,18 +344,17 @@ fn descriptor(script: &Script) -> String {
 }
 
 fn collect(tip: Tip, events: impl IntoIterator<Item = Event>) -> Activity {
-    let mut activity = Activity { tip, deposits: Vec::new(), spends: Vec::new(), coinbases: BTreeSet::new() };
+    let mut activity = Activity { tip, deposits: Vec::new(), spends: Vec::new() };
     let place = |block: Option<BlockHash>, height: Option<u32>| match (block, height) {
         (Some(hash), Some(height)) => Place::Block(BlockId { height, hash }),
         _ => Place::Mempool,
     };
     for event in events {
         match event {
-            Event::Receive { amount, txid, vout, blockhash, height } => activity.deposits.push(Deposit {
-                outpoint: OutPoint { txid, vout },
-                value: amount,
-                place: place(blockhash, height),
-            }),
+            Event::Receive { amount, txid, vout, blockhash, height } => {
+                let outpoint = OutPoint { txid, vout };
+                activity.deposits.push(Deposit::new(outpoint, amount, place(blockhash, height)));
+            }
             Event::Spend { spend_txid, prevout_txid, prevout_vout, blockhash, height } => {
                 activity.spends.push(Spend {
                     outpoint: OutPoint { txid: prevout_txid, vout: prevout_vout },
@@ -315,9 +370,12 @@ fn collect(tip: Tip, events: impl IntoIterator<Item = Event>) -> Activity {
 #[async_trait]
 impl Chain for CoreChain {
     async fn tip(&self) -> Result<Tip, ChainError> {
-        let hash: BlockHash = self.call("getbestblockhash", json!([]), QUICK).await?;
-        let header = self.header_info(&hash).await?;
-        Ok(Tip { block: BlockId { height: header.height, hash }, median_time: header.mediantime })
+        let info = self.chain_info().await?;
+        // A node that was started again knows of all its headers at once, and of its blocks one after the other: what it does
+        // not have yet must not look as if it had never been.
+        still_downloads(&info)?;
+        let hash = info.bestblockhash;
+        Ok(Tip { block: BlockId { height: info.blocks, hash }, median_time: info.mediantime })
     }
 
     async fn block_hash(&self, height: u32) -> Result<Option<BlockHash>, ChainError> {
@@ -400,6 +458,12 @@ impl Chain for CoreChain {
         Ok(estimate.feerate.map(|rate| FeeRate::from_sat_per_kwu(rate.to_sat().div_ceil(4))))
     }
 
+    async fn minimum_fee(&self) -> Result<Option<FeeRate>, ChainError> {
+        let info: MempoolInfo = self.call("getmempoolinfo", json!([]), QUICK).await?;
+        let least = info.mempoolminfee.max(info.minrelaytxfee);
+        Ok(Some(FeeRate::from_sat_per_kwu(least.to_sat().div_ceil(4))))
+    }
+
     async fn submit(&self, transaction: &Transaction) -> Result<(), ChainError> {
         let hex = encode::serialize_hex(transaction);
         match self.call::<Txid>("sendrawtransaction", json!([hex]), QUICK).await {
@@ -468,6 +532,9 @@ impl From<CallError> for ChainError {
             CallError::Chain(error) => error,
             CallError::Node { code: code::IN_WARMUP, message } => {
                 Self::Unavailable(format!("the node is starting: {message}"))
+            }
+            CallError::Node { code: code::MISC_ERROR, message } if message.contains("pruned") => {
+                Self::Pruned(message)
             }
             CallError::Node { code: code::METHOD_NOT_FOUND, message } => {
                 Self::Misconfigured(format!("{message}; Bitcoin Core 29 or newer is needed"))

@@ -1,8 +1,9 @@
 //! An Esplora server, over HTTP. What it says is believed: an operator who needs proof runs a node.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{HashMap, HashSet},
     fmt,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -14,12 +15,13 @@ use ::bitcoin::{
 };
 use async_trait::async_trait;
 use esplora_client::api::{BlockInfo, EsploraTx, TxStatus, Utxo};
-use reqwest::{Client, Method, StatusCode, redirect};
+use reqwest::{Client, Method, StatusCode, header::RETRY_AFTER, redirect};
 use serde::{Deserialize, de::DeserializeOwned};
+use tokio::time::Instant;
 
 use super::{
-    Activity, BlockId, Chain, ChainError, ConfirmationTarget, Deposit, Place, Rejection, Spend, Tip,
-    TransactionStatus, core::package_result, is_known_already,
+    Activity, BlockId, COINBASE_MATURITY, Chain, ChainError, ConfirmationTarget, Deposit, Place, Rejection, Spend,
+    Tip, TransactionStatus, core::package_result, is_known_already,
 };
 use crate::actors::transport::tls::Trust;
 
@@ -31,6 +33,14 @@ const MAX_ANSWER: usize = 16 << 20;
 /// The most pages of a script's history that are read at a time, of 25 transactions each.
 const MAX_PAGES: usize = 400;
 
+/// The longest pause that is waited for in place, when a server asks for one (429, `Retry-After`); and the one that is made when
+/// it does not say how long.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const USUAL_PAUSE: Duration = Duration::from_secs(2);
+
+/// How often a request is made that the server puts off.
+const TRIES: usize = 4;
+
 /// How often to ask again when a block arrives between two parts of an answer.
 const ATTEMPTS: usize = 5;
 
@@ -39,6 +49,8 @@ const ATTEMPTS: usize = 5;
 pub struct EsploraChain {
     url: String,
     http: Client,
+    /// Until when the server wants to be left alone: what one request was told holds for all.
+    pause: Arc<Mutex<Option<Instant>>>,
 }
 
 impl EsploraChain {
@@ -54,15 +66,49 @@ impl EsploraChain {
             .redirect(redirect::Policy::none())
             .build()
             .map_err(|error| ChainError::Misconfigured(error.to_string()))?;
-        Ok(Self { url: url.to_owned(), http })
+        Ok(Self { url: url.to_owned(), http, pause: Arc::default() })
     }
 
+    /// An answer, after as many pauses as the server asks for, if they are not too long.
     async fn request(
         &self,
         method: Method,
         path: &str,
         body: Option<String>,
     ) -> Result<(StatusCode, Vec<u8>), ChainError> {
+        for _ in 0..TRIES {
+            self.rest().await?;
+            let (status, bytes, asked) = self.request_once(method.clone(), path, body.clone()).await?;
+            if status != StatusCode::TOO_MANY_REQUESTS {
+                return Ok((status, bytes));
+            }
+            let until = Instant::now() + asked.unwrap_or(USUAL_PAUSE);
+            let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
+            *pause = Some(pause.map_or(until, |pause| pause.max(until)));
+        }
+        Err(ChainError::Unavailable(format!("{}: too many requests (429), however slowly we ask", self.url)))
+    }
+
+    /// Waits until the server may be asked again.
+    async fn rest(&self) -> Result<(), ChainError> {
+        let until = *self.pause.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(left) = until.map(|until| until.saturating_duration_since(Instant::now())) else { return Ok(()) };
+        if left > LONGEST_PAUSE {
+            let problem =
+                format!("{}: too many requests (429): it wants a pause of {} s", self.url, left.as_secs());
+            return Err(ChainError::Unavailable(problem));
+        }
+        tokio::time::sleep(left).await;
+        Ok(())
+    }
+
+    /// An answer, and the pause that the server asks for.
+    async fn request_once(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<String>,
+    ) -> Result<(StatusCode, Vec<u8>, Option<Duration>), ChainError> {
         let unavailable = |error: &dyn fmt::Display| ChainError::Unavailable(format!("{}: {error}", self.url));
         let mut request = self.http.request(method, format!("{}{path}", self.url));
         if let Some(body) = body {
@@ -70,6 +116,9 @@ impl EsploraChain {
         }
         let mut answer = request.send().await.map_err(|error| unavailable(&error))?;
         let status = answer.status();
+        // The other form of it, a date, is taken for the usual pause.
+        let pause = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let pause = pause.map(Duration::from_secs);
         let mut bytes = Vec::new();
         while let Some(chunk) = answer.chunk().await.map_err(|error| unavailable(&error))? {
             if bytes.len() + chunk.len() > MAX_ANSWER {
@@ -77,7 +126,7 @@ impl EsploraChain {
             }
             bytes.extend_from_slice(&chunk);
         }
-        Ok((status, bytes))
+        Ok((status, bytes, pause))
     }
 
     fn bad_answer(&self, path: &str, error: &dyn fmt::Display) -> ChainError {
@@ -120,21 +169,48 @@ impl EsploraChain {
     async fn history(&self, script: &str, since: u32) -> Result<Vec<EsploraTx>, ChainError> {
         let mut history: Vec<EsploraTx> = self.get_json(&format!("/scripthash/{script}/txs/mempool")).await?;
         let mut page = format!("/scripthash/{script}/txs/chain");
+        // The whole of it, or an error: what is missing might be a spend.
+        let mut known: HashSet<Txid> = HashSet::new();
         for _ in 0..MAX_PAGES {
             let transactions: Vec<EsploraTx> = self.get_json(&page).await?;
             let Some(last) = transactions.last() else { return Ok(history) };
+            let Some(height) = last.status.block_height else {
+                return Err(self.bad_answer(&page, &"a transaction of a block without its height"));
+            };
+            if !transactions.iter().all(|transaction| known.insert(transaction.txid)) {
+                return Err(self.bad_answer(&page, &"the page has what an earlier one had"));
+            }
             page = format!("/scripthash/{script}/txs/chain/{}", last.txid);
-            let ended = last.status.block_height.is_none_or(|height| height < since);
             history.extend(transactions);
-            if ended {
+            if height < since {
                 return Ok(history);
             }
         }
-        Err(ChainError::BadAnswer(format!("{}: too many transactions since block {since}", self.url)))
+        Err(ChainError::Misconfigured(format!(
+            "{}: an address has more than {} transactions since block {since}: ask a Bitcoin Core node instead",
+            self.url,
+            known.len()
+        )))
+    }
+
+    /// The coins that no block has spent, which a server lists up to some number (500 by default).
+    async fn listed(&self, script: &str) -> Result<Option<Vec<Utxo>>, ChainError> {
+        let path = format!("/scripthash/{script}/utxo");
+        match self.request(Method::GET, &path, None).await? {
+            (StatusCode::OK, body) => {
+                serde_json::from_slice(&body).map(Some).map_err(|error| self.bad_answer(&path, &error))
+            }
+            // "Too many unspent transaction outputs (>500). Contact support to raise limits."
+            (StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE, _) => Ok(None),
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => {
+                Err(ChainError::Misconfigured(format!("{}: access denied", self.url)))
+            }
+            (status, _) => Err(ChainError::Unavailable(format!("{}{path}: HTTP status {status}", self.url))),
+        }
     }
 
     async fn activity_at(&self, tip: Tip, script: &Script, since: u32) -> Result<Activity, ChainError> {
-        let mut activity = Activity { tip, deposits: Vec::new(), spends: Vec::new(), coinbases: BTreeSet::new() };
+        let mut activity = Activity { tip, deposits: Vec::new(), spends: Vec::new() };
         for transaction in self.history(&script_hash(script), since).await? {
             let Some(place) = place(&transaction.status) else { continue };
             if place.block().is_some_and(|block| block.height < since) {
@@ -143,7 +219,8 @@ impl EsploraChain {
             for (vout, output) in (0..).zip(&transaction.vout) {
                 if *output.scriptpubkey == *script {
                     let outpoint = OutPoint { txid: transaction.txid, vout };
-                    activity.deposits.push(Deposit { outpoint, value: output.value, place });
+                    let coinbase = transaction.vin.iter().any(|input| input.is_coinbase);
+                    activity.deposits.push(Deposit { outpoint, value: output.value, place, coinbase });
                 }
             }
             for input in &transaction.vin {
@@ -159,7 +236,16 @@ impl EsploraChain {
     async fn coins_at(&self, tip: Tip, script: &Script) -> Result<Activity, ChainError> {
         // What is in the mempool comes from the history, which also says what spends it.
         let mut activity = self.activity_at(tip, script, u32::MAX).await?;
-        let coins: Vec<Utxo> = self.get_json(&format!("/scripthash/{}/utxo", script_hash(script))).await?;
+        let Some(coins) = self.listed(&script_hash(script)).await? else {
+            // Too many to be listed: the history has them all.
+            let mut activity = self.activity_at(tip, script, 0).await?;
+            let in_block = |spend: &Spend| matches!(spend.place, Place::Block(_));
+            let spent: HashSet<_> =
+                activity.spends.iter().filter(|spend| in_block(spend)).map(|spend| spend.outpoint).collect();
+            activity.deposits.retain(|deposit| !spent.contains(&deposit.outpoint));
+            activity.spends.retain(|spend| !in_block(spend));
+            return Ok(activity);
+        };
         // The list leaves out what the mempool spends; a coin that somebody wants to spend is a coin all the same.
         for spend in activity.spends.clone() {
             if activity.deposits.iter().any(|deposit| deposit.outpoint == spend.outpoint) {
@@ -170,14 +256,20 @@ impl EsploraChain {
             let vout = usize::try_from(spend.outpoint.vout).unwrap_or(usize::MAX);
             let output = parent.vout.get(vout).ok_or_else(|| self.bad_answer(&path, &"an output is missing"))?;
             if let Some(place) = place(&parent.status) {
-                activity.deposits.push(Deposit { outpoint: spend.outpoint, value: output.value, place });
+                activity.deposits.push(Deposit::new(spend.outpoint, output.value, place));
             }
         }
-        activity.deposits.extend(coins.iter().filter_map(|coin| {
-            let block = BlockId { height: coin.status.block_height?, hash: coin.status.block_hash? };
-            let outpoint = OutPoint { txid: coin.txid, vout: coin.vout };
-            Some(Deposit { outpoint, value: coin.value, place: Place::Block(block) })
-        }));
+        for coin in coins {
+            let (Some(height), Some(hash)) = (coin.status.block_height, coin.status.block_hash) else { continue };
+            let block = BlockId { height, hash };
+            let mut deposit =
+                Deposit::new(OutPoint { txid: coin.txid, vout: coin.vout }, coin.value, Place::Block(block));
+            if tip.depth(&block) < COINBASE_MATURITY {
+                let parent: EsploraTx = self.get_json(&format!("/tx/{}", coin.txid)).await?;
+                deposit.coinbase = parent.vin.iter().any(|input| input.is_coinbase);
+            }
+            activity.deposits.push(deposit);
+        }
         Ok(activity)
     }
 }

@@ -2,7 +2,7 @@
 //! conflicts, relative timelocks and packages of two.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -356,14 +356,14 @@ impl State {
     }
 
     fn activity(&self, script: &Script, wanted: impl Fn(Option<u32>) -> bool) -> Result<Activity, ChainError> {
-        let mut activity =
-            Activity { tip: self.tip()?, deposits: Vec::new(), spends: Vec::new(), coinbases: BTreeSet::new() };
+        let mut activity = Activity { tip: self.tip()?, deposits: Vec::new(), spends: Vec::new() };
         for (transaction, height) in self.all().filter(|(_, height)| wanted(*height)) {
             let (txid, place) = (transaction.compute_txid(), self.place(height));
             for (vout, output) in (0..).zip(&transaction.output) {
                 if *output.script_pubkey == *script {
                     let outpoint = OutPoint { txid, vout };
-                    activity.deposits.push(Deposit { outpoint, value: output.value, place });
+                    let coinbase = transaction.is_coinbase();
+                    activity.deposits.push(Deposit { outpoint, value: output.value, place, coinbase });
                 }
             }
             for input in &transaction.input {
@@ -438,6 +438,10 @@ impl Chain for MemoryChain {
             MemoryFees::Estimate(rate) => Ok(Some(rate)),
             MemoryFees::Failing => Err(ChainError::Unavailable("the estimator fails".to_owned())),
         }
+    }
+
+    async fn minimum_fee(&self) -> Result<Option<FeeRate>, ChainError> {
+        Ok(Some(self.reached()?.min_relay))
     }
 
     async fn submit(&self, transaction: &Transaction) -> Result<(), ChainError> {

@@ -12,7 +12,7 @@ mod esplora;
 mod memory;
 mod source;
 
-use std::{collections::BTreeSet, fmt};
+use std::fmt;
 
 use ::bitcoin::{
     Amount, BlockHash, FeeRate, OutPoint, Script, Transaction, Txid, block::Header, constants::genesis_block,
@@ -84,6 +84,25 @@ pub struct Deposit {
     pub value: Amount,
     /// Where the transaction that made it is.
     pub place: Place,
+    /// Whether it is the reward of a block: it cannot be spent before it is [`COINBASE_MATURITY`] deep. A chain says so as long
+    /// as that matters, not of older ones.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub coinbase: bool,
+}
+
+/// How deep a coinbase must be before its outputs can be spent, by consensus.
+pub const COINBASE_MATURITY: u32 = 100;
+
+impl Deposit {
+    /// An output that is no block's reward.
+    pub const fn new(outpoint: OutPoint, value: Amount, place: Place) -> Self {
+        Self { outpoint, value, place, coinbase: false }
+    }
+
+    /// Whether it is the reward of a block that is too young at `tip` for the next block to spend it.
+    pub fn is_immature(&self, tip: &Tip) -> bool {
+        self.coinbase && self.place.block().is_none_or(|block| tip.depth(block) < COINBASE_MATURITY)
+    }
 }
 
 /// An input that spends an output of a script.
@@ -106,9 +125,6 @@ pub struct Activity {
     pub deposits: Vec<Deposit>,
     /// Inputs that spend such outputs.
     pub spends: Vec<Spend>,
-    /// Which of the deposits are outputs of coinbases, as far as [`Chain::coins`] can tell: they cannot be spent before
-    /// depth 100. [`Chain::activity`] never says.
-    pub coinbases: BTreeSet<OutPoint>,
 }
 
 /// Where a transaction is, if anywhere.
@@ -214,7 +230,7 @@ pub enum ChainError {
     #[error("{0}")]
     Misconfigured(String),
     /// It has dropped the old blocks that were asked for, and will never have them: [`Chain::coins`] needs none of them.
-    #[error("the node has pruned these blocks: {0}")]
+    #[error("the node has pruned blocks that are needed: {0}; look back less far, or use a node that has them")]
     Pruned(String),
     /// Its answer makes no sense.
     #[error("an answer that makes no sense: {0}")]
@@ -259,6 +275,11 @@ pub trait Chain: Send + Sync {
     ///
     /// Nobody has to believe it: see [`FeePolicy`](super::fees::FeePolicy).
     async fn fee_estimate(&self, target: ConfirmationTarget) -> Result<Option<FeeRate>, ChainError>;
+
+    /// The rate below which nothing is taken now; `None` when the chain cannot tell.
+    async fn minimum_fee(&self) -> Result<Option<FeeRate>, ChainError> {
+        Ok(None)
+    }
 
     /// Hands in a transaction to be relayed. One that is there already is taken again.
     async fn submit(&self, transaction: &Transaction) -> Result<(), ChainError>;

@@ -53,7 +53,7 @@ impl ChainSource {
             Self::Core { url, auth } => {
                 let node = CoreChain::new(url.clone(), auth.clone());
                 check_network(&node, network).await?;
-                node.check_fitness(network).await?;
+                node.check_fitness().await?;
                 Ok(Arc::new(node))
             }
             Self::Esplora { url } => {

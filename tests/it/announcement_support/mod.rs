@@ -152,7 +152,7 @@ impl World {
     }
 
     pub fn wanted(&self, signal: SignalBytes, estimate: Option<FeeRate>) -> Wanted {
-        Wanted { output: self.beacon.output.clone(), signal, estimate, taken: BTreeSet::new() }
+        Wanted { output: self.beacon.output.clone(), signal, estimate, minimum: None, taken: BTreeSet::new() }
     }
 
     pub fn choose(&self, signal: SignalBytes, estimate: Option<FeeRate>) -> Result<Prepared, NotFunded> {
@@ -208,6 +208,7 @@ impl World {
         self.journal = Arc::default();
         self.settings.journal = Arc::clone(&self.journal) as Arc<dyn Journal>;
         self.watch = open(&self.rules, &self.settings).await;
+        self.watch.know(self.beacon.output.clone()).await;
         let script = self.beacon.output.script_pubkey().to_owned();
         self.feed(Input::Watch { script }).await;
     }

@@ -38,6 +38,12 @@ pub struct Settings {
     pub fees: Mutex<BTreeMap<u16, f64>>,
     /// Whether it is a server from before packages.
     pub without_packages: bool,
+    /// How many coins of an address it lists at most.
+    pub most_coins: Option<usize>,
+    /// How many of the next requests it puts off (429), and what it says in `Retry-After`.
+    pub busy: Mutex<(u32, Option<u32>)>,
+    /// Whether all pages of a history are the first.
+    pub turns_no_page: bool,
 }
 
 struct Explorer {
@@ -135,6 +141,12 @@ fn refused(error: impl Display) -> HttpResponse {
 }
 
 async fn get(explorer: Data<Explorer>, path: Path<String>) -> HttpResponse {
+    if let (left @ 1.., pause) = &mut *explorer.settings.busy.lock().unwrap() {
+        *left -= 1;
+        let mut answer = HttpResponse::TooManyRequests();
+        pause.map(|pause| answer.insert_header(("retry-after", pause.to_string())));
+        return answer.body("slow down");
+    }
     let node = &explorer.node;
     let parts: Vec<&str> = path.split('/').collect();
     match parts.as_slice() {
@@ -166,6 +178,7 @@ async fn get(explorer: Data<Explorer>, path: Path<String>) -> HttpResponse {
         ["scripthash", hash, "txs", "chain", last @ ..] => {
             let mut history = explorer.history(hash).await;
             history.retain(|tx| tx["status"]["confirmed"] == true);
+            let last = if explorer.settings.turns_no_page { &[] } else { last };
             let after =
                 last.first().map_or(0, |last| history.iter().position(|tx| tx["txid"] == **last).unwrap() + 1);
             // Esplora's pages are of 25; smaller ones here, so that a test can turn them.
@@ -191,6 +204,9 @@ async fn get(explorer: Data<Explorer>, path: Path<String>) -> HttpResponse {
                     })
                 })
                 .collect();
+            if explorer.settings.most_coins.is_some_and(|most| coins.len() > most) {
+                return refused("Too many unspent transaction outputs (>500). Contact support to raise limits.");
+            }
             HttpResponse::Ok().json(coins)
         }
         ["tx", txid] => {

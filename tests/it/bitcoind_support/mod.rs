@@ -119,6 +119,14 @@ impl Bitcoind {
         assert!(self.is_ready().await, "bitcoind does not start again");
     }
 
+    /// The same, with arguments for this once.
+    pub async fn start_again_with(&mut self, extra: &[&str]) {
+        let extra: Vec<String> =
+            self.extra.iter().cloned().chain(extra.iter().map(|&one| one.to_owned())).collect();
+        self.child = spawn(&self.binary, &self.directory, self.port, &extra);
+        assert!(self.is_ready().await, "bitcoind does not start again");
+    }
+
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }

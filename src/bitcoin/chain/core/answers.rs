@@ -6,12 +6,6 @@ use ::bitcoin::{Amount, BlockHash, Txid};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
-pub(super) struct HeaderInfo {
-    pub(super) height: u32,
-    pub(super) mediantime: u32,
-}
-
-#[derive(Deserialize)]
 pub(super) struct BlockInfo {
     pub(super) height: u32,
     pub(super) tx: Vec<Txid>,
@@ -68,6 +62,14 @@ pub(super) struct Estimate {
 }
 
 #[derive(Deserialize)]
+pub(super) struct MempoolInfo {
+    #[serde(with = "::bitcoin::amount::serde::as_btc")]
+    pub(super) mempoolminfee: Amount,
+    #[serde(with = "::bitcoin::amount::serde::as_btc")]
+    pub(super) minrelaytxfee: Amount,
+}
+
+#[derive(Deserialize)]
 pub(super) struct PackageInfo {
     pub(super) package_msg: String,
     #[serde(rename = "tx-results", default)]
@@ -81,7 +83,14 @@ pub(super) struct PackageResult {
 
 #[derive(Deserialize)]
 pub(super) struct ChainInfo {
+    /// `main`, `test`, `signet`, `regtest`.
+    pub(super) chain: String,
     pub(super) blocks: u32,
+    pub(super) headers: u32,
+    pub(super) bestblockhash: BlockHash,
+    pub(super) mediantime: u32,
+    /// The first block that a node that prunes has.
+    pub(super) pruneheight: Option<u32>,
     pub(super) initialblockdownload: bool,
     pub(super) verificationprogress: f64,
 }

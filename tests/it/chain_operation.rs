@@ -1,0 +1,171 @@
+//! Nodes and servers in operation: they start, forbid, prune, read their blocks again, and ask to be left alone.
+
+use std::{fs, sync::Arc, time::Duration};
+
+use crate::announcement_support::{self as announcement, SIGNAL};
+use crate::bitcoind_support::{
+    Bitcoind, TestChain,
+    esplora::{self, EsploraServer, Settings},
+    faucet::{Faucet, Wallet},
+};
+use bitcoin::Amount;
+use btcr2_aggregation::{
+    bitcoin::chain::{Chain, ChainError, ChainSource, ConfirmationTarget, CoreAuth, CoreChain, EsploraChain},
+    protocol::network::Network,
+};
+
+#[test]
+fn a_cookie_of_an_earlier_run_is_waited_for() {
+    actix_rt::System::new().block_on(async {
+        let Some(node) = Bitcoind::start("a_cookie_of_an_earlier_run_is_waited_for").await else { return };
+        let cookie = crate::support::directory("stale-cookie").join("cookie");
+        fs::write(&cookie, "__cookie__:0000").unwrap();
+        let chain = CoreChain::new(node.url(), CoreAuth::Cookie(cookie.clone()));
+        let error = chain.tip().await.unwrap_err();
+        assert!(error.is_transient() && error.to_string().contains(cookie.to_str().unwrap()), "{error}");
+        fs::copy(node.cookie_file(), &cookie).unwrap();
+        chain.tip().await.unwrap();
+    });
+}
+
+#[test]
+fn a_method_that_a_whitelist_lacks_is_named() {
+    actix_rt::System::new().block_on(async {
+        // The password is "sesame".
+        let extra = [
+            "-rpcauth=alice:ab12$f70ec4db706d00e1f52ad94a5dab3195db88c33847edc0d5c7a7cacf73a13db4",
+            "-rpcwhitelistdefault=0",
+            "-rpcwhitelist=alice:getblockhash,getblockchaininfo,getdescriptoractivity",
+        ];
+        let Some(node) = Bitcoind::start_with("a_method_that_a_whitelist_lacks_is_named", &extra).await else {
+            return;
+        };
+        let source = node.url().replacen("http://", "core=http://alice:sesame@", 1);
+        let chain = source.parse::<ChainSource>().unwrap().connect(Network::Regtest).await.unwrap();
+        let error = chain.minimum_fee().await.unwrap_err();
+        let text = error.to_string();
+        assert!(!error.is_transient() && text.contains("forbids getmempoolinfo"), "{text}");
+        assert!(text.contains("rpcwhitelist") && !text.contains("sesame"), "{text}");
+        let forbidden = chain.fee_estimate(ConfirmationTarget::new(6)).await.unwrap_err();
+        assert!(forbidden.to_string().contains("estimatesmartfee"), "{forbidden}");
+    });
+}
+
+#[test]
+fn an_announcement_survives_a_node_that_reads_its_blocks_again() {
+    actix_rt::System::new().block_on(async {
+        let Some(mut world) = announcement::World::core("reindex").await else { return };
+        world.deposit(50_000).await;
+        world.mine(1).await;
+        let again = async |world: &mut announcement::World| {
+            let node = world.blocks.node_mut();
+            node.stop().await;
+            assert!(world.settings.chain.tip().await.unwrap_err().is_transient());
+            world.poll().await;
+            world.blocks.node_mut().start_again_with(&["-reindex"]).await;
+            // What it has not read yet is not gone.
+            let until = std::time::Instant::now() + Duration::from_secs(60);
+            while world.settings.chain.tip().await.is_err() {
+                assert!(std::time::Instant::now() < until);
+                world.poll().await;
+            }
+            world.poll().await;
+            assert_eq!(world.count("deposit-gone"), 0);
+        };
+        again(&mut world).await;
+        let (transaction, value) = world.prepare().await;
+        let txid = transaction.compute_txid();
+        let signed = btcr2_aggregation::bitcoin::announcement::Input::Signed { transaction, value };
+        world.feed(signed).await;
+        world.mine(1).await;
+        again(&mut world).await;
+        assert_eq!(world.announcing().txid, txid);
+        world.mine(5).await;
+        assert!(world.is_final() && world.watch.announcement().prepared(&SIGNAL).is_none());
+    });
+}
+
+/// A node, and a server over it that has some limits.
+async fn server(name: &str, settings: Settings) -> Option<(EsploraServer, Arc<Settings>, TestChain, Faucet)> {
+    let node = Arc::new(Bitcoind::start(name).await?);
+    let settings = Arc::new(settings);
+    let server = esplora::serve(Arc::clone(&node), Arc::clone(&settings));
+    let blocks = TestChain::Shared(node);
+    let faucet = Faucet::new(&blocks, 6).await;
+    Some((server, settings, blocks, faucet))
+}
+
+#[test]
+fn more_coins_than_a_server_lists_are_found_in_the_history() {
+    actix_rt::System::new().block_on(async {
+        let name = "more_coins_than_a_server_lists_are_found_in_the_history";
+        let settings = Settings { most_coins: Some(3), ..Settings::default() };
+        let Some((server, _, blocks, mut faucet)) = server(name, settings).await else { return };
+        let wallet = Wallet::new(31);
+        let mut coins = Vec::new();
+        for sat in [10_000, 20_000, 30_000, 40_000, 50_000] {
+            coins.push((faucet.pay(&blocks, &wallet.script(), Amount::from_sat(sat)).await, Amount::from_sat(sat)));
+            blocks.mine(1).await;
+        }
+        let chain = EsploraChain::new(&server.url).unwrap();
+        let values = async || {
+            let activity = chain.coins(&wallet.script()).await.unwrap();
+            let mut values: Vec<_> = activity.deposits.iter().map(|coin| coin.value.to_sat()).collect();
+            values.sort_unstable();
+            (values, activity.spends.len())
+        };
+        assert_eq!(values().await, (vec![10_000, 20_000, 30_000, 40_000, 50_000], 0));
+        // What a block has spent is no coin any more; what the mempool spends is one.
+        let spend = wallet.spend(
+            &[coins[0]],
+            vec![bitcoin::TxOut { value: Amount::from_sat(9_000), script_pubkey: Wallet::new(32).script() }],
+        );
+        chain.submit(&spend).await.unwrap();
+        assert_eq!(values().await, (vec![10_000, 20_000, 30_000, 40_000, 50_000], 1));
+        blocks.mine(1).await;
+        assert_eq!(values().await, (vec![20_000, 30_000, 40_000, 50_000], 0));
+    });
+}
+
+#[test]
+fn a_history_whose_pages_do_not_turn_is_an_error() {
+    actix_rt::System::new().block_on(async {
+        let name = "a_history_whose_pages_do_not_turn_is_an_error";
+        let settings = Settings { turns_no_page: true, ..Settings::default() };
+        let Some((server, _, blocks, mut faucet)) = server(name, settings).await else { return };
+        let script = Wallet::new(31).script();
+        for _ in 0..4 {
+            faucet.pay(&blocks, &script, Amount::from_sat(10_000)).await;
+            blocks.mine(1).await;
+        }
+        let chain = EsploraChain::new(&server.url).unwrap();
+        let error = chain.activity(&script, 0).await.unwrap_err();
+        assert!(error.to_string().contains("an earlier one had"), "{error}");
+    });
+}
+
+#[test]
+fn a_server_that_wants_a_pause_gets_it() {
+    actix_rt::System::new().block_on(async {
+        let name = "a_server_that_wants_a_pause_gets_it";
+        let Some((server, settings, ..)) = server(name, Settings::default()).await else { return };
+        let chain = EsploraChain::new(&server.url).unwrap();
+        let busy = |times, pause| *settings.busy.lock().unwrap() = (times, pause);
+        busy(2, Some(1));
+        let began = std::time::Instant::now();
+        chain.tip().await.unwrap();
+        assert!(began.elapsed() >= Duration::from_secs(2));
+        // Longer than one wants to wait: an error, for the whole of that time and without asking.
+        busy(1, Some(3600));
+        for _ in 0..2 {
+            let error = chain.tip().await.unwrap_err();
+            assert!(error.is_transient() && error.to_string().contains("a pause of 3"), "{error}");
+        }
+        assert_eq!(*settings.busy.lock().unwrap(), (0, Some(3600)));
+        // Who does not say how long is asked only so often.
+        let chain = EsploraChain::new(&server.url).unwrap();
+        busy(u32::MAX, Some(0));
+        assert!(matches!(chain.tip().await, Err(ChainError::Unavailable(problem)) if problem.contains("429")));
+        assert!(u32::MAX - settings.busy.lock().unwrap().0 < 10);
+    });
+}

@@ -54,6 +54,21 @@ impl ContentHash {
     }
 }
 
+impl ContentHash {
+    /// The hash in the CIDv1 of a raw block, in any of the bases that nodes write: base32, base58btc and base16. None for other
+    /// kinds of CID: those address something else.
+    pub fn from_any_cid(text: &str) -> Option<Self> {
+        let (base, digits) = text.split_at_checked(1)?;
+        let bytes = match base {
+            "b" | "B" => BASE32_NOPAD.decode(digits.to_ascii_uppercase().as_bytes()).ok()?,
+            "z" => bs58::decode(digits).into_vec().ok()?,
+            "f" | "F" => HEXLOWER_PERMISSIVE.decode(digits.as_bytes()).ok()?,
+            _ => return None,
+        };
+        bytes.strip_prefix(&CID_PREFIX)?.try_into().ok().map(Self)
+    }
+}
+
 impl From<DocumentHash> for ContentHash {
     fn from(hash: DocumentHash) -> Self {
         Self(*hash.as_bytes())

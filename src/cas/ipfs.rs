@@ -86,18 +86,30 @@ impl Ipfs {
     }
 
     async fn put_block(&self, content: &Content) -> Result<(), CasFault> {
-        let form = Form::new().part("data", Part::bytes(content.bytes().to_vec()).file_name("data"));
-        let query = [("cid-codec", "raw"), ("mhtype", "sha2-256"), ("mhlen", "32"), ("pin", "true")];
+        // js-ipfs takes a part without a content type for no file at all.
+        let part = Part::bytes(content.bytes().to_vec()).file_name("data");
+        let part = part.mime_str("application/octet-stream").map_err(unavailable)?;
+        let form = Form::new().part("data", part);
+        // Kubo reads `cid-codec`, js-ipfs `format` and `version`; each ignores what it does not know.
+        let query = [
+            ("cid-codec", "raw"),
+            ("format", "raw"),
+            ("version", "1"),
+            ("mhtype", "sha2-256"),
+            ("mhlen", "32"),
+            ("pin", "true"),
+        ];
         let answer = self.call("block/put", &query)?.multipart(form).send().await.map_err(unavailable)?;
         let status = answer.status();
         let body = body(answer, MAX_ANSWER).await?;
         if !status.is_success() {
             return Err(refusal(status, body.as_deref()));
         }
+        // Whatever it was told, and however it spells it: the CID must be the one that follows from the bytes.
         let cid = content.hash().cid();
         let answer: Option<PutAnswer> = body.and_then(|body| serde_json::from_slice(&body).ok());
         match answer {
-            Some(answer) if answer.key == cid => Ok(()),
+            Some(answer) if ContentHash::from_any_cid(&answer.key) == Some(content.hash()) => Ok(()),
             Some(answer) => Err(CasFault::Wrong(format!(
                 "it stored {} as {}, not as {cid}",
                 content.hash(),

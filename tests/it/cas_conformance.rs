@@ -113,6 +113,43 @@ async fn others_can_read_what_is_published() {
 }
 
 #[actix_rt::test]
+async fn a_node_in_javascript_is_understood() {
+    let node = Node::start(Behaviour::JavaScript);
+    let good = content(*b"good");
+    ipfs(&node).put(&good).await.unwrap();
+    assert!(node.has(&good.hash()));
+    assert_eq!(ipfs(&node).get(&good.hash()).await.unwrap(), good);
+    node.stop().await;
+    // The same hash as another kind of block is another CID.
+    let dag_pb = format!("f01701220{}", good.hash().hex());
+    assert_eq!(btcr2_aggregation::cas::ContentHash::from_any_cid(&dag_pb), None);
+    let hash = good.hash();
+    let base58 = format!("z{}", bs58_of(&[&[1, 0x55, 0x12, 0x20], &hash.as_bytes()[..]].concat()));
+    for cid in [hash.cid(), hash.cid().to_ascii_uppercase(), base58] {
+        assert_eq!(btcr2_aggregation::cas::ContentHash::from_any_cid(&cid), Some(hash), "{cid}");
+    }
+}
+
+/// Base58 with Bitcoin's alphabet.
+fn bs58_of(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8] = b"123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
+    let mut digits: Vec<u32> = Vec::new();
+    for byte in bytes {
+        let mut carry = u32::from(*byte);
+        for digit in &mut digits {
+            carry += *digit << 8;
+            *digit = carry % 58;
+            carry /= 58;
+        }
+        while carry > 0 {
+            digits.push(carry % 58);
+            carry /= 58;
+        }
+    }
+    digits.iter().rev().map(|digit| char::from(ALPHABET[*digit as usize])).collect()
+}
+
+#[actix_rt::test]
 async fn a_node_that_lies_is_found_out() {
     for behaviour in [Behaviour::OtherCid, Behaviour::OtherBytes, Behaviour::Forgets, Behaviour::Endless] {
         let node = Node::start(behaviour);

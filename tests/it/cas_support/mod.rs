@@ -20,6 +20,8 @@ pub enum Behaviour {
     Honest,
     /// Names another CID for what it was given.
     OtherCid,
+    /// Reads the parameters of js-ipfs, and writes CIDs in another base.
+    JavaScript,
     /// Stores, but returns other bytes.
     OtherBytes,
     /// Says that it stored, and did not.
@@ -130,7 +132,13 @@ async fn put(state: Data<State>, request: HttpRequest, query: Arguments, body: B
     if let Some(answer) = misbehave(&state, &request).await {
         return answer;
     }
-    let expected = [("cid-codec", "raw"), ("mhtype", "sha2-256"), ("pin", "true")];
+    let of_kubo = [("cid-codec", "raw"), ("mhtype", "sha2-256"), ("pin", "true")];
+    let of_javascript = [("format", "raw"), ("version", "1"), ("mhtype", "sha2-256")];
+    let javascript = state.behaviour == Behaviour::JavaScript;
+    let expected = if javascript { of_javascript } else { of_kubo };
+    if javascript && !body.windows(14).any(|window| window.eq_ignore_ascii_case(b"\r\ncontent-type")) {
+        return error("File argument 'data' is required");
+    }
     if expected.iter().any(|(name, value)| query.get(*name).map(String::as_str) != Some(*value)) {
         return error("these options make another CID, or a block that is soon collected");
     }
@@ -138,6 +146,7 @@ async fn put(state: Data<State>, request: HttpRequest, query: Arguments, body: B
     let cid = ContentHash::of(&data).cid();
     let key = match state.behaviour {
         Behaviour::OtherCid => ContentHash::of(b"another").cid(),
+        Behaviour::JavaScript => format!("f01551220{}", ContentHash::of(&data).hex()),
         _ => cid.clone(),
     };
     let size = data.len();

@@ -7,6 +7,10 @@
 use ::bitcoin::Amount;
 use serde::{Deserialize, Serialize};
 
+/// The file, in a cohort's directory of results, that says how its announcement ended: the event `announcement-final` or
+/// `announcement-failed`.
+pub const OUTCOME_FILE: &str = "announced.json";
+
 /// What kind of output a member's own wallet would spend and pay its change to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -36,12 +40,18 @@ impl WalletKind {
 /// What a cohort's announcement took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Announced {
-    /// How many of its members announced an update; the others had nothing to announce, alone or together.
+    /// How many of its members announced an update that no earlier cohort had announced; the others had nothing to announce,
+    /// alone or together.
     pub updates: u64,
+    /// How many of these were the first of their DID at this beacon: a resolver finds such an update only once a beacon that
+    /// the document lists already has announced it too, by a singleton transaction.
+    pub first_updates: u64,
     /// The virtual size of the transaction.
     pub vsize: u64,
     /// What it paid.
     pub fee: Amount,
+    /// What children paid for it.
+    pub child_fee: Amount,
 }
 
 /// What a cohort saved against singleton transactions of its updates, at its own fee rate.
@@ -52,9 +62,17 @@ pub struct Savings {
     pub updates: u64,
     /// The rate that both sides pay, in sat/vB.
     pub fee_rate: f64,
-    /// What the cohort paid, in satoshis.
+    /// What the cohort paid, in satoshis, children and the singletons of first updates included.
     #[serde(with = "::bitcoin::amount::serde::as_sat")]
     pub paid: Amount,
+    /// Of these, what children paid that bumped it.
+    #[serde(with = "::bitcoin::amount::serde::as_sat")]
+    pub child_fees: Amount,
+    /// How many first updates needed a singleton transaction of their own all the same.
+    pub first_updates: u64,
+    /// What these paid, in satoshis.
+    #[serde(with = "::bitcoin::amount::serde::as_sat")]
+    pub first_singletons: Amount,
     /// What that was for each update, in satoshis.
     pub paid_each: f64,
     /// What each singleton transaction would have paid, in satoshis.
@@ -71,7 +89,7 @@ pub struct Savings {
 
 /// Compares a cohort with singleton transactions of `wallet`'s kind.
 pub fn savings(announced: &Announced, wallet: WalletKind) -> Savings {
-    let Announced { updates, vsize, fee } = *announced;
+    let Announced { updates, first_updates, vsize, fee, child_fee } = *announced;
     // The exact rate: one that is rounded would make the comparison unfair to one side.
     let exact = |size: u64| {
         let sat = (u128::from(fee.to_sat()) * u128::from(size)).div_ceil(u128::from(vsize.max(1)));
@@ -79,16 +97,24 @@ pub fn savings(announced: &Announced, wallet: WalletKind) -> Savings {
     };
     let singleton = exact(wallet.singleton_vsize());
     let singletons = singleton.checked_mul(updates).unwrap_or(Amount::MAX);
+    let first_singletons = singleton.checked_mul(first_updates).unwrap_or(Amount::MAX);
+    let paid = [child_fee, first_singletons]
+        .into_iter()
+        .fold(fee, |sum, more| sum.checked_add(more).unwrap_or(Amount::MAX));
+    let blocks = wallet.singleton_vsize().saturating_mul(first_updates).saturating_add(vsize);
     let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     Savings {
         updates,
         fee_rate: fee.to_sat() as f64 / vsize.max(1) as f64,
-        paid: fee,
-        paid_each: fee.to_sat() as f64 / updates.max(1) as f64,
+        paid,
+        child_fees: child_fee,
+        first_updates,
+        first_singletons,
+        paid_each: paid.to_sat() as f64 / updates.max(1) as f64,
         singleton,
         singletons,
-        saved: signed(singletons.to_sat()) - signed(fee.to_sat()),
-        saved_vsize: signed(wallet.singleton_vsize().saturating_mul(updates)) - signed(vsize),
+        saved: signed(singletons.to_sat()) - signed(paid.to_sat()),
+        saved_vsize: signed(wallet.singleton_vsize().saturating_mul(updates)) - signed(blocks),
     }
 }
 
@@ -122,12 +148,23 @@ mod tests {
 
     #[test]
     fn savings_grow_with_the_cohort_and_can_be_negative() {
-        let announced = |updates| Announced { updates, vsize: 154, fee: Amount::from_sat(308) };
+        let announced = |updates| Announced {
+            updates,
+            first_updates: 0,
+            vsize: 154,
+            fee: Amount::from_sat(308),
+            child_fee: Amount::ZERO,
+        };
         let of_ten = savings(&announced(10), WalletKind::P2tr);
         assert_eq!((of_ten.fee_rate, of_ten.singleton.to_sat(), of_ten.singletons.to_sat()), (2.0, 308, 3080));
         assert_eq!((of_ten.saved, of_ten.saved_vsize, of_ten.paid_each), (2772, 1386, 30.8));
         let of_one = savings(&announced(1), WalletKind::P2wpkh);
         assert_eq!((of_one.saved, of_one.saved_vsize), (-2, -1));
+        // A child, and the singletons that first updates need all the same.
+        let dear = Announced { first_updates: 4, child_fee: Amount::from_sat(100), ..announced(10) };
+        let dear = savings(&dear, WalletKind::P2tr);
+        assert_eq!((dear.first_singletons.to_sat(), dear.paid.to_sat(), dear.saved), (1232, 1640, 1440));
+        assert_eq!((dear.saved_vsize, dear.child_fees.to_sat()), (1386 - 4 * 154, 100));
         let of_none = savings(&announced(0), WalletKind::P2tr);
         assert_eq!((of_none.saved, of_none.paid_each), (-308, 308.0));
     }

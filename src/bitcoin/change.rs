@@ -18,7 +18,7 @@ use ::bitcoin::{
 use serde::{Deserialize, Serialize};
 
 use super::fees::{fee_at, rate_of};
-use crate::protocol::{key::SecretKey, network::Network};
+use crate::protocol::{key::SecretKey, network::Network, output::Coin};
 
 /// The virtual size of a child: one P2TR input by key path, one P2TR output.
 pub(super) const CHILD_VSIZE: u64 = 111;
@@ -68,6 +68,54 @@ impl ChangeKey {
             input.witness.push(signature.serialize());
         }
         transaction
+    }
+}
+
+impl ChangeKey {
+    /// A signed transaction of all of `coins`, which pay to this key, to `to` at `rate`; and its fee.
+    ///
+    /// # Errors
+    /// What is in the way, in words: they hold too little.
+    pub fn sweep(&self, coins: &[Coin], to: &Script, rate: FeeRate) -> Result<(Transaction, Amount), String> {
+        let value: Amount = coins.iter().map(|coin| coin.value).sum();
+        let input = coins.iter().map(|coin| TxIn {
+            previous_output: coin.outpoint,
+            script_sig: ScriptBuf::new(),
+            sequence: Sequence::ENABLE_RBF_NO_LOCKTIME,
+            witness: Witness::new(),
+        });
+        let mut transaction = Transaction {
+            version: Version::TWO,
+            lock_time: LockTime::ZERO,
+            input: input.collect(),
+            output: vec![TxOut { value, script_pubkey: to.to_owned() }],
+        };
+        // Signatures have a fixed size: signed once for it, which no fee changes.
+        self.sign_all(&mut transaction, coins)?;
+        let fee = fee_at(rate, u64::try_from(transaction.vsize()).unwrap_or(u64::MAX));
+        let rest = value.checked_sub(fee).filter(|rest| *rest >= to.minimal_non_dust());
+        transaction.output[0].value = rest.ok_or_else(|| {
+            format!("{} sat in all, of which a fee of {} leaves dust", value.to_sat(), fee.to_sat())
+        })?;
+        self.sign_all(&mut transaction, coins)?;
+        Ok((transaction, fee))
+    }
+
+    /// Signs every input, of a transaction that spends exactly `coins`.
+    fn sign_all(&self, transaction: &mut Transaction, coins: &[Coin]) -> Result<(), String> {
+        let prevouts: Vec<_> =
+            coins.iter().map(|coin| TxOut { value: coin.value, script_pubkey: self.script.clone() }).collect();
+        transaction.input.iter_mut().for_each(|input| input.witness.clear());
+        let unsigned = transaction.clone();
+        let mut cache = SighashCache::new(&unsigned);
+        for (index, input) in transaction.input.iter_mut().enumerate() {
+            let digest = cache
+                .taproot_key_spend_signature_hash(index, &Prevouts::All(&prevouts), TapSighashType::Default)
+                .map_err(|error| error.to_string())?;
+            let message = Message::from_digest(digest.to_byte_array());
+            input.witness.push(SECP256K1.sign_schnorr_no_aux_rand(&message, &self.tweaked).serialize());
+        }
+        Ok(())
     }
 }
 

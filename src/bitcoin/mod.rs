@@ -7,6 +7,7 @@
 //! - [`claims`]: what the announcements of one address leave to each other.
 //! - [`operator`]: the service's policy with a chain behind it; [`offline`] is one without. [`notice`]: what subscribers hear.
 //! - [`fees`] and [`change`]: what a transaction pays, and how one that is stuck is paid for.
+//! - [`payout`]: where change goes.
 //! - [`deposit`]: funding an address from the operator's own wallet, as a PSBT.
 //! - [`ledger`]: the coins of an address from block to block.
 //! - [`recovery`]: taking coins back when a cohort did not announce.
@@ -23,6 +24,7 @@ mod look;
 pub mod notice;
 pub mod offline;
 pub mod operator;
+pub mod payout;
 pub mod recovery;
 pub mod verify;
 pub mod watch;

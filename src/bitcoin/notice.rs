@@ -1,11 +1,11 @@
 //! What subscribers hear of announcements: one typed notice for every step, named as those of the actors are.
 
-use ::bitcoin::{Address, Amount, OutPoint, Script, Txid};
+use ::bitcoin::{Address, Amount, OutPoint, Script, TxOut, Txid};
 use serde::Serialize;
 use strum::VariantNames;
 
 use super::{
-    announcement::{Announcement, AnnouncementEvent, AnnouncementFailure, Need, State},
+    announcement::{Announcement, AnnouncementEvent, AnnouncementFailure, Need, Prepared, State, change_of},
     chain::{BlockId, RejectionKind, Spend},
     fees::sat_per_vb,
 };
@@ -49,8 +49,17 @@ pub enum AnnouncementNotice {
     ForeignSpend { cohort_id: CohortId, outpoint: OutPoint, by: Txid, block: Option<BlockId> },
     /// What that transaction announces, once it could be read: a signal that no member approved.
     ForeignSignal { cohort_id: CohortId, by: Txid, signal: SignalBytes },
-    /// The members are asked to sign.
-    AnnouncementPrepared { cohort_id: CohortId, txid: Txid, coin: OutPoint, fee_rate: f64 },
+    /// The members are asked to sign. What the coin holds beyond the fee goes to `change_address`.
+    AnnouncementPrepared {
+        cohort_id: CohortId,
+        txid: Txid,
+        coin: OutPoint,
+        fee_rate: f64,
+        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        fee: Amount,
+        #[serde(flatten, skip_serializing_if = "Option::is_none")]
+        change: Option<ChangeSat>,
+    },
     /// The chain took the announcement.
     AnnouncementBroadcast { cohort_id: CohortId, txid: Txid },
     /// It did not.
@@ -73,13 +82,20 @@ pub enum AnnouncementNotice {
     /// It fell out of the block that confirmed it.
     AnnouncementUnconfirmed { cohort_id: CohortId, txid: Txid, block: BlockId },
     /// It is as deep as was asked for. `left` stays at the beacon address: the same members' next cohort can use it, or
-    /// `recover` takes it back. What is paid there from now on is not watched.
+    /// `recover` takes it back. `fee` was paid by the transaction, `child_fee` by its child; the rest of the coin is at
+    /// `change_address`.
     AnnouncementFinal {
         cohort_id: CohortId,
         txid: Txid,
         block: BlockId,
         #[serde(with = "::bitcoin::amount::serde::as_sat")]
         left: Amount,
+        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        fee: Amount,
+        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        child_fee: Amount,
+        #[serde(flatten, skip_serializing_if = "Option::is_none")]
+        change: Option<ChangeSat>,
     },
     /// There will be no announcement. `left` stays at the beacon address, for `recover` to take back.
     AnnouncementFailed {
@@ -170,8 +186,9 @@ impl AnnouncementNotice {
             Self::ForeignSignal { cohort_id, by, signal } => {
                 format!("ALARM: cohort {cohort_id}: {by} announces {signal}, which no member approved")
             }
-            Self::AnnouncementPrepared { txid, coin, fee_rate, .. } => {
-                format!("  to be signed: {txid}, spends {coin} at {fee_rate} sat/vB")
+            Self::AnnouncementPrepared { txid, coin, fee_rate, change, .. } => {
+                let change = change_text(change.as_ref());
+                format!("  to be signed: {txid}, spends {coin} at {fee_rate} sat/vB{change}")
             }
             Self::AnnouncementBroadcast { cohort_id, txid } => format!("cohort {cohort_id} is broadcast: {txid}"),
             Self::AnnouncementRefused { txid, reason, .. } => format!("  {txid} was refused: {reason}"),
@@ -186,9 +203,13 @@ impl AnnouncementNotice {
             Self::AnnouncementUnconfirmed { txid, block, .. } => {
                 format!("  {txid} fell out of block {}: the chain was reorganized", block.height)
             }
-            Self::AnnouncementFinal { cohort_id, txid, block, left } => {
-                let left = stays(*left);
-                format!("cohort {cohort_id} is announced for good: {txid} in block {}{left}", block.height)
+            Self::AnnouncementFinal { cohort_id, txid, block, left, fee, child_fee, change } => {
+                let (left, change) = (stays(*left), change_text(change.as_ref()));
+                let fee = saturating_sum(*fee, *child_fee).to_sat();
+                let height = block.height;
+                format!(
+                    "cohort {cohort_id} is announced for good: {txid} in block {height}, for {fee} sat{change}{left}"
+                )
             }
             Self::AnnouncementFailed { cohort_id, reason, left, .. } => {
                 format!("cohort {cohort_id} will NOT be announced: {reason}{}", stays(*left))
@@ -207,6 +228,39 @@ impl AnnouncementNotice {
             Self::ChainAvailable { .. } => "  the chain answers again".to_owned(),
         }
     }
+}
+
+/// Where change goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangeSat {
+    /// How much it is.
+    #[serde(with = "::bitcoin::amount::serde::as_sat")]
+    pub change: Amount,
+    /// Its address.
+    pub change_address: String,
+}
+
+impl ChangeSat {
+    fn of(output: Option<&TxOut>, network: Network) -> Option<Self> {
+        let TxOut { value, script_pubkey } = output?;
+        Some(Self { change: *value, change_address: address_of(script_pubkey, network) })
+    }
+}
+
+fn address_of(script: &Script, network: Network) -> String {
+    let address = Address::from_script(script, network.to_bitcoin());
+    address.map_or_else(|_| script.to_hex_string(), |address| address.to_string())
+}
+
+fn change_text(change: Option<&ChangeSat>) -> String {
+    change.map_or_else(String::new, |ChangeSat { change, change_address }| {
+        format!("; change of {} sat goes to {change_address}", change.to_sat())
+    })
+}
+
+fn saturating_sum(one: Amount, other: Amount) -> Amount {
+    one.checked_add(other).unwrap_or(Amount::MAX)
 }
 
 /// What one deposit has to hold, as events say it.
@@ -230,6 +284,11 @@ fn stays(left: Amount) -> String {
     }
 }
 
+fn fee_of(prepared: &Prepared) -> Amount {
+    let paid: Amount = prepared.transaction.output.iter().map(|output| output.value).sum();
+    prepared.coin.value.checked_sub(paid).unwrap_or_default()
+}
+
 /// That a beacon address waits for a deposit.
 pub(super) fn funding_wanted(
     cohort_id: &CohortId,
@@ -238,8 +297,7 @@ pub(super) fn funding_wanted(
     deadline: Timestamp,
     need: Option<Need>,
 ) -> AnnouncementNotice {
-    let address = Address::from_script(script, network.to_bitcoin());
-    let beacon_address = address.map_or_else(|_| script.to_hex_string(), |address| address.to_string());
+    let beacon_address = address_of(script, network);
     let need = need.map(NeededSat);
     AnnouncementNotice::FundingWanted { cohort_id: cohort_id.clone(), beacon_address, deadline, need }
 }
@@ -281,6 +339,8 @@ pub(super) fn of(
             txid: prepared.transaction.compute_txid(),
             coin: prepared.coin.outpoint,
             fee_rate: sat_per_vb(prepared.rate),
+            fee: fee_of(prepared),
+            change: ChangeSat::of(change_of(&prepared.transaction), network),
         },
         E::HandInAccepted { txid: accepted, .. } if Some(*accepted) == txid => {
             N::AnnouncementBroadcast { cohort_id, txid: *accepted }
@@ -311,10 +371,15 @@ pub(super) fn of(
         },
         E::Unconfirmed { block, .. } => N::AnnouncementUnconfirmed { cohort_id, txid: txid?, block: *block },
         E::Finalized { block, .. } => match announcement.state() {
-            State::Final { txid, .. } => {
-                let left = announcement.sight().unspent();
-                N::AnnouncementFinal { cohort_id, txid: *txid, block: *block, left }
-            }
+            State::Final { txid, paid, .. } => N::AnnouncementFinal {
+                cohort_id,
+                txid: *txid,
+                block: *block,
+                left: announcement.sight().unspent(),
+                fee: paid.fee,
+                child_fee: paid.child_fee,
+                change: ChangeSat::of(paid.change.as_ref(), network),
+            },
             _ => return None,
         },
         E::Failed { failure, .. } => {

@@ -1,6 +1,7 @@
 //! `cost`: what cohorts saved, from the results that `serve --out` wrote.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -8,11 +9,12 @@ use std::{
 
 use ::bitcoin::{Amount, Transaction, consensus::encode::deserialize_hex};
 use clap::Args;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::fail;
 use crate::{
-    cost::{Announced, Savings, WalletKind, savings},
+    cost::{Announced, OUTCOME_FILE, Savings, WalletKind, savings},
     error::ProgramError,
     inputs,
 };
@@ -21,8 +23,11 @@ use crate::{
 #[command(
     after_help = "The comparison is at each cohort's own fee rate: its transaction against one singleton transaction\n\
     (one input, change, OP_RETURN of 32 bytes) for every member that announced an update.\n\n\
-    A result is written when a cohort has signed. Whether its transaction was announced, and what was paid to bump it,\n\
-    is not in it: cohorts that were signed and never announced are counted, children that paid for others are not."
+    An update counts once: in the first cohort that announced it. The first update of a DID at a beacon has to be announced\n\
+    by a singleton transaction too, from a beacon that the document lists already: that is part of the cohort's cost, unless\n\
+    --listed says that the documents list the beacon.\n\n\
+    How an announcement ended, and what its children paid that bumped it, `serve` writes beside the result (announced.json).\n\
+    A cohort whose announcement failed saved nothing and is left out; of one without that file it is not known yet."
 )]
 pub(super) struct CostArgs {
     /// The directory that `serve --out` wrote to, or that of one cohort in it
@@ -30,9 +35,42 @@ pub(super) struct CostArgs {
     /// What a member's own wallet would spend
     #[arg(long, value_enum, default_value_t)]
     wallet: WalletKind,
+    /// The members' documents list their beacons already: first updates need no singleton transaction of their own
+    #[arg(long)]
+    listed: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// How a cohort's announcement ended, as far as the results tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Ending {
+    Final,
+    Failed,
+    Unknown,
+}
+
+/// A cohort's result.
+struct Read {
+    cohort_id: String,
+    beacon: String,
+    /// Whose updates it announced: DID and hash.
+    updates: Vec<(String, String)>,
+    vsize: u64,
+    fee: Amount,
+    child_fee: Amount,
+    ending: Ending,
+}
+
+/// What is said of a cohort.
+struct Counted {
+    cohort_id: String,
+    saved: Savings,
+    /// Updates that an earlier cohort had announced.
+    repeats: usize,
+    ending: Ending,
 }
 
 pub(super) fn main(args: &CostArgs) -> ExitCode {
@@ -46,29 +84,55 @@ pub(super) fn main(args: &CostArgs) -> ExitCode {
 }
 
 fn cost(args: &CostArgs) -> Result<String, ProgramError> {
-    let mut cohorts = Vec::new();
-    for directory in directories(&args.directory)? {
-        let (cohort_id, announced) = read(&directory)?;
-        cohorts.push((cohort_id, savings(&announced, args.wallet)));
-    }
-    if cohorts.is_empty() {
+    let (mut cohorts, mut failed) = (Vec::new(), Vec::new());
+    let (mut announced, mut members) = (BTreeSet::new(), BTreeSet::new());
+    let directories = directories(&args.directory)?;
+    if directories.is_empty() {
         let problem = format!("no results in {}: give the directory of `serve --out`", args.directory.display());
         return Err(ProgramError::Usage(problem));
     }
-    let total: i64 = cohorts.iter().map(|(_, saved)| saved.saved).sum();
-    let updates: u64 = cohorts.iter().map(|(_, saved)| saved.updates).sum();
-    if args.json {
-        let cohorts: Vec<_> = cohorts.iter().map(|(id, saved)| json!({ "cohortId": id, "cost": saved })).collect();
-        let total = json!({ "saved": total, "updates": updates });
-        return Ok(json!({ "wallet": args.wallet, "cohorts": cohorts, "total": total }).to_string());
+    for directory in directories {
+        let Read { cohort_id, beacon, updates, vsize, fee, child_fee, ending } = read(&directory)?;
+        if ending == Ending::Failed {
+            failed.push(cohort_id);
+            continue;
+        }
+        let (all, mut new, mut first) = (updates.len(), 0, 0);
+        for (did, hash) in updates {
+            let is_first = members.insert((beacon.clone(), did.clone()));
+            if announced.insert((did, hash)) {
+                new += 1;
+                first += u64::from(is_first && !args.listed);
+            }
+        }
+        let repeats = all - new;
+        let new = u64::try_from(new).unwrap_or(u64::MAX);
+        let counted = Announced { updates: new, first_updates: first, vsize, fee, child_fee };
+        cohorts.push(Counted { cohort_id, saved: savings(&counted, args.wallet), repeats, ending });
     }
-    let mut lines: Vec<_> = cohorts.iter().map(|(id, saved)| line(id, saved)).collect();
+    let total: i64 = cohorts.iter().map(|counted| counted.saved.saved).sum();
+    let updates: u64 = cohorts.iter().map(|counted| counted.saved.updates).sum();
+    if args.json {
+        let json = |counted: &Counted| {
+            let Counted { cohort_id, saved, repeats, ending } = counted;
+            json!({ "cohortId": cohort_id, "cost": saved, "repeats": repeats, "announcement": ending })
+        };
+        let cohorts: Vec<_> = cohorts.iter().map(json).collect();
+        let total = json!({ "saved": total, "updates": updates });
+        return Ok(json!({ "wallet": args.wallet, "cohorts": cohorts, "notAnnounced": failed, "total": total })
+            .to_string());
+    }
+    let mut lines: Vec<_> = cohorts.iter().map(line).collect();
+    lines.extend(
+        failed.iter().map(|cohort_id| format!("cohort {cohort_id}\n  was not announced, and saved nothing")),
+    );
     lines.push(format!("in all: {total} sat saved on {updates} updates"));
     Ok(lines.join("\n"))
 }
 
-fn line(cohort_id: &str, saved: &Savings) -> String {
-    format!(
+fn line(counted: &Counted) -> String {
+    let Counted { cohort_id, saved, repeats, ending } = counted;
+    let mut line = format!(
         "cohort {cohort_id}\n  {} updates for {} sat ({:.1} sat each) at {:.2} sat/vB; {} singletons of {} sat: \
          {} sat saved, {} vB of block space",
         saved.updates,
@@ -79,7 +143,23 @@ fn line(cohort_id: &str, saved: &Savings) -> String {
         saved.singleton.to_sat(),
         saved.saved,
         saved.saved_vsize,
-    )
+    );
+    if saved.child_fees > Amount::ZERO {
+        line += &format!("\n  of these {} sat by children that bumped it", saved.child_fees.to_sat());
+    }
+    if saved.first_updates > 0 {
+        let (first, paid) = (saved.first_updates, saved.first_singletons.to_sat());
+        line += &format!(
+            "\n  of these {paid} sat for the singletons that {first} first updates need all the same (--listed if they do not)"
+        );
+    }
+    if *repeats > 0 {
+        line += &format!("\n  {repeats} updates not counted: an earlier cohort announced them");
+    }
+    if *ending == Ending::Unknown {
+        line += "\n  it is not known yet whether it was announced, nor what bumps cost";
+    }
+    line
 }
 
 /// The directories of cohorts with a result.
@@ -91,38 +171,59 @@ fn directories(root: &Path) -> Result<Vec<PathBuf>, ProgramError> {
     let entries: Result<Vec<_>, _> = fs::read_dir(root).map_err(io_error)?.collect();
     let mut found: Vec<_> = entries.map_err(io_error)?.into_iter().map(|entry| entry.path()).collect();
     found.retain(|directory| directory.join("result.json").is_file());
-    found.sort();
+    // In the order in which they were signed: what is announced again comes later.
+    let signed_at =
+        |directory: &PathBuf| fs::metadata(directory.join("result.json")).and_then(|file| file.modified()).ok();
+    found.sort_by_cached_key(|directory| (signed_at(directory), directory.clone()));
     Ok(found)
 }
 
-fn read(directory: &Path) -> Result<(String, Announced), ProgramError> {
+fn read(directory: &Path) -> Result<Read, ProgramError> {
     let file = directory.join("result.json");
     let wrong = |problem: &str| ProgramError::Usage(format!("{}: {problem}", file.display()));
     let result = read_json(&file)?;
-    let cohort_id = result["cohortId"].as_str().ok_or_else(|| wrong("no cohortId"))?.to_owned();
-    let hex = result["txHex"].as_str().ok_or_else(|| wrong("no txHex"))?;
-    let transaction: Transaction = deserialize_hex(hex).map_err(|error| wrong(&format!("txHex: {error}")))?;
+    let text = |name: &str| result[name].as_str().map(str::to_owned).ok_or_else(|| wrong(&format!("no {name}")));
+    let transaction: Transaction =
+        deserialize_hex(&text("txHex")?).map_err(|error| wrong(&format!("txHex: {error}")))?;
     let value =
         result["prevout"]["value"].as_u64().map(Amount::from_sat).ok_or_else(|| wrong("no prevout.value"))?;
     let paid: Amount = transaction.output.iter().map(|output| output.value).sum();
     let fee = value.checked_sub(paid).ok_or_else(|| wrong("the transaction pays more than its coin holds"))?;
-    let vsize = u64::try_from(transaction.vsize()).unwrap_or(u64::MAX);
-    Ok((cohort_id, Announced { updates: updates(directory)?, vsize, fee }))
+    let outcome = directory.join(OUTCOME_FILE);
+    let outcome = if outcome.is_file() { read_json(&outcome)? } else { Value::Null };
+    Ok(Read {
+        cohort_id: text("cohortId")?,
+        beacon: text("beaconAddress")?,
+        updates: updates(directory)?,
+        vsize: u64::try_from(transaction.vsize()).unwrap_or(u64::MAX),
+        fee,
+        child_fee: Amount::from_sat(outcome["childFee"].as_u64().unwrap_or_default()),
+        ending: match outcome["event"].as_str() {
+            Some("announcement-final") => Ending::Final,
+            Some("announcement-failed") => Ending::Failed,
+            _ => Ending::Unknown,
+        },
+    })
 }
 
-/// How many updates a cohort announced: the entries of its map, or the proofs that include one.
-fn updates(directory: &Path) -> Result<u64, ProgramError> {
+/// The updates that a cohort announced, as DID and hash: the entries of its map, or the proofs that include one.
+fn updates(directory: &Path) -> Result<Vec<(String, String)>, ProgramError> {
     let announcement = directory.join("announcement.json");
-    let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+    let hash = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     if announcement.is_file() {
-        return Ok(count(read_json(&announcement)?.as_object().map_or(0, serde_json::Map::len)));
+        let map = read_json(&announcement)?;
+        let entries = map.as_object().into_iter().flatten();
+        return Ok(entries.map(|(did, update)| (did.clone(), hash(update))).collect());
     }
     let proofs = directory.join("proofs");
     let io_error = |error| ProgramError::Io { what: proofs.display().to_string(), error };
-    let mut included = 0;
+    let mut included = Vec::new();
     for entry in fs::read_dir(&proofs).map_err(io_error)? {
-        let proof = read_json(&entry.map_err(io_error)?.path())?;
-        included += u64::from(proof.get("updateId").is_some());
+        let path = entry.map_err(io_error)?.path();
+        if let Some(update) = read_json(&path)?.get("updateId") {
+            let did = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            included.push((did, hash(update)));
+        }
     }
     Ok(included)
 }

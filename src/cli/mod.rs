@@ -2,6 +2,7 @@
 
 mod bans;
 mod cas;
+mod coins;
 mod cost;
 mod demo;
 mod fund;
@@ -75,6 +76,8 @@ enum Command {
     Cas(cas::CasArgs),
     /// Pay to a beacon address from your own wallet, by a PSBT that is signed elsewhere
     Fund(fund::FundArgs),
+    /// List the coins that are a service's: change, what is left at beacon addresses, and what can be recovered; and spend them
+    Coins(coins::CoinsArgs),
     /// List the coins of a cohort's beacon address, and take back those whose timelock has passed
     Recover(recover::RecoverArgs),
     /// Show and copy what a member keeps of its cohorts
@@ -177,6 +180,7 @@ fn run() -> ExitCode {
         Some(Command::Singleton(args)) => singleton::main(&args),
         Some(Command::Cas(args)) => cas::main(&args),
         Some(Command::Fund(args)) => fund::main(&args),
+        Some(Command::Coins(args)) => coins::main(&args),
         Some(Command::Recover(args)) => recover::main(&args),
         Some(Command::Cost(args)) => cost::main(&args),
         Some(Command::Vault(args)) => vault::main(&args),

@@ -306,7 +306,8 @@ impl Outcome {
     }
 }
 
-fn maturity_text(coin: &RecoverableCoin) -> String {
+/// When a coin can be recovered, for people.
+pub(super) fn maturity_text(coin: &RecoverableCoin) -> String {
     let maturity = match coin.maturity {
         Maturity::Unconfirmed => "waits for its confirmation".to_owned(),
         Maturity::Waiting { height, blocks, expected } => {

@@ -11,6 +11,7 @@ use super::{
     singleton::SatPerVb,
 };
 use crate::{
+    bitcoin::payout,
     cas::{self, Location},
     config::{self, Period, Span, settings},
     error::ProgramError,
@@ -182,6 +183,10 @@ settings! {
         /// With a chain: how many blocks before a coin can be recovered to warn of it [default: 144]
         #[arg(long, value_name = "BLOCKS", env = "BTCR2_WARN_BLOCKS")]
         warn_blocks: u32,
+        /// With a chain: where the change of announcements goes: an address, a descriptor of one key (wpkh(KEY), tr(KEY), addr(...)),
+        /// or `beacon`, for the members' next cohort. Only from its own key can the service bump [default: the identity's key, tr(KEY)]
+        #[arg(long, value_name = "ADDRESS|DESCRIPTOR|beacon", env = "BTCR2_CHANGE")]
+        change: String,
         /// Publish announcement maps in this store before they are signed, dir=PATH or ipfs=URL; may be given several times
         #[arg(long, value_name = "STORE", value_delimiter = ',', env = "BTCR2_CAS")]
         cas: Vec<Location>,
@@ -391,6 +396,11 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     // 0s: once and not again.
     let repeat = settings.advert_repeat.map_or(config.timing.advert_repeat, |Span(span)| span);
     config.timing.advert_repeat = if repeat.is_zero() { NEVER } else { repeat };
+    if let (Coins::Chain(chain), Some(change)) = (&mut config.coins, &settings.change) {
+        let change =
+            payout::change(change, network).map_err(|problem| usage(&format!("--change {change}: {problem}")))?;
+        chain.change = Some(change);
+    }
     if let Coins::Chain(chain) = &config.coins.clone() {
         if settings.state.is_none() {
             return Err(usage(

@@ -68,6 +68,8 @@ pub struct ChainConfig {
     pub fee_target: u16,
     /// How many blocks before a coin can be recovered to begin with warnings.
     pub warn_blocks: u32,
+    /// Where change goes; without it to the service's own key, from which what is stuck can be paid for.
+    pub change: Option<Change>,
 }
 
 impl ChainConfig {
@@ -85,6 +87,7 @@ impl ChainConfig {
             fee_rate: None,
             fee_target: 6,
             warn_blocks: 144,
+            change: None,
         }
     }
 
@@ -110,7 +113,7 @@ pub(super) enum Operator {
 
 impl Operator {
     /// Connects to the chain, if there is one. Change goes to the service's own key, so that a transaction that is stuck can
-    /// be paid for from it.
+    /// be paid for from it, unless the operator says otherwise.
     pub(super) async fn new(
         config: &ServeConfig,
         journal: Arc<dyn Journal>,
@@ -119,7 +122,12 @@ impl Operator {
     ) -> Result<Self, ProgramError> {
         let Coins::Chain(chain) = &config.coins else { return Ok(Self::Offline) };
         let change_key = ChangeKey::new(config.identity.secret_key());
-        let rules = chain.rules(Change::To(change_key.script_pubkey().to_owned()))?;
+        let own = Change::To(change_key.script_pubkey().to_owned());
+        let mut rules = chain.rules(chain.change.clone().unwrap_or_else(|| own.clone()))?;
+        rules.change_is_ours = rules.change == own;
+        if !rules.change_is_ours {
+            printer.warn("--change: what is stuck cannot be bumped, for the service has not the key of its change");
+        }
         let connected = loop {
             match chain.source.connect(config.network).await {
                 Ok(connected) => break connected,

@@ -18,8 +18,10 @@ use crate::{
         service::{AggregationService, ArchiveCohort, CancelCohort, OpenCohort, TellEnds},
     },
     bitcoin::{notice::AnnouncementNotice, recovery::CohortFile},
+    cost::OUTCOME_FILE,
     error::ProgramError,
     events::Printer,
+    files::{file_name, write_whole},
     keep::Keeping,
     protocol::{cohort::conditions::Conditions, id::CohortId, output::BeaconOutput},
     steps::{Next, Steps},
@@ -198,6 +200,7 @@ impl Rounds {
     fn take_announcement(&mut self, next: &Next<AnnouncementNotice>) {
         let Next::Step(step) = next else { return };
         self.printer.announcement_step(step);
+        self.keep_outcome(step);
         match &**step {
             AnnouncementNotice::AnnouncementFinal { cohort_id, .. } => {
                 self.announcing.remove(cohort_id);
@@ -321,6 +324,24 @@ impl Rounds {
         if tokio::time::timeout(SETTLING, settling).await.is_err() {
             self.printer
                 .warn("not all that ended was put away in time: the next run with this state says it again");
+        }
+    }
+
+    /// Keeps how an announcement ended, beside the cohort's result: `cost` counts what was paid.
+    fn keep_outcome(&self, step: &AnnouncementNotice) {
+        let (AnnouncementNotice::AnnouncementFinal { cohort_id, .. }
+        | AnnouncementNotice::AnnouncementFailed { cohort_id, .. }) = step
+        else {
+            return;
+        };
+        let Some(directory) = self.config.out.as_ref().map(|out| out.join(file_name(cohort_id))) else { return };
+        let text = serde_json::to_string_pretty(step).map(|text| text + "\n").map_err(io::Error::other);
+        let written = text.and_then(|text| {
+            std::fs::create_dir_all(&directory)?;
+            write_whole(&directory.join(OUTCOME_FILE), text.as_bytes())
+        });
+        if let Err(error) = written {
+            self.printer.warn(&format!("{}: {error}", directory.join(OUTCOME_FILE).display()));
         }
     }
 

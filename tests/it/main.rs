@@ -42,6 +42,7 @@ mod metrics;
 mod nostr_memory;
 mod nostr_processes;
 mod nostr_storms;
+mod operator_coins;
 mod outcomes;
 mod proxies;
 mod publication;

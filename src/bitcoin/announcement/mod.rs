@@ -28,14 +28,14 @@ use std::{
     time::Duration,
 };
 
-use ::bitcoin::{FeeRate, OutPoint, ScriptBuf, Transaction, Txid};
+use ::bitcoin::{FeeRate, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
 use rand_chacha::rand_core::CryptoRng;
 
 pub use self::{
     event::{AnnouncementEvent, AnnouncementFailure},
     funding::{Need, NotFunded, Prepared, Wanted},
     sight::Sight,
-    state::{Announcing, State},
+    state::{Announcing, Paid, State},
 };
 use super::{
     chain::{Activity, Rejection, Spend},
@@ -310,6 +310,11 @@ impl Machine for Announcement {
             State::Announcing(announcing) => Some(announcing.hand_in_at.min(announcing.stalled_at)),
         }
     }
+}
+
+/// The change of an announcement, or of its child: the first output, unless that is the signal.
+pub fn change_of(transaction: &Transaction) -> Option<&TxOut> {
+    transaction.output.first().filter(|output| !output.script_pubkey.is_op_return())
 }
 
 /// The host's input does not fit the state.

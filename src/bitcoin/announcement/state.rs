@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ::bitcoin::{Amount, FeeRate, Transaction, Txid};
+use ::bitcoin::{Amount, FeeRate, Transaction, TxOut, Txid};
 
 use super::{Announcement, AnnouncementEvent, AnnouncementFailure, Prepared, Rules, Sight};
 use crate::{
@@ -38,12 +38,25 @@ pub enum State {
         txid: Txid,
         /// Its block.
         block: BlockId,
+        /// What was paid for it.
+        paid: Paid,
     },
     /// There will be no signal.
     Failed {
         /// Why.
         failure: AnnouncementFailure,
     },
+}
+
+/// What was paid for an announcement, and what is left of its coin.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Paid {
+    /// By the transaction itself.
+    pub fee: Amount,
+    /// By the child that paid for it, if there was one.
+    pub child_fee: Amount,
+    /// The change, behind all children.
+    pub change: Option<TxOut>,
 }
 
 /// A signed transaction on its way into the chain.
@@ -85,6 +98,16 @@ impl Announcing {
             parent: &self.transaction,
             parent_fee: self.coin.value.checked_sub(paid).unwrap_or_default(),
             child: self.child.as_ref(),
+        }
+    }
+
+    /// What is paid, as it is planned now.
+    fn paid(&self) -> Paid {
+        let last = self.child.as_ref().map_or(&*self.transaction, |child| &child.transaction);
+        Paid {
+            fee: self.bump().parent_fee,
+            child_fee: self.child.as_ref().map_or(Amount::ZERO, Child::fee),
+            change: super::change_of(last).cloned(),
         }
     }
 
@@ -217,7 +240,7 @@ pub(super) fn apply(announcement: &mut Announcement, event: &AnnouncementEvent) 
         }
         (E::Stalled { at }, State::Announcing(announcing)) => announcing.stalled_at = *at + rules.stall,
         (E::Finalized { block, .. }, State::Announcing(announcing)) => {
-            *state = State::Final { txid: announcing.txid, block: *block };
+            *state = State::Final { txid: announcing.txid, block: *block, paid: announcing.paid() };
         }
         // What is signed goes on whatever is said of its cohort: its signal may be in the chain any moment.
         (E::Failed { failure, .. }, State::Announcing(_)) if !failure.ends_what_is_signed() => {}

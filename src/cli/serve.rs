@@ -20,7 +20,7 @@ use crate::{
         key::XOnlyKey,
         network::Network,
     },
-    serve::{self, ChainConfig, Coins, ServeConfig, Tls},
+    serve::{self, ChainConfig, Coins, OnAlarm, ServeConfig, Tls},
 };
 
 /// How updates are aggregated.
@@ -245,6 +245,11 @@ settings! {
         /// Serve GET /metrics (Prometheus), /healthz and /readyz on this address: not one that strangers reach
         #[arg(long, value_name = "ADDR", env = "BTCR2_METRICS_LISTEN")]
         metrics_listen: String,
+        /// Wake somebody: run this command by the shell with the alarm as a line of JSON on its standard input, its kind in
+        /// $BTCR2_ALARM and its text in $BTCR2_ALARM_TEXT; or, where this is a web address, post the alarm there. Which events are
+        /// alarms: docs/operating.md
+        #[arg(long, value_name = "COMMAND|URL", env = "BTCR2_ON_ALARM", hide_env_values = true)]
+        on_alarm: OnAlarm,
         /// Web origins that may talk to the service, comma separated; `*` for all, empty for none but its own [default: *]
         #[arg(long, value_name = "ORIGINS", env = "BTCR2_CORS")]
         cors: String,
@@ -376,6 +381,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
         config.listen = None;
     }
     config.metrics_listen = settings.metrics_listen;
+    config.on_alarm = settings.on_alarm;
     config.tls = tls;
     config.coins = coins;
     config.publication.hold_on_failure = !settings.cas_optional.unwrap_or(false);

@@ -1,9 +1,9 @@
 //! `GET /metrics`, `GET /healthz` and `GET /readyz`: on an address of their own, for they tell an operator what strangers
 //! need not know.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use actix_web::{
@@ -18,14 +18,44 @@ use crate::error::ProgramError;
 /// The content type of the text format.
 const TEXT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Whether the service takes requests. Clones are the same.
+/// Whether the service takes requests, and can do its work. Clones are the same.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<AtomicBool>);
+pub struct Readiness(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    takes_requests: bool,
+    problems: BTreeMap<&'static str, String>,
+}
 
 impl Readiness {
-    /// It does, or does not any more.
-    pub fn set(&self, is_ready: bool) {
-        self.0.store(is_ready, Ordering::Relaxed);
+    /// It takes requests, or does not any more.
+    pub fn set(&self, takes_requests: bool) {
+        self.state().takes_requests = takes_requests;
+    }
+
+    /// What is wrong with a part of it now, if anything is.
+    pub fn report(&self, part: &'static str, problem: Option<String>) {
+        let mut state = self.state();
+        match problem {
+            Some(problem) => drop(state.problems.insert(part, problem)),
+            None => drop(state.problems.remove(part)),
+        }
+    }
+
+    /// What is wrong, each with the part that it is about.
+    pub fn problems(&self) -> Vec<String> {
+        self.state().problems.iter().map(|(part, problem)| format!("{part}: {problem}")).collect()
+    }
+
+    fn is_ready(&self) -> bool {
+        let state = self.state();
+        state.takes_requests && state.problems.is_empty()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it holds the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -50,13 +80,13 @@ async fn health() -> &'static str {
     "ok\n"
 }
 
-/// All cohorts of an earlier life are back, and the service has not begun to stop.
+/// All cohorts of an earlier life are back, the service has not begun to stop, and nothing that it needs is amiss.
 async fn ready(readiness: Data<Readiness>) -> HttpResponse {
-    if readiness.0.load(Ordering::Relaxed) {
-        HttpResponse::Ok().body("ready\n")
-    } else {
-        HttpResponse::ServiceUnavailable().body("not ready\n")
+    if readiness.is_ready() {
+        return HttpResponse::Ok().body("ready\n");
     }
+    let problems: String = readiness.problems().iter().map(|problem| format!("{problem}\n")).collect();
+    HttpResponse::ServiceUnavailable().body(format!("not ready\n{problems}"))
 }
 
 /// A web server that answers until this is dropped, or stopped.

@@ -44,6 +44,8 @@ pub(super) struct Doors {
     pub(super) relays: Vec<String>,
     /// Certificate and key, for https.
     pub(super) tls: Option<Loaded>,
+    /// The transport over relays, to be asked how many are connected.
+    pub(super) nostr: Option<NostrTransport>,
     web: Option<Web>,
     embedded: Option<EmbeddedRelay>,
 }
@@ -68,7 +70,7 @@ impl Doors {
         contacts: &Contacts,
     ) -> Result<Self, ProgramError> {
         let mut transports: Vec<Arc<dyn Transport>> = Vec::new();
-        let (mut url, mut web, mut relays, mut embedded) = (None, None, Vec::new(), None);
+        let (mut url, mut web, mut relays, mut embedded, mut over_relays) = (None, None, Vec::new(), None, None);
         let tls = config.tls.as_ref().map(Loaded::new).transpose()?;
         if let Some(listening) = &config.listen {
             if config.limits.update_bytes > config.http.max_body {
@@ -103,6 +105,7 @@ impl Doors {
             let nostr = NostrTransport::new(nostr, clock, Randomness::System)
                 .map_err(|error| ProgramError::Usage(error.to_string()))?;
             sources.nostr(nostr.clone());
+            over_relays = Some(nostr.clone());
             transports.push(Arc::new(nostr));
         }
         let transport: Arc<dyn Transport> = match transports.len() {
@@ -111,7 +114,7 @@ impl Doors {
                 ProgramError::Usage("nothing to serve over: neither an address to listen on nor a relay".to_owned())
             })?),
         };
-        Ok(Self { transport, url, relays, tls, web, embedded })
+        Ok(Self { transport, url, relays, tls, nostr: over_relays, web, embedded })
     }
 
     /// Lets people in: every cohort that runs knows its members by now.

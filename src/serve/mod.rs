@@ -2,7 +2,9 @@
 //!
 //! [`run`] is the whole story, `results` what is kept of each cohort.
 
+mod alarm;
 mod doors;
+mod health;
 mod maturity;
 mod operator;
 mod results;
@@ -14,12 +16,15 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use actix::Actor;
 
 use self::{
+    alarm::Alarms,
     doors::Doors,
+    health::Health,
     maturity::MaturityWatch,
     operator::{Operator, Publisher},
     rounds::Rounds,
 };
 pub use self::{
+    alarm::{ALARMS, OnAlarm},
     operator::{ChainConfig, Coins},
     tls::Tls,
 };
@@ -81,6 +86,8 @@ pub struct ServeConfig {
     pub listen: Option<String>,
     /// The address to serve metrics and health on, if any: not for strangers.
     pub metrics_listen: Option<String>,
+    /// What to do when somebody should be woken.
+    pub on_alarm: Option<OnAlarm>,
     /// The relays to serve over, if any.
     pub nostr: Option<NostrConfig>,
     /// Where to run a relay of our own, which is one of those to serve over.
@@ -136,6 +143,7 @@ impl ServeConfig {
             network,
             listen: Some("127.0.0.1:8080".to_owned()),
             metrics_listen: None,
+            on_alarm: None,
             nostr: None,
             embedded_relay: None,
             tls: None,
@@ -283,7 +291,23 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         }
         _ => None,
     };
-    let mut rounds = Rounds::new(config, conditions, service, operator.clone(), keeping.clone(), printer.clone());
+    let (alarms, giving) = Alarms::start(config.on_alarm.clone(), printer.clone());
+    let chain = match (&operator, &config.coins) {
+        (Operator::Chain(operator), Coins::Chain(chain)) => {
+            Some((Arc::clone(&operator.settings().chain), chain.poll))
+        }
+        _ => None,
+    };
+    let health = Health {
+        readiness: readiness.clone(),
+        alarms: alarms.clone(),
+        chain,
+        relays: doors.nostr.clone(),
+        state: config.state.clone(),
+    };
+    let health = actix_rt::spawn(health.watch());
+    let mut rounds =
+        Rounds::new(config, conditions, service, operator.clone(), keeping.clone(), printer.clone(), alarms);
     let outcome = tokio::select! {
         never = reporting => match never {},
         never = tls::reload(doors.tls.clone(), hangups, printer) => match never {},
@@ -306,12 +330,17 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
             Ok(true)
         }
     };
+    health.abort();
     // No new work, streams closed, then the connections.
     doors.close().await;
     if let Some(maturity) = maturity {
         maturity.abort();
     }
     operator.stop().await;
+    drop(rounds);
+    // Whoever could still raise an alarm is gone.
+    let _ = health.await;
+    giving.finish().await;
     keeping.close().await;
     if let Some(server) = metrics_server {
         server.stop().await;

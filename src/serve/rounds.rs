@@ -11,7 +11,7 @@ use std::{
 use actix::Addr;
 use tokio::{sync::mpsc, task::JoinHandle};
 
-use super::{ServeConfig, operator::Operator, results::CohortReport};
+use super::{ServeConfig, alarm::Alarms, operator::Operator, results::CohortReport};
 use crate::{
     actors::{
         notice::ServiceNotice,
@@ -41,6 +41,7 @@ pub(super) struct Rounds {
     operator: Operator,
     keeping: Keeping,
     printer: Printer,
+    alarms: Alarms,
     /// Those that count: a cohort that takes another one's place counts instead of it.
     counted: BTreeSet<CohortId>,
     /// Those that still admit.
@@ -67,6 +68,7 @@ impl Rounds {
         operator: Operator,
         keeping: Keeping,
         printer: Printer,
+        alarms: Alarms,
     ) -> Self {
         Self {
             config,
@@ -75,6 +77,7 @@ impl Rounds {
             operator,
             keeping,
             printer,
+            alarms,
             counted: BTreeSet::new(),
             enrolling: BTreeSet::new(),
             live: BTreeSet::new(),
@@ -200,6 +203,7 @@ impl Rounds {
     fn take_announcement(&mut self, next: &Next<AnnouncementNotice>) {
         let Next::Step(step) = next else { return };
         self.printer.announcement_step(step);
+        self.alarms.step(step);
         self.keep_outcome(step);
         match &**step {
             AnnouncementNotice::AnnouncementFinal { cohort_id, .. } => {

@@ -49,6 +49,7 @@ mod publication;
 mod recovery;
 mod restart_processes;
 mod secrets;
+mod serve_health;
 mod silence;
 mod singleton_cli;
 mod state_cli;

@@ -1,0 +1,271 @@
+//! Alarms: what somebody has to be woken for, given to a command or a web address of the operator's (`--on-alarm`).
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    io::Write,
+    process::{Command, Stdio},
+    str::FromStr,
+    time::{Duration, Instant},
+};
+
+use reqwest::{Client, Url, header::CONTENT_TYPE, redirect::Policy};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Value, json};
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use crate::{actors::transport::tls::Trust, bitcoin::notice::AnnouncementNotice, events::Printer};
+
+/// The events that are alarms, as `docs/operating.md` lists them. `not-ready` is none of the printed events: it says that
+/// `/readyz` has changed.
+pub const ALARMS: [&str; 10] = [
+    "foreign-spend",
+    "foreign-signal",
+    "announcement-failed",
+    "announcement-stuck",
+    "deposit-too-small",
+    "recovery-near",
+    "recovery-possible",
+    "chain-stalled",
+    "chain-unavailable",
+    "not-ready",
+];
+
+/// What every cohort says of the one chain that they share is an alarm once in this time.
+const ONCE: Duration = Duration::from_secs(600);
+
+/// How long a command or a web address may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often a web address is tried, and how long to wait in between at first.
+const TRIES: u32 = 4;
+const RETRY: Duration = Duration::from_secs(2);
+
+/// How many alarms may wait for one that is being given.
+const BACKLOG: usize = 256;
+
+/// How long alarms that wait may take when the program ends.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// What to do with an alarm.
+#[derive(Clone, PartialEq, Eq)]
+pub enum OnAlarm {
+    /// Run it by the shell, with the alarm on its standard input.
+    Command(String),
+    /// Post the alarm to it.
+    Web(Url),
+}
+
+impl FromStr for OnAlarm {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        if text.starts_with("http://") || text.starts_with("https://") {
+            return text.parse().map(Self::Web).map_err(|error| format!("not a web address: {error}"));
+        }
+        if text.is_empty() {
+            Err("a command or a web address expected".to_owned())
+        } else {
+            Ok(Self::Command(text.to_owned()))
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for OnAlarm {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Without what may be secret in it.
+impl fmt::Debug for OnAlarm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Command(_) => f.write_str("Command"),
+            Self::Web(url) => write!(f, "Web({})", url.host_str().unwrap_or_default()),
+        }
+    }
+}
+
+/// An alarm.
+#[derive(Clone, Debug)]
+struct Alarm {
+    kind: String,
+    text: String,
+    json: Value,
+}
+
+/// Where alarms are raised; nowhere, if the operator wants none. Clones are the same.
+#[derive(Clone, Default)]
+pub(super) struct Alarms(Option<mpsc::Sender<Alarm>>);
+
+/// Gives the alarms, until nobody can raise one any more.
+pub(super) struct Giving(Option<JoinHandle<()>>);
+
+impl Alarms {
+    /// Begins to do `on_alarm` for every alarm, one after the other.
+    pub(super) fn start(on_alarm: Option<OnAlarm>, printer: Printer) -> (Self, Giving) {
+        let Some(on_alarm) = on_alarm else { return (Self(None), Giving(None)) };
+        let (sender, receiver) = mpsc::channel(BACKLOG);
+        (Self(Some(sender)), Giving(Some(actix_rt::spawn(give_all(on_alarm, receiver, printer)))))
+    }
+
+    /// Raises an alarm for a step of an announcement that is one.
+    pub(super) fn step(&self, step: &AnnouncementNotice) {
+        let Ok(json) = serde_json::to_value(step) else { return };
+        self.raise(json, step.text().trim().to_owned());
+    }
+
+    /// Raises an alarm because the service is not ready.
+    pub(super) fn not_ready(&self, problems: &[String]) {
+        let text = format!("the service is not ready: {}", problems.join("; "));
+        self.raise(json!({ "event": "not-ready", "problems": problems }), text);
+    }
+
+    fn raise(&self, json: Value, text: String) {
+        let Some(kind) = json["event"].as_str().filter(|kind| ALARMS.contains(kind)).map(str::to_owned) else {
+            return;
+        };
+        if let Some(sender) = &self.0
+            && sender.try_send(Alarm { kind, text, json }).is_err()
+        {
+            tracing::error!("an alarm is lost: too many wait for --on-alarm");
+        }
+    }
+}
+
+impl Giving {
+    /// Waits until what was raised is given, unless that takes long.
+    pub(super) async fn finish(self) {
+        if let Some(task) = self.0
+            && tokio::time::timeout(FAREWELL, task).await.is_err()
+        {
+            tracing::error!("alarms are lost: --on-alarm takes long");
+        }
+    }
+}
+
+async fn give_all(on_alarm: OnAlarm, mut alarms: mpsc::Receiver<Alarm>, printer: Printer) {
+    let mut given: BTreeMap<String, Instant> = BTreeMap::new();
+    while let Some(alarm) = alarms.recv().await {
+        if alarm.kind.starts_with("chain-") {
+            let now = Instant::now();
+            if given.get(&alarm.kind).is_some_and(|given| now.duration_since(*given) < ONCE) {
+                continue;
+            }
+            given.insert(alarm.kind.clone(), now);
+        }
+        let given = match &on_alarm {
+            OnAlarm::Command(command) => run(command.clone(), alarm.clone()).await,
+            OnAlarm::Web(url) => post(url, &alarm).await,
+        };
+        if let Err(problem) = given {
+            printer.warn(&format!("--on-alarm: {problem}; the alarm was: {}", alarm.text));
+        }
+    }
+}
+
+/// Runs the command: its arguments are the operator's, the alarm is on its standard input and in two variables.
+async fn run(command: String, alarm: Alarm) -> Result<(), String> {
+    let run = move || {
+        let (shell, flag) = if cfg!(windows) { ("cmd", "/C") } else { ("sh", "-c") };
+        let mut child = Command::new(shell)
+            .args([flag, &command])
+            .env("BTCR2_ALARM", &alarm.kind)
+            .env("BTCR2_ALARM_TEXT", &alarm.text)
+            .stdin(Stdio::piped())
+            // Standard output is the program's own, for events.
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(|error| format!("the command cannot be run: {error}"))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A command that does not read it has its reasons.
+            let _ = writeln!(stdin, "{}", alarm.json);
+        }
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match child.try_wait().map_err(|error| error.to_string())? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => return Err(format!("the command failed: {status}")),
+                None if Instant::now() < until => std::thread::sleep(Duration::from_millis(50)),
+                None => {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    return Err(format!("the command was stopped after {} s", PATIENCE.as_secs()));
+                }
+            }
+        }
+    };
+    tokio::task::spawn_blocking(run).await.map_err(|error| error.to_string())?
+}
+
+async fn post(url: &Url, alarm: &Alarm) -> Result<(), String> {
+    let client: Client = Trust::system()
+        .http_client()
+        .map_err(|error| error.to_string())?
+        .timeout(PATIENCE)
+        .redirect(Policy::none())
+        .build()
+        .map_err(|error| error.to_string())?;
+    let mut body = alarm.json.clone();
+    body["text"] = json!(alarm.text);
+    let (mut wait, mut problem) = (RETRY, String::new());
+    for attempt in 0..TRIES {
+        if attempt > 0 {
+            tokio::time::sleep(wait).await;
+            wait *= 2;
+        }
+        let request = client.post(url.clone()).header(CONTENT_TYPE, "application/json").body(body.to_string());
+        match request.send().await {
+            Ok(answer) if answer.status().is_success() => return Ok(()),
+            Ok(answer) => problem = format!("the web address answers HTTP {}", answer.status()),
+            // Without the address, which may have a token in it.
+            Err(error) => problem = format!("the web address cannot be reached: {}", error.without_url()),
+        }
+    }
+    Err(problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_and_a_web_address_are_told_apart() {
+        assert_eq!("mail -s alarm me".parse(), Ok(OnAlarm::Command("mail -s alarm me".to_owned())));
+        assert!(matches!("https://hooks.example/T0K3N".parse(), Ok(OnAlarm::Web(_))));
+        assert!("https://".parse::<OnAlarm>().is_err() && " ".parse::<OnAlarm>().is_err());
+        let shown = format!("{:?}", "https://hooks.example/T0K3N".parse::<OnAlarm>().unwrap());
+        assert!(!shown.contains("T0K3N"), "{shown}");
+    }
+
+    #[test]
+    fn every_alarm_is_documented() {
+        let manual = include_str!("../../docs/operating.md");
+        for kind in ALARMS {
+            assert!(manual.contains(&format!("| `{kind}` |")), "{kind} is in no table of operating.md");
+        }
+    }
+
+    #[test]
+    fn the_shell_gets_the_alarm_and_the_chain_is_an_alarm_once() {
+        actix_rt::System::new().block_on(async {
+            let directory = tempfile::tempdir().unwrap();
+            let file = directory.path().join("alarms");
+            let command = format!("cat >> {0}; echo \"$BTCR2_ALARM\" >> {0}", file.display());
+            let (alarms, giving) = Alarms::start(Some(command.parse().unwrap()), Printer::new(true));
+            for _ in 0..3 {
+                alarms.raise(json!({ "event": "chain-stalled", "cohortId": "x" }), "no block".to_owned());
+            }
+            alarms.raise(json!({ "event": "deposit-seen" }), "no alarm".to_owned());
+            alarms.not_ready(&["chain: gone".to_owned()]);
+            drop(alarms);
+            giving.finish().await;
+            let lines: Vec<_> = std::fs::read_to_string(file).unwrap().lines().map(str::to_owned).collect();
+            let not_ready = json!({ "event": "not-ready", "problems": ["chain: gone"] }).to_string();
+            let stalled = json!({ "event": "chain-stalled", "cohortId": "x" }).to_string();
+            assert_eq!(lines, [stalled.as_str(), "chain-stalled", not_ready.as_str(), "not-ready"]);
+        });
+    }
+}

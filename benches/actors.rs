@@ -126,6 +126,7 @@ async fn opt_in(service: &Addr<AggregationService>, cohort_id: &CohortId, member
             participant_pk: key,
             communication_pk: key,
             genesis_document: None,
+            invite: None,
         };
         let message = Message::new(member.did().clone(), None, body);
         let (receipt, confirmed) = Receipt::new();

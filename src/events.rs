@@ -16,6 +16,7 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use self::board::Board;
 use crate::{
     actors::{
+        bans,
         notice::{Known, ParticipantNotice, ServiceNotice},
         transport::contact::ContactNotice,
     },
@@ -111,6 +112,14 @@ impl Printer {
     pub fn missed(&self, events: u64) {
         self.board().missed();
         self.warn(&format!("{events} events were not shown"));
+    }
+
+    /// The list of DIDs that are admitted was read again because the program got SIGHUP.
+    pub fn reloaded_list(&self, file: &std::path::Path) {
+        self.line(
+            &json!({ "event": "reloaded", "what": "allow-list", "files": [file.display().to_string()] }),
+            &format!("the list of DIDs that are admitted was reloaded from {}", file.display()),
+        );
     }
 
     /// What was read again because the program got SIGHUP.
@@ -388,7 +397,7 @@ fn service_text(step: &ServiceNotice) -> String {
             )
         }
         N::MemberBanned { participant, offence, until, .. } => {
-            format!("  {participant} is banned until {} for {offence:?}", until.as_secs())
+            format!("  {participant} is banned until {} for {offence:?}", bans::end_of_ban(*until))
         }
         N::MessageRejected { from, code, detail, .. } => {
             format!("  refused from {}: {code}, {detail}", from.as_ref().map_or("nobody", Did::as_str))

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::{
     actors::{
         bans::{BanBook, DefaultBans},
+        invites::InviteBook,
         journal::{Journal, MemoryJournal},
         runtime::Clock,
         service::Retention,
@@ -20,7 +21,10 @@ use crate::{
 };
 
 /// The file of offences and bans in a state directory.
-pub(crate) const BANS: &str = "bans.json";
+pub(crate) const BANS: &str = "bans.redb";
+
+/// The file of invites in a state directory.
+pub(crate) const INVITES: &str = "invites.redb";
 
 /// The table of what a program keeps about itself.
 const PROGRAM: &str = "program";
@@ -149,11 +153,19 @@ impl Keeping {
         if self.is_durable() { Retention::UntilArchived } else { Retention::Forget }
     }
 
-    pub(crate) fn bans(&self) -> BanBook {
+    /// The ban list. One that cannot be read is reported before anybody is admitted.
+    pub(crate) fn bans(&self) -> Result<BanBook, ProgramError> {
         match &self.0 {
-            Some(state) => BanBook::in_file(state.dir().join(BANS), Arc::new(DefaultBans)),
-            None => BanBook::in_memory(Arc::new(DefaultBans)),
+            Some(state) => BanBook::open(&state.dir().join(BANS), Arc::new(DefaultBans))
+                .map_err(|error| ProgramError::State(error.to_string())),
+            None => Ok(BanBook::in_memory(Arc::new(DefaultBans))),
         }
+    }
+
+    /// The invites; without a state directory there are none.
+    pub(crate) fn invites(&self) -> Result<Option<InviteBook>, ProgramError> {
+        let open = |state: &State| InviteBook::open(&state.dir().join(INVITES));
+        self.0.as_ref().map(open).transpose().map_err(|error| ProgramError::State(error.to_string()))
     }
 
     pub(crate) fn vault(&self) -> Option<StateVault> {

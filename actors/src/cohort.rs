@@ -1,10 +1,11 @@
 //! A cohort at its service as an actor: its mailbox, its host's answers, its signing session. What follows from its facts is
 //! in `driven`, what its members are charged with in `charges`.
 
+mod admission;
 mod charges;
 mod driven;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use actix::{
     Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, WrapFuture,
@@ -20,6 +21,7 @@ use btcr2_aggregation_protocol::{
     id::CohortId,
     message::Body,
     signing::SigningTask,
+    time::Timestamp,
     transcript::Transcript,
 };
 use serde_json::Value;
@@ -33,9 +35,11 @@ use crate::{
     notice::{CohortResult, ServiceNotice},
     policy::CohortView,
     recovery::{self, Restarts},
+    seats::Seat,
     service::{FormAgain, ServiceShared},
     signing::{FaultFound, Life, Session, SigningEnded, SigningSessionActor},
     span,
+    subject::NetworkAddress,
     supervisor::{End, EndGuard},
     transport::{Outbound, Received},
 };
@@ -130,6 +134,11 @@ pub(crate) struct CohortActor {
     session_restarts: Restarts,
     transcript: Transcript,
     evidence: EvidenceBook,
+    /// From where candidates and members have opted in, where that is known. In memory only.
+    addresses: BTreeMap<Did, NetworkAddress>,
+    seats: BTreeMap<Did, Seat>,
+    /// How many applicants were told that they are not admitted, since when.
+    telling: (Timestamp, u32),
     guard: EndGuard,
 }
 
@@ -174,6 +183,9 @@ impl CohortActor {
             session_restarts: Restarts::default(),
             transcript,
             evidence: EvidenceBook::default(),
+            addresses: BTreeMap::new(),
+            seats: BTreeMap::new(),
+            telling: (Timestamp::default(), 0),
             guard,
         }
     }
@@ -287,6 +299,7 @@ impl Actor for CohortActor {
                 let formed = self.engine.machine().phase().formed();
                 let output = formed.map(|formed| Arc::new(formed.output.clone()));
                 self.shared.notices.publish(ServiceNotice::CohortRecovered { cohort_id, phase, output });
+                self.restore_seats();
                 self.charge_faults();
                 // It was not told, or nobody has said that it was heard.
                 if let Some(notice) = self.end_notice() {
@@ -307,6 +320,9 @@ impl Handler<CohortMessage> for CohortActor {
 
     fn handle(&mut self, CohortMessage(received, waits): CohortMessage, ctx: &mut Self::Context) {
         drop(waits);
+        if self.turns_away(&received) {
+            return received.receipt.confirm();
+        }
         let for_session = matches!(
             &*received.body,
             Body::NonceContribution(_) | Body::SignatureAuthorization(_) | Body::FallbackSignature(_)

@@ -8,7 +8,8 @@
 //! - [`participant`]: a DID controller and its sessions; `participant_session` is the actor below it.
 //! - [`transport`] and [`journal`]: the two ports.
 //! - [`state`]: the state directory, in which the journal and what else must survive the process is kept.
-//! - [`bans`]: who did wrong, and is not admitted for a while.
+//! - [`bans`]: who did wrong, and is not admitted for a while; [`invites`]: who may come in; [`seats`]: how often; [`subject`]:
+//!   who that is.
 //! - [`recovery`]: how actors come back from their journal, after a panic or a restart of the process.
 //! - [`load`]: what a service has to do, counted, for hosts that measure.
 //! - `span`: in which log lines are written; docs/operating.md lists them.
@@ -20,6 +21,7 @@ mod cohort;
 mod engine;
 mod evidence;
 mod fence;
+pub mod invites;
 pub mod journal;
 pub mod load;
 pub mod notice;
@@ -29,10 +31,13 @@ pub mod policy;
 pub mod recovery;
 mod remembered;
 pub mod runtime;
+pub mod seats;
 pub mod service;
 mod settings;
+pub mod shared_table;
 mod signing;
 mod span;
 pub mod state;
+pub mod subject;
 pub mod supervisor;
 pub mod transport;

@@ -229,6 +229,7 @@ impl ParticipantActor {
             participant_key: identity.public_key(),
             communication_key: identity.public_key(),
             genesis_document: identity.genesis_document().cloned(),
+            invite: policy.invite(),
             timing,
             max_fee_rate: settings.max_fee_rate,
             beacons,

@@ -10,12 +10,16 @@ use bitcoin::{Amount, Transaction};
 use btcr2_aggregation_protocol::{
     beacon::BeaconData,
     cohort::{Member, conditions::Conditions, event::SpendPath, participant::Advert, service::phase::Aggregated},
+    did::Did,
     error::{Fatal, Retry},
     hash::SignalBytes,
     id::CohortId,
+    invite::{InviteProof, InviteToken},
     output::BeaconOutput,
     update::Submission,
 };
+
+use crate::subject::NetworkAddress;
 
 /// Why a host could not do what its policy was asked for.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -61,9 +65,27 @@ pub struct FundedTransaction {
     pub value: Amount,
 }
 
+/// Somebody who opts in, as it is known before its opt-in is looked at any further.
+#[derive(Clone, Debug)]
+pub struct Applicant {
+    /// The DID, which the transport has authenticated.
+    pub did: Did,
+    /// Where it is, where the transport knows that.
+    pub address: Option<NetworkAddress>,
+    /// By which invite it says that it comes.
+    pub invite: Option<InviteProof>,
+}
+
 /// The operator of an Aggregation Service.
 #[async_trait]
 pub trait ServicePolicy: Send + Sync {
+    /// Whether to look at an opt-in at all; `Err` refuses it, with the reason, and nothing is journaled for it. Must answer at
+    /// once: it is the cheap check, made for each opt-in of whoever is not a candidate yet. Looks at everybody by default.
+    fn screen(&self, cohort_id: &CohortId, applicant: &Applicant) -> Result<(), String> {
+        let _ = (cohort_id, applicant);
+        Ok(())
+    }
+
     /// Whether to admit a candidate; `Err` refuses, with the reason. Admits everybody by default.
     async fn admit(&self, cohort: &CohortView, candidate: &Member) -> Result<(), String> {
         let _ = (cohort, candidate);
@@ -122,6 +144,11 @@ pub trait ParticipantPolicy: Send + Sync {
     async fn should_join(&self, advert: &Advert) -> bool {
         let _ = advert;
         false
+    }
+
+    /// The invite to opt in with, asked for once: what a service that admits nobody without one has given us. None by default.
+    fn invite(&self) -> Option<InviteToken> {
+        None
     }
 
     /// Whether to join the cohort that takes the place of one that we were in, on the same terms. Does by default.

@@ -50,6 +50,7 @@ use crate::{
     recovery::RestartIntensity,
     remembered::Remembered,
     runtime::{Clock, Randomness},
+    seats::Seats,
     span,
     supervisor::EndGuard,
     transport::{
@@ -93,6 +94,8 @@ pub struct ServiceSettings {
     pub load: Load,
     /// Who did wrong.
     pub bans: BanBook,
+    /// How many seats one DID, address or invite may have.
+    pub seats: Seats,
     /// How often an actor that panics is replaced.
     pub restarts: RestartIntensity,
     /// What becomes of the journal of a cohort that has ended.
@@ -119,6 +122,7 @@ pub(crate) struct ServiceShared {
     pub(crate) notices: Notices<ServiceNotice>,
     pub(crate) load: Load,
     pub(crate) bans: BanBook,
+    pub(crate) seats: Seats,
     pub(crate) restarts: RestartIntensity,
 }
 
@@ -218,6 +222,7 @@ impl AggregationService {
             notices: settings.notices.clone(),
             load: settings.load.clone(),
             bans: settings.bans.clone(),
+            seats: settings.seats.clone(),
             restarts: settings.restarts,
         });
         Self {

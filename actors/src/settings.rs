@@ -22,6 +22,7 @@ use crate::{
     policy::{ParticipantPolicy, ServicePolicy},
     recovery::RestartIntensity,
     runtime::{Clock, Randomness},
+    seats::Seats,
     service::{OpenCohort, Retention, ServiceSettings},
     transport::Transport,
 };
@@ -48,6 +49,7 @@ impl ServiceSettings {
             notices: Notices::new(NOTICES),
             load: Load::default(),
             bans: BanBook::in_memory(Arc::new(DefaultBans)),
+            seats: Seats::default(),
             restarts: RestartIntensity::default(),
             retention: Retention::Forget,
         }

@@ -26,6 +26,7 @@ use btcr2_aggregation::{
             UpdateRequest,
         },
         runtime::Clock,
+        seats::Seats,
         service::{AggregationService, OpenCohort, ServiceSettings},
         supervisor::{StartParticipant, StartService, Supervisor},
         transport::memory::MemoryTransport,
@@ -227,6 +228,7 @@ async fn simulate(args: &Args) -> Outcome<Report> {
         clock,
         randomness,
         bans: BanBook::in_memory(Arc::new(NoBans)),
+        seats: Seats::default(),
         notices: Notices::new(1 << 18),
         ..ServiceSettings::new(me.clone(), Arc::new(access), Arc::new(Patient))
     };

@@ -43,6 +43,7 @@ pub mod error;
 pub mod hash;
 pub mod id;
 pub mod identity;
+pub mod invite;
 pub mod jcs;
 pub mod key;
 pub mod machine;

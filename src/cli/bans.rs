@@ -14,12 +14,13 @@ use serde_json::{Value, json};
 use super::{Failure, fail, state::time};
 use crate::{
     actors::{
-        bans::{BanBook, BanBookError, Conduct, DefaultBans, Entry},
+        bans::{BanBook, BanBookError, Conduct, DefaultBans, Entry, end_of_ban},
+        subject::Subject,
         transport::Evidence,
     },
     config::Span,
     keep::BANS,
-    protocol::{did::Did, time::Timestamp},
+    protocol::time::Timestamp,
 };
 
 #[derive(Debug, Args)]
@@ -39,15 +40,15 @@ enum BansCommand {
     },
     /// Show what a member did, with what it signed as evidence
     Show {
-        /// The member
-        did: Did,
+        /// Whom: a DID, a network address (of IPv6 its /64), or invite:ID
+        subject: Subject,
         #[command(flatten)]
         place: Place,
     },
-    /// Admit somebody to no more cohorts, for good or for some time. Those that it is in already go on
+    /// Admit somebody to no more cohorts, permanently or for some time. Those that it is in already go on
     Add {
-        /// Whom
-        did: Did,
+        /// Whom: a DID, everybody at a network address (of IPv6 in its /64), or everybody who comes by an invite, invite:ID
+        subject: Subject,
         #[command(flatten)]
         term: Term,
         /// Why, for whoever reads the list later
@@ -58,37 +59,37 @@ enum BansCommand {
     },
     /// Admit a member again, and strike its record
     Lift {
-        /// Whom
-        did: Did,
+        /// Whom: a DID, everybody at a network address (of IPv6 in its /64), or everybody who comes by an invite, invite:ID
+        subject: Subject,
         #[command(flatten)]
         place: Place,
     },
 }
 
 #[derive(Debug, Args)]
-struct Place {
+pub(super) struct Place {
     /// The service's state directory
     #[arg(long, value_name = "DIR", env = "BTCR2_STATE")]
-    state: PathBuf,
+    pub(super) state: PathBuf,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]
 #[group(multiple = false)]
-struct Term {
+pub(super) struct Term {
     /// Until this time: 2027-01-31T12:00:00Z
     #[arg(long, value_name = "TIME")]
-    until: Option<At>,
+    pub(super) until: Option<At>,
     /// For so long from now on: 7d, 12h
     #[arg(long = "for", value_name = "SPAN")]
-    span: Option<Span>,
+    pub(super) span: Option<Span>,
 }
 
 /// A time as people write it, in UTC.
 #[derive(Clone, Copy, Debug)]
-struct At(Timestamp);
+pub(super) struct At(pub(super) Timestamp);
 
 impl FromStr for At {
     type Err = String;
@@ -108,7 +109,7 @@ enum BansFailure {
     #[error("{0}: the end of the ban is over already; --until takes a time to come, in UTC")]
     Over(String),
     #[error("nothing is on record about {0}: `bans list` shows everybody")]
-    Unknown(Did),
+    Unknown(Subject),
     #[error(transparent)]
     Book(#[from] BanBookError),
 }
@@ -122,14 +123,14 @@ impl Failure for BansFailure {
 pub(super) fn main(args: &BansArgs) -> ExitCode {
     let outcome = match &args.command {
         BansCommand::List { place } => list(place),
-        BansCommand::Show { did, place } => show(did, place),
-        BansCommand::Add { did, term, reason, place } => add(did, term, reason.clone(), place),
-        BansCommand::Lift { did, place } => lift(did, place),
+        BansCommand::Show { subject, place } => show(subject, place),
+        BansCommand::Add { subject, term, reason, place } => add(subject, term, reason.clone(), place),
+        BansCommand::Lift { subject, place } => lift(subject, place),
     };
     outcome.map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS)
 }
 
-fn timestamp(at: SystemTime) -> Timestamp {
+pub(super) fn timestamp(at: SystemTime) -> Timestamp {
     Timestamp::default() + at.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
@@ -137,46 +138,52 @@ fn book(place: &Place) -> Result<BanBook, BansFailure> {
     if !place.state.is_dir() {
         return Err(BansFailure::NoDirectory(place.state.clone()));
     }
-    Ok(BanBook::in_file(place.state.join(BANS), Arc::new(DefaultBans)))
+    Ok(BanBook::open(&place.state.join(BANS), Arc::new(DefaultBans))?)
 }
 
 fn list(place: &Place) -> Result<(), BansFailure> {
     let members = book(place)?.list()?;
     let now = timestamp(SystemTime::now());
     if place.json {
-        out!("{}", Value::from_iter(members.iter().map(|(did, conduct)| summary(did, conduct, now))));
+        out!("{}", Value::from_iter(members.iter().map(|(subject, conduct)| summary(subject, conduct, now))));
         return Ok(());
     }
-    out!("{:<20}  {:>8}  DID", "BANNED UNTIL", "OFFENCES");
-    for (did, conduct) in &members {
-        let until = conduct.ban(now).map_or_else(|| "-".to_owned(), until);
+    out!("{:<20}  {:>8}  WHO", "BANNED UNTIL", "OFFENCES");
+    for (subject, conduct) in &members {
+        let until = conduct.ban(now).map_or_else(|| "-".to_owned(), end_of_ban);
         let reason = conduct.reason.as_deref().map(|reason| format!("  ({})", reason.escape_debug()));
-        out!("{until:<20}  {:>8}  {did}{}", conduct.entries.len(), reason.unwrap_or_default());
+        out!("{until:<20}  {:>8}  {subject}{}", conduct.entries.len(), reason.unwrap_or_default());
     }
     Ok(())
 }
 
-fn show(did: &Did, place: &Place) -> Result<(), BansFailure> {
+fn show(subject: &Subject, place: &Place) -> Result<(), BansFailure> {
     let members = book(place)?.list()?;
-    let conduct = members.get(did).ok_or_else(|| BansFailure::Unknown(did.clone()))?;
+    let conduct = members.get(subject).ok_or_else(|| BansFailure::Unknown(subject.clone()))?;
     let now = timestamp(SystemTime::now());
     if place.json {
-        let mut shown = summary(did, conduct, now);
+        let mut shown = summary(subject, conduct, now);
         shown["offences"] = Value::from_iter(conduct.entries.iter().map(offence));
         out!("{shown}");
         return Ok(());
     }
-    out!("{did}");
+    out!("{subject}");
     match conduct.ban(now) {
-        Some(ban) => out!("banned until {}", until(ban)),
+        Some(ban) => out!("banned until {}", end_of_ban(ban)),
         None => out!("not banned"),
     }
     if let Some(reason) = &conduct.reason {
         out!("by the operator: {}", reason.escape_debug());
     }
-    for Entry { offence, cohort_id, at, detail, evidence } in &conduct.entries {
+    for Entry { offence, cohort_id, at, detail, address, invite, evidence } in &conduct.entries {
         let cohort_id = cohort_id.as_str().escape_debug();
         out!("{}  {} in cohort {cohort_id}: {}", time(*at), kebab(offence), detail.escape_debug());
+        if let Some(address) = address {
+            out!("    from: {address}");
+        }
+        if let Some(invite) = invite {
+            out!("    invited by: invite:{invite}");
+        }
         for signed in evidence {
             let (Evidence::Envelope(json) | Evidence::NostrEvent(json)) = signed;
             out!("    signed: {}", json.escape_debug());
@@ -185,7 +192,7 @@ fn show(did: &Did, place: &Place) -> Result<(), BansFailure> {
     Ok(())
 }
 
-fn add(did: &Did, term: &Term, reason: Option<String>, place: &Place) -> Result<(), BansFailure> {
+fn add(subject: &Subject, term: &Term, reason: Option<String>, place: &Place) -> Result<(), BansFailure> {
     let now = timestamp(SystemTime::now());
     let end = match (term.until, term.span) {
         (Some(At(at)), _) => at,
@@ -195,49 +202,60 @@ fn add(did: &Did, term: &Term, reason: Option<String>, place: &Place) -> Result<
     if end <= now {
         return Err(BansFailure::Over(time(end)));
     }
-    book(place)?.add(did, end, reason)?;
+    book(place)?.add(subject.clone(), end, reason)?;
     if place.json {
-        out!("{}", json!({ "did": did, "banned": true, "until": until_json(end) }));
+        out!("{}", named(subject, json!({ "banned": true, "until": until_json(end) })));
     } else {
-        out!("{did} is banned until {}", until(end));
+        out!("{subject} is banned until {}", end_of_ban(end));
     }
     Ok(())
 }
 
-fn lift(did: &Did, place: &Place) -> Result<(), BansFailure> {
-    if !book(place)?.lift(did)? {
-        return Err(BansFailure::Unknown(did.clone()));
+fn lift(subject: &Subject, place: &Place) -> Result<(), BansFailure> {
+    if !book(place)?.lift(subject.clone())? {
+        return Err(BansFailure::Unknown(subject.clone()));
     }
     if place.json {
-        out!("{}", json!({ "did": did, "banned": false }));
+        out!("{}", named(subject, json!({ "banned": false })));
     } else {
-        out!("{did} is admitted again");
+        out!("{subject} is admitted again");
     }
     Ok(())
 }
 
-fn summary(did: &Did, conduct: &Conduct, now: Timestamp) -> Value {
+fn summary(subject: &Subject, conduct: &Conduct, now: Timestamp) -> Value {
     let ban = conduct.ban(now);
-    json!({
-        "did": did,
+    let summary = json!({
         "banned": ban.is_some(),
         "until": ban.map_or(Value::Null, until_json),
         "reason": conduct.reason,
         "offences": conduct.entries.len(),
+    });
+    named(subject, summary)
+}
+
+/// With whom it is about: `did`, `address` or `invite`.
+fn named(subject: &Subject, mut about: Value) -> Value {
+    let (field, name) = match subject {
+        Subject::Did(did) => ("did", did.to_string()),
+        Subject::Address(address) => ("address", address.to_string()),
+        Subject::Invite(invite) => ("invite", invite.to_string()),
+    };
+    if let Value::Object(fields) = &mut about {
+        fields.shift_insert(0, field.to_owned(), name.into());
+    }
+    about
+}
+
+fn offence(Entry { offence, cohort_id, at, detail, address, invite, evidence }: &Entry) -> Value {
+    json!({
+        "offence": offence, "cohortId": cohort_id, "at": time(*at), "detail": detail, "address": address,
+        "invite": invite, "evidence": evidence,
     })
 }
 
-fn offence(Entry { offence, cohort_id, at, detail, evidence }: &Entry) -> Value {
-    json!({ "offence": offence, "cohortId": cohort_id, "at": time(*at), "detail": detail, "evidence": evidence })
-}
-
-/// The end of a ban for people.
-fn until(end: Timestamp) -> String {
-    if end == Timestamp::NEVER { "it is lifted".to_owned() } else { time(end) }
-}
-
-/// The end of a ban for machines: none when it is for good.
-fn until_json(end: Timestamp) -> Value {
+/// The end of a ban for machines: none when it is permanent.
+pub(super) fn until_json(end: Timestamp) -> Value {
     if end == Timestamp::NEVER { Value::Null } else { time(end).into() }
 }
 

@@ -29,6 +29,7 @@ use crate::{
         document::{self, Concern},
         id::CohortId,
         identity::Identity,
+        invite::InviteToken,
         network::Network,
         patch::Patch,
     },
@@ -84,6 +85,9 @@ settings! {
         /// Listen to this service only; without it, to any that the URL leads to
         #[arg(long, value_name = "DID", env = "BTCR2_SERVICE_DID")]
         service_did: Did,
+        /// An invite of the service's operator, for a service that admits by them
+        #[arg(long, value_name = "TOKEN", env = "BTCR2_INVITE", hide_env_values = true)]
+        invite: InviteToken,
         /// Join cohorts with this beacon only
         #[arg(long, value_enum, env = "BTCR2_BEACON")]
         beacon: Beacon,
@@ -312,6 +316,7 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
         trust,
         nostr,
         service_did: settings.service_did,
+        invite: settings.invite,
         intent,
         terms: Terms {
             beacon: settings.beacon.map(Beacon::beacon_type),

@@ -7,6 +7,7 @@ mod cost;
 mod demo;
 mod fund;
 mod identity;
+mod invites;
 mod join;
 mod records;
 mod recover;
@@ -67,6 +68,8 @@ enum Command {
     State(state::StateArgs),
     /// List whom a service does not admit, see why, ban somebody, or lift a ban; also while the service runs
     Bans(bans::BansArgs),
+    /// Make, list and revoke invites to a service that admits by them; also while the service runs
+    Invites(invites::InvitesArgs),
     /// Announce an update without a cohort, from the DID's own initial beacon
     ///
     /// Prepares the transaction that announces a signed update from one of a KEY DID's three initial beacons, for a wallet to
@@ -177,6 +180,7 @@ fn run() -> ExitCode {
         Some(Command::Relay(args)) => relay::main(&args),
         Some(Command::State(args)) => state::main(&args),
         Some(Command::Bans(args)) => bans::main(&args),
+        Some(Command::Invites(args)) => invites::main(&args),
         Some(Command::Singleton(args)) => singleton::main(&args),
         Some(Command::Cas(args)) => cas::main(&args),
         Some(Command::Fund(args)) => fund::main(&args),

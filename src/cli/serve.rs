@@ -11,6 +11,7 @@ use super::{
     singleton::SatPerVb,
 };
 use crate::{
+    actors::seats::SeatLimit,
     bitcoin::payout,
     cas::{self, Location},
     config::{self, Period, Span, settings},
@@ -75,6 +76,10 @@ pub(super) struct ServeArgs {
     settings: ServeSettings,
 }
 
+/// How long a cohort waits for more than its fewest members, by default: long enough for whoever watches the same advert, and
+/// short beside what a round takes.
+const SETTLE: Duration = Duration::from_secs(30);
+
 /// Longer than any program runs.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
@@ -121,9 +126,13 @@ settings! {
         /// Fewest members of a cohort [default: 2]
         #[arg(long, value_name = "N", env = "BTCR2_MIN_PARTICIPANTS")]
         min_participants: u32,
-        /// Most members of a cohort; reaching it forms the cohort [default: --min-participants]
+        /// Most members of a cohort; reaching it forms the cohort [default: a quarter more than --min-participants, at least one
+        /// more, so that the cohort can do without one; with --settle 0s: --min-participants]
         #[arg(long, value_name = "N", env = "BTCR2_MAX_PARTICIPANTS")]
         max_participants: u32,
+        /// How long a cohort that has --min-participants waits for more, up to --max-participants; 0s forms it at once [default: 30s]
+        #[arg(long, value_name = "TIME", env = "BTCR2_SETTLE")]
+        settle: Span,
         /// How many signatures the fallback path takes [default: all members but one]
         #[arg(long, value_name = "K", env = "BTCR2_FALLBACK_THRESHOLD")]
         fallback_threshold: u16,
@@ -220,6 +229,26 @@ settings! {
         /// How many times in a row a cohort is formed again [default: 3]
         #[arg(long, value_name = "N", env = "BTCR2_REFORMATIONS")]
         reformations: u32,
+        /// Admit the DIDs in this file, one a line, # begins a comment. It is read again when it changes, and on SIGHUP. Without it,
+        /// and without --invites, everybody is admitted
+        #[arg(long, value_name = "FILE", env = "BTCR2_ALLOW_LIST")]
+        allow_list: PathBuf,
+        /// Admit who has an invite that was made with `invites new` for this --state; with --allow-list, those beside the listed
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_INVITES")]
+        invites: bool,
+        /// Most cohorts that run at once, formed or not; the next is advertised when one of them has ended [default: 256]
+        #[arg(long, value_name = "N", env = "BTCR2_MAX_LIVE_COHORTS", value_parser = clap::value_parser!(u32).range(1..))]
+        max_live_cohorts: u32,
+        /// Most cohorts that one DID is in at a time, and with /M in how many that have not formed [default: 64/16]
+        #[arg(long, value_name = "N[/M]", env = "BTCR2_DID_SEATS")]
+        did_seats: SeatsArg,
+        /// The same of one network address (of IPv6 its /64), over HTTP. This machine's own is not counted: behind a proxy, use
+        /// --trust-forwarded [default: 1024/256]
+        #[arg(long, value_name = "N[/M]", env = "BTCR2_ADDRESS_SEATS")]
+        address_seats: SeatsArg,
+        /// The same of all who come by one invite [default: as many as it admits]
+        #[arg(long, value_name = "N[/M]", env = "BTCR2_INVITE_SEATS")]
+        invite_seats: SeatsArg,
         /// Ask all members for a sign of life before signing, so that a dead one is found first. Members that run another
         /// implementation do not answer
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_PRESENCE_CHECK")]
@@ -265,6 +294,29 @@ settings! {
         /// The PEM file of the TLS private key
         #[arg(long, value_name = "FILE", env = "BTCR2_TLS_KEY")]
         tls_key: PathBuf,
+    }
+}
+
+/// A limit of seats: `64/16`, or `64`.
+#[derive(Clone, Copy, Debug)]
+struct SeatsArg(SeatLimit);
+
+impl FromStr for SeatsArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| match text.trim().parse() {
+            Ok(number) if number > 0 => Ok(number),
+            _ => Err(format!("{text}: a number of cohorts expected, or two: 64/16 say")),
+        };
+        let (cohorts, pending) = text.split_once('/').unwrap_or((text, text));
+        Ok(Self(SeatLimit { cohorts: number(cohorts)?, pending: number(pending)? }))
+    }
+}
+
+impl<'de> Deserialize<'de> for SeatsArg {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -391,7 +443,11 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     }
     config.beacon = settings.beacon.unwrap_or(Beacon::Cas).beacon_type();
     config.min_participants = minimum;
-    config.max_participants = settings.max_participants.unwrap_or(minimum);
+    let settle = settings.settle.map_or(SETTLE, |Span(span)| span);
+    // Without time for more members to come, room for them would only leave to chance who gets in.
+    let margin = if settle.is_zero() { 0 } else { minimum.div_ceil(4) };
+    config.max_is_margin = settings.max_participants.is_none();
+    config.max_participants = settings.max_participants.unwrap_or(minimum.saturating_add(margin));
     config.fallback_threshold = settings.fallback_threshold;
     config.recovery_key = settings.recovery_key.unwrap_or(config.recovery_key);
     config.recovery_sequence = settings.recovery_sequence.unwrap_or(config.recovery_sequence);
@@ -434,7 +490,15 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     for TimeoutRule(phase, rule) in settings.on_timeout.unwrap_or_default() {
         config.rules.set(phase, rule).map_err(|error| ProgramError::Usage(error.to_string()))?;
     }
+    config.rules.settle = settle;
     config.rules.reformations = settings.reformations.unwrap_or(config.rules.reformations);
+    config.allow_list = settings.allow_list;
+    config.invites = settings.invites.unwrap_or(false);
+    config.max_live = settings.max_live_cohorts.unwrap_or(config.max_live);
+    let seats = |setting: Option<SeatsArg>, default| setting.map_or(default, |SeatsArg(limit)| limit);
+    config.seats.did = seats(settings.did_seats, config.seats.did);
+    config.seats.address = seats(settings.address_seats, config.seats.address);
+    config.seats.invite = seats(settings.invite_seats, config.seats.invite);
     config.rules.presence_check = settings.presence_check.unwrap_or(false);
     config.limits.update_bytes = settings.max_update.unwrap_or(config.limits.update_bytes);
     let http = &mut config.http;

@@ -28,6 +28,7 @@ use crate::{
         policy::ServicePolicy,
         recovery::RestartIntensity,
         runtime::{Clock, Randomness},
+        seats::Seats,
         service::{OpenCohort, Retention, ServiceSettings},
         supervisor::{StartParticipant, StartService, Supervisor},
         transport::Transport,
@@ -257,6 +258,7 @@ pub async fn run_with(
             notices: service_notices,
             load: Load::default(),
             bans: BanBook::in_memory(Arc::new(NoBans)),
+            seats: Seats::default(),
             restarts: RestartIntensity::default(),
             retention: Retention::Forget,
         }))

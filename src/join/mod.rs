@@ -48,7 +48,7 @@ use crate::{
     events::Printer,
     keep::Keeping,
     protocol::{
-        beacon::BeaconRegistry, cohort::Timing, did::Did, id::CohortId, identity::Identity,
+        beacon::BeaconRegistry, cohort::Timing, did::Did, id::CohortId, identity::Identity, invite::InviteToken,
         output::DirectAggregator,
     },
     steps::{Next, Steps},
@@ -69,6 +69,8 @@ pub struct JoinConfig {
     pub nostr: Option<NostrConfig>,
     /// The service's DID; without it, the first service whose terms are met.
     pub service_did: Option<Did>,
+    /// An invite of the service's operator.
+    pub invite: Option<InviteToken>,
     /// What to announce.
     pub intent: Intent,
     /// The terms that are accepted.
@@ -176,7 +178,8 @@ async fn take_part(
         config.publication.clone(),
         printer.clone(),
     )
-    .having_said(ledger, config.idle);
+    .having_said(ledger, config.idle)
+    .invited_by(config.invite.clone());
     for session in earlier.iter().filter(|session| !session.ended) {
         policy.is_in(&session.cohort_id, session.answered);
     }
@@ -233,7 +236,10 @@ async fn take_part(
     let connected = connected(config.connect_timeout, contacts);
     tokio::pin!(stop, reporting, connected);
     // After our signature: how long we stay at most, and for what.
-    let mut linger = config.linger.filter(|_| config.exit_when_done).and_then(|time| Some((Instant::now() + time, member.waits_for()?)));
+    let mut linger = config
+        .linger
+        .filter(|_| config.exit_when_done)
+        .and_then(|time| Some((Instant::now() + time, member.waits_for()?)));
     loop {
         let next = tokio::select! {
             next = steps.next() => next,

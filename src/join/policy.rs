@@ -26,6 +26,7 @@ use crate::{
         document::{self, Concern},
         id::CohortId,
         identity::Identity,
+        invite::InviteToken,
         message::keygen::Cost,
         output::{DEFAULT_MAX_FEE_RATE, ScriptTree},
         patch::Patch,
@@ -174,6 +175,7 @@ pub struct MemberPolicy {
     terms: Terms,
     intent: Intent,
     idle: Idle,
+    invite: Option<InviteToken>,
     publication: Publication,
     printer: Printer,
     place: Arc<Place>,
@@ -194,7 +196,14 @@ impl MemberPolicy {
     ) -> Self {
         let ledger = Arc::new(Ledger::new(identity.initial_document().unwrap_or_default(), Vec::new(), []));
         let (place, added) = (Arc::default(), Arc::default());
-        Self { identity, service, terms, intent, idle: Idle::default(), publication, printer, place, ledger, added }
+        let idle = Idle::default();
+        let invite = None;
+        Self { identity, service, terms, intent, idle, invite, publication, printer, place, ledger, added }
+    }
+
+    /// That opts in with an invite.
+    pub(super) fn invited_by(self, invite: Option<InviteToken>) -> Self {
+        Self { invite, ..self }
     }
 
     /// That has said what is in the `ledger`, and does this when there is nothing more to say.
@@ -442,6 +451,10 @@ pub(super) fn same_bytes_again() -> ChaCha20Rng {
 
 #[async_trait]
 impl ParticipantPolicy for MemberPolicy {
+    fn invite(&self) -> Option<InviteToken> {
+        self.invite.clone()
+    }
+
     async fn should_join(&self, advert: &Advert) -> bool {
         let verdict = match self.judge(advert) {
             // The advert waits for its turn rather than being passed over, because it is only ever asked about once.

@@ -2,6 +2,7 @@
 //!
 //! [`run`] is the whole story, `results` what is kept of each cohort.
 
+mod admission;
 mod alarm;
 mod doors;
 mod health;
@@ -16,6 +17,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use actix::Actor;
 
 use self::{
+    admission::AdmissionRules,
     alarm::Alarms,
     doors::Doors,
     health::Health,
@@ -34,6 +36,7 @@ use crate::{
         notice::Notices,
         recovery::RestartIntensity,
         runtime::{Clock, Randomness},
+        seats::{SeatLimits, Seats},
         service::{LiveCohorts, ServiceSettings},
         supervisor::{StartService, Supervisor},
         transport::{
@@ -104,6 +107,8 @@ pub struct ServeConfig {
     pub min_participants: u32,
     /// Most members.
     pub max_participants: u32,
+    /// Whether more than the fewest members are only a margin: then a transport that cannot carry so many makes it smaller.
+    pub max_is_margin: bool,
     /// k of the fallback leaf.
     pub fallback_threshold: Option<u16>,
     /// The key of the recovery leaf.
@@ -132,6 +137,14 @@ pub struct ServeConfig {
     pub state: Option<PathBuf>,
     /// What to do when a phase cannot be completed.
     pub rules: PhaseRules,
+    /// A file of the DIDs that are admitted; without it, and without `invites`, everybody is.
+    pub allow_list: Option<PathBuf>,
+    /// Whether those are admitted who have an invite.
+    pub invites: bool,
+    /// How many seats one DID, address or invite may have.
+    pub seats: SeatLimits,
+    /// How many cohorts may run at once; more are not opened.
+    pub max_live: u32,
 }
 
 impl ServeConfig {
@@ -152,6 +165,7 @@ impl ServeConfig {
             beacon: BeaconType::cas(),
             min_participants: 2,
             max_participants: 2,
+            max_is_margin: false,
             fallback_threshold: None,
             recovery_key,
             recovery_sequence: 4320,
@@ -166,6 +180,10 @@ impl ServeConfig {
             out: None,
             state: None,
             rules: PhaseRules::default().reforming(),
+            allow_list: None,
+            invites: false,
+            seats: SeatLimits::default(),
+            max_live: 256,
         }
     }
 
@@ -220,6 +238,13 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let keeping = Keeping::open(config.state.as_deref(), lost, &printer)?;
     let terms = serde_json::to_value(&conditions).map_err(|error| ProgramError::Internal(error.to_string()))?;
     keeping.belong_to("serve", &config.identity, config.network, terms, &printer).await?;
+    // Reported before anybody is admitted.
+    let bans = keeping.bans()?;
+    let invites = if config.invites { keeping.invites()? } else { None };
+    if config.invites && invites.is_none() {
+        return Err(ProgramError::Usage("--invites needs --state DIR, where `invites new` puts them".to_owned()));
+    }
+    let admission = AdmissionRules::new(config.allow_list.as_deref(), invites, clock, printer.clone())?;
     let (metrics, readiness) = (Metrics::new(clock), Readiness::default());
     let metrics_server = match &config.metrics_listen {
         Some(address) => {
@@ -246,7 +271,12 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         () = &mut stop => return Ok(true),
     };
     let publication = config.publication.clone();
-    let policy = Publisher { operator: operator.clone(), publication, printer: printer.clone() };
+    let policy = Publisher {
+        operator: operator.clone(),
+        publication,
+        printer: printer.clone(),
+        admission: admission.clone(),
+    };
     let notices = Notices::new(NOTICES);
     let steps = Steps::of(notices.subscribe());
     let announcements = operator.subscribe().map(Steps::of);
@@ -269,7 +299,8 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         randomness: Randomness::System,
         notices,
         load,
-        bans: keeping.bans(),
+        bans: bans.clone(),
+        seats: Seats::new(config.seats),
         restarts: RestartIntensity::default(),
         retention: keeping.retention(),
     };
@@ -310,7 +341,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         Rounds::new(config, conditions, service, operator.clone(), keeping.clone(), printer.clone(), alarms);
     let outcome = tokio::select! {
         never = reporting => match never {},
-        never = tls::reload(doors.tls.clone(), hangups, printer) => match never {},
+        never = tls::reload(doors.tls.clone(), admission, hangups, printer) => match never {},
         outcome = rounds.run(steps, announcements, recovered) => {
             readiness.set(false);
             rounds.settled().await;
@@ -337,6 +368,9 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         maturity.abort();
     }
     operator.stop().await;
+    if !bans.flush() {
+        tracing::warn!("offences of the last seconds may be missing in the ban list");
+    }
     drop(rounds);
     // Whoever could still raise an alarm is gone.
     let _ = health.await;

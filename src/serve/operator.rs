@@ -6,11 +6,11 @@ use ::bitcoin::FeeRate;
 use async_trait::async_trait;
 use tokio::sync::broadcast;
 
-use super::ServeConfig;
+use super::{ServeConfig, admission::AdmissionRules};
 use crate::{
     actors::{
         journal::Journal,
-        policy::{FundedTransaction, PolicyError, ServicePolicy, TransactionRequest},
+        policy::{Applicant, CohortView, FundedTransaction, PolicyError, ServicePolicy, TransactionRequest},
         runtime::Clock,
     },
     bitcoin::{
@@ -28,7 +28,9 @@ use crate::{
     events::Printer,
     protocol::{
         beacon::{AggregatedData, BeaconData},
+        cohort::Member,
         error::Retry,
+        id::CohortId,
         output::Change,
     },
 };
@@ -181,10 +183,19 @@ pub(super) struct Publisher {
     pub(super) operator: Operator,
     pub(super) publication: Publication,
     pub(super) printer: Printer,
+    pub(super) admission: AdmissionRules,
 }
 
 #[async_trait]
 impl ServicePolicy for Publisher {
+    fn screen(&self, cohort_id: &CohortId, applicant: &Applicant) -> Result<(), String> {
+        self.admission.screen(cohort_id, applicant)
+    }
+
+    async fn admit(&self, cohort: &CohortView, candidate: &Member) -> Result<(), String> {
+        self.admission.admit(&cohort.cohort_id, candidate).await
+    }
+
     async fn beacon_transaction(&self, request: &TransactionRequest) -> Result<FundedTransaction, PolicyError> {
         let contents = contents(request).map_err(|problem| PolicyError::Retry(Retry(problem)))?;
         match self.publication.publish(&contents).await {

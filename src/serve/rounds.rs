@@ -15,7 +15,7 @@ use super::{ServeConfig, alarm::Alarms, operator::Operator, results::CohortRepor
 use crate::{
     actors::{
         notice::ServiceNotice,
-        service::{AggregationService, ArchiveCohort, CancelCohort, OpenCohort, TellEnds},
+        service::{AggregationService, ArchiveCohort, CancelCohort, OpenCohort, OpenCohortError, TellEnds},
     },
     bitcoin::{notice::AnnouncementNotice, recovery::CohortFile},
     cost::OUTCOME_FILE,
@@ -23,7 +23,11 @@ use crate::{
     events::Printer,
     files::{file_name, write_whole},
     keep::Keeping,
-    protocol::{cohort::conditions::Conditions, id::CohortId, output::BeaconOutput},
+    protocol::{
+        cohort::{conditions::Conditions, service::ServiceConfigError},
+        id::CohortId,
+        output::BeaconOutput,
+    },
     steps::{Next, Steps},
 };
 
@@ -56,6 +60,8 @@ pub(super) struct Rounds {
     unannounced: u32,
     /// Told of announcements that had ended when they were followed.
     ended: (mpsc::UnboundedSender<CohortId>, mpsc::UnboundedReceiver<CohortId>),
+    /// Whether as many cohorts run as may.
+    is_full: bool,
     /// What follows from steps and is not done yet.
     settling: Vec<JoinHandle<()>>,
 }
@@ -85,6 +91,7 @@ impl Rounds {
             announcing: BTreeSet::new(),
             unannounced: 0,
             ended: mpsc::unbounded_channel(),
+            is_full: false,
             settling: Vec::new(),
         }
     }
@@ -168,6 +175,16 @@ impl Rounds {
     async fn open(&mut self) -> Result<(), ProgramError> {
         let parallel = usize::try_from(self.config.parallel).unwrap_or(usize::MAX);
         while self.enrolling.len() < parallel && self.config.cohorts.is_none_or(|most| self.opened() < most) {
+            let most = self.config.max_live;
+            let is_full = self.live.len() >= usize::try_from(most).unwrap_or(usize::MAX);
+            if is_full != std::mem::replace(&mut self.is_full, is_full) && is_full {
+                self.printer.warn(&format!(
+                    "{most} cohorts run (--max-live-cohorts): the next is advertised when one of them has ended"
+                ));
+            }
+            if is_full {
+                break;
+            }
             let open = OpenCohort {
                 conditions: self.conditions.clone(),
                 network: self.config.network,
@@ -177,7 +194,15 @@ impl Rounds {
             };
             let opened =
                 self.service.send(open).await.map_err(|error| ProgramError::Internal(error.to_string()))?;
-            let cohort_id = opened.map_err(|error| ProgramError::Usage(error.to_string()))?;
+            let cohort_id = match opened {
+                Ok(cohort_id) => cohort_id,
+                Err(OpenCohortError::Config(ServiceConfigError::TooManyMembers { limit, .. }))
+                    if self.cut_margin(limit) =>
+                {
+                    continue;
+                }
+                Err(error) => return Err(ProgramError::Usage(error.to_string())),
+            };
             self.counted.insert(cohort_id.clone());
             self.enrolling.insert(cohort_id.clone());
             self.live.insert(cohort_id);
@@ -189,6 +214,17 @@ impl Rounds {
             }
         }
         Ok(())
+    }
+
+    /// Makes the margin of members beyond the fewest as small as the transport's limit: whether that helps.
+    fn cut_margin(&mut self, limit: usize) -> bool {
+        let least = self.config.min_participants;
+        let most = u32::try_from(limit).unwrap_or(u32::MAX).max(least);
+        let helps = self.config.max_is_margin && self.conditions.max_participants.is_some_and(|asked| most < asked);
+        if helps {
+            self.conditions.max_participants = Some(most);
+        }
+        helps
     }
 
     /// Keeps which cohorts count.

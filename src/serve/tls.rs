@@ -12,6 +12,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 
+use super::admission::AdmissionRules;
 use crate::{
     actors::transport::tls::{ServerCertificate, TlsError},
     error::ProgramError,
@@ -80,11 +81,30 @@ impl Loaded {
 }
 
 /// Reloads what can be reloaded whenever the program gets SIGHUP, for as long as it runs.
-pub(super) async fn reload(loaded: Option<Loaded>, mut hangups: Hangups, printer: Printer) -> Infallible {
+pub(super) async fn reload(
+    loaded: Option<Loaded>,
+    admission: AdmissionRules,
+    mut hangups: Hangups,
+    printer: Printer,
+) -> Infallible {
     loop {
         hangups.next().await;
+        let listed = admission.reload();
+        let has_list = listed.is_some();
+        match listed {
+            Some(Ok(file)) => printer.reloaded_list(&file),
+            Some(Err(problem)) => {
+                printer
+                    .warn(&format!("not reloaded, the list of DIDs that are admitted stays as it was: {problem}"));
+            }
+            None => {}
+        }
         let Some(loaded) = loaded.clone() else {
-            printer.nothing_reloaded("there is no TLS certificate (--tls-cert)");
+            if !has_list {
+                printer.nothing_reloaded(
+                    "there is no TLS certificate (--tls-cert) and no list of DIDs (--allow-list)",
+                );
+            }
             continue;
         };
         let files = [loaded.files.certificate.clone(), loaded.files.key.clone()];

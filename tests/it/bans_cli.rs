@@ -62,9 +62,20 @@ fn calls_that_cannot_work_say_why() {
     assert_eq!(refused(&["add", "did:example:1", "--state", &state]).0, 2);
     assert_eq!(refused(&["add", &did, "--for", "1d", "--until", "2099-01-01T00:00:00Z", "--state", &state]).0, 2);
 
-    // For good, and the file of another program is not taken for a book.
+    // Permanently, and for people that is no number.
     assert_eq!(bans(&state, &["add", &did])["until"], Value::Null);
-    std::fs::write(path(&directory, "state/bans.json"), "[]").unwrap();
+    let text = run(&["bans", "show", &did, "--state", &state]).succeeded().stdout;
+    assert!(text.contains("banned until it is lifted"), "{text}");
+    let address = bans(&state, &["add", "2001:db8::7", "--until", "2099-01-01T00:00:00Z"]);
+    assert_eq!(address, json!({ "address": "2001:db8::/64", "banned": true, "until": "2099-01-01T00:00:00Z" }));
+    assert_eq!(bans(&state, &["lift", "2001:db8::/64"])["banned"], false);
+
+    // The file of another program is not taken for a list, neither by a command nor by a service that starts.
+    std::fs::write(path(&directory, "state/bans.redb"), "garbage").unwrap();
     let (status, said) = refused(&["list", "--state", &state]);
-    assert!(status == 1 && said.contains("not a book of bans"), "{said}");
+    assert!(status == 1 && said.contains("bans.redb") && said.contains("move it away"), "{said}");
+    let service = identity(&directory, "service");
+    let ended =
+        run(&["serve", "--identity", &service, "--listen", "127.0.0.1:0", "--chain", "offline", "--state", &state]);
+    assert!(ended.status == Some(1) && ended.stderr.contains("bans.redb"), "{ended:?}");
 }

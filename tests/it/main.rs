@@ -10,6 +10,7 @@ mod nostr_support;
 mod round_support;
 mod support;
 
+mod admission;
 mod announcement;
 mod announcement_coins;
 mod announcement_faults;

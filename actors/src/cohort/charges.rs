@@ -1,10 +1,11 @@
-//! What members are charged with in the book of bans: faults when they are found, silence and bad signatures when the cohort has
-//! ended. The book keeps each offence once for each cohort, so that charging again after a restart changes nothing.
+//! What members are charged with in the ban list: faults when they are found, silence and bad signatures when the cohort has
+//! ended. The list has each offence once for each cohort, so that charging again after a restart changes nothing.
 
 use btcr2_aggregation_protocol::{
     cohort::{event::CohortFailure, service::phase::Phase},
     did::Did,
     error::{Fault, RejectCode, Slot},
+    invite::InviteProof,
 };
 
 use super::CohortActor;
@@ -18,18 +19,13 @@ impl CohortActor {
     /// Records what a member did, with what it signed.
     fn charge(&self, did: &Did, offence: Offence, detail: String, evidence: Vec<Evidence>) {
         let (cohort_id, at) = (self.cohort_id(), self.shared.clock.now());
-        let entry = Entry { offence, cohort_id: cohort_id.clone(), at, detail, evidence };
-        match self.shared.bans.record(did, entry) {
-            Ok(Some(until)) => {
-                self.shared.notices.publish(ServiceNotice::MemberBanned {
-                    cohort_id,
-                    participant: did.clone(),
-                    offence,
-                    until,
-                });
-            }
-            Ok(None) => {}
-            Err(error) => tracing::error!(%did, %error, "an offence is not on record"),
+        let member = self.engine.machine().phase().formed().and_then(|formed| formed.members.get(did));
+        let invite = member.and_then(|member| member.invite.as_ref()).map(InviteProof::id);
+        let address = self.addresses.get(did).copied();
+        let entry = Entry { offence, cohort_id: cohort_id.clone(), at, detail, address, invite, evidence };
+        if let Some(until) = self.shared.bans.record(did, entry) {
+            let participant = did.clone();
+            self.shared.notices.publish(ServiceNotice::MemberBanned { cohort_id, participant, offence, until });
         }
     }
 

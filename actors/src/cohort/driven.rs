@@ -25,9 +25,6 @@ use crate::{
 /// How long members are tried to be told that the cohort is over.
 const FAREWELL: Duration = Duration::from_secs(600);
 
-/// How long an admission waits until a book of bans that could not be read is looked at again.
-const BOOK_AGAIN: Duration = Duration::from_secs(10);
-
 impl Driven for CohortActor {
     type Machine = ServiceCohort;
 
@@ -47,13 +44,14 @@ impl Driven for CohortActor {
         for digest in self.engine.machine().transcript_entries(event, effects) {
             self.transcript.push(digest);
         }
+        self.count_seats(event);
         let cohort_id = self.cohort_id();
         let notice = match event {
             ServiceEvent::CohortAdvertised { .. } => ServiceNotice::CohortAdvertised { cohort_id },
             ServiceEvent::OptInReceived { member, .. } => {
                 ServiceNotice::OptInReceived { cohort_id, participant: member.did.clone() }
             }
-            ServiceEvent::MemberAdmitted { did } => {
+            ServiceEvent::MemberAdmitted { did, .. } => {
                 ServiceNotice::ParticipantAccepted { cohort_id, participant: did.clone() }
             }
             ServiceEvent::MemberRefused { did, reason } => {
@@ -120,27 +118,7 @@ impl Driven for CohortActor {
                 let until = self.engine.machine().deadline().or_else(|| Some(self.shared.clock.now() + FAREWELL));
                 self.say(Outbound::Direct { to, body, until });
             }
-            ServiceEffect::AskAdmission(member) => {
-                let view = self.view();
-                let shared = Arc::clone(&self.shared);
-                let question = async move {
-                    let banned = loop {
-                        match shared.bans.banned(&member.did, shared.clock.now()) {
-                            Ok(banned) => break banned,
-                            // A book that cannot be read is the operator's to mend; until then nobody is let in, and nobody
-                            // turned away for good.
-                            Err(error) => tracing::error!(did = %member.did, %error, "an admission has to wait"),
-                        }
-                        tokio::time::sleep(BOOK_AGAIN).await;
-                    };
-                    let admission = match banned {
-                        None => policy.admit(&view, &member).await,
-                        Some(until) => Err(format!("banned until {}", until.as_secs())),
-                    };
-                    Some(ServiceInput::AdmissionDecided { did: member.did.clone(), admission })
-                };
-                self.ask(question, ctx);
-            }
+            ServiceEffect::AskAdmission(member) => self.ask_admission(member, ctx),
             ServiceEffect::AskFinalization { .. } => {
                 let view = self.view();
                 let question = async move { policy.finalize(&view).await.then_some(ServiceInput::Finalize) };

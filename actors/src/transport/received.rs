@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tracing::Instrument;
 
 use super::Delivery;
+use crate::subject::NetworkAddress;
 
 /// A message from a sender that the transport has authenticated.
 #[derive(Clone, Debug)]
@@ -26,12 +27,14 @@ pub struct Received {
     pub receipt: Receipt,
     /// The signed form in which it came, for whoever has to be shown that it was said.
     pub evidence: Option<Evidence>,
+    /// Where the sender is, where the transport knows that.
+    pub address: Option<NetworkAddress>,
 }
 
 impl From<Message> for Received {
     /// A message whose sender waits for nothing.
     fn from(message: Message) -> Self {
-        Self { message, receipt: Receipt::default(), evidence: None }
+        Self { message, receipt: Receipt::default(), evidence: None, address: None }
     }
 }
 

@@ -13,6 +13,8 @@ use crate::http_support::{
 use btcr2_aggregation_actors::{
     bans::{BanBook, Bans, DefaultBans, Entry, NoBans, Offence},
     notice::ServiceNotice,
+    runtime::Randomness,
+    subject::Subject,
     transport::{
         Evidence,
         http::{HttpConfig, store::Rate},
@@ -23,6 +25,7 @@ use btcr2_aggregation_protocol::{
     error::RejectCode,
     id::CohortId,
     identity::Identity,
+    invite::InviteToken,
     message::{
         Body, Bytes, Message,
         keygen::CohortOptIn,
@@ -38,7 +41,7 @@ const DAY: u64 = 24 * 3600;
 
 fn entry(offence: Offence, cohort: &str, at: Timestamp) -> Entry {
     let cohort_id = CohortId::parse(cohort).unwrap();
-    Entry { offence, cohort_id, at, detail: "a test".to_owned(), evidence: Vec::new() }
+    Entry { offence, cohort_id, at, detail: "a test".to_owned(), address: None, invite: None, evidence: Vec::new() }
 }
 
 fn in_memory() -> BanBook {
@@ -67,8 +70,14 @@ fn a_member_that_equivocates_is_on_record_with_both_envelopes_and_is_not_admitte
         let opt_in = |member: &Identity, cohort_id: &CohortId| -> Body {
             let key = Bytes(member.public_key().to_bytes());
             let (participant_pk, communication_pk) = (key, key);
-            CohortOptIn { cohort_id: cohort_id.clone(), participant_pk, communication_pk, genesis_document: None }
-                .into()
+            CohortOptIn {
+                cohort_id: cohort_id.clone(),
+                participant_pk,
+                communication_pk,
+                genesis_document: None,
+                invite: None,
+            }
+            .into()
         };
         let cohort_id = service.open(cohort(2)).await;
         for member in [&liar, &honest] {
@@ -82,7 +91,7 @@ fn a_member_that_equivocates_is_on_record_with_both_envelopes_and_is_not_admitte
         let said = [post(&liar, verdict(true)).await, post(&liar, verdict(false)).await];
         settle().await;
 
-        let conduct = book.list().unwrap().remove(liar.did()).expect("it is on record");
+        let conduct = book.list().unwrap().remove(&liar.did().into()).expect("it is on record");
         assert_eq!(book.list().unwrap().len(), 1, "and nobody else");
         let [entry] = &conduct.entries[..] else { panic!("{conduct:?}") };
         assert_eq!((entry.offence, &entry.cohort_id), (Offence::Equivocation, &cohort_id));
@@ -152,7 +161,7 @@ fn members_that_held_out_three_times_are_not_admitted_for_a_day() {
             // Two of two are needed for the fallback too.
             let _ = service.ear.end_of(&cohort_id).await;
             settle().await;
-            let conduct = book.list().unwrap().remove(silent.did()).expect("on record");
+            let conduct = book.list().unwrap().remove(&silent.did().into()).expect("on record");
             assert_eq!(conduct.entries.len(), times);
             assert!(conduct.entries.iter().all(|entry| entry.offence == Offence::Holdout));
             assert_eq!(conduct.banned_until.is_some(), times == 3);
@@ -169,20 +178,20 @@ fn the_policy_decides_for_how_long() {
     let did = identity("member").did().clone();
     let day = Duration::from_secs(DAY);
     let book = in_memory();
-    assert_eq!(book.record(&did, entry(Offence::Holdout, "one", NOW)).unwrap(), None);
-    assert_eq!(book.record(&did, entry(Offence::Holdout, "one", NOW)).unwrap(), None, "the same again");
-    assert_eq!(book.record(&did, entry(Offence::Holdout, "two", NOW + day * 20)).unwrap(), None);
+    assert_eq!(book.record(&did, entry(Offence::Holdout, "one", NOW)), None);
+    assert_eq!(book.record(&did, entry(Offence::Holdout, "one", NOW)), None, "the same again");
+    assert_eq!(book.record(&did, entry(Offence::Holdout, "two", NOW + day * 20)), None);
     let third = NOW + day * 40;
-    assert_eq!(book.record(&did, entry(Offence::Holdout, "three", third)).unwrap(), None, "the first is long ago");
-    let until = book.record(&did, entry(Offence::Holdout, "four", third)).unwrap();
+    assert_eq!(book.record(&did, entry(Offence::Holdout, "three", third)), None, "the first is long ago");
+    let until = book.record(&did, entry(Offence::Holdout, "four", third));
     assert_eq!(until, Some(third + day));
-    let week = book.record(&did, entry(Offence::BadPartialSignature, "five", third)).unwrap();
+    let week = book.record(&did, entry(Offence::BadPartialSignature, "five", third));
     assert_eq!(week, Some(third + day * 7));
     assert_eq!(book.banned(&did, third + day * 7).unwrap(), None, "and then it is over");
 
     let nobody = BanBook::in_memory(Arc::new(NoBans));
-    assert_eq!(nobody.record(&did, entry(Offence::Equivocation, "one", NOW)).unwrap(), None);
-    assert_eq!(nobody.list().unwrap()[&did].entries.len(), 1, "it is on record all the same");
+    assert_eq!(nobody.record(&did, entry(Offence::Equivocation, "one", NOW)), None);
+    assert_eq!(nobody.list().unwrap()[&Subject::from(&did)].entries.len(), 1, "it is on record all the same");
 
     struct Stern;
     impl Bans for Stern {
@@ -191,35 +200,103 @@ fn the_policy_decides_for_how_long() {
         }
     }
     let stern = BanBook::in_memory(Arc::new(Stern));
-    let until = stern.record(&did, entry(Offence::Holdout, "one", NOW)).unwrap();
+    let until = stern.record(&did, entry(Offence::Holdout, "one", NOW));
     assert_eq!(until, Some(NOW + Duration::from_secs(1)));
 }
 
 #[test]
-fn a_book_in_a_file_is_one_book_for_all_who_have_it_open() {
+fn a_list_in_a_file_is_one_list_for_all_who_have_it_open() {
     let dir = TempDir::new().unwrap();
-    let path = dir.path().join("bans.json");
-    let [running, command] = [0, 1].map(|_| BanBook::in_file(&path, Arc::new(DefaultBans)));
-    let (one, other) = (identity("one").did().clone(), identity("other").did().clone());
+    let path = dir.path().join("bans.redb");
+    let open = || BanBook::open(&path, Arc::new(DefaultBans));
+    let [running, command] = [open().unwrap(), open().unwrap()];
+    let (one, other) = (Subject::from(identity("one").did()), Subject::from(identity("other").did()));
     assert!(running.list().unwrap().is_empty());
-    command.add(&one, Timestamp::NEVER, Some("by hand".to_owned())).unwrap();
-    assert_eq!(running.banned(&one, NOW).unwrap(), Some(Timestamp::NEVER));
-    running.record(&other, entry(Offence::Equivocation, "cohort", NOW)).unwrap();
+    command.add(one.clone(), Timestamp::NEVER, Some("by hand".to_owned())).unwrap();
+    assert_eq!(running.banned(one.clone(), NOW).unwrap(), Some(Timestamp::NEVER));
+    // It does not know yet of what the other one has written when it records something.
+    command.add("203.0.113.7".parse::<Subject>().unwrap(), NOW + Duration::from_secs(DAY), None).unwrap();
+    running.record(other.clone(), entry(Offence::Equivocation, "cohort", NOW));
+    assert!(running.flush());
     let listed = command.list().unwrap();
-    assert_eq!(listed.len(), 2, "neither change is lost");
+    assert_eq!(listed.len(), 3, "no change is lost");
+    assert_eq!(listed, running.list().unwrap());
     assert_eq!(listed[&one].reason.as_deref(), Some("by hand"));
-    assert!(command.lift(&one).unwrap());
-    assert!(!command.lift(&one).unwrap(), "there is none any more");
-    assert_eq!(running.banned(&one, NOW).unwrap(), None);
-    assert!(running.banned(&other, NOW).unwrap().is_some());
+    assert!(command.lift(one.clone()).unwrap());
+    assert!(!command.lift(one.clone()).unwrap(), "there is none any more");
+    assert_eq!(running.banned(one, NOW).unwrap(), None);
+    assert!(running.banned(other, NOW).unwrap().is_some());
     // Read anew, as after a restart.
-    assert_eq!(BanBook::in_file(&path, Arc::new(DefaultBans)).list().unwrap(), running.list().unwrap());
+    assert_eq!(open().unwrap().list().unwrap(), running.list().unwrap());
+}
 
+#[test]
+fn a_file_that_is_something_else_is_reported_and_not_written_over() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("bans.redb");
+    let open = || BanBook::open(&path, Arc::new(DefaultBans)).map(drop).map_err(|error| error.to_string());
     std::fs::write(&path, "{").unwrap();
-    let error = running.banned(&other, NOW).unwrap_err().to_string();
-    assert!(error.contains("bans.json") && error.contains("not a book of bans"), "{error}");
-    assert!(running.record(&one, entry(Offence::Holdout, "cohort", NOW)).is_err(), "it is not written over");
+    let error = open().unwrap_err();
+    assert!(error.contains("bans.redb") && error.contains("move it away"), "{error}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "{");
+    std::fs::remove_file(&path).unwrap();
+
+    // Nor is that of an earlier version.
+    let old = dir.path().join("bans.json");
+    std::fs::write(&old, "[]").unwrap();
+    let error = open().unwrap_err();
+    assert!(error.contains("bans.json") && error.contains("not a ban list"), "{error}");
+    assert_eq!(std::fs::read_to_string(&old).unwrap(), "[]");
+}
+
+#[test]
+fn the_file_of_an_earlier_version_is_imported_once() {
+    let dir = TempDir::new().unwrap();
+    let (path, old) = (dir.path().join("bans.redb"), dir.path().join("bans.json"));
+    let (banned, noted) = (identity("banned").did().clone(), identity("noted").did().clone());
+    let json = serde_json::json!({
+        banned.as_str(): { "bannedUntil": Timestamp::NEVER, "byHand": true, "reason": "said so" },
+        noted.as_str(): {
+            "entries": [{ "offence": "holdout", "cohortId": "one", "at": NOW, "detail": "kept silent" }]
+        },
+    });
+    std::fs::write(&old, json.to_string()).unwrap();
+    let open = || BanBook::open(&path, Arc::new(DefaultBans)).unwrap();
+    let book = open();
+    assert_eq!(book.banned(&banned, NOW).unwrap(), Some(Timestamp::NEVER));
+    assert_eq!(book.list().unwrap()[&Subject::from(&noted)].entries[0].offence, Offence::Holdout);
+    assert!(!old.exists());
+    book.lift(&banned).unwrap();
+    assert_eq!(open().banned(&banned, NOW).unwrap(), None, "it is not imported again");
+}
+
+#[test]
+fn who_is_banned_by_address_or_invite_is_turned_away_and_leaves_nothing_behind() {
+    on_paused_clock(async {
+        let world = World::new();
+        let settings = world.service_settings("service", Operator);
+        let book = settings.bans.clone();
+        let mut service = world.service_with(settings).await;
+        let cohort_id = service.open(cohort(1)).await;
+        let token = InviteToken::generate(&mut Randomness::Seeded([7; 32]).for_actor("invite"));
+        book.add(Subject::Invite(token.id()), Timestamp::NEVER, None).unwrap();
+        let member = identity("member");
+        let key = Bytes(member.public_key().to_bytes());
+        let opt_in = CohortOptIn {
+            cohort_id: cohort_id.clone(),
+            participant_pk: key,
+            communication_pk: key,
+            genesis_document: None,
+            invite: Some(token.prove(&cohort_id, member.did())),
+        };
+        let message = Message::new(member.did().clone(), Some(service.did().clone()), opt_in);
+        world.network.inject(member.did(), service.did(), &message.to_json());
+        settle().await;
+        assert_eq!(service.ear.names(&cohort_id), ["cohort-advertised", "participant-refused"], "no opt-in");
+        book.lift(Subject::Invite(token.id())).unwrap();
+        world.network.inject(member.did(), service.did(), &message.to_json());
+        service.ear.event(&cohort_id, "participant-accepted").await;
+    });
 }
 
 #[test]
@@ -227,9 +304,9 @@ fn a_book_is_bounded() {
     let book = in_memory();
     let did = identity("member").did().clone();
     for number in 0..40 {
-        book.record(&did, entry(Offence::Holdout, &format!("cohort-{number}"), NOW)).unwrap();
+        book.record(&did, entry(Offence::Holdout, &format!("cohort-{number}"), NOW));
     }
-    let entries = &book.list().unwrap()[&did].entries;
+    let entries = &book.list().unwrap()[&Subject::from(&did)].entries;
     assert_eq!((entries.len(), entries[15].cohort_id.as_str()), (16, "cohort-39"), "the latest are kept");
 
     // What is kept of evidence is bounded in all; the oldest is given up.
@@ -237,18 +314,22 @@ fn a_book_is_bounded() {
         let did = identity(&format!("liar {number}")).did().clone();
         let mut entry = entry(Offence::Equivocation, "cohort", NOW + Duration::from_secs(number));
         entry.evidence = vec![Evidence::Envelope("x".repeat(64 << 10).into())];
-        book.record(&did, entry).unwrap();
+        book.record(&did, entry);
     }
     let list = book.list().unwrap();
     assert_eq!(list.len(), 301, "all offences are on record");
     let evidence: usize =
         list.values().flat_map(|conduct| &conduct.entries).map(|entry| entry.evidence.len()).sum();
     assert_eq!(evidence, 256);
-    assert_eq!(list[identity("liar 299").did()].entries[0].evidence.len(), 1, "the latest has its evidence");
+    assert_eq!(
+        list[&identity("liar 299").did().into()].entries[0].evidence.len(),
+        1,
+        "the latest has its evidence"
+    );
 
     // Who has behaved for a quarter of a year is forgotten.
     let late = NOW + Duration::from_secs(100 * DAY);
-    book.record(identity("late").did(), entry(Offence::Holdout, "cohort", late)).unwrap();
+    book.record(identity("late").did(), entry(Offence::Holdout, "cohort", late));
     assert_eq!(book.list().unwrap().len(), 1);
 }
 
@@ -256,11 +337,11 @@ fn a_book_is_bounded() {
 fn a_book_that_cannot_be_read_keeps_candidates_waiting_and_turns_nobody_away() {
     on_paused_clock(async {
         let dir = TempDir::new().unwrap();
-        let path = dir.path().join("bans.json");
-        std::fs::write(&path, "no book").unwrap();
+        let path = dir.path().join("bans.redb");
         let world = World::new();
         let mut settings = world.service_settings("service", Operator);
-        settings.bans = BanBook::in_file(&path, Arc::new(DefaultBans));
+        settings.bans = BanBook::open(&path, Arc::new(DefaultBans)).unwrap();
+        std::fs::write(&path, "no list").unwrap();
         let mut service = world.service_with(settings).await;
         world.updaters(1).await;
         let cohort_id = service.open(cohort(1)).await;
@@ -303,6 +384,6 @@ fn a_second_nonce_is_refused_and_not_charged() {
         }
         let refused = (member.did().clone(), RejectCode::Equivocation);
         assert!(service.ear.rejections().contains(&refused), "{:?}", service.ear.rejections());
-        assert!(!book.list().unwrap().contains_key(member.did()));
+        assert!(!book.list().unwrap().contains_key(&member.did().into()));
     });
 }

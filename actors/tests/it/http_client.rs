@@ -488,6 +488,7 @@ fn an_inbox_that_was_refused_is_opened_at_once_when_the_opt_in_is_accepted() {
             participant_pk: key,
             communication_pk: key,
             genesis_document: member.genesis_document().cloned(),
+            invite: None,
         };
         peer.say(&service(), Body::from(opt_in));
         server.inbox().await;

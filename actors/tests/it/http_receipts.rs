@@ -32,8 +32,14 @@ const UNAVAILABLE: (u16, &str) = (503, "unavailable");
 fn opt_in(identity: &Identity, cohort_id: &CohortId) -> Body {
     let key = Bytes(identity.public_key().to_bytes());
     let genesis_document = identity.genesis_document().cloned();
-    CohortOptIn { cohort_id: cohort_id.clone(), participant_pk: key, communication_pk: key, genesis_document }
-        .into()
+    CohortOptIn {
+        cohort_id: cohort_id.clone(),
+        participant_pk: key,
+        communication_pk: key,
+        genesis_document,
+        invite: None,
+    }
+    .into()
 }
 
 async fn site() -> (Site, UnboundedReceiver<Delivery>) {

@@ -175,6 +175,7 @@ fn config_of(member: &btcr2_aggregation_protocol::identity::Identity) -> Partici
         participant_key: member.public_key(),
         communication_key: member.public_key(),
         genesis_document: member.genesis_document().cloned(),
+        invite: None,
         timing: Timing::default(),
         max_fee_rate: btcr2_aggregation_protocol::output::DEFAULT_MAX_FEE_RATE,
         beacons: BeaconRegistry::default(),

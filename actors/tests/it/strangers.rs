@@ -21,8 +21,14 @@ use tokio::sync::Semaphore;
 
 fn opt_in(identity: &Identity, cohort_id: &CohortId) -> Body {
     let key = Bytes(identity.public_key().to_bytes());
-    CohortOptIn { cohort_id: cohort_id.clone(), participant_pk: key, communication_pk: key, genesis_document: None }
-        .into()
+    CohortOptIn {
+        cohort_id: cohort_id.clone(),
+        participant_pk: key,
+        communication_pk: key,
+        genesis_document: None,
+        invite: None,
+    }
+    .into()
 }
 
 fn said(from: &Did, to: &Did, body: impl Into<Body>) -> String {

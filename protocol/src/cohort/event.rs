@@ -77,6 +77,9 @@ pub enum ServiceEvent {
     MemberAdmitted {
         /// Who.
         did: Did,
+        /// When. Unknown in journals of versions whose cohorts did not settle.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<Timestamp>,
     },
     /// The operator refused a candidate.
     MemberRefused {

@@ -9,6 +9,7 @@ use crate::{
     did::Did,
     document,
     error::{Reject, RejectCode},
+    invite::InviteProof,
     key::{KeyError, PublicKey},
     message::keygen::CohortOptIn,
     network::Network,
@@ -27,6 +28,9 @@ pub struct Member {
     pub verification_method: String,
     /// The genesis document of an EXTERNAL DID.
     pub genesis_document: Option<Arc<Value>>,
+    /// That it was invited, by its own word: whether that is so, the operator decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invite: Option<InviteProof>,
 }
 
 /// Why an opt-in shows no member.
@@ -67,7 +71,20 @@ impl Member {
         let genesis_document = body.genesis_document.clone().filter(|_| from.key().is_none());
         let verification_method = document::genesis_method(from, genesis_document.as_deref(), &communication_key)
             .map_err(|error| MemberError::Unproven(error.to_string()))?;
-        Ok(Self { did: from.clone(), participant_key, communication_key, verification_method, genesis_document })
+        let (did, invite) = (from.clone(), body.invite.clone());
+        Ok(Self { did, participant_key, communication_key, verification_method, genesis_document, invite })
+    }
+
+    /// Whether `other` says the same of itself; by which invite it comes may be another one.
+    pub(crate) fn is_same_as(&self, other: &Self) -> bool {
+        (&self.did, self.participant_key, self.communication_key, &self.verification_method, &self.genesis_document)
+            == (
+                &other.did,
+                other.participant_key,
+                other.communication_key,
+                &other.verification_method,
+                &other.genesis_document,
+            )
     }
 
     /// Whether the member has shown that it holds its participant key: it authenticates with that very key.

@@ -9,7 +9,7 @@ use super::{
     Bytes, DecodeError,
     bytes::{positive, present, present_json, some_non_negative, some_positive},
 };
-use crate::{beacon::BeaconType, id::CohortId, network::Network};
+use crate::{beacon::BeaconType, id::CohortId, invite::InviteProof, network::Network};
 
 /// Our extension: an advert of a cohort whose output has no script tree (no fallback, no recovery leaf). A type of its
 /// own, so that the TypeScript implementation, which always has a script tree, ignores it instead of joining in vain.
@@ -140,6 +140,9 @@ pub struct CohortOptIn {
     /// The genesis document, from EXTERNAL senders.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present_json")]
     pub genesis_document: Option<Arc<Value>>,
+    /// Our extension: that the sender has an invite of the operator's.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub invite: Option<InviteProof>,
 }
 
 /// `keygen/cohort_opt_in_accept`: the participant is a member.

@@ -98,6 +98,7 @@ impl ParticipantNode {
             participant_key: participant_key.public_key(),
             communication_key: identity.public_key(),
             genesis_document: identity.genesis_document().cloned(),
+            invite: None,
             timing: setup.timing,
             beacons: setup.beacons.clone(),
             aggregator: Arc::clone(&setup.aggregator),

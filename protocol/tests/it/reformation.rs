@@ -1,6 +1,6 @@
 //! A cohort that fails because of some of its members is formed again without them.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use crate::sim_support::{assert_refused, bodies, honest, setup, stranger};
 use btcr2_aggregation_protocol::{
@@ -14,10 +14,11 @@ use btcr2_aggregation_protocol::{
     },
     error::{RejectCode, Slot},
     identity::Identity,
-    machine::{Step, replay, step},
+    machine::{Machine, Step, replay, step},
     message::{Body, Bytes, Message, keygen::CohortOptIn, sign::SignatureAuthorization, update::SubmitNonIncluded},
     output::DirectAggregator,
     sim::{Role, START, Setup, Simulation, Verdict},
+    time::Timestamp,
 };
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 
@@ -102,8 +103,8 @@ fn who_lied_while_the_cohort_failed_over_others_is_left_out_as_well() {
 }
 
 #[test]
-fn too_few_are_not_formed_again() {
-    for (min, again) in [(3, true), (4, false)] {
+fn fewer_than_a_cohort_needs_wait_for_newcomers_in_vain() {
+    for (min, complete) in [(3, true), (4, false)] {
         let mut roles = honest(3);
         roles.push(silent_from(Slot::Update));
         let mut setup = reforming(roles);
@@ -111,12 +112,47 @@ fn too_few_are_not_formed_again() {
         let mut simulation = Simulation::new(1, setup);
         simulation.run();
         simulation.assert_invariants();
-        assert_eq!(simulation.report().signed.is_some(), again, "at least {min}");
-        assert_eq!(simulation.service().cohorts().len(), if again { 2 } else { 1 });
+        assert_eq!(simulation.report().signed.is_some(), complete, "at least {min}");
+        assert_eq!(simulation.service().cohorts().len(), 2);
+        let last = simulation.service().cohorts().last().unwrap().machine().phase();
+        let expired =
+            matches!(last, Phase::Failed { reason: CohortFailure::EnrollmentExpired { admitted: 3 }, .. });
+        assert_eq!(expired, !complete, "{last:?}");
         let told_of_next =
             |end: &Option<SessionEnd>| matches!(end, Some(SessionEnd::EndedByService { next: Some(_), .. }));
         assert!(!simulation.report().ends.iter().any(told_of_next), "there is no next cohort in the end");
     }
+}
+
+#[test]
+fn a_newcomer_takes_the_place_of_the_culprit() {
+    // Formed at the fewest members that it may have, and one of them keeps silent: the fourth one, for whom there was no room,
+    // is admitted to the next cohort.
+    let mut roles = vec![silent_from(Slot::Update)];
+    roles.extend(honest(3));
+    let mut setup = reforming(roles);
+    setup.conditions.min_participants = 3;
+    setup.conditions.max_participants = Some(3);
+    let mut simulation = Simulation::new(1, setup);
+    simulation.run();
+    simulation.assert_invariants();
+    assert_eq!(simulation.service().cohorts().len(), 2);
+    assert_eq!(lineage(&simulation).invited.len(), 2);
+    assert_eq!(simulation.report().signed.unwrap().signers.len(), 3);
+}
+
+#[test]
+fn a_member_that_rejects_valid_data_is_at_fault_and_the_others_complete_at_the_minimum() {
+    let mut roles = vec![Role { verdict: Verdict::Reject, ..Role::default() }];
+    roles.extend(honest(3));
+    let mut setup = reforming(roles);
+    setup.conditions.min_participants = 3;
+    setup.conditions.max_participants = Some(3);
+    let mut simulation = Simulation::new(1, setup);
+    simulation.run();
+    simulation.assert_invariants();
+    assert_eq!(lineage(&simulation).excluded, [simulation.did(0)].into());
+    assert_eq!(simulation.report().signed.unwrap().signers.len(), 3);
 }
 
 #[test]
@@ -181,10 +217,15 @@ struct Alone {
     machine: ServiceCohort,
     journal: Vec<btcr2_aggregation_protocol::cohort::event::ServiceEvent>,
     rng: ChaCha8Rng,
+    now: Timestamp,
 }
 
 impl Alone {
     fn new(invited: &[&Identity], most: u32) -> Self {
+        Self::with(invited, most, PhaseRules::default())
+    }
+
+    fn with(invited: &[&Identity], most: u32, rules: PhaseRules) -> Self {
         let service = stranger(90);
         let mut conditions = Setup::new(Vec::new()).conditions;
         conditions.max_participants = Some(most);
@@ -197,7 +238,7 @@ impl Alone {
             conditions,
             timing: crate::sim_support::timing(),
             limits: Default::default(),
-            rules: PhaseRules::default(),
+            rules,
             lineage: Lineage {
                 generation: 1,
                 invited: invited.iter().map(|identity| identity.did().clone()).collect(),
@@ -207,7 +248,7 @@ impl Alone {
         let (beacons, aggregator) = (BeaconRegistry::default(), Arc::new(DirectAggregator));
         let machine = ServiceCohort::new(Arc::new(ServiceConfig { terms: Arc::new(terms), beacons, aggregator }));
         let machine = machine.unwrap();
-        let mut alone = Self { initial: machine.clone(), machine, journal: Vec::new(), rng };
+        let mut alone = Self { initial: machine.clone(), machine, journal: Vec::new(), rng, now: START };
         alone.feed(&ServiceInput::Advertise).unwrap();
         alone
     }
@@ -216,7 +257,7 @@ impl Alone {
         &mut self,
         input: &ServiceInput,
     ) -> Result<Step<ServiceCohort>, btcr2_aggregation_protocol::error::Reject> {
-        let step = step(&mut self.machine, START, input, &mut self.rng)?;
+        let step = step(&mut self.machine, self.now, input, &mut self.rng)?;
         self.journal.extend(step.events.iter().cloned());
         assert_eq!(replay(self.initial.clone(), &self.journal), self.machine);
         Ok(step)
@@ -228,6 +269,7 @@ impl Alone {
             participant_pk: Bytes(identity.public_key().to_bytes()),
             communication_pk: Bytes(identity.public_key().to_bytes()),
             genesis_document: None,
+            invite: None,
         };
         let message = Message::new(identity.did().clone(), None, body);
         self.feed(&ServiceInput::Message(message)).map(drop).map_err(|reject| reject.code)
@@ -249,6 +291,45 @@ fn an_invited_member_that_the_operator_refuses_is_not_waited_for() {
     assert!(!alone.decide(&one, Ok(())), "the other one is on its way");
     alone.opt_in(&two).unwrap();
     assert!(alone.decide(&two, Err("not any more".to_owned())), "nobody else is waited for");
+}
+
+#[test]
+fn a_cohort_that_has_its_fewest_members_settles_before_it_forms() {
+    let settle = Duration::from_secs(30);
+    let (one, two, three) = (stranger(1), stranger(2), stranger(3));
+    let is_enrolling = |alone: &Alone| matches!(alone.machine.phase(), Phase::Enrolling(_));
+    let admit = |alone: &mut Alone, identity: &Identity| {
+        alone.opt_in(identity).unwrap();
+        assert!(!alone.decide(identity, Ok(())), "the host is not asked");
+    };
+    let start = || Alone::with(&[], 3, PhaseRules { settle, ..PhaseRules::default() });
+
+    // It waits from the first member on, one being enough here, and whoever comes meanwhile does not put off the end.
+    let mut alone = start();
+    admit(&mut alone, &one);
+    alone.now = START + Duration::from_secs(20);
+    admit(&mut alone, &two);
+    assert_eq!(alone.machine.deadline(), Some(START + settle));
+    alone.now = START + settle;
+    alone.feed(&ServiceInput::Tick).unwrap();
+    assert!(!is_enrolling(&alone));
+    assert_eq!(alone.machine.phase().formed().unwrap().members.len(), 2);
+
+    // Full, it forms at once.
+    let mut alone = start();
+    admit(&mut alone, &one);
+    admit(&mut alone, &two);
+    assert!(is_enrolling(&alone));
+    alone.opt_in(&three).unwrap();
+    alone.decide(&three, Ok(()));
+    assert!(!is_enrolling(&alone));
+
+    // One invited member that does not come back holds nobody up for longer than that.
+    let mut alone = Alone::with(&[&one, &two], 3, PhaseRules { settle, ..PhaseRules::default() });
+    admit(&mut alone, &one);
+    alone.now = START + settle;
+    alone.feed(&ServiceInput::Tick).unwrap();
+    assert!(!is_enrolling(&alone));
 }
 
 #[test]

@@ -466,6 +466,7 @@ impl MemberRun {
             participant_key: identity.public_key(),
             communication_key: identity.public_key(),
             genesis_document: identity.genesis_document().cloned(),
+            invite: None,
             timing: Timing::default(),
             max_fee_rate: DEFAULT_MAX_FEE_RATE,
             beacons: BeaconRegistry::default(),

@@ -36,6 +36,8 @@ impl Program {
             .args(arguments)
             .args(["--secret-env", "TEST_SECRET", "--events", "json"])
             .env("TEST_SECRET", secret.as_str())
+            // Cohorts form at once, without waiting for more members than a test has.
+            .env("BTCR2_SETTLE", "0s")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())

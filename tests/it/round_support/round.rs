@@ -15,6 +15,7 @@ use btcr2_aggregation::{
         policy::{ParticipantPolicy, SigningRequest, UpdateRequest},
         recovery::RestartIntensity,
         runtime::{Clock, Randomness},
+        seats::Seats,
         service::{AggregationService, LiveCohorts, OpenCohort, Retention, ServiceSettings},
         supervisor::{StartParticipant, StartService, Supervisor},
         transport::{
@@ -103,6 +104,7 @@ pub async fn start_service(
         notices,
         load: Load::default(),
         bans: BanBook::in_memory(Arc::new(NoBans)),
+        seats: Seats::default(),
         restarts: RestartIntensity::default(),
         retention: Retention::UntilArchived,
     };

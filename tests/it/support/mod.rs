@@ -64,7 +64,8 @@ impl Run {
 
 pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_btcr2-aggregation"));
-    command.args(arguments).stdin(Stdio::null());
+    // Cohorts form at once, without waiting for more members than a test has.
+    command.args(arguments).env("BTCR2_SETTLE", "0s").stdin(Stdio::null());
     command
 }
 

@@ -106,7 +106,10 @@ async fn post_message(server: Server, request: HttpRequest, payload: Payload) ->
 
 async fn accept_message(server: &HttpServer, request: &HttpRequest, payload: Payload) -> Result<(), Refusal> {
     let gate = &server.0.gate;
-    gate.admit_address(&address(server, request), server.now()).await?;
+    let counted = address(server, request);
+    gate.admit_address(&counted, server.now()).await?;
+    // Behind a proxy that is not trusted it is the proxy's; what a trusted one says may be no address.
+    let address = counted.parse().ok();
     let body = read_in_time(payload, gate.config.max_body).await?;
     let Admitted { from, to, message } = gate.admit_message(&body, server.now()).await?;
     let too_large = message.as_ref().is_ok_and(|message| holds_too_large_an_update(server, message, body.len()));
@@ -119,7 +122,7 @@ async fn accept_message(server: &HttpServer, request: &HttpRequest, payload: Pay
         };
         let evidence = std::str::from_utf8(&body).ok().map(|envelope| Evidence::Envelope(envelope.into()));
         let (receipt, confirmed) = Receipt::new();
-        let delivery = Delivery::Message(Received { message, receipt, evidence });
+        let delivery = Delivery::Message(Received { message, receipt, evidence, address });
         if let Err(SendError::Full(delivery)) = to.inbox.try_send(delivery) {
             to.inbox.send(delivery).await.ok()?;
         }

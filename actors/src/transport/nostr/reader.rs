@@ -307,7 +307,14 @@ mod tests {
         let key = Bytes(identity.public_key().to_bytes());
         let cohort_id = CohortId::parse("c").expect("a name");
         let genesis_document = identity.genesis_document().cloned();
-        Body::from(CohortOptIn { cohort_id, participant_pk: key, communication_pk: key, genesis_document }).into()
+        Body::from(CohortOptIn {
+            cohort_id,
+            participant_pk: key,
+            communication_pk: key,
+            genesis_document,
+            invite: None,
+        })
+        .into()
     }
 
     fn is_message(read: &Read, from: &Identity) -> bool {

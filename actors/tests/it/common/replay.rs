@@ -118,6 +118,7 @@ async fn assert_member_replays(
         participant_key: member.public_key(),
         communication_key: member.public_key(),
         genesis_document: member.genesis_document().cloned(),
+        invite: None,
         timing: Timing::default(),
         beacons: world.beacons.clone(),
         aggregator: world.aggregator.clone(),

@@ -135,6 +135,7 @@ pub fn opt_in(identity: &Identity) -> Body {
         participant_pk: key,
         communication_pk: key,
         genesis_document: identity.genesis_document().cloned(),
+        invite: None,
     })
 }
 

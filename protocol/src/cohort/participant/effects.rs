@@ -125,6 +125,7 @@ impl ParticipantCohort {
             participant_pk: Bytes(self.config.participant_key.to_bytes()),
             communication_pk: Bytes(self.config.communication_key.to_bytes()),
             genesis_document: self.config.genesis_document.clone(),
+            invite: self.config.invite.as_ref().map(|token| token.prove(&self.advert.cohort_id, &self.config.did)),
         })
     }
 

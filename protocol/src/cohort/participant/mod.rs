@@ -30,6 +30,7 @@ use crate::{
     error::{Fatal, Reject, RejectCode},
     hash::SignalBytes,
     id::{CohortId, SessionId},
+    invite::InviteToken,
     key::PublicKey,
     machine::Machine,
     message::{Body, Bytes, Message, SharedBody, control::CohortEnded, keygen::CohortAdvert},
@@ -51,6 +52,8 @@ pub struct ParticipantConfig {
     pub communication_key: PublicKey,
     /// The genesis document of an EXTERNAL DID.
     pub genesis_document: Option<Arc<Value>>,
+    /// An invite, for services that admit nobody without one.
+    pub invite: Option<InviteToken>,
     /// How long to wait for the service.
     pub timing: Timing,
     /// The highest fee rate of a transaction that it signs; see

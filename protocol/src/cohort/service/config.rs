@@ -15,7 +15,7 @@ use crate::{
     id::CohortId,
     key::PublicKey,
     network::Network,
-    output::KeyAggregator,
+    output::{KeyAggregator, ScriptTree},
     time::Timestamp,
 };
 
@@ -75,6 +75,15 @@ pub struct CohortTerms {
 }
 
 impl CohortTerms {
+    /// Whether a cohort of `members` satisfies the conditions and its own fallback threshold.
+    pub(super) fn can_form(&self, members: usize) -> bool {
+        let threshold = match self.conditions.script_tree {
+            ScriptTree::FallbackAndRecovery { fallback_threshold, .. } => fallback_threshold.unwrap_or(1),
+            ScriptTree::KeyPathOnly => 1,
+        };
+        self.conditions.admits_size(members) && members >= usize::from(threshold)
+    }
+
     /// Until when `phase` is waited for when its wait begins at `at`, in a cohort that was advertised at `started`.
     pub(super) fn deadline(&self, phase: TimedPhase, at: Timestamp, started: Timestamp) -> Timestamp {
         let until = at + self.rules.timeout(phase, &self.timing);

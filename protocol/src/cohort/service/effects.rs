@@ -34,7 +34,7 @@ impl ServiceCohort {
                 }
                 effects
             }
-            (ServiceEvent::MemberAdmitted { did }, _) => {
+            (ServiceEvent::MemberAdmitted { did, .. }, _) => {
                 let mut effects = vec![self.accept(did)];
                 effects.extend(self.ask_finalization());
                 effects
@@ -123,6 +123,10 @@ impl ServiceCohort {
 
     fn ask_finalization(&self) -> Option<ServiceEffect> {
         let Phase::Enrolling(enrolling) = &self.phase else { return None };
+        // It forms by itself when it has settled.
+        if !self.config.terms.rules.settle.is_zero() {
+            return None;
+        }
         let admitted = enrolling.admitted();
         // A cohort that is formed again waits for those that it was formed again for.
         let invited = &self.config.terms.lineage.invited;

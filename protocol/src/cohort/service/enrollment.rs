@@ -14,7 +14,7 @@ use crate::{
     did::Did,
     error::{Fault, Reject, RejectCode, Slot},
     message::{Message, keygen::CohortOptIn},
-    output::{BeaconOutput, ScriptTree},
+    output::BeaconOutput,
     time::Timestamp,
 };
 
@@ -32,7 +32,7 @@ impl ServiceCohort {
             phase => phase.formed().and_then(|formed| formed.members.get(from)),
         };
         if let Some(known) = known {
-            if **known == member {
+            if known.is_same_as(&member) {
                 return Ok(Vec::new());
             }
             let fault = self.faults.equivocation(from, Slot::OptIn)?;
@@ -99,7 +99,7 @@ impl ServiceCohort {
         match admission {
             Err(reason) => vec![ServiceEvent::MemberRefused { did: did.clone(), reason: reason.clone() }],
             Ok(()) => {
-                let mut events = vec![ServiceEvent::MemberAdmitted { did: did.clone() }];
+                let mut events = vec![ServiceEvent::MemberAdmitted { did: did.clone(), at: Some(now) }];
                 let admitted = enrolling.admitted() + 1;
                 let full =
                     self.config.terms.conditions.max_participants.is_some_and(|max| admitted >= max as usize);
@@ -113,11 +113,7 @@ impl ServiceCohort {
 
     /// Whether a cohort of `members` satisfies the conditions and its own fallback threshold.
     pub(super) fn can_form(&self, members: usize) -> bool {
-        let threshold = match self.config.terms.conditions.script_tree {
-            ScriptTree::FallbackAndRecovery { fallback_threshold, .. } => fallback_threshold.unwrap_or(1),
-            ScriptTree::KeyPathOnly => 1,
-        };
-        self.config.terms.conditions.admits_size(members) && members >= usize::from(threshold)
+        self.config.terms.can_form(members)
     }
 
     /// Forms the cohort with the members that were admitted, and `also` with the one that is being admitted now.

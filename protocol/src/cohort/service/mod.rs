@@ -266,7 +266,10 @@ impl ServiceCohort {
     fn deadline_of_phase(&self) -> Option<Timestamp> {
         match &self.phase {
             Phase::Planned | Phase::Completed { .. } | Phase::Failed { .. } => None,
-            Phase::Enrolling(enrolling) => Some(enrolling.deadline.min(enrolling.next_advert)),
+            Phase::Enrolling(enrolling) => {
+                let settled_at = enrolling.settled_at.unwrap_or(enrolling.deadline);
+                Some(enrolling.deadline.min(enrolling.next_advert).min(settled_at))
+            }
             Phase::AwaitingTransaction { deadline, retry_at, .. } => {
                 Some(retry_at.map_or(*deadline, |retry_at| retry_at.min(*deadline)))
             }
@@ -382,6 +385,7 @@ impl Machine for ServiceCohort {
                     admitted: 0,
                     keys: BTreeMap::new(),
                     deadline: terms.deadline(TimedPhase::Enrollment, *at, *at),
+                    settled_at: None,
                     next_advert: *at + terms.timing.advert_repeat,
                 });
             }

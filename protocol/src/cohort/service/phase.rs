@@ -45,6 +45,8 @@ pub struct Enrolling {
     pub keys: BTreeMap<XOnlyKey, Did>,
     /// When to form the cohort with who is there, or give up.
     pub deadline: Timestamp,
+    /// When to form the cohort with who is there, once it has its fewest members and its rules say that it waits for more.
+    pub settled_at: Option<Timestamp>,
     /// When to repeat the advert.
     pub next_advert: Timestamp,
 }
@@ -247,9 +249,11 @@ impl Phase {
             }
             (ServiceEvent::OptInDisplaced { fault, .. }, Self::Enrolling(enrolling)) => {
                 enrolling.set_admission(&fault.did, Admission::Refused);
+                enrolling.settle(None, terms);
             }
-            (ServiceEvent::MemberAdmitted { did }, Self::Enrolling(enrolling)) => {
+            (ServiceEvent::MemberAdmitted { did, at }, Self::Enrolling(enrolling)) => {
                 enrolling.set_admission(did, Admission::Admitted);
+                enrolling.settle(*at, terms);
             }
             (ServiceEvent::MemberRefused { did, .. }, Self::Enrolling(enrolling)) => {
                 enrolling.set_admission(did, Admission::Refused);
@@ -368,6 +372,16 @@ impl Phase {
 }
 
 impl Enrolling {
+    /// The cohort settles from when it has its fewest members on: who comes later does not put off its end, and without
+    /// enough members it does not settle.
+    fn settle(&mut self, now: Option<Timestamp>, terms: &CohortTerms) {
+        self.settled_at = if terms.rules.settle.is_zero() || !terms.can_form(self.admitted) {
+            None
+        } else {
+            self.settled_at.or_else(|| now.map(|now| now + terms.rules.settle))
+        };
+    }
+
     fn set_admission(&mut self, did: &Did, to: Admission) {
         if let Some((member, admission)) = self.candidates.get_mut(did) {
             let was = std::mem::replace(admission, to);

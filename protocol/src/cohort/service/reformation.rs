@@ -21,6 +21,9 @@ impl ServiceCohort {
             return Vec::new();
         }
         match &self.phase {
+            Phase::Enrolling(enrolling) if enrolling.settled_at.is_some_and(|settled_at| settled_at <= now) => {
+                self.form(now, None)
+            }
             Phase::Enrolling(enrolling) if now < enrolling.deadline => {
                 vec![ServiceEvent::AdvertRepeated { at: now }]
             }
@@ -127,8 +130,8 @@ impl ServiceCohort {
         vec![ServiceEvent::CohortFailed { at, reason, successor: None }]
     }
 
-    /// The terms of the cohort that takes this one's place, unless too few members are left, or too many cohorts have
-    /// failed in a row.
+    /// The terms of the cohort that takes this one's place, unless nobody is left, or too many cohorts have failed in a row.
+    /// Where fewer are left than a cohort needs, the new one waits for newcomers: one member at fault must not end it for all.
     fn successor(&self, reason: &CohortFailure, rng: &mut dyn CryptoRng) -> Option<CohortTerms> {
         let terms = &*self.config.terms;
         let formed = self.phase.formed()?;
@@ -147,7 +150,7 @@ impl ServiceCohort {
         };
         // The very same members would fail the very same way: somebody must have been at fault.
         let changed = lineage.invited.len() < formed.members.len();
-        (changed && self.can_form(lineage.invited.len())).then(|| CohortTerms {
+        (changed && !lineage.invited.is_empty()).then(|| CohortTerms {
             cohort_id: CohortId::generate(rng),
             lineage,
             ..terms.clone()

@@ -152,6 +152,10 @@ pub enum RuleError {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PhaseRules {
     changed: BTreeMap<TimedPhase, PhaseRule>,
+    /// How long a cohort that has its fewest members waits for more before it forms. Then one that is lost does not leave too
+    /// few to form it again. Zero forms it as soon as the host agrees; otherwise the host is not asked.
+    #[serde(default)]
+    pub settle: Duration,
     /// How many times in a row a cohort may be formed again.
     pub reformations: u32,
     /// Whether to ask for signs of life before signing. Members of the TypeScript implementation do not know the question, so
@@ -162,7 +166,7 @@ pub struct PhaseRules {
 impl Default for PhaseRules {
     /// Fall back when nonces or partial signatures are missing, proceed when signs of life are, fail otherwise; no presence check.
     fn default() -> Self {
-        Self { changed: BTreeMap::new(), reformations: 3, presence_check: false }
+        Self { changed: BTreeMap::new(), settle: Duration::ZERO, reformations: 3, presence_check: false }
     }
 }
 

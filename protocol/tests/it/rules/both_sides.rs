@@ -46,6 +46,7 @@ impl Cohort {
             participant_key: node.participant_key().public_key(),
             communication_key: node.identity().public_key(),
             genesis_document: node.identity().genesis_document().cloned(),
+            invite: None,
             timing: simulation.setup().timing,
             max_fee_rate: DEFAULT_MAX_FEE_RATE,
             beacons: simulation.setup().beacons.clone(),

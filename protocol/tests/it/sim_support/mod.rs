@@ -142,6 +142,7 @@ pub fn config_of(simulation: &Simulation) -> ParticipantConfig {
         participant_key: node.participant_key().public_key(),
         communication_key: node.identity().public_key(),
         genesis_document: None,
+        invite: None,
         timing: simulation.setup().timing,
         max_fee_rate: btcr2_aggregation_protocol::output::DEFAULT_MAX_FEE_RATE,
         beacons: simulation.setup().beacons.clone(),
@@ -188,6 +189,7 @@ pub mod bodies {
             participant_pk: Bytes(identity.public_key().to_bytes()),
             communication_pk: Bytes(identity.public_key().to_bytes()),
             genesis_document: identity.genesis_document().cloned(),
+            invite: None,
         }
     }
 

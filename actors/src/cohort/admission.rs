@@ -1,0 +1,179 @@
+//! Who may become a candidate: the checks that cost little, made before an opt-in reaches the machine, so that who is turned away
+//! leaves nothing behind; and the seats of those who have become one.
+
+use actix::Context;
+use btcr2_aggregation_protocol::{
+    cohort::{
+        Member,
+        event::ServiceEvent,
+        service::{
+            ServiceInput,
+            phase::{Admission, Phase},
+        },
+    },
+    did::Did,
+    message::{Body, control::CohortEnded},
+    time::Timestamp,
+};
+
+use std::{sync::Arc, time::Duration};
+
+use super::CohortActor;
+use crate::{
+    bans,
+    notice::ServiceNotice,
+    policy::Applicant,
+    subject::{NetworkAddress, Subject},
+    transport::{Outbound, Received},
+};
+
+/// How many applicants a cohort tells within [`TELLING`] that they are not admitted. Anybody can opt in.
+const MOST_TOLD: u32 = 64;
+const TELLING: Duration = Duration::from_secs(60);
+
+/// How long an admission waits until a ban list that could not be read is looked at again.
+const BOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// How a ban is reported.
+fn banned_until(until: Timestamp) -> String {
+    format!("banned until {}", bans::end_of_ban(until))
+}
+
+/// Everything by which somebody is limited and banned.
+fn subjects(did: &Did, address: Option<NetworkAddress>, invite: Option<Subject>) -> Vec<Subject> {
+    [Some(Subject::from(did)), address.map(Subject::Address), invite].into_iter().flatten().collect()
+}
+
+impl CohortActor {
+    /// Refuses an opt-in that needs no closer look: whether it did. Whoever is a candidate already is the machine's business.
+    pub(super) fn turns_away(&mut self, received: &Received) -> bool {
+        let Body::CohortOptIn(opt_in) = &*received.body else { return false };
+        let Phase::Enrolling(enrolling) = self.engine.machine().phase() else { return false };
+        if enrolling.candidates.contains_key(&received.from) {
+            return false;
+        }
+        let (did, address, invite) = (received.from.clone(), received.address, opt_in.invite.clone());
+        let applicant = Applicant { did, address, invite };
+        if let Err(reason) = self.screen(&applicant) {
+            self.tell_refused(applicant.did, reason);
+            return true;
+        }
+        // As many as candidates, though who is only rejected by the machine is remembered too.
+        if let Some(address) = applicant.address
+            && self.addresses.len() < self.engine.machine().config().terms.limits.candidates
+        {
+            self.addresses.insert(applicant.did, address);
+        }
+        false
+    }
+
+    fn screen(&self, applicant: &Applicant) -> Result<(), String> {
+        let terms = &self.engine.machine().config().terms;
+        let invite = applicant.invite.as_ref().map(|proof| Subject::Invite(proof.id()));
+        let subjects = subjects(&applicant.did, applicant.address, invite);
+        if let Some(until) = self.shared.bans.known_ban(&subjects, self.shared.clock.now()) {
+            return Err(banned_until(until));
+        }
+        // Whoever was in the cohort that this one replaces takes no seat more than it had.
+        if !terms.lineage.invited.contains(&applicant.did) {
+            self.shared.seats.check(&subjects).map_err(|error| error.to_string())?;
+        }
+        self.shared.policy.screen(&terms.cohort_id, applicant)
+    }
+
+    fn tell_refused(&mut self, did: Did, reason: String) {
+        let (now, cohort_id) = (self.shared.clock.now(), self.cohort_id());
+        if now.since(self.telling.0) >= TELLING {
+            self.telling = (now, 0);
+        }
+        if self.telling.1 >= MOST_TOLD {
+            return;
+        }
+        self.telling.1 += 1;
+        let body = CohortEnded {
+            cohort_id: cohort_id.clone(),
+            code: CohortEnded::NOT_ADMITTED.to_owned(),
+            reason: format!("not admitted: {reason}"),
+            at_fault: false,
+            next_cohort_id: None,
+            signed: None,
+        };
+        self.say(Outbound::Direct { to: did.clone(), body: body.into(), until: Some(now + TELLING) });
+        self.shared.notices.publish(ServiceNotice::ParticipantRefused { cohort_id, participant: did, reason });
+    }
+
+    /// Asks the operator whether to admit `member`.
+    pub(super) fn ask_admission(&mut self, member: Arc<Member>, ctx: &mut Context<Self>) {
+        let (view, shared) = (self.view(), Arc::clone(&self.shared));
+        let subjects = self.subjects_of(&member);
+        let question = async move {
+            // Its operator may have changed the ban list just now.
+            while shared.bans.is_stale() {
+                let bans = shared.bans.clone();
+                match tokio::task::spawn_blocking(move || bans.refresh()).await {
+                    Ok(Ok(())) => break,
+                    // A list that cannot be read is the operator's to mend; until then nobody is let in, and nobody turned away
+                    // permanently.
+                    Ok(Err(error)) => tracing::error!(did = %member.did, %error, "an admission has to wait"),
+                    Err(error) => tracing::error!(did = %member.did, %error, "an admission has to wait"),
+                }
+                tokio::time::sleep(BOOK_AGAIN).await;
+            }
+            let admission = match shared.bans.known_ban(&subjects, shared.clock.now()) {
+                None => shared.policy.admit(&view, &member).await,
+                Some(until) => Err(banned_until(until)),
+            };
+            Some(ServiceInput::AdmissionDecided { did: member.did.clone(), admission })
+        };
+        self.ask(question, ctx);
+    }
+
+    /// From where, and by which invite, `did` has come, as far as that is known.
+    pub(super) fn subjects_of(&self, member: &Member) -> Vec<Subject> {
+        let invite = member.invite.as_ref().map(|proof| Subject::Invite(proof.id()));
+        subjects(&member.did, self.addresses.get(&member.did).copied(), invite)
+    }
+
+    /// Takes and frees seats as the cohort goes on.
+    pub(super) fn count_seats(&mut self, event: &ServiceEvent) {
+        match event {
+            ServiceEvent::OptInReceived { member, .. } => self.take_seat(member),
+            ServiceEvent::MemberRefused { did, .. } => drop(self.seats.remove(did)),
+            ServiceEvent::OptInDisplaced { fault, .. } => drop(self.seats.remove(&fault.did)),
+            ServiceEvent::KeysAggregated { .. } => self.settle_seats(),
+            ServiceEvent::CohortCompleted { .. } | ServiceEvent::CohortFailed { .. } => self.seats.clear(),
+            _ => {}
+        }
+    }
+
+    /// Takes the seats of a cohort that ran before.
+    pub(super) fn restore_seats(&mut self) {
+        let machine = self.engine.machine();
+        if machine.has_ended() {
+            return;
+        }
+        let members: Vec<Arc<Member>> = match machine.phase() {
+            Phase::Enrolling(enrolling) => {
+                let candidates = enrolling.candidates.values();
+                let seated = candidates.filter(|(_, admission)| *admission != Admission::Refused);
+                seated.map(|(member, _)| Arc::clone(member)).collect()
+            }
+            phase => phase.formed().into_iter().flat_map(|formed| formed.members.values().cloned()).collect(),
+        };
+        members.iter().for_each(|member| self.take_seat(member));
+        self.settle_seats();
+    }
+
+    fn take_seat(&mut self, member: &Member) {
+        let seat = self.shared.seats.take(self.subjects_of(member));
+        self.seats.insert(member.did.clone(), seat);
+    }
+
+    /// Once the cohort has formed, the seats are its members' alone.
+    fn settle_seats(&mut self) {
+        let Some(formed) = self.engine.machine().phase().formed() else { return };
+        self.seats.retain(|did, _| formed.members.contains_key(did));
+        self.addresses.retain(|did, _| formed.members.contains_key(did));
+        self.seats.values_mut().for_each(crate::seats::Seat::formed);
+    }
+}

@@ -1,0 +1,177 @@
+//! Whom the operator admits: everybody, who is on its list, or who has one of its invites.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use crate::{
+    actors::{
+        invites::{InviteBook, NotInvited, RedeemError},
+        policy::Applicant,
+        runtime::Clock,
+    },
+    error::ProgramError,
+    events::Printer,
+    inputs,
+    protocol::{cohort::Member, did::Did, id::CohortId},
+};
+
+/// Whom the operator admits. Clones are the same.
+#[derive(Clone)]
+pub(super) struct AdmissionRules(Arc<Rules>);
+
+struct Rules {
+    list: Option<AllowList>,
+    invites: Option<InviteBook>,
+    clock: Clock,
+    printer: Printer,
+}
+
+/// A file of DIDs.
+struct AllowList {
+    path: PathBuf,
+    read: Mutex<Read>,
+}
+
+struct Read {
+    stamp: Option<Stamp>,
+    dids: Arc<BTreeSet<Did>>,
+}
+
+/// By what a change of the file is noticed.
+type Stamp = (SystemTime, u64);
+
+impl AdmissionRules {
+    /// Rules by the DIDs in the file `list`, and by `invites`; with neither, everybody is admitted.
+    pub(super) fn new(
+        list: Option<&Path>,
+        invites: Option<InviteBook>,
+        clock: Clock,
+        printer: Printer,
+    ) -> Result<Self, ProgramError> {
+        let list = list.map(AllowList::open).transpose().map_err(ProgramError::Usage)?;
+        Ok(Self(Arc::new(Rules { list, invites, clock, printer })))
+    }
+
+    /// Reads the list again, whether it looks different or not: which file that was, if there is one.
+    pub(super) fn reload(&self) -> Option<Result<PathBuf, String>> {
+        let list = self.0.list.as_ref()?;
+        Some(list.read_again().map(|()| list.path.clone()))
+    }
+
+    /// Whether `applicant` could be admitted, from what is in memory as a rule: no invite is counted.
+    pub(super) fn screen(&self, cohort_id: &CohortId, applicant: &Applicant) -> Result<(), String> {
+        if self.is_listed(&applicant.did) {
+            return Ok(());
+        }
+        let (Some(book), Some(proof)) = (&self.0.invites, &applicant.invite) else { return Err(self.refusal()) };
+        // When the list cannot be read the closer look says so.
+        let Ok(invites) = book.list() else { return Ok(()) };
+        let invite = invites.get(&proof.id()).ok_or(NotInvited::Unknown);
+        let checked = invite.and_then(|invite| invite.check(proof, cohort_id, &applicant.did, self.0.clock.now()));
+        checked.map_err(|error| error.to_string())
+    }
+
+    /// Whether `member` is admitted; an invite by which it is counts it.
+    pub(super) async fn admit(&self, cohort_id: &CohortId, member: &Member) -> Result<(), String> {
+        if self.is_listed(&member.did) {
+            return Ok(());
+        }
+        let (Some(book), Some(proof)) = (self.0.invites.clone(), member.invite.clone()) else {
+            return Err(self.refusal());
+        };
+        let (cohort_id, did, now) = (cohort_id.clone(), member.did.clone(), self.0.clock.now());
+        // Counted on the disk.
+        let redeeming = actix_rt::task::spawn_blocking(move || book.redeem(&proof, &cohort_id, &did, now));
+        match redeeming.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(RedeemError::NotInvited(error))) => Err(error.to_string()),
+            Ok(Err(RedeemError::Book(error))) => {
+                self.0.printer.warn(&format!("somebody who has an invite is not admitted: {error}"));
+                Err("the invite cannot be checked now; try the next cohort".to_owned())
+            }
+            Err(error) => {
+                tracing::error!(%error, "an invite was not checked");
+                Err("the invite cannot be checked now; try the next cohort".to_owned())
+            }
+        }
+    }
+
+    /// Whether everybody is admitted, or this DID is listed.
+    fn is_listed(&self, did: &Did) -> bool {
+        match &self.0.list {
+            Some(list) => list.contains(did, &self.0.printer),
+            None => self.0.invites.is_none(),
+        }
+    }
+
+    fn refusal(&self) -> String {
+        match (&self.0.list, &self.0.invites) {
+            (Some(_), None) => "this DID is not on the operator's list",
+            (None, _) => "this service admits by invite: `join --invite TOKEN`, with a token of its operator's",
+            (Some(_), Some(_)) => {
+                "this DID is not on the operator's list, and has no invite: `join --invite TOKEN`"
+            }
+        }
+        .to_owned()
+    }
+}
+
+impl AllowList {
+    fn open(path: &Path) -> Result<Self, String> {
+        let read = Mutex::new(Read { stamp: None, dids: Arc::default() });
+        let list = Self { path: path.to_owned(), read };
+        list.read_again()?;
+        Ok(list)
+    }
+
+    /// Reads the file again if it looks different. One that cannot be read any more changes nothing, and is reported once for
+    /// each change.
+    fn contains(&self, did: &Did, printer: &Printer) -> bool {
+        if self.stamp() != self.lock().stamp
+            && let Err(problem) = self.read_again()
+        {
+            printer.warn(&format!("the list of DIDs that are admitted stays as it was: {problem}"));
+        }
+        self.lock().dids.contains(did)
+    }
+
+    fn read_again(&self) -> Result<(), String> {
+        // Before it is read: what is written meanwhile is read the next time.
+        let stamp = self.stamp();
+        let dids = inputs::text(&self.path).map_err(|error| error.to_string()).and_then(|text| self.parse(&text));
+        let mut read = self.lock();
+        read.stamp = stamp;
+        read.dids = Arc::new(dids?);
+        Ok(())
+    }
+
+    fn parse(&self, text: &str) -> Result<BTreeSet<Did>, String> {
+        let lines = text
+            .lines()
+            .enumerate()
+            .map(|(number, line)| (number + 1, line.split_once('#').map_or(line, |(before, _)| before).trim()));
+        lines
+            .filter(|(_, line)| !line.is_empty())
+            .map(|(number, line)| {
+                let refuse =
+                    |error| format!("{}, line {number}: a did:btcr2 DID expected: {error}", self.path.display());
+                Did::parse(line).map_err(refuse)
+            })
+            .collect()
+    }
+
+    fn stamp(&self) -> Option<Stamp> {
+        let metadata = fs::metadata(&self.path).ok()?;
+        Some((metadata.modified().ok()?, metadata.len()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Read> {
+        // Nothing panics while it is half changed.
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

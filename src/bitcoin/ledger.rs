@@ -20,6 +20,8 @@ const MAX_COINS: usize = 256;
 pub struct Ledger {
     script: ScriptBuf,
     look_back: u32,
+    /// Whether the coins are listed at first.
+    is_listed: bool,
     tip: Option<Tip>,
     /// What was paid to it, in blocks.
     deposits: BTreeMap<OutPoint, Deposit>,
@@ -30,7 +32,7 @@ pub struct Ledger {
 impl Ledger {
     /// A ledger that knows nothing yet: it lists the coins, and looks for spends in the last `look_back` blocks.
     pub fn new(script: ScriptBuf, look_back: u32) -> Self {
-        Self { script, look_back, tip: None, deposits: BTreeMap::new(), spends: BTreeMap::new() }
+        Self { script, look_back, is_listed: true, tip: None, deposits: BTreeMap::new(), spends: BTreeMap::new() }
     }
 
     /// A ledger that goes on from what was known at `tip`. It never has to list the coins, which takes a node minutes.
@@ -50,27 +52,66 @@ impl Ledger {
         ledger
     }
 
+    /// A ledger that knows nothing yet and lists no coins, which takes a node minutes: it follows the last `look_back` blocks, and
+    /// the ones that come.
+    pub fn unlisted(script: ScriptBuf, look_back: u32) -> Self {
+        Self { is_listed: false, ..Self::new(script, look_back) }
+    }
+
     /// Asks the chain what is new: the coins that no block has spent, and the spends of the last blocks and of the mempool.
     ///
     /// # Errors
     /// What the chain says; nothing has changed then.
     pub async fn refresh(&mut self, chain: &dyn Chain) -> Result<Activity, ChainError> {
-        let (listed, since) = match self.tip {
-            None => {
-                let listed = chain.coins(&self.script).await?;
-                let since = listed.tip.block.height.saturating_sub(self.look_back);
-                (Some(listed), since)
-            }
-            Some(tip) => {
-                let there = chain.block_hash(tip.block.height).await? == Some(tip.block.hash);
-                (None, tip.block.height.saturating_sub(if there { OVERLAP } else { REORGANIZATION }))
-            }
-        };
-        let news = chain.activity(&self.script, since).await?;
-        if let Some(listed) = listed {
-            self.deposits = listed.deposits.into_iter().map(|deposit| (deposit.outpoint, deposit)).collect();
+        let mut activities = Self::refresh_all(&mut [self], chain).await?;
+        activities
+            .pop()
+            .ok_or_else(|| ChainError::BadAnswer("no activity of a script that was asked for".to_owned()))
+    }
+
+    /// The same for several ledgers, in their order: the blocks are read once for all of them.
+    ///
+    /// # Errors
+    /// As [`Self::refresh`].
+    pub async fn refresh_all(ledgers: &mut [&mut Self], chain: &dyn Chain) -> Result<Vec<Activity>, ChainError> {
+        let (mut listed, mut since) = (Vec::with_capacity(ledgers.len()), u32::MAX);
+        let mut stands: BTreeMap<u32, bool> = BTreeMap::new();
+        for ledger in &*ledgers {
+            let (coins, from) = match ledger.tip {
+                None => {
+                    let coins = if ledger.is_listed { Some(chain.coins(&ledger.script).await?) } else { None };
+                    let tip = match &coins {
+                        Some(coins) => coins.tip,
+                        None => chain.tip().await?,
+                    };
+                    (coins, tip.block.height.saturating_sub(ledger.look_back))
+                }
+                Some(Tip { block, .. }) => {
+                    let there = match stands.get(&block.height) {
+                        Some(there) => *there,
+                        None => {
+                            let there = chain.block_hash(block.height).await? == Some(block.hash);
+                            *stands.entry(block.height).or_insert(there)
+                        }
+                    };
+                    (None, block.height.saturating_sub(if there { OVERLAP } else { REORGANIZATION }))
+                }
+            };
+            listed.push(coins);
+            since = since.min(from);
         }
-        Ok(self.take(news, since))
+        let scripts: Vec<_> = ledgers.iter().map(|ledger| ledger.script.clone()).collect();
+        let news = chain.activities(&scripts, since).await?;
+        let ledgers = ledgers.iter_mut().zip(listed).zip(news);
+        Ok(ledgers
+            .map(|((ledger, listed), news)| {
+                if let Some(listed) = listed {
+                    ledger.deposits =
+                        listed.deposits.into_iter().map(|deposit| (deposit.outpoint, deposit)).collect();
+                }
+                ledger.take(news, since)
+            })
+            .collect())
     }
 
     /// Takes in all there is from height `since` on.
@@ -148,6 +189,21 @@ mod tests {
         let tip = chain.tip().await.unwrap();
         let mut known = Ledger::known(script(1), tip, ledger.deposits.into_values(), []);
         assert_eq!(values(&known.refresh(&chain).await.unwrap()).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn several_are_refreshed_as_one_and_not_every_one_is_listed() {
+        let chain = MemoryChain::new();
+        chain.mine(1, &script(1));
+        chain.mine(300, &script(2));
+        let (mut one, mut other) = (Ledger::new(script(1), 10), Ledger::unlisted(script(1), 10));
+        let activities = Ledger::refresh_all(&mut [&mut one, &mut other], &chain).await.unwrap();
+        assert_eq!(activities.iter().map(|one| one.deposits.len()).collect::<Vec<_>>(), [1, 0]);
+        assert_eq!(chain.scans(), 1);
+        chain.mine(2, &script(1));
+        let activities = Ledger::refresh_all(&mut [&mut one, &mut other], &chain).await.unwrap();
+        assert_eq!(activities.iter().map(|one| one.deposits.len()).collect::<Vec<_>>(), [3, 2]);
+        assert_eq!(chain.scans(), 1);
     }
 
     #[tokio::test]

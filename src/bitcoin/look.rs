@@ -34,8 +34,10 @@ pub(super) async fn look(
             return Ok((activity, since));
         }
     }
-    // A node that reads its blocks again, or another one behind the same address: what it lacks is not gone.
-    if tip.block.height.saturating_add(window) < seen.block.height {
+    // A node that reads its blocks again, or another one behind the same address: what it lacks is not gone. One that has left a
+    // block behind still knows it.
+    let far = tip.block.height.saturating_add(window) < seen.block.height;
+    if far || tip.block.height < seen.block.height && chain.header(&seen.block.hash).await?.is_none() {
         let (has, had) = (tip.block.height, seen.block.height);
         let problem =
             format!("the chain has {has} blocks and had {had}: the node is behind, or reads its blocks again");

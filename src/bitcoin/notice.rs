@@ -105,6 +105,16 @@ pub enum AnnouncementNotice {
         #[serde(with = "::bitcoin::amount::serde::as_sat")]
         left: Amount,
     },
+    /// A deposit came to the beacon address after its announcement had ended. Told again after a restart.
+    LateDeposit {
+        cohort_id: CohortId,
+        outpoint: OutPoint,
+        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        value: Amount,
+        block: Option<BlockId>,
+    },
+    /// The recovery key took a coin of the beacon address back.
+    CoinRecovered { cohort_id: CohortId, outpoint: OutPoint, by: Txid, block: Option<BlockId> },
     /// The timelock of a coin at the beacon address passes soon: in a block of `height` or later, about `expected` (seconds
     /// since the Unix epoch), the recovery key can spend it without any member.
     RecoveryNear {
@@ -152,6 +162,8 @@ impl AnnouncementNotice {
             | Self::AnnouncementUnconfirmed { cohort_id, .. }
             | Self::AnnouncementFinal { cohort_id, .. }
             | Self::AnnouncementFailed { cohort_id, .. }
+            | Self::LateDeposit { cohort_id, .. }
+            | Self::CoinRecovered { cohort_id, .. }
             | Self::RecoveryNear { cohort_id, .. }
             | Self::RecoveryPossible { cohort_id, .. }
             | Self::ChainStalled { cohort_id, .. }
@@ -213,6 +225,13 @@ impl AnnouncementNotice {
             }
             Self::AnnouncementFailed { cohort_id, reason, left, .. } => {
                 format!("cohort {cohort_id} will NOT be announced: {reason}{}", stays(*left))
+            }
+            Self::LateDeposit { cohort_id, outpoint, value, .. } => format!(
+                "cohort {cohort_id} is over, and its address got {} more: {outpoint}; see `recover`",
+                sat(value)
+            ),
+            Self::CoinRecovered { cohort_id, outpoint, by, .. } => {
+                format!("cohort {cohort_id}: {by} recovers {outpoint}")
             }
             Self::RecoveryNear { cohort_id, outpoint, value, height, blocks, .. } => format!(
                 "WARNING: cohort {cohort_id}: from height {height} on, in {blocks} blocks, the recovery key alone can \
@@ -303,7 +322,7 @@ pub(super) fn funding_wanted(
 }
 
 /// That somebody spends what nobody was asked to sign.
-pub(super) fn foreign_spend(cohort_id: &CohortId, spend: &Spend) -> AnnouncementNotice {
+pub fn foreign_spend(cohort_id: &CohortId, spend: &Spend) -> AnnouncementNotice {
     let Spend { outpoint, by, place } = *spend;
     AnnouncementNotice::ForeignSpend { cohort_id: cohort_id.clone(), outpoint, by, block: place.block().copied() }
 }

@@ -7,16 +7,18 @@ use std::{
     process::ExitCode,
 };
 
-use ::bitcoin::{Amount, Transaction, consensus::encode::deserialize_hex};
+use ::bitcoin::{Address, Amount, Transaction, address::NetworkUnchecked, consensus::encode::deserialize_hex};
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::fail;
 use crate::{
+    bitcoin::announcement::change_of,
     cost::{Announced, OUTCOME_FILE, Savings, WalletKind, savings},
     error::ProgramError,
     inputs,
+    protocol::network::Network,
 };
 
 #[derive(Debug, Args)]
@@ -61,13 +63,23 @@ struct Read {
     vsize: u64,
     fee: Amount,
     child_fee: Amount,
+    change: Option<ChangeAt>,
     ending: Ending,
+}
+
+/// Where the change of an announcement is.
+#[derive(Clone, Debug, Serialize)]
+struct ChangeAt {
+    address: String,
+    /// In satoshis, as far as is known: what children paid comes out of it.
+    value: u64,
 }
 
 /// What is said of a cohort.
 struct Counted {
     cohort_id: String,
     saved: Savings,
+    change: Option<ChangeAt>,
     /// Updates that an earlier cohort had announced.
     repeats: usize,
     ending: Ending,
@@ -92,7 +104,7 @@ fn cost(args: &CostArgs) -> Result<String, ProgramError> {
         return Err(ProgramError::Usage(problem));
     }
     for directory in directories {
-        let Read { cohort_id, beacon, updates, vsize, fee, child_fee, ending } = read(&directory)?;
+        let Read { cohort_id, beacon, updates, vsize, fee, child_fee, change, ending } = read(&directory)?;
         if ending == Ending::Failed {
             failed.push(cohort_id);
             continue;
@@ -108,14 +120,14 @@ fn cost(args: &CostArgs) -> Result<String, ProgramError> {
         let repeats = all - new;
         let new = u64::try_from(new).unwrap_or(u64::MAX);
         let counted = Announced { updates: new, first_updates: first, vsize, fee, child_fee };
-        cohorts.push(Counted { cohort_id, saved: savings(&counted, args.wallet), repeats, ending });
+        cohorts.push(Counted { cohort_id, saved: savings(&counted, args.wallet), change, repeats, ending });
     }
     let total: i64 = cohorts.iter().map(|counted| counted.saved.saved).sum();
     let updates: u64 = cohorts.iter().map(|counted| counted.saved.updates).sum();
     if args.json {
         let json = |counted: &Counted| {
-            let Counted { cohort_id, saved, repeats, ending } = counted;
-            json!({ "cohortId": cohort_id, "cost": saved, "repeats": repeats, "announcement": ending })
+            let Counted { cohort_id, saved, change, repeats, ending } = counted;
+            json!({ "cohortId": cohort_id, "cost": saved, "change": change, "repeats": repeats, "announcement": ending })
         };
         let cohorts: Vec<_> = cohorts.iter().map(json).collect();
         let total = json!({ "saved": total, "updates": updates });
@@ -131,7 +143,7 @@ fn cost(args: &CostArgs) -> Result<String, ProgramError> {
 }
 
 fn line(counted: &Counted) -> String {
-    let Counted { cohort_id, saved, repeats, ending } = counted;
+    let Counted { cohort_id, saved, change, repeats, ending } = counted;
     let mut line = format!(
         "cohort {cohort_id}\n  {} updates for {} sat ({:.1} sat each) at {:.2} sat/vB; {} singletons of {} sat: \
          {} sat saved, {} vB of block space",
@@ -152,6 +164,9 @@ fn line(counted: &Counted) -> String {
         line += &format!(
             "\n  of these {paid} sat for the singletons that {first} first updates need all the same (--listed if they do not)"
         );
+    }
+    if let Some(ChangeAt { address, value }) = change {
+        line += &format!("\n  change of {value} sat went to {address}");
     }
     if *repeats > 0 {
         line += &format!("\n  {repeats} updates not counted: an earlier cohort announced them");
@@ -197,6 +212,7 @@ fn read(directory: &Path) -> Result<Read, ProgramError> {
         updates: updates(directory)?,
         vsize: u64::try_from(transaction.vsize()).unwrap_or(u64::MAX),
         fee,
+        change: change(&transaction, &text("beaconAddress")?, &outcome),
         child_fee: Amount::from_sat(outcome["childFee"].as_u64().unwrap_or_default()),
         ending: match outcome["event"].as_str() {
             Some("announcement-final") => Ending::Final,
@@ -204,6 +220,19 @@ fn read(directory: &Path) -> Result<Read, ProgramError> {
             _ => Ending::Unknown,
         },
     })
+}
+
+/// Where the change is: by the end of the announcement, or else by the transaction, whose network is that of its beacon.
+fn change(transaction: &Transaction, beacon: &str, outcome: &Value) -> Option<ChangeAt> {
+    if let (Some(address), Some(value)) = (outcome["changeAddress"].as_str(), outcome["change"].as_u64()) {
+        return Some(ChangeAt { address: address.to_owned(), value });
+    }
+    let output = change_of(transaction)?;
+    let beacon: Address<NetworkUnchecked> = beacon.parse().ok()?;
+    let networks = [Network::Bitcoin, Network::Testnet3, Network::Regtest].map(Network::to_bitcoin);
+    let network = networks.into_iter().find(|network| beacon.is_valid_for_network(*network))?;
+    let address = Address::from_script(&output.script_pubkey, network).ok()?.to_string();
+    Some(ChangeAt { address, value: output.value.to_sat() })
 }
 
 /// The updates that a cohort announced, as DID and hash: the entries of its map, or the proofs that include one.

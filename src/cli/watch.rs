@@ -15,7 +15,7 @@ use crate::{
     telemetry::{Hangups, ignore_hangups},
     vault::{
         Kept, ReadError, Watcher,
-        watch::{Severity, WatchNotice, beacons},
+        watch::{Severity, WatchNotice, beacons, initial_beacons},
     },
 };
 
@@ -25,7 +25,8 @@ const SOMETHING_WRONG: u8 = 3;
 #[derive(Debug, Args)]
 #[command(
     after_help = "ALARM: a spend from a beacon address announces what the vault has no data for, or was signed by \
-    others and announces nothing.\n\
+    others and announces nothing. The beacons are those of the cohorts, and the DID's own three initial ones; for these only \
+    announcements count, and known are the updates of the vault and those that `singleton --state` prepared.\n\
     WARNING: the timelock of a coin passes soon, or has passed. From then on the operator alone can spend from the beacon: \
     ask it to recover the coin. Taking the beacon out of the DID document does not help: every later signal of its address still \
     needs its data.\n\
@@ -117,8 +118,12 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
         return Err(WatchFailure::Damaged(problem.clone()));
     }
     let network = network(args, &kept)?;
-    let of_network =
-        |kept: &Kept| beacons(kept.entries.iter().filter(|entry| entry.record.output.network() == network));
+    let of_network = |kept: &Kept| {
+        let entries = || kept.entries.iter().filter(|entry| entry.record.output.network() == network);
+        let mut found = beacons(entries());
+        found.extend(initial_beacons(entries(), &kept.prepared));
+        found
+    };
     let found = of_network(&kept);
     if found.is_empty() {
         return Err(WatchFailure::Nothing);

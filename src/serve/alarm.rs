@@ -249,6 +249,42 @@ mod tests {
     }
 
     #[test]
+    fn a_web_address_gets_the_alarm_until_it_answers() {
+        use std::io::{BufRead, BufReader, Read};
+        actix_rt::System::new().block_on(async {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let url = format!("http://{}/T0K3N", listener.local_addr().unwrap());
+            let server = std::thread::spawn(move || {
+                let answers = ["HTTP/1.1 500 Internal Server Error", "HTTP/1.1 204 No Content"];
+                let bodies = answers.map(|answer| {
+                    let (stream, _) = listener.accept().unwrap();
+                    let mut stream = BufReader::new(stream);
+                    let (mut line, mut length) = (String::new(), 0);
+                    while stream.read_line(&mut line).unwrap() > 2 {
+                        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                            length = value.trim().parse().unwrap();
+                        }
+                        line.clear();
+                    }
+                    let mut body = vec![0; length];
+                    stream.read_exact(&mut body).unwrap();
+                    let end = "\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                    write!(stream.get_mut(), "{answer}{end}").unwrap();
+                    serde_json::from_slice::<Value>(&body).unwrap()
+                });
+                bodies
+            });
+            let (alarms, giving) = Alarms::start(Some(url.parse().unwrap()), Printer::new(true));
+            alarms.not_ready(&["state: full".to_owned()]);
+            drop(alarms);
+            giving.finish().await;
+            let text = "the service is not ready: state: full";
+            let body = json!({ "event": "not-ready", "problems": ["state: full"], "text": text });
+            assert_eq!(server.join().unwrap(), [body.clone(), body]);
+        });
+    }
+
+    #[test]
     fn the_shell_gets_the_alarm_and_the_chain_is_an_alarm_once() {
         actix_rt::System::new().block_on(async {
             let directory = tempfile::tempdir().unwrap();

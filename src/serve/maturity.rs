@@ -1,6 +1,8 @@
-//! Warns of coins whose recovery timelock passes soon, or has passed: from then on members rely on the operator alone.
+//! What comes after: warns of coins whose recovery timelock passes soon, or has passed (from then on members rely on the
+//! operator alone), and watches the addresses of announcements that have ended for deposits and spends.
 //!
-//! It looks at the cohorts whose announcement the journal has, and at those of `--out` that were never signed.
+//! It looks at the cohorts whose announcement the journal has, and at those of `--out` that were never signed. The cost is low:
+//! every few polls the new blocks are read once for all of them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,18 +12,18 @@ use std::{
     time::Duration,
 };
 
-use ::bitcoin::{Amount, OutPoint};
+use ::bitcoin::{Amount, OutPoint, Txid};
 
 use crate::{
     actors::journal::{Journal, JournalError, StreamId},
     bitcoin::{
         announcement::{Announcement, AnnouncementEvent},
-        chain::{Chain, ChainError},
+        chain::{Activity, Chain, ChainError, Deposit, Spend},
         ledger::Ledger,
-        notice::AnnouncementNotice,
+        notice::{AnnouncementNotice, foreign_spend},
         operator::ChainOperator,
         recovery::{CohortFile, Maturity, survey},
-        watch::Watch,
+        watch::{Watch, signal_of},
     },
     files::file_name,
     protocol::{cohort::event::ServiceEvent, id::CohortId, machine, output::BeaconOutput},
@@ -40,7 +42,7 @@ pub(super) struct MaturityWatch {
     out: Option<PathBuf>,
     warn_blocks: u32,
     followed: BTreeMap<CohortId, Followed>,
-    /// Those whose coin is spent for good.
+    /// Those whose output is not known any more.
     done: BTreeSet<CohortId>,
     /// What was said, as long as it is true.
     told: BTreeSet<(OutPoint, bool)>,
@@ -49,6 +51,42 @@ pub(super) struct MaturityWatch {
 struct Followed {
     output: BeaconOutput,
     ledger: Ledger,
+    /// What is known of its address, once its announcement has ended. Until then its own watch says what happens.
+    after: Option<After>,
+}
+
+/// What is no news at the address of an announcement that has ended.
+struct After {
+    deposits: BTreeSet<OutPoint>,
+    spends: BTreeSet<(OutPoint, Txid)>,
+    /// What its members were asked to sign, and others like it.
+    transactions: BTreeSet<Txid>,
+}
+
+impl After {
+    fn of(announcement: &Announcement) -> Option<Self> {
+        announcement.has_ended().then(|| Self {
+            deposits: announcement.sight().deposits.keys().copied().collect(),
+            spends: BTreeSet::new(),
+            transactions: announcement.known_transactions(),
+        })
+    }
+
+    /// The deposits and spends that are news, `others` being what other announcements of the address did.
+    fn news(&mut self, activity: &Activity, others: &BTreeSet<Txid>) -> (Vec<Deposit>, Vec<Spend>) {
+        // Also what is spent already: that it came is told with its spend.
+        let deposits: Vec<_> =
+            activity.deposits.iter().filter(|one| !self.deposits.contains(&one.outpoint)).copied().collect();
+        let known = |spend: &&Spend| {
+            self.transactions.contains(&spend.by)
+                || others.contains(&spend.by)
+                || self.spends.contains(&(spend.outpoint, spend.by))
+        };
+        let spends: Vec<_> = activity.spends.iter().filter(|spend| !known(spend)).copied().collect();
+        self.deposits.extend(activity.deposits.iter().map(|deposit| deposit.outpoint));
+        self.spends = activity.spends.iter().map(|spend| (spend.outpoint, spend.by)).collect();
+        (deposits, spends)
+    }
 }
 
 impl MaturityWatch {
@@ -80,8 +118,23 @@ impl MaturityWatch {
             tracing::warn!(%error, "cohorts are missing among those whose coins are followed");
         }
         let (mut news, mut told) = (Vec::new(), BTreeSet::new());
-        for (cohort_id, followed) in &mut self.followed {
-            let activity = followed.ledger.refresh(&*chain).await?;
+        let claims = Arc::clone(&self.operator.settings().claims);
+        let mut ledgers: Vec<_> = self.followed.values_mut().map(|followed| &mut followed.ledger).collect();
+        let activities = Ledger::refresh_all(&mut ledgers, &*chain).await?;
+        for ((cohort_id, followed), activity) in self.followed.iter_mut().zip(activities) {
+            if let Some(after) = &mut followed.after {
+                let others = claims.others(cohort_id, followed.output.script_pubkey()).transactions;
+                let (deposits, spends) = after.news(&activity, &others);
+                news.extend(deposits.iter().map(|deposit| AnnouncementNotice::LateDeposit {
+                    cohort_id: cohort_id.clone(),
+                    outpoint: deposit.outpoint,
+                    value: deposit.value,
+                    block: deposit.place.block().copied(),
+                }));
+                for spend in spends {
+                    news.extend(look_into(&*chain, cohort_id, &followed.output, &spend).await);
+                }
+            }
             for coin in survey(&followed.output, &activity).unwrap_or_default() {
                 if coin.spent_by.is_some() {
                     continue;
@@ -125,7 +178,7 @@ impl MaturityWatch {
                 continue;
             }
             let ledger = Ledger::new(file.output.script_pubkey().to_owned(), 0);
-            self.followed.insert(file.cohort_id, Followed { output: file.output, ledger });
+            self.followed.insert(file.cohort_id, Followed { output: file.output, ledger, after: None });
         }
         Ok(())
     }
@@ -136,28 +189,37 @@ impl MaturityWatch {
         height: u32,
         cohort_id: &CohortId,
     ) -> Result<(), FindError> {
-        if self.done.contains(cohort_id) {
+        let settled = self.followed.get(cohort_id).is_some_and(|followed| followed.after.is_some());
+        if settled || self.done.contains(cohort_id) {
             return Ok(());
         }
         let events = events(journal, cohort_id).await?;
         let announcement = machine::replay(Announcement::new(Arc::clone(self.operator.rules())), &events);
-        let sight = announcement.sight();
-        if announcement.has_ended() && sight.unspent() == Amount::ZERO {
-            self.followed.remove(cohort_id);
-            self.done.insert(cohort_id.clone());
+        let (sight, after) = (announcement.sight(), After::of(&announcement));
+        if let Some(followed) = self.followed.get_mut(cohort_id) {
+            followed.after = after;
             return Ok(());
         }
         // Nothing may have been seen yet.
-        let Some(tip) = sight.tip.filter(|_| !self.followed.contains_key(cohort_id)) else { return Ok(()) };
-        let Some(output) = self.output(journal, cohort_id).await? else { return Ok(()) };
+        let Some(tip) = sight.tip else { return Ok(()) };
+        let Some(output) = self.output(journal, cohort_id).await? else {
+            if after.is_some() {
+                self.done.insert(cohort_id.clone());
+            }
+            return Ok(());
+        };
         let script = output.script_pubkey().to_owned();
-        let ledger = if height.saturating_sub(tip.block.height) > FAR_BEHIND {
+        let is_far = height.saturating_sub(tip.block.height) > FAR_BEHIND;
+        let ledger = if is_far && after.is_some() && sight.unspent() == Amount::ZERO {
+            // It has no coins: what came meanwhile is not worth a scan.
+            Ledger::unlisted(script, FAR_BEHIND)
+        } else if is_far {
             Ledger::new(script, 0)
         } else {
             let (deposits, spends) = (sight.deposits.values().copied(), sight.spends.values().copied());
             Ledger::known(script, tip, deposits, spends)
         };
-        self.followed.insert(cohort_id.clone(), Followed { output, ledger });
+        self.followed.insert(cohort_id.clone(), Followed { output, ledger, after });
         Ok(())
     }
 
@@ -188,6 +250,36 @@ impl MaturityWatch {
     }
 }
 
+/// What a spend is that nobody was asked to sign: the operator's own recovery, or an alarm.
+async fn look_into(
+    chain: &dyn Chain,
+    cohort_id: &CohortId,
+    output: &BeaconOutput,
+    spend: &Spend,
+) -> Vec<AnnouncementNotice> {
+    let block = spend.place.block();
+    let found = chain.transaction(&spend.by, block.map(|block| &block.hash)).await.ok().flatten();
+    let leaf = found
+        .iter()
+        .flat_map(|transaction| &transaction.input)
+        .find_map(|input| input.witness.taproot_leaf_script().filter(|_| input.previous_output == spend.outpoint));
+    if leaf.is_some_and(|leaf| output.recovery().is_some_and(|recovery| *recovery.script() == *leaf.script)) {
+        return vec![AnnouncementNotice::CoinRecovered {
+            cohort_id: cohort_id.clone(),
+            outpoint: spend.outpoint,
+            by: spend.by,
+            block: block.copied(),
+        }];
+    }
+    let signal = found.as_ref().and_then(signal_of);
+    let signal = signal.map(|signal| AnnouncementNotice::ForeignSignal {
+        cohort_id: cohort_id.clone(),
+        by: spend.by,
+        signal,
+    });
+    std::iter::once(foreign_spend(cohort_id, spend)).chain(signal).collect()
+}
+
 fn read(path: &std::path::Path) -> Option<CohortFile> {
     let text = fs::read(path).ok()?;
     match serde_json::from_slice(&text) {
@@ -214,4 +306,120 @@ enum FindError {
     Chain(#[from] ChainError),
     #[error("a fact of its announcement does not read: {0}")]
     Unreadable(serde_json::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ::bitcoin::{
+        ScriptBuf, Sequence, Transaction, TxIn, TxOut, Witness, absolute::LockTime, transaction::Version,
+    };
+    use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
+    use tokio::sync::broadcast;
+
+    use super::*;
+    use crate::{
+        actors::{
+            journal::{MemoryJournal, Record},
+            runtime::Clock,
+        },
+        bitcoin::{
+            announcement::{AnnouncementFailure, Rules},
+            chain::MemoryChain,
+            recovery::plan,
+            watch::WatchSettings,
+        },
+        protocol::{
+            key::SecretKey,
+            network::Network,
+            output::{Change, KeyAggregation, RecoverySequence, ScriptTree},
+            time::Timestamp,
+        },
+    };
+
+    fn key(byte: u8) -> SecretKey {
+        SecretKey::from_bytes(&[byte; 32]).unwrap()
+    }
+
+    fn output() -> BeaconOutput {
+        let tree = ScriptTree::FallbackAndRecovery {
+            recovery_key: key(9).public_key().x_only(),
+            recovery_sequence: RecoverySequence::try_from(100).unwrap(),
+            fallback_threshold: None,
+        };
+        let aggregation = KeyAggregation::new([1, 2, 3].map(|byte| key(byte).public_key())).unwrap();
+        BeaconOutput::new(Arc::new(aggregation), Network::Regtest, &tree).unwrap()
+    }
+
+    fn names(news: &[AnnouncementNotice]) -> Vec<String> {
+        news.iter()
+            .map(|notice| serde_json::to_value(notice).unwrap()["event"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn the_address_of_an_announcement_that_has_ended_stays_watched() {
+        let (chain, output, elsewhere) = (MemoryChain::new(), output(), ScriptBuf::new_op_return([1]));
+        chain.mine(5, &elsewhere);
+        let journal: Arc<dyn Journal> = Arc::new(MemoryJournal::new());
+        let cohort_id = CohortId::parse("3f0ab4f2-0f2b-4d7e-9a3f-5b6a0f3e1c11").unwrap();
+        let (at, script) = (Timestamp::from_secs(1), output.script_pubkey().to_owned());
+        let events = [
+            AnnouncementEvent::WatchStarted { at, script: script.clone(), deadline: at },
+            AnnouncementEvent::TipSeen { at, tip: chain.tip().await.unwrap() },
+            AnnouncementEvent::Failed { at, failure: AnnouncementFailure::NotFunded },
+        ];
+        let records = events.map(Record::new).into();
+        journal.append(&Watch::stream(&cohort_id), records).await.unwrap();
+        let out = tempfile::tempdir().unwrap();
+        CohortFile { cohort_id, output: output.clone() }.write_to(out.path()).unwrap();
+        let settings = WatchSettings {
+            chain: Arc::new(chain.clone()),
+            network: Network::Regtest,
+            change_key: None,
+            journal,
+            clock: Clock::system(),
+            poll: Duration::from_secs(1),
+            claims: Arc::default(),
+            notices: broadcast::Sender::new(8),
+        };
+        let operator = ChainOperator::new(settings, Rules::new(Change::Beacon));
+        let mut watch = MaturityWatch::new(operator, Some(out.path().to_owned()), 4);
+        assert_eq!(names(&watch.check().await.unwrap()), [""; 0]);
+
+        let coins = chain.mine(2, &script);
+        assert_eq!(names(&watch.check().await.unwrap()), ["late-deposit", "late-deposit"]);
+        assert_eq!(names(&watch.check().await.unwrap()), [""; 0]);
+
+        // Somebody spends one, and announces something.
+        let spend = Transaction {
+            version: Version::TWO,
+            lock_time: LockTime::ZERO,
+            input: vec![TxIn {
+                previous_output: coins[0],
+                script_sig: ScriptBuf::new(),
+                sequence: Sequence::MAX,
+                witness: Witness::new(),
+            }],
+            output: vec![TxOut { value: Amount::from_sat(1), script_pubkey: ScriptBuf::new_op_return([7; 32]) }],
+        };
+        chain.submit(&spend).await.unwrap();
+        assert_eq!(names(&watch.check().await.unwrap()), ["foreign-spend", "foreign-signal"]);
+        chain.mine(1, &elsewhere);
+        assert_eq!(names(&watch.check().await.unwrap()), [""; 0]);
+
+        // The other one matures, and the operator takes it back.
+        chain.mine(94, &elsewhere);
+        assert_eq!(names(&watch.check().await.unwrap()), ["recovery-near"]);
+        chain.mine(4, &elsewhere);
+        assert_eq!(names(&watch.check().await.unwrap()), ["recovery-possible"]);
+        let coins = survey(&output, &chain.coins(&script).await.unwrap()).unwrap();
+        let to = output.address();
+        let rate = ::bitcoin::FeeRate::BROADCAST_MIN;
+        let made = plan(&output, &coins, to, rate, &key(9), &mut ChaCha20Rng::from_seed([1; 32]));
+        chain.submit(made[0].transaction.as_ref().unwrap()).await.unwrap();
+        assert_eq!(names(&watch.check().await.unwrap()), ["late-deposit", "coin-recovered"]);
+        assert_eq!(chain.scans(), 1, "only for this test");
+    }
 }

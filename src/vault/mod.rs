@@ -22,8 +22,8 @@ use crate::{
         State, StateError,
         vault::{StateVault, Vault, VaultEntry, VaultError},
     },
-    inputs,
-    protocol::{did::Did, id::CohortId},
+    inputs, keep,
+    protocol::{did::Did, id::CohortId, update::SignedUpdate},
 };
 
 /// The largest document that is read. An entry is at most a few megabytes, the map of a large cohort.
@@ -106,6 +106,8 @@ pub struct Sources {
 pub struct Kept {
     /// The entries, by DID, service and cohort. Two of one cohort only if directories contradict each other.
     pub entries: Vec<VaultEntry>,
+    /// The updates that were prepared to be announced without a cohort, of state directories.
+    pub prepared: Vec<SignedUpdate>,
     /// What could not be read; the entries are all the rest.
     pub problems: Vec<String>,
 }
@@ -143,6 +145,10 @@ async fn read_state(dir: &Path, kept: &mut Kept) -> Result<(), ReadError> {
         Ok(())
     };
     let outcome = outcome.await;
+    match keep::prepared(&state).await {
+        Ok(prepared) => kept.prepared.extend(prepared),
+        Err(error) => kept.problems.push(error.to_string()),
+    }
     drop(vault);
     // Free again before anything else happens.
     state.close().await;

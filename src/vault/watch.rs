@@ -18,14 +18,38 @@ use crate::{
         recovery::{Maturity, survey},
         watch::signal_of,
     },
-    protocol::{hash::SignalBytes, id::CohortId, output::BeaconOutput},
+    protocol::{
+        did::Did,
+        hash::SignalBytes,
+        id::CohortId,
+        output::{BeaconOutput, InitialBeacon, InitialBeaconKind},
+        update::SignedUpdate,
+    },
 };
+
+/// Whose beacon it is.
+#[derive(Clone, Debug)]
+pub enum Beacon {
+    /// A cohort's.
+    Cohort(BeaconOutput),
+    /// The DID's own, of its initial document.
+    Initial(InitialBeacon),
+}
+
+impl Beacon {
+    fn address(&self) -> String {
+        match self {
+            Self::Cohort(output) => output.address().to_owned(),
+            Self::Initial(beacon) => beacon.address().to_string(),
+        }
+    }
+}
 
 /// A beacon of the member, with what it has approved of it.
 #[derive(Clone, Debug)]
 pub struct WatchedBeacon {
-    /// Its output.
-    pub output: BeaconOutput,
+    /// Which one.
+    pub beacon: Beacon,
     /// The signals that the member has the data of, and in which cohort it approved them.
     pub approved: BTreeMap<SignalBytes, BTreeSet<CohortId>>,
 }
@@ -34,12 +58,39 @@ pub struct WatchedBeacon {
 pub fn beacons<'a>(entries: impl IntoIterator<Item = &'a VaultEntry>) -> BTreeMap<ScriptBuf, WatchedBeacon> {
     let mut beacons: BTreeMap<ScriptBuf, WatchedBeacon> = BTreeMap::new();
     for VaultEntry { record, .. } in entries {
-        let beacon = beacons
-            .entry(record.output.script_pubkey().to_owned())
-            .or_insert_with(|| WatchedBeacon { output: record.output.clone(), approved: BTreeMap::new() });
+        let beacon = beacons.entry(record.output.script_pubkey().to_owned()).or_insert_with(|| WatchedBeacon {
+            beacon: Beacon::Cohort(record.output.clone()),
+            approved: BTreeMap::new(),
+        });
         beacon.approved.entry(record.signal).or_default().insert(record.cohort_id.clone());
     }
     beacons
+}
+
+/// The initial beacons of the DIDs of `entries`, by their scripts. What is announced there is an update by itself: those of the
+/// entries, and those that were `prepared` to be announced without a cohort, are known.
+pub fn initial_beacons<'a>(
+    entries: impl IntoIterator<Item = &'a VaultEntry>,
+    prepared: &[SignedUpdate],
+) -> BTreeMap<ScriptBuf, WatchedBeacon> {
+    let mut known: BTreeMap<&Did, BTreeMap<SignalBytes, BTreeSet<CohortId>>> = BTreeMap::new();
+    let signal = |update: &SignedUpdate| SignalBytes::from_bytes(*update.hash().as_bytes());
+    for VaultEntry { record, .. } in entries {
+        let known = known
+            .entry(&record.did)
+            .or_insert_with(|| prepared.iter().map(|update| (signal(update), BTreeSet::new())).collect());
+        if let Some(update) = &record.update {
+            known.entry(signal(update)).or_default().insert(record.cohort_id.clone());
+        }
+    }
+    let of = |(did, approved): (&Did, BTreeMap<_, _>)| {
+        InitialBeaconKind::ALL.map(|kind| {
+            let beacon = InitialBeacon::of(did, kind)?;
+            let script = beacon.script_pubkey();
+            Some((script, WatchedBeacon { beacon: Beacon::Initial(beacon), approved: approved.clone() }))
+        })
+    };
+    known.into_iter().flat_map(of).flatten().collect()
 }
 
 /// Who has signed a spend from a beacon.
@@ -52,6 +103,8 @@ pub enum Signers {
     SomeMembers,
     /// The operator alone, by the recovery leaf.
     Operator,
+    /// The DID's own key, from an initial beacon.
+    Controller,
 }
 
 impl Signers {
@@ -69,6 +122,7 @@ impl Signers {
             Self::AllMembers => "all members",
             Self::SomeMembers => "some members (fallback)",
             Self::Operator => "the operator alone",
+            Self::Controller => "the DID's own key",
         }
     }
 }
@@ -217,10 +271,13 @@ pub fn judge(
     transactions: &BTreeMap<Txid, Transaction>,
     warn_blocks: u32,
 ) -> Vec<WatchNotice> {
-    let address = || beacon.output.address().to_owned();
-    let spent = |spend: &Spend| Some(of_spend(beacon, spend, transactions.get(&spend.by)?));
+    let address = || beacon.beacon.address();
+    let spent = |spend: &Spend| of_spend(beacon, spend, transactions.get(&spend.by)?);
     let mut notices: Vec<_> = activity.spends.iter().filter_map(spent).collect();
-    let coins = survey(&beacon.output, activity).unwrap_or_default();
+    let coins = match &beacon.beacon {
+        Beacon::Cohort(output) => survey(output, activity).unwrap_or_default(),
+        Beacon::Initial(_) => Vec::new(),
+    };
     notices.extend(coins.iter().filter(|coin| coin.spent_by.is_none()).filter_map(|coin| match coin.maturity {
         Maturity::Waiting { height, blocks, expected } if blocks <= warn_blocks => {
             Some(WatchNotice::RecoveryNear {
@@ -243,13 +300,17 @@ pub fn judge(
     notices
 }
 
-fn of_spend(beacon: &WatchedBeacon, spend: &Spend, transaction: &Transaction) -> WatchNotice {
-    let beacon_address = beacon.output.address().to_owned();
+/// What a spend is; none when it is the controller's own business.
+fn of_spend(beacon: &WatchedBeacon, spend: &Spend, transaction: &Transaction) -> Option<WatchNotice> {
+    let beacon_address = beacon.beacon.address();
     let (txid, outpoint, block) = (spend.by, spend.outpoint, spend.place.block().copied());
     let input = transaction.input.iter().find(|input| input.previous_output == outpoint);
     // A chain that says so of a transaction without that input is wrong: nobody is to be reassured by it.
-    let signers = input.map_or(Signers::SomeMembers, |input| Signers::of(input, &beacon.output));
-    match signal_of(transaction) {
+    let signers = match &beacon.beacon {
+        Beacon::Cohort(output) => input.map_or(Signers::SomeMembers, |input| Signers::of(input, output)),
+        Beacon::Initial(_) => Signers::Controller,
+    };
+    Some(match signal_of(transaction) {
         Some(signal) => match beacon.approved.get(&signal) {
             Some(cohort_ids) => {
                 let cohort_ids = cohort_ids.clone();
@@ -257,9 +318,11 @@ fn of_spend(beacon: &WatchedBeacon, spend: &Spend, transaction: &Transaction) ->
             }
             None => WatchNotice::UnknownSignal { beacon_address, txid, signal, signers, block },
         },
+        // A wallet that spends its coins announces nothing.
+        None if signers == Signers::Controller => return None,
         None if signers == Signers::Operator => {
             WatchNotice::CoinRecovered { beacon_address, txid, outpoint, block }
         }
         None => WatchNotice::UnapprovedSpend { beacon_address, txid, outpoint, signers, block },
-    }
+    })
 }

@@ -7,7 +7,7 @@ use std::{
 
 use ::bitcoin::{OutPoint, ScriptBuf, Transaction, Txid};
 
-use super::watch::{WatchNotice, WatchedBeacon, judge};
+use super::watch::{Beacon, WatchNotice, WatchedBeacon, judge};
 use crate::bitcoin::{
     chain::{Activity, Chain, ChainError},
     ledger::Ledger,
@@ -46,8 +46,12 @@ impl Watcher {
                 let followed = match before.remove(&script) {
                     Some(followed) => Followed { beacon, ..followed },
                     None => Followed {
+                        // Of a DID's own coins nothing has to be known but what they announce.
+                        ledger: match beacon.beacon {
+                            Beacon::Cohort(_) => Ledger::new(script.clone(), self.look_back),
+                            Beacon::Initial(_) => Ledger::unlisted(script.clone(), self.look_back),
+                        },
                         beacon,
-                        ledger: Ledger::new(script.clone(), self.look_back),
                         transactions: BTreeMap::new(),
                         told: BTreeSet::new(),
                     },
@@ -73,8 +77,9 @@ impl Watcher {
     /// What the chain says. What was found before that is found again the next time.
     pub async fn poll(&mut self) -> Result<Vec<WatchNotice>, ChainError> {
         let mut found = Vec::new();
-        for followed in self.beacons.values_mut() {
-            let activity = followed.ledger.refresh(&*self.chain).await?;
+        let mut ledgers: Vec<_> = self.beacons.values_mut().map(|followed| &mut followed.ledger).collect();
+        let activities = Ledger::refresh_all(&mut ledgers, &*self.chain).await?;
+        for (followed, activity) in self.beacons.values_mut().zip(activities) {
             followed.read_transactions(&*self.chain, &activity).await?;
             let notices = judge(&followed.beacon, &activity, &followed.transactions, self.warn_blocks);
             found.push((followed, notices));

@@ -93,6 +93,7 @@ on_every_chain! {
     who_pays_more_replaces_who_pays_less
     a_package_is_taken_as_a_whole
     a_long_history_is_read_to_its_end
+    several_scripts_are_read_at_once
     a_chain_without_traffic_estimates_no_fee
 }
 
@@ -179,6 +180,23 @@ async fn a_spend_is_seen_with_the_transaction_that_made_it(mut world: World) {
     assert_eq!((activity.deposits, only(&activity.spends)), (vec![], expected));
     let coins = world.chain.coins(&script).await.unwrap();
     assert_eq!((coins.deposits, coins.spends), (vec![], vec![]));
+}
+
+async fn several_scripts_are_read_at_once(mut world: World) {
+    let since = world.height().await + 1;
+    let wallets = [Wallet::new(3), Wallet::new(4), Wallet::new(5)];
+    let paid = world.pay(&wallets[0].script(), 50_000).await;
+    world.pay(&wallets[1].script(), 60_000).await;
+    world.blocks.mine(1).await;
+    let spending = forward(&wallets[0], paid, 50_000, 500, wallets[1].script());
+    world.chain.submit(&spending).await.unwrap();
+    let scripts = wallets.map(|wallet| wallet.script());
+    let together = world.chain.activities(&scripts, since).await.unwrap();
+    assert_eq!(together.iter().map(|one| one.deposits.len()).collect::<Vec<_>>(), [1, 2, 0]);
+    for (script, activity) in scripts.iter().zip(together) {
+        assert_eq!(world.chain.activity(script, since).await.unwrap(), activity);
+    }
+    assert_eq!(world.chain.activities(&[], since).await.unwrap(), []);
 }
 
 async fn a_block_that_is_taken_back_returns_its_transactions_to_the_mempool(mut world: World) {

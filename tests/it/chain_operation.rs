@@ -1,6 +1,11 @@
 //! Nodes and servers in operation: they start, forbid, prune, read their blocks again, and ask to be left alone.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{
+    fs,
+    net::{TcpListener, TcpStream},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::announcement_support::{self as announcement, SIGNAL};
 use crate::bitcoind_support::{
@@ -10,9 +15,13 @@ use crate::bitcoind_support::{
 };
 use bitcoin::Amount;
 use btcr2_aggregation::{
-    bitcoin::chain::{Chain, ChainError, ChainSource, ConfirmationTarget, CoreAuth, CoreChain, EsploraChain},
+    bitcoin::{
+        announcement::Input,
+        chain::{Chain, ChainError, ChainSource, ConfirmationTarget, CoreAuth, CoreChain, EsploraChain},
+    },
     protocol::network::Network,
 };
+use serde_json::json;
 
 #[test]
 fn a_cookie_of_an_earlier_run_is_waited_for() {
@@ -64,9 +73,9 @@ fn an_announcement_survives_a_node_that_reads_its_blocks_again() {
             world.poll().await;
             world.blocks.node_mut().start_again_with(&["-reindex"]).await;
             // What it has not read yet is not gone.
-            let until = std::time::Instant::now() + Duration::from_secs(60);
+            let until = Instant::now() + Duration::from_secs(60);
             while world.settings.chain.tip().await.is_err() {
-                assert!(std::time::Instant::now() < until);
+                assert!(Instant::now() < until);
                 world.poll().await;
             }
             world.poll().await;
@@ -75,13 +84,91 @@ fn an_announcement_survives_a_node_that_reads_its_blocks_again() {
         again(&mut world).await;
         let (transaction, value) = world.prepare().await;
         let txid = transaction.compute_txid();
-        let signed = btcr2_aggregation::bitcoin::announcement::Input::Signed { transaction, value };
-        world.feed(signed).await;
+        world.feed(Input::Signed { transaction, value }).await;
         world.mine(1).await;
         again(&mut world).await;
         assert_eq!(world.announcing().txid, txid);
         world.mine(5).await;
         assert!(world.is_final() && world.watch.announcement().prepared(&SIGNAL).is_none());
+    });
+}
+
+/// One address for two nodes, which take turns: each connection gets the next.
+fn in_turns(ports: [String; 2]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for (turn, client) in listener.incoming().enumerate() {
+            let client = client.unwrap();
+            let Ok(node) = TcpStream::connect(ports[turn % 2].trim_start_matches("http://")) else { continue };
+            for (mut from, mut to) in [(client.try_clone().unwrap(), node.try_clone().unwrap()), (node, client)] {
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(std::net::Shutdown::Write);
+                });
+            }
+        }
+    });
+    url
+}
+
+#[test]
+fn two_nodes_behind_one_address_are_survived() {
+    actix_rt::System::new().block_on(async {
+        let login = "-rpcauth=alice:ab12$f70ec4db706d00e1f52ad94a5dab3195db88c33847edc0d5c7a7cacf73a13db4";
+        let Some(first) = Bitcoind::start_with("two-nodes-first", &[login]).await else { return };
+        let second = Bitcoind::start_with("two-nodes-second", &[login]).await.unwrap();
+        let url = in_turns([first.url(), second.url()]);
+        let mut world = announcement::World::on(TestChain::Core(first)).await;
+        // The second one has all blocks but the last `behind`.
+        let follow = async |world: &announcement::World, behind: u64| {
+            let node = world.blocks.node();
+            let tip = node.rpc("getblockcount", json!([])).await.as_u64().unwrap();
+            let known = second.rpc("getblockcount", json!([])).await.as_u64().unwrap();
+            for height in known + 1..=tip - behind {
+                let hash = node.rpc("getblockhash", json!([height])).await;
+                second.rpc("submitblock", json!([node.rpc("getblock", json!([hash, 0])).await])).await;
+            }
+        };
+        follow(&world, 0).await;
+        let auth = CoreAuth::Password { user: "alice".to_owned(), password: "sesame".to_owned().into() };
+        world.settings.chain = Arc::new(CoreChain::new(url, auth));
+        world.watch = announcement::open(&world.rules, &world.settings).await;
+
+        let script = world.beacon.output.script_pubkey().to_owned();
+        world.faucet.pay(&world.blocks, &script, Amount::from_sat(50_000)).await;
+        world.blocks.mine(3).await;
+        follow(&world, 0).await;
+        let until = Instant::now() + Duration::from_secs(60);
+        while world.choose(SIGNAL, None).is_err() {
+            assert!(Instant::now() < until, "the deposit");
+            world.poll().await;
+        }
+        // One is a block behind: what it does not have yet is not gone.
+        world.blocks.mine(1).await;
+        for _ in 0..6 {
+            world.poll().await;
+        }
+        assert_eq!(world.count("deposit-gone"), 0);
+        let (transaction, value) = world.prepare().await;
+        let txid = transaction.compute_txid();
+        world.feed(Input::Signed { transaction, value }).await;
+        while !world.blocks.mempool().await.contains(&txid) {
+            assert!(Instant::now() < until, "it reaches the other node");
+            world.poll().await;
+        }
+        for _ in 0..6 {
+            world.blocks.mine(1).await;
+            follow(&world, 1).await;
+            world.poll().await;
+        }
+        follow(&world, 0).await;
+        while !world.is_final() {
+            assert!(Instant::now() < until, "final");
+            world.poll().await;
+        }
+        assert_eq!((world.count("announcement-final"), world.count("announcement-failed")), (1, 0));
+        assert_eq!((world.count("announcement-unconfirmed"), world.count("foreign-spend")), (0, 0));
     });
 }
 

@@ -24,14 +24,14 @@ use btcr2_aggregation::{
         id::CohortId,
         identity::Identity,
         network::Network,
-        output::{Change, Coin, build_beacon_transaction},
+        output::{Change, Coin, InitialBeacon, InitialBeaconKind, build_beacon_transaction},
         sidecar::MemberRecord,
         update::{SignedUpdate, build_update, sign_update},
     },
     vault::{
         Watcher,
         sidecar::sidecar,
-        watch::{Severity, Signers, WatchNotice, beacons},
+        watch::{Severity, Signers, WatchNotice, beacons, initial_beacons},
     },
 };
 use serde_json::{Value, json};
@@ -303,6 +303,50 @@ fn stored(directory: &std::path::Path, name: &str, entries: &[VaultEntry]) -> St
         state.close().await;
     });
     dir
+}
+
+#[test]
+fn a_members_own_initial_beacons_are_watched() {
+    in_system(async {
+        let blocks = TestChain::memory();
+        let mut faucet = Faucet::new(&blocks, 4).await;
+        let beacon = Beacon::new("members", 3, WAIT.into());
+        let approved = entry(&beacon, "first", Some(update(2)));
+        let mut watcher = Watcher::new(blocks.chain(), 144, 10);
+        watcher.follow(initial_beacons([&approved], &[update(3)]));
+        assert_eq!(watcher.len(), 3);
+        let own = InitialBeacon::of(member().did(), InitialBeaconKind::P2wpkh).unwrap();
+        // Each of an old coin of the address, which nobody has listed.
+        let mut announce = async |signal: Option<SignedUpdate>| {
+            let coin = faucet.pay(&blocks, &own.script_pubkey(), Amount::from_sat(COIN)).await;
+            let output = match signal {
+                Some(update) => bitcoin::ScriptBuf::new_op_return(*update.hash().as_bytes()),
+                None => Wallet::new(8).script(),
+            };
+            let output = TxOut { value: Amount::from_sat(COIN / 2), script_pubkey: output };
+            // The chain in memory asks for no signature.
+            let transaction = Wallet::new(9).spend(&[(coin, Amount::from_sat(COIN))], vec![output]);
+            blocks.chain().submit(&transaction).await.unwrap();
+            blocks.mine(1).await;
+            watcher.poll().await.unwrap()
+        };
+        for (version, cohorts) in [(2, 1), (3, 0)] {
+            let seen = announce(Some(update(version))).await;
+            let [WatchNotice::SignalSeen { cohort_ids, signers, beacon_address, .. }] = &seen[..] else {
+                panic!("{seen:?}")
+            };
+            assert_eq!((cohort_ids.len(), *signers), (cohorts, Signers::Controller));
+            assert_eq!(beacon_address, &own.address().to_string());
+        }
+        // Its coins are its own, what is announced from there is not.
+        assert_eq!(announce(None).await, []);
+        let alarm = announce(Some(update(4))).await;
+        assert!(
+            matches!(&alarm[..], [notice @ WatchNotice::UnknownSignal { .. }] if notice.severity() == Severity::Alarm)
+        );
+        let TestChain::Memory(chain) = &blocks else { unreachable!() };
+        assert_eq!(chain.scans(), 0);
+    });
 }
 
 fn lines(run: &crate::support::Run) -> Vec<Value> {

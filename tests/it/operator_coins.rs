@@ -130,7 +130,9 @@ fn result(out: &std::path::Path, cohort: &str, signed: usize, map: &Value, outco
 fn children_repeats_first_updates_and_failures_count() {
     let out = directory("cost-counts");
     // By time, not by name: "b" was signed first.
-    let paid = json!({ "event": "announcement-final", "childFee": 500 });
+    let paid = json!({
+        "event": "announcement-final", "childFee": 500, "change": 47_000, "changeAddress": "bcrt1pchange",
+    });
     result(&out, "b", 1, &json!({ "did:a": "one", "did:b": "two" }), Some(paid));
     result(&out, "a", 2, &json!({ "did:a": "one", "did:b": "three" }), None);
     result(&out, "c", 3, &json!({ "did:c": "four" }), Some(json!({ "event": "announcement-failed" })));
@@ -150,12 +152,16 @@ fn children_repeats_first_updates_and_failures_count() {
     assert_eq!((&second["repeats"], &second["announcement"]), (&json!(1), &json!("unknown")));
     assert_eq!((&second["cost"]["updates"], &second["cost"]["firstUpdates"]), (&json!(1), &json!(0)));
     assert_eq!(told["total"]["updates"], 3);
+    // Where the change is: as the end of the announcement says, or as the transaction does.
+    assert_eq!(first["change"], json!({ "address": "bcrt1pchange", "value": 47_000 }));
+    assert_eq!(second["change"]["value"], 50_000 - 1540);
+    assert!(second["change"]["address"].as_str().unwrap().starts_with("bcrt1p"), "{second}");
     let listed = cost(&["--listed"]);
     assert_eq!(listed["cohorts"][0]["cost"]["saved"], 2 * 1540 - (1540 + 500));
     let text = run(&["cost", out.to_str().unwrap()]).succeeded().stdout;
-    for part in
-        ["500 sat by children", "2 first updates", "1 updates not counted", "was not announced", "not known yet"]
-    {
+    let said =
+        ["47000 sat went to bcrt1pchange", "500 sat by children", "2 first updates", "1 updates not counted"];
+    for part in said.into_iter().chain(["was not announced", "not known yet"]) {
         assert!(text.contains(part), "{part}: {text}");
     }
 }

@@ -91,6 +91,28 @@ fn transaction(value: &Value) -> Transaction {
 }
 
 #[test]
+fn a_node_bounds_the_fee_from_below() {
+    actix_rt::System::new().block_on(async {
+        let name = "singleton-minimum";
+        let Some(node) = crate::bitcoind_support::Bitcoind::start_with(name, &["-minrelaytxfee=0.00005"]).await
+        else {
+            return;
+        };
+        let member = Member::new(name);
+        let chain = format!("core={}?cookie={}", node.url(), node.cookie_file().display());
+        let (_, coin) = funding(&member.address("initialP2WPKH"), 20_000);
+        let fixed = ["--identity", &member.identity, "--coin", &coin];
+        let fee = |more: &[&str]| member.json(&[&fixed[..], more].concat())["transaction"]["fee"].as_u64().unwrap();
+        let alone = fee(&[]);
+        // Two sat/vB without a chain, five with this one.
+        assert_eq!(fee(&["--chain", &chain]), alone * 5 / 2);
+        assert_eq!(fee(&["--chain", &chain, "--fee-rate", "10"]), alone * 5);
+        let refused = member.run(&[&fixed[..], &["--chain", &chain, "--fee-rate", "2"]].concat());
+        assert!(refused.usage().contains("--fee-rate 2: the node takes nothing below 5 sat/vB"), "{refused:?}");
+    });
+}
+
+#[test]
 fn every_beacon_announces_the_update_in_a_valid_transaction() {
     let member = Member::new("singleton-valid");
     for (kind, service) in [("p2pkh", "initialP2PKH"), ("p2wpkh", "initialP2WPKH"), ("p2tr", "initialP2TR")] {

@@ -208,6 +208,12 @@ impl Announcement {
         &self.ours
     }
 
+    /// The transactions at its address that are no news: what its members were asked to sign, what other announcements of the
+    /// address did, and what the operator was alarmed of.
+    pub fn known_transactions(&self) -> BTreeSet<Txid> {
+        self.ours.iter().chain(&self.siblings).chain(self.alarms.values()).copied().collect()
+    }
+
     /// The coin that it is to spend, from when it is chosen until the announcement has ended.
     pub fn coin(&self) -> Option<OutPoint> {
         match &self.state {

@@ -39,6 +39,9 @@ const SCAN: Duration = Duration::from_secs(1200);
 /// How many blocks one call reads.
 const BLOCKS_A_CALL: usize = 48;
 
+/// For how many scripts one call reads them.
+const SCRIPTS_A_CALL: usize = 500;
+
 /// How many long ranges of blocks that were read in part are remembered.
 const MAX_UNFINISHED: usize = 64;
 
@@ -204,10 +207,11 @@ impl CoreChain {
     async fn activity_in(
         &self,
         hashes: &[BlockHash],
-        script: &Script,
+        scripts: &[&Script],
         mempool: bool,
     ) -> Result<Vec<Event>, ChainError> {
-        let arguments = json!([hashes, [descriptor(script)], mempool]);
+        let descriptors: Vec<_> = scripts.iter().copied().map(descriptor).collect();
+        let arguments = json!([hashes, descriptors, mempool]);
         match self.call::<ActivityInfo>("getdescriptoractivity", arguments, BLOCKS).await {
             Ok(info) => Ok(info.activity),
             Err(CallError::Node { code: code::MISC_ERROR, message }) if message.contains("pruned") => {
@@ -241,11 +245,11 @@ impl CoreChain {
                 }
             }
             let hashes: Vec<_> = chunk.iter().map(|(_, hash)| *hash).collect();
-            reading.events.extend(self.activity_in(&hashes, script, false).await?);
+            reading.events.extend(self.activity_in(&hashes, &[script], false).await?);
             next += u32::try_from(chunk.len()).unwrap_or(u32::MAX);
             reading.blocks.extend(chunk);
         }
-        let mempool = self.activity_in(&[], script, true).await?;
+        let mempool = self.activity_in(&[], &[script], true).await?;
         if self.tip().await?.block != tip.block {
             return Ok(None);
         }
@@ -287,6 +291,43 @@ impl CoreChain {
         Ok(())
     }
 
+    /// As [`Self::activity_once`], for several scripts.
+    async fn activities_once(&self, scripts: &[&Script], since: u32) -> Result<Option<Vec<Activity>>, ChainError> {
+        let tip = self.tip().await?;
+        let (mut events, mut next) = (Vec::new(), since);
+        while next <= tip.block.height {
+            let mut hashes = Vec::new();
+            for height in (next..=tip.block.height).take(BLOCKS_A_CALL) {
+                match self.hash_at(height).await? {
+                    Some(hash) => hashes.push(hash),
+                    None => return Ok(None),
+                }
+            }
+            next += u32::try_from(hashes.len()).unwrap_or(u32::MAX);
+            events.extend(self.activity_in(&hashes, scripts, false).await?);
+        }
+        events.extend(self.activity_in(&[], scripts, true).await?);
+        if self.tip().await?.block != tip.block {
+            return Ok(None);
+        }
+        let mut by_script: BTreeMap<&Script, Vec<Event>> = BTreeMap::new();
+        for event in events {
+            let script = event.script().ok_or_else(|| {
+                ChainError::BadAnswer("getdescriptoractivity: an event without its script".to_owned())
+            })?;
+            if let Some(script) = scripts.iter().find(|known| ***known == **script) {
+                by_script.entry(script).or_default().push(event);
+            }
+        }
+        let mut activities = Vec::with_capacity(scripts.len());
+        for script in scripts {
+            let mut activity = collect(tip, by_script.remove(script).unwrap_or_default());
+            self.find_coinbases(&mut activity).await?;
+            activities.push(activity);
+        }
+        Ok(Some(activities))
+    }
+
     fn unfinished(&self) -> MutexGuard<'_, BTreeMap<(ScriptBuf, u32), Reading>> {
         // No code panics while it holds the lock.
         self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
@@ -305,7 +346,7 @@ impl CoreChain {
 
     async fn coins_once(&self, script: &Script) -> Result<Option<Activity>, ChainError> {
         let scan: Scan = self.call("scantxoutset", json!(["start", [descriptor(script)]]), SCAN).await?;
-        let mempool = self.activity_in(&[], script, true).await?;
+        let mempool = self.activity_in(&[], &[script], true).await?;
         let tip = self.tip().await?;
         if tip.block.hash != scan.bestblock {
             return Ok(None);
@@ -351,11 +392,11 @@ fn collect(tip: Tip, events: impl IntoIterator<Item = Event>) -> Activity {
     };
     for event in events {
         match event {
-            Event::Receive { amount, txid, vout, blockhash, height } => {
+            Event::Receive { amount, txid, vout, blockhash, height, .. } => {
                 let outpoint = OutPoint { txid, vout };
                 activity.deposits.push(Deposit::new(outpoint, amount, place(blockhash, height)));
             }
-            Event::Spend { spend_txid, prevout_txid, prevout_vout, blockhash, height } => {
+            Event::Spend { spend_txid, prevout_txid, prevout_vout, blockhash, height, .. } => {
                 activity.spends.push(Spend {
                     outpoint: OutPoint { txid: prevout_txid, vout: prevout_vout },
                     by: spend_txid,
@@ -417,6 +458,27 @@ impl Chain for CoreChain {
         }
         self.put_back(key, reading);
         Err(moving())
+    }
+
+    async fn activities(&self, scripts: &[ScriptBuf], since: u32) -> Result<Vec<Activity>, ChainError> {
+        let scripts: Vec<&Script> = scripts.iter().map(ScriptBuf::as_script).collect();
+        let mut activities = Vec::with_capacity(scripts.len());
+        for some in scripts.chunks(SCRIPTS_A_CALL) {
+            // What was read of many blocks for one script is read again only for what failed.
+            if let [script] = some {
+                activities.push(self.activity(script, since).await?);
+                continue;
+            }
+            let mut found = None;
+            for _ in 0..ATTEMPTS {
+                found = self.activities_once(some, since).await?;
+                if found.is_some() {
+                    break;
+                }
+            }
+            activities.extend(found.ok_or_else(moving)?);
+        }
+        Ok(activities)
     }
 
     async fn transaction(&self, txid: &Txid, block: Option<&BlockHash>) -> Result<Option<Transaction>, ChainError> {

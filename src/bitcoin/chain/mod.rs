@@ -15,7 +15,8 @@ mod source;
 use std::fmt;
 
 use ::bitcoin::{
-    Amount, BlockHash, FeeRate, OutPoint, Script, Transaction, Txid, block::Header, constants::genesis_block,
+    Amount, BlockHash, FeeRate, OutPoint, Script, ScriptBuf, Transaction, Txid, block::Header,
+    constants::genesis_block,
 };
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -264,6 +265,15 @@ pub trait Chain: Send + Sync {
 
     /// What paid to `script` or spent from it, in the blocks from height `since` on and in the mempool.
     async fn activity(&self, script: &Script, since: u32) -> Result<Activity, ChainError>;
+
+    /// The same for several scripts, in their order. A node reads the blocks once for all of them.
+    async fn activities(&self, scripts: &[ScriptBuf], since: u32) -> Result<Vec<Activity>, ChainError> {
+        let mut activities = Vec::with_capacity(scripts.len());
+        for script in scripts {
+            activities.push(self.activity(script, since).await?);
+        }
+        Ok(activities)
+    }
 
     /// A transaction, in the mempool or in the block of that hash.
     async fn transaction(&self, txid: &Txid, block: Option<&BlockHash>) -> Result<Option<Transaction>, ChainError>;

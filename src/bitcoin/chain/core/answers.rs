@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ::bitcoin::{Amount, BlockHash, Txid};
+use ::bitcoin::{Amount, BlockHash, ScriptBuf, Txid};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -36,6 +36,11 @@ pub(super) struct ActivityInfo {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+pub(super) struct ScriptInfo {
+    pub(super) hex: ScriptBuf,
+}
+
+#[derive(Clone, Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub(super) enum Event {
     Receive {
@@ -43,6 +48,7 @@ pub(super) enum Event {
         amount: Amount,
         txid: Txid,
         vout: u32,
+        output_spk: Option<ScriptInfo>,
         blockhash: Option<BlockHash>,
         height: Option<u32>,
     },
@@ -50,6 +56,7 @@ pub(super) enum Event {
         spend_txid: Txid,
         prevout_txid: Txid,
         prevout_vout: u32,
+        prevout_spk: Option<ScriptInfo>,
         blockhash: Option<BlockHash>,
         height: Option<u32>,
     },
@@ -100,6 +107,15 @@ impl Event {
     pub(super) fn block(&self) -> Option<BlockHash> {
         match self {
             Self::Receive { blockhash, .. } | Self::Spend { blockhash, .. } => *blockhash,
+        }
+    }
+
+    /// The script that it is about.
+    pub(super) fn script(&self) -> Option<&ScriptBuf> {
+        match self {
+            Self::Receive { output_spk: info, .. } | Self::Spend { prevout_spk: info, .. } => {
+                info.as_ref().map(|info| &info.hex)
+            }
         }
     }
 }

@@ -23,7 +23,13 @@ use crate::{
     bitcoin::notice::AnnouncementNotice,
     join::{Sighting, Terms},
     output,
-    protocol::{did::Did, id::CohortId, network::Network},
+    protocol::{
+        did::Did,
+        id::CohortId,
+        network::Network,
+        text::{MOST_SHOWN, shown, shown_within},
+    },
+    telemetry::bound,
     vault::watch::WatchNotice,
 };
 
@@ -55,6 +61,9 @@ pub struct Printer {
     in_place: bool,
     board: Arc<Mutex<Board>>,
 }
+
+/// How long a line for people may be, in characters: one with the names of some members.
+const MOST_LINE: usize = 4_000;
 
 /// A line for people.
 struct Line {
@@ -101,6 +110,7 @@ impl Printer {
 
     /// Something that the operator should know.
     pub fn warn(&self, text: &str) {
+        let text = &*shown_within(text, MOST_LINE);
         if self.json {
             output::line(&timed(json!({ "event": "warning", "message": text }), SystemTime::now()).to_string());
         } else {
@@ -210,6 +220,7 @@ impl Printer {
 
     /// A cohort that a participant passes over, and why.
     pub fn passed_over(&self, cohort_id: &CohortId, service: &Did, reason: &str) {
+        let reason = &*shown(reason);
         self.line(
             &json!({ "event": "cohort-passed-over", "cohortId": cohort_id, "service": service, "reason": reason }),
             &format!("cohort {cohort_id} is passed over: {reason}"),
@@ -274,12 +285,18 @@ impl Printer {
     fn step(&self, step: &impl Serialize, line: impl FnOnce() -> Line) {
         if self.json {
             match serde_json::to_value(step) {
-                Ok(json) => output::line(&timed(json, SystemTime::now()).to_string()),
+                Ok(mut json) => {
+                    // Nothing that we say ourselves in a step is as long.
+                    bound(&mut json, MOST_SHOWN);
+                    output::line(&timed(json, SystemTime::now()).to_string());
+                }
                 Err(error) => tracing::error!(%error, "an event does not serialize"),
             }
             return;
         }
         let Line { text, is_progress } = line();
+        // A step is one line, whatever peers have said in it.
+        let text = shown_within(&text, MOST_LINE);
         if is_progress && self.in_place {
             output::in_place(&self.stamped(&text));
         } else {
@@ -290,7 +307,12 @@ impl Printer {
     fn line(&self, json: &Value, text: &str) {
         debug_assert!(PROGRAM_KINDS.iter().any(|kind| json["event"] == *kind), "{json}");
         if self.json {
-            output::line(&timed(json.clone(), SystemTime::now()).to_string());
+            let mut json = json.clone();
+            // What a service, say, gives as its reason; a transaction in a result is as long as it is.
+            for field in ["reason", "message"] {
+                json.get_mut(field).into_iter().for_each(|text| bound(text, MOST_SHOWN));
+            }
+            output::line(&timed(json, SystemTime::now()).to_string());
         } else {
             output::line(&self.stamped(text));
         }

@@ -12,6 +12,8 @@ use std::{
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
+use crate::protocol::text::{is_unsafe, json_escaped};
+
 /// Why the first line that was lost was lost.
 static LOST: OnceLock<io::Error> = OnceLock::new();
 
@@ -31,7 +33,7 @@ impl Progress {
     /// What shows `text` in place, in a terminal of so many columns. A line that wraps could not be cleared.
     fn show(&mut self, text: &str, columns: usize) -> String {
         self.is_shown = true;
-        let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let text: String = text.chars().map(|c| if is_unsafe(c) { ' ' } else { c }).collect();
         // A whole DID would leave no room for what is said of it.
         let text = text.split(' ').map(shortened).collect::<Vec<_>>().join(" ");
         // A terminal that does not know its size, a serial line say, says 0.
@@ -79,8 +81,11 @@ macro_rules! err {
 }
 
 /// One write a line, flushed: whoever reads a pipe sees it now.
+///
+/// Whatever stands in the text, nothing is done to a terminal: what would do something is written as JSON escapes it, so that
+/// JSON stays the same.
 pub(crate) fn line(text: &str) {
-    bytes(format!("{text}\n").as_bytes());
+    bytes(format!("{}\n", json_escaped(text)).as_bytes());
 }
 
 /// Writes bytes to standard output as they are.
@@ -144,7 +149,7 @@ pub(crate) fn status(status: ExitCode) -> ExitCode {
 }
 
 pub(crate) fn error_line(text: &str) {
-    Stderr.write_all(format!("{text}\n").as_bytes()).unwrap_or_default();
+    Stderr.write_all(format!("{}\n", json_escaped(text)).as_bytes()).unwrap_or_default();
 }
 
 /// Standard error for those who would panic, or print a second error, about one: it takes everything.

@@ -1,11 +1,18 @@
 //! What a program has of its system: logs, signals that stop it, limits.
 
-use std::{convert::Infallible, io::IsTerminal};
+use std::{
+    convert::Infallible,
+    io::{self, IsTerminal, Write},
+};
 
 use clap::ValueEnum;
+use serde_json::Value;
 use tracing_subscriber::EnvFilter;
 
-use crate::events::Printer;
+use crate::{
+    events::Printer,
+    protocol::text::{json_escaped, shown_within},
+};
 
 /// The relays' library logs each connection that ends as an error; for us it is what relays do, and told by our own events.
 const DEFAULT: &str = "warn,nostr_relay_pool=off,nostr_relay_builder=off";
@@ -23,17 +30,86 @@ pub enum LogFormat {
 /// Logs go to standard error, warnings and worse unless `RUST_LOG` says otherwise.
 pub fn init(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT));
+    let is_colored = format == LogFormat::Text && std::io::stderr().is_terminal();
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         // A log line that cannot be written is dropped: the library would report it with `eprintln!`, which panics.
-        .with_writer(|| crate::output::Stderr)
+        .with_writer(move || LogWriter { format, is_colored })
         .log_internal_errors(false)
-        .with_ansi(std::io::stderr().is_terminal());
+        .with_ansi(is_colored);
     // Fails only if a host has set up its own, which then has its way.
     let _ = match format {
         LogFormat::Text => subscriber.try_init(),
-        LogFormat::Json => subscriber.with_ansi(false).json().flatten_event(true).try_init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).try_init(),
     };
+}
+
+/// Longest log line, in characters, and longest text in one that is JSON.
+const MOST_LOGGED: usize = 8_000;
+const MOST_LOGGED_TEXT: usize = 2_000;
+
+/// Writes log lines, each in one call, as the subscriber makes them: as one line that does nothing to a terminal, whatever peers
+/// have said in it.
+struct LogWriter {
+    format: LogFormat,
+    is_colored: bool,
+}
+
+impl Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(bytes);
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        let line = match self.format {
+            LogFormat::Text if self.is_colored => colored(text),
+            LogFormat::Text => shown_within(text, MOST_LOGGED).into_owned(),
+            LogFormat::Json if text.len() <= MOST_LOGGED => json_escaped(text).into_owned(),
+            LogFormat::Json => match serde_json::from_str::<Value>(text) {
+                Ok(mut value) => {
+                    bound(&mut value, MOST_LOGGED_TEXT);
+                    json_escaped(&value.to_string()).into_owned()
+                }
+                Err(_) => shown_within(text, MOST_LOGGED).into_owned(),
+            },
+        };
+        crate::output::Stderr.write_all(format!("{line}\n").as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The line with the colors that the subscriber gave it: an escape sequence of digits that ends with `m` can only do that. The
+/// subscriber itself escapes the beginning of such sequences in what is logged.
+fn colored(text: &str) -> String {
+    let mut parts = text.split("\u{1b}[");
+    let mut line = shown_within(parts.next().unwrap_or_default(), MOST_LOGGED).into_owned();
+    for part in parts {
+        let color =
+            part.split_once('m').filter(|(code, _)| code.bytes().all(|byte| byte.is_ascii_digit() || byte == b';'));
+        match color {
+            Some((code, rest)) => {
+                line.push_str(&format!("\u{1b}[{code}m"));
+                line.push_str(&shown_within(rest, MOST_LOGGED));
+            }
+            None => {
+                line.push_str("\\u{1b}[");
+                line.push_str(&shown_within(part, MOST_LOGGED));
+            }
+        }
+    }
+    line
+}
+
+/// Cuts every text in `value`, but no names of fields.
+pub(crate) fn bound(value: &mut Value, most: usize) {
+    match value {
+        Value::String(text) if text.len() > most => *text = shown_within(text, most).into_owned(),
+        Value::Array(values) => values.iter_mut().for_each(|value| bound(value, most)),
+        Value::Object(fields) => fields.values_mut().for_each(|value| bound(value, most)),
+        _ => {}
+    }
 }
 
 /// Ready when the program is asked to stop: Ctrl-C, or on Unix SIGTERM. From this call on, not from when it is waited for,

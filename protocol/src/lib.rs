@@ -57,6 +57,7 @@ pub mod sidecar;
 pub mod signing;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod text;
 pub mod time;
 pub mod transcript;
 pub mod update;

@@ -218,5 +218,5 @@ fn refusal(status: StatusCode, body: Option<&[u8]>) -> CasFault {
 
 /// Somebody else's words, fit for a terminal.
 fn words(text: &str) -> String {
-    text.chars().take(MAX_WORDS).flat_map(char::escape_debug).collect()
+    crate::protocol::text::shown_within(text, MAX_WORDS).into_owned()
 }

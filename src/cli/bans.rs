@@ -20,7 +20,10 @@ use crate::{
     },
     config::Span,
     keep::BANS,
-    protocol::time::Timestamp,
+    protocol::{
+        text::{shown, shown_within},
+        time::Timestamp,
+    },
 };
 
 #[derive(Debug, Args)]
@@ -151,7 +154,7 @@ fn list(place: &Place) -> Result<(), BansFailure> {
     out!("{:<20}  {:>8}  WHO", "BANNED UNTIL", "OFFENCES");
     for (subject, conduct) in &members {
         let until = conduct.ban(now).map_or_else(|| "-".to_owned(), end_of_ban);
-        let reason = conduct.reason.as_deref().map(|reason| format!("  ({})", reason.escape_debug()));
+        let reason = conduct.reason.as_deref().map(|reason| format!("  ({})", shown(reason)));
         out!("{until:<20}  {:>8}  {subject}{}", conduct.entries.len(), reason.unwrap_or_default());
     }
     Ok(())
@@ -173,11 +176,11 @@ fn show(subject: &Subject, place: &Place) -> Result<(), BansFailure> {
         None => out!("not banned"),
     }
     if let Some(reason) = &conduct.reason {
-        out!("by the operator: {}", reason.escape_debug());
+        out!("by the operator: {}", shown(reason));
     }
     for Entry { offence, cohort_id, at, detail, address, invite, evidence } in &conduct.entries {
-        let cohort_id = cohort_id.as_str().escape_debug();
-        out!("{}  {} in cohort {cohort_id}: {}", time(*at), kebab(offence), detail.escape_debug());
+        let cohort_id = shown(cohort_id.as_str());
+        out!("{}  {} in cohort {cohort_id}: {}", time(*at), kebab(offence), shown(detail));
         if let Some(address) = address {
             out!("    from: {address}");
         }
@@ -186,7 +189,8 @@ fn show(subject: &Subject, place: &Place) -> Result<(), BansFailure> {
         }
         for signed in evidence {
             let (Evidence::Envelope(json) | Evidence::NostrEvent(json)) = signed;
-            out!("    signed: {}", json.escape_debug());
+            // Whole: it is what proves it.
+            out!("    signed: {}", shown_within(json, usize::MAX));
         }
     }
     Ok(())

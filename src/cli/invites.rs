@@ -25,6 +25,7 @@ use crate::{
     keep::INVITES,
     protocol::{
         invite::{InviteId, InviteToken},
+        text::shown,
         time::Timestamp,
     },
 };
@@ -148,7 +149,7 @@ fn list(place: &Place) -> Result<(), InvitesFailure> {
     out!("{:<16}  {:<8}  {:>11}  {:<20}  LABEL", "INVITE", "STATE", "ADMITTED", "UNTIL");
     for (id, invite) in invites.iter() {
         let admitted = format!("{} of {}", invite.admitted.len(), invite.uses);
-        let label = invite.label.as_deref().unwrap_or_default().escape_debug();
+        let label = shown(invite.label.as_deref().unwrap_or_default());
         out!("{id}  {:<8}  {admitted:>11}  {:<20}  {label}", state(invite, now), end_of_ban(invite.expires));
     }
     Ok(())

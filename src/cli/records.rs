@@ -7,7 +7,7 @@ use ::bitcoin::Transaction;
 use serde_json::{Map, Value};
 
 use super::state::time;
-use crate::protocol::{output::BeaconOutput, time::Timestamp};
+use crate::protocol::{output::BeaconOutput, text::shown_within, time::Timestamp};
 
 /// Fields that say nothing to people, or that are shown elsewhere.
 const HIDDEN: [&str; 11] = [
@@ -149,10 +149,7 @@ fn escaped(text: &str) -> String {
     if text.len() > 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return format!("{}... ({} bytes)", &text[..16], text.len() / 2);
     }
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}... ({} characters)", text[..end].escape_debug(), text.chars().count()),
-        None => text.escape_debug().to_string(),
-    }
+    shown_within(text, LONGEST).into_owned()
 }
 
 /// `retryAt` and `retry_at` as `retry at`.

@@ -25,7 +25,7 @@ use crate::{
     events::Printer,
     files::{file_name, write_whole},
     keep::Keeping,
-    protocol::{cohort::event::SessionEnd, id::CohortId, sidecar::MemberRecord},
+    protocol::{cohort::event::SessionEnd, id::CohortId, sidecar::MemberRecord, text::shown},
 };
 
 /// Whether the program goes on after a step.
@@ -333,7 +333,7 @@ impl<'a> Member<'a> {
         let result =
             json!({ "event": event, "ok": false, "known": known, "cohortId": cohort_id, "reason": reason });
         let but = if signed { ". Our signature is out: it can still be announced" } else { "" };
-        self.printer.result(&result, &format!("cohort {cohort_id} failed: {reason}{but}"));
+        self.printer.result(&result, &format!("cohort {cohort_id} failed: {}{but}", shown(reason)));
         if earlier {
             return Ok(self.told(cohort_id));
         }

@@ -27,6 +27,7 @@ use crate::{
         cohort::{conditions::Conditions, service::ServiceConfigError},
         id::CohortId,
         output::BeaconOutput,
+        text::shown,
     },
     steps::{Next, Steps},
 };
@@ -324,7 +325,7 @@ impl Rounds {
                 let result = serde_json::json!({
                     "event": "result", "ok": false, "cohortId": cohort_id, "code": code, "reason": reason, "next": next,
                 });
-                self.printer.result(&result, &format!("cohort {cohort_id} failed: {reason}"));
+                self.printer.result(&result, &format!("cohort {cohort_id} failed: {}", shown(reason)));
                 self.settle(step, Some(cohort_id));
             }
             _ => {}

@@ -61,14 +61,14 @@ fn an_invite_admits_as_many_dids_as_it_says_until_it_is_revoked() {
     let arguments =
         ["--min-participants", "1", "--cohorts", "2", "--exit-when-done", "--state", &state, "--invites"];
     let service = Service::start(&directory, &arguments);
-    let files = ["one", "two", "three"].map(|name| identity(&directory, name));
+    let files = ["one", "two", "three", "four", "five"].map(|name| identity(&directory, name));
     // Made while the service runs.
     let made = invites(&state, &["new", "--label", "for one\u{1b}[2J"]);
     let (id, token) = (made["invite"].as_str().unwrap(), made["token"].as_str().unwrap());
-    let without = refusal(service.join(&files[0], &["--decline"]));
+    let without = refusal(service.join(&files[3], &["--decline"]));
     assert!(without.contains("--invite TOKEN"), "{without}");
     let unknown =
-        refusal(service.join(&files[0], &["--decline", "--invite", &format!("btcr2-invite-{}", "00".repeat(16))]));
+        refusal(service.join(&files[4], &["--decline", "--invite", &format!("btcr2-invite-{}", "00".repeat(16))]));
     assert!(unknown.contains("not one of this service"), "{unknown}");
     assert_eq!(service.join(&files[0], &["--decline", "--invite", token]).result()["ok"], true);
     let used = refusal(service.join(&files[1], &["--decline", "--invite", token]));

@@ -35,6 +35,7 @@ mod fallback_policy;
 mod full_disk;
 mod funding;
 mod hostile_processes;
+mod hostile_text;
 mod http_cli;
 mod http_processes;
 mod logs;

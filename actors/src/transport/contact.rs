@@ -1,6 +1,7 @@
 //! Whether peers can be reached, for people and programs: one notification a cause, repeated seldom. The transports try again by
 //! themselves whatever is said here; without it an operator would look at a program that prints nothing.
 
+use btcr2_aggregation_protocol::text::shown_within;
 use std::{
     collections::BTreeMap,
     fmt,
@@ -171,9 +172,9 @@ impl Contacts {
     }
 }
 
-/// One line of bounded length, without control characters.
+/// One line of bounded length, that does nothing to a terminal.
 fn shown(problem: &str) -> String {
-    problem.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect()
+    shown_within(problem, LONGEST).into_owned()
 }
 
 /// What to look at, for causes that people meet.

@@ -302,7 +302,7 @@ fn a_cohort_that_has_its_fewest_members_settles_before_it_forms() {
         alone.opt_in(identity).unwrap();
         assert!(!alone.decide(identity, Ok(())), "the host is not asked");
     };
-    let start = || Alone::with(&[], 3, PhaseRules { settle, ..PhaseRules::default() });
+    let start = || Alone::with(&[], 3, PhaseRules::default().settling(settle));
 
     // It waits from the first member on, one being enough here, and whoever comes meanwhile does not put off the end.
     let mut alone = start();
@@ -325,7 +325,7 @@ fn a_cohort_that_has_its_fewest_members_settles_before_it_forms() {
     assert!(!is_enrolling(&alone));
 
     // One invited member that does not come back holds nobody up for longer than that.
-    let mut alone = Alone::with(&[&one, &two], 3, PhaseRules { settle, ..PhaseRules::default() });
+    let mut alone = Alone::with(&[&one, &two], 3, PhaseRules::default().settling(settle));
     admit(&mut alone, &one);
     alone.now = START + settle;
     alone.feed(&ServiceInput::Tick).unwrap();

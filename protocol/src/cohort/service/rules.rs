@@ -211,6 +211,12 @@ impl PhaseRules {
         self
     }
 
+    /// The same rules, but a cohort that has its fewest members waits so long for more.
+    #[must_use]
+    pub fn settling(self, settle: Duration) -> Self {
+        Self { settle, ..self }
+    }
+
     /// How long `phase` is waited for, once.
     pub fn timeout(&self, phase: TimedPhase, timing: &Timing) -> Duration {
         let usual = if phase.is_signing() { timing.signing_timeout } else { timing.phase_timeout };

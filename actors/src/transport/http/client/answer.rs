@@ -1,6 +1,7 @@
 //! What a server's answer to a message means. Only the protocol's own answers decide anything: everything else is somebody's in
 //! between, who may be gone the next time.
 
+use btcr2_aggregation_protocol::text::is_unsafe;
 use reqwest::{Response, StatusCode};
 use serde_json::Value;
 
@@ -87,11 +88,8 @@ pub(super) fn reason(status: StatusCode, answer: &Answer) -> String {
 
 /// The beginning of a peer's words on one line, without what would do something to a terminal.
 pub(super) fn excerpt(text: &str) -> String {
-    let shown = |c: char| {
-        !c.is_control()
-            && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
-    };
-    let words = text.split(char::is_whitespace).map(|word| word.chars().filter(|c| shown(*c)).collect::<String>());
+    let words =
+        text.split(char::is_whitespace).map(|word| word.chars().filter(|c| !is_unsafe(*c)).collect::<String>());
     let line = words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
     line.chars().take(EXCERPT).collect()
 }

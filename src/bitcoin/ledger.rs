@@ -74,12 +74,18 @@ impl Ledger {
     /// # Errors
     /// As [`Self::refresh`].
     pub async fn refresh_all(ledgers: &mut [&mut Self], chain: &dyn Chain) -> Result<Vec<Activity>, ChainError> {
+        // Coins are listed once for all that need it.
+        let unknown = |ledger: &&mut Self| ledger.tip.is_none() && ledger.is_listed;
+        let scripts: Vec<_> =
+            ledgers.iter().filter(|ledger| unknown(ledger)).map(|ledger| ledger.script.clone()).collect();
+        let coins = if scripts.is_empty() { Vec::new() } else { chain.coins_of_all(&scripts).await? };
+        let mut coins = coins.into_iter();
         let (mut listed, mut since) = (Vec::with_capacity(ledgers.len()), u32::MAX);
         let mut stands: BTreeMap<u32, bool> = BTreeMap::new();
         for ledger in &*ledgers {
             let (coins, from) = match ledger.tip {
                 None => {
-                    let coins = if ledger.is_listed { Some(chain.coins(&ledger.script).await?) } else { None };
+                    let coins = if ledger.is_listed { coins.next() } else { None };
                     let tip = match &coins {
                         Some(coins) => coins.tip,
                         None => chain.tip().await?,

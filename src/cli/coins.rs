@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use ::bitcoin::{Address, Amount, FeeRate, ScriptBuf, Transaction, consensus::encode::serialize_hex};
+use ::bitcoin::{Address, Amount, FeeRate, Transaction, consensus::encode::serialize_hex};
 use clap::Args;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{ChainArg, fail, fund::first_rate, identity_of, recover::maturity_text, singleton::SatPerVb};
 use crate::{
     bitcoin::{
-        chain::{Chain, ChainError, ConfirmationTarget, Deposit},
+        chain::{Activity, Chain, ChainError, ConfirmationTarget, Deposit},
         change::ChangeKey,
         fees::{FeePolicy, sat_per_vb},
         recovery::{CohortFile, Maturity, RecoverableCoin, plan, survey},
@@ -30,7 +30,7 @@ use crate::{
     the beacon addresses of --results, with the time from which each can be recovered. With --to the confirmed change is sent\n\
     there in one transaction, and each coin that can be recovered by one of its own.\n\n\
     What `serve --change` sent elsewhere is not this identity's, and not listed. A node without an address index reads all\n\
-    unspent outputs once for each address: a minute or two each on the main network."
+    unspent outputs once for this: minutes on the main network."
 )]
 pub(super) struct CoinsArgs {
     /// Where to see the chain: core=http://user:password@host:port, core=http://host:port?cookie=PATH,
@@ -140,10 +140,13 @@ async fn coins(args: &CoinsArgs) -> Result<Outcome, ProgramError> {
     let address =
         key.address(network).ok_or_else(|| ProgramError::Internal("a key without an address".to_owned()))?;
     let chain = source.connect(network).await.map_err(|error| failed(&error))?;
-    let change = change_of(&*chain, key.script_pubkey().to_owned()).await.map_err(|error| failed(&error))?;
+    let beacons = files.iter().map(|file| file.output.script_pubkey());
+    let scripts: Vec<_> = std::iter::once(key.script_pubkey()).chain(beacons).map(ToOwned::to_owned).collect();
+    let activities = chain.coins_of_all(&scripts).await.map_err(|error| failed(&error))?;
+    let mut activities = activities.into_iter();
+    let change = activities.next().map(|activity| change_coins(&activity)).unwrap_or_default();
     let mut left = Vec::new();
-    for file in files {
-        let activity = chain.coins(file.output.script_pubkey()).await.map_err(|error| failed(&error))?;
+    for (file, activity) in files.into_iter().zip(activities) {
         let recovery = file.output.recovery().map(crate::protocol::output::RecoveryLeaf::key);
         let coins = survey(&file.output, &activity).unwrap_or_default();
         if !coins.is_empty() {
@@ -162,8 +165,7 @@ async fn coins(args: &CoinsArgs) -> Result<Outcome, ProgramError> {
     Ok(outcome)
 }
 
-async fn change_of(chain: &dyn Chain, script: ScriptBuf) -> Result<Vec<ChangeCoin>, ChainError> {
-    let activity = chain.coins(&script).await?;
+fn change_coins(activity: &Activity) -> Vec<ChangeCoin> {
     let of = |deposit: &Deposit| {
         let spent = activity.spends.iter().find(|spend| spend.outpoint == deposit.outpoint);
         let (is_free, state) = match (spent, deposit.place.block()) {
@@ -178,7 +180,7 @@ async fn change_of(chain: &dyn Chain, script: ScriptBuf) -> Result<Vec<ChangeCoi
         };
         ChangeCoin { deposit: *deposit, is_free, state }
     };
-    Ok(activity.deposits.iter().map(of).collect())
+    activity.deposits.iter().map(of).collect()
 }
 
 /// The outputs of the cohorts in a directory of results, each address once.

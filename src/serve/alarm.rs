@@ -256,7 +256,7 @@ mod tests {
             let url = format!("http://{}/T0K3N", listener.local_addr().unwrap());
             let server = std::thread::spawn(move || {
                 let answers = ["HTTP/1.1 500 Internal Server Error", "HTTP/1.1 204 No Content"];
-                let bodies = answers.map(|answer| {
+                answers.map(|answer| {
                     let (stream, _) = listener.accept().unwrap();
                     let mut stream = BufReader::new(stream);
                     let (mut line, mut length) = (String::new(), 0);
@@ -271,8 +271,7 @@ mod tests {
                     let end = "\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
                     write!(stream.get_mut(), "{answer}{end}").unwrap();
                     serde_json::from_slice::<Value>(&body).unwrap()
-                });
-                bodies
+                })
             });
             let (alarms, giving) = Alarms::start(Some(url.parse().unwrap()), Printer::new(true));
             alarms.not_ready(&["state: full".to_owned()]);

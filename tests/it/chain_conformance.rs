@@ -197,6 +197,15 @@ async fn several_scripts_are_read_at_once(mut world: World) {
         assert_eq!(world.chain.activity(script, since).await.unwrap(), activity);
     }
     assert_eq!(world.chain.activities(&[], since).await.unwrap(), []);
+    // The coins of all of them too.
+    let coins = world.chain.coins_of_all(&scripts).await.unwrap();
+    assert_eq!(
+        coins.iter().map(|one| (one.deposits.len(), one.spends.len())).collect::<Vec<_>>(),
+        [(1, 1), (2, 0), (0, 0)]
+    );
+    for (script, activity) in scripts.iter().zip(coins) {
+        assert_eq!(world.chain.coins(script).await.unwrap(), activity);
+    }
 }
 
 async fn a_block_that_is_taken_back_returns_its_transactions_to_the_mempool(mut world: World) {

@@ -310,18 +310,9 @@ impl CoreChain {
         if self.tip().await?.block != tip.block {
             return Ok(None);
         }
-        let mut by_script: BTreeMap<&Script, Vec<Event>> = BTreeMap::new();
-        for event in events {
-            let script = event.script().ok_or_else(|| {
-                ChainError::BadAnswer("getdescriptoractivity: an event without its script".to_owned())
-            })?;
-            if let Some(script) = scripts.iter().find(|known| ***known == **script) {
-                by_script.entry(script).or_default().push(event);
-            }
-        }
         let mut activities = Vec::with_capacity(scripts.len());
-        for script in scripts {
-            let mut activity = collect(tip, by_script.remove(script).unwrap_or_default());
+        for events in by_script(scripts, events)? {
+            let mut activity = collect(tip, events);
             self.find_coinbases(&mut activity).await?;
             activities.push(activity);
         }
@@ -344,23 +335,46 @@ impl CoreChain {
         }
     }
 
-    async fn coins_once(&self, script: &Script) -> Result<Option<Activity>, ChainError> {
-        let scan: Scan = self.call("scantxoutset", json!(["start", [descriptor(script)]]), SCAN).await?;
-        let mempool = self.activity_in(&[], &[script], true).await?;
+    async fn coins_once(&self, scripts: &[&Script]) -> Result<Option<Vec<Activity>>, ChainError> {
+        let descriptors: Vec<_> = scripts.iter().copied().map(descriptor).collect();
+        let scan: Scan = self.call("scantxoutset", json!(["start", descriptors]), SCAN).await?;
+        let mempool = self.activity_in(&[], scripts, true).await?;
         let tip = self.tip().await?;
         if tip.block.hash != scan.bestblock {
             return Ok(None);
         }
-        let mut activity = collect(tip, mempool);
-        let confirmed = scan.unspents.into_iter().map(|coin| Deposit {
-            outpoint: OutPoint { txid: coin.txid, vout: coin.vout },
-            value: coin.amount,
-            place: Place::Block(BlockId { height: coin.height, hash: coin.blockhash }),
-            coinbase: coin.coinbase,
-        });
-        activity.deposits.splice(0..0, confirmed);
-        Ok(Some(activity))
+        let mut confirmed: BTreeMap<ScriptBuf, Vec<Deposit>> = BTreeMap::new();
+        for coin in scan.unspents {
+            confirmed.entry(coin.script).or_default().push(Deposit {
+                outpoint: OutPoint { txid: coin.txid, vout: coin.vout },
+                value: coin.amount,
+                place: Place::Block(BlockId { height: coin.height, hash: coin.blockhash }),
+                coinbase: coin.coinbase,
+            });
+        }
+        let waiting = by_script(scripts, mempool)?;
+        let of = |(script, events): (&&Script, Vec<Event>)| {
+            let mut activity = collect(tip, events);
+            activity.deposits.splice(0..0, confirmed.remove(*script).unwrap_or_default());
+            activity
+        };
+        Ok(Some(scripts.iter().zip(waiting).map(of).collect()))
     }
+}
+
+/// The events of each script, in the order of `scripts`.
+fn by_script(scripts: &[&Script], events: impl IntoIterator<Item = Event>) -> Result<Vec<Vec<Event>>, ChainError> {
+    let mut of: BTreeMap<&Script, Vec<Event>> = scripts.iter().map(|script| (*script, Vec::new())).collect();
+    for event in events {
+        let Some(script) = event.script() else {
+            let problem = "getdescriptoractivity: an event without its script".to_owned();
+            return Err(ChainError::BadAnswer(problem));
+        };
+        if let Some(of) = of.get_mut(script.as_script()) {
+            of.push(event);
+        }
+    }
+    Ok(scripts.iter().map(|script| of.get(*script).cloned().unwrap_or_default()).collect())
 }
 
 /// Refuses what a node says while it reads or downloads the chain. Regtest has blocks when somebody makes them: an old tip
@@ -434,13 +448,25 @@ impl Chain for CoreChain {
     }
 
     async fn coins(&self, script: &Script) -> Result<Activity, ChainError> {
-        let _turn = self.scan.acquire().await;
-        for _ in 0..ATTEMPTS {
-            if let Some(activity) = self.coins_once(script).await? {
-                return Ok(activity);
+        let mut activities = self.coins_of_all(&[script.to_owned()]).await?;
+        activities.pop().ok_or_else(|| ChainError::BadAnswer("scantxoutset: no answer".to_owned()))
+    }
+
+    async fn coins_of_all(&self, scripts: &[ScriptBuf]) -> Result<Vec<Activity>, ChainError> {
+        let scripts: Vec<&Script> = scripts.iter().map(ScriptBuf::as_script).collect();
+        let mut activities = Vec::with_capacity(scripts.len());
+        for some in scripts.chunks(SCRIPTS_A_CALL) {
+            let _turn = self.scan.acquire().await;
+            let mut found = None;
+            for _ in 0..ATTEMPTS {
+                found = self.coins_once(some).await?;
+                if found.is_some() {
+                    break;
+                }
             }
+            activities.extend(found.ok_or_else(moving)?);
         }
-        Err(moving())
+        Ok(activities)
     }
 
     async fn activity(&self, script: &Script, since: u32) -> Result<Activity, ChainError> {

@@ -263,6 +263,15 @@ pub trait Chain: Send + Sync {
     /// once, and [`Self::activity`] from then on.
     async fn coins(&self, script: &Script) -> Result<Activity, ChainError>;
 
+    /// The same for several scripts, in their order. A node reads its set once for all of them.
+    async fn coins_of_all(&self, scripts: &[ScriptBuf]) -> Result<Vec<Activity>, ChainError> {
+        let mut activities = Vec::with_capacity(scripts.len());
+        for script in scripts {
+            activities.push(self.coins(script).await?);
+        }
+        Ok(activities)
+    }
+
     /// What paid to `script` or spent from it, in the blocks from height `since` on and in the mempool.
     async fn activity(&self, script: &Script, since: u32) -> Result<Activity, ChainError>;
 

@@ -28,6 +28,8 @@ pub(super) struct ScannedCoin {
     pub(super) blockhash: BlockHash,
     #[serde(default)]
     pub(super) coinbase: bool,
+    #[serde(rename = "scriptPubKey")]
+    pub(super) script: ScriptBuf,
 }
 
 #[derive(Deserialize)]

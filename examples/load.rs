@@ -2,7 +2,7 @@
 //! is read from the operating system's account of its process.
 //!
 //! ```text
-//! btcr2-aggregation serve --chain offline --min-participants 1000 --max-participants 1000 --beacon smt \
+//! btcr2-aggregation serve --chain offline --min-participants 1000 --max-participants 1000 --beacon smt --cohorts 1 \
 //!     --address-rate 100000 --address-burst 100000 &
 //! cargo run --release --example load -- --url http://127.0.0.1:8080 --participants 1000 --pid $!
 //! ```
@@ -11,17 +11,25 @@
 mod support;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use actix::Actor;
-use btcr2_aggregation::actors::{
-    notice::{Notices, ParticipantNotice},
-    participant::ParticipantSettings,
-    runtime::{Clock, Randomness},
-    supervisor::{StartParticipant, Supervisor},
-    transport::http::HttpClient,
+use async_trait::async_trait;
+use btcr2_aggregation::{
+    actors::{
+        notice::{Notices, ParticipantNotice},
+        participant::ParticipantSettings,
+        policy::{ParticipantPolicy, UpdateRequest},
+        runtime::{Clock, Randomness},
+        supervisor::{StartParticipant, Supervisor},
+        transport::http::HttpClient,
+    },
+    protocol::{cohort::participant::Advert, update::Submission},
 };
 use clap::Parser;
 use support::{Joiner, Outcome, identity, memory};
@@ -36,9 +44,30 @@ struct Args {
     /// How many join
     #[arg(long, default_value_t = 100)]
     participants: usize,
+    /// How many of the service's cohorts each of them joins
+    #[arg(long, default_value_t = 1)]
+    cohorts: usize,
     /// The service's process, if it is on this machine: its processor time and memory are told
     #[arg(long)]
     pid: Option<u32>,
+}
+
+/// Joins so many cohorts, and then no more: a service goes on advertising.
+struct Few {
+    joiner: Joiner,
+    left: AtomicUsize,
+}
+
+#[async_trait]
+impl ParticipantPolicy for Few {
+    async fn should_join(&self, _: &Advert) -> bool {
+        let one_less = |left: usize| left.checked_sub(1);
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
+    }
+
+    async fn provide_update(&self, request: &UpdateRequest) -> Option<Submission> {
+        self.joiner.update(request)
+    }
 }
 
 /// What the service has used so far.
@@ -115,7 +144,8 @@ async fn run(args: Args) -> Outcome<()> {
     for number in 0..args.participants {
         let me = identity(Randomness::System, &number.to_string());
         let client = HttpClient::new(&args.url, None, clock, Randomness::System)?;
-        let policy = Joiner { identity: me.clone(), randomness: Randomness::System };
+        let joiner = Joiner { identity: me.clone(), randomness: Randomness::System };
+        let policy = Few { joiner, left: AtomicUsize::new(args.cohorts) };
         let settings = ParticipantSettings {
             notices: notices.clone(),
             ..ParticipantSettings::new(me, Arc::new(client), Arc::new(policy))

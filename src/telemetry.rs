@@ -201,3 +201,9 @@ pub fn raise_open_files() {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
+
+/// How many files the process may have open, sockets among them.
+pub fn open_files() -> u64 {
+    // Where nobody can tell, what every system allows.
+    rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(1024, |(soft, _)| soft)
+}

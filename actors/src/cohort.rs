@@ -14,11 +14,12 @@ use btcr2_aggregation_protocol::{
     cohort::{
         Member,
         event::ServiceEvent,
-        service::{ServiceCohort, ServiceInput, phase::Phase},
+        service::{ServiceCohort, ServiceEffect, ServiceInput, phase::Phase},
     },
     did::Did,
     error::Fatal,
     id::CohortId,
+    machine::Machine,
     message::Body,
     signing::SigningTask,
     time::Timestamp,
@@ -56,6 +57,11 @@ struct SessionGone(End);
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(crate) struct CohortMessage(pub(crate) Received, pub(crate) Waits);
+
+/// Say again what this member still needs: there was no room for it.
+#[derive(Clone, ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct SayAgain(pub(crate) Did);
 
 /// Form the cohort with the members that it has.
 #[derive(ActixMessage)]
@@ -208,7 +214,18 @@ impl CohortActor {
         CohortView { cohort_id: self.cohort_id(), conditions: machine.config().terms.conditions.clone(), admitted }
     }
 
+    /// Whether what does not fit the phase has only come too late, as happens to honest peers: anything once the cohort has
+    /// ended, and an opt-in, which is all that reaches a phase from somebody who is no member.
+    fn is_late(&self, peer: Option<&Did>) -> bool {
+        let phase = self.engine.machine().phase();
+        let is_over = matches!(phase, Phase::Completed { .. } | Phase::Failed { .. });
+        is_over || peer.is_some_and(|peer| !phase.formed().is_some_and(|formed| formed.members.contains_key(peer)))
+    }
+
     fn say(&self, outbound: Outbound) {
+        if let Outbound::Direct { to, body, .. } = &outbound {
+            self.shared.deliveries.sent(to, body);
+        }
         self.shared.load.say(outbound, &self.outbound);
     }
 
@@ -253,7 +270,14 @@ impl CohortActor {
             }
             Phase::Failed { reason, successor, .. } => {
                 let next = successor.as_ref().map(|terms| terms.cohort_id.clone());
-                Some(ServiceNotice::failed(cohort_id, reason, next))
+                let undelivered = self.shared.deliveries.not_carried(&cohort_id);
+                let mut notice = ServiceNotice::failed(cohort_id, reason, next);
+                if let (ServiceNotice::CohortFailed { reason, .. }, Some((members, why))) =
+                    (&mut notice, undelivered)
+                {
+                    reason.push_str(&format!(" (no carrier has taken what was for {members} of them: {why})"));
+                }
+                Some(notice)
             }
             _ => None,
         }
@@ -285,6 +309,12 @@ impl CohortActor {
             }
             Err(error) => actor.feed(ServiceInput::SigningLost(Fatal(error.to_string())), ctx),
         }));
+    }
+}
+
+impl Drop for CohortActor {
+    fn drop(&mut self) {
+        self.shared.deliveries.forget(&self.engine.machine().config().terms.cohort_id);
     }
 }
 
@@ -341,6 +371,21 @@ impl Handler<CohortMessage> for CohortActor {
             _ => {
                 let Received { message, receipt, .. } = received;
                 self.feed_received(ServiceInput::Message(message), receipt, ctx);
+            }
+        }
+    }
+}
+
+impl Handler<SayAgain> for CohortActor {
+    type Result = ();
+
+    fn handle(&mut self, SayAgain(member): SayAgain, ctx: &mut Self::Context) {
+        if let Some(session) = &self.session {
+            session.say_again(SayAgain(member.clone()));
+        }
+        for effect in self.engine.machine().resume() {
+            if matches!(&effect, ServiceEffect::Send { to, .. } if *to == member) {
+                self.perform(effect, ctx);
             }
         }
     }

@@ -18,6 +18,7 @@
 
 pub mod bans;
 mod cohort;
+mod deliveries;
 mod engine;
 mod evidence;
 mod fence;

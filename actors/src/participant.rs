@@ -284,15 +284,21 @@ impl ParticipantActor {
         if body.network != self.shared.identity.did().network() {
             return;
         }
-        if self.sessions.len() >= self.max_sessions {
-            tracing::debug!(cohort_id = %body.cohort_id, "too many sessions are open, the advert is passed over");
-            return;
-        }
         let advert = match Advert::read(from, body, &self.shared.config.beacons) {
             Ok(advert) => advert,
             Err(reject) => return self.reject(Some(&body.cohort_id), &reject),
         };
         let rejoins = self.takes_the_place_of_ours(&advert);
+        // Before it takes a place that another cohort could have.
+        if !rejoins && !self.shared.policy.considers(&advert) {
+            tracing::debug!(cohort_id = %body.cohort_id, "the advert is nothing for us");
+            self.declined.insert(cohort);
+            return;
+        }
+        if self.sessions.len() >= self.max_sessions {
+            tracing::debug!(cohort_id = %body.cohort_id, "too many sessions are open, the advert is passed over");
+            return;
+        }
         let advert = Arc::new(advert);
         let machine = ParticipantCohort::new(Arc::clone(&self.shared.config), Arc::clone(&advert));
         let actor = self.start_session(machine, How::Fresh { rejoins }, ctx);
@@ -428,6 +434,8 @@ impl Handler<Delivery> for ParticipantActor {
                 let did = self.shared.identity.did().clone();
                 self.shared.notices.publish(ParticipantNotice::MessageUnverified { did, reason });
             }
+            // A participant blames nobody, and says by itself what its service still needs.
+            Delivery::Missed { .. } | Delivery::Delivered { .. } | Delivery::Delayed { .. } => {}
             Delivery::Undeliverable { body, reason, .. } => {
                 let _session = self.span(body.cohort_id()).entered();
                 self.shared.notices.publish(ParticipantNotice::MessageUndelivered {

@@ -139,6 +139,13 @@ pub struct SigningRequest {
 /// A DID controller.
 #[async_trait]
 pub trait ParticipantPolicy: Send + Sync {
+    /// Whether to think about a cohort at all, decided at once from its advert. What is passed over here takes no session and leaves
+    /// nothing behind, however many adverts there are: on a relay anybody can advertise. Thinks about all by default.
+    fn considers(&self, advert: &Advert) -> bool {
+        let _ = advert;
+        true
+    }
+
     /// Whether to join a cohort. Joins none by default: membership lets the service hold up this DID's updates, and the
     /// terms say who can spend from its beacon.
     async fn should_join(&self, advert: &Advert) -> bool {

@@ -42,6 +42,7 @@ use self::{
 use crate::{
     bans::BanBook,
     cohort::{Beginning, CohortActor},
+    deliveries::Deliveries,
     fence::Hold,
     journal::Journal,
     load::{Load, Mailbox},
@@ -124,6 +125,7 @@ pub(crate) struct ServiceShared {
     pub(crate) bans: BanBook,
     pub(crate) seats: Seats,
     pub(crate) restarts: RestartIntensity,
+    pub(crate) deliveries: Deliveries,
 }
 
 /// Why a cohort cannot be opened.
@@ -224,6 +226,7 @@ impl AggregationService {
             bans: settings.bans.clone(),
             seats: settings.seats.clone(),
             restarts: settings.restarts,
+            deliveries: Deliveries::new(settings.transport.reports_delivery()),
         });
         Self {
             settings,
@@ -391,9 +394,22 @@ impl Handler<Delivery> for AggregationService {
                 let reject = Reject { code: RejectCode::WrongSender, peer: None, detail: reason };
                 return self.reject(None, &reject);
             }
+            Delivery::Delivered { to, cohort_id, kind } => {
+                return self.shared.deliveries.delivered(&cohort_id, &to, kind);
+            }
+            Delivery::Delayed { to, cohort_id, kind, reason } => {
+                return self.shared.deliveries.delayed(&cohort_id, &to, kind, reason);
+            }
+            Delivery::Missed { to, cohort_id } => {
+                if let Some(place) = self.cohorts.get_mut(&cohort_id) {
+                    place.hand(&cohort_id, Said::Again(to));
+                }
+                return;
+            }
             Delivery::Undeliverable { to, body, reason } => {
                 let cohort_id = body.cohort_id().clone();
                 let kind = body.short_type();
+                self.shared.deliveries.delayed(&cohort_id, &to, kind, reason.clone());
                 let _cohort = span::cohort(&cohort_id).entered();
                 return self.shared.notices.publish(ServiceNotice::MessageUndelivered {
                     cohort_id,

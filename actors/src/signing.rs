@@ -5,7 +5,7 @@ use std::sync::Arc;
 use actix::{Actor, ActorContext, Addr, Context, Handler, Message as ActixMessage, Recipient, prelude::SendError};
 use btcr2_aggregation_protocol::{
     cohort::event::SpendPath,
-    error::{Fault, Reject},
+    error::{Fault, Reject, RejectCode},
     hash::MessageDigest,
     id::SessionId,
     machine::Machine,
@@ -16,7 +16,8 @@ use btcr2_aggregation_protocol::{
 };
 
 use crate::{
-    cohort::CohortActor,
+    cohort::{CohortActor, SayAgain},
+    deliveries::Deliveries,
     engine::{Driven, Engine},
     fence::{Held, Hold},
     journal::{JournalError, StreamId},
@@ -78,6 +79,14 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Has it say again what a member still needs.
+    pub(crate) fn say_again(&self, again: SayAgain) {
+        // Not lossy: a member is told so once for each stream that it opens.
+        self.address.do_send(again);
+    }
+}
+
 impl Drop for Session {
     fn drop(&mut self) {
         self.address.do_send(Abandon);
@@ -106,6 +115,7 @@ pub(crate) struct SigningSessionActor {
     cohort: Addr<CohortActor>,
     notices: Notices<ServiceNotice>,
     load: Load,
+    deliveries: Deliveries,
     digests: Vec<MessageDigest>,
     was_down: bool,
     guard: EndGuard,
@@ -129,8 +139,8 @@ impl SigningSessionActor {
             digests.extend(machine.transcript_entries(fact, effects));
         });
         let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, held, shared.clock, rng);
-        let (notices, load) = (shared.notices.clone(), shared.load.clone());
-        Self { engine, outbound, cohort, notices, load, digests, was_down: life.was_down, guard }
+        let (notices, load, deliveries) = (shared.notices.clone(), shared.load.clone(), shared.deliveries.clone());
+        Self { engine, outbound, cohort, notices, load, deliveries, digests, was_down: life.was_down, guard }
     }
 
     /// Where the facts of this session are kept.
@@ -167,6 +177,18 @@ impl Handler<SessionMessage> for SigningSessionActor {
         drop(waits);
         let Received { message, receipt, .. } = received;
         self.feed_received(SessionInput::Message(message), receipt, ctx);
+    }
+}
+
+impl Handler<SayAgain> for SigningSessionActor {
+    type Result = ();
+
+    fn handle(&mut self, SayAgain(member): SayAgain, ctx: &mut Self::Context) {
+        for effect in self.engine.machine().resume() {
+            if matches!(&effect, SessionEffect::Send { to, .. } if *to == member) {
+                self.perform(effect, ctx);
+            }
+        }
     }
 }
 
@@ -233,6 +255,7 @@ impl Driven for SigningSessionActor {
         match effect {
             SessionEffect::Send { to, body } => {
                 let until = self.engine.machine().deadline();
+                self.deliveries.sent(&to, &body);
                 self.load.say(Outbound::Direct { to, body, until }, &self.outbound);
             }
             SessionEffect::Finished(outcome) => {
@@ -242,7 +265,16 @@ impl Driven for SigningSessionActor {
     }
 
     fn refused(&mut self, reject: Reject, _: &mut Context<Self>) {
-        let cohort_id = &self.engine.machine().task().cohort_id;
+        let machine = self.engine.machine();
+        let cohort_id = &machine.task().cohort_id;
+        // What comes when the path is chosen was sent before its sender could know.
+        let is_over = matches!(
+            machine.phase(),
+            SessionPhase::Fallback { .. } | SessionPhase::KeyPath | SessionPhase::Ended(_)
+        );
+        if is_over && reject.code == RejectCode::WrongPhase {
+            return tracing::debug!(%cohort_id, reject.detail, "a message came too late");
+        }
         self.notices.publish(ServiceNotice::rejected(Some(cohort_id), &reject));
     }
 

@@ -12,6 +12,8 @@
 //! what it proves is a key. Whether that key is the one of the DID that the message says it is from is for the caller to
 //! decide, who knows the keys of EXTERNAL DIDs.
 
+mod limits;
+
 use std::borrow::Cow;
 
 use data_encoding::BASE64;
@@ -34,6 +36,8 @@ use crate::{
     network::Network,
     time::Timestamp,
 };
+
+pub use self::limits::EventLimits;
 
 /// The kind of events that carry keygen messages, in plain text.
 pub const PLAIN_KIND: u16 = 1;
@@ -255,6 +259,14 @@ pub fn retract(adverts: &[EventId], key: &SecretKey, created_at: Timestamp, rng:
     let mut tags: Vec<Tag> = adverts.iter().map(|advert| tag("e", advert.to_hex())).collect();
     tags.push(tag("k", PLAIN_KIND.to_string()));
     sign(DELETION_KIND, tags, String::new(), key, created_at, rng)
+}
+
+/// The kind of the event by which somebody proves to a relay who it is (NIP-42).
+pub const AUTHENTICATION_KIND: u16 = 22_242;
+
+/// The signed event that answers a relay's challenge (NIP-42): its `tags` name both.
+pub fn authenticate(tags: Vec<Tag>, key: &SecretKey, created_at: Timestamp, rng: &mut dyn CryptoRng) -> Event {
+    sign(AUTHENTICATION_KIND, tags, String::new(), key, created_at, rng)
 }
 
 fn sign(

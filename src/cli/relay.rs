@@ -115,6 +115,18 @@ fn table(outcome: &RelayCheck) -> String {
             probe.problem.as_deref().unwrap_or_default()
         ));
     }
+    for words in &outcome.words {
+        lines.push(format!("the relay says  {words}"));
+    }
+    let yes = |yes: bool, no: &str| if yes { "yes".to_owned() } else { format!("no: {no}") };
+    if let Some(over) = outcome.over_delivers {
+        let only = yes(!over, "others are passed over here, but cost traffic");
+        lines.push(format!("sends only what was asked for  {only}"));
+    }
+    if let Some(separates) = outcome.separates {
+        let apart = yes(separates, "ours have names that nobody else uses, so it does not matter");
+        lines.push(format!("tells subscriptions of one name on two connections apart  {apart}"));
+    }
     if let Some(forgets) = outcome.forgets {
         let forgets = if forgets { "yes" } else { "no: who comes late may try to join cohorts that are over" };
         lines.push(format!("forgets adverts when asked (NIP-09, not needed)  {forgets}"));

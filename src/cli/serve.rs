@@ -11,7 +11,10 @@ use super::{
     singleton::SatPerVb,
 };
 use crate::{
-    actors::seats::SeatLimit,
+    actors::{
+        seats::SeatLimit,
+        transport::connections::{ConnectionLimits, Prefix, Proxies},
+    },
     bitcoin::payout,
     cas::{self, Location},
     config::{self, Period, Span, settings},
@@ -282,9 +285,14 @@ settings! {
         /// Web origins that may talk to the service, comma separated; `*` for all, empty for none but its own [default: *]
         #[arg(long, value_name = "ORIGINS", env = "BTCR2_CORS")]
         cors: String,
-        /// Believe the client addresses that a proxy forwards
+        /// Believe the client addresses that a proxy forwards, whoever connects: only where nothing but the proxy can. Otherwise
+        /// --trusted-proxy
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_TRUST_FORWARDED")]
         trust_forwarded: bool,
+        /// Believe the client addresses that a proxy at this address or prefix forwards, 127.0.0.1 or 10.0.0.0/8; may be given
+        /// several times
+        #[arg(long, value_name = "PREFIX", value_delimiter = ',', env = "BTCR2_TRUSTED_PROXY")]
+        trusted_proxy: Vec<String>,
         /// A path prefix that a proxy strips before it passes requests on
         #[arg(long, value_name = "PATH", env = "BTCR2_STRIPPED_PREFIX")]
         stripped_prefix: String,
@@ -507,7 +515,25 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     http.did_rate.burst = settings.did_burst.unwrap_or(http.did_rate.burst);
     http.address_rate.per_second = settings.address_rate.unwrap_or(http.address_rate.per_second);
     http.address_rate.burst = settings.address_burst.unwrap_or(http.address_rate.burst);
-    http.trust_forwarded = settings.trust_forwarded.unwrap_or(false);
+    let proxies = settings.trusted_proxy.unwrap_or_default();
+    let proxies = proxies.iter().map(|prefix| prefix.parse()).collect::<Result<Vec<Prefix>, _>>();
+    let proxies = proxies.map_err(|error| ProgramError::Usage(format!("--trusted-proxy {error}")))?;
+    http.proxies = match settings.trust_forwarded {
+        // Who names proxies believes nobody else.
+        _ if !proxies.is_empty() => Proxies::At(proxies),
+        Some(true) => Proxies::All,
+        _ => Proxies::None,
+    };
+    let files = crate::telemetry::open_files();
+    // A relay has sockets of its own.
+    config.relay_limits.sockets = ConnectionLimits::of_files(files / 4);
+    let files = if config.embedded_relay.is_some() { files - files / 4 } else { files };
+    let limits = ConnectionLimits::of_files(files);
+    // Streams of adverts are nobody's in particular.
+    http.advert_streams = http.advert_streams.min(limits.strangers / 2);
+    http.advert_streams_per_address = http.advert_streams_per_address.min(http.advert_streams / 4);
+    config.connections = limits;
+    let http = &mut config.http;
     http.stripped_prefixes.extend(settings.stripped_prefix);
     if let Some(origins) = settings.cors {
         http.cors = serve::cors(&origins);

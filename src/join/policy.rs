@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use ::bitcoin::FeeRate;
@@ -182,7 +185,12 @@ pub struct MemberPolicy {
     ledger: Arc<Ledger>,
     /// The beacon that this run has announced.
     added: Arc<OnceLock<CohortId>>,
+    /// How many adverts were passed over at once.
+    passed_over: Arc<AtomicUsize>,
 }
+
+/// How many adverts that are passed over at once are shown.
+const PASSED_OVER_SHOWN: usize = 16;
 
 impl MemberPolicy {
     /// A member that joins `service`, or any service, on `terms`, and has said nothing yet.
@@ -195,10 +203,22 @@ impl MemberPolicy {
         printer: Printer,
     ) -> Self {
         let ledger = Arc::new(Ledger::new(identity.initial_document().unwrap_or_default(), Vec::new(), []));
-        let (place, added) = (Arc::default(), Arc::default());
-        let idle = Idle::default();
-        let invite = None;
-        Self { identity, service, terms, intent, idle, invite, publication, printer, place, ledger, added }
+        let (place, added, passed_over) = Default::default();
+        let (idle, invite) = (Idle::default(), None);
+        Self {
+            identity,
+            service,
+            terms,
+            intent,
+            idle,
+            invite,
+            publication,
+            printer,
+            place,
+            ledger,
+            added,
+            passed_over,
+        }
     }
 
     /// That opts in with an invite.
@@ -453,6 +473,21 @@ pub(super) fn same_bytes_again() -> ChaCha20Rng {
 impl ParticipantPolicy for MemberPolicy {
     fn invite(&self) -> Option<InviteToken> {
         self.invite.clone()
+    }
+
+    fn considers(&self, advert: &Advert) -> bool {
+        let verdict = match &self.service {
+            Some(service) if *service != advert.service => {
+                Err("its service is not the one that was named".to_owned())
+            }
+            _ => self.terms.accept(&advert.conditions),
+        };
+        let Err(reason) = verdict else { return true };
+        // Enough to see that a name or a term is wrong. Whoever advertises could fill the output otherwise.
+        if self.passed_over.fetch_add(1, Ordering::Relaxed) < PASSED_OVER_SHOWN {
+            self.printer.passed_over(&advert.cohort_id, &advert.service, &reason);
+        }
+        false
     }
 
     async fn should_join(&self, advert: &Advert) -> bool {

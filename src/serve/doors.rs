@@ -1,10 +1,12 @@
 //! The ways in: a web server, relays, or both for one service.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use actix_web::{App, HttpServer as WebServer, dev::ServerHandle};
-
-use super::{ServeConfig, tls::Loaded};
+use super::{
+    ServeConfig,
+    tls::Loaded,
+    web::{self, Opening, Running},
+};
 use crate::{
     actors::{
         runtime::{Clock, Randomness},
@@ -12,7 +14,7 @@ use crate::{
             Transport,
             combined::CombinedTransport,
             contact::Contacts,
-            http::{self, HttpServer, server::HttpServerParts},
+            http::{HttpServer, server::HttpServerParts},
             nostr::{NostrConfig, NostrTransport, embedded::EmbeddedRelay},
         },
     },
@@ -21,18 +23,6 @@ use crate::{
     keep::Keeping,
     metrics::sources::Sources,
 };
-
-/// An idle connection is kept this long. The TypeScript implementation's client does not send again what broke on a connection
-/// that was closed under it.
-const KEEP_ALIVE: Duration = Duration::from_secs(90);
-
-/// How much may wait to be written on a connection. Each keeps a buffer of about that size for as long as it lives, and one
-/// step of a round fills those of all members.
-const WRITE_BUFFER: usize = 4096;
-
-/// How long open requests may take to end when the program stops. Streams are closed before; what is open then for longer is
-/// idle, for the web server waits for connections that are kept alive too.
-const SHUTDOWN_SECS: u64 = 1;
 
 /// What is open.
 pub(super) struct Doors {
@@ -50,13 +40,10 @@ pub(super) struct Doors {
     embedded: Option<EmbeddedRelay>,
 }
 
-/// Starts the web server behind a socket.
-type Opening = Box<dyn FnOnce() -> ServerHandle>;
-
 /// A web server: first its socket, on which connections wait, and then the server behind it.
 enum Web {
     Closed { server: HttpServer, open: Opening },
-    Open { server: HttpServer, handle: ServerHandle },
+    Open { server: HttpServer, running: Running },
 }
 
 impl Doors {
@@ -70,7 +57,7 @@ impl Doors {
         contacts: &Contacts,
     ) -> Result<Self, ProgramError> {
         let mut transports: Vec<Arc<dyn Transport>> = Vec::new();
-        let (mut url, mut web, mut relays, mut embedded, mut over_relays) = (None, None, Vec::new(), None, None);
+        let (mut url, mut opened, mut relays, mut embedded, mut over_relays) = (None, None, Vec::new(), None, None);
         let tls = config.tls.as_ref().map(Loaded::new).transpose()?;
         if let Some(listening) = &config.listen {
             if config.limits.update_bytes > config.http.max_body {
@@ -81,22 +68,27 @@ impl Doors {
             }
             let mut parts = HttpServerParts::new(config.http.clone(), clock);
             parts.update_bytes = config.limits.update_bytes;
+            parts.connections = config.connections;
             keeping.furnish(&mut parts, clock).await?;
             let server = HttpServer::start(parts);
-            let (address, open) = bind(tls.as_ref(), listening, &server)?;
+            let (address, open) = web::bind(tls.as_ref(), listening, &server)?;
             let scheme = if tls.is_some() { "https" } else { "http" };
             url = Some(format!("{scheme}://{address}"));
             sources.http(server.clone());
             transports.push(Arc::new(server.clone()));
-            web = Some(Web::Closed { server, open });
+            opened = Some(Web::Closed { server, open });
         }
         if config.nostr.is_some() || config.embedded_relay.is_some() {
             let mut nostr = config.nostr.clone().unwrap_or_else(|| NostrConfig::new([]));
             if let Some(address) = config.embedded_relay {
-                let relay = EmbeddedRelay::start(address).await.map_err(|error| ProgramError::Io {
-                    what: "--embedded-relay".to_owned(),
-                    error: std::io::Error::other(error),
-                })?;
+                let key = config.identity.public_key().x_only();
+                let relay =
+                    EmbeddedRelay::start_with(address, config.relay_limits, &[key]).await.map_err(|error| {
+                        ProgramError::Io {
+                            what: "--embedded-relay".to_owned(),
+                            error: std::io::Error::other(error),
+                        }
+                    })?;
                 nostr.relays.push(relay.url().to_owned());
                 embedded = Some(relay);
             }
@@ -104,6 +96,7 @@ impl Doors {
             nostr.contacts = contacts.clone();
             let nostr = NostrTransport::new(nostr, clock, Randomness::System)
                 .map_err(|error| ProgramError::Usage(error.to_string()))?;
+            nostr.learn().await;
             sources.nostr(nostr.clone());
             over_relays = Some(nostr.clone());
             transports.push(Arc::new(nostr));
@@ -114,13 +107,13 @@ impl Doors {
                 ProgramError::Usage("nothing to serve over: neither an address to listen on nor a relay".to_owned())
             })?),
         };
-        Ok(Self { transport, url, relays, tls, nostr: over_relays, web, embedded })
+        Ok(Self { transport, url, relays, tls, nostr: over_relays, web: opened, embedded })
     }
 
     /// Lets people in: every cohort that runs knows its members by now.
     pub(super) fn welcome(&mut self) {
         self.web = self.web.take().map(|web| match web {
-            Web::Closed { server, open } => Web::Open { server, handle: open() },
+            Web::Closed { server, open } => Web::Open { server, running: open() },
             open @ Web::Open { .. } => open,
         });
     }
@@ -135,9 +128,9 @@ impl Doors {
     /// No new work, streams closed, then the connections.
     pub(super) async fn close(self) {
         match self.web {
-            Some(Web::Open { server, handle }) => {
+            Some(Web::Open { server, running }) => {
                 server.shutdown().await;
-                handle.stop(true).await;
+                running.stop().await;
             }
             Some(Web::Closed { server, .. }) => server.shutdown().await,
             None => {}
@@ -146,28 +139,4 @@ impl Doors {
             relay.shutdown().await;
         }
     }
-}
-
-fn bind(tls: Option<&Loaded>, address: &str, server: &HttpServer) -> Result<(SocketAddr, Opening), ProgramError> {
-    let mounted = server.clone();
-    let app = move || App::new().configure(http::configure(&mounted)).default_service(http::not_found(&mounted));
-    let mut web = WebServer::new(app)
-        .keep_alive(KEEP_ALIVE)
-        .h1_write_buffer_size(WRITE_BUFFER)
-        .shutdown_timeout(SHUTDOWN_SECS)
-        .disable_signals()
-        .workers(2);
-    let io_error = |error| ProgramError::Io { what: format!("listening on {address}"), error };
-    web = match tls {
-        Some(tls) => web.bind_rustls_0_23(address, tls.config()?).map_err(io_error)?,
-        None => web.bind(address).map_err(io_error)?,
-    };
-    let address = *web.addrs().first().ok_or_else(|| ProgramError::Internal("no address is bound".to_owned()))?;
-    let open = move || {
-        let running = web.run();
-        let handle = running.handle();
-        actix_rt::spawn(running);
-        handle
-    };
-    Ok((address, Box::new(open)))
 }

@@ -11,6 +11,7 @@ mod operator;
 mod results;
 mod rounds;
 mod tls;
+mod web;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -40,9 +41,10 @@ use crate::{
         service::{LiveCohorts, ServiceSettings},
         supervisor::{StartService, Supervisor},
         transport::{
+            connections::ConnectionLimits,
             contact::Contacts,
             http::{Cors, HttpConfig},
-            nostr::NostrConfig,
+            nostr::{NostrConfig, embedded::RelayLimits},
         },
     },
     cas::Publication,
@@ -95,6 +97,8 @@ pub struct ServeConfig {
     pub nostr: Option<NostrConfig>,
     /// Where to run a relay of our own, which is one of those to serve over.
     pub embedded_relay: Option<SocketAddr>,
+    /// What that relay holds at most.
+    pub relay_limits: RelayLimits,
     /// Certificate and key, for https.
     pub tls: Option<Tls>,
     /// Where coins come from.
@@ -121,6 +125,8 @@ pub struct ServeConfig {
     pub limits: Limits,
     /// What the web server allows.
     pub http: HttpConfig,
+    /// How many connections there may be.
+    pub connections: ConnectionLimits,
     /// How many cohorts to run in all.
     pub cohorts: Option<u32>,
     /// How many to advertise at once.
@@ -159,6 +165,7 @@ impl ServeConfig {
             on_alarm: None,
             nostr: None,
             embedded_relay: None,
+            relay_limits: RelayLimits::default(),
             tls: None,
             coins: Coins::Offline,
             publication: Publication::default(),
@@ -172,6 +179,7 @@ impl ServeConfig {
             timing: Timing::default(),
             limits: Limits::default(),
             http: HttpConfig::default(),
+            connections: ConnectionLimits::default(),
             cohorts: None,
             parallel: 1,
             exit_when_done: false,

@@ -34,6 +34,7 @@ mod examples;
 mod fallback_policy;
 mod full_disk;
 mod funding;
+mod hostile_floods;
 mod hostile_processes;
 mod hostile_text;
 mod http_cli;

@@ -155,6 +155,13 @@ fn a_relay_is_checked_for_what_a_cohort_needs() {
         "{report:#}"
     );
     assert_eq!(report["forgets"], true, "{report:#}");
+    assert_eq!(
+        (&report["overDelivers"], &report["separates"]),
+        (&Value::Bool(false), &Value::Bool(true)),
+        "{report:#}"
+    );
+    let sizes: Vec<_> = probes.iter().map(|probe| probe["bytes"].as_u64().unwrap()).collect();
+    assert!(sizes[0] < 2_000 && sizes[1] < 2_000, "the small ones come first: {sizes:?}");
     let (status, table) = check(&[&running.relay]);
     assert_eq!(status, Some(0));
     assert!(table.ends_with("\nfit for cohorts\n"), "{table}");

@@ -59,7 +59,13 @@ impl CohortActor {
             },
             _ => return,
         };
+        let cohort_id = self.cohort_id();
         for did in silent {
+            // Silence counts only after delivery.
+            if let Some(why) = self.shared.deliveries.undelivered(&cohort_id, did) {
+                tracing::info!(%did, ?why, "a member that may not have got what it did not answer is charged with nothing");
+                continue;
+            }
             self.charge(did, Offence::Holdout, "kept silent".to_owned(), Vec::new());
         }
         for did in wrong {

@@ -8,7 +8,7 @@ use btcr2_aggregation_protocol::{
         event::ServiceEvent,
         service::{ServiceCohort, ServiceEffect, ServiceInput},
     },
-    error::Reject,
+    error::{Reject, RejectCode},
     machine::Machine,
 };
 
@@ -145,6 +145,9 @@ impl Driven for CohortActor {
     }
 
     fn refused(&mut self, reject: Reject, _: &mut Context<Self>) {
+        if reject.code == RejectCode::WrongPhase && self.is_late(reject.peer.as_ref()) {
+            return tracing::debug!(cohort_id = %self.cohort_id(), reject.detail, "a message came too late");
+        }
         self.shared.notices.publish(ServiceNotice::rejected(Some(&self.cohort_id()), &reject));
     }
 

@@ -3,10 +3,10 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use actix::{Addr, prelude::SendError};
-use btcr2_aggregation_protocol::{cohort::service::CohortTerms, id::CohortId};
+use btcr2_aggregation_protocol::{cohort::service::CohortTerms, did::Did, id::CohortId};
 
 use crate::{
-    cohort::{Cancel, CohortActor, CohortMessage, Finalize},
+    cohort::{Cancel, CohortActor, CohortMessage, Finalize, SayAgain},
     fence::Hold,
     load::Waits,
     recovery::Restarts,
@@ -32,6 +32,7 @@ pub(super) enum Said {
     Message(Received, Waits),
     Finalize,
     Cancel(String),
+    Again(Did),
 }
 
 impl Place {
@@ -53,6 +54,9 @@ impl Place {
             },
             (Some(cohort), Said::Finalize) if cohort.connected() => return cohort.do_send(Finalize),
             (Some(cohort), Said::Cancel(reason)) if cohort.connected() => return cohort.do_send(Cancel(reason)),
+            (Some(cohort), Said::Again(to)) if cohort.connected() => return cohort.do_send(SayAgain(to)),
+            // One that is brought back says it by itself.
+            (_, Said::Again(_)) => return,
             (_, said) => said,
         };
         if self.waiting.len() < WAITING {

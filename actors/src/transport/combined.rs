@@ -58,6 +58,10 @@ impl Transport for CombinedTransport {
         self.0.iter().for_each(|transport| transport.introduce(did, genesis_document));
     }
 
+    fn reports_delivery(&self) -> bool {
+        self.0.iter().all(|transport| transport.reports_delivery())
+    }
+
     fn member_limit(&self, beacon_type: &BeaconType) -> Option<usize> {
         // Nobody knows on which of them the members will be.
         self.0.iter().filter_map(|transport| transport.member_limit(beacon_type)).min()

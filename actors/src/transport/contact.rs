@@ -196,7 +196,7 @@ fn advice(problem: &str) -> Option<&'static str> {
         ),
         (&["dns error", "failed to lookup", "Name or service not known"], "Is the host name right?"),
         (&["Connection refused", "connection refused"], "Is it running there, and is the port right?"),
-        (&["auth-required"], "The relay demands authentication: use another relay"),
+        (&["auth-required"], "The relay demands authentication, and does not accept ours: use another relay"),
         (&["has not answered a subscription"], "It takes connections and answers nothing: use another relay"),
         (&["429"], "It asks for fewer requests: wait, or ask its operator"),
         (

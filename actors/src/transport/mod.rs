@@ -6,6 +6,7 @@
 //! several of them as one.
 
 pub mod combined;
+pub mod connections;
 pub mod contact;
 pub(crate) mod external;
 pub mod http;
@@ -95,6 +96,34 @@ pub enum Delivery {
         /// Why, in words.
         reason: String,
     },
+    /// A message of ours has reached its recipient as far as anybody can know: it was fetched over HTTP, or a relay has taken it.
+    Delivered {
+        /// Whom.
+        to: Did,
+        /// Of which cohort.
+        cohort_id: CohortId,
+        /// What, by the short name of its type.
+        kind: &'static str,
+    },
+    /// A message of ours has not reached its recipient yet. It is tried again.
+    Delayed {
+        /// To whom.
+        to: Did,
+        /// Of which cohort.
+        cohort_id: CohortId,
+        /// What, by the short name of its type.
+        kind: &'static str,
+        /// Which carrier has not taken it, and why, in words.
+        reason: String,
+    },
+    /// There was no room for all messages of ours to somebody: what it still needs of this cohort has to be said again, for it
+    /// reads now.
+    Missed {
+        /// To whom.
+        to: Did,
+        /// Of which cohort.
+        cohort_id: CohortId,
+    },
     /// A message of ours could not be delivered, and will not be.
     Undeliverable {
         /// To whom.
@@ -137,6 +166,11 @@ pub trait Transport: Send + Sync {
     /// which the transport would otherwise only learn from an opt-in. Takes effect at once, and for as long as the transport
     /// lives. Nothing happens where DIDs are believed anyway.
     fn introduce(&self, _did: &Did, _genesis_document: &Value) {}
+
+    /// Whether connections say [`Delivery::Delivered`] of what they have delivered. Where they do not, everything counts as delivered.
+    fn reports_delivery(&self) -> bool {
+        false
+    }
 
     /// The most members that a cohort with this beacon can have so that each of its messages can be carried; `None` where
     /// there is no limit. Asked when a cohort is opened.

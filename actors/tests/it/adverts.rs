@@ -9,7 +9,10 @@ use btcr2_aggregation_actors::{
     policy::{ParticipantPolicy, UpdateRequest},
 };
 use btcr2_aggregation_protocol::{
-    cohort::event::SessionEnd, identity::Identity, network::Network, update::Submission,
+    cohort::{event::SessionEnd, participant::Advert},
+    identity::Identity,
+    network::Network,
+    update::Submission,
 };
 
 const REPEAT: Duration = Duration::from_secs(60);
@@ -48,6 +51,45 @@ fn a_participant_joins_nothing_unless_its_host_says_so_and_is_asked_once() {
         assert_eq!(service.ear.failed(&cohort_id).await.code(), "ENROLLMENT_EXPIRED");
         assert_eq!(service.ear.names(&cohort_id), ["cohort-advertised", "cohort-failed"]);
         assert_eq!(world.members.names(&cohort_id), ["cohort-discovered"], "60 adverts, one question");
+    });
+}
+
+/// Joins every cohort of one service, which it hears of in time only if others take no session.
+struct Loyal(btcr2_aggregation_protocol::did::Did);
+
+#[async_trait]
+impl ParticipantPolicy for Loyal {
+    fn considers(&self, advert: &Advert) -> bool {
+        advert.service == self.0
+    }
+
+    async fn should_join(&self, _: &Advert) -> bool {
+        true
+    }
+
+    async fn provide_update(&self, _: &UpdateRequest) -> Option<Submission> {
+        None
+    }
+}
+
+#[test]
+fn adverts_that_were_not_asked_for_take_no_session() {
+    on_paused_clock(async {
+        let mut world = World::new();
+        let strangers = world.service("stranger", Operator).await;
+        let mut service = world.service("service", Operator).await;
+        let member = identity("loyal");
+        let mut settings = world.participant_settings(&member, Loyal(service.did().clone()));
+        settings.max_sessions = 1;
+        let _participant = world.participant_with(settings).await;
+        for _ in 0..100 {
+            strangers.open(cohort(1)).await;
+        }
+        settle().await;
+        assert!(world.members.heard().is_empty(), "nothing is begun, or written, for them");
+        let cohort_id = service.open(cohort(1)).await;
+        service.ear.completed(&cohort_id).await;
+        assert_eq!(world.elapsed(), Duration::ZERO);
     });
 }
 

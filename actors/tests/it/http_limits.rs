@@ -7,6 +7,7 @@ use crate::http_support::{
     site::{OK, Site},
 };
 use actix_web::{HttpMessage, test::TestRequest};
+use btcr2_aggregation_actors::transport::connections::Proxies;
 use btcr2_aggregation_actors::transport::http::{
     HttpConfig,
     store::{MemoryNonces, MemoryRates, NonceStore, NonceVerdict, Rate, RateLimitStore},
@@ -293,10 +294,13 @@ fn of_ipv6_the_network_is_what_counts() {
 
 #[test]
 fn a_forwarded_address_counts_only_when_the_proxy_is_trusted() {
-    for (trust_forwarded, expected) in [(false, LIMITED), (true, (400, "invalid_json"))] {
+    let ours = Proxies::At(vec!["192.0.2.0/24".parse().unwrap()]);
+    for (proxies, expected) in
+        [(Proxies::None, LIMITED), (Proxies::All, (400, "invalid_json")), (ours, (400, "invalid_json"))]
+    {
         paused(async {
             let address_rate = Rate { per_second: 1, burst: 1 };
-            let config = HttpConfig { address_rate, trust_forwarded, ..HttpConfig::default() };
+            let config = HttpConfig { address_rate, proxies: proxies.clone(), ..HttpConfig::default() };
             let (site, _deliveries) = Site::new(config).await;
             let ask = |from: &str| {
                 let request = TestRequest::post().uri("/v1/messages").peer_addr("192.0.2.1:1".parse().unwrap());
@@ -306,4 +310,53 @@ fn a_forwarded_address_counts_only_when_the_proxy_is_trusted() {
             assert_eq!(ask("198.51.100.2").await.outcome(), expected);
         });
     }
+}
+
+#[test]
+fn made_up_dids_share_what_their_address_has() {
+    paused(async {
+        let config = HttpConfig { address_rate: Rate { per_second: 4, burst: 20 }, ..HttpConfig::default() };
+        let (site, _deliveries) = Site::new(config).await;
+        let from = |number| sealed(&identity(number), Some(service().did()), ack(), site.now());
+        for number in 1..=10 {
+            assert_eq!(site.post_from("192.0.2.1:1", from(number)).await.outcome(), OK);
+        }
+        // Nothing is known of its signature, as nobody has looked at it.
+        let forged = from(11).replace("\"approved\":true", "\"approved\":false");
+        assert_eq!(site.post_from("192.0.2.1:1", forged).await.outcome(), LIMITED);
+        assert_eq!(site.post_from("192.0.2.2:1", from(12)).await.outcome(), OK, "another address");
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(site.post_from("192.0.2.1:1", from(13)).await.outcome(), OK);
+    });
+}
+
+#[test]
+fn an_ipv6_site_has_four_times_what_a_network_has() {
+    paused(async {
+        let config = HttpConfig { address_rate: Rate { per_second: 1, burst: 1 }, ..HttpConfig::default() };
+        let (site, _deliveries) = Site::new(config).await;
+        for network in 0..4 {
+            let from = format!("[2001:db8:0:{network}::1]:1");
+            assert_eq!(site.post_from(&from, "{").await.outcome(), (400, "invalid_json"));
+        }
+        assert_eq!(site.post_from("[2001:db8:0:5::1]:1", "{").await.outcome(), LIMITED);
+        assert_eq!(site.post_from("[2001:db8:1::1]:1", "{").await.outcome(), (400, "invalid_json"), "another site");
+    });
+}
+
+#[test]
+fn an_address_has_its_share_of_the_advert_streams() {
+    paused(async {
+        let config = HttpConfig { advert_streams: 3, advert_streams_per_address: 2, ..HttpConfig::default() };
+        let (site, _deliveries) = Site::new(config).await;
+        let request = |from: &str| TestRequest::get().uri("/v1/adverts").peer_addr(from.parse().unwrap());
+        let mut first = site.open(request("192.0.2.1:1")).await;
+        let mut second = site.open(request("192.0.2.1:2")).await;
+        let mut third = site.open(request("192.0.2.1:3")).await;
+        assert!(first.is_closed().await, "it has read what is on offer, and makes room");
+        let mut other = site.open(request("192.0.2.2:1")).await;
+        assert_eq!(site.ask(request("192.0.2.3:1")).await.outcome(), LIMITED, "all are taken");
+        let _fourth = site.open(request("192.0.2.1:4")).await;
+        assert!(second.is_closed().await && !third.is_closed().await && !other.is_closed().await);
+    });
 }

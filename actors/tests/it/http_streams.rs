@@ -2,18 +2,25 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use crate::http_support::{
-    Collector, advert, authorization, external, identity, opt_in, paused, saying, sealed, service,
-    site::{OK, Site, Stream, settle},
-    sse::Event,
+use crate::{
+    common::peers::note,
+    http_support::{
+        Collector, advert, authorization, external, identity, opt_in, paused, saying, sealed, service,
+        site::{OK, Site, Stream, settle},
+        sse::Event,
+    },
 };
 use actix_web::test::TestRequest;
 use btcr2_aggregation_actors::transport::{
-    Outbound, Transport,
+    Delivery, Outbound, Transport,
     http::{HttpConfig, Refusal, store::Rate},
 };
 use btcr2_aggregation_protocol::{
-    envelope::ExpectedTo, identity::Identity, message::Body, request_auth::inbox_path,
+    envelope::ExpectedTo,
+    id::CohortId,
+    identity::Identity,
+    message::{Body, control::CohortEnded},
+    request_auth::inbox_path,
 };
 use tokio::time::advance;
 
@@ -295,6 +302,80 @@ fn an_inbox_is_bounded_by_count_and_by_bytes_and_all_together_too() {
         }
         assert_eq!(numbers(&site.inbox(&alice).await.ready().await), ["8", "9"]);
         assert_eq!(numbers(&site.inbox(&bob).await.ready().await), ["0"], "and not at another's cost");
+    });
+}
+
+fn ended(cohort_id: &str) -> Outbound {
+    let end = CohortEnded {
+        cohort_id: CohortId::parse(cohort_id).unwrap(),
+        code: "CANCELLED".to_owned(),
+        reason: "over".to_owned(),
+        at_fault: false,
+        next_cohort_id: None,
+        signed: None,
+    };
+    Outbound::Direct { to: identity(1).did().clone(), body: end.into(), until: None }
+}
+
+#[test]
+fn messages_of_ended_cohorts_make_room_first() {
+    paused(async {
+        let (site, mut deliveries) = Site::new(HttpConfig { inbox_messages: 4, ..config() }).await;
+        let alice = identity(1);
+        let note = |cohort: &str| Outbound::Direct { to: alice.did().clone(), body: note(cohort), until: None };
+        for outbound in [note("live"), note("over"), ended("over"), note("other"), note("third")] {
+            site.say(outbound).await;
+        }
+        let held = site.inbox(&alice).await.ready().await;
+        let cohorts = |events: &[Event]| {
+            let cohort = |event: &Event| {
+                let envelope: serde_json::Value = serde_json::from_str(&event.data).unwrap();
+                envelope["message"]["body"]["cohortId"].as_str().unwrap().to_owned()
+            };
+            events.iter().map(cohort).collect::<Vec<_>>()
+        };
+        assert_eq!(cohorts(&held), ["live", "over", "other", "third"]);
+        assert!(deliveries.try_recv().is_err(), "nothing that anybody needs was dropped");
+    });
+}
+
+#[test]
+fn what_there_was_no_room_for_is_made_again_when_its_reader_comes() {
+    paused(async {
+        let (site, mut deliveries) = Site::new(HttpConfig { inbox_messages: 2, ..config() }).await;
+        let alice = identity(1);
+        for cohort in ["first", "second", "third", "fourth"] {
+            site.say(Outbound::Direct { to: alice.did().clone(), body: note(cohort), until: None }).await;
+        }
+        assert!(deliveries.try_recv().is_err(), "not before she reads");
+        let mut reader = site.inbox(&alice).await;
+        let mut told = false;
+        for _ in 0..3 {
+            told |= reader.next_or_comment().await.unwrap().comment.is_some_and(|text| text.contains("too slow"));
+        }
+        assert!(told, "and she is told");
+        settle().await;
+        for expected in ["first", "second"] {
+            let missed = deliveries.try_recv().expect("what was dropped is asked for");
+            let Delivery::Missed { to, cohort_id } = missed else { panic!("{missed:?}") };
+            assert_eq!((to, cohort_id.as_str()), (alice.did().clone(), expected));
+        }
+        // Once: what is made again is on its way.
+        let _again = site.inbox(&alice).await;
+        settle().await;
+        assert!(deliveries.try_recv().is_err());
+    });
+}
+
+#[test]
+fn what_is_said_again_waits_once() {
+    paused(async {
+        let (site, _deliveries) = Site::new(config()).await;
+        let alice = identity(1);
+        for text in ["a", "b", "a", "a"] {
+            tell(&site, &alice, text).await;
+        }
+        assert_eq!(said(&site.inbox(&alice).await.ready().await), ["b", "a"]);
     });
 }
 

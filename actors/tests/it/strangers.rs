@@ -67,7 +67,6 @@ fn a_service_refuses_and_names_who_forges_garbles_or_does_not_belong_and_its_coh
             (said(mallory.did(), &to, opt_in(&mallory, &other_cohort())), RejectCode::WrongCohort),
             (said(mallory.did(), &to, decline), RejectCode::NotAMember),
             (said(mallory.did(), &to, reject), RejectCode::NotAMember),
-            (honest.clone(), RejectCode::WrongPhase),
             (said(mallory.did(), &to, CohortOptInAccept { cohort_id: cohort_id.clone() }), RejectCode::WrongSender),
         ];
         for (text, code) in cases {
@@ -77,6 +76,12 @@ fn a_service_refuses_and_names_who_forges_garbles_or_does_not_belong_and_its_coh
             let refused = service.ear.rejections().split_off(before);
             assert_eq!(refused, [(mallory.did().clone(), code)], "{text}");
         }
+
+        // Who is only late did nothing wrong.
+        let before = service.ear.rejections().len();
+        world.network.inject(mallory.did(), &to, &honest);
+        settle().await;
+        assert_eq!(service.ear.rejections().len(), before);
 
         gate.add_permits(1);
         let result = service.ear.completed(&cohort_id).await;

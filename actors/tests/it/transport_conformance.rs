@@ -355,7 +355,12 @@ async fn nobody_is_heard_as_somebody_else<N: Net>() {
             // That the attacker tried may be told, in its own name.
             Delivery::Undecodable { from, .. } => assert_eq!(from, *attacker.did()),
             Delivery::Unverified { .. } => {}
-            other @ (Delivery::Own(_) | Delivery::Undeliverable { .. } | Delivery::Stored { .. }) => {
+            other @ (Delivery::Own(_)
+            | Delivery::Undeliverable { .. }
+            | Delivery::Missed { .. }
+            | Delivery::Delivered { .. }
+            | Delivery::Delayed { .. }
+            | Delivery::Stored { .. }) => {
                 panic!("{other:?}")
             }
         }

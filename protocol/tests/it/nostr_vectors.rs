@@ -12,8 +12,8 @@ use btcr2_aggregation_protocol::{
     },
     network::Network,
     nostr::{
-        ConversationKey, DecryptError, MAX_PLAINTEXT, Peer, ReadError, SealError, VerifiedEvent, is_plain,
-        max_members, retract, seal,
+        ConversationKey, DecryptError, EventLimits, MAX_PLAINTEXT, Peer, ReadError, SealError, VerifiedEvent,
+        is_plain, max_members, retract, seal,
     },
     time::Timestamp,
 };
@@ -300,6 +300,34 @@ fn a_cas_cohort_has_as_many_members_as_fit_into_one_message_and_an_smt_cohort_an
     assert!(sealed(most).is_ok(), "{most} members fit");
     assert!(matches!(sealed(most + 1), Err(SealError::TooLong { .. })), "{} do not", most + 1);
     assert_eq!(max_members(&BeaconType::smt()), None);
+}
+
+#[test]
+fn a_relays_limits_bound_the_cohorts_that_it_can_carry() {
+    let (from, to) = keys();
+    let peer = Peer::new(&from, to.public_key().x_only()).unwrap();
+    let size = |members| {
+        let message = distribution(&from, members);
+        let event = seal(&message, &from, Some(&peer), Timestamp::from_secs(1_700_000_000), &mut rng()).unwrap();
+        (event.as_json().len() + r#"["EVENT",]"#.len(), event.content.len())
+    };
+    for limit in [3_000, 8_192, 16_384, 65_536] {
+        let bytes = EventLimits { message_bytes: Some(limit), content_chars: None };
+        let most = bytes.max_members(&BeaconType::cas()).unwrap();
+        assert!(most > 0 && size(most).0 <= limit, "{most} members in {limit} bytes");
+        // NIP-44 pads in steps, and the reserve for the rest of the event is not large.
+        assert!(size(most + most / 8 + 8).0 > limit, "{most} members in {limit} bytes");
+        let chars = EventLimits { message_bytes: None, content_chars: Some(limit) };
+        let most = chars.max_members(&BeaconType::cas()).unwrap();
+        assert!(most > 0 && size(most).1 <= limit, "{most} members in {limit} characters");
+    }
+    let small = EventLimits { message_bytes: Some(1_000), content_chars: None };
+    assert_eq!(small.max_members(&BeaconType::smt()), Some(0), "not even an update");
+    let usual = EventLimits { message_bytes: Some(65_536), content_chars: None };
+    // The keys of all members are in one message.
+    assert!((500..800).contains(&usual.max_members(&BeaconType::smt()).unwrap()));
+    assert_eq!(EventLimits::default().max_members(&BeaconType::smt()), None);
+    assert_eq!(EventLimits::default().max_members(&BeaconType::cas()), max_members(&BeaconType::cas()));
 }
 
 proptest! {

@@ -12,9 +12,11 @@ use btcr2_aggregation_protocol::{
 use rand_chacha::ChaCha20Rng;
 
 use super::{
+    config::HttpConfig,
     directory::Local,
     stream::{Event, EventStream, Events, event, heartbeat},
 };
+use crate::transport::connections::{Class, Network};
 
 /// How many events, and bytes of them, a reader of adverts may be behind beyond what was live when it came.
 const READ_AHEAD: usize = 256;
@@ -24,7 +26,49 @@ const READ_AHEAD_BYTES: usize = 1 << 20;
 #[derive(Default)]
 pub(super) struct Adverts {
     live: BTreeMap<(Did, CohortId), (Arc<Local>, SharedBody)>,
-    streams: Vec<EventStream>,
+    streams: Streams,
+}
+
+/// The readers' streams, oldest first.
+#[derive(Default)]
+struct Streams {
+    by_number: BTreeMap<u64, (Option<Network>, EventStream)>,
+    by_network: Class,
+    next: u64,
+}
+
+impl Streams {
+    fn len(&self) -> usize {
+        self.by_number.len()
+    }
+
+    fn remove(&mut self, number: u64) {
+        if let Some((Some(network), _)) = self.by_number.remove(&number) {
+            self.by_network.remove(network, number);
+        }
+    }
+
+    /// Removes those of whom this is not true.
+    fn retain(&mut self, keep: impl Fn(&EventStream) -> bool) {
+        let gone = self.by_number.iter().filter(|(_, (_, stream))| !keep(stream)).map(|(number, _)| *number);
+        for number in gone.collect::<Vec<_>>() {
+            self.remove(number);
+        }
+    }
+
+    /// Adds a stream. When its network has `most` already, the oldest of those is closed: its reader has what it came for.
+    fn insert(&mut self, network: Option<Network>, stream: EventStream, most: usize) {
+        if let Some(network) = network {
+            if self.by_network.of(network) >= most
+                && let Some(oldest) = self.by_network.oldest_of(network)
+            {
+                self.remove(oldest);
+            }
+            self.by_network.insert(network, self.next);
+        }
+        self.by_number.insert(self.next, (network, stream));
+        self.next += 1;
+    }
 }
 
 impl Adverts {
@@ -47,12 +91,20 @@ impl Adverts {
         self.live.retain(|_, (advertiser, _)| advertiser.connection != connection);
     }
 
-    /// A new reader gets every live advert, signed now, and then what comes. `None` when there are `most` readers already.
-    pub(super) fn feed(&mut self, most: usize, now: Timestamp, rng: &mut ChaCha20Rng) -> Option<Events> {
-        if self.streams.len() >= most {
+    /// A new reader gets every live advert, signed now, and then what comes. `None` when there are too many readers already.
+    pub(super) fn feed(
+        &mut self,
+        network: Option<Network>,
+        config: &HttpConfig,
+        now: Timestamp,
+        rng: &mut ChaCha20Rng,
+    ) -> Option<Events> {
+        let HttpConfig { advert_streams, advert_streams_per_address, .. } = *config;
+        let of_network = |streams: &Streams| network.map_or(0, |network| streams.by_network.of(network));
+        if self.streams.len() >= advert_streams || of_network(&self.streams) >= advert_streams_per_address {
             self.streams.retain(EventStream::is_open);
         }
-        if self.streams.len() >= most {
+        if self.streams.len() >= advert_streams && of_network(&self.streams) < advert_streams_per_address {
             return None;
         }
         let adverts: Vec<_> = self.live.values().filter_map(|(from, body)| sealed(from, body, now, rng)).collect();
@@ -60,7 +112,7 @@ impl Adverts {
         let bytes: usize = adverts.iter().map(Event::len).sum();
         let (stream, events) = EventStream::open(2 * adverts.len() + READ_AHEAD, 2 * bytes + READ_AHEAD_BYTES);
         if adverts.into_iter().all(|advert| stream.send(advert)) {
-            self.streams.push(stream);
+            self.streams.insert(network, stream, advert_streams_per_address);
         }
         Some(events)
     }
@@ -70,7 +122,7 @@ impl Adverts {
     }
 
     pub(super) fn close(&mut self) {
-        self.streams.clear();
+        self.streams = Streams::default();
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use btcr2_aggregation_protocol::envelope::CLOCK_SKEW;
 
 use super::store::Rate;
+use crate::transport::connections::Proxies;
 
 /// Which web pages may talk to the server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,17 +28,19 @@ pub struct HttpConfig {
     pub clock_skew: Duration,
     /// How often one verified DID may send.
     pub did_rate: Rate,
-    /// How often one client address may ask, counted before any signature is checked.
+    /// How often one client address may ask, counted before any signature is checked. Of IPv6 that is a /64, and its /48 has four
+    /// times as much. DIDs that nobody here has written to share a part of it: see [`Self::strangers_rate`].
     pub address_rate: Rate,
-    /// Whether the client's address is what `Forwarded` or `X-Forwarded-For` says: only behind a proxy that sets them.
-    pub trust_forwarded: bool,
+    /// Which proxies are believed when they name their clients' addresses in `Forwarded` or `X-Forwarded-For`.
+    pub proxies: Proxies,
     /// Path prefixes that a proxy strips before it passes requests on. Clients sign the path as they ask for it.
     pub stripped_prefixes: Vec<String>,
-    /// Most messages that wait in one inbox; beyond that the oldest are dropped.
+    /// Most messages that wait in one inbox. Beyond that those of ended cohorts are dropped, and then others, which are made
+    /// again when their recipient reads.
     pub inbox_messages: usize,
-    /// Most bytes of bodies that wait in one inbox; beyond that the oldest are dropped.
+    /// Most bytes of bodies that wait in one inbox; beyond that, likewise.
     pub inbox_bytes: usize,
-    /// Most bytes of bodies that wait in all inboxes; beyond that an inbox that gets another message drops its oldest.
+    /// Most bytes of bodies that wait in all inboxes; beyond that an inbox that gets another message makes room, likewise.
     pub inboxes_bytes: usize,
     /// Most inboxes. Those that only their owners have opened make room for those that somebody here writes to.
     pub inboxes: usize,
@@ -54,6 +57,8 @@ pub struct HttpConfig {
     pub early_inboxes_per_address: usize,
     /// Most advert streams.
     pub advert_streams: usize,
+    /// Most of them of one client address; the oldest is closed for a new one.
+    pub advert_streams_per_address: usize,
     /// Between heartbeat comments on a stream.
     pub heartbeat: Duration,
     /// Most EXTERNAL DIDs whose keys are remembered from their opt-ins; beyond that the oldest are forgotten. Members,
@@ -63,6 +68,21 @@ pub struct HttpConfig {
     pub cors: Cors,
 }
 
+impl HttpConfig {
+    /// How often DIDs that are no members may send from one client address, all together: a quarter of its rate, half of its
+    /// burst. Checking their signatures is the most that somebody who makes up DIDs can have done here.
+    pub(super) fn strangers_rate(&self) -> Rate {
+        let Rate { per_second, burst } = self.address_rate;
+        Rate { per_second: per_second.div_ceil(4), burst: burst.div_ceil(2) }
+    }
+
+    /// How often all addresses of one IPv6 site may ask.
+    pub(super) fn site_rate(&self) -> Rate {
+        let Rate { per_second, burst } = self.address_rate;
+        Rate { per_second: per_second.saturating_mul(4), burst: burst.saturating_mul(4) }
+    }
+}
+
 impl Default for HttpConfig {
     fn default() -> Self {
         Self {
@@ -70,7 +90,7 @@ impl Default for HttpConfig {
             clock_skew: CLOCK_SKEW,
             did_rate: Rate { per_second: 10, burst: 30 },
             address_rate: Rate { per_second: 200, burst: 2_000 },
-            trust_forwarded: false,
+            proxies: Proxies::None,
             stripped_prefixes: Vec::new(),
             inbox_messages: 256,
             inbox_bytes: 16 << 20,
@@ -82,6 +102,7 @@ impl Default for HttpConfig {
             early_inboxes: 512,
             early_inboxes_per_address: 128,
             advert_streams: 20_000,
+            advert_streams_per_address: 5_000,
             heartbeat: Duration::from_secs(15),
             external_keys: 20_000,
             cors: Cors::Permissive,

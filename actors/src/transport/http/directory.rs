@@ -9,7 +9,10 @@ use actix::Recipient;
 use btcr2_aggregation_protocol::{did::Did, identity::Identity, key::PublicKey};
 use tokio::sync::watch;
 
-use crate::transport::{Delivery, external::ExternalKeys};
+use crate::{
+    remembered::Remembered,
+    transport::{Delivery, external::ExternalKeys},
+};
 
 /// An identity that lives here.
 pub(super) struct Local {
@@ -19,8 +22,13 @@ pub(super) struct Local {
     pub(super) connection: u64,
 }
 
+/// Most members that are remembered as such.
+const MEMBERS: usize = 65_536;
+
 struct Known {
     local: BTreeMap<Did, Arc<Local>>,
+    /// Whom somebody who lives here has written to.
+    members: Remembered<Did>,
     external: ExternalKeys,
 }
 
@@ -33,7 +41,8 @@ pub(super) struct Directory {
 
 impl Directory {
     pub(super) fn new(most_external: usize) -> Self {
-        let known = Known { local: BTreeMap::new(), external: ExternalKeys::new(most_external) };
+        let external = ExternalKeys::new(most_external);
+        let known = Known { local: BTreeMap::new(), members: Remembered::new(MEMBERS), external };
         Self { known: RwLock::new(known), news: watch::Sender::new(false) }
     }
 
@@ -87,13 +96,23 @@ impl Directory {
         self.news.send_replace(true);
     }
 
-    /// An EXTERNAL DID has been written to by somebody who lives here, so it is a member: its key is no longer forgotten
-    /// for those of strangers.
-    pub(super) fn remember_member(&self, did: &Did) {
+    /// A DID has been written to by somebody who lives here, so it is a member: what it needs is no longer given up for
+    /// strangers, as the key of an EXTERNAL one. Whether that is news.
+    pub(super) fn remember_member(&self, did: &Did) -> bool {
         // Nearly always not; and readers are many.
-        if self.read().external.is_stranger(did) {
-            self.write().external.remember_member(did);
+        let known = self.read();
+        if known.members.contains(did) && !known.external.is_stranger(did) {
+            return false;
         }
+        drop(known);
+        let mut known = self.write();
+        known.external.remember_member(did);
+        known.members.insert(did.clone())
+    }
+
+    /// Whether somebody who lives here has written to `did`.
+    pub(super) fn is_member(&self, did: &Did) -> bool {
+        self.read().members.contains(did)
     }
 
     /// Remembers the key of an EXTERNAL DID that the host vouches for.

@@ -1,6 +1,6 @@
 //! What a request has to pass, in the wire format's order. Pure but for what the stores remember.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use btcr2_aggregation_protocol::{
     did::Did,
@@ -19,6 +19,7 @@ use super::{
     directory::{Directory, Local},
     store::{NonceStore, NonceVerdict, RateLimitStore},
 };
+use crate::transport::connections::Network;
 
 /// A message that passed.
 pub(super) struct Admitted {
@@ -33,6 +34,27 @@ pub(super) struct InboxRequest {
     authorization: RequestAuthorization,
 }
 
+/// By what a client's requests are counted.
+pub(super) struct Client {
+    /// Its address.
+    pub(super) address: Option<IpAddr>,
+    /// Its network, if it has an address.
+    pub(super) network: Option<Network>,
+    /// Its address; of IPv6 its network, for who has one address there has 2^64 of them.
+    pub(super) requests: String,
+    /// Of IPv6 also the site, which has 65,536 networks.
+    pub(super) site: Option<String>,
+}
+
+impl Client {
+    /// Nothing is known of one without an address: all of those are one.
+    pub(super) fn of(address: Option<IpAddr>) -> Self {
+        let site = address.map(Network::of_connection).filter(Network::is_ipv6).map(|site| site.to_string());
+        let network = address.map(Network::of_requests);
+        Self { address, network, requests: network.map(|network| network.to_string()).unwrap_or_default(), site }
+    }
+}
+
 /// The gate and what it remembers.
 pub(super) struct Gate {
     pub(super) config: HttpConfig,
@@ -43,15 +65,35 @@ pub(super) struct Gate {
 
 impl Gate {
     /// Before anything costs anything: not too much from one address.
-    pub(super) async fn admit_address(&self, address: &str, now: Timestamp) -> Result<(), Refusal> {
-        let key = format!("address {address}");
-        if self.rates.take(&key, self.config.address_rate, now).await { Ok(()) } else { Err(Refusal::RateLimited) }
+    pub(super) async fn admit_address(&self, address: &Client, now: Timestamp) -> Result<(), Refusal> {
+        let key = format!("address {}", address.requests);
+        if !self.rates.take(&key, self.config.address_rate, now).await {
+            return Err(Refusal::RateLimited);
+        }
+        let Some(site) = &address.site else { return Ok(()) };
+        let granted = self.rates.take(&format!("site {site}"), self.config.site_rate(), now).await;
+        if granted { Ok(()) } else { Err(Refusal::RateLimited) }
+    }
+
+    /// Before a signature is checked: DIDs cost nothing, so those that are no members' share what their address has.
+    async fn admit_stranger(&self, from: &Did, address: &Client, now: Timestamp) -> Result<(), Refusal> {
+        if self.directory.is_member(from) || self.directory.local(from.as_str()).is_some() {
+            return Ok(());
+        }
+        let key = format!("strangers {}", address.requests);
+        let granted = self.rates.take(&key, self.config.strangers_rate(), now).await;
+        if granted { Ok(()) } else { Err(Refusal::RateLimited) }
     }
 
     /// `POST /v1/messages`.
-    pub(super) async fn admit_message(&self, body: &[u8], now: Timestamp) -> Result<Admitted, Refusal> {
+    pub(super) async fn admit_message(
+        &self,
+        body: &[u8],
+        address: &Client,
+        now: Timestamp,
+    ) -> Result<Admitted, Refusal> {
         let envelope = self.parse(body)?;
-        let (from, new_key) = self.authenticate(&envelope, now).await?;
+        let (from, new_key) = self.authenticate(&envelope, address, now).await?;
         let to = envelope.to().ok_or(Refusal::MissingRecipient)?;
         let to = self.directory.local(to).ok_or(Refusal::UnknownRecipient)?;
         check_inner(&envelope)?;
@@ -67,10 +109,11 @@ impl Gate {
     pub(super) async fn admit_advert(
         &self,
         body: &[u8],
+        address: &Client,
         now: Timestamp,
     ) -> Result<(Arc<Local>, Result<Message, DecodeError>), Refusal> {
         let envelope = self.parse(body)?;
-        let (from, _) = self.authenticate(&envelope, now).await?;
+        let (from, _) = self.authenticate(&envelope, address, now).await?;
         let local = self.directory.local(from.as_str()).ok_or(Refusal::NotAnActor)?;
         check_inner(&envelope)?;
         Ok((local, envelope.message_among(&[&from])))
@@ -97,10 +140,12 @@ impl Gate {
         &self,
         request: &InboxRequest,
         path: &str,
+        address: &Client,
         now: Timestamp,
     ) -> Result<(), Refusal> {
         let InboxRequest { did, authorization } = request;
         let key = self.directory.key_of(did).ok_or(Refusal::Unauthorized)?.x_only();
+        self.admit_stranger(did, address, now).await?;
         let skew = self.config.clock_skew;
         let verified =
             self.signed_paths(path, did).any(|path| authorization.verify(&key, &path, now, skew).is_ok());
@@ -136,6 +181,7 @@ impl Gate {
     async fn authenticate(
         &self,
         envelope: &ParsedEnvelope<'_>,
+        address: &Client,
         now: Timestamp,
     ) -> Result<(Did, Option<PublicKey>), Refusal> {
         let from = Did::parse(envelope.from()).map_err(|_| Refusal::UnknownSender)?;
@@ -145,6 +191,7 @@ impl Gate {
             None => envelope.message().ok().and_then(|message| key_in_opt_in(&from, &message)),
         };
         let key = known.or(new).ok_or(Refusal::UnknownSender)?;
+        self.admit_stranger(&from, address, now).await?;
         let expected = Expected { skew: self.config.clock_skew, ..Expected::default() };
         let verified = envelope.verify(&key.x_only(), now, &expected).map_err(|_| Refusal::InvalidEnvelope)?;
         self.not_again(&from, verified.nonce, verified.timestamp, now).await?;

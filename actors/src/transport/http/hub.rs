@@ -17,6 +17,7 @@ use super::{
     stream::{EventStream, Events},
     waiting::Waiting,
 };
+use crate::transport::connections::Network;
 use crate::{
     runtime::{Clock, Randomness},
     span,
@@ -74,7 +75,10 @@ pub(super) struct OpenInbox {
 /// Read the adverts. `None` when there are too many readers.
 #[derive(ActixMessage)]
 #[rtype(result = "Option<Events>")]
-pub(super) struct OpenAdverts;
+pub(super) struct OpenAdverts {
+    /// Whose streams it is one of.
+    pub(super) network: Option<Network>,
+}
 
 /// Close every stream and stop.
 #[derive(ActixMessage)]
@@ -246,9 +250,9 @@ impl Handler<OpenInbox> for Hub {
 impl Handler<OpenAdverts> for Hub {
     type Result = MessageResult<OpenAdverts>;
 
-    fn handle(&mut self, _: OpenAdverts, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, OpenAdverts { network }: OpenAdverts, _: &mut Self::Context) -> Self::Result {
         let now = self.clock.now();
-        MessageResult(self.adverts.feed(self.config.advert_streams, now, &mut self.rng))
+        MessageResult(self.adverts.feed(network, &self.config, now, &mut self.rng))
     }
 }
 

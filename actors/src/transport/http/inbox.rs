@@ -1,7 +1,7 @@
 //! One recipient's inbox: what waits for it, and the streams that it reads.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,7 +12,8 @@ use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message as Acti
 use btcr2_aggregation_protocol::{
     did::Did,
     envelope::SealedEnvelope,
-    message::{Message, SharedBody},
+    id::CohortId,
+    message::{Body, Message, SharedBody},
     time::Timestamp,
 };
 use rand_chacha::ChaCha20Rng;
@@ -21,10 +22,10 @@ use super::{
     config::HttpConfig,
     directory::Local,
     report::Counts,
-    stream::{Event, EventStream, event, heartbeat},
+    stream::{Event, EventStream, event, heartbeat, too_slow},
     waiting::{InboxStore, Waiting},
 };
-use crate::{runtime::Clock, supervisor::EndGuard};
+use crate::{runtime::Clock, supervisor::EndGuard, transport::Delivery};
 
 /// Put a message of `from` into the inbox.
 #[derive(ActixMessage)]
@@ -97,6 +98,23 @@ struct Entry {
     body: SharedBody,
 }
 
+impl Entry {
+    fn is_end(&self) -> bool {
+        matches!(&*self.body, Body::CohortEnded(_))
+    }
+}
+
+/// Of a cohort, that messages were dropped.
+struct Missed {
+    /// The highest identifier among them.
+    id: u64,
+    at: Timestamp,
+    from: Arc<Local>,
+}
+
+/// Most cohorts of which it is remembered that messages were dropped.
+const MOST_MISSED: usize = 1_024;
+
 pub(super) struct InboxActor {
     owner: Did,
     config: Arc<HttpConfig>,
@@ -104,6 +122,8 @@ pub(super) struct InboxActor {
     rng: ChaCha20Rng,
     entries: VecDeque<Entry>,
     bytes: usize,
+    /// The cohorts of which there was no room for all messages: what the owner still needs of them is made again when it reads.
+    missed: BTreeMap<CohortId, Missed>,
     last_id: u64,
     shared: InboxesShared,
     streams: VecDeque<EventStream>,
@@ -133,6 +153,7 @@ impl InboxActor {
             rng,
             entries: VecDeque::new(),
             bytes: 0,
+            missed: BTreeMap::new(),
             last_id,
             shared,
             streams: VecDeque::new(),
@@ -155,14 +176,23 @@ impl InboxActor {
         }
     }
 
-    fn drop_oldest(&mut self) {
-        if let Some(entry) = self.entries.pop_front() {
-            let bytes = entry.body.json().len();
-            self.bytes -= bytes;
-            self.shared.counts.bytes.fetch_sub(bytes, Ordering::Relaxed);
-            self.shared.counts.messages.fetch_sub(1, Ordering::Relaxed);
-            self.shared.store.remove(&self.owner, entry.id);
-        }
+    /// Tells who has sent it that somebody has fetched it. Whether it has arrived is known later, and made good then: who comes back
+    /// gets what it does not confirm.
+    fn delivered(&self, Entry { from, body, .. }: &Entry) {
+        let (cohort_id, kind) = (body.cohort_id().clone(), body.short_type());
+        // Not lossy: one for each message that the sender itself has sent.
+        from.inbox.do_send(Delivery::Delivered { to: self.owner.clone(), cohort_id, kind });
+    }
+
+    /// Takes an entry out, here and in the store.
+    fn remove(&mut self, place: usize) -> Option<Entry> {
+        let entry = self.entries.remove(place)?;
+        let bytes = entry.body.json().len();
+        self.bytes -= bytes;
+        self.shared.counts.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.shared.counts.messages.fetch_sub(1, Ordering::Relaxed);
+        self.shared.store.remove(&self.owner, entry.id);
+        Some(entry)
     }
 
     /// Sends an entry to those who listen, and holds it.
@@ -171,6 +201,14 @@ impl InboxActor {
             && let Some(event) = self.event(entry.id, &entry.from, &entry.body)
         {
             self.streams.retain(|stream| stream.send(event.clone()));
+            if !self.streams.is_empty() {
+                self.delivered(&entry);
+            }
+        }
+        // Who is asked the same again while it does not read needs it once.
+        let same = |other: &Entry| other.id < entry.id && other.body.json() == entry.body.json();
+        if let Some(place) = self.entries.iter().position(same) {
+            self.remove(place);
         }
         let bytes = entry.body.json().len();
         self.bytes += bytes;
@@ -179,9 +217,58 @@ impl InboxActor {
         let place = self.entries.partition_point(|other| other.id < entry.id);
         self.entries.insert(place, entry);
         while self.is_too_full() {
-            tracing::warn!(owner = %self.owner, "the inbox is full, its oldest message is dropped");
-            self.shared.counts.dropped();
-            self.drop_oldest();
+            self.make_room();
+        }
+    }
+
+    /// Drops one message: of a cohort that has ended, unless it is the end itself, or else the oldest. What the owner still needs
+    /// of that is made again when it reads.
+    fn make_room(&mut self) {
+        self.shared.counts.dropped();
+        let ended: BTreeSet<_> = self
+            .entries
+            .iter()
+            .filter(|entry| entry.is_end())
+            .map(|entry| entry.body.cohort_id().clone())
+            .collect();
+        let is_over = |entry: &Entry| !entry.is_end() && ended.contains(entry.body.cohort_id());
+        if let Some(place) = self.entries.iter().position(is_over) {
+            self.remove(place);
+            return;
+        }
+        if self.missed.is_empty() {
+            tracing::info!(owner = %self.owner, "a member reads too slowly, what it misses is made again when it reads");
+        }
+        self.miss(0);
+    }
+
+    /// Takes an entry out that may still be needed.
+    fn miss(&mut self, place: usize) {
+        let Some(Entry { id, from, body, .. }) = self.remove(place) else { return };
+        let at = self.clock.now();
+        let known = self.missed.entry(body.cohort_id().clone()).or_insert(Missed { id, at, from });
+        known.id = known.id.max(id);
+        if self.missed.len() > MOST_MISSED
+            && let Some(oldest) =
+                self.missed.iter().min_by_key(|(_, missed)| missed.id).map(|(cohort, _)| cohort.clone())
+        {
+            tracing::warn!(owner = %self.owner, cohort_id = %oldest, "a member's messages of a cohort are lost");
+            self.missed.remove(&oldest);
+        }
+    }
+
+    /// Has made again what was dropped behind `after` and is still needed, and says so to the reader.
+    fn make_again(&mut self, after: Option<u64>, stream: &EventStream) {
+        let mut missed = std::mem::take(&mut self.missed);
+        missed.retain(|_, missed| after.is_none_or(|after| missed.id > after));
+        if missed.is_empty() {
+            return;
+        }
+        // It is not there any more if this fails; what is made again is sent then to the stream that replaces it.
+        stream.send(too_slow(missed.len()));
+        for (cohort_id, Missed { from, .. }) in missed {
+            // Not lossy: as few as the cohorts of which there was no room, once for each time that the owner opens a stream.
+            from.inbox.do_send(Delivery::Missed { to: self.owner.clone(), cohort_id });
         }
     }
 
@@ -196,14 +283,16 @@ impl InboxActor {
     fn drop_expired(&mut self) {
         let now = self.clock.now();
         while self.entries.front().is_some_and(|entry| now.since(entry.at) > self.config.inbox_ttl) {
-            self.drop_oldest();
+            self.miss(0);
         }
+        let longest = 2 * self.config.inbox_ttl;
+        self.missed.retain(|_, missed| now.since(missed.at) <= longest);
     }
 
     fn beat(&mut self, ctx: &mut Context<Self>) {
         self.streams.retain(|stream| stream.send(heartbeat()));
         self.drop_expired();
-        let idle = self.streams.is_empty() && self.entries.is_empty();
+        let idle = self.streams.is_empty() && self.entries.is_empty() && self.missed.is_empty();
         self.idle = if idle { self.idle + 1 } else { 0 };
         // Once is not enough: a client may be about to come back.
         if self.idle > 1 {
@@ -288,7 +377,7 @@ impl Handler<Feed> for InboxActor {
             self.confirmed = self.confirmed.max(after);
             // The client has these: they need not be kept for it.
             while self.entries.front().is_some_and(|entry| entry.id <= after) {
-                self.drop_oldest();
+                self.remove(0);
             }
         }
         let held: Vec<_> =
@@ -297,6 +386,8 @@ impl Handler<Feed> for InboxActor {
             .into_iter()
             .all(|(id, from, body)| self.event(id, &from, &body).is_none_or(|event| stream.send(event)));
         if fed {
+            self.entries.iter().for_each(|entry| self.delivered(entry));
+            self.make_again(after, &stream);
             if self.streams.len() >= self.config.streams_per_inbox {
                 self.streams.pop_front();
             }

@@ -1,9 +1,6 @@
 //! The routes, as actix-web sees them.
 
-use std::{
-    convert::Infallible,
-    net::{IpAddr, Ipv6Addr},
-};
+use std::convert::Infallible;
 
 use actix::prelude::SendError;
 use actix_web::{
@@ -26,11 +23,13 @@ use super::{
     Refusal,
     config::HttpConfig,
     cors::{allow, preflight},
-    gate::{Admitted, Gate},
+    gate::{Admitted, Client, Gate},
     hub::{Advertise, OpenAdverts, OpenInbox},
     server::HttpServer,
     stream::{EventStream, Events},
 };
+use crate::subject::NetworkAddress;
+use crate::transport::connections::Ticket;
 use crate::transport::{Delivery, Evidence, Receipt, Received};
 
 /// The API's description.
@@ -106,12 +105,12 @@ async fn post_message(server: Server, request: HttpRequest, payload: Payload) ->
 
 async fn accept_message(server: &HttpServer, request: &HttpRequest, payload: Payload) -> Result<(), Refusal> {
     let gate = &server.0.gate;
-    let counted = address(server, request);
-    gate.admit_address(&counted, server.now()).await?;
-    // Behind a proxy that is not trusted it is the proxy's; what a trusted one says may be no address.
-    let address = counted.parse().ok();
+    let client = address(server, request);
+    gate.admit_address(&client, server.now()).await?;
+    // Behind a proxy that is not trusted it is the proxy's.
+    let address = client.address.map(NetworkAddress::from);
     let body = read_in_time(payload, gate.config.max_body).await?;
-    let Admitted { from, to, message } = gate.admit_message(&body, server.now()).await?;
+    let Admitted { from, to, message } = gate.admit_message(&body, &client, server.now()).await?;
     let too_large = message.as_ref().is_ok_and(|message| holds_too_large_an_update(server, message, body.len()));
     // The sender waits here when its recipient cannot keep up, and until what it said is safe; everybody else goes on. Should
     // the recipient have died, although it lives here as far as we know, that is no word about who lives here.
@@ -154,9 +153,10 @@ async fn post_advert(server: Server, request: HttpRequest, payload: Payload) -> 
 
 async fn accept_advert(server: &HttpServer, request: &HttpRequest, payload: Payload) -> Result<(), Refusal> {
     let gate = &server.0.gate;
-    gate.admit_address(&address(server, request), server.now()).await?;
+    let address = address(server, request);
+    gate.admit_address(&address, server.now()).await?;
     let body = read_in_time(payload, gate.config.max_body).await?;
-    let (from, message) = gate.admit_advert(&body, server.now()).await?;
+    let (from, message) = gate.admit_advert(&body, &address, server.now()).await?;
     // As with messages, what is signed by the right one but is no advert is accepted and means nothing.
     if let Ok(message) = message
         && matches!(*message.body, Body::CohortAdvert(_))
@@ -168,10 +168,11 @@ async fn accept_advert(server: &HttpServer, request: &HttpRequest, payload: Payl
 
 async fn read_adverts(server: Server, request: HttpRequest) -> HttpResponse {
     let gate = &server.0.gate;
-    if let Err(refusal) = gate.admit_address(&address(&server, &request), server.now()).await {
+    let address = address(&server, &request);
+    if let Err(refusal) = gate.admit_address(&address, server.now()).await {
         return answer(&server, &request, Err(refusal));
     }
-    match server.0.hub.send(OpenAdverts).await {
+    match server.0.hub.send(OpenAdverts { network: address.network }).await {
         Ok(Some(events)) => event_stream(&server, &request, events),
         Ok(None) | Err(_) => answer(&server, &request, Err(Refusal::RateLimited)),
     }
@@ -193,7 +194,7 @@ async fn admit_reader(server: &HttpServer, request: &HttpRequest, owner: &str) -
     let authorization = request.headers().get(AUTHORIZATION).and_then(|header| header.to_str().ok());
     let inbox = Gate::parse_inbox(owner, authorization)?;
     if gate.awaits_opt_in(&inbox, server.now()) {
-        let _seat = server.0.seats.take(&address).ok_or(Refusal::Unauthorized)?;
+        let _seat = server.0.seats.take(&address.requests).ok_or(Refusal::Unauthorized)?;
         let known = gate.directory.wait_for_key(&inbox.did);
         let waited = tokio::time::timeout(server.config().early_inbox_wait, known).await;
         if waited.is_err() || gate.directory.key_of(&inbox.did).is_none() {
@@ -201,7 +202,10 @@ async fn admit_reader(server: &HttpServer, request: &HttpRequest, owner: &str) -
         }
     }
     // By the time of now: what is as old as that may have been used before and forgotten.
-    gate.admit_inbox(&inbox, request.uri().path(), server.now()).await?;
+    gate.admit_inbox(&inbox, request.uri().path(), &address, server.now()).await?;
+    if let Some(ticket) = request.conn_data::<Ticket>() {
+        ticket.read_by(&inbox.did, gate.directory.is_member(&inbox.did));
+    }
     Ok(Reader::Owner(inbox.did))
 }
 
@@ -313,25 +317,8 @@ async fn read(mut payload: Payload, most: usize) -> Result<Bytes, Refusal> {
     if length > most { Err(Refusal::PayloadTooLarge) } else { Ok(body.freeze()) }
 }
 
-/// What a client's requests are counted by. Of IPv6 that is the network: who has one address there has 2^64 of them.
-fn address(server: &HttpServer, request: &HttpRequest) -> String {
-    let forwarded = server.config().trust_forwarded.then(|| {
-        let info = request.connection_info();
-        info.realip_remote_addr().map(str::to_owned)
-    });
-    let Some(forwarded) = forwarded.flatten() else {
-        return request.peer_addr().map(|peer| network(peer.ip())).unwrap_or_default();
-    };
-    let bare = forwarded.trim_start_matches('[').trim_end_matches(']');
-    bare.parse().map_or(forwarded.clone(), network)
-}
-
-fn network(address: IpAddr) -> String {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).to_string()
-        }
-    }
+/// What a client's requests are counted by.
+fn address(server: &HttpServer, request: &HttpRequest) -> Client {
+    let peer = request.peer_addr().map(|peer| peer.ip());
+    Client::of(peer.map(|peer| server.config().proxies.client(peer, request.headers())))
 }

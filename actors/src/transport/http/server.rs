@@ -30,6 +30,7 @@ use super::{
     store::{MemoryNonces, MemoryRates, NonceStore, RateLimitStore},
     waiting::{InboxStore, MemoryInboxes},
 };
+use crate::transport::connections::{ConnectionLimits, Connections};
 use crate::{
     runtime::{Clock, Randomness},
     span,
@@ -50,6 +51,8 @@ pub(super) struct Inner {
     pub(super) clock: Clock,
     /// The largest update that the service takes, for the well-known document.
     pub(super) update_bytes: usize,
+    /// The sockets, if the host lets them be counted.
+    pub(super) sockets: Connections,
     connections: AtomicU64,
 }
 
@@ -69,6 +72,8 @@ pub struct HttpServerParts {
     pub rates: Arc<dyn RateLimitStore>,
     /// Where what the inboxes hold is kept over a restart.
     pub inboxes: Arc<dyn InboxStore>,
+    /// How many sockets there may be, where the host takes them from [`HttpServer::connections`].
+    pub connections: ConnectionLimits,
 }
 
 impl HttpServerParts {
@@ -82,6 +87,7 @@ impl HttpServerParts {
             nonces: Arc::new(MemoryNonces::default()),
             rates: Arc::new(MemoryRates::default()),
             inboxes: Arc::new(MemoryInboxes),
+            connections: ConnectionLimits::default(),
         }
     }
 }
@@ -92,18 +98,26 @@ impl HttpServer {
     /// # Panics
     /// When called outside of an actix `System`.
     pub fn start(parts: HttpServerParts) -> Self {
-        let HttpServerParts { config, update_bytes, clock, randomness, nonces, rates, inboxes } = parts;
+        let HttpServerParts { config, update_bytes, clock, randomness, nonces, rates, inboxes, connections } =
+            parts;
+        let sockets = Connections::new(connections);
         let counts = Arc::<Counts>::default();
         let shared = InboxesShared::new(clock.now(), inboxes, Arc::clone(&counts));
         let hub = Hub::new(Arc::new(config.clone()), clock, randomness, shared).start();
         let seats = Arc::new(Seats::new(config.early_inboxes, config.early_inboxes_per_address));
         let gate = Gate { directory: Directory::new(config.external_keys), config, nonces, rates };
-        Self(Arc::new(Inner { gate, hub, counts, seats, clock, update_bytes, connections: AtomicU64::new(0) }))
+        let connections = AtomicU64::new(0);
+        Self(Arc::new(Inner { gate, hub, counts, seats, clock, update_bytes, sockets, connections }))
     }
 
     /// What is allowed.
     pub fn config(&self) -> &HttpConfig {
         &self.0.gate.config
+    }
+
+    /// The sockets of the web server around it: a host that accepts them itself asks here for a place for each.
+    pub fn connections(&self) -> &Connections {
+        &self.0.sockets
     }
 
     /// What it holds and has refused.
@@ -171,6 +185,10 @@ impl Transport for HttpServer {
         Ok(span::start_in(span::connection("http", identity.did()), |_| endpoint).recipient())
     }
 
+    fn reports_delivery(&self) -> bool {
+        true
+    }
+
     fn introduce(&self, did: &Did, genesis_document: &Value) {
         if let Err(error) = Self::introduce(self, did, genesis_document) {
             tracing::warn!(%did, %error, "a member that was known before is not known any more");
@@ -198,8 +216,8 @@ impl Handler<Outbound> for Endpoint {
         // Not lossy: the hub bounds each inbox, not its own mailbox.
         match outbound {
             Outbound::Direct { to, body, .. } => {
-                if is_for_a_member(&body) {
-                    self.server.0.gate.directory.remember_member(&to);
+                if is_for_a_member(&body) && self.server.0.gate.directory.remember_member(&to) {
+                    self.server.0.sockets.promote(&to);
                 }
                 hub.do_send(Post { from, to, body });
             }

@@ -77,6 +77,14 @@ pub(super) fn heartbeat() -> Event {
     Event::of([Bytes::from_static(b": heartbeat\n\n"), Bytes::new(), Bytes::new()])
 }
 
+/// A comment for a reader that was too slow, or away for too long. Clients of version 1 pass it over.
+pub(super) fn too_slow(cohorts: usize) -> Event {
+    let text = format!(
+        ": too slow: there was no room for the messages of {cohorts} cohorts, what is still needed is made again\n\n"
+    );
+    Event::of([Bytes::from(text), Bytes::new(), Bytes::new()])
+}
+
 /// The sending side of one client's stream.
 pub(super) struct EventStream {
     events: mpsc::Sender<Event>,

@@ -20,6 +20,7 @@ use btcr2_aggregation_protocol::{
 use futures::future::join_all;
 use nostr_sdk::{
     Event, Filter, JsonUtil, Kind, PublicKey, Relay, RelayOptions, RelayPool, RelayUrl, SubscribeOptions,
+    SubscriptionId,
     pool::relay::{RelayNotification, ReqExitPolicy},
 };
 use rand_core::CryptoRng;
@@ -75,6 +76,14 @@ pub struct RelayCheck {
     pub problem: Option<String>,
     /// The limits that it states (NIP-11), if it states any.
     pub limits: Option<Value>,
+    /// What it has said in its own words: notices, and answers that name no event.
+    pub words: Vec<String>,
+    /// Whether a subscriber got an event that it had not asked for. Such events are passed over; they cost traffic. `None` when there
+    /// was no way to try.
+    pub over_delivers: Option<bool>,
+    /// Whether two connections with subscriptions of the same name each get their own events. Ours have names that nobody else
+    /// uses. `None` when there was no way to try.
+    pub separates: Option<bool>,
     /// What became of each event.
     pub probes: Vec<Probe>,
     /// Whether it forgets an event when its author asks for that (NIP-09), as is done with adverts of cohorts that are
@@ -107,6 +116,9 @@ pub async fn check(
         connect_ms: None,
         problem: None,
         limits: limits(&url, trust, patience).await,
+        words: Vec::new(),
+        over_delivers: None,
+        separates: None,
         probes: Vec::new(),
         forgets: None,
     };
@@ -118,6 +130,7 @@ pub async fn check(
         (Ok(writer), Ok(reader)) => (writer, reader),
         (Err(problem), _) | (_, Err(problem)) => {
             outcome.problem = Some(problem);
+            outcome.words = sockets.words().all();
             return Ok(outcome);
         }
     };
@@ -127,10 +140,13 @@ pub async fn check(
     let directed = Filter::new().kinds([Kind::TextNote, Kind::GiftWrap]).pubkey(own);
     if let Err(error) = reader.relay.subscribe(directed, SubscribeOptions::default()).await {
         outcome.problem = Some(error.to_string());
+        outcome.words = sockets.words().all();
         return Ok(outcome);
     }
     let peer = Peer::new(from.secret_key(), to.public_key().x_only()).map_err(|error| error.to_string())?;
-    for (what, body) in round() {
+    // What every cohort needs comes first: a relay may hold the size of a later one against us.
+    let (small, large) = round();
+    for (what, body) in small {
         let message = Message::new(from.did().clone(), Some(to.did().clone()), body);
         let sealed =
             seal(&message, from.secret_key(), Some(&peer), clock.now(), rng).map_err(|error| error.to_string())?;
@@ -150,7 +166,78 @@ pub async fn check(
         );
     }
     outcome.probes.push(together(&burst, (&writer.relay, &mut heard), patience).await);
+    let other = made_up(rng);
+    let note = |to: &Identity, name: &str, rng: &mut (dyn CryptoRng + Send)| {
+        let body = CohortOptInAccept { cohort_id: cohort(name) };
+        let message = Message::new(from.did().clone(), Some(to.did().clone()), body);
+        let peer = Peer::new(from.secret_key(), to.public_key().x_only()).map_err(|error| error.to_string())?;
+        seal(&message, from.secret_key(), Some(&peer), clock.now(), rng).map_err(|error| error.to_string())
+    };
+    let (decoy, marker) = (note(&other, "decoy", rng)?, note(&to, "marker", rng)?);
+    outcome.over_delivers = over_delivers((&decoy, &marker), (&writer.relay, &mut heard), patience).await;
+    let notes = [note(&to, "first", rng)?, note(&other, "second", rng)?];
+    outcome.separates = separates(&url, &sockets, [&to, &other], &notes, &writer.relay, patience).await;
+    for (what, body) in large {
+        let message = Message::new(from.did().clone(), Some(to.did().clone()), body);
+        let sealed =
+            seal(&message, from.secret_key(), Some(&peer), clock.now(), rng).map_err(|error| error.to_string())?;
+        outcome.probes.push(probe(what, &message, &sealed, &peer, (&writer.relay, &mut heard), patience).await);
+    }
+    outcome.words = sockets.words().all();
     Ok(outcome)
+}
+
+/// Whether a subscriber gets the decoy, which is for somebody else, before the marker, which is for it and sent later.
+async fn over_delivers(
+    (decoy, marker): (&Event, &Event),
+    (writer, heard): Ways<'_>,
+    patience: Duration,
+) -> Option<bool> {
+    timeout(patience, writer.send_event(decoy)).await.ok()?.ok()?;
+    timeout(patience, writer.send_event(marker)).await.ok()?.ok()?;
+    let mut seen = false;
+    let hearing = async {
+        loop {
+            match heard.recv().await {
+                Ok(RelayNotification::Event { event, .. }) if event.id == marker.id => return Some(()),
+                Ok(RelayNotification::Event { event, .. }) => seen |= event.id == decoy.id,
+                Err(broadcast::error::RecvError::Closed) => return None,
+                _ => {}
+            }
+        }
+    };
+    timeout(patience, hearing).await.ok()??;
+    Some(seen)
+}
+
+/// Whether two connections that use the same name for different subscriptions each get what they asked for.
+async fn separates(
+    url: &RelayUrl,
+    sockets: &Sockets,
+    readers: [&Identity; 2],
+    notes: &[Event; 2],
+    writer: &Relay,
+    patience: Duration,
+) -> Option<bool> {
+    let mut connections = Vec::new();
+    for reader in readers {
+        let connection = connect(url, sockets, patience).await.ok()?;
+        let heard = connection.relay.notifications();
+        let own = PublicKey::from_byte_array(reader.public_key().x_only().to_bytes());
+        let filter = Filter::new().kind(Kind::TextNote).pubkey(own);
+        let name = SubscriptionId::new("btcr2-check");
+        connection.relay.subscribe_with_id(name, filter, SubscribeOptions::default()).await.ok()?;
+        connections.push((connection, heard));
+    }
+    for note in notes {
+        timeout(patience, writer.send_event(note)).await.ok()?.ok()?;
+    }
+    for ((_connection, heard), note) in connections.iter_mut().zip(notes) {
+        if !matches!(timeout(patience, arrival(heard, note)).await, Ok(Some(_))) {
+            return Some(false);
+        }
+    }
+    Some(true)
 }
 
 /// A connection that lasts as long as it is kept.
@@ -172,19 +259,19 @@ fn cohort(name: &str) -> CohortId {
     CohortId::parse(&format!("relay-check-{name}")).expect("a short name of visible characters")
 }
 
-/// Messages of each kind, in the sizes of small cohorts and of the largest.
-fn round() -> Vec<(String, Body)> {
-    let mut round = vec![(
-        "keygen, small (an acceptance)".to_owned(),
-        Body::from(CohortOptInAccept { cohort_id: cohort("accept") }),
-    )];
+/// Messages of each kind: in the sizes of small cohorts, and of larger ones.
+fn round() -> (Vec<(String, Body)>, Vec<(String, Body)>) {
+    let small = vec![
+        ("keygen, small (an acceptance)".to_owned(), Body::from(CohortOptInAccept { cohort_id: cohort("accept") })),
+        ("encrypted, small (a vote)".to_owned(), SubmitNonIncluded { cohort_id: cohort("vote") }.into()),
+    ];
+    let mut round = Vec::new();
     for keys in [100, 500] {
         let key = SecretKey::from_bytes(&[1; 32]).expect("1 < 0x0101... < n").public_key();
         let cohort_keys = vec![Bytes(key.to_bytes()); keys];
         let body = CohortReady { cohort_id: cohort("ready"), beacon_address: "-".to_owned(), cohort_keys };
         round.push((format!("keygen, the keys of {keys} members"), body.into()));
     }
-    round.push(("encrypted, small (a vote)".to_owned(), SubmitNonIncluded { cohort_id: cohort("vote") }.into()));
     for (what, bytes) in [
         ("encrypted, an update or 50 CAS members", 6_000),
         ("encrypted, 250 CAS members", 30_000),
@@ -193,7 +280,7 @@ fn round() -> Vec<(String, Body)> {
         let signed_update = Arc::new(json!({ "filler": "x".repeat(bytes) }));
         round.push((what.to_owned(), SubmitUpdate { cohort_id: cohort("data"), signed_update }.into()));
     }
-    round
+    (small, round)
 }
 
 type Ways<'a> = (&'a Relay, &'a mut broadcast::Receiver<RelayNotification>);
@@ -306,7 +393,7 @@ async fn together(events: &[Event], (writer, heard): Ways<'_>, patience: Duratio
 }
 
 /// The limits in the relay's information document (NIP-11).
-async fn limits(url: &RelayUrl, trust: &Trust, patience: Duration) -> Option<Value> {
+pub(super) async fn limits(url: &RelayUrl, trust: &Trust, patience: Duration) -> Option<Value> {
     let address = url.to_string().replacen("ws", "http", 1);
     let client = trust.http_client().ok()?.build().ok()?;
     let request = client.get(address).header("accept", "application/nostr+json").timeout(patience);

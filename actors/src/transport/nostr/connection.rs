@@ -13,7 +13,7 @@ use btcr2_aggregation_protocol::{
     nostr::{SealError, retract, seal},
     time::Timestamp,
 };
-use nostr_sdk::Event;
+use nostr_sdk::{Event, JsonUtil};
 use rand_chacha::ChaCha20Rng;
 use rand_core::RngCore;
 
@@ -24,6 +24,7 @@ use super::{
     reader::{Read, Reader},
     relay::{Answer, Assignment, Id, Publish, RelayActor},
     report::shown,
+    signer::Signer,
 };
 use crate::{
     span,
@@ -108,6 +109,7 @@ pub(super) struct NostrConnection {
     inbox: Recipient<Delivery>,
     name: String,
     rng: ChaCha20Rng,
+    signer: Arc<Signer>,
     reader: Reader,
     adverts_since: Option<Timestamp>,
     outbox: Outbox,
@@ -134,6 +136,7 @@ impl NostrConnection {
         let slots = inner.urls.iter().map(|_| slot()).collect();
         Self {
             rng: inner.randomness.for_actor(&name),
+            signer: Arc::new(Signer::new(identity.clone(), inner.randomness.for_actor(&format!("{name} signer")))),
             outbox: Outbox::new(config.outbox),
             adverts: Adverts::default(),
             waiting: BTreeSet::new(),
@@ -167,7 +170,9 @@ impl NostrConnection {
         });
         let own = self.identity.public_key().x_only();
         let adverts_since = self.adverts_since;
-        let assignment = Assignment { relay, url: url.clone(), number, own, adverts_since };
+        let tag = format!("{:016x}", self.rng.next_u64());
+        let signer = Arc::clone(&self.signer);
+        let assignment = Assignment { relay, url: url.clone(), number, tag, own, signer, adverts_since };
         let span = span::relay(&shown(url), self.identity.did());
         let actor =
             RelayActor::new(assignment, Arc::clone(&self.config), self.inner.sockets.clone(), keeper, guard);
@@ -253,12 +258,25 @@ impl NostrConnection {
         }
         let delay = jittered(job.backoff, &mut self.rng);
         job.backoff = (job.backoff * 2).min(longest);
-        tracing::info!(
-            connection = self.name,
-            kind = job.content.kind(),
-            reasons = job.reasons(),
-            "no relay has taken an event, trying again"
-        );
+        let name = |relay: usize| self.inner.urls.get(relay).map(shown).unwrap_or_default();
+        if let Some((to, body)) = job.directed() {
+            let (cohort_id, kind) = (body.cohort_id().clone(), body.short_type());
+            let reason = match job.reasons_by_relay(name) {
+                reason if job.was_refused() => reason,
+                reason => {
+                    format!("{reason} ({})", self.inner.urls.iter().map(shown).collect::<Vec<_>>().join(", "))
+                }
+            };
+            // Not lossy: as seldom as it is tried again.
+            self.inbox.do_send(Delivery::Delayed { to: to.clone(), cohort_id, kind, reason });
+        }
+        let (kind, reasons) = (job.content.kind(), job.reasons());
+        if job.was_refused() {
+            tracing::info!(connection = self.name, kind, reasons, "no relay has taken an event, trying again");
+        } else {
+            // As at every start, before the first relay is connected to.
+            tracing::debug!(connection = self.name, kind, "no relay is connected yet, an event waits");
+        }
         ctx.run_later(delay, move |actor, ctx| actor.retry(id, ctx));
     }
 
@@ -417,6 +435,22 @@ impl Handler<Answered> for NostrConnection {
         });
         let url = self.inner.urls.get(relay);
         tracing::debug!(connection = self.name, relay = url.map(shown), %event, ?answer, "answered");
+        if let Answer::Refused(reason) = &answer
+            && super::is_about_size(reason)
+            && let Some(refused) = self.outbox.get_mut(job).and_then(|job| job.event.clone())
+            && refused.id == event
+        {
+            self.inner.was_too_large(relay, refused.as_json().len());
+        }
+        let accepted = answer == Answer::Accepted;
+        if accepted
+            && let Some(new) = self.outbox.get_mut(job).filter(|job| !job.is_accepted())
+            && let Some((to, body)) = new.directed()
+        {
+            let (cohort_id, kind) = (body.cohort_id().clone(), body.short_type());
+            // Not lossy: one for each message that was sent.
+            self.inbox.do_send(Delivery::Delivered { to: to.clone(), cohort_id, kind });
+        }
         if self.outbox.answered(job, relay, event, answer) == Next::Retry {
             self.retry_later(job, ctx);
         }

@@ -18,11 +18,13 @@ mod outbox;
 mod reader;
 mod relay;
 mod report;
+mod signer;
 mod socket;
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use actix::Recipient;
@@ -33,7 +35,7 @@ use btcr2_aggregation_protocol::{
     document::{self, DocumentError},
     identity::Identity,
     key::PublicKey,
-    nostr::max_members,
+    nostr::EventLimits,
 };
 use nostr_sdk::RelayUrl;
 use serde_json::Value;
@@ -62,7 +64,33 @@ struct Inner {
     randomness: Randomness,
     introduced: Introduced,
     reports: Reports,
+    limits: Mutex<Vec<EventLimits>>,
 }
+
+impl Inner {
+    /// What each relay takes, as far as it is known, in the order of the configuration.
+    fn limits(&self) -> MutexGuard<'_, Vec<EventLimits>> {
+        // Nothing panics while it holds the lock.
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A relay has refused an event for its size.
+    fn was_too_large(&self, relay: usize, bytes: usize) {
+        if let Some(limits) = self.limits().get_mut(relay) {
+            let most = bytes.saturating_sub(1);
+            limits.message_bytes = Some(limits.message_bytes.map_or(most, |known| known.min(most)));
+        }
+    }
+}
+
+/// Whether a relay's words are about the size of an event.
+fn is_about_size(reason: &str) -> bool {
+    let reason = reason.to_lowercase();
+    ["too large", "too big", "too long", "size", "length", "exceed"].iter().any(|word| reason.contains(word))
+}
+
+/// How long relays may take to state their limits.
+const STATING: Duration = Duration::from_secs(3);
 
 /// The keys of EXTERNAL DIDs that the host vouches for. Clones are the same; the connections read them, so that one that is
 /// replaced leaves nobody unknown.
@@ -94,7 +122,38 @@ impl NostrTransport {
         let sockets = Sockets::new(&config.trust)?;
         let reports = Reports::new(&urls);
         let introduced = Introduced::default();
-        Ok(Self(Arc::new(Inner { config, urls, sockets, clock, randomness, introduced, reports })))
+        let limits = Mutex::new(vec![EventLimits::default(); urls.len()]);
+        Ok(Self(Arc::new(Inner { config, urls, sockets, clock, randomness, introduced, reports, limits })))
+    }
+
+    /// Asks the relays which limits they state (NIP-11), so that a cohort that none of them can carry is refused when it is opened.
+    /// What they do not state in three seconds, or at all, shows when they refuse something.
+    pub async fn learn(&self) {
+        let patience = STATING.min(self.0.config.connect_timeout);
+        let asking = self.0.urls.iter().map(|url| check::limits(url, &self.0.config.trust, patience));
+        let stated = futures::future::join_all(asking).await;
+        for ((url, stated), known) in self.0.urls.iter().zip(stated).zip(self.0.limits().iter_mut()) {
+            let Some(stated) = stated else { continue };
+            let number = |name: &str| {
+                // Some state 0, or -1, where there is none.
+                let number = stated.get(name).and_then(Value::as_u64).filter(|number| *number > 0);
+                number.and_then(|number| usize::try_from(number).ok())
+            };
+            *known = EventLimits {
+                message_bytes: number("max_message_length"),
+                content_chars: number("max_content_length"),
+            };
+            let asks = |name: &str| stated.get(name).and_then(Value::as_bool) == Some(true);
+            for name in ["payment_required", "restricted_writes"] {
+                if asks(name) {
+                    tracing::warn!(
+                        relay = report::shown(url),
+                        limit = name,
+                        "a relay states that not everybody may write"
+                    );
+                }
+            }
+        }
     }
 
     /// Lets an EXTERNAL DID authenticate before its opt-in, on every connection: its genesis document is configured, not
@@ -129,6 +188,10 @@ impl Transport for NostrTransport {
         Ok(span::start_in(span::connection("nostr", identity.did()), |_| connection).recipient())
     }
 
+    fn reports_delivery(&self) -> bool {
+        true
+    }
+
     fn introduce(&self, did: &Did, genesis_document: &Value) {
         if let Err(error) = Self::introduce(self, did, genesis_document) {
             tracing::warn!(%did, %error, "a member that was known before is not known any more");
@@ -136,6 +199,12 @@ impl Transport for NostrTransport {
     }
 
     fn member_limit(&self, beacon_type: &BeaconType) -> Option<usize> {
-        max_members(beacon_type)
+        // One relay that carries a cohort is enough. Where one has no limit, neither has the cohort.
+        let mut most = Some(0);
+        for limits in self.0.limits().iter() {
+            most = limits.max_members(beacon_type).and_then(|limit| Some(most?.max(limit)));
+            most?;
+        }
+        most
     }
 }

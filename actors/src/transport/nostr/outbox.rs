@@ -92,6 +92,33 @@ impl Job {
         }
     }
 
+    /// Whether any relay was asked, and had something against it.
+    pub(super) fn was_refused(&self) -> bool {
+        !self.reasons.is_empty()
+    }
+
+    /// Whether a relay has it.
+    pub(super) const fn is_accepted(&self) -> bool {
+        self.accepted
+    }
+
+    /// The message, if it is one to somebody.
+    pub(super) fn directed(&self) -> Option<(&Did, &SharedBody)> {
+        match &self.content {
+            Content::Message { to: Some(to), body } => Some((to, body)),
+            Content::Message { to: None, .. } | Content::Retraction { .. } => None,
+        }
+    }
+
+    /// What each relay had against it, in words, with its name.
+    pub(super) fn reasons_by_relay(&self, name: impl Fn(usize) -> String) -> String {
+        if self.reasons.is_empty() {
+            return self.reasons();
+        }
+        let reasons: Vec<_> = self.reasons.iter().map(|(relay, why)| format!("{}: {why}", name(*relay))).collect();
+        reasons.join("; ")
+    }
+
     /// What each relay had against it, in words.
     pub(super) fn reasons(&self) -> String {
         if self.reasons.is_empty() {

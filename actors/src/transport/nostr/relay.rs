@@ -15,6 +15,7 @@ use nostr_sdk::{
     Alphabet, Event, EventId, Filter, Kind, PublicKey, Relay, RelayMessage, RelayOptions, RelayPool,
     RelayPoolOptions, RelayStatus, RelayUrl, SingleLetterTag, SubscribeOptions, SubscriptionId,
     Timestamp as NostrTime,
+    filter::MatchEventOptions,
     pool::{
         RelayLimits,
         policy::{AdmitPolicy, AdmitStatus, PolicyError},
@@ -30,6 +31,7 @@ use tokio::{
 use super::{
     config::NostrConfig,
     connection::{Answered, Incoming, NostrConnection, RelayProblem, RelayUp, RelayWorks},
+    signer::Signer,
     socket::Sockets,
 };
 use crate::supervisor::EndGuard;
@@ -46,15 +48,17 @@ enum Subscription {
 impl Subscription {
     const ALL: [Self; 2] = [Self::Directed, Self::Adverts];
 
-    const fn id(self) -> &'static str {
-        match self {
+    /// Unlike that of any other connection: some relays have one map for all.
+    fn id(self, assignment: &Assignment) -> SubscriptionId {
+        let name = match self {
             Self::Directed => "directed",
             Self::Adverts => "adverts",
-        }
+        };
+        SubscriptionId::new(format!("{name}-{}", assignment.tag))
     }
 
-    fn with_id(id: &SubscriptionId) -> Option<Self> {
-        Self::ALL.into_iter().find(|subscription| id.as_str() == subscription.id())
+    fn with_id(id: &SubscriptionId, assignment: &Assignment) -> Option<Self> {
+        Self::ALL.into_iter().find(|subscription| *id == subscription.id(assignment))
     }
 
     /// As the wire format has it.
@@ -112,8 +116,12 @@ pub(super) struct Assignment {
     pub(super) url: RelayUrl,
     /// Which connection to it this is.
     pub(super) number: u64,
+    /// What its subscriptions have in their identifiers.
+    pub(super) tag: String,
     /// Whose messages are subscribed to.
     pub(super) own: XOnlyKey,
+    /// Who answers when the relay asks who that is.
+    pub(super) signer: Arc<Signer>,
     /// From when on adverts are read; `None` for all of them.
     pub(super) adverts_since: Option<Timestamp>,
 }
@@ -233,7 +241,24 @@ impl Handler<Publish> for RelayActor {
 
 /// Hands events on in the order in which the relay sends them, and lets it wait when we cannot keep up. The SDK's own
 /// notifications would be lost then; and it would keep every event in its database.
-struct Tap(mpsc::Sender<(Subscription, Event)>);
+struct Tap {
+    events: mpsc::Sender<(Subscription, Event)>,
+    subscriptions: [(SubscriptionId, Subscription, Filter); 2],
+}
+
+impl Tap {
+    fn new(events: mpsc::Sender<(Subscription, Event)>, assignment: &Assignment) -> Self {
+        let subscriptions = Subscription::ALL.map(|what| (what.id(assignment), what, what.filter(assignment)));
+        Self { events, subscriptions }
+    }
+
+    /// The subscription that the event was asked for by. A relay that sends others as well does so on its own account: they are
+    /// nobody's fault, and nothing is read of them.
+    fn asked_for(&self, id: &SubscriptionId, event: &Event) -> Option<Subscription> {
+        let (_, what, filter) = self.subscriptions.iter().find(|(known, ..)| known == id)?;
+        filter.match_event(event, MatchEventOptions::new()).then_some(*what)
+    }
+}
 
 impl fmt::Debug for Tap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -249,9 +274,9 @@ impl AdmitPolicy for Tap {
         event: &'a Event,
     ) -> BoxedFuture<'a, Result<AdmitStatus, PolicyError>> {
         Box::pin(async move {
-            if let Some(subscription) = Subscription::with_id(id) {
+            if let Some(subscription) = self.asked_for(id, event) {
                 // If it fails nobody reads any more: the connection is ending.
-                let _ = self.0.send((subscription, event.clone())).await;
+                let _ = self.events.send((subscription, event.clone())).await;
             }
             Ok(AdmitStatus::Rejected { reason: None })
         })
@@ -267,10 +292,14 @@ async fn run(
     own: &WeakAddr<RelayActor>,
 ) -> String {
     let (events, mut arrived) = mpsc::channel(READ_AHEAD);
-    // Authentication stays off: it would tell a relay no more than we do, but some then hide kind 1059 from us.
-    let options = RelayPoolOptions::default().automatic_authentication(false);
-    let pool =
-        RelayPool::builder().opts(options).admit_policy(Tap(events)).websocket_transport(sockets.clone()).build();
+    // Only a relay that asks for it is told who we are.
+    let options = RelayPoolOptions::default().automatic_authentication(true);
+    let mut builder = RelayPool::builder()
+        .opts(options)
+        .admit_policy(Tap::new(events, assignment))
+        .websocket_transport(sockets.clone());
+    builder.__signer = Some(Arc::<Signer>::clone(&assignment.signer));
+    let pool = builder.build();
     // The SDK would connect again by itself, silently and on its own schedule.
     let options = RelayOptions::default().reconnect(false).limits(RelayLimits::default());
     let relay = match pool.add_relay(&assignment.url, options).await {
@@ -307,7 +336,7 @@ async fn run(
                     return UNREAD.to_owned();
                 }
             }
-            notification = notifications.recv() => match ended(notification) {
+            notification = notifications.recv() => match ended(notification, assignment) {
                 Noted::Nothing => {}
                 Noted::Ended(why) => return with_words(&why, said.as_deref()),
                 Noted::Said(words) => said = Some(words),
@@ -354,7 +383,7 @@ async fn run(
 }
 
 async fn subscribe(relay: &Relay, what: Subscription, assignment: &Assignment) -> Result<(), RelayError> {
-    let (id, filter) = (SubscriptionId::new(what.id()), what.filter(assignment));
+    let (id, filter) = (what.id(assignment), what.filter(assignment));
     relay.subscribe_with_id(id, filter, SubscribeOptions::default()).await.map(|_| ())
 }
 
@@ -436,10 +465,19 @@ enum Noted {
     Ended(String),
 }
 
-fn ended(notification: Result<RelayNotification, broadcast::error::RecvError>) -> Noted {
+fn ended(notification: Result<RelayNotification, broadcast::error::RecvError>, assignment: &Assignment) -> Noted {
     match notification {
         Ok(RelayNotification::Message { message: RelayMessage::EndOfStoredEvents(id) }) => {
-            Subscription::with_id(&id).map_or(Noted::Nothing, Noted::EndOfStored)
+            Subscription::with_id(&id, assignment).map_or(Noted::Nothing, Noted::EndOfStored)
+        }
+        // It asks who we are first, and is told; then the subscription is made again.
+        Ok(RelayNotification::Message { message: RelayMessage::Closed { message, .. } })
+            if message.starts_with("auth-required") =>
+        {
+            Noted::Said(message.chars().take(MOST_WORDS).collect())
+        }
+        Ok(RelayNotification::AuthenticationFailed) => {
+            Noted::Ended("the relay does not accept our authentication (auth-required)".to_owned())
         }
         // Without its subscriptions a connection is worth nothing; asking again at once is what it was closed for.
         Ok(RelayNotification::Message { message: RelayMessage::Closed { message, .. } }) => {

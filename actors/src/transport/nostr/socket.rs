@@ -4,7 +4,7 @@
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -20,6 +20,7 @@ use nostr_sdk::{
     util::BoxedFuture,
 };
 use rustls::{ClientConfig, pki_types::ServerName};
+use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -36,14 +37,61 @@ use crate::transport::tls::{TlsError, Trust};
 /// The largest message of a relay that is read: an event of a large cohort is at most 64 kB, others' may be larger.
 const MAX_MESSAGE: usize = 8 << 20;
 
+/// Most of what a relay says in words that is noted, and of each of these.
+const MOST_WORDS: usize = 32;
+const LONGEST_WORDS: usize = 200;
+
+/// What a relay says in its own words, for people: notices, the reasons of subscriptions that it closes, and answers to nothing in
+/// particular, which the SDK passes over.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Words(Arc<Mutex<Vec<String>>>);
+
+impl Words {
+    fn note(&self, frame: &str) {
+        // Everything else is an event, or an answer to one.
+        if !["[\"NOTICE\"", "[\"CLOSED\"", "[\"OK\",\"\"", "[\"AUTH\""].iter().any(|begin| frame.starts_with(begin))
+        {
+            return;
+        }
+        let Ok(frame) = serde_json::from_str::<Vec<Value>>(frame) else { return };
+        let text = |place: usize| frame.get(place).and_then(Value::as_str).unwrap_or_default();
+        let words = match text(0) {
+            "NOTICE" => format!("NOTICE {}", text(1)),
+            // How it confirms what we close.
+            "CLOSED" if text(2).is_empty() => return,
+            "CLOSED" => format!("CLOSED {}", text(2)),
+            "AUTH" => "AUTH (it asks who we are)".to_owned(),
+            _ => format!("OK without an event: {}", text(3)),
+        };
+        let words = words.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_WORDS).collect();
+        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if noted.len() < MOST_WORDS && !noted.contains(&words) {
+            noted.push(words);
+        }
+    }
+
+    /// What it has said so far, each once.
+    pub(super) fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// Opens sockets to relays.
 #[derive(Clone, Debug)]
-pub(super) struct Sockets(Arc<ClientConfig>);
+pub(super) struct Sockets {
+    config: Arc<ClientConfig>,
+    words: Words,
+}
 
 impl Sockets {
     /// Sockets to relays that are trusted so.
     pub(super) fn new(trust: &Trust) -> Result<Self, TlsError> {
-        Ok(Self(Arc::new(trust.client_config()?)))
+        Ok(Self { config: Arc::new(trust.client_config()?), words: Words::default() })
+    }
+
+    /// What was said on them in words.
+    pub(super) const fn words(&self) -> &Words {
+        &self.words
     }
 
     async fn open(&self, url: &Url) -> Result<(WebSocketSink, WebSocketStream), TransportError> {
@@ -57,11 +105,11 @@ impl Sockets {
         stream.set_nodelay(true).map_err(TransportError::backend)?;
         if url.scheme() == "wss" {
             let name = ServerName::try_from(host.to_owned()).map_err(TransportError::backend)?;
-            let connector = TlsConnector::from(Arc::clone(&self.0));
+            let connector = TlsConnector::from(Arc::clone(&self.config));
             let stream = connector.connect(name, stream).await.map_err(TransportError::backend)?;
-            upgrade(url, stream).await
+            upgrade(url, stream, self.words.clone()).await
         } else {
-            upgrade(url, stream).await
+            upgrade(url, stream, self.words.clone()).await
         }
     }
 }
@@ -87,7 +135,7 @@ impl WebSocketTransport for Sockets {
     }
 }
 
-async fn upgrade<S>(url: &Url, stream: S) -> Result<(WebSocketSink, WebSocketStream), TransportError>
+async fn upgrade<S>(url: &Url, stream: S, words: Words) -> Result<(WebSocketSink, WebSocketStream), TransportError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -95,7 +143,10 @@ where
     let upgraded = client_async_with_config(url.as_str(), stream, Some(limits)).await;
     let (socket, _) = upgraded.map_err(TransportError::backend)?;
     let (sink, stream) = socket.split();
-    let stream = stream.filter_map(|message| {
+    let stream = stream.filter_map(move |message| {
+        if let Ok(tungstenite::Message::Text(text)) = &message {
+            words.note(text);
+        }
         future::ready(match message {
             Ok(message) => incoming(message).map(Ok),
             Err(error) => Some(Err(TransportError::backend(error))),

@@ -27,7 +27,7 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// An inbox that passes everything on to the test.
-struct Inbox(mpsc::UnboundedSender<Delivery>);
+struct Inbox(mpsc::UnboundedSender<Delivery>, mpsc::UnboundedSender<Delivery>);
 
 impl Actor for Inbox {
     type Context = Context<Self>;
@@ -40,7 +40,11 @@ impl Handler<Delivery> for Inbox {
         if let Delivery::Message(received) | Delivery::Stored { message: received, .. } = &delivery {
             received.receipt.clone().confirm();
         }
-        let _ = self.0.send(delivery);
+        // What carriers tell is for those who wait for it.
+        let _ = match &delivery {
+            Delivery::Delivered { .. } | Delivery::Delayed { .. } => self.1.send(delivery),
+            _ => self.0.send(delivery),
+        };
     }
 }
 
@@ -49,14 +53,16 @@ pub struct Peer {
     pub identity: Identity,
     pub link: Addr<Link>,
     inbox: mpsc::UnboundedReceiver<Delivery>,
+    carried: mpsc::UnboundedReceiver<Delivery>,
 }
 
 impl Peer {
     pub fn start(identity: Identity, transport: Arc<dyn Transport>) -> Self {
         let (sender, inbox) = mpsc::unbounded_channel();
-        let recipient = Inbox(sender).start().recipient();
+        let (carriers, carried) = mpsc::unbounded_channel();
+        let recipient = Inbox(sender, carriers).start().recipient();
         let link = Link::new(transport, identity.clone(), recipient).start();
-        Self { identity, link, inbox }
+        Self { identity, link, inbox, carried }
     }
 
     pub fn did(&self) -> &Did {
@@ -78,6 +84,11 @@ impl Peer {
     /// The next delivery.
     pub async fn next(&mut self) -> Delivery {
         soon("a delivery", self.inbox.recv()).await.expect("the inbox is there")
+    }
+
+    /// What a carrier tells next of what we have said.
+    pub async fn carried(&mut self) -> Delivery {
+        soon("a carrier's word", self.carried.recv()).await.expect("the inbox is there")
     }
 
     /// What has been delivered and was not looked at.

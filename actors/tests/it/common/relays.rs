@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -20,7 +20,7 @@ use nostr_sdk::{Event, Filter, RelayPool};
 use serde_json::{Value, json};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{broadcast, mpsc},
     time::Instant,
 };
 use tokio_tungstenite::{accept_async, connect_async, tungstenite::Message as Frame};
@@ -77,12 +77,27 @@ pub enum Mood {
     Keeps,
     /// It does not say when it has sent all that was stored.
     Endless,
+    /// It refuses what is of this type, as one that takes only small events does.
+    RefusesType(&'static str),
+    /// It sends everybody everything, by whatever subscription there is.
+    OverDelivers,
 }
 
 /// A relay in a mood, in front of a good one. Counts the events that came.
 pub struct Moody {
     pub url: String,
     pub events: Arc<AtomicUsize>,
+    /// The identifiers of all subscriptions that were made, each as often as it was.
+    pub subscriptions: Arc<Mutex<Vec<String>>>,
+}
+
+/// What the connections to one proxy share.
+#[derive(Clone)]
+struct Shared {
+    mood: Mood,
+    events: Arc<AtomicUsize>,
+    subscriptions: Arc<Mutex<Vec<String>>>,
+    everything: broadcast::Sender<Value>,
 }
 
 impl Moody {
@@ -90,27 +105,45 @@ impl Moody {
         let listener = TcpListener::bind(loopback()).await.expect("a free port");
         let url = format!("ws://{}", listener.local_addr().expect("an address"));
         let events = Arc::new(AtomicUsize::new(0));
-        let (target, counter) = (relay.url().to_owned(), Arc::clone(&events));
+        let target = relay.url().to_owned();
+        let subscriptions = Arc::<Mutex<Vec<String>>>::default();
+        let (everything, _) = broadcast::channel(1024);
+        let shared =
+            Shared { mood, events: Arc::clone(&events), subscriptions: Arc::clone(&subscriptions), everything };
         actix_rt::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                actix_rt::spawn(serve(client, target.clone(), mood, Arc::clone(&counter)));
+                actix_rt::spawn(serve(client, target.clone(), shared.clone()));
             }
         });
-        Self { url, events }
+        Self { url, events, subscriptions }
     }
 }
 
-async fn serve(client: TcpStream, target: String, mood: Mood, events: Arc<AtomicUsize>) {
+async fn serve(client: TcpStream, target: String, shared: Shared) {
+    let mood = shared.mood;
     let Ok(client) = accept_async(client).await else { return };
     let Ok((relay, _)) = connect_async(target).await else { return };
     let (mut to_client, mut from_client) = client.split();
     let (mut to_relay, mut from_relay) = relay.split();
     let (say, mut said) = mpsc::unbounded_channel::<(Instant, Frame)>();
     let late = if let Mood::Late(time) = mood { time } else { Duration::ZERO };
-    let answers = say.clone();
+    let (answers, more) = (say.clone(), say.clone());
+    let (own, mut everything) = (Arc::new(Mutex::new(Vec::<String>::new())), shared.everything.subscribe());
+    let asked = Arc::clone(&own);
     let inward = async move {
         while let Some(Ok(frame)) = from_client.next().await {
-            match own_answer(&frame, mood, &events) {
+            if let Some(value) = frame.to_text().ok().and_then(|text| serde_json::from_str::<Value>(text).ok()) {
+                match value[0].as_str() {
+                    Some("REQ") => {
+                        let id = value[1].as_str().unwrap_or_default().to_owned();
+                        shared.subscriptions.lock().unwrap().push(id.clone());
+                        asked.lock().unwrap().push(id);
+                    }
+                    Some("EVENT") => drop(shared.everything.send(value[1].clone())),
+                    _ => {}
+                }
+            }
+            match own_answer(&frame, mood, &shared.events) {
                 Some(answer) => drop(answers.send((Instant::now(), answer))),
                 None => {
                     if to_relay.send(frame).await.is_err() {
@@ -127,6 +160,16 @@ async fn serve(client: TcpStream, target: String, mood: Mood, events: Arc<Atomic
             }
         }
     };
+    let too_much = async move {
+        while let Ok(event) = everything.recv().await {
+            if let Mood::OverDelivers = mood {
+                for id in own.lock().unwrap().iter() {
+                    let frame = Frame::text(json!(["EVENT", id, event]).to_string());
+                    let _ = more.send((Instant::now(), frame));
+                }
+            }
+        }
+    };
     let speaking = async move {
         while let Some((when, frame)) = said.recv().await {
             tokio::time::sleep_until(when).await;
@@ -140,7 +183,7 @@ async fn serve(client: TcpStream, target: String, mood: Mood, events: Arc<Atomic
             }
         }
     };
-    tokio::select! { () = inward => {}, () = outward => {}, () = speaking => {} }
+    tokio::select! { () = inward => {}, () = outward => {}, () = speaking => {}, () = too_much => {} }
 }
 
 /// What the proxy says to an event itself, without showing it to the relay.
@@ -154,6 +197,9 @@ fn own_answer(frame: &Frame, mood: Mood, events: &AtomicUsize) -> Option<Frame> 
     let answer = match mood {
         Mood::Drops if number.is_multiple_of(2) => json!(["OK", value[1]["id"], true, ""]),
         Mood::Keeps if value[1]["kind"] == DELETION_KIND => json!(["OK", value[1]["id"], true, ""]),
+        Mood::RefusesType(kind) if text.contains(kind) => {
+            json!(["OK", value[1]["id"], false, "invalid: event too large"])
+        }
         Mood::Refuses => json!(["OK", value[1]["id"], false, "blocked: not today"]),
         _ => return None,
     };

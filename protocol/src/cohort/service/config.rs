@@ -128,7 +128,7 @@ pub enum ServiceConfigError {
     /// A cohort whose announcement the transport could not carry.
     #[error(
         "a {beacon_type} cohort of {asked} members cannot be served over this transport: the announcement would not fit \
-         into one message beyond {limit} members (an SMT beacon has no such limit)"
+         into one message beyond {limit} members (an SMT beacon has no such limit; a relay's own limits are in `relay check`)"
     )]
     TooManyMembers {
         /// The beacon.

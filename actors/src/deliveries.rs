@@ -1,0 +1,166 @@
+//! What was sent to members, and whether it has reached them: nobody is blamed for not answering what it never got.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use btcr2_aggregation_protocol::{
+    did::Did,
+    id::CohortId,
+    message::{Body, SharedBody},
+};
+
+/// What a member was sent last in its cohort.
+#[derive(Debug)]
+struct Last {
+    kind: &'static str,
+    delivered: bool,
+    /// Who has not carried it, and why.
+    problem: Option<String>,
+}
+
+type ByMember = BTreeMap<Did, Last>;
+
+/// Why something is not known to have reached a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Undelivered {
+    /// It was not fetched, or this program does not know: it was started since.
+    NotFetched,
+    /// No carrier has taken it.
+    NotCarried(String),
+}
+
+/// The deliveries of a service. Clones are the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Deliveries {
+    /// Whether the transport says what it has delivered.
+    known: bool,
+    cohorts: Arc<Mutex<BTreeMap<CohortId, ByMember>>>,
+}
+
+impl Deliveries {
+    /// Nothing yet; everything counts as delivered unless the transport says what is (`known`).
+    pub(crate) fn new(known: bool) -> Self {
+        Self { known, cohorts: Arc::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<CohortId, ByMember>> {
+        // Nothing panics while it holds the lock.
+        self.cohorts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A message is handed to the transport. What tells of an end asks for nothing.
+    pub(crate) fn sent(&self, to: &Did, body: &SharedBody) {
+        if !self.known || matches!(&**body, Body::CohortEnded(_)) {
+            return;
+        }
+        let kind = body.short_type();
+        let mut cohorts = self.lock();
+        let members = cohorts.entry(body.cohort_id().clone()).or_default();
+        match members.get(to) {
+            // The same again, which it may have.
+            Some(last) if last.kind == kind => {}
+            _ => drop(members.insert(to.clone(), Last { kind, delivered: false, problem: None })),
+        }
+    }
+
+    fn of(&self, cohort_id: &CohortId, to: &Did, kind: &str, change: impl FnOnce(&mut Last)) {
+        let mut cohorts = self.lock();
+        let last = cohorts.get_mut(cohort_id).and_then(|members| members.get_mut(to));
+        if let Some(last) = last.filter(|last| last.kind == kind) {
+            change(last);
+        }
+    }
+
+    /// It has reached the member.
+    pub(crate) fn delivered(&self, cohort_id: &CohortId, to: &Did, kind: &str) {
+        self.of(cohort_id, to, kind, |last| last.delivered = true);
+    }
+
+    /// It has not, yet.
+    pub(crate) fn delayed(&self, cohort_id: &CohortId, to: &Did, kind: &str, reason: String) {
+        self.of(cohort_id, to, kind, |last| last.problem = Some(reason));
+    }
+
+    /// Why the member may not have what it was sent last; `None` when it has.
+    pub(crate) fn undelivered(&self, cohort_id: &CohortId, to: &Did) -> Option<Undelivered> {
+        if !self.known {
+            return None;
+        }
+        let cohorts = self.lock();
+        let Some(last) = cohorts.get(cohort_id).and_then(|members| members.get(to)) else {
+            return Some(Undelivered::NotFetched);
+        };
+        match &last.problem {
+            _ if last.delivered => None,
+            Some(problem) => Some(Undelivered::NotCarried(problem.clone())),
+            None => Some(Undelivered::NotFetched),
+        }
+    }
+
+    /// What no carrier has taken in this cohort: to how many members, and one of the reasons.
+    pub(crate) fn not_carried(&self, cohort_id: &CohortId) -> Option<(usize, String)> {
+        let cohorts = self.lock();
+        let members = cohorts.get(cohort_id)?;
+        let mut problems = members.values().filter(|last| !last.delivered).filter_map(|last| last.problem.as_ref());
+        let first = problems.next()?.clone();
+        Some((1 + problems.count(), first))
+    }
+
+    /// The cohort is over.
+    pub(crate) fn forget(&self, cohort_id: &CohortId) {
+        self.lock().remove(cohort_id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use btcr2_aggregation_protocol::{
+        identity::Identity, key::SecretKey, message::update::SubmitNonIncluded, network::Network,
+    };
+
+    use super::*;
+
+    fn did(byte: u8) -> Did {
+        Identity::from_key(SecretKey::from_bytes(&[byte; 32]).unwrap(), Network::Regtest).did().clone()
+    }
+
+    fn cohort() -> CohortId {
+        CohortId::parse("c").unwrap()
+    }
+
+    fn note() -> SharedBody {
+        Body::from(SubmitNonIncluded { cohort_id: cohort() }).into()
+    }
+
+    #[test]
+    fn what_was_sent_last_counts_as_delivered_when_the_carrier_says_so() {
+        let deliveries = Deliveries::new(true);
+        let kind = note().short_type();
+        assert_eq!(deliveries.undelivered(&cohort(), &did(1)), Some(Undelivered::NotFetched));
+        deliveries.sent(&did(1), &note());
+        deliveries.sent(&did(2), &note());
+        deliveries.delayed(&cohort(), &did(1), kind, "wss://x: too large".to_owned());
+        let not_carried = Undelivered::NotCarried("wss://x: too large".to_owned());
+        assert_eq!(deliveries.undelivered(&cohort(), &did(1)), Some(not_carried));
+        assert_eq!(deliveries.undelivered(&cohort(), &did(2)), Some(Undelivered::NotFetched));
+        assert_eq!(deliveries.not_carried(&cohort()), Some((1, "wss://x: too large".to_owned())));
+        // An answer to something else changes nothing.
+        deliveries.delivered(&cohort(), &did(1), "other");
+        assert!(deliveries.undelivered(&cohort(), &did(1)).is_some());
+        deliveries.delivered(&cohort(), &did(1), kind);
+        deliveries.sent(&did(1), &note());
+        assert_eq!(deliveries.undelivered(&cohort(), &did(1)), None, "said again, it is no less delivered");
+        deliveries.forget(&cohort());
+        assert!(deliveries.lock().is_empty());
+    }
+
+    #[test]
+    fn where_nothing_is_said_of_deliveries_everything_is_delivered() {
+        let deliveries = Deliveries::new(false);
+        deliveries.sent(&did(1), &note());
+        assert_eq!(deliveries.undelivered(&cohort(), &did(1)), None);
+        assert!(deliveries.lock().is_empty());
+    }
+}

@@ -1,0 +1,361 @@
+//! What the relay stores, counted: by author, by kind of author, and in all. It decides what goes when something comes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use btcr2_aggregation_protocol::key::XOnlyKey;
+use nostr_relay_builder::{
+    builder::{PolicyResult, WritePolicy},
+    prelude::{MemoryDatabase, NostrDatabase},
+};
+use nostr_sdk::{Event, EventId, Filter, PublicKey, util::BoxedFuture};
+
+use super::RelayLimits;
+use crate::{remembered::Remembered, transport::connections::Ticket};
+
+/// Most members that are remembered.
+const MEMBERS: usize = 65_536;
+
+/// What an event takes beside its text.
+const OVERHEAD: usize = 512;
+
+/// Who has written an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Author {
+    Operator,
+    /// An operator has written to it.
+    Member,
+    Stranger,
+}
+
+struct Held {
+    id: EventId,
+    author: PublicKey,
+    bytes: usize,
+}
+
+#[derive(Default)]
+struct OfAuthor {
+    bytes: usize,
+    events: BTreeSet<u64>,
+}
+
+struct State {
+    members: Remembered<PublicKey>,
+    /// In the order in which they came.
+    events: BTreeMap<u64, Held>,
+    ids: HashSet<EventId>,
+    authors: HashMap<PublicKey, OfAuthor>,
+    bytes: usize,
+    /// The events of strangers among them.
+    strangers: BTreeSet<u64>,
+    strangers_bytes: usize,
+    next: u64,
+    /// The connections, which become members' with the first event of one.
+    sockets: HashMap<SocketAddr, Ticket>,
+}
+
+/// The account of what is stored.
+pub(super) struct Shelf {
+    limits: RelayLimits,
+    operators: BTreeSet<PublicKey>,
+    state: Mutex<State>,
+}
+
+impl fmt::Debug for Shelf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shelf").field("bytes", &self.bytes()).finish_non_exhaustive()
+    }
+}
+
+impl Shelf {
+    pub(super) fn new(mut limits: RelayLimits, operators: &[XOnlyKey]) -> Self {
+        // Where nobody is known, everybody is a stranger.
+        if operators.is_empty() {
+            (limits.strangers_bytes, limits.stranger_bytes) = (limits.bytes, limits.bytes);
+        }
+        let operators = operators.iter().map(|key| PublicKey::from_byte_array(key.to_bytes())).collect();
+        let state = State {
+            members: Remembered::new(MEMBERS),
+            events: BTreeMap::new(),
+            ids: HashSet::new(),
+            authors: HashMap::new(),
+            bytes: 0,
+            strangers: BTreeSet::new(),
+            strangers_bytes: 0,
+            next: 0,
+            sockets: HashMap::new(),
+        };
+        Self { limits, operators, state: Mutex::new(state) }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
+    pub(super) fn connected(&self, peer: SocketAddr, ticket: Ticket) {
+        self.lock().sockets.insert(peer, ticket);
+    }
+
+    pub(super) fn gone(&self, peer: SocketAddr) {
+        // Dropped when the lock is free: it has one of its own.
+        let ticket = self.lock().sockets.remove(&peer);
+        drop(ticket);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that could panic happens while it is half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kind_of(&self, state: &State, author: &PublicKey) -> Author {
+        if self.operators.contains(author) {
+            Author::Operator
+        } else if state.members.contains(author) {
+            Author::Member
+        } else {
+            Author::Stranger
+        }
+    }
+
+    /// Makes room for an event: which others have to go, or why it is not taken.
+    fn admit(&self, event: &Event, peer: &SocketAddr) -> Result<Vec<EventId>, String> {
+        let tags: usize = event.tags.iter().flat_map(|tag| tag.as_slice()).map(|part| part.len() + 3).sum();
+        let bytes = event.content.len() + tags + OVERHEAD;
+        if bytes > self.limits.event_bytes {
+            return Err(format!("event too large, at most {} bytes", self.limits.event_bytes));
+        }
+        let mut state = self.lock();
+        let author = self.kind_of(&state, &event.pubkey);
+        if author != Author::Stranger
+            && let Some(ticket) = state.sockets.get(peer).cloned()
+        {
+            ticket.keep();
+        }
+        if author == Author::Operator {
+            let own = event.pubkey;
+            for key in event.tags.public_keys().filter(|key| **key != own) {
+                state.promote(*key);
+            }
+        }
+        if event.kind.is_ephemeral() || state.ids.contains(&event.id) {
+            return Ok(Vec::new());
+        }
+        let mut gone = Vec::new();
+        let share = match author {
+            Author::Operator => usize::MAX,
+            Author::Member => self.limits.member_bytes,
+            Author::Stranger => self.limits.stranger_bytes,
+        };
+        while let Some(of_author) = state.authors.get(&event.pubkey)
+            && of_author.bytes.saturating_add(bytes) > share
+            && let Some(oldest) = of_author.events.first().copied()
+        {
+            gone.extend(state.remove(oldest));
+        }
+        if author == Author::Stranger {
+            while state.strangers_bytes + bytes > self.limits.strangers_bytes
+                && let Some(oldest) = state.strangers.first().copied()
+            {
+                gone.extend(state.remove(oldest));
+            }
+        }
+        while (state.bytes + bytes > self.limits.bytes || state.events.len() >= self.limits.events)
+            && let Some(oldest) = state.strangers.first().copied().or_else(|| state.events.keys().next().copied())
+        {
+            gone.extend(state.remove(oldest));
+        }
+        state.insert(Held { id: event.id, author: event.pubkey, bytes }, author == Author::Stranger);
+        Ok(gone)
+    }
+}
+
+impl State {
+    /// Its events are no stranger's any more.
+    fn promote(&mut self, member: PublicKey) {
+        if !self.members.insert(member) {
+            return;
+        }
+        let events = self.authors.get(&member).map(|author| author.events.clone()).unwrap_or_default();
+        for number in events {
+            if self.strangers.remove(&number) {
+                self.strangers_bytes -= self.events.get(&number).map_or(0, |held| held.bytes);
+            }
+        }
+    }
+
+    fn insert(&mut self, held: Held, stranger: bool) {
+        let number = self.next;
+        self.next += 1;
+        if stranger {
+            self.strangers.insert(number);
+            self.strangers_bytes += held.bytes;
+        }
+        let author = self.authors.entry(held.author).or_default();
+        author.bytes += held.bytes;
+        author.events.insert(number);
+        self.bytes += held.bytes;
+        self.ids.insert(held.id);
+        self.events.insert(number, held);
+    }
+
+    fn remove(&mut self, number: u64) -> Option<EventId> {
+        let held = self.events.remove(&number)?;
+        self.bytes -= held.bytes;
+        if self.strangers.remove(&number) {
+            self.strangers_bytes -= held.bytes;
+        }
+        self.ids.remove(&held.id);
+        if let Some(author) = self.authors.get_mut(&held.author) {
+            author.bytes -= held.bytes;
+            author.events.remove(&number);
+            if author.events.is_empty() {
+                self.authors.remove(&held.author);
+            }
+        }
+        Some(held.id)
+    }
+}
+
+/// Has the relay store what the shelf has room for, and forget what it has no room for any more.
+#[derive(Debug)]
+pub(super) struct Policy {
+    pub(super) shelf: Arc<Shelf>,
+    pub(super) database: MemoryDatabase,
+}
+
+impl WritePolicy for Policy {
+    fn admit_event<'a>(&'a self, event: &'a Event, peer: &'a SocketAddr) -> BoxedFuture<'a, PolicyResult> {
+        Box::pin(async move {
+            match self.shelf.admit(event, peer) {
+                Ok(gone) => {
+                    if !gone.is_empty() {
+                        // In memory nothing can fail.
+                        let _ = self.database.delete(Filter::new().ids(gone)).await;
+                    }
+                    PolicyResult::Accept
+                }
+                Err(reason) => PolicyResult::Reject(reason),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use btcr2_aggregation_protocol::{
+        id::CohortId,
+        identity::Identity,
+        key::SecretKey,
+        message::{Message, update::SubmitUpdate},
+        network::Network,
+        nostr::{Peer, seal},
+        time::Timestamp,
+    };
+    use serde_json::json;
+
+    use super::*;
+    use crate::{runtime::Randomness, transport::connections::ConnectionLimits};
+
+    fn identity(byte: u8) -> Identity {
+        Identity::from_key(SecretKey::from_bytes(&[byte; 32]).unwrap(), Network::Regtest)
+    }
+
+    /// An event of about so many bytes, from one to another.
+    fn event(from: u8, to: u8, bytes: usize, number: u64) -> Event {
+        let (from, to) = (identity(from), identity(to));
+        let body = SubmitUpdate {
+            cohort_id: CohortId::parse("c").unwrap(),
+            signed_update: Arc::new(json!({ "filler": "x".repeat(bytes / 4 * 3) })),
+        };
+        let message = Message::new(from.did().clone(), Some(to.did().clone()), body);
+        let peer = Peer::new(from.secret_key(), to.public_key().x_only()).unwrap();
+        let mut rng = Randomness::Seeded([number as u8; 32]).for_actor("events");
+        seal(&message, from.secret_key(), Some(&peer), Timestamp::from_secs(1_000 + number), &mut rng).unwrap()
+    }
+
+    fn shelf() -> Shelf {
+        let limits = RelayLimits {
+            event_bytes: 20_000,
+            bytes: 100_000,
+            strangers_bytes: 50_000,
+            member_bytes: 60_000,
+            stranger_bytes: 30_000,
+            events: 1_000,
+            sockets: ConnectionLimits::default(),
+        };
+        Shelf::new(limits, &[identity(1).public_key().x_only()])
+    }
+
+    fn peer() -> SocketAddr {
+        ([127, 0, 0, 1], 1).into()
+    }
+
+    fn holds(shelf: &Shelf, event: &Event) -> bool {
+        shelf.lock().ids.contains(&event.id)
+    }
+
+    #[test]
+    fn a_stranger_pushes_out_only_its_own_events_and_strangers_others() {
+        let shelf = shelf();
+        let invitation = event(1, 2, 5_000, 0);
+        shelf.admit(&invitation, &peer()).unwrap();
+        let of_member = event(2, 1, 10_000, 0);
+        shelf.admit(&of_member, &peer()).unwrap();
+        let honest = event(9, 1, 5_000, 0);
+        shelf.admit(&honest, &peer()).unwrap();
+        let mut dropped = 0;
+        for number in 0..50 {
+            dropped += shelf.admit(&event(3, 1, 10_000, number), &peer()).unwrap().len();
+        }
+        assert!(holds(&shelf, &honest) && dropped > 40);
+        for author in 10..20 {
+            for number in 0..5 {
+                shelf.admit(&event(author, 1, 10_000, number), &peer()).unwrap();
+            }
+        }
+        assert!(!holds(&shelf, &honest), "strangers share what is theirs");
+        assert!(holds(&shelf, &invitation) && holds(&shelf, &of_member));
+        assert!(shelf.bytes() <= 100_000 && shelf.lock().strangers_bytes <= 50_000);
+    }
+
+    #[test]
+    fn what_a_member_sent_before_it_was_one_stays() {
+        let shelf = shelf();
+        let opt_in = event(2, 1, 5_000, 0);
+        shelf.admit(&opt_in, &peer()).unwrap();
+        shelf.admit(&event(1, 2, 1_000, 0), &peer()).unwrap();
+        for author in 10..20 {
+            for number in 0..5 {
+                shelf.admit(&event(author, 1, 10_000, number), &peer()).unwrap();
+            }
+        }
+        assert!(holds(&shelf, &opt_in));
+    }
+
+    #[test]
+    fn an_event_counts_once_and_one_that_is_too_large_is_not_taken() {
+        let shelf = shelf();
+        let small = event(3, 1, 5_000, 0);
+        shelf.admit(&small, &peer()).unwrap();
+        let before = shelf.bytes();
+        shelf.admit(&small, &peer()).unwrap();
+        assert_eq!(shelf.bytes(), before);
+        assert!(shelf.admit(&event(3, 1, 30_000, 1), &peer()).unwrap_err().contains("at most 20000 bytes"));
+        assert_eq!(shelf.bytes(), before);
+    }
+
+    #[test]
+    fn the_oldest_go_when_all_are_members() {
+        let shelf = shelf();
+        let events: Vec<_> = (0..20).map(|number| event(1, 2, 10_000, number)).collect();
+        for event in &events {
+            shelf.admit(event, &peer()).unwrap();
+        }
+        assert!(shelf.bytes() <= 100_000 && !holds(&shelf, &events[0]) && holds(&shelf, &events[19]));
+    }
+}

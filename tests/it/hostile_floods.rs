@@ -1,0 +1,138 @@
+//! What a flood from one address costs an honest peer: a service as a process, with real sockets. Everybody has the same address here,
+//! which is the worst case.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use btcr2_aggregation::actors::transport::tls::Trust;
+use rcgen::KeyPair;
+use rustls::{ClientConnection, StreamOwned, pki_types::ServerName};
+
+use crate::support::{Program, Service, did_of, directory, identity, path, verify::participant_result};
+
+/// Connections that are opened in the background, and say what `say` says, until this is dropped.
+struct Flood {
+    stop: Arc<AtomicBool>,
+    opened: Arc<AtomicUsize>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Flood {
+    /// So many a second, of which the latest `kept` stay open.
+    fn start(address: SocketAddr, a_second: u32, kept: usize, say: &'static [u8]) -> Self {
+        let (stop, opened) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&opened));
+        let thread = thread::spawn(move || {
+            let mut sockets = std::collections::VecDeque::new();
+            let started = Instant::now();
+            while !stopped.load(Ordering::Relaxed) {
+                let due = (started.elapsed().as_secs_f64() * f64::from(a_second)) as usize;
+                while counted.load(Ordering::Relaxed) < due {
+                    if let Ok(mut socket) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) {
+                        let _ = socket.write_all(say);
+                        sockets.push_back(socket);
+                    }
+                    if sockets.len() > kept {
+                        sockets.pop_front();
+                    }
+                    counted.fetch_add(1, Ordering::Relaxed);
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        Self { stop, opened, thread: Some(thread) }
+    }
+
+    fn wait_for(&self, opened: usize) {
+        let until = Instant::now() + crate::support::PATIENCE;
+        while self.opened.load(Ordering::Relaxed) < opened {
+            assert!(Instant::now() < until, "the flood itself is too slow");
+            thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// How long a handshake and an answer take.
+fn handshake(address: SocketAddr, trust: &Trust) -> Duration {
+    let started = Instant::now();
+    let name = ServerName::try_from("localhost").unwrap();
+    let client = ClientConnection::new(Arc::new(trust.client_config().unwrap()), name).unwrap();
+    let socket = TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut stream = StreamOwned::new(client, socket);
+    let request = "GET /v1/.well-known/aggregation HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    started.elapsed()
+}
+
+fn longest(address: SocketAddr, trust: &Trust) -> Duration {
+    (0..20).map(|_| handshake(address, trust)).max().unwrap()
+}
+
+#[test]
+fn silent_connections_delay_no_handshake() {
+    let directory = directory("silent-connections");
+    let key = KeyPair::generate().unwrap();
+    let names = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let certificate = names.self_signed(&key).unwrap().pem();
+    let (chain, secret) = (path(&directory, "chain.pem"), path(&directory, "key.pem"));
+    fs::write(&chain, &certificate).unwrap();
+    fs::write(&secret, key.serialize_pem()).unwrap();
+    let service = Service::start(&directory, &["--tls-cert", &chain, "--tls-key", &secret]);
+    let trust = Trust::only(certificate.as_bytes()).unwrap();
+    let calm = longest(service.address(), &trust);
+    let flood = Flood::start(service.address(), 400, 700, b"");
+    flood.wait_for(1_200);
+    let flooded = longest(service.address(), &trust);
+    println!("handshake and answer, at most: {calm:?}, with 400 silent connections a second: {flooded:?}");
+    assert!(flooded < Duration::from_secs(1), "{flooded:?}");
+}
+
+#[test]
+fn advert_streams_leave_files_for_members() {
+    let directory = directory("advert-streams");
+    let service = identity(&directory, "service");
+    let out = path(&directory, "out");
+    // A small limit is as good as a large one, and takes fewer sockets here.
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 256 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_btcr2-aggregation"), "serve"]);
+    command.args(["--identity", &service, "--listen", "127.0.0.1:0", "--chain", "offline", "--events", "json"]);
+    command.args(["--min-participants", "3", "--cohorts", "1", "--exit-when-done", "--out", &out]);
+    let mut serve = Program::launch(command);
+    let url = serve.event("serving")["url"].as_str().unwrap().to_owned();
+    let address = url.strip_prefix("http://").unwrap().parse().unwrap();
+    let request = b"GET /v1/adverts HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let flood = Flood::start(address, 300, 600, request);
+    flood.wait_for(500);
+    let members: Vec<_> = (0..3).map(|index| identity(&directory, &format!("member-{index}"))).collect();
+    let started = Instant::now();
+    let joined: Vec<_> =
+        members.iter().map(|member| crate::support::join(&url, member, &["--add-beacon"])).collect();
+    let result = serve.result();
+    println!("a cohort of three, with 300 advert streams a second: {:?}", started.elapsed());
+    for (joined, member) in joined.into_iter().zip(&members) {
+        participant_result(&joined.result(), &did_of(member), &result);
+    }
+}

@@ -16,6 +16,19 @@ pub(super) async fn look(
     announcement: &Announcement,
     young: bool,
 ) -> Result<(Activity, u32), ChainError> {
+    let (activity, since) = look_once(chain, announcement, young).await?;
+    if let Some(seen) = announcement.sight().tip {
+        // Another node may have given the answer than the one that was asked for its tip.
+        not_behind(chain, &seen, &activity.tip, announcement.rules().window()).await?;
+    }
+    Ok((activity, since))
+}
+
+async fn look_once(
+    chain: &dyn Chain,
+    announcement: &Announcement,
+    young: bool,
+) -> Result<(Activity, u32), ChainError> {
     let (script, sight) = (announcement.script(), announcement.sight());
     let window = announcement.rules().window();
     let tip = chain.tip().await?;
@@ -34,15 +47,7 @@ pub(super) async fn look(
             return Ok((activity, since));
         }
     }
-    // A node that reads its blocks again, or another one behind the same address: what it lacks is not gone. One that has left a
-    // block behind still knows it.
-    let far = tip.block.height.saturating_add(window) < seen.block.height;
-    if far || tip.block.height < seen.block.height && chain.header(&seen.block.hash).await?.is_none() {
-        let (has, had) = (tip.block.height, seen.block.height);
-        let problem =
-            format!("the chain has {has} blocks and had {had}: the node is behind, or reads its blocks again");
-        return Err(ChainError::Unavailable(problem));
-    }
+    not_behind(chain, &seen, &tip, window).await?;
     let is_waiting = matches!(announcement.state(), State::Funding { .. } | State::Signing { .. });
     let continues = stands(chain, &seen).await?;
     // Where the chain has only grown, what it has new is in the new blocks.
@@ -63,6 +68,22 @@ pub(super) async fn look(
             Ok((activity, if is_waiting || !continues { 0 } else { since }))
         }
     }
+}
+
+/// Refuses what a node says that reads its blocks again, or another one behind the same address that lacks some: that is not
+/// gone. One that has left a block behind still knows it, and has another one in its place or none.
+async fn not_behind(chain: &dyn Chain, seen: &Tip, tip: &Tip, window: u32) -> Result<(), ChainError> {
+    let (has, had) = (tip.block.height, seen.block.height);
+    let is_behind = has < had
+        && (has.saturating_add(window) < had
+            || chain.header(&seen.block.hash).await?.is_none()
+            || stands(chain, seen).await?);
+    if !is_behind {
+        return Ok(());
+    }
+    let problem =
+        format!("the chain has {has} blocks and had {had}: the node is behind, or reads its blocks again");
+    Err(ChainError::Unavailable(problem))
 }
 
 /// Whether the chain still has that tip's block.

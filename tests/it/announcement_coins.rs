@@ -1,10 +1,14 @@
 //! Which coin an announcement waits for, what its operator is told of what it needs, and what the node asks for.
 
 use crate::announcement_support::*;
+use crate::bitcoind_support::faucet::Wallet;
 use bitcoin::Amount;
-use btcr2_aggregation::bitcoin::{
-    announcement::{AnnouncementEvent, Input, Need, NotFunded},
-    chain::{Deposit, MemoryFees},
+use btcr2_aggregation::{
+    bitcoin::{
+        announcement::{AnnouncementEvent, Input, Need, NotFunded},
+        chain::{Deposit, MemoryFees},
+    },
+    protocol::output::Change,
 };
 use serde_json::json;
 
@@ -20,6 +24,8 @@ in_memory! {
     the_nodes_minimum_bounds_the_fee
     a_ceiling_below_the_minimum_is_named
     a_node_that_lost_its_blocks_loses_nothing
+    where_change_went_and_what_was_paid_is_told_at_the_end
+    change_that_goes_elsewhere_is_not_bumped_from
 }
 
 async fn a_block_reward_waits_for_its_maturity(mut world: World) -> World {
@@ -179,6 +185,48 @@ async fn a_node_that_lost_its_blocks_loses_nothing(mut world: World) -> World {
     assert!(world.watch.announcement().sight() == &sight && !world.watch.announcement().has_ended());
     world.mine(20).await;
     world.prepare().await;
+    world
+}
+
+fn address(script: &bitcoin::Script) -> serde_json::Value {
+    json!(bitcoin::Address::from_script(script, bitcoin::Network::Regtest).unwrap().to_string())
+}
+
+async fn where_change_went_and_what_was_paid_is_told_at_the_end(mut world: World) -> World {
+    let own = world.settings.change_key.as_ref().unwrap().script_pubkey().to_owned();
+    world.announce(50_000).await;
+    let prepared = last(&mut world, "announcement-prepared");
+    let fee = prepared["fee"].as_u64().unwrap();
+    assert_eq!((&prepared["change"], &prepared["changeAddress"]), (&json!(50_000 - fee), &address(&own)));
+    world.mine_empty(3).await;
+    let child = world.announcing().child.clone().expect("a child");
+    world.mine(6).await;
+    let told = last(&mut world, "announcement-final");
+    let child_fee = child.fee().to_sat();
+    assert_eq!((&told["fee"], &told["childFee"]), (&json!(fee), &json!(child_fee)));
+    assert_eq!((&told["change"], &told["changeAddress"]), (&json!(50_000 - fee - child_fee), &address(&own)));
+    let coins = world.settings.chain.coins(&own).await.unwrap().deposits;
+    assert_eq!(coins.iter().map(|coin| coin.value.to_sat()).collect::<Vec<_>>(), [50_000 - fee - child_fee]);
+    let text = world.heard().last().unwrap().text();
+    assert!(text.contains(&format!("for {} sat; change of", fee + child_fee)), "{text}");
+    world
+}
+
+async fn change_that_goes_elsewhere_is_not_bumped_from(mut world: World) -> World {
+    let elsewhere = Wallet::new(8).script();
+    world.rules.change = Change::To(elsewhere.clone());
+    world.rules.change_is_ours = false;
+    world.begin_again().await;
+    // No change has to pay for a bump: what pays for the announcement will do.
+    let need = Need::of(&world.beacon.output, &world.rules, rate(1)).unwrap();
+    assert_eq!(need.at_least, need.bare);
+    world.announce(50_000).await;
+    world.mine_empty(9).await;
+    assert!(world.announcing().child.is_none());
+    assert_eq!(world.count("announcement-stuck"), 1);
+    world.mine(6).await;
+    let told = last(&mut world, "announcement-final");
+    assert_eq!((&told["changeAddress"], &told["childFee"]), (&address(&elsewhere), &json!(0)));
     world
 }
 

@@ -93,14 +93,14 @@ fn an_announcement_survives_a_node_that_reads_its_blocks_again() {
     });
 }
 
-/// One address for two nodes, which take turns: each connection gets the next.
+/// One address for two nodes, which take turns: after some connections the next one has its turn.
 fn in_turns(ports: [String; 2]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
         for (turn, client) in listener.incoming().enumerate() {
             let client = client.unwrap();
-            let Ok(node) = TcpStream::connect(ports[turn % 2].trim_start_matches("http://")) else { continue };
+            let Ok(node) = TcpStream::connect(ports[turn / 25 % 2].trim_start_matches("http://")) else { continue };
             for (mut from, mut to) in [(client.try_clone().unwrap(), node.try_clone().unwrap()), (node, client)] {
                 std::thread::spawn(move || {
                     let _ = std::io::copy(&mut from, &mut to);
@@ -137,19 +137,18 @@ fn two_nodes_behind_one_address_are_survived() {
 
         let script = world.beacon.output.script_pubkey().to_owned();
         world.faucet.pay(&world.blocks, &script, Amount::from_sat(50_000)).await;
-        world.blocks.mine(3).await;
-        follow(&world, 0).await;
+        world.blocks.mine(1).await;
         let until = Instant::now() + Duration::from_secs(60);
         while world.choose(SIGNAL, None).is_err() {
             assert!(Instant::now() < until, "the deposit");
             world.poll().await;
         }
-        // One is a block behind: what it does not have yet is not gone.
-        world.blocks.mine(1).await;
-        for _ in 0..6 {
+        // The other one is a block behind: what it does not have yet is not gone.
+        for _ in 0..12 {
             world.poll().await;
         }
         assert_eq!(world.count("deposit-gone"), 0);
+        follow(&world, 0).await;
         let (transaction, value) = world.prepare().await;
         let txid = transaction.compute_txid();
         world.feed(Input::Signed { transaction, value }).await;

@@ -68,6 +68,18 @@ fn readiness_follows_node_and_state_and_somebody_is_woken() {
 }
 
 #[test]
+fn a_service_without_any_of_its_relays_is_not_ready() {
+    let directory = directory("readiness-relays");
+    // Port 9 is one on which nobody listens. HTTP is served as well, but not to those who come over relays.
+    let relays = ["--relay", "ws://127.0.0.1:9", "--metrics-listen", "127.0.0.1:0"];
+    let mut service = Service::start(&directory, &relays);
+    let url = service.program.event("metrics")["url"].as_str().unwrap().to_owned();
+    // They come and go: some seconds are nothing.
+    assert!(ready(&url).starts_with("HTTP/1.1 200"));
+    until("not without its relays", || ready(&url).contains("\nrelays: no relay is connected"));
+}
+
+#[test]
 fn where_change_goes_is_checked_at_the_start() {
     let directory = directory("change-checked");
     let identity = crate::support::identity(&directory, "service");

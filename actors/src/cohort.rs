@@ -13,7 +13,7 @@ use actix::{
 use btcr2_aggregation_protocol::{
     cohort::{
         Member,
-        event::ServiceEvent,
+        event::{CohortFailure, ServiceEvent},
         service::{ServiceCohort, ServiceEffect, ServiceInput, phase::Phase},
     },
     did::Did,
@@ -271,6 +271,8 @@ impl CohortActor {
             Phase::Failed { reason, successor, .. } => {
                 let next = successor.as_ref().map(|terms| terms.cohort_id.clone());
                 let undelivered = self.shared.deliveries.not_carried(&cohort_id);
+                // One that failed for that says so itself.
+                let undelivered = undelivered.filter(|_| !matches!(reason, CohortFailure::NotDelivered { .. }));
                 let mut notice = ServiceNotice::failed(cohort_id, reason, next);
                 if let (ServiceNotice::CohortFailed { reason, .. }, Some((members, why))) =
                     (&mut notice, undelivered)

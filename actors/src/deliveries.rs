@@ -108,6 +108,14 @@ impl Deliveries {
         Some((1 + problems.count(), first))
     }
 
+    /// The members of the cohort whom no carrier has brought what they were sent last, with the reason.
+    pub(crate) fn unreached(&self, cohort_id: &CohortId) -> BTreeMap<Did, String> {
+        let cohorts = self.lock();
+        let members = cohorts.get(cohort_id).into_iter().flatten();
+        let unreached = members.filter(|(_, last)| !last.delivered);
+        unreached.filter_map(|(did, last)| Some((did.clone(), last.problem.clone()?))).collect()
+    }
+
     /// The cohort is over.
     pub(crate) fn forget(&self, cohort_id: &CohortId) {
         self.lock().remove(cohort_id);

@@ -105,6 +105,11 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
     /// The input that says that time has passed.
     fn tick() -> <Self::Machine as Machine>::Input;
 
+    /// The same, with what this actor knows besides.
+    fn due(&mut self) -> <Self::Machine as Machine>::Input {
+        Self::tick()
+    }
+
     /// Whether deciding `input` should not run beside other actors.
     fn is_heavy(machine: &Self::Machine, input: &<Self::Machine as Machine>::Input) -> bool;
 
@@ -293,7 +298,8 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
                     // It was a nap, or the clock was set back. A tick that comes early would only come again.
                     actor.rearm(ctx);
                 } else {
-                    actor.feed(Self::tick(), ctx);
+                    let due = actor.due();
+                    actor.feed(due, ctx);
                 }
             });
             self.engine().timer = Some((deadline, handle));

@@ -14,11 +14,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use btcr2_aggregation::actors::transport::tls::Trust;
+use btcr2_aggregation::{
+    actors::{
+        runtime::{Clock, Randomness},
+        transport::tls::Trust,
+    },
+    protocol::{
+        id::CohortId,
+        message::{Bytes, Message, keygen::CohortReady},
+        nostr::{Peer, seal},
+    },
+};
 use rcgen::KeyPair;
 use rustls::{ClientConnection, StreamOwned, pki_types::ServerName};
 
-use crate::support::{Program, Service, did_of, directory, identity, path, verify::participant_result};
+use crate::{
+    nostr_support,
+    support::{Program, Service, did_of, directory, identity, path, verify::participant_result},
+};
 
 /// Connections that are opened in the background, and say what `say` says, until this is dropped.
 struct Flood {
@@ -135,4 +148,47 @@ fn advert_streams_leave_files_for_members() {
     for (joined, member) in joined.into_iter().zip(&members) {
         participant_result(&joined.result(), &did_of(member), &result);
     }
+}
+
+#[test]
+fn a_flooded_relay_serves_its_members() {
+    let calm = nostr_round(&[]).0;
+    let flooder = nostr_support::identity("flooder");
+    let to = nostr_support::identity("service");
+    let peer = Peer::new(flooder.secret_key(), to.public_key().x_only()).unwrap();
+    let mut rng = Randomness::System.for_actor("flood");
+    let key = flooder.public_key();
+    // As large as the largest that a cohort has, all by one author: 50 MB.
+    let events: Vec<_> = (0..600)
+        .map(|number| {
+            let body = CohortReady {
+                cohort_id: CohortId::parse(&format!("flood-{number}")).unwrap(),
+                beacon_address: "-".to_owned(),
+                cohort_keys: vec![Bytes(key.to_bytes()); 1_000],
+            };
+            let message = Message::new(flooder.did().clone(), Some(to.did().clone()), body);
+            let now = Clock::system().now();
+            seal(&message, flooder.secret_key(), Some(&peer), now, &mut rng).unwrap()
+        })
+        .collect();
+    let (flooded, grown) = nostr_round(&events);
+    println!(
+        "a round of two over the embedded relay: {calm:?}, behind 600 events of 85 kB: {flooded:?}, {grown:?} kB more"
+    );
+    assert!(grown.is_none_or(|grown| grown < 30_000), "{grown:?} kB");
+}
+
+/// A cohort of two over an embedded relay that has got these events before: how long it takes, and what they took of memory.
+fn nostr_round(events: &[nostr_sdk::Event]) -> (Duration, Option<u64>) {
+    let mut running = nostr_support::serve(2, &[]);
+    let before = running.service.resident();
+    nostr_support::relay::publish(&running.relay, events);
+    let grown = running.service.resident().zip(before).map(|(after, before)| after.saturating_sub(before));
+    let started = Instant::now();
+    let place = ["--relay", &running.relay];
+    let mut members =
+        ["first", "second"].map(|name| nostr_support::join(&running, name, &place, &["--add-beacon"]));
+    running.service.succeeds();
+    members.iter_mut().for_each(nostr_support::Program::succeeds);
+    (started.elapsed(), grown)
 }

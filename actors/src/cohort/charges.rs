@@ -52,7 +52,8 @@ impl CohortActor {
             Phase::Failed { reason, .. } => match reason {
                 CohortFailure::UpdatesMissing { holdouts }
                 | CohortFailure::ValidationMissing { holdouts }
-                | CohortFailure::MembersAbsent { holdouts } => (&holdouts[..], &[][..], None),
+                | CohortFailure::MembersAbsent { holdouts }
+                | CohortFailure::NotDelivered { holdouts, .. } => (&holdouts[..], &[][..], None),
                 CohortFailure::Signing { holdouts, culprits, .. } => (&holdouts[..], &culprits[..], None),
                 CohortFailure::ValidationRejected { by } => (&[][..], &[][..], Some(by)),
                 _ => return,

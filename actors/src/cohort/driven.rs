@@ -36,6 +36,11 @@ impl Driven for CohortActor {
         ServiceInput::Tick
     }
 
+    fn due(&mut self) -> ServiceInput {
+        let unreached = self.shared.deliveries.unreached(&self.cohort_id());
+        if unreached.is_empty() { ServiceInput::Tick } else { ServiceInput::Lapsed { unreached } }
+    }
+
     fn is_heavy(machine: &ServiceCohort, input: &ServiceInput) -> bool {
         machine.is_heavy(input)
     }

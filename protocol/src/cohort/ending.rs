@@ -35,6 +35,15 @@ pub enum CohortFailure {
         /// Who.
         holdouts: Vec<Did>,
     },
+    /// What members were asked in a phase has reached some of them on no way. Those are at no fault.
+    NotDelivered {
+        /// Whom it has not reached.
+        to: Vec<Did>,
+        /// Who has got it, and kept silent.
+        holdouts: Vec<Did>,
+        /// Which carrier has not taken it, and why, in words.
+        carrier: String,
+    },
     /// The operator provided no transaction, or a wrong one.
     Transaction {
         /// In words.
@@ -75,6 +84,7 @@ impl CohortFailure {
             Self::ValidationMissing { .. } => "VALIDATION_MISSING",
             Self::ValidationRejected { .. } => "VALIDATION_REJECTED",
             Self::MembersAbsent { .. } => "MEMBERS_ABSENT",
+            Self::NotDelivered { .. } => "NOT_DELIVERED",
             Self::Transaction { .. } => "TRANSACTION_UNAVAILABLE",
             Self::Signing { .. } => "SIGNING_FAILED",
             Self::Outdated => "OUTDATED",
@@ -88,7 +98,8 @@ impl CohortFailure {
         match self {
             Self::UpdatesMissing { holdouts }
             | Self::ValidationMissing { holdouts }
-            | Self::MembersAbsent { holdouts } => holdouts.clone(),
+            | Self::MembersAbsent { holdouts }
+            | Self::NotDelivered { holdouts, .. } => holdouts.clone(),
             Self::ValidationRejected { by } => vec![by.clone()],
             Self::Signing { holdouts, culprits, equivocators, .. } => {
                 [holdouts, culprits, equivocators].into_iter().flatten().cloned().collect()
@@ -111,6 +122,10 @@ impl fmt::Display for CohortFailure {
             Self::ValidationMissing { holdouts } => write!(f, "no validation from {}", list(holdouts)),
             Self::ValidationRejected { by } => write!(f, "{by} rejected the aggregated data"),
             Self::MembersAbsent { holdouts } => write!(f, "no sign of life from {}", list(holdouts)),
+            Self::NotDelivered { to, holdouts, carrier } => {
+                write!(f, "not delivered to {}: {carrier}", list(to))?;
+                if holdouts.is_empty() { Ok(()) } else { write!(f, "; silent: {}", list(holdouts)) }
+            }
             Self::Transaction { reason } => write!(f, "no beacon transaction: {reason}"),
             Self::Signing { reason, holdouts, culprits, equivocators } => {
                 f.write_str(reason)?;

@@ -64,8 +64,8 @@ impl ConnectionLimits {
             total,
             strangers,
             per_network: strangers - strangers / 4,
-            opening: (strangers / 2).min(2_048),
-            opening_per_network: (strangers / 4).min(256),
+            opening: (strangers / 2).min(8_192),
+            opening_per_network: (strangers / 4).min(4_096),
             handshake: Duration::from_secs(10),
             header: Duration::from_secs(10),
         }

@@ -259,8 +259,11 @@ fn cohort(name: &str) -> CohortId {
     CohortId::parse(&format!("relay-check-{name}")).expect("a short name of visible characters")
 }
 
+/// Messages, with what they stand for.
+type Samples = Vec<(String, Body)>;
+
 /// Messages of each kind: in the sizes of small cohorts, and of larger ones.
-fn round() -> (Vec<(String, Body)>, Vec<(String, Body)>) {
+fn round() -> (Samples, Samples) {
     let small = vec![
         ("keygen, small (an acceptance)".to_owned(), Body::from(CohortOptInAccept { cohort_id: cohort("accept") })),
         ("encrypted, small (a vote)".to_owned(), SubmitNonIncluded { cohort_id: cohort("vote") }.into()),

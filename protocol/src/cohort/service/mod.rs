@@ -85,6 +85,11 @@ pub enum ServiceInput {
     Resumed,
     /// Time has passed.
     Tick,
+    /// Time has passed, and these members were not reached by what they were asked last: by which carrier, and why.
+    Lapsed {
+        /// Whom it has not reached.
+        unreached: BTreeMap<Did, String>,
+    },
 }
 
 /// What the world must do for a cohort at its service.
@@ -229,7 +234,7 @@ impl ServiceCohort {
                 admitted + 1 >= LARGE
                     && match input {
                         ServiceInput::AdmissionDecided { .. } => last,
-                        ServiceInput::Finalize | ServiceInput::Tick => true,
+                        ServiceInput::Finalize | ServiceInput::Tick | ServiceInput::Lapsed { .. } => true,
                         _ => false,
                     }
             }
@@ -369,7 +374,8 @@ impl Machine for ServiceCohort {
             }
             ServiceInput::Abort(_) | ServiceInput::Cancel(_) => Ok(Vec::new()),
             ServiceInput::Resumed => Ok(self.on_resumed(now)),
-            ServiceInput::Tick => Ok(self.on_tick(now, rng)),
+            ServiceInput::Tick => Ok(self.on_tick(now, &BTreeMap::new(), rng)),
+            ServiceInput::Lapsed { unreached } => Ok(self.on_tick(now, unreached, rng)),
         }
     }
 

@@ -1,6 +1,6 @@
 //! When a phase cannot be completed: more time, a new cohort without those who were missing, or the end.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use rand_core::CryptoRng;
 
@@ -11,12 +11,18 @@ use super::{
 };
 use crate::{
     cohort::event::{CohortFailure, ServiceEvent},
+    did::Did,
     id::CohortId,
     time::Timestamp,
 };
 
 impl ServiceCohort {
-    pub(super) fn on_tick(&self, now: Timestamp, rng: &mut dyn CryptoRng) -> Vec<ServiceEvent> {
+    pub(super) fn on_tick(
+        &self,
+        now: Timestamp,
+        unreached: &BTreeMap<Did, String>,
+        rng: &mut dyn CryptoRng,
+    ) -> Vec<ServiceEvent> {
         if self.deadline_of_phase().is_none_or(|deadline| now < deadline) {
             return Vec::new();
         }
@@ -35,7 +41,7 @@ impl ServiceCohort {
             phase => match phase.timed() {
                 Some(timed) => match self.extension(now, timed) {
                     Some(extended) => self.with_due_repeats(now, extended),
-                    None => self.on_expiry(now, timed, rng),
+                    None => self.on_expiry(now, timed, unreached, rng),
                 },
                 None => Vec::new(),
             },
@@ -94,8 +100,20 @@ impl ServiceCohort {
         left.then_some(ServiceEvent::PhaseExtended { at: now, phase, until })
     }
 
-    fn on_expiry(&self, now: Timestamp, phase: TimedPhase, rng: &mut dyn CryptoRng) -> Vec<ServiceEvent> {
+    fn on_expiry(
+        &self,
+        now: Timestamp,
+        phase: TimedPhase,
+        unreached: &BTreeMap<Did, String>,
+        rng: &mut dyn CryptoRng,
+    ) -> Vec<ServiceEvent> {
         let holdouts = self.holdouts();
+        // Who was not reached could not answer.
+        let carrier = holdouts.iter().find_map(|did| unreached.get(did)).cloned();
+        if let (Some(carrier), TimedPhase::Updates | TimedPhase::Validation) = (carrier, phase) {
+            let (to, holdouts) = holdouts.into_iter().partition(|did| unreached.contains_key(did));
+            return self.give_up(now, phase, CohortFailure::NotDelivered { to, holdouts, carrier }, rng);
+        }
         let failure = match (&self.phase, phase) {
             (Phase::Enrolling(enrolling), _) => CohortFailure::EnrollmentExpired { admitted: enrolling.admitted() },
             (_, TimedPhase::Updates) => CohortFailure::UpdatesMissing { holdouts },

@@ -24,6 +24,7 @@ use tokio_tungstenite::{
     WebSocketStream, accept_async_with_config,
     tungstenite::{
         Error, Message,
+        error::ProtocolError,
         protocol::{Role, WebSocketConfig},
     },
 };
@@ -193,7 +194,15 @@ impl Sockets {
         let patience = connections.limits().handshake;
         let outer = match timeout(patience, accept_async_with_config(guarded, Some(limits))).await {
             Ok(Ok(outer)) => outer,
-            Ok(Err(Error::Io(_) | Error::ConnectionClosed)) | Err(_) => return,
+            // Nor is HTTP without an upgrade wrong: so clients ask for the relay's limits, of which it states none.
+            Ok(Err(
+                Error::Io(_)
+                | Error::ConnectionClosed
+                | Error::Protocol(
+                    ProtocolError::MissingConnectionUpgradeHeader | ProtocolError::MissingUpgradeWebSocketHeader,
+                ),
+            ))
+            | Err(_) => return,
             Ok(Err(error)) => return connections.malformed(peer, &error),
         };
         ticket.opened();

@@ -313,6 +313,7 @@ impl AggregationService {
             at_fault: false,
             next_cohort_id: None,
             signed: None,
+            opt_in: None,
         };
         let until = Some(now + TELLING);
         self.shared.load.say(Outbound::Direct { to: to.clone(), body: body.into(), until }, &self.outbound);

@@ -239,6 +239,10 @@ settings! {
         /// Admit who has an invite that was made with `invites new` for this --state; with --allow-list, those beside the listed
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_INVITES")]
         invites: bool,
+        /// Admit only who signs with the key by which it authenticates, so that the opt-in proves possession of it. Ours do; version 1
+        /// allows another key, of which nothing is proven before it signs
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_PROVEN_KEYS_ONLY")]
+        proven_keys_only: bool,
         /// Most cohorts that run at once, formed or not; the next is advertised when one of them has ended [default: 256]
         #[arg(long, value_name = "N", env = "BTCR2_MAX_LIVE_COHORTS", value_parser = clap::value_parser!(u32).range(1..))]
         max_live_cohorts: u32,
@@ -502,6 +506,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     config.rules.reformations = settings.reformations.unwrap_or(config.rules.reformations);
     config.allow_list = settings.allow_list;
     config.invites = settings.invites.unwrap_or(false);
+    config.proven_keys_only = settings.proven_keys_only.unwrap_or(false);
     config.max_live = settings.max_live_cohorts.unwrap_or(config.max_live);
     let seats = |setting: Option<SeatsArg>, default| setting.map_or(default, |SeatsArg(limit)| limit);
     config.seats.did = seats(settings.did_seats, config.seats.did);

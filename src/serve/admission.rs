@@ -27,6 +27,8 @@ pub(super) struct AdmissionRules(Arc<Rules>);
 struct Rules {
     list: Option<AllowList>,
     invites: Option<InviteBook>,
+    /// Whether a seat needs a proof of its key.
+    proven_keys_only: bool,
     clock: Clock,
     printer: Printer,
 }
@@ -50,11 +52,12 @@ impl AdmissionRules {
     pub(super) fn new(
         list: Option<&Path>,
         invites: Option<InviteBook>,
+        proven_keys_only: bool,
         clock: Clock,
         printer: Printer,
     ) -> Result<Self, ProgramError> {
         let list = list.map(AllowList::open).transpose().map_err(ProgramError::Usage)?;
-        Ok(Self(Arc::new(Rules { list, invites, clock, printer })))
+        Ok(Self(Arc::new(Rules { list, invites, proven_keys_only, clock, printer })))
     }
 
     /// Reads the list again, whether it looks different or not: which file that was, if there is one.
@@ -78,6 +81,11 @@ impl AdmissionRules {
 
     /// Whether `member` is admitted; an invite by which it is counts it.
     pub(super) async fn admit(&self, cohort_id: &CohortId, member: &Member) -> Result<(), String> {
+        if self.0.proven_keys_only && !member.holds_participant_key() {
+            return Err("nothing proves that this DID has participantPk: this service admits only who signs with the key by \
+                        which it authenticates"
+                .to_owned());
+        }
         if self.is_listed(&member.did) {
             return Ok(());
         }

@@ -147,6 +147,8 @@ pub struct ServeConfig {
     pub allow_list: Option<PathBuf>,
     /// Whether those are admitted who have an invite.
     pub invites: bool,
+    /// Whether only those are admitted whose opt-in proves possession of the key that they sign with.
+    pub proven_keys_only: bool,
     /// How many seats one DID, address or invite may have.
     pub seats: SeatLimits,
     /// How many cohorts may run at once; more are not opened.
@@ -190,6 +192,7 @@ impl ServeConfig {
             rules: PhaseRules::default().reforming(),
             allow_list: None,
             invites: false,
+            proven_keys_only: false,
             seats: SeatLimits::default(),
             max_live: 256,
         }
@@ -252,7 +255,8 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     if config.invites && invites.is_none() {
         return Err(ProgramError::Usage("--invites needs --state DIR, where `invites new` puts them".to_owned()));
     }
-    let admission = AdmissionRules::new(config.allow_list.as_deref(), invites, clock, printer.clone())?;
+    let proven = config.proven_keys_only;
+    let admission = AdmissionRules::new(config.allow_list.as_deref(), invites, proven, clock, printer.clone())?;
     let (metrics, readiness) = (Metrics::new(clock), Readiness::default());
     let metrics_server = match &config.metrics_listen {
         Some(address) => {

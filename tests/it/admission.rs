@@ -3,6 +3,18 @@
 use std::fs;
 
 use crate::support::{Program, Service, did_of, directory, identity, path, run};
+use btcr2_aggregation::{
+    actors::{
+        runtime::{Clock, Randomness},
+        transport::tls::Trust,
+    },
+    protocol::{
+        envelope::SealedEnvelope,
+        id::CohortId,
+        identity::Identity,
+        message::{Body, Bytes, Message, keygen::CohortOptIn},
+    },
+};
 use serde_json::{Value, json};
 
 fn refusal(joining: Program) -> String {
@@ -61,14 +73,14 @@ fn an_invite_admits_as_many_dids_as_it_says_until_it_is_revoked() {
     let arguments =
         ["--min-participants", "1", "--cohorts", "2", "--exit-when-done", "--state", &state, "--invites"];
     let service = Service::start(&directory, &arguments);
-    let files = ["one", "two", "three", "four", "five"].map(|name| identity(&directory, name));
+    let files = ["one", "two", "three"].map(|name| identity(&directory, name));
     // Made while the service runs.
     let made = invites(&state, &["new", "--label", "for one\u{1b}[2J"]);
     let (id, token) = (made["invite"].as_str().unwrap(), made["token"].as_str().unwrap());
-    let without = refusal(service.join(&files[3], &["--decline"]));
+    let without = refusal(service.join(&files[0], &["--decline"]));
     assert!(without.contains("--invite TOKEN"), "{without}");
     let unknown =
-        refusal(service.join(&files[4], &["--decline", "--invite", &format!("btcr2-invite-{}", "00".repeat(16))]));
+        refusal(service.join(&files[0], &["--decline", "--invite", &format!("btcr2-invite-{}", "00".repeat(16))]));
     assert!(unknown.contains("not one of this service"), "{unknown}");
     assert_eq!(service.join(&files[0], &["--decline", "--invite", token]).result()["ok"], true);
     let used = refusal(service.join(&files[1], &["--decline", "--invite", token]));
@@ -120,4 +132,83 @@ fn no_more_cohorts_run_at_once_than_may() {
     let place = |name: &str| seen.iter().position(|event| event["event"] == name).unwrap();
     let next = seen.iter().rposition(|event| event["event"] == "cohort-advertised").unwrap();
     assert!(place("signing-complete") < next, "{seen:#?}");
+}
+
+/// What an identity says over HTTP, whatever a participant would say.
+fn post(url: &str, from: &Identity, to: &str, body: impl Into<Body>) -> u16 {
+    post_from(url, "192.0.2.1", from, to, body)
+}
+
+/// The same through a proxy that says from which address it came.
+fn post_from(url: &str, address: &str, from: &Identity, to: &str, body: impl Into<Body>) -> u16 {
+    let message = Message::new(from.did().clone(), Some(to.parse().unwrap()), body.into());
+    let mut rng = Randomness::System.for_actor("peer");
+    let envelope =
+        SealedEnvelope::seal_with_rng(&message, from.secret_key(), Clock::system().now(), &mut rng).unwrap();
+    actix_rt::System::new().block_on(async {
+        let client = Trust::system().http_client().unwrap().build().unwrap();
+        let request = client.post(format!("{url}/v1/messages")).header("x-forwarded-for", address);
+        let answer = request.body(envelope.to_json()).send().await.unwrap();
+        answer.status().as_u16()
+    })
+}
+
+#[test]
+fn a_seat_with_somebody_elses_key_can_be_refused() {
+    let directory = directory("admission-keys");
+    let arguments = ["--min-participants", "1", "--cohorts", "1", "--exit-when-done", "--proven-keys-only"];
+    let mut service = Service::start(&directory, &arguments);
+    let cohort_id: CohortId =
+        service.program.event("cohort-advertised")["cohortId"].as_str().unwrap().parse().unwrap();
+    let [thief, owner] = ["thief", "owner"].map(crate::nostr_support::identity);
+    let opt_in = CohortOptIn {
+        cohort_id,
+        participant_pk: Bytes(owner.public_key().to_bytes()),
+        communication_pk: Bytes(thief.public_key().to_bytes()),
+        genesis_document: None,
+        invite: None,
+    };
+    assert_eq!(post(&service.url, &thief, &service.did, opt_in), 202);
+    let refused = service.program.event("participant-refused");
+    assert_eq!(refused["participant"], json!(thief.did()));
+    assert!(refused["reason"].as_str().unwrap().contains("participantPk"), "{refused}");
+    let member = identity(&directory, "member");
+    assert_eq!(service.join(&member, &["--decline"]).result()["ok"], true);
+    assert_eq!(service.program.result()["ok"], true);
+}
+
+#[test]
+fn seats_and_bans_go_by_network_address() {
+    let directory = directory("admission-addresses");
+    let state = path(&directory, "state");
+    let arguments = ["--min-participants", "5", "--trust-forwarded", "--address-seats", "1", "--state", &state];
+    let mut service = Service::start(&directory, &arguments);
+    let cohort_id: CohortId =
+        service.program.event("cohort-advertised")["cohortId"].as_str().unwrap().parse().unwrap();
+    let opts_in = |name: &str, address: &str| {
+        let member = crate::nostr_support::identity(name);
+        let key = Bytes(member.public_key().to_bytes());
+        let opt_in = CohortOptIn {
+            cohort_id: cohort_id.clone(),
+            participant_pk: key,
+            communication_pk: key,
+            genesis_document: None,
+            invite: None,
+        };
+        assert_eq!(post_from(&service.url, address, &member, &service.did, opt_in), 202);
+        json!(member.did())
+    };
+    let first = opts_in("first", "2001:db8::1");
+    let same_network = opts_in("second", "2001:db8::2");
+    let other = opts_in("third", "2001:db8:0:1::1");
+    run(&["bans", "add", "203.0.113.7", "--state", &state]).succeeded();
+    let banned = opts_in("fourth", "203.0.113.7");
+    let mut told = |event: &str, participant: &Value| {
+        service.program.event_where(event, |event| event["participant"] == *participant)
+    };
+    told("participant-accepted", &first);
+    let reason = told("participant-refused", &same_network)["reason"].to_string();
+    assert!(reason.contains("this network address has 1 seats"), "{reason}");
+    told("participant-accepted", &other);
+    assert!(told("participant-refused", &banned)["reason"].to_string().contains("banned until it is lifted"));
 }

@@ -277,7 +277,7 @@ impl HostileService {
                                 reason: "because I say so".to_owned(),
                                 at_fault: true,
                                 next_cohort_id: None,
-                                signed: None,
+                                signed: None, opt_in: None,
                             };
                             tell(&*inner, &meddler, victim.did(), ended).await;
                         }

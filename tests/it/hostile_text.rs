@@ -171,6 +171,7 @@ fn ended(cohort_id: &CohortId) -> CohortEnded {
         at_fault: true,
         next_cohort_id: None,
         signed: None,
+        opt_in: None,
     }
 }
 

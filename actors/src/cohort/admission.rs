@@ -12,6 +12,7 @@ use btcr2_aggregation_protocol::{
         },
     },
     did::Did,
+    hash::MessageDigest,
     message::{Body, control::CohortEnded},
     time::Timestamp,
 };
@@ -55,7 +56,7 @@ impl CohortActor {
         let (did, address, invite) = (received.from.clone(), received.address, opt_in.invite.clone());
         let applicant = Applicant { did, address, invite };
         if let Err(reason) = self.screen(&applicant) {
-            self.tell_refused(applicant.did, reason);
+            self.tell_refused(applicant.did, received.digest(), reason);
             return true;
         }
         // As many as candidates, though who is only rejected by the machine is remembered too.
@@ -81,7 +82,7 @@ impl CohortActor {
         self.shared.policy.screen(&terms.cohort_id, applicant)
     }
 
-    fn tell_refused(&mut self, did: Did, reason: String) {
+    fn tell_refused(&mut self, did: Did, opt_in: MessageDigest, reason: String) {
         let (now, cohort_id) = (self.shared.clock.now(), self.cohort_id());
         if now.since(self.telling.0) >= TELLING {
             self.telling = (now, 0);
@@ -97,6 +98,7 @@ impl CohortActor {
             at_fault: false,
             next_cohort_id: None,
             signed: None,
+            opt_in: Some(opt_in),
         };
         self.say(Outbound::Direct { to: did.clone(), body: body.into(), until: Some(now + TELLING) });
         self.shared.notices.publish(ServiceNotice::ParticipantRefused { cohort_id, participant: did, reason });

@@ -61,6 +61,7 @@ fn ended(name: &str, next: Option<&str>) -> SharedBody {
         at_fault: false,
         next_cohort_id: next.map(parse),
         signed: None,
+        opt_in: None,
     };
     btcr2_aggregation_protocol::message::Body::from(body).into()
 }

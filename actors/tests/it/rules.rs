@@ -261,6 +261,7 @@ async fn succeeded(change: bool, advert_first: bool) -> (usize, usize) {
         at_fault: false,
         next_cohort_id: Some(CohortId::parse("two").unwrap()),
         signed: None,
+        opt_in: None,
     };
     if advert_first {
         service.broadcast(Body::from(second.clone()));
@@ -321,6 +322,7 @@ fn a_successor_whose_advert_came_before_the_word_and_was_declined_is_considered_
                 at_fault: false,
                 next_cohort_id: Some(CohortId::parse("two").unwrap()),
                 signed: None,
+                opt_in: None,
             }),
         );
         service.broadcast(advert(&service.identity, "two"));

@@ -10,7 +10,7 @@ use super::{
     present,
     sign::{satoshi_text, signed_transaction_hex},
 };
-use crate::id::CohortId;
+use crate::{hash::MessageDigest, id::CohortId};
 
 /// `control/cohort_ended`: the cohort is over; nobody need wait for it any more.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +32,10 @@ pub struct CohortEnded {
     /// for one message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signed: Option<SignedTransaction>,
+    /// Of a participant that is not admitted: the digest of the opt-in that is refused. One that has opted in again meanwhile, with
+    /// an invite say, waits for what becomes of that.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub opt_in: Option<MessageDigest>,
 }
 
 /// A signed beacon transaction.

@@ -27,6 +27,7 @@ fn ended(simulation: &Simulation, code: &str, reason: String) -> CohortEnded {
         at_fault: false,
         next_cohort_id: None,
         signed: None,
+        opt_in: None,
     }
 }
 

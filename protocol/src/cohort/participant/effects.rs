@@ -9,8 +9,9 @@ use super::{
 };
 use crate::{
     cohort::event::{ParticipantEvent, SpendPath},
+    hash::MessageDigest,
     message::{
-        Bytes, SharedBody,
+        Bytes, Message, SharedBody,
         control::Presence,
         keygen::CohortOptIn,
         sign::{FallbackSignature, NonceContribution, SignatureAuthorization},
@@ -119,14 +120,23 @@ impl ParticipantCohort {
         }
     }
 
+    /// The digest of our opt-in.
+    pub(super) fn opt_in_digest(&self) -> MessageDigest {
+        Message::new(self.config.did.clone(), Some(self.advert.service.clone()), self.opt_in_body()).digest()
+    }
+
     fn opt_in(&self) -> ParticipantEffect {
-        self.send(CohortOptIn {
+        self.send(self.opt_in_body())
+    }
+
+    fn opt_in_body(&self) -> CohortOptIn {
+        CohortOptIn {
             cohort_id: self.advert.cohort_id.clone(),
             participant_pk: Bytes(self.config.participant_key.to_bytes()),
             communication_pk: Bytes(self.config.communication_key.to_bytes()),
             genesis_document: self.config.genesis_document.clone(),
             invite: self.config.invite.as_ref().map(|token| token.prove(&self.advert.cohort_id, &self.config.did)),
-        })
+        }
     }
 
     fn submission(&self, update: Option<&SignedUpdate>) -> ParticipantEffect {

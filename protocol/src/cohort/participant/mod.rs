@@ -370,6 +370,10 @@ impl ParticipantCohort {
         /// The service's words are kept, but only so many of them.
         const LONGEST: usize = 500;
         let short = |text: &str| text.chars().take(LONGEST).collect::<String>();
+        if body.opt_in.is_some_and(|refused| refused != self.opt_in_digest()) {
+            // A carrier that keeps messages still had it: it is about an earlier opt-in.
+            return Ok(Vec::new());
+        }
         let reason = match &self.phase {
             Phase::Ended { .. } => return Ok(Vec::new()),
             Phase::Approved { .. } | Phase::Signing { .. }

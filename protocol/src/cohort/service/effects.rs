@@ -117,6 +117,7 @@ impl ServiceCohort {
             at_fault: false,
             next_cohort_id: None,
             signed: None,
+            opt_in: None,
         };
         ServiceEffect::Send { to: did.clone(), body: body.into() }
     }
@@ -185,6 +186,7 @@ impl ServiceCohort {
                     at_fault: false,
                     next_cohort_id: None,
                     signed: shown(outcome),
+                    opt_in: None,
                 }
                 .into();
                 formed.send(|_| true, |_| body.clone())
@@ -196,7 +198,8 @@ impl ServiceCohort {
                 let body = |at_fault, next_cohort_id| -> SharedBody {
                     let (code, reason) = (reason.code().to_owned(), reason.to_string());
                     let cohort_id = cohort_id.clone();
-                    CohortEnded { cohort_id, code, reason, at_fault, next_cohort_id, signed: None }.into()
+                    CohortEnded { cohort_id, code, reason, at_fault, next_cohort_id, signed: None, opt_in: None }
+                        .into()
                 };
                 // Two bodies for everybody, each built once.
                 let (innocent, guilty) = (body(false, next), body(true, None));

@@ -149,7 +149,8 @@ impl ServiceCohort {
     }
 
     /// The terms of the cohort that takes this one's place, unless nobody is left, or too many cohorts have failed in a row.
-    /// Where fewer are left than a cohort needs, the new one waits for newcomers: one member at fault must not end it for all.
+    /// Where fewer are left than a cohort needs, the new one waits for newcomers, if nothing was approved yet: one member at
+    /// fault must not end it for all.
     fn successor(&self, reason: &CohortFailure, rng: &mut dyn CryptoRng) -> Option<CohortTerms> {
         let terms = &*self.config.terms;
         let formed = self.phase.formed()?;
@@ -168,10 +169,11 @@ impl ServiceCohort {
         };
         // The very same members would fail the very same way: somebody must have been at fault.
         let changed = lineage.invited.len() < formed.members.len();
-        (changed && !lineage.invited.is_empty()).then(|| CohortTerms {
-            cohort_id: CohortId::generate(rng),
-            lineage,
-            ..terms.clone()
-        })
+        // Past approval the round may still be announced, and nobody is to wait for others to come.
+        let enough = match reason {
+            CohortFailure::Signing { .. } => self.can_form(lineage.invited.len()),
+            _ => !lineage.invited.is_empty(),
+        };
+        (changed && enough).then(|| CohortTerms { cohort_id: CohortId::generate(rng), lineage, ..terms.clone() })
     }
 }

@@ -269,23 +269,22 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// Somebody stops the program: whether that leaves nothing undone. Who wanted one cohort to its end has not got it.
+    /// Somebody stops the program: whether it ends well. While a signature of ours is out and its outcome is open, whoever wanted a
+    /// cohort to its end has not got it, and must hear so.
     pub(super) fn stopped(&self) -> bool {
         let open: Vec<&str> = self.signed.iter().chain(self.waiting.keys()).map(CohortId::as_str).collect();
-        let text = match open.is_empty() {
-            true => "stopped before a cohort was over".to_owned(),
-            false => format!(
-                "stopped before the announcement was seen or confirmed: our signature is out in {}",
-                open.join(", ")
-            ),
-        };
+        if open.is_empty() {
+            return true;
+        }
+        let text = format!(
+            "stopped before the announcement was seen or confirmed: our signature is out in {}",
+            open.join(", ")
+        );
         if self.config.exit_when_done {
             self.printer.result(&json!({ "event": "result", "ok": false, "reason": text }), &text);
             return false;
         }
-        if !open.is_empty() {
-            self.printer.warn(&text);
-        }
+        self.printer.warn(&text);
         true
     }
 

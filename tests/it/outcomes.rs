@@ -151,6 +151,18 @@ fn with_a_silent_one(name: &str, service: &[&str], member: &[&str]) -> (Service,
 }
 
 #[test]
+fn who_is_stopped_while_its_signature_is_out_has_not_succeeded() {
+    let (service, mut member, silent, _) =
+        with_a_silent_one("stopped", &["--fallback-threshold", "2"], &["--add-beacon"]);
+    member.event("signature-sent");
+    member.signal("-TERM");
+    let (status, result, _) = ended(member);
+    assert_eq!((status, &result["ok"]), (Some(1), &json!(false)));
+    assert!(text(&result["reason"]).contains("our signature is out"), "{result}");
+    drop((service, silent));
+}
+
+#[test]
 fn with_all_defaults_a_member_stays_for_the_fallback() {
     let (service, member, silent, file) =
         with_a_silent_one("stays", &["--fallback-threshold", "1"], &["--add-beacon"]);

@@ -59,7 +59,7 @@ fn who_was_not_reached_is_no_offender() {
     run(async {
         let good = relay().await;
         let relay = Moody::start(&good, Mood::RefusesType("distribute_aggregated_data")).await;
-        let mut world = World::new();
+        let world = World::new();
         let nostr = || transport(config(&[&relay.url]), world.clock);
         let mut settings = world.service_settings("service", Operator);
         settings.transport = std::sync::Arc::new(nostr());

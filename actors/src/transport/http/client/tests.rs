@@ -64,6 +64,10 @@ impl actix::Handler<Delivery> for Inbox {
     type Result = ();
 
     fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
+        // What was fetched is told as well.
+        if let Delivery::Delivered { .. } = delivery {
+            return;
+        }
         let Delivery::Message(message) = delivery else { panic!("{delivery:?}") };
         message.receipt.clone().confirm();
         self.0.send(message.body.cohort_id().as_str().to_owned()).expect("the test listens");

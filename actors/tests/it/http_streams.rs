@@ -313,6 +313,7 @@ fn ended(cohort_id: &str) -> Outbound {
         at_fault: false,
         next_cohort_id: None,
         signed: None,
+        opt_in: None,
     };
     Outbound::Direct { to: identity(1).did().clone(), body: end.into(), until: None }
 }

@@ -1,10 +1,13 @@
 //! What a program keeps over its end: a state directory, or nothing.
 
+mod closing;
+
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use self::closing::{Closing, UntilClosed};
 use crate::{
     actors::{
         bans::{BanBook, DefaultBans},
@@ -46,16 +49,19 @@ struct Profile {
 
 /// An open state directory, or none.
 #[derive(Clone)]
-pub(crate) struct Keeping(Option<State>);
+pub(crate) struct Keeping {
+    state: Option<State>,
+    closing: Closing,
+}
 
 impl Keeping {
     /// Opens the state directory, if there is to be one. Says what it means that there is none: `lost` is what a kill costs.
     pub(crate) fn open(dir: Option<&Path>, lost: &str, printer: &Printer) -> Result<Self, ProgramError> {
         match dir {
-            Some(dir) => Ok(Self(Some(State::open(dir).map_err(refuse)?))),
+            Some(dir) => Ok(Self { state: Some(State::open(dir).map_err(refuse)?), closing: Closing::default() }),
             None => {
                 printer.warn(&format!("nothing is kept (no --state DIR): if this program is killed, {lost}"));
-                Ok(Self(None))
+                Ok(Self { state: None, closing: Closing::default() })
             }
         }
     }
@@ -119,7 +125,7 @@ impl Keeping {
 
     /// The updates that were handed to the controller to be announced without a cohort.
     pub(crate) async fn prepared(&self) -> Result<Vec<SignedUpdate>, ProgramError> {
-        match &self.0 {
+        match &self.state {
             Some(state) => prepared(state).await,
             None => Ok(Vec::new()),
         }
@@ -127,24 +133,24 @@ impl Keeping {
 
     /// Keeps that this update was: from then on it may be announced.
     pub(crate) async fn prepare(&self, update: &SignedUpdate) -> Result<(), ProgramError> {
-        match &self.0 {
+        match &self.state {
             Some(state) => prepare(state, update).await,
             None => Ok(()),
         }
     }
 
     fn program(&self) -> Option<Table> {
-        self.0.as_ref().map(|state| state.table(PROGRAM))
+        self.state.as_ref().map(|state| state.table(PROGRAM))
     }
 
     /// Whether what runs now goes on when the program is started again.
     pub(crate) fn is_durable(&self) -> bool {
-        self.0.is_some()
+        self.state.is_some()
     }
 
     pub(crate) fn journal(&self) -> Arc<dyn Journal> {
-        match &self.0 {
-            Some(state) => Arc::new(state.journal()),
+        match &self.state {
+            Some(state) => Arc::new(UntilClosed { journal: state.journal(), closing: self.closing.clone() }),
             None => Arc::new(MemoryJournal::new()),
         }
     }
@@ -155,7 +161,7 @@ impl Keeping {
 
     /// The ban list. One that cannot be read is reported before anybody is admitted.
     pub(crate) fn bans(&self) -> Result<BanBook, ProgramError> {
-        match &self.0 {
+        match &self.state {
             Some(state) => BanBook::open(&state.dir().join(BANS), Arc::new(DefaultBans))
                 .map_err(|error| ProgramError::State(error.to_string())),
             None => Ok(BanBook::in_memory(Arc::new(DefaultBans))),
@@ -165,16 +171,16 @@ impl Keeping {
     /// The invites; without a state directory there are none.
     pub(crate) fn invites(&self) -> Result<Option<InviteBook>, ProgramError> {
         let open = |state: &State| InviteBook::open(&state.dir().join(INVITES));
-        self.0.as_ref().map(open).transpose().map_err(|error| ProgramError::State(error.to_string()))
+        self.state.as_ref().map(open).transpose().map_err(|error| ProgramError::State(error.to_string()))
     }
 
     pub(crate) fn vault(&self) -> Option<StateVault> {
-        self.0.as_ref().map(StateVault::new)
+        self.state.as_ref().map(StateVault::new)
     }
 
     /// Lets a web server keep its inboxes, and the nonces that must not come again.
     pub(crate) async fn furnish(&self, parts: &mut HttpServerParts, clock: Clock) -> Result<(), ProgramError> {
-        if let Some(state) = &self.0 {
+        if let Some(state) = &self.state {
             let now = clock.now();
             parts.nonces = Arc::new(StateNonces::load(state, now).await.map_err(refuse)?);
             let inboxes = StateInboxes::load(state, now, parts.config.inbox_ttl).await.map_err(refuse)?;
@@ -185,7 +191,8 @@ impl Keeping {
 
     /// Waits until everything is written. The directory is free when the last actor that writes to it is gone too.
     pub(crate) async fn close(self) {
-        if let Some(state) = self.0 {
+        self.closing.begin();
+        if let Some(state) = self.state {
             state.close().await;
         }
     }

@@ -49,6 +49,7 @@ mod operator_coins;
 mod outcomes;
 mod proxies;
 mod publication;
+mod real_carriers;
 mod recovery;
 mod restart_processes;
 mod secrets;

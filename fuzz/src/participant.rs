@@ -76,7 +76,7 @@ fn member(file: &str) -> Member {
         participant_key: identity.public_key(),
         communication_key: identity.public_key(),
         genesis_document: identity.genesis_document().cloned(),
-            invite: None,
+        invite: None,
         timing: Timing::default(),
         beacons,
         aggregator: Arc::new(DirectAggregator),

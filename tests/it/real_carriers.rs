@@ -31,7 +31,8 @@ fn cohorts_complete_over_relays_of_others() {
             let directory = directory(&format!("real-{number}-{beacon}"));
             let service = identity(&directory, "service");
             let members = MEMBERS.to_string();
-            let fixed = ["serve", "--identity", &service, "--chain", "offline", "--relay", relay, "--events", "json"];
+            let fixed =
+                ["serve", "--identity", &service, "--chain", "offline", "--relay", relay, "--events", "json"];
             let terms = ["--beacon", beacon, "--min-participants", &members, "--cohorts", "1", "--exit-when-done"];
             let mut service = Program::start(&[&fixed[..], &terms].concat());
             let did = service.event("serving")["did"].as_str().unwrap().to_owned();

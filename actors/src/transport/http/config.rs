@@ -29,7 +29,7 @@ pub struct HttpConfig {
     /// How often one verified DID may send.
     pub did_rate: Rate,
     /// How often one client address may ask, counted before any signature is checked. Of IPv6 that is a /64, and its /48 has four
-    /// times as much. DIDs that nobody here has written to share a part of it: see [`Self::strangers_rate`].
+    /// times as much. DIDs that nobody here has written to share a part of it: a quarter of the rate, half of the burst.
     pub address_rate: Rate,
     /// Which proxies are believed when they name their clients' addresses in `Forwarded` or `X-Forwarded-For`.
     pub proxies: Proxies,

@@ -2,7 +2,7 @@
 //!
 //! The library's relay takes what it is given, from any number of sockets, and messages of 64 MB. So the sockets are ours: each has a
 //! place among [`Connections`], and its messages are measured before the relay sees them; and what the relay stores is bounded by
-//! [`shelf`].
+//! `shelf`.
 
 mod shelf;
 

@@ -139,7 +139,17 @@ fn round_of_three(name: &str, a_second: u32) -> Duration {
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -n 256 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_btcr2-aggregation"), "serve"]);
     command.args(["--identity", &service, "--listen", "127.0.0.1:0", "--chain", "offline", "--events", "json"]);
-    command.args(["--min-participants", "3", "--cohorts", "1", "--exit-when-done", "--out", &out]);
+    command.args([
+        "--min-participants",
+        "3",
+        "--settle",
+        "0s",
+        "--cohorts",
+        "1",
+        "--exit-when-done",
+        "--out",
+        &out,
+    ]);
     let mut serve = Program::launch(command);
     let url = serve.event("serving")["url"].as_str().unwrap().to_owned();
     let address = url.strip_prefix("http://").unwrap().parse().unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ::bitcoin::{OutPoint, ScriptBuf};
+use ::bitcoin::{OutPoint, ScriptBuf, Transaction, Txid};
 
 use super::chain::{Activity, Chain, ChainError, Deposit, Place, Spend, Tip};
 
@@ -162,6 +162,37 @@ impl Ledger {
             self.deposits.remove(&smallest);
         }
     }
+}
+
+/// Reads the transactions of `activity`'s spends that are not `known` yet, and forgets those that it does not list any more. One that
+/// has left the mempool meanwhile stays missing.
+///
+/// # Errors
+/// What the chain says; [`ChainError::Unavailable`] for a spend whose block a reorganization has just taken away.
+pub async fn read_spenders(
+    chain: &dyn Chain,
+    activity: &Activity,
+    known: &mut BTreeMap<Txid, Transaction>,
+) -> Result<(), ChainError> {
+    known.retain(|txid, _| activity.spends.iter().any(|spend| spend.by == *txid));
+    for spend in &activity.spends {
+        if known.contains_key(&spend.by) {
+            continue;
+        }
+        let block = spend.place.block();
+        match chain.transaction(&spend.by, block.map(|block| &block.hash)).await? {
+            Some(transaction) => {
+                known.insert(spend.by, transaction);
+            }
+            // It has left the mempool since; from a block nothing leaves without a reorganization.
+            None if block.is_none() => {}
+            None => {
+                let problem = format!("{} is in no block any more", spend.by);
+                return Err(ChainError::Unavailable(problem));
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

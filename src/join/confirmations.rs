@@ -12,7 +12,7 @@ use tokio::{
 use crate::{
     bitcoin::{
         chain::{Activity, Chain, ChainError, ChainSource, Spend},
-        ledger::Ledger,
+        ledger::{Ledger, read_spenders},
         watch::signal_of,
     },
     protocol::{id::CohortId, network::Network, sidecar::MemberRecord},
@@ -58,6 +58,17 @@ pub(crate) enum Sighting {
     },
     /// The coin that it spends was spent by another transaction, with as many confirmations as are enough.
     Replaced(Txid),
+}
+
+impl Sighting {
+    /// Whether nothing more is to be expected, where so many confirmations are enough.
+    fn is_settled(self, needed: u32) -> bool {
+        match self {
+            Self::Block { confirmations, .. } => confirmations >= needed,
+            Self::Replaced(_) => true,
+            Self::Gone | Self::Mempool(_) => false,
+        }
+    }
 }
 
 /// What the chain says.
@@ -133,11 +144,7 @@ impl Confirmations {
 
     /// Whether nothing more is to be expected.
     pub(super) fn is_settled(&self, sighting: Sighting) -> bool {
-        match sighting {
-            Sighting::Block { confirmations, .. } => confirmations >= self.needed,
-            Sighting::Replaced(_) => true,
-            Sighting::Gone | Sighting::Mempool(_) => false,
-        }
+        sighting.is_settled(self.needed)
     }
 }
 
@@ -225,20 +232,25 @@ async fn poll(
             _ => {}
         }
     }
+    if followed.is_empty() {
+        return Ok(());
+    }
+    let needed = questions.confirmations.max(1);
+    let mut ledgers: Vec<_> = followed.values_mut().map(|followed| &mut followed.ledger).collect();
+    let activities = Ledger::refresh_all(&mut ledgers, chain).await?;
+    for (followed, activity) in followed.values_mut().zip(&activities) {
+        read_spenders(chain, activity, &mut followed.transactions).await?;
+    }
     let mut settled = Vec::new();
-    for (cohort_id, followed) in &mut *followed {
-        let sighting = followed.look(chain, questions.confirmations.max(1)).await?;
+    for ((cohort_id, followed), activity) in followed.iter_mut().zip(&activities) {
+        let sighting = followed.judge(activity, needed);
         if Some(sighting) == followed.told || (followed.told.is_none() && sighting == Sighting::Gone) {
             continue;
         }
         followed.told = Some(sighting);
         let _ = teller.send(News::Sighted(cohort_id.clone(), sighting));
-        match sighting {
-            Sighting::Block { confirmations, .. } if confirmations >= questions.confirmations.max(1) => {
-                settled.push(cohort_id.clone());
-            }
-            Sighting::Replaced(_) => settled.push(cohort_id.clone()),
-            _ => {}
+        if sighting.is_settled(needed) {
+            settled.push(cohort_id.clone());
         }
     }
     settled.iter().for_each(|cohort_id| drop(followed.remove(cohort_id)));
@@ -259,20 +271,6 @@ async fn begin(chain: &dyn Chain, wanted: &Wanted, look_back: u32) -> Result<Led
 }
 
 impl Followed {
-    async fn look(&mut self, chain: &dyn Chain, needed: u32) -> Result<Sighting, ChainError> {
-        let activity = self.ledger.refresh(chain).await?;
-        self.transactions.retain(|txid, _| activity.spends.iter().any(|spend| spend.by == *txid));
-        for spend in &activity.spends {
-            if !self.transactions.contains_key(&spend.by)
-                && let Some(transaction) =
-                    chain.transaction(&spend.by, spend.place.block().map(|block| &block.hash)).await?
-            {
-                self.transactions.insert(spend.by, transaction);
-            }
-        }
-        Ok(self.judge(&activity, needed))
-    }
-
     fn judge(&self, activity: &Activity, needed: u32) -> Sighting {
         let depth = |spend: &Spend| spend.place.block().map_or(0, |block| activity.tip.depth(block));
         let announces = |spend: &&Spend| {

@@ -360,11 +360,16 @@ impl MemberPolicy {
         self.place.leave(cohort_id);
     }
 
-    fn judge(&self, advert: &Advert) -> Result<(), String> {
+    /// Whether the advert is one of the service and on the terms that were named.
+    fn accept(&self, advert: &Advert) -> Result<(), String> {
         if self.service.as_ref().is_some_and(|service| *service != advert.service) {
             return Err("its service is not the one that was named".to_owned());
         }
-        self.terms.accept(&advert.conditions)?;
+        self.terms.accept(&advert.conditions)
+    }
+
+    fn judge(&self, advert: &Advert) -> Result<(), String> {
+        self.accept(advert)?;
         let said = match (&self.intent, self.added.get()) {
             (Intent::AddBeacon { .. }, Some(cohort_id)) => Some(cohort_id.clone()),
             _ => self.done().map(|(cohort_id, _)| cohort_id).or_else(|| self.waiting()),
@@ -476,13 +481,7 @@ impl ParticipantPolicy for MemberPolicy {
     }
 
     fn considers(&self, advert: &Advert) -> bool {
-        let verdict = match &self.service {
-            Some(service) if *service != advert.service => {
-                Err("its service is not the one that was named".to_owned())
-            }
-            _ => self.terms.accept(&advert.conditions),
-        };
-        let Err(reason) = verdict else { return true };
+        let Err(reason) = self.accept(advert) else { return true };
         // Enough to see that a name or a term is wrong. Whoever advertises could fill the output otherwise.
         if self.passed_over.fetch_add(1, Ordering::Relaxed) < PASSED_OVER_SHOWN {
             self.printer.passed_over(&advert.cohort_id, &advert.service, &reason);

@@ -9,8 +9,8 @@ use ::bitcoin::{OutPoint, ScriptBuf, Transaction, Txid};
 
 use super::watch::{Beacon, WatchNotice, WatchedBeacon, judge};
 use crate::bitcoin::{
-    chain::{Activity, Chain, ChainError},
-    ledger::Ledger,
+    chain::{Chain, ChainError},
+    ledger::{Ledger, read_spenders},
 };
 
 /// Follows a member's beacons on one chain.
@@ -80,7 +80,7 @@ impl Watcher {
         let mut ledgers: Vec<_> = self.beacons.values_mut().map(|followed| &mut followed.ledger).collect();
         let activities = Ledger::refresh_all(&mut ledgers, &*self.chain).await?;
         for (followed, activity) in self.beacons.values_mut().zip(activities) {
-            followed.read_transactions(&*self.chain, &activity).await?;
+            read_spenders(&*self.chain, &activity, &mut followed.transactions).await?;
             let notices = judge(&followed.beacon, &activity, &followed.transactions, self.warn_blocks);
             found.push((followed, notices));
         }
@@ -92,29 +92,5 @@ impl Watcher {
             news.extend(notices.into_iter().filter(|notice| !known.contains(&notice.subject())));
         }
         Ok(news)
-    }
-}
-
-impl Followed {
-    async fn read_transactions(&mut self, chain: &dyn Chain, activity: &Activity) -> Result<(), ChainError> {
-        self.transactions.retain(|txid, _| activity.spends.iter().any(|spend| spend.by == *txid));
-        for spend in &activity.spends {
-            if self.transactions.contains_key(&spend.by) {
-                continue;
-            }
-            let block = spend.place.block();
-            match chain.transaction(&spend.by, block.map(|block| &block.hash)).await? {
-                Some(transaction) => {
-                    self.transactions.insert(spend.by, transaction);
-                }
-                // It has left the mempool since; from a block nothing leaves without a reorganization.
-                None if block.is_none() => {}
-                None => {
-                    let problem = format!("{} is in no block any more", spend.by);
-                    return Err(ChainError::Unavailable(problem));
-                }
-            }
-        }
-        Ok(())
     }
 }

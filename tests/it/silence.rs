@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{Program, Service, directory, identity, verify::text};
 
-/// A web server that gives every request the same answer, after `patience`.
+/// A web server that gives every request the same answer.
 fn answering(answer: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

@@ -2,6 +2,7 @@
 
 use std::{convert::Infallible, path::PathBuf, process::ExitCode, str::FromStr, time::Duration};
 
+use ::bitcoin::Amount;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
@@ -233,12 +234,16 @@ settings! {
         #[arg(long, value_name = "N", env = "BTCR2_REFORMATIONS")]
         reformations: u32,
         /// Admit the DIDs in this file, one a line, # begins a comment. It is read again when it changes, and on SIGHUP. Without it,
-        /// and without --invites, everybody is admitted
+        /// --invites and --admit-funded everybody is admitted
         #[arg(long, value_name = "FILE", env = "BTCR2_ALLOW_LIST")]
         allow_list: PathBuf,
         /// Admit who has an invite that was made with `invites new` for this --state; with --allow-list, those beside the listed
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_INVITES")]
         invites: bool,
+        /// With a chain: admit KEY DIDs whose initial beacon addresses hold at least SAT satoshi, confirmed; with --allow-list and
+        /// --invites, beside the listed and the invited
+        #[arg(long, value_name = "SAT", env = "BTCR2_ADMIT_FUNDED", value_parser = clap::value_parser!(u64).range(1..))]
+        admit_funded: u64,
         /// Admit only who signs with the key by which it authenticates, so that the opt-in proves possession of it. Ours do; version 1
         /// allows another key, of which nothing is proven before it signs
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_PROVEN_KEYS_ONLY")]
@@ -506,6 +511,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     config.rules.reformations = settings.reformations.unwrap_or(config.rules.reformations);
     config.allow_list = settings.allow_list;
     config.invites = settings.invites.unwrap_or(false);
+    config.admit_funded = settings.admit_funded.map(Amount::from_sat);
     config.proven_keys_only = settings.proven_keys_only.unwrap_or(false);
     config.max_live = settings.max_live_cohorts.unwrap_or(config.max_live);
     let seats = |setting: Option<SeatsArg>, default| setting.map_or(default, |SeatsArg(limit)| limit);

@@ -1,4 +1,4 @@
-//! Whom the operator admits: everybody, who is on its list, or who has one of its invites.
+//! Whom the operator admits: everybody; or who is on its list, has one of its invites, or has coins.
 
 use std::{
     collections::BTreeSet,
@@ -8,6 +8,7 @@ use std::{
     time::SystemTime,
 };
 
+use super::funds::Funds;
 use crate::{
     actors::{
         invites::{InviteBook, NotInvited, RedeemError},
@@ -22,7 +23,11 @@ use crate::{
 
 /// Whom the operator admits. Clones are the same.
 #[derive(Clone)]
-pub(super) struct AdmissionRules(Arc<Rules>);
+pub(super) struct AdmissionRules {
+    rules: Arc<Rules>,
+    /// Known only when the chain is.
+    funds: Option<Funds>,
+}
 
 struct Rules {
     list: Option<AllowList>,
@@ -48,7 +53,8 @@ struct Read {
 type Stamp = (SystemTime, u64);
 
 impl AdmissionRules {
-    /// Rules by the DIDs in the file `list`, and by `invites`; with neither, everybody is admitted.
+    /// Rules by the DIDs in the file `list`, and by `invites`; with neither, and without [`Self::or_funded`], everybody is
+    /// admitted.
     pub(super) fn new(
         list: Option<&Path>,
         invites: Option<InviteBook>,
@@ -57,12 +63,17 @@ impl AdmissionRules {
         printer: Printer,
     ) -> Result<Self, ProgramError> {
         let list = list.map(AllowList::open).transpose().map_err(ProgramError::Usage)?;
-        Ok(Self(Arc::new(Rules { list, invites, proven_keys_only, clock, printer })))
+        Ok(Self { rules: Arc::new(Rules { list, invites, proven_keys_only, clock, printer }), funds: None })
+    }
+
+    /// The same rules, which also admit by `funds`.
+    pub(super) fn or_funded(self, funds: Option<Funds>) -> Self {
+        Self { funds, ..self }
     }
 
     /// Reads the list again, whether it looks different or not: which file that was, if there is one.
     pub(super) fn reload(&self) -> Option<Result<PathBuf, String>> {
-        let list = self.0.list.as_ref()?;
+        let list = self.rules.list.as_ref()?;
         Some(list.read_again().map(|()| list.path.clone()))
     }
 
@@ -71,17 +82,21 @@ impl AdmissionRules {
         if self.is_listed(&applicant.did) {
             return Ok(());
         }
-        let (Some(book), Some(proof)) = (&self.0.invites, &applicant.invite) else { return Err(self.refusal()) };
+        let (Some(book), Some(proof)) = (&self.rules.invites, &applicant.invite) else {
+            let Some(funds) = &self.funds else { return Err(self.refusal()) };
+            return funds.screen(&applicant.did).map_err(|error| error.to_string());
+        };
         // When the list cannot be read the closer look says so.
         let Ok(invites) = book.list() else { return Ok(()) };
         let invite = invites.get(&proof.id()).ok_or(NotInvited::Unknown);
-        let checked = invite.and_then(|invite| invite.check(proof, cohort_id, &applicant.did, self.0.clock.now()));
+        let checked =
+            invite.and_then(|invite| invite.check(proof, cohort_id, &applicant.did, self.rules.clock.now()));
         checked.map_err(|error| error.to_string())
     }
 
     /// Whether `member` is admitted; an invite by which it is counts it.
     pub(super) async fn admit(&self, cohort_id: &CohortId, member: &Member) -> Result<(), String> {
-        if self.0.proven_keys_only && !member.holds_participant_key() {
+        if self.rules.proven_keys_only && !member.holds_participant_key() {
             return Err("nothing proves that this DID has participantPk: this service admits only who signs with the key by \
                         which it authenticates"
                 .to_owned());
@@ -89,17 +104,18 @@ impl AdmissionRules {
         if self.is_listed(&member.did) {
             return Ok(());
         }
-        let (Some(book), Some(proof)) = (self.0.invites.clone(), member.invite.clone()) else {
-            return Err(self.refusal());
+        let (Some(book), Some(proof)) = (self.rules.invites.clone(), member.invite.clone()) else {
+            let Some(funds) = &self.funds else { return Err(self.refusal()) };
+            return funds.check(&member.did).await.map_err(|error| error.to_string());
         };
-        let (cohort_id, did, now) = (cohort_id.clone(), member.did.clone(), self.0.clock.now());
+        let (cohort_id, did, now) = (cohort_id.clone(), member.did.clone(), self.rules.clock.now());
         // Counted on the disk.
         let redeeming = actix_rt::task::spawn_blocking(move || book.redeem(&proof, &cohort_id, &did, now));
         match redeeming.await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(RedeemError::NotInvited(error))) => Err(error.to_string()),
             Ok(Err(RedeemError::Book(error))) => {
-                self.0.printer.warn(&format!("somebody who has an invite is not admitted: {error}"));
+                self.rules.printer.warn(&format!("somebody who has an invite is not admitted: {error}"));
                 Err("the invite cannot be checked now; try the next cohort".to_owned())
             }
             Err(error) => {
@@ -111,14 +127,14 @@ impl AdmissionRules {
 
     /// Whether everybody is admitted, or this DID is listed.
     fn is_listed(&self, did: &Did) -> bool {
-        match &self.0.list {
-            Some(list) => list.contains(did, &self.0.printer),
-            None => self.0.invites.is_none(),
+        match &self.rules.list {
+            Some(list) => list.contains(did, &self.rules.printer),
+            None => self.rules.invites.is_none() && self.funds.is_none(),
         }
     }
 
     fn refusal(&self) -> String {
-        match (&self.0.list, &self.0.invites) {
+        match (&self.rules.list, &self.rules.invites) {
             (Some(_), None) => "this DID is not on the operator's list",
             (None, _) => "this service admits by invite: `join --invite TOKEN`, with a token of its operator's",
             (Some(_), Some(_)) => {

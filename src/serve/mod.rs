@@ -5,6 +5,7 @@
 mod admission;
 mod alarm;
 mod doors;
+mod funds;
 mod health;
 mod maturity;
 mod operator;
@@ -15,12 +16,14 @@ mod web;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use ::bitcoin::Amount;
 use actix::Actor;
 
 use self::{
     admission::AdmissionRules,
     alarm::Alarms,
     doors::Doors,
+    funds::Funds,
     health::Health,
     maturity::MaturityWatch,
     operator::{Operator, Publisher},
@@ -147,6 +150,8 @@ pub struct ServeConfig {
     pub allow_list: Option<PathBuf>,
     /// Whether those are admitted who have an invite.
     pub invites: bool,
+    /// How much a KEY DID must have at its initial beacon addresses to be admitted without being listed or invited.
+    pub admit_funded: Option<Amount>,
     /// Whether only those are admitted whose opt-in proves possession of the key that they sign with.
     pub proven_keys_only: bool,
     /// How many seats one DID, address or invite may have.
@@ -192,6 +197,7 @@ impl ServeConfig {
             rules: PhaseRules::default().reforming(),
             allow_list: None,
             invites: false,
+            admit_funded: None,
             proven_keys_only: false,
             seats: SeatLimits::default(),
             max_live: 256,
@@ -238,6 +244,10 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
             "--chain offline is refused on bitcoin: its coin is made up, and members would announce nothing";
         return Err(ProgramError::Usage(problem.to_owned()));
     }
+    if config.admit_funded.is_some() && matches!(config.coins, Coins::Offline) {
+        let problem = "--admit-funded needs a chain that can be asked for coins: --chain core=URL or esplora=URL";
+        return Err(ProgramError::Usage(problem.to_owned()));
+    }
     let conditions = config.conditions()?;
     let printer = Printer::new(config.json).with_times(config.times);
     if let Some(directory) = &config.out {
@@ -282,6 +292,13 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         operator = Operator::new(&config, Arc::clone(&journal), clock, &printer) => operator?,
         () = &mut stop => return Ok(true),
     };
+    let funds = match (&operator, config.admit_funded) {
+        (Operator::Chain(operator), Some(minimum)) => {
+            Some(Funds::new(minimum, Arc::clone(&operator.settings().chain), clock))
+        }
+        _ => None,
+    };
+    let admission = admission.or_funded(funds);
     let publication = config.publication.clone();
     let policy = Publisher {
         operator: operator.clone(),

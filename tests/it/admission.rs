@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use crate::support::{Program, Service, did_of, directory, identity, path, run};
+use crate::bitcoind_support::{TestChain, faucet::Faucet};
+use crate::support::{Program, Service, did_of, directory, external_identity, identity, path, run};
+use bitcoin::Amount;
 use btcr2_aggregation::{
     actors::{
         runtime::{Clock, Randomness},
@@ -13,6 +15,7 @@ use btcr2_aggregation::{
         id::CohortId,
         identity::Identity,
         message::{Body, Bytes, Message, keygen::CohortOptIn},
+        output::{InitialBeacon, InitialBeaconKind},
     },
 };
 use serde_json::{Value, json};
@@ -116,6 +119,40 @@ fn invites_need_a_state_directory_and_say_what_is_wrong() {
     assert_eq!(run(&["invites", "new", "--state", &state, "--until", "2020-01-01T00:00:00Z"]).status, Some(2));
     let ended = run(&["invites", "revoke", "0123456789abcdef", "--state", &state]);
     assert!(ended.status == Some(1) && ended.stderr.contains("invites list"), "{ended:?}");
+}
+
+#[test]
+fn a_did_with_coins_is_admitted_without_being_listed() {
+    let name = "a_did_with_coins_is_admitted_without_being_listed";
+    actix_rt::System::new().block_on(async {
+        let Some(blocks) = TestChain::core(name).await else { return };
+        let mut faucet = Faucet::new(&blocks, 1).await;
+        let directory = directory("admission-funded");
+        let files = [identity(&directory, "rich"), identity(&directory, "poor")];
+        let beacon = InitialBeacon::of(&did_of(&files[0]).parse().unwrap(), InitialBeaconKind::P2wpkh).unwrap();
+        faucet.pay(&blocks, &beacon.script_pubkey(), Amount::from_sat(6_000)).await;
+        blocks.mine(1).await;
+        let source = format!("core={}?cookie={}", blocks.node().url(), blocks.node().cookie_file().display());
+        let state = path(&directory, "state");
+        let arguments =
+            ["--min-participants", "1", "--chain", &source, "--state", &state, "--admit-funded", "6000"];
+        let mut service = Service::start(&directory, &arguments);
+        let reason = refusal(service.join(&files[1], &["--decline"]));
+        assert!(reason.contains("hold 0 sat of the 6000 sat"), "{reason}");
+        let external = refusal(service.join(&external_identity(&directory, "external"), &["--decline"]));
+        assert!(external.contains("this DID is EXTERNAL"), "{external}");
+        let _joining = service.join(&files[0], &["--decline"]);
+        let admitted = service.program.event("participant-accepted");
+        assert_eq!(admitted["participant"], did_of(&files[0]));
+    });
+}
+
+#[test]
+fn admission_by_coins_needs_a_chain() {
+    let directory = directory("admission-funded-calls");
+    let service = identity(&directory, "service");
+    let ended = run(&["serve", "--identity", &service, "--chain", "offline", "--admit-funded", "1000"]);
+    assert!(ended.usage().contains("--chain core=URL"), "{ended:?}");
 }
 
 #[test]

@@ -334,7 +334,7 @@ impl Handler<OpenCohort> for AggregationService {
 
     fn handle(&mut self, mut open: OpenCohort, ctx: &mut Self::Context) -> Self::Result {
         if let Some(limit) = self.settings.transport.member_limit(&open.conditions.beacon_type) {
-            open.conditions.limit_members(limit).map_err(OpenCohortError::Config)?;
+            open.conditions.limit_members(limit).map_err(ServiceConfigError::from)?;
         }
         // One generator a cohort: were it one for all, a repeated run would depend on the order of the requests only.
         // By a number that is never given twice: under a seed, the number of an ended cohort would be its identifier again.

@@ -14,6 +14,14 @@ const MAX_EXACT_INTEGER: u64 = 1 << 53;
 /// exhaust the stack.
 pub const MAX_DEPTH: usize = 128;
 
+/// The deepest nesting of a message's body. It lies two levels deep in its envelope, and the JSON parser admits one level less than
+/// [`MAX_DEPTH`].
+pub(crate) const MAX_BODY_DEPTH: usize = MAX_DEPTH - 3;
+
+/// The deepest nesting of a document in a body. What is deeper is refused whichever way it comes: it could not be forwarded, nor
+/// be read again from a journal, where it lies as deep.
+pub(crate) const MAX_DOCUMENT_DEPTH: usize = MAX_BODY_DEPTH - 1;
+
 /// A value that has no canonical form.
 #[derive(Debug, thiserror::Error)]
 pub enum JcsError {

@@ -38,7 +38,6 @@ pub mod beacon;
 pub mod cohort;
 pub mod did;
 pub mod document;
-pub mod envelope;
 pub mod error;
 pub mod hash;
 pub mod id;
@@ -49,10 +48,8 @@ pub mod key;
 pub mod machine;
 pub mod message;
 pub mod network;
-pub mod nostr;
 pub mod output;
 pub mod patch;
-pub mod request_auth;
 pub mod sidecar;
 pub mod signing;
 #[cfg(feature = "sim")]
@@ -61,3 +58,5 @@ pub mod text;
 pub mod time;
 pub mod transcript;
 pub mod update;
+
+pub use self::message::{envelope, nostr, request_auth};

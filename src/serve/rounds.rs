@@ -24,7 +24,10 @@ use crate::{
     files::{file_name, write_whole},
     keep::Keeping,
     protocol::{
-        cohort::{conditions::Conditions, service::ServiceConfigError},
+        cohort::{
+            conditions::{Conditions, TooManyMembers},
+            service::ServiceConfigError,
+        },
         id::CohortId,
         output::BeaconOutput,
         text::shown,
@@ -197,9 +200,9 @@ impl Rounds {
                 self.service.send(open).await.map_err(|error| ProgramError::Internal(error.to_string()))?;
             let cohort_id = match opened {
                 Ok(cohort_id) => cohort_id,
-                Err(OpenCohortError::Config(ServiceConfigError::TooManyMembers { limit, .. }))
-                    if self.cut_margin(limit) =>
-                {
+                Err(OpenCohortError::Config(ServiceConfigError::TooManyMembers(TooManyMembers {
+                    limit, ..
+                }))) if self.cut_margin(limit) => {
                     continue;
                 }
                 Err(error) => return Err(ProgramError::Usage(error.to_string())),

@@ -24,7 +24,7 @@ use btcr2_aggregation_actors::{
 };
 use btcr2_aggregation_protocol::{
     beacon::BeaconType,
-    cohort::{event::SpendPath, service::ServiceConfigError},
+    cohort::{conditions::TooManyMembers, event::SpendPath, service::ServiceConfigError},
     error::RejectCode,
     identity::Identity,
     message::Message,
@@ -268,7 +268,10 @@ fn a_cas_cohort_that_could_outgrow_its_messages_is_refused_when_it_is_opened() {
         let asked = u32::try_from(limit).expect("a number of members") + 1;
         let refused = service.address.send(cohort(asked)).await.expect("the service runs").expect_err("too many");
         let beacon_type = BeaconType::cas();
-        assert_eq!(refused, ServiceConfigError::TooManyMembers { beacon_type, asked, limit }.into());
+        assert_eq!(
+            refused,
+            ServiceConfigError::TooManyMembers(TooManyMembers { beacon_type, asked, limit }).into()
+        );
         assert!(refused.to_string().contains(&limit.to_string()), "{refused}");
 
         let mut smt = cohort(asked);

@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     beacon::{BeaconRegistry, BeaconType},
-    cohort::service::ServiceConfigError,
     id::CohortId,
     key::{PublicKey, XOnlyKey},
     message::{
@@ -54,6 +53,21 @@ pub struct Conditions {
     pub script_tree: ScriptTree,
 }
 
+/// A cohort whose announcement the transport could not carry.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a {beacon_type} cohort of {asked} members cannot be served over this transport: the announcement would not fit \
+     into one message beyond {limit} members (an SMT beacon has no such limit; a relay's own limits are in `relay check`)"
+)]
+pub struct TooManyMembers {
+    /// The beacon.
+    pub beacon_type: BeaconType,
+    /// How many members the cohort could have.
+    pub asked: u32,
+    /// How many the transport can carry.
+    pub limit: usize,
+}
+
 impl Conditions {
     /// The least a cohort needs: its beacon, its size and its output's leaves.
     pub fn new(beacon_type: BeaconType, min_participants: u32, script_tree: ScriptTree) -> Self {
@@ -76,13 +90,13 @@ impl Conditions {
     /// Keeps a cohort to what its transport can carry: without a most of its own it gets `limit`, so that its advert says so.
     ///
     /// # Errors
-    /// [`ServiceConfigError::TooManyMembers`] when the cohort could, or must, have more.
-    pub fn limit_members(&mut self, limit: usize) -> Result<(), ServiceConfigError> {
+    /// [`TooManyMembers`] when the cohort could, or must, have more.
+    pub fn limit_members(&mut self, limit: usize) -> Result<(), TooManyMembers> {
         let most = u32::try_from(limit).unwrap_or(u32::MAX);
         let asked = self.max_participants.unwrap_or(most).max(self.min_participants);
         if asked > most {
             let beacon_type = self.beacon_type.clone();
-            return Err(ServiceConfigError::TooManyMembers { beacon_type, asked, limit });
+            return Err(TooManyMembers { beacon_type, asked, limit });
         }
         self.max_participants = Some(asked);
         Ok(())

@@ -1,17 +1,17 @@
 //! The facts that both roles journal. Past tense, and self-contained: replaying them is all that recovery needs.
 //! How things end is in `ending`.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use bitcoin::{Amount, Transaction};
 use serde::{Deserialize, Serialize};
 
 pub use super::ending::{CohortFailure, SessionEnd};
 use super::{
-    Member, Timing,
-    participant::Advert,
+    Advert, Member, Timing,
     service::{CohortTerms, rules::TimedPhase},
 };
+pub use crate::output::SpendPath;
 use crate::{
     beacon::{Aggregation, BeaconData},
     did::Did,
@@ -367,31 +367,5 @@ impl ParticipantEvent {
                 | Self::FallbackSignatureSent { .. }
                 | Self::TransactionSeen { .. }
         )
-    }
-}
-
-/// Which path of the beacon output a signature is for (BIP-341).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SpendPath {
-    /// One MuSig2 signature of all members.
-    KeyPath,
-    /// k signatures on the fallback leaf.
-    ScriptPath,
-}
-
-impl SpendPath {
-    /// The path's name.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::KeyPath => "key-path",
-            Self::ScriptPath => "script-path",
-        }
-    }
-}
-
-impl fmt::Display for SpendPath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }

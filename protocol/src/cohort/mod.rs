@@ -3,6 +3,7 @@
 //! [`conditions`] are the terms that both agree on. The signing of the beacon transaction has machines of its own, in
 //! [`signing`](crate::signing).
 
+mod advert;
 pub mod conditions;
 mod ending;
 pub mod event;
@@ -15,7 +16,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::roster::{Member, MemberError};
+pub use self::{
+    advert::Advert,
+    roster::{Member, MemberError},
+};
 
 /// How long a role waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,6 +4,7 @@
 //! one by the hash of a genesis document that its controller shows. So whoever checks a first update knows the document
 //! that it starts from.
 
+mod beacons;
 mod conformance;
 mod methods;
 mod sanity;
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 
 pub(crate) use self::methods::absolute;
 pub use self::{
+    beacons::{InitialBeacon, InitialBeaconKind},
     conformance::{DOCUMENT_CONTEXT, NotConformant, check_conformance},
     methods::{invocation_key, invocation_methods},
     sanity::{Concern, concerns, genesis_concerns, secret_concerns},
@@ -21,7 +23,6 @@ use crate::{
     jcs::{self, JcsError},
     key::PublicKey,
     network::Network,
-    output::{InitialBeacon, InitialBeaconKind},
 };
 
 /// What stands for the identifier in a genesis document, which is hashed before its identifier exists.

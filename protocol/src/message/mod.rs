@@ -1,11 +1,15 @@
 //! The messages of a round (wire format, section 2): plain JSON `{type, version, to?, from, body}`.
 //!
-//! Each phase has its file: [`keygen`], [`update`], [`sign`]; our extensions are in [`control`]. This one holds what they share: the envelope of every
-//! message, the `__bytes` sentinel, and decoding with errors that name the field.
+//! Each phase has its file: [`keygen`], [`update`], [`sign`]; our extensions are in [`control`]. What carries a message is in the codecs
+//! [`envelope`] and [`request_auth`] (HTTP) and [`nostr`]. This file holds what the messages share: the fields of every message,
+//! the `__bytes` sentinel, and decoding with errors that name the field.
 
 mod bytes;
 pub mod control;
+pub mod envelope;
 pub mod keygen;
+pub mod nostr;
+pub mod request_auth;
 pub mod sign;
 pub mod update;
 
@@ -23,6 +27,7 @@ pub use self::bytes::Bytes;
 pub(crate) use self::bytes::{SENTINEL as BYTES_SENTINEL, present};
 use self::{
     control::{CohortEnded, Presence, PresenceRequest},
+    envelope::BodyPrefix,
     keygen::{CohortAdvert, CohortOptIn, CohortOptInAccept, CohortReady},
     sign::{
         AggregatedNonce, AuthorizationRequest, FallbackAuthorizationRequest, FallbackSignature, NonceContribution,
@@ -32,7 +37,6 @@ use self::{
 };
 use crate::{
     did::Did,
-    envelope::{BodyPrefix, MAX_DOCUMENT_DEPTH},
     hash::{MessageDigest, sha256},
     id::CohortId,
     jcs::{self, JcsError},
@@ -167,9 +171,9 @@ impl Body {
     }
 
     fn check_depth(&self) -> Result<(), DecodeError> {
-        match self.documents().find(|(_, document)| jcs::nests_deeper(document, MAX_DOCUMENT_DEPTH)) {
+        match self.documents().find(|(_, document)| jcs::nests_deeper(document, jcs::MAX_DOCUMENT_DEPTH)) {
             Some((name, _)) => {
-                let problem = format!("nested deeper than {MAX_DOCUMENT_DEPTH} levels");
+                let problem = format!("nested deeper than {} levels", jcs::MAX_DOCUMENT_DEPTH);
                 Err(DecodeError::field(format!("body.{name}"), problem))
             }
             None => Ok(()),

@@ -13,6 +13,7 @@ mod recovery;
 mod script_tree;
 mod sighash;
 mod singleton;
+mod spend_path;
 mod transaction;
 
 use std::{fmt, sync::Arc};
@@ -35,13 +36,15 @@ pub use recovery::{
 };
 pub use script_tree::{RecoverySequence, ScriptTree};
 pub use sighash::InputCountError;
-pub use singleton::{InitialBeacon, InitialBeaconKind, SingletonAnnouncement, SingletonError};
+pub use singleton::{SingletonAnnouncement, SingletonError};
+pub use spend_path::SpendPath;
 pub use transaction::{
     BuildError, Change, Coin, DEFAULT_MAX_FEE_RATE, TransactionFault, build_beacon_transaction,
     check_beacon_transaction, check_fee, check_signed, fallback_vsize, finalize_key_path, key_path_sighash,
     key_path_vsize, unsigned,
 };
 
+pub use crate::document::{InitialBeacon, InitialBeaconKind};
 use crate::{
     key::{PublicKey, XOnlyKey},
     network::Network,

@@ -4,11 +4,8 @@
 //! announce for it: [`SingletonAnnouncement`] is the transaction, for a wallet to sign ([`SingletonAnnouncement::to_psbt`])
 //! or signed with the identifier's key ([`SingletonAnnouncement::sign`]).
 
-use std::fmt;
-
 use bitcoin::{
-    Address, Amount, CompressedPublicKey, EcdsaSighashType, FeeRate, Psbt, ScriptBuf, Sequence, Transaction, TxOut,
-    Witness,
+    Amount, CompressedPublicKey, EcdsaSighashType, FeeRate, Psbt, Sequence, Transaction, TxOut, Witness,
     bip32::{DerivationPath, Fingerprint},
     hashes::Hash,
     psbt,
@@ -16,103 +13,28 @@ use bitcoin::{
     sighash::SighashCache,
 };
 use rand_core::CryptoRng;
-use secp256k1::{SECP256K1, constants::SCHNORR_SIGNATURE_SIZE};
+use secp256k1::constants::SCHNORR_SIGNATURE_SIZE;
 
 use super::{
     BuildError, Change, Coin, key_path_sighash,
     transaction::{announce, relayed_fee, unsigned_input},
 };
 use crate::{
-    did::Did,
+    document::{InitialBeacon, InitialBeaconKind},
     hash::SignalBytes,
-    key::{PublicKey, SecretKey},
-    network::Network,
+    key::SecretKey,
     update::SignedUpdate,
 };
 
 /// The longest ECDSA signature that nodes relay, with its sighash byte: DER with a low S, but a high R, as wallets make it.
 const MAX_ECDSA_SIGNATURE: usize = 72;
 
-/// The kinds of address of a KEY identifier's initial beacons.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum InitialBeaconKind {
-    /// Pay to public key hash.
-    P2pkh,
-    /// Pay to witness public key hash (BIP-84).
-    P2wpkh,
-    /// Taproot, key path only (BIP-86).
-    P2tr,
-}
-
-impl InitialBeaconKind {
-    /// Every kind, in the order of the initial document.
-    pub const ALL: [Self; 3] = [Self::P2pkh, Self::P2wpkh, Self::P2tr];
-
-    /// The fragment of the beacon's service in the initial document.
-    pub const fn service(self) -> &'static str {
-        match self {
-            Self::P2pkh => "initialP2PKH",
-            Self::P2wpkh => "initialP2WPKH",
-            Self::P2tr => "initialP2TR",
-        }
-    }
-}
-
-impl fmt::Display for InitialBeaconKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::P2pkh => "P2PKH",
-            Self::P2wpkh => "P2WPKH",
-            Self::P2tr => "P2TR",
-        })
-    }
-}
-
-/// One of the three Singleton beacons in the initial document of a KEY identifier.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InitialBeacon {
-    key: PublicKey,
-    kind: InitialBeaconKind,
-    address: Address,
-}
-
 impl InitialBeacon {
-    /// The beacon of `key`'s identifier on `network`.
-    pub fn new(key: PublicKey, network: Network, kind: InitialBeaconKind) -> Self {
-        let compressed = CompressedPublicKey(*key.as_inner());
-        let address = match kind {
-            InitialBeaconKind::P2pkh => Address::p2pkh(compressed, network.kind()),
-            InitialBeaconKind::P2wpkh => Address::p2wpkh(&compressed, network.hrp()),
-            InitialBeaconKind::P2tr => Address::p2tr(SECP256K1, *key.x_only().as_inner(), None, network.hrp()),
-        };
-        Self { key, kind, address }
-    }
-
-    /// The beacon of `did`. `None` for an EXTERNAL identifier, whose beacons its genesis document names.
-    pub fn of(did: &Did, kind: InitialBeaconKind) -> Option<Self> {
-        did.key().map(|key| Self::new(key, did.network(), kind))
-    }
-
-    /// The kind of its address.
-    pub fn kind(&self) -> InitialBeaconKind {
-        self.kind
-    }
-
-    /// Its address: whatever spends from it is a signal of the identifier.
-    pub fn address(&self) -> &Address {
-        &self.address
-    }
-
-    /// The script of its address.
-    pub fn script_pubkey(&self) -> ScriptBuf {
-        self.address.script_pubkey()
-    }
-
     /// `tx`, whose first input spends a coin of this beacon, with `signature` where its kind of address wants it.
     fn unlock(&self, mut tx: Transaction, signature: &[u8]) -> Transaction {
-        let key = self.key.to_bytes();
+        let key = self.key().to_bytes();
         if let Some(input) = tx.input.first_mut() {
-            match self.kind {
+            match self.kind() {
                 InitialBeaconKind::P2pkh => {
                     let push =
                         <&PushBytes>::try_from(signature).expect("a signature is far below the limit of 4 GB");
@@ -127,7 +49,7 @@ impl InitialBeacon {
 
     /// The largest size in vB of `tx`, which spends a coin of this beacon, once it is signed.
     fn max_signed_vsize(&self, tx: &Transaction) -> u64 {
-        let signature = match self.kind {
+        let signature = match self.kind() {
             InitialBeaconKind::P2pkh | InitialBeaconKind::P2wpkh => [0; MAX_ECDSA_SIGNATURE].as_slice(),
             InitialBeaconKind::P2tr => &[0; SCHNORR_SIGNATURE_SIZE],
         };
@@ -272,7 +194,7 @@ impl SingletonAnnouncement {
     pub fn to_psbt(&self) -> Psbt {
         let mut psbt =
             Psbt::from_unsigned_tx(self.unsigned.clone()).expect("without script and witness as it is built");
-        let key = self.beacon.key;
+        let key = *self.beacon.key();
         let identifier = CompressedPublicKey(*key.as_inner()).pubkey_hash().to_byte_array();
         let [a, b, c, d, ..] = identifier;
         let origin = (Fingerprint::from([a, b, c, d]), DerivationPath::master());
@@ -281,7 +203,7 @@ impl SingletonAnnouncement {
             bip32_derivation: [(*key.as_inner(), origin.clone())].into(),
             ..psbt::Input::default()
         };
-        psbt.inputs = vec![match self.beacon.kind {
+        psbt.inputs = vec![match self.beacon.kind() {
             InitialBeaconKind::P2pkh => ecdsa,
             InitialBeaconKind::P2wpkh => psbt::Input { witness_utxo: Some(self.prevout()), ..ecdsa },
             InitialBeaconKind::P2tr => psbt::Input {
@@ -300,7 +222,7 @@ impl SingletonAnnouncement {
     /// # Errors
     /// [`SingletonError::KeyMismatch`].
     pub fn sign(&self, key: &SecretKey, rng: &mut dyn CryptoRng) -> Result<Transaction, SingletonError> {
-        if key.public_key() != self.beacon.key {
+        if key.public_key() != *self.beacon.key() {
             return Err(SingletonError::KeyMismatch);
         }
         let signature = match self.ecdsa_sighash() {
@@ -318,7 +240,7 @@ impl SingletonAnnouncement {
         let script = self.beacon.script_pubkey();
         let mut cache = SighashCache::new(&self.unsigned);
         let known = "input 0 exists, and the script is the beacon's";
-        match self.beacon.kind {
+        match self.beacon.kind() {
             InitialBeaconKind::P2pkh => Some(
                 cache
                     .legacy_signature_hash(0, &script, EcdsaSighashType::All.to_u32())

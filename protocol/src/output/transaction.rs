@@ -5,8 +5,8 @@ use bitcoin::{
     policy::MAX_STANDARD_TX_WEIGHT, transaction::Version,
 };
 
-use super::{BeaconOutput, FallbackLeaf, InputCountError, sighash};
-use crate::{cohort::event::SpendPath, hash::SignalBytes, key::Signature};
+use super::{BeaconOutput, FallbackLeaf, InputCountError, SpendPath, sighash};
+use crate::{hash::SignalBytes, key::Signature};
 
 /// An unspent output that pays to the beacon address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,13 +15,12 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cohort::{
         Timing,
-        event::SpendPath,
         service::rules::{PhaseRules, TimedPhase},
     },
     did::Did,
     id::{CohortId, SessionId},
     key::{PublicKey, Signature},
-    output::{BeaconOutput, InputCountError, key_path_sighash},
+    output::{BeaconOutput, InputCountError, SpendPath, key_path_sighash},
 };
 
 /// What a signing session is to sign, and with whom.

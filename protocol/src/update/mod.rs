@@ -22,7 +22,6 @@ pub use self::rules::{BlockTimes, UpdateContext, verify_proof, verify_update, vi
 use crate::{
     did::Did,
     document::{self, DocumentError, NotConformant},
-    envelope::MAX_DOCUMENT_DEPTH,
     hash::{DocumentHash, sha256, sha256_concat},
     jcs::{self, JcsError},
     key::{SecretKey, Signature},
@@ -185,7 +184,7 @@ impl SignedUpdate {
         if !value.is_object() {
             return Err(UpdateError::NotAnObject);
         }
-        jcs::check(&value, MAX_DOCUMENT_DEPTH)?;
+        jcs::check(&value, jcs::MAX_DOCUMENT_DEPTH)?;
         let canonical = jcs::canonicalize(&value)?;
         let hash = DocumentHash::from_bytes(sha256(&canonical));
         let canonical_len = canonical.len();

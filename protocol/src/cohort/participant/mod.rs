@@ -14,13 +14,12 @@ use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use bitcoin::{Amount, FeeRate, Transaction};
 use rand_core::CryptoRng;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use self::phase::{Phase, Round};
+pub use super::Advert;
 use super::{
     Timing,
-    conditions::{ConditionProblem, Conditions},
     event::{ParticipantEvent, SessionEnd, SpendPath},
 };
 use crate::{
@@ -29,12 +28,11 @@ use crate::{
     envelope::CLOCK_SKEW,
     error::{Fatal, Reject, RejectCode},
     hash::SignalBytes,
-    id::{CohortId, SessionId},
+    id::SessionId,
     invite::InviteToken,
     key::PublicKey,
     machine::Machine,
-    message::{Body, Bytes, Message, SharedBody, control::CohortEnded, keygen::CohortAdvert},
-    network::Network,
+    message::{Body, Bytes, Message, SharedBody, control::CohortEnded},
     output::{BeaconOutput, KeyAggregator},
     sidecar::MemberRecord,
     time::Timestamp,
@@ -63,38 +61,6 @@ pub struct ParticipantConfig {
     pub beacons: BeaconRegistry,
     /// Who aggregates keys: directly, or behind a cache shared with others.
     pub aggregator: Arc<dyn KeyAggregator>,
-}
-
-/// An advert that was read and understood.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Advert {
-    /// The service whose cohort it is.
-    pub service: Did,
-    /// The cohort.
-    pub cohort_id: CohortId,
-    /// The network of the beacon address.
-    pub network: Network,
-    /// What the service promises.
-    pub conditions: Conditions,
-}
-
-impl Advert {
-    /// Reads an advert that `from` broadcast.
-    ///
-    /// # Errors
-    /// [`Reject`] when the key is not the one that the service's DID proves, or the conditions make no sense.
-    pub fn read(from: &Did, body: &CohortAdvert, beacons: &BeaconRegistry) -> Result<Self, Reject> {
-        // Everything later is believed because this DID says it, so its key must follow from the DID alone.
-        if from.key().map(PublicKey::to_bytes) != Some(body.communication_pk.0) {
-            let detail = "communicationPk is not the key of the service's KEY DID";
-            return Err(Reject::new(RejectCode::InvalidKey, from, detail));
-        }
-        let conditions = Conditions::from_advert(body, beacons).map_err(|problems| {
-            let problems: Vec<String> = problems.iter().map(ConditionProblem::to_string).collect();
-            Reject::new(RejectCode::UnacceptableTerms, from, problems.join("; "))
-        })?;
-        Ok(Self { service: from.clone(), cohort_id: body.cohort_id.clone(), network: body.network, conditions })
-    }
 }
 
 /// What can happen to a participant in a cohort.

@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::rules::{PhaseRules, TimedPhase};
 use crate::{
-    beacon::{BeaconRegistry, BeaconType},
+    beacon::BeaconRegistry,
     cohort::{
         Timing,
-        conditions::{ConditionProblem, Conditions},
+        conditions::{ConditionProblem, Conditions, TooManyMembers},
     },
     did::Did,
     id::CohortId,
@@ -126,16 +126,6 @@ pub enum ServiceConfigError {
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Conditions(Vec<ConditionProblem>),
     /// A cohort whose announcement the transport could not carry.
-    #[error(
-        "a {beacon_type} cohort of {asked} members cannot be served over this transport: the announcement would not fit \
-         into one message beyond {limit} members (an SMT beacon has no such limit; a relay's own limits are in `relay check`)"
-    )]
-    TooManyMembers {
-        /// The beacon.
-        beacon_type: BeaconType,
-        /// How many members the cohort could have.
-        asked: u32,
-        /// How many it can.
-        limit: usize,
-    },
+    #[error(transparent)]
+    TooManyMembers(#[from] TooManyMembers),
 }

@@ -3,12 +3,12 @@
 
 use super::{SessionEffect, SessionEvent, SessionPhase, SigningSession};
 use crate::{
-    cohort::event::SpendPath,
     did::Did,
     message::{
         Bytes, SharedBody,
         sign::{AggregatedNonce, AuthorizationRequest, FallbackAuthorizationRequest},
     },
+    output::SpendPath,
     time::Timestamp,
 };
 

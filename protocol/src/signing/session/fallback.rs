@@ -4,11 +4,12 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{SessionEvent, SessionPhase, SigningSession};
 use crate::{
-    cohort::{event::SpendPath, service::rules::TimedPhase},
+    cohort::service::rules::TimedPhase,
     did::Did,
     error::{Reject, RejectCode, Slot},
     key::{Signature, XOnlyKey},
     message::{Message, sign::FallbackSignature},
+    output::SpendPath,
     signing::Signed,
     time::Timestamp,
 };

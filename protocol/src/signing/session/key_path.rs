@@ -7,12 +7,11 @@ use musig2::{AggNonce, PartialSignature, PubNonce};
 
 use super::{SessionEvent, SessionPhase, SigningSession};
 use crate::{
-    cohort::event::SpendPath,
     did::Did,
     error::{Reject, RejectCode, Slot},
     key::Signature,
     message::{Bytes, Message},
-    output::finalize_key_path,
+    output::{SpendPath, finalize_key_path},
     signing::{Signed, partial::PartialVerifier},
     time::Timestamp,
 };

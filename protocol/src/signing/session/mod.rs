@@ -19,16 +19,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{Signed, SigningOutcome, SigningTask, partial::PartialVerifier};
 use crate::{
-    cohort::{
-        event::SpendPath,
-        service::rules::{Answer, TimedPhase},
-    },
+    cohort::service::rules::{Answer, TimedPhase},
     did::Did,
     error::{Fault, Faults, Reject, RejectCode, Slot},
     hash::MessageDigest,
     key::Signature,
     machine::Machine,
     message::{Body, Bytes, Message, SharedBody},
+    output::SpendPath,
     time::Timestamp,
 };
 

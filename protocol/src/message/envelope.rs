@@ -43,13 +43,6 @@ pub const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// The largest timestamp that a JSON number carries exactly (2^53 seconds).
 const MAX_TIMESTAMP: f64 = (1u64 << 53) as f64;
 
-/// A body lies two levels deep in its envelope, and the JSON parser admits one level less than [`jcs::MAX_DEPTH`].
-const MAX_BODY_DEPTH: usize = jcs::MAX_DEPTH - 3;
-
-/// The deepest nesting of a document in a body. What is deeper is refused whichever way it comes: it could not be forwarded, nor
-/// be read again from a journal, where it lies as deep.
-pub(crate) const MAX_DOCUMENT_DEPTH: usize = MAX_BODY_DEPTH - 1;
-
 /// The hash state behind the part of an envelope's signed bytes that all recipients of a body share.
 #[derive(Clone)]
 pub(crate) struct BodyPrefix(Sha256);
@@ -57,7 +50,7 @@ pub(crate) struct BodyPrefix(Sha256);
 impl BodyPrefix {
     /// For messages from `from` with the body `value`, whose canonical bytes are `canonical`.
     pub(crate) fn new(from: &Did, value: &Value, canonical: &[u8]) -> Result<Self, JcsError> {
-        jcs::check(value, MAX_BODY_DEPTH)?;
+        jcs::check(value, jcs::MAX_BODY_DEPTH)?;
         let mut hasher = Sha256::new();
         hasher.update(format!("{{\"from\":\"{from}\",\"message\":{{\"body\":"));
         hasher.update(canonical);

@@ -1,7 +1,7 @@
-//! Errors that say whose fault it is.
+//! Errors, by the party that is at fault.
 //!
-//! A [`Reject`] is the peer's fault: the machine's state is unchanged and the peer is named. A [`Retry`] is the world's:
-//! the same thing may succeed later. A [`Fatal`] is ours: the cohort fails, alone.
+//! A [`Reject`] is the peer's fault: the machine's state is unchanged and the peer is named. A [`Retry`] is the
+//! environment's: the same operation may succeed later. A [`Fatal`] is our own: only this cohort fails.
 
 use std::fmt;
 
@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::did::Did;
 
-/// Why a message was refused, stable for machines to read.
+/// Why a message was rejected, as a stable code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[non_exhaustive]
 pub enum RejectCode {
-    /// The message's protocol version is not the one spoken here.
+    /// The message's protocol version is not supported.
     WrongVersion,
     /// The message does not have the shape of its type.
     Malformed,
@@ -22,23 +22,23 @@ pub enum RejectCode {
     WrongCohort,
     /// The message does not fit the phase that the cohort is in.
     WrongPhase,
-    /// The sender is not the one who may send this type: not the service of the advert, or the service itself.
+    /// The sender may not send this type: it is not the service of the advert, or it is the service itself.
     WrongSender,
     /// The sender is not a member of the cohort.
     NotAMember,
-    /// The cohort admits nobody any more.
+    /// The cohort has no free place.
     CohortFull,
-    /// The member was left out when its cohort was formed again.
+    /// The member was excluded when its cohort was formed again.
     Excluded,
-    /// The sender filled this slot with other bytes before.
+    /// The sender has filled this slot with other bytes before.
     Equivocation,
-    /// A key is no curve point, or is not the key that the sender's DID proves.
+    /// A key is not a curve point, or is not the key that the sender's DID proves.
     InvalidKey,
-    /// The key is already another member's.
+    /// The key already belongs to another member.
     DuplicateKey,
     /// The update is larger than the limit.
     UpdateTooLarge,
-    /// The update is not a signed update at all.
+    /// The update is not a signed update.
     UpdateMalformed,
     /// The update's proof, capability or hashes are wrong.
     UpdateVerificationFailed,
@@ -56,7 +56,7 @@ pub enum RejectCode {
     DataMismatch,
     /// The transaction does not spend the cohort's output for exactly the signal.
     TransactionMismatch,
-    /// A signing session that this member has already taken part in, or another one is under way.
+    /// This member has already taken part in the signing session, or another session is open.
     SessionSpent,
 }
 
@@ -96,50 +96,50 @@ impl fmt::Display for RejectCode {
     }
 }
 
-/// A peer's message was refused. The machine that refused it is unchanged.
+/// A peer's message was rejected. The state of the machine is unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{code}: {detail}")]
 pub struct Reject {
-    /// Why, for machines.
+    /// The reason, as a stable code.
     pub code: RejectCode,
-    /// Whose message it was, when it came from a peer.
+    /// The sender of the message; `None` for an input of our own host.
     pub peer: Option<Did>,
-    /// Why, for people.
+    /// The reason, as text.
     pub detail: String,
 }
 
 impl Reject {
-    /// A refusal of `peer`'s message.
+    /// A rejection of `peer`'s message.
     pub fn new(code: RejectCode, peer: &Did, detail: impl fmt::Display) -> Self {
         Self { code, peer: Some(peer.clone()), detail: detail.to_string() }
     }
 
-    /// A refusal of our own host's input: it does not fit the phase that the machine is in.
+    /// A rejection of our own host's input: it does not fit the phase of the machine.
     pub(crate) fn out_of_phase(input: &'static str, phase: &'static str) -> Self {
         Self { code: RejectCode::WrongPhase, peer: None, detail: format!("{input} does not fit the phase {phase}") }
     }
 }
 
-/// The world could not do it now; the same thing may succeed later.
+/// The environment could not do it now; the same operation may succeed later.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{0}")]
 pub struct Retry(pub String);
 
-/// Our own side is at fault; what was asked for will never succeed.
+/// Our own side is at fault; the operation will never succeed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{0}")]
 pub struct Fatal(pub String);
 
-/// A misdeed that was recorded against a member.
+/// A recorded fault of a member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
-    /// Who.
+    /// The member.
     pub did: Did,
-    /// What.
+    /// The kind of fault.
     pub code: RejectCode,
-    /// Which contribution slot it concerns.
+    /// The contribution slot that it concerns.
     pub slot: Slot,
-    /// In words.
+    /// The details, as text.
     pub detail: String,
 }
 
@@ -149,7 +149,7 @@ impl From<&Fault> for Reject {
     }
 }
 
-/// A place that a member fills once: the same bytes again change nothing, other bytes are equivocation.
+/// A contribution that a member makes once: the same bytes again change nothing, other bytes are equivocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Slot {
     /// Its opt-in.
@@ -179,8 +179,8 @@ impl fmt::Display for Slot {
     }
 }
 
-/// The recorded faults of a cohort or session: at most one per member and slot, so that a member that goes on
-/// misbehaving cannot make the record grow.
+/// The recorded faults of a cohort or session: at most one per member and slot, so that a member that continues to
+/// misbehave cannot make the record grow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults(std::collections::BTreeMap<(Did, Slot), Fault>);
 
@@ -194,14 +194,14 @@ impl Faults {
         self.0.values()
     }
 
-    /// What to do about a fault now observed: `Ok` when it is news and must be recorded as an event, `Err` when it is
-    /// already on record and only needs refusing.
+    /// Classifies an observed fault: `Ok` when it is new and must be recorded as an event, `Err` when it is already
+    /// recorded and the message is only rejected.
     pub(crate) fn observe(&self, did: &Did, code: RejectCode, slot: Slot, detail: String) -> Result<Fault, Reject> {
         let fault = Fault { did: did.clone(), code, slot, detail };
         if self.0.contains_key(&(did.clone(), slot)) { Err(Reject::from(&fault)) } else { Ok(fault) }
     }
 
-    /// The fault of other bytes in a slot that was filled before.
+    /// The fault of sending other bytes for a slot that was filled before.
     pub(crate) fn equivocation(&self, did: &Did, slot: Slot) -> Result<Fault, Reject> {
         let detail = format!("another {slot} was received from this member before; the first one stands");
         self.observe(did, RejectCode::Equivocation, slot, detail)

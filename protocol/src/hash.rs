@@ -1,4 +1,4 @@
-//! 32-byte hashes, each kind its own type, and the two spellings they have in JSON.
+//! 32-byte hashes, each kind with its own type, and their two encodings in JSON.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ pub fn sha256_concat(parts: &[&[u8]]) -> [u8; 32] {
     hasher.finalize().into()
 }
 
-/// A text that does not spell 32 bytes in the expected encoding.
+/// A text that is not 32 bytes in the expected encoding.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{expected} expected")]
 pub struct HashTextError {

@@ -5,7 +5,8 @@ use std::{fmt, str::FromStr, sync::Arc};
 use rand_core::CryptoRng;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// The longest identifier that is accepted, in bytes. UUIDs, which both implementations mint, take 36.
+/// The longest identifier that is accepted, in bytes. UUIDs, which this and the TypeScript implementation generate,
+/// take 36.
 const MAX_LEN: usize = 64;
 
 /// A text that cannot be an identifier.
@@ -26,7 +27,7 @@ macro_rules! id_newtype {
                 if visible && (1..=MAX_LEN).contains(&text.len()) { Ok(Self(text.into())) } else { Err(IdError) }
             }
 
-            /// A fresh random UUID (version 4) from the caller's randomness.
+            /// A new random UUID (version 4) from the caller's randomness.
             pub fn generate(rng: &mut dyn CryptoRng) -> Self {
                 let mut bytes = [0; 16];
                 rng.fill_bytes(&mut bytes);
@@ -74,10 +75,10 @@ macro_rules! id_newtype {
 }
 
 id_newtype!(
-    /// Names a cohort, chosen by its Aggregation Service.
+    /// The identifier of a cohort, chosen by its Aggregation Service.
     CohortId
 );
 id_newtype!(
-    /// Names a signing session of a cohort.
+    /// The identifier of a signing session of a cohort.
     SessionId
 );

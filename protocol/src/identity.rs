@@ -1,4 +1,4 @@
-//! Who acts: an identifier with the key that its DID proves.
+//! An identity: an identifier and the key that its DID proves.
 
 use std::{fmt, sync::Arc};
 
@@ -11,7 +11,7 @@ use crate::{
     network::Network,
 };
 
-/// An identifier and the secret key that acts for it. Cheap to clone; printing one prints the identifier only.
+/// An identifier and its secret key. Cheap to clone. `Debug` prints only the identifier.
 #[derive(Clone)]
 pub struct Identity(Arc<Parts>);
 
@@ -23,10 +23,10 @@ struct Parts {
     genesis_document: Option<Arc<Value>>,
 }
 
-/// Why a key does not act for a DID.
+/// Why a key and a DID do not form an identity.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// The genesis document is not one, or is not the DID's.
+    /// The genesis document is not valid, or does not belong to the DID.
     #[error("{0}")]
     Document(#[from] DocumentError),
 }

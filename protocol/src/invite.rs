@@ -1,7 +1,8 @@
-//! Invites: how an operator lets in somebody whose DID it does not know yet.
+//! Invites: how an operator admits a participant whose DID it does not know yet.
 //!
-//! A token is a secret that the operator hands out. An opt-in does not carry the token, because whoever carries messages can
-//! read an opt-in, but a proof of it that is bound to the cohort and to the DID that opts in. Version 1 ignores the field.
+//! A token is a secret that the operator gives to the invited participant. An opt-in does not carry the token,
+//! because the carriers of messages can read an opt-in. It carries a proof of the token that is bound to the cohort
+//! and to the DID that opts in. Version 1 ignores the field.
 
 use std::{fmt, str::FromStr};
 
@@ -16,10 +17,10 @@ use crate::{did::Did, hash::sha256_concat, id::CohortId};
 #[error("{0} expected")]
 pub struct InviteError(&'static str);
 
-/// What every token begins with, so that people recognize one.
+/// The prefix of every token, which makes it recognizable.
 const PREFIX: &str = "btcr2-invite-";
 
-/// A token that an operator hands out. Whoever has it can opt in with it.
+/// A token that an operator gives to a participant. Every holder of the token can opt in with it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct InviteToken([u8; 16]);
 
@@ -31,12 +32,12 @@ impl InviteToken {
         Self(bytes)
     }
 
-    /// The token as text, for whoever is invited.
+    /// The token as text, for the invited participant.
     pub fn reveal(&self) -> String {
         format!("{PREFIX}{}", HEXLOWER.encode(&self.0))
     }
 
-    /// By what an operator, its lists and its logs know the token.
+    /// The token's identifier, for the operator, its lists and its logs.
     pub fn id(&self) -> InviteId {
         let hash = sha256_concat(&[b"did:btcr2 aggregation invite id", &self.0]);
         let mut id = [0; 8];
@@ -46,13 +47,13 @@ impl InviteToken {
 
     /// The proof that `did` has this token, for `cohort_id` only.
     pub fn prove(&self, cohort_id: &CohortId, did: &Did) -> InviteProof {
-        // Neither identifier holds a zero byte. Hashed twice, so that no longer message can be made of a proof.
+        // Neither identifier contains a zero byte. The double hash prevents length extension of a proof.
         let (cohort_id, did) = (cohort_id.as_str().as_bytes(), did.as_str().as_bytes());
         let inner = sha256_concat(&[b"did:btcr2 aggregation invite proof", &self.0, cohort_id, &[0], did]);
         InviteProof { id: self.id(), mac: sha256_concat(&[&self.0, &inner]) }
     }
 
-    /// Whether `proof` is one of this token, by `did` for `cohort_id`.
+    /// Whether `proof` proves that `did` has this token, for `cohort_id`.
     pub fn verify(&self, proof: &InviteProof, cohort_id: &CohortId, did: &Did) -> bool {
         let expected = self.prove(cohort_id, did);
         let differences = expected.mac.iter().zip(&proof.mac).fold(0, |sum, (a, b)| sum | (a ^ b));
@@ -76,7 +77,7 @@ impl FromStr for InviteToken {
     }
 }
 
-/// By what a token is known without revealing it: 16 hex characters.
+/// The identifier of a token, which does not reveal it: 16 hex characters.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InviteId([u8; 8]);
 
@@ -101,7 +102,7 @@ impl FromStr for InviteId {
     }
 }
 
-/// That somebody has a token: 16 hex characters that identify it, a dot, and 64 that prove it.
+/// A proof that a participant has a token: the 16 hex characters of its identifier, a dot, and 64 hex characters.
 #[derive(Clone, PartialEq, Eq)]
 pub struct InviteProof {
     id: InviteId,
@@ -109,7 +110,7 @@ pub struct InviteProof {
 }
 
 impl InviteProof {
-    /// Which token it is said to be of.
+    /// The identifier of the token that it claims to prove.
     pub fn id(&self) -> InviteId {
         self.id
     }
@@ -178,7 +179,7 @@ mod tests {
         let text = serde_json::to_string(&proof).unwrap();
         assert_eq!(serde_json::from_str::<InviteProof>(&text).unwrap(), proof);
         let secret = &token.reveal()[PREFIX.len()..];
-        assert!(!format!("{text} {token:?} {proof:?}").contains(secret), "none of it is the token");
+        assert!(!format!("{text} {token:?} {proof:?}").contains(secret), "the token is revealed");
         assert_eq!(token.reveal().parse(), Ok(token));
     }
 

@@ -1,5 +1,5 @@
-//! Keys: a public key is a curve point from the moment it is parsed; a secret key is wiped when dropped and has no way out
-//! of its type but the operations of this crate.
+//! Keys. A public key is a curve point from parsing on. A secret key is wiped when dropped, and leaves its type only
+//! through the operations of this crate.
 
 use std::{cmp::Ordering, fmt};
 
@@ -132,7 +132,7 @@ impl fmt::Debug for XOnlyKey {
     }
 }
 
-/// A BIP-340 signature: 64 bytes, written in hex. Whether it is valid for anything is for [`XOnlyKey::verify`] to say.
+/// A BIP-340 signature: 64 bytes, written in hex. [`XOnlyKey::verify`] decides whether it is valid.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Signature(schnorr::Signature);
 
@@ -145,7 +145,7 @@ impl Signature {
     /// Parses 64 bytes in hex of either case.
     ///
     /// # Errors
-    /// [`SignatureTextError`], which tells what is not hex from what is too short or too long.
+    /// [`SignatureTextError`], which distinguishes text that is not hex from hex of another length.
     pub fn from_hex(text: &str) -> Result<Self, SignatureTextError> {
         let bytes = HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map_err(|_| SignatureTextError::Hex)?;
         let bytes: [u8; 64] = bytes.try_into().map_err(|_| SignatureTextError::Length)?;
@@ -211,12 +211,12 @@ impl SecretKey {
         Keypair::from_seckey_slice(SECP256K1, bytes).map(Self).map_err(|_| KeyError::NotASecretKey)
     }
 
-    /// A fresh key from the caller's randomness.
+    /// A new key from the caller's randomness.
     pub fn generate(rng: &mut dyn CryptoRng) -> Self {
         loop {
             let mut bytes = Zeroizing::new([0u8; 32]);
             rng.fill_bytes(bytes.as_mut());
-            // All but about 2^-128 of the draws are valid scalars.
+            // All draws except about 2^-128 of them are valid scalars.
             if let Ok(key) = Self::from_bytes(&bytes) {
                 return key;
             }
@@ -235,8 +235,8 @@ impl SecretKey {
         Signature(SECP256K1.sign_schnorr_with_aux_rand(&Message::from_digest(*digest), &self.0, &aux))
     }
 
-    /// Signs a 32-byte digest (ECDSA; the nonce follows from key and digest by RFC 6979, and S and R are low, so that no
-    /// signature is longer than 70 bytes in DER).
+    /// Signs a 32-byte digest with ECDSA. The nonce follows from key and digest by RFC 6979. S and R are low, so that
+    /// no signature is longer than 70 bytes in DER.
     pub(crate) fn sign_ecdsa(&self, digest: &[u8; 32]) -> ecdsa::Signature {
         let mut key = self.0.secret_key();
         let signature = SECP256K1.sign_ecdsa_low_r(&Message::from_digest(*digest), &key);
@@ -257,14 +257,14 @@ impl SecretKey {
     /// Parses 64 hex characters.
     ///
     /// # Errors
-    /// [`KeyError::NotASecretKey`], which says nothing of the text.
+    /// [`KeyError::NotASecretKey`], which does not reveal the text.
     pub fn from_hex(hex: &str) -> Result<Self, KeyError> {
         let bytes = Zeroizing::new(HEXLOWER_PERMISSIVE.decode(hex.as_bytes()).unwrap_or_default());
         let bytes: &[u8; 32] = bytes.as_slice().try_into().map_err(|_| KeyError::NotASecretKey)?;
         Self::from_bytes(bytes)
     }
 
-    /// The key as 64 hex characters, for the file that keeps it and for nothing else; the text is wiped when dropped.
+    /// The key as 64 hex characters, only for the file that stores it. The text is wiped when dropped.
     pub fn to_hex(&self) -> Zeroizing<String> {
         Zeroizing::new(HEXLOWER.encode(self.expose().as_ref()))
     }

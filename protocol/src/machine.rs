@@ -1,9 +1,9 @@
-//! What every role of the protocol is: three pure functions over a state.
+//! The interface of every role of the protocol: three pure functions over a state.
 //!
-//! `decide` says whether something may happen and what facts it makes, and changes nothing. `apply` is the one place
-//! where state changes; live running and replay share it. `effects` says what the world must do about a fact. Whoever
-//! drives a machine applies the events at once, journals them in order, and performs the effects when they are durable.
-//! The events of one decision belong together: they are journaled all, or none of them.
+//! `decide` checks whether an input is acceptable and returns the events that follow; it changes nothing. `apply` is
+//! the only place where state changes; live operation and replay share it. `effects` returns the actions that an
+//! event requires of the driver. The driver of a machine applies the events at once, journals them in order, and
+//! performs the effects when the events are durable. The events of one decision are journaled together or not at all.
 
 use std::fmt::Debug;
 
@@ -14,17 +14,17 @@ use crate::{error::Reject, time::Timestamp};
 
 /// An event-sourced protocol role.
 pub trait Machine: Clone + PartialEq + Debug {
-    /// What can happen to it: a peer's message, a decision of the host, the passing of time.
+    /// An input: a peer's message, a decision of the host, or a tick.
     type Input;
-    /// Past-tense facts; also the journal's format.
+    /// Past-tense facts; also the format of the journal.
     type Event: Clone + PartialEq + Debug + Serialize + DeserializeOwned;
-    /// What the world must do.
+    /// The actions that the driver must perform.
     type Effect: Clone + PartialEq + Debug;
 
-    /// Whether `input` may happen at `now`, and which facts it makes. Changes nothing.
+    /// Decides whether `input` is acceptable at `now`, and returns the events that follow. Changes nothing.
     ///
     /// # Errors
-    /// [`Reject`] when a peer (or the host) sent what does not fit; the state stays as it is.
+    /// [`Reject`] when a peer (or the host) sent an input that does not fit; the state is unchanged.
     fn decide(
         &self,
         now: Timestamp,
@@ -32,26 +32,26 @@ pub trait Machine: Clone + PartialEq + Debug {
         rng: &mut dyn CryptoRng,
     ) -> Result<Vec<Self::Event>, Reject>;
 
-    /// Takes note of a fact. Total: a fact cannot be refused.
+    /// Applies an event. Total: an event cannot be refused.
     fn apply(&mut self, event: &Self::Event);
 
-    /// What the world must do about `event`, asked after it was applied.
+    /// The actions that `event` requires. Called after the event was applied.
     fn effects(&self, event: &Self::Event) -> Vec<Self::Effect>;
 
-    /// What the world still owes this machine, or this machine the world, as far as its facts tell: asked once, after a
-    /// restart. Whatever was answered is not in it; what may have been done already must be harmless to do again.
+    /// The actions that are still open, as far as the events show. Called once, after a restart. It omits every
+    /// answered request. An action that may have been performed before must be harmless to repeat.
     fn resume(&self) -> Vec<Self::Effect>;
 
-    /// When to call again with the tick input, if nothing else happens before. An early or late tick is harmless.
+    /// The time of the next tick, if no other input comes first. An early or late tick is harmless.
     fn deadline(&self) -> Option<Timestamp>;
 }
 
-/// What one input brought about.
+/// The result of one input.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step<M: Machine> {
-    /// The facts, in order, already applied.
+    /// The events, in order, already applied.
     pub events: Vec<M::Event>,
-    /// What the world must do once the facts are durable, in order.
+    /// The actions to perform once the events are durable, in order.
     pub effects: Vec<M::Effect>,
 }
 
@@ -70,7 +70,7 @@ pub fn step<M: Machine>(
     Ok(Step { events, effects })
 }
 
-/// Applies facts that were decided elsewhere (on another thread, or before a restart) and collects their effects.
+/// Applies events that were decided elsewhere (on another thread, or before a restart) and collects their effects.
 pub fn apply_all<M: Machine>(machine: &mut M, events: &[M::Event]) -> Vec<M::Effect> {
     let mut effects = Vec::new();
     for event in events {

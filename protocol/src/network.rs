@@ -23,7 +23,7 @@ pub enum Network {
     Mutinynet,
 }
 
-/// A name that is no network of the specification.
+/// A name that is not a network of the specification.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown network: one of bitcoin, signet, regtest, testnet3, testnet4, mutinynet expected")]
 pub struct UnknownNetwork;

@@ -1,7 +1,7 @@
 //! JSON Patch (RFC 6902) within bounds.
 //!
-//! A patch is a small program that a stranger wrote: `copy` doubles a document with every operation, and `move` nests it
-//! until the stack ends. So what each operation would write is measured before it runs.
+//! A patch is a small program from an untrusted author: `copy` can double a document with every operation, and `move`
+//! can nest it until the stack overflows. Each operation is therefore measured before it runs.
 
 use json_patch::{PatchOperation, jsonptr::Pointer};
 use serde::Deserialize;
@@ -9,12 +9,12 @@ use serde_json::Value;
 
 use crate::jcs::MAX_DEPTH;
 
-/// The most operations of one patch. An update touches a handful of services and keys.
+/// The greatest number of operations of one patch. An update changes a few services and keys.
 pub const MAX_OPERATIONS: usize = 1_000;
 
-/// The most bytes (of canonical JSON, numbers counted at their longest) of a document and of everything that the
-/// operations of one patch write into it, together. What an operation removes is not given back: so this bounds the
-/// patched document, every document on the way to it, and the work of copying.
+/// The greatest size in bytes (of canonical JSON, numbers counted at their longest) of a document and of everything
+/// that the operations of one patch write into it, together. Removed content is not subtracted. This bounds the
+/// patched document, every intermediate document, and the work of copying.
 pub const MAX_DOCUMENT_BYTES: usize = 1 << 20;
 
 /// Why a patch is refused or does not apply.
@@ -35,7 +35,7 @@ pub enum PatchError {
     /// The operation with this index would nest the document deeper than [`MAX_DEPTH`].
     #[error("operation {0} makes the document too deep")]
     TooDeep(usize),
-    /// The operation with this index does not apply to the document: a path that leads nowhere, a failed `test`.
+    /// The operation with this index does not apply to the document: a path that does not exist, or a failed `test`.
     #[error("operation {0} does not apply to the document")]
     DoesNotApply(usize),
 }
@@ -45,7 +45,7 @@ pub enum PatchError {
 pub struct Patch(Vec<PatchOperation>);
 
 impl Patch {
-    /// Reads an array of operations.
+    /// Parses an array of operations.
     ///
     /// # Errors
     /// [`PatchError::NotAPatch`], [`PatchError::TooManyOperations`].
@@ -57,7 +57,7 @@ impl Patch {
         Vec::deserialize(value).map(Self).map_err(|_| PatchError::NotAPatch)
     }
 
-    /// `document` with all operations applied in order, or none.
+    /// `document` with all operations applied in order. Fails as a whole if one of them fails.
     ///
     /// # Errors
     /// An operation does not apply, or a bound is exceeded.
@@ -75,7 +75,7 @@ impl Patch {
                     if matches!(operation, PatchOperation::Move(_)) { key_bytes } else { value_bytes + key_bytes };
                 bytes_left = bytes_left.checked_sub(bytes).ok_or(PatchError::TooLarge(index))?;
             }
-            // "unsafe" only in that a failed patch leaves the document half patched; this copy is then dropped.
+            // "unsafe" only because a failed patch leaves the document half patched; this copy is then dropped.
             json_patch::patch_unsafe(&mut document, std::slice::from_ref(operation))
                 .map_err(|_| PatchError::DoesNotApply(index))?;
         }
@@ -83,7 +83,8 @@ impl Patch {
     }
 }
 
-/// What `operation` writes into `document`, and where; `None` when it writes nothing or its source does not exist.
+/// The value that `operation` writes into `document`, and its place; `None` when it writes nothing or its source does
+/// not exist.
 fn written<'a>(operation: &'a PatchOperation, document: &'a Value) -> Option<(&'a Pointer, &'a Value)> {
     match operation {
         PatchOperation::Add(add) => Some((&add.path, &add.value)),

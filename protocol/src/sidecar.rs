@@ -1,5 +1,5 @@
-//! What a member keeps of a round: the Sidecar Data that a resolver asks it for (did:btcr2, "Sidecar Data"), and the terms
-//! of the cohort, from which the beacon address can be derived again.
+//! A member's record of a round: the Sidecar Data that a resolver requests from it (did:btcr2, "Sidecar Data"), and
+//! the terms of the cohort, from which the beacon address can be derived again.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -15,12 +15,12 @@ use crate::{
     update::{SignedUpdate, UpdateContext, UpdateError, violations},
 };
 
-/// One member's record of a cohort. A decliner has one too: without its proof it could not show that the signal says
-/// nothing about it.
+/// One member's record of a cohort. A member that declined has one too: without its proof it could not show that the
+/// signal has no update of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MemberRecord {
-    /// Whose record.
+    /// The member.
     pub did: Did,
     /// The service that ran the cohort.
     pub service: Did,
@@ -44,11 +44,12 @@ impl MemberRecord {
         self.update.is_some()
     }
 
-    /// Why no current resolver accepts what the record holds, in words; empty where one would, as far as the record tells. Of an
-    /// update beyond the first only the form is judged: the document that it starts from is not in the record.
+    /// The reasons, as text, why no current resolver accepts the record; empty if a resolver would accept it, as far
+    /// as the record shows. Of an update after the first one only the form is checked: its source document is not in
+    /// the record.
     ///
-    /// Records of versions before 0.2.0 stay readable, and fail here: their updates name other contexts and no
-    /// `invocationTarget`, and their trees count bits from the other end.
+    /// Records of versions before 0.2.0 are still readable, and fail here: their updates have other contexts and no
+    /// `invocationTarget`, and their trees count bits from the least significant one.
     pub fn problems(&self, genesis_document: Option<&Value>) -> Vec<String> {
         let mut problems = Vec::new();
         match &self.update {
@@ -76,18 +77,18 @@ impl MemberRecord {
         let verified = match &self.data {
             BeaconData::Cas(_) => CasBeacon.verify(&self.did, slot, &self.data),
             BeaconData::Smt(_) => SmtBeacon.verify(&self.did, slot, &self.data),
-            // Only its own host can judge it.
+            // Only the host that registered the beacon type can check it.
             BeaconData::Other(_) => return Ok(()),
         };
         match verified {
             Ok(signal) if signal == self.signal => Ok(()),
-            Ok(signal) => Err(format!("it gives the signal {signal}, the record says {}", self.signal)),
+            Ok(signal) => Err(format!("it gives the signal {signal}, the record states {}", self.signal)),
             Err(mismatch) => Err(mismatch.to_string()),
         }
     }
 
-    /// The record as Sidecar Data: `genesisDocument` (EXTERNAL DIDs), `updates`, `casUpdates`, `smtProofs`. Lists that
-    /// would be empty are absent.
+    /// The record as Sidecar Data: `genesisDocument` (EXTERNAL DIDs), `updates`, `casUpdates`, `smtProofs`. Empty
+    /// lists are left out.
     pub fn sidecar(&self, genesis_document: Option<&Value>) -> Value {
         let mut sidecar = Map::new();
         sidecar.insert("@context".to_owned(), json!("https://btcr2.dev/context/v1"));
@@ -106,7 +107,7 @@ impl MemberRecord {
         Value::Object(sidecar)
     }
 
-    /// What a member's file holds: `did`, `genesisDocument` (EXTERNAL DIDs), `included` and `sidecar`.
+    /// The content of a member's file: `did`, `genesisDocument` (EXTERNAL DIDs), `included` and `sidecar`.
     pub fn to_file(&self, genesis_document: Option<&Value>) -> Value {
         let mut file = json!({ "did": self.did });
         if let Some(document) = genesis_document {
@@ -118,7 +119,7 @@ impl MemberRecord {
     }
 }
 
-/// A CAS Announcement, an SMT proof or a host's data as it stands in Sidecar Data.
+/// A CAS Announcement, an SMT proof or a host's data in the form of Sidecar Data.
 pub fn plain_data(data: &BeaconData) -> Value {
     match data {
         BeaconData::Cas(announcement) => json!(announcement),

@@ -1,13 +1,13 @@
-//! What peers say, made fit to be shown and logged: on one line, without characters that do something to a terminal or hide
-//! what is written, and of a bounded length.
+//! Text of peers, made safe for display and logs: on one line, without characters that control a terminal or hide
+//! content, and of a bounded length.
 
 use std::{borrow::Cow, fmt::Write};
 
-/// How much of a peer's text is shown, in characters.
+/// The number of characters of a peer's text that are shown.
 pub const MOST_SHOWN: usize = 1_000;
 
-/// Whether `c` must not reach a terminal, a log or a list as it is: controls (C0 with line ends and tabs, DEL, C1), what changes
-/// the direction of text, separators of lines, and what is not visible at all.
+/// Whether `c` must be escaped for a terminal, a log or a list: controls (C0 with line ends and tabs, DEL, C1),
+/// characters that change the direction of text, line separators, and invisible characters.
 pub const fn is_unsafe(c: char) -> bool {
     matches!(
         c,
@@ -25,13 +25,13 @@ pub const fn is_unsafe(c: char) -> bool {
     )
 }
 
-/// `text` fit to be shown or logged: [unsafe](is_unsafe) characters escaped as Rust does, and cut behind [`MOST_SHOWN`]
-/// characters.
+/// `text`, safe to display or log: [unsafe](is_unsafe) characters are escaped as in Rust, and the text is truncated
+/// to [`MOST_SHOWN`] characters.
 pub fn shown(text: &str) -> Cow<'_, str> {
     shown_within(text, MOST_SHOWN)
 }
 
-/// The same, cut behind `most` characters of `text`.
+/// Like [`shown`], but truncated to `most` characters of `text`.
 pub fn shown_within(text: &str, most: usize) -> Cow<'_, str> {
     let end = text.char_indices().nth(most).map_or(text.len(), |(end, _)| end);
     let (start, rest) = text.split_at(end);
@@ -55,7 +55,8 @@ pub fn shown_within(text: &str, most: usize) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// JSON, or lines of text, with every unsafe character but line ends written as JSON escapes it: the same JSON to whoever parses it.
+/// JSON, or lines of text, with every unsafe character except line ends as a JSON escape: a parser reads the same
+/// JSON.
 pub fn json_escaped(text: &str) -> Cow<'_, str> {
     let is_unsafe = |c| is_unsafe(c) && c != '\n';
     if !text.contains(is_unsafe) {

@@ -1,4 +1,4 @@
-//! Time as data. The protocol never reads a clock: whoever drives a machine says what time it is.
+//! Time as data. The protocol never reads a clock: the driver of a machine passes the time.
 
 use std::{
     ops::{Add, Sub},
@@ -38,7 +38,7 @@ impl Timestamp {
         self.0 / 1000
     }
 
-    /// The time for people, as RFC 3339 in UTC to the second; `None` beyond the year 9999.
+    /// The time for display, as RFC 3339 in UTC to the second; `None` beyond the year 9999.
     pub fn to_date(self) -> Option<String> {
         const DAY: u64 = 24 * 3600;
         let secs = self.as_secs();
@@ -63,8 +63,8 @@ impl Timestamp {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 
-    /// Whether two clocks agree as signed requests ask (wire format, section 5): each time rounded down to its second,
-    /// they are at most `skew`'s whole seconds apart. Exactly that far apart is accepted.
+    /// Whether two clocks agree as the wire format requires of signed requests (section 5): each time is rounded down
+    /// to its second, and the two differ by at most the whole seconds of `skew`, inclusive.
     pub fn agrees_with(self, other: Self, skew: Duration) -> bool {
         self.as_secs().abs_diff(other.as_secs()) <= skew.as_secs()
     }

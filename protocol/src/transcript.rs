@@ -1,9 +1,9 @@
-//! The transcript of a cohort: a Merkle tree over the digests of the round's messages, in order, whose signed head lets a
-//! third party check later that a message was part of the round, and that none was added, dropped or changed.
+//! The transcript of a cohort: a Merkle tree over the digests of the round's messages, in order. Its signed head lets
+//! a third party check later that a message was part of the round, and that none was added, dropped or changed.
 //!
-//! Hashes and shape are those of Certificate Transparency (RFC 6962, section 2.1): a leaf is `SHA-256(0x00 || digest)`, a
-//! node `SHA-256(0x01 || left || right)`, so that no node passes for a leaf; the lone last node of a level moves up
-//! unchanged. The head names the number of messages besides the root.
+//! Hashes and shape are those of Certificate Transparency (RFC 6962, section 2.1): a leaf is `SHA-256(0x00 ||
+//! digest)`, a node `SHA-256(0x01 || left || right)`, so that a node cannot be presented as a leaf; the lone last
+//! node of a level moves up unchanged. The head has the number of messages besides the root.
 
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use rand_core::CryptoRng;
@@ -17,7 +17,7 @@ use crate::{
 
 const TAG: &[u8] = b"btcr2-aggregation/transcript";
 
-/// RFC 6962's hashing for `rs_merkle`, whose own hashes nodes and leaves alike.
+/// RFC 6962's hashing for `rs_merkle`, whose own algorithms hash nodes and leaves alike.
 #[derive(Clone)]
 struct Rfc6962;
 
@@ -40,7 +40,7 @@ fn leaf(digest: &MessageDigest) -> [u8; 32] {
     <Rfc6962 as rs_merkle::Hasher>::hash(digest.as_bytes())
 }
 
-/// The digests of a round's messages, in the order in which they were said.
+/// The digests of a round's messages, in the order in which they were sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Transcript {
@@ -58,7 +58,7 @@ impl Transcript {
         self.digests.len()
     }
 
-    /// Whether nothing has been said.
+    /// Whether there are no messages.
     pub fn is_empty(&self) -> bool {
         self.digests.is_empty()
     }
@@ -68,7 +68,7 @@ impl Transcript {
         &self.digests
     }
 
-    /// The head over all messages so far. Hashes the whole transcript: ask once, at the end of a round.
+    /// The head over all messages so far. Hashes the whole transcript: call it once, at the end of a round.
     pub fn head(&self) -> TranscriptHead {
         // The empty tree's root is the hash of nothing (RFC 6962).
         TranscriptHead { root: self.tree().root().unwrap_or_else(|| sha256(&[])), size: self.digests.len() as u64 }
@@ -84,13 +84,14 @@ impl Transcript {
         Some(InclusionProof { index: index as u64, hashes })
     }
 
-    /// Built when asked for and in one commit: `rs_merkle`'s incremental commits take time quadratic in the messages.
+    /// Built on demand and in one commit: `rs_merkle`'s incremental commits take time quadratic in the number of
+    /// messages.
     fn tree(&self) -> MerkleTree<Rfc6962> {
         MerkleTree::from_leaves(&self.digests.iter().map(leaf).collect::<Vec<_>>())
     }
 }
 
-/// What stands for a whole transcript.
+/// A commitment to a whole transcript.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TranscriptHead {
     /// The root of the tree, in hex.
@@ -101,20 +102,21 @@ pub struct TranscriptHead {
 }
 
 impl TranscriptHead {
-    /// Signs the head. `context` is the cohort id's bytes: a head signed for one cohort says nothing about another.
+    /// Signs the head. `context` is the bytes of the cohort's identifier: a head signed for one cohort is not valid
+    /// for another.
     pub fn sign(&self, context: &[u8], key: &SecretKey, rng: &mut dyn CryptoRng) -> SignedTranscriptHead {
         SignedTranscriptHead { head: *self, signature: key.sign(&self.digest(context), rng) }
     }
 
-    /// BIP-340 tagged hash over root, size (8 bytes, big-endian) and context. The only part of variable length is the last,
-    /// so two different heads never spell the same bytes.
+    /// BIP-340 tagged hash over root, size (8 bytes, big-endian) and context. Only the last part has a variable
+    /// length, so the encodings of two different heads always differ.
     fn digest(&self, context: &[u8]) -> [u8; 32] {
         let tag = sha256(TAG);
         sha256_concat(&[&tag, &tag, &self.root, &self.size.to_be_bytes(), context])
     }
 }
 
-/// A head and the signature of the one who vouches for it.
+/// A head and the signature of its author.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedTranscriptHead {
     /// The head.
@@ -130,10 +132,10 @@ impl SignedTranscriptHead {
     }
 }
 
-/// Proof that a message is at a certain place of a transcript.
+/// A proof that a message has a certain index in a transcript.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InclusionProof {
-    /// The message's place, counted from 0.
+    /// The index of the message, counted from 0.
     pub index: u64,
     /// The siblings from the leaf to the root, in hex (RFC 6962's audit path).
     #[serde(with = "hex32_list")]
@@ -141,14 +143,14 @@ pub struct InclusionProof {
 }
 
 impl InclusionProof {
-    /// Whether the message with `digest` is at [`Self::index`] of the transcript with that head. False, never a panic, for
-    /// any contents.
+    /// Whether the message with `digest` has the index [`Self::index`] in the transcript with that head. Returns
+    /// false for malformed contents; never panics.
     pub fn verify(&self, head: &TranscriptHead, digest: &MessageDigest) -> bool {
-        // `rs_merkle` ignores surplus hashes, and so would accept many spellings of one proof.
+        // `rs_merkle` ignores surplus hashes, and so would accept many encodings of one proof.
         if path_length(self.index, head.size) != Some(self.hashes.len()) {
             return false;
         }
-        // A transcript larger than the address space cannot be checked here, and nobody can have made it here.
+        // A transcript larger than the address space cannot exist on this machine.
         let (Ok(index), Ok(size)) = (usize::try_from(self.index), usize::try_from(head.size)) else {
             return false;
         };
@@ -156,8 +158,8 @@ impl InclusionProof {
     }
 }
 
-/// The number of hashes in the audit path of leaf `index` among `size`: one for each level at which the path's node is not
-/// the lone last one. `None` if there is no such leaf.
+/// The number of hashes in the audit path of leaf `index` among `size`: one for each level at which the path's node
+/// is not the lone last one. `None` if there is no such leaf.
 fn path_length(mut index: u64, size: u64) -> Option<usize> {
     // The last node's index, rather than the size, so that no step can overflow.
     let mut last = size.checked_sub(1)?;

@@ -17,10 +17,11 @@ use crate::{
 
 /// The CAS Announcement: the update hash of every member that submitted one, by DID.
 ///
-/// Keys stay text. A member looks up one of them, its own; parsing the other members' keys as curve points would cost it more
-/// than all of its other checks together. Nothing here vouches for the keys but the hash over all of them.
+/// The keys are plain strings. A member looks up only one of them, its own; parsing the other members' keys as curve
+/// points would cost more than all of its other checks together. Only the hash over the whole map authenticates the
+/// keys.
 ///
-/// Cheap to clone: a member has it in the message, in its journal and in what it keeps of the round.
+/// Cheap to clone: the message, the journal and the member's record of the round share it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct CasAnnouncement(Arc<BTreeMap<String, DocumentHash>>);

@@ -49,7 +49,8 @@ impl BeaconType {
         Self(Self::SMT.into())
     }
 
-    /// Any other name. The length is bounded because the name comes from peers and ends up in logs and journals.
+    /// A beacon type of any name. The length is bounded because the name comes from peers and is written to logs and
+    /// journals.
     pub fn new(name: &str) -> Result<Self, BeaconTypeError> {
         if (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic()) {
             Ok(Self(name.into()))
@@ -95,7 +96,7 @@ impl<'de> Deserialize<'de> for BeaconType {
 pub type Slots = BTreeMap<Did, Option<DocumentHash>>;
 
 /// What a member receives to check its own contribution, and later gives to resolvers as sidecar data. The serialized
-/// form is the journal's; in messages each kind has a field of its own.
+/// form is the journal's; a message has a separate field for each kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BeaconData {
@@ -107,19 +108,20 @@ pub enum BeaconData {
     Other(serde_json::Value),
 }
 
-/// The data of a whole cohort. Shared by `Arc` because an announcement is as large as the cohort and goes to all of it.
+/// The data of a whole cohort. It is behind an `Arc` because an announcement grows with the cohort and goes to every
+/// member.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AggregatedData {
-    /// Every member receives the same.
+    /// Every member receives the same data.
     Shared(Arc<BeaconData>),
-    /// Every member receives its own.
+    /// Every member receives its own data.
     PerMember(BTreeMap<Did, Arc<BeaconData>>),
 }
 
 impl AggregatedData {
-    /// What `did` is to receive. `None` when the data is per member and has none for it; shared data is given to anyone
-    /// who asks, so ask for members only.
+    /// The data that `did` receives; `None` when the data is per member and has no entry for `did`. Shared data is
+    /// returned for every `did`: the caller checks membership.
     pub fn for_member(&self, did: &Did) -> Option<&Arc<BeaconData>> {
         match self {
             Self::Shared(data) => Some(data),
@@ -146,7 +148,7 @@ pub enum BeaconError {
     /// A replayed round lacks the nonce of a member.
     #[error("no nonce for {0}")]
     MissingNonce(Did),
-    /// The reason of a registered beacon type.
+    /// An error of a registered beacon type.
     #[error("{0}")]
     Other(String),
 }
@@ -205,7 +207,7 @@ pub enum BeaconMismatch {
     /// The data of a registered beacon type cannot be read.
     #[error("malformed beacon data: {0}")]
     Malformed(String),
-    /// A registered beacon type's own reason.
+    /// A mismatch that a registered beacon type reports.
     #[error("{0}")]
     Other(String),
 }
@@ -218,7 +220,8 @@ pub trait AggregateBeacon: Send + Sync + fmt::Debug {
     /// The name under which adverts announce it.
     fn beacon_type(&self) -> BeaconType;
 
-    /// Aggregates a round, as the service does. `rng` is the only source of randomness, so that a seeded run repeats.
+    /// Aggregates a round, as the service does. `rng` is the only source of randomness: the same seed gives the same
+    /// result.
     fn aggregate(&self, slots: &Slots, rng: &mut dyn CryptoRng) -> Result<Aggregation, BeaconError>;
 
     /// Checks, as member `did`, that `data` holds exactly what the member contributed (`slot`: its update's hash, `None`
@@ -232,7 +235,7 @@ pub trait AggregateBeacon: Send + Sync + fmt::Debug {
     ) -> Result<SignalBytes, BeaconMismatch>;
 }
 
-/// The beacon types that a host speaks. The default has the specification's two. Cheap to clone.
+/// The beacon types that a host supports. The default has the specification's two. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct BeaconRegistry(Arc<BTreeMap<BeaconType, Arc<dyn AggregateBeacon>>>);
 

@@ -1,10 +1,10 @@
-//! The SMT beacon (did:btcr2, "SMT Beacon"): a sparse Merkle tree with a leaf for every member; the signal is its root, and
-//! each member receives only its own path, which tells nothing about the others.
+//! The SMT beacon (did:btcr2, "SMT Beacon"): a sparse Merkle tree with a leaf for every member. The signal is its
+//! root, and each member receives only its own path, which reveals nothing about the other members' updates.
 //!
-//! The tree has 2^256 leaves. Bit `i` of an index chooses the child at level `i`: bit 0 is the most significant bit of byte
-//! 0, level 0 is under the root, level 255 is the leaves' (rule M-2). So the leaves stand in the order of their indices, and
-//! indices with a common prefix share ancestors. An empty subtree whose leaves are `n` levels down is [`zero_hash`]`(n)`,
-//! which is also the empty sibling at level `255 - n`.
+//! The tree has 2^256 leaves. Bit `i` of an index chooses the child at level `i`: bit 0 is the most significant bit
+//! of byte 0, level 0 is under the root, level 255 is the leaves' (rule M-2). The leaves are therefore in the order
+//! of their indices, and indices with a common prefix share ancestors. An empty subtree whose leaves are `n` levels
+//! down has the hash [`zero_hash`]`(n)`, which is also the empty sibling at level `255 - n`.
 //!
 //! The rules named here (M-1 to M-13) are those of the specification's edition of October 2026. Trees of earlier editions
 //! counted bits from the least significant one; their proofs do not verify here.
@@ -42,12 +42,12 @@ fn zeros() -> &'static [[u8; 32]; LEVELS + 1] {
 }
 
 /// The hash of an empty subtree `n` levels above the leaves: `zero_hash(0) = H(0^32 || 0^32)`, `zero_hash(n) =
-/// H(zero_hash(n-1) || zero_hash(n-1))`. `zero_hash(256)` is the root of the empty tree; beyond it there is none.
+/// H(zero_hash(n-1) || zero_hash(n-1))`. `zero_hash(256)` is the root of the empty tree; a greater `n` gives `None`.
 pub fn zero_hash(n: usize) -> Option<[u8; 32]> {
     zeros().get(n).copied()
 }
 
-/// Where a DID's leaf is: SHA-256 of its text.
+/// The index of a DID's leaf: SHA-256 of the DID's text.
 pub fn smt_index(did: &Did) -> [u8; 32] {
     sha256(did.as_str().as_bytes())
 }
@@ -145,7 +145,7 @@ pub struct SparseMerkleTree {
     pub proofs: Vec<RawProof>,
 }
 
-/// A subtree that is complete but for its right neighbour.
+/// A complete subtree that is not joined with its right neighbour yet.
 struct Waiting {
     /// Its first leaf, as a position in the sorted order.
     first: usize,
@@ -159,11 +159,12 @@ impl SparseMerkleTree {
     /// Builds the tree from `(index, leaf)` pairs in any order. A leaf that is the empty one, `smt_leaf(None, None)`, changes
     /// nothing in the tree and gets the proof that its index has no leaf (rule M-11).
     ///
-    /// Leaves are taken from left to right. Neighbours meet at the level where their indices first differ; between such
-    /// meetings a subtree has only empty siblings and is hashed against [`zero_hash`]es. For `n` indices that are hashes that
-    /// is about `256 n` hashes and `n log n` proof siblings, in one loop and without a node ever being stored.
+    /// The loop takes the leaves from left to right. Neighbours are joined at the level where their indices first
+    /// differ. Between two joins a subtree has only empty siblings and is hashed with [`zero_hash`]es. For `n`
+    /// indices that are hashes, this takes about `256 n` hashes and gives `n log n` proof siblings. No node of the
+    /// tree is stored.
     pub fn build(leaves: Vec<([u8; 32], [u8; 32])>) -> Result<Self, DuplicateIndex> {
-        // Left to right means by the most significant bit first: the bytewise order of the indices.
+        // Left to right is the bytewise order of the indices, because level 0 is the most significant bit.
         let mut order: Vec<([u8; 32], usize)> =
             leaves.iter().enumerate().map(|(given, (index, _))| (*index, given)).collect();
         order.sort_unstable();
@@ -179,7 +180,7 @@ impl SparseMerkleTree {
             };
             // `hash` is the subtree of the leaves `first..=position`, its top directly below `level - 1`.
             let (mut first, mut level, mut hash) = (position, LEVELS, *leaf);
-            // Whatever splits further down than the next leaf does is complete.
+            // A subtree whose split is below the split of the next leaf is complete.
             while let Some(left) = waiting.pop_if(|left| next_split.is_none_or(|next| left.split > next)) {
                 let right = lift(hash, index, level, left.split + 1);
                 for (_, member) in &order[left.first..first] {
@@ -202,13 +203,14 @@ impl SparseMerkleTree {
     }
 }
 
-/// The level at which two indices part; `None` if they are equal.
+/// The level at which two indices first differ; `None` if they are equal.
 fn first_difference(a: &[u8; 32], b: &[u8; 32]) -> Option<usize> {
     let byte = a.iter().zip(b).position(|(a, b)| a != b)?;
     Some(byte * 8 + (a[byte] ^ b[byte]).leading_zeros() as usize)
 }
 
-/// Hashes a subtree around `index` up from below `from - 1` to below `to - 1`, past empty siblings only.
+/// Hashes the subtree around `index` from below level `from - 1` up to below level `to - 1`, where all siblings are
+/// empty.
 fn lift(mut hash: [u8; 32], index: &[u8; 32], from: usize, to: usize) -> [u8; 32] {
     for level in (to..from).rev() {
         hash = parent(bit(index, level), &hash, &zeros()[LEVELS - 1 - level]);
@@ -216,8 +218,8 @@ fn lift(mut hash: [u8; 32], index: &[u8; 32], from: usize, to: usize) -> [u8; 32
     hash
 }
 
-/// Lists `sibling`, unless it is that of an empty subtree, which must stay collapsed (rules M-8 and M-12). Only leaves that
-/// were given as empty make one.
+/// Adds `sibling` to the proof, unless it is the hash of an empty subtree, which must stay collapsed (rules M-8 and
+/// M-12). Only leaves that were passed as empty produce such a sibling.
 fn add_sibling(proof: &mut RawProof, level: usize, sibling: [u8; 32]) {
     if sibling != zeros()[LEVELS - 1 - level] {
         proof.collapsed[level / 8] &= !(0x80 >> (level % 8));
@@ -225,8 +227,8 @@ fn add_sibling(proof: &mut RawProof, level: usize, sibling: [u8; 32]) {
     }
 }
 
-/// The nonce of a leaf: 32 random bytes where this crate mints it, of any length where it verifies one (rule M-6). Written
-/// base64url without padding.
+/// The nonce of a leaf: 32 random bytes where this crate generates it, any length where it verifies one (rule M-6).
+/// Serialized as base64url without padding.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SmtNonce(Box<[u8]>);
 
@@ -280,8 +282,8 @@ pub struct SmtProof {
     pub collapsed: SmtHash,
     /// The other siblings, from the leaf to the root.
     pub hashes: Vec<SmtHash>,
-    /// The nonce of the leaf. A member keeps it as long as its DID lives: without it the proof of this signal cannot be shown
-    /// (rule M-13).
+    /// The nonce of the leaf. A member stores it for as long as it uses its DID: without the nonce it cannot present
+    /// the proof of this signal (rule M-13).
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "not_null")]
     pub nonce: Option<SmtNonce>,
     /// The hash of the member's signed update; absent if it declined.
@@ -305,9 +307,9 @@ impl SmtProof {
         walk(self.collapsed.as_bytes(), self.hashes.len(), siblings, index, leaf).map(SmtHash::from_bytes)
     }
 
-    /// Whether the proof holds for the leaf that it describes itself, at `index`: the verification of the specification. That
-    /// its [`id`](Self::id) is a signal, and its [`update_id`](Self::update_id) an update of the DID, is for the caller to
-    /// check.
+    /// Verifies the proof for the leaf that the proof itself describes, at `index`, as the specification defines it.
+    /// The caller checks that [`id`](Self::id) is a signal, and that [`update_id`](Self::update_id) is an update of
+    /// the DID.
     ///
     /// # Errors
     /// Those of [`RawProof::root_for`], and [`BeaconMismatch::Root`].
@@ -322,13 +324,15 @@ impl SmtProof {
     }
 }
 
-/// The SMT beacon. Every member has a leaf, also one that declined.
+/// The SMT beacon. Every member has a leaf, including a member that declined.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SmtBeacon;
 
 impl SmtBeacon {
-    /// Aggregates with given nonces, to repeat a recorded round. Nonces of non-members are ignored;
-    /// [`BeaconError::MissingNonce`] if a member has none.
+    /// Aggregates with the given nonces, to reproduce a recorded round. Nonces of non-members are ignored.
+    ///
+    /// # Errors
+    /// [`BeaconError::MissingNonce`] if a member has no nonce.
     pub fn aggregate_with_nonces(
         slots: &Slots,
         nonces: &BTreeMap<Did, [u8; 32]>,
@@ -394,7 +398,7 @@ impl AggregateBeacon for SmtBeacon {
             return Err(BeaconMismatch::WrongKind { expected: self.beacon_type() });
         };
         super::check_slot(slot, proof.update_id.as_ref())?;
-        // The leaf is made of the member's own contribution, never of the proof's words about it.
+        // The leaf is computed from the member's own contribution, never from what the proof claims.
         proof.verify_leaf(&smt_index(did), slot)?;
         Ok(SignalBytes::from_bytes(*proof.id.as_bytes()))
     }

@@ -13,7 +13,7 @@ use crate::{
     network::Network,
 };
 
-/// An advert that was read and understood.
+/// An advert that was parsed and checked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Advert {
     /// The service whose cohort it is.
@@ -22,7 +22,7 @@ pub struct Advert {
     pub cohort_id: CohortId,
     /// The network of the beacon address.
     pub network: Network,
-    /// What the service promises.
+    /// The conditions that the service advertises.
     pub conditions: Conditions,
 }
 
@@ -30,9 +30,9 @@ impl Advert {
     /// Reads an advert that `from` broadcast.
     ///
     /// # Errors
-    /// [`Reject`] when the key is not the one that the service's DID proves, or the conditions make no sense.
+    /// [`Reject`] when the key is not the one that the service's DID proves, or the conditions are not valid.
     pub fn read(from: &Did, body: &CohortAdvert, beacons: &BeaconRegistry) -> Result<Self, Reject> {
-        // Everything later is believed because this DID says it, so its key must follow from the DID alone.
+        // Every later message is trusted because this DID sent it, so the key must follow from the DID alone.
         if from.key().map(PublicKey::to_bytes) != Some(body.communication_pk.0) {
             let detail = "communicationPk is not the key of the service's KEY DID";
             return Err(Reject::new(RejectCode::InvalidKey, from, detail));

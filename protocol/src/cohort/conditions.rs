@@ -1,4 +1,4 @@
-//! A cohort's conditions: what an advert promises, checked for meaning once and typed from then on.
+//! A cohort's conditions: what an advert promises, validated once and typed from then on.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ use crate::{
     output::{RecoverySequence, ScriptTree},
 };
 
-/// A condition that nobody could meet, or that we refuse.
+/// A condition that no cohort can meet, or that this implementation refuses.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
 pub struct ConditionProblem {
@@ -29,23 +29,23 @@ pub struct ConditionProblem {
 pub struct Conditions {
     /// How updates are aggregated.
     pub beacon_type: BeaconType,
-    /// Fewest members, at least 1.
+    /// The least number of members, at least 1.
     pub min_participants: u32,
-    /// Most members, at least the fewest.
+    /// The greatest number of members, not below the least.
     pub max_participants: Option<u32>,
-    /// Fewest DIDs a participant brings.
+    /// The least number of DIDs of one participant.
     pub min_dids_per_participant: Option<u32>,
-    /// Most DIDs a participant brings.
+    /// The greatest number of DIDs of one participant.
     pub max_dids_per_participant: Option<u32>,
-    /// Price of joining.
+    /// The price of joining.
     pub cost_of_enrollment: Option<Cost>,
-    /// Price of each announcement.
+    /// The price of each announcement.
     pub cost_per_announcement: Option<Cost>,
-    /// Shortest time between announcements, in seconds.
+    /// The shortest time between announcements, in seconds.
     pub min_seconds_between_announcements: Option<u32>,
-    /// Longest time between announcements, in seconds.
+    /// The longest time between announcements, in seconds.
     pub max_seconds_between_announcements: Option<u32>,
-    /// How many pending updates trigger an announcement.
+    /// The number of pending updates that triggers an announcement.
     pub pending_update_trigger: Option<u32>,
     /// Who pays; absent means the operator.
     pub funding_model: Option<FundingModel>,
@@ -53,7 +53,7 @@ pub struct Conditions {
     pub script_tree: ScriptTree,
 }
 
-/// A cohort whose announcement the transport could not carry.
+/// The transport cannot carry the announcement of a cohort of this size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "a {beacon_type} cohort of {asked} members cannot be served over this transport: the announcement would not fit \
@@ -62,14 +62,14 @@ pub struct Conditions {
 pub struct TooManyMembers {
     /// The beacon.
     pub beacon_type: BeaconType,
-    /// How many members the cohort could have.
+    /// The number of members that the cohort could have.
     pub asked: u32,
-    /// How many the transport can carry.
+    /// The number of members that the transport can carry.
     pub limit: usize,
 }
 
 impl Conditions {
-    /// The least a cohort needs: its beacon, its size and its output's leaves.
+    /// The required conditions: beacon type, size, and the leaves of the output. All others are absent.
     pub fn new(beacon_type: BeaconType, min_participants: u32, script_tree: ScriptTree) -> Self {
         Self {
             beacon_type,
@@ -87,10 +87,11 @@ impl Conditions {
         }
     }
 
-    /// Keeps a cohort to what its transport can carry: without a most of its own it gets `limit`, so that its advert says so.
+    /// Limits the cohort to what its transport can carry. Without a maximum of its own it gets `limit`, which its
+    /// advert then shows.
     ///
     /// # Errors
-    /// [`TooManyMembers`] when the cohort could, or must, have more.
+    /// [`TooManyMembers`] when the cohort's minimum or maximum is above `limit`.
     pub fn limit_members(&mut self, limit: usize) -> Result<(), TooManyMembers> {
         let most = u32::try_from(limit).unwrap_or(u32::MAX);
         let asked = self.max_participants.unwrap_or(most).max(self.min_participants);
@@ -104,7 +105,7 @@ impl Conditions {
 
     /// Reads the conditions of an advert.
     ///
-    /// # Errors
+    /// All problems of the conditions, at least one.
     /// Everything that is wrong with them, at least one problem.
     pub fn from_advert(advert: &CohortAdvert, beacons: &BeaconRegistry) -> Result<Self, Vec<ConditionProblem>> {
         let script_tree = script_tree(advert).map_err(|problem| vec![problem])?;
@@ -157,7 +158,7 @@ impl Conditions {
         }
     }
 
-    /// Everything that is wrong with these conditions; a service checks its own before it advertises.
+    /// All problems of these conditions. A service checks its own conditions before it advertises them.
     pub fn problems(&self, beacons: &BeaconRegistry) -> Vec<ConditionProblem> {
         let mut problems = Vec::new();
         let mut refuse = |wrong: bool, field: &'static str, problem: &str| {
@@ -209,7 +210,7 @@ impl Conditions {
         problems
     }
 
-    /// Whether a cohort of `members` fits.
+    /// Whether a cohort of `members` satisfies the minimum and the maximum.
     pub fn admits_size(&self, members: usize) -> bool {
         let members = u32::try_from(members).unwrap_or(u32::MAX);
         members >= self.min_participants && self.max_participants.is_none_or(|max| members <= max)

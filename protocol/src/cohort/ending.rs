@@ -1,4 +1,4 @@
-//! How a cohort ends without a transaction, and how a participant's part in it does. Both are journaled, and told.
+//! How a cohort ends without a transaction, and how a participant's session ends. Both are journaled and reported.
 
 use std::fmt;
 
@@ -10,67 +10,67 @@ use crate::{did::Did, id::CohortId, message::control::CohortEnded, update::Editi
 /// Why a cohort ended without a transaction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum CohortFailure {
-    /// Too few members in time.
+    /// Too few members joined in time.
     EnrollmentExpired {
-        /// How many there were.
+        /// The number of members that had joined.
         admitted: usize,
     },
     /// Members neither submitted nor declined in time.
     UpdatesMissing {
-        /// Who.
+        /// The members that did not respond.
         holdouts: Vec<Did>,
     },
     /// Members gave no verdict in time.
     ValidationMissing {
-        /// Who.
+        /// The members that did not respond.
         holdouts: Vec<Did>,
     },
     /// A member rejected the aggregated data.
     ValidationRejected {
-        /// Who.
+        /// The member that rejected it.
         by: Did,
     },
-    /// Members gave no sign of life before signing.
+    /// Members did not confirm their presence before signing.
     MembersAbsent {
-        /// Who.
+        /// The members that did not respond.
         holdouts: Vec<Did>,
     },
-    /// What members were asked in a phase has reached some of them on no way. Those are at no fault.
+    /// A phase's request could not be delivered to some members over any carrier. Those members are not at fault.
     NotDelivered {
-        /// Whom it has not reached.
+        /// The members that the request did not reach.
         to: Vec<Did>,
-        /// Who has got it, and kept silent.
+        /// The members that received the request and did not respond.
         holdouts: Vec<Did>,
-        /// Which carrier has not taken it, and why, in words.
+        /// The carrier that did not accept the request, and why, as text.
         carrier: String,
     },
     /// The operator provided no transaction, or a wrong one.
     Transaction {
-        /// In words.
+        /// The reason, as text.
         reason: String,
     },
     /// Neither path could be completed.
     Signing {
-        /// In words.
+        /// The reason, as text.
         reason: String,
-        /// Who kept silent.
+        /// The members that did not respond.
         holdouts: Vec<Did>,
-        /// Who sent an invalid contribution, and no valid one in time.
+        /// The members that sent an invalid contribution, and no valid one in time.
         culprits: Vec<Did>,
-        /// Who said two different things in one place, and is no culprit.
+        /// The members that sent two different contributions for one slot, and are not in `culprits`.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         equivocators: Vec<Did>,
     },
-    /// It was begun under rules that no resolver applies any more.
+    /// It was started under rules that no resolver applies any more.
     Outdated,
     /// The operator ended it.
     Cancelled {
-        /// In words.
+        /// The operator's reason, as text.
         reason: String,
     },
     /// Our own fault.
     Internal {
-        /// In words.
+        /// The reason, as text.
         reason: String,
     },
 }
@@ -93,7 +93,7 @@ impl CohortFailure {
         }
     }
 
-    /// The members that the cohort failed for: by silence, by what they sent, or by their verdict.
+    /// The members that made the cohort fail: by silence, by what they sent, or by their verdict.
     pub fn at_fault(&self) -> Vec<Did> {
         match self {
             Self::UpdatesMissing { holdouts }
@@ -121,7 +121,7 @@ impl fmt::Display for CohortFailure {
             Self::UpdatesMissing { holdouts } => write!(f, "no update or decline from {}", list(holdouts)),
             Self::ValidationMissing { holdouts } => write!(f, "no validation from {}", list(holdouts)),
             Self::ValidationRejected { by } => write!(f, "{by} rejected the aggregated data"),
-            Self::MembersAbsent { holdouts } => write!(f, "no sign of life from {}", list(holdouts)),
+            Self::MembersAbsent { holdouts } => write!(f, "no presence confirmation from {}", list(holdouts)),
             Self::NotDelivered { to, holdouts, carrier } => {
                 write!(f, "not delivered to {}: {carrier}", list(to))?;
                 if holdouts.is_empty() { Ok(()) } else { write!(f, "; silent: {}", list(holdouts)) }
@@ -136,7 +136,7 @@ impl fmt::Display for CohortFailure {
                     write!(f, "; invalid: {}", list(culprits))?;
                 }
                 if !equivocators.is_empty() {
-                    write!(f, "; contradicting themselves: {}", list(equivocators))?;
+                    write!(f, "; equivocating: {}", list(equivocators))?;
                 }
                 Ok(())
             }
@@ -152,7 +152,8 @@ impl fmt::Display for CohortFailure {
 pub enum SessionEnd {
     /// The host did not want to join.
     NotJoined,
-    /// We signed, and the time to ask us for the fallback is over: what became of the transaction is not known here.
+    /// We signed, and the time in which the service may request the fallback is over. The fate of the transaction is
+    /// not known here.
     Signed,
     /// The signed transaction was seen and verified: it announces what we approved.
     Completed {
@@ -166,35 +167,35 @@ pub enum SessionEnd {
     },
     /// The host refused to sign.
     SigningRefused,
-    /// The service left us waiting too long.
+    /// The service did not send the next message in time.
     TimedOut {
-        /// In which phase.
+        /// The phase, as text: [`Phase::name`](super::participant::phase::Phase::name).
         phase: String,
     },
     /// The service ended the cohort.
     EndedByService {
-        /// How, for machines: [`CohortFailure::code`], or what else the service says.
+        /// [`CohortFailure::code`], or another code that the service sent.
         code: String,
-        /// How, in the service's words.
+        /// The service's reason, as text.
         reason: String,
-        /// Whether it was our fault, in the service's view.
+        /// Whether the service reports that it was our fault.
         at_fault: bool,
-        /// The cohort that takes its place, if there is one.
+        /// The cohort that replaces it, if there is one.
         next: Option<CohortId>,
     },
-    /// What we submitted, or approved, follows rules that no resolver applies any more.
+    /// Our update, or the data that we approved, follows rules that no resolver applies any more.
     Outdated,
     /// The host left.
     Left,
     /// Our own fault.
     Internal {
-        /// In words.
+        /// The reason, as text.
         reason: String,
     },
 }
 
 impl SessionEnd {
-    /// Whether the transaction is signed, by what was seen or by the service's word.
+    /// Whether the transaction is signed: we verified it, or the service reported it.
     pub fn says_completed(&self) -> bool {
         match self {
             Self::Completed { .. } => true,
@@ -208,14 +209,14 @@ impl fmt::Display for SessionEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotJoined => f.write_str("not joined"),
-            Self::Signed => f.write_str("signed by us; what became of the transaction is not known"),
+            Self::Signed => f.write_str("signed by us; the fate of the transaction is not known"),
             Self::Completed { txid } => write!(f, "the signed transaction {txid} was verified"),
             Self::DataRejected { reason } => write!(f, "the aggregated data was rejected: {reason}"),
             Self::SigningRefused => f.write_str("signing was refused"),
-            Self::TimedOut { phase } => write!(f, "the service was not heard from in time while {phase}"),
+            Self::TimedOut { phase } => write!(f, "the service did not respond in time while {phase}"),
             Self::EndedByService { reason, at_fault, .. } => {
                 write!(f, "the service ended the cohort: {reason}")?;
-                if *at_fault { f.write_str(", and says that it was our fault") } else { Ok(()) }
+                if *at_fault { f.write_str(", and reports that it was our fault") } else { Ok(()) }
             }
             Self::Outdated => f.write_str(Edition::OUTDATED),
             Self::Left => f.write_str("left"),

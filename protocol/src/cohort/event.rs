@@ -1,5 +1,5 @@
-//! The facts that both roles journal. Past tense, and self-contained: replaying them is all that recovery needs.
-//! How things end is in `ending`.
+//! The events that both roles journal: facts in the past tense, and self-contained. Recovery needs nothing but their
+//! replay. How a cohort or a session ends is in `ending`.
 
 use std::sync::Arc;
 
@@ -25,18 +25,17 @@ use crate::{
     update::{Edition, SignedUpdate},
 };
 
-/// A fact in the life of a cohort at its Aggregation Service. `digest` is the transcript digest of the message that
-/// caused it.
+/// An event of a cohort at its Aggregation Service. `digest` is the transcript digest of the message that caused it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ServiceEvent {
     /// The cohort was opened; the clock of its TTL starts.
     CohortAdvertised {
         /// When.
         at: Timestamp,
-        /// On which terms.
+        /// The cohort's terms.
         terms: Arc<CohortTerms>,
     },
-    /// The advert was due again.
+    /// The advert was repeated.
     AdvertRepeated {
         /// When.
         at: Timestamp,
@@ -45,50 +44,52 @@ pub enum ServiceEvent {
     PhaseExtended {
         /// When.
         at: Timestamp,
-        /// Which.
+        /// The phase.
         phase: TimedPhase,
-        /// Until when.
+        /// The new deadline.
         until: Timestamp,
     },
-    /// A phase had lapsed while the service was down: its members have this long to answer. Not counted as an extension.
+    /// A phase had lapsed while the service was down. Its members get this time to respond. Not counted as an
+    /// extension.
     GraceGiven {
         /// When.
         at: Timestamp,
-        /// Which.
+        /// The phase.
         phase: TimedPhase,
-        /// Until when.
+        /// The new deadline.
         until: Timestamp,
     },
     /// A participant opted in with valid keys.
     OptInReceived {
-        /// Who, with which keys.
+        /// The candidate, with its keys.
         member: Arc<Member>,
-        /// Of the opt-in.
+        /// The digest of the opt-in.
         digest: MessageDigest,
     },
-    /// A candidate lost its place: it had opted in with a key that another one has now proven to be its own.
+    /// A candidate lost its place: it had opted in with a key that another candidate has now proven to be its own.
     OptInDisplaced {
-        /// Who lost its place.
+        /// The displaced candidate, and why.
         fault: Fault,
-        /// Whose key it is.
+        /// The owner of the key.
         by: Did,
     },
     /// The operator admitted a candidate.
     MemberAdmitted {
-        /// Who.
+        /// The candidate.
         did: Did,
-        /// When. Unknown in journals of versions whose cohorts did not settle.
+        /// When. Absent in journals of versions without
+        /// [`PhaseRules::settle`](super::service::rules::PhaseRules::settle).
         #[serde(default, skip_serializing_if = "Option::is_none")]
         at: Option<Timestamp>,
     },
     /// The operator refused a candidate.
     MemberRefused {
-        /// Who.
+        /// The candidate.
         did: Did,
-        /// Why, in the operator's words.
+        /// The operator's reason, as text.
         reason: String,
     },
-    /// The cohort was formed: its keys are aggregated, its beacon output is fixed.
+    /// The cohort was formed: its keys are aggregated and its beacon output is fixed.
     KeysAggregated {
         /// When.
         at: Timestamp,
@@ -97,21 +98,21 @@ pub enum ServiceEvent {
     },
     /// A member's update was verified.
     UpdateReceived {
-        /// Whose.
+        /// The member.
         did: Did,
         /// The update.
         update: SignedUpdate,
-        /// Of the submission.
+        /// The digest of the submission.
         digest: MessageDigest,
-        /// The rules that it was verified by.
+        /// The rules that it was verified under.
         #[serde(default)]
         edition: Edition,
     },
     /// A member declined to update.
     UpdateDeclined {
-        /// Who.
+        /// The member.
         did: Did,
-        /// Of the refusal.
+        /// The digest of the decline.
         digest: MessageDigest,
     },
     /// Every slot was filled, and the updates were aggregated into the signal.
@@ -120,17 +121,17 @@ pub enum ServiceEvent {
         at: Timestamp,
         /// The signal and each member's data.
         aggregation: Arc<Aggregation>,
-        /// The rules that it was made by.
+        /// The rules that it was aggregated under.
         #[serde(default)]
         edition: Edition,
     },
     /// A member gave its verdict on the aggregated data.
     ValidationReceived {
-        /// Who.
+        /// The member.
         did: Did,
         /// Its verdict.
         approved: bool,
-        /// Of the verdict.
+        /// The digest of the verdict.
         digest: MessageDigest,
     },
     /// Every member approved.
@@ -140,17 +141,17 @@ pub enum ServiceEvent {
     },
     /// The operator could not provide the transaction yet.
     TransactionDeferred {
-        /// When to ask again.
+        /// When to request it again.
         retry_at: Timestamp,
-        /// Why, in the operator's words.
+        /// The operator's reason, as text.
         reason: String,
     },
-    /// It was time to ask for the transaction again.
+    /// The transaction was requested again.
     TransactionRequested {
         /// When.
         at: Timestamp,
     },
-    /// The transaction was checked; before signing, the members were asked for a sign of life.
+    /// The transaction was checked, and the members were asked to confirm their presence before signing.
     PresenceRequested {
         /// When.
         at: Timestamp,
@@ -159,12 +160,12 @@ pub enum ServiceEvent {
         /// The value of the output that it spends.
         value: Amount,
     },
-    /// A member is there.
+    /// A member confirmed its presence.
     PresenceConfirmed {
-        /// Who.
+        /// The member.
         did: Did,
     },
-    /// The transaction was checked and handed to a signing session.
+    /// The transaction was checked and passed to a signing session.
     SigningStarted {
         /// When.
         at: Timestamp,
@@ -174,21 +175,21 @@ pub enum ServiceEvent {
         transaction: Transaction,
         /// The value of the output that it spends.
         value: Amount,
-        /// Who gave no sign of life: the session begins with the fallback.
+        /// The members that did not confirm their presence. If there are any, the session starts with the fallback.
         absent: Vec<Did>,
     },
-    /// A member did wrong.
+    /// A fault of a member was recorded.
     FaultRecorded {
-        /// What it did.
+        /// The fault.
         fault: Fault,
     },
     /// The transaction is signed.
     CohortCompleted {
         /// When.
         at: Timestamp,
-        /// The signed transaction and how it came about.
+        /// The signed transaction and the path that it takes.
         outcome: Arc<Signed>,
-        /// Of the signing session's messages, in order.
+        /// The digests of the signing session's messages, in order.
         digests: Vec<MessageDigest>,
     },
     /// The cohort ended without a transaction.
@@ -197,12 +198,12 @@ pub enum ServiceEvent {
         at: Timestamp,
         /// Why.
         reason: CohortFailure,
-        /// The cohort that takes its place, if there is one.
+        /// The terms of the cohort that replaces it, if there is one.
         successor: Option<Arc<CohortTerms>>,
     },
 }
 
-/// A fact in the life of a cohort at one of its participants. No secret is ever in one.
+/// An event of a cohort at one of its participants. It never holds a secret.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ParticipantEvent {
     /// The advert was read; the host is asked whether to join.
@@ -221,25 +222,25 @@ pub enum ParticipantEvent {
     },
     /// The service admitted us.
     OptInAccepted,
-    /// The cohort is formed, and its address follows from keys and terms.
+    /// The cohort is formed, and its address follows from the keys and the terms.
     CohortReady {
-        /// When.
+        /// The beacon output that we derived.
         at: Timestamp,
         /// The beacon output, derived by ourselves.
         output: BeaconOutput,
     },
-    /// Our update went to the service.
+    /// We sent our update to the service.
     UpdateSubmitted {
         /// When.
         at: Timestamp,
         /// The update.
         update: SignedUpdate,
     },
-    /// Our host's update is refused by our own checks. We decline in its place, so that nobody waits for us.
+    /// Our own checks refused our host's update. We decline instead, so that the cohort does not wait for us.
     UpdateRefused {
         /// When.
         at: Timestamp,
-        /// Which rule it breaks, in words.
+        /// The rule that it breaks, as text.
         reason: String,
     },
     /// We declined to update.
@@ -251,7 +252,7 @@ pub enum ParticipantEvent {
     DataReceived {
         /// When.
         at: Timestamp,
-        /// What is in it for us.
+        /// The part of it that is ours.
         data: Arc<BeaconData>,
         /// The signal, recomputed from the data; or why the data is wrong.
         verdict: Result<SignalBytes, String>,
@@ -263,9 +264,9 @@ pub enum ParticipantEvent {
         /// Approved or not.
         approved: bool,
     },
-    /// The service asked whether we are there.
+    /// We confirmed our presence, as the service requested.
     PresenceConfirmed,
-    /// The beacon transaction arrived and is the one we want; the host is asked whether to sign it.
+    /// The beacon transaction arrived and passed our checks. The host is asked whether to sign it.
     SigningRequested {
         /// When.
         at: Timestamp,
@@ -275,9 +276,9 @@ pub enum ParticipantEvent {
         transaction: Transaction,
         /// The value of the output that it spends.
         value: Amount,
-        /// Which path is to be signed.
+        /// The path to be signed.
         path: SpendPath,
-        /// Until when the service may ask for the fallback, as it says itself.
+        /// Until when the service may request the fallback, if the service states it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         until: Option<Timestamp>,
     },
@@ -286,54 +287,54 @@ pub enum ParticipantEvent {
         /// When.
         at: Timestamp,
     },
-    /// Our public nonce went to the service. From here on the session is spent if the secret one is lost.
+    /// We sent our public nonce to the service. From here on the session is spent if the secret nonce is lost.
     NonceSent {
         /// When.
         at: Timestamp,
         /// The public nonce.
         nonce: Bytes<66>,
     },
-    /// The aggregate nonce arrived: the secret nonce is used now, once.
+    /// The aggregate nonce arrived. The secret nonce is used now, once.
     AggregatedNonceReceived {
         /// When.
         at: Timestamp,
         /// The aggregate nonce.
         nonce: Bytes<66>,
     },
-    /// A nonce of ours for a session was seen that this journal does not know: it comes from a backup, and the session is
-    /// spent.
+    /// We received a nonce of ours for a session that this journal does not know. The journal comes from a backup,
+    /// and the session is spent.
     NonceSeen {
         /// When.
         at: Timestamp,
         /// The session.
         session_id: SessionId,
     },
-    /// The secret nonce is gone (a restart after [`NonceSent`](Self::NonceSent)): the key path of this session cannot be
-    /// signed any more.
+    /// The secret nonce is lost (a restart after [`NonceSent`](Self::NonceSent)). The key path of this session cannot
+    /// be signed any more.
     NonceLost {
         /// When.
         at: Timestamp,
     },
-    /// Our partial signature went to the service.
+    /// We sent our partial signature to the service.
     PartialSignatureSent {
         /// When.
         at: Timestamp,
         /// The partial signature.
         signature: Bytes<32>,
     },
-    /// The service asked for the fallback path of the session that we take part in.
+    /// The service requested the fallback path of our session.
     FallbackRequested {
         /// When.
         at: Timestamp,
     },
-    /// Our fallback signature went to the service.
+    /// We sent our fallback signature to the service.
     FallbackSignatureSent {
         /// When.
         at: Timestamp,
         /// The signature.
         signature: Bytes<64>,
     },
-    /// The service showed the signed transaction, and it is the one that announces what we approved.
+    /// The service sent the signed transaction, and it announces what we approved.
     TransactionSeen {
         /// When.
         at: Timestamp,
@@ -352,7 +353,7 @@ pub enum ParticipantEvent {
 }
 
 impl ParticipantEvent {
-    /// Whether it belongs to the signing of the transaction, which has deadlines of its own and no TTL.
+    /// Whether it belongs to the signing of the transaction, which has its own deadlines and no TTL.
     pub(super) const fn concerns_signing(&self) -> bool {
         matches!(
             self,

@@ -1,6 +1,6 @@
-//! A cohort, seen from both sides: what the [`service`] and each [`participant`] know, decide and owe the world.
+//! A cohort on both sides: the state, decisions and effects of the [`service`] and of each [`participant`].
 //!
-//! [`conditions`] are the terms that both agree on. The signing of the beacon transaction has machines of its own, in
+//! [`conditions`] are the terms that both agree on. The state machines for signing the beacon transaction are in
 //! [`signing`](crate::signing).
 
 mod advert;
@@ -24,18 +24,18 @@ pub use self::{
 /// How long a role waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timing {
-    /// From the advert (or from joining) to the start of signing, in all.
+    /// From the advert (at a participant: from joining) to the start of signing.
     pub cohort_ttl: Duration,
-    /// In any one phase before signing.
+    /// For each phase before signing.
     pub phase_timeout: Duration,
     /// For nonces, for partial signatures, and for fallback signatures, each.
     pub signing_timeout: Duration,
-    /// Between repeats of the advert, while it admits.
+    /// Between two repeats of the advert while the cohort admits members.
     pub advert_repeat: Duration,
 }
 
 impl Default for Timing {
-    /// A day in all, an hour a phase, ten minutes a signing phase, an advert a minute.
+    /// 1 day for the cohort, 1 hour a phase, 10 minutes a signing phase, 1 minute between adverts.
     fn default() -> Self {
         Self {
             cohort_ttl: Duration::from_secs(24 * 3600),

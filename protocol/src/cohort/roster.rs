@@ -15,7 +15,7 @@ use crate::{
     network::Network,
 };
 
-/// A participant as its opt-in showed it: every key parsed, the communication key proven by the DID.
+/// A participant as its opt-in describes it: every key is parsed, and the DID proves the communication key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Member {
     /// Its identifier.
@@ -28,24 +28,24 @@ pub struct Member {
     pub verification_method: String,
     /// The genesis document of an EXTERNAL DID.
     pub genesis_document: Option<Arc<Value>>,
-    /// That it was invited, by its own word: whether that is so, the operator decides.
+    /// The proof of its invite. The operator decides whether it is valid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub invite: Option<InviteProof>,
 }
 
-/// Why an opt-in shows no member.
+/// Why an opt-in does not give a valid member.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum MemberError {
-    /// `participantPk` is no curve point.
+    /// `participantPk` is not a curve point.
     #[error("participantPk: {0}")]
     ParticipantKey(KeyError),
-    /// `communicationPk` is no curve point.
+    /// `communicationPk` is not a curve point.
     #[error("communicationPk: {0}")]
     CommunicationKey(KeyError),
     /// The DID proves another key, or no key at all.
     #[error("communicationPk is not the key that the DID proves: {0}")]
     Unproven(String),
-    /// The DID lives on another network than the cohort.
+    /// The DID is on another network than the cohort.
     #[error("the DID is on {found}, the cohort on {expected}")]
     Network {
         /// The cohort's network.
@@ -56,7 +56,7 @@ pub enum MemberError {
 }
 
 impl Member {
-    /// The member that `from`'s opt-in shows.
+    /// The member that the opt-in of `from` describes.
     ///
     /// For a KEY DID the communication key is the key in the DID; for an EXTERNAL one the genesis document must hash to
     /// the DID, and the key is that of one of its `capabilityInvocation` methods (wire format, section 5; rules U-6 and
@@ -75,7 +75,7 @@ impl Member {
         Ok(Self { did, participant_key, communication_key, verification_method, genesis_document, invite })
     }
 
-    /// Whether `other` says the same of itself; by which invite it comes may be another one.
+    /// Whether `other` has the same identity and keys. The invite may differ.
     pub(crate) fn is_same_as(&self, other: &Self) -> bool {
         (&self.did, self.participant_key, self.communication_key, &self.verification_method, &self.genesis_document)
             == (
@@ -87,7 +87,7 @@ impl Member {
             )
     }
 
-    /// Whether the member has shown that it holds its participant key: it authenticates with that very key.
+    /// Whether the member has proven that it holds its participant key: it authenticates with the same key.
     pub fn holds_participant_key(&self) -> bool {
         self.participant_key == self.communication_key
     }

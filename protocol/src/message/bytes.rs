@@ -10,10 +10,10 @@ use serde::{
 };
 use serde_json::Value;
 
-/// The one key of the object that stands for a byte string.
+/// The only key of the object that represents a byte string.
 pub(crate) const SENTINEL: &str = "__bytes";
 
-/// A byte string of exactly `N` bytes. Whether it is a key, a nonce or a signature is for its reader to parse.
+/// A byte string of exactly `N` bytes. The reader parses it as a key, a nonce or a signature.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bytes<const N: usize>(pub [u8; N]);
 
@@ -46,7 +46,7 @@ impl<'de, const N: usize> Deserialize<'de> for Bytes<N> {
                 let (key, hex) =
                     map.next_entry::<String, String>()?.ok_or_else(|| de::Error::invalid_length(0, &self))?;
                 if key != SENTINEL || map.next_key::<de::IgnoredAny>()?.is_some() {
-                    return Err(de::Error::custom(format!("an object with the one key {SENTINEL} expected")));
+                    return Err(de::Error::custom(format!("an object with the only key {SENTINEL} expected")));
                 }
                 let bytes =
                     HEXLOWER.decode(hex.as_bytes()).map_err(|_| de::Error::custom("lower-case hex expected"))?;
@@ -62,14 +62,14 @@ impl<'de, const N: usize> Deserialize<'de> for Bytes<N> {
     }
 }
 
-/// Optional fields: absent is `None`, but `null` is refused, as the format has it.
+/// Deserializes an optional field: absent is `None`, `null` is refused, as the wire format requires.
 pub(crate) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
-/// As [`present`], for fields that hold JSON of any kind but `null`.
+/// Like [`present`], for fields that hold JSON of any kind except `null`.
 pub(super) fn present_json<'de, D: Deserializer<'de>, T: From<Value>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
@@ -79,7 +79,7 @@ pub(super) fn present_json<'de, D: Deserializer<'de>, T: From<Value>>(
     }
 }
 
-/// A whole number however it is written (`2`, `2.0`), at least 1.
+/// A whole number, at least 1, in any JSON notation (`2`, `2.0`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Positive(pub(super) u32);
 
@@ -92,7 +92,7 @@ impl<'de> Deserialize<'de> for Positive {
     }
 }
 
-/// A whole number however it is written (`0`, `0.0`), at least 0.
+/// A whole number, at least 0, in any JSON notation (`0`, `0.0`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NonNegative(pub(super) u32);
 

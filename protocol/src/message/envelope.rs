@@ -4,19 +4,19 @@
 //! over the SHA-256 of the canonical form ([`crate::jcs`]) of the envelope without `sig`; byte strings are canonicalized
 //! as the `{"__bytes": ...}` objects that they are.
 //!
-//! [`SealedEnvelope`] is the way out. In canonical order an envelope starts with its sender and its message's body:
+//! [`SealedEnvelope`] is for sending. In canonical order an envelope starts with its sender and its message's body:
 //!
 //! ```text
 //! {"from":"<did>","message":{"body":<body>,"from":"<did>",  "to":"<did>","type":...},"nonce":...,"timestamp":...}
 //! └──────────── the same for every recipient ───────────┘  └──────────────── of this recipient ────────────────┘
 //! ```
 //!
-//! so a body with a thousand recipients is canonicalized and hashed once, and each envelope goes on from the hash state
-//! reached there. Its JSON text is shared too: [`SealedEnvelope::pieces`].
+//! A body with a thousand recipients is therefore canonicalized and hashed once, and the hash of each envelope
+//! continues from that state. The JSON text of the body is shared too: [`SealedEnvelope::pieces`].
 //!
-//! [`ParsedEnvelope`] is the way in. [`ParsedEnvelope::parse`] says whether a text is an envelope at all, which a server
-//! answers with 400; [`ParsedEnvelope::verify`] whether to believe it, answered with 401. A nonce that was seen before is
-//! for the caller to find: this module keeps no state.
+//! [`ParsedEnvelope`] is for receiving. [`ParsedEnvelope::parse`] decides whether a text is an envelope (a server
+//! responds 400 to one that is not), [`ParsedEnvelope::verify`] whether it is authentic (a server responds 401). This
+//! module keeps no state: the caller detects a nonce that was used before.
 
 use std::time::Duration;
 
@@ -34,16 +34,16 @@ use crate::{
     time::Timestamp,
 };
 
-/// The envelope version spoken here, the field `v`.
+/// The supported envelope version, the field `v`.
 pub const VERSION: u64 = 1;
 
-/// How far apart the clocks of the two sides may be.
+/// The largest permitted difference between the clocks of sender and recipient.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 /// The largest timestamp that a JSON number carries exactly (2^53 seconds).
 const MAX_TIMESTAMP: f64 = (1u64 << 53) as f64;
 
-/// The hash state behind the part of an envelope's signed bytes that all recipients of a body share.
+/// The hash state after the part of an envelope's signed bytes that all recipients of a body share.
 #[derive(Clone)]
 pub(crate) struct BodyPrefix(Sha256);
 
@@ -59,11 +59,11 @@ impl BodyPrefix {
     }
 }
 
-/// The digest that the envelope of `message` signs. The sender and the recipient of the envelope are the message's.
+/// The digest that the envelope of `message` signs. The envelope's sender and recipient are the message's.
 ///
 /// # Errors
-/// [`JcsError`] when the body has no canonical form or nests too deep, as only a body with a document of the caller's in
-/// it, or a forwarded one, can.
+/// [`JcsError`] when the body has no canonical form or nests too deep. Only a body with a document of the caller's in
+/// it, or a forwarded body, can cause this.
 pub fn signing_digest(message: &Message, timestamp: Timestamp, nonce: &[u8; 16]) -> Result<[u8; 32], JcsError> {
     let BodyPrefix(mut hasher) = message.body.sealing_prefix(&message.from)?.into_owned();
     hasher.update(message.canonical_tail());
@@ -81,16 +81,16 @@ pub fn signing_digest(message: &Message, timestamp: Timestamp, nonce: &[u8; 16])
 pub struct SealedEnvelope {
     /// The JSON text before the message's body.
     pub head: String,
-    /// The body, whose JSON text all its recipients' envelopes share.
+    /// The body. The envelopes of all its recipients share its JSON text.
     pub body: SharedBody,
-    /// The JSON text behind the body.
+    /// The JSON text after the body.
     pub tail: String,
 }
 
 impl SealedEnvelope {
-    /// Seals `message` with `key`, which must be the key that the message's sender is authenticated by. The envelope's
-    /// sender and recipient are the message's, `timestamp` is rounded down to its second, `nonce` must never have been
-    /// used by this sender before, and `rng` gives the signature's auxiliary randomness.
+    /// Seals `message` with `key`, which must be the key that authenticates the message's sender. The envelope's
+    /// sender and recipient are the message's, `timestamp` is rounded down to its second, `nonce` must never have
+    /// been used by this sender before, and `rng` gives the signature's auxiliary randomness.
     ///
     /// # Errors
     /// [`JcsError`], as [`signing_digest`].
@@ -103,7 +103,7 @@ impl SealedEnvelope {
     ) -> Result<Self, JcsError> {
         let signature = key.sign(&signing_digest(message, timestamp, &nonce)?, rng);
         let to = message.to.as_ref().map(|did| format!("\"to\":\"{did}\",")).unwrap_or_default();
-        // DIDs, hex and numbers hold no character that JSON escapes.
+        // DIDs, hex and numbers contain no character that JSON escapes.
         let head = format!(
             "{{\"v\":{VERSION},\"from\":\"{}\",{to}\"timestamp\":{},\"nonce\":\"{}\",\"message\":{}",
             message.from,
@@ -114,7 +114,7 @@ impl SealedEnvelope {
         Ok(Self { head, body: message.body.clone(), tail: format!("}},\"sig\":\"{signature}\"}}") })
     }
 
-    /// As [`Self::seal`], with a nonce from `rng`.
+    /// Like [`Self::seal`], with a nonce from `rng`.
     ///
     /// # Errors
     /// [`JcsError`], as [`signing_digest`].
@@ -129,8 +129,8 @@ impl SealedEnvelope {
         Self::seal(message, key, timestamp, nonce, rng)
     }
 
-    /// The JSON text in the three pieces that make it up, for a consumer that can write them one after another. It has no
-    /// line breaks, unless the body was received with them and is forwarded.
+    /// The JSON text in its three pieces, for a consumer that writes them one after another. It has no line breaks,
+    /// unless the body was received with them and is forwarded.
     pub fn pieces(&self) -> [&str; 3] {
         [&self.head, self.body.json(), &self.tail]
     }
@@ -153,7 +153,7 @@ pub enum EnvelopeError {
     /// Not JSON.
     #[error("not JSON")]
     NotJson,
-    /// JSON, but not an envelope that could be signed: says why.
+    /// JSON, but not an envelope that could be signed, with the reason.
     #[error("not an envelope: {0}")]
     Malformed(String),
     /// `v` is not [`VERSION`].
@@ -183,7 +183,7 @@ pub enum EnvelopeError {
 }
 
 impl EnvelopeError {
-    /// The reason as a stable code, for machines to read.
+    /// The reason as a stable code.
     pub fn code(&self) -> &'static str {
         match self {
             Self::NotJson => "ENVELOPE_NOT_JSON",
@@ -204,13 +204,13 @@ impl EnvelopeError {
     }
 }
 
-/// Whom an envelope must be addressed to.
+/// The recipient that an envelope must name.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum ExpectedTo<'a> {
-    /// Anyone: the caller looks at [`ParsedEnvelope::to`] itself.
+    /// Any recipient: the caller checks [`ParsedEnvelope::to`] itself.
     #[default]
     Any,
-    /// Everybody: `to` is absent.
+    /// None: the envelope is a broadcast, without `to`.
     Broadcast,
     /// This DID.
     Did(&'a Did),
@@ -219,11 +219,11 @@ pub enum ExpectedTo<'a> {
 /// What the verifier expects beyond a valid signature.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected<'a> {
-    /// The sender; `None` for the one whose key the caller looked up by [`ParsedEnvelope::from`].
+    /// The sender; `None` for the sender whose key the caller looked up by [`ParsedEnvelope::from`].
     pub from: Option<&'a Did>,
     /// The recipient.
     pub to: ExpectedTo<'a>,
-    /// How far the clocks may be apart, in whole seconds; exactly that far is accepted.
+    /// The largest permitted difference between the clocks, in whole seconds, inclusive.
     pub skew: Duration,
 }
 
@@ -234,8 +234,8 @@ impl Default for Expected<'_> {
     }
 }
 
-/// What a verified envelope has for the caller's replay guard: this nonce of this sender must not be accepted again as
-/// long as the timestamp is within the skew.
+/// The input of the caller's replay guard: this nonce of this sender must not be accepted again as long as the
+/// timestamp is within the skew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verified {
     /// The nonce.
@@ -244,10 +244,10 @@ pub struct Verified {
     pub timestamp: Timestamp,
 }
 
-/// A text with the shape of an envelope. Nothing in it is to be believed before [`Self::verify`].
+/// A text with the shape of an envelope. Nothing in it is authentic before [`Self::verify`].
 #[derive(Clone, Debug)]
 pub struct ParsedEnvelope<'a> {
-    /// The envelope without `sig`, unknown fields included: whatever is in it must be signed.
+    /// The envelope without `sig`, unknown fields included: every field must be signed.
     unsigned: Value,
     sig: Option<String>,
     from: String,
@@ -255,7 +255,8 @@ pub struct ParsedEnvelope<'a> {
     message: &'a RawValue,
 }
 
-/// The fields of an envelope; naming them all has serde refuse one that comes twice, where readers differ in which counts.
+/// The fields of an envelope. All of them are named so that serde refuses a field that occurs twice; parsers differ
+/// in which one they take.
 #[derive(Deserialize)]
 struct Fields<'a> {
     #[serde(rename = "v")]
@@ -274,16 +275,17 @@ struct Fields<'a> {
 }
 
 impl<'a> ParsedEnvelope<'a> {
-    /// Parses a text with the shape of an envelope: an object with a text `from`, and `message` an object and `to` a text
-    /// where present. The other fields are for [`Self::verify`] to judge.
+    /// Parses a text with the shape of an envelope: an object with a string `from`, and with an object `message` and
+    /// a string `to` where present. [`Self::verify`] checks the other fields.
     ///
     /// # Errors
-    /// [`EnvelopeError::NotJson`]; [`EnvelopeError::Malformed`] for JSON of another shape, for a `{"__bytes": ...}` that
-    /// is not lower-case hex of whole bytes, and for what no envelope that could be signed holds: a field twice,
-    /// nesting beyond the parser's limit, a lone surrogate, an integer that no double carries, a number beyond all doubles.
+    /// [`EnvelopeError::NotJson`]; [`EnvelopeError::Malformed`] for JSON of another shape, for a `{"__bytes": ...}`
+    /// that is not lower-case hex of whole bytes, and for content that no signed envelope can have: a field twice,
+    /// nesting beyond the parser's limit, a lone surrogate, an integer that no double represents, a number out of the
+    /// range of doubles.
     pub fn parse(text: &'a str) -> Result<Self, EnvelopeError> {
         let value: Value = serde_json::from_str(text).map_err(|error| {
-            // The parser skips over a value without its limits on depth, numbers and surrogates.
+            // `IgnoredAny` skips a value without the limits on depth, numbers and surrogates.
             match serde_json::from_str::<IgnoredAny>(text) {
                 Ok(_) => EnvelopeError::malformed(error),
                 Err(_) => EnvelopeError::NotJson,
@@ -293,7 +295,7 @@ impl<'a> ParsedEnvelope<'a> {
             return Err(EnvelopeError::malformed("an object expected"));
         };
         let fields: Fields<'a> = serde_json::from_str(text).map_err(EnvelopeError::malformed)?;
-        // Without a message it is still an envelope, of a message that says nothing of its sender.
+        // Without a message it is still an envelope. It has no inner sender.
         if !unsigned.get("message").is_none_or(Value::is_object) {
             return Err(EnvelopeError::malformed("message: an object expected"));
         }
@@ -313,12 +315,12 @@ impl<'a> ParsedEnvelope<'a> {
         })
     }
 
-    /// The sender, as the envelope says; any text.
+    /// The sender that the envelope claims; any text.
     pub fn from(&self) -> &str {
         &self.from
     }
 
-    /// The recipient, as the envelope says; any text.
+    /// The recipient that the envelope claims; any text.
     pub fn to(&self) -> Option<&str> {
         self.to.as_deref()
     }
@@ -328,7 +330,7 @@ impl<'a> ParsedEnvelope<'a> {
         self.unsigned["nonce"].as_str().and_then(parse_nonce)
     }
 
-    /// The timestamp, if it is a whole number of seconds, however written.
+    /// The timestamp, if it is a whole number of seconds, in any JSON notation.
     pub fn timestamp(&self) -> Option<Timestamp> {
         self.unsigned["timestamp"].as_f64().and_then(timestamp_from_secs)
     }
@@ -341,12 +343,12 @@ impl<'a> ParsedEnvelope<'a> {
     /// The message.
     ///
     /// # Errors
-    /// [`DecodeError`], as [`Message::from_json`]; a type that is not known is to be ignored rather than refused.
+    /// [`DecodeError`], as for [`Message::from_json`]; a message of an unknown type is to be ignored, not refused.
     pub fn message(&self) -> Result<Message, DecodeError> {
         Message::from_json(self.message_json())
     }
 
-    /// As [`Self::message`], see [`Message::from_json_among`].
+    /// Like [`Self::message`], see [`Message::from_json_among`].
     ///
     /// # Errors
     /// As [`Self::message`].
@@ -354,33 +356,33 @@ impl<'a> ParsedEnvelope<'a> {
         Message::from_json_among(self.message_json(), known)
     }
 
-    /// The `from` of the message, if it is a text.
+    /// The `from` of the message, if it is a string.
     pub fn inner_from(&self) -> Option<&str> {
         self.unsigned["message"]["from"].as_str()
     }
 
-    /// The `type` of the message, if it is a text.
+    /// The `type` of the message, if it is a string.
     pub fn inner_type(&self) -> Option<&str> {
         self.unsigned["message"]["type"].as_str()
     }
 
-    /// Whether the message says that it is from the envelope's sender. Its body must not say otherwise: the other
-    /// implementation, which flattens the body over the message, would believe the body.
+    /// Whether the message names the envelope's sender as its own. The body must not name another one: the TypeScript
+    /// implementation, which flattens the body over the message, would take that of the body.
     pub fn sender_matches(&self) -> bool {
         let message = &self.unsigned["message"];
         let body_from = message["body"].get("from");
         self.inner_from() == Some(self.from()) && body_from.is_none_or(|from| from.as_str() == Some(self.from()))
     }
 
-    /// The bytes whose SHA-256 is signed: the canonical form of all that was received but `sig`.
+    /// The bytes whose SHA-256 is signed: the canonical form of all received fields except `sig`.
     ///
     /// # Errors
-    /// None in practice: [`Self::parse`] has refused what has no canonical form.
+    /// None in practice: [`Self::parse`] has refused content without a canonical form.
     pub fn signing_bytes(&self) -> Result<Vec<u8>, JcsError> {
         jcs::canonicalize(&self.unsigned)
     }
 
-    /// Whether the envelope is signed by `key`, fresh at `now`, and as `expected`.
+    /// Verifies that the envelope is signed by `key`, fresh at `now`, and as `expected`.
     ///
     /// # Errors
     /// [`EnvelopeError`]: the first reason in the order of its variants.
@@ -417,7 +419,8 @@ impl<'a> ParsedEnvelope<'a> {
         if !key.verify(&digest, &signature) {
             return Err(EnvelopeError::SigInvalid);
         }
-        // Behind the signature, so that who changes a nonce on the way is told what the TypeScript implementation tells.
+        // Checked after the signature, so that a changed nonce gives the same error as in the TypeScript
+        // implementation.
         let nonce = self.nonce().ok_or(EnvelopeError::Nonce)?;
         Ok(Verified { nonce, timestamp })
     }
@@ -428,15 +431,15 @@ pub(crate) fn parse_nonce(hex: &str) -> Option<[u8; 16]> {
     HEXLOWER.decode(hex.as_bytes()).ok()?.try_into().ok()
 }
 
-/// A whole number of seconds, however it is written (`1750000000`, `1.75e9`).
+/// A whole number of seconds, in any JSON notation (`1750000000`, `1.75e9`).
 pub(crate) fn timestamp_from_secs(secs: f64) -> Option<Timestamp> {
     let whole = secs.fract() == 0.0 && (0.0..=MAX_TIMESTAMP).contains(&secs);
     // In range and whole, so the conversion is exact.
     whole.then(|| Timestamp::from_secs(secs as u64))
 }
 
-/// Refuses an object with the one key `__bytes` whose value is not lower-case hex of whole bytes: there is no byte string
-/// that it could stand for. With other keys beside it, it is an object like any other.
+/// Refuses an object with the only key `__bytes` whose value is not lower-case hex of whole bytes: it does not
+/// represent a byte string. With other keys beside it, it is an ordinary object.
 fn check_byte_strings(value: &Value) -> Result<(), EnvelopeError> {
     match value {
         Value::Object(fields) => {

@@ -11,8 +11,9 @@ use super::{
 };
 use crate::{beacon::BeaconType, id::CohortId, invite::InviteProof, network::Network};
 
-/// Our extension: an advert of a cohort whose output has no script tree (no fallback, no recovery leaf). A type of its
-/// own, so that the TypeScript implementation, which always has a script tree, ignores it instead of joining in vain.
+/// Our extension: an advert of a cohort whose output has no script tree (no fallback, no recovery leaf). It has its
+/// own type so that the TypeScript implementation, which always has a script tree, ignores it and does not try to
+/// join.
 pub(crate) const KEY_PATH_ADVERT_TYPE: &str = "keygen/cohort_advert_key_path";
 
 /// Who pays for the beacon transaction.
@@ -21,38 +22,38 @@ pub(crate) const KEY_PATH_ADVERT_TYPE: &str = "keygen/cohort_advert_key_path";
 pub enum FundingModel {
     /// The operator of the service.
     OperatorFunded,
-    /// The members. Part of the format's shape, but refused by the conditions check.
+    /// The members. Part of the wire format, but refused by the conditions check.
     ParticipantFunded,
 }
 
-/// What a price is counted by.
+/// The unit that a price is charged for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CostBasis {
-    /// By identifier.
+    /// For each identifier.
     PerDid,
-    /// By participant.
+    /// For each participant.
     PerParticipant,
 }
 
 /// A price.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
-    /// How much, not negative.
+    /// The amount, not negative.
     pub amount: Number,
-    /// Of what, `sat` say.
+    /// The unit, e.g. `sat`.
     pub unit: String,
-    /// Counted by what.
+    /// What the price is charged for.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub basis: Option<CostBasis>,
 }
 
-/// `keygen/cohort_advert`: a cohort and its conditions. Only its shape is checked here;
-/// [`Conditions`](crate::cohort::conditions::Conditions) checks what it means.
+/// `keygen/cohort_advert`: a cohort and its conditions. Only the shape is checked here;
+/// [`Conditions`](crate::cohort::conditions::Conditions) checks the values.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CohortAdvert {
-    /// The cohort on offer.
+    /// The advertised cohort.
     pub cohort_id: CohortId,
     /// The network of its beacon address.
     pub network: Network,
@@ -60,31 +61,31 @@ pub struct CohortAdvert {
     pub communication_pk: Bytes<33>,
     /// How updates are aggregated.
     pub beacon_type: BeaconType,
-    /// Fewest members.
+    /// The least number of members.
     #[serde(deserialize_with = "positive")]
     pub min_participants: u32,
-    /// Most members.
+    /// The greatest number of members.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_positive")]
     pub max_participants: Option<u32>,
-    /// Fewest DIDs a participant brings.
+    /// The least number of DIDs of one participant.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_positive")]
     pub min_dids_per_participant: Option<u32>,
-    /// Most DIDs a participant brings.
+    /// The greatest number of DIDs of one participant.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_positive")]
     pub max_dids_per_participant: Option<u32>,
-    /// Price of joining.
+    /// The price of joining.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub cost_of_enrollment: Option<Cost>,
-    /// Price of each announcement.
+    /// The price of each announcement.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub cost_per_announcement: Option<Cost>,
-    /// Shortest time between announcements, in seconds.
+    /// The shortest time between announcements, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_non_negative")]
     pub min_seconds_between_announcements: Option<u32>,
-    /// Longest time between announcements, in seconds.
+    /// The longest time between announcements, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_non_negative")]
     pub max_seconds_between_announcements: Option<u32>,
-    /// How many pending updates trigger an announcement.
+    /// The number of pending updates that triggers an announcement.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_positive")]
     pub pending_update_trigger: Option<u32>,
     /// Who pays for the transaction.
@@ -102,7 +103,7 @@ pub struct CohortAdvert {
 }
 
 impl CohortAdvert {
-    /// The recovery fields are all there in version 1, and all absent in the key-path-only extension.
+    /// Checks that the recovery fields are all present in version 1, and all absent in the key-path-only extension.
     pub(super) fn check_recovery(&self, key_path_only: bool) -> Result<(), DecodeError> {
         let fields = [
             ("body.recoveryKey", self.recovery_key.is_some()),
@@ -133,14 +134,14 @@ impl CohortAdvert {
 pub struct CohortOptIn {
     /// The cohort.
     pub cohort_id: CohortId,
-    /// The key it signs the beacon transaction with, 33 bytes compressed.
+    /// The key that it signs the beacon transaction with, 33 bytes compressed.
     pub participant_pk: Bytes<33>,
-    /// The key its DID proves, 33 bytes compressed.
+    /// The key that its DID proves, 33 bytes compressed.
     pub communication_pk: Bytes<33>,
-    /// The genesis document, from EXTERNAL senders.
+    /// The genesis document of a sender with an EXTERNAL DID.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present_json")]
     pub genesis_document: Option<Arc<Value>>,
-    /// Our extension: that the sender has an invite of the operator's.
+    /// Our extension: a proof that the sender has an invite of the operator.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub invite: Option<InviteProof>,
 }
@@ -159,7 +160,7 @@ pub struct CohortOptInAccept {
 pub struct CohortReady {
     /// The cohort.
     pub cohort_id: CohortId,
-    /// The address that the service derived; every member derives it again.
+    /// The address that the service derived. Every member derives it again.
     pub beacon_address: String,
     /// The members' keys in BIP-327 KeySort order, 33 bytes compressed each.
     pub cohort_keys: Vec<Bytes<33>>,

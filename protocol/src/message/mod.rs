@@ -1,8 +1,8 @@
 //! The messages of a round (wire format, section 2): plain JSON `{type, version, to?, from, body}`.
 //!
-//! Each phase has its file: [`keygen`], [`update`], [`sign`]; our extensions are in [`control`]. What carries a message is in the codecs
-//! [`envelope`] and [`request_auth`] (HTTP) and [`nostr`]. This file holds what the messages share: the fields of every message,
-//! the `__bytes` sentinel, and decoding with errors that name the field.
+//! Each phase has its own file: [`keygen`], [`update`], [`sign`]; our extensions are in [`control`]. The codecs of
+//! the transports are [`envelope`] and [`request_auth`] (HTTP) and [`nostr`]. This file holds what the messages
+//! share: the fields of every message, the `__bytes` sentinel, and decoding with errors that name the field.
 
 mod bytes;
 pub mod control;
@@ -42,7 +42,7 @@ use crate::{
     jcs::{self, JcsError},
 };
 
-/// The protocol version spoken here.
+/// The supported protocol version.
 pub const VERSION: u64 = 1;
 
 const TYPE_PREFIX: &str = "https://btcr2.dev/aggregation/";
@@ -53,13 +53,13 @@ pub enum DecodeError {
     /// The version is missing or not [`VERSION`].
     #[error("version: {VERSION} expected, {0} found")]
     Version(String),
-    /// A type that is not ours; version 1 says to ignore it.
+    /// The type is not known. Version 1 specifies that such a message is ignored.
     #[error("type: {0} is not known here")]
     UnknownType(String),
     /// A field is missing or has the wrong shape.
     #[error("{field}: {problem}")]
     Field {
-        /// The path of the field, `body.cohortId` say.
+        /// The path of the field, e.g. `body.cohortId`.
         field: String,
         /// What is wrong with it.
         problem: String,
@@ -74,7 +74,7 @@ impl DecodeError {
 
 macro_rules! bodies {
     ($($(#[$doc:meta])* $variant:ident = $kind:literal;)*) => {
-        /// What a message says: one variant a type.
+        /// The body of a message: one variant for each type.
         #[derive(Clone, Debug, PartialEq)]
         pub enum Body {
             $($(#[$doc])* $variant($variant),)*
@@ -86,7 +86,7 @@ macro_rules! bodies {
                 match self { $(Self::$variant(body) => &body.cohort_id,)* }
             }
 
-            /// The type's name behind the common prefix, `keygen/cohort_advert` say.
+            /// The name of the type without the common prefix, e.g. `keygen/cohort_advert`.
             pub fn short_type(&self) -> &'static str {
                 match self {
                     Self::CohortAdvert(advert) if advert.recovery_key.is_none() => keygen::KEY_PATH_ADVERT_TYPE,
@@ -121,23 +121,23 @@ macro_rules! bodies {
 }
 
 bodies! {
-    /// The service offers a cohort to everybody.
+    /// The service advertises a cohort to every peer.
     CohortAdvert = "keygen/cohort_advert";
-    /// A participant wants to be a member.
+    /// A participant requests membership.
     CohortOptIn = "keygen/cohort_opt_in";
-    /// The service admits it.
+    /// The service admits the participant.
     CohortOptInAccept = "keygen/cohort_opt_in_accept";
-    /// The cohort is formed: its keys and beacon address.
+    /// The cohort is formed: its keys and its beacon address.
     CohortReady = "keygen/cohort_ready";
     /// A member's signed update.
     SubmitUpdate = "update/submit_update";
     /// A member declines to update.
     SubmitNonIncluded = "update/submit_nonincluded";
-    /// The aggregated data, for each member to check its slot.
+    /// The aggregated data, in which each member checks its slot.
     DistributeAggregatedData = "update/distribute_aggregated_data";
     /// A member's verdict on the aggregated data.
     ValidationAck = "update/validation_ack";
-    /// The service asks for nonces on the beacon transaction.
+    /// The service requests nonces for the beacon transaction.
     AuthorizationRequest = "sign/authorization_request";
     /// A member's public nonce.
     NonceContribution = "sign/nonce_contribution";
@@ -145,20 +145,20 @@ bodies! {
     AggregatedNonce = "sign/aggregated_nonce";
     /// A member's partial signature.
     SignatureAuthorization = "sign/signature_authorization";
-    /// The service asks for signatures on the fallback leaf.
+    /// The service requests signatures on the fallback leaf.
     FallbackAuthorizationRequest = "sign/fallback_authorization_request";
     /// A member's signature on the fallback leaf.
     FallbackSignature = "sign/fallback_signature";
-    /// The cohort is over (our extension).
+    /// The cohort has ended (our extension).
     CohortEnded = "control/cohort_ended";
-    /// The service asks for a sign of life (our extension).
+    /// The service requests a presence confirmation (our extension).
     PresenceRequest = "control/presence_request";
-    /// A member is there (our extension).
+    /// A member confirms its presence (our extension).
     Presence = "control/presence";
 }
 
 impl Body {
-    /// The documents in it that may be anything, with the names of their fields.
+    /// The documents in the body that may be any JSON, with the names of their fields.
     fn documents(&self) -> impl Iterator<Item = (&'static str, &Value)> {
         let (update, genesis, data) = match self {
             Self::SubmitUpdate(body) => (Some(&*body.signed_update), None, None),
@@ -180,7 +180,8 @@ impl Body {
         }
     }
 
-    /// Whether it is about the cohort rather than a part of its round: such messages are not in the transcript.
+    /// Whether the message is about the cohort rather than part of its round. Such messages are not in the
+    /// transcript.
     pub fn is_control(&self) -> bool {
         self.short_type().starts_with("control/")
     }
@@ -211,11 +212,11 @@ struct Shared {
     digests: OnceLock<Digests>,
 }
 
-/// What is kept of a body's canonical bytes. They are as long as the JSON text itself and are needed for these two
-/// digests only, so they are computed once, for both, and dropped.
+/// What is cached of a body's canonical bytes. They are as long as the JSON text itself and are needed only for these
+/// two digests, so both are computed at once and the bytes are dropped.
 struct Digests {
     hash: [u8; 32],
-    /// The sender whose messages were first hashed or sealed, in practice the only one that the body has.
+    /// The sender whose messages were hashed or sealed first; in practice the only sender of the body.
     from: Did,
     /// Absent when the body cannot be sealed.
     prefix: Option<BodyPrefix>,
@@ -226,27 +227,27 @@ impl SharedBody {
         Self(Arc::new(Shared { body, json, one_line: OnceLock::new(), digests: OnceLock::new() }))
     }
 
-    /// The body's JSON text: as it was received, or as we write it.
+    /// The body's JSON text: as it was received, or as we serialize it.
     pub fn json(&self) -> &str {
         self.0.json.get_or_init(|| self.0.body.to_json())
     }
 
-    /// Whether the JSON text is without line breaks: always, unless it was received with them.
+    /// Whether the JSON text has no line breaks. Only a received text can have them.
     pub fn is_on_one_line(&self) -> bool {
         *self.0.one_line.get_or_init(|| !self.json().contains(['\n', '\r']))
     }
 
-    /// Where the signed bytes of an envelope from `from` with this body stand after sender and body (wire format,
-    /// section 5), so that only a few hundred bytes are left to hash for each recipient.
+    /// The hash state of an envelope from `from` with this body, after sender and body (wire format, section 5). Only
+    /// a few hundred bytes are left to hash for each recipient.
     ///
     /// # Errors
-    /// [`JcsError`] when the body has no canonical form, or nests too deep to be parsed inside an envelope. Only a body
-    /// with a document of the caller's in it, or a received one, can.
+    /// [`JcsError`] when the body has no canonical form, or nests too deep to be parsed inside an envelope. Only a
+    /// body with a document of the caller's in it, or a received body, can cause this.
     pub(crate) fn sealing_prefix(&self, from: &Did) -> Result<Cow<'_, BodyPrefix>, JcsError> {
         let digests = self.digests(from);
         match &digests.prefix {
             Some(prefix) if digests.from == *from => Ok(Cow::Borrowed(prefix)),
-            // A second sender of the same body, or a body that cannot be sealed: rare, so not worth keeping.
+            // A second sender of the same body, or a body that cannot be sealed: too rare to be cached.
             _ => {
                 let (value, canonical) = self.canonical()?;
                 BodyPrefix::new(from, &value, &canonical).map(Cow::Owned)
@@ -304,11 +305,11 @@ impl fmt::Debug for SharedBody {
 /// One message.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
-    /// Who says it. Whether that is true is for the transport to establish.
+    /// The claimed sender. The transport authenticates it.
     pub from: Did,
-    /// To whom; absent for a broadcast.
+    /// The recipient; absent for a broadcast.
     pub to: Option<Did>,
-    /// What.
+    /// The body.
     pub body: SharedBody,
 }
 
@@ -333,8 +334,8 @@ fn did(field: &str, text: &str, known: &[&Did]) -> Result<Did, DecodeError> {
         .map_err(|error| DecodeError::field(field, error))
 }
 
-/// Keys of the body that the TypeScript implementation, which flattens it over the message, would take for the message's own.
-/// It would take a null too.
+/// Keys of the body that the TypeScript implementation, which flattens the body over the message, would take for the
+/// message's own. It would take a `null` too.
 #[derive(Deserialize)]
 struct Reserved {
     #[serde(default, rename = "type", deserialize_with = "bytes::present")]
@@ -343,13 +344,13 @@ struct Reserved {
     from: Option<serde::de::IgnoredAny>,
 }
 
-/// Serde reads a struct from a list of its fields too; the format knows objects only.
+/// Serde also accepts a list of fields for a struct; the wire format allows only objects.
 fn check_object(field: &str, json: &str) -> Result<(), DecodeError> {
     if json.trim_start().starts_with('{') { Ok(()) } else { Err(DecodeError::field(field, "an object expected")) }
 }
 
 impl Message {
-    /// A message from `from` to `to`, or to everybody.
+    /// A message from `from` to `to`, or a broadcast.
     pub fn new(from: Did, to: Option<Did>, body: impl Into<SharedBody>) -> Self {
         Self { from, to, body: body.into() }
     }
@@ -359,15 +360,15 @@ impl Message {
         type_uri(self.body.short_type())
     }
 
-    /// The message as the JSON text that goes over the wire.
+    /// The message as the JSON text that is sent.
     pub fn to_json(&self) -> String {
         format!("{}{}}}", self.json_head(), self.body.json())
     }
 
-    /// What [`Self::to_json`] writes before the body; behind the body it writes one closing brace.
+    /// The text that [`Self::to_json`] writes before the body. After the body it writes one closing brace.
     pub(crate) fn json_head(&self) -> String {
         let to = self.to.as_ref().map(|did| format!("\"to\":\"{did}\",")).unwrap_or_default();
-        // A DID and a type URI hold no character that JSON escapes.
+        // A DID and a type URI contain no character that JSON escapes.
         format!(
             "{{\"type\":\"{TYPE_PREFIX}{}\",\"version\":{VERSION},{to}\"from\":\"{}\",\"body\":",
             self.body.short_type(),
@@ -375,7 +376,7 @@ impl Message {
         )
     }
 
-    /// What the canonical form of the message holds behind `{"body":...,"from":"..."`, closing brace included.
+    /// The part of the message's canonical form after `{"body":...,"from":"..."`, closing brace included.
     pub(crate) fn canonical_tail(&self) -> String {
         let to = self.to.as_ref().map(|did| format!(",\"to\":\"{did}\"")).unwrap_or_default();
         format!("{to},\"type\":\"{TYPE_PREFIX}{}\",\"version\":{VERSION}}}", self.body.short_type())
@@ -389,11 +390,11 @@ impl Message {
         Self::from_json_among(text, &[])
     }
 
-    /// As [`Self::from_json`]. `known` are DIDs that are likely to be the sender or the recipient: to parse one costs about as
-    /// much as to parse the rest of a short message.
+    /// Like [`Self::from_json`]. `known` are DIDs that are likely to be the sender or the recipient: parsing a DID
+    /// costs about as much as parsing the rest of a short message.
     ///
     /// # Errors
-    /// As [`Self::from_json`].
+    /// As for [`Self::from_json`].
     pub fn from_json_among(text: &str, known: &[&Did]) -> Result<Self, DecodeError> {
         check_object("message", text)?;
         let mut deserializer = serde_json::Deserializer::from_str(text);
@@ -414,18 +415,18 @@ impl Message {
         let reserved: Reserved =
             serde_json::from_str(header.body.get()).map_err(|error| DecodeError::field("body", error))?;
         if reserved.kind.is_some() || reserved.from.is_some() {
-            return Err(DecodeError::field("body", "must not carry a type or from of its own"));
+            return Err(DecodeError::field("body", "must not have a type or from of its own"));
         }
         let body = Body::from_json(short_type, header.body)?;
         body.check_depth()?;
-        // What was received is what is hashed and forwarded, unknown fields included.
+        // The received bytes are hashed and forwarded, unknown fields included.
         let body = SharedBody::with_json(body, OnceLock::from(header.body.get().to_owned()));
         Ok(Self { from, to, body })
     }
 
-    /// The digest that stands for this message in a transcript: SHA-256 of the JCS bytes of
-    /// `{type, version, to?, from, bodyHash}`, where `bodyHash` is the hex SHA-256 of the JCS bytes of the body. So a
-    /// body with a thousand recipients is canonicalized once.
+    /// The digest that represents this message in a transcript: SHA-256 of the JCS bytes of `{type, version, to?,
+    /// from, bodyHash}`, where `bodyHash` is the hex SHA-256 of the JCS bytes of the body. A body with a thousand
+    /// recipients is therefore canonicalized once.
     pub fn digest(&self) -> MessageDigest {
         // Already canonical: keys in order, values without escapes.
         let header = format!(

@@ -1,11 +1,11 @@
 //! The authorization of a request for an inbox (wire format, section 5): the header
 //! `Authorization: BTCR2-Sig v=1,did=<did>,ts=<unix seconds>,nonce=<16 bytes in lower-case hex>,sig=<64 bytes in hex>`.
 //!
-//! `sig` is a BIP-340 signature over the SHA-256 of the canonical form of `{v, did, ts, nonce, path}`, where `path` is the
-//! path of the request as the client wrote it: with any prefix of the base URL, and with the DID percent-encoded as the
-//! client did. Whoever verifies must take it from the request line, before any decoding.
+//! `sig` is a BIP-340 signature over the SHA-256 of the canonical form of `{v, did, ts, nonce, path}`, where `path`
+//! is the path of the request as the client wrote it: with any prefix of the base URL, and with the DID
+//! percent-encoded as the client did. The verifier must take it from the request line, before any decoding.
 //!
-//! A nonce that was seen before is for the caller to find: this module keeps no state.
+//! This module keeps no state: the caller detects a nonce that was used before.
 
 use std::{fmt, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{
     time::Timestamp,
 };
 
-/// The version spoken here, the parameter `v`.
+/// The supported version, the parameter `v`.
 const VERSION: u64 = 1;
 
 const SCHEME: &str = "BTCR2-Sig";
@@ -30,7 +30,7 @@ const SCHEME: &str = "BTCR2-Sig";
 /// [`RequestAuthorization::verify`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestAuthError {
-    /// Another scheme than `BTCR2-Sig`, which is written exactly so.
+    /// A scheme other than `BTCR2-Sig`, in exactly this spelling.
     #[error("the scheme {SCHEME} expected")]
     Scheme,
     /// A parameter is missing or does not have its shape.
@@ -54,7 +54,7 @@ pub enum RequestAuthError {
 }
 
 impl RequestAuthError {
-    /// The reason as a stable code, for machines to read.
+    /// The reason as a stable code.
     pub fn code(self) -> &'static str {
         match self {
             Self::Scheme => "REQUEST_AUTH_SCHEME",
@@ -68,7 +68,7 @@ impl RequestAuthError {
     }
 }
 
-/// The header's parameters. Its `Display` is the header's value. Nothing in it is to be believed before [`Self::verify`].
+/// The header's parameters. Its `Display` is the header's value. Nothing in it is authentic before [`Self::verify`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestAuthorization {
     did: String,
@@ -78,8 +78,8 @@ pub struct RequestAuthorization {
 }
 
 impl RequestAuthorization {
-    /// Parses the header's value. Spaces around parameters, their order and unknown parameters do not matter; of a
-    /// parameter that comes twice the last counts, as with the TypeScript implementation.
+    /// Parses the header's value. Spaces around parameters, their order and unknown parameters do not matter. If a
+    /// parameter occurs twice the last one counts, as in the TypeScript implementation.
     ///
     /// # Errors
     /// [`RequestAuthError::Scheme`], [`RequestAuthError::Malformed`] or [`RequestAuthError::Version`].
@@ -113,9 +113,9 @@ impl RequestAuthorization {
         })
     }
 
-    /// Signs a request for `path` by `did` with `key`. `path` is the path exactly as it will stand in the request line, see
-    /// [`inbox_path`]; `timestamp` is rounded down to its second; the nonce comes from `rng`, as does the signature's
-    /// auxiliary randomness.
+    /// Signs a request for `path` by `did` with `key`. `path` is the path exactly as in the request line, see
+    /// [`inbox_path`]; `timestamp` is rounded down to its second; the nonce and the signature's auxiliary randomness
+    /// come from `rng`.
     pub fn sign(did: &Did, key: &SecretKey, path: &str, timestamp: Timestamp, rng: &mut dyn CryptoRng) -> Self {
         let mut nonce = [0; 16];
         rng.fill_bytes(&mut nonce);
@@ -129,7 +129,7 @@ impl RequestAuthorization {
         authorization
     }
 
-    /// Whose inbox is asked for, as the header says; any text.
+    /// The DID whose inbox is requested, as the header claims; any text.
     pub fn did(&self) -> &str {
         &self.did
     }
@@ -145,14 +145,14 @@ impl RequestAuthorization {
         self.nonce
     }
 
-    /// Whether `sig` has the shape of a signature; without the key nobody can say more.
+    /// Whether `sig` has the shape of a signature. More cannot be checked without the key.
     pub fn is_well_formed(&self) -> bool {
         Signature::from_hex(&self.sig).is_ok()
     }
 
     /// The bytes whose SHA-256 is signed: the canonical form of `{v, did, ts, nonce, path}`.
     pub fn signing_bytes(&self, path: &str) -> Vec<u8> {
-        // serde_json escapes strings as JCS does, and the keys are in order: nothing here can lack a canonical form.
+        // serde_json escapes strings as JCS does, and the keys are sorted: this always is the canonical form.
         format!(
             "{{\"did\":{},\"nonce\":\"{}\",\"path\":{},\"ts\":{},\"v\":{VERSION}}}",
             Value::from(self.did.as_str()),
@@ -163,8 +163,8 @@ impl RequestAuthorization {
         .into_bytes()
     }
 
-    /// Whether the request for `path`, exactly as it stood in the request line, is signed by `key` and fresh at `now`.
-    /// `skew` ([`crate::envelope::CLOCK_SKEW`] by the wire format) counts in whole seconds; exactly that far is accepted.
+    /// Verifies that the request for `path`, exactly as in the request line, is signed by `key` and fresh at `now`.
+    /// `skew` ([`crate::envelope::CLOCK_SKEW`] in the wire format) counts in whole seconds, inclusive.
     ///
     /// # Errors
     /// [`RequestAuthError`]: the first reason in the order of its variants.
@@ -198,8 +198,8 @@ impl fmt::Display for RequestAuthorization {
     }
 }
 
-/// The path of the inbox of `did` under the base URL's path (empty, or `/agg` say), as the TypeScript implementation writes it:
-/// `/v1/actors/did%3Abtcr2%3Ak1.../inbox`.
+/// The path of the inbox of `did` under the base URL's path (empty, or e.g. `/agg`), as the TypeScript implementation
+/// writes it: `/v1/actors/did%3Abtcr2%3Ak1.../inbox`.
 pub fn inbox_path(base_path: &str, did: &Did) -> String {
     format!("{}/v1/actors/{}/inbox", base_path.trim_end_matches('/'), did.uri_component())
 }

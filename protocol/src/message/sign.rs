@@ -24,8 +24,8 @@ pub struct AuthorizationRequest {
     /// Its value, a decimal string of satoshi.
     #[serde(with = "satoshi_text")]
     pub prev_out_value: Amount,
-    /// An extension of ours: until when the service may still ask for the fallback of this session, in Unix seconds. A member
-    /// that leaves before could be missed.
+    /// Our extension: until when the service may still request the fallback of this session, in Unix seconds. A
+    /// member that leaves earlier may be missing for the fallback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_deadline: Option<u64>,
 }
@@ -116,7 +116,7 @@ mod transaction_hex {
         if tx.input.iter().any(|input| !input.witness.is_empty()) {
             return Err(de::Error::custom("a transaction without witness expected"));
         }
-        // Refuses the segwit marker in front of empty witnesses, which parses but is not the legacy serialization.
+        // Refuses the segwit marker before empty witnesses, which parses but is not the legacy serialization.
         if consensus::serialize(&tx) != bytes {
             return Err(de::Error::custom("a transaction in the legacy serialization expected"));
         }

@@ -18,7 +18,7 @@ use crate::{
 pub struct SubmitUpdate {
     /// The cohort.
     pub cohort_id: CohortId,
-    /// The update as it came; the service parses it, so that what is wrong with it has its own code.
+    /// The update as received. The service parses it, so that each defect has its own code.
     pub signed_update: Arc<Value>,
 }
 
@@ -38,7 +38,7 @@ pub struct DistributeAggregatedData {
     pub cohort_id: CohortId,
     /// The cohort's beacon type.
     pub beacon_type: BeaconType,
-    /// What the service says the signal is; a member recomputes it.
+    /// The signal as the service states it. A member recomputes it.
     pub signal_bytes_hex: SignalBytes,
     /// The CAS Announcement map, for a CAS beacon.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
@@ -70,7 +70,7 @@ impl DistributeAggregatedData {
         body
     }
 
-    /// The data, when the message carries exactly one kind of it.
+    /// The data, if the message carries exactly one kind of it.
     pub fn data(&self) -> Option<BeaconData> {
         match (&self.cas_announcement, &self.smt_proof, &self.beacon_data) {
             (Some(announcement), None, None) => Some(BeaconData::Cas(announcement.clone())),
@@ -87,6 +87,6 @@ impl DistributeAggregatedData {
 pub struct ValidationAck {
     /// The cohort.
     pub cohort_id: CohortId,
-    /// Whether the data holds the member's slot as it wants it.
+    /// Whether the data holds the slot that the member contributed.
     pub approved: bool,
 }

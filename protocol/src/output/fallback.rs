@@ -1,4 +1,4 @@
-//! The fallback leaf: k of the n members spend without the others.
+//! The fallback leaf: k of the n members can spend without the others.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -11,13 +11,13 @@ use bitcoin::{
 use super::{InputCountError, ScriptPath, sighash};
 use crate::key::{PublicKey, Signature, XOnlyKey};
 
-/// Why no fallback spend can be made.
+/// Why a fallback spend cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FallbackError {
     /// Fewer than k different members signed validly.
     #[error("{valid} valid fallback signatures of {threshold}")]
     NotEnoughSignatures {
-        /// How many different members have a valid signature.
+        /// The number of different members with a valid signature.
         valid: usize,
         /// k.
         threshold: usize,
@@ -31,7 +31,7 @@ pub enum FallbackError {
 }
 
 impl FallbackError {
-    /// A stable name for logs and messages.
+    /// The stable name of the error, for logs and messages.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::NotEnoughSignatures { .. } => "NOT_ENOUGH_FALLBACK_SIGNATURES",
@@ -43,7 +43,7 @@ impl FallbackError {
 
 /// `<pk1> OP_CHECKSIG <pk2> OP_CHECKSIGADD ... <k> OP_NUMEQUAL` with the members' x-only keys in KeySort order (BIP-342).
 ///
-/// To sign, a member takes [`Self::sighash`] and signs it with its own key.
+/// A member signs [`Self::sighash`] with its own key.
 #[derive(Clone)]
 pub struct FallbackLeaf {
     keys: Arc<[PublicKey]>,
@@ -74,7 +74,7 @@ impl FallbackLeaf {
         self.keys.iter().map(|key| key.x_only())
     }
 
-    /// k, the number of signatures that a spend holds.
+    /// k, the number of signatures in a spend.
     pub fn threshold(&self) -> usize {
         self.threshold
     }
@@ -101,7 +101,7 @@ impl FallbackLeaf {
 
     /// `tx` with the witness of the first k members, in key order, that signed validly.
     ///
-    /// Signatures of strangers and invalid ones are ignored: nobody can spoil a spend by adding one.
+    /// Invalid signatures and signatures of outsiders are ignored, so that adding one cannot invalidate a spend.
     pub fn assemble(
         &self,
         tx: &Transaction,

@@ -17,7 +17,7 @@ use crate::{
     key::{PublicKey, XOnlyKey},
 };
 
-/// Why a list of keys is no cohort.
+/// Why a list of keys is not a cohort.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyAggregationError {
     /// The list is empty.
@@ -26,22 +26,22 @@ pub enum KeyAggregationError {
     /// A key of the list is not a point of the curve.
     #[error("cohort key {index} is not a compressed point of secp256k1")]
     NotAPoint {
-        /// The key's position in the list as it was given, from 0.
+        /// The position of the key in the given list, from 0.
         index: usize,
     },
     /// A key occurs twice. BIP-327 would aggregate it, but then one member would hold two fallback signatures.
     #[error("cohort key {0} occurs twice")]
     DuplicateKey(PublicKey),
-    /// Two keys differ only in the sign of y: the fallback leaf holds x-only keys, where they are one and the same.
+    /// Two keys differ only in the sign of y. The fallback leaf holds x-only keys, which would be equal.
     #[error("two cohort keys share the x coordinate {0}")]
     SharedXCoordinate(XOnlyKey),
-    /// The keys cancel out to the point at infinity; nobody can make that happen on purpose.
+    /// The keys cancel out to the point at infinity; no member can cause that on purpose.
     #[error("the cohort keys aggregate to the point at infinity")]
     Infinity,
 }
 
 impl KeyAggregationError {
-    /// A stable name for logs and messages.
+    /// The stable name of the error, for logs and messages.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::NoCohortKeys => "NO_COHORT_KEYS",
@@ -55,21 +55,21 @@ impl KeyAggregationError {
 
 /// A cohort's keys in BIP-327 KeySort order (bytewise on the 33 bytes) and their KeyAgg context, without any tweak.
 ///
-/// Aggregation costs one curve multiplication a key. A clone shares the result. Equality is equality of the key lists.
-/// Serialized as the sorted list of hex keys; deserializing aggregates again and fails on a list that [`Self::new`]
-/// refuses.
+/// Aggregation costs one curve multiplication for each key. A clone shares the result. Two aggregations are equal
+/// when their key lists are. Serialized as the sorted list of hex keys; deserializing aggregates again and fails on a
+/// list that [`Self::new`] refuses.
 #[derive(Clone)]
 pub struct KeyAggregation {
     keys: Arc<[PublicKey]>,
     internal_key: XOnlyKey,
     context: Arc<KeyAggContext>,
     // The members of a cohort apply the same tweak to the same keys, and a tweaked context is a full copy of the
-    // untweaked one (several hundred bytes a key): those who share this aggregation share that copy too.
+    // untweaked one (several hundred bytes for each key). Members that share this aggregation share that copy too.
     tweaked: Arc<OnceLock<([u8; 32], Arc<KeyAggContext>)>>,
 }
 
 impl KeyAggregation {
-    /// Sorts the keys, in whatever order they come, and aggregates them.
+    /// Sorts the keys and aggregates them. The order of `keys` does not matter.
     ///
     /// Refuses an empty list, a key that occurs twice, and two keys that differ only in the sign of y.
     pub fn new(keys: impl IntoIterator<Item = PublicKey>) -> Result<Self, KeyAggregationError> {
@@ -91,7 +91,7 @@ impl KeyAggregation {
         Ok(Self { keys: keys.into(), internal_key, context: Arc::new(context), tweaked: Arc::default() })
     }
 
-    /// Like [`Self::new`], from compressed keys; names the first one that is no point of the curve.
+    /// Like [`Self::new`], from compressed keys. The error names the first key that is not a point of the curve.
     pub fn from_bytes(keys: &[[u8; 33]]) -> Result<Self, KeyAggregationError> {
         let keys: Vec<PublicKey> = keys
             .iter()
@@ -116,7 +116,7 @@ impl KeyAggregation {
         &self.context
     }
 
-    /// A key's place in KeySort order: its index in [`Self::context`] and in the fallback leaf.
+    /// The index of a key in KeySort order, which is its index in [`Self::context`] and in the fallback leaf.
     pub fn index_of(&self, key: &PublicKey) -> Option<usize> {
         self.keys.binary_search(key).ok()
     }
@@ -125,7 +125,7 @@ impl KeyAggregation {
         Arc::clone(&self.keys)
     }
 
-    /// The context with an x-only tweak; `None` if the tweak is no scalar or leads to the point at infinity.
+    /// The context with an x-only tweak; `None` if the tweak is not a scalar or gives the point at infinity.
     pub(super) fn tweaked(&self, tweak: [u8; 32]) -> Option<Arc<KeyAggContext>> {
         if let Some((known, context)) = self.tweaked.get()
             && *known == tweak
@@ -134,7 +134,7 @@ impl KeyAggregation {
         }
         let scalar = MaybeScalar::try_from(tweak).ok()?;
         let context = Arc::new(KeyAggContext::clone(&self.context).with_xonly_tweak(scalar).ok()?);
-        // The first tweak stays: a cohort has one. Whoever asks for another one gets a context of their own.
+        // The first tweak is cached, since a cohort has one. A caller with another tweak gets a separate context.
         match self.tweaked.get_or_init(|| (tweak, Arc::clone(&context))) {
             (known, shared) if *known == tweak => Some(Arc::clone(shared)),
             _ => Some(context),
@@ -142,8 +142,8 @@ impl KeyAggregation {
     }
 }
 
-/// The key in the `musig2` crate's types, which belong to another version of `secp256k1`. The uncompressed form spares
-/// the square root that decompression costs.
+/// The key in the `musig2` crate's types, which use another version of `secp256k1`. The uncompressed form avoids the
+/// square root of decompression.
 fn to_musig2(key: &PublicKey) -> Point {
     Point::from_slice(&key.as_inner().serialize_uncompressed()).expect("a point in one library is one in the other")
 }
@@ -177,13 +177,14 @@ impl<'de> Deserialize<'de> for KeyAggregation {
     }
 }
 
-/// Where a role gets its cohort's aggregate from, so that the host decides what is computed and what is shared.
+/// The source of a cohort's key aggregation. The host decides what is computed and what is shared.
 pub trait KeyAggregator: Send + Sync + fmt::Debug {
-    /// The aggregation of a list of compressed keys in any order, with the refusals of [`KeyAggregation::from_bytes`].
+    /// The aggregation of a list of compressed keys in any order. Fails on the lists that
+    /// [`KeyAggregation::from_bytes`] refuses.
     fn aggregate(&self, keys: &[[u8; 33]]) -> Result<Arc<KeyAggregation>, KeyAggregationError>;
 }
 
-/// Aggregates anew each time: right for a process that holds one member.
+/// Aggregates the keys on each call: for a process with one member.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DirectAggregator;
 
@@ -193,12 +194,12 @@ impl KeyAggregator for DirectAggregator {
     }
 }
 
-/// Remembers the lists it aggregated last: right for a process that holds many members of one cohort.
+/// Caches the most recently aggregated lists: for a process with many members of one cohort.
 ///
-/// All members receive one and the same key list, and each has to check it: n members computing n multiplications each.
-/// Here the first computes and the others wait for it and share the result. What is shared is a pure function of public
-/// data, keyed by the SHA-256 of the whole list, so no member learns or trusts anything that it could not compute
-/// itself. Lists that are refused are not remembered.
+/// All members receive the same key list, and each has to check it: without the cache, n members compute n
+/// multiplications each. With it, the first member computes and the others wait for the result and share it. The
+/// result is a pure function of public data, keyed by the SHA-256 of the whole list, so no member learns or trusts
+/// anything that it could not compute itself. Refused lists are not cached.
 pub struct MemoizedAggregator {
     capacity: usize,
     memory: Mutex<Memory>,
@@ -209,31 +210,31 @@ type Slot = Arc<OnceLock<Result<Arc<KeyAggregation>, KeyAggregationError>>>;
 #[derive(Default)]
 struct Memory {
     slots: BTreeMap<[u8; 32], Slot>,
-    /// The remembered lists, oldest first; exactly the keys of `slots`.
+    /// The cached lists, oldest first; exactly the keys of `slots`.
     order: VecDeque<[u8; 32]>,
 }
 
 impl MemoizedAggregator {
-    /// How many lists [`Self::default`] remembers.
+    /// The number of lists that [`Self::default`] caches.
     pub const DEFAULT_CAPACITY: usize = 64;
 
-    /// Remembers up to `capacity` lists (at least one), then forgets the oldest.
+    /// Caches up to `capacity` lists (at least one), and evicts the oldest beyond that.
     pub fn with_capacity(capacity: usize) -> Self {
         Self { capacity: capacity.max(1), memory: Mutex::default() }
     }
 
-    /// How many lists are remembered now.
+    /// The number of cached lists.
     pub fn len(&self) -> usize {
         self.memory().order.len()
     }
 
-    /// Whether no list is remembered.
+    /// Whether no list is cached.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
-        // Nothing panics between two dependent changes of the memory, so a poisoned one is still whole.
+        // No code panics between two dependent changes of the cache, so a poisoned one is still consistent.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -281,7 +282,7 @@ impl KeyAggregator for MemoizedAggregator {
     fn aggregate(&self, keys: &[[u8; 33]]) -> Result<Arc<KeyAggregation>, KeyAggregationError> {
         let list = sha256_concat(&[keys.as_flattened()]);
         let slot = self.slot(list);
-        // Outside the lock: callers of other lists go on, callers of this one wait for its result.
+        // Outside the lock: callers with other lists continue, callers with this list wait for its result.
         let result = slot.get_or_init(|| DirectAggregator.aggregate(keys)).clone();
         if result.is_err() {
             self.forget(&list, &slot);

@@ -1,11 +1,11 @@
 //! The beacon output: the taproot output that a cohort's keys and terms determine, and the transactions that spend it.
 //!
-//! Every member derives it itself; nobody takes an address from a message. Three ways lead out of it:
+//! Every member derives it itself; no member takes an address from a message. There are three ways to spend it:
 //! - key path: all n members by MuSig2 over [`BeaconOutput::musig2_context`], one 64-byte signature;
 //! - [`FallbackLeaf`]: k of n members, each with a signature of its own over the same unsigned transaction;
 //! - [`RecoveryLeaf`]: one recovery key alone, after a delay.
 //!
-//! [`SingletonAnnouncement`] is what a member does without any cohort: it announces from a beacon of its own.
+//! [`SingletonAnnouncement`] is for a member without a cohort: it announces from a beacon of its own.
 
 mod fallback;
 mod key_aggregation;
@@ -52,14 +52,15 @@ use crate::{
 
 /// The largest cohort whose fallback leaf can be spent.
 ///
-/// A tapscript input may not hold more than 1000 stack elements at any time (BIP-342 keeps the old limit and applies it to
-/// the initial stack too). The leaf starts with one element a member and then pushes the first key.
+/// A tapscript input may not have more than 1000 stack elements at any time (BIP-342 retains the legacy limit and
+/// applies it to the initial stack too). The leaf starts with one element for each member and then pushes the first
+/// key.
 pub const MAX_FALLBACK_KEYS: usize = 999;
 
-/// Why keys and terms make no beacon output.
+/// Why keys and terms do not give a beacon output.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OutputError {
-    /// The keys are no cohort.
+    /// The keys are not a cohort.
     #[error(transparent)]
     KeyAggregation(#[from] KeyAggregationError),
     /// The terms have no recovery key.
@@ -68,19 +69,19 @@ pub enum OutputError {
     /// The recovery key is not the x coordinate of a point.
     #[error("the recovery key is not the x coordinate of a point of secp256k1")]
     InvalidRecoveryKey,
-    /// The recovery delay is no relative lock time in blocks.
+    /// The recovery delay is not a relative lock time in blocks.
     #[error("the recovery sequence is not in 1..=65535")]
     InvalidRecoverySequence,
     /// The fallback threshold is not in `1..=n`.
     #[error("the fallback threshold is not between 1 and the number of keys")]
     InvalidFallbackThreshold,
-    /// The hash of the tree is no usable tweak; nobody can make that happen on purpose.
+    /// The hash of the tree is not a usable tweak; no member can cause that on purpose.
     #[error("the taproot tweak is out of range")]
     TweakOutOfRange,
 }
 
 impl OutputError {
-    /// A stable name for logs and messages.
+    /// The stable name of the error, for logs and messages.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::KeyAggregation(error) => error.code(),
@@ -93,10 +94,10 @@ impl OutputError {
     }
 }
 
-/// A cohort's taproot output with everything that spending it takes.
+/// A cohort's taproot output with all data that spending it requires.
 ///
-/// A clone shares it. Serialized by its inputs (keys, network, script tree): deserializing derives it again, so a stored
-/// address can never differ from the stored keys. Two are equal when their inputs are.
+/// A clone shares the data. Serialized by its inputs (keys, network, script tree): deserializing derives the output
+/// again, so a stored address can never differ from the stored keys. Two outputs are equal when their inputs are.
 #[derive(Clone)]
 pub struct BeaconOutput(Arc<Derived>);
 
@@ -232,19 +233,19 @@ impl BeaconOutput {
         self.0.leaves.as_ref().map(|leaves| &leaves.recovery)
     }
 
-    /// Whether there is a fallback leaf that consensus lets anyone spend: see [`MAX_FALLBACK_KEYS`]. A larger cohort has a
-    /// valid address all the same, but one member that is missing then leaves only the recovery key.
+    /// Whether there is a fallback leaf that can be spent by consensus: see [`MAX_FALLBACK_KEYS`]. A larger cohort
+    /// still has a valid address, but if one member is missing then only the recovery key can spend.
     pub fn fallback_spendable(&self) -> bool {
         self.fallback().is_some() && self.keys().len() <= MAX_FALLBACK_KEYS
     }
 
-    /// The terms that it was derived from.
+    /// The terms that the output was derived from.
     pub fn script_tree(&self) -> &ScriptTree {
         &self.0.tree
     }
 
-    /// The KeyAgg context that signs for this output (BIP-327, with the taproot tweak as an x-only tweak). Signers have
-    /// the indices of [`Self::keys`].
+    /// The KeyAgg context for signing for this output (BIP-327, with the taproot tweak as an x-only tweak). Signers
+    /// have the indices of [`Self::keys`].
     pub fn musig2_context(&self) -> &musig2::KeyAggContext {
         &self.0.musig2_context
     }
@@ -263,7 +264,7 @@ fn leaf_hash(script: &Script) -> TapLeafHash {
     TapLeafHash::from_script(script, LeafVersion::TapScript)
 }
 
-/// What spending by one leaf of the tree takes besides signatures.
+/// The data, besides signatures, for spending by one leaf of the tree.
 #[derive(Clone)]
 struct ScriptPath {
     script: ScriptBuf,

@@ -1,4 +1,4 @@
-//! The recovery leaf: one key takes the beacon's coins back when the cohort has gone silent.
+//! The recovery leaf: one key recovers the beacon's coins when the cohort no longer signs.
 
 use std::fmt;
 
@@ -15,10 +15,10 @@ use rand_core::CryptoRng;
 use super::{BeaconOutput, Coin, InputCountError, RecoverySequence, ScriptPath, sighash};
 use crate::key::{SecretKey, Signature, XOnlyKey};
 
-/// The smallest output that a recovery makes, whatever its kind: the limit of the format, which is P2PKH's dust limit.
+/// The smallest output of a recovery, of any kind: the limit of the wire format, which is P2PKH's dust limit.
 const MIN_OUTPUT: Amount = Amount::from_sat(546);
 
-/// Why no recovery spend can be made.
+/// Why a recovery spend cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecoveryError {
     /// The output has no recovery leaf.
@@ -33,18 +33,18 @@ pub enum RecoveryError {
         /// The address that was derived.
         derived: String,
     },
-    /// The destination is no address of the output's network.
+    /// The destination is not an address of the output's network.
     #[error("the destination is not an address of this network")]
     InvalidDestination,
-    /// Nothing would be left.
+    /// The fee is not below the coin's value.
     #[error("the fee of {fee} takes the whole value of {value}")]
     FeeExceedsValue {
-        /// The fee asked for.
+        /// The requested fee.
         fee: Amount,
         /// The coin's value.
         value: Amount,
     },
-    /// Less than 546 satoshis would be left.
+    /// Less than 546 satoshi would be left.
     #[error("an output of {0} is dust")]
     DustOutput(Amount),
     /// The transaction does not have exactly one input.
@@ -56,7 +56,7 @@ pub enum RecoveryError {
 }
 
 impl RecoveryError {
-    /// A stable name for logs and messages.
+    /// The stable name of the error, for logs and messages.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::NoRecoveryLeaf => "NO_RECOVERY_PARAMS",
@@ -95,12 +95,12 @@ impl RecoveryLeaf {
         Self { key, sequence, path }
     }
 
-    /// Who may spend.
+    /// The recovery key, which may spend after the delay.
     pub fn key(&self) -> XOnlyKey {
         self.key
     }
 
-    /// After how many blocks.
+    /// The delay, in blocks.
     pub fn sequence(&self) -> RecoverySequence {
         self.sequence
     }
@@ -125,7 +125,8 @@ impl RecoveryLeaf {
         sighash::script_path(tx, prevout, self.path.leaf_hash)
     }
 
-    /// `tx` with its witness, for a signature that was made elsewhere (a wallet, a hardware device); it is verified.
+    /// `tx` with its witness, for a signature that was made elsewhere (a wallet, a hardware device). The signature is
+    /// verified.
     pub fn assemble(
         &self,
         tx: &Transaction,
@@ -149,17 +150,17 @@ impl fmt::Debug for RecoveryLeaf {
     }
 }
 
-/// A recovery to make.
+/// The parameters of a recovery.
 #[derive(Clone, Copy, Debug)]
 pub struct RecoverySpend<'a> {
     /// The coin on the beacon output.
     pub coin: Coin,
-    /// Where its value goes, less the fee: any address of the output's network.
+    /// The address that receives its value, less the fee: any address of the output's network.
     pub destination: &'a str,
-    /// The fee, in full.
+    /// The absolute fee.
     pub fee: Amount,
-    /// The beacon address that the caller knows from elsewhere: protects against recovering with the wrong keys or terms,
-    /// which would give a transaction that nobody accepts.
+    /// The beacon address that the caller knows from another source. It prevents a recovery with the wrong keys or
+    /// terms, which would give an invalid transaction.
     pub expected_address: Option<&'a str>,
 }
 
@@ -196,7 +197,7 @@ pub fn build_recovery_transaction(
     })
 }
 
-/// The recovery, signed: ready to broadcast once the coin has as many confirmations as the recovery sequence says.
+/// The signed recovery, ready to broadcast once the coin has the number of confirmations of the recovery sequence.
 pub fn sign_recovery_transaction(
     output: &BeaconOutput,
     spend: &RecoverySpend<'_>,

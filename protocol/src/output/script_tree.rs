@@ -1,4 +1,4 @@
-//! What can spend a beacon output besides the aggregate key, as inputs that are not derived yet.
+//! The script paths of a beacon output besides the aggregate key, as the inputs of its derivation.
 
 use std::{fmt, num::NonZeroU16};
 
@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::OutputError;
 use crate::key::XOnlyKey;
 
-/// After how many blocks the recovery key may spend the beacon output: a relative lock time (BIP-68, BIP-112), 1..=65535.
+/// The number of blocks after which the recovery key may spend the beacon output: a relative lock time (BIP-68,
+/// BIP-112), 1..=65535.
 ///
 /// Zero would let the recovery key spend at once; above 65535 BIP-68 no longer counts blocks.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -48,7 +49,7 @@ impl fmt::Debug for RecoverySequence {
     }
 }
 
-/// The script paths of a beacon output, as a cohort's advert names them.
+/// The script paths of a beacon output, as a cohort's advert states them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum ScriptTree {
@@ -56,21 +57,22 @@ pub enum ScriptTree {
     KeyPathOnly,
     /// k of n members by script, and one recovery key after a delay.
     FallbackAndRecovery {
-        /// Who may spend alone after the delay. The reference allows a member's key here, and so do we.
+        /// The key that may spend alone after the delay. The TypeScript implementation allows a member's key here,
+        /// and so does this one.
         recovery_key: XOnlyKey,
-        /// The delay.
+        /// The delay, in blocks.
         recovery_sequence: RecoverySequence,
-        /// k; without it `max(1, n - 1)`. Whether `1 <= k <= n` shows when the keys are known.
+        /// k; `None` for `max(1, n - 1)`. Whether `1 <= k <= n` is checked when the keys are known.
         fallback_threshold: Option<u16>,
     },
 }
 
 impl ScriptTree {
-    /// Reads the terms of an advert, which may hold anything.
+    /// Parses the terms of an advert, which may hold any values.
     ///
-    /// `recovery_key` is 64 hex digits and must be the x coordinate of a point (the reference does not check this: such
-    /// a leaf could never be spent). Refused with `NO_RECOVERY_PARAMS` (no key at all), `INVALID_RECOVERY_KEY`,
-    /// `INVALID_RECOVERY_SEQUENCE` or `INVALID_FALLBACK_THRESHOLD`.
+    /// `recovery_key` is 64 hex digits and must be the x coordinate of a point (the TypeScript implementation does
+    /// not check this: such a leaf could never be spent). Refused with `NO_RECOVERY_PARAMS` (no key at all),
+    /// `INVALID_RECOVERY_KEY`, `INVALID_RECOVERY_SEQUENCE` or `INVALID_FALLBACK_THRESHOLD`.
     pub fn from_terms(
         recovery_key: &str,
         recovery_sequence: u64,

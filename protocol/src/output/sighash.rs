@@ -8,8 +8,8 @@ use bitcoin::{
 
 /// A transaction that does not have exactly one input.
 ///
-/// SIGHASH_DEFAULT commits to the value and script of every output that is spent. A signing request carries one of them,
-/// so nothing else can be signed.
+/// SIGHASH_DEFAULT commits to the value and script of every spent output. A signing request carries one of them, so a
+/// transaction with more inputs cannot be signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the transaction has {0} inputs; exactly one expected")]
 pub struct InputCountError(pub usize);

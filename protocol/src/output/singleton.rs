@@ -1,8 +1,8 @@
 //! Singleton beacons (did:btcr2, "Singleton Beacon"): one DID announces one update from an address of its own.
 //!
-//! A KEY identifier starts with three of them, [`InitialBeacon`]. They are what a member falls back to when no cohort can
-//! announce for it: [`SingletonAnnouncement`] is the transaction, for a wallet to sign ([`SingletonAnnouncement::to_psbt`])
-//! or signed with the identifier's key ([`SingletonAnnouncement::sign`]).
+//! A KEY identifier starts with three of them, [`InitialBeacon`]. A member uses them when no cohort can announce for
+//! it. [`SingletonAnnouncement`] is the transaction, for a wallet to sign ([`SingletonAnnouncement::to_psbt`]) or
+//! signed with the identifier's key ([`SingletonAnnouncement::sign`]).
 
 use bitcoin::{
     Amount, CompressedPublicKey, EcdsaSighashType, FeeRate, Psbt, Sequence, Transaction, TxOut, Witness,
@@ -30,7 +30,7 @@ use crate::{
 const MAX_ECDSA_SIGNATURE: usize = 72;
 
 impl InitialBeacon {
-    /// `tx`, whose first input spends a coin of this beacon, with `signature` where its kind of address wants it.
+    /// `tx`, whose first input spends a coin of this beacon, with `signature` where its kind of address requires it.
     fn unlock(&self, mut tx: Transaction, signature: &[u8]) -> Transaction {
         let key = self.key().to_bytes();
         if let Some(input) = tx.input.first_mut() {
@@ -63,10 +63,10 @@ pub enum SingletonError {
     /// No transaction can be built from the coin.
     #[error(transparent)]
     Build(#[from] BuildError),
-    /// The secret key is another one's.
+    /// The secret key is not the identifier's.
     #[error("the secret key is not that of the beacon's identifier")]
     KeyMismatch,
-    /// The funding transaction is not the one that the coin is from.
+    /// The funding transaction did not create the coin.
     #[error("the funding transaction does not have the coin's transaction id")]
     FundingTxid,
     /// The funding transaction has no such output.
@@ -78,15 +78,15 @@ pub enum SingletonError {
     /// The coin holds another value.
     #[error("the coin holds {found}, not {stated}")]
     CoinValue {
-        /// What was said of it.
+        /// The stated value.
         stated: Amount,
-        /// What the funding transaction says.
+        /// The value in the funding transaction.
         found: Amount,
     },
 }
 
 impl SingletonError {
-    /// A stable name for logs and messages.
+    /// The stable name of the error, for logs and messages.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Build(error) => error.code(),
@@ -99,10 +99,10 @@ impl SingletonError {
     }
 }
 
-/// The announcement of one update by one beacon: the transaction before anybody has signed it.
+/// The unsigned transaction in which one beacon announces one update.
 ///
-/// Its last output, the only `OP_RETURN`, carries the JSON Document Hash of the update. Other than a cohort's beacon
-/// transaction it may be replaced (BIP-125): nobody else has signed it.
+/// Its last output, the only `OP_RETURN`, carries the JSON Document Hash of the update. Unlike a cohort's beacon
+/// transaction it may be replaced (BIP-125), because it has only one signer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SingletonAnnouncement {
     beacon: InitialBeacon,
@@ -113,12 +113,12 @@ pub struct SingletonAnnouncement {
 }
 
 impl SingletonAnnouncement {
-    /// The announcement of `update`, paid for by `coin`, a coin of `beacon`, at `fee_rate` or the relay minimum of
-    /// 1 sat/vB. Change that would be dust goes to the fee. Whether the update is valid is
-    /// [`verify_update`](crate::update::verify_update)'s to say.
+    /// The announcement of `update`, paid for by `coin`, a coin of `beacon`, at `fee_rate` or the relay minimum of 1
+    /// sat/vB. Change that would be dust goes to the fee. The update is not checked here: see
+    /// [`verify_update`](crate::update::verify_update).
     ///
     /// # Errors
-    /// [`SingletonError::Build`]: the coin does not pay for the fee, or the change script is an `OP_RETURN`.
+    /// [`SingletonError::Build`]: the coin does not cover the fee, or the change script is an `OP_RETURN`.
     pub fn new(
         beacon: InitialBeacon,
         coin: Coin,
@@ -135,11 +135,11 @@ impl SingletonAnnouncement {
         Ok(Self { beacon, coin, signal, unsigned, funding: None })
     }
 
-    /// With the transaction that made the coin, which is checked to have done so. A wallet that signs for P2PKH needs it,
-    /// since only that proves to it what the coin holds.
+    /// Adds the funding transaction of the coin, after checking that it created the coin. A wallet that signs for
+    /// P2PKH needs it, since only the funding transaction proves the coin's value to it.
     ///
     /// # Errors
-    /// [`SingletonError`], which says in what the transaction and the coin differ.
+    /// [`SingletonError`], for the first difference between the transaction and the coin.
     pub fn with_funding(mut self, funding: Transaction) -> Result<Self, SingletonError> {
         let Coin { outpoint, value } = self.coin;
         if funding.compute_txid() != outpoint.txid {
@@ -157,12 +157,12 @@ impl SingletonAnnouncement {
         Ok(self)
     }
 
-    /// Who announces.
+    /// The beacon that announces.
     pub fn beacon(&self) -> &InitialBeacon {
         &self.beacon
     }
 
-    /// What is announced: the hash of the update.
+    /// The announced signal: the hash of the update.
     pub fn signal(&self) -> SignalBytes {
         self.signal
     }
@@ -177,20 +177,20 @@ impl SingletonAnnouncement {
         TxOut { value: self.coin.value, script_pubkey: self.beacon.script_pubkey() }
     }
 
-    /// What the miner gets.
+    /// The fee.
     pub fn fee(&self) -> Amount {
         // The outputs were made of the coin's value, less the fee.
         self.coin.value - self.unsigned.output.iter().map(|output| output.value).sum()
     }
 
-    /// The largest size in vB that it can have once it is signed; ECDSA signatures differ by a few bytes.
+    /// The largest possible size in vB of the signed transaction; ECDSA signatures differ by a few bytes.
     pub fn max_vsize(&self) -> u64 {
         self.beacon.max_signed_vsize(&self.unsigned)
     }
 
-    /// For a wallet to sign (BIP-174, BIP-371). The key is named as one of its own, at no derivation path. Without
-    /// [`Self::with_funding`] a P2PKH input lacks what BIP-174 asks of one; Bitcoin Core adds it by itself
-    /// (`utxoupdatepsbt`) where the node knows the coin.
+    /// The PSBT for a wallet to sign (BIP-174, BIP-371). It names the key as one of the wallet's own, without a
+    /// derivation path. Without [`Self::with_funding`] a P2PKH input lacks the funding transaction that BIP-174
+    /// requires. Bitcoin Core adds it (`utxoupdatepsbt`) where the node knows the coin.
     pub fn to_psbt(&self) -> Psbt {
         let mut psbt =
             Psbt::from_unsigned_tx(self.unsigned.clone()).expect("without script and witness as it is built");
@@ -235,7 +235,7 @@ impl SingletonAnnouncement {
         Ok(self.beacon.unlock(self.unsigned.clone(), &signature))
     }
 
-    /// What ECDSA signs, SIGHASH_ALL; `None` for taproot.
+    /// The digest that ECDSA signs, SIGHASH_ALL; `None` for taproot.
     fn ecdsa_sighash(&self) -> Option<[u8; 32]> {
         let script = self.beacon.script_pubkey();
         let mut cache = SighashCache::new(&self.unsigned);

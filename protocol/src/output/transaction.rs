@@ -11,30 +11,30 @@ use crate::{hash::SignalBytes, key::Signature};
 /// An unspent output that pays to the beacon address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Coin {
-    /// Where it is.
+    /// The location of the output.
     pub outpoint: OutPoint,
-    /// What it holds.
+    /// The value of the output.
     pub value: Amount,
 }
 
 impl Coin {
-    /// The output that the coin is, as signature hashes commit to it.
+    /// The output of the coin, as signature hashes commit to it.
     pub fn prevout(&self, output: &BeaconOutput) -> TxOut {
         TxOut { value: self.value, script_pubkey: output.script_pubkey().to_owned() }
     }
 }
 
-/// Where the rest of a beacon transaction's value goes.
+/// The destination of the value that is left after the fee.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Back to the beacon address, for the next signal.
+    /// The beacon address, for the next signal.
     Beacon,
-    /// To another script.
+    /// Another script.
     To(ScriptBuf),
 }
 
 impl Change {
-    /// The script that it goes to, when it comes from `beacon`.
+    /// The script of the destination, for a coin of `beacon`.
     pub(super) fn script<'a>(&'a self, beacon: &'a Script) -> &'a Script {
         match self {
             Self::Beacon => beacon,
@@ -43,10 +43,10 @@ impl Change {
     }
 }
 
-/// Why no beacon transaction can be built.
+/// Why a beacon transaction cannot be built.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
-    /// The coin does not hold more than the fee.
+    /// The coin's value is not above the fee.
     #[error("the coin has to hold more than the fee of {needed}, it holds {available}")]
     InsufficientFunds {
         /// The fee of a transaction without change.
@@ -54,13 +54,14 @@ pub enum BuildError {
         /// The coin's value.
         available: Amount,
     },
-    /// The change script is itself an `OP_RETURN`: the members would refuse the transaction, and the value would burn.
+    /// The change script is itself an `OP_RETURN`: the members would refuse the transaction, and the value would
+    /// burn.
     #[error("the change script is an OP_RETURN")]
     ChangeIsOpReturn,
 }
 
 impl BuildError {
-    /// A stable name for logs and messages.
+    /// The stable name of the error, for logs and messages.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::InsufficientFunds { .. } => "INSUFFICIENT_FUNDS",
@@ -71,14 +72,16 @@ impl BuildError {
 
 /// Builds the unsigned transaction that announces `signal`: one input, the change if any, and last the `OP_RETURN`.
 ///
-/// The fee is the larger of `fee_rate` times the key path size, and 1 sat/vB (the usual relay minimum) times the fallback
-/// size. A fallback spend signs this very transaction, with a witness that grows with the cohort, and its outputs cannot
-/// change any more then: without the second term a cohort that falls back would hold a transaction that no node relays.
-/// The second term is left out where the fallback cannot be spent, and the key path always pays the relay minimum.
+/// The fee is the larger of `fee_rate` times the key path size, and 1 sat/vB (the usual relay minimum) times the
+/// fallback size. A fallback spend signs this same transaction, with a witness that grows with the cohort, and can no
+/// longer change its outputs. Without the second term a cohort that falls back would have a transaction that no node
+/// relays. The second term is left out where the fallback cannot be spent. The key path always pays the relay
+/// minimum.
 ///
-/// Change below the floor of its own kind of output is left out, and its value goes to the fee (rule T-5): the dust limit of
-/// Bitcoin Core's defaults (546 satoshis for P2PKH, 294 for P2WPKH, 330 for P2TR), or what spending it later would cost at
-/// `fee_rate` and one satoshi, whichever is more. With [`Change::Beacon`] the beacon then has no coin left.
+/// Change below the floor of its kind of output is left out, and its value goes to the fee (rule T-5). The floor is
+/// the larger of the dust limit of Bitcoin Core's defaults (546 satoshi for P2PKH, 294 for P2WPKH, 330 for P2TR), and
+/// the cost of spending the change at `fee_rate` plus one satoshi. With [`Change::Beacon`] the beacon then has no
+/// coin left.
 ///
 /// # Errors
 /// [`BuildError`]; the coin has to hold more than the fee (rule T-6).
@@ -99,9 +102,9 @@ pub(super) fn unsigned_input(coin: &Coin, sequence: Sequence) -> TxIn {
     TxIn { previous_output: coin.outpoint, script_sig: ScriptBuf::new(), sequence, witness: Witness::new() }
 }
 
-/// The shape of every transaction that announces: `input`, which brings `value`, the change unless that is dust, and last
-/// the signal. `fee` says what an unsigned transaction will cost once it is signed, `fee_rate` at what rate the change would be
-/// spent.
+/// The shape of every announcing transaction: `input`, which brings `value`, the change unless that is dust, and the
+/// signal last. `fee` gives the fee of an unsigned transaction once it is signed; `fee_rate` is the rate at which the
+/// change would be spent.
 pub(super) fn announce(
     input: TxIn,
     value: Amount,
@@ -137,7 +140,7 @@ pub(super) fn announce(
 
 /// The smallest change that is worth an output (rule T-5).
 fn change_floor(script: &Script, fee_rate: FeeRate) -> Amount {
-    /// What spending an output of a kind adds to a transaction, in vB; other kinds are taken for the largest of these.
+    /// The size in vB that an input of this kind adds to a transaction. Other kinds count as the largest of these.
     const P2WPKH_INPUT: u64 = 69;
     const P2TR_INPUT: u64 = 58;
     const P2PKH_INPUT: u64 = 149;
@@ -163,12 +166,12 @@ fn fee(tx: &Transaction, output: &BeaconOutput, fee_rate: FeeRate) -> Amount {
     }
 }
 
-/// The fee at `rate`, and at least what nodes relay a transaction for.
+/// The fee at `rate`, but at least the relay minimum.
 pub(super) fn relayed_fee(rate: FeeRate, vsize: u64) -> Amount {
     fee_of(rate.max(MIN_RELAY_FEE_RATE), vsize)
 }
 
-/// Rounded up, saturating: a rate beyond all money leads to [`BuildError::InsufficientFunds`], not to an overflow.
+/// Rounded up, saturating: an excessive rate leads to [`BuildError::InsufficientFunds`], not to an overflow.
 fn fee_of(rate: FeeRate, vsize: u64) -> Amount {
     let sat = (u128::from(rate.to_sat_per_kwu()) * u128::from(vsize) * 4).div_ceil(1000);
     Amount::from_sat(u64::try_from(sat).unwrap_or(u64::MAX))
@@ -186,7 +189,7 @@ pub fn fallback_vsize(tx: &Transaction, leaf: &FallbackLeaf) -> u64 {
     vsize_with(tx, leaf.witness_of_spend_size())
 }
 
-/// The size with `witness` on the first input. Signatures have a fixed size, so this is what the signed one will have.
+/// The size with `witness` on the first input. Signatures have a fixed size, so the signed transaction has this size.
 fn vsize_with(tx: &Transaction, witness: Witness) -> u64 {
     let mut tx = tx.clone();
     if let Some(input) = tx.input.first_mut() {
@@ -198,10 +201,10 @@ fn vsize_with(tx: &Transaction, witness: Witness) -> u64 {
 /// Why a member does not sign a pending beacon transaction.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TransactionFault {
-    /// Not exactly one input: more of them would need more spent outputs than the request carries.
+    /// Not exactly one input: the request carries one spent output, and more inputs would need more.
     #[error(transparent)]
     InputCount(#[from] InputCountError),
-    /// The output that is spent, as the request describes it, is not the cohort's.
+    /// The spent output, as the request describes it, is not the cohort's.
     #[error("the spent output's script is not the cohort's beacon script")]
     PrevoutScript,
     /// The version is not 2.
@@ -219,7 +222,7 @@ pub enum TransactionFault {
     /// The last output is not an `OP_RETURN`.
     #[error("the last output is not an OP_RETURN")]
     LastOutputNotOpReturn,
-    /// The last output holds something else than one direct push of 32 bytes.
+    /// The last output is something other than one direct push of 32 bytes.
     #[error("the last output is not an OP_RETURN with one push of 32 bytes")]
     MalformedSignal,
     /// The last output announces other Signal Bytes.
@@ -234,7 +237,7 @@ pub enum TransactionFault {
         /// Its position, from 0.
         index: usize,
     },
-    /// The outputs hold more than the input brings: no block can have it.
+    /// The outputs hold more than the input brings: no block can include it.
     #[error("the outputs hold more than the {value} of the coin")]
     Inflation {
         /// The coin's value.
@@ -243,7 +246,7 @@ pub enum TransactionFault {
     /// The lock time keeps it out of blocks until then.
     #[error("lock time {0} would delay the transaction")]
     LockTime(LockTime),
-    /// The input's sequence keeps it out of blocks until the coin is that old (BIP-68).
+    /// The input's sequence keeps it out of blocks until the coin has that age (BIP-68).
     #[error("sequence {0:#010x} would delay the transaction until the coin has aged")]
     RelativeLockTime(u32),
     /// An output that nodes do not relay.
@@ -263,37 +266,37 @@ pub enum TransactionFault {
     /// Nodes do not relay a transaction of this weight.
     #[error("the signed transaction would have a weight of {0}, nodes relay at most 400000")]
     Weight(u64),
-    /// The witness is not one of the cohort.
+    /// The witness is not a valid one of the cohort.
     #[error("the transaction is not signed by the cohort")]
     NotSigned,
-    /// It is another transaction than the one that was to be signed.
-    #[error("it is another transaction than the one that was asked for")]
+    /// It is not the transaction that was to be signed.
+    #[error("the transaction is not the one that was to be signed")]
     AnotherTransaction,
-    /// The fee is above what the member accepts.
+    /// The fee is above the member's limit.
     #[error("the fee is {fee}, at most {limit} is accepted ({rate} sat/vB)")]
     Fee {
         /// The fee.
         fee: Amount,
-        /// What is accepted.
+        /// The limit.
         limit: Amount,
-        /// The rate from which that follows, rounded up.
+        /// The fee rate of the limit, in sat/vB, rounded up.
         rate: u64,
     },
 }
 
-/// The highest fee rate that a member accepts unless its host says otherwise: an order of magnitude above what blocks have
-/// ever asked for over hours, and a bound all the same on what a service can burn of a shared coin.
+/// The highest fee rate that a member accepts by default: an order of magnitude above the highest rates that blocks
+/// have required for hours. It still bounds what a service can burn of a shared coin.
 pub const DEFAULT_MAX_FEE_RATE: FeeRate = FeeRate::from_sat_per_vb_u32(1_000);
 
-/// Whether `tx`, which spends an output of `value` with the script `prevout_script`, is a beacon transaction of the cohort with
-/// this `output` and announces exactly `signal` (rule T-1), nothing but the signatures are missing, and nodes would relay it at
-/// once.
+/// Checks that `tx`, which spends an output of `value` with the script `prevout_script`, is a beacon transaction of
+/// the cohort with this `output` and announces exactly `signal` (rule T-1); that only the signatures are missing; and
+/// that nodes would relay it at once.
 ///
-/// To whom the rest of the value goes is the coordinator's business, and is not checked; how much of it is the fee is for
-/// [`check_fee`].
+/// The coordinator chooses the destination of the remaining value, which is not checked. [`check_fee`] checks the
+/// fee.
 ///
 /// # Errors
-/// The first thing that is wrong.
+/// The first fault.
 pub fn check_beacon_transaction(
     tx: &Transaction,
     output: &BeaconOutput,
@@ -337,13 +340,14 @@ pub fn check_beacon_transaction(
     if weight > u64::from(MAX_STANDARD_TX_WEIGHT) { Err(TransactionFault::Weight(weight)) } else { Ok(()) }
 }
 
-/// What `tx` leaves of `value`.
+/// The fee of `tx`: the part of `value` that its outputs leave.
 fn fee_of_transaction(tx: &Transaction, value: Amount) -> Result<Amount, TransactionFault> {
     let sum = tx.output.iter().try_fold(Amount::ZERO, |sum, output| sum.checked_add(output.value));
     sum.and_then(|sum| value.checked_sub(sum)).ok_or(TransactionFault::Inflation { value })
 }
 
-/// A lock time counts unless the input's sequence is final; a sequence of a version 2 transaction can be a relative one.
+/// A lock time applies unless the input's sequence is final; a sequence of a version 2 transaction can be a relative
+/// lock time.
 fn check_locks(tx: &Transaction, input: &TxIn) -> Result<(), TransactionFault> {
     if input.sequence != Sequence::MAX && tx.lock_time != LockTime::ZERO {
         return Err(TransactionFault::LockTime(tx.lock_time));
@@ -356,7 +360,7 @@ fn check_locks(tx: &Transaction, input: &TxIn) -> Result<(), TransactionFault> {
     Ok(())
 }
 
-/// Bitcoin Core's `IsStandard` of an output that is no `OP_RETURN`, at its default settings.
+/// Bitcoin Core's `IsStandard` for an output that is not an `OP_RETURN`, at its default settings.
 fn is_standard(script: &Script) -> bool {
     let bare_multisig = || {
         // OP_m, keys, OP_n, OP_CHECKMULTISIG with at most three keys.
@@ -365,8 +369,8 @@ fn is_standard(script: &Script) -> bool {
     script.is_p2pkh() || script.is_p2sh() || script.is_witness_program() || script.is_p2pk() || bare_multisig()
 }
 
-/// Whether the fee of `tx`, which spends a coin of `value`, is one that `max_fee_rate` allows: that rate for the key path, or
-/// the relay minimum for the larger fallback, whichever is more.
+/// Checks that `max_fee_rate` allows the fee of `tx`, which spends a coin of `value`. The limit is that rate for the
+/// key path, or the relay minimum for the larger fallback, whichever is more.
 ///
 /// # Errors
 /// [`TransactionFault::Fee`], [`TransactionFault::Inflation`].
@@ -404,11 +408,11 @@ fn check_signal_output(last: &TxOut, signal: &SignalBytes) -> Result<(), Transac
     Ok(())
 }
 
-/// Which path the witness of `tx` takes to spend an output of `value` of the cohort with this `output`, if it does: the
-/// signatures are verified as BIP-341 and BIP-342 ask.
+/// The path by which the witness of `tx` spends an output of `value` of the cohort with this `output`. The signatures
+/// are verified as BIP-341 and BIP-342 specify.
 ///
 /// # Errors
-/// [`TransactionFault`], when it is not signed so.
+/// [`TransactionFault`], when the witness is not valid.
 pub fn check_signed(tx: &Transaction, output: &BeaconOutput, value: Amount) -> Result<SpendPath, TransactionFault> {
     let [input] = tx.input.as_slice() else {
         return Err(InputCountError(tx.input.len()).into());
@@ -426,19 +430,20 @@ pub fn check_signed(tx: &Transaction, output: &BeaconOutput, value: Amount) -> R
     }
 }
 
-/// `tx` without its witness: what its members were asked to sign.
+/// `tx` without its witness: the transaction that the members were asked to sign.
 pub fn unsigned(tx: &Transaction) -> Transaction {
     let mut unsigned = tx.clone();
     unsigned.input.iter_mut().for_each(|input| input.witness.clear());
     unsigned
 }
 
-/// What the cohort signs by MuSig2: the key path digest of `tx`, which spends `prevout` (BIP-341, SIGHASH_DEFAULT).
+/// The digest that the cohort signs by MuSig2: the key path digest of `tx`, which spends `prevout` (BIP-341,
+/// SIGHASH_DEFAULT).
 pub fn key_path_sighash(tx: &Transaction, prevout: &TxOut) -> Result<[u8; 32], InputCountError> {
     sighash::key_path(tx, prevout)
 }
 
-/// `tx` with a key path witness. Does not verify the signature: verify it under the output key first.
+/// `tx` with a key path witness. The signature is not verified: the caller verifies it under the output key first.
 pub fn finalize_key_path(tx: &Transaction, signature: &Signature) -> Result<Transaction, InputCountError> {
     let mut witness = Witness::new();
     witness.push(signature.to_bytes());

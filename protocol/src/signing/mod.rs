@@ -1,7 +1,7 @@
 //! Signing the beacon transaction: MuSig2 over the key path (BIP-327), or k signatures on the fallback leaf.
 //!
-//! [`session`] is the coordinator's machine, with the one latch that decides the path; `partial` verifies what members send it.
-//! [`nonce`] holds the member's secret, used once.
+//! [`session`] is the coordinator's machine, with the one latch that decides the path; `partial` verifies the
+//! members' partial signatures; [`nonce`] holds the member's secret nonce, which is used once.
 
 pub mod nonce;
 mod partial;
@@ -23,18 +23,18 @@ use crate::{
     output::{BeaconOutput, InputCountError, SpendPath, key_path_sighash},
 };
 
-/// What a signing session is to sign, and with whom.
+/// The transaction that a signing session signs, and the members that sign it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SigningTask {
     /// The cohort.
     pub cohort_id: CohortId,
     /// The session.
     pub session_id: SessionId,
-    /// The Aggregation Service, in whose name the session speaks.
+    /// The Aggregation Service, which is the sender of the session's messages.
     pub service: Did,
     /// The output that is spent.
     pub output: BeaconOutput,
-    /// Who signs, with which key.
+    /// The members, each with the key that it signs with.
     pub members: BTreeMap<Did, PublicKey>,
     /// The unsigned beacon transaction.
     pub transaction: Transaction,
@@ -42,13 +42,13 @@ pub struct SigningTask {
     pub value: Amount,
     /// How long to wait.
     pub timing: Timing,
-    /// What to do when that was not long enough.
+    /// What to do when a phase cannot be completed in time.
     pub rules: PhaseRules,
-    /// Who is known not to be there: then the session begins with the fallback.
+    /// The members that did not confirm their presence. If there are any, the session starts with the fallback.
     pub absent: Vec<Did>,
-    /// What the key path signs (BIP-341, SIGHASH_DEFAULT).
+    /// The digest that the key path signs (BIP-341, SIGHASH_DEFAULT).
     key_path_sighash: [u8; 32],
-    /// What the fallback leaf signs (BIP-342), where there is one.
+    /// The digest that the fallback leaf signs (BIP-342), where there is one.
     fallback_sighash: Option<[u8; 32]>,
 }
 
@@ -63,7 +63,7 @@ pub struct SigningTerms {
     pub service: Did,
     /// The output that is spent.
     pub output: BeaconOutput,
-    /// Who signs, with which key.
+    /// The members, each with the key that it signs with.
     pub members: BTreeMap<Did, PublicKey>,
     /// The unsigned beacon transaction.
     pub transaction: Transaction,
@@ -71,9 +71,9 @@ pub struct SigningTerms {
     pub value: Amount,
     /// How long to wait.
     pub timing: Timing,
-    /// What to do when that was not long enough.
+    /// What to do when a phase cannot be completed in time.
     pub rules: PhaseRules,
-    /// Who is known not to be there: then the session begins with the fallback.
+    /// The members that did not confirm their presence. If there are any, the session starts with the fallback.
     pub absent: Vec<Did>,
 }
 
@@ -81,7 +81,8 @@ impl SigningTask {
     /// The task of signing `terms.transaction`.
     ///
     /// # Errors
-    /// [`InputCountError`] when it has not exactly one input: then no signature hash is defined by one spent output.
+    /// [`InputCountError`] when it does not have exactly one input: one spent output then does not determine a
+    /// signature hash.
     pub fn new(terms: SigningTerms) -> Result<Self, InputCountError> {
         let SigningTerms {
             cohort_id,
@@ -118,12 +119,12 @@ impl SigningTask {
         prevout(&self.output, self.value)
     }
 
-    /// What the key path signs (BIP-341, SIGHASH_DEFAULT).
+    /// The digest that the key path signs (BIP-341, SIGHASH_DEFAULT).
     pub fn key_path_sighash(&self) -> &[u8; 32] {
         &self.key_path_sighash
     }
 
-    /// What the fallback leaf signs (BIP-342), where there is one.
+    /// The digest that the fallback leaf signs (BIP-342), where there is one.
     pub fn fallback_sighash(&self) -> Option<&[u8; 32]> {
         self.fallback_sighash.as_ref()
     }
@@ -145,11 +146,12 @@ pub struct Signed {
     pub path: SpendPath,
     /// The MuSig2 signature, on the key path.
     pub signature: Option<Signature>,
-    /// Whose signatures are in it.
+    /// The members whose signatures are in it.
     pub signers: Vec<Did>,
-    /// Who sent an invalid nonce or partial signature and no valid one in time, when that led to the fallback.
+    /// The members that sent an invalid nonce or partial signature and no valid one in time, if that led to the
+    /// fallback.
     pub culprits: Vec<Did>,
-    /// Who kept silent, when that led to the fallback.
+    /// The members that did not respond, if that led to the fallback.
     pub holdouts: Vec<Did>,
 }
 
@@ -158,17 +160,17 @@ pub struct Signed {
 pub enum SigningOutcome {
     /// With a signed transaction.
     Signed(Arc<Signed>),
-    /// Without.
+    /// Without a signed transaction.
     Failed {
-        /// In which phase.
+        /// The phase in which it failed.
         phase: TimedPhase,
-        /// Why, in words.
+        /// The reason, as text.
         reason: String,
-        /// Who kept silent.
+        /// The members that did not respond.
         holdouts: Vec<Did>,
-        /// Who sent an invalid contribution, and no valid one in time.
+        /// The members that sent an invalid contribution, and no valid one in time.
         culprits: Vec<Did>,
-        /// Who said two different things in one place, and is no culprit.
+        /// The members that sent two different contributions for one slot, and are not in `culprits`.
         equivocators: Vec<Did>,
     },
 }

@@ -1,7 +1,7 @@
-//! Verifying a partial signature when it arrives (BIP-327, `PartialSigVerifyInternal`).
+//! Verification of a partial signature on arrival (BIP-327, `PartialSigVerifyInternal`).
 //!
-//! One that is invalid is not stored, so that its sender can still send a valid one, and the sum of those that are stored is
-//! a valid signature. What does not depend on the member is computed once for a session.
+//! An invalid partial signature is not stored, so that its sender can still send a valid one, and the stored ones add
+//! up to a valid signature. The parts that do not depend on the member are computed once for a session.
 
 use musig2::{
     AggNonce, PartialSignature, PubNonce, compute_challenge_hash_tweak,
@@ -25,7 +25,7 @@ pub(crate) struct PartialVerifier {
 }
 
 impl PartialVerifier {
-    /// For the session of `task` with this aggregate nonce; `None` when that is none.
+    /// For the session of `task` with this aggregate nonce; `None` when the aggregate nonce is not valid.
     pub(crate) fn new(task: &SigningTask, aggregated: &Bytes<66>) -> Option<Self> {
         let aggregated = AggNonce::from_bytes(&aggregated.0).ok()?;
         let context = task.output.musig2_context();
@@ -39,12 +39,12 @@ impl PartialVerifier {
             nonce_coefficient,
             challenge,
             negate_nonce: final_nonce.has_odd_y(),
-            // The one tweak is x-only: it negates the internal key when that has odd y.
+            // The only tweak is x-only: it negates the internal key when that has odd y.
             negate_key: output_key.has_odd_y() ^ internal_key.has_odd_y(),
         })
     }
 
-    /// Whether `signature` is the one of the member with `key`, who sent `nonce`.
+    /// Whether `signature` is valid for the member with `key`, which sent `nonce`.
     pub(crate) fn verify(
         &self,
         task: &SigningTask,
@@ -59,7 +59,7 @@ impl PartialVerifier {
         ) else {
             return false;
         };
-        // None for a key that is not in the cohort.
+        // `None` for a key that is not in the cohort.
         let Some(key) = task.output.musig2_context().effective_pubkey::<MaybePoint>(key) else { return false };
         let nonce = MaybePoint::from(nonce.R1) + self.nonce_coefficient * MaybePoint::from(nonce.R2);
         let nonce = if self.negate_nonce { -nonce } else { nonce };
@@ -87,7 +87,8 @@ mod tests {
         signing::{SigningTerms, nonce::SecretNonce},
     };
 
-    /// The rounds differ in the signs of nonce, internal key and output key. The library's own check is the second opinion.
+    /// The rounds differ in the signs of nonce, internal key and output key. The library's own check confirms each
+    /// result.
     #[test]
     fn verifies_exactly_what_the_member_signed() {
         let mut signs = std::collections::BTreeSet::new();
@@ -150,6 +151,6 @@ mod tests {
             let outsider = SecretKey::from_bytes(&[0x77; 32]).unwrap().public_key();
             assert!(!verifier.verify(&task, &outsider, &public[0], &signatures[0]));
         }
-        assert_eq!(signs.len(), 4, "every combination of signs occurs");
+        assert_eq!(signs.len(), 4, "not every combination of signs occurs");
     }
 }

@@ -1,4 +1,4 @@
-//! What must hold of every run.
+//! The invariants of every run.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,7 +23,7 @@ pub(super) fn replay(simulation: &Simulation) {
     for cohort in &simulation.service.cohorts {
         assert_replays("the cohort", &cohort.initial, &cohort.machine, &cohort.events);
         let (_, digests) = revive(cohort.initial.clone(), &cohort.events);
-        assert_eq!(digests, cohort.transcript.digests(), "the journal leads to another transcript");
+        assert_eq!(digests, cohort.transcript.digests(), "the journal gives another transcript");
         for session in &cohort.sessions {
             assert_replays("the signing session", &session.initial, &session.machine, &session.events);
         }
@@ -37,17 +37,17 @@ pub(super) fn replay(simulation: &Simulation) {
 
 fn assert_replays<M: Machine>(who: &str, initial: &M, machine: &M, events: &[M::Event]) {
     let read = read_again(events);
-    assert_eq!(read, events, "{who}: facts read from the journal are others");
+    assert_eq!(read, events, "{who}: the events read from the journal differ");
     let again = replay_events(initial.clone(), &read);
-    assert_eq!(again, *machine, "{who}: the journal leads to another state");
-    assert_eq!(again.deadline(), machine.deadline(), "{who}: the journal leads to another deadline");
+    assert_eq!(again, *machine, "{who}: the journal gives another state");
+    assert_eq!(again.deadline(), machine.deadline(), "{who}: the journal gives another deadline");
 }
 
 pub(super) fn one_path(simulation: &Simulation) {
     let cohorts = &simulation.service.cohorts;
     let outputs: Vec<&str> = cohorts.iter().filter_map(output).map(BeaconOutput::address).collect();
     let distinct: BTreeSet<&str> = outputs.iter().copied().collect();
-    assert_eq!(distinct.len(), outputs.len(), "two cohorts have one output");
+    assert_eq!(distinct.len(), outputs.len(), "two cohorts have the same output");
     for cohort in cohorts {
         assert!(cohort.sessions.len() <= 1, "a second signing session for one coin");
     }
@@ -60,7 +60,7 @@ pub(super) fn one_path(simulation: &Simulation) {
                 _ => None,
             })
             .collect();
-        assert!(paths.len() <= 1, "the path latch fell twice: {paths:?}");
+        assert!(paths.len() <= 1, "two paths were chosen: {paths:?}");
         let ends: Vec<&SessionEvent> = session
             .events
             .iter()
@@ -83,13 +83,13 @@ pub(super) fn nonces(simulation: &Simulation) {
             assert!(opened.insert(nonce), "{who}: the nonce {nonce:?} was opened twice, in {session} again");
         }
         for ((session, slot), times) in &node.said {
-            assert_eq!(*times, 1, "{who}: the {slot} of session {session} was sent again unasked");
+            assert_eq!(*times, 1, "{who}: the {slot} of session {session} was sent twice");
         }
         let mut uses = BTreeMap::new();
         for used in &node.uses {
             let what = (used.aggregated, used.sighash);
             let first = *uses.entry(used.nonce).or_insert(what);
-            assert_eq!(first, what, "{who}: the nonce {:?} was to sign twice", used.nonce);
+            assert_eq!(first, what, "{who}: the nonce {:?} was used for two signatures", used.nonce);
         }
     }
 }
@@ -100,10 +100,10 @@ pub(super) fn records(simulation: &Simulation) {
             let Some(record) = seat.machine.record() else { continue };
             let who = node.identity.did();
             let submitted = node.role.update == UpdateChoice::Submit;
-            assert_eq!(record.included(), submitted, "{who}: the record is of another choice");
-            assert_eq!(record.update, seat.update, "{who}: the record is of another update");
+            assert_eq!(record.included(), submitted, "{who}: the record does not match the member's choice");
+            assert_eq!(record.update, seat.update, "{who}: the record has another update");
             let beacon = simulation.setup.beacons.get(&record.conditions.beacon_type);
-            let beacon = beacon.unwrap_or_else(|| panic!("{who}: the record is of an unknown beacon type"));
+            let beacon = beacon.unwrap_or_else(|| panic!("{who}: the record has an unknown beacon type"));
             let hash = record.update.as_ref().map(|update| update.hash());
             let signal = beacon.verify(&record.did, hash, &record.data);
             assert_eq!(signal.as_ref(), Ok(&record.signal), "{who}: the record does not prove its slot");
@@ -128,22 +128,22 @@ pub(super) fn signed_transactions(simulation: &Simulation) {
 pub(super) fn lineage(simulation: &Simulation) {
     let cohorts = &simulation.service.cohorts;
     for (cohort, generation) in cohorts.iter().zip(0..) {
-        assert_eq!(cohort.machine.config().terms.lineage.generation, generation, "the chain counts wrongly");
+        assert_eq!(cohort.machine.config().terms.lineage.generation, generation, "the generation is wrong");
     }
     for pair in cohorts.windows(2) {
         let [failed, next] = pair else { continue };
         let (terms, lineage) = (&failed.machine.config().terms, &next.machine.config().terms.lineage);
-        assert_eq!(lineage.predecessor.as_ref(), Some(&terms.cohort_id), "the chain is broken");
-        assert!(lineage.generation <= terms.rules.reformations, "the chain is too long");
+        assert_eq!(lineage.predecessor.as_ref(), Some(&terms.cohort_id), "the predecessor is wrong");
+        assert!(lineage.generation <= terms.rules.reformations, "too many reformations");
         let Phase::Failed { successor, .. } = failed.machine.phase() else {
             panic!("{:?} has a successor", failed.machine);
         };
         assert_eq!(
             successor.as_ref(),
             Some(&next.machine.config().terms),
-            "another successor than the one decided"
+            "the successor is not the one that was decided"
         );
-        assert!(lineage.invited.is_disjoint(&lineage.excluded), "invited and excluded");
+        assert!(lineage.invited.is_disjoint(&lineage.excluded), "a member is both invited and excluded");
         if let Some(formed) = next.machine.phase().formed() {
             let outcast = formed.members.keys().find(|did| lineage.excluded.contains(*did));
             assert_eq!(outcast, None, "an excluded member was admitted");

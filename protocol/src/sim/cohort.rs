@@ -40,17 +40,17 @@ impl SessionNode {
         Self { initial: machine.clone(), machine, events: Vec::new(), digests: Vec::new() }
     }
 
-    /// Its machine.
+    /// The session's machine.
     pub fn machine(&self) -> &SigningSession {
         &self.machine
     }
 
-    /// Its journal.
+    /// The session's journal.
     pub fn events(&self) -> &[SessionEvent] {
         &self.events
     }
 
-    /// Forgets everything but the journal.
+    /// Drops all state except the journal.
     fn restart(&mut self) {
         self.events = read_again(&self.events);
         (self.machine, self.digests) = revive(self.initial.clone(), &self.events);
@@ -89,17 +89,17 @@ impl CohortNode {
         })
     }
 
-    /// Its machine.
+    /// The cohort's machine.
     pub fn machine(&self) -> &ServiceCohort {
         &self.machine
     }
 
-    /// Its journal.
+    /// The cohort's journal.
     pub fn events(&self) -> &[ServiceEvent] {
         &self.events
     }
 
-    /// Its signing sessions; a second one would be a fault.
+    /// The cohort's signing sessions; more than one would be a fault.
     pub fn sessions(&self) -> &[SessionNode] {
         &self.sessions
     }
@@ -109,12 +109,12 @@ impl CohortNode {
     }
 
     pub(super) fn deadline(&self) -> Option<Timestamp> {
-        // A session goes with its cohort.
+        // A session ends with its cohort.
         let sessions = self.sessions.iter().filter(|_| !self.machine.has_ended());
         sessions.filter_map(|session| session.machine.deadline()).chain(self.machine.deadline()).min()
     }
 
-    /// Forgets everything but the journals, the terms in them included.
+    /// Drops all state except the journals, which include the terms.
     pub(super) fn restart(&mut self, setup: &Setup) {
         self.events = read_again(&self.events);
         if let Some(ServiceEvent::CohortAdvertised { terms, .. }) = self.events.first() {

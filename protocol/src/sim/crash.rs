@@ -1,5 +1,5 @@
-//! Processes that die and come back. What they journaled is all that is left of them, read again as the text that a real
-//! journal would hold.
+//! Processes that crash and restart. Only their journals remain, read back as the text that a real journal would
+//! hold.
 
 use std::time::Duration;
 
@@ -13,35 +13,35 @@ use crate::{
     time::Timestamp,
 };
 
-/// How often processes die. What their neighbours have acknowledged stays acknowledged; of what they were about to send,
-/// half is lost with them.
+/// How often processes crash. Acknowledged messages stay acknowledged; half of the messages that a process was about
+/// to send are lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Crashes {
-    /// Of a thousand decisions of the service, how many it dies over.
+    /// Of a thousand decisions of the service, the number in which it crashes.
     pub service_per_mille: u32,
-    /// Of a thousand decisions of a participant, how many it dies over.
+    /// Of a thousand decisions of a participant, the number in which it crashes.
     pub participant_per_mille: u32,
-    /// How often one process dies at most.
+    /// The greatest number of crashes of one process.
     pub most: u32,
-    /// How long it is gone at most.
+    /// The longest time until a restart.
     pub longest: Duration,
-    /// Deaths that do not depend on chance.
+    /// Crashes that do not depend on chance.
     pub planned: Vec<PlannedCrash>,
 }
 
-/// A death over a certain decision.
+/// A crash in a certain decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlannedCrash {
-    /// Which participant, by its place in the setup; `None` is the service.
+    /// The participant, by its index in the setup; `None` for the service.
     pub participant: Option<usize>,
-    /// Over which of its decisions that make facts, counted from 0.
+    /// The decision in which it crashes, counted from 0 among those that produce events.
     pub decision: u32,
-    /// Whether the facts are journaled before it dies. Their effects are lost in any case.
+    /// Whether the events are journaled before the crash. Their effects are lost in any case.
     pub journaled: bool,
 }
 
 impl Default for Crashes {
-    /// Nobody dies.
+    /// No process crashes.
     fn default() -> Self {
         Self {
             service_per_mille: 0,
@@ -53,14 +53,14 @@ impl Default for Crashes {
     }
 }
 
-/// What becomes of a decision.
+/// The outcome of a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// Its facts are journaled and its effects performed.
+    /// Its events are journaled and its effects performed.
     Lives,
-    /// The process dies before its facts are journaled.
+    /// The process crashes before the events are journaled.
     Forgotten,
-    /// The facts are journaled, and then the process dies over its effects, when it has performed so many.
+    /// The events are journaled. Then the process crashes after this number of effects.
     Unperformed(usize),
 }
 
@@ -75,10 +75,10 @@ impl Fate {
     }
 }
 
-/// Whether a process is there.
+/// The state of a process: running or crashed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Life {
-    /// Whose: `None` is the service's.
+    /// The participant; `None` for the service.
     participant: Option<usize>,
     decisions: u32,
     deaths: u32,
@@ -94,7 +94,7 @@ impl Life {
         self.gone_until.is_some()
     }
 
-    /// When it comes back.
+    /// The time of the restart.
     pub(super) const fn returns_at(&self) -> Option<Timestamp> {
         self.gone_until
     }
@@ -103,7 +103,7 @@ impl Life {
         self.deaths
     }
 
-    /// What becomes of the next decision that makes facts.
+    /// The outcome of the next decision that produces events.
     pub(super) fn fate(&mut self, crashes: &Crashes, rng: &mut ChaCha8Rng) -> Fate {
         let decision = self.decisions;
         self.decisions += 1;
@@ -124,7 +124,7 @@ impl Life {
         if chance(500, rng) { Fate::Forgotten } else { Fate::Unperformed(rng.next_u64() as usize % 4) }
     }
 
-    /// Dies, for a while.
+    /// Crashes the process for a random time.
     pub(super) fn dies(&mut self, now: Timestamp, crashes: &Crashes, rng: &mut ChaCha8Rng) {
         let longest = crashes.longest.as_millis() as u64;
         self.deaths += 1;
@@ -136,19 +136,19 @@ impl Life {
     }
 }
 
-/// What a journal of these facts holds when it is read again.
+/// The events of a journal after it was written and read back.
 ///
 /// # Panics
-/// When a fact does not survive the journal.
+/// When an event does not survive the journal.
 pub(super) fn read_again<E: Serialize + DeserializeOwned>(events: &[E]) -> Vec<E> {
     let read = |event| {
-        let line = serde_json::to_string(event).unwrap_or_else(|error| panic!("a fact cannot be written: {error}"));
+        let line = serde_json::to_string(event).unwrap_or_else(|error| panic!("an event cannot be written: {error}"));
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"))
     };
     events.iter().map(read).collect()
 }
 
-/// A machine that keeps a transcript.
+/// A machine with a transcript.
 pub(super) trait Transcribed: Machine {
     fn entries(&self, event: &Self::Event, effects: &[Self::Effect]) -> Vec<MessageDigest>;
 }
@@ -165,7 +165,7 @@ impl Transcribed for SigningSession {
     }
 }
 
-/// The machine and the transcript that a journal leads to.
+/// The machine and the transcript that a journal gives.
 pub(super) fn revive<M: Transcribed>(mut machine: M, events: &[M::Event]) -> (M, Vec<MessageDigest>) {
     let mut digests = Vec::new();
     for event in events {

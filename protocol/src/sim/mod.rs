@@ -1,10 +1,10 @@
 //! A whole cohort in one heap: an Aggregation Service, its participants, a lossy network between them and a virtual clock.
 //!
-//! There is no wall clock and no operating-system randomness: everything comes from one seed, and the same seed is the
-//! same run, byte for byte ([`Simulation::trace`]). Messages travel as text and are parsed when they arrive. Peers can
-//! be honest, silent, hostile, or dead for a while: [`Simulation::tamper`] rewrites what a peer sends, [`Simulation::deliver`] puts a text
-//! into a peer's hands in anybody's name. [`Simulation::assert_invariants`] says what must hold of every run, whatever
-//! happened in it.
+//! There is no wall clock and no operating-system randomness: everything comes from one seed, and the same seed gives
+//! the same run, byte for byte ([`Simulation::trace`]). Messages travel as text and are parsed on arrival. Peers can
+//! be honest, silent, hostile, or down for a while: [`Simulation::tamper`] rewrites what a peer sends,
+//! [`Simulation::deliver`] delivers a text to a peer in any sender's name. [`Simulation::assert_invariants`] checks
+//! what must hold of every run, whatever happened in it.
 //!
 //! ```
 //! use btcr2_aggregation_protocol::sim::{Role, Setup, Simulation};
@@ -52,7 +52,7 @@ use crate::{
     time::Timestamp,
 };
 
-/// Rewrites what a peer sends: the texts that go to the message's recipient instead of the message.
+/// Rewrites what a peer sends: returns the texts that go to the message's recipient instead of the message.
 pub type Tamper = Box<dyn FnMut(&Message) -> Vec<String>>;
 
 /// A cohort, its network and its clock.
@@ -93,7 +93,7 @@ impl Simulation {
         }
     }
 
-    /// What is simulated.
+    /// The setup of the simulation.
     pub fn setup(&self) -> &Setup {
         &self.setup
     }
@@ -121,7 +121,7 @@ impl Simulation {
         self.participants[participant].identity.did().clone()
     }
 
-    /// The randomness of the simulation, for what a test makes up.
+    /// The randomness of the simulation, for values that a test makes up.
     pub fn rng(&mut self) -> &mut ChaCha8Rng {
         &mut self.rng
     }
@@ -131,7 +131,7 @@ impl Simulation {
         &self.trace
     }
 
-    /// Every refusal so far.
+    /// Every rejection so far.
     pub fn rejections(&self) -> &[Rejection] {
         &self.rejections
     }
@@ -141,7 +141,7 @@ impl Simulation {
         self.tampers.insert(peer.clone(), Box::new(tamper));
     }
 
-    /// Runs until everybody has ended and nothing is under way.
+    /// Runs until every machine has ended and no text is under way.
     pub fn run(&mut self) {
         self.run_until(|_| false);
     }
@@ -158,7 +158,7 @@ impl Simulation {
         }
     }
 
-    /// Lets the next thing happen: a return, a delivery, or a deadline. Returns `false` when there is none.
+    /// Performs the next step: a restart, a delivery, or a deadline. Returns `false` when there is none.
     pub fn step(&mut self) -> bool {
         if self.service.latest().is_planned() && !self.service.life.is_gone() {
             self.service_input(ServiceInput::Advertise);
@@ -178,17 +178,17 @@ impl Simulation {
     fn deliver_next(&mut self) {
         let Some(Packet { sender, recipient, text }) = self.wire.take_next() else { return };
         if self.returns_at(&recipient).is_none() {
-            // A refusal is in the record; nobody waits for the answer.
+            // A rejection is recorded; no peer waits for the answer.
             let _ = self.deliver(&sender, &recipient, &text);
         }
-        // Nobody was there, or died before it said that it has the text: it is sent again.
+        // The recipient was down, or crashed before it acknowledged the text: the text is sent again.
         if let Some(returns) = self.returns_at(&recipient) {
             let soon = returns + Duration::from_millis(1);
             self.wire.put(soon, Packet { sender, recipient, text });
         }
     }
 
-    /// Lets time pass, delivering what arrives and ticking what is due meanwhile.
+    /// Advances the time. Delivers what arrives and ticks what is due meanwhile.
     pub fn advance(&mut self, by: Duration) {
         let until = self.now + by;
         let next = |this: &Self| {
@@ -200,12 +200,12 @@ impl Simulation {
         self.now = until;
     }
 
-    /// Lets time pass over which nobody is there: nothing is delivered, and no deadline is heeded.
+    /// Advances the time as if every process were down: nothing is delivered and no deadline is observed.
     pub fn skip(&mut self, by: Duration) {
         self.now = self.now + by;
     }
 
-    /// Ticks everybody now, due or not.
+    /// Ticks every machine now, due or not.
     pub fn tick(&mut self) {
         let before = self.next_deadline();
         if !self.service.life.is_gone() {
@@ -225,10 +225,10 @@ impl Simulation {
         );
     }
 
-    /// Puts `text` into the hands of `recipient` at once. `sender` is who the transport has found it to be from.
+    /// Delivers `text` to `recipient` at once. `sender` is the sender that the transport has authenticated.
     ///
     /// # Errors
-    /// The refusal, which is recorded as well.
+    /// The rejection, which is recorded as well.
     ///
     /// # Panics
     /// When there is no such recipient.
@@ -262,13 +262,13 @@ impl Simulation {
     /// [`deliver`](Self::deliver) of a message to the service, in its sender's own name.
     ///
     /// # Errors
-    /// The refusal, which is recorded as well.
+    /// The rejection, which is recorded as well.
     pub fn deliver_to_service(&mut self, message: &Message) -> Result<(), Reject> {
         let service = self.service.identity.did().clone();
         self.deliver(&message.from, &service, &message.to_json())
     }
 
-    /// The service's host speaks to its cohort's machine.
+    /// Feeds an input of the service's host to its cohort's machine.
     ///
     /// # Panics
     /// When the machine refuses it.
@@ -277,14 +277,14 @@ impl Simulation {
         self.send_of_service(outgoing.unwrap_or_else(|reject| panic!("the host's input was refused: {reject}")));
     }
 
-    /// The service's host asks for the fallback path now.
+    /// Requests the fallback path now, as the service's host.
     pub fn request_fallback(&mut self, reason: &str) {
         let input = SessionInput::Fallback(reason.to_owned());
         let outgoing = self.service.session_input(self.now, input, &self.setup, &mut self.rng);
         self.send_of_service(outgoing.unwrap_or_default());
     }
 
-    /// A participant's host speaks to the machine of its latest seat.
+    /// Feeds an input of a participant's host to the machine of its latest seat.
     ///
     /// # Panics
     /// When the machine refuses it, or there is none.
@@ -296,14 +296,14 @@ impl Simulation {
         self.send_of_participant(participant, outgoing);
     }
 
-    /// A participant loses everything but its journal and its keys, and starts again.
+    /// Restarts a participant. Only its journal and its keys remain.
     pub fn restart_participant(&mut self, participant: usize) {
         self.participants[participant].die(self.now, &self.setup.crashes, &mut self.rng);
         self.return_participant(participant);
     }
 
-    /// A participant's latest journal is set back to its first `kept` facts, as by an old backup, and it starts again; its
-    /// transport shows it what it had `said` before it goes on.
+    /// Sets a participant's latest journal back to its first `kept` events, as an old backup does, and restarts the
+    /// participant. Before it continues, its transport delivers its own messages `said`.
     pub fn restore_participant(&mut self, participant: usize, kept: usize, said: Vec<Message>) {
         let node = &mut self.participants[participant];
         node.restore(kept);
@@ -314,7 +314,7 @@ impl Simulation {
         self.return_participant(participant);
     }
 
-    /// The service loses everything but its journals and its keys, and starts again.
+    /// Restarts the service. Only its journals and its keys remain.
     pub fn restart_service(&mut self) {
         self.service.die(self.now, &self.setup, &mut self.rng);
         self.return_service();
@@ -330,7 +330,7 @@ impl Simulation {
         self.send_of_service(outgoing);
     }
 
-    /// Whoever was dead long enough comes back.
+    /// Restarts every process whose time has come.
     fn resume_due(&mut self) {
         let is_due = |returns: Option<Timestamp>| returns.is_some_and(|returns| returns <= self.now);
         let service = is_due(self.service.life.returns_at());
@@ -345,7 +345,7 @@ impl Simulation {
         }
     }
 
-    /// Whether every machine that began has ended.
+    /// Whether every started machine has ended.
     pub fn has_ended(&self) -> bool {
         let ended = |phase: &ParticipantPhase| matches!(phase, ParticipantPhase::Ended { .. });
         let mut seats = self.participants.iter().flat_map(ParticipantNode::seats);
@@ -353,12 +353,13 @@ impl Simulation {
             && seats.all(|seat| ended(seat.machine.phase()))
     }
 
-    /// Checks what must hold of every run: every machine's journal, written and read again, leads to its very state; the
-    /// coin was spent on one path only; no nonce was used for two signatures; every record proves its member's slot; every
-    /// signed transaction's witness is valid; every cohort that was formed again is linked to its predecessor.
+    /// Checks what must hold of every run: the journal of every machine, written and read back, gives its exact
+    /// state; the coin was spent on one path only; no nonce was used for two signatures; every record proves its
+    /// member's slot; the witness of every signed transaction is valid; every cohort that was formed again is linked
+    /// to its predecessor.
     ///
     /// # Panics
-    /// When one of these does not hold, saying which and for whom.
+    /// When one of these does not hold, with the invariant and the peer.
     pub fn assert_invariants(&self) {
         check::replay(self);
         check::one_path(self);
@@ -411,7 +412,7 @@ impl Simulation {
                 None => self.participants.iter().map(|node| node.identity.did().clone()).collect(),
             };
             for recipient in recipients {
-                // A member that is no peer of the simulation (a stranger that a test made up) reads nothing.
+                // A member that is not a peer of the simulation (an outsider that a test made up) receives nothing.
                 let known = recipient == *self.service.identity.did()
                     || self.participants.iter().any(|node| *node.identity.did() == recipient);
                 for text in texts.iter().filter(|_| known) {
@@ -424,7 +425,7 @@ impl Simulation {
     }
 }
 
-/// What a transport does with a text: unknown types are ignored, everything else that is wrong is the sender's fault.
+/// Parses a text as a transport does: unknown types are ignored, every other error is the sender's fault.
 fn read(sender: &Did, text: &str) -> Result<Option<Message>, Reject> {
     match Message::from_json(text) {
         Ok(message) if message.from != *sender => {
@@ -437,15 +438,16 @@ fn read(sender: &Did, text: &str) -> Result<Option<Message>, Reject> {
     }
 }
 
-/// The first input comes from outside and may be refused; the others are the host's own answers to what it was asked.
+/// The first input comes from outside and may be rejected; the others are the host's own answers to the machine's
+/// requests.
 fn accept_first<E>(decided: Result<Vec<E>, Reject>, first: &mut bool) -> Result<Vec<E>, Reject> {
     if std::mem::take(first) {
         return decided;
     }
-    Ok(decided.unwrap_or_else(|reject| panic!("a machine refused the answer that it asked its host for: {reject}")))
+    Ok(decided.unwrap_or_else(|reject| panic!("a machine rejected its host's answer: {reject}")))
 }
 
-/// Which contribution a member's message is.
+/// The contribution slot of a member's message.
 fn slot_of(body: &Body) -> Option<Slot> {
     Some(match body {
         Body::CohortOptIn(_) => Slot::OptIn,

@@ -1,4 +1,4 @@
-//! What lies between the peers: texts on their way, and what happens to them there.
+//! The network between the peers: texts under way, and what happens to them.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,19 +7,19 @@ use rand_core::RngCore;
 
 use crate::{did::Did, time::Timestamp};
 
-/// What the network does to texts on their way.
+/// What the network does to texts under way.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Faults {
-    /// Of a thousand texts, how many are lost.
+    /// Of a thousand texts, the number that is lost.
     pub drop_per_mille: u32,
-    /// After how long a lost text is sent again, as a transport does that waits for an acknowledgement; `None` when it
-    /// never is.
+    /// The time after which a lost text is sent again, as by a transport that waits for an acknowledgement; `None`
+    /// for never.
     pub retry: Option<Duration>,
-    /// Of a thousand texts, how many arrive twice, each copy in its own time.
+    /// Of a thousand texts, the number that arrives twice, each copy with its own delay.
     pub repeat_per_mille: u32,
-    /// The shortest time on the way.
+    /// The shortest delay.
     pub min_delay: Duration,
-    /// The longest time on the way. Texts overtake each other when it is not the shortest.
+    /// The longest delay. Texts overtake each other when it is not equal to the shortest.
     pub max_delay: Duration,
 }
 
@@ -31,16 +31,16 @@ impl Default for Faults {
     }
 }
 
-/// A text on its way.
+/// A text under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Packet {
-    /// Who really sent it: what a transport would have authenticated.
+    /// The actual sender, as a transport would have authenticated it.
     pub(super) sender: Did,
     pub(super) recipient: Did,
     pub(super) text: String,
 }
 
-/// The texts on their way, by arrival; those of one instant in the order in which they were sent.
+/// The texts under way, by arrival; those of one instant in the order in which they were sent.
 #[derive(Debug, Default)]
 pub(super) struct Network {
     under_way: BTreeMap<(Timestamp, u64), Packet>,
@@ -50,7 +50,7 @@ pub(super) struct Network {
 
 impl Network {
     pub(super) fn send(&mut self, now: Timestamp, packet: Packet, faults: &Faults, rng: &mut ChaCha8Rng) {
-        /// The network heals: nothing is lost more often than that.
+        /// A text is lost at most this number of times.
         const MOST_TRIES: usize = 8;
         let mut sent_at = now;
         for _ in 0..MOST_TRIES {
@@ -67,12 +67,12 @@ impl Network {
         self.put(sent_at + delay(faults, rng), packet);
     }
 
-    /// Takes half of what `sender` has under way off its way: what it had not handed over yet when it died.
+    /// Drops half of the texts that `sender` has under way, which it had not delivered when it crashed.
     pub(super) fn forget_half_of(&mut self, sender: &Did, rng: &mut ChaCha8Rng) {
         self.under_way.retain(|_, packet| packet.sender != *sender || chance(500, rng));
     }
 
-    /// How many texts were lost on their way.
+    /// The number of texts that were lost.
     pub(super) const fn lost(&self) -> u64 {
         self.lost
     }

@@ -29,7 +29,7 @@ use crate::{
     update::{SignedUpdate, Submission, add_beacon_service_patch, build_update, sign_update},
 };
 
-/// One request to sign with a secret nonce, and what came of it.
+/// One request to sign with a secret nonce, and its result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NonceUse {
     /// The session for which the nonce was opened.
@@ -38,13 +38,13 @@ pub struct NonceUse {
     pub nonce: Bytes<66>,
     /// The aggregate nonce.
     pub aggregated: Bytes<66>,
-    /// What was to be signed.
+    /// The digest to sign.
     pub sighash: [u8; 32],
-    /// The partial signature, if the nonce was still there.
+    /// The partial signature, if the nonce was still available.
     pub partial: Option<Bytes<32>>,
 }
 
-/// A participant's side of one cohort: its machine, its journal, and its signing hand.
+/// A participant's side of one cohort: its machine, its journal, and its signer.
 pub struct Seat {
     pub(super) initial: ParticipantCohort,
     pub(super) machine: ParticipantCohort,
@@ -54,18 +54,18 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// Its machine.
+    /// The seat's machine.
     pub fn machine(&self) -> &ParticipantCohort {
         &self.machine
     }
 
-    /// Its journal.
+    /// The seat's journal.
     pub fn events(&self) -> &[ParticipantEvent] {
         &self.events
     }
 }
 
-/// A participant: its seats in the cohorts that it heard of, and a host that acts by its [`Role`].
+/// A participant: its seats in the cohorts whose adverts it received, and a host that acts by its [`Role`].
 pub struct ParticipantNode {
     pub(super) identity: Identity,
     pub(super) role: Role,
@@ -75,7 +75,7 @@ pub struct ParticipantNode {
     pub(super) life: Life,
     pub(super) opened: Vec<(SessionId, Bytes<66>)>,
     pub(super) uses: Vec<NonceUse>,
-    /// How often its machine said what may be said once: nonces and partial signatures, by session.
+    /// The number of times that its machine sent a nonce or a partial signature, which may be sent once, by session.
     pub(super) said: BTreeMap<(SessionId, Slot), usize>,
     pub(super) validation_requests: Vec<Result<crate::hash::SignalBytes, String>>,
 }
@@ -117,12 +117,12 @@ impl ParticipantNode {
         }
     }
 
-    /// Who it is.
+    /// Its identity.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// How it behaves.
+    /// Its role.
     pub fn role(&self) -> &Role {
         &self.role
     }
@@ -132,7 +132,7 @@ impl ParticipantNode {
         &self.participant_key
     }
 
-    /// Its seats, in the order in which it heard of the cohorts.
+    /// Its seats, in the order in which it received the adverts.
     pub fn seats(&self) -> &[Seat] {
         &self.seats
     }
@@ -142,7 +142,7 @@ impl ParticipantNode {
         self.seats.iter().find(|seat| seat.machine.advert().cohort_id == *cohort_id)
     }
 
-    /// The machine of its latest seat; `None` until an advert reached it.
+    /// The machine of its latest seat; `None` until it received an advert.
     pub fn machine(&self) -> Option<&ParticipantCohort> {
         self.seats.last().map(|seat| &seat.machine)
     }
@@ -152,7 +152,7 @@ impl ParticipantNode {
         self.seats.last().map_or(&[], |seat| &seat.events)
     }
 
-    /// What it was told of the aggregated data, each time that its host was asked.
+    /// The verdicts on the aggregated data with which its host was asked.
     pub fn verdicts(&self) -> &[Result<crate::hash::SignalBytes, String>] {
         &self.validation_requests
     }
@@ -162,12 +162,12 @@ impl ParticipantNode {
         &self.opened
     }
 
-    /// The requests to sign with them.
+    /// The requests to sign with these nonces.
     pub fn nonce_uses(&self) -> &[NonceUse] {
         &self.uses
     }
 
-    /// How often it died.
+    /// The number of its crashes.
     pub fn crashes(&self) -> u32 {
         self.life.deaths()
     }
@@ -188,7 +188,7 @@ impl ParticipantNode {
             return self.input(now, index, ParticipantInput::Message(message), crashes, rng);
         }
         match (&*message.body, self.seats.last()) {
-            // What its service advertises after a failure is the next cohort.
+            // An advert of its service after a failure is that of the next cohort.
             (Body::CohortAdvert(body), last)
                 if last.is_none_or(|last| last.machine.advert().service == message.from) =>
             {
@@ -203,8 +203,8 @@ impl ParticipantNode {
                 });
                 self.input(now, self.seats.len() - 1, ParticipantInput::Discover, crashes, rng)
             }
-            (_, None) => Err(Reject::new(RejectCode::WrongCohort, &message.from, "no such cohort is known here")),
-            // The machine's to refuse.
+            (_, None) => Err(Reject::new(RejectCode::WrongCohort, &message.from, "the cohort is not known here")),
+            // The machine rejects it.
             (_, Some(_)) => self.input(now, self.seats.len() - 1, ParticipantInput::Message(message), crashes, rng),
         }
     }
@@ -212,7 +212,7 @@ impl ParticipantNode {
     pub(super) fn tick(&mut self, now: Timestamp, crashes: &Crashes, rng: &mut ChaCha8Rng) -> Vec<Message> {
         let mut outgoing = Vec::new();
         for index in 0..self.seats.len() {
-            // It may die over any of them.
+            // It may crash in any of them.
             if !self.life.is_gone() {
                 outgoing.extend(self.input(now, index, ParticipantInput::Tick, crashes, rng).unwrap_or_default());
             }
@@ -220,7 +220,7 @@ impl ParticipantNode {
         outgoing
     }
 
-    /// Feeds an input to a seat, and everything that the host answers to its effects.
+    /// Feeds an input to a seat, and then the host's answers to the effects.
     pub(super) fn input(
         &mut self,
         now: Timestamp,
@@ -329,7 +329,7 @@ impl ParticipantNode {
         }
     }
 
-    /// Its update: the cohort's beacon in its document.
+    /// The update that adds the cohort's beacon to its document.
     pub fn make_update(&self, output: &BeaconOutput, rng: &mut ChaCha8Rng) -> SignedUpdate {
         let did = self.identity.did();
         let beacon_type = self.machine().map(|machine| machine.advert().conditions.beacon_type.clone());
@@ -341,7 +341,8 @@ impl ParticipantNode {
             .expect("an update of version 2 has a canonical form")
     }
 
-    /// It dies, for a while. Only the journals are left; a seat that is in none is forgotten, and the secret nonces are gone.
+    /// Crashes it for a while. Only the journals remain: a seat without a journal is dropped, and the secret nonces
+    /// are lost.
     pub(super) fn die(&mut self, now: Timestamp, crashes: &Crashes, rng: &mut ChaCha8Rng) {
         self.life.dies(now, crashes, rng);
         self.seats.retain(|seat| !seat.events.is_empty());
@@ -355,7 +356,7 @@ impl ParticipantNode {
         }
     }
 
-    /// It comes back: every nonce that had left is lost, and what is owed is done.
+    /// Restarts it: every nonce that was sent is lost, and the open effects are performed.
     pub(super) fn resume(&mut self, now: Timestamp, crashes: &Crashes, rng: &mut ChaCha8Rng) -> Vec<Message> {
         self.life.returns();
         let mut outgoing = Vec::new();
@@ -365,7 +366,7 @@ impl ParticipantNode {
             }
             let lost = VecDeque::from([ParticipantInput::NonceLost]);
             outgoing.extend(self.feed(now, seat, lost, true, crashes, rng).unwrap_or_default());
-            // It may die again at once. Another return does the rest.
+            // It may crash again at once. The next restart performs the rest.
             if self.life.is_gone() {
                 break;
             }
@@ -378,7 +379,7 @@ impl ParticipantNode {
         outgoing
     }
 
-    /// Its latest journal is set back to its first `kept` facts, as by a backup.
+    /// Sets its latest journal back to its first `kept` events, as a backup does.
     pub(super) fn restore(&mut self, kept: usize) {
         if let Some(seat) = self.seats.last_mut() {
             seat.events.truncate(kept);

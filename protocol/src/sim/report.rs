@@ -1,4 +1,4 @@
-//! How a simulation stands.
+//! The report of a simulation.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -15,52 +15,52 @@ use crate::{
     time::Timestamp,
 };
 
-/// A message that a peer refused.
+/// A message that a peer rejected.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rejection {
     /// When.
     pub at: Timestamp,
-    /// Who refused it.
+    /// The peer that rejected it.
     pub by: Did,
-    /// What it was refused for, and whom that names.
+    /// The reason, and the peer that it names.
     pub reject: Reject,
 }
 
-/// How a simulation stands: its latest cohort, for the most part.
+/// The state of a simulation, mostly of its latest cohort.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// The name of the service's phase.
     pub phase: &'static str,
     /// Why the cohort failed, if it did.
     pub failure: Option<CohortFailure>,
-    /// The signed transaction and how it came about, if there is one.
+    /// The signed transaction and the path that it takes, if there is one.
     pub signed: Option<Arc<Signed>>,
-    /// What the service has on record against members, in all its cohorts.
+    /// The faults of members that the service recorded, in all its cohorts.
     pub faults: Vec<Fault>,
-    /// Every message that was refused, by whomever.
+    /// Every message that was rejected, by any peer.
     pub rejections: Vec<Rejection>,
-    /// Why each participant's latest session ended; `None` for those under way or never begun.
+    /// Why each participant's latest session ended; `None` for a session that is open or was never started.
     pub ends: Vec<Option<SessionEnd>>,
-    /// What went wrong on the way.
+    /// The failures that the simulation injected or caused.
     pub mishaps: Mishaps,
 }
 
-/// How much went wrong, so that a test can see that it really did.
+/// The number of injected failures, so that a test can check that they happened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mishaps {
-    /// How often the service died.
+    /// Crashes of the service.
     pub service_crashes: u64,
-    /// How often participants died.
+    /// Crashes of participants.
     pub participant_crashes: u64,
-    /// How many texts were lost on their way, whether they were sent again or not.
+    /// Texts that were lost, whether they were sent again or not.
     pub texts_lost: u64,
-    /// How many secret nonces were lost after their public halves had left.
+    /// Secret nonces that were lost after their public halves had been sent.
     pub nonces_lost: u64,
-    /// How many cohorts were formed in the place of one that failed.
+    /// Cohorts that were formed to replace one that failed.
     pub reformations: u64,
-    /// How many signing sessions left the key path.
+    /// Signing sessions that left the key path.
     pub fallbacks: u64,
-    /// How many waits were extended.
+    /// Phases that were extended.
     pub extensions: u64,
 }
 
@@ -77,9 +77,9 @@ impl std::ops::AddAssign for Mishaps {
 }
 
 impl Report {
-    /// Everybody who is accused of something: by a fault, by an outcome that names a culprit, or by a refusal. Refusing
-    /// what comes too late ([`RejectCode::WrongPhase`]) or finds no place ([`RejectCode::CohortFull`],
-    /// [`RejectCode::Excluded`]) accuses nobody.
+    /// Every peer that is accused: by a fault, by an outcome that names a culprit, or by a rejection. The rejection
+    /// of a late message ([`RejectCode::WrongPhase`]) or for lack of a place ([`RejectCode::CohortFull`],
+    /// [`RejectCode::Excluded`]) is not an accusation.
     pub fn accused(&self) -> BTreeSet<Did> {
         let harmless = [RejectCode::WrongPhase, RejectCode::CohortFull, RejectCode::Excluded];
         let refused = self.rejections.iter().map(|rejection| &rejection.reject);
@@ -96,7 +96,7 @@ impl Report {
 }
 
 impl Simulation {
-    /// How it stands.
+    /// The current report.
     pub fn report(&self) -> Report {
         let phase = self.service.machine().phase();
         let of_cohort = |cohort: &CohortNode| {

@@ -1,4 +1,4 @@
-//! How a simulated participant behaves.
+//! The behaviour of a simulated participant.
 
 use std::collections::BTreeSet;
 
@@ -15,18 +15,18 @@ pub enum UpdateChoice {
     Decline,
 }
 
-/// What a participant's host says about the aggregated data.
+/// The verdict of a participant's host on the aggregated data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// What the machine found.
+    /// The verdict of the machine.
     Honest,
-    /// No, whatever the machine found.
+    /// A rejection, whatever the verdict of the machine.
     Reject,
-    /// Yes, whatever the machine found.
+    /// An approval, whatever the verdict of the machine.
     Approve,
 }
 
-/// How a participant behaves. The default is an honest one with a KEY DID that submits an update.
+/// The behaviour of a participant. The default is an honest participant with a KEY DID that submits an update.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Role {
     /// Whether its host joins.
@@ -37,11 +37,11 @@ pub struct Role {
     pub verdict: Verdict,
     /// Whether its host signs the transaction.
     pub signs: bool,
-    /// The contributions that it never sends, though it makes them.
+    /// The contributions that it makes but never sends.
     pub withholds: BTreeSet<Slot>,
     /// Whether it has an EXTERNAL DID.
     pub external: bool,
-    /// Whether it signs transactions with another key than the one that its DID proves.
+    /// Whether it signs transactions with a key other than the one that its DID proves.
     pub separate_key: bool,
 }
 
@@ -64,32 +64,32 @@ pub const SLOTS: [Slot; 6] =
     [Slot::OptIn, Slot::Update, Slot::Validation, Slot::Nonce, Slot::PartialSignature, Slot::FallbackSignature];
 
 impl Role {
-    /// An honest participant that has nothing to update.
+    /// An honest participant that declines.
     pub fn decliner() -> Self {
         Self { update: UpdateChoice::Decline, ..Self::default() }
     }
 
-    /// The same, but never heard of again from `slot` on.
+    /// The same role, but it sends nothing from `slot` on.
     #[must_use]
     pub fn silent_from(mut self, slot: Slot) -> Self {
         self.withholds.extend(SLOTS.into_iter().filter(|later| *later >= slot));
         self
     }
 
-    /// The same, but without this one contribution.
+    /// The same role, but without this contribution.
     #[must_use]
     pub fn without(mut self, slot: Slot) -> Self {
         self.withholds.insert(slot);
         self
     }
 
-    /// Whether it does everything that the protocol asks for.
+    /// Whether it does everything that the protocol requires.
     pub fn is_honest_and_responsive(&self) -> bool {
         self.joins && self.signs && self.withholds.is_empty() && self.verdict != Verdict::Reject
     }
 }
 
-/// A genesis document whose one key is `key`.
+/// A genesis document whose only key is `key`.
 pub fn genesis_document(key: &PublicKey) -> Value {
     let id = document::PLACEHOLDER;
     let method = format!("{id}#key-0");

@@ -33,21 +33,21 @@ use crate::{
 /// The service: its cohorts, one after the other, and a host that acts by the [`Setup`].
 pub struct ServiceNode {
     pub(super) identity: Identity,
-    /// The first one, and those that were formed in the place of one that failed.
+    /// The first cohort, and those that were formed to replace one that failed.
     pub(super) cohorts: Vec<CohortNode>,
     pub(super) life: Life,
     deferrals: u32,
-    /// Who has opted in, in that order, and what the operator says.
+    /// The participants that opted in, in that order, each with the operator's decision.
     admissions: BTreeMap<Did, Result<(), String>>,
 }
 
-/// What one of the service's machines is fed.
+/// An input of one of the service's machines.
 enum Input {
     Cohort(usize, ServiceInput),
     Session(usize, SessionInput),
 }
 
-/// What is still to be fed, and what is to be sent.
+/// The inputs still to feed, and the messages to send.
 #[derive(Default)]
 struct Work {
     inputs: VecDeque<Input>,
@@ -74,12 +74,12 @@ impl ServiceNode {
         Ok(Self { identity, cohorts, life, deferrals: 0, admissions: BTreeMap::new() })
     }
 
-    /// Who it is.
+    /// Its identity.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// All its cohorts, in the order in which one took the place of the other.
+    /// All its cohorts, in the order in which they replaced each other.
     pub fn cohorts(&self) -> &[CohortNode] {
         &self.cohorts
     }
@@ -103,7 +103,7 @@ impl ServiceNode {
         self.latest().sessions.last()
     }
 
-    /// What was said in the round of its latest cohort.
+    /// The transcript of the round of its latest cohort.
     pub fn transcript(&self) -> &Transcript {
         &self.latest().transcript
     }
@@ -113,7 +113,7 @@ impl ServiceNode {
         &self.latest().coin
     }
 
-    /// How often it died.
+    /// The number of its crashes.
     pub fn crashes(&self) -> u32 {
         self.life.deaths()
     }
@@ -129,7 +129,7 @@ impl ServiceNode {
         setup: &Setup,
         rng: &mut ChaCha8Rng,
     ) -> Result<Vec<Message>, Reject> {
-        // A message about no cohort of ours is the latest one's to refuse.
+        // The latest cohort rejects a message about an unknown cohort.
         let about = |cohort: &CohortNode| cohort.machine.config().terms.cohort_id == *message.body.cohort_id();
         let index = self.cohorts.iter().position(about).unwrap_or(self.cohorts.len() - 1);
         let signing = matches!(
@@ -168,10 +168,11 @@ impl ServiceNode {
     pub(super) fn tick(&mut self, now: Timestamp, setup: &Setup, rng: &mut ChaCha8Rng) -> Vec<Message> {
         let mut outgoing = Vec::new();
         for index in 0..self.cohorts.len() {
-            // The session first: the cohort's own deadline while signing is only the guard behind the session's.
+            // The session comes first: while signing, the cohort's own deadline is only the guard behind the
+            // session's.
             let ticks = [Input::Session(index, SessionInput::Tick), Input::Cohort(index, ServiceInput::Tick)];
             for tick in ticks {
-                // It may die over any of them.
+                // It may crash in any of them.
                 if !self.life.is_gone() {
                     outgoing.extend(self.run(now, tick, setup, rng).unwrap_or_default());
                 }
@@ -180,8 +181,8 @@ impl ServiceNode {
         outgoing
     }
 
-    /// It dies, for a while. Only the journals are left; a cohort that was not advertised is forgotten, but for the first
-    /// one, which its operator opens again.
+    /// Crashes it for a while. Only the journals remain: a cohort that was not advertised is dropped, except for the
+    /// first one, which its operator opens again.
     pub(super) fn die(&mut self, now: Timestamp, setup: &Setup, rng: &mut ChaCha8Rng) {
         self.life.dies(now, &setup.crashes, rng);
         let first = self.cohorts.remove(0);
@@ -192,7 +193,7 @@ impl ServiceNode {
         }
     }
 
-    /// It comes back and does what is owed.
+    /// Restarts it and performs the open effects.
     pub(super) fn resume(&mut self, now: Timestamp, setup: &Setup, rng: &mut ChaCha8Rng) -> Vec<Message> {
         self.life.returns();
         let mut work = Work::default();
@@ -202,7 +203,7 @@ impl ServiceNode {
                 self.perform(index, effect, setup, &mut work, rng);
             }
         }
-        // Everything fed here is the host's own.
+        // Every input here is the host's own.
         self.feed(now, work, false, setup, rng).unwrap_or_else(|reject| panic!("{reject}"))
     }
 
@@ -217,7 +218,7 @@ impl ServiceNode {
         self.feed(now, work, true, setup, rng)
     }
 
-    /// Feeds the inputs, and everything that the host answers to their effects. Only the first input can be refused, if it
+    /// Feeds the inputs, and then the host's answers to their effects. Only the first input can be rejected, if it
     /// came from outside: the others are our own host's answers.
     fn feed(
         &mut self,
@@ -243,7 +244,7 @@ impl ServiceNode {
                 }
                 Input::Session(index, input) => {
                     let cohort = &self.cohorts[index];
-                    // A session goes with its cohort.
+                    // A session ends with its cohort.
                     let Some(session) = cohort.sessions.last().filter(|_| !cohort.machine.has_ended()) else {
                         continue;
                     };
@@ -323,13 +324,13 @@ impl ServiceNode {
     ) {
         let from = self.identity.did().clone();
         match effect {
-            // The simulated network keeps no adverts for those who come later.
+            // The simulated network does not store adverts.
             ServiceEffect::WithdrawAdvert => {}
             ServiceEffect::Broadcast(body) => work.outgoing.push(Message::new(from, None, body)),
             ServiceEffect::Send { to, body } => work.outgoing.push(Message::new(from, Some(to), body)),
             ServiceEffect::AskAdmission(member) => {
                 let refused = setup.refuses.contains(&self.admissions.len());
-                let answer = if refused { Err("not this one".to_owned()) } else { Ok(()) };
+                let answer = if refused { Err("refused by the operator".to_owned()) } else { Ok(()) };
                 let did: Did = member.did.clone();
                 let admission = self.admissions.entry(did.clone()).or_insert(answer).clone();
                 work.inputs.push_back(Input::Cohort(index, ServiceInput::AdmissionDecided { did, admission }));

@@ -1,4 +1,4 @@
-//! What is simulated.
+//! The setup of a simulation.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -12,41 +12,42 @@ use crate::{
     time::Timestamp,
 };
 
-/// When every simulation starts.
+/// The time at which every simulation starts.
 pub const START: Timestamp = Timestamp::from_secs(1_800_000_000);
 
-/// What is simulated.
+/// The setup of a simulation.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// The network of identifiers and addresses.
     pub network: Network,
-    /// What the advert promises.
+    /// The conditions of the advert.
     pub conditions: Conditions,
-    /// How long everybody waits.
+    /// How long the service and the participants wait.
     pub timing: Timing,
     /// What the service does when a phase cannot be completed.
     pub rules: PhaseRules,
-    /// The beacon types that everybody knows.
+    /// The beacon types that every peer knows.
     pub beacons: BeaconRegistry,
-    /// Who aggregates keys.
+    /// Aggregates keys.
     pub aggregator: Arc<dyn KeyAggregator>,
-    /// The participants and how they behave.
+    /// The participants, by their roles.
     pub roles: Vec<Role>,
-    /// What the network does.
+    /// The faults of the network.
     pub faults: Faults,
-    /// How often peers die.
+    /// How often processes crash.
     pub crashes: Crashes,
-    /// Which opt-ins the operator refuses, counted from 0 in the order in which they arrive.
+    /// The opt-ins that the operator refuses, counted from 0 in the order of arrival.
     pub refuses: BTreeSet<usize>,
-    /// With how many members the operator forms the cohort before its enrollment ends; `None` waits for the end.
+    /// The number of members with which the operator forms the cohort before its enrollment ends; `None` waits for
+    /// the end.
     pub finalize_at: Option<usize>,
-    /// How many times the operator has no transaction yet.
+    /// The number of times that the operator has no transaction yet.
     pub defer_transaction: u32,
 }
 
 impl Setup {
-    /// A CAS cohort of these participants on regtest, with both leaves and a faultless network, that is formed when all
-    /// of them are in.
+    /// A CAS cohort of these participants on regtest, with both leaves and a faultless network. It is formed when all
+    /// of them are admitted.
     pub fn new(roles: Vec<Role>) -> Self {
         let recovery = SecretKey::from_bytes(&[7; 32]).expect("a small number is a scalar").public_key().x_only();
         let tree = ScriptTree::FallbackAndRecovery {

@@ -41,7 +41,7 @@ impl ParticipantCohort {
         }
     }
 
-    /// The signal that the data gives, if our slot is in it and the service's signal is the same.
+    /// The signal recomputed from the data, if the data holds our slot and the service states the same signal.
     fn check_data(
         &self,
         body: &DistributeAggregatedData,
@@ -60,7 +60,7 @@ impl ParticipantCohort {
         if signal == body.signal_bytes_hex {
             Ok(signal)
         } else {
-            Err(format!("the data gives the signal {signal}, the service says {}", body.signal_bytes_hex))
+            Err(format!("the data gives the signal {signal}, the service states {}", body.signal_bytes_hex))
         }
     }
 

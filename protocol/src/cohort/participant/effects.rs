@@ -1,4 +1,4 @@
-//! What a participant's facts ask of the world: once when they happen, and after a restart again as far as nobody has
+//! The effects of a participant's events: once when an event happens, and again after a restart until they are
 //! answered.
 
 use std::sync::Arc;
@@ -75,9 +75,9 @@ impl ParticipantCohort {
         }
     }
 
-    /// What our host was asked and has not answered, and what the service may not have had. A nonce and a partial signature
-    /// are never sent again: the TypeScript implementation would fail its cohort over them. If one was lost with us, the
-    /// service takes the fallback.
+    /// The host's open questions, and the messages that may not have reached the service. A nonce and a partial
+    /// signature are never sent again: the TypeScript implementation would fail its cohort over them. If a restart
+    /// lost one, the service takes the fallback.
     pub(super) fn owed(&self) -> Vec<ParticipantEffect> {
         match &self.phase {
             Phase::Planned | Phase::Ended { .. } | Phase::OptedIn { accepted: true, .. } => Vec::new(),
@@ -105,7 +105,7 @@ impl ParticipantCohort {
         }
     }
 
-    /// What makes the signature, or the nonce, that the host has approved of.
+    /// The effects that make the signature, or the nonce, that the host has approved.
     fn make_signature(&self, round: &Round, request: &Request, stage: &Stage) -> Vec<ParticipantEffect> {
         match stage {
             Stage::Approved(SpendPath::KeyPath) if !self.is_spent(&request.session_id) => {

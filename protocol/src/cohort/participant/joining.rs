@@ -1,4 +1,4 @@
-//! Joining a cohort: opting in, and deriving the beacon output again when the service says that the cohort is formed.
+//! Joining a cohort: opting in, and deriving the beacon output when the service reports that the cohort is formed.
 
 use super::{ParticipantCohort, phase::Phase};
 use crate::{
@@ -30,7 +30,7 @@ impl ParticipantCohort {
             Phase::Planned | Phase::Invited { .. } | Phase::Ended { .. } => {
                 Err(Reject::new(RejectCode::WrongPhase, from, "we did not opt in"))
             }
-            // Accepted before, or formed before the acceptance got through: nothing new.
+            // Accepted before, or the cohort formed before the acceptance arrived: no change.
             _ => Ok(Vec::new()),
         }
     }
@@ -58,7 +58,7 @@ impl ParticipantCohort {
             return Err(Reject::new(RejectCode::InvalidKey, from, "cohortKeys are not in KeySort order"));
         }
         if !keys.contains(&self.config.participant_key.to_bytes()) {
-            return Err(Reject::new(RejectCode::InvalidKey, from, "cohortKeys do not hold our own key"));
+            return Err(Reject::new(RejectCode::InvalidKey, from, "cohortKeys does not contain our own key"));
         }
         let conditions = &self.advert.conditions;
         if !conditions.admits_size(keys.len()) {
@@ -74,7 +74,7 @@ impl ParticipantCohort {
             .map_err(|error| Reject::new(RejectCode::UnacceptableTerms, from, error))?;
         if output.address() != body.beacon_address {
             let detail =
-                format!("keys and terms give {}, the service says {}", output.address(), body.beacon_address);
+                format!("keys and terms give {}, the service states {}", output.address(), body.beacon_address);
             return Err(Reject::new(RejectCode::AddressMismatch, from, detail));
         }
         Ok(vec![ParticipantEvent::CohortReady { at: now, output }])
@@ -90,7 +90,7 @@ impl ParticipantCohort {
             Some((update, Ok(()))) => {
                 vec![ParticipantEvent::UpdateSubmitted { at: now, update: update.clone() }]
             }
-            // The cohort does not have to wait for an update that cannot be announced.
+            // We decline, so that the cohort does not wait for an update that cannot be announced.
             Some((_, Err(reason))) => vec![
                 ParticipantEvent::UpdateRefused { at: now, reason },
                 ParticipantEvent::UpdateDeclined { at: now },
@@ -99,7 +99,8 @@ impl ParticipantCohort {
         }
     }
 
-    /// What is announced and breaks a rule ends our DID, so we do not rely on our host, nor on the service (rule U-23).
+    /// An announced update that breaks a rule ends our DID, so we check it and rely neither on our host nor on the
+    /// service (rule U-23).
     fn check_submission(&self, now: Timestamp, submission: &Submission) -> Result<(), String> {
         let did = &self.config.did;
         let initial;
@@ -116,8 +117,8 @@ impl ParticipantCohort {
             .map_err(|error| error.to_string())
     }
 
-    /// Ends a session whose update, or data, was made by rules that no resolver applies any more, unless a signature of ours is
-    /// out: then the service says what became of it.
+    /// Ends a session whose update, or data, was made under rules that no resolver applies any more. A session with a
+    /// signature of ours goes on: the service reports the fate of the transaction.
     pub(super) fn on_resumed(&self, now: Timestamp) -> Vec<ParticipantEvent> {
         let (update, data) = match &self.phase {
             Phase::Submitted { update, .. } => (update.as_ref(), None),

@@ -1,8 +1,8 @@
 //! A participant's side of one cohort: joining, submitting or declining, validating, and signing.
 //!
-//! It trusts the service with nothing but liveness. The address is derived again from keys and terms, the signal is
-//! recomputed from the data, the transaction is checked against both; the host's policy can only be stricter. [`phase`]
-//! is what is known when; `joining`, `data` and `signing` hold the decisions, `effects` what they ask of the world.
+//! It trusts the service with nothing but liveness. It derives the address from keys and terms, recomputes the signal
+//! from the data, and checks the transaction against both; the host's policy can only be stricter. [`phase`] is the
+//! state; `joining`, `data` and `signing` hold the decisions, `effects` their effects.
 
 mod data;
 mod effects;
@@ -39,7 +39,7 @@ use crate::{
     update::Submission,
 };
 
-/// Who a participant is, in every cohort that it joins.
+/// A participant's identity and settings, for every cohort that it joins.
 #[derive(Clone, Debug)]
 pub struct ParticipantConfig {
     /// Its identifier.
@@ -50,7 +50,7 @@ pub struct ParticipantConfig {
     pub communication_key: PublicKey,
     /// The genesis document of an EXTERNAL DID.
     pub genesis_document: Option<Arc<Value>>,
-    /// An invite, for services that admit nobody without one.
+    /// An invite, for services that require one.
     pub invite: Option<InviteToken>,
     /// How long to wait for the service.
     pub timing: Timing,
@@ -59,11 +59,11 @@ pub struct ParticipantConfig {
     pub max_fee_rate: FeeRate,
     /// The beacon types that the host knows.
     pub beacons: BeaconRegistry,
-    /// Who aggregates keys: directly, or behind a cache shared with others.
+    /// Aggregates keys: directly, or behind a cache shared with other machines.
     pub aggregator: Arc<dyn KeyAggregator>,
 }
 
-/// What can happen to a participant in a cohort.
+/// An input of a participant in a cohort.
 #[derive(Clone, Debug)]
 pub enum ParticipantInput {
     /// The advert was read.
@@ -72,18 +72,19 @@ pub enum ParticipantInput {
     JoinDecided(bool),
     /// A message arrived from a sender that the transport has authenticated.
     Message(Message),
-    /// A message that the transport had kept since before it was connected. What was said before we opted in is of another
-    /// life of this identity, and passed over.
+    /// A message that the transport had stored before it was connected. A message from before our opt-in belongs to a
+    /// previous run of this identity and is ignored.
     Stored {
         /// The message.
         message: Message,
-        /// When its sender says that it was said.
+        /// When it was sent, as its sender states it.
         said: Timestamp,
     },
     /// The host's answer to [`ParticipantEffect::AskUpdate`]: its update, or `None` to decline. An update that breaks a rule
     /// is not submitted.
     UpdateDecided(Option<Submission>),
-    /// The host's answer to [`ParticipantEffect::AskValidation`]. Approving data that does not check out does not help.
+    /// The host's answer to [`ParticipantEffect::AskValidation`]. Data that fails our checks is rejected even if the
+    /// host approves.
     ValidationDecided(bool),
     /// The host's answer to [`ParticipantEffect::AskSigning`].
     SigningDecided(bool),
@@ -91,33 +92,34 @@ pub enum ParticipantInput {
     NonceOpened(Bytes<66>),
     /// The partial signature that [`ParticipantEffect::SignPartial`] asked for.
     PartialSigned(Bytes<32>),
-    /// The session was replayed from a journal, which software of an earlier version may have written. Fed before anything
-    /// else.
+    /// The session was replayed from a journal, which an earlier version of the software may have written. Fed before
+    /// any other input.
     Resumed,
-    /// The secret nonce is gone: a restart after it left, say. Changes nothing where none was open. After a restart it
-    /// comes before what [`Machine::resume`] owes, which may open a new one.
+    /// The secret nonce is lost, e.g. in a restart after it was sent. Changes nothing where no nonce was open. After
+    /// a restart it comes before the effects of [`Machine::resume`], which may open a new one.
     NonceLost,
-    /// A message of our own was read on the wire, where everybody's are kept. After a restart what is kept there comes
-    /// before what [`Machine::resume`] owes: a journal from a backup does not know which nonces have left since.
+    /// A message of our own was received from a transport that stores every party's messages. After a restart the
+    /// stored messages come before the effects of [`Machine::resume`]: a journal from a backup does not know which
+    /// nonces have been sent since.
     Seen(Message),
     /// The signature that [`ParticipantEffect::SignFallback`] asked for.
     FallbackSigned(Bytes<64>),
     /// The host leaves the cohort.
     Leave,
-    /// The session cannot go on on our side.
+    /// Our side cannot continue the session.
     Abort(Fatal),
     /// Time has passed.
     Tick,
 }
 
-/// What the world must do for a participant in a cohort.
+/// An action that the host must perform for a participant in a cohort.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ParticipantEffect {
-    /// Tell the service.
+    /// Send a message to the service.
     Send {
         /// The service.
         to: Did,
-        /// What.
+        /// The message.
         body: SharedBody,
     },
     /// Ask the host whether to join.
@@ -127,7 +129,7 @@ pub enum ParticipantEffect {
         /// The cohort's output.
         output: BeaconOutput,
     },
-    /// Ask the host whether the aggregated data is right.
+    /// Ask the host whether the aggregated data is correct.
     AskValidation {
         /// The data.
         data: Arc<BeaconData>,
@@ -145,34 +147,35 @@ pub enum ParticipantEffect {
     },
     /// Open a nonce and answer with [`ParticipantInput::NonceOpened`].
     OpenNonce {
-        /// For which session.
+        /// The session.
         session_id: SessionId,
-        /// Under which keys.
+        /// The output, with the keys to sign under.
         output: BeaconOutput,
     },
     /// Sign with the open nonce and answer with [`ParticipantInput::PartialSigned`] or
     /// [`NonceLost`](ParticipantInput::NonceLost).
     SignPartial {
-        /// In which session.
+        /// The session.
         session_id: SessionId,
-        /// Under which keys.
+        /// The output, with the keys to sign under.
         output: BeaconOutput,
         /// The aggregate nonce.
         aggregated: Bytes<66>,
-        /// What.
+        /// The signature hash.
         sighash: [u8; 32],
     },
     /// Sign on the fallback leaf, wipe any open nonce, and answer with [`ParticipantInput::FallbackSigned`].
     SignFallback {
-        /// What.
+        /// The signature hash.
         sighash: [u8; 32],
     },
 }
 
-/// How many phases' time a participant waits for the service. The service waits a whole phase for other members before it
-/// moves on, between the verdicts and the transaction even two, and then its message has to travel: a member that gave up
-/// after one phase could not serve the fallback that its own service asks for at that very time. A service that waits
-/// longer than that (it may extend its phases, and does not say so) finds it gone; the host sets its timing accordingly.
+/// The number of phase timeouts that a participant waits for the service. The service waits a whole phase for other
+/// members before it moves on, between the verdicts and the transaction even two, and its message takes time to
+/// arrive. A member that gave up after one phase could not serve the fallback that its own service requests at that
+/// very time. A service that waits longer (it may extend its phases without notice) finds the member gone; the host
+/// sets its timing accordingly.
 const PATIENCE: u32 = 3;
 
 /// A participant in one cohort.
@@ -182,17 +185,17 @@ pub struct ParticipantCohort {
     advert: Arc<Advert>,
     timing: Timing,
     started: Timestamp,
-    /// Sessions that a nonce of ours left for, though this journal does not know it.
+    /// The sessions for which a nonce of ours was sent that this journal does not know.
     spent: BTreeSet<SessionId>,
-    /// When we opted in: nobody can answer that earlier.
+    /// When we opted in. No answer can be older.
     opted_in: Timestamp,
     phase: Phase,
     /// The signed transaction, once it was seen and verified.
     seen: Option<Arc<Transaction>>,
 }
 
-/// How many spent sessions are remembered. A cohort has one session, and a few more if its service was restored from a
-/// backup too. Beyond that every session counts as spent.
+/// The number of spent sessions that are recorded. A cohort has one session, and a few more if its service was
+/// restored from a backup too. Beyond this number every session counts as spent.
 const MOST_SPENT: usize = 16;
 
 /// Two are equal when everything that events can change is equal; the configuration is the host's.
@@ -220,7 +223,7 @@ impl fmt::Debug for ParticipantCohort {
 }
 
 impl ParticipantCohort {
-    /// A participant that has not discovered the cohort yet.
+    /// A participant that has not read the advert yet.
     pub fn new(config: Arc<ParticipantConfig>, advert: Arc<Advert>) -> Self {
         let timing = config.timing;
         Self {
@@ -240,7 +243,7 @@ impl ParticipantCohort {
         &self.advert
     }
 
-    /// What is known now.
+    /// The current phase.
     pub fn phase(&self) -> &Phase {
         &self.phase
     }
@@ -250,8 +253,8 @@ impl ParticipantCohort {
         self.seen.as_ref()
     }
 
-    /// What the member keeps of the round: from its first signature on, for the path does not change it; or from the word
-    /// that the others have signed without it.
+    /// The member's record of the round. Present from its first signature on, since the path does not change it; or
+    /// once the service reports that the other members have signed without it.
     pub fn record(&self) -> Option<MemberRecord> {
         let round = match &self.phase {
             Phase::Signing { round, stage, .. } if stage.has_signed() => round,
@@ -261,8 +264,8 @@ impl ParticipantCohort {
         Some(self.record_of(round))
     }
 
-    /// What the member has approved, from its approval on: from then on the others may announce it without any signature of
-    /// this member, and without telling it.
+    /// What the member has approved, present from its approval on. From then on the other members may announce it
+    /// without a signature of this member, and without notice to it.
     pub fn approved(&self) -> Option<MemberRecord> {
         match &self.phase {
             Phase::Approved { round, .. }
@@ -285,13 +288,13 @@ impl ParticipantCohort {
         }
     }
 
-    /// Whether the key path of a session must not be signed, because a nonce of ours for it is out that is not ours to
-    /// use any more.
+    /// Whether the key path of a session must not be signed, because a nonce of ours for it was sent that must not be
+    /// used any more.
     fn is_spent(&self, session_id: &SessionId) -> bool {
         self.spent.len() >= MOST_SPENT || self.spent.contains(session_id)
     }
 
-    /// Whether deciding `input` takes so much curve work that it should not run beside other actors: key aggregation of a
+    /// Whether deciding `input` takes so much curve work that it should not block other actors: key aggregation of a
     /// large cohort.
     pub fn is_heavy(&self, input: &ParticipantInput) -> bool {
         const LARGE: usize = 32;
@@ -303,9 +306,9 @@ impl ParticipantCohort {
         }
     }
 
-    /// Whether something that was said then can be an answer to our opt-in, as far as two clocks agree.
-    pub fn may_answer_us(&self, said: Timestamp) -> bool {
-        said >= self.opted_in - CLOCK_SKEW
+    /// Whether a message sent at that time can be an answer to our opt-in, within the skew of two clocks.
+    pub fn may_answer_us(&self, sent: Timestamp) -> bool {
+        sent >= self.opted_in - CLOCK_SKEW
     }
 
     fn on_message(&self, now: Timestamp, message: &Message) -> Result<Vec<ParticipantEvent>, Reject> {
@@ -317,7 +320,7 @@ impl ParticipantCohort {
             return Err(Reject::new(RejectCode::WrongCohort, from, "the message is about another cohort"));
         }
         match &*message.body {
-            // A repeated advert says nothing new about a cohort that we know.
+            // A repeated advert adds nothing to a cohort that we know.
             Body::CohortAdvert(_) => Ok(Vec::new()),
             Body::CohortOptInAccept(_) => self.on_accept(from),
             Body::CohortReady(body) => self.on_ready(now, from, body),
@@ -331,13 +334,13 @@ impl ParticipantCohort {
         }
     }
 
-    /// The service says that nobody waits for us any more. It is trusted with liveness, so it may.
+    /// The service reports that the cohort has ended for us. It is trusted with liveness, so it may.
     fn on_ended(&self, now: Timestamp, from: &Did, body: &CohortEnded) -> Result<Vec<ParticipantEvent>, Reject> {
-        /// The service's words are kept, but only so many of them.
+        /// The service's texts are stored, but only this many characters.
         const LONGEST: usize = 500;
         let short = |text: &str| text.chars().take(LONGEST).collect::<String>();
         if body.opt_in.is_some_and(|refused| refused != self.opt_in_digest()) {
-            // A carrier that keeps messages still had it: it is about an earlier opt-in.
+            // A carrier that stores messages delivered it late: it is about a previous opt-in.
             return Ok(Vec::new());
         }
         let reason = match &self.phase {
@@ -347,7 +350,7 @@ impl ParticipantCohort {
             {
                 return self.on_signed(now, from, signed);
             }
-            // Nothing was joined, so nothing has failed: whoever advertises must not be able to tell us otherwise.
+            // We did not join, so nothing has failed, whatever the sender of the advert reports.
             Phase::Planned | Phase::Invited { .. } => SessionEnd::NotJoined,
             _ => SessionEnd::EndedByService {
                 code: short(&body.code),
@@ -371,7 +374,7 @@ impl ParticipantCohort {
         vec![ParticipantEvent::SessionEnded { at: now, reason }]
     }
 
-    /// Something that came too late: our host's answer that crossed with the end of the wait, say. Harmless.
+    /// An input that came too late, e.g. our host's answer after the deadline of the phase. Harmless.
     fn out_of_date(&self) -> Vec<ParticipantEvent> {
         Vec::new()
     }
@@ -439,13 +442,13 @@ impl Machine for ParticipantCohort {
         }
         let timing = self.timing;
         let patience = timing.phase_timeout.saturating_mul(PATIENCE);
-        // The TTL ends with the start of signing; the last message before that has its time to travel.
+        // The TTL ends with the start of signing. The last message before that has one phase timeout to arrive.
         let end = if event.concerns_signing() {
             Timestamp::NEVER
         } else {
             self.started + timing.cohort_ttl + timing.phase_timeout
         };
-        // The transaction is the operator's to fund, which may take as long as the cohort may.
+        // The operator funds the transaction, which may take as long as the cohort may.
         let patience = if matches!(event, ParticipantEvent::ValidationSent { .. }) {
             timing.cohort_ttl.max(patience)
         } else {

@@ -1,4 +1,4 @@
-//! What a participant knows in each phase of a cohort, and how facts move it on.
+//! What a participant knows in each phase of a cohort, and how events change it.
 
 use std::sync::Arc;
 
@@ -15,14 +15,14 @@ use crate::{
     update::SignedUpdate,
 };
 
-/// What every later phase builds on, once the aggregated data is approved.
+/// The state that all phases after approval share.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Round {
     /// The cohort's output.
     pub output: BeaconOutput,
     /// Our update, `None` when we declined.
     pub update: Option<SignedUpdate>,
-    /// What is in the aggregated data for us.
+    /// The part of the aggregated data that is ours.
     pub data: Arc<BeaconData>,
     /// The signal, recomputed from the data.
     pub signal: SignalBytes,
@@ -37,7 +37,8 @@ pub struct Request {
     pub transaction: Transaction,
     /// The value of the output that it spends.
     pub value: Amount,
-    /// Until when the service may ask for the fallback, if it has said so: until then we stay, whatever our own timing is.
+    /// Until when the service may request the fallback, if it stated that. Until then we stay, whatever our own
+    /// timing is.
     pub until: Option<Timestamp>,
 }
 
@@ -49,32 +50,32 @@ impl Request {
     }
 }
 
-/// How far a signing session is.
+/// The stage of a signing session.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Stage {
-    /// The host is asked.
+    /// The host is asked whether to sign.
     Deciding(SpendPath),
     /// The host approved; the nonce, or the fallback signature, is being made.
     Approved(SpendPath),
-    /// Our nonce is out.
+    /// Our nonce is sent.
     NonceSent(Bytes<66>),
-    /// The aggregate nonce is here; the partial signature is being made.
+    /// The aggregate nonce has arrived; the partial signature is being made.
     Signing(Bytes<66>),
-    /// Our secret nonce is gone: only the fallback can still be served.
+    /// Our secret nonce is lost: only the fallback can be signed.
     NonceLost,
-    /// Our partial signature is out; the fallback may still be asked for.
+    /// Our partial signature is sent; the fallback may still be requested.
     PartialSent {
         /// The aggregate nonce that it was made with.
         aggregated: Bytes<66>,
     },
-    /// The fallback is being signed after a partial signature went out.
+    /// The fallback is being signed after a partial signature was sent.
     FallbackAfterPartial,
-    /// Our fallback signature is out.
+    /// Our fallback signature is sent.
     FallbackSent(Bytes<64>),
 }
 
 impl Stage {
-    /// Whether a signature of ours is out.
+    /// Whether a signature of ours was sent.
     pub fn has_signed(&self) -> bool {
         matches!(self, Self::PartialSent { .. } | Self::FallbackAfterPartial | Self::FallbackSent(_))
     }
@@ -94,7 +95,7 @@ pub enum Phase {
     Ready { output: BeaconOutput, deadline: Timestamp },
     /// Our slot is filled.
     Submitted { output: BeaconOutput, update: Option<SignedUpdate>, deadline: Timestamp },
-    /// The data is here; the host is asked for its verdict.
+    /// The data has arrived; the host is asked for its verdict.
     Validating {
         output: BeaconOutput,
         update: Option<SignedUpdate>,
@@ -102,17 +103,17 @@ pub enum Phase {
         verdict: Result<SignalBytes, String>,
         deadline: Timestamp,
     },
-    /// We approved. `present` when the service has asked since whether we are there.
+    /// We approved. `present` when the service has requested our presence confirmation since.
     Approved { round: Arc<Round>, present: bool, deadline: Timestamp },
-    /// The transaction is here.
+    /// The transaction has arrived.
     Signing { round: Arc<Round>, request: Arc<Request>, stage: Stage, deadline: Timestamp },
-    /// It is over; `signed` holds the round when a signature of ours is out, or when others have signed it without us: the
-    /// data that we approved is announced then all the same.
+    /// The session is over. `signed` holds the round when a signature of ours was sent, or when the other members
+    /// have signed without us: the data that we approved is announced in both cases.
     Ended { reason: SessionEnd, signed: Option<Arc<Round>> },
 }
 
 impl Phase {
-    /// The phase's name, for people and metrics.
+    /// The phase's name, for display and metrics.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Planned => "planned",
@@ -140,7 +141,7 @@ impl Phase {
         }
     }
 
-    /// Facts that do not fit the phase change nothing: they cannot be decided, so they are not in a journal of ours.
+    /// An event that does not fit the phase changes nothing. It cannot be decided, so no journal of ours has one.
     pub(super) fn apply(&mut self, event: &ParticipantEvent, deadline_from: impl Fn(Timestamp) -> Timestamp) {
         match (event, &mut *self) {
             (ParticipantEvent::CohortDiscovered { at, .. }, Self::Planned) => {

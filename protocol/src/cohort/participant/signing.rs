@@ -1,4 +1,4 @@
-//! Signing: the transaction is checked before anything else, the secret nonce is used once, the fallback is served.
+//! Signing: the transaction is checked first, the secret nonce is used once, and the fallback is signed on request.
 
 use std::sync::Arc;
 
@@ -86,7 +86,8 @@ impl ParticipantCohort {
     ) -> Result<Vec<ParticipantEvent>, Reject> {
         let (request, stage) = match &self.phase {
             Phase::Signing { request, stage, .. } => (request, stage),
-            // As below, from an even older backup: whatever is asked of us in that session later, its key path is spent.
+            // As below, from an even older backup: the key path of that session is spent, whatever is requested
+            // later.
             Phase::Approved { .. } => return Ok(self.on_nonce_seen(now, &body.session_id)),
             _ => return Err(Reject::new(RejectCode::WrongPhase, from, "no signing session is open")),
         };
@@ -94,21 +95,21 @@ impl ParticipantCohort {
             return Err(Reject::new(RejectCode::WrongCohort, from, "the message is about another signing session"));
         }
         match stage {
-            // The secret nonce is used up by an attempt to sign, so garbage must not get that far.
+            // An attempt to sign consumes the secret nonce, so an invalid aggregate nonce must not get that far.
             Stage::NonceSent(_) if AggNonce::from_bytes(&body.aggregated_nonce.0).is_err() => {
                 Err(Reject::new(RejectCode::InvalidNonce, from, "aggregatedNonce is not two points or infinity"))
             }
             Stage::NonceSent(_) => {
                 Ok(vec![ParticipantEvent::AggregatedNonceReceived { at: now, nonce: body.aggregated_nonce }])
             }
-            // It has our nonce in it, and we know of none: we were restored from a backup.
+            // The aggregate nonce includes a nonce of ours that we do not know: we were restored from a backup.
             Stage::Deciding(SpendPath::KeyPath) | Stage::Approved(SpendPath::KeyPath) => {
                 Ok(self.on_nonce_seen(now, &body.session_id))
             }
             Stage::Signing(first) | Stage::PartialSent { aggregated: first } if *first == body.aggregated_nonce => {
                 Ok(Vec::new())
             }
-            // Signing two challenges with one nonce would give our key away.
+            // Two signatures with one nonce would reveal our key.
             Stage::Signing(_) | Stage::PartialSent { .. } => {
                 Err(Reject::new(RejectCode::Equivocation, from, "another aggregate nonce was received before"))
             }
@@ -116,8 +117,8 @@ impl ParticipantCohort {
         }
     }
 
-    /// A message of our own that the wire remembers. It tells of nonces that left before the journal that we have was
-    /// written: a session that has one is spent, whatever we remember of it.
+    /// Handles a message of our own that the transport has stored. It shows nonces that were sent after the journal
+    /// that we have was written. A session with such a nonce is spent, whatever our journal has of it.
     pub(super) fn on_own_message(&self, now: Timestamp, message: &Message) -> Vec<ParticipantEvent> {
         let Body::NonceContribution(body) = &*message.body else { return Vec::new() };
         if body.cohort_id != self.advert.cohort_id || message.from != self.config.did {
@@ -153,7 +154,7 @@ impl ParticipantCohort {
     pub(super) fn on_presence_request(&self) -> Vec<ParticipantEvent> {
         match &self.phase {
             Phase::Approved { present: false, .. } => vec![ParticipantEvent::PresenceConfirmed],
-            // Said already, or not a time to be asked: nothing that harms anybody.
+            // Confirmed already, or not expected in this phase: harmless.
             _ => Vec::new(),
         }
     }
@@ -204,7 +205,7 @@ impl ParticipantCohort {
                 until: None,
             }]);
         };
-        // The fallback is for the very transaction that the key path was asked for; the script was checked with it.
+        // The fallback is for the same transaction that the key path was requested for. The script was checked above.
         if !request.is(&body.session_id, &body.pending_tx, body.prev_out_value) {
             return Err(spent(from));
         }
@@ -217,14 +218,14 @@ impl ParticipantCohort {
         }
     }
 
-    /// The service's own deadline, with the time that its last message needs; no later than a whole cohort may take, or it could
-    /// hold our place for ever.
+    /// The service's own deadline, plus the time that its last message takes. No later than one cohort TTL from now:
+    /// otherwise the service could occupy our slot without limit.
     fn bounded(&self, now: Timestamp, until: u64) -> Timestamp {
         (Timestamp::from_secs(until) + CLOCK_SKEW).min(now + self.timing.cohort_ttl)
     }
 
-    /// The signed transaction that the service shows at the end, verified: it is the one that we were asked to sign, or, where we
-    /// were not asked, one that announces what we approved; and the cohort has signed it.
+    /// Verifies the signed transaction that the service sends at the end: it is the one that we were asked to sign
+    /// or, if we were not asked, one that announces what we approved; and the cohort has signed it.
     pub(super) fn on_signed(
         &self,
         now: Timestamp,
@@ -256,7 +257,7 @@ impl ParticipantCohort {
         ])
     }
 
-    /// Everything about the transaction, before a nonce is opened for it.
+    /// All checks of the transaction, before a nonce is opened for it.
     fn check(
         &self,
         from: &Did,

@@ -1,4 +1,4 @@
-//! What does not change in the life of a cohort, and what makes a cohort impossible from the start.
+//! The configuration of a cohort, and the errors that make a cohort impossible from the start.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -19,12 +19,12 @@ use crate::{
     time::Timestamp,
 };
 
-/// What strangers and members can make grow, bounded.
+/// Bounds on what unauthenticated peers and members can make grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Most bytes of canonical JSON in an update, checked before any signature.
+    /// The greatest size of an update, in bytes of canonical JSON. Checked before any signature.
     pub update_bytes: usize,
-    /// Most candidates, admitted or not, that an enrolling cohort keeps.
+    /// The greatest number of candidates, admitted or not, that an enrolling cohort stores.
     pub candidates: usize,
 }
 
@@ -35,41 +35,42 @@ impl Default for Limits {
     }
 }
 
-/// Where a cohort comes from, when it was formed in the place of one that failed.
+/// The origin of a cohort that was formed to replace one that failed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lineage {
     /// The cohort that failed.
     pub predecessor: Option<CohortId>,
-    /// How many failed before it, in a row.
+    /// The number of cohorts that failed in a row before it.
     pub generation: u32,
-    /// Its members that were not at fault: enrollment waits for them before it is offered to end.
+    /// The members of the failed cohort that were not at fault. Enrollment waits for them before the host may
+    /// finalize it.
     pub invited: BTreeSet<Did>,
-    /// Its members that were, and those of the cohorts before it: they are not admitted.
+    /// The members that were at fault, in any of the failed cohorts. They are not admitted.
     pub excluded: BTreeSet<Did>,
 }
 
-/// What is decided when a cohort is opened. It is journaled with the first fact, so that the journal alone brings a cohort
-/// back.
+/// What is decided when a cohort is opened. It is journaled with the first event, so that the journal alone restores
+/// a cohort.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CohortTerms {
     /// The service's identifier, a KEY DID.
     pub service: Did,
-    /// The key in it.
+    /// The key of that DID.
     pub service_key: PublicKey,
     /// The cohort.
     pub cohort_id: CohortId,
     /// The network of the beacon address.
     pub network: Network,
-    /// What the advert promises.
+    /// The conditions that the advert promises.
     pub conditions: Conditions,
     /// How long to wait.
     pub timing: Timing,
-    /// What is too much.
+    /// The bounds on what peers can make grow.
     pub limits: Limits,
     /// What to do when a phase cannot be completed.
     #[serde(default)]
     pub rules: PhaseRules,
-    /// Where it comes from.
+    /// The origin of the cohort.
     #[serde(default)]
     pub lineage: Lineage,
 }
@@ -84,7 +85,7 @@ impl CohortTerms {
         self.conditions.admits_size(members) && members >= usize::from(threshold)
     }
 
-    /// Until when `phase` is waited for when its wait begins at `at`, in a cohort that was advertised at `started`.
+    /// The deadline of `phase` when its wait begins at `at`, in a cohort that was advertised at `started`.
     pub(super) fn deadline(&self, phase: TimedPhase, at: Timestamp, started: Timestamp) -> Timestamp {
         let until = at + self.rules.timeout(phase, &self.timing);
         match phase {
@@ -94,7 +95,7 @@ impl CohortTerms {
         }
     }
 
-    /// Until when a session that starts at `at` must have ended: its own deadlines come first.
+    /// When a session that starts at `at` must have ended. The session's own deadlines come first.
     pub(super) fn signing_deadline(&self, at: Timestamp) -> Timestamp {
         [TimedPhase::Nonces, TimedPhase::PartialSignatures, TimedPhase::Fallback]
             .into_iter()
@@ -102,14 +103,14 @@ impl CohortTerms {
     }
 }
 
-/// What does not change in the life of a cohort: its terms, and what its host puts at its disposal.
+/// What does not change while a cohort exists: its terms, and what its host provides.
 #[derive(Clone, Debug)]
 pub struct ServiceConfig {
-    /// What was decided.
+    /// The terms of the cohort.
     pub terms: Arc<CohortTerms>,
     /// The beacon types that the host knows.
     pub beacons: BeaconRegistry,
-    /// Who aggregates keys: directly, or behind a cache shared with others.
+    /// Aggregates keys: directly, or behind a cache shared with other machines.
     pub aggregator: Arc<dyn KeyAggregator>,
 }
 
@@ -119,13 +120,13 @@ pub enum ServiceConfigError {
     /// The service's DID does not prove its key by itself.
     #[error("the service needs a KEY DID, so that members can verify its key")]
     NotAKeyDid,
-    /// The service's DID lives on another network than the cohort.
+    /// The service's DID is on another network than the cohort.
     #[error("the service's DID is on another network than the cohort")]
     Network,
-    /// Conditions that nobody could meet.
+    /// Conditions that no cohort can meet.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Conditions(Vec<ConditionProblem>),
-    /// A cohort whose announcement the transport could not carry.
+    /// The transport cannot carry the announcement of the cohort.
     #[error(transparent)]
     TooManyMembers(#[from] TooManyMembers),
 }

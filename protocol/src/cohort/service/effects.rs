@@ -1,4 +1,4 @@
-//! What a cohort's facts ask of the world: once when they happen, and after a restart again as far as nobody has answered.
+//! The effects of a cohort's events: once when an event happens, and again after a restart until they are answered.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ impl ServiceCohort {
             }
             (ServiceEvent::MemberRefused { did, reason }, _) => {
                 let mut effects = vec![self.turn_away(did, reason)];
-                // The last of those that a cohort formed again was waiting for.
+                // This may be the last member that a reformed cohort waited for.
                 if !self.config.terms.lineage.invited.is_empty() {
                     effects.extend(self.ask_finalization());
                 }
@@ -62,7 +62,7 @@ impl ServiceCohort {
         }
     }
 
-    /// What was asked of the world and not answered yet, as far as the journal tells. Members ignore what they have had.
+    /// The effects that the journal shows as unanswered. Members ignore what they have already received.
     pub(super) fn owed(&self) -> Vec<ServiceEffect> {
         match &self.phase {
             Phase::Planned => Vec::new(),
@@ -86,7 +86,7 @@ impl ServiceCohort {
             Phase::Validating { formed, aggregated, approvals, .. } => {
                 self.distribute(formed, aggregated, |did| !approvals.contains(did))
             }
-            // One that was deferred is asked for when it is due.
+            // A deferred transaction is requested when it is due.
             Phase::AwaitingTransaction { retry_at: Some(_), .. } => Vec::new(),
             Phase::AwaitingTransaction { formed, aggregated, .. } => vec![ask_transaction(formed, aggregated)],
             Phase::CheckingPresence { formed, present, .. } => {
@@ -108,7 +108,7 @@ impl ServiceCohort {
         ServiceEffect::Send { to: did.clone(), body }
     }
 
-    /// Who is not admitted would wait for nothing.
+    /// Informs a candidate that it is not admitted, so that it does not wait.
     fn turn_away(&self, did: &Did, reason: &str) -> ServiceEffect {
         let body = CohortEnded {
             cohort_id: self.config.terms.cohort_id.clone(),
@@ -124,12 +124,12 @@ impl ServiceCohort {
 
     fn ask_finalization(&self) -> Option<ServiceEffect> {
         let Phase::Enrolling(enrolling) = &self.phase else { return None };
-        // It forms by itself when it has settled.
+        // The cohort forms without the host when it has settled.
         if !self.config.terms.rules.settle.is_zero() {
             return None;
         }
         let admitted = enrolling.admitted();
-        // A cohort that is formed again waits for those that it was formed again for.
+        // A reformed cohort waits for the members that it was reformed for.
         let invited = &self.config.terms.lineage.invited;
         let complete = invited.iter().all(|did| enrolling.has_decided(did));
         (self.can_form(admitted) && complete).then_some(ServiceEffect::AskFinalization { admitted })
@@ -174,7 +174,7 @@ impl ServiceCohort {
         formed.send(to, |_| body.clone())
     }
 
-    /// Tells everybody who is still waiting, and opens the cohort that takes this one's place.
+    /// Notifies every waiting member, and opens the cohort that replaces this one.
     fn ending(&self) -> Vec<ServiceEffect> {
         let cohort_id = self.config.terms.cohort_id.clone();
         match &self.phase {
@@ -201,7 +201,7 @@ impl ServiceCohort {
                     CohortEnded { cohort_id, code, reason, at_fault, next_cohort_id, signed: None, opt_in: None }
                         .into()
                 };
-                // Two bodies for everybody, each built once.
+                // There are two bodies for all members, each built once.
                 let (innocent, guilty) = (body(false, next), body(true, None));
                 let mut effects: Vec<_> = waiting
                     .iter()
@@ -221,8 +221,8 @@ impl ServiceCohort {
     }
 }
 
-/// The signed transaction as members are shown it, unless it is too large for a message on every carrier: a fallback of some
-/// three hundred members.
+/// The signed transaction as it is sent to members; `None` if it is too large for a message on every carrier, as a
+/// fallback of some three hundred members is.
 fn shown(outcome: &Signed) -> Option<SignedTransaction> {
     const MOST: usize = 28_000;
     let tx = Arc::new(outcome.transaction.clone());

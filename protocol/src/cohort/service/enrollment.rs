@@ -1,4 +1,4 @@
-//! Enrolling: opt-ins, admission, and forming the cohort.
+//! Enrollment: opt-ins, admission, and forming the cohort.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ impl ServiceCohort {
             return Ok(vec![ServiceEvent::FaultRecorded { fault }]);
         }
         let Phase::Enrolling(enrolling) = &self.phase else {
-            return Err(Reject::new(RejectCode::WrongPhase, from, "the cohort admits nobody any more"));
+            return Err(Reject::new(RejectCode::WrongPhase, from, "the cohort no longer admits members"));
         };
         if self.config.terms.lineage.excluded.contains(from) {
             let detail = "the cohort was formed again without this member";
@@ -55,8 +55,8 @@ impl ServiceCohort {
         Ok(events)
     }
 
-    /// How many places a cohort that is formed again keeps for others than `from`: nobody new takes the place of a member
-    /// that is on its way.
+    /// The number of places that a reformed cohort reserves for candidates other than `from`: no new candidate takes
+    /// the place of an invited member that has not opted in yet.
     fn reserved(&self, enrolling: &Enrolling, from: &Did) -> usize {
         let invited = &self.config.terms.lineage.invited;
         if invited.contains(from) {
@@ -65,9 +65,9 @@ impl ServiceCohort {
         invited.iter().filter(|did| !enrolling.candidates.contains_key(*did)).count()
     }
 
-    /// A key has one owner. Whoever authenticates with the very key that it opts in with has shown that it is the owner,
-    /// and displaces a candidate that merely named it: otherwise a stranger could keep a participant out by copying the
-    /// key from its DID.
+    /// Displaces a candidate that has opted in with the key of `member`. A key has one owner. A candidate that
+    /// authenticates with the key that it opts in with has proven to be the owner. Otherwise an outsider could
+    /// exclude a participant by copying the key from its DID.
     fn displace(&self, enrolling: &Enrolling, member: &Member) -> Result<Vec<ServiceEvent>, Reject> {
         let Some(holder) = enrolling.keys.get(&member.participant_key.x_only()) else {
             return Ok(Vec::new());
@@ -90,7 +90,7 @@ impl ServiceCohort {
         admission: &Result<(), String>,
     ) -> Vec<ServiceEvent> {
         let Phase::Enrolling(enrolling) = &self.phase else {
-            // The operator's answer crossed with the cohort being formed, or ended.
+            // The operator answered while the cohort was being formed, or ended.
             return Vec::new();
         };
         if !matches!(enrolling.candidates.get(did), Some((_, Admission::Pending))) {
@@ -116,7 +116,7 @@ impl ServiceCohort {
         self.config.terms.can_form(members)
     }
 
-    /// Forms the cohort with the members that were admitted, and `also` with the one that is being admitted now.
+    /// Forms the cohort with the admitted members, and with `also`, which is being admitted now.
     pub(super) fn form(&self, now: Timestamp, also: Option<&Did>) -> Vec<ServiceEvent> {
         let Phase::Enrolling(enrolling) = &self.phase else { return Vec::new() };
         let keys: Vec<[u8; 33]> = enrolling

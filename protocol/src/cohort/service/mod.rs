@@ -1,8 +1,8 @@
-//! The service's side of a cohort: enrolling members, collecting and aggregating updates, having every member validate,
-//! and handing the beacon transaction to a signing session.
+//! The service's side of a cohort: enrolling members, collecting and aggregating updates, having every member
+//! validate, and passing the beacon transaction to a signing session.
 //!
-//! [`phase`] is what is known in each phase; `enrollment`, `updates` and `validation` hold the decisions of the phases
-//! by those names. The signing session is a machine of its own: [`crate::signing::session`].
+//! [`phase`] is the state in each phase; `enrollment`, `updates` and `validation` hold the decisions of those phases.
+//! The signing session is a machine of its own: [`crate::signing::session`].
 
 mod config;
 mod effects;
@@ -39,7 +39,7 @@ use crate::{
     update::Edition,
 };
 
-/// What can happen to a cohort at its service.
+/// An input of a cohort at its service.
 #[derive(Clone, Debug)]
 pub enum ServiceInput {
     /// The host opens the cohort.
@@ -48,13 +48,13 @@ pub enum ServiceInput {
     Message(Message),
     /// The host's answer to [`ServiceEffect::AskAdmission`].
     AdmissionDecided {
-        /// About whom.
+        /// The candidate.
         did: Did,
         /// `Err` refuses, with the reason.
         admission: Result<(), String>,
     },
-    /// The host wants the cohort formed with the members that it has: its answer to
-    /// [`ServiceEffect::AskFinalization`], or of its own accord.
+    /// The host requests that the cohort forms with its current members: in answer to
+    /// [`ServiceEffect::AskFinalization`], or on its own initiative.
     Finalize,
     /// The host's answer to [`ServiceEffect::AskTransaction`].
     TransactionProvided {
@@ -74,55 +74,56 @@ pub enum ServiceInput {
         /// The transcript digests of its messages, in order.
         digests: Vec<MessageDigest>,
     },
-    /// The signing session was lost and cannot be brought back.
+    /// The signing session was lost and cannot be restored.
     SigningLost(Fatal),
-    /// Our own side cannot go on with the cohort.
+    /// Our own side cannot continue the cohort.
     Abort(Fatal),
     /// The host ends the cohort.
     Cancel(String),
-    /// The service is back: it was down, and nobody could answer it. Fed once, before what [`Machine::resume`] owes is done
-    /// again; not after a mere panic of an actor, which could otherwise put off its deadline for ever.
+    /// The service has restarted after a time in which no member could reach it. Fed once, before the effects of
+    /// [`Machine::resume`] are performed. Not fed after a panic of an actor, which could otherwise postpone its
+    /// deadline without limit.
     Resumed,
     /// Time has passed.
     Tick,
-    /// Time has passed, and these members were not reached by what they were asked last: by which carrier, and why.
+    /// Time has passed, and the last request did not reach these members.
     Lapsed {
-        /// Whom it has not reached.
+        /// The members that it did not reach, each with the carrier and the reason, as text.
         unreached: BTreeMap<Did, String>,
     },
 }
 
-/// What the world must do for a cohort at its service.
+/// An action that the host must perform for a cohort at its service.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ServiceEffect {
-    /// Tell everybody.
+    /// Send a message to every peer.
     Broadcast(SharedBody),
-    /// The advert is over: tell nobody any more.
+    /// Stop broadcasting the advert.
     WithdrawAdvert,
-    /// Tell one member.
+    /// Send a message to one member.
     Send {
-        /// Whom.
+        /// The member.
         to: Did,
-        /// What.
+        /// The message.
         body: SharedBody,
     },
     /// Ask the host whether to admit a candidate.
     AskAdmission(Arc<Member>),
     /// Ask the host whether to form the cohort now; it has enough members.
     AskFinalization {
-        /// How many members it has.
+        /// The number of admitted members.
         admitted: usize,
     },
     /// Ask the host for the beacon transaction.
     AskTransaction {
-        /// The output whose coin it spends.
+        /// The output that it spends.
         output: BeaconOutput,
         /// The signal that its last output carries.
         signal: SignalBytes,
     },
-    /// Start the signing session; after a restart go on with it, from its own journal, if it was started before.
+    /// Start the signing session. After a restart, continue it from its own journal if it was started before.
     StartSigning(Arc<SigningTask>),
-    /// Open a cohort in the place of this one, unless it was opened already.
+    /// Open a cohort that replaces this one, unless it is open already.
     FormAgain(Arc<CohortTerms>),
 }
 
@@ -131,11 +132,11 @@ pub enum ServiceEffect {
 pub struct ServiceCohort {
     config: Arc<ServiceConfig>,
     started: Timestamp,
-    /// How many times the current phase was given more time.
+    /// The number of times that the current phase was extended.
     extensions: u32,
     phase: Phase,
     faults: Faults,
-    /// Whether an update or the aggregated data was accepted by rules that no resolver applies any more.
+    /// Whether an update or the aggregated data was accepted under rules that no resolver applies any more.
     outdated: bool,
 }
 
@@ -187,22 +188,22 @@ impl ServiceCohort {
         })
     }
 
-    /// What does not change.
+    /// The configuration, which does not change.
     pub fn config(&self) -> &ServiceConfig {
         &self.config
     }
 
-    /// What is known now.
+    /// The current phase.
     pub fn phase(&self) -> &Phase {
         &self.phase
     }
 
-    /// The misdeeds on record.
+    /// The recorded faults.
     pub fn faults(&self) -> &Faults {
         &self.faults
     }
 
-    /// Whether the cohort has ended, one way or the other.
+    /// Whether the cohort has ended, with or without a transaction.
     pub fn has_ended(&self) -> bool {
         matches!(self.phase, Phase::Completed { .. } | Phase::Failed { .. })
     }
@@ -222,7 +223,7 @@ impl ServiceCohort {
         }
     }
 
-    /// Whether deciding `input` takes so much curve or hash work that it should not run beside other actors: key
+    /// Whether deciding `input` takes so much curve or hash work that it should not block other actors: key
     /// aggregation, and the last update of a large cohort.
     pub fn is_heavy(&self, input: &ServiceInput) -> bool {
         const LARGE: usize = 32;
@@ -245,7 +246,7 @@ impl ServiceCohort {
         }
     }
 
-    /// The transcript digests that `event` and its effects stand for, in order: the message that caused it, then the
+    /// The transcript digests of `event` and its effects, in order: the message that caused the event, then the
     /// messages that it causes.
     pub fn transcript_entries(&self, event: &ServiceEvent, effects: &[ServiceEffect]) -> Vec<MessageDigest> {
         let mut entries = Vec::new();
@@ -304,7 +305,7 @@ impl ServiceCohort {
             Body::NonceContribution(_) | Body::SignatureAuthorization(_) | Body::FallbackSignature(_) => {
                 self.member(from)?;
                 match self.phase {
-                    // k members were enough, and this is one more who did its part: late is no fault.
+                    // k signatures were enough; one more is late, which is not a fault.
                     Phase::Completed { .. } => Ok(Vec::new()),
                     _ => Err(Reject::new(RejectCode::WrongPhase, from, "no signing session is waiting for this")),
                 }
@@ -313,7 +314,7 @@ impl ServiceCohort {
         }
     }
 
-    /// The member that `from` is, once the cohort is formed.
+    /// The member `from`, once the cohort is formed.
     fn member(&self, from: &Did) -> Result<&Arc<Member>, Reject> {
         self.phase
             .formed()
@@ -346,7 +347,7 @@ impl Machine for ServiceCohort {
             ServiceInput::Finalize => match &self.phase {
                 Phase::Enrolling(enrolling) if self.can_form(enrolling.admitted()) => Ok(self.form(now, None)),
                 Phase::Enrolling(_) => Err(Reject::out_of_phase("finalizing", "enrolling, with too few members")),
-                // The host's answer may cross with the cohort being formed already.
+                // The host may answer while the cohort is already being formed.
                 _ => Ok(Vec::new()),
             },
             ServiceInput::TransactionProvided { transaction, value } => {
@@ -382,7 +383,7 @@ impl Machine for ServiceCohort {
     fn apply(&mut self, event: &ServiceEvent) {
         let before = std::mem::discriminant(&self.phase);
         match event {
-            // A cohort that runs is not begun again, whatever a journal says.
+            // A running cohort is not started again, whatever the journal holds.
             ServiceEvent::CohortAdvertised { at, .. } if matches!(self.phase, Phase::Planned) => {
                 self.started = *at;
                 let terms = &self.config.terms;

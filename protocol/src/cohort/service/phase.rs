@@ -1,4 +1,4 @@
-//! What the service knows in each phase of a cohort, and how facts move it on.
+//! What the service knows in each phase of a cohort, and how events change it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,37 +27,37 @@ use crate::{
 pub enum Admission {
     /// The operator has not answered yet.
     Pending,
-    /// It is.
+    /// The candidate is a member.
     Admitted,
-    /// It is not.
+    /// The candidate is not a member.
     Refused,
 }
 
 /// The candidates of an enrolling cohort.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Enrolling {
-    /// Who opted in, and whether it was admitted.
+    /// The candidates that opted in, and whether they were admitted.
     pub candidates: BTreeMap<Did, (Arc<Member>, Admission)>,
-    /// How many of them were admitted; counted, for it is asked at every opt-in.
+    /// The number of admitted candidates. Counted, because it is needed at every opt-in.
     pub(super) admitted: usize,
-    /// Whose participant key it is, for every candidate that was not refused. By x coordinate: the fallback leaf knows no
-    /// more of a key.
+    /// The owner of each participant key, of all candidates that were not refused. By x coordinate: the fallback leaf
+    /// has no more of a key.
     pub keys: BTreeMap<XOnlyKey, Did>,
-    /// When to form the cohort with who is there, or give up.
+    /// When to form the cohort with its admitted members, or fail.
     pub deadline: Timestamp,
-    /// When to form the cohort with who is there, once it has its fewest members and its rules say that it waits for more.
+    /// When to form the cohort with its admitted members, once it has its minimum and its rules let it wait for more.
     pub settled_at: Option<Timestamp>,
     /// When to repeat the advert.
     pub next_advert: Timestamp,
 }
 
 impl Enrolling {
-    /// Whether the operator has answered about `did`.
+    /// Whether the operator has decided about `did`.
     pub(super) fn has_decided(&self, did: &Did) -> bool {
         self.candidates.get(did).is_some_and(|(_, admission)| *admission != Admission::Pending)
     }
 
-    /// How many were admitted.
+    /// The number of admitted candidates.
     pub fn admitted(&self) -> usize {
         self.admitted
     }
@@ -113,7 +113,7 @@ pub enum Phase {
         deadline: Timestamp,
         retry_at: Option<Timestamp>,
     },
-    /// The transaction is there: the members are asked for a sign of life.
+    /// The transaction has arrived: the members are asked to confirm their presence.
     CheckingPresence {
         formed: Arc<Formed>,
         aggregated: Arc<Aggregated>,
@@ -122,11 +122,11 @@ pub enum Phase {
         present: BTreeSet<Did>,
         deadline: Timestamp,
     },
-    /// A signing session has it.
+    /// A signing session has the transaction.
     Signing { formed: Arc<Formed>, aggregated: Arc<Aggregated>, task: Arc<SigningTask>, deadline: Timestamp },
     /// The transaction is signed.
     Completed { formed: Arc<Formed>, aggregated: Arc<Aggregated>, outcome: Arc<Signed> },
-    /// It ended without a transaction. `waiting` are the members, or the candidates that would have been.
+    /// The cohort ended without a transaction. `waiting` are its members or, before it formed, its candidates.
     Failed {
         formed: Option<Arc<Formed>>,
         waiting: Vec<Did>,
@@ -136,7 +136,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// The phase's name, for people and metrics.
+    /// The phase's name, for display and metrics.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Planned => "planned",
@@ -151,7 +151,7 @@ impl Phase {
         }
     }
 
-    /// The formed cohort, from the moment it is formed.
+    /// The formed cohort, once it is formed.
     pub fn formed(&self) -> Option<&Arc<Formed>> {
         match self {
             Self::Planned | Self::Enrolling(_) => None,
@@ -165,7 +165,7 @@ impl Phase {
         }
     }
 
-    /// The aggregated data, from the moment it is aggregated.
+    /// The aggregated data, once it is aggregated.
     pub fn aggregated(&self) -> Option<&Arc<Aggregated>> {
         match self {
             Self::Validating { aggregated, .. }
@@ -193,7 +193,7 @@ impl Phase {
         }
     }
 
-    /// What is waited for.
+    /// The phase that the deadline applies to.
     pub fn timed(&self) -> Option<TimedPhase> {
         Some(match self {
             Self::Planned | Self::Completed { .. } | Self::Failed { .. } => return None,
@@ -202,7 +202,7 @@ impl Phase {
             Self::Validating { .. } => TimedPhase::Validation,
             Self::AwaitingTransaction { .. } => TimedPhase::Transaction,
             Self::CheckingPresence { .. } => TimedPhase::Presence,
-            // The session knows better.
+            // The session knows its phase more exactly.
             Self::Signing { .. } => TimedPhase::Fallback,
         })
     }
@@ -219,7 +219,7 @@ impl Phase {
         }
     }
 
-    /// Who waits for this cohort to go on.
+    /// The members and candidates that wait for this cohort.
     fn waiting(&self) -> Vec<Did> {
         match self {
             Self::Enrolling(enrolling) => {
@@ -231,7 +231,7 @@ impl Phase {
         }
     }
 
-    /// Facts that do not fit the phase change nothing: they cannot be decided, so they are not in a journal of ours.
+    /// An event that does not fit the phase changes nothing. It cannot be decided, so no journal of ours has one.
     pub(super) fn apply(&mut self, event: &ServiceEvent, terms: &CohortTerms, started: Timestamp) {
         let deadline_from = |phase, at| terms.deadline(phase, at, started);
         match (event, &mut *self) {
@@ -342,7 +342,7 @@ impl Phase {
                     rules: terms.rules.clone(),
                     absent: absent.clone(),
                 });
-                // The transaction was checked to have exactly one input before the fact was made.
+                // The transaction was checked to have exactly one input before the event was decided.
                 let Ok(task) = task else { return };
                 *self = Self::Signing {
                     formed: Arc::clone(formed),
@@ -372,8 +372,8 @@ impl Phase {
 }
 
 impl Enrolling {
-    /// The cohort settles from when it has its fewest members on: who comes later does not put off its end, and without
-    /// enough members it does not settle.
+    /// The settling time starts when the cohort has its minimum of members. Later members do not postpone its end,
+    /// and a cohort below its minimum does not settle.
     fn settle(&mut self, now: Option<Timestamp>, terms: &CohortTerms) {
         self.settled_at = if terms.rules.settle.is_zero() || !terms.can_form(self.admitted) {
             None

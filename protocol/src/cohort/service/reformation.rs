@@ -1,4 +1,4 @@
-//! When a phase cannot be completed: more time, a new cohort without those who were missing, or the end.
+//! When a phase cannot be completed: more time, a new cohort without the missing members, or the end.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -48,8 +48,8 @@ impl ServiceCohort {
         }
     }
 
-    /// A phase that lapsed while the service was down is no member's fault: each is given a little time to answer what it is
-    /// asked again. What waits for nobody but ourselves is over.
+    /// A phase that lapsed while the service was down is not a fault of its members: they get a grace period to
+    /// answer the repeated request. A phase that waits only for the operator is over.
     pub(super) fn on_resumed(&self, now: Timestamp) -> Vec<ServiceEvent> {
         if self.outdated && !self.has_ended() {
             return self.fail(now, CohortFailure::Outdated);
@@ -65,7 +65,7 @@ impl ServiceCohort {
         vec![ServiceEvent::GraceGiven { at: now, phase, until: now + terms.rules.grace(phase, &terms.timing) }]
     }
 
-    /// What was due at the same time as the end of the phase is due all the same when the phase goes on.
+    /// What was due at the same time as the end of the phase is still due when the phase is extended.
     fn with_due_repeats(&self, now: Timestamp, extended: ServiceEvent) -> Vec<ServiceEvent> {
         let repeat = match &self.phase {
             Phase::Enrolling(enrolling) if enrolling.next_advert <= now => {
@@ -79,9 +79,9 @@ impl ServiceCohort {
         std::iter::once(extended).chain(repeat).collect()
     }
 
-    /// The guard behind the session's own deadlines, which come first. It strikes while the session still has time only
-    /// when the service was down meanwhile, for a session's deadlines count from when it goes on. So it is set again a few
-    /// times before the session is given up for lost.
+    /// The guard behind the session's own deadlines, which come first. A session's deadlines count from its restart,
+    /// so the guard fires before them only when the service was down. It is then set again a few times before the
+    /// session counts as lost.
     fn on_guard(&self, now: Timestamp) -> Vec<ServiceEvent> {
         const TIMES: u32 = 3;
         let until = self.config.terms.signing_deadline(now);
@@ -92,7 +92,7 @@ impl ServiceCohort {
         self.fail(now, CohortFailure::Internal { reason })
     }
 
-    /// More time for `phase`, if its rule has some left and the cohort's life is long enough.
+    /// More time for `phase`, if its rule has extensions left and the cohort's TTL allows it.
     fn extension(&self, now: Timestamp, phase: TimedPhase) -> Option<ServiceEvent> {
         let terms = &self.config.terms;
         let until = terms.deadline(phase, now, self.started);
@@ -108,7 +108,7 @@ impl ServiceCohort {
         rng: &mut dyn CryptoRng,
     ) -> Vec<ServiceEvent> {
         let holdouts = self.holdouts();
-        // Who was not reached could not answer.
+        // A member that was not reached could not answer.
         let carrier = holdouts.iter().find_map(|did| unreached.get(did)).cloned();
         if let (Some(carrier), TimedPhase::Updates | TimedPhase::Validation) = (carrier, phase) {
             let (to, holdouts) = holdouts.into_iter().partition(|did| unreached.contains_key(did));
@@ -130,7 +130,8 @@ impl ServiceCohort {
         self.give_up(now, phase, failure, rng)
     }
 
-    /// The end of the cohort because `phase` could not be completed; with a successor where its rule says so.
+    /// Ends the cohort because `phase` could not be completed. A successor follows where the rule of the phase
+    /// requires one.
     pub(super) fn give_up(
         &self,
         now: Timestamp,
@@ -143,14 +144,14 @@ impl ServiceCohort {
         vec![ServiceEvent::CohortFailed { at: now, reason, successor: successor.map(Arc::new) }]
     }
 
-    /// The end of the cohort, for good.
+    /// Ends the cohort without a successor.
     pub(super) fn fail(&self, at: Timestamp, reason: CohortFailure) -> Vec<ServiceEvent> {
         vec![ServiceEvent::CohortFailed { at, reason, successor: None }]
     }
 
-    /// The terms of the cohort that takes this one's place, unless nobody is left, or too many cohorts have failed in a row.
-    /// Where fewer are left than a cohort needs, the new one waits for newcomers, if nothing was approved yet: one member at
-    /// fault must not end it for all.
+    /// The terms of the cohort that replaces this one. `None` if no member is left, or too many cohorts have failed
+    /// in a row. If fewer members are left than a cohort needs, and nothing was approved yet, the new cohort waits
+    /// for new members: one member at fault must not end it for all.
     fn successor(&self, reason: &CohortFailure, rng: &mut dyn CryptoRng) -> Option<CohortTerms> {
         let terms = &*self.config.terms;
         let formed = self.phase.formed()?;
@@ -167,9 +168,9 @@ impl ServiceCohort {
             invited,
             excluded,
         };
-        // The very same members would fail the very same way: somebody must have been at fault.
+        // The same members would fail the same way: at least one member must be at fault.
         let changed = lineage.invited.len() < formed.members.len();
-        // Past approval the round may still be announced, and nobody is to wait for others to come.
+        // After approval the round may still be announced, so its members must not wait for new ones.
         let enough = match reason {
             CohortFailure::Signing { .. } => self.can_form(lineage.invited.len()),
             _ => !lineage.invited.is_empty(),

@@ -1,5 +1,5 @@
-//! What a service does when a phase cannot be completed in time: wait longer, take the fallback, form the cohort again
-//! without those who were missing, or give up.
+//! What a service does when a phase cannot be completed in time: extend it, take the fallback, form the cohort again
+//! without the missing members, or end it.
 
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
@@ -7,30 +7,30 @@ use serde::{Deserialize, Serialize};
 
 use crate::cohort::Timing;
 
-/// The waits of a cohort, by what is waited for.
+/// The timed phases of a cohort, each named after what it waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TimedPhase {
-    /// For members.
+    /// Waits for members.
     Enrollment,
-    /// For updates and refusals.
+    /// Waits for updates and declines.
     Updates,
-    /// For verdicts on the aggregated data. A rejection ends the phase as much as silence does.
+    /// Waits for verdicts on the aggregated data. A rejection ends the phase as silence does.
     Validation,
-    /// For the operator's transaction.
+    /// Waits for the operator's transaction.
     Transaction,
-    /// For signs of life, where they are asked for before signing.
+    /// Waits for presence confirmations, where they are requested before signing.
     Presence,
-    /// For nonces.
+    /// Waits for nonces.
     Nonces,
-    /// For partial signatures.
+    /// Waits for partial signatures.
     PartialSignatures,
-    /// For fallback signatures.
+    /// Waits for fallback signatures.
     Fallback,
 }
 
 impl TimedPhase {
-    /// All of them, in the order of a round.
+    /// All timed phases, in the order of a round.
     pub const ALL: [Self; 8] = [
         Self::Enrollment,
         Self::Updates,
@@ -42,7 +42,7 @@ impl TimedPhase {
         Self::Fallback,
     ];
 
-    /// Its name in configuration.
+    /// The phase's name in configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Enrollment => "enrollment",
@@ -56,17 +56,17 @@ impl TimedPhase {
         }
     }
 
-    /// Whether it can fail because of single members, without whom another cohort could do better.
+    /// Whether it can fail because of single members, so that a cohort without them could succeed.
     const fn depends_on_members(self) -> bool {
         !matches!(self, Self::Enrollment | Self::Transaction)
     }
 
-    /// Whether members can still be led to the fallback from here.
+    /// Whether members can still take the fallback from this phase.
     const fn leads_to_fallback(self) -> bool {
         matches!(self, Self::Presence | Self::Nonces | Self::PartialSignatures)
     }
 
-    /// Whether it is a phase of the signing session, which counts by [`Timing::signing_timeout`].
+    /// Whether it is a phase of the signing session, which is limited by [`Timing::signing_timeout`].
     const fn is_signing(self) -> bool {
         matches!(self, Self::Nonces | Self::PartialSignatures | Self::Fallback)
     }
@@ -92,12 +92,12 @@ impl FromStr for TimedPhase {
 pub enum Answer {
     /// The cohort fails.
     Fail,
-    /// The cohort fails, and a new one with the same terms is advertised to the members that were not at fault. Only
-    /// where members can be: not from enrollment, nor from waiting for the transaction.
+    /// The cohort fails, and a new one with the same terms is advertised to the members that were not at fault. Not
+    /// for enrollment and the wait for the transaction, which fail without a member's fault.
     Reform,
-    /// The members are asked for fallback signatures. Only from presence, nonces and partial signatures.
+    /// The members are asked for fallback signatures. Only for presence, nonces and partial signatures.
     FallBack,
-    /// Signing goes on as if everybody were there. Only from presence.
+    /// Signing continues as if every member were present. Only for presence.
     Proceed,
 }
 
@@ -115,31 +115,33 @@ impl FromStr for Answer {
     }
 }
 
-/// How long a phase is waited for, and what then.
+/// The time limit of a phase, and the answer when it is exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PhaseRule {
-    /// How long; `None` as long as [`Timing`] says.
+    /// The time limit; `None` for that of [`Timing`].
     pub timeout: Option<Duration>,
-    /// How many more times as long, before the answer is given. Before signing, never beyond the cohort's TTL.
+    /// The number of times that the time limit is extended by its full length before the answer applies. Before
+    /// signing, never beyond the cohort's TTL.
     ///
-    /// Members are not told of it. One of ours waits for three of its own phase timeouts (the TypeScript implementation: for
-    /// ever) and is a holdout after that, so long waits gain nothing unless the members' timeouts are as long.
+    /// Members are not notified of an extension. A member waits for three of its own phase timeouts (one of the
+    /// TypeScript implementation without limit) and is a holdout after that. Long waits are therefore useless unless
+    /// the members' timeouts are as long.
     pub extensions: u32,
-    /// The answer.
+    /// What follows when the time limit is exceeded.
     pub then: Answer,
 }
 
-/// A rule that makes no sense.
+/// A rule that is not valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RuleError {
-    /// There is no such phase.
-    #[error("{0} is no phase that is waited for; one of {all}", all = TimedPhase::ALL.map(TimedPhase::as_str).join(", "))]
+    /// There is no phase of this name.
+    #[error("{0} is not a timed phase; one of {all} expected", all = TimedPhase::ALL.map(TimedPhase::as_str).join(", "))]
     Phase(String),
-    /// There is no such answer.
-    #[error("{0} is no answer; one of fail, reform, fall-back, proceed")]
+    /// There is no answer of this name.
+    #[error("{0} is not an answer; one of fail, reform, fall-back, proceed expected")]
     Answer(String),
     /// The answer does not fit the phase.
-    #[error("{phase} cannot be answered like that: {problem}")]
+    #[error("the answer does not fit {phase}: {problem}")]
     Unfit {
         /// The phase.
         phase: TimedPhase,
@@ -152,25 +154,28 @@ pub enum RuleError {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PhaseRules {
     changed: BTreeMap<TimedPhase, PhaseRule>,
-    /// How long a cohort that has its fewest members waits for more before it forms. Then one that is lost does not leave too
-    /// few to form it again. Zero forms it as soon as the host agrees; otherwise the host is not asked.
+    /// How long a cohort that has its minimum of members waits for more before it forms. The loss of one member then
+    /// still leaves enough to form the cohort again. With zero it forms as soon as the host agrees; otherwise the
+    /// host is not asked.
     #[serde(default)]
     pub settle: Duration,
-    /// How many times in a row a cohort may be formed again.
+    /// The number of times in a row that a cohort may be formed again.
     pub reformations: u32,
-    /// Whether to ask for signs of life before signing. Members of the TypeScript implementation do not know the question, so
-    /// where there may be any the answer to [`TimedPhase::Presence`] must be [`Answer::Proceed`], after a short timeout.
+    /// Whether to request presence confirmations before signing. Members of the TypeScript implementation do not know
+    /// the request. Where there may be such members, the answer to [`TimedPhase::Presence`] must be
+    /// [`Answer::Proceed`], after a short timeout.
     pub presence_check: bool,
 }
 
 impl Default for PhaseRules {
-    /// Fall back when nonces or partial signatures are missing, proceed when signs of life are, fail otherwise; no presence check.
+    /// Fall back when nonces or partial signatures are missing, proceed when presence confirmations are, fail
+    /// otherwise; no presence check.
     fn default() -> Self {
         Self { changed: BTreeMap::new(), settle: Duration::ZERO, reformations: 3, presence_check: false }
     }
 }
 
-/// The longest that a phase is put off after the service was down.
+/// The longest grace period after the service was down.
 const GRACE: Duration = Duration::from_secs(60);
 
 impl PhaseRules {
@@ -192,8 +197,8 @@ impl PhaseRules {
         let unfit = |problem| Err(RuleError::Unfit { phase, problem });
         match rule.then {
             Answer::FallBack if !phase.leads_to_fallback() => unfit("there is nothing to fall back to"),
-            Answer::Proceed if phase != TimedPhase::Presence => unfit("it cannot go on without its members"),
-            Answer::Reform if !phase.depends_on_members() => unfit("there is no member to do without"),
+            Answer::Proceed if phase != TimedPhase::Presence => unfit("it cannot continue without its members"),
+            Answer::Reform if !phase.depends_on_members() => unfit("it does not depend on single members"),
             _ => {
                 self.changed.insert(phase, rule);
                 Ok(())
@@ -201,7 +206,7 @@ impl PhaseRules {
         }
     }
 
-    /// The same rules, but the cohort is formed again wherever members are what is missing.
+    /// The same rules, but the cohort is formed again in every phase that depends on members.
     #[must_use]
     pub fn reforming(mut self) -> Self {
         for phase in [TimedPhase::Updates, TimedPhase::Validation, TimedPhase::Fallback] {
@@ -211,25 +216,25 @@ impl PhaseRules {
         self
     }
 
-    /// The same rules, but a cohort that has its fewest members waits so long for more.
+    /// The same rules, but a cohort that has its minimum of members waits for `settle` for more.
     #[must_use]
     pub fn settling(self, settle: Duration) -> Self {
         Self { settle, ..self }
     }
 
-    /// How long `phase` is waited for, once.
+    /// The time limit of `phase`, without extensions.
     pub fn timeout(&self, phase: TimedPhase, timing: &Timing) -> Duration {
         let usual = if phase.is_signing() { timing.signing_timeout } else { timing.phase_timeout };
         self.rule(phase).timeout.unwrap_or(usual)
     }
 
-    /// How long members are given, after the service was down at the end of `phase`, to answer what it asks again: as long as
-    /// the phase, and a minute at most.
+    /// The grace period of members after the service was down at the end of `phase`: as long as the phase, at most
+    /// one minute.
     pub fn grace(&self, phase: TimedPhase, timing: &Timing) -> Duration {
         self.timeout(phase, timing).min(GRACE)
     }
 
-    /// How long `phase` can take, extensions included.
+    /// The longest duration of `phase`, extensions included.
     pub fn longest(&self, phase: TimedPhase, timing: &Timing) -> Duration {
         self.timeout(phase, timing).saturating_mul(self.rule(phase).extensions.saturating_add(1))
     }

@@ -1,4 +1,5 @@
-//! Collecting updates: size first, then equivocation, then the proof; and aggregating them when every slot is filled.
+//! Collecting updates: the checks of size, equivocation and proof, in this order; and the aggregation when every slot
+//! is filled.
 
 use std::sync::Arc;
 
@@ -40,7 +41,7 @@ impl ServiceCohort {
             return self.on_filled_slot(from, filled.as_ref() == Some(update.hash()));
         }
         if !matches!(self.phase, Phase::CollectingUpdates { .. }) {
-            return Err(Reject::new(RejectCode::WrongPhase, from, "the cohort collects no updates now"));
+            return Err(Reject::new(RejectCode::WrongPhase, from, "the cohort does not collect updates now"));
         }
         verify(now, member, &update)?;
         let hash = *update.hash();
@@ -65,7 +66,7 @@ impl ServiceCohort {
             return self.on_filled_slot(from, filled.is_none());
         }
         if !matches!(self.phase, Phase::CollectingUpdates { .. }) {
-            return Err(Reject::new(RejectCode::WrongPhase, from, "the cohort collects no updates now"));
+            return Err(Reject::new(RejectCode::WrongPhase, from, "the cohort does not collect updates now"));
         }
         let declined = ServiceEvent::UpdateDeclined { did: from.clone(), digest: message.digest() };
         Ok(self.with_aggregation(now, declined, (from, None), rng))
@@ -115,9 +116,8 @@ impl ServiceCohort {
     }
 }
 
-/// Checks `update` by every rule, as far as the service knows the document that it starts from: that is the initial one,
-/// from which a first update starts. Of a later update the proof is checked, under a key that the initial document
-/// authorizes.
+/// Checks `update` by every rule that the service can check. It knows the initial document, from which a first update
+/// starts. Of a later update it checks the proof, under a key that the initial document authorizes.
 fn verify(now: Timestamp, member: &Member, update: &SignedUpdate) -> Result<(), Reject> {
     let reject = |error: UpdateError| {
         let code = match error.code() {

@@ -18,7 +18,7 @@ use crate::{
     time::Timestamp,
 };
 
-/// How long to wait before the operator is asked for the transaction again.
+/// How long to wait before the transaction is requested from the operator again.
 const TRANSACTION_RETRY: std::time::Duration = std::time::Duration::from_secs(15);
 
 impl ServiceCohort {
@@ -33,7 +33,7 @@ impl ServiceCohort {
         self.member(from)?;
         let (formed, approvals) = match &self.phase {
             Phase::Validating { formed, approvals, .. } => (formed, approvals),
-            // Past validation everybody has approved: the same again is harmless, the opposite is equivocation.
+            // After validation every member has approved: a second approval is harmless, a rejection is equivocation.
             Phase::AwaitingTransaction { .. }
             | Phase::CheckingPresence { .. }
             | Phase::Signing { .. }
@@ -80,7 +80,8 @@ impl ServiceCohort {
         };
         let output = &formed.output;
         let signal = &aggregated.aggregation.signal;
-        // A wrong transaction from our own operator would be refused by every member: better to fail here, with a reason.
+        // Every member would refuse a wrong transaction of our own operator. The cohort fails here instead, with the
+        // reason.
         if let Err(fault) = check_beacon_transaction(transaction, output, output.script_pubkey(), value, signal) {
             return Ok(self.fail(now, CohortFailure::Transaction { reason: fault.to_string() }));
         }
@@ -98,7 +99,7 @@ impl ServiceCohort {
     ) -> Result<Vec<ServiceEvent>, Reject> {
         self.member(from)?;
         let Phase::CheckingPresence { formed, transaction, value, present, .. } = &self.phase else {
-            // Late: the check is over.
+            // Late: the presence check is over.
             return Ok(Vec::new());
         };
         if present.contains(from) {
@@ -145,7 +146,7 @@ impl ServiceCohort {
         rng: &mut dyn CryptoRng,
     ) -> Result<Vec<ServiceEvent>, Reject> {
         if self.has_ended() {
-            // It crossed with the end of the cohort, which the host had cancelled, say.
+            // The cohort ended at the same time, e.g. because the host cancelled it.
             return Ok(Vec::new());
         }
         let Phase::Signing { .. } = &self.phase else {

@@ -1,4 +1,4 @@
-//! What a relay takes (NIP-11), and which cohorts it can carry.
+//! The limits of a relay (NIP-11), and the cohorts that it can carry.
 
 use crate::{
     beacon::BeaconType,
@@ -11,32 +11,33 @@ use crate::{
 
 use super::{longest_distribution, max_members};
 
-/// What an event adds to its content, at most: id, keys, signature, time, tags, and the message to the relay around it.
+/// The greatest size that an event adds to its content: id, keys, signature, time, tags, and the message to the relay
+/// around it.
 const ENVELOPE: usize = 640;
 
-/// The text of a usual update.
+/// The length of a typical update, as text.
 const UPDATE: usize = 1_400;
 
-/// The largest events that a relay takes, as far as it is known.
+/// The limits of a relay on the size of events, as far as they are known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EventLimits {
-    /// Most bytes of a message to the relay with an event in it: `max_message_length`.
+    /// The greatest size of a message to the relay with an event in it, in bytes: `max_message_length`.
     pub message_bytes: Option<usize>,
-    /// Most characters of an event's content: `max_content_length`.
+    /// The greatest length of an event's content, in characters: `max_content_length`.
     pub content_chars: Option<usize>,
 }
 
-/// The content of an event.
+/// The size of an event's content.
 #[derive(Clone, Copy)]
 struct Content {
     chars: usize,
-    /// How many of them JSON writes as two.
+    /// The number of these characters that JSON escapes with a second one.
     escaped: usize,
 }
 
 impl EventLimits {
-    /// The most members that a cohort of this beacon type can have so that a relay with these limits takes all of its messages; none
-    /// when even an update is too large, and `None` where there is no limit.
+    /// The greatest number of members of a cohort of this beacon type for which a relay with these limits accepts all
+    /// messages; 0 when even an update is too large, and `None` when there is no limit.
     pub fn max_members(&self, beacon_type: &BeaconType) -> Option<usize> {
         let most = max_members(beacon_type);
         if *self == Self::default() {
@@ -74,7 +75,7 @@ impl EventLimits {
     }
 }
 
-/// The content of an encrypted message: version, nonce, length, padded text and MAC in base64, as NIP-44 has it.
+/// The content of an encrypted message: version, nonce, length, padded text and MAC in base64 (NIP-44).
 const fn encrypted(text: usize) -> Content {
     Content { chars: (1 + 32 + 2 + padded(text) + 32_usize).div_ceil(3) * 4, escaped: 0 }
 }
@@ -88,13 +89,13 @@ const fn padded(text: usize) -> usize {
     text.div_ceil(chunk) * chunk
 }
 
-/// The longest `cohort_ready` of so many members.
+/// The longest `cohort_ready` of this many members.
 fn longest_ready(members: usize) -> Content {
     let key = SecretKey::from_bytes(&[1; 32]).expect("1 < 0x0101... < n").public_key();
     let did = Did::from_key(key, Network::Regtest);
     let body = CohortReady {
         cohort_id: CohortId::parse(&"c".repeat(64)).expect("64 visible characters are accepted"),
-        // The longest, of a testnet.
+        // The longest address is one of a testnet.
         beacon_address: "b".repeat(64),
         cohort_keys: vec![Bytes(key.to_bytes()); members],
     };

@@ -1,16 +1,16 @@
 //! Nostr events (wire format, section 6): a message is one signed event.
 //!
-//! Keygen messages are kind 1 with the message's JSON text as content; all others are kind 1059 with that text encrypted
-//! by NIP-44 version 2 between the communication keys of sender and recipient. (Kind 1059 is NIP-59's gift wrap, but
-//! these are none: the sender signs with its own key.) The tags, in this order:
+//! Keygen messages are kind 1 with the message's JSON text as content. All others are kind 1059 with that text
+//! encrypted by NIP-44 version 2 between the communication keys of sender and recipient. (Kind 1059 is NIP-59's gift
+//! wrap, but these events are not gift wraps: the sender signs with its own key.) The tags, in this order:
 //!
 //! ```text
 //! ["p", <sender's x-only key>]  ["t", <type URI>]  ["p", <recipient's x-only key>, when there is one]
 //! ```
 //!
-//! [`seal`] is the way out. [`VerifiedEvent`] is the way in: nothing of an event is looked at before its signature, and
-//! what it proves is a key. Whether that key is the one of the DID that the message says it is from is for the caller to
-//! decide, who knows the keys of EXTERNAL DIDs.
+//! [`seal`] is for sending. [`VerifiedEvent`] is for receiving: it verifies an event's signature before anything
+//! else, and the signature proves a key. The caller, which knows the keys of EXTERNAL DIDs, decides whether that key
+//! is the one of the DID that the message names as its sender.
 
 mod limits;
 
@@ -45,23 +45,23 @@ pub const PLAIN_KIND: u16 = 1;
 /// The kind of events that carry encrypted messages.
 pub const ENCRYPTED_KIND: u16 = 1059;
 
-/// The kind of events that ask relays to forget others by the same key (NIP-09).
+/// The kind of events that request the deletion of other events by the same key (NIP-09).
 pub const DELETION_KIND: u16 = 5;
 
-/// The longest text that NIP-44 encrypts, in bytes. The format's own length prefix would allow 127 bytes more; the `nostr`
-/// crate encrypts this much, and decrypts the rest.
+/// The longest text that NIP-44 encrypts, in bytes. The length prefix of the format would allow 127 bytes more; the
+/// `nostr` crate encrypts up to this length, and decrypts also longer texts.
 pub const MAX_PLAINTEXT: usize = 65_536 - 128;
 
 /// The base64 text of the longest NIP-44 payload: version, nonce, length, 64 KiB of padded text, MAC.
 const MAX_PAYLOAD: usize = (1 + 32 + 2 + 65_536 + 32_usize).div_ceil(3) * 4;
 
-/// The types of the messages that are for everybody, which adverts' subscribers ask for.
+/// The types of broadcast messages, to which listeners for adverts subscribe.
 pub fn advert_types() -> [String; 2] {
     ["keygen/cohort_advert", keygen::KEY_PATH_ADVERT_TYPE].map(message::type_uri)
 }
 
-/// What two keys encrypt and decrypt with, the same in both directions. Deriving one costs about fifteen times what
-/// encrypting a message does, so keep it for a peer. Never printed; wiped when dropped.
+/// The key that two parties encrypt and decrypt with, the same in both directions. Deriving it costs about fifteen
+/// times as much as encrypting a message, so callers should cache it for a peer. Never printed; wiped when dropped.
 #[derive(Clone)]
 pub struct ConversationKey(Zeroizing<[u8; 32]>);
 
@@ -78,14 +78,13 @@ impl ConversationKey {
         Ok(Self(Zeroizing::new(key.to_byte_array())))
     }
 
-    /// The key with these bytes, from whoever keeps it.
+    /// The key with these bytes, from the caller's cache.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
     /// Encrypts `text`; the result is base64. `rng` gives the 32 bytes of the payload's nonce.
     ///
-    /// # Errors
     /// [`SealError::TooLong`] beyond [`MAX_PLAINTEXT`] bytes; [`SealError::Empty`].
     pub fn encrypt(&self, text: &str, rng: &mut dyn CryptoRng) -> Result<String, SealError> {
         if text.is_empty() {
@@ -103,9 +102,9 @@ impl ConversationKey {
     /// Decrypts a base64 payload.
     ///
     /// # Errors
-    /// [`DecryptError`], which says at which step.
+    /// [`DecryptError`], for the step that failed.
     pub fn decrypt(&self, payload: &str) -> Result<String, DecryptError> {
-        // Nothing is decoded that could not be decrypted.
+        // A text that is too long to be a payload is not decoded.
         if payload.len() > MAX_PAYLOAD {
             return Err(DecryptError::TooLong);
         }
@@ -131,24 +130,24 @@ pub enum SealError {
     /// NIP-44 does not encrypt texts of this length.
     #[error("the message takes {bytes} bytes, NIP-44 encrypts at most {MAX_PLAINTEXT}")]
     TooLong {
-        /// How long the message is.
+        /// The length of the message, in bytes.
         bytes: usize,
     },
     /// NIP-44 does not encrypt an empty text.
     #[error("an empty text cannot be encrypted")]
     Empty,
     /// An encrypted message needs a recipient.
-    #[error("a message that is encrypted needs a recipient")]
+    #[error("an encrypted message needs a recipient")]
     NoRecipient,
 }
 
 /// Why a payload does not decrypt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecryptError {
-    /// Longer than any payload.
+    /// Longer than the longest payload.
     #[error("longer than any NIP-44 payload")]
     TooLong,
-    /// Shorter than any payload.
+    /// Shorter than the shortest payload.
     #[error("shorter than any NIP-44 payload")]
     TooShort,
     /// Not base64.
@@ -157,10 +156,10 @@ pub enum DecryptError {
     /// Not version 2.
     #[error("NIP-44 version 2 expected, {0} found")]
     Version(u8),
-    /// Encrypted with another key, or changed since.
+    /// Encrypted with another key, or modified.
     #[error("the MAC is not the conversation key's")]
     Mac,
-    /// The text is not padded as the format says.
+    /// The text is not padded as NIP-44 requires.
     #[error("the padding is wrong")]
     Padding,
     /// The text is not UTF-8.
@@ -168,7 +167,7 @@ pub enum DecryptError {
     Utf8,
 }
 
-/// Why an event is not a message of somebody.
+/// Why an event is not a valid message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     /// The event's id is not the hash of its content.
@@ -183,32 +182,32 @@ pub enum ReadError {
     /// The content does not decrypt.
     #[error("content: {0}")]
     Decrypt(#[from] DecryptError),
-    /// The content is no message.
+    /// The content is not a message.
     #[error("{error}")]
     Decode {
         /// What is wrong with it.
         error: DecodeError,
-        /// The DID that it says it is from, if that much can be read. Not proven by anything.
+        /// The DID that it claims as its sender, if that can be read. Not proven.
         claimed: Option<Box<Did>>,
     },
-    /// A message of a type that goes with the other kind: what should have been secret was not, or the reverse.
+    /// The message's type does not belong to this kind: a confidential message in plain text, or the reverse.
     #[error("{short_type} does not go with kind {kind}")]
     WrongKind {
         /// The event's kind.
         kind: u16,
         /// The message's type.
         short_type: &'static str,
-        /// The DID that it says it is from. Not proven by anything.
+        /// The DID that it claims as its sender. Not proven.
         claimed: Box<Did>,
     },
 }
 
-/// Whom a directed event is for.
+/// The recipient of a directed event.
 #[derive(Clone)]
 pub struct Peer {
     /// Its communication key.
     pub key: XOnlyKey,
-    /// What we encrypt with for it.
+    /// The key that messages to it are encrypted with.
     pub conversation: ConversationKey,
 }
 
@@ -216,22 +215,22 @@ impl Peer {
     /// The peer with this communication key.
     ///
     /// # Errors
-    /// As [`ConversationKey::derive`].
+    /// As for [`ConversationKey::derive`].
     pub fn new(own: &SecretKey, key: XOnlyKey) -> Result<Self, KeyError> {
         Ok(Self { key, conversation: ConversationKey::derive(own, &key)? })
     }
 }
 
-/// Whether messages of this type travel in plain text: all of the keygen phase do.
+/// Whether messages of this type are sent in plain text, as all of the keygen phase are.
 pub fn is_plain(body: &Body) -> bool {
     body.short_type().starts_with("keygen/")
 }
 
-/// The signed event that carries `message`, to `to` or to everybody. `key` must be the communication key of the message's
-/// sender; `created_at` is rounded down to its second.
+/// The signed event that carries `message`, to `to` or as a broadcast. `key` must be the communication key of the
+/// message's sender; `created_at` is rounded down to its second.
 ///
 /// # Errors
-/// [`SealError`] when the message is too long to be encrypted, or has to be and is for nobody in particular.
+/// [`SealError`] when the message is too long to be encrypted, or must be encrypted and has no recipient.
 pub fn seal(
     message: &Message,
     key: &SecretKey,
@@ -247,24 +246,25 @@ pub fn seal(
         (ENCRYPTED_KIND, peer.conversation.encrypt(&text, rng)?)
     };
     let sender = key.public_key().x_only();
-    // Put together by hand: the crate's event builder strips a `p` tag that names the author.
+    // The tags are built by hand: the crate's event builder strips a `p` tag that names the author.
     let mut tags = vec![tag("p", sender.to_string()), tag("t", message.type_uri())];
     tags.extend(to.map(|peer| tag("p", peer.key.to_string())));
     Ok(sign(kind, tags, content, key, created_at, rng))
 }
 
-/// The signed event that asks relays to forget `adverts`, events by the same `key` (NIP-09): who comes later is not to
-/// join a cohort that is over. Relays need not do so. `created_at` must not be before the adverts'.
+/// The signed event that requests the deletion of `adverts`, events by the same `key` (NIP-09), so that new
+/// participants do not try to join a cohort that is over. Relays may ignore it. `created_at` must not be before the
+/// adverts'.
 pub fn retract(adverts: &[EventId], key: &SecretKey, created_at: Timestamp, rng: &mut dyn CryptoRng) -> Event {
     let mut tags: Vec<Tag> = adverts.iter().map(|advert| tag("e", advert.to_hex())).collect();
     tags.push(tag("k", PLAIN_KIND.to_string()));
     sign(DELETION_KIND, tags, String::new(), key, created_at, rng)
 }
 
-/// The kind of the event by which somebody proves to a relay who it is (NIP-42).
+/// The kind of the event that authenticates a client to a relay (NIP-42).
 pub const AUTHENTICATION_KIND: u16 = 22_242;
 
-/// The signed event that answers a relay's challenge (NIP-42): its `tags` name both.
+/// The signed event that answers a relay's challenge (NIP-42). Its `tags` name the relay and the challenge.
 pub fn authenticate(tags: Vec<Tag>, key: &SecretKey, created_at: Timestamp, rng: &mut dyn CryptoRng) -> Event {
     sign(AUTHENTICATION_KIND, tags, String::new(), key, created_at, rng)
 }
@@ -290,7 +290,7 @@ fn tag(name: &str, value: String) -> Tag {
     Tag::parse([name.to_owned(), value]).expect("a tag that is not empty is accepted")
 }
 
-/// An event whose id and signature are right: its content was said by the holder of [`Self::sender`].
+/// An event with a valid id and signature: the holder of [`Self::sender`] signed its content.
 #[derive(Clone, Copy, Debug)]
 pub struct VerifiedEvent<'a> {
     event: &'a Event,
@@ -318,12 +318,12 @@ impl<'a> VerifiedEvent<'a> {
         self.sender
     }
 
-    /// When the sender says that it made the event.
+    /// When the event was created, as its sender states it.
     pub fn created_at(&self) -> Timestamp {
         Timestamp::from_secs(self.event.created_at.as_secs())
     }
 
-    /// Reads the message. `conversation` is asked for the key of the conversation with the sender when it is needed.
+    /// Reads the message. `conversation` is called when the key of the conversation with the sender is needed.
     ///
     /// # Errors
     /// [`ReadError`], of the kind, the encryption or the message.
@@ -350,7 +350,7 @@ impl<'a> VerifiedEvent<'a> {
     }
 }
 
-/// The `from` of a text that is otherwise no message.
+/// The `from` of a text that is not a valid message.
 fn claimed_sender(text: &str) -> Option<Box<Did>> {
     #[derive(serde::Deserialize)]
     struct Claim {
@@ -359,27 +359,28 @@ fn claimed_sender(text: &str) -> Option<Box<Did>> {
     serde_json::from_str::<Claim>(text).ok().map(|claim| Box::new(claim.from))
 }
 
-/// The most members that a cohort of this beacon type can have over Nostr, or `None` where there is no limit: a CAS
-/// announcement holds all members and must fit into one encrypted message; an SMT proof grows with nothing.
+/// The greatest number of members of a cohort of this beacon type over Nostr, or `None` if there is no limit. A CAS
+/// announcement holds all members and must fit into one encrypted message; an SMT proof does not grow with the
+/// cohort.
 pub fn max_members(beacon_type: &BeaconType) -> Option<usize> {
     if *beacon_type != BeaconType::cas() {
         return None;
     }
-    // Each member adds the same number of bytes, so two real encodings tell all others.
+    // Each member adds the same number of bytes, so two encodings determine all others.
     let (one, two) = (longest_distribution(1), longest_distribution(2));
     Some(1 + MAX_PLAINTEXT.saturating_sub(one) / (two - one))
 }
 
-/// How long the message is that distributes a CAS announcement of `members` members, all of them with updates and with
-/// DIDs as long as they get.
+/// The length of the message that distributes a CAS announcement of `members` members, all with updates and with DIDs
+/// of the greatest length.
 fn longest_distribution(members: usize) -> usize {
-    // KEY DIDs are the longer ones, by the byte that tells the parity of the key.
+    // KEY DIDs are longer than EXTERNAL ones by one byte, the parity of the key.
     let key = SecretKey::from_bytes(&[1; 32]).expect("1 < 0x0101... < n").public_key();
     let did = Did::from_key(key, Network::Regtest);
     let hash = DocumentHash::from_bytes([0xff; 32]);
     let cohort_id = CohortId::parse(&"c".repeat(64)).expect("64 visible characters are accepted");
     let width = did.as_str().len();
-    // Keys of the map only have to differ and to be as long as DIDs.
+    // The keys of the map only have to be distinct and as long as DIDs.
     let announcement: CasAnnouncement = (0..members).map(|number| (format!("{number:0>width$}"), hash)).collect();
     let body = DistributeAggregatedData::new(
         cohort_id,
@@ -390,7 +391,7 @@ fn longest_distribution(members: usize) -> usize {
     Message::new(did.clone(), Some(did), body).to_json().len()
 }
 
-/// The caller's randomness, as the version of `rand` that the `nostr` crate speaks.
+/// The caller's randomness as the `rand` version of the `nostr` crate.
 struct OldRng<'a>(&'a mut dyn CryptoRng);
 
 impl rand::RngCore for OldRng<'_> {

@@ -1,5 +1,5 @@
-//! What a session's facts ask of the members: once when they happen, and after a restart again of those who have not
-//! answered.
+//! The effects of a session's events: once when an event happens, and again after a restart for the members that have
+//! not answered.
 
 use super::{SessionEffect, SessionEvent, SessionPhase, SigningSession};
 use crate::{
@@ -26,11 +26,11 @@ impl SigningSession {
         }
     }
 
-    /// What was asked and not answered yet. A member that answered is not asked again: the TypeScript implementation would fail
+    /// The unanswered requests. A member that answered is not asked again: the TypeScript implementation would fail
     /// its cohort over a second nonce.
     pub(super) fn owed(&self) -> Vec<SessionEffect> {
         match &self.phase {
-            // The key path is chosen and finished in one step.
+            // The key path is chosen and completed in one step.
             SessionPhase::Planned | SessionPhase::KeyPath => Vec::new(),
             SessionPhase::CollectingNonces { nonces, .. } => self.request_nonces(|did| !nonces.contains_key(did)),
             SessionPhase::CollectingPartialSignatures { aggregated, partials, .. } => {

@@ -1,4 +1,4 @@
-//! The fallback path: leaving the key path for good, and collecting k signatures on the fallback leaf (BIP-342).
+//! The fallback path: leaving the key path permanently, and collecting k signatures on the fallback leaf (BIP-342).
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl SigningSession {
-    /// The fallback where there is one, the end where there is none.
+    /// The choice of the fallback if there is one, otherwise the failure of the session.
     pub(super) fn leave_key_path(&self, now: Timestamp, reason: String, holdouts: Vec<Did>) -> SessionEvent {
         if self.task.output.fallback_spendable() {
             SessionEvent::PathChosen { at: now, path: SpendPath::ScriptPath, reason: Some(reason), holdouts }
@@ -35,7 +35,7 @@ impl SigningSession {
         let (SessionPhase::Fallback { signatures, holdouts, culprits, .. }, Some(leaf), Some(sighash)) =
             (&self.phase, self.task.output.fallback(), self.task.fallback_sighash())
         else {
-            return Err(Reject::new(RejectCode::WrongPhase, from, "no fallback signatures are collected now"));
+            return Err(Reject::new(RejectCode::WrongPhase, from, "the session does not collect fallback signatures now"));
         };
         let signature = Signature::from_bytes(&body.fallback_signature.0);
         if let Some(first) = signatures.get(from) {

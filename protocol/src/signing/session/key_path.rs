@@ -27,7 +27,7 @@ impl SigningSession {
         let nonces = match &self.phase {
             SessionPhase::CollectingNonces { nonces, .. }
             | SessionPhase::CollectingPartialSignatures { nonces, .. } => nonces,
-            _ => return Err(Reject::new(RejectCode::WrongPhase, from, "no nonces are collected now")),
+            _ => return Err(Reject::new(RejectCode::WrongPhase, from, "the session does not collect nonces now")),
         };
         if let Some(first) = nonces.get(from) {
             return self.on_filled_slot(from, Slot::Nonce, *first == nonce);
@@ -52,7 +52,7 @@ impl SigningSession {
         message: &Message,
     ) -> Result<Vec<SessionEvent>, Reject> {
         let SessionPhase::CollectingPartialSignatures { nonces, aggregated, partials, .. } = &self.phase else {
-            return Err(Reject::new(RejectCode::WrongPhase, from, "no partial signatures are collected now"));
+            return Err(Reject::new(RejectCode::WrongPhase, from, "the session does not collect partial signatures now"));
         };
         if let Some(first) = partials.get(from) {
             return self.on_filled_slot(from, Slot::PartialSignature, *first == signature);
@@ -71,7 +71,7 @@ impl SigningSession {
         let mut events = vec![received];
         match self.aggregate(aggregated, &all) {
             Some((signature, transaction)) => events.extend(self.complete_key_path(now, signature, transaction)),
-            // All of them were verified when they arrived, but for those that an earlier version stored.
+            // All of them were verified on arrival, except those that an earlier version stored.
             None => {
                 let invalid: Vec<SessionEvent> = all
                     .iter()
@@ -94,7 +94,7 @@ impl SigningSession {
         Ok(events)
     }
 
-    /// Whether `did`'s partial signature satisfies its equation. Zero is a number, and no honest member's signature.
+    /// Whether `did`'s partial signature satisfies its equation. Zero is refused: no honest member produces it.
     fn is_valid(
         &self,
         did: &Did,
@@ -110,7 +110,7 @@ impl SigningSession {
         signature.0 != [0; 32] && verifier.verify(&self.task, key, nonce, signature)
     }
 
-    /// The final signature and the transaction that it signs, when it verifies.
+    /// The aggregate signature and the signed transaction, if the signature verifies.
     pub(super) fn aggregate(
         &self,
         aggregated: &Bytes<66>,
@@ -124,7 +124,7 @@ impl SigningSession {
             musig2::aggregate_partial_signatures(self.task.output.musig2_context(), &nonce, partials, sighash)
                 .ok()?;
         let signature = Signature::from_bytes(&signature.serialize());
-        // A second opinion from the library whose rules the network applies.
+        // Verified again by the library whose rules the network applies.
         let transaction = finalize_key_path(&self.task.transaction, &signature).ok()?;
         self.task.output.output_key().verify(sighash, &signature).then_some((signature, transaction))
     }

@@ -1,8 +1,9 @@
-//! The coordinator's signing session: collect nonces, collect partial signatures, aggregate; or take the fallback path.
+//! The coordinator's signing session: collect nonces, collect partial signatures, aggregate; or take the fallback
+//! path.
 //!
-//! One latch decides the path. [`SessionEvent::PathChosen`] closes it: once the fallback is chosen no partial signature is
-//! taken any more, and once the key path is signed the session is over. `key_path` and `fallback` hold the decisions of the
-//! two paths.
+//! One latch decides the path. [`SessionEvent::PathChosen`] closes it: once the fallback is chosen no partial
+//! signature is accepted any more, and once the key path is signed the session is over. `key_path` and `fallback`
+//! hold the decisions of the two paths.
 
 mod effects;
 mod fallback;
@@ -30,96 +31,97 @@ use crate::{
     time::Timestamp,
 };
 
-/// What can happen to a signing session.
+/// An input of a signing session.
 #[derive(Clone, Debug)]
 pub enum SessionInput {
     /// The cohort starts it.
     Open,
     /// A message arrived from a sender that the transport has authenticated.
     Message(Message),
-    /// The host wants the fallback path now.
+    /// The host requests the fallback path now, with its reason.
     Fallback(String),
-    /// The service is back: it was down, and nobody could answer it. Fed once, before what [`Machine::resume`] owes is done
-    /// again; not after a mere panic.
+    /// The service has restarted after a time in which no member could reach it. Fed once, before the effects of
+    /// [`Machine::resume`] are performed. Not fed after a panic of an actor.
     Resumed,
     /// Time has passed.
     Tick,
 }
 
-/// A fact in the life of a signing session.
+/// An event of a signing session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum SessionEvent {
-    /// It began; the members are asked for nonces.
+    /// The session was started; the members are asked for nonces.
     SessionOpened {
         /// When.
         at: Timestamp,
     },
-    /// A phase was given more time.
+    /// A phase was extended.
     PhaseExtended {
         /// When.
         at: Timestamp,
-        /// Which.
+        /// The phase.
         phase: TimedPhase,
-        /// Until when.
+        /// The new deadline.
         until: Timestamp,
     },
-    /// A phase had lapsed while the service was down: its members have this long to answer. Not counted as an extension.
+    /// A phase had lapsed while the service was down. Its members get this time to respond. Not counted as an
+    /// extension.
     GraceGiven {
         /// When.
         at: Timestamp,
-        /// Which.
+        /// The phase.
         phase: TimedPhase,
-        /// Until when.
+        /// The new deadline.
         until: Timestamp,
     },
     /// A member's public nonce arrived.
     NonceReceived {
-        /// Whose.
+        /// The member.
         did: Did,
         /// The nonce.
         nonce: Bytes<66>,
-        /// Of the message.
+        /// The digest of the message.
         digest: MessageDigest,
     },
-    /// All nonces are there.
+    /// All nonces have arrived.
     NoncesAggregated {
         /// When.
         at: Timestamp,
         /// The aggregate nonce.
         nonce: Bytes<66>,
     },
-    /// A member's partial signature was verified. (Journals before version 0.2.0 have some that were not.)
+    /// A member's partial signature was verified. (Journals of versions before 0.2.0 also have unverified ones.)
     PartialSignatureReceived {
-        /// Whose.
+        /// The member.
         did: Did,
         /// The partial signature.
         signature: Bytes<32>,
-        /// Of the message.
+        /// The digest of the message.
         digest: MessageDigest,
     },
-    /// A member did wrong.
+    /// A fault of a member was recorded.
     FaultRecorded {
-        /// What it did.
+        /// The fault.
         fault: Fault,
     },
-    /// The latch: from here on only this path can finish.
+    /// The latch was closed: from here on only this path can complete.
     PathChosen {
         /// When.
         at: Timestamp,
         /// The path.
         path: SpendPath,
-        /// Why it is not the key path, in words.
+        /// The reason why it is not the key path, as text.
         reason: Option<String>,
-        /// Who had sent nothing when the fallback was chosen.
+        /// The members that had not responded when the fallback was chosen.
         holdouts: Vec<Did>,
     },
     /// A member's signature on the fallback leaf was verified.
     FallbackSignatureReceived {
-        /// Whose.
+        /// The member.
         did: Did,
         /// The signature.
         signature: Signature,
-        /// Of the message.
+        /// The digest of the message.
         digest: MessageDigest,
     },
     /// The transaction is signed.
@@ -129,34 +131,34 @@ pub enum SessionEvent {
         /// The signed transaction.
         signed: Arc<Signed>,
     },
-    /// Neither path can finish.
+    /// Neither path can complete.
     SessionFailed {
         /// When.
         at: Timestamp,
-        /// In which phase.
+        /// The phase in which it failed.
         phase: TimedPhase,
-        /// Why, in words.
+        /// The reason, as text.
         reason: String,
-        /// Who kept silent.
+        /// The members that did not respond.
         holdouts: Vec<Did>,
     },
 }
 
-/// What the world must do for a signing session.
+/// An action that the host must perform for a signing session.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SessionEffect {
-    /// Tell one member.
+    /// Send a message to one member.
     Send {
-        /// Whom.
+        /// The member.
         to: Did,
-        /// What.
+        /// The message.
         body: SharedBody,
     },
-    /// Tell the cohort how it ended.
+    /// Report the outcome to the cohort.
     Finished(SigningOutcome),
 }
 
-/// What is known in each phase.
+/// The state of the session in each phase.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs, reason = "the fields say what they hold")]
 pub enum SessionPhase {
@@ -171,16 +173,16 @@ pub enum SessionPhase {
         partials: BTreeMap<Did, Bytes<32>>,
         deadline: Timestamp,
     },
-    /// The latch fell to the key path: the aggregate signature is valid.
+    /// The latch is closed on the key path: the aggregate signature is valid.
     KeyPath,
-    /// The latch fell to the fallback: members sign on its leaf. `culprits` had sent what is invalid only.
+    /// The latch is closed on the fallback: members sign on its leaf. `culprits` had sent only invalid contributions.
     Fallback { signatures: BTreeMap<Did, Signature>, holdouts: Vec<Did>, culprits: Vec<Did>, deadline: Timestamp },
-    /// It ended.
+    /// The session has ended.
     Ended(SigningOutcome),
 }
 
 impl SessionPhase {
-    /// What is waited for.
+    /// The phase that the deadline applies to.
     pub fn timed(&self) -> Option<TimedPhase> {
         match self {
             Self::CollectingNonces { .. } => Some(TimedPhase::Nonces),
@@ -196,10 +198,10 @@ impl SessionPhase {
 pub struct SigningSession {
     task: Arc<SigningTask>,
     phase: SessionPhase,
-    /// How many times the current phase was given more time.
+    /// The number of times that the current phase was extended.
     extensions: u32,
     faults: Faults,
-    /// Made of the aggregate nonce when the first partial signature arrives.
+    /// Computed from the aggregate nonce when the first partial signature arrives.
     verifier: OnceLock<Option<PartialVerifier>>,
 }
 
@@ -228,17 +230,17 @@ impl SigningSession {
         Self { task, phase, extensions: 0, faults, verifier: OnceLock::new() }
     }
 
-    /// What it is to sign.
+    /// The transaction to sign and the members that sign it.
     pub fn task(&self) -> &Arc<SigningTask> {
         &self.task
     }
 
-    /// What is known now.
+    /// The current phase.
     pub fn phase(&self) -> &SessionPhase {
         &self.phase
     }
 
-    /// The misdeeds on record.
+    /// The recorded faults.
     pub fn faults(&self) -> &Faults {
         &self.faults
     }
@@ -258,8 +260,8 @@ impl SigningSession {
         }
     }
 
-    /// The latest time at which this session can end, whatever is extended and whoever is missing: members are told, so that they
-    /// are there for the fallback.
+    /// The latest time at which this session can end, with all extensions and whichever members are missing. Members
+    /// are notified of it, so that they are present for the fallback.
     pub(super) fn last_deadline(&self) -> Option<Timestamp> {
         const PHASES: [TimedPhase; 3] = [TimedPhase::Nonces, TimedPhase::PartialSignatures, TimedPhase::Fallback];
         let deadline = self.deadline()?;
@@ -267,7 +269,7 @@ impl SigningSession {
         Some(PHASES.into_iter().fold(deadline, |end, phase| end + longest(phase)))
     }
 
-    /// Whether deciding `input` takes so much curve work that it should not run beside other actors: the aggregation of a
+    /// Whether deciding `input` takes so much curve work that it should not block other actors: the aggregation of a
     /// large cohort's nonces and partial signatures.
     pub fn is_heavy(&self, input: &SessionInput) -> bool {
         const LARGE: usize = 32;
@@ -282,7 +284,7 @@ impl SigningSession {
             }
     }
 
-    /// The transcript digests that `event` and its effects stand for, in order.
+    /// The transcript digests of `event` and its effects, in order.
     pub fn transcript_entries(&self, event: &SessionEvent, effects: &[SessionEffect]) -> Vec<MessageDigest> {
         let mut entries = Vec::new();
         if let SessionEvent::NonceReceived { digest, .. }
@@ -299,14 +301,16 @@ impl SigningSession {
         entries
     }
 
-    /// Who said two things in one place, and is not among the culprits: what a member is blamed for must be what it did.
+    /// The members that sent two different contributions for one slot, and are not among the culprits: no member is
+    /// named for more than one kind of fault.
     fn equivocators(&self, culprits: &[Did]) -> Vec<Did> {
         let faults = self.faults.iter().filter(|fault| fault.code == RejectCode::Equivocation);
         let guilty: BTreeSet<&Did> = faults.map(|fault| &fault.did).collect();
         guilty.into_iter().filter(|did| !culprits.contains(did)).cloned().collect()
     }
 
-    /// Who sent only what is invalid in the phase that is under way. Whoever sent a valid contribution after that has mended it.
+    /// The members that have sent only invalid contributions in the current phase. A later valid contribution clears
+    /// its sender.
     fn culprits(&self) -> Vec<Did> {
         let slot = match &self.phase {
             SessionPhase::CollectingNonces { .. } => Slot::Nonce,
@@ -320,7 +324,7 @@ impl SigningSession {
         invalid.map(|fault| fault.did.clone()).filter(|did| missing.contains(did)).collect()
     }
 
-    /// The members that have sent nothing at all in the phase that is under way.
+    /// The members that have sent nothing in the current phase.
     fn silent(&self) -> Vec<Did> {
         let culprits = self.culprits();
         self.holdouts().into_iter().filter(|did| !culprits.contains(did)).collect()
@@ -344,7 +348,7 @@ impl SigningSession {
             return Err(Reject::new(RejectCode::WrongCohort, from, "the message is about another signing session"));
         }
         if let SessionPhase::Ended(SigningOutcome::Signed(_)) = self.phase {
-            // k members were enough, and this is one more who did its part: late is no fault.
+            // k signatures were enough; one more is late, which is not a fault.
             return Ok(Vec::new());
         }
         match &*message.body {
@@ -355,7 +359,7 @@ impl SigningSession {
         }
     }
 
-    /// What to do about a contribution that fails its check: it is not stored, and its sender may send a valid one until the
+    /// Handles a contribution that fails its check: it is not stored, and its sender may send a valid one until the
     /// deadline.
     fn on_invalid(
         &self,
@@ -376,8 +380,8 @@ impl SigningSession {
         Ok(vec![SessionEvent::FaultRecorded { fault }])
     }
 
-    /// A phase that lapsed while the service was down is no member's fault: each is given a little time to answer what it is
-    /// asked again.
+    /// A phase that lapsed while the service was down is not a fault of its members: they get a grace period to
+    /// answer the repeated request.
     fn on_resumed(&self, now: Timestamp) -> Vec<SessionEvent> {
         let Some(phase) = self.phase.timed().filter(|_| self.deadline().is_some_and(|deadline| deadline <= now))
         else {
@@ -431,7 +435,7 @@ impl Machine for SigningSession {
                 Ok(vec![if absent.is_empty() {
                     SessionEvent::SessionOpened { at: now }
                 } else {
-                    self.leave_key_path(now, "members gave no sign of life".to_owned(), absent.clone())
+                    self.leave_key_path(now, "members did not confirm their presence".to_owned(), absent.clone())
                 }])
             }
             (SessionInput::Open, _) => Err(Reject::out_of_phase("opening", "signing")),
@@ -482,7 +486,7 @@ impl Machine for SigningSession {
             }
             (SessionEvent::FaultRecorded { fault }, phase) => {
                 self.faults.record(fault);
-                // One of a journal of an earlier version, which stored it before it was verified.
+                // From a journal of an earlier version, which stored it unverified.
                 if let SessionPhase::CollectingPartialSignatures { partials, .. } = phase
                     && fault.code == RejectCode::BadPartialSignature
                 {

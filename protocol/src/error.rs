@@ -26,7 +26,7 @@ pub enum RejectCode {
     WrongSender,
     /// The sender is not a member of the cohort.
     NotAMember,
-    /// The cohort has no free place.
+    /// The cohort admits no more participants.
     CohortFull,
     /// The member was excluded when its cohort was formed again.
     Excluded,

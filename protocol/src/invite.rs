@@ -164,7 +164,7 @@ mod tests {
     use crate::{identity::Identity, key::SecretKey, network::Network};
 
     #[test]
-    fn a_proof_is_good_for_one_did_in_one_cohort() {
+    fn a_proof_is_valid_for_one_did_in_one_cohort() {
         let token: InviteToken = format!("{PREFIX}{}", "5a".repeat(16)).parse().unwrap();
         let did = |byte| {
             let key = SecretKey::from_bytes(&[byte; 32]).unwrap();
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_invite_is_refused() {
+    fn texts_that_are_not_invites_are_refused() {
         for text in ["", "btcr2-invite-", "btcr2-invite-zz", &"5a".repeat(16)] {
             assert!(text.parse::<InviteToken>().is_err(), "{text}");
         }

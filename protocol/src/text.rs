@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_peer_says_is_one_short_line_that_does_nothing() {
+    fn shown_text_is_one_short_line_without_controls() {
         assert_eq!(shown("plain, also Ünïcödé and עברית"), "plain, also Ünïcödé and עברית");
         assert_eq!(shown("a\nb\u{1b}[2J\u{9b}\u{202e}\u{7f}"), "a\\nb\\u{1b}[2J\\u{9b}\\u{202e}\\u{7f}");
         let long = "é".repeat(MOST_SHOWN + 1);

@@ -210,7 +210,7 @@ pub enum ExpectedTo<'a> {
     /// Any recipient: the caller checks [`ParsedEnvelope::to`] itself.
     #[default]
     Any,
-    /// None: the envelope is a broadcast, without `to`.
+    /// No recipient: the envelope is a broadcast, without `to`.
     Broadcast,
     /// This DID.
     Did(&'a Did),

@@ -6,7 +6,7 @@ use bitcoin::{ScriptBuf, TxOut};
 
 use super::{
     CohortNode, Simulation, UpdateChoice,
-    crash::{read_again, revive},
+    crash::{through_journal, replay_transcribed},
 };
 use crate::{
     cohort::{event::SpendPath, service::phase::Phase},
@@ -22,7 +22,7 @@ use crate::{
 pub(super) fn replay(simulation: &Simulation) {
     for cohort in &simulation.service.cohorts {
         assert_replays("the cohort", &cohort.initial, &cohort.machine, &cohort.events);
-        let (_, digests) = revive(cohort.initial.clone(), &cohort.events);
+        let (_, digests) = replay_transcribed(cohort.initial.clone(), &cohort.events);
         assert_eq!(digests, cohort.transcript.digests(), "the journal gives another transcript");
         for session in &cohort.sessions {
             assert_replays("the signing session", &session.initial, &session.machine, &session.events);
@@ -36,7 +36,7 @@ pub(super) fn replay(simulation: &Simulation) {
 }
 
 fn assert_replays<M: Machine>(who: &str, initial: &M, machine: &M, events: &[M::Event]) {
-    let read = read_again(events);
+    let read = through_journal(events);
     assert_eq!(read, events, "{who}: the events read from the journal differ");
     let again = replay_events(initial.clone(), &read);
     assert_eq!(again, *machine, "{who}: the journal gives another state");
@@ -82,7 +82,7 @@ pub(super) fn nonces(simulation: &Simulation) {
         for (session, nonce) in &node.opened {
             assert!(opened.insert(nonce), "{who}: the nonce {nonce:?} was opened twice, in {session} again");
         }
-        for ((session, slot), times) in &node.said {
+        for ((session, slot), times) in &node.sent {
             assert_eq!(*times, 1, "{who}: the {slot} of session {session} was sent twice");
         }
         let mut uses = BTreeMap::new();

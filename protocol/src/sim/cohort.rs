@@ -8,7 +8,7 @@ use rand_core::RngCore;
 
 use super::{
     Setup,
-    crash::{read_again, revive},
+    crash::{through_journal, replay_transcribed},
 };
 use crate::{
     cohort::{
@@ -52,8 +52,8 @@ impl SessionNode {
 
     /// Drops all state except the journal.
     fn restart(&mut self) {
-        self.events = read_again(&self.events);
-        (self.machine, self.digests) = revive(self.initial.clone(), &self.events);
+        self.events = through_journal(&self.events);
+        (self.machine, self.digests) = replay_transcribed(self.initial.clone(), &self.events);
     }
 }
 
@@ -116,11 +116,11 @@ impl CohortNode {
 
     /// Drops all state except the journals, which include the terms.
     pub(super) fn restart(&mut self, setup: &Setup) {
-        self.events = read_again(&self.events);
+        self.events = through_journal(&self.events);
         if let Some(ServiceEvent::CohortAdvertised { terms, .. }) = self.events.first() {
             self.initial = planned(Arc::clone(terms), setup).expect("it was advertised on these terms");
         }
-        let (machine, digests) = revive(self.initial.clone(), &self.events);
+        let (machine, digests) = replay_transcribed(self.initial.clone(), &self.events);
         self.machine = machine;
         self.transcript = Transcript::default();
         for digest in digests {

@@ -57,50 +57,50 @@ impl Default for Crashes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// Its events are journaled and its effects performed.
-    Lives,
+    Performed,
     /// The process crashes before the events are journaled.
-    Forgotten,
+    NotJournaled,
     /// The events are journaled. Then the process crashes after this number of effects.
-    Unperformed(usize),
+    Interrupted(usize),
 }
 
 impl Fate {
     /// Whether the effect at `position` is performed.
     pub(super) fn performs(self, position: usize) -> bool {
         match self {
-            Self::Lives => true,
-            Self::Forgotten => false,
-            Self::Unperformed(performed) => position < performed,
+            Self::Performed => true,
+            Self::NotJournaled => false,
+            Self::Interrupted(performed) => position < performed,
         }
     }
 }
 
 /// The state of a process: running or crashed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Life {
+pub(super) struct Process {
     /// The participant; `None` for the service.
     participant: Option<usize>,
     decisions: u32,
-    deaths: u32,
-    gone_until: Option<Timestamp>,
+    crashes: u32,
+    down_until: Option<Timestamp>,
 }
 
-impl Life {
+impl Process {
     pub(super) const fn of(participant: Option<usize>) -> Self {
-        Self { participant, decisions: 0, deaths: 0, gone_until: None }
+        Self { participant, decisions: 0, crashes: 0, down_until: None }
     }
 
-    pub(super) const fn is_gone(&self) -> bool {
-        self.gone_until.is_some()
+    pub(super) const fn is_down(&self) -> bool {
+        self.down_until.is_some()
     }
 
     /// The time of the restart.
-    pub(super) const fn returns_at(&self) -> Option<Timestamp> {
-        self.gone_until
+    pub(super) const fn restarts_at(&self) -> Option<Timestamp> {
+        self.down_until
     }
 
-    pub(super) const fn deaths(&self) -> u32 {
-        self.deaths
+    pub(super) const fn crashes(&self) -> u32 {
+        self.crashes
     }
 
     /// The outcome of the next decision that produces events.
@@ -112,27 +112,27 @@ impl Life {
             .iter()
             .find(|planned| planned.participant == self.participant && planned.decision == decision);
         if let Some(planned) = planned {
-            return if planned.journaled { Fate::Unperformed(0) } else { Fate::Forgotten };
+            return if planned.journaled { Fate::Interrupted(0) } else { Fate::NotJournaled };
         }
         let per_mille = match self.participant {
             Some(_) => crashes.participant_per_mille,
             None => crashes.service_per_mille,
         };
-        if per_mille == 0 || self.deaths >= crashes.most || !chance(per_mille, rng) {
-            return Fate::Lives;
+        if per_mille == 0 || self.crashes >= crashes.most || !chance(per_mille, rng) {
+            return Fate::Performed;
         }
-        if chance(500, rng) { Fate::Forgotten } else { Fate::Unperformed(rng.next_u64() as usize % 4) }
+        if chance(500, rng) { Fate::NotJournaled } else { Fate::Interrupted(rng.next_u64() as usize % 4) }
     }
 
     /// Crashes the process for a random time.
-    pub(super) fn dies(&mut self, now: Timestamp, crashes: &Crashes, rng: &mut ChaCha8Rng) {
+    pub(super) fn crash(&mut self, now: Timestamp, crashes: &Crashes, rng: &mut ChaCha8Rng) {
         let longest = crashes.longest.as_millis() as u64;
-        self.deaths += 1;
-        self.gone_until = Some(now + Duration::from_millis(1 + rng.next_u64() % longest.max(1)));
+        self.crashes += 1;
+        self.down_until = Some(now + Duration::from_millis(1 + rng.next_u64() % longest.max(1)));
     }
 
-    pub(super) fn returns(&mut self) {
-        self.gone_until = None;
+    pub(super) fn restart(&mut self) {
+        self.down_until = None;
     }
 }
 
@@ -140,7 +140,7 @@ impl Life {
 ///
 /// # Panics
 /// When an event does not survive the journal.
-pub(super) fn read_again<E: Serialize + DeserializeOwned>(events: &[E]) -> Vec<E> {
+pub(super) fn through_journal<E: Serialize + DeserializeOwned>(events: &[E]) -> Vec<E> {
     let read = |event| {
         let line = serde_json::to_string(event).unwrap_or_else(|error| panic!("an event cannot be written: {error}"));
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"))
@@ -166,7 +166,7 @@ impl Transcribed for SigningSession {
 }
 
 /// The machine and the transcript that a journal gives.
-pub(super) fn revive<M: Transcribed>(mut machine: M, events: &[M::Event]) -> (M, Vec<MessageDigest>) {
+pub(super) fn replay_transcribed<M: Transcribed>(mut machine: M, events: &[M::Event]) -> (M, Vec<MessageDigest>) {
     let mut digests = Vec::new();
     for event in events {
         machine.apply(event);

@@ -160,15 +160,15 @@ impl Simulation {
 
     /// Performs the next step: a restart, a delivery, or a deadline. Returns `false` when there is none.
     pub fn step(&mut self) -> bool {
-        if self.service.latest().is_planned() && !self.service.life.is_gone() {
+        if self.service.latest().is_planned() && !self.service.process.is_down() {
             self.service_input(ServiceInput::Advertise);
             return true;
         }
-        let next = [self.next_return(), self.wire.next_arrival(), self.next_deadline()];
+        let next = [self.next_restart(), self.wire.next_arrival(), self.next_deadline()];
         let Some(at) = next.iter().flatten().min().copied() else { return false };
         self.now = self.now.max(at);
         match next {
-            [Some(returns), _, _] if returns == at => self.resume_due(),
+            [Some(restart), _, _] if restart == at => self.resume_due(),
             [_, Some(arrival), _] if arrival == at => self.deliver_next(),
             _ => self.tick(),
         }
@@ -177,13 +177,13 @@ impl Simulation {
 
     fn deliver_next(&mut self) {
         let Some(Packet { sender, recipient, text }) = self.wire.take_next() else { return };
-        if self.returns_at(&recipient).is_none() {
+        if self.restarts_at(&recipient).is_none() {
             // A rejection is recorded; no peer waits for the answer.
             let _ = self.deliver(&sender, &recipient, &text);
         }
         // The recipient was down, or crashed before it acknowledged the text: the text is sent again.
-        if let Some(returns) = self.returns_at(&recipient) {
-            let soon = returns + Duration::from_millis(1);
+        if let Some(restart) = self.restarts_at(&recipient) {
+            let soon = restart + Duration::from_millis(1);
             self.wire.put(soon, Packet { sender, recipient, text });
         }
     }
@@ -192,7 +192,7 @@ impl Simulation {
     pub fn advance(&mut self, by: Duration) {
         let until = self.now + by;
         let next = |this: &Self| {
-            [this.next_return(), this.wire.next_arrival(), this.next_deadline()].into_iter().flatten().min()
+            [this.next_restart(), this.wire.next_arrival(), this.next_deadline()].into_iter().flatten().min()
         };
         while next(self).is_some_and(|next| next <= until) {
             self.step();
@@ -208,12 +208,12 @@ impl Simulation {
     /// Ticks every machine now, due or not.
     pub fn tick(&mut self) {
         let before = self.next_deadline();
-        if !self.service.life.is_gone() {
+        if !self.service.process.is_down() {
             let outgoing = self.service.tick(self.now, &self.setup, &mut self.rng);
             self.send_of_service(outgoing);
         }
         for index in 0..self.participants.len() {
-            if !self.participants[index].life.is_gone() {
+            if !self.participants[index].process.is_down() {
                 let outgoing = self.participants[index].tick(self.now, &self.setup.crashes, &mut self.rng);
                 self.send_of_participant(index, outgoing);
             }
@@ -298,50 +298,50 @@ impl Simulation {
 
     /// Restarts a participant. Only its journal and its keys remain.
     pub fn restart_participant(&mut self, participant: usize) {
-        self.participants[participant].die(self.now, &self.setup.crashes, &mut self.rng);
-        self.return_participant(participant);
+        self.participants[participant].crash(self.now, &self.setup.crashes, &mut self.rng);
+        self.resume_participant(participant);
     }
 
     /// Sets a participant's latest journal back to its first `kept` events, as an old backup does, and restarts the
-    /// participant. Before it continues, its transport delivers its own messages `said`.
-    pub fn restore_participant(&mut self, participant: usize, kept: usize, said: Vec<Message>) {
+    /// participant. Before it continues, its transport delivers `own_messages` to it.
+    pub fn restore_participant(&mut self, participant: usize, kept: usize, own_messages: Vec<Message>) {
         let node = &mut self.participants[participant];
         node.restore(kept);
-        node.die(self.now, &self.setup.crashes, &mut self.rng);
-        for message in said {
+        node.crash(self.now, &self.setup.crashes, &mut self.rng);
+        for message in own_messages {
             self.participant_input(participant, ParticipantInput::Seen(message));
         }
-        self.return_participant(participant);
+        self.resume_participant(participant);
     }
 
     /// Restarts the service. Only its journals and its keys remain.
     pub fn restart_service(&mut self) {
-        self.service.die(self.now, &self.setup, &mut self.rng);
-        self.return_service();
+        self.service.crash(self.now, &self.setup, &mut self.rng);
+        self.resume_service();
     }
 
-    fn return_participant(&mut self, index: usize) {
+    fn resume_participant(&mut self, index: usize) {
         let outgoing = self.participants[index].resume(self.now, &self.setup.crashes, &mut self.rng);
         self.send_of_participant(index, outgoing);
     }
 
-    fn return_service(&mut self) {
+    fn resume_service(&mut self) {
         let outgoing = self.service.resume(self.now, &self.setup, &mut self.rng);
         self.send_of_service(outgoing);
     }
 
     /// Restarts every process whose time has come.
     fn resume_due(&mut self) {
-        let is_due = |returns: Option<Timestamp>| returns.is_some_and(|returns| returns <= self.now);
-        let service = is_due(self.service.life.returns_at());
-        let lives = self.participants.iter().map(|node| node.life.returns_at());
+        let is_due = |restart: Option<Timestamp>| restart.is_some_and(|restart| restart <= self.now);
+        let service = is_due(self.service.process.restarts_at());
+        let restarts = self.participants.iter().map(|node| node.process.restarts_at());
         let participants: Vec<usize> =
-            lives.enumerate().filter(|(_, returns)| is_due(*returns)).map(|(index, _)| index).collect();
+            restarts.enumerate().filter(|(_, restart)| is_due(*restart)).map(|(index, _)| index).collect();
         if service {
-            self.return_service();
+            self.resume_service();
         }
         for index in participants {
-            self.return_participant(index);
+            self.resume_participant(index);
         }
     }
 
@@ -370,33 +370,33 @@ impl Simulation {
     }
 
     fn next_deadline(&self) -> Option<Timestamp> {
-        let living = self.participants.iter().filter(|node| !node.life.is_gone());
-        let service = self.service.deadline().filter(|_| !self.service.life.is_gone());
-        living.filter_map(ParticipantNode::deadline).chain(service).min()
+        let running = self.participants.iter().filter(|node| !node.process.is_down());
+        let service = self.service.deadline().filter(|_| !self.service.process.is_down());
+        running.filter_map(ParticipantNode::deadline).chain(service).min()
     }
 
-    fn next_return(&self) -> Option<Timestamp> {
-        let participants = self.participants.iter().filter_map(|node| node.life.returns_at());
-        participants.chain(self.service.life.returns_at()).min()
+    fn next_restart(&self) -> Option<Timestamp> {
+        let participants = self.participants.iter().filter_map(|node| node.process.restarts_at());
+        participants.chain(self.service.process.restarts_at()).min()
     }
 
-    fn returns_at(&self, peer: &Did) -> Option<Timestamp> {
+    fn restarts_at(&self, peer: &Did) -> Option<Timestamp> {
         if peer == self.service.identity.did() {
-            return self.service.life.returns_at();
+            return self.service.process.restarts_at();
         }
-        self.participants.iter().find(|node| node.identity.did() == peer)?.life.returns_at()
+        self.participants.iter().find(|node| node.identity.did() == peer)?.process.restarts_at()
     }
 
     fn send_of_service(&mut self, outgoing: Vec<Message>) {
         self.send(outgoing);
-        if self.service.life.is_gone() {
+        if self.service.process.is_down() {
             self.wire.forget_half_of(self.service.identity.did(), &mut self.rng);
         }
     }
 
     fn send_of_participant(&mut self, index: usize, outgoing: Vec<Message>) {
         self.send(outgoing);
-        if self.participants[index].life.is_gone() {
+        if self.participants[index].process.is_down() {
             self.wire.forget_half_of(self.participants[index].identity.did(), &mut self.rng);
         }
     }

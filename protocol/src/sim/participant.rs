@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{
     Setup, accept_first,
-    crash::{Crashes, Fate, Life, read_again},
+    crash::{Crashes, Fate, Process, through_journal},
     role::{Role, UpdateChoice, Verdict},
 };
 use crate::{
@@ -72,11 +72,11 @@ pub struct ParticipantNode {
     pub(super) config: Arc<ParticipantConfig>,
     participant_key: Arc<SecretKey>,
     pub(super) seats: Vec<Seat>,
-    pub(super) life: Life,
+    pub(super) process: Process,
     pub(super) opened: Vec<(SessionId, Bytes<66>)>,
     pub(super) uses: Vec<NonceUse>,
     /// The number of times that its machine sent a nonce or a partial signature, which may be sent once, by session.
-    pub(super) said: BTreeMap<(SessionId, Slot), usize>,
+    pub(super) sent: BTreeMap<(SessionId, Slot), usize>,
     pub(super) validation_requests: Vec<Result<crate::hash::SignalBytes, String>>,
 }
 
@@ -109,8 +109,8 @@ impl ParticipantNode {
             role,
             config: Arc::new(config),
             seats: Vec::new(),
-            life: Life::of(Some(place)),
-            said: BTreeMap::new(),
+            process: Process::of(Some(place)),
+            sent: BTreeMap::new(),
             opened: Vec::new(),
             uses: Vec::new(),
             validation_requests: Vec::new(),
@@ -169,7 +169,7 @@ impl ParticipantNode {
 
     /// The number of its crashes.
     pub fn crashes(&self) -> u32 {
-        self.life.deaths()
+        self.process.crashes()
     }
 
     pub(super) fn deadline(&self) -> Option<Timestamp> {
@@ -213,7 +213,7 @@ impl ParticipantNode {
         let mut outgoing = Vec::new();
         for index in 0..self.seats.len() {
             // It may crash in any of them.
-            if !self.life.is_gone() {
+            if !self.process.is_down() {
                 outgoing.extend(self.input(now, index, ParticipantInput::Tick, crashes, rng).unwrap_or_default());
             }
         }
@@ -245,8 +245,8 @@ impl ParticipantNode {
         let mut first = from_outside;
         while let Some(input) = inputs.pop_front() {
             let events = accept_first(self.seats[seat].machine.decide(now, &input, rng), &mut first)?;
-            let fate = if events.is_empty() { Fate::Lives } else { self.life.fate(crashes, rng) };
-            if fate != Fate::Forgotten {
+            let fate = if events.is_empty() { Fate::Performed } else { self.process.fate(crashes, rng) };
+            if fate != Fate::NotJournaled {
                 let mut effects = Vec::new();
                 for event in &events {
                     self.seats[seat].machine.apply(event);
@@ -257,8 +257,8 @@ impl ParticipantNode {
                     self.perform(seat, effect.1, &mut inputs, &mut outgoing, rng);
                 }
             }
-            if fate != Fate::Lives {
-                self.die(now, crashes, rng);
+            if fate != Fate::Performed {
+                self.crash(now, crashes, rng);
                 break;
             }
         }
@@ -281,7 +281,7 @@ impl ParticipantNode {
                     _ => None,
                 };
                 if let Some(once) = once {
-                    *self.said.entry(once).or_default() += 1;
+                    *self.sent.entry(once).or_default() += 1;
                 }
                 if super::slot_of(&body).is_none_or(|slot| !self.role.withholds.contains(&slot)) {
                     outgoing.push(Message::new(self.identity.did().clone(), Some(to), body));
@@ -343,12 +343,12 @@ impl ParticipantNode {
 
     /// Crashes it for a while. Only the journals remain: a seat without a journal is dropped, and the secret nonces
     /// are lost.
-    pub(super) fn die(&mut self, now: Timestamp, crashes: &Crashes, rng: &mut ChaCha8Rng) {
-        self.life.dies(now, crashes, rng);
+    pub(super) fn crash(&mut self, now: Timestamp, crashes: &Crashes, rng: &mut ChaCha8Rng) {
+        self.process.crash(now, crashes, rng);
         self.seats.retain(|seat| !seat.events.is_empty());
         for seat in &mut self.seats {
             seat.signer = MemberSigner::new(Arc::clone(&self.participant_key));
-            seat.events = read_again(&seat.events);
+            seat.events = through_journal(&seat.events);
             if let Some(ParticipantEvent::CohortDiscovered { advert, .. }) = seat.events.first() {
                 seat.initial = ParticipantCohort::new(Arc::clone(&self.config), Arc::clone(advert));
             }
@@ -358,16 +358,16 @@ impl ParticipantNode {
 
     /// Restarts it: every nonce that was sent is lost, and the open effects are performed.
     pub(super) fn resume(&mut self, now: Timestamp, crashes: &Crashes, rng: &mut ChaCha8Rng) -> Vec<Message> {
-        self.life.returns();
+        self.process.restart();
         let mut outgoing = Vec::new();
         for seat in 0..self.seats.len() {
-            if self.life.is_gone() {
+            if self.process.is_down() {
                 break;
             }
             let lost = VecDeque::from([ParticipantInput::NonceLost]);
             outgoing.extend(self.feed(now, seat, lost, true, crashes, rng).unwrap_or_default());
             // It may crash again at once. The next restart performs the rest.
-            if self.life.is_gone() {
+            if self.process.is_down() {
                 break;
             }
             let mut inputs = VecDeque::new();

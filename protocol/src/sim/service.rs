@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{
     CohortNode, SessionNode, Setup, accept_first,
-    crash::{Fate, Life},
+    crash::{Fate, Process},
 };
 use crate::{
     cohort::{
@@ -35,7 +35,7 @@ pub struct ServiceNode {
     pub(super) identity: Identity,
     /// The first cohort, and those that were formed to replace one that failed.
     pub(super) cohorts: Vec<CohortNode>,
-    pub(super) life: Life,
+    pub(super) process: Process,
     deferrals: u32,
     /// The participants that opted in, in that order, each with the operator's decision.
     admissions: BTreeMap<Did, Result<(), String>>,
@@ -70,8 +70,8 @@ impl ServiceNode {
             lineage: Lineage::default(),
         };
         let first = CohortNode::new(Arc::new(terms), setup, rng)?;
-        let (cohorts, life) = (vec![first], Life::of(None));
-        Ok(Self { identity, cohorts, life, deferrals: 0, admissions: BTreeMap::new() })
+        let (cohorts, process) = (vec![first], Process::of(None));
+        Ok(Self { identity, cohorts, process, deferrals: 0, admissions: BTreeMap::new() })
     }
 
     /// Its identity.
@@ -115,7 +115,7 @@ impl ServiceNode {
 
     /// The number of its crashes.
     pub fn crashes(&self) -> u32 {
-        self.life.deaths()
+        self.process.crashes()
     }
 
     pub(super) fn deadline(&self) -> Option<Timestamp> {
@@ -173,7 +173,7 @@ impl ServiceNode {
             let ticks = [Input::Session(index, SessionInput::Tick), Input::Cohort(index, ServiceInput::Tick)];
             for tick in ticks {
                 // It may crash in any of them.
-                if !self.life.is_gone() {
+                if !self.process.is_down() {
                     outgoing.extend(self.run(now, tick, setup, rng).unwrap_or_default());
                 }
             }
@@ -183,8 +183,8 @@ impl ServiceNode {
 
     /// Crashes it for a while. Only the journals remain: a cohort that was not advertised is dropped, except for the
     /// first one, which its operator opens again.
-    pub(super) fn die(&mut self, now: Timestamp, setup: &Setup, rng: &mut ChaCha8Rng) {
-        self.life.dies(now, &setup.crashes, rng);
+    pub(super) fn crash(&mut self, now: Timestamp, setup: &Setup, rng: &mut ChaCha8Rng) {
+        self.process.crash(now, &setup.crashes, rng);
         let first = self.cohorts.remove(0);
         self.cohorts.retain(|cohort| !cohort.events.is_empty());
         self.cohorts.insert(0, first);
@@ -195,7 +195,7 @@ impl ServiceNode {
 
     /// Restarts it and performs the open effects.
     pub(super) fn resume(&mut self, now: Timestamp, setup: &Setup, rng: &mut ChaCha8Rng) -> Vec<Message> {
-        self.life.returns();
+        self.process.restart();
         let mut work = Work::default();
         for index in 0..self.cohorts.len() {
             work.inputs.push_back(Input::Cohort(index, ServiceInput::Resumed));
@@ -234,7 +234,7 @@ impl ServiceNode {
                 Input::Cohort(index, input) => {
                     let events = accept_first(self.cohorts[index].machine.decide(now, &input, rng), &mut first)?;
                     let fate = self.fate(events.is_empty(), setup, rng);
-                    if fate != Fate::Forgotten {
+                    if fate != Fate::NotJournaled {
                         let effects = self.apply(index, events).into_iter().enumerate();
                         for (_, effect) in effects.filter(|(position, _)| fate.performs(*position)) {
                             self.perform(index, effect, setup, &mut work, rng);
@@ -250,7 +250,7 @@ impl ServiceNode {
                     };
                     let events = accept_first(session.machine.decide(now, &input, rng), &mut first)?;
                     let fate = self.fate(events.is_empty(), setup, rng);
-                    if fate != Fate::Forgotten {
+                    if fate != Fate::NotJournaled {
                         let effects = self.apply_to_session(index, events).into_iter().enumerate();
                         let performed = effects.filter(|(position, _)| fate.performs(*position));
                         self.perform_for_session(index, performed.map(|(_, effect)| effect).collect(), &mut work);
@@ -258,8 +258,8 @@ impl ServiceNode {
                     fate
                 }
             };
-            if fate != Fate::Lives {
-                self.die(now, setup, rng);
+            if fate != Fate::Performed {
+                self.crash(now, setup, rng);
                 break;
             }
         }
@@ -267,7 +267,7 @@ impl ServiceNode {
     }
 
     fn fate(&mut self, nothing_happened: bool, setup: &Setup, rng: &mut ChaCha8Rng) -> Fate {
-        if nothing_happened { Fate::Lives } else { self.life.fate(&setup.crashes, rng) }
+        if nothing_happened { Fate::Performed } else { self.process.fate(&setup.crashes, rng) }
     }
 
     fn apply(&mut self, index: usize, events: Vec<ServiceEvent>) -> Vec<ServiceEffect> {

@@ -1,4 +1,4 @@
-//! The beacon output of every cohort of `beacon_address.json`, and the cohorts that have none.
+//! The beacon output of every cohort of `beacon_address.json`, and the cohorts that have no output.
 
 use std::{sync::Arc, thread};
 
@@ -27,7 +27,7 @@ fn derive(case: &Value, keys: &Value) -> Result<BeaconOutput, String> {
 }
 
 #[test]
-fn every_cohort_leads_to_the_output_of_the_vector() {
+fn every_cohort_gives_the_output_of_the_vector() {
     let vectors = crate::common::vectors("beacon_address");
     for (index, case) in list(&vectors["cases"]).iter().enumerate() {
         let output = derive(case, &case["keysUnsorted"]).unwrap();
@@ -66,13 +66,14 @@ fn every_cohort_leads_to_the_output_of_the_vector() {
 }
 
 #[test]
-fn what_is_no_cohort_is_refused_with_a_stable_code() {
+fn invalid_cohorts_are_refused_with_a_stable_code() {
     let vectors = crate::common::vectors("beacon_address");
     for case in list(&vectors["invalid"]) {
         let name = text(&case["name"]);
         let derived = derive(case, &case["keys"]);
         let expected = match name {
-            // Where the reference throws without a code, or accepts what nobody could spend, the code is our own.
+            // Where the TypeScript implementation throws without a code, or accepts an unspendable output, the code
+            // is our own.
             "recovery key not on curve" => "INVALID_RECOVERY_KEY",
             "x-only cohort key" | "uncompressed cohort key" => "KEY_LENGTH",
             "duplicate cohort key" => "DUPLICATE_COHORT_KEY",
@@ -90,7 +91,7 @@ fn what_is_no_cohort_is_refused_with_a_stable_code() {
 }
 
 #[test]
-fn a_list_with_a_key_that_is_no_point_names_that_key() {
+fn the_error_names_a_key_that_is_not_a_point() {
     let mut keys: Vec<[u8; 33]> = members(3).iter().map(|key| key.public_key().to_bytes()).collect();
     keys[1] = [5; 33];
     assert_eq!(KeyAggregation::from_bytes(&keys), Err(KeyAggregationError::NotAPoint { index: 1 }));
@@ -98,7 +99,7 @@ fn a_list_with_a_key_that_is_no_point_names_that_key() {
 }
 
 #[test]
-fn a_cohort_without_script_paths_uses_the_tweak_of_an_unspendable_script_path() {
+fn without_script_paths_the_tweak_is_the_unspendable_one() {
     let output = output(&members(3), &ScriptTree::KeyPathOnly);
     assert_eq!(output.merkle_root(), None);
     assert!(output.fallback().is_none() && output.recovery().is_none() && !output.fallback_spendable());
@@ -170,7 +171,7 @@ fn only_999_keys_fit_in_a_fallback_that_can_be_spent() {
 }
 
 #[test]
-fn keys_are_found_by_their_place_in_key_sort_order() {
+fn keys_have_their_index_in_key_sort_order() {
     let aggregation = aggregation(&members(20));
     assert!(aggregation.keys().is_sorted_by_key(|key| key.to_bytes()));
     for (index, key) in aggregation.keys().iter().enumerate() {
@@ -195,18 +196,18 @@ fn members_of_one_process_share_one_aggregation() {
     assert_eq!(*results[0], *DirectAggregator.aggregate(&keys).unwrap());
     assert_eq!(aggregator.len(), 1);
 
-    // The copy of the context that carries the taproot tweak is shared as well.
+    // The copy of the context with the taproot tweak is shared as well.
     let outputs = [(); 2]
         .map(|()| BeaconOutput::new(aggregator.aggregate(&keys).unwrap(), Network::Signet, &tree(None)).unwrap());
     assert!(std::ptr::eq(outputs[0].musig2_context(), outputs[1].musig2_context()));
 }
 
 #[test]
-fn the_memory_of_aggregations_is_bounded_and_keeps_no_refusals() {
+fn the_aggregation_cache_is_bounded_and_holds_no_refused_lists() {
     let aggregator = MemoizedAggregator::with_capacity(2);
     assert!(aggregator.is_empty());
     assert_eq!(aggregator.aggregate(&[]), Err(KeyAggregationError::NoCohortKeys));
-    assert!(aggregator.is_empty(), "a refusal is not remembered");
+    assert!(aggregator.is_empty(), "a refused list is not cached");
 
     let first = aggregator.aggregate(&key_list(0)).unwrap();
     for list in 1..5 {
@@ -214,7 +215,7 @@ fn the_memory_of_aggregations_is_bounded_and_keeps_no_refusals() {
     }
     assert_eq!(aggregator.len(), 2);
     let again = aggregator.aggregate(&key_list(0)).unwrap();
-    assert!(!Arc::ptr_eq(&first, &again), "the oldest list was forgotten");
+    assert!(!Arc::ptr_eq(&first, &again), "the oldest list was evicted");
     assert_eq!(first, again);
 }
 

@@ -43,7 +43,7 @@ fn small_cohort() -> BeaconOutput {
 }
 
 #[test]
-fn the_transactions_of_the_other_implementation_pass_the_check_and_its_signatures_verify() {
+fn recorded_beacon_transactions_pass_the_check_and_consensus() {
     let vectors = crate::common::vectors("musig2_round");
     for (index, case) in list(&vectors["cases"]).iter().enumerate() {
         let output = cohort_output(&case["cohort"]);
@@ -94,7 +94,7 @@ fn the_fee_is_the_rate_times_the_signed_size() {
         let tx = build(&output, 1_000_000, sat_per_vb(rate), &Change::Beacon).unwrap();
         let signed = finalize_key_path(&tx, &Signature::from_bytes(&[1; 64])).unwrap();
         let fallback = fallback_vsize(&tx, output.fallback().unwrap());
-        // At 0 and 1 sat/vB the larger fallback witness decides.
+        // At 0 and 1 sat/vB the larger fallback witness determines the fee.
         let expected = expected.map_or(fallback, |rate| (rate * signed.vsize() as u64).max(fallback));
         assert_eq!(fee(&tx, 1_000_000), expected, "{rate} sat/vB");
     }
@@ -103,8 +103,8 @@ fn the_fee_is_the_rate_times_the_signed_size() {
     let tx = build(&key_path_only, 1_000_000, FeeRate::from_sat_per_kwu(501), &Change::Beacon).unwrap();
     let vsize = key_path_vsize(&tx);
     assert_eq!(fee(&tx, 1_000_000), (vsize * 2004).div_ceil(1000));
-    assert!(!(vsize * 2004).is_multiple_of(1000), "the case shows the rounding");
-    // Without a fallback leaf the key path alone decides, at no less than the relay minimum.
+    assert!(!(vsize * 2004).is_multiple_of(1000), "the case needs rounding");
+    // Without a fallback leaf only the key path determines the fee, with the relay minimum as its floor.
     let tx = build(&key_path_only, 1_000_000, sat_per_vb(0), &Change::Beacon).unwrap();
     assert_eq!(fee(&tx, 1_000_000), vsize);
 }
@@ -130,7 +130,7 @@ fn the_fee_lets_the_fallback_spend_be_relayed() {
 }
 
 #[test]
-fn a_fallback_that_nobody_can_spend_is_not_paid_for() {
+fn the_fee_ignores_a_fallback_that_cannot_be_spent() {
     let output = output(&members(1000), &tree(None));
     let tx = build(&output, 1_000_000, sat_per_vb(1), &Change::Beacon).unwrap();
     assert_eq!(fee(&tx, 1_000_000), key_path_vsize(&tx));
@@ -140,7 +140,7 @@ fn a_fallback_that_nobody_can_spend_is_not_paid_for() {
 fn change_below_the_floor_of_its_kind_goes_to_the_fee() {
     let output = small_cohort();
     let kinds = [
-        // At 1 sat/vB the dust limit decides, at 5 what spending it would cost (the values of rule T-5).
+        // At 1 sat/vB the dust limit applies, at 5 the cost of spending the change (the values of rule T-5).
         ("P2WPKH", Change::To(ScriptBuf::new_p2wpkh(&WPubkeyHash::all_zeros())), 1, 294),
         ("P2WPKH", Change::To(ScriptBuf::new_p2wpkh(&WPubkeyHash::all_zeros())), 5, 346),
         ("P2TR", Change::Beacon, 5, 330),
@@ -158,7 +158,7 @@ fn change_below_the_floor_of_its_kind_goes_to_the_fee() {
         let short = fee_with_change + dust - 1;
         let without = build(&output, short, rate, &change).unwrap();
         assert_eq!(without.output.len(), 1, "{kind}: only the signal");
-        assert_eq!(fee(&without, short), short, "{kind}: all of it is the fee");
+        assert_eq!(fee(&without, short), short, "{kind}: the whole value is the fee");
         let value = Amount::from_sat(short);
         let checked = check_beacon_transaction(&without, &output, output.script_pubkey(), value, &SIGNAL);
         assert_eq!(checked, Ok(()), "{kind}");
@@ -171,16 +171,16 @@ fn a_coin_that_does_not_pay_the_fee_is_refused() {
     let Err(BuildError::InsufficientFunds { needed, available }) =
         build(&output, 0, sat_per_vb(10), &Change::Beacon)
     else {
-        panic!("nothing pays for nothing");
+        panic!("the build without change has a fee");
     };
     assert_eq!(available, Amount::ZERO);
-    // More than the fee, by a satoshi that goes to it (rule T-6).
+    // One satoshi above the fee, which is added to it (rule T-6).
     let least = build(&output, needed.to_sat() + 1, sat_per_vb(10), &Change::Beacon).unwrap();
     assert_eq!(needed.to_sat(), 10 * key_path_vsize(&least));
     let error = build(&output, needed.to_sat(), sat_per_vb(10), &Change::Beacon).unwrap_err();
     assert_eq!(error, BuildError::InsufficientFunds { needed, available: needed });
     assert_eq!(error.code(), "INSUFFICIENT_FUNDS");
-    // A rate beyond all money is no overflow.
+    // An excessive rate does not overflow.
     assert!(build(&output, 1_000_000, FeeRate::MAX, &Change::Beacon).is_err());
 }
 
@@ -244,7 +244,7 @@ fn a_member_signs_nothing_but_the_beacon_transaction() {
 }
 
 #[test]
-fn hashes_and_witnesses_are_for_transactions_with_one_input() {
+fn hashes_and_witnesses_require_exactly_one_input() {
     let output = small_cohort();
     let spent = coin(100_000).prevout(&output);
     let mut tx = build(&output, 100_000, sat_per_vb(2), &Change::Beacon).unwrap();
@@ -253,7 +253,7 @@ fn hashes_and_witnesses_are_for_transactions_with_one_input() {
     assert_eq!(finalize_key_path(&tx, &Signature::from_bytes(&[1; 64])), Err(InputCountError(2)));
     tx.input.clear();
     assert_eq!(key_path_sighash(&tx, &spent), Err(InputCountError(0)));
-    // Sizes of such a transaction mean nothing, but asking for them does no harm.
+    // The sizes of such a transaction have no meaning, but computing them does not panic.
     assert!(key_path_vsize(&tx) > 0 && fallback_vsize(&tx, output.fallback().unwrap()) > 0);
 }
 
@@ -280,7 +280,7 @@ fn musig2_sign(output: &BeaconOutput, n: usize, digest: [u8; 32]) -> Signature {
 }
 
 #[test]
-fn the_outputs_own_context_signs_key_path_spends_with_and_without_script_paths() {
+fn the_outputs_context_signs_key_path_spends() {
     for n in [1, 2, 5] {
         for terms in [tree(None), ScriptTree::KeyPathOnly] {
             let output = output(&members(n), &terms);

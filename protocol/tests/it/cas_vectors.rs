@@ -43,7 +43,7 @@ fn announcement(value: &Value) -> BeaconData {
 }
 
 #[test]
-fn a_round_of_the_other_implementation_is_repeated_and_every_member_accepts_it() {
+fn recorded_rounds_are_reproduced_and_members_accept_them() {
     for (number, case) in list(&vectors("cas"), "cases").iter().enumerate() {
         let slots: Slots = list(case, "members")
             .iter()
@@ -74,7 +74,7 @@ fn a_round_of_the_other_implementation_is_repeated_and_every_member_accepts_it()
 }
 
 #[test]
-fn a_member_refuses_an_announcement_that_is_wrong_about_it() {
+fn a_member_refuses_an_announcement_with_a_wrong_own_entry() {
     for (number, case) in list(&vectors("cas"), "cases").iter().enumerate() {
         for bad in list(case, "badAnnouncements") {
             let name = format!("case {number}: {}", bad["name"]);
@@ -86,7 +86,7 @@ fn a_member_refuses_an_announcement_that_is_wrong_about_it() {
                 "hash of a member replaced" => matches!(mismatch, BeaconMismatch::OwnUpdateDiffers { .. }),
                 "member missing" => matches!(mismatch, BeaconMismatch::OwnUpdateMissing { .. }),
                 "decliner present" => matches!(mismatch, BeaconMismatch::DeclinerPresent { .. }),
-                other => panic!("{name}: what is {other}?"),
+                other => panic!("{name}: unknown case {other}"),
             };
             assert!(as_named, "{name}: {mismatch:?}");
         }
@@ -108,7 +108,7 @@ fn data_of_another_beacon_is_refused() {
 }
 
 #[test]
-fn an_announcement_holds_nothing_but_hashes() {
+fn an_announcement_holds_only_hashes() {
     for bad in [json!({"a": 1}), json!({"a": null}), json!({"a": "too short"}), json!([]), json!(null)] {
         assert!(serde_json::from_value::<CasAnnouncement>(bad.clone()).is_err(), "{bad}");
     }
@@ -117,7 +117,7 @@ fn an_announcement_holds_nothing_but_hashes() {
 proptest! {
     #[test]
     fn the_signal_is_the_jcs_hash_whatever_the_keys(
-        // Keys from every region where orders or escapes differ: controls, quotes, the top of the BMP, and beyond it.
+        // Keys of every range where orders or escapes differ: controls, quotes, the top of the BMP, and beyond it.
         entries in prop::collection::btree_map(
             prop_oneof![
                 ".{0,6}",
@@ -149,7 +149,7 @@ fn beacon_types_are_short_visible_ascii() {
     }
 }
 
-/// A beacon that a host could add: members' hashes in DID order behind a salt, hashed.
+/// A beacon type that a host could add: the hash of a salt and the members' hashes in DID order.
 #[derive(Debug)]
 struct ListBeacon;
 
@@ -166,7 +166,7 @@ impl AggregateBeacon for ListBeacon {
 
     fn aggregate(&self, slots: &Slots, rng: &mut dyn CryptoRng) -> Result<Aggregation, BeaconError> {
         if slots.is_empty() {
-            return Err(BeaconError::Other("nobody to list".into()));
+            return Err(BeaconError::Other("no members to list".into()));
         }
         let hashes: Vec<_> = slots.values().flatten().collect();
         let list = json!({"salt": rng.next_u64().to_string(), "hashes": hashes});
@@ -213,14 +213,14 @@ fn a_registered_beacon_works_like_the_built_in_ones() {
         let beacon = registry.get(&beacon_type).expect("registered");
         let run = || beacon.aggregate(&slots, &mut ChaCha20Rng::from_seed([7; 32])).unwrap();
         let made = run();
-        assert_eq!(made, run(), "{beacon_type}: one seed, one outcome");
+        assert_eq!(made, run(), "{beacon_type}: one seed gives one outcome");
 
         let journalled: Aggregation = serde_json::from_str(&serde_json::to_string(&made).unwrap()).unwrap();
         assert_eq!(journalled, made, "{beacon_type}");
         for (did, slot) in &slots {
             let data = journalled.data.for_member(did).expect("data for every member");
             assert_eq!(beacon.verify(did, slot.as_ref(), data), Ok(made.signal), "{beacon_type}: {did}");
-            let other = hash("an update that nobody submitted");
+            let other = hash("an update that no member submitted");
             assert!(beacon.verify(did, Some(&other), data).is_err(), "{beacon_type}: {did}");
         }
     }

@@ -1,4 +1,4 @@
-//! Everybody who still waits is told how the cohort ended, and waits no longer.
+//! Every member that still waits is notified of the end of the cohort, and its session ends.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ fn ended(simulation: &Simulation, code: &str, reason: String) -> CohortEnded {
     }
 }
 
-/// The service says it to member 0.
+/// Delivers `body` to member 0, as the service.
 fn tell(simulation: &mut Simulation, body: CohortEnded) {
     let service = simulation.service().identity().did().clone();
     let message = Message::new(service.clone(), Some(simulation.did(0)), body);
@@ -54,11 +54,11 @@ fn has_signed(simulation: &Simulation, member: usize) -> bool {
 }
 
 #[test]
-fn a_cancelled_cohort_lets_its_members_go_at_once_in_every_phase() {
+fn cancelling_ends_every_session_at_once_in_every_phase() {
     for phase in PHASES {
         let (mut simulation, mut settled) = (through_every_phase(), 15);
         if phase == "enrolling" {
-            // One that does not end as soon as everybody is in.
+            // A cohort that does not form as soon as every participant has joined.
             let mut open = setup(honest(4));
             open.finalize_at = None;
             (simulation, settled) = (Simulation::new(4, open), 25);
@@ -79,15 +79,15 @@ fn a_cancelled_cohort_lets_its_members_go_at_once_in_every_phase() {
             };
             let (end, has_record) = end_of(&simulation, member);
             assert_eq!(end, expected, "{phase}");
-            assert_eq!(has_record, has_signed(&simulation, member), "{phase}: what is signed may yet be announced");
+            assert_eq!(has_record, has_signed(&simulation, member), "{phase}: a signed transaction may still be announced");
         }
     }
 }
 
 #[test]
-fn who_signed_is_done_when_the_cohort_is_and_who_did_not_keeps_the_record_as_well() {
+fn members_that_did_not_sign_also_have_the_record() {
     let mut roles = honest(4);
-    // Member 3 approves of the data and takes no part in signing it.
+    // Member 3 approves the data and does not take part in signing.
     roles[3] = Role::default().silent_from(Slot::Nonce);
     let mut simulation = Simulation::new(1, setup(roles));
     let absent = simulation.did(3);
@@ -99,13 +99,13 @@ fn who_signed_is_done_when_the_cohort_is_and_who_did_not_keeps_the_record_as_wel
     simulation.run();
     simulation.assert_invariants();
     let txid = simulation.report().signed.unwrap().transaction.compute_txid();
-    // The update of the fourth is announced as well, and it needs the proof.
+    // The update of the fourth member is announced as well, and the member needs the proof.
     for member in 0..4 {
         assert_eq!(end_of(&simulation, member), (SessionEnd::Completed { txid }, true), "{member}");
     }
 }
 
-/// A round after whose signing the service says what `change` makes of its words about the end; to member 0 alone.
+/// A completed round whose end the service reports to member 0 as changed by `change`.
 fn told(change: fn(&mut CohortEnded)) -> Simulation {
     let mut simulation = Simulation::new(1, setup(honest(3)));
     let (service, member) = (simulation.service().identity().did().clone(), simulation.did(0));
@@ -122,25 +122,25 @@ fn told(change: fn(&mut CohortEnded)) -> Simulation {
 }
 
 #[test]
-fn who_is_not_shown_the_signed_transaction_does_not_know_that_there_is_one() {
+fn without_the_signed_transaction_the_end_is_only_reported() {
     let simulation = told(|ended| ended.signed = None);
     let (end, has_record) = end_of(&simulation, 0);
-    // The service's word, and no more.
+    // Only reported by the service.
     assert!(matches!(end, SessionEnd::EndedByService { .. }) && end.says_completed() && has_record, "{end:?}");
     assert!(end_of(&simulation, 1).0.says_completed());
 }
 
 fn change(ended: &mut CohortEnded, change: fn(&mut Transaction)) {
-    // Only the end of a cohort that failed has none.
+    // Only the end of a failed cohort has no transaction.
     change(Arc::make_mut(&mut ended.signed.as_mut().unwrap().tx));
 }
 
 #[test]
-fn another_transaction_or_one_that_is_not_signed_is_refused() {
+fn another_or_an_unsigned_transaction_is_refused() {
     let lies: [fn(&mut CohortEnded); 3] = [
         |ended| change(ended, |transaction| transaction.input[0].witness.clear()),
         |ended| change(ended, |transaction| transaction.output[0].value -= Amount::ONE_SAT),
-        // Of the right size, and no signature.
+        // The right size, but not a signature.
         |ended| change(ended, |transaction| transaction.input[0].witness = Witness::from_slice(&[[7; 64]])),
     ];
     for (number, lie) in lies.into_iter().enumerate() {
@@ -149,14 +149,14 @@ fn another_transaction_or_one_that_is_not_signed_is_refused() {
         assert_eq!(
             (end, has_record),
             (SessionEnd::Signed, true),
-            "{number}: it waits for its time, and knows no more"
+            "{number}: it waits for its deadline, without the transaction"
         );
         assert!(end_of(&simulation, 1).0.says_completed(), "{number}");
     }
 }
 
 #[test]
-fn a_service_that_dies_before_it_has_told_everybody_tells_them_when_it_is_back() {
+fn after_a_crash_the_service_reports_the_end_to_every_member() {
     let mut simulation = Simulation::new(1, setup(honest(3)));
     let service = simulation.service().identity().did().clone();
     simulation.tamper(
@@ -175,7 +175,7 @@ fn a_service_that_dies_before_it_has_told_everybody_tells_them_when_it_is_back()
 }
 
 #[test]
-fn only_the_service_ends_a_cohort() {
+fn only_the_service_can_end_a_cohort() {
     for phase in PHASES {
         let mut simulation = through_every_phase();
         run_to(&mut simulation, phase);
@@ -195,7 +195,7 @@ fn only_the_service_ends_a_cohort() {
 }
 
 #[test]
-fn of_a_hostile_services_words_only_so_many_are_kept() {
+fn stored_texts_of_a_hostile_service_are_bounded() {
     for phase in PHASES {
         let mut simulation = through_every_phase();
         run_to(&mut simulation, phase);
@@ -208,13 +208,13 @@ fn of_a_hostile_services_words_only_so_many_are_kept() {
         assert!(code.len() + reason.len() <= 4_000, "{phase}");
         let events = simulation.participants()[0].events().len();
         tell(&mut simulation, body);
-        assert_eq!(simulation.participants()[0].events().len(), events, "{phase}: an end is an end");
+        assert_eq!(simulation.participants()[0].events().len(), events, "{phase}: an ended session makes no more events");
         simulation.assert_invariants();
     }
 }
 
 #[test]
-fn what_was_not_joined_ends_as_that_whatever_its_service_says_and_however_long_it_takes() {
+fn a_cohort_that_was_not_joined_ends_as_not_joined() {
     let mut simulation = Simulation::new(1, setup(honest(2)));
     run_to(&mut simulation, "collecting updates");
     let events = simulation.participants()[0].events().to_vec();

@@ -1,4 +1,4 @@
-//! Deadlines: who is waited for, how long, and what is said of those who did not come.
+//! Deadlines: how long the service and the participants wait, and what is reported about missing members.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ fn failed_at(simulation: &Simulation) -> Timestamp {
 }
 
 #[test]
-fn enrollment_ends_the_cohort_when_too_few_came_and_forms_it_when_enough_did() {
+fn at_its_end_enrollment_forms_or_ends_the_cohort() {
     for (min, expected) in [(3, Some(CohortFailure::EnrollmentExpired { admitted: 2 })), (2, None), (1, None)] {
         let mut setup = setup(honest(2));
         setup.conditions.min_participants = min;
@@ -61,7 +61,7 @@ fn enrollment_ends_the_cohort_when_too_few_came_and_forms_it_when_enough_did() {
 }
 
 #[test]
-fn the_ttl_ends_enrollment_before_its_own_time() {
+fn the_ttl_ends_enrollment_before_its_own_deadline() {
     let mut setup = setup(Vec::new());
     setup.timing.cohort_ttl = TIMEOUT / 2;
     let simulation = run(setup);
@@ -69,7 +69,7 @@ fn the_ttl_ends_enrollment_before_its_own_time() {
 }
 
 #[test]
-fn the_ttl_ends_where_signing_starts() {
+fn the_ttl_does_not_apply_to_signing() {
     let mut roles = honest(4);
     roles[1] = Role::default().silent_from(Slot::PartialSignature);
     let mut setup = setup(roles);
@@ -80,7 +80,7 @@ fn the_ttl_ends_where_signing_starts() {
 }
 
 #[test]
-fn who_neither_submits_nor_declines_or_validates_is_named() {
+fn members_that_do_not_submit_or_validate_are_named() {
     for slot in [Slot::Update, Slot::Validation] {
         let mut roles = honest(4);
         roles[1] = roles[1].clone().silent_from(slot);
@@ -97,7 +97,7 @@ fn who_neither_submits_nor_declines_or_validates_is_named() {
 }
 
 #[test]
-fn a_late_transaction_is_asked_for_again_and_a_missing_one_ends_the_cohort() {
+fn a_deferred_transaction_is_requested_again_until_the_deadline() {
     let mut deferring = setup(honest(3));
     deferring.defer_transaction = 3;
     let simulation = run(deferring);
@@ -118,7 +118,7 @@ fn a_late_transaction_is_asked_for_again_and_a_missing_one_ends_the_cohort() {
         })
         .collect();
     assert_eq!(requested.len(), 3);
-    assert_eq!(deferred, requested, "asked again at the time that was said");
+    assert_eq!(deferred, requested, "requested again at the stated time");
 
     let mut never = setup(honest(3));
     never.defer_transaction = u32::MAX;
@@ -132,7 +132,7 @@ fn a_late_transaction_is_asked_for_again_and_a_missing_one_ends_the_cohort() {
 }
 
 #[test]
-fn silence_while_signing_leads_to_the_fallback_after_one_timeout_and_to_the_end_after_another() {
+fn silence_while_signing_leads_to_the_fallback_then_to_failure() {
     for (slot, reason) in
         [(Slot::Nonce, "nonces are missing"), (Slot::PartialSignature, "partial signatures are missing")]
     {
@@ -168,35 +168,35 @@ fn silence_while_signing_leads_to_the_fallback_after_one_timeout_and_to_the_end_
 }
 
 #[test]
-fn the_operator_can_ask_for_the_fallback_before_any_timeout() {
+fn the_operator_can_request_the_fallback_before_any_timeout() {
     let mut roles = honest(3);
     roles[1] = roles[1].clone().silent_from(Slot::Nonce);
     let mut simulation = Simulation::new(1, setup(roles));
     run_to(&mut simulation, "nonces");
     simulation.advance(Duration::from_secs(1));
-    simulation.request_fallback("enough waiting");
+    simulation.request_fallback("requested by the operator");
     assert_eq!(phase_of(&simulation), "fallback");
     assert!(simulation.run_until(|simulation| simulation.service().machine().has_ended()));
     assert!(simulation.now() < START + TIMEOUT);
     assert_completes(&mut simulation, "an early fallback", &[]);
 }
 
-/// What ticks just before and long after the deadline do to a copy of `machine`.
+/// Ticks a copy of `machine` just before its deadline and long after it.
 fn assert_ticks<M: Machine>(case: &str, machine: &M, tick: &M::Input) {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     for early in [Timestamp::default(), START] {
         let early = machine.deadline().map_or(early, |deadline| early.min(deadline - Duration::from_millis(1)));
         let events = machine.decide(early, tick, &mut rng).unwrap();
-        assert!(events.is_empty(), "{case}: an early tick brings about {events:?}");
+        assert!(events.is_empty(), "{case}: an early tick makes {events:?}");
     }
     let year = Duration::from_secs(365 * 24 * 3600);
     let Some(deadline) = machine.deadline() else {
         let events = machine.decide(START + year, tick, &mut rng).unwrap();
-        assert!(events.is_empty(), "{case}: a tick without deadline brings about {events:?}");
+        assert!(events.is_empty(), "{case}: a tick without deadline makes {events:?}");
         return;
     };
     let events = machine.decide(deadline - Duration::from_millis(1), tick, &mut rng).unwrap();
-    assert!(events.is_empty(), "{case}: a tick a moment early brings about {events:?}");
+    assert!(events.is_empty(), "{case}: a tick a moment early makes {events:?}");
     for late in [deadline, deadline + year] {
         let mut copy = machine.clone();
         let events = copy.decide(late, tick, &mut rng).unwrap();
@@ -226,9 +226,9 @@ fn early_and_late_ticks_are_harmless_in_every_state() {
             break;
         }
     }
-    assert!(seen > 50, "only {seen} states were looked at");
+    assert!(seen > 50, "only {seen} states were checked");
 
-    // And a run that is ticked at every step is the run that is not.
+    // A run that is ticked at every step equals the run that is not.
     let mut ticked = through_every_phase();
     while ticked.step() {
         ticked.tick();
@@ -237,7 +237,7 @@ fn early_and_late_ticks_are_harmless_in_every_state() {
 }
 
 #[test]
-fn the_advert_is_repeated_while_the_cohort_enrolls_and_late_comers_join() {
+fn the_advert_is_repeated_during_enrollment() {
     let mut setup = setup(honest(3));
     setup.conditions.min_participants = 3;
     let mut simulation = Simulation::new(1, setup.clone());
@@ -259,12 +259,12 @@ fn the_advert_is_repeated_while_the_cohort_enrolls_and_late_comers_join() {
     let simulation = run(setup);
     let repeats = simulation.service().events().iter();
     let repeats = repeats.filter(|event| matches!(event, ServiceEvent::AdvertRepeated { .. })).count();
-    assert_eq!(repeats, 3, "four quarters of the enrollment, the first with the first advert, then its end");
+    assert_eq!(repeats, 3, "one repeat at each quarter of enrollment, except its end");
     assert_eq!(simulation.report().ends, [Some(SessionEnd::NotJoined)]);
 }
 
 #[test]
-fn a_participant_that_hears_nothing_more_of_its_service_ends_by_itself() {
+fn a_participant_ends_when_its_service_is_silent() {
     for phase in PHASES {
         let mut simulation = through_every_phase();
         run_to(&mut simulation, phase);
@@ -287,7 +287,7 @@ fn a_participant_that_hears_nothing_more_of_its_service_ends_by_itself() {
                 Some(SessionEnd::TimedOut { .. }) => assert!(!signed, "{phase}"),
                 other => panic!("{phase}: {other:?}"),
             }
-            assert_eq!(machine.record().is_some(), signed, "{phase}: a record is kept of what was signed");
+            assert_eq!(machine.record().is_some(), signed, "{phase}: there is a record of what was signed");
         }
     }
 }

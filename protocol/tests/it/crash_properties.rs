@@ -1,7 +1,7 @@
-//! The machines when the processes that run them die at any moment and come back from their journals, while the network
-//! loses, repeats and reorders, and members are silent or lie.
+//! The machines when their processes crash at any moment and restart from their journals, while the network loses,
+//! repeats and reorders messages, and members are silent or send wrong messages.
 //!
-//! `SIM_SEEDS` sets how many seeds each property is tried with. What went wrong in them is counted and printed:
+//! `SIM_SEEDS` sets the number of seeds for each property. The injected failures are counted and printed:
 //! `cargo test -p btcr2-aggregation-protocol --test it crash_properties -- --nocapture`.
 
 use std::{cell::RefCell, collections::BTreeSet, time::Duration};
@@ -28,8 +28,8 @@ use btcr2_aggregation_protocol::{
     sim::{Crashes, Faults, Mishaps, Role, SLOTS, START, Seat, Simulation, Verdict},
 };
 
-/// A network that loses, repeats, delays and reorders, but whose transports send again until they are heard; and
-/// processes that die now and then. All of it is short beside the time that a phase has.
+/// A network that loses, repeats, delays and reorders, whose transports send again until a message is acknowledged;
+/// and processes that sometimes crash. All delays are short compared to the duration of a phase.
 fn mishaps(dice: &mut Dice) -> (Faults, Crashes) {
     let shortly = TIMEOUT / 20;
     let faults = Faults {
@@ -64,7 +64,7 @@ fn random_rules(dice: &mut Dice) -> PhaseRules {
     rules
 }
 
-/// Somebody who does not do its part, and what it sends instead of its messages.
+/// A participant that does not follow the protocol, and what it sends instead of its messages.
 fn villain(dice: &mut Dice, simulated: &Role) -> (Role, fn(&Message) -> Vec<String>) {
     let role = simulated.clone();
     let slot = SLOTS[dice.below(6) as usize];
@@ -117,7 +117,8 @@ fn two_nonces(message: &Message) -> Vec<String> {
     }
 }
 
-/// Whoever was a member, or would have been, knows how its cohort ended; and who is in a completed one holds its record.
+/// Asserts that every member, invited or admitted, is notified of the end of its cohort, and that the members of a
+/// completed cohort have its record.
 fn assert_told(simulation: &Simulation, honest: &BTreeSet<Did>) {
     for cohort in simulation.service().cohorts() {
         let id = &cohort.machine().config().terms.cohort_id;
@@ -149,18 +150,18 @@ fn assert_told(simulation: &Simulation, honest: &BTreeSet<Did>) {
     }
 }
 
-/// Prints what happened in all the runs, and asserts that it did.
+/// Prints the failures of all runs, and asserts that there were some.
 fn summary(property: &str, runs: usize, key_paths: u64, total: Mishaps) {
     println!("{property}: {runs} runs, {key_paths} completed by key path, {total:?}");
     if runs >= 50 {
-        assert!(total.service_crashes > 0 && total.participant_crashes > 0, "nobody died: {total:?}");
+        assert!(total.service_crashes > 0 && total.participant_crashes > 0, "no process crashed: {total:?}");
         assert!(total.texts_lost > 0 && total.nonces_lost > 0 && total.fallbacks > 0, "{total:?}");
         assert!(key_paths > 0, "{total:?}");
     }
 }
 
 #[test]
-fn honest_cohorts_complete_whoever_dies_and_comes_back() {
+fn honest_cohorts_complete_despite_crashes() {
     let total = RefCell::new((Mishaps::default(), 0));
     for_each_seed(100, |seed| {
         let mut dice = Dice::new(seed);
@@ -176,9 +177,9 @@ fn honest_cohorts_complete_whoever_dies_and_comes_back() {
         let signed = report.signed.as_ref().unwrap_or_else(|| panic!("{} {:?}", report.phase, report.failure));
         assert!(simulation.has_ended(), "{:?}", report.ends);
         assert!(report.accused().is_empty(), "{:?} {:?}", report.rejections, report.faults);
-        assert_eq!(simulation.service().cohorts().len(), 1, "nobody is at fault");
+        assert_eq!(simulation.service().cohorts().len(), 1, "no member is at fault");
         let lost_a_nonce = report.mishaps.nonces_lost > 0 || report.mishaps.participant_crashes > 0;
-        assert!(signed.path == SpendPath::KeyPath || lost_a_nonce, "the fallback without any need");
+        assert!(signed.path == SpendPath::KeyPath || lost_a_nonce, "the fallback was taken without need");
         let everybody = simulation.participants().iter().map(|node| node.identity().did().clone()).collect();
         assert_told(&simulation, &everybody);
         let mut total = total.borrow_mut();
@@ -190,13 +191,13 @@ fn honest_cohorts_complete_whoever_dies_and_comes_back() {
 }
 
 #[test]
-fn the_honest_complete_without_those_who_do_not_do_their_part() {
+fn honest_members_complete_without_the_faulty_ones() {
     let total = RefCell::new((Mishaps::default(), 0));
     for_each_seed(100, |seed| {
         let mut dice = Dice::new(seed);
         let mut setup = dice.setup(Dice::honest);
         let honest = 1 + setup.roles.len() / 2;
-        // Each cohort that fails is formed again without one of them at least.
+        // Each failed cohort is formed again without at least one of them.
         let villains = 1 + dice.below(PhaseRules::default().reformations.into()) as usize;
         setup.roles.truncate(honest);
         let mut tampers = Vec::new();
@@ -238,7 +239,7 @@ fn the_honest_complete_without_those_who_do_not_do_their_part() {
 }
 
 #[test]
-fn nothing_hangs_and_nothing_is_signed_twice_whatever_is_lost_for_good() {
+fn lost_messages_cause_neither_hangs_nor_double_signing() {
     let total = RefCell::new((Mishaps::default(), 0));
     for_each_seed(100, |seed| {
         let mut dice = Dice::new(seed);
@@ -258,7 +259,7 @@ fn nothing_hangs_and_nothing_is_signed_twice_whatever_is_lost_for_good() {
         assert!(simulation.now() <= limit, "something still happens at {:?}", simulation.now());
         assert!(simulation.has_ended(), "{:?}", simulation.report());
         let report = simulation.report();
-        assert!(report.accused().is_empty(), "nobody lies: {:?} {:?}", report.rejections, report.faults);
+        assert!(report.accused().is_empty(), "every member is honest: {:?} {:?}", report.rejections, report.faults);
         let mut total = total.borrow_mut();
         total.0 += report.mishaps;
         total.1 += u64::from(report.signed.is_some_and(|signed| signed.path == SpendPath::KeyPath));
@@ -268,7 +269,7 @@ fn nothing_hangs_and_nothing_is_signed_twice_whatever_is_lost_for_good() {
 }
 
 #[test]
-fn a_run_with_crashes_is_the_same_again_from_its_seed() {
+fn a_seed_reproduces_a_run_with_crashes() {
     let run = |seed| {
         let mut dice = Dice::new(seed);
         let mut setup = dice.setup(Dice::any_role);

@@ -1,4 +1,4 @@
-//! What a host adds: a beacon type of its own, and an output without script paths.
+//! Extensions of a host: a beacon type of its own, and an output without script paths.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use btcr2_aggregation_protocol::{
 use rand_core::CryptoRng;
 use serde_json::{Value, json};
 
-/// Announces a salted list of all updates, decliners included, in JSON.
+/// A beacon type that announces a salted list of all updates, declines included, in JSON.
 #[derive(Debug)]
 struct RollCall;
 
@@ -130,14 +130,14 @@ fn an_output_without_script_paths_is_spent_by_key_path() {
             assert!(formed.output.fallback().is_none());
             assert!(
                 simulation.trace()[0].contains("keygen/cohort_advert_key_path"),
-                "a type of its own, which version 1 ignores"
+                "its own type, which version 1 ignores"
             );
         }
     }
 }
 
 #[test]
-fn without_script_paths_silence_ends_the_cohort_under_the_names_of_the_silent() {
+fn without_script_paths_silent_members_fail_the_cohort() {
     for slot in [Slot::Nonce, Slot::PartialSignature] {
         let mut roles = honest(4);
         roles[2] = roles[2].clone().silent_from(slot);
@@ -156,7 +156,7 @@ fn without_script_paths_silence_ends_the_cohort_under_the_names_of_the_silent() 
 }
 
 #[test]
-fn without_script_paths_a_bad_signature_ends_the_cohort_under_its_senders_name_alone() {
+fn without_script_paths_a_bad_signature_fails_the_cohort() {
     for bad in [[0; 32], [0x5a; 32]] {
         let mut simulation = Simulation::new(1, key_path_only(honest(4)));
         let culprit = simulation.did(0);

@@ -30,7 +30,7 @@ fn genesis_hex(did: &Did) -> (&'static str, String) {
 }
 
 #[test]
-fn valid_identifiers_decode_and_are_made_again_from_their_parts() {
+fn valid_identifiers_decode_and_encode() {
     let vectors = crate::common::vectors("did");
     let (mut keys, mut externals) = (0, 0);
     for case in cases(&vectors, "valid") {
@@ -125,12 +125,12 @@ fn invalid_identifiers_are_refused() {
 }
 
 #[test]
-fn upper_case_identifiers_are_refused_though_the_reference_accepts_them() {
+fn upper_case_identifiers_are_refused() {
     let vectors = crate::common::vectors("did");
     for case in cases(&vectors, "acceptedByReference") {
         let (identifier, reason) = (text(case, "identifier"), text(case, "reason"));
         assert_eq!(Did::parse(identifier), Err(DidError::Encoding), "{identifier}: {reason}");
-        // It is the case alone that is refused: in lower case the same id says what the reference decoded.
+        // Only the case is refused: in lower case the identifier gives the recorded values.
         let did = Did::parse(&identifier.to_lowercase()).unwrap_or_else(|error| panic!("{identifier}: {error}"));
         let decoded = &case["decoded"];
         assert_eq!(genesis_hex(&did), (text(decoded, "hrp"), text(decoded, "genesisBytes").to_owned()), "{reason}");
@@ -139,7 +139,7 @@ fn upper_case_identifiers_are_refused_though_the_reference_accepts_them() {
     }
 }
 
-/// A genesis document whose controller is `key`, changed by `change` before it is committed to.
+/// A genesis document whose controller is `key`, changed by `change` before its hash is taken.
 fn external(change: impl FnOnce(&mut Value)) -> (Did, Value) {
     let key = SecretKey::from_bytes(&sha256(b"controller")).unwrap_or_else(|error| panic!("{error}")).public_key();
     let mut genesis = json!({
@@ -156,7 +156,7 @@ fn external(change: impl FnOnce(&mut Value)) -> (Did, Value) {
 }
 
 #[test]
-fn an_external_identifier_needs_exactly_its_own_genesis_document() {
+fn an_external_identifier_requires_its_own_genesis_document() {
     let (did, genesis) = external(|_| ());
     assert!(document::genesis_key(&did, Some(&genesis)).is_ok());
     assert!(matches!(document::genesis_key(&did, None), Err(DocumentError::GenesisDocumentMissing)));
@@ -232,7 +232,7 @@ proptest! {
     }
 
     #[test]
-    fn what_parses_is_its_own_text(text in "(did:btcr2:)?[kx]?1?[a-z0-9]{0,80}") {
+    fn a_parsed_identifier_displays_as_its_text(text in "(did:btcr2:)?[kx]?1?[a-z0-9]{0,80}") {
         if let Ok(did) = Did::parse(&text) {
             prop_assert_eq!(did.to_string(), text);
         }

@@ -1,4 +1,4 @@
-//! A service that was down when a phase ended blames nobody for it.
+//! A service that was down when a phase ended records no fault of a member for it.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ fn in_phase(phase: &str, rules: PhaseRules) -> Simulation {
 }
 
 #[test]
-fn a_phase_that_lapsed_while_the_service_was_down_goes_on_for_a_minute_and_nobody_is_blamed() {
+fn a_phase_that_lapsed_during_downtime_gets_a_grace_period() {
     let mut rules = PhaseRules::default().reforming();
     rules.presence_check = true;
     for phase in ["collecting updates", "validating", "checking presence"] {
@@ -34,7 +34,7 @@ fn a_phase_that_lapsed_while_the_service_was_down_goes_on_for_a_minute_and_nobod
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let lapsed = machine.deadline().unwrap();
         let early = machine.decide(lapsed - Duration::from_secs(1), &ServiceInput::Resumed, &mut rng).unwrap();
-        assert_eq!(early, [], "{phase}: the phase goes on as it was");
+        assert_eq!(early, [], "{phase}: the phase continues unchanged");
 
         let back = lapsed + TIMEOUT;
         let given = step(&mut machine, back, &ServiceInput::Resumed, &mut rng).unwrap().events;
@@ -45,12 +45,12 @@ fn a_phase_that_lapsed_while_the_service_was_down_goes_on_for_a_minute_and_nobod
         assert_eq!(machine.deadline(), Some(back + MINUTE), "{phase}");
         assert_eq!(machine.decide(back, &ServiceInput::Tick, &mut rng).unwrap(), [], "{phase}");
         let failed = machine.decide(back + MINUTE, &ServiceInput::Tick, &mut rng).unwrap();
-        assert!(!failed.is_empty(), "{phase}: then it is over");
+        assert!(!failed.is_empty(), "{phase}: it ends after the grace period");
     }
 }
 
 #[test]
-fn the_grace_is_no_extension_and_no_longer_than_the_phase() {
+fn the_grace_period_is_not_an_extension_and_is_bounded() {
     let mut setup = setup(honest(2));
     setup.timing.phase_timeout = Duration::from_secs(5);
     let mut simulation = Simulation::new(3, setup);
@@ -66,7 +66,7 @@ fn the_grace_is_no_extension_and_no_longer_than_the_phase() {
 }
 
 #[test]
-fn what_waits_for_no_member_is_over_at_once() {
+fn phases_that_wait_for_no_member_get_no_grace_period() {
     for phase in ["enrolling", "awaiting the transaction"] {
         let mut setup = setup(honest(2));
         setup.finalize_at = (phase != "enrolling").then_some(2);
@@ -84,11 +84,11 @@ fn what_waits_for_no_member_is_over_at_once() {
 }
 
 #[test]
-fn a_signing_phase_that_lapsed_while_the_service_was_down_does_not_fall_back_at_once() {
+fn a_lapsed_signing_phase_does_not_fall_back_at_once() {
     for phase in ["nonces", "partials"] {
         let mut simulation = Simulation::new(3, setup(honest(3)));
         run_to(&mut simulation, phase);
-        // What the members answer meanwhile finds nobody.
+        // The service is down and does not receive the members' answers.
         for member in 0..3 {
             let did = simulation.did(member);
             simulation.tamper(&did, |_| Vec::new());

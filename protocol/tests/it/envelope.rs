@@ -1,4 +1,5 @@
-//! Sealing for many recipients, and envelopes that nobody recorded: hostile ones, and any that we seal ourselves.
+//! Sealing for many recipients, and envelopes without vectors: hostile ones, and arbitrary ones that we seal
+//! ourselves.
 
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ fn did(seed: u64) -> Did {
     identity(seed).did().clone()
 }
 
-/// An opt-in: the one message whose body holds a document of the sender's.
+/// An opt-in: the only message whose body holds a document of the sender's.
 fn opt_in(from: &Identity, to: Option<&Did>, genesis: &Value) -> Message {
     let key = json!({"__bytes": from.public_key().to_string()});
     let body = json!({
@@ -47,7 +48,7 @@ fn opt_in(from: &Identity, to: Option<&Did>, genesis: &Value) -> Message {
     }
     let received = Message::from_json(&message.to_string()).unwrap();
     let Body::CohortOptIn(mut body) = (*received.body).clone() else { panic!("an opt-in") };
-    // Also one that nobody could receive.
+    // Includes documents that no peer could receive.
     body.genesis_document = Some(Arc::new(genesis.clone()));
     Message::new(received.from, received.to, body)
 }
@@ -61,7 +62,7 @@ fn nested(levels: usize) -> Value {
 }
 
 #[test]
-fn sealing_from_the_shared_hash_state_is_sealing_each_envelope_whole() {
+fn sealing_from_the_shared_hash_state_equals_sealing_in_full() {
     let service = identity(1);
     let document =
         json!({"z": [1, 2.5, "é\u{1f600}\n"], "a": {"\u{20ac}": null, "1": true}, "": "x".repeat(50_000)});
@@ -97,23 +98,24 @@ fn a_body_with_two_senders_is_sealed_for_each() {
 }
 
 #[test]
-fn what_has_no_canonical_form_is_not_sealed() {
+fn a_body_without_canonical_form_is_not_sealed() {
     let from = identity(1);
     let sealed = |document: &Value| {
         let message = opt_in(&from, None, document);
-        // A transcript can hold what an envelope cannot.
+        // A transcript can hold a message that an envelope cannot.
         let _ = message.digest();
         SealedEnvelope::seal(&message, from.secret_key(), NOW, NONCE, &mut rng(1))
     };
     assert!(matches!(sealed(&json!(u64::MAX)), Err(JcsError::Integer(_))));
-    // Envelope, message, body and document take three levels, and the parser one less than canonicalization.
+    // Envelope, message, body and document take one level each; the parser allows one level less than
+    // canonicalization.
     let deepest = sealed(&nested(MAX_DEPTH - 4)).unwrap().to_json();
     ParsedEnvelope::parse(&deepest).unwrap();
     assert!(matches!(sealed(&nested(MAX_DEPTH - 3)), Err(JcsError::Depth)));
 }
 
 #[test]
-fn a_random_nonce_is_another_one_each_time() {
+fn random_nonces_differ() {
     let from = identity(1);
     let message = opt_in(&from, None, &json!({}));
     let mut rng = rng(3);
@@ -124,14 +126,14 @@ fn a_random_nonce_is_another_one_each_time() {
 }
 
 #[test]
-fn an_envelope_without_a_message_is_one_that_names_no_sender_within() {
+fn an_envelope_without_a_message_has_no_inner_sender() {
     let parsed = ParsedEnvelope::parse("{\"from\":\"x\"}").unwrap();
     assert!(!parsed.sender_matches());
     assert!(parsed.message().is_err());
 }
 
 #[test]
-fn what_is_not_json_is_told_from_what_is_not_an_envelope() {
+fn invalid_json_and_invalid_envelopes_have_different_errors() {
     let deep = |open: &str, close: &str| {
         let envelope = json!({"v": 1, "from": "x", "message": {"deep": null}}).to_string();
         envelope.replace("null", &format!("{}0{}", open.repeat(100_000), close.repeat(100_000)))
@@ -153,12 +155,12 @@ fn what_is_not_json_is_told_from_what_is_not_an_envelope() {
         "{\"from\":\"x\",\"message\":\"{}\"}",
         "{\"from\":\"x\",\"to\":null,\"message\":{}}",
         "{\"from\":\"x\",\"to\":1,\"message\":{}}",
-        // Readers differ in which of the two counts.
+        // Parsers differ in which of the two they take.
         "{\"from\":\"x\",\"from\":\"x\",\"message\":{}}",
         "{\"from\":\"x\",\"message\":{},\"message\":{}}",
         "{\"from\":\"x\",\"message\":{},\"sig\":\"00\",\"sig\":\"00\"}",
         "[1,\"x\",null,1,\"00\",{},\"00\"]",
-        // Without canonical form.
+        // No canonical form.
         "{\"from\":\"x\",\"message\":{\"a\":9007199254740993}}",
         "{\"from\":\"x\",\"message\":{\"a\":1e999}}",
         "{\"from\":\"x\",\"message\":{\"a\":\"\\ud800\"}}",
@@ -170,7 +172,7 @@ fn what_is_not_json_is_told_from_what_is_not_an_envelope() {
         assert!(matches!(parsed, Err(EnvelopeError::Malformed(_))), "{:.80}: {parsed:?}", text);
     }
     ParsedEnvelope::parse("{\"from\":\"x\",\"message\":{}}").unwrap();
-    // Beyond 64 bits an integer is read as the double that every reader makes of it.
+    // An integer beyond 64 bits is read as a double, as by every JSON parser.
     let huge =
         ParsedEnvelope::parse("{\"from\":\"x\",\"message\":{\"a\":123456789012345678901234567890}}").unwrap();
     assert_eq!(huge.signing_bytes().unwrap(), b"{\"from\":\"x\",\"message\":{\"a\":1.2345678901234568e+29}}");
@@ -199,7 +201,7 @@ fn byte_strings_are_lower_case_hex_of_whole_bytes() {
 }
 
 #[test]
-fn numbers_count_as_they_are_written_and_nonces_must_be_lower_case_hex() {
+fn numbers_keep_their_value_and_nonces_are_lower_case_hex() {
     let from = identity(1);
     let sign = |change: &dyn Fn(&mut Map<String, Value>)| {
         let text = seal(&from, &opt_in(&from, None, &json!({}))).to_json();
@@ -224,7 +226,7 @@ fn numbers_count_as_they_are_written_and_nonces_must_be_lower_case_hex() {
     {
         assert_eq!(set("timestamp", timestamp), Err(EnvelopeError::TimestampSkew));
     }
-    // The TypeScript implementation takes any nonce that is signed, ours what the format says.
+    // The TypeScript implementation accepts any signed nonce; we accept only the format of the specification.
     for nonce in [json!("AB".repeat(16)), json!("ab".repeat(15)), json!("ab".repeat(17)), json!(1), json!(null)] {
         assert_eq!(set("nonce", nonce), Err(EnvelopeError::Nonce));
     }
@@ -248,7 +250,8 @@ fn json_value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// A last digit of 17, the case of a hex digit in an escape or in the signature: not every other text says something else.
+/// Whether two texts have the same meaning: not every changed text has another one, e.g. a 17th digit, or the case of
+/// a hex digit in an escape or in the signature.
 fn means_the_same(one: &str, other: &str) -> bool {
     let value = |text: &str| {
         let mut value: Value = serde_json::from_str(text).unwrap();
@@ -262,7 +265,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn what_is_sealed_verifies_and_any_other_byte_does_not(
+    fn sealed_envelopes_verify_and_changed_bytes_do_not(
         document in json_value().prop_filter("a genesis document is never null", |value| !value.is_null()),
         millis in 0..1u64 << 50,
         nonce in any::<[u8; 16]>(),

@@ -37,7 +37,7 @@ fn rng() -> ChaCha20Rng {
 }
 
 #[test]
-fn recorded_envelopes_verify_and_ours_are_written_alike() {
+fn recorded_envelopes_verify_and_ours_are_identical() {
     let vectors = crate::common::vectors("envelope");
     for case in list(&vectors, "cases") {
         let name = text(case, "name");
@@ -66,7 +66,7 @@ fn recorded_envelopes_verify_and_ours_are_written_alike() {
         assert_eq!(inner, case["envelope"]["message"], "{name}");
 
         let received = parsed.message().unwrap_or_else(|error| panic!("{name}: {error}"));
-        // Built from the typed body, not from the text that a received message keeps.
+        // Built from the typed body, not from the text that a received message retains.
         let built = Message::new(received.from.clone(), received.to.clone(), (*received.body).clone());
         for message in [received, built] {
             assert_eq!(signing_digest(&message, now, &nonce).unwrap(), bytes(case, "digest"), "{name}");
@@ -75,7 +75,7 @@ fn recorded_envelopes_verify_and_ours_are_written_alike() {
             let ours = sealed.to_json();
             assert_eq!(sealed.pieces().concat(), ours, "{name}");
             assert_eq!(sealed.byte_len(), ours.len(), "{name}");
-            // The signatures differ in their auxiliary randomness; 128 hex digits and `"}` are the end of the text.
+            // The signatures differ in their auxiliary randomness. The text ends with their 128 hex digits and `"}`.
             let unsigned = recorded.len() - 130;
             assert_eq!(ours[..unsigned], recorded[..unsigned], "{name}");
             assert_eq!(ours.len(), recorded.len(), "{name}");
@@ -84,13 +84,13 @@ fn recorded_envelopes_verify_and_ours_are_written_alike() {
     }
 }
 
-/// Where we refuse with another code than the TypeScript implementation, all of them cases whose timestamp is no number: it
-/// computes with what is not one and goes on to the signature, we stop.
+/// The cases where our code differs from the TypeScript implementation's. In all of them the timestamp is not a
+/// number: the TypeScript implementation computes with NaN and continues to the signature, we stop.
 const OTHER_CODES: [(&str, &str); 2] =
     [("timestamp as text", "ENVELOPE_TIMESTAMP_SKEW"), ("timestamp missing", "ENVELOPE_TIMESTAMP_SKEW")];
 
 #[test]
-fn tampered_envelopes_are_answered_with_the_recorded_code() {
+fn tampered_envelopes_give_the_recorded_code() {
     let vectors = crate::common::vectors("envelope");
     for entry in list(&vectors, "tampered") {
         let name = text(entry, "name");
@@ -113,14 +113,14 @@ fn tampered_envelopes_are_answered_with_the_recorded_code() {
         let code = result.as_ref().map_or_else(EnvelopeError::code, |_| "OK");
         let ours = OTHER_CODES.iter().find(|(other, _)| *other == name).map(|(_, code)| *code);
         assert_eq!(code, ours.unwrap_or_else(|| text(entry, "result")), "{name}");
-        // The floor of seconds, on a clock that runs in milliseconds.
+        // Seconds are rounded down, on a clock in milliseconds.
         let late = secs(entry, "verifierNow") + Duration::from_millis(999);
         assert_eq!(parsed.verify(&key, late, &expected), result, "{name}");
     }
 }
 
-/// What a server that stops at this codec would answer: 202 for what it would hand to a cohort, or to nobody because the
-/// type is unknown. Replays, limits and who the recipient is are the server's own business.
+/// The response of a server that only has this codec: 202 for what it would deliver to a cohort, or ignore because
+/// the type is unknown. Replays, limits and the identity of the recipient are checked by the server.
 fn answer(received: &str, entry: &Value, keys: &dyn Fn(&str) -> Option<PublicKey>) -> (u16, &'static str) {
     let envelope = match ParsedEnvelope::parse(received) {
         Ok(envelope) => envelope,
@@ -146,7 +146,7 @@ fn answer(received: &str, entry: &Value, keys: &dyn Fn(&str) -> Option<PublicKey
 }
 
 #[test]
-fn recorded_posts_are_told_apart_as_the_server_answers_them() {
+fn recorded_posts_give_the_recorded_status() {
     let vectors = crate::common::vectors("envelope");
     let keys = |did: &str| {
         let mut actors = vectors["actors"].as_object().unwrap().values();
@@ -156,11 +156,11 @@ fn recorded_posts_are_told_apart_as_the_server_answers_them() {
         let name = text(entry, "name");
         for (received, recorded) in list(entry, "requestBodies").iter().zip(list(entry, "answers")) {
             let recorded = match (recorded["status"].as_u64(), recorded["body"]["error"].as_str()) {
-                // The TypeScript implementation's handler threw; the wire format asks for a 400.
+                // The handler of the TypeScript implementation threw; the wire format requires a 400.
                 (None, _) => (400, "invalid_json"),
-                // Decided by the length alone, by the server; here it is no envelope either.
+                // The server decides this by the length alone; here it is not an envelope either.
                 (Some(413), _) => (400, "invalid_json"),
-                // The server's own: what it has seen before, how often, who is there, and whom an opt-in introduces.
+                // Decided by the server: replays, rates, known recipients, and the senders that an opt-in introduces.
                 (_, Some("replay" | "rate_limited" | "unknown_recipient")) => (202, ""),
                 (_, Some("unknown_sender")) if name.starts_with("external") => (202, ""),
                 (Some(status), error) => (u16::try_from(status).unwrap(), error.unwrap_or_default()),
@@ -176,7 +176,7 @@ fn recorded_posts_are_told_apart_as_the_server_answers_them() {
 }
 
 #[test]
-fn a_body_that_carries_a_type_or_sender_of_its_own_is_no_message() {
+fn a_body_with_its_own_type_or_sender_is_refused() {
     let vectors = crate::common::vectors("envelope");
     for name in ["body overrides from", "body overrides type"] {
         let entry = list(&vectors, "httpPosts").iter().find(|entry| entry["name"] == name).unwrap();
@@ -187,6 +187,6 @@ fn a_body_that_carries_a_type_or_sender_of_its_own_is_no_message() {
 }
 
 #[test]
-fn the_skew_of_the_wire_format_is_a_minute() {
+fn the_default_skew_is_one_minute() {
     assert_eq!((CLOCK_SKEW, Expected::default().skew), (Duration::from_secs(60), Duration::from_secs(60)));
 }

@@ -1,4 +1,4 @@
-//! The fallback spends of `fallback.json`, and what Bitcoin Core says about them.
+//! The fallback spends of `fallback.json`, and Bitcoin Core's verdict on them.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use btcr2_aggregation_protocol::{
 };
 use serde_json::{Value, json};
 
-/// The signatures of a case; of a signer that occurs twice, the last.
+/// The signatures of a case; for a signer that occurs twice, the last one.
 fn signatures(case: &Value) -> BTreeMap<XOnlyKey, Signature> {
     list(&case["signatures"])
         .iter()
@@ -41,7 +41,7 @@ fn sign<'a>(
 }
 
 #[test]
-fn every_case_is_assembled_as_in_the_vector_and_accepted_by_consensus() {
+fn every_fallback_spend_is_as_recorded_and_passes_consensus() {
     let vectors = crate::common::vectors("fallback");
     for (index, case) in list(&vectors["cases"]).iter().enumerate() {
         let output = cohort_output(&case["cohort"]);
@@ -67,7 +67,7 @@ fn every_case_is_assembled_as_in_the_vector_and_accepted_by_consensus() {
         assert_eq!(signed.compute_txid().to_string(), text(&case["txid"]), "case {index}");
         assert!(consensus_accepts(&signed, &prevout), "case {index}");
 
-        // The members' keys, in any order, do the same.
+        // The members' keys, in any order, give the same result.
         let keys: Vec<SecretKey> =
             list(&case["participants"]).iter().map(|member| secret_key(&member["secretKey"])).collect();
         let ours = leaf.assemble(&tx, &prevout, &sign(leaf, &tx, &prevout, &keys)).unwrap();
@@ -104,7 +104,7 @@ fn rejections_have_the_code_of_the_vector() {
 }
 
 #[test]
-fn consensus_refuses_a_broken_signature_and_one_signature_too_many() {
+fn consensus_refuses_broken_and_surplus_signatures() {
     let keys = members(3);
     let output = output(&keys, &tree(Some(2)));
     let leaf = output.fallback().unwrap();
@@ -124,7 +124,7 @@ fn consensus_refuses_a_broken_signature_and_one_signature_too_many() {
     signature[40] ^= 1;
     let broken = with_witness(broken);
     assert!(!consensus_accepts(&broken, &spent));
-    // The check means something: without the taproot rules anything goes.
+    // The check is meaningful: without the taproot rules the broken transaction is accepted.
     assert!(consensus_accepts_with(&broken, &spent, bitcoinconsensus::VERIFY_ALL_PRE_TAPROOT));
 
     let mut three = elements.clone();
@@ -139,7 +139,7 @@ fn consensus_refuses_a_broken_signature_and_one_signature_too_many() {
 }
 
 #[test]
-fn strangers_and_invalid_signatures_cannot_spoil_a_spend() {
+fn outsiders_and_invalid_signatures_do_not_affect_a_spend() {
     let keys = members(4);
     let output = output(&keys, &tree(Some(2)));
     let leaf = output.fallback().unwrap();
@@ -182,12 +182,12 @@ fn one_of(n: usize) -> bool {
     let (tx, spent) = pending(&output);
     let signed = leaf.assemble(&tx, &spent, &sign(leaf, &tx, &spent, keys.iter().take(1))).unwrap();
     let accepted = consensus_accepts(&signed, &spent);
-    assert_eq!(accepted, output.fallback_spendable(), "{n} members: we say what consensus says");
+    assert_eq!(accepted, output.fallback_spendable(), "{n} members: our result is that of consensus");
     accepted
 }
 
 #[test]
-fn consensus_lets_999_members_fall_back_but_not_1000() {
+fn consensus_allows_fallbacks_of_999_members_but_not_1000() {
     assert!(one_of(999));
     assert!(!one_of(1000));
 }

@@ -1,4 +1,4 @@
-//! A participant whose service, or whoever speaks like one, asks it for what it must not do.
+//! A participant whose service, or a peer that claims to be it, requests what it must not do.
 
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
@@ -29,7 +29,7 @@ use btcr2_aggregation_protocol::{
 
 type Held = Rc<RefCell<Option<Message>>>;
 
-/// Keeps back what the service sends to participant `to` under the type `kind`, and runs until it would have been sent.
+/// Withholds the message of type `kind` from the service to participant `to`, and runs until it would have been sent.
 fn hold(simulation: &mut Simulation, to: usize, kind: &'static str) -> Message {
     let held = Held::default();
     let keep = Rc::clone(&held);
@@ -42,12 +42,12 @@ fn hold(simulation: &mut Simulation, to: usize, kind: &'static str) -> Message {
         vec![message.to_json()]
     });
     assert!(simulation.run_until(|_| held.borrow().is_some()), "no {kind} was sent");
-    // What was sent together with it arrives, and no answer yet, so that only the held message is missing.
+    // Messages sent together with it arrive, but no answers yet, so that only the held message is missing.
     simulation.advance(Duration::from_millis(15));
     held.take().unwrap()
 }
 
-/// Delivers to participant `to` and asserts that it refuses, naming the sender, without any change.
+/// Delivers to participant `to` and asserts that it rejects the message, names the sender, and does not change.
 fn assert_refused(simulation: &mut Simulation, to: usize, case: &str, message: &Message, code: RejectCode) {
     let before = simulation.participants()[to].machine().cloned();
     let events = simulation.participants()[to].events().len();
@@ -72,7 +72,7 @@ fn service(simulation: &Simulation) -> Did {
 }
 
 #[test]
-fn an_advert_that_proves_no_key_or_promises_nonsense_is_refused() {
+fn an_advert_with_an_unproven_key_or_bad_terms_is_refused() {
     let mut simulation = Simulation::new(1, setup(honest(2)));
     let config = simulation.service().machine().config().clone();
     let advert = config.terms.conditions.to_advert(
@@ -113,14 +113,14 @@ fn an_advert_that_proves_no_key_or_promises_nonsense_is_refused() {
         ("a threshold above the size", service(&simulation), threshold, UnacceptableTerms),
     ] {
         assert_refused(&mut simulation, 0, case, &Message::new(sender, None, body), code);
-        assert!(simulation.participants()[0].machine().is_none(), "{case}: no session began");
+        assert!(simulation.participants()[0].machine().is_none(), "{case}: no session was started");
     }
     let villains = [service(&simulation), stranger(9).did().clone(), external.did().clone()];
     assert_completes(&mut simulation, "bad adverts", &villains);
 }
 
 #[test]
-fn what_was_kept_since_before_the_opt_in_is_passed_over_and_what_is_owed_since_is_not() {
+fn stored_messages_from_before_the_opt_in_are_ignored() {
     let mut simulation = Simulation::new(1, setup(honest(2)));
     let ready = hold(&mut simulation, 0, "keygen/cohort_ready");
     let member = &simulation.participants()[0];
@@ -135,14 +135,14 @@ fn what_was_kept_since_before_the_opt_in_is_passed_over_and_what_is_owed_since_i
     };
     let old = opted_in - CLOCK_SKEW - Duration::from_millis(1);
     assert_eq!(kept_since(old), []);
-    // Clocks may differ by so much.
+    // Clocks may differ by this much.
     for said in [opted_in - CLOCK_SKEW, opted_in, now] {
         assert!(matches!(kept_since(said)[..], [ParticipantEvent::CohortReady { .. }]), "{said:?}");
     }
 }
 
 #[test]
-fn only_the_service_of_the_advert_is_listened_to() {
+fn only_messages_of_the_adverts_service_are_accepted() {
     let phases: [fn(&Phase) -> bool; 4] = [
         |phase| matches!(phase, Phase::OptedIn { .. }),
         |phase| matches!(phase, Phase::Submitted { .. }),
@@ -165,7 +165,7 @@ fn only_the_service_of_the_advert_is_listened_to() {
         }
         let identity = simulation.participants()[1].identity().clone();
         for body in bodies::of_members(&simulation, &identity) {
-            let case = format!("{} from the service", body.short_type());
+            let case = format!("{} of another sender", body.short_type());
             let message = Message::new(service(&simulation), None, body);
             assert_refused(&mut simulation, 0, &case, &message, RejectCode::WrongSender);
         }
@@ -234,7 +234,8 @@ fn a_cohort_that_does_not_follow_from_keys_and_terms_is_refused() {
     assert_completes(&mut simulation, "bad cohorts", &[villain]);
 }
 
-/// The data that participant `who` is to receive, altered; its host approves of everything. Asserts that it says no.
+/// Delivers altered data to participant `who`, whose host approves everything. Asserts that the participant rejects
+/// it.
 fn assert_data_rejected(
     case: &str,
     beacon: BeaconType,
@@ -250,12 +251,12 @@ fn assert_data_rejected(
     alter(&mut altered, &simulation);
     deliver(&mut simulation, &with(&genuine, altered));
     let verdicts = simulation.participants()[who].verdicts();
-    assert!(matches!(verdicts, [Err(_)]), "{case}: the host was told {verdicts:?}");
+    assert!(matches!(verdicts, [Err(_)]), "{case}: the host received {verdicts:?}");
     let answer = simulation.participants()[who].events().iter().find_map(|event| match event {
         ParticipantEvent::ValidationSent { approved, .. } => Some(*approved),
         _ => None,
     });
-    assert_eq!(answer, Some(false), "{case}: the host cannot approve of wrong data");
+    assert_eq!(answer, Some(false), "{case}: the host cannot approve wrong data");
     simulation.run();
     simulation.assert_invariants();
     let report = simulation.report();
@@ -275,13 +276,13 @@ fn own_entry(data: &mut DistributeAggregatedData, did: &Did, hash: Option<Docume
 }
 
 #[test]
-fn data_that_does_not_hold_our_slot_or_give_the_signal_is_rejected_whatever_the_host_says() {
+fn wrong_data_is_rejected_even_if_the_host_approves() {
     let hash = DocumentHash::from_bytes([7; 32]);
     let other_signal = SignalBytes::from_bytes([7; 32]);
     let cas = BeaconType::cas;
     let smt = BeaconType::smt;
     // In honest(3) members 0 and 1 submit, and member 2 declines.
-    assert_data_rejected("a right map, another signal", cas(), 0, |data, _| data.signal_bytes_hex = other_signal);
+    assert_data_rejected("a correct map, another signal", cas(), 0, |data, _| data.signal_bytes_hex = other_signal);
     assert_data_rejected("our update missing", cas(), 0, |data, sim| own_entry(data, &sim.did(0), None));
     assert_data_rejected("our update changed", cas(), 0, |data, sim| own_entry(data, &sim.did(0), Some(hash)));
     assert_data_rejected("an update though we declined", cas(), 2, |data, sim| {
@@ -297,7 +298,7 @@ fn data_that_does_not_hold_our_slot_or_give_the_signal_is_rejected_whatever_the_
         data.cas_announcement = None;
         data.beacon_data = Some(serde_json::json!({}));
     });
-    assert_data_rejected("a right proof, another signal", smt(), 0, |data, _| data.signal_bytes_hex = other_signal);
+    assert_data_rejected("a correct proof, another signal", smt(), 0, |data, _| data.signal_bytes_hex = other_signal);
     assert_data_rejected("another's proof", smt(), 0, |data, sim| data.smt_proof = Some(proof(sim, 1)));
     assert_data_rejected("a map instead of a proof", smt(), 0, |data, _| {
         data.smt_proof = None;
@@ -325,7 +326,7 @@ fn data_that_does_not_hold_our_slot_or_give_the_signal_is_rejected_whatever_the_
 }
 
 #[test]
-fn data_of_no_kind_or_two_is_refused_and_the_first_data_stand() {
+fn data_of_no_kind_or_two_kinds_is_refused() {
     for beacon in [BeaconType::cas(), BeaconType::smt()] {
         let mut simulation = Simulation::new(1, setup(honest(3)).with_beacon(beacon.clone()));
         let genuine = hold(&mut simulation, 0, "update/distribute_aggregated_data");
@@ -359,7 +360,7 @@ fn nothing_is_signed_before_the_data_is_approved() {
     assert_completes(&mut simulation, "early requests to sign", &[]);
 }
 
-/// What a member must not sign.
+/// Transactions that a member must not sign.
 fn bad_transactions(tx: &Transaction) -> Vec<(&'static str, Transaction)> {
     let alter = |alter: &dyn Fn(&mut Transaction)| {
         let mut tx = tx.clone();
@@ -378,7 +379,7 @@ fn bad_transactions(tx: &Transaction) -> Vec<(&'static str, Transaction)> {
                 tx.output.push(TxOut { value: Amount::ZERO, script_pubkey: other_signal.clone() });
             }),
         ),
-        ("a signal that burns money", alter(&|tx| tx.output.last_mut().unwrap().value = Amount::ONE_SAT)),
+        ("a signal output that burns value", alter(&|tx| tx.output.last_mut().unwrap().value = Amount::ONE_SAT)),
         (
             "a short signal",
             alter(&|tx| {
@@ -394,7 +395,7 @@ fn bad_transactions(tx: &Transaction) -> Vec<(&'static str, Transaction)> {
 }
 
 #[test]
-fn only_the_transaction_that_announces_our_signal_is_signed_and_only_one() {
+fn only_one_transaction_with_our_signal_is_signed() {
     let mut simulation = Simulation::new(1, setup(honest(3)));
     let genuine = hold(&mut simulation, 0, "sign/authorization_request");
     let Body::AuthorizationRequest(request) = &*genuine.body else { panic!("{genuine:?}") };
@@ -410,7 +411,7 @@ fn only_the_transaction_that_announces_our_signal_is_signed_and_only_one() {
     for (case, body) in cases {
         assert_refused(&mut simulation, 0, case, &with(&genuine, body), RejectCode::TransactionMismatch);
     }
-    assert!(simulation.participants()[0].opened_nonces().is_empty(), "no nonce for what is not signed");
+    assert!(simulation.participants()[0].opened_nonces().is_empty(), "no nonce for a rejected transaction");
 
     deliver(&mut simulation, &genuine);
     deliver(&mut simulation, &genuine);
@@ -457,7 +458,7 @@ fn a_nonce_signs_once_however_many_aggregates_the_service_sends() {
     let villain = service(&simulation);
     assert_completes(&mut simulation, "two aggregates", &[villain]);
 
-    // The wrong aggregate first: the member signs that one, and not the right one too.
+    // The wrong aggregate comes first: the member signs with it, and does not sign with the right one too.
     let mut simulation = Simulation::new(1, setup(honest(3)));
     let genuine = hold(&mut simulation, 0, "sign/aggregated_nonce");
     let Body::AggregatedNonce(body) = &*genuine.body else { panic!("{genuine:?}") };
@@ -472,7 +473,7 @@ fn a_nonce_signs_once_however_many_aggregates_the_service_sends() {
 }
 
 #[test]
-fn the_fallback_is_signed_for_the_same_transaction_on_our_own_leaf_only() {
+fn the_fallback_is_signed_only_for_the_same_transaction() {
     let roles = || {
         let mut roles = honest(4);
         roles[3] = Role::default().without(Slot::PartialSignature);
@@ -505,11 +506,11 @@ fn the_fallback_is_signed_for_the_same_transaction_on_our_own_leaf_only() {
     deliver(&mut simulation, &genuine);
     let signed = simulation.participants()[0].events().iter();
     let signed = signed.filter(|event| matches!(event, ParticipantEvent::FallbackSignatureSent { .. })).count();
-    assert_eq!(signed, 1, "the same request again is served once");
+    assert_eq!(signed, 1, "a repeated request is signed once");
     let villain = service(&simulation);
     assert_completes(&mut simulation, "bad fallback requests", &[villain]);
 
-    // The first that a member hears of signing is the fallback: it checks the transaction all the same.
+    // The fallback is the first signing request that the member receives: it checks the transaction there too.
     let mut simulation = Simulation::new(1, setup(roles()));
     let first = hold(&mut simulation, 0, "sign/authorization_request");
     let genuine = hold(&mut simulation, 0, "sign/fallback_authorization_request");
@@ -523,11 +524,11 @@ fn the_fallback_is_signed_for_the_same_transaction_on_our_own_leaf_only() {
     deliver(&mut simulation, &first);
     assert!(simulation.participants()[0].opened_nonces().is_empty(), "no nonce once the fallback is signed");
     let villain = service(&simulation);
-    assert_completes(&mut simulation, "a fallback out of the blue", &[villain]);
+    assert_completes(&mut simulation, "a fallback without a preceding request", &[villain]);
 }
 
 #[test]
-fn a_host_that_refuses_ends_its_own_session_only() {
+fn a_hosts_refusal_ends_only_its_own_session() {
     let refuses_to_sign = Role { signs: false, ..Role::default() };
     let mut roles: Vec<Role> = honest(4);
     roles[1] = refuses_to_sign;
@@ -538,5 +539,5 @@ fn a_host_that_refuses_ends_its_own_session_only() {
     let report = simulation.report();
     assert_eq!(report.ends[1], Some(SessionEnd::SigningRefused));
     assert_eq!(report.signed.unwrap().holdouts, [simulation.did(1)]);
-    assert!(simulation.participants()[1].opened_nonces().is_empty(), "no nonce without the host's leave");
+    assert!(simulation.participants()[1].opened_nonces().is_empty(), "no nonce without the host's approval");
 }

@@ -1,4 +1,4 @@
-//! A service among strangers and members that send what they should not: it refuses, names them, and goes on.
+//! A service that outsiders and members send wrong messages: it rejects them, names the sender, and continues.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ fn an_outsider_is_refused_in_every_phase_with_every_type() {
         for body in bodies::of_members(&simulation, &outsider) {
             let case = format!("{} while {phase}", body.short_type());
             let code = match (&*body, phase) {
-                // Whoever opts in while the cohort enrolls is no outsider.
+                // An opt-in is legitimate while the cohort enrolls.
                 (Body::CohortOptIn(_), "enrolling") => continue,
                 (Body::CohortOptIn(_), _) => RejectCode::WrongPhase,
                 _ => RejectCode::NotAMember,
@@ -50,11 +50,11 @@ fn an_outsider_is_refused_in_every_phase_with_every_type() {
             assert_refused(&mut simulation, &case, &from(&outsider, body), RejectCode::WrongSender);
         }
     }
-    assert_completes(&mut simulation, "strangers at the door", &[outsider.did().clone()]);
+    assert_completes(&mut simulation, "messages of outsiders", &[outsider.did().clone()]);
 }
 
 #[test]
-fn a_member_that_speaks_like_the_service_is_refused_in_every_phase() {
+fn service_messages_from_a_member_are_refused_in_every_phase() {
     let mut simulation = through_every_phase();
     let villain = member(&simulation, 1);
     for phase in PHASES {
@@ -68,7 +68,7 @@ fn a_member_that_speaks_like_the_service_is_refused_in_every_phase() {
 }
 
 #[test]
-fn nobody_speaks_in_anothers_name_or_version_or_cohort() {
+fn another_sender_version_or_cohort_is_refused() {
     let mut simulation = through_every_phase();
     let (villain, victim) = (member(&simulation, 1), member(&simulation, 0));
     for phase in PHASES {
@@ -139,7 +139,7 @@ fn contributions_to_another_session_are_refused() {
 }
 
 #[test]
-fn everything_sent_three_times_changes_nothing() {
+fn repeated_messages_change_nothing() {
     let mut simulation = through_every_phase();
     let mut dids: Vec<_> = (0..4).map(|index| simulation.did(index)).collect();
     dids.push(simulation.service().identity().did().clone());
@@ -172,7 +172,7 @@ fn has(simulation: &Simulation, slot: Slot) -> bool {
 }
 
 #[test]
-fn other_bytes_in_a_filled_slot_are_recorded_once_and_the_first_stand() {
+fn equivocation_is_recorded_once_and_the_first_bytes_count() {
     for (slot, kind) in [
         (Slot::OptIn, "keygen/cohort_opt_in"),
         (Slot::Update, "update/submit_nonincluded"),
@@ -192,7 +192,7 @@ fn other_bytes_in_a_filled_slot_are_recorded_once_and_the_first_stand() {
             others[0] = other_key.into();
         }
         let other = from(&villain, others.into_iter().find(|body| body.short_type() == kind).unwrap());
-        assert_eq!(simulation.deliver_to_service(&other), Ok(()), "{slot}: the first time makes a record");
+        assert_eq!(simulation.deliver_to_service(&other), Ok(()), "{slot}: the first time is recorded");
         let faults = simulation.report().faults;
         assert_eq!(faults.len(), 1, "{slot}: {faults:?}");
         let fault = &faults[0];
@@ -206,7 +206,7 @@ fn other_bytes_in_a_filled_slot_are_recorded_once_and_the_first_stand() {
 }
 
 #[test]
-fn opt_ins_that_prove_no_key_are_refused() {
+fn opt_ins_with_unproven_keys_are_refused() {
     let mut simulation = simulation(3);
     run_to(&mut simulation, "enrolling");
     let villain = stranger(9);
@@ -236,8 +236,8 @@ fn opt_ins_that_prove_no_key_are_refused() {
     for (case, document) in [
         ("an EXTERNAL DID without its document", None),
         ("an EXTERNAL DID with an altered document", Some(altered)),
-        ("an EXTERNAL DID with another's document", Some(genesis_document(&stranger(8).public_key()))),
-        ("an EXTERNAL DID with a document that is none", Some(json!(7))),
+        ("an EXTERNAL DID with another DID's document", Some(genesis_document(&stranger(8).public_key()))),
+        ("an EXTERNAL DID with a document of the wrong shape", Some(json!(7))),
     ] {
         let mut body = bodies::opt_in(&simulation, &external);
         body.genesis_document = document.map(Arc::new);
@@ -258,9 +258,9 @@ fn negated(key: [u8; 33]) -> [u8; 33] {
 }
 
 #[test]
-fn a_copied_key_keeps_nobody_out() {
+fn a_copied_key_does_not_exclude_its_owner() {
     for (case, alter) in [("the same key", (|key| key) as fn([u8; 33]) -> [u8; 33]), ("its negation", negated)] {
-        // After the victim: the copy is refused.
+        // After the victim: the copy is rejected.
         let mut simulation = simulation(3);
         assert!(simulation.run_until(|simulation| has(simulation, Slot::OptIn)));
         let thief = stranger(9);
@@ -270,7 +270,7 @@ fn a_copied_key_keeps_nobody_out() {
         assert_refused(&mut simulation, case, &from(&thief, copy.clone()), RejectCode::DuplicateKey);
         assert_completes(&mut simulation, case, &[thief.did().clone()]);
 
-        // Before the victim, who authenticates with that very key: the copy loses its place.
+        // Before the victim, which authenticates with the same key: the copy loses its place.
         let mut simulation = crate::sim_support::simulation(3);
         run_to(&mut simulation, "enrolling");
         copy.cohort_id = bodies::cohort_id(&simulation);
@@ -278,9 +278,9 @@ fn a_copied_key_keeps_nobody_out() {
         simulation.deliver_to_service(&from(&thief, copy)).unwrap();
         assert_completes(&mut simulation, case, &[thief.did().clone()]);
         let report = simulation.report();
-        let fault = report.faults.first().unwrap_or_else(|| panic!("{case}: no fault on record"));
+        let fault = report.faults.first().unwrap_or_else(|| panic!("{case}: no recorded fault"));
         assert_eq!((&fault.did, fault.code), (thief.did(), RejectCode::DuplicateKey), "{case}");
-        assert_eq!(report.signed.unwrap().signers.len(), 3, "{case}: the thief is no member");
+        assert_eq!(report.signed.unwrap().signers.len(), 3, "{case}: the copying candidate is not a member");
     }
 }
 
@@ -326,7 +326,7 @@ fn updates_that_are_not_the_members_own_are_refused() {
     use RejectCode::{UpdateMalformed, UpdateTooLarge, UpdateVerificationFailed};
     for (case, update, code) in [
         ("too large", large, UpdateTooLarge),
-        ("no object", json!("update"), UpdateMalformed),
+        ("not an object", json!("update"), UpdateMalformed),
         ("empty", json!({}), UpdateMalformed),
         ("without a patch", altered("/patch", Value::Null), UpdateMalformed),
         ("of version 1", altered("/targetVersionId", json!(1)), UpdateMalformed),
@@ -342,11 +342,11 @@ fn updates_that_are_not_the_members_own_are_refused() {
         assert_refused(&mut simulation, &format!("an update {case}"), &from(&villain, body), code);
     }
     assert_completes(&mut simulation, "bad updates", &[villain.did().clone()]);
-    assert!(simulation.report().faults.is_empty(), "a refusal is no fault: the member may send a better one");
+    assert!(simulation.report().faults.is_empty(), "a rejection is not a fault: the member may send a valid update");
 }
 
 #[test]
-fn nonces_that_are_no_points_are_refused() {
+fn nonces_that_are_not_points_are_refused() {
     let mut simulation = simulation(3);
     run_to(&mut simulation, "nonces");
     let villain = member(&simulation, 0);
@@ -355,7 +355,7 @@ fn nonces_that_are_no_points_are_refused() {
         bytes[..33].copy_from_slice(&villain.public_key().to_bytes());
         bytes
     };
-    for (case, nonce) in [("infinity", [0; 66]), ("no point", [0xff; 66]), ("a point and infinity", half)] {
+    for (case, nonce) in [("infinity", [0; 66]), ("not a point", [0xff; 66]), ("a point and infinity", half)] {
         let body = NonceContribution {
             cohort_id: bodies::cohort_id(&simulation),
             session_id: bodies::session_id(&simulation),
@@ -378,7 +378,7 @@ fn nonces_that_are_no_points_are_refused() {
 }
 
 #[test]
-fn a_member_that_rejects_the_data_ends_the_cohort_under_its_name() {
+fn a_rejection_of_the_data_ends_the_cohort_and_is_named() {
     let mut roles = honest(3);
     roles[1] = Role { verdict: Verdict::Reject, ..Role::default() };
     let mut simulation = Simulation::new(1, setup(roles));
@@ -390,7 +390,7 @@ fn a_member_that_rejects_the_data_ends_the_cohort_under_its_name() {
 }
 
 #[test]
-fn a_full_cohort_refuses_and_a_refused_candidate_is_no_member() {
+fn full_cohorts_and_refused_candidates_admit_no_member() {
     let mut setup = setup(honest(3));
     setup.conditions.max_participants = Some(3);
     setup.refuses.insert(0);

@@ -1,4 +1,4 @@
-//! Members that sign wrongly: the fallback takes over, the culprit is named, and nobody else.
+//! Members that sign wrongly: the fallback completes, and only the culprit is named.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -20,7 +20,7 @@ use musig2::{
     secp::{MaybePoint, MaybeScalar, Point, Scalar},
 };
 
-/// The order of the group, big-endian: the first number that is no scalar.
+/// The order of the group, big-endian: the smallest number that is not a scalar.
 const ORDER: [u8; 32] = [
     0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfe, 0xba, 0xae,
     0xdc, 0xe6, 0xaf, 0x48, 0xa0, 0x3b, 0xbf, 0xd2, 0x5e, 0x8c, 0xd0, 0x36, 0x41, 0x41,
@@ -52,12 +52,12 @@ fn assert_falls_back(simulation: &mut Simulation, case: &str, culprits: &[Did]) 
     assert_completes(simulation, case, culprits);
     let signed = simulation.report().signed.unwrap();
     assert_eq!(signed.path, SpendPath::ScriptPath, "{case}");
-    assert_eq!(signed.culprits, culprits, "{case}: the culprits, and nobody else");
+    assert_eq!(signed.culprits, culprits, "{case}: only the culprits are named");
     assert!(signed.holdouts.is_empty(), "{case}: {:?} were given no time", signed.holdouts);
 }
 
 #[test]
-fn whoever_sends_a_bad_partial_signature_is_named_and_the_fallback_completes() {
+fn bad_partial_signatures_are_named_and_the_fallback_completes() {
     for n in [2, 4, 7] {
         for (case, alter) in [
             ("zero", (|_| Bytes([0; 32])) as fn(Bytes<32>) -> Bytes<32>),
@@ -78,7 +78,7 @@ fn whoever_sends_a_bad_partial_signature_is_named_and_the_fallback_completes() {
 }
 
 #[test]
-fn anothers_partial_signature_is_a_bad_one() {
+fn another_members_partial_signature_is_invalid() {
     let mut simulation = Simulation::new(1, setup(honest(4)));
     let seen = Rc::new(RefCell::new(None));
     let copy = Rc::clone(&seen);
@@ -92,7 +92,7 @@ fn anothers_partial_signature_is_a_bad_one() {
 }
 
 #[test]
-fn errors_that_would_cancel_are_named_and_hide_no_third() {
+fn errors_that_cancel_out_are_named_and_hide_no_third() {
     for n in 4..=8 {
         let mut setup = setup(honest(n));
         if let ScriptTree::FallbackAndRecovery { fallback_threshold, .. } = &mut setup.conditions.script_tree {
@@ -103,7 +103,7 @@ fn errors_that_would_cancel_are_named_and_hide_no_third() {
         tamper_partial(&mut simulation, 1, |signature| plus(signature, -1));
         tamper_partial(&mut simulation, 2, |_| Bytes([0x5a; 32]));
         let villains: Vec<Did> = (0..3).map(|index| simulation.did(index)).collect();
-        assert_completes(&mut simulation, "a third behind two that cancel", &villains);
+        assert_completes(&mut simulation, "a third error beside two that cancel out", &villains);
         let signed = simulation.report().signed.unwrap();
         assert_eq!(signed.path, SpendPath::ScriptPath, "n = {n}");
         let mut expected = villains.clone();
@@ -137,12 +137,12 @@ fn a_nonce_that_cancels_the_others_exposes_its_sender() {
         });
     }
     let culprit = simulation.did(n - 1);
-    assert_falls_back(&mut simulation, "a nonce that cancels the others", &[culprit]);
+    assert_falls_back(&mut simulation, "a nonce that cancels out the others", &[culprit]);
     let aggregated = simulation.service().session().unwrap().events().iter().find_map(|event| match event {
         SessionEvent::NoncesAggregated { nonce, .. } => Some(*nonce),
         _ => None,
     });
-    assert_eq!(aggregated, Some(Bytes([0; 66])), "the case is the one that was meant: infinity");
+    assert_eq!(aggregated, Some(Bytes([0; 66])), "the case needs infinity");
 }
 
 fn without_partial(n: usize) -> Simulation {
@@ -216,7 +216,7 @@ fn once_the_fallback_is_chosen_the_key_path_cannot_finish() {
 }
 
 #[test]
-fn a_member_that_lost_its_nonce_in_a_restart_serves_the_fallback() {
+fn a_member_that_lost_its_nonce_signs_the_fallback() {
     let mut simulation = Simulation::new(3, setup(honest(3)));
     run_to(&mut simulation, "nonces");
     let sent = |simulation: &Simulation| !simulation.participants()[0].opened_nonces().is_empty();
@@ -226,11 +226,11 @@ fn a_member_that_lost_its_nonce_in_a_restart_serves_the_fallback() {
     let signed = simulation.report().signed.unwrap();
     assert_eq!(signed.path, SpendPath::ScriptPath);
     assert_eq!(signed.holdouts, [simulation.did(0)]);
-    assert!(simulation.participants()[0].nonce_uses().is_empty(), "the lost nonce signed nothing");
+    assert!(simulation.participants()[0].nonce_uses().is_empty(), "the lost nonce was not used");
 }
 
 #[test]
-fn without_enough_fallback_signatures_the_cohort_fails_naming_who_is_missing() {
+fn missing_fallback_signatures_fail_the_cohort_with_names() {
     let mut roles = honest(4);
     roles[1] = Role::default().silent_from(Slot::Nonce);
     roles[2] = Role::decliner().silent_from(Slot::Nonce);
@@ -249,7 +249,7 @@ fn without_enough_fallback_signatures_the_cohort_fails_naming_who_is_missing() {
 }
 
 #[test]
-fn who_only_contradicted_itself_is_at_fault_but_no_culprit() {
+fn an_equivocator_is_at_fault_but_not_a_culprit() {
     let mut roles = honest(4);
     for role in &mut roles[1..3] {
         *role = Role::default().silent_from(Slot::PartialSignature);
@@ -272,5 +272,5 @@ fn who_only_contradicted_itself_is_at_fault_but_no_culprit() {
     let failure = simulation.report().failure.unwrap();
     let CohortFailure::Signing { culprits, equivocators, .. } = &failure else { panic!("{failure:?}") };
     assert_eq!((culprits, equivocators), (&Vec::new(), &vec![liar.clone()]));
-    assert!(failure.at_fault().contains(&liar), "it is not invited again");
+    assert!(failure.at_fault().contains(&liar), "it is excluded from a reformed cohort");
 }

@@ -7,7 +7,7 @@ use btcr2_aggregation_protocol::{
 use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 
-/// The integers of the vectors that JCS would round; the reference rounds, we refuse.
+/// The integers of the vectors that JCS would round. The TypeScript implementation rounds them, we refuse them.
 const ROUNDED: &str = "9007199254740993";
 
 fn text<'a>(case: &'a Value, field: &str) -> &'a str {
@@ -31,7 +31,8 @@ fn canonical_bytes_and_hashes_are_those_of_the_vectors() {
             rounded += 1;
             let value: Value = serde_json::from_str(&input).unwrap();
             assert!(matches!(jcs::canonicalize(&value), Err(JcsError::Integer(_))), "{input}");
-            // Written as doubles they mean what the reference made of them, and the rest of the case counts.
+            // Written as doubles they have the value that the TypeScript implementation used, so the rest of the case
+            // applies.
             input = input.replace(ROUNDED, &format!("{ROUNDED}.0"));
         }
         plain += 1;
@@ -70,7 +71,7 @@ fn integers_are_exact_or_refused() {
     }
 }
 
-/// The canonical bytes of what was admitted are what is published and read again.
+/// The canonical bytes of accepted documents are published and read again.
 #[test]
 fn canonical_bytes_are_their_own_canonical_form() {
     for text in [
@@ -90,7 +91,7 @@ fn canonical_bytes_are_their_own_canonical_form() {
         let again: Value = serde_json::from_slice(&canonical).unwrap();
         assert_eq!(jcs::canonicalize(&again).unwrap(), canonical, "{text}");
     }
-    // The same double, but not as it is written: that would be a second document with the first one's hash.
+    // The same double in another notation would be a second document with the same hash.
     for text in ["1152921504606846976", "10000000000000001", "9007199254740995"] {
         let value: Value = serde_json::from_str(text).unwrap();
         assert!(matches!(jcs::canonicalize(&value), Err(JcsError::Integer(_))), "{text}");
@@ -98,7 +99,7 @@ fn canonical_bytes_are_their_own_canonical_form() {
 }
 
 #[test]
-fn whatever_the_parser_admits_is_not_too_deep_and_deeper_is_refused() {
+fn the_parser_limits_the_depth_of_documents() {
     let text = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
     let deepest =
         (1..1_000).take_while(|depth| serde_json::from_str::<Value>(&text(*depth)).is_ok()).last().unwrap();
@@ -111,7 +112,7 @@ fn whatever_the_parser_admits_is_not_too_deep_and_deeper_is_refused() {
 }
 
 #[test]
-fn duplicate_members_leave_the_last_one_as_in_ecmascript() {
+fn the_last_of_duplicate_members_counts_as_in_ecmascript() {
     let value: Value = serde_json::from_str(r#"{"a":1,"b":2,"a":3}"#).unwrap();
     assert_eq!(jcs::canonicalize(&value).unwrap(), br#"{"a":3,"b":2}"#);
 }

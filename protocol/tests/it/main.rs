@@ -1,7 +1,7 @@
 //! Tests of the protocol, as one binary.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
-// What the tests share.
+// Shared by the tests.
 mod bitcoin_support;
 mod common;
 mod sim_support;

@@ -1,4 +1,4 @@
-//! The messages of `messages.json`, text for text, and what is not a message.
+//! The messages of `messages.json`, byte for byte, and texts that are not messages.
 
 use btcr2_aggregation_protocol::{
     beacon::BeaconRegistry,
@@ -49,7 +49,7 @@ fn assert_names(message: &Value, expected: &str) {
 }
 
 #[test]
-fn every_message_is_read_and_written_as_the_other_implementation_writes_it() {
+fn every_recorded_message_round_trips() {
     let vectors = crate::common::vectors("messages");
     for entry in list(&vectors["messages"]) {
         let name = text(&entry["name"]);
@@ -61,7 +61,7 @@ fn every_message_is_read_and_written_as_the_other_implementation_writes_it() {
             assert_eq!(message.to.as_ref().map(Did::as_str), to, "{name}");
             assert_eq!(message.body.cohort_id().as_str(), text(&vectors["cohortId"]), "{name}");
 
-            // Built from the typed body, not from the text that a received message keeps.
+            // Built from the typed body, not from the text that a received message retains.
             let built = Message::new(message.from.clone(), message.to.clone(), (*message.body).clone());
             assert_eq!(built.to_json(), text(&entry["httpText"]), "{name}, {form}");
             assert_eq!(serde_json::from_str::<Value>(&built.to_json()).unwrap(), entry["http"], "{name}, {form}");
@@ -73,7 +73,7 @@ fn every_message_is_read_and_written_as_the_other_implementation_writes_it() {
 }
 
 #[test]
-fn a_forwarded_message_keeps_the_fields_that_we_do_not_know() {
+fn a_forwarded_message_retains_unknown_fields() {
     let unknown = with_body("validation_ack", |body| {
         body.insert("later".into(), json!({"than": "version 1"}));
     });
@@ -83,7 +83,7 @@ fn a_forwarded_message_keeps_the_fields_that_we_do_not_know() {
 }
 
 #[test]
-fn the_digest_depends_on_every_part_but_not_on_spelling() {
+fn the_digest_depends_on_every_part_but_not_on_notation() {
     let vectors = crate::common::vectors("messages");
     let original = recorded("validation_ack");
     let digest = decode(&original).unwrap().digest();
@@ -148,7 +148,7 @@ fn the_meaning_of_an_advert_is_checked_as_recorded() {
         body.extend(case["conditions"].as_object().unwrap().clone());
         message["body"] = Value::Object(body);
 
-        // The TypeScript implementation takes money promises that nobody here could keep.
+        // The TypeScript implementation accepts cost conditions that this one refuses.
         let participant_funded = case["conditions"]["fundingModel"] == "participant-funded";
         let expected = case["problems"] == 0 && !participant_funded;
         outcomes[usize::from(expected)] += 1;
@@ -166,10 +166,10 @@ fn the_meaning_of_an_advert_is_checked_as_recorded() {
             }
             Ok((advert, conditions)) => {
                 assert!(expected, "{name} must be refused");
-                // What the service would advertise for these conditions is the same advert again.
+                // The service would advertise these conditions with the same advert,
                 let key = PublicKey::from_bytes(&advert.communication_pk.0).unwrap();
                 let mut again = conditions.to_advert(advert.cohort_id.clone(), advert.network, &key);
-                // but for the case of the hex digits, which the typed key does not keep
+                // except for the case of the hex digits, which the typed key does not preserve.
                 assert_eq!(
                     again.recovery_key,
                     advert.recovery_key.as_deref().map(str::to_lowercase),
@@ -184,7 +184,7 @@ fn the_meaning_of_an_advert_is_checked_as_recorded() {
 }
 
 #[test]
-fn a_number_is_whole_however_it_is_written() {
+fn whole_numbers_are_read_in_any_notation() {
     for (written, accepted) in
         [("2", true), ("2.0", true), ("2e0", true), ("2.5", false), ("4294967296", false), ("-2", false)]
     {
@@ -200,7 +200,7 @@ fn a_number_is_whole_however_it_is_written() {
 }
 
 #[test]
-fn another_version_is_dropped() {
+fn messages_of_another_version_are_refused() {
     for version in [json!(0), json!(2), json!(1.5), json!("1"), json!(null), json!([1])] {
         let mut message = recorded("validation_ack");
         message["version"] = version.clone();
@@ -229,7 +229,7 @@ fn an_unknown_type_is_not_an_error_in_a_field() {
 }
 
 #[test]
-fn a_body_must_not_carry_what_the_other_side_would_take_for_the_header() {
+fn a_body_must_not_have_header_fields() {
     for key in ["type", "from"] {
         for value in [json!("x"), json!(null), json!({}), json!(false)] {
             let message = with_body("validation_ack", |body| {
@@ -297,7 +297,7 @@ fn every_byte_string_has_one_length_and_its_field_is_named() {
 }
 
 #[test]
-fn what_is_absent_is_not_null() {
+fn absent_fields_are_not_null() {
     for (message, field) in [
         ("cohort_advert", "maxParticipants"),
         ("cohort_advert", "minDidsPerParticipant"),
@@ -351,7 +351,7 @@ fn the_pending_transaction_is_in_the_legacy_serialization() {
 }
 
 #[test]
-fn satoshi_are_a_decimal_text() {
+fn satoshi_are_a_decimal_string() {
     let max = "2100000000000000";
     for (value, accepted) in [
         (json!("0"), true),
@@ -389,7 +389,7 @@ fn a_text_is_one_json_object() {
     let message = recorded("validation_ack");
     let good = message.to_string();
     assert!(Message::from_json(&format!(" {good}\n")).is_ok(), "white space is no garbage");
-    // Serde takes a list of the right length for a struct; the format does not.
+    // Serde accepts a list of the right length for a struct; the wire format does not.
     let listed = json!([message["type"], 1, message["from"], message["to"], message["body"]]);
     let body_listed = {
         let mut message = recorded("cohort_opt_in_accept");
@@ -427,7 +427,7 @@ fn a_text_is_one_json_object() {
     assert_names(&stranger, "from");
 }
 
-/// Our extension: no script tree, so no recovery fields, under a type that the TypeScript implementation ignores.
+/// Our extension: no script tree and so no recovery fields, under a type that the TypeScript implementation ignores.
 fn key_path_advert() -> Value {
     let mut message = with_body("cohort_advert", |body| {
         assert!(body.remove("recoveryKey").is_some() && body.remove("recoverySequence").is_some());
@@ -437,7 +437,7 @@ fn key_path_advert() -> Value {
 }
 
 #[test]
-fn a_key_path_only_advert_has_a_type_of_its_own() {
+fn a_key_path_only_advert_has_its_own_type() {
     let message = decode(&key_path_advert()).unwrap();
     let Body::CohortAdvert(advert) = (*message.body).clone() else { panic!("not an advert") };
     let conditions = Conditions::from_advert(&advert, &BeaconRegistry::default()).unwrap();

@@ -1,8 +1,8 @@
-//! The MuSig2 rounds of `musig2_round.json`, through the member's nonce and the coordinator's session; and who is blamed
-//! when a round goes wrong.
+//! The MuSig2 rounds of `musig2_round.json`, through the member's nonce and the coordinator's session; and the
+//! members that are blamed when a round fails.
 //!
-//! `secretNonce` of the vectors is not compared: a [`SecretNonce`] has no way out of its type but signing once. That it is
-//! the same secret shows in the public nonce and in the partial signature, which are the recorded ones.
+//! `secretNonce` of the vectors is not compared: a [`SecretNonce`] can only sign once. The recorded public nonce and
+//! partial signature show that the secret is the same.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -108,7 +108,7 @@ impl Run {
         Arc::clone(self.session.task())
     }
 
-    /// The events that the input makes; a refusal must leave the session as it was.
+    /// The events of the input. A rejection must not change the session.
     fn feed(&mut self, input: SessionInput) -> Result<Vec<SessionEvent>, Reject> {
         self.feed_at(NOW, input)
     }
@@ -156,7 +156,7 @@ impl Run {
         })
     }
 
-    /// The journal, written and read, leads to the same session.
+    /// The journal, written and read, gives the same session.
     fn check_replay(&self) {
         let text = serde_json::to_string(&self.journal).unwrap();
         let journal: Vec<SessionEvent> = serde_json::from_str(&text).unwrap();
@@ -173,7 +173,7 @@ fn every_round_is_signed_as_recorded() {
         let name = format!("case {index}, n = {}, {}", case["n"], case["cohort"]["network"]);
         assert_eq!(participants.len() as u64, case["n"].as_u64().unwrap(), "{name}");
 
-        // What the keys and terms determine; `cohort_output` compares the rest.
+        // The values that the keys and terms determine; `cohort_output` compares the others.
         let output = cohort_output(&case["cohort"]);
         let keys: Vec<String> = output.keys().iter().map(ToString::to_string).collect();
         assert_eq!(json!(keys), case["cohort"]["cohortKeys"], "{name}");
@@ -198,7 +198,7 @@ fn every_round_is_signed_as_recorded() {
             assert_eq!(signature, bytes(&participant["partialSignature"]), "{who}");
         }
 
-        // The coordinator, fed with the recorded nonces and partial signatures.
+        // The coordinator, with the recorded nonces and partial signatures.
         let members: BTreeMap<Did, PublicKey> = participants
             .iter()
             .map(|participant| (text(&participant["did"]).parse().unwrap(), public_key(&participant["publicKey"])))
@@ -229,7 +229,7 @@ fn every_round_is_signed_as_recorded() {
         assert!(consensus_accepts(&signed.transaction, &prevout(case)), "{name}");
         assert_eq!(run.session.deadline(), None, "{name}");
         assert_eq!(run.faults(), [], "{name}");
-        // A request and an aggregate nonce for everybody, and then the outcome for the cohort.
+        // A request and an aggregate nonce for every member, and then the outcome for the cohort.
         let sent: Vec<_> = run.sent().map(|(to, body)| (to.clone(), body.short_type())).collect();
         let expected: Vec<_> = ["sign/authorization_request", "sign/aggregated_nonce"]
             .into_iter()
@@ -242,10 +242,10 @@ fn every_round_is_signed_as_recorded() {
     }
 }
 
-/// How a recorded rejection came out here.
+/// The result of a recorded rejection in this implementation.
 #[derive(Debug)]
 enum Named {
-    /// The message could not be read; its sender is the culprit.
+    /// The message could not be decoded; its sender is the culprit.
     Unreadable(DecodeError),
     Recorded(Did, RejectCode),
     Nobody,
@@ -270,7 +270,7 @@ fn messages_of(run: &Run, dids: &[Did], kind: &str, values: &[Value]) -> Vec<Res
         .collect()
 }
 
-/// Feeds messages in order of the members; stops at the one that is unreadable or refused.
+/// Feeds messages in order of the members; stops at the first one that is unreadable or rejected.
 fn feed_all(run: &mut Run, messages: Vec<Result<Message, DecodeError>>) -> Vec<(usize, Named)> {
     let mut named = Vec::new();
     for (index, message) in messages.into_iter().enumerate() {
@@ -289,7 +289,7 @@ fn feed_all(run: &mut Run, messages: Vec<Result<Message, DecodeError>>) -> Vec<(
 }
 
 #[test]
-fn every_recorded_rejection_names_its_culprit_and_nothing_is_signed() {
+fn every_recorded_rejection_names_its_culprit() {
     let vectors = crate::common::vectors("musig2_round");
     let rejections = &vectors["rejections"];
     let output = cohort_output(&rejections["cohort"]);
@@ -310,7 +310,7 @@ fn every_recorded_rejection_names_its_culprit_and_nothing_is_signed() {
         let value = amount(&rejections["prevOutValue"]);
         let mut run = Run::open(task(output.clone(), members.clone(), unsigned, value));
 
-        // The two cases of a wrong length are recorded without nonces: cut or lengthen a good one.
+        // The two cases of a wrong length are recorded without nonces: a valid one is shortened or extended.
         let mut nonces = case.get("publicNonces").unwrap_or(&good_nonces).clone();
         match name {
             "nonce 65 bytes" => nonces[1] = json!(text(&nonces[1])[2..]),
@@ -360,7 +360,7 @@ fn every_recorded_rejection_names_its_culprit_and_nothing_is_signed() {
             Named::Unreadable(DecodeError::Field { field, .. }) => {
                 let expected = if nonce_case { "body.nonceContribution" } else { "body.partialSignature" };
                 assert_eq!(field, expected, "{name}");
-                assert!(name.ends_with("bytes"), "{name}: only a length is seen when decoding");
+                assert!(name.ends_with("bytes"), "{name}: decoding detects only a wrong length");
             }
             Named::Recorded(did, code) => {
                 let expected = if nonce_case { RejectCode::InvalidNonce } else { RejectCode::BadPartialSignature };
@@ -368,7 +368,7 @@ fn every_recorded_rejection_names_its_culprit_and_nothing_is_signed() {
             }
             _ => panic!("{name}: {named:?}"),
         }
-        // What could not be used is not stored, and leaves its sender missing.
+        // An invalid contribution is not stored, so its sender is still missing.
         assert_eq!(run.session.holdouts(), std::slice::from_ref(culprit), "{name}");
         run.check_replay();
     }
@@ -424,7 +424,7 @@ impl Round {
         run
     }
 
-    /// Adds a number of its own to each culprit's partial signature, so that no two errors cancel.
+    /// Adds a different number to each culprit's partial signature, so that no two errors cancel out.
     fn partials_with(&self, culprits: &[usize]) -> BTreeMap<Did, Bytes<32>> {
         let mut partials = self.partials.clone();
         for index in culprits {
@@ -450,7 +450,7 @@ fn culprit_sets(n: usize) -> Vec<Vec<usize>> {
 }
 
 #[test]
-fn a_bad_partial_signature_is_not_stored_and_can_be_mended() {
+fn a_bad_partial_signature_is_not_stored_and_can_be_replaced() {
     let round = Round::new(33);
     for culprits in culprit_sets(33) {
         let mut run = round.with_nonces();
@@ -460,22 +460,22 @@ fn a_bad_partial_signature_is_not_stored_and_can_be_mended() {
         }
         let faults: Vec<_> = run.faults().into_iter().map(|(did, _)| did).collect();
         assert_eq!(faults, round.sorted(&culprits), "culprits {culprits:?}");
-        assert_eq!(run.session.holdouts(), faults, "culprits {culprits:?}: only they are waited for");
+        assert_eq!(run.session.holdouts(), faults, "culprits {culprits:?}: only they are missing");
         for did in &faults {
-            // The same garbage again is only refused: it is on record.
+            // The same invalid signature again is only rejected: it is already recorded.
             let again = run.partial(did, partials[did]).unwrap_err();
             assert_eq!((again.code, again.peer.as_ref()), (RejectCode::BadPartialSignature, Some(did)));
             run.partial(did, round.partials[did]).unwrap();
         }
         let signed = run.signed().unwrap_or_else(|| panic!("{culprits:?}: {:?}", run.session.phase()));
         assert!(consensus_accepts(&signed.transaction, &round.task.prevout()));
-        assert_eq!(signed.culprits, [], "they have mended it");
+        assert_eq!(signed.culprits, [], "a valid signature clears its sender");
         run.check_replay();
     }
 }
 
 #[test]
-fn who_sends_no_valid_partial_signature_in_time_is_the_culprit() {
+fn members_without_a_valid_partial_signature_are_culprits() {
     let round = Round::new(5);
     let mut run = round.with_nonces();
     let partials = round.partials_with(&[1, 2]);
@@ -488,15 +488,15 @@ fn who_sends_no_valid_partial_signature_in_time_is_the_culprit() {
     let SessionPhase::Fallback { holdouts, culprits, .. } = run.session.phase() else {
         panic!("{:?}", run.session.phase());
     };
-    assert_eq!(holdouts, &round.sorted(&[4]), "who sent nothing");
-    assert_eq!(culprits, &round.sorted(&[1]), "who sent what is invalid only; who mended it is no culprit");
+    assert_eq!(holdouts, &round.sorted(&[4]), "the members that sent nothing");
+    assert_eq!(culprits, &round.sorted(&[1]), "the members that sent only invalid signatures");
     let late = run.partial(&round.dids[1], round.partials[&round.dids[1]]);
-    assert_eq!(late.unwrap_err().code, RejectCode::WrongPhase, "the latch has fallen");
+    assert_eq!(late.unwrap_err().code, RejectCode::WrongPhase, "the latch is closed");
     run.check_replay();
 }
 
 #[test]
-fn a_bad_nonce_is_not_stored_and_can_be_mended() {
+fn a_bad_nonce_is_not_stored_and_can_be_replaced() {
     let round = Round::new(3);
     let mut run = Run::open(SigningTask::clone(&round.task));
     let [first, second, third] = &round.dids[..] else { panic!() };
@@ -515,7 +515,7 @@ fn a_bad_nonce_is_not_stored_and_can_be_mended() {
 }
 
 #[test]
-fn errors_that_would_cancel_are_found_one_by_one() {
+fn errors_that_cancel_out_are_found_one_by_one() {
     let round = Round::new(3);
     let shift = |partial: Bytes<32>, by: secp256k1::Scalar| {
         Bytes(secp256k1::SecretKey::from_slice(&partial.0).unwrap().add_tweak(&by).unwrap().secret_bytes())
@@ -530,9 +530,9 @@ fn errors_that_would_cancel_are_found_one_by_one() {
     assert_eq!(run.session.holdouts(), round.sorted(&[0, 2]));
 }
 
-/// Until version 0.2.0 partial signatures were stored unverified.
+/// Versions before 0.2.0 stored partial signatures unverified.
 #[test]
-fn a_journal_with_unverified_partial_signatures_goes_on() {
+fn a_journal_with_unverified_partial_signatures_is_continued() {
     let round = Round::new(4);
     let mut run = round.with_nonces();
     let partials = round.partials_with(&[1]);
@@ -574,13 +574,13 @@ fn a_nonce_signs_once_and_for_one_session() {
     assert_eq!(signer.sign_partial(&one, &output, &aggregated, &[1; 32]), gone, "it was used");
 
     signer.open_nonce(&one, &output, &mut rng);
-    assert_eq!(signer.sign_partial(&other, &output, &aggregated, &[1; 32]), gone, "it is another session's");
-    assert_eq!(signer.sign_partial(&one, &output, &aggregated, &[1; 32]), gone, "and that wiped it");
+    assert_eq!(signer.sign_partial(&other, &output, &aggregated, &[1; 32]), gone, "the nonce of another session");
+    assert_eq!(signer.sign_partial(&one, &output, &aggregated, &[1; 32]), gone, "the attempt wiped it");
 
     signer.open_nonce(&one, &output, &mut rng);
     let bad = Bytes([5; 66]);
     assert_eq!(signer.sign_partial(&one, &output, &bad, &[1; 32]), Err(PartialSignError::AggregateNonce));
-    assert_eq!(signer.sign_partial(&one, &output, &aggregated, &[1; 32]), gone, "a failure uses it up too");
+    assert_eq!(signer.sign_partial(&one, &output, &aggregated, &[1; 32]), gone, "a failed attempt consumes it too");
 
     signer.open_nonce(&one, &output, &mut rng);
     let signature: Signature = signer.sign_fallback(&[1; 32], &mut rng);
@@ -589,7 +589,7 @@ fn a_nonce_signs_once_and_for_one_session() {
 }
 
 #[test]
-fn what_is_no_partial_signature_is_on_record_at_once() {
+fn a_malformed_partial_signature_is_recorded_at_once() {
     let round = Round::new(3);
     let order = "fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141";
     for number in [hex([0; 32]), order.to_owned(), hex([0xff; 32])] {

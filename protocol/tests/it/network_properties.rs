@@ -1,6 +1,6 @@
 //! The machines under a network that drops, repeats, reorders and delays, with members of every behaviour.
 //!
-//! `SIM_SEEDS` sets how many seeds each property is tried with.
+//! `SIM_SEEDS` sets the number of seeds for each property.
 
 use crate::sim_support::{
     TIMEOUT, assert_consensus,
@@ -13,7 +13,7 @@ use btcr2_aggregation_protocol::{
 };
 
 #[test]
-fn a_seed_is_a_run_byte_for_byte() {
+fn a_seed_reproduces_a_run_byte_for_byte() {
     let run = |seed| {
         let mut dice = Dice::new(seed);
         let mut setup = dice.setup(Dice::any_role);
@@ -29,7 +29,7 @@ fn a_seed_is_a_run_byte_for_byte() {
 }
 
 #[test]
-fn honest_cohorts_complete_by_key_path_however_messages_overtake_and_repeat() {
+fn honest_cohorts_complete_despite_reordering_and_repeats() {
     for_each_seed(80, |seed| {
         let mut dice = Dice::new(seed);
         let mut setup = dice.setup(Dice::honest);
@@ -50,12 +50,12 @@ fn honest_cohorts_complete_by_key_path_however_messages_overtake_and_repeat() {
 }
 
 #[test]
-fn k_responsive_members_complete_by_fallback_when_others_fall_silent_while_signing() {
+fn k_responsive_members_complete_by_fallback() {
     for_each_seed(80, |seed| {
         let mut dice = Dice::new(seed);
         let mut setup = dice.setup(Dice::honest);
         let n = setup.roles.len();
-        // The default threshold is n - 1: one may be missing, if there are others at all.
+        // The default threshold is n - 1: one member may be missing, unless it is the only one.
         let villain = dice.below(n as u64) as usize;
         let slot = if dice.below(2) == 0 { Slot::Nonce } else { Slot::PartialSignature };
         let role = setup.roles[villain].clone();
@@ -69,14 +69,14 @@ fn k_responsive_members_complete_by_fallback_when_others_fall_silent_while_signi
         let report = simulation.report();
         let signed = report.signed.as_ref().unwrap_or_else(|| panic!("{} {:?}", report.phase, report.failure));
         assert_eq!(signed.path, SpendPath::ScriptPath);
-        assert_eq!(signed.holdouts, [simulation.did(villain)], "the silent one is named, and nobody else");
+        assert_eq!(signed.holdouts, [simulation.did(villain)], "only the silent member is named");
         assert!(report.accused().is_empty(), "{:?} {:?}", report.rejections, report.faults);
         assert!(simulation.has_ended());
     });
 }
 
 #[test]
-fn nothing_hangs_whoever_misbehaves_and_whatever_is_lost() {
+fn nothing_hangs_despite_faulty_members_and_lost_messages() {
     for_each_seed(120, |seed| {
         let mut dice = Dice::new(seed);
         let mut setup = dice.setup(Dice::any_role);
@@ -98,7 +98,7 @@ fn nothing_hangs_whoever_misbehaves_and_whatever_is_lost() {
         let accused = simulation.report().accused();
         assert!(
             honest.iter().all(|did| !accused.contains(did)),
-            "nobody here lies, and yet {accused:?} are accused: {:?}",
+            "every member is honest, but {accused:?} are accused: {:?}",
             simulation.report()
         );
     });

@@ -1,4 +1,4 @@
-//! Nostr events and NIP-44 payloads against `nostr.json`, and what is refused.
+//! Nostr events and NIP-44 payloads against `nostr.json`, and rejections.
 
 use btcr2_aggregation_protocol::{
     beacon::{BeaconData, BeaconType, CasAnnouncement},
@@ -62,11 +62,11 @@ struct Recorded(Vec<u8>);
 
 impl RngCore for Recorded {
     fn next_u32(&mut self) -> u32 {
-        unreachable!("nothing here asks for numbers")
+        unreachable!("no number is requested here")
     }
 
     fn next_u64(&mut self) -> u64 {
-        unreachable!("nothing here asks for numbers")
+        unreachable!("no number is requested here")
     }
 
     fn fill_bytes(&mut self, out: &mut [u8]) {
@@ -85,7 +85,7 @@ fn read(event: &Event, own: &SecretKey) -> Result<(XOnlyKey, Message), ReadError
 }
 
 #[test]
-fn our_events_are_the_recorded_ones_but_for_the_signature() {
+fn our_events_equal_the_recorded_ones_except_signatures() {
     let vectors = crate::common::vectors("nostr");
     for case in list(&vectors, "events") {
         let name = text(case, "name");
@@ -116,7 +116,7 @@ fn recorded_events_verify_and_read_as_their_messages() {
     for case in list(&vectors, "events") {
         let name = text(case, "name");
         let from = actor(&vectors, text(case, "from"));
-        // An advert is for everybody: anybody reads it.
+        // An advert is a broadcast: every key can read it.
         let reader = actor(&vectors, case["to"].as_str().unwrap_or("b"));
         let event = Event::from_json(case["event"].to_string()).unwrap();
 
@@ -134,7 +134,7 @@ fn recorded_events_verify_and_read_as_their_messages() {
 }
 
 #[test]
-fn payloads_are_the_recorded_ones_both_ways() {
+fn payloads_encrypt_and_decrypt_as_recorded() {
     let vectors = crate::common::vectors("nostr");
     for case in list(&vectors, "nip44") {
         let (from, to) = (actor(&vectors, text(case, "from")), actor(&vectors, text(case, "to")));
@@ -150,13 +150,13 @@ fn payloads_are_the_recorded_ones_both_ways() {
 }
 
 #[test]
-fn recorded_rejections_are_refused_each_for_its_reason() {
+fn recorded_rejections_give_the_recorded_reason() {
     let vectors = crate::common::vectors("nostr");
     for case in list(&vectors, "nip44Rejections") {
         let key = ConversationKey::from_bytes(bytes(text(case, "conversationKey")));
         let expected = match text(case, "name") {
             "mac flipped" | "ciphertext flipped" | "nonce flipped" => vec![DecryptError::Mac],
-            // Depends on where.
+            // The error depends on the place of the truncation.
             "truncated" => vec![DecryptError::Mac, DecryptError::Base64],
             "version 1" => vec![DecryptError::Version(1)],
             "version 3" => vec![DecryptError::Version(3)],
@@ -170,7 +170,7 @@ fn recorded_rejections_are_refused_each_for_its_reason() {
 }
 
 #[test]
-fn payloads_that_no_vector_has_are_refused() {
+fn invalid_payloads_without_vectors_are_refused() {
     let key = ConversationKey::from_bytes([3; 32]);
     let huge = "A".repeat(1 << 20);
     assert_eq!(key.decrypt(&huge), Err(DecryptError::TooLong));
@@ -189,7 +189,7 @@ fn keys() -> (SecretKey, SecretKey) {
 }
 
 #[test]
-fn a_forged_event_is_refused_before_its_content_is_looked_at() {
+fn a_forged_event_is_refused_before_its_content_is_read() {
     let (from, to) = keys();
     let peer = Peer::new(&from, to.public_key().x_only()).unwrap();
     let event = seal(&declined(&from, &to), &from, Some(&peer), Timestamp::from_secs(1), &mut rng()).unwrap();
@@ -205,15 +205,15 @@ fn a_forged_event_is_refused_before_its_content_is_looked_at() {
 
     let mut kind = event.clone();
     kind.kind = Kind::from_u16(7);
-    assert_eq!(read(&kind, &to), Err(ReadError::Id), "a kind is judged only when it is signed");
+    assert_eq!(read(&kind, &to), Err(ReadError::Id), "the kind is covered by the id too");
 
-    // The id right, the signature another event's.
+    // The id is correct, the signature is that of another event.
     let mut signature =
         seal(&declined(&from, &to), &from, Some(&peer), Timestamp::from_secs(2), &mut rng()).unwrap();
     signature.sig = event.sig;
     assert_eq!(read(&signature, &to), Err(ReadError::Signature));
 
-    // All of it right, but for the key.
+    // Only the key is wrong.
     let mut author = event.clone();
     author.pubkey = nostr::PublicKey::from_byte_array(to.public_key().x_only().to_bytes());
     author.id =
@@ -221,7 +221,7 @@ fn a_forged_event_is_refused_before_its_content_is_looked_at() {
     assert_eq!(read(&author, &to), Err(ReadError::Signature));
 }
 
-/// An event with any kind and content, properly signed.
+/// An event with any kind and content, correctly signed.
 fn signed(key: &SecretKey, kind: u16, content: &str) -> Event {
     let pubkey = nostr::PublicKey::from_byte_array(key.public_key().x_only().to_bytes());
     let (created_at, kind) = (nostr::Timestamp::from_secs(1), Kind::from_u16(kind));
@@ -233,21 +233,21 @@ fn signed(key: &SecretKey, kind: u16, content: &str) -> Event {
 }
 
 #[test]
-fn what_is_properly_signed_but_no_message_is_refused_each_for_its_reason() {
+fn signed_events_that_are_not_messages_are_refused() {
     let (from, to) = keys();
     let message = declined(&from, &to);
     let key = ConversationKey::derive(&from, &to.public_key().x_only()).unwrap();
 
     assert_eq!(read(&signed(&from, 7, "+"), &to), Err(ReadError::Kind(7)));
     assert_eq!(read(&signed(&from, 1059, "+"), &to), Err(ReadError::Decrypt(DecryptError::Base64)));
-    // A secret said in public is not accepted as if it had been kept.
+    // A confidential message in plain text is not accepted.
     let refused = read(&signed(&from, 1, &message.to_json()), &to).unwrap_err();
     assert!(
         matches!(refused, ReadError::WrongKind { kind: 1, ref claimed, .. } if **claimed == message.from),
         "{refused}"
     );
 
-    // Somebody's ordinary note that mentions us.
+    // An ordinary note that mentions us.
     let refused = read(&signed(&from, 1, "hello"), &to).unwrap_err();
     assert!(matches!(refused, ReadError::Decode { claimed: None, .. }), "{refused}");
 
@@ -258,7 +258,7 @@ fn what_is_properly_signed_but_no_message_is_refused_each_for_its_reason() {
 }
 
 #[test]
-fn what_nip44_cannot_encrypt_is_refused_and_the_longest_that_it_can_is_not() {
+fn messages_longer_than_nip44_allows_are_refused() {
     let (from, to) = keys();
     let key = ConversationKey::derive(&from, &to.public_key().x_only()).unwrap();
     let longest = "x".repeat(MAX_PLAINTEXT);
@@ -291,7 +291,7 @@ fn distribution(from: &SecretKey, members: usize) -> Message {
 }
 
 #[test]
-fn a_cas_cohort_has_as_many_members_as_fit_into_one_message_and_an_smt_cohort_any_number() {
+fn one_message_bounds_cas_cohorts_but_not_smt_cohorts() {
     let (from, to) = keys();
     let most = max_members(&BeaconType::cas()).unwrap();
     let peer = Peer::new(&from, to.public_key().x_only()).unwrap();
@@ -315,7 +315,7 @@ fn a_relays_limits_bound_the_cohorts_that_it_can_carry() {
         let bytes = EventLimits { message_bytes: Some(limit), content_chars: None };
         let most = bytes.max_members(&BeaconType::cas()).unwrap();
         assert!(most > 0 && size(most).0 <= limit, "{most} members in {limit} bytes");
-        // NIP-44 pads in steps, and the reserve for the rest of the event is not large.
+        // NIP-44 pads in steps, and the reserve for the rest of the event is small.
         assert!(size(most + most / 8 + 8).0 > limit, "{most} members in {limit} bytes");
         let chars = EventLimits { message_bytes: None, content_chars: Some(limit) };
         let most = chars.max_members(&BeaconType::cas()).unwrap();
@@ -324,7 +324,7 @@ fn a_relays_limits_bound_the_cohorts_that_it_can_carry() {
     let small = EventLimits { message_bytes: Some(1_000), content_chars: None };
     assert_eq!(small.max_members(&BeaconType::smt()), Some(0), "not even an update");
     let usual = EventLimits { message_bytes: Some(65_536), content_chars: None };
-    // The keys of all members are in one message.
+    // One message holds the keys of all members.
     assert!((500..800).contains(&usual.max_members(&BeaconType::smt()).unwrap()));
     assert_eq!(EventLimits::default().max_members(&BeaconType::smt()), None);
     assert_eq!(EventLimits::default().max_members(&BeaconType::cas()), max_members(&BeaconType::cas()));
@@ -332,7 +332,7 @@ fn a_relays_limits_bound_the_cohorts_that_it_can_carry() {
 
 proptest! {
     #[test]
-    fn what_is_sealed_is_what_is_read(
+    fn sealed_messages_round_trip(
         secrets in any::<[[u8; 32]; 2]>(),
         seed in any::<u64>(),
         at in 0..4_000_000_000_u64,
@@ -345,7 +345,7 @@ proptest! {
         let peer = Peer::new(&from, to.public_key().x_only()).unwrap();
         let mut rng = ChaCha20Rng::seed_from_u64(seed);
         let event = seal(&message, &from, Some(&peer), Timestamp::from_secs(at), &mut rng).unwrap();
-        // As it travels.
+        // In the form in which it is sent.
         let event = Event::from_json(event.as_json()).unwrap();
         let (sender, read) = read(&event, &to).unwrap();
         prop_assert_eq!(sender, from.public_key().x_only());
@@ -355,7 +355,7 @@ proptest! {
 }
 
 #[test]
-fn a_retraction_names_the_adverts_and_their_kind_and_is_signed_by_their_key() {
+fn a_retraction_names_the_adverts_and_has_their_key() {
     let secret = SecretKey::from_bytes(&[3; 32]).unwrap();
     let adverts = [1, 2].map(|byte| nostr::EventId::from_byte_array([byte; 32]));
     let event = retract(&adverts, &secret, Timestamp::from_secs(1_750_000_000), &mut rng());
@@ -364,7 +364,7 @@ fn a_retraction_names_the_adverts_and_their_kind_and_is_signed_by_their_key() {
     assert_eq!((event.kind, event.content.as_str()), (Kind::EventDeletion, ""));
     let tags: Vec<_> = event.tags.iter().map(|tag| tag.as_slice().to_vec()).collect();
     assert_eq!(tags, [["e", &"01".repeat(32)], ["e", &"02".repeat(32)], ["k", "1"]]);
-    // Nobody takes it for a message.
+    // It is not read as a message.
     let read = VerifiedEvent::verify(&event).unwrap().message(|_| Err(()));
     assert_eq!(read, Err(ReadError::Kind(5)));
 }

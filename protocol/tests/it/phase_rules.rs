@@ -1,4 +1,5 @@
-//! What a service does when a phase cannot be completed: it waits as often as its rule says, and then gives its answer.
+//! What a service does when a phase cannot be completed: it extends the phase as its rule states, and then applies
+//! the answer.
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use btcr2_aggregation_protocol::{
 
 const WAIT: Duration = Duration::from_secs(240);
 
-/// A cohort that gets stuck in `phase`, which is waited for by `rule`.
+/// A cohort that cannot complete `phase`, which has the rule `rule`.
 fn stuck_in(phase: TimedPhase, rule: PhaseRule) -> Simulation {
     let mut roles = honest(4);
     let silent_from = |slot| Role::default().silent_from(slot);
@@ -53,7 +54,7 @@ fn stuck_in(phase: TimedPhase, rule: PhaseRule) -> Simulation {
     simulation
 }
 
-/// When the wait for `phase` began, how often it was extended, and when it was over.
+/// The start of `phase`, the number of its extensions, and its end.
 fn wait_for(simulation: &Simulation, waited_for: TimedPhase) -> (Timestamp, usize, Timestamp) {
     let (mut begun, mut extended, mut over) = (None, 0, None);
     let mut entered = |phase: Option<TimedPhase>, at: Timestamp| {
@@ -92,7 +93,7 @@ fn wait_for(simulation: &Simulation, waited_for: TimedPhase) -> (Timestamp, usiz
 }
 
 #[test]
-fn a_phase_is_extended_as_often_as_its_rule_says_and_then_answered() {
+fn a_phase_is_extended_by_its_rule_and_then_answered() {
     for phase in TimedPhase::ALL {
         for extensions in [0, 1, 3] {
             let then = PhaseRules::default().rule(phase).then;
@@ -126,7 +127,7 @@ fn a_phase_is_extended_as_often_as_its_rule_says_and_then_answered() {
 }
 
 #[test]
-fn what_comes_while_a_phase_is_extended_completes_it() {
+fn contributions_during_an_extension_complete_the_phase() {
     for (phase, kind) in [(TimedPhase::Updates, "update/"), (TimedPhase::Validation, "update/validation_ack")] {
         let mut setup = setup(honest(3));
         setup.rules.set(phase, PhaseRule { timeout: Some(WAIT), extensions: 1, then: Answer::Fail }).unwrap();
@@ -153,7 +154,7 @@ fn what_comes_while_a_phase_is_extended_completes_it() {
 }
 
 #[test]
-fn no_extension_outlives_the_cohort() {
+fn no_extension_exceeds_the_cohorts_ttl() {
     let mut setup = setup(vec![Role::default(), Role::default().silent_from(Slot::Update)]);
     setup.timing.cohort_ttl = TIMEOUT * 2;
     let rule = PhaseRule { timeout: None, extensions: 100, then: Answer::Fail };
@@ -167,7 +168,7 @@ fn no_extension_outlives_the_cohort() {
 }
 
 #[test]
-fn signing_phases_are_answered_by_fallback_failure_or_another_cohort() {
+fn signing_phases_end_in_fallback_failure_or_reformation() {
     for phase in [TimedPhase::Nonces, TimedPhase::PartialSignatures] {
         for then in [Answer::FallBack, Answer::Fail, Answer::Reform] {
             let mut simulation = stuck_in(phase, PhaseRule { timeout: None, extensions: 0, then });
@@ -188,7 +189,7 @@ fn signing_phases_are_answered_by_fallback_failure_or_another_cohort() {
                     assert_eq!((holdouts, culprits), (vec![simulation.did(3)], vec![]), "{phase}");
                 }
             }
-            // The next cohort is complete without the member that keeps its nonce, and signs with all keys.
+            // The next cohort is complete without the member that withholds its nonce, and all its members sign.
             let expected = if then == Answer::Reform { 2 } else { 1 };
             assert_eq!(simulation.service().cohorts().len(), expected, "{phase}");
             if then == Answer::Reform {
@@ -216,7 +217,7 @@ fn without_a_fallback_leaf_the_rule_for_the_fallback_decides() {
 }
 
 #[test]
-fn the_guard_behind_a_session_is_longer_than_the_session_can_be() {
+fn the_guard_of_a_session_outlasts_the_session() {
     let mut roles = honest(4);
     roles[2..].fill(Role::default().silent_from(Slot::PartialSignature));
     let mut setup = setup(roles);
@@ -229,8 +230,8 @@ fn the_guard_behind_a_session_is_longer_than_the_session_can_be() {
     simulation.run();
     simulation.assert_invariants();
     let failure = simulation.report().failure;
-    assert!(matches!(failure, Some(CohortFailure::Signing { .. })), "the session ended by itself: {failure:?}");
+    assert!(matches!(failure, Some(CohortFailure::Signing { .. })), "the session did not end by itself: {failure:?}");
     let guarded =
         simulation.service().events().iter().any(|event| matches!(event, ServiceEvent::PhaseExtended { .. }));
-    assert!(!guarded, "the guard never struck");
+    assert!(!guarded, "the guard fired");
 }

@@ -1,4 +1,5 @@
-//! Before signing, the service may ask its members for a sign of life, so that whoever is gone is found before nonces are.
+//! Before signing, the service may request presence confirmations, so that absent members are detected before nonces
+//! are exchanged.
 
 use crate::sim_support::{TIMEOUT, assert_named, bodies, honest, run_to, setup, stranger};
 use btcr2_aggregation_protocol::{
@@ -21,7 +22,7 @@ use btcr2_aggregation_protocol::{
 
 const CHECKING: &str = "checking presence";
 
-/// A cohort of four that is asked for signs of life, of whom `absent` give none.
+/// A cohort of four that is asked to confirm its presence, of which the members `absent` do not.
 fn with_absent(absent: &[usize], then: Answer) -> Simulation {
     let mut setup = setup(honest(4));
     setup.rules.presence_check = true;
@@ -47,7 +48,7 @@ fn absent_when_signing_started(simulation: &Simulation) -> Option<Vec<Did>> {
 }
 
 #[test]
-fn when_everybody_is_there_signing_starts_at_once() {
+fn signing_starts_once_every_member_is_present() {
     let mut simulation = with_absent(&[], Answer::Fail);
     run_to(&mut simulation, CHECKING);
     let asked_at = simulation.now();
@@ -64,14 +65,14 @@ fn when_everybody_is_there_signing_starts_at_once() {
 }
 
 #[test]
-fn each_answer_to_an_absent_member() {
+fn each_answer_applies_to_an_absent_member() {
     let gone = |simulation: &Simulation| vec![simulation.did(2)];
 
     let mut simulation = with_absent(&[2], Answer::Proceed);
     simulation.run();
     simulation.assert_invariants();
     assert_eq!(absent_when_signing_started(&simulation), Some(vec![]));
-    // It was there after all, like a member of the TypeScript implementation, which does not know the question.
+    // The member was present after all, like a member of the TypeScript implementation, which ignores the request.
     assert_eq!(simulation.report().signed.unwrap().path, SpendPath::KeyPath);
 
     let mut simulation = with_absent(&[2], Answer::FallBack);
@@ -99,7 +100,7 @@ fn each_answer_to_an_absent_member() {
 }
 
 #[test]
-fn whoever_restarts_meanwhile_is_asked_and_answers_again() {
+fn presence_is_requested_and_confirmed_again_after_a_restart() {
     let mut simulation = with_absent(&[0], Answer::Fail);
     run_to(&mut simulation, CHECKING);
     simulation.advance(TIMEOUT / 2);
@@ -113,7 +114,7 @@ fn whoever_restarts_meanwhile_is_asked_and_answers_again() {
 }
 
 #[test]
-fn signs_of_life_from_others_or_at_other_times_change_nothing() {
+fn unexpected_presence_messages_change_nothing() {
     let mut simulation = with_absent(&[2], Answer::FallBack);
     run_to(&mut simulation, "validating");
     let presence = Presence { cohort_id: bodies::cohort_id(&simulation) };
@@ -127,13 +128,13 @@ fn signs_of_life_from_others_or_at_other_times_change_nothing() {
     let nobody = stranger(9);
     let strange = Message::new(nobody.did().clone(), None, presence.clone());
     let result = simulation.deliver_to_service(&strange);
-    assert_named("a stranger's sign of life", result, nobody.did(), RejectCode::NotAMember);
+    assert_named("an outsider's presence confirmation", result, nobody.did(), RejectCode::NotAMember);
 
-    // A member is asked by its service only, and says so once.
+    // A member answers only its own service, and only once.
     let request = PresenceRequest { cohort_id: bodies::cohort_id(&simulation) };
     let forged = Message::new(nobody.did().clone(), Some(simulation.did(1)), request.clone());
     let result = simulation.deliver(nobody.did(), &simulation.did(1), &forged.to_json());
-    assert_named("a stranger's question", result, nobody.did(), RejectCode::WrongSender);
+    assert_named("an outsider's presence request", result, nobody.did(), RejectCode::WrongSender);
     let service = simulation.service().identity().did().clone();
     let events = simulation.participants()[1].events().len();
     let again = Message::new(service.clone(), Some(simulation.did(1)), request);

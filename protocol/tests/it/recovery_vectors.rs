@@ -1,4 +1,4 @@
-//! The recovery spends of `recovery.json`, and what Bitcoin Core says about them.
+//! The recovery spends of `recovery.json`, and Bitcoin Core's verdict on them.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ fn utxo(utxo: &Value) -> Coin {
 }
 
 #[test]
-fn every_case_is_built_as_in_the_vector_and_accepted_by_consensus() {
+fn every_recovery_is_as_recorded_and_passes_consensus() {
     let vectors = crate::common::vectors("recovery");
     for (index, case) in list(&vectors["cases"]).iter().enumerate() {
         let output = cohort_output(&case["cohort"]);
@@ -69,7 +69,7 @@ fn every_case_is_built_as_in_the_vector_and_accepted_by_consensus() {
     }
 }
 
-/// The reference's one call: derive the output, then make the spend.
+/// The recovery of the TypeScript implementation in one call: derives the output, then makes the spend.
 fn recover(rejections: &Value, case: &Value) -> Result<(BeaconOutput, bitcoin::Transaction), String> {
     let cohort = &rejections["cohort"];
     let keys = case["cohortKeys"].as_array().unwrap().iter().map(|key| text(key).parse::<PublicKey>().unwrap());
@@ -101,7 +101,7 @@ fn rejections_have_the_code_of_the_vector() {
             assert!(consensus_accepts(&tx, &utxo(&rejections["utxo"]).prevout(&output)), "{name}");
             continue;
         }
-        // The reference throws an unnamed error for a destination on another network.
+        // The TypeScript implementation throws an unnamed error for a destination on another network.
         let expected =
             if name == "destination on another network" { "INVALID_DESTINATION" } else { text(&case["errorName"]) };
         assert_eq!(result.unwrap_err(), expected, "{name}");

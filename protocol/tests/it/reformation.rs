@@ -37,7 +37,7 @@ fn lineage(simulation: &Simulation) -> &Lineage {
 }
 
 #[test]
-fn whoever_was_at_fault_stays_outside_and_the_others_complete() {
+fn members_at_fault_are_excluded_and_the_others_complete() {
     let rejecter = Role { verdict: Verdict::Reject, ..Role::default() };
     for (case, role) in [
         ("no update", silent_from(Slot::Update)),
@@ -58,7 +58,7 @@ fn whoever_was_at_fault_stays_outside_and_the_others_complete() {
         let [first, second] = simulation.service().cohorts() else { panic!("{case}: two cohorts") };
         let (first, second) = (&first.machine().config().terms, &second.machine().config().terms);
         assert_eq!(second.lineage.predecessor.as_ref(), Some(&first.cohort_id), "{case}");
-        assert_eq!(second.conditions, first.conditions, "{case}: the same terms");
+        assert_eq!(second.conditions, first.conditions, "{case}: the conditions are the same");
         for (node, at_fault) in simulation.participants().iter().zip([false, false, false, true]) {
             let told = node.seats()[0].events().last().map(|event| format!("{event:?}")).unwrap();
             if case == "a rejection" && at_fault {
@@ -71,8 +71,8 @@ fn whoever_was_at_fault_stays_outside_and_the_others_complete() {
 }
 
 #[test]
-fn who_lied_while_the_cohort_failed_over_others_is_left_out_as_well() {
-    // Member 3 submits and declines, and then signs wrongly; members 4 and 5 keep silent at the fallback.
+fn members_with_recorded_faults_are_excluded_too() {
+    // Member 3 submits and declines, and then signs wrongly; members 4 and 5 are silent at the fallback.
     let mut roles = honest(6);
     roles[3] = Role::default();
     roles[4] = Role::default().without(Slot::FallbackSignature);
@@ -103,7 +103,7 @@ fn who_lied_while_the_cohort_failed_over_others_is_left_out_as_well() {
 }
 
 #[test]
-fn fewer_than_a_cohort_needs_wait_for_newcomers_in_vain() {
+fn too_few_remaining_members_wait_for_new_ones() {
     for (min, complete) in [(3, true), (4, false)] {
         let mut roles = honest(3);
         roles.push(silent_from(Slot::Update));
@@ -125,9 +125,9 @@ fn fewer_than_a_cohort_needs_wait_for_newcomers_in_vain() {
 }
 
 #[test]
-fn a_newcomer_takes_the_place_of_the_culprit() {
-    // Formed at the fewest members that it may have, and one of them keeps silent: the fourth one, for whom there was no room,
-    // is admitted to the next cohort.
+fn a_new_member_takes_the_place_of_the_culprit() {
+    // The cohort forms at its minimum, and one of its members is silent. The fourth participant, for which there was
+    // no place, is admitted to the next cohort.
     let mut roles = vec![silent_from(Slot::Update)];
     roles.extend(honest(3));
     let mut setup = reforming(roles);
@@ -142,7 +142,7 @@ fn a_newcomer_takes_the_place_of_the_culprit() {
 }
 
 #[test]
-fn a_member_that_rejects_valid_data_is_at_fault_and_the_others_complete_at_the_minimum() {
+fn the_minimum_completes_without_a_member_that_rejects() {
     let mut roles = vec![Role { verdict: Verdict::Reject, ..Role::default() }];
     roles.extend(honest(3));
     let mut setup = reforming(roles);
@@ -158,7 +158,7 @@ fn a_member_that_rejects_valid_data_is_at_fault_and_the_others_complete_at_the_m
 #[test]
 fn a_chain_of_failing_cohorts_ends() {
     for reformations in 0..3 {
-        // Each one fails over another member, later than the one before.
+        // Each cohort fails because of another member, later than the previous one.
         let mut roles = honest(2);
         roles.extend([silent_from(Slot::Update), silent_from(Slot::Validation)]);
         roles.push(Role { verdict: Verdict::Reject, ..Role::default() });
@@ -174,7 +174,7 @@ fn a_chain_of_failing_cohorts_ends() {
 }
 
 #[test]
-fn nobody_excluded_gets_in_and_the_last_of_the_invited_is_waited_for() {
+fn excluded_members_stay_out_and_invited_ones_are_awaited() {
     let mut roles = honest(3);
     roles.push(silent_from(Slot::Update));
     let mut simulation = Simulation::new(1, reforming(roles));
@@ -194,7 +194,7 @@ fn nobody_excluded_gets_in_and_the_last_of_the_invited_is_waited_for() {
     assert!(simulation.run_until(|_| held.borrow().is_some()));
     simulation.advance(crate::sim_support::TIMEOUT / 2);
     let Phase::Enrolling(enrolling) = simulation.service().machine().phase() else {
-        panic!("it waits for all whom it invited: {:?}", simulation.service().machine())
+        panic!("it does not wait for all invited members: {:?}", simulation.service().machine())
     };
     assert_eq!(enrolling.admitted(), 2);
 
@@ -205,7 +205,7 @@ fn nobody_excluded_gets_in_and_the_last_of_the_invited_is_waited_for() {
 
     let last = held.take().unwrap();
     simulation.deliver_to_service(&last).unwrap();
-    assert!(!matches!(simulation.service().machine().phase(), Phase::Enrolling(_)), "it is complete");
+    assert!(!matches!(simulation.service().machine().phase(), Phase::Enrolling(_)), "the cohort is complete");
     simulation.run();
     simulation.assert_invariants();
     assert_eq!(simulation.report().signed.unwrap().signers.len(), 3);
@@ -284,17 +284,17 @@ impl Alone {
 }
 
 #[test]
-fn an_invited_member_that_the_operator_refuses_is_not_waited_for() {
+fn a_refused_invited_member_is_not_awaited() {
     let (one, two) = (stranger(1), stranger(2));
     let mut alone = Alone::new(&[&one, &two], 5);
     alone.opt_in(&one).unwrap();
-    assert!(!alone.decide(&one, Ok(())), "the other one is on its way");
+    assert!(!alone.decide(&one, Ok(())), "the other member has not opted in yet");
     alone.opt_in(&two).unwrap();
-    assert!(alone.decide(&two, Err("not any more".to_owned())), "nobody else is waited for");
+    assert!(alone.decide(&two, Err("not any more".to_owned())), "no other member is awaited");
 }
 
 #[test]
-fn a_cohort_that_has_its_fewest_members_settles_before_it_forms() {
+fn a_cohort_with_its_minimum_settles_before_it_forms() {
     let settle = Duration::from_secs(30);
     let (one, two, three) = (stranger(1), stranger(2), stranger(3));
     let is_enrolling = |alone: &Alone| matches!(alone.machine.phase(), Phase::Enrolling(_));
@@ -304,7 +304,7 @@ fn a_cohort_that_has_its_fewest_members_settles_before_it_forms() {
     };
     let start = || Alone::with(&[], 3, PhaseRules::default().settling(settle));
 
-    // It waits from the first member on, one being enough here, and whoever comes meanwhile does not put off the end.
+    // The settling time starts with the first member, which is enough here. A later member does not postpone its end.
     let mut alone = start();
     admit(&mut alone, &one);
     alone.now = START + Duration::from_secs(20);
@@ -315,7 +315,7 @@ fn a_cohort_that_has_its_fewest_members_settles_before_it_forms() {
     assert!(!is_enrolling(&alone));
     assert_eq!(alone.machine.phase().formed().unwrap().members.len(), 2);
 
-    // Full, it forms at once.
+    // A full cohort forms at once.
     let mut alone = start();
     admit(&mut alone, &one);
     admit(&mut alone, &two);
@@ -324,7 +324,7 @@ fn a_cohort_that_has_its_fewest_members_settles_before_it_forms() {
     alone.decide(&three, Ok(()));
     assert!(!is_enrolling(&alone));
 
-    // One invited member that does not come back holds nobody up for longer than that.
+    // An invited member that does not opt in delays the others no longer than the settling time.
     let mut alone = Alone::with(&[&one, &two], 3, PhaseRules::default().settling(settle));
     admit(&mut alone, &one);
     alone.now = START + settle;
@@ -333,11 +333,11 @@ fn a_cohort_that_has_its_fewest_members_settles_before_it_forms() {
 }
 
 #[test]
-fn nobody_new_takes_the_place_of_an_invited_member() {
+fn the_place_of_an_invited_member_is_reserved() {
     let (one, two, new) = (stranger(1), stranger(2), stranger(3));
     let mut alone = Alone::new(&[&one, &two], 3);
     alone.opt_in(&new).unwrap();
-    assert_eq!(alone.opt_in(&stranger(4)), Err(RejectCode::CohortFull), "two places are kept");
+    assert_eq!(alone.opt_in(&stranger(4)), Err(RejectCode::CohortFull), "two places are reserved");
     alone.opt_in(&one).unwrap();
     alone.opt_in(&two).unwrap();
 }

@@ -41,7 +41,7 @@ fn rng() -> ChaCha20Rng {
 }
 
 #[test]
-fn recorded_headers_verify_and_ours_are_written_alike() {
+fn recorded_headers_verify_and_ours_are_identical() {
     let vectors = crate::common::vectors("request_auth");
     for case in list(&vectors, "cases") {
         let (header, path) = (text(case, "header"), text(case, "path"));
@@ -64,7 +64,7 @@ fn recorded_headers_verify_and_ours_are_written_alike() {
 }
 
 #[test]
-fn tampered_headers_are_answered_with_the_recorded_code() {
+fn tampered_headers_give_the_recorded_code() {
     let vectors = crate::common::vectors("request_auth");
     for entry in list(&vectors, "tampered") {
         let verified = RequestAuthorization::parse(text(entry, "header")).and_then(|authorization| {
@@ -77,7 +77,7 @@ fn tampered_headers_are_answered_with_the_recorded_code() {
 }
 
 #[test]
-fn what_is_not_a_header_is_refused() {
+fn malformed_headers_are_refused() {
     let vectors = crate::common::vectors("request_auth");
     let header = text(&vectors["cases"][0], "header").to_owned();
     let nonce = text(&vectors["cases"][0], "nonce");
@@ -94,7 +94,7 @@ fn what_is_not_a_header_is_refused() {
         (header.replace("ts=1750000000", "ts=-1"), RequestAuthError::Malformed),
         (header.replace("ts=1750000000", "ts=1e300"), RequestAuthError::Malformed),
         (header.replace("ts=1750000000", "ts="), RequestAuthError::Malformed),
-        // The TypeScript implementation takes any text as a nonce, ours what the format says.
+        // The TypeScript implementation accepts any text as a nonce; we accept only the format of the specification.
         (header.replace(nonce, &nonce.to_uppercase()), RequestAuthError::Malformed),
         (header.replace(nonce, &nonce[2..]), RequestAuthError::Malformed),
     ] {
@@ -136,7 +136,7 @@ proptest! {
         let mut header = text(case, "header").to_owned().into_bytes();
         let position = position % header.len();
         let signature_begins = header.windows(5).position(|window| window == b",sig=").unwrap() + 5;
-        // Hex digits of the signature may be written in either case.
+        // The hex digits of the signature may have either case.
         prop_assume!(header[position] != replacement);
         prop_assume!(position < signature_begins || !header[position].eq_ignore_ascii_case(&replacement));
         header[position] = replacement;

@@ -1,8 +1,9 @@
-//! A process that dies over any one decision comes back from its journal, does what it owes, and the round completes.
+//! A process that crashes at any one decision restarts from its journal, performs the open effects, and the round
+//! completes.
 //!
-//! Every decision of the service and of a member is tried, with its facts journaled and not, for both beacons, both paths
-//! and a cohort that is formed again. The simulation's invariants hold after each: replay equality, one path, no nonce and
-//! no partial signature sent again.
+//! Every decision of the service and of a member is tested, with its events journaled and not journaled, for both
+//! beacon types, both paths and a reformed cohort. The simulation's invariants hold after each: replay equality, one
+//! path, no nonce and no partial signature sent twice.
 
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ use btcr2_aggregation_protocol::{
 
 const MEMBERS: usize = 3;
 
-/// What happens when nobody dies.
+/// The course of a run without crashes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Story {
     KeyPath,
@@ -52,7 +53,7 @@ impl Story {
     }
 }
 
-/// How often the run dies before it has fewer decisions than that: 0 or 1.
+/// The number of crashes in the run: 0 when it has fewer decisions than that, else 1.
 fn completes_after(crash: PlannedCrash, story: Story, beacon: &BeaconType) -> bool {
     let case = format!("{story:?}, {beacon}, {crash:?}");
     let mut setup = story.setup(beacon.clone());
@@ -64,7 +65,7 @@ fn completes_after(crash: PlannedCrash, story: Story, beacon: &BeaconType) -> bo
     let report = simulation.report();
     let signed = report.signed.unwrap_or_else(|| panic!("{case}: {} {:?}", report.phase, report.failure));
     assert!(simulation.has_ended(), "{case}: {:?}", report.ends);
-    // A service that dies costs nobody a nonce.
+    // A crash of the service loses no nonce.
     if story != Story::Fallback && crash.participant.is_none() {
         assert_eq!(signed.path, SpendPath::KeyPath, "{case}");
     }
@@ -96,18 +97,18 @@ fn dies_over_every_decision(participant: Option<usize>) -> u32 {
 }
 
 #[test]
-fn a_service_that_dies_over_any_decision_completes_the_round() {
-    println!("the service died at {} points", dies_over_every_decision(None));
+fn a_service_that_crashes_at_any_decision_completes() {
+    println!("the service crashed at {} points", dies_over_every_decision(None));
 }
 
 #[test]
-fn a_member_that_dies_over_any_decision_completes_the_round() {
-    println!("a member died at {} points", dies_over_every_decision(Some(0)));
+fn a_member_that_crashes_at_any_decision_completes() {
+    println!("a member crashed at {} points", dies_over_every_decision(Some(0)));
 }
 
-/// Whatever a journal ends with, and whether its host says that the nonce is lost or not.
+/// With every prefix of a journal, and whether or not the host reports that the nonce is lost.
 #[test]
-fn no_nonce_and_no_partial_signature_is_sent_again_from_any_journal() {
+fn no_journal_resends_a_nonce_or_partial_signature() {
     for story in [Story::KeyPath, Story::Fallback] {
         let mut simulation = Simulation::new(5, story.setup(BeaconType::cas()));
         simulation.run();
@@ -123,13 +124,13 @@ fn no_nonce_and_no_partial_signature_is_sent_again_from_any_journal() {
                 }
                 _ => false,
             });
-            assert_eq!(unasked, None, "{story:?}, the first {kept} facts");
+            assert_eq!(unasked, None, "{story:?}, the first {kept} events");
         }
-        assert!(owing > 5, "{story:?}: a member owes something in most of its phases");
+        assert!(owing > 5, "{story:?}: a member has open effects in most of its phases");
     }
 }
 
-/// A cohort in which member 0 has sent its nonce, and the message it did so with.
+/// A cohort in which member 0 has sent its nonce, and the message with that nonce.
 fn with_a_nonce_out() -> (Simulation, Message) {
     let mut simulation = Simulation::new(7, setup(honest(4)));
     run_to(&mut simulation, "nonces");
@@ -154,7 +155,7 @@ fn position(simulation: &Simulation, is: impl Fn(&ParticipantEvent) -> bool) -> 
     simulation.participants()[0].events().iter().position(is).unwrap()
 }
 
-/// It never signed the key path of the spent session, and served the fallback instead.
+/// Asserts that the member never signs the key path of the spent session, and signs the fallback instead.
 fn assert_spent_session_stays_spent(mut simulation: Simulation, case: &str) {
     simulation.run();
     simulation.assert_invariants();
@@ -167,16 +168,16 @@ fn assert_spent_session_stays_spent(mut simulation: Simulation, case: &str) {
     assert!(!signed_key_path, "{case}");
     assert_eq!(node.opened_nonces().len(), 1, "{case}: the session is spent, so no other nonce is opened");
     let served = node.events().iter().any(|event| matches!(event, ParticipantEvent::FallbackSignatureSent { .. }));
-    assert!(served, "{case}: the fallback is served");
+    assert!(served, "{case}: the fallback is signed");
     assert!(report.faults.is_empty(), "{case}: {:?}", report.faults);
 }
 
 #[test]
-fn a_backup_does_not_revive_a_session_that_the_wire_knows_to_be_spent() {
+fn a_backup_does_not_reopen_a_spent_session() {
     let (simulation, _) = with_a_nonce_out();
     let approved = position(&simulation, |event| matches!(event, ParticipantEvent::ValidationSent { .. })) + 1;
     let sent = position(&simulation, |event| matches!(event, ParticipantEvent::NonceSent { .. }));
-    // From the approved data on to the nonce, that one not included.
+    // From the approved data up to the nonce, exclusive.
     for kept in approved..=sent {
         let (mut simulation, nonce) = with_a_nonce_out();
         simulation.restore_participant(0, kept, vec![nonce]);
@@ -185,14 +186,14 @@ fn a_backup_does_not_revive_a_session_that_the_wire_knows_to_be_spent() {
 }
 
 #[test]
-fn an_aggregate_of_nonces_that_we_do_not_remember_sending_spends_the_session() {
+fn an_aggregate_of_unknown_own_nonces_spends_the_session() {
     let (simulation, _) = with_a_nonce_out();
     let approved = position(&simulation, |event| matches!(event, ParticipantEvent::ValidationSent { .. })) + 1;
     let (mut simulation, _) = with_a_nonce_out();
     simulation.restore_participant(0, approved, Vec::new());
     assert_spent_session_stays_spent(simulation, "restored to the approved data");
 
-    // While the host still thinks about it, and while the nonce is being made.
+    // While the host is still deciding, and while the nonce is being made.
     let (mut simulation, nonce) = with_a_nonce_out();
     let events = simulation.participants()[0].events().to_vec();
     let seat = &simulation.participants()[0].seats()[0];
@@ -226,11 +227,11 @@ fn an_aggregate_of_nonces_that_we_do_not_remember_sending_spends_the_session() {
 }
 
 #[test]
-fn a_session_whose_service_was_down_for_longer_than_the_guard_behind_it_still_completes() {
+fn a_session_completes_after_downtime_beyond_its_guard() {
     let mut roles = honest(4);
     roles[3] = Role::default().silent_from(Slot::Nonce);
     let mut setup = setup(roles);
-    // Four times this, all in all; members are more patient.
+    // The session takes four of these timeouts in total; members wait longer.
     setup.timing.signing_timeout = TIMEOUT / 4;
     let mut simulation = Simulation::new(3, setup);
     run_to(&mut simulation, "nonces");
@@ -241,11 +242,11 @@ fn a_session_whose_service_was_down_for_longer_than_the_guard_behind_it_still_co
     simulation.assert_invariants();
     let report = simulation.report();
     let signed = report.signed.unwrap_or_else(|| panic!("{:?}", report.failure));
-    assert_eq!(signed.path, SpendPath::ScriptPath, "the nonces' time was over, the fallback's was not");
+    assert_eq!(signed.path, SpendPath::ScriptPath, "the deadline of the nonces had passed, that of the fallback had not");
 }
 
 #[test]
-fn a_cohort_that_runs_is_not_begun_again_by_a_fact_that_says_so() {
+fn an_advertised_event_does_not_restart_a_running_cohort() {
     let mut simulation = Simulation::new(5, setup(honest(2)));
     run_to(&mut simulation, "validating");
     let machine = simulation.service().machine();

@@ -42,7 +42,7 @@ fn announcement(beacon: InitialBeacon, sat: u64) -> Result<SingletonAnnouncement
     SingletonAnnouncement::new(beacon, coin(sat), &update(), RATE, &Change::Beacon)
 }
 
-/// A transaction that pays the beacon, and the coin that this makes.
+/// A transaction that pays the beacon, and the coin that it creates.
 fn funding(beacon: &InitialBeacon, sat: u64) -> (Transaction, Coin) {
     let pay = |script_pubkey, sat| TxOut { value: Amount::from_sat(sat), script_pubkey };
     let funding = Transaction {
@@ -56,7 +56,7 @@ fn funding(beacon: &InitialBeacon, sat: u64) -> (Transaction, Coin) {
 }
 
 #[test]
-fn the_beacons_are_those_of_the_other_implementations_documents() {
+fn initial_beacons_are_those_of_the_recorded_documents() {
     let vectors = crate::common::vectors("update");
     let mut seen = 0;
     for case in list(&vectors["cases"]) {
@@ -79,7 +79,7 @@ fn the_beacons_are_those_of_the_other_implementations_documents() {
 }
 
 #[test]
-fn an_update_of_the_vectors_is_announced_with_its_identifiers_key() {
+fn recorded_updates_are_announced_with_the_identifiers_key() {
     let vectors = crate::common::vectors("update");
     for case in list(&vectors["cases"]) {
         let did = Did::parse(text(&case["did"])).unwrap();
@@ -90,7 +90,8 @@ fn an_update_of_the_vectors_is_announced_with_its_identifiers_key() {
                 SingletonAnnouncement::new(beacon, coin(10_000), &update, RATE, &Change::Beacon).unwrap();
             let signed = announcement.sign(&secret_key(&case["secretKey"]), &mut rng()).unwrap();
             assert!(consensus_accepts(&signed, &announcement.prevout()), "{did} {kind}");
-            // What a resolver reads: OP_RETURN, a push of 32 bytes, and the hash that the TypeScript implementation computed.
+            // What a resolver reads: OP_RETURN, a push of 32 bytes, and the hash that the TypeScript implementation
+            // computed.
             let hash: DocumentHash = text(&case["signedUpdateHash"]).parse().unwrap();
             let signal = [&[0x6a, 0x20], hash.as_bytes().as_slice()].concat();
             assert_eq!(signed.output.last().unwrap().script_pubkey.as_bytes(), signal);
@@ -99,7 +100,7 @@ fn an_update_of_the_vectors_is_announced_with_its_identifiers_key() {
 }
 
 #[test]
-fn consensus_accepts_every_kind_with_every_kind_of_key_and_nothing_else() {
+fn consensus_accepts_every_kind_of_beacon_and_key() {
     for parity in [2, 3] {
         let key = key_with_parity(parity);
         for kind in InitialBeaconKind::ALL {
@@ -121,7 +122,7 @@ fn consensus_accepts_every_kind_with_every_kind_of_key_and_nothing_else() {
 }
 
 #[test]
-fn the_transaction_has_the_shape_of_an_announcement_and_pays_what_was_asked() {
+fn the_transaction_is_an_announcement_at_the_requested_rate() {
     let key = key_with_parity(3);
     for kind in InitialBeaconKind::ALL {
         let announcement = announcement(beacon(&key, kind), 10_000).unwrap();
@@ -134,7 +135,7 @@ fn the_transaction_has_the_shape_of_an_announcement_and_pays_what_was_asked() {
         assert!(signal.script_pubkey.is_op_return() && signal.value == Amount::ZERO);
         assert_eq!(announcement.signal().as_bytes(), update().hash().as_bytes());
 
-        // The rate is kept by the signed transaction, and not by paying for much more than it is.
+        // The signed transaction has the requested rate, and does not pay for much more than its size.
         let signed = announcement.sign(&key, &mut rng()).unwrap();
         let (bound, vsize) = (announcement.max_vsize(), signed.weight().to_vbytes_ceil());
         assert!((bound - 2..=bound).contains(&vsize), "{kind}: {vsize} of {bound}");
@@ -143,11 +144,11 @@ fn the_transaction_has_the_shape_of_an_announcement_and_pays_what_was_asked() {
 }
 
 #[test]
-fn change_has_a_floor_and_a_coin_holds_more_than_the_fee() {
+fn change_has_a_floor_and_the_coin_exceeds_the_fee() {
     let key = key_with_parity(2);
     let beacon = |kind| beacon(&key, kind);
     for kind in InitialBeaconKind::ALL {
-        // At 3 sat/vB: what spending it would cost and one satoshi, or the dust limit (rule T-5).
+        // At 3 sat/vB: the cost of spending it and one satoshi, or the dust limit (rule T-5).
         let floor = match kind {
             InitialBeaconKind::P2pkh => 546,
             InitialBeaconKind::P2wpkh => 294,
@@ -177,7 +178,7 @@ fn change_has_a_floor_and_a_coin_holds_more_than_the_fee() {
 }
 
 #[test]
-fn no_other_key_signs() {
+fn another_key_does_not_sign() {
     let (key, other) = (key_with_parity(2), key_with_parity(3));
     for kind in InitialBeaconKind::ALL {
         let announcement = announcement(beacon(&key, kind), 10_000).unwrap();
@@ -186,7 +187,7 @@ fn no_other_key_signs() {
 }
 
 #[test]
-fn a_coin_that_the_funding_transaction_did_not_make_is_refused() {
+fn a_coin_of_another_funding_transaction_is_refused() {
     let key = key_with_parity(2);
     let beacon = beacon(&key, InitialBeaconKind::P2wpkh);
     let (tx, coin) = funding(&beacon, 10_000);
@@ -208,9 +209,9 @@ fn a_coin_that_the_funding_transaction_did_not_make_is_refused() {
     assert_eq!(with(coin, &another).unwrap_err(), SingletonError::FundingTxid);
 }
 
-/// What a wallet does with the PSBT: it signs by what the PSBT says, and by nothing else.
+/// A wallet's part: it signs using only the data of the PSBT.
 #[test]
-fn a_psbt_has_what_another_signer_needs() {
+fn a_psbt_has_all_data_that_a_signer_needs() {
     let key = key_with_parity(3);
     let pair = Keypair::from_seckey_str(SECP256K1, &key.to_hex()).unwrap();
     for kind in InitialBeaconKind::ALL {

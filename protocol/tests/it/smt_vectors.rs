@@ -53,7 +53,7 @@ fn zero_hashes_are_the_recorded_ones() {
 }
 
 #[test]
-fn recorded_trees_are_repeated_and_members_accept_their_proofs() {
+fn recorded_trees_are_reproduced_and_proofs_accepted() {
     for (number, tree) in list(&vectors("smt"), "trees").iter().enumerate() {
         let entries = list(tree, "entries");
         assert_eq!(tree["n"], entries.len(), "tree {number}");
@@ -86,7 +86,7 @@ fn recorded_trees_are_repeated_and_members_accept_their_proofs() {
     }
 }
 
-/// The bare walk from a given leaf, and the lengths: judges also proofs whose nonce is gone.
+/// Verifies the path of a given leaf, and the lengths; also for proofs whose nonce is missing.
 fn path_verifies(proof: &Value, index: &Value, leaf: &Value) -> bool {
     let hash = |value: &Value| serde_json::from_value::<SmtHash>(value.clone()).ok().map(|hash| *hash.as_bytes());
     let siblings: Option<Vec<_>> = proof["hashes"].as_array().expect("a list").iter().map(hash).collect();
@@ -94,7 +94,7 @@ fn path_verifies(proof: &Value, index: &Value, leaf: &Value) -> bool {
     else {
         return false;
     };
-    // A proof any of whose fields does not decode is none.
+    // A proof with a field that does not decode is not a proof.
     let mut fields = proof.clone();
     fields.as_object_mut().expect("an object").retain(|_, field| !field.is_null());
     serde_json::from_value::<SmtProof>(fields).is_ok()
@@ -115,7 +115,7 @@ fn a_member_refuses_every_tampered_proof() {
                 tampered["pathVerifies"].as_bool().expect("a verdict"),
                 "{name}"
             );
-            // "other index" and "other leaf" are about the bare walk: a member computes both itself.
+            // "other index" and "other leaf" are about the path only: a member computes both itself.
             if tampered.get("participantView").is_none() {
                 continue;
             }
@@ -134,7 +134,7 @@ fn a_member_refuses_every_tampered_proof() {
 }
 
 #[test]
-fn a_mismatch_says_what_differs() {
+fn a_mismatch_names_the_difference() {
     let vectors = vectors("smt");
     let find = |name: &str| {
         let trees = list(&vectors, "trees").iter();
@@ -185,7 +185,7 @@ fn an_absent_field_is_not_null() {
 
 /// Every form of leaf (rule M-3), nonces of any length, and indices that are not in the tree.
 #[test]
-fn trees_of_every_leaf_form_are_repeated() {
+fn trees_of_every_leaf_form_are_reproduced() {
     let (mut empty, mut lengths) = (0, std::collections::BTreeSet::new());
     for tree in list(&vectors("smt"), "leafForms") {
         let entries = list(tree, "entries");
@@ -280,7 +280,7 @@ fn a_replayed_round_needs_every_members_nonce() {
 }
 
 #[test]
-fn every_member_draws_its_own_nonce() {
+fn every_member_gets_its_own_nonce() {
     let trees = vectors("smt");
     let entries = list(list(&trees, "trees").last().expect("a tree"), "entries");
     let slots: Slots = entries.iter().map(|entry| (did(&entry["did"]), slot(entry))).collect();
@@ -289,7 +289,7 @@ fn every_member_draws_its_own_nonce() {
     let nonces: std::collections::BTreeSet<_> = data
         .values()
         .map(|data| match &**data {
-            BeaconData::Smt(proof) => proof.nonce.clone().expect("one is minted"),
+            BeaconData::Smt(proof) => proof.nonce.clone().expect("a nonce is generated"),
             other => panic!("{other:?}"),
         })
         .collect();
@@ -304,7 +304,7 @@ fn every_member_draws_its_own_nonce() {
     );
 }
 
-/// The tree by its definition: split the leaves by one bit a level, down to the leaf.
+/// The tree by its definition: splits the leaves by one bit for each level, down to the leaf.
 fn naive_root(leaves: &[([u8; 32], [u8; 32])], level: usize) -> [u8; 32] {
     match leaves {
         [] => (0..=256 - level).fold([0; 32], |zero, _| sha256_concat(&[&zero, &zero])),
@@ -317,7 +317,7 @@ fn naive_root(leaves: &[([u8; 32], [u8; 32])], level: usize) -> [u8; 32] {
     }
 }
 
-/// Indices that part anywhere: hashes, and neighbours that differ in one or two bits only.
+/// Indices that differ anywhere: hashes, and neighbours that differ in only one or two bits.
 fn indices() -> impl Strategy<Value = Vec<[u8; 32]>> {
     let crafted = (prop::collection::vec(0usize..256, 0..3), any::<bool>()).prop_map(|(bits, ones)| {
         let mut index = [if ones { 0xff } else { 0 }; 32];
@@ -335,7 +335,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn any_tree_has_the_naive_root_and_proofs_that_hold_for_their_leaf_only(indices in indices()) {
+    fn any_tree_has_the_naive_root_and_exact_proofs(indices in indices()) {
         let leaves: Vec<_> = indices.iter().map(|index| (*index, sha256(index))).collect();
         let built = SparseMerkleTree::build(leaves.clone()).unwrap();
         prop_assert_eq!(built.root, naive_root(&leaves, 0));

@@ -1,7 +1,8 @@
-//! Whole recorded rounds, with our service against the recorded members and our members against the recorded service.
+//! Whole recorded rounds, with our service against the recorded members, and our members against the recorded
+//! service.
 //!
-//! Both sides must say what was said then, message for message; and each machine's journal, written as JSON and read
-//! again, must lead to the same machine.
+//! Each role must send exactly the recorded messages; and each machine's journal, written as JSON and read again,
+//! must give the same machine.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -60,7 +61,7 @@ fn did(value: &Value) -> Did {
     text(value).parse().unwrap_or_else(|error| panic!("{value}: {error}"))
 }
 
-/// A message of the record as it came over the wire.
+/// A message of the record as it was received.
 fn message(entry: &Value) -> Message {
     Message::from_json(&entry["message"].to_string())
         .unwrap_or_else(|error| panic!("seq {}: {error}", entry["seq"]))
@@ -81,7 +82,7 @@ fn identity(record: &Value, network: Network) -> Identity {
     identity
 }
 
-/// Randomness that repeats a record: each request takes the next recorded bytes, which must be of that length.
+/// Randomness that reproduces a record: each request takes the next recorded bytes, which must have that length.
 struct Recorded(VecDeque<Vec<u8>>);
 
 impl RngCore for Recorded {
@@ -121,7 +122,7 @@ impl<M: Machine> Driven<M> {
         step
     }
 
-    /// The tick a moment before the deadline does nothing; the one at the deadline is the caller's.
+    /// The tick just before the deadline does nothing; the tick at the deadline is the caller's.
     #[track_caller]
     fn wait(&mut self, tick: &M::Input, rng: &mut dyn CryptoRng) {
         let deadline = self.machine.deadline().expect("a waiting machine has a deadline");
@@ -144,19 +145,19 @@ impl<M: Machine> Driven<M> {
     }
 }
 
-/// Our service, its signing session, and what the record says it sent.
+/// Our service, its signing session, and the messages that the record expects of it.
 struct ServiceRun {
     service: Did,
     cohort: Driven<ServiceCohort>,
     session: Option<Driven<SigningSession>>,
-    /// What every recipient is still to receive; `None` is everybody.
+    /// The messages that each recipient is still to receive; `None` is a broadcast.
     expected: BTreeMap<Option<Did>, VecDeque<Value>>,
     randomness: Recorded,
     members: usize,
     transaction: Transaction,
     value: bitcoin::Amount,
     session_digests: Vec<MessageDigest>,
-    /// Of what we said with an extension that the recorded service does not know.
+    /// The digests of our messages with an extension that the recorded service does not have.
     extended: Vec<MessageDigest>,
     transcript: Transcript,
 }
@@ -172,7 +173,7 @@ impl ServiceRun {
         };
         let beacons = BeaconRegistry::default();
         let conditions = Conditions::from_advert(&advert, &beacons).unwrap();
-        // The conditions come from the advert; that it is the configured one, field for field:
+        // The conditions come from the advert. Each of its fields is the configured one:
         for (field, value) in round["cohortConfig"].as_object().unwrap() {
             assert_eq!(messages[0]["message"]["body"][field], *value, "{field}");
         }
@@ -183,7 +184,8 @@ impl ServiceRun {
             expected.entry(to).or_default().push_back(entry["message"].clone());
         }
 
-        // Drawn in this order: a nonce a member (SMT only), in the order of their DIDs, then the session's UUID.
+        // Drawn in this order: a nonce for each member (SMT only), in the order of their DIDs, then the session's
+        // UUID.
         let participants = list(&round["participants"]);
         let mut nonces: Vec<(Did, Vec<u8>)> = participants
             .iter()
@@ -233,7 +235,7 @@ impl ServiceRun {
         if let Body::AuthorizationRequest(_) = &**body {
             assert!(
                 sent["body"].as_object_mut().unwrap().remove("sessionDeadline").is_some(),
-                "members are told how long"
+                "members receive the deadline"
             );
             self.extended.push(Message::new(self.service.clone(), to.cloned(), body.clone()).digest());
         }
@@ -272,7 +274,7 @@ impl ServiceRun {
                     }
                     ServiceEffect::FormAgain(terms) => panic!("no recorded round fails, and yet: {terms:?}"),
                     ServiceEffect::StartSigning(task) => {
-                        assert!(self.session.is_none(), "one session a round");
+                        assert!(self.session.is_none(), "one session for each round");
                         let mut session = Driven::new(SigningSession::new(task));
                         session.now = self.cohort.now;
                         self.session = Some(session);
@@ -285,7 +287,7 @@ impl ServiceRun {
         }
     }
 
-    /// Feeds the session; what it tells the cohort when it is finished.
+    /// Feeds the session; returns its report to the cohort when it is finished.
     fn session(&mut self, input: &SessionInput) -> Option<ServiceInput> {
         let session = self.session.as_mut().expect("a signing session");
         let step = session.feed(input, &mut rng());
@@ -318,7 +320,7 @@ impl ServiceRun {
             return;
         };
         let fallback_signature = matches!(&*message.body, Body::FallbackSignature(_));
-        // The recorded service waited for whoever was silent; so do we.
+        // The recorded service waited for silent members, and so does ours.
         if fallback_signature
             && !matches!(session.machine.phase(), SessionPhase::Fallback { .. } | SessionPhase::Ended(_))
         {
@@ -327,7 +329,8 @@ impl ServiceRun {
         }
         let session = self.session.as_mut().unwrap();
         if matches!(session.machine.phase(), SessionPhase::Ended(_)) {
-            // More than k members serve the fallback; the last ones come too late, which is no fault and changes nothing.
+            // More than k members sign the fallback. The last signatures come too late, which is not a fault and
+            // changes nothing.
             assert!(fallback_signature, "only a fallback signature comes too late");
             let late = session.machine.decide(session.now, &SessionInput::Message(message), &mut rng());
             assert!(late.unwrap().is_empty());
@@ -382,7 +385,7 @@ fn our_service_conducts_every_recorded_round() {
         assert!(consensus_accepts(&signed.transaction, &prevout(outcome)), "{name}");
         let signature = signed.signature.map(|signature| signature.to_string()).unwrap_or_default();
         assert_eq!(signature, text(&outcome["signature"]), "{name}");
-        assert_eq!(signed.culprits, [], "{name}: silence is no misdeed");
+        assert_eq!(signed.culprits, [], "{name}: silence is not a fault");
         let silent: Vec<Did> = match signed.path {
             SpendPath::KeyPath => Vec::new(),
             SpendPath::ScriptPath => vec![did(&list(&round["silent"])[0]["did"])],
@@ -409,8 +412,8 @@ fn our_service_conducts_every_recorded_round() {
     assert_eq!(paths.keys().copied().collect::<Vec<_>>(), ["key-path", "script-path"]);
 }
 
-/// The transcript holds exactly the round's messages: what the members sent, and what we sent. (The recorded service
-/// speaks to the members in another order than ours, and a message that came too late is in the record only.)
+/// The transcript holds exactly the round's messages: those that the members sent, and ours. (The recorded service
+/// sends to the members in another order than ours, and a message that came too late is only in the record.)
 fn check_transcript(name: &str, round: &Value, run: &ServiceRun) {
     let late = list(&round["messages"])
         .iter()
@@ -430,7 +433,7 @@ fn check_transcript(name: &str, round: &Value, run: &ServiceRun) {
     assert_eq!(found, expected, "{name}");
 }
 
-/// One of our members, and what the record says it sent.
+/// One of our members, and the messages that the record expects of it.
 struct MemberRun {
     service: Did,
     did: Did,
@@ -439,7 +442,7 @@ struct MemberRun {
     nonce_randomness: Recorded,
     update: Option<SignedUpdate>,
     expected: VecDeque<Value>,
-    /// The types of messages that the recorded member kept to itself.
+    /// The types of messages that the recorded member did not send.
     silent: Vec<String>,
     withheld: usize,
     key: SecretKey,
@@ -488,7 +491,7 @@ impl MemberRun {
     }
 
     fn sent(&mut self, to: &Did, body: &SharedBody) {
-        assert_eq!(*to, self.service, "a member speaks to its service only");
+        assert_eq!(*to, self.service, "a member sends only to its service");
         if self.silent.iter().any(|kind| body.short_type().ends_with(kind.as_str())) {
             self.withheld += 1;
             return;
@@ -515,7 +518,7 @@ impl MemberRun {
         assert_eq!(sent, expected, "{}", self.did);
     }
 
-    /// Feeds the member and plays its host: it joins, contributes as recorded, and approves of what was checked.
+    /// Feeds the member and plays its host: it joins, contributes as recorded, and approves checked data.
     fn feed(&mut self, input: ParticipantInput) {
         let mut rng = rng();
         let mut inputs = VecDeque::from([input]);
@@ -558,7 +561,7 @@ impl MemberRun {
 }
 
 fn check_record(who: &str, round: &Value, participant: &Value, run: &MemberRun) {
-    let record = run.cohort.machine.record().unwrap_or_else(|| panic!("{who}: nothing is kept"));
+    let record = run.cohort.machine.record().unwrap_or_else(|| panic!("{who}: there is no record"));
     assert_eq!(record.included(), participant["completeIncluded"].as_bool().unwrap(), "{who}");
     assert_eq!(record.did, run.did, "{who}");
     assert_eq!(record.service, run.service, "{who}");
@@ -585,7 +588,7 @@ fn check_record(who: &str, round: &Value, participant: &Value, run: &MemberRun) 
     let kind = match text(&round["cohortConfig"]["beaconType"]) {
         "CASBeacon" => "casUpdates",
         "SMTBeacon" => "smtProofs",
-        other => panic!("no beacon {other}"),
+        other => panic!("unknown beacon {other}"),
     };
     expected[kind] = serde_json::json!([participant["sidecar"]]);
     assert_eq!(record.sidecar(genesis), expected, "{who}");
@@ -614,7 +617,7 @@ fn our_members_take_part_in_every_recorded_round() {
                     let message = message(entry);
                     run.feed(ParticipantInput::Message(message.clone()));
                     received += 1;
-                    // A repeat, after a lost acknowledgement say, changes nothing.
+                    // A repeated message, e.g. after a lost acknowledgement, changes nothing.
                     let before = run.cohort.machine.clone();
                     assert_eq!(
                         run.cohort.feed(&ParticipantInput::Message(message), &mut rng()).effects,
@@ -635,7 +638,7 @@ fn our_members_take_part_in_every_recorded_round() {
             check_record(&who, round, participant, &run);
             run.cohort.check_replay();
 
-            // What it keeps survives the end of the session, and the restart after it.
+            // The record is unchanged after the end of the session, and after a restart.
             let record = run.cohort.machine.record();
             run.cohort.wait(&ParticipantInput::Tick, &mut rng());
             let ended = run.cohort.feed(&ParticipantInput::Tick, &mut rng());
@@ -657,8 +660,8 @@ fn our_members_take_part_in_every_recorded_round() {
 }
 
 #[test]
-fn a_journal_keeps_every_number_of_an_update() {
-    // A journal that reads a number back as its neighbour would change the update's hash, and with it the signal.
+fn a_journal_preserves_every_number_of_an_update() {
+    // A journal that changed a number when it is read back would change the update's hash, and with it the signal.
     let mut seed = sha256(b"numbers");
     for round in 0..2_000 {
         seed = sha256(&seed);
@@ -684,7 +687,7 @@ fn survive<E: PartialEq + std::fmt::Debug + serde::Serialize + serde::de::Deseri
 }
 
 #[test]
-fn the_events_that_no_recorded_round_shows_survive_the_journal_too() {
+fn events_outside_recorded_rounds_survive_the_journal() {
     let (at, did) = (START, Did::from_key(SecretKey::from_bytes(&[3; 32]).unwrap().public_key(), Network::Signet));
     let reason = || "a \"reason\"\n".to_owned();
     let dids = || vec![did.clone(), did.clone()];

@@ -1,4 +1,4 @@
-//! The transcript: the tree is RFC 6962's, proofs hold for one message at one place, heads for one cohort.
+//! The transcript: the tree is that of RFC 6962, proofs are valid for one message and index, heads for one cohort.
 
 use btcr2_aggregation_protocol::{
     hash::{MessageDigest, sha256, sha256_concat},
@@ -65,7 +65,7 @@ fn the_tree_is_that_of_rfc_6962() {
 }
 
 #[test]
-fn a_proof_holds_for_its_message_its_place_and_its_head_only() {
+fn a_proof_is_valid_for_one_message_index_and_head() {
     for size in 1..=20 {
         let transcript = transcript(size);
         let head = transcript.head();
@@ -76,7 +76,7 @@ fn a_proof_holds_for_its_message_its_place_and_its_head_only() {
             assert!(!proof.verify(&head, &digest(size)), "{name}: another message");
             for other in (0..size + 3).filter(|other| *other != index) {
                 let moved = InclusionProof { index: other, ..proof.clone() };
-                assert!(!moved.verify(&head, &own), "{name}: at place {other}");
+                assert!(!moved.verify(&head, &own), "{name}: at index {other}");
             }
             let mut surplus = proof.clone();
             surplus.hashes.push([0; 32]);
@@ -95,7 +95,7 @@ fn a_proof_holds_for_its_message_its_place_and_its_head_only() {
 }
 
 #[test]
-fn a_node_does_not_pass_for_a_message() {
+fn a_node_is_not_accepted_as_a_message() {
     let transcript = transcript(4);
     let head = transcript.head();
     // In a tree without domain separation, the parent of messages 0 and 1 would be a message of a tree of two.
@@ -105,7 +105,7 @@ fn a_node_does_not_pass_for_a_message() {
 }
 
 #[test]
-fn adding_dropping_swapping_or_changing_a_message_changes_the_head() {
+fn any_change_to_the_messages_changes_the_head() {
     let head = transcript(9).head();
     assert_ne!(transcript(8).head(), head);
     assert_ne!(transcript(10).head(), head);
@@ -118,7 +118,7 @@ fn adding_dropping_swapping_or_changing_a_message_changes_the_head() {
 }
 
 #[test]
-fn nothing_is_in_an_empty_transcript() {
+fn an_empty_transcript_contains_no_message() {
     let head = Transcript::default().head();
     assert_eq!(head.size, 0);
     assert_eq!(
@@ -133,7 +133,7 @@ fn nothing_is_in_an_empty_transcript() {
 }
 
 #[test]
-fn a_signed_head_holds_for_its_cohort_and_its_signer() {
+fn a_signed_head_is_valid_for_one_cohort_and_signer() {
     let mut rng = ChaCha20Rng::from_seed([3; 32]);
     let key = SecretKey::generate(&mut rng);
     let service = key.public_key().x_only();
@@ -168,7 +168,7 @@ fn heads_proofs_and_transcripts_survive_json() {
     assert!(serde_json::from_value::<TranscriptHead>(json!({"root": "zz", "size": 1})).is_err());
 }
 
-/// Places and sizes around everything that could overflow.
+/// Indices and sizes around every value that could overflow.
 fn extreme() -> impl Strategy<Value = u64> {
     prop_oneof![
         any::<u64>(),
@@ -187,7 +187,7 @@ proptest! {
         root in any::<[u8; 32]>(),
     ) {
         let head = TranscriptHead { root, size };
-        // Of every length, so that the right one is among them and the tree is really walked.
+        // Paths of every length, so that the right length is among them and the tree is walked.
         for length in 0..=hashes.len() {
             let proof = InclusionProof { index, hashes: hashes[..length].to_vec() };
             prop_assert!(!proof.verify(&head, &digest(0)));

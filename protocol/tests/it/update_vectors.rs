@@ -20,7 +20,7 @@ use proptest::prelude::*;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde_json::{Value, json};
 
-/// One case of the vectors, with what this crate makes of its DID.
+/// One case of the vectors, with the document, method and key that this crate derives from its DID.
 struct Case {
     vector: Value,
     did: Did,
@@ -35,7 +35,7 @@ impl Case {
         Self::listed("cases")
     }
 
-    /// EXTERNAL documents that write identifiers relatively, or embed the method.
+    /// EXTERNAL documents that have relative identifiers, or embed the method.
     fn forms() -> Vec<Self> {
         Self::listed("documentForms")
     }
@@ -79,7 +79,7 @@ impl Case {
         verify_update(&SignedUpdate::from_value(update.clone())?, &self.context()).map(|_| ())
     }
 
-    /// The signed update of the vector with its unsigned fields changed by `change`, and signed anew.
+    /// The signed update of the vector with its unsigned fields changed by `change`, and signed again.
     fn resigned(&self, change: impl FnOnce(&mut Value)) -> Value {
         let mut unsigned = self.vector["unsignedUpdate"].clone();
         let mut config = self.vector["proofConfig"].clone();
@@ -125,7 +125,7 @@ fn initial_documents_and_keys_are_those_of_the_vectors() {
         assert_eq!(document::invocation_key(&case.initial, &case.method).unwrap(), case.key, "{name}");
         assert_eq!(document::encode_multikey(&case.key), case.text("publicKeyMultibase"), "{name}");
         assert_eq!(document::decode_multikey(case.text("publicKeyMultibase")).unwrap(), case.key, "{name}");
-        // A secret key's Multikey is not taken for a public one.
+        // The Multikey of a secret key is not accepted as a public key.
         assert!(document::decode_multikey(case.text("secretKeyMultibase")).is_err(), "{name}");
     }
 }
@@ -188,7 +188,7 @@ fn tampered_updates_are_refused_with_the_vectors_code() {
 }
 
 #[test]
-fn variations_are_judged_as_the_specification_does() {
+fn variations_verify_as_specified() {
     for case in Case::all() {
         let mut judged = std::collections::BTreeSet::new();
         for variation in case.list("variationsAccepted") {
@@ -227,13 +227,13 @@ fn documents_with_relative_and_embedded_methods_are_updated() {
         let fragment = format!("#{}", case.method.split_once('#').unwrap().1);
         for method in [case.method.as_str(), fragment.as_str()] {
             let signed = sign_update(&unsigned, &case.did, method, &case.secret, &mut rng()).unwrap();
-            assert_eq!(signed.value()["proof"]["verificationMethod"], case.method, "{name}: written absolutely");
+            assert_eq!(signed.value()["proof"]["verificationMethod"], case.method, "{name}: the identifier is absolute");
         }
     }
 }
 
 #[test]
-fn misshapen_updates_are_malformed_even_when_signed() {
+fn updates_of_the_wrong_shape_are_malformed_even_when_signed() {
     let shapes: Vec<(&str, Value)> = vec![
         ("@context", Value::Null),
         ("@context", json!([])),
@@ -300,7 +300,7 @@ fn an_update_of_another_did_or_document_is_refused() {
         assert!(verify(UpdateContext { did: &other.did, ..one.context() }).is_err());
         let another = UpdateContext { document: &other.initial, ..one.context() };
         assert!(matches!(verify(another), Err(UpdateError::SourceHash)));
-        // With an older document there is nothing to compare the hashes with; its keys still count.
+        // An older document has no hashes to compare with; its keys still apply.
         assert!(matches!(verify_proof(&update, &another), Err(UpdateError::Method(_))));
     }
 }
@@ -346,7 +346,7 @@ fn later_updates_are_checked_up_to_their_signature() {
 }
 
 #[test]
-fn versions_start_at_one_and_stay_countable() {
+fn versions_start_at_one_and_fit_a_json_number() {
     let source = json!({"service": []});
     assert!(build_update(&source, 0, json!([])).is_err());
     assert!(build_update(&source, u64::MAX, json!([])).is_err());
@@ -357,7 +357,7 @@ fn versions_start_at_one_and_stay_countable() {
 }
 
 #[test]
-fn a_signed_update_travels_as_the_json_it_came_as() {
+fn a_signed_update_is_forwarded_as_received() {
     for case in Case::all() {
         let text = case.vector["signedUpdate"].to_string();
         let update: SignedUpdate = serde_json::from_str(&text).unwrap();
@@ -385,9 +385,9 @@ fn a_packed_update_is_the_same_update() {
     }
 }
 
-/// Whatever else is wrong with it, and wherever.
+/// Whatever other defects the data has, at any place.
 #[test]
-fn data_that_nests_too_deep_is_refused_although_it_has_no_canonical_form() {
+fn data_that_nests_too_deep_is_refused() {
     let did = Did::from_key(SecretKey::from_bytes(&[7; 32]).unwrap().public_key(), Network::Regtest);
     let read = |levels: usize| {
         let body = json!({
@@ -402,9 +402,9 @@ fn data_that_nests_too_deep_is_refused_although_it_has_no_canonical_form() {
     assert_eq!(read(125).unwrap_err(), "body.beaconData: nested deeper than 124 levels");
 }
 
-/// A journal that could not be read again would end the cohort at its next recovery.
+/// A journal that cannot be read would end the cohort at its next recovery.
 #[test]
-fn what_is_taken_can_be_read_from_a_journal_and_the_rest_is_refused_on_every_way_in() {
+fn accepted_updates_are_readable_from_a_journal() {
     let did = Did::from_key(SecretKey::from_bytes(&[7; 32]).unwrap().public_key(), Network::Regtest);
     for (levels, taken) in [(1, true), (124, true), (125, false), (126, false)] {
         let body = json!({ "cohortId": "c", "signedUpdate": nested(levels) });
@@ -435,7 +435,7 @@ fn apply(document: &Value, patch: Value) -> Result<Value, PatchError> {
 }
 
 #[test]
-fn a_patch_cannot_grow_or_deepen_a_document_without_end() {
+fn a_patch_cannot_grow_or_deepen_a_document_unboundedly() {
     let text = json!({"a": "x".repeat(1_000), "list": []});
     let double: Vec<Value> =
         (0..MAX_OPERATIONS).map(|_| json!({"op": "copy", "from": "/list", "path": "/list/-"})).collect();
@@ -458,7 +458,7 @@ fn a_patch_cannot_grow_or_deepen_a_document_without_end() {
 }
 
 #[test]
-fn a_hostile_patch_is_refused_where_it_is_verified() {
+fn verification_refuses_a_hostile_patch() {
     let case = &Case::all()[0];
     let wrap: Vec<Value> = (0..500).map(|_| json!({"op": "copy", "from": "", "path": "/in"})).collect();
     for patch in [
@@ -496,11 +496,11 @@ fn operations() -> impl Strategy<Value = Value> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever applies stays within the bounds; a failed patch says so without panicking.
+    /// The result of a patch stays within the bounds; a failed patch returns an error without a panic.
     #[test]
     fn patched_documents_stay_within_bounds(patch in operations()) {
         let mut document = json!({"a": [{}, []], "b": {"a": {}, "b": []}});
-        // One operation at a time, so that those that fail don't end the sequence.
+        // One operation at a time, so that failed ones do not end the sequence.
         for operation in patch.as_array().unwrap() {
             if let Ok(next) = apply(&document, json!([operation])) {
                 document = next;
@@ -513,7 +513,7 @@ proptest! {
 
     /// Any JSON in place of an update's field is refused or harmless.
     #[test]
-    fn any_field_may_hold_anything(field in prop::sample::select(vec![
+    fn any_json_in_a_field_is_refused_or_harmless(field in prop::sample::select(vec![
         "@context", "patch", "sourceHash", "targetHash", "targetVersionId", "proof",
     ]), patch in operations(), text: String) {
         let vectors = crate::common::vectors("update");

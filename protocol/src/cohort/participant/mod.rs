@@ -112,7 +112,7 @@ pub enum ParticipantInput {
     Tick,
 }
 
-/// An action that the host must perform for a participant in a cohort.
+/// An action that the driver must perform for a participant in a cohort.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ParticipantEffect {
     /// Send a message to the service.

@@ -27,7 +27,7 @@ impl ServiceCohort {
                 vec![ServiceEffect::AskAdmission(Arc::clone(member))]
             }
             (ServiceEvent::MemberRefused { did, reason }, _) => {
-                let mut effects = vec![self.turn_away(did, reason)];
+                let mut effects = vec![self.notify_not_admitted(did, reason)];
                 // This may be the last member that a reformed cohort waited for.
                 if !self.config.terms.lineage.invited.is_empty() {
                     effects.extend(self.ask_finalization());
@@ -109,7 +109,7 @@ impl ServiceCohort {
     }
 
     /// Informs a candidate that it is not admitted, so that it does not wait.
-    fn turn_away(&self, did: &Did, reason: &str) -> ServiceEffect {
+    fn notify_not_admitted(&self, did: &Did, reason: &str) -> ServiceEffect {
         let body = CohortEnded {
             cohort_id: self.config.terms.cohort_id.clone(),
             code: CohortEnded::NOT_ADMITTED.to_owned(),
@@ -185,7 +185,7 @@ impl ServiceCohort {
                     reason: format!("signed by the {}", outcome.path),
                     at_fault: false,
                     next_cohort_id: None,
-                    signed: shown(outcome),
+                    signed: signed_transaction(outcome),
                     opt_in: None,
                 }
                 .into();
@@ -223,7 +223,7 @@ impl ServiceCohort {
 
 /// The signed transaction as it is sent to members; `None` if it is too large for a message on every carrier, as a
 /// fallback of some three hundred members is.
-fn shown(outcome: &Signed) -> Option<SignedTransaction> {
+fn signed_transaction(outcome: &Signed) -> Option<SignedTransaction> {
     const MOST: usize = 28_000;
     let tx = Arc::new(outcome.transaction.clone());
     (tx.total_size() <= MOST).then_some(SignedTransaction { tx, prev_out_value: outcome.value })

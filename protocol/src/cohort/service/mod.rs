@@ -93,7 +93,7 @@ pub enum ServiceInput {
     },
 }
 
-/// An action that the host must perform for a cohort at its service.
+/// An action that the driver must perform for a cohort at its service.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ServiceEffect {
     /// Send a message to every peer.

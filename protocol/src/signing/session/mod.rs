@@ -144,7 +144,7 @@ pub enum SessionEvent {
     },
 }
 
-/// An action that the host must perform for a signing session.
+/// An action that the driver must perform for a signing session.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SessionEffect {
     /// Send a message to one member.
@@ -301,8 +301,8 @@ impl SigningSession {
         entries
     }
 
-    /// The members that sent two different contributions for one slot, and are not among the culprits: no member is
-    /// named for more than one kind of fault.
+    /// The members that sent two different contributions for one slot, and are not among the culprits. They are listed
+    /// separately, so that each member is blamed only for what it did.
     fn equivocators(&self, culprits: &[Did]) -> Vec<Did> {
         let faults = self.faults.iter().filter(|fault| fault.code == RejectCode::Equivocation);
         let guilty: BTreeSet<&Did> = faults.map(|fault| &fault.did).collect();

@@ -1,4 +1,5 @@
-//! What the tests of beacon outputs share: reading the vectors, deterministic keys, and Bitcoin Core's verdict on a spend.
+//! Shared by the tests of beacon outputs: reading the vectors, deterministic keys, and Bitcoin Core's verdict on a
+//! spend.
 
 use std::sync::Arc;
 
@@ -66,7 +67,7 @@ pub fn script_tree(terms: &Value) -> Result<ScriptTree, OutputError> {
     )
 }
 
-/// The output of a vector's `cohort`, checked against what the vector says about it.
+/// The output of a vector's `cohort`, checked against the fields of the vector.
 pub fn cohort_output(cohort: &Value) -> BeaconOutput {
     let keys: Vec<PublicKey> = list(&cohort["cohortKeys"]).iter().map(|key| text(key).parse().unwrap()).collect();
     let network: Network = text(&cohort["network"]).parse().unwrap();
@@ -116,7 +117,7 @@ pub fn coin(sat: u64) -> Coin {
     Coin { outpoint: OutPoint::new(Txid::from_byte_array([0x11; 32]), 1), value: Amount::from_sat(sat) }
 }
 
-/// Whether Bitcoin Core's consensus rules accept `tx` as a spend of `prevout`, all soft forks up to taproot enforced.
+/// Whether Bitcoin Core's consensus rules accept `tx` as a spend of `prevout`, with all soft forks up to taproot.
 pub fn consensus_accepts(tx: &Transaction, prevout: &TxOut) -> bool {
     consensus_accepts_with(tx, prevout, bitcoinconsensus::VERIFY_ALL_PRE_TAPROOT | bitcoinconsensus::VERIFY_TAPROOT)
 }

@@ -1,4 +1,4 @@
-//! C: CAS announcements. C-4, C-5 and C-6 concern who fetches by hash: see `tests/it/cas_conformance.rs` of the host.
+//! C: CAS announcements. C-4, C-5 and C-6 concern fetching by hash: see `tests/it/cas_conformance.rs` of the host.
 
 use btcr2_aggregation_protocol::{
     beacon::{AggregateBeacon, BeaconData, CasAnnouncement, CasBeacon},
@@ -46,7 +46,7 @@ fn c_02_own_entry_decodes_strictly() {
 }
 
 #[test]
-fn c_03_no_entry_of_its_own_means_no_update() {
+fn c_03_no_own_entry_means_no_update() {
     let controller = Controller::new();
     let other = Controller::external(|_| {});
     let map = json!({ other.did().as_str(): DocumentHash::from_bytes([9; 32]) });

@@ -1,4 +1,4 @@
-//! Each kind of update that a cohort does not take, at the service and at the member, with the words that each gets to read.
+//! Each kind of update that a cohort refuses, at the service and at the member, with the text of each error.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use super::controller::{Controller, key, rng};
 
-/// A service that waits for the update of the controller, and that controller's own machine, when it is asked for it.
+/// A service in the update phase, and the machine of its controller, which is asked for the update.
 struct Cohort {
     now: Timestamp,
     controller: Controller,
@@ -57,7 +57,7 @@ impl Cohort {
         Self { now: simulation.now(), controller: Controller::of(node.identity().clone()), service, member }
     }
 
-    /// What the service says to it.
+    /// The service's answer to the update.
     fn submit(&self, update: &SignedUpdate) -> Result<Vec<ServiceEvent>, (RejectCode, String)> {
         let cohort_id = self.member.advert().cohort_id.clone();
         let body = SubmitUpdate { cohort_id, signed_update: Arc::new(update.value().clone()) };
@@ -69,7 +69,7 @@ impl Cohort {
         })
     }
 
-    /// What the member does with it: submits it, or declines and says why.
+    /// The member's answer to the update: it submits it, or declines with a reason.
     fn provide(&self, submission: Submission) -> Result<SignedUpdate, String> {
         let input = ParticipantInput::UpdateDecided(Some(submission));
         match &self.member.decide(self.now, &input, &mut rng()).unwrap()[..] {
@@ -83,7 +83,7 @@ impl Cohort {
 }
 
 #[test]
-fn each_kind_of_bad_update_is_refused_on_both_sides() {
+fn each_kind_of_bad_update_is_refused_by_both_roles() {
     let cohort = Cohort::new();
     let controller = &cohort.controller;
     let update = |change: &dyn Fn(&mut Value, &mut Value)| controller.signed(|update, proof| change(update, proof));
@@ -91,12 +91,12 @@ fn each_kind_of_bad_update_is_refused_on_both_sides() {
     let recent = "2036-01-01T00:00:00Z";
     for (kind, update, words) in [
         (
-            "older software's",
+            "an older version's",
             update(&|_, proof| drop(proof.as_object_mut().unwrap().remove("invocationTarget"))),
             "U-4",
         ),
         (
-            "older software's context",
+            "an older version's context",
             update(&|update, _| update["@context"] = json!(["https://w3id.org/zcap/v1"])),
             "U-1",
         ),
@@ -121,18 +121,18 @@ fn each_kind_of_bad_update_is_refused_on_both_sides() {
         ("another target hash", update(&|update, _| update["targetHash"] = update["sourceHash"].clone()), "U-16"),
         ("a failing patch", patch(json!({"op": "remove", "path": "/nothing"})), "U-13"),
         ("another id", patch(json!({"op": "replace", "path": "/id", "value": "did:btcr2:_"})), "U-15"),
-        ("no document", patch(json!({"op": "remove", "path": "/@context"})), "U-15"),
+        ("not a document", patch(json!({"op": "remove", "path": "/@context"})), "U-15"),
     ] {
         let (code, detail) = cohort.submit(&update).expect_err(kind);
         assert!(detail.contains(words), "{kind}: {detail}");
         assert_eq!(code, RejectCode::UpdateVerificationFailed, "{kind}");
         let reason = cohort.provide(update.into()).expect_err(kind);
-        assert_eq!(reason, detail, "{kind}: the member says the same");
+        assert_eq!(reason, detail, "{kind}: the member gives the same reason");
     }
 }
 
 #[test]
-fn a_good_update_is_submitted_and_taken() {
+fn a_valid_update_is_submitted_and_accepted() {
     let cohort = Cohort::new();
     let update = cohort.controller.update();
     assert_eq!(cohort.provide(update.clone().into()).unwrap(), update);
@@ -141,7 +141,8 @@ fn a_good_update_is_submitted_and_taken() {
     assert!(cohort.submit(&created).is_ok(), "an old created is harmless");
 }
 
-/// A later update starts from a document that only its controller has: the member checks it whole, the service its proof.
+/// A later update starts from a document that only its controller has: the member checks all of it, the service its
+/// proof.
 #[test]
 fn a_later_update_is_checked_against_its_own_document() {
     let cohort = Cohort::new();

@@ -1,4 +1,4 @@
-//! A controller whose updates can be wrong in one thing and right in everything else.
+//! A controller whose updates can be wrong in one point and correct in all others.
 
 use btcr2_aggregation_protocol::{
     did::Did,
@@ -34,7 +34,7 @@ impl Controller {
         Self::of(Identity::from_key(key(7), Network::Regtest))
     }
 
-    /// An EXTERNAL DID, whose genesis document is the usual one as `change` leaves it.
+    /// An EXTERNAL DID, with the default genesis document as changed by `change`.
     pub(crate) fn external(change: impl FnOnce(&mut Value)) -> Self {
         let mut genesis = document::genesis_document(&key(7).public_key(), Network::Regtest);
         change(&mut genesis);
@@ -61,7 +61,7 @@ impl Controller {
         sign_update(&unsigned, self.did(), method, self.identity.secret_key(), &mut rng()).unwrap()
     }
 
-    /// The update as `change` leaves it (update without proof, proof without value), signed by the DID's key.
+    /// The update as changed by `change` (update without proof, proof without value), signed by the DID's key.
     pub(crate) fn signed(&self, change: impl FnOnce(&mut Value, &mut Value)) -> SignedUpdate {
         self.signed_by(self.identity.secret_key(), change)
     }
@@ -77,7 +77,7 @@ impl Controller {
         SignedUpdate::from_value(update).unwrap()
     }
 
-    /// A correctly signed update with this patch, whose hashes are right where the patch applies.
+    /// A correctly signed update with this patch. Its hashes are correct if the patch applies.
     pub(crate) fn patched(&self, patch: Value) -> SignedUpdate {
         self.signed(|update, _| {
             if let Ok(unsigned) = build_update(&self.document, 1, patch.clone()) {
@@ -99,7 +99,7 @@ impl Controller {
         verify_update(update, &UpdateContext { block: Some(block), ..self.context() })
     }
 
-    /// That `update` breaks this one rule, and that the message names it.
+    /// Asserts that `update` breaks exactly this rule, and that the error names it.
     #[track_caller]
     pub(crate) fn breaks(&self, update: &SignedUpdate, rule: &str) -> UpdateError {
         let mut broken = violations(update, &self.context());

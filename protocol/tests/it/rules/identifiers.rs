@@ -17,7 +17,7 @@ fn genesis(change: impl FnOnce(&mut Value)) -> (Did, Value) {
 }
 
 #[test]
-fn i_01_an_identifier_has_one_spelling() {
+fn i_01_an_identifier_has_one_encoding() {
     let did = Controller::new().did().to_string();
     assert_eq!(Did::parse(&did).unwrap().as_str(), did);
     assert!(Did::parse(&did.to_ascii_uppercase()).is_err());
@@ -25,7 +25,7 @@ fn i_01_an_identifier_has_one_spelling() {
     let mut wrong = did.clone();
     let last = if wrong.pop() == Some('q') { 'p' } else { 'q' };
     wrong.push(last);
-    assert!(matches!(Did::parse(&wrong), Err(DidError::Encoding)), "the checksum");
+    assert!(matches!(Did::parse(&wrong), Err(DidError::Encoding)), "the checksum is wrong");
     // Reserved and custom networks.
     for nibble in 6..=15_u8 {
         let payload = [&[nibble], key(7).public_key().to_bytes().as_slice()].concat();
@@ -49,7 +49,7 @@ fn i_02_genesis_hashes_to_the_did_and_has_the_placeholder() {
 }
 
 #[test]
-fn i_03_the_placeholder_is_replaced_in_every_place() {
+fn i_03_the_placeholder_is_replaced_everywhere() {
     let (did, genesis) = genesis(|genesis| {
         genesis["alsoKnownAs"] = json!([format!("https://example.org/?did={PLACEHOLDER}&x")]);
         genesis["note"] = json!({ format!("{PLACEHOLDER}/member"): format!("{PLACEHOLDER}{PLACEHOLDER}suffix") });
@@ -72,6 +72,6 @@ fn i_04_the_first_document_conforms() {
         assert!(matches!(error, DocumentError::NotConformant(_)), "{error}");
         let key = SecretKey::from_bytes(&[7; 32]).unwrap();
         let identity = btcr2_aggregation_protocol::identity::Identity::from_genesis(key, genesis, Network::Regtest);
-        assert!(identity.is_err(), "nobody starts with it");
+        assert!(identity.is_err(), "no identity can start with it");
     }
 }

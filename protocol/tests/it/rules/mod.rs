@@ -1,7 +1,7 @@
-//! The rules of did:btcr2 (edition of October 2026) that concern a service and a participant: one test a rule, named after
-//! it, and the cases of the public test suite and of the specification.
+//! The rules of did:btcr2 (edition of October 2026) that concern a service and a participant: one test for each rule,
+//! named after it, and the cases of the public test suite and of the specification.
 //!
-//! Rules that recorded data covers whole are in the `*_vectors.rs` beside this; here each rule is broken by itself.
+//! Rules that recorded data covers completely are in `*_vectors.rs`; here each rule is broken by itself.
 
 mod announcements;
 mod both_sides;

@@ -37,7 +37,7 @@ fn block(case: &Value) -> Option<BlockTimes> {
     Some(BlockTimes { time: seconds("time"), mediantime: seconds("mediantime") })
 }
 
-/// The word by which the suite names the check that fails first.
+/// The suite's name for the check that fails first.
 fn why(error: &UpdateError) -> &'static str {
     match error {
         UpdateError::Version { .. } | UpdateError::Field { field: "targetVersionId", .. } => "targetVersionId",
@@ -76,7 +76,7 @@ fn first_documents_are_those_of_the_suite() {
     assert!(external > 0);
 }
 
-/// The updates were recorded before `invocationTarget` was required: the expectation leaves that rule aside, and nothing else.
+/// The updates were recorded before `invocationTarget` was required: the test leaves out only that rule.
 #[test]
 fn updates_are_accepted_and_refused_as_in_the_suite() {
     let (mut accepted, mut refused) = (0, 0);
@@ -93,7 +93,7 @@ fn updates_are_accepted_and_refused_as_in_the_suite() {
             if recorded_before {
                 let before = broken.len();
                 broken.retain(|error| !matches!(error, UpdateError::InvocationTargetMissing));
-                assert_eq!(broken.len() + 1, before, "{name}: with the rule it is refused");
+                assert_eq!(broken.len() + 1, before, "{name}: the rule refuses it");
             }
             if let Some(error) = broken.into_iter().next() {
                 first_error = Some(error);
@@ -121,7 +121,7 @@ fn updates_are_accepted_and_refused_as_in_the_suite() {
 }
 
 #[test]
-fn proofs_and_announcements_are_judged_as_in_the_suite() {
+fn proofs_and_announcements_verify_as_in_the_suite() {
     let (mut proofs, mut maps) = (0, 0);
     for case in cases() {
         let (name, did) = (case["name"].as_str().unwrap(), did(&case));

@@ -1,5 +1,5 @@
-//! T: the beacon transaction, as a member checks it before it opens a nonce. T-4, T-6 and T-7 concern who chooses coins: see the
-//! host's `tests/it/funding.rs`.
+//! T: the beacon transaction, as a member checks it before it opens a nonce. T-4, T-6 and T-7 concern the choice of
+//! coins: see the host's `tests/it/funding.rs`.
 
 use std::sync::Arc;
 
@@ -93,7 +93,7 @@ fn t_06_outputs_are_within_the_value() {
     let inflated = Err(TransactionFault::Inflation { value: VALUE });
     assert_eq!(fault(|tx| tx.output[0].value = VALUE + Amount::ONE_SAT), inflated);
     assert_eq!(fault(|tx| tx.output[0].value = Amount::MAX), inflated, "no overflow");
-    assert_eq!(fault(|tx| tx.output[0].value = VALUE), Ok(()), "who pays nothing is not relayed, and harms nobody");
+    assert_eq!(fault(|tx| tx.output[0].value = VALUE), Ok(()), "a fee of zero is not relayed, and harmless");
 }
 
 #[test]
@@ -106,9 +106,9 @@ fn t_08_the_address_ends_at_the_parameters() {
 }
 
 #[test]
-fn nothing_that_delays_the_transaction_is_signed() {
+fn a_delayed_transaction_is_not_signed() {
     let height = LockTime::from_height(800_000).unwrap();
-    assert_eq!(fault(|tx| tx.lock_time = height), Ok(()), "the sequence is final: it does not count");
+    assert_eq!(fault(|tx| tx.lock_time = height), Ok(()), "the sequence is final, so the lock time does not apply");
     let rbf = Sequence::ENABLE_RBF_NO_LOCKTIME;
     assert_eq!(fault(|tx| tx.input[0].sequence = rbf), Ok(()));
     let locked = |tx: &mut Transaction| {
@@ -122,12 +122,12 @@ fn nothing_that_delays_the_transaction_is_signed() {
         let delayed = fault(|tx| tx.input[0].sequence = sequence);
         assert_eq!(delayed, Err(TransactionFault::RelativeLockTime(sequence.to_consensus_u32())));
     }
-    assert_eq!(fault(|tx| tx.input[0].sequence = Sequence::ZERO), Ok(()), "no blocks have always passed");
+    assert_eq!(fault(|tx| tx.input[0].sequence = Sequence::ZERO), Ok(()), "zero blocks have always passed");
     assert_eq!(fault(|tx| tx.version = Version(3)), Err(TransactionFault::Version(3)));
 }
 
 #[test]
-fn nothing_that_nodes_do_not_relay_is_signed() {
+fn a_transaction_that_nodes_do_not_relay_is_not_signed() {
     let four = Builder::new().push_opcode(OP_PUSHNUM_1);
     let keys = (1..=4).fold(four, |script, n| {
         script.push_key(&bitcoin::PublicKey::from_slice(&key(n).public_key().to_bytes()).unwrap())
@@ -171,7 +171,7 @@ fn the_fee_is_bounded_by_the_members_terms() {
     assert!(matches!(refused, TransactionFault::Fee { rate: 10, .. }), "{refused}");
     assert!(refused.to_string().contains("10 sat/vB"), "{refused}");
     assert_eq!(check_fee(&tx, &output, VALUE, DEFAULT_MAX_FEE_RATE), Ok(()));
-    // What the fallback needs to be relayed at all is accepted at any rate.
+    // The fee that the fallback needs to be relayed is accepted at any rate.
     let fallback = fallback_vsize(&tx, output.fallback().unwrap());
     pay(&mut tx, fallback);
     assert_eq!(check_fee(&tx, &output, VALUE, rate(0)), Ok(()));

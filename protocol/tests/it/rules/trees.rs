@@ -49,14 +49,14 @@ fn m_01_index_is_the_hash_of_the_did() {
 
 #[test]
 fn m_02_bits_count_from_the_most_significant() {
-    // Two indices that differ in the first bit only meet under the root: one sibling, at level 0.
+    // Two indices that differ only in the first bit meet under the root: one sibling, at level 0.
     let (left, mut right) = ([0; 32], [0; 32]);
     right[0] = 0x80;
     let tree = SparseMerkleTree::build(vec![(left, [1; 32]), (right, [2; 32])]).unwrap();
     let mut collapsed = [0xff; 32];
     collapsed[0] = 0x7f;
     assert_eq!(tree.proofs[0].collapsed, collapsed);
-    // In the last bit only: beside the leaf.
+    // Only in the last bit: beside the leaf.
     right = [0; 32];
     right[31] = 1;
     let tree = SparseMerkleTree::build(vec![(left, [1; 32]), (right, [2; 32])]).unwrap();
@@ -66,7 +66,7 @@ fn m_02_bits_count_from_the_most_significant() {
 }
 
 #[test]
-fn m_03_leaf_forms() {
+fn m_03_leaves_have_four_forms() {
     let update = DocumentHash::from_bytes([3; 32]);
     assert_eq!(smt_leaf(Some(b"n"), Some(&update)), sha256_concat(&[&sha256(b"n"), &[3; 32]]));
     assert_eq!(smt_leaf(Some(b""), None), sha256(&sha256(b"")), "an empty nonce is a nonce");
@@ -75,7 +75,7 @@ fn m_03_leaf_forms() {
 }
 
 #[test]
-fn m_04_cached_zeros() {
+fn m_04_zero_hashes_are_cached() {
     let hex = |n| HEXLOWER.encode(&zero_hash(n).unwrap());
     assert_eq!(hex(0), "f5a5fd42d16a20302798ef6ed309979b43003d2320d9f0e8ea9831a92759fb4b");
     assert_eq!(hex(1), "db56114e00fdd4c1f85c892bf35ac9a89289aaecb1ebd0a96cde606a748b5d71");
@@ -99,7 +99,7 @@ fn m_05_the_tree_of_the_test_values() {
 }
 
 #[test]
-fn m_06_members_of_a_proof_in_this_order_nonce_of_any_length() {
+fn m_06_proof_members_are_ordered_and_nonces_of_any_length() {
     let (_, proof) = example_proof();
     let text = serde_json::to_string(&proof).unwrap();
     let places =
@@ -108,7 +108,7 @@ fn m_06_members_of_a_proof_in_this_order_nonce_of_any_length() {
     let shuffled = json!({
         "updateId": proof.update_id, "nonce": proof.nonce, "hashes": proof.hashes, "collapsed": proof.collapsed, "id": proof.id,
     });
-    assert_eq!(serde_json::from_value::<SmtProof>(shuffled).unwrap(), proof, "readers do not care");
+    assert_eq!(serde_json::from_value::<SmtProof>(shuffled).unwrap(), proof, "readers accept any order");
     for nonce in [&b""[..], b"x", &[7; 33], &[9; 1000]] {
         let leaf = smt_leaf(Some(nonce), None);
         let tree = SparseMerkleTree::build(vec![([5; 32], leaf)]).unwrap();
@@ -116,7 +116,7 @@ fn m_06_members_of_a_proof_in_this_order_nonce_of_any_length() {
         let read: SmtProof = serde_json::from_str(&serde_json::to_string(&proof).unwrap()).unwrap();
         assert_eq!(read.verify(&[5; 32]), Ok(()), "{} bytes", nonce.len());
     }
-    // Minted: 256 bit.
+    // Generated nonces have 256 bits.
     let did = Controller::new().did().clone();
     let made = SmtBeacon.aggregate(&[(did.clone(), None)].into(), &mut rng()).unwrap();
     let BeaconData::Smt(proof) = &**made.data.for_member(&did).unwrap() else { panic!() };
@@ -138,10 +138,10 @@ fn m_07_every_level_has_one_sibling() {
 }
 
 #[test]
-fn m_08_a_listed_cached_zero_makes_the_proof_false() {
+fn m_08_a_proof_with_a_listed_cached_zero_is_refused() {
     let (index, proof) = example_proof();
     for level in [0, 100, 255] {
-        // What is empty is listed, at the place where the walk meets it: the root would be the same.
+        // An empty subtree is listed, at the place where the walk reaches it: the root would be the same.
         let bit = |bytes: &[u8; 32], level: usize| bytes[level / 8] & (0x80 >> (level % 8)) != 0;
         if !bit(proof.collapsed.as_bytes(), level) {
             continue;
@@ -186,7 +186,7 @@ fn m_09_fields_decode_strictly() {
 }
 
 #[test]
-fn m_10_an_id_with_pad_bits_is_no_proof() {
+fn m_10_an_id_with_pad_bits_is_refused() {
     let (_, proof) = example_proof();
     let mut wrong = serde_json::to_value(&proof).unwrap();
     let text = wrong["id"].as_str().unwrap().to_owned();
@@ -208,7 +208,7 @@ fn m_11_an_index_that_is_not_in_the_tree_has_a_proof() {
     for (leaf, (index, value)) in example().iter().enumerate() {
         assert_eq!(tree.proofs[leaf].root_for(index, value), Ok(tree.root), "and so are the others' proofs");
     }
-    // Every member of a cohort has a leaf, also one that declined.
+    // Every member of a cohort has a leaf, including a member that declined.
     let did = Controller::new().did().clone();
     let made = SmtBeacon.aggregate(&[(did.clone(), None)].into(), &mut rng()).unwrap();
     assert!(made.data.for_member(&did).is_some());
@@ -216,7 +216,7 @@ fn m_11_an_index_that_is_not_in_the_tree_has_a_proof() {
 
 #[test]
 fn m_12_writers_collapse_and_give_every_member_a_nonce() {
-    // A leaf that is the empty one is a listed sibling of nobody.
+    // An empty leaf is not a listed sibling of any other leaf.
     let mut next = example()[0].0;
     next[31] ^= 1;
     let tree = SparseMerkleTree::build(vec![example()[0], (next, smt_leaf(None, None))]).unwrap();
@@ -242,5 +242,5 @@ fn m_13_the_nonce_is_part_of_what_a_member_stores() {
     let mut without = stored;
     without["smt"].as_object_mut().unwrap().remove("nonce");
     let without: BeaconData = serde_json::from_value(without).unwrap();
-    assert!(SmtBeacon.verify(&did, None, &without).is_err(), "without it nothing can be shown");
+    assert!(SmtBeacon.verify(&did, None, &without).is_err(), "without the nonce the proof cannot be verified");
 }

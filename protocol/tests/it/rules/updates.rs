@@ -35,7 +35,7 @@ fn u_01_context_is_the_four_entries_in_order() {
     for context in contexts() {
         let error = controller.breaks(&controller.signed(|update, _| update["@context"] = context.clone()), "U-1");
         assert_eq!(error.code(), "UPDATE_VERIFICATION_FAILED", "{context}");
-        assert!(error.to_string().contains("0.7.6"), "says what to upgrade to: {error}");
+        assert!(error.to_string().contains("0.7.6"), "the error names the required version: {error}");
     }
 }
 
@@ -52,7 +52,7 @@ fn u_02_proof_context_is_the_same() {
 }
 
 #[test]
-fn u_03_constants_of_the_proof_by_text() {
+fn u_03_proof_constants_are_compared_as_text() {
     let controller = Controller::new();
     for (field, wrong) in [
         ("type", "dataintegrityproof"),
@@ -98,7 +98,7 @@ fn u_05_capability_is_percent_encoded() {
 
 #[test]
 fn u_06_method_is_a_member_of_capability_invocation() {
-    // In the document, under another relationship only.
+    // In the document, but only under another relationship.
     let controller = Controller::external(|genesis| {
         let mut second = genesis["verificationMethod"][0].clone();
         second["id"] = json!("did:btcr2:_#second");
@@ -110,7 +110,7 @@ fn u_06_method_is_a_member_of_capability_invocation() {
     let by_it = controller.signed_by(&key(8), |_, proof| proof["verificationMethod"] = json!(method));
     let error = controller.breaks(&by_it, "U-6");
     assert!(error.to_string().contains(&method), "{error}");
-    // Relative on one side, absolute on the other, and embedded: the same method.
+    // Relative in one place, absolute in the other, and embedded: the same method.
     for form in ["#initialKey", "did:btcr2:_#initialKey"] {
         let controller = Controller::external(|genesis| genesis["capabilityInvocation"] = json!([form]));
         assert!(controller.verify(&controller.update()).is_ok(), "{form}");
@@ -198,7 +198,7 @@ fn u_10_times_fit_the_block_without_tolerance() {
     assert!(matches!(at(noon, noon + 1), Err(UpdateError::ExpiredInBlock)));
 }
 
-/// What a cohort does not take although the rule accepts it.
+/// An update that a cohort refuses although the rule accepts it.
 #[test]
 fn u_10_no_update_that_expires_enters_a_cohort() {
     let controller = Controller::new();
@@ -258,7 +258,7 @@ fn u_13_patch_is_applied_strictly() {
         json!({"op": "add", "path": "/service/9", "value": {}}),
         json!({"op": "test", "path": "/id", "value": "did:btcr2:other"}),
     ] {
-        // The first failure fails all, also those before it.
+        // The first failure fails the whole patch, including the operations before it.
         let patch = json!([{"op": "add", "path": "/alsoKnownAs", "value": []}, operation]);
         controller.breaks(&controller.patched(patch), "U-13");
     }
@@ -348,7 +348,7 @@ fn u_16_hashes_are_strict_base64url_of_the_documents() {
     for field in ["sourceHash", "targetHash"] {
         controller.breaks(&controller.signed(|update, _| update[field] = json!(other)), "U-16");
         let good = controller.update().value()[field].as_str().unwrap().to_owned();
-        // The last character's low bits are padding and have to be zero.
+        // The low bits of the last character are padding and must be zero.
         let padded = format!("{}{}", &good[..42], "B");
         for bad in [json!(format!("{good}=")), json!(padded), json!(""), json!(7), Value::Null] {
             let update = controller.signed(|update, _| update[field] = bad);
@@ -377,7 +377,7 @@ fn u_18_update_hash_is_of_the_signed_update_as_received() {
     let expected = jcs::document_hash(update.value()).unwrap();
     assert_eq!(*update.hash(), expected);
     assert_ne!(update.hash(), controller.update().hash());
-    assert!(controller.verify(&update).is_ok(), "unknown members are no fault");
+    assert!(controller.verify(&update).is_ok(), "unknown members are accepted");
 }
 
 #[test]

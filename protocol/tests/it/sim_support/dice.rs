@@ -1,4 +1,4 @@
-//! Simulations at random, and the same ones again from the same seeds.
+//! Random simulations, reproducible from their seeds.
 
 use std::{env, panic::AssertUnwindSafe, time::Duration};
 
@@ -27,7 +27,7 @@ pub fn for_each_seed(everyday: u64, property: impl Fn(u64)) {
 pub struct Dice(ChaCha8Rng);
 
 impl Dice {
-    /// Another stream than the simulation's of the same seed.
+    /// A random stream other than the simulation's of the same seed.
     pub fn new(seed: u64) -> Self {
         Self(ChaCha8Rng::seed_from_u64(seed ^ 0x5eed_0000_0000))
     }

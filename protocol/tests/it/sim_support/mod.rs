@@ -1,4 +1,4 @@
-//! What the tests of simulated cohorts share.
+//! Shared by the tests of simulated cohorts.
 
 pub mod dice;
 
@@ -57,14 +57,14 @@ pub fn stranger(seed: u8) -> Identity {
     Identity::from_key(SecretKey::from_bytes(&[seed; 32]).unwrap(), Network::Regtest)
 }
 
-/// Delivers to the service and asserts that it refuses, naming the sender, without any change.
+/// Delivers to the service and asserts that it rejects the message, names the sender, and does not change.
 pub fn assert_refused(simulation: &mut Simulation, case: &str, message: &Message, code: RejectCode) {
     let text = message.to_json();
     assert_text_refused(simulation, case, &message.from, &text, code);
 }
 
-/// Delivers to the service a contribution that fails its check, and asserts that it is not stored: its sender is still waited
-/// for. The first of a kind is on record with its sender, those after it are refused.
+/// Delivers to the service a contribution that fails its check, and asserts that it is not stored and its sender
+/// still missing. The first invalid contribution of a kind is recorded with its sender, later ones are only rejected.
 pub fn assert_invalid(simulation: &mut Simulation, case: &str, message: &Message, code: RejectCode) {
     let service = simulation.service().identity().did().clone();
     let session = |simulation: &Simulation| simulation.service().session().unwrap().machine().clone();
@@ -72,7 +72,7 @@ pub fn assert_invalid(simulation: &mut Simulation, case: &str, message: &Message
     match simulation.deliver(&message.from, &service, &message.to_json()) {
         Err(reject) => {
             assert_eq!((reject.code, reject.peer.as_ref()), (code, Some(&message.from)), "{case}");
-            assert_eq!(session(simulation), before, "{case}: a refusal changes nothing");
+            assert_eq!(session(simulation), before, "{case}: a rejection changes nothing");
         }
         Ok(()) => {
             let after = session(simulation);
@@ -92,10 +92,10 @@ pub fn assert_text_refused(simulation: &mut Simulation, case: &str, from: &Did, 
     let events = simulation.service().events().len();
     let result = simulation.deliver(from, &service, text);
     assert_named(case, result, from, code);
-    assert_eq!(*simulation.service().machine(), cohort, "{case}: a refusal changes nothing");
+    assert_eq!(*simulation.service().machine(), cohort, "{case}: a rejection changes nothing");
     let after = simulation.service().session().map(|session| session.machine().clone());
-    assert_eq!(after, session, "{case}: a refusal changes nothing");
-    assert_eq!(simulation.service().events().len(), events, "{case}: a refusal makes no event");
+    assert_eq!(after, session, "{case}: a rejection changes nothing");
+    assert_eq!(simulation.service().events().len(), events, "{case}: a rejection makes no event");
 }
 
 /// Bitcoin Core's verdict on the signed transaction, if there is one.
@@ -111,7 +111,7 @@ pub fn assert_named<T: Debug>(case: &str, result: Result<T, Reject>, peer: &Did,
     assert_eq!((reject.code, reject.peer.as_ref()), (code, Some(peer)), "{case}: {}", reject.detail);
 }
 
-/// Runs to the end; the cohort must have completed and nobody but `villains` may be accused.
+/// Runs to the end. The cohort must complete, and only `villains` may be accused.
 pub fn assert_completes(simulation: &mut Simulation, case: &str, villains: &[Did]) {
     simulation.run();
     simulation.assert_invariants();
@@ -125,8 +125,8 @@ pub fn assert_completes(simulation: &mut Simulation, case: &str, villains: &[Did
     assert!(matches!(simulation.service().machine().phase(), Phase::Completed { .. }), "{case}");
 }
 
-/// A cohort that goes through every phase of [`PHASES`]: the operator's transaction comes late, and the last member's
-/// partial signature never.
+/// A cohort that goes through every phase of [`PHASES`]: the operator's transaction is late, and the last member's
+/// partial signature never arrives.
 pub fn through_every_phase() -> Simulation {
     let mut roles = honest(4);
     roles[3] = roles[3].clone().without(btcr2_aggregation_protocol::error::Slot::PartialSignature);
@@ -151,7 +151,7 @@ pub fn config_of(simulation: &Simulation) -> ParticipantConfig {
 }
 
 pub mod bodies {
-    //! One body of each type, well-formed and in itself harmless.
+    //! One well-formed and harmless body of each type.
 
     use bitcoin::{Amount, ScriptBuf, Transaction, absolute::LockTime, transaction::Version};
     use btcr2_aggregation_protocol::{

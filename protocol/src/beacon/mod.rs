@@ -182,7 +182,7 @@ pub enum BeaconMismatch {
         /// The hash in the data.
         found: DocumentHash,
     },
-    /// The proof does not have one sibling for each level that it says is not empty.
+    /// The proof does not have exactly one sibling for each level that it does not mark as empty.
     #[error("the proof has {found} siblings where {expected} levels need one (rule M-7)")]
     SiblingCount {
         /// The number of levels, of 256, whose sibling is not an empty subtree.

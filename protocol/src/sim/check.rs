@@ -6,7 +6,7 @@ use bitcoin::{ScriptBuf, TxOut};
 
 use super::{
     CohortNode, Simulation, UpdateChoice,
-    crash::{through_journal, replay_transcribed},
+    crash::{replay_transcribed, through_journal},
 };
 use crate::{
     cohort::{event::SpendPath, service::phase::Phase},

@@ -8,7 +8,7 @@ use rand_core::RngCore;
 
 use super::{
     Setup,
-    crash::{through_journal, replay_transcribed},
+    crash::{replay_transcribed, through_journal},
 };
 use crate::{
     cohort::{

@@ -142,7 +142,8 @@ impl Process {
 /// When an event does not survive the journal.
 pub(super) fn through_journal<E: Serialize + DeserializeOwned>(events: &[E]) -> Vec<E> {
     let read = |event| {
-        let line = serde_json::to_string(event).unwrap_or_else(|error| panic!("an event cannot be written: {error}"));
+        let line =
+            serde_json::to_string(event).unwrap_or_else(|error| panic!("an event cannot be written: {error}"));
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"))
     };
     events.iter().map(read).collect()

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::sim_support::{
-    PHASES, TIMEOUT, assert_named, bodies, config_of, honest, run_to, setup, stranger, through_every_phase,
+    PHASES, TIMEOUT, assert_named, bodies, config_of, honest, outsider, run_to, setup, through_every_phase,
 };
 use bitcoin::{Amount, Transaction, Witness};
 use btcr2_aggregation_protocol::{
@@ -32,7 +32,7 @@ fn ended(simulation: &Simulation, code: &str, reason: String) -> CohortEnded {
 }
 
 /// Delivers `body` to member 0, as the service.
-fn tell(simulation: &mut Simulation, body: CohortEnded) {
+fn report_end(simulation: &mut Simulation, body: CohortEnded) {
     let service = simulation.service().identity().did().clone();
     let message = Message::new(service.clone(), Some(simulation.did(0)), body);
     simulation.deliver(&service, &simulation.did(0), &message.to_json()).unwrap();
@@ -79,7 +79,11 @@ fn cancelling_ends_every_session_at_once_in_every_phase() {
             };
             let (end, has_record) = end_of(&simulation, member);
             assert_eq!(end, expected, "{phase}");
-            assert_eq!(has_record, has_signed(&simulation, member), "{phase}: a signed transaction may still be announced");
+            assert_eq!(
+                has_record,
+                has_signed(&simulation, member),
+                "{phase}: a signed transaction may still be announced"
+            );
         }
     }
 }
@@ -106,7 +110,7 @@ fn members_that_did_not_sign_also_have_the_record() {
 }
 
 /// A completed round whose end the service reports to member 0 as changed by `change`.
-fn told(change: fn(&mut CohortEnded)) -> Simulation {
+fn round_with_end(change: fn(&mut CohortEnded)) -> Simulation {
     let mut simulation = Simulation::new(1, setup(honest(3)));
     let (service, member) = (simulation.service().identity().did().clone(), simulation.did(0));
     simulation.tamper(&service, move |message| match &*message.body {
@@ -123,7 +127,7 @@ fn told(change: fn(&mut CohortEnded)) -> Simulation {
 
 #[test]
 fn without_the_signed_transaction_the_end_is_only_reported() {
-    let simulation = told(|ended| ended.signed = None);
+    let simulation = round_with_end(|ended| ended.signed = None);
     let (end, has_record) = end_of(&simulation, 0);
     // Only reported by the service.
     assert!(matches!(end, SessionEnd::EndedByService { .. }) && end.says_completed() && has_record, "{end:?}");
@@ -137,14 +141,14 @@ fn change(ended: &mut CohortEnded, change: fn(&mut Transaction)) {
 
 #[test]
 fn another_or_an_unsigned_transaction_is_refused() {
-    let lies: [fn(&mut CohortEnded); 3] = [
+    let alterations: [fn(&mut CohortEnded); 3] = [
         |ended| change(ended, |transaction| transaction.input[0].witness.clear()),
         |ended| change(ended, |transaction| transaction.output[0].value -= Amount::ONE_SAT),
         // The right size, but not a signature.
         |ended| change(ended, |transaction| transaction.input[0].witness = Witness::from_slice(&[[7; 64]])),
     ];
-    for (number, lie) in lies.into_iter().enumerate() {
-        let simulation = told(lie);
+    for (number, alter) in alterations.into_iter().enumerate() {
+        let simulation = round_with_end(alter);
         let (end, has_record) = end_of(&simulation, 0);
         assert_eq!(
             (end, has_record),
@@ -181,11 +185,11 @@ fn only_the_service_can_end_a_cohort() {
         run_to(&mut simulation, phase);
         simulation.advance(std::time::Duration::from_millis(15));
         let body = ended(&simulation, CohortEnded::UNKNOWN, "go home".to_owned());
-        let strange = stranger(9).did().clone();
-        for villain in [strange, simulation.did(1)] {
-            let forged = Message::new(villain.clone(), Some(simulation.did(0)), body.clone());
-            let result = simulation.deliver(&villain, &simulation.did(0), &forged.to_json());
-            assert_named(phase, result, &villain, RejectCode::WrongSender);
+        let outsider = outsider(9).did().clone();
+        for adversary in [outsider, simulation.did(1)] {
+            let forged = Message::new(adversary.clone(), Some(simulation.did(0)), body.clone());
+            let result = simulation.deliver(&adversary, &simulation.did(0), &forged.to_json());
+            assert_named(phase, result, &adversary, RejectCode::WrongSender);
         }
         let service = simulation.service().identity().did().clone();
         let to_service = Message::new(simulation.did(1), Some(service), body);
@@ -202,13 +206,17 @@ fn stored_texts_of_a_hostile_service_are_bounded() {
         simulation.advance(std::time::Duration::from_millis(15));
         let endless = "\u{1F4A5}".repeat(50_000);
         let body = ended(&simulation, &endless, endless.clone());
-        tell(&mut simulation, body.clone());
+        report_end(&mut simulation, body.clone());
         let (end, _) = end_of(&simulation, 0);
         let SessionEnd::EndedByService { code, reason, .. } = end else { panic!("{phase}: {end:?}") };
         assert!(code.len() + reason.len() <= 4_000, "{phase}");
         let events = simulation.participants()[0].events().len();
-        tell(&mut simulation, body);
-        assert_eq!(simulation.participants()[0].events().len(), events, "{phase}: an ended session makes no more events");
+        report_end(&mut simulation, body);
+        assert_eq!(
+            simulation.participants()[0].events().len(),
+            events,
+            "{phase}: an ended session makes no more events"
+        );
         simulation.assert_invariants();
     }
 }
@@ -224,11 +232,11 @@ fn a_cohort_that_was_not_joined_ends_as_not_joined() {
     invited.apply(&events[0]);
     assert!(matches!(invited.phase(), Phase::Invited { .. }), "{:?}", invited.phase());
     let service = simulation.service().identity().did().clone();
-    let said = Message::new(service, Some(simulation.did(0)), ended(&simulation, "CANCELLED", "go".to_owned()));
+    let message = Message::new(service, Some(simulation.did(0)), ended(&simulation, "CANCELLED", "go".to_owned()));
     let late = invited.deadline().unwrap();
-    for (now, input) in [(simulation.now(), ParticipantInput::Message(said)), (late, ParticipantInput::Tick)] {
-        let facts = invited.decide(now, &input, &mut rng).unwrap();
+    for (now, input) in [(simulation.now(), ParticipantInput::Message(message)), (late, ParticipantInput::Tick)] {
+        let events = invited.decide(now, &input, &mut rng).unwrap();
         let expected = ParticipantEvent::SessionEnded { at: now, reason: SessionEnd::NotJoined };
-        assert_eq!(facts, [expected], "{input:?}");
+        assert_eq!(events, [expected], "{input:?}");
     }
 }

@@ -44,11 +44,11 @@ fn at_its_end_enrollment_forms_or_ends_the_cohort() {
         assert_eq!(report.failure, expected, "at least {min}");
         if expected.is_some() {
             assert_eq!(failed_at(&simulation), START + TIMEOUT);
-            let told = |end: &Option<SessionEnd>| {
+            let reported = |end: &Option<SessionEnd>| {
                 matches!(end, Some(SessionEnd::EndedByService { code, at_fault: false, next: None, .. })
                     if code == "ENROLLMENT_EXPIRED")
             };
-            assert!(report.ends.iter().all(told), "{:?}", report.ends);
+            assert!(report.ends.iter().all(reported), "{:?}", report.ends);
             continue;
         }
         let formed = simulation.service().events().iter().find_map(|event| match event {

@@ -65,7 +65,7 @@ fn random_rules(dice: &mut Dice) -> PhaseRules {
 }
 
 /// A participant that does not follow the protocol, and what it sends instead of its messages.
-fn villain(dice: &mut Dice, simulated: &Role) -> (Role, fn(&Message) -> Vec<String>) {
+fn adversary(dice: &mut Dice, simulated: &Role) -> (Role, fn(&Message) -> Vec<String>) {
     let role = simulated.clone();
     let slot = SLOTS[dice.below(6) as usize];
     match dice.below(7) {
@@ -119,7 +119,7 @@ fn two_nonces(message: &Message) -> Vec<String> {
 
 /// Asserts that every member, invited or admitted, is notified of the end of its cohort, and that the members of a
 /// completed cohort have its record.
-fn assert_told(simulation: &Simulation, honest: &BTreeSet<Did>) {
+fn assert_notified(simulation: &Simulation, honest: &BTreeSet<Did>) {
     for cohort in simulation.service().cohorts() {
         let id = &cohort.machine().config().terms.cohort_id;
         for node in simulation.participants().iter().filter(|node| honest.contains(node.identity().did())) {
@@ -138,11 +138,11 @@ fn assert_told(simulation: &Simulation, honest: &BTreeSet<Did>) {
                 }
                 Phase::Failed { waiting, reason, successor, .. } if waiting.contains(who) => {
                     let next = successor.as_ref().map(|terms| terms.cohort_id.clone());
-                    let told = match end.unwrap().0 {
+                    let reported = match end.unwrap().0 {
                         SessionEnd::EndedByService { code, at_fault, next, .. } => (code, at_fault, next),
                         other => panic!("{who}: {other:?}"),
                     };
-                    assert_eq!(told, (reason.code().to_owned(), false, next), "{who}");
+                    assert_eq!(reported, (reason.code().to_owned(), false, next), "{who}");
                 }
                 _ => {}
             }
@@ -180,8 +180,8 @@ fn honest_cohorts_complete_despite_crashes() {
         assert_eq!(simulation.service().cohorts().len(), 1, "no member is at fault");
         let lost_a_nonce = report.mishaps.nonces_lost > 0 || report.mishaps.participant_crashes > 0;
         assert!(signed.path == SpendPath::KeyPath || lost_a_nonce, "the fallback was taken without need");
-        let everybody = simulation.participants().iter().map(|node| node.identity().did().clone()).collect();
-        assert_told(&simulation, &everybody);
+        let participants = simulation.participants().iter().map(|node| node.identity().did().clone()).collect();
+        assert_notified(&simulation, &participants);
         let mut total = total.borrow_mut();
         total.0 += report.mishaps;
         total.1 += u64::from(signed.path == SpendPath::KeyPath);
@@ -198,12 +198,12 @@ fn honest_members_complete_without_the_faulty_ones() {
         let mut setup = dice.setup(Dice::honest);
         let honest = 1 + setup.roles.len() / 2;
         // Each failed cohort is formed again without at least one of them.
-        let villains = 1 + dice.below(PhaseRules::default().reformations.into()) as usize;
+        let adversaries = 1 + dice.below(PhaseRules::default().reformations.into()) as usize;
         setup.roles.truncate(honest);
         let mut tampers = Vec::new();
-        for _ in 0..villains {
+        for _ in 0..adversaries {
             let role = dice.honest();
-            let (role, tamper) = villain(&mut dice, &role);
+            let (role, tamper) = adversary(&mut dice, &role);
             setup.roles.push(role);
             tampers.push(tamper);
         }
@@ -227,14 +227,14 @@ fn honest_members_complete_without_the_faulty_ones() {
             let excluded = &cohort.machine().config().terms.lineage.excluded;
             assert!(honest.is_disjoint(excluded), "an honest member is excluded: {excluded:?}");
         }
-        assert_told(&simulation, &honest);
+        assert_notified(&simulation, &honest);
         let mut total = total.borrow_mut();
         total.0 += report.mishaps;
         total.1 += u64::from(signed.path == SpendPath::KeyPath);
     });
     let (mishaps, key_paths) = total.into_inner();
     let runs = seeds(100).count();
-    summary("cohorts with villains", runs, key_paths, mishaps);
+    summary("cohorts with adversaries", runs, key_paths, mishaps);
     assert!(runs < 50 || (mishaps.reformations > 0 && mishaps.extensions > 0), "{mishaps:?}");
 }
 

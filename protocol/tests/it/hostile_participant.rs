@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
-use crate::sim_support::{assert_completes, assert_named, bodies, honest, run_to, setup, stranger};
+use crate::sim_support::{assert_completes, assert_named, bodies, honest, outsider, run_to, setup};
 use bitcoin::{Amount, ScriptBuf, Transaction, TxIn, TxOut, transaction::Version};
 use btcr2_aggregation_protocol::{
     beacon::{BeaconType, CasAnnouncement, SmtNonce},
@@ -30,7 +30,7 @@ use btcr2_aggregation_protocol::{
 type Held = Rc<RefCell<Option<Message>>>;
 
 /// Withholds the message of type `kind` from the service to participant `to`, and runs until it would have been sent.
-fn hold(simulation: &mut Simulation, to: usize, kind: &'static str) -> Message {
+fn withhold(simulation: &mut Simulation, to: usize, kind: &'static str) -> Message {
     let held = Held::default();
     let keep = Rc::clone(&held);
     let (service, to) = (simulation.service().identity().did().clone(), simulation.did(to));
@@ -104,7 +104,7 @@ fn an_advert_with_an_unproven_key_or_bad_terms_is_refused() {
     for (case, sender, body, code) in [
         ("another's key", service(&simulation), other_key.clone(), InvalidKey),
         ("a key off the curve", service(&simulation), off_curve, InvalidKey),
-        ("another service's advert", stranger(9).did().clone(), advert.clone(), InvalidKey),
+        ("another service's advert", outsider(9).did().clone(), advert.clone(), InvalidKey),
         ("an EXTERNAL service", external.did().clone(), other_key, InvalidKey),
         ("members that pay", service(&simulation), paid, UnacceptableTerms),
         ("more members at least than at most", service(&simulation), few, UnacceptableTerms),
@@ -115,29 +115,29 @@ fn an_advert_with_an_unproven_key_or_bad_terms_is_refused() {
         assert_refused(&mut simulation, 0, case, &Message::new(sender, None, body), code);
         assert!(simulation.participants()[0].machine().is_none(), "{case}: no session was started");
     }
-    let villains = [service(&simulation), stranger(9).did().clone(), external.did().clone()];
-    assert_completes(&mut simulation, "bad adverts", &villains);
+    let adversaries = [service(&simulation), outsider(9).did().clone(), external.did().clone()];
+    assert_completes(&mut simulation, "bad adverts", &adversaries);
 }
 
 #[test]
 fn stored_messages_from_before_the_opt_in_are_ignored() {
     let mut simulation = Simulation::new(1, setup(honest(2)));
-    let ready = hold(&mut simulation, 0, "keygen/cohort_ready");
+    let ready = withhold(&mut simulation, 0, "keygen/cohort_ready");
     let member = &simulation.participants()[0];
     let opted_in = member.events().iter().find_map(|event| match event {
         ParticipantEvent::OptedIn { at } => Some(*at),
         _ => None,
     });
     let (opted_in, machine, now) = (opted_in.unwrap(), member.machine().unwrap().clone(), simulation.now());
-    let mut kept_since = |said| {
+    let mut decide_stored = |said| {
         let input = ParticipantInput::Stored { message: ready.clone(), said };
         machine.decide(now, &input, simulation.rng()).unwrap()
     };
     let old = opted_in - CLOCK_SKEW - Duration::from_millis(1);
-    assert_eq!(kept_since(old), []);
+    assert_eq!(decide_stored(old), []);
     // Clocks may differ by this much.
     for said in [opted_in - CLOCK_SKEW, opted_in, now] {
-        assert!(matches!(kept_since(said)[..], [ParticipantEvent::CohortReady { .. }]), "{said:?}");
+        assert!(matches!(decide_stored(said)[..], [ParticipantEvent::CohortReady { .. }]), "{said:?}");
     }
 }
 
@@ -150,7 +150,7 @@ fn only_messages_of_the_adverts_service_are_accepted() {
         |phase| matches!(phase, Phase::Signing { .. }),
     ];
     let mut simulation = Simulation::new(1, setup(honest(3)));
-    let (outsider, member) = (stranger(9).did().clone(), simulation.did(1));
+    let (outsider, member) = (outsider(9).did().clone(), simulation.did(1));
     for reached in phases {
         let there = |simulation: &Simulation| {
             simulation.participants()[0].machine().is_some_and(|machine| reached(machine.phase()))
@@ -170,8 +170,8 @@ fn only_messages_of_the_adverts_service_are_accepted() {
             assert_refused(&mut simulation, 0, &case, &message, RejectCode::WrongSender);
         }
     }
-    let villains = [outsider, member, service(&simulation)];
-    assert_completes(&mut simulation, "false services", &villains);
+    let adversaries = [outsider, member, service(&simulation)];
+    assert_completes(&mut simulation, "false services", &adversaries);
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn a_cohort_that_does_not_follow_from_keys_and_terms_is_refused() {
     setup.conditions.max_participants = Some(4);
     setup.finalize_at = Some(3);
     let mut simulation = Simulation::new(1, setup);
-    let genuine = hold(&mut simulation, 0, "keygen/cohort_ready");
+    let genuine = withhold(&mut simulation, 0, "keygen/cohort_ready");
     let Body::CohortReady(ready) = &*genuine.body else { panic!("{genuine:?}") };
     let own = simulation.participants()[0].participant_key().public_key().to_bytes();
     let position = ready.cohort_keys.iter().position(|key| key.0 == own).unwrap();
@@ -196,7 +196,7 @@ fn a_cohort_that_does_not_follow_from_keys_and_terms_is_refused() {
         keys.sort();
         keys
     };
-    let strangers = |seed: u8| Bytes(stranger(seed).public_key().to_bytes());
+    let outsiders = |seed: u8| Bytes(outsider(seed).public_key().to_bytes());
     let negated = |key: Bytes<33>| {
         let mut bytes = key.0;
         bytes[0] ^= 1;
@@ -205,7 +205,7 @@ fn a_cohort_that_does_not_follow_from_keys_and_terms_is_refused() {
     use RejectCode::{AddressMismatch, InvalidKey, UnacceptableTerms};
     for (case, keys, code) in [
         ("unsorted keys", keys(&|keys| keys.reverse()), InvalidKey),
-        ("without our key", sorted(&|keys| keys[position] = strangers(9)), InvalidKey),
+        ("without our key", sorted(&|keys| keys[position] = outsiders(9)), InvalidKey),
         ("with our key negated", sorted(&|keys| keys[position] = negated(keys[position])), InvalidKey),
         ("a key twice", sorted(&|keys| keys.push(keys[other_position])), InvalidKey),
         ("a key and its negation", sorted(&|keys| keys.push(negated(keys[other_position]))), InvalidKey),
@@ -216,8 +216,8 @@ fn a_cohort_that_does_not_follow_from_keys_and_terms_is_refused() {
             sorted(&|keys| keys.retain(|key| *key != ready.cohort_keys[other_position])),
             UnacceptableTerms,
         ),
-        ("too many members", sorted(&|keys| keys.extend([strangers(8), strangers(9)])), UnacceptableTerms),
-        ("the address of other keys", sorted(&|keys| keys[other_position] = strangers(9)), AddressMismatch),
+        ("too many members", sorted(&|keys| keys.extend([outsiders(8), outsiders(9)])), UnacceptableTerms),
+        ("the address of other keys", sorted(&|keys| keys[other_position] = outsiders(9)), AddressMismatch),
     ] {
         let body = CohortReady { cohort_keys: keys, ..ready.clone() };
         assert_refused(&mut simulation, 0, case, &with(&genuine, body), code);
@@ -227,11 +227,11 @@ fn a_cohort_that_does_not_follow_from_keys_and_terms_is_refused() {
     assert_refused(&mut simulation, 0, "another address", &with(&genuine, body), AddressMismatch);
 
     deliver(&mut simulation, &genuine);
-    let body = CohortReady { cohort_keys: sorted(&|keys| keys[other_position] = strangers(9)), ..ready.clone() };
+    let body = CohortReady { cohort_keys: sorted(&|keys| keys[other_position] = outsiders(9)), ..ready.clone() };
     let again = with(&genuine, body);
     assert_refused(&mut simulation, 0, "other keys afterwards", &again, RejectCode::Equivocation);
-    let villain = service(&simulation);
-    assert_completes(&mut simulation, "bad cohorts", &[villain]);
+    let adversary = service(&simulation);
+    assert_completes(&mut simulation, "bad cohorts", &[adversary]);
 }
 
 /// Delivers altered data to participant `who`, whose host approves everything. Asserts that the participant rejects
@@ -245,7 +245,7 @@ fn assert_data_rejected(
     let mut roles = honest(3);
     roles[who].verdict = Verdict::Approve;
     let mut simulation = Simulation::new(1, setup(roles).with_beacon(beacon));
-    let genuine = hold(&mut simulation, who, "update/distribute_aggregated_data");
+    let genuine = withhold(&mut simulation, who, "update/distribute_aggregated_data");
     let Body::DistributeAggregatedData(data) = &*genuine.body else { panic!("{genuine:?}") };
     let mut altered = data.clone();
     alter(&mut altered, &simulation);
@@ -298,7 +298,9 @@ fn wrong_data_is_rejected_even_if_the_host_approves() {
         data.cas_announcement = None;
         data.beacon_data = Some(serde_json::json!({}));
     });
-    assert_data_rejected("a correct proof, another signal", smt(), 0, |data, _| data.signal_bytes_hex = other_signal);
+    assert_data_rejected("a correct proof, another signal", smt(), 0, |data, _| {
+        data.signal_bytes_hex = other_signal
+    });
     assert_data_rejected("another's proof", smt(), 0, |data, sim| data.smt_proof = Some(proof(sim, 1)));
     assert_data_rejected("a map instead of a proof", smt(), 0, |data, _| {
         data.smt_proof = None;
@@ -329,7 +331,7 @@ fn wrong_data_is_rejected_even_if_the_host_approves() {
 fn data_of_no_kind_or_two_kinds_is_refused() {
     for beacon in [BeaconType::cas(), BeaconType::smt()] {
         let mut simulation = Simulation::new(1, setup(honest(3)).with_beacon(beacon.clone()));
-        let genuine = hold(&mut simulation, 0, "update/distribute_aggregated_data");
+        let genuine = withhold(&mut simulation, 0, "update/distribute_aggregated_data");
         let Body::DistributeAggregatedData(data) = &*genuine.body else { panic!("{genuine:?}") };
         let two = DistributeAggregatedData { beacon_data: Some(serde_json::json!(1)), ..data.clone() };
         let none = DistributeAggregatedData { cas_announcement: None, smt_proof: None, ..data.clone() };
@@ -340,15 +342,15 @@ fn data_of_no_kind_or_two_kinds_is_refused() {
         deliver(&mut simulation, &genuine);
         let equivocation = RejectCode::Equivocation;
         assert_refused(&mut simulation, 0, "other data afterwards", &with(&genuine, two), equivocation);
-        let villain = service(&simulation);
-        assert_completes(&mut simulation, beacon.as_str(), &[villain]);
+        let adversary = service(&simulation);
+        assert_completes(&mut simulation, beacon.as_str(), &[adversary]);
     }
 }
 
 #[test]
 fn nothing_is_signed_before_the_data_is_approved() {
     let mut simulation = Simulation::new(1, setup(honest(3)));
-    let genuine = hold(&mut simulation, 0, "update/distribute_aggregated_data");
+    let genuine = withhold(&mut simulation, 0, "update/distribute_aggregated_data");
     for body in bodies::of_the_service(&simulation) {
         if body.short_type().starts_with("sign/") {
             let case = body.short_type();
@@ -397,7 +399,7 @@ fn bad_transactions(tx: &Transaction) -> Vec<(&'static str, Transaction)> {
 #[test]
 fn only_one_transaction_with_our_signal_is_signed() {
     let mut simulation = Simulation::new(1, setup(honest(3)));
-    let genuine = hold(&mut simulation, 0, "sign/authorization_request");
+    let genuine = withhold(&mut simulation, 0, "sign/authorization_request");
     let Body::AuthorizationRequest(request) = &*genuine.body else { panic!("{genuine:?}") };
     let mut cases = Vec::new();
     for (case, pending_tx) in bad_transactions(&request.pending_tx) {
@@ -427,15 +429,15 @@ fn only_one_transaction_with_our_signal_is_signed() {
         assert_refused(&mut simulation, 0, case, &with(&genuine, body), RejectCode::SessionSpent);
     }
     assert_eq!(simulation.participants()[0].opened_nonces().len(), 1, "one session, one nonce");
-    let villain = service(&simulation);
-    assert_completes(&mut simulation, "bad transactions", &[villain]);
+    let adversary = service(&simulation);
+    assert_completes(&mut simulation, "bad transactions", &[adversary]);
     assert_eq!(simulation.report().signed.unwrap().path, SpendPath::KeyPath);
 }
 
 #[test]
 fn a_nonce_signs_once_however_many_aggregates_the_service_sends() {
     let mut simulation = Simulation::new(1, setup(honest(3)));
-    let genuine = hold(&mut simulation, 0, "sign/aggregated_nonce");
+    let genuine = withhold(&mut simulation, 0, "sign/aggregated_nonce");
     let Body::AggregatedNonce(body) = &*genuine.body else { panic!("{genuine:?}") };
     let mut garbage = body.clone();
     garbage.aggregated_nonce = Bytes([0xff; 66]);
@@ -455,12 +457,12 @@ fn a_nonce_signs_once_however_many_aggregates_the_service_sends() {
     let uses = simulation.participants()[0].nonce_uses();
     assert_eq!(uses.len(), 1, "one nonce, one signature: {uses:?}");
     assert!(uses[0].partial.is_some());
-    let villain = service(&simulation);
-    assert_completes(&mut simulation, "two aggregates", &[villain]);
+    let adversary = service(&simulation);
+    assert_completes(&mut simulation, "two aggregates", &[adversary]);
 
     // The wrong aggregate comes first: the member signs with it, and does not sign with the right one too.
     let mut simulation = Simulation::new(1, setup(honest(3)));
-    let genuine = hold(&mut simulation, 0, "sign/aggregated_nonce");
+    let genuine = withhold(&mut simulation, 0, "sign/aggregated_nonce");
     let Body::AggregatedNonce(body) = &*genuine.body else { panic!("{genuine:?}") };
     let mut other = body.clone();
     other.aggregated_nonce.0[0] ^= 1;
@@ -480,7 +482,7 @@ fn the_fallback_is_signed_only_for_the_same_transaction() {
         roles
     };
     let mut simulation = Simulation::new(1, setup(roles()));
-    let genuine = hold(&mut simulation, 0, "sign/fallback_authorization_request");
+    let genuine = withhold(&mut simulation, 0, "sign/fallback_authorization_request");
     let Body::FallbackAuthorizationRequest(request) = &*genuine.body else { panic!("{genuine:?}") };
     let mut other_leaf = request.clone();
     other_leaf.fallback_leaf_script_hex = ScriptBuf::from_bytes(vec![0x51]);
@@ -507,13 +509,13 @@ fn the_fallback_is_signed_only_for_the_same_transaction() {
     let signed = simulation.participants()[0].events().iter();
     let signed = signed.filter(|event| matches!(event, ParticipantEvent::FallbackSignatureSent { .. })).count();
     assert_eq!(signed, 1, "a repeated request is signed once");
-    let villain = service(&simulation);
-    assert_completes(&mut simulation, "bad fallback requests", &[villain]);
+    let adversary = service(&simulation);
+    assert_completes(&mut simulation, "bad fallback requests", &[adversary]);
 
     // The fallback is the first signing request that the member receives: it checks the transaction there too.
     let mut simulation = Simulation::new(1, setup(roles()));
-    let first = hold(&mut simulation, 0, "sign/authorization_request");
-    let genuine = hold(&mut simulation, 0, "sign/fallback_authorization_request");
+    let first = withhold(&mut simulation, 0, "sign/authorization_request");
+    let genuine = withhold(&mut simulation, 0, "sign/fallback_authorization_request");
     let Body::FallbackAuthorizationRequest(request) = &*genuine.body else { panic!("{genuine:?}") };
     for (case, pending_tx) in bad_transactions(&request.pending_tx) {
         let mut body = request.clone();
@@ -523,8 +525,8 @@ fn the_fallback_is_signed_only_for_the_same_transaction() {
     deliver(&mut simulation, &genuine);
     deliver(&mut simulation, &first);
     assert!(simulation.participants()[0].opened_nonces().is_empty(), "no nonce once the fallback is signed");
-    let villain = service(&simulation);
-    assert_completes(&mut simulation, "a fallback without a preceding request", &[villain]);
+    let adversary = service(&simulation);
+    assert_completes(&mut simulation, "a fallback without a preceding request", &[adversary]);
 }
 
 #[test]

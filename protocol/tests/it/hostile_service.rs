@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::sim_support::{
     PHASES, assert_completes, assert_invalid, assert_named, assert_refused, assert_text_refused, bodies, honest,
-    phase_of, run_to, setup, simulation, stranger, through_every_phase,
+    outsider, phase_of, run_to, setup, simulation, through_every_phase,
 };
 use btcr2_aggregation_protocol::{
     cohort::event::{CohortFailure, ServiceEvent, SpendPath},
@@ -32,7 +32,7 @@ fn member(simulation: &Simulation, index: usize) -> Identity {
 #[test]
 fn an_outsider_is_refused_in_every_phase_with_every_type() {
     let mut simulation = through_every_phase();
-    let outsider = stranger(9);
+    let outsider = outsider(9);
     for phase in PHASES {
         run_to(&mut simulation, phase);
         for body in bodies::of_members(&simulation, &outsider) {
@@ -56,37 +56,37 @@ fn an_outsider_is_refused_in_every_phase_with_every_type() {
 #[test]
 fn service_messages_from_a_member_are_refused_in_every_phase() {
     let mut simulation = through_every_phase();
-    let villain = member(&simulation, 1);
+    let adversary = member(&simulation, 1);
     for phase in PHASES {
         run_to(&mut simulation, phase);
         for body in bodies::of_the_service(&simulation) {
             let case = format!("{} while {phase}", body.short_type());
-            assert_refused(&mut simulation, &case, &from(&villain, body), RejectCode::WrongSender);
+            assert_refused(&mut simulation, &case, &from(&adversary, body), RejectCode::WrongSender);
         }
     }
-    assert_completes(&mut simulation, "a member in the service's role", &[villain.did().clone()]);
+    assert_completes(&mut simulation, "a member in the service's role", &[adversary.did().clone()]);
 }
 
 #[test]
 fn another_sender_version_or_cohort_is_refused() {
     let mut simulation = through_every_phase();
-    let (villain, victim) = (member(&simulation, 1), member(&simulation, 0));
+    let (adversary, victim) = (member(&simulation, 1), member(&simulation, 0));
     for phase in PHASES {
         run_to(&mut simulation, phase);
         for body in bodies::of_members(&simulation, &victim) {
             let case = |what: &str| format!("{} {what} while {phase}", body.short_type());
             let text = from(&victim, body.clone()).to_json();
             let named = case("in another's name");
-            assert_text_refused(&mut simulation, &named, villain.did(), &text, RejectCode::WrongSender);
+            assert_text_refused(&mut simulation, &named, adversary.did(), &text, RejectCode::WrongSender);
 
-            let own = from(&villain, body.clone()).to_json();
+            let own = from(&adversary, body.clone()).to_json();
             let cohort_id = bodies::cohort_id(&simulation);
             let other_cohort = own.replace(cohort_id.as_str(), "another-cohort");
             let wrong_cohort = case("of another cohort");
             assert_text_refused(
                 &mut simulation,
                 &wrong_cohort,
-                villain.did(),
+                adversary.did(),
                 &other_cohort,
                 RejectCode::WrongCohort,
             );
@@ -96,7 +96,7 @@ fn another_sender_version_or_cohort_is_refused() {
                 assert_text_refused(
                     &mut simulation,
                     &wrong_version,
-                    villain.did(),
+                    adversary.did(),
                     &other,
                     RejectCode::WrongVersion,
                 );
@@ -108,15 +108,15 @@ fn another_sender_version_or_cohort_is_refused() {
                 ("without a body", own.replace("\"body\"", "\"corpse\"")),
             ] {
                 let case = case(what);
-                assert_text_refused(&mut simulation, &case, villain.did(), &malformed, RejectCode::Malformed);
+                assert_text_refused(&mut simulation, &case, adversary.did(), &malformed, RejectCode::Malformed);
             }
         }
     }
     let service = simulation.service().identity().did().clone();
     let text = "{\"type\":\"https://btcr2.dev/aggregation/gossip\",\"version\":1,\"from\":\"F\",\"body\":{}}";
-    let unknown = text.replace('F', villain.did().as_str());
-    assert_eq!(simulation.deliver(villain.did(), &service, &unknown), Ok(()), "an unknown type is ignored");
-    assert_completes(&mut simulation, "forged headers", &[villain.did().clone()]);
+    let unknown = text.replace('F', adversary.did().as_str());
+    assert_eq!(simulation.deliver(adversary.did(), &service, &unknown), Ok(()), "an unknown type is ignored");
+    assert_completes(&mut simulation, "forged headers", &[adversary.did().clone()]);
 }
 
 #[test]
@@ -124,17 +124,17 @@ fn contributions_to_another_session_are_refused() {
     for phase in ["nonces", "partials", "fallback"] {
         let mut simulation = through_every_phase();
         run_to(&mut simulation, phase);
-        let villain = member(&simulation, 0);
+        let adversary = member(&simulation, 0);
         let session_id = bodies::session_id(&simulation);
-        for body in bodies::of_members(&simulation, &villain) {
+        for body in bodies::of_members(&simulation, &adversary) {
             if !body.short_type().starts_with("sign/") {
                 continue;
             }
             let case = format!("{} to another session in {phase}", body.short_type());
-            let text = from(&villain, body).to_json().replace(session_id.as_str(), "another-session");
-            assert_text_refused(&mut simulation, &case, villain.did(), &text, RejectCode::WrongCohort);
+            let text = from(&adversary, body).to_json().replace(session_id.as_str(), "another-session");
+            assert_text_refused(&mut simulation, &case, adversary.did(), &text, RejectCode::WrongCohort);
         }
-        assert_completes(&mut simulation, phase, &[villain.did().clone()]);
+        assert_completes(&mut simulation, phase, &[adversary.did().clone()]);
     }
 }
 
@@ -183,25 +183,25 @@ fn equivocation_is_recorded_once_and_the_first_bytes_count() {
     ] {
         let mut simulation = through_every_phase();
         assert!(simulation.run_until(|simulation| has(simulation, slot)), "{slot} was not reached");
-        let villain = member(&simulation, 0);
+        let adversary = member(&simulation, 0);
         let phase = phase_of(&simulation);
-        let mut others = bodies::of_members(&simulation, &villain);
+        let mut others = bodies::of_members(&simulation, &adversary);
         if slot == Slot::OptIn {
-            let mut other_key = bodies::opt_in(&simulation, &villain);
-            other_key.participant_pk = Bytes(stranger(3).public_key().to_bytes());
+            let mut other_key = bodies::opt_in(&simulation, &adversary);
+            other_key.participant_pk = Bytes(outsider(3).public_key().to_bytes());
             others[0] = other_key.into();
         }
-        let other = from(&villain, others.into_iter().find(|body| body.short_type() == kind).unwrap());
+        let other = from(&adversary, others.into_iter().find(|body| body.short_type() == kind).unwrap());
         assert_eq!(simulation.deliver_to_service(&other), Ok(()), "{slot}: the first time is recorded");
         let faults = simulation.report().faults;
         assert_eq!(faults.len(), 1, "{slot}: {faults:?}");
         let fault = &faults[0];
-        assert_eq!((&fault.did, fault.code, fault.slot), (villain.did(), RejectCode::Equivocation, slot));
+        assert_eq!((&fault.did, fault.code, fault.slot), (adversary.did(), RejectCode::Equivocation, slot));
         assert_refused(&mut simulation, &format!("{slot} once more"), &other, RejectCode::Equivocation);
         assert_eq!(phase_of(&simulation), phase, "{slot}: the first bytes stand");
-        assert_completes(&mut simulation, &format!("equivocation of the {slot}"), &[villain.did().clone()]);
+        assert_completes(&mut simulation, &format!("equivocation of the {slot}"), &[adversary.did().clone()]);
         let members = &simulation.report().signed.unwrap().signers;
-        assert!(members.contains(villain.did()), "{slot}: the first contribution counts");
+        assert!(members.contains(adversary.did()), "{slot}: the first contribution counts");
     }
 }
 
@@ -209,23 +209,23 @@ fn equivocation_is_recorded_once_and_the_first_bytes_count() {
 fn opt_ins_with_unproven_keys_are_refused() {
     let mut simulation = simulation(3);
     run_to(&mut simulation, "enrolling");
-    let villain = stranger(9);
-    let other = stranger(8).public_key().to_bytes();
+    let adversary = outsider(9);
+    let other = outsider(8).public_key().to_bytes();
     let off_curve = {
         let mut bytes = [0xff; 33];
         bytes[0] = 2;
         bytes
     };
-    let valid = bodies::opt_in(&simulation, &villain);
+    let valid = bodies::opt_in(&simulation, &adversary);
     for (case, keys) in [
-        ("a participant key of zeros", ([0; 33], villain.public_key().to_bytes())),
-        ("a participant key off the curve", (off_curve, villain.public_key().to_bytes())),
-        ("a communication key off the curve", (villain.public_key().to_bytes(), off_curve)),
-        ("another's communication key", (villain.public_key().to_bytes(), other)),
+        ("a participant key of zeros", ([0; 33], adversary.public_key().to_bytes())),
+        ("a participant key off the curve", (off_curve, adversary.public_key().to_bytes())),
+        ("a communication key off the curve", (adversary.public_key().to_bytes(), off_curve)),
+        ("another's communication key", (adversary.public_key().to_bytes(), other)),
     ] {
         let mut body = valid.clone();
         (body.participant_pk, body.communication_pk) = (Bytes(keys.0), Bytes(keys.1));
-        assert_refused(&mut simulation, case, &from(&villain, body), RejectCode::InvalidKey);
+        assert_refused(&mut simulation, case, &from(&adversary, body), RejectCode::InvalidKey);
     }
 
     let secret = SecretKey::from_bytes(&[5; 32]).unwrap();
@@ -236,7 +236,7 @@ fn opt_ins_with_unproven_keys_are_refused() {
     for (case, document) in [
         ("an EXTERNAL DID without its document", None),
         ("an EXTERNAL DID with an altered document", Some(altered)),
-        ("an EXTERNAL DID with another DID's document", Some(genesis_document(&stranger(8).public_key()))),
+        ("an EXTERNAL DID with another DID's document", Some(genesis_document(&outsider(8).public_key()))),
         ("an EXTERNAL DID with a document of the wrong shape", Some(json!(7))),
     ] {
         let mut body = bodies::opt_in(&simulation, &external);
@@ -247,8 +247,8 @@ fn opt_ins_with_unproven_keys_are_refused() {
     let body = bodies::opt_in(&simulation, &foreign);
     assert_refused(&mut simulation, "a DID of another network", &from(&foreign, body), RejectCode::InvalidKey);
 
-    let villains = [villain, external, foreign].map(|identity| identity.did().clone());
-    assert_completes(&mut simulation, "bad opt-ins", &villains);
+    let adversaries = [adversary, external, foreign].map(|identity| identity.did().clone());
+    assert_completes(&mut simulation, "bad opt-ins", &adversaries);
 }
 
 fn negated(key: [u8; 33]) -> [u8; 33] {
@@ -263,7 +263,7 @@ fn a_copied_key_does_not_exclude_its_owner() {
         // After the victim: the copy is rejected.
         let mut simulation = simulation(3);
         assert!(simulation.run_until(|simulation| has(simulation, Slot::OptIn)));
-        let thief = stranger(9);
+        let thief = outsider(9);
         let victim = member(&simulation, 0);
         let mut copy = bodies::opt_in(&simulation, &thief);
         copy.participant_pk = Bytes(alter(victim.public_key().to_bytes()));
@@ -306,8 +306,8 @@ fn signed_for(simulation: &Simulation, did_of: &Identity, by: &Identity) -> Sign
 fn updates_that_are_not_the_members_own_are_refused() {
     let mut simulation = simulation(3);
     run_to(&mut simulation, "collecting updates");
-    let (villain, other) = (member(&simulation, 0), member(&simulation, 1));
-    let good = signed_for(&simulation, &villain, &villain).value().clone();
+    let (adversary, other) = (member(&simulation, 0), member(&simulation, 1));
+    let good = signed_for(&simulation, &adversary, &adversary).value().clone();
     let altered = |path: &str, value: Value| {
         let mut update = good.clone();
         *update.pointer_mut(path).unwrap() = value;
@@ -334,25 +334,36 @@ fn updates_that_are_not_the_members_own_are_refused() {
         ("with another patch", altered("/patch/0/value/type", json!("SMTBeacon")), UpdateVerificationFailed),
         ("with a broken signature", altered("/proof/proofValue", json!("z111")), UpdateVerificationFailed),
         ("without a proof", without_proof, UpdateVerificationFailed),
-        ("signed by another", signed_for(&simulation, &villain, &other).value().clone(), UpdateVerificationFailed),
-        ("for another's DID", signed_for(&simulation, &other, &villain).value().clone(), UpdateVerificationFailed),
+        (
+            "signed by another",
+            signed_for(&simulation, &adversary, &other).value().clone(),
+            UpdateVerificationFailed,
+        ),
+        (
+            "for another's DID",
+            signed_for(&simulation, &other, &adversary).value().clone(),
+            UpdateVerificationFailed,
+        ),
         ("another's", signed_for(&simulation, &other, &other).value().clone(), UpdateVerificationFailed),
     ] {
         let body = SubmitUpdate { cohort_id: bodies::cohort_id(&simulation), signed_update: Arc::new(update) };
-        assert_refused(&mut simulation, &format!("an update {case}"), &from(&villain, body), code);
+        assert_refused(&mut simulation, &format!("an update {case}"), &from(&adversary, body), code);
     }
-    assert_completes(&mut simulation, "bad updates", &[villain.did().clone()]);
-    assert!(simulation.report().faults.is_empty(), "a rejection is not a fault: the member may send a valid update");
+    assert_completes(&mut simulation, "bad updates", &[adversary.did().clone()]);
+    assert!(
+        simulation.report().faults.is_empty(),
+        "a rejection is not a fault: the member may send a valid update"
+    );
 }
 
 #[test]
 fn nonces_that_are_not_points_are_refused() {
     let mut simulation = simulation(3);
     run_to(&mut simulation, "nonces");
-    let villain = member(&simulation, 0);
+    let adversary = member(&simulation, 0);
     let half = {
         let mut bytes = [0; 66];
-        bytes[..33].copy_from_slice(&villain.public_key().to_bytes());
+        bytes[..33].copy_from_slice(&adversary.public_key().to_bytes());
         bytes
     };
     for (case, nonce) in [("infinity", [0; 66]), ("not a point", [0xff; 66]), ("a point and infinity", half)] {
@@ -361,19 +372,19 @@ fn nonces_that_are_not_points_are_refused() {
             session_id: bodies::session_id(&simulation),
             nonce_contribution: Bytes(nonce),
         };
-        assert_invalid(&mut simulation, case, &from(&villain, body), RejectCode::InvalidNonce);
+        assert_invalid(&mut simulation, case, &from(&adversary, body), RejectCode::InvalidNonce);
     }
-    let valid = bodies::of_members(&simulation, &villain).remove(4);
+    let valid = bodies::of_members(&simulation, &adversary).remove(4);
     let nonce = "02".repeat(66);
     for (case, other) in [
         ("65 bytes", "02".repeat(65)),
         ("67 bytes", "02".repeat(67)),
         ("upper case", format!("{}FF", "02".repeat(65))),
     ] {
-        let text = from(&villain, valid.clone()).to_json().replace(&nonce, &other);
-        assert_text_refused(&mut simulation, case, villain.did(), &text, RejectCode::Malformed);
+        let text = from(&adversary, valid.clone()).to_json().replace(&nonce, &other);
+        assert_text_refused(&mut simulation, case, adversary.did(), &text, RejectCode::Malformed);
     }
-    assert_completes(&mut simulation, "bad nonces", &[villain.did().clone()]);
+    assert_completes(&mut simulation, "bad nonces", &[adversary.did().clone()]);
     assert_eq!(simulation.report().signed.unwrap().path, SpendPath::KeyPath);
 }
 
@@ -396,7 +407,7 @@ fn full_cohorts_and_refused_candidates_admit_no_member() {
     setup.refuses.insert(0);
     let mut simulation = Simulation::new(1, setup);
     run_to(&mut simulation, "enrolling");
-    let refused = stranger(9);
+    let refused = outsider(9);
     let opt_in = from(&refused, bodies::opt_in(&simulation, &refused));
     simulation.deliver_to_service(&opt_in).unwrap();
     assert_eq!(simulation.deliver_to_service(&opt_in), Ok(()), "the same again changes nothing");

@@ -67,11 +67,11 @@ fn bad_partial_signatures_are_named_and_the_fallback_completes() {
             ("the right one plus one", |signature| plus(signature, 1)),
             ("the negated one", |signature| Bytes((-MaybeScalar::from_slice(&signature.0).unwrap()).serialize())),
         ] {
-            for villain in [0, n - 1] {
+            for adversary in [0, n - 1] {
                 let mut simulation = Simulation::new(n as u64, setup(honest(n)));
-                tamper_partial(&mut simulation, villain, alter);
-                let culprit = simulation.did(villain);
-                assert_falls_back(&mut simulation, &format!("{case} from {villain} of {n}"), &[culprit]);
+                tamper_partial(&mut simulation, adversary, alter);
+                let culprit = simulation.did(adversary);
+                assert_falls_back(&mut simulation, &format!("{case} from {adversary} of {n}"), &[culprit]);
             }
         }
     }
@@ -102,11 +102,11 @@ fn errors_that_cancel_out_are_named_and_hide_no_third() {
         tamper_partial(&mut simulation, 0, |signature| plus(signature, 1));
         tamper_partial(&mut simulation, 1, |signature| plus(signature, -1));
         tamper_partial(&mut simulation, 2, |_| Bytes([0x5a; 32]));
-        let villains: Vec<Did> = (0..3).map(|index| simulation.did(index)).collect();
-        assert_completes(&mut simulation, "a third error beside two that cancel out", &villains);
+        let adversaries: Vec<Did> = (0..3).map(|index| simulation.did(index)).collect();
+        assert_completes(&mut simulation, "a third error beside two that cancel out", &adversaries);
         let signed = simulation.report().signed.unwrap();
         assert_eq!(signed.path, SpendPath::ScriptPath, "n = {n}");
-        let mut expected = villains.clone();
+        let mut expected = adversaries.clone();
         expected.sort();
         assert_eq!(signed.culprits, expected, "n = {n}");
     }
@@ -155,14 +155,14 @@ fn without_partial(n: usize) -> Simulation {
 fn bad_fallback_signatures_are_refused_and_the_others_complete() {
     let mut simulation = without_partial(4);
     run_to(&mut simulation, "fallback");
-    let villain = simulation.participants()[0].identity().clone();
+    let adversary = simulation.participants()[0].identity().clone();
     let key = |simulation: &Simulation, who: usize| {
         Bytes(simulation.participants()[who].participant_key().public_key().x_only().to_bytes())
     };
     let task = simulation.service().session().unwrap().machine().task().clone();
     let mut over = |digest: &[u8; 32]| {
         let rng = simulation.rng();
-        Bytes(villain.secret_key().sign(digest, rng).to_bytes())
+        Bytes(adversary.secret_key().sign(digest, rng).to_bytes())
     };
     let (key_path, fallback) = (over(task.key_path_sighash()), over(task.fallback_sighash().unwrap()));
     let mut flipped = fallback;
@@ -183,14 +183,14 @@ fn bad_fallback_signatures_are_refused_and_the_others_complete() {
             signer_pk,
             fallback_signature: signature,
         };
-        let message = Message::new(villain.did().clone(), None, body);
+        let message = Message::new(adversary.did().clone(), None, body);
         let case = format!("a fallback signature of {case}");
         match code {
             BadFallbackSignature => assert_invalid(&mut simulation, &case, &message, code),
             _ => assert_refused(&mut simulation, &case, &message, code),
         }
     }
-    assert_completes(&mut simulation, "bad fallback signatures", &[villain.did().clone()]);
+    assert_completes(&mut simulation, "bad fallback signatures", &[adversary.did().clone()]);
 }
 
 #[test]
@@ -255,8 +255,8 @@ fn an_equivocator_is_at_fault_but_not_a_culprit() {
         *role = Role::default().silent_from(Slot::PartialSignature);
     }
     let mut simulation = Simulation::new(1, setup(roles));
-    let liar = simulation.did(0);
-    simulation.tamper(&liar, |message| match &*message.body {
+    let equivocator = simulation.did(0);
+    simulation.tamper(&equivocator, |message| match &*message.body {
         Body::NonceContribution(body) => {
             let halves = body.nonce_contribution.0;
             let swapped = [&halves[33..], &halves[..33]].concat();
@@ -271,6 +271,6 @@ fn an_equivocator_is_at_fault_but_not_a_culprit() {
     simulation.assert_invariants();
     let failure = simulation.report().failure.unwrap();
     let CohortFailure::Signing { culprits, equivocators, .. } = &failure else { panic!("{failure:?}") };
-    assert_eq!((culprits, equivocators), (&Vec::new(), &vec![liar.clone()]));
-    assert!(failure.at_fault().contains(&liar), "it is excluded from a reformed cohort");
+    assert_eq!((culprits, equivocators), (&Vec::new(), &vec![equivocator.clone()]));
+    assert!(failure.at_fault().contains(&equivocator), "it is excluded from a reformed cohort");
 }

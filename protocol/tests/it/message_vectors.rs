@@ -166,10 +166,10 @@ fn the_meaning_of_an_advert_is_checked_as_recorded() {
             }
             Ok((advert, conditions)) => {
                 assert!(expected, "{name} must be refused");
-                // The service would advertise these conditions with the same advert,
+                // The service would advertise these conditions with the same advert, except for the case of the hex
+                // digits, which the typed key does not preserve.
                 let key = PublicKey::from_bytes(&advert.communication_pk.0).unwrap();
                 let mut again = conditions.to_advert(advert.cohort_id.clone(), advert.network, &key);
-                // except for the case of the hex digits, which the typed key does not preserve.
                 assert_eq!(
                     again.recovery_key,
                     advert.recovery_key.as_deref().map(str::to_lowercase),
@@ -388,7 +388,7 @@ fn satoshi_are_a_decimal_string() {
 fn a_text_is_one_json_object() {
     let message = recorded("validation_ack");
     let good = message.to_string();
-    assert!(Message::from_json(&format!(" {good}\n")).is_ok(), "white space is no garbage");
+    assert!(Message::from_json(&format!(" {good}\n")).is_ok(), "surrounding white space is allowed");
     // Serde accepts a list of the right length for a struct; the wire format does not.
     let listed = json!([message["type"], 1, message["from"], message["to"], message["body"]]);
     let body_listed = {
@@ -422,9 +422,9 @@ fn a_text_is_one_json_object() {
         message["body"] = body.clone();
         assert!(decode(&message).is_err(), "body {body}");
     }
-    let mut stranger = recorded("validation_ack");
-    stranger["from"] = json!("did:example:123");
-    assert_names(&stranger, "from");
+    let mut outsider = recorded("validation_ack");
+    outsider["from"] = json!("did:example:123");
+    assert_names(&outsider, "from");
 }
 
 /// Our extension: no script tree and so no recovery fields, under a type that the TypeScript implementation ignores.

@@ -248,7 +248,7 @@ enum Named {
     /// The message could not be decoded; its sender is the culprit.
     Unreadable(DecodeError),
     Recorded(Did, RejectCode),
-    Nobody,
+    Unnamed,
 }
 
 fn messages_of(run: &Run, dids: &[Did], kind: &str, values: &[Value]) -> Vec<Result<Message, DecodeError>> {
@@ -336,7 +336,7 @@ fn every_recorded_rejection_names_its_culprit() {
             }),
         );
         let named = match named.len() {
-            0 => Named::Nobody,
+            0 => Named::Unnamed,
             1 => {
                 let (index, named) = named.remove(0);
                 assert_eq!(dids[index], *culprit, "{name}: {named:?}");
@@ -348,7 +348,7 @@ fn every_recorded_rejection_names_its_culprit() {
         let rejected = case["rejected"].as_bool().unwrap();
         outcomes[usize::from(rejected)] += 1;
         if !rejected {
-            assert!(matches!(named, Named::Nobody), "{name}: {named:?}");
+            assert!(matches!(named, Named::Unnamed), "{name}: {named:?}");
             let signed = run.signed().unwrap_or_else(|| panic!("{name}: {:?}", run.session.phase()));
             assert_eq!(signed.signature.unwrap().to_string(), text(&case["signature"]), "{name}");
             run.check_replay();

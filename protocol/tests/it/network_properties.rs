@@ -56,10 +56,10 @@ fn k_responsive_members_complete_by_fallback() {
         let mut setup = dice.setup(Dice::honest);
         let n = setup.roles.len();
         // The default threshold is n - 1: one member may be missing, unless it is the only one.
-        let villain = dice.below(n as u64) as usize;
+        let adversary = dice.below(n as u64) as usize;
         let slot = if dice.below(2) == 0 { Slot::Nonce } else { Slot::PartialSignature };
-        let role = setup.roles[villain].clone();
-        setup.roles[villain] =
+        let role = setup.roles[adversary].clone();
+        setup.roles[adversary] =
             if n == 1 || dice.below(2) == 0 { role.without(slot) } else { role.silent_from(slot) };
         setup.faults = dice.reordering();
         let mut simulation = Simulation::new(seed, setup);
@@ -69,7 +69,7 @@ fn k_responsive_members_complete_by_fallback() {
         let report = simulation.report();
         let signed = report.signed.as_ref().unwrap_or_else(|| panic!("{} {:?}", report.phase, report.failure));
         assert_eq!(signed.path, SpendPath::ScriptPath);
-        assert_eq!(signed.holdouts, [simulation.did(villain)], "only the silent member is named");
+        assert_eq!(signed.holdouts, [simulation.did(adversary)], "only the silent member is named");
         assert!(report.accused().is_empty(), "{:?} {:?}", report.rejections, report.faults);
         assert!(simulation.has_ended());
     });

@@ -230,7 +230,10 @@ fn the_guard_of_a_session_outlasts_the_session() {
     simulation.run();
     simulation.assert_invariants();
     let failure = simulation.report().failure;
-    assert!(matches!(failure, Some(CohortFailure::Signing { .. })), "the session did not end by itself: {failure:?}");
+    assert!(
+        matches!(failure, Some(CohortFailure::Signing { .. })),
+        "the session did not end by itself: {failure:?}"
+    );
     let guarded =
         simulation.service().events().iter().any(|event| matches!(event, ServiceEvent::PhaseExtended { .. }));
     assert!(!guarded, "the guard fired");

@@ -1,7 +1,7 @@
 //! Before signing, the service may request presence confirmations, so that absent members are detected before nonces
 //! are exchanged.
 
-use crate::sim_support::{TIMEOUT, assert_named, bodies, honest, run_to, setup, stranger};
+use crate::sim_support::{TIMEOUT, assert_named, bodies, honest, outsider, run_to, setup};
 use btcr2_aggregation_protocol::{
     cohort::{
         event::{CohortFailure, ParticipantEvent, ServiceEvent, SpendPath},
@@ -59,14 +59,14 @@ fn signing_starts_once_every_member_is_present() {
     assert_eq!(absent_when_signing_started(&simulation), Some(vec![]));
     assert_eq!(simulation.report().signed.unwrap().path, SpendPath::KeyPath);
     for node in simulation.participants() {
-        let said = node.events().iter().filter(|event| matches!(event, ParticipantEvent::PresenceConfirmed));
-        assert_eq!(said.count(), 1);
+        let confirmed = node.events().iter().filter(|event| matches!(event, ParticipantEvent::PresenceConfirmed));
+        assert_eq!(confirmed.count(), 1);
     }
 }
 
 #[test]
 fn each_answer_applies_to_an_absent_member() {
-    let gone = |simulation: &Simulation| vec![simulation.did(2)];
+    let absent = |simulation: &Simulation| vec![simulation.did(2)];
 
     let mut simulation = with_absent(&[2], Answer::Proceed);
     simulation.run();
@@ -78,9 +78,9 @@ fn each_answer_applies_to_an_absent_member() {
     let mut simulation = with_absent(&[2], Answer::FallBack);
     simulation.run();
     simulation.assert_invariants();
-    assert_eq!(absent_when_signing_started(&simulation), Some(gone(&simulation)));
+    assert_eq!(absent_when_signing_started(&simulation), Some(absent(&simulation)));
     let signed = simulation.report().signed.unwrap();
-    assert_eq!((signed.path, signed.holdouts.clone()), (SpendPath::ScriptPath, gone(&simulation)));
+    assert_eq!((signed.path, signed.holdouts.clone()), (SpendPath::ScriptPath, absent(&simulation)));
     let session = simulation.service().session().unwrap();
     assert!(!session.events().iter().any(|event| matches!(event, SessionEvent::SessionOpened { .. })));
     assert!(simulation.participants().iter().all(|node| node.opened_nonces().is_empty()), "no nonce was opened");
@@ -92,7 +92,7 @@ fn each_answer_applies_to_an_absent_member() {
         let Phase::Failed { reason, .. } = simulation.service().cohorts()[0].machine().phase() else {
             panic!("{:?}", simulation.report())
         };
-        assert_eq!(*reason, CohortFailure::MembersAbsent { holdouts: gone(&simulation) });
+        assert_eq!(*reason, CohortFailure::MembersAbsent { holdouts: absent(&simulation) });
         assert_eq!(simulation.service().cohorts().len(), cohorts);
         let signed = simulation.report().signed;
         assert_eq!(signed.map(|signed| signed.signers.len()), (then == Answer::Reform).then_some(3));
@@ -104,8 +104,8 @@ fn presence_is_requested_and_confirmed_again_after_a_restart() {
     let mut simulation = with_absent(&[0], Answer::Fail);
     run_to(&mut simulation, CHECKING);
     simulation.advance(TIMEOUT / 2);
-    let heard = simulation.did(0);
-    simulation.tamper(&heard, |message| vec![message.to_json()]);
+    let absent = simulation.did(0);
+    simulation.tamper(&absent, |message| vec![message.to_json()]);
     simulation.restart_service();
     simulation.restart_participant(0);
     simulation.run();
@@ -125,16 +125,16 @@ fn unexpected_presence_messages_change_nothing() {
 
     run_to(&mut simulation, CHECKING);
     simulation.advance(TIMEOUT / 2);
-    let nobody = stranger(9);
-    let strange = Message::new(nobody.did().clone(), None, presence.clone());
-    let result = simulation.deliver_to_service(&strange);
-    assert_named("an outsider's presence confirmation", result, nobody.did(), RejectCode::NotAMember);
+    let outsider = outsider(9);
+    let unexpected = Message::new(outsider.did().clone(), None, presence.clone());
+    let result = simulation.deliver_to_service(&unexpected);
+    assert_named("an outsider's presence confirmation", result, outsider.did(), RejectCode::NotAMember);
 
     // A member answers only its own service, and only once.
     let request = PresenceRequest { cohort_id: bodies::cohort_id(&simulation) };
-    let forged = Message::new(nobody.did().clone(), Some(simulation.did(1)), request.clone());
-    let result = simulation.deliver(nobody.did(), &simulation.did(1), &forged.to_json());
-    assert_named("an outsider's presence request", result, nobody.did(), RejectCode::WrongSender);
+    let forged = Message::new(outsider.did().clone(), Some(simulation.did(1)), request.clone());
+    let result = simulation.deliver(outsider.did(), &simulation.did(1), &forged.to_json());
+    assert_named("an outsider's presence request", result, outsider.did(), RejectCode::WrongSender);
     let service = simulation.service().identity().did().clone();
     let events = simulation.participants()[1].events().len();
     let again = Message::new(service.clone(), Some(simulation.did(1)), request);

@@ -142,9 +142,9 @@ fn a_signature_of_another_key_or_transaction_is_not_assembled() {
     let tx = build_recovery_transaction(&output, &spend(500, output.address())).unwrap();
     let prevout: TxOut = coin(10_000).prevout(&output);
     let digest = leaf.sighash(&tx, &prevout).unwrap();
-    let stranger = members(1).remove(0).sign(&digest, &mut rng());
-    assert_eq!(leaf.assemble(&tx, &prevout, &stranger).unwrap_err().code(), "INVALID_SIGNATURE");
+    let outsider = members(1).remove(0).sign(&digest, &mut rng());
+    assert_eq!(leaf.assemble(&tx, &prevout, &outsider).unwrap_err().code(), "INVALID_SIGNATURE");
     let mut no_inputs = tx;
     no_inputs.input.clear();
-    assert_eq!(leaf.assemble(&no_inputs, &prevout, &stranger).unwrap_err().code(), "INPUT_COUNT");
+    assert_eq!(leaf.assemble(&no_inputs, &prevout, &outsider).unwrap_err().code(), "INPUT_COUNT");
 }

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
-use crate::sim_support::{assert_refused, bodies, honest, setup, stranger};
+use crate::sim_support::{assert_refused, bodies, honest, outsider, setup};
 use btcr2_aggregation_protocol::{
     beacon::BeaconRegistry,
     cohort::{
@@ -51,8 +51,8 @@ fn members_at_fault_are_excluded_and_the_others_complete() {
         simulation.assert_invariants();
         let report = simulation.report();
         assert_eq!(report.signed.unwrap().signers.len(), 3, "{case}");
-        let villain = simulation.did(3);
-        assert_eq!(lineage(&simulation).excluded, [villain.clone()].into(), "{case}");
+        let adversary = simulation.did(3);
+        assert_eq!(lineage(&simulation).excluded, [adversary.clone()].into(), "{case}");
         let others = (0..3).map(|index| simulation.did(index)).collect();
         assert_eq!(lineage(&simulation).invited, others, "{case}");
         let [first, second] = simulation.service().cohorts() else { panic!("{case}: two cohorts") };
@@ -60,12 +60,12 @@ fn members_at_fault_are_excluded_and_the_others_complete() {
         assert_eq!(second.lineage.predecessor.as_ref(), Some(&first.cohort_id), "{case}");
         assert_eq!(second.conditions, first.conditions, "{case}: the conditions are the same");
         for (node, at_fault) in simulation.participants().iter().zip([false, false, false, true]) {
-            let told = node.seats()[0].events().last().map(|event| format!("{event:?}")).unwrap();
+            let reported = node.seats()[0].events().last().map(|event| format!("{event:?}")).unwrap();
             if case == "a rejection" && at_fault {
                 continue;
             }
-            assert!(told.contains(&format!("at_fault: {at_fault}")), "{case}: {told}");
-            assert_eq!(told.contains(second.cohort_id.as_str()), !at_fault, "{case}: {told}");
+            assert!(reported.contains(&format!("at_fault: {at_fault}")), "{case}: {reported}");
+            assert_eq!(reported.contains(second.cohort_id.as_str()), !at_fault, "{case}: {reported}");
         }
     }
 }
@@ -78,8 +78,8 @@ fn members_with_recorded_faults_are_excluded_too() {
     roles[4] = Role::default().without(Slot::FallbackSignature);
     roles[5] = Role::default().without(Slot::FallbackSignature);
     let mut simulation = Simulation::new(1, reforming(roles));
-    let liar = simulation.did(3);
-    simulation.tamper(&liar, |message| {
+    let culprit = simulation.did(3);
+    simulation.tamper(&culprit, |message| {
         let texts = |body: Body| Message::new(message.from.clone(), message.to.clone(), body).to_json();
         match &*message.body {
             Body::SubmitUpdate(body) => {
@@ -97,7 +97,7 @@ fn members_with_recorded_faults_are_excluded_too() {
     simulation.assert_invariants();
     let first = simulation.service().cohorts()[0].machine().phase();
     let Phase::Failed { reason: CohortFailure::Signing { culprits, .. }, .. } = first else { panic!("{first:?}") };
-    assert_eq!(*culprits, vec![liar]);
+    assert_eq!(*culprits, vec![culprit]);
     assert_eq!(lineage(&simulation).excluded, (3..6).map(|index| simulation.did(index)).collect());
     assert_eq!(simulation.report().signed.unwrap().signers.len(), 3);
 }
@@ -118,9 +118,9 @@ fn too_few_remaining_members_wait_for_new_ones() {
         let expired =
             matches!(last, Phase::Failed { reason: CohortFailure::EnrollmentExpired { admitted: 3 }, .. });
         assert_eq!(expired, !complete, "{last:?}");
-        let told_of_next =
+        let names_a_next_cohort =
             |end: &Option<SessionEnd>| matches!(end, Some(SessionEnd::EndedByService { next: Some(_), .. }));
-        assert!(!simulation.report().ends.iter().any(told_of_next), "there is no next cohort in the end");
+        assert!(!simulation.report().ends.iter().any(names_a_next_cohort), "there is no next cohort in the end");
     }
 }
 
@@ -226,7 +226,7 @@ impl Alone {
     }
 
     fn with(invited: &[&Identity], most: u32, rules: PhaseRules) -> Self {
-        let service = stranger(90);
+        let service = outsider(90);
         let mut conditions = Setup::new(Vec::new()).conditions;
         conditions.max_participants = Some(most);
         let mut rng = ChaCha8Rng::seed_from_u64(1);
@@ -285,7 +285,7 @@ impl Alone {
 
 #[test]
 fn a_refused_invited_member_is_not_awaited() {
-    let (one, two) = (stranger(1), stranger(2));
+    let (one, two) = (outsider(1), outsider(2));
     let mut alone = Alone::new(&[&one, &two], 5);
     alone.opt_in(&one).unwrap();
     assert!(!alone.decide(&one, Ok(())), "the other member has not opted in yet");
@@ -296,7 +296,7 @@ fn a_refused_invited_member_is_not_awaited() {
 #[test]
 fn a_cohort_with_its_minimum_settles_before_it_forms() {
     let settle = Duration::from_secs(30);
-    let (one, two, three) = (stranger(1), stranger(2), stranger(3));
+    let (one, two, three) = (outsider(1), outsider(2), outsider(3));
     let is_enrolling = |alone: &Alone| matches!(alone.machine.phase(), Phase::Enrolling(_));
     let admit = |alone: &mut Alone, identity: &Identity| {
         alone.opt_in(identity).unwrap();
@@ -334,10 +334,10 @@ fn a_cohort_with_its_minimum_settles_before_it_forms() {
 
 #[test]
 fn the_place_of_an_invited_member_is_reserved() {
-    let (one, two, new) = (stranger(1), stranger(2), stranger(3));
+    let (one, two, new) = (outsider(1), outsider(2), outsider(3));
     let mut alone = Alone::new(&[&one, &two], 3);
     alone.opt_in(&new).unwrap();
-    assert_eq!(alone.opt_in(&stranger(4)), Err(RejectCode::CohortFull), "two places are reserved");
+    assert_eq!(alone.opt_in(&outsider(4)), Err(RejectCode::CohortFull), "two places are reserved");
     alone.opt_in(&one).unwrap();
     alone.opt_in(&two).unwrap();
 }

@@ -31,13 +31,13 @@ const MEMBERS: usize = 3;
 
 /// The course of a run without crashes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Story {
+enum Scenario {
     KeyPath,
     Fallback,
     FormedAgain,
 }
 
-impl Story {
+impl Scenario {
     fn setup(self, beacon: BeaconType) -> Setup {
         let mut roles = honest(MEMBERS);
         match self {
@@ -53,10 +53,10 @@ impl Story {
     }
 }
 
-/// The number of crashes in the run: 0 when it has fewer decisions than that, else 1.
-fn completes_after(crash: PlannedCrash, story: Story, beacon: &BeaconType) -> bool {
-    let case = format!("{story:?}, {beacon}, {crash:?}");
-    let mut setup = story.setup(beacon.clone());
+/// Completes the round despite `crash`. Returns whether the crash happened: `false` when the run has fewer decisions.
+fn completes_after(crash: PlannedCrash, scenario: Scenario, beacon: &BeaconType) -> bool {
+    let case = format!("{scenario:?}, {beacon}, {crash:?}");
+    let mut setup = scenario.setup(beacon.clone());
     setup.crashes.planned.push(crash);
     let mut simulation = Simulation::new(5, setup);
     simulation.run();
@@ -66,12 +66,12 @@ fn completes_after(crash: PlannedCrash, story: Story, beacon: &BeaconType) -> bo
     let signed = report.signed.unwrap_or_else(|| panic!("{case}: {} {:?}", report.phase, report.failure));
     assert!(simulation.has_ended(), "{case}: {:?}", report.ends);
     // A crash of the service loses no nonce.
-    if story != Story::Fallback && crash.participant.is_none() {
+    if scenario != Scenario::Fallback && crash.participant.is_none() {
         assert_eq!(signed.path, SpendPath::KeyPath, "{case}");
     }
-    let cohorts = if story == Story::FormedAgain { 2 } else { 1 };
+    let cohorts = if scenario == Scenario::FormedAgain { 2 } else { 1 };
     assert_eq!(simulation.service().cohorts().len(), cohorts, "{case}");
-    let silent = if story == Story::Fallback { 2 } else { MEMBERS };
+    let silent = if scenario == Scenario::Fallback { 2 } else { MEMBERS };
     for (node, end) in simulation.participants().iter().zip(&report.ends).take(silent) {
         assert!(node.machine().unwrap().record().is_some(), "{case}: no record");
         assert!(!matches!(end, Some(SessionEnd::TimedOut { .. })), "{case}: {end:?}");
@@ -79,16 +79,16 @@ fn completes_after(crash: PlannedCrash, story: Story, beacon: &BeaconType) -> bo
     report.mishaps.service_crashes + report.mishaps.participant_crashes > 0
 }
 
-fn dies_over_every_decision(participant: Option<usize>) -> u32 {
+fn crash_at_every_decision(participant: Option<usize>) -> u32 {
     let mut tried = 0;
     for beacon in [BeaconType::cas(), BeaconType::smt()] {
-        for story in [Story::KeyPath, Story::Fallback, Story::FormedAgain] {
+        for scenario in [Scenario::KeyPath, Scenario::Fallback, Scenario::FormedAgain] {
             for journaled in [true, false] {
                 let mut decision = 0;
-                while completes_after(PlannedCrash { participant, decision, journaled }, story, &beacon) {
+                while completes_after(PlannedCrash { participant, decision, journaled }, scenario, &beacon) {
                     decision += 1;
                 }
-                assert!(decision > 8, "{story:?}: only {decision} decisions");
+                assert!(decision > 8, "{scenario:?}: only {decision} decisions");
                 tried += decision;
             }
         }
@@ -98,35 +98,35 @@ fn dies_over_every_decision(participant: Option<usize>) -> u32 {
 
 #[test]
 fn a_service_that_crashes_at_any_decision_completes() {
-    println!("the service crashed at {} points", dies_over_every_decision(None));
+    println!("the service crashed at {} points", crash_at_every_decision(None));
 }
 
 #[test]
 fn a_member_that_crashes_at_any_decision_completes() {
-    println!("a member crashed at {} points", dies_over_every_decision(Some(0)));
+    println!("a member crashed at {} points", crash_at_every_decision(Some(0)));
 }
 
 /// With every prefix of a journal, and whether or not the host reports that the nonce is lost.
 #[test]
 fn no_journal_resends_a_nonce_or_partial_signature() {
-    for story in [Story::KeyPath, Story::Fallback] {
-        let mut simulation = Simulation::new(5, story.setup(BeaconType::cas()));
+    for scenario in [Scenario::KeyPath, Scenario::Fallback] {
+        let mut simulation = Simulation::new(5, scenario.setup(BeaconType::cas()));
         simulation.run();
         let seat = &simulation.participants()[0].seats()[0];
         let blank = ParticipantCohort::new(Arc::new(config_of(&simulation)), Arc::clone(seat.machine().advert()));
-        let mut owing = 0;
+        let mut with_open_effects = 0;
         for kept in 0..=seat.events().len() {
-            let owed = replay(blank.clone(), &seat.events()[..kept]).resume();
-            owing += usize::from(!owed.is_empty());
-            let unasked = owed.iter().find(|effect| match effect {
+            let open = replay(blank.clone(), &seat.events()[..kept]).resume();
+            with_open_effects += usize::from(!open.is_empty());
+            let resent = open.iter().find(|effect| match effect {
                 ParticipantEffect::Send { body, .. } => {
                     matches!(**body, Body::NonceContribution(_) | Body::SignatureAuthorization(_))
                 }
                 _ => false,
             });
-            assert_eq!(unasked, None, "{story:?}, the first {kept} events");
+            assert_eq!(resent, None, "{scenario:?}, the first {kept} events");
         }
-        assert!(owing > 5, "{story:?}: a member has open effects in most of its phases");
+        assert!(with_open_effects > 5, "{scenario:?}: a member has open effects in most of its phases");
     }
 }
 
@@ -242,7 +242,11 @@ fn a_session_completes_after_downtime_beyond_its_guard() {
     simulation.assert_invariants();
     let report = simulation.report();
     let signed = report.signed.unwrap_or_else(|| panic!("{:?}", report.failure));
-    assert_eq!(signed.path, SpendPath::ScriptPath, "the deadline of the nonces had passed, that of the fallback had not");
+    assert_eq!(
+        signed.path,
+        SpendPath::ScriptPath,
+        "the deadline of the nonces had passed, that of the fallback had not"
+    );
 }
 
 #[test]

@@ -227,7 +227,11 @@ fn documents_with_relative_and_embedded_methods_are_updated() {
         let fragment = format!("#{}", case.method.split_once('#').unwrap().1);
         for method in [case.method.as_str(), fragment.as_str()] {
             let signed = sign_update(&unsigned, &case.did, method, &case.secret, &mut rng()).unwrap();
-            assert_eq!(signed.value()["proof"]["verificationMethod"], case.method, "{name}: the identifier is absolute");
+            assert_eq!(
+                signed.value()["proof"]["verificationMethod"],
+                case.method,
+                "{name}: the identifier is absolute"
+            );
         }
     }
 }

@@ -135,10 +135,10 @@ pub struct PhaseRule {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RuleError {
     /// There is no phase of this name.
-    #[error("{0} is not a timed phase; one of {all} expected", all = TimedPhase::ALL.map(TimedPhase::as_str).join(", "))]
+    #[error("unknown phase {0}: one of {all} expected", all = TimedPhase::ALL.map(TimedPhase::as_str).join(", "))]
     Phase(String),
     /// There is no answer of this name.
-    #[error("{0} is not an answer; one of fail, reform, fall-back, proceed expected")]
+    #[error("unknown answer {0}: one of fail, reform, fall-back, proceed expected")]
     Answer(String),
     /// The answer does not fit the phase.
     #[error("the answer does not fit {phase}: {problem}")]

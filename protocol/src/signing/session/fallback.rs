@@ -35,7 +35,11 @@ impl SigningSession {
         let (SessionPhase::Fallback { signatures, holdouts, culprits, .. }, Some(leaf), Some(sighash)) =
             (&self.phase, self.task.output.fallback(), self.task.fallback_sighash())
         else {
-            return Err(Reject::new(RejectCode::WrongPhase, from, "the session does not collect fallback signatures now"));
+            return Err(Reject::new(
+                RejectCode::WrongPhase,
+                from,
+                "the session does not collect fallback signatures now",
+            ));
         };
         let signature = Signature::from_bytes(&body.fallback_signature.0);
         if let Some(first) = signatures.get(from) {

@@ -52,7 +52,11 @@ impl SigningSession {
         message: &Message,
     ) -> Result<Vec<SessionEvent>, Reject> {
         let SessionPhase::CollectingPartialSignatures { nonces, aggregated, partials, .. } = &self.phase else {
-            return Err(Reject::new(RejectCode::WrongPhase, from, "the session does not collect partial signatures now"));
+            return Err(Reject::new(
+                RejectCode::WrongPhase,
+                from,
+                "the session does not collect partial signatures now",
+            ));
         };
         if let Some(first) = partials.get(from) {
             return self.on_filled_slot(from, Slot::PartialSignature, *first == signature);

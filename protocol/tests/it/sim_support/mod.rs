@@ -53,7 +53,7 @@ pub fn run_to(simulation: &mut Simulation, phase: &str) {
     assert!(simulation.run_until(|simulation| phase_of(simulation) == phase), "phase {phase} was not reached");
 }
 
-pub fn stranger(seed: u8) -> Identity {
+pub fn outsider(seed: u8) -> Identity {
     Identity::from_key(SecretKey::from_bytes(&[seed; 32]).unwrap(), Network::Regtest)
 }
 
@@ -111,16 +111,16 @@ pub fn assert_named<T: Debug>(case: &str, result: Result<T, Reject>, peer: &Did,
     assert_eq!((reject.code, reject.peer.as_ref()), (code, Some(peer)), "{case}: {}", reject.detail);
 }
 
-/// Runs to the end. The cohort must complete, and only `villains` may be accused.
-pub fn assert_completes(simulation: &mut Simulation, case: &str, villains: &[Did]) {
+/// Runs to the end. The cohort must complete, and only `adversaries` may be accused.
+pub fn assert_completes(simulation: &mut Simulation, case: &str, adversaries: &[Did]) {
     simulation.run();
     simulation.assert_invariants();
     assert_consensus(simulation);
     let report = simulation.report();
     assert!(report.signed.is_some(), "{case}: {} {:?}", report.phase, report.failure);
     assert!(simulation.has_ended(), "{case}: {:?}", report.ends);
-    let villains: BTreeSet<Did> = villains.iter().cloned().collect();
-    let blamed: Vec<_> = report.accused().difference(&villains).cloned().collect();
+    let adversaries: BTreeSet<Did> = adversaries.iter().cloned().collect();
+    let blamed: Vec<_> = report.accused().difference(&adversaries).cloned().collect();
     assert!(blamed.is_empty(), "{case}: honest {blamed:?} accused: {:?} {:?}", report.rejections, report.faults);
     assert!(matches!(simulation.service().machine().phase(), Phase::Completed { .. }), "{case}");
 }

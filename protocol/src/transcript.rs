@@ -1,9 +1,9 @@
 //! The transcript of a cohort: a Merkle tree over the digests of the round's messages, in order. Its signed head lets
 //! a third party check later that a message was part of the round, and that none was added, dropped or changed.
 //!
-//! Hashes and shape are those of Certificate Transparency (RFC 6962, section 2.1): a leaf is `SHA-256(0x00 ||
-//! digest)`, a node `SHA-256(0x01 || left || right)`, so that a node cannot be presented as a leaf; the lone last
-//! node of a level moves up unchanged. The head has the number of messages besides the root.
+//! Hashes and shape are those of Certificate Transparency (RFC 6962, section 2.1): a leaf is
+//! `SHA-256(0x00 || digest)`, a node `SHA-256(0x01 || left || right)`, so that a node cannot be presented as a leaf;
+//! the lone last node of a level moves up unchanged. The head has the number of messages besides the root.
 
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use rand_core::CryptoRng;

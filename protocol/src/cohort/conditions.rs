@@ -105,8 +105,8 @@ impl Conditions {
 
     /// Reads the conditions of an advert.
     ///
+    /// # Errors
     /// All problems of the conditions, at least one.
-    /// Everything that is wrong with them, at least one problem.
     pub fn from_advert(advert: &CohortAdvert, beacons: &BeaconRegistry) -> Result<Self, Vec<ConditionProblem>> {
         let script_tree = script_tree(advert).map_err(|problem| vec![problem])?;
         let conditions = Self {

@@ -224,9 +224,9 @@ pub enum ParticipantEvent {
     OptInAccepted,
     /// The cohort is formed, and its address follows from the keys and the terms.
     CohortReady {
-        /// The beacon output that we derived.
+        /// When.
         at: Timestamp,
-        /// The beacon output, derived by ourselves.
+        /// The beacon output that we derived.
         output: BeaconOutput,
     },
     /// We sent our update to the service.

@@ -46,7 +46,7 @@ impl<'de, const N: usize> Deserialize<'de> for Bytes<N> {
                 let (key, hex) =
                     map.next_entry::<String, String>()?.ok_or_else(|| de::Error::invalid_length(0, &self))?;
                 if key != SENTINEL || map.next_key::<de::IgnoredAny>()?.is_some() {
-                    return Err(de::Error::custom(format!("an object with the only key {SENTINEL} expected")));
+                    return Err(de::Error::custom(format!("an object whose only key is {SENTINEL} expected")));
                 }
                 let bytes =
                     HEXLOWER.decode(hex.as_bytes()).map_err(|_| de::Error::custom("lower-case hex expected"))?;

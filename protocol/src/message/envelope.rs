@@ -438,7 +438,7 @@ pub(crate) fn timestamp_from_secs(secs: f64) -> Option<Timestamp> {
     whole.then(|| Timestamp::from_secs(secs as u64))
 }
 
-/// Refuses an object with the only key `__bytes` whose value is not lower-case hex of whole bytes: it does not
+/// Refuses an object whose only key is `__bytes` and whose value is not lower-case hex of whole bytes: it does not
 /// represent a byte string. With other keys beside it, it is an ordinary object.
 fn check_byte_strings(value: &Value) -> Result<(), EnvelopeError> {
     match value {

@@ -66,7 +66,7 @@ impl ServiceCohort {
     }
 
     /// Displaces a candidate that has opted in with the key of `member`. A key has one owner. A candidate that
-    /// authenticates with the key that it opts in with has proven to be the owner. Otherwise an outsider could
+    /// authenticates with the key that it opts in with has proven to be the owner. Without this an outsider could
     /// exclude a participant by copying the key from its DID.
     fn displace(&self, enrolling: &Enrolling, member: &Member) -> Result<Vec<ServiceEvent>, Reject> {
         let Some(holder) = enrolling.keys.get(&member.participant_key.x_only()) else {

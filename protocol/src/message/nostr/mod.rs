@@ -49,7 +49,7 @@ pub const ENCRYPTED_KIND: u16 = 1059;
 pub const DELETION_KIND: u16 = 5;
 
 /// The longest text that NIP-44 encrypts, in bytes. The length prefix of the format would allow 127 bytes more; the
-/// `nostr` crate encrypts up to this length, and decrypts also longer texts.
+/// `nostr` crate encrypts up to this length, and also decrypts longer texts.
 pub const MAX_PLAINTEXT: usize = 65_536 - 128;
 
 /// The base64 text of the longest NIP-44 payload: version, nonce, length, 64 KiB of padded text, MAC.
@@ -85,6 +85,7 @@ impl ConversationKey {
 
     /// Encrypts `text`; the result is base64. `rng` gives the 32 bytes of the payload's nonce.
     ///
+    /// # Errors
     /// [`SealError::TooLong`] beyond [`MAX_PLAINTEXT`] bytes; [`SealError::Empty`].
     pub fn encrypt(&self, text: &str, rng: &mut dyn CryptoRng) -> Result<String, SealError> {
         if text.is_empty() {

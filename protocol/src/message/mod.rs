@@ -424,9 +424,9 @@ impl Message {
         Ok(Self { from, to, body })
     }
 
-    /// The digest that represents this message in a transcript: SHA-256 of the JCS bytes of `{type, version, to?,
-    /// from, bodyHash}`, where `bodyHash` is the hex SHA-256 of the JCS bytes of the body. A body with a thousand
-    /// recipients is therefore canonicalized once.
+    /// The digest that represents this message in a transcript: SHA-256 of the JCS bytes of
+    /// `{type, version, to?, from, bodyHash}`, where `bodyHash` is the hex SHA-256 of the JCS bytes of the body. A body
+    /// with a thousand recipients is therefore canonicalized once.
     pub fn digest(&self) -> MessageDigest {
         // Already canonical: keys in order, values without escapes.
         let header = format!(

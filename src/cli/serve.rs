@@ -268,7 +268,7 @@ settings! {
         /// Most bytes in a request body [default: 65536]
         #[arg(long, value_name = "BYTES", env = "BTCR2_MAX_BODY")]
         max_body: usize,
-        /// Most bytes of canonical JSON in an update [default: 262144]
+        /// Most bytes of canonical JSON in an update [default: as many as in a body, 262144 at most]
         #[arg(long, value_name = "BYTES", env = "BTCR2_MAX_UPDATE")]
         max_update: usize,
         /// Requests a second that one verified DID may make in the long run [default: 10]
@@ -519,9 +519,11 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     config.seats.address = seats(settings.address_seats, config.seats.address);
     config.seats.invite = seats(settings.invite_seats, config.seats.invite);
     config.rules.presence_check = settings.presence_check.unwrap_or(false);
-    config.limits.update_bytes = settings.max_update.unwrap_or(config.limits.update_bytes);
     let http = &mut config.http;
     http.max_body = settings.max_body.unwrap_or(http.max_body);
+    // What no body can carry is not promised. Over relays messages are no larger than the default body either.
+    let update_bytes = config.limits.update_bytes.min(http.max_body);
+    config.limits.update_bytes = settings.max_update.unwrap_or(update_bytes);
     http.did_rate.per_second = settings.did_rate.unwrap_or(http.did_rate.per_second);
     http.did_rate.burst = settings.did_burst.unwrap_or(http.did_rate.burst);
     http.address_rate.per_second = settings.address_rate.unwrap_or(http.address_rate.per_second);

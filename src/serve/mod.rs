@@ -6,6 +6,7 @@ mod admission;
 mod alarm;
 mod doors;
 mod funds;
+mod heads;
 mod health;
 mod maturity;
 mod operator;

@@ -14,8 +14,9 @@ use std::{
 
 use actix_http::{HttpService, Protocol, error::DispatchError};
 use actix_server::{Server, ServerHandle};
-use actix_service::{ServiceFactoryExt, apply_fn_factory, fn_service, map_config};
+use actix_service::{Service, ServiceFactoryExt, apply_fn_factory, fn_service, map_config};
 use actix_web::{App, dev::AppConfig};
+use futures::FutureExt;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -24,7 +25,10 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::tls::Loaded;
+use super::{
+    heads::{self, Heads, Timed},
+    tls::Loaded,
+};
 use crate::{
     actors::transport::{
         connections::{Connections, Guarded, Ticket},
@@ -189,7 +193,12 @@ fn pipeline(
 + use<> {
     let connections = server.connections().clone();
     let mounted = server.clone();
-    let app = App::new().configure(http::configure(&mounted)).default_service(http::not_found(&mounted));
+    let app = App::new().configure(http::configure(&mounted)).default_service(http::not_found(&mounted)).wrap_fn(
+        |request, service| {
+            let watched = heads::begin(&request);
+            service.call(request).map(|answer| answer.map(|answer| answer.map_body(|_, body| watched(body))))
+        },
+    );
     let web = HttpService::build()
         .keep_alive(KEEP_ALIVE)
         .client_request_timeout(connections.limits().header)
@@ -201,8 +210,9 @@ fn pipeline(
                 let _ = stopped.wait_for(|stopped| *stopped).await;
             }
         })
-        .on_connect_ext(|socket: &Socket, data: &mut actix_http::Extensions| {
-            data.insert(socket.ticket().clone());
+        .on_connect_ext(|socket: &Timed<Socket>, data: &mut actix_http::Extensions| {
+            data.insert(socket.socket().ticket().clone());
+            data.insert(socket.heads().clone());
         })
         .finish(map_config(
             actix_service::IntoServiceFactory::into_factory(app)
@@ -210,10 +220,11 @@ fn pipeline(
             |()| AppConfig::default(),
         ));
     let malformed = connections.clone();
-    let web =
-        apply_fn_factory(web, move |(socket, protocol, peer): (Socket, Protocol, Option<SocketAddr>), web| {
+    let web = apply_fn_factory(
+        web,
+        move |(socket, protocol, peer): (Timed<Socket>, Protocol, Option<SocketAddr>), web| {
             let malformed = malformed.clone();
-            let serving = actix_service::Service::call(web, (socket, protocol, peer));
+            let serving = web.call((socket, protocol, peer));
             async move {
                 let outcome = serving.await;
                 if let (Err(DispatchError::Parse(error)), Some(peer)) = (&outcome, peer) {
@@ -221,7 +232,8 @@ fn pipeline(
                 }
                 outcome
             }
-        });
+        },
+    );
     let proxies = server.config().proxies.clone();
     fn_service(move |stream: TcpStream| {
         let (connections, acceptor, proxies) = (connections.clone(), acceptor.clone(), proxies.clone());
@@ -236,7 +248,10 @@ fn pipeline(
                 }
                 None => Socket::Plain(Guarded::new(stream, ticket, true)),
             };
-            Ok((socket, Protocol::Http1, Some(peer)))
+            let limit = connections.limits().header;
+            // The web server is to be first to close an idle connection.
+            let heads = Heads::new(limit, KEEP_ALIVE + limit, connections.clone());
+            Ok((Timed::new(socket, heads), Protocol::Http1, Some(peer)))
         }
     })
     .and_then(web)
@@ -259,6 +274,9 @@ async fn shake_hands(
             }
             Err(DispatchError::Io(error))
         }
-        Err(_) => Err(DispatchError::SlowRequestTimeout),
+        Err(_) => {
+            connections.late();
+            Err(DispatchError::SlowRequestTimeout)
+        }
     }
 }

@@ -14,7 +14,7 @@ mod network;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    io,
+    fmt, io,
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -94,11 +94,19 @@ pub struct ConnectionsReport {
     pub refused: u64,
     /// Connections that said something that is neither TLS nor HTTP, so far.
     pub malformed: u64,
+    /// Connections whose handshake, or the head of a later request than the first, took too long, so far.
+    pub late: u64,
 }
 
 /// The connections of a server. Clones are the same.
 #[derive(Clone)]
 pub struct Connections(Arc<Inner>);
+
+impl fmt::Debug for Connections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Connections").field(&self.report()).finish()
+    }
+}
 
 struct Inner {
     limits: ConnectionLimits,
@@ -107,6 +115,7 @@ struct Inner {
     evicted: AtomicU64,
     refused: AtomicU64,
     malformed: AtomicU64,
+    late: AtomicU64,
 }
 
 #[derive(Default)]
@@ -137,6 +146,7 @@ impl Connections {
             evicted: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             malformed: AtomicU64::new(0),
+            late: AtomicU64::new(0),
         }))
     }
 
@@ -204,8 +214,13 @@ impl Connections {
         }
     }
 
+    /// Counts a connection that was closed because its handshake, or the head of a request, took too long.
+    pub fn late(&self) {
+        self.0.late.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts a connection that spoke neither TLS nor HTTP, and logs it, at most once a minute for each network.
-    pub fn malformed(&self, peer: SocketAddr, problem: &dyn std::fmt::Display) {
+    pub fn malformed(&self, peer: SocketAddr, problem: &dyn fmt::Display) {
         self.0.malformed.fetch_add(1, Ordering::Relaxed);
         let network = Network::of_connection(peer.ip());
         let mut state = self.0.lock();
@@ -239,6 +254,7 @@ impl Connections {
             evicted: self.0.evicted.load(Ordering::Relaxed),
             refused: self.0.refused.load(Ordering::Relaxed),
             malformed: self.0.malformed.load(Ordering::Relaxed),
+            late: self.0.late.load(Ordering::Relaxed),
         }
     }
 }

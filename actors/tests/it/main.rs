@@ -32,6 +32,7 @@ mod load;
 mod nostr_memory;
 mod nostr_transport;
 mod panics;
+mod relay_limits;
 mod relay_quirks;
 mod restart_participant;
 mod restart_service;

@@ -1,9 +1,10 @@
 //! A relay in this process, for demonstrations, tests and closed groups: it keeps events in memory.
 //!
 //! The library's relay takes what it is given, from any number of sockets, and messages of 64 MB. So the sockets are ours: each has a
-//! place among [`Connections`], and its messages are measured before the relay sees them; and what the relay stores is bounded by
-//! `shelf`.
+//! place among [`Connections`], and its messages are measured before the relay sees them (`door`); and what the relay stores is bounded
+//! by `shelf`.
 
+mod door;
 mod shelf;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -29,8 +30,11 @@ use tokio_tungstenite::{
     },
 };
 
-use self::shelf::{Policy, Shelf};
-use crate::transport::connections::{ConnectionLimits, Connections, Guarded, Ticket};
+use self::{
+    door::Head,
+    shelf::{Policy, Shelf},
+};
+use crate::transport::connections::{ConnectionLimits, Connections, ConnectionsReport, Guarded, Ticket};
 
 /// Events a minute from one connection. The relay's default of sixty ends a cohort of ten in mid-round.
 const NOTES_PER_MINUTE: u32 = 1_000_000;
@@ -60,6 +64,18 @@ pub struct RelayLimits {
     pub sockets: ConnectionLimits,
 }
 
+impl RelayLimits {
+    /// Most bytes of a message of a client: an event within its frame, with what may be in a request beside it.
+    const fn message_bytes(&self) -> usize {
+        self.event_bytes + (64 << 10)
+    }
+
+    /// Most characters of an event's content; the rest of the event is for its tags and what it takes besides.
+    const fn content_chars(&self) -> usize {
+        self.event_bytes.saturating_sub(1024)
+    }
+}
+
 impl Default for RelayLimits {
     fn default() -> Self {
         Self {
@@ -81,6 +97,7 @@ pub struct EmbeddedRelay {
     address: SocketAddr,
     url: String,
     shelf: Arc<Shelf>,
+    connections: Connections,
     stop: Arc<watch::Sender<bool>>,
 }
 
@@ -118,15 +135,16 @@ impl EmbeddedRelay {
         let database = MemoryDatabase::with_opts(options);
         let shelf = Arc::new(Shelf::new(limits, operators));
         let policy = Policy { shelf: Arc::clone(&shelf), database: database.clone() };
-        let rate = RateLimit { max_reqs: 1_000, notes_per_minute: NOTES_PER_MINUTE };
+        let rate = RateLimit { max_reqs: door::SUBSCRIPTIONS, notes_per_minute: NOTES_PER_MINUTE };
         let builder = RelayBuilder::default().addr(bound.ip()).port(bound.port()).rate_limit(rate);
         let builder = builder.database(database).write_policy(policy).default_filter_limit(limits.events);
+        let builder = builder.max_filter_limit(limits.events).max_subid_length(door::SUBSCRIPTION_ID);
         let relay = LocalRelay::new(builder);
         let (stop, stopped) = watch::channel(false);
-        let sockets =
-            Sockets { relay: relay.clone(), shelf: Arc::clone(&shelf), event_bytes: limits.event_bytes, stopped };
-        tokio::spawn(sockets.accept(listener, Connections::new(limits.sockets)));
-        Ok(Self { relay, address: bound, url: format!("ws://{bound}"), shelf, stop: Arc::new(stop) })
+        let sockets = Sockets { relay: relay.clone(), shelf: Arc::clone(&shelf), limits, stopped };
+        let connections = Connections::new(limits.sockets);
+        tokio::spawn(sockets.accept(listener, connections.clone()));
+        Ok(Self { relay, address: bound, url: format!("ws://{bound}"), shelf, connections, stop: Arc::new(stop) })
     }
 
     /// Where the relay listens.
@@ -144,6 +162,16 @@ impl EmbeddedRelay {
         self.shelf.bytes()
     }
 
+    /// How many events it holds.
+    pub fn events(&self) -> usize {
+        self.shelf.events()
+    }
+
+    /// Its sockets.
+    pub fn connections(&self) -> ConnectionsReport {
+        self.connections.report()
+    }
+
     /// Stops listening, and closes every connection. What was stored is gone.
     pub async fn shutdown(&self) {
         self.stop.send_replace(true);
@@ -158,7 +186,7 @@ impl EmbeddedRelay {
 struct Sockets {
     relay: LocalRelay,
     shelf: Arc<Shelf>,
-    event_bytes: usize,
+    limits: RelayLimits,
     stopped: watch::Receiver<bool>,
 }
 
@@ -187,23 +215,33 @@ impl Sockets {
     async fn serve(mut self, stream: TcpStream, peer: SocketAddr, ticket: Ticket, connections: Connections) {
         // Events are small, and answered one by one.
         let _ = stream.set_nodelay(true);
-        let guarded = Guarded::new(stream, ticket.clone(), false);
-        // An event within its frame, with what may be in a request beside it.
-        let most = self.event_bytes + (64 << 10);
+        let mut guarded = Guarded::new(stream, ticket.clone(), false);
+        let most = self.limits.message_bytes();
         let limits = WebSocketConfig::default().max_message_size(Some(most)).max_frame_size(Some(most));
-        let patience = connections.limits().handshake;
-        let outer = match timeout(patience, accept_async_with_config(guarded, Some(limits))).await {
-            Ok(Ok(outer)) => outer,
-            // Nor is HTTP without an upgrade wrong: so clients ask for the relay's limits, of which it states none.
-            Ok(Err(
-                Error::Io(_)
-                | Error::ConnectionClosed
-                | Error::Protocol(
-                    ProtocolError::MissingConnectionUpgradeHeader | ProtocolError::MissingUpgradeWebSocketHeader,
+        let opening = async {
+            let head = Head::read(&mut guarded).await?;
+            if head.asks_for_information() {
+                door::inform(&mut guarded, &self.limits).await?;
+                return Ok(None);
+            }
+            accept_async_with_config(head.before(guarded), Some(limits)).await.map(Some)
+        };
+        let outer = match timeout(connections.limits().handshake, opening).await {
+            Ok(Ok(Some(outer))) => outer,
+            // Nor is HTTP without an upgrade wrong.
+            Ok(
+                Ok(None)
+                | Err(
+                    Error::Io(_)
+                    | Error::ConnectionClosed
+                    | Error::Protocol(
+                        ProtocolError::MissingConnectionUpgradeHeader
+                        | ProtocolError::MissingUpgradeWebSocketHeader,
+                    ),
                 ),
-            ))
-            | Err(_) => return,
+            ) => return,
             Ok(Err(error)) => return connections.malformed(peer, &error),
+            Err(_) => return connections.late(),
         };
         ticket.opened();
         self.shelf.connected(peer, ticket);
@@ -215,8 +253,8 @@ impl Sockets {
         tokio::select! {
             () = stop(&mut self.stopped) => {}
             _ = relay.take_connection(theirs, peer) => {}
-            () = pass(from_peer, to_relay) => {}
-            () = pass(from_relay, to_peer) => {}
+            () = pass(from_peer, to_relay, door::is_passed_on) => {}
+            () = pass(from_relay, to_peer, |_| true) => {}
         }
         self.shelf.gone(peer);
     }
@@ -228,13 +266,15 @@ async fn stop(stopped: &mut watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
-/// Passes messages on until one side is gone.
+/// Passes messages on until one side is gone, or says what may not be said.
 async fn pass(
     mut from: impl Stream<Item = Result<Message, Error>> + Unpin,
     mut to: impl Sink<Message, Error = Error> + Unpin,
+    is_passed_on: impl Fn(&str) -> bool,
 ) {
     while let Some(Ok(message)) = from.next().await {
         let passed = match message {
+            Message::Text(text) if !is_passed_on(&text) => return,
             Message::Text(_) | Message::Binary(_) => to.send(message).await,
             // Each side answers these by itself, when it is written to.
             Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => to.flush().await,

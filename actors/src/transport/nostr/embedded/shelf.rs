@@ -97,6 +97,10 @@ impl Shelf {
         self.lock().bytes
     }
 
+    pub(super) fn events(&self) -> usize {
+        self.lock().events.len()
+    }
+
     pub(super) fn connected(&self, peer: SocketAddr, ticket: Ticket) {
         self.lock().sockets.insert(peer, ticket);
     }
@@ -128,6 +132,10 @@ impl Shelf {
         let bytes = event.content.len() + tags + OVERHEAD;
         if bytes > self.limits.event_bytes {
             return Err(format!("event too large, at most {} bytes", self.limits.event_bytes));
+        }
+        let most = self.limits.content_chars();
+        if event.content.len() > most && event.content.chars().count() > most {
+            return Err(format!("content too long, at most {most} characters"));
         }
         let mut state = self.lock();
         let author = self.kind_of(&state, &event.pubkey);

@@ -14,8 +14,9 @@ use prometheus_client::{
 use crate::actors::{
     load::Load,
     transport::{
+        connections::ConnectionsReport,
         http::{HttpReport, HttpServer},
-        nostr::{NostrTransport, RelayReport},
+        nostr::{NostrTransport, RelayReport, embedded::EmbeddedRelay},
     },
 };
 
@@ -28,6 +29,7 @@ struct Known {
     load: Option<Load>,
     http: Option<HttpServer>,
     nostr: Option<NostrTransport>,
+    embedded: Option<EmbeddedRelay>,
 }
 
 impl Sources {
@@ -36,7 +38,7 @@ impl Sources {
         self.known().load = Some(load);
     }
 
-    /// The inboxes and refusals of an HTTP server.
+    /// The connections, inboxes and refusals of an HTTP server.
     pub fn http(&self, server: HttpServer) {
         self.known().http = Some(server);
     }
@@ -44,6 +46,11 @@ impl Sources {
     /// The relays of a Nostr transport.
     pub fn nostr(&self, transport: NostrTransport) {
         self.known().nostr = Some(transport);
+    }
+
+    /// The connections and events of a relay in this process.
+    pub fn embedded_relay(&self, relay: EmbeddedRelay) {
+        self.known().embedded = Some(relay);
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -60,13 +67,26 @@ impl fmt::Debug for Sources {
 
 impl Collector for Sources {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let Known { load, http, nostr } = self.known().clone();
+        let Known { load, http, nostr, embedded } = self.known().clone();
         let mut page = Page(&mut encoder);
         if let Some(load) = load {
             page.load(&load)?;
         }
-        if let Some(http) = http {
+        if let Some(http) = &http {
             page.http(&http.report())?;
+        }
+        let mut servers = Vec::new();
+        if let Some(http) = &http {
+            servers.push(("http", http.connections().report()));
+        }
+        if let Some(relay) = &embedded {
+            servers.push(("relay", relay.connections()));
+            let events = "Events that the embedded relay holds";
+            page.gauges("embedded_relay_events", events, [([], relay.events())])?;
+            page.gauges("embedded_relay_bytes", "Bytes of these events", [([], relay.bytes())])?;
+        }
+        if !servers.is_empty() {
+            page.connections(&servers)?;
         }
         match nostr {
             Some(nostr) => page.relays(&nostr.relays()),
@@ -99,7 +119,32 @@ impl Page<'_, '_> {
         self.gauges("inbox_bytes", "Bytes of bodies in inboxes", [([], report.bytes)])?;
         self.counters("inbox_dropped", "Messages that inboxes had no room for", [([], report.dropped)])?;
         let refusals = report.refusals.iter().map(|(refusal, count)| ([("code", refusal.code())], *count));
-        self.counters("http_refusals", "Requests that were refused, by code", refusals)
+        self.counters("http_refusals", "Requests that were refused, by code", refusals)?;
+        let limited = report.limited.iter().map(|(limit, count)| ([("limit", limit.name())], *count));
+        self.counters("http_limited", "Requests that were too much, by the limit that was reached", limited)?;
+        self.gauges("advert_streams", "Open streams of adverts", [([], report.advert_streams)])?;
+        let closed = "Streams of adverts that were closed for a newer one of their address";
+        self.counters("advert_streams_closed", closed, [([], report.advert_streams_closed)])?;
+        let early = "Requests for inboxes that wait for an opt-in";
+        self.gauges("early_inboxes", early, [([], report.early_inboxes)])
+    }
+
+    fn connections(&mut self, servers: &[(&str, ConnectionsReport)]) -> fmt::Result {
+        let open = servers.iter().flat_map(|(server, report)| {
+            let kinds = [("opening", report.opening), ("open", report.open), ("member", report.members)];
+            kinds.map(|(kind, count)| ([("server", *server), ("kind", kind)], count))
+        });
+        self.gauges("connections", "Connections of others to this process, by kind", open)?;
+        let closed = servers.iter().flat_map(|(server, report)| {
+            let reasons = [
+                ("evicted", report.evicted),
+                ("refused", report.refused),
+                ("malformed", report.malformed),
+                ("late", report.late),
+            ];
+            reasons.map(|(reason, count)| ([("server", *server), ("reason", reason)], count))
+        });
+        self.counters("connections_closed", "Connections that were closed here, by reason", closed)
     }
 
     fn relays(&mut self, relays: &[RelayReport]) -> fmt::Result {
@@ -223,9 +268,18 @@ mod tests {
             let metrics = Metrics::new(Clock::system());
             metrics.sources().http(HttpServer::start(parts));
             let text = metrics.to_text();
-            for line in
-                ["btcr2_inboxes 0", "btcr2_inbox_dropped_total 0", "btcr2_http_refusals_total{code=\"replay\"} 0"]
-            {
+            for line in [
+                "btcr2_inboxes 0",
+                "btcr2_inbox_dropped_total 0",
+                "btcr2_http_refusals_total{code=\"replay\"} 0",
+                "btcr2_http_limited_total{limit=\"strangers\"} 0",
+                "btcr2_http_limited_total{limit=\"advert_streams\"} 0",
+                "btcr2_connections{server=\"http\",kind=\"member\"} 0",
+                "btcr2_connections_closed_total{server=\"http\",reason=\"late\"} 0",
+                "btcr2_advert_streams 0",
+                "btcr2_advert_streams_closed_total 0",
+                "btcr2_early_inboxes 0",
+            ] {
                 assert!(text.lines().any(|told| told == line), "{line} is not in {text}");
             }
         });

@@ -90,6 +90,7 @@ impl Doors {
                         }
                     })?;
                 nostr.relays.push(relay.url().to_owned());
+                sources.embedded_relay(relay.clone());
                 embedded = Some(relay);
             }
             relays.clone_from(&nostr.relays);

@@ -108,6 +108,9 @@ fn a_round_is_counted_in_every_family() {
         "btcr2_mailbox_messages{actor=\"cohort\"} 0",
         "btcr2_mailbox_messages{actor=\"signing\"} 0",
         "btcr2_inbox_dropped_total 0",
+        // Connections to the service and to its relay.
+        "btcr2_connections_closed_total{server=\"http\",reason=\"evicted\"} 0",
+        "btcr2_connections{server=\"relay\",kind=\"member\"} 1",
         // The relay.
         &relayed("connected", "1"),
         &relayed("connections_total", "1"),
@@ -172,4 +175,36 @@ fn a_service_is_not_ready_before_it_serves_nor_from_when_it_stops() {
         assert!(Instant::now() < until, "it is ready although it stops");
     }
     assert!(service.program.ends_well());
+}
+
+#[test]
+fn what_a_flood_runs_into_is_counted() {
+    let directory = directory("metrics-flood");
+    let fixed = ["--metrics-listen", "127.0.0.1:0", "--address-rate", "1", "--address-burst", "4"];
+    let mut service = Service::start(&directory, &fixed);
+    let url = service.program.event("metrics")["url"].as_str().unwrap().to_owned();
+    let silent = TcpStream::connect(service.address()).unwrap();
+    let mut stream = TcpStream::connect(service.address()).unwrap();
+    stream.write_all(b"GET /v1/adverts HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    let lines = [
+        "btcr2_connections{server=\"http\",kind=\"opening\"} 1\n",
+        "btcr2_connections{server=\"http\",kind=\"open\"} 1\n",
+        "btcr2_advert_streams 1\n",
+        "btcr2_http_limited_total{limit=\"address\"} 0\n",
+    ];
+    measured(&url, |text| lines.iter().all(|line| text.contains(line)));
+    let mut garbage = TcpStream::connect(service.address()).unwrap();
+    garbage.write_all(b"\x16\x03\x01 no HTTP\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _ = garbage.read_to_end(&mut answer);
+    let statuses: Vec<_> = (0..6).map(|_| ask(&service.url, "POST /v1/messages", "x").0).collect();
+    let refused = statuses.iter().filter(|status| status.starts_with("HTTP/1.1 429")).count();
+    assert!(refused >= 2, "{statuses:?}");
+    let limited = format!("btcr2_http_limited_total{{limit=\"address\"}} {refused}\n");
+    measured(&url, |text| {
+        text.contains(&limited)
+            && text.contains("btcr2_connections_closed_total{server=\"http\",reason=\"malformed\"} 1\n")
+    });
+    drop((silent, stream));
+    measured(&url, |text| text.contains("btcr2_connections{server=\"http\",kind=\"open\"} 0\n"));
 }

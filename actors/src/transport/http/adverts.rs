@@ -1,6 +1,9 @@
 //! The adverts that are live, and the streams of those who read them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+};
 
 use btcr2_aggregation_protocol::{
     did::Did,
@@ -14,6 +17,7 @@ use rand_chacha::ChaCha20Rng;
 use super::{
     config::HttpConfig,
     directory::Local,
+    report::Counts,
     stream::{Event, EventStream, Events, event, heartbeat},
 };
 use crate::transport::connections::{Class, Network};
@@ -23,18 +27,17 @@ const READ_AHEAD: usize = 256;
 const READ_AHEAD_BYTES: usize = 1 << 20;
 
 /// The adverts board.
-#[derive(Default)]
 pub(super) struct Adverts {
     live: BTreeMap<(Did, CohortId), (Arc<Local>, SharedBody)>,
     streams: Streams,
 }
 
 /// The readers' streams, oldest first.
-#[derive(Default)]
 struct Streams {
     by_number: BTreeMap<u64, (Option<Network>, EventStream)>,
     by_network: Class,
     next: u64,
+    counts: Arc<Counts>,
 }
 
 impl Streams {
@@ -46,6 +49,11 @@ impl Streams {
         if let Some((Some(network), _)) = self.by_number.remove(&number) {
             self.by_network.remove(network, number);
         }
+        self.count();
+    }
+
+    fn count(&self) {
+        self.counts.advert_streams.store(self.by_number.len(), Ordering::Relaxed);
     }
 
     /// Removes those of whom this is not true.
@@ -63,15 +71,22 @@ impl Streams {
                 && let Some(oldest) = self.by_network.oldest_of(network)
             {
                 self.remove(oldest);
+                self.counts.advert_streams_closed.fetch_add(1, Ordering::Relaxed);
             }
             self.by_network.insert(network, self.next);
         }
         self.by_number.insert(self.next, (network, stream));
         self.next += 1;
+        self.count();
     }
 }
 
 impl Adverts {
+    pub(super) fn new(counts: Arc<Counts>) -> Self {
+        let streams = Streams { by_number: BTreeMap::new(), by_network: Class::default(), next: 0, counts };
+        Self { live: BTreeMap::new(), streams }
+    }
+
     /// A cohort's advert is on, or is repeated: every reader gets it, signed now.
     pub(super) fn publish(&mut self, from: &Arc<Local>, body: &SharedBody, now: Timestamp, rng: &mut ChaCha20Rng) {
         let key = (from.identity.did().clone(), body.cohort_id().clone());
@@ -122,7 +137,7 @@ impl Adverts {
     }
 
     pub(super) fn close(&mut self) {
-        self.streams = Streams::default();
+        self.streams.retain(|_| false);
     }
 }
 

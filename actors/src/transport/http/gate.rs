@@ -17,6 +17,7 @@ use super::{
     Refusal,
     config::HttpConfig,
     directory::{Directory, Local},
+    report::{Counts, Limit},
     store::{NonceStore, NonceVerdict, RateLimitStore},
 };
 use crate::transport::connections::Network;
@@ -61,6 +62,7 @@ pub(super) struct Gate {
     pub(super) directory: Directory,
     pub(super) nonces: Arc<dyn NonceStore>,
     pub(super) rates: Arc<dyn RateLimitStore>,
+    pub(super) counts: Arc<Counts>,
 }
 
 impl Gate {
@@ -68,11 +70,11 @@ impl Gate {
     pub(super) async fn admit_address(&self, address: &Client, now: Timestamp) -> Result<(), Refusal> {
         let key = format!("address {}", address.requests);
         if !self.rates.take(&key, self.config.address_rate, now).await {
-            return Err(Refusal::RateLimited);
+            return Err(self.counts.limited(Limit::Address));
         }
         let Some(site) = &address.site else { return Ok(()) };
         let granted = self.rates.take(&format!("site {site}"), self.config.site_rate(), now).await;
-        if granted { Ok(()) } else { Err(Refusal::RateLimited) }
+        if granted { Ok(()) } else { Err(self.counts.limited(Limit::Site)) }
     }
 
     /// Before a signature is checked: DIDs cost nothing, so those that are no members' share what their address has.
@@ -82,7 +84,7 @@ impl Gate {
         }
         let key = format!("strangers {}", address.requests);
         let granted = self.rates.take(&key, self.config.strangers_rate(), now).await;
-        if granted { Ok(()) } else { Err(Refusal::RateLimited) }
+        if granted { Ok(()) } else { Err(self.counts.limited(Limit::Strangers)) }
     }
 
     /// `POST /v1/messages`.
@@ -211,7 +213,7 @@ impl Gate {
         match self.nonces.remember(from, nonce, now, until).await {
             NonceVerdict::Fresh => Ok(()),
             NonceVerdict::Replayed => Err(Refusal::Replay),
-            NonceVerdict::Full => Err(Refusal::RateLimited),
+            NonceVerdict::Full => Err(self.counts.limited(Limit::Nonces)),
         }
     }
 
@@ -219,7 +221,7 @@ impl Gate {
         if self.rates.take(from.as_str(), self.config.did_rate, now).await {
             Ok(())
         } else {
-            Err(Refusal::RateLimited)
+            Err(self.counts.limited(Limit::Did))
         }
     }
 }

@@ -130,7 +130,7 @@ impl Hub {
             clock,
             randomness,
             rng: randomness.for_actor("http hub"),
-            adverts: Adverts::default(),
+            adverts: Adverts::new(Arc::clone(&shared.counts)),
             inboxes: BTreeMap::new(),
             shared,
         }

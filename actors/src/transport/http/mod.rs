@@ -24,7 +24,7 @@ pub mod waiting;
 pub use self::{
     client::HttpClient,
     config::{Cors, HttpConfig},
-    report::HttpReport,
+    report::{HttpReport, Limit},
     routes::{configure, not_found},
     server::HttpServer,
 };

@@ -2,7 +2,45 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use strum::{EnumCount, EnumIter, IntoEnumIterator, IntoStaticStr};
+
 use super::Refusal;
+
+/// A limit that somebody has reached, for whom it was too much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, EnumIter, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum Limit {
+    /// Requests of one address.
+    Address,
+    /// Requests of one IPv6 site.
+    Site,
+    /// Requests of the DIDs of one address that are no members.
+    Strangers,
+    /// Requests of one DID.
+    Did,
+    /// Nonces that are remembered.
+    Nonces,
+    /// Advert streams.
+    AdvertStreams,
+    /// Inboxes.
+    Inboxes,
+    /// Requests that wait for an opt-in.
+    EarlyInboxes,
+    /// The time in which a recipient that cannot keep up has to take a message.
+    Delivery,
+}
+
+impl Limit {
+    /// Every limit.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::iter()
+    }
+
+    /// Its name, as metrics have it.
+    pub fn name(self) -> &'static str {
+        self.into()
+    }
+}
 
 /// What a server holds just now, and what it has refused so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +55,14 @@ pub struct HttpReport {
     pub dropped: u64,
     /// Requests that were refused so far, by reason; every reason, in the order of [`Refusal::ALL`].
     pub refusals: Vec<(Refusal, u64)>,
+    /// How often each limit was reached so far; every limit.
+    pub limited: Vec<(Limit, u64)>,
+    /// How many advert streams are open.
+    pub advert_streams: usize,
+    /// Advert streams that were closed for a newer one of their address, so far.
+    pub advert_streams_closed: u64,
+    /// How many requests for inboxes wait for an opt-in.
+    pub early_inboxes: usize,
 }
 
 /// Where it is counted.
@@ -27,6 +73,9 @@ pub(super) struct Counts {
     pub(super) bytes: AtomicUsize,
     dropped: AtomicU64,
     refusals: [AtomicU64; Refusal::ALL.len()],
+    limited: [AtomicU64; Limit::COUNT],
+    pub(super) advert_streams: AtomicUsize,
+    pub(super) advert_streams_closed: AtomicU64,
 }
 
 impl Counts {
@@ -41,7 +90,16 @@ impl Counts {
         }
     }
 
-    pub(super) fn report(&self) -> HttpReport {
+    /// A limit is reached; the refusal is for the one who has reached it.
+    pub(super) fn limited(&self, limit: Limit) -> Refusal {
+        // They are numbered in the order of `iter`.
+        if let Some(count) = self.limited.get(limit as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        Refusal::RateLimited
+    }
+
+    pub(super) fn report(&self, early_inboxes: usize) -> HttpReport {
         let refusals = Refusal::ALL.iter().zip(&self.refusals);
         HttpReport {
             inboxes: self.inboxes.load(Ordering::Relaxed),
@@ -49,6 +107,13 @@ impl Counts {
             bytes: self.bytes.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
             refusals: refusals.map(|(refusal, count)| (*refusal, count.load(Ordering::Relaxed))).collect(),
+            limited: Limit::iter()
+                .zip(&self.limited)
+                .map(|(limit, n)| (limit, n.load(Ordering::Relaxed)))
+                .collect(),
+            advert_streams: self.advert_streams.load(Ordering::Relaxed),
+            advert_streams_closed: self.advert_streams_closed.load(Ordering::Relaxed),
+            early_inboxes,
         }
     }
 }
@@ -62,8 +127,18 @@ mod tests {
         for refusal in Refusal::ALL {
             let counts = Counts::default();
             counts.refused(refusal);
-            let counted: Vec<_> = counts.report().refusals.into_iter().filter(|(_, count)| *count == 1).collect();
+            let counted: Vec<_> = counts.report(0).refusals.into_iter().filter(|(_, count)| *count == 1).collect();
             assert_eq!(counted, [(refusal, 1)]);
+        }
+    }
+
+    #[test]
+    fn each_limit_is_counted_as_itself() {
+        for limit in Limit::all() {
+            let counts = Counts::default();
+            assert_eq!(counts.limited(limit), Refusal::RateLimited);
+            let counted: Vec<_> = counts.report(0).limited.into_iter().filter(|(_, count)| *count == 1).collect();
+            assert_eq!(counted, [(limit, 1)]);
         }
     }
 }

@@ -25,6 +25,7 @@ use super::{
     cors::{allow, preflight},
     gate::{Admitted, Client, Gate},
     hub::{Advertise, OpenAdverts, OpenInbox},
+    report::Limit,
     server::HttpServer,
     stream::{EventStream, Events},
 };
@@ -133,7 +134,7 @@ async fn accept_message(server: &HttpServer, request: &HttpRequest, payload: Pay
         Ok(Some(())) if too_large => Err(Refusal::PayloadTooLarge),
         Ok(Some(())) => Ok(()),
         Ok(None) => Err(Refusal::Unavailable),
-        Err(_) => Err(Refusal::RateLimited),
+        Err(_) => Err(server.0.counts.limited(Limit::Delivery)),
     }
 }
 
@@ -174,7 +175,10 @@ async fn read_adverts(server: Server, request: HttpRequest) -> HttpResponse {
     }
     match server.0.hub.send(OpenAdverts { network: address.network }).await {
         Ok(Some(events)) => event_stream(&server, &request, events),
-        Ok(None) | Err(_) => answer(&server, &request, Err(Refusal::RateLimited)),
+        Ok(None) | Err(_) => {
+            let refusal = server.0.counts.limited(Limit::AdvertStreams);
+            answer(&server, &request, Err(refusal))
+        }
     }
 }
 
@@ -194,7 +198,12 @@ async fn admit_reader(server: &HttpServer, request: &HttpRequest, owner: &str) -
     let authorization = request.headers().get(AUTHORIZATION).and_then(|header| header.to_str().ok());
     let inbox = Gate::parse_inbox(owner, authorization)?;
     if gate.awaits_opt_in(&inbox, server.now()) {
-        let _seat = server.0.seats.take(&address.requests).ok_or(Refusal::Unauthorized)?;
+        let seat = server.0.seats.take(&address.requests);
+        let _seat = seat.ok_or_else(|| {
+            // Not as "too many requests": at this clients back off, which is what is wanted.
+            server.0.counts.limited(Limit::EarlyInboxes);
+            Refusal::Unauthorized
+        })?;
         let known = gate.directory.wait_for_key(&inbox.did);
         let waited = tokio::time::timeout(server.config().early_inbox_wait, known).await;
         if waited.is_err() || gate.directory.key_of(&inbox.did).is_none() {
@@ -228,7 +237,10 @@ async fn read_inbox(server: Server, request: HttpRequest, did: web::Path<String>
     let (stream, events) = EventStream::open(inbox_messages * 2 + 16, most_bytes);
     match server.0.hub.send(OpenInbox { owner, stream, after }).await {
         Ok(true) => event_stream(&server, &request, events),
-        Ok(false) | Err(_) => answer(&server, &request, Err(Refusal::RateLimited)),
+        Ok(false) | Err(_) => {
+            let refusal = server.0.counts.limited(Limit::Inboxes);
+            answer(&server, &request, Err(refusal))
+        }
     }
 }
 

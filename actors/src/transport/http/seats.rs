@@ -41,6 +41,11 @@ impl Seats {
         Some(Seat { seats: Arc::clone(self), address: address.to_owned() })
     }
 
+    /// How many are taken.
+    pub(super) fn taken(&self) -> usize {
+        self.lock().total
+    }
+
     fn lock(&self) -> MutexGuard<'_, Taken> {
         // Nothing that could panic happens while it is half changed.
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)

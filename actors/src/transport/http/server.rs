@@ -105,7 +105,13 @@ impl HttpServer {
         let shared = InboxesShared::new(clock.now(), inboxes, Arc::clone(&counts));
         let hub = Hub::new(Arc::new(config.clone()), clock, randomness, shared).start();
         let seats = Arc::new(Seats::new(config.early_inboxes, config.early_inboxes_per_address));
-        let gate = Gate { directory: Directory::new(config.external_keys), config, nonces, rates };
+        let gate = Gate {
+            directory: Directory::new(config.external_keys),
+            config,
+            nonces,
+            rates,
+            counts: Arc::clone(&counts),
+        };
         let connections = AtomicU64::new(0);
         Self(Arc::new(Inner { gate, hub, counts, seats, clock, update_bytes, sockets, connections }))
     }
@@ -122,7 +128,7 @@ impl HttpServer {
 
     /// What it holds and has refused.
     pub fn report(&self) -> HttpReport {
-        self.0.counts.report()
+        self.0.counts.report(self.0.seats.taken())
     }
 
     /// Lets an EXTERNAL DID authenticate before its opt-in: its genesis document is configured, not shown.

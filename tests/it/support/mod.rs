@@ -2,6 +2,7 @@
 
 pub mod events;
 pub mod logged;
+pub mod process;
 pub mod proxy;
 pub mod verify;
 
@@ -230,6 +231,11 @@ impl Program {
         let until = Instant::now() + PATIENCE;
         while self.line(until).is_some() {}
         self.child.wait().unwrap().success()
+    }
+
+    /// What it takes of the machine; `None` where the system does not say so in this way.
+    pub fn usage(&self) -> Option<process::Usage> {
+        process::usage(self.child.id())
     }
 
     /// SIGKILL; it is gone when this returns.

@@ -1,10 +1,16 @@
-//! What a flood from one address costs an honest peer: a service as a process, with real sockets. Everybody has the same address here,
-//! which is the worst case.
+//! What a flood costs an honest peer, and the service: a service as a process, with real sockets.
+//!
+//! The short form shows that the bounds hold. The long one, `HOSTILE=long cargo test --test it hostile_floods -- --nocapture
+//! --test-threads 1`, floods more and for longer, and prints the figures of docs/reliability.md.
+
+mod memory;
+mod requests;
 
 use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    path::Path,
     process::Command,
     sync::{
         Arc,
@@ -30,8 +36,18 @@ use rustls::{ClientConnection, StreamOwned, pki_types::ServerName};
 
 use crate::{
     nostr_support,
-    support::{Program, Service, did_of, directory, identity, path, verify::participant_result},
+    support::{Program, Service, did_of, directory, identity, path, process::Usage, verify::participant_result},
 };
+
+/// Whether everything is to be tried at length.
+fn is_long() -> bool {
+    std::env::var("HOSTILE").is_ok_and(|form| form == "long")
+}
+
+/// A number for each form.
+fn scaled<N>(short: N, long: N) -> N {
+    if is_long() { long } else { short }
+}
 
 /// Connections that are opened in the background, and say what `say` says, until this is dropped.
 struct Flood {
@@ -104,72 +120,112 @@ fn longest(address: SocketAddr, trust: &Trust) -> Duration {
     (0..20).map(|_| handshake(address, trust)).max().unwrap()
 }
 
-#[test]
-fn silent_connections_delay_no_handshake() {
-    let directory = directory("silent-connections");
+/// A certificate for `localhost` as flags of `serve`, and whom a client has to trust for it.
+fn certificate(directory: &Path) -> ([String; 4], Trust) {
     let key = KeyPair::generate().unwrap();
     let names = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
     let certificate = names.self_signed(&key).unwrap().pem();
-    let (chain, secret) = (path(&directory, "chain.pem"), path(&directory, "key.pem"));
+    let (chain, secret) = (path(directory, "chain.pem"), path(directory, "key.pem"));
     fs::write(&chain, &certificate).unwrap();
     fs::write(&secret, key.serialize_pem()).unwrap();
-    let service = Service::start(&directory, &["--tls-cert", &chain, "--tls-key", &secret]);
     let trust = Trust::only(certificate.as_bytes()).unwrap();
+    (["--tls-cert".to_owned(), chain, "--tls-key".to_owned(), secret], trust)
+}
+
+#[test]
+fn silent_connections_delay_no_handshake() {
+    let directory = directory("silent-connections");
+    let (flags, trust) = certificate(&directory);
+    let service = Service::start(&directory, &flags.each_ref().map(String::as_str));
     let calm = longest(service.address(), &trust);
     let flood = Flood::start(service.address(), 400, 700, b"");
-    flood.wait_for(1_200);
+    flood.wait_for(scaled(1_200, 8_000));
     let flooded = longest(service.address(), &trust);
-    println!("handshake and answer, at most: {calm:?}, with 400 silent connections a second: {flooded:?}");
+    println!("| handshake and answer, at most; 400 silent connections a second | {calm:?} | {flooded:?} |");
     assert!(flooded < Duration::from_secs(1), "{flooded:?}");
 }
 
 #[test]
-fn advert_streams_leave_files_for_members() {
-    let calm = round_of_three("advert-streams-calm", 0);
-    let flooded = round_of_three("advert-streams", 300);
-    println!("a cohort of three: {calm:?}, with 300 advert streams a second: {flooded:?}");
+fn silent_connections_leave_files_for_members() {
+    figures("silent TCP connections", |address, a_second, kept| Flood::start(address, a_second, kept, b""));
 }
 
-/// How long a cohort of three takes at a service that may open 256 files, while somebody opens so many streams of adverts a second.
-fn round_of_three(name: &str, a_second: u32) -> Duration {
+#[test]
+fn malformed_connections_leave_files_for_members() {
+    figures("connections that send garbage", |address, a_second, kept| {
+        Flood::start(address, a_second, kept, b"\xff\x00garbage\r\n\r\n")
+    });
+}
+
+#[test]
+fn advert_streams_leave_files_for_members() {
+    figures("advert streams", |address, a_second, kept| {
+        Flood::start(address, a_second, kept, b"GET /v1/adverts HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    });
+}
+
+/// A cohort of three without a flood, and under one of so many connections a second, of which so many are kept open.
+fn figures(what: &str, flood: impl Fn(SocketAddr, u32, usize) -> Flood) {
+    // A small limit is as good as a large one, and takes fewer sockets here.
+    let (files, a_second, kept) = scaled((256, 300, 600), (4_096, 1_100, 6_000));
+    let name = what.replace(' ', "-");
+    let calm = round_of_three(&format!("{name}-calm"), files, |_| ());
+    let flooded = round_of_three(&name, files, |address| {
+        let flood = flood(address, a_second, kept);
+        flood.wait_for(scaled(500, 8_000));
+        flood
+    });
+    print_figures(&format!("{a_second} {what} a second, `ulimit -n {files}`"), &calm, &flooded);
+    if let Some(during) = flooded.during {
+        assert!(during.files < files as usize, "{during:?}");
+    }
+}
+
+/// A cohort of three at a service: how long it took, and what the service took before it and in the end.
+struct Round {
+    taken: Duration,
+    before: Option<Usage>,
+    during: Option<Usage>,
+}
+
+fn print_figures(what: &str, calm: &Round, flooded: &Round) {
+    let more = flooded.during.zip(flooded.before).map(|(during, before)| {
+        let share = (during.cpu - before.cpu).as_secs_f64();
+        (during.resident.saturating_sub(before.resident), during.files, share)
+    });
+    let (kilobytes, files, cpu) = more.unwrap_or_default();
+    let (calm, flooded) = (calm.taken, flooded.taken);
+    println!("| {what} | {calm:.2?} | {flooded:.2?} | {kilobytes} kB more | {files} files | {cpu:.2} s CPU |");
+}
+
+/// A cohort of three at a service that may open so many files, with a flood that goes on until it is complete.
+fn round_of_three<F>(name: &str, files: u32, flood: impl FnOnce(SocketAddr) -> F) -> Round {
     let directory = directory(name);
     let service = identity(&directory, "service");
     let out = path(&directory, "out");
-    // A small limit is as good as a large one, and takes fewer sockets here.
     let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -n 256 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_btcr2-aggregation"), "serve"]);
+    let limited = format!("ulimit -n {files} && exec \"$@\"");
+    command.args(["-c", &limited, "sh", env!("CARGO_BIN_EXE_btcr2-aggregation"), "serve"]);
     command.args(["--identity", &service, "--listen", "127.0.0.1:0", "--chain", "offline", "--events", "json"]);
-    command.args([
-        "--min-participants",
-        "3",
-        "--settle",
-        "0s",
-        "--cohorts",
-        "1",
-        "--exit-when-done",
-        "--out",
-        &out,
-    ]);
+    command.args(["--min-participants", "3", "--settle", "0s", "--cohorts", "1", "--out", &out]);
     let mut serve = Program::launch(command);
     let url = serve.event("serving")["url"].as_str().unwrap().to_owned();
     let address = url.strip_prefix("http://").unwrap().parse().unwrap();
-    let request = b"GET /v1/adverts HTTP/1.1\r\nHost: localhost\r\n\r\n";
-    let flood = Flood::start(address, a_second, 600, request);
-    if a_second > 0 {
-        flood.wait_for(500);
-    }
+    let before = serve.usage();
+    let flood = flood(address);
     let members: Vec<_> = (0..3).map(|index| identity(&directory, &format!("member-{index}"))).collect();
     let started = Instant::now();
     let joined: Vec<_> =
         members.iter().map(|member| crate::support::join(&url, member, &["--add-beacon"])).collect();
-    // The service itself stays for a while, for members that may come back.
     let results: Vec<_> = joined.into_iter().map(Program::result).collect();
     let taken = started.elapsed();
-    let result = serve.result();
+    let result = serve.event("result");
+    let during = serve.usage();
+    drop(flood);
     for (joined, member) in results.iter().zip(&members) {
         participant_result(joined, &did_of(member), &result);
     }
-    taken
+    Round { taken, before, during }
 }
 
 #[test]
@@ -180,8 +236,9 @@ fn a_flooded_relay_serves_its_members() {
     let peer = Peer::new(flooder.secret_key(), to.public_key().x_only()).unwrap();
     let mut rng = Randomness::System.for_actor("flood");
     let key = flooder.public_key();
-    // As large as the largest that a cohort has, all by one author: 50 MB.
-    let events: Vec<_> = (0..600)
+    // As large as the largest that a cohort has, all by one author: 50 MB, or 250.
+    let count = scaled(600, 3_000);
+    let events: Vec<_> = (0..count)
         .map(|number| {
             let body = CohortReady {
                 cohort_id: CohortId::parse(&format!("flood-{number}")).unwrap(),
@@ -194,8 +251,9 @@ fn a_flooded_relay_serves_its_members() {
         })
         .collect();
     let (flooded, grown) = nostr_round(&events);
+    let more = grown.unwrap_or_default();
     println!(
-        "a round of two over the embedded relay: {calm:?}, behind 600 events of 85 kB: {flooded:?}, {grown:?} kB more"
+        "| {count} events of 85 kB by one author on the embedded relay | {calm:.2?} | {flooded:.2?} | {more} kB more |"
     );
     assert!(grown.is_none_or(|grown| grown < 30_000), "{grown:?} kB");
 }

@@ -81,6 +81,9 @@ macro_rules! bodies {
         }
 
         impl Body {
+            /// The names of all types behind the common prefix, in the order in which a round has them.
+            pub const TYPES: &[&str] = &[$($kind),*];
+
             /// The cohort that the message belongs to.
             pub fn cohort_id(&self) -> &CohortId {
                 match self { $(Self::$variant(body) => &body.cohort_id,)* }

@@ -33,6 +33,7 @@ pub mod recovery;
 mod remembered;
 pub mod runtime;
 pub mod seats;
+mod seldom;
 pub mod service;
 mod settings;
 pub mod shared_table;

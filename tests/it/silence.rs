@@ -1,8 +1,9 @@
 //! What a member cannot get through to is said, once for each cause, with what to do: as processes.
 
 use std::{
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    process::Stdio,
     thread,
 };
 
@@ -10,7 +11,7 @@ use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{Program, Service, directory, identity, verify::text};
+use crate::support::{Program, Service, command, directory, identity, verify::text};
 
 /// A web server that gives every request the same answer.
 fn answering(answer: &'static str) -> String {
@@ -189,4 +190,50 @@ fn a_service_says_what_is_wrong_with_its_relays() {
     said(&mut service, mute.trim_start_matches("ws://"), "we are full");
     // Over HTTP it serves all the same.
     assert_eq!(service.join(&identity(&directory, "member"), &["--decline"]).result()["ok"], true);
+}
+
+#[test]
+fn a_member_that_reads_too_slowly_is_warned_in_words_and_by_an_event() {
+    let url = answering(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n\
+         : too slow: there was no room \u{1b}[31m for the messages of 3 cohorts\n\n",
+    );
+    let directory = directory("silence-too-slow");
+    let member = identity(&directory, "member");
+    let join = ["join", "--identity", &member, "--decline", "--service", &url];
+    let said = Program::start(&[&join[..], &["--events", "json"]].concat()).event("read-too-slowly");
+    assert_eq!(said["detail"], "there was no room \\u{1b}[31m for the messages of 3 cohorts");
+    let mut command = command(&join);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let warning = lines.into_iter().find(|line| line.contains("warning:"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let warning = warning.expect("it is said in words too");
+    assert!(warning.contains("read too slowly") && warning.contains("the messages of 3 cohorts"), "{warning}");
+}
+
+#[test]
+fn what_a_relay_says_in_place_of_an_answer_is_shown() {
+    let relay = relay(vec![json!(["EOSE", "SUBSCRIPTION"]), json!(["NOTICE", "pay \u{202e}first"])]);
+    let directory = directory("silence-notice");
+    let service = identity(&directory, "service");
+    let mut serve = Program::start(&[
+        "serve",
+        "--identity",
+        &service,
+        "--chain",
+        "offline",
+        "--relay",
+        &relay,
+        "--min-participants",
+        "2",
+        "--publish-timeout",
+        "1s",
+        "--events",
+        "json",
+    ]);
+    let said = serve.event("relay-says");
+    assert_eq!(said["words"], "NOTICE pay \\u{202e}first");
+    serve.kill();
 }

@@ -1,7 +1,6 @@
 //! Whether peers can be reached, for people and programs: one notification a cause, repeated seldom. The transports try again by
 //! themselves whatever is said here; without it an operator would look at a program that prints nothing.
 
-use btcr2_aggregation_protocol::text::shown_within;
 use std::{
     collections::BTreeMap,
     fmt,
@@ -9,12 +8,15 @@ use std::{
     time::Duration,
 };
 
+use btcr2_aggregation_protocol::text::shown_within;
 use serde::{Serialize, Serializer};
 use strum::VariantNames;
 use tokio::{
     sync::{broadcast, watch},
     time::Instant,
 };
+
+use crate::seldom::Seldom;
 
 /// How long the same cause at the same place is not reported again.
 const REPEAT: Duration = Duration::from_secs(600);
@@ -24,6 +26,9 @@ const BACKLOG: usize = 256;
 
 /// Longest text of a cause: parts of it are a peer's words.
 const LONGEST: usize = 400;
+
+/// Most different words of peers that are repeated in a minute.
+const MOST_WORDS: usize = 32;
 
 /// What is done at a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,6 +83,20 @@ pub enum ContactNotice {
         /// What for.
         purpose: Purpose,
     },
+    /// The service says that we have read our messages too slowly: there was no room for all of them.
+    ReadTooSlowly {
+        /// Its address.
+        peer: String,
+        /// What it says.
+        detail: String,
+    },
+    /// What a relay itself says of something that has failed.
+    RelaySays {
+        /// Its address.
+        peer: String,
+        /// Its words, behind the kind of message in which it said them.
+        words: String,
+    },
 }
 
 impl ContactNotice {
@@ -89,6 +108,11 @@ impl ContactNotice {
                 format!("{peer} cannot be reached ({purpose}), trying again: {problem}{advice}")
             }
             Self::Reached { peer, purpose } => format!("{peer} is reached again ({purpose})"),
+            Self::ReadTooSlowly { peer, detail } => format!(
+                "warning: {peer} says that our messages were read too slowly, or not for too long: {detail}. Is this machine, or \
+                 its connection, too slow?"
+            ),
+            Self::RelaySays { peer, words } => format!("{peer} says: {words}"),
         }
     }
 }
@@ -99,6 +123,8 @@ pub struct Contacts(Arc<Inner>);
 
 struct Inner {
     known: Mutex<BTreeMap<(String, Purpose), Known>>,
+    /// What peers have said lately.
+    words: Mutex<Seldom<(String, String)>>,
     notices: broadcast::Sender<ContactNotice>,
     /// Whether any peer was ever reached.
     answered: watch::Sender<bool>,
@@ -115,7 +141,12 @@ struct Known {
 impl Default for Contacts {
     fn default() -> Self {
         let (notices, _) = broadcast::channel(BACKLOG);
-        Self(Arc::new(Inner { known: Mutex::default(), notices, answered: watch::Sender::new(false) }))
+        Self(Arc::new(Inner {
+            known: Mutex::default(),
+            words: Mutex::new(Seldom::new(MOST_WORDS)),
+            notices,
+            answered: watch::Sender::new(false),
+        }))
     }
 }
 
@@ -159,6 +190,29 @@ impl Contacts {
         let advice = advice(&problem);
         // Nobody has to listen.
         let _ = self.0.notices.send(ContactNotice::Unreachable { peer: peer.to_owned(), purpose, problem, advice });
+    }
+
+    /// Whether these words of a peer are to be shown: the same ones once a minute.
+    fn are_news(&self, peer: &str, words: &str) -> bool {
+        let mut said = self.0.words.lock().unwrap_or_else(PoisonError::into_inner);
+        said.happened((peer.to_owned(), words.to_owned())).is_some()
+    }
+
+    /// The service says that we read too slowly.
+    pub(crate) fn reads_too_slowly(&self, peer: &str, detail: &str) {
+        let detail = shown(detail);
+        // Whatever it says: with another number each time, it is the same.
+        if self.are_news(peer, "") {
+            let _ = self.0.notices.send(ContactNotice::ReadTooSlowly { peer: peer.to_owned(), detail });
+        }
+    }
+
+    /// A relay says this of something that has failed.
+    pub(crate) fn relay_says(&self, peer: &str, words: &str) {
+        let words = shown(words);
+        if self.are_news(peer, &words) {
+            let _ = self.0.notices.send(ContactNotice::RelaySays { peer: peer.to_owned(), words });
+        }
     }
 
     /// An attempt succeeded.
@@ -210,6 +264,7 @@ fn advice(problem: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seldom::SELDOM;
 
     fn heard(receiver: &mut broadcast::Receiver<ContactNotice>) -> Vec<String> {
         std::iter::from_fn(|| receiver.try_recv().ok()).map(|notice| notice.text()).collect()
@@ -255,6 +310,27 @@ mod tests {
         contacts.reached("https://x", Purpose::Adverts);
         contacts.first().await;
         assert_eq!(contacts.problem(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_words_of_a_peer_are_shown_once_a_minute_and_only_so_many() {
+        let contacts = Contacts::default();
+        let mut receiver = contacts.subscribe();
+        for _ in 0..100 {
+            contacts.relay_says("wss://x", "NOTICE not\ntoday");
+            contacts.reads_too_slowly("https://x", "no room");
+        }
+        let said = heard(&mut receiver);
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert_eq!(said[0], "wss://x says: NOTICE not\\ntoday");
+        assert!(said[1].starts_with("warning: https://x says that our messages were read too slowly"), "{said:?}");
+        for number in 0..100 {
+            contacts.relay_says("wss://x", &format!("NOTICE {number}"));
+        }
+        assert!(heard(&mut receiver).len() < MOST_WORDS);
+        tokio::time::advance(SELDOM).await;
+        contacts.relay_says("wss://x", "NOTICE not\ntoday");
+        assert_eq!(heard(&mut receiver).len(), 1);
     }
 
     #[tokio::test]

@@ -34,6 +34,7 @@ mod nostr_transport;
 mod panics;
 mod relay_limits;
 mod relay_quirks;
+mod relay_words;
 mod restart_participant;
 mod restart_service;
 mod rules;

@@ -1,11 +1,10 @@
 //! An identity's connection: the keeper of its relay actors.
 
+mod arrivals;
+
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use actix::{
-    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
-    WrapFuture,
-};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient};
 use btcr2_aggregation_protocol::{
     id::CohortId,
     identity::Identity,
@@ -21,15 +20,16 @@ use super::{
     Inner,
     config::NostrConfig,
     outbox::{Adverts, Content, Job, Next, Outbox},
-    reader::{Read, Reader},
+    reader::Reader,
     relay::{Answer, Assignment, Id, Publish, RelayActor},
     report::shown,
     signer::Signer,
 };
 use crate::{
+    seldom::Seldom,
     span,
     supervisor::{End, EndGuard},
-    transport::{Delivery, Outbound, contact::Purpose, hand_over, is_for_a_member},
+    transport::{Delivery, Outbound, contact::Purpose, is_for_a_member},
 };
 
 /// How many messages may wait for the connection. A relay that sends more waits itself.
@@ -117,6 +117,8 @@ pub(super) struct NostrConnection {
     slots: Vec<Slot>,
     /// Messages that wait for their next attempt.
     waiting: BTreeSet<u64>,
+    /// Whose malformed events were reported lately.
+    malformed: Seldom<arrivals::Author>,
     _guard: EndGuard,
 }
 
@@ -140,6 +142,7 @@ impl NostrConnection {
             outbox: Outbox::new(config.outbox),
             adverts: Adverts::default(),
             waiting: BTreeSet::new(),
+            malformed: Seldom::new(arrivals::MOST_AUTHORS),
             inner,
             config,
             identity,
@@ -454,36 +457,6 @@ impl Handler<Answered> for NostrConnection {
         if self.outbox.answered(job, relay, event, answer) == Next::Retry {
             self.retry_later(job, ctx);
         }
-    }
-}
-
-impl Handler<Incoming> for NostrConnection {
-    type Result = ();
-
-    fn handle(&mut self, Incoming { relay, event }: Incoming, ctx: &mut Self::Context) {
-        let read = self.reader.read(&event);
-        self.inner.reports.note(relay, |report| {
-            report.received += 1;
-            report.duplicates += u64::from(matches!(read, Read::Copy));
-        });
-        let delivery = match read {
-            Read::Copy => return,
-            Read::Foreign(reason) => {
-                tracing::debug!(connection = self.name, event = %event.id, reason, "an event is passed over");
-                return;
-            }
-            Read::Delivery(delivery) => delivery,
-        };
-        if let Delivery::Undecodable { .. } | Delivery::Unverified { .. } = &delivery {
-            tracing::warn!(connection = self.name, event = %event.id, key = %event.pubkey, ?delivery, "refused");
-        }
-        // Waits for room in the inbox: order is kept, and the relays wait with it.
-        let delivered = hand_over(&self.inbox, delivery, || ());
-        ctx.wait(delivered.into_actor(self).map(|delivered, _, ctx| {
-            if delivered.is_err() {
-                ctx.stop();
-            }
-        }));
     }
 }
 

@@ -57,6 +57,8 @@ impl<K: Ord + Clone, V> Bounded<K, V> {
 pub(super) enum Read {
     /// It was read before, or is one of our own.
     Copy,
+    /// It has no valid signature: nobody knows whose it is.
+    Malformed(String),
     /// It is none of our business: an ordinary note, or something that we cannot decrypt.
     Foreign(String),
     /// Something for the identity.
@@ -134,7 +136,7 @@ impl Reader {
         }
         let verified = match VerifiedEvent::verify(event) {
             Ok(verified) => verified,
-            Err(error) => return Read::Foreign(error.to_string()),
+            Err(error) => return Read::Malformed(error.to_string()),
         };
         let sender = verified.sender();
         let message = match verified.message(|key| self.peer_with(key).map(|peer| peer.conversation.clone())) {
@@ -327,7 +329,7 @@ mod tests {
         let good = event(&sender, &sender, declined(), NOW);
         let mut bad = good.clone();
         bad.sig = event(&sender, &sender, declined(), NOW + std::time::Duration::from_secs(1)).sig;
-        assert!(matches!(reader.read(&bad), Read::Foreign(_)));
+        assert!(matches!(reader.read(&bad), Read::Malformed(_)));
         let first = reader.read(&good);
         assert!(is_message(&first, &sender), "{first:?}");
         for copy in [&good, &bad] {

@@ -4,7 +4,10 @@
 //! A relay keeps the messages of rounds that are over, and maybe their adverts: so the messages come when no session of
 //! such a round can have been begun, and are passed over.
 
-use std::{cmp::Reverse, collections::VecDeque, fmt, sync::Arc, time::Duration};
+mod noted;
+mod stored;
+
+use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, WeakAddr,
@@ -12,25 +15,29 @@ use actix::{
 };
 use btcr2_aggregation_protocol::{key::XOnlyKey, nostr::advert_types, time::Timestamp};
 use nostr_sdk::{
-    Alphabet, Event, EventId, Filter, Kind, PublicKey, Relay, RelayMessage, RelayOptions, RelayPool,
-    RelayPoolOptions, RelayStatus, RelayUrl, SingleLetterTag, SubscribeOptions, SubscriptionId,
-    Timestamp as NostrTime,
+    Alphabet, Event, EventId, Filter, Kind, PublicKey, Relay, RelayOptions, RelayPool, RelayPoolOptions, RelayUrl,
+    SingleLetterTag, SubscribeOptions, SubscriptionId, Timestamp as NostrTime,
     filter::MatchEventOptions,
     pool::{
         RelayLimits,
         policy::{AdmitPolicy, AdmitStatus, PolicyError},
-        relay::{Error as RelayError, RelayNotification},
+        relay::Error as RelayError,
     },
     util::BoxedFuture,
 };
 use tokio::{
-    sync::{broadcast, mpsc},
+    sync::mpsc,
     time::{Instant, timeout},
 };
 
+use self::{
+    noted::{Noted, Words, noted, with_words},
+    stored::{Stored, replay},
+};
 use super::{
     config::NostrConfig,
     connection::{Answered, Incoming, NostrConnection, RelayProblem, RelayUp, RelayWorks},
+    report::shown,
     signer::Signer,
     socket::Sockets,
 };
@@ -108,6 +115,14 @@ pub(super) enum Answer {
 #[rtype(result = "()")]
 struct Connected(Relay);
 
+/// The relay has said something in words.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+struct Said(Words);
+
+/// How long a notice may explain what has failed, and the other way round.
+const EXPLAINS: Duration = Duration::from_secs(30);
+
 /// Which relay, and for whom.
 #[derive(Clone)]
 pub(super) struct Assignment {
@@ -134,6 +149,10 @@ pub(super) struct RelayActor {
     relay: Option<Relay>,
     queue: VecDeque<Publish>,
     in_flight: usize,
+    /// The last notice, until it is shown.
+    notice: Option<(Instant, String)>,
+    /// When an event was refused or not answered last.
+    failed: Option<Instant>,
     _guard: EndGuard,
 }
 
@@ -153,6 +172,8 @@ impl RelayActor {
             relay: None,
             queue: VecDeque::new(),
             in_flight: 0,
+            notice: None,
+            failed: None,
             _guard: guard,
         }
     }
@@ -174,11 +195,29 @@ impl RelayActor {
         }
     }
 
-    fn answer(&self, publish: &Publish, answer: Answer) {
+    fn answer(&mut self, publish: &Publish, answer: Answer) {
+        if answer != Answer::Accepted {
+            self.failed = Some(Instant::now());
+            self.explain();
+        }
         if let Some(keeper) = self.keeper.upgrade() {
             let (relay, job) = (self.assignment.relay, publish.job);
             keeper.do_send(Answered { relay, job, event: publish.event.id, answer });
         }
+    }
+
+    /// Shows a notice that may explain what has failed. Others are nobody's business.
+    fn explain(&mut self) {
+        let is_recent = |at: &Instant| at.elapsed() < EXPLAINS;
+        if self.failed.as_ref().is_some_and(is_recent)
+            && let Some((_, notice)) = self.notice.take_if(|(at, _)| is_recent(at))
+        {
+            self.show(&notice);
+        }
+    }
+
+    fn show(&self, words: &str) {
+        self.config.contacts.relay_says(&shown(&self.assignment.url), words);
     }
 }
 
@@ -221,6 +260,24 @@ impl Handler<Connected> for RelayActor {
         if let Some(keeper) = self.keeper.upgrade() {
             let Assignment { relay, number, .. } = self.assignment;
             keeper.do_send(RelayUp { relay, number, publisher: ctx.address().recipient() });
+        }
+    }
+}
+
+impl Handler<Said> for RelayActor {
+    type Result = ();
+
+    fn handle(&mut self, Said(words): Said, _: &mut Self::Context) {
+        let text = words.to_string();
+        tracing::debug!(text, "a relay has something to say");
+        match words {
+            Words::Notice(_) => {
+                self.notice = Some((Instant::now(), text));
+                self.explain();
+            }
+            Words::Refusal(_) => self.show(&text),
+            // If it does not let us subscribe after all, the end of the connection says so, with these words.
+            Words::Closed(_) => {}
         }
     }
 }
@@ -336,10 +393,15 @@ async fn run(
                     return UNREAD.to_owned();
                 }
             }
-            notification = notifications.recv() => match ended(notification, assignment) {
+            notification = notifications.recv() => match noted(notification, assignment) {
                 Noted::Nothing => {}
                 Noted::Ended(why) => return with_words(&why, said.as_deref()),
-                Noted::Said(words) => said = Some(words),
+                Noted::Said(words) => {
+                    said = Some(words.to_string());
+                    if let Some(actor) = own.upgrade() {
+                        actor.do_send(Said(words));
+                    }
+                }
                 Noted::EndOfStored(subscription) => {
                     // What came before it has passed through the tap before.
                     while let Ok((subscription, event)) = arrived.try_recv() {
@@ -387,9 +449,6 @@ async fn subscribe(relay: &Relay, what: Subscription, assignment: &Assignment) -
     relay.subscribe_with_id(id, filter, SubscribeOptions::default()).await.map(|_| ())
 }
 
-/// How much of what a relay says is repeated.
-const MOST_WORDS: usize = 200;
-
 /// Why a connection ends whose keeper is gone.
 const UNREAD: &str = "not needed any more";
 
@@ -417,87 +476,6 @@ async fn hand_on(assignment: &Assignment, keeper: &WeakAddr<NostrConnection>, ev
     let keeper = keeper.upgrade().ok_or(Unread)?;
     let incoming = Incoming { relay: assignment.relay, event: Box::new(event) };
     keeper.send(incoming).await.map_err(|_| Unread)
-}
-
-async fn replay(
-    assignment: &Assignment,
-    keeper: &WeakAddr<NostrConnection>,
-    Stored { of, mut events, .. }: Stored,
-) -> Result<(), Unread> {
-    match of {
-        // Relays give the newest first. A round is told in the order in which it happened: within a second, requests come
-        // before what answers them, which is the order of the phases in which the types are declared.
-        Subscription::Directed => {
-            events.sort_by_key(|event| (event.created_at, super::reader::rank(event)));
-        }
-        // The newest cohort is the likeliest to be still open.
-        Subscription::Adverts => events.sort_by_key(|event| Reverse(event.created_at)),
-    }
-    for event in events {
-        hand_on(assignment, keeper, event).await?;
-    }
-    Ok(())
-}
-
-/// What a relay had stored for a subscription, until it says that this was all.
-struct Stored {
-    of: Subscription,
-    events: Vec<Event>,
-    deadline: Instant,
-}
-
-impl Stored {
-    fn new(of: Subscription, patience: Duration) -> Self {
-        Self { of, events: Vec::new(), deadline: Instant::now() + patience }
-    }
-}
-
-/// What is wrong, and what the relay itself has said last.
-fn with_words(why: &str, said: Option<&str>) -> String {
-    said.map_or_else(|| why.to_owned(), |said| format!("{why}; the relay says: {said}"))
-}
-
-enum Noted {
-    Nothing,
-    /// Words for people.
-    Said(String),
-    EndOfStored(Subscription),
-    Ended(String),
-}
-
-fn ended(notification: Result<RelayNotification, broadcast::error::RecvError>, assignment: &Assignment) -> Noted {
-    match notification {
-        Ok(RelayNotification::Message { message: RelayMessage::EndOfStoredEvents(id) }) => {
-            Subscription::with_id(&id, assignment).map_or(Noted::Nothing, Noted::EndOfStored)
-        }
-        // It asks who we are first, and is told; then the subscription is made again.
-        Ok(RelayNotification::Message { message: RelayMessage::Closed { message, .. } })
-            if message.starts_with("auth-required") =>
-        {
-            Noted::Said(message.chars().take(MOST_WORDS).collect())
-        }
-        Ok(RelayNotification::AuthenticationFailed) => {
-            Noted::Ended("the relay does not accept our authentication (auth-required)".to_owned())
-        }
-        // Without its subscriptions a connection is worth nothing; asking again at once is what it was closed for.
-        Ok(RelayNotification::Message { message: RelayMessage::Closed { message, .. } }) => {
-            Noted::Ended(format!("the relay closed a subscription: {message}"))
-        }
-        Ok(RelayNotification::Message { message: RelayMessage::Notice(notice) }) => {
-            tracing::info!(%notice, "a relay has something to say");
-            Noted::Said(notice.chars().take(MOST_WORDS).collect())
-        }
-        Ok(RelayNotification::RelayStatus { status })
-            if matches!(status, RelayStatus::Terminated | RelayStatus::Disconnected) =>
-        {
-            Noted::Ended(format!("the relay is {status}"))
-        }
-        Ok(RelayNotification::Shutdown) | Err(broadcast::error::RecvError::Closed) => {
-            Noted::Ended("shut down".to_owned())
-        }
-        // Answers to events may be among the lost ones; those count as unanswered.
-        Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => Noted::Nothing,
-    }
 }
 
 /// The identifier of an event, for maps.

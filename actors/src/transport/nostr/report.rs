@@ -45,6 +45,8 @@ pub struct RelayReport {
     pub received: u64,
     /// Of these, the ones that another relay had sent before, or it itself.
     pub duplicates: u64,
+    /// Events of others that are no messages although they should be: without a valid signature, or not to be read.
+    pub malformed: u64,
     /// What it last refused something for, or why its connection last ended.
     pub last_problem: Option<String>,
 }

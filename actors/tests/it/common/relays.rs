@@ -79,6 +79,8 @@ pub enum Mood {
     Endless,
     /// It refuses what is of this type, as one that takes only small events does.
     RefusesType(&'static str),
+    /// It says to each event, in a notice, that it does not like it.
+    Notices,
     /// It sends everybody everything, by whatever subscription there is.
     OverDelivers,
 }
@@ -200,6 +202,7 @@ fn own_answer(frame: &Frame, mood: Mood, events: &AtomicUsize) -> Option<Frame> 
         Mood::RefusesType(kind) if text.contains(kind) => {
             json!(["OK", value[1]["id"], false, "invalid: event too large"])
         }
+        Mood::Notices => json!(["NOTICE", "not\u{1b}[31m today"]),
         Mood::Refuses => json!(["OK", value[1]["id"], false, "blocked: not today"]),
         _ => return None,
     };

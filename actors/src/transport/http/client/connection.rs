@@ -243,7 +243,8 @@ impl HttpConnection {
                     Ok(response) => {
                         client.contacts.reached(peer, purpose);
                         let opened = Instant::now();
-                        let mut events = events(response);
+                        let (contacts, at) = (client.contacts.clone(), peer.to_owned());
+                        let mut events = events(response, move |words| contacts.reads_too_slowly(&at, words));
                         while let Some(event) = events.next().await {
                             let event = match event {
                                 Ok(event) => event,

@@ -5,6 +5,7 @@
 
 mod answer;
 mod backoff;
+mod comments;
 mod connection;
 mod stream;
 #[cfg(test)]

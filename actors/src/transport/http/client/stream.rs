@@ -4,7 +4,7 @@ use btcr2_aggregation_protocol::{
     identity::Identity,
     request_auth::{RequestAuthorization, inbox_path},
 };
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use rand_chacha::ChaCha20Rng;
 use reqwest::{Response, StatusCode, header};
 use sse_stream::{Sse, SseStream};
@@ -12,6 +12,7 @@ use sse_stream::{Sse, SseStream};
 use super::{
     HttpClient, REQUEST_TIMEOUT,
     answer::{Answer, excerpt, reason},
+    comments::{self, Comments},
 };
 use crate::transport::http::Refusal;
 
@@ -71,10 +72,18 @@ pub(super) async fn open(
     })
 }
 
-/// The events of a stream.
-pub(super) fn events(response: Response) -> impl Stream<Item = Result<Sse, String>> + Unpin {
-    SseStream::from_bytes_stream(bounded(response.bytes_stream().boxed()))
-        .map(|event| event.map_err(|error| error.to_string()))
+/// The events of a stream. `too_slow` is called when the server says that they are read too slowly.
+pub(super) fn events(
+    response: Response,
+    mut too_slow: impl FnMut(&str) + 'static,
+) -> impl Stream<Item = Result<Sse, String>> + Unpin {
+    let mut comments = Comments::default();
+    let bytes = response.bytes_stream().inspect_ok(move |chunk| {
+        for comment in comments.ended_in(chunk) {
+            comments::too_slow(&comment).into_iter().for_each(&mut too_slow);
+        }
+    });
+    SseStream::from_bytes_stream(bounded(bytes.boxed_local())).map(|event| event.map_err(|error| error.to_string()))
 }
 
 /// The stream, ended with an error where one event is larger than [`LARGEST_EVENT`]: the parser would keep it all.

@@ -1,0 +1,96 @@
+//! What a relay says besides events: that it has sent all, that it ends something, and words for people.
+
+use std::fmt;
+
+use btcr2_aggregation_protocol::text::shown_within;
+use nostr_sdk::{RelayMessage, RelayStatus, pool::relay::RelayNotification};
+use tokio::sync::broadcast;
+
+use super::{Assignment, Subscription};
+
+/// How much of what a relay says is repeated.
+const MOST_WORDS: usize = 200;
+
+/// A relay's own words.
+#[derive(Clone, Debug)]
+pub(super) enum Words {
+    /// A NOTICE, about anything.
+    Notice(String),
+    /// Why it has closed a subscription.
+    Closed(String),
+    /// Why it has not taken an event.
+    Refusal(String),
+}
+
+impl fmt::Display for Words {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Notice(words) => write!(f, "NOTICE {words}"),
+            Self::Closed(words) => write!(f, "CLOSED {words}"),
+            Self::Refusal(words) => write!(f, "OK false {words}"),
+        }
+    }
+}
+
+/// They are logged and shown.
+fn words(said: &str) -> String {
+    shown_within(said, MOST_WORDS).into_owned()
+}
+
+/// What is wrong, and what the relay itself has said last.
+pub(super) fn with_words(why: &str, said: Option<&str>) -> String {
+    said.map_or_else(|| why.to_owned(), |said| format!("{why}; the relay says: {said}"))
+}
+
+/// What a notification of the SDK means to a connection.
+pub(super) enum Noted {
+    Nothing,
+    /// Words for people.
+    Said(Words),
+    EndOfStored(Subscription),
+    Ended(String),
+}
+
+/// Reads a notification.
+pub(super) fn noted(
+    notification: Result<RelayNotification, broadcast::error::RecvError>,
+    assignment: &Assignment,
+) -> Noted {
+    match notification {
+        Ok(RelayNotification::Message { message: RelayMessage::EndOfStoredEvents(id) }) => {
+            Subscription::with_id(&id, assignment).map_or(Noted::Nothing, Noted::EndOfStored)
+        }
+        // It asks who we are first, and is told; then the subscription is made again.
+        Ok(RelayNotification::Message { message: RelayMessage::Closed { message, .. } })
+            if message.starts_with("auth-required") =>
+        {
+            Noted::Said(Words::Closed(words(&message)))
+        }
+        Ok(RelayNotification::AuthenticationFailed) => {
+            Noted::Ended("the relay does not accept our authentication (auth-required)".to_owned())
+        }
+        // Without its subscriptions a connection is worth nothing; asking again at once is what it was closed for.
+        Ok(RelayNotification::Message { message: RelayMessage::Closed { message, .. } }) => {
+            Noted::Ended(format!("the relay closed a subscription: {message}"))
+        }
+        Ok(RelayNotification::Message { message: RelayMessage::Notice(notice) }) => {
+            Noted::Said(Words::Notice(words(&notice)))
+        }
+        // That it has something already is no failure.
+        Ok(RelayNotification::Message { message: RelayMessage::Ok { status: false, message, .. } })
+            if !message.starts_with("duplicate:") =>
+        {
+            Noted::Said(Words::Refusal(words(&message)))
+        }
+        Ok(RelayNotification::RelayStatus { status })
+            if matches!(status, RelayStatus::Terminated | RelayStatus::Disconnected) =>
+        {
+            Noted::Ended(format!("the relay is {status}"))
+        }
+        Ok(RelayNotification::Shutdown) | Err(broadcast::error::RecvError::Closed) => {
+            Noted::Ended("shut down".to_owned())
+        }
+        // Answers to events may be among the lost ones; those count as unanswered.
+        Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => Noted::Nothing,
+    }
+}

@@ -13,7 +13,7 @@ use actix::{
 use btcr2_aggregation_protocol::{
     cohort::{
         Member,
-        event::{CohortFailure, ServiceEvent},
+        event::ServiceEvent,
         service::{ServiceCohort, ServiceEffect, ServiceInput, phase::Phase},
     },
     did::Did,
@@ -272,7 +272,8 @@ impl CohortActor {
                 let next = successor.as_ref().map(|terms| terms.cohort_id.clone());
                 let undelivered = self.shared.deliveries.not_carried(&cohort_id);
                 // One that failed for that says so itself.
-                let undelivered = undelivered.filter(|_| !matches!(reason, CohortFailure::NotDelivered { .. }));
+                let said = reason.unreached().is_some_and(|unreached| !unreached.not_carried.is_empty());
+                let undelivered = undelivered.filter(|_| !said);
                 let mut notice = ServiceNotice::failed(cohort_id, reason, next);
                 if let (ServiceNotice::CohortFailed { reason, .. }, Some((members, why))) =
                     (&mut notice, undelivered)

@@ -6,6 +6,7 @@ use std::{
 };
 
 use btcr2_aggregation_protocol::{
+    cohort::Undelivered,
     did::Did,
     id::CohortId,
     message::{Body, SharedBody},
@@ -21,15 +22,6 @@ struct Last {
 }
 
 type ByMember = BTreeMap<Did, Last>;
-
-/// Why something is not known to have reached a member.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Undelivered {
-    /// It was not fetched, or this program does not know: it was started since.
-    NotFetched,
-    /// No carrier has taken it.
-    NotCarried(String),
-}
 
 /// The deliveries of a service. Clones are the same.
 #[derive(Clone, Debug)]
@@ -83,20 +75,26 @@ impl Deliveries {
         self.of(cohort_id, to, kind, |last| last.problem = Some(reason));
     }
 
-    /// Why the member may not have what it was sent last; `None` when it has.
-    pub(crate) fn undelivered(&self, cohort_id: &CohortId, to: &Did) -> Option<Undelivered> {
+    /// Who of `members` may not have what it was sent last, and why.
+    pub(crate) fn undelivered<'d>(
+        &self,
+        cohort_id: &CohortId,
+        members: impl IntoIterator<Item = &'d Did>,
+    ) -> BTreeMap<Did, Undelivered> {
         if !self.known {
-            return None;
+            return BTreeMap::new();
         }
         let cohorts = self.lock();
-        let Some(last) = cohorts.get(cohort_id).and_then(|members| members.get(to)) else {
-            return Some(Undelivered::NotFetched);
+        let sent = cohorts.get(cohort_id);
+        let undelivered = |to: &'d Did| match sent.and_then(|sent| sent.get(to)) {
+            Some(Last { delivered: true, .. }) => None,
+            Some(Last { problem: Some(problem), .. }) => {
+                Some((to.clone(), Undelivered::NotCarried(problem.clone())))
+            }
+            // Nothing was sent since this program was started, and nobody has come for what was sent before.
+            Some(Last { problem: None, .. }) | None => Some((to.clone(), Undelivered::NotFetched)),
         };
-        match &last.problem {
-            _ if last.delivered => None,
-            Some(problem) => Some(Undelivered::NotCarried(problem.clone())),
-            None => Some(Undelivered::NotFetched),
-        }
+        members.into_iter().filter_map(undelivered).collect()
     }
 
     /// What no carrier has taken in this cohort: to how many members, and one of the reasons.
@@ -106,14 +104,6 @@ impl Deliveries {
         let mut problems = members.values().filter(|last| !last.delivered).filter_map(|last| last.problem.as_ref());
         let first = problems.next()?.clone();
         Some((1 + problems.count(), first))
-    }
-
-    /// The members of the cohort whom no carrier has brought what they were sent last, with the reason.
-    pub(crate) fn unreached(&self, cohort_id: &CohortId) -> BTreeMap<Did, String> {
-        let cohorts = self.lock();
-        let members = cohorts.get(cohort_id).into_iter().flatten();
-        let unreached = members.filter(|(_, last)| !last.delivered);
-        unreached.filter_map(|(did, last)| Some((did.clone(), last.problem.clone()?))).collect()
     }
 
     /// The cohort is over.
@@ -146,20 +136,21 @@ mod tests {
     fn what_was_sent_last_counts_as_delivered_when_the_carrier_says_so() {
         let deliveries = Deliveries::new(true);
         let kind = note().short_type();
-        assert_eq!(deliveries.undelivered(&cohort(), &did(1)), Some(Undelivered::NotFetched));
+        let of = |member| deliveries.undelivered(&cohort(), [&did(member)]).remove(&did(member));
+        assert_eq!(of(1), Some(Undelivered::NotFetched));
         deliveries.sent(&did(1), &note());
         deliveries.sent(&did(2), &note());
         deliveries.delayed(&cohort(), &did(1), kind, "wss://x: too large".to_owned());
         let not_carried = Undelivered::NotCarried("wss://x: too large".to_owned());
-        assert_eq!(deliveries.undelivered(&cohort(), &did(1)), Some(not_carried));
-        assert_eq!(deliveries.undelivered(&cohort(), &did(2)), Some(Undelivered::NotFetched));
+        assert_eq!(of(1), Some(not_carried));
+        assert_eq!(of(2), Some(Undelivered::NotFetched));
         assert_eq!(deliveries.not_carried(&cohort()), Some((1, "wss://x: too large".to_owned())));
         // An answer to something else changes nothing.
         deliveries.delivered(&cohort(), &did(1), "other");
-        assert!(deliveries.undelivered(&cohort(), &did(1)).is_some());
+        assert!(of(1).is_some());
         deliveries.delivered(&cohort(), &did(1), kind);
         deliveries.sent(&did(1), &note());
-        assert_eq!(deliveries.undelivered(&cohort(), &did(1)), None, "said again, it is no less delivered");
+        assert_eq!(of(1), None, "said again, it is no less delivered");
         deliveries.forget(&cohort());
         assert!(deliveries.lock().is_empty());
     }
@@ -168,7 +159,7 @@ mod tests {
     fn where_nothing_is_said_of_deliveries_everything_is_delivered() {
         let deliveries = Deliveries::new(false);
         deliveries.sent(&did(1), &note());
-        assert_eq!(deliveries.undelivered(&cohort(), &did(1)), None);
+        assert!(deliveries.undelivered(&cohort(), [&did(1)]).is_empty());
         assert!(deliveries.lock().is_empty());
     }
 }

@@ -18,6 +18,7 @@
 
 pub mod bans;
 mod cohort;
+mod cool_downs;
 mod deliveries;
 mod engine;
 mod evidence;

@@ -4,9 +4,15 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use crate::subject::Subject;
+use btcr2_aggregation_protocol::{did::Did, time::Timestamp};
+
+use crate::{
+    cool_downs::{CoolDowns, CoolingDown},
+    subject::Subject,
+};
 
 /// Most seats at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,15 +38,20 @@ pub struct SeatLimits {
     pub address: SeatLimit,
     /// Of one invite.
     pub invite: SeatLimit,
+    /// For how long who opted in, and then did not fetch what it was asked, is not admitted again: its DID at once, its network
+    /// address and its invite when three members of them did so. Zero for never.
+    pub cool_down: Duration,
 }
 
 impl Default for SeatLimits {
-    /// 64 cohorts, 16 of them not formed, for a DID; 1024 and 256 for an address; an invite is limited by its uses.
+    /// 64 cohorts, 16 of them not formed, for a DID; 1024 and 256 for an address; an invite is limited by its uses. Ten minutes
+    /// to cool down.
     fn default() -> Self {
         Self {
             did: SeatLimit { cohorts: 64, pending: 16 },
             address: SeatLimit { cohorts: 1024, pending: 256 },
             invite: SeatLimit::NONE,
+            cool_down: Duration::from_secs(600),
         }
     }
 }
@@ -49,11 +60,22 @@ impl SeatLimits {
     fn of(&self, subject: &Subject) -> SeatLimit {
         match subject {
             Subject::Did(_) => self.did,
-            Subject::Address(address) if address.is_loopback() => SeatLimit::NONE,
+            own if own.is_loopback() => SeatLimit::NONE,
             Subject::Address(_) => self.address,
             Subject::Invite(_) => self.invite,
         }
     }
+}
+
+/// Why somebody gets no seat now.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoSeat {
+    /// It has too many.
+    #[error(transparent)]
+    Taken(#[from] SeatsTaken),
+    /// It did not fetch what it was asked in a cohort.
+    #[error(transparent)]
+    CoolingDown(#[from] CoolingDown),
 }
 
 /// Who has too many seats.
@@ -72,26 +94,43 @@ struct Taken {
 }
 
 /// The seats of a service's cohorts. Clones are the same seats.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Seats(Arc<Shared>);
 
-#[derive(Default)]
 struct Shared {
     limits: SeatLimits,
+    cool_downs: CoolDowns,
     taken: Mutex<BTreeMap<Subject, Taken>>,
+}
+
+impl Default for Seats {
+    fn default() -> Self {
+        Self::new(SeatLimits::default())
+    }
 }
 
 impl Seats {
     /// Seats within `limits`.
     pub fn new(limits: SeatLimits) -> Self {
-        Self(Arc::new(Shared { limits, taken: Mutex::default() }))
+        let cool_downs = CoolDowns::new(limits.cool_down);
+        Self(Arc::new(Shared { limits, cool_downs, taken: Mutex::default() }))
     }
 
     /// Whether each of `subjects` may have one more seat.
     ///
     /// # Errors
-    /// [`SeatsTaken`] for the first that may not.
-    pub fn check(&self, subjects: &[Subject]) -> Result<(), SeatsTaken> {
+    /// [`NoSeat`] for the first that may not.
+    pub fn check(&self, subjects: &[Subject], now: Timestamp) -> Result<(), NoSeat> {
+        self.0.cool_downs.check(subjects, now)?;
+        Ok(self.check_taken(subjects)?)
+    }
+
+    /// A member, to which these subjects belong, has not fetched what it was asked.
+    pub(crate) fn not_fetched(&self, did: &Did, subjects: &[Subject], now: Timestamp) {
+        self.0.cool_downs.note(did, subjects, now);
+    }
+
+    fn check_taken(&self, subjects: &[Subject]) -> Result<(), SeatsTaken> {
         let taken = self.lock();
         for subject in subjects {
             let (limit, taken) = (self.0.limits.of(subject), taken.get(subject).copied().unwrap_or_default());
@@ -171,16 +210,16 @@ mod tests {
         let of = |text: &str| vec![text.parse::<Subject>().unwrap()];
         let (one, other) = (of("203.0.113.7"), of("203.0.113.8"));
         let mut first = seats.take(one.clone());
-        assert!(seats.check(&one).unwrap_err().to_string().contains("not formed"));
-        assert!(seats.check(&other).is_ok());
+        assert!(seats.check_taken(&one).unwrap_err().to_string().contains("not formed"));
+        assert!(seats.check_taken(&other).is_ok());
         first.formed();
-        assert!(seats.check(&one).is_ok());
+        assert!(seats.check_taken(&one).is_ok());
         let mut second = seats.take(one.clone());
         second.formed();
         second.formed();
-        assert!(!seats.check(&one).unwrap_err().to_string().contains("not formed"));
+        assert!(!seats.check_taken(&one).unwrap_err().to_string().contains("not formed"));
         drop(first);
-        assert!(seats.check(&one).is_ok());
+        assert!(seats.check_taken(&one).is_ok());
         drop(second);
         assert!(seats.lock().is_empty(), "nobody is remembered");
     }
@@ -191,11 +230,11 @@ mod tests {
         let seats = Seats::new(SeatLimits { address: limit, ..SeatLimits::default() });
         let of = |text: &str| vec![text.parse::<Subject>().unwrap()];
         let _one = seats.take(of("2001:db8::1"));
-        assert!(seats.check(&of("2001:db8::2")).is_err());
-        assert!(seats.check(&of("2001:db8:0:1::1")).is_ok());
+        assert!(seats.check_taken(&of("2001:db8::2")).is_err());
+        assert!(seats.check_taken(&of("2001:db8:0:1::1")).is_ok());
         for own in ["127.0.0.1", "::1"] {
             let _seat = seats.take(of(own));
-            assert!(seats.check(&of(own)).is_ok(), "{own}");
+            assert!(seats.check_taken(&of(own)).is_ok(), "{own}");
         }
     }
 }

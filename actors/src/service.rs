@@ -333,7 +333,8 @@ impl Handler<OpenCohort> for AggregationService {
     type Result = Result<CohortId, OpenCohortError>;
 
     fn handle(&mut self, mut open: OpenCohort, ctx: &mut Self::Context) -> Self::Result {
-        if let Some(limit) = self.settings.transport.member_limit(&open.conditions.beacon_type) {
+        let wanted = open.conditions.max_participants.unwrap_or(open.conditions.min_participants) as usize;
+        if let Some(limit) = self.settings.transport.member_limit(&open.conditions.beacon_type, wanted) {
             open.conditions.limit_members(limit).map_err(ServiceConfigError::from)?;
         }
         // One generator a cohort: were it one for all, a repeated run would depend on the order of the requests only.

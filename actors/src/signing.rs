@@ -212,6 +212,12 @@ impl Driven for SigningSessionActor {
         SessionInput::Tick
     }
 
+    fn due(&mut self) -> SessionInput {
+        let machine = self.engine.machine();
+        let undelivered = self.deliveries.undelivered(&machine.task().cohort_id, &machine.holdouts());
+        if undelivered.is_empty() { SessionInput::Tick } else { SessionInput::Lapsed { undelivered } }
+    }
+
     fn is_heavy(machine: &SigningSession, input: &SessionInput) -> bool {
         machine.is_heavy(input)
     }

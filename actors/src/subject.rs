@@ -77,6 +77,11 @@ pub enum Subject {
 }
 
 impl Subject {
+    /// Whether it is this machine.
+    pub fn is_loopback(&self) -> bool {
+        matches!(self, Self::Address(address) if address.is_loopback())
+    }
+
     /// What kind it is, in words.
     pub const fn kind(&self) -> &'static str {
         match self {

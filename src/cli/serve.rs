@@ -261,6 +261,10 @@ settings! {
         /// The same of all who come by one invite [default: as many as it admits]
         #[arg(long, value_name = "N[/M]", env = "BTCR2_INVITE_SEATS")]
         invite_seats: SeatsArg,
+        /// For how long who opted in and then did not fetch what it was asked over HTTP is not admitted again: its DID at once, its
+        /// network address and its invite when three members of them did so; 0s for never [default: 10m]
+        #[arg(long, value_name = "TIME", env = "BTCR2_COOL_DOWN")]
+        cool_down: Span,
         /// Ask all members for a sign of life before signing, so that a dead one is found first. Members that run another
         /// implementation do not answer
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_PRESENCE_CHECK")]
@@ -518,6 +522,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     config.seats.did = seats(settings.did_seats, config.seats.did);
     config.seats.address = seats(settings.address_seats, config.seats.address);
     config.seats.invite = seats(settings.invite_seats, config.seats.invite);
+    config.seats.cool_down = settings.cool_down.map_or(config.seats.cool_down, |Span(time)| time);
     config.rules.presence_check = settings.presence_check.unwrap_or(false);
     let http = &mut config.http;
     http.max_body = settings.max_body.unwrap_or(http.max_body);

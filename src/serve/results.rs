@@ -41,6 +41,7 @@ impl<'a> CohortReport<'a> {
 
     pub(super) fn to_json(&self) -> Value {
         let CohortResult { output, signed, aggregation, transcript, .. } = self.result;
+        let unreached = [&signed.unreached.not_carried[..], &signed.unreached.not_fetched].concat();
         json!({
             "event": "result",
             "ok": self.verified(),
@@ -58,6 +59,7 @@ impl<'a> CohortReport<'a> {
             "verified": { "bip340": self.bip340, "consensus": self.consensus },
             "signers": signed.signers.len(),
             "holdouts": signed.holdouts,
+            "unreached": unreached,
             "culprits": signed.culprits,
             "transcript": transcript,
         })

@@ -152,7 +152,9 @@ fn a_deadline_that_passes_while_the_service_is_down_acts_when_it_is_back() {
     let (status, lines, errors) = start().program.end();
     assert_eq!(status, Some(1), "{lines:#?}{errors}");
     let failed = lines.iter().find(|line| line["event"] == "cohort-failed").unwrap();
-    assert_eq!(failed["code"], "UPDATES_MISSING", "{failed}");
+    // It listens at another address: nobody has fetched what they were asked, and nobody is to blame.
+    let members = &failed["failure"]["NotDelivered"]["unreached"]["not_fetched"];
+    assert_eq!((&failed["code"], members.as_array().map(Vec::len)), (&json!("NOT_DELIVERED"), Some(2)), "{failed}");
     let recovered = lines.iter().find(|line| line["event"] == "cohort-recovered").unwrap();
     assert_eq!((&recovered["phase"], &recovered["cohortId"]), (&json!("collecting updates"), &failed["cohortId"]));
     drop((member, other));

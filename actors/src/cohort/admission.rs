@@ -77,7 +77,7 @@ impl CohortActor {
         }
         // Whoever was in the cohort that this one replaces takes no seat more than it had.
         if !terms.lineage.invited.contains(&applicant.did) {
-            self.shared.seats.check(&subjects).map_err(|error| error.to_string())?;
+            self.shared.seats.check(&subjects, self.shared.clock.now()).map_err(|error| error.to_string())?;
         }
         self.shared.policy.screen(&terms.cohort_id, applicant)
     }

@@ -45,6 +45,22 @@ impl CohortActor {
         }
     }
 
+    /// Who opted in and did not fetch what it was asked is no offender, and cools down.
+    fn note_who_did_not_fetch(&self) {
+        let phase = self.engine.machine().phase();
+        let unreached = match phase {
+            Phase::Completed { outcome, .. } => Some(&outcome.unreached),
+            Phase::Failed { reason, .. } => reason.unreached(),
+            _ => None,
+        };
+        let (Some(unreached), Some(formed)) = (unreached, phase.formed()) else { return };
+        for did in &unreached.not_fetched {
+            if let Some(member) = formed.members.get(did) {
+                self.shared.seats.not_fetched(did, &self.subjects_of(member), self.shared.clock.now());
+            }
+        }
+    }
+
     /// What those did whom an ended cohort leaves behind as culprits or holdouts.
     pub(super) fn charge_everybody(&self) {
         let (silent, wrong, rejecting) = match self.engine.machine().phase() {
@@ -60,13 +76,8 @@ impl CohortActor {
             },
             _ => return,
         };
-        let cohort_id = self.cohort_id();
+        self.note_who_did_not_fetch();
         for did in silent {
-            // Silence counts only after delivery.
-            if let Some(why) = self.shared.deliveries.undelivered(&cohort_id, did) {
-                tracing::info!(%did, ?why, "a member that may not have got what it did not answer is charged with nothing");
-                continue;
-            }
             self.charge(did, Offence::Holdout, "kept silent".to_owned(), Vec::new());
         }
         for did in wrong {

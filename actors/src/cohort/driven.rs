@@ -37,8 +37,9 @@ impl Driven for CohortActor {
     }
 
     fn due(&mut self) -> ServiceInput {
-        let unreached = self.shared.deliveries.unreached(&self.cohort_id());
-        if unreached.is_empty() { ServiceInput::Tick } else { ServiceInput::Lapsed { unreached } }
+        let missing = self.engine.machine().holdouts();
+        let undelivered = self.shared.deliveries.undelivered(&self.cohort_id(), &missing);
+        if undelivered.is_empty() { ServiceInput::Tick } else { ServiceInput::Lapsed { undelivered } }
     }
 
     fn is_heavy(machine: &ServiceCohort, input: &ServiceInput) -> bool {

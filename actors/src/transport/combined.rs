@@ -14,7 +14,7 @@ use actix::{
     WeakAddr,
 };
 use async_trait::async_trait;
-use btcr2_aggregation_protocol::{beacon::BeaconType, did::Did, identity::Identity};
+use btcr2_aggregation_protocol::{beacon::BeaconType, did::Did, identity::Identity, message::Body};
 use serde_json::Value;
 
 use super::{ConnectError, Delivery, Disconnected, Outbound, Transport, link::Link};
@@ -62,9 +62,15 @@ impl Transport for CombinedTransport {
         self.0.iter().all(|transport| transport.reports_delivery())
     }
 
-    fn member_limit(&self, beacon_type: &BeaconType) -> Option<usize> {
-        // Nobody knows on which of them the members will be.
-        self.0.iter().filter_map(|transport| transport.member_limit(beacon_type)).min()
+    fn member_limit(&self, beacon_type: &BeaconType, wanted: usize) -> Option<usize> {
+        // It is advertised only where it can be carried, and nobody knows on which of these the members will be.
+        let limits: Vec<_> = self.0.iter().map(|transport| transport.member_limit(beacon_type, wanted)).collect();
+        let suffices = |limit: &Option<usize>| limit.is_none_or(|limit| limit >= wanted);
+        if limits.iter().any(suffices) {
+            limits.into_iter().filter(suffices).flatten().min()
+        } else {
+            limits.into_iter().flatten().max()
+        }
     }
 }
 
@@ -96,6 +102,21 @@ struct Combined {
     links: Vec<Addr<Link>>,
     heard: Heard,
     _guard: EndGuard,
+}
+
+impl Combined {
+    /// Which of the transports can carry the cohort that is advertised; all of them where none can, or it is no advert.
+    fn carriers(&self, outbound: &Outbound) -> Vec<bool> {
+        let all = || vec![true; self.transports.len()];
+        let Outbound::Broadcast { body } = outbound else { return all() };
+        let Body::CohortAdvert(advert) = &**body else { return all() };
+        let members = advert.max_participants.unwrap_or(advert.min_participants) as usize;
+        let carries = |transport: &Arc<dyn Transport>| {
+            transport.member_limit(&advert.beacon_type, members).is_none_or(|limit| limit >= members)
+        };
+        let carriers: Vec<_> = self.transports.iter().map(carries).collect();
+        if carriers.contains(&true) { carriers } else { all() }
+    }
 }
 
 /// The inbox of one of the links: what it says there is from that transport.
@@ -171,10 +192,14 @@ impl Handler<Outbound> for Combined {
             Outbound::Direct { to, .. } => self.heard.on.get(to).and_then(|transport| self.links.get(*transport)),
             Outbound::Broadcast { .. } | Outbound::WithdrawAdvert { .. } => None,
         };
+        let carriers = self.carriers(&outbound);
         // Not lossy: a link bounds what waits for its connection.
         match only {
             Some(link) => link.do_send(outbound),
-            None => self.links.iter().for_each(|link| link.do_send(outbound.clone())),
+            None => {
+                let links = self.links.iter().zip(carriers).filter(|(_, carries)| *carries);
+                links.for_each(|(link, _)| link.do_send(outbound.clone()));
+            }
         }
     }
 }

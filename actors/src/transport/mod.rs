@@ -172,9 +172,10 @@ pub trait Transport: Send + Sync {
         false
     }
 
-    /// The most members that a cohort with this beacon can have so that each of its messages can be carried; `None` where
-    /// there is no limit. Asked when a cohort is opened.
-    fn member_limit(&self, _beacon_type: &BeaconType) -> Option<usize> {
+    /// The most members that a cohort with this beacon can have so that each of its messages can be carried, where one of `wanted`
+    /// members is to be opened; `None` where there is no limit. Asked when a cohort is opened, and by [`combined`] when it is
+    /// advertised.
+    fn member_limit(&self, _beacon_type: &BeaconType, _wanted: usize) -> Option<usize> {
         None
     }
 }

@@ -10,6 +10,7 @@ mod adverts;
 mod bans;
 mod clock;
 mod connections;
+mod deliveries;
 mod downtime;
 mod halted;
 mod http_acknowledged;

@@ -5,6 +5,7 @@ use std::fmt;
 use bitcoin::Txid;
 use serde::{Deserialize, Serialize};
 
+use super::Unreached;
 use crate::{did::Did, id::CohortId, message::control::CohortEnded, update::Edition};
 
 /// Why a cohort ended without a transaction.
@@ -35,14 +36,12 @@ pub enum CohortFailure {
         /// The members that did not respond.
         holdouts: Vec<Did>,
     },
-    /// A phase's request could not be delivered to some members over any carrier. Those members are not at fault.
+    /// What members were asked in a phase has not reached some of them. Those are at no fault.
     NotDelivered {
-        /// The members that the request did not reach.
-        to: Vec<Did>,
-        /// The members that received the request and did not respond.
+        /// Whom it has not reached, and why.
+        unreached: Unreached,
+        /// Who has got it, and kept silent.
         holdouts: Vec<Did>,
-        /// The carrier that did not accept the request, and why, as text.
-        carrier: String,
     },
     /// The operator provided no transaction, or a wrong one.
     Transaction {
@@ -60,6 +59,9 @@ pub enum CohortFailure {
         /// The members that sent two different contributions for one slot, and are not in `culprits`.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         equivocators: Vec<Did>,
+        /// Who was not reached. They are at no fault; the reason says why.
+        #[serde(default, skip_serializing_if = "Unreached::is_empty")]
+        unreached: Unreached,
     },
     /// It was started under rules that no resolver applies any more.
     Outdated,
@@ -111,6 +113,14 @@ impl CohortFailure {
             | Self::Internal { .. } => Vec::new(),
         }
     }
+
+    /// The members that were not reached.
+    pub const fn unreached(&self) -> Option<&Unreached> {
+        match self {
+            Self::NotDelivered { unreached, .. } | Self::Signing { unreached, .. } => Some(unreached),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for CohortFailure {
@@ -121,13 +131,13 @@ impl fmt::Display for CohortFailure {
             Self::UpdatesMissing { holdouts } => write!(f, "no update or decline from {}", list(holdouts)),
             Self::ValidationMissing { holdouts } => write!(f, "no validation from {}", list(holdouts)),
             Self::ValidationRejected { by } => write!(f, "{by} rejected the aggregated data"),
-            Self::MembersAbsent { holdouts } => write!(f, "no presence confirmation from {}", list(holdouts)),
-            Self::NotDelivered { to, holdouts, carrier } => {
-                write!(f, "not delivered to {}: {carrier}", list(to))?;
+            Self::MembersAbsent { holdouts } => write!(f, "no sign of life from {}", list(holdouts)),
+            Self::NotDelivered { unreached, holdouts } => {
+                write!(f, "{unreached}")?;
                 if holdouts.is_empty() { Ok(()) } else { write!(f, "; silent: {}", list(holdouts)) }
             }
             Self::Transaction { reason } => write!(f, "no beacon transaction: {reason}"),
-            Self::Signing { reason, holdouts, culprits, equivocators } => {
+            Self::Signing { reason, holdouts, culprits, equivocators, .. } => {
                 f.write_str(reason)?;
                 if !holdouts.is_empty() {
                     write!(f, "; silent: {}", list(holdouts))?;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::ending::{CohortFailure, SessionEnd};
 use super::{
-    Advert, Member, Timing,
+    Advert, Member, Timing, Unreached,
     service::{CohortTerms, rules::TimedPhase},
 };
 pub use crate::output::SpendPath;
@@ -177,6 +177,9 @@ pub enum ServiceEvent {
         value: Amount,
         /// The members that did not confirm their presence. If there are any, the session starts with the fallback.
         absent: Vec<Did>,
+        /// Who was not reached by the question for it: then too.
+        #[serde(default, skip_serializing_if = "Unreached::is_empty")]
+        unreached: Unreached,
     },
     /// A fault of a member was recorded.
     FaultRecorded {

@@ -5,6 +5,7 @@
 
 mod advert;
 pub mod conditions;
+mod delivery;
 mod ending;
 pub mod event;
 pub mod participant;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     advert::Advert,
+    delivery::{Undelivered, Unreached},
     roster::{Member, MemberError},
 };
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cohort::{
-        Timing,
+        Timing, Unreached,
         service::rules::{PhaseRules, TimedPhase},
     },
     did::Did,
@@ -46,7 +46,9 @@ pub struct SigningTask {
     pub rules: PhaseRules,
     /// The members that did not confirm their presence. If there are any, the session starts with the fallback.
     pub absent: Vec<Did>,
-    /// The digest that the key path signs (BIP-341, SIGHASH_DEFAULT).
+    /// Who was not reached by the question whether it is there: then too.
+    pub unreached: Unreached,
+    /// What the key path signs (BIP-341, SIGHASH_DEFAULT).
     key_path_sighash: [u8; 32],
     /// The digest that the fallback leaf signs (BIP-342), where there is one.
     fallback_sighash: Option<[u8; 32]>,
@@ -75,6 +77,8 @@ pub struct SigningTerms {
     pub rules: PhaseRules,
     /// The members that did not confirm their presence. If there are any, the session starts with the fallback.
     pub absent: Vec<Did>,
+    /// Who was not reached by the question whether it is there: then too.
+    pub unreached: Unreached,
 }
 
 impl SigningTask {
@@ -95,6 +99,7 @@ impl SigningTask {
             timing,
             rules,
             absent,
+            unreached,
         } = terms;
         let prevout = prevout(&output, value);
         let fallback_sighash = output.fallback().map(|leaf| leaf.sighash(&transaction, &prevout)).transpose()?;
@@ -111,6 +116,7 @@ impl SigningTask {
             timing,
             rules,
             absent,
+            unreached,
         })
     }
 
@@ -153,6 +159,9 @@ pub struct Signed {
     pub culprits: Vec<Did>,
     /// The members that did not respond, if that led to the fallback.
     pub holdouts: Vec<Did>,
+    /// Who was not reached, when that led to the fallback. They are at no fault.
+    #[serde(default, skip_serializing_if = "Unreached::is_empty")]
+    pub unreached: Unreached,
 }
 
 /// How a signing session ended.
@@ -172,5 +181,7 @@ pub enum SigningOutcome {
         culprits: Vec<Did>,
         /// The members that sent two different contributions for one slot, and are not in `culprits`.
         equivocators: Vec<Did>,
+        /// Who was not reached, and is at no fault.
+        unreached: Unreached,
     },
 }

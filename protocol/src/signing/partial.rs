@@ -115,6 +115,7 @@ mod tests {
                 timing: Timing::default(),
                 rules: PhaseRules::default(),
                 absent: Vec::new(),
+                unreached: crate::cohort::Unreached::default(),
             })
             .unwrap();
             let (secret, public): (Vec<_>, Vec<_>) = keys

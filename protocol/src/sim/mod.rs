@@ -42,6 +42,7 @@ pub use self::{
 };
 use crate::{
     cohort::{
+        Undelivered,
         participant::{ParticipantInput, phase::Phase as ParticipantPhase},
         service::ServiceInput,
     },
@@ -141,7 +142,16 @@ impl Simulation {
         self.tampers.insert(peer.clone(), Box::new(tamper));
     }
 
-    /// Runs until every machine has ended and no text is under way.
+    /// From now on the service knows this of what it asks a participant: why it has not reached it, or that it has.
+    pub fn delivered(&mut self, participant: usize, why_not: Option<Undelivered>) {
+        let did = self.did(participant);
+        match why_not {
+            Some(why) => drop(self.service.undelivered.insert(did, why)),
+            None => drop(self.service.undelivered.remove(&did)),
+        }
+    }
+
+    /// Runs until everybody has ended and nothing is under way.
     pub fn run(&mut self) {
         self.run_until(|_| false);
     }

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     cohort::{
+        Undelivered,
         event::ServiceEvent,
         service::{CohortTerms, Limits, Lineage, ServiceCohort, ServiceConfigError, ServiceEffect, ServiceInput},
     },
@@ -39,6 +40,8 @@ pub struct ServiceNode {
     deferrals: u32,
     /// The participants that opted in, in that order, each with the operator's decision.
     admissions: BTreeMap<Did, Result<(), String>>,
+    /// What it knows of members that what they are asked does not reach.
+    pub(super) undelivered: BTreeMap<Did, Undelivered>,
 }
 
 /// An input of one of the service's machines.
@@ -71,7 +74,8 @@ impl ServiceNode {
         };
         let first = CohortNode::new(Arc::new(terms), setup, rng)?;
         let (cohorts, process) = (vec![first], Process::of(None));
-        Ok(Self { identity, cohorts, process, deferrals: 0, admissions: BTreeMap::new() })
+        let (admissions, undelivered) = Default::default();
+        Ok(Self { identity, cohorts, process, deferrals: 0, admissions, undelivered })
     }
 
     /// Its identity.
@@ -168,9 +172,14 @@ impl ServiceNode {
     pub(super) fn tick(&mut self, now: Timestamp, setup: &Setup, rng: &mut ChaCha8Rng) -> Vec<Message> {
         let mut outgoing = Vec::new();
         for index in 0..self.cohorts.len() {
-            // The session comes first: while signing, the cohort's own deadline is only the guard behind the
-            // session's.
-            let ticks = [Input::Session(index, SessionInput::Tick), Input::Cohort(index, ServiceInput::Tick)];
+            // The session first: the cohort's own deadline while signing is only the guard behind the session's.
+            let ticks = if self.undelivered.is_empty() {
+                [Input::Session(index, SessionInput::Tick), Input::Cohort(index, ServiceInput::Tick)]
+            } else {
+                let undelivered = self.undelivered.clone();
+                let session = SessionInput::Lapsed { undelivered: undelivered.clone() };
+                [Input::Session(index, session), Input::Cohort(index, ServiceInput::Lapsed { undelivered })]
+            };
             for tick in ticks {
                 // It may crash in any of them.
                 if !self.process.is_down() {

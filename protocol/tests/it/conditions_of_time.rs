@@ -145,7 +145,9 @@ fn silence_while_signing_leads_to_the_fallback_then_to_failure() {
             _ => None,
         });
         let chosen = events.iter().find_map(|event| match event {
-            SessionEvent::PathChosen { at, path, reason, holdouts } => Some((*at, *path, reason.clone(), holdouts)),
+            SessionEvent::PathChosen { at, path, reason, holdouts, .. } => {
+                Some((*at, *path, reason.clone(), holdouts))
+            }
             _ => None,
         });
         let (at, path, why, holdouts) = chosen.unwrap();

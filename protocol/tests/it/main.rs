@@ -13,6 +13,7 @@ mod cohort_ended;
 mod conditions_of_time;
 mod crash_properties;
 mod custom_beacon;
+mod delivery;
 mod did_vectors;
 mod downtime;
 mod envelope;

@@ -12,7 +12,7 @@ use crate::bitcoin_support::{
 };
 use bitcoin::{FeeRate, Transaction, consensus::encode::serialize_hex};
 use btcr2_aggregation_protocol::{
-    cohort::{Timing, event::SpendPath, service::rules::PhaseRules},
+    cohort::{Timing, Unreached, event::SpendPath, service::rules::PhaseRules},
     did::Did,
     error::{Reject, RejectCode},
     hash::SignalBytes,
@@ -66,6 +66,7 @@ fn task(
         timing: Timing::default(),
         rules: PhaseRules::default(),
         absent: Vec::new(),
+        unreached: Unreached::default(),
     })
     .unwrap()
 }

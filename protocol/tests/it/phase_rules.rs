@@ -18,8 +18,8 @@ use btcr2_aggregation_protocol::{
 
 const WAIT: Duration = Duration::from_secs(240);
 
-/// A cohort that cannot complete `phase`, which has the rule `rule`.
-fn stuck_in(phase: TimedPhase, rule: PhaseRule) -> Simulation {
+/// A cohort that gets stuck in `phase`, which is waited for by `rule`.
+pub fn stuck_in(phase: TimedPhase, rule: PhaseRule) -> Simulation {
     let mut roles = honest(4);
     let silent_from = |slot| Role::default().silent_from(slot);
     match phase {

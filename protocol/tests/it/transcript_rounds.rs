@@ -17,7 +17,7 @@ use bitcoin::{Transaction, consensus::encode::serialize_hex};
 use btcr2_aggregation_protocol::{
     beacon::{AggregatedData, Aggregation, BeaconData, BeaconRegistry},
     cohort::{
-        Timing,
+        Timing, Unreached,
         conditions::Conditions,
         event::{CohortFailure, ParticipantEvent, ServiceEvent, SessionEnd, SpendPath},
         participant::{Advert, ParticipantCohort, ParticipantConfig, ParticipantEffect, ParticipantInput, phase},
@@ -691,6 +691,7 @@ fn events_outside_recorded_rounds_survive_the_journal() {
     let (at, did) = (START, Did::from_key(SecretKey::from_bytes(&[3; 32]).unwrap().public_key(), Network::Signet));
     let reason = || "a \"reason\"\n".to_owned();
     let dids = || vec![did.clone(), did.clone()];
+    let unreached = || Unreached { not_carried: dids(), not_fetched: dids(), carrier: Some(reason()) };
     let fault = Fault { did: did.clone(), code: RejectCode::Equivocation, slot: Slot::Nonce, detail: reason() };
     let other = Arc::new(BeaconData::Other(Value::Null));
     let signal = SignalBytes::from_bytes([1; 32]);
@@ -720,7 +721,9 @@ fn events_outside_recorded_rounds_survive_the_journal() {
                 holdouts: dids(),
                 culprits: Vec::new(),
                 equivocators: Vec::new(),
+                unreached: unreached(),
             },
+            CohortFailure::NotDelivered { unreached: unreached(), holdouts: dids() },
             CohortFailure::Outdated,
             CohortFailure::Cancelled { reason: reason() },
             CohortFailure::Internal { reason: reason() },
@@ -729,8 +732,20 @@ fn events_outside_recorded_rounds_survive_the_journal() {
     );
     survive(&[
         SessionEvent::FaultRecorded { fault },
-        SessionEvent::PathChosen { at, path: SpendPath::ScriptPath, reason: Some(reason()), holdouts: dids() },
-        SessionEvent::SessionFailed { at, phase: TimedPhase::Fallback, reason: reason(), holdouts: dids() },
+        SessionEvent::PathChosen {
+            at,
+            path: SpendPath::ScriptPath,
+            reason: Some(reason()),
+            holdouts: dids(),
+            unreached: unreached(),
+        },
+        SessionEvent::SessionFailed {
+            at,
+            phase: TimedPhase::Fallback,
+            reason: reason(),
+            holdouts: dids(),
+            unreached: unreached(),
+        },
     ]);
     survive(&[
         ParticipantEvent::DataReceived { at, data: Arc::clone(&other), verdict: Err(reason()) },

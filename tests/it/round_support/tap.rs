@@ -186,8 +186,8 @@ impl Transport for Tapped {
         self.inner.introduce(did, genesis_document);
     }
 
-    fn member_limit(&self, beacon_type: &BeaconType) -> Option<usize> {
-        self.inner.member_limit(beacon_type)
+    fn member_limit(&self, beacon_type: &BeaconType, wanted: usize) -> Option<usize> {
+        self.inner.member_limit(beacon_type, wanted)
     }
 }
 

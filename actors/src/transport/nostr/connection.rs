@@ -217,7 +217,18 @@ impl NostrConnection {
         if let Some(dropped) = dropped {
             self.undelivered(dropped, "too much waits to be sent");
         }
+        self.is_under_way(id);
         self.publish(id, ctx);
+    }
+
+    /// Until a relay has taken it, it is the relays' matter that a member has not got it, and not the member's.
+    fn is_under_way(&self, id: u64) {
+        let Some((to, body)) = self.outbox.get(id).and_then(Job::directed) else { return };
+        let (cohort_id, kind) = (body.cohort_id().clone(), body.short_type());
+        let names: Vec<_> = self.inner.urls.iter().map(shown).collect();
+        let reason = format!("{}: no answer yet", names.join(", "));
+        // Not lossy: one for each message that the receiver itself has sent.
+        self.inbox.do_send(Delivery::Delayed { to: to.clone(), cohort_id, kind, reason });
     }
 
     /// Whoever comes later is not to join this cohort: relays are asked to forget its adverts.
@@ -247,7 +258,11 @@ impl NostrConnection {
 
     fn publish_to(&mut self, relay: usize, id: u64) {
         let Some(publisher) = self.slots.get(relay).and_then(|slot| slot.publisher.as_ref()) else { return };
-        let Some(event) = self.outbox.get_mut(id).and_then(|job| job.event.clone()) else { return };
+        let Some(job) = self.outbox.get(id) else { return };
+        if job.content.advert().is_some_and(|advert| !self.inner.carries(relay, advert)) {
+            return;
+        }
+        let Some(event) = job.event.clone() else { return };
         // Not lossy: the relay's actor bounds its queue and answers for what it gives up.
         publisher.do_send(Publish { job: id, event });
         self.outbox.asked(id, relay);

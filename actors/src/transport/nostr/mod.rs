@@ -35,6 +35,7 @@ use btcr2_aggregation_protocol::{
     document::{self, DocumentError},
     identity::Identity,
     key::PublicKey,
+    message::keygen::CohortAdvert,
     nostr::EventLimits,
 };
 use nostr_sdk::RelayUrl;
@@ -72,6 +73,15 @@ impl Inner {
     fn limits(&self) -> MutexGuard<'_, Vec<EventLimits>> {
         // Nothing panics while it holds the lock.
         self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether an advert is for this relay: a cohort that it cannot carry, and another relay can, is not advertised on it.
+    fn carries(&self, relay: usize, advert: &CohortAdvert) -> bool {
+        let members = advert.max_participants.unwrap_or(advert.min_participants) as usize;
+        let carries =
+            |limits: &EventLimits| limits.max_members(&advert.beacon_type).is_none_or(|limit| limit >= members);
+        let limits = self.limits();
+        limits.get(relay).is_none_or(carries) || !limits.iter().any(carries)
     }
 
     /// A relay has refused an event for its size.
@@ -198,7 +208,7 @@ impl Transport for NostrTransport {
         }
     }
 
-    fn member_limit(&self, beacon_type: &BeaconType) -> Option<usize> {
+    fn member_limit(&self, beacon_type: &BeaconType, _: usize) -> Option<usize> {
         // One relay that carries a cohort is enough. Where one has no limit, neither has the cohort.
         let mut most = Some(0);
         for limits in self.0.limits().iter() {

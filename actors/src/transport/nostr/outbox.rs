@@ -9,7 +9,7 @@ use std::{
 use btcr2_aggregation_protocol::{
     did::Did,
     id::CohortId,
-    message::{Body, SharedBody},
+    message::{Body, SharedBody, keygen::CohortAdvert},
     time::Timestamp,
 };
 use nostr_sdk::Event;
@@ -31,6 +31,17 @@ impl Content {
         match self {
             Self::Message { body, .. } => body.short_type(),
             Self::Retraction { .. } => "retraction of adverts",
+        }
+    }
+
+    /// The advert, if it is one.
+    pub(super) fn advert(&self) -> Option<&CohortAdvert> {
+        match self {
+            Self::Message { to: None, body } => match &**body {
+                Body::CohortAdvert(advert) => Some(advert),
+                _ => None,
+            },
+            _ => None,
         }
     }
 
@@ -170,6 +181,10 @@ impl Outbox {
     /// An advert is over, or replaced by its repetition.
     pub(super) fn withdraw(&mut self, cohort_id: &CohortId) {
         self.jobs.retain(|_, job| job.content.advert_of() != Some(cohort_id));
+    }
+
+    pub(super) fn get(&self, id: u64) -> Option<&Job> {
+        self.jobs.get(&id)
     }
 
     pub(super) fn get_mut(&mut self, id: u64) -> Option<&mut Job> {

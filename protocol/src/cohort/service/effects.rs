@@ -201,12 +201,17 @@ impl ServiceCohort {
                     CohortEnded { cohort_id, code, reason, at_fault, next_cohort_id, signed: None, opt_in: None }
                         .into()
                 };
-                // There are two bodies for all members, each built once.
-                let (innocent, guilty) = (body(false, next), body(true, None));
+                let left_out = reason.unreached().map(|unreached| &unreached.not_fetched[..]).unwrap_or_default();
+                // Three bodies for everybody, each built once.
+                let (innocent, guilty, absent) = (body(false, next), body(true, None), body(false, None));
                 let mut effects: Vec<_> = waiting
                     .iter()
                     .map(|did| {
-                        let body = if at_fault.contains(did) { &guilty } else { &innocent };
+                        let body = match did {
+                            did if at_fault.contains(did) => &guilty,
+                            did if left_out.contains(did) => &absent,
+                            _ => &innocent,
+                        };
                         ServiceEffect::Send { to: did.clone(), body: body.clone() }
                     })
                     .collect();

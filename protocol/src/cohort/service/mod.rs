@@ -24,7 +24,7 @@ use self::{
     rules::TimedPhase,
 };
 use super::{
-    Member,
+    Member, Undelivered,
     event::{CohortFailure, ServiceEvent},
 };
 use crate::{
@@ -86,10 +86,10 @@ pub enum ServiceInput {
     Resumed,
     /// Time has passed.
     Tick,
-    /// Time has passed, and the last request did not reach these members.
+    /// Time has passed, and these members were not reached by what they were asked last.
     Lapsed {
-        /// The members that it did not reach, each with the carrier and the reason, as text.
-        unreached: BTreeMap<Did, String>,
+        /// Whom it has not reached, and why.
+        undelivered: BTreeMap<Did, Undelivered>,
     },
 }
 
@@ -376,7 +376,7 @@ impl Machine for ServiceCohort {
             ServiceInput::Abort(_) | ServiceInput::Cancel(_) => Ok(Vec::new()),
             ServiceInput::Resumed => Ok(self.on_resumed(now)),
             ServiceInput::Tick => Ok(self.on_tick(now, &BTreeMap::new(), rng)),
-            ServiceInput::Lapsed { unreached } => Ok(self.on_tick(now, unreached, rng)),
+            ServiceInput::Lapsed { undelivered } => Ok(self.on_tick(now, undelivered, rng)),
         }
     }
 

@@ -326,7 +326,7 @@ impl Phase {
                 present.insert(did.clone());
             }
             (
-                ServiceEvent::SigningStarted { at, session_id, transaction, value, absent },
+                ServiceEvent::SigningStarted { at, session_id, transaction, value, absent, unreached },
                 Self::AwaitingTransaction { formed, aggregated, .. }
                 | Self::CheckingPresence { formed, aggregated, .. },
             ) => {
@@ -341,6 +341,7 @@ impl Phase {
                     timing: terms.timing,
                     rules: terms.rules.clone(),
                     absent: absent.clone(),
+                    unreached: unreached.clone(),
                 });
                 // The transaction was checked to have exactly one input before the event was decided.
                 let Ok(task) = task else { return };

@@ -10,7 +10,10 @@ use super::{
     rules::{Answer, TimedPhase},
 };
 use crate::{
-    cohort::event::{CohortFailure, ServiceEvent},
+    cohort::{
+        Undelivered, Unreached,
+        event::{CohortFailure, ServiceEvent},
+    },
     did::Did,
     id::CohortId,
     time::Timestamp,
@@ -20,7 +23,7 @@ impl ServiceCohort {
     pub(super) fn on_tick(
         &self,
         now: Timestamp,
-        unreached: &BTreeMap<Did, String>,
+        undelivered: &BTreeMap<Did, Undelivered>,
         rng: &mut dyn CryptoRng,
     ) -> Vec<ServiceEvent> {
         if self.deadline_of_phase().is_none_or(|deadline| now < deadline) {
@@ -41,7 +44,7 @@ impl ServiceCohort {
             phase => match phase.timed() {
                 Some(timed) => match self.extension(now, timed) {
                     Some(extended) => self.with_due_repeats(now, extended),
-                    None => self.on_expiry(now, timed, unreached, rng),
+                    None => self.on_expiry(now, timed, undelivered, rng),
                 },
                 None => Vec::new(),
             },
@@ -104,34 +107,37 @@ impl ServiceCohort {
         &self,
         now: Timestamp,
         phase: TimedPhase,
-        unreached: &BTreeMap<Did, String>,
+        undelivered: &BTreeMap<Did, Undelivered>,
         rng: &mut dyn CryptoRng,
     ) -> Vec<ServiceEvent> {
-        let holdouts = self.holdouts();
-        // A member that was not reached could not answer.
-        let carrier = holdouts.iter().find_map(|did| unreached.get(did)).cloned();
-        if let (Some(carrier), TimedPhase::Updates | TimedPhase::Validation) = (carrier, phase) {
-            let (to, holdouts) = holdouts.into_iter().partition(|did| unreached.contains_key(did));
-            return self.give_up(now, phase, CohortFailure::NotDelivered { to, holdouts, carrier }, rng);
-        }
+        // Who was not reached could not answer.
+        let (holdouts, unreached) = Unreached::among(self.holdouts(), undelivered);
         let failure = match (&self.phase, phase) {
             (Phase::Enrolling(enrolling), _) => CohortFailure::EnrollmentExpired { admitted: enrolling.admitted() },
+            (Phase::CheckingPresence { transaction, value, .. }, _) if !self.presence_decides() => {
+                // Nobody signs on the key path that could not be asked whether it is there.
+                let falls_back = self.config.terms.rules.rule(TimedPhase::Presence).then == Answer::FallBack;
+                let (absent, unreached) = if falls_back { (holdouts, unreached) } else { Default::default() };
+                return vec![self.start_signing(now, transaction, *value, absent, unreached, rng)];
+            }
+            _ if !unreached.is_empty() => CohortFailure::NotDelivered { unreached, holdouts },
             (_, TimedPhase::Updates) => CohortFailure::UpdatesMissing { holdouts },
             (_, TimedPhase::Validation) => CohortFailure::ValidationMissing { holdouts },
-            (Phase::CheckingPresence { transaction, value, .. }, _) => {
-                match self.config.terms.rules.rule(TimedPhase::Presence).then {
-                    Answer::Proceed => return vec![self.start_signing(now, transaction, *value, Vec::new(), rng)],
-                    Answer::FallBack => return vec![self.start_signing(now, transaction, *value, holdouts, rng)],
-                    Answer::Fail | Answer::Reform => CohortFailure::MembersAbsent { holdouts },
-                }
-            }
+            (Phase::CheckingPresence { .. }, _) => CohortFailure::MembersAbsent { holdouts },
             _ => CohortFailure::Transaction { reason: "the operator did not provide it in time".to_owned() },
         };
         self.give_up(now, phase, failure, rng)
     }
 
-    /// Ends the cohort because `phase` could not be completed. A successor follows where the rule of the phase
-    /// requires one.
+    /// Whether the cohort ends when members give no sign of life.
+    fn presence_decides(&self) -> bool {
+        match self.config.terms.rules.rule(TimedPhase::Presence).then {
+            Answer::Fail | Answer::Reform => true,
+            Answer::Proceed | Answer::FallBack => false,
+        }
+    }
+
+    /// The end of the cohort because `phase` could not be completed; with a successor where its rule says so.
     pub(super) fn give_up(
         &self,
         now: Timestamp,
@@ -160,6 +166,8 @@ impl ServiceCohort {
         }
         let mut excluded = terms.lineage.excluded.clone();
         excluded.extend(reason.at_fault());
+        // They opted in and do not read. Whom no carrier has reached is invited again.
+        excluded.extend(reason.unreached().into_iter().flat_map(|unreached| unreached.not_fetched.iter().cloned()));
         excluded.extend(self.faults.iter().map(|fault| fault.did.clone()));
         let invited = formed.members.keys().filter(|did| !excluded.contains(*did)).cloned().collect();
         let lineage = Lineage {

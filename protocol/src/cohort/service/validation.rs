@@ -7,7 +7,10 @@ use rand_core::CryptoRng;
 
 use super::{ServiceCohort, phase::Phase, rules::TimedPhase};
 use crate::{
-    cohort::event::{CohortFailure, ServiceEvent},
+    cohort::{
+        Unreached,
+        event::{CohortFailure, ServiceEvent},
+    },
     did::Did,
     error::{Reject, RejectCode, Retry, Slot},
     hash::MessageDigest,
@@ -88,7 +91,7 @@ impl ServiceCohort {
         if self.config.terms.rules.presence_check {
             return Ok(vec![ServiceEvent::PresenceRequested { at: now, transaction: transaction.clone(), value }]);
         }
-        Ok(vec![self.start_signing(now, transaction, value, Vec::new(), rng)])
+        Ok(vec![self.start_signing(now, transaction, value, Vec::new(), Unreached::default(), rng)])
     }
 
     pub(super) fn on_presence(
@@ -107,7 +110,7 @@ impl ServiceCohort {
         }
         let mut events = vec![ServiceEvent::PresenceConfirmed { did: from.clone() }];
         if present.len() + 1 == formed.members.len() {
-            events.push(self.start_signing(now, transaction, *value, Vec::new(), rng));
+            events.push(self.start_signing(now, transaction, *value, Vec::new(), Unreached::default(), rng));
         }
         Ok(events)
     }
@@ -118,10 +121,11 @@ impl ServiceCohort {
         transaction: &Transaction,
         value: Amount,
         absent: Vec<Did>,
+        unreached: Unreached,
         rng: &mut dyn CryptoRng,
     ) -> ServiceEvent {
         let session_id = SessionId::generate(rng);
-        ServiceEvent::SigningStarted { at, session_id, transaction: transaction.clone(), value, absent }
+        ServiceEvent::SigningStarted { at, session_id, transaction: transaction.clone(), value, absent, unreached }
     }
 
     pub(super) fn on_transaction_deferred(
@@ -158,12 +162,13 @@ impl ServiceCohort {
                 outcome: Arc::clone(signed),
                 digests: digests.to_vec(),
             }],
-            SigningOutcome::Failed { phase, reason, holdouts, culprits, equivocators } => {
+            SigningOutcome::Failed { phase, reason, holdouts, culprits, equivocators, unreached } => {
                 let failure = CohortFailure::Signing {
                     reason: reason.clone(),
                     holdouts: holdouts.clone(),
                     culprits: culprits.clone(),
                     equivocators: equivocators.clone(),
+                    unreached: unreached.clone(),
                 };
                 self.give_up(now, *phase, failure, rng)
             }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{SessionEvent, SessionPhase, SigningSession};
 use crate::{
-    cohort::service::rules::TimedPhase,
+    cohort::{Unreached, service::rules::TimedPhase},
     did::Did,
     error::{Reject, RejectCode, Slot},
     key::{Signature, XOnlyKey},
@@ -15,13 +15,25 @@ use crate::{
 };
 
 impl SigningSession {
-    /// The choice of the fallback if there is one, otherwise the failure of the session.
-    pub(super) fn leave_key_path(&self, now: Timestamp, reason: String, holdouts: Vec<Did>) -> SessionEvent {
+    /// The fallback where there is one, the end where there is none.
+    pub(super) fn leave_key_path(
+        &self,
+        now: Timestamp,
+        reason: String,
+        holdouts: Vec<Did>,
+        unreached: Unreached,
+    ) -> SessionEvent {
         if self.task.output.fallback_spendable() {
-            SessionEvent::PathChosen { at: now, path: SpendPath::ScriptPath, reason: Some(reason), holdouts }
+            SessionEvent::PathChosen {
+                at: now,
+                path: SpendPath::ScriptPath,
+                reason: Some(reason),
+                holdouts,
+                unreached,
+            }
         } else {
             let reason = format!("{reason}, and the output has no fallback leaf that could be spent");
-            SessionEvent::SessionFailed { at: now, phase: TimedPhase::Fallback, reason, holdouts }
+            SessionEvent::SessionFailed { at: now, phase: TimedPhase::Fallback, reason, holdouts, unreached }
         }
     }
 
@@ -32,7 +44,7 @@ impl SigningSession {
         body: &FallbackSignature,
         message: &Message,
     ) -> Result<Vec<SessionEvent>, Reject> {
-        let (SessionPhase::Fallback { signatures, holdouts, culprits, .. }, Some(leaf), Some(sighash)) =
+        let (SessionPhase::Fallback { signatures, holdouts, culprits, unreached, .. }, Some(leaf), Some(sighash)) =
             (&self.phase, self.task.output.fallback(), self.task.fallback_sighash())
         else {
             return Err(Reject::new(
@@ -74,6 +86,7 @@ impl SigningSession {
                         signers,
                         culprits: culprits.clone(),
                         holdouts: holdouts.clone(),
+                        unreached: unreached.clone(),
                     };
                     SessionEvent::SessionCompleted { at: now, signed: Arc::new(signed) }
                 }
@@ -83,6 +96,7 @@ impl SigningSession {
                     phase: TimedPhase::Fallback,
                     reason: error.to_string(),
                     holdouts: Vec::new(),
+                    unreached: Unreached::default(),
                 },
             });
         }

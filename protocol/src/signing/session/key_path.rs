@@ -7,6 +7,7 @@ use musig2::{AggNonce, PartialSignature, PubNonce};
 
 use super::{SessionEvent, SessionPhase, SigningSession};
 use crate::{
+    cohort::Unreached,
     did::Did,
     error::{Reject, RejectCode, Slot},
     key::Signature,
@@ -90,7 +91,7 @@ impl SigningSession {
                     .collect();
                 if invalid.is_empty() {
                     let reason = "the aggregate of valid partial signatures does not verify".to_owned();
-                    events.push(self.leave_key_path(now, reason, Vec::new()));
+                    events.push(self.leave_key_path(now, reason, Vec::new(), Unreached::default()));
                 }
                 events.extend(invalid);
             }
@@ -147,9 +148,16 @@ impl SigningSession {
             signers: self.task.members.keys().cloned().collect(),
             culprits: Vec::new(),
             holdouts: Vec::new(),
+            unreached: Unreached::default(),
         };
         [
-            SessionEvent::PathChosen { at: now, path: SpendPath::KeyPath, reason: None, holdouts: Vec::new() },
+            SessionEvent::PathChosen {
+                at: now,
+                path: SpendPath::KeyPath,
+                reason: None,
+                holdouts: Vec::new(),
+                unreached: Unreached::default(),
+            },
             SessionEvent::SessionCompleted { at: now, signed: Arc::new(signed) },
         ]
     }

@@ -20,7 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Signed, SigningOutcome, SigningTask, partial::PartialVerifier};
 use crate::{
-    cohort::service::rules::{Answer, TimedPhase},
+    cohort::{
+        Undelivered, Unreached,
+        service::rules::{Answer, TimedPhase},
+    },
     did::Did,
     error::{Fault, Faults, Reject, RejectCode, Slot},
     hash::MessageDigest,
@@ -45,6 +48,11 @@ pub enum SessionInput {
     Resumed,
     /// Time has passed.
     Tick,
+    /// Time has passed, and these members were not reached by what they were asked last.
+    Lapsed {
+        /// Whom it has not reached, and why.
+        undelivered: BTreeMap<Did, Undelivered>,
+    },
 }
 
 /// An event of a signing session.
@@ -112,8 +120,11 @@ pub enum SessionEvent {
         path: SpendPath,
         /// The reason why it is not the key path, as text.
         reason: Option<String>,
-        /// The members that had not responded when the fallback was chosen.
+        /// Who had got what it was asked, and sent nothing, when the fallback was chosen.
         holdouts: Vec<Did>,
+        /// Who had not got it.
+        #[serde(default, skip_serializing_if = "Unreached::is_empty")]
+        unreached: Unreached,
     },
     /// A member's signature on the fallback leaf was verified.
     FallbackSignatureReceived {
@@ -141,6 +152,9 @@ pub enum SessionEvent {
         reason: String,
         /// The members that did not respond.
         holdouts: Vec<Did>,
+        /// Who was not reached.
+        #[serde(default, skip_serializing_if = "Unreached::is_empty")]
+        unreached: Unreached,
     },
 }
 
@@ -175,9 +189,15 @@ pub enum SessionPhase {
     },
     /// The latch is closed on the key path: the aggregate signature is valid.
     KeyPath,
-    /// The latch is closed on the fallback: members sign on its leaf. `culprits` had sent only invalid contributions.
-    Fallback { signatures: BTreeMap<Did, Signature>, holdouts: Vec<Did>, culprits: Vec<Did>, deadline: Timestamp },
-    /// The session has ended.
+    /// The latch fell to the fallback: members sign on its leaf. `culprits` had sent what is invalid only.
+    Fallback {
+        signatures: BTreeMap<Did, Signature>,
+        holdouts: Vec<Did>,
+        culprits: Vec<Did>,
+        unreached: Unreached,
+        deadline: Timestamp,
+    },
+    /// It ended.
     Ended(SigningOutcome),
 }
 
@@ -394,11 +414,11 @@ impl SigningSession {
         }]
     }
 
-    fn on_tick(&self, now: Timestamp) -> Vec<SessionEvent> {
+    fn on_tick(&self, now: Timestamp, undelivered: &BTreeMap<Did, Undelivered>) -> Vec<SessionEvent> {
         if self.deadline().is_none_or(|deadline| now < deadline) {
             return Vec::new();
         }
-        let (Some(phase), holdouts) = (self.phase.timed(), self.silent()) else { return Vec::new() };
+        let Some(phase) = self.phase.timed() else { return Vec::new() };
         let rule = self.task.rules.rule(phase);
         let until = now + self.task.rules.timeout(phase, &self.task.timing);
         if self.extensions < rule.extensions && until > now {
@@ -409,11 +429,14 @@ impl SigningSession {
             TimedPhase::PartialSignatures => "partial signatures are missing",
             _ => "fallback signatures are missing",
         };
+        // Who was not reached could not answer.
+        let (holdouts, unreached) = Unreached::among(self.silent(), undelivered);
+        let reason = if unreached.is_empty() { missing.to_owned() } else { format!("{missing}; {unreached}") };
         match rule.then {
             Answer::FallBack if phase != TimedPhase::Fallback => {
-                vec![self.leave_key_path(now, missing.to_owned(), holdouts)]
+                vec![self.leave_key_path(now, reason, holdouts, unreached)]
             }
-            _ => vec![SessionEvent::SessionFailed { at: now, phase, reason: missing.to_owned(), holdouts }],
+            _ => vec![SessionEvent::SessionFailed { at: now, phase, reason, holdouts, unreached }],
         }
     }
 }
@@ -431,11 +454,14 @@ impl Machine for SigningSession {
     ) -> Result<Vec<SessionEvent>, Reject> {
         match (input, &self.phase) {
             (SessionInput::Open, SessionPhase::Planned) => {
-                let absent = &self.task.absent;
-                Ok(vec![if absent.is_empty() {
+                let (absent, unreached) = (&self.task.absent, &self.task.unreached);
+                Ok(vec![if absent.is_empty() && unreached.is_empty() {
                     SessionEvent::SessionOpened { at: now }
                 } else {
-                    self.leave_key_path(now, "members did not confirm their presence".to_owned(), absent.clone())
+                    let gone = "members gave no sign of life";
+                    let reason =
+                        if unreached.is_empty() { gone.to_owned() } else { format!("{gone}; {unreached}") };
+                    self.leave_key_path(now, reason, absent.clone(), unreached.clone())
                 }])
             }
             (SessionInput::Open, _) => Err(Reject::out_of_phase("opening", "signing")),
@@ -443,10 +469,11 @@ impl Machine for SigningSession {
             (
                 SessionInput::Fallback(reason),
                 SessionPhase::CollectingNonces { .. } | SessionPhase::CollectingPartialSignatures { .. },
-            ) => Ok(vec![self.leave_key_path(now, reason.clone(), self.silent())]),
+            ) => Ok(vec![self.leave_key_path(now, reason.clone(), self.silent(), Unreached::default())]),
             (SessionInput::Fallback(_), _) => Ok(Vec::new()),
             (SessionInput::Resumed, _) => Ok(self.on_resumed(now)),
-            (SessionInput::Tick, _) => Ok(self.on_tick(now)),
+            (SessionInput::Tick, _) => Ok(self.on_tick(now, &BTreeMap::new())),
+            (SessionInput::Lapsed { undelivered }, _) => Ok(self.on_tick(now, undelivered)),
         }
     }
 
@@ -494,12 +521,13 @@ impl Machine for SigningSession {
                 }
             }
             (SessionEvent::PathChosen { path: SpendPath::KeyPath, .. }, phase) => *phase = SessionPhase::KeyPath,
-            (SessionEvent::PathChosen { at, holdouts, .. }, _) => {
+            (SessionEvent::PathChosen { at, holdouts, unreached, .. }, _) => {
                 let culprits = self.culprits();
                 self.phase = SessionPhase::Fallback {
                     signatures: BTreeMap::new(),
                     holdouts: holdouts.clone(),
                     culprits,
+                    unreached: unreached.clone(),
                     deadline: deadline_from(TimedPhase::Fallback, *at),
                 };
             }
@@ -512,7 +540,7 @@ impl Machine for SigningSession {
             (SessionEvent::SessionCompleted { signed, .. }, phase) => {
                 *phase = SessionPhase::Ended(SigningOutcome::Signed(Arc::clone(signed)));
             }
-            (SessionEvent::SessionFailed { phase, reason, holdouts, .. }, _) => {
+            (SessionEvent::SessionFailed { phase, reason, holdouts, unreached, .. }, _) => {
                 let mut culprits = self.culprits();
                 if let SessionPhase::Fallback { culprits: of_key_path, .. } = &self.phase {
                     culprits.extend(of_key_path.iter().cloned());
@@ -525,6 +553,7 @@ impl Machine for SigningSession {
                     holdouts: holdouts.clone(),
                     equivocators: self.equivocators(&culprits),
                     culprits,
+                    unreached: unreached.clone(),
                 });
             }
             _ => {}

@@ -1,0 +1,163 @@
+//! Who opted in and then did not fetch what it was asked is no offender, but costs every other member of its cohort a phase:
+//! it is not admitted again for a while, by its DID, its network address and its invite. In memory only.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use btcr2_aggregation_protocol::{did::Did, time::Timestamp};
+
+use crate::{bans::end_of_ban, subject::Subject};
+
+/// How many members of one network address, or of one invite, have to do so before all others of it cool down: many may share one.
+const SHARED: usize = 3;
+
+/// Most subjects that are remembered. Beyond that the one whose time is over first is forgotten.
+const MOST: usize = 16_384;
+
+/// Not admitted for now.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} did not fetch what it was asked, and may come again after {}", end_of_ban(*.until))]
+pub struct CoolingDown {
+    kind: &'static str,
+    until: Timestamp,
+}
+
+struct Noted {
+    /// Who, at most [`SHARED`] of them.
+    members: BTreeSet<Did>,
+    until: Timestamp,
+}
+
+/// Who cools down.
+pub(crate) struct CoolDowns {
+    time: Duration,
+    most: usize,
+    noted: Mutex<BTreeMap<Subject, Noted>>,
+}
+
+impl CoolDowns {
+    /// For this long; zero for never.
+    pub(crate) const fn new(time: Duration) -> Self {
+        Self { time, most: MOST, noted: Mutex::new(BTreeMap::new()) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Subject, Noted>> {
+        // Nothing panics while it is half changed.
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A member, to which these subjects belong, has not fetched what it was asked.
+    pub(crate) fn note(&self, did: &Did, subjects: &[Subject], now: Timestamp) {
+        if self.time.is_zero() {
+            return;
+        }
+        let mut noted = self.lock();
+        // Behind this machine's own address are a proxy, and so everybody, or programs of the operator's.
+        for subject in subjects.iter().filter(|subject| !subject.is_loopback()) {
+            if noted.len() >= self.most && !noted.contains_key(subject) {
+                noted.retain(|_, noted| now < noted.until);
+                let first = noted.iter().min_by_key(|(_, noted)| noted.until).map(|(subject, _)| subject.clone());
+                if let Some(first) = first.filter(|_| noted.len() >= self.most) {
+                    noted.remove(&first);
+                }
+            }
+            let fresh = || Noted { members: BTreeSet::new(), until: now };
+            let entry = noted.entry(subject.clone()).or_insert_with(fresh);
+            if entry.until <= now {
+                entry.members.clear();
+            }
+            entry.until = now + self.time;
+            if entry.members.len() < SHARED {
+                entry.members.insert(did.clone());
+            }
+        }
+    }
+
+    /// Whether each of `subjects` may come.
+    ///
+    /// # Errors
+    /// [`CoolingDown`] for the first that may not yet.
+    pub(crate) fn check(&self, subjects: &[Subject], now: Timestamp) -> Result<(), CoolingDown> {
+        let noted = self.lock();
+        for subject in subjects {
+            let Some(Noted { members, until }) = noted.get(subject).filter(|noted| now < noted.until) else {
+                continue;
+            };
+            let enough = if let Subject::Did(_) = subject { 1 } else { SHARED };
+            if members.len() >= enough {
+                return Err(CoolingDown { kind: subject.kind(), until: *until });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use btcr2_aggregation_protocol::{identity::Identity, key::SecretKey, network::Network};
+
+    use super::*;
+
+    const TIME: Duration = Duration::from_secs(600);
+    const NOW: Timestamp = Timestamp::from_secs(1_750_000_000);
+
+    fn did(number: u8) -> Did {
+        Identity::from_key(SecretKey::from_bytes(&[number; 32]).unwrap(), Network::Regtest).did().clone()
+    }
+
+    fn subjects(number: u8, address: &str) -> [Subject; 2] {
+        [Subject::from(&did(number)), address.parse().unwrap()]
+    }
+
+    #[test]
+    fn a_did_cools_down_at_once_and_an_address_when_three_members_of_it_did_not_fetch() {
+        let cooling = CoolDowns::new(TIME);
+        for number in 1..=3 {
+            assert_eq!(cooling.check(&subjects(9, "203.0.113.7"), NOW), Ok(()), "{number}");
+            cooling.note(&did(number), &subjects(number, "203.0.113.7"), NOW);
+            // In another of its cohorts.
+            cooling.note(&did(number), &subjects(number, "203.0.113.7"), NOW);
+            let own = cooling.check(&subjects(number, "203.0.113.8"), NOW).unwrap_err();
+            assert!(own.to_string().starts_with("this DID did not fetch"), "{own}");
+        }
+        let shared = cooling.check(&subjects(9, "203.0.113.7"), NOW).unwrap_err();
+        assert!(
+            shared.to_string().contains("this network address") && shared.to_string().contains("2025-06-15"),
+            "{shared}"
+        );
+        assert_eq!(cooling.check(&subjects(9, "203.0.113.8"), NOW), Ok(()));
+        assert_eq!(cooling.check(&subjects(1, "203.0.113.7"), NOW + TIME), Ok(()), "its time is over");
+        // What was counted before does not count again.
+        cooling.note(&did(4), &subjects(4, "203.0.113.7"), NOW + TIME);
+        assert_eq!(cooling.check(&subjects(9, "203.0.113.7"), NOW + TIME), Ok(()));
+    }
+
+    #[test]
+    fn an_invite_cools_down_as_an_address_does_and_this_machine_never() {
+        let cooling = CoolDowns::new(TIME);
+        let invite: Subject = format!("invite:{}", "ab".repeat(8)).parse().unwrap();
+        for number in 1..=3 {
+            cooling.note(&did(number), &[invite.clone(), "127.0.0.1".parse().unwrap()], NOW);
+        }
+        assert!(cooling.check(&[invite], NOW).unwrap_err().to_string().starts_with("this invite"));
+        assert_eq!(cooling.check(&["127.0.0.1".parse().unwrap()], NOW), Ok(()));
+    }
+
+    #[test]
+    fn no_more_are_remembered_than_there_is_room_for() {
+        let cooling = CoolDowns { most: 4, ..CoolDowns::new(TIME) };
+        for number in 1..=20 {
+            cooling.note(&did(number), &[Subject::from(&did(number))], NOW + Duration::from_secs(number.into()));
+            assert!(cooling.lock().len() <= 4);
+        }
+        assert!(cooling.check(&[Subject::from(&did(20))], NOW).is_err(), "the latest is");
+        assert!(cooling.check(&[Subject::from(&did(1))], NOW).is_ok());
+        let never = CoolDowns::new(Duration::ZERO);
+        never.note(&did(1), &[Subject::from(&did(1))], NOW);
+        assert!(never.check(&[Subject::from(&did(1))], NOW).is_ok());
+    }
+}

@@ -1,5 +1,5 @@
 //! `serve` behind reverse proxies as people configure them: whole cohorts through nginx, with the very block of `docs/http.md`,
-//! and through HAProxy. A proxy that is not installed is named, and its tests are skipped.
+//! through HAProxy, and through Caddy with the block of that page. A proxy that is not installed is named, and its tests are skipped.
 
 use std::{
     fs,
@@ -95,10 +95,25 @@ fn haproxy(program: &str, directory: &Path, frontend: &str, service: SocketAddr)
     })
 }
 
-/// The block that the documentation recommends, for a service at `address`.
-fn documented_block(address: SocketAddr) -> String {
+/// Caddy with this block in its site.
+fn caddy(program: &str, directory: &Path, block: &str) -> (Running, u16) {
+    start(directory, |port| {
+        let configuration =
+            format!("{{\nadmin off\nauto_https off\n}}\nhttp://127.0.0.1:{port} {{\nbind 127.0.0.1\n{block}\n}}\n");
+        let file = path(directory, "Caddyfile");
+        fs::write(&file, configuration).unwrap();
+        let mut command = Command::new(program);
+        command.args(["run", "--adapter", "caddyfile", "--config", &file]);
+        // It remembers things there.
+        command.env("HOME", directory).env("XDG_DATA_HOME", directory).env("XDG_CONFIG_HOME", directory);
+        command
+    })
+}
+
+/// The block that the documentation recommends for `proxy`, for a service at `address`.
+fn documented_block(proxy: &str, address: SocketAddr) -> String {
     let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/http.md")).unwrap();
-    let block = text.split_once("```nginx\n").unwrap().1.split_once("```").unwrap().0;
+    let block = text.split_once(&format!("```{proxy}\n")).unwrap().1.split_once("```").unwrap().0;
     assert_eq!(block.matches("127.0.0.1:8080").count(), 1, "{block}");
     block.replace("127.0.0.1:8080", &address.to_string())
 }
@@ -129,7 +144,7 @@ const BEHIND: [&str; 3] = ["--trust-forwarded", "--stripped-prefix", "/agg"];
 fn a_cohort_forms_behind_the_documented_nginx_block() {
     let Some(nginx_program) = program("nginx") else { return };
     a_cohort_behind("nginx-documented", &BEHIND, "/agg", |directory, address| {
-        nginx(&nginx_program, directory, &documented_block(address))
+        nginx(&nginx_program, directory, &documented_block("nginx", address))
     });
 }
 
@@ -161,5 +176,13 @@ fn a_cohort_forms_behind_haproxy_that_strips_a_prefix() {
     a_cohort_behind("haproxy-prefix", &BEHIND, "/agg", |directory, address| {
         let strip = "  http-request replace-path /agg(/)?(.*) /\\2\n";
         haproxy(&haproxy_program, directory, strip, address)
+    });
+}
+
+#[test]
+fn a_cohort_forms_behind_the_documented_caddy_block() {
+    let Some(caddy_program) = program("caddy") else { return };
+    a_cohort_behind("caddy-documented", &BEHIND, "/agg", |directory, address| {
+        caddy(&caddy_program, directory, &documented_block("caddyfile", address))
     });
 }

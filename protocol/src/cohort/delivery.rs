@@ -1,4 +1,4 @@
-//! Whether what members were asked has reached them: nobody is blamed for not answering what it never got.
+//! Whether requests have reached members. A member that a request did not reach is not at fault for not answering it.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -6,31 +6,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::did::Did;
 
-/// Why something is not known to have reached a member.
+/// Why a request is not known to have reached a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Undelivered {
-    /// The member has not fetched it over HTTP, or the service does not know: it was started since.
+    /// The member has not fetched it over HTTP; or the service was restarted since, and does not know.
     NotFetched,
-    /// No carrier has taken it: which one, and why, in words.
+    /// No carrier accepted it. The carrier and its reason, as text.
     NotCarried(String),
 }
 
-/// The members that did not answer because, as far as is known, what they were asked has not reached them. They are at no fault.
+/// The members that did not answer because, as far as is known, the request did not reach them. They are not at fault.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unreached {
-    /// Whom no carrier has brought it. They are invited again.
+    /// The members to which no carrier delivered it. They are invited again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_carried: Vec<Did>,
-    /// Who has not fetched it over HTTP. They are not invited again.
+    /// The members that did not fetch it over HTTP. They are not invited again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_fetched: Vec<Did>,
-    /// Which carrier has not taken it, and why, in words.
+    /// The carrier that did not accept it, and its reason, as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub carrier: Option<String>,
 }
 
 impl Unreached {
-    /// Divides those who did not answer into the silent ones and those that were not reached.
+    /// Splits the members that did not answer into those that were reached and those that were not.
     pub(crate) fn among(missing: Vec<Did>, undelivered: &BTreeMap<Did, Undelivered>) -> (Vec<Did>, Self) {
         let (mut silent, mut unreached) = (Vec::new(), Self::default());
         for did in missing {
@@ -46,7 +46,7 @@ impl Unreached {
         (silent, unreached)
     }
 
-    /// Whether everybody was reached.
+    /// Whether every member was reached.
     pub fn is_empty(&self) -> bool {
         self.not_carried.is_empty() && self.not_fetched.is_empty()
     }

@@ -36,11 +36,11 @@ pub enum CohortFailure {
         /// The members that did not respond.
         holdouts: Vec<Did>,
     },
-    /// What members were asked in a phase has not reached some of them. Those are at no fault.
+    /// The request of a phase did not reach some members. Those members are not at fault.
     NotDelivered {
-        /// Whom it has not reached, and why.
+        /// The members that it did not reach, and why.
         unreached: Unreached,
-        /// Who has got it, and kept silent.
+        /// The members that received the request and did not respond.
         holdouts: Vec<Did>,
     },
     /// The operator provided no transaction, or a wrong one.
@@ -59,7 +59,7 @@ pub enum CohortFailure {
         /// The members that sent two different contributions for one slot, and are not in `culprits`.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         equivocators: Vec<Did>,
-        /// Who was not reached. They are at no fault; the reason says why.
+        /// The members that were not reached. They are not at fault; the reason names the carrier.
         #[serde(default, skip_serializing_if = "Unreached::is_empty")]
         unreached: Unreached,
     },
@@ -131,7 +131,7 @@ impl fmt::Display for CohortFailure {
             Self::UpdatesMissing { holdouts } => write!(f, "no update or decline from {}", list(holdouts)),
             Self::ValidationMissing { holdouts } => write!(f, "no validation from {}", list(holdouts)),
             Self::ValidationRejected { by } => write!(f, "{by} rejected the aggregated data"),
-            Self::MembersAbsent { holdouts } => write!(f, "no sign of life from {}", list(holdouts)),
+            Self::MembersAbsent { holdouts } => write!(f, "no presence confirmation from {}", list(holdouts)),
             Self::NotDelivered { unreached, holdouts } => {
                 write!(f, "{unreached}")?;
                 if holdouts.is_empty() { Ok(()) } else { write!(f, "; silent: {}", list(holdouts)) }

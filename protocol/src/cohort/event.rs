@@ -177,7 +177,7 @@ pub enum ServiceEvent {
         value: Amount,
         /// The members that did not confirm their presence. If there are any, the session starts with the fallback.
         absent: Vec<Did>,
-        /// Who was not reached by the question for it: then too.
+        /// The members that the request for it did not reach: then too.
         #[serde(default, skip_serializing_if = "Unreached::is_empty")]
         unreached: Unreached,
     },

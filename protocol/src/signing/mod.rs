@@ -46,9 +46,9 @@ pub struct SigningTask {
     pub rules: PhaseRules,
     /// The members that did not confirm their presence. If there are any, the session starts with the fallback.
     pub absent: Vec<Did>,
-    /// Who was not reached by the question whether it is there: then too.
+    /// The members that the request for it did not reach: then too.
     pub unreached: Unreached,
-    /// What the key path signs (BIP-341, SIGHASH_DEFAULT).
+    /// The digest that the key path signs (BIP-341, SIGHASH_DEFAULT).
     key_path_sighash: [u8; 32],
     /// The digest that the fallback leaf signs (BIP-342), where there is one.
     fallback_sighash: Option<[u8; 32]>,
@@ -77,7 +77,7 @@ pub struct SigningTerms {
     pub rules: PhaseRules,
     /// The members that did not confirm their presence. If there are any, the session starts with the fallback.
     pub absent: Vec<Did>,
-    /// Who was not reached by the question whether it is there: then too.
+    /// The members that the request for it did not reach: then too.
     pub unreached: Unreached,
 }
 
@@ -159,7 +159,7 @@ pub struct Signed {
     pub culprits: Vec<Did>,
     /// The members that did not respond, if that led to the fallback.
     pub holdouts: Vec<Did>,
-    /// Who was not reached, when that led to the fallback. They are at no fault.
+    /// The members that were not reached, if that led to the fallback. They are not at fault.
     #[serde(default, skip_serializing_if = "Unreached::is_empty")]
     pub unreached: Unreached,
 }
@@ -181,7 +181,7 @@ pub enum SigningOutcome {
         culprits: Vec<Did>,
         /// The members that sent two different contributions for one slot, and are not in `culprits`.
         equivocators: Vec<Did>,
-        /// Who was not reached, and is at no fault.
+        /// The members that were not reached. They are not at fault.
         unreached: Unreached,
     },
 }

@@ -142,7 +142,7 @@ impl Simulation {
         self.tampers.insert(peer.clone(), Box::new(tamper));
     }
 
-    /// From now on the service knows this of what it asks a participant: why it has not reached it, or that it has.
+    /// Sets what the service knows of its requests to a participant: why they do not reach it, or that they do.
     pub fn delivered(&mut self, participant: usize, why_not: Option<Undelivered>) {
         let did = self.did(participant);
         match why_not {
@@ -151,7 +151,7 @@ impl Simulation {
         }
     }
 
-    /// Runs until everybody has ended and nothing is under way.
+    /// Runs until every machine has ended and no text is under way.
     pub fn run(&mut self) {
         self.run_until(|_| false);
     }

@@ -40,7 +40,7 @@ pub struct ServiceNode {
     deferrals: u32,
     /// The participants that opted in, in that order, each with the operator's decision.
     admissions: BTreeMap<Did, Result<(), String>>,
-    /// What it knows of members that what they are asked does not reach.
+    /// What it knows of members that its requests do not reach.
     pub(super) undelivered: BTreeMap<Did, Undelivered>,
 }
 
@@ -172,7 +172,8 @@ impl ServiceNode {
     pub(super) fn tick(&mut self, now: Timestamp, setup: &Setup, rng: &mut ChaCha8Rng) -> Vec<Message> {
         let mut outgoing = Vec::new();
         for index in 0..self.cohorts.len() {
-            // The session first: the cohort's own deadline while signing is only the guard behind the session's.
+            // The session comes first: while signing, the cohort's own deadline is only the guard behind the
+            // session's.
             let ticks = if self.undelivered.is_empty() {
                 [Input::Session(index, SessionInput::Tick), Input::Cohort(index, ServiceInput::Tick)]
             } else {

@@ -1,4 +1,4 @@
-//! Nobody is blamed for not answering what has not reached it, in no phase; and only who does not read is left out.
+//! Members that a request did not reach are not at fault, in any phase; and only members that do not read are left out.
 
 use std::time::Duration;
 
@@ -41,20 +41,20 @@ fn failure(simulation: &Simulation) -> Option<CohortFailure> {
     })
 }
 
-/// What the first cohort tells a member of its end.
+/// What the first cohort sends a member at its end.
 fn ended(simulation: &Simulation, member: &Did) -> CohortEnded {
-    let told = simulation.service().cohorts()[0].machine().resume().into_iter().find_map(|effect| match effect {
+    let sent = simulation.service().cohorts()[0].machine().resume().into_iter().find_map(|effect| match effect {
         ServiceEffect::Send { to, body } if to == *member => match &*body {
             Body::CohortEnded(ended) => Some(ended.clone()),
             _ => None,
         },
         _ => None,
     });
-    told.expect("everybody is told")
+    sent.expect("every member is notified")
 }
 
 #[test]
-fn a_cohort_that_fails_since_members_were_not_reached_blames_nobody() {
+fn a_cohort_that_fails_for_delivery_blames_no_member() {
     let phases = [
         (TimedPhase::Updates, Answer::Reform),
         (TimedPhase::Validation, Answer::Reform),
@@ -84,8 +84,8 @@ fn a_cohort_that_fails_since_members_were_not_reached_blames_nobody() {
             let again = then == Answer::Reform && why == Undelivered::NotFetched;
             assert_eq!(simulation.service().cohorts().len(), 1 + usize::from(again), "{case}");
             for did in &missing {
-                let told = ended(&simulation, did);
-                assert!(!told.at_fault && told.next_cohort_id.is_none(), "{case}: {told:?}");
+                let end = ended(&simulation, did);
+                assert!(!end.at_fault && end.next_cohort_id.is_none(), "{case}: {end:?}");
             }
             if let Some(next) = simulation.service().cohorts().get(1) {
                 let lineage = &next.machine().config().terms.lineage;

@@ -202,7 +202,7 @@ impl ServiceCohort {
                         .into()
                 };
                 let left_out = reason.unreached().map(|unreached| &unreached.not_fetched[..]).unwrap_or_default();
-                // Three bodies for everybody, each built once.
+                // There are three bodies for all members, each built once.
                 let (innocent, guilty, absent) = (body(false, next), body(true, None), body(false, None));
                 let mut effects: Vec<_> = waiting
                     .iter()

@@ -86,9 +86,9 @@ pub enum ServiceInput {
     Resumed,
     /// Time has passed.
     Tick,
-    /// Time has passed, and these members were not reached by what they were asked last.
+    /// Time has passed, and the last request did not reach these members.
     Lapsed {
-        /// Whom it has not reached, and why.
+        /// The members that it did not reach, and why.
         undelivered: BTreeMap<Did, Undelivered>,
     },
 }

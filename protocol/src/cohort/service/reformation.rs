@@ -110,12 +110,12 @@ impl ServiceCohort {
         undelivered: &BTreeMap<Did, Undelivered>,
         rng: &mut dyn CryptoRng,
     ) -> Vec<ServiceEvent> {
-        // Who was not reached could not answer.
+        // A member that was not reached could not answer.
         let (holdouts, unreached) = Unreached::among(self.holdouts(), undelivered);
         let failure = match (&self.phase, phase) {
             (Phase::Enrolling(enrolling), _) => CohortFailure::EnrollmentExpired { admitted: enrolling.admitted() },
             (Phase::CheckingPresence { transaction, value, .. }, _) if !self.presence_decides() => {
-                // Nobody signs on the key path that could not be asked whether it is there.
+                // A member that could not be asked whether it is present does not sign on the key path.
                 let falls_back = self.config.terms.rules.rule(TimedPhase::Presence).then == Answer::FallBack;
                 let (absent, unreached) = if falls_back { (holdouts, unreached) } else { Default::default() };
                 return vec![self.start_signing(now, transaction, *value, absent, unreached, rng)];
@@ -129,7 +129,7 @@ impl ServiceCohort {
         self.give_up(now, phase, failure, rng)
     }
 
-    /// Whether the cohort ends when members give no sign of life.
+    /// Whether the cohort ends when members do not confirm their presence.
     fn presence_decides(&self) -> bool {
         match self.config.terms.rules.rule(TimedPhase::Presence).then {
             Answer::Fail | Answer::Reform => true,
@@ -137,7 +137,8 @@ impl ServiceCohort {
         }
     }
 
-    /// The end of the cohort because `phase` could not be completed; with a successor where its rule says so.
+    /// Ends the cohort because `phase` could not be completed. A successor follows where the rule of the phase
+    /// requires one.
     pub(super) fn give_up(
         &self,
         now: Timestamp,

@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl SigningSession {
-    /// The fallback where there is one, the end where there is none.
+    /// The choice of the fallback if there is one, otherwise the failure of the session.
     pub(super) fn leave_key_path(
         &self,
         now: Timestamp,

@@ -48,9 +48,9 @@ pub enum SessionInput {
     Resumed,
     /// Time has passed.
     Tick,
-    /// Time has passed, and these members were not reached by what they were asked last.
+    /// Time has passed, and the last request did not reach these members.
     Lapsed {
-        /// Whom it has not reached, and why.
+        /// The members that it did not reach, and why.
         undelivered: BTreeMap<Did, Undelivered>,
     },
 }
@@ -120,9 +120,9 @@ pub enum SessionEvent {
         path: SpendPath,
         /// The reason why it is not the key path, as text.
         reason: Option<String>,
-        /// Who had got what it was asked, and sent nothing, when the fallback was chosen.
+        /// The members that had received the request and had not responded when the fallback was chosen.
         holdouts: Vec<Did>,
-        /// Who had not got it.
+        /// The members that had not received it.
         #[serde(default, skip_serializing_if = "Unreached::is_empty")]
         unreached: Unreached,
     },
@@ -152,7 +152,7 @@ pub enum SessionEvent {
         reason: String,
         /// The members that did not respond.
         holdouts: Vec<Did>,
-        /// Who was not reached.
+        /// The members that were not reached.
         #[serde(default, skip_serializing_if = "Unreached::is_empty")]
         unreached: Unreached,
     },
@@ -189,7 +189,7 @@ pub enum SessionPhase {
     },
     /// The latch is closed on the key path: the aggregate signature is valid.
     KeyPath,
-    /// The latch fell to the fallback: members sign on its leaf. `culprits` had sent what is invalid only.
+    /// The latch is closed on the fallback: members sign on its leaf. `culprits` had sent only invalid contributions.
     Fallback {
         signatures: BTreeMap<Did, Signature>,
         holdouts: Vec<Did>,
@@ -197,7 +197,7 @@ pub enum SessionPhase {
         unreached: Unreached,
         deadline: Timestamp,
     },
-    /// It ended.
+    /// The session has ended.
     Ended(SigningOutcome),
 }
 
@@ -458,7 +458,7 @@ impl Machine for SigningSession {
                 Ok(vec![if absent.is_empty() && unreached.is_empty() {
                     SessionEvent::SessionOpened { at: now }
                 } else {
-                    let gone = "members gave no sign of life";
+                    let gone = "members did not confirm their presence";
                     let reason =
                         if unreached.is_empty() { gone.to_owned() } else { format!("{gone}; {unreached}") };
                     self.leave_key_path(now, reason, absent.clone(), unreached.clone())

@@ -2,7 +2,10 @@
 
 use std::{borrow::Borrow, fmt, sync::Arc};
 
-use bech32::{Bech32m, Hrp, primitives::decode::CheckedHrpstring};
+use bech32::{
+    Bech32m, Hrp,
+    primitives::decode::{CheckedHrpstring, CheckedHrpstringError},
+};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -31,6 +34,9 @@ pub enum DidError {
     /// The id is not lower-case Bech32m.
     #[error("the id is not lower-case Bech32m")]
     Encoding,
+    /// The id is written as Bech32m is, and a character of it is wrong.
+    #[error("the id's checksum is wrong: a character is missing or another one")]
+    Checksum,
     /// The human-readable part is neither `k` nor `x`.
     #[error("the id's type is neither k (KEY) nor x (EXTERNAL)")]
     IdType,
@@ -100,7 +106,10 @@ impl Did {
         if id.bytes().any(|byte| byte.is_ascii_uppercase()) {
             return Err(DidError::Encoding);
         }
-        let checked = CheckedHrpstring::new::<Bech32m>(id).map_err(|_| DidError::Encoding)?;
+        let checked = CheckedHrpstring::new::<Bech32m>(id).map_err(|error| match error {
+            CheckedHrpstringError::Checksum(_) => DidError::Checksum,
+            _ => DidError::Encoding,
+        })?;
         let payload: Vec<u8> = checked.byte_iter().collect();
         let (&first, genesis) = payload.split_first().ok_or(DidError::GenesisBytes)?;
         if first >> 4 != 0 {

@@ -94,6 +94,31 @@ pub fn check(value: &Value, levels_left: usize) -> Result<(), JcsError> {
     }
 }
 
+/// Writes every number of `value` as one JSON number is written whatever its spelling was: `2.0` and `2e0` as `2`, and what is beyond
+/// 2^53 as a double. The canonical form stays the same, and values that have the same one are equal afterwards: a patch's `test`
+/// compares numbers and not their spelling (RFC 6902, 4.6). `value` has to have a canonical form.
+pub(crate) fn unify_numbers(value: &mut Value) {
+    match value {
+        Value::Number(number) => {
+            let exact = number.as_u64().or_else(|| number.as_i64().map(i64::unsigned_abs));
+            let unified = match (exact, number.as_f64()) {
+                (Some(magnitude), Some(double)) if magnitude > MAX_EXACT_INTEGER => Number::from_f64(double),
+                // A double up to 2^53 without a fraction is that integer.
+                (None, Some(double)) if double.fract() == 0.0 && double.abs() <= MAX_EXACT_INTEGER as f64 => {
+                    Some(Number::from(double as i64))
+                }
+                _ => None,
+            };
+            if let Some(unified) = unified {
+                *number = unified;
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(unify_numbers),
+        Value::Object(fields) => fields.values_mut().for_each(unify_numbers),
+        Value::Null | Value::Bool(_) | Value::String(_) => {}
+    }
+}
+
 /// Whether `value` nests more than `levels` levels deep, whatever else is wrong with it.
 pub(crate) fn nests_deeper(value: &Value, levels: usize) -> bool {
     let deeper = |inner: &Value| nests_deeper(inner, levels - 1);

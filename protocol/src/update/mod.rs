@@ -18,7 +18,10 @@ use rand_core::CryptoRng;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use serde_json::{Map, Value, json, value::RawValue};
 
+#[cfg(feature = "sim")]
+pub(crate) use self::rules::verify_recorded;
 pub use self::rules::{BlockTimes, UpdateContext, verify_proof, verify_update, violations};
+pub(crate) use self::rules::{date_time_stamp, instant, shape, verify_announced};
 use crate::{
     did::Did,
     document::{self, DocumentError, NotConformant},
@@ -211,6 +214,16 @@ impl SignedUpdate {
     /// The JSON Document Hash, by which announcements name the update.
     pub fn hash(&self) -> &DocumentHash {
         &self.0.hash
+    }
+
+    /// The hash of the update without its top-level `proof`, by which a resolver knows an update again whoever signed it
+    /// (rules U-19 and R-8).
+    ///
+    /// # Errors
+    /// [`UpdateError::NotCanonical`]; an update that has a hash has this one too.
+    pub fn unsigned_hash(&self) -> Result<DocumentHash, UpdateError> {
+        let fields = self.value().as_object().ok_or(UpdateError::NotAnObject)?;
+        Ok(jcs::document_hash(&without(fields, "proof"))?)
     }
 
     /// Whether the update has the form of the specification's edition of October 2026: its contexts, and whose DID it is for

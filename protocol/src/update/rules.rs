@@ -51,6 +51,51 @@ pub fn verify_update(update: &SignedUpdate, context: &UpdateContext<'_>) -> Resu
     check.into_target()
 }
 
+/// The same for an update that a signal announces, as a resolver applies it: what is malformed is refused where U-20 has its turn,
+/// and not before everything else as in a cohort. [`shape`] is a resolver's first look.
+///
+/// # Errors
+/// The first rule that is broken.
+pub(crate) fn verify_announced(update: &SignedUpdate, context: &UpdateContext<'_>) -> Result<Value, UpdateError> {
+    let check = Check::read(update, context)?;
+    Check::STEP.iter().try_for_each(|rule| rule(&check))?;
+    check.into_target()
+}
+
+/// [`verify_announced`] without rule U-4 for an update that has no `invocationTarget`: for public test cases that were recorded before
+/// that rule.
+#[cfg(feature = "sim")]
+pub(crate) fn verify_recorded(update: &SignedUpdate, context: &UpdateContext<'_>) -> Result<Value, UpdateError> {
+    let check = Check::read(update, context)?;
+    Check::STEP.iter().try_for_each(|rule| match rule(&check) {
+        Err(UpdateError::InvocationTargetMissing) => Ok(()),
+        verdict => verdict,
+    })?;
+    check.into_target()
+}
+
+/// The version that an update leads to, if it looks like an update at all: an array `patch`, hashes that are text, a
+/// `targetVersionId` of at least 2, and an object `proof` (rules C4 and U-17).
+///
+/// # Errors
+/// What it lacks.
+pub(crate) fn shape(update: &SignedUpdate) -> Result<u64, UpdateError> {
+    let fields = update.value().as_object().ok_or(UpdateError::NotAnObject)?;
+    if !fields.get("patch").is_some_and(Value::is_array) {
+        return Err(UpdateError::Patch(PatchError::NotAPatch));
+    }
+    for field in ["sourceHash", "targetHash"] {
+        if !fields.get(field).is_some_and(Value::is_string) {
+            return Err(UpdateError::Field { field, expected: "text", rule: "U-16" });
+        }
+    }
+    let version = target_version(fields)?;
+    if !fields.get("proof").is_some_and(Value::is_object) {
+        return Err(UpdateError::ProofMissing);
+    }
+    Ok(version)
+}
+
 /// Whether the proof of an update is valid as far as that can be said with another document than the one that it starts
 /// from: `context.document` is an older one. Everything is checked but the version, the hashes and the patch, and the key has
 /// to be one that the older document authorizes.
@@ -78,11 +123,26 @@ struct Check<'a> {
     fields: &'a Map<String, Value>,
     proof: &'a Map<String, Value>,
     context: UpdateContext<'a>,
-    patch: Patch,
-    source_hash: DocumentHash,
-    target_hash: DocumentHash,
     target_version: u64,
-    target: OnceCell<Result<Value, PatchError>>,
+    target: OnceCell<Result<Value, Unpatched>>,
+}
+
+/// Why there is no patched document.
+#[derive(Clone)]
+enum Unpatched {
+    /// The patch is none.
+    Malformed(PatchError),
+    /// It does not apply.
+    DoesNotApply(PatchError),
+}
+
+impl From<Unpatched> for UpdateError {
+    fn from(reason: Unpatched) -> Self {
+        match reason {
+            Unpatched::Malformed(error) => Self::Patch(error),
+            Unpatched::DoesNotApply(error) => Self::DoesNotApply(error),
+        }
+    }
 }
 
 impl<'a> Check<'a> {
@@ -106,6 +166,7 @@ impl<'a> Check<'a> {
         Self::target_hash,
     ];
 
+    /// Reads an update, and refuses what is malformed before any rule is asked.
     fn new(update: &'a SignedUpdate, context: &UpdateContext<'a>) -> Result<Self, UpdateError> {
         // A SignedUpdate is an object by construction.
         let fields = update.value().as_object().ok_or(UpdateError::NotAnObject)?;
@@ -117,15 +178,21 @@ impl<'a> Check<'a> {
                 rule: "U-1",
             });
         }
-        let patch = Patch::from_value(fields.get("patch").unwrap_or(&Value::Null)).map_err(UpdateError::Patch)?;
+        read_patch(fields).map_err(UpdateError::Patch)?;
+        target_version(fields)?;
+        hash_field(fields, "sourceHash")?;
+        hash_field(fields, "targetHash")?;
+        Self::read(update, context)
+    }
+
+    /// Reads what every rule needs; the rest is read, and refused, by the rule that looks at it.
+    fn read(update: &'a SignedUpdate, context: &UpdateContext<'a>) -> Result<Self, UpdateError> {
+        let fields = update.value().as_object().ok_or(UpdateError::NotAnObject)?;
         Ok(Self {
             target_version: target_version(fields)?,
-            source_hash: hash_field(fields, "sourceHash")?,
-            target_hash: hash_field(fields, "targetHash")?,
             proof: fields.get("proof").and_then(Value::as_object).ok_or(UpdateError::ProofMissing)?,
             fields,
             context: *context,
-            patch,
             target: OnceCell::new(),
         })
     }
@@ -135,13 +202,18 @@ impl<'a> Check<'a> {
     }
 
     /// The patched document.
-    fn target(&self) -> Result<&Value, &PatchError> {
-        self.target.get_or_init(|| self.patch.apply(self.context.document)).as_ref()
+    fn target(&self) -> Result<&Value, &Unpatched> {
+        self.target.get_or_init(|| self.patched()).as_ref()
     }
 
-    fn into_target(self) -> Result<Value, UpdateError> {
-        let patched = self.target.into_inner();
-        patched.unwrap_or_else(|| self.patch.apply(self.context.document)).map_err(UpdateError::DoesNotApply)
+    fn patched(&self) -> Result<Value, Unpatched> {
+        let patch = read_patch(self.fields).map_err(Unpatched::Malformed)?;
+        patch.apply(self.context.document).map_err(Unpatched::DoesNotApply)
+    }
+
+    fn into_target(mut self) -> Result<Value, UpdateError> {
+        let patched = self.target.take();
+        Ok(patched.unwrap_or_else(|| self.patched())?)
     }
 
     fn version(&self) -> Result<(), UpdateError> {
@@ -153,11 +225,8 @@ impl<'a> Check<'a> {
     }
 
     fn source_hash(&self) -> Result<(), UpdateError> {
-        if jcs::document_hash(self.context.document)? == self.source_hash {
-            Ok(())
-        } else {
-            Err(UpdateError::SourceHash)
-        }
+        let expected = hash_field(self.fields, "sourceHash")?;
+        if jcs::document_hash(self.context.document)? == expected { Ok(()) } else { Err(UpdateError::SourceHash) }
     }
 
     fn context(&self) -> Result<(), UpdateError> {
@@ -251,7 +320,7 @@ impl<'a> Check<'a> {
     }
 
     fn patch(&self) -> Result<(), UpdateError> {
-        self.target().map(|_| ()).map_err(|error| UpdateError::DoesNotApply(error.clone()))
+        self.target().map(|_| ()).map_err(|reason| reason.clone().into())
     }
 
     fn target_id(&self) -> Result<(), UpdateError> {
@@ -266,9 +335,15 @@ impl<'a> Check<'a> {
     }
 
     fn target_hash(&self) -> Result<(), UpdateError> {
+        let expected = hash_field(self.fields, "targetHash")?;
         let Ok(target) = self.target() else { return Ok(()) };
-        if jcs::document_hash(target)? == self.target_hash { Ok(()) } else { Err(UpdateError::TargetHash) }
+        if jcs::document_hash(target)? == expected { Ok(()) } else { Err(UpdateError::TargetHash) }
     }
+}
+
+/// U-12.
+fn read_patch(fields: &Map<String, Value>) -> Result<Patch, PatchError> {
+    Patch::from_value(fields.get("patch").unwrap_or(&Value::Null))
 }
 
 /// U-17.
@@ -291,12 +366,12 @@ fn hash_field(fields: &Map<String, Value>, field: &'static str) -> Result<Docume
 }
 
 /// XML Schema 1.1, `dateTimeStamp`: a `dateTime` whose time zone is given.
-pub(super) fn date_time_stamp(text: &str) -> Option<DateTime> {
+pub(crate) fn date_time_stamp(text: &str) -> Option<DateTime> {
     text.parse::<DateTime>().ok().filter(|stamp| stamp.timezone_offset().is_some())
 }
 
 /// A time of the Unix epoch's clock as one that can be compared with a `dateTimeStamp`.
-pub(super) fn instant(seconds: u32) -> DateTime {
+pub(crate) fn instant(seconds: u32) -> DateTime {
     let epoch: DateTime = "1970-01-01T00:00:00Z".parse().expect("the epoch is a dateTimeStamp");
     let since = oxsdatatypes::DayTimeDuration::new(i64::from(seconds));
     epoch

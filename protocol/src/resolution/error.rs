@@ -11,7 +11,8 @@ use super::{
     signal::{Beacon, BeaconSignal},
 };
 use crate::{
-    beacon::BeaconMismatch, did::DidError, document::DocumentError, hash::DocumentHash, update::UpdateError,
+    beacon::BeaconMismatch, did::DidError, document::DocumentError, hash::DocumentHash, text::shown,
+    update::UpdateError,
 };
 
 /// Why a resolution fails. The text says where, what was found and what was expected; [`code`](Self::code) is what a resolver returns.
@@ -34,7 +35,7 @@ pub enum ResolutionError {
         hash: DocumentHash,
     },
     /// The genesis document is not the DID's, or makes no initial document.
-    #[error("the genesis document: {0}")]
+    #[error("the genesis document: {}", shown(&.0.to_string()))]
     Genesis(Arc<DocumentError>),
     /// There is no such version.
     #[error(
@@ -63,7 +64,7 @@ pub enum ResolutionError {
     #[error("{0}")]
     Missing(Missing),
     /// The SMT proof for a signal is malformed or does not verify.
-    #[error("{signal}: the SMT proof {reason}")]
+    #[error("{signal}: the SMT proof {}", shown(&.reason.to_string()))]
     SmtProof {
         /// The signal.
         signal: Arc<BeaconSignal>,
@@ -93,7 +94,7 @@ pub enum ResolutionError {
         problem: String,
     },
     /// What a signal announces is no update.
-    #[error("{signal}: what has the hash {hash} is no update: {error}")]
+    #[error("{signal}: what has the hash {hash} is no update: {}", shown(&.error.to_string()))]
     NotAnUpdate {
         /// The signal.
         signal: Arc<BeaconSignal>,
@@ -103,7 +104,7 @@ pub enum ResolutionError {
         error: Arc<UpdateError>,
     },
     /// An update is not valid.
-    #[error("{signal}: the update {hash} to version {version} is invalid: {error}")]
+    #[error("{signal}: the update {hash} to version {version} is invalid: {}", shown(&.error.to_string()))]
     InvalidUpdate {
         /// The signal.
         signal: Arc<BeaconSignal>,

@@ -32,6 +32,7 @@ mod presence;
 mod recovery_vectors;
 mod reformation;
 mod request_auth_vectors;
+mod resolution;
 mod resume;
 mod rules;
 mod singleton;

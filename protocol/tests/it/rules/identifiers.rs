@@ -25,7 +25,7 @@ fn i_01_an_identifier_has_one_encoding() {
     let mut wrong = did.clone();
     let last = if wrong.pop() == Some('q') { 'p' } else { 'q' };
     wrong.push(last);
-    assert!(matches!(Did::parse(&wrong), Err(DidError::Encoding)), "the checksum is wrong");
+    assert!(matches!(Did::parse(&wrong), Err(DidError::Checksum)), "the checksum is wrong");
     // Reserved and custom networks.
     for nibble in 6..=15_u8 {
         let payload = [&[nibble], key(7).public_key().to_bytes().as_slice()].concat();

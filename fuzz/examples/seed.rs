@@ -76,6 +76,15 @@ fn inputs(target: &str) -> Vec<String> {
             with_edits(inputs)
         }
         "journal_record" => records(),
+        "resolution" => {
+            let text = std::iter::once(sidecar());
+            let hostile = [
+                "{}",
+                r#"{"updates":[5,{"patch":[]},{"n":1e300}],"casUpdates":[[],{"x":1}],"smtProofs":[{"id":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}],"minConf":1}"#,
+                r#"{"updates":null,"sidecar":{"updates":[]},"content":["{",{}],"versionId":"2"}"#,
+            ];
+            with_edits(text.chain(hostile.map(str::to_owned)).collect())
+        }
         "smt_proof" => {
             let vectors = vectors("smt");
             let trees = list(&vectors, "trees").iter().take(5);
@@ -98,6 +107,17 @@ fn inputs(target: &str) -> Vec<String> {
         }
         other => panic!("no inputs for {other}"),
     }
+}
+
+/// The Sidecar Data of the specification's example.
+fn sidecar() -> String {
+    let case = vectors("suite/spec-sidecar-data");
+    let sidecar = serde_json::json!({
+        "updates": case["updates"],
+        "casUpdates": [case["casAnnouncement"]],
+        "smtProofs": [case["smtProof"]],
+    });
+    sidecar.to_string()
 }
 
 /// The shortest of each kind.

@@ -11,6 +11,7 @@ pub mod message;
 pub mod nostr_event;
 pub mod participant;
 pub mod request_auth;
+pub mod resolution;
 pub mod smt_proof;
 pub mod update;
 
@@ -29,13 +30,14 @@ const MAX_EDITS: usize = 16;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target, by the name of its binary and of its corpus.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("envelope", envelope::check),
     ("journal_record", journal_record::check),
     ("message", message::check),
     ("nostr_event", nostr_event::check),
     ("participant", participant::check),
     ("request_auth", request_auth::check),
+    ("resolution", resolution::check),
     ("smt_proof", smt_proof::check),
     ("update", update::check),
 ];

@@ -1,5 +1,6 @@
 //! A member's record of a round: the Sidecar Data that a resolver requests from it (did:btcr2, "Sidecar Data"), and
-//! the terms of the cohort, from which the beacon address can be derived again.
+//! the terms of the cohort, from which the beacon address can be derived again. A resolver reads them as
+//! [`SidecarData`](crate::resolution::SidecarData).
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};

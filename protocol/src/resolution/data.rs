@@ -94,23 +94,18 @@ impl Data {
         let SidecarData { mut genesis_documents, updates, announcements, proofs, .. } = sidecar;
         let right = genesis_documents
             .iter()
-            .position(|document| hash(document).map(|hash| *hash.as_bytes()) == genesis_hash)
+            .position(|document| hash(document).ok().map(|hash| *hash.as_bytes()) == genesis_hash)
             .unwrap_or_default();
         let genesis = (genesis_hash.is_some() && !genesis_documents.is_empty())
             .then(|| Answer::Data((genesis_documents.swap_remove(right), Source::Sidecar)));
-        let sidecar = |hash, data| (hash, (data, Source::Sidecar));
+        // Only the DID's own entry of an announcement is looked at, so that the rest need not be stored.
+        let announcements = announcements.into_iter().map(|(hash, value)| (hash, Answer::Data(entry(&value, did))));
+        let updates = updates.into_iter().map(|(hash, update)| (hash, Answer::Data(update)));
         Self {
             did: did.clone(),
             genesis,
-            updates: updates
-                .into_iter()
-                .map(|(hash, update)| (hash, (Answer::Data(update), Source::Sidecar)))
-                .collect(),
-            // Only the DID's own entry is looked at, so that the rest need not be stored.
-            announcements: announcements
-                .into_iter()
-                .map(|(hash, value)| sidecar(hash, Answer::Data(entry(&value, did))))
-                .collect(),
+            updates: updates.map(|(hash, answer)| (hash, (answer, Source::Sidecar))).collect(),
+            announcements: announcements.map(|(hash, answer)| (hash, (answer, Source::Sidecar))).collect(),
             proofs,
             verdicts: BTreeMap::new(),
         }
@@ -143,9 +138,11 @@ impl Data {
                         Answer::Data(Entry::NotAnAnnouncement(format!("not JSON: {problem}")))
                     }
                     Opened::Json(value) => match hash(&value) {
-                        Some(found) if found == expected => Answer::Data(entry(&value, &self.did)),
-                        Some(found) => Answer::OtherHash(found),
-                        None => Answer::Data(Entry::NotAnAnnouncement(NO_CANONICAL_FORM.to_owned())),
+                        Ok(found) if found == expected => Answer::Data(entry(&value, &self.did)),
+                        Ok(found) => Answer::OtherHash(found),
+                        Err(error) => Answer::Data(Entry::NotAnAnnouncement(format!(
+                            "JSON without a canonical form: {error}"
+                        ))),
                     },
                 };
                 self.announcements.insert(expected, (answer, source));
@@ -155,9 +152,9 @@ impl Data {
                     Opened::Absent => Answer::Absent,
                     Opened::NotJson(_) => Answer::Data(Err(Arc::new(UpdateError::NotAnObject))),
                     Opened::Json(value) => match read_update(value) {
-                        Some((found, update)) if found == expected => Answer::Data(update),
-                        Some((found, _)) => Answer::OtherHash(found),
-                        None => Answer::Data(Err(Arc::new(UpdateError::NotCanonical(crate::jcs::JcsError::Depth)))),
+                        Ok((found, update)) if found == expected => Answer::Data(update),
+                        Ok((found, _)) => Answer::OtherHash(found),
+                        Err(error) => Answer::Data(Err(Arc::new(UpdateError::NotCanonical(error)))),
                     },
                 };
                 self.updates.insert(expected, (answer, source));
@@ -259,8 +256,6 @@ impl Data {
         })
     }
 }
-
-const NO_CANONICAL_FORM: &str = "JSON without a canonical form";
 
 fn missing(signal: Arc<BeaconSignal>, data: MissingData) -> ResolutionError {
     ResolutionError::Missing(Missing { signal, data })

@@ -104,7 +104,7 @@ pub enum Event {
     },
     /// A beacon was left out, for its `serviceEndpoint` is no address of the DID's network.
     Unusable {
-        /// The round of discovery, 1 the first.
+        /// The round of discovery whose updates made the document that lists it; 0 for the first document.
         round: u32,
         /// The service.
         beacon: UnusableBeacon,

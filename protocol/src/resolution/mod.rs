@@ -29,8 +29,7 @@
 //!     resolution::{Content, Need, Next, ResolutionError, ResolutionOptions, Resolver, SidecarData},
 //! };
 //!
-//! let did = Did::parse("did:btcr2:k1qgp6haekv3p59ctj67p43wsf00q6x3v2vmmvl25rcyaajm2rwdjcesszj7f4j");
-//! let did = did.map_err(ResolutionError::from)?;
+//! let did = Did::parse("did:btcr2:k1qgph7nrekhzerkmsktp8l7rdtpxh2mw45xp6e90sjvxszpz6au0grssegjx6z").map_err(ResolutionError::from)?;
 //! let mut resolver = Resolver::new(did, ResolutionOptions::default(), SidecarData::default());
 //! let resolution = loop {
 //!     match resolver.next() {
@@ -42,7 +41,7 @@
 //!                     Need::Signals { beacon, .. } => resolver.provide_signals(&beacon.address, Vec::new(), "no chain")?,
 //!                     // And here a content store.
 //!                     Need::Content { hash, .. } => resolver.provide_content(&hash, Content::Absent, "no store")?,
-//!                     need => panic!("{need:?}"),
+//!                     need => resolver.give_up(&format!("nobody here knows of {need:?}")),
 //!                 }
 //!             }
 //!         }

@@ -49,9 +49,9 @@ enum Stage {
     /// The first document.
     Genesis,
     /// The signals of new addresses, in the order of the document.
-    Signals(State, Vec<Scan>),
+    Signals(Box<State>, Vec<Scan>),
     /// What these signals say.
-    Data(State, Vec<Arc<BeaconSignal>>),
+    Data(Box<State>, Vec<Arc<BeaconSignal>>),
     Done(Resolution),
 }
 
@@ -232,20 +232,19 @@ impl Resolver {
         let mut document = document.map_err(|error| ResolutionError::Genesis(Arc::new(error)))?;
         jcs::unify_numbers(&mut document);
         self.history.push(Event::InitialDocument { source });
-        let mut state = State::new(&self.did, document);
+        let mut state = Box::new(State::new(&self.did, document));
         #[cfg(feature = "sim")]
         {
             state.leaves_invocation_target_aside = self.leaves_invocation_target_aside;
         }
+        self.report_unusable(&mut state);
         self.scan(state)
     }
 
     /// Asks for the signals of new addresses, if there are any (rule R-3).
-    fn scan(&mut self, mut state: State) -> Progress {
+    fn scan(&mut self, mut state: Box<State>) -> Progress {
         let beacons = state.take_unscanned();
         let round = self.round.saturating_add(1);
-        let unusable = state.take_unusable().into_iter().map(|beacon| Event::Unusable { round, beacon });
-        self.history.extend(unusable);
         if beacons.is_empty() {
             return self.run(state);
         }
@@ -263,7 +262,7 @@ impl Resolver {
     }
 
     /// Which signals count (rules ).
-    fn take_signals(&mut self, state: State, scans: Vec<Scan>) -> Progress {
+    fn take_signals(&mut self, state: Box<State>, scans: Vec<Scan>) -> Progress {
         let (mut counted, mut first_error) = (Vec::new(), None);
         for Scan { beacon, answer } in scans {
             // Every scan was a need, and none is left.
@@ -281,7 +280,9 @@ impl Resolver {
                 match Block::of(&signal) {
                     Some(block) if block.height < state.height() => ignored.push(ignore(Ignored::BelowHeight)),
                     Some(block) => counted.push(Arc::new(BeaconSignal { beacon, txid, bytes, block })),
-                    None => drop(first_error.get_or_insert(ResolutionError::BlockUnknown { txid, beacon })),
+                    None => {
+                        first_error.get_or_insert(ResolutionError::BlockUnknown { txid, beacon });
+                    }
                 }
             }
             let signals = counted.len() - before;
@@ -294,7 +295,7 @@ impl Resolver {
     }
 
     /// What the signals say. All are read, also behind one that fails: whoever has to find what is missing finds all of it.
-    fn read(&mut self, mut state: State, signals: Vec<Arc<BeaconSignal>>) -> Progress {
+    fn read(&mut self, mut state: Box<State>, signals: Vec<Arc<BeaconSignal>>) -> Progress {
         let mut readings = Vec::with_capacity(signals.len());
         for signal in &signals {
             match self.data.read(signal) {
@@ -312,7 +313,9 @@ impl Resolver {
             match said {
                 Ok(Some(announced)) => state.push(signal, announced),
                 Ok(None) => {}
-                Err(error) => drop(first_error.get_or_insert(error)),
+                Err(error) => {
+                    first_error.get_or_insert(error);
+                }
             }
         }
         match first_error {
@@ -321,11 +324,18 @@ impl Resolver {
         }
     }
 
-    fn run(&mut self, mut state: State) -> Progress {
-        match state.run(&self.options.version, &mut self.history)? {
+    fn run(&mut self, mut state: Box<State>) -> Progress {
+        let pause = state.run(&self.options.version, &mut self.history);
+        self.report_unusable(&mut state);
+        match pause? {
             Pause::Scan => self.scan(state),
             Pause::End(resolved) => Ok(Progressed::End(resolved)),
         }
+    }
+
+    fn report_unusable(&mut self, state: &mut State) {
+        let round = self.round;
+        self.history.extend(state.take_unusable().into_iter().map(|beacon| Event::Unusable { round, beacon }));
     }
 
     fn need(&mut self, need: Need) {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     hash::{DocumentHash, SmtHash},
-    jcs,
+    jcs::{self, JcsError},
     sidecar::MemberRecord,
     update::{SignedUpdate, UpdateError},
 };
@@ -125,14 +125,18 @@ impl SidecarData {
         let (updates, announcements, proofs) = (list("updates")?, list("casUpdates")?, list("smtProofs")?);
         for value in updates {
             match read_update(value) {
-                Some((hash, update)) => drop(self.updates.entry(hash).or_insert(update)),
-                None => self.left_out += 1,
+                Ok((hash, update)) => {
+                    self.updates.entry(hash).or_insert(update);
+                }
+                Err(_) => self.left_out += 1,
             }
         }
         for announcement in announcements {
             match hash(&announcement) {
-                Some(hash) => drop(self.announcements.entry(hash).or_insert(announcement)),
-                None => self.left_out += 1,
+                Ok(hash) => {
+                    self.announcements.entry(hash).or_insert(announcement);
+                }
+                Err(_) => self.left_out += 1,
             }
         }
         for proof in proofs {
@@ -160,15 +164,15 @@ impl SidecarData {
     }
 }
 
-/// The JSON Document Hash of what can be looked up by it.
-pub(super) fn hash(value: &Value) -> Option<DocumentHash> {
-    jcs::check(value, MAX_DEPTH).ok()?;
-    jcs::document_hash(value).ok()
+/// The JSON Document Hash, of what can be looked up by it.
+pub(super) fn hash(value: &Value) -> Result<DocumentHash, JcsError> {
+    jcs::check(value, MAX_DEPTH)?;
+    jcs::document_hash(value)
 }
 
 /// An update by its hash (rule U-18).
-pub(super) fn read_update(mut value: Value) -> Option<(DocumentHash, GivenUpdate)> {
+pub(super) fn read_update(mut value: Value) -> Result<(DocumentHash, GivenUpdate), JcsError> {
     let hash = hash(&value)?;
     jcs::unify_numbers(&mut value);
-    Some((hash, SignedUpdate::from_value(value).map_err(Arc::new)))
+    Ok((hash, SignedUpdate::from_value(value).map_err(Arc::new)))
 }

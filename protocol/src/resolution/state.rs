@@ -52,6 +52,7 @@ pub(super) struct State {
     scanned: BTreeSet<Address>,
     unscanned: Vec<Beacon>,
     unusable: Vec<UnusableBeacon>,
+    /// Those that were in `unusable` once: most documents list what the one before them lists.
     reported: BTreeSet<UnusableBeacon>,
     /// Whether an update needs no `invocationTarget`: for data that was recorded before rule U-4.
     #[cfg(feature = "sim")]
@@ -102,11 +103,9 @@ impl State {
         std::mem::take(&mut self.unscanned)
     }
 
-    /// Beacons that cannot be scanned, each once.
+    /// Beacons that cannot be scanned and were not taken before.
     pub(super) fn take_unusable(&mut self) -> Vec<UnusableBeacon> {
-        let mut unusable = std::mem::take(&mut self.unusable);
-        unusable.retain(|beacon| self.reported.insert(beacon.clone()));
-        unusable
+        std::mem::take(&mut self.unusable)
     }
 
     pub(super) fn push(&mut self, signal: Arc<BeaconSignal>, announced: Announced) {
@@ -199,7 +198,11 @@ impl State {
                         self.unscanned.push(beacon);
                     }
                 }
-                Err(unusable) => self.unusable.push(unusable),
+                Err(unusable) => {
+                    if self.reported.insert(unusable.clone()) {
+                        self.unusable.push(unusable);
+                    }
+                }
             }
         }
     }

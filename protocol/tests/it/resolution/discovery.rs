@@ -158,6 +158,15 @@ fn a_service_without_an_address_of_the_network_is_left_out() {
     assert!(resolution.outcome.is_ok());
     let unusable = resolution.history.iter().filter(|event| matches!(event, Event::Unusable { .. })).count();
     assert_eq!((unusable, scanned(&resolution).len()), (endpoints.len(), 0));
+    // Each once, also one that the last update adds.
+    let (mut world, mut author) = (World::new(), Author::key(1));
+    let service = json!({ "id": "#x", "type": "SMTBeacon", "serviceEndpoint": "bitcoin:nowhere" });
+    let two = author.update(json!([{ "op": "add", "path": "/service/-", "value": service }]));
+    let three = author.note("three");
+    world.singleton(&author.beacon(), &two, 100);
+    world.singleton(&author.beacon(), &three, 101);
+    let history = world.resolve(&author, &json!({})).history;
+    assert_eq!(history.iter().filter(|event| matches!(event, Event::Unusable { .. })).count(), 1);
 }
 
 #[test]

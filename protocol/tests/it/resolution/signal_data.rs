@@ -82,6 +82,20 @@ fn an_announcement_that_nobody_has_is_missing() {
 }
 
 #[test]
+fn an_announcement_of_another_hash_that_is_given_is_wrong() {
+    let (mut world, mut author) = cas_world();
+    let two = author.note("two");
+    let announcement = world.cas(&address(9), &[(&author.did, Some(&two))], 100);
+    world.announcements.clear();
+    let hash = jcs::document_hash(&announcement).unwrap();
+    world.store.insert(hash, Content::Json(json!({})));
+    let error = world.fails(&author, ErrorCode::InvalidSignalData, None);
+    assert!(error.to_string().contains(&hash.to_string()), "{error}");
+    world.store.insert(hash, Content::Json(announcement));
+    world.resolves(&author, 2);
+}
+
+#[test]
 fn what_is_no_announcement_is_malformed() {
     let (mut world, author) = cas_world();
     announcement(&mut world, json!([author.did.as_str()]));

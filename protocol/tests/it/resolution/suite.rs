@@ -112,7 +112,9 @@ fn drive(mut resolver: Resolver, mut chain: Chain) -> Resolution {
                     let signals = chain.remove(&beacon.address.to_string()).unwrap_or_default();
                     resolver.provide_signals(&beacon.address, signals, "recorded").unwrap();
                 }
-                Need::Content { hash, .. } => drop(resolver.provide_content(&hash, Content::Absent, "nowhere")),
+                Need::Content { hash, .. } => {
+                    let _ = resolver.provide_content(&hash, Content::Absent, "nowhere");
+                }
                 need => panic!("{need:?}"),
             }
         }

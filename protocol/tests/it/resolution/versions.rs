@@ -50,12 +50,12 @@ fn updates_apply_by_version_then_height() {
     // version 3 is mined first, and at another beacon.
     let (mut world, mut author) = (World::new(), Author::with_beacon(1, BeaconKind::Singleton, &address(9)));
     let (two, three) = (author.note("two"), author.note("three"));
-    world.singleton(&author.beacon(), &three, 100);
-    world.singleton(&address(9), &two, 200);
+    world.singleton(&address(9), &three, 100);
+    world.singleton(&author.beacon(), &two, 200);
     let resolved = world.resolves(&author, 3);
     assert_eq!(resolved.metadata.confirmations, 901, "those of version 3's own block");
-    // Of two announcements the lower block's counts.
-    world.announce(&author.beacon(), &two, 150);
+    // Of two announcements the lower block's counts, though its address is scanned later.
+    world.announce(&address(9), &two, 150);
     let resolved = world.resolves_with(&author, &json!({ "versionId": "2" }), 2);
     assert_eq!(resolved.metadata.confirmations, 851);
 }

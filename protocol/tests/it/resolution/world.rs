@@ -301,7 +301,9 @@ impl World {
                 resolver.provide_signals(&beacon.address, self.signals(&beacon.address), CHAIN).unwrap();
             }
             // Two kinds of one hash are answered together.
-            Need::Content { hash, .. } => drop(resolver.provide_content(hash, self.content(hash), STORE)),
+            Need::Content { hash, .. } => {
+                let _ = resolver.provide_content(hash, self.content(hash), STORE);
+            }
             need => panic!("{need:?}"),
         }
     }

@@ -84,7 +84,7 @@ pub(super) struct Data {
     genesis: Option<Answer<(Value, Source)>>,
     updates: BTreeMap<DocumentHash, (Answer<GivenUpdate>, Source)>,
     announcements: BTreeMap<DocumentHash, (Answer<Entry>, Source)>,
-    proofs: BTreeMap<SmtHash, Vec<Value>>,
+    proofs: BTreeMap<SmtHash, BTreeMap<DocumentHash, Value>>,
     /// What the proofs of a root say, once one was looked at: the update, or none.
     verdicts: BTreeMap<SmtHash, Result<Option<DocumentHash>, ProofFault>>,
 }
@@ -222,9 +222,9 @@ impl Data {
         *source = Some(Source::Sidecar);
         let verdict = self.verdicts.entry(root).or_insert_with(|| {
             let index = smt_index(&self.did);
-            let mut verdicts = proofs.iter().map(|proof| verify(proof, &index));
+            let mut verdicts = proofs.values().map(|proof| verify(proof, &index));
             let first = verdicts.next().unwrap_or_else(|| Err(ProofFault::Malformed(String::new())));
-            // A damaged copy does not hide the proof.
+            // Another member's proof, or a damaged copy, does not hide the DID's own.
             if first.is_err() { verdicts.find(Result::is_ok).unwrap_or(first) } else { first }
         });
         verdict.clone().map_err(|reason| ResolutionError::SmtProof { signal: signal.clone(), reason })

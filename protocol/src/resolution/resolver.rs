@@ -1,6 +1,6 @@
 //! The machine: what it needs next, and what becomes of the answers.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use bitcoin::Address;
 
@@ -69,6 +69,12 @@ enum Progressed {
     End(Resolved),
 }
 
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resolver").field("did", &self.did).field("next", &self.next()).finish_non_exhaustive()
+    }
+}
+
 impl Resolver {
     /// Begins to resolve `did`. Nothing of the Sidecar Data is judged that nothing refers to (rule R-15).
     pub fn new(did: Did, options: ResolutionOptions, sidecar: SidecarData) -> Self {
@@ -117,8 +123,8 @@ impl Resolver {
         }
     }
 
-    /// Answers [`Need::Signals`]: all signals of `address`, confirmed or not, in the order of the chain. `source` names the chain's
-    /// source in the history.
+    /// Answers [`Need::Signals`]: all signals of `address`, confirmed or not. They are sorted by height; those of one block are to be
+    /// given in its order. `source` names the chain's source in the history.
     ///
     /// # Errors
     /// [`NotNeeded`].

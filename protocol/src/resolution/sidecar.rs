@@ -12,9 +12,6 @@ use crate::{
     update::{SignedUpdate, UpdateError},
 };
 
-/// The most different proofs of one root that are kept. There is one; a second can only be a damaged copy of it.
-const MAX_PROOFS_OF_ROOT: usize = 8;
-
 /// The deepest nesting of what is looked up: what the JSON parser admits. A value that a caller has composed could nest deeper.
 const MAX_DEPTH: usize = jcs::MAX_DEPTH - 1;
 
@@ -46,8 +43,9 @@ pub struct SidecarData {
     pub(super) genesis_documents: Vec<Value>,
     pub(super) updates: BTreeMap<DocumentHash, GivenUpdate>,
     pub(super) announcements: BTreeMap<DocumentHash, Value>,
-    /// By `id`. A proof is read when a signal refers to it: a malformed one that nothing needs is no fault.
-    pub(super) proofs: BTreeMap<SmtHash, Vec<Value>>,
+    /// By `id`, then by hash: a file may have the proofs of all members of a cohort. A proof is read when a signal refers to it, so
+    /// that a malformed one that nothing needs is no fault.
+    pub(super) proofs: BTreeMap<SmtHash, BTreeMap<DocumentHash, Value>>,
     left_out: usize,
 }
 
@@ -100,9 +98,7 @@ impl SidecarData {
             self.announcements.entry(hash).or_insert(announcement);
         }
         for (id, proofs) in other.proofs {
-            for proof in proofs {
-                self.add_proof(id, proof);
-            }
+            self.proofs.entry(id).or_default().extend(proofs);
         }
         self.left_out += other.left_out;
     }
@@ -140,8 +136,11 @@ impl SidecarData {
             }
         }
         for proof in proofs {
-            match proof.get("id").and_then(Value::as_str).and_then(|id| id.parse().ok()) {
-                Some(id) => self.add_proof(id, proof),
+            let id = proof.get("id").and_then(Value::as_str).and_then(|id| id.parse().ok());
+            match id.zip(hash(&proof).ok()) {
+                Some((id, hash)) => {
+                    self.proofs.entry(id).or_default().insert(hash, proof);
+                }
                 None => self.left_out += 1,
             }
         }
@@ -151,15 +150,6 @@ impl SidecarData {
     fn add_genesis_document(&mut self, document: Value) {
         if !self.genesis_documents.contains(&document) {
             self.genesis_documents.push(document);
-        }
-    }
-
-    fn add_proof(&mut self, id: SmtHash, proof: Value) {
-        let proofs = self.proofs.entry(id).or_default();
-        if proofs.len() >= MAX_PROOFS_OF_ROOT {
-            self.left_out += 1;
-        } else if !proofs.contains(&proof) {
-            proofs.push(proof);
         }
     }
 }

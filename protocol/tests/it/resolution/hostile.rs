@@ -102,18 +102,26 @@ fn thousands_of_signals_are_read_once_each() {
 }
 
 #[test]
-fn copies_of_a_proof_are_bounded() {
+fn proofs_of_other_members_do_not_hide_ones_own() {
+    // one file for a whole cohort, with damaged copies beside.
     let (mut world, mut author) = (World::new(), Author::with_beacon(1, BeaconKind::Smt, &address(9)));
     let two = author.note("two");
-    world.smt(&address(9), &[(&author.did, Some(&two))], 100);
-    let proof = world.proofs[&author.did][0].clone();
-    let copies = (0..100).map(|number| {
-        let mut copy = proof.clone();
+    let others: Vec<Author> = (2..60).map(Author::key).collect();
+    let mut members: Vec<_> = others.iter().map(|other| (&other.did, None)).collect();
+    members.push((&author.did, Some(&two)));
+    world.smt(&address(9), &members, 100);
+    let mut all: Vec<Value> = world.proofs.values().flatten().cloned().collect();
+    let damaged = |number| {
+        let mut copy = world.proofs[&author.did][0].clone();
         copy["hashes"] = json!([number]);
         copy
-    });
-    world.proofs.insert(author.did.clone(), copies.collect());
-    assert_eq!(SidecarData::from_value(world.sidecar(&author)).unwrap().left_out(), 92);
+    };
+    all.extend((0..100).map(damaged));
+    world.proofs.insert(author.did.clone(), all.clone());
+    world.resolves(&author, 2);
+    let own = json!(two.hash());
+    all.retain(|proof| proof["updateId"] != own);
+    world.proofs.insert(author.did.clone(), all);
     world.fails(&author, ErrorCode::InvalidSignalData, FailureRule::SmtProofNotVerified);
 }
 

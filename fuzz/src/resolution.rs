@@ -49,7 +49,8 @@ fn signed() -> &'static Signed {
             });
             genesis["service"].as_array_mut().expect("a list").push(service);
         }
-        let controller = Identity::from_genesis(key, genesis.clone(), Network::Regtest).expect("a genesis document");
+        let controller =
+            Identity::from_genesis(key, genesis.clone(), Network::Regtest).expect("a genesis document");
         let did = controller.did().clone();
         let mut documents = vec![controller.initial_document().expect("it has one")];
         let mut updates = Vec::new();
@@ -58,7 +59,8 @@ fn signed() -> &'static Signed {
             let source = documents.last().expect("the first one is there");
             let unsigned = build_update(source, version, patch).expect("it applies");
             let method = controller.verification_method();
-            let update = sign_update(&unsigned, &did, method, controller.secret_key(), &mut rng()).expect("canonical");
+            let update =
+                sign_update(&unsigned, &did, method, controller.secret_key(), &mut rng()).expect("canonical");
             documents.push(unsigned.target_document().clone());
             updates.push(update);
         }
@@ -81,8 +83,8 @@ fn signed() -> &'static Signed {
     })
 }
 
-/// A resolution ends, and in the same way whatever comes first and whether the Sidecar Data or a store has it; no document comes of
-/// it but those of updates that the controller signed.
+/// A resolution ends, and in the same way whatever comes first and whether the Sidecar Data or a store has it; no
+/// document comes of it but those of updates that the controller signed.
 pub fn check(data: &[u8]) {
     let signed = signed();
     let text = match data.split_first() {
@@ -169,11 +171,12 @@ fn content(signed: &Signed, value: &Value, hash: &DocumentHash) -> Content {
         return Content::Json(signed.genesis.clone());
     }
     let entries = value.get("content").and_then(Value::as_array).into_iter().flatten();
-    entries.clone().find(|entry| jcs::document_hash(entry).is_ok_and(|found| found == *hash)).or(entries.clone().next()).map_or(
-        Content::Absent,
-        |entry| match entry {
+    entries
+        .clone()
+        .find(|entry| jcs::document_hash(entry).is_ok_and(|found| found == *hash))
+        .or(entries.clone().next())
+        .map_or(Content::Absent, |entry| match entry {
             Value::String(text) => Content::Bytes(text.clone().into_bytes()),
             entry => Content::Json(entry.clone()),
-        },
-    )
+        })
 }

@@ -94,9 +94,9 @@ pub fn check(value: &Value, levels_left: usize) -> Result<(), JcsError> {
     }
 }
 
-/// Writes every number of `value` as one JSON number is written whatever its spelling was: `2.0` and `2e0` as `2`, and what is beyond
-/// 2^53 as a double. The canonical form stays the same, and values that have the same one are equal afterwards: a patch's `test`
-/// compares numbers and not their spelling (RFC 6902, 4.6). `value` has to have a canonical form.
+/// Gives every number of `value` one representation, whatever its spelling was: `2.0` and `2e0` become `2`, and what is
+/// beyond 2^53 a double. The canonical form stays the same, and values that have the same one are equal afterwards: a
+/// patch's `test` compares numbers and not their spelling (RFC 6902, 4.6). `value` has to have a canonical form.
 pub(crate) fn unify_numbers(value: &mut Value) {
     match value {
         Value::Number(number) => {

@@ -31,8 +31,8 @@
 //!
 //! Every role is a [`machine::Machine`]: `decide`, `apply`, `effects`. Identifiers and documents are in [`did`],
 //! [`document`], [`update`]; the wire format in [`message`]; what carries a
-//! message over HTTP in [`envelope`] and [`request_auth`], and over Nostr in [`nostr`] (codecs, no sockets); what a round leaves behind in [`sidecar`] and [`transcript`];
-//! what becomes of it, a document at a version, in [`resolution`].
+//! message over HTTP in [`envelope`] and [`request_auth`], and over Nostr in [`nostr`] (codecs, no sockets); what a round
+//! leaves behind in [`sidecar`] and [`transcript`]; what becomes of it, a document at a version, in [`resolution`].
 //! The actors that carry these machines through a runtime are the crate `btcr2-aggregation-actors`.
 
 pub mod beacon;

@@ -1,5 +1,5 @@
-//! From signals to updates (rule C4, step 3b): what each signal says about the DID, from the tables of the Sidecar Data and what the
-//! caller has supplied.
+//! From signals to updates (rule C4, step 3b): what each signal says about the DID, from the tables of the Sidecar
+//! Data and what the caller has supplied.
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -15,7 +15,8 @@ use crate::{
     update::UpdateError,
 };
 
-/// Why a resolution fails. The text says where, what was found and what was expected; [`code`](Self::code) is what a resolver returns.
+/// Why a resolution fails. The text says where, what was found and what was expected; [`code`](Self::code) is what a
+/// resolver returns.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResolutionError {
@@ -246,7 +247,8 @@ impl ResolutionError {
     }
 }
 
-/// Rule I-2: what is not the document that the identifier commits to makes the identifier invalid; else it is the document that is.
+/// Rule I-2: what is not the document that the identifier commits to makes the identifier invalid; else it is the
+/// document that is.
 fn genesis_code(error: &DocumentError) -> ErrorCode {
     match error {
         DocumentError::GenesisHash | DocumentError::NotCanonical(_) => ErrorCode::InvalidDid,

@@ -66,7 +66,8 @@ named! {
 }
 
 impl ErrorCode {
-    /// The code of DID Resolution that this one refines, whose HTTP status a resolver sends for it; itself where it is one of them.
+    /// The code of DID Resolution that this one refines, whose HTTP status a resolver sends for it; itself where it is
+    /// one of them.
     pub const fn refines(self) -> Self {
         match self {
             Self::InvalidDidUpdate | Self::LatePublishing => Self::InvalidDidDocument,
@@ -76,8 +77,8 @@ impl ErrorCode {
         }
     }
 
-    /// The code as the URL that identifies it in problem details (RFC 9457): DID Resolution v1, "Errors", has its own codes under
-    /// `https://www.w3.org/ns/did#`; the method's are in its context.
+    /// The code as the URL that identifies it in problem details (RFC 9457): DID Resolution v1, "Errors", has its own
+    /// codes under `https://www.w3.org/ns/did#`; the method's are in its context.
     pub fn url(self) -> String {
         let vocabulary =
             if self.refines() == self { "https://www.w3.org/ns/did" } else { "https://btcr2.dev/context/v1" };

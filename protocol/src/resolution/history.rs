@@ -1,4 +1,5 @@
-//! What happened in a resolution, in its order: for people who want to know why, and for programs that look for what is missing.
+//! What happened in a resolution, in its order: for people who want to know why, and for programs that look for what
+//! is missing.
 
 use std::{fmt, sync::Arc};
 

@@ -1,9 +1,9 @@
-//! Resolving a did:btcr2 identifier, sans-I/O (did:btcr2, "Resolve"; rules R-1 to R-16 and C1 to C8 of the specification's edition of
-//! October 2026).
+//! Resolving a did:btcr2 identifier, sans-I/O (did:btcr2, "Resolve"; rules R-1 to R-16 and C1 to C8 of the
+//! specification's edition of October 2026).
 //!
-//! A [`Resolver`] says what it [needs](Next::Needs), and is given it: the signals of beacon addresses, and documents by their hash.
-//! Where they come from is the caller's. The order of the answers makes no difference: they are judged when all that was asked for is
-//! there, in the order of the rules.
+//! A [`Resolver`] says what it [needs](Next::Needs), and is given it: the signals of beacon addresses, and documents
+//! by their hash. Where they come from is the caller's. The order of the answers makes no difference: they are judged
+//! when all that was asked for is there, in the order of the rules.
 //!
 //! ```text
 //!  identifier ── genesis document ──▶ initial document ─┐                      state, data

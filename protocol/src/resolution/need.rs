@@ -21,8 +21,8 @@ pub enum Need {
         beacon: Arc<Beacon>,
     },
     /// JSON by its hash, which the Sidecar Data do not have: for
-    /// [`Resolver::provide_content`](super::Resolver::provide_content). A content store has it under the CID of version 1, codec
-    /// raw and sha2-256 (rule C-5).
+    /// [`Resolver::provide_content`](super::Resolver::provide_content). A content store has it under the CID of
+    /// version 1, codec raw and sha2-256 (rule C-5).
     Content {
         /// What it has to be.
         kind: ContentKind,
@@ -82,11 +82,11 @@ impl fmt::Display for ContentKind {
 /// An answer to [`Need::Content`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content {
-    /// Bytes from somewhere that is asked by hash. They are hashed here before anything else; bytes of another hash are
-    /// [`Absent`](Self::Absent) (rule C-5).
+    /// Bytes from somewhere that is asked by hash. They are hashed here before anything else; bytes of another hash
+    /// are [`Absent`](Self::Absent) (rule C-5).
     Bytes(Vec<u8>),
-    /// JSON that somebody gave as the thing itself. Another hash is then a fault: `INVALID_SIGNAL_DATA`, or `INVALID_DID` for a
-    /// genesis document (rules C-6 and I-2).
+    /// JSON that somebody gave as the thing itself. Another hash is then a fault: `INVALID_SIGNAL_DATA`, or
+    /// `INVALID_DID` for a genesis document (rules C-6 and I-2).
     Json(Value),
     /// Nobody has it.
     Absent,

@@ -75,8 +75,8 @@ impl Default for ResolutionOptions {
 }
 
 impl ResolutionOptions {
-    /// Asks for version `text`, an integer in ASCII. One that no document has, `"0"` or a negative one, is no error here: the
-    /// resolution ends in `NOT_FOUND`.
+    /// Asks for version `text`, an integer in ASCII. One that no document has, `"0"` or a negative one, is no error
+    /// here: the resolution ends in `NOT_FOUND`.
     ///
     /// # Errors
     /// `INVALID_OPTIONS`: not an integer, or `versionTime` is given already (rule R-12).
@@ -129,8 +129,8 @@ impl ResolutionOptions {
         Ok(self)
     }
 
-    /// Reads the JSON form: `versionId` and `versionTime` (text), `minConf` and `maxDiscoveryRounds` (integers). Other members are
-    /// not looked at; `sidecar` is [`SidecarData`](super::SidecarData)'s.
+    /// Reads the JSON form: `versionId` and `versionTime` (text), `minConf` and `maxDiscoveryRounds` (integers). Other
+    /// members are not looked at; `sidecar` is [`SidecarData`](super::SidecarData)'s.
     ///
     /// # Errors
     /// `INVALID_OPTIONS`, with what was found and what was expected.
@@ -176,7 +176,8 @@ impl ResolutionOptions {
 }
 
 impl Version {
-    /// Whether the version in force at `mediantime` is after the one that is asked for. Equal counts as before (rule R-10).
+    /// Whether the version in force at `mediantime` is after the one that is asked for. Equal counts as before (rule
+    ///
     pub(super) fn is_before(&self, mediantime: u32) -> bool {
         matches!(self, Self::Time(time) if instant(mediantime) > *time)
     }

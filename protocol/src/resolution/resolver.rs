@@ -102,8 +102,8 @@ impl Resolver {
         &self.did
     }
 
-    /// What the resolver needs, or the outcome. It goes on when everything that it needs is there: from the same answers
-    /// follows the same resolution, in whatever order they come.
+    /// What the resolver needs, or the outcome. It goes on when everything that it needs is there: from the same
+    /// answers follows the same resolution, in whatever order they come.
     pub fn next(&self) -> Next<'_> {
         match &self.stage {
             Stage::Done(resolution) => Next::Done(resolution),
@@ -123,8 +123,8 @@ impl Resolver {
         }
     }
 
-    /// Answers [`Need::Signals`]: all signals of `address`, confirmed or not. They are sorted by height; those of one block are to be
-    /// given in its order. `source` names the chain's source in the history.
+    /// Answers [`Need::Signals`]: all signals of `address`, confirmed or not. They are sorted by height; those of one
+    /// block are to be given in its order. `source` names the chain's source in the history.
     ///
     /// # Errors
     /// [`NotNeeded`].
@@ -166,16 +166,16 @@ impl Resolver {
         Ok(())
     }
 
-    /// Ends the resolution with `INTERNAL_ERROR`: the chain or a content store cannot be read to the end. `problem` says why, in a
-    /// sentence. A finished resolution stays as it is.
+    /// Ends the resolution with `INTERNAL_ERROR`: the chain or a content store cannot be read to the end. `problem`
+    /// says why, in a sentence. A finished resolution stays as it is.
     pub fn give_up(&mut self, problem: &str) {
         if !matches!(self.stage, Stage::Done(_)) {
             self.finish(Err(ResolutionError::Discovery(problem.to_owned())));
         }
     }
 
-    /// Does not ask for an `invocationTarget` (rule U-4), and for nothing less else: public test cases were recorded before that
-    /// rule. To be called before anything is provided. For tests.
+    /// Does not ask for an `invocationTarget` (rule U-4), and for nothing less else: public test cases were recorded
+    /// before that rule. To be called before anything is provided. For tests.
     #[doc(hidden)]
     #[cfg(feature = "sim")]
     #[must_use]
@@ -300,7 +300,8 @@ impl Resolver {
         }
     }
 
-    /// What the signals say. All are read, also behind one that fails: whoever has to find what is missing finds all of it.
+    /// What the signals say. All are read, also behind one that fails: whoever has to find what is missing finds all
+    /// of it.
     fn read(&mut self, mut state: Box<State>, signals: Vec<Arc<BeaconSignal>>) -> Progress {
         let mut readings = Vec::with_capacity(signals.len());
         for signal in &signals {

@@ -33,8 +33,8 @@ impl Resolution {
         ResolutionResult { outcome: self.outcome.as_ref() }
     }
 
-    /// All that is missing for the signals that were found, in their order. The first is the error; what a later round would
-    /// need is not known before this is there.
+    /// All that is missing for the signals that were found, in their order. The first is the error; what a later round
+    /// would need is not known before this is there.
     pub fn missing(&self) -> impl Iterator<Item = Missing> + '_ {
         self.history.iter().filter_map(Event::missing)
     }
@@ -75,15 +75,16 @@ fn date<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok,
     time.and_then(Timestamp::to_date).serialize(serializer)
 }
 
-/// A result in the form of DID Resolution v1 (rule C5): `didResolutionMetadata`, `didDocument`, `didDocumentMetadata`. On failure
-/// the error is an object of problem details (RFC 9457), the document null and its metadata empty.
+/// A result in the form of DID Resolution v1 (rule C5): `didResolutionMetadata`, `didDocument`, `didDocumentMetadata`.
+/// On failure the error is an object of problem details (RFC 9457), the document null and its metadata empty.
 #[derive(Clone, Copy, Debug)]
 pub struct ResolutionResult<'a> {
     outcome: Result<&'a Resolved, &'a ResolutionError>,
 }
 
 impl<'a> ResolutionResult<'a> {
-    /// The result of what failed before there was a [`Resolver`](super::Resolver): an identifier or options that are none.
+    /// The result of what failed before there was a [`Resolver`](super::Resolver): an identifier or options that are
+    /// none.
     pub const fn failed(error: &'a ResolutionError) -> Self {
         Self { outcome: Err(error) }
     }

@@ -1,5 +1,5 @@
-//! Sidecar Data (rule C1): what a controller gives a resolver beside the chain. Read once; what cannot be looked up is left out,
-//! and what nothing refers to has no effect (rule R-15).
+//! Sidecar Data (rule C1): what a controller gives a resolver beside the chain. Read once; what cannot be looked up is
+//! left out, and what nothing refers to has no effect (rule R-15).
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -12,7 +12,8 @@ use crate::{
     update::{SignedUpdate, UpdateError},
 };
 
-/// The deepest nesting of what is looked up: what the JSON parser admits. A value that a caller has composed could nest deeper.
+/// The deepest nesting of what is looked up: what the JSON parser admits. A value that a caller has composed could
+/// nest deeper.
 const MAX_DEPTH: usize = jcs::MAX_DEPTH - 1;
 
 /// Why something is no Sidecar Data.
@@ -33,8 +34,8 @@ pub enum SidecarError {
 /// An update as it was given: an object with a canonical form, or why it cannot be an update.
 pub(super) type GivenUpdate = Result<SignedUpdate, Arc<UpdateError>>;
 
-/// Sidecar Data, of one file or of several ([`merge`](Self::merge)): each of a member's records holds one round, and a resolver
-/// needs all of them.
+/// Sidecar Data, of one file or of several ([`merge`](Self::merge)): each of a member's records holds one round, and a
+/// resolver needs all of them.
 ///
 /// Other members than `genesisDocument`, `updates`, `casUpdates` and `smtProofs` are not looked at.
 #[derive(Clone, Debug, Default)]
@@ -43,15 +44,15 @@ pub struct SidecarData {
     pub(super) genesis_documents: Vec<Value>,
     pub(super) updates: BTreeMap<DocumentHash, GivenUpdate>,
     pub(super) announcements: BTreeMap<DocumentHash, Value>,
-    /// By `id`, then by hash: a file may have the proofs of all members of a cohort. A proof is read when a signal refers to it, so
-    /// that a malformed one that nothing needs is no fault.
+    /// By `id`, then by hash: a file may have the proofs of all members of a cohort. A proof is read when a signal
+    /// refers to it, so that a malformed one that nothing needs is no fault.
     pub(super) proofs: BTreeMap<SmtHash, BTreeMap<DocumentHash, Value>>,
     left_out: usize,
 }
 
 impl SidecarData {
-    /// Reads JSON text in UTF-8, with or without a byte order mark. The file that `join` writes for a member, which has Sidecar Data
-    /// in its `sidecar`, is read too.
+    /// Reads JSON text in UTF-8, with or without a byte order mark. The file that `join` writes for a member, which
+    /// has Sidecar Data in its `sidecar`, is read too.
     ///
     /// # Errors
     /// [`SidecarError`]. An entry that cannot be looked up is no error: see [`left_out`](Self::left_out).
@@ -103,8 +104,8 @@ impl SidecarData {
         self.left_out += other.left_out;
     }
 
-    /// How many entries cannot be looked up: no canonical form and so no hash, or, of a proof, an `id` that is not base64url of 32
-    /// bytes. They are as if they were not there (rules C4 and M-10).
+    /// How many entries cannot be looked up: no canonical form and so no hash, or, of a proof, an `id` that is not
+    /// base64url of 32 bytes. They are as if they were not there (rules C4 and M-10).
     pub const fn left_out(&self) -> usize {
         self.left_out
     }

@@ -95,7 +95,8 @@ pub struct UnusableBeacon {
     pub endpoint: String,
 }
 
-/// The beacons of `document`, in its order, each address once: of two services on one address the first counts (rules R-3 and C8).
+/// The beacons of `document`, in its order, each address once: of two services on one address the first counts (rules
+/// R-3 and C8).
 pub(super) fn beacons(document: &Value, network: Network) -> Vec<Result<Beacon, UnusableBeacon>> {
     let mut addresses = BTreeSet::new();
     let services = document.get("service").and_then(Value::as_array).into_iter().flatten();
@@ -123,8 +124,8 @@ fn address(text: &str, network: Network) -> Option<Address> {
     text.parse::<Address<NetworkUnchecked>>().ok()?.require_network(network.to_bitcoin()).ok()
 }
 
-/// A signal as the chain has it (rules T-1 to T-3): a transaction that spends from a beacon's address and whose last output is an
-/// `OP_RETURN` of 32 bytes. What the source of the chain does not say is `None`.
+/// A signal as the chain has it (rules T-1 to T-3): a transaction that spends from a beacon's address and whose last
+/// output is an `OP_RETURN` of 32 bytes. What the source of the chain does not say is `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signal {
     /// The transaction.

@@ -51,8 +51,8 @@ pub fn verify_update(update: &SignedUpdate, context: &UpdateContext<'_>) -> Resu
     check.into_target()
 }
 
-/// The same for an update that a signal announces, as a resolver applies it: what is malformed is refused where U-20 has its turn,
-/// and not before everything else as in a cohort. [`shape`] is a resolver's first look.
+/// The same for an update that a signal announces, as a resolver applies it: what is malformed is refused where U-20
+/// has its turn, and not before everything else as in a cohort. [`shape`] is a resolver's first look.
 ///
 /// # Errors
 /// The first rule that is broken.
@@ -62,8 +62,8 @@ pub(crate) fn verify_announced(update: &SignedUpdate, context: &UpdateContext<'_
     check.into_target()
 }
 
-/// [`verify_announced`] without rule U-4 for an update that has no `invocationTarget`: for public test cases that were recorded before
-/// that rule.
+/// [`verify_announced`] without rule U-4 for an update that has no `invocationTarget`: for public test cases that were
+/// recorded before that rule.
 #[cfg(feature = "sim")]
 pub(crate) fn verify_recorded(update: &SignedUpdate, context: &UpdateContext<'_>) -> Result<Value, UpdateError> {
     let check = Check::read(update, context)?;

@@ -1,4 +1,5 @@
-//! The cases of the public test suite and of the specification, from beginning to end: `SUITE_DIR`, or the copy in this repository.
+//! The cases of the public test suite and of the specification, from beginning to end: `SUITE_DIR`, or the copy in
+//! this repository.
 
 use std::{collections::BTreeMap, env, fs, path::PathBuf};
 

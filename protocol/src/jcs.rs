@@ -134,3 +134,30 @@ fn is_canonical(integer: &Number) -> bool {
     let double = integer.as_f64().and_then(Number::from_f64);
     double.and_then(|double| serde_jcs::to_string(&double).ok()).is_some_and(|text| text == integer.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_number_has_one_representation() {
+        for spellings in [
+            ["2", "2.0", "2e0"],
+            ["0", "-0.0", "0e5"],
+            ["-3", "-3.0", "-30e-1"],
+            ["9007199254740992", "9007199254740992.0", "9.007199254740992e15"],
+            ["10000000000000000", "1e16", "10000000000000000.0"],
+            ["0.5", "5e-1", "0.50"],
+        ] {
+            let values = spellings.map(|text| serde_json::from_str::<Value>(text).unwrap());
+            let unified = values.clone().map(|mut value| {
+                unify_numbers(&mut value);
+                value
+            });
+            assert!(unified.iter().all(|value| *value == unified[0]), "{unified:?}");
+            for (before, after) in values.iter().zip(&unified) {
+                assert_eq!(canonicalize(before).unwrap(), canonicalize(after).unwrap());
+            }
+        }
+    }
+}

@@ -152,7 +152,7 @@ pub enum ResolutionError {
         limit: u32,
     },
     /// The chain or a content store could not be read to the end; the caller's words.
-    #[error("{0}")]
+    #[error("{}", shown(.0))]
     Discovery(String),
 }
 

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::error::ResolutionError;
 use crate::{
+    jcs,
     text::shown_within,
     update::{date_time_stamp, instant},
 };
@@ -146,11 +147,11 @@ impl ResolutionOptions {
             read = read.with_version_time(text)?;
         }
         if let Some(value) = fields.get("minConf") {
-            let confirmations = value.as_u64().ok_or_else(|| OptionsError::MinConf(show(value)))?;
+            let confirmations = integer(value).ok_or_else(|| OptionsError::MinConf(show(value)))?;
             read = read.with_min_conf(confirmations)?;
         }
         if let Some(value) = fields.get("maxDiscoveryRounds") {
-            let rounds = value.as_u64().and_then(|rounds| u32::try_from(rounds).ok());
+            let rounds = integer(value).and_then(|rounds| u32::try_from(rounds).ok());
             read = read
                 .with_max_discovery_rounds(rounds.ok_or_else(|| OptionsError::MaxDiscoveryRounds(show(value)))?)?;
         }
@@ -181,6 +182,13 @@ impl Version {
     pub(super) fn is_before(&self, mediantime: u32) -> bool {
         matches!(self, Self::Time(time) if instant(mediantime) > *time)
     }
+}
+
+/// An integer, also where it is spelled with a fraction of zero.
+fn integer(value: &Value) -> Option<u64> {
+    let mut value = value.clone();
+    jcs::unify_numbers(&mut value);
+    value.as_u64()
 }
 
 fn quoted(text: &str) -> String {

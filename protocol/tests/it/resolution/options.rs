@@ -22,6 +22,7 @@ fn min_conf_is_an_integer_of_at_least_one() {
         assert!(refused(json!({ "minConf": wrong })).contains("minConf"));
     }
     assert_eq!(ResolutionOptions::default().min_conf(), 6);
+    assert_eq!(ResolutionOptions::from_value(&json!({ "minConf": 6.0 })).unwrap(), ResolutionOptions::default());
     assert_eq!(ResolutionOptions::from_value(&json!({ "minConf": 1, "unknown": [] })).unwrap().min_conf(), 1);
 }
 

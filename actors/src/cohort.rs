@@ -5,10 +5,11 @@ mod admission;
 mod charges;
 mod driven;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use actix::{
-    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, WrapFuture,
+    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, Supervised,
+    WrapFuture, dev::ContextFut,
 };
 use btcr2_aggregation_protocol::{
     cohort::{
@@ -28,25 +29,21 @@ use btcr2_aggregation_protocol::{
 use serde_json::Value;
 
 use crate::{
-    engine::{Driven, Engine},
+    engine::{Driven, Engine, Replayed},
     evidence::EvidenceBook,
-    fence::{Held, Hold},
     journal::StreamId,
     load::Waits,
     notice::{CohortResult, ServiceNotice},
     policy::CohortView,
-    recovery::{self, Restarts},
     seats::Seat,
     service::{FormAgain, ServiceShared},
-    signing::{FaultFound, Life, Session, SigningEnded, SigningSessionActor},
+    signing::{FaultFound, PreviousRun, Session, SigningEnded, SigningSessionActor},
     span,
     subject::NetworkAddress,
-    supervisor::{End, EndGuard},
+    supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},
     transport::{Outbound, Received},
+    tree::{self, Row},
 };
-
-/// How many messages may wait for a cohort. A sender beyond that waits itself, at its transport.
-const MAILBOX: usize = 4096;
 
 /// The signing session's actor is gone, however it went.
 #[derive(ActixMessage)]
@@ -73,40 +70,33 @@ pub(crate) struct Finalize;
 #[rtype(result = "()")]
 pub(crate) struct Cancel(pub(crate) String);
 
-/// With what a cohort's actor begins.
+/// What a cohort's actor starts with.
 pub(crate) struct Beginning {
     machine: ServiceCohort,
     transcript: Transcript,
-    how: How,
+    mode: StartMode,
 }
 
-/// How a cohort's actor begins.
-pub(crate) enum How {
+/// How a cohort's actor starts.
+pub(crate) enum StartMode {
     /// The cohort is new.
     Fresh,
-    /// It ran in an earlier life of the service.
+    /// The cohort was active in a previous run of the service.
     Resumed,
-    /// It has just run, and its actor panicked.
-    Again,
-    /// It ran before, and must not go on, for this reason.
-    Abort(String),
+    /// The actor panicked: its journal is replayed first.
+    AfterPanic,
 }
 
 impl Beginning {
     /// Of a new cohort.
     pub(crate) fn fresh(machine: ServiceCohort) -> Self {
-        Self { machine, transcript: Transcript::default(), how: How::Fresh }
+        Self { machine, transcript: Transcript::default(), mode: StartMode::Fresh }
     }
 
-    /// Of a cohort that ran before, from its facts.
-    pub(crate) fn again(mut machine: ServiceCohort, facts: &[ServiceEvent], how: How) -> Self {
-        let mut transcript = Transcript::default();
-        recovery::replay(&mut machine, facts, |machine, fact, effects| {
-            for digest in machine.transcript_entries(fact, effects) {
-                transcript.push(digest);
-            }
-        });
-        Self { machine, transcript, how }
+    /// Of a cohort of a previous run, from its events.
+    pub(crate) fn resumed(machine: ServiceCohort, events: &[ServiceEvent]) -> Self {
+        let (machine, transcript) = replayed(machine, events);
+        Self { machine, transcript, mode: StartMode::Resumed }
     }
 
     pub(crate) fn cohort_id(&self) -> &CohortId {
@@ -128,16 +118,27 @@ impl Beginning {
     }
 }
 
+/// The cohort after `events`, and their transcript.
+fn replayed(mut machine: ServiceCohort, events: &[ServiceEvent]) -> (ServiceCohort, Transcript) {
+    let mut transcript = Transcript::default();
+    replay::apply(&mut machine, events, |machine, event, effects| {
+        for digest in machine.transcript_entries(event, effects) {
+            transcript.push(digest);
+        }
+    });
+    (machine, transcript)
+}
+
 pub(crate) struct CohortActor {
     engine: Engine<ServiceCohort>,
     shared: Arc<ServiceShared>,
     outbound: Recipient<Outbound>,
     successors: Recipient<FormAgain>,
-    how: How,
-    /// Whether the signing session that is brought back next was down with the service.
+    mode: StartMode,
+    /// Whether the signing session that is started next was down with the service.
     was_down: bool,
     session: Option<Session>,
-    session_restarts: Restarts,
+    restarts: Restarts,
     transcript: Transcript,
     evidence: EvidenceBook,
     /// From where candidates and members have opted in, where that is known. In memory only.
@@ -149,21 +150,17 @@ pub(crate) struct CohortActor {
 }
 
 impl CohortActor {
-    /// Starts the actor of a cohort, for as long as its owner keeps the [`Hold`].
-    pub(crate) fn start_held(
+    /// Starts the actor of a cohort. It runs as long as its owner holds the [`Lease`]; `gone` is called when it ends before.
+    pub(crate) fn start(
         beginning: Beginning,
         shared: Arc<ServiceShared>,
         outbound: Recipient<Outbound>,
         successors: Recipient<FormAgain>,
-        guard: EndGuard,
-    ) -> (Addr<Self>, Hold) {
-        let hold = Hold::default();
-        let address = span::start_in(span::cohort(beginning.cohort_id()), |ctx| {
-            // Before it has started: what is handed over until then is no less.
-            ctx.set_mailbox_capacity(MAILBOX);
-            Self::new(beginning, shared, outbound, successors, hold.held(), guard)
-        });
-        (address, hold)
+        gone: impl FnOnce(End) + 'static,
+    ) -> (Addr<Self>, Lease) {
+        start_leased(span::cohort(beginning.cohort_id()), |_, leased: Leased| {
+            Self::new(beginning, shared, outbound, successors, EndGuard::leased(leased, gone))
+        })
     }
 
     fn new(
@@ -171,22 +168,21 @@ impl CohortActor {
         shared: Arc<ServiceShared>,
         outbound: Recipient<Outbound>,
         successors: Recipient<FormAgain>,
-        held: Held,
         guard: EndGuard,
     ) -> Self {
-        let Beginning { machine, transcript, how } = beginning;
+        let Beginning { machine, transcript, mode } = beginning;
         let stream = Self::stream(&machine.config().terms.cohort_id);
         let rng = shared.randomness.for_actor(stream.as_str());
-        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, held, shared.clock, rng);
+        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, shared.clock, rng);
         Self {
             engine,
             shared,
             outbound,
             successors,
-            was_down: matches!(how, How::Resumed),
-            how,
+            was_down: matches!(mode, StartMode::Resumed),
+            mode,
             session: None,
-            session_restarts: Restarts::default(),
+            restarts: Restarts::default(),
             transcript,
             evidence: EvidenceBook::default(),
             addresses: BTreeMap::new(),
@@ -286,29 +282,23 @@ impl CohortActor {
         }
     }
 
-    /// Starts the signing session, or brings it back from its journal.
-    fn start_session(&mut self, task: Arc<SigningTask>, pause: Duration, ctx: &mut Context<Self>) {
+    /// Starts the signing session, with the events of its journal if it has some.
+    fn start_session(&mut self, task: Arc<SigningTask>, ctx: &mut Context<Self>) {
         let journal = Arc::clone(&self.shared.journal);
         let was_down = std::mem::take(&mut self.was_down);
         let reading = async move {
-            if !pause.is_zero() {
-                tokio::time::sleep(pause).await;
-            }
-            let facts = recovery::facts(&*journal, &SigningSessionActor::stream(&task.session_id)).await;
-            (task, facts)
+            let events = replay::events(&*journal, &SigningSessionActor::stream(&task.session_id)).await;
+            (task, events)
         };
         // Nothing else happens before: a member's message must find its session.
-        ctx.wait(reading.into_actor(self).map(move |(task, facts), actor, ctx| match facts {
-            Ok(facts) => {
-                let gone = ctx.address().recipient();
-                let guard = EndGuard::new(move |end| gone.do_send(SessionGone(end)));
-                let cohort = ctx.address();
-                let outbound = actor.outbound.clone();
-                let task_of_it = Arc::clone(&task);
-                actor.session = Some(Session::start(&task_of_it, |held| {
-                    let life = Life { facts: &facts, was_down };
-                    SigningSessionActor::new(task, life, &actor.shared, outbound, cohort, held, guard)
-                }));
+        ctx.wait(reading.into_actor(self).map(move |(task, events), actor, ctx| match events {
+            Ok(events) => {
+                let gone = ctx.address();
+                let previous = PreviousRun { events: &events, was_down };
+                let parent = ctx.address();
+                let (shared, outbound) = (&actor.shared, actor.outbound.clone());
+                let gone = move |end| gone.do_send(SessionGone(end));
+                actor.session = Some(Session::start(task, previous, shared, outbound, parent, gone));
             }
             Err(error) => actor.feed(ServiceInput::SigningLost(Fatal(error.to_string())), ctx),
         }));
@@ -325,26 +315,87 @@ impl Actor for CohortActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        match std::mem::replace(&mut self.how, How::Again) {
-            How::Fresh => self.feed(ServiceInput::Advertise, ctx),
-            how @ (How::Resumed | How::Again) => {
-                let (cohort_id, phase) = (self.cohort_id(), self.engine.machine().phase().name());
-                let formed = self.engine.machine().phase().formed();
-                let output = formed.map(|formed| Arc::new(formed.output.clone()));
-                self.shared.notices.publish(ServiceNotice::CohortRecovered { cohort_id, phase, output });
-                self.restore_seats();
-                self.charge_faults();
-                // It was not told, or nobody has said that it was heard.
-                if let Some(notice) = self.end_notice() {
-                    self.charge_everybody();
-                    self.shared.notices.publish(notice);
-                } else if let How::Resumed = how {
-                    self.feed(ServiceInput::Resumed, ctx);
-                }
-                self.resume(ctx);
-            }
-            How::Abort(reason) => self.feed(ServiceInput::Abort(Fatal(reason)), ctx),
+        match self.mode {
+            StartMode::Fresh => self.feed(ServiceInput::Advertise, ctx),
+            StartMode::Resumed => self.go_on(true, ctx),
+            StartMode::AfterPanic => self.restart_from_journal(ctx),
         }
+    }
+}
+
+impl Supervised for CohortActor {
+    fn restarting(&mut self, _: &mut Self::Context) {
+        self.mode = StartMode::AfterPanic;
+    }
+}
+
+impl InTree for CohortActor {
+    const ROW: &'static Row = &tree::COHORT;
+
+    fn restart(running: &mut ContextFut<Self, Context<Self>>) -> bool {
+        running.restart()
+    }
+}
+
+impl CohortActor {
+    /// Continues where the journal ends; `was_down` after a run of the process that nobody could answer.
+    fn go_on(&mut self, was_down: bool, ctx: &mut Context<Self>) {
+        let (cohort_id, phase) = (self.cohort_id(), self.engine.machine().phase().name());
+        let formed = self.engine.machine().phase().formed();
+        let output = formed.map(|formed| Arc::new(formed.output.clone()));
+        self.shared.notices.publish(ServiceNotice::CohortRecovered { cohort_id, phase, output });
+        self.restore_seats();
+        self.charge_faults();
+        // The end was not published, or the host has not acknowledged it.
+        if let Some(notice) = self.end_notice() {
+            self.charge_everybody();
+            self.shared.notices.publish(notice);
+        } else if was_down {
+            self.feed(ServiceInput::Resumed, ctx);
+        }
+        self.resume(ctx);
+    }
+}
+
+impl Replayed for CohortActor {
+    fn restarts(&mut self) -> (&mut Restarts, RestartIntensity) {
+        (&mut self.restarts, self.shared.restarts)
+    }
+
+    fn guard(&mut self) -> &mut EndGuard {
+        &mut self.guard
+    }
+
+    fn restarting_now(&mut self, count: usize) {
+        self.session = None;
+        let cohort_id = self.cohort_id();
+        self.shared.notices.publish(ServiceNotice::CohortRestarted { cohort_id, restarts: count });
+    }
+
+    fn restore(
+        &mut self,
+        events: Vec<ServiceEvent>,
+        last: Option<String>,
+        ctx: &mut Context<Self>,
+    ) -> Result<(), String> {
+        let config = self.engine.machine().shared_config();
+        let (machine, transcript) = replay::caught(|| {
+            let machine = ServiceCohort::new(config).map_err(|error| error.to_string())?;
+            Ok::<_, String>(replayed(machine, &events))
+        })??;
+        let rng = self.shared.randomness.for_actor(self.engine.stream().as_str());
+        self.engine = self.engine.renewed(machine, rng);
+        self.transcript = transcript;
+        self.evidence = EvidenceBook::default();
+        self.seats.clear();
+        match last {
+            // The actor panicked before any event was durable.
+            None if events.is_empty() => self.feed(ServiceInput::Advertise, ctx),
+            None => self.go_on(false, ctx),
+            Some(reason) if events.is_empty() => return Err(reason),
+            Some(reason) => self.feed(ServiceInput::Abort(Fatal(reason)), ctx),
+        }
+        Ok(())
     }
 }
 
@@ -369,7 +420,7 @@ impl Handler<CohortMessage> for CohortActor {
                     tracing::warn!(cohort_id = %self.cohort_id(), %error, "a message for the signing session is lost");
                 }
             }
-            // It is being brought back: the sender gets no receipt, and says it again.
+            // It is being started: the sender gets no receipt, and sends the message again.
             None if for_session && self.engine.machine().is_signing() => {}
             _ => {
                 let Received { message, receipt, .. } = received;
@@ -431,21 +482,10 @@ impl Handler<SessionGone> for CohortActor {
 
     fn handle(&mut self, SessionGone(end): SessionGone, ctx: &mut Self::Context) {
         self.session = None;
-        let Some(reason) = end.failure() else { return };
-        let lost = |reason: &str| ServiceInput::SigningLost(Fatal(format!("signing session: {reason}")));
-        let Phase::Signing { task, .. } = self.engine.machine().phase() else { return };
-        if end != End::Panicked {
-            return self.feed(lost(reason), ctx);
-        }
-        let task = Arc::clone(task);
-        match self.session_restarts.next(self.shared.clock.now(), self.shared.restarts) {
-            Some(pause) => {
-                let (cohort_id, restarts) = (self.cohort_id(), self.session_restarts.count());
-                tracing::error!(%cohort_id, restarts, "a signing session panicked and is brought back from its journal");
-                self.shared.notices.publish(ServiceNotice::CohortRestarted { cohort_id, restarts });
-                self.start_session(task, pause, ctx);
-            }
-            None => self.feed(lost("it panicked too often"), ctx),
+        if let Some(reason) = end.failure()
+            && self.engine.machine().is_signing()
+        {
+            self.feed(ServiceInput::SigningLost(Fatal(format!("signing session: {reason}"))), ctx);
         }
     }
 }

@@ -10,7 +10,7 @@
 //! - [`state`]: the state directory, in which the journal and what else must survive the process is kept.
 //! - [`bans`]: who did wrong, and is not admitted for a while; [`invites`]: who may come in; [`seats`]: how often; [`subject`]:
 //!   who that is.
-//! - [`recovery`]: how actors come back from their journal, after a panic or a restart of the process.
+//! - [`tree`]: which actors there are; [`supervision`]: how they are started, and restarted after a panic.
 //! - [`load`]: what a service has to do, counted, for hosts that measure.
 //! - `span`: in which log lines are written; docs/operating.md lists them.
 //! - `engine`: how an actor drives a machine: decide, apply, journal, and only then perform.
@@ -22,7 +22,6 @@ mod cool_downs;
 mod deliveries;
 mod engine;
 mod evidence;
-mod fence;
 pub mod invites;
 pub mod journal;
 pub mod load;
@@ -30,7 +29,6 @@ pub mod notice;
 pub mod participant;
 mod participant_session;
 pub mod policy;
-pub mod recovery;
 mod remembered;
 pub mod runtime;
 pub mod seats;
@@ -42,5 +40,7 @@ mod signing;
 mod span;
 pub mod state;
 pub mod subject;
+pub mod supervision;
 pub mod supervisor;
 pub mod transport;
+pub mod tree;

@@ -8,7 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, prelude::SendError};
+use actix::{
+    Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, Supervised, dev::ContextFut,
+    prelude::SendError,
+};
 use bitcoin::FeeRate;
 use btcr2_aggregation_protocol::{
     beacon::BeaconRegistry,
@@ -28,25 +31,18 @@ use btcr2_aggregation_protocol::{
 
 use self::recover::SessionGone;
 use crate::{
-    fence::Hold,
     journal::Journal,
     notice::{Notices, ParticipantNotice},
-    participant_session::{How, Leave, Owner, ParticipantSessionActor, Seen, SessionMessage},
+    participant_session::{Leave, Owner, ParticipantSessionActor, Seen, SessionMessage, StartMode},
     policy::ParticipantPolicy,
-    recovery::{RestartIntensity, Restarts},
     remembered::Remembered,
     runtime::{Clock, Randomness},
     service::{Retention, undecodable},
     span,
-    supervisor::EndGuard,
+    supervision::{EndGuard, InTree, Lease, RestartIntensity, Restarts},
     transport::{Delivery, Outbound, Received, Transport},
+    tree::{self, Row},
 };
-
-/// How many messages may wait for a participant.
-const MAILBOX: usize = 1024;
-
-/// How many messages may wait for a session that is being brought back: a service sends seven a round.
-const WAITING: usize = 64;
 
 /// How many cohorts are expected to take the place of ours.
 const SUCCESSORS: usize = 64;
@@ -142,14 +138,11 @@ pub struct LeaveCohort {
     pub cohort_id: CohortId,
 }
 
-/// A session's place in the tree.
-struct Place {
-    /// `None` while it is being brought back.
-    actor: Option<(Addr<ParticipantSessionActor>, Hold)>,
-    /// What came meanwhile.
-    waiting: VecDeque<Said>,
-    restarts: Restarts,
-    given_up: bool,
+/// A session of ours.
+struct Child {
+    session: Addr<ParticipantSessionActor>,
+    /// The session ends when this is dropped.
+    _lease: Lease,
     /// We have opted in.
     joined: bool,
     /// It has ended without our having joined.
@@ -157,45 +150,13 @@ struct Place {
     advert: Arc<Advert>,
 }
 
-/// What is said to a session.
-enum Said {
-    Message(Box<SessionMessage>),
-    Leave,
-}
-
-impl Place {
-    fn of(advert: Arc<Advert>) -> Self {
-        let (actor, waiting, restarts) = Default::default();
-        Self { actor, waiting, restarts, given_up: false, joined: false, declined: false, advert }
-    }
-
-    /// Hands something to the session, or keeps it until the session is back. What cannot be kept gets no receipt.
-    fn hand(&mut self, said: Said) {
-        let cohort_id = &self.advert.cohort_id;
-        let said = match (self.actor.as_ref().map(|(session, _)| session), said) {
-            (Some(session), Said::Message(message)) => match session.try_send(*message) {
-                Ok(()) => return,
-                // It has just failed, or ended: we are about to hear of it.
-                Err(SendError::Closed(message)) => Said::Message(Box::new(message)),
-                Err(SendError::Full(_)) => {
-                    return tracing::warn!(%cohort_id, "the session's mailbox is full, a message is lost");
-                }
-            },
-            (Some(session), Said::Leave) if session.connected() => return session.do_send(Leave),
-            (_, said) => said,
-        };
-        if self.waiting.len() < WAITING {
-            self.waiting.push_back(said);
-        } else {
-            tracing::warn!(%cohort_id, "the session is being brought back, a message is not taken");
-        }
-    }
-
-    /// The session is there, or back.
-    fn back(&mut self, actor: (Addr<ParticipantSessionActor>, Hold)) {
-        self.actor = Some(actor);
-        for said in std::mem::take(&mut self.waiting) {
-            self.hand(said);
+impl Child {
+    /// Sends the session a message of its service. One that is lost gets no receipt.
+    fn deliver(&self, message: SessionMessage) {
+        // A session that has just ended is about to be reported.
+        if let Err(SendError::Full(_)) = self.session.try_send(message) {
+            let cohort_id = &self.advert.cohort_id;
+            tracing::warn!(%cohort_id, "the session's mailbox is full, a message is lost");
         }
     }
 }
@@ -205,7 +166,7 @@ pub struct ParticipantActor {
     shared: Arc<ParticipantShared>,
     max_sessions: usize,
     outbound: Recipient<Outbound>,
-    sessions: BTreeMap<CohortKey, Place>,
+    sessions: BTreeMap<CohortKey, Child>,
     /// The cohorts that take the place of ours, with the advert that ours had.
     successors: VecDeque<(CohortKey, Arc<Advert>)>,
     retention: Retention,
@@ -218,6 +179,8 @@ pub struct ParticipantActor {
     /// Sessions that cannot go on until the host is started again: what comes for them is not taken. We have joined them, so
     /// their number is bounded by what we do.
     halted: BTreeSet<CohortKey>,
+    panicked: bool,
+    restarts: Restarts,
     guard: EndGuard,
 }
 
@@ -256,6 +219,8 @@ impl ParticipantActor {
             formed: Remembered::new(FORMED),
             declined: Remembered::new(REMEMBERED),
             halted: BTreeSet::new(),
+            panicked: false,
+            restarts: Restarts::default(),
             guard,
         }
     }
@@ -300,23 +265,25 @@ impl ParticipantActor {
             return;
         }
         let advert = Arc::new(advert);
-        let machine = ParticipantCohort::new(Arc::clone(&self.shared.config), Arc::clone(&advert));
-        let actor = self.start_session(machine, How::Fresh { rejoins }, ctx);
-        self.sessions.entry(cohort).or_insert_with(|| Place::of(advert)).back(actor);
+        let machine = ParticipantCohort::new(Arc::clone(&self.shared.config), advert);
+        self.start_session(machine, (StartMode::Fresh, rejoins), false, ctx);
     }
 
     fn start_session(
-        &self,
+        &mut self,
         machine: ParticipantCohort,
-        how: How,
+        start: (StartMode, bool),
+        joined: bool,
         ctx: &Context<Self>,
-    ) -> (Addr<ParticipantSessionActor>, Hold) {
-        let advert = machine.advert();
-        let (participant, cohort) = (ctx.address(), (advert.service.clone(), advert.cohort_id.clone()));
-        let guard = EndGuard::new(move |end| participant.do_send(SessionGone { cohort, end }));
+    ) {
+        let advert = Arc::clone(machine.advert());
+        let cohort = (advert.service.clone(), advert.cohort_id.clone());
+        let (participant, ended) = (ctx.address(), cohort.clone());
+        let gone = move |end| participant.do_send(SessionGone { cohort: ended, end });
         let owner = Owner { over: ctx.address().recipient(), joined: ctx.address().recipient() };
         let (shared, outbound) = (Arc::clone(&self.shared), self.outbound.clone());
-        ParticipantSessionActor::start_held(machine, how, shared, outbound, owner, guard)
+        let (session, lease) = ParticipantSessionActor::start(machine, start, shared, outbound, owner, gone);
+        self.sessions.insert(cohort, Child { session, _lease: lease, joined, declined: false, advert });
     }
 
     /// The cohort `next` takes the place of the one that `ours` advertised.
@@ -355,16 +322,16 @@ impl ParticipantActor {
             return self.on_advert(&message.from, body, ctx);
         }
         let cohort = (message.from.clone(), message.body.cohort_id().clone());
-        if let Some(place) = self.sessions.get_mut(&cohort) {
+        if let Some(child) = self.sessions.get(&cohort) {
             // Known here before the session has made it durable: the new cohort's advert may be next in line.
             let next = match &*message.body {
                 Body::CohortEnded(ended) => ended.next_cohort_id.clone(),
                 _ => None,
             };
             // Anybody can advertise a cohort, and tell us that another takes its place: only of ours that is news.
-            let next = next.filter(|_| place.joined);
-            let advert = Arc::clone(&place.advert);
-            place.hand(Said::Message(Box::new(SessionMessage { message, receipt, stored })));
+            let next = next.filter(|_| child.joined);
+            let advert = Arc::clone(&child.advert);
+            child.deliver(SessionMessage { message, receipt, stored });
             if let Some(next) = next {
                 self.expect_successor(next, advert);
             }
@@ -405,8 +372,23 @@ impl Actor for ParticipantActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(MAILBOX);
-        self.recover_all(ctx);
+        if self.panicked { self.restart(ctx) } else { self.recover_all(ctx) }
+    }
+}
+
+impl Supervised for ParticipantActor {
+    fn restarting(&mut self, _: &mut Self::Context) {
+        self.panicked = true;
+        // Their actors end; those of the same cohorts are started from the journal.
+        self.sessions.clear();
+    }
+}
+
+impl InTree for ParticipantActor {
+    const ROW: &'static Row = &tree::PARTICIPANT;
+
+    fn restart(running: &mut ContextFut<Self, Context<Self>>) -> bool {
+        running.restart()
     }
 }
 
@@ -420,9 +402,8 @@ impl Handler<Delivery> for ParticipantActor {
             Delivery::Own(message) => {
                 let service = message.to.clone();
                 let cohort = service.map(|service| (service, message.body.cohort_id().clone()));
-                let place = cohort.and_then(|cohort| self.sessions.get(&cohort));
-                if let Some(session) = place.and_then(|place| Some(&place.actor.as_ref()?.0)) {
-                    session.do_send(Seen(message));
+                if let Some(child) = cohort.and_then(|cohort| self.sessions.get(&cohort)) {
+                    child.session.do_send(Seen(message));
                 }
             }
             Delivery::Undecodable { from, error } => {
@@ -453,8 +434,8 @@ impl Handler<LeaveCohort> for ParticipantActor {
     type Result = ();
 
     fn handle(&mut self, LeaveCohort { service, cohort_id }: LeaveCohort, _: &mut Self::Context) {
-        if let Some(place) = self.sessions.get_mut(&(service, cohort_id)) {
-            place.hand(Said::Leave);
+        if let Some(child) = self.sessions.get(&(service, cohort_id)) {
+            child.session.do_send(Leave);
         }
     }
 }
@@ -463,8 +444,8 @@ impl Handler<SessionJoined> for ParticipantActor {
     type Result = ();
 
     fn handle(&mut self, SessionJoined(advert): SessionJoined, _: &mut Self::Context) {
-        if let Some(place) = self.sessions.get_mut(&(advert.service.clone(), advert.cohort_id.clone())) {
-            place.joined = true;
+        if let Some(child) = self.sessions.get_mut(&(advert.service.clone(), advert.cohort_id.clone())) {
+            child.joined = true;
         }
     }
 }
@@ -478,12 +459,12 @@ impl Handler<SessionOver> for ParticipantActor {
             // Anybody can advertise: of what we have nothing to do with nothing is kept.
             SessionEnd::NotJoined => {
                 self.put_away(&cohort, Retention::Forget, ctx);
-                if let Some(place) = self.sessions.get_mut(&cohort) {
-                    place.declined = true;
+                if let Some(child) = self.sessions.get_mut(&cohort) {
+                    child.declined = true;
                 }
             }
             SessionEnd::EndedByService { next: Some(next), .. }
-                if self.sessions.get(&cohort).is_some_and(|place| place.joined) =>
+                if self.sessions.get(&cohort).is_some_and(|child| child.joined) =>
             {
                 self.expect_successor(next, advert);
             }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
-    WrapFuture,
+    Supervised, WrapFuture, dev::ContextFut,
 };
 use btcr2_aggregation_protocol::{
     cohort::{
@@ -21,22 +21,19 @@ use btcr2_aggregation_protocol::{
 };
 
 use crate::{
-    engine::{Driven, Engine},
-    fence::{Held, Hold},
+    engine::{Driven, Engine, Replayed},
     journal::{JournalError, StreamId},
     notice::{Known, ParticipantNotice},
     participant::{ParticipantShared, SessionJoined, SessionOver},
     policy::{SigningRequest, UpdateRequest, Validation},
     span,
-    supervisor::EndGuard,
+    supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},
     transport::{Outbound, Receipt},
+    tree::{self, Row},
 };
 
 /// How long the service is tried to be told a verdict that ends the session.
 const FAREWELL: Duration = Duration::from_secs(600);
-
-/// How many messages may wait for a session: a service sends seven a round.
-const MAILBOX: usize = 64;
 
 /// A message of the service for this session.
 #[derive(ActixMessage)]
@@ -58,17 +55,15 @@ pub(crate) struct Seen(pub(crate) Message);
 #[rtype(result = "()")]
 pub(crate) struct Leave;
 
-/// How a session begins.
-pub(crate) enum How {
+/// How a session starts.
+#[derive(Clone, Copy)]
+pub(crate) enum StartMode {
     /// With an advert.
-    Fresh {
-        /// Whether the cohort takes the place of one that we were in, on the same terms.
-        rejoins: bool,
-    },
+    Fresh,
     /// Where its journal ends.
-    Again,
-    /// Where its journal ends, but only to end it, for this reason.
-    Abort(String),
+    Resumed,
+    /// The actor panicked: its journal is replayed first.
+    AfterPanic,
 }
 
 /// Whom a session tells how far it is.
@@ -82,47 +77,57 @@ pub(crate) struct ParticipantSessionActor {
     shared: Arc<ParticipantShared>,
     outbound: Recipient<Outbound>,
     owner: Owner,
-    how: How,
+    mode: StartMode,
+    /// Whether the cohort takes the place of one that we were in, on the same terms.
+    rejoins: bool,
     signer: MemberSigner,
     signed: bool,
+    restarts: Restarts,
     guard: EndGuard,
 }
 
 impl ParticipantSessionActor {
-    /// Starts the actor of a session, for as long as its owner keeps the [`Hold`].
-    pub(crate) fn start_held(
+    /// Starts the actor of a session of a cohort, `rejoins` if that takes the place of one that we were in. It runs as long as its
+    /// owner holds the [`Lease`]; `gone` is called when it ends before.
+    pub(crate) fn start(
         machine: ParticipantCohort,
-        how: How,
+        (mode, rejoins): (StartMode, bool),
         shared: Arc<ParticipantShared>,
         outbound: Recipient<Outbound>,
         owner: Owner,
-        guard: EndGuard,
-    ) -> (Addr<Self>, Hold) {
-        let hold = Hold::default();
+        gone: impl FnOnce(End) + 'static,
+    ) -> (Addr<Self>, Lease) {
         let span = span::session(&machine.advert().cohort_id, shared.identity.did());
-        let address = span::start_in(span, |ctx| {
-            // Before it has started: what is handed over until then is no less.
-            ctx.set_mailbox_capacity(MAILBOX);
-            Self::new(machine, how, shared, outbound, owner, hold.held(), guard)
-        });
-        (address, hold)
+        start_leased(span, |_, leased: Leased| {
+            Self::new(machine, (mode, rejoins), shared, outbound, owner, EndGuard::leased(leased, gone))
+        })
     }
 
     fn new(
         machine: ParticipantCohort,
-        how: How,
+        (mode, rejoins): (StartMode, bool),
         shared: Arc<ParticipantShared>,
         outbound: Recipient<Outbound>,
         owner: Owner,
-        held: Held,
         guard: EndGuard,
     ) -> Self {
         let advert = machine.advert();
         let stream = Self::stream(shared.identity.did(), &advert.service, &advert.cohort_id);
         let rng = shared.randomness.for_actor(stream.as_str());
-        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, held, shared.clock, rng);
+        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, shared.clock, rng);
         let signer = MemberSigner::new(Arc::clone(shared.identity.secret_key()));
-        Self { engine, shared, outbound, owner, how, signer, signed: false, guard }
+        Self {
+            engine,
+            shared,
+            outbound,
+            owner,
+            mode,
+            rejoins,
+            signer,
+            signed: false,
+            restarts: Restarts::default(),
+            guard,
+        }
     }
 
     /// Where the facts of this session are kept. The service is part of the name: anybody may advertise a cohort by the
@@ -225,14 +230,68 @@ impl Actor for ParticipantSessionActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        match &self.how {
-            How::Fresh { .. } => self.feed(ParticipantInput::Discover, ctx),
-            How::Again => self.take_up(ctx),
-            How::Abort(reason) => {
-                let reason = Fatal(reason.clone());
-                self.feed(ParticipantInput::Abort(reason), ctx);
-            }
+        match self.mode {
+            StartMode::Fresh => self.feed(ParticipantInput::Discover, ctx),
+            StartMode::Resumed => self.take_up(ctx),
+            StartMode::AfterPanic => self.restart_from_journal(ctx),
         }
+    }
+}
+
+impl Supervised for ParticipantSessionActor {
+    fn restarting(&mut self, _: &mut Self::Context) {
+        self.mode = StartMode::AfterPanic;
+        // At once: whatever the journal says, a secret nonce does not survive the panic.
+        self.signer = MemberSigner::new(Arc::clone(self.shared.identity.secret_key()));
+    }
+}
+
+impl InTree for ParticipantSessionActor {
+    const ROW: &'static Row = &tree::PARTICIPANT_SESSION;
+
+    fn restart(running: &mut ContextFut<Self, Context<Self>>) -> bool {
+        running.restart()
+    }
+}
+
+impl Replayed for ParticipantSessionActor {
+    fn restarts(&mut self) -> (&mut Restarts, RestartIntensity) {
+        (&mut self.restarts, self.shared.restarts)
+    }
+
+    fn guard(&mut self) -> &mut EndGuard {
+        &mut self.guard
+    }
+
+    fn restarting_now(&mut self, count: usize) {
+        let (did, advert) = (self.shared.identity.did().clone(), self.engine.machine().advert());
+        let cohort_id = advert.cohort_id.clone();
+        self.shared.notices.publish(ParticipantNotice::SessionRestarted { did, cohort_id, restarts: count });
+    }
+
+    fn restore(
+        &mut self,
+        events: Vec<ParticipantEvent>,
+        last: Option<String>,
+        ctx: &mut Context<Self>,
+    ) -> Result<(), String> {
+        let (config, advert) = (Arc::clone(&self.shared.config), Arc::clone(self.engine.machine().advert()));
+        let machine = replay::caught(|| {
+            let mut machine = ParticipantCohort::new(config, advert);
+            replay::apply(&mut machine, &events, |_, _, _| {});
+            machine
+        })?;
+        let rng = self.shared.randomness.for_actor(self.engine.stream().as_str());
+        self.engine = self.engine.renewed(machine, rng);
+        self.signed = false;
+        match last {
+            // The actor panicked before any event was durable.
+            None if events.is_empty() => self.feed(ParticipantInput::Discover, ctx),
+            None => self.take_up(ctx),
+            Some(reason) if events.is_empty() => return Err(reason),
+            Some(reason) => self.feed(ParticipantInput::Abort(Fatal(reason)), ctx),
+        }
+        Ok(())
     }
 }
 
@@ -346,7 +405,7 @@ impl Driven for ParticipantSessionActor {
                 self.outbound.do_send(Outbound::Direct { to, body, until });
             }
             ParticipantEffect::AskJoin => {
-                let rejoins = matches!(self.how, How::Fresh { rejoins: true });
+                let rejoins = self.rejoins;
                 let question = async move {
                     let joins = if rejoins {
                         policy.should_rejoin(&advert).await

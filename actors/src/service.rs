@@ -1,10 +1,8 @@
 //! The cohorts supervisor: one Aggregation Service identity, and a `CohortActor` for each of its cohorts.
 //!
 //! It opens cohorts, routes messages to them by cohort, and notices when one ends; a cohort that fails touches no other.
-//! What ran when the process ended is brought back from the journal before anything else; an actor that panics is replaced
-//! by one that has replayed its journal: that half is in `recover`.
+//! Cohorts of a previous run are started from the journal before anything else, see `recover`.
 
-mod place;
 mod recover;
 
 use std::{
@@ -14,7 +12,8 @@ use std::{
 };
 
 use actix::{
-    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, WrapFuture,
+    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, Supervised,
+    WrapFuture, dev::ContextFut, prelude::SendError,
 };
 use btcr2_aggregation_protocol::{
     beacon::BeaconRegistry,
@@ -35,33 +34,26 @@ use btcr2_aggregation_protocol::{
     time::Timestamp,
 };
 
-use self::{
-    place::{Place, Said},
-    recover::CohortGone,
-};
+use self::recover::CohortGone;
 use crate::{
     bans::BanBook,
-    cohort::{Beginning, CohortActor},
+    cohort::{Beginning, Cancel, CohortActor, CohortMessage, Finalize, SayAgain},
     deliveries::Deliveries,
-    fence::Hold,
     journal::Journal,
     load::{Load, Mailbox},
     notice::{Notices, ServiceNotice},
     policy::ServicePolicy,
-    recovery::RestartIntensity,
     remembered::Remembered,
     runtime::{Clock, Randomness},
     seats::Seats,
     span,
-    supervisor::EndGuard,
+    supervision::{EndGuard, InTree, Lease, RestartIntensity, Restarts},
     transport::{
         Delivery, Outbound, Transport,
         link::{Connect, Link},
     },
+    tree::{self, Row},
 };
-
-/// How many messages may wait for the service. A sender beyond that waits itself, at its transport.
-const MAILBOX: usize = 8192;
 
 /// How many ended cohorts are remembered, so that what their members said too late is not held against them.
 const REMEMBERED: usize = 1024;
@@ -197,7 +189,7 @@ pub struct AggregationService {
     outbound: Recipient<Outbound>,
     /// Our way to the world, which opens when our cohorts are back.
     link: Recipient<Connect>,
-    cohorts: BTreeMap<CohortId, Place>,
+    cohorts: BTreeMap<CohortId, Child>,
     /// How many cohorts were opened, ended ones included.
     opened: u64,
     ended: Remembered<CohortId>,
@@ -210,7 +202,16 @@ pub struct AggregationService {
     told: Remembered<(Did, CohortId)>,
     /// How many were told since when.
     telling: (Timestamp, u32),
+    panicked: bool,
+    restarts: Restarts,
     guard: EndGuard,
+}
+
+/// A cohort of ours.
+struct Child {
+    cohort: Addr<CohortActor>,
+    /// The cohort's actor ends when this is dropped.
+    _lease: Lease,
 }
 
 impl AggregationService {
@@ -240,6 +241,8 @@ impl AggregationService {
             journal_failed: false,
             told: Remembered::new(REMEMBERED),
             telling: (Timestamp::default(), 0),
+            panicked: false,
+            restarts: Restarts::default(),
             guard,
         }
     }
@@ -257,11 +260,14 @@ impl AggregationService {
         }))
     }
 
-    fn start_cohort(&self, beginning: Beginning, ctx: &Context<Self>) -> (Addr<CohortActor>, Hold) {
+    fn start_cohort(&mut self, beginning: Beginning, ctx: &Context<Self>) {
         let (service, cohort_id) = (ctx.address(), beginning.cohort_id().clone());
-        let guard = EndGuard::new(move |end| service.do_send(CohortGone { cohort_id, end }));
+        let ended = cohort_id.clone();
+        let gone = move |end| service.do_send(CohortGone { cohort_id: ended, end });
+        let (shared, outbound) = (Arc::clone(&self.shared), self.outbound.clone());
         let successors = ctx.address().recipient();
-        CohortActor::start_held(beginning, Arc::clone(&self.shared), self.outbound.clone(), successors, guard)
+        let (cohort, lease) = CohortActor::start(beginning, shared, outbound, successors, gone);
+        self.cohorts.insert(cohort_id, Child { cohort, _lease: lease });
     }
 
     /// Opens a cohort on these terms.
@@ -270,10 +276,8 @@ impl AggregationService {
             return Err(OpenCohortError::JournalFailed);
         }
         let cohort_id = terms.cohort_id.clone();
-        let terms = Arc::new(terms);
-        let machine = self.machine(Arc::clone(&terms))?;
-        let actor = self.start_cohort(Beginning::fresh(machine), ctx);
-        self.cohorts.entry(cohort_id.clone()).or_insert_with(|| Place::of(terms)).back(&cohort_id, actor);
+        let machine = self.machine(Arc::new(terms))?;
+        self.start_cohort(Beginning::fresh(machine), ctx);
         Ok(cohort_id)
     }
 
@@ -324,8 +328,23 @@ impl Actor for AggregationService {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(MAILBOX);
-        self.recover_all(ctx);
+        if self.panicked { self.restart(ctx) } else { self.recover_all(ctx) }
+    }
+}
+
+impl Supervised for AggregationService {
+    fn restarting(&mut self, _: &mut Self::Context) {
+        self.panicked = true;
+        // Their actors end; those of the same cohorts are started from the journal.
+        self.cohorts.clear();
+    }
+}
+
+impl InTree for AggregationService {
+    const ROW: &'static Row = &tree::SERVICE;
+
+    fn restart(running: &mut ContextFut<Self, Context<Self>>) -> bool {
+        running.restart()
     }
 }
 
@@ -403,8 +422,8 @@ impl Handler<Delivery> for AggregationService {
                 return self.shared.deliveries.delayed(&cohort_id, &to, kind, reason);
             }
             Delivery::Missed { to, cohort_id } => {
-                if let Some(place) = self.cohorts.get_mut(&cohort_id) {
-                    place.hand(&cohort_id, Said::Again(to));
+                if let Some(child) = self.cohorts.get(&cohort_id) {
+                    child.cohort.do_send(SayAgain(to));
                 }
                 return;
             }
@@ -423,7 +442,7 @@ impl Handler<Delivery> for AggregationService {
         };
         self.shared.load.count_received(message.body.short_type());
         let cohort_id = message.body.cohort_id().clone();
-        let Some(place) = self.cohorts.get_mut(&cohort_id) else {
+        let Some(child) = self.cohorts.get(&cohort_id) else {
             if self.halted.contains(&cohort_id) {
                 return;
             }
@@ -440,7 +459,13 @@ impl Handler<Delivery> for AggregationService {
             let detail = "no such cohort is running here";
             return self.reject(Some(&cohort_id), &Reject::new(RejectCode::WrongCohort, &message.from, detail));
         };
-        place.hand(&cohort_id, Said::Message(message, self.shared.load.waits(Mailbox::Cohort)));
+        let waits = self.shared.load.waits(Mailbox::Cohort);
+        // A cohort that has just ended is about to be reported. Without a receipt the sender sends the message again.
+        if let Err(SendError::Full(CohortMessage(message, _))) =
+            child.cohort.try_send(CohortMessage(message, waits))
+        {
+            tracing::warn!(%cohort_id, from = %message.from, "the cohort's mailbox is full, a message is lost");
+        }
     }
 }
 
@@ -458,8 +483,8 @@ impl Handler<FinalizeCohort> for AggregationService {
     type Result = ();
 
     fn handle(&mut self, FinalizeCohort(cohort_id): FinalizeCohort, _: &mut Self::Context) {
-        if let Some(place) = self.cohorts.get_mut(&cohort_id) {
-            place.hand(&cohort_id, Said::Finalize);
+        if let Some(child) = self.cohorts.get(&cohort_id) {
+            child.cohort.do_send(Finalize);
         }
     }
 }
@@ -468,8 +493,8 @@ impl Handler<CancelCohort> for AggregationService {
     type Result = ();
 
     fn handle(&mut self, CancelCohort { cohort_id, reason }: CancelCohort, _: &mut Self::Context) {
-        if let Some(place) = self.cohorts.get_mut(&cohort_id) {
-            place.hand(&cohort_id, Said::Cancel(reason));
+        if let Some(child) = self.cohorts.get(&cohort_id) {
+            child.cohort.do_send(Cancel(reason));
         }
     }
 }

@@ -20,10 +20,10 @@ use crate::{
     notice::Notices,
     participant::ParticipantSettings,
     policy::{ParticipantPolicy, ServicePolicy},
-    recovery::RestartIntensity,
     runtime::{Clock, Randomness},
     seats::Seats,
     service::{OpenCohort, Retention, ServiceSettings},
+    supervision::RestartIntensity,
     transport::Transport,
 };
 

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use actix::{Actor, ActorContext, Addr, Context, Handler, Message as ActixMessage, Recipient, prelude::SendError};
+use actix::{
+    Actor, ActorContext, Addr, Context, Handler, Message as ActixMessage, Recipient, Supervised, dev::ContextFut,
+    prelude::SendError,
+};
 use btcr2_aggregation_protocol::{
     cohort::event::SpendPath,
     error::{Fault, Reject, RejectCode},
@@ -17,21 +20,16 @@ use btcr2_aggregation_protocol::{
 
 use crate::{
     cohort::{CohortActor, SayAgain},
-    deliveries::Deliveries,
-    engine::{Driven, Engine},
-    fence::{Held, Hold},
+    engine::{Driven, Engine, Replayed},
     journal::{JournalError, StreamId},
     load::{Load, Mailbox, Waits},
-    notice::{Notices, ServiceNotice},
-    recovery,
+    notice::ServiceNotice,
     service::ServiceShared,
     span,
-    supervisor::EndGuard,
+    supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},
     transport::{Outbound, Received},
+    tree::{self, Row},
 };
-
-/// How many messages may wait for a session.
-const MAILBOX: usize = 4096;
 
 /// A member did wrong in the session: to its cohort.
 #[derive(ActixMessage)]
@@ -43,33 +41,30 @@ pub(crate) struct FaultFound(pub(crate) Fault);
 #[rtype(result = "()")]
 struct SessionMessage(Received, Waits);
 
-/// The cohort is over; nobody waits for the signatures any more.
-#[derive(ActixMessage)]
-#[rtype(result = "()")]
-struct Abandon;
-
-/// A cohort's hold on its session: when the cohort's actor goes, however it goes, the session goes too. Dropping the address
-/// alone would not do, for the session's timer keeps it alive, and it would yet ask the members for the fallback.
-///
-/// Letting go takes effect at once: what the session is just deciding is not written any more.
+/// A cohort's session. It ends when this is dropped: what it is just deciding is not written any more.
 pub(crate) struct Session {
     address: Addr<SigningSessionActor>,
-    _hold: Hold,
+    _lease: Lease,
 }
 
 impl Session {
-    /// Starts the session that `build` makes, of this task.
-    pub(crate) fn start(task: &SigningTask, build: impl FnOnce(Held) -> SigningSessionActor) -> Self {
-        let hold = Hold::default();
-        let address = span::start_in(span::signing(&task.cohort_id, &task.session_id), |ctx| {
-            // Before it has started: what is handed over until then is no less.
-            ctx.set_mailbox_capacity(MAILBOX);
-            build(hold.held())
+    /// Starts the session of `task`; `gone` is called when it ends by itself.
+    pub(crate) fn start(
+        task: Arc<SigningTask>,
+        previous: PreviousRun<'_>,
+        shared: &Arc<ServiceShared>,
+        outbound: Recipient<Outbound>,
+        cohort: Addr<CohortActor>,
+        gone: impl FnOnce(End) + 'static,
+    ) -> Self {
+        let span = span::signing(&task.cohort_id, &task.session_id);
+        let (address, lease) = start_leased(span, |_, leased: Leased| {
+            SigningSessionActor::new(task, previous, shared, outbound, cohort, EndGuard::leased(leased, gone))
         });
-        Self { address, _hold: hold }
+        Self { address, _lease: lease }
     }
 
-    /// Hands it a message of a member.
+    /// Sends it a message of a member.
     pub(crate) fn hand(&self, received: Received, load: &Load) -> Result<(), SendError<()>> {
         let sent = self.address.try_send(SessionMessage(received, load.waits(Mailbox::Session)));
         sent.map_err(|error| match error {
@@ -77,19 +72,11 @@ impl Session {
             SendError::Closed(_) => SendError::Closed(()),
         })
     }
-}
 
-impl Session {
-    /// Has it say again what a member still needs.
+    /// Has it send again what a member still needs.
     pub(crate) fn say_again(&self, again: SayAgain) {
-        // Not lossy: a member is told so once for each stream that it opens.
+        // Not lossy: there is one for each stream that a member opens.
         self.address.do_send(again);
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.address.do_send(Abandon);
     }
 }
 
@@ -101,51 +88,82 @@ pub(crate) struct SigningEnded {
     pub(crate) digests: Vec<MessageDigest>,
 }
 
-/// What came before.
-pub(crate) struct Life<'f> {
-    /// The session's facts, if it ran before.
-    pub(crate) facts: &'f [SessionEvent],
-    /// Whether it was down with the service, and nobody could answer it.
+/// What a previous run of the process left of a session.
+pub(crate) struct PreviousRun<'e> {
+    /// The session's events, if it was started then.
+    pub(crate) events: &'e [SessionEvent],
+    /// Whether the session was down with the service, and no member could answer it.
     pub(crate) was_down: bool,
 }
 
 pub(crate) struct SigningSessionActor {
     engine: Engine<SigningSession>,
+    shared: Arc<ServiceShared>,
     outbound: Recipient<Outbound>,
     cohort: Addr<CohortActor>,
-    notices: Notices<ServiceNotice>,
-    load: Load,
-    deliveries: Deliveries,
     digests: Vec<MessageDigest>,
     was_down: bool,
+    panicked: bool,
+    restarts: Restarts,
     guard: EndGuard,
 }
 
+/// The session of `task` after `events`, and the digests of their transcript.
+fn replayed(task: Arc<SigningTask>, events: &[SessionEvent]) -> (SigningSession, Vec<MessageDigest>) {
+    let (mut machine, mut digests) = (SigningSession::new(task), Vec::new());
+    replay::apply(&mut machine, events, |machine, event, effects| {
+        digests.extend(machine.transcript_entries(event, effects));
+    });
+    (machine, digests)
+}
+
 impl SigningSessionActor {
-    /// A session, as far as its life went.
-    pub(crate) fn new(
+    fn new(
         task: Arc<SigningTask>,
-        life: Life<'_>,
-        shared: &ServiceShared,
+        previous: PreviousRun<'_>,
+        shared: &Arc<ServiceShared>,
         outbound: Recipient<Outbound>,
         cohort: Addr<CohortActor>,
-        held: Held,
         guard: EndGuard,
     ) -> Self {
         let stream = Self::stream(&task.session_id);
         let rng = shared.randomness.for_actor(stream.as_str());
-        let (mut machine, mut digests) = (SigningSession::new(task), Vec::new());
-        recovery::replay(&mut machine, life.facts, |machine, fact, effects| {
-            digests.extend(machine.transcript_entries(fact, effects));
-        });
-        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, held, shared.clock, rng);
-        let (notices, load, deliveries) = (shared.notices.clone(), shared.load.clone(), shared.deliveries.clone());
-        Self { engine, outbound, cohort, notices, load, deliveries, digests, was_down: life.was_down, guard }
+        let (machine, digests) = replayed(task, previous.events);
+        let engine = Engine::new(machine, Arc::clone(&shared.journal), stream, shared.clock, rng);
+        Self {
+            engine,
+            shared: Arc::clone(shared),
+            outbound,
+            cohort,
+            digests,
+            was_down: previous.was_down,
+            panicked: false,
+            restarts: Restarts::default(),
+            guard,
+        }
     }
 
-    /// Where the facts of this session are kept.
+    /// Where the events of this session are stored.
     pub(crate) fn stream(session_id: &SessionId) -> StreamId {
         StreamId::new(format!("signing/{session_id}"))
+    }
+
+    /// Opens the session, or continues where its journal ends.
+    fn go_on(&mut self, ctx: &mut Context<Self>) {
+        match self.engine.machine().phase() {
+            SessionPhase::Planned => self.feed(SessionInput::Open, ctx),
+            phase => {
+                let waits = phase.timed().is_some();
+                for fault in self.engine.machine().faults().iter() {
+                    // The service may have died before its cohort had it.
+                    self.cohort.do_send(FaultFound(fault.clone()));
+                }
+                if std::mem::take(&mut self.was_down) && waits {
+                    self.feed(SessionInput::Resumed, ctx);
+                }
+                self.resume(ctx);
+            }
+        }
     }
 }
 
@@ -153,20 +171,55 @@ impl Actor for SigningSessionActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        match self.engine.machine().phase() {
-            SessionPhase::Planned => self.feed(SessionInput::Open, ctx),
-            phase => {
-                let waits = phase.timed().is_some();
-                for fault in self.engine.machine().faults().iter() {
-                    // The service may have died before its cohort had heard of it.
-                    self.cohort.do_send(FaultFound(fault.clone()));
-                }
-                if self.was_down && waits {
-                    self.feed(SessionInput::Resumed, ctx);
-                }
-                self.resume(ctx);
-            }
+        if self.panicked { self.restart_from_journal(ctx) } else { self.go_on(ctx) }
+    }
+}
+
+impl Supervised for SigningSessionActor {
+    fn restarting(&mut self, _: &mut Self::Context) {
+        self.panicked = true;
+    }
+}
+
+impl InTree for SigningSessionActor {
+    const ROW: &'static Row = &tree::SIGNING_SESSION;
+
+    fn restart(running: &mut ContextFut<Self, Context<Self>>) -> bool {
+        running.restart()
+    }
+}
+
+impl Replayed for SigningSessionActor {
+    fn restarts(&mut self) -> (&mut Restarts, RestartIntensity) {
+        (&mut self.restarts, self.shared.restarts)
+    }
+
+    fn guard(&mut self) -> &mut EndGuard {
+        &mut self.guard
+    }
+
+    fn restarting_now(&mut self, count: usize) {
+        let cohort_id = self.engine.machine().task().cohort_id.clone();
+        self.shared.notices.publish(ServiceNotice::CohortRestarted { cohort_id, restarts: count });
+    }
+
+    fn restore(
+        &mut self,
+        events: Vec<SessionEvent>,
+        last: Option<String>,
+        ctx: &mut Context<Self>,
+    ) -> Result<(), String> {
+        // The cohort decides what follows.
+        if let Some(reason) = last {
+            return Err(reason);
         }
+        let task = Arc::clone(self.engine.machine().task());
+        let (machine, digests) = replay::caught(|| replayed(task, &events))?;
+        let rng = self.shared.randomness.for_actor(self.engine.stream().as_str());
+        self.engine = self.engine.renewed(machine, rng);
+        self.digests = digests;
+        self.go_on(ctx);
+        Ok(())
     }
 }
 
@@ -189,15 +242,6 @@ impl Handler<SayAgain> for SigningSessionActor {
                 self.perform(effect, ctx);
             }
         }
-    }
-}
-
-impl Handler<Abandon> for SigningSessionActor {
-    type Result = ();
-
-    fn handle(&mut self, _: Abandon, ctx: &mut Self::Context) {
-        self.guard.finish();
-        ctx.stop();
     }
 }
 
@@ -227,7 +271,7 @@ impl Driven for SigningSessionActor {
         self.digests.extend(machine.transcript_entries(event, effects));
         let task = machine.task();
         let (cohort_id, session_id) = (task.cohort_id.clone(), task.session_id.clone());
-        self.notices.publish(match event {
+        self.shared.notices.publish(match event {
             SessionEvent::SessionOpened { .. } => ServiceNotice::SigningStarted { cohort_id, session_id },
             SessionEvent::NonceReceived { did, .. } => {
                 ServiceNotice::NonceReceived { cohort_id, session_id, participant: did.clone() }
@@ -261,8 +305,8 @@ impl Driven for SigningSessionActor {
         match effect {
             SessionEffect::Send { to, body } => {
                 let until = self.engine.machine().deadline();
-                self.deliveries.sent(&to, &body);
-                self.load.say(Outbound::Direct { to, body, until }, &self.outbound);
+                self.shared.deliveries.sent(&to, &body);
+                self.shared.load.say(Outbound::Direct { to, body, until }, &self.outbound);
             }
             SessionEffect::Finished(outcome) => {
                 self.cohort.do_send(SigningEnded { outcome, digests: std::mem::take(&mut self.digests) });
@@ -281,7 +325,7 @@ impl Driven for SigningSessionActor {
         if is_over && reject.code == RejectCode::WrongPhase {
             return tracing::debug!(%cohort_id, reject.detail, "a message came too late");
         }
-        self.notices.publish(ServiceNotice::rejected(Some(cohort_id), &reject));
+        self.shared.notices.publish(ServiceNotice::rejected(Some(cohort_id), &reject));
     }
 
     fn journal_failed(&mut self, error: JournalError, ctx: &mut Context<Self>) {

@@ -1,30 +1,17 @@
 //! The spans of log lines: whoever reads a line is to know whose it is.
 //!
-//! Each actor runs in a span of its own, whatever wakes it: [`start_in`] wraps the whole of it. No span is inside another
+//! Each actor runs in a span of its own, whatever wakes it: [`start`](crate::supervision::start) wraps the whole of it. No span is inside another
 //! one; each names everything that it belongs to, so that a line is understood by itself. What an actor hands to another
 //! task or thread takes the span along.
 //!
 //! The spans have the level of errors: a line that is written at all has its span. That costs an actor one formatting of
 //! its names in its life, and entering the span when it wakes; where nothing is logged, neither.
 
-use actix::{Actor, Addr, AsyncContext, Context};
 use btcr2_aggregation_protocol::{
     did::Did,
     id::{CohortId, SessionId},
 };
-use tracing::{Instrument, Span, error_span};
-
-/// Starts the actor that `build` makes, in `span`.
-pub(crate) fn start_in<A>(span: Span, build: impl FnOnce(&mut Context<A>) -> A) -> Addr<A>
-where
-    A: Actor<Context = Context<A>>,
-{
-    let mut context = Context::new();
-    let actor = build(&mut context);
-    let address = context.address();
-    actix_rt::spawn(context.into_future(actor).instrument(span));
-    address
-}
+use tracing::{Span, error_span};
 
 /// An Aggregation Service, as far as it is about no single cohort.
 pub(crate) fn service(did: &Did) -> Span {
@@ -69,4 +56,9 @@ pub(crate) fn relay(url: &str, did: &Did) -> Span {
 /// An inbox at an HTTP server.
 pub(crate) fn inbox(owner: &Did) -> Span {
     error_span!(parent: None, "inbox", did = %owner)
+}
+
+/// The hub of an HTTP server.
+pub(crate) fn hub() -> Span {
+    error_span!(parent: None, "hub")
 }

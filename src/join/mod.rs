@@ -30,9 +30,9 @@ use crate::{
     actors::{
         notice::Notices,
         participant::ParticipantSettings,
-        recovery::RestartIntensity,
         runtime::{Clock, Randomness},
         state::vault::{Vault, VaultEntry},
+        supervision::RestartIntensity,
         supervisor::{StartParticipant, Supervisor},
         transport::{
             Transport,

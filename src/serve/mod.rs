@@ -39,10 +39,10 @@ use crate::{
     actors::{
         load::Load,
         notice::Notices,
-        recovery::RestartIntensity,
         runtime::{Clock, Randomness},
         seats::{SeatLimits, Seats},
         service::{LiveCohorts, ServiceSettings},
+        supervision::RestartIntensity,
         supervisor::{StartService, Supervisor},
         transport::{
             connections::ConnectionLimits,
@@ -335,7 +335,9 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         retention: keeping.retention(),
     };
     let internal = |error: actix::MailboxError| ProgramError::Internal(error.to_string());
-    let supervisor = Supervisor::default().start();
+    let supervisor = Supervisor::default();
+    let vitals = supervisor.vitals();
+    let supervisor = supervisor.start();
     let service = supervisor.send(StartService(settings)).await.map_err(internal)?;
     // Answered when all cohorts of an earlier life are back.
     let recovered = service.send(LiveCohorts).await.map_err(internal)?;
@@ -371,6 +373,11 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         Rounds::new(config, conditions, service, operator.clone(), keeping.clone(), printer.clone(), alarms);
     let outcome = tokio::select! {
         never = reporting => match never {},
+        // Nothing that is waited for would ever happen.
+        gone = vitals.failed() => {
+            readiness.set(false);
+            Err(ProgramError::Internal(format!("{gone}; started again with the same --state, it goes on where it was")))
+        }
         never = tls::reload(doors.tls.clone(), admission, hangups, printer) => match never {},
         outcome = rounds.run(steps, announcements, recovered) => {
             readiness.set(false);

@@ -145,7 +145,7 @@ impl Driven for CohortActor {
                 };
                 self.ask(question, ctx);
             }
-            ServiceEffect::StartSigning(task) => self.start_session(task, Duration::ZERO, ctx),
+            ServiceEffect::StartSigning(task) => self.start_session(task, ctx),
             ServiceEffect::FormAgain(terms) => self.successors.do_send(FormAgain(terms)),
         }
     }

@@ -10,9 +10,10 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::{
-    fence::Hold,
     journal::{Archived, MemoryJournal},
     runtime::Randomness,
+    supervision::{InTree, Lease, start_leased},
+    tree::{self, Row},
 };
 
 /// Counts what it is told to count, once.
@@ -87,6 +88,10 @@ impl actix::Handler<Say> for CounterActor {
     }
 }
 
+impl InTree for CounterActor {
+    const ROW: &'static Row = &tree::SIGNING_SESSION;
+}
+
 impl Driven for CounterActor {
     type Machine = Counter;
 
@@ -145,31 +150,34 @@ fn stream() -> StreamId {
     StreamId::new("counter")
 }
 
-fn start(journal: Arc<dyn Journal>, hold: &Hold) -> (actix::Addr<CounterActor>, oneshot::Receiver<()>) {
+fn start(journal: Arc<dyn Journal>) -> (actix::Addr<CounterActor>, Lease, oneshot::Receiver<()>) {
     let (gone, is_gone) = oneshot::channel();
     let rng = Randomness::Seeded([1; 32]).for_actor("counter");
     let clock = Clock::starting_at(Timestamp::from_secs(1));
-    let engine = Engine::new(Counter(0), journal, stream(), hold.held(), clock, rng);
-    (CounterActor { engine, gone: Some(gone) }.start(), is_gone)
+    let engine = Engine::new(Counter(0), journal, stream(), clock, rng);
+    let actor = CounterActor { engine, gone: Some(gone) };
+    let (address, lease) = start_leased(tracing::Span::none(), |_, _| actor);
+    (address, lease, is_gone)
 }
 
 #[test]
-fn an_actor_that_was_let_go_while_it_decided_writes_nothing_and_confirms_nothing() {
+fn an_actor_without_its_lease_writes_and_confirms_nothing() {
     actix_rt::System::new().block_on(async {
-        for lets_go in [false, true] {
-            let (journal, hold) = (MemoryJournal::new(), Hold::default());
-            let (actor, is_gone) = start(Arc::new(journal.clone()), &hold);
+        for is_dropped in [false, true] {
+            let journal = MemoryJournal::new();
+            let (actor, lease, is_gone) = start(Arc::new(journal.clone()));
             let (go_on, may_go_on) = mpsc::channel();
             let (receipt, confirmed) = Receipt::new();
+            // Dropped while it decides, on another thread.
             actor.send(Say(Ask::Heavily(Arc::new(Mutex::new(may_go_on))), receipt)).await.unwrap();
-            let hold = (!lets_go).then_some(hold);
+            let lease = (!is_dropped).then_some(lease);
             go_on.send(()).unwrap();
-            assert_eq!(confirmed.await.is_ok(), !lets_go);
-            assert_eq!(journal.read(&stream()).await.unwrap().len(), usize::from(!lets_go));
-            if lets_go {
+            assert_eq!(confirmed.await.is_ok(), !is_dropped);
+            assert_eq!(journal.read(&stream()).await.unwrap().len(), usize::from(!is_dropped));
+            if is_dropped {
                 is_gone.await.unwrap();
             }
-            drop(hold);
+            drop(lease);
         }
     });
 }
@@ -177,8 +185,8 @@ fn an_actor_that_was_let_go_while_it_decided_writes_nothing_and_confirms_nothing
 #[test]
 fn a_refusal_is_confirmed_when_the_facts_that_it_rests_on_are_durable() {
     actix_rt::System::new().block_on(async {
-        let (journal, hold) = (Slow::default(), Hold::default());
-        let (actor, _is_gone) = start(Arc::new(journal.clone()), &hold);
+        let journal = Slow::default();
+        let (actor, _lease, _is_gone) = start(Arc::new(journal.clone()));
         let (first, counted) = Receipt::new();
         let (second, mut refused) = Receipt::new();
         actor.send(Say(Ask::Count, first)).await.unwrap();

@@ -1,7 +1,7 @@
-//! Bringing sessions back: all of them when the participant starts, one of them when its actor panicked; and what becomes of
-//! the journal of those that have ended.
+//! The sessions of previous runs, which are started from the journal when the participant is; and what becomes of the journal of
+//! those that have ended.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use actix::{
     ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, ResponseFuture,
@@ -17,14 +17,13 @@ use btcr2_aggregation_protocol::{
 
 use tracing::Instrument;
 
-use super::{ArchiveSession, CohortKey, ParticipantActor, Place};
+use super::{ArchiveSession, CohortKey, ParticipantActor};
 use crate::{
     journal::{Journal, JournalError, StreamId, StreamKind},
     notice::ParticipantNotice,
-    participant_session::{How, ParticipantSessionActor},
-    recovery,
+    participant_session::{ParticipantSessionActor, StartMode},
     service::Retention,
-    supervisor::End,
+    supervision::{Attempt, End, replay},
 };
 
 /// A session's actor is gone, however it went.
@@ -35,10 +34,10 @@ pub(super) struct SessionGone {
     pub(super) end: End,
 }
 
-type Facts = Result<Vec<ParticipantEvent>, JournalError>;
+type Events = Result<Vec<ParticipantEvent>, JournalError>;
 
 impl ParticipantActor {
-    /// Brings every session of ours back that the journal knows and the host has not archived.
+    /// Starts every session of ours that the journal knows and the host has not archived.
     pub(super) fn recover_all(&self, ctx: &mut Context<Self>) {
         let journal = Arc::clone(&self.shared.journal);
         let did = self.shared.identity.did().clone();
@@ -61,50 +60,40 @@ impl ParticipantActor {
                         ctx.wait(forgetting.into_actor(participant));
                         continue;
                     }
-                    participant.bring_back(cohort, facts, How::Again, ctx);
+                    participant.start_again(cohort, facts, ctx);
                 }
             }
         }));
     }
 
-    fn bring_back(&mut self, cohort: CohortKey, facts: Facts, how: How, ctx: &Context<Self>) {
+    /// Starts a session of a previous run from its events.
+    fn start_again(&mut self, cohort: CohortKey, events: Events, ctx: &Context<Self>) {
         let _session = self.span(&cohort.1).entered();
-        let facts = match facts {
-            Ok(facts) => facts,
+        let events = match events {
+            Ok(events) => events,
             Err(error) => return self.lost(cohort, error.to_string()),
         };
-        let (advert, how) = match (facts.first(), self.sessions.get(&cohort), how) {
-            (Some(ParticipantEvent::CohortDiscovered { advert, .. }), _, how) => (Arc::clone(advert), how),
-            // It panicked before anything of it was durable.
-            (None, Some(place), How::Again) => {
-                let advert = Arc::clone(&place.advert);
-                let rejoins = self.takes_the_place_of_ours(&advert);
-                (advert, How::Fresh { rejoins })
-            }
-            (None, _, How::Abort(reason)) => return self.lost(cohort, reason),
-            _ => return self.lost(cohort, "its journal does not begin with an advert".to_owned()),
+        let Some(ParticipantEvent::CohortDiscovered { advert, .. }) = events.first() else {
+            return self.lost(cohort, "its journal does not begin with an advert".to_owned());
         };
-        let replayed = recovery::caught(|| {
-            let mut machine = ParticipantCohort::new(Arc::clone(&self.shared.config), Arc::clone(&advert));
-            recovery::replay(&mut machine, &facts, |_, _, _| {});
+        let replayed = replay::caught(|| {
+            let mut machine = ParticipantCohort::new(Arc::clone(&self.shared.config), Arc::clone(advert));
+            replay::apply(&mut machine, &events, |_, _, _| {});
             machine
         });
         let machine = match replayed {
             Ok(machine) => machine,
             Err(reason) => return self.lost(cohort, reason),
         };
-        let joined = facts.iter().any(|fact| matches!(fact, ParticipantEvent::OptedIn { .. }));
-        let actor = self.start_session(machine, how, ctx);
-        let place = self.sessions.entry(cohort).or_insert_with(|| Place::of(advert));
-        place.joined = joined;
-        place.back(actor);
+        let joined = events.iter().any(|event| matches!(event, ParticipantEvent::OptedIn { .. }));
+        self.start_session(machine, (StartMode::Resumed, false), joined, ctx);
     }
 
     /// A session cannot go on, although it has not ended: its journal may be mended, and bring it back.
     fn lost(&mut self, cohort: CohortKey, reason: String) {
         let _session = self.span(&cohort.1).entered();
         tracing::error!(cohort_id = %cohort.1, reason, "a participant's session cannot go on");
-        let joined = self.sessions.remove(&cohort).is_none_or(|place| place.joined);
+        let joined = self.sessions.remove(&cohort).is_none_or(|child| child.joined);
         let end = SessionEnd::Internal { reason };
         self.shared.notices.publish(ParticipantNotice::CohortFailed {
             did: self.shared.identity.did().clone(),
@@ -121,36 +110,20 @@ impl ParticipantActor {
         }
     }
 
-    /// Replaces a session's actor that panicked, unless that happened too often: then we leave its cohort, and no other.
-    fn restart(&mut self, cohort: CohortKey, ctx: &mut Context<Self>) {
-        let _session = self.span(&cohort.1).entered();
-        let (now, intensity) = (self.shared.clock.now(), self.shared.restarts);
-        let Some(place) = self.sessions.get_mut(&cohort) else { return };
-        place.actor = None;
-        let (pause, how) = match place.restarts.next(now, intensity) {
-            Some(pause) => (pause, How::Again),
-            None if place.given_up => return self.lost(cohort, "its actor goes on panicking".to_owned()),
-            None => {
-                place.given_up = true;
-                let often =
-                    format!("its actor panicked {} times within {:?}", intensity.most + 1, intensity.within);
-                (Duration::ZERO, How::Abort(often))
+    /// Starts again after a panic, with the sessions that the journal knows; unless that happened too often.
+    pub(super) fn restart(&mut self, ctx: &mut Context<Self>) {
+        let pause = match self.restarts.next(self.shared.clock.now(), self.shared.restarts) {
+            Attempt::Again(pause) => pause,
+            Attempt::Last(reason) => {
+                self.guard.fail(reason);
+                return ctx.stop();
             }
+            Attempt::GivenUp => return ctx.stop(),
         };
-        let restarts = place.restarts.count();
-        let (did, cohort_id) = (self.shared.identity.did().clone(), cohort.1.clone());
-        tracing::error!(%cohort_id, restarts, "a session's actor panicked and is brought back from its journal");
-        self.shared.notices.publish(ParticipantNotice::SessionRestarted { did, cohort_id, restarts });
-        let (journal, stream) = (Arc::clone(&self.shared.journal), self.stream(&cohort));
-        let reading = async move {
-            if !pause.is_zero() {
-                tokio::time::sleep(pause).await;
-            }
-            recovery::facts(&*journal, &stream).await
-        };
-        ctx.spawn(reading.into_actor(self).map(move |facts, participant, ctx| {
-            participant.bring_back(cohort, facts, how, ctx);
-        }));
+        tracing::error!(restarts = self.restarts.count(), "the participant panicked and starts again");
+        // The last to be waited for is the first that is done.
+        self.recover_all(ctx);
+        ctx.wait(tokio::time::sleep(pause).into_actor(self));
     }
 
     fn stream(&self, (service, cohort_id): &CohortKey) -> StreamId {
@@ -185,7 +158,7 @@ fn was_not_joined(facts: &[ParticipantEvent]) -> bool {
 async fn read_all(
     journal: Arc<dyn Journal>,
     ours: Did,
-) -> Result<(Vec<CohortKey>, Vec<(CohortKey, Facts)>), JournalError> {
+) -> Result<(Vec<CohortKey>, Vec<(CohortKey, Events)>), JournalError> {
     let key = |stream: &StreamId| match stream.kind() {
         StreamKind::Participant { did, service, cohort_id } if did == ours => Some((service, cohort_id)),
         _ => None,
@@ -195,7 +168,7 @@ async fn read_all(
     for stream in journal.streams().await? {
         if let Some(cohort) = key(&stream) {
             // A stream that is damaged is its own session's affair.
-            live.push((cohort, recovery::facts(&*journal, &stream).await));
+            live.push((cohort, replay::events(&*journal, &stream).await));
         }
     }
     Ok((archived, live))
@@ -205,11 +178,10 @@ impl Handler<SessionGone> for ParticipantActor {
     type Result = ();
 
     fn handle(&mut self, SessionGone { cohort, end }: SessionGone, ctx: &mut Self::Context) {
-        match (end, end.failure()) {
-            (End::Panicked, _) => self.restart(cohort, ctx),
-            (_, Some(reason)) => self.lost(cohort, reason.to_owned()),
-            (_, None) => {
-                if self.sessions.remove(&cohort).is_some_and(|place| place.declined) {
+        match end.failure() {
+            Some(reason) => self.lost(cohort, reason.into_owned()),
+            None => {
+                if self.sessions.remove(&cohort).is_some_and(|child| child.declined) {
                     // One that takes the place of ours is considered again when its advert is repeated.
                     if !self.expects(&cohort) {
                         self.declined.insert(cohort);

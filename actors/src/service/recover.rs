@@ -1,7 +1,7 @@
-//! Bringing cohorts back: all of them when the service starts, one of them when its actor panicked; and what becomes of the
-//! journal of those that have ended.
+//! The cohorts of previous runs, which are started from the journal when the service is; and what becomes of the journal of those
+//! that have ended.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use actix::{
     ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, ResponseFuture,
@@ -14,13 +14,14 @@ use btcr2_aggregation_protocol::{
 
 use tracing::Instrument;
 
-use super::{AggregationService, ArchiveCohort, Retention, TellEnds, place::Place};
+use super::{AggregationService, ArchiveCohort, Retention, TellEnds};
 use crate::{
-    cohort::{Beginning, CohortActor, How},
-    journal::{Journal, JournalError, StreamKind},
+    cohort::{Beginning, CohortActor},
+    journal::{Journal, JournalError, StreamId, StreamKind},
     notice::ServiceNotice,
-    recovery, span,
-    supervisor::End,
+    signing::SigningSessionActor,
+    span,
+    supervision::{Attempt, End, replay},
     transport::link::Connect,
 };
 
@@ -32,10 +33,10 @@ pub(super) struct CohortGone {
     pub(super) end: End,
 }
 
-type Facts = Result<Vec<ServiceEvent>, JournalError>;
+type Events = Result<Vec<ServiceEvent>, JournalError>;
 
 impl AggregationService {
-    /// Brings every cohort of ours back that the journal knows and the host has not archived.
+    /// Starts every cohort of ours that the journal knows and the host has not archived.
     pub(super) fn recover_all(&self, ctx: &mut Context<Self>) {
         let journal = Arc::clone(&self.shared.journal);
         // Nothing else happens before: a member's message must find its cohort.
@@ -52,7 +53,7 @@ impl AggregationService {
                 }
                 for (cohort_id, facts) in live {
                     if !service.cohorts.contains_key(&cohort_id) && !service.halted.contains(&cohort_id) {
-                        service.bring_back(cohort_id, facts, How::Resumed, ctx);
+                        service.start_again(cohort_id, facts, ctx);
                     }
                 }
                 // Not before: a member whose DID proves no key must be known when it knocks.
@@ -61,30 +62,23 @@ impl AggregationService {
         }));
     }
 
-    /// Starts a cohort's actor again from its facts.
-    fn bring_back(&mut self, cohort_id: CohortId, facts: Facts, how: How, ctx: &Context<Self>) {
+    /// Starts a cohort of a previous run from its events.
+    fn start_again(&mut self, cohort_id: CohortId, events: Events, ctx: &Context<Self>) {
         let _cohort = span::cohort(&cohort_id).entered();
-        let facts = match facts {
-            Ok(facts) => facts,
+        let events = match events {
+            Ok(events) => events,
             Err(error) => return self.lost(cohort_id, error.to_string()),
         };
-        let terms = match (facts.first(), self.cohorts.get(&cohort_id), &how) {
-            (Some(ServiceEvent::CohortAdvertised { terms, .. }), ..) => Arc::clone(terms),
-            // It panicked before anything of it was durable.
-            (None, Some(place), How::Again) => Arc::clone(&place.terms),
-            (None, _, How::Abort(reason)) => return self.lost(cohort_id, reason.clone()),
-            _ => return self.lost(cohort_id, "its journal does not begin with its terms".to_owned()),
+        let Some(ServiceEvent::CohortAdvertised { terms, .. }) = events.first() else {
+            return self.lost(cohort_id, "its journal does not begin with its terms".to_owned());
         };
         if terms.service != *self.settings.identity.did() {
-            // Another service keeps its journal in the same place.
+            // Another service stores its journal in the same place.
             return;
         }
-        let replayed = recovery::caught(|| {
-            let machine = self.machine(Arc::clone(&terms)).map_err(|error| error.to_string())?;
-            Ok(match facts.is_empty() {
-                true => Beginning::fresh(machine),
-                false => Beginning::again(machine, &facts, how),
-            })
+        let replayed = replay::caught(|| {
+            let machine = self.machine(Arc::clone(terms)).map_err(|error| error.to_string())?;
+            Ok(Beginning::resumed(machine, &events))
         });
         let beginning = match replayed.and_then(|beginning| beginning) {
             Ok(beginning) => beginning,
@@ -93,8 +87,7 @@ impl AggregationService {
         for (did, genesis_document) in beginning.external_members() {
             self.settings.transport.introduce(&did, &genesis_document);
         }
-        let actor = self.start_cohort(beginning, ctx);
-        self.cohorts.entry(cohort_id.clone()).or_insert_with(|| Place::of(terms)).back(&cohort_id, actor);
+        self.start_cohort(beginning, ctx);
     }
 
     /// A cohort cannot go on, although it has not ended: its journal may be mended, and bring it back.
@@ -107,36 +100,20 @@ impl AggregationService {
         self.shared.notices.publish(ServiceNotice::failed(cohort_id, &failure, None));
     }
 
-    /// Replaces a cohort's actor that panicked, unless that happened too often: then the cohort fails, alone.
-    fn restart(&mut self, cohort_id: CohortId, ctx: &mut Context<Self>) {
-        let _cohort = span::cohort(&cohort_id).entered();
-        let (now, intensity) = (self.shared.clock.now(), self.shared.restarts);
-        let Some(place) = self.cohorts.get_mut(&cohort_id) else { return };
-        place.actor = None;
-        let (pause, how) = match place.restarts.next(now, intensity) {
-            Some(pause) => (pause, How::Again),
-            None if place.given_up => return self.lost(cohort_id, "its actor goes on panicking".to_owned()),
-            None => {
-                place.given_up = true;
-                let often =
-                    format!("its actor panicked {} times within {:?}", intensity.most + 1, intensity.within);
-                (Duration::ZERO, How::Abort(often))
+    /// Starts again after a panic, with the cohorts that the journal knows; unless that happened too often.
+    pub(super) fn restart(&mut self, ctx: &mut Context<Self>) {
+        let pause = match self.restarts.next(self.shared.clock.now(), self.shared.restarts) {
+            Attempt::Again(pause) => pause,
+            Attempt::Last(reason) => {
+                self.guard.fail(reason);
+                return ctx.stop();
             }
+            Attempt::GivenUp => return ctx.stop(),
         };
-        let restarts = place.restarts.count();
-        tracing::error!(%cohort_id, restarts, "a cohort's actor panicked and is brought back from its journal");
-        self.shared.notices.publish(ServiceNotice::CohortRestarted { cohort_id: cohort_id.clone(), restarts });
-        let journal = Arc::clone(&self.shared.journal);
-        let reading = async move {
-            if !pause.is_zero() {
-                tokio::time::sleep(pause).await;
-            }
-            let facts = recovery::facts(&*journal, &CohortActor::stream(&cohort_id)).await;
-            (cohort_id, facts, how)
-        };
-        ctx.spawn(reading.into_actor(self).map(|(cohort_id, facts, how), service, ctx| {
-            service.bring_back(cohort_id, facts, how, ctx);
-        }));
+        tracing::error!(restarts = self.restarts.count(), "the service panicked and starts again");
+        // The last to be waited for is the first that is done.
+        self.recover_all(ctx);
+        ctx.wait(tokio::time::sleep(pause).into_actor(self));
     }
 
     fn put_away(&self, cohort_id: CohortId, how: Retention, ctx: &mut Context<Self>) {
@@ -149,7 +126,7 @@ impl AggregationService {
         let putting = async move {
             let stream = CohortActor::stream(&cohort_id);
             let put = async {
-                let sessions = recovery::sessions_of(&*journal, &stream).await?;
+                let sessions = sessions_of(&*journal, &stream).await?;
                 // The cohort's last: while it is there, it is known what belongs to it.
                 for stream in sessions.iter().chain([&stream]) {
                     match how {
@@ -167,8 +144,18 @@ impl AggregationService {
     }
 }
 
+/// The streams of the signing sessions of a cohort.
+async fn sessions_of(journal: &dyn Journal, cohort: &StreamId) -> Result<Vec<StreamId>, JournalError> {
+    let events = replay::events::<ServiceEvent>(journal, cohort).await?;
+    let sessions = events.iter().filter_map(|event| match event {
+        ServiceEvent::SigningStarted { session_id, .. } => Some(SigningSessionActor::stream(session_id)),
+        _ => None,
+    });
+    Ok(sessions.collect())
+}
+
 /// The archived cohorts, and the live ones with their facts.
-async fn read_all(journal: Arc<dyn Journal>) -> Result<(Vec<CohortId>, Vec<(CohortId, Facts)>), JournalError> {
+async fn read_all(journal: Arc<dyn Journal>) -> Result<(Vec<CohortId>, Vec<(CohortId, Events)>), JournalError> {
     let archived = journal.archived().await?.into_iter().filter_map(|archived| match archived.stream.kind() {
         StreamKind::Cohort(cohort_id) => Some(cohort_id),
         _ => None,
@@ -178,7 +165,7 @@ async fn read_all(journal: Arc<dyn Journal>) -> Result<(Vec<CohortId>, Vec<(Coho
     for stream in journal.streams().await? {
         if let StreamKind::Cohort(cohort_id) = stream.kind() {
             // A stream that is damaged is its own cohort's affair.
-            live.push((cohort_id, recovery::facts(&*journal, &stream).await));
+            live.push((cohort_id, replay::events(&*journal, &stream).await));
         }
     }
     Ok((archived, live))
@@ -188,13 +175,12 @@ impl Handler<CohortGone> for AggregationService {
     type Result = ();
 
     fn handle(&mut self, CohortGone { cohort_id, end }: CohortGone, ctx: &mut Self::Context) {
-        match (end, end.failure()) {
-            (End::Panicked, _) => self.restart(cohort_id, ctx),
-            (_, Some(reason)) => {
+        match end.failure() {
+            Some(reason) => {
                 self.journal_failed |= end == End::JournalFailed;
-                self.lost(cohort_id, reason.to_owned());
+                self.lost(cohort_id, reason.into_owned());
             }
-            (_, None) => {
+            None => {
                 self.cohorts.remove(&cohort_id);
                 self.ended.insert(cohort_id.clone());
                 if self.settings.retention == Retention::Forget {

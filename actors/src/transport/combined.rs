@@ -18,13 +18,14 @@ use btcr2_aggregation_protocol::{beacon::BeaconType, did::Did, identity::Identit
 use serde_json::Value;
 
 use super::{ConnectError, Delivery, Disconnected, Outbound, Transport, link::Link};
-use crate::{span, supervisor::EndGuard};
+use crate::{
+    span,
+    supervision::{EndGuard, InTree, start},
+    tree::{self, Row},
+};
 
 /// Most peers whose transport is remembered; beyond that the oldest are written to everywhere again.
 const MOST_PEERS: usize = 20_000;
-
-/// How many messages may wait at one connection; the transports wait beyond that.
-const QUEUE: usize = 1024;
 
 /// Several transports as one.
 #[derive(Clone)]
@@ -51,7 +52,7 @@ impl Transport for CombinedTransport {
         let combined =
             Combined { transports, identity, inbox, links: Vec::new(), heard: Heard::default(), _guard: guard };
         let span = span::connection("combined", combined.identity.did());
-        Ok(span::start_in(span, |_| combined).recipient())
+        Ok(start(span, |_| combined).recipient())
     }
 
     fn introduce(&self, did: &Did, genesis_document: &Value) {
@@ -135,10 +136,10 @@ struct Arrived {
 
 impl Actor for Ear {
     type Context = Context<Self>;
+}
 
-    fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(1);
-    }
+impl InTree for Ear {
+    const ROW: &'static Row = &tree::EAR;
 }
 
 impl Handler<Delivery> for Ear {
@@ -158,13 +159,16 @@ impl Actor for Combined {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(QUEUE);
         for (transport, port) in self.transports.iter().enumerate() {
             let ear = Ear { combined: ctx.address().downgrade(), transport };
-            let ear = span::start_in(tracing::Span::current(), |_| ear);
+            let ear = start(tracing::Span::current(), |_| ear);
             self.links.push(Link::new(Arc::clone(port), self.identity.clone(), ear.recipient()).start_in_span());
         }
     }
+}
+
+impl InTree for Combined {
+    const ROW: &'static Row = &tree::COMBINED;
 }
 
 impl Handler<Arrived> for Combined {

@@ -7,18 +7,22 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
-    WrapFuture,
+    Supervised, WrapFuture, dev::ContextFut,
 };
 use btcr2_aggregation_protocol::identity::Identity;
 
 use super::{ConnectError, Delivery, Disconnected, Outbound, Transport};
-use crate::span;
+use crate::{
+    span,
+    supervision::{InTree, start},
+    tree::{self, Row},
+};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 
 /// How many messages may wait for a connection; the oldest are given up first.
-const BACKLOG: usize = 8192;
+const BACKLOG: usize = tree::LINK.mailbox;
 
 /// The owner is ready: connect, if that was not done yet.
 #[derive(ActixMessage)]
@@ -60,7 +64,7 @@ impl Link {
 
     /// Starts it in a span of its own.
     pub(crate) fn start_in_span(self) -> Addr<Self> {
-        span::start_in(span::link(self.identity.did()), |_| self)
+        start(span::link(self.identity.did()), |_| self)
     }
 
     fn connect(&mut self, ctx: &mut Context<Self>) {
@@ -113,10 +117,24 @@ impl Actor for Link {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(BACKLOG);
         if !self.waits {
             self.connect(ctx);
         }
+    }
+}
+
+impl Supervised for Link {
+    fn restarting(&mut self, _: &mut Self::Context) {
+        // What waits is sent by the next connection; the number tells that from the last one.
+        self.connection = None;
+    }
+}
+
+impl InTree for Link {
+    const ROW: &'static Row = &tree::LINK;
+
+    fn restart(running: &mut ContextFut<Self, Context<Self>>) -> bool {
+        running.restart()
     }
 }
 

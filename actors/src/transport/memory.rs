@@ -19,11 +19,15 @@ use btcr2_aggregation_protocol::{
 };
 
 use super::{ConnectError, Delivery, Disconnected, Outbound, Transport, hand_over};
-use crate::{span, supervisor::EndGuard};
+use crate::{
+    span,
+    supervision::{EndGuard, InTree, start},
+    tree::{self, Row},
+};
 
 /// How many messages may wait at one connection in either direction. A peer that is so far behind loses what comes next,
 /// as it would on a network; nobody else waits for it.
-const QUEUE: usize = 8192;
+const QUEUE: usize = tree::MEMORY_CONNECTION.mailbox;
 
 /// A network in memory. Clones are the same network.
 #[derive(Clone, Default)]
@@ -94,7 +98,7 @@ impl Transport for MemoryTransport {
         let did = identity.did().clone();
         let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
         let actor = MemoryConnection { did: did.clone(), network: self.clone(), inbox, _guard: guard };
-        let address = span::start_in(span::connection("memory", identity.did()), |_| actor);
+        let address = start(span::connection("memory", identity.did()), |_| actor);
         let mut peers = self.peers();
         let peer = peers.entry(did).or_default();
         for wire in peer.pending.values() {
@@ -115,10 +119,10 @@ struct MemoryConnection {
 
 impl Actor for MemoryConnection {
     type Context = Context<Self>;
+}
 
-    fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(QUEUE);
-    }
+impl InTree for MemoryConnection {
+    const ROW: &'static Row = &tree::MEMORY_CONNECTION;
 }
 
 /// What travels: text, and the sender that the network vouches for.

@@ -31,7 +31,7 @@ use btcr2_aggregation_protocol::{
 
 pub(crate) use self::received::hand_over;
 pub use self::received::{Evidence, Receipt, Received};
-use crate::supervisor::End;
+use crate::supervision::End;
 
 /// Say this, in the name of the connection's identity.
 #[derive(Clone, Debug, ActixMessage)]

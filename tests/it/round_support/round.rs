@@ -13,10 +13,10 @@ use btcr2_aggregation::{
         notice::{CohortResult, Notices, ParticipantNotice, ServiceNotice},
         participant::ParticipantSettings,
         policy::{ParticipantPolicy, SigningRequest, UpdateRequest},
-        recovery::RestartIntensity,
         runtime::{Clock, Randomness},
         seats::Seats,
         service::{AggregationService, LiveCohorts, OpenCohort, Retention, ServiceSettings},
+        supervision::RestartIntensity,
         supervisor::{StartParticipant, StartService, Supervisor},
         transport::{
             Transport,

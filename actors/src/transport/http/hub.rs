@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use actix::{
     Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message as ActixMessage, MessageResult,
-    ResponseFuture,
+    ResponseFuture, Supervised, dev::ContextFut,
 };
 use btcr2_aggregation_protocol::{did::Did, id::CohortId, message::SharedBody};
 use rand_chacha::ChaCha20Rng;
@@ -21,12 +21,10 @@ use crate::transport::connections::Network;
 use crate::{
     runtime::{Clock, Randomness},
     span,
-    supervisor::{End, EndGuard},
+    supervision::{Attempt, End, EndGuard, InTree, Lease, RestartIntensity, Restarts, start_leased},
     transport::is_for_a_member,
+    tree::{self, Row},
 };
-
-/// How many requests may wait for the hub.
-const MAILBOX: usize = 8192;
 
 /// `from` says `body` to `to`.
 #[derive(ActixMessage)]
@@ -101,11 +99,19 @@ struct InboxGone {
 /// An inbox.
 struct Held {
     inbox: Addr<InboxActor>,
+    /// The inbox ends when this is dropped.
+    lease: Lease,
     /// Which one of those that its owner has had: the identifier behind which it counts.
     number: u64,
     /// Whether somebody who lives here has written to it. Anybody can open an inbox; those that nobody has written to make
     /// room for those of members.
     written_to: bool,
+}
+
+impl Held {
+    fn close(self) {
+        self.inbox.do_send(Close(self.lease));
+    }
 }
 
 pub(super) struct Hub {
@@ -116,6 +122,7 @@ pub(super) struct Hub {
     adverts: Adverts,
     inboxes: BTreeMap<Did, Held>,
     shared: InboxesShared,
+    restarts: Restarts,
 }
 
 impl Hub {
@@ -133,6 +140,7 @@ impl Hub {
             adverts: Adverts::new(Arc::clone(&shared.counts)),
             inboxes: BTreeMap::new(),
             shared,
+            restarts: Restarts::default(),
         }
     }
 
@@ -151,8 +159,8 @@ impl Hub {
         let rng = self.randomness.for_actor(&format!("http inbox {owner} {number}"));
         let (config, shared) = (Arc::clone(&self.config), self.shared.clone());
         let inbox = InboxActor::new(owner.clone(), config, self.clock, rng, number, shared, guard);
-        let inbox = span::start_in(span::inbox(owner), |_| inbox);
-        let held = Held { inbox: inbox.clone(), number, written_to: write };
+        let (inbox, lease) = start_leased(span::inbox(owner), |_, _| inbox);
+        let held = Held { inbox: inbox.clone(), lease, number, written_to: write };
         self.inboxes.insert(owner.clone(), held);
         Some(inbox)
     }
@@ -161,7 +169,7 @@ impl Hub {
     fn make_room(&mut self) -> bool {
         let unused = self.inboxes.iter().find(|(_, held)| !held.written_to).map(|(owner, _)| owner.clone());
         let closed = unused.and_then(|owner| self.inboxes.remove(&owner));
-        closed.map(|held| held.inbox.do_send(Close)).is_some()
+        closed.map(Held::close).is_some()
     }
 }
 
@@ -169,8 +177,33 @@ impl Actor for Hub {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(MAILBOX);
         ctx.run_interval(self.config.heartbeat, |hub, _| hub.adverts.beat());
+    }
+}
+
+impl Supervised for Hub {
+    fn restarting(&mut self, ctx: &mut Self::Context) {
+        // Their streams end, so that whoever reads comes back to an inbox that this hub knows. What was stored is read again by
+        // whoever it is for; of the rest the service learns what it has to send again.
+        self.inboxes.clear();
+        match self.restarts.next(self.clock.now(), RestartIntensity::default()) {
+            Attempt::Again(_) => {
+                tracing::error!(restarts = self.restarts.count(), "the hub panicked and starts again")
+            }
+            Attempt::Last(reason) => {
+                tracing::error!(reason, "the hub is given up");
+                ctx.stop();
+            }
+            Attempt::GivenUp => ctx.stop(),
+        }
+    }
+}
+
+impl InTree for Hub {
+    const ROW: &'static Row = &tree::HUB;
+
+    fn restart(running: &mut ContextFut<Self, Context<Self>>) -> bool {
+        running.restart()
     }
 }
 
@@ -279,10 +312,7 @@ impl Handler<Shutdown> for Hub {
 
     fn handle(&mut self, _: Shutdown, ctx: &mut Self::Context) {
         self.adverts.close();
-        // Its interval would keep an inbox going although nobody holds its address.
-        for held in std::mem::take(&mut self.inboxes).into_values() {
-            held.inbox.do_send(Close);
-        }
+        std::mem::take(&mut self.inboxes).into_values().for_each(Held::close);
         ctx.stop();
     }
 }
@@ -295,7 +325,7 @@ impl Handler<InboxGone> for Hub {
             self.inboxes.remove(&owner);
         }
         if let Some(reason) = end.failure() {
-            tracing::error!(%owner, reason, "an inbox is lost");
+            tracing::error!(%owner, %reason, "an inbox is lost");
         }
     }
 }

@@ -25,7 +25,12 @@ use super::{
     stream::{Event, EventStream, event, heartbeat, too_slow},
     waiting::{InboxStore, Waiting},
 };
-use crate::{runtime::Clock, supervisor::EndGuard, transport::Delivery};
+use crate::{
+    runtime::Clock,
+    supervision::{EndGuard, InTree, Lease},
+    transport::Delivery,
+    tree::{self, Row},
+};
 
 /// Put a message of `from` into the inbox.
 #[derive(ActixMessage)]
@@ -56,10 +61,10 @@ pub(super) struct Feed {
 #[rtype(result = "bool")]
 pub(super) struct IsHeard;
 
-/// Close the streams, and end.
+/// Close the streams, and end: when everything that was sent before is stored. Until then the inbox runs by this lease.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
-pub(super) struct Close;
+pub(super) struct Close(pub(super) Lease);
 
 /// What all inboxes share.
 #[derive(Clone)]
@@ -311,6 +316,10 @@ impl Actor for InboxActor {
     }
 }
 
+impl InTree for InboxActor {
+    const ROW: &'static Row = &tree::INBOX;
+}
+
 impl Drop for InboxActor {
     fn drop(&mut self) {
         self.shared.last_id.fetch_max(self.last_id, Ordering::Relaxed);
@@ -334,7 +343,7 @@ impl Handler<IsHeard> for InboxActor {
 impl Handler<Close> for InboxActor {
     type Result = ();
 
-    fn handle(&mut self, _: Close, ctx: &mut Self::Context) {
+    fn handle(&mut self, Close(_lease): Close, ctx: &mut Self::Context) {
         self.streams.clear();
         self.guard.finish();
         ctx.stop();

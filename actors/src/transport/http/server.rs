@@ -34,8 +34,9 @@ use crate::transport::connections::{ConnectionLimits, Connections};
 use crate::{
     runtime::{Clock, Randomness},
     span,
-    supervisor::EndGuard,
+    supervision::{EndGuard, InTree, start},
     transport::{ConnectError, Delivery, Disconnected, Outbound, Transport, is_for_a_member},
+    tree::{self, Row},
 };
 
 /// An HTTP server's state. Clones are the same server: give one to [`configure`](super::configure) in each `App`, and use
@@ -103,7 +104,8 @@ impl HttpServer {
         let sockets = Connections::new(connections);
         let counts = Arc::<Counts>::default();
         let shared = InboxesShared::new(clock.now(), inboxes, Arc::clone(&counts));
-        let hub = Hub::new(Arc::new(config.clone()), clock, randomness, shared).start();
+        let hub = Hub::new(Arc::new(config.clone()), clock, randomness, shared);
+        let hub = start(span::hub(), |_| hub);
         let seats = Arc::new(Seats::new(config.early_inboxes, config.early_inboxes_per_address));
         let gate = Gate {
             directory: Directory::new(config.external_keys),
@@ -188,7 +190,7 @@ impl Transport for HttpServer {
         self.0.hub.do_send(Arrived(Arc::clone(&local)));
         let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
         let endpoint = Endpoint { server: self.clone(), local, _guard: guard };
-        Ok(span::start_in(span::connection("http", identity.did()), |_| endpoint).recipient())
+        Ok(start(span::connection("http", identity.did()), |_| endpoint).recipient())
     }
 
     fn reports_delivery(&self) -> bool {
@@ -211,6 +213,10 @@ struct Endpoint {
 
 impl Actor for Endpoint {
     type Context = Context<Self>;
+}
+
+impl InTree for Endpoint {
+    const ROW: &'static Row = &tree::ENDPOINT;
 }
 
 impl Handler<Outbound> for Endpoint {

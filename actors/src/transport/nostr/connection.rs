@@ -28,12 +28,10 @@ use super::{
 use crate::{
     seldom::Seldom,
     span,
-    supervisor::{End, EndGuard},
+    supervision::{End, EndGuard, InTree, start},
     transport::{Delivery, Outbound, contact::Purpose, is_for_a_member},
+    tree::{self, Row},
 };
-
-/// How many messages may wait for the connection. A relay that sends more waits itself.
-const MAILBOX: usize = 1024;
 
 /// How often what is kept for relays that come back is looked through.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -179,7 +177,7 @@ impl NostrConnection {
         let span = span::relay(&shown(url), self.identity.did());
         let actor =
             RelayActor::new(assignment, Arc::clone(&self.config), self.inner.sockets.clone(), keeper, guard);
-        slot.actor = Some(span::start_in(span, |_| actor));
+        slot.actor = Some(start(span, |_| actor));
     }
 
     /// Signs a job's event anew: what it says stays, the event is of now.
@@ -339,7 +337,6 @@ impl Actor for NostrConnection {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(MAILBOX);
         for relay in 0..self.slots.len() {
             self.start_relay(relay, ctx);
         }
@@ -348,6 +345,10 @@ impl Actor for NostrConnection {
             actor.outbox.expire(now);
         });
     }
+}
+
+impl InTree for NostrConnection {
+    const ROW: &'static Row = &tree::NOSTR_CONNECTION;
 }
 
 impl Handler<Outbound> for NostrConnection {

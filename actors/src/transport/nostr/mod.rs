@@ -50,7 +50,7 @@ use super::{ConnectError, Delivery, Disconnected, Outbound, Transport};
 use crate::{
     runtime::{Clock, Randomness},
     span,
-    supervisor::EndGuard,
+    supervision::{EndGuard, start},
 };
 
 /// The transport of identities that meet on relays. Clones are the same transport.
@@ -195,7 +195,7 @@ impl Transport for NostrTransport {
         let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
         let name = format!("nostr connection {} {connection}", identity.did());
         let connection = NostrConnection::new(Arc::clone(&self.0), identity.clone(), inbox, name, guard);
-        Ok(span::start_in(span::connection("nostr", identity.did()), |_| connection).recipient())
+        Ok(start(span::connection("nostr", identity.did()), |_| connection).recipient())
     }
 
     fn reports_delivery(&self) -> bool {

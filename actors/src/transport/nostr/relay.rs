@@ -41,7 +41,10 @@ use super::{
     signer::Signer,
     socket::Sockets,
 };
-use crate::supervisor::EndGuard;
+use crate::{
+    supervision::{EndGuard, InTree},
+    tree::{self, Row},
+};
 
 /// What we ask a relay for, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,6 +253,10 @@ impl Actor for RelayActor {
             ctx.stop();
         }));
     }
+}
+
+impl InTree for RelayActor {
+    const ROW: &'static Row = &tree::RELAY;
 }
 
 impl Handler<Connected> for RelayActor {

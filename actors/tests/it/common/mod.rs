@@ -19,9 +19,9 @@ use btcr2_aggregation_actors::{
     notice::{CohortResult, Notices, ParticipantNotice, ServiceNotice},
     participant::{ParticipantActor, ParticipantSettings},
     policy::{FundedTransaction, ParticipantPolicy, PolicyError, ServicePolicy, TransactionRequest, UpdateRequest},
-    recovery::RestartIntensity,
     runtime::{Clock, Randomness},
     service::{AggregationService, OpenCohort, Retention, ServiceSettings},
+    supervision::RestartIntensity,
     supervisor::{StartParticipant, StartService, Supervisor},
     transport::{Transport, memory::MemoryTransport},
 };

@@ -193,6 +193,11 @@ impl ServiceCohort {
         &self.config
     }
 
+    /// The configuration, to make another machine of the same cohort.
+    pub fn shared_config(&self) -> Arc<ServiceConfig> {
+        Arc::clone(&self.config)
+    }
+
     /// The current phase.
     pub fn phase(&self) -> &Phase {
         &self.phase

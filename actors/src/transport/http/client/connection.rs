@@ -30,12 +30,13 @@ use super::{
     stream::{NotOpened, describe, events, open},
 };
 use crate::{
-    supervisor::EndGuard,
+    supervision::{EndGuard, InTree},
     transport::{Delivery, Outbound, contact::Purpose, hand_over},
+    tree::{self, Row},
 };
 
 /// How many messages may wait to be sent.
-const QUEUE: usize = 1024;
+const QUEUE: usize = tree::HTTP_CONNECTION.mailbox;
 
 /// A stream that ends so soon, without an event, was refused: the TypeScript implementation refuses an inbox by opening it and
 /// closing it.
@@ -335,11 +336,14 @@ impl Actor for HttpConnection {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(QUEUE);
         self.read(true, ctx);
         self.read(false, ctx);
         self.send_next(ctx);
     }
+}
+
+impl InTree for HttpConnection {
+    const ROW: &'static Row = &tree::HTTP_CONNECTION;
 }
 
 impl Handler<Event> for HttpConnection {

@@ -30,7 +30,7 @@ use self::connection::{HttpConnection, Job};
 use crate::{
     runtime::{Clock, Randomness},
     span,
-    supervisor::EndGuard,
+    supervision::{EndGuard, start},
     transport::{
         ConnectError, Delivery, Disconnected, Outbound, Transport,
         contact::Contacts,
@@ -211,6 +211,6 @@ impl Transport for HttpClient {
         let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
         let name = format!("http connection {} {} {connection}", self.base, identity.did());
         let connection = HttpConnection::new(self.clone(), identity.clone(), inbox, name, guard);
-        Ok(span::start_in(span::connection("http", identity.did()), |_| connection).recipient())
+        Ok(start(span::connection("http", identity.did()), |_| connection).recipient())
     }
 }

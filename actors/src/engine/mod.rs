@@ -1,17 +1,19 @@
-//! How an actor drives a machine: decide, apply, journal, and only then perform.
+//! How an actor drives a machine: decide, apply, journal, and only then perform; and how it is restarted from its journal.
 //!
 //! Three actors do this, for three machines; what they share is here, once.
 
+mod restart;
+
 use std::{collections::VecDeque, num::NonZero, sync::Arc};
 
-use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, SpawnHandle, WrapFuture, fut};
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, SpawnHandle, WrapFuture, fut};
 use btcr2_aggregation_protocol::{error::Reject, machine::Machine, time::Timestamp};
 use futures::FutureExt;
 use rand_chacha::ChaCha20Rng;
 use tokio::sync::Semaphore;
 
+pub(crate) use self::restart::Replayed;
 use crate::{
-    fence::Held,
     journal::{Journal, JournalError, Record, StreamId},
     runtime::Clock,
     transport::Receipt,
@@ -29,7 +31,6 @@ pub(crate) struct Engine<M: Machine> {
     machine: Arc<M>,
     journal: Arc<dyn Journal>,
     stream: StreamId,
-    held: Held,
     clock: Clock,
     rng: Option<ChaCha20Rng>,
     /// Batches that were applied, in order; the front ones are released as they become durable.
@@ -54,7 +55,6 @@ impl<M: Machine> Engine<M> {
         machine: M,
         journal: Arc<dyn Journal>,
         stream: StreamId,
-        held: Held,
         clock: Clock,
         rng: ChaCha20Rng,
     ) -> Self {
@@ -62,7 +62,6 @@ impl<M: Machine> Engine<M> {
             machine: Arc::new(machine),
             journal,
             stream,
-            held,
             clock,
             rng: Some(rng),
             unreleased: VecDeque::new(),
@@ -75,6 +74,17 @@ impl<M: Machine> Engine<M> {
 
     pub(crate) fn machine(&self) -> &M {
         &self.machine
+    }
+
+    /// An engine in the same place, for `machine`: nothing of what this one was about to do is done.
+    pub(crate) fn renewed(&self, machine: M, rng: ChaCha20Rng) -> Self {
+        let (journal, stream) = (Arc::clone(&self.journal), self.stream.clone());
+        Self::new(machine, journal, stream, self.clock, rng)
+    }
+
+    /// Where its events are.
+    pub(crate) fn stream(&self) -> &StreamId {
+        &self.stream
     }
 
     /// Whether everything that was decided has been performed.
@@ -216,11 +226,6 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
         receipt: Receipt,
         ctx: &mut Context<Self>,
     ) {
-        if self.engine().held.is_let_go() {
-            // Another may write this stream by now; whoever said this gets no receipt, and says it again to that one.
-            tracing::info!(stream = %self.engine().stream, "an actor whose owner is gone decides nothing any more");
-            return ctx.stop();
-        }
         let events = match decided {
             Ok(events) if events.is_empty() => return self.engine().confirm_in_turn(receipt),
             Ok(events) => events,

@@ -1,0 +1,77 @@
+//! How an actor around a machine is restarted in place after a panic: once, for every such actor.
+
+use std::time::Duration;
+
+use actix::{ActorContext, ActorFutureExt, AsyncContext, Context, Supervised, WrapFuture};
+use btcr2_aggregation_protocol::machine::Machine;
+use serde::de::DeserializeOwned;
+
+use super::Driven;
+use crate::{
+    journal::JournalError,
+    supervision::{Attempt, EndGuard, RestartIntensity, Restarts, replay},
+};
+
+type EventOf<A> = <<A as Driven>::Machine as Machine>::Event;
+
+/// An actor whose machine is restored from its journal after a panic.
+pub(crate) trait Replayed: Driven + Supervised {
+    /// Its restarts so far, and how many there may be.
+    fn restarts(&mut self) -> (&mut Restarts, RestartIntensity);
+
+    fn guard(&mut self) -> &mut EndGuard;
+
+    /// A restart begins, the `count`th lately. Drops the children and notifies the host.
+    fn restarting_now(&mut self, count: usize);
+
+    /// Replaces the machine by one that has replayed `events`, and goes on; with `last` only to end in an orderly way, for this reason.
+    ///
+    /// # Errors
+    /// Why the actor cannot go on.
+    fn restore(
+        &mut self,
+        events: Vec<EventOf<Self>>,
+        last: Option<String>,
+        ctx: &mut Context<Self>,
+    ) -> Result<(), String>;
+
+    /// Restarts the actor. Messages wait until its journal is replayed.
+    fn restart_from_journal(&mut self, ctx: &mut Context<Self>)
+    where
+        EventOf<Self>: Clone + DeserializeOwned + 'static,
+    {
+        let now = self.engine().clock.now();
+        let (restarts, intensity) = self.restarts();
+        let (pause, last) = match restarts.next(now, intensity) {
+            Attempt::Again(pause) => (pause, None),
+            Attempt::Last(reason) => (Duration::ZERO, Some(reason)),
+            Attempt::GivenUp => return self.give_up("its actor panics again and again".to_owned(), ctx),
+        };
+        let count = restarts.count();
+        self.restarting_now(count);
+        let engine = self.engine();
+        tracing::error!(stream = %engine.stream, restarts = count, "an actor panicked and replays its journal");
+        let (journal, stream) = (engine.journal.clone(), engine.stream.clone());
+        let reading = async move {
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+            replay::events(&*journal, &stream).await
+        };
+        ctx.wait(reading.into_actor(self).map(move |read: Result<_, JournalError>, actor, ctx| {
+            let restored = match read {
+                Ok(events) => actor.restore(events, last, ctx),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(reason) = restored {
+                actor.give_up(reason, ctx);
+            }
+        }));
+    }
+
+    #[doc(hidden)]
+    fn give_up(&mut self, reason: String, ctx: &mut Context<Self>) {
+        self.guard().fail(reason);
+        ctx.stop();
+    }
+}

@@ -1,0 +1,52 @@
+//! The state of an actor from its journal.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use btcr2_aggregation_protocol::machine::Machine;
+use serde::de::DeserializeOwned;
+
+use crate::journal::{Journal, JournalError, StreamId};
+
+/// The events of `stream`, in order; none when there is no such stream.
+pub(crate) async fn events<E: Clone + DeserializeOwned + Any>(
+    journal: &dyn Journal,
+    stream: &StreamId,
+) -> Result<Vec<E>, JournalError> {
+    let problem = |error: serde_json::Error| JournalError { stream: stream.clone(), problem: error.to_string() };
+    let records = journal.read(stream).await?;
+    records.iter().map(|record| record.event().map_err(problem)).collect()
+}
+
+/// Applies events of the past; `each` is called with every one and the effects that it had then.
+pub(crate) fn apply<M: Machine>(
+    machine: &mut M,
+    events: &[M::Event],
+    mut each: impl FnMut(&M, &M::Event, &[M::Effect]),
+) {
+    for event in events {
+        machine.apply(event);
+        let effects = machine.effects(event);
+        each(machine, event, &effects);
+    }
+}
+
+/// Calls `replay`, which replays one stream, and turns its panic into an error: of many streams one that is damaged must not stop the
+/// others. What `replay` owned when it panicked is dropped.
+pub(crate) fn caught<T>(replay: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(replay)).map_err(|_| "its journal cannot be replayed".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_in_replay_is_an_error() {
+        assert_eq!(caught(|| 1), Ok(1));
+        let problem = caught(|| panic!("as this test wants")).map(|()| "nothing");
+        assert_eq!(problem, Err("its journal cannot be replayed".to_owned()));
+    }
+}

@@ -1,0 +1,38 @@
+//! For tests: makes an actor of a kind panic when it is polled for the nth time.
+
+use std::{cell::RefCell, collections::BTreeMap};
+
+thread_local! {
+    static PLAN: RefCell<Plan> = RefCell::default();
+}
+
+#[derive(Default)]
+struct Plan {
+    polls: BTreeMap<&'static str, u32>,
+    panics: Option<(&'static str, u32)>,
+}
+
+/// Begins to count anew. With `panics`, the actor of that kind which is polled as that kind's nth panics.
+pub(crate) fn plan(panics: Option<(&'static str, u32)>) {
+    PLAN.with_borrow_mut(|plan| *plan = Plan { polls: BTreeMap::new(), panics });
+}
+
+/// How often actors of each kind were polled since.
+pub(crate) fn polls() -> BTreeMap<&'static str, u32> {
+    PLAN.with_borrow(|plan| plan.polls.clone())
+}
+
+/// Whether the planned panic has happened.
+pub(crate) fn has_panicked() -> bool {
+    PLAN.with_borrow(|plan| plan.panics.is_none())
+}
+
+/// An actor of this kind is about to be polled.
+pub(super) fn poll(kind: &'static str) {
+    let panics = PLAN.with_borrow_mut(|plan| {
+        let polls = plan.polls.entry(kind).or_default();
+        *polls += 1;
+        plan.panics.take_if(|(planned, nth)| *planned == kind && polls == nth).is_some()
+    });
+    assert!(!panics, "{kind} panics, as this test wants");
+}

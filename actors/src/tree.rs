@@ -1,0 +1,254 @@
+//! The supervision tree: one row for each kind of actor.
+//!
+//! ```text
+//! Supervisor ─┬─ Service ───────── Cohort ─ SigningSession
+//!             ├─ Participant ───── ParticipantSession
+//!             └─ Link ──┬───────── connection: Memory, HttpConnection, Endpoint, NostrConnection ─ Relay
+//!                       └───────── Combined ─ Ear, Link ─ ...
+//! Hub (one for each HTTP server) ─ Inbox
+//! ```
+//!
+//! Every actor is started by [`start`](crate::supervision::start), which takes the mailbox's bound from the actor's row.
+
+/// What becomes of an actor that panics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restart {
+    /// It keeps its address and its mailbox, and replays its journal.
+    ReplaysJournal,
+    /// It keeps its address and its mailbox, and begins again with what it was started with.
+    BeginsAgain,
+    /// Its parent starts another one, after a pause.
+    ByParent,
+    /// It ends, and its parent goes on without it.
+    Never,
+}
+
+/// What happens to a message when a mailbox is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// The sender waits.
+    SenderWaits,
+    /// The message is lost, which is logged. Its sender gets no receipt, and sends it again.
+    Lost,
+    /// The mailbox takes it: what may be in flight is bounded elsewhere.
+    Taken,
+}
+
+/// A kind of actor, as the tree treats it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Its name.
+    pub name: &'static str,
+    /// The names of those that start it; empty at the top.
+    pub parents: &'static [&'static str],
+    /// How many messages may wait for it.
+    pub mailbox: usize,
+    /// What happens to more of them.
+    pub when_full: WhenFull,
+    /// What becomes of it when it panics.
+    pub restart: Restart,
+    /// The journal stream that it writes, if it writes one.
+    pub journal: Option<&'static str>,
+    /// The span of its log lines.
+    pub span: &'static str,
+}
+
+/// The root: it starts services and participants, and learns of their end.
+pub const SUPERVISOR: Row = Row {
+    name: "Supervisor",
+    parents: &[],
+    mailbox: 16,
+    when_full: WhenFull::SenderWaits,
+    restart: Restart::Never,
+    journal: None,
+    span: "none",
+};
+
+/// An Aggregation Service.
+pub const SERVICE: Row = Row {
+    name: "Service",
+    parents: &["Supervisor"],
+    mailbox: 8192,
+    when_full: WhenFull::SenderWaits,
+    restart: Restart::ReplaysJournal,
+    journal: None,
+    span: "service",
+};
+
+/// A cohort at its service.
+pub const COHORT: Row = Row {
+    name: "Cohort",
+    parents: &["Service"],
+    mailbox: 4096,
+    when_full: WhenFull::Lost,
+    restart: Restart::ReplaysJournal,
+    journal: Some("cohort/COHORT"),
+    span: "cohort",
+};
+
+/// A cohort's signing session at its service.
+pub const SIGNING_SESSION: Row = Row {
+    name: "SigningSession",
+    parents: &["Cohort"],
+    mailbox: 4096,
+    when_full: WhenFull::Lost,
+    restart: Restart::ReplaysJournal,
+    journal: Some("signing/SESSION"),
+    span: "signing",
+};
+
+/// A DID controller in all its cohorts.
+pub const PARTICIPANT: Row = Row {
+    name: "Participant",
+    parents: &["Supervisor"],
+    mailbox: 1024,
+    when_full: WhenFull::SenderWaits,
+    restart: Restart::ReplaysJournal,
+    journal: None,
+    span: "participant",
+};
+
+/// A participant in one cohort.
+pub const PARTICIPANT_SESSION: Row = Row {
+    name: "ParticipantSession",
+    parents: &["Participant"],
+    // A service sends seven messages a round.
+    mailbox: 64,
+    when_full: WhenFull::Lost,
+    restart: Restart::ReplaysJournal,
+    journal: Some("participant/DID/SERVICE/COHORT"),
+    span: "session",
+};
+
+/// An identity's lasting place on a transport, which outlives its connections.
+pub const LINK: Row = Row {
+    name: "Link",
+    parents: &["Supervisor", "Combined"],
+    mailbox: 8192,
+    when_full: WhenFull::Taken,
+    restart: Restart::BeginsAgain,
+    journal: None,
+    span: "link",
+};
+
+/// An identity's connection in one process.
+pub const MEMORY_CONNECTION: Row = Row {
+    name: "MemoryConnection",
+    parents: &["Link"],
+    mailbox: 8192,
+    when_full: WhenFull::Lost,
+    restart: Restart::ByParent,
+    journal: None,
+    span: "connection",
+};
+
+/// An identity's connection to an HTTP server.
+pub const HTTP_CONNECTION: Row = Row {
+    name: "HttpConnection",
+    parents: &["Link"],
+    mailbox: 1024,
+    when_full: WhenFull::SenderWaits,
+    restart: Restart::ByParent,
+    journal: None,
+    span: "connection",
+};
+
+/// The connection of an identity that is served by an HTTP server of this process.
+pub const ENDPOINT: Row = Row {
+    name: "Endpoint",
+    parents: &["Link"],
+    mailbox: 8192,
+    when_full: WhenFull::Taken,
+    restart: Restart::ByParent,
+    journal: None,
+    span: "connection",
+};
+
+/// What an HTTP server stores for those who read: the adverts and the inboxes.
+pub const HUB: Row = Row {
+    name: "Hub",
+    parents: &[],
+    mailbox: 8192,
+    when_full: WhenFull::Taken,
+    restart: Restart::BeginsAgain,
+    journal: None,
+    span: "hub",
+};
+
+/// One identity's messages at an HTTP server.
+pub const INBOX: Row = Row {
+    name: "Inbox",
+    parents: &["Hub"],
+    mailbox: 1024,
+    when_full: WhenFull::Taken,
+    restart: Restart::ByParent,
+    journal: None,
+    span: "inbox",
+};
+
+/// An identity's connection to several relays.
+pub const NOSTR_CONNECTION: Row = Row {
+    name: "NostrConnection",
+    parents: &["Link"],
+    mailbox: 1024,
+    when_full: WhenFull::SenderWaits,
+    restart: Restart::ByParent,
+    journal: None,
+    span: "connection",
+};
+
+/// A connection's connection to one relay.
+pub const RELAY: Row = Row {
+    name: "Relay",
+    parents: &["NostrConnection"],
+    mailbox: 16,
+    when_full: WhenFull::Taken,
+    restart: Restart::ByParent,
+    journal: None,
+    span: "relay",
+};
+
+/// An identity's connection over several transports at once.
+pub const COMBINED: Row = Row {
+    name: "Combined",
+    parents: &["Link"],
+    mailbox: 1024,
+    when_full: WhenFull::SenderWaits,
+    restart: Restart::ByParent,
+    journal: None,
+    span: "connection",
+};
+
+/// What arrives on one of the transports of a combined connection.
+pub const EAR: Row = Row {
+    name: "Ear",
+    parents: &["Combined"],
+    mailbox: 1,
+    when_full: WhenFull::SenderWaits,
+    restart: Restart::Never,
+    journal: None,
+    span: "connection",
+};
+
+/// Every row, parents before their children.
+pub const ROWS: [&Row; 16] = [
+    &SUPERVISOR,
+    &SERVICE,
+    &COHORT,
+    &SIGNING_SESSION,
+    &PARTICIPANT,
+    &PARTICIPANT_SESSION,
+    &LINK,
+    &COMBINED,
+    &EAR,
+    &MEMORY_CONNECTION,
+    &HTTP_CONNECTION,
+    &ENDPOINT,
+    &NOSTR_CONNECTION,
+    &RELAY,
+    &HUB,
+    &INBOX,
+];
+
+#[cfg(test)]
+mod tests;

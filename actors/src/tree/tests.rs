@@ -1,0 +1,242 @@
+//! Every row of the tree: an actor of its kind panics once, at a moment that is drawn, in a cohort that runs; and the cohort completes.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use actix::{Actor, Addr};
+use actix_web::{App, HttpServer as WebServer};
+use async_trait::async_trait;
+use bitcoin::{Amount, FeeRate, OutPoint, Txid, hashes::Hash};
+use btcr2_aggregation_protocol::{
+    beacon::BeaconType,
+    cohort::{
+        Timing,
+        conditions::Conditions,
+        participant::Advert,
+        service::{Limits, rules::PhaseRules},
+    },
+    error::Fatal,
+    hash::sha256,
+    identity::Identity,
+    key::SecretKey,
+    network::Network,
+    output::{Change, Coin, RecoverySequence, ScriptTree, build_beacon_transaction},
+    update::Submission,
+};
+use rand_core::RngCore;
+use tokio::sync::broadcast::Receiver;
+
+use super::{ROWS, Restart};
+use crate::{
+    notice::{ParticipantNotice, ServiceNotice},
+    participant::ParticipantSettings,
+    policy::{FundedTransaction, ParticipantPolicy, PolicyError, ServicePolicy, TransactionRequest, UpdateRequest},
+    runtime::{Clock, Randomness},
+    service::{OpenCohort, ServiceSettings},
+    supervision::{Vitals, sabotage},
+    supervisor::{StartParticipant, StartService, Supervisor},
+    transport::{
+        Transport,
+        combined::CombinedTransport,
+        http::{
+            HttpConfig, HttpServer,
+            client::{Backoff, HttpClient},
+            configure,
+            server::HttpServerParts,
+        },
+        memory::MemoryTransport,
+        nostr::{NostrConfig, NostrTransport, embedded::EmbeddedRelay},
+    },
+};
+
+/// How long a round may take that goes on after a panic.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many moments are drawn for each kind.
+const MOMENTS: u32 = 6;
+
+struct Operator;
+
+#[async_trait]
+impl ServicePolicy for Operator {
+    async fn beacon_transaction(&self, request: &TransactionRequest) -> Result<FundedTransaction, PolicyError> {
+        let txid = Txid::from_byte_array(sha256(request.cohort_id.as_str().as_bytes()));
+        let coin = Coin { outpoint: OutPoint { txid, vout: 0 }, value: Amount::from_sat(200_000) };
+        let rate = FeeRate::from_sat_per_vb_u32(2);
+        let transaction = build_beacon_transaction(&request.output, &coin, &request.signal, rate, &Change::Beacon)
+            .map_err(|error| Fatal(error.to_string()))?;
+        Ok(FundedTransaction { transaction, value: coin.value })
+    }
+}
+
+/// Joins everything, and announces nothing.
+struct Decliner;
+
+#[async_trait]
+impl ParticipantPolicy for Decliner {
+    async fn should_join(&self, _: &Advert) -> bool {
+        true
+    }
+
+    async fn provide_update(&self, _: &UpdateRequest) -> Option<Submission> {
+        None
+    }
+}
+
+fn identity(name: &str) -> Identity {
+    Identity::from_key(SecretKey::generate(&mut Randomness::System.for_actor(name)), Network::Regtest)
+}
+
+/// How a service and its members meet.
+enum Carrier {
+    Memory,
+    Http,
+    Nostr,
+}
+
+/// What a carrier consists of, for as long as it is there.
+struct Way {
+    server: Arc<dyn Transport>,
+    client: Arc<dyn Transport>,
+    _relay: Option<EmbeddedRelay>,
+}
+
+impl Carrier {
+    async fn way(&self) -> Way {
+        match self {
+            Self::Memory => {
+                // Combined, though there is one: its actors have rows too.
+                let memory: Arc<dyn Transport> = Arc::new(MemoryTransport::new());
+                let both: Arc<dyn Transport> = Arc::new(CombinedTransport::new(vec![memory]).unwrap());
+                Way { server: Arc::clone(&both), client: both, _relay: None }
+            }
+            Self::Http => {
+                let server = HttpServer::start(HttpServerParts::new(HttpConfig::default(), Clock::system()));
+                let mounted = server.clone();
+                let web = WebServer::new(move || App::new().configure(configure(&mounted)));
+                let web = web.workers(1).disable_signals().bind("127.0.0.1:0").unwrap();
+                let url = format!("http://{}", web.addrs()[0]);
+                actix_rt::spawn(web.run());
+                let backoff = Backoff { first: Duration::from_millis(10), longest: Duration::from_millis(100) };
+                let client = HttpClient::new(&url, None, Clock::system(), Randomness::System).unwrap();
+                Way { server: Arc::new(server), client: Arc::new(client.with_backoff(backoff)), _relay: None }
+            }
+            Self::Nostr => {
+                let relay = EmbeddedRelay::start("127.0.0.1:0".parse().unwrap()).await.unwrap();
+                let transport = || {
+                    let config = NostrConfig::new(vec![relay.url().to_owned()]);
+                    Arc::new(NostrTransport::new(config, Clock::system(), Randomness::System).unwrap())
+                };
+                Way { server: transport(), client: transport(), _relay: Some(relay) }
+            }
+        }
+    }
+}
+
+struct World {
+    vitals: Vitals,
+    _supervisor: Addr<Supervisor>,
+    service: Receiver<Arc<ServiceNotice>>,
+    members: Vec<Receiver<Arc<ParticipantNotice>>>,
+    _way: Way,
+}
+
+/// A service with an open cohort of two, and its members.
+async fn world(carrier: &Carrier) -> World {
+    let way = carrier.way().await;
+    let supervisor = Supervisor::default();
+    let vitals = supervisor.vitals();
+    let supervisor = supervisor.start();
+    let settings = ServiceSettings::new(identity("service"), Arc::clone(&way.server), Arc::new(Operator));
+    let notices = settings.notices.subscribe();
+    let service = supervisor.send(StartService(settings)).await.unwrap();
+    let mut members = Vec::new();
+    for name in ["one", "two"] {
+        let settings = ParticipantSettings::new(identity(name), Arc::clone(&way.client), Arc::new(Decliner));
+        members.push(settings.notices.subscribe());
+        supervisor.send(StartParticipant(settings)).await.unwrap();
+    }
+    let script_tree = ScriptTree::FallbackAndRecovery {
+        recovery_key: identity("recovery").public_key().x_only(),
+        recovery_sequence: RecoverySequence::try_from(144).unwrap(),
+        fallback_threshold: Some(1),
+    };
+    let mut conditions = Conditions::new(BeaconType::cas(), 2, script_tree);
+    conditions.max_participants = Some(2);
+    let timing = Timing {
+        advert_repeat: Duration::from_millis(500),
+        signing_timeout: Duration::from_secs(3),
+        ..Timing::default()
+    };
+    let (limits, rules) = (Limits::default(), PhaseRules::default());
+    let open = OpenCohort { conditions, network: Network::Regtest, timing, limits, rules };
+    service.send(open).await.unwrap().unwrap();
+    World { vitals, _supervisor: supervisor, service: notices, members, _way: way }
+}
+
+impl World {
+    /// Waits until the service, and each member, has the signed transaction.
+    async fn completes(mut self) {
+        while !matches!(&*self.service.recv().await.unwrap(), ServiceNotice::SigningComplete { .. }) {}
+        for member in &mut self.members {
+            while !matches!(&*member.recv().await.unwrap(), ParticipantNotice::CohortComplete { .. }) {}
+        }
+        assert_eq!(self.vitals.gone(), None);
+    }
+}
+
+/// Runs a cohort over `carrier` in which an actor of `kind` panics; how often actors of each kind were polled.
+fn round(carrier: &Carrier, panics: Option<(&'static str, u32)>) -> BTreeMap<&'static str, u32> {
+    sabotage::plan(panics);
+    actix_rt::System::new().block_on(async {
+        let completed = tokio::time::timeout(PATIENCE, async { world(carrier).await.completes().await }).await;
+        assert!(completed.is_ok(), "the cohort does not complete after {panics:?}");
+    });
+    sabotage::polls()
+}
+
+/// Panics of every kind that `carrier` has, at moments that are drawn.
+fn every_kind_panics_once(carrier: &Carrier, kinds: &[&'static str]) {
+    let mut rng = Randomness::System.for_actor("moments");
+    let polls = round(carrier, None);
+    for kind in kinds {
+        let row = ROWS.iter().find(|row| row.name == *kind).unwrap();
+        assert_ne!(row.restart, Restart::Never, "{kind}");
+        let most = polls.get(kind).copied().unwrap_or_else(|| panic!("no {kind} runs: {polls:?}"));
+        let mut happened = 0;
+        for _ in 0..MOMENTS {
+            let nth = 1 + rng.next_u32() % most;
+            round(carrier, Some((kind, nth)));
+            happened += u32::from(sabotage::has_panicked());
+        }
+        assert!(happened > 0, "{kind} was never polled often enough");
+    }
+}
+
+#[test]
+fn a_cohort_completes_after_a_panic_in_memory() {
+    let kinds =
+        ["Service", "Cohort", "SigningSession", "Participant", "ParticipantSession", "Link", "MemoryConnection"];
+    every_kind_panics_once(&Carrier::Memory, &[&kinds[..], &["Combined"]].concat());
+}
+
+#[test]
+fn a_cohort_completes_after_a_panic_over_http() {
+    let kinds = ["Hub", "Inbox", "Endpoint", "HttpConnection", "Link", "Service", "Participant"];
+    every_kind_panics_once(&Carrier::Http, &kinds);
+}
+
+#[test]
+fn a_cohort_completes_after_a_panic_over_relays() {
+    every_kind_panics_once(&Carrier::Nostr, &["NostrConnection", "Relay", "Link", "Service", "Participant"]);
+}
+
+#[test]
+fn every_parent_has_a_row() {
+    for row in ROWS {
+        for parent in row.parents {
+            assert!(ROWS.iter().any(|other| other.name == *parent), "{}: {parent}", row.name);
+        }
+    }
+}

@@ -55,10 +55,17 @@ struct SessionGone(End);
 #[rtype(result = "()")]
 pub(crate) struct CohortMessage(pub(crate) Received, pub(crate) Waits);
 
-/// Say again what this member still needs: there was no room for it.
+/// Send again what this member, or every member, still needs: it was lost.
 #[derive(Clone, ActixMessage)]
 #[rtype(result = "()")]
-pub(crate) struct SayAgain(pub(crate) Did);
+pub(crate) struct SendAgain(pub(crate) Option<Did>);
+
+impl SendAgain {
+    /// Whether what is for `member` is sent again.
+    pub(crate) fn concerns(&self, member: &Did) -> bool {
+        self.0.as_ref().is_none_or(|only| only == member)
+    }
+}
 
 /// Form the cohort with the members that it has.
 #[derive(ActixMessage)]
@@ -430,15 +437,20 @@ impl Handler<CohortMessage> for CohortActor {
     }
 }
 
-impl Handler<SayAgain> for CohortActor {
+impl Handler<SendAgain> for CohortActor {
     type Result = ();
 
-    fn handle(&mut self, SayAgain(member): SayAgain, ctx: &mut Self::Context) {
+    fn handle(&mut self, again: SendAgain, ctx: &mut Self::Context) {
         if let Some(session) = &self.session {
-            session.say_again(SayAgain(member.clone()));
+            session.send_again(again.clone());
         }
         for effect in self.engine.machine().resume() {
-            if matches!(&effect, ServiceEffect::Send { to, .. } if *to == member) {
+            let lost = match &effect {
+                ServiceEffect::Send { to, .. } => again.concerns(to),
+                ServiceEffect::Broadcast(_) => again.0.is_none(),
+                _ => false,
+            };
+            if lost {
                 self.perform(effect, ctx);
             }
         }

@@ -33,7 +33,7 @@ use self::recover::SessionGone;
 use crate::{
     journal::Journal,
     notice::{Notices, ParticipantNotice},
-    participant_session::{Leave, Owner, ParticipantSessionActor, Seen, SessionMessage, StartMode},
+    participant_session::{Leave, Owner, ParticipantSessionActor, Seen, SendAgain, SessionMessage, StartMode},
     policy::ParticipantPolicy,
     remembered::Remembered,
     runtime::{Clock, Randomness},
@@ -414,6 +414,9 @@ impl Handler<Delivery> for ParticipantActor {
             Delivery::Unverified { reason } => {
                 let did = self.shared.identity.did().clone();
                 self.shared.notices.publish(ParticipantNotice::MessageUnverified { did, reason });
+            }
+            Delivery::Interrupted { .. } => {
+                self.sessions.values().for_each(|child| child.session.do_send(SendAgain));
             }
             // A participant blames nobody, and says by itself what its service still needs.
             Delivery::Missed { .. } | Delivery::Delivered { .. } | Delivery::Delayed { .. } => {}

@@ -50,6 +50,11 @@ pub(crate) struct SessionMessage {
 #[rtype(result = "()")]
 pub(crate) struct Seen(pub(crate) Message);
 
+/// Messages of ours may be lost: send again what the service still needs.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct SendAgain;
+
 /// The host leaves.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
@@ -318,6 +323,18 @@ impl Handler<Seen> for ParticipantSessionActor {
 
     fn handle(&mut self, Seen(message): Seen, ctx: &mut Self::Context) {
         self.feed(ParticipantInput::Seen(message), ctx);
+    }
+}
+
+impl Handler<SendAgain> for ParticipantSessionActor {
+    type Result = ();
+
+    fn handle(&mut self, _: SendAgain, ctx: &mut Self::Context) {
+        for effect in self.engine.machine().resume() {
+            if matches!(&effect, ParticipantEffect::Send { .. }) {
+                self.perform(effect, ctx);
+            }
+        }
     }
 }
 

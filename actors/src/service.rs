@@ -37,7 +37,7 @@ use btcr2_aggregation_protocol::{
 use self::recover::CohortGone;
 use crate::{
     bans::BanBook,
-    cohort::{Beginning, Cancel, CohortActor, CohortMessage, Finalize, SayAgain},
+    cohort::{Beginning, Cancel, CohortActor, CohortMessage, Finalize, SendAgain},
     deliveries::Deliveries,
     journal::Journal,
     load::{Load, Mailbox},
@@ -423,9 +423,12 @@ impl Handler<Delivery> for AggregationService {
             }
             Delivery::Missed { to, cohort_id } => {
                 if let Some(child) = self.cohorts.get(&cohort_id) {
-                    child.cohort.do_send(SayAgain(to));
+                    child.cohort.do_send(SendAgain(Some(to)));
                 }
                 return;
+            }
+            Delivery::Interrupted { to } => {
+                return self.cohorts.values().for_each(|child| child.cohort.do_send(SendAgain(to.clone())));
             }
             Delivery::Undeliverable { to, body, reason } => {
                 let cohort_id = body.cohort_id().clone();

@@ -19,7 +19,7 @@ use btcr2_aggregation_protocol::{
 };
 
 use crate::{
-    cohort::{CohortActor, SayAgain},
+    cohort::{CohortActor, SendAgain},
     engine::{Driven, Engine, Replayed},
     journal::{JournalError, StreamId},
     load::{Load, Mailbox, Waits},
@@ -73,9 +73,9 @@ impl Session {
         })
     }
 
-    /// Has it send again what a member still needs.
-    pub(crate) fn say_again(&self, again: SayAgain) {
-        // Not lossy: there is one for each stream that a member opens.
+    /// Has it send again what members still need.
+    pub(crate) fn send_again(&self, again: SendAgain) {
+        // Not lossy: there is one for each stream that a member opens, and for each failure of a connection.
         self.address.do_send(again);
     }
 }
@@ -233,12 +233,12 @@ impl Handler<SessionMessage> for SigningSessionActor {
     }
 }
 
-impl Handler<SayAgain> for SigningSessionActor {
+impl Handler<SendAgain> for SigningSessionActor {
     type Result = ();
 
-    fn handle(&mut self, SayAgain(member): SayAgain, ctx: &mut Self::Context) {
+    fn handle(&mut self, again: SendAgain, ctx: &mut Self::Context) {
         for effect in self.engine.machine().resume() {
-            if matches!(&effect, SessionEffect::Send { to, .. } if *to == member) {
+            if matches!(&effect, SessionEffect::Send { to, .. } if again.concerns(to)) {
                 self.perform(effect, ctx);
             }
         }

@@ -5,11 +5,13 @@
 
 use std::{
     collections::BTreeMap,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use ::bitcoin::ScriptBuf;
 use async_trait::async_trait;
+use futures::FutureExt;
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
     task::JoinHandle,
@@ -321,7 +323,7 @@ impl ChainOperator {
     }
 }
 
-/// Runs a watch until it has ended. One that cannot write down its facts begins again from those that it could.
+/// Runs a watch until it has ended. One that cannot write its events, or panics, begins again from those that are written.
 async fn see_to_the_end(
     cohort_id: CohortId,
     mut watch: Watch,
@@ -329,8 +331,14 @@ async fn see_to_the_end(
     settings: WatchSettings,
     rules: Arc<Rules>,
 ) {
-    while let Err(error) = watch.run(&mut requests).await {
-        tracing::error!(%cohort_id, %error, "an announcement begins again from its journal");
+    loop {
+        // What the watch knows is dropped with it, whatever state a panic has left it in.
+        let problem = match AssertUnwindSafe(watch.run(&mut requests)).catch_unwind().await {
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it panicked".to_owned(),
+        };
+        tracing::error!(%cohort_id, problem, "an announcement begins again from its journal");
         watch = loop {
             tokio::time::sleep(settings.poll).await;
             if requests.is_closed() {

@@ -1,17 +1,26 @@
 //! What goes wrong around an announcement: outages, other cohorts at its address, estimates that lie, coins that vanish.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use crate::announcement_support::*;
 use crate::bitcoind_support::faucet::Wallet;
-use bitcoin::{Amount, FeeRate, TxOut};
+use async_trait::async_trait;
+use bitcoin::{Amount, BlockHash, FeeRate, Script, Transaction, TxOut, Txid, block::Header};
 use btcr2_aggregation::{
     bitcoin::{
         announcement::{
             Announcement, AnnouncementEvent, AnnouncementFailure, Input, NotFunded, Prepared, State, Wanted,
         },
-        chain::MemoryFees,
+        chain::{Activity, Chain, ChainError, ConfirmationTarget, MemoryFees, Tip, TransactionStatus},
         notice::AnnouncementNotice as Notice,
+        operator::ChainOperator,
         watch::{PrepareError, Request, Watch},
     },
     protocol::{id::CohortId, machine::Machine},
@@ -32,6 +41,7 @@ in_memory! {
     a_child_that_did_not_get_through_is_handed_in_again
     what_must_not_be_missed_is_told_again_after_a_restart
     what_is_signed_is_not_undone_by_a_late_failure
+    an_announcement_goes_on_after_a_panic
 }
 
 async fn a_cohort_that_is_funded_is_not_given_up_while_its_members_take_their_time(mut world: World) -> World {
@@ -288,5 +298,71 @@ async fn what_is_signed_is_not_undone_by_a_late_failure(mut world: World) -> Wor
     machine.apply(&AnnouncementEvent::Failed { at, failure: AnnouncementFailure::NotFunded });
     assert_eq!(machine.state(), &finished);
     assert!(world.heard().iter().any(|notice| matches!(**notice, Notice::AnnouncementFinal { .. })));
+    world
+}
+
+/// A chain that panics the next time that it is asked for the activity of a script.
+struct Stumbling {
+    chain: Arc<dyn Chain>,
+    panics: AtomicBool,
+}
+
+#[async_trait]
+impl Chain for Stumbling {
+    async fn tip(&self) -> Result<Tip, ChainError> {
+        self.chain.tip().await
+    }
+
+    async fn block_hash(&self, height: u32) -> Result<Option<BlockHash>, ChainError> {
+        self.chain.block_hash(height).await
+    }
+
+    async fn header(&self, hash: &BlockHash) -> Result<Option<Header>, ChainError> {
+        self.chain.header(hash).await
+    }
+
+    async fn coins(&self, script: &Script) -> Result<Activity, ChainError> {
+        self.chain.coins(script).await
+    }
+
+    async fn activity(&self, script: &Script, since: u32) -> Result<Activity, ChainError> {
+        assert!(!self.panics.swap(false, Ordering::Relaxed), "the chain panics, as this test wants");
+        self.chain.activity(script, since).await
+    }
+
+    async fn transaction(&self, txid: &Txid, block: Option<&BlockHash>) -> Result<Option<Transaction>, ChainError> {
+        self.chain.transaction(txid, block).await
+    }
+
+    async fn status(&self, txid: &Txid, since: u32) -> Result<TransactionStatus, ChainError> {
+        self.chain.status(txid, since).await
+    }
+
+    async fn fee_estimate(&self, target: ConfirmationTarget) -> Result<Option<FeeRate>, ChainError> {
+        self.chain.fee_estimate(target).await
+    }
+
+    async fn submit(&self, transaction: &Transaction) -> Result<(), ChainError> {
+        self.chain.submit(transaction).await
+    }
+
+    async fn submit_package(&self, parent: &Transaction, child: &Transaction) -> Result<(), ChainError> {
+        self.chain.submit_package(parent, child).await
+    }
+}
+
+async fn an_announcement_goes_on_after_a_panic(mut world: World) -> World {
+    world.announce(50_000).await;
+    let stumbling = Arc::new(Stumbling { chain: world.blocks.chain(), panics: AtomicBool::new(true) });
+    world.settings.chain = Arc::clone(&stumbling) as Arc<dyn Chain>;
+    let operator = ChainOperator::new(world.settings.clone(), world.rules.clone());
+    assert_eq!(operator.resume().await.unwrap(), [cohort_id()]);
+    pass(world.settings.poll * 2).await;
+    assert!(!stumbling.panics.load(Ordering::Relaxed), "it was asked");
+    world.blocks.mine(6).await;
+    pass(world.settings.poll * 2).await;
+    assert_eq!(world.count("announcement-final"), 1);
+    operator.stop().await;
+    world.watch = open(&world.rules, &world.settings).await;
     world
 }

@@ -40,6 +40,8 @@ pub struct Link {
     waits: bool,
     backoff: Duration,
     backlog: VecDeque<Outbound>,
+    /// Whether the last connection has failed with messages in it.
+    interrupted: bool,
 }
 
 impl Link {
@@ -54,6 +56,7 @@ impl Link {
             waits: false,
             backoff: FIRST_BACKOFF,
             backlog: VecDeque::new(),
+            interrupted: false,
         }
     }
 
@@ -83,6 +86,10 @@ impl Link {
                 self.connection = Some(connection);
                 for outbound in std::mem::take(&mut self.backlog) {
                     self.forward(outbound);
+                }
+                if std::mem::take(&mut self.interrupted) {
+                    // Not lossy: there is one for each failure.
+                    self.inbox.do_send(Delivery::Interrupted { to: None });
                 }
             }
             Err(error) => {
@@ -127,6 +134,7 @@ impl Supervised for Link {
     fn restarting(&mut self, _: &mut Self::Context) {
         // What waits is sent by the next connection; the number tells that from the last one.
         self.connection = None;
+        self.interrupted = true;
     }
 }
 
@@ -169,6 +177,7 @@ impl Handler<Disconnected> for Link {
             return;
         }
         self.connection = None;
+        self.interrupted = true;
         if !self.inbox.connected() {
             return ctx.stop();
         }

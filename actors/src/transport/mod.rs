@@ -124,6 +124,11 @@ pub enum Delivery {
         /// Of which cohort.
         cohort_id: CohortId,
     },
+    /// An actor that carried our messages has failed, and some may be lost. What is still needed has to be sent again.
+    Interrupted {
+        /// Whose messages those were; of all peers without it.
+        to: Option<Did>,
+    },
     /// A message of ours could not be delivered, and will not be.
     Undeliverable {
         /// To whom.

@@ -358,6 +358,7 @@ async fn nobody_is_heard_as_somebody_else<N: Net>() {
             other @ (Delivery::Own(_)
             | Delivery::Undeliverable { .. }
             | Delivery::Missed { .. }
+            | Delivery::Interrupted { .. }
             | Delivery::Delivered { .. }
             | Delivery::Delayed { .. }
             | Delivery::Stored { .. }) => {

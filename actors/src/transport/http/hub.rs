@@ -22,7 +22,7 @@ use crate::{
     runtime::{Clock, Randomness},
     span,
     supervision::{Attempt, End, EndGuard, InTree, Lease, RestartIntensity, Restarts, start_leased},
-    transport::is_for_a_member,
+    transport::{Delivery, is_for_a_member},
     tree::{self, Row},
 };
 
@@ -122,6 +122,8 @@ pub(super) struct Hub {
     adverts: Adverts,
     inboxes: BTreeMap<Did, Held>,
     shared: InboxesShared,
+    /// Who is served here, by connection.
+    locals: BTreeMap<u64, Arc<Local>>,
     restarts: Restarts,
 }
 
@@ -140,6 +142,7 @@ impl Hub {
             adverts: Adverts::new(Arc::clone(&shared.counts)),
             inboxes: BTreeMap::new(),
             shared,
+            locals: BTreeMap::new(),
             restarts: Restarts::default(),
         }
     }
@@ -165,6 +168,14 @@ impl Hub {
         Some(inbox)
     }
 
+    /// Lets those who are served here know that messages of theirs may be lost.
+    fn interrupted(&self, to: Option<Did>) {
+        for local in self.locals.values() {
+            // Not lossy: there is one for each failure.
+            local.inbox.do_send(Delivery::Interrupted { to: to.clone() });
+        }
+    }
+
     /// Closes an inbox that nobody has written to, if there is one.
     fn make_room(&mut self) -> bool {
         let unused = self.inboxes.iter().find(|(_, held)| !held.written_to).map(|(owner, _)| owner.clone());
@@ -183,9 +194,9 @@ impl Actor for Hub {
 
 impl Supervised for Hub {
     fn restarting(&mut self, ctx: &mut Self::Context) {
-        // Their streams end, so that whoever reads comes back to an inbox that this hub knows. What was stored is read again by
-        // whoever it is for; of the rest the service learns what it has to send again.
+        // Their streams end, so that every reader comes back to an inbox that this hub knows.
         self.inboxes.clear();
+        self.interrupted(None);
         match self.restarts.next(self.clock.now(), RestartIntensity::default()) {
             Attempt::Again(_) => {
                 tracing::error!(restarts = self.restarts.count(), "the hub panicked and starts again")
@@ -242,6 +253,7 @@ impl Handler<Arrived> for Hub {
     type Result = ();
 
     fn handle(&mut self, Arrived(from): Arrived, ctx: &mut Self::Context) {
+        self.locals.insert(from.connection, Arc::clone(&from));
         let mut by_owner: BTreeMap<Did, Vec<Waiting>> = BTreeMap::new();
         for waiting in self.shared.store.take(from.identity.did()) {
             if let Some(owner) = &waiting.message.to {
@@ -262,6 +274,7 @@ impl Handler<Gone> for Hub {
     type Result = ();
 
     fn handle(&mut self, Gone(connection): Gone, _: &mut Self::Context) {
+        self.locals.remove(&connection);
         self.adverts.withdraw_all(connection);
     }
 }
@@ -326,6 +339,7 @@ impl Handler<InboxGone> for Hub {
         }
         if let Some(reason) = end.failure() {
             tracing::error!(%owner, %reason, "an inbox is lost");
+            self.interrupted(Some(owner));
         }
     }
 }

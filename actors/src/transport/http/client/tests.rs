@@ -64,8 +64,8 @@ impl actix::Handler<Delivery> for Inbox {
     type Result = ();
 
     fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
-        // What was fetched is told as well.
-        if let Delivery::Delivered { .. } = delivery {
+        // What was fetched is reported as well, and that the connection has failed.
+        if let Delivery::Delivered { .. } | Delivery::Interrupted { .. } = delivery {
             return;
         }
         let Delivery::Message(message) = delivery else { panic!("{delivery:?}") };

@@ -4,8 +4,8 @@
 //! `btcr2-aggregation-protocol`. A host starts a [`supervisor::Supervisor`], asks it for services and participants, answers
 //! their questions through the traits of [`policy`], and listens to their [`notice`]s.
 //!
-//! - [`service`]: an Aggregation Service and its cohorts; `cohort` and `signing` are the actors below it.
-//! - [`participant`]: a DID controller and its sessions; `participant_session` is the actor below it.
+//! - [`service`]: an Aggregation Service, its cohorts and their signing sessions.
+//! - [`participant`]: a DID controller and its sessions.
 //! - [`transport`] and [`journal`]: the two ports.
 //! - [`state`]: the state directory, in which the journal and what else must survive the process is kept.
 //! - [`bans`]: who did wrong, and is not admitted for a while; [`invites`]: who may come in; [`seats`]: how often; [`subject`]:
@@ -17,7 +17,6 @@
 //! - [`runtime`]: time and randomness, injected.
 
 pub mod bans;
-mod cohort;
 mod cool_downs;
 mod deliveries;
 mod engine;
@@ -27,7 +26,6 @@ pub mod journal;
 pub mod load;
 pub mod notice;
 pub mod participant;
-mod participant_session;
 pub mod policy;
 mod remembered;
 pub mod runtime;
@@ -36,7 +34,6 @@ mod seldom;
 pub mod service;
 mod settings;
 pub mod shared_table;
-mod signing;
 mod span;
 pub mod state;
 pub mod subject;

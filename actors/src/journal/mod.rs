@@ -2,10 +2,10 @@
 //!
 //! Every machine-driven actor owns one stream. It applies a fact at once, appends it, and performs its effects only when
 //! the append has answered, so nothing that the world has seen can be forgotten. [`MemoryJournal`] survives an actor, not
-//! the process; [`RedbJournal`] survives the process, in a [state directory](crate::state).
+//! the process; [`RedbJournal`](crate::state::RedbJournal) survives the process, in a [state
+//! directory](crate::state).
 
 mod memory;
-mod redb;
 mod stream;
 
 use std::{any::Any, fmt, sync::Arc};
@@ -16,9 +16,18 @@ use serde::{Serialize, de::DeserializeOwned};
 
 pub use self::{
     memory::MemoryJournal,
-    redb::RedbJournal,
     stream::{StreamId, StreamKind},
 };
+
+/// What becomes of a journal stream whose machine has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Retention {
+    /// It stays, and after a restart the end is told again, until the host has it archived: nothing is lost.
+    #[default]
+    UntilArchived,
+    /// It is removed: for journals that do not outlive the process anyway.
+    Forget,
+}
 
 /// The version of the events' schema, kept with every stored record. It counts up when events that are stored already would
 /// no longer decode, or would mean something else; `tests/fixtures/journal` holds records of each version so far.

@@ -17,12 +17,13 @@ use btcr2_aggregation_protocol::{
 
 use tracing::Instrument;
 
-use super::{ArchiveSession, CohortKey, ParticipantActor};
+use super::{
+    ArchiveSession, CohortKey, ParticipantActor,
+    session::{ParticipantSessionActor, StartMode},
+};
 use crate::{
-    journal::{Journal, JournalError, StreamId, StreamKind},
+    journal::{Journal, JournalError, Retention, StreamId, StreamKind},
     notice::ParticipantNotice,
-    participant_session::{ParticipantSessionActor, StartMode},
-    service::Retention,
     supervision::{Attempt, End, replay},
 };
 

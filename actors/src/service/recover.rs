@@ -14,12 +14,14 @@ use btcr2_aggregation_protocol::{
 
 use tracing::Instrument;
 
-use super::{AggregationService, ArchiveCohort, Retention, TellEnds};
-use crate::{
+use super::{
+    AggregationService, ArchiveCohort, Retention, TellEnds,
     cohort::{Beginning, CohortActor},
+    signing::SigningSessionActor,
+};
+use crate::{
     journal::{Journal, JournalError, StreamId, StreamKind},
     notice::ServiceNotice,
-    signing::SigningSessionActor,
     span,
     supervision::{Attempt, End, replay},
     transport::link::Connect,

@@ -19,6 +19,7 @@ mod entries;
 mod error;
 mod frame;
 pub mod inboxes;
+mod journal;
 mod lock;
 pub mod nonces;
 mod snapshot;
@@ -46,11 +47,12 @@ use self::{
     database::{Change, Database, Fault},
     writer::{Job, Outcome, WriteError, Writer},
 };
-use crate::journal::{RedbJournal, StreamId};
+use crate::journal::StreamId;
 
 pub use self::{
     entries::Page,
     error::StateError,
+    journal::RedbJournal,
     table::{Edit, Table},
 };
 

@@ -23,6 +23,7 @@ use serde_json::Value;
 use btcr2_aggregation_protocol::{
     beacon::BeaconType,
     did::Did,
+    error::{Reject, RejectCode},
     id::CohortId,
     identity::Identity,
     message::{Body, DecodeError, Message, SharedBody, control::CohortEnded},
@@ -183,4 +184,14 @@ pub trait Transport: Send + Sync {
     fn member_limit(&self, _beacon_type: &BeaconType, _wanted: usize) -> Option<usize> {
         None
     }
+}
+
+/// The refusal of what is not a message. Types of later versions are ignored, as the wire format specifies.
+pub(crate) fn undecodable(from: &Did, error: &DecodeError) -> Option<Reject> {
+    let code = match error {
+        DecodeError::UnknownType(_) => return None,
+        DecodeError::Version(_) => RejectCode::WrongVersion,
+        DecodeError::Field { .. } => RejectCode::Malformed,
+    };
+    Some(Reject::new(code, from, error))
 }

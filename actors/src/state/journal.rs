@@ -3,8 +3,8 @@
 use btcr2_aggregation_protocol::time::Timestamp;
 use futures::{FutureExt, future::BoxFuture};
 
-use super::{Archived, Journal, JournalError, Record, StreamId};
-use crate::state::State;
+use super::State;
+use crate::journal::{Archived, Journal, JournalError, Record, StreamId};
 
 /// Streams in a [state directory](crate::state), with what that promises. Clones are the same. What is appended at the same
 /// time to any streams is made durable together, by one sync of the disk.

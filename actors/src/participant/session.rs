@@ -20,11 +20,11 @@ use btcr2_aggregation_protocol::{
     time::Timestamp,
 };
 
+use super::{ParticipantShared, SessionJoined, SessionOver};
 use crate::{
     engine::{Driven, Engine, Replayed},
     journal::{JournalError, StreamId},
     notice::{Known, ParticipantNotice},
-    participant::{ParticipantShared, SessionJoined, SessionOver},
     policy::{SigningRequest, UpdateRequest, Validation},
     span,
     supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},

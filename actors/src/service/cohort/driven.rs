@@ -12,13 +12,12 @@ use btcr2_aggregation_protocol::{
     machine::Machine,
 };
 
-use super::CohortActor;
+use super::{super::shared::FormAgain, CohortActor};
 use crate::{
     engine::{Driven, Engine},
     journal::JournalError,
     notice::ServiceNotice,
     policy::{PolicyError, TransactionRequest},
-    service::FormAgain,
     transport::Outbound,
 };
 

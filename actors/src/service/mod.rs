@@ -3,7 +3,10 @@
 //! It opens cohorts, routes messages to them by cohort, and notices when one ends; a cohort that fails touches no other.
 //! Cohorts of a previous run are started from the journal before anything else, see `recover`.
 
+mod cohort;
 mod recover;
+mod shared;
+mod signing;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,16 +31,20 @@ use btcr2_aggregation_protocol::{
     error::{Reject, RejectCode},
     id::CohortId,
     identity::Identity,
-    message::{Body, DecodeError, control::CohortEnded},
+    message::{Body, control::CohortEnded},
     network::Network,
     output::KeyAggregator,
     time::Timestamp,
 };
 
-use self::recover::CohortGone;
+use self::{
+    cohort::{Beginning, Cancel, CohortActor, CohortMessage, Finalize},
+    recover::CohortGone,
+    shared::{FormAgain, SendAgain, ServiceShared},
+};
+pub use crate::journal::Retention;
 use crate::{
     bans::BanBook,
-    cohort::{Beginning, Cancel, CohortActor, CohortMessage, Finalize, SendAgain},
     deliveries::Deliveries,
     journal::Journal,
     load::{Load, Mailbox},
@@ -51,6 +58,7 @@ use crate::{
     transport::{
         Delivery, Outbound, Transport,
         link::{Connect, Link},
+        undecodable,
     },
     tree::{self, Row},
 };
@@ -95,31 +103,6 @@ pub struct ServiceSettings {
     pub retention: Retention,
 }
 
-/// What becomes of a journal stream whose machine has ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Retention {
-    /// It stays, and after a restart the end is told again, until the host has it archived: nothing is lost.
-    #[default]
-    UntilArchived,
-    /// It is removed: for journals that do not outlive the process anyway.
-    Forget,
-}
-
-/// What the service's actors share.
-pub(crate) struct ServiceShared {
-    pub(crate) identity: Identity,
-    pub(crate) policy: Arc<dyn ServicePolicy>,
-    pub(crate) journal: Arc<dyn Journal>,
-    pub(crate) clock: Clock,
-    pub(crate) randomness: Randomness,
-    pub(crate) notices: Notices<ServiceNotice>,
-    pub(crate) load: Load,
-    pub(crate) bans: BanBook,
-    pub(crate) seats: Seats,
-    pub(crate) restarts: RestartIntensity,
-    pub(crate) deliveries: Deliveries,
-}
-
 /// Why a cohort cannot be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenCohortError {
@@ -156,11 +139,6 @@ pub struct ArchiveCohort(pub CohortId);
 #[derive(Clone, Copy, Debug, ActixMessage)]
 #[rtype(result = "()")]
 pub struct TellEnds;
-
-/// Open the cohort that takes another one's place, unless that was done already.
-#[derive(ActixMessage)]
-#[rtype(result = "()")]
-pub(crate) struct FormAgain(pub(crate) Arc<CohortTerms>);
 
 /// Form a cohort with the members that it has, without waiting for more.
 #[derive(Clone, Debug, ActixMessage)]
@@ -470,16 +448,6 @@ impl Handler<Delivery> for AggregationService {
             tracing::warn!(%cohort_id, from = %message.from, "the cohort's mailbox is full, a message is lost");
         }
     }
-}
-
-/// The refusal of something that is no message. Types of later versions are passed over, as version 1 says.
-pub(crate) fn undecodable(from: &Did, error: &DecodeError) -> Option<Reject> {
-    let code = match error {
-        DecodeError::UnknownType(_) => return None,
-        DecodeError::Version(_) => RejectCode::WrongVersion,
-        DecodeError::Field { .. } => RejectCode::Malformed,
-    };
-    Some(Reject::new(code, from, error))
 }
 
 impl Handler<FinalizeCohort> for AggregationService {

@@ -2,6 +2,7 @@
 //! asked to join. Those that ran when the process ended are brought back from the journal, see `recover`.
 
 mod recover;
+mod session;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -29,18 +30,19 @@ use btcr2_aggregation_protocol::{
     time::Timestamp,
 };
 
-use self::recover::SessionGone;
+use self::{
+    recover::SessionGone,
+    session::{Leave, Owner, ParticipantSessionActor, Seen, SendAgain, SessionMessage, StartMode},
+};
 use crate::{
-    journal::Journal,
+    journal::{Journal, Retention},
     notice::{Notices, ParticipantNotice},
-    participant_session::{Leave, Owner, ParticipantSessionActor, Seen, SendAgain, SessionMessage, StartMode},
     policy::ParticipantPolicy,
     remembered::Remembered,
     runtime::{Clock, Randomness},
-    service::{Retention, undecodable},
     span,
     supervision::{EndGuard, InTree, Lease, RestartIntensity, Restarts},
-    transport::{Delivery, Outbound, Received, Transport},
+    transport::{Delivery, Outbound, Received, Transport, undecodable},
     tree::{self, Row},
 };
 

@@ -8,38 +8,38 @@ use actix::{
 };
 use btcr2_aggregation_protocol::{
     cohort::event::SpendPath,
-    error::{Fault, Reject, RejectCode},
+    error::{Reject, RejectCode},
     hash::MessageDigest,
     id::SessionId,
     machine::Machine,
     signing::{
-        SigningOutcome, SigningTask,
+        SigningTask,
         session::{SessionEffect, SessionEvent, SessionInput, SessionPhase, SigningSession},
     },
 };
 
+use super::shared::{FaultFound, SendAgain, ServiceShared, SigningEnded};
 use crate::{
-    cohort::{CohortActor, SendAgain},
     engine::{Driven, Engine, Replayed},
     journal::{JournalError, StreamId},
     load::{Load, Mailbox, Waits},
     notice::ServiceNotice,
-    service::ServiceShared,
     span,
     supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},
     transport::{Outbound, Received},
     tree::{self, Row},
 };
 
-/// A member did wrong in the session: to its cohort.
-#[derive(ActixMessage)]
-#[rtype(result = "()")]
-pub(crate) struct FaultFound(pub(crate) Fault);
-
 /// A message of a member for this session.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 struct SessionMessage(Received, Waits);
+
+/// Whom a session reports to: its cohort.
+pub(crate) struct Parent {
+    pub(crate) faults: Recipient<FaultFound>,
+    pub(crate) ended: Recipient<SigningEnded>,
+}
 
 /// A cohort's session. It ends when this is dropped: what it is just deciding is not written any more.
 pub(crate) struct Session {
@@ -54,12 +54,12 @@ impl Session {
         previous: PreviousRun<'_>,
         shared: &Arc<ServiceShared>,
         outbound: Recipient<Outbound>,
-        cohort: Addr<CohortActor>,
+        parent: Parent,
         gone: impl FnOnce(End) + 'static,
     ) -> Self {
         let span = span::signing(&task.cohort_id, &task.session_id);
         let (address, lease) = start_leased(span, |_, leased: Leased| {
-            SigningSessionActor::new(task, previous, shared, outbound, cohort, EndGuard::leased(leased, gone))
+            SigningSessionActor::new(task, previous, shared, outbound, parent, EndGuard::leased(leased, gone))
         });
         Self { address, _lease: lease }
     }
@@ -80,14 +80,6 @@ impl Session {
     }
 }
 
-/// The session has ended: to its cohort.
-#[derive(ActixMessage)]
-#[rtype(result = "()")]
-pub(crate) struct SigningEnded {
-    pub(crate) outcome: SigningOutcome,
-    pub(crate) digests: Vec<MessageDigest>,
-}
-
 /// What a previous run of the process left of a session.
 pub(crate) struct PreviousRun<'e> {
     /// The session's events, if it was started then.
@@ -100,7 +92,7 @@ pub(crate) struct SigningSessionActor {
     engine: Engine<SigningSession>,
     shared: Arc<ServiceShared>,
     outbound: Recipient<Outbound>,
-    cohort: Addr<CohortActor>,
+    parent: Parent,
     digests: Vec<MessageDigest>,
     was_down: bool,
     panicked: bool,
@@ -123,7 +115,7 @@ impl SigningSessionActor {
         previous: PreviousRun<'_>,
         shared: &Arc<ServiceShared>,
         outbound: Recipient<Outbound>,
-        cohort: Addr<CohortActor>,
+        parent: Parent,
         guard: EndGuard,
     ) -> Self {
         let stream = Self::stream(&task.session_id);
@@ -134,7 +126,7 @@ impl SigningSessionActor {
             engine,
             shared: Arc::clone(shared),
             outbound,
-            cohort,
+            parent,
             digests,
             was_down: previous.was_down,
             panicked: false,
@@ -156,7 +148,7 @@ impl SigningSessionActor {
                 let waits = phase.timed().is_some();
                 for fault in self.engine.machine().faults().iter() {
                     // The service may have died before its cohort had it.
-                    self.cohort.do_send(FaultFound(fault.clone()));
+                    self.parent.faults.do_send(FaultFound(fault.clone()));
                 }
                 if std::mem::take(&mut self.was_down) && waits {
                     self.feed(SessionInput::Resumed, ctx);
@@ -290,7 +282,7 @@ impl Driven for SigningSessionActor {
                 ServiceNotice::PhaseExtended { cohort_id, phase: *phase, until: *until }
             }
             SessionEvent::FaultRecorded { fault } => {
-                self.cohort.do_send(FaultFound(fault.clone()));
+                self.parent.faults.do_send(FaultFound(fault.clone()));
                 ServiceNotice::rejected(Some(&cohort_id), &Reject::from(fault))
             }
             // The cohort tells how it ended.
@@ -309,7 +301,7 @@ impl Driven for SigningSessionActor {
                 self.shared.load.say(Outbound::Direct { to, body, until }, &self.outbound);
             }
             SessionEffect::Finished(outcome) => {
-                self.cohort.do_send(SigningEnded { outcome, digests: std::mem::take(&mut self.digests) });
+                self.parent.ended.do_send(SigningEnded { outcome, digests: std::mem::take(&mut self.digests) });
             }
         }
     }

@@ -28,6 +28,10 @@ use btcr2_aggregation_protocol::{
 };
 use serde_json::Value;
 
+use super::{
+    shared::{FaultFound, FormAgain, SendAgain, ServiceShared, SigningEnded},
+    signing::{Parent, PreviousRun, Session, SigningSessionActor},
+};
 use crate::{
     engine::{Driven, Engine, Replayed},
     evidence::EvidenceBook,
@@ -36,8 +40,6 @@ use crate::{
     notice::{CohortResult, ServiceNotice},
     policy::CohortView,
     seats::Seat,
-    service::{FormAgain, ServiceShared},
-    signing::{FaultFound, PreviousRun, Session, SigningEnded, SigningSessionActor},
     span,
     subject::NetworkAddress,
     supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},
@@ -54,18 +56,6 @@ struct SessionGone(End);
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(crate) struct CohortMessage(pub(crate) Received, pub(crate) Waits);
-
-/// Send again what this member, or every member, still needs: it was lost.
-#[derive(Clone, ActixMessage)]
-#[rtype(result = "()")]
-pub(crate) struct SendAgain(pub(crate) Option<Did>);
-
-impl SendAgain {
-    /// Whether what is for `member` is sent again.
-    pub(crate) fn concerns(&self, member: &Did) -> bool {
-        self.0.as_ref().is_none_or(|only| only == member)
-    }
-}
 
 /// Form the cohort with the members that it has.
 #[derive(ActixMessage)]
@@ -302,7 +292,7 @@ impl CohortActor {
             Ok(events) => {
                 let gone = ctx.address();
                 let previous = PreviousRun { events: &events, was_down };
-                let parent = ctx.address();
+                let parent = Parent { faults: ctx.address().recipient(), ended: ctx.address().recipient() };
                 let (shared, outbound) = (&actor.shared, actor.outbound.clone());
                 let gone = move |end| gone.do_send(SessionGone(end));
                 actor.session = Some(Session::start(task, previous, shared, outbound, parent, gone));

@@ -1,0 +1,66 @@
+//! What the actors of a service share: its settings, and the messages between a parent and its children.
+
+use std::sync::Arc;
+
+use actix::Message as ActixMessage;
+use btcr2_aggregation_protocol::{
+    cohort::service::CohortTerms, did::Did, error::Fault, hash::MessageDigest, identity::Identity,
+    signing::SigningOutcome,
+};
+
+use crate::{
+    bans::BanBook,
+    deliveries::Deliveries,
+    journal::Journal,
+    load::Load,
+    notice::{Notices, ServiceNotice},
+    policy::ServicePolicy,
+    runtime::{Clock, Randomness},
+    seats::Seats,
+    supervision::RestartIntensity,
+};
+
+/// What the service's actors share.
+pub(crate) struct ServiceShared {
+    pub(crate) identity: Identity,
+    pub(crate) policy: Arc<dyn ServicePolicy>,
+    pub(crate) journal: Arc<dyn Journal>,
+    pub(crate) clock: Clock,
+    pub(crate) randomness: Randomness,
+    pub(crate) notices: Notices<ServiceNotice>,
+    pub(crate) load: Load,
+    pub(crate) bans: BanBook,
+    pub(crate) seats: Seats,
+    pub(crate) restarts: RestartIntensity,
+    pub(crate) deliveries: Deliveries,
+}
+
+/// Open the cohort that takes another one's place, unless that was done already.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct FormAgain(pub(crate) Arc<CohortTerms>);
+
+/// Send again what this member, or every member, still needs: it was lost.
+#[derive(Clone, ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct SendAgain(pub(crate) Option<Did>);
+
+impl SendAgain {
+    /// Whether what is for `member` is sent again.
+    pub(crate) fn concerns(&self, member: &Did) -> bool {
+        self.0.as_ref().is_none_or(|only| only == member)
+    }
+}
+
+/// A member did wrong in the session: to its cohort.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct FaultFound(pub(crate) Fault);
+
+/// The session has ended: to its cohort.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct SigningEnded {
+    pub(crate) outcome: SigningOutcome,
+    pub(crate) digests: Vec<MessageDigest>,
+}

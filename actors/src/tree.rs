@@ -137,7 +137,7 @@ pub const MEMORY_CONNECTION: Row = Row {
     parents: &["Link"],
     mailbox: 8192,
     when_full: WhenFull::Lost,
-    restart: Restart::ByParent,
+    restart: Restart::BeginsAgain,
     journal: None,
     span: "connection",
 };
@@ -159,7 +159,7 @@ pub const ENDPOINT: Row = Row {
     parents: &["Link"],
     mailbox: 8192,
     when_full: WhenFull::Taken,
-    restart: Restart::ByParent,
+    restart: Restart::BeginsAgain,
     journal: None,
     span: "connection",
 };
@@ -181,7 +181,7 @@ pub const INBOX: Row = Row {
     parents: &["Hub"],
     mailbox: 1024,
     when_full: WhenFull::Taken,
-    restart: Restart::ByParent,
+    restart: Restart::BeginsAgain,
     journal: None,
     span: "inbox",
 };

@@ -51,6 +51,9 @@ fn launch<A: InTree>(span: Span, leased: Option<Leased>, build: impl FnOnce(&mut
     address
 }
 
+/// How often an actor may panic and be restarted until it has anything to wait for.
+const AT_ONCE: u32 = 32;
+
 /// An actor at work.
 struct Running<A: InTree> {
     /// Ready when the actor must not run any more.
@@ -69,6 +72,7 @@ impl<A: InTree> Future for Running<A> {
         {
             return Poll::Ready(());
         }
+        let mut panics = 0;
         loop {
             let actor = &mut this.actor;
             // The actor's state is replaced, or dropped, before anything looks at it again.
@@ -79,7 +83,7 @@ impl<A: InTree> Future for Running<A> {
             };
             match catch_unwind(AssertUnwindSafe(poll)) {
                 Ok(polled) => return polled,
-                Err(_) if A::restart(actor) => {}
+                Err(_) if panics < AT_ONCE && A::restart(actor) => panics += 1,
                 // The actor is dropped by a panic, so that its guard knows of it.
                 Err(panic) => resume_unwind(panic),
             }

@@ -9,7 +9,7 @@ use std::{
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
-    WrapFuture, prelude::SendError,
+    Supervised, WrapFuture, dev::ContextFut, prelude::SendError,
 };
 use async_trait::async_trait;
 use btcr2_aggregation_protocol::{
@@ -121,8 +121,14 @@ impl Actor for MemoryConnection {
     type Context = Context<Self>;
 }
 
+impl Supervised for MemoryConnection {}
+
 impl InTree for MemoryConnection {
     const ROW: &'static Row = &tree::MEMORY_CONNECTION;
+
+    fn restart(running: &mut ContextFut<Self, Context<Self>>) -> bool {
+        running.restart()
+    }
 }
 
 /// What travels: text, and the sender that the network vouches for.

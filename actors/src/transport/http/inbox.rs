@@ -8,7 +8,9 @@ use std::{
     },
 };
 
-use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message as ActixMessage};
+use actix::{
+    Actor, ActorContext, AsyncContext, Context, Handler, Message as ActixMessage, Supervised, dev::ContextFut,
+};
 use btcr2_aggregation_protocol::{
     did::Did,
     envelope::SealedEnvelope,
@@ -316,8 +318,20 @@ impl Actor for InboxActor {
     }
 }
 
+impl Supervised for InboxActor {
+    fn restarting(&mut self, _: &mut Self::Context) {
+        tracing::error!(owner = %self.owner, "an inbox panicked and starts again");
+        // Its readers come back, and read from where they were.
+        self.streams.clear();
+    }
+}
+
 impl InTree for InboxActor {
     const ROW: &'static Row = &tree::INBOX;
+
+    fn restart(running: &mut ContextFut<Self, Context<Self>>) -> bool {
+        running.restart()
+    }
 }
 
 impl Drop for InboxActor {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, Addr, Context, Handler, Recipient};
+use actix::{Actor, Addr, Context, Handler, Recipient, Supervised, dev::ContextFut};
 use async_trait::async_trait;
 use btcr2_aggregation_protocol::{
     cohort::service::Limits,
@@ -215,8 +215,14 @@ impl Actor for Endpoint {
     type Context = Context<Self>;
 }
 
+impl Supervised for Endpoint {}
+
 impl InTree for Endpoint {
     const ROW: &'static Row = &tree::ENDPOINT;
+
+    fn restart(running: &mut ContextFut<Self, Context<Self>>) -> bool {
+        running.restart()
+    }
 }
 
 impl Handler<Outbound> for Endpoint {

@@ -250,7 +250,7 @@ impl Driven for SigningSessionActor {
 
     fn due(&mut self) -> SessionInput {
         let machine = self.engine.machine();
-        let undelivered = self.deliveries.undelivered(&machine.task().cohort_id, &machine.holdouts());
+        let undelivered = self.shared.deliveries.undelivered(&machine.task().cohort_id, &machine.holdouts());
         if undelivered.is_empty() { SessionInput::Tick } else { SessionInput::Lapsed { undelivered } }
     }
 

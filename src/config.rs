@@ -83,19 +83,28 @@ pub fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, ConfigError>
 
 /// A struct of options whose gaps another one fills.
 macro_rules! settings {
-    ($(#[$meta:meta])* $visibility:vis struct $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
+    (
+        $(#[$meta:meta])*
+        $visibility:vis struct $name:ident {
+            $($heading:literal { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* })*
+        }
+    ) => {
         $(#[$meta])*
         #[derive(Clone, Debug, Default, clap::Args, serde::Deserialize)]
         #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
         $visibility struct $name {
-            $($(#[$field_meta])* pub(crate) $field: Option<$type>,)*
+            $($(
+                $(#[$field_meta])*
+                #[arg(help_heading = $heading)]
+                pub(crate) $field: Option<$type>,
+            )*)*
         }
 
         impl $name {
             /// These settings, with `under`'s where there are none.
             #[must_use]
             pub(crate) fn over(self, under: Self) -> Self {
-                Self { $($field: self.$field.or(under.$field),)* }
+                Self { $($($field: self.$field.or(under.$field),)*)* }
             }
         }
     };

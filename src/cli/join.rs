@@ -36,10 +36,20 @@ use crate::{
     telemetry::{Hangups, ignore_hangups},
 };
 
-/// Joins cohorts of a service, one after another, checks everything, signs, and stores what the DID needs to resolve. Each flag can
-/// also be given as an environment variable (shown with it) or as a key of the same name in the file of --config; flags come
-/// before variables, variables before the file.
+const EXAMPLES: &str = "\
+Examples:
+  Take part in one cohort, and add its address to the DID document as a beacon:
+    btcr2-aggregation join --service http://127.0.0.1:8080 --identity alice.id --add-beacon --out alice --exit-when-done
+  Announce an update, and stay until it is confirmed:
+    btcr2-aggregation join --service https://aggregator.example --identity alice.id --update patch.json --state alice \\
+        --chain esplora=https://esplora.example/api --exit-when-done";
+
+/// Joins cohorts of a service, one after another, checks everything, signs, and stores what the DID needs to resolve.
+///
+/// -h shows the settings that most members need, --help all of them. Each can also be given as an environment variable (shown with
+/// it) or as a key of the same name in the file of --config; flags come before variables, variables before the file.
 #[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct JoinArgs {
     /// A TOML file of settings
     #[arg(long, value_name = "FILE", env = "BTCR2_CONFIG")]
@@ -51,148 +61,193 @@ pub(super) struct JoinArgs {
 settings! {
     /// What `join` can be told.
     struct JoinSettings {
-        /// The service's base URL
-        #[arg(long, value_name = "URL", env = "BTCR2_SERVICE")]
-        service: String,
-        /// A Nostr relay, wss://...; may be given several times, or as a comma separated list
-        #[arg(long, value_name = "URL", value_delimiter = ',', env = "BTCR2_RELAY")]
-        relay: Vec<String>,
-        /// With --relay: read adverts that are at most this old; 0s for all that the relays keep [default: 5m]
-        #[arg(long, value_name = "TIME", env = "BTCR2_LOOK_BACK")]
-        look_back: Span,
-        /// With --relay: how long a relay may take to connect [default: 10s]
-        #[arg(long, value_name = "TIME", env = "BTCR2_RELAY_TIMEOUT")]
-        relay_timeout: Period,
-        /// With --relay: how long a relay may take to say what became of an event, at most 10s [default: 10s]
-        #[arg(long, value_name = "TIME", env = "BTCR2_PUBLISH_TIMEOUT")]
-        publish_timeout: Period,
-        /// With --relay: how long to wait before a second attempt to connect or to publish; doubles from then on [default: 1s]
-        #[arg(long, value_name = "TIME", env = "BTCR2_RELAY_RETRY")]
-        relay_retry: Period,
-        /// The identity file, see `identity new`
-        #[arg(long, value_name = "FILE", env = "BTCR2_IDENTITY")]
-        identity: PathBuf,
-        /// Take the secret key of a KEY DID from this environment variable instead of a file
-        #[arg(long, value_name = "VAR", env = "BTCR2_SECRET_ENV")]
-        secret_env: String,
-        /// With --secret-env: the Bitcoin network of the DID [default: regtest]
-        #[arg(long, value_name = "N", env = "BTCR2_NETWORK")]
-        network: Network,
-        /// Trust an https service and wss relays only by the certificates in this PEM file, instead of the system's authorities:
-        /// by an authority in it, or by the server's own certificate
-        #[arg(long, value_name = "FILE", env = "BTCR2_TLS_CA")]
-        tls_ca: PathBuf,
-        /// Listen to this service only; without it, to any that the URL leads to
-        #[arg(long, value_name = "DID", env = "BTCR2_SERVICE_DID")]
-        service_did: Did,
-        /// An invite of the service's operator, for a service that admits by them
-        #[arg(long, value_name = "TOKEN", env = "BTCR2_INVITE", hide_env_values = true)]
-        invite: InviteToken,
-        /// Join cohorts with this beacon only
-        #[arg(long, value_enum, env = "BTCR2_BEACON")]
-        beacon: Beacon,
-        /// Announce this JSON Patch (RFC 6902) to the current document
-        #[arg(long, value_name = "PATCH.json", env = "BTCR2_UPDATE", conflicts_with_all = ["add_beacon", "decline"])]
-        update: PathBuf,
-        /// With --update: announce it although it leaves the DID without a key or a beacon, adds a beacon twice, or publishes a
-        /// secret key
-        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_ALLOW_RISKY_UPDATE")]
-        allow_risky_update: bool,
-        /// Announce the cohort's beacon, added to the current document. Resolvers find this update when it is announced from a beacon
-        /// that the document lists already (see `singleton`)
-        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_ADD_BEACON", conflicts_with = "decline")]
-        add_beacon: bool,
-        /// Take part without an update of our own
-        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_DECLINE")]
-        decline: bool,
-        /// The current DID document, when it is neither the initial one nor, with --state, the one to which the announced updates in
-        /// the vault lead
-        #[arg(long, value_name = "FILE", env = "BTCR2_SOURCE_DOCUMENT")]
-        source_document: PathBuf,
-        /// Its version
-        #[arg(long, value_name = "N", env = "BTCR2_SOURCE_VERSION")]
-        source_version: u64,
-        /// Refuse cohorts whose operator could recover the coin sooner than this many blocks [default: 144]
-        #[arg(long, value_name = "BLOCKS", env = "BTCR2_MIN_RECOVERY_SEQUENCE")]
-        min_recovery_sequence: u16,
-        /// Refuse cohorts in which fewer members than this could sign by themselves [default: 1]
-        #[arg(long, value_name = "K", env = "BTCR2_MIN_FALLBACK_THRESHOLD")]
-        min_fallback_threshold: u16,
-        /// Refuse cohorts that ask for more than this many satoshi for joining, or for announcing [default: 0]
-        #[arg(long, value_name = "SAT", env = "BTCR2_MAX_COST")]
-        max_cost: f64,
-        /// Do not sign a transaction that pays a higher fee rate than this, in sat/vB; what the larger fallback needs to be
-        /// relayed at all is accepted [default: 1000]
-        #[arg(long, value_name = "RATE", env = "BTCR2_MAX_FEE_RATE")]
-        max_fee_rate: SatPerVb,
-        /// How long a phase of the service may take. Each phase is waited for three times as long, the transaction as long as
-        /// --cohort-ttl if that is longer [default: 1h]
-        #[arg(long, value_name = "TIME", env = "BTCR2_PHASE_TIMEOUT")]
-        phase_timeout: Period,
-        /// How long to wait for a cohort in all, from joining to the start of signing [default: 2days]
-        #[arg(long, value_name = "TIME", env = "BTCR2_COHORT_TTL")]
-        cohort_ttl: Period,
-        /// Exit when the first cohort is over: with 0 if its signed transaction was received and verified (with --chain: is
-        /// confirmed), or our update was announced before, else with 1
-        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_EXIT_WHEN_DONE")]
-        exit_when_done: bool,
-        /// With --exit-when-done: how long to stay after signing at most, for confirmations also. Who leaves before the service asks
-        /// for the fallback may be missing in it [default: until the service says how the cohort ended, or its deadlines have
-        /// passed; and until the transaction is confirmed]
-        #[arg(long, value_name = "TIME", env = "BTCR2_LINGER")]
-        linger: Span,
-        /// Exit with 1 when no service and no relay has answered in this time [default: wait for ever]
-        #[arg(long, value_name = "TIME", env = "BTCR2_CONNECT_TIMEOUT")]
-        connect_timeout: Period,
-        /// What to do in cohorts when our update is announced already: not join them, or take part without an update
-        /// [default: skip]
-        #[arg(long, value_enum, env = "BTCR2_IDLE")]
-        idle: Nothing,
-        /// An update of ours that was approved in this cohort will never be announced, because another confirmed transaction has
-        /// spent the cohort's coin; may be given several times
-        #[arg(long, value_name = "COHORT", value_delimiter = ',', env = "BTCR2_SUPERSEDE")]
-        supersede: Vec<CohortId>,
-        /// Print one JSON object a line on standard output instead of text for people
-        #[arg(long, value_enum, env = "BTCR2_EVENTS")]
-        events: Events,
-        /// Begin each line for people with the time (UTC). With --events json every event has it anyway
-        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_TIMES")]
-        times: bool,
-        /// Write what must be kept (sidecar and terms) into this directory, one file a cohort
-        #[arg(long, value_name = "DIR", env = "BTCR2_OUT")]
-        out: PathBuf,
-        /// Store everything that must outlive the program in this directory: started again with it, it goes on where it was, and starts
-        /// the next update from the last announced one. The directory belongs to one command, DID and network
-        #[arg(long, value_name = "DIR", env = "BTCR2_STATE")]
-        state: PathBuf,
-        /// Where to see the chain: core=http://user:password@host:port, core=http://host:port?cookie=PATH, or
-        /// esplora=https://host/api. A cohort is then over when its transaction is confirmed, and only what is confirmed counts as
-        /// announced; without it, what is signed does
-        #[arg(long, value_name = "KIND=URL", env = "BTCR2_CHAIN", hide_env_values = true)]
-        chain: ChainArg,
-        /// With --chain: how often it is asked [default: 30s]
-        #[arg(long, value_name = "TIME", env = "BTCR2_CHAIN_POLL")]
-        chain_poll: Period,
-        /// With --chain: how many confirmations make an announcement final [default: 6]
-        #[arg(long, value_name = "N", env = "BTCR2_CONFIRMATIONS")]
-        confirmations: NonZeroU32,
-        /// With --chain and --state: in how many of the last blocks to look for what earlier runs have signed [default: 144]
-        #[arg(long, value_name = "BLOCKS", env = "BTCR2_CHAIN_LOOK_BACK")]
-        chain_look_back: u32,
-        /// Publish the update in this store before it is submitted, dir=PATH or ipfs=URL; may be given several times. Whoever can
-        /// read the store can then read the update
-        #[arg(long, value_name = "STORE", value_delimiter = ',', env = "BTCR2_CAS")]
-        cas: Vec<Location>,
-        /// When the cohort ends without announcing the update of --update, write the transactions that announce it alone,
-        /// from the DID's initial beacons, into this directory
-        #[arg(long, value_name = "DIR", env = "BTCR2_SINGLETON_FALLBACK")]
-        singleton_fallback: PathBuf,
-        /// With --singleton-fallback: the coin to spend, and on which initial beacon it is; the announcement is then signed
-        #[arg(long, value_name = "TYPE:TXID:VOUT:SATS", env = "BTCR2_SINGLETON_COIN")]
-        singleton_coin: BeaconCoin,
-        /// With --singleton-coin: the fee rate in sat/vB, at least 1 [default: 2]
-        #[arg(long, value_name = "RATE", env = "BTCR2_SINGLETON_FEE_RATE")]
-        singleton_fee_rate: SatPerVb,
+        "Identity" {
+            /// The identity file, see `identity new`
+            #[arg(long, value_name = "FILE", env = "BTCR2_IDENTITY")]
+            identity: PathBuf,
+            /// Take the secret key of a KEY DID from this environment variable instead of a file
+            #[arg(long, value_name = "VAR", env = "BTCR2_SECRET_ENV")]
+            secret_env: String,
+            /// With --secret-env: the Bitcoin network of the DID [default: regtest]
+            #[arg(long, value_name = "N", env = "BTCR2_NETWORK", hide_short_help = true)]
+            network: Network,
+        }
+        "Transport" {
+            /// The service's base URL
+            #[arg(long, value_name = "URL", env = "BTCR2_SERVICE")]
+            service: String,
+            /// Accept this service only
+            ///
+            /// Without it, any service that the URL or the relays lead to.
+            #[arg(long, value_name = "DID", env = "BTCR2_SERVICE_DID")]
+            service_did: Did,
+            /// An invite of the service's operator, for a service that admits by them
+            #[arg(long, value_name = "TOKEN", env = "BTCR2_INVITE", hide_env_values = true)]
+            invite: InviteToken,
+            /// Trust an https service and wss relays by the certificates in this PEM file only
+            ///
+            /// Those of an authority, or the server's own. Without it, by the system's authorities.
+            #[arg(long, value_name = "FILE", env = "BTCR2_TLS_CA", hide_short_help = true)]
+            tls_ca: PathBuf,
+            /// Exit with 1 when no service and no relay has answered in this time [default: no limit]
+            #[arg(long, value_name = "TIME", env = "BTCR2_CONNECT_TIMEOUT", hide_short_help = true)]
+            connect_timeout: Period,
+            /// A Nostr relay, wss://...
+            ///
+            /// May be given several times, or as a comma separated list.
+            #[arg(long, value_name = "URL", value_delimiter = ',', env = "BTCR2_RELAY")]
+            relay: Vec<String>,
+            /// With --relay: read adverts that are at most this old [default: 5m]
+            ///
+            /// 0s reads all that the relays store.
+            #[arg(long, value_name = "TIME", env = "BTCR2_LOOK_BACK", hide_short_help = true)]
+            look_back: Span,
+            /// With --relay: how long a relay may take to connect [default: 10s]
+            #[arg(long, value_name = "TIME", env = "BTCR2_RELAY_TIMEOUT", hide_short_help = true)]
+            relay_timeout: Period,
+            /// With --relay: how long a relay may take to answer an event, at most 10s [default: 10s]
+            #[arg(long, value_name = "TIME", env = "BTCR2_PUBLISH_TIMEOUT", hide_short_help = true)]
+            publish_timeout: Period,
+            /// With --relay: the pause before a second attempt to connect or to publish [default: 1s]
+            ///
+            /// It doubles with each further attempt.
+            #[arg(long, value_name = "TIME", env = "BTCR2_RELAY_RETRY", hide_short_help = true)]
+            relay_retry: Period,
+        }
+        "Update" {
+            /// Announce this JSON Patch (RFC 6902) to the current document
+            #[arg(long, value_name = "PATCH.json", env = "BTCR2_UPDATE", conflicts_with_all = ["add_beacon", "decline"])]
+            update: PathBuf,
+            /// With --update: announce it although it looks like a mistake
+            ///
+            /// It leaves the DID without a key or a beacon, adds a beacon twice, or publishes a secret key.
+            #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_ALLOW_RISKY_UPDATE", hide_short_help = true)]
+            allow_risky_update: bool,
+            /// Announce the cohort's beacon, added to the current document
+            ///
+            /// Resolvers find this update only when it is announced from a beacon that the document lists already (see
+            /// `singleton`).
+            #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_ADD_BEACON", conflicts_with = "decline")]
+            add_beacon: bool,
+            /// Take part without an update
+            #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_DECLINE")]
+            decline: bool,
+            /// The current DID document, where it is not known
+            ///
+            /// By default it is the initial document or, with --state, that to which the announced updates in the vault lead.
+            #[arg(long, value_name = "FILE", env = "BTCR2_SOURCE_DOCUMENT", hide_short_help = true)]
+            source_document: PathBuf,
+            /// With --source-document: its version
+            #[arg(long, value_name = "N", env = "BTCR2_SOURCE_VERSION", hide_short_help = true)]
+            source_version: u64,
+            /// What to do in cohorts when the update is announced already [default: skip]
+            ///
+            /// Either no cohort is joined, or cohorts are joined without an update.
+            #[arg(long, value_enum, env = "BTCR2_IDLE", hide_short_help = true)]
+            idle: Nothing,
+            /// The update that was approved in this cohort will never be announced
+            ///
+            /// Because another confirmed transaction has spent the cohort's coin. May be given several times.
+            #[arg(long, value_name = "COHORT", value_delimiter = ',', env = "BTCR2_SUPERSEDE", hide_short_help = true)]
+            supersede: Vec<CohortId>,
+        }
+        "Cohort terms" {
+            /// Join cohorts with this beacon only
+            #[arg(long, value_enum, env = "BTCR2_BEACON")]
+            beacon: Beacon,
+            /// Refuse cohorts whose operator could recover the coin sooner than this many blocks [default: 144]
+            #[arg(long, value_name = "BLOCKS", env = "BTCR2_MIN_RECOVERY_SEQUENCE")]
+            min_recovery_sequence: u16,
+            /// Refuse cohorts in which fewer members than this could sign by themselves [default: 1]
+            #[arg(long, value_name = "K", env = "BTCR2_MIN_FALLBACK_THRESHOLD", hide_short_help = true)]
+            min_fallback_threshold: u16,
+            /// Refuse cohorts that ask for more than this many satoshi for joining, or for announcing [default: 0]
+            #[arg(long, value_name = "SAT", env = "BTCR2_MAX_COST")]
+            max_cost: f64,
+            /// Do not sign a transaction that pays a higher fee rate than this, in sat/vB [default: 1000]
+            ///
+            /// What the larger fallback needs to be relayed at all is accepted.
+            #[arg(long, value_name = "RATE", env = "BTCR2_MAX_FEE_RATE")]
+            max_fee_rate: SatPerVb,
+        }
+        "Timing" {
+            /// How long a phase of the service may take [default: 1h]
+            ///
+            /// Each phase is waited for three times as long, the transaction as long as --cohort-ttl if that is longer.
+            #[arg(long, value_name = "TIME", env = "BTCR2_PHASE_TIMEOUT", hide_short_help = true)]
+            phase_timeout: Period,
+            /// How long to wait for a cohort in all, from joining to the start of signing [default: 2days]
+            #[arg(long, value_name = "TIME", env = "BTCR2_COHORT_TTL", hide_short_help = true)]
+            cohort_ttl: Period,
+            /// With --exit-when-done: how long to stay after signing at most [default: until the end is known]
+            ///
+            /// The end is known when the service reports it or its deadlines have passed and, with --chain, when the transaction is
+            /// confirmed. A member that leaves before the service asks for the fallback may be missing in it.
+            #[arg(long, value_name = "TIME", env = "BTCR2_LINGER")]
+            linger: Span,
+        }
+        "Chain" {
+            /// Where to read the chain: core=URL or esplora=URL
+            ///
+            /// A Bitcoin Core node is core=http://USER:PASSWORD@HOST:PORT or core=http://HOST:PORT?cookie=FILE. A cohort is then over
+            /// when its transaction is confirmed, and only confirmed updates count as announced. Without it, signed ones do.
+            #[arg(long, value_name = "KIND=URL", env = "BTCR2_CHAIN", hide_env_values = true)]
+            chain: ChainArg,
+            /// With --chain: how often it is asked [default: 30s]
+            #[arg(long, value_name = "TIME", env = "BTCR2_CHAIN_POLL", hide_short_help = true)]
+            chain_poll: Period,
+            /// With --chain: how many confirmations make an announcement final [default: 6]
+            #[arg(long, value_name = "N", env = "BTCR2_CONFIRMATIONS")]
+            confirmations: NonZeroU32,
+            /// With --chain and --state: in how many blocks to look for what earlier runs have signed [default: 144]
+            #[arg(long, value_name = "BLOCKS", env = "BTCR2_CHAIN_LOOK_BACK", hide_short_help = true)]
+            chain_look_back: u32,
+            /// When the cohort fails, write transactions that announce the update alone into this directory
+            ///
+            /// They spend from the DID's initial beacons, and announce the update of --update.
+            #[arg(long, value_name = "DIR", env = "BTCR2_SINGLETON_FALLBACK", hide_short_help = true)]
+            singleton_fallback: PathBuf,
+            /// With --singleton-fallback: the coin to spend, and on which initial beacon it is
+            ///
+            /// The announcement is then signed.
+            #[arg(long, value_name = "TYPE:TXID:VOUT:SATS", env = "BTCR2_SINGLETON_COIN", hide_short_help = true)]
+            singleton_coin: BeaconCoin,
+            /// With --singleton-coin: the fee rate in sat/vB, at least 1 [default: 2]
+            #[arg(long, value_name = "RATE", env = "BTCR2_SINGLETON_FEE_RATE", hide_short_help = true)]
+            singleton_fee_rate: SatPerVb,
+        }
+        "Storage" {
+            /// Store everything that must outlive the program in this directory
+            ///
+            /// Started again with it, the member continues where it was, and starts the next update from the last announced one. The
+            /// directory belongs to one command, DID and network.
+            #[arg(long, value_name = "DIR", env = "BTCR2_STATE")]
+            state: PathBuf,
+            /// Write what the DID needs to resolve (sidecar and terms) into this directory, one file a cohort
+            #[arg(long, value_name = "DIR", env = "BTCR2_OUT")]
+            out: PathBuf,
+            /// Publish the update in this store before it is submitted: dir=PATH or ipfs=URL
+            ///
+            /// Everyone who can read the store can then read the update. May be given several times.
+            #[arg(long, value_name = "STORE", value_delimiter = ',', env = "BTCR2_CAS")]
+            cas: Vec<Location>,
+        }
+        "Output" {
+            /// Print one JSON object a line on standard output instead of text for people
+            #[arg(long, value_enum, env = "BTCR2_EVENTS")]
+            events: Events,
+            /// Begin each line of text with the time (UTC)
+            ///
+            /// Every JSON event has it anyway.
+            #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_TIMES", hide_short_help = true)]
+            times: bool,
+            /// Exit when the first cohort is over
+            ///
+            /// The exit status is 0 if its signed transaction was received and verified (with --chain: is confirmed), or the update was
+            /// announced before, else 1.
+            #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_EXIT_WHEN_DONE")]
+            exit_when_done: bool,
+        }
     }
 }
 

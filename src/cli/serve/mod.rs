@@ -1,0 +1,218 @@
+//! `serve`: an Aggregation Service as a program.
+
+mod settings;
+mod values;
+
+use std::{process::ExitCode, time::Duration};
+
+use ::bitcoin::Amount;
+
+pub(super) use self::{settings::ServeArgs, values::Beacon};
+use self::{
+    settings::ServeSettings,
+    values::{Chain, SeatsArg, TimeoutRule},
+};
+use super::{
+    Events, fail, identity_of,
+    relay::{RelaySettings, trust},
+};
+use crate::{
+    actors::transport::connections::{ConnectionLimits, Prefix, Proxies},
+    bitcoin::payout,
+    cas,
+    config::{self, Period, Span},
+    error::ProgramError,
+    protocol::cohort::service::rules::{PhaseRule, TimedPhase},
+    serve::{self, ChainConfig, Coins, ServeConfig, Tls},
+};
+
+/// How long a cohort waits for more than its fewest members, by default: long enough for whoever watches the same advert, and
+/// short beside what a round takes.
+const SETTLE: Duration = Duration::from_secs(30);
+
+/// Longer than any program runs.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+pub(super) fn main(args: ServeArgs) -> ExitCode {
+    let outcome = config(args).and_then(|config| {
+        crate::telemetry::raise_open_files();
+        super::block_on(async { serve::run(config, crate::telemetry::stop_signal()).await })
+    });
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => fail(&error),
+    }
+}
+
+fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
+    let usage = |problem: &str| ProgramError::Usage(problem.to_owned());
+    let file = match &args.config {
+        Some(path) => config::read(path).map_err(|error| ProgramError::Usage(error.to_string()))?,
+        None => ServeSettings::default(),
+    };
+    let mut file: ServeSettings = file;
+    if args.settings.identity.is_some() || args.settings.secret_env.is_some() {
+        // One choice in two settings: who chooses one has not chosen the file's other.
+        (file.identity, file.secret_env) = (None, None);
+    }
+    let settings = args.settings.over(file);
+    // None by default: a made-up coin announces nothing, and has to be asked for by name.
+    let coins = match settings.chain {
+        Some(Chain::Offline) => Coins::Offline,
+        Some(Chain::Named(named)) => {
+            let source = named.source().map_err(|error| usage(&format!("--chain: offline, or {error}")))?;
+            let mut chain = ChainConfig::new(source.clone());
+            let span = |setting: Option<Period>, default| setting.map_or(default, |period: Period| period.0);
+            chain.poll = span(settings.chain_poll, chain.poll);
+            chain.funding_window = span(settings.funding_window, chain.funding_window);
+            chain.funding_confirmations = settings.funding_confirmations.unwrap_or(chain.funding_confirmations);
+            chain.confirmations = settings.confirmations.unwrap_or(chain.confirmations);
+            chain.fee_floor = settings.fee_floor.map_or(chain.fee_floor, |rate| rate.0);
+            chain.fee_ceiling = settings.fee_ceiling.map_or(chain.fee_ceiling, |rate| rate.0);
+            chain.fee_rate = settings.fee_rate.map(|rate| rate.0);
+            chain.fee_target = settings.fee_target.unwrap_or(chain.fee_target);
+            chain.warn_blocks = settings.warn_blocks.unwrap_or(chain.warn_blocks);
+            Coins::Chain(Box::new(chain))
+        }
+        None => {
+            return Err(usage(
+                "no chain: --chain core=URL or --chain esplora=URL, or `--chain offline` for a made-up coin \
+                 (demonstrations and tests)",
+            ));
+        }
+    };
+    let identity = identity_of(settings.identity.as_deref(), settings.secret_env.as_deref(), settings.network)
+        .map_err(|error| ProgramError::Usage(error.to_string()))?;
+    let network = settings.network.unwrap_or(identity.did().network());
+    let minimum = settings.min_participants.unwrap_or(2);
+    let tls = match (settings.tls_cert, settings.tls_key) {
+        (Some(certificate), Some(key)) => Some(Tls { certificate, key }),
+        (None, None) => None,
+        _ => return Err(usage("--tls-cert and --tls-key go together")),
+    };
+    let mut config = ServeConfig::new(identity, network);
+    let relays = RelaySettings {
+        relays: settings.relay.unwrap_or_default(),
+        look_back: settings.look_back,
+        timeout: settings.relay_timeout,
+        publish_timeout: settings.publish_timeout,
+        retry: settings.relay_retry,
+        trust: trust(settings.tls_ca.as_deref()).map_err(ProgramError::Usage)?,
+    };
+    config.embedded_relay = settings.embedded_relay;
+    config.nostr = relays.config(config.embedded_relay.is_some()).map_err(ProgramError::Usage)?;
+    // Over relays alone nothing needs to be open to the network here.
+    if config.nostr.is_none() || settings.listen.is_some() {
+        config.listen = settings.listen.or(config.listen);
+    } else {
+        config.listen = None;
+    }
+    config.metrics_listen = settings.metrics_listen;
+    config.on_alarm = settings.on_alarm;
+    config.tls = tls;
+    config.coins = coins;
+    config.publication.hold_on_failure = !settings.cas_optional.unwrap_or(false);
+    for location in settings.cas.unwrap_or_default() {
+        let store = location.store(cas::DEFAULT_TIMEOUT).map_err(|error| ProgramError::Usage(error.to_string()))?;
+        config.publication.stores.push(store);
+    }
+    config.beacon = settings.beacon.unwrap_or(Beacon::Cas).beacon_type();
+    config.min_participants = minimum;
+    let settle = settings.settle.map_or(SETTLE, |Span(span)| span);
+    // Without time for more members to come, room for them would only leave to chance who gets in.
+    let margin = if settle.is_zero() { 0 } else { minimum.div_ceil(4) };
+    config.max_is_margin = settings.max_participants.is_none();
+    config.max_participants = settings.max_participants.unwrap_or(minimum.saturating_add(margin));
+    config.fallback_threshold = settings.fallback_threshold;
+    config.recovery_key = settings.recovery_key.unwrap_or(config.recovery_key);
+    config.recovery_sequence = settings.recovery_sequence.unwrap_or(config.recovery_sequence);
+    let span = |setting: Option<Period>, default| setting.map_or(default, |period: Period| period.0);
+    config.timing.cohort_ttl = span(settings.cohort_ttl, config.timing.cohort_ttl);
+    config.timing.phase_timeout = span(settings.phase_timeout, config.timing.phase_timeout);
+    config.timing.signing_timeout = span(settings.signing_timeout, config.timing.signing_timeout);
+    // 0s: once and not again.
+    let repeat = settings.advert_repeat.map_or(config.timing.advert_repeat, |Span(span)| span);
+    config.timing.advert_repeat = if repeat.is_zero() { NEVER } else { repeat };
+    if let (Coins::Chain(chain), Some(change)) = (&mut config.coins, &settings.change) {
+        let change =
+            payout::change(change, network).map_err(|problem| usage(&format!("--change {change}: {problem}")))?;
+        chain.change = Some(change);
+    }
+    if let Coins::Chain(chain) = &config.coins.clone() {
+        if settings.state.is_none() {
+            return Err(usage(
+                "--chain needs --state DIR: without it a killed service would lose track of real coins",
+            ));
+        }
+        // Enrollment, updates and verdicts, and then the operator may take as long as it may take to fund the address.
+        let longest = config.timing.phase_timeout * 3 + chain.funding_window;
+        if settings.cohort_ttl.is_none() {
+            config.timing.cohort_ttl = config.timing.cohort_ttl.max(longest);
+        } else if config.timing.cohort_ttl <= chain.funding_window {
+            return Err(usage("--cohort-ttl must be longer than --funding-window: a cohort ends with it"));
+        }
+        let rule = config.rules.rule(TimedPhase::Transaction);
+        let rule = PhaseRule { timeout: Some(chain.funding_window), ..rule };
+        config.rules.set(TimedPhase::Transaction, rule).map_err(|error| ProgramError::Usage(error.to_string()))?;
+    }
+    config.cohorts = settings.cohorts;
+    config.parallel = settings.parallel.unwrap_or(1).max(1);
+    config.exit_when_done = settings.exit_when_done.unwrap_or(false);
+    config.json = matches!(settings.events, Some(Events::Json));
+    config.times = settings.times.unwrap_or(false);
+    config.out = settings.out;
+    config.state = settings.state;
+    for TimeoutRule(phase, rule) in settings.on_timeout.unwrap_or_default() {
+        config.rules.set(phase, rule).map_err(|error| ProgramError::Usage(error.to_string()))?;
+    }
+    config.rules.settle = settle;
+    config.rules.reformations = settings.reformations.unwrap_or(config.rules.reformations);
+    config.allow_list = settings.allow_list;
+    config.invites = settings.invites.unwrap_or(false);
+    config.admit_funded = settings.admit_funded.map(Amount::from_sat);
+    config.proven_keys_only = settings.proven_keys_only.unwrap_or(false);
+    config.max_live = settings.max_live_cohorts.unwrap_or(config.max_live);
+    let seats = |setting: Option<SeatsArg>, default| setting.map_or(default, |SeatsArg(limit)| limit);
+    config.seats.did = seats(settings.did_seats, config.seats.did);
+    config.seats.address = seats(settings.address_seats, config.seats.address);
+    config.seats.invite = seats(settings.invite_seats, config.seats.invite);
+    config.seats.cool_down = settings.cool_down.map_or(config.seats.cool_down, |Span(time)| time);
+    config.rules.presence_check = settings.presence_check.unwrap_or(false);
+    let http = &mut config.http;
+    http.max_body = settings.max_body.unwrap_or(http.max_body);
+    // What no body can carry is not promised. Over relays messages are no larger than the default body either.
+    let update_bytes = config.limits.update_bytes.min(http.max_body);
+    config.limits.update_bytes = settings.max_update.unwrap_or(update_bytes);
+    http.did_rate.per_second = settings.did_rate.unwrap_or(http.did_rate.per_second);
+    http.did_rate.burst = settings.did_burst.unwrap_or(http.did_rate.burst);
+    http.address_rate.per_second = settings.address_rate.unwrap_or(http.address_rate.per_second);
+    http.address_rate.burst = settings.address_burst.unwrap_or(http.address_rate.burst);
+    let proxies = settings.trusted_proxy.unwrap_or_default();
+    let proxies = proxies.iter().map(|prefix| prefix.parse()).collect::<Result<Vec<Prefix>, _>>();
+    let proxies = proxies.map_err(|error| ProgramError::Usage(format!("--trusted-proxy {error}")))?;
+    http.proxies = match settings.trust_forwarded {
+        // Who names proxies believes nobody else.
+        _ if !proxies.is_empty() => Proxies::At(proxies),
+        Some(true) => Proxies::All,
+        _ => Proxies::None,
+    };
+    let files = crate::telemetry::open_files();
+    // A relay has sockets of its own.
+    config.relay_limits.sockets = ConnectionLimits::of_files(files / 4);
+    let files = if config.embedded_relay.is_some() { files - files / 4 } else { files };
+    let limits = ConnectionLimits::of_files(files);
+    // Streams of adverts are nobody's in particular.
+    http.advert_streams = http.advert_streams.min(limits.strangers / 2);
+    http.advert_streams_per_address = http.advert_streams_per_address.min(http.advert_streams / 4);
+    config.connections = limits;
+    let http = &mut config.http;
+    http.stripped_prefixes.extend(settings.stripped_prefix);
+    if let Some(origins) = settings.cors {
+        http.cors = serve::cors(&origins);
+    }
+    if config.exit_when_done && config.cohorts.is_none() {
+        return Err(usage("--exit-when-done needs --cohorts, or it would never be done"));
+    }
+    Ok(config)
+}

@@ -1,0 +1,117 @@
+//! The values of `serve`'s settings, as people write them.
+
+use std::{convert::Infallible, str::FromStr};
+
+use clap::ValueEnum;
+use serde::Deserialize;
+
+use crate::{
+    actors::seats::SeatLimit,
+    cli::ChainArg,
+    config::Period,
+    protocol::{
+        beacon::BeaconType,
+        cohort::service::rules::{PhaseRule, PhaseRules, RuleError, TimedPhase},
+    },
+};
+
+/// How updates are aggregated.
+#[derive(Clone, Copy, Debug, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(in crate::cli) enum Beacon {
+    /// A map from each DID to the hash of its update; every member sees every DID in it
+    Cas,
+    /// A sparse Merkle tree; a member sees its own proof only
+    Smt,
+}
+
+impl Beacon {
+    pub(in crate::cli) fn beacon_type(self) -> BeaconType {
+        match self {
+            Self::Cas => BeaconType::cas(),
+            Self::Smt => BeaconType::smt(),
+        }
+    }
+}
+
+/// Where coins come from, as it is asked for.
+#[derive(Clone, Debug)]
+pub(super) enum Chain {
+    Offline,
+    Named(ChainArg),
+}
+
+impl FromStr for Chain {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(if text == "offline" { Self::Offline } else { Self::Named(text.parse()?) })
+    }
+}
+
+impl<'de> Deserialize<'de> for Chain {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // Any text will do here: an error of this place would show the file's line, and a password with it.
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A limit of seats: `64/16`, or `64`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SeatsArg(pub(super) SeatLimit);
+
+impl FromStr for SeatsArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| match text.trim().parse() {
+            Ok(number) if number > 0 => Ok(number),
+            _ => Err(format!("{text}: a number of cohorts expected, or two: 64/16 say")),
+        };
+        let (cohorts, pending) = text.split_once('/').unwrap_or((text, text));
+        Ok(Self(SeatLimit { cohorts: number(cohorts)?, pending: number(pending)? }))
+    }
+}
+
+impl<'de> Deserialize<'de> for SeatsArg {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A rule of `--on-timeout`.
+#[derive(Clone, Debug)]
+pub(super) struct TimeoutRule(pub(super) TimedPhase, pub(super) PhaseRule);
+
+impl FromStr for TimeoutRule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split(',').map(str::trim);
+        let rule = parts.next().and_then(|rule| rule.split_once('='));
+        let (phase, then) = rule.ok_or("PHASE=ANSWER expected, `updates=reform` say")?;
+        let phase: TimedPhase = phase.parse().map_err(|error: RuleError| error.to_string())?;
+        let then = then.parse().map_err(|error: RuleError| error.to_string())?;
+        let mut rule = PhaseRule { timeout: None, extensions: 0, then };
+        for part in parts {
+            match part.split_once('=') {
+                Some(("extend", times)) => {
+                    rule.extensions = times.parse().map_err(|_| format!("extend={times}: a number expected"))?;
+                }
+                Some(("after", time)) => {
+                    let span: Period = time.parse().map_err(|error| format!("after={time}: {error}"))?;
+                    rule.timeout = Some(span.0);
+                }
+                _ => return Err(format!("{part}: extend=N or after=TIME expected")),
+            }
+        }
+        PhaseRules::default().set(phase, rule).map_err(|error| error.to_string())?;
+        Ok(Self(phase, rule))
+    }
+}
+
+impl<'de> Deserialize<'de> for TimeoutRule {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}

@@ -26,7 +26,7 @@ use btcr2_aggregation::{
     },
 };
 
-use super::{print_figures, round_of_three, scaled};
+use super::{Dialer, ELSEWHERE, print_figures, round_of_three, scaled};
 use crate::support::{PATIENCE, Program, Service, directory};
 
 const A_SECOND: u32 = 200;
@@ -45,7 +45,7 @@ impl Requests {
         let (stop, answers) = (Arc::<AtomicBool>::default(), Arc::<Mutex<BTreeMap<String, u32>>>::default());
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&answers));
         let thread = thread::spawn(move || {
-            let mut connection = connect(address);
+            let mut connection = BufReader::new(Dialer::new(ELSEWHERE).connect(address).unwrap());
             let started = Instant::now();
             let mut sent = 0;
             while !stopped.load(Ordering::Relaxed) {
@@ -87,19 +87,6 @@ impl Drop for Requests {
             let _ = thread.join();
         }
     }
-}
-
-fn connect(address: SocketAddr) -> BufReader<TcpStream> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let socket = runtime.block_on(async {
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        // All of 127.0.0.0/8 is this machine on Linux; elsewhere the flood has everybody's address.
-        let _ = socket.bind(([127, 0, 0, 2], 0).into());
-        socket.connect(address).await.unwrap().into_std().unwrap()
-    });
-    socket.set_nonblocking(false).unwrap();
-    socket.set_nodelay(true).unwrap();
-    BufReader::new(socket)
 }
 
 /// A message that is well signed, to the service and about a cohort that there is not.

@@ -3,6 +3,8 @@
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
+use btcr2_aggregation::actors::transport::tls::Trust;
+
 use crate::support::{
     Service, did_of, directory, external_identity, identity, path, run, run_with,
     verify::{participant_result, service_result},
@@ -316,4 +318,29 @@ fn the_help_names_what_there_is() {
     );
     contains(&help("demo"), &["--transport", "memory", "http"]);
     contains(&help("identity"), &["new", "show"]);
+}
+
+#[test]
+fn an_update_may_be_as_large_as_a_body_unless_the_operator_says_else() {
+    let directory = directory("update-size");
+    let about_size =
+        |event: &Value| event["message"].as_str().is_some_and(|message| message.contains("a request body only"));
+    for (flags, update, warns) in [
+        (&[][..], 65_536, false),
+        (&["--max-body", "1000000"], 262_144, false),
+        (&["--max-body", "100000"], 100_000, false),
+        (&["--max-update", "1000"], 1_000, false),
+        (&["--max-update", "70000"], 65_536, true),
+    ] {
+        let service = Service::start(&directory, flags);
+        let warnings = service.program.seen().iter().filter(|event| about_size(event)).count();
+        assert_eq!(warnings, usize::from(warns), "{flags:?}: {:#?}", service.program.seen());
+        let stated = actix_rt::System::new().block_on(async {
+            let client = Trust::system().http_client().unwrap().build().unwrap();
+            let url = format!("{}/v1/.well-known/aggregation", service.url);
+            client.get(url).send().await.unwrap().text().await.unwrap()
+        });
+        let stated: Value = serde_json::from_str(&stated).unwrap();
+        assert_eq!(stated["maxUpdateBytes"], update, "{flags:?}");
+    }
 }

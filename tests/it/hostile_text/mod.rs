@@ -117,7 +117,7 @@ struct Raw {
     child: Child,
     seen: String,
     lines: Receiver<String>,
-    stderr: JoinHandle<String>,
+    stderr: Option<JoinHandle<String>>,
 }
 
 impl Raw {
@@ -138,7 +138,7 @@ impl Raw {
             stderr.read_to_end(&mut bytes).unwrap();
             String::from_utf8(bytes).unwrap()
         });
-        Self { child, seen: String::new(), lines, stderr }
+        Self { child, seen: String::new(), lines, stderr: Some(stderr) }
     }
 
     /// The first line with `what` in it.
@@ -163,7 +163,15 @@ impl Raw {
         assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
         self.seen.extend(self.lines.iter());
         self.child.wait().unwrap();
-        (std::mem::take(&mut self.seen), self.stderr.join().unwrap())
+        let errors = self.stderr.take().map(|stderr| stderr.join().unwrap()).unwrap_or_default();
+        (std::mem::take(&mut self.seen), errors)
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -8,7 +8,7 @@ use std::{hint::black_box, sync::Arc};
 
 use bitcoin::{Amount, FeeRate, OutPoint};
 use btcr2_aggregation::protocol::{
-    cohort::{Timing, service::rules::PhaseRules},
+    cohort::{Timing, Unreached, service::rules::PhaseRules},
     hash::SignalBytes,
     id::{CohortId, SessionId},
     identity::Identity,
@@ -85,6 +85,7 @@ impl Session {
             timing: Timing::default(),
             rules: PhaseRules::default(),
             absent: Vec::new(),
+            unreached: Unreached::default(),
         });
         let task = Arc::new(task.unwrap());
         let mut rng = support::seeded(2).for_actor("nonces");

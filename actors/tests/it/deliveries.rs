@@ -34,11 +34,14 @@ use btcr2_aggregation_protocol::{
     message::Body,
 };
 
+/// Whether what is said to somebody is lost.
+type Lost = dyn Fn(&Did, &Body) -> bool + Send + Sync;
+
 /// A carrier that says what it has delivered, knows everybody's address, and loses what is for some.
 #[derive(Clone)]
 struct Carrier {
     network: MemoryTransport,
-    lost: Arc<dyn Fn(&Did, &Body) -> bool + Send + Sync>,
+    lost: Arc<Lost>,
     limit: Option<usize>,
     adverts: Arc<Mutex<BTreeSet<String>>>,
 }

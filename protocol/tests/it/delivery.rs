@@ -123,7 +123,7 @@ fn whoever_was_reached_and_kept_silent_is_blamed_beside_those_that_were_not() {
     simulation.assert_invariants();
     let (silent, unreached) = (simulation.did(2), simulation.did(3));
     let failure = failure(&simulation).unwrap();
-    assert_eq!(failure.at_fault(), [silent.clone()]);
+    assert_eq!(failure.at_fault(), std::slice::from_ref(&silent));
     let next = &simulation.service().cohorts()[1].machine().config().terms.lineage;
     assert!(next.invited.contains(&unreached) && !next.invited.contains(&silent), "{next:?}");
 }

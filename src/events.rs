@@ -22,14 +22,13 @@ use crate::{
     },
     bitcoin::notice::AnnouncementNotice,
     join::{Sighting, Terms},
-    output,
+    output::{self, bound},
     protocol::{
         did::Did,
         id::CohortId,
         network::Network,
         text::{MOST_SHOWN, shown, shown_within},
     },
-    telemetry::bound,
     vault::watch::WatchNotice,
 };
 

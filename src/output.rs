@@ -12,7 +12,9 @@ use std::{
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use crate::protocol::text::{is_unsafe, json_escaped};
+use serde_json::Value;
+
+use crate::protocol::text::{is_unsafe, json_escaped, shown_within};
 
 /// Why the first line that was lost was lost.
 static LOST: OnceLock<io::Error> = OnceLock::new();
@@ -172,6 +174,16 @@ impl Write for Stderr {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Cuts every text in `value`, but no names of fields.
+pub(crate) fn bound(value: &mut Value, most: usize) {
+    match value {
+        Value::String(text) if text.len() > most => *text = shown_within(text, most).into_owned(),
+        Value::Array(values) => values.iter_mut().for_each(|value| bound(value, most)),
+        Value::Object(fields) => fields.values_mut().for_each(|value| bound(value, most)),
+        _ => {}
     }
 }
 

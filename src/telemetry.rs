@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     events::Printer,
+    output::bound,
     protocol::text::{json_escaped, shown_within},
 };
 
@@ -100,16 +101,6 @@ fn colored(text: &str) -> String {
         }
     }
     line
-}
-
-/// Cuts every text in `value`, but no names of fields.
-pub(crate) fn bound(value: &mut Value, most: usize) {
-    match value {
-        Value::String(text) if text.len() > most => *text = shown_within(text, most).into_owned(),
-        Value::Array(values) => values.iter_mut().for_each(|value| bound(value, most)),
-        Value::Object(fields) => fields.values_mut().for_each(|value| bound(value, most)),
-        _ => {}
-    }
 }
 
 /// Ready when the program is asked to stop: Ctrl-C, or on Unix SIGTERM. From this call on, not from when it is waited for,

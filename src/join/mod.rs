@@ -7,6 +7,7 @@ mod member;
 mod memberships;
 mod place;
 pub mod policy;
+mod terms;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -18,7 +19,8 @@ pub(crate) use self::confirmations::Sighting;
 pub use self::{
     alone::SingletonFallback,
     confirmations::ChainQuestions,
-    policy::{Idle, Intent, MemberPolicy, Terms},
+    policy::{Idle, Intent, MemberPolicy},
+    terms::Terms,
 };
 use self::{
     confirmations::Confirmations,

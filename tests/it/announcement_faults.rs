@@ -301,10 +301,16 @@ async fn what_is_signed_is_not_undone_by_a_late_failure(mut world: World) -> Wor
     world
 }
 
-/// A chain that panics the next time that it is asked for the activity of a script.
+/// A chain that panics the next time that it is asked for what a script has.
 struct Stumbling {
     chain: Arc<dyn Chain>,
     panics: AtomicBool,
+}
+
+impl Stumbling {
+    fn stumble(&self) {
+        assert!(!self.panics.swap(false, Ordering::Relaxed), "the chain panics, as this test wants");
+    }
 }
 
 #[async_trait]
@@ -322,11 +328,12 @@ impl Chain for Stumbling {
     }
 
     async fn coins(&self, script: &Script) -> Result<Activity, ChainError> {
+        self.stumble();
         self.chain.coins(script).await
     }
 
     async fn activity(&self, script: &Script, since: u32) -> Result<Activity, ChainError> {
-        assert!(!self.panics.swap(false, Ordering::Relaxed), "the chain panics, as this test wants");
+        self.stumble();
         self.chain.activity(script, since).await
     }
 
@@ -357,10 +364,10 @@ async fn an_announcement_goes_on_after_a_panic(mut world: World) -> World {
     world.settings.chain = Arc::clone(&stumbling) as Arc<dyn Chain>;
     let operator = ChainOperator::new(world.settings.clone(), world.rules.clone());
     assert_eq!(operator.resume().await.unwrap(), [cohort_id()]);
-    pass(world.settings.poll * 2).await;
+    tokio::time::sleep(world.settings.poll * 2).await;
     assert!(!stumbling.panics.load(Ordering::Relaxed), "it was asked");
     world.blocks.mine(6).await;
-    pass(world.settings.poll * 2).await;
+    tokio::time::sleep(world.settings.poll * 2).await;
     assert_eq!(world.count("announcement-final"), 1);
     operator.stop().await;
     world.watch = open(&world.rules, &world.settings).await;

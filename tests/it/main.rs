@@ -56,6 +56,7 @@ mod secrets;
 mod serve_health;
 mod silence;
 mod singleton_cli;
+mod story;
 mod state_cli;
 mod takeover_processes;
 mod tls;

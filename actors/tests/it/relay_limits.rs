@@ -135,9 +135,9 @@ async fn our_own_client_learns_the_limits() {
     let relay = EmbeddedRelay::start_with(loopback(), limits, &[]).await.unwrap();
     let transport = transport(config(&[relay.url()]), Clock::system());
     let cas = BeaconType::cas();
-    let unknown = transport.member_limit(&cas).unwrap();
+    let unknown = transport.member_limit(&cas, 1_000).unwrap();
     transport.learn().await;
-    let known = transport.member_limit(&cas).unwrap();
+    let known = transport.member_limit(&cas, 1_000).unwrap();
     assert!(known > 10 && known < unknown / 2, "{known} instead of {unknown}");
     assert_eq!(relay.connections().malformed, 0);
     relay.shutdown().await;

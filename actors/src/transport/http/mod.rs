@@ -13,6 +13,7 @@ mod directory;
 mod gate;
 mod hub;
 mod inbox;
+mod refusal;
 mod report;
 mod routes;
 mod seats;
@@ -24,94 +25,8 @@ pub mod waiting;
 pub use self::{
     client::HttpClient,
     config::{Cors, HttpConfig},
+    refusal::Refusal,
     report::{HttpReport, Limit},
     routes::{configure, not_found},
     server::HttpServer,
 };
-
-/// Everything that a request can be refused for, with the status and code of the wire format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The body is larger than the limit.
-    PayloadTooLarge,
-    /// The body is not JSON, or not an envelope.
-    InvalidJson,
-    /// The sender's key cannot be known.
-    UnknownSender,
-    /// The envelope is not signed by its sender, or not now.
-    InvalidEnvelope,
-    /// The envelope, or authorization, was seen before.
-    Replay,
-    /// Too much from this DID, or from this address.
-    RateLimited,
-    /// A directed message without a recipient.
-    MissingRecipient,
-    /// The recipient does not live here.
-    UnknownRecipient,
-    /// The message's sender is not the envelope's.
-    SenderMismatch,
-    /// The message has no type.
-    MissingMessageType,
-    /// Adverts are for identities that live here.
-    NotAnActor,
-    /// The inbox is not asked for by its owner.
-    Unauthorized,
-    /// No such route.
-    NotFound,
-    /// The recipient could not make it safe just now; the same may be said again.
-    Unavailable,
-}
-
-impl Refusal {
-    /// Every one.
-    pub const ALL: [Self; 14] = [
-        Self::PayloadTooLarge,
-        Self::InvalidJson,
-        Self::UnknownSender,
-        Self::InvalidEnvelope,
-        Self::Replay,
-        Self::RateLimited,
-        Self::MissingRecipient,
-        Self::UnknownRecipient,
-        Self::SenderMismatch,
-        Self::MissingMessageType,
-        Self::NotAnActor,
-        Self::Unauthorized,
-        Self::NotFound,
-        Self::Unavailable,
-    ];
-
-    /// The HTTP status.
-    pub const fn status(self) -> u16 {
-        match self {
-            Self::PayloadTooLarge => 413,
-            Self::InvalidJson | Self::MissingRecipient | Self::MissingMessageType => 400,
-            Self::UnknownSender | Self::InvalidEnvelope | Self::SenderMismatch | Self::Unauthorized => 401,
-            Self::Replay => 409,
-            Self::RateLimited => 429,
-            Self::UnknownRecipient | Self::NotFound => 404,
-            Self::NotAnActor => 403,
-            Self::Unavailable => 503,
-        }
-    }
-
-    /// The code in the body, `{"error": "<code>"}`.
-    pub const fn code(self) -> &'static str {
-        match self {
-            Self::PayloadTooLarge => "payload_too_large",
-            Self::InvalidJson => "invalid_json",
-            Self::UnknownSender => "unknown_sender",
-            Self::InvalidEnvelope => "invalid_envelope",
-            Self::Replay => "replay",
-            Self::RateLimited => "rate_limited",
-            Self::MissingRecipient => "missing_recipient",
-            Self::UnknownRecipient => "unknown_recipient",
-            Self::SenderMismatch => "sender_mismatch",
-            Self::MissingMessageType => "missing_message_type",
-            Self::NotAnActor => "not_an_actor",
-            Self::Unauthorized => "unauthorized",
-            Self::NotFound => "not_found",
-            Self::Unavailable => "unavailable",
-        }
-    }
-}

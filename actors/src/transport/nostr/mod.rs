@@ -14,12 +14,14 @@ pub mod check;
 mod config;
 mod connection;
 pub mod embedded;
+mod noted;
 mod outbox;
 mod reader;
 mod relay;
 mod report;
 mod signer;
 mod socket;
+mod stored;
 
 use std::{
     collections::BTreeMap,

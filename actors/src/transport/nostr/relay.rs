@@ -4,9 +4,6 @@
 //! A relay keeps the messages of rounds that are over, and maybe their adverts: so the messages come when no session of
 //! such a round can have been begun, and are passed over.
 
-mod noted;
-mod stored;
-
 use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
 use actix::{
@@ -30,16 +27,14 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use self::{
-    noted::{Noted, Words, noted, with_words},
-    stored::{Stored, replay},
-};
 use super::{
     config::NostrConfig,
     connection::{Answered, Incoming, NostrConnection, RelayProblem, RelayUp, RelayWorks},
+    noted::{Noted, Words, noted, with_words},
     report::shown,
     signer::Signer,
     socket::Sockets,
+    stored::{Stored, replay},
 };
 use crate::{
     supervision::{EndGuard, InTree},
@@ -48,7 +43,7 @@ use crate::{
 
 /// What we ask a relay for, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Subscription {
+pub(super) enum Subscription {
     /// What is for us.
     Directed,
     /// What is for everybody.
@@ -67,7 +62,7 @@ impl Subscription {
         SubscriptionId::new(format!("{name}-{}", assignment.tag))
     }
 
-    fn with_id(id: &SubscriptionId, assignment: &Assignment) -> Option<Self> {
+    pub(super) fn with_id(id: &SubscriptionId, assignment: &Assignment) -> Option<Self> {
         Self::ALL.into_iter().find(|subscription| *id == subscription.id(assignment))
     }
 
@@ -460,7 +455,7 @@ async fn subscribe(relay: &Relay, what: Subscription, assignment: &Assignment) -
 const UNREAD: &str = "not needed any more";
 
 /// Nobody reads any more.
-struct Unread;
+pub(super) struct Unread;
 
 /// Keeps what was stored until all of it is there; hands on everything else.
 async fn take(
@@ -479,7 +474,11 @@ async fn take(
     }
 }
 
-async fn hand_on(assignment: &Assignment, keeper: &WeakAddr<NostrConnection>, event: Event) -> Result<(), Unread> {
+pub(super) async fn hand_on(
+    assignment: &Assignment,
+    keeper: &WeakAddr<NostrConnection>,
+    event: Event,
+) -> Result<(), Unread> {
     let keeper = keeper.upgrade().ok_or(Unread)?;
     let incoming = Incoming { relay: assignment.relay, event: Box::new(event) };
     keeper.send(incoming).await.map_err(|_| Unread)

@@ -40,8 +40,9 @@ impl Handler<Delivery> for Inbox {
         if let Delivery::Message(received) | Delivery::Stored { message: received, .. } = &delivery {
             received.receipt.clone().confirm();
         }
-        // What carriers tell is for those who wait for it.
+        // Reports of carriers are for those who wait for them; that a connection was replaced is for nobody here.
         let _ = match &delivery {
+            Delivery::Interrupted { .. } => Ok(()),
             Delivery::Delivered { .. } | Delivery::Delayed { .. } => self.1.send(delivery),
             _ => self.0.send(delivery),
         };

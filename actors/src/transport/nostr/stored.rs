@@ -6,8 +6,11 @@ use actix::WeakAddr;
 use nostr_sdk::Event;
 use tokio::time::Instant;
 
-use super::{Assignment, NostrConnection, Subscription, Unread, hand_on};
-use crate::transport::nostr::reader::rank;
+use super::{
+    connection::NostrConnection,
+    reader::rank,
+    relay::{Assignment, Subscription, Unread, hand_on},
+};
 
 /// What a relay had stored for a subscription, until it says that this was all.
 pub(super) struct Stored {

@@ -6,7 +6,7 @@ use btcr2_aggregation_protocol::text::shown_within;
 use nostr_sdk::{RelayMessage, RelayStatus, pool::relay::RelayNotification};
 use tokio::sync::broadcast;
 
-use super::{Assignment, Subscription};
+use super::relay::{Assignment, Subscription};
 
 /// How much of what a relay says is repeated.
 const MOST_WORDS: usize = 200;

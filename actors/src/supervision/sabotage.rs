@@ -1,4 +1,4 @@
-//! For tests: makes an actor of a kind panic when it is polled for the nth time.
+//! For tests: makes an actor of a kind panic when it is polled for the nth time, or each time.
 
 use std::{cell::RefCell, collections::BTreeMap};
 
@@ -10,11 +10,17 @@ thread_local! {
 struct Plan {
     polls: BTreeMap<&'static str, u32>,
     panics: Option<(&'static str, u32)>,
+    always: Option<&'static str>,
 }
 
 /// Begins to count anew. With `panics`, the actor of that kind which is polled as that kind's nth panics.
 pub(crate) fn plan(panics: Option<(&'static str, u32)>) {
-    PLAN.with_borrow_mut(|plan| *plan = Plan { polls: BTreeMap::new(), panics });
+    PLAN.with_borrow_mut(|plan| *plan = Plan { panics, ..Plan::default() });
+}
+
+/// From now on actors of that kind panic whenever they are polled.
+pub(crate) fn always(kind: &'static str) {
+    PLAN.with_borrow_mut(|plan| plan.always = Some(kind));
 }
 
 /// How often actors of each kind were polled since.
@@ -33,6 +39,7 @@ pub(super) fn poll(kind: &'static str) {
         let polls = plan.polls.entry(kind).or_default();
         *polls += 1;
         plan.panics.take_if(|(planned, nth)| *planned == kind && polls == nth).is_some()
+            || plan.always == Some(kind)
     });
     assert!(!panics, "{kind} panics, as this test wants");
 }

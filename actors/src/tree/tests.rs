@@ -233,6 +233,19 @@ fn a_cohort_completes_after_a_panic_over_relays() {
 }
 
 #[test]
+fn a_service_that_always_panics_is_given_up() {
+    sabotage::plan(None);
+    actix_rt::System::new().block_on(async {
+        let world = world(&Carrier::Memory).await;
+        sabotage::always("Service");
+        let gone = tokio::time::timeout(PATIENCE, world.vitals.failed()).await.unwrap();
+        assert!(gone.actor.starts_with("service did:btcr2:"), "{gone}");
+        assert!(gone.reason.contains("panicked"), "{gone}");
+    });
+    sabotage::plan(None);
+}
+
+#[test]
 fn every_parent_has_a_row() {
     for row in ROWS {
         for parent in row.parents {

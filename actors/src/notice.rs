@@ -10,7 +10,8 @@ use btcr2_aggregation_protocol::{
     beacon::Aggregation,
     cohort::{
         event::{CohortFailure, SessionEnd, SpendPath},
-        service::rules::TimedPhase,
+        participant,
+        service::{self, rules::TimedPhase},
     },
     did::Did,
     error::{Reject, RejectCode},
@@ -116,7 +117,7 @@ pub enum ServiceNotice {
     /// The cohort was brought back from its journal, in this phase.
     CohortRecovered {
         cohort_id: CohortId,
-        phase: &'static str,
+        phase: service::phase::PhaseKind,
         /// Its output, once it has formed, for hosts that may not have heard of it before the restart.
         #[serde(skip)]
         output: Option<Arc<BeaconOutput>>,
@@ -181,7 +182,7 @@ pub enum ParticipantNotice {
     /// Our nonce is out.
     NonceSent { did: Did, cohort_id: CohortId },
     /// The session was brought back from its journal, in this phase.
-    SessionRecovered { did: Did, cohort_id: CohortId, service: Did, phase: &'static str },
+    SessionRecovered { did: Did, cohort_id: CohortId, service: Did, phase: participant::phase::PhaseKind },
     /// The session's actor panicked and is brought back; so many times lately.
     SessionRestarted { did: Did, cohort_id: CohortId, restarts: usize },
     /// Our secret nonce is gone; only the fallback can be served.

@@ -214,7 +214,7 @@ pub const COMBINED: Row = Row {
     parents: &["Link"],
     mailbox: 1024,
     when_full: WhenFull::SenderWaits,
-    restart: Restart::ByParent,
+    restart: Restart::BeginsAgain,
     journal: None,
     span: "connection",
 };

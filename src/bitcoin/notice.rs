@@ -2,7 +2,7 @@
 
 use ::bitcoin::{Address, Amount, OutPoint, Script, TxOut, Txid};
 use serde::Serialize;
-use strum::VariantNames;
+use strum::{IntoStaticStr, VariantNames};
 
 use super::{
     announcement::{Announcement, AnnouncementEvent, AnnouncementFailure, Need, Prepared, State, change_of},
@@ -12,7 +12,7 @@ use super::{
 use crate::protocol::{hash::SignalBytes, id::CohortId, network::Network, time::Timestamp};
 
 /// A step of an announcement. Values are in satoshis, rates in sat/vB.
-#[derive(Clone, Debug, PartialEq, Serialize, VariantNames)]
+#[derive(Clone, Debug, PartialEq, Serialize, VariantNames, IntoStaticStr)]
 #[strum(serialize_all = "kebab-case")]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 #[allow(missing_docs, reason = "the fields are what their names and types say")]

@@ -29,6 +29,7 @@ use crate::{
         policy::{FundedTransaction, PolicyError, ServicePolicy, TransactionRequest},
     },
     protocol::{
+        cohort::service::phase::PhaseKind,
         error::{Fatal, Retry},
         id::CohortId,
         output::BeaconOutput,
@@ -155,7 +156,9 @@ impl ChainOperator {
     pub async fn follow(&self, step: &ServiceNotice) -> Result<(), WatchError> {
         match step {
             ServiceNotice::KeygenComplete { cohort_id, output, .. } => self.watch_output(cohort_id, output).await,
-            ServiceNotice::CohortRecovered { cohort_id, output: Some(output), phase } if *phase != "failed" => {
+            ServiceNotice::CohortRecovered { cohort_id, output: Some(output), phase }
+                if *phase != PhaseKind::Failed =>
+            {
                 self.watch_output(cohort_id, output).await
             }
             ServiceNotice::SigningComplete { cohort_id, result, .. } => {

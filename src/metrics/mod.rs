@@ -23,22 +23,53 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
-use serde_json::Value;
+use strum::{IntoStaticStr, VariantArray};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use self::sources::Sources;
 use crate::{
     actors::{notice::ServiceNotice, runtime::Clock},
     bitcoin::notice::AnnouncementNotice,
-    protocol::{id::CohortId, time::Timestamp},
+    protocol::{cohort::service::phase::PhaseKind, id::CohortId, time::Timestamp},
 };
 
 type Labels<const N: usize> = [(&'static str, String); N];
 type Counters<const N: usize> = Family<Labels<N>, Counter>;
 type Histograms<const N: usize> = Family<Labels<N>, Histogram>;
 
-/// The phases of a cohort, in order, as the label `phase` has them.
-const PHASES: [&str; 7] = ["enrolling", "updates", "validating", "transaction", "presence", "signing", "fallback"];
+/// The phases of a cohort that are measured, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, VariantArray, IntoStaticStr)]
+#[strum(serialize_all = "kebab-case")]
+enum Stage {
+    Enrolling,
+    Updates,
+    Validating,
+    Transaction,
+    Presence,
+    Signing,
+    Fallback,
+}
+
+impl Stage {
+    /// The phase of a cohort that is continued; `None` of one that has ended, whose end is published once more.
+    fn of(phase: PhaseKind) -> Option<Self> {
+        Some(match phase {
+            PhaseKind::Planned | PhaseKind::Enrolling => Self::Enrolling,
+            PhaseKind::CollectingUpdates => Self::Updates,
+            PhaseKind::Validating => Self::Validating,
+            PhaseKind::AwaitingTransaction => Self::Transaction,
+            PhaseKind::CheckingPresence => Self::Presence,
+            PhaseKind::Signing => Self::Signing,
+            PhaseKind::Completed | PhaseKind::Failed => return None,
+        })
+    }
+
+    /// Its value of the label `phase`.
+    fn label(self) -> [(&'static str, String); 1] {
+        let name: &'static str = self.into();
+        [("phase", name.to_owned())]
+    }
+}
 
 /// Of phases: from a millisecond, as in a test, to more than four hours.
 fn phase_buckets() -> Histogram {
@@ -59,7 +90,7 @@ struct Inner {
     sources: Arc<Sources>,
     clock: Clock,
     /// The cohorts that have not ended: in which phase, and since when.
-    live: Mutex<BTreeMap<CohortId, (usize, Timestamp)>>,
+    live: Mutex<BTreeMap<CohortId, (Stage, Timestamp)>>,
     cohorts: Family<Labels<1>, Gauge>,
     phase_seconds: Histograms<1>,
     ended: Counters<1>,
@@ -111,8 +142,8 @@ impl Metrics {
         );
         let sources = Arc::<Sources>::default();
         registry.register_collector(Box::new(Arc::clone(&sources)));
-        for phase in PHASES {
-            cohorts.get_or_create(&[("phase", phase.to_owned())]).set(0);
+        for phase in Stage::VARIANTS {
+            cohorts.get_or_create(&phase.label()).set(0);
         }
         Self(Arc::new(Inner {
             registry,
@@ -175,18 +206,18 @@ impl Metrics {
         use ServiceNotice as N;
         match step {
             N::CohortAdvertised { cohort_id } | N::CohortReformed { cohort_id, .. } => {
-                self.begin(cohort_id, "enrolling");
+                self.begin(cohort_id, Stage::Enrolling);
             }
-            N::KeygenComplete { cohort_id, .. } => self.enter(cohort_id, "updates"),
-            N::DataDistributed { cohort_id, .. } => self.enter(cohort_id, "validating"),
-            N::ValidationComplete { cohort_id } => self.enter(cohort_id, "transaction"),
-            N::PresenceRequested { cohort_id } => self.enter(cohort_id, "presence"),
-            N::SigningStarted { cohort_id, .. } => self.enter(cohort_id, "signing"),
-            N::FallbackStarted { cohort_id, .. } => self.enter(cohort_id, "fallback"),
+            N::KeygenComplete { cohort_id, .. } => self.enter(cohort_id, Stage::Updates),
+            N::DataDistributed { cohort_id, .. } => self.enter(cohort_id, Stage::Validating),
+            N::ValidationComplete { cohort_id } => self.enter(cohort_id, Stage::Transaction),
+            N::PresenceRequested { cohort_id } => self.enter(cohort_id, Stage::Presence),
+            N::SigningStarted { cohort_id, .. } => self.enter(cohort_id, Stage::Signing),
+            N::FallbackStarted { cohort_id, .. } => self.enter(cohort_id, Stage::Fallback),
             N::SigningComplete { cohort_id, path, .. } => self.end(cohort_id, path.to_string()),
             N::CohortFailed { cohort_id, code, .. } => self.end(cohort_id, (*code).to_owned()),
             N::CohortRecovered { cohort_id, phase, .. } => {
-                if let Some(phase) = recovered_phase(phase) {
+                if let Some(phase) = Stage::of(*phase) {
                     self.0.recovered.inc();
                     self.begin(cohort_id, phase);
                 }
@@ -213,12 +244,8 @@ impl Metrics {
 
     /// Counts a step of an announcement.
     pub fn observe_announcement(&self, step: &AnnouncementNotice) {
-        // Its name is in its serialized form only.
-        if let Ok(Value::Object(fields)) = serde_json::to_value(step)
-            && let Some(Value::String(event)) = fields.get("event")
-        {
-            self.0.announcements.get_or_create(&[("event", event.clone())]).inc();
-        }
+        let event: &'static str = step.into();
+        self.0.announcements.get_or_create(&[("event", event.to_owned())]).inc();
     }
 
     /// `kind` is the message's type as the wire format has it.
@@ -228,8 +255,7 @@ impl Metrics {
     }
 
     /// The cohort is here, in this phase. One that is known, and was brought back after a panic, goes on where it is known to be.
-    fn begin(&self, cohort_id: &CohortId, phase: &'static str) {
-        let Some(phase) = place_of(phase) else { return };
+    fn begin(&self, cohort_id: &CohortId, phase: Stage) {
         let now = self.0.clock.now();
         let mut live = self.live();
         if !live.contains_key(cohort_id) {
@@ -240,8 +266,7 @@ impl Metrics {
 
     /// The cohort is in this phase now. Two actors tell of a cohort that signs: one that has ended is not begun again by what the
     /// other says after it.
-    fn enter(&self, cohort_id: &CohortId, phase: &'static str) {
-        let Some(phase) = place_of(phase) else { return };
+    fn enter(&self, cohort_id: &CohortId, phase: Stage) {
         let now = self.0.clock.now();
         if let Some(known) = self.live().get_mut(cohort_id).filter(|(before, _)| *before != phase) {
             self.left(std::mem::replace(known, (phase, now)), now);
@@ -258,38 +283,19 @@ impl Metrics {
         }
     }
 
-    fn left(&self, (phase, since): (usize, Timestamp), now: Timestamp) {
+    fn left(&self, (phase, since): (Stage, Timestamp), now: Timestamp) {
         self.gauge(phase).dec();
-        let labels = [("phase", PHASES[phase].to_owned())];
         let seconds = now.as_millis().saturating_sub(since.as_millis()) as f64 / 1000.0;
-        self.0.phase_seconds.get_or_create(&labels).observe(seconds);
+        self.0.phase_seconds.get_or_create(&phase.label()).observe(seconds);
     }
 
-    fn gauge(&self, phase: usize) -> Gauge {
-        self.0.cohorts.get_or_create_owned(&[("phase", PHASES[phase].to_owned())])
+    fn gauge(&self, phase: Stage) -> Gauge {
+        self.0.cohorts.get_or_create_owned(&phase.label())
     }
 
-    fn live(&self) -> MutexGuard<'_, BTreeMap<CohortId, (usize, Timestamp)>> {
+    fn live(&self) -> MutexGuard<'_, BTreeMap<CohortId, (Stage, Timestamp)>> {
         // Nothing panics while it holds the lock.
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn place_of(phase: &str) -> Option<usize> {
-    PHASES.iter().position(|known| *known == phase)
-}
-
-/// The phase that a recovered cohort's machine says it is in, as it is called here.
-fn recovered_phase(phase: &str) -> Option<&'static str> {
-    match phase {
-        "planned" | "enrolling" => Some("enrolling"),
-        "collecting updates" => Some("updates"),
-        "validating" => Some("validating"),
-        "awaiting the transaction" => Some("transaction"),
-        "checking presence" => Some("presence"),
-        "signing" => Some("signing"),
-        // It has ended, which is told once more.
-        _ => None,
     }
 }
 
@@ -351,8 +357,11 @@ mod tests {
     async fn a_cohort_that_is_brought_back_goes_on_in_the_phase_that_it_was_in() {
         let metrics = Metrics::new(Clock::system());
         let cohort_id = cohort("33333333-3333-4333-8333-333333333333");
-        let recovered =
-            || ServiceNotice::CohortRecovered { cohort_id: cohort_id.clone(), phase: "validating", output: None };
+        let recovered = || ServiceNotice::CohortRecovered {
+            cohort_id: cohort_id.clone(),
+            phase: PhaseKind::Validating,
+            output: None,
+        };
         metrics.observe(&recovered());
         assert!(metrics.to_text().contains("btcr2_cohorts{phase=\"validating\"} 1\n"));
         metrics.observe(&ServiceNotice::PresenceRequested { cohort_id: cohort_id.clone() });

@@ -26,7 +26,7 @@ use crate::{
     protocol::{
         cohort::{
             conditions::{Conditions, TooManyMembers},
-            service::ServiceConfigError,
+            service::{ServiceConfigError, phase::PhaseKind},
         },
         id::CohortId,
         output::BeaconOutput,
@@ -276,7 +276,7 @@ impl Rounds {
         self.printer.service_step(step);
         match &**step {
             ServiceNotice::CohortRecovered { cohort_id, phase, output } => {
-                if *phase == "enrolling" {
+                if *phase == PhaseKind::Enrolling {
                     self.enrolling.insert(cohort_id.clone());
                 }
                 if let Some(output) = output {

@@ -160,7 +160,7 @@ impl ParticipantSessionActor {
 
     /// Takes the session up where its journal ends.
     fn take_up(&mut self, ctx: &mut Context<Self>) {
-        let phase = self.engine.machine().phase().name();
+        let phase = self.engine.machine().phase().kind();
         let (did, advert) = (self.shared.identity.did().clone(), self.engine.machine().advert());
         let (cohort_id, service) = (advert.cohort_id.clone(), advert.service.clone());
         self.shared.notices.publish(ParticipantNotice::SessionRecovered { did, cohort_id, service, phase });

@@ -11,7 +11,7 @@ use std::{
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
-    WeakAddr,
+    Supervised, WeakAddr, dev::ContextFut,
 };
 use async_trait::async_trait;
 use btcr2_aggregation_protocol::{beacon::BeaconType, did::Did, identity::Identity, message::Body};
@@ -159,7 +159,8 @@ impl Actor for Combined {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        for (transport, port) in self.transports.iter().enumerate() {
+        // After a panic they are there.
+        for (transport, port) in self.transports.iter().enumerate().skip(self.links.len()) {
             let ear = Ear { combined: ctx.address().downgrade(), transport };
             let ear = start(tracing::Span::current(), |_| ear);
             self.links.push(Link::new(Arc::clone(port), self.identity.clone(), ear.recipient()).start_in_span());
@@ -167,8 +168,14 @@ impl Actor for Combined {
     }
 }
 
+impl Supervised for Combined {}
+
 impl InTree for Combined {
     const ROW: &'static Row = &tree::COMBINED;
+
+    fn restart(running: &mut ContextFut<Self, Context<Self>>) -> bool {
+        running.restart()
+    }
 }
 
 impl Handler<Arrived> for Combined {

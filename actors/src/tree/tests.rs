@@ -176,10 +176,10 @@ async fn world(carrier: &Carrier) -> World {
 }
 
 impl World {
-    /// Waits until the service, and each member, has the signed transaction.
-    async fn completes(mut self) {
+    /// Waits until the service has the signed transaction, and with `all` each member too.
+    async fn completes(mut self, all: bool) {
         while !matches!(&*self.service.recv().await.unwrap(), ServiceNotice::SigningComplete { .. }) {}
-        for member in &mut self.members {
+        for member in self.members.iter_mut().take_while(|_| all) {
             while !matches!(&*member.recv().await.unwrap(), ParticipantNotice::CohortComplete { .. }) {}
         }
         assert_eq!(self.vitals.gone(), None);
@@ -189,8 +189,12 @@ impl World {
 /// Runs a cohort over `carrier` in which an actor of `kind` panics; how often actors of each kind were polled.
 fn round(carrier: &Carrier, panics: Option<(&'static str, u32)>) -> BTreeMap<&'static str, u32> {
     sabotage::plan(panics);
+    // What a connection was just sending when it panicked is sent again as long as the cohort runs. At its very end that may be the
+    // signed transaction: then a member knows of its own signature only.
+    let is_remade = |name| ROWS.iter().any(|row| row.name == name && row.restart == Restart::ByParent);
+    let all = !panics.is_some_and(|(kind, _)| is_remade(kind));
     actix_rt::System::new().block_on(async {
-        let completed = tokio::time::timeout(PATIENCE, async { world(carrier).await.completes().await }).await;
+        let completed = tokio::time::timeout(PATIENCE, async { world(carrier).await.completes(all).await }).await;
         assert!(completed.is_ok(), "the cohort does not complete after {panics:?}");
     });
     sabotage::polls()

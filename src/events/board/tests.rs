@@ -8,6 +8,7 @@ use crate::{
     bitcoin::notice::AnnouncementNotice as A,
     events::Printer,
     protocol::{
+        cohort::service::phase::PhaseKind,
         did::Did,
         hash::SignalBytes,
         id::{CohortId, SessionId},
@@ -153,7 +154,8 @@ fn the_fallback_is_counted_by_what_it_takes() {
 #[test]
 fn after_a_restart_nobody_is_named_who_may_have_contributed() {
     let seen = Seen::new("one");
-    let recovered = |output| N::CohortRecovered { cohort_id: seen.cohort_id.clone(), phase: "signing", output };
+    let recovered =
+        |output| N::CohortRecovered { cohort_id: seen.cohort_id.clone(), phase: PhaseKind::Signing, output };
     seen.line(&recovered(Some(output(3, 2))));
     assert!(seen.nonce(1).ends_with("sent its nonce (at least 1 of 3)"));
     // A phase that begins now is seen from its beginning; who the members are is not known.

@@ -337,7 +337,7 @@ impl InTree for CohortActor {
 impl CohortActor {
     /// Continues where the journal ends; `was_down` after a run of the process that nobody could answer.
     fn go_on(&mut self, was_down: bool, ctx: &mut Context<Self>) {
-        let (cohort_id, phase) = (self.cohort_id(), self.engine.machine().phase().name());
+        let (cohort_id, phase) = (self.cohort_id(), self.engine.machine().phase().kind());
         let formed = self.engine.machine().phase().formed();
         let output = formed.map(|formed| Arc::new(formed.output.clone()));
         self.shared.notices.publish(ServiceNotice::CohortRecovered { cohort_id, phase, output });

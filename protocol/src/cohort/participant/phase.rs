@@ -1,8 +1,9 @@
 //! What a participant knows in each phase of a cohort, and how events change it.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use bitcoin::{Amount, Transaction};
+use serde::{Serialize, Serializer};
 
 use crate::{
     beacon::BeaconData,
@@ -112,20 +113,77 @@ pub enum Phase {
     Ended { reason: SessionEnd, signed: Option<Arc<Round>> },
 }
 
-impl Phase {
-    /// The phase's name, for display and metrics.
-    pub const fn name(&self) -> &'static str {
+/// The phase of a participant in a cohort, without its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PhaseKind {
+    /// Planned.
+    Planned,
+    /// Deciding whether to join.
+    Invited,
+    /// Waiting for the cohort to form.
+    OptedIn,
+    /// Preparing the update.
+    Ready,
+    /// Waiting for the aggregated data.
+    Submitted,
+    /// Validating.
+    Validating,
+    /// Waiting for the transaction.
+    Approved,
+    /// Signing.
+    Signing,
+    /// Ended.
+    Ended,
+}
+
+impl PhaseKind {
+    /// The phase's name, as text.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Planned => "planned",
-            Self::Invited { .. } => "deciding whether to join",
-            Self::OptedIn { .. } => "waiting for the cohort to form",
-            Self::Ready { .. } => "preparing the update",
-            Self::Submitted { .. } => "waiting for the aggregated data",
-            Self::Validating { .. } => "validating",
-            Self::Approved { .. } => "waiting for the transaction",
-            Self::Signing { .. } => "signing",
-            Self::Ended { .. } => "ended",
+            Self::Invited => "deciding whether to join",
+            Self::OptedIn => "waiting for the cohort to form",
+            Self::Ready => "preparing the update",
+            Self::Submitted => "waiting for the aggregated data",
+            Self::Validating => "validating",
+            Self::Approved => "waiting for the transaction",
+            Self::Signing => "signing",
+            Self::Ended => "ended",
         }
+    }
+}
+
+impl fmt::Display for PhaseKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl Serialize for PhaseKind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl Phase {
+    /// The phase without its data.
+    pub const fn kind(&self) -> PhaseKind {
+        match self {
+            Self::Planned => PhaseKind::Planned,
+            Self::Invited { .. } => PhaseKind::Invited,
+            Self::OptedIn { .. } => PhaseKind::OptedIn,
+            Self::Ready { .. } => PhaseKind::Ready,
+            Self::Submitted { .. } => PhaseKind::Submitted,
+            Self::Validating { .. } => PhaseKind::Validating,
+            Self::Approved { .. } => PhaseKind::Approved,
+            Self::Signing { .. } => PhaseKind::Signing,
+            Self::Ended { .. } => PhaseKind::Ended,
+        }
+    }
+
+    /// The phase's name, as text.
+    pub const fn name(&self) -> &'static str {
+        self.kind().as_str()
     }
 
     pub(super) fn deadline(&self) -> Option<Timestamp> {

@@ -2,11 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::Arc,
 };
 
 use super::{CohortTerms, ServiceEffect, rules::TimedPhase};
 use bitcoin::{Amount, Transaction};
+use serde::{Serialize, Serializer};
 
 use crate::{
     beacon::{Aggregation, Slots},
@@ -135,20 +137,77 @@ pub enum Phase {
     },
 }
 
-impl Phase {
-    /// The phase's name, for display and metrics.
-    pub const fn name(&self) -> &'static str {
+/// The phase of a cohort, without its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PhaseKind {
+    /// Planned.
+    Planned,
+    /// Enrolling.
+    Enrolling,
+    /// Collecting updates.
+    CollectingUpdates,
+    /// Validating.
+    Validating,
+    /// Awaiting the transaction.
+    AwaitingTransaction,
+    /// Checking presence.
+    CheckingPresence,
+    /// Signing.
+    Signing,
+    /// Completed.
+    Completed,
+    /// Failed.
+    Failed,
+}
+
+impl PhaseKind {
+    /// The phase's name, as text.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Planned => "planned",
-            Self::Enrolling(_) => "enrolling",
-            Self::CollectingUpdates { .. } => "collecting updates",
-            Self::Validating { .. } => "validating",
-            Self::AwaitingTransaction { .. } => "awaiting the transaction",
-            Self::CheckingPresence { .. } => "checking presence",
-            Self::Signing { .. } => "signing",
-            Self::Completed { .. } => "completed",
-            Self::Failed { .. } => "failed",
+            Self::Enrolling => "enrolling",
+            Self::CollectingUpdates => "collecting updates",
+            Self::Validating => "validating",
+            Self::AwaitingTransaction => "awaiting the transaction",
+            Self::CheckingPresence => "checking presence",
+            Self::Signing => "signing",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
         }
+    }
+}
+
+impl fmt::Display for PhaseKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl Serialize for PhaseKind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl Phase {
+    /// The phase without its data.
+    pub const fn kind(&self) -> PhaseKind {
+        match self {
+            Self::Planned => PhaseKind::Planned,
+            Self::Enrolling(_) => PhaseKind::Enrolling,
+            Self::CollectingUpdates { .. } => PhaseKind::CollectingUpdates,
+            Self::Validating { .. } => PhaseKind::Validating,
+            Self::AwaitingTransaction { .. } => PhaseKind::AwaitingTransaction,
+            Self::CheckingPresence { .. } => PhaseKind::CheckingPresence,
+            Self::Signing { .. } => PhaseKind::Signing,
+            Self::Completed { .. } => PhaseKind::Completed,
+            Self::Failed { .. } => PhaseKind::Failed,
+        }
+    }
+
+    /// The phase's name, as text.
+    pub const fn name(&self) -> &'static str {
+        self.kind().as_str()
     }
 
     /// The formed cohort, once it is formed.

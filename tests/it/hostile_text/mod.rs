@@ -34,11 +34,18 @@ use crate::{
 /// How long a line may be that somebody reads.
 const LONGEST: usize = 10_000;
 
-/// A line end, C0, DEL, C1, what changes the direction of text, and what is not seen; and too much of it.
-fn hostile() -> String {
+/// How much of a hostile text there is: what is cut because it is long is escaped on the way, so that both have to be tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Size {
+    Short,
+    Long,
+}
+
+/// A line end, C0, DEL, C1, what changes the direction of text, and what is not seen; and perhaps too much of it.
+fn hostile(size: Size) -> String {
     let text =
         "x\nFORGED \r\u{1b}[2J\u{7}\u{0}\u{7f}\u{9b}31m\u{85}\u{202e}\u{2066}\u{2028}\u{200b}\u{feff}\u{e0041}";
-    format!("{text}{}", "y".repeat(12_000))
+    format!("{text}{}", "y".repeat(if size == Size::Long { 12_000 } else { 3 }))
 }
 
 fn assert_harmless(of: &str, text: &str, longest: usize) {
@@ -78,12 +85,12 @@ fn places(message: &Value) -> Vec<(String, bool)> {
 }
 
 /// The message with hostile text there.
-fn spoiled(message: &Value, place: &str, is_name: bool) -> Value {
+fn spoiled(message: &Value, place: &str, is_name: bool, size: Size) -> Value {
     let mut spoiled = message.clone();
     if let Some(at) = spoiled.pointer_mut(place) {
         match at.as_object_mut().filter(|_| is_name) {
-            Some(fields) => drop(fields.insert(hostile(), json!(hostile()))),
-            None => *at = json!(hostile()),
+            Some(fields) => drop(fields.insert(hostile(size), json!(hostile(size)))),
+            None => *at = json!(hostile(size)),
         }
     }
     spoiled
@@ -91,7 +98,9 @@ fn spoiled(message: &Value, place: &str, is_name: bool) -> Value {
 
 /// The same message with hostile text in the place of each text, and as the name of a field in each object.
 fn variants(message: &Value) -> Vec<Value> {
-    places(message).iter().map(|(place, is_name)| spoiled(message, place, *is_name)).collect()
+    let of_size =
+        |size| places(message).into_iter().map(move |(place, is_name)| spoiled(message, &place, is_name, size));
+    of_size(Size::Short).chain(of_size(Size::Long)).collect()
 }
 
 /// An envelope around any JSON, signed.
@@ -190,13 +199,13 @@ fn bans_show_what_members_have_said_harmlessly() {
         offence: Offence::Equivocation,
         cohort_id: CohortId::parse("cohort").unwrap(),
         at: Clock::system().now(),
-        detail: hostile(),
+        detail: hostile(Size::Long),
         address: None,
         invite: None,
-        evidence: vec![Evidence::NostrEvent(hostile().into())],
+        evidence: vec![Evidence::NostrEvent(hostile(Size::Long).into())],
     };
     book.record(villain.did(), entry);
-    book.add(villain.did(), Clock::system().now() + PATIENCE, Some(hostile())).unwrap();
+    book.add(villain.did(), Clock::system().now() + PATIENCE, Some(hostile(Size::Short))).unwrap();
     assert!(book.flush());
     let state = directory.to_str().unwrap();
     assert_harmless("bans list", &run(&["bans", "list", "--state", state]).succeeded().all(), LONGEST);

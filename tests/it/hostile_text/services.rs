@@ -27,7 +27,7 @@ use futures::{FutureExt, StreamExt, channel::mpsc, stream};
 use serde_json::{Value, json};
 
 use super::{
-    LONGEST, Raw, assert_harmless, places,
+    LONGEST, Raw, Size, assert_harmless, places,
     samples::{Subject, message, samples},
     sealed, spoiled,
 };
@@ -40,8 +40,15 @@ use crate::{
     support::{directory, identity, path, run},
 };
 
-/// A text of a message: its type, where it is, and whether it is the name of a field there.
-type Text = (&'static str, String, bool);
+/// A text of a message.
+#[derive(Clone, Debug)]
+struct Text {
+    short_type: &'static str,
+    place: String,
+    /// Whether it is the name of a field there.
+    is_name: bool,
+    size: Size,
+}
 
 /// Upon which message of the service the member gets one of this type: its own, or one after which it fits best.
 fn trigger(short_type: &'static str) -> &'static str {
@@ -94,7 +101,7 @@ impl Villain {
         let mut state = self.state.lock().unwrap();
         let next = state.cohorts.len();
         let text = *state.cohorts.entry(body.cohort_id().clone()).or_insert(next);
-        let Some((short_type, place, is_name)) = self.texts.get(text) else { return };
+        let Some(Text { short_type, place, is_name, size }) = self.texts.get(text) else { return };
         if trigger(short_type) != body.short_type() || !state.said.insert(text) {
             return;
         }
@@ -118,7 +125,7 @@ impl Villain {
             });
         }
         state.number += 1;
-        self.streams.put(&self.streams.inboxes, "message", &spoiled(&value, place, *is_name), state.number);
+        self.streams.put(&self.streams.inboxes, "message", &spoiled(&value, place, *is_name, *size), state.number);
     }
 }
 
@@ -165,8 +172,8 @@ fn open_web(server: &HttpServer, streams: &Arc<Streams>) -> String {
     format!("http://{address}")
 }
 
-/// All texts of all messages; those of the header and the names in it once, for all types have the same.
-fn texts() -> Vec<Text> {
+/// All texts of all messages, of this size; those of the header and the names in it once, for all types have the same.
+fn texts(size: Size) -> Vec<Text> {
     let cohort_id = CohortId::parse("cohort").unwrap();
     let session_id = SessionId::parse("session").unwrap();
     let subject = Subject { cohort_id: &cohort_id, session_id, of: &service_identity() };
@@ -176,7 +183,7 @@ fn texts() -> Vec<Text> {
         value["to"] = json!("someone");
         let found = places(&value).into_iter();
         let of_type = found.filter(|(place, _)| place.starts_with("/body/") || texts.is_empty());
-        let of_type: Vec<_> = of_type.map(|(place, is_name)| (*short_type, place, is_name)).collect();
+        let of_type: Vec<_> = of_type.map(|(place, is_name)| Text { short_type, place, is_name, size }).collect();
         texts.extend(of_type);
     }
     texts
@@ -213,16 +220,15 @@ fn join_shows(directory: &Path, texts: &[Text], is_first: bool, format: &'static
         while streams.adverts.lock().unwrap().is_empty() || streams.inboxes.lock().unwrap().is_empty() {
             actix_rt::task::yield_now().await;
         }
-        for (number, (_, place, is_name)) in
-            villain.texts.iter().filter(|text| text.0 == Body::TYPES[0]).enumerate()
-        {
+        let adverts = villain.texts.iter().filter(|text| text.short_type == Body::TYPES[0]);
+        for (number, Text { place, is_name, size, .. }) in adverts.enumerate() {
             let cohort_id = CohortId::parse(&format!("hostile-advert-{number}")).unwrap();
             let session_id = SessionId::parse("session").unwrap();
             let subject = Subject { cohort_id: &cohort_id, session_id, of: &service_identity() };
             let advert = message(samples(&subject).remove(0), &service_identity());
             if advert.pointer(place).is_some() {
                 let number = u64::try_from(number).unwrap() + (1 << 32);
-                streams.put(&streams.adverts, "advert", &spoiled(&advert, place, *is_name), number);
+                streams.put(&streams.adverts, "advert", &spoiled(&advert, place, *is_name, *size), number);
             }
         }
         // One more than there are texts: what goes well in it was said last.
@@ -256,7 +262,7 @@ fn join_shows(directory: &Path, texts: &[Text], is_first: bool, format: &'static
         .unwrap()
     });
     assert!(!is_first || stdout.contains("passed over") || stdout.contains("cohort-passed-over"), "{stdout}");
-    let ends = texts.iter().any(|(_, place, _)| place == "/body/reason");
+    let ends = texts.iter().any(|text| text.place == "/body/reason");
     assert!(!ends || stdout.contains("the service ended the cohort"), "{stdout}");
     assert_harmless("the output of join", &stdout, LONGEST);
     assert_harmless("the log of join", &stderr, LONGEST);
@@ -281,8 +287,8 @@ fn join_shows(directory: &Path, texts: &[Text], is_first: bool, format: &'static
 /// How many cohorts a member is in at a time: in some of them nothing happens any more.
 const AT_ONCE: usize = 30;
 
-fn joins_show(format: &'static str, log: &'static str) {
-    for (number, texts) in texts().chunks(AT_ONCE).enumerate() {
+fn joins_show(texts: &[Text], format: &'static str, log: &'static str) {
+    for (number, texts) in texts.chunks(AT_ONCE).enumerate() {
         let directory = directory(&format!("hostile-text-join-{format}-{number}"));
         join_shows(&directory, texts, number == 0, format, log);
     }
@@ -290,10 +296,13 @@ fn joins_show(format: &'static str, log: &'static str) {
 
 #[test]
 fn join_shows_and_logs_json_of_what_a_service_says_harmlessly() {
-    joins_show("json", "json");
+    joins_show(&[texts(Size::Short), texts(Size::Long)].concat(), "json", "json");
 }
 
 #[test]
 fn join_shows_and_logs_lines_of_what_a_service_says_harmlessly() {
-    joins_show("text", "text");
+    // Lines are escaped as a whole, whatever is in them.
+    let all = texts(Size::Short).into_iter().zip(texts(Size::Long)).enumerate();
+    let mixed: Vec<_> = all.map(|(number, (short, long))| if number % 2 == 0 { short } else { long }).collect();
+    joins_show(&mixed, "text", "text");
 }

@@ -226,6 +226,14 @@ fn a_list_in_a_file_is_one_list_for_all_who_have_it_open() {
     assert!(!command.lift(one.clone()).unwrap(), "there is none any more");
     assert_eq!(running.banned(one, NOW).unwrap(), None);
     assert!(running.banned(other, NOW).unwrap().is_some());
+    // Of one that it knows otherwise neither change is lost: to write its own view of it would strike the ban.
+    let third = Subject::from(identity("third").did());
+    command.add(third.clone(), Timestamp::NEVER, Some("by hand".to_owned())).unwrap();
+    running.record(third.clone(), entry(Offence::Holdout, "cohort", NOW));
+    assert!(running.flush());
+    let listed = command.list().unwrap();
+    assert_eq!(listed[&third].reason.as_deref(), Some("by hand"));
+    assert_eq!(listed[&third].entries.len(), 1);
     // Read anew, as after a restart.
     assert_eq!(open().unwrap().list().unwrap(), running.list().unwrap());
 }

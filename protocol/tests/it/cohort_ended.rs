@@ -13,8 +13,9 @@ use btcr2_aggregation_protocol::{
         service::ServiceInput,
     },
     error::{RejectCode, Slot},
+    hash::MessageDigest,
     machine::Machine,
-    message::{Body, Message, control::CohortEnded},
+    message::{Body, Bytes, Message, control::CohortEnded, keygen::CohortOptIn},
     sim::{Role, Simulation},
 };
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
@@ -239,4 +240,29 @@ fn a_cohort_that_was_not_joined_ends_as_not_joined() {
         let expected = ParticipantEvent::SessionEnded { at: now, reason: SessionEnd::NotJoined };
         assert_eq!(events, [expected], "{input:?}");
     }
+}
+
+#[test]
+fn an_end_for_an_earlier_opt_in_is_about_another_attempt() {
+    let mut simulation = through_every_phase();
+    run_to(&mut simulation, "enrolling");
+    simulation.advance(std::time::Duration::from_millis(15));
+    let service = simulation.service().identity().did().clone();
+    let (cohort_id, member) = (bodies::cohort_id(&simulation), simulation.participants()[0].identity());
+    let key = Bytes(member.public_key().to_bytes());
+    let opt_in =
+        CohortOptIn { cohort_id, participant_pk: key, communication_pk: key, genesis_document: None, invite: None };
+    let own = Message::new(member.did().clone(), Some(service), opt_in).digest();
+    let refusal = |opt_in| CohortEnded {
+        opt_in: Some(opt_in),
+        ..ended(&simulation, CohortEnded::NOT_ADMITTED, "not admitted".to_owned())
+    };
+    let (earlier, this) = (refusal(MessageDigest::from_bytes([7; 32])), refusal(own));
+    let is_over = |simulation: &Simulation| {
+        matches!(simulation.participants()[0].machine().unwrap().phase(), Phase::Ended { .. })
+    };
+    tell(&mut simulation, earlier);
+    assert!(!is_over(&simulation));
+    tell(&mut simulation, this);
+    assert!(is_over(&simulation));
 }

@@ -1,4 +1,4 @@
-//! From signals to updates (rule C4, step 3b): what each signal says about the DID, from the tables of the Sidecar
+//! From signals to updates (rule C4, step 3b): what each signal announces for the DID, from the tables of the Sidecar
 //! Data and what the caller has supplied.
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -23,19 +23,19 @@ use crate::{
 enum Answer<T> {
     /// What has this hash.
     Data(T),
-    /// Nobody has it.
+    /// No source has it.
     Absent,
     /// What the caller gave has another hash.
     OtherHash(DocumentHash),
 }
 
-/// What an announcement says about the DID.
+/// What an announcement has for the DID.
 enum Entry {
     None,
     Update(DocumentHash),
     /// The DID's member is not a hash (rule C-2).
     NotAHash,
-    /// It is no announcement at all, but this.
+    /// It is not an announcement, but this.
     NotAnAnnouncement(String),
 }
 
@@ -53,7 +53,7 @@ pub(super) struct Announced {
     pub(super) version: u64,
 }
 
-/// What a signal says.
+/// What a signal announces.
 pub(super) struct Reading {
     said: Result<Option<Announced>, ResolutionError>,
     announcement: Option<Source>,
@@ -162,7 +162,7 @@ impl Data {
         }
     }
 
-    /// What `signal` says, or what has to be known first.
+    /// What `signal` announces, or what has to be known first.
     pub(super) fn read(&mut self, signal: &Arc<BeaconSignal>) -> Result<Reading, Need> {
         let bytes = *signal.bytes.as_bytes();
         let mut announcement = None;

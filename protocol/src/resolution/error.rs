@@ -15,7 +15,7 @@ use crate::{
     update::UpdateError,
 };
 
-/// Why a resolution fails. The text says where, what was found and what was expected; [`code`](Self::code) is what a
+/// Why a resolution fails. The text states where, what was found and what was expected; [`code`](Self::code) is what a
 /// resolver returns.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -84,8 +84,8 @@ pub enum ResolutionError {
         /// The hash of what was given.
         found: DocumentHash,
     },
-    /// What a CAS beacon's signal commits to is no announcement.
-    #[error("{signal}: what has the hash {hash} is no CAS Announcement, but {problem}")]
+    /// What a CAS beacon's signal commits to is not an announcement.
+    #[error("{signal}: what has the hash {hash} is not a CAS Announcement, but {problem}")]
     NotAnAnnouncement {
         /// The signal.
         signal: Arc<BeaconSignal>,
@@ -94,8 +94,8 @@ pub enum ResolutionError {
         /// What it is.
         problem: String,
     },
-    /// What a signal announces is no update.
-    #[error("{signal}: what has the hash {hash} is no update: {}", shown(&.error.to_string()))]
+    /// What a signal announces is not an update.
+    #[error("{signal}: what has the hash {hash} is not an update: {}", shown(&.error.to_string()))]
     NotAnUpdate {
         /// The signal.
         signal: Arc<BeaconSignal>,
@@ -156,7 +156,7 @@ pub enum ResolutionError {
     Discovery(String),
 }
 
-/// What a signal commits to and nobody has.
+/// What a signal commits to and no source has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{signal}: {data}")]
 #[non_exhaustive]

@@ -66,7 +66,7 @@ pub struct IgnoredSignal {
     pub reason: Ignored,
 }
 
-/// What a signal says about the DID.
+/// What a signal announces for the DID.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -81,12 +81,12 @@ pub enum Says {
         /// The version to which it leads.
         version: u64,
     },
-    /// Nobody knows: data is missing.
+    /// Unknown: data is missing.
     Missing {
         /// What is missing.
         missing: MissingData,
     },
-    /// What it says is invalid.
+    /// What it announces is invalid.
     Invalid {
         /// Why, in words.
         reason: String,
@@ -103,7 +103,7 @@ pub enum Event {
         /// Where the genesis document came from.
         source: Source,
     },
-    /// A beacon was left out, for its `serviceEndpoint` is no address of the DID's network.
+    /// A beacon was left out: its `serviceEndpoint` is not an address of the DID's network.
     Unusable {
         /// The round of discovery whose updates made the document that lists it; 0 for the first document.
         round: u32,
@@ -129,7 +129,7 @@ pub enum Event {
         round: u32,
         /// The signal.
         signal: Arc<BeaconSignal>,
-        /// What it says about the DID.
+        /// What it announces for the DID.
         says: Says,
         /// Where the CAS Announcement or the SMT proof came from, if it needed one and has it.
         #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,7 +1,7 @@
 //! Resolving a did:btcr2 identifier, sans-I/O (did:btcr2, "Resolve"; rules and C1 to C8 of the
 //! specification's edition of October 2026).
 //!
-//! A [`Resolver`] says what it [needs](Next::Needs), and is given it: the signals of beacon addresses, and documents
+//! A [`Resolver`] reports what it [needs](Next::Needs), and is given it: the signals of beacon addresses, and documents
 //! by their hash. Where they come from is the caller's. The order of the answers makes no difference: they are judged
 //! when all that was asked for is there, in the order of the rules.
 //!
@@ -9,9 +9,9 @@
 //!  identifier ── genesis document ──▶ initial document ─┐                      state, data
 //!      ┌────────────────────────────────────────────────┘
 //!      ▼
-//!    scan the addresses that the document lists and nobody has scanned         signal
+//!    scan the addresses that the document lists and that are not scanned yet    signal
 //!      ▼
-//!    read what each signal says about the DID: announcement or proof, update   data, sidecar
+//!    read what each signal announces: announcement or proof, update            data, sidecar
 //!      ▼
 //!    apply the updates by version, until the document lists a new address,     state
 //!      │   or none is left
@@ -41,7 +41,7 @@
 //!                     Need::Signals { beacon, .. } => resolver.provide_signals(&beacon.address, Vec::new(), "no chain")?,
 //!                     // And here a content store.
 //!                     Need::Content { hash, .. } => resolver.provide_content(&hash, Content::Absent, "no store")?,
-//!                     need => resolver.give_up(&format!("nobody here knows of {need:?}")),
+//!                     need => resolver.give_up(&format!("no source for {need:?}")),
 //!                 }
 //!             }
 //!         }

@@ -85,10 +85,10 @@ pub enum Content {
     /// Bytes from somewhere that is asked by hash. They are hashed here before anything else; bytes of another hash
     /// are [`Absent`](Self::Absent) (rule C-5).
     Bytes(Vec<u8>),
-    /// JSON that somebody gave as the thing itself. Another hash is then a fault: `INVALID_SIGNAL_DATA`, or
+    /// JSON that the caller gives as the thing itself. Another hash is then a fault: `INVALID_SIGNAL_DATA`, or
     /// `INVALID_DID` for a genesis document (rules C-6 and I-2).
     Json(Value),
-    /// Nobody has it.
+    /// No source has it.
     Absent,
 }
 

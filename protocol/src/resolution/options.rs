@@ -15,7 +15,7 @@ use crate::{
 /// How much of an option's text is shown, in characters.
 const MOST_SHOWN: usize = 100;
 
-/// The confirmations that a signal needs where nobody says otherwise (rule R-2).
+/// The confirmations that a signal needs by default (rule R-2).
 pub const DEFAULT_MIN_CONF: u32 = 6;
 
 /// Why the options are refused.
@@ -76,7 +76,7 @@ impl Default for ResolutionOptions {
 }
 
 impl ResolutionOptions {
-    /// Asks for version `text`, an integer in ASCII. One that no document has, `"0"` or a negative one, is no error
+    /// Asks for version `text`, an integer in ASCII. One that no document has, `"0"` or a negative one, is not an error
     /// here: the resolution ends in `NOT_FOUND`.
     ///
     /// # Errors

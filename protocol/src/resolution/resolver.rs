@@ -167,7 +167,7 @@ impl Resolver {
     }
 
     /// Ends the resolution with `INTERNAL_ERROR`: the chain or a content store cannot be read to the end. `problem`
-    /// says why, in a sentence. A finished resolution stays as it is.
+    /// states why, in a sentence. A finished resolution stays as it is.
     pub fn give_up(&mut self, problem: &str) {
         if !matches!(self.stage, Stage::Done(_)) {
             self.finish(Err(ResolutionError::Discovery(problem.to_owned())));
@@ -226,7 +226,7 @@ impl Resolver {
                     }
                     Genesis::Absent => return Err(ResolutionError::GenesisMissing { hash }),
                     Genesis::Document(document, source) => {
-                        // One that nests deeper than JSON text can was not read from any, and is nobody's.
+                        // One that nests deeper than JSON text can was not read from any source.
                         let document = jcs::check(document, jcs::MAX_DEPTH - 1)
                             .map_err(DocumentError::NotCanonical)
                             .and_then(|()| initial_document(&self.did, Some(document)));
@@ -300,7 +300,7 @@ impl Resolver {
         }
     }
 
-    /// What the signals say. All are read, also behind one that fails: whoever has to find what is missing finds all
+    /// What the signals announce. All are read, also behind one that fails: a caller that looks for what is missing finds all
     /// of it.
     fn read(&mut self, mut state: Box<State>, signals: Vec<Arc<BeaconSignal>>) -> Progress {
         let mut readings = Vec::with_capacity(signals.len());

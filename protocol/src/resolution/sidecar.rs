@@ -16,7 +16,7 @@ use crate::{
 /// nest deeper.
 const MAX_DEPTH: usize = jcs::MAX_DEPTH - 1;
 
-/// Why something is no Sidecar Data.
+/// Why JSON is not Sidecar Data.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SidecarError {
@@ -40,12 +40,12 @@ pub(super) type GivenUpdate = Result<SignedUpdate, Arc<UpdateError>>;
 /// Other members than `genesisDocument`, `updates`, `casUpdates` and `smtProofs` are not looked at.
 #[derive(Clone, Debug, Default)]
 pub struct SidecarData {
-    /// All that were given; the identifier says which is the one.
+    /// All that were given; the identifier determines which one counts.
     pub(super) genesis_documents: Vec<Value>,
     pub(super) updates: BTreeMap<DocumentHash, GivenUpdate>,
     pub(super) announcements: BTreeMap<DocumentHash, Value>,
     /// By `id`, then by hash: a file may have the proofs of all members of a cohort. A proof is read when a signal
-    /// refers to it, so that a malformed one that nothing needs is no fault.
+    /// refers to it, so that a malformed one that nothing needs is not a fault.
     pub(super) proofs: BTreeMap<SmtHash, BTreeMap<DocumentHash, Value>>,
     left_out: usize,
 }
@@ -55,7 +55,7 @@ impl SidecarData {
     /// has Sidecar Data in its `sidecar`, is read too.
     ///
     /// # Errors
-    /// [`SidecarError`]. An entry that cannot be looked up is no error: see [`left_out`](Self::left_out).
+    /// [`SidecarError`]. An entry that cannot be looked up is not an error: see [`left_out`](Self::left_out).
     pub fn from_slice(json: &[u8]) -> Result<Self, SidecarError> {
         let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json);
         let value = serde_json::from_slice(json).map_err(|error| SidecarError::NotJson(error.to_string()))?;

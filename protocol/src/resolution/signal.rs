@@ -157,7 +157,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// The block that `signal` says it is in; `None` if something is not said.
+    /// The block that `signal` names; `None` if a part of it is missing.
     pub(super) fn of(signal: &Signal) -> Option<Self> {
         Some(Self {
             height: signal.height?,

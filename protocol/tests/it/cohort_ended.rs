@@ -261,8 +261,8 @@ fn an_end_for_an_earlier_opt_in_is_about_another_attempt() {
     let is_over = |simulation: &Simulation| {
         matches!(simulation.participants()[0].machine().unwrap().phase(), Phase::Ended { .. })
     };
-    tell(&mut simulation, earlier);
+    report_end(&mut simulation, earlier);
     assert!(!is_over(&simulation));
-    tell(&mut simulation, this);
+    report_end(&mut simulation, this);
     assert!(is_over(&simulation));
 }

@@ -66,7 +66,7 @@ fn a_confirmed_signal_without_its_block_is_an_error() {
 
 #[test]
 fn two_services_on_one_address_are_one() {
-    // R-3 and C8: the first in the document's order says the type.
+    // R-3 and C8: the first in the document's order determines the type.
     let (mut world, mut author) = (
         World::new(),
         Author::external(1, |genesis| {

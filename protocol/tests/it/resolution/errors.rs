@@ -289,7 +289,7 @@ fn codes_refine_those_of_did_resolution() {
 
 #[test]
 fn an_update_of_another_key_is_not_verified() {
-    // U-7: in the document, and not in capabilityInvocation; and by a key that is nobody's.
+    // U-7: in the document, and not in capabilityInvocation; and by a key that is in no document.
     let public: PublicKey = key(8).public_key();
     let author = Author::external(1, |genesis| {
         let mut second = genesis["verificationMethod"][0].clone();

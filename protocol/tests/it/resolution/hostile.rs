@@ -1,4 +1,4 @@
-//! What a hostile controller, peer or content store hands over: errors, within bounds, and never a panic.
+//! What a hostile controller, peer or content store provides: errors, within bounds, and never a panic.
 
 use btcr2_aggregation_protocol::{
     document, jcs,
@@ -89,7 +89,7 @@ fn a_patch_that_grows_without_bound_fails() {
 
 #[test]
 fn thousands_of_signals_are_read_once_each() {
-    // Chaff by whoever can spend from the address: the same update, and a root whose proof is verified once.
+    // Chaff by a party that can spend from the address: the same update, and a root whose proof is verified once.
     let (mut world, mut author) = (World::new(), Author::with_beacon(1, BeaconKind::Smt, &address(9)));
     let two = author.note("two");
     world.smt(&address(9), &[(&author.did, Some(&two))], 100);

@@ -98,7 +98,7 @@ fn what_is_no_sidecar_data_is_refused() {
     assert!(matches!(SidecarData::from_slice(b"{"), Err(SidecarError::NotJson(_))));
     let nested = format!("{{\"updates\":[{}{}]}}", "[".repeat(100_000), "]".repeat(100_000));
     assert!(matches!(SidecarData::from_slice(nested.as_bytes()), Err(SidecarError::NotJson(_))));
-    // A byte order mark, absent lists and other members are no fault.
+    // A byte order mark, absent lists and other members are not faults.
     for text in ["\u{feff}{}", r#"{ "updates": null, "other": 1 }"#] {
         assert_eq!(SidecarData::from_slice(text.as_bytes()).unwrap().left_out(), 0);
     }

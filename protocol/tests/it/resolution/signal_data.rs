@@ -17,7 +17,7 @@ fn smt_world() -> (World, Author) {
     (World::new(), Author::with_beacon(1, BeaconKind::Smt, &address(9)))
 }
 
-/// A signal of the CAS beacon, over an announcement that nobody's software makes.
+/// A signal of the CAS beacon, over an announcement that no implementation makes.
 fn announcement(world: &mut World, value: Value) {
     world.signal(&address(9), jcs::hash(&value).unwrap(), 100);
     world.announcements.push(value);

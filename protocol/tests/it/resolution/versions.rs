@@ -62,7 +62,7 @@ fn updates_apply_by_version_then_height() {
 
 #[test]
 fn a_tuple_of_a_removed_address_is_dropped() {
-    // version 4 was mined before everything else, and is dropped too. So version 4 of the other beacon is no second one.
+    // version 4 was mined before everything else, and is dropped too. So version 4 of the other beacon is not a second one.
     let (mut world, mut author) = (World::new(), Author::with_beacon(1, BeaconKind::Singleton, &address(9)));
     let two = author.note("two");
     let mut branch = author.clone();

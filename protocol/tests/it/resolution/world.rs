@@ -156,7 +156,7 @@ pub(super) struct World {
     pub(super) tip: u32,
     /// Announcements and updates by their hash.
     pub(super) store: BTreeMap<DocumentHash, Content>,
-    /// Sidecar data of everybody; the proofs are each DID's own.
+    /// The Sidecar Data of all DIDs; the proofs are each DID's own.
     pub(super) updates: Vec<Value>,
     pub(super) announcements: Vec<Value>,
     pub(super) proofs: BTreeMap<Did, Vec<Value>>,
@@ -194,7 +194,7 @@ impl World {
         signals.last_mut().unwrap()
     }
 
-    /// A Singleton beacon's signal of `update`, whose data is not given to anybody.
+    /// A Singleton beacon's signal of `update`, whose data no source has.
     pub(super) fn announce(&mut self, address: &Address, update: &SignedUpdate, height: u32) {
         self.signal(address, *update.hash().as_bytes(), height);
     }
@@ -205,7 +205,7 @@ impl World {
         self.updates.push(update.value().clone());
     }
 
-    /// A CAS beacon's signal of everybody's update; who has none declines.
+    /// A CAS beacon's signal of the updates of all DIDs; a DID without one declines.
     pub(super) fn cas(
         &mut self,
         address: &Address,

@@ -255,7 +255,7 @@ fn terms_that_are_not_accepted_are_passed_over_and_it_is_said_why() {
         (&[], "the operator could recover the coin after 100 blocks, at least 144 are asked for"),
         (&["--min-fallback-threshold", "2"], "1 members could sign by themselves, at least 2 are asked for"),
         (&["--beacon", "smt"], "its beacon is a CASBeacon, not a SMTBeacon"),
-        (&["--service-did", &other], "is not the service that we listen to"),
+        (&["--service-did", &other], "is not the service of this connection"),
     ];
     for (arguments, reason) in refusals {
         let timelock = if arguments.is_empty() { &[][..] } else { &low_timelock };

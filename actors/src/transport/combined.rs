@@ -1,8 +1,8 @@
-//! One identity on several transports at once, over HTTP and over Nostr say.
+//! One identity on several transports at once, e.g. HTTP and Nostr.
 //!
-//! What is for everybody goes out on all of them, and what arrives on any of them arrives. What is for one peer goes where
-//! that peer was last heard, or, while it has not been heard, everywhere. Each transport has a link of its own, so that
-//! one that is away holds up nobody on another.
+//! A broadcast is sent on all of them, and messages are received from all of them. A message to one peer is sent on the
+//! transport from which that peer's last message was received, or on all of them if there was none. Each transport has
+//! its own link, so that an unavailable transport does not delay the others.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -24,7 +24,7 @@ use crate::{
     tree::{self, Row},
 };
 
-/// Most peers whose transport is remembered; beyond that the oldest are written to everywhere again.
+/// The maximum number of peers whose transport is remembered; messages to older peers are sent on all transports again.
 const MOST_PEERS: usize = 20_000;
 
 /// Several transports as one.
@@ -32,7 +32,7 @@ const MOST_PEERS: usize = 20_000;
 pub struct CombinedTransport(Vec<Arc<dyn Transport>>);
 
 impl CombinedTransport {
-    /// These transports as one; [`None`] for none at all.
+    /// Combines these transports; [`None`] if there are none.
     pub fn new(transports: Vec<Arc<dyn Transport>>) -> Option<Self> {
         if transports.is_empty() { None } else { Some(Self(transports)) }
     }
@@ -64,7 +64,7 @@ impl Transport for CombinedTransport {
     }
 
     fn member_limit(&self, beacon_type: &BeaconType, wanted: usize) -> Option<usize> {
-        // It is advertised only where it can be carried, and nobody knows on which of these the members will be.
+        // A cohort is advertised only where it can be carried, and the transports of its future members are not known.
         let limits: Vec<_> = self.0.iter().map(|transport| transport.member_limit(beacon_type, wanted)).collect();
         let suffices = |limit: &Option<usize>| limit.is_none_or(|limit| limit >= wanted);
         if limits.iter().any(suffices) {
@@ -75,7 +75,7 @@ impl Transport for CombinedTransport {
     }
 }
 
-/// Where peers were last heard.
+/// The transports from which peers' last messages were received.
 #[derive(Default)]
 struct Heard {
     on: BTreeMap<Did, usize>,
@@ -106,7 +106,8 @@ struct Combined {
 }
 
 impl Combined {
-    /// Which of the transports can carry the cohort that is advertised; all of them where none can, or it is no advert.
+    /// Which of the transports can carry the cohort that is advertised; all of them if none can, or if it is not an
+    /// advert.
     fn carriers(&self, outbound: &Outbound) -> Vec<bool> {
         let all = || vec![true; self.transports.len()];
         let Outbound::Broadcast { body } = outbound else { return all() };
@@ -120,13 +121,13 @@ impl Combined {
     }
 }
 
-/// The inbox of one of the links: what it says there is from that transport.
+/// The inbox of one of the links; its deliveries come from that transport.
 struct Ear {
     combined: WeakAddr<Combined>,
     transport: usize,
 }
 
-/// Something arrived on one of the transports.
+/// A delivery of one of the transports.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 struct Arrived {
@@ -148,7 +149,7 @@ impl Handler<Delivery> for Ear {
     fn handle(&mut self, delivery: Delivery, ctx: &mut Self::Context) {
         let Some(combined) = self.combined.upgrade() else { return ctx.stop() };
         let arrived = combined.send(Arrived { delivery, transport: self.transport });
-        // One after the other, and not before there is room: the transport waits with it.
+        // One after the other, and only when there is space: the transport waits.
         ctx.wait(actix::fut::wrap_future(async move {
             let _ = arrived.await;
         }));
@@ -182,7 +183,7 @@ impl Handler<Arrived> for Combined {
     type Result = ();
 
     fn handle(&mut self, Arrived { delivery, transport }: Arrived, ctx: &mut Self::Context) {
-        // Only what is said now tells where a peer is; what was stored tells where it was.
+        // Only a new message shows where a peer is now; a stored one shows where it was.
         if let Delivery::Message(message) = &delivery {
             self.heard.note(&message.from, transport);
         }
@@ -204,7 +205,7 @@ impl Handler<Outbound> for Combined {
             Outbound::Broadcast { .. } | Outbound::WithdrawAdvert { .. } => None,
         };
         let carriers = self.carriers(&outbound);
-        // Not lossy: a link bounds what waits for its connection.
+        // An unbounded send: a link bounds the messages that wait for its connection.
         match only {
             Some(link) => link.do_send(outbound),
             None => {

@@ -1,5 +1,5 @@
-//! Whether peers can be reached, for people and programs: one notification a cause, repeated seldom. The transports try again by
-//! themselves whatever is said here; without it an operator would look at a program that prints nothing.
+//! Notifications about whether peers can be reached: one for each cause, rate-limited. The transports try again by
+//! themselves in any case; without the notifications an operator would watch a program that prints nothing.
 
 use std::{
     collections::BTreeMap,
@@ -18,19 +18,19 @@ use tokio::{
 
 use crate::seldom::Seldom;
 
-/// How long the same cause at the same place is not reported again.
+/// The time within which the same cause at the same peer is not reported again.
 const REPEAT: Duration = Duration::from_secs(600);
 
-/// How many notifications a subscriber may fall behind.
+/// The number of notifications that a subscriber may fall behind.
 const BACKLOG: usize = 256;
 
-/// Longest text of a cause: parts of it are a peer's words.
+/// The maximum length of a cause's text, which includes text of the peer.
 const LONGEST: usize = 400;
 
-/// Most different words of peers that are repeated in a minute.
+/// The maximum number of different texts of peers that are repeated in a minute.
 const MOST_WORDS: usize = 32;
 
-/// What is done at a peer.
+/// The purpose of a connection to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Purpose {
     /// Reading adverts.
@@ -60,20 +60,20 @@ impl Serialize for Purpose {
     }
 }
 
-/// A change in whether a peer can be reached.
+/// A change of whether a peer can be reached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum ContactNotice {
-    /// It cannot be reached, and is tried again.
+    /// It cannot be reached; the attempts continue.
     Unreachable {
         /// Its address.
         peer: String,
-        /// What for.
+        /// The purpose of the connection.
         purpose: Purpose,
-        /// Why, as far as is known.
+        /// The cause, as far as it is known.
         problem: String,
-        /// What to look at.
+        /// What the operator should check.
         advice: Option<&'static str>,
     },
     /// It can be reached again.
@@ -83,24 +83,24 @@ pub enum ContactNotice {
         /// What for.
         purpose: Purpose,
     },
-    /// The service says that we have read our messages too slowly: there was no room for all of them.
+    /// The service reports that we have read our messages too slowly: it did not have space for all of them.
     ReadTooSlowly {
         /// Its address.
         peer: String,
-        /// What it says.
+        /// The service's text.
         detail: String,
     },
-    /// What a relay itself says of something that has failed.
+    /// A relay's own text about something that has failed.
     RelaySays {
         /// Its address.
         peer: String,
-        /// Its words, behind the kind of message in which it said them.
+        /// The relay's text, after the kind of message in which it was sent.
         words: String,
     },
 }
 
 impl ContactNotice {
-    /// One line for people.
+    /// One line of text, for display.
     pub fn text(&self) -> String {
         match self {
             Self::Unreachable { peer, purpose, problem, advice } => {
@@ -109,24 +109,24 @@ impl ContactNotice {
             }
             Self::Reached { peer, purpose } => format!("{peer} is reached again ({purpose})"),
             Self::ReadTooSlowly { peer, detail } => format!(
-                "warning: {peer} says that our messages were read too slowly, or not for too long: {detail}. Is this machine, or \
+                "warning: {peer} reports that our messages were read too slowly, or not for too long: {detail}. Is this machine, or \
                  its connection, too slow?"
             ),
-            Self::RelaySays { peer, words } => format!("{peer} says: {words}"),
+            Self::RelaySays { peer, words } => format!("{peer} reports: {words}"),
         }
     }
 }
 
-/// Where transports report. Clones are the same.
+/// The channel on which transports report. Clones share it.
 #[derive(Clone)]
 pub struct Contacts(Arc<Inner>);
 
 struct Inner {
     known: Mutex<BTreeMap<(String, Purpose), Known>>,
-    /// What peers have said lately.
+    /// The texts that peers have sent recently.
     words: Mutex<Seldom<(String, String)>>,
     notices: broadcast::Sender<ContactNotice>,
-    /// Whether any peer was ever reached.
+    /// Whether any peer has ever been reached.
     answered: watch::Sender<bool>,
 }
 
@@ -134,7 +134,7 @@ struct Inner {
 struct Known {
     problem: String,
     reported: Option<Instant>,
-    /// Whether the last notification said that it cannot be reached.
+    /// Whether the last notification was that it cannot be reached.
     unreachable: bool,
 }
 
@@ -162,13 +162,13 @@ impl Contacts {
         self.0.notices.subscribe()
     }
 
-    /// Ready as soon as any peer has ever been reached.
+    /// Ready once any peer has been reached.
     pub async fn first(&self) {
         // The sender is in `self`.
         let _ = self.0.answered.subscribe().wait_for(|answered| *answered).await;
     }
 
-    /// What was wrong last, at a peer that cannot be reached now.
+    /// The latest problem of a peer that cannot be reached now.
     pub fn problem(&self) -> Option<String> {
         let known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
         let latest = known.iter().filter(|(_, known)| known.unreachable).max_by_key(|(_, known)| known.reported)?;
@@ -188,26 +188,26 @@ impl Contacts {
         known.unreachable = true;
         known.problem.clone_from(&problem);
         let advice = advice(&problem);
-        // Nobody has to listen.
+        // There need not be a subscriber.
         let _ = self.0.notices.send(ContactNotice::Unreachable { peer: peer.to_owned(), purpose, problem, advice });
     }
 
-    /// Whether these words of a peer are to be shown: the same ones once a minute.
+    /// Whether this text of a peer should be shown: the same text is shown once a minute.
     fn are_news(&self, peer: &str, words: &str) -> bool {
         let mut said = self.0.words.lock().unwrap_or_else(PoisonError::into_inner);
         said.happened((peer.to_owned(), words.to_owned())).is_some()
     }
 
-    /// The service says that we read too slowly.
+    /// The service reports that we read too slowly.
     pub(crate) fn reads_too_slowly(&self, peer: &str, detail: &str) {
         let detail = shown(detail);
-        // Whatever it says: with another number each time, it is the same.
+        // The text is ignored: it only differs in a number.
         if self.are_news(peer, "") {
             let _ = self.0.notices.send(ContactNotice::ReadTooSlowly { peer: peer.to_owned(), detail });
         }
     }
 
-    /// A relay says this of something that has failed.
+    /// A relay sent this text about something that has failed.
     pub(crate) fn relay_says(&self, peer: &str, words: &str) {
         let words = shown(words);
         if self.are_news(peer, &words) {
@@ -226,17 +226,17 @@ impl Contacts {
     }
 }
 
-/// One line of bounded length, that does nothing to a terminal.
+/// One line of bounded length, which is safe on a terminal.
 fn shown(problem: &str) -> String {
     shown_within(problem, LONGEST).into_owned()
 }
 
-/// What to look at, for causes that people meet.
+/// What to check, for common causes.
 fn advice(problem: &str) -> Option<&'static str> {
     const KNOWN: [(&[&str], &str); 10] = [
         (
             &["UnknownIssuer", "CaUsedAsEndEntity", "UnhandledCriticalExtension"],
-            "Its certificate is signed by nobody that is trusted here: for a private one give it, or its authority, with \
+            "Its certificate is not signed by an authority that is trusted here: for a private one give it, or its authority, with \
              --tls-ca FILE",
         ),
         (&["NotValidForName"], "Its certificate is for another name: use the name in the certificate"),
@@ -322,8 +322,11 @@ mod tests {
         }
         let said = heard(&mut receiver);
         assert_eq!(said.len(), 2, "{said:?}");
-        assert_eq!(said[0], "wss://x says: NOTICE not\\ntoday");
-        assert!(said[1].starts_with("warning: https://x says that our messages were read too slowly"), "{said:?}");
+        assert_eq!(said[0], "wss://x reports: NOTICE not\\ntoday");
+        assert!(
+            said[1].starts_with("warning: https://x reports that our messages were read too slowly"),
+            "{said:?}"
+        );
         for number in 0..100 {
             contacts.relay_says("wss://x", &format!("NOTICE {number}"));
         }

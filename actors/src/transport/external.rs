@@ -1,4 +1,4 @@
-//! The keys of EXTERNAL DIDs, which prove no key by themselves: learnt from verified opt-ins, within bounds.
+//! The keys of EXTERNAL DIDs, which do not prove a key by themselves: learnt from verified opt-ins, within bounds.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -9,7 +9,7 @@ use btcr2_aggregation_protocol::{
     message::{Body, Message},
 };
 
-/// Keys by DID, of which the oldest are forgotten.
+/// Keys by DID, of which the oldest are removed.
 #[derive(Default)]
 struct Recent {
     keys: BTreeMap<Did, PublicKey>,
@@ -35,25 +35,25 @@ impl Recent {
     }
 }
 
-/// Keys of EXTERNAL DIDs, by how they came to be known, so that those who come in numbers push out only their like.
+/// Keys of EXTERNAL DIDs, separated by their source, so that DIDs which can appear in any number only evict each other.
 pub(crate) struct ExternalKeys {
     most: usize,
-    /// The host's configuration: never forgotten.
+    /// From the host's configuration: never removed.
     introduced: BTreeMap<Did, PublicKey>,
-    /// Whom one of our own identities has written to: members.
+    /// Of DIDs to which one of our own identities has written: members.
     members: Recent,
-    /// Who has only sent an opt-in.
+    /// Of DIDs that have only sent an opt-in.
     strangers: Recent,
 }
 
 impl ExternalKeys {
-    /// None yet, and never more than `most` of members, and `most` of strangers.
+    /// Without keys. At most `most` of members, and `most` of other DIDs.
     pub(crate) fn new(most: usize) -> Self {
         let (introduced, members, strangers) = Default::default();
         Self { most, introduced, members, strangers }
     }
 
-    /// The key that `did` proves: in itself, or by a genesis document that was seen.
+    /// The key that `did` proves: by itself, or by a genesis document that was seen.
     pub(crate) fn key_of(&self, did: &Did) -> Option<PublicKey> {
         let Self { introduced, members, strangers, .. } = self;
         did.key().or_else(|| {
@@ -61,7 +61,7 @@ impl ExternalKeys {
         })
     }
 
-    /// Remembers the key of an EXTERNAL DID that has shown it in its opt-in.
+    /// Stores the key of an EXTERNAL DID that has proved it in its opt-in.
     pub(crate) fn remember_stranger(&mut self, did: &Did, key: PublicKey) {
         self.strangers.remember(did, key, self.most);
     }
@@ -71,22 +71,22 @@ impl ExternalKeys {
         did.key().is_none() && self.strangers.keys.contains_key(did)
     }
 
-    /// An EXTERNAL DID has been written to by one of our own, so it is a member: its key is no longer forgotten for those
-    /// of strangers.
+    /// One of our own identities has written to an EXTERNAL DID, so it is a member: keys of other DIDs do not evict its
+    /// key any more.
     pub(crate) fn remember_member(&mut self, did: &Did) {
         if let Some(key) = self.strangers.forget(did) {
             self.members.remember(did, key, self.most);
         }
     }
 
-    /// Remembers the key of an EXTERNAL DID that the host vouches for.
+    /// Stores the key of an EXTERNAL DID that the host has introduced.
     pub(crate) fn introduce(&mut self, did: &Did, key: PublicKey) {
         self.introduced.insert(did.clone(), key);
     }
 }
 
-/// The key that an EXTERNAL sender's opt-in proves: its genesis document hashes to its DID, and names the key that the
-/// opt-in says it communicates with.
+/// The key that an EXTERNAL sender's opt-in proves: the hash of its genesis document is in its DID, and the document
+/// names the key with which the opt-in communicates.
 pub(crate) fn key_in_opt_in(from: &Did, message: &Message) -> Option<PublicKey> {
     let Body::CohortOptIn(opt_in) = &*message.body else { return None };
     let (_, key) = document::genesis_key(from, opt_in.genesis_document.as_deref()).ok()?;

@@ -1,7 +1,7 @@
-//! A link: one identity's lasting place on a transport, whatever becomes of its connections.
+//! A link: one identity's permanent endpoint on a transport, which outlives its connections.
 //!
-//! Owners hold the link's address. When the connection actor ends, however it ends, the link connects again, with
-//! exponential backoff, and sends what waited meanwhile.
+//! Owners hold the link's address. When the connection actor ends, for any reason, the link connects again, with
+//! exponential backoff, and sends the messages that waited in the meantime.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -21,15 +21,15 @@ use crate::{
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 
-/// How many messages may wait for a connection; the oldest are given up first.
+/// The number of messages that may wait for a connection; the oldest are dropped first.
 const BACKLOG: usize = tree::LINK.mailbox;
 
-/// The owner is ready: connect, if that was not done yet.
+/// The owner is ready: connect, unless that was done already.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(crate) struct Connect;
 
-/// The keeper of one identity's connection on one transport. Takes [`Outbound`] messages; ends when its inbox does.
+/// The keeper of one identity's connection on one transport. Accepts [`Outbound`] messages; ends when its inbox does.
 pub struct Link {
     transport: Arc<dyn Transport>,
     identity: Identity,
@@ -40,7 +40,7 @@ pub struct Link {
     waits: bool,
     backoff: Duration,
     backlog: VecDeque<Outbound>,
-    /// Whether the last connection has failed with messages in it.
+    /// Whether the last connection failed and may have lost messages.
     interrupted: bool,
 }
 
@@ -60,12 +60,12 @@ impl Link {
         }
     }
 
-    /// A link that connects when it is told to, with [`Connect`]: its owner has to be ready for what arrives.
+    /// A link that connects when it receives [`Connect`]: its owner must be ready for messages first.
     pub(crate) fn waiting(transport: Arc<dyn Transport>, identity: Identity, inbox: Recipient<Delivery>) -> Self {
         Self { waits: true, ..Self::new(transport, identity, inbox) }
     }
 
-    /// Starts it in a span of its own.
+    /// Starts it in its own span.
     pub(crate) fn start_in_span(self) -> Addr<Self> {
         start(span::link(self.identity.did()), |_| self)
     }
@@ -88,7 +88,7 @@ impl Link {
                     self.forward(outbound);
                 }
                 if std::mem::take(&mut self.interrupted) {
-                    // Not lossy: there is one for each failure.
+                    // An unbounded send: there is one for each failure.
                     self.inbox.do_send(Delivery::Interrupted { to: None });
                 }
             }
@@ -106,13 +106,14 @@ impl Link {
     }
 
     fn forward(&mut self, outbound: Outbound) {
-        // `do_send` is not lossy: the connection's mailbox takes it, and what it does when it cannot keep up is its own.
+        // `do_send` is unbounded: the connection's mailbox accepts the message, and the connection bounds its queue
+        // itself.
         match &self.connection {
             Some(connection) if connection.connected() => connection.do_send(outbound),
             _ => {
                 if self.backlog.len() >= BACKLOG {
                     self.backlog.pop_front();
-                    tracing::warn!(did = %self.identity.did(), "too much waits for a connection, a message is lost");
+                    tracing::warn!(did = %self.identity.did(), "too many messages wait for a connection, dropped one");
                 }
                 self.backlog.push_back(outbound);
             }
@@ -132,7 +133,7 @@ impl Actor for Link {
 
 impl Supervised for Link {
     fn restarting(&mut self, _: &mut Self::Context) {
-        // What waits is sent by the next connection; the number tells that from the last one.
+        // Waiting messages are sent by the next connection, which has another number.
         self.connection = None;
         self.interrupted = true;
     }
@@ -150,7 +151,7 @@ impl Handler<Connect> for Link {
     type Result = ();
 
     fn handle(&mut self, _: Connect, ctx: &mut Self::Context) {
-        // Said again when the owner looks through its journal again.
+        // Received again when the owner replays its journal after a panic.
         if std::mem::take(&mut self.waits) {
             self.connect(ctx);
         }
@@ -162,7 +163,7 @@ impl Handler<Outbound> for Link {
 
     fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
         if self.connection.as_ref().is_some_and(Recipient::connected) {
-            // A connection that carries something works.
+            // A connection that delivers a message works.
             self.backoff = FIRST_BACKOFF;
         }
         self.forward(outbound);

@@ -1,6 +1,7 @@
 //! Connections within one process. Every message is serialized to text and parsed again, as on any other transport.
 //!
-//! What was said to somebody is kept until it is durable there: as with HTTP, whoever starts again finds what it had missed.
+//! A message is stored until its recipient has made it durable: as with HTTP, a recipient that restarts receives the
+//! messages that it missed.
 
 use std::{
     collections::BTreeMap,
@@ -25,19 +26,19 @@ use crate::{
     tree::{self, Row},
 };
 
-/// How many messages may wait at one connection in either direction. A peer that is so far behind loses what comes next,
-/// as it would on a network; nobody else waits for it.
+/// The maximum number of messages that wait at one connection in either direction. A peer that is this far behind loses
+/// further messages, as on a network; no other peer waits for it.
 const QUEUE: usize = tree::MEMORY_CONNECTION.mailbox;
 
-/// A network in memory. Clones are the same network.
+/// A network in memory. Clones share it.
 #[derive(Clone, Default)]
 pub struct MemoryTransport(Arc<Mutex<BTreeMap<Did, Peer>>>);
 
-/// An identity that is connected, or was and will be again.
+/// An identity that is or was connected.
 #[derive(Default)]
 struct Peer {
     connection: Option<Addr<MemoryConnection>>,
-    /// What was said to it and is not over yet, by number: the next connection gets it again.
+    /// The messages to it that are not confirmed yet, by number: the next connection receives them again.
     pending: BTreeMap<u64, Wire>,
     last: u64,
 }
@@ -46,34 +47,34 @@ impl Peer {
     fn deliver(&mut self, to: &Did, from: &Did, text: Arc<str>) {
         if self.pending.len() >= QUEUE {
             self.pending.pop_first();
-            tracing::warn!(%from, %to, "the recipient is cut off or behind for too long, a message is lost");
+            tracing::warn!(%from, %to, "the recipient is disconnected or behind for too long, dropped a message");
         }
         self.last += 1;
         let wire = Wire { number: self.last, from: from.clone(), text };
         let sent = self.connection.as_ref().map(|connection| connection.try_send(wire.clone()));
         if let Some(Err(SendError::Full(_))) = sent {
-            return tracing::warn!(%from, %to, "the recipient is too far behind, a message is lost");
+            return tracing::warn!(%from, %to, "the recipient is too far behind, dropped a message");
         }
         self.pending.insert(wire.number, wire);
     }
 }
 
 impl MemoryTransport {
-    /// A network without anybody.
+    /// A network without identities.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Breaks the connection of `did`, as a network would. For tests of what happens then.
+    /// Breaks the connection of `did`, as a network would. For tests of the consequences.
     pub fn sever(&self, did: &Did) {
-        // It is gone for everybody at once: what comes from now on waits for the next connection.
+        // All peers see that at once: later messages wait for the next connection.
         if let Some(connection) = self.peers().get_mut(did).and_then(|peer| peer.connection.take()) {
             connection.do_send(Sever);
         }
     }
 
-    /// Hands `text` to the connection of `to` as something that `from` has said, whatever it is. For tests of what peers can
-    /// say that our own connections never would.
+    /// Delivers `text` to the connection of `to` as a message of `from`, whatever it contains. For tests of messages
+    /// that our own connections never send.
     pub fn inject(&self, from: &Did, to: &Did, text: &str) {
         if let Some(peer) = self.peers().get_mut(to) {
             peer.deliver(to, from, text.into());
@@ -81,7 +82,7 @@ impl MemoryTransport {
     }
 
     fn peers(&self) -> MutexGuard<'_, BTreeMap<Did, Peer>> {
-        // No code panics while it holds the lock, and the map is whole at any time.
+        // No code panics while it holds the lock, and the map is valid at any time.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -131,7 +132,7 @@ impl InTree for MemoryConnection {
     }
 }
 
-/// What travels: text, and the sender that the network vouches for.
+/// A message on the network: its text, and its authenticated sender.
 #[derive(Clone, ActixMessage)]
 #[rtype(result = "()")]
 struct Wire {
@@ -151,7 +152,7 @@ impl Handler<Outbound> for MemoryConnection {
         let (to, body) = match outbound {
             Outbound::Direct { to, body, .. } => (Some(to), body),
             Outbound::Broadcast { body } => (None, body),
-            // Nothing is kept for those who come later: they wait for the advert's repeat.
+            // Adverts are not stored for peers that connect later: they wait for the advert's repeat.
             Outbound::WithdrawAdvert { .. } => return,
         };
         let message = Message::new(self.did.clone(), to, body);
@@ -161,7 +162,7 @@ impl Handler<Outbound> for MemoryConnection {
             Some(to) => match peers.get_mut(&to) {
                 Some(peer) => peer.deliver(&to, &self.did, text),
                 None => {
-                    let reason = "nobody of that DID was ever connected".to_owned();
+                    let reason = "no identity with that DID was ever connected".to_owned();
                     self.inbox.do_send(Delivery::Undeliverable { to, body: message.body, reason });
                 }
             },
@@ -185,7 +186,8 @@ impl Handler<Wire> for MemoryConnection {
             }
             Err(error) => Delivery::Undecodable { from, error },
         };
-        // Waits for room in the inbox: order is kept, and what waits is bounded by this connection's own queue.
+        // Waits for space in the inbox: the order is preserved, and this connection's own queue bounds the waiting
+        // messages.
         let (network, did) = (self.network.clone(), self.did.clone());
         let over = move || {
             if let Some(peer) = network.peers().get_mut(&did) {
@@ -205,7 +207,8 @@ impl Handler<Sever> for MemoryConnection {
     type Result = ();
 
     fn handle(&mut self, _: Sever, ctx: &mut Self::Context) {
-        // Behind what was handed to us before anybody could see that we are gone: it would be lost with our mailbox.
+        // After the messages that were sent before the senders could know of the end: they would be lost with our
+        // mailbox.
         ctx.spawn(async {}.into_actor(self).map(|(), _, ctx| ctx.stop()));
     }
 }

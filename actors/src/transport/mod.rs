@@ -1,9 +1,8 @@
 //! Transports (port): how messages travel between authenticated identities.
 //!
-//! A connection is an actor of its own. It takes [`Outbound`] messages for one identity and hands [`Delivery`]s to that
-//! identity's inbox, each from a sender that the transport has authenticated. [`memory`] connects identities in one
-//! process, [`http`] through a server, [`nostr`] through relays; [`combined`] is
-//! several of them as one.
+//! A connection is an actor of its own. It accepts [`Outbound`] messages of one identity and sends [`Delivery`]s to
+//! that identity's inbox, each from a sender that the transport has authenticated. [`memory`] connects identities in
+//! one process, [`http`] through a server, [`nostr`] through relays; [`combined`] combines several of them.
 
 pub mod combined;
 pub mod connections;
@@ -34,109 +33,110 @@ pub(crate) use self::received::hand_over;
 pub use self::received::{Evidence, Receipt, Received};
 use crate::supervision::End;
 
-/// Say this, in the name of the connection's identity.
+/// A message to send, in the name of the connection's identity.
 #[derive(Clone, Debug, ActixMessage)]
 #[rtype(result = "()")]
 pub enum Outbound {
     /// To one identity.
     Direct {
-        /// To whom.
+        /// The recipient.
         to: Did,
-        /// What.
+        /// The message.
         body: SharedBody,
-        /// Until when somebody waits for it; a transport that has to try again gives up then.
+        /// Until when the sender waits for it; a transport that has to try again gives up then.
         until: Option<Timestamp>,
     },
-    /// To everybody, now and, where the transport keeps such things, to everybody who comes later.
+    /// To all, now and, if the transport stores adverts, to peers that connect later.
     Broadcast {
-        /// What: an advert.
+        /// The message: an advert.
         body: SharedBody,
     },
-    /// The cohort's advert is over: whoever comes later is not told of it.
+    /// The cohort's advert has ended: peers that connect later do not receive it.
     WithdrawAdvert {
         /// The cohort.
         cohort_id: CohortId,
     },
 }
 
-/// Whether what is said makes whom it is said to a member of something: who asks for a cohort that is not here need not be one,
-/// and must not take the room of one.
+/// Whether a message with this body makes its recipient a member. The sender of a message to an unknown cohort need not
+/// be one, and must not take a member's space.
 pub(crate) fn is_for_a_member(body: &Body) -> bool {
     !matches!(body, Body::CohortEnded(ended) if ended.code == CohortEnded::UNKNOWN)
 }
 
-/// Something arrived.
+/// An event of the connection.
 #[derive(Clone, Debug, ActixMessage)]
 #[rtype(result = "()")]
 pub enum Delivery {
     /// A message; its `from` is the sender that the transport authenticated.
     Message(Received),
-    /// A message that was said before this connection was made, kept by the transport since. It is news only to a cohort
-    /// that still runs; that it comes when its cohort is over is nobody's fault.
+    /// A message that was sent before this connection was made, and that the transport has stored. It is only relevant
+    /// to a cohort that still runs; it is not a fault that it arrives when its cohort has ended.
     ///
-    /// A transport delivers what it has kept for an identity before adverts, as far as it can tell: the messages of a round
-    /// that is over must not meet a session which its old advert has just begun.
+    /// A transport delivers stored messages before adverts, as far as it can: the messages of a round that has ended
+    /// must not reach a session that an old advert has just started.
     Stored {
         /// The message.
         message: Received,
-        /// When its sender says that it was said.
+        /// When it was sent, according to its sender.
         said: Timestamp,
     },
-    /// A message that this identity itself has said, kept by the transport: a nonce, which a journal that was restored from a
-    /// backup may not know of.
+    /// A message that this identity itself has sent, stored by the transport: a nonce, which may be missing in a
+    /// journal that was restored from a backup.
     Own(Message),
-    /// Something from an authenticated sender that is no message.
+    /// Data of an authenticated sender that is not a message.
     Undecodable {
         /// The sender.
         from: Did,
         /// What is wrong with it.
         error: DecodeError,
     },
-    /// Something arrived of which nobody knows who said it, or when. None of it is handed over.
+    /// Data arrived whose sender or time cannot be verified. None of it is delivered.
     Unverified {
-        /// Why, in words.
+        /// Why, as text.
         reason: String,
     },
-    /// A message of ours has reached its recipient as far as anybody can know: it was fetched over HTTP, or a relay has taken it.
+    /// A message of ours has reached its recipient as far as can be known: it was fetched over HTTP, or a relay has
+    /// accepted it.
     Delivered {
-        /// Whom.
+        /// The recipient.
         to: Did,
-        /// Of which cohort.
+        /// The message's cohort.
         cohort_id: CohortId,
-        /// What, by the short name of its type.
+        /// The short name of the message's type.
         kind: &'static str,
     },
-    /// A message of ours has not reached its recipient yet. It is tried again.
+    /// A message of ours has not reached its recipient yet. The attempts continue.
     Delayed {
-        /// To whom.
+        /// The recipient.
         to: Did,
-        /// Of which cohort.
+        /// The message's cohort.
         cohort_id: CohortId,
-        /// What, by the short name of its type.
+        /// The short name of the message's type.
         kind: &'static str,
-        /// Which carrier has not taken it, and why, in words.
+        /// The carrier that has not accepted it, and why, as text.
         reason: String,
     },
-    /// There was no room for all messages of ours to somebody: what it still needs of this cohort has to be said again, for it
-    /// reads now.
+    /// There was no space for all messages of ours to a recipient. It reads now: what it still needs of this cohort
+    /// must be sent again.
     Missed {
-        /// To whom.
+        /// The recipient.
         to: Did,
-        /// Of which cohort.
+        /// The messages' cohort.
         cohort_id: CohortId,
     },
-    /// An actor that carried our messages has failed, and some may be lost. What is still needed has to be sent again.
+    /// An actor that carried our messages has failed, and some may be lost. What is still needed must be sent again.
     Interrupted {
-        /// Whose messages those were; of all peers without it.
+        /// The recipient of those messages; `None` for all recipients.
         to: Option<Did>,
     },
-    /// A message of ours could not be delivered, and will not be.
+    /// A message of ours could not be delivered, and will not be sent again.
     Undeliverable {
-        /// To whom.
+        /// The recipient.
         to: Did,
-        /// What.
+        /// The message.
         body: SharedBody,
-        /// Why, in words.
+        /// Why, as text.
         reason: String,
     },
 }
@@ -146,11 +146,11 @@ pub enum Delivery {
 #[error("{0}")]
 pub struct ConnectError(pub String);
 
-/// What a connection tells whoever keeps it: that it has ended, however it ended.
+/// A connection notifies its keeper that it has ended, for any reason.
 #[derive(Clone, Debug, ActixMessage)]
 #[rtype(result = "()")]
 pub struct Disconnected {
-    /// Which connection of the keeper's: the number that [`Transport::connect`] was given.
+    /// The connection's number, which [`Transport::connect`] was given.
     pub connection: u64,
     /// How it ended.
     pub end: End,
@@ -159,7 +159,7 @@ pub struct Disconnected {
 /// A way for identities to exchange messages.
 #[async_trait]
 pub trait Transport: Send + Sync {
-    /// Connects `identity`: starts its connection actor, which delivers to `inbox` and tells `keeper` when it ends.
+    /// Connects `identity`: starts its connection actor, which delivers to `inbox` and notifies `keeper` when it ends.
     async fn connect(
         &self,
         identity: &Identity,
@@ -168,25 +168,26 @@ pub trait Transport: Send + Sync {
         connection: u64,
     ) -> Result<Recipient<Outbound>, ConnectError>;
 
-    /// A member of a cohort that was brought back from its journal: the genesis document proves the key of its EXTERNAL DID,
-    /// which the transport would otherwise only learn from an opt-in. Takes effect at once, and for as long as the transport
-    /// lives. Nothing happens where DIDs are believed anyway.
+    /// Introduces a member of a cohort that was restored from its journal: the genesis document proves the key of its
+    /// EXTERNAL DID, which the transport would otherwise only learn from an opt-in. Takes effect at once, and for the
+    /// transport's lifetime. Does nothing if the transport does not verify DIDs.
     fn introduce(&self, _did: &Did, _genesis_document: &Value) {}
 
-    /// Whether connections say [`Delivery::Delivered`] of what they have delivered. Where they do not, everything counts as delivered.
+    /// Whether connections send [`Delivery::Delivered`] for delivered messages. If not, every message counts as
+    /// delivered.
     fn reports_delivery(&self) -> bool {
         false
     }
 
-    /// The most members that a cohort with this beacon can have so that each of its messages can be carried, where one of `wanted`
-    /// members is to be opened; `None` where there is no limit. Asked when a cohort is opened, and by [`combined`] when it is
-    /// advertised.
+    /// The maximum number of members of a cohort with this beacon such that each of its messages can be carried, if a
+    /// cohort of `wanted` members is to be opened; `None` if there is no limit. Used when a cohort is opened, and by
+    /// [`combined`] when it is advertised.
     fn member_limit(&self, _beacon_type: &BeaconType, _wanted: usize) -> Option<usize> {
         None
     }
 }
 
-/// The refusal of what is not a message. Types of later versions are ignored, as the wire format specifies.
+/// The rejection of data that is not a message. Types of later versions are ignored, as the wire format specifies.
 pub(crate) fn undecodable(from: &Did, error: &DecodeError) -> Option<Reject> {
     let code = match error {
         DecodeError::UnknownType(_) => return None,

@@ -1,6 +1,7 @@
-//! A message as it arrived: with what its sender waits for, and what proves that it said so.
+//! A received message: with the receipt that its sender waits for, and the evidence that it was sent.
 //!
-//! A sender that waits for the receipt says again what was not taken. Where nobody waits, [`hand_over`] does that.
+//! A sender that waits for the receipt repeats a message that was not accepted. If no sender waits, [`deliver`] does
+//! that.
 
 use std::{
     fmt,
@@ -25,14 +26,14 @@ pub struct Received {
     pub message: Message,
     /// What the sender waits for.
     pub receipt: Receipt,
-    /// The signed form in which it came, for whoever has to be shown that it was said.
+    /// The signed form in which it arrived, to prove to other parties that it was sent.
     pub evidence: Option<Evidence>,
-    /// Where the sender is, where the transport knows that.
+    /// The sender's address, if the transport knows it.
     pub address: Option<NetworkAddress>,
 }
 
 impl From<Message> for Received {
-    /// A message whose sender waits for nothing.
+    /// A message whose sender does not wait.
     fn from(message: Message) -> Self {
         Self { message, receipt: Receipt::default(), evidence: None, address: None }
     }
@@ -46,18 +47,18 @@ impl Deref for Received {
     }
 }
 
-/// What was signed by the sender of a message.
+/// What the sender of a message signed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Evidence {
     /// A signed HTTP envelope (wire format, section 5), as JSON.
     Envelope(Arc<str>),
-    /// A Nostr event, as JSON. Its content may be encrypted to the service, which alone can show what it says.
+    /// A Nostr event, as JSON. Its content may be encrypted to the service, which alone can decrypt it.
     NostrEvent(Arc<str>),
 }
 
 impl Evidence {
-    /// What was signed, with its signature: JSON.
+    /// The signed data, with its signature: JSON.
     pub fn text(&self) -> &str {
         match self {
             Self::Envelope(text) | Self::NostrEvent(text) => text,
@@ -65,29 +66,30 @@ impl Evidence {
     }
 }
 
-/// What the sender of a message waits for: that what follows from it is durable. Clones are the same receipt.
+/// The receipt for which the sender of a message waits: it is confirmed when everything that the message caused is
+/// durable. Clones share it.
 ///
-/// Dropped unconfirmed, by an actor that fails say, it tells the sender that nothing is promised.
+/// Dropping it unconfirmed, e.g. because an actor failed, notifies the sender that nothing is promised.
 #[derive(Clone, Default)]
 pub struct Receipt(Option<Arc<Waiting>>);
 
 struct Waiting(Mutex<Option<oneshot::Sender<()>>>);
 
 impl Receipt {
-    /// A receipt, and what is ready when it is confirmed, or dropped.
+    /// A receipt, and a channel that is ready when it is confirmed or dropped.
     pub fn new() -> (Self, oneshot::Receiver<()>) {
         let (sender, receiver) = oneshot::channel();
         (Self(Some(Arc::new(Waiting(Mutex::new(Some(sender)))))), receiver)
     }
 
-    /// What the message brought about is durable, or it brought about nothing.
+    /// Everything that the message caused is durable, or it caused nothing.
     pub fn confirm(self) {
         let waiting = self.0.as_ref().and_then(|waiting| {
-            // Nothing panics while it holds the lock.
+            // No code panics while it holds the lock.
             waiting.0.lock().unwrap_or_else(PoisonError::into_inner).take()
         });
         if let Some(sender) = waiting {
-            // It may have given up waiting.
+            // The sender may have stopped waiting.
             let _ = sender.send(());
         }
     }
@@ -99,18 +101,19 @@ impl fmt::Debug for Receipt {
     }
 }
 
-/// How often a message is handed over again whose receipt was dropped: as often as an actor that panics is replaced.
+/// How often the delivery of a message is repeated whose receipt was dropped: as often as an actor that panics is
+/// restarted.
 const AGAIN: u32 = 5;
 
-/// How long is waited before that, at first; twice as long each time.
+/// The first pause before a repetition; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// Hands `delivery` to `inbox`, for a transport whose sender waits for no receipt. What is returned is ready when there was
-/// room for it, so that a connection that awaits it keeps the order.
+/// Delivers `delivery` to `inbox`, for a transport whose sender does not wait for a receipt. The returned future is
+/// ready when there was space for it, so that a connection that awaits it preserves the order.
 ///
-/// A message whose receipt is dropped, because the actor that had it failed, is handed over again a few times; it then comes
-/// behind what was said after it, which no machine minds. `over` is called when nothing more will be tried: the message is
-/// confirmed, or given up, or it was none.
+/// If the receipt of a message is dropped, because the actor that had it failed, the delivery is repeated a few times;
+/// the message then arrives after later ones, which every machine accepts. `over` is called when nothing more will be
+/// attempted: the message is confirmed, or given up, or it is not a message.
 pub(crate) fn hand_over<F: FnOnce() + 'static>(
     inbox: &Recipient<Delivery>,
     delivery: Delivery,
@@ -122,7 +125,7 @@ pub(crate) fn hand_over<F: FnOnce() + 'static>(
     };
     let sent = inbox.send(first);
     let inbox = inbox.clone();
-    // Beside the connection, which goes on, and may end before.
+    // Separate from the connection, which continues, and may end earlier.
     let trying = async move {
         let mut pause = FIRST_PAUSE;
         for _ in 0..AGAIN {
@@ -133,7 +136,8 @@ pub(crate) fn hand_over<F: FnOnce() + 'static>(
             pause *= 2;
             let Some((again, receipt)) = with_receipt(&delivery) else { return };
             if inbox.send(again).await.is_err() {
-                // Whose inbox it was is gone. It is not over: a new one asks for it again, where that can be done.
+                // The owner of the inbox is gone. The delivery is not over: a new owner requests it again, if the
+                // transport can repeat it.
                 return;
             }
             confirmed = receipt;
@@ -142,9 +146,9 @@ pub(crate) fn hand_over<F: FnOnce() + 'static>(
             && let Delivery::Message(Received { message, .. })
             | Delivery::Stored { message: Received { message, .. }, .. } = &delivery
         {
-            // Not the message itself: what members send is no business of a log.
+            // Not the message itself: messages of members do not belong in a log.
             let (from, kind) = (&message.from, message.body.short_type());
-            tracing::warn!(%from, kind, "a message was handed over several times and never taken, it is lost");
+            tracing::warn!(%from, kind, "a message was delivered several times and never accepted, and was dropped");
         }
         over();
     };
@@ -152,7 +156,7 @@ pub(crate) fn hand_over<F: FnOnce() + 'static>(
     sent
 }
 
-/// The same message with a receipt of its own; `None` when it is no message, or somebody waits for its receipt already.
+/// The same message with a new receipt; `None` if it is not a message, or its sender waits for its receipt already.
 fn with_receipt(delivery: &Delivery) -> Option<(Delivery, oneshot::Receiver<()>)> {
     let mut delivery = delivery.clone();
     let (Delivery::Message(received) | Delivery::Stored { message: received, .. }) = &mut delivery else {

@@ -1,5 +1,5 @@
-//! TLS, for every connection of this program: client and server, HTTP and relays. This is the one place that chooses the
-//! provider of cryptography (ring) and says whom a client trusts.
+//! TLS, for every connection of this program: client and server, HTTP and relays. Only this module chooses the provider
+//! of cryptography (ring) and the certificates that a client trusts.
 
 use std::{
     fmt,
@@ -21,13 +21,13 @@ use rustls::{
 };
 use x509_cert::der::Decode;
 
-/// The provider of cryptography. Also made the process's default, for libraries that ask for one: with two providers compiled
-/// in and none chosen, rustls panics.
+/// The provider of cryptography. It is also made the process's default, for libraries that use the default: rustls
+/// panics if two providers are compiled in and none is chosen.
 pub fn provider() -> Arc<CryptoProvider> {
     if let Some(provider) = CryptoProvider::get_default() {
         return Arc::clone(provider);
     }
-    // Another thread may be first with the same one.
+    // Another thread may have installed the same one first.
     let _ = ring::default_provider().install_default();
     CryptoProvider::get_default().map_or_else(|| Arc::new(ring::default_provider()), Arc::clone)
 }
@@ -35,13 +35,13 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// Why TLS cannot be set up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TlsError {
-    /// The text holds no certificate.
+    /// The text does not contain a certificate.
     #[error("no PEM certificate (BEGIN CERTIFICATE) to trust a server by")]
     NoCertificate,
     /// A certificate cannot be read.
     #[error("certificate {position}: {problem}")]
     Certificate {
-        /// Which one of those given, from 1.
+        /// Its position among those given, from 1.
         position: usize,
         /// What is wrong with it.
         problem: String,
@@ -51,7 +51,7 @@ pub enum TlsError {
     Setup(String),
 }
 
-/// Whom a client trusts.
+/// The certificates that a client trusts.
 #[derive(Clone, Default)]
 pub struct Trust(Option<Arc<[CertificateDer<'static>]>>);
 
@@ -70,8 +70,8 @@ impl Trust {
         Self(None)
     }
 
-    /// Only what the certificates in `pem` vouch for: those that an authority among them has signed, and each of them itself,
-    /// also a plain self-signed one.
+    /// Only the certificates in `pem`: those that an authority among them has signed, and each of them itself, also a
+    /// plain self-signed one.
     ///
     /// # Errors
     /// [`TlsError`] when there is none, or one cannot be read.
@@ -89,7 +89,7 @@ impl Trust {
     /// The configuration of a client.
     ///
     /// # Errors
-    /// [`TlsError::Setup`], when the system has no authorities, say.
+    /// [`TlsError::Setup`], e.g. when the system has no authorities.
     pub fn client_config(&self) -> Result<ClientConfig, TlsError> {
         let provider = provider();
         let setup = |error: &dyn fmt::Display| TlsError::Setup(error.to_string());
@@ -107,7 +107,7 @@ impl Trust {
             .with_no_client_auth())
     }
 
-    /// A builder of HTTP clients that trust so. Every HTTP client of this program is made here.
+    /// A builder of HTTP clients with this trust. Every HTTP client of this program is created here.
     ///
     /// # Errors
     /// Those of [`client_config`](Self::client_config).
@@ -116,7 +116,7 @@ impl Trust {
     }
 }
 
-/// The configuration of a server with this certificate chain, its own first, and private key.
+/// The configuration of a server with this certificate chain, its own certificate first, and private key.
 ///
 /// # Errors
 /// [`TlsError::Setup`] when they do not belong together.
@@ -150,12 +150,12 @@ impl ServerCertificate {
         key: PrivateKeyDer<'static>,
     ) -> Result<(), TlsError> {
         let certified = certified(chain, key)?;
-        // What is in it is one pointer: a thread that panicked cannot have left half of it.
+        // The value is one pointer: a thread that panicked cannot have written half of it.
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = certified;
         Ok(())
     }
 
-    /// The configuration of a server with the certificate that is in it at each handshake.
+    /// The configuration of a server that uses the current certificate at each handshake.
     ///
     /// # Errors
     /// [`TlsError::Setup`] when the provider does not offer the protocol's versions.
@@ -182,11 +182,11 @@ fn certified(
     certified.map(Arc::new).map_err(|error| TlsError::Setup(error.to_string()))
 }
 
-/// Verifies a server by given certificates, which may be authorities, or be the server's own.
+/// Verifies a server by the given certificates, which may be authorities, or the server's own.
 ///
-/// The library's verifier knows authorities only: it refuses a self-signed certificate that calls itself one, as those that
-/// people make by hand do. Such a certificate is accepted when it is, byte for byte, one that was given. Its name, its
-/// validity and the handshake's signature are verified all the same.
+/// The library's verifier only accepts authorities: it refuses a self-signed certificate that is marked as one, as
+/// those made by hand are. Such a certificate is accepted if it is, byte for byte, one of those given. Its name, its
+/// validity and the handshake's signature are verified nevertheless.
 #[derive(Debug)]
 struct Pinned {
     certificates: Arc<[CertificateDer<'static>]>,
@@ -197,7 +197,7 @@ struct Pinned {
 impl Pinned {
     fn new(certificates: &Arc<[CertificateDer<'static>]>, provider: &Arc<CryptoProvider>) -> Self {
         let mut roots = RootCertStore::empty();
-        // What is no authority can still be the server's own.
+        // A certificate that is not an authority can still be the server's own.
         roots.add_parsable_certificates(certificates.iter().cloned());
         let builder = WebPkiServerVerifier::builder_with_provider(roots.into(), Arc::clone(provider));
         Self {
@@ -244,7 +244,7 @@ impl ServerCertVerifier for Pinned {
         });
         match by_authority {
             Some(Ok(verified)) => Ok(verified),
-            // The authorities' reason says more, unless the certificate itself was given.
+            // The authorities' error is more specific, unless the certificate itself was given.
             Some(Err(reason)) => match self.verify_itself(end_entity, server_name, now) {
                 Err(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => Err(reason),
                 other => other,

@@ -127,13 +127,13 @@ fn what_does_not_verify_never_arrives_and_is_told() {
             (forged, "sig does not verify"),
             (
                 event_from(&identity("other"), Some(&did), None, note("x"), 0),
-                "is not the service that we listen to",
+                "is not the service of this connection",
             ),
             (event_from(&service, Some(identity("other").did()), None, note("x"), 0), "recipient"),
             (event_from(&service, None, None, note("x"), 0), "recipient"),
             (event_from(&service, Some(&did), None, note("x"), 62), "are both clocks right?"),
             (event_from(&service, Some(&did), None, note("x"), -62), "are both clocks right?"),
-            (event(None, &inside.to_string()), "holds somebody else's message"),
+            (event(None, &inside.to_string()), "contains the message of another sender"),
         ];
         let (events, reasons): (Vec<_>, Vec<_>) = bad.into_iter().unzip();
         let good = vec![said(&did, 9, "good")];

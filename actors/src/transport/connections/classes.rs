@@ -1,4 +1,4 @@
-//! Connections, or streams, of one kind, by network, of which the oldest of the largest network is found at once.
+//! Connections, or streams, of one kind, indexed by network. The oldest one of the largest network is found at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ impl Class {
         self.len
     }
 
-    /// How many a network has.
+    /// The number of entries of a network.
     pub(in crate::transport) fn of(&self, network: Network) -> usize {
         self.by_network.get(&network).map_or(0, BTreeSet::len)
     }
@@ -31,7 +31,7 @@ impl Class {
         }
     }
 
-    /// Whether it was there.
+    /// Removes an entry; returns whether it existed.
     pub(in crate::transport) fn remove(&mut self, network: Network, id: u64) -> bool {
         let Some(ids) = self.by_network.get_mut(&network) else { return false };
         let before = ids.len();

@@ -1,4 +1,4 @@
-//! A socket that ends when it has to make room.
+//! A socket that fails when its connection is evicted.
 
 use std::{
     io,
@@ -10,21 +10,21 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Ticket;
 
-/// A socket with its place among the others. It fails as soon as that is taken from it.
+/// A socket with its ticket. It fails as soon as the connection is evicted.
 pub struct Guarded<S> {
     socket: S,
     ticket: Ticket,
-    /// Whether what is written is an answer: below TLS it may be the handshake.
+    /// Whether written bytes are an answer; below TLS they may be the handshake's.
     plain: bool,
 }
 
 impl<S> Guarded<S> {
-    /// `socket`, over which HTTP is spoken as it is (`plain`), or TLS first.
+    /// Wraps `socket`, on which HTTP is used directly (`plain`), or inside TLS.
     pub const fn new(socket: S, ticket: Ticket, plain: bool) -> Self {
         Self { socket, ticket, plain }
     }
 
-    /// Its place.
+    /// Its ticket.
     pub const fn ticket(&self) -> &Ticket {
         &self.ticket
     }

@@ -1,12 +1,13 @@
-//! Who may hold a connection: every socket of a server counts by network address, and none waits for a slow one.
+//! Limits on connections: every socket of a server is counted by network address, and none waits for a slow one.
 //!
 //! ```text
 //! accepted ─ opening ─ (handshake done, first answer begun) ─ open ─ (inbox of a member) ─ member's
 //! ```
 //!
-//! When there are too many, a new connection is not refused: the **oldest** of the network that holds the most of that kind is
-//! closed. A peer that opens and says nothing so takes only its own room, and an honest handshake of the same address, which takes
-//! milliseconds, is over before its turn comes. Connections of members are never closed for others', and a part of all room is theirs.
+//! If there are too many, a new connection is not refused. Instead the **oldest** connection of that kind of the
+//! network with the most is closed. A peer that opens connections and sends nothing therefore only uses its own share,
+//! and an honest handshake from the same address, which takes milliseconds, is over before its turn comes. Connections
+//! of members are never closed for those of others, and a part of the capacity is reserved for them.
 
 mod classes;
 mod guarded;
@@ -34,18 +35,18 @@ pub use self::{
     network::{Network, Prefix, PrefixError, Proxies},
 };
 
-/// How many connections there may be. Everything that is not a member's shares `strangers`.
+/// The limits on connections. All connections that are not a member's share `strangers`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
-    /// Most connections.
+    /// The maximum number of connections.
     pub total: usize,
-    /// Most of them that are not members'; the rest is reserved for members.
+    /// The maximum number that are not members'; the rest is reserved for members.
     pub strangers: usize,
-    /// Most of one network (an IPv4 address, an IPv6 /48) that are not members'.
+    /// The maximum number of one network (an IPv4 address, an IPv6 /48) that are not members'.
     pub per_network: usize,
-    /// Most connections whose TLS handshake or first request is not complete.
+    /// The maximum number whose TLS handshake or first request is not complete.
     pub opening: usize,
-    /// Most of those of one network.
+    /// The same for one network.
     pub opening_per_network: usize,
     /// How long a TLS handshake may take.
     pub handshake: Duration,
@@ -54,8 +55,8 @@ pub struct ConnectionLimits {
 }
 
 impl ConnectionLimits {
-    /// The limits where the process may have `files` files open: an eighth, 64 to 1,024 of them, is for the operator (the
-    /// database, the node, metrics, results), and of the rest a quarter is for members.
+    /// The limits for a process that may have `files` files open. An eighth, from 64 to 1,024 files, is reserved for
+    /// the operator (the database, the node, metrics, results), and a quarter of the rest for members.
     pub fn of_files(files: u64) -> Self {
         let files = usize::try_from(files).unwrap_or(usize::MAX).min(100_000);
         let total = files.saturating_sub((files / 8).clamp(64, 1024)).max(16);
@@ -73,32 +74,32 @@ impl ConnectionLimits {
 }
 
 impl Default for ConnectionLimits {
-    /// Those of 65,536 open files.
+    /// The limits for 65,536 open files.
     fn default() -> Self {
         Self::of_files(65_536)
     }
 }
 
-/// What the connections are just now, and what became of others.
+/// The current connections, and counts of closed ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ConnectionsReport {
     /// Connections whose handshake or first request is not complete.
     pub opening: usize,
     /// Other connections that are not members'.
     pub open: usize,
-    /// Connections of members, and of proxies that are trusted.
+    /// Connections of members, and of trusted proxies.
     pub members: usize,
-    /// Connections that were closed to make room, so far.
+    /// Connections that were evicted so far.
     pub evicted: u64,
-    /// Connections that were refused because all room was members', so far.
+    /// Connections that were refused so far because members had all of them.
     pub refused: u64,
-    /// Connections that said something that is neither TLS nor HTTP, so far.
+    /// Connections that sent neither TLS nor HTTP so far.
     pub malformed: u64,
-    /// Connections whose handshake, or the head of a later request than the first, took too long, so far.
+    /// Connections so far whose handshake, or the head of a later request, took too long.
     pub late: u64,
 }
 
-/// The connections of a server. Clones are the same.
+/// The connections of a server. Clones share them.
 #[derive(Clone)]
 pub struct Connections(Arc<Inner>);
 
@@ -124,20 +125,20 @@ struct State {
     opening: Class,
     open: Class,
     members: BTreeSet<u64>,
-    /// Who reads its inbox on which connections, and is no member yet.
+    /// The connections on which a DID that is not a member yet reads its inbox.
     readers: BTreeMap<Did, BTreeSet<u64>>,
-    /// When a malformed connection of a network was logged last, and how many came since.
+    /// When a malformed connection of a network was last logged, and the number of those since then.
     logged: HashMap<Network, (Instant, u64)>,
 }
 
-/// Most networks for which it is remembered when a malformed connection was logged.
+/// The maximum number of networks in `logged`.
 const MOST_LOGGED: usize = 1_024;
 
 /// How often malformed connections of one network are logged.
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
 impl Connections {
-    /// No connection yet.
+    /// Without connections.
     pub fn new(limits: ConnectionLimits) -> Self {
         Self(Arc::new(Inner {
             limits,
@@ -155,8 +156,8 @@ impl Connections {
         &self.0.limits
     }
 
-    /// A connection was accepted; `trusted` that of a proxy for many clients. `None` when it must be closed at once, for all room is
-    /// members'.
+    /// Registers an accepted connection; `trusted` if it is that of a proxy for many clients. `None` if it must be
+    /// closed at once, because members have all connections.
     pub fn admit(&self, peer: IpAddr, trusted: bool) -> Option<Ticket> {
         let limits = &self.0.limits;
         let network = Network::of_connection(peer);
@@ -202,7 +203,7 @@ impl Connections {
         Some(Ticket(Arc::new(Taken { seat, inner: Arc::clone(&self.0) })))
     }
 
-    /// Somebody has become a member: its connections are closed for nobody else's any more.
+    /// `did` has become a member: its connections are not evicted for those of others any more.
     pub(crate) fn promote(&self, did: &Did) {
         let mut state = self.0.lock();
         for id in state.readers.remove(did).unwrap_or_default() {
@@ -237,14 +238,14 @@ impl Connections {
                 let more = known.map_or(0, |(_, more)| *more);
                 state.logged.insert(network, (now, 0));
                 drop(state);
-                // The words of the library, in which there may be some of the peer's.
+                // The text of the library, which may contain text of the peer.
                 let problem: String = problem.to_string().chars().filter(|c| !c.is_control()).take(200).collect();
                 tracing::warn!(%network, problem, more, "a connection that speaks neither TLS nor HTTP was closed");
             }
         }
     }
 
-    /// What there is.
+    /// The current counts.
     pub fn report(&self) -> ConnectionsReport {
         let state = self.0.lock();
         ConnectionsReport {
@@ -261,7 +262,7 @@ impl Connections {
 
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that could panic happens while it is half changed.
+        // No code panics while the value is partly changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -281,13 +282,13 @@ struct Seat {
     network: Network,
     evicted: AtomicBool,
     opened: AtomicBool,
-    /// Whose inbox is read on it.
+    /// The DID whose inbox is read on the connection.
     reader: OnceLock<Did>,
-    /// Of the one task that reads and writes the socket.
+    /// The waker of the task that reads and writes the socket.
     waker: AtomicWaker,
 }
 
-/// A seat that is given back in the end.
+/// A registered connection, which is removed on drop.
 struct Taken {
     seat: Arc<Seat>,
     inner: Arc<Inner>,
@@ -312,12 +313,12 @@ impl Drop for Taken {
     }
 }
 
-/// A connection's place among the others, for as long as a clone of it lives.
+/// The registration of a connection, which lasts as long as a clone of it exists.
 #[derive(Clone)]
 pub struct Ticket(Arc<Taken>);
 
 impl Ticket {
-    /// The handshake, if there is one, is done, and the first answer begins.
+    /// The handshake, if there is one, is complete, and the first answer begins.
     pub fn opened(&self) {
         let seat = &self.0.seat;
         if seat.opened.swap(true, Ordering::Relaxed) {
@@ -329,7 +330,7 @@ impl Ticket {
         }
     }
 
-    /// The connection is one of a member's: it is closed for nobody else's any more.
+    /// The connection is a member's: it is not evicted for those of others any more.
     pub(crate) fn keep(&self) {
         let seat = &self.0.seat;
         let mut state = self.0.inner.lock();
@@ -340,9 +341,9 @@ impl Ticket {
         }
     }
 
-    /// The connection carries the inbox of `did`, whose signature was verified.
+    /// The inbox of `did`, whose signature was verified, is read on the connection.
     pub(crate) fn read_by(&self, did: &Did, is_member: bool) {
-        // Through a proxy one connection may carry several; the first is as good as any.
+        // A proxy may use one connection for several DIDs; the first one counts.
         if self.0.seat.reader.set(did.clone()).is_err() {
             return;
         }
@@ -352,7 +353,7 @@ impl Ticket {
         }
     }
 
-    /// An error once the connection has to make room for others; until then the task is woken when it has to.
+    /// Ready with an error once the connection is evicted; until then the task is woken when that happens.
     fn poll_kept(&self, cx: &Context<'_>) -> Poll<io::Error> {
         self.0.seat.waker.register(cx.waker());
         if self.0.seat.evicted.load(Ordering::Acquire) {
@@ -395,7 +396,7 @@ mod tests {
         let silent: Vec<_> = (0..100).map(|_| admit(&connections, "203.0.113.9")).collect();
         assert!(!is_closed(&honest));
         assert_eq!(silent.iter().filter(|ticket| !is_closed(ticket)).count(), 3);
-        assert!(!is_closed(&silent[99]), "the newest stays: of the same address, it may be an honest one");
+        assert!(!is_closed(&silent[99]), "the newest remains: it may be an honest one of the same address");
         assert_eq!(connections.report().evicted, 97);
         drop(silent);
         assert_eq!(connections.report().opening, 1);

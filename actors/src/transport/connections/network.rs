@@ -1,4 +1,4 @@
-//! Network addresses as peers are counted by, and which proxies are believed.
+//! Networks, by which peers are counted, and the proxies that are trusted.
 
 use std::{
     fmt,
@@ -8,17 +8,17 @@ use std::{
 
 use actix_web::http::header::{HeaderMap, HeaderName};
 
-/// What peers are counted by: an IPv4 address, or an IPv6 network.
+/// The unit by which peers are counted: an IPv4 address, or an IPv6 network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Network {
     address: IpAddr,
     bits: u8,
 }
 
-/// Bits of an IPv6 address that a subscriber gets at least: who has one address of it has 2^64.
+/// The prefix length of an IPv6 subscriber's network: a peer with one of its addresses has 2^64 of them.
 const SUBSCRIBER: u8 = 64;
 
-/// Bits of an IPv6 address that a site gets, with 65,536 networks of subscribers.
+/// The prefix length of an IPv6 site, which has 65,536 networks of subscribers.
 const SITE: u8 = 48;
 
 impl Network {
@@ -32,17 +32,17 @@ impl Network {
         }
     }
 
-    /// By which requests are counted: of IPv6 a /64.
+    /// The unit for requests: a /64 for IPv6.
     pub fn of_requests(address: IpAddr) -> Self {
         Self::of(address, SUBSCRIBER)
     }
 
-    /// By which connections are counted: of IPv6 a /48.
+    /// The unit for connections: a /48 for IPv6.
     pub fn of_connection(address: IpAddr) -> Self {
         Self::of(address, SITE)
     }
 
-    /// Whether it is one of IPv6.
+    /// Whether it is an IPv6 network.
     pub const fn is_ipv6(&self) -> bool {
         self.address.is_ipv6()
     }
@@ -57,14 +57,14 @@ impl fmt::Display for Network {
     }
 }
 
-/// Addresses that begin alike: `10.0.0.0/8`, `2001:db8::/32`, or one address.
+/// Addresses with a common prefix: `10.0.0.0/8`, `2001:db8::/32`, or one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefix {
     address: IpAddr,
     bits: u8,
 }
 
-/// What is no [`Prefix`].
+/// The text is not a [`Prefix`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}: an address or a prefix expected, 127.0.0.1, 10.0.0.0/8 or 2001:db8::/32")]
 pub struct PrefixError(String);
@@ -86,7 +86,7 @@ impl FromStr for Prefix {
 }
 
 impl Prefix {
-    /// Whether `address` is one of them.
+    /// Whether `address` has the prefix.
     pub fn contains(&self, address: IpAddr) -> bool {
         let shift = |width: u32| width - u32::from(self.bits);
         match (self.address, address.to_canonical()) {
@@ -103,15 +103,15 @@ impl Prefix {
     }
 }
 
-/// Whose word on the addresses of clients is believed.
+/// The proxies that are trusted to report the addresses of clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Proxies {
-    /// Nobody's: clients connect here.
+    /// None: clients connect directly.
     #[default]
     None,
-    /// Everybody's who connects: nothing but a proxy can.
+    /// Every peer that connects: only a proxy can.
     All,
-    /// That of proxies at these addresses.
+    /// Proxies at these addresses.
     At(Vec<Prefix>),
 }
 
@@ -125,18 +125,18 @@ impl Proxies {
         }
     }
 
-    /// The client's address, as far as it can be known: the last one named that is not a trusted proxy's. What stands before it
-    /// was named by the client, which can write what it likes.
+    /// The client's address, as far as it can be determined: the last reported address that is not a trusted proxy's.
+    /// The addresses before it were sent by the client, which can write anything.
     pub(crate) fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         if !self.trusts(peer) {
             return peer;
         }
         let mut client = peer;
         for named in forwarded(headers).into_iter().rev() {
-            // Hidden, or no address: nobody behind it can be told apart.
+            // Hidden, or not an address: the clients behind it cannot be distinguished.
             let Some(named) = named else { break };
             client = named;
-            // Where everybody is believed, the proxy is the one that connects.
+            // If every peer is trusted, the proxy is the one that connects.
             if *self == Self::All || !self.trusts(named) {
                 break;
             }
@@ -148,7 +148,7 @@ impl Proxies {
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 
-/// The addresses that proxies have named, the client's side first; of the two headers the one that is there, the standard's first.
+/// The addresses that proxies have reported, the client's end first. The standard header takes precedence.
 fn forwarded(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
     let values = |name: &HeaderName| {
         let values = headers.get_all(name.clone()).filter_map(|value| value.to_str().ok());
@@ -166,7 +166,7 @@ fn forwarded(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
     values(&X_FORWARDED_FOR).iter().map(|value| address(value.trim())).collect()
 }
 
-/// An address as it is written in these headers: bare, in brackets, or with a port.
+/// An address in the syntax of these headers: bare, in brackets, or with a port.
 fn address(text: &str) -> Option<IpAddr> {
     if let Ok(address) = text.parse() {
         return Some(address);
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(client(&Proxies::All, &all[..1]), "198.51.100.1");
         assert_eq!(client(&Proxies::None, &all), "10.0.0.1");
         let elsewhere = Proxies::At(vec!["192.0.2.1".parse().unwrap()]);
-        assert_eq!(client(&elsewhere, &all), "10.0.0.1", "who connects is no proxy of ours");
+        assert_eq!(client(&elsewhere, &all), "10.0.0.1", "the peer is not a proxy of ours");
         let standard = [(FORWARDED, "for=\"[2001:db8::1]:4711\";proto=https"), (X_FORWARDED_FOR, "203.0.113.9")];
         assert_eq!(client(&ours, &standard), "2001:db8::1");
         assert_eq!(client(&ours, &[(FORWARDED, "for=unknown")]), "10.0.0.1");

@@ -1,4 +1,4 @@
-//! The adverts that are live, and the streams of those who read them.
+//! The live adverts, and the streams of their readers.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,8 @@ use super::{
 };
 use crate::transport::connections::{Class, Network};
 
-/// How many events, and bytes of them, a reader of adverts may be behind beyond what was live when it came.
+/// How many events, and bytes of them, a reader of adverts may be behind, in addition to the adverts that were live
+/// when it connected.
 const READ_AHEAD: usize = 256;
 const READ_AHEAD_BYTES: usize = 1 << 20;
 
@@ -56,7 +57,7 @@ impl Streams {
         self.counts.advert_streams.store(self.by_number.len(), Ordering::Relaxed);
     }
 
-    /// Removes those of whom this is not true.
+    /// Removes the streams for which `keep` is false.
     fn retain(&mut self, keep: impl Fn(&EventStream) -> bool) {
         let gone = self.by_number.iter().filter(|(_, (_, stream))| !keep(stream)).map(|(number, _)| *number);
         for number in gone.collect::<Vec<_>>() {
@@ -64,7 +65,8 @@ impl Streams {
         }
     }
 
-    /// Adds a stream. When its network has `most` already, the oldest of those is closed: its reader has what it came for.
+    /// Adds a stream. If its network has `most` already, the oldest of those is closed: its reader has received the
+    /// adverts.
     fn insert(&mut self, network: Option<Network>, stream: EventStream, most: usize) {
         if let Some(network) = network {
             if self.by_network.of(network) >= most
@@ -87,7 +89,7 @@ impl Adverts {
         Self { live: BTreeMap::new(), streams }
     }
 
-    /// A cohort's advert is on, or is repeated: every reader gets it, signed now.
+    /// A cohort is advertised, or its advert repeated: every reader gets it, signed now.
     pub(super) fn publish(&mut self, from: &Arc<Local>, body: &SharedBody, now: Timestamp, rng: &mut ChaCha20Rng) {
         let key = (from.identity.did().clone(), body.cohort_id().clone());
         self.live.insert(key, (Arc::clone(from), body.clone()));
@@ -96,17 +98,17 @@ impl Adverts {
         }
     }
 
-    /// A cohort admits nobody any more.
+    /// A cohort does not admit members any more.
     pub(super) fn withdraw(&mut self, from: &Did, cohort_id: &CohortId) {
         self.live.remove(&(from.clone(), cohort_id.clone()));
     }
 
-    /// A connection is gone, and what it advertised with it; not what a later one of the same identity advertises.
+    /// A connection has ended, which withdraws its adverts; not those of a later connection of the same identity.
     pub(super) fn withdraw_all(&mut self, connection: u64) {
         self.live.retain(|_, (advertiser, _)| advertiser.connection != connection);
     }
 
-    /// A new reader gets every live advert, signed now, and then what comes. `None` when there are too many readers already.
+    /// A new reader gets every live advert, signed now, and later adverts. `None` if there are too many readers.
     pub(super) fn feed(
         &mut self,
         network: Option<Network>,
@@ -123,7 +125,7 @@ impl Adverts {
             return None;
         }
         let adverts: Vec<_> = self.live.values().filter_map(|(from, body)| sealed(from, body, now, rng)).collect();
-        // Room for all that is live, and for some repeats while the client reads that.
+        // Space for all live adverts, and for some repeats while the client reads them.
         let bytes: usize = adverts.iter().map(Event::len).sum();
         let (stream, events) = EventStream::open(2 * adverts.len() + READ_AHEAD, 2 * bytes + READ_AHEAD_BYTES);
         if adverts.into_iter().all(|advert| stream.send(advert)) {

@@ -7,76 +7,80 @@ use btcr2_aggregation_protocol::envelope::CLOCK_SKEW;
 use super::store::Rate;
 use crate::transport::connections::Proxies;
 
-/// Which web pages may talk to the server.
+/// The web pages that may use the server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Cors {
-    /// Any page: `*` when an `Origin` is sent. Nothing here relies on cookies, every request is signed.
+    /// Any page: `*` if an `Origin` is sent. The server does not use cookies; every request is signed.
     #[default]
     Permissive,
     /// Pages of these origins.
     Allow(Vec<String>),
-    /// Pages of the same origin only: no CORS header at all.
+    /// Pages of the same origin only: no CORS header is sent.
     SameOrigin,
 }
 
-/// What the server allows.
+/// The limits and settings of a server.
 #[derive(Clone, Debug)]
 pub struct HttpConfig {
-    /// Most bytes in a request body.
+    /// The maximum size of a request body, in bytes.
     pub max_body: usize,
-    /// How far a sender's clock may be from ours.
+    /// The maximum difference between a sender's clock and ours.
     pub clock_skew: Duration,
-    /// How often one verified DID may send.
+    /// The rate of requests of one verified DID.
     pub did_rate: Rate,
-    /// How often one client address may ask, counted before any signature is checked. Of IPv6 that is a /64, and its /48 has four
-    /// times as much. DIDs that nobody here has written to share a part of it: a quarter of the rate, half of the burst.
+    /// The rate of requests of one client address, counted before any signature is checked. For IPv6 that is a /64, and
+    /// its /48 has four times the rate. DIDs that are not members share a part of it: a quarter of the rate, half of
+    /// the burst.
     pub address_rate: Rate,
-    /// Which proxies are believed when they name their clients' addresses in `Forwarded` or `X-Forwarded-For`.
+    /// The proxies that are trusted to report their clients' addresses in `Forwarded` or `X-Forwarded-For`.
     pub proxies: Proxies,
-    /// Path prefixes that a proxy strips before it passes requests on. Clients sign the path as they ask for it.
+    /// Path prefixes that a proxy strips before it forwards requests. Clients sign the path that they request.
     pub stripped_prefixes: Vec<String>,
-    /// Most messages that wait in one inbox. Beyond that those of ended cohorts are dropped, and then others, which are made
-    /// again when their recipient reads.
+    /// The maximum number of messages in one inbox. Beyond it messages of ended cohorts are dropped, and then others,
+    /// which are sent again when their recipient reads.
     pub inbox_messages: usize,
-    /// Most bytes of bodies that wait in one inbox; beyond that, likewise.
+    /// The maximum size of the bodies in one inbox, in bytes; beyond it messages are dropped likewise.
     pub inbox_bytes: usize,
-    /// Most bytes of bodies that wait in all inboxes; beyond that an inbox that gets another message makes room, likewise.
+    /// The maximum size of the bodies in all inboxes, in bytes; beyond it the inbox that gets another message drops
+    /// some likewise.
     pub inboxes_bytes: usize,
-    /// Most inboxes. Those that only their owners have opened make room for those that somebody here writes to.
+    /// The maximum number of inboxes. Those that only their owners have opened are evicted for those to which an
+    /// identity of this server writes.
     pub inboxes: usize,
-    /// How long a message waits in an inbox.
+    /// How long a message is stored in an inbox.
     pub inbox_ttl: Duration,
-    /// Most streams that one inbox feeds at once; the oldest is closed for a new one.
+    /// The maximum number of streams of one inbox; the oldest is closed for a new one.
     pub streams_per_inbox: usize,
-    /// How long a request for the inbox of an EXTERNAL DID whose key is not known waits for its opt-in. Shorter than clients and
-    /// proxies wait for an answer.
+    /// How long a request for the inbox of an EXTERNAL DID whose key is not known waits for its opt-in. It is below the
+    /// timeouts of clients and proxies.
     pub early_inbox_wait: Duration,
-    /// Most requests that wait so; others are refused at once.
+    /// The maximum number of such waiting requests; others are refused at once.
     pub early_inboxes: usize,
-    /// Most of them from one client address.
+    /// The same for one client address.
     pub early_inboxes_per_address: usize,
-    /// Most advert streams.
+    /// The maximum number of advert streams.
     pub advert_streams: usize,
-    /// Most of them of one client address; the oldest is closed for a new one.
+    /// The same for one client address; the oldest is closed for a new one.
     pub advert_streams_per_address: usize,
-    /// Between heartbeat comments on a stream.
+    /// The time between heartbeat comments on a stream.
     pub heartbeat: Duration,
-    /// Most EXTERNAL DIDs whose keys are remembered from their opt-ins; beyond that the oldest are forgotten. Members,
-    /// whom somebody who lives here has written to, are counted by themselves, so that strangers cannot push them out.
+    /// The maximum number of EXTERNAL DIDs whose keys are stored from their opt-ins; beyond it the oldest are removed.
+    /// Members, to which an identity of this server has written, are counted separately, so that unauthenticated peers
+    /// cannot evict them.
     pub external_keys: usize,
-    /// Which web pages may talk to the server.
+    /// The web pages that may use the server.
     pub cors: Cors,
 }
 
 impl HttpConfig {
-    /// How often DIDs that are no members may send from one client address, all together: a quarter of its rate, half of its
-    /// burst. Checking their signatures is the most that somebody who makes up DIDs can have done here.
+    /// The rate of all DIDs together that are not members and send from one client address: a quarter of its rate, half
+    /// of its burst. It bounds the signature checks that a peer can cause with made-up DIDs.
     pub(super) fn strangers_rate(&self) -> Rate {
         let Rate { per_second, burst } = self.address_rate;
         Rate { per_second: per_second.div_ceil(4), burst: burst.div_ceil(2) }
     }
 
-    /// How often all addresses of one IPv6 site may ask.
+    /// The rate of requests of all addresses of one IPv6 site.
     pub(super) fn site_rate(&self) -> Rate {
         let Rate { per_second, burst } = self.address_rate;
         Rate { per_second: per_second.saturating_mul(4), burst: burst.saturating_mul(4) }

@@ -10,7 +10,7 @@ use actix_web::{
 
 use super::config::Cors;
 
-/// The origin that a response may name, for a request that named one.
+/// The origin that a response may name, if the request named one.
 fn allowed_origin(cors: &Cors, request: &HeaderMap) -> Option<HeaderValue> {
     let origin = request.get(ORIGIN)?;
     match cors {
@@ -22,10 +22,10 @@ fn allowed_origin(cors: &Cors, request: &HeaderMap) -> Option<HeaderValue> {
     }
 }
 
-/// Adds what lets the page that asks read the response, if it may.
+/// Adds the headers that let the requesting page read the response, if it may.
 pub(super) fn allow(response: &mut HttpResponseBuilder, cors: &Cors, request: &HeaderMap) {
     if *cors != Cors::SameOrigin {
-        // Without an origin too: a cache must not give that response to a page that may read another.
+        // Also without an origin: a cache must not serve that response to a page that may read another.
         response.insert_header((VARY, "Origin"));
     }
     if let Some(origin) = allowed_origin(cors, request) {

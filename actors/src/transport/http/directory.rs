@@ -1,4 +1,4 @@
-//! Who is known: the identities that live here, and the keys of EXTERNAL DIDs.
+//! The directory: the identities of this server, and the keys of EXTERNAL DIDs.
 
 use std::{
     collections::BTreeMap,
@@ -14,28 +14,28 @@ use crate::{
     transport::{Delivery, external::ExternalKeys},
 };
 
-/// An identity that lives here.
+/// An identity of this server.
 pub(super) struct Local {
     pub(super) identity: Identity,
     pub(super) inbox: Recipient<Delivery>,
-    /// Which connection registered it: an older one must not sign it off.
+    /// The connection that registered it: an older one must not remove it.
     pub(super) connection: u64,
 }
 
-/// Most members that are remembered as such.
+/// The maximum number of remembered members.
 const MEMBERS: usize = 65_536;
 
 struct Known {
     local: BTreeMap<Did, Arc<Local>>,
-    /// Whom somebody who lives here has written to.
+    /// The DIDs to which an identity of this server has written.
     members: Remembered<Did>,
     external: ExternalKeys,
 }
 
-/// The directory. Shared by the gate, which reads it, and the connections, which register in it.
+/// The directory. The gate reads it, and connections register in it.
 pub(super) struct Directory {
     known: RwLock<Known>,
-    /// Changes when a key becomes known; true when nobody is to wait for one any more.
+    /// Changes when a key becomes known; true when waiting for keys must end.
     news: watch::Sender<bool>,
 }
 
@@ -47,7 +47,7 @@ impl Directory {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Known> {
-        // Nothing that could panic happens while the directory is half changed.
+        // No code panics while the directory is partly changed.
         self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -70,36 +70,36 @@ impl Directory {
         self.read().local.get(did).cloned()
     }
 
-    /// The key that `did` proves: in itself, or by a genesis document that was seen.
+    /// The key that `did` proves: by itself, or by a genesis document that was seen.
     pub(super) fn key_of(&self, did: &Did) -> Option<PublicKey> {
         self.read().external.key_of(did)
     }
 
-    /// Remembers the key of an EXTERNAL DID that has shown it in its opt-in.
+    /// Stores the key of an EXTERNAL DID that has proved it in its opt-in.
     pub(super) fn remember_stranger(&self, did: &Did, key: PublicKey) {
         self.write().external.remember_stranger(did, key);
         self.news.send_modify(|_| {});
     }
 
-    /// Waits until the key of `did` is known, or nobody is to wait any more.
+    /// Waits until the key of `did` is known, or waiting must end.
     pub(super) async fn wait_for_key(&self, did: &Did) {
-        // Before the first look, so that no key is missed.
+        // Before the first check, so that no key is missed.
         let mut news = self.news.subscribe();
         while self.key_of(did).is_none() && !*news.borrow_and_update() {
-            // It cannot be closed: it is part of this.
+            // It cannot be closed: its sender is in `self`.
             let _ = news.changed().await;
         }
     }
 
-    /// Nobody waits for a key any more.
+    /// Ends all waiting for keys.
     pub(super) fn close(&self) {
         self.news.send_replace(true);
     }
 
-    /// A DID has been written to by somebody who lives here, so it is a member: what it needs is no longer given up for
-    /// strangers, as the key of an EXTERNAL one. Whether that is news.
+    /// An identity of this server has written to a DID, so it is a member: its data, e.g. the key of an EXTERNAL DID,
+    /// is not evicted for that of other DIDs any more. Returns whether it was not a member before.
     pub(super) fn remember_member(&self, did: &Did) -> bool {
-        // Nearly always not; and readers are many.
+        // Nearly always true, and there are many readers.
         let known = self.read();
         if known.members.contains(did) && !known.external.is_stranger(did) {
             return false;
@@ -110,12 +110,12 @@ impl Directory {
         known.members.insert(did.clone())
     }
 
-    /// Whether somebody who lives here has written to `did`.
+    /// Whether an identity of this server has written to `did`.
     pub(super) fn is_member(&self, did: &Did) -> bool {
         self.read().members.contains(did)
     }
 
-    /// Remembers the key of an EXTERNAL DID that the host vouches for.
+    /// Stores the key of an EXTERNAL DID that the host has introduced.
     pub(super) fn introduce(&self, did: &Did, key: PublicKey) {
         self.write().external.introduce(did, key);
         self.news.send_modify(|_| {});

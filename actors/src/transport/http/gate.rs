@@ -1,4 +1,4 @@
-//! What a request has to pass, in the wire format's order. Pure but for what the stores remember.
+//! The checks of a request, in the wire format's order. Pure, except for the state of the stores.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -22,33 +22,33 @@ use super::{
 };
 use crate::transport::connections::Network;
 
-/// A message that passed.
+/// A message that passed the checks.
 pub(super) struct Admitted {
     pub(super) from: Did,
     pub(super) to: Arc<Local>,
     pub(super) message: Result<Message, DecodeError>,
 }
 
-/// A request for an inbox, before it is known whether its owner has signed it.
+/// A request for an inbox, before its owner's signature is verified.
 pub(super) struct InboxRequest {
     pub(super) did: Did,
     authorization: RequestAuthorization,
 }
 
-/// By what a client's requests are counted.
+/// The keys by which a client's requests are counted.
 pub(super) struct Client {
     /// Its address.
     pub(super) address: Option<IpAddr>,
     /// Its network, if it has an address.
     pub(super) network: Option<Network>,
-    /// Its address; of IPv6 its network, for who has one address there has 2^64 of them.
+    /// Its address; for IPv6 its network, because a peer with one address has 2^64 of them.
     pub(super) requests: String,
-    /// Of IPv6 also the site, which has 65,536 networks.
+    /// For IPv6 also the site, which has 65,536 networks.
     pub(super) site: Option<String>,
 }
 
 impl Client {
-    /// Nothing is known of one without an address: all of those are one.
+    /// Clients without an address are counted as one.
     pub(super) fn of(address: Option<IpAddr>) -> Self {
         let site = address.map(Network::of_connection).filter(Network::is_ipv6).map(|site| site.to_string());
         let network = address.map(Network::of_requests);
@@ -56,7 +56,7 @@ impl Client {
     }
 }
 
-/// The gate and what it remembers.
+/// The gate and its stores.
 pub(super) struct Gate {
     pub(super) config: HttpConfig,
     pub(super) directory: Directory,
@@ -66,7 +66,7 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    /// Before anything costs anything: not too much from one address.
+    /// The first check, which costs little: the rate of one address.
     pub(super) async fn admit_address(&self, address: &Client, now: Timestamp) -> Result<(), Refusal> {
         let key = format!("address {}", address.requests);
         if !self.rates.take(&key, self.config.address_rate, now).await {
@@ -77,7 +77,8 @@ impl Gate {
         if granted { Ok(()) } else { Err(self.counts.limited(Limit::Site)) }
     }
 
-    /// Before a signature is checked: DIDs cost nothing, so those that are no members' share what their address has.
+    /// Before a signature is checked: DIDs cost nothing, so those that are not members share a part of their address's
+    /// rate.
     async fn admit_stranger(&self, from: &Did, address: &Client, now: Timestamp) -> Result<(), Refusal> {
         if self.directory.is_member(from) || self.directory.local(from.as_str()).is_some() {
             return Ok(());
@@ -99,7 +100,7 @@ impl Gate {
         let to = envelope.to().ok_or(Refusal::MissingRecipient)?;
         let to = self.directory.local(to).ok_or(Refusal::UnknownRecipient)?;
         check_inner(&envelope)?;
-        // Only now: a key that anything before has refused must not be remembered.
+        // Not earlier: a key of a request that was refused must not be stored.
         if let Some(key) = new_key {
             self.directory.remember_stranger(&from, key);
         }
@@ -107,7 +108,7 @@ impl Gate {
         Ok(Admitted { from, to, message })
     }
 
-    /// `POST /v1/adverts`: only identities that live here advertise here.
+    /// `POST /v1/adverts`: only identities of this server advertise here.
     pub(super) async fn admit_advert(
         &self,
         body: &[u8],
@@ -121,7 +122,7 @@ impl Gate {
         Ok((local, envelope.message_among(&[&from])))
     }
 
-    /// What `GET /v1/actors/{did}/inbox` says; whether its owner says so is for [`Self::admit_inbox`].
+    /// Parses `GET /v1/actors/{did}/inbox`; [`Self::admit_inbox`] verifies that its owner sent it.
     pub(super) fn parse_inbox(owner: &str, authorization: Option<&str>) -> Result<InboxRequest, Refusal> {
         let authorization = authorization.and_then(|header| RequestAuthorization::parse(header).ok());
         let authorization = authorization.filter(|authorization| authorization.did() == owner);
@@ -130,7 +131,7 @@ impl Gate {
         Ok(InboxRequest { did, authorization })
     }
 
-    /// Whether an opt-in could make `request` a good one: its owner's key is not known, and nothing else is wrong yet.
+    /// Whether an opt-in could make `request` valid: its owner's key is not known, and no other check has failed yet.
     pub(super) fn awaits_opt_in(&self, InboxRequest { did, authorization }: &InboxRequest, now: Timestamp) -> bool {
         self.directory.key_of(did).is_none()
             && authorization.is_well_formed()
@@ -158,8 +159,9 @@ impl Gate {
         self.not_too_often(did, now).await
     }
 
-    /// What the client may have signed when `path` arrives: that, or, for proxies decode what they pass on, the same route with
-    /// the DID encoded as clients write it; each also below the prefixes that a proxy strips.
+    /// The paths that the client may have signed if `path` arrives: `path` itself and, because proxies decode what they
+    /// forward, the same route with the DID encoded as clients write it; each also with the prefixes that a proxy
+    /// strips.
     fn signed_paths(&self, path: &str, did: &Did) -> impl Iterator<Item = String> {
         let base = path.rsplit_once("/v1/actors/").map(|(base, _)| base);
         let rebuilt = base.map(|base| inbox_path(base, did)).filter(|rebuilt| rebuilt != path);
@@ -179,7 +181,7 @@ impl Gate {
         ParsedEnvelope::parse(text).map_err(|_| Refusal::InvalidJson)
     }
 
-    /// Who sent the envelope, and its key if it was not known before.
+    /// The sender of the envelope, and its key if it was not known before.
     async fn authenticate(
         &self,
         envelope: &ParsedEnvelope<'_>,
@@ -208,7 +210,7 @@ impl Gate {
         timestamp: Timestamp,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        // Clocks are compared in whole seconds, so a timestamp is accepted to the end of its last one.
+        // Clocks are compared in whole seconds, so a timestamp is accepted until the end of its last second.
         let until = timestamp + self.config.clock_skew + Duration::from_secs(1);
         match self.nonces.remember(from, nonce, now, until).await {
             NonceVerdict::Fresh => Ok(()),

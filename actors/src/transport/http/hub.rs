@@ -1,4 +1,4 @@
-//! The hub: the actor that keeps the adverts board and the inboxes.
+//! The hub: the actor that owns the adverts board and the inboxes.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -26,7 +26,7 @@ use crate::{
     tree::{self, Row},
 };
 
-/// `from` says `body` to `to`.
+/// `from` sends `body` to `to`.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(super) struct Post {
@@ -43,7 +43,7 @@ pub(super) struct Advertise {
     pub(super) body: SharedBody,
 }
 
-/// An advert is over.
+/// An advert has ended.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(super) struct Withdraw {
@@ -51,17 +51,17 @@ pub(super) struct Withdraw {
     pub(super) cohort_id: CohortId,
 }
 
-/// Somebody lives here now: what it had said when the server was stopped can be delivered.
+/// An identity has connected: its messages from before a restart of the server can be delivered.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(super) struct Arrived(pub(super) Arc<Local>);
 
-/// The connection with this number is gone.
+/// The connection with this number has ended.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(super) struct Gone(pub(super) u64);
 
-/// Read an inbox. `false` when there are too many.
+/// Read an inbox. `false` if there are too many.
 #[derive(ActixMessage)]
 #[rtype(result = "bool")]
 pub(super) struct OpenInbox {
@@ -70,11 +70,11 @@ pub(super) struct OpenInbox {
     pub(super) after: Option<u64>,
 }
 
-/// Read the adverts. `None` when there are too many readers.
+/// Read the adverts. `None` if there are too many readers.
 #[derive(ActixMessage)]
 #[rtype(result = "Option<Events>")]
 pub(super) struct OpenAdverts {
-    /// Whose streams it is one of.
+    /// The network by which the stream is counted.
     pub(super) network: Option<Network>,
 }
 
@@ -83,7 +83,7 @@ pub(super) struct OpenAdverts {
 #[rtype(result = "()")]
 pub(super) struct Shutdown;
 
-/// Whether everybody for whom something waits reads its inbox now.
+/// Whether every recipient for which messages wait is reading its inbox now.
 #[derive(ActixMessage)]
 #[rtype(result = "bool")]
 pub(super) struct AllHeard;
@@ -99,12 +99,12 @@ struct InboxGone {
 /// An inbox.
 struct Held {
     inbox: Addr<InboxActor>,
-    /// The inbox ends when this is dropped.
+    /// The inbox stops when this is dropped.
     lease: Lease,
-    /// Which one of those that its owner has had: the identifier behind which it counts.
+    /// Distinguishes the inboxes that the owner has had: the identifier after which this one counts.
     number: u64,
-    /// Whether somebody who lives here has written to it. Anybody can open an inbox; those that nobody has written to make
-    /// room for those of members.
+    /// Whether an identity of this server has written to it. Any peer can open an inbox; those without a writer are
+    /// evicted for those of members.
     written_to: bool,
 }
 
@@ -122,7 +122,7 @@ pub(super) struct Hub {
     adverts: Adverts,
     inboxes: BTreeMap<Did, Held>,
     shared: InboxesShared,
-    /// Who is served here, by connection.
+    /// The identities of this server, by connection.
     locals: BTreeMap<u64, Arc<Local>>,
     restarts: Restarts,
 }
@@ -148,7 +148,7 @@ impl Hub {
     }
 
     fn inbox(&mut self, owner: &Did, write: bool, ctx: &Context<Self>) -> Option<Addr<InboxActor>> {
-        // One that has just ended takes nothing any more, although its end has yet to be told.
+        // An inbox that has just ended accepts nothing any more, although its end is not reported yet.
         if let Some(held) = self.inboxes.get_mut(owner).filter(|held| held.inbox.connected()) {
             held.written_to |= write;
             return Some(held.inbox.clone());
@@ -168,15 +168,15 @@ impl Hub {
         Some(inbox)
     }
 
-    /// Lets those who are served here know that messages of theirs may be lost.
+    /// Notifies the identities of this server that messages of theirs may be lost.
     fn interrupted(&self, to: Option<Did>) {
         for local in self.locals.values() {
-            // Not lossy: there is one for each failure.
+            // An unbounded send: there is one for each failure.
             local.inbox.do_send(Delivery::Interrupted { to: to.clone() });
         }
     }
 
-    /// Closes an inbox that nobody has written to, if there is one.
+    /// Closes an inbox to which no identity has written, if there is one.
     fn make_room(&mut self) -> bool {
         let unused = self.inboxes.iter().find(|(_, held)| !held.written_to).map(|(owner, _)| owner.clone());
         let closed = unused.and_then(|owner| self.inboxes.remove(&owner));
@@ -194,12 +194,12 @@ impl Actor for Hub {
 
 impl Supervised for Hub {
     fn restarting(&mut self, ctx: &mut Self::Context) {
-        // Their streams end, so that every reader comes back to an inbox that this hub knows.
+        // Their streams end, so that every reader connects again, to an inbox that this hub knows.
         self.inboxes.clear();
         self.interrupted(None);
         match self.restarts.next(self.clock.now(), RestartIntensity::default()) {
             Attempt::Again(_) => {
-                tracing::error!(restarts = self.restarts.count(), "the hub panicked and starts again")
+                tracing::error!(restarts = self.restarts.count(), "the hub panicked and restarts")
             }
             Attempt::Last(reason) => {
                 tracing::error!(reason, "the hub is given up");
@@ -223,7 +223,7 @@ impl Handler<Post> for Hub {
 
     fn handle(&mut self, Post { from, to, body }: Post, ctx: &mut Self::Context) {
         match self.inbox(&to, is_for_a_member(&body), ctx) {
-            // Not lossy: what an inbox does with too much is its own affair.
+            // An unbounded send: the inbox bounds its messages itself.
             Some(inbox) => inbox.do_send(Put { from, body }),
             None => {
                 tracing::warn!(%to, "there are too many inboxes, a message is dropped");
@@ -264,7 +264,9 @@ impl Handler<Arrived> for Hub {
             waiting.sort_by_key(|waiting| waiting.id);
             match self.inbox(&owner, true, ctx) {
                 Some(inbox) => inbox.do_send(PutBack { from: Arc::clone(&from), waiting }),
-                None => tracing::warn!(%owner, "there are too many inboxes, what waited for this one is dropped"),
+                None => {
+                    tracing::warn!(%owner, "there are too many inboxes, the stored messages of this one are dropped")
+                }
             }
         }
     }
@@ -310,7 +312,7 @@ impl Handler<AllHeard> for Hub {
             self.inboxes.values().filter(|held| held.written_to).map(|held| held.inbox.clone()).collect();
         Box::pin(async move {
             for inbox in inboxes {
-                // One that is gone holds nothing.
+                // An inbox that has ended has no messages.
                 if !inbox.send(IsHeard).await.unwrap_or(true) {
                     return false;
                 }
@@ -338,7 +340,7 @@ impl Handler<InboxGone> for Hub {
             self.inboxes.remove(&owner);
         }
         if let Some(reason) = end.failure() {
-            tracing::error!(%owner, %reason, "an inbox is lost");
+            tracing::error!(%owner, %reason, "an inbox has ended");
             self.interrupted(Some(owner));
         }
     }

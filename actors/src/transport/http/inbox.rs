@@ -1,4 +1,4 @@
-//! One recipient's inbox: what waits for it, and the streams that it reads.
+//! One recipient's inbox: its waiting messages, and the streams on which it is read.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -42,7 +42,7 @@ pub(super) struct Put {
     pub(super) body: SharedBody,
 }
 
-/// Put back what waited before the server was started, in the order of the identifiers.
+/// Restore the messages from before the server's start, in the order of the identifiers.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(super) struct PutBack {
@@ -50,7 +50,7 @@ pub(super) struct PutBack {
     pub(super) waiting: Vec<Waiting>,
 }
 
-/// Feed a stream: what came after `after`, or everything that is held, and then what comes.
+/// Feed a stream: the messages after `after`, or all that are stored, and then new ones.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(super) struct Feed {
@@ -58,41 +58,43 @@ pub(super) struct Feed {
     pub(super) after: Option<u64>,
 }
 
-/// Whether somebody reads, or nothing waits: a reader whose connection broke comes back for what it missed.
+/// Whether there is a reader, or no message waits: a reader whose connection broke reconnects for the messages that it
+/// missed.
 #[derive(ActixMessage)]
 #[rtype(result = "bool")]
 pub(super) struct IsHeard;
 
-/// Close the streams, and end: when everything that was sent before is stored. Until then the inbox runs by this lease.
+/// Close the streams, and end once everything that was sent before is stored. Until then the inbox runs under this
+/// lease.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(super) struct Close(pub(super) Lease);
 
-/// What all inboxes share.
+/// The state that all inboxes share.
 #[derive(Clone)]
 pub(super) struct InboxesShared {
-    /// The highest identifier that any inbox that is gone has given out, and that any inbox started from.
+    /// The highest identifier that any ended inbox has assigned, and that any inbox started after.
     last_id: Arc<AtomicU64>,
-    /// What they all hold.
+    /// The counts of all inboxes.
     pub(super) counts: Arc<Counts>,
-    /// Where what they hold is kept besides.
+    /// The store of their messages.
     pub(super) store: Arc<dyn InboxStore>,
 }
 
 impl InboxesShared {
-    /// Of a server that starts at `now`. Milliseconds since 1970 are beyond any number of messages, so that a server that
-    /// remembers nothing goes on counting too; one that remembers does so whatever its clock says.
+    /// For a server that starts at `now`. Milliseconds since 1970 exceed any number of messages, so the numbers also
+    /// increase over a restart of a server that stores nothing; one that stores messages does not depend on its clock.
     pub(super) fn new(now: Timestamp, store: Arc<dyn InboxStore>, counts: Arc<Counts>) -> Self {
         let last_id = store.last_id().max(now.as_millis());
         Self { last_id: Arc::new(AtomicU64::new(last_id)), counts, store }
     }
 
-    /// Behind which identifier a new inbox counts: behind all that were given out by the inbox that its owner had before,
-    /// and, as far as the clock can tell, by a server that ran before this one.
+    /// The identifier after which a new inbox counts: after all that the owner's previous inbox has assigned, and, as
+    /// far as the clock can determine, after those of a server that ran before this one.
     pub(super) fn next_number(&self, now: Timestamp) -> u64 {
         let now = now.as_millis();
         let next = |last: u64| Some(last.max(now).saturating_add(1));
-        // It is always given an update, so both arms are the number before it.
+        // The closure always returns a value, so both arms have the previous number.
         let (Ok(last) | Err(last)) = self.last_id.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
         last.max(now).saturating_add(1)
     }
@@ -111,7 +113,7 @@ impl Entry {
     }
 }
 
-/// Of a cohort, that messages were dropped.
+/// The dropped messages of a cohort.
 struct Missed {
     /// The highest identifier among them.
     id: u64,
@@ -119,7 +121,7 @@ struct Missed {
     from: Arc<Local>,
 }
 
-/// Most cohorts of which it is remembered that messages were dropped.
+/// The maximum number of cohorts in `missed`.
 const MOST_MISSED: usize = 1_024;
 
 pub(super) struct InboxActor {
@@ -129,20 +131,20 @@ pub(super) struct InboxActor {
     rng: ChaCha20Rng,
     entries: VecDeque<Entry>,
     bytes: usize,
-    /// The cohorts of which there was no room for all messages: what the owner still needs of them is made again when it reads.
+    /// The cohorts with dropped messages: what the owner still needs of them is sent again when it reads.
     missed: BTreeMap<CohortId, Missed>,
     last_id: u64,
     shared: InboxesShared,
     streams: VecDeque<EventStream>,
-    /// The highest identifier that the owner has said to have.
+    /// The highest identifier that the owner has confirmed.
     confirmed: u64,
-    /// For how many heartbeats nobody has listened and nothing has waited.
+    /// The number of heartbeats without readers and waiting messages.
     idle: u32,
     guard: EndGuard,
 }
 
 impl InboxActor {
-    /// An inbox whose messages are numbered from behind `last_id`.
+    /// An inbox whose messages are numbered from `last_id` + 1.
     pub(super) fn new(
         owner: Did,
         config: Arc<HttpConfig>,
@@ -170,7 +172,7 @@ impl InboxActor {
         }
     }
 
-    /// The event of a message, signed at this moment: a receiver refuses what was signed a minute ago.
+    /// The event of a message, signed now: a receiver refuses a signature that is a minute old.
     fn event(&mut self, id: u64, from: &Local, body: &SharedBody) -> Option<Event> {
         let message = Message::new(from.identity.did().clone(), Some(self.owner.clone()), body.clone());
         let key = from.identity.secret_key();
@@ -183,15 +185,15 @@ impl InboxActor {
         }
     }
 
-    /// Tells who has sent it that somebody has fetched it. Whether it has arrived is known later, and made good then: who comes back
-    /// gets what it does not confirm.
+    /// Notifies the sender that a message was fetched. Whether it has arrived is known later: a reader that reconnects
+    /// gets again what it does not confirm.
     fn delivered(&self, Entry { from, body, .. }: &Entry) {
         let (cohort_id, kind) = (body.cohort_id().clone(), body.short_type());
-        // Not lossy: one for each message that the sender itself has sent.
+        // An unbounded send: one for each message that the sender itself has sent.
         from.inbox.do_send(Delivery::Delivered { to: self.owner.clone(), cohort_id, kind });
     }
 
-    /// Takes an entry out, here and in the store.
+    /// Removes an entry, here and in the store.
     fn remove(&mut self, place: usize) -> Option<Entry> {
         let entry = self.entries.remove(place)?;
         let bytes = entry.body.json().len();
@@ -202,7 +204,7 @@ impl InboxActor {
         Some(entry)
     }
 
-    /// Sends an entry to those who listen, and holds it.
+    /// Sends an entry to the readers, and stores it.
     fn take_in(&mut self, entry: Entry) {
         if !self.streams.is_empty()
             && let Some(event) = self.event(entry.id, &entry.from, &entry.body)
@@ -212,7 +214,7 @@ impl InboxActor {
                 self.delivered(&entry);
             }
         }
-        // Who is asked the same again while it does not read needs it once.
+        // A message that is repeated while its recipient does not read is needed once.
         let same = |other: &Entry| other.id < entry.id && other.body.json() == entry.body.json();
         if let Some(place) = self.entries.iter().position(same) {
             self.remove(place);
@@ -228,8 +230,8 @@ impl InboxActor {
         }
     }
 
-    /// Drops one message: of a cohort that has ended, unless it is the end itself, or else the oldest. What the owner still needs
-    /// of that is made again when it reads.
+    /// Drops one message: of a cohort that has ended, unless it is the end itself, or else the oldest. What the owner
+    /// still needs of it is sent again when it reads.
     fn make_room(&mut self) {
         self.shared.counts.dropped();
         let ended: BTreeSet<_> = self
@@ -244,12 +246,12 @@ impl InboxActor {
             return;
         }
         if self.missed.is_empty() {
-            tracing::info!(owner = %self.owner, "a member reads too slowly, what it misses is made again when it reads");
+            tracing::info!(owner = %self.owner, "a member reads too slowly, what it misses is sent again when it reads");
         }
         self.miss(0);
     }
 
-    /// Takes an entry out that may still be needed.
+    /// Removes an entry that may still be needed.
     fn miss(&mut self, place: usize) {
         let Some(Entry { id, from, body, .. }) = self.remove(place) else { return };
         let at = self.clock.now();
@@ -259,27 +261,28 @@ impl InboxActor {
             && let Some(oldest) =
                 self.missed.iter().min_by_key(|(_, missed)| missed.id).map(|(cohort, _)| cohort.clone())
         {
-            tracing::warn!(owner = %self.owner, cohort_id = %oldest, "a member's messages of a cohort are lost");
+            tracing::warn!(owner = %self.owner, cohort_id = %oldest, "a member's messages of a cohort were dropped");
             self.missed.remove(&oldest);
         }
     }
 
-    /// Has made again what was dropped behind `after` and is still needed, and says so to the reader.
+    /// Requests the repetition of messages that were dropped after `after` and are still needed, and notifies the
+    /// reader.
     fn make_again(&mut self, after: Option<u64>, stream: &EventStream) {
         let mut missed = std::mem::take(&mut self.missed);
         missed.retain(|_, missed| after.is_none_or(|after| missed.id > after));
         if missed.is_empty() {
             return;
         }
-        // It is not there any more if this fails; what is made again is sent then to the stream that replaces it.
+        // If this fails, the stream has ended; repeated messages are then sent to the stream that replaces it.
         stream.send(too_slow(missed.len()));
         for (cohort_id, Missed { from, .. }) in missed {
-            // Not lossy: as few as the cohorts of which there was no room, once for each time that the owner opens a stream.
+            // An unbounded send: one for each cohort with dropped messages, each time that the owner opens a stream.
             from.inbox.do_send(Delivery::Missed { to: self.owner.clone(), cohort_id });
         }
     }
 
-    /// The newest message stays, however large: its reader may be about to come.
+    /// The newest message is never dropped, whatever its size: its reader may be about to connect.
     fn is_too_full(&self) -> bool {
         let HttpConfig { inbox_messages, inbox_bytes, inboxes_bytes, .. } = *self.config;
         let all_bytes = self.shared.counts.bytes.load(Ordering::Relaxed);
@@ -301,7 +304,7 @@ impl InboxActor {
         self.drop_expired();
         let idle = self.streams.is_empty() && self.entries.is_empty() && self.missed.is_empty();
         self.idle = if idle { self.idle + 1 } else { 0 };
-        // Once is not enough: a client may be about to come back.
+        // One heartbeat is not enough: a client may be about to reconnect.
         if self.idle > 1 {
             self.guard.finish();
             ctx.stop();
@@ -320,8 +323,8 @@ impl Actor for InboxActor {
 
 impl Supervised for InboxActor {
     fn restarting(&mut self, _: &mut Self::Context) {
-        tracing::error!(owner = %self.owner, "an inbox panicked and starts again");
-        // Its readers come back, and read from where they were.
+        tracing::error!(owner = %self.owner, "an inbox panicked and restarts");
+        // Its readers reconnect, and continue from their positions.
         self.streams.clear();
     }
 }
@@ -348,7 +351,7 @@ impl Handler<IsHeard> for InboxActor {
     type Result = bool;
 
     fn handle(&mut self, _: IsHeard, _: &mut Self::Context) -> bool {
-        // A connection that broke is found by writing to it.
+        // A broken connection is detected by writing to it.
         self.streams.retain(|stream| stream.is_open() && stream.send(heartbeat()));
         self.entries.is_empty() || !self.streams.is_empty()
     }
@@ -398,7 +401,7 @@ impl Handler<Feed> for InboxActor {
         self.idle = 0;
         if let Some(after) = after {
             self.confirmed = self.confirmed.max(after);
-            // The client has these: they need not be kept for it.
+            // The client has these: they need not be stored any more.
             while self.entries.front().is_some_and(|entry| entry.id <= after) {
                 self.remove(0);
             }

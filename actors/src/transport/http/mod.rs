@@ -1,8 +1,9 @@
 //! HTTP (wire format, section 5): a scope that mounts into any actix-web `App`, and the client's connection.
 //!
-//! On the server's side [`server::HttpServer`] is the transport of the identities that live there: `gate` is what a request
-//! has to pass, [`connections`](super::connections) who may hold a connection, `seats` who may wait for an opt-in, `hub` keeps the adverts and one
-//! `inbox` actor per recipient, `routes` translates, and [`store`] and [`waiting`] are what must be remembered, also over a restart if the host gives it a place. On the client's side
+//! On the server's side [`server::HttpServer`] is the transport of the identities of the server: `gate` checks
+//! requests, [`connections`](super::connections) limits connections, `seats` limits the requests that wait for an
+//! opt-in, `hub` owns the adverts and one `inbox` actor for each recipient, `routes` translates; [`store`] and
+//! [`waiting`] have the state that must be remembered, also over a restart if the host stores it. On the client's side
 //! [`client::HttpClient`] is the transport of an identity that talks to one server.
 
 mod adverts;

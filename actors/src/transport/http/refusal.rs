@@ -1,6 +1,6 @@
-//! What a request can be refused for, with status and code (wire format, section 5).
+//! The refusals of a request, with status and code (wire format, section 5).
 
-/// Everything that a request can be refused for, with the status and code of the wire format.
+/// Every refusal of a request, with the status and code of the wire format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The body is larger than the limit.
@@ -17,24 +17,24 @@ pub enum Refusal {
     RateLimited,
     /// A directed message without a recipient.
     MissingRecipient,
-    /// The recipient does not live here.
+    /// The recipient is not an identity of this server.
     UnknownRecipient,
     /// The message's sender is not the envelope's.
     SenderMismatch,
     /// The message has no type.
     MissingMessageType,
-    /// Adverts are for identities that live here.
+    /// Only identities of this server advertise.
     NotAnActor,
-    /// The inbox is not asked for by its owner.
+    /// The request for the inbox is not its owner's.
     Unauthorized,
     /// No such route.
     NotFound,
-    /// The recipient could not make it safe just now; the same may be said again.
+    /// The recipient could not store it durably just now; the same message may be sent again.
     Unavailable,
 }
 
 impl Refusal {
-    /// Every one.
+    /// Every refusal.
     pub const ALL: [Self; 14] = [
         Self::PayloadTooLarge,
         Self::InvalidJson,

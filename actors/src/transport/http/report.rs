@@ -1,4 +1,4 @@
-//! What an HTTP server holds and refuses, counted.
+//! Counts of an HTTP server's contents and refusals.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -6,7 +6,7 @@ use strum::{EnumCount, EnumIter, IntoEnumIterator, IntoStaticStr};
 
 use super::Refusal;
 
-/// A limit that somebody has reached, for whom it was too much.
+/// A limit at which requests were refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, EnumIter, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Limit {
@@ -14,11 +14,11 @@ pub enum Limit {
     Address,
     /// Requests of one IPv6 site.
     Site,
-    /// Requests of the DIDs of one address that are no members.
+    /// Requests of the DIDs of one address that are not members.
     Strangers,
     /// Requests of one DID.
     Did,
-    /// Nonces that are remembered.
+    /// Stored nonces.
     Nonces,
     /// Advert streams.
     AdvertStreams,
@@ -26,7 +26,7 @@ pub enum Limit {
     Inboxes,
     /// Requests that wait for an opt-in.
     EarlyInboxes,
-    /// The time in which a recipient that cannot keep up has to take a message.
+    /// The time within which a slow recipient has to accept a message.
     Delivery,
 }
 
@@ -36,36 +36,37 @@ impl Limit {
         Self::iter()
     }
 
-    /// Its name, as metrics have it.
+    /// Its name in metrics.
     pub fn name(self) -> &'static str {
         self.into()
     }
 }
 
-/// What a server holds just now, and what it has refused so far.
+/// A server's current contents, and its refusals so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpReport {
-    /// How many inboxes there are.
+    /// The number of inboxes.
     pub inboxes: usize,
-    /// How many messages they hold: those that nobody has read, and those that were sent but not confirmed by their readers.
+    /// The number of messages in them: those that were not read, and those that were sent but not confirmed by their
+    /// readers.
     pub messages: usize,
-    /// How many bytes of bodies these have.
+    /// The size of their bodies, in bytes.
     pub bytes: usize,
-    /// Messages that there was no room for, so far.
+    /// Messages that were dropped for lack of space, so far.
     pub dropped: u64,
-    /// Requests that were refused so far, by reason; every reason, in the order of [`Refusal::ALL`].
+    /// Requests that were refused so far, by reason; all reasons, in the order of [`Refusal::ALL`].
     pub refusals: Vec<(Refusal, u64)>,
-    /// How often each limit was reached so far; every limit.
+    /// How often each limit was reached so far; all limits.
     pub limited: Vec<(Limit, u64)>,
-    /// How many advert streams are open.
+    /// The number of open advert streams.
     pub advert_streams: usize,
     /// Advert streams that were closed for a newer one of their address, so far.
     pub advert_streams_closed: u64,
-    /// How many requests for inboxes wait for an opt-in.
+    /// The number of requests for inboxes that wait for an opt-in.
     pub early_inboxes: usize,
 }
 
-/// Where it is counted.
+/// The counters.
 #[derive(Default)]
 pub(super) struct Counts {
     pub(super) inboxes: AtomicUsize,
@@ -84,15 +85,15 @@ impl Counts {
     }
 
     pub(super) fn refused(&self, refusal: Refusal) {
-        // They are numbered in the order of `ALL`.
+        // The discriminants are in the order of `ALL`.
         if let Some(count) = self.refusals.get(refusal as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// A limit is reached; the refusal is for the one who has reached it.
+    /// Counts a limit that was reached, and returns the refusal.
     pub(super) fn limited(&self, limit: Limit) -> Refusal {
-        // They are numbered in the order of `iter`.
+        // The discriminants are in the order of `iter`.
         if let Some(count) = self.limited.get(limit as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }

@@ -1,4 +1,4 @@
-//! The routes, as actix-web sees them.
+//! The routes, for actix-web.
 
 use std::convert::Infallible;
 
@@ -38,18 +38,18 @@ const OPENAPI: &str = include_str!("openapi.json");
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// More than an envelope and its event add to the body that they carry.
+/// Above the size that an envelope and its event add to their body.
 const ENVELOPE_OVERHEAD: usize = 1024;
 
-/// How long a client may take to send a body.
+/// The timeout for a client to send a body.
 const BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
 
-/// How long a request waits for room in the mailbox of its recipient.
+/// How long a request waits for space in the mailbox of its recipient.
 const DELIVERY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// What a host answers for paths that are nobody's, as the routes here answer for theirs:
-/// `App::new().configure(configure(&server)).default_service(not_found(&server))`. A mounted scope cannot: the host's other
-/// paths are the host's.
+/// The answer for unknown paths, in the same form as the routes' own:
+/// `App::new().configure(configure(&server)).default_service(not_found(&server))`. A mounted scope cannot answer them:
+/// the host's other paths are the host's.
 pub fn not_found(server: &HttpServer) -> Route {
     let server = server.clone();
     web::to(move |request: HttpRequest| {
@@ -108,13 +108,13 @@ async fn accept_message(server: &HttpServer, request: &HttpRequest, payload: Pay
     let gate = &server.0.gate;
     let client = address(server, request);
     gate.admit_address(&client, server.now()).await?;
-    // Behind a proxy that is not trusted it is the proxy's.
+    // Behind an untrusted proxy it is the proxy's address.
     let address = client.address.map(NetworkAddress::from);
     let body = read_in_time(payload, gate.config.max_body).await?;
     let Admitted { from, to, message } = gate.admit_message(&body, &client, server.now()).await?;
     let too_large = message.as_ref().is_ok_and(|message| holds_too_large_an_update(server, message, body.len()));
-    // The sender waits here when its recipient cannot keep up, and until what it said is safe; everybody else goes on. Should
-    // the recipient have died, although it lives here as far as we know, that is no word about who lives here.
+    // The sender waits here if its recipient is slow, and until its message is durable; other requests continue. If the
+    // recipient has ended although it is registered, the answer must not be that it is not an identity of this server.
     let delivered = async {
         let message = match message {
             Ok(message) => message,
@@ -126,11 +126,11 @@ async fn accept_message(server: &HttpServer, request: &HttpRequest, payload: Pay
         if let Err(SendError::Full(delivery)) = to.inbox.try_send(delivery) {
             to.inbox.send(delivery).await.ok()?;
         }
-        // It goes with the message, and is closed when nobody has that any more.
+        // The receipt is part of the message, and is closed when the message is dropped.
         confirmed.await.ok()
     };
     match tokio::time::timeout(DELIVERY_TIMEOUT, delivered).await {
-        // The service refuses it and says so in its own events; the member has to hear it too.
+        // The service refuses it and reports that in its own events; the member must receive the refusal too.
         Ok(Some(())) if too_large => Err(Refusal::PayloadTooLarge),
         Ok(Some(())) => Ok(()),
         Ok(None) => Err(Refusal::Unavailable),
@@ -138,7 +138,7 @@ async fn accept_message(server: &HttpServer, request: &HttpRequest, payload: Pay
     }
 }
 
-/// Whether `message` submits an update beyond the service's limit. Only looked at where the body is as large as that.
+/// Whether `message` submits an update above the service's limit. Only checked if the body is that large.
 fn holds_too_large_an_update(server: &HttpServer, message: &Message, body: usize) -> bool {
     let limit = server.0.update_bytes;
     body > limit
@@ -158,7 +158,7 @@ async fn accept_advert(server: &HttpServer, request: &HttpRequest, payload: Payl
     gate.admit_address(&address, server.now()).await?;
     let body = read_in_time(payload, gate.config.max_body).await?;
     let (from, message) = gate.admit_advert(&body, &address, server.now()).await?;
-    // As with messages, what is signed by the right one but is no advert is accepted and means nothing.
+    // As with messages: a valid signature over something that is not an advert is accepted and ignored.
     if let Ok(message) = message
         && matches!(*message.body, Body::CohortAdvert(_))
     {
@@ -182,15 +182,15 @@ async fn read_adverts(server: Server, request: HttpRequest) -> HttpResponse {
     }
 }
 
-/// Who asks for an inbox.
+/// The reader of an inbox.
 enum Reader {
     Owner(Did),
-    /// An EXTERNAL DID, perhaps, whose opt-in has not come yet.
+    /// Possibly an EXTERNAL DID whose opt-in has not arrived yet.
     Early,
 }
 
-/// Admits the reader of an inbox. Members open their inboxes before they opt in, and an EXTERNAL DID's key is known only then:
-/// such a request waits for a while, so that the inbox is open as soon as the opt-in is accepted.
+/// Admits the reader of an inbox. Members open their inboxes before they opt in, and an EXTERNAL DID's key is known
+/// only then: such a request waits for a while, so that the inbox is open as soon as the opt-in is accepted.
 async fn admit_reader(server: &HttpServer, request: &HttpRequest, owner: &str) -> Result<Reader, Refusal> {
     let gate = &server.0.gate;
     let address = address(server, request);
@@ -200,7 +200,7 @@ async fn admit_reader(server: &HttpServer, request: &HttpRequest, owner: &str) -
     if gate.awaits_opt_in(&inbox, server.now()) {
         let seat = server.0.seats.take(&address.requests);
         let _seat = seat.ok_or_else(|| {
-            // Not as "too many requests": at this clients back off, which is what is wanted.
+            // Not answered as "too many requests": clients back off after this answer as well, which is the purpose.
             server.0.counts.limited(Limit::EarlyInboxes);
             Refusal::Unauthorized
         })?;
@@ -210,7 +210,7 @@ async fn admit_reader(server: &HttpServer, request: &HttpRequest, owner: &str) -
             return Ok(Reader::Early);
         }
     }
-    // By the time of now: what is as old as that may have been used before and forgotten.
+    // At the current time: an older authorization may have been used before, and its nonce removed.
     gate.admit_inbox(&inbox, request.uri().path(), &address, server.now()).await?;
     if let Some(ticket) = request.conn_data::<Ticket>() {
         ticket.read_by(&inbox.did, gate.directory.is_member(&inbox.did));
@@ -223,7 +223,7 @@ async fn read_inbox(server: Server, request: HttpRequest, did: web::Path<String>
         Ok(Reader::Owner(owner)) => owner,
         Ok(Reader::Early) => {
             server.0.counts.refused(Refusal::Unauthorized);
-            // The TypeScript implementation's client comes back at once only if its stream was opened.
+            // The TypeScript implementation's client reconnects at once only if its stream was opened.
             let (_, nothing) = EventStream::open(1, 0);
             return event_stream(&server, &request, nothing);
         }
@@ -231,7 +231,7 @@ async fn read_inbox(server: Server, request: HttpRequest, did: web::Path<String>
     };
     let last = request.headers().get(LAST_EVENT_ID).and_then(|header| header.to_str().ok());
     let after = last.and_then(|last| last.trim().parse().ok());
-    // Room for everything that may be held, and for as much again while the client reads that.
+    // Space for everything that may be stored, and for as much again while the client reads that.
     let HttpConfig { inbox_messages, inbox_bytes, .. } = *server.config();
     let most_bytes = 2 * (inbox_bytes + inbox_messages * ENVELOPE_OVERHEAD);
     let (stream, events) = EventStream::open(inbox_messages * 2 + 16, most_bytes);
@@ -256,7 +256,7 @@ async fn well_known(server: Server, request: HttpRequest) -> HttpResponse {
         "maxUpdateBytes": server.0.update_bytes.min(config.max_body),
         "clockSkewSec": config.clock_skew.as_secs(),
         "rateLimit": { "perSecond": config.did_rate.per_second, "burst": config.did_rate.burst },
-        // A repeated message changes nothing here, so that a client may send one again when it knows no answer.
+        // A repeated message changes nothing here, so a client may send one again if it received no answer.
         "idempotent": true,
     });
     let mut response = HttpResponse::Ok();
@@ -279,7 +279,7 @@ fn answer(server: &HttpServer, request: &HttpRequest, outcome: Result<(), Refusa
         Ok(()) => (StatusCode::ACCEPTED, json!({ "ok": true })),
         Err(refusal) => {
             server.0.counts.refused(refusal);
-            // Every status of a refusal is one that the crate knows.
+            // Every refusal's status is one that the crate knows.
             let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST);
             (status, json!({ "error": refusal.code() }))
         }
@@ -303,14 +303,14 @@ fn event_stream(server: &HttpServer, request: &HttpRequest, events: Events) -> H
         .streaming(events)
 }
 
-/// The body, if it comes before the connection has been held for too long.
+/// The body, if it arrives within [`BODY_TIMEOUT`].
 async fn read_in_time(payload: Payload, most: usize) -> Result<Bytes, Refusal> {
-    // What has not come by then is no JSON.
+    // A body that has not arrived by then is not JSON.
     tokio::time::timeout(BODY_TIMEOUT, read(payload, most)).await.unwrap_or(Err(Refusal::InvalidJson))
 }
 
-/// The whole body, if it is not larger than `most`. What is too large is read on for a while and thrown away, so that the
-/// client, which is still sending, gets to see the answer instead of a broken connection.
+/// The whole body, if it is not larger than `most`. A larger one is read for a while and discarded, so that the client,
+/// which is still sending, receives the answer instead of a broken connection.
 async fn read(mut payload: Payload, most: usize) -> Result<Bytes, Refusal> {
     let mut body = BytesMut::new();
     let mut length = 0;
@@ -329,7 +329,7 @@ async fn read(mut payload: Payload, most: usize) -> Result<Bytes, Refusal> {
     if length > most { Err(Refusal::PayloadTooLarge) } else { Ok(body.freeze()) }
 }
 
-/// What a client's requests are counted by.
+/// The address by which a client's requests are counted.
 fn address(server: &HttpServer, request: &HttpRequest) -> Client {
     let peer = request.peer_addr().map(|peer| peer.ip());
     Client::of(peer.map(|peer| server.config().proxies.client(peer, request.headers())))

@@ -1,5 +1,5 @@
-//! Who may wait for an opt-in: requests for inboxes of EXTERNAL DIDs whose keys are not known yet. Nobody has proved anything
-//! there, so seats are few, and each address has a share.
+//! Limits on waiting for an opt-in: requests for inboxes of EXTERNAL DIDs whose keys are not known yet. Such a
+//! requester has not proved anything, so seats are few, and each address has a share.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ struct Taken {
     by_address: BTreeMap<String, usize>,
 }
 
-/// A seat that is taken for as long as this lives.
+/// A taken seat, which is freed on drop.
 pub(super) struct Seat {
     seats: Arc<Seats>,
     address: String,
@@ -29,7 +29,7 @@ impl Seats {
         Self { most, most_per_address, taken: Mutex::default() }
     }
 
-    /// A seat for `address`, if there is one left.
+    /// A seat for `address`, if one is free.
     pub(super) fn take(self: &Arc<Self>, address: &str) -> Option<Seat> {
         let mut taken = self.lock();
         let of_address = taken.by_address.get(address).copied().unwrap_or(0);
@@ -41,13 +41,13 @@ impl Seats {
         Some(Seat { seats: Arc::clone(self), address: address.to_owned() })
     }
 
-    /// How many are taken.
+    /// The number of taken seats.
     pub(super) fn taken(&self) -> usize {
         self.lock().total
     }
 
     fn lock(&self) -> MutexGuard<'_, Taken> {
-        // Nothing that could panic happens while it is half changed.
+        // No code panics while the value is partly changed.
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

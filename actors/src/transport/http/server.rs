@@ -1,4 +1,4 @@
-//! The server: the transport of the identities that live here.
+//! The server: the transport of the identities of this server.
 
 use std::{
     sync::{
@@ -39,8 +39,8 @@ use crate::{
     tree::{self, Row},
 };
 
-/// An HTTP server's state. Clones are the same server: give one to [`configure`](super::configure) in each `App`, and use
-/// another as the [`Transport`] of the service that lives here.
+/// An HTTP server's state. Clones share it: pass one to [`configure`](super::configure) in each `App`, and use another
+/// as the [`Transport`] of the server's service.
 #[derive(Clone)]
 pub struct HttpServer(pub(super) Arc<Inner>);
 
@@ -50,35 +50,35 @@ pub(super) struct Inner {
     pub(super) counts: Arc<Counts>,
     pub(super) seats: Arc<Seats>,
     pub(super) clock: Clock,
-    /// The largest update that the service takes, for the well-known document.
+    /// The largest update that the service accepts, for the well-known document.
     pub(super) update_bytes: usize,
-    /// The sockets, if the host lets them be counted.
+    /// The sockets, if the host registers them.
     pub(super) sockets: Connections,
     connections: AtomicU64,
 }
 
-/// What an [`HttpServer`] is made of.
+/// The parts of an [`HttpServer`].
 pub struct HttpServerParts {
     /// The limits.
     pub config: HttpConfig,
-    /// The largest update that the service takes, in bytes of canonical JSON; announced in the well-known document.
+    /// The largest update that the service accepts, in bytes of canonical JSON; published in the well-known document.
     pub update_bytes: usize,
     /// The time.
     pub clock: Clock,
     /// The randomness.
     pub randomness: Randomness,
-    /// Where nonces are remembered.
+    /// The store of nonces.
     pub nonces: Arc<dyn NonceStore>,
-    /// Where requests are counted.
+    /// The counters of requests.
     pub rates: Arc<dyn RateLimitStore>,
-    /// Where what the inboxes hold is kept over a restart.
+    /// The store of the inboxes' messages over a restart.
     pub inboxes: Arc<dyn InboxStore>,
-    /// How many sockets there may be, where the host takes them from [`HttpServer::connections`].
+    /// The limits on sockets, if the host registers them in [`HttpServer::connections`].
     pub connections: ConnectionLimits,
 }
 
 impl HttpServerParts {
-    /// A server with these limits that remembers in memory.
+    /// A server with these limits and stores in memory.
     pub fn new(config: HttpConfig, clock: Clock) -> Self {
         Self {
             config,
@@ -118,22 +118,22 @@ impl HttpServer {
         Self(Arc::new(Inner { gate, hub, counts, seats, clock, update_bytes, sockets, connections }))
     }
 
-    /// What is allowed.
+    /// Its limits and settings.
     pub fn config(&self) -> &HttpConfig {
         &self.0.gate.config
     }
 
-    /// The sockets of the web server around it: a host that accepts them itself asks here for a place for each.
+    /// The sockets of the web server around it: a host that accepts them itself registers each here.
     pub fn connections(&self) -> &Connections {
         &self.0.sockets
     }
 
-    /// What it holds and has refused.
+    /// The current contents and the refusals so far.
     pub fn report(&self) -> HttpReport {
         self.0.counts.report(self.0.seats.taken())
     }
 
-    /// Lets an EXTERNAL DID authenticate before its opt-in: its genesis document is configured, not shown.
+    /// Lets an EXTERNAL DID authenticate before its opt-in: its genesis document comes from the configuration.
     ///
     /// # Errors
     /// [`DocumentError`] when the document is not the DID's.
@@ -143,11 +143,11 @@ impl HttpServer {
         Ok(())
     }
 
-    /// Waits until everybody for whom something waits reads its inbox, for `patience` at most: who was cut off just now comes back,
-    /// and would hear nothing more of a server that is gone.
+    /// Waits, for `patience` at most, until every recipient for which messages wait is reading its inbox: a recipient
+    /// that was just disconnected reconnects, and could not receive anything from a server that is gone.
     pub async fn heard(&self, patience: Duration) {
         let waiting = async {
-            // What is written to a broken connection is lost, and only then is it known to be broken.
+            // A write to a broken connection is lost, and only then the connection is known to be broken.
             let mut in_a_row = 0;
             while in_a_row < 3 {
                 let heard = self.0.hub.send(AllHeard).await.unwrap_or(true);
@@ -155,15 +155,15 @@ impl HttpServer {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
-        // What was not heard by then stays unheard.
+        // Messages that were not fetched by then are not delivered.
         let _ = tokio::time::timeout(patience, waiting).await;
     }
 
-    /// Closes every stream and stops the server's actors. Requests are still answered, so that a graceful stop of the web
-    /// server around it is one.
+    /// Closes every stream and stops the server's actors. Requests are still answered, so that the web server around it
+    /// can stop gracefully.
     pub async fn shutdown(&self) {
         self.0.gate.directory.close();
-        // It is gone already if this fails.
+        // If this fails, the hub has ended already.
         let _ = self.0.hub.send(Shutdown).await;
     }
 
@@ -199,12 +199,12 @@ impl Transport for HttpServer {
 
     fn introduce(&self, did: &Did, genesis_document: &Value) {
         if let Err(error) = Self::introduce(self, did, genesis_document) {
-            tracing::warn!(%did, %error, "a member that was known before is not known any more");
+            tracing::warn!(%did, %error, "the genesis document of a restored member is not valid");
         }
     }
 }
 
-/// The connection of an identity that lives here: what it says goes to the board and the inboxes.
+/// The connection of an identity of this server: its messages go to the board and the inboxes.
 struct Endpoint {
     server: HttpServer,
     local: Arc<Local>,
@@ -231,7 +231,7 @@ impl Handler<Outbound> for Endpoint {
     fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
         let hub = &self.server.0.hub;
         let from = Arc::clone(&self.local);
-        // Not lossy: the hub bounds each inbox, not its own mailbox.
+        // An unbounded send: the hub bounds each inbox, not its own mailbox.
         match outbound {
             Outbound::Direct { to, body, .. } => {
                 if is_for_a_member(&body) && self.server.0.gate.directory.remember_member(&to) {

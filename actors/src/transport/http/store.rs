@@ -1,5 +1,5 @@
-//! What the gate remembers about senders: nonces, and how often they sent. Behind traits, so that several processes that
-//! serve one address can share it.
+//! The gate's state about senders: nonces, and rates. Behind traits, so that several processes that serve one address
+//! can share it.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -10,29 +10,29 @@ use std::{
 use async_trait::async_trait;
 use btcr2_aggregation_protocol::{did::Did, time::Timestamp};
 
-/// What became of a nonce.
+/// The result of recording a nonce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NonceVerdict {
-    /// Not seen before; remembered from now on.
+    /// Not seen before; recorded from now on.
     Fresh,
     /// Seen before.
     Replayed,
-    /// Not seen before, but no more can be remembered, so it must not be accepted.
+    /// Not seen before, but the store is full, so it must not be accepted.
     Full,
 }
 
-/// Remembers each sender's nonces for as long as their timestamps could still be accepted.
+/// Records each sender's nonces as long as their timestamps could still be accepted.
 #[async_trait]
 pub trait NonceStore: Send + Sync {
-    /// Remembers `nonce` of `from` until `until`, unless it is known already.
+    /// Records `nonce` of `from` until `until`, unless it is recorded already.
     async fn remember(&self, from: &Did, nonce: [u8; 16], now: Timestamp, until: Timestamp) -> NonceVerdict;
 }
 
-/// A remembered nonce, in the order in which they may be forgotten: until when, whose, and which.
+/// A recorded nonce, ordered by expiry: the expiry, the DID and the nonce.
 pub(crate) type KnownNonce = (Timestamp, Did, [u8; 16]);
 
-/// The nonces that are known. A DID has room of its own, so that none can push out another's; when all room is taken, new
-/// nonces are refused rather than old ones forgotten.
+/// The recorded nonces. Each DID has its own bound, so that none can evict another's; if the store is full, new nonces
+/// are refused rather than old ones removed.
 pub(crate) struct KnownNonces {
     per_did: usize,
     total: usize,
@@ -49,7 +49,7 @@ impl KnownNonces {
         self.by_end.len()
     }
 
-    /// Forgets those whose timestamps could no longer be accepted, and returns them.
+    /// Removes the nonces whose timestamps could no longer be accepted, and returns them.
     pub(crate) fn forget_expired(&mut self, now: Timestamp) -> Vec<KnownNonce> {
         let mut expired = Vec::new();
         while self.by_end.first().is_some_and(|(end, ..)| *end < now)
@@ -67,7 +67,7 @@ impl KnownNonces {
         expired
     }
 
-    /// Remembers a nonce, if it is new and there is room.
+    /// Records a nonce, if it is new and there is space.
     pub(crate) fn remember(&mut self, from: &Did, nonce: [u8; 16], until: Timestamp) -> NonceVerdict {
         let used = self.by_did.get(from);
         if used.is_some_and(|used| used.contains(&nonce)) {
@@ -80,7 +80,7 @@ impl KnownNonces {
         NonceVerdict::Fresh
     }
 
-    /// Remembers a nonce that was remembered before.
+    /// Records a nonce from an earlier run.
     pub(crate) fn restore(&mut self, (until, did, nonce): KnownNonce) {
         if self.by_did.entry(did.clone()).or_default().insert(nonce) {
             self.by_end.insert((until, did, nonce));
@@ -88,39 +88,39 @@ impl KnownNonces {
     }
 }
 
-/// How many nonces of each DID are remembered by default: more than the default rate lets it use.
+/// The default number of nonces of each DID: more than the default rate lets it use.
 pub(crate) const NONCES_PER_DID: usize = 4_096;
-/// How many nonces are remembered in all by default.
+/// The default number of all nonces.
 pub(crate) const NONCES: usize = 1_000_000;
 
-/// Nonces in memory: after a restart, what was said just before can be said again. [`StateNonces`](crate::state::nonces) keep
-/// them.
+/// Nonces in memory: after a restart, a message from just before it can be repeated.
+/// [`StateNonces`](crate::state::nonces) stores them.
 pub struct MemoryNonces(Mutex<KnownNonces>);
 
 impl MemoryNonces {
-    /// Room for `per_did` nonces of each DID and `total` in all. Beyond that, new ones are refused.
+    /// Space for `per_did` nonces of each DID and `total` in all. Beyond that, new ones are refused.
     pub fn new(per_did: usize, total: usize) -> Self {
         Self(Mutex::new(KnownNonces::new(per_did, total)))
     }
 
-    /// How many nonces are remembered.
+    /// The number of recorded nonces.
     pub fn len(&self) -> usize {
         self.lock().len()
     }
 
-    /// Whether none is remembered.
+    /// Whether no nonce is recorded.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     fn lock(&self) -> MutexGuard<'_, KnownNonces> {
-        // Both maps are changed without anything between that could panic.
+        // No code panics between the changes of the two maps.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Default for MemoryNonces {
-    /// 4,096 a DID, more than the default rate lets it use, and a million in all.
+    /// 4,096 for each DID, more than the default rate lets it use, and a million in all.
     fn default() -> Self {
         Self::new(NONCES_PER_DID, NONCES)
     }
@@ -138,20 +138,21 @@ impl NonceStore for MemoryNonces {
 /// A token bucket: `burst` at once, `per_second` in the long run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// Tokens that come back each second.
+    /// Tokens that are added each second.
     pub per_second: u32,
-    /// Tokens that a full bucket holds.
+    /// The capacity of the bucket.
     pub burst: u32,
 }
 
 /// Counts how often each key was used.
 #[async_trait]
 pub trait RateLimitStore: Send + Sync {
-    /// Takes a token of `key`'s bucket; `false` when it is empty.
+    /// Takes a token from the bucket of `key`; `false` if it is empty.
     async fn take(&self, key: &str, rate: Rate, now: Timestamp) -> bool;
 }
 
-/// Buckets in memory. Full buckets say nothing and are forgotten; when too many are in use, unknown keys are refused.
+/// Buckets in memory. Full buckets carry no information and are removed; if there are too many others, unknown keys are
+/// refused.
 pub struct MemoryRates {
     most: usize,
     buckets: Mutex<Buckets>,
@@ -165,12 +166,12 @@ struct Buckets {
 }
 
 impl Buckets {
-    /// Forgets full buckets, now and then, so that it costs next to nothing on average: when there are twice as many as
-    /// were left the last time, or, when there is no room for so many, every tenth of a second.
+    /// Removes full buckets from time to time, at a small average cost: when there are twice as many as after the last
+    /// sweep, or, if there is no space for so many, every tenth of a second.
     fn sweep(&mut self, most: usize, now: Timestamp) {
         let len = self.by_key.len();
         let doubled = len >= self.sweep_at.max(1024);
-        // Also when the clock was set back since.
+        // Also if the clock was set back since.
         let apart = now.since(self.swept).max(self.swept.since(now));
         let crowded = len >= most && apart >= Duration::from_millis(100);
         if doubled || crowded {
@@ -183,9 +184,9 @@ impl Buckets {
 
 #[derive(Clone, Copy)]
 struct Bucket {
-    /// Its own: the bucket of an address is not full when that of a DID would be.
+    /// Its own rate: the bucket of an address is not full when that of a DID would be.
     rate: Rate,
-    /// In thousandths, so that time in milliseconds times tokens a second is exact.
+    /// In thousandths, so that milliseconds times tokens per second is exact.
     millitokens: u64,
     at: Timestamp,
 }
@@ -198,7 +199,7 @@ impl Bucket {
     fn refilled(self, rate: Rate, now: Timestamp) -> Self {
         let gained = u64::try_from(now.since(self.at).as_millis()).unwrap_or(u64::MAX);
         let gained = gained.saturating_mul(u64::from(rate.per_second));
-        // Requests overlap a little. Beyond that the clock was set back, and nobody knows how long ago this was.
+        // Requests overlap a little. A greater difference means that the clock was set back by an unknown time.
         if self.at.since(now) > Duration::from_secs(1) {
             return Self::full(rate, now);
         }
@@ -212,23 +213,23 @@ impl Bucket {
 }
 
 impl MemoryRates {
-    /// Room for `most` buckets that are not full.
+    /// Space for `most` buckets that are not full.
     pub fn new(most: usize) -> Self {
         Self { most, buckets: Mutex::default() }
     }
 
-    /// How many buckets are kept.
+    /// The number of buckets.
     pub fn len(&self) -> usize {
         self.lock().by_key.len()
     }
 
-    /// Whether no bucket is kept.
+    /// Whether there is no bucket.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     fn lock(&self) -> MutexGuard<'_, Buckets> {
-        // Nothing that could panic happens while a bucket is half changed.
+        // No code panics while a bucket is partly changed.
         self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

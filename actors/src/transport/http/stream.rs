@@ -1,4 +1,4 @@
-//! Server-sent events: how an envelope becomes one, and the streams that carry them.
+//! Server-sent events: the event of an envelope, and the streams that carry events.
 
 use std::{
     borrow::Cow,
@@ -12,12 +12,12 @@ use actix_web::web::Bytes;
 use btcr2_aggregation_protocol::{envelope::SealedEnvelope, message::SharedBody};
 use tokio::sync::mpsc;
 
-/// The most bytes that are written at once. A connection copies them into a buffer of its own and keeps that for as long as it
-/// lives, so with a thousand streams this counts a thousand times.
+/// The maximum number of bytes in one write. A connection copies them into a buffer, which it does not free until it
+/// ends, so with a thousand streams this counts a thousand times.
 const PIECE: usize = 4_000;
 
-/// An event as it goes over the wire. All events that carry one body share its text. Boxed, for a stream has room for some
-/// dozens of them from its beginning.
+/// An event in its serialized form. All events with the same body share its text. Boxed, because a stream allocates
+/// space for some dozens of them when it is opened.
 #[derive(Clone)]
 pub(super) struct Event(Box<[Bytes; 3]>);
 
@@ -30,14 +30,14 @@ impl Event {
         self.0.iter().map(Bytes::len).sum()
     }
 
-    /// Takes off what is written next.
+    /// Removes and returns the next piece to write.
     fn next_piece(&mut self) -> Option<Bytes> {
         let rest = self.0.iter_mut().find(|rest| !rest.is_empty())?;
         Some(rest.split_to(rest.len().min(PIECE)))
     }
 }
 
-/// A body's text, as what [`Bytes`] can share.
+/// A body's text, as an owner for [`Bytes`].
 struct Text(SharedBody);
 
 impl AsRef<[u8]> for Text {
@@ -62,8 +62,8 @@ pub(super) fn event(name: &str, id: Option<u64>, envelope: &SealedEnvelope) -> E
     Event::of([Bytes::from(head), body, Bytes::from(tail)])
 }
 
-/// The text of a body without line breaks, as an event's line must be. Those of a body that was received and is forwarded become
-/// spaces: between JSON tokens they mean nothing, and within a string JSON has none.
+/// The text of a body without line breaks, as an event's line must be. Line breaks of a forwarded body become spaces:
+/// between JSON tokens they have no meaning, and a JSON string cannot contain them.
 fn on_one_line(body: &SharedBody) -> Cow<'_, str> {
     if body.is_on_one_line() {
         Cow::Borrowed(body.json())
@@ -72,15 +72,15 @@ fn on_one_line(body: &SharedBody) -> Cow<'_, str> {
     }
 }
 
-/// A comment: it keeps proxies from closing a quiet stream, and shows who has gone.
+/// A comment: it prevents proxies from closing an idle stream, and reveals closed connections.
 pub(super) fn heartbeat() -> Event {
     Event::of([Bytes::from_static(b": heartbeat\n\n"), Bytes::new(), Bytes::new()])
 }
 
-/// A comment for a reader that was too slow, or away for too long. Clients of version 1 pass it over.
+/// A comment for a reader that was too slow, or disconnected for too long. Clients of version 1 ignore it.
 pub(super) fn too_slow(cohorts: usize) -> Event {
     let text = format!(
-        ": too slow: there was no room for the messages of {cohorts} cohorts, what is still needed is made again\n\n"
+        ": too slow: messages of {cohorts} cohorts were dropped for lack of space, what is still needed is sent again\n\n"
     );
     Event::of([Bytes::from(text), Bytes::new(), Bytes::new()])
 }
@@ -95,13 +95,13 @@ pub(super) struct EventStream {
 /// The client's side.
 pub(super) struct Events {
     events: mpsc::Receiver<Event>,
-    /// What is left to write of the event that was taken last.
+    /// The rest of the event that is being written.
     current: Option<Event>,
     queued: Arc<AtomicUsize>,
 }
 
 impl EventStream {
-    /// A stream that may be `capacity` events, and `most_bytes` bytes or one event, behind before it is given up.
+    /// A stream that may be `capacity` events, and `most_bytes` bytes or one event, behind before it is closed.
     pub(super) fn open(capacity: usize, most_bytes: usize) -> (Self, Events) {
         let (sender, receiver) = mpsc::channel(capacity);
         let queued = Arc::new(AtomicUsize::new(0));
@@ -111,14 +111,15 @@ impl EventStream {
         )
     }
 
-    /// Whether the client still reads and has kept up. One that has not is closed, and comes back for what it missed.
+    /// Sends an event; returns whether the client still reads and is not too far behind. Otherwise the stream is
+    /// closed, and the client reconnects for the events that it missed.
     pub(super) fn send(&self, event: Event) -> bool {
         let bytes = event.len();
         let before = self.queued.fetch_add(bytes, Ordering::Relaxed);
         (before == 0 || before.saturating_add(bytes) <= self.most_bytes) && self.events.try_send(event).is_ok()
     }
 
-    /// Whether the client is still there.
+    /// Whether the client is still connected.
     pub(super) fn is_open(&self) -> bool {
         !self.events.is_closed()
     }
@@ -150,7 +151,7 @@ mod tests {
 
     const ID: &str = "00000000-0000-4000-8000-000000000001";
 
-    /// An envelope whose body has a reason of this length, written as `body` says.
+    /// An envelope whose body has a reason of this length, written as `body` returns it.
     fn envelope(reason: usize, body: impl Fn(&str) -> String) -> SealedEnvelope {
         let mut rng = Randomness::System.for_actor("test");
         let me = Identity::from_key(SecretKey::generate(&mut rng), Network::Regtest);

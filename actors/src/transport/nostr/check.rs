@@ -1,7 +1,7 @@
-//! Does a relay do what a cohort needs? It is asked to take events of the kinds and sizes of a round, by identities made up
-//! for the purpose, and they are read back: by a subscription that is open, and from what the relay has stored.
+//! Checks whether a relay does what a cohort needs. The check publishes events of the kinds and sizes of a round, of
+//! identities that it generates, and reads them back: in an open subscription, and from the relay's stored events.
 //!
-//! Nothing that is published is an advert, so no participant takes a check for a cohort.
+//! None of the events is an advert, so participants do not mistake a check for a cohort.
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,26 +34,26 @@ use tokio::{
 use super::socket::Sockets;
 use crate::{runtime::Clock, transport::tls::Trust};
 
-/// As many messages as a service has for thirty members in one step of a round.
+/// The number of messages that a service sends to thirty members in one step of a round.
 const BURST: usize = 30;
 
-/// What became of one event.
+/// The result for one event.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Probe {
-    /// What it stands for.
+    /// What the event represents.
     pub what: String,
     /// Its kind.
     pub kind: u16,
     /// Its size as JSON.
     pub bytes: usize,
-    /// Milliseconds until the relay said that it has it.
+    /// Milliseconds until the relay confirmed it.
     pub accepted_ms: Option<u64>,
-    /// Milliseconds until a subscriber had it.
+    /// Milliseconds until a subscriber received it.
     pub delivered_ms: Option<u64>,
-    /// Whether the relay still has it, for who comes later.
+    /// Whether the relay still has it, for peers that connect later.
     pub stored: bool,
-    /// What went wrong.
+    /// What failed.
     pub problem: Option<String>,
 }
 
@@ -64,30 +64,31 @@ impl Probe {
     }
 }
 
-/// What is known of a relay now.
+/// The results of a check.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RelayCheck {
     /// Its address.
     pub url: String,
-    /// Milliseconds until it was connected to.
+    /// Milliseconds until the connection was established.
     pub connect_ms: Option<u64>,
-    /// What went wrong with that.
+    /// Why the connection failed.
     pub problem: Option<String>,
     /// The limits that it states (NIP-11), if it states any.
     pub limits: Option<Value>,
-    /// What it has said in its own words: notices, and answers that name no event.
+    /// Its own texts: notices, and answers that name no event.
     pub words: Vec<String>,
-    /// Whether a subscriber got an event that it had not asked for. Such events are passed over; they cost traffic. `None` when there
-    /// was no way to try.
+    /// Whether a subscriber received an event that it had not requested. Such events are ignored; they cost traffic.
+    /// `None` if it could not be tested.
     pub over_delivers: Option<bool>,
-    /// Whether two connections with subscriptions of the same name each get their own events. Ours have names that nobody else
-    /// uses. `None` when there was no way to try.
+    /// Whether two connections with subscriptions of the same name each receive their own events. Our subscriptions
+    /// have unique names. `None` if it could not be tested.
     pub separates: Option<bool>,
-    /// What became of each event.
+    /// The result for each event.
     pub probes: Vec<Probe>,
-    /// Whether it forgets an event when its author asks for that (NIP-09), as is done with adverts of cohorts that are
-    /// formed. None needs it: who comes later may only ask to join in vain. `None` when there was no event to try it with.
+    /// Whether it removes an event when its author requests that (NIP-09), as is done with adverts of formed cohorts.
+    /// It is not required: a peer that connects later may then only opt in in vain. `None` if there was no event to
+    /// test it with.
     pub forgets: Option<bool>,
 }
 
@@ -98,10 +99,10 @@ impl RelayCheck {
     }
 }
 
-/// Checks the relay at `url`, whose certificate is trusted as `trust` says, waiting `patience` for each thing that it should do.
+/// Checks the relay at `url`, with the certificates of `trust`, waiting up to `patience` for each response.
 ///
 /// # Errors
-/// Why `url` cannot be a relay's, or TLS cannot be set up.
+/// Why `url` cannot be a relay's, or why TLS cannot be set up.
 pub async fn check(
     url: &str,
     trust: &Trust,
@@ -144,7 +145,7 @@ pub async fn check(
         return Ok(outcome);
     }
     let peer = Peer::new(from.secret_key(), to.public_key().x_only()).map_err(|error| error.to_string())?;
-    // What every cohort needs comes first: a relay may hold the size of a later one against us.
+    // The messages that every cohort needs are first: a relay may penalize the size of a later one.
     let (small, large) = round();
     for (what, body) in small {
         let message = Message::new(from.did().clone(), Some(to.did().clone()), body);
@@ -187,7 +188,8 @@ pub async fn check(
     Ok(outcome)
 }
 
-/// Whether a subscriber gets the decoy, which is for somebody else, before the marker, which is for it and sent later.
+/// Whether a subscriber receives the decoy, which is addressed to another identity, before the marker, which is
+/// addressed to it and sent later.
 async fn over_delivers(
     (decoy, marker): (&Event, &Event),
     (writer, heard): Ways<'_>,
@@ -210,7 +212,7 @@ async fn over_delivers(
     Some(seen)
 }
 
-/// Whether two connections that use the same name for different subscriptions each get what they asked for.
+/// Whether two connections that use the same name for different subscriptions each receive what they requested.
 async fn separates(
     url: &RelayUrl,
     sockets: &Sockets,
@@ -240,7 +242,7 @@ async fn separates(
     Some(true)
 }
 
-/// A connection that lasts as long as it is kept.
+/// A connection that ends when this is dropped.
 struct Connection {
     relay: Relay,
     _pool: RelayPool,
@@ -259,7 +261,7 @@ fn cohort(name: &str) -> CohortId {
     CohortId::parse(&format!("relay-check-{name}")).expect("a short name of visible characters")
 }
 
-/// Messages, with what they stand for.
+/// Messages, and what they represent.
 type Samples = Vec<(String, Body)>;
 
 /// Messages of each kind: in the sizes of small cohorts, and of larger ones.
@@ -331,13 +333,13 @@ async fn probe(
     probe
 }
 
-/// Whether the relay has an event; `None` when it does not say.
+/// Whether the relay has an event; `None` if it does not answer.
 async fn has(relay: &Relay, event: &Event, patience: Duration) -> Option<bool> {
     let found = relay.fetch_events(Filter::new().id(event.id), patience, ReqExitPolicy::ExitOnEOSE).await.ok()?;
     Some(found.into_iter().any(|found| found.id == event.id))
 }
 
-/// Whether the relay forgets an event that it has.
+/// Whether the relay removes an event that it has.
 async fn forgets(event: &Event, retraction: &Event, relay: &Relay, patience: Duration) -> bool {
     let accepted = timeout(patience, relay.send_event(retraction)).await.is_ok_and(|sent| sent.is_ok());
     accepted && has(relay, event, patience).await == Some(false)
@@ -354,7 +356,7 @@ async fn arrival(heard: &mut broadcast::Receiver<RelayNotification>, expected: &
     }
 }
 
-/// Many events at once: does the relay limit how fast a service may speak?
+/// Many events at once, to test whether the relay limits the rate of a service.
 async fn together(events: &[Event], (writer, heard): Ways<'_>, patience: Duration) -> Probe {
     let started = Instant::now();
     let bytes = events.iter().map(|event| event.as_json().len()).sum();

@@ -12,37 +12,40 @@ use crate::transport::{
 /// How an identity uses its relays.
 #[derive(Clone, Debug)]
 pub struct NostrConfig {
-    /// The relays: messages go to all of them, and are read from all of them.
+    /// The relays: messages are published to all of them, and read from all of them.
     pub relays: Vec<String>,
-    /// How old adverts may be. Zero is no limit: every advert that a relay still keeps is read.
+    /// The maximum age of adverts. Zero means no limit: every advert that a relay has stored is read.
     pub look_back: Duration,
-    /// How long a relay may take to accept a connection.
+    /// The timeout for connecting to a relay.
     pub connect_timeout: Duration,
-    /// How long a relay may take to say what became of an event. At most ten seconds.
+    /// The timeout for a relay's answer to an event. At most ten seconds.
     pub publish_timeout: Duration,
-    /// How long stored events are waited for, to be put in order and before adverts, when a relay does not say that it has
-    /// sent them all.
+    /// How long to wait for the end of a relay's stored events, which are sorted, and delivered before adverts.
     pub stored_timeout: Duration,
-    /// Before the second attempt to connect, or to publish what no relay has accepted. Doubles from then on.
+    /// The delay before the second attempt to connect, or to publish an event that no relay has accepted. It doubles
+    /// from then on.
     pub first_backoff: Duration,
-    /// The longest time between attempts.
+    /// The maximum delay between attempts.
     pub longest_backoff: Duration,
-    /// Most events that wait for one relay's answer at once; others wait their turn. Relays drop what comes in too fast.
+    /// The maximum number of events that wait for one relay's answer; others are queued. Relays drop events that arrive
+    /// too fast.
     pub in_flight: usize,
-    /// Most events of ours that are kept to be published again, to a relay that comes back or when none accepted them.
+    /// The maximum number of our events that are stored to be published again: to a relay that reconnects, or if none
+    /// accepted them.
     pub outbox: usize,
-    /// How long an event that was accepted is kept for relays that come back, when it does not say how long it matters.
+    /// How long an accepted event is stored for relays that reconnect, if it has no deadline itself.
     pub keep: Duration,
-    /// Most events that are remembered, so that the copies of several relays, and of later connections to one, are read
+    /// The maximum number of remembered events. Copies from several relays, and from later connections to one, are read
     /// once.
     pub seen_events: usize,
-    /// Most peers whose conversation keys are remembered: deriving one costs fifteen times what encrypting does.
+    /// The maximum number of peers whose conversation keys are cached: deriving one costs fifteen times as much as an
+    /// encryption.
     pub conversations: usize,
-    /// Most EXTERNAL DIDs whose keys are remembered from their opt-ins; beyond that the oldest are forgotten.
+    /// The maximum number of EXTERNAL DIDs whose keys are stored from their opt-ins; beyond it the oldest are removed.
     pub external_keys: usize,
-    /// Whose certificates are trusted.
+    /// The certificates that are trusted.
     pub trust: Trust,
-    /// Where it is reported whether the relays can be reached.
+    /// The channel on which it is reported whether the relays can be reached.
     pub contacts: Contacts,
 }
 
@@ -85,7 +88,7 @@ impl NostrConfig {
 /// Settings that cannot work.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NostrConfigError {
-    /// Nobody could hear us.
+    /// No peer could be reached.
     #[error("no relays: at least one is needed")]
     NoRelays,
     /// TLS cannot be set up.
@@ -94,7 +97,7 @@ pub enum NostrConfigError {
     /// Not the address of a relay.
     #[error("{url}: {problem} (a relay's URL starts with wss:// or ws://)")]
     Url {
-        /// What was given.
+        /// The given text.
         url: String,
         /// What is wrong with it.
         problem: String,

@@ -1,4 +1,4 @@
-//! An identity's connection: the keeper of its relay actors.
+//! An identity's connection, which owns its relay actors.
 
 mod arrivals;
 
@@ -33,10 +33,10 @@ use crate::{
     tree::{self, Row},
 };
 
-/// How often what is kept for relays that come back is looked through.
+/// How often expired events are removed.
 const SWEEP: Duration = Duration::from_secs(60);
 
-/// Most adverts that one event retracts: it takes 18 kB then, which relays take.
+/// The maximum number of adverts that one event retracts: it has 18 kB then, which relays accept.
 const RETRACTED_AT_ONCE: usize = 256;
 
 /// An event arrived.
@@ -71,7 +71,7 @@ pub(super) struct RelayProblem {
     pub(super) why: String,
 }
 
-/// A relay's actor is gone, however it went.
+/// A relay's actor has stopped, for any reason.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 struct RelayGone {
@@ -80,7 +80,7 @@ struct RelayGone {
     end: End,
 }
 
-/// A relay has said what became of an event.
+/// A relay has answered an event.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(super) struct Answered {
@@ -90,7 +90,7 @@ pub(super) struct Answered {
     pub(super) answer: Answer,
 }
 
-/// A relay's place, whatever becomes of its actors.
+/// The slot of a relay, which outlives its actors.
 struct Slot {
     actor: Option<Addr<RelayActor>>,
     publisher: Option<Recipient<Publish>>,
@@ -115,7 +115,7 @@ pub(super) struct NostrConnection {
     slots: Vec<Slot>,
     /// Messages that wait for their next attempt.
     waiting: BTreeSet<u64>,
-    /// Whose malformed events were reported lately.
+    /// The authors whose malformed events were reported recently.
     malformed: Seldom<arrivals::Author>,
     _guard: EndGuard,
 }
@@ -161,7 +161,7 @@ impl NostrConnection {
         let (Some(slot), Some(url)) = (self.slots.get_mut(relay), self.inner.urls.get(relay)) else { return };
         slot.number += 1;
         let number = slot.number;
-        // Weak, or the relays' actors would keep this one alive.
+        // A weak reference: a strong one in the relays' actors would keep this actor running.
         let keeper = ctx.address().downgrade();
         let gone = keeper.clone();
         let guard = EndGuard::new(move |end| {
@@ -180,7 +180,7 @@ impl NostrConnection {
         slot.actor = Some(start(span, |_| actor));
     }
 
-    /// Signs a job's event anew: what it says stays, the event is of now.
+    /// Signs a job's event anew: the content is the same, the time is now.
     fn seal(&mut self, id: u64) -> Result<bool, SealError> {
         let now = self.inner.clock.now();
         let Some(job) = self.outbox.get_mut(id) else { return Ok(false) };
@@ -207,29 +207,29 @@ impl NostrConnection {
         Ok(true)
     }
 
-    /// Takes something up, and publishes it.
+    /// Queues a message or a retraction, and publishes it.
     fn take_up(&mut self, content: Content, until: Option<Timestamp>, ctx: &mut Context<Self>) {
         let now = self.now();
         let job = Job::new(content, until, self.config.first_backoff, now + self.config.keep);
         let (id, dropped) = self.outbox.insert(job, now);
         if let Some(dropped) = dropped {
-            self.undelivered(dropped, "too much waits to be sent");
+            self.undelivered(dropped, "too many messages wait to be sent");
         }
         self.is_under_way(id);
         self.publish(id, ctx);
     }
 
-    /// Until a relay has taken it, it is the relays' matter that a member has not got it, and not the member's.
+    /// Until a relay has accepted a message, the relays are responsible for its absence, not the member.
     fn is_under_way(&self, id: u64) {
         let Some((to, body)) = self.outbox.get(id).and_then(Job::directed) else { return };
         let (cohort_id, kind) = (body.cohort_id().clone(), body.short_type());
         let names: Vec<_> = self.inner.urls.iter().map(shown).collect();
         let reason = format!("{}: no answer yet", names.join(", "));
-        // Not lossy: one for each message that the receiver itself has sent.
+        // An unbounded send: one for each message that the receiver itself has sent.
         self.inbox.do_send(Delivery::Delayed { to: to.clone(), cohort_id, kind, reason });
     }
 
-    /// Whoever comes later is not to join this cohort: relays are asked to forget its adverts.
+    /// New participants must not join this cohort: relays are asked to remove its adverts.
     fn withdraw_advert(&mut self, cohort_id: &CohortId, ctx: &mut Context<Self>) {
         self.outbox.withdraw(cohort_id);
         let until = self.now() + self.config.keep;
@@ -238,7 +238,7 @@ impl NostrConnection {
         }
     }
 
-    /// Signs a message and asks every relay that is there to take it.
+    /// Signs a message and sends it to every connected relay.
     fn publish(&mut self, id: u64, ctx: &mut Context<Self>) {
         match self.seal(id) {
             Ok(true) => {
@@ -261,7 +261,7 @@ impl NostrConnection {
             return;
         }
         let Some(event) = job.event.clone() else { return };
-        // Not lossy: the relay's actor bounds its queue and answers for what it gives up.
+        // An unbounded send: the relay's actor bounds its queue and answers for events that it drops.
         publisher.do_send(Publish { job: id, event });
         self.outbox.asked(id, relay);
     }
@@ -283,14 +283,14 @@ impl NostrConnection {
                     format!("{reason} ({})", self.inner.urls.iter().map(shown).collect::<Vec<_>>().join(", "))
                 }
             };
-            // Not lossy: as seldom as it is tried again.
+            // An unbounded send: at most one for each attempt.
             self.inbox.do_send(Delivery::Delayed { to: to.clone(), cohort_id, kind, reason });
         }
         let (kind, reasons) = (job.content.kind(), job.reasons());
         if job.was_refused() {
-            tracing::info!(connection = self.name, kind, reasons, "no relay has taken an event, trying again");
+            tracing::info!(connection = self.name, kind, reasons, "no relay has accepted an event, trying again");
         } else {
-            // As at every start, before the first relay is connected to.
+            // As at every start, before the first relay is connected.
             tracing::debug!(connection = self.name, kind, "no relay is connected yet, an event waits");
         }
         ctx.run_later(delay, move |actor, ctx| actor.retry(id, ctx));
@@ -304,7 +304,7 @@ impl NostrConnection {
         let now = self.now();
         let Some(job) = self.outbox.get_mut(id) else { return };
         if job.until.is_some_and(|until| now >= until) {
-            let reason = format!("{}; nobody waits for it any more", job.reasons());
+            let reason = format!("{}; its time is over", job.reasons());
             return self.give_up(id, &reason);
         }
         if job.event.is_some() && job.maybe_out && job.is_spent_by_repetition() {
@@ -327,7 +327,7 @@ impl NostrConnection {
 
     fn undelivered(&self, job: Job, reason: &str) {
         tracing::warn!(connection = self.name, kind = job.content.kind(), reason, "an event was not delivered");
-        // Of an advert, the next repetition may fare better; and a retraction was a courtesy.
+        // The next repetition of an advert may succeed, and a retraction is optional.
         let Content::Message { to: Some(to), body } = job.content else { return };
         self.inbox.do_send(Delivery::Undeliverable { to, body, reason: reason.to_owned() });
     }
@@ -360,7 +360,7 @@ impl Handler<Outbound> for NostrConnection {
                 self.take_up(Content::Message { to: Some(to), body }, until, ctx);
             }
             Outbound::Broadcast { body } => {
-                // A repetition takes the place of what it repeats.
+                // A repetition replaces the previous advert.
                 self.outbox.withdraw(body.cohort_id());
                 self.take_up(Content::Message { to: None, body }, None, ctx);
             }
@@ -379,7 +379,8 @@ impl Handler<RelayUp> for NostrConnection {
             report.connected += 1;
             report.connections += 1;
         });
-        // It may have been away, or have lost what it had. The same events again: whoever has one knows it.
+        // It may have been disconnected, or have lost its events. The same events are sent again: a relay that has one
+        // ignores it.
         for id in self.outbox.all() {
             self.publish_to(relay, id);
         }
@@ -394,7 +395,7 @@ impl Handler<RelayWorks> for NostrConnection {
         slot.backoff = self.config.first_backoff;
         if !std::mem::replace(&mut slot.works, true) {
             self.inner.reports.note(relay, |report| report.subscribed += 1);
-            // Not before: one that takes connections and nothing else is of no use.
+            // Not earlier: a relay that accepts connections and nothing else is useless.
             if let Some(url) = self.inner.urls.get(relay) {
                 self.inner.config.contacts.reached(&shown(url), Purpose::Relay);
             }
@@ -467,7 +468,7 @@ impl Handler<Answered> for NostrConnection {
             && let Some((to, body)) = new.directed()
         {
             let (cohort_id, kind) = (body.cohort_id().clone(), body.short_type());
-            // Not lossy: one for each message that was sent.
+            // An unbounded send: one for each message that was sent.
             self.inbox.do_send(Delivery::Delivered { to: to.clone(), cohort_id, kind });
         }
         if self.outbox.answered(job, relay, event, answer) == Next::Retry {
@@ -476,7 +477,7 @@ impl Handler<Answered> for NostrConnection {
     }
 }
 
-/// Up to a fifth more or less, so that clients that were cut off together do not come back together.
+/// Changes the delay by up to a fifth, so that clients that were disconnected together do not reconnect together.
 fn jittered(delay: Duration, rng: &mut ChaCha20Rng) -> Duration {
     let fifth = delay / 5;
     let spread = rng.next_u32() % 2_001;

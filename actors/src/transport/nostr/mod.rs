@@ -5,10 +5,10 @@
 //!                         └─ RelayActor wss://b
 //! ```
 //!
-//! `connection` is where everything is decided: what is published and again published, which of the events that arrive
-//! is new, whose it is, and whether it is a message. A `relay` is one connection to one relay: it opens the two
-//! subscriptions, hands on what arrives, and says what became of each event. What an event is, is the protocol's
-//! [`nostr`](btcr2_aggregation_protocol::nostr) codec.
+//! `connection` makes all decisions: which events are published, and published again, which received events are new,
+//! who sent them, and whether they are messages. A `relay` is one connection to one relay: it opens the two
+//! subscriptions, passes on the received events, and reports the relay's answer to each published event. The protocol's
+//! [`nostr`](btcr2_aggregation_protocol::nostr) codec defines the events.
 
 pub mod check;
 mod config;
@@ -55,7 +55,7 @@ use crate::{
     supervision::{EndGuard, start},
 };
 
-/// The transport of identities that meet on relays. Clones are the same transport.
+/// The transport of identities that communicate over relays. Clones share it.
 #[derive(Clone)]
 pub struct NostrTransport(Arc<Inner>);
 
@@ -71,13 +71,14 @@ struct Inner {
 }
 
 impl Inner {
-    /// What each relay takes, as far as it is known, in the order of the configuration.
+    /// The known limits of each relay, in the order of the configuration.
     fn limits(&self) -> MutexGuard<'_, Vec<EventLimits>> {
-        // Nothing panics while it holds the lock.
+        // No code panics while it holds the lock.
         self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether an advert is for this relay: a cohort that it cannot carry, and another relay can, is not advertised on it.
+    /// Whether an advert is published to this relay: if another relay can carry the cohort and this one cannot, it is
+    /// not.
     fn carries(&self, relay: usize, advert: &CohortAdvert) -> bool {
         let members = advert.max_participants.unwrap_or(advert.min_participants) as usize;
         let carries =
@@ -86,7 +87,7 @@ impl Inner {
         limits.get(relay).is_none_or(carries) || !limits.iter().any(carries)
     }
 
-    /// A relay has refused an event for its size.
+    /// A relay has refused an event because of its size.
     fn was_too_large(&self, relay: usize, bytes: usize) {
         if let Some(limits) = self.limits().get_mut(relay) {
             let most = bytes.saturating_sub(1);
@@ -95,23 +96,23 @@ impl Inner {
     }
 }
 
-/// Whether a relay's words are about the size of an event.
+/// Whether a relay's text is about the size of an event.
 fn is_about_size(reason: &str) -> bool {
     let reason = reason.to_lowercase();
     ["too large", "too big", "too long", "size", "length", "exceed"].iter().any(|word| reason.contains(word))
 }
 
-/// How long relays may take to state their limits.
+/// The timeout for relays to state their limits.
 const STATING: Duration = Duration::from_secs(3);
 
-/// The keys of EXTERNAL DIDs that the host vouches for. Clones are the same; the connections read them, so that one that is
-/// replaced leaves nobody unknown.
+/// The keys of EXTERNAL DIDs that the host has introduced. Clones share them; connections read them, so that the next
+/// connection has them too.
 #[derive(Clone, Default)]
 struct Introduced(Arc<Mutex<BTreeMap<Did, PublicKey>>>);
 
 impl Introduced {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Did, PublicKey>> {
-        // Nothing panics while it holds the lock.
+        // No code panics while it holds the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -138,8 +139,8 @@ impl NostrTransport {
         Ok(Self(Arc::new(Inner { config, urls, sockets, clock, randomness, introduced, reports, limits })))
     }
 
-    /// Asks the relays which limits they state (NIP-11), so that a cohort that none of them can carry is refused when it is opened.
-    /// What they do not state in three seconds, or at all, shows when they refuse something.
+    /// Asks the relays for their stated limits (NIP-11), so that a cohort that none of them can carry is refused when
+    /// it is opened. Limits that they do not state within three seconds, or at all, are only known after a refusal.
     pub async fn learn(&self) {
         let patience = STATING.min(self.0.config.connect_timeout);
         let asking = self.0.urls.iter().map(|url| check::limits(url, &self.0.config.trust, patience));
@@ -147,7 +148,7 @@ impl NostrTransport {
         for ((url, stated), known) in self.0.urls.iter().zip(stated).zip(self.0.limits().iter_mut()) {
             let Some(stated) = stated else { continue };
             let number = |name: &str| {
-                // Some state 0, or -1, where there is none.
+                // Some state 0, or -1, for no limit.
                 let number = stated.get(name).and_then(Value::as_u64).filter(|number| *number > 0);
                 number.and_then(|number| usize::try_from(number).ok())
             };
@@ -161,15 +162,15 @@ impl NostrTransport {
                     tracing::warn!(
                         relay = report::shown(url),
                         limit = name,
-                        "a relay states that not everybody may write"
+                        "a relay states that writing to it is restricted"
                     );
                 }
             }
         }
     }
 
-    /// Lets an EXTERNAL DID authenticate before its opt-in, on every connection: its genesis document is configured, not
-    /// shown.
+    /// Lets an EXTERNAL DID authenticate before its opt-in, on every connection: its genesis document comes from the
+    /// configuration.
     ///
     /// # Errors
     /// [`DocumentError`] when the document is not the DID's.
@@ -179,7 +180,7 @@ impl NostrTransport {
         Ok(())
     }
 
-    /// What each relay has done so far, for all identities on this transport.
+    /// The counts of each relay so far, for all identities on this transport.
     pub fn relays(&self) -> Vec<RelayReport> {
         self.0.reports.all()
     }
@@ -206,12 +207,12 @@ impl Transport for NostrTransport {
 
     fn introduce(&self, did: &Did, genesis_document: &Value) {
         if let Err(error) = Self::introduce(self, did, genesis_document) {
-            tracing::warn!(%did, %error, "a member that was known before is not known any more");
+            tracing::warn!(%did, %error, "the genesis document of a restored member is not valid");
         }
     }
 
     fn member_limit(&self, beacon_type: &BeaconType, _: usize) -> Option<usize> {
-        // One relay that carries a cohort is enough. Where one has no limit, neither has the cohort.
+        // One relay that carries a cohort is enough. If one has no limit, neither has the cohort.
         let mut most = Some(0);
         for limits in self.0.limits().iter() {
             most = limits.max_members(beacon_type).and_then(|limit| Some(most?.max(limit)));

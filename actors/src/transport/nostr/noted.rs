@@ -1,4 +1,5 @@
-//! What a relay says besides events: that it has sent all, that it ends something, and words for people.
+//! A relay's notifications other than events: the end of stored events, the end of a subscription, and texts for
+//! people.
 
 use std::fmt;
 
@@ -8,17 +9,17 @@ use tokio::sync::broadcast;
 
 use super::relay::{Assignment, Subscription};
 
-/// How much of what a relay says is repeated.
+/// The maximum length of a relay's text that is repeated.
 const MOST_WORDS: usize = 200;
 
-/// A relay's own words.
+/// A relay's own text.
 #[derive(Clone, Debug)]
 pub(super) enum Words {
     /// A NOTICE, about anything.
     Notice(String),
-    /// Why it has closed a subscription.
+    /// The reason for which it closed a subscription.
     Closed(String),
-    /// Why it has not taken an event.
+    /// The reason for which it refused an event.
     Refusal(String),
 }
 
@@ -32,20 +33,20 @@ impl fmt::Display for Words {
     }
 }
 
-/// They are logged and shown.
+/// The text in a form that is safe to log and to display.
 fn words(said: &str) -> String {
     shown_within(said, MOST_WORDS).into_owned()
 }
 
-/// What is wrong, and what the relay itself has said last.
+/// A problem, and the relay's latest text.
 pub(super) fn with_words(why: &str, said: Option<&str>) -> String {
-    said.map_or_else(|| why.to_owned(), |said| format!("{why}; the relay says: {said}"))
+    said.map_or_else(|| why.to_owned(), |said| format!("{why}; the relay reports: {said}"))
 }
 
-/// What a notification of the SDK means to a connection.
+/// The meaning of a notification of the SDK for a connection.
 pub(super) enum Noted {
     Nothing,
-    /// Words for people.
+    /// Text for people.
     Said(Words),
     EndOfStored(Subscription),
     Ended(String),
@@ -60,7 +61,7 @@ pub(super) fn noted(
         Ok(RelayNotification::Message { message: RelayMessage::EndOfStoredEvents(id) }) => {
             Subscription::with_id(&id, assignment).map_or(Noted::Nothing, Noted::EndOfStored)
         }
-        // It asks who we are first, and is told; then the subscription is made again.
+        // It requests authentication first, and receives it; then the subscription is made again.
         Ok(RelayNotification::Message { message: RelayMessage::Closed { message, .. } })
             if message.starts_with("auth-required") =>
         {
@@ -69,14 +70,14 @@ pub(super) fn noted(
         Ok(RelayNotification::AuthenticationFailed) => {
             Noted::Ended("the relay does not accept our authentication (auth-required)".to_owned())
         }
-        // Without its subscriptions a connection is worth nothing; asking again at once is what it was closed for.
+        // Without its subscriptions a connection is useless; repeating the request at once is what the relay refused.
         Ok(RelayNotification::Message { message: RelayMessage::Closed { message, .. } }) => {
             Noted::Ended(format!("the relay closed a subscription: {message}"))
         }
         Ok(RelayNotification::Message { message: RelayMessage::Notice(notice) }) => {
             Noted::Said(Words::Notice(words(&notice)))
         }
-        // That it has something already is no failure.
+        // A duplicate is not a failure.
         Ok(RelayNotification::Message { message: RelayMessage::Ok { status: false, message, .. } })
             if !message.starts_with("duplicate:") =>
         {
@@ -90,7 +91,7 @@ pub(super) fn noted(
         Ok(RelayNotification::Shutdown) | Err(broadcast::error::RecvError::Closed) => {
             Noted::Ended("shut down".to_owned())
         }
-        // Answers to events may be among the lost ones; those count as unanswered.
+        // Answers to events may be among the lost ones; those events count as unanswered.
         Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => Noted::Nothing,
     }
 }

@@ -1,4 +1,4 @@
-//! What we have to say: which events are out, who has answered, and which are kept for relays that come back.
+//! The outbox: our published events, the relays' answers, and events that are stored for relays that reconnect.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -16,17 +16,17 @@ use nostr_sdk::Event;
 
 use super::relay::{Answer, Id};
 
-/// What an event says.
+/// The content of an event.
 #[derive(Clone)]
 pub(super) enum Content {
-    /// A message, to somebody or to everybody.
+    /// A message, to one peer or to all.
     Message { to: Option<Did>, body: SharedBody },
-    /// That relays may forget these adverts of ours.
+    /// A request to relays to remove these adverts of ours.
     Retraction { adverts: Vec<Id> },
 }
 
 impl Content {
-    /// Its kind, for people.
+    /// Its kind, for display.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Message { body, .. } => body.short_type(),
@@ -54,7 +54,7 @@ impl Content {
     }
 }
 
-/// Something on its way.
+/// A message or retraction that is being sent.
 pub(super) struct Job {
     pub(super) content: Content,
     pub(super) until: Option<Timestamp>,
@@ -62,13 +62,13 @@ pub(super) struct Job {
     pub(super) event: Option<Arc<Event>>,
     /// How long to wait before the next attempt.
     pub(super) backoff: Duration,
-    /// Relays that were asked and have not answered.
+    /// Relays that have received the event and not answered.
     asked: BTreeSet<usize>,
     accepted: bool,
-    /// Some relay may have taken an event of this message without saying so.
+    /// A relay may have accepted an event of this message without a confirmation.
     pub(super) maybe_out: bool,
     reasons: BTreeMap<usize, String>,
-    /// Until when it is kept once it was accepted.
+    /// How long an accepted event is stored.
     kept_until: Timestamp,
 }
 
@@ -92,8 +92,8 @@ impl Job {
         }
     }
 
-    /// Whether one signed event is all that may ever be sent of it: the TypeScript implementation's service fails its whole
-    /// cohort at a second nonce or partial signature, and tells them apart by nothing but the event.
+    /// Whether at most one signed event may ever be sent of it: the TypeScript implementation's service fails its whole
+    /// cohort at a second nonce or partial signature, and only compares events.
     pub(super) fn is_spent_by_repetition(&self) -> bool {
         match &self.content {
             Content::Message { body, .. } => {
@@ -103,7 +103,7 @@ impl Job {
         }
     }
 
-    /// Whether any relay was asked, and had something against it.
+    /// Whether a relay has received it and refused it.
     pub(super) fn was_refused(&self) -> bool {
         !self.reasons.is_empty()
     }
@@ -113,7 +113,7 @@ impl Job {
         self.accepted
     }
 
-    /// The message, if it is one to somebody.
+    /// The message, if it is directed to one peer.
     pub(super) fn directed(&self) -> Option<(&Did, &SharedBody)> {
         match &self.content {
             Content::Message { to: Some(to), body } => Some((to, body)),
@@ -121,7 +121,7 @@ impl Job {
         }
     }
 
-    /// What each relay had against it, in words, with its name.
+    /// Each relay's reason against it, as text, with the relay's name.
     pub(super) fn reasons_by_relay(&self, name: impl Fn(usize) -> String) -> String {
         if self.reasons.is_empty() {
             return self.reasons();
@@ -130,7 +130,7 @@ impl Job {
         reasons.join("; ")
     }
 
-    /// What each relay had against it, in words.
+    /// Each relay's reason against it, as text.
     pub(super) fn reasons(&self) -> String {
         if self.reasons.is_empty() {
             return "no relay could be reached".to_owned();
@@ -140,15 +140,15 @@ impl Job {
     }
 }
 
-/// What is to be done after an answer.
+/// The next step after an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     Nothing,
-    /// No relay has taken it: try again later.
+    /// No relay has accepted it: try again later.
     Retry,
 }
 
-/// The messages on their way, and those that are kept.
+/// The messages that are being sent, and those that are stored.
 pub(super) struct Outbox {
     jobs: BTreeMap<u64, Job>,
     next: u64,
@@ -160,11 +160,11 @@ impl Outbox {
         Self { jobs: BTreeMap::new(), next: 0, most }
     }
 
-    /// Takes a message up. Gives back what had to be given up for it.
+    /// Adds a message. Returns the message that had to be dropped for it.
     pub(super) fn insert(&mut self, job: Job, now: Timestamp) -> (u64, Option<Job>) {
         self.expire(now);
         let full = self.jobs.len() >= self.most;
-        // Rather one that is only kept for relays that come back than one that nobody has yet.
+        // Preferably one that is only stored for relays that reconnect, rather than one that no relay has accepted.
         let oldest = self.jobs.iter().find(|(_, job)| job.accepted).or_else(|| self.jobs.iter().next());
         let dropped = oldest.map(|(id, _)| *id).filter(|_| full).and_then(|id| self.jobs.remove(&id));
         let id = self.next;
@@ -173,12 +173,12 @@ impl Outbox {
         (id, dropped.filter(|job| !job.accepted))
     }
 
-    /// Forgets what was accepted and matters to nobody any more.
+    /// Removes accepted events whose time is over.
     pub(super) fn expire(&mut self, now: Timestamp) {
         self.jobs.retain(|_, job| !(job.accepted && job.asked.is_empty() && job.kept_until <= now));
     }
 
-    /// An advert is over, or replaced by its repetition.
+    /// An advert has ended, or is replaced by its repetition.
     pub(super) fn withdraw(&mut self, cohort_id: &CohortId) {
         self.jobs.retain(|_, job| job.content.advert_of() != Some(cohort_id));
     }
@@ -195,25 +195,25 @@ impl Outbox {
         self.jobs.remove(&id)
     }
 
-    /// What a relay that has come up should have, oldest first.
+    /// The events that a relay that has connected should have, oldest first.
     pub(super) fn all(&self) -> Vec<u64> {
         self.jobs.keys().copied().collect()
     }
 
-    /// Notes that a relay is asked to take the message's event.
+    /// Records that a relay was sent the message's event.
     pub(super) fn asked(&mut self, id: u64, relay: usize) {
         if let Some(job) = self.jobs.get_mut(&id) {
             job.asked.insert(relay);
         }
     }
 
-    /// Notes a relay's answer to the message's event.
+    /// Records a relay's answer to the message's event.
     pub(super) fn answered(&mut self, id: u64, relay: usize, event: Id, answer: Answer) -> Next {
         let Some(job) = self.jobs.get_mut(&id) else { return Next::Nothing };
         if let Answer::Unknown(_) = answer {
             job.maybe_out = true;
         }
-        // Whatever event of the message it was, somebody has it now.
+        // Whichever event of the message it was, a relay has it now.
         if answer == Answer::Accepted {
             job.accepted = true;
         }
@@ -227,7 +227,7 @@ impl Outbox {
         if asked && job.asked.is_empty() && !job.accepted { Next::Retry } else { Next::Nothing }
     }
 
-    /// A relay will not answer any more. Which messages are to be tried again?
+    /// A relay will not answer any more. Returns the messages to try again.
     pub(super) fn lost(&mut self, relay: usize) -> Vec<u64> {
         let mut retries = Vec::new();
         for (id, job) in &mut self.jobs {
@@ -242,13 +242,14 @@ impl Outbox {
         retries
     }
 
-    /// Whether the message still has to find a relay, and none is about to answer.
+    /// Whether no relay has accepted the message, and none is about to answer.
     pub(super) fn is_stuck(&self, id: u64) -> bool {
         self.jobs.get(&id).is_some_and(|job| !job.accepted && job.asked.is_empty())
     }
 }
 
-/// Most adverts that are remembered; beyond that the oldest are not retracted, and who looks back far may still see them.
+/// The maximum number of remembered adverts; beyond it the oldest are not retracted, and participants that look back
+/// far may still see them.
 const MOST_ADVERTS: usize = 8_192;
 
 /// The adverts of ours that relays may have, oldest first.
@@ -264,7 +265,7 @@ impl Adverts {
         self.0.push_back((cohort_id.clone(), advert));
     }
 
-    /// The cohort's adverts, which are not remembered any longer.
+    /// Removes and returns the cohort's adverts.
     pub(super) fn take(&mut self, cohort_id: &CohortId) -> Vec<Id> {
         let adverts = self.0.iter().filter(|(of, _)| of == cohort_id).map(|(_, id)| *id).collect();
         self.0.retain(|(of, _)| of != cohort_id);

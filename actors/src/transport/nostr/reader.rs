@@ -1,4 +1,4 @@
-//! What an event that arrives is: new or a copy, a message or not, and whose.
+//! Classifies a received event: new or a copy, a message or not, and its sender.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// A map that forgets its oldest entries.
+/// A map that removes its oldest entries.
 struct Bounded<K, V> {
     entries: BTreeMap<K, V>,
     order: VecDeque<K>,
@@ -52,16 +52,16 @@ impl<K: Ord + Clone, V> Bounded<K, V> {
     }
 }
 
-/// What became of an event.
+/// The result of reading an event.
 #[derive(Debug)]
 pub(super) enum Read {
     /// It was read before, or is one of our own.
     Copy,
-    /// It has no valid signature: nobody knows whose it is.
+    /// It has no valid signature: its author is unknown.
     Malformed(String),
-    /// It is none of our business: an ordinary note, or something that we cannot decrypt.
+    /// It does not concern us: an ordinary note, or content that we cannot decrypt.
     Foreign(String),
-    /// Something for the identity.
+    /// A delivery for the identity.
     Delivery(Delivery),
 }
 
@@ -69,18 +69,19 @@ pub(super) enum Read {
 pub(super) struct Reader {
     identity: Identity,
     own: XOnlyKey,
-    /// Said before this is an old message: it is news to nobody that its cohort is over.
+    /// A message that was sent before this time is old: that its cohort has ended is not a fault.
     started: Timestamp,
     adverts_since: Option<Timestamp>,
     seen: Remembered<Id>,
     introduced: Introduced,
     external: ExternalKeys,
-    /// Whose the keys are that have signed messages: so that a forger that has also said something true has a name.
+    /// The DIDs of the keys that have signed messages, to name the author of a forgery that has also sent a valid
+    /// message.
     signers: Bounded<XOnlyKey, Did>,
     peers: Bounded<XOnlyKey, Arc<Peer>>,
 }
 
-/// How the type of nonce contributions ends.
+/// The suffix of the type of nonce contributions.
 const NONCE_TYPE: &str = "sign/nonce_contribution";
 
 impl Reader {
@@ -104,7 +105,7 @@ impl Reader {
         }
     }
 
-    /// What we need to write to `did`, if its key is known. `is_member` when what is written makes it one, from now on.
+    /// The keys for writing to `did`, if its key is known. `is_member` if the message makes it a member, from now on.
     pub(super) fn peer(&mut self, did: &Did, is_member: bool) -> Option<Arc<Peer>> {
         if is_member && self.external.is_stranger(did) {
             self.external.remember_member(did);
@@ -127,7 +128,7 @@ impl Reader {
     }
 
     pub(super) fn read(&mut self, event: &Event) -> Read {
-        // Only events that were signed are remembered, so nobody keeps one from us by sending a bad copy first.
+        // Only events with a valid signature are remembered, so no peer can suppress one by sending a bad copy first.
         if self.seen.contains(&event.id) {
             return Read::Copy;
         }
@@ -146,14 +147,14 @@ impl Reader {
                 return self.unreadable(sender, error);
             }
         };
-        // Whose key is not known yet may be introduced, and the event come again.
+        // A sender whose key is not known yet may be introduced, and the event received again.
         if self.key_of(&message.from).is_some() || matches!(&*message.body, Body::CohortOptIn(_)) {
             self.seen.insert(event.id);
         }
         if !self.authenticates(sender, &message) {
             let problem = format!("{} is not who signed the event", message.from);
             let error = DecodeError::Field { field: "from".to_owned(), problem };
-            // Never held against the one that the message names: against who signed it, if we know who that is.
+            // Never charged to the DID that the message names, but to the signer, if its DID is known.
             return Read::Delivery(match self.signers.get(&sender).cloned() {
                 Some(from) => Delivery::Undecodable { from, error },
                 None => Delivery::Unverified { reason: error.to_string() },
@@ -163,7 +164,7 @@ impl Reader {
         let is_advert = matches!(&*message.body, Body::CohortAdvert(_));
         let ours = message.to.as_ref().map_or(is_advert, |to| to == self.identity.did());
         if !ours {
-            let problem = "the message is for somebody else".to_owned();
+            let problem = "the message is for another recipient".to_owned();
             let error = DecodeError::Field { field: "to".to_owned(), problem };
             return Read::Delivery(Delivery::Undecodable { from: message.from, error });
         }
@@ -172,14 +173,14 @@ impl Reader {
             return Read::Foreign("an advert of the past".to_owned());
         }
         let live = is_advert || said.as_secs() >= self.started.as_secs();
-        // Adverts are nothing that anybody has to prove.
+        // Adverts need no evidence.
         let evidence = (!is_advert).then(|| Evidence::NostrEvent(event.as_json().into()));
         let message = Received { evidence, ..message.into() };
         Read::Delivery(if live { Delivery::Message(message) } else { Delivery::Stored { message, said } })
     }
 
-    /// A nonce that we sent. A relay remembers it though our state directory may be an older one, restored from a backup; and
-    /// nothing else of our own is worth reading again.
+    /// A nonce that we sent. A relay has it even if our state directory is an older one, restored from a backup; no
+    /// other message of our own needs to be read again.
     fn own_nonce(&mut self, event: &Event) -> Option<Message> {
         let mut tags = event.tags.iter().filter_map(|tag| match tag.as_slice() {
             [name, value, ..] => Some((name.as_str(), value.as_str())),
@@ -197,7 +198,7 @@ impl Reader {
         (message.from == *self.identity.did()).then_some(message)
     }
 
-    /// Whether the key is the one of the message's sender: the one in its DID, or the one that its opt-in proves.
+    /// Whether the key belongs to the message's sender: it is in its DID, or its opt-in proves it.
     fn authenticates(&mut self, sender: XOnlyKey, message: &Message) -> bool {
         let from = &message.from;
         if let Some(key) = self.key_of(from) {
@@ -212,7 +213,7 @@ impl Reader {
         }
     }
 
-    /// Something that was signed but is no message: the fault of who signed it, if we can tell who that is.
+    /// A signed event that is not a message: the signer's fault, if its DID is known.
     fn unreadable(&self, sender: XOnlyKey, error: ReadError) -> Read {
         let problem = error.to_string();
         let (claimed, error) = match error {
@@ -220,7 +221,7 @@ impl Reader {
             ReadError::WrongKind { claimed, .. } => {
                 (Some(claimed), DecodeError::Field { field: "type".to_owned(), problem })
             }
-            // Whatever we cannot decrypt need not have been meant for us: kind 1059 is shared with gift wraps.
+            // Content that we cannot decrypt may not be meant for us: gift wraps also use kind 1059.
             _ => return Read::Foreign(problem),
         };
         let proven =
@@ -232,7 +233,7 @@ impl Reader {
     }
 }
 
-/// The place of an event's message in a round, by its type.
+/// The position of an event's message in a round, by its type.
 pub(super) fn rank(event: &Event) -> usize {
     const ROUND: [&str; 14] = [
         "cohort_advert",
@@ -297,7 +298,7 @@ mod tests {
         Body::from(SubmitNonIncluded { cohort_id: CohortId::parse("c").expect("a name") }).into()
     }
 
-    /// What `signer` publishes for the reader in the name of `from`.
+    /// The event that `signer` publishes for the reader in the name of `from`.
     fn event(signer: &Identity, from: &Identity, body: SharedBody, at: Timestamp) -> Event {
         let message = Message::new(from.did().clone(), Some(key_did(1).did().clone()), body);
         let peer = Peer::new(signer.secret_key(), key_did(1).public_key().x_only()).expect("keys");
@@ -361,7 +362,7 @@ mod tests {
             session_id: SessionId::parse("session").unwrap(),
             nonce_contribution: Bytes([2; 66]),
         };
-        // But for the nonces that left, of which our journal may not know.
+        // Except for sent nonces, which our journal may not have.
         let message = Message::new(own.did().clone(), Some(service.did().clone()), nonce);
         let peer = Peer::new(own.secret_key(), service.public_key().x_only()).expect("keys");
         let mut rng = Randomness::Seeded([7; 32]).for_actor("events");
@@ -379,7 +380,7 @@ mod tests {
         assert!(matches!(unknown, Read::Delivery(Delivery::Unverified { .. })), "{unknown:?}");
         assert!(reader.peer(member.did(), true).is_none());
 
-        // Somebody else's event with its opt-in proves nothing.
+        // Another member's event with its opt-in proves nothing.
         let stolen = reader.read(&event(&thief, &member, opt_in(&member), NOW));
         assert!(matches!(stolen, Read::Delivery(Delivery::Unverified { .. })), "{stolen:?}");
         assert!(reader.peer(member.did(), true).is_none());
@@ -418,7 +419,7 @@ mod tests {
             reader.read(&event(identity, identity, opt_in(identity), NOW));
             assert!(reader.peer(identity.did(), is_member).is_some());
         }
-        assert!(reader.peer(stranger.did(), false).is_none(), "pushed out by its like");
+        assert!(reader.peer(stranger.did(), false).is_none(), "evicted by other outsiders");
         assert!(reader.peer(member.did(), false).is_some());
     }
 
@@ -438,7 +439,8 @@ mod tests {
         let event = event(&sender, &sender, declined(), NOW);
         let Read::Delivery(Delivery::Message(received)) = reader.read(&event) else { panic!("a message") };
         let Some(Evidence::NostrEvent(json)) = &received.evidence else { panic!("{received:?}") };
-        // Elsewhere, with nothing else: that key has signed it, and whoever can decrypt it reads the same.
+        // Verified elsewhere, with nothing else: that key has signed it, and every party that can decrypt it reads the
+        // same message.
         let shown = Event::from_json(&**json).expect("an event");
         let verified = VerifiedEvent::verify(&shown).expect("signed");
         assert_eq!(verified.sender(), sender.public_key().x_only());

@@ -1,8 +1,8 @@
-//! One connection to one relay. It ends when the relay closes it, or closes a subscription; its keeper starts another.
+//! One connection to one relay. It ends when the relay closes it, or closes a subscription; its owner starts another.
 //!
-//! What is directed to us is subscribed to first, and adverts only when the relay has handed out what it had stored of that.
-//! A relay keeps the messages of rounds that are over, and maybe their adverts: so the messages come when no session of
-//! such a round can have been begun, and are passed over.
+//! Directed messages are subscribed to first, and adverts only after the relay has sent the stored directed messages. A
+//! relay stores the messages of rounds that have ended, and possibly their adverts: in this order the messages arrive
+//! before a session of such a round can have been started, and are ignored.
 
 use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
@@ -41,19 +41,19 @@ use crate::{
     tree::{self, Row},
 };
 
-/// What we ask a relay for, in this order.
+/// Our subscriptions at a relay, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Subscription {
-    /// What is for us.
+    /// Messages to us.
     Directed,
-    /// What is for everybody.
+    /// Messages to all.
     Adverts,
 }
 
 impl Subscription {
     const ALL: [Self; 2] = [Self::Directed, Self::Adverts];
 
-    /// Unlike that of any other connection: some relays have one map for all.
+    /// Unique among all connections: some relays have one map for all.
     fn id(self, assignment: &Assignment) -> SubscriptionId {
         let name = match self {
             Self::Directed => "directed",
@@ -66,7 +66,7 @@ impl Subscription {
         Self::ALL.into_iter().find(|subscription| *id == subscription.id(assignment))
     }
 
-    /// As the wire format has it.
+    /// As the wire format specifies.
     fn filter(self, assignment: &Assignment) -> Filter {
         match self {
             Self::Directed => {
@@ -85,10 +85,11 @@ impl Subscription {
     }
 }
 
-/// How many events a relay may send ahead of what is read of them.
+/// How many events a relay may send ahead of our reading.
 const READ_AHEAD: usize = 256;
 
-/// Most stored events that are put in order; a relay that has more gives the newest first, and those are as good as live.
+/// The maximum number of stored events that are sorted. A relay that has more sends the newest first, and those are
+/// treated as live.
 const MOST_STORED: usize = 16_384;
 
 /// Publish this event.
@@ -99,13 +100,13 @@ pub(super) struct Publish {
     pub(super) event: Arc<Event>,
 }
 
-/// What a relay said of an event.
+/// A relay's answer to an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     Accepted,
-    /// It certainly has not got it.
+    /// The relay does not have it.
     Refused(String),
-    /// Nobody knows whether it has.
+    /// The relay may have it.
     Unknown(String),
 }
 
@@ -113,29 +114,29 @@ pub(super) enum Answer {
 #[rtype(result = "()")]
 struct Connected(Relay);
 
-/// The relay has said something in words.
+/// The relay has sent a text.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 struct Said(Words);
 
-/// How long a notice may explain what has failed, and the other way round.
+/// The maximum time between a notice and a failure that it may explain.
 const EXPLAINS: Duration = Duration::from_secs(30);
 
-/// Which relay, and for whom.
+/// The relay, and the identity that uses it.
 #[derive(Clone)]
 pub(super) struct Assignment {
     /// The relay's number in the configuration.
     pub(super) relay: usize,
     pub(super) url: RelayUrl,
-    /// Which connection to it this is.
+    /// The number of this connection to it.
     pub(super) number: u64,
-    /// What its subscriptions have in their identifiers.
+    /// A part of its subscriptions' identifiers.
     pub(super) tag: String,
-    /// Whose messages are subscribed to.
+    /// The recipient whose messages are subscribed to.
     pub(super) own: XOnlyKey,
-    /// Who answers when the relay asks who that is.
+    /// Answers the relay's requests for authentication.
     pub(super) signer: Arc<Signer>,
-    /// From when on adverts are read; `None` for all of them.
+    /// The earliest time of adverts; `None` for all adverts.
     pub(super) adverts_since: Option<Timestamp>,
 }
 
@@ -149,7 +150,7 @@ pub(super) struct RelayActor {
     in_flight: usize,
     /// The last notice, until it is shown.
     notice: Option<(Instant, String)>,
-    /// When an event was refused or not answered last.
+    /// When an event was last refused or not answered.
     failed: Option<Instant>,
     _guard: EndGuard,
 }
@@ -204,7 +205,7 @@ impl RelayActor {
         }
     }
 
-    /// Shows a notice that may explain what has failed. Others are nobody's business.
+    /// Shows a notice that may explain a failure. Other notices are not shown.
     fn explain(&mut self) {
         let is_recent = |at: &Instant| at.elapsed() < EXPLAINS;
         if self.failed.as_ref().is_some_and(is_recent)
@@ -222,7 +223,7 @@ impl RelayActor {
 async fn send(relay: &Relay, event: &Event, patience: Duration) -> Answer {
     match timeout(patience, relay.send_event(event)).await {
         Ok(Ok(_)) => Answer::Accepted,
-        // It has it already.
+        // The relay has it already.
         Ok(Err(RelayError::RelayMessage(reason))) if reason.starts_with("duplicate:") => Answer::Accepted,
         Ok(Err(RelayError::RelayMessage(reason))) => Answer::Refused(reason),
         Ok(Err(error @ (RelayError::NotReady | RelayError::NotConnected))) => Answer::Refused(error.to_string()),
@@ -237,7 +238,7 @@ impl Actor for RelayActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         let (assignment, config, keeper) = (self.assignment.clone(), Arc::clone(&self.config), self.keeper.clone());
         let sockets = self.sockets.clone();
-        // Weak, or the actor would keep itself alive.
+        // A weak reference: a strong one would keep the actor running.
         let own = ctx.address().downgrade();
         let running = async move { run(&assignment, &config, &sockets, &keeper, &own).await };
         ctx.spawn(running.into_actor(self).map(|why, actor, ctx| {
@@ -271,14 +272,14 @@ impl Handler<Said> for RelayActor {
 
     fn handle(&mut self, Said(words): Said, _: &mut Self::Context) {
         let text = words.to_string();
-        tracing::debug!(text, "a relay has something to say");
+        tracing::debug!(text, "a relay sent a notice");
         match words {
             Words::Notice(_) => {
                 self.notice = Some((Instant::now(), text));
                 self.explain();
             }
             Words::Refusal(_) => self.show(&text),
-            // If it does not let us subscribe after all, the end of the connection says so, with these words.
+            // If the relay refuses the subscription permanently, the end of the connection reports this text.
             Words::Closed(_) => {}
         }
     }
@@ -298,8 +299,8 @@ impl Handler<Publish> for RelayActor {
     }
 }
 
-/// Hands events on in the order in which the relay sends them, and lets it wait when we cannot keep up. The SDK's own
-/// notifications would be lost then; and it would keep every event in its database.
+/// Passes events on in the order in which the relay sends them, and makes it wait if we are too slow. The SDK's own
+/// notifications would be lost then, and it would store every event in its database.
 struct Tap {
     events: mpsc::Sender<(Subscription, Event)>,
     subscriptions: [(SubscriptionId, Subscription, Filter); 2],
@@ -311,8 +312,8 @@ impl Tap {
         Self { events, subscriptions }
     }
 
-    /// The subscription that the event was asked for by. A relay that sends others as well does so on its own account: they are
-    /// nobody's fault, and nothing is read of them.
+    /// The subscription for which the event was requested. If a relay sends other events as well, their authors are not
+    /// at fault, and the events are not read.
     fn asked_for(&self, id: &SubscriptionId, event: &Event) -> Option<Subscription> {
         let (_, what, filter) = self.subscriptions.iter().find(|(known, ..)| known == id)?;
         filter.match_event(event, MatchEventOptions::new()).then_some(*what)
@@ -334,7 +335,7 @@ impl AdmitPolicy for Tap {
     ) -> BoxedFuture<'a, Result<AdmitStatus, PolicyError>> {
         Box::pin(async move {
             if let Some(subscription) = self.asked_for(id, event) {
-                // If it fails nobody reads any more: the connection is ending.
+                // An error means that the reader is gone: the connection is ending.
                 let _ = self.events.send((subscription, event.clone())).await;
             }
             Ok(AdmitStatus::Rejected { reason: None })
@@ -342,7 +343,7 @@ impl AdmitPolicy for Tap {
     }
 }
 
-/// Runs the connection; says why it ended.
+/// Runs the connection; returns why it ended.
 async fn run(
     assignment: &Assignment,
     config: &NostrConfig,
@@ -351,7 +352,7 @@ async fn run(
     own: &WeakAddr<RelayActor>,
 ) -> String {
     let (events, mut arrived) = mpsc::channel(READ_AHEAD);
-    // Only a relay that asks for it is told who we are.
+    // Only a relay that requests authentication learns our identity.
     let options = RelayPoolOptions::default().automatic_authentication(true);
     let mut builder = RelayPool::builder()
         .opts(options)
@@ -359,7 +360,7 @@ async fn run(
         .websocket_transport(sockets.clone());
     builder.__signer = Some(Arc::<Signer>::clone(&assignment.signer));
     let pool = builder.build();
-    // The SDK would connect again by itself, silently and on its own schedule.
+    // The SDK would reconnect by itself, silently and on its own schedule.
     let options = RelayOptions::default().reconnect(false).limits(RelayLimits::default());
     let relay = match pool.add_relay(&assignment.url, options).await {
         Ok(_) => pool.relay(&assignment.url).await,
@@ -383,7 +384,7 @@ async fn run(
     let mut stored = Some(Stored::new(Subscription::Directed, config.stored_timeout));
     let mut awaited = Subscription::ALL.to_vec();
     let mut works = false;
-    // The last thing that it had to say, in words.
+    // The relay's latest text.
     let mut said: Option<String> = None;
     loop {
         let deadline = stored.as_ref().map_or_else(|| Instant::now() + Duration::from_secs(3600), |s| s.deadline);
@@ -405,7 +406,7 @@ async fn run(
                     }
                 }
                 Noted::EndOfStored(subscription) => {
-                    // What came before it has passed through the tap before.
+                    // Earlier events have passed through the tap before.
                     while let Ok((subscription, event)) = arrived.try_recv() {
                         if take(assignment, keeper, &mut stored, subscription, event).await.is_err() {
                             return UNREAD.to_owned();
@@ -415,7 +416,7 @@ async fn run(
                     complete = stored.as_ref().is_some_and(|stored| stored.of == subscription);
                 }
             },
-            // A relay that does not say that this was all must not hold up a cohort.
+            // A relay that does not report the end of its stored events must not delay a cohort.
             () = tokio::time::sleep_until(deadline), if stored.is_some() => {
                 complete = true;
                 if let Some(keeper) = keeper.upgrade() {
@@ -451,13 +452,13 @@ async fn subscribe(relay: &Relay, what: Subscription, assignment: &Assignment) -
     relay.subscribe_with_id(id, filter, SubscribeOptions::default()).await.map(|_| ())
 }
 
-/// Why a connection ends whose keeper is gone.
+/// Why a connection ends whose owner is gone.
 const UNREAD: &str = "not needed any more";
 
-/// Nobody reads any more.
+/// The reader is gone.
 pub(super) struct Unread;
 
-/// Keeps what was stored until all of it is there; hands on everything else.
+/// Collects the stored events until all have arrived; passes on all others.
 async fn take(
     assignment: &Assignment,
     keeper: &WeakAddr<NostrConnection>,

@@ -1,4 +1,4 @@
-//! What each relay did, counted.
+//! Counts for each relay.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -6,13 +6,13 @@ use nostr_sdk::RelayUrl;
 use reqwest::Url;
 use serde::Serialize;
 
-/// A relay's address without what may be a password in it, for logs and reports.
+/// A relay's address without its parts that may be passwords, for logs and reports.
 pub(super) fn shown(url: &RelayUrl) -> String {
     let text = url.to_string();
     match Url::parse(&text) {
         Ok(mut url) if url.query().is_some() || !url.username().is_empty() || url.password().is_some() => {
             url.set_query(None);
-            // These fail for addresses without a host only, which are no relay's.
+            // These only fail for addresses without a host, which are not a relay's.
             let _ = url.set_username("");
             let _ = url.set_password(None);
             url.to_string()
@@ -21,37 +21,37 @@ pub(super) fn shown(url: &RelayUrl) -> String {
     }
 }
 
-/// What one relay has done so far.
+/// The counts of one relay so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RelayReport {
     /// Its address.
     pub url: String,
-    /// How many connections to it are open.
+    /// The number of open connections to it.
     pub connected: u64,
-    /// Of these, the ones on which it has sent all that it had stored: what comes from now on comes at once.
+    /// Of these, the ones on which it has sent all stored events: later events arrive at once.
     pub subscribed: u64,
-    /// How many connections to it were made.
+    /// The number of connections made to it.
     pub connections: u64,
-    /// How many ended, or could not be made.
+    /// The number of connections that ended, or could not be made.
     pub failures: u64,
     /// Events of ours that it accepted.
     pub accepted: u64,
     /// Events of ours that it refused.
     pub refused: u64,
-    /// Events of ours of which it did not say what became of them.
+    /// Events of ours that it did not answer.
     pub unanswered: u64,
-    /// Events of others that it sent.
+    /// Events of other authors that it sent.
     pub received: u64,
-    /// Of these, the ones that another relay had sent before, or it itself.
+    /// Of these, the ones that this or another relay had sent before.
     pub duplicates: u64,
-    /// Events of others that are no messages although they should be: without a valid signature, or not to be read.
+    /// Events of other authors that should be messages and are not: without a valid signature, or not readable.
     pub malformed: u64,
-    /// What it last refused something for, or why its connection last ended.
+    /// Its last reason for a refusal, or for the end of its connection.
     pub last_problem: Option<String>,
 }
 
-/// The relays' reports. Clones are the same reports.
+/// The reports of the relays. Clones share them.
 #[derive(Clone)]
 pub(super) struct Reports(Arc<Mutex<Vec<RelayReport>>>);
 
@@ -61,7 +61,7 @@ impl Reports {
         Self(Arc::new(Mutex::new(urls.iter().map(report).collect())))
     }
 
-    /// Adds something to the report of the relay with this number.
+    /// Updates the report of the relay with this number.
     pub(super) fn note(&self, relay: usize, note: impl FnOnce(&mut RelayReport)) {
         let mut reports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(report) = reports.get_mut(relay) {

@@ -1,4 +1,4 @@
-//! Our answer to relays that ask who we are (NIP-42). It signs that and nothing else.
+//! Our answer to relays that request authentication (NIP-42). The signer signs nothing else.
 
 use std::{borrow::Cow, fmt, sync::Mutex};
 
@@ -31,7 +31,7 @@ impl Signer {
         if unsigned.kind.as_u16() != AUTHENTICATION_KIND || unsigned.pubkey != self.key() {
             return Err(refusal());
         }
-        // A panic while it is held leaves a generator that is as good.
+        // A panic while it is locked leaves a valid generator.
         let mut rng = self.rng.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let at = Timestamp::from_secs(unsigned.created_at.as_secs());
         Ok(authenticate(unsigned.tags.to_vec(), self.identity.secret_key(), at, &mut *rng))

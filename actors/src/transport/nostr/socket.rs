@@ -1,5 +1,5 @@
-//! WebSockets to relays: `ws://`, and `wss://` with the TLS of [`tls`](crate::transport::tls). The SDK's own sockets trust a
-//! list of authorities that is compiled in, and nothing else.
+//! WebSockets to relays: `ws://`, and `wss://` with the TLS of [`tls`](crate::transport::tls). The SDK's own sockets
+//! only trust a list of authorities that is compiled in.
 
 use std::{
     io,
@@ -34,21 +34,22 @@ use tokio_tungstenite::{
 
 use crate::transport::tls::{TlsError, Trust};
 
-/// The largest message of a relay that is read: an event of a large cohort is at most 64 kB, others' may be larger.
+/// The maximum size of a relay's message: an event of a large cohort has at most 64 kB, those of other authors may be
+/// larger.
 const MAX_MESSAGE: usize = 8 << 20;
 
-/// Most of what a relay says in words that is noted, and of each of these.
+/// The maximum number of a relay's texts that are stored, and the maximum length of each.
 const MOST_WORDS: usize = 32;
 const LONGEST_WORDS: usize = 200;
 
-/// What a relay says in its own words, for people: notices, the reasons of subscriptions that it closes, and answers to nothing in
-/// particular, which the SDK passes over.
+/// A relay's texts for people: notices, the reasons of subscriptions that it closes, and answers that name no event,
+/// which the SDK ignores.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Words(Arc<Mutex<Vec<String>>>);
 
 impl Words {
     fn note(&self, frame: &str) {
-        // Everything else is an event, or an answer to one.
+        // Any other message is an event, or an answer to one.
         if !["[\"NOTICE\"", "[\"CLOSED\"", "[\"OK\",\"\"", "[\"AUTH\""].iter().any(|begin| frame.starts_with(begin))
         {
             return;
@@ -57,7 +58,7 @@ impl Words {
         let text = |place: usize| frame.get(place).and_then(Value::as_str).unwrap_or_default();
         let words = match text(0) {
             "NOTICE" => format!("NOTICE {}", text(1)),
-            // How it confirms what we close.
+            // The relay confirms a subscription that we closed.
             "CLOSED" if text(2).is_empty() => return,
             "CLOSED" => format!("CLOSED {}", text(2)),
             "AUTH" => "AUTH (it asks who we are)".to_owned(),
@@ -70,7 +71,7 @@ impl Words {
         }
     }
 
-    /// What it has said so far, each once.
+    /// Its texts so far, each once.
     pub(super) fn all(&self) -> Vec<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -84,12 +85,12 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    /// Sockets to relays that are trusted so.
+    /// Sockets to relays with these trusted certificates.
     pub(super) fn new(trust: &Trust) -> Result<Self, TlsError> {
         Ok(Self { config: Arc::new(trust.client_config()?), words: Words::default() })
     }
 
-    /// What was said on them in words.
+    /// The texts that were received on them.
     pub(super) const fn words(&self) -> &Words {
         &self.words
     }
@@ -98,7 +99,7 @@ impl Sockets {
         let problem = |problem: &str| TransportError::backend(io::Error::new(io::ErrorKind::InvalidInput, problem));
         let host = url.host_str().ok_or_else(|| problem("the URL names no host"))?;
         let port = url.port_or_known_default().ok_or_else(|| problem("the URL names no port"))?;
-        // An address in brackets is one of IPv6.
+        // An address in brackets is an IPv6 address.
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let stream = TcpStream::connect((host, port)).await.map_err(TransportError::backend)?;
         // Events are small and answered one by one: waiting to fill a segment would only delay them.
@@ -155,7 +156,8 @@ where
     Ok((Box::new(Outgoing(sink)), Box::pin(stream)))
 }
 
-/// A sink of the SDK's messages. It goes on answering behind an error, as the SDK needs: `sink_map_err` of `futures` panics then.
+/// A sink of the SDK's messages. It continues to answer after an error, as the SDK requires: `sink_map_err` of
+/// `futures` panics then.
 struct Outgoing<S>(S);
 
 impl<S> Outgoing<S>
@@ -211,7 +213,7 @@ fn incoming(message: tungstenite::Message) -> Option<Message> {
         tungstenite::Message::Close(frame) => Message::Close(
             frame.map(|frame| CloseFrame { code: frame.code.into(), reason: frame.reason.as_str().to_owned() }),
         ),
-        // Only of a socket that reads frames itself.
+        // Only produced by a socket that reads frames itself.
         tungstenite::Message::Frame(_) => return None,
     })
 }

@@ -1,4 +1,4 @@
-//! What a relay had stored, put in order before it is read.
+//! The stored events of a relay, sorted before they are read.
 
 use std::{cmp::Reverse, time::Duration};
 
@@ -12,7 +12,7 @@ use super::{
     relay::{Assignment, Subscription, Unread, hand_on},
 };
 
-/// What a relay had stored for a subscription, until it says that this was all.
+/// The stored events of a subscription, until the relay reports their end.
 pub(super) struct Stored {
     pub(super) of: Subscription,
     pub(super) events: Vec<Event>,
@@ -25,19 +25,19 @@ impl Stored {
     }
 }
 
-/// Hands it on, in that order.
+/// Passes them on in that order.
 pub(super) async fn replay(
     assignment: &Assignment,
     keeper: &WeakAddr<NostrConnection>,
     Stored { of, mut events, .. }: Stored,
 ) -> Result<(), Unread> {
     match of {
-        // Relays give the newest first. A round is told in the order in which it happened: within a second, requests come
-        // before what answers them, which is the order of the phases in which the types are declared.
+        // Relays send the newest first. A round is replayed in its original order: within a second, requests come
+        // before their answers, which is the order of the phases in which the types are declared.
         Subscription::Directed => {
             events.sort_by_key(|event| (event.created_at, rank(event)));
         }
-        // The newest cohort is the likeliest to be still open.
+        // The newest cohort is the most likely to be still open.
         Subscription::Adverts => events.sort_by_key(|event| Reverse(event.created_at)),
     }
     for event in events {

@@ -1,5 +1,5 @@
-//! What a server's answer to a message means. Only the protocol's own answers decide anything: everything else is somebody's in
-//! between, who may be gone the next time.
+//! The meaning of a server's answer to a message. Only the protocol's own answers are final: any other answer may come
+//! from an intermediary, which may be gone at the next attempt.
 
 use btcr2_aggregation_protocol::text::is_unsafe;
 use reqwest::{Response, StatusCode};
@@ -7,18 +7,19 @@ use serde_json::Value;
 
 use crate::transport::http::Refusal;
 
-/// How much of an answer is read. The protocol's own are a few dozen bytes, the well-known document some hundreds.
+/// How many bytes of an answer are read. The protocol's own have a few dozen bytes, the well-known document some
+/// hundreds.
 const MOST: usize = 8 << 10;
 
-/// How much of an answer is reported.
+/// How many characters of an answer are reported.
 const EXCERPT: usize = 200;
 
-/// What is read of an answer, whoever gave it.
+/// The part of an answer that is read, from any source.
 #[derive(Default)]
 pub(super) struct Answer(Vec<u8>);
 
 impl Answer {
-    /// The beginning of an answer's body, as far as it comes.
+    /// Reads the beginning of an answer's body, as far as it arrives.
     pub(super) async fn read(mut response: Response) -> Self {
         let mut body = Vec::new();
         while body.len() < MOST
@@ -29,12 +30,12 @@ impl Answer {
         Self(body)
     }
 
-    /// The JSON object that it is.
+    /// The answer as a JSON object.
     pub(super) fn json(&self) -> Option<Value> {
         serde_json::from_slice(&self.0).ok().filter(Value::is_object)
     }
 
-    /// The code, if it is `{"error": "<code>"}`.
+    /// The code, if the answer is `{"error": "<code>"}`.
     pub(super) fn error(&self) -> Option<&'static str> {
         let json = self.json()?;
         let code = json["error"].as_str()?;
@@ -42,22 +43,22 @@ impl Answer {
     }
 }
 
-/// What became of a message, by the answer to it.
+/// The fate of a message, according to the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Accepted,
-    /// The server has it, and does not want it.
+    /// The server has received it, and refuses it.
     Refused,
-    /// The server has not taken it.
+    /// The server has not accepted it.
     NotTaken,
-    /// The server may have taken it.
+    /// The server may have accepted it.
     Unknown,
 }
 
-/// What an answer to `POST /v1/messages` means.
+/// The meaning of an answer to `POST /v1/messages`.
 pub(super) fn verdict(status: StatusCode, answer: &Answer) -> Verdict {
     if status.is_success() {
-        // A login page is 200 too, and some firewalls ask their riddles with 202.
+        // A login page has status 200 too, and some firewalls send challenges with 202.
         let ok = answer.json().is_some_and(|json| json["ok"] == true);
         return if ok { Verdict::Accepted } else { Verdict::Unknown };
     }
@@ -66,27 +67,27 @@ pub(super) fn verdict(status: StatusCode, answer: &Answer) -> Verdict {
         .into_iter()
         .find(|refusal| refusal.status() == status.as_u16() && error.is_some_and(|code| code == refusal.code()));
     match (refusal, status.as_u16()) {
-        // One in between has sent it twice: the server has seen this envelope.
+        // An intermediary has sent it twice: the server has seen this envelope.
         (Some(Refusal::Replay), _) | (None, 409) => Verdict::Unknown,
         (Some(Refusal::RateLimited | Refusal::Unavailable), _) => Verdict::NotTaken,
-        // These answer other requests: whoever says so has not looked at an envelope.
+        // These answer other requests: the sender of the answer has not processed an envelope.
         (Some(Refusal::NotAnActor | Refusal::Unauthorized | Refusal::NotFound), _) => Verdict::NotTaken,
         (Some(_), _) => Verdict::Refused,
-        // Who redirects, or refuses by a rule of its own, has not passed it on; who says 408 has not had all of it; and 503 is
-        // that there is nobody to pass it on to.
+        // A redirect, or a refusal by the intermediary's own rule: the message was not forwarded. After 408 it was not
+        // received completely; with 503 there was no server to forward it to.
         (None, 300..=499 | 503) => Verdict::NotTaken,
-        // A gateway that has passed it on and got no answer, or no good one.
+        // A gateway that has forwarded it and got no answer, or an invalid one.
         (None, _) => Verdict::Unknown,
     }
 }
 
-/// An answer in one line, for people.
+/// An answer in one line, for display.
 pub(super) fn reason(status: StatusCode, answer: &Answer) -> String {
     let text = excerpt(&String::from_utf8_lossy(&answer.0));
     if text.is_empty() { status.to_string() } else { format!("{status}: {text}") }
 }
 
-/// The beginning of a peer's words on one line, without what would do something to a terminal.
+/// The beginning of a peer's text on one line, without characters that affect a terminal.
 pub(super) fn excerpt(text: &str) -> String {
     let words =
         text.split(char::is_whitespace).map(|word| word.chars().filter(|c| !is_unsafe(*c)).collect::<String>());
@@ -118,7 +119,7 @@ mod tests {
             let body = format!("{{\"error\":\"{}\"}}", refusal.code());
             let verdict = verdict_of(refusal.status(), &body);
             assert_eq!(verdict == Verdict::Refused, finals.contains(&refusal), "{refusal:?}");
-            // Not with another status, nor as a word among others.
+            // Not with another status, nor as one word of a text.
             assert_ne!(verdict_of(418, &body), Verdict::Refused, "{refusal:?}");
             let page = format!("<html>{}</html>", refusal.code());
             assert_ne!(verdict_of(refusal.status(), &page), Verdict::Refused, "{refusal:?}");

@@ -1,4 +1,4 @@
-//! How long to wait before trying again.
+//! The delay before the next attempt.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 pub struct Backoff {
     /// After the first failure.
     pub first: Duration,
-    /// The most, however many failures there were.
+    /// The maximum delay.
     pub longest: Duration,
 }
 
@@ -25,8 +25,8 @@ impl Backoff {
         self.first.saturating_mul(1 << doublings).min(self.longest)
     }
 
-    /// The delay after `failures` in a row, moved by up to a fifth by `random`, so that clients that were cut off together
-    /// do not come back together.
+    /// The delay after `failures` in a row, changed by up to a fifth by `random`, so that clients that were
+    /// disconnected together do not reconnect together.
     pub fn jittered(self, failures: u32, random: u32) -> Duration {
         let delay = self.delay(failures);
         let fifth = delay / 5;

@@ -1,6 +1,7 @@
-//! The comments of an event stream, which its parser passes over: in one of them a server says that its reader is too slow.
+//! The comments of an event stream, which its parser ignores: in one of them a server reports that its reader is too
+//! slow.
 
-/// Longest part of a comment that is read.
+/// The maximum length of a comment that is read.
 const LONGEST: usize = 300;
 
 #[derive(Default)]
@@ -16,7 +17,7 @@ enum Line {
 pub(super) struct Comments(Line);
 
 impl Comments {
-    /// The comments that end in these bytes, which follow those of the last call.
+    /// The comments that end in these bytes, which continue those of the last call.
     pub(super) fn ended_in(&mut self, bytes: &[u8]) -> Vec<String> {
         let mut ended = Vec::new();
         for &byte in bytes {
@@ -36,7 +37,7 @@ impl Comments {
     }
 }
 
-/// What a server says to a reader that is too slow, if that is what the comment is.
+/// The server's text to a reader that is too slow, if the comment is one.
 pub(super) fn too_slow(comment: &str) -> Option<&str> {
     comment.strip_prefix("too slow").map(|words| words.trim_start_matches([':', ' ']))
 }

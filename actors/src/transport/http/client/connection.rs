@@ -1,4 +1,4 @@
-//! The connection of one identity: the inbox's stream, the adverts' stream, and a queue of what is to be sent.
+//! The connection of one identity: the inbox's stream, the adverts' stream, and a queue of messages to send.
 
 use std::{
     collections::VecDeque,
@@ -35,11 +35,11 @@ use crate::{
     tree::{self, Row},
 };
 
-/// How many messages may wait to be sent.
+/// The maximum number of messages in the queue.
 const QUEUE: usize = tree::HTTP_CONNECTION.mailbox;
 
-/// A stream that ends so soon, without an event, was refused: the TypeScript implementation refuses an inbox by opening it and
-/// closing it.
+/// A stream that ends within this time, without an event, was refused: the TypeScript implementation refuses an inbox
+/// by opening the stream and closing it.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 pub(super) struct HttpConnection {
@@ -49,21 +49,21 @@ pub(super) struct HttpConnection {
     place: Arc<Mutex<Place>>,
     rng: ChaCha20Rng,
     name: String,
-    /// Whether the first job of the queue is under way, or waits for its next attempt.
+    /// Whether the first job of the queue is being sent, or waits for its next attempt.
     sending: bool,
-    /// How many messages the server has taken. With one, it may know a key that it did not know before, so that an inbox
-    /// that was refused may be open now.
+    /// The number of messages that the server has accepted. With a message the server may learn a new key, so that an
+    /// inbox that was refused may be accepted afterwards.
     accepted: watch::Sender<u64>,
     _guard: EndGuard,
 }
 
-/// A message that is to be sent.
+/// A message to send.
 pub(super) struct Job {
     to: Did,
     body: SharedBody,
     until: Option<Timestamp>,
     failures: u32,
-    /// An attempt is under way.
+    /// An attempt is in progress.
     under_way: bool,
     /// An attempt had no answer: the server may have the message.
     uncertain: bool,
@@ -71,7 +71,7 @@ pub(super) struct Job {
     reason: String,
 }
 
-/// What a stream brought.
+/// An event of a stream.
 #[derive(ActixMessage)]
 #[rtype(result = "Reading")]
 struct Event {
@@ -80,26 +80,26 @@ struct Event {
     directed: bool,
 }
 
-/// What its reader does next.
+/// The reader's next step.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reading {
     GoOn,
-    /// Opens the stream again: what is replayed is signed anew.
+    /// Opens the stream again: replayed events have new signatures.
     OpenAgain,
 }
 
-/// What became of a request.
+/// The result of a request.
 enum Sent {
     Accepted,
-    /// Not now; certainly not taken.
+    /// Not accepted; it can be sent again.
     Later(String),
-    /// Nobody knows whether it was taken.
+    /// It may have been accepted.
     Unknown(String),
-    /// Never.
+    /// Refused permanently.
     Refused(String),
 }
 
-/// Why an envelope is not handed over.
+/// Why an envelope is not delivered.
 enum Unverified {
     /// It was signed too long ago, or too far in the future.
     Stale(String),
@@ -118,7 +118,7 @@ impl HttpConnection {
         if let Some(job) = lock(&place).queue.front_mut()
             && std::mem::take(&mut job.under_way)
         {
-            // The connection before this one ended in the middle of it.
+            // The previous connection ended during the attempt.
             job.uncertain = true;
         }
         let rng = client.randomness.for_actor(&name);
@@ -138,7 +138,7 @@ impl HttpConnection {
                 self.queue(|queue| if queue.front().is_some_and(over) { queue.pop_front() } else { None })
             {
                 let reason = if job.reason.is_empty() { "it was not sent in time" } else { &job.reason };
-                let reason = format!("{reason}; nobody waits for it any more");
+                let reason = format!("{reason}; its time is over");
                 self.give_up(job, reason);
                 continue;
             }
@@ -150,7 +150,7 @@ impl HttpConnection {
             });
             let Some((to, body, ask_first)) = next else { return };
             let message = Message::new(self.identity.did().clone(), Some(to), body);
-            // Signed anew at each attempt: the bytes of the message stay, its timestamp must be of this minute.
+            // Each attempt is signed anew: the bytes of the message are the same, but the timestamp must be recent.
             let key = self.identity.secret_key();
             match SealedEnvelope::seal_with_rng(&message, key, now, &mut self.rng) {
                 Ok(envelope) => {
@@ -180,7 +180,7 @@ impl HttpConnection {
                 self.accepted.send_modify(|accepted| *accepted += 1);
             }
             Sent::Refused(reason) => {
-                // A refusal is an answer.
+                // A refusal is an answer too.
                 self.client.contacts.reached(self.client.base.as_str(), Purpose::Messages);
                 if let Some(job) = self.queue(VecDeque::pop_front) {
                     self.give_up(job, reason);
@@ -191,7 +191,7 @@ impl HttpConnection {
         self.send_next(ctx);
     }
 
-    /// The first job stays the first, so that order is kept.
+    /// The job remains the first in the queue, so that the order is preserved.
     fn try_later(&mut self, reason: String, uncertain: bool, ctx: &mut Context<Self>) {
         tracing::info!(connection = self.name, reason, "a message could not be delivered, trying again");
         self.client.contacts.failed(self.client.base.as_str(), Purpose::Messages, &reason);
@@ -206,7 +206,7 @@ impl HttpConnection {
         });
         let Some((failures, until)) = failed else { return };
         let delay = self.client.backoff.jittered(failures, self.rng.next_u32());
-        // No longer than somebody waits for it: that it was not delivered is told then.
+        // At most until the sender stops waiting, so that the failure is reported then.
         let left = until.map(|until| until.since(self.client.clock.now()));
         self.sending = true;
         ctx.run_later(left.map_or(delay, |left| delay.min(left)), |actor, ctx| {
@@ -220,7 +220,7 @@ impl HttpConnection {
         self.inbox.do_send(Delivery::Undeliverable { to: job.to, body: job.body, reason });
     }
 
-    /// Reads a stream for as long as the connection lives, opening it again whenever it ends.
+    /// Reads a stream until the connection ends, and opens it again whenever the stream ends.
     fn read(&mut self, directed: bool, ctx: &mut Context<Self>) {
         let (client, place) = (self.client.clone(), Arc::clone(&self.place));
         let identity = directed.then(|| self.identity.clone());
@@ -232,13 +232,13 @@ impl HttpConnection {
         let reading = async move {
             let mut failures = 0;
             loop {
-                // Before it is opened: what is accepted while the answer is on its way counts.
+                // Before the stream is opened: messages that are accepted while the answer is on its way count.
                 accepted.borrow_and_update();
                 let after = if directed { lock(&place).read.reopen() } else { None };
                 let opened = open(&client, identity.as_ref(), after, &mut rng).await;
                 let peer = client.base.as_str();
                 let purpose = if directed { Purpose::Inbox } else { Purpose::Adverts };
-                // An accepted message may change a refusal, but not a stream that was served and then broke.
+                // An accepted message may change a refusal, but not a stream that was opened and then failed.
                 let mut refused = true;
                 match opened {
                     Ok(response) => {
@@ -256,9 +256,9 @@ impl HttpConnection {
                             };
                             let Some(data) = event.data else { continue };
                             refused = false;
-                            // Waits for room: the server's own queue bounds what waits there.
+                            // Waits for space: the server's own queue bounds the events that wait there.
                             match address.send(Event { id: event.id, data, directed }).await {
-                                // Only now: a server may also refuse by opening a stream and closing it.
+                                // Not earlier: a server may also refuse by opening a stream and closing it.
                                 Ok(Reading::GoOn) => failures = 0,
                                 Ok(Reading::OpenAgain) => break,
                                 Err(_) => return,
@@ -271,7 +271,7 @@ impl HttpConnection {
                     }
                     Err(NotOpened { reason, unauthorized }) => {
                         tracing::info!(connection, reason, "a stream could not be opened");
-                        // An EXTERNAL DID has no inbox before its opt-in: nobody can know its key.
+                        // An EXTERNAL DID has no inbox before its opt-in: its key cannot be known.
                         if !(awaits_opt_in && unauthorized) {
                             client.contacts.failed(peer, purpose, &reason);
                         }
@@ -293,7 +293,7 @@ impl HttpConnection {
         let envelope = ParsedEnvelope::parse(&event.data).map_err(|error| wrong(error.to_string()))?;
         let from = Did::parse(envelope.from()).map_err(|error| wrong(error.to_string()))?;
         if self.client.service.as_ref().is_some_and(|service| *service != from) {
-            return Err(wrong(format!("{from} is not the service that we listen to")));
+            return Err(wrong(format!("{from} is not the service of this connection")));
         }
         let key =
             from.key().ok_or_else(|| wrong("the sender's DID does not prove its key by itself".to_owned()))?;
@@ -304,7 +304,7 @@ impl HttpConnection {
             EnvelopeError::TimestampSkew => {
                 let (signed, most) = (envelope.timestamp().unwrap_or_default().as_secs(), CLOCK_SKEW.as_secs());
                 Unverified::Stale(format!(
-                    "what {from} says was signed at {signed} by its clock, and it is {} by ours, more than {most} s \
+                    "{from} signed a message at {signed} by its clock, and it is {} by ours, more than {most} s \
                      apart: are both clocks right?",
                     now.as_secs()
                 ))
@@ -312,7 +312,7 @@ impl HttpConnection {
             error => wrong(format!("an envelope of {from}: {error}")),
         })?;
         if !envelope.sender_matches() {
-            return Err(wrong(format!("an envelope of {from} holds somebody else's message")));
+            return Err(wrong(format!("an envelope of {from} contains the message of another sender")));
         }
         Ok(match envelope.message_among(&[&from, self.identity.did()]) {
             Ok(message) => Delivery::Message(message.into()),
@@ -320,8 +320,8 @@ impl HttpConnection {
         })
     }
 
-    /// Whether to open the stream again for an event that is too old: a server signs anew what it replays. Not twice for the
-    /// same event, for everything behind it would wait.
+    /// Whether to open the stream again for an event that is too old: a server signs replayed events anew. Not twice
+    /// for the same event, because all events after it would wait.
     fn asks_again(&self, event: &Event) -> bool {
         let mut place = lock(&self.place);
         let again = event.directed && event.id.is_some() && place.stale_event_id != event.id;
@@ -367,7 +367,7 @@ impl Handler<Event> for HttpConnection {
         let place = Arc::clone(&self.place);
         let number = event.id.map(|id| lock(&place).read.began(id));
         let over = move || number.into_iter().for_each(|number| lock(&place).read.over(number));
-        // Waits for room in the inbox: order is kept, and the stream waits with it.
+        // Waits for space in the inbox: the order is preserved, and the stream waits.
         let delivered = hand_over(&self.inbox, delivery, over);
         ctx.wait(delivered.into_actor(self).map(|delivered, _, ctx| {
             if delivered.is_err() {
@@ -382,31 +382,31 @@ impl Handler<Outbound> for HttpConnection {
     type Result = ();
 
     fn handle(&mut self, outbound: Outbound, ctx: &mut Self::Context) {
-        // A client's adverts would reach nobody: only identities that live at the server advertise there.
+        // A client's adverts have no readers: only identities of the server advertise there.
         let Outbound::Direct { to, body, until } = outbound else { return };
         let reason = String::new();
         let job = Job { to, body, until, failures: 0, under_way: false, uncertain: false, reason };
         if self.queue(|queue| queue.len()) >= QUEUE {
-            return self.give_up(job, "too much waits to be sent".to_owned());
+            return self.give_up(job, "too many messages wait to be sent".to_owned());
         }
         self.queue(|queue| queue.push_back(job));
         self.send_next(ctx);
     }
 }
 
-/// The TypeScript implementation's service fails its whole cohort at a second one of these.
+/// The TypeScript implementation's service fails its whole cohort at the second message of these types.
 fn spent_by_repetition(body: &Body) -> bool {
     matches!(body, Body::NonceContribution(_) | Body::SignatureAuthorization(_))
 }
 
-/// One attempt. With `ask_first`, the message may be there already and must arrive only once, unless the server says that
-/// it takes no harm.
+/// One attempt. With `ask_first`, the server may have the message already; it is only sent if the server reports that
+/// it accepts repetitions.
 async fn attempt(client: &HttpClient, envelope: String, ask_first: bool) -> Sent {
     if ask_first {
         match is_idempotent(client).await {
             Ok(true) => {}
             Ok(false) => {
-                let reason = "no answer came; it may have arrived, and must not be sent twice";
+                let reason = "there was no answer; it may have arrived, and must not be sent twice";
                 return Sent::Refused(reason.to_owned());
             }
             Err(reason) => return Sent::Later(reason),
@@ -433,8 +433,8 @@ async fn attempt(client: &HttpClient, envelope: String, ask_first: bool) -> Sent
     }
 }
 
-/// Whether the server says that a message may be sent again when no answer came. A server that has no such document says no;
-/// a proxy's answer is no word of the server's.
+/// Whether the server reports that a message may be sent again after a missing answer. A server without such a document
+/// does not; a proxy's answer does not count.
 async fn is_idempotent(client: &HttpClient) -> Result<bool, String> {
     let request = client.http.get(client.url("/v1/.well-known/aggregation")).timeout(REQUEST_TIMEOUT);
     let response = request.send().await.map_err(|error| describe(&error))?;

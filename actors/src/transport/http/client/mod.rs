@@ -1,7 +1,7 @@
 //! The client: an identity's connection to one server.
 //!
-//! [`HttpClient`] is the transport; `connection` the actor that sends and delivers, `answer` what a server's answer to a message
-//! means, `stream` how its events are read, `backoff` how long it waits between attempts.
+//! [`HttpClient`] is the transport; `connection` the actor that sends and delivers, `answer` the meaning of a server's
+//! answers, `stream` its event streams, `backoff` the delay between attempts.
 
 mod answer;
 mod backoff;
@@ -38,17 +38,17 @@ use crate::{
     },
 };
 
-/// How long a connection may take to come about, with TLS.
+/// The timeout for establishing a connection, including TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a request may take, its answer included. Streams have no end, but must begin in that time.
+/// The timeout for a request, including its answer. A stream does not end, but must begin in that time.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A stream that brings nothing for so long, not even a heartbeat, is taken for dead: a peer that vanished without a word
-/// would otherwise be waited for forever.
+/// A stream without any data for this long, not even a heartbeat, is considered dead: a peer that vanished silently
+/// would otherwise be waited for without limit.
 const STALLED: Duration = Duration::from_secs(90);
 
-/// How a client reaches its server. Clones are the same client.
+/// The client of one server. Clones share it.
 #[derive(Clone)]
 pub struct HttpClient {
     http: Client,
@@ -61,43 +61,43 @@ pub struct HttpClient {
     places: Arc<Mutex<BTreeMap<Did, Arc<Mutex<Place>>>>>,
 }
 
-/// What outlives an identity's connection: if its actor fails, the next one goes on from here.
+/// The state that outlives an identity's connection: if its actor fails, the next one continues from it.
 #[derive(Default)]
 struct Place {
-    /// What is to be sent; the first may be under way.
+    /// The messages to send; the first may be in progress.
     queue: VecDeque<Job>,
-    /// What of the inbox is safe here.
+    /// The position up to which the inbox's messages are durable here.
     read: ReadUpTo,
     /// The event of the inbox that was last refused for its age.
     stale_event_id: Option<String>,
 }
 
-/// Up to where the inbox was read: the server forgets what it is told to be safe here, and nothing else would bring it back
-/// to a member that crashed before it was.
+/// The position up to which the inbox was read. The server removes everything that is reported as durable, and could
+/// not send it again to a member that crashed too early.
 #[derive(Default)]
 struct ReadUpTo {
-    /// The last event before which all is safe.
+    /// The last event such that it and all events before it are durable.
     safe: Option<String>,
-    /// The events behind it, in order: each with its number among all, and whether it is safe itself.
+    /// The events after it, in order: each with its sequence number, and whether it is durable itself.
     behind: VecDeque<(u64, String, bool)>,
     next: u64,
 }
 
 impl ReadUpTo {
-    /// The stream is opened again behind what is safe: everything else comes once more.
+    /// The stream is opened again after the durable events: all later ones are sent once more.
     fn reopen(&mut self) -> Option<String> {
         self.behind.clear();
         self.safe.clone()
     }
 
-    /// An event was handed over: its number.
+    /// An event was delivered; returns its sequence number.
     fn began(&mut self, id: String) -> u64 {
         self.next += 1;
         self.behind.push_back((self.next, id, false));
         self.next
     }
 
-    /// What follows from the event of that number is durable. Of a stream that was opened again since it means nothing.
+    /// The events that the message with this number caused are durable. Ignored if the stream was opened again since.
     fn over(&mut self, number: u64) {
         if let Some((.., over)) = self.behind.iter_mut().find(|(other, ..)| *other == number) {
             *over = true;
@@ -109,7 +109,7 @@ impl ReadUpTo {
     }
 }
 
-/// A server's address, or a certificate to trust it by, that cannot be one.
+/// The server's address, or a certificate to trust, is not valid.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{url}: {problem}")]
 pub struct BaseUrlError {
@@ -118,8 +118,8 @@ pub struct BaseUrlError {
 }
 
 impl HttpClient {
-    /// A client of the server at `base`, `https://example.org` or `https://example.org/agg` say. With `service`, nobody else
-    /// is listened to; without, the adverts of any service there are.
+    /// A client of the server at `base`, e.g. `https://example.org` or `https://example.org/agg`. With `service`,
+    /// messages of other services are ignored; without it, the adverts of all services are read.
     ///
     /// # Errors
     /// [`BaseUrlError`] when `base` is not an http(s) URL.
@@ -142,24 +142,24 @@ impl HttpClient {
         Ok(Self { http, base: parsed, service, clock, randomness, backoff, contacts, places })
     }
 
-    /// This client, waiting between attempts as `backoff` says.
+    /// This client, with the delays of `backoff` between attempts.
     #[must_use]
     pub fn with_backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
         self
     }
 
-    /// This client, reporting to `contacts` whether the server can be reached.
+    /// This client, which reports to `contacts` whether the server can be reached.
     #[must_use]
     pub fn with_contacts(mut self, contacts: Contacts) -> Self {
         self.contacts = contacts;
         self
     }
 
-    /// This client, trusting over TLS whom `trust` says.
+    /// This client, with the certificates of `trust` for TLS.
     ///
     /// # Errors
-    /// [`BaseUrlError`] when TLS cannot be set up so.
+    /// [`BaseUrlError`] when TLS cannot be set up.
     pub fn trusting(mut self, trust: &Trust) -> Result<Self, BaseUrlError> {
         self.http = client(trust).map_err(|problem| BaseUrlError { url: self.base.to_string(), problem })?;
         Ok(self)
@@ -183,11 +183,11 @@ fn client(trust: &Trust) -> Result<Client, String> {
     built.map_err(|error| stream::describe(&error))
 }
 
-/// How many redirects of one request are followed.
+/// The maximum number of redirects of one request.
 const REDIRECTS: usize = 5;
 
-/// Follows only what repeats the request as it is, at the same origin: another one was not chosen by the user, and 301, 302 and
-/// 303 turn a POST into a GET. What is not followed is an answer like others, and reported.
+/// Follows only redirects that repeat the request unchanged, at the same origin: the user did not choose another
+/// origin, and 301, 302 and 303 turn a POST into a GET. Any other redirect is reported as an answer.
 fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     let repeats = matches!(attempt.status(), StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT);
     let here = attempt.previous().last().is_some_and(|from| from.origin() == attempt.url().origin());
@@ -195,7 +195,7 @@ fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is in these is whole between any two statements.
+    // The values in these mutexes are consistent between any two statements.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

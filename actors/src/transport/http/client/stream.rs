@@ -16,13 +16,13 @@ use super::{
 };
 use crate::transport::http::Refusal;
 
-/// The largest event that is read. A CAS map of a thousand members takes 130 kB.
+/// The maximum size of an event. A CAS map of a thousand members takes 130 kB.
 const LARGEST_EVENT: usize = 64 << 20;
 
-/// Why a stream is not open.
+/// The stream could not be opened.
 pub(super) struct NotOpened {
     pub(super) reason: String,
-    /// The server itself says that it does not know the reader, or not by this signature.
+    /// The server itself reports that it does not know the reader, or that the signature is wrong.
     pub(super) unauthorized: bool,
 }
 
@@ -32,7 +32,7 @@ impl NotOpened {
     }
 }
 
-/// Opens the inbox of `identity`, or without one the adverts, behind the event `after`.
+/// Opens the inbox of `identity`, or the adverts without one, after the event `after`.
 pub(super) async fn open(
     client: &HttpClient,
     identity: Option<&Identity>,
@@ -44,7 +44,7 @@ pub(super) async fn open(
             let did = identity.did();
             let mut url = client.base.clone();
             url.set_path(&inbox_path(client.base.path(), did));
-            // Signed is the path as it goes out, whatever the URL type made of it.
+            // The path is signed as it is sent, after the URL type has normalized it.
             let (key, now) = (identity.secret_key(), client.clock.now());
             let authorization = RequestAuthorization::sign(did, key, url.path(), now, rng);
             client.http.get(url).header(header::AUTHORIZATION, authorization.to_string())
@@ -72,7 +72,7 @@ pub(super) async fn open(
     })
 }
 
-/// The events of a stream. `too_slow` is called when the server says that they are read too slowly.
+/// The events of a stream. `too_slow` is called when the server reports that they are read too slowly.
 pub(super) fn events(
     response: Response,
     mut too_slow: impl FnMut(&str) + 'static,
@@ -86,7 +86,7 @@ pub(super) fn events(
     SseStream::from_bytes_stream(bounded(bytes.boxed_local())).map(|event| event.map_err(|error| error.to_string()))
 }
 
-/// The stream, ended with an error where one event is larger than [`LARGEST_EVENT`]: the parser would keep it all.
+/// The stream, ended with an error if an event is larger than [`LARGEST_EVENT`]: the parser would buffer all of it.
 fn bounded<B: AsRef<[u8]>, E: std::error::Error + Send + Sync + 'static>(
     bytes: impl Stream<Item = Result<B, E>>,
 ) -> impl Stream<Item = Result<B, std::io::Error>> {
@@ -101,7 +101,7 @@ fn bounded<B: AsRef<[u8]>, E: std::error::Error + Send + Sync + 'static>(
     })
 }
 
-/// An error with its causes: reqwest's own text leaves out what went wrong.
+/// An error with its causes: reqwest's own text omits the cause.
 pub(super) fn describe(error: &reqwest::Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

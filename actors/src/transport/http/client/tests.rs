@@ -1,4 +1,4 @@
-//! What becomes of a connection whose actor fails.
+//! The restart of a connection whose actor fails.
 
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ impl actix::Handler<Delivery> for Inbox {
     type Result = ();
 
     fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
-        // What was fetched is reported as well, and that the connection has failed.
+        // Deliveries, and the failure of the connection, are reported as well.
         if let Delivery::Delivered { .. } | Delivery::Interrupted { .. } = delivery {
             return;
         }
@@ -116,7 +116,7 @@ fn a_connection_that_fails_is_replaced_and_the_next_goes_on() {
             say(&from_member, &service, &before);
             assert_eq!(heard(&mut at_service).await, before);
             say(&from_service, &member, &before);
-            assert_eq!(heard(&mut at_member).await, before, "and nothing from earlier turns again");
+            assert_eq!(heard(&mut at_member).await, before, "and no message of an earlier turn is repeated");
 
             let failing = lock(&connections).last().expect("a connection").clone();
             failing.do_send(Fail { panic });
@@ -128,7 +128,7 @@ fn a_connection_that_fails_is_replaced_and_the_next_goes_on() {
             assert_eq!(heard(&mut at_member).await, meanwhile);
             let mut next = heard(&mut at_service).await;
             if next == before {
-                // The connection failed before it had the answer: the server takes no harm from the same again.
+                // The connection failed before it had the answer: the server accepts a repetition.
                 next = heard(&mut at_service).await;
             }
             assert_eq!(next, after);

@@ -1,4 +1,4 @@
-//! What arrives from relays: what is no message is counted and seldom reported, and the rest is handed on.
+//! Events from relays: malformed ones are counted and reported at a limited rate, the others are delivered.
 
 use actix::{ActorContext, ActorFutureExt, AsyncContext, Handler, WrapFuture};
 use btcr2_aggregation_protocol::{message::DecodeError, text::shown_within};
@@ -10,25 +10,25 @@ use crate::transport::{
     nostr::{reader::Read, report::shown},
 };
 
-/// Longest text of what is wrong with an event: parts of it are its author's words.
+/// The maximum length of the text about a malformed event, which includes text of its author.
 const LONGEST_PROBLEM: usize = 400;
 
-/// Most authors of malformed events that are reported in a minute.
+/// The maximum number of authors of malformed events that are reported in a minute.
 pub(super) const MOST_AUTHORS: usize = 256;
 
-/// Who has published a malformed event.
+/// The author of a malformed event.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Author {
-    /// Somebody whose DID is known, by this key.
+    /// An author whose DID is known, with this key.
     Known([u8; 32]),
-    /// Whoever has this key.
+    /// An author with this key, whose DID is not known.
     Key([u8; 32]),
-    /// Nobody knows; it came from this relay.
+    /// Unknown; the event came from this relay.
     Unknown(usize),
 }
 
 impl NostrConnection {
-    /// Counts a malformed event, and logs it at most once a minute for each author: whether it did.
+    /// Counts a malformed event, and logs it at most once a minute for each author; returns whether it did.
     fn note_malformed(&mut self, relay: usize, author: Author, problem: &str) -> bool {
         self.inner.reports.note(relay, |report| report.malformed += 1);
         let key = match &author {
@@ -55,7 +55,7 @@ impl Handler<Incoming> for NostrConnection {
         let delivery = match read {
             Read::Copy => return,
             Read::Foreign(reason) => {
-                tracing::debug!(connection = self.name, event = %event.id, reason, "an event is passed over");
+                tracing::debug!(connection = self.name, event = %event.id, reason, "ignored an event");
                 return;
             }
             Read::Malformed(reason) => {
@@ -65,8 +65,8 @@ impl Handler<Incoming> for NostrConnection {
             Read::Delivery(delivery) => delivery,
         };
         if let Delivery::Undecodable { error: DecodeError::UnknownType(_), .. } = &delivery {
-            // Of a later version.
-            tracing::debug!(connection = self.name, event = %event.id, "an event is passed over");
+            // A type of a later version.
+            tracing::debug!(connection = self.name, event = %event.id, "ignored an event");
         } else {
             let key = event.pubkey.to_bytes();
             let author = match &delivery {
@@ -78,7 +78,7 @@ impl Handler<Incoming> for NostrConnection {
                 return;
             }
         }
-        // Waits for room in the inbox: order is kept, and the relays wait with it.
+        // Waits for space in the inbox: the order is preserved, and the relays wait.
         let delivered = hand_over(&self.inbox, delivery, || ());
         ctx.wait(delivered.into_actor(self).map(|delivered, _, ctx| {
             if delivered.is_err() {

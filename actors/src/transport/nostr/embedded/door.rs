@@ -1,5 +1,5 @@
-//! What comes before the WebSocket, and what may come over it: the relay's information document (NIP-11), and which messages of
-//! clients it sees at all.
+//! Checks outside of the relay itself: the request before the WebSocket, which may be for the information document
+//! (NIP-11), and the messages of clients that the relay may receive.
 
 use std::io;
 
@@ -8,27 +8,27 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::RelayLimits;
 
-/// Most bytes of the head of a request, and most of its headers.
+/// The maximum size of a request's head, in bytes, and the maximum number of its headers.
 const HEAD: usize = 8 << 10;
 const HEADERS: usize = 64;
 
-/// What is asked of a relay other than by WebSocket.
+/// The media type of the information document.
 const INFORMATION: &str = "application/nostr+json";
 
-/// Most subscriptions of one connection. Ours have two.
+/// The maximum number of subscriptions of one connection. Our connections have two.
 pub(super) const SUBSCRIPTIONS: usize = 20;
 
-/// Most characters in the identifier of a subscription, as NIP-01 has it.
+/// The maximum length of a subscription's identifier, according to NIP-01.
 pub(super) const SUBSCRIPTION_ID: usize = 64;
 
-/// Most bytes of a message other than an event. The relay keeps the filters of every subscription.
+/// The maximum size of a message other than an event, in bytes. The relay stores the filters of every subscription.
 const REQUEST: usize = 8 << 10;
 
-/// What clients may say. The library's relay also reconciles (`NEG-OPEN`), for which it keeps a list of all events for each of any
-/// number of names.
+/// The messages that clients may send. The library's relay also reconciles (`NEG-OPEN`), for which it stores a list of
+/// all events for each of any number of names.
 const REQUESTS: [&str; 4] = ["REQ", "CLOSE", "COUNT", "AUTH"];
 
-/// Whether a client's message is passed on to the relay. The name has to be written plainly.
+/// Whether a client's message is forwarded to the relay. Its name must be written without escapes.
 pub(super) fn is_passed_on(message: &str) -> bool {
     let name = message.trim_start().strip_prefix('[').map(str::trim_start).and_then(|rest| rest.strip_prefix('"'));
     match name.and_then(|rest| rest.split_once('"')) {
@@ -38,11 +38,11 @@ pub(super) fn is_passed_on(message: &str) -> bool {
     }
 }
 
-/// The first request of a connection, as it came.
+/// The first request of a connection, as received.
 pub(super) struct Head(Vec<u8>);
 
 impl Head {
-    /// Reads until the head is complete, cannot be one any more, or is too long: what it is then is for its reader to say.
+    /// Reads until the head is complete, is invalid, or is too long; the caller decides what it is.
     pub(super) async fn read(socket: &mut (impl AsyncRead + Unpin)) -> io::Result<Self> {
         let mut head = Vec::new();
         let mut chunk = [0; 1024];
@@ -61,7 +61,7 @@ impl Head {
         Ok(Self(head))
     }
 
-    /// Whether it asks for the information document.
+    /// Whether it is a request for the information document.
     pub(super) fn asks_for_information(&self) -> bool {
         let mut headers = [httparse::EMPTY_HEADER; HEADERS];
         let mut request = httparse::Request::new(&mut headers);
@@ -76,14 +76,14 @@ impl Head {
         has("accept", INFORMATION) && !has("upgrade", "websocket")
     }
 
-    /// The socket as it was before the head was read.
+    /// The socket with the head put back.
     pub(super) fn before(self, socket: impl AsyncRead + AsyncWrite) -> impl AsyncRead + AsyncWrite + Unpin {
         let (read, write) = tokio::io::split(socket);
         tokio::io::join(AsyncReadExt::chain(io::Cursor::new(self.0), read), write)
     }
 }
 
-/// What the relay says about itself.
+/// The relay's information document.
 fn information(limits: &RelayLimits) -> Value {
     json!({
         "name": "btcr2-aggregation, embedded relay",
@@ -106,7 +106,7 @@ fn information(limits: &RelayLimits) -> Value {
     })
 }
 
-/// Answers who asked for the information document.
+/// Answers a request for the information document.
 pub(super) async fn inform(socket: &mut (impl AsyncWrite + Unpin), limits: &RelayLimits) -> io::Result<()> {
     let body = information(limits).to_string();
     let length = body.len();

@@ -1,8 +1,8 @@
-//! A relay in this process, for demonstrations, tests and closed groups: it keeps events in memory.
+//! A relay in this process, for demonstrations, tests and closed groups: it stores events in memory.
 //!
-//! The library's relay takes what it is given, from any number of sockets, and messages of 64 MB. So the sockets are ours: each has a
-//! place among [`Connections`], and its messages are measured before the relay sees them (`door`); and what the relay stores is bounded
-//! by `shelf`.
+//! The library's relay accepts any number of sockets, any number of events, and messages of 64 MB. Therefore this
+//! module owns the sockets: each is registered with [`Connections`], and its messages are measured before they reach
+//! the relay (`door`); `shelf` bounds the relay's stored events.
 
 mod door;
 mod shelf;
@@ -36,41 +36,43 @@ use self::{
 };
 use crate::transport::connections::{ConnectionLimits, Connections, ConnectionsReport, Guarded, Ticket};
 
-/// Events a minute from one connection. The relay's default of sixty ends a cohort of ten in mid-round.
+/// The maximum number of events a minute from one connection. The relay's default of sixty ends a cohort of ten in the
+/// middle of a round.
 const NOTES_PER_MINUTE: u32 = 1_000_000;
 
-/// What may be under way between a socket and the relay.
+/// The size of the buffer between a socket and the relay, in bytes.
 const PIPE: usize = 64 << 10;
 
-/// How long the listener waits when no connection can be accepted, because too many files are open, say.
+/// How long the listener waits when no connection can be accepted, e.g. because too many files are open.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What a relay holds at most.
+/// The limits of a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RelayLimits {
-    /// Most bytes of one event. The largest message of a cohort takes 90,000.
+    /// The maximum size of one event, in bytes. The largest message of a cohort has 90,000.
     pub event_bytes: usize,
-    /// Most bytes of all events; beyond that the oldest of strangers go, then the oldest.
+    /// The maximum size of all events, in bytes; beyond it the oldest of outsiders are removed first, then the oldest
+    /// of others.
     pub bytes: usize,
-    /// Most bytes of all events of strangers: authors to whom no operator has written.
+    /// The maximum size of all events of outsiders, in bytes: authors to which no operator has written.
     pub strangers_bytes: usize,
-    /// Most bytes of events of one member.
+    /// The maximum size of the events of one member, in bytes.
     pub member_bytes: usize,
-    /// Most bytes of events of one stranger.
+    /// The maximum size of the events of one outsider, in bytes.
     pub stranger_bytes: usize,
-    /// Most events.
+    /// The maximum number of events.
     pub events: usize,
-    /// How many sockets there may be.
+    /// The limits on sockets.
     pub sockets: ConnectionLimits,
 }
 
 impl RelayLimits {
-    /// Most bytes of a message of a client: an event within its frame, with what may be in a request beside it.
+    /// The maximum size of a client's message, in bytes: an event within its frame, and the rest of a request.
     const fn message_bytes(&self) -> usize {
         self.event_bytes + (64 << 10)
     }
 
-    /// Most characters of an event's content; the rest of the event is for its tags and what it takes besides.
+    /// The maximum number of characters in an event's content; the rest of the event is for its tags and other fields.
     const fn content_chars(&self) -> usize {
         self.event_bytes.saturating_sub(1024)
     }
@@ -90,7 +92,7 @@ impl Default for RelayLimits {
     }
 }
 
-/// A relay that runs as long as a clone of it is kept.
+/// A relay that runs until its last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct EmbeddedRelay {
     relay: LocalRelay,
@@ -110,19 +112,19 @@ pub struct EmbeddedRelayError {
 }
 
 impl EmbeddedRelay {
-    /// Starts a relay on this address; port 0 is any free port. Nobody is preferred.
+    /// Starts a relay on this address; port 0 is any free port. No author is preferred.
     ///
     /// # Errors
-    /// [`EmbeddedRelayError`] when the address cannot be listened on.
+    /// [`EmbeddedRelayError`] when it cannot listen on the address.
     pub async fn start(address: SocketAddr) -> Result<Self, EmbeddedRelayError> {
         Self::start_with(address, RelayLimits::default(), &[]).await
     }
 
-    /// Starts a relay with these limits. What the `operators` publish stays, and those that they write to are members, whose events
-    /// and sockets are preferred to strangers'.
+    /// Starts a relay with these limits. Events of the `operators` are not removed, and the authors to which they write
+    /// are members, whose events and sockets are preferred to those of outsiders.
     ///
     /// # Errors
-    /// [`EmbeddedRelayError`] when the address cannot be listened on.
+    /// [`EmbeddedRelayError`] when it cannot listen on the address.
     pub async fn start_with(
         address: SocketAddr,
         limits: RelayLimits,
@@ -147,22 +149,22 @@ impl EmbeddedRelay {
         Ok(Self { relay, address: bound, url: format!("ws://{bound}"), shelf, connections, stop: Arc::new(stop) })
     }
 
-    /// Where the relay listens.
+    /// The address on which the relay listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where clients connect to, `ws://127.0.0.1:7777` say.
+    /// The URL for clients, e.g. `ws://127.0.0.1:7777`.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// How many bytes of events it holds.
+    /// The size of its events, in bytes.
     pub fn bytes(&self) -> usize {
         self.shelf.bytes()
     }
 
-    /// How many events it holds.
+    /// The number of its events.
     pub fn events(&self) -> usize {
         self.shelf.events()
     }
@@ -172,16 +174,16 @@ impl EmbeddedRelay {
         self.connections.report()
     }
 
-    /// Stops listening, and closes every connection. What was stored is gone.
+    /// Stops listening, and closes every connection. The stored events are lost.
     pub async fn shutdown(&self) {
         self.stop.send_replace(true);
         self.relay.shutdown();
-        // Each connection has a task of its own, which ends at its next turn.
+        // Each connection has its own task, which ends when it runs next.
         self.stop.closed().await;
     }
 }
 
-/// The ways in.
+/// The listener's state.
 #[derive(Clone)]
 struct Sockets {
     relay: LocalRelay,
@@ -195,11 +197,11 @@ impl Sockets {
         let mut stopped = self.stopped.clone();
         loop {
             tokio::select! {
-                // Also when nobody is left who could stop it.
+                // Also when the last handle that could stop it is dropped.
                 () = stop(&mut stopped) => return,
                 accepted = listener.accept() => match accepted {
                     Ok((stream, peer)) => {
-                        // Closed at once when there is no place left.
+                        // Closed at once if there is no capacity left.
                         let Some(ticket) = connections.admit(peer.ip(), false) else { continue };
                         tokio::spawn(self.clone().serve(stream, peer, ticket, connections.clone()));
                     }
@@ -228,7 +230,7 @@ impl Sockets {
         };
         let outer = match timeout(connections.limits().handshake, opening).await {
             Ok(Ok(Some(outer))) => outer,
-            // Nor is HTTP without an upgrade wrong.
+            // HTTP without an upgrade is not malformed either.
             Ok(
                 Ok(None)
                 | Err(
@@ -260,13 +262,13 @@ impl Sockets {
     }
 }
 
-/// Ready when everything is to end.
+/// Ready when the relay stops.
 async fn stop(stopped: &mut watch::Receiver<bool>) {
-    // An error is that nobody is left who could say so.
+    // An error means that the sender is dropped.
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
-/// Passes messages on until one side is gone, or says what may not be said.
+/// Forwards messages until one side closes, or a message is not permitted.
 async fn pass(
     mut from: impl Stream<Item = Result<Message, Error>> + Unpin,
     mut to: impl Sink<Message, Error = Error> + Unpin,
@@ -276,7 +278,7 @@ async fn pass(
         let passed = match message {
             Message::Text(text) if !is_passed_on(&text) => return,
             Message::Text(_) | Message::Binary(_) => to.send(message).await,
-            // Each side answers these by itself, when it is written to.
+            // Each side answers these by itself on its next write.
             Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => to.flush().await,
             Message::Close(_) => return,
         };

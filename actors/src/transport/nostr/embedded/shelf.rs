@@ -1,4 +1,5 @@
-//! What the relay stores, counted: by author, by kind of author, and in all. It decides what goes when something comes.
+//! The account of the relay's stored events: by author, by kind of author, and in all. It decides which events are
+//! removed for a new one.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -17,17 +18,17 @@ use nostr_sdk::{Event, EventId, Filter, PublicKey, util::BoxedFuture};
 use super::RelayLimits;
 use crate::{remembered::Remembered, transport::connections::Ticket};
 
-/// Most members that are remembered.
+/// The maximum number of remembered members.
 const MEMBERS: usize = 65_536;
 
-/// What an event takes beside its text.
+/// The memory of an event in addition to its text, in bytes.
 const OVERHEAD: usize = 512;
 
-/// Who has written an event.
+/// The kind of an event's author.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Author {
     Operator,
-    /// An operator has written to it.
+    /// An author to which an operator has written.
     Member,
     Stranger,
 }
@@ -46,20 +47,20 @@ struct OfAuthor {
 
 struct State {
     members: Remembered<PublicKey>,
-    /// In the order in which they came.
+    /// In the order of their arrival.
     events: BTreeMap<u64, Held>,
     ids: HashSet<EventId>,
     authors: HashMap<PublicKey, OfAuthor>,
     bytes: usize,
-    /// The events of strangers among them.
+    /// The events of outsiders among them.
     strangers: BTreeSet<u64>,
     strangers_bytes: usize,
     next: u64,
-    /// The connections, which become members' with the first event of one.
+    /// The connections; all of an author's become a member's when the author does.
     sockets: HashMap<SocketAddr, Ticket>,
 }
 
-/// The account of what is stored.
+/// The account of the stored events.
 pub(super) struct Shelf {
     limits: RelayLimits,
     operators: BTreeSet<PublicKey>,
@@ -74,7 +75,7 @@ impl fmt::Debug for Shelf {
 
 impl Shelf {
     pub(super) fn new(mut limits: RelayLimits, operators: &[XOnlyKey]) -> Self {
-        // Where nobody is known, everybody is a stranger.
+        // Without operators every author is an outsider.
         if operators.is_empty() {
             (limits.strangers_bytes, limits.stranger_bytes) = (limits.bytes, limits.bytes);
         }
@@ -106,13 +107,13 @@ impl Shelf {
     }
 
     pub(super) fn gone(&self, peer: SocketAddr) {
-        // Dropped when the lock is free: it has one of its own.
+        // Dropped after the lock is released: it has its own lock.
         let ticket = self.lock().sockets.remove(&peer);
         drop(ticket);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that could panic happens while it is half changed.
+        // No code panics while the value is partly changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -126,7 +127,7 @@ impl Shelf {
         }
     }
 
-    /// Makes room for an event: which others have to go, or why it is not taken.
+    /// Makes space for an event: returns the events that must be removed for it, or why it is refused.
     fn admit(&self, event: &Event, peer: &SocketAddr) -> Result<Vec<EventId>, String> {
         let tags: usize = event.tags.iter().flat_map(|tag| tag.as_slice()).map(|part| part.len() + 3).sum();
         let bytes = event.content.len() + tags + OVERHEAD;
@@ -183,7 +184,7 @@ impl Shelf {
 }
 
 impl State {
-    /// Its events are no stranger's any more.
+    /// Its events do not count as an outsider's any more.
     fn promote(&mut self, member: PublicKey) {
         if !self.members.insert(member) {
             return;
@@ -229,7 +230,7 @@ impl State {
     }
 }
 
-/// Has the relay store what the shelf has room for, and forget what it has no room for any more.
+/// Makes the relay store the events for which the shelf has space, and remove the others.
 #[derive(Debug)]
 pub(super) struct Policy {
     pub(super) shelf: Arc<Shelf>,
@@ -242,7 +243,7 @@ impl WritePolicy for Policy {
             match self.shelf.admit(event, peer) {
                 Ok(gone) => {
                     if !gone.is_empty() {
-                        // In memory nothing can fail.
+                        // The database in memory does not fail.
                         let _ = self.database.delete(Filter::new().ids(gone)).await;
                     }
                     PolicyResult::Accept
@@ -273,7 +274,7 @@ mod tests {
         Identity::from_key(SecretKey::from_bytes(&[byte; 32]).unwrap(), Network::Regtest)
     }
 
-    /// An event of about so many bytes, from one to another.
+    /// An event of about this size, from one key to another.
     fn event(from: u8, to: u8, bytes: usize, number: u64) -> Event {
         let (from, to) = (identity(from), identity(to));
         let body = SubmitUpdate {
@@ -326,7 +327,7 @@ mod tests {
                 shelf.admit(&event(author, 1, 10_000, number), &peer()).unwrap();
             }
         }
-        assert!(!holds(&shelf, &honest), "strangers share what is theirs");
+        assert!(!holds(&shelf, &honest), "outsiders share their part");
         assert!(holds(&shelf, &invitation) && holds(&shelf, &of_member));
         assert!(shelf.bytes() <= 100_000 && shelf.lock().strangers_bytes <= 50_000);
     }

@@ -1,5 +1,6 @@
-//! Who opted in and then did not fetch what it was asked is no offender, but costs every other member of its cohort a phase:
-//! it is not admitted again for a while, by its DID, its network address and its invite. In memory only.
+//! Members that opted in and then did not fetch the requests sent to them. They are not offenders, but cost every other
+//! member of the cohort a phase. They are not admitted again for a while, by DID, network address and invite. In memory
+//! only.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,27 +12,28 @@ use btcr2_aggregation_protocol::{did::Did, time::Timestamp};
 
 use crate::{bans::end_of_ban, subject::Subject};
 
-/// How many members of one network address, or of one invite, have to do so before all others of it cool down: many may share one.
+/// The number of members of one network address, or of one invite, after which all its other members cool down: many
+/// may share one.
 const SHARED: usize = 3;
 
-/// Most subjects that are remembered. Beyond that the one whose time is over first is forgotten.
+/// The maximum number of subjects. Beyond it, the one whose time ends first is removed.
 const MOST: usize = 16_384;
 
-/// Not admitted for now.
+/// The subject is not admitted for now.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{kind} did not fetch what it was asked, and may come again after {}", end_of_ban(*.until))]
+#[error("{kind} did not fetch a request, and may opt in again after {}", end_of_ban(*.until))]
 pub struct CoolingDown {
     kind: &'static str,
     until: Timestamp,
 }
 
 struct Noted {
-    /// Who, at most [`SHARED`] of them.
+    /// The members that were noted, at most [`SHARED`].
     members: BTreeSet<Did>,
     until: Timestamp,
 }
 
-/// Who cools down.
+/// The subjects that cool down.
 pub(crate) struct CoolDowns {
     time: Duration,
     most: usize,
@@ -39,23 +41,23 @@ pub(crate) struct CoolDowns {
 }
 
 impl CoolDowns {
-    /// For this long; zero for never.
+    /// A cool-down of `time`; zero disables it.
     pub(crate) const fn new(time: Duration) -> Self {
         Self { time, most: MOST, noted: Mutex::new(BTreeMap::new()) }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Subject, Noted>> {
-        // Nothing panics while it is half changed.
+        // No code panics while the value is partly changed.
         self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A member, to which these subjects belong, has not fetched what it was asked.
+    /// Notes that the member with these subjects has not fetched a request.
     pub(crate) fn note(&self, did: &Did, subjects: &[Subject], now: Timestamp) {
         if self.time.is_zero() {
             return;
         }
         let mut noted = self.lock();
-        // Behind this machine's own address are a proxy, and so everybody, or programs of the operator's.
+        // Clients behind this machine's own address are a proxy's, so possibly all, or the operator's own programs.
         for subject in subjects.iter().filter(|subject| !subject.is_loopback()) {
             if noted.len() >= self.most && !noted.contains_key(subject) {
                 noted.retain(|_, noted| now < noted.until);
@@ -76,10 +78,10 @@ impl CoolDowns {
         }
     }
 
-    /// Whether each of `subjects` may come.
+    /// Checks that none of `subjects` cools down.
     ///
     /// # Errors
-    /// [`CoolingDown`] for the first that may not yet.
+    /// [`CoolingDown`] for the first one that does.
     pub(crate) fn check(&self, subjects: &[Subject], now: Timestamp) -> Result<(), CoolingDown> {
         let noted = self.lock();
         for subject in subjects {
@@ -119,7 +121,7 @@ mod tests {
         for number in 1..=3 {
             assert_eq!(cooling.check(&subjects(9, "203.0.113.7"), NOW), Ok(()), "{number}");
             cooling.note(&did(number), &subjects(number, "203.0.113.7"), NOW);
-            // In another of its cohorts.
+            // The same member in another cohort.
             cooling.note(&did(number), &subjects(number, "203.0.113.7"), NOW);
             let own = cooling.check(&subjects(number, "203.0.113.8"), NOW).unwrap_err();
             assert!(own.to_string().starts_with("this DID did not fetch"), "{own}");
@@ -131,7 +133,7 @@ mod tests {
         );
         assert_eq!(cooling.check(&subjects(9, "203.0.113.8"), NOW), Ok(()));
         assert_eq!(cooling.check(&subjects(1, "203.0.113.7"), NOW + TIME), Ok(()), "its time is over");
-        // What was counted before does not count again.
+        // What was counted before the end does not count again.
         cooling.note(&did(4), &subjects(4, "203.0.113.7"), NOW + TIME);
         assert_eq!(cooling.check(&subjects(9, "203.0.113.7"), NOW + TIME), Ok(()));
     }

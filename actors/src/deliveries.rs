@@ -1,4 +1,5 @@
-//! What was sent to members, and whether it has reached them: nobody is blamed for not answering what it never got.
+//! The messages that were sent to members, and whether they arrived: no member is blamed for not answering a message
+//! that it never received.
 
 use std::{
     collections::BTreeMap,
@@ -12,37 +13,37 @@ use btcr2_aggregation_protocol::{
     message::{Body, SharedBody},
 };
 
-/// What a member was sent last in its cohort.
+/// The last message that a member was sent in its cohort.
 #[derive(Debug)]
 struct Last {
     kind: &'static str,
     delivered: bool,
-    /// Who has not carried it, and why.
+    /// Which carrier did not accept it, and why.
     problem: Option<String>,
 }
 
 type ByMember = BTreeMap<Did, Last>;
 
-/// The deliveries of a service. Clones are the same.
+/// The deliveries of a service. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Deliveries {
-    /// Whether the transport says what it has delivered.
+    /// Whether the transport reports deliveries.
     known: bool,
     cohorts: Arc<Mutex<BTreeMap<CohortId, ByMember>>>,
 }
 
 impl Deliveries {
-    /// Nothing yet; everything counts as delivered unless the transport says what is (`known`).
+    /// Without deliveries. Every message counts as delivered unless the transport reports deliveries (`known`).
     pub(crate) fn new(known: bool) -> Self {
         Self { known, cohorts: Arc::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<CohortId, ByMember>> {
-        // Nothing panics while it holds the lock.
+        // No code panics while it holds the lock.
         self.cohorts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A message is handed to the transport. What tells of an end asks for nothing.
+    /// A message was passed to the transport. A message that reports an end requires no answer.
     pub(crate) fn sent(&self, to: &Did, body: &SharedBody) {
         if !self.known || matches!(&**body, Body::CohortEnded(_)) {
             return;
@@ -51,7 +52,7 @@ impl Deliveries {
         let mut cohorts = self.lock();
         let members = cohorts.entry(body.cohort_id().clone()).or_default();
         match members.get(to) {
-            // The same again, which it may have.
+            // A repetition, which the member may have received already.
             Some(last) if last.kind == kind => {}
             _ => drop(members.insert(to.clone(), Last { kind, delivered: false, problem: None })),
         }
@@ -65,17 +66,17 @@ impl Deliveries {
         }
     }
 
-    /// It has reached the member.
+    /// The message has reached the member.
     pub(crate) fn delivered(&self, cohort_id: &CohortId, to: &Did, kind: &str) {
         self.of(cohort_id, to, kind, |last| last.delivered = true);
     }
 
-    /// It has not, yet.
+    /// The message has not reached the member yet.
     pub(crate) fn delayed(&self, cohort_id: &CohortId, to: &Did, kind: &str, reason: String) {
         self.of(cohort_id, to, kind, |last| last.problem = Some(reason));
     }
 
-    /// Who of `members` may not have what it was sent last, and why.
+    /// Those of `members` that may not have received the last message to them, and why.
     pub(crate) fn undelivered<'d>(
         &self,
         cohort_id: &CohortId,
@@ -91,13 +92,13 @@ impl Deliveries {
             Some(Last { problem: Some(problem), .. }) => {
                 Some((to.clone(), Undelivered::NotCarried(problem.clone())))
             }
-            // Nothing was sent since this program was started, and nobody has come for what was sent before.
+            // Nothing was sent since the program started, and the member has not fetched what was sent before.
             Some(Last { problem: None, .. }) | None => Some((to.clone(), Undelivered::NotFetched)),
         };
         members.into_iter().filter_map(undelivered).collect()
     }
 
-    /// What no carrier has taken in this cohort: to how many members, and one of the reasons.
+    /// The messages of this cohort that no carrier accepted: the number of members, and one of the reasons.
     pub(crate) fn not_carried(&self, cohort_id: &CohortId) -> Option<(usize, String)> {
         let cohorts = self.lock();
         let members = cohorts.get(cohort_id)?;
@@ -106,7 +107,7 @@ impl Deliveries {
         Some((1 + problems.count(), first))
     }
 
-    /// The cohort is over.
+    /// The cohort has ended.
     pub(crate) fn forget(&self, cohort_id: &CohortId) {
         self.lock().remove(cohort_id);
     }
@@ -145,12 +146,12 @@ mod tests {
         assert_eq!(of(1), Some(not_carried));
         assert_eq!(of(2), Some(Undelivered::NotFetched));
         assert_eq!(deliveries.not_carried(&cohort()), Some((1, "wss://x: too large".to_owned())));
-        // An answer to something else changes nothing.
+        // A delivery of another message changes nothing.
         deliveries.delivered(&cohort(), &did(1), "other");
         assert!(of(1).is_some());
         deliveries.delivered(&cohort(), &did(1), kind);
         deliveries.sent(&did(1), &note());
-        assert_eq!(of(1), None, "said again, it is no less delivered");
+        assert_eq!(of(1), None, "a repetition does not undo the delivery");
         deliveries.forget(&cohort());
         assert!(deliveries.lock().is_empty());
     }

@@ -1,5 +1,6 @@
-//! What members signed, kept while their cohort runs: the first thing that each said in a place, and the first that differs.
-//! In memory only: what was said before a restart is lost, and a fault that is found after it may lack its other half.
+//! The messages that members signed, stored while their cohort runs: the first message of each member for a slot, and
+//! the first that differs. In memory only: messages from before a restart are lost, so the evidence of a fault that is
+//! found later may be incomplete.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +8,7 @@ use btcr2_aggregation_protocol::{did::Did, error::Slot, message::Body};
 
 use crate::transport::{Evidence, Received};
 
-/// The signed messages of one cohort, two at most for each member and place.
+/// The signed messages of one cohort, at most two for each member and slot.
 #[derive(Default)]
 pub(crate) struct EvidenceBook(BTreeMap<(Did, Slot), Said>);
 
@@ -17,13 +18,13 @@ struct Said {
 }
 
 impl EvidenceBook {
-    /// Keeps what `received` proves, if it fills a place. Call it for members only: they are as many as the cohort admits.
+    /// Stores the evidence of `received`, if it fills a slot. Call it for members only: the cohort bounds their number.
     pub(crate) fn keep(&mut self, received: &Received) {
         let (Some(slot), Some(evidence)) = (slot_of(&received.body), &received.evidence) else { return };
         self.0
             .entry((received.from.clone(), slot))
             .and_modify(|said| {
-                // What comes third must not take its place: it could be the first again.
+                // A third message must not replace the second: it could equal the first.
                 if said.first != *evidence && said.other.is_none() {
                     said.other = Some(evidence.clone());
                 }
@@ -31,7 +32,7 @@ impl EvidenceBook {
             .or_insert_with(|| Said { first: evidence.clone(), other: None });
     }
 
-    /// What `did` signed in `slot`.
+    /// The messages that `did` signed for `slot`.
     pub(crate) fn of(&self, did: &Did, slot: Slot) -> Vec<Evidence> {
         let said = self.0.get(&(did.clone(), slot));
         said.map_or_else(Vec::new, |said| [&said.first].into_iter().chain(&said.other).cloned().collect())

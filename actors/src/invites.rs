@@ -1,7 +1,7 @@
 //! Invites of an operator: tokens that admit a number of DIDs until they expire.
 //!
-//! They are in a database file that several programs may read and change at the same time: the command that makes and revokes
-//! them, and a running service.
+//! They are in a database file that several programs may read and change at the same time: the command that creates and
+//! revokes them, and a running service.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,31 +20,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::shared_table::{SharedTable, SharedTableError, Stamp, Values};
 
-/// Most DIDs that one invite may admit.
+/// The maximum number of DIDs of one invite.
 pub const MOST_USES: u32 = 10_000;
 
-/// How long an invite that has expired stays in the list.
+/// How long an expired invite remains in the list.
 const KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// An invite.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Invite {
-    /// The token, by which opt-ins are checked. The state directory is its owner's alone.
+    /// The token against which opt-ins are checked. Only the owner of the state directory can read it.
     token: String,
-    /// When it was made.
+    /// When it was created.
     pub created: Timestamp,
-    /// Until when it admits.
+    /// When it expires.
     pub expires: Timestamp,
-    /// How many DIDs it admits. One that it has admitted may come again.
+    /// The number of DIDs that it admits. A DID that was admitted may join again.
     pub uses: u32,
-    /// What its operator calls it.
+    /// The operator's name for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     /// Whether it was revoked.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub revoked: bool,
-    /// Whom it has admitted.
+    /// The DIDs that it has admitted.
     #[serde(default)]
     pub admitted: BTreeSet<Did>,
 }
@@ -62,10 +62,10 @@ impl Invite {
         Self { token, created, expires, uses, label, revoked: false, admitted: BTreeSet::new() }
     }
 
-    /// Whether it admits `did` for this proof.
+    /// Checks that it admits `did` with this proof.
     ///
     /// # Errors
-    /// [`NotInvited`], why not.
+    /// [`NotInvited`], the reason.
     pub fn check(
         &self,
         proof: &InviteProof,
@@ -88,10 +88,10 @@ impl Invite {
     }
 }
 
-/// Why an invite does not admit somebody.
+/// Why an invite does not admit a DID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotInvited {
-    /// There is no such invite, or the proof is of something else.
+    /// There is no such invite, or the proof is for something else.
     #[error("the invite is not one of this service")]
     Unknown,
     /// It was revoked.
@@ -100,15 +100,15 @@ pub enum NotInvited {
     /// It has expired.
     #[error("the invite has expired")]
     Expired,
-    /// It has admitted as many as it may.
+    /// It has admitted its maximum number of DIDs.
     #[error("the invite is used up")]
     UsedUp,
 }
 
-/// Why it is not known whether an invite admits somebody, or that it does not.
+/// Why a DID is not admitted by an invite.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RedeemError {
-    /// It does not.
+    /// The invite does not admit it.
     #[error(transparent)]
     NotInvited(#[from] NotInvited),
     /// The list cannot be used.
@@ -116,7 +116,7 @@ pub enum RedeemError {
     Book(#[from] SharedTableError),
 }
 
-/// The invites of a service. Clones are the same list.
+/// The invites of a service. Clones share the list.
 #[derive(Clone, Debug)]
 pub struct InviteBook(Arc<Shared>);
 
@@ -126,7 +126,7 @@ struct Shared {
     read: Mutex<Option<Read>>,
 }
 
-/// The list as it was read last.
+/// The list as it was last read.
 #[derive(Clone, Debug)]
 struct Read {
     stamp: Stamp,
@@ -134,17 +134,17 @@ struct Read {
 }
 
 impl InviteBook {
-    /// The invites in the database file `path`, which is made with the first of them.
+    /// The invites in the database file `path`, which is created with the first invite.
     ///
     /// # Errors
-    /// [`SharedTableError`] when the file is something else.
+    /// [`SharedTableError`] when the file is not a list of invites.
     pub fn open(path: &Path) -> Result<Self, SharedTableError> {
         let book = Self(Arc::new(Shared { table: SharedTable::new(path.to_owned()), read: Mutex::default() }));
         book.list()?;
         Ok(book)
     }
 
-    /// All invites. Those that expired long ago are left out when one is made.
+    /// All invites. Adding an invite removes those that expired long ago.
     ///
     /// # Errors
     /// [`SharedTableError`] when the file cannot be read.
@@ -174,7 +174,7 @@ impl InviteBook {
         })
     }
 
-    /// Revokes an invite: whether there is one. Whom it has admitted stays in the cohorts that it is in.
+    /// Revokes an invite; returns whether it exists. The DIDs that it has admitted remain in their cohorts.
     ///
     /// # Errors
     /// As [`add`](Self::add).
@@ -185,7 +185,7 @@ impl InviteBook {
         })
     }
 
-    /// Whether `proof` admits `did`, and counts it as one that was admitted. Waits for the disk when it is a new one.
+    /// Checks that `proof` admits `did`, and counts the DID as admitted. Waits for the disk if the DID is new.
     ///
     /// # Errors
     /// [`RedeemError`].
@@ -202,7 +202,7 @@ impl InviteBook {
         if invite.admitted.contains(did) {
             return Ok(());
         }
-        // Once more in the transaction: there, nobody else is counted at the same time.
+        // Checked again in the transaction, in which no other program can count a DID.
         let counted = self.change(|invites| {
             let Some(invite) = invites.get(&proof.id()) else { return (Vec::new(), Err(NotInvited::Unknown)) };
             if let Err(error) = invite.check(proof, cohort_id, did, now) {
@@ -219,7 +219,7 @@ impl InviteBook {
         &self,
         change: impl FnOnce(&BTreeMap<InviteId, Invite>) -> (Vec<(InviteId, Option<Invite>)>, T),
     ) -> Result<T, SharedTableError> {
-        // No number of changes is the highest one: everything is read.
+        // No change count is the maximum, so everything is read.
         let (answer, ..) = self.0.table.change(u64::MAX, |values| {
             let (edits, answer) = change(&values.map(parse).transpose()?.unwrap_or_default());
             let edits = edits.into_iter().map(|(id, invite)| {
@@ -232,7 +232,7 @@ impl InviteBook {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Read>> {
-        // Nothing panics while it is half changed.
+        // No code panics while the value is partly changed.
         self.0.read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

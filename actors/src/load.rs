@@ -1,5 +1,5 @@
-//! What a service has to do, counted: the messages that came and went, and those that wait for one of its actors. For hosts
-//! that measure; the actors themselves ask nothing of it.
+//! Counts of a service's messages: sent, received, and waiting for one of its actors. For hosts that measure; the
+//! actors themselves do not use them.
 
 use std::{
     collections::BTreeMap,
@@ -13,10 +13,10 @@ use actix::Recipient;
 
 use crate::transport::Outbound;
 
-/// How many messages there were of each type, by the short name that the wire format has for it.
+/// The number of messages of each type, by the type's short name in the wire format.
 pub type ByType = BTreeMap<&'static str, u64>;
 
-/// The counts of one service, or of several together. Clones are the same counts.
+/// The counts of one service, or of several together. Clones share the counts.
 #[derive(Clone, Debug, Default)]
 pub struct Load(Arc<Counts>);
 
@@ -35,26 +35,26 @@ pub(crate) enum Mailbox {
     Session,
 }
 
-/// A message that waits for an actor, for as long as this is kept.
+/// A message that waits for an actor, until this is dropped.
 pub(crate) struct Waits(Load, Mailbox);
 
 impl Load {
-    /// The messages that reached the service, whatever became of them.
+    /// The messages that the service received, including refused ones.
     pub fn received(&self) -> ByType {
         lock(&self.0.received).clone()
     }
 
-    /// The messages that were handed to the transport: to one member each, or an advert to everybody.
+    /// The messages that were passed to the transport: each to one member, or an advert to all.
     pub fn sent(&self) -> ByType {
         lock(&self.0.sent).clone()
     }
 
-    /// How many messages wait for the actor of a cohort, those included that are kept for one that is being brought back.
+    /// The number of messages that wait for the actor of a cohort, including those for an actor that is being restored.
     pub fn waiting_for_cohorts(&self) -> usize {
         self.0.cohorts.load(Ordering::Relaxed)
     }
 
-    /// How many messages wait for the actor of a signing session.
+    /// The number of messages that wait for the actor of a signing session.
     pub fn waiting_for_sessions(&self) -> usize {
         self.0.sessions.load(Ordering::Relaxed)
     }
@@ -63,7 +63,7 @@ impl Load {
         *lock(&self.0.received).entry(kind).or_default() += 1;
     }
 
-    /// Hands something to the transport.
+    /// Passes a message to the transport.
     pub(crate) fn say(&self, outbound: Outbound, transport: &Recipient<Outbound>) {
         if let Outbound::Direct { body, .. } | Outbound::Broadcast { body } = &outbound {
             *lock(&self.0.sent).entry(body.short_type()).or_default() += 1;
@@ -71,8 +71,8 @@ impl Load {
         transport.do_send(outbound);
     }
 
-    /// A message is on its way to an actor. It has arrived, or is lost, when what is returned is dropped: actix does not say
-    /// how much waits in a mailbox.
+    /// A message is on its way to an actor. It has arrived, or is lost, when the returned value is dropped: actix does
+    /// not report the length of a mailbox.
     pub(crate) fn waits(&self, mailbox: Mailbox) -> Waits {
         self.of(mailbox).fetch_add(1, Ordering::Relaxed);
         Waits(self.clone(), mailbox)
@@ -93,7 +93,7 @@ impl Drop for Waits {
 }
 
 fn lock(counts: &Mutex<ByType>) -> MutexGuard<'_, ByType> {
-    // Nothing panics while it holds the lock.
+    // No code panics while it holds the lock.
     counts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

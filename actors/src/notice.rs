@@ -1,7 +1,7 @@
-//! What subscribers hear: one typed notice for every step of both roles.
+//! Notifications to subscribers: one typed notice for every step of both roles.
 //!
-//! A subscriber has a queue of its own. One that falls behind loses the oldest notices, is told how many, and holds back
-//! nobody.
+//! Each subscriber has its own queue. A subscriber that falls behind loses the oldest notices, receives their number,
+//! and delays no other subscriber.
 
 use std::sync::{Arc, OnceLock};
 
@@ -30,18 +30,18 @@ use tokio::sync::broadcast;
 
 use crate::bans::Offence;
 
-/// How a cohort ended well, with all that its operator needs to keep.
+/// The result of a cohort that succeeded, with everything that its operator needs to store.
 #[derive(Clone, Debug)]
 pub struct CohortResult {
     /// Its output.
     pub output: BeaconOutput,
-    /// The signal that it announced, and each member's data.
+    /// The announced signal, and each member's data.
     pub aggregation: Arc<Aggregation>,
-    /// The signed transaction and how it came about.
+    /// The signed transaction, and the messages that led to it.
     pub signed: Arc<Signed>,
     /// The head of the transcript of all its messages, signed by the service.
     pub transcript: SignedTranscriptHead,
-    /// The digests of those messages, in order: with it any member can be given a proof that its message is in the
+    /// The digests of those messages, in order. They allow to prove to any member that its message is in the
     /// transcript, see [`Transcript::prove`].
     pub messages: Arc<Transcript>,
 }
@@ -50,42 +50,42 @@ pub struct CohortResult {
 #[derive(Clone, Debug, Serialize, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
-#[allow(missing_docs, reason = "the fields are what their names and types say")]
+#[allow(missing_docs, reason = "names and types describe the fields")]
 pub enum ServiceNotice {
-    /// The cohort is open.
+    /// The cohort was advertised.
     CohortAdvertised { cohort_id: CohortId },
     /// A participant opted in with valid keys.
     OptInReceived { cohort_id: CohortId, participant: Did },
-    /// It was admitted.
+    /// The participant was admitted.
     ParticipantAccepted { cohort_id: CohortId, participant: Did },
-    /// It was not.
+    /// The participant was not admitted.
     ParticipantRefused { cohort_id: CohortId, participant: Did, reason: String },
-    /// The cohort is formed.
+    /// The cohort has formed.
     KeygenComplete {
         cohort_id: CohortId,
         beacon_address: String,
         participants: usize,
-        /// The output at that address, for hosts that keep it: coins can be recovered by it alone.
+        /// The output at that address, for hosts that store it: coins can be recovered with it alone.
         #[serde(skip)]
         output: Arc<BeaconOutput>,
     },
     /// A member submitted (`included`) or declined.
     UpdateReceived { cohort_id: CohortId, participant: Did, included: bool },
-    /// The aggregated data is on its way to the members.
+    /// The aggregated data was sent to the members.
     DataDistributed { cohort_id: CohortId, signal: SignalBytes },
-    /// A member gave its verdict.
+    /// A member approved or rejected the aggregated data.
     ValidationReceived { cohort_id: CohortId, participant: Did, approved: bool },
-    /// All members approve: the operator is asked for the transaction.
+    /// All members approved; the operator is asked for the transaction.
     ValidationComplete { cohort_id: CohortId },
     /// The operator could not provide the transaction yet.
     TransactionDeferred { cohort_id: CohortId, reason: String },
-    /// The members are asked for nonces.
+    /// The members were asked for nonces.
     SigningStarted { cohort_id: CohortId, session_id: SessionId },
     /// A member's nonce arrived.
     NonceReceived { cohort_id: CohortId, session_id: SessionId, participant: Did },
     /// A member's partial signature arrived.
     PartialSignatureReceived { cohort_id: CohortId, session_id: SessionId, participant: Did },
-    /// The members are asked to sign on the fallback leaf.
+    /// The members were asked to sign on the fallback leaf.
     FallbackStarted { cohort_id: CohortId, session_id: SessionId, reason: String, holdouts: Vec<Did> },
     /// A member's fallback signature arrived.
     FallbackSignatureReceived { cohort_id: CohortId, session_id: SessionId, participant: Did },
@@ -94,7 +94,7 @@ pub enum ServiceNotice {
         cohort_id: CohortId,
         path: SpendPath,
         txid: String,
-        /// Everything about it, for hosts; too much for a line of a log.
+        /// The whole result, for hosts; too large for a log line.
         #[serde(skip)]
         result: Arc<CohortResult>,
     },
@@ -104,45 +104,46 @@ pub enum ServiceNotice {
         code: &'static str,
         reason: String,
         failure: CohortFailure,
-        /// The cohort that takes its place, if there is one.
+        /// The cohort that replaces it, if there is one.
         #[serde(skip_serializing_if = "Option::is_none")]
         next: Option<CohortId>,
     },
-    /// A phase was given more time.
+    /// The deadline of a phase was extended.
     PhaseExtended { cohort_id: CohortId, phase: TimedPhase, until: Timestamp },
-    /// The members are asked for a sign of life before signing.
+    /// The members were asked to confirm their presence before signing.
     PresenceRequested { cohort_id: CohortId },
-    /// A member gave it.
+    /// A member confirmed its presence.
     PresenceConfirmed { cohort_id: CohortId, participant: Did },
-    /// The cohort was brought back from its journal, in this phase.
+    /// The cohort was restored from its journal, in this phase.
     CohortRecovered {
         cohort_id: CohortId,
         phase: service::phase::PhaseKind,
-        /// Its output, once it has formed, for hosts that may not have heard of it before the restart.
+        /// Its output, if it has formed, for hosts that may have missed it before the restart.
         #[serde(skip)]
         output: Option<Arc<BeaconOutput>>,
     },
-    /// An actor of the cohort panicked and is brought back; so many times lately.
+    /// An actor of the cohort panicked and is restarted, for the `restarts`th time in the current period.
     CohortRestarted { cohort_id: CohortId, restarts: usize },
     /// The cohort takes the place of one that failed.
     CohortReformed { cohort_id: CohortId, predecessor: Option<CohortId>, invited: usize, excluded: Vec<Did> },
-    /// A member is not admitted any more for a while.
+    /// A member is banned until `until`.
     MemberBanned { cohort_id: CohortId, participant: Did, offence: Offence, until: Timestamp },
     /// A message was refused.
     MessageRejected { cohort_id: Option<CohortId>, from: Option<Did>, code: RejectCode, detail: String },
-    /// A message of ours was not delivered, and will not be.
+    /// A message of ours was not delivered, and will not be sent again.
     MessageUndelivered { cohort_id: CohortId, to: Did, kind: &'static str, reason: String },
 }
 
-/// What a participant knows of the transaction when its session is over.
+/// What a participant knows of the transaction when its session ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Known {
-    /// We have seen it, signed by the cohort.
+    /// We have seen the transaction, signed by the cohort.
     Seen,
-    /// The service says that it is signed without us, and did not show it.
+    /// The service reports that it is signed without us, and did not show it.
     Reported,
-    /// We have signed. Whether the others have is not known, or the service says so and did not show the transaction.
+    /// We have signed. Whether the other members have is not known, or the service reports it and did not show the
+    /// transaction.
     SignedByUs,
 }
 
@@ -150,56 +151,56 @@ pub enum Known {
 #[derive(Clone, Debug, Serialize, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
-#[allow(missing_docs, reason = "the fields are what their names and types say")]
+#[allow(missing_docs, reason = "names and types describe the fields")]
 pub enum ParticipantNotice {
-    /// An advert was read.
+    /// An advert was accepted for consideration.
     CohortDiscovered { did: Did, cohort_id: CohortId, service: Did },
     /// We opted in.
     CohortJoined { did: Did, cohort_id: CohortId },
     /// The service admitted us.
     OptInAccepted { did: Did, cohort_id: CohortId },
-    /// The cohort is formed, and its address checks out.
+    /// The cohort has formed, and its address is correct.
     CohortReady { did: Did, cohort_id: CohortId, beacon_address: String },
-    /// Our update is submitted.
+    /// We submitted our update.
     UpdateSubmitted { did: Did, cohort_id: CohortId },
-    /// The update of our own policy breaks a rule, so that no resolver would accept it: it is not submitted, and we decline.
+    /// Our own policy's update breaks a rule, so no resolver would accept it: it is not submitted, and we decline.
     UpdateRefused { did: Did, cohort_id: CohortId, reason: String },
     /// We declined.
     UpdateDeclined { did: Did, cohort_id: CohortId },
-    /// The aggregated data arrived; `problem` says what is wrong with it.
+    /// The aggregated data arrived; `problem` is what is wrong with it.
     ValidationRequested { did: Did, cohort_id: CohortId, problem: Option<String> },
-    /// We approved the aggregated data. From here on it may be announced, with a signature of ours or without: what is in it
-    /// for us must be kept. Comes again when the session is brought back.
+    /// We approved the aggregated data. From now on it may be announced, with a signature of ours or without: the host
+    /// must store what it contains for us. Repeated when the session is restored.
     DataApproved {
         did: Did,
         cohort_id: CohortId,
-        /// What to keep; too much for a line of a log.
+        /// What to store; too large for a log line.
         #[serde(skip)]
         record: Arc<MemberRecord>,
     },
-    /// The transaction arrived and checks out.
+    /// The transaction arrived and is correct.
     SigningRequested { did: Did, cohort_id: CohortId, session_id: SessionId },
-    /// Our nonce is out.
+    /// We sent our nonce.
     NonceSent { did: Did, cohort_id: CohortId },
-    /// The session was brought back from its journal, in this phase.
+    /// The session was restored from its journal, in this phase.
     SessionRecovered { did: Did, cohort_id: CohortId, service: Did, phase: participant::phase::PhaseKind },
-    /// The session's actor panicked and is brought back; so many times lately.
+    /// The session's actor panicked and is restarted, for the `restarts`th time in the current period.
     SessionRestarted { did: Did, cohort_id: CohortId, restarts: usize },
-    /// Our secret nonce is gone; only the fallback can be served.
+    /// Our secret nonce is lost; we can only sign the fallback.
     NonceLost { did: Did, cohort_id: CohortId },
     /// The service asked for the fallback.
     FallbackRequested { did: Did, cohort_id: CohortId },
-    /// A signature of ours is out: the transaction may be announced from here on, and that is not known yet. Comes once.
+    /// We sent a signature: the transaction may be announced from now on, which is not known yet. Published once.
     SignatureSent {
         did: Did,
         cohort_id: CohortId,
         included: bool,
-        /// What to keep; too much for a line of a log.
+        /// What to store; too large for a log line.
         #[serde(skip)]
         record: Arc<MemberRecord>,
     },
-    /// The signed transaction was seen and verified: it announces what we approved. Comes once, and again when the session is
-    /// brought back.
+    /// The signed transaction was seen and verified: it announces what we approved. Published once, and again when the
+    /// session is restored.
     CohortComplete {
         did: Did,
         cohort_id: CohortId,
@@ -208,25 +209,25 @@ pub enum ParticipantNotice {
         /// The transaction, for hosts.
         #[serde(skip)]
         transaction: Arc<Transaction>,
-        /// What to keep; too much for a line of a log.
+        /// What to store; too large for a log line.
         #[serde(skip)]
         record: Arc<MemberRecord>,
     },
-    /// Nobody waits for us any more; `known` is what is known of the transaction.
+    /// The service needs nothing more from us; `known` is what is known of the transaction.
     CohortOver { did: Did, cohort_id: CohortId, known: Known },
-    /// The session is over, and the service, or our own side, says that nothing is announced. With `signed`, a signature of ours is
-    /// out all the same.
+    /// The session ended, and according to the service, or to our own side, nothing is announced. With `signed`, we
+    /// sent a signature nevertheless.
     CohortFailed { did: Did, cohort_id: CohortId, reason: String, signed: bool, end: SessionEnd },
     /// A message was refused.
     MessageRejected { did: Did, cohort_id: Option<CohortId>, from: Option<Did>, code: RejectCode, detail: String },
-    /// Something arrived of which nobody knows who said it, or when: the service's clock may be wrong, or ours.
+    /// A message arrived whose sender or time cannot be verified: the service's clock may be wrong, or ours.
     MessageUnverified { did: Did, reason: String },
-    /// A message of ours was not delivered, and will not be.
+    /// A message of ours was not delivered, and will not be sent again.
     MessageUndelivered { did: Did, cohort_id: CohortId, kind: &'static str, reason: String },
 }
 
 impl ServiceNotice {
-    /// The cohort that it is about.
+    /// The cohort that the notice is about.
     pub fn cohort_id(&self) -> Option<&CohortId> {
         match self {
             Self::CohortAdvertised { cohort_id, .. }
@@ -279,7 +280,7 @@ impl ServiceNotice {
 }
 
 impl ParticipantNotice {
-    /// The cohort that it is about.
+    /// The cohort that the notice is about.
     pub fn cohort_id(&self) -> Option<&CohortId> {
         match self {
             Self::CohortDiscovered { cohort_id, .. }
@@ -318,9 +319,10 @@ impl ParticipantNotice {
     }
 }
 
-/// Where notices are published and subscribed to. Clones are the same place.
+/// The channel on which notices are published. Clones share it.
 ///
-/// Its room is made for the first subscriber: a process may hold a hundred thousand participants of which nobody hears.
+/// The channel is allocated on the first subscribe: a process may have a hundred thousand participants without
+/// subscribers.
 #[derive(Clone, Debug)]
 pub struct Notices<N> {
     capacity: usize,
@@ -328,31 +330,31 @@ pub struct Notices<N> {
 }
 
 impl<N: Clone + Send + Sync + 'static> Notices<N> {
-    /// A place whose subscribers may fall `capacity` notices behind.
+    /// A channel whose subscribers may fall `capacity` notices behind.
     pub fn new(capacity: usize) -> Self {
         Self { capacity: capacity.max(1), place: Arc::default() }
     }
 
-    /// All notices from now on. `recv` says how many were lost if the subscriber fell too far behind.
+    /// All notices from now on. `recv` returns the number of lost notices if the subscriber fell too far behind.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<N>> {
         self.place.get_or_init(|| broadcast::Sender::new(self.capacity)).subscribe()
     }
 
-    /// Tells the subscribers, and the log.
+    /// Sends the notice to the subscribers, and logs it.
     pub(crate) fn publish(&self, notice: N)
     where
         N: Serialize,
     {
         log(&notice);
         if let Some(place) = self.place.get() {
-            // No subscribers any more is fine.
+            // It is not an error that all subscribers are gone.
             let _ = place.send(Arc::new(notice));
         }
     }
 }
 
-/// A step as a line of the log, in the span of the actor that took it. Of its fields only those that hold nothing but names
-/// and codes: what peers have said, and what is wrong with it in detail, is for subscribers.
+/// Logs a step, in the span of the actor that took it. Only fields with names and codes are logged; texts of peers and
+/// details of problems are for subscribers.
 fn log(notice: &impl Serialize) {
     if !tracing::enabled!(tracing::Level::INFO) {
         return;

@@ -1,7 +1,7 @@
-//! What the host decides: async traits that the actors ask.
+//! The decisions of the host: async traits that the actors ask.
 //!
-//! A policy may take its time, it holds back nobody but the cohort that asked; past the phase's deadline its answer does
-//! not count any more. The protocol's own checks stand whatever a policy says.
+//! A policy may take its time: it delays only the cohort that asked, and an answer after the phase's deadline is
+//! ignored. The protocol's own checks apply whatever a policy decides.
 
 use std::sync::Arc;
 
@@ -21,13 +21,13 @@ use btcr2_aggregation_protocol::{
 
 use crate::subject::NetworkAddress;
 
-/// Why a host could not do what its policy was asked for.
+/// Why a host could not provide what its policy was asked for.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum PolicyError {
-    /// Not now; ask again.
+    /// Not now; ask again later.
     #[error(transparent)]
     Retry(#[from] Retry),
-    /// Never.
+    /// Permanently.
     #[error(transparent)]
     Fatal(#[from] Fatal),
 }
@@ -39,7 +39,7 @@ pub struct CohortView {
     pub cohort_id: CohortId,
     /// Its conditions.
     pub conditions: Conditions,
-    /// How many members were admitted so far.
+    /// The number of members admitted so far.
     pub admitted: usize,
 }
 
@@ -48,9 +48,9 @@ pub struct CohortView {
 pub struct TransactionRequest {
     /// The cohort.
     pub cohort_id: CohortId,
-    /// Whose coin input 0 spends.
+    /// The output whose coin input 0 spends.
     pub output: BeaconOutput,
-    /// What the last output, the only `OP_RETURN`, carries.
+    /// The data of the last output, the only `OP_RETURN`.
     pub signal: SignalBytes,
     /// What the signal announces, approved by every member.
     pub aggregated: Arc<Aggregated>,
@@ -65,35 +65,36 @@ pub struct FundedTransaction {
     pub value: Amount,
 }
 
-/// Somebody who opts in, as it is known before its opt-in is looked at any further.
+/// A participant that opts in, as known before its opt-in is checked any further.
 #[derive(Clone, Debug)]
 pub struct Applicant {
     /// The DID, which the transport has authenticated.
     pub did: Did,
-    /// Where it is, where the transport knows that.
+    /// Its network address, if the transport knows it.
     pub address: Option<NetworkAddress>,
-    /// By which invite it says that it comes.
+    /// The invite that it presents.
     pub invite: Option<InviteProof>,
 }
 
 /// The operator of an Aggregation Service.
 #[async_trait]
 pub trait ServicePolicy: Send + Sync {
-    /// Whether to look at an opt-in at all; `Err` refuses it, with the reason, and nothing is journaled for it. Must answer at
-    /// once: it is the cheap check, made for each opt-in of whoever is not a candidate yet. Looks at everybody by default.
+    /// Whether to consider an opt-in at all; `Err` refuses it, with the reason, and nothing is journaled. Must answer
+    /// at once: this is the cheap check, made for each opt-in of a participant that is not a candidate yet. Considers
+    /// every opt-in by default.
     fn screen(&self, cohort_id: &CohortId, applicant: &Applicant) -> Result<(), String> {
         let _ = (cohort_id, applicant);
         Ok(())
     }
 
-    /// Whether to admit a candidate; `Err` refuses, with the reason. Admits everybody by default.
+    /// Whether to admit a candidate; `Err` refuses, with the reason. Admits every candidate by default.
     async fn admit(&self, cohort: &CohortView, candidate: &Member) -> Result<(), String> {
         let _ = (cohort, candidate);
         Ok(())
     }
 
-    /// Whether to form the cohort with the members that it has, asked after each admission from the fewest on. Forms it at
-    /// once by default; at the most members, or at the phase's deadline, it is formed without asking.
+    /// Whether to form the cohort with its current members. Asked after each admission once the minimum is reached.
+    /// Forms it at once by default; at the maximum, or at the phase's deadline, the cohort forms without asking.
     async fn finalize(&self, cohort: &CohortView) -> bool {
         let _ = cohort;
         true
@@ -103,7 +104,7 @@ pub trait ServicePolicy: Send + Sync {
     async fn beacon_transaction(&self, request: &TransactionRequest) -> Result<FundedTransaction, PolicyError>;
 }
 
-/// What a member may put into its update.
+/// A request for the member's update.
 #[derive(Clone, Debug)]
 pub struct UpdateRequest {
     /// The cohort's advert.
@@ -123,7 +124,7 @@ pub struct Validation {
     pub verdict: Result<SignalBytes, String>,
 }
 
-/// A transaction to sign; it has been checked.
+/// A transaction to sign, already checked.
 #[derive(Clone, Debug)]
 pub struct SigningRequest {
     /// The cohort's advert.
@@ -139,38 +140,39 @@ pub struct SigningRequest {
 /// A DID controller.
 #[async_trait]
 pub trait ParticipantPolicy: Send + Sync {
-    /// Whether to think about a cohort at all, decided at once from its advert. What is passed over here takes no session and leaves
-    /// nothing behind, however many adverts there are: on a relay anybody can advertise. Thinks about all by default.
+    /// Whether to consider a cohort at all, decided at once from its advert. An ignored advert uses no session and
+    /// leaves nothing behind, however many there are: any peer can advertise on a relay. Considers all by default.
     fn considers(&self, advert: &Advert) -> bool {
         let _ = advert;
         true
     }
 
-    /// Whether to join a cohort. Joins none by default: membership lets the service hold up this DID's updates, and the
-    /// terms say who can spend from its beacon.
+    /// Whether to join a cohort. Joins none by default: membership lets the service delay this DID's updates, and the
+    /// terms define who can spend from its beacon.
     async fn should_join(&self, advert: &Advert) -> bool {
         let _ = advert;
         false
     }
 
-    /// The invite to opt in with, asked for once: what a service that admits nobody without one has given us. None by default.
+    /// The invite to opt in with, which the operator of an invite-only service has given us; asked for once. None by
+    /// default.
     fn invite(&self) -> Option<InviteToken> {
         None
     }
 
-    /// Whether to join the cohort that takes the place of one that we were in, on the same terms. Does by default.
+    /// Whether to join the cohort that replaces one that we were in, on the same terms. Joins it by default.
     async fn should_rejoin(&self, advert: &Advert) -> bool {
         let _ = advert;
         true
     }
 
-    /// The signed update to announce, with the document that it starts from where that is not the initial one; or `None` to
-    /// decline. An update that breaks a rule of the method is not submitted: the member declines, and
-    /// [`UpdateRefused`](crate::notice::ParticipantNotice::UpdateRefused) says why.
+    /// The signed update to announce, with the document on which it is based if that is not the initial one; or `None`
+    /// to decline. An update that breaks a rule of the method is not submitted: the member declines, and
+    /// [`UpdateRefused`](crate::notice::ParticipantNotice::UpdateRefused) has the reason.
     async fn provide_update(&self, request: &UpdateRequest) -> Option<Submission>;
 
-    /// Whether the aggregated data is right. Approves exactly what checks out by default; approving what does not is
-    /// overruled.
+    /// Whether the aggregated data is correct. Approves exactly the data that passes the checks by default; an approval
+    /// of other data is overruled.
     async fn validate(&self, validation: &Validation) -> bool {
         validation.verdict.is_ok()
     }

@@ -1,8 +1,8 @@
-//! What is remembered of things that are over, within bounds.
+//! Bounded memory of past keys.
 
 use std::collections::{BTreeSet, VecDeque};
 
-/// The latest keys, up to a number of them.
+/// The latest keys, up to a maximum number.
 pub(crate) struct Remembered<K> {
     keys: BTreeSet<K>,
     order: VecDeque<K>,
@@ -10,7 +10,7 @@ pub(crate) struct Remembered<K> {
 }
 
 impl<K: Ord + Clone> Remembered<K> {
-    /// Nothing yet, and never more than the `most` latest.
+    /// An empty memory of at most the `most` latest keys.
     pub(crate) fn new(most: usize) -> Self {
         Self { keys: BTreeSet::new(), order: VecDeque::new(), most }
     }
@@ -19,7 +19,7 @@ impl<K: Ord + Clone> Remembered<K> {
         self.keys.contains(key)
     }
 
-    /// Whether it is news.
+    /// Adds the key; returns whether it is new.
     pub(crate) fn insert(&mut self, key: K) -> bool {
         let news = self.keys.insert(key.clone());
         if news {

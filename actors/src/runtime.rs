@@ -1,4 +1,4 @@
-//! What actors take from the world besides messages: time and randomness, both injected.
+//! Time and randomness of the actors, both injected.
 
 use std::{
     sync::atomic::{AtomicI64, Ordering},
@@ -10,8 +10,8 @@ use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
 use tokio::time::Instant;
 
-/// The longest that anybody sleeps towards a time of the wall clock. Timers run by a monotonic clock, which knows nothing of it
-/// when the wall clock is set, or when the machine was suspended: whoever wakes looks at the clock again.
+/// The longest sleep towards a time of the wall clock. Timers use a monotonic clock, which does not notice when the
+/// wall clock is set or the machine was suspended; after each sleep the actor reads the wall clock again.
 pub const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
 /// The wall clock.
@@ -20,13 +20,14 @@ pub struct Clock(Source);
 
 #[derive(Clone, Copy, Debug)]
 enum Source {
-    /// The system's, read at each use: it may be set while the program runs.
+    /// The system's clock, read at each use: it may be set while the program runs.
     System,
-    /// Driven by tokio's clock: under a paused one it stands still and jumps with it, so that tests need not sleep.
+    /// Driven by tokio's clock: under a paused clock it stands still and advances with it, so that tests need not
+    /// sleep.
     Driven { epoch: Timestamp, started: Instant, moved: Option<&'static AtomicI64> },
 }
 
-/// Sets a clock, as people, NTP and the end of a suspension do.
+/// Sets a clock, as operators, NTP and the end of a suspension do.
 #[derive(Clone, Copy, Debug)]
 pub struct ClockHands(&'static AtomicI64);
 
@@ -52,18 +53,18 @@ impl Clock {
         Self(Source::System)
     }
 
-    /// A clock that shows `epoch` now, and goes on as tokio's.
+    /// A clock that shows `epoch` now, and advances with tokio's.
     pub fn starting_at(epoch: Timestamp) -> Self {
         Self(Source::Driven { epoch, started: Instant::now(), moved: None })
     }
 
-    /// The same, and what sets it: for tests, for it is never given back to the allocator.
+    /// The same, and the means to set it: for tests, because its memory is never freed.
     pub fn movable(epoch: Timestamp) -> (Self, ClockHands) {
         let moved: &'static AtomicI64 = Box::leak(Box::default());
         (Self(Source::Driven { epoch, started: Instant::now(), moved: Some(moved) }), ClockHands(moved))
     }
 
-    /// The time.
+    /// The current time.
     pub fn now(&self) -> Timestamp {
         match self.0 {
             Source::System => {
@@ -78,20 +79,20 @@ impl Clock {
         }
     }
 
-    /// How long to sleep towards `deadline` before looking at the clock again.
+    /// How long to sleep towards `deadline` before the clock is read again.
     pub fn nap(&self, deadline: Timestamp) -> Duration {
-        // Timers and clocks count in milliseconds: without one more, whoever wakes would be too early now and then.
+        // Timers and clocks count in milliseconds: without one more, a sleep would sometimes end too early.
         (deadline.since(self.now()) + Duration::from_millis(1)).min(LONGEST_SLEEP)
     }
 }
 
-/// Where actors get their random number generators from.
+/// The source of the actors' random number generators.
 #[derive(Clone, Copy, Debug)]
 pub enum Randomness {
-    /// Each generator is seeded by the operating system. The only choice where real keys or coins are at stake.
+    /// Each generator is seeded by the operating system. The only choice for real keys or coins.
     System,
-    /// Each generator is seeded from this seed and the actor's name, so that a run can be repeated. Running twice with one
-    /// seed and one key uses MuSig2 nonces twice: for demonstrations, tests and simulations with throw-away keys only.
+    /// Each generator is seeded from this seed and the actor's name, so that a run can be repeated. Two runs with one
+    /// seed and one key use MuSig2 nonces twice: only for demonstrations, tests and simulations with throw-away keys.
     Seeded([u8; 32]),
 }
 
@@ -118,7 +119,7 @@ mod tests {
         hands.backward(Duration::from_secs(100));
         assert_eq!(clock.now(), Timestamp::from_secs(951));
         hands.backward(Duration::from_secs(10_000));
-        assert_eq!(clock.now(), Timestamp::default(), "there is nothing before");
+        assert_eq!(clock.now(), Timestamp::default(), "the clock saturates at zero");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,5 +1,5 @@
-//! How many seats one DID, one network address and one invite may have in cohorts at a time: identifiers cost nothing, so
-//! without a limit one peer fills every cohort.
+//! Limits on the seats that one DID, one network address and one invite may have in cohorts at a time: identifiers cost
+//! nothing, so without a limit one peer could fill every cohort.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use crate::{
     subject::Subject,
 };
 
-/// Most seats at a time.
+/// The maximum number of seats at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SeatLimit {
     /// In cohorts that have not ended, formed or not.
@@ -28,24 +28,24 @@ impl SeatLimit {
     pub const NONE: Self = Self { cohorts: u32::MAX, pending: u32::MAX };
 }
 
-/// Most seats at a time of each kind of holder.
+/// The maximum number of seats of each kind of subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SeatLimits {
     /// Of one DID.
     pub did: SeatLimit,
-    /// Of one network address, where the transport knows it. This machine's own is not counted: behind it are a proxy, and so
-    /// everybody, or programs of the operator's.
+    /// Of one network address, if the transport knows it. This machine's own address is not counted: its clients are a
+    /// proxy's, so possibly all, or the operator's own programs.
     pub address: SeatLimit,
     /// Of one invite.
     pub invite: SeatLimit,
-    /// For how long who opted in, and then did not fetch what it was asked, is not admitted again: its DID at once, its network
-    /// address and its invite when three members of them did so. Zero for never.
+    /// How long a member that opted in, and then did not fetch a request, is not admitted again: its DID at once, its
+    /// network address and its invite after three such members. Zero disables it.
     pub cool_down: Duration,
 }
 
 impl Default for SeatLimits {
-    /// 64 cohorts, 16 of them not formed, for a DID; 1024 and 256 for an address; an invite is limited by its uses. Ten minutes
-    /// to cool down.
+    /// 64 cohorts, 16 of them not formed, for a DID; 1024 and 256 for an address; an invite is limited by its uses. The
+    /// cool-down is ten minutes.
     fn default() -> Self {
         Self {
             did: SeatLimit { cohorts: 64, pending: 16 },
@@ -67,18 +67,18 @@ impl SeatLimits {
     }
 }
 
-/// Why somebody gets no seat now.
+/// Why a subject gets no seat now.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoSeat {
-    /// It has too many.
+    /// It has too many seats.
     #[error(transparent)]
     Taken(#[from] SeatsTaken),
-    /// It did not fetch what it was asked in a cohort.
+    /// It did not fetch a request in a cohort.
     #[error(transparent)]
     CoolingDown(#[from] CoolingDown),
 }
 
-/// Who has too many seats.
+/// A subject has too many seats.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} has {taken} seats in cohorts{}, the most that it may have at a time", if *.pending { " that have not formed" } else { "" })]
 pub struct SeatsTaken {
@@ -93,7 +93,7 @@ struct Taken {
     pending: u32,
 }
 
-/// The seats of a service's cohorts. Clones are the same seats.
+/// The seats of a service's cohorts. Clones share them.
 #[derive(Clone)]
 pub struct Seats(Arc<Shared>);
 
@@ -116,7 +116,7 @@ impl Seats {
         Self(Arc::new(Shared { limits, cool_downs, taken: Mutex::default() }))
     }
 
-    /// Whether each of `subjects` may have one more seat.
+    /// Checks that each of `subjects` may have one more seat.
     ///
     /// # Errors
     /// [`NoSeat`] for the first that may not.
@@ -125,7 +125,7 @@ impl Seats {
         Ok(self.check_taken(subjects)?)
     }
 
-    /// A member, to which these subjects belong, has not fetched what it was asked.
+    /// The member with these subjects has not fetched a request.
     pub(crate) fn not_fetched(&self, did: &Did, subjects: &[Subject], now: Timestamp) {
         self.0.cool_downs.note(did, subjects, now);
     }
@@ -145,7 +145,7 @@ impl Seats {
         Ok(())
     }
 
-    /// Takes a seat for `subjects`, whatever the limits: who has one already, after a restart say, has it.
+    /// Takes a seat for `subjects`, whatever the limits: after a restart, for example, a member already has its seat.
     pub(crate) fn take(&self, subjects: Vec<Subject>) -> Seat {
         let mut taken = self.lock();
         for subject in &subjects {
@@ -157,12 +157,12 @@ impl Seats {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Subject, Taken>> {
-        // Nothing panics while it is half changed.
+        // No code panics while the value is partly changed.
         self.0.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A seat in a cohort; dropped, it is free.
+/// A seat in a cohort; dropping it frees it.
 pub(crate) struct Seat {
     seats: Seats,
     subjects: Vec<Subject>,
@@ -221,7 +221,7 @@ mod tests {
         drop(first);
         assert!(seats.check_taken(&one).is_ok());
         drop(second);
-        assert!(seats.lock().is_empty(), "nobody is remembered");
+        assert!(seats.lock().is_empty(), "no subject is remembered");
     }
 
     #[test]

@@ -1,25 +1,25 @@
-//! What is said seldom, however often it happens: one time a minute for each key, with the number of times that were left out.
+//! Rate-limited log lines: one a minute for each key, with the number of omitted repetitions.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
-/// How long the same is not said again.
+/// How long a repetition is not logged.
 pub(crate) const SELDOM: Duration = Duration::from_secs(60);
 
-/// When something was said last, for at most so many keys.
+/// When each key was last logged, for a bounded number of keys.
 pub(crate) struct Seldom<K> {
     said: BTreeMap<K, (Instant, u64)>,
     most: usize,
 }
 
 impl<K: Ord> Seldom<K> {
-    /// For at most `most` keys in a minute: nothing is said for those beyond.
+    /// For at most `most` keys in a minute: further keys are not logged.
     pub(crate) const fn new(most: usize) -> Self {
         Self { said: BTreeMap::new(), most }
     }
 
-    /// It has happened: with how many times before that were not said, if it is to be said now.
+    /// Counts an occurrence. `Some` if it should be logged now, with the number of omitted occurrences before it.
     pub(crate) fn happened(&mut self, key: K) -> Option<u64> {
         let now = Instant::now();
         let is_lately = |at: &Instant| now.duration_since(*at) < SELDOM;
@@ -52,9 +52,9 @@ mod tests {
         let mut seldom = Seldom::new(2);
         assert_eq!(seldom.happened("a"), Some(0));
         assert_eq!((seldom.happened("a"), seldom.happened("a")), (None, None));
-        assert_eq!((seldom.happened("b"), seldom.happened("c")), (Some(0), None), "there is room for two");
+        assert_eq!((seldom.happened("b"), seldom.happened("c")), (Some(0), None), "there is space for two");
         tokio::time::advance(SELDOM).await;
         assert_eq!((seldom.happened("a"), seldom.happened("a")), (Some(2), None));
-        assert_eq!(seldom.happened("c"), Some(0), "the room of one of which nothing was said for a minute");
+        assert_eq!(seldom.happened("c"), Some(0), "in place of a key that was not logged for a minute");
     }
 }

@@ -1,4 +1,4 @@
-//! Settings with everything at its default but what has none: for hosts that change a field or two.
+//! Default settings: for hosts that change only a field or two.
 
 use std::sync::Arc;
 
@@ -30,12 +30,12 @@ use crate::{
 /// How many notices a subscriber may fall behind.
 const NOTICES: usize = 1 << 14;
 
-/// How many cohorts a participant takes part in at once.
+/// The maximum number of cohorts that a participant takes part in at once.
 const MAX_SESSIONS: usize = 16;
 
 impl ServiceSettings {
-    /// A service that keeps nothing beyond the process: its journal and bans are in memory. What must outlive the process
-    /// needs a [`State`](crate::state::State): set `journal`, `bans` and `retention`.
+    /// A service that stores nothing beyond the process: its journal and bans are in memory. To store them, set
+    /// `journal`, `bans` and `retention` from a [`State`](crate::state::State).
     pub fn new(identity: Identity, transport: Arc<dyn Transport>, policy: Arc<dyn ServicePolicy>) -> Self {
         Self {
             identity,
@@ -57,7 +57,7 @@ impl ServiceSettings {
 }
 
 impl ParticipantSettings {
-    /// A participant that keeps nothing beyond the process: its journal is in memory. See [`ServiceSettings::new`].
+    /// A participant that stores nothing beyond the process: its journal is in memory. See [`ServiceSettings::new`].
     pub fn new(identity: Identity, transport: Arc<dyn Transport>, policy: Arc<dyn ParticipantPolicy>) -> Self {
         Self {
             identity,

@@ -1,7 +1,9 @@
-//! A small database file that several programs read and change at the same time: a running service, and its operator's commands.
+//! A small database file that several programs read and change at the same time: a running service, and its operator's
+//! commands.
 //!
-//! The file is open only while something is read or written, under a lock beside it, and holds one table of JSON values and a
-//! count of its changes. A program that has read it finds out that another one has changed it by its time and size alone.
+//! The file is open only during a read or a write, under a lock file in the same directory. It has one table of JSON
+//! values and a change count. A program that has read the file detects changes of other programs by its modification
+//! time and size alone.
 
 use std::{
     collections::BTreeMap,
@@ -14,15 +16,15 @@ use std::{
 
 use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition};
 
-/// How much of the file redb may hold in memory.
+/// The size of redb's cache for the file.
 const CACHE_BYTES: usize = 4 << 20;
 
-// Bytes to bytes: redb panics on a key or value of a richer type that was damaged.
+// Plain bytes, because redb panics on a damaged key or value of a richer type.
 const VALUES: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("values");
 const META: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("meta");
 const CHANGES: &[u8] = b"changes";
 
-/// A file that cannot be used.
+/// The file cannot be used.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{path}: {problem}")]
 pub struct SharedTableError {
@@ -30,25 +32,25 @@ pub struct SharedTableError {
     problem: String,
 }
 
-/// By what a change of another program is noticed.
+/// The metadata by which a change of another program is detected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp(Option<(SystemTime, u64)>);
 
-/// What is in the file, by key.
+/// The values of the file, by key.
 pub(crate) type Values = BTreeMap<String, Vec<u8>>;
 
-/// What was read.
+/// The result of a read.
 pub(crate) struct Contents {
     pub(crate) values: Values,
-    /// How many changes there were.
+    /// The number of changes so far.
     pub(crate) changes: u64,
     pub(crate) stamp: Stamp,
 }
 
-/// What is changed: values that are set, or removed.
+/// Changes of values: `None` removes one.
 pub(crate) type Edits = Vec<(String, Option<Vec<u8>>)>;
 
-/// The file.
+/// The database file.
 #[derive(Debug)]
 pub(crate) struct SharedTable {
     path: PathBuf,
@@ -59,7 +61,7 @@ impl SharedTable {
         Self { path }
     }
 
-    /// How the file looks now.
+    /// The current stamp of the file.
     pub(crate) fn stamp(&self) -> Result<Stamp, SharedTableError> {
         match fs::metadata(&self.path) {
             Ok(metadata) => {
@@ -71,7 +73,7 @@ impl SharedTable {
         }
     }
 
-    /// Reads everything. A file that is not there is empty.
+    /// Reads all values. A file that does not exist is empty.
     pub(crate) fn read(&self) -> Result<Contents, SharedTableError> {
         if self.stamp()? == Stamp(None) {
             return Ok(Contents { values: Values::new(), changes: 0, stamp: Stamp(None) });
@@ -85,8 +87,8 @@ impl SharedTable {
         Ok(Contents { values, changes, stamp: self.stamp()? })
     }
 
-    /// Changes the file, durably, and says how it looks then and how many changes there were. `change` gets everything in
-    /// it if there were other changes than `known`.
+    /// Changes the file, durably; returns its new stamp and change count. `change` receives all values if the change
+    /// count is not `known`.
     pub(crate) fn change<T>(
         &self,
         known: u64,
@@ -117,8 +119,8 @@ impl SharedTable {
         Ok((answer, changes, self.stamp()?))
     }
 
-    /// Opens the file for one piece of work. redb says of most damage that it is damage, but asserts some of what it reads, and
-    /// a damaged file must not take the caller down.
+    /// Opens the file for one operation. redb reports most damage as an error, but panics on some, and a damaged file
+    /// must not crash the caller.
     fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, Problem>) -> Result<T, SharedTableError> {
         let worked = catch_unwind(AssertUnwindSafe(|| {
             let database =
@@ -128,12 +130,12 @@ impl SharedTable {
         match worked {
             Ok(outcome) => outcome.map_err(|problem| self.refuse(problem)),
             Err(_) => {
-                Err(self.refuse("it is damaged: restore it from a backup, or move it away to begin without it"))
+                Err(self.refuse("it is damaged: restore it from a backup, or move it away to start without it"))
             }
         }
     }
 
-    /// Held until it is dropped, so that no change of another program is lost.
+    /// Locked until it is dropped, so that no change of another program is lost.
     fn lock(&self) -> Result<File, SharedTableError> {
         let mut beside = self.path.as_os_str().to_owned();
         beside.push(".lock");
@@ -146,7 +148,7 @@ impl SharedTable {
     }
 }
 
-/// What is wrong inside.
+/// What is wrong with the contents.
 enum Problem {
     Database(redb::Error),
     Content(String),
@@ -156,10 +158,10 @@ impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Database(redb::Error::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
-                f.write_str("it is not a database of this program: move it away to begin without it")
+                f.write_str("it is not a database of this program: move it away to start without it")
             }
             Self::Database(redb::Error::TableDoesNotExist(_)) => {
-                f.write_str("it is a database of another program: move it away to begin without it")
+                f.write_str("it is a database of another program: move it away to start without it")
             }
             Self::Database(error) => error.fmt(f),
             Self::Content(problem) => f.write_str(problem),

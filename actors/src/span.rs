@@ -1,11 +1,11 @@
-//! The spans of log lines: whoever reads a line is to know whose it is.
+//! The spans of log lines, which name the actor that a line is about.
 //!
-//! Each actor runs in a span of its own, whatever wakes it: [`start`](crate::supervision::start) wraps the whole of it. No span is inside another
-//! one; each names everything that it belongs to, so that a line is understood by itself. What an actor hands to another
-//! task or thread takes the span along.
+//! Each actor runs in its own span, whatever wakes it: [`start`](crate::supervision::start) wraps the whole actor. No
+//! span is inside another one; each names everything that it belongs to, so that a line is understandable by itself.
+//! Work that an actor passes to another task or thread keeps the span.
 //!
-//! The spans have the level of errors: a line that is written at all has its span. That costs an actor one formatting of
-//! its names in its life, and entering the span when it wakes; where nothing is logged, neither.
+//! The spans have the error level: every line that is written has its span. The cost for an actor is one formatting of
+//! its names, and entering the span when it wakes; without a logger there is no cost.
 
 use btcr2_aggregation_protocol::{
     did::Did,
@@ -13,7 +13,7 @@ use btcr2_aggregation_protocol::{
 };
 use tracing::{Span, error_span};
 
-/// An Aggregation Service, as far as it is about no single cohort.
+/// An Aggregation Service, for lines that concern no single cohort.
 pub(crate) fn service(did: &Did) -> Span {
     error_span!(parent: None, "service", %did)
 }
@@ -28,7 +28,7 @@ pub(crate) fn signing(cohort_id: &CohortId, session_id: &SessionId) -> Span {
     error_span!(parent: None, "signing", %cohort_id, %session_id)
 }
 
-/// A participant, as far as it is about no single cohort.
+/// A participant, for lines that concern no single cohort.
 pub(crate) fn participant(did: &Did) -> Span {
     error_span!(parent: None, "participant", participant = %did)
 }
@@ -38,7 +38,7 @@ pub(crate) fn session(cohort_id: &CohortId, participant: &Did) -> Span {
     error_span!(parent: None, "session", %cohort_id, %participant)
 }
 
-/// An identity's place on a transport, over all its connections.
+/// An identity's endpoint on a transport, over all its connections.
 pub(crate) fn link(did: &Did) -> Span {
     error_span!(parent: None, "link", %did)
 }
@@ -48,7 +48,7 @@ pub(crate) fn connection(transport: &'static str, did: &Did) -> Span {
     error_span!(parent: None, "connection", transport, %did)
 }
 
-/// A connection's connection to one relay.
+/// The connection to one relay.
 pub(crate) fn relay(url: &str, did: &Did) -> Span {
     error_span!(parent: None, "relay", url, %did)
 }

@@ -1,4 +1,4 @@
-//! Whom an operator limits and bans: a DID, a network address, or an invite.
+//! The subjects that an operator limits and bans: a DID, a network address, or an invite.
 
 use std::{
     fmt,
@@ -9,8 +9,8 @@ use std::{
 use btcr2_aggregation_protocol::{did::Did, invite::InviteId};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// Where a peer is on the network, as far as it can be counted: an IPv4 address, or the first 64 bits of an IPv6 address, for
-/// who has one address of those has 2^64.
+/// The network address of a peer, as far as addresses are scarce: an IPv4 address, or the first 64 bits of an IPv6
+/// address, because a peer with one IPv6 address has 2^64 of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NetworkAddress {
     /// One address.
@@ -20,11 +20,11 @@ pub enum NetworkAddress {
 }
 
 impl NetworkAddress {
-    /// Whether it is this machine.
+    /// Whether it is this machine's address.
     pub fn is_loopback(&self) -> bool {
         match self {
             Self::V4(address) => address.is_loopback(),
-            // Nobody else has ::1 in this network.
+            // No other host has ::1 in this network.
             Self::V6(network) => *network == [0; 4],
         }
     }
@@ -51,7 +51,7 @@ impl fmt::Display for NetworkAddress {
     }
 }
 
-/// A text that names nobody who could be limited or banned.
+/// The text is not a subject.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a DID, an IP address (of IPv6 its /64), or invite:ID expected: {0}")]
 pub struct SubjectError(String);
@@ -65,24 +65,24 @@ impl FromStr for NetworkAddress {
     }
 }
 
-/// Whom an operator limits and bans.
+/// A subject that an operator limits and bans.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Subject {
     /// A DID.
     Did(Did),
-    /// Everybody at a network address.
+    /// All peers at a network address.
     Address(NetworkAddress),
-    /// Everybody who comes by an invite.
+    /// All participants that use an invite.
     Invite(InviteId),
 }
 
 impl Subject {
-    /// Whether it is this machine.
+    /// Whether it is this machine's address.
     pub fn is_loopback(&self) -> bool {
         matches!(self, Self::Address(address) if address.is_loopback())
     }
 
-    /// What kind it is, in words.
+    /// Its kind, as text.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Did(_) => "this DID",
@@ -165,7 +165,7 @@ mod tests {
             assert_eq!(subject.to_string(), written);
             assert_eq!(written.parse(), Ok(subject));
         }
-        for text in ["", "did:example:1", "invite:", "203.0.113.0/24", "203.0.113.7/64", "somebody"] {
+        for text in ["", "did:example:1", "invite:", "203.0.113.0/24", "203.0.113.7/64", "a name"] {
             let error = text.parse::<Subject>().unwrap_err().to_string();
             assert!(error.contains("expected"), "{error}");
         }

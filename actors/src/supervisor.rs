@@ -1,4 +1,4 @@
-//! The root of the tree: it starts services and participants, each with its link to the world.
+//! The root of the tree: it starts services and participants, each with its link to a transport.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Which of the services and participants have ended although they should not have.
+    /// The services and participants that have ended unexpectedly.
     pub fn vitals(&self) -> Vitals {
         self.vitals.clone()
     }
@@ -107,7 +107,7 @@ impl Handler<ChildGone> for Supervisor {
         self.participants.retain(Addr::connected);
         self.links.retain(Addr::connected);
         if let Some(reason) = end.failure() {
-            tracing::error!(role, %did, %reason, "is gone");
+            tracing::error!(role, %did, %reason, "an actor has ended unexpectedly");
             self.vitals.record(format!("{role} {did}"), reason.into_owned());
         }
     }

@@ -10,16 +10,16 @@
 //!
 //! Every actor is started by [`start`](crate::supervision::start), which takes the mailbox's bound from the actor's row.
 
-/// What becomes of an actor that panics.
+/// What happens to an actor that panics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Restart {
-    /// It keeps its address and its mailbox, and replays its journal.
+    /// It retains its address and its mailbox, and replays its journal.
     ReplaysJournal,
-    /// It keeps its address and its mailbox, and begins again with what it was started with.
+    /// It retains its address and its mailbox, and starts again with its initial settings.
     BeginsAgain,
     /// Its parent starts another one, after a pause.
     ByParent,
-    /// It ends, and its parent goes on without it.
+    /// It ends, and its parent continues without it.
     Never,
 }
 
@@ -28,32 +28,32 @@ pub enum Restart {
 pub enum WhenFull {
     /// The sender waits.
     SenderWaits,
-    /// The message is lost, which is logged. Its sender gets no receipt, and sends it again.
+    /// The message is dropped, which is logged. Its sender gets no receipt, and sends it again.
     Lost,
-    /// The mailbox takes it: what may be in flight is bounded elsewhere.
+    /// The mailbox accepts it: the number of messages in flight is bounded elsewhere.
     Taken,
 }
 
-/// A kind of actor, as the tree treats it.
+/// A kind of actor and its policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     /// Its name.
     pub name: &'static str,
-    /// The names of those that start it; empty at the top.
+    /// The names of the actors that start it; empty for the root.
     pub parents: &'static [&'static str],
-    /// How many messages may wait for it.
+    /// The bound of its mailbox.
     pub mailbox: usize,
-    /// What happens to more of them.
+    /// What happens when its mailbox is full.
     pub when_full: WhenFull,
-    /// What becomes of it when it panics.
+    /// What happens when it panics.
     pub restart: Restart,
-    /// The journal stream that it writes, if it writes one.
+    /// The journal stream that it writes, if any.
     pub journal: Option<&'static str>,
     /// The span of its log lines.
     pub span: &'static str,
 }
 
-/// The root: it starts services and participants, and learns of their end.
+/// The root: it starts services and participants, and observes their end.
 pub const SUPERVISOR: Row = Row {
     name: "Supervisor",
     parents: &[],
@@ -112,7 +112,7 @@ pub const PARTICIPANT: Row = Row {
 pub const PARTICIPANT_SESSION: Row = Row {
     name: "ParticipantSession",
     parents: &["Participant"],
-    // A service sends seven messages a round.
+    // A service sends seven messages in a round.
     mailbox: 64,
     when_full: WhenFull::Lost,
     restart: Restart::ReplaysJournal,
@@ -120,7 +120,7 @@ pub const PARTICIPANT_SESSION: Row = Row {
     span: "session",
 };
 
-/// An identity's lasting place on a transport, which outlives its connections.
+/// An identity's permanent endpoint on a transport, which outlives its connections.
 pub const LINK: Row = Row {
     name: "Link",
     parents: &["Supervisor", "Combined"],
@@ -164,7 +164,7 @@ pub const ENDPOINT: Row = Row {
     span: "connection",
 };
 
-/// What an HTTP server stores for those who read: the adverts and the inboxes.
+/// The data that an HTTP server serves to readers: the adverts and the inboxes.
 pub const HUB: Row = Row {
     name: "Hub",
     parents: &[],
@@ -197,7 +197,7 @@ pub const NOSTR_CONNECTION: Row = Row {
     span: "connection",
 };
 
-/// A connection's connection to one relay.
+/// A Nostr connection's connection to one relay.
 pub const RELAY: Row = Row {
     name: "Relay",
     parents: &["NostrConnection"],
@@ -219,7 +219,7 @@ pub const COMBINED: Row = Row {
     span: "connection",
 };
 
-/// What arrives on one of the transports of a combined connection.
+/// The receiving end of one of the transports of a combined connection.
 pub const EAR: Row = Row {
     name: "Ear",
     parents: &["Combined"],

@@ -1,4 +1,4 @@
-//! What is on record of everybody, within bounds.
+//! The records of all members, within bounds.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,30 +11,30 @@ use data_encoding::HEXLOWER;
 use super::{Bans, Conduct, Entry};
 use crate::{shared_table::Edits, subject::Subject};
 
-/// How many members are kept in mind, and how much of each: whoever comes first is forgotten first.
+/// The maximum number of records. The longest silent member is removed first.
 const MOST_MEMBERS: usize = 10_000;
 const MOST_ENTRIES: usize = 16;
-/// How large a message is kept as evidence, in bytes: of larger ones, only the hash.
+/// The maximum size of a message that is stored as evidence, in bytes. Of a larger message only the hash is stored.
 const MOST_MESSAGE: usize = 64 << 10;
-/// How many bytes of evidence are kept in all: of the oldest offences it is given up first.
+/// The maximum size of all stored evidence, in bytes. The evidence of the oldest offences is removed first.
 const MOST_EVIDENCE: usize = 16 << 20;
-/// How long a record without a ban is kept.
+/// How long a record without a ban is stored.
 const KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// A change to the list.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
-    /// Somebody did something.
+    /// A member committed an offence.
     Record(Subject, Entry),
-    /// The operator bans somebody.
+    /// The operator bans a subject.
     Add { subject: Subject, until: Timestamp, reason: Option<String> },
     /// The operator lifts a ban.
     Lift(Subject),
-    /// An earlier version had this on record.
+    /// Imports the record of an earlier version.
     Import(Subject, Conduct),
 }
 
-/// Everybody on record.
+/// All records, by subject.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Members(BTreeMap<Subject, Conduct>);
 
@@ -47,13 +47,13 @@ impl Members {
         &self.0
     }
 
-    /// Makes a change, and adds whose records are others than before to `touched`.
+    /// Applies a change, and adds the subjects whose records it changed to `touched`.
     pub(super) fn apply(&mut self, change: Change, bans: &dyn Bans, touched: &mut BTreeSet<Subject>) {
         match change {
             Change::Record(subject, entry) => {
                 let (now, entry) = (entry.at, trimmed(entry));
                 let conduct = self.0.entry(subject.clone()).or_default();
-                // Another program may have been first.
+                // Another program may have recorded it first.
                 if conduct.has(&entry) {
                     return;
                 }
@@ -85,28 +85,29 @@ impl Members {
         }
     }
 
-    /// What has to be written for `touched`.
+    /// The database edits for the records of `touched`.
     pub(super) fn edits(&self, touched: &BTreeSet<Subject>) -> Edits {
         let value = |subject| self.0.get(subject).and_then(|conduct| serde_json::to_vec(conduct).ok());
         touched.iter().map(|subject| (subject.to_string(), value(subject))).collect()
     }
 }
 
-/// The entry without evidence that is too large to be kept, which its words then tell of.
+/// The entry without evidence that is too large to be stored; its `detail` then states that.
 fn trimmed(mut entry: Entry) -> Entry {
     entry.evidence.retain(|evidence| {
         let text = evidence.text();
         let fits = text.len() <= MOST_MESSAGE;
         if !fits {
             let hash = HEXLOWER.encode(&sha256(text.as_bytes()));
-            entry.detail.push_str(&format!("; a message of {} bytes was not kept, SHA-256 {hash}", text.len()));
+            entry.detail.push_str(&format!("; a message of {} bytes was not stored, SHA-256 {hash}", text.len()));
         }
         fits
     });
     entry
 }
 
-/// Forgets those without a ban whose last offence is long ago, and the longest silent ones when there are too many.
+/// Removes the records without a ban whose last offence is long ago, then the longest silent ones if there are too
+/// many.
 fn forget(members: &mut BTreeMap<Subject, Conduct>, now: Timestamp, most: usize, touched: &mut BTreeSet<Subject>) {
     let last = |conduct: &Conduct| conduct.entries.last().map_or(Timestamp::default(), |entry| entry.at);
     members.retain(|subject, conduct| {
@@ -117,7 +118,7 @@ fn forget(members: &mut BTreeMap<Subject, Conduct>, now: Timestamp, most: usize,
         stays
     });
     while members.len() > most {
-        // Those without a ban first. An operator's bans are as many as the operator made.
+        // Only records without an operator's ban are evicted; the operator bounds the number of its own bans.
         let evictable = members.iter().filter(|(_, conduct)| !conduct.by_hand || conduct.ban(now).is_none());
         let oldest = evictable.min_by_key(|(_, conduct)| (conduct.ban(now).is_some(), last(conduct)));
         let oldest = oldest.map(|(subject, _)| subject.clone());

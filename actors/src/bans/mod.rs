@@ -1,7 +1,9 @@
-//! Who is not admitted: members that did wrong, for as long as the operator's policy says, with the evidence.
+//! Bans: members that committed an offence are not admitted for as long as the operator's policy decides, and the
+//! evidence.
 //!
-//! The ban list is in memory, and where it must outlive the process also in a database file, which several programs may read and
-//! change at the same time: a running service, and the command by which its operator lists, adds and lifts bans.
+//! The ban list is in memory. If it must outlive the process, it is also in a database file, which several programs may
+//! read and change at the same time: a running service, and the command by which its operator lists, adds and lifts
+//! bans.
 
 mod members;
 
@@ -23,39 +25,40 @@ use crate::{
     transport::Evidence,
 };
 
-/// What a member did.
+/// What a member did wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Offence {
-    /// It said two different things in one place.
+    /// It sent two different messages for one slot.
     Equivocation,
     /// It sent an invalid partial signature.
     BadPartialSignature,
-    /// It kept silent when the cohort waited for it.
+    /// It did not answer when the cohort waited for it.
     Holdout,
-    /// It rejected data that was right, as far as the service can tell.
+    /// It rejected data that was correct, as far as the service can determine.
     Rejection,
 }
 
-/// An offence on record.
+/// A recorded offence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Entry {
-    /// What.
+    /// The kind of the offence.
     pub offence: Offence,
-    /// In which cohort.
+    /// The cohort in which it happened.
     pub cohort_id: CohortId,
-    /// When it was found.
+    /// When it was detected.
     pub at: Timestamp,
-    /// In words.
+    /// A description, as text.
     pub detail: String,
-    /// From where it opted in, where that is known: for an operator who looks for what several members have in common.
+    /// The address from which the member opted in, if known. It helps an operator to find what several members have in
+    /// common.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<NetworkAddress>,
-    /// By which invite.
+    /// The invite with which it opted in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub invite: Option<InviteId>,
-    /// What the member signed, as far as it is known. Silence has no evidence.
+    /// The messages that the member signed, as far as they are known. Silence has no evidence.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub evidence: Vec<Evidence>,
 }
@@ -64,44 +67,44 @@ pub struct Entry {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Conduct {
-    /// What it did, oldest first.
+    /// The offences, oldest first.
     #[serde(default)]
     pub entries: Vec<Entry>,
-    /// Until when it is banned, if it is: [`Timestamp::NEVER`] permanently.
+    /// The end of the ban, if there is one; [`Timestamp::NEVER`] if it is permanent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub banned_until: Option<Timestamp>,
-    /// Whether that was by hand: then nothing that others do makes it forgotten.
+    /// Whether an operator set the ban; then the record is never evicted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_hand: bool,
-    /// Why, where an operator banned it by hand.
+    /// The operator's reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
 impl Conduct {
-    /// Until when it is banned, at `now`.
+    /// The end of the ban, if it is banned at `now`.
     pub fn ban(&self, now: Timestamp) -> Option<Timestamp> {
         self.banned_until.filter(|until| now < *until)
     }
 
-    /// Whether this offence in this cohort is on record.
+    /// Whether this offence in this cohort is recorded.
     fn has(&self, entry: &Entry) -> bool {
         self.entries.iter().any(|known| known.offence == entry.offence && known.cohort_id == entry.cohort_id)
     }
 }
 
-/// The end of a ban, for people: a date, unless it ends only when it is lifted.
+/// The end of a ban as text: a date, unless the ban ends only when it is lifted.
 pub fn end_of_ban(until: Timestamp) -> String {
     until.to_date().unwrap_or_else(|| "it is lifted".to_owned())
 }
 
-/// For how long members are not admitted.
+/// The policy for bans.
 pub trait Bans: Send + Sync {
-    /// Judges a member after its latest offence, the last of `entries`: for how long it is banned, if at all.
+    /// Judges a member after its latest offence, the last of `entries`. Returns the length of the ban, if there is one.
     fn judge(&self, entries: &[Entry]) -> Option<Duration>;
 }
 
-/// A week for what only a broken or hostile program does, a day for holding out three times in a month.
+/// A week for an offence that only a broken or hostile program commits, a day for three holdouts in a month.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DefaultBans;
 
@@ -127,7 +130,7 @@ impl Bans for DefaultBans {
     }
 }
 
-/// Nobody is banned; offences are still on record.
+/// No member is banned; offences are still recorded.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoBans;
 
@@ -137,19 +140,19 @@ impl Bans for NoBans {
     }
 }
 
-/// A ban list that cannot be used.
+/// The ban list cannot be used.
 pub type BanBookError = SharedTableError;
 
-/// The file of earlier versions, beside the database.
+/// The file of earlier versions, in the same directory as the database.
 const OLD_FILE: &str = "bans.json";
 
-/// How long what could not be written waits for the next attempt.
+/// The delay before a failed write is repeated.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// How long the end of a process waits for what is not written yet.
+/// How long the end of a process waits for pending writes.
 const FLUSH: Duration = Duration::from_secs(5);
 
-/// What members did, and who is banned. Clones are the same list.
+/// The ban list: offences and bans. Clones share the list.
 #[derive(Clone)]
 pub struct BanBook(Arc<Book>);
 
@@ -163,28 +166,28 @@ struct Book {
 #[derive(Default)]
 struct Memory {
     members: Members,
-    /// How many changes the file had seen when it was read or written last, and how it looked.
+    /// The file's change count when it was last read or written.
     changes: u64,
     stamp: Option<Stamp>,
-    /// What is in memory and not in the file.
+    /// Changes that are in memory and not yet in the file.
     unwritten: Vec<Change>,
-    /// Whose records these changes, and what was forgotten with them, have changed.
+    /// The subjects whose records these changes, and the evictions with them, have changed.
     touched: BTreeSet<Subject>,
-    /// Whether a thread writes.
+    /// Whether a thread is writing.
     is_writing: bool,
 }
 
 impl BanBook {
-    /// A list that ends with the process.
+    /// A list that is not stored.
     pub fn in_memory(bans: Arc<dyn Bans>) -> Self {
         Self::new(bans, None)
     }
 
-    /// The list in the database file `path`, which is made when there is something to write. A list that an earlier version
-    /// has left beside it as `bans.json` is imported once.
+    /// The list in the database file `path`, which is created on the first write. A list that an earlier version left
+    /// in the same directory as `bans.json` is imported once.
     ///
     /// # Errors
-    /// [`BanBookError`] when the file, or that of an earlier version, is something else.
+    /// [`BanBookError`] when the database or the file of the earlier version is not a ban list.
     pub fn open(path: &Path, bans: Arc<dyn Bans>) -> Result<Self, BanBookError> {
         let book = Self::new(bans, Some(SharedTable::new(path.to_owned())));
         book.refresh()?;
@@ -196,7 +199,7 @@ impl BanBook {
         Self(Arc::new(Book { bans, table, memory: Mutex::default(), written: Condvar::new() }))
     }
 
-    /// Everybody on record.
+    /// All records.
     ///
     /// # Errors
     /// [`BanBookError`] when the file has changed and cannot be read.
@@ -205,7 +208,7 @@ impl BanBook {
         Ok(self.0.lock().members.all().clone())
     }
 
-    /// Until when `subject` is banned, at `now`.
+    /// The end of the ban of `subject`, if it is banned at `now`.
     ///
     /// # Errors
     /// As [`list`](Self::list).
@@ -214,18 +217,18 @@ impl BanBook {
         Ok(self.known_ban(&[subject.into()], now))
     }
 
-    /// Until when one of `subjects` is banned, as far as it was read: without a look at the file.
+    /// The end of the ban of one of `subjects`, according to what is in memory. Does not read the file.
     pub fn known_ban(&self, subjects: &[Subject], now: Timestamp) -> Option<Timestamp> {
         let memory = self.0.lock();
         subjects.iter().filter_map(|subject| memory.members.all().get(subject)?.ban(now)).max()
     }
 
-    /// Records what `subject` did, once for each cohort and kind, and bans it if the policy says so: until when. The file is
-    /// written on a thread of its own, soon: nobody waits for the disk here.
+    /// Records an offence of `subject`, once for each cohort and kind, and bans it if the policy decides so. Returns
+    /// the end of the ban. The file is written soon, on a separate thread: the caller does not wait for the disk.
     pub fn record(&self, subject: impl Into<Subject>, entry: Entry) -> Option<Timestamp> {
         let (subject, now) = (subject.into(), entry.at);
         let mut memory = self.0.lock();
-        // Charged again after every restart: nothing is written for that.
+        // The same offence is charged again after every restart; nothing is written for that.
         let known = memory.members.all().get(&subject).filter(|conduct| conduct.has(&entry));
         if let Some(conduct) = known {
             return conduct.ban(now);
@@ -239,7 +242,7 @@ impl BanBook {
         ban
     }
 
-    /// Bans `subject` by hand, until `until`. It is written when this returns.
+    /// Bans `subject` until `until`, on the operator's request. The ban is durable when this returns.
     ///
     /// # Errors
     /// When the file cannot be read or written.
@@ -252,7 +255,8 @@ impl BanBook {
         self.change(vec![Change::Add { subject: subject.into(), until, reason }])
     }
 
-    /// Lifts the ban of `subject` and strikes its record: whether there was one. It is written when this returns.
+    /// Lifts the ban of `subject` and removes its record; returns whether there was a record. Durable when this
+    /// returns.
     ///
     /// # Errors
     /// As [`add`](Self::add).
@@ -265,7 +269,7 @@ impl BanBook {
         self.change(vec![Change::Lift(subject)]).map(|()| true)
     }
 
-    /// Waits, for a few seconds at most, until everything is written: whether it is.
+    /// Waits, for a few seconds at most, until everything is written; returns whether it is.
     pub fn flush(&self) -> bool {
         let waiting = |memory: &mut Memory| memory.is_writing;
         let waited = self.0.written.wait_timeout_while(self.0.lock(), FLUSH, waiting);
@@ -279,7 +283,7 @@ impl BanBook {
         table.stamp().map_or(true, |found| Some(found) != stamp)
     }
 
-    /// Reads the file, if another program has changed it.
+    /// Reads the file if another program has changed it.
     ///
     /// # Errors
     /// [`BanBookError`] when it cannot be read.
@@ -300,7 +304,7 @@ impl BanBook {
         Ok(())
     }
 
-    /// Makes changes that are written when this returns.
+    /// Applies changes that are durable when this returns.
     fn change(&self, changes: Vec<Change>) -> Result<(), BanBookError> {
         self.refresh()?;
         let has_file = self.0.table.is_some();
@@ -319,7 +323,7 @@ impl BanBook {
         let outcome = self.0.write_once();
         let mut memory = self.0.lock();
         if outcome.is_ok() && !memory.unwritten.is_empty() {
-            // What was recorded meanwhile found a writer, and left it to that.
+            // An offence that was recorded in the meantime saw that a thread is writing, and started none of its own.
             let book = Arc::clone(&self.0);
             std::thread::spawn(move || book.write_all());
         } else {
@@ -329,7 +333,7 @@ impl BanBook {
         outcome
     }
 
-    /// Takes over the list of an earlier version.
+    /// Imports the list of an earlier version.
     fn import(&self, old: &Path) -> Result<(), BanBookError> {
         let beside = SharedTable::new(old.to_owned());
         let json = match fs::read(old) {
@@ -339,7 +343,7 @@ impl BanBook {
         };
         let members: BTreeMap<Subject, Conduct> = serde_json::from_slice(&json).map_err(|error| {
             beside.refuse(format!(
-                "not a ban list of an earlier version: {error}; restore it, or move it away to begin without it"
+                "not a ban list of an earlier version: {error}; restore it, or move it away to start without it"
             ))
         })?;
         self.change(members.into_iter().map(|(subject, conduct)| Change::Import(subject, conduct)).collect())?;
@@ -351,7 +355,7 @@ impl BanBook {
 
 impl Book {
     fn lock(&self) -> MutexGuard<'_, Memory> {
-        // Nothing panics while it is half changed.
+        // No code panics while the value is partly changed.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -367,13 +371,13 @@ impl Book {
             }
             drop(memory);
             if let Err(error) = outcome {
-                tracing::error!(%error, "offences are not written to the ban list yet");
+                tracing::error!(%error, "offences could not be written to the ban list yet");
                 std::thread::sleep(RETRY);
             }
         }
     }
 
-    /// Writes what is not written. What another program has written meanwhile stays: our changes are made to that.
+    /// Writes pending changes. Changes that another program wrote in the meantime remain: ours are applied to them.
     fn write_once(&self) -> Result<(), SharedTableError> {
         let Some(table) = &self.table else { return Ok(()) };
         let (changes, touched, known) = {
@@ -418,7 +422,7 @@ impl Memory {
         self.members.apply(change, bans, &mut self.touched);
     }
 
-    /// Goes on with what the file has, and with our changes that it does not have.
+    /// Replaces the records by the file's, with those of our changes that the file does not have.
     fn replace(&mut self, members: Members, bans: &dyn Bans) {
         self.members = members;
         for change in &self.unwritten {

@@ -1,6 +1,7 @@
-//! How an actor drives a machine: decide, apply, journal, and only then perform; and how it is restarted from its journal.
+//! How an actor drives a machine: decide, apply, journal, and only then perform; and how the machine is restored from
+//! its journal.
 //!
-//! Three actors do this, for three machines; what they share is here, once.
+//! The code that the actors of the three machines share.
 
 mod restart;
 
@@ -20,23 +21,24 @@ use crate::{
 };
 
 thread_local! {
-    /// As many heavy decisions are made at once as there are processors: more would only hold more threads and their memory.
-    /// Of each arbiter's own: under a paused clock, time must not pass for one that waits for another.
+    /// At most as many heavy decisions run at once as there are processors: more would only occupy more threads and
+    /// their memory.
+    /// One semaphore for each arbiter: under a paused clock, time must not pass while one arbiter waits for another.
     static PROCESSORS: Arc<Semaphore> =
         Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, NonZero::get)));
 }
 
-/// A machine with what it takes to drive it.
+/// A machine and the state that is needed to drive it.
 pub(crate) struct Engine<M: Machine> {
     machine: Arc<M>,
     journal: Arc<dyn Journal>,
     stream: StreamId,
     clock: Clock,
     rng: Option<ChaCha20Rng>,
-    /// Batches that were applied, in order; the front ones are released as they become durable.
+    /// Batches that were applied, in order; the front ones are released when they are durable.
     unreleased: VecDeque<Batch<M>>,
     next_batch: u64,
-    /// Inputs that came up while effects were being performed: their turn is after those effects.
+    /// Inputs that arrived while effects were performed; they are processed after those effects.
     waiting: VecDeque<(M::Input, Receipt)>,
     busy: bool,
     timer: Option<(Timestamp, SpawnHandle)>,
@@ -45,7 +47,7 @@ pub(crate) struct Engine<M: Machine> {
 struct Batch<M: Machine> {
     number: u64,
     facts: Vec<(M::Event, Vec<M::Effect>)>,
-    /// Those whose message caused it, or repeated what caused it.
+    /// The receipts of the messages that caused the batch, or that repeat such a message.
     receipts: Vec<Receipt>,
     durable: bool,
 }
@@ -76,18 +78,18 @@ impl<M: Machine> Engine<M> {
         &self.machine
     }
 
-    /// An engine in the same place, for `machine`: nothing of what this one was about to do is done.
+    /// An engine for `machine` with the same stream and settings. It takes over none of the pending work.
     pub(crate) fn renewed(&self, machine: M, rng: ChaCha20Rng) -> Self {
         let (journal, stream) = (Arc::clone(&self.journal), self.stream.clone());
         Self::new(machine, journal, stream, self.clock, rng)
     }
 
-    /// Where its events are.
+    /// The stream of its events.
     pub(crate) fn stream(&self) -> &StreamId {
         &self.stream
     }
 
-    /// Whether everything that was decided has been performed.
+    /// Whether the effects of all decisions have been performed.
     pub(crate) fn is_released(&self) -> bool {
         self.unreleased.is_empty()
     }
@@ -96,8 +98,8 @@ impl<M: Machine> Engine<M> {
         self.rng.as_mut()
     }
 
-    /// Confirms a message that brought about nothing: it may repeat what is on its way to the journal just now, or be
-    /// refused for it, and without those facts it would have been taken.
+    /// Confirms a message that caused no events once the pending batches are durable: it may repeat a message of such a
+    /// batch, or be refused because of one, and would be accepted if those events were lost.
     fn confirm_in_turn(&mut self, receipt: Receipt) {
         match self.unreleased.back_mut() {
             Some(batch) => batch.receipts.push(receipt),
@@ -106,24 +108,24 @@ impl<M: Machine> Engine<M> {
     }
 }
 
-/// An actor around a machine. `feed` is the one way in; the rest are the hooks that translate.
+/// An actor around a machine. `feed` is the only input; the other methods are hooks that translate.
 pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
     type Machine: Machine<Event: Send + Sync, Input: Send> + Send + Sync + 'static;
 
     fn engine(&mut self) -> &mut Engine<Self::Machine>;
 
-    /// The input that says that time has passed.
+    /// The input for the passage of time.
     fn tick() -> <Self::Machine as Machine>::Input;
 
-    /// The same, with what this actor knows besides.
+    /// The same, with additional input of this actor.
     fn due(&mut self) -> <Self::Machine as Machine>::Input {
         Self::tick()
     }
 
-    /// Whether deciding `input` should not run beside other actors.
+    /// Whether deciding `input` is too expensive for the arbiter's thread.
     fn is_heavy(machine: &Self::Machine, input: &<Self::Machine as Machine>::Input) -> bool;
 
-    /// A fact is durable: tell the subscribers. `effects` are about to be performed.
+    /// An event is durable: notify the subscribers. Its `effects` are about to be performed.
     fn observe(
         &mut self,
         event: &<Self::Machine as Machine>::Event,
@@ -131,24 +133,24 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
         ctx: &mut Context<Self>,
     );
 
-    /// Do what the machine wants done.
+    /// Performs an effect of the machine.
     fn perform(&mut self, effect: <Self::Machine as Machine>::Effect, ctx: &mut Context<Self>);
 
     /// A peer's message was refused.
     fn refused(&mut self, reject: Reject, ctx: &mut Context<Self>);
 
-    /// The journal failed: nothing more may be promised.
+    /// The journal failed: the actor must not promise anything more.
     fn journal_failed(&mut self, error: JournalError, ctx: &mut Context<Self>);
 
-    /// Everything that could be done now is done.
+    /// All pending work is done.
     fn settled(&mut self, ctx: &mut Context<Self>);
 
-    /// Lets `input` happen.
+    /// Processes `input`.
     fn feed(&mut self, input: <Self::Machine as Machine>::Input, ctx: &mut Context<Self>) {
         self.feed_received(input, Receipt::default(), ctx);
     }
 
-    /// Lets a message happen; its receipt is confirmed when all that follows from it is durable.
+    /// Processes a message. Its receipt is confirmed when all events that it caused are durable.
     fn feed_received(
         &mut self,
         input: <Self::Machine as Machine>::Input,
@@ -162,8 +164,8 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
         }
     }
 
-    /// Takes up a machine that was brought back from its journal: what is still owed is done again, and a deadline that has
-    /// passed meanwhile is over at once.
+    /// Starts a machine that was restored from its journal: pending effects are performed again, and a deadline that
+    /// has passed in the meantime expires at once.
     fn resume(&mut self, ctx: &mut Context<Self>) {
         let owed = self.engine().machine.resume();
         self.engine().busy = true;
@@ -180,7 +182,7 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
             let engine = self.engine();
             let now = engine.clock.now();
             let Some(mut rng) = engine.rng.take() else {
-                // Unreachable: the generator is away only while `ctx.wait` holds everything else back.
+                // Unreachable: the generator is only absent while `ctx.wait` blocks all other input.
                 engine.waiting.push_front((input, receipt));
                 return;
             };
@@ -188,20 +190,21 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
                 let (machine, span) = (Arc::clone(&engine.machine), tracing::Span::current());
                 let processors = PROCESSORS.with(Arc::clone);
                 let decided = async move {
-                    // Nobody closes it.
+                    // The semaphore is never closed.
                     let _permit = processors.acquire().await.ok();
                     actix_rt::task::spawn_blocking(move || {
                         let _entered = span.entered();
                         let decided = machine.decide(now, &input, &mut rng);
-                        // Released before the answer: `apply` needs the machine alone, or it would have to copy it.
+                        // Dropped before the result is sent: `apply` needs the only reference to the machine, or it
+                        // would have to clone it.
                         drop(machine);
                         (decided, rng)
                     })
                     .await
                 };
-                // Nothing else happens to this actor meanwhile; its neighbours on the arbiter go on.
+                // This actor processes nothing else in the meantime; the other actors of the arbiter continue.
                 ctx.wait(decided.into_actor(self).map(|joined, actor, ctx| {
-                    // A panic while deciding is a panic of this actor: its supervisor is to know.
+                    // A panic of the decision is a panic of this actor, so that its supervisor sees it.
                     let (decided, rng) =
                         joined.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
                     actor.engine().rng = Some(rng);
@@ -277,7 +280,7 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
             for (event, effects) in batch.facts {
                 self.observe(&event, &effects, ctx);
                 for effect in effects {
-                    // Inputs that come out of this wait in line: `busy` is set, or `work` is about to run.
+                    // Inputs that an effect causes are queued: `busy` is set, or `work` is about to run.
                     let was_busy = std::mem::replace(&mut self.engine().busy, true);
                     self.perform(effect, ctx);
                     self.engine().busy = was_busy;
@@ -300,7 +303,7 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
             let handle = ctx.run_later(engine.clock.nap(deadline), move |actor, ctx| {
                 actor.engine().timer = None;
                 if actor.engine().clock.now() < deadline {
-                    // It was a nap, or the clock was set back. A tick that comes early would only come again.
+                    // The timer was capped, or the clock was set back. A tick that is too early would only repeat.
                     actor.rearm(ctx);
                 } else {
                     let due = actor.due();

@@ -1,4 +1,4 @@
-//! How an actor around a machine is restarted in place after a panic: once, for every such actor.
+//! The restart of an actor around a machine after a panic, in place; shared by all such actors.
 
 use std::time::Duration;
 
@@ -16,18 +16,19 @@ type EventOf<A> = <<A as Driven>::Machine as Machine>::Event;
 
 /// An actor whose machine is restored from its journal after a panic.
 pub(crate) trait Replayed: Driven + Supervised {
-    /// Its restarts so far, and how many there may be.
+    /// The restarts so far, and their limit.
     fn restarts(&mut self) -> (&mut Restarts, RestartIntensity);
 
     fn guard(&mut self) -> &mut EndGuard;
 
-    /// A restart begins, the `count`th lately. Drops the children and notifies the host.
+    /// A restart begins, the `count`th of the current period. Drops the children and notifies the host.
     fn restarting_now(&mut self, count: usize);
 
-    /// Replaces the machine by one that has replayed `events`, and goes on; with `last` only to end in an orderly way, for this reason.
+    /// Replaces the machine by one that has replayed `events`, and continues. With `last` the actor only ends in an
+    /// orderly way, for this reason.
     ///
     /// # Errors
-    /// Why the actor cannot go on.
+    /// The reason why the actor cannot continue.
     fn restore(
         &mut self,
         events: Vec<EventOf<Self>>,
@@ -45,7 +46,9 @@ pub(crate) trait Replayed: Driven + Supervised {
         let (pause, last) = match restarts.next(now, intensity) {
             Attempt::Again(pause) => (pause, None),
             Attempt::Last(reason) => (Duration::ZERO, Some(reason)),
-            Attempt::GivenUp => return self.give_up("its actor panics again and again".to_owned(), ctx),
+            Attempt::GivenUp => {
+                return self.give_up("its actor panicked again in its last attempt".to_owned(), ctx);
+            }
         };
         let count = restarts.count();
         self.restarting_now(count);

@@ -16,7 +16,7 @@ use crate::{
     tree::{self, Row},
 };
 
-/// Counts what it is told to count, once.
+/// Counts once.
 #[derive(Clone, Debug, PartialEq)]
 struct Counter(u32);
 
@@ -25,9 +25,9 @@ struct Counted;
 
 #[derive(Clone)]
 enum Ask {
-    /// Counts, or refuses when that was done.
+    /// Counts, or refuses if it has counted.
     Count,
-    /// Counts on another thread, when the test lets it.
+    /// Counts on another thread, when the test permits it.
     Heavily(Arc<Mutex<mpsc::Receiver<()>>>),
 }
 
@@ -114,7 +114,7 @@ impl Driven for CounterActor {
     fn settled(&mut self, _: &mut Context<Self>) {}
 }
 
-/// A journal that answers when the test lets it, and keeps nothing.
+/// A journal that answers when the test permits it, and stores nothing.
 #[derive(Clone, Default)]
 struct Slow(Arc<Mutex<Vec<oneshot::Sender<()>>>>);
 
@@ -168,7 +168,7 @@ fn an_actor_without_its_lease_writes_and_confirms_nothing() {
             let (actor, lease, is_gone) = start(Arc::new(journal.clone()));
             let (go_on, may_go_on) = mpsc::channel();
             let (receipt, confirmed) = Receipt::new();
-            // Dropped while it decides, on another thread.
+            // The future is dropped while the decision runs on another thread.
             actor.send(Say(Ask::Heavily(Arc::new(Mutex::new(may_go_on))), receipt)).await.unwrap();
             let lease = (!is_dropped).then_some(lease);
             go_on.send(()).unwrap();
@@ -191,7 +191,10 @@ fn a_refusal_is_confirmed_when_the_facts_that_it_rests_on_are_durable() {
         let (second, mut refused) = Receipt::new();
         actor.send(Say(Ask::Count, first)).await.unwrap();
         actor.send(Say(Ask::Count, second)).await.unwrap();
-        assert!(refused.try_recv().is_err(), "should the fact be lost, the second would have been the first");
+        assert!(
+            refused.try_recv().is_err(),
+            "if the event were lost, the second message would have been the first"
+        );
         let appends = std::mem::take(&mut *journal.0.lock().unwrap());
         assert_eq!(appends.len(), 1);
         appends.into_iter().for_each(|append| append.send(()).unwrap());

@@ -1,4 +1,4 @@
-//! A journal that lives as long as the process.
+//! A journal that is not stored.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,7 @@ use futures::{FutureExt, future::BoxFuture};
 
 use super::{Archived, Journal, JournalError, Record, StreamId};
 
-/// Streams in memory. Clones share them. Nothing is left when the process ends.
+/// Streams in memory. Clones share them. They are lost when the process ends.
 #[derive(Clone, Default)]
 pub struct MemoryJournal(Arc<Mutex<BTreeMap<StreamId, Stream>>>);
 
@@ -27,7 +27,7 @@ impl MemoryJournal {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<StreamId, Stream>> {
-        // No code panics while it holds the lock, and a list of records is whole at any time.
+        // No code panics while it holds the lock, and a list of records is valid at any time.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,9 +1,8 @@
-//! The journal (port): streams of facts, appended in order, durable when the append answers.
+//! The journal (port): streams of events, appended in order, durable when the append answers.
 //!
-//! Every machine-driven actor owns one stream. It applies a fact at once, appends it, and performs its effects only when
-//! the append has answered, so nothing that the world has seen can be forgotten. [`MemoryJournal`] survives an actor, not
-//! the process; [`RedbJournal`](crate::state::RedbJournal) survives the process, in a [state
-//! directory](crate::state).
+//! Every machine-driven actor owns one stream. It applies an event at once, appends it, and performs its effects only
+//! when the append has answered, so nothing that was visible outside is lost. [`MemoryJournal`] survives an actor, not
+//! the process; [`RedbJournal`](crate::state::RedbJournal) survives the process, in a [state directory](crate::state).
 
 mod memory;
 mod stream;
@@ -19,38 +18,38 @@ pub use self::{
     stream::{StreamId, StreamKind},
 };
 
-/// What becomes of a journal stream whose machine has ended.
+/// What happens to a journal stream whose machine has ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Retention {
-    /// It stays, and after a restart the end is told again, until the host has it archived: nothing is lost.
+    /// It remains, and the end is reported again after a restart, until the host archives it: nothing is lost.
     #[default]
     UntilArchived,
-    /// It is removed: for journals that do not outlive the process anyway.
+    /// It is removed: for journals that do not outlive the process.
     Forget,
 }
 
-/// The version of the events' schema, kept with every stored record. It counts up when events that are stored already would
-/// no longer decode, or would mean something else; `tests/fixtures/journal` holds records of each version so far.
+/// The version of the events' schema, stored with every record. It is incremented when stored events would no longer
+/// decode, or would change their meaning; `tests/fixtures/journal` holds records of each version so far.
 pub const SCHEMA: u16 = 1;
 
-/// Why the journal could not do what it was asked to.
+/// A failure of the journal.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("journal stream {stream}: {problem}")]
 pub struct JournalError {
-    /// Which stream; `*` when it is about all of them.
+    /// The stream; `*` if the failure concerns all streams.
     pub stream: StreamId,
     /// What went wrong.
     pub problem: String,
 }
 
 impl JournalError {
-    /// For what concerns the journal as a whole.
+    /// A failure of the journal as a whole.
     pub fn of_all(problem: String) -> Self {
         Self { stream: StreamId::new("*"), problem }
     }
 }
 
-/// A fact that can be written down.
+/// An event that can be journaled.
 trait Fact: Any + Send + Sync {
     fn encode(&self) -> Result<Vec<u8>, serde_json::Error>;
 }
@@ -61,7 +60,7 @@ impl<E: Serialize + Any + Send + Sync> Fact for E {
     }
 }
 
-/// One fact of a stream: kept as the value itself while it stays in the process, as JSON where it leaves it.
+/// One event of a stream: the value itself while it is in the process, JSON after it was stored.
 #[derive(Clone)]
 pub struct Record(Kept);
 
@@ -120,39 +119,39 @@ impl fmt::Debug for Record {
     }
 }
 
-/// A finished stream that is kept.
+/// A finished stream that was archived.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Archived {
-    /// Which.
+    /// Its name.
     pub stream: StreamId,
-    /// When it was archived, as said by who archived it.
+    /// When it was archived, according to the caller.
     pub at: Timestamp,
 }
 
-/// Streams of facts. A stream is live from its first record on, until it is archived or removed.
+/// Streams of events. A stream is live from its first record until it is archived or removed.
 ///
-/// What is called for one stream takes effect in the order of the calls, however the futures are polled, and also when they
-/// are dropped. When the process or the machine stops, everything that was answered with `Ok` is there afterwards, and of
-/// what was not answered a beginning: each append wholly or not at all, none without those before it.
+/// Calls for one stream take effect in the order of the calls, in whatever order the futures are polled, and also when
+/// they are dropped. After the process or the machine stops, every append that was answered with `Ok` is stored. Of the
+/// unanswered appends a prefix is stored, each append completely or not at all.
 pub trait Journal: Send + Sync {
-    /// Appends `records` to `stream`; they are durable when the future is ready. A stream that was archived is live again:
-    /// whoever replays the live streams must not miss a fact.
+    /// Appends `records` to `stream`; they are durable when the future is ready. A stream that was archived is live
+    /// again, because a replay of the live streams must not miss an event.
     fn append(&self, stream: &StreamId, records: Vec<Record>) -> BoxFuture<'static, Result<(), JournalError>>;
 
-    /// All records of `stream`, live or archived, in order; empty when there is no such stream. Sees every append that was
-    /// handed in before the call, answered or not: whoever takes an actor's place must not miss what it has written last.
+    /// All records of `stream`, live or archived, in order; empty if there is no such stream. The result includes every
+    /// append that was called before, answered or not: the actor's successor must not miss the last writes.
     fn read(&self, stream: &StreamId) -> BoxFuture<'static, Result<Vec<Record>, JournalError>>;
 
     /// The names of the live streams, in order.
     fn streams(&self) -> BoxFuture<'static, Result<Vec<StreamId>, JournalError>>;
 
-    /// Takes a finished stream from the live ones, at `at`; its records stay. Nothing happens when it is archived already,
-    /// or when there is no such stream. Durable when the future is ready.
+    /// Archives a finished stream at `at`; its records remain. Does nothing if it is archived already or does not
+    /// exist. Durable when the future is ready.
     fn archive(&self, stream: &StreamId, at: Timestamp) -> BoxFuture<'static, Result<(), JournalError>>;
 
     /// The archived streams, in the order of their names.
     fn archived(&self) -> BoxFuture<'static, Result<Vec<Archived>, JournalError>>;
 
-    /// Forgets a stream, live or archived. Durable when the future is ready.
+    /// Removes a stream, live or archived. Durable when the future is ready.
     fn remove(&self, stream: &StreamId) -> BoxFuture<'static, Result<(), JournalError>>;
 }

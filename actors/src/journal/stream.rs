@@ -7,15 +7,15 @@ use btcr2_aggregation_protocol::{
     id::{CohortId, SessionId},
 };
 
-/// Names a stream: `cohort/<id>`, `signing/<id>`, `participant/<did>/<service>/<cohort id>`. Peers choose parts of it: it is a
-/// key, never a path, and is shown to people [escaped](Self::escaped).
+/// Names a stream: `cohort/<id>`, `signing/<id>`, `participant/<did>/<service>/<cohort id>`. Peers choose parts of it:
+/// it is a key, never a path, and is displayed [escaped](Self::escaped).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(String);
 
-/// What a stream is about, as its name says.
+/// The subject of a stream, parsed from its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StreamKind {
-    /// The service's side of a cohort.
+    /// A cohort of a service.
     Cohort(CohortId),
     /// A signing session.
     Signing(SessionId),
@@ -28,7 +28,7 @@ pub enum StreamKind {
         /// The cohort.
         cohort_id: CohortId,
     },
-    /// The way of a cohort's transaction into the chain, which a host follows.
+    /// Following a cohort's transaction into the chain, which a host does.
     Announcement(CohortId),
     /// Anything else.
     Other,
@@ -50,7 +50,7 @@ impl StreamId {
         &self.0
     }
 
-    /// What the stream is about.
+    /// The subject of the stream.
     pub fn kind(&self) -> StreamKind {
         self.parse_kind().unwrap_or(StreamKind::Other)
     }
@@ -62,7 +62,7 @@ impl StreamId {
             "announcement" => CohortId::parse(rest).ok().map(StreamKind::Announcement),
             "signing" => SessionId::parse(rest).ok().map(StreamKind::Signing),
             "participant" => {
-                // A cohort's id may hold slashes, DIDs hold none.
+                // A cohort's id may contain slashes, DIDs contain none.
                 let (did, rest) = rest.split_once('/')?;
                 let (service, cohort_id) = rest.split_once('/')?;
                 let did = Did::parse(did).ok()?;
@@ -74,13 +74,13 @@ impl StreamId {
         }
     }
 
-    /// The name for people: everything but ASCII letters, digits and `/:-._~` is `%` and two hex digits, so that it can stand
-    /// in a terminal, a shell command or a log as it is.
+    /// The name for display: every character other than ASCII letters, digits and `/:-._~` becomes `%` and two hex
+    /// digits, so that the name is safe in a terminal, a shell command and a log.
     pub fn escaped(&self) -> impl fmt::Display + '_ {
         Escaped(&self.0)
     }
 
-    /// The stream whose [escaped](Self::escaped) name is `text`; `None` when there is none.
+    /// The stream whose [escaped](Self::escaped) name is `text`; `None` if there is none.
     pub fn from_escaped(text: &str) -> Option<Self> {
         let mut name = Vec::with_capacity(text.len());
         let mut rest = text.bytes();
@@ -88,7 +88,7 @@ impl StreamId {
             name.push(if byte == b'%' { hex(rest.next()?)? << 4 | hex(rest.next()?)? } else { byte });
         }
         let stream = Self(String::from_utf8(name).ok()?);
-        // One name has one spelling.
+        // Each name has exactly one spelling.
         let spelled = stream.escaped().to_string();
         (spelled == text).then_some(stream)
     }

@@ -1,5 +1,5 @@
-//! A participant: one identity, and a `ParticipantSessionActor` for each cohort that it is
-//! asked to join. Those that ran when the process ended are brought back from the journal, see `recover`.
+//! A participant: one identity, and a `ParticipantSessionActor` for each cohort that it is asked to join. The sessions
+//! that ran when the process ended are restored from the journal, see `recover`.
 
 mod recover;
 mod session;
@@ -46,38 +46,38 @@ use crate::{
     tree::{self, Row},
 };
 
-/// How many cohorts are expected to take the place of ours.
+/// The maximum number of expected successors of our cohorts.
 const SUCCESSORS: usize = 64;
 
-/// How many ended cohorts are remembered, so that a repeated advert does not start them again.
+/// The number of ended cohorts that are remembered, so that a repeated advert does not start them again.
 const REMEMBERED: usize = 1024;
 
-/// How many cohorts are remembered that were formed with an earlier life of ours, so that an old advert does not start
-/// them again.
+/// The number of remembered cohorts that formed with a previous run of this participant, so that an old advert does not
+/// start them again.
 const FORMED: usize = 1024;
 
-/// What a participant consists of.
+/// The parts of a participant.
 #[derive(Clone)]
 pub struct ParticipantSettings {
-    /// Who it is.
+    /// Its identity.
     pub identity: Identity,
     /// How it reaches services.
     pub transport: Arc<dyn Transport>,
-    /// What its controller decides.
+    /// The decisions of its controller.
     pub policy: Arc<dyn ParticipantPolicy>,
     /// How long it waits for a service.
     pub timing: Timing,
     /// The highest fee rate of a beacon transaction that it signs, see
     /// [`DEFAULT_MAX_FEE_RATE`](btcr2_aggregation_protocol::output::DEFAULT_MAX_FEE_RATE).
     pub max_fee_rate: FeeRate,
-    /// How many cohorts it considers or takes part in at once. Adverts beyond that are passed over, and seen again when
-    /// they are repeated.
+    /// The maximum number of cohorts that it considers or takes part in at once. Further adverts are ignored until they
+    /// are repeated.
     pub max_sessions: usize,
-    /// The beacon types that it knows.
+    /// The beacon types that it supports.
     pub beacons: BeaconRegistry,
-    /// Who aggregates keys: directly, or behind a cache shared with others in the process.
+    /// The key aggregation: direct, or through a cache shared with others in the process.
     pub aggregator: Arc<dyn KeyAggregator>,
-    /// Where facts are kept.
+    /// Where events are stored.
     pub journal: Arc<dyn Journal>,
     /// The time.
     pub clock: Clock,
@@ -85,9 +85,9 @@ pub struct ParticipantSettings {
     pub randomness: Randomness,
     /// Where its notices are published.
     pub notices: Notices<ParticipantNotice>,
-    /// How often an actor that panics is replaced.
+    /// How often an actor that panics is restarted.
     pub restarts: RestartIntensity,
-    /// What becomes of the journal of a session that has ended.
+    /// What happens to the journal of a session that has ended.
     pub retention: Retention,
 }
 
@@ -103,11 +103,11 @@ pub(crate) struct ParticipantShared {
     pub(crate) restarts: RestartIntensity,
 }
 
-/// A cohort is known by its service and its identifier: two services may choose the same identifier.
+/// A cohort is identified by its service and its identifier: two services may choose the same identifier.
 type CohortKey = (Did, CohortId);
 
-/// The host has kept what it wants of a session that has ended: its journal is archived. Answered when that is durable: who
-/// closes the state directory before has the same end reported to it again.
+/// The host has stored what it needs of a session that has ended: its journal is archived. Answered when that is
+/// durable; if the host closes the state directory before, the end is reported to it again.
 #[derive(Clone, Debug, ActixMessage)]
 #[rtype(result = "()")]
 pub struct ArchiveSession {
@@ -117,7 +117,7 @@ pub struct ArchiveSession {
     pub cohort_id: CohortId,
 }
 
-/// A session has ended, for this reason; told before its actor goes.
+/// A session has ended, for this reason; sent before its actor stops.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(crate) struct SessionOver {
@@ -125,12 +125,12 @@ pub(crate) struct SessionOver {
     pub(crate) reason: SessionEnd,
 }
 
-/// The session has opted in, and that is durable: what its service says about the cohort concerns us from now on.
+/// The session has opted in, durably: what its service sends about the cohort concerns us from now on.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(crate) struct SessionJoined(pub(crate) Arc<Advert>);
 
-/// Leave a cohort, whatever it is waiting for.
+/// Leave a cohort, in any phase.
 #[derive(Clone, Debug, ActixMessage)]
 #[rtype(result = "()")]
 pub struct LeaveCohort {
@@ -147,18 +147,18 @@ struct Child {
     _lease: Lease,
     /// We have opted in.
     joined: bool,
-    /// It has ended without our having joined.
+    /// It has ended, and we had not joined.
     declined: bool,
     advert: Arc<Advert>,
 }
 
 impl Child {
-    /// Sends the session a message of its service. One that is lost gets no receipt.
+    /// Sends the session a message of its service. A lost message gets no receipt.
     fn deliver(&self, message: SessionMessage) {
-        // A session that has just ended is about to be reported.
+        // A session that has just ended will be reported soon.
         if let Err(SendError::Full(_)) = self.session.try_send(message) {
             let cohort_id = &self.advert.cohort_id;
-            tracing::warn!(%cohort_id, "the session's mailbox is full, a message is lost");
+            tracing::warn!(%cohort_id, "the session's mailbox is full, a message was dropped");
         }
     }
 }
@@ -169,17 +169,17 @@ pub struct ParticipantActor {
     max_sessions: usize,
     outbound: Recipient<Outbound>,
     sessions: BTreeMap<CohortKey, Child>,
-    /// The cohorts that take the place of ours, with the advert that ours had.
+    /// The cohorts that replace ours, with the advert of the replaced one.
     successors: VecDeque<(CohortKey, Arc<Advert>)>,
     retention: Retention,
     ended: Remembered<CohortKey>,
-    /// Cohorts that were formed with this identity, which knows nothing of them any more. Kept apart from `ended`, for
-    /// strangers can make this one grow.
+    /// Cohorts that formed with this identity, and of which it has no session any more. Separate from `ended`, because
+    /// unauthenticated peers can make this one grow.
     formed: Remembered<CohortKey>,
-    /// Cohorts that we did not join: as many as strangers advertise.
+    /// Cohorts that we did not join: unauthenticated peers choose how many they advertise.
     declined: Remembered<CohortKey>,
-    /// Sessions that cannot go on until the host is started again: what comes for them is not taken. We have joined them, so
-    /// their number is bounded by what we do.
+    /// Sessions that cannot continue until the host is restarted: messages for them are not accepted. We have joined
+    /// them, so our own actions bound their number.
     halted: BTreeSet<CohortKey>,
     panicked: bool,
     restarts: Restarts,
@@ -244,7 +244,7 @@ impl ParticipantActor {
         }
         let _session = self.span(&body.cohort_id).entered();
         if self.formed.contains(&cohort) {
-            tracing::info!(cohort_id = %body.cohort_id, "the advert of a cohort that is formed already is passed over");
+            tracing::info!(cohort_id = %body.cohort_id, "ignored the advert of a cohort that has formed already");
             return;
         }
         // A cohort on another network cannot announce anything for this DID.
@@ -256,14 +256,14 @@ impl ParticipantActor {
             Err(reject) => return self.reject(Some(&body.cohort_id), &reject),
         };
         let rejoins = self.takes_the_place_of_ours(&advert);
-        // Before it takes a place that another cohort could have.
+        // Before it takes a slot that another cohort could use.
         if !rejoins && !self.shared.policy.considers(&advert) {
-            tracing::debug!(cohort_id = %body.cohort_id, "the advert is nothing for us");
+            tracing::debug!(cohort_id = %body.cohort_id, "the policy does not consider the advert");
             self.declined.insert(cohort);
             return;
         }
         if self.sessions.len() >= self.max_sessions {
-            tracing::debug!(cohort_id = %body.cohort_id, "too many sessions are open, the advert is passed over");
+            tracing::debug!(cohort_id = %body.cohort_id, "too many sessions are open, ignored the advert");
             return;
         }
         let advert = Arc::new(advert);
@@ -294,7 +294,7 @@ impl ParticipantActor {
         if self.expects(&next) {
             return;
         }
-        // Its advert may have come first, on another way: it is considered again when it is repeated.
+        // Its advert may have arrived first, over another transport: it is considered again when it is repeated.
         self.declined.forget(&next);
         if self.successors.len() >= SUCCESSORS {
             self.successors.pop_front();
@@ -306,7 +306,7 @@ impl ParticipantActor {
         self.successors.iter().any(|(next, _)| next == cohort)
     }
 
-    /// Whether the cohort takes the place of one that we were in, on the same terms.
+    /// Whether the cohort replaces one that we were in, on the same terms.
     fn takes_the_place_of_ours(&self, advert: &Advert) -> bool {
         self.successors.iter().any(|((service, next), ours)| {
             *service == advert.service
@@ -316,7 +316,7 @@ impl ParticipantActor {
         })
     }
 
-    /// A message, and when it was said if that was before we were connected.
+    /// A message, and its time if it was sent before we were connected.
     fn on_message(&mut self, received: Received, stored: Option<Timestamp>, ctx: &mut Context<Self>) {
         let Received { message, receipt, .. } = received;
         if let Body::CohortAdvert(body) = &*message.body {
@@ -325,12 +325,13 @@ impl ParticipantActor {
         }
         let cohort = (message.from.clone(), message.body.cohort_id().clone());
         if let Some(child) = self.sessions.get(&cohort) {
-            // Known here before the session has made it durable: the new cohort's advert may be next in line.
+            // Recorded here before the session has made it durable: the new cohort's advert may be the next message.
             let next = match &*message.body {
                 Body::CohortEnded(ended) => ended.next_cohort_id.clone(),
                 _ => None,
             };
-            // Anybody can advertise a cohort, and tell us that another takes its place: only of ours that is news.
+            // Any peer can advertise a cohort and claim that another one replaces it: the claim only counts for a
+            // cohort that we joined.
             let next = next.filter(|_| child.joined);
             let advert = Arc::clone(&child.advert);
             child.deliver(SessionMessage { message, receipt, stored });
@@ -344,19 +345,19 @@ impl ParticipantActor {
         }
         receipt.confirm();
         if message.body.is_control() {
-            // About a cohort that we have nothing to do with any more.
+            // About a cohort in which we take no part any more.
             return;
         }
         if self.ended.contains(&cohort) || self.declined.contains(&cohort) {
-            // Late messages of a cohort that is over for us are no fault of the service's.
+            // Late messages of a cohort that has ended for us are not the service's fault.
             return;
         }
-        // Once a cohort is formed nobody can join it: whoever has lost its part in it would wait there in vain.
+        // A cohort that has formed admits no one else: a member that has lost its session would wait in vain.
         if !matches!(&*message.body, Body::CohortOptInAccept(_)) {
             self.formed.insert(cohort.clone());
         }
         if stored.is_some() {
-            // Nor are those of an earlier life.
+            // Nor are messages of a previous run.
             return;
         }
         let (from, cohort_id) = cohort;
@@ -381,7 +382,7 @@ impl Actor for ParticipantActor {
 impl Supervised for ParticipantActor {
     fn restarting(&mut self, _: &mut Self::Context) {
         self.panicked = true;
-        // Their actors end; those of the same cohorts are started from the journal.
+        // Their actors stop; the sessions of the same cohorts are started from the journal.
         self.sessions.clear();
     }
 }
@@ -420,7 +421,7 @@ impl Handler<Delivery> for ParticipantActor {
             Delivery::Interrupted { .. } => {
                 self.sessions.values().for_each(|child| child.session.do_send(SendAgain));
             }
-            // A participant blames nobody, and says by itself what its service still needs.
+            // A participant blames no peer, and sends by itself what its service still needs.
             Delivery::Missed { .. } | Delivery::Delivered { .. } | Delivery::Delayed { .. } => {}
             Delivery::Undeliverable { body, reason, .. } => {
                 let _session = self.span(body.cohort_id()).entered();
@@ -461,7 +462,7 @@ impl Handler<SessionOver> for ParticipantActor {
     fn handle(&mut self, SessionOver { advert, reason }: SessionOver, ctx: &mut Self::Context) {
         let cohort = (advert.service.clone(), advert.cohort_id.clone());
         match reason {
-            // Anybody can advertise: of what we have nothing to do with nothing is kept.
+            // Any peer can advertise: nothing is stored of a cohort in which we take no part.
             SessionEnd::NotJoined => {
                 self.put_away(&cohort, Retention::Forget, ctx);
                 if let Some(child) = self.sessions.get_mut(&cohort) {

@@ -1,5 +1,5 @@
-//! The sessions of previous runs, which are started from the journal when the participant is; and what becomes of the journal of
-//! those that have ended.
+//! The sessions of previous runs, which are started from the journal when the participant starts; and the archiving or
+//! removal of the journals of ended sessions.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ use crate::{
     supervision::{Attempt, End, replay},
 };
 
-/// A session's actor is gone, however it went.
+/// A session's actor has stopped, for any reason.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(super) struct SessionGone {
@@ -38,14 +38,14 @@ pub(super) struct SessionGone {
 type Events = Result<Vec<ParticipantEvent>, JournalError>;
 
 impl ParticipantActor {
-    /// Starts every session of ours that the journal knows and the host has not archived.
+    /// Starts every session of this participant that the journal has and the host has not archived.
     pub(super) fn recover_all(&self, ctx: &mut Context<Self>) {
         let journal = Arc::clone(&self.shared.journal);
         let did = self.shared.identity.did().clone();
-        // Nothing else happens before: a message must find its session, and an old advert must not begin it anew.
+        // Other messages wait: a message must find its session, and an old advert must not start the session anew.
         ctx.wait(read_all(journal, did).into_actor(self).map(|read, participant, ctx| match read {
             Err(error) => {
-                // It would opt in to cohorts again that it is in.
+                // Without its journal it would opt in again to cohorts that it is in.
                 tracing::error!(%error, "the journal cannot be read, the participant does not start");
                 participant.guard.journal_failed();
                 ctx.stop();
@@ -56,7 +56,7 @@ impl ParticipantActor {
                 }
                 for (cohort, facts) in live {
                     if facts.as_ref().is_ok_and(|facts| was_not_joined(facts)) {
-                        // It was to be forgotten, and the program ended first: the advert is one like any other.
+                        // It was to be removed, but the program ended first: its advert is treated like any other.
                         let forgetting = participant.putting_away(&cohort, Retention::Forget);
                         ctx.wait(forgetting.into_actor(participant));
                         continue;
@@ -90,10 +90,10 @@ impl ParticipantActor {
         self.start_session(machine, (StartMode::Resumed, false), joined, ctx);
     }
 
-    /// A session cannot go on, although it has not ended: its journal may be mended, and bring it back.
+    /// A session cannot continue, although it has not ended. Once its journal is repaired, it can be restored.
     fn lost(&mut self, cohort: CohortKey, reason: String) {
         let _session = self.span(&cohort.1).entered();
-        tracing::error!(cohort_id = %cohort.1, reason, "a participant's session cannot go on");
+        tracing::error!(cohort_id = %cohort.1, reason, "a participant's session cannot continue");
         let joined = self.sessions.remove(&cohort).is_none_or(|child| child.joined);
         let end = SessionEnd::Internal { reason };
         self.shared.notices.publish(ParticipantNotice::CohortFailed {
@@ -103,7 +103,7 @@ impl ParticipantActor {
             signed: false,
             end,
         });
-        // Strangers advertise as much as they like, also while our disk is full: they push out only their like.
+        // Unauthenticated peers advertise without limit, also while our disk is full: they evict only such entries.
         if joined {
             self.halted.insert(cohort);
         } else {
@@ -111,7 +111,7 @@ impl ParticipantActor {
         }
     }
 
-    /// Starts again after a panic, with the sessions that the journal knows; unless that happened too often.
+    /// Restarts after a panic, with the sessions in the journal, unless there were too many panics.
     pub(super) fn restart(&mut self, ctx: &mut Context<Self>) {
         let pause = match self.restarts.next(self.shared.clock.now(), self.shared.restarts) {
             Attempt::Again(pause) => pause,
@@ -121,8 +121,8 @@ impl ParticipantActor {
             }
             Attempt::GivenUp => return ctx.stop(),
         };
-        tracing::error!(restarts = self.restarts.count(), "the participant panicked and starts again");
-        // The last to be waited for is the first that is done.
+        tracing::error!(restarts = self.restarts.count(), "the participant panicked and restarts");
+        // The last future passed to `ctx.wait` is the first to run.
         self.recover_all(ctx);
         ctx.wait(tokio::time::sleep(pause).into_actor(self));
     }
@@ -144,7 +144,7 @@ impl ParticipantActor {
                 Retention::Forget => journal.remove(&stream).await,
             };
             if let Err(error) = put {
-                tracing::error!(%error, "the journal of an ended session cannot be put away");
+                tracing::error!(%error, "the journal of an ended session cannot be archived or removed");
             }
         };
         putting.instrument(self.span(&cohort.1))
@@ -155,7 +155,7 @@ fn was_not_joined(facts: &[ParticipantEvent]) -> bool {
     facts.iter().any(|fact| matches!(fact, ParticipantEvent::SessionEnded { reason: SessionEnd::NotJoined, .. }))
 }
 
-/// The archived sessions of `ours`, and the live ones with their facts.
+/// The archived sessions of `ours`, and the live ones with their events.
 async fn read_all(
     journal: Arc<dyn Journal>,
     ours: Did,
@@ -168,7 +168,7 @@ async fn read_all(
     let mut live = Vec::new();
     for stream in journal.streams().await? {
         if let Some(cohort) = key(&stream) {
-            // A stream that is damaged is its own session's affair.
+            // A damaged stream only concerns its own session.
             live.push((cohort, replay::events(&*journal, &stream).await));
         }
     }
@@ -183,7 +183,7 @@ impl Handler<SessionGone> for ParticipantActor {
             Some(reason) => self.lost(cohort, reason.into_owned()),
             None => {
                 if self.sessions.remove(&cohort).is_some_and(|child| child.declined) {
-                    // One that takes the place of ours is considered again when its advert is repeated.
+                    // A successor of one of our cohorts is considered again when its advert is repeated.
                     if !self.expects(&cohort) {
                         self.declined.insert(cohort);
                     }
@@ -207,7 +207,7 @@ impl Handler<ArchiveSession> for ParticipantActor {
         _: &mut Self::Context,
     ) -> Self::Result {
         let cohort = (service, cohort_id);
-        // A host archives what it was told has failed; but this one's journal may be mended, and bring it back.
+        // A host archives what was reported as failed; but once this session's journal is repaired, it can be restored.
         if self.retention == Retention::UntilArchived && !self.halted.contains(&cohort) {
             Box::pin(self.putting_away(&cohort, Retention::UntilArchived))
         } else {

@@ -1,4 +1,4 @@
-//! A participant in one cohort as an actor: the machine's mailbox, its policy, its signing hand.
+//! A participant in one cohort as an actor: the machine, its policy and its signer.
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,7 +32,7 @@ use crate::{
     tree::{self, Row},
 };
 
-/// How long the service is tried to be told a verdict that ends the session.
+/// How long delivery of a verdict that ends the session is attempted.
 const FAREWELL: Duration = Duration::from_secs(600);
 
 /// A message of the service for this session.
@@ -41,11 +41,11 @@ const FAREWELL: Duration = Duration::from_secs(600);
 pub(crate) struct SessionMessage {
     pub(crate) message: Message,
     pub(crate) receipt: Receipt,
-    /// When it was said, if that was before we were connected.
+    /// When it was sent, if that was before we were connected.
     pub(crate) stored: Option<Timestamp>,
 }
 
-/// A message of our own was read on the wire.
+/// A message of our own that was received from the transport.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(crate) struct Seen(pub(crate) Message);
@@ -55,7 +55,7 @@ pub(crate) struct Seen(pub(crate) Message);
 #[rtype(result = "()")]
 pub(crate) struct SendAgain;
 
-/// The host leaves.
+/// The host leaves the cohort.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(crate) struct Leave;
@@ -65,13 +65,13 @@ pub(crate) struct Leave;
 pub(crate) enum StartMode {
     /// With an advert.
     Fresh,
-    /// Where its journal ends.
+    /// At the end of its journal.
     Resumed,
     /// The actor panicked: its journal is replayed first.
     AfterPanic,
 }
 
-/// Whom a session tells how far it is.
+/// Where a session sends its progress.
 pub(crate) struct Owner {
     pub(crate) joined: Recipient<SessionJoined>,
     pub(crate) over: Recipient<SessionOver>,
@@ -83,7 +83,7 @@ pub(crate) struct ParticipantSessionActor {
     outbound: Recipient<Outbound>,
     owner: Owner,
     mode: StartMode,
-    /// Whether the cohort takes the place of one that we were in, on the same terms.
+    /// Whether the cohort replaces one that we were in, on the same terms.
     rejoins: bool,
     signer: MemberSigner,
     signed: bool,
@@ -92,8 +92,8 @@ pub(crate) struct ParticipantSessionActor {
 }
 
 impl ParticipantSessionActor {
-    /// Starts the actor of a session of a cohort, `rejoins` if that takes the place of one that we were in. It runs as long as its
-    /// owner holds the [`Lease`]; `gone` is called when it ends before.
+    /// Starts the actor of a session; `rejoins` if the cohort replaces one that we were in. It runs until its owner
+    /// drops the [`Lease`]; `gone` is called when it stops earlier.
     pub(crate) fn start(
         machine: ParticipantCohort,
         (mode, rejoins): (StartMode, bool),
@@ -135,8 +135,8 @@ impl ParticipantSessionActor {
         }
     }
 
-    /// Where the facts of this session are kept. The service is part of the name: anybody may advertise a cohort by the
-    /// identifier of somebody else's, and would otherwise write into that cohort's stream.
+    /// The stream of this session's events. The service is part of the name: any peer may advertise a cohort under the
+    /// identifier of another service's cohort, and would otherwise write into that cohort's stream.
     pub(crate) fn stream(did: &Did, service: &Did, cohort_id: &CohortId) -> StreamId {
         StreamId::new(format!("participant/{did}/{service}/{cohort_id}"))
     }
@@ -158,13 +158,13 @@ impl ParticipantSessionActor {
         Some(ParticipantNotice::CohortOver { did, cohort_id, known })
     }
 
-    /// Takes the session up where its journal ends.
+    /// Continues the session where its journal ends.
     fn take_up(&mut self, ctx: &mut Context<Self>) {
         let phase = self.engine.machine().phase().kind();
         let (did, advert) = (self.shared.identity.did().clone(), self.engine.machine().advert());
         let (cohort_id, service) = (advert.cohort_id.clone(), advert.service.clone());
         self.shared.notices.publish(ParticipantNotice::SessionRecovered { did, cohort_id, service, phase });
-        // It was not told, or nobody has said that it was heard.
+        // The host was not notified, or did not acknowledge the notice.
         self.publish_approval();
         self.publish_signature();
         self.publish_completion();
@@ -176,7 +176,8 @@ impl ParticipantSessionActor {
             self.report_end(&reason);
         }
         self.feed(ParticipantInput::Resumed, ctx);
-        // The secret is never on disk: a nonce that left before has gone with the actor that held it.
+        // The secret is never on disk: a nonce that was sent before the restart is lost with the actor that had its
+        // secret.
         self.feed(ParticipantInput::NonceLost, ctx);
         self.resume(ctx);
     }
@@ -186,7 +187,7 @@ impl ParticipantSessionActor {
         self.owner.over.do_send(SessionOver { advert, reason });
     }
 
-    /// Asks the host something and feeds its answer to the machine.
+    /// Asks the host a question and feeds its answer to the machine.
     fn ask<F>(&mut self, question: F, ctx: &mut Context<Self>)
     where
         F: Future<Output = ParticipantInput> + 'static,
@@ -203,7 +204,7 @@ impl ParticipantSessionActor {
         });
     }
 
-    /// The signed transaction, if it was seen.
+    /// Publishes the signed transaction, if it was seen.
     fn publish_completion(&self) {
         let machine = self.engine.machine();
         let (Some(transaction), Some(record)) = (machine.seen(), machine.record()) else { return };
@@ -246,7 +247,7 @@ impl Actor for ParticipantSessionActor {
 impl Supervised for ParticipantSessionActor {
     fn restarting(&mut self, _: &mut Self::Context) {
         self.mode = StartMode::AfterPanic;
-        // At once: whatever the journal says, a secret nonce does not survive the panic.
+        // Replaced at once: whatever the journal contains, a secret nonce does not survive the panic.
         self.signer = MemberSigner::new(Arc::clone(self.shared.identity.secret_key()));
     }
 }
@@ -311,7 +312,7 @@ impl Handler<SessionMessage> for ParticipantSessionActor {
             tracing::info!(
                 cohort_id = %message.body.cohort_id(),
                 kind = message.body.short_type(),
-                "a message from before our opt-in is passed over: of an earlier round, or by a clock that is behind ours"
+                "a message from before our opt-in is ignored: it belongs to an earlier round, or the sender's clock is behind ours"
             );
         }
         self.feed_received(ParticipantInput::Stored { message, said }, receipt, ctx);
@@ -394,11 +395,11 @@ impl Driven for ParticipantSessionActor {
             ParticipantEvent::PartialSignatureSent { .. } | ParticipantEvent::FallbackSignatureSent { .. } => {
                 return self.publish_signature();
             }
-            // It ends with this, and is told then.
+            // This ends the session, which publishes it.
             ParticipantEvent::TransactionSeen { .. } => return,
             ParticipantEvent::SessionEnded { reason, .. } => {
                 self.report_end(reason);
-                // Others may have finished without a signature of ours: our update is announced all the same.
+                // Other members may have finished without our signature: our update is announced nevertheless.
                 self.publish_completion();
                 let Some(notice) = self.notice_of_end(reason) else { return };
                 notice
@@ -417,7 +418,7 @@ impl Driven for ParticipantSessionActor {
         let advert = Arc::clone(self.engine.machine().advert());
         match effect {
             ParticipantEffect::Send { to, body } => {
-                // What is said at the end is worth a few tries.
+                // The last message is worth a few attempts.
                 let until = self.engine.machine().deadline().or_else(|| Some(self.shared.clock.now() + FAREWELL));
                 self.outbound.do_send(Outbound::Direct { to, body, until });
             }
@@ -454,7 +455,7 @@ impl Driven for ParticipantSessionActor {
                     ctx,
                 );
             }
-            // From here on nothing may come between: opened, sent, used and wiped in one turn each.
+            // Nothing may happen in between: the nonce is opened, sent, used and wiped in one turn each.
             ParticipantEffect::OpenNonce { session_id, output } => {
                 let Some(rng) = self.engine.rng() else { return };
                 let nonce = self.signer.open_nonce(&session_id, &output, rng);
@@ -486,7 +487,7 @@ impl Driven for ParticipantSessionActor {
     }
 
     fn journal_failed(&mut self, error: JournalError, ctx: &mut Context<Self>) {
-        tracing::error!(%error, "a participant's session cannot go on");
+        tracing::error!(%error, "a participant's session cannot continue");
         self.guard.journal_failed();
         ctx.stop();
     }

@@ -1,7 +1,7 @@
-//! The cohorts supervisor: one Aggregation Service identity, and a `CohortActor` for each of its cohorts.
+//! The cohorts' supervisor: one Aggregation Service identity, and a `CohortActor` for each of its cohorts.
 //!
-//! It opens cohorts, routes messages to them by cohort, and notices when one ends; a cohort that fails touches no other.
-//! Cohorts of a previous run are started from the journal before anything else, see `recover`.
+//! It opens cohorts, routes messages to them by cohort, and observes when one ends; the failure of a cohort affects no
+//! other. Cohorts of a previous run are started from the journal before anything else, see `recover`.
 
 mod cohort;
 mod recover;
@@ -63,27 +63,27 @@ use crate::{
     tree::{self, Row},
 };
 
-/// How many ended cohorts are remembered, so that what their members said too late is not held against them.
+/// The number of ended cohorts that are remembered, so that late messages of their members are not treated as faults.
 const REMEMBERED: usize = 1024;
 
-/// How many are told within [`TELLING`] that a cohort is not running here. Anybody can ask.
+/// How many senders are notified within [`UNKNOWN_PERIOD`] that a cohort is not running here. Any peer can ask.
 const MOST_TOLD: u32 = 64;
 const TELLING: Duration = Duration::from_secs(60);
 
-/// What an Aggregation Service consists of.
+/// The parts of an Aggregation Service.
 #[derive(Clone)]
 pub struct ServiceSettings {
-    /// Who it is: a KEY DID.
+    /// Its identity: a KEY DID.
     pub identity: Identity,
     /// How it is reached.
     pub transport: Arc<dyn Transport>,
-    /// What its operator decides.
+    /// The decisions of its operator.
     pub policy: Arc<dyn ServicePolicy>,
-    /// The beacon types that it knows.
+    /// The beacon types that it supports.
     pub beacons: BeaconRegistry,
-    /// Who aggregates keys: directly, or behind a cache shared with others in the process.
+    /// The key aggregation: direct, or through a cache shared with others in the process.
     pub aggregator: Arc<dyn KeyAggregator>,
-    /// Where facts are kept.
+    /// Where events are stored.
     pub journal: Arc<dyn Journal>,
     /// The time.
     pub clock: Clock,
@@ -91,25 +91,25 @@ pub struct ServiceSettings {
     pub randomness: Randomness,
     /// Where its notices are published.
     pub notices: Notices<ServiceNotice>,
-    /// Where what it has to do is counted.
+    /// Where its messages are counted.
     pub load: Load,
-    /// Who did wrong.
+    /// The ban list.
     pub bans: BanBook,
-    /// How many seats one DID, address or invite may have.
+    /// The seats of DIDs, addresses and invites.
     pub seats: Seats,
-    /// How often an actor that panics is replaced.
+    /// How often an actor that panics is restarted.
     pub restarts: RestartIntensity,
-    /// What becomes of the journal of a cohort that has ended.
+    /// What happens to the journal of a cohort that has ended.
     pub retention: Retention,
 }
 
 /// Why a cohort cannot be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenCohortError {
-    /// Members could not accept its advert.
+    /// Participants could not accept its advert.
     #[error(transparent)]
     Config(#[from] ServiceConfigError),
-    /// The journal has not taken what it was given: no cohort can be promised anything until the host is started again.
+    /// An append to the journal failed: no cohort can be promised anything until the host is restarted.
     #[error("the journal has failed; no cohort can be opened until the service is started again")]
     JournalFailed,
 }
@@ -118,29 +118,29 @@ pub enum OpenCohortError {
 #[derive(Clone, Debug, ActixMessage)]
 #[rtype(result = "Result<CohortId, OpenCohortError>")]
 pub struct OpenCohort {
-    /// What its advert promises.
+    /// The conditions of its advert.
     pub conditions: Conditions,
     /// The network of its beacon address.
     pub network: Network,
-    /// How long it waits.
+    /// Its deadlines.
     pub timing: Timing,
-    /// What is too much.
+    /// Its limits.
     pub limits: Limits,
-    /// What to do when a phase cannot be completed.
+    /// What happens when a phase cannot be completed.
     pub rules: PhaseRules,
 }
 
-/// The host has kept what it wants of a cohort that has ended: its journal is archived.
+/// The host has stored what it needs of a cohort that has ended: its journal is archived.
 #[derive(Clone, Debug, ActixMessage)]
 #[rtype(result = "()")]
 pub struct ArchiveCohort(pub CohortId);
 
-/// Tell again how those cohorts ended that the host has not archived: it may have missed it.
+/// Publish again the ends of the cohorts that the host has not archived: it may have missed them.
 #[derive(Clone, Copy, Debug, ActixMessage)]
 #[rtype(result = "()")]
 pub struct TellEnds;
 
-/// Form a cohort with the members that it has, without waiting for more.
+/// Form a cohort with its current members, without waiting for more.
 #[derive(Clone, Debug, ActixMessage)]
 #[rtype(result = "()")]
 pub struct FinalizeCohort(pub CohortId);
@@ -149,9 +149,9 @@ pub struct FinalizeCohort(pub CohortId);
 #[derive(Clone, Debug, ActixMessage)]
 #[rtype(result = "()")]
 pub struct CancelCohort {
-    /// Which.
+    /// The cohort.
     pub cohort_id: CohortId,
-    /// Why, in words.
+    /// The reason, as text.
     pub reason: String,
 }
 
@@ -165,20 +165,20 @@ pub struct AggregationService {
     settings: ServiceSettings,
     shared: Arc<ServiceShared>,
     outbound: Recipient<Outbound>,
-    /// Our way to the world, which opens when our cohorts are back.
+    /// Our connection to the transport, which opens when the cohorts are restored.
     link: Recipient<Connect>,
     cohorts: BTreeMap<CohortId, Child>,
-    /// How many cohorts were opened, ended ones included.
+    /// The number of cohorts opened, ended ones included.
     opened: u64,
     ended: Remembered<CohortId>,
-    /// Cohorts that cannot go on until the host is started again: nothing may be promised in their name, nor taken back.
-    /// They are our own, so their number is bounded by what the host opens.
+    /// Cohorts that cannot continue until the host is restarted: nothing may be promised for them, nor withdrawn. They
+    /// are our own, so the host bounds their number.
     halted: BTreeSet<CohortId>,
-    /// Whether the journal has refused a fact of a cohort.
+    /// Whether an append of a cohort's event has failed.
     journal_failed: bool,
-    /// Who was told that a cohort is not running here, and about which.
+    /// The senders that were notified that a cohort is not running here, with the cohort.
     told: Remembered<(Did, CohortId)>,
-    /// How many were told since when.
+    /// The start of the current period, and the number of senders notified in it.
     telling: (Timestamp, u32),
     panicked: bool,
     restarts: Restarts,
@@ -188,7 +188,7 @@ pub struct AggregationService {
 /// A cohort of ours.
 struct Child {
     cohort: Addr<CohortActor>,
-    /// The cohort's actor ends when this is dropped.
+    /// The cohort's actor stops when this is dropped.
     _lease: Lease,
 }
 
@@ -259,7 +259,7 @@ impl AggregationService {
         Ok(cohort_id)
     }
 
-    /// Opens the cohort that takes another one's place.
+    /// Opens the cohort that replaces another one.
     fn form_again(&mut self, terms: &CohortTerms, ctx: &Context<Self>) {
         let cohort_id = terms.cohort_id.clone();
         let _cohort = span::cohort(&cohort_id).entered();
@@ -273,12 +273,12 @@ impl AggregationService {
                     excluded: excluded.iter().cloned().collect(),
                 });
             }
-            // The terms were good once.
-            Err(error) => tracing::error!(%cohort_id, %error, "a cohort cannot be formed again"),
+            // The terms were valid before.
+            Err(error) => tracing::error!(%cohort_id, %error, "a cohort could not be formed again"),
         }
     }
 
-    /// Tells somebody who speaks to a cohort that is not running here that nobody listens; once.
+    /// Notifies the sender of a message to a cohort that is not running here; once for each sender and cohort.
     fn tell_unknown(&mut self, to: &Did, cohort_id: &CohortId) {
         let now = self.shared.clock.now();
         if now.since(self.telling.0) >= TELLING {
@@ -313,7 +313,7 @@ impl Actor for AggregationService {
 impl Supervised for AggregationService {
     fn restarting(&mut self, _: &mut Self::Context) {
         self.panicked = true;
-        // Their actors end; those of the same cohorts are started from the journal.
+        // Their actors stop; the actors of the same cohorts are started from the journal.
         self.cohorts.clear();
     }
 }
@@ -334,8 +334,8 @@ impl Handler<OpenCohort> for AggregationService {
         if let Some(limit) = self.settings.transport.member_limit(&open.conditions.beacon_type, wanted) {
             open.conditions.limit_members(limit).map_err(ServiceConfigError::from)?;
         }
-        // One generator a cohort: were it one for all, a repeated run would depend on the order of the requests only.
-        // By a number that is never given twice: under a seed, the number of an ended cohort would be its identifier again.
+        // One generator for each cohort: with a single one, a repeated run would depend on the order of the requests.
+        // The number is never reused: under a seed, the number of an ended cohort would give its identifier again.
         let mut rng = self.shared.randomness.for_actor(&format!("cohort number {}", self.opened));
         self.opened += 1;
         let terms = CohortTerms {
@@ -362,12 +362,12 @@ impl Handler<FormAgain> for AggregationService {
             return;
         }
         let reading = self.shared.journal.read(&CohortActor::stream(&cohort_id));
-        // Only so many ended cohorts are remembered; the journal knows of all. Nothing else happens before, or it could be
-        // opened twice.
+        // Only a bounded number of ended cohorts is remembered; the journal has all. Other messages wait, or the cohort
+        // could be opened twice.
         ctx.wait(reading.into_actor(self).map(move |read, service, ctx| match read {
             Ok(records) if records.is_empty() => service.form_again(&terms, ctx),
             Ok(_) => {}
-            Err(error) => tracing::error!(%cohort_id, %error, "a cohort cannot be formed again"),
+            Err(error) => tracing::error!(%cohort_id, %error, "a cohort could not be formed again"),
         }));
     }
 }
@@ -378,7 +378,8 @@ impl Handler<Delivery> for AggregationService {
     fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
         let (message, stored) = match delivery {
             Delivery::Message(received) => (received, false),
-            // Whenever it was said: an identifier is never given twice, so what names a cohort came after it.
+            // Its time does not matter: an identifier is never reused, so a message that names a cohort was sent after
+            // its start.
             Delivery::Stored { message, .. } => (message, true),
             // A service sends no nonces.
             Delivery::Own(_) => return,
@@ -389,7 +390,7 @@ impl Handler<Delivery> for AggregationService {
                 return;
             }
             Delivery::Unverified { reason } => {
-                // In nobody's name: the one that it names has not said it.
+                // Without a peer: the DID that it names has not sent it.
                 let reject = Reject { code: RejectCode::WrongSender, peer: None, detail: reason };
                 return self.reject(None, &reject);
             }
@@ -428,24 +429,24 @@ impl Handler<Delivery> for AggregationService {
                 return;
             }
             message.receipt.clone().confirm();
-            // Another service's adverts are nobody's fault.
+            // Another service's adverts are not a fault.
             if stored || message.body.is_control() || matches!(&*message.body, Body::CohortAdvert(_)) {
                 return;
             }
             self.tell_unknown(&message.from, &cohort_id);
             if self.ended.contains(&cohort_id) {
-                // Nor are late messages of a cohort that is over.
+                // Late messages of an ended cohort are not a fault either.
                 return;
             }
             let detail = "no such cohort is running here";
             return self.reject(Some(&cohort_id), &Reject::new(RejectCode::WrongCohort, &message.from, detail));
         };
         let waits = self.shared.load.waits(Mailbox::Cohort);
-        // A cohort that has just ended is about to be reported. Without a receipt the sender sends the message again.
+        // A cohort that has just ended will be reported soon. Without a receipt the sender sends the message again.
         if let Err(SendError::Full(CohortMessage(message, _))) =
             child.cohort.try_send(CohortMessage(message, waits))
         {
-            tracing::warn!(%cohort_id, from = %message.from, "the cohort's mailbox is full, a message is lost");
+            tracing::warn!(%cohort_id, from = %message.from, "the cohort's mailbox is full, a message was dropped");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The cohorts of previous runs, which are started from the journal when the service is; and what becomes of the journal of those
-//! that have ended.
+//! The cohorts of previous runs, which are started from the journal when the service starts; and the archiving or
+//! removal of the journals of ended cohorts.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ use crate::{
     transport::link::Connect,
 };
 
-/// A cohort's actor is gone, however it went.
+/// A cohort's actor has stopped, for any reason.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(super) struct CohortGone {
@@ -38,13 +38,13 @@ pub(super) struct CohortGone {
 type Events = Result<Vec<ServiceEvent>, JournalError>;
 
 impl AggregationService {
-    /// Starts every cohort of ours that the journal knows and the host has not archived.
+    /// Starts every cohort of this service that the journal has and the host has not archived.
     pub(super) fn recover_all(&self, ctx: &mut Context<Self>) {
         let journal = Arc::clone(&self.shared.journal);
-        // Nothing else happens before: a member's message must find its cohort.
+        // Other messages wait: a member's message must find its cohort.
         ctx.wait(read_all(journal).into_actor(self).map(|read, service, ctx| match read {
             Err(error) => {
-                // It would tell the members of cohorts that it has lost sight of that there are none.
+                // Without its journal it would notify the members of its cohorts that the cohorts do not exist.
                 tracing::error!(%error, "the journal cannot be read, the service does not start");
                 service.guard.journal_failed();
                 ctx.stop();
@@ -58,7 +58,7 @@ impl AggregationService {
                         service.start_again(cohort_id, facts, ctx);
                     }
                 }
-                // Not before: a member whose DID proves no key must be known when it knocks.
+                // Not earlier: a member whose DID does not prove its key must be registered before it connects.
                 service.link.do_send(Connect);
             }
         }));
@@ -75,7 +75,7 @@ impl AggregationService {
             return self.lost(cohort_id, "its journal does not begin with its terms".to_owned());
         };
         if terms.service != *self.settings.identity.did() {
-            // Another service stores its journal in the same place.
+            // A stream of another service that uses the same journal.
             return;
         }
         let replayed = replay::caught(|| {
@@ -92,17 +92,17 @@ impl AggregationService {
         self.start_cohort(beginning, ctx);
     }
 
-    /// A cohort cannot go on, although it has not ended: its journal may be mended, and bring it back.
+    /// A cohort cannot continue, although it has not ended. Once its journal is repaired, it can be restored.
     fn lost(&mut self, cohort_id: CohortId, reason: String) {
         let _cohort = span::cohort(&cohort_id).entered();
-        tracing::error!(%cohort_id, reason, "a cohort cannot go on");
+        tracing::error!(%cohort_id, reason, "a cohort cannot continue");
         self.cohorts.remove(&cohort_id);
         self.halted.insert(cohort_id.clone());
         let failure = CohortFailure::Internal { reason };
         self.shared.notices.publish(ServiceNotice::failed(cohort_id, &failure, None));
     }
 
-    /// Starts again after a panic, with the cohorts that the journal knows; unless that happened too often.
+    /// Restarts after a panic, with the cohorts in the journal, unless there were too many panics.
     pub(super) fn restart(&mut self, ctx: &mut Context<Self>) {
         let pause = match self.restarts.next(self.shared.clock.now(), self.shared.restarts) {
             Attempt::Again(pause) => pause,
@@ -112,8 +112,8 @@ impl AggregationService {
             }
             Attempt::GivenUp => return ctx.stop(),
         };
-        tracing::error!(restarts = self.restarts.count(), "the service panicked and starts again");
-        // The last to be waited for is the first that is done.
+        tracing::error!(restarts = self.restarts.count(), "the service panicked and restarts");
+        // The last future passed to `ctx.wait` is the first to run.
         self.recover_all(ctx);
         ctx.wait(tokio::time::sleep(pause).into_actor(self));
     }
@@ -129,7 +129,7 @@ impl AggregationService {
             let stream = CohortActor::stream(&cohort_id);
             let put = async {
                 let sessions = sessions_of(&*journal, &stream).await?;
-                // The cohort's last: while it is there, it is known what belongs to it.
+                // The cohort's own stream is last: while it exists, it names the streams that belong to it.
                 for stream in sessions.iter().chain([&stream]) {
                     match how {
                         Retention::UntilArchived => journal.archive(stream, now).await?,
@@ -139,7 +139,7 @@ impl AggregationService {
                 Ok::<_, JournalError>(())
             };
             if let Err(error) = put.await {
-                tracing::error!(%cohort_id, %error, "the journal of an ended cohort cannot be put away");
+                tracing::error!(%cohort_id, %error, "the journal of an ended cohort cannot be archived or removed");
             }
         };
         putting.instrument(span)
@@ -156,7 +156,7 @@ async fn sessions_of(journal: &dyn Journal, cohort: &StreamId) -> Result<Vec<Str
     Ok(sessions.collect())
 }
 
-/// The archived cohorts, and the live ones with their facts.
+/// The archived cohorts, and the live ones with their events.
 async fn read_all(journal: Arc<dyn Journal>) -> Result<(Vec<CohortId>, Vec<(CohortId, Events)>), JournalError> {
     let archived = journal.archived().await?.into_iter().filter_map(|archived| match archived.stream.kind() {
         StreamKind::Cohort(cohort_id) => Some(cohort_id),
@@ -166,7 +166,7 @@ async fn read_all(journal: Arc<dyn Journal>) -> Result<(Vec<CohortId>, Vec<(Coho
     let mut live = Vec::new();
     for stream in journal.streams().await? {
         if let StreamKind::Cohort(cohort_id) = stream.kind() {
-            // A stream that is damaged is its own cohort's affair.
+            // A damaged stream only concerns its own cohort.
             live.push((cohort_id, replay::events(&*journal, &stream).await));
         }
     }
@@ -205,7 +205,7 @@ impl Handler<ArchiveCohort> for AggregationService {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, ArchiveCohort(cohort_id): ArchiveCohort, _: &mut Self::Context) -> Self::Result {
-        // A host archives what it was told has failed; but this one's journal may be mended, and bring it back.
+        // A host archives what was reported as failed; but once this cohort's journal is repaired, it can be restored.
         if self.settings.retention == Retention::UntilArchived && !self.halted.contains(&cohort_id) {
             Box::pin(self.putting_away(cohort_id, Retention::UntilArchived))
         } else {

@@ -1,4 +1,4 @@
-//! What the actors of a service share: its settings, and the messages between a parent and its children.
+//! The data that the actors of a service share, and the messages between a parent and its children.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::{
     supervision::RestartIntensity,
 };
 
-/// What the service's actors share.
+/// The data that the service's actors share.
 pub(crate) struct ServiceShared {
     pub(crate) identity: Identity,
     pub(crate) policy: Arc<dyn ServicePolicy>,
@@ -35,29 +35,29 @@ pub(crate) struct ServiceShared {
     pub(crate) deliveries: Deliveries,
 }
 
-/// Open the cohort that takes another one's place, unless that was done already.
+/// Open the cohort that replaces another one, unless it was opened already.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(crate) struct FormAgain(pub(crate) Arc<CohortTerms>);
 
-/// Send again what this member, or every member, still needs: it was lost.
+/// Send again what this member, or every member, still needs.
 #[derive(Clone, ActixMessage)]
 #[rtype(result = "()")]
 pub(crate) struct SendAgain(pub(crate) Option<Did>);
 
 impl SendAgain {
-    /// Whether what is for `member` is sent again.
+    /// Whether messages to `member` are sent again.
     pub(crate) fn concerns(&self, member: &Did) -> bool {
         self.0.as_ref().is_none_or(|only| only == member)
     }
 }
 
-/// A member did wrong in the session: to its cohort.
+/// From a session to its cohort: a member committed a fault.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(crate) struct FaultFound(pub(crate) Fault);
 
-/// The session has ended: to its cohort.
+/// From a session to its cohort: the session has ended.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(crate) struct SigningEnded {

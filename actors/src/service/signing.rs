@@ -1,4 +1,4 @@
-//! The signing session as an actor: a child of its cohort, with the coordinator's machine in it.
+//! The signing session as an actor: a child of its cohort, around the coordinator's machine.
 
 use std::sync::Arc;
 
@@ -35,20 +35,20 @@ use crate::{
 #[rtype(result = "()")]
 struct SessionMessage(Received, Waits);
 
-/// Whom a session reports to: its cohort.
+/// The cohort to which a session reports.
 pub(crate) struct Parent {
     pub(crate) faults: Recipient<FaultFound>,
     pub(crate) ended: Recipient<SigningEnded>,
 }
 
-/// A cohort's session. It ends when this is dropped: what it is just deciding is not written any more.
+/// A cohort's session. Its actor stops when this is dropped; a decision in progress is then not journaled.
 pub(crate) struct Session {
     address: Addr<SigningSessionActor>,
     _lease: Lease,
 }
 
 impl Session {
-    /// Starts the session of `task`; `gone` is called when it ends by itself.
+    /// Starts the session of `task`; `gone` is called when its actor stops by itself.
     pub(crate) fn start(
         task: Arc<SigningTask>,
         previous: PreviousRun<'_>,
@@ -64,7 +64,7 @@ impl Session {
         Self { address, _lease: lease }
     }
 
-    /// Sends it a message of a member.
+    /// Passes it a message of a member.
     pub(crate) fn hand(&self, received: Received, load: &Load) -> Result<(), SendError<()>> {
         let sent = self.address.try_send(SessionMessage(received, load.waits(Mailbox::Session)));
         sent.map_err(|error| match error {
@@ -73,18 +73,18 @@ impl Session {
         })
     }
 
-    /// Has it send again what members still need.
+    /// Makes it send again what members still need.
     pub(crate) fn send_again(&self, again: SendAgain) {
-        // Not lossy: there is one for each stream that a member opens, and for each failure of a connection.
+        // An unbounded send: there is one for each stream that a member opens, and for each failure of a connection.
         self.address.do_send(again);
     }
 }
 
-/// What a previous run of the process left of a session.
+/// The state of a session from a previous run of the process.
 pub(crate) struct PreviousRun<'e> {
     /// The session's events, if it was started then.
     pub(crate) events: &'e [SessionEvent],
-    /// Whether the session was down with the service, and no member could answer it.
+    /// Whether the session was down with the service, so that no member could answer it.
     pub(crate) was_down: bool,
 }
 
@@ -135,7 +135,7 @@ impl SigningSessionActor {
         }
     }
 
-    /// Where the events of this session are stored.
+    /// The stream of this session's events.
     pub(crate) fn stream(session_id: &SessionId) -> StreamId {
         StreamId::new(format!("signing/{session_id}"))
     }
@@ -147,7 +147,7 @@ impl SigningSessionActor {
             phase => {
                 let waits = phase.timed().is_some();
                 for fault in self.engine.machine().faults().iter() {
-                    // The service may have died before its cohort had it.
+                    // The service may have stopped before its cohort received it.
                     self.parent.faults.do_send(FaultFound(fault.clone()));
                 }
                 if std::mem::take(&mut self.was_down) && waits {
@@ -201,7 +201,7 @@ impl Replayed for SigningSessionActor {
         last: Option<String>,
         ctx: &mut Context<Self>,
     ) -> Result<(), String> {
-        // The cohort decides what follows.
+        // The cohort decides what happens next.
         if let Some(reason) = last {
             return Err(reason);
         }
@@ -285,7 +285,7 @@ impl Driven for SigningSessionActor {
                 self.parent.faults.do_send(FaultFound(fault.clone()));
                 ServiceNotice::rejected(Some(&cohort_id), &Reject::from(fault))
             }
-            // The cohort tells how it ended.
+            // The cohort publishes its end.
             SessionEvent::NoncesAggregated { .. }
             | SessionEvent::PathChosen { .. }
             | SessionEvent::SessionCompleted { .. }
@@ -309,19 +309,19 @@ impl Driven for SigningSessionActor {
     fn refused(&mut self, reject: Reject, _: &mut Context<Self>) {
         let machine = self.engine.machine();
         let cohort_id = &machine.task().cohort_id;
-        // What comes when the path is chosen was sent before its sender could know.
+        // A message that arrives after the path was chosen may have been sent before its sender could know.
         let is_over = matches!(
             machine.phase(),
             SessionPhase::Fallback { .. } | SessionPhase::KeyPath | SessionPhase::Ended(_)
         );
         if is_over && reject.code == RejectCode::WrongPhase {
-            return tracing::debug!(%cohort_id, reject.detail, "a message came too late");
+            return tracing::debug!(%cohort_id, reject.detail, "a message arrived too late");
         }
         self.shared.notices.publish(ServiceNotice::rejected(Some(cohort_id), &reject));
     }
 
     fn journal_failed(&mut self, error: JournalError, ctx: &mut Context<Self>) {
-        tracing::error!(%error, "a signing session cannot go on");
+        tracing::error!(%error, "a signing session cannot continue");
         self.guard.journal_failed();
         ctx.stop();
     }

@@ -1,7 +1,8 @@
-//! The database file of a state directory, in blocking calls: opening it, and committing changes to it.
+//! The database file of a state directory, in blocking calls: opening it, and committing changes.
 //!
-//! Four tables of redb's, whose values stand in [frames](super::frame): `meta` (one value: the format and the number of
-//! commits), `heads` and `records` (see [`streams`](super::streams)), and `entries` (see [`entries`](super::entries)).
+//! It has four redb tables, whose values are stored in [frames](super::frame): `meta` (one value: the format and the
+//! number of commits), `heads` and `records` (see [`streams`](super::streams)), and `entries` (see
+//! [`entries`](super::entries)).
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -29,17 +30,17 @@ use crate::journal::StreamId;
 pub(super) const FILE: &str = "state.redb";
 const UNFINISHED: &str = "state.redb.new";
 
-/// The version of what stands in the tables, but for the events, which have their own.
+/// The version of the tables' contents, except for the events, which have their own.
 const FORMAT: u16 = 1;
 
-/// How much of the file redb may hold in memory: it would take a gigabyte. What is read often is small, and what is large, the
-/// journal, is read once.
+/// The size of redb's cache; its default is a gigabyte. Values that are read often are small, and the journal, which is
+/// large, is read once.
 const CACHE_BYTES: usize = 32 << 20;
 
-/// What every redb file begins with.
+/// The first bytes of every redb file.
 const REDB_MAGIC: &[u8] = b"redb\x1A\x0A\xA9\x0D\x0A";
 
-/// Bytes to bytes: redb panics on a key or value of a richer type that was damaged.
+/// Plain bytes, because redb panics on a damaged key or value of a richer type.
 pub(super) type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
 const META: Definition = TableDefinition::new("meta");
@@ -55,9 +56,9 @@ const STATE: &[u8] = b"state";
 pub(super) enum Change {
     /// Appends records, as JSON.
     Append { stream: StreamId, records: Vec<Vec<u8>> },
-    /// Takes a stream from the live ones.
+    /// Archives a live stream.
     Archive { stream: StreamId, at: Timestamp },
-    /// Forgets a stream.
+    /// Removes a stream.
     Remove { stream: StreamId },
     /// Sets an entry of a table.
     Put { table: Arc<str>, key: Vec<u8>, value: Vec<u8> },
@@ -66,7 +67,7 @@ pub(super) enum Change {
 }
 
 impl Change {
-    /// About how large it is.
+    /// Its approximate size.
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::Append { stream, records } => {
@@ -79,18 +80,18 @@ impl Change {
     }
 }
 
-/// Changes that do not fit what is stored.
+/// Changes that contradict the stored data.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Refused(pub(super) String);
 
-/// What redb found wrong.
+/// A fault that redb reported.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum Fault {
-    /// With what it read.
+    /// In what it read.
     #[error("{0}")]
     Damaged(String),
-    /// With anything else; the database cannot be used on.
+    /// Anything else; the database cannot be used any more.
     #[error("{0}")]
     Broken(String),
 }
@@ -115,28 +116,28 @@ fault_from!(
     redb::TransactionError
 );
 
-/// Calls redb. It says of most damage that it is damage, but asserts some of what it reads, and a damaged file must not take
-/// the caller down. What it had in hand when it panicked is not used again by anyone: a read transaction is dropped, and the
-/// writer gives up for good.
+/// Calls redb. It reports most damage as an error, but panics on some, and a damaged file must not crash the caller.
+/// Nothing that was in use during the panic is used again: a read transaction is dropped, and the writer stops
+/// permanently.
 pub(super) fn caught<T>(call: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-        Err(Fault::Broken(format!("the database gave up over it: {}", text.unwrap_or("no reason given"))))
+        Err(Fault::Broken(format!("the database panicked: {}", text.unwrap_or("no reason given"))))
     })
 }
 
 /// The open database, and the lock on its directory.
 pub(super) struct Database {
-    /// Taken only when dropped.
+    /// `None` only while it is dropped.
     redb: Option<redb::Database>,
     dir: PathBuf,
     path: PathBuf,
     lock: DirectoryLock,
-    /// Whether it was found to be ours and whole.
+    /// Whether it was found to be ours and undamaged.
     sound: bool,
 }
 
-/// What a job is applied to.
+/// The tables to which a job is applied.
 pub(super) struct Tables<'t> {
     pub(super) heads: Table<'t, &'static [u8], &'static [u8]>,
     pub(super) records: Table<'t, &'static [u8], &'static [u8]>,
@@ -145,7 +146,7 @@ pub(super) struct Tables<'t> {
 
 /// Why a group of jobs was not committed.
 enum Stopped {
-    /// For what was found when this one was applied; without it, the others may go.
+    /// A fault of the job with this number; the other jobs can be committed without it.
     At(usize, Fault),
     Altogether(Fault),
 }
@@ -157,13 +158,13 @@ impl<E: Into<Fault>> From<E> for Stopped {
 }
 
 impl Database {
-    /// Opens the database of `dir`, making both where they do not exist yet.
+    /// Opens the database of `dir`, creating both if they do not exist.
     pub(super) fn open(dir: &Path) -> Result<Self, StateError> {
         let mut builder = DirBuilder::new();
         builder.recursive(true);
         #[cfg(unix)]
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(dir).map_err(StateError::io(format!("make the directory {}", dir.display())))?;
+        builder.create(dir).map_err(StateError::io(format!("create the directory {}", dir.display())))?;
         let lock = DirectoryLock::take(dir)?;
         let path = dir.join(FILE);
         if !Self::is_in(dir)? {
@@ -200,8 +201,8 @@ impl Database {
             return Err(StateError::Newer { path: self.path.clone(), found, known });
         }
         let commits = number(payload).ok_or_else(|| corrupt("its description is too short".to_owned()))?;
-        // A damaged commit looks like one that was torn by a crash, and redb goes back to the one before it. After a close
-        // in good order there is no torn one.
+        // A damaged commit looks like one that a crash interrupted, and redb falls back to the one before it. After a
+        // clean close there is no interrupted commit.
         match self.lock.left_at() {
             Some(left_at) if commits < left_at => Err(corrupt(format!(
                 "it was closed at commit {left_at}, and the last one that is left is {commits}"
@@ -210,7 +211,7 @@ impl Database {
         }
     }
 
-    /// Runs a read transaction: it sees the last commit as a whole.
+    /// Runs a read transaction, which sees the last commit as a whole.
     pub(super) fn reading<T>(&self, read: impl FnOnce(&ReadTransaction) -> Result<T, Fault>) -> Result<T, Fault> {
         caught(|| {
             let redb = self.redb.as_ref().ok_or_else(|| Fault::Broken("it is closed".to_owned()))?;
@@ -218,10 +219,10 @@ impl Database {
         })
     }
 
-    /// Makes all of `jobs` durable in one commit, but for those that do not fit what is stored: each wholly or not at all.
-    ///
+    /// Makes all of `jobs` durable in one commit, except those that contradict the stored data: each completely or not
+    /// at all.
     /// # Errors
-    /// When nothing can be promised any more; then none of them was acknowledged, and this must not be called again.
+    /// When nothing can be promised any more; then no job was acknowledged, and this must not be called again.
     pub(super) fn commit(&self, jobs: &[Job]) -> Result<Vec<Outcome>, StateError> {
         let failed = |fault: Fault| StateError::Failed { dir: self.dir.clone(), problem: fault.to_string() };
         let mut skipped = vec![None; jobs.len()];
@@ -233,7 +234,7 @@ impl Database {
             });
             match stopped.map_err(failed)? {
                 Ok(outcomes) => return Ok(outcomes),
-                // One less in each turn.
+                // Each iteration skips one job more.
                 Err((place, fault)) => skipped[place] = Some(Refused(fault.to_string())),
             }
         }
@@ -241,13 +242,13 @@ impl Database {
 
     fn try_commit(&self, jobs: &[Job], skipped: &[Option<Refused>]) -> Result<Vec<Outcome>, Stopped> {
         if jobs.iter().all(Job::is_empty) {
-            // Somebody only waits for its turn: the disk need not.
+            // The callers only wait for their turn: no disk access is needed.
             return Ok(vec![Ok(()); jobs.len()]);
         }
         let redb = self.redb.as_ref().ok_or_else(|| Fault::Broken("it is closed".to_owned()))?;
         let mut transaction = redb.begin_write()?;
-        // One fdatasync. Torn writes are found by redb's checksums, which someone who chooses what is written could forge in
-        // theory; the frames' checksums are over the same bytes again.
+        // One fdatasync. redb's checksums detect torn writes. An attacker who chooses the written data could forge them
+        // in theory; the frames' checksums cover the same bytes again.
         transaction.set_durability(Durability::Immediate)?;
         let mut outcomes = Vec::with_capacity(jobs.len());
         {
@@ -269,7 +270,7 @@ impl Database {
         Ok(outcomes)
     }
 
-    /// How many commits there have been since the database was made.
+    /// The number of commits since the database was created.
     fn commits(&self) -> Result<u64, Fault> {
         self.reading(|transaction| {
             let value = transaction.open_table(META)?.get(STATE)?.map(|value| value.value().to_vec());
@@ -279,7 +280,7 @@ impl Database {
 }
 
 impl Tables<'_> {
-    /// Looks at everything before it changes anything, so that a refused job leaves nothing behind.
+    /// Checks all changes before it applies any, so that a refused job leaves nothing behind.
     fn apply(&mut self, changes: &[Change]) -> Result<Result<(), Refused>, Fault> {
         for change in changes {
             if let Change::Append { stream, .. } | Change::Archive { stream, .. } = change
@@ -309,14 +310,14 @@ impl Drop for Database {
             Ok(())
         });
         let left = match (commits, closed) {
-            // What its last holder left word of is to be found by the next one too.
+            // The next process must find the commit number that the last holder recorded.
             _ if !self.sound => return,
             (Ok(commits), Ok(())) => self.lock.leave_at(commits).map_err(|error| error.to_string()),
             (Err(fault), _) | (_, Err(fault)) => Err(fault.to_string()),
         };
         if let Err(problem) = left {
-            // Everything that was acknowledged is there all the same.
-            tracing::warn!(path = %self.path.display(), problem, "the state directory was not closed in good order");
+            // Every acknowledged write is stored nevertheless.
+            tracing::warn!(path = %self.path.display(), problem, "the state directory was not closed cleanly");
         }
     }
 }
@@ -344,9 +345,9 @@ fn count_commit(transaction: &WriteTransaction) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Makes an empty database under another name and moves it to its place, so that there is a whole one or none.
+/// Creates an empty database under another name and renames it, so that there is a complete one or none.
 fn create(dir: &Path, path: &Path) -> Result<(), StateError> {
-    let doing = || format!("make {}", path.display());
+    let doing = || format!("create {}", path.display());
     let unfinished = dir.join(UNFINISHED);
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(true);
@@ -365,7 +366,7 @@ fn create(dir: &Path, path: &Path) -> Result<(), StateError> {
     });
     made.map_err(|fault| StateError::io(doing())(std::io::Error::other(fault.to_string())))?;
     fs::rename(&unfinished, path).map_err(StateError::io(doing()))?;
-    // A directory can be synced where it can be opened as a file.
+    // A directory can be synced if it can be opened as a file.
     #[cfg(unix)]
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(StateError::io(doing()))?;
     Ok(())
@@ -383,10 +384,10 @@ fn open_redb(dir: &Path, path: &Path) -> Result<redb::Database, StateError> {
         return Err(corrupt("it is empty".to_owned()));
     }
     if beginning != REDB_MAGIC {
-        return Err(not_ours("it does not begin as a redb database does"));
+        return Err(not_ours("it does not begin like a redb database"));
     }
     let opened = catch_unwind(|| redb::Builder::new().set_cache_size(CACHE_BYTES).open(path));
-    let opened = opened.map_err(|_| corrupt("the database gave up over it".to_owned()))?;
+    let opened = opened.map_err(|_| corrupt("the database panicked".to_owned()))?;
     opened.map_err(|error| match error {
         redb::DatabaseError::DatabaseAlreadyOpen => StateError::Locked { dir: dir.to_owned(), pid: None },
         redb::DatabaseError::UpgradeRequired(version) => {

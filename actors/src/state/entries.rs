@@ -1,4 +1,4 @@
-//! Tables of bytes in the database: one entry a key, each with its own checksum.
+//! Tables of bytes in the database: one entry for each key, each with its own checksum.
 
 use std::ops::Bound;
 
@@ -18,7 +18,7 @@ pub struct Page {
     pub entries: Vec<(Vec<u8>, Vec<u8>)>,
     /// The keys of entries that are damaged, in order.
     pub damaged: Vec<Vec<u8>>,
-    /// The last key of this page when there may be more: scan on after it.
+    /// The last key of this page if there may be more: the next scan starts after it.
     pub next: Option<Vec<u8>>,
 }
 
@@ -38,7 +38,7 @@ pub(super) fn delete(tables: &mut Tables<'_>, table: &str, key: &[u8]) -> Result
     Ok(())
 }
 
-/// The value, or `Some(None)` when it is damaged.
+/// The value, or `Some(None)` if it is damaged.
 pub(super) fn get(
     transaction: &ReadTransaction,
     table: &str,
@@ -54,7 +54,7 @@ fn open(key: &[u8], value: &[u8]) -> Option<Vec<u8>> {
     (version == VERSION).then(|| payload.to_vec())
 }
 
-/// Up to `most` entries whose keys begin with `prefix`, behind `after`.
+/// Up to `most` entries whose keys begin with `prefix`, after the key `after`.
 pub(super) fn scan(
     transaction: &ReadTransaction,
     table: &str,

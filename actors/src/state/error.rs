@@ -1,11 +1,11 @@
-//! What can be wrong with a state directory, and what to do about it.
+//! The errors of a state directory, and what to do about them.
 
 use std::{io, path::PathBuf, sync::Arc};
 
-/// Why a state directory cannot be used, or did not do what it was asked to. Each says what to do next.
+/// Why a state directory cannot be used, or an operation on it failed. Each text names the next step.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StateError {
-    /// Another process holds the directory.
+    /// Another process has locked the directory.
     #[error(
         "the state directory {} is in use{}: stop that program, or choose another directory",
         dir.display(), holder(*pid)
@@ -13,16 +13,16 @@ pub enum StateError {
     Locked {
         /// The directory.
         dir: PathBuf,
-        /// The process, where it is known.
+        /// The process, if known.
         pid: Option<u32>,
     },
-    /// There is none.
-    #[error("{} is not a state directory: it holds no state.redb", dir.display())]
+    /// There is no state directory.
+    #[error("{} is not a state directory: it has no state.redb", dir.display())]
     Missing {
         /// The directory.
         dir: PathBuf,
     },
-    /// The file is something else, or of another program.
+    /// The file is something else, or belongs to another program.
     #[error("{} is not the database of a state directory ({problem}): choose another directory", path.display())]
     NotOurs {
         /// The file.
@@ -30,7 +30,7 @@ pub enum StateError {
         /// What it is instead, or lacks.
         problem: String,
     },
-    /// A later program wrote it.
+    /// A later version of the program wrote it.
     #[error(
         "{} has format {found}, and this program knows formats up to {known}: use the program that wrote it, or a newer one",
         path.display()
@@ -40,7 +40,7 @@ pub enum StateError {
         path: PathBuf,
         /// The format that it has.
         found: u32,
-        /// The latest that is known.
+        /// The latest supported format.
         known: u32,
     },
     /// The file as a whole is damaged.
@@ -66,12 +66,13 @@ pub enum StateError {
     /// The system does not allow it, or the disk is full.
     #[error("cannot {doing}: {error}")]
     Io {
-        /// What was tried, with the file's name.
+        /// The attempted operation, with the file's name.
         doing: String,
-        /// What the system says.
+        /// The system's error.
         error: Arc<io::Error>,
     },
-    /// A write failed, and so does every one after it: nobody knows what is on the disk until the directory is opened again.
+    /// A write failed, and so does every later one: the contents of the disk are unknown until the directory is opened
+    /// again.
     #[error(
         "the state directory {} takes nothing more ({problem}): make room or repair the disk, then start the program again",
         dir.display()
@@ -79,7 +80,7 @@ pub enum StateError {
     Failed {
         /// The directory.
         dir: PathBuf,
-        /// What went wrong first.
+        /// The first failure.
         problem: String,
     },
     /// The directory was closed by this program.
@@ -95,7 +96,7 @@ fn holder(pid: Option<u32>) -> String {
 }
 
 impl StateError {
-    /// For `map_err` at a call of the system.
+    /// For `map_err` on a system call.
     pub(super) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let doing = doing.into();
         move |error| Self::Io { doing, error: Arc::new(error) }

@@ -1,20 +1,20 @@
-//! How a value stands in the database: version, checksum, payload.
+//! The frame of a value in the database: version, checksum, payload.
 //!
-//! redb checks its pages only when it repairs, so each value carries a checksum of its own, over its key as well: a value
-//! that turns up under another key is as wrong as one with a flipped bit. The layout stays the same in every version, so that
-//! a newer version is told from damage.
+//! redb checks its pages only when it repairs, so each value has its own checksum, which also covers its key: a value
+//! under another key is as wrong as one with a flipped bit. The layout is the same in every version, so that a newer
+//! version is distinguished from damage.
 
 use btcr2_aggregation_protocol::hash::sha256_concat;
 
 const VERSION_LEN: usize = 2;
 const CHECK_LEN: usize = 8;
 
-/// A value that does not check out.
+/// A value whose checksum is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("its checksum is wrong")]
 pub(super) struct Damage;
 
-/// Which kind of value a frame holds: one never passes for another.
+/// The kind of a frame's value; frames of different kinds cannot be confused.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     Meta,
@@ -23,7 +23,7 @@ pub(super) enum Kind {
     Entry,
 }
 
-/// Truncated: it is to find accidents, not forgers, who could write the whole file anew anyway.
+/// Truncated: it detects accidents, not forgery; an attacker could rewrite the whole file anyway.
 fn check(kind: Kind, key: &[u8], version: [u8; VERSION_LEN], payload: &[u8]) -> [u8; CHECK_LEN] {
     let key_len = (key.len() as u64).to_be_bytes();
     let hash = sha256_concat(&[&[kind as u8], &key_len, key, &version, payload]);

@@ -1,4 +1,4 @@
-//! What the HTTP inboxes hold, over a restart.
+//! The contents of the HTTP inboxes, stored over restarts.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,15 +17,15 @@ use crate::transport::http::waiting::{InboxStore, Waiting};
 
 const PAGE: usize = 256;
 
-/// The keys: the highest number given out; `m`, owner, NUL, number: an entry; `b`, number: a body.
+/// The keys: the highest assigned number; `m`, owner, NUL, number: an entry; `b`, number: a body.
 const LAST: &[u8] = b"last";
 const ENTRY: u8 = b'm';
 const BODY: u8 = b'b';
 
-/// The inboxes' copy in a state directory, with what [`InboxStore`] promises. Bounded by what the inboxes hold.
+/// The inboxes' copy in a state directory, with the guarantees of [`InboxStore`]. The inboxes bound its size.
 ///
-/// A body that goes to many, as a large cohort's announcement does, is written once, and is removed with the last message
-/// that has it.
+/// A body for many recipients, such as a large cohort's announcement, is written once, and is removed with the last
+/// message that has it.
 pub struct StateInboxes {
     table: Table,
     held: Mutex<Held>,
@@ -38,17 +38,17 @@ struct Held {
     entries: HashMap<(Did, u64), u64>,
     bodies: HashMap<u64, Body>,
     by_text: HashMap<Text, u64>,
-    /// What waits for its sender to connect.
+    /// The entries whose sender has not connected again yet.
     by_sender: BTreeMap<Did, Vec<Waiting>>,
 }
 
-/// A body that messages have. Held, so that its text is nowhere else and nothing else is where its text is.
+/// A body that messages share. It is owned here, so that no other text can have its address.
 struct Body {
     body: SharedBody,
     messages: usize,
 }
 
-/// Where the text of a shared body is: the same place, the same body.
+/// The address of a shared body's text, which identifies the body.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Text(usize, usize);
 
@@ -59,19 +59,20 @@ impl Text {
 }
 
 impl StateInboxes {
-    /// Loads what waits, but for what waits for longer than `ttl` at `now`.
+    /// Loads the stored entries, except those that are older than `ttl` at `now`.
     ///
     /// # Errors
-    /// When the table cannot be read or written. What is damaged, or is no message of this program's, is dropped and logged.
+    /// When the table cannot be read or written. Entries that are damaged, or are not messages of this program, are
+    /// removed and logged.
     pub async fn load(state: &State, now: Timestamp, ttl: Duration) -> Result<Self, StateError> {
         let table = state.table("http-inboxes");
         let mut held = Held::default();
         let mut useless = Vec::new();
         match table.get(LAST).await {
             Ok(last) => held.last_id = last.and_then(|last| number(&last)).unwrap_or(0),
-            // The clock is as good, if nobody has turned it back; and what is held says a lower bound.
+            // The clock is a substitute unless it was set back, and the entries give a lower bound.
             Err(error @ StateError::Damaged { .. }) => {
-                tracing::warn!(%error, "where the inboxes were is not known")
+                tracing::warn!(%error, "the position of the inboxes is not known")
             }
             Err(error) => return Err(error),
         }
@@ -107,7 +108,10 @@ impl StateInboxes {
             messages.keys().filter(|number| !held.bodies.contains_key(*number)).map(|body| body_key(*body)),
         );
         if !useless.is_empty() {
-            tracing::warn!(count = useless.len(), "stored messages are too old, damaged or in parts, and dropped");
+            tracing::warn!(
+                count = useless.len(),
+                "stored messages are too old, damaged or incomplete, and were dropped"
+            );
         }
         table.edit(useless.into_iter().map(Edit::Remove)).await?;
         Ok(Self { table, held: Mutex::new(held) })
@@ -132,18 +136,18 @@ impl StateInboxes {
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
-        // Nothing that could panic happens while it is half changed.
+        // No code panics while the value is partly changed.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn hand_in(&self, edits: Vec<Edit>) {
-        // In its turn, and nobody waits: should it fail, so does the journal, whose actors say so.
+        // In its turn, without waiting: if it fails, so does the journal, whose actors report it.
         drop(self.table.edit(edits));
     }
 }
 
 impl Held {
-    /// Takes note of a message with a body.
+    /// Counts a message that has the body.
     fn refer(&mut self, owner: &Did, id: u64, number: u64, body: &SharedBody) {
         self.by_text.insert(Text::of(body), number);
         self.bodies.entry(number).or_insert_with(|| Body { body: body.clone(), messages: 0 }).messages += 1;

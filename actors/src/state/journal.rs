@@ -6,10 +6,11 @@ use futures::{FutureExt, future::BoxFuture};
 use super::State;
 use crate::journal::{Archived, Journal, JournalError, Record, StreamId};
 
-/// Streams in a [state directory](crate::state), with what that promises. Clones are the same. What is appended at the same
-/// time to any streams is made durable together, by one sync of the disk.
+/// Streams in a [state directory](crate::state), with its guarantees. Clones share them. Concurrent appends, to any
+/// streams, are made durable together, by one sync of the disk.
 ///
-/// On a runtime whose clock is paused, time runs on while an append waits for the disk: it is not the runtime's own doing.
+/// On a runtime whose clock is paused, time advances while an append waits for the disk, because the runtime does not
+/// see that work.
 #[derive(Clone)]
 pub struct RedbJournal(State);
 
@@ -18,7 +19,7 @@ impl RedbJournal {
         Self(state)
     }
 
-    /// In the order of the calls, which is that of these lines: the change is handed in before the future is made.
+    /// In the order of the calls: the change is queued before the future is created.
     fn named(
         stream: &StreamId,
         outcome: BoxFuture<'static, Result<(), String>>,
@@ -35,7 +36,7 @@ impl RedbJournal {
         async move {
             settled.await;
             let streams = state.streams().await.map_err(|error| JournalError::of_all(error.to_string()))?;
-            // A stream whose head is damaged counts as live: its reader finds out, and says so.
+            // A stream whose head is damaged counts as live, so that its reader reports the damage.
             Ok(streams.into_iter().filter_map(|summary| pick(summary.stream, summary.archived)).collect())
         }
         .boxed()
@@ -51,7 +52,7 @@ impl Journal for RedbJournal {
         match records {
             Ok(records) => Self::named(stream, self.0.append(stream, records)),
             Err(error) => {
-                let problem = format!("an event cannot be written down: {error}");
+                let problem = format!("an event cannot be serialized: {error}");
                 futures::future::ready(Err(JournalError { stream: stream.clone(), problem })).boxed()
             }
         }

@@ -1,4 +1,4 @@
-//! One process at a time holds a state directory.
+//! The lock by which one process at a time owns a state directory.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -8,13 +8,14 @@ use std::{
 
 use super::error::StateError;
 
-/// The lock file's name. It stays when nobody holds the lock: removing it would let two processes lock two files.
+/// The lock file's name. The file remains when the lock is released: removing it would let two processes lock two
+/// files.
 const FILE: &str = "lock";
 
 const CLOSED: &str = "closed at commit ";
 const HOLDER: &str = "process ";
 
-/// The held lock; given back when dropped, and by the system when the process ends in whatever way.
+/// The acquired lock. It is released when dropped, and by the system when the process ends in any way.
 pub(super) struct DirectoryLock {
     file: File,
     /// The commit at which the last holder closed the database.
@@ -38,25 +39,25 @@ impl DirectoryLock {
             Err(TryLockError::Error(error)) => return Err(StateError::io(doing())(error)),
         }
         let mut text = String::new();
-        // What is not text was not written by us; nothing follows from it.
+        // Text that is not UTF-8 was not written by us, and is ignored.
         let left_at = match file.read_to_string(&mut text) {
             Ok(_) => number_behind(&text, CLOSED),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
             Err(error) => return Err(StateError::io(doing())(error)),
         };
         let mut lock = Self { file, left_at };
-        // What the last holder has left stays there until there is something newer: this one may be killed at any time.
+        // The last holder's entry remains until there is a newer one: this process may be killed at any time.
         let closed = left_at.map(|commit| format!("{CLOSED}{commit}\n")).unwrap_or_default();
         lock.write(&format!("{closed}{HOLDER}{}\n", std::process::id())).map_err(StateError::io(doing()))?;
         Ok(lock)
     }
 
-    /// At which commit the last holder closed the database, if it did: the database can't be older than that.
+    /// The commit at which the last holder closed the database, if it did: the database cannot be older than that.
     pub(super) fn left_at(&self) -> Option<u64> {
         self.left_at
     }
 
-    /// Leaves word that the database was closed at `commit`.
+    /// Records that the database was closed at `commit`.
     pub(super) fn leave_at(&mut self, commit: u64) -> io::Result<()> {
         self.write(&format!("{CLOSED}{commit}\n"))?;
         self.file.sync_all()
@@ -71,13 +72,13 @@ impl DirectoryLock {
 
 impl Drop for DirectoryLock {
     fn drop(&mut self) {
-        // Closing the file is not enough: a child process that is just being started has it open too, for a moment. If this
-        // fails, closing is what is left.
+        // Closing the file is not enough: a child process that is just being started has it open too, for a moment. If
+        // unlocking fails, closing it still releases the lock.
         let _ = self.file.unlock();
     }
 }
 
-/// The holder's process, as far as its note can be read: some systems let nobody else read a locked file.
+/// The holder's process, if its entry can be read: some systems do not let other processes read a locked file.
 fn holder(path: &Path) -> Option<u32> {
     number_behind(&fs::read_to_string(path).ok()?, HOLDER)
 }

@@ -1,18 +1,19 @@
-//! The state directory: what a program keeps over its end, in one database behind one lock.
+//! The state directory: the data that survives the program, in one database behind one lock.
 //!
-//! [`State::open`] takes the directory. The [journal](State::journal) is in it, and [tables](State::table) of bytes, on which
-//! stand [`nonces`] (what a server must not accept twice), [`inboxes`] (what it has yet to deliver) and [`vault`] (what a
-//! participant needs to resolve its DID). One writer thread commits for all of them. [`transfer`] takes a cohort from one
-//! directory to another.
+//! [`State::open`] locks the directory. It contains the [journal](State::journal) and [tables](State::table) of bytes,
+//! which [`nonces`] (what a server must not accept twice), [`inboxes`] (what it has yet to deliver) and [`vault`] (what
+//! a participant needs to resolve its DID) use. One writer thread commits for all of them. [`transfer`] moves a cohort
+//! from one directory to another.
 //!
-//! # What is promised
+//! # Guarantees
 //!
-//! A write that was answered with `Ok` is there after any crash of the program or the machine, as long as the disk keeps what
-//! it has confirmed. Of writes that were not answered a beginning may be there, in the order in which they were handed in,
-//! each wholly or not at all. When a write fails, nothing more is acknowledged until the directory is opened again. Damage to
-//! the file is found when what is damaged is read: other streams and entries can still be used.
+//! A write that was answered with `Ok` is stored after any crash of the program or the machine, provided that the disk
+//! stores what it has confirmed. Of the unanswered writes a prefix, in the order of the calls, may be stored, each
+//! write completely or not at all. After a failed write nothing more is acknowledged until the directory is opened
+//! again. Damage to the file is detected when the damaged data is read: other streams and entries remain usable.
 //!
-//! Not promised: that damage to the very last commit of a program that was killed is told from a commit that was cut off.
+//! Not guaranteed: if a program was killed, damage to its very last commit is not distinguished from an interrupted
+//! commit.
 
 mod database;
 mod entries;
@@ -56,8 +57,8 @@ pub use self::{
     table::{Edit, Table},
 };
 
-/// An open state directory. Clones are the same; when the last one, and the last journal and table of it, is dropped,
-/// everything that was handed in is written, and the directory is free again.
+/// An open state directory. Clones share it. When the last clone, journal and table of it is dropped, all queued
+/// changes are written, and the directory is unlocked.
 ///
 /// Needs a tokio runtime: reads run on its blocking threads.
 #[derive(Clone)]
@@ -65,12 +66,12 @@ pub struct State(Arc<Inner>);
 
 struct Inner {
     dir: PathBuf,
-    /// Of a directory that another process holds: where the copy is. It goes with this.
+    /// The temporary copy of a directory that another process has locked; removed on drop.
     _copy: Option<TempDir>,
     commits: Arc<AtomicU64>,
     /// `None` when closed.
     writer: Mutex<Option<Writer>>,
-    /// Shared with the writer's thread only. `None` when closed.
+    /// Shared only with the writer's thread. `None` when closed.
     database: RwLock<Option<Arc<Database>>>,
 }
 
@@ -79,13 +80,13 @@ struct Inner {
 pub struct StreamSummary {
     /// Its name.
     pub stream: StreamId,
-    /// How many records there are, and the length of their JSON; or what is wrong with the stream.
+    /// The number of records and the length of their JSON; or what is wrong with the stream.
     pub size: Result<StreamSize, String>,
     /// When it was archived; `None` while it is live.
     pub archived: Option<Timestamp>,
 }
 
-/// How large a stream is.
+/// The size of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamSize {
     /// The number of records.
@@ -95,12 +96,12 @@ pub struct StreamSize {
 }
 
 impl State {
-    /// Opens the state directory `dir` and holds it. What does not exist is made, for this user alone. Blocks while it reads
-    /// the file through, if the program that had it open before was killed.
+    /// Opens and locks the state directory `dir`. Creates what does not exist, accessible to this user only. Blocks
+    /// while it reads the whole file, if the program that had it open before was killed.
     ///
     /// # Errors
-    /// [`StateError`]: when another process holds it, when it is something else, damaged or of a later program, or when the
-    /// system does not allow it.
+    /// [`StateError`]: when another process has locked it, when it is something else, damaged or of a later version, or
+    /// when the system does not allow it.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, StateError> {
         let dir = dir.as_ref();
         Self::over(dir, Database::open(dir)?, None)
@@ -128,7 +129,7 @@ impl State {
         })))
     }
 
-    /// The same for a directory that is there already.
+    /// The same for an existing directory.
     ///
     /// # Errors
     /// As [`open`](Self::open), and when there is no state directory.
@@ -137,10 +138,11 @@ impl State {
         if Database::is_in(dir)? { Self::open(dir) } else { Err(StateError::Missing { dir: dir.to_owned() }) }
     }
 
-    /// The same for reading: of a directory that another process holds, a copy of how it is now. What is written to that is lost.
+    /// The same for reading: if another process has locked the directory, opens a copy of its current contents. Writes
+    /// to the copy are lost.
     ///
     /// # Errors
-    /// As [`open_existing`](Self::open_existing), and when the other process writes all the time.
+    /// As [`open_existing`](Self::open_existing), and when the other process writes without a pause.
     pub fn open_to_read(dir: impl AsRef<Path>) -> Result<Self, StateError> {
         let dir = dir.as_ref();
         match Self::open_existing(dir) {
@@ -162,12 +164,12 @@ impl State {
         RedbJournal::new(self.clone())
     }
 
-    /// The table of that name.
+    /// The table called `name`.
     pub fn table(&self, name: &str) -> Table {
         Table::new(self.clone(), name)
     }
 
-    /// How many commits there were since it was opened: each takes one sync of the disk.
+    /// The number of commits since it was opened: each takes one sync of the disk.
     pub fn commits(&self) -> u64 {
         self.0.commits.load(Ordering::Relaxed)
     }
@@ -175,7 +177,7 @@ impl State {
     /// All streams, live and archived, in the order of their names.
     ///
     /// # Errors
-    /// When the list itself is damaged; a damaged stream is in the list and says so.
+    /// When the list itself is damaged; a damaged stream is in the list with its error.
     pub async fn streams(&self) -> Result<Vec<StreamSummary>, StateError> {
         let listed = self.read(|database| Ok(database.reading(streams::list))).await?;
         let listed = listed.map_err(|fault| self.corrupt(&fault))?;
@@ -189,16 +191,17 @@ impl State {
         Ok(listed.into_iter().map(summary).collect())
     }
 
-    /// Writes everything that was handed in, closes the directory for every clone, and waits until it is free for others.
+    /// Writes all queued changes, closes the directory for every clone, and waits until it is unlocked.
     pub async fn close(self) {
         let inner = Arc::clone(&self.0);
         let closed = tokio::task::spawn_blocking(move || inner.close());
         if closed.await.is_err() {
-            tracing::error!(dir = %self.0.dir.display(), "the state directory was not closed in good order");
+            tracing::error!(dir = %self.0.dir.display(), "the state directory was not closed cleanly");
         }
     }
 
-    /// Hands in changes that belong together. They take effect in the order of these calls; the future waits for the disk.
+    /// Queues changes that belong together. They take effect in the order of these calls; the future waits for the
+    /// disk.
     fn write(&self, changes: Vec<Change>) -> BoxFuture<'static, Outcome> {
         let answered = self.0.writer().as_ref().map(|writer| writer.hand_in(changes));
         let closed = || WriteError::State(StateError::Closed { dir: self.0.dir.clone() });
@@ -209,7 +212,7 @@ impl State {
         }
     }
 
-    /// Reads, on a thread that may block.
+    /// Reads on a thread that may block.
     async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Database) -> Result<T, StateError> + Send + 'static,
@@ -219,7 +222,7 @@ impl State {
             let database = inner.database.read().unwrap_or_else(PoisonError::into_inner);
             read(database.as_ref().ok_or_else(|| StateError::Closed { dir: inner.dir.clone() })?)
         });
-        // It fails when the runtime ends.
+        // The join fails when the runtime ends.
         reading.await.unwrap_or_else(|_| Err(StateError::Closed { dir: self.0.dir.clone() }))
     }
 
@@ -228,7 +231,7 @@ impl State {
     }
 }
 
-/// What the journal needs, in its own terms.
+/// The operations of the journal.
 impl State {
     pub(crate) fn append(
         &self,
@@ -250,9 +253,9 @@ impl State {
         self.write(vec![change]).map(|outcome| outcome.map_err(|error| error.to_string())).boxed()
     }
 
-    /// Waits until everything that was handed in before this call is written, or never will be.
+    /// Waits until all changes that were queued before this call are written, or have failed.
     pub(crate) fn settled(&self) -> BoxFuture<'static, ()> {
-        // What could not be written is not there to be read, and whoever wrote it has been told so.
+        // A failed write stored nothing to read, and its caller received the error.
         self.write(Vec::new()).map(drop).boxed()
     }
 
@@ -270,7 +273,7 @@ impl State {
 
 impl Inner {
     fn writer(&self) -> MutexGuard<'_, Option<Writer>> {
-        // Nothing that could panic happens under the lock.
+        // No code panics while it holds the lock.
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -279,7 +282,7 @@ impl Inner {
         if let Some(writer) = writer {
             writer.finish();
         }
-        // Behind the last read; the writer's share is gone with its thread.
+        // After the last read; the writer's reference is gone with its thread.
         let database = self.database.write().unwrap_or_else(PoisonError::into_inner).take();
         drop(database);
     }

@@ -1,4 +1,4 @@
-//! Nonces that a server must not accept twice, also when it was restarted in between.
+//! The nonces that a server must not accept twice, not even after a restart.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -13,16 +13,16 @@ const PAGE: usize = 4_096;
 /// Nonces in a state directory, and in memory as well, with the same bounds as
 /// [`MemoryNonces`](crate::transport::http::store::MemoryNonces).
 ///
-/// A nonce is known at once, and the answer that it is fresh waits for the disk: what was accepted before a crash is refused
-/// after it. When it cannot be written, it is refused as if there were no room.
+/// A nonce is recorded in memory at once, and the answer that it is fresh waits for the disk: a nonce that was accepted
+/// before a crash is refused after it. If it cannot be written, it is refused as if the store were full.
 pub struct StateNonces {
     table: Table,
     known: Mutex<KnownNonces>,
 }
 
 impl StateNonces {
-    /// Loads what was remembered and could still be accepted at `now`, with room for as much as
-    /// [`MemoryNonces`](crate::transport::http::store::MemoryNonces) has by default.
+    /// Loads the stored nonces that could still be accepted at `now`, with the default bounds of
+    /// [`MemoryNonces`](crate::transport::http::store::MemoryNonces).
     ///
     /// # Errors
     /// When the table cannot be read or written.
@@ -30,7 +30,7 @@ impl StateNonces {
         Self::with_room(state, now, NONCES_PER_DID, NONCES).await
     }
 
-    /// The same with room for `per_did` nonces of each DID and `total` in all.
+    /// The same with bounds of `per_did` nonces of each DID and `total` nonces.
     ///
     /// # Errors
     /// When the table cannot be read or written.
@@ -46,7 +46,7 @@ impl StateNonces {
         loop {
             let page = table.scan(Vec::new(), after, PAGE).await?;
             let mut useless = Vec::new();
-            // All of a nonce is in the key. One that was damaged but still reads as a nonce is better refused than forgotten.
+            // The key contains the whole nonce. A damaged entry whose key still parses is refused rather than removed.
             for key in page.entries.into_iter().map(|(key, _)| key).chain(page.damaged) {
                 match parse(&key) {
                     Some(nonce) if nonce.0 >= now => known.restore(nonce),
@@ -61,23 +61,23 @@ impl StateNonces {
         }
     }
 
-    /// How many nonces are remembered.
+    /// The number of recorded nonces.
     pub fn len(&self) -> usize {
         self.lock().len()
     }
 
-    /// Whether none is remembered.
+    /// Whether no nonce is recorded.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     fn lock(&self) -> MutexGuard<'_, KnownNonces> {
-        // Nothing that could panic happens while it is half changed.
+        // No code panics while the value is partly changed.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// In the order of time, so that what is forgotten together stands together.
+/// Ordered by time, so that nonces that expire together are adjacent.
 fn key((until, did, nonce): &KnownNonce) -> Vec<u8> {
     [&until.as_millis().to_be_bytes()[..], nonce, did.as_str().as_bytes()].concat()
 }
@@ -100,7 +100,7 @@ impl NonceStore for StateNonces {
             if verdict == NonceVerdict::Fresh {
                 edits.push(Edit::Put(key(&(until, from.clone(), nonce)), Vec::new()));
             }
-            // Handed in under the lock, so that the disk sees the changes in the same order.
+            // Queued under the lock, so that the disk sees the changes in the same order.
             let written = (!edits.is_empty()).then(|| self.table.edit(edits));
             match (verdict, written) {
                 (NonceVerdict::Fresh, Some(written)) => written,
@@ -110,7 +110,7 @@ impl NonceStore for StateNonces {
         match written.await {
             Ok(()) => NonceVerdict::Fresh,
             Err(error) => {
-                tracing::error!(%error, "a nonce cannot be remembered, so nothing is accepted");
+                tracing::error!(%error, "a nonce cannot be stored, so no request is accepted");
                 NonceVerdict::Full
             }
         }

@@ -1,8 +1,8 @@
 //! A copy of a database that another process has open.
 //!
-//! What redb has committed it does not write over before the next commit is durable, so that a file in which nothing was
-//! written while it was copied is one that a crash could have left: opening it finds the last commit. Whether anything was
-//! written is told from the file's time of modification, whose steps are as long as those of the system's clock.
+//! redb does not overwrite committed data before the next commit is durable. A file that was not written to during the
+//! copy is therefore a state that a crash could have left: opening it finds the last commit. A write is detected by the
+//! file's modification time, whose resolution is that of the system's clock.
 
 use std::{
     fs, io,
@@ -15,13 +15,13 @@ use tempfile::TempDir;
 
 use super::{database::FILE, error::StateError};
 
-/// A file that was written to within this time may be written to again without a later time of modification.
+/// A file that was written to within this time may be written to again without a later modification time.
 const STEP: Duration = Duration::from_millis(20);
 
-/// For how long a moment without writes is waited for.
+/// How long a moment without writes is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Copies the database of `dir` into a directory of its own, for this user alone. Blocks.
+/// Copies the database of `dir` into a temporary directory, accessible to this user only. Blocks.
 pub(super) fn copy(dir: &Path) -> Result<TempDir, StateError> {
     let path = dir.join(FILE);
     let failed = |error| StateError::io(format!("copy {}", path.display()))(error);
@@ -29,17 +29,17 @@ pub(super) fn copy(dir: &Path) -> Result<TempDir, StateError> {
     let until = Instant::now() + PATIENCE;
     while !quiet_copy(&path, &copy.path().join(FILE)).map_err(failed)? {
         if Instant::now() >= until {
-            let busy = "the program that has it open writes all the time; try again when it has less to do";
+            let busy = "the program that has it open writes without a pause; try again when it has less to do";
             return Err(failed(io::Error::new(io::ErrorKind::ResourceBusy, busy)));
         }
     }
     Ok(copy)
 }
 
-/// Whether nothing was written while the file was copied.
+/// Copies the file; returns whether nothing was written to it in the meantime.
 fn quiet_copy(from: &Path, to: &Path) -> io::Result<bool> {
     let before = fs::metadata(from)?.modified()?;
-    // A time in the future is one of another clock; it says as much when it changes.
+    // A time in the future comes from another clock; it changes with each write as well.
     let age = SystemTime::now().duration_since(before).unwrap_or(STEP);
     if age < STEP {
         thread::sleep(STEP - age);

@@ -1,8 +1,8 @@
 //! The journal's streams in the database.
 //!
-//! `records` holds each record under its stream's name and its number, counted from 0; `heads` holds for each stream how many
-//! there are. So a record that is damaged, missing, or under another's key is found when its stream is read, and no other
-//! stream is concerned.
+//! `records` has each record under its stream's name and its number, counted from 0; `heads` has the number of records
+//! of each stream. A record that is damaged, missing, or stored under another key is therefore detected when its stream
+//! is read, and no other stream is affected.
 
 use std::collections::BTreeMap;
 
@@ -15,10 +15,11 @@ use super::{
 };
 use crate::journal::{Record, SCHEMA, StreamId};
 
-/// The version of a head.
+/// The version of a head's format.
 const HEAD: u16 = 1;
 
-/// Everything before a record's number in its key: names are not prefixes of each other with their length in front.
+/// The part of a key before the record's number. It begins with the name's length, so that no prefix is a prefix of
+/// another.
 fn prefix(stream: &StreamId) -> Vec<u8> {
     let name = stream.as_str().as_bytes();
     [&(name.len() as u64).to_be_bytes(), name].concat()
@@ -35,7 +36,7 @@ fn name_in(key: &[u8]) -> Option<&[u8]> {
     (rest.len() == length.checked_add(size_of::<u64>())?).then_some(name)
 }
 
-/// What is known of a stream without its records.
+/// The metadata of a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Head {
     /// The number of records.
@@ -80,7 +81,7 @@ fn head(tables: &Tables<'_>, stream: &StreamId) -> Result<Result<Option<Head>, R
     })
 }
 
-/// Whether `stream` can be written to.
+/// Checks that `stream` can be written to.
 pub(super) fn check_head(tables: &Tables<'_>, stream: &StreamId) -> Result<Result<(), Refused>, Fault> {
     let head = match head(tables, stream)? {
         Ok(head) => head.unwrap_or_default(),
@@ -91,7 +92,7 @@ pub(super) fn check_head(tables: &Tables<'_>, stream: &StreamId) -> Result<Resul
     Ok(if taken { Err(Refused(format!("record {} is there, but was not counted", head.records))) } else { Ok(()) })
 }
 
-/// [`check_head`] was asked in the same transaction.
+/// Requires [`check_head`] in the same transaction.
 fn checked_head(tables: &Tables<'_>, stream: &StreamId) -> Result<Option<Head>, Fault> {
     head(tables, stream)?.map_err(|refused| Fault::Damaged(refused.to_string()))
 }
@@ -123,7 +124,7 @@ fn write_head(tables: &mut Tables<'_>, stream: &StreamId, head: Head) -> Result<
     Ok(())
 }
 
-/// Also of a damaged stream.
+/// Works for a damaged stream as well.
 pub(super) fn remove(tables: &mut Tables<'_>, stream: &StreamId) -> Result<(), Fault> {
     let prefix = prefix(stream);
     let (first, last) = (record_key(&prefix, 0), record_key(&prefix, u64::MAX));
@@ -162,8 +163,8 @@ pub(super) fn read(
     let found = records.len() as u64;
     Ok(match head {
         None if found > 0 => Err(Refused("its head is missing".to_owned())),
-        // Where a key was damaged, the order is broken, and a search misses what the list has. That is worth going through
-        // the list, which happens only for streams that were never written.
+        // A damaged key breaks the order, and a search misses what a scan of the list finds. The scan only happens for
+        // streams that were never written.
         None if list(transaction)?.contains_key(stream) => Err(Refused("its name is out of place".to_owned())),
         Some(head) if head.records != found => {
             Err(Refused(format!("{found} records are there of {}", head.records)))
@@ -199,7 +200,7 @@ pub(super) fn list(transaction: &ReadTransaction) -> Result<BTreeMap<StreamId, R
     if heads.len()? != count || found.len() as u64 != count {
         return Err(damaged("some streams are missing in the list of streams"));
     }
-    // From the first record of each stream to behind its last.
+    // From the first record of each stream to the position after its last.
     let records = transaction.open_table(RECORDS)?;
     let mut behind = Vec::new();
     while let Some(entry) = records.range(behind.as_slice()..)?.next() {

@@ -12,23 +12,22 @@ use super::{
     writer::WriteError,
 };
 
-/// Keys and values in a [state directory](State), in the order of the keys. Clones are the same.
+/// Keys and values in a [state directory](State), in the order of the keys. Clones share the table.
 ///
-/// What is written takes effect in the order of the calls, and is durable when the future is ready, also when the future is
-/// dropped; reads see what was answered before. Written in one commit with what comes at the same time for other tables and
-/// for the journal.
+/// Writes take effect in the order of the calls, and are durable when the future is ready, also when it is dropped;
+/// reads see every answered write. One commit contains the concurrent writes to all tables and to the journal.
 #[derive(Clone)]
 pub struct Table {
     state: State,
     name: Arc<str>,
 }
 
-/// One change of several that are made together.
+/// One of several changes that are made together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edit {
     /// Sets the value of a key.
     Put(Vec<u8>, Vec<u8>),
-    /// Removes a key, if it is there.
+    /// Removes a key, if it exists.
     Remove(Vec<u8>),
 }
 
@@ -46,12 +45,12 @@ impl Table {
         self.edit([Edit::Put(key.into(), value.into())])
     }
 
-    /// Removes `key`, if it is there.
+    /// Removes `key`, if it exists.
     pub fn remove(&self, key: impl Into<Vec<u8>>) -> BoxFuture<'static, Result<(), StateError>> {
         self.edit([Edit::Remove(key.into())])
     }
 
-    /// Makes all of `edits`, in order, or none.
+    /// Applies all of `edits`, in order, or none.
     pub fn edit(&self, edits: impl IntoIterator<Item = Edit>) -> BoxFuture<'static, Result<(), StateError>> {
         let change = |edit| match edit {
             Edit::Put(key, value) => Change::Put { table: Arc::clone(&self.name), key, value },
@@ -75,7 +74,7 @@ impl Table {
     /// The value of `key`.
     ///
     /// # Errors
-    /// [`StateError::Damaged`] when it does not check out.
+    /// [`StateError::Damaged`] when its checksum is wrong.
     pub async fn get(&self, key: impl Into<Vec<u8>>) -> Result<Option<Vec<u8>>, StateError> {
         let (key, name) = (key.into(), Arc::clone(&self.name));
         let read = move |transaction: &_| entries::get(transaction, &name, &key);
@@ -86,10 +85,10 @@ impl Table {
         }
     }
 
-    /// Up to `most` entries whose keys begin with `prefix`; those behind the key `after`, where it is given.
+    /// Up to `most` entries whose keys begin with `prefix`; if `after` is given, only those after that key.
     ///
     /// # Errors
-    /// When the table cannot be read. Damaged entries are no error, but [named](Page::damaged).
+    /// When the table cannot be read. Damaged entries are not an error, but [listed](Page::damaged).
     pub async fn scan(
         &self,
         prefix: impl Into<Vec<u8>>,

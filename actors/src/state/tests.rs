@@ -1,4 +1,4 @@
-//! What a later program may have written, and what redb does not see: written here past the front door.
+//! Data of a later version, and damage that redb does not see: written here directly into the tables.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Cohorts as documents: everything that the journal has of one, to look at or to take to another state directory.
+//! Cohorts as documents: all of a cohort's journal, to inspect or to move to another state directory.
 
 use std::collections::BTreeSet;
 
@@ -42,22 +42,22 @@ pub struct StreamDocument {
     pub records: Vec<Box<RawValue>>,
 }
 
-/// What became of the streams of an imported document.
+/// The result of an import, by streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Imported {
-    /// How many are new here.
+    /// The number of streams that are new here.
     pub new: usize,
-    /// How many were here already, the same to the byte.
+    /// The number of streams that were here already, identical to the byte.
     pub known: usize,
 }
 
 /// Why a cohort could not be exported or imported. Nothing was changed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum TransferError {
-    /// The document is no cohort's, or not one that this program can run.
+    /// The document is not a cohort's, or this program cannot run the cohort.
     #[error("the document is not one of a cohort that this program can take over: {0}")]
     Document(String),
-    /// There is something else already.
+    /// The stream exists with other contents.
     #[error("stream {} is here already, with other records: one of the two is not to be run", .0.escaped())]
     Conflict(StreamId),
     /// A stream cannot be read.
@@ -69,7 +69,7 @@ pub enum TransferError {
 }
 
 impl State {
-    /// Everything that the journal has of a cohort; `None` when that is nothing.
+    /// Everything in the journal about a cohort; `None` if there is nothing.
     ///
     /// # Errors
     /// When one of its streams is damaged, or the directory cannot be read.
@@ -98,7 +98,7 @@ impl State {
         Ok((!streams.is_empty()).then_some(CohortDocument { format, schema: SCHEMA, cohort_id, streams }))
     }
 
-    /// The cohort's signing sessions: their streams have names of their own.
+    /// The cohort's signing sessions, whose streams have their own names.
     async fn sessions_of(&self, cohort_id: &CohortId) -> Result<BTreeSet<SessionId>, JournalError> {
         let stream = StreamId::new(format!("cohort/{cohort_id}"));
         let mut sessions = BTreeSet::new();
@@ -120,11 +120,11 @@ impl State {
         records.iter().map(raw).collect()
     }
 
-    /// Takes in all streams of a document, or none. A cohort must be run in one place: import it where it goes on, and only
-    /// there. Importing the same document again changes nothing. Durable when it answers.
+    /// Imports all streams of a document, or none. A cohort must run in one place only: import it where it continues,
+    /// and nowhere else. Importing the same document again changes nothing. Durable when it answers.
     ///
     /// # Errors
-    /// When the document is not sound, or a stream of it is here with other records.
+    /// When the document is not valid, or one of its streams is here with other records.
     pub async fn import(&self, document: &CohortDocument) -> Result<Imported, TransferError> {
         document.check().map_err(TransferError::Document)?;
         let mut changes = Vec::new();
@@ -149,10 +149,10 @@ impl State {
         Ok(imported)
     }
 
-    /// Forgets all of `streams`, or none. Durable when it answers.
+    /// Removes all of `streams`, or none. Durable when it answers.
     ///
     /// # Errors
-    /// When nothing can be written.
+    /// When the changes cannot be written.
     pub async fn forget(&self, streams: impl IntoIterator<Item = StreamId>) -> Result<(), TransferError> {
         self.write_all(streams.into_iter().map(|stream| Change::Remove { stream }).collect()).await
     }
@@ -173,7 +173,7 @@ fn unreadable(stream: &StreamId, error: &serde_json::Error) -> JournalError {
 }
 
 impl CohortDocument {
-    /// Whether every record is an event of its stream's role.
+    /// Checks that every record is an event of its stream's role.
     fn check(&self) -> Result<(), String> {
         if self.format != FORMAT {
             return Err(format!("its format is {:?}, not {FORMAT:?}", self.format));
@@ -193,7 +193,7 @@ impl CohortDocument {
                     |record| record.event::<ParticipantEvent>().map(drop)
                 }
                 StreamKind::Signing(_) => |record| record.event::<SessionEvent>().map(drop),
-                // Its facts are the host's, and checked where they are replayed.
+                // Its events are the host's, which checks them when it replays them.
                 StreamKind::Announcement(id) if id == self.cohort_id => |record| record.event::<Value>().map(drop),
                 _ => return Err(format!("stream {} is not the cohort's", stream.escaped())),
             };

@@ -1,5 +1,6 @@
-//! What a participant needs to resolve its DID, and can get from nobody else: one entry for each cohort whose data it has
-//! approved, its own update or none. Approved is not announced: that shows on the chain.
+//! The data that a participant needs to resolve its DID, and that no other party stores for it: one entry for each
+//! cohort whose data it has approved, with its own update or none. Approved does not mean announced: the chain shows
+//! that.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -14,7 +15,7 @@ use super::{State, StateError, Table};
 
 const PAGE: usize = 256;
 
-/// A member's keepsake of a cohort.
+/// A member's data of a cohort.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VaultEntry {
@@ -23,19 +24,21 @@ pub struct VaultEntry {
     /// The genesis document of an EXTERNAL DID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub genesis_document: Option<Value>,
-    /// The head of the cohort's transcript, signed by the service, when the member got it.
+    /// The head of the cohort's transcript, signed by the service, if the member received it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transcript: Option<SignedTranscriptHead>,
-    /// The transaction that announces it, once the member has seen it signed. Until then what was approved may be announced, or
-    /// never be.
+    /// The transaction that announces it, once the member has seen it signed. Until then the approved data may be
+    /// announced, or never be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub txid: Option<Txid>,
-    /// In a block of which height the member has seen its announcement, with as many confirmations as it had asked for.
+    /// The height of the block in which the member has seen its announcement, with as many confirmations as it
+    /// required.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed_height: Option<u32>,
 }
 
-/// Which entry. The service is part of it: services choose the names of their cohorts, and one could choose another's.
+/// The key of an entry. It includes the service: services choose the identifiers of their cohorts, and could choose the
+/// same one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct VaultKey {
     /// The member.
@@ -47,7 +50,7 @@ pub struct VaultKey {
 }
 
 impl VaultEntry {
-    /// Which one it is.
+    /// Its key.
     pub fn key(&self) -> VaultKey {
         let MemberRecord { did, service, cohort_id, .. } = &self.record;
         VaultKey { did: did.clone(), service: service.clone(), cohort_id: cohort_id.clone() }
@@ -58,7 +61,7 @@ impl VaultEntry {
         self.record.to_file(self.genesis_document.as_ref())
     }
 
-    /// This entry put where `known` is; `None` when they contradict each other.
+    /// This entry merged with the stored one, `known`; `None` if they contradict each other.
     fn over(mut self, known: Self) -> Option<Self> {
         fn either<T: PartialEq>(new: Option<T>, known: Option<T>) -> Result<Option<T>, ()> {
             match (new, known) {
@@ -72,22 +75,22 @@ impl VaultEntry {
         self.genesis_document = either(self.genesis_document, known.genesis_document).ok()?;
         self.transcript = either(self.transcript, known.transcript).ok()?;
         self.txid = either(self.txid, known.txid).ok()?;
-        // A reorganization can put it elsewhere: that is no contradiction.
+        // A reorganization can move it to another block: that is not a contradiction.
         self.confirmed_height = self.confirmed_height.or(known.confirmed_height);
         Some(self)
     }
 }
 
-/// Why the vault could not do what it was asked to.
+/// A failure of the vault.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum VaultError {
-    /// There is an entry with other contents. What was announced is final: neither is thrown away here.
+    /// There is an entry with other contents. An announcement is final, so neither of the two is discarded here.
     #[error("the vault has another record of {}'s cohort {} with {}", .0.did, .0.cohort_id, .0.service)]
     Contradiction(Box<VaultKey>),
-    /// An entry does not read; the others can be used.
+    /// The entry cannot be decoded; other entries can be used.
     #[error("the vault's record of {}'s cohort {} with {} is damaged: {problem}", key.did, key.cohort_id, key.service)]
     Damaged {
-        /// Which.
+        /// Its key.
         key: Box<VaultKey>,
         /// What is wrong.
         problem: String,
@@ -97,24 +100,24 @@ pub enum VaultError {
     State(#[from] StateError),
 }
 
-/// Where members' keepsakes are.
+/// The store of members' data.
 #[async_trait]
 pub trait Vault: Send + Sync {
-    /// Keeps an entry; as safe as the vault is when it answers. The same entry again changes nothing, and one that has more
-    /// (a transcript's head, say) adds it.
+    /// Stores an entry; when this answers, it is as durable as the vault. The same entry again changes nothing, and an
+    /// entry with more fields, e.g. a transcript's head, adds them.
     ///
     /// # Errors
-    /// [`VaultError::Contradiction`] when there is another one, which stays.
+    /// [`VaultError::Contradiction`] when there is an entry with other contents, which remains.
     async fn put(&self, entry: VaultEntry) -> Result<(), VaultError>;
 
     /// An entry.
     async fn get(&self, key: &VaultKey) -> Result<Option<VaultEntry>, VaultError>;
 
-    /// Which entries there are of `did`, in order.
+    /// The keys of the entries of `did`, in order.
     async fn list(&self, did: &Did) -> Result<Vec<VaultKey>, VaultError>;
 }
 
-/// A vault for programs that keep nothing: its entries end with it. Clones are the same.
+/// A vault for programs that store nothing: its entries end with the program. Clones share it.
 #[derive(Clone, Default)]
 pub struct MemoryVault(Arc<Mutex<BTreeMap<VaultKey, VaultEntry>>>);
 
@@ -142,24 +145,24 @@ impl Vault for MemoryVault {
     }
 }
 
-/// A vault in a state directory: an entry that was put is there after any crash. Clones are the same.
+/// A vault in a state directory: a stored entry survives any crash. Clones share it.
 #[derive(Clone)]
 pub struct StateVault {
     table: Table,
-    /// One at a time looks at what is there and puts something in its place.
+    /// Serializes the read and the write of a `put`.
     putting: Arc<Mutex<()>>,
 }
 
 impl StateVault {
-    /// The vault of `state`. Make one and clone it: two would not know of each other's changes.
+    /// The vault of `state`. Create one and clone it: two vaults would not see each other's changes.
     pub fn new(state: &State) -> Self {
         Self { table: state.table("vault"), putting: Arc::default() }
     }
 
-    /// Which entries there are of any DID, in order.
+    /// The keys of all entries, in order.
     ///
     /// # Errors
-    /// When the table cannot be read; a damaged entry is listed, and [`get`](Vault::get) says so.
+    /// When the table cannot be read; a damaged entry is listed, and [`get`](Vault::get) reports the damage.
     pub async fn all(&self) -> Result<Vec<VaultKey>, VaultError> {
         self.beginning_with("").await
     }
@@ -180,7 +183,7 @@ impl StateVault {
     }
 }
 
-/// Neither a DID nor a cohort's identifier holds a NUL.
+/// DIDs and cohort identifiers do not contain NUL.
 fn bytes(key: &VaultKey) -> Vec<u8> {
     format!("{}\0{}\0{}", key.did, key.service, key.cohort_id).into_bytes()
 }

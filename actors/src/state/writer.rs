@@ -1,4 +1,4 @@
-//! The writer: one thread, and one commit for all that has arrived since the last.
+//! The writer: one thread, which commits all pending jobs at once.
 
 use std::{
     sync::mpsc::{self, Receiver, Sender},
@@ -12,16 +12,16 @@ use super::{
     error::StateError,
 };
 
-/// About how much one commit takes at most, so that the first of many need not wait for all of them.
+/// The approximate maximum size of one commit, so that the first of many jobs need not wait for all of them.
 const COMMIT_BYTES: usize = 32 << 20;
 
-/// What became of a job.
+/// The result of a job.
 pub(super) type Outcome = Result<(), WriteError>;
 
 /// Why a job was not written.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum WriteError {
-    /// The job does not fit what is stored; others are not concerned.
+    /// The job contradicts the stored data; other jobs are not affected.
     #[error(transparent)]
     Refused(#[from] Refused),
     /// Nothing can be written.
@@ -29,14 +29,14 @@ pub(super) enum WriteError {
     State(#[from] StateError),
 }
 
-/// Changes that are written together, and who waits for them.
+/// Changes that are written together, and the channel for the result.
 pub(super) struct Job {
     pub(super) changes: Vec<Change>,
     answer: oneshot::Sender<Outcome>,
 }
 
 impl Job {
-    /// Whether somebody only waits for its turn.
+    /// Whether the caller only waits for its turn.
     pub(super) fn is_empty(&self) -> bool {
         self.changes.is_empty()
     }
@@ -46,17 +46,17 @@ impl Job {
     }
 }
 
-/// The way to the writer thread. It ends, with everything handed in done, when this is [finished](Self::finish).
+/// The queue of the writer thread. The thread ends, after all queued jobs, when this is [finished](Self::finish).
 ///
-/// The queue has no bound of its own: what waits here are facts and nonces that somebody waits for, in bounded mailboxes and
-/// requests, and what the inboxes hold, which they bound.
+/// The queue is not bounded itself: it contains events and nonces whose callers wait, in bounded mailboxes and
+/// requests, and the contents of the inboxes, which they bound.
 pub(super) struct Writer {
     jobs: Sender<Job>,
     thread: JoinHandle<()>,
 }
 
 impl Writer {
-    /// Starts the thread. `commit` makes jobs durable, with an outcome for each, or fails for good.
+    /// Starts the thread. `commit` makes jobs durable, with an outcome for each, or fails permanently.
     pub(super) fn start<C>(commit: C) -> std::io::Result<Self>
     where
         C: FnMut(&[Job]) -> Result<Vec<Outcome>, StateError> + Send + 'static,
@@ -67,18 +67,19 @@ impl Writer {
         Ok(Self { jobs, thread })
     }
 
-    /// Hands in a job. Jobs are done in this order. The receiver is closed unanswered only when the thread is gone.
+    /// Queues a job. Jobs are written in this order. The receiver is only closed without an answer if the thread is
+    /// gone.
     pub(super) fn hand_in(&self, changes: Vec<Change>) -> oneshot::Receiver<Outcome> {
         let (answer, answered) = oneshot::channel();
-        // Should the thread be gone, the answer's sender goes with the job.
+        // If the thread is gone, the answer's sender is dropped with the job.
         let _ = self.jobs.send(Job { changes, answer });
         answered
     }
 
-    /// Waits until everything that was handed in is done, and the thread has ended.
+    /// Waits until all queued jobs are written, and the thread has ended.
     pub(super) fn finish(self) {
         drop(self.jobs);
-        // It has no panic to pass on: commits catch theirs.
+        // There is no panic to propagate: commits catch theirs.
         let _ = self.thread.join();
     }
 }
@@ -106,7 +107,7 @@ where
             jobs.iter().map(|_| Err(error.clone().into())).collect()
         });
         for (job, outcome) in jobs.into_iter().zip(outcomes) {
-            // Whoever does not wait any more does not want to know.
+            // The caller may have stopped waiting.
             let _ = job.answer.send(outcome);
         }
     }
@@ -132,7 +133,7 @@ mod tests {
         let (go_on, may_go_on) = mpsc::channel::<()>();
         let writer = Writer::start(move |jobs| {
             begun.send(jobs.len()).unwrap();
-            // Closed once the test has seen enough.
+            // Closed when the test has finished.
             let _ = may_go_on.recv();
             all_well(jobs)
         });
@@ -141,7 +142,7 @@ mod tests {
         assert_eq!(has_begun.recv().unwrap(), 1);
         let rest: Vec<_> = (0..1000).map(|_| writer.hand_in(put(1))).collect();
         drop(go_on);
-        assert_eq!(has_begun.recv().unwrap(), 1000, "one commit for all that came during the first");
+        assert_eq!(has_begun.recv().unwrap(), 1000, "one commit for all jobs that arrived during the first");
         first.blocking_recv().unwrap().unwrap();
         assert!(rest.into_iter().all(|answer| answer.blocking_recv().unwrap().is_ok()));
         writer.finish();
@@ -183,7 +184,7 @@ mod tests {
             let error = writer.hand_in(put(1)).blocking_recv().unwrap().unwrap_err();
             assert!(error.to_string().contains("no space"), "{error}");
         }
-        assert_eq!(commits.load(Ordering::SeqCst), 2, "nothing is tried after the failure");
+        assert_eq!(commits.load(Ordering::SeqCst), 2, "no commit is attempted after the failure");
         writer.finish();
     }
 }

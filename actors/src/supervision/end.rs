@@ -1,4 +1,4 @@
-//! How an actor ended, and how its owner gets to know.
+//! How an actor ended, and the notification of its owner.
 
 use std::borrow::Cow;
 
@@ -9,18 +9,18 @@ use super::Leased;
 pub enum End {
     /// Its work was done.
     Finished,
-    /// It stopped before that.
+    /// It stopped before its work was done.
     Stopped,
-    /// It stopped because the journal did not take its events.
+    /// It stopped because the journal failed to append its events.
     JournalFailed,
     /// It panicked, and is not restarted.
     Panicked,
-    /// It cannot go on, for this reason.
+    /// It cannot continue, for this reason.
     Failed(String),
 }
 
 impl End {
-    /// What went wrong, if anything did.
+    /// The failure, if it did not just finish.
     pub fn failure(&self) -> Option<Cow<'static, str>> {
         match self {
             Self::Finished => None,
@@ -32,7 +32,7 @@ impl End {
     }
 }
 
-/// Notifies an actor's owner, once, that the actor is gone: when it is dropped, however that happens.
+/// Notifies an actor's owner once that the actor has ended: when this is dropped, for any reason.
 pub struct EndGuard {
     notify: Option<Box<dyn FnOnce(End)>>,
     /// How the actor ends unless it panics.
@@ -46,7 +46,8 @@ impl EndGuard {
         Self { notify: Some(Box::new(notify)), end: End::Stopped, leased: None }
     }
 
-    /// A guard of an actor that runs by a lease. An owner that has dropped the lease knows of the end, and is not notified.
+    /// A guard of an actor that runs under a lease. An owner that has dropped the lease knows of the end, and is not
+    /// notified.
     pub(crate) fn leased(leased: Leased, notify: impl FnOnce(End) + 'static) -> Self {
         Self { notify: Some(Box::new(notify)), end: End::Stopped, leased: Some(leased) }
     }
@@ -61,7 +62,7 @@ impl EndGuard {
         self.end = End::JournalFailed;
     }
 
-    /// The actor stops because it cannot go on.
+    /// The actor stops because it cannot continue.
     pub(crate) fn fail(&mut self, reason: impl Into<String>) {
         self.end = End::Failed(reason.into());
     }

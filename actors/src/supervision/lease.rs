@@ -1,12 +1,12 @@
 //! The lease by which an owner lets an actor run.
 //!
-//! An actor does not end when its owner does: its timers, or a decision on another thread, would keep it running for a while.
-//! By then its owner may have started another actor that writes the same stream of the journal. So the owner holds a [`Lease`],
-//! and the actor's task ends before anything else runs in it once the lease is dropped.
+//! An actor does not end when its owner does: its timers, or a decision on another thread, would keep it running for a
+//! while. In the meantime its owner may have started another actor that writes the same stream of the journal. The
+//! owner therefore holds a [`Lease`]; when it is dropped, the actor's task ends before it runs anything else.
 
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// What the owner holds for as long as the actor may run.
+/// Held by the owner as long as the actor may run.
 #[derive(Debug)]
 pub(crate) struct Lease {
     token: CancellationToken,

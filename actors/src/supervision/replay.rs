@@ -1,4 +1,4 @@
-//! The state of an actor from its journal.
+//! Restores the state of an actor from its journal.
 
 use std::{
     any::Any,
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use crate::journal::{Journal, JournalError, StreamId};
 
-/// The events of `stream`, in order; none when there is no such stream.
+/// The events of `stream`, in order; none if there is no such stream.
 pub(crate) async fn events<E: Clone + DeserializeOwned + Any>(
     journal: &dyn Journal,
     stream: &StreamId,
@@ -20,7 +20,7 @@ pub(crate) async fn events<E: Clone + DeserializeOwned + Any>(
     records.iter().map(|record| record.event().map_err(problem)).collect()
 }
 
-/// Applies events of the past; `each` is called with every one and the effects that it had then.
+/// Applies past events; `each` is called with every event and its effects.
 pub(crate) fn apply<M: Machine>(
     machine: &mut M,
     events: &[M::Event],
@@ -33,8 +33,8 @@ pub(crate) fn apply<M: Machine>(
     }
 }
 
-/// Calls `replay`, which replays one stream, and turns its panic into an error: of many streams one that is damaged must not stop the
-/// others. What `replay` owned when it panicked is dropped.
+/// Calls `replay`, which replays one stream, and turns its panic into an error: a damaged stream must not stop the
+/// replay of the others. Everything that `replay` owned when it panicked is dropped.
 pub(crate) fn caught<T>(replay: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(replay)).map_err(|_| "its journal cannot be replayed".to_owned())
 }

@@ -1,13 +1,13 @@
-//! How often an actor is restarted, and how long it waits before.
+//! The limit on an actor's restarts, and the pause before each.
 
 use std::{collections::VecDeque, time::Duration};
 
 use btcr2_aggregation_protocol::time::Timestamp;
 
-/// How often an actor that panics is restarted before it is given up.
+/// The number of restarts after panics before an actor is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RestartIntensity {
-    /// So many times,
+    /// At most this many restarts
     pub most: usize,
     /// within this time.
     pub within: Duration,
@@ -24,7 +24,7 @@ impl Default for RestartIntensity {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Restarts {
     at: VecDeque<Timestamp>,
-    /// Whether the last attempt was made.
+    /// Whether the last attempt has been used.
     given_up: bool,
 }
 
@@ -33,9 +33,9 @@ pub(crate) struct Restarts {
 pub(crate) enum Attempt {
     /// Restart it after this pause.
     Again(Duration),
-    /// Restart it only to end what it does in an orderly way, for this reason.
+    /// Restart it only to end its work in an orderly way, for this reason.
     Last(String),
-    /// It panicked in the last attempt too.
+    /// It panicked again in its last attempt.
     GivenUp,
 }
 
@@ -54,7 +54,7 @@ impl Restarts {
             let times = intensity.most + 1;
             return Attempt::Last(format!("its actor panicked {times} times within {:?}", intensity.within));
         }
-        // A first panic may have been an accident; after another one the actor is given time.
+        // The first panic may have been an accident; after another one the actor is given time.
         let pause = match u32::try_from(self.at.len()) {
             Ok(0) => Duration::ZERO,
             Ok(before) => Self::FIRST_BACKOFF * 2_u32.saturating_pow(before.min(8) - 1),
@@ -64,7 +64,7 @@ impl Restarts {
         Attempt::Again(pause)
     }
 
-    /// How many there were lately.
+    /// The number of restarts in the current period.
     pub(crate) fn count(&self) -> usize {
         self.at.len()
     }

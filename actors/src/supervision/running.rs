@@ -17,19 +17,19 @@ pub(crate) trait InTree: Actor<Context = Context<Self>> {
     /// Its row.
     const ROW: &'static Row;
 
-    /// Restarts the actor in place after a panic; whether that is done. Actors that can be restarted answer with
+    /// Restarts the actor in place after a panic; returns whether it did. Actors that can be restarted call
     /// [`ContextFut::restart`], which calls `restarting` and then `started`.
     fn restart(_running: &mut ContextFut<Self, Context<Self>>) -> bool {
         false
     }
 }
 
-/// Starts the actor that `build` makes, in `span`, with the mailbox of its row.
+/// Starts the actor that `build` returns, in `span`, with the mailbox of its row.
 pub(crate) fn start<A: InTree>(span: Span, build: impl FnOnce(&mut Context<A>) -> A) -> Addr<A> {
     launch(span, None, build)
 }
 
-/// The same for an actor that runs only as long as its owner holds the returned [`Lease`].
+/// The same for an actor that runs only until its owner drops the returned [`Lease`].
 pub(crate) fn start_leased<A: InTree>(
     span: Span,
     build: impl FnOnce(&mut Context<A>, Leased) -> A,
@@ -42,7 +42,7 @@ pub(crate) fn start_leased<A: InTree>(
 
 fn launch<A: InTree>(span: Span, leased: Option<Leased>, build: impl FnOnce(&mut Context<A>) -> A) -> Addr<A> {
     let mut context = Context::new();
-    // Before the actor starts: messages that are sent until then are bounded too.
+    // Before the actor starts, so that messages sent until then are bounded too.
     context.set_mailbox_capacity(A::ROW.mailbox);
     let actor = build(&mut context);
     let address = context.address();
@@ -51,10 +51,10 @@ fn launch<A: InTree>(span: Span, leased: Option<Leased>, build: impl FnOnce(&mut
     address
 }
 
-/// How often an actor may panic and be restarted until it has anything to wait for.
+/// How often an actor may panic and be restarted within one poll.
 const AT_ONCE: u32 = 32;
 
-/// An actor at work.
+/// The task of an actor.
 struct Running<A: InTree> {
     /// Ready when the actor must not run any more.
     over: Option<Pin<Box<dyn Future<Output = ()>>>>,
@@ -66,7 +66,7 @@ impl<A: InTree> Future for Running<A> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<()> {
         let this = self.get_mut();
-        // First: nothing runs in an actor whose lease is over, not even what has just become ready.
+        // Checked first: an actor whose lease is over runs nothing, not even what has just become ready.
         if let Some(over) = &mut this.over
             && over.as_mut().poll(cx).is_ready()
         {
@@ -75,7 +75,7 @@ impl<A: InTree> Future for Running<A> {
         let mut panics = 0;
         loop {
             let actor = &mut this.actor;
-            // The actor's state is replaced, or dropped, before anything looks at it again.
+            // The actor's state is replaced, or dropped, before any code uses it again.
             let poll = || {
                 #[cfg(test)]
                 super::sabotage::poll(A::ROW.name);
@@ -84,7 +84,7 @@ impl<A: InTree> Future for Running<A> {
             match catch_unwind(AssertUnwindSafe(poll)) {
                 Ok(polled) => return polled,
                 Err(_) if panics < AT_ONCE && A::restart(actor) => panics += 1,
-                // The actor is dropped by a panic, so that its guard knows of it.
+                // The panic drops the actor, which its guard observes.
                 Err(panic) => resume_unwind(panic),
             }
         }

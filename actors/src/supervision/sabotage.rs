@@ -1,4 +1,4 @@
-//! For tests: makes an actor of a kind panic when it is polled for the nth time, or each time.
+//! For tests: makes an actor of a kind panic at its nth poll, or at each poll.
 
 use std::{cell::RefCell, collections::BTreeMap};
 
@@ -13,17 +13,17 @@ struct Plan {
     always: Option<&'static str>,
 }
 
-/// Begins to count anew. With `panics`, the actor of that kind which is polled as that kind's nth panics.
+/// Resets the counts. With `panics`, the nth poll of an actor of that kind panics.
 pub(crate) fn plan(panics: Option<(&'static str, u32)>) {
     PLAN.with_borrow_mut(|plan| *plan = Plan { panics, ..Plan::default() });
 }
 
-/// From now on actors of that kind panic whenever they are polled.
+/// From now on actors of that kind panic at every poll.
 pub(crate) fn always(kind: &'static str) {
     PLAN.with_borrow_mut(|plan| plan.always = Some(kind));
 }
 
-/// How often actors of each kind were polled since.
+/// The number of polls of each kind of actor since the reset.
 pub(crate) fn polls() -> BTreeMap<&'static str, u32> {
     PLAN.with_borrow(|plan| plan.polls.clone())
 }

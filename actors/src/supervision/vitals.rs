@@ -1,4 +1,4 @@
-//! Which actors without a substitute are gone.
+//! The actors that have ended and that no other actor replaces.
 
 use std::{
     collections::BTreeMap,
@@ -7,17 +7,17 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// An actor that is gone, and that nothing replaces.
+/// An actor that has ended, and that no other actor replaces.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{actor} has ended: {reason}")]
 pub struct Gone {
-    /// Which actor, by its kind and its identity.
+    /// The actor's kind and identity.
     pub actor: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// Which actors without a substitute are gone: without them the process is not ready. Clones are the same.
+/// The ended actors that no other actor replaces: without them the process is not ready. Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub struct Vitals(Arc<Inner>);
 
@@ -28,14 +28,14 @@ struct Inner {
 }
 
 impl Vitals {
-    /// The first that is gone, if any is.
+    /// The first such actor, if there is one.
     pub fn gone(&self) -> Option<Gone> {
         let (actor, reason) =
             self.lock().first_key_value().map(|(actor, reason)| (actor.clone(), reason.clone()))?;
         Some(Gone { actor, reason })
     }
 
-    /// Waits until one is gone.
+    /// Waits for the first such actor.
     pub async fn failed(&self) -> Gone {
         loop {
             let changed = self.0.changed.notified();
@@ -52,7 +52,7 @@ impl Vitals {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
-        // Nothing panics while it holds the lock.
+        // No code panics while it holds the lock.
         self.0.gone.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

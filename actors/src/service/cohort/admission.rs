@@ -1,5 +1,5 @@
-//! Who may become a candidate: the checks that cost little, made before an opt-in reaches the machine, so that who is turned away
-//! leaves nothing behind; and the seats of those who have become one.
+//! Admission: the cheap checks before an opt-in reaches the machine, so that a refused applicant leaves nothing behind;
+//! and the seats of those that become candidates.
 
 use actix::Context;
 use btcr2_aggregation_protocol::{
@@ -28,25 +28,26 @@ use crate::{
     transport::{Outbound, Received},
 };
 
-/// How many applicants a cohort tells within [`TELLING`] that they are not admitted. Anybody can opt in.
+/// How many applicants a cohort notifies within [`REFUSAL_PERIOD`] that they are not admitted. Any peer can opt in.
 const MOST_TOLD: u32 = 64;
 const TELLING: Duration = Duration::from_secs(60);
 
-/// How long an admission waits until a ban list that could not be read is looked at again.
+/// The delay before a ban list that could not be read is read again.
 const BOOK_AGAIN: Duration = Duration::from_secs(10);
 
-/// How a ban is reported.
+/// The text for a ban.
 fn banned_until(until: Timestamp) -> String {
     format!("banned until {}", bans::end_of_ban(until))
 }
 
-/// Everything by which somebody is limited and banned.
+/// Everything by which an applicant is limited and banned.
 fn subjects(did: &Did, address: Option<NetworkAddress>, invite: Option<Subject>) -> Vec<Subject> {
     [Some(Subject::from(did)), address.map(Subject::Address), invite].into_iter().flatten().collect()
 }
 
 impl CohortActor {
-    /// Refuses an opt-in that needs no closer look: whether it did. Whoever is a candidate already is the machine's business.
+    /// Refuses an opt-in that needs no further checks; returns whether it did. The machine handles those of existing
+    /// candidates.
     pub(super) fn turns_away(&mut self, received: &Received) -> bool {
         let Body::CohortOptIn(opt_in) = &*received.body else { return false };
         let Phase::Enrolling(enrolling) = self.engine.machine().phase() else { return false };
@@ -59,7 +60,7 @@ impl CohortActor {
             self.tell_refused(applicant.did, received.digest(), reason);
             return true;
         }
-        // As many as candidates, though who is only rejected by the machine is remembered too.
+        // At most one for each candidate, but applicants that only the machine rejects are included.
         if let Some(address) = applicant.address
             && self.addresses.len() < self.engine.machine().config().terms.limits.candidates
         {
@@ -75,7 +76,7 @@ impl CohortActor {
         if let Some(until) = self.shared.bans.known_ban(&subjects, self.shared.clock.now()) {
             return Err(banned_until(until));
         }
-        // Whoever was in the cohort that this one replaces takes no seat more than it had.
+        // A member of the cohort that this one replaces takes no additional seat.
         if !terms.lineage.invited.contains(&applicant.did) {
             self.shared.seats.check(&subjects, self.shared.clock.now()).map_err(|error| error.to_string())?;
         }
@@ -109,15 +110,15 @@ impl CohortActor {
         let (view, shared) = (self.view(), Arc::clone(&self.shared));
         let subjects = self.subjects_of(&member);
         let question = async move {
-            // Its operator may have changed the ban list just now.
+            // The operator may have just changed the ban list.
             while shared.bans.is_stale() {
                 let bans = shared.bans.clone();
                 match tokio::task::spawn_blocking(move || bans.refresh()).await {
                     Ok(Ok(())) => break,
-                    // A list that cannot be read is the operator's to mend; until then nobody is let in, and nobody turned away
-                    // permanently.
-                    Ok(Err(error)) => tracing::error!(did = %member.did, %error, "an admission has to wait"),
-                    Err(error) => tracing::error!(did = %member.did, %error, "an admission has to wait"),
+                    // The operator has to repair a list that cannot be read; until then no candidate is admitted, and
+                    // none is refused permanently.
+                    Ok(Err(error)) => tracing::error!(did = %member.did, %error, "an admission is delayed"),
+                    Err(error) => tracing::error!(did = %member.did, %error, "an admission is delayed"),
                 }
                 tokio::time::sleep(BOOK_AGAIN).await;
             }
@@ -130,13 +131,13 @@ impl CohortActor {
         self.ask(question, ctx);
     }
 
-    /// From where, and by which invite, `did` has come, as far as that is known.
+    /// The network address and the invite of `member`, as far as they are known.
     pub(super) fn subjects_of(&self, member: &Member) -> Vec<Subject> {
         let invite = member.invite.as_ref().map(|proof| Subject::Invite(proof.id()));
         subjects(&member.did, self.addresses.get(&member.did).copied(), invite)
     }
 
-    /// Takes and frees seats as the cohort goes on.
+    /// Takes and frees seats as the cohort progresses.
     pub(super) fn count_seats(&mut self, event: &ServiceEvent) {
         match event {
             ServiceEvent::OptInReceived { member, .. } => self.take_seat(member),
@@ -148,7 +149,7 @@ impl CohortActor {
         }
     }
 
-    /// Takes the seats of a cohort that ran before.
+    /// Takes the seats of a cohort of a previous run.
     pub(super) fn restore_seats(&mut self) {
         let machine = self.engine.machine();
         if machine.has_ended() {
@@ -171,7 +172,7 @@ impl CohortActor {
         self.seats.insert(member.did.clone(), seat);
     }
 
-    /// Once the cohort has formed, the seats are its members' alone.
+    /// Once the cohort has formed, only its members have seats.
     fn settle_seats(&mut self) {
         let Some(formed) = self.engine.machine().phase().formed() else { return };
         self.seats.retain(|did, _| formed.members.contains_key(did));

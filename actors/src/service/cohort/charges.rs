@@ -1,5 +1,6 @@
-//! What members are charged with in the ban list: faults when they are found, silence and bad signatures when the cohort has
-//! ended. The list has each offence once for each cohort, so that charging again after a restart changes nothing.
+//! The offences that members are charged with in the ban list: faults when they are found, silence and bad signatures
+//! when the cohort has ended. The list has each offence once for each cohort, so charging again after a restart changes
+//! nothing.
 
 use btcr2_aggregation_protocol::{
     cohort::{event::CohortFailure, service::phase::Phase},
@@ -16,7 +17,7 @@ use crate::{
 };
 
 impl CohortActor {
-    /// Records what a member did, with what it signed.
+    /// Records an offence of a member, with the messages that it signed.
     fn charge(&self, did: &Did, offence: Offence, detail: String, evidence: Vec<Evidence>) {
         let (cohort_id, at) = (self.cohort_id(), self.shared.clock.now());
         let member = self.engine.machine().phase().formed().and_then(|formed| formed.members.get(did));
@@ -29,15 +30,16 @@ impl CohortActor {
         }
     }
 
-    /// Charges what is on record in the journal: the service may have died before it was in the book.
+    /// Charges the faults in the journal: the service may have stopped before they were in the ban list.
     pub(super) fn charge_faults(&self) {
         self.engine.machine().faults().iter().for_each(|fault| self.charge_fault(fault));
     }
 
-    /// Puts a fault on record as soon as it is found; those without a word here are charged when the cohort ends.
+    /// Records a fault as soon as it is found. A fault without a text here is charged when the cohort ends.
     pub(super) fn charge_fault(&self, fault: &Fault) {
-        // A candidate is anybody: strangers must not fill the book. And a second nonce is what a member sends whose state comes
-        // from a backup; it spoils that session, for which the member is not invited again, but it is no fraud.
+        // Any peer can be a candidate: unauthenticated peers must not fill the ban list. A second nonce is what a
+        // member sends whose state was restored from a backup; it spoils that session, and the member is not invited
+        // again, but it is not fraud.
         let is_charged = !matches!(fault.slot, Slot::OptIn | Slot::Nonce);
         if fault.code == RejectCode::Equivocation && is_charged {
             let evidence = self.evidence.of(&fault.did, fault.slot);
@@ -45,7 +47,7 @@ impl CohortActor {
         }
     }
 
-    /// Who opted in and did not fetch what it was asked is no offender, and cools down.
+    /// A member that opted in and did not fetch a request is not an offender; it cools down.
     fn note_who_did_not_fetch(&self) {
         let phase = self.engine.machine().phase();
         let unreached = match phase {
@@ -61,7 +63,7 @@ impl CohortActor {
         }
     }
 
-    /// What those did whom an ended cohort leaves behind as culprits or holdouts.
+    /// Charges the culprits and holdouts of an ended cohort.
     pub(super) fn charge_everybody(&self) {
         let (silent, wrong, rejecting) = match self.engine.machine().phase() {
             Phase::Completed { outcome, .. } => (&outcome.holdouts[..], &outcome.culprits[..], None),
@@ -78,7 +80,7 @@ impl CohortActor {
         };
         self.note_who_did_not_fetch();
         for did in silent {
-            self.charge(did, Offence::Holdout, "kept silent".to_owned(), Vec::new());
+            self.charge(did, Offence::Holdout, "did not answer in time".to_owned(), Vec::new());
         }
         for did in wrong {
             let mut evidence = self.evidence.of(did, Slot::Nonce);

@@ -1,4 +1,4 @@
-//! What follows from the facts of a cohort: what the host is told of them, and what the world must do.
+//! The consequences of a cohort's events: notices for the host, and effects.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{
     transport::Outbound,
 };
 
-/// How long members are tried to be told that the cohort is over.
+/// How long delivery of a cohort's end to its members is attempted.
 const FAREWELL: Duration = Duration::from_secs(600);
 
 impl Driven for CohortActor {
@@ -103,7 +103,7 @@ impl Driven for CohortActor {
                 let Some(notice) = self.end_notice() else { return };
                 notice
             }
-            // The session announces its own start.
+            // The session publishes its own start.
             ServiceEvent::SigningStarted { .. }
             | ServiceEvent::AdvertRepeated { .. }
             | ServiceEvent::TransactionRequested { .. } => return,
@@ -119,7 +119,7 @@ impl Driven for CohortActor {
                 self.say(Outbound::WithdrawAdvert { cohort_id: self.cohort_id() });
             }
             ServiceEffect::Send { to, body } => {
-                // What is said at the end is worth a few tries.
+                // The last message is worth a few attempts.
                 let until = self.engine.machine().deadline().or_else(|| Some(self.shared.clock.now() + FAREWELL));
                 self.say(Outbound::Direct { to, body, until });
             }
@@ -151,13 +151,13 @@ impl Driven for CohortActor {
 
     fn refused(&mut self, reject: Reject, _: &mut Context<Self>) {
         if reject.code == RejectCode::WrongPhase && self.is_late(reject.peer.as_ref()) {
-            return tracing::debug!(cohort_id = %self.cohort_id(), reject.detail, "a message came too late");
+            return tracing::debug!(cohort_id = %self.cohort_id(), reject.detail, "a message arrived too late");
         }
         self.shared.notices.publish(ServiceNotice::rejected(Some(&self.cohort_id()), &reject));
     }
 
     fn journal_failed(&mut self, error: JournalError, ctx: &mut Context<Self>) {
-        tracing::error!(%error, "a cohort cannot go on");
+        tracing::error!(%error, "a cohort cannot continue");
         self.guard.journal_failed();
         ctx.stop();
     }

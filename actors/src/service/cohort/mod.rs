@@ -1,5 +1,5 @@
-//! A cohort at its service as an actor: its mailbox, its host's answers, its signing session. What follows from its facts is
-//! in `driven`, what its members are charged with in `charges`.
+//! A cohort at its service as an actor: its messages, its host's answers, its signing session. The consequences of its
+//! events are in `driven`, the charges against its members in `charges`.
 
 mod admission;
 mod charges;
@@ -47,17 +47,17 @@ use crate::{
     tree::{self, Row},
 };
 
-/// The signing session's actor is gone, however it went.
+/// The signing session's actor has stopped, for any reason.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 struct SessionGone(End);
 
-/// A message of a member, or of somebody who wants to be one.
+/// A message of a member, or of a participant that opts in.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(crate) struct CohortMessage(pub(crate) Received, pub(crate) Waits);
 
-/// Form the cohort with the members that it has.
+/// Form the cohort with its current members.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(crate) struct Finalize;
@@ -67,7 +67,7 @@ pub(crate) struct Finalize;
 #[rtype(result = "()")]
 pub(crate) struct Cancel(pub(crate) String);
 
-/// What a cohort's actor starts with.
+/// The initial state of a cohort's actor.
 pub(crate) struct Beginning {
     machine: ServiceCohort,
     transcript: Transcript,
@@ -85,12 +85,12 @@ pub(crate) enum StartMode {
 }
 
 impl Beginning {
-    /// Of a new cohort.
+    /// For a new cohort.
     pub(crate) fn fresh(machine: ServiceCohort) -> Self {
         Self { machine, transcript: Transcript::default(), mode: StartMode::Fresh }
     }
 
-    /// Of a cohort of a previous run, from its events.
+    /// For a cohort of a previous run, from its events.
     pub(crate) fn resumed(machine: ServiceCohort, events: &[ServiceEvent]) -> Self {
         let (machine, transcript) = replayed(machine, events);
         Self { machine, transcript, mode: StartMode::Resumed }
@@ -100,7 +100,7 @@ impl Beginning {
         &self.machine.config().terms.cohort_id
     }
 
-    /// Those whose DID does not prove their key, with the genesis document that does.
+    /// The members whose DID does not prove their key, with the genesis document that does.
     pub(crate) fn external_members(&self) -> Vec<(Did, Arc<Value>)> {
         let external =
             |member: &Arc<Member>| Some((member.did.clone(), Arc::clone(member.genesis_document.as_ref()?)));
@@ -138,16 +138,17 @@ pub(crate) struct CohortActor {
     restarts: Restarts,
     transcript: Transcript,
     evidence: EvidenceBook,
-    /// From where candidates and members have opted in, where that is known. In memory only.
+    /// The addresses from which candidates and members have opted in, if known. In memory only.
     addresses: BTreeMap<Did, NetworkAddress>,
     seats: BTreeMap<Did, Seat>,
-    /// How many applicants were told that they are not admitted, since when.
+    /// The start of the current period, and the number of applicants that were notified of their refusal in it.
     telling: (Timestamp, u32),
     guard: EndGuard,
 }
 
 impl CohortActor {
-    /// Starts the actor of a cohort. It runs as long as its owner holds the [`Lease`]; `gone` is called when it ends before.
+    /// Starts the actor of a cohort. It runs until its owner drops the [`Lease`]; `gone` is called when it stops
+    /// earlier.
     pub(crate) fn start(
         beginning: Beginning,
         shared: Arc<ServiceShared>,
@@ -189,7 +190,7 @@ impl CohortActor {
         }
     }
 
-    /// Where the facts of this cohort are kept.
+    /// The stream of this cohort's events.
     pub(crate) fn stream(cohort_id: &CohortId) -> StreamId {
         StreamId::of_cohort(cohort_id)
     }
@@ -207,8 +208,9 @@ impl CohortActor {
         CohortView { cohort_id: self.cohort_id(), conditions: machine.config().terms.conditions.clone(), admitted }
     }
 
-    /// Whether what does not fit the phase has only come too late, as happens to honest peers: anything once the cohort has
-    /// ended, and an opt-in, which is all that reaches a phase from somebody who is no member.
+    /// Whether a message that does not fit the phase is only late, as happens to honest peers: any message once the
+    /// cohort has ended, and an opt-in, which is the only message that a phase receives from a peer that is not a
+    /// member.
     fn is_late(&self, peer: Option<&Did>) -> bool {
         let phase = self.engine.machine().phase();
         let is_over = matches!(phase, Phase::Completed { .. } | Phase::Failed { .. });
@@ -222,7 +224,7 @@ impl CohortActor {
         self.shared.load.say(outbound, &self.outbound);
     }
 
-    /// Asks the host something and feeds its answer to the machine.
+    /// Asks the host a question and feeds its answer to the machine.
     fn ask<F>(&mut self, question: F, ctx: &mut Context<Self>)
     where
         F: Future<Output = Option<ServiceInput>> + 'static,
@@ -240,7 +242,7 @@ impl CohortActor {
         let aggregation = Arc::clone(&machine.phase().aggregated()?.aggregation);
         let context = machine.config().terms.cohort_id.as_str().as_bytes().to_vec();
         let head = self.transcript.head();
-        // The generator is here: facts are observed between decisions, not during one.
+        // The generator is present: events are observed between decisions, not during one.
         let transcript = head.sign(&context, self.shared.identity.secret_key(), self.engine.rng()?);
         let messages = Arc::new(self.transcript.clone());
         Some(CohortResult { output, aggregation, signed, transcript, messages })
@@ -248,7 +250,7 @@ impl CohortActor {
 }
 
 impl CohortActor {
-    /// How the cohort ended, once it has.
+    /// The notice of the cohort's end, if it has ended.
     fn end_notice(&mut self) -> Option<ServiceNotice> {
         let cohort_id = self.cohort_id();
         match self.engine.machine().phase() {
@@ -264,14 +266,14 @@ impl CohortActor {
             Phase::Failed { reason, successor, .. } => {
                 let next = successor.as_ref().map(|terms| terms.cohort_id.clone());
                 let undelivered = self.shared.deliveries.not_carried(&cohort_id);
-                // One that failed for that says so itself.
+                // A failure for that reason already names it.
                 let said = reason.unreached().is_some_and(|unreached| !unreached.not_carried.is_empty());
                 let undelivered = undelivered.filter(|_| !said);
                 let mut notice = ServiceNotice::failed(cohort_id, reason, next);
                 if let (ServiceNotice::CohortFailed { reason, .. }, Some((members, why))) =
                     (&mut notice, undelivered)
                 {
-                    reason.push_str(&format!(" (no carrier has taken what was for {members} of them: {why})"));
+                    reason.push_str(&format!(" (no carrier accepted the messages to {members} of them: {why})"));
                 }
                 Some(notice)
             }
@@ -279,7 +281,7 @@ impl CohortActor {
         }
     }
 
-    /// Starts the signing session, with the events of its journal if it has some.
+    /// Starts the signing session, with the events of its journal if there are any.
     fn start_session(&mut self, task: Arc<SigningTask>, ctx: &mut Context<Self>) {
         let journal = Arc::clone(&self.shared.journal);
         let was_down = std::mem::take(&mut self.was_down);
@@ -287,7 +289,7 @@ impl CohortActor {
             let events = replay::events(&*journal, &SigningSessionActor::stream(&task.session_id)).await;
             (task, events)
         };
-        // Nothing else happens before: a member's message must find its session.
+        // Other messages wait: a member's message must find its session.
         ctx.wait(reading.into_actor(self).map(move |(task, events), actor, ctx| match events {
             Ok(events) => {
                 let gone = ctx.address();
@@ -335,7 +337,7 @@ impl InTree for CohortActor {
 }
 
 impl CohortActor {
-    /// Continues where the journal ends; `was_down` after a run of the process that nobody could answer.
+    /// Continues where the journal ends; `was_down` after a time in which the process could not receive answers.
     fn go_on(&mut self, was_down: bool, ctx: &mut Context<Self>) {
         let (cohort_id, phase) = (self.cohort_id(), self.engine.machine().phase().kind());
         let formed = self.engine.machine().phase().formed();
@@ -414,10 +416,10 @@ impl Handler<CohortMessage> for CohortActor {
         match &self.session {
             Some(session) if for_session => {
                 if let Err(error) = session.hand(received, &self.shared.load) {
-                    tracing::warn!(cohort_id = %self.cohort_id(), %error, "a message for the signing session is lost");
+                    tracing::warn!(cohort_id = %self.cohort_id(), %error, "a message for the signing session was dropped");
                 }
             }
-            // It is being started: the sender gets no receipt, and sends the message again.
+            // The session is being started: without a receipt the sender sends the message again.
             None if for_session && self.engine.machine().is_signing() => {}
             _ => {
                 let Received { message, receipt, .. } = received;

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_did_cools_down_at_once_and_an_address_when_three_members_of_it_did_not_fetch() {
+    fn a_did_cools_down_at_once_and_an_address_after_three_members() {
         let cooling = CoolDowns::new(TIME);
         for number in 1..=3 {
             assert_eq!(cooling.check(&subjects(9, "203.0.113.7"), NOW), Ok(()), "{number}");
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_are_remembered_than_there_is_room_for() {
+    fn the_number_of_subjects_is_bounded() {
         let cooling = CoolDowns { most: 4, ..CoolDowns::new(TIME) };
         for number in 1..=20 {
             cooling.note(&did(number), &[Subject::from(&did(number))], NOW + Duration::from_secs(number.into()));

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_last_counts_as_delivered_when_the_carrier_says_so() {
+    fn the_last_message_is_delivered_once_the_carrier_reports_it() {
         let deliveries = Deliveries::new(true);
         let kind = note().short_type();
         let of = |member| deliveries.undelivered(&cohort(), [&did(member)]).remove(&did(member));
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_is_said_of_deliveries_everything_is_delivered() {
+    fn without_delivery_reports_every_message_is_delivered() {
         let deliveries = Deliveries::new(false);
         deliveries.sent(&did(1), &note());
         assert!(deliveries.undelivered(&cohort(), [&did(1)]).is_empty());

@@ -10,32 +10,32 @@ use crate::transport::{Evidence, Received};
 
 /// The signed messages of one cohort, at most two for each member and slot.
 #[derive(Default)]
-pub(crate) struct EvidenceBook(BTreeMap<(Did, Slot), Said>);
+pub(crate) struct EvidenceBook(BTreeMap<(Did, Slot), Signed>);
 
-struct Said {
+struct Signed {
     first: Evidence,
     other: Option<Evidence>,
 }
 
 impl EvidenceBook {
     /// Stores the evidence of `received`, if it fills a slot. Call it for members only: the cohort bounds their number.
-    pub(crate) fn keep(&mut self, received: &Received) {
+    pub(crate) fn record(&mut self, received: &Received) {
         let (Some(slot), Some(evidence)) = (slot_of(&received.body), &received.evidence) else { return };
         self.0
             .entry((received.from.clone(), slot))
-            .and_modify(|said| {
+            .and_modify(|signed| {
                 // A third message must not replace the second: it could equal the first.
-                if said.first != *evidence && said.other.is_none() {
-                    said.other = Some(evidence.clone());
+                if signed.first != *evidence && signed.other.is_none() {
+                    signed.other = Some(evidence.clone());
                 }
             })
-            .or_insert_with(|| Said { first: evidence.clone(), other: None });
+            .or_insert_with(|| Signed { first: evidence.clone(), other: None });
     }
 
     /// The messages that `did` signed for `slot`.
     pub(crate) fn of(&self, did: &Did, slot: Slot) -> Vec<Evidence> {
-        let said = self.0.get(&(did.clone(), slot));
-        said.map_or_else(Vec::new, |said| [&said.first].into_iter().chain(&said.other).cloned().collect())
+        let signed = self.0.get(&(did.clone(), slot));
+        signed.map_or_else(Vec::new, |signed| [&signed.first].into_iter().chain(&signed.other).cloned().collect())
     }
 }
 
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_said_twice_stays_proven_whatever_is_said_after_it() {
+    fn the_first_two_differing_messages_remain_as_evidence() {
         let key = SecretKey::from_bytes(&[1; 32]).expect("a key");
         let did = Identity::from_key(key, Network::Regtest).did().clone();
         let mut book = EvidenceBook::default();
@@ -71,7 +71,7 @@ mod tests {
         for text in ["a", "b", "a", "c"] {
             let body = SubmitNonIncluded { cohort_id: CohortId::parse("c").expect("a name") };
             let message = Message::new(did.clone(), None, body);
-            book.keep(&Received { evidence: Some(evidence(text)), ..message.into() });
+            book.record(&Received { evidence: Some(evidence(text)), ..message.into() });
         }
         assert_eq!(book.of(&did, Slot::Update), [evidence("a"), evidence("b")]);
     }

@@ -36,7 +36,7 @@ pub(crate) enum Mailbox {
 }
 
 /// A message that waits for an actor, until this is dropped.
-pub(crate) struct Waits(Load, Mailbox);
+pub(crate) struct QueuedMessage(Load, Mailbox);
 
 impl Load {
     /// The messages that the service received, including refused ones.
@@ -64,7 +64,7 @@ impl Load {
     }
 
     /// Passes a message to the transport.
-    pub(crate) fn say(&self, outbound: Outbound, transport: &Recipient<Outbound>) {
+    pub(crate) fn send(&self, outbound: Outbound, transport: &Recipient<Outbound>) {
         if let Outbound::Direct { body, .. } | Outbound::Broadcast { body } = &outbound {
             *lock(&self.0.sent).entry(body.short_type()).or_default() += 1;
         }
@@ -73,9 +73,9 @@ impl Load {
 
     /// A message is on its way to an actor. It has arrived, or is lost, when the returned value is dropped: actix does
     /// not report the length of a mailbox.
-    pub(crate) fn waits(&self, mailbox: Mailbox) -> Waits {
+    pub(crate) fn queued(&self, mailbox: Mailbox) -> QueuedMessage {
         self.of(mailbox).fetch_add(1, Ordering::Relaxed);
-        Waits(self.clone(), mailbox)
+        QueuedMessage(self.clone(), mailbox)
     }
 
     fn of(&self, mailbox: Mailbox) -> &AtomicUsize {
@@ -86,7 +86,7 @@ impl Load {
     }
 }
 
-impl Drop for Waits {
+impl Drop for QueuedMessage {
     fn drop(&mut self) {
         self.0.of(self.1).fetch_sub(1, Ordering::Relaxed);
     }
@@ -102,10 +102,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_waits_until_it_is_taken_or_lost() {
+    fn a_message_is_queued_until_it_is_processed_or_lost() {
         let load = Load::default();
-        let (first, second) = (load.waits(Mailbox::Cohort), load.waits(Mailbox::Cohort));
-        let other = load.waits(Mailbox::Session);
+        let (first, second) = (load.queued(Mailbox::Cohort), load.queued(Mailbox::Cohort));
+        let other = load.queued(Mailbox::Session);
         assert_eq!((load.waiting_for_cohorts(), load.waiting_for_sessions()), (2, 1));
         drop(first);
         drop(other);

@@ -124,7 +124,7 @@ pub enum ServiceNotice {
     },
     /// An actor of the cohort panicked and is restarted, for the `restarts`th time in the current period.
     CohortRestarted { cohort_id: CohortId, restarts: usize },
-    /// The cohort takes the place of one that failed.
+    /// The cohort replaces one that failed.
     CohortReformed { cohort_id: CohortId, predecessor: Option<CohortId>, invited: usize, excluded: Vec<Did> },
     /// A member is banned until `until`.
     MemberBanned { cohort_id: CohortId, participant: Did, offence: Offence, until: Timestamp },
@@ -326,18 +326,18 @@ impl ParticipantNotice {
 #[derive(Clone, Debug)]
 pub struct Notices<N> {
     capacity: usize,
-    place: Arc<OnceLock<broadcast::Sender<Arc<N>>>>,
+    channel: Arc<OnceLock<broadcast::Sender<Arc<N>>>>,
 }
 
 impl<N: Clone + Send + Sync + 'static> Notices<N> {
     /// A channel whose subscribers may fall `capacity` notices behind.
     pub fn new(capacity: usize) -> Self {
-        Self { capacity: capacity.max(1), place: Arc::default() }
+        Self { capacity: capacity.max(1), channel: Arc::default() }
     }
 
     /// All notices from now on. `recv` returns the number of lost notices if the subscriber fell too far behind.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<N>> {
-        self.place.get_or_init(|| broadcast::Sender::new(self.capacity)).subscribe()
+        self.channel.get_or_init(|| broadcast::Sender::new(self.capacity)).subscribe()
     }
 
     /// Sends the notice to the subscribers, and logs it.
@@ -346,9 +346,9 @@ impl<N: Clone + Send + Sync + 'static> Notices<N> {
         N: Serialize,
     {
         log(&notice);
-        if let Some(place) = self.place.get() {
+        if let Some(channel) = self.channel.get() {
             // It is not an error that all subscribers are gone.
-            let _ = place.send(Arc::new(notice));
+            let _ = channel.send(Arc::new(notice));
         }
     }
 }

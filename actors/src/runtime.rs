@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_clock_shows_what_it_is_set_to_and_goes_on() {
+    async fn a_set_clock_shows_the_new_time_and_continues() {
         let (clock, hands) = Clock::movable(Timestamp::from_secs(1_000));
         hands.forward(Duration::from_secs(50));
         tokio::time::advance(Duration::from_secs(1)).await;

@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_subject_reads_as_it_is_written() {
+    fn a_subject_parses_from_its_text() {
         for (text, written) in [
             ("203.0.113.7", "203.0.113.7"),
             ("::ffff:203.0.113.7", "203.0.113.7"),

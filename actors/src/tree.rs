@@ -4,7 +4,7 @@
 //! Supervisor ─┬─ Service ───────── Cohort ─ SigningSession
 //!             ├─ Participant ───── ParticipantSession
 //!             └─ Link ──┬───────── connection: Memory, HttpConnection, Endpoint, NostrConnection ─ Relay
-//!                       └───────── Combined ─ Ear, Link ─ ...
+//!                       └───────── Combined ─ LinkInbox, Link ─ ...
 //! Hub (one for each HTTP server) ─ Inbox
 //! ```
 //!
@@ -220,8 +220,8 @@ pub const COMBINED: Row = Row {
 };
 
 /// The receiving end of one of the transports of a combined connection.
-pub const EAR: Row = Row {
-    name: "Ear",
+pub const LINK_INBOX: Row = Row {
+    name: "LinkInbox",
     parents: &["Combined"],
     mailbox: 1,
     when_full: WhenFull::SenderWaits,
@@ -240,7 +240,7 @@ pub const ROWS: [&Row; 16] = [
     &PARTICIPANT_SESSION,
     &LINK,
     &COMBINED,
-    &EAR,
+    &LINK_INBOX,
     &MEMORY_CONNECTION,
     &HTTP_CONNECTION,
     &ENDPOINT,

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_banned_is_forgotten_first_and_whom_an_operator_banned_never() {
+    fn unbanned_members_are_evicted_first_and_operator_bans_never() {
         let day = Duration::from_secs(24 * 3600);
         let mut members = BTreeMap::from([
             (did(1), conduct(NOW - day * 9, true, true)),
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_message_that_is_too_large_the_hash_is_kept() {
+    fn only_the_hash_of_a_too_large_message_is_stored() {
         let book = BanBook::in_memory(std::sync::Arc::new(NoBans));
         let mut entry = conduct(NOW, false, false).entries.remove(0);
         let (small, large) = ("x".repeat(MOST_MESSAGE), "x".repeat(MOST_MESSAGE + 1));

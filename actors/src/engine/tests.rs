@@ -78,12 +78,12 @@ impl Actor for CounterActor {
 
 #[derive(actix::Message)]
 #[rtype(result = "()")]
-struct Say(Ask, Receipt);
+struct Feed(Ask, Receipt);
 
-impl actix::Handler<Say> for CounterActor {
+impl actix::Handler<Feed> for CounterActor {
     type Result = ();
 
-    fn handle(&mut self, Say(ask, receipt): Say, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Feed(ask, receipt): Feed, ctx: &mut Context<Self>) {
         self.feed_received(ask, receipt, ctx);
     }
 }
@@ -169,7 +169,7 @@ fn an_actor_without_its_lease_writes_and_confirms_nothing() {
             let (go_on, may_go_on) = mpsc::channel();
             let (receipt, confirmed) = Receipt::new();
             // The future is dropped while the decision runs on another thread.
-            actor.send(Say(Ask::Heavily(Arc::new(Mutex::new(may_go_on))), receipt)).await.unwrap();
+            actor.send(Feed(Ask::Heavily(Arc::new(Mutex::new(may_go_on))), receipt)).await.unwrap();
             let lease = (!is_dropped).then_some(lease);
             go_on.send(()).unwrap();
             assert_eq!(confirmed.await.is_ok(), !is_dropped);
@@ -183,14 +183,14 @@ fn an_actor_without_its_lease_writes_and_confirms_nothing() {
 }
 
 #[test]
-fn a_refusal_is_confirmed_when_the_facts_that_it_rests_on_are_durable() {
+fn a_refusal_is_confirmed_after_the_events_that_cause_it() {
     actix_rt::System::new().block_on(async {
         let journal = Slow::default();
         let (actor, _lease, _is_gone) = start(Arc::new(journal.clone()));
         let (first, counted) = Receipt::new();
         let (second, mut refused) = Receipt::new();
-        actor.send(Say(Ask::Count, first)).await.unwrap();
-        actor.send(Say(Ask::Count, second)).await.unwrap();
+        actor.send(Feed(Ask::Count, first)).await.unwrap();
+        actor.send(Feed(Ask::Count, second)).await.unwrap();
         assert!(
             refused.try_recv().is_err(),
             "if the event were lost, the second message would have been the first"

@@ -176,8 +176,7 @@ impl ParticipantSessionActor {
             self.report_end(&reason);
         }
         self.feed(ParticipantInput::Resumed, ctx);
-        // The secret is never on disk: a nonce that was sent before the restart is lost with the actor that had its
-        // secret.
+        // The secret is never on disk: a nonce that was sent before the restart is lost with its actor.
         self.feed(ParticipantInput::NonceLost, ctx);
         self.resume(ctx);
     }

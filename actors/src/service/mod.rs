@@ -67,8 +67,8 @@ use crate::{
 const REMEMBERED: usize = 1024;
 
 /// How many senders are notified within [`UNKNOWN_PERIOD`] that a cohort is not running here. Any peer can ask.
-const MOST_TOLD: u32 = 64;
-const TELLING: Duration = Duration::from_secs(60);
+const MAX_UNKNOWN: u32 = 64;
+const UNKNOWN_PERIOD: Duration = Duration::from_secs(60);
 
 /// The parts of an Aggregation Service.
 #[derive(Clone)]
@@ -177,9 +177,9 @@ pub struct AggregationService {
     /// Whether an append of a cohort's event has failed.
     journal_failed: bool,
     /// The senders that were notified that a cohort is not running here, with the cohort.
-    told: Remembered<(Did, CohortId)>,
+    notified_unknown: Remembered<(Did, CohortId)>,
     /// The start of the current period, and the number of senders notified in it.
-    telling: (Timestamp, u32),
+    unknown_period: (Timestamp, u32),
     panicked: bool,
     restarts: Restarts,
     guard: EndGuard,
@@ -217,8 +217,8 @@ impl AggregationService {
             ended: Remembered::new(REMEMBERED),
             halted: BTreeSet::new(),
             journal_failed: false,
-            told: Remembered::new(REMEMBERED),
-            telling: (Timestamp::default(), 0),
+            notified_unknown: Remembered::new(REMEMBERED),
+            unknown_period: (Timestamp::default(), 0),
             panicked: false,
             restarts: Restarts::default(),
             guard,
@@ -279,15 +279,15 @@ impl AggregationService {
     }
 
     /// Notifies the sender of a message to a cohort that is not running here; once for each sender and cohort.
-    fn tell_unknown(&mut self, to: &Did, cohort_id: &CohortId) {
+    fn notify_unknown(&mut self, to: &Did, cohort_id: &CohortId) {
         let now = self.shared.clock.now();
-        if now.since(self.telling.0) >= TELLING {
-            self.telling = (now, 0);
+        if now.since(self.unknown_period.0) >= UNKNOWN_PERIOD {
+            self.unknown_period = (now, 0);
         }
-        if self.telling.1 >= MOST_TOLD || !self.told.insert((to.clone(), cohort_id.clone())) {
+        if self.unknown_period.1 >= MAX_UNKNOWN || !self.notified_unknown.insert((to.clone(), cohort_id.clone())) {
             return;
         }
-        self.telling.1 += 1;
+        self.unknown_period.1 += 1;
         let body = CohortEnded {
             cohort_id: cohort_id.clone(),
             code: CohortEnded::UNKNOWN.to_owned(),
@@ -297,8 +297,8 @@ impl AggregationService {
             signed: None,
             opt_in: None,
         };
-        let until = Some(now + TELLING);
-        self.shared.load.say(Outbound::Direct { to: to.clone(), body: body.into(), until }, &self.outbound);
+        let until = Some(now + UNKNOWN_PERIOD);
+        self.shared.load.send(Outbound::Direct { to: to.clone(), body: body.into(), until }, &self.outbound);
     }
 }
 
@@ -433,7 +433,7 @@ impl Handler<Delivery> for AggregationService {
             if stored || message.body.is_control() || matches!(&*message.body, Body::CohortAdvert(_)) {
                 return;
             }
-            self.tell_unknown(&message.from, &cohort_id);
+            self.notify_unknown(&message.from, &cohort_id);
             if self.ended.contains(&cohort_id) {
                 // Late messages of an ended cohort are not a fault either.
                 return;
@@ -441,10 +441,10 @@ impl Handler<Delivery> for AggregationService {
             let detail = "no such cohort is running here";
             return self.reject(Some(&cohort_id), &Reject::new(RejectCode::WrongCohort, &message.from, detail));
         };
-        let waits = self.shared.load.waits(Mailbox::Cohort);
+        let queued = self.shared.load.queued(Mailbox::Cohort);
         // A cohort that has just ended will be reported soon. Without a receipt the sender sends the message again.
         if let Err(SendError::Full(CohortMessage(message, _))) =
-            child.cohort.try_send(CohortMessage(message, waits))
+            child.cohort.try_send(CohortMessage(message, queued))
         {
             tracing::warn!(%cohort_id, from = %message.from, "the cohort's mailbox is full, a message was dropped");
         }

@@ -22,7 +22,7 @@ use super::shared::{FaultFound, SendAgain, ServiceShared, SigningEnded};
 use crate::{
     engine::{Driven, Engine, Replayed},
     journal::{JournalError, StreamId},
-    load::{Load, Mailbox, Waits},
+    load::{Load, Mailbox, QueuedMessage},
     notice::ServiceNotice,
     span,
     supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},
@@ -33,7 +33,7 @@ use crate::{
 /// A message of a member for this session.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
-struct SessionMessage(Received, Waits);
+struct SessionMessage(Received, QueuedMessage);
 
 /// The cohort to which a session reports.
 pub(crate) struct Parent {
@@ -65,8 +65,8 @@ impl Session {
     }
 
     /// Passes it a message of a member.
-    pub(crate) fn hand(&self, received: Received, load: &Load) -> Result<(), SendError<()>> {
-        let sent = self.address.try_send(SessionMessage(received, load.waits(Mailbox::Session)));
+    pub(crate) fn deliver(&self, received: Received, load: &Load) -> Result<(), SendError<()>> {
+        let sent = self.address.try_send(SessionMessage(received, load.queued(Mailbox::Session)));
         sent.map_err(|error| match error {
             SendError::Full(_) => SendError::Full(()),
             SendError::Closed(_) => SendError::Closed(()),
@@ -298,7 +298,7 @@ impl Driven for SigningSessionActor {
             SessionEffect::Send { to, body } => {
                 let until = self.engine.machine().deadline();
                 self.shared.deliveries.sent(&to, &body);
-                self.shared.load.say(Outbound::Direct { to, body, until }, &self.outbound);
+                self.shared.load.send(Outbound::Direct { to, body, until }, &self.outbound);
             }
             SessionEffect::Finished(outcome) => {
                 self.parent.ended.do_send(SigningEnded { outcome, digests: std::mem::take(&mut self.digests) });

@@ -229,13 +229,13 @@ impl Database {
         loop {
             let stopped = caught(|| match self.try_commit(jobs, &skipped) {
                 Ok(outcomes) => Ok(Ok(outcomes)),
-                Err(Stopped::At(place, fault @ Fault::Damaged(_))) => Ok(Err((place, fault))),
+                Err(Stopped::At(index, fault @ Fault::Damaged(_))) => Ok(Err((index, fault))),
                 Err(Stopped::At(_, fault) | Stopped::Altogether(fault)) => Err(fault),
             });
             match stopped.map_err(failed)? {
                 Ok(outcomes) => return Ok(outcomes),
                 // Each iteration skips one job more.
-                Err((place, fault)) => skipped[place] = Some(Refused(fault.to_string())),
+                Err((index, fault)) => skipped[index] = Some(Refused(fault.to_string())),
             }
         }
     }
@@ -257,10 +257,10 @@ impl Database {
                 records: transaction.open_table(RECORDS)?,
                 entries: transaction.open_table(ENTRIES)?,
             };
-            for (place, (job, skipped)) in jobs.iter().zip(skipped).enumerate() {
+            for (index, (job, skipped)) in jobs.iter().zip(skipped).enumerate() {
                 let outcome = match skipped {
                     Some(refused) => Err(refused.clone()),
-                    None => tables.apply(&job.changes).map_err(|fault| Stopped::At(place, fault))?,
+                    None => tables.apply(&job.changes).map_err(|fault| Stopped::At(index, fault))?,
                 };
                 outcomes.push(outcome.map_err(Into::into));
             }

@@ -28,11 +28,11 @@ const BODY: u8 = b'b';
 /// message that has it.
 pub struct StateInboxes {
     table: Table,
-    held: Mutex<Held>,
+    contents: Mutex<Contents>,
 }
 
 #[derive(Default)]
-struct Held {
+struct Contents {
     last_id: u64,
     last_body: u64,
     entries: HashMap<(Did, u64), u64>,
@@ -66,10 +66,10 @@ impl StateInboxes {
     /// removed and logged.
     pub async fn load(state: &State, now: Timestamp, ttl: Duration) -> Result<Self, StateError> {
         let table = state.table("http-inboxes");
-        let mut held = Held::default();
+        let mut contents = Contents::default();
         let mut useless = Vec::new();
         match table.get(LAST).await {
-            Ok(last) => held.last_id = last.and_then(|last| number(&last)).unwrap_or(0),
+            Ok(last) => contents.last_id = last.and_then(|last| number(&last)).unwrap_or(0),
             // The clock is a substitute unless it was set back, and the entries give a lower bound.
             Err(error @ StateError::Damaged { .. }) => {
                 tracing::warn!(%error, "the position of the inboxes is not known")
@@ -81,7 +81,7 @@ impl StateInboxes {
             let message = String::from_utf8(value).ok().and_then(|text| Message::from_json(&text).ok());
             match (key.get(1..).and_then(number), message) {
                 (Some(number), Some(message)) => {
-                    held.last_body = held.last_body.max(number);
+                    contents.last_body = contents.last_body.max(number);
                     messages.insert(number, message);
                 }
                 _ => useless.push(key),
@@ -94,18 +94,18 @@ impl StateInboxes {
                 useless.push(key);
                 continue;
             };
-            held.last_id = held.last_id.max(id);
+            contents.last_id = contents.last_id.max(id);
             let Some(message) = messages.get(&body) else {
                 useless.push(key);
                 continue;
             };
             let shared = message.body.clone();
-            held.refer(&owner, id, body, &shared);
+            contents.refer(&owner, id, body, &shared);
             let message = Message::new(from.clone(), Some(owner), shared);
-            held.by_sender.entry(from).or_default().push(Waiting { id, at, message });
+            contents.by_sender.entry(from).or_default().push(Waiting { id, at, message });
         }
         useless.extend(
-            messages.keys().filter(|number| !held.bodies.contains_key(*number)).map(|body| body_key(*body)),
+            messages.keys().filter(|number| !contents.bodies.contains_key(*number)).map(|body| body_key(*body)),
         );
         if !useless.is_empty() {
             tracing::warn!(
@@ -114,7 +114,7 @@ impl StateInboxes {
             );
         }
         table.edit(useless.into_iter().map(Edit::Remove)).await?;
-        Ok(Self { table, held: Mutex::new(held) })
+        Ok(Self { table, contents: Mutex::new(contents) })
     }
 
     async fn all(
@@ -135,18 +135,18 @@ impl StateInboxes {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Held> {
+    fn lock(&self) -> MutexGuard<'_, Contents> {
         // No code panics while the value is partly changed.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hand_in(&self, edits: Vec<Edit>) {
+    fn queue(&self, edits: Vec<Edit>) {
         // In its turn, without waiting: if it fails, so does the journal, whose actors report it.
         drop(self.table.edit(edits));
     }
 }
 
-impl Held {
+impl Contents {
     /// Counts a message that has the body.
     fn refer(&mut self, owner: &Did, id: u64, number: u64, body: &SharedBody) {
         self.by_text.insert(Text::of(body), number);
@@ -162,39 +162,39 @@ impl InboxStore for StateInboxes {
 
     fn put(&self, owner: &Did, waiting: &Waiting) {
         let Waiting { id, at, message } = waiting;
-        let mut held = self.lock();
+        let mut contents = self.lock();
         let mut edits = Vec::new();
-        let number = match held.by_text.get(&Text::of(&message.body)) {
+        let number = match contents.by_text.get(&Text::of(&message.body)) {
             Some(number) => *number,
             None => {
-                held.last_body += 1;
-                edits.push(Edit::Put(body_key(held.last_body), message.to_json().into_bytes()));
-                held.last_body
+                contents.last_body += 1;
+                edits.push(Edit::Put(body_key(contents.last_body), message.to_json().into_bytes()));
+                contents.last_body
             }
         };
-        held.refer(owner, *id, number, &message.body);
+        contents.refer(owner, *id, number, &message.body);
         edits.push(Edit::Put(entry_key(owner, *id), entry_value(*at, number, &message.from)));
-        if *id > held.last_id {
-            held.last_id = *id;
+        if *id > contents.last_id {
+            contents.last_id = *id;
             edits.push(Edit::Put(LAST.to_vec(), id.to_be_bytes().to_vec()));
         }
-        self.hand_in(edits);
+        self.queue(edits);
     }
 
     fn remove(&self, owner: &Did, id: u64) {
-        let mut held = self.lock();
-        let Some(number) = held.entries.remove(&(owner.clone(), id)) else { return };
+        let mut contents = self.lock();
+        let Some(number) = contents.entries.remove(&(owner.clone(), id)) else { return };
         let mut edits = vec![Edit::Remove(entry_key(owner, id))];
-        if let Some(body) = held.bodies.get_mut(&number) {
+        if let Some(body) = contents.bodies.get_mut(&number) {
             body.messages -= 1;
             if body.messages == 0 {
                 let text = Text::of(&body.body);
-                held.bodies.remove(&number);
-                held.by_text.remove(&text);
+                contents.bodies.remove(&number);
+                contents.by_text.remove(&text);
                 edits.push(Edit::Remove(body_key(number)));
             }
         }
-        self.hand_in(edits);
+        self.queue(edits);
     }
 
     fn take(&self, from: &Did) -> Vec<Waiting> {

@@ -110,9 +110,9 @@ impl State {
     fn over(dir: &Path, database: Database, copy: Option<TempDir>) -> Result<Self, StateError> {
         let database = Arc::new(database);
         let commits = Arc::new(AtomicU64::new(0));
-        let (held, counted) = (Arc::clone(&database), Arc::clone(&commits));
+        let (shared, counted) = (Arc::clone(&database), Arc::clone(&commits));
         let commit = move |jobs: &[Job]| {
-            let outcomes = held.commit(jobs)?;
+            let outcomes = shared.commit(jobs)?;
             if !jobs.iter().all(Job::is_empty) {
                 counted.fetch_add(1, Ordering::Relaxed);
             }
@@ -203,7 +203,7 @@ impl State {
     /// Queues changes that belong together. They take effect in the order of these calls; the future waits for the
     /// disk.
     fn write(&self, changes: Vec<Change>) -> BoxFuture<'static, Outcome> {
-        let answered = self.0.writer().as_ref().map(|writer| writer.hand_in(changes));
+        let answered = self.0.writer().as_ref().map(|writer| writer.queue(changes));
         let closed = || WriteError::State(StateError::Closed { dir: self.0.dir.clone() });
         let closed = closed();
         match answered {

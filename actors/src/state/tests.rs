@@ -62,7 +62,7 @@ async fn only_a_fails_with(dir: &Path, problem: &str) {
 }
 
 #[test]
-fn a_record_of_a_newer_schema_names_stream_version_and_way_out() {
+fn a_newer_schema_error_names_stream_version_and_remedy() {
     runtime().block_on(async {
         let dir = written().await;
         let newer = SCHEMA + 1;
@@ -93,7 +93,7 @@ fn a_missing_end_is_an_error_of_its_stream() {
 }
 
 #[test]
-fn a_record_in_anothers_place_is_an_error_of_its_stream() {
+fn a_record_under_anothers_key_is_an_error_of_its_stream() {
     runtime().block_on(async {
         let dir = written().await;
         let mut theirs = Vec::new();
@@ -141,7 +141,7 @@ fn a_damaged_head_refuses_appends_to_its_stream_alone() {
 }
 
 #[test]
-fn a_newer_format_is_refused_with_the_way_out() {
+fn a_newer_format_is_refused_with_a_remedy() {
     runtime().block_on(async {
         let dir = written().await;
         let meta = TableDefinition::new("meta");

@@ -69,7 +69,7 @@ impl Writer {
 
     /// Queues a job. Jobs are written in this order. The receiver is only closed without an answer if the thread is
     /// gone.
-    pub(super) fn hand_in(&self, changes: Vec<Change>) -> oneshot::Receiver<Outcome> {
+    pub(super) fn queue(&self, changes: Vec<Change>) -> oneshot::Receiver<Outcome> {
         let (answer, answered) = oneshot::channel();
         // If the thread is gone, the answer's sender is dropped with the job.
         let _ = self.jobs.send(Job { changes, answer });
@@ -138,9 +138,9 @@ mod tests {
             all_well(jobs)
         });
         let writer = writer.unwrap();
-        let first = writer.hand_in(put(1));
+        let first = writer.queue(put(1));
         assert_eq!(has_begun.recv().unwrap(), 1);
-        let rest: Vec<_> = (0..1000).map(|_| writer.hand_in(put(1))).collect();
+        let rest: Vec<_> = (0..1000).map(|_| writer.queue(put(1))).collect();
         drop(go_on);
         assert_eq!(has_begun.recv().unwrap(), 1000, "one commit for all jobs that arrived during the first");
         first.blocking_recv().unwrap().unwrap();
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn one_commit_does_not_take_without_end() {
+    fn the_size_of_one_commit_is_bounded() {
         let (begun, has_begun) = mpsc::channel();
         let (go_on, may_go_on) = mpsc::channel::<()>();
         let writer = Writer::start(move |jobs| {
@@ -159,9 +159,9 @@ mod tests {
             all_well(jobs)
         });
         let writer = writer.unwrap();
-        drop(writer.hand_in(put(1)));
+        drop(writer.queue(put(1)));
         has_begun.recv().unwrap();
-        let answers: Vec<_> = (0..5).map(|_| writer.hand_in(put(COMMIT_BYTES / 2))).collect();
+        let answers: Vec<_> = (0..5).map(|_| writer.queue(put(COMMIT_BYTES / 2))).collect();
         drop(go_on);
         writer.finish();
         assert_eq!(has_begun.iter().collect::<Vec<_>>(), [2, 2, 1]);
@@ -179,9 +179,9 @@ mod tests {
             Err(StateError::Failed { dir: PathBuf::from("/state"), problem: "no space".to_owned() })
         });
         let writer = writer.unwrap();
-        writer.hand_in(put(1)).blocking_recv().unwrap().unwrap();
+        writer.queue(put(1)).blocking_recv().unwrap().unwrap();
         for _ in 0..3 {
-            let error = writer.hand_in(put(1)).blocking_recv().unwrap().unwrap_err();
+            let error = writer.queue(put(1)).blocking_recv().unwrap().unwrap_err();
             assert!(error.to_string().contains("no space"), "{error}");
         }
         assert_eq!(commits.load(Ordering::SeqCst), 2, "no commit is attempted after the failure");

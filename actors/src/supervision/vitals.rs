@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn whoever_waits_learns_of_the_first_end() {
+    async fn all_waiting_callers_receive_the_first_end() {
         let vitals = Vitals::default();
         assert_eq!(vitals.gone(), None);
         let waiting = tokio::spawn({

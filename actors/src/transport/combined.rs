@@ -49,8 +49,14 @@ impl Transport for CombinedTransport {
     ) -> Result<Recipient<Outbound>, ConnectError> {
         let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
         let (transports, identity) = (self.0.clone(), identity.clone());
-        let combined =
-            Combined { transports, identity, inbox, links: Vec::new(), heard: Heard::default(), _guard: guard };
+        let combined = Combined {
+            transports,
+            identity,
+            inbox,
+            links: Vec::new(),
+            last: LastTransports::default(),
+            _guard: guard,
+        };
         let span = span::connection("combined", combined.identity.did());
         Ok(start(span, |_| combined).recipient())
     }
@@ -77,12 +83,12 @@ impl Transport for CombinedTransport {
 
 /// The transports from which peers' last messages were received.
 #[derive(Default)]
-struct Heard {
+struct LastTransports {
     on: BTreeMap<Did, usize>,
     order: VecDeque<Did>,
 }
 
-impl Heard {
+impl LastTransports {
     fn note(&mut self, peer: &Did, transport: usize) {
         if self.on.insert(peer.clone(), transport).is_none() {
             self.order.push_back(peer.clone());
@@ -101,7 +107,7 @@ struct Combined {
     identity: Identity,
     inbox: Recipient<Delivery>,
     links: Vec<Addr<Link>>,
-    heard: Heard,
+    last: LastTransports,
     _guard: EndGuard,
 }
 
@@ -122,7 +128,7 @@ impl Combined {
 }
 
 /// The inbox of one of the links; its deliveries come from that transport.
-struct Ear {
+struct LinkInbox {
     combined: WeakAddr<Combined>,
     transport: usize,
 }
@@ -135,15 +141,15 @@ struct Arrived {
     transport: usize,
 }
 
-impl Actor for Ear {
+impl Actor for LinkInbox {
     type Context = Context<Self>;
 }
 
-impl InTree for Ear {
-    const ROW: &'static Row = &tree::EAR;
+impl InTree for LinkInbox {
+    const ROW: &'static Row = &tree::LINK_INBOX;
 }
 
-impl Handler<Delivery> for Ear {
+impl Handler<Delivery> for LinkInbox {
     type Result = ();
 
     fn handle(&mut self, delivery: Delivery, ctx: &mut Self::Context) {
@@ -162,9 +168,9 @@ impl Actor for Combined {
     fn started(&mut self, ctx: &mut Self::Context) {
         // After a panic they are there.
         for (transport, port) in self.transports.iter().enumerate().skip(self.links.len()) {
-            let ear = Ear { combined: ctx.address().downgrade(), transport };
-            let ear = start(tracing::Span::current(), |_| ear);
-            self.links.push(Link::new(Arc::clone(port), self.identity.clone(), ear.recipient()).start_in_span());
+            let inbox = LinkInbox { combined: ctx.address().downgrade(), transport };
+            let inbox = start(tracing::Span::current(), |_| inbox);
+            self.links.push(Link::new(Arc::clone(port), self.identity.clone(), inbox.recipient()).start_in_span());
         }
     }
 }
@@ -185,7 +191,7 @@ impl Handler<Arrived> for Combined {
     fn handle(&mut self, Arrived { delivery, transport }: Arrived, ctx: &mut Self::Context) {
         // Only a new message shows where a peer is now; a stored one shows where it was.
         if let Delivery::Message(message) = &delivery {
-            self.heard.note(&message.from, transport);
+            self.last.note(&message.from, transport);
         }
         let delivered = self.inbox.send(delivery);
         ctx.wait(actix::fut::wrap_future::<_, Self>(delivered).map(|delivered, _, ctx: &mut Context<Self>| {
@@ -201,7 +207,7 @@ impl Handler<Outbound> for Combined {
 
     fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
         let only = match &outbound {
-            Outbound::Direct { to, .. } => self.heard.on.get(to).and_then(|transport| self.links.get(*transport)),
+            Outbound::Direct { to, .. } => self.last.on.get(to).and_then(|transport| self.links.get(*transport)),
             Outbound::Broadcast { .. } | Outbound::WithdrawAdvert { .. } => None,
         };
         let carriers = self.carriers(&outbound);

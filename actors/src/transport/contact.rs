@@ -16,7 +16,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::seldom::Seldom;
+use crate::log_limiter::LogLimiter;
 
 /// The time within which the same cause at the same peer is not reported again.
 const REPEAT: Duration = Duration::from_secs(600);
@@ -124,7 +124,7 @@ pub struct Contacts(Arc<Inner>);
 struct Inner {
     known: Mutex<BTreeMap<(String, Purpose), Known>>,
     /// The texts that peers have sent recently.
-    words: Mutex<Seldom<(String, String)>>,
+    words: Mutex<LogLimiter<(String, String)>>,
     notices: broadcast::Sender<ContactNotice>,
     /// Whether any peer has ever been reached.
     answered: watch::Sender<bool>,
@@ -143,7 +143,7 @@ impl Default for Contacts {
         let (notices, _) = broadcast::channel(BACKLOG);
         Self(Arc::new(Inner {
             known: Mutex::default(),
-            words: Mutex::new(Seldom::new(MOST_WORDS)),
+            words: Mutex::new(LogLimiter::new(MOST_WORDS)),
             notices,
             answered: watch::Sender::new(false),
         }))
@@ -194,8 +194,8 @@ impl Contacts {
 
     /// Whether this text of a peer should be shown: the same text is shown once a minute.
     fn are_news(&self, peer: &str, words: &str) -> bool {
-        let mut said = self.0.words.lock().unwrap_or_else(PoisonError::into_inner);
-        said.happened((peer.to_owned(), words.to_owned())).is_some()
+        let mut texts = self.0.words.lock().unwrap_or_else(PoisonError::into_inner);
+        texts.occurred((peer.to_owned(), words.to_owned())).is_some()
     }
 
     /// The service reports that we read too slowly.
@@ -264,9 +264,9 @@ fn advice(problem: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seldom::SELDOM;
+    use crate::log_limiter::LOG_PERIOD;
 
-    fn heard(receiver: &mut broadcast::Receiver<ContactNotice>) -> Vec<String> {
+    fn received(receiver: &mut broadcast::Receiver<ContactNotice>) -> Vec<String> {
         std::iter::from_fn(|| receiver.try_recv().ok()).map(|notice| notice.text()).collect()
     }
 
@@ -277,28 +277,28 @@ mod tests {
         for _ in 0..100 {
             contacts.failed("https://x", Purpose::Adverts, "Connection refused");
         }
-        let first = heard(&mut receiver);
+        let first = received(&mut receiver);
         assert_eq!(first.len(), 1, "{first:?}");
         assert!(first[0].contains("is the port right?"), "{first:?}");
         contacts.failed("https://x", Purpose::Adverts, "dns error");
         contacts.failed("https://x", Purpose::Inbox, "dns error");
-        assert_eq!(heard(&mut receiver).len(), 2, "another cause, another purpose");
+        assert_eq!(received(&mut receiver).len(), 2, "another cause, another purpose");
         tokio::time::advance(REPEAT).await;
         contacts.failed("https://x", Purpose::Adverts, "dns error");
-        assert_eq!(heard(&mut receiver).len(), 1);
+        assert_eq!(received(&mut receiver).len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_comes_and_goes_is_not_reported_each_time() {
+    async fn a_flapping_cause_is_not_reported_each_time() {
         let contacts = Contacts::default();
         let mut receiver = contacts.subscribe();
         contacts.reached("wss://x", Purpose::Relay);
-        assert!(heard(&mut receiver).is_empty(), "nothing was wrong");
+        assert!(received(&mut receiver).is_empty(), "nothing was wrong");
         for _ in 0..100 {
             contacts.failed("wss://x", Purpose::Relay, "closed");
             contacts.reached("wss://x", Purpose::Relay);
         }
-        assert_eq!(heard(&mut receiver).len(), 2);
+        assert_eq!(received(&mut receiver).len(), 2);
     }
 
     #[tokio::test(start_paused = true)]
@@ -313,35 +313,35 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_words_of_a_peer_are_shown_once_a_minute_and_only_so_many() {
+    async fn texts_of_a_peer_are_bounded_and_shown_once_a_minute() {
         let contacts = Contacts::default();
         let mut receiver = contacts.subscribe();
         for _ in 0..100 {
             contacts.relay_says("wss://x", "NOTICE not\ntoday");
             contacts.reads_too_slowly("https://x", "no room");
         }
-        let said = heard(&mut receiver);
-        assert_eq!(said.len(), 2, "{said:?}");
-        assert_eq!(said[0], "wss://x reports: NOTICE not\\ntoday");
+        let texts = received(&mut receiver);
+        assert_eq!(texts.len(), 2, "{texts:?}");
+        assert_eq!(texts[0], "wss://x reports: NOTICE not\\ntoday");
         assert!(
-            said[1].starts_with("warning: https://x reports that our messages were read too slowly"),
-            "{said:?}"
+            texts[1].starts_with("warning: https://x reports that our messages were read too slowly"),
+            "{texts:?}"
         );
         for number in 0..100 {
             contacts.relay_says("wss://x", &format!("NOTICE {number}"));
         }
-        assert!(heard(&mut receiver).len() < MOST_WORDS);
-        tokio::time::advance(SELDOM).await;
+        assert!(received(&mut receiver).len() < MOST_WORDS);
+        tokio::time::advance(LOG_PERIOD).await;
         contacts.relay_says("wss://x", "NOTICE not\ntoday");
-        assert_eq!(heard(&mut receiver).len(), 1);
+        assert_eq!(received(&mut receiver).len(), 1);
     }
 
     #[tokio::test]
-    async fn a_peers_words_are_one_short_line() {
+    async fn a_peers_text_is_shown_as_one_short_line() {
         let contacts = Contacts::default();
         let mut receiver = contacts.subscribe();
         contacts.failed("https://x", Purpose::Messages, &format!("a\nb\u{1b}[31m{}", "x".repeat(10_000)));
-        let text = &heard(&mut receiver)[0];
+        let text = &received(&mut receiver)[0];
         assert!(text.len() < 1_000 && !text.contains(char::is_control), "{text}");
     }
 }

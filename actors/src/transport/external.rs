@@ -43,38 +43,38 @@ pub(crate) struct ExternalKeys {
     /// Of DIDs to which one of our own identities has written: members.
     members: Recent,
     /// Of DIDs that have only sent an opt-in.
-    strangers: Recent,
+    outsiders: Recent,
 }
 
 impl ExternalKeys {
     /// Without keys. At most `most` of members, and `most` of other DIDs.
     pub(crate) fn new(most: usize) -> Self {
-        let (introduced, members, strangers) = Default::default();
-        Self { most, introduced, members, strangers }
+        let (introduced, members, outsiders) = Default::default();
+        Self { most, introduced, members, outsiders }
     }
 
     /// The key that `did` proves: by itself, or by a genesis document that was seen.
     pub(crate) fn key_of(&self, did: &Did) -> Option<PublicKey> {
-        let Self { introduced, members, strangers, .. } = self;
+        let Self { introduced, members, outsiders, .. } = self;
         did.key().or_else(|| {
-            introduced.get(did).or_else(|| members.keys.get(did)).or_else(|| strangers.keys.get(did)).copied()
+            introduced.get(did).or_else(|| members.keys.get(did)).or_else(|| outsiders.keys.get(did)).copied()
         })
     }
 
     /// Stores the key of an EXTERNAL DID that has proved it in its opt-in.
-    pub(crate) fn remember_stranger(&mut self, did: &Did, key: PublicKey) {
-        self.strangers.remember(did, key, self.most);
+    pub(crate) fn remember_outsider(&mut self, did: &Did, key: PublicKey) {
+        self.outsiders.remember(did, key, self.most);
     }
 
     /// Whether [`Self::remember_member`] would change anything.
-    pub(crate) fn is_stranger(&self, did: &Did) -> bool {
-        did.key().is_none() && self.strangers.keys.contains_key(did)
+    pub(crate) fn is_outsider(&self, did: &Did) -> bool {
+        did.key().is_none() && self.outsiders.keys.contains_key(did)
     }
 
     /// One of our own identities has written to an EXTERNAL DID, so it is a member: keys of other DIDs do not evict its
     /// key any more.
     pub(crate) fn remember_member(&mut self, did: &Did) {
-        if let Some(key) = self.strangers.forget(did) {
+        if let Some(key) = self.outsiders.forget(did) {
             self.members.remember(did, key, self.most);
         }
     }

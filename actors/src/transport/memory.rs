@@ -19,7 +19,7 @@ use btcr2_aggregation_protocol::{
     message::{DecodeError, Message},
 };
 
-use super::{ConnectError, Delivery, Disconnected, Outbound, Transport, hand_over};
+use super::{ConnectError, Delivery, Disconnected, Outbound, Transport, deliver};
 use crate::{
     span,
     supervision::{EndGuard, InTree, start},
@@ -194,7 +194,7 @@ impl Handler<Wire> for MemoryConnection {
                 peer.pending.remove(&number);
             }
         };
-        let delivered = hand_over(&self.inbox, delivery, over);
+        let delivered = deliver(&self.inbox, delivery, over);
         ctx.wait(delivered.into_actor(self).map(|delivered, _, ctx| {
             if delivered.is_err() {
                 ctx.stop();

@@ -29,7 +29,7 @@ use btcr2_aggregation_protocol::{
     time::Timestamp,
 };
 
-pub(crate) use self::received::hand_over;
+pub(crate) use self::received::deliver;
 pub use self::received::{Evidence, Receipt, Received};
 use crate::supervision::End;
 

@@ -97,7 +97,7 @@ impl Receipt {
 
 impl fmt::Debug for Receipt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "Receipt" } else { "Receipt(nobody waits)" })
+        f.write_str(if self.0.is_some() { "Receipt" } else { "Receipt(no sender waits)" })
     }
 }
 
@@ -114,7 +114,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// If the receipt of a message is dropped, because the actor that had it failed, the delivery is repeated a few times;
 /// the message then arrives after later ones, which every machine accepts. `over` is called when nothing more will be
 /// attempted: the message is confirmed, or given up, or it is not a message.
-pub(crate) fn hand_over<F: FnOnce() + 'static>(
+pub(crate) fn deliver<F: FnOnce() + 'static>(
     inbox: &Recipient<Delivery>,
     delivery: Delivery,
     over: F,
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_receipt_says_whether_it_was_confirmed_or_lost() {
+    async fn a_receipt_reports_whether_it_was_confirmed_or_lost() {
         let (receipt, confirmed) = Receipt::new();
         let copy = receipt.clone();
         receipt.confirm();

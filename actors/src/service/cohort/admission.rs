@@ -29,8 +29,8 @@ use crate::{
 };
 
 /// How many applicants a cohort notifies within [`REFUSAL_PERIOD`] that they are not admitted. Any peer can opt in.
-const MOST_TOLD: u32 = 64;
-const TELLING: Duration = Duration::from_secs(60);
+const MAX_REFUSALS: u32 = 64;
+const REFUSAL_PERIOD: Duration = Duration::from_secs(60);
 
 /// The delay before a ban list that could not be read is read again.
 const BOOK_AGAIN: Duration = Duration::from_secs(10);
@@ -57,7 +57,7 @@ impl CohortActor {
         let (did, address, invite) = (received.from.clone(), received.address, opt_in.invite.clone());
         let applicant = Applicant { did, address, invite };
         if let Err(reason) = self.screen(&applicant) {
-            self.tell_refused(applicant.did, received.digest(), reason);
+            self.notify_refused(applicant.did, received.digest(), reason);
             return true;
         }
         // At most one for each candidate, but applicants that only the machine rejects are included.
@@ -83,15 +83,15 @@ impl CohortActor {
         self.shared.policy.screen(&terms.cohort_id, applicant)
     }
 
-    fn tell_refused(&mut self, did: Did, opt_in: MessageDigest, reason: String) {
+    fn notify_refused(&mut self, did: Did, opt_in: MessageDigest, reason: String) {
         let (now, cohort_id) = (self.shared.clock.now(), self.cohort_id());
-        if now.since(self.telling.0) >= TELLING {
-            self.telling = (now, 0);
+        if now.since(self.refusals.0) >= REFUSAL_PERIOD {
+            self.refusals = (now, 0);
         }
-        if self.telling.1 >= MOST_TOLD {
+        if self.refusals.1 >= MAX_REFUSALS {
             return;
         }
-        self.telling.1 += 1;
+        self.refusals.1 += 1;
         let body = CohortEnded {
             cohort_id: cohort_id.clone(),
             code: CohortEnded::NOT_ADMITTED.to_owned(),
@@ -101,7 +101,7 @@ impl CohortActor {
             signed: None,
             opt_in: Some(opt_in),
         };
-        self.say(Outbound::Direct { to: did.clone(), body: body.into(), until: Some(now + TELLING) });
+        self.send(Outbound::Direct { to: did.clone(), body: body.into(), until: Some(now + REFUSAL_PERIOD) });
         self.shared.notices.publish(ServiceNotice::ParticipantRefused { cohort_id, participant: did, reason });
     }
 

@@ -64,7 +64,7 @@ impl CohortActor {
     }
 
     /// Charges the culprits and holdouts of an ended cohort.
-    pub(super) fn charge_everybody(&self) {
+    pub(super) fn charge_all(&self) {
         let (silent, wrong, rejecting) = match self.engine.machine().phase() {
             Phase::Completed { outcome, .. } => (&outcome.holdouts[..], &outcome.culprits[..], None),
             Phase::Failed { reason, .. } => match reason {

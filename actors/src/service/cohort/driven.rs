@@ -99,7 +99,7 @@ impl Driven for CohortActor {
                 ServiceNotice::PresenceConfirmed { cohort_id, participant: did.clone() }
             }
             ServiceEvent::CohortCompleted { .. } | ServiceEvent::CohortFailed { .. } => {
-                self.charge_everybody();
+                self.charge_all();
                 let Some(notice) = self.end_notice() else { return };
                 notice
             }
@@ -114,14 +114,14 @@ impl Driven for CohortActor {
     fn perform(&mut self, effect: ServiceEffect, ctx: &mut Context<Self>) {
         let policy = Arc::clone(&self.shared.policy);
         match effect {
-            ServiceEffect::Broadcast(body) => self.say(Outbound::Broadcast { body }),
+            ServiceEffect::Broadcast(body) => self.send(Outbound::Broadcast { body }),
             ServiceEffect::WithdrawAdvert => {
-                self.say(Outbound::WithdrawAdvert { cohort_id: self.cohort_id() });
+                self.send(Outbound::WithdrawAdvert { cohort_id: self.cohort_id() });
             }
             ServiceEffect::Send { to, body } => {
                 // The last message is worth a few attempts.
                 let until = self.engine.machine().deadline().or_else(|| Some(self.shared.clock.now() + FAREWELL));
-                self.say(Outbound::Direct { to, body, until });
+                self.send(Outbound::Direct { to, body, until });
             }
             ServiceEffect::AskAdmission(member) => self.ask_admission(member, ctx),
             ServiceEffect::AskFinalization { .. } => {

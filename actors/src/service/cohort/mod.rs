@@ -36,7 +36,7 @@ use crate::{
     engine::{Driven, Engine, Replayed},
     evidence::EvidenceBook,
     journal::StreamId,
-    load::Waits,
+    load::QueuedMessage,
     notice::{CohortResult, ServiceNotice},
     policy::CohortView,
     seats::Seat,
@@ -55,7 +55,7 @@ struct SessionGone(End);
 /// A message of a member, or of a participant that opts in.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
-pub(crate) struct CohortMessage(pub(crate) Received, pub(crate) Waits);
+pub(crate) struct CohortMessage(pub(crate) Received, pub(crate) QueuedMessage);
 
 /// Form the cohort with its current members.
 #[derive(ActixMessage)]
@@ -142,7 +142,7 @@ pub(crate) struct CohortActor {
     addresses: BTreeMap<Did, NetworkAddress>,
     seats: BTreeMap<Did, Seat>,
     /// The start of the current period, and the number of applicants that were notified of their refusal in it.
-    telling: (Timestamp, u32),
+    refusals: (Timestamp, u32),
     guard: EndGuard,
 }
 
@@ -185,7 +185,7 @@ impl CohortActor {
             evidence: EvidenceBook::default(),
             addresses: BTreeMap::new(),
             seats: BTreeMap::new(),
-            telling: (Timestamp::default(), 0),
+            refusals: (Timestamp::default(), 0),
             guard,
         }
     }
@@ -217,11 +217,11 @@ impl CohortActor {
         is_over || peer.is_some_and(|peer| !phase.formed().is_some_and(|formed| formed.members.contains_key(peer)))
     }
 
-    fn say(&self, outbound: Outbound) {
+    fn send(&self, outbound: Outbound) {
         if let Outbound::Direct { to, body, .. } = &outbound {
             self.shared.deliveries.sent(to, body);
         }
-        self.shared.load.say(outbound, &self.outbound);
+        self.shared.load.send(outbound, &self.outbound);
     }
 
     /// Asks the host a question and feeds its answer to the machine.
@@ -267,7 +267,7 @@ impl CohortActor {
                 let next = successor.as_ref().map(|terms| terms.cohort_id.clone());
                 let undelivered = self.shared.deliveries.not_carried(&cohort_id);
                 // A failure for that reason already names it.
-                let said = reason.unreached().is_some_and(|unreached| !unreached.not_carried.is_empty());
+                let is_named = reason.unreached().is_some_and(|unreached| !unreached.not_carried.is_empty());
                 let undelivered = undelivered.filter(|_| !said);
                 let mut notice = ServiceNotice::failed(cohort_id, reason, next);
                 if let (ServiceNotice::CohortFailed { reason, .. }, Some((members, why))) =
@@ -347,7 +347,7 @@ impl CohortActor {
         self.charge_faults();
         // The end was not published, or the host has not acknowledged it.
         if let Some(notice) = self.end_notice() {
-            self.charge_everybody();
+            self.charge_all();
             self.shared.notices.publish(notice);
         } else if was_down {
             self.feed(ServiceInput::Resumed, ctx);
@@ -411,11 +411,11 @@ impl Handler<CohortMessage> for CohortActor {
             Body::NonceContribution(_) | Body::SignatureAuthorization(_) | Body::FallbackSignature(_)
         );
         if self.engine.machine().phase().concerns(&received.from) {
-            self.evidence.keep(&received);
+            self.evidence.record(&received);
         }
         match &self.session {
             Some(session) if for_session => {
-                if let Err(error) = session.hand(received, &self.shared.load) {
+                if let Err(error) = session.deliver(received, &self.shared.load) {
                     tracing::warn!(cohort_id = %self.cohort_id(), %error, "a message for the signing session was dropped");
                 }
             }

@@ -29,8 +29,8 @@ impl<S> Guarded<S> {
         &self.ticket
     }
 
-    fn kept(&self, cx: &Context<'_>) -> Option<io::Error> {
-        match self.ticket.poll_kept(cx) {
+    fn evicted(&self, cx: &Context<'_>) -> Option<io::Error> {
+        match self.ticket.poll_evicted(cx) {
             Poll::Ready(error) => Some(error),
             Poll::Pending => None,
         }
@@ -39,7 +39,7 @@ impl<S> Guarded<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if let Some(error) = self.kept(cx) {
+        if let Some(error) = self.evicted(cx) {
             return Poll::Ready(Err(error));
         }
         Pin::new(&mut self.socket).poll_read(cx, buffer)
@@ -48,7 +48,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if let Some(error) = self.kept(cx) {
+        if let Some(error) = self.evicted(cx) {
             return Poll::Ready(Err(error));
         }
         if self.plain {
@@ -58,7 +58,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let Some(error) = self.kept(cx) {
+        if let Some(error) = self.evicted(cx) {
             return Poll::Ready(Err(error));
         }
         Pin::new(&mut self.socket).poll_flush(cx)
@@ -73,7 +73,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let Some(error) = self.kept(cx) {
+        if let Some(error) = self.evicted(cx) {
             return Poll::Ready(Err(error));
         }
         if self.plain {

@@ -35,7 +35,7 @@ pub use self::{
     network::{Network, Prefix, PrefixError, Proxies},
 };
 
-/// The limits on connections. All connections that are not a member's share `strangers`.
+/// The limits on connections. Connections that are not a member's have a common maximum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
     /// The maximum number of connections.
@@ -60,13 +60,13 @@ impl ConnectionLimits {
     pub fn of_files(files: u64) -> Self {
         let files = usize::try_from(files).unwrap_or(usize::MAX).min(100_000);
         let total = files.saturating_sub((files / 8).clamp(64, 1024)).max(16);
-        let strangers = total - total / 4;
+        let outsiders = total - total / 4;
         Self {
             total,
-            strangers,
-            per_network: strangers - strangers / 4,
-            opening: (strangers / 2).min(8_192),
-            opening_per_network: (strangers / 4).min(4_096),
+            strangers: outsiders,
+            per_network: outsiders - outsiders / 4,
+            opening: (outsiders / 2).min(8_192),
+            opening_per_network: (outsiders / 4).min(4_096),
             handshake: Duration::from_secs(10),
             header: Duration::from_secs(10),
         }
@@ -176,8 +176,8 @@ impl Connections {
                 self.0.evict(&mut state, oldest);
             }
         }
-        let strangers = state.opening.len() + state.open.len();
-        if (!trusted && strangers >= limits.strangers) || state.members.len() + strangers >= limits.total {
+        let outsiders = state.opening.len() + state.open.len();
+        if (!trusted && outsiders >= limits.strangers) || state.members.len() + outsiders >= limits.total {
             let oldest = state.open.oldest_of_largest().or_else(|| state.opening.oldest_of_largest());
             if oldest.is_none() {
                 self.0.refused.fetch_add(1, Ordering::Relaxed);
@@ -354,7 +354,7 @@ impl Ticket {
     }
 
     /// Ready with an error once the connection is evicted; until then the task is woken when that happens.
-    fn poll_kept(&self, cx: &Context<'_>) -> Poll<io::Error> {
+    fn poll_evicted(&self, cx: &Context<'_>) -> Poll<io::Error> {
         self.0.seat.waker.register(cx.waker());
         if self.0.seat.evicted.load(Ordering::Acquire) {
             return Poll::Ready(io::Error::new(io::ErrorKind::ConnectionAborted, "closed to make room"));
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn who_opens_and_says_nothing_takes_only_its_own_room() {
+    fn silent_connections_only_use_their_own_share() {
         let connections = connections();
         let honest = admit(&connections, "192.0.2.1");
         let silent: Vec<_> = (0..100).map(|_| admit(&connections, "203.0.113.9")).collect();
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_networks_the_one_with_most_connections_makes_room() {
+    fn the_network_with_the_most_connections_is_evicted_from() {
         let connections = connections();
         let flood: Vec<_> = (0..4).map(|_| admit(&connections, "203.0.113.9")).inspect(Ticket::opened).collect();
         let honest = ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(|address| admit(&connections, address));
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_members_connection_makes_room_for_nobody() {
+    fn a_members_connection_is_never_evicted() {
         let connections = connections();
         let mut rng = Randomness::System.for_actor("test");
         let did = Identity::from_key(SecretKey::generate(&mut rng), Chain::Regtest).did().clone();
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn when_all_room_is_members_a_new_connection_is_refused() {
+    fn a_connection_is_refused_when_members_have_all() {
         let connections = connections();
         let proxy = || connections.admit("10.0.0.1".parse().unwrap(), true);
         let proxied: Vec<_> = (0..8).map(|_| proxy().expect("room")).collect();
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_all_files_is_for_members_and_the_operator() {
+    fn files_are_reserved_for_members_and_the_operator() {
         for files in [64, 256, 1_024, 4_096, 65_536, u64::MAX] {
             let limits = ConnectionLimits::of_files(files);
             assert!(limits.strangers < limits.total && limits.per_network < limits.strangers, "{files}");

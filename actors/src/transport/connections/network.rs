@@ -26,8 +26,8 @@ impl Network {
         match address.to_canonical() {
             address @ IpAddr::V4(_) => Self { address, bits: 32 },
             IpAddr::V6(address) => {
-                let kept = u128::MAX.checked_shl(128 - u32::from(bits)).unwrap_or(0);
-                Self { address: IpAddr::V6(Ipv6Addr::from(u128::from(address) & kept)), bits }
+                let mask = u128::MAX.checked_shl(128 - u32::from(bits)).unwrap_or(0);
+                Self { address: IpAddr::V6(Ipv6Addr::from(u128::from(address) & mask)), bits }
             }
         }
     }
@@ -91,12 +91,12 @@ impl Prefix {
         let shift = |width: u32| width - u32::from(self.bits);
         match (self.address, address.to_canonical()) {
             (IpAddr::V4(ours), IpAddr::V4(theirs)) => {
-                let kept = u32::MAX.checked_shl(shift(32)).unwrap_or(0);
-                u32::from(ours) & kept == u32::from(theirs) & kept
+                let mask = u32::MAX.checked_shl(shift(32)).unwrap_or(0);
+                u32::from(ours) & mask == u32::from(theirs) & mask
             }
             (IpAddr::V6(ours), IpAddr::V6(theirs)) => {
-                let kept = u128::MAX.checked_shl(shift(128)).unwrap_or(0);
-                u128::from(ours) & kept == u128::from(theirs) & kept
+                let mask = u128::MAX.checked_shl(shift(128)).unwrap_or(0);
+                u128::from(ours) & mask == u128::from(theirs) & mask
             }
             _ => false,
         }

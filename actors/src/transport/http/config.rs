@@ -75,7 +75,7 @@ pub struct HttpConfig {
 impl HttpConfig {
     /// The rate of all DIDs together that are not members and send from one client address: a quarter of its rate, half
     /// of its burst. It bounds the signature checks that a peer can cause with made-up DIDs.
-    pub(super) fn strangers_rate(&self) -> Rate {
+    pub(super) fn outsiders_rate(&self) -> Rate {
         let Rate { per_second, burst } = self.address_rate;
         Rate { per_second: per_second.div_ceil(4), burst: burst.div_ceil(2) }
     }

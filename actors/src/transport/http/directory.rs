@@ -76,8 +76,8 @@ impl Directory {
     }
 
     /// Stores the key of an EXTERNAL DID that has proved it in its opt-in.
-    pub(super) fn remember_stranger(&self, did: &Did, key: PublicKey) {
-        self.write().external.remember_stranger(did, key);
+    pub(super) fn remember_outsider(&self, did: &Did, key: PublicKey) {
+        self.write().external.remember_outsider(did, key);
         self.news.send_modify(|_| {});
     }
 
@@ -101,7 +101,7 @@ impl Directory {
     pub(super) fn remember_member(&self, did: &Did) -> bool {
         // Nearly always true, and there are many readers.
         let known = self.read();
-        if known.members.contains(did) && !known.external.is_stranger(did) {
+        if known.members.contains(did) && !known.external.is_outsider(did) {
             return false;
         }
         drop(known);

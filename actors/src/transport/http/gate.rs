@@ -79,12 +79,12 @@ impl Gate {
 
     /// Before a signature is checked: DIDs cost nothing, so those that are not members share a part of their address's
     /// rate.
-    async fn admit_stranger(&self, from: &Did, address: &Client, now: Timestamp) -> Result<(), Refusal> {
+    async fn admit_outsider(&self, from: &Did, address: &Client, now: Timestamp) -> Result<(), Refusal> {
         if self.directory.is_member(from) || self.directory.local(from.as_str()).is_some() {
             return Ok(());
         }
-        let key = format!("strangers {}", address.requests);
-        let granted = self.rates.take(&key, self.config.strangers_rate(), now).await;
+        let key = format!("outsiders {}", address.requests);
+        let granted = self.rates.take(&key, self.config.outsiders_rate(), now).await;
         if granted { Ok(()) } else { Err(self.counts.limited(Limit::Strangers)) }
     }
 
@@ -102,7 +102,7 @@ impl Gate {
         check_inner(&envelope)?;
         // Not earlier: a key of a request that was refused must not be stored.
         if let Some(key) = new_key {
-            self.directory.remember_stranger(&from, key);
+            self.directory.remember_outsider(&from, key);
         }
         let message = envelope.message_among(&[&from, to.identity.did()]);
         Ok(Admitted { from, to, message })
@@ -148,7 +148,7 @@ impl Gate {
     ) -> Result<(), Refusal> {
         let InboxRequest { did, authorization } = request;
         let key = self.directory.key_of(did).ok_or(Refusal::Unauthorized)?.x_only();
-        self.admit_stranger(did, address, now).await?;
+        self.admit_outsider(did, address, now).await?;
         let skew = self.config.clock_skew;
         let verified =
             self.signed_paths(path, did).any(|path| authorization.verify(&key, &path, now, skew).is_ok());
@@ -195,7 +195,7 @@ impl Gate {
             None => envelope.message().ok().and_then(|message| key_in_opt_in(&from, &message)),
         };
         let key = known.or(new).ok_or(Refusal::UnknownSender)?;
-        self.admit_stranger(&from, address, now).await?;
+        self.admit_outsider(&from, address, now).await?;
         let expected = Expected { skew: self.config.clock_skew, ..Expected::default() };
         let verified = envelope.verify(&key.x_only(), now, &expected).map_err(|_| Refusal::InvalidEnvelope)?;
         self.not_again(&from, verified.nonce, verified.timestamp, now).await?;

@@ -13,7 +13,7 @@ use super::{
     adverts::Adverts,
     config::HttpConfig,
     directory::Local,
-    inbox::{Close, Feed, InboxActor, InboxesShared, IsHeard, Put, PutBack},
+    inbox::{Close, Feed, InboxActor, InboxesShared, IsRead, Put, PutBack},
     stream::{EventStream, Events},
     waiting::Waiting,
 };
@@ -86,7 +86,7 @@ pub(super) struct Shutdown;
 /// Whether every recipient for which messages wait is reading its inbox now.
 #[derive(ActixMessage)]
 #[rtype(result = "bool")]
-pub(super) struct AllHeard;
+pub(super) struct AllRead;
 
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
@@ -97,7 +97,7 @@ struct InboxGone {
 }
 
 /// An inbox.
-struct Held {
+struct InboxSlot {
     inbox: Addr<InboxActor>,
     /// The inbox stops when this is dropped.
     lease: Lease,
@@ -108,7 +108,7 @@ struct Held {
     written_to: bool,
 }
 
-impl Held {
+impl InboxSlot {
     fn close(self) {
         self.inbox.do_send(Close(self.lease));
     }
@@ -120,7 +120,7 @@ pub(super) struct Hub {
     randomness: Randomness,
     rng: ChaCha20Rng,
     adverts: Adverts,
-    inboxes: BTreeMap<Did, Held>,
+    inboxes: BTreeMap<Did, InboxSlot>,
     shared: InboxesShared,
     /// The identities of this server, by connection.
     locals: BTreeMap<u64, Arc<Local>>,
@@ -149,9 +149,9 @@ impl Hub {
 
     fn inbox(&mut self, owner: &Did, write: bool, ctx: &Context<Self>) -> Option<Addr<InboxActor>> {
         // An inbox that has just ended accepts nothing any more, although its end is not reported yet.
-        if let Some(held) = self.inboxes.get_mut(owner).filter(|held| held.inbox.connected()) {
-            held.written_to |= write;
-            return Some(held.inbox.clone());
+        if let Some(slot) = self.inboxes.get_mut(owner).filter(|slot| slot.inbox.connected()) {
+            slot.written_to |= write;
+            return Some(slot.inbox.clone());
         }
         if self.inboxes.len() >= self.config.inboxes && !(write && self.make_room()) {
             return None;
@@ -163,8 +163,8 @@ impl Hub {
         let (config, shared) = (Arc::clone(&self.config), self.shared.clone());
         let inbox = InboxActor::new(owner.clone(), config, self.clock, rng, number, shared, guard);
         let (inbox, lease) = start_leased(span::inbox(owner), |_, _| inbox);
-        let held = Held { inbox: inbox.clone(), lease, number, written_to: write };
-        self.inboxes.insert(owner.clone(), held);
+        let slot = InboxSlot { inbox: inbox.clone(), lease, number, written_to: write };
+        self.inboxes.insert(owner.clone(), slot);
         Some(inbox)
     }
 
@@ -178,9 +178,9 @@ impl Hub {
 
     /// Closes an inbox to which no identity has written, if there is one.
     fn make_room(&mut self) -> bool {
-        let unused = self.inboxes.iter().find(|(_, held)| !held.written_to).map(|(owner, _)| owner.clone());
+        let unused = self.inboxes.iter().find(|(_, slot)| !slot.written_to).map(|(owner, _)| owner.clone());
         let closed = unused.and_then(|owner| self.inboxes.remove(&owner));
-        closed.map(Held::close).is_some()
+        closed.map(InboxSlot::close).is_some()
     }
 }
 
@@ -304,16 +304,16 @@ impl Handler<OpenAdverts> for Hub {
     }
 }
 
-impl Handler<AllHeard> for Hub {
+impl Handler<AllRead> for Hub {
     type Result = ResponseFuture<bool>;
 
-    fn handle(&mut self, _: AllHeard, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, _: AllRead, _: &mut Self::Context) -> Self::Result {
         let inboxes: Vec<_> =
-            self.inboxes.values().filter(|held| held.written_to).map(|held| held.inbox.clone()).collect();
+            self.inboxes.values().filter(|slot| slot.written_to).map(|slot| slot.inbox.clone()).collect();
         Box::pin(async move {
             for inbox in inboxes {
                 // An inbox that has ended has no messages.
-                if !inbox.send(IsHeard).await.unwrap_or(true) {
+                if !inbox.send(IsRead).await.unwrap_or(true) {
                     return false;
                 }
             }
@@ -327,7 +327,7 @@ impl Handler<Shutdown> for Hub {
 
     fn handle(&mut self, _: Shutdown, ctx: &mut Self::Context) {
         self.adverts.close();
-        std::mem::take(&mut self.inboxes).into_values().for_each(Held::close);
+        std::mem::take(&mut self.inboxes).into_values().for_each(InboxSlot::close);
         ctx.stop();
     }
 }
@@ -336,7 +336,7 @@ impl Handler<InboxGone> for Hub {
     type Result = ();
 
     fn handle(&mut self, InboxGone { owner, number, end }: InboxGone, _: &mut Self::Context) {
-        if self.inboxes.get(&owner).is_some_and(|held| held.number == number) {
+        if self.inboxes.get(&owner).is_some_and(|slot| slot.number == number) {
             self.inboxes.remove(&owner);
         }
         if let Some(reason) = end.failure() {

@@ -62,7 +62,7 @@ pub(super) struct Feed {
 /// missed.
 #[derive(ActixMessage)]
 #[rtype(result = "bool")]
-pub(super) struct IsHeard;
+pub(super) struct IsRead;
 
 /// Close the streams, and end once everything that was sent before is stored. Until then the inbox runs under this
 /// lease.
@@ -194,8 +194,8 @@ impl InboxActor {
     }
 
     /// Removes an entry, here and in the store.
-    fn remove(&mut self, place: usize) -> Option<Entry> {
-        let entry = self.entries.remove(place)?;
+    fn remove(&mut self, position: usize) -> Option<Entry> {
+        let entry = self.entries.remove(position)?;
         let bytes = entry.body.json().len();
         self.bytes -= bytes;
         self.shared.counts.bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -216,15 +216,15 @@ impl InboxActor {
         }
         // A message that is repeated while its recipient does not read is needed once.
         let same = |other: &Entry| other.id < entry.id && other.body.json() == entry.body.json();
-        if let Some(place) = self.entries.iter().position(same) {
-            self.remove(place);
+        if let Some(position) = self.entries.iter().position(same) {
+            self.remove(position);
         }
         let bytes = entry.body.json().len();
         self.bytes += bytes;
         self.shared.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.shared.counts.messages.fetch_add(1, Ordering::Relaxed);
-        let place = self.entries.partition_point(|other| other.id < entry.id);
-        self.entries.insert(place, entry);
+        let position = self.entries.partition_point(|other| other.id < entry.id);
+        self.entries.insert(position, entry);
         while self.is_too_full() {
             self.make_room();
         }
@@ -241,8 +241,8 @@ impl InboxActor {
             .map(|entry| entry.body.cohort_id().clone())
             .collect();
         let is_over = |entry: &Entry| !entry.is_end() && ended.contains(entry.body.cohort_id());
-        if let Some(place) = self.entries.iter().position(is_over) {
-            self.remove(place);
+        if let Some(position) = self.entries.iter().position(is_over) {
+            self.remove(position);
             return;
         }
         if self.missed.is_empty() {
@@ -252,8 +252,8 @@ impl InboxActor {
     }
 
     /// Removes an entry that may still be needed.
-    fn miss(&mut self, place: usize) {
-        let Some(Entry { id, from, body, .. }) = self.remove(place) else { return };
+    fn miss(&mut self, position: usize) {
+        let Some(Entry { id, from, body, .. }) = self.remove(position) else { return };
         let at = self.clock.now();
         let known = self.missed.entry(body.cohort_id().clone()).or_insert(Missed { id, at, from });
         known.id = known.id.max(id);
@@ -347,10 +347,10 @@ impl Drop for InboxActor {
     }
 }
 
-impl Handler<IsHeard> for InboxActor {
+impl Handler<IsRead> for InboxActor {
     type Result = bool;
 
-    fn handle(&mut self, _: IsHeard, _: &mut Self::Context) -> bool {
+    fn handle(&mut self, _: IsRead, _: &mut Self::Context) -> bool {
         // A broken connection is detected by writing to it.
         self.streams.retain(|stream| stream.is_open() && stream.send(heartbeat()));
         self.entries.is_empty() || !self.streams.is_empty()
@@ -406,9 +406,9 @@ impl Handler<Feed> for InboxActor {
                 self.remove(0);
             }
         }
-        let held: Vec<_> =
+        let stored: Vec<_> =
             self.entries.iter().map(|entry| (entry.id, Arc::clone(&entry.from), entry.body.clone())).collect();
-        let fed = held
+        let fed = stored
             .into_iter()
             .all(|(id, from, body)| self.event(id, &from, &body).is_none_or(|event| stream.send(event)));
         if fed {

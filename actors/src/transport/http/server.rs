@@ -23,7 +23,7 @@ use super::{
     config::HttpConfig,
     directory::{Directory, Local},
     gate::Gate,
-    hub::{Advertise, AllHeard, Arrived, Gone, Hub, Post, Shutdown, Withdraw},
+    hub::{Advertise, AllRead, Arrived, Gone, Hub, Post, Shutdown, Withdraw},
     inbox::InboxesShared,
     report::{Counts, HttpReport},
     seats::Seats,
@@ -150,8 +150,8 @@ impl HttpServer {
             // A write to a broken connection is lost, and only then the connection is known to be broken.
             let mut in_a_row = 0;
             while in_a_row < 3 {
-                let heard = self.0.hub.send(AllHeard).await.unwrap_or(true);
-                in_a_row = if heard { in_a_row + 1 } else { 0 };
+                let read = self.0.hub.send(AllRead).await.unwrap_or(true);
+                in_a_row = if read { in_a_row + 1 } else { 0 };
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };

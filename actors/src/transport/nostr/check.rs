@@ -136,7 +136,7 @@ pub async fn check(
         }
     };
     outcome.connect_ms = Some(millis(started));
-    let mut heard = reader.relay.notifications();
+    let mut notifications = reader.relay.notifications();
     let own = PublicKey::from_byte_array(to.public_key().x_only().to_bytes());
     let directed = Filter::new().kinds([Kind::TextNote, Kind::GiftWrap]).pubkey(own);
     if let Err(error) = reader.relay.subscribe(directed, SubscribeOptions::default()).await {
@@ -151,7 +151,7 @@ pub async fn check(
         let message = Message::new(from.did().clone(), Some(to.did().clone()), body);
         let sealed =
             seal(&message, from.secret_key(), Some(&peer), clock.now(), rng).map_err(|error| error.to_string())?;
-        let probe = probe(what, &message, &sealed, &peer, (&writer.relay, &mut heard), patience).await;
+        let probe = probe(what, &message, &sealed, &peer, (&writer.relay, &mut notifications), patience).await;
         if probe.stored && outcome.forgets.is_none() {
             let retraction = retract(&[sealed.id], from.secret_key(), clock.now(), rng);
             outcome.forgets = Some(forgets(&sealed, &retraction, &writer.relay, patience).await);
@@ -166,7 +166,7 @@ pub async fn check(
             seal(&message, from.secret_key(), Some(&peer), clock.now(), rng).map_err(|error| error.to_string())?,
         );
     }
-    outcome.probes.push(together(&burst, (&writer.relay, &mut heard), patience).await);
+    outcome.probes.push(together(&burst, (&writer.relay, &mut notifications), patience).await);
     let other = made_up(rng);
     let note = |to: &Identity, name: &str, rng: &mut (dyn CryptoRng + Send)| {
         let body = CohortOptInAccept { cohort_id: cohort(name) };
@@ -175,14 +175,16 @@ pub async fn check(
         seal(&message, from.secret_key(), Some(&peer), clock.now(), rng).map_err(|error| error.to_string())
     };
     let (decoy, marker) = (note(&other, "decoy", rng)?, note(&to, "marker", rng)?);
-    outcome.over_delivers = over_delivers((&decoy, &marker), (&writer.relay, &mut heard), patience).await;
+    outcome.over_delivers = over_delivers((&decoy, &marker), (&writer.relay, &mut notifications), patience).await;
     let notes = [note(&to, "first", rng)?, note(&other, "second", rng)?];
     outcome.separates = separates(&url, &sockets, [&to, &other], &notes, &writer.relay, patience).await;
     for (what, body) in large {
         let message = Message::new(from.did().clone(), Some(to.did().clone()), body);
         let sealed =
             seal(&message, from.secret_key(), Some(&peer), clock.now(), rng).map_err(|error| error.to_string())?;
-        outcome.probes.push(probe(what, &message, &sealed, &peer, (&writer.relay, &mut heard), patience).await);
+        outcome
+            .probes
+            .push(probe(what, &message, &sealed, &peer, (&writer.relay, &mut notifications), patience).await);
     }
     outcome.words = sockets.words().all();
     Ok(outcome)
@@ -192,7 +194,7 @@ pub async fn check(
 /// addressed to it and sent later.
 async fn over_delivers(
     (decoy, marker): (&Event, &Event),
-    (writer, heard): Ways<'_>,
+    (writer, notifications): Ways<'_>,
     patience: Duration,
 ) -> Option<bool> {
     timeout(patience, writer.send_event(decoy)).await.ok()?.ok()?;
@@ -200,7 +202,7 @@ async fn over_delivers(
     let mut seen = false;
     let hearing = async {
         loop {
-            match heard.recv().await {
+            match notifications.recv().await {
                 Ok(RelayNotification::Event { event, .. }) if event.id == marker.id => return Some(()),
                 Ok(RelayNotification::Event { event, .. }) => seen |= event.id == decoy.id,
                 Err(broadcast::error::RecvError::Closed) => return None,
@@ -224,18 +226,18 @@ async fn separates(
     let mut connections = Vec::new();
     for reader in readers {
         let connection = connect(url, sockets, patience).await.ok()?;
-        let heard = connection.relay.notifications();
+        let notifications = connection.relay.notifications();
         let own = PublicKey::from_byte_array(reader.public_key().x_only().to_bytes());
         let filter = Filter::new().kind(Kind::TextNote).pubkey(own);
         let name = SubscriptionId::new("btcr2-check");
         connection.relay.subscribe_with_id(name, filter, SubscribeOptions::default()).await.ok()?;
-        connections.push((connection, heard));
+        connections.push((connection, notifications));
     }
     for note in notes {
         timeout(patience, writer.send_event(note)).await.ok()?.ok()?;
     }
-    for ((_connection, heard), note) in connections.iter_mut().zip(notes) {
-        if !matches!(timeout(patience, arrival(heard, note)).await, Ok(Some(_))) {
+    for ((_connection, notifications), note) in connections.iter_mut().zip(notes) {
+        if !matches!(timeout(patience, arrival(notifications, note)).await, Ok(Some(_))) {
             return Some(false);
         }
     }
@@ -295,7 +297,7 @@ async fn probe(
     message: &Message,
     event: &Event,
     peer: &Peer,
-    (writer, heard): Ways<'_>,
+    (writer, notifications): Ways<'_>,
     patience: Duration,
 ) -> Probe {
     let kind = event.kind.as_u16();
@@ -312,7 +314,7 @@ async fn probe(
     if probe.problem.is_some() {
         return probe;
     }
-    match timeout(patience, arrival(heard, event)).await {
+    match timeout(patience, arrival(notifications, event)).await {
         Ok(Some(arrived)) => {
             probe.delivered_ms = Some(millis(started));
             // The conversation key is the same in both directions.
@@ -346,9 +348,9 @@ async fn forgets(event: &Event, retraction: &Event, relay: &Relay, patience: Dur
 }
 
 /// Waits for an event to arrive.
-async fn arrival(heard: &mut broadcast::Receiver<RelayNotification>, expected: &Event) -> Option<Event> {
+async fn arrival(notifications: &mut broadcast::Receiver<RelayNotification>, expected: &Event) -> Option<Event> {
     loop {
-        match heard.recv().await {
+        match notifications.recv().await {
             Ok(RelayNotification::Event { event, .. }) if event.id == expected.id => return Some(*event),
             Err(broadcast::error::RecvError::Closed) => return None,
             _ => {}
@@ -357,7 +359,7 @@ async fn arrival(heard: &mut broadcast::Receiver<RelayNotification>, expected: &
 }
 
 /// Many events at once, to test whether the relay limits the rate of a service.
-async fn together(events: &[Event], (writer, heard): Ways<'_>, patience: Duration) -> Probe {
+async fn together(events: &[Event], (writer, notifications): Ways<'_>, patience: Duration) -> Probe {
     let started = Instant::now();
     let bytes = events.iter().map(|event| event.as_json().len()).sum();
     let answers = join_all(events.iter().map(|event| timeout(patience, writer.send_event(event)))).await;
@@ -372,7 +374,7 @@ async fn together(events: &[Event], (writer, heard): Ways<'_>, patience: Duratio
     let expected = events.len() - refused.len();
     let hearing = async {
         while events.len() - missing.len() < expected {
-            match heard.recv().await {
+            match notifications.recv().await {
                 Ok(RelayNotification::Event { event, .. }) => missing.retain(|id| *id != event.id),
                 Err(broadcast::error::RecvError::Closed) => return false,
                 _ => {}

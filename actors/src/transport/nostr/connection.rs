@@ -26,7 +26,7 @@ use super::{
     signer::Signer,
 };
 use crate::{
-    seldom::Seldom,
+    log_limiter::LogLimiter,
     span,
     supervision::{End, EndGuard, InTree, start},
     transport::{Delivery, Outbound, contact::Purpose, is_for_a_member},
@@ -116,7 +116,7 @@ pub(super) struct NostrConnection {
     /// Messages that wait for their next attempt.
     waiting: BTreeSet<u64>,
     /// The authors whose malformed events were reported recently.
-    malformed: Seldom<arrivals::Author>,
+    malformed: LogLimiter<arrivals::Author>,
     _guard: EndGuard,
 }
 
@@ -140,7 +140,7 @@ impl NostrConnection {
             outbox: Outbox::new(config.outbox),
             adverts: Adverts::default(),
             waiting: BTreeSet::new(),
-            malformed: Seldom::new(arrivals::MOST_AUTHORS),
+            malformed: LogLimiter::new(arrivals::MOST_AUTHORS),
             inner,
             config,
             identity,

@@ -34,20 +34,20 @@ impl fmt::Display for Words {
 }
 
 /// The text in a form that is safe to log and to display.
-fn words(said: &str) -> String {
-    shown_within(said, MOST_WORDS).into_owned()
+fn words(text: &str) -> String {
+    shown_within(text, MOST_WORDS).into_owned()
 }
 
 /// A problem, and the relay's latest text.
-pub(super) fn with_words(why: &str, said: Option<&str>) -> String {
-    said.map_or_else(|| why.to_owned(), |said| format!("{why}; the relay reports: {said}"))
+pub(super) fn with_words(why: &str, text: Option<&str>) -> String {
+    text.map_or_else(|| why.to_owned(), |text| format!("{why}; the relay reports: {text}"))
 }
 
 /// The meaning of a notification of the SDK for a connection.
 pub(super) enum Noted {
     Nothing,
     /// Text for people.
-    Said(Words),
+    Text(Words),
     EndOfStored(Subscription),
     Ended(String),
 }
@@ -65,7 +65,7 @@ pub(super) fn noted(
         Ok(RelayNotification::Message { message: RelayMessage::Closed { message, .. } })
             if message.starts_with("auth-required") =>
         {
-            Noted::Said(Words::Closed(words(&message)))
+            Noted::Text(Words::Closed(words(&message)))
         }
         Ok(RelayNotification::AuthenticationFailed) => {
             Noted::Ended("the relay does not accept our authentication (auth-required)".to_owned())
@@ -75,13 +75,13 @@ pub(super) fn noted(
             Noted::Ended(format!("the relay closed a subscription: {message}"))
         }
         Ok(RelayNotification::Message { message: RelayMessage::Notice(notice) }) => {
-            Noted::Said(Words::Notice(words(&notice)))
+            Noted::Text(Words::Notice(words(&notice)))
         }
         // A duplicate is not a failure.
         Ok(RelayNotification::Message { message: RelayMessage::Ok { status: false, message, .. } })
             if !message.starts_with("duplicate:") =>
         {
-            Noted::Said(Words::Refusal(words(&message)))
+            Noted::Text(Words::Refusal(words(&message)))
         }
         Ok(RelayNotification::RelayStatus { status })
             if matches!(status, RelayStatus::Terminated | RelayStatus::Disconnected) =>

@@ -107,7 +107,7 @@ impl Reader {
 
     /// The keys for writing to `did`, if its key is known. `is_member` if the message makes it a member, from now on.
     pub(super) fn peer(&mut self, did: &Did, is_member: bool) -> Option<Arc<Peer>> {
-        if is_member && self.external.is_stranger(did) {
+        if is_member && self.external.is_outsider(did) {
             self.external.remember_member(did);
         }
         let key = self.key_of(did)?.x_only();
@@ -168,15 +168,15 @@ impl Reader {
             let error = DecodeError::Field { field: "to".to_owned(), problem };
             return Read::Delivery(Delivery::Undecodable { from: message.from, error });
         }
-        let said = verified.created_at();
-        if is_advert && self.adverts_since.is_some_and(|since| said.as_secs() < since.as_secs()) {
+        let sent = verified.created_at();
+        if is_advert && self.adverts_since.is_some_and(|since| sent.as_secs() < since.as_secs()) {
             return Read::Foreign("an advert of the past".to_owned());
         }
-        let live = is_advert || said.as_secs() >= self.started.as_secs();
+        let live = is_advert || sent.as_secs() >= self.started.as_secs();
         // Adverts need no evidence.
         let evidence = (!is_advert).then(|| Evidence::NostrEvent(event.as_json().into()));
         let message = Received { evidence, ..message.into() };
-        Read::Delivery(if live { Delivery::Message(message) } else { Delivery::Stored { message, said } })
+        Read::Delivery(if live { Delivery::Message(message) } else { Delivery::Stored { message, said: sent } })
     }
 
     /// A nonce that we sent. A relay has it even if our state directory is an older one, restored from a backup; no
@@ -206,7 +206,7 @@ impl Reader {
         }
         match key_in_opt_in(from, message) {
             Some(key) if key.x_only() == sender => {
-                self.external.remember_stranger(from, key);
+                self.external.remember_outsider(from, key);
                 true
             }
             _ => false,
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_copy_that_comes_first_keeps_nobody_from_reading_the_good_one() {
+    fn a_bad_copy_does_not_suppress_the_good_one() {
         let (mut reader, sender) = (reader(&config()), key_did(2));
         let good = event(&sender, &sender, declined(), NOW);
         let mut bad = good.clone();
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_forgotten_events_are_only_read_again() {
+    fn memory_is_bounded_and_forgotten_events_are_read_again() {
         let few = NostrConfig { seen_events: 1, conversations: 1, external_keys: 1, ..config() };
         let mut reader = reader(&few);
         for _ in 0..2 {
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn an_external_did_is_known_by_its_opt_in_and_nobody_elses_key_will_do() {
+    fn only_its_own_opt_in_proves_the_key_of_an_external_did() {
         let (mut reader, member, thief) = (reader(&config()), external(2), key_did(3));
         let unknown = reader.read(&event(&member, &member, declined(), NOW));
         assert!(matches!(unknown, Read::Delivery(Delivery::Unverified { .. })), "{unknown:?}");
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn an_external_did_that_is_introduced_late_is_heard_when_its_event_comes_again_and_on_every_connection() {
+    fn a_late_introduction_applies_to_all_connections() {
         let (introduced, member) = (Introduced::default(), external(2));
         let connect = || Reader::new(key_did(1), &config(), introduced.clone(), NOW, None);
         let mut reader = connect();
@@ -403,28 +403,28 @@ mod tests {
         assert!(matches!(reader.read(&event), Read::Delivery(Delivery::Unverified { .. })));
         introduced.insert(member.did(), member.public_key());
         for reader in [&mut reader, &mut connect()] {
-            let heard = reader.read(&event);
-            assert!(is_message(&heard, &member), "{heard:?}");
+            let read = reader.read(&event);
+            assert!(is_message(&read, &member), "{read:?}");
             assert!(matches!(reader.read(&event), Read::Copy));
             assert!(reader.peer(member.did(), true).is_some());
         }
     }
 
     #[test]
-    fn who_is_told_that_there_is_no_such_cohort_is_no_member_for_it() {
+    fn a_reply_about_an_unknown_cohort_makes_no_member() {
         let few = NostrConfig { external_keys: 1, ..config() };
         let mut reader = reader(&few);
-        let (stranger, member, other) = (external(2), external(3), external(4));
-        for (identity, is_member) in [(&member, true), (&stranger, false), (&other, false)] {
+        let (outsider, member, other) = (external(2), external(3), external(4));
+        for (identity, is_member) in [(&member, true), (&outsider, false), (&other, false)] {
             reader.read(&event(identity, identity, opt_in(identity), NOW));
             assert!(reader.peer(identity.did(), is_member).is_some());
         }
-        assert!(reader.peer(stranger.did(), false).is_none(), "evicted by other outsiders");
+        assert!(reader.peer(outsider.did(), false).is_none(), "evicted by other outsiders");
         assert!(reader.peer(member.did(), false).is_some());
     }
 
     #[test]
-    fn what_was_said_before_we_came_is_told_from_what_is_said_now() {
+    fn a_message_from_before_the_connection_is_marked_stored() {
         let (mut reader, sender) = (reader(&config()), key_did(2));
         let before = NOW - std::time::Duration::from_secs(1);
         let old = reader.read(&event(&sender, &sender, declined(), before));
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_comes_with_the_event_that_proves_it() {
+    fn a_message_has_the_event_that_proves_it_as_evidence() {
         let (mut reader, sender) = (reader(&config()), key_did(2));
         let event = event(&sender, &sender, declined(), NOW);
         let Read::Delivery(Delivery::Message(received)) = reader.read(&event) else { panic!("a message") };

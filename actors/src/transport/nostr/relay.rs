@@ -117,7 +117,7 @@ struct Connected(Relay);
 /// The relay has sent a text.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
-struct Said(Words);
+struct TextReceived(Words);
 
 /// The maximum time between a notice and a failure that it may explain.
 const EXPLAINS: Duration = Duration::from_secs(30);
@@ -267,10 +267,10 @@ impl Handler<Connected> for RelayActor {
     }
 }
 
-impl Handler<Said> for RelayActor {
+impl Handler<TextReceived> for RelayActor {
     type Result = ();
 
-    fn handle(&mut self, Said(words): Said, _: &mut Self::Context) {
+    fn handle(&mut self, TextReceived(words): TextReceived, _: &mut Self::Context) {
         let text = words.to_string();
         tracing::debug!(text, "a relay sent a notice");
         match words {
@@ -385,7 +385,7 @@ async fn run(
     let mut awaited = Subscription::ALL.to_vec();
     let mut works = false;
     // The relay's latest text.
-    let mut said: Option<String> = None;
+    let mut text: Option<String> = None;
     loop {
         let deadline = stored.as_ref().map_or_else(|| Instant::now() + Duration::from_secs(3600), |s| s.deadline);
         let mut complete = false;
@@ -398,11 +398,11 @@ async fn run(
             }
             notification = notifications.recv() => match noted(notification, assignment) {
                 Noted::Nothing => {}
-                Noted::Ended(why) => return with_words(&why, said.as_deref()),
-                Noted::Said(words) => {
-                    said = Some(words.to_string());
+                Noted::Ended(why) => return with_words(&why, text.as_deref()),
+                Noted::Text(words) => {
+                    text = Some(words.to_string());
                     if let Some(actor) = own.upgrade() {
-                        actor.do_send(Said(words));
+                        actor.do_send(TextReceived(words));
                     }
                 }
                 Noted::EndOfStored(subscription) => {
@@ -421,7 +421,7 @@ async fn run(
                 complete = true;
                 if let Some(keeper) = keeper.upgrade() {
                     let time = config.stored_timeout.as_secs();
-                    let why = with_words(&format!("it has not answered a subscription in {time} s"), said.as_deref());
+                    let why = with_words(&format!("it has not answered a subscription in {time} s"), text.as_deref());
                     keeper.do_send(RelayProblem { relay: assignment.relay, why });
                 }
             }
@@ -471,11 +471,11 @@ async fn take(
             stored.events.push(event);
             Ok(())
         }
-        _ => hand_on(assignment, keeper, event).await,
+        _ => forward(assignment, keeper, event).await,
     }
 }
 
-pub(super) async fn hand_on(
+pub(super) async fn forward(
     assignment: &Assignment,
     keeper: &WeakAddr<NostrConnection>,
     event: Event,

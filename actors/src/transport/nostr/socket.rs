@@ -55,7 +55,7 @@ impl Words {
             return;
         }
         let Ok(frame) = serde_json::from_str::<Vec<Value>>(frame) else { return };
-        let text = |place: usize| frame.get(place).and_then(Value::as_str).unwrap_or_default();
+        let text = |index: usize| frame.get(index).and_then(Value::as_str).unwrap_or_default();
         let words = match text(0) {
             "NOTICE" => format!("NOTICE {}", text(1)),
             // The relay confirms a subscription that we closed.

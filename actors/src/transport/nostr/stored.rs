@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::{
     connection::NostrConnection,
     reader::rank,
-    relay::{Assignment, Subscription, Unread, hand_on},
+    relay::{Assignment, Subscription, Unread, forward},
 };
 
 /// The stored events of a subscription, until the relay reports their end.
@@ -41,7 +41,7 @@ pub(super) async fn replay(
         Subscription::Adverts => events.sort_by_key(|event| Reverse(event.created_at)),
     }
     for event in events {
-        hand_on(assignment, keeper, event).await?;
+        forward(assignment, keeper, event).await?;
     }
     Ok(())
 }

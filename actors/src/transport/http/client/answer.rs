@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_have_been_taken_is_told_from_what_was_not() {
+    fn a_message_that_may_be_accepted_is_not_reported_as_refused() {
         for status in [301, 302, 303, 307, 308, 400, 401, 403, 404, 405, 408, 413, 429, 431, 451, 503] {
             assert_eq!(verdict_of(status, "<html>"), Verdict::NotTaken, "{status}");
         }

@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_of_a_comment_is_held_than_is_read() {
+    fn the_stored_part_of_a_comment_is_bounded() {
         let mut comments = Comments::default();
         assert!(comments.ended_in(&[b':'; 1 << 20]).is_empty());
         assert_eq!(comments.ended_in(b"\n")[0].len(), LONGEST);

@@ -24,14 +24,14 @@ use reqwest::{StatusCode, header};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    HttpClient, Place, REQUEST_TIMEOUT,
+    HttpClient, REQUEST_TIMEOUT, Slot,
     answer::{Answer, Verdict, reason, verdict},
     lock,
     stream::{NotOpened, describe, events, open},
 };
 use crate::{
     supervision::{EndGuard, InTree},
-    transport::{Delivery, Outbound, contact::Purpose, hand_over},
+    transport::{Delivery, Outbound, contact::Purpose, deliver},
     tree::{self, Row},
 };
 
@@ -46,7 +46,7 @@ pub(super) struct HttpConnection {
     client: HttpClient,
     identity: Identity,
     inbox: Recipient<Delivery>,
-    place: Arc<Mutex<Place>>,
+    slot: Arc<Mutex<Slot>>,
     rng: ChaCha20Rng,
     name: String,
     /// Whether the first job of the queue is being sent, or waits for its next attempt.
@@ -114,8 +114,8 @@ impl HttpConnection {
         name: String,
         guard: EndGuard,
     ) -> Self {
-        let place = client.place(identity.did());
-        if let Some(job) = lock(&place).queue.front_mut()
+        let slot = client.slot(identity.did());
+        if let Some(job) = lock(&slot).queue.front_mut()
             && std::mem::take(&mut job.under_way)
         {
             // The previous connection ended during the attempt.
@@ -123,11 +123,11 @@ impl HttpConnection {
         }
         let rng = client.randomness.for_actor(&name);
         let accepted = watch::Sender::new(0);
-        Self { client, identity, inbox, place, rng, name, sending: false, accepted, _guard: guard }
+        Self { client, identity, inbox, slot, rng, name, sending: false, accepted, _guard: guard }
     }
 
     fn queue<T>(&self, change: impl FnOnce(&mut VecDeque<Job>) -> T) -> T {
-        change(&mut lock(&self.place).queue)
+        change(&mut lock(&self.slot).queue)
     }
 
     fn send_next(&mut self, ctx: &mut Context<Self>) {
@@ -222,7 +222,7 @@ impl HttpConnection {
 
     /// Reads a stream until the connection ends, and opens it again whenever the stream ends.
     fn read(&mut self, directed: bool, ctx: &mut Context<Self>) {
-        let (client, place) = (self.client.clone(), Arc::clone(&self.place));
+        let (client, slot) = (self.client.clone(), Arc::clone(&self.slot));
         let identity = directed.then(|| self.identity.clone());
         let address = ctx.address();
         let mut accepted = self.accepted.subscribe();
@@ -234,7 +234,7 @@ impl HttpConnection {
             loop {
                 // Before the stream is opened: messages that are accepted while the answer is on its way count.
                 accepted.borrow_and_update();
-                let after = if directed { lock(&place).read.reopen() } else { None };
+                let after = if directed { lock(&slot).read.reopen() } else { None };
                 let opened = open(&client, identity.as_ref(), after, &mut rng).await;
                 let peer = client.base.as_str();
                 let purpose = if directed { Purpose::Inbox } else { Purpose::Adverts };
@@ -323,10 +323,10 @@ impl HttpConnection {
     /// Whether to open the stream again for an event that is too old: a server signs replayed events anew. Not twice
     /// for the same event, because all events after it would wait.
     fn asks_again(&self, event: &Event) -> bool {
-        let mut place = lock(&self.place);
-        let again = event.directed && event.id.is_some() && place.stale_event_id != event.id;
+        let mut slot = lock(&self.slot);
+        let again = event.directed && event.id.is_some() && slot.stale_event_id != event.id;
         if again {
-            place.stale_event_id.clone_from(&event.id);
+            slot.stale_event_id.clone_from(&event.id);
         }
         again
     }
@@ -364,11 +364,11 @@ impl Handler<Event> for HttpConnection {
                 return MessageResult(Reading::GoOn);
             }
         };
-        let place = Arc::clone(&self.place);
-        let number = event.id.map(|id| lock(&place).read.began(id));
-        let over = move || number.into_iter().for_each(|number| lock(&place).read.over(number));
+        let slot = Arc::clone(&self.slot);
+        let number = event.id.map(|id| lock(&slot).read.began(id));
+        let over = move || number.into_iter().for_each(|number| lock(&slot).read.over(number));
         // Waits for space in the inbox: the order is preserved, and the stream waits.
-        let delivered = hand_over(&self.inbox, delivery, over);
+        let delivered = deliver(&self.inbox, delivery, over);
         ctx.wait(delivered.into_actor(self).map(|delivered, _, ctx| {
             if delivered.is_err() {
                 ctx.stop();

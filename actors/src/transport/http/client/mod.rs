@@ -58,12 +58,12 @@ pub struct HttpClient {
     randomness: Randomness,
     backoff: Backoff,
     contacts: Contacts,
-    places: Arc<Mutex<BTreeMap<Did, Arc<Mutex<Place>>>>>,
+    slots: Arc<Mutex<BTreeMap<Did, Arc<Mutex<Slot>>>>>,
 }
 
 /// The state that outlives an identity's connection: if its actor fails, the next one continues from it.
 #[derive(Default)]
-struct Place {
+struct Slot {
     /// The messages to send; the first may be in progress.
     queue: VecDeque<Job>,
     /// The position up to which the inbox's messages are durable here.
@@ -138,8 +138,8 @@ impl HttpClient {
             return Err(refuse("a URL without query and fragment expected"));
         }
         let http = client(&Trust::system()).map_err(|error| refuse(&error))?;
-        let (backoff, contacts, places) = (Backoff::default(), Contacts::default(), Arc::default());
-        Ok(Self { http, base: parsed, service, clock, randomness, backoff, contacts, places })
+        let (backoff, contacts, slots) = (Backoff::default(), Contacts::default(), Arc::default());
+        Ok(Self { http, base: parsed, service, clock, randomness, backoff, contacts, slots })
     }
 
     /// This client, with the delays of `backoff` between attempts.
@@ -171,8 +171,8 @@ impl HttpClient {
         url
     }
 
-    fn place(&self, did: &Did) -> Arc<Mutex<Place>> {
-        Arc::clone(lock(&self.places).entry(did.clone()).or_default())
+    fn slot(&self, did: &Did) -> Arc<Mutex<Slot>> {
+        Arc::clone(lock(&self.slots).entry(did.clone()).or_default())
     }
 }
 

@@ -83,12 +83,12 @@ fn link(
     (link.start().recipient(), inbox)
 }
 
-fn say(from: &Recipient<Outbound>, to: &Identity, name: &str) {
+fn send(from: &Recipient<Outbound>, to: &Identity, name: &str) {
     let body = Body::from(SubmitNonIncluded { cohort_id: CohortId::parse(name).expect("a name") });
     from.do_send(Outbound::Direct { to: to.did().clone(), body: body.into(), until: None });
 }
 
-async fn heard(inbox: &mut mpsc::UnboundedReceiver<String>) -> String {
+async fn received(inbox: &mut mpsc::UnboundedReceiver<String>) -> String {
     tokio::time::timeout(Duration::from_secs(30), inbox.recv()).await.expect("in time").expect("the inbox is there")
 }
 
@@ -113,23 +113,23 @@ fn a_connection_that_fails_is_replaced_and_the_next_goes_on() {
 
         for (turn, panic) in [(0, true), (1, false), (2, true)] {
             let [before, meanwhile, after] = ["before", "meanwhile", "after"].map(|when| format!("{when}-{turn}"));
-            say(&from_member, &service, &before);
-            assert_eq!(heard(&mut at_service).await, before);
-            say(&from_service, &member, &before);
-            assert_eq!(heard(&mut at_member).await, before, "and no message of an earlier turn is repeated");
+            send(&from_member, &service, &before);
+            assert_eq!(received(&mut at_service).await, before);
+            send(&from_service, &member, &before);
+            assert_eq!(received(&mut at_member).await, before, "and no message of an earlier turn is repeated");
 
             let failing = lock(&connections).last().expect("a connection").clone();
             failing.do_send(Fail { panic });
-            say(&from_service, &member, &meanwhile);
+            send(&from_service, &member, &meanwhile);
             while failing.connected() {
                 tokio::task::yield_now().await;
             }
-            say(&from_member, &service, &after);
-            assert_eq!(heard(&mut at_member).await, meanwhile);
-            let mut next = heard(&mut at_service).await;
+            send(&from_member, &service, &after);
+            assert_eq!(received(&mut at_member).await, meanwhile);
+            let mut next = received(&mut at_service).await;
             if next == before {
                 // The connection failed before it had the answer: the server accepts a repetition.
-                next = heard(&mut at_service).await;
+                next = received(&mut at_service).await;
             }
             assert_eq!(next, after);
         }

@@ -2,9 +2,9 @@
 //!
 //! The library's relay accepts any number of sockets, any number of events, and messages of 64 MB. Therefore this
 //! module owns the sockets: each is registered with [`Connections`], and its messages are measured before they reach
-//! the relay (`door`); `shelf` bounds the relay's stored events.
+//! the relay (`filter`); `shelf` bounds the relay's stored events.
 
-mod door;
+mod filter;
 mod shelf;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -31,7 +31,7 @@ use tokio_tungstenite::{
 };
 
 use self::{
-    door::Head,
+    filter::Head,
     shelf::{Policy, Shelf},
 };
 use crate::transport::connections::{ConnectionLimits, Connections, ConnectionsReport, Guarded, Ticket};
@@ -137,10 +137,10 @@ impl EmbeddedRelay {
         let database = MemoryDatabase::with_opts(options);
         let shelf = Arc::new(Shelf::new(limits, operators));
         let policy = Policy { shelf: Arc::clone(&shelf), database: database.clone() };
-        let rate = RateLimit { max_reqs: door::SUBSCRIPTIONS, notes_per_minute: NOTES_PER_MINUTE };
+        let rate = RateLimit { max_reqs: filter::SUBSCRIPTIONS, notes_per_minute: NOTES_PER_MINUTE };
         let builder = RelayBuilder::default().addr(bound.ip()).port(bound.port()).rate_limit(rate);
         let builder = builder.database(database).write_policy(policy).default_filter_limit(limits.events);
-        let builder = builder.max_filter_limit(limits.events).max_subid_length(door::SUBSCRIPTION_ID);
+        let builder = builder.max_filter_limit(limits.events).max_subid_length(filter::SUBSCRIPTION_ID);
         let relay = LocalRelay::new(builder);
         let (stop, stopped) = watch::channel(false);
         let sockets = Sockets { relay: relay.clone(), shelf: Arc::clone(&shelf), limits, stopped };
@@ -223,7 +223,7 @@ impl Sockets {
         let opening = async {
             let head = Head::read(&mut guarded).await?;
             if head.asks_for_information() {
-                door::inform(&mut guarded, &self.limits).await?;
+                filter::inform(&mut guarded, &self.limits).await?;
                 return Ok(None);
             }
             accept_async_with_config(head.before(guarded), Some(limits)).await.map(Some)
@@ -255,7 +255,7 @@ impl Sockets {
         tokio::select! {
             () = stop(&mut self.stopped) => {}
             _ = relay.take_connection(theirs, peer) => {}
-            () = pass(from_peer, to_relay, door::is_passed_on) => {}
+            () = pass(from_peer, to_relay, filter::is_forwarded) => {}
             () = pass(from_relay, to_peer, |_| true) => {}
         }
         self.shelf.gone(peer);
@@ -272,11 +272,11 @@ async fn stop(stopped: &mut watch::Receiver<bool>) {
 async fn pass(
     mut from: impl Stream<Item = Result<Message, Error>> + Unpin,
     mut to: impl Sink<Message, Error = Error> + Unpin,
-    is_passed_on: impl Fn(&str) -> bool,
+    is_forwarded: impl Fn(&str) -> bool,
 ) {
     while let Some(Ok(message)) = from.next().await {
         let passed = match message {
-            Message::Text(text) if !is_passed_on(&text) => return,
+            Message::Text(text) if !is_forwarded(&text) => return,
             Message::Text(_) | Message::Binary(_) => to.send(message).await,
             // Each side answers these by itself on its next write.
             Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => to.flush().await,

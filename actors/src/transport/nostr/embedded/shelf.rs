@@ -30,10 +30,10 @@ enum Author {
     Operator,
     /// An author to which an operator has written.
     Member,
-    Stranger,
+    Outsider,
 }
 
-struct Held {
+struct StoredEvent {
     id: EventId,
     author: PublicKey,
     bytes: usize,
@@ -48,13 +48,13 @@ struct OfAuthor {
 struct State {
     members: Remembered<PublicKey>,
     /// In the order of their arrival.
-    events: BTreeMap<u64, Held>,
+    events: BTreeMap<u64, StoredEvent>,
     ids: HashSet<EventId>,
     authors: HashMap<PublicKey, OfAuthor>,
     bytes: usize,
     /// The events of outsiders among them.
-    strangers: BTreeSet<u64>,
-    strangers_bytes: usize,
+    outsiders: BTreeSet<u64>,
+    outsiders_bytes: usize,
     next: u64,
     /// The connections; all of an author's become a member's when the author does.
     sockets: HashMap<SocketAddr, Ticket>,
@@ -86,8 +86,8 @@ impl Shelf {
             ids: HashSet::new(),
             authors: HashMap::new(),
             bytes: 0,
-            strangers: BTreeSet::new(),
-            strangers_bytes: 0,
+            outsiders: BTreeSet::new(),
+            outsiders_bytes: 0,
             next: 0,
             sockets: HashMap::new(),
         };
@@ -123,7 +123,7 @@ impl Shelf {
         } else if state.members.contains(author) {
             Author::Member
         } else {
-            Author::Stranger
+            Author::Outsider
         }
     }
 
@@ -140,7 +140,7 @@ impl Shelf {
         }
         let mut state = self.lock();
         let author = self.kind_of(&state, &event.pubkey);
-        if author != Author::Stranger
+        if author != Author::Outsider
             && let Some(ticket) = state.sockets.get(peer).cloned()
         {
             ticket.keep();
@@ -158,7 +158,7 @@ impl Shelf {
         let share = match author {
             Author::Operator => usize::MAX,
             Author::Member => self.limits.member_bytes,
-            Author::Stranger => self.limits.stranger_bytes,
+            Author::Outsider => self.limits.stranger_bytes,
         };
         while let Some(of_author) = state.authors.get(&event.pubkey)
             && of_author.bytes.saturating_add(bytes) > share
@@ -166,19 +166,19 @@ impl Shelf {
         {
             gone.extend(state.remove(oldest));
         }
-        if author == Author::Stranger {
-            while state.strangers_bytes + bytes > self.limits.strangers_bytes
-                && let Some(oldest) = state.strangers.first().copied()
+        if author == Author::Outsider {
+            while state.outsiders_bytes + bytes > self.limits.strangers_bytes
+                && let Some(oldest) = state.outsiders.first().copied()
             {
                 gone.extend(state.remove(oldest));
             }
         }
         while (state.bytes + bytes > self.limits.bytes || state.events.len() >= self.limits.events)
-            && let Some(oldest) = state.strangers.first().copied().or_else(|| state.events.keys().next().copied())
+            && let Some(oldest) = state.outsiders.first().copied().or_else(|| state.events.keys().next().copied())
         {
             gone.extend(state.remove(oldest));
         }
-        state.insert(Held { id: event.id, author: event.pubkey, bytes }, author == Author::Stranger);
+        state.insert(StoredEvent { id: event.id, author: event.pubkey, bytes }, author == Author::Outsider);
         Ok(gone)
     }
 }
@@ -191,42 +191,42 @@ impl State {
         }
         let events = self.authors.get(&member).map(|author| author.events.clone()).unwrap_or_default();
         for number in events {
-            if self.strangers.remove(&number) {
-                self.strangers_bytes -= self.events.get(&number).map_or(0, |held| held.bytes);
+            if self.outsiders.remove(&number) {
+                self.outsiders_bytes -= self.events.get(&number).map_or(0, |stored| stored.bytes);
             }
         }
     }
 
-    fn insert(&mut self, held: Held, stranger: bool) {
+    fn insert(&mut self, stored: StoredEvent, outsider: bool) {
         let number = self.next;
         self.next += 1;
-        if stranger {
-            self.strangers.insert(number);
-            self.strangers_bytes += held.bytes;
+        if outsider {
+            self.outsiders.insert(number);
+            self.outsiders_bytes += stored.bytes;
         }
-        let author = self.authors.entry(held.author).or_default();
-        author.bytes += held.bytes;
+        let author = self.authors.entry(stored.author).or_default();
+        author.bytes += stored.bytes;
         author.events.insert(number);
-        self.bytes += held.bytes;
-        self.ids.insert(held.id);
-        self.events.insert(number, held);
+        self.bytes += stored.bytes;
+        self.ids.insert(stored.id);
+        self.events.insert(number, stored);
     }
 
     fn remove(&mut self, number: u64) -> Option<EventId> {
-        let held = self.events.remove(&number)?;
-        self.bytes -= held.bytes;
-        if self.strangers.remove(&number) {
-            self.strangers_bytes -= held.bytes;
+        let stored = self.events.remove(&number)?;
+        self.bytes -= stored.bytes;
+        if self.outsiders.remove(&number) {
+            self.outsiders_bytes -= stored.bytes;
         }
-        self.ids.remove(&held.id);
-        if let Some(author) = self.authors.get_mut(&held.author) {
-            author.bytes -= held.bytes;
+        self.ids.remove(&stored.id);
+        if let Some(author) = self.authors.get_mut(&stored.author) {
+            author.bytes -= stored.bytes;
             author.events.remove(&number);
             if author.events.is_empty() {
-                self.authors.remove(&held.author);
+                self.authors.remove(&stored.author);
             }
         }
-        Some(held.id)
+        Some(stored.id)
     }
 }
 
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_pushes_out_only_its_own_events_and_strangers_others() {
+    fn an_outsider_evicts_its_own_events_and_outsiders_each_others() {
         let shelf = shelf();
         let invitation = event(1, 2, 5_000, 0);
         shelf.admit(&invitation, &peer()).unwrap();
@@ -329,11 +329,11 @@ mod tests {
         }
         assert!(!holds(&shelf, &honest), "outsiders share their part");
         assert!(holds(&shelf, &invitation) && holds(&shelf, &of_member));
-        assert!(shelf.bytes() <= 100_000 && shelf.lock().strangers_bytes <= 50_000);
+        assert!(shelf.bytes() <= 100_000 && shelf.lock().outsiders_bytes <= 50_000);
     }
 
     #[test]
-    fn what_a_member_sent_before_it_was_one_stays() {
+    fn events_from_before_the_membership_remain() {
         let shelf = shelf();
         let opt_in = event(2, 1, 5_000, 0);
         shelf.admit(&opt_in, &peer()).unwrap();
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_counts_once_and_one_that_is_too_large_is_not_taken() {
+    fn an_event_counts_once_and_a_too_large_one_is_refused() {
         let shelf = shelf();
         let small = event(3, 1, 5_000, 0);
         shelf.admit(&small, &peer()).unwrap();
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_go_when_all_are_members() {
+    fn the_oldest_are_evicted_when_all_authors_are_members() {
         let shelf = shelf();
         let events: Vec<_> = (0..20).map(|number| event(1, 2, 10_000, number)).collect();
         for event in &events {

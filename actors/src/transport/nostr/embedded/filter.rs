@@ -29,7 +29,7 @@ const REQUEST: usize = 8 << 10;
 const REQUESTS: [&str; 4] = ["REQ", "CLOSE", "COUNT", "AUTH"];
 
 /// Whether a client's message is forwarded to the relay. Its name must be written without escapes.
-pub(super) fn is_passed_on(message: &str) -> bool {
+pub(super) fn is_forwarded(message: &str) -> bool {
     let name = message.trim_start().strip_prefix('[').map(str::trim_start).and_then(|rest| rest.strip_prefix('"'));
     match name.and_then(|rest| rest.split_once('"')) {
         Some(("EVENT", _)) => true,
@@ -123,18 +123,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_asked_plainly_and_briefly_is_passed_on() {
+    fn only_short_requests_without_escapes_are_forwarded() {
         for passed in
             [r#"["EVENT",{}]"#, r#" [ "REQ" ,"a",{}]"#, r#"["CLOSE","a"]"#, r#"["COUNT","a",{}]"#, r#"["AUTH",{}]"#]
         {
-            assert!(is_passed_on(passed), "{passed}");
+            assert!(is_forwarded(passed), "{passed}");
         }
         let long = format!(r#"["REQ","a",{{"ids":["{}"]}}]"#, "0".repeat(REQUEST));
         for dropped in [r#"["NEG-OPEN","a",{},""]"#, r#"["\u004eEG-OPEN","a"]"#, "", "[]", r#"{"EVENT":1}"#, &long]
         {
-            assert!(!is_passed_on(dropped), "{dropped}");
+            assert!(!is_forwarded(dropped), "{dropped}");
         }
-        assert!(is_passed_on(&format!(r#"["EVENT",{{"content":"{}"}}]"#, "x".repeat(10 * REQUEST))));
+        assert!(is_forwarded(&format!(r#"["EVENT",{{"content":"{}"}}]"#, "x".repeat(10 * REQUEST))));
     }
 
     #[tokio::test]

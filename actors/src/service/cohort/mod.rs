@@ -268,7 +268,7 @@ impl CohortActor {
                 let undelivered = self.shared.deliveries.not_carried(&cohort_id);
                 // A failure for that reason already names it.
                 let is_named = reason.unreached().is_some_and(|unreached| !unreached.not_carried.is_empty());
-                let undelivered = undelivered.filter(|_| !said);
+                let undelivered = undelivered.filter(|_| !is_named);
                 let mut notice = ServiceNotice::failed(cohort_id, reason, next);
                 if let (ServiceNotice::CohortFailed { reason, .. }, Some((members, why))) =
                     (&mut notice, undelivered)

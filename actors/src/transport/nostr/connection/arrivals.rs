@@ -35,7 +35,7 @@ impl NostrConnection {
             Author::Known(key) | Author::Key(key) => HEXLOWER.encode(key),
             Author::Unknown(_) => "unknown".to_owned(),
         };
-        let Some(more) = self.malformed.happened(author) else { return false };
+        let Some(more) = self.malformed.occurred(author) else { return false };
         let relay = self.inner.urls.get(relay).map(shown).unwrap_or_default();
         let problem = shown_within(problem, LONGEST_PROBLEM);
         tracing::warn!(connection = self.name, relay, key, %problem, more, "a malformed event is refused");

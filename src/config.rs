@@ -1,7 +1,7 @@
-//! Configuration: what a program is told by flags, by environment variables and by a TOML file, in that order of precedence.
+//! Configuration: settings from flags, environment variables and a TOML file, in this order of precedence.
 //!
-//! Each program's settings are one struct of options, filled from the command line and the environment by clap and from the
-//! file by serde, and then laid over each other.
+//! The settings of each program are one struct of options. clap fills it from the command line and the environment,
+//! serde fills it from the file, and the two are merged.
 
 use std::{fmt, path::Path, str::FromStr, time::Duration};
 
@@ -18,7 +18,7 @@ impl FromStr for Span {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let span = humantime::parse_duration(text.trim()).map(Self);
-        span.map_err(|error| format!("a length of time expected, 90s, 15m or `2h 30m` say: {error}"))
+        span.map_err(|error| format!("a length of time expected, e.g. 90s, 15m or `2h 30m`: {error}"))
     }
 }
 
@@ -34,7 +34,7 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
-/// A length of time that is not nothing: what waits for no time at all fails at once, or repeats without a pause.
+/// A length of time that is not zero. A wait of zero would fail at once, or repeat without a pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Period(pub Duration);
 
@@ -61,7 +61,7 @@ pub struct ConfigError {
     problem: String,
 }
 
-/// Reads a TOML file of settings. A key that is not known is an error: it would otherwise be a setting that has no effect.
+/// Reads a TOML file of settings. An unknown key is an error: the setting would have no effect.
 ///
 /// # Errors
 /// [`ConfigError`], naming the file and the line.
@@ -73,7 +73,8 @@ pub fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, ConfigError>
     })?;
     let text = inputs::text_of(&bytes).map_err(refuse)?;
     toml::from_str(text).map_err(|error| {
-        // Empty is a configuration too, and what is no TOML at all has nothing but a first line to show.
+        // An empty file is a valid configuration. A file that is not TOML at all gives no better error than its first
+        // line.
         refuse(match inputs::describe(&bytes) {
             Some(found) => format!("TOML expected; it {found}"),
             None => error.to_string(),
@@ -81,7 +82,7 @@ pub fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, ConfigError>
     })
 }
 
-/// A struct of options whose gaps another one fills.
+/// A struct of options whose `None`s another one fills.
 macro_rules! settings {
     (
         $(#[$meta:meta])*
@@ -101,7 +102,7 @@ macro_rules! settings {
         }
 
         impl $name {
-            /// These settings, with `under`'s where there are none.
+            /// These settings, with `under`'s where they are `None`.
             #[must_use]
             pub(crate) fn over(self, under: Self) -> Self {
                 Self { $($($field: self.$field.or(under.$field),)*)* }

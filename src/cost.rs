@@ -1,17 +1,17 @@
-//! What a cohort saved: its one transaction against a transaction of its own for each member.
+//! What a cohort saved: its one transaction compared with a separate transaction for each member.
 //!
 //! A member that announces alone spends a coin of its own in a singleton transaction: one input, its change, and an
-//! `OP_RETURN` of 32 bytes. The comparison is at one fee rate, and counts what each announcement takes up in a block; the
-//! deposit that funds a beacon address, which both need, is left out on both sides.
+//! `OP_RETURN` of 32 bytes. The comparison uses one fee rate, and counts the size of each announcement in a block. The
+//! deposit that funds a beacon address is needed in both cases and is not counted.
 
 use ::bitcoin::Amount;
 use serde::{Deserialize, Serialize};
 
-/// The file, in a cohort's directory of results, that says how its announcement ended: the event `announcement-final` or
-/// `announcement-failed`.
+/// The file in a cohort's directory of results that records how its announcement ended: the event `announcement-final`
+/// or `announcement-failed`.
 pub const OUTCOME_FILE: &str = "announced.json";
 
-/// What kind of output a member's own wallet would spend and pay its change to.
+/// The kind of output that a member's own wallet spends and pays its change to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum WalletKind {
@@ -27,8 +27,8 @@ impl WalletKind {
     pub const fn singleton_vsize(self) -> u64 {
         // Without witness: version, lock time and three counts take 10 bytes, the input 41, the OP_RETURN output 43.
         const BASE: u64 = 10 + 41 + 43;
-        // Marker and flag, then the witness: a count; an ECDSA signature of at most 72 bytes and a key, or one of 64 bytes,
-        // each with its length.
+        // Marker and flag, then the witness: a count; an ECDSA signature of at most 72 bytes and a key, or a signature
+        // of 64 bytes, each with its length.
         let (change, witness) = match self {
             Self::P2wpkh => (31, 2 + 1 + (1 + 72) + (1 + 33)),
             Self::P2tr => (43, 2 + 1 + (1 + 64)),
@@ -37,60 +37,60 @@ impl WalletKind {
     }
 }
 
-/// What a cohort's announcement took.
+/// The size and the cost of a cohort's announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Announced {
-    /// How many of its members announced an update that no earlier cohort had announced; the others had nothing to announce,
-    /// alone or together.
+    /// The number of members that announced an update that no earlier cohort had announced. The others had nothing to
+    /// announce.
     pub updates: u64,
-    /// How many of these were the first of their DID at this beacon: a resolver finds such an update only once a beacon that
-    /// the document lists already has announced it too, by a singleton transaction.
+    /// The number of these that were the first update of their DID at this beacon. A resolver finds such an update only
+    /// after a singleton transaction of a beacon that the document already lists has announced it too.
     pub first_updates: u64,
     /// The virtual size of the transaction.
     pub vsize: u64,
-    /// What it paid.
+    /// The fee that it paid.
     pub fee: Amount,
-    /// What children paid for it.
+    /// The fees that its children paid.
     pub child_fee: Amount,
 }
 
-/// What a cohort saved against singleton transactions of its updates, at its own fee rate.
+/// What a cohort saved compared with singleton transactions of its updates, at its own fee rate.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Savings {
-    /// How many announcements were compared.
+    /// The number of updates that were compared.
     pub updates: u64,
-    /// The rate that both sides pay, in sat/vB.
+    /// The fee rate of both sides, in sat/vB.
     pub fee_rate: f64,
-    /// What the cohort paid, in satoshis, children and the singletons of first updates included.
+    /// What the cohort paid, in satoshis, including children and the singleton transactions of first updates.
     #[serde(with = "::bitcoin::amount::serde::as_sat")]
     pub paid: Amount,
-    /// Of these, what children paid that bumped it.
+    /// The part of it that children paid to bump the transaction.
     #[serde(with = "::bitcoin::amount::serde::as_sat")]
     pub child_fees: Amount,
-    /// How many first updates needed a singleton transaction of their own all the same.
+    /// The number of first updates that still needed a singleton transaction.
     pub first_updates: u64,
     /// What these paid, in satoshis.
     #[serde(with = "::bitcoin::amount::serde::as_sat")]
     pub first_singletons: Amount,
-    /// What that was for each update, in satoshis.
+    /// The cost of each update, in satoshis.
     pub paid_each: f64,
     /// What each singleton transaction would have paid, in satoshis.
     #[serde(with = "::bitcoin::amount::serde::as_sat")]
     pub singleton: Amount,
-    /// What all of them would have paid, in satoshis.
+    /// What all singleton transactions would have paid, in satoshis.
     #[serde(with = "::bitcoin::amount::serde::as_sat")]
     pub singletons: Amount,
-    /// The difference, in satoshis: negative when the cohort was dearer.
+    /// The difference, in satoshis; negative if the cohort cost more.
     pub saved: i64,
     /// The difference in vB.
     pub saved_vsize: i64,
 }
 
-/// Compares a cohort with singleton transactions of `wallet`'s kind.
+/// Compares a cohort with singleton transactions of the kind `wallet`.
 pub fn savings(announced: &Announced, wallet: WalletKind) -> Savings {
     let Announced { updates, first_updates, vsize, fee, child_fee } = *announced;
-    // The exact rate: one that is rounded would make the comparison unfair to one side.
+    // The exact rate: a rounded one would favor one side.
     let exact = |size: u64| {
         let sat = (u128::from(fee.to_sat()) * u128::from(size)).div_ceil(u128::from(vsize.max(1)));
         Amount::from_sat(u64::try_from(sat).unwrap_or(u64::MAX))
@@ -160,7 +160,7 @@ mod tests {
         assert_eq!((of_ten.saved, of_ten.saved_vsize, of_ten.paid_each), (2772, 1386, 30.8));
         let of_one = savings(&announced(1), WalletKind::P2wpkh);
         assert_eq!((of_one.saved, of_one.saved_vsize), (-2, -1));
-        // A child, and the singletons that first updates need all the same.
+        // A child, and the singleton transactions that first updates still need.
         let dear = Announced { first_updates: 4, child_fee: Amount::from_sat(100), ..announced(10) };
         let dear = savings(&dear, WalletKind::P2tr);
         assert_eq!((dear.first_singletons.to_sat(), dear.paid.to_sat(), dear.saved), (1232, 1640, 1440));

@@ -1,27 +1,27 @@
-//! Why a program could not do what it was asked for.
+//! Why a program failed.
 
 use std::io;
 
 use crate::inputs::InputError;
 
-/// The error of `serve` and `join`. It says whose fault it is: the caller's, the system's, or ours.
+/// The error of `serve` and `join`. The variant shows whether the caller, the system or a bug is the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
-    /// It cannot work as asked for.
+    /// The request cannot be fulfilled as given.
     #[error("{0}")]
     Usage(String),
-    /// A file, a directory, an address or a certificate.
+    /// An error of a file, a directory, an address or a certificate.
     #[error("{what}: {error}")]
     Io {
-        /// What it was about.
+        /// What the program was doing.
         what: String,
-        /// What the system says.
+        /// The error of the system.
         error: io::Error,
     },
     /// The state directory.
     #[error("{0}")]
     State(String),
-    /// Something that cannot happen did.
+    /// A bug: something that cannot happen happened.
     #[error("internal error: {0}")]
     Internal(String),
 }

@@ -1,4 +1,4 @@
-//! What a program says while it runs: lines for people, or one JSON object a line for machines.
+//! The output of a running program: lines for people, or one JSON object per line for machines.
 
 mod board;
 
@@ -32,7 +32,7 @@ use crate::{
     vault::watch::WatchNotice,
 };
 
-/// The kinds of events that are no notices of an actor, an announcement or a watch, but the programs' own.
+/// The kinds of events that the programs print themselves, beside the notices of actors, announcements and watches.
 pub const PROGRAM_KINDS: [&str; 16] = [
     "serving",
     "metrics",
@@ -52,7 +52,7 @@ pub const PROGRAM_KINDS: [&str; 16] = [
     "earlier",
 ];
 
-/// Prints events. Standard output holds nothing else. Clones count together.
+/// Prints events. Standard output has nothing else. Clones share the counts.
 #[derive(Clone, Debug)]
 pub struct Printer {
     json: bool,
@@ -61,13 +61,13 @@ pub struct Printer {
     board: Arc<Mutex<Board>>,
 }
 
-/// How long a line for people may be, in characters: one with the names of some members.
+/// The longest line for people, in characters: enough for one with the names of some members.
 const MOST_LINE: usize = 4_000;
 
 /// A line for people.
 struct Line {
     text: String,
-    /// Whether the next one may overwrite it in a terminal: it is progress, and what follows says more.
+    /// Whether the next line may overwrite this one in a terminal: it is progress, and later lines supersede it.
     is_progress: bool,
 }
 
@@ -83,13 +83,13 @@ impl Printer {
         Self { json, times: false, in_place: !json && output::can_show_in_place(), board: Arc::default() }
     }
 
-    /// With the time before each line for people. Events for machines always have it.
+    /// Puts the time before each line for people. Events for machines always have it.
     #[must_use]
     pub fn with_times(self, times: bool) -> Self {
         Self { times, ..self }
     }
 
-    /// Where the service can be reached, once it can.
+    /// The service can be reached at these addresses.
     pub fn serving(&self, did: &Did, url: Option<&str>, relays: &[String], network: Network) {
         let mut json = json!({ "event": "serving", "did": did, "network": network });
         if let Some(url) = url {
@@ -102,12 +102,12 @@ impl Printer {
         self.line(&json, &format!("{did}\nserves {network} at {}", places.join(", ")));
     }
 
-    /// Where metrics and health can be asked for.
+    /// The address of the metrics and health server.
     pub fn metrics(&self, url: &str) {
         self.line(&json!({ "event": "metrics", "url": url }), &format!("metrics at {url}/metrics"));
     }
 
-    /// Something that the operator should know.
+    /// A warning for the operator.
     pub fn warn(&self, text: &str) {
         let text = &*shown_within(text, MOST_LINE);
         if self.json {
@@ -117,7 +117,7 @@ impl Printer {
         }
     }
 
-    /// That events were lost because too many came at once.
+    /// Events were lost because too many came at once.
     pub fn missed(&self, events: u64) {
         self.board().missed();
         self.warn(&format!("{events} events were not shown"));
@@ -131,7 +131,7 @@ impl Printer {
         );
     }
 
-    /// What was read again because the program got SIGHUP.
+    /// The certificate and key were read again because the program got SIGHUP.
     pub fn reloaded(&self, files: &[std::path::PathBuf]) {
         let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
         self.line(
@@ -148,12 +148,13 @@ impl Printer {
         self.warn(&format!("SIGHUP: nothing to reload, {reason}; every other setting needs a restart"));
     }
 
-    /// The participant has signed and stays, in case the fallback is asked for: that long at most, or until it is told the end.
+    /// The participant has signed and stays in case the fallback is needed: at most for `time`, or until it receives
+    /// the end.
     pub fn lingering(&self, time: Option<std::time::Duration>) {
         let time = time.map(|time| humantime::format_duration(time).to_string());
         let text = match &time {
             Some(time) => format!("staying for {time} in case the service asks for the fallback (--linger)"),
-            None => "staying until the service says how it ended, or its time is over: the fallback may need us"
+            None => "staying until the service reports the end, or the time limit passes: the fallback may need us"
                 .to_owned(),
         };
         self.line(&json!({ "event": "lingering", "atMost": time }), &text);
@@ -169,7 +170,7 @@ impl Printer {
         );
     }
 
-    /// Where a member has found the announcement of a cohort.
+    /// What a member knows about the announcement of a cohort.
     pub(crate) fn sighted(&self, cohort_id: &CohortId, sighting: Sighting, needed: u32) {
         let (json, text) = match sighting {
             Sighting::Gone => (
@@ -217,7 +218,7 @@ impl Printer {
         self.line(&json, &format!("joins on these terms: {terms}"));
     }
 
-    /// A cohort that a participant passes over, and why.
+    /// A participant does not join this cohort, for this reason.
     pub fn passed_over(&self, cohort_id: &CohortId, service: &Did, reason: &str) {
         let reason = &*shown(reason);
         self.line(
@@ -226,12 +227,12 @@ impl Printer {
         );
     }
 
-    /// A step of a service.
+    /// A notice of a service.
     pub fn service_step(&self, step: &ServiceNotice) {
         self.step(step, || self.service_line(step));
     }
 
-    /// A step of an announcement.
+    /// A notice of an announcement.
     pub fn announcement_step(&self, step: &AnnouncementNotice) {
         self.step(step, || {
             let mut board = self.board();
@@ -241,29 +242,29 @@ impl Printer {
         });
     }
 
-    /// A step of a participant.
+    /// A notice of a participant.
     pub fn participant_step(&self, step: &ParticipantNotice) {
         self.step(step, || self.participant_line(step));
     }
 
-    /// Whether services and relays can be reached, for as long as the program runs.
+    /// Prints whether services and relays can be reached, for as long as the program runs.
     pub async fn follow(self, mut contacts: broadcast::Receiver<ContactNotice>) -> Infallible {
         loop {
             match contacts.recv().await {
                 Ok(notice) => self.step(&notice, || Line::lasting(notice.text())),
                 Err(RecvError::Lagged(missed)) => self.missed(missed),
-                // The transports are gone, and the program ends.
+                // The transports are gone: the program ends.
                 Err(RecvError::Closed) => std::future::pending().await,
             }
         }
     }
 
-    /// What happens at a member's beacon.
+    /// A notice of the watch of a member's beacon.
     pub fn watch_notice(&self, notice: &WatchNotice) {
         self.step(notice, || Line::lasting(notice.text()));
     }
 
-    /// How it ended.
+    /// The result of the program.
     pub fn result(&self, result: &Value, text: &str) {
         self.line(result, text);
     }
@@ -285,7 +286,7 @@ impl Printer {
         if self.json {
             match serde_json::to_value(step) {
                 Ok(mut json) => {
-                    // Nothing that we say ourselves in a step is as long.
+                    // The program's own texts are shorter.
                     bound(&mut json, MOST_SHOWN);
                     output::line(&timed(json, SystemTime::now()).to_string());
                 }
@@ -294,7 +295,7 @@ impl Printer {
             return;
         }
         let Line { text, is_progress } = line();
-        // A step is one line, whatever peers have said in it.
+        // A notice is one line, whatever text of peers it contains.
         let text = shown_within(&text, MOST_LINE);
         if is_progress && self.in_place {
             output::in_place(&self.stamped(&text));
@@ -307,7 +308,7 @@ impl Printer {
         debug_assert!(PROGRAM_KINDS.iter().any(|kind| json["event"] == *kind), "{json}");
         if self.json {
             let mut json = json.clone();
-            // What a service, say, gives as its reason; a transaction in a result is as long as it is.
+            // Texts of peers, e.g. the reason of a service. A transaction in a result is not cut.
             for field in ["reason", "message"] {
                 json.get_mut(field).into_iter().for_each(|text| bound(text, MOST_SHOWN));
             }
@@ -330,7 +331,7 @@ impl Printer {
     }
 }
 
-/// An event with its time, behind its name.
+/// Adds the time to an event, after its name.
 fn timed(mut event: Value, now: SystemTime) -> Value {
     if let Value::Object(fields) = &mut event {
         let time = humantime::format_rfc3339_millis(in_range(now)).to_string();
@@ -347,7 +348,7 @@ fn in_range(time: SystemTime) -> SystemTime {
     time.clamp(UNIX_EPOCH, last)
 }
 
-/// Whether the next line may overwrite this one in a terminal: the counts go on, and nothing is wrong.
+/// Whether the next line may overwrite this one in a terminal: the counts advance, and no error occurred.
 fn is_service_progress(step: &ServiceNotice) -> bool {
     use ServiceNotice as N;
     matches!(
@@ -363,7 +364,7 @@ fn is_service_progress(step: &ServiceNotice) -> bool {
     )
 }
 
-/// As [`is_service_progress`], for a participant's own steps.
+/// Like [`is_service_progress`], for a participant's own notices.
 fn is_participant_progress(step: &ParticipantNotice) -> bool {
     use ParticipantNotice as N;
     matches!(
@@ -408,12 +409,12 @@ fn service_text(step: &ServiceNotice) -> String {
         N::PresenceConfirmed { participant, .. } => format!("  {participant} is there"),
         N::CohortRecovered { cohort_id, phase, .. } => format!("cohort {cohort_id} goes on: {phase}"),
         N::CohortRestarted { cohort_id, restarts } => {
-            format!("cohort {cohort_id} was brought back after an internal error ({restarts} lately)")
+            format!("cohort {cohort_id} was restarted after an internal error ({restarts} restarts lately)")
         }
         N::CohortReformed { cohort_id, predecessor, invited, excluded } => {
             let predecessor = predecessor.as_ref().map_or("another one", CohortId::as_str);
             format!(
-                "cohort {cohort_id} takes the place of {predecessor}: {invited} members invited, {} left out",
+                "cohort {cohort_id} replaces {predecessor}: {invited} members invited, {} left out",
                 excluded.len()
             )
         }
@@ -421,7 +422,7 @@ fn service_text(step: &ServiceNotice) -> String {
             format!("  {participant} is banned until {} for {offence:?}", bans::end_of_ban(*until))
         }
         N::MessageRejected { from, code, detail, .. } => {
-            format!("  refused from {}: {code}, {detail}", from.as_ref().map_or("nobody", Did::as_str))
+            format!("  refused from {}: {code}, {detail}", from.as_ref().map_or("unknown", Did::as_str))
         }
         N::MessageUndelivered { to, kind, reason, .. } => format!("  {kind} to {to} was not delivered: {reason}"),
     }
@@ -450,13 +451,13 @@ fn participant_text(step: &ParticipantNotice) -> String {
         N::FallbackRequested { .. } => "  the service asks for the fallback".to_owned(),
         N::SessionRecovered { cohort_id, phase, .. } => format!("cohort {cohort_id} goes on for us: {phase}"),
         N::SessionRestarted { cohort_id, restarts, .. } => {
-            format!("cohort {cohort_id} was brought back after an internal error ({restarts} lately)")
+            format!("cohort {cohort_id} was restarted after an internal error ({restarts} restarts lately)")
         }
         N::CohortOver { cohort_id, known, .. } => match known {
             Known::Seen => format!("cohort {cohort_id} is over: its signed transaction was seen"),
             Known::Reported => {
                 format!(
-                    "cohort {cohort_id} is over: the service says that it signed, and does not show the transaction"
+                    "cohort {cohort_id} is over: the service reports that it was signed, but does not send the transaction"
                 )
             }
             Known::SignedByUs => format!("cohort {cohort_id} is over for us, and how it ended is not known"),
@@ -467,7 +468,7 @@ fn participant_text(step: &ParticipantNotice) -> String {
         }
         N::CohortFailed { cohort_id, reason, .. } => format!("cohort {cohort_id} ended for us: {reason}"),
         N::MessageRejected { from, code, detail, .. } => {
-            format!("  refused from {}: {code}, {detail}", from.as_ref().map_or("nobody", Did::as_str))
+            format!("  refused from {}: {code}, {detail}", from.as_ref().map_or("unknown", Did::as_str))
         }
         N::MessageUnverified { reason, .. } => format!("  passed over: {reason}"),
         N::MessageUndelivered { kind, reason, .. } => format!("  {kind} was not delivered: {reason}"),

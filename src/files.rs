@@ -1,4 +1,4 @@
-//! Files that programs leave behind: named safely, and whole or not at all.
+//! Output files: with safe names, written completely or not at all.
 
 use std::{fs, io, io::Write, path::Path};
 
@@ -6,8 +6,8 @@ use tempfile::NamedTempFile;
 
 use crate::protocol::{hash::sha256, id::CohortId};
 
-/// A cohort's identifier as the name of a file or a directory. Services choose identifiers: one that could lead elsewhere, or
-/// that some system does not allow, is spelled differently.
+/// A cohort's identifier as the name of a file or a directory. Services choose identifiers: one that could point
+/// elsewhere, or that some system does not allow, is escaped.
 pub(crate) fn file_name(cohort_id: &CohortId) -> String {
     let id = cohort_id.as_str();
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
@@ -19,18 +19,18 @@ pub(crate) fn file_name(cohort_id: &CohortId) -> String {
     format!("{kept}-{hash}")
 }
 
-/// Writes a file beside its place and puts it there when it is on disk: whoever finds it finds all of it. What is there already
-/// and is no file (`/dev/stdout`, say) is written to.
+/// Writes a temporary file in the same directory and renames it when it is on disk, so that a reader always finds the
+/// complete content. If the path exists and is not a regular file (e.g. `/dev/stdout`), it is written directly.
 pub(crate) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
         return fs::write(path, content);
     }
-    // For whoever may read the directory.
+    // Readable by every user that may read the directory.
     beside(path, content, 0o644)?.persist(path).map_err(|error| error.error)?;
     sync_directory(path)
 }
 
-/// The same for what must not be there yet, for its owner alone.
+/// Like [`write_whole`], for a file that must not exist yet and is readable by its owner only.
 pub(crate) fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
     beside(path, content, 0o600)?.persist_noclobber(path).map_err(|error| error.error)?;
     sync_directory(path)
@@ -47,7 +47,7 @@ fn beside(path: &Path, content: &[u8], mode: u32) -> io::Result<NamedTempFile> {
     Ok(file)
 }
 
-/// The name is durable when the directory is; not every system can say so of one.
+/// The name is durable when the directory is. Not every system can sync a directory.
 fn sync_directory(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     fs::File::open(directory_of(path))?.sync_all()?;
@@ -75,7 +75,7 @@ mod tests {
             assert!(matches!(parts.next(), Some(std::path::Component::Normal(_))), "{spelled}");
             assert!(parts.next().is_none() && !spelled.starts_with('.'), "{spelled}");
         }
-        // Two that look alike afterwards are two.
+        // Two names that differ still differ when escaped.
         assert_ne!(name("a:b"), name("a*b"));
     }
 

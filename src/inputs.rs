@@ -1,6 +1,6 @@
-//! What people hand to a program, in a file, a variable or an argument, read as they have it: with a byte order mark, line
-//! ends of Windows, a newline at the end, a PSBT in binary, base64 or hex. What cannot be read is refused with what was
-//! expected, what was found, and what to do.
+//! User input in a file, a variable or an argument, accepted in its usual forms: with a byte order mark, Windows line
+//! ends, a newline at the end, a PSBT in binary, base64 or hex. An error states what was expected, what was found, and
+//! what to do.
 
 use std::{
     env,
@@ -27,7 +27,7 @@ use crate::protocol::{
     network::Network,
 };
 
-/// More than any file that people hand over has; a larger one was named by mistake, and must not fill the memory.
+/// More than any valid input has. A larger file was named by mistake, and must not fill the memory.
 const MAX_FILE: u64 = 1 << 30;
 
 const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
@@ -36,18 +36,18 @@ const PSBT_MAGIC: &[u8] = b"psbt\xff";
 /// Why an input cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
-    /// The file system.
+    /// An error of the file system.
     #[error("{}: {error}", path.display())]
     Io {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What it says.
+        /// The error.
         error: io::Error,
     },
-    /// It holds something else.
+    /// The content is not what was expected.
     #[error("{}: {problem}", path.display())]
     Content {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// What was expected, and what was found.
         problem: String,
@@ -114,13 +114,13 @@ pub fn json_of<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     };
     let text = text_of(bytes).map_err(|_| refuse("it is not UTF-8 text"))?;
     serde_json::from_str(text).map_err(|error| match error.classify() {
-        // It is JSON, and not what was expected.
+        // Valid JSON, but not of the expected shape.
         Category::Data => error.to_string(),
         Category::Eof | Category::Syntax | Category::Io => refuse(&error.to_string()),
     })
 }
 
-/// The text of a PEM file that is to hold `what`, `a certificate` say.
+/// The text of a PEM file that is to hold `what`, e.g. `a certificate`.
 ///
 /// # Errors
 /// [`InputError`], when there is no PEM section in it.
@@ -135,14 +135,14 @@ pub fn pem(path: &Path, what: &str) -> Result<String, InputError> {
     }
 }
 
-/// A PSBT: binary, base64 or hex, in one line or several, or the object that Bitcoin Core's RPC answers with.
+/// A PSBT: binary, base64 or hex, in one or several lines, or the object that Bitcoin Core's RPC returns.
 ///
 /// # Errors
-/// What it is instead, in words.
+/// The kind of the content instead, in words.
 pub fn psbt(bytes: &[u8]) -> Result<Psbt, String> {
     let refuse = |error: ::bitcoin::psbt::Error| explained(&error);
     if bytes.starts_with(PSBT_MAGIC) {
-        // Text editors and some tools end it with a newline.
+        // Text editors and some tools add a newline at the end.
         let exact = Psbt::deserialize(bytes);
         return exact.or_else(|_| Psbt::deserialize(bytes.trim_ascii_end())).map_err(refuse);
     }
@@ -216,17 +216,17 @@ pub fn address(text: &str, network: Network) -> Result<Address, String> {
     on_network(any_address(text)?, network)
 }
 
-/// `address`, which must be one of `network`.
+/// `address`, if it belongs to `network`.
 ///
 /// # Errors
-/// That it is not, in words.
+/// The expected network, in words.
 pub fn on_network(address: Address<NetworkUnchecked>, network: Network) -> Result<Address, String> {
     address
         .require_network(network.to_bitcoin())
         .map_err(|_| format!("it is an address of another network, an address of {network} is expected"))
 }
 
-/// Where to listen: a number of an interface, and a port.
+/// An address to listen on: an IP address and a port.
 ///
 /// # Errors
 /// What is expected, in words.
@@ -272,7 +272,7 @@ fn clean(value: &str) -> &str {
     value.trim_start_matches('\u{feff}').trim_end_matches(['\r', '\n'])
 }
 
-/// The variables of this process whose name starts with `prefix` and that [`variable`] would read differently than they are.
+/// The variables of this process whose name starts with `prefix` and that [`variable`] would read differently.
 pub(crate) fn unclean_variables(prefix: &str) -> Vec<(OsString, OsString)> {
     let unclean = |(name, value): (OsString, OsString)| {
         let text = value.to_str()?;
@@ -282,7 +282,7 @@ pub(crate) fn unclean_variables(prefix: &str) -> Vec<(OsString, OsString)> {
     env::vars_os().filter_map(unclean).collect()
 }
 
-/// What `bytes` seem to be, as the end of a sentence: `is empty`, `starts with ...`. None where that would say nothing.
+/// What `bytes` seem to be, as the end of a sentence: `is empty`, `starts with ...`. `None` if that is unknown.
 pub fn describe(bytes: &[u8]) -> Option<&'static str> {
     let bare = bytes.strip_prefix(UTF8_BOM).unwrap_or(bytes).trim_ascii_start();
     let starts = |with: &[u8]| bare.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
@@ -312,7 +312,7 @@ fn is_hex(text: &str) -> bool {
     text.len().is_multiple_of(2) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// An error with its causes, which say what the first words do not: `base58 error`.
+/// An error with its causes, which often have the details: `base58 error`.
 pub fn explained(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -25,15 +25,15 @@ use crate::{
     },
 };
 
-/// How a file begins that age has encrypted.
+/// The first bytes of a file that age has encrypted.
 const AGE_MAGIC: &[u8] = b"age-encryption.org/";
 
-/// How it begins when it is text, as `age --armor` writes it.
+/// The first bytes of its text form, as `age --armor` writes it.
 const AGE_ARMOR: &[u8] = b"-----BEGIN AGE ENCRYPTED FILE-----";
 
-/// The most work that a passphrase may take: 2^22 rounds of scrypt, 4 GiB of memory and some ten seconds. Each machine chooses
-/// its own work factor, about a second of its time; this is what a fast one chooses, and some more. Our own files are not a
-/// stranger's, so that a slow machine may take longer for them.
+/// The highest work factor of a passphrase: 2^22 rounds of scrypt, 4 GiB of memory and about ten seconds. age chooses
+/// the work factor for about one second on the encrypting machine; this limit leaves a margin for fast ones. Identity
+/// files come from their owner, not from an unauthenticated peer, so a slow machine may take longer.
 const MAX_WORK_FACTOR: u8 = 22;
 
 /// An identity file is a few kilobytes; a genesis document may be larger.
@@ -41,21 +41,21 @@ const MAX_FILE: u64 = 4 << 20;
 
 const VERSION: u32 = 1;
 
-/// Why an identity could not be read or written.
+/// Why an identity cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
-    /// No identity was named.
+    /// No identity was given.
     #[error("no identity: give --identity FILE (see `identity new`), or --secret-env VAR")]
     NoIdentity,
-    /// Two were named.
+    /// Two identities were given.
     #[error("two identities: give one of --identity FILE and --secret-env VAR")]
     TwoIdentities,
-    /// The file system.
+    /// An error of the file system.
     #[error("{path}: {error}")]
     Io {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What it says.
+        /// The error.
         error: io::Error,
     },
     /// Others can read the secret.
@@ -63,7 +63,7 @@ pub enum KeyFileError {
         "{path} can be read by others (mode {mode:03o}): run `chmod 600 {path}`, and consider the key known if others use this machine"
     )]
     Exposed {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
@@ -76,7 +76,7 @@ pub enum KeyFileError {
     /// The passphrase is wrong, or the file is damaged.
     #[error("{0}: the passphrase is wrong, or the file is damaged")]
     Decryption(PathBuf),
-    /// The file was encrypted, but not with a passphrase.
+    /// The file is encrypted, but not with a passphrase.
     #[error("{0} is encrypted to a public key: encrypt it with a passphrase (`age --passphrase`)")]
     NoPassphrase(PathBuf),
     /// The file's work factor is out of bounds.
@@ -85,7 +85,7 @@ pub enum KeyFileError {
          encrypt it again with a smaller work factor"
     )]
     Work {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// Its work factor.
         required: u8,
@@ -93,29 +93,29 @@ pub enum KeyFileError {
     /// The file is not an identity file.
     #[error("{path} is not an identity file: {problem}")]
     Format {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What is wrong with it. Never holds any of its content.
+        /// What is wrong with it. Never contains any of the content.
         problem: String,
     },
-    /// The environment variable holds no secret key.
+    /// The environment variable does not hold a secret key.
     #[error("the environment variable {name} does not hold a secret key: 64 hex characters expected, {found}")]
     SecretEnv {
-        /// Which variable.
+        /// The variable.
         name: String,
-        /// What was found, without a word of it.
+        /// What was found, without any of its content.
         found: String,
     },
-    /// Key and genesis document do not belong together.
+    /// Key and genesis document do not match.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// The genesis document cannot be one.
+    /// The genesis document is not valid.
     #[error("the genesis document {0}")]
     Genesis(String),
-    /// Nobody could announce an update of the DID, or sign one.
+    /// No party could announce an update of the DID, or no party could sign one.
     #[error("{path}: {problems}; --allow-risky-document takes it all the same")]
     RiskyGenesis {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// What is wrong with it.
         problems: String,
@@ -164,10 +164,10 @@ pub fn write(path: &Path, identity: &Identity, passphrase: Option<SecretString>)
     write_new(path, &bytes).map_err(io_error)
 }
 
-/// Reads an identity file. `passphrase` is asked only if the file is encrypted.
+/// Reads an identity file. `passphrase` is called only if the file is encrypted.
 ///
 /// # Errors
-/// [`KeyFileError`], which never holds anything of the secret.
+/// [`KeyFileError`], which never contains any of the secret.
 pub fn read(
     path: &Path,
     passphrase: impl FnOnce() -> Option<SecretString>,
@@ -194,7 +194,7 @@ pub fn read(
     }
     let format = |problem: &str| KeyFileError::Format { path: path.to_owned(), problem: problem.to_owned() };
     let text = inputs::text_of(&bytes).map_err(|problem| format(&problem))?;
-    // serde's own message may quote the text that it stumbles over, so it is not passed on.
+    // serde's own message may quote the text, so it is not passed on.
     let content: Content = serde_json::from_str(text).map_err(|error| {
         let found = inputs::describe(text.as_bytes()).map_or_else(String::new, |found| format!("; it {found}"));
         format(&format!("JSON with the known fields expected, line {}{found}", error.line()))
@@ -210,12 +210,12 @@ pub fn read(
     Ok((identity, protection))
 }
 
-/// How a file keeps its secret.
+/// How a file protects its secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protection {
-    /// Nobody else may read it.
+    /// Only the owner may read it.
     FileMode,
-    /// And it is encrypted with a passphrase.
+    /// In addition, it is encrypted with a passphrase.
     Passphrase,
 }
 
@@ -229,13 +229,13 @@ pub fn secret_from_env(name: &str) -> Result<SecretKey, KeyFileError> {
     let text = text.trim();
     SecretKey::from_hex(text).map_err(|_| {
         refuse(match text.chars().count() {
-            64 => "64 characters found, which are no key in hex".to_owned(),
+            64 => "64 characters found, which are not a key in hex".to_owned(),
             count => format!("{count} characters found"),
         })
     })
 }
 
-/// The passphrase: from `BTCR2_PASSPHRASE`, else asked for where there is a terminal.
+/// The passphrase: from `BTCR2_PASSPHRASE`, otherwise from a prompt if there is a terminal.
 pub fn passphrase(prompt: &str) -> Option<SecretString> {
     if let Some(passphrase) = inputs::variable("BTCR2_PASSPHRASE") {
         return Some(SecretString::from(passphrase));
@@ -249,7 +249,7 @@ pub fn passphrase(prompt: &str) -> Option<SecretString> {
 /// The identity of `secret`: a KEY DID, or with a genesis document the EXTERNAL DID.
 ///
 /// # Errors
-/// [`KeyFileError::Identity`] when key and document do not belong together.
+/// [`KeyFileError::Identity`] when key and document do not match.
 pub fn identity(
     secret: SecretKey,
     genesis_document: Option<Value>,
@@ -261,8 +261,8 @@ pub fn identity(
     })
 }
 
-/// Reads a genesis document. Where its only verification method has no `publicKeyMultibase`, `key`'s is put there, so that a
-/// document can be written before its key exists.
+/// Reads a genesis document. If its only verification method has no `publicKeyMultibase`, the public key of `secret` is
+/// inserted, so that a document can be written before its key exists.
 ///
 /// # Errors
 /// [`KeyFileError`].

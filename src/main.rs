@@ -1,4 +1,4 @@
-//! The program. Everything it does is in the library's `cli`.
+//! The program. Its code is in the library's module `cli`.
 
 use std::process::ExitCode;
 

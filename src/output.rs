@@ -1,9 +1,9 @@
-//! Standard output and standard error, which can fail: the disk behind them is full, or the reader of the pipe has left.
+//! Standard output and standard error, which can fail: the disk is full, or the reader of the pipe has exited.
 //!
-//! `println!` and `eprintln!` panic then, in the middle of whatever the program does. [`out!`] and [`err!`] do not. Like the
-//! C library's `ferror`, standard output remembers that a line was lost, and a command whose output was lost ends with
-//! [`status`]: exit status 1, and the reason on standard error. `serve` and `join` do not ask for it: what they run is
-//! worth more than a line about it.
+//! `println!` and `eprintln!` then panic in the middle of the program's work. [`out!`] and [`err!`] do not. Like the C
+//! library's `ferror`, standard output remembers that a line was lost, and a command whose output was lost ends with
+//! [`status`]: exit status 1, and the reason on standard error. `serve` and `join` do not use it: their cohorts are
+//! worth more than a lost line.
 
 use std::{
     borrow::Cow,
@@ -16,13 +16,13 @@ use serde_json::Value;
 
 use crate::protocol::text::{is_unsafe, json_escaped, shown_within};
 
-/// Why the first line that was lost was lost.
+/// Why the first lost line was lost.
 static LOST: OnceLock<io::Error> = OnceLock::new();
 
-/// What is shown in place at the bottom of the terminal.
+/// The line that is shown in place at the bottom of the terminal.
 static PROGRESS: Mutex<Progress> = Mutex::new(Progress { is_shown: false });
 
-/// Moves to the beginning of the line, and clears it.
+/// Moves to the start of the line, and clears it.
 const CLEAR: &str = "\r\u{1b}[2K";
 
 /// A line of progress that the next one overwrites, and that any other output clears first.
@@ -32,30 +32,30 @@ struct Progress {
 }
 
 impl Progress {
-    /// What shows `text` in place, in a terminal of so many columns. A line that wraps could not be cleared.
+    /// The bytes that show `text` in place, in a terminal of `columns` columns. A line that wraps could not be cleared.
     fn show(&mut self, text: &str, columns: usize) -> String {
         self.is_shown = true;
         let text: String = text.chars().map(|c| if is_unsafe(c) { ' ' } else { c }).collect();
-        // A whole DID would leave no room for what is said of it.
+        // A whole DID would leave no room for the rest of the text.
         let text = text.split(' ').map(shortened).collect::<Vec<_>>().join(" ");
-        // A terminal that does not know its size, a serial line say, says 0.
+        // A terminal of unknown size, e.g. a serial line, reports 0.
         let columns = if columns < 2 { 80 } else { columns };
         let cut = console::truncate_str(&text, columns - 1, "\u{2026}");
         format!("{CLEAR}{cut}")
     }
 
-    /// What has to be written before anything else is.
+    /// The bytes to write before any other output.
     fn clear(&mut self) -> &'static str {
         if std::mem::take(&mut self.is_shown) { CLEAR } else { "" }
     }
 
-    /// What has to be written when the program ends: the shell's prompt begins its own line.
+    /// The bytes to write when the program ends, so that the shell's prompt starts on a new line.
     fn finish(&mut self) -> &'static str {
         if std::mem::take(&mut self.is_shown) { "\n" } else { "" }
     }
 }
 
-/// An identifier by its beginning and its end.
+/// Shortens an identifier to its start and its end.
 fn shortened(word: &str) -> Cow<'_, str> {
     const LONGEST: usize = 30;
     const BEGINNING: usize = 20;
@@ -72,32 +72,32 @@ fn progress() -> MutexGuard<'static, Progress> {
     PROGRESS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Writes a line to standard output, like `println!`. See [`lost`] for what becomes of an error.
+/// Writes a line to standard output, like `println!`. See [`lost`] for how errors are handled.
 macro_rules! out {
     ($($arg:tt)*) => { $crate::output::line(&format!($($arg)*)) };
 }
 
-/// Writes a line to standard error, like `eprintln!`. There is no place to report that this failed.
+/// Writes a line to standard error, like `eprintln!`. A failure cannot be reported anywhere.
 macro_rules! err {
     ($($arg:tt)*) => { $crate::output::error_line(&format!($($arg)*)) };
 }
 
-/// One write a line, flushed: whoever reads a pipe sees it now.
+/// One write per line, flushed: the reader of a pipe sees it at once.
 ///
-/// Whatever stands in the text, nothing is done to a terminal: what would do something is written as JSON escapes it, so that
-/// JSON stays the same.
+/// The text cannot control the terminal: control characters are written as JSON escapes them, so that JSON keeps its
+/// meaning.
 pub(crate) fn line(text: &str) {
     bytes(format!("{}\n", json_escaped(text)).as_bytes());
 }
 
 /// Writes bytes to standard output as they are.
 pub(crate) fn bytes(bytes: &[u8]) {
-    // Until it is written: nothing gets between what clears the line and what follows.
+    // Locked until the write is done: no output comes between the bytes that clear the line and those that follow.
     let mut progress = progress();
     write_out(&[progress.clear().as_bytes(), bytes].concat());
 }
 
-/// Shows a line in place. Standard output is a terminal.
+/// Shows a line in place. Standard output must be a terminal.
 pub(crate) fn in_place(text: &str) {
     let (_, columns) = console::Term::stdout().size();
     let mut progress = progress();
@@ -109,7 +109,7 @@ pub(crate) fn can_show_in_place() -> bool {
     io::stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Leaves the last line of progress where it is.
+/// Ends the last line of progress and leaves it visible.
 pub(crate) fn finish() {
     let end = progress().finish();
     if !end.is_empty() {
@@ -122,29 +122,29 @@ fn write_out(bytes: &[u8]) {
     record(out.write_all(bytes).and_then(|()| out.flush()));
 }
 
-/// Takes note of an output that failed: `clap` writes its help by itself, say.
+/// Records an output that failed, e.g. of `clap`, which writes its help by itself.
 pub(crate) fn record(outcome: io::Result<()>) {
     if let Err(error) = outcome {
-        // A later one has the same reason as the first, as a rule.
+        // A later failure usually has the same reason as the first.
         let _ = LOST.set(error);
     }
 }
 
-/// Whether something that was to go to standard output was lost.
+/// Whether any output to standard output was lost.
 pub(crate) fn lost() -> bool {
     LOST.get().is_some()
 }
 
-/// How a command ends that would end with `status` if its output arrived.
+/// The exit status of a command that would exit with `status` if its output arrived.
 pub(crate) fn status(status: ExitCode) -> ExitCode {
     match LOST.get() {
         None => status,
         Some(error) => {
-            // A reader that left, `head` say, knows what it has read.
+            // A reader that exited, e.g. `head`, has read what it needs.
             if error.kind() != io::ErrorKind::BrokenPipe {
                 err!("error: standard output: {error}");
             }
-            // A status that says more, that of an alarm say, stays.
+            // A more specific status, e.g. that of an alarm, stays.
             if status == ExitCode::SUCCESS { ExitCode::FAILURE } else { status }
         }
     }
@@ -154,7 +154,7 @@ pub(crate) fn error_line(text: &str) {
     Stderr.write_all(format!("{}\n", json_escaped(text)).as_bytes()).unwrap_or_default();
 }
 
-/// Standard error for those who would panic, or print a second error, about one: it takes everything.
+/// Standard error for libraries that would panic, or print a second error, on a failed write: every write succeeds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stderr;
 
@@ -177,7 +177,7 @@ impl Write for Stderr {
     }
 }
 
-/// Cuts every text in `value`, but no names of fields.
+/// Cuts every string in `value`, but not the names of fields.
 pub(crate) fn bound(value: &mut Value, most: usize) {
     match value {
         Value::String(text) if text.len() > most => *text = shown_within(text, most).into_owned(),

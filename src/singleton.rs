@@ -1,8 +1,8 @@
-//! Announcing without a cohort: what a member can do by itself when no cohort announces for it.
+//! Announcing without a cohort: what a member can do by itself when no cohort announces its update.
 //!
-//! The transaction is the protocol crate's ([`SingletonAnnouncement`]). Here it is checked as a node would check it, and
-//! written out with what a person needs to know to send it: [`write_fallback`]. Nothing is sent: the coin is the
-//! controller's, and so is the decision to spend it.
+//! The transaction comes from the protocol crate ([`SingletonAnnouncement`]). This module checks it as a node would,
+//! and writes it with instructions for sending it: [`write_fallback`]. It sends nothing: the coin belongs to the
+//! controller, who decides whether to spend it.
 
 use std::{
     fs, io,
@@ -29,7 +29,7 @@ use crate::{
 /// Why a DID cannot announce an update by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum FallbackError {
-    /// An EXTERNAL identifier has no beacons but those that its document names.
+    /// An EXTERNAL identifier has no beacons except those that its document names.
     #[error(
         "{0} is an EXTERNAL DID: it has no initial beacons. Announce from a beacon of its document, with the wallet that \
          holds that beacon's key: the last output is an OP_RETURN with the 32 bytes of the update's hash"
@@ -38,18 +38,18 @@ pub enum FallbackError {
     /// The update is not a valid one of this DID.
     #[error("not a valid update of this DID: {0}")]
     Update(#[from] UpdateError),
-    /// The transaction cannot be made as asked for.
+    /// The transaction cannot be made as requested.
     #[error(transparent)]
     Transaction(#[from] SingletonError),
-    /// The initial document, which follows from the DID, does not. Our fault.
+    /// The initial document does not follow from the DID. A bug.
     #[error(transparent)]
     Document(#[from] DocumentError),
-    /// We signed what consensus refuses. Our fault.
+    /// The signed transaction is not valid by consensus. A bug.
     #[error(transparent)]
     Invalid(Fatal),
 }
 
-/// The initial beacons of `did`, which are all that it can announce from without knowing its document.
+/// The initial beacons of `did`: the only ones that it can announce from while its document is unknown.
 ///
 /// # Errors
 /// [`FallbackError::External`].
@@ -58,8 +58,8 @@ pub fn initial_beacons(did: &Did) -> Result<[InitialBeacon; 3], FallbackError> {
     Ok(InitialBeaconKind::ALL.map(|kind| InitialBeacon::new(key, did.network(), kind)))
 }
 
-/// Whether `update` is a valid update of `did`, a KEY identifier, by its own key. `source` is the document that it starts from
-/// and its version, where that is not the initial one.
+/// Checks that `update` is a valid update of `did`, a KEY identifier, by its own key. `source` is the document that it
+/// starts from and its version, if that is not the initial document.
 ///
 /// # Errors
 /// [`FallbackError::External`], [`FallbackError::Update`].
@@ -71,15 +71,15 @@ pub fn check_update(did: &Did, update: &SignedUpdate, source: Option<&(Value, u6
     let (document, version) = source.map_or((&initial, 1), |(document, version)| (document, *version));
     let context = UpdateContext { did, document, version, block: None };
     match update.target_version() {
-        // Its document is not known here.
+        // Its source document is not known here.
         Some(version) if version > 2 && source.is_none() => verify_proof(update, &context)?,
         _ => drop(verify_update(update, &context)?),
     }
     Ok(())
 }
 
-/// What `update`, which [`check_update`] has found valid, does that its controller may not mean. Of a later update than the
-/// first without its `source` only what the patch itself shows.
+/// The effects of `update`, which [`check_update`] has found valid, that its controller may not intend. Without the
+/// `source` of a later update than the first, only those that the patch itself shows.
 ///
 /// # Errors
 /// Those of [`check_update`].
@@ -97,10 +97,10 @@ pub fn concerns(
     Ok(document::concerns(document, &verify_update(update, &context)?))
 }
 
-/// The announcement signed with the DID's key, and found valid by Bitcoin Core's consensus code.
+/// The announcement signed with the DID's key, checked by Bitcoin Core's consensus code.
 ///
 /// # Errors
-/// [`FallbackError::Transaction`] when it is another DID's key.
+/// [`FallbackError::Transaction`] if the key is another DID's.
 pub fn sign(
     announcement: &SingletonAnnouncement,
     key: &SecretKey,
@@ -114,21 +114,21 @@ pub fn sign(
     }
 }
 
-/// An announcement, ready but for being sent, and where we hold the key also signed.
+/// An announcement that is ready to be sent, or to be signed if the key is not known here.
 #[derive(Clone, Debug)]
 pub struct Prepared {
     /// The announcement.
     pub announcement: SingletonAnnouncement,
-    /// Signed, with [`sign`].
+    /// The signed transaction, from [`sign`].
     pub signed: Option<Transaction>,
 }
 
-/// Writes into `directory` what the controller of `did` needs to announce `update` itself, and returns the files:
-/// `update.json`, `README.txt`, and where a coin is known `unsigned.hex`, `unsigned.psbt` (BIP-174, binary) and
-/// `signed.hex`. Files of these names are replaced, and those that would not belong to the others removed.
+/// Writes the files that the controller of `did` needs to announce `update` itself into `directory`, and returns their
+/// paths: `update.json`, `README.txt`, and if a coin is known `unsigned.hex`, `unsigned.psbt` (BIP-174, binary) and
+/// `signed.hex`. Existing files of these names are replaced, and those that would not match the others removed.
 ///
 /// # Errors
-/// What the file system says.
+/// Those of the file system.
 pub fn write_fallback(
     directory: &Path,
     did: &Did,
@@ -159,7 +159,7 @@ pub fn write_fallback(
                 write_whole(&path, &content)?;
                 written.push(path);
             }
-            // One of another coin would be sent by mistake.
+            // A transaction of another coin would be sent by mistake.
             None if path.exists() => fs::remove_file(&path)?,
             None => {}
         }

@@ -1,5 +1,5 @@
-//! Notices on their way to a program's reader: those that something hangs on are never dropped, however slowly it reads;
-//! the others, which are only printed, may be.
+//! A queue of notices for a program. Decisive notices are never dropped, however slow the reader is; the others, which
+//! are only printed, may be.
 
 use std::sync::{
     Arc,
@@ -19,9 +19,9 @@ use crate::{
 /// How many notices that are only printed may wait.
 const WAITING: usize = 1 << 14;
 
-/// A notice on which something hangs for a program that reads it. There are few of them: a handful a cohort.
+/// A notice of which some are decisive for the program that reads them. There are few of those: a handful per cohort.
 pub(crate) trait Step: Clone + Send + Sync + 'static {
-    /// Whether it must not be missed.
+    /// Whether the notice must not be missed.
     fn is_decisive(&self) -> bool;
 }
 
@@ -40,7 +40,7 @@ impl Step for ServiceNotice {
 
 impl Step for AnnouncementNotice {
     fn is_decisive(&self) -> bool {
-        // A few for each cohort and each problem with the chain, all worth an operator's attention.
+        // There are a few for each cohort and each problem with the chain, and the operator needs all of them.
         true
     }
 }
@@ -54,14 +54,14 @@ impl Step for ParticipantNotice {
     }
 }
 
-/// What a reader gets.
+/// An item of the queue.
 #[derive(Debug)]
 pub(crate) enum Next<N> {
     /// A notice.
     Step(Arc<N>),
-    /// So many were dropped, none of them decisive.
+    /// This many notices were dropped, none of them decisive.
     Missed(u64),
-    /// So many were lost, whatever they were: the program had no time for anything.
+    /// This many notices of any kind were lost, because the program had no time to read.
     Lost(u64),
 }
 
@@ -72,7 +72,7 @@ pub(crate) struct Steps<N> {
 }
 
 impl<N: Step> Steps<N> {
-    /// What `from` hears from now on. Needs a running actix `System`.
+    /// The notices that `from` receives from now on. Needs a running actix `System`.
     pub(crate) fn of(mut from: broadcast::Receiver<Arc<N>>) -> Self {
         let (sender, queue) = mpsc::unbounded_channel();
         let waiting = Arc::new(AtomicUsize::new(0));
@@ -101,7 +101,7 @@ impl<N: Step> Steps<N> {
         Self { queue, waiting }
     }
 
-    /// The next one; `None` when there will be none.
+    /// The next item; `None` after the last one.
     pub(crate) async fn next(&mut self) -> Option<Next<N>> {
         let next = self.queue.recv().await?;
         if !matches!(next, Next::Missed(_)) {

@@ -1,4 +1,4 @@
-//! What a program has of its system: logs, signals that stop it, limits.
+//! Logs, stop signals and system limits.
 
 use std::{
     convert::Infallible,
@@ -15,10 +15,11 @@ use crate::{
     protocol::text::{json_escaped, shown_within},
 };
 
-/// The relays' library logs each connection that ends as an error; for us it is what relays do, and told by our own events.
+/// The relay library logs each closed connection as an error. For a program this is normal, and its own events report
+/// it.
 const DEFAULT: &str = "warn,nostr_relay_pool=off,nostr_relay_builder=off";
 
-/// How log lines are written.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// For people
@@ -28,29 +29,30 @@ pub enum LogFormat {
     Json,
 }
 
-/// Logs go to standard error, warnings and worse unless `RUST_LOG` says otherwise.
+/// Starts logging to standard error, at level warning unless `RUST_LOG` sets another.
 pub fn init(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     let is_colored = format == LogFormat::Text && std::io::stderr().is_terminal();
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        // A log line that cannot be written is dropped: the library would report it with `eprintln!`, which panics.
+        // A log line that cannot be written is dropped: the library would report the failure with `eprintln!`, which
+        // panics.
         .with_writer(move || LogWriter { format, is_colored })
         .log_internal_errors(false)
         .with_ansi(is_colored);
-    // Fails only if a host has set up its own, which then has its way.
+    // Fails only if the host has installed its own subscriber, which then stays in use.
     let _ = match format {
         LogFormat::Text => subscriber.try_init(),
         LogFormat::Json => subscriber.json().flatten_event(true).try_init(),
     };
 }
 
-/// Longest log line, in characters, and longest text in one that is JSON.
+/// The longest log line in characters, and the longest string in a line of JSON.
 const MOST_LOGGED: usize = 8_000;
 const MOST_LOGGED_TEXT: usize = 2_000;
 
-/// Writes log lines, each in one call, as the subscriber makes them: as one line that does nothing to a terminal, whatever peers
-/// have said in it.
+/// Writes log lines, each in one call, as the subscriber formats them: as one line that cannot control the terminal,
+/// whatever text of peers it contains.
 struct LogWriter {
     format: LogFormat,
     is_colored: bool,
@@ -81,8 +83,8 @@ impl Write for LogWriter {
     }
 }
 
-/// The line with the colors that the subscriber gave it: an escape sequence of digits that ends with `m` can only do that. The
-/// subscriber itself escapes the beginning of such sequences in what is logged.
+/// The line with the colors of the subscriber. An escape sequence of digits that ends with `m` can only set colors. The
+/// subscriber escapes the start of such sequences in logged values.
 fn colored(text: &str) -> String {
     let mut parts = text.split("\u{1b}[");
     let mut line = shown_within(parts.next().unwrap_or_default(), MOST_LOGGED).into_owned();
@@ -103,7 +105,7 @@ fn colored(text: &str) -> String {
     line
 }
 
-/// Ready when the program is asked to stop: Ctrl-C, or on Unix SIGTERM. From this call on, not from when it is waited for,
+/// Ready when the program is asked to stop: Ctrl-C, or on Unix SIGTERM. From this call on, not from the first poll,
 /// neither ends the process by itself.
 ///
 /// # Panics
@@ -111,7 +113,7 @@ fn colored(text: &str) -> String {
 #[cfg(unix)]
 pub fn stop_signal() -> impl Future<Output = ()> {
     use tokio::signal::unix::{SignalKind, signal};
-    // Where there can be no handler there is nothing to wait for: the system stops the program by itself.
+    // If no handler can be installed, the system stops the program by itself.
     let wait_for = |kind| {
         let stream = signal(kind).ok();
         async move {
@@ -133,14 +135,14 @@ pub fn stop_signal() -> impl Future<Output = ()> {
 /// Ready when the program is asked to stop: Ctrl-C.
 #[cfg(not(unix))]
 pub async fn stop_signal() {
-    // Without a handler there is nothing to wait for: the system stops the program by itself.
+    // Without a handler, the system stops the program by itself.
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
-/// The times that a program gets SIGHUP, which from the making of this on does not end it: the terminal it was started from
-/// was closed, or somebody wants it to read its files again.
+/// The SIGHUP signals of a program. While it exists, SIGHUP does not end the program. The signal means that the
+/// terminal was closed, or that the operator wants files to be read again.
 #[derive(Debug)]
 pub struct Hangups {
     #[cfg(unix)]
@@ -148,7 +150,7 @@ pub struct Hangups {
 }
 
 impl Hangups {
-    /// From now on.
+    /// Starts to receive the signals.
     ///
     /// # Panics
     /// When called outside of a tokio runtime.
@@ -160,7 +162,7 @@ impl Hangups {
         }
     }
 
-    /// Waits for the next one.
+    /// Waits for the next signal.
     pub async fn next(&mut self) {
         #[cfg(unix)]
         if let Some(signal) = &mut self.signal
@@ -178,7 +180,7 @@ impl Default for Hangups {
     }
 }
 
-/// Says of each SIGHUP that there is nothing to reload, for as long as the program runs.
+/// Reports for each SIGHUP that there is nothing to reload, for as long as the program runs.
 pub async fn ignore_hangups(mut hangups: Hangups, printer: Printer) -> Infallible {
     loop {
         hangups.next().await;
@@ -186,15 +188,15 @@ pub async fn ignore_hangups(mut hangups: Hangups, printer: Printer) -> Infallibl
     }
 }
 
-/// Raises the number of files that this process may have open as far as it may: each stream of a participant is one.
+/// Raises the limit of open files of this process to the maximum: each stream of a participant is one.
 pub fn raise_open_files() {
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 
-/// How many files the process may have open, sockets among them.
+/// The limit of open files of the process, sockets included.
 pub fn open_files() -> u64 {
-    // Where nobody can tell, what every system allows.
+    // If the limit is unknown, assume what every system allows.
     rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(1024, |(soft, _)| soft)
 }

@@ -19,11 +19,11 @@ use crate::{
         transport::Evidence,
     },
     config::Span,
-    keep::BANS,
     protocol::{
         text::{shown, shown_within},
         time::Timestamp,
     },
+    storage::BANS,
 };
 
 #[derive(Debug, Args)]

@@ -22,12 +22,12 @@ use crate::{
         shared_table::SharedTableError,
     },
     config::Span,
-    keep::INVITES,
     protocol::{
         invite::{InviteId, InviteToken},
         text::shown,
         time::Timestamp,
     },
+    storage::INVITES,
 };
 
 /// How long an invite admits, by default.

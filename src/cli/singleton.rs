@@ -25,7 +25,6 @@ use crate::{
     error::ProgramError,
     inputs,
     join::ledger::{Ledger, Standing},
-    keep,
     protocol::{
         did::Did,
         document::{self, Concern},
@@ -36,6 +35,7 @@ use crate::{
         update::SignedUpdate,
     },
     singleton::{self, FallbackError, Prepared},
+    storage,
     vault::Sources,
 };
 
@@ -302,7 +302,7 @@ async fn known(did: &Did, directory: &Path, superseded: &[CohortId]) -> Result<L
         return Err(state(problem));
     }
     let open = State::open_to_read(directory).map_err(|error| state(&error))?;
-    let prepared = keep::prepared(&open).await;
+    let prepared = storage::prepared(&open).await;
     open.close().await;
     let entries = kept.entries.into_iter().map(|entry: VaultEntry| {
         let standing = if entry.txid.is_some() { Standing::Announced } else { Standing::Approved };
@@ -325,7 +325,7 @@ async fn record(directory: &Path, update: &SignedUpdate) -> Result<(), ProgramEr
         ProgramError::State(format!("{error}{hint}"))
     };
     let state = State::open(directory).map_err(open)?;
-    let recorded = keep::prepare(&state, update).await;
+    let recorded = storage::prepare(&state, update).await;
     state.close().await;
     recorded
 }

@@ -9,9 +9,9 @@ use super::{JoinConfig, MemberPolicy};
 use crate::{
     error::ProgramError,
     events::Printer,
-    keep::Keeping,
     protocol::output::{Change, Coin, InitialBeacon, InitialBeaconKind, SingletonAnnouncement},
     singleton::{self, FallbackError, Prepared},
+    storage::Storage,
 };
 
 /// What to do when the cohort ends without announcing the update.
@@ -29,7 +29,7 @@ pub struct SingletonFallback {
 pub(super) async fn fall_back(
     config: &JoinConfig,
     policy: &MemberPolicy,
-    keeping: &Keeping,
+    storage: &Storage,
     printer: &Printer,
 ) -> Result<(), ProgramError> {
     let Some(fallback) = &config.singleton_fallback else { return Ok(()) };
@@ -51,7 +51,7 @@ pub(super) async fn fall_back(
         None => None,
     };
     // Before it is handed out: from then on it may be announced.
-    keeping.prepare(&update).await?;
+    storage.prepare(&update).await?;
     policy.is_prepared(&update);
     let directory = &fallback.directory;
     let written = singleton::write_fallback(directory, did, &update, prepared.as_ref());

@@ -24,8 +24,8 @@ use crate::{
     error::ProgramError,
     events::Printer,
     files::{file_name, write_whole},
-    keep::Keeping,
     protocol::{cohort::event::SessionEnd, id::CohortId, sidecar::MemberRecord, text::shown},
+    storage::Storage,
 };
 
 /// Whether the program goes on after a step.
@@ -40,7 +40,7 @@ pub(super) enum Turn {
 /// What the program knows of its cohorts.
 pub(super) struct Member<'a> {
     config: &'a JoinConfig,
-    keeping: &'a Keeping,
+    storage: &'a Storage,
     printer: Printer,
     policy: MemberPolicy,
     pub(super) memberships: Memberships,
@@ -59,14 +59,14 @@ impl<'a> Member<'a> {
     /// That knows of nothing yet.
     pub(super) fn new(
         config: &'a JoinConfig,
-        keeping: &'a Keeping,
+        storage: &'a Storage,
         printer: Printer,
         policy: MemberPolicy,
         memberships: Memberships,
         confirmations: Option<Confirmations>,
     ) -> Self {
         let (known, waiting, formed, signed) = Default::default();
-        Self { config, keeping, printer, policy, memberships, confirmations, known, waiting, formed, signed }
+        Self { config, storage, printer, policy, memberships, confirmations, known, waiting, formed, signed }
     }
 
     /// Looks on the chain for what earlier runs have approved, and have not seen confirmed.
@@ -245,7 +245,7 @@ impl<'a> Member<'a> {
         let ok = self.report_as("result", &cohort_id, known);
         self.known.remove(&cohort_id);
         if !ok && self.formed.is_empty() {
-            alone::fall_back(self.config, &self.policy, self.keeping, &self.printer).await?;
+            alone::fall_back(self.config, &self.policy, self.storage, &self.printer).await?;
         }
         Ok(self.reported(ok))
     }
@@ -412,7 +412,7 @@ impl<'a> Member<'a> {
         txid: Option<Txid>,
         confirmed_height: Option<u32>,
     ) -> Result<(), ProgramError> {
-        let Some(vault) = self.keeping.vault() else { return Ok(()) };
+        let Some(vault) = self.storage.vault() else { return Ok(()) };
         let genesis_document = self.config.identity.genesis_document().map(|document| (**document).clone());
         let record = record.clone();
         let entry = VaultEntry { record, genesis_document, transcript: None, txid, confirmed_height };
@@ -447,7 +447,7 @@ impl<'a> Member<'a> {
 
     /// No cohort will announce: the member's own announcement is written, if that is wanted. Whether that ends the program.
     pub(super) async fn nothing(&self) -> Result<bool, ProgramError> {
-        alone::fall_back(self.config, &self.policy, self.keeping, &self.printer).await?;
+        alone::fall_back(self.config, &self.policy, self.storage, &self.printer).await?;
         Ok(self.config.exit_when_done)
     }
 }

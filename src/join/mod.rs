@@ -48,12 +48,12 @@ use crate::{
     cas::Publication,
     error::ProgramError,
     events::Printer,
-    keep::Keeping,
     protocol::{
         beacon::BeaconRegistry, cohort::Timing, did::Did, id::CohortId, identity::Identity, invite::InviteToken,
         output::DirectAggregator,
     },
     steps::{Next, Steps},
+    storage::Storage,
 };
 
 /// How many notices the program's own reader may fall behind.
@@ -122,17 +122,17 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
     printer.terms(&config.terms);
     let clock = Clock::system();
     let lost = "what it was signing is lost, and only the fallback can bring that cohort to an end";
-    let keeping = Keeping::open(config.state.as_deref(), lost, &printer)?;
+    let storage = Storage::open(config.state.as_deref(), lost, &printer)?;
     let network = config.identity.did().network();
-    keeping.belong_to("join", &config.identity, network, config.terms.to_json(), &printer).await?;
-    let outcome = take_part(&config, &keeping, clock, printer, stop).await;
-    keeping.close().await;
+    storage.check_owner("join", &config.identity, network, config.terms.to_json(), &printer).await?;
+    let outcome = take_part(&config, &storage, clock, printer, stop).await;
+    storage.close().await;
     outcome
 }
 
 async fn take_part(
     config: &JoinConfig,
-    keeping: &Keeping,
+    storage: &Storage,
     clock: Clock,
     printer: Printer,
     stop: impl Future<Output = ()>,
@@ -142,14 +142,14 @@ async fn take_part(
     let reporting = printer.clone().follow(contacts.subscribe());
     let transport = transport(config, clock, &contacts)?;
     let mut entries = Vec::new();
-    if let Some(vault) = keeping.vault() {
+    if let Some(vault) = storage.vault() {
         for key in vault.list(config.identity.did()).await.map_err(|error| state(&error))? {
             entries.extend(vault.get(&key).await.map_err(|error| state(&error))?);
         }
     }
     // Before the sessions are: what our update is in already decides what they may say.
     let earlier =
-        memberships::earlier(&*keeping.journal(), config.identity.did()).await.map_err(|error| state(&error))?;
+        memberships::earlier(&*storage.journal(), config.identity.did()).await.map_err(|error| state(&error))?;
     // Where there is a chain, what is signed counts when it is confirmed.
     let signed = if config.chain.is_some() { Standing::Signed } else { Standing::Announced };
     let standing = |entry: &VaultEntry| match (entry.confirmed_height, entry.txid) {
@@ -161,7 +161,7 @@ async fn take_part(
     // The constructors of an identity have made this document.
     let initial = config.identity.initial_document().unwrap_or_default();
     let ledger = Ledger::new(initial, config.superseded.clone(), known);
-    for update in keeping.prepared().await? {
+    for update in storage.prepared().await? {
         ledger.prepared(&update);
     }
     for session in &earlier {
@@ -218,12 +218,12 @@ async fn take_part(
         max_sessions: 64,
         beacons: BeaconRegistry::default(),
         aggregator: Arc::new(DirectAggregator),
-        journal: keeping.journal(),
+        journal: storage.journal(),
         clock,
         randomness: Randomness::System,
         notices,
         restarts: RestartIntensity::default(),
-        retention: keeping.retention(),
+        retention: storage.retention(),
     };
     let supervisor = Supervisor::default().start();
     let participant = supervisor
@@ -233,7 +233,7 @@ async fn take_part(
     let memberships = Memberships::new(participant, &earlier, config.timing.phase_timeout);
     let confirmations =
         config.chain.clone().map(|questions| Confirmations::start(questions, config.identity.did().network()));
-    let mut member = Member::new(config, keeping, printer.clone(), policy, memberships, confirmations);
+    let mut member = Member::new(config, storage, printer.clone(), policy, memberships, confirmations);
     member.look_for_earlier(entries);
     let connected = connected(config.connect_timeout, contacts);
     tokio::pin!(stop, reporting, connected);

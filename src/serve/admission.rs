@@ -1,4 +1,4 @@
-//! Whom the operator admits: everybody; or who is on its list, has one of its invites, or has coins.
+//! Whom the operator admits: every DID, or the DIDs that are listed, have an invite, or have coins.
 
 use std::{
     collections::BTreeSet,
@@ -21,11 +21,11 @@ use crate::{
     protocol::{cohort::Member, did::Did, id::CohortId},
 };
 
-/// Whom the operator admits. Clones are the same.
+/// The admission rules of the operator. Clones share their state.
 #[derive(Clone)]
 pub(super) struct AdmissionRules {
     rules: Arc<Rules>,
-    /// Known only when the chain is.
+    /// `None` until the chain is connected.
     funds: Option<Funds>,
 }
 
@@ -49,12 +49,12 @@ struct Read {
     dids: Arc<BTreeSet<Did>>,
 }
 
-/// By what a change of the file is noticed.
+/// What shows that the file has changed: its modification time and length.
 type Stamp = (SystemTime, u64);
 
 impl AdmissionRules {
-    /// Rules by the DIDs in the file `list`, and by `invites`; with neither, and without [`Self::or_funded`], everybody is
-    /// admitted.
+    /// Rules from the DIDs in the file `list` and from `invites`. Without both, and without [`Self::or_funded`], every
+    /// DID is admitted.
     pub(super) fn new(
         list: Option<&Path>,
         invites: Option<InviteBook>,
@@ -71,13 +71,13 @@ impl AdmissionRules {
         Self { funds, ..self }
     }
 
-    /// Reads the list again, whether it looks different or not: which file that was, if there is one.
+    /// Reads the list again, whether or not its stamp has changed. Returns the path of the file, if there is one.
     pub(super) fn reload(&self) -> Option<Result<PathBuf, String>> {
         let list = self.rules.list.as_ref()?;
         Some(list.read_again().map(|()| list.path.clone()))
     }
 
-    /// Whether `applicant` could be admitted, from what is in memory as a rule: no invite is counted.
+    /// Whether `applicant` could be admitted. Answered from memory as a rule; no invite is counted.
     pub(super) fn screen(&self, cohort_id: &CohortId, applicant: &Applicant) -> Result<(), String> {
         if self.is_listed(&applicant.did) {
             return Ok(());
@@ -86,7 +86,7 @@ impl AdmissionRules {
             let Some(funds) = &self.funds else { return Err(self.refusal()) };
             return funds.screen(&applicant.did).map_err(|error| error.to_string());
         };
-        // When the list cannot be read the closer look says so.
+        // If the list cannot be read, `admit` reports it.
         let Ok(invites) = book.list() else { return Ok(()) };
         let invite = invites.get(&proof.id()).ok_or(NotInvited::Unknown);
         let checked =
@@ -94,7 +94,7 @@ impl AdmissionRules {
         checked.map_err(|error| error.to_string())
     }
 
-    /// Whether `member` is admitted; an invite by which it is counts it.
+    /// Whether `member` is admitted. If it is admitted by an invite, the invite is counted.
     pub(super) async fn admit(&self, cohort_id: &CohortId, member: &Member) -> Result<(), String> {
         if self.rules.proven_keys_only && !member.holds_participant_key() {
             return Err("nothing proves that this DID has participantPk: this service admits only who signs with the key by \
@@ -109,13 +109,13 @@ impl AdmissionRules {
             return funds.check(&member.did).await.map_err(|error| error.to_string());
         };
         let (cohort_id, did, now) = (cohort_id.clone(), member.did.clone(), self.rules.clock.now());
-        // Counted on the disk.
+        // The use is counted on disk.
         let redeeming = actix_rt::task::spawn_blocking(move || book.redeem(&proof, &cohort_id, &did, now));
         match redeeming.await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(RedeemError::NotInvited(error))) => Err(error.to_string()),
             Ok(Err(RedeemError::Book(error))) => {
-                self.rules.printer.warn(&format!("somebody who has an invite is not admitted: {error}"));
+                self.rules.printer.warn(&format!("a member with an invite is not admitted: {error}"));
                 Err("the invite cannot be checked now; try the next cohort".to_owned())
             }
             Err(error) => {
@@ -125,7 +125,7 @@ impl AdmissionRules {
         }
     }
 
-    /// Whether everybody is admitted, or this DID is listed.
+    /// Whether this DID is listed, or every DID is admitted.
     fn is_listed(&self, did: &Did) -> bool {
         match &self.rules.list {
             Some(list) => list.contains(did, &self.rules.printer),
@@ -153,8 +153,8 @@ impl AllowList {
         Ok(list)
     }
 
-    /// Reads the file again if it looks different. One that cannot be read any more changes nothing, and is reported once for
-    /// each change.
+    /// Reads the file again if its stamp has changed. If the file can no longer be read, the list stays as it is; this
+    /// is reported once for each change.
     fn contains(&self, did: &Did, printer: &Printer) -> bool {
         if self.stamp() != self.lock().stamp
             && let Err(problem) = self.read_again()
@@ -165,7 +165,7 @@ impl AllowList {
     }
 
     fn read_again(&self) -> Result<(), String> {
-        // Before it is read: what is written meanwhile is read the next time.
+        // The stamp is taken before the read: a later write is then noticed at the next check.
         let stamp = self.stamp();
         let dids = inputs::text(&self.path).map_err(|error| error.to_string()).and_then(|text| self.parse(&text));
         let mut read = self.lock();
@@ -195,7 +195,7 @@ impl AllowList {
     }
 
     fn lock(&self) -> MutexGuard<'_, Read> {
-        // Nothing panics while it is half changed.
+        // No code panics while the data is half changed.
         self.read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,5 @@
-//! Alarms: what somebody has to be woken for, given to a command or a web address of the operator's (`--on-alarm`).
+//! Alarms: the events that need an operator at once. They are passed to a command or a web address of the operator
+//! (`--on-alarm`).
 
 use std::{
     collections::BTreeMap,
@@ -16,8 +17,8 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{actors::transport::tls::Trust, bitcoin::notice::AnnouncementNotice, events::Printer};
 
-/// The events that are alarms, as `docs/operating.md` lists them. `not-ready` is none of the printed events: it says that
-/// `/readyz` has changed.
+/// The events that are alarms, as `docs/operating.md` lists them. `not-ready` is not one of the printed events: it
+/// reports that `/readyz` has changed.
 pub const ALARMS: [&str; 10] = [
     "foreign-spend",
     "foreign-signal",
@@ -31,20 +32,20 @@ pub const ALARMS: [&str; 10] = [
     "not-ready",
 ];
 
-/// What every cohort says of the one chain that they share is an alarm once in this time.
+/// All cohorts report a problem of the chain that they share; it is one alarm within this time.
 const ONCE: Duration = Duration::from_secs(600);
 
-/// How long a command or a web address may take.
+/// The time limit of a command or of a request to a web address.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How often a web address is tried, and how long to wait in between at first.
+/// How often a request to a web address is tried, and the first delay between two tries.
 const TRIES: u32 = 4;
 const RETRY: Duration = Duration::from_secs(2);
 
-/// How many alarms may wait for one that is being given.
+/// How many alarms may wait for the one in progress.
 const BACKLOG: usize = 256;
 
-/// How long alarms that wait may take when the program ends.
+/// The time limit for the alarms that still wait when the program ends.
 const FAREWELL: Duration = Duration::from_secs(10);
 
 /// What to do with an alarm.
@@ -52,7 +53,7 @@ const FAREWELL: Duration = Duration::from_secs(10);
 pub enum OnAlarm {
     /// Run it by the shell, with the alarm on its standard input.
     Command(String),
-    /// Post the alarm to it.
+    /// Post the alarm to this address.
     Web(Url),
 }
 
@@ -78,7 +79,7 @@ impl<'de> Deserialize<'de> for OnAlarm {
     }
 }
 
-/// Without what may be secret in it.
+/// Omits what may be secret.
 impl fmt::Debug for OnAlarm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -96,22 +97,22 @@ struct Alarm {
     json: Value,
 }
 
-/// Where alarms are raised; nowhere, if the operator wants none. Clones are the same.
+/// Raises alarms; does nothing if the operator configured none. Clones share the queue.
 #[derive(Clone, Default)]
 pub(super) struct Alarms(Option<mpsc::Sender<Alarm>>);
 
-/// Gives the alarms, until nobody can raise one any more.
-pub(super) struct Giving(Option<JoinHandle<()>>);
+/// The task that executes alarms, until every [`Alarms`] is dropped.
+pub(super) struct AlarmTask(Option<JoinHandle<()>>);
 
 impl Alarms {
-    /// Begins to do `on_alarm` for every alarm, one after the other.
-    pub(super) fn start(on_alarm: Option<OnAlarm>, printer: Printer) -> (Self, Giving) {
-        let Some(on_alarm) = on_alarm else { return (Self(None), Giving(None)) };
+    /// Starts the task that executes `on_alarm` for each alarm, one after the other.
+    pub(super) fn start(on_alarm: Option<OnAlarm>, printer: Printer) -> (Self, AlarmTask) {
+        let Some(on_alarm) = on_alarm else { return (Self(None), AlarmTask(None)) };
         let (sender, receiver) = mpsc::channel(BACKLOG);
-        (Self(Some(sender)), Giving(Some(actix_rt::spawn(give_all(on_alarm, receiver, printer)))))
+        (Self(Some(sender)), AlarmTask(Some(actix_rt::spawn(give_all(on_alarm, receiver, printer)))))
     }
 
-    /// Raises an alarm for a step of an announcement that is one.
+    /// Raises an alarm if this step of an announcement is one.
     pub(super) fn step(&self, step: &AnnouncementNotice) {
         let Ok(json) = serde_json::to_value(step) else { return };
         self.raise(json, step.text().trim().to_owned());
@@ -135,8 +136,8 @@ impl Alarms {
     }
 }
 
-impl Giving {
-    /// Waits until what was raised is given, unless that takes long.
+impl AlarmTask {
+    /// Waits until the raised alarms are executed, up to a time limit.
     pub(super) async fn finish(self) {
         if let Some(task) = self.0
             && tokio::time::timeout(FAREWELL, task).await.is_err()
@@ -166,7 +167,7 @@ async fn give_all(on_alarm: OnAlarm, mut alarms: mpsc::Receiver<Alarm>, printer:
     }
 }
 
-/// Runs the command: its arguments are the operator's, the alarm is on its standard input and in two variables.
+/// Runs the command. Its arguments are the operator's; the alarm is on its standard input and in two variables.
 async fn run(command: String, alarm: Alarm) -> Result<(), String> {
     let run = move || {
         let (shell, flag) = if cfg!(windows) { ("cmd", "/C") } else { ("sh", "-c") };
@@ -175,12 +176,12 @@ async fn run(command: String, alarm: Alarm) -> Result<(), String> {
             .env("BTCR2_ALARM", &alarm.kind)
             .env("BTCR2_ALARM_TEXT", &alarm.text)
             .stdin(Stdio::piped())
-            // Standard output is the program's own, for events.
+            // Standard output belongs to the program's events.
             .stdout(Stdio::null())
             .spawn()
             .map_err(|error| format!("the command cannot be run: {error}"))?;
         if let Some(mut stdin) = child.stdin.take() {
-            // A command that does not read it has its reasons.
+            // A command need not read its input.
             let _ = writeln!(stdin, "{}", alarm.json);
         }
         let until = Instant::now() + PATIENCE;
@@ -220,7 +221,7 @@ async fn post(url: &Url, alarm: &Alarm) -> Result<(), String> {
         match request.send().await {
             Ok(answer) if answer.status().is_success() => return Ok(()),
             Ok(answer) => problem = format!("the web address answers HTTP {}", answer.status()),
-            // Without the address, which may have a token in it.
+            // Without the address, which may contain a token.
             Err(error) => problem = format!("the web address cannot be reached: {}", error.without_url()),
         }
     }
@@ -273,10 +274,10 @@ mod tests {
                     serde_json::from_slice::<Value>(&body).unwrap()
                 })
             });
-            let (alarms, giving) = Alarms::start(Some(url.parse().unwrap()), Printer::new(true));
+            let (alarms, alarm_task) = Alarms::start(Some(url.parse().unwrap()), Printer::new(true));
             alarms.not_ready(&["state: full".to_owned()]);
             drop(alarms);
-            giving.finish().await;
+            alarm_task.finish().await;
             let text = "the service is not ready: state: full";
             let body = json!({ "event": "not-ready", "problems": ["state: full"], "text": text });
             assert_eq!(server.join().unwrap(), [body.clone(), body]);
@@ -289,14 +290,14 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let file = directory.path().join("alarms");
             let command = format!("cat >> {0}; echo \"$BTCR2_ALARM\" >> {0}", file.display());
-            let (alarms, giving) = Alarms::start(Some(command.parse().unwrap()), Printer::new(true));
+            let (alarms, alarm_task) = Alarms::start(Some(command.parse().unwrap()), Printer::new(true));
             for _ in 0..3 {
                 alarms.raise(json!({ "event": "chain-stalled", "cohortId": "x" }), "no block".to_owned());
             }
             alarms.raise(json!({ "event": "deposit-seen" }), "no alarm".to_owned());
             alarms.not_ready(&["chain: gone".to_owned()]);
             drop(alarms);
-            giving.finish().await;
+            alarm_task.finish().await;
             let lines: Vec<_> = std::fs::read_to_string(file).unwrap().lines().map(str::to_owned).collect();
             let not_ready = json!({ "event": "not-ready", "problems": ["chain: gone"] }).to_string();
             let stalled = json!({ "event": "chain-stalled", "cohortId": "x" }).to_string();

@@ -1,4 +1,4 @@
-//! DIDs that have coins: an admission that costs something to whoever makes identities by the thousand.
+//! Admission of DIDs that have coins, which makes identities by the thousand expensive.
 
 use std::{
     num::NonZeroUsize,
@@ -20,24 +20,24 @@ use crate::{
     },
 };
 
-/// How many DIDs the chain is asked for at once. A node without an address index reads its whole set of unspent outputs for
-/// each question, however many scripts are in it.
+/// How many DIDs one request to the chain asks for. A node without an address index scans its whole UTXO set for each
+/// request, however many scripts the request names.
 const AT_ONCE: usize = 256;
 
-/// How many DIDs may wait while the chain is asked for others.
+/// How many DIDs may wait for a request in progress.
 const WAITING: usize = 1024;
 
-/// How many answers are remembered.
+/// How many answers are cached.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1 << 14).expect("is not zero");
 
-/// How long a DID that had enough is not asked for again.
+/// How long the cached answer of a DID with enough coins is valid.
 const GOOD_FOR: Duration = Duration::from_secs(600);
 
-/// How long a DID that had too little is not asked for again: whoever opts in again and again does not keep a node busy.
+/// How long the cached answer of a DID with too few coins is valid. Repeated opt-ins then do not occupy a node.
 const POOR_FOR: Duration = Duration::from_secs(60);
 
-/// Admits DIDs whose initial beacon addresses hold enough confirmed coins. Clones are the same; the last one that is dropped
-/// ends the task that asks the chain.
+/// Admits DIDs whose initial beacon addresses hold enough confirmed coins. Clones share the cache. When the last one is
+/// dropped, the task that queries the chain ends.
 #[derive(Clone)]
 pub(super) struct Funds {
     minimum: Amount,
@@ -46,7 +46,7 @@ pub(super) struct Funds {
     questions: mpsc::Sender<Question>,
 }
 
-/// What a DID had, and when it was asked for.
+/// The coins of a DID, and when the chain was queried.
 #[derive(Clone, Copy)]
 struct Known {
     held: Amount,
@@ -63,7 +63,7 @@ struct Question {
 pub(super) enum NotFunded {
     #[error("the initial beacon addresses of this DID hold {} sat of the {} sat, confirmed, that this service asks for", .held.to_sat(), .minimum.to_sat())]
     TooLittle { held: Amount, minimum: Amount },
-    /// Several EXTERNAL DIDs can name one address, so that its coins say nothing of any of them.
+    /// Several EXTERNAL DIDs can name the same address: its coins prove nothing about any of them.
     #[error("this service admits KEY DIDs that have coins, and this DID is EXTERNAL")]
     External,
     #[error("the chain cannot be asked now for the coins of this DID; try the next cohort")]
@@ -71,14 +71,15 @@ pub(super) enum NotFunded {
 }
 
 impl Funds {
-    /// Admits who has at least `minimum`, by `chain`. Must be called in a runtime, where a task asks the chain.
+    /// Admits DIDs that have at least `minimum` on `chain`. Must be called within a runtime: it spawns the task that
+    /// queries the chain.
     pub(super) fn new(minimum: Amount, chain: Arc<dyn Chain>, clock: Clock) -> Self {
         let (questions, asked) = mpsc::channel(WAITING);
         actix_rt::spawn(ask(chain, asked));
         Self { minimum, clock, known: Arc::new(Mutex::new(LruCache::new(REMEMBERED))), questions }
     }
 
-    /// Whether `did` could be admitted, from what is in memory.
+    /// Whether `did` could be admitted, as far as the cache knows.
     pub(super) fn screen(&self, did: &Did) -> Result<(), NotFunded> {
         if did.key().is_none() {
             return Err(NotFunded::External);
@@ -86,7 +87,7 @@ impl Funds {
         self.known(did).map_or(Ok(()), |held| self.judge(held))
     }
 
-    /// Whether `did` has enough. The chain is asked where that is not known.
+    /// Whether `did` has enough. Queries the chain unless the cache has the answer.
     pub(super) async fn check(&self, did: &Did) -> Result<(), NotFunded> {
         let beacon = |kind| InitialBeacon::of(did, kind).map(|beacon| beacon.script_pubkey());
         let [Some(first), Some(second), Some(third)] = InitialBeaconKind::ALL.map(beacon) else {
@@ -97,7 +98,7 @@ impl Funds {
         }
         let (answer, answered) = oneshot::channel();
         let question = Question { scripts: [first, second, third], answer };
-        // Who finds the queue full is turned away rather than kept waiting: nobody may fill the memory.
+        // A candidate that finds the queue full is refused instead of queued: outsiders must not fill the memory.
         self.questions.try_send(question).map_err(|_| NotFunded::Unknown)?;
         match answered.await {
             Ok(Ok(held)) => {
@@ -124,16 +125,16 @@ impl Funds {
     }
 
     fn lock(&self) -> MutexGuard<'_, LruCache<Did, Known>> {
-        // Nothing panics while it is half changed.
+        // No code panics while the data is half changed.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Answers questions, all that wait at a time, until nobody can ask any more.
+/// Answers questions in batches of all that wait, until the last sender is dropped.
 async fn ask(chain: Arc<dyn Chain>, mut asked: mpsc::Receiver<Question>) {
     let mut questions = Vec::new();
     while asked.recv_many(&mut questions, AT_ONCE).await > 0 {
-        // Who no longer waits, since its cohort has ended, costs nothing.
+        // A question whose cohort has ended is dropped without a query.
         questions.retain(|question| !question.answer.is_closed());
         let scripts: Vec<ScriptBuf> = questions.iter().flat_map(|question| question.scripts.clone()).collect();
         if scripts.is_empty() {
@@ -149,13 +150,13 @@ async fn ask(chain: Arc<dyn Chain>, mut asked: mpsc::Receiver<Question>) {
                     .ok_or_else(|| ChainError::BadAnswer("fewer answers than questions".to_owned())),
                 Err(error) => Err(error.clone()),
             };
-            // Who asked may have gone meanwhile.
+            // The receiver may be gone.
             let _ = question.answer.send(held);
         }
     }
 }
 
-/// What a script holds in blocks, without what is about to be spent.
+/// The confirmed balance of a script, without coins that a transaction in the mempool spends.
 fn confirmed(activity: &Activity) -> Amount {
     let is_spent = |outpoint| activity.spends.iter().any(|spend| spend.outpoint == outpoint);
     let deposits = activity.deposits.iter().filter(|deposit| deposit.place.block().is_some());
@@ -200,7 +201,7 @@ mod tests {
         assert_eq!(funds.check(&did(1)).await, Ok(()));
         let held = Amount::from_sat(4_999);
         assert_eq!(funds.check(&did(2)).await, Err(NotFunded::TooLittle { held, minimum: MINIMUM }));
-        // Both are known from now on, without a question.
+        // Both are cached now.
         assert_eq!(funds.screen(&did(1)), Ok(()));
         assert!(funds.screen(&did(2)).is_err());
         assert_eq!(chain.scans(), 6);

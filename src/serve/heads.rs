@@ -1,8 +1,8 @@
-//! How long the head of a request may take, for every request of a connection.
+//! A time limit for the head of every request of a connection.
 //!
-//! The web server's own limit holds for the first request only: whoever has had one answer could send the next head a byte at a time,
-//! for as long as it likes. Here a head that has begun has to be complete in time, and one that has not begun has to begin before the
-//! web server should long have closed the idle connection.
+//! The limit of the web server itself applies to the first request only. A client that has received one answer could
+//! then send the next head one byte at a time without limit. Here, a head that has begun must be complete within the
+//! limit. A head that has not begun must begin before the web server should have closed the idle connection.
 
 use std::{
     cell::{Cell, RefCell},
@@ -26,18 +26,18 @@ use tokio::{
 
 use crate::actors::transport::connections::Connections;
 
-/// The heads of the requests of one connection. Clones are the same.
+/// The heads of the requests of one connection. Clones share the state.
 #[derive(Clone)]
 pub(super) struct Heads(Rc<State>);
 
 struct State {
-    /// How long a head may take from its first byte on.
+    /// The time limit of a head, from its first byte.
     limit: Duration,
-    /// How long after an answer the next head has to be complete, whenever it begins.
+    /// The time after an answer by which the next head must be complete, whenever it begins.
     idle: Duration,
     connections: Connections,
-    /// By when the next head has to be complete. None before the first answer, which is the web server's to watch, and while a request
-    /// is answered: what comes then belongs to its body.
+    /// The deadline of the next head. `None` before the first answer, where the web server's limit applies, and while a
+    /// request is answered: bytes that arrive then belong to its body.
     until: Cell<Option<Instant>>,
     begun: Cell<bool>,
     answering: Cell<usize>,
@@ -57,14 +57,14 @@ impl Heads {
         }))
     }
 
-    /// A head is complete. Until what is returned is dropped, its request is being answered.
+    /// The head is complete. The request is being answered until the returned guard is dropped.
     fn complete(&self) -> Answering {
         self.0.answering.set(self.0.answering.get() + 1);
         self.0.until.set(None);
         Answering(self.clone())
     }
 
-    /// Something came.
+    /// Bytes arrived.
     fn received(&self) {
         if let Some(until) = self.0.until.get()
             && !self.0.begun.replace(true)
@@ -73,7 +73,7 @@ impl Heads {
         }
     }
 
-    /// An error once a head is late; until then the task is woken when it is.
+    /// Ready with an error when a head is late; otherwise the task is woken at the deadline.
     fn poll_late(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let Some(until) = self.0.until.get() else { return Poll::Pending };
         let mut timer = self.0.timer.borrow_mut();
@@ -85,7 +85,7 @@ impl Heads {
             return Poll::Pending;
         }
         self.0.connections.late();
-        // Counted once.
+        // So that a late head is counted once.
         self.0.until.set(Some(Instant::now() + self.0.idle));
         Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the head of a request took too long"))
     }
@@ -105,13 +105,13 @@ impl Drop for Answering {
     }
 }
 
-/// A request has come; its connection may carry [`Heads`].
+/// Called for each request; its connection may carry [`Heads`].
 pub(super) fn begin<B>(request: &ServiceRequest) -> impl FnOnce(B) -> Watched<B> + use<B> {
     let answering = request.conn_data::<Heads>().map(Heads::complete);
     |body| Watched { body, _answering: answering }
 }
 
-/// The body of an answer, after which the next head may come.
+/// The body of an answer. The next head may come after it.
 pub(super) struct Watched<B> {
     body: B,
     _answering: Option<Answering>,
@@ -162,7 +162,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Timed<S> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.socket).poll_read(cx, buffer);
         if buffer.filled().len() > before {
-            // The web server reads until nothing is left, and so asks here again, which sets the timer.
+            // The web server reads until no data is left, and so calls this again, which sets the timer.
             self.heads.received();
         }
         read
@@ -175,7 +175,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Timed<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // The last that the web server does when an answer ends.
+        // The last call of the web server when an answer ends.
         self.in_time(cx)?;
         Pin::new(&mut self.socket).poll_flush(cx)
     }
@@ -201,7 +201,7 @@ mod tests {
     const KEEP_ALIVE: Duration = Duration::from_secs(90);
     const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
-    /// A connection to a web server, and how many of its heads were late.
+    /// A client connection, and the number of its heads that were late.
     struct Client {
         socket: DuplexStream,
         connections: Connections,
@@ -258,7 +258,7 @@ mod tests {
             assert!(seen.starts_with("HTTP/1.1 200"), "{seen}");
         }
 
-        /// How long it takes until the server closes the connection, while a byte is sent every second.
+        /// The time until the server closes the connection, while the client sends one byte a second.
         async fn trickle(mut self, bytes: &[u8]) -> (Duration, u64) {
             let began = Instant::now();
             for byte in bytes.iter().cycle() {
@@ -286,7 +286,7 @@ mod tests {
             let mut client = Client::connect().await;
             client.send(GET).await;
             client.answered("ok").await;
-            // Idle is not late.
+            // An idle connection is not late.
             tokio::time::sleep(KEEP_ALIVE - LIMIT).await;
             client.send(GET).await;
             client.answered("ok").await;
@@ -324,7 +324,7 @@ mod tests {
                 client.send(b"x").await;
             }
             client.answered("xxx").await;
-            // Requests that come at once are answered one after the other.
+            // Pipelined requests are answered one after the other.
             client.send(&GET.repeat(3)).await;
             client.answered("ok").await;
             client.send(GET).await;

@@ -1,4 +1,4 @@
-//! Whether the service can do its work now: its chain answers, a relay is connected, its state directory takes writes.
+//! Whether the service can work now: its chain answers, a relay is connected, its state directory is writable.
 
 use std::{
     convert::Infallible,
@@ -13,30 +13,30 @@ use tokio::time::Instant;
 use super::alarm::Alarms;
 use crate::{actors::transport::nostr::NostrTransport, bitcoin::chain::Chain, metrics::http::Readiness};
 
-/// How often to look at what costs nothing.
+/// The interval of the checks that cost nothing.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often to ask the chain and to write to the state directory, unless the chain is asked more often anyway.
+/// The interval of queries to the chain and of writes to the state directory, unless the chain is polled more often.
 const PROBE: Duration = Duration::from_secs(15);
 
-/// How long a chain may take to say what its tip is.
+/// The time limit for the tip of the chain.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long there may be no connection to any relay: they come and go.
+/// How long the service may be without a relay connection: relays come and go.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// What is looked at.
+/// What is checked.
 pub(super) struct Health {
     pub(super) readiness: Readiness,
     pub(super) alarms: Alarms,
-    /// The chain, and how often the service asks it.
+    /// The chain, and its poll interval.
     pub(super) chain: Option<(Arc<dyn Chain>, Duration)>,
     pub(super) relays: Option<NostrTransport>,
     pub(super) state: Option<PathBuf>,
 }
 
 impl Health {
-    /// Looks again and again.
+    /// Repeats the checks without end.
     pub(super) async fn watch(self) -> Infallible {
         let every = self.chain.as_ref().map_or(PROBE, |(_, poll)| PROBE.min(*poll));
         let (mut probe_at, mut connected_at) = (Instant::now(), Instant::now());
@@ -74,7 +74,7 @@ impl Health {
             self.readiness.report("chain", problem);
         }
         if let Some(directory) = self.state.clone() {
-            // A disk may take its time.
+            // The disk may be slow.
             let written = tokio::task::spawn_blocking(move || write(&directory)).await;
             let problem = match written {
                 Ok(Ok(())) => None,
@@ -86,7 +86,7 @@ impl Health {
     }
 }
 
-/// Writes something to the directory, and takes it away again.
+/// Writes a file to the directory, and removes it.
 fn write(directory: &Path) -> io::Result<()> {
     let file = directory.join("ready.probe");
     let written = fs::write(&file, [0; 4096]);

@@ -1,8 +1,8 @@
-//! What comes after: warns of coins whose recovery timelock passes soon, or has passed (from then on members rely on the
-//! operator alone), and watches the addresses of announcements that have ended for deposits and spends.
+//! Watches coins after the cohorts: warns of coins whose recovery timelock passes soon, or has passed (members then
+//! depend on the operator alone), and watches the addresses of ended announcements for deposits and spends.
 //!
-//! It looks at the cohorts whose announcement the journal has, and at those of `--out` that were never signed. The cost is low:
-//! every few polls the new blocks are read once for all of them.
+//! It follows the cohorts whose announcement is in the journal, and those in `--out` that were never signed. The cost
+//! is low: every few polls, the new blocks are read once for all cohorts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,37 +29,37 @@ use crate::{
     protocol::{cohort::event::ServiceEvent, id::CohortId, machine, output::BeaconOutput},
 };
 
-/// How often to look, in polls of the chain, but at least once an hour.
+/// The interval in polls of the chain; at most an hour.
 const POLLS: u32 = 20;
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Behind this many blocks, listing an address is no more work than reading them.
+/// Beyond this many blocks, listing an address costs no more than reading the blocks.
 const FAR_BEHIND: u32 = 1000;
 
-/// Follows the coins of all cohorts that may have some.
+/// Follows the coins of all cohorts that may have coins.
 pub(super) struct MaturityWatch {
     operator: ChainOperator,
     out: Option<PathBuf>,
     warn_blocks: u32,
     followed: BTreeMap<CohortId, Followed>,
-    /// Those whose output is not known any more.
+    /// Cohorts whose output is no longer known.
     done: BTreeSet<CohortId>,
-    /// What was said, as long as it is true.
-    told: BTreeSet<(OutPoint, bool)>,
+    /// The warnings that were sent and are still true.
+    sent: BTreeSet<(OutPoint, bool)>,
 }
 
 struct Followed {
     output: BeaconOutput,
     ledger: Ledger,
-    /// What is known of its address, once its announcement has ended. Until then its own watch says what happens.
+    /// The state of the address after its announcement has ended. Until then the announcement's own watch reports.
     after: Option<After>,
 }
 
-/// What is no news at the address of an announcement that has ended.
+/// What is expected at the address of an ended announcement.
 struct After {
     deposits: BTreeSet<OutPoint>,
     spends: BTreeSet<(OutPoint, Txid)>,
-    /// What its members were asked to sign, and others like it.
+    /// The transactions that its members were asked to sign, and equivalent ones.
     transactions: BTreeSet<Txid>,
 }
 
@@ -72,9 +72,9 @@ impl After {
         })
     }
 
-    /// The deposits and spends that are news, `others` being what other announcements of the address did.
+    /// The deposits and spends to report. `others` are the transactions of other announcements at the address.
     fn news(&mut self, activity: &Activity, others: &BTreeSet<Txid>) -> (Vec<Deposit>, Vec<Spend>) {
-        // Also what is spent already: that it came is told with its spend.
+        // Deposits that are already spent are reported too, with their spends.
         let deposits: Vec<_> =
             activity.deposits.iter().filter(|one| !self.deposits.contains(&one.outpoint)).copied().collect();
         let known = |spend: &&Spend| {
@@ -92,16 +92,16 @@ impl After {
 impl MaturityWatch {
     /// Warns `warn_blocks` before a timelock passes.
     pub(super) fn new(operator: ChainOperator, out: Option<PathBuf>, warn_blocks: u32) -> Self {
-        Self { operator, out, warn_blocks, followed: BTreeMap::new(), done: BTreeSet::new(), told: BTreeSet::new() }
+        Self { operator, out, warn_blocks, followed: BTreeMap::new(), done: BTreeSet::new(), sent: BTreeSet::new() }
     }
 
-    /// Looks again and again.
+    /// Repeats the check without end.
     pub(super) async fn run(mut self) {
         let every = HOUR.min(self.operator.settings().poll * POLLS);
         loop {
             match self.check().await {
                 Ok(notices) => notices.into_iter().for_each(|notice| {
-                    // Nobody listening is fine.
+                    // No receiver is not an error.
                     let _ = self.operator.settings().notices.send(Arc::new(notice));
                 }),
                 Err(error) => tracing::warn!(%error, "it is not known which coins can be recovered soon"),
@@ -110,14 +110,14 @@ impl MaturityWatch {
         }
     }
 
-    /// What is new.
+    /// The new warnings and spends.
     async fn check(&mut self) -> Result<Vec<AnnouncementNotice>, ChainError> {
         let settings = self.operator.settings();
         let (journal, chain) = (Arc::clone(&settings.journal), Arc::clone(&settings.chain));
         if let Err(error) = self.find(&*journal, &*chain).await {
             tracing::warn!(%error, "cohorts are missing among those whose coins are followed");
         }
-        let (mut news, mut told) = (Vec::new(), BTreeSet::new());
+        let (mut news, mut sent) = (Vec::new(), BTreeSet::new());
         let claims = Arc::clone(&self.operator.settings().claims);
         let mut ledgers: Vec<_> = self.followed.values_mut().map(|followed| &mut followed.ledger).collect();
         let activities = Ledger::refresh_all(&mut ledgers, &*chain).await?;
@@ -150,17 +150,17 @@ impl MaturityWatch {
                     Maturity::Waiting { .. } | Maturity::Unconfirmed => continue,
                 };
                 let subject = (outpoint, matches!(coin.maturity, Maturity::Mature { .. }));
-                if !self.told.contains(&subject) {
+                if !self.sent.contains(&subject) {
                     news.push(notice);
                 }
-                told.insert(subject);
+                sent.insert(subject);
             }
         }
-        self.told = told;
+        self.sent = sent;
         Ok(news)
     }
 
-    /// Takes in cohorts that are new, and leaves those whose coins are gone for good.
+    /// Adds new cohorts, and removes those whose coins are permanently gone.
     async fn find(&mut self, journal: &dyn Journal, chain: &dyn Chain) -> Result<(), FindError> {
         let height = chain.tip().await?.block.height;
         let live = journal.streams().await?;
@@ -168,7 +168,7 @@ impl MaturityWatch {
         let announced: BTreeSet<_> =
             live.into_iter().chain(archived).filter_map(|stream| Watch::cohort_of(&stream)).collect();
         for cohort_id in &announced {
-            // One cohort's trouble is its own.
+            // An error of one cohort does not affect the others.
             if let Err(error) = self.find_one(journal, height, cohort_id).await {
                 tracing::warn!(%cohort_id, %error, "it is not known when its coin can be recovered");
             }
@@ -200,7 +200,7 @@ impl MaturityWatch {
             followed.after = after;
             return Ok(());
         }
-        // Nothing may have been seen yet.
+        // No block has been seen yet.
         let Some(tip) = sight.tip else { return Ok(()) };
         let Some(output) = self.output(journal, cohort_id).await? else {
             if after.is_some() {
@@ -211,7 +211,7 @@ impl MaturityWatch {
         let script = output.script_pubkey().to_owned();
         let is_far = height.saturating_sub(tip.block.height) > FAR_BEHIND;
         let ledger = if is_far && after.is_some() && sight.unspent() == Amount::ZERO {
-            // It has no coins: what came meanwhile is not worth a scan.
+            // The cohort has no coins: what arrived meanwhile is not worth a scan.
             Ledger::unlisted(script, FAR_BEHIND)
         } else if is_far {
             Ledger::new(script, 0)
@@ -223,7 +223,7 @@ impl MaturityWatch {
         Ok(())
     }
 
-    /// A cohort's output: from its own stream, or from `--out` when that was pruned.
+    /// A cohort's output: from its own stream, or from `--out` if the stream was pruned.
     async fn output(
         &self,
         journal: &dyn Journal,
@@ -238,7 +238,7 @@ impl MaturityWatch {
         Ok(path.and_then(|path| read(&path)).map(|file| file.output))
     }
 
-    /// The cohorts in `--out` that have no result: what was signed is seen to by its announcement.
+    /// The cohorts in `--out` that have no result. Signed cohorts are followed by their announcement.
     fn unsigned_of_out(&self) -> Vec<CohortFile> {
         let Some(out) = &self.out else { return Vec::new() };
         let Ok(entries) = fs::read_dir(out) else { return Vec::new() };
@@ -250,7 +250,7 @@ impl MaturityWatch {
     }
 }
 
-/// What a spend is that nobody was asked to sign: the operator's own recovery, or an alarm.
+/// Classifies a spend that no member was asked to sign: the operator's own recovery, or an alarm.
 async fn look_into(
     chain: &dyn Chain,
     cohort_id: &CohortId,
@@ -297,7 +297,7 @@ async fn events(journal: &dyn Journal, cohort_id: &CohortId) -> Result<Vec<Annou
     events.map_err(FindError::Unreadable)
 }
 
-/// Why not all cohorts were found.
+/// Why some cohorts were not found.
 #[derive(Debug, thiserror::Error)]
 enum FindError {
     #[error(transparent)]
@@ -392,7 +392,7 @@ mod tests {
         assert_eq!(names(&watch.check().await.unwrap()), ["late-deposit", "late-deposit"]);
         assert_eq!(names(&watch.check().await.unwrap()), [""; 0]);
 
-        // Somebody spends one, and announces something.
+        // A foreign transaction spends one, and announces something.
         let spend = Transaction {
             version: Version::TWO,
             lock_time: LockTime::ZERO,
@@ -409,7 +409,7 @@ mod tests {
         chain.mine(1, &elsewhere);
         assert_eq!(names(&watch.check().await.unwrap()), [""; 0]);
 
-        // The other one matures, and the operator takes it back.
+        // The other one matures, and the operator recovers it.
         chain.mine(94, &elsewhere);
         assert_eq!(names(&watch.check().await.unwrap()), ["recovery-near"]);
         chain.mine(4, &elsewhere);

@@ -1,13 +1,13 @@
 //! The Aggregation Service as a program: a web server, the service behind it, and one cohort after another.
 //!
-//! [`run`] is the whole story, `results` what is kept of each cohort.
+//! [`run`] is the main function; `results` writes what is stored of each cohort.
 
 mod admission;
 mod alarm;
-mod doors;
 mod funds;
 mod heads;
 mod health;
+mod listeners;
 mod maturity;
 mod operator;
 mod results;
@@ -23,9 +23,9 @@ use actix::Actor;
 use self::{
     admission::AdmissionRules,
     alarm::Alarms,
-    doors::Doors,
     funds::Funds,
     health::Health,
+    listeners::Listeners,
     maturity::MaturityWatch,
     operator::{Operator, Publisher},
     rounds::Rounds,
@@ -54,7 +54,6 @@ use crate::{
     cas::Publication,
     error::ProgramError,
     events::Printer,
-    keep::Keeping,
     metrics::{
         Metrics,
         http::{self as metrics_http, Readiness},
@@ -73,49 +72,50 @@ use crate::{
         output::{MemoizedAggregator, RecoverySequence, ScriptTree},
     },
     steps::Steps,
+    storage::Storage,
     telemetry::Hangups,
 };
 
 /// How many notices the program's own reader may fall behind.
 const NOTICES: usize = 1 << 14;
 
-/// How long members whose connections broke may take to come back for what is said last.
+/// How long members with broken connections may take to return for the last messages.
 const RETURN: Duration = Duration::from_secs(10);
 
-/// How long what is said last may take to leave.
+/// How long the last messages may take to be sent.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// What to serve.
+/// The configuration of a service.
 pub struct ServeConfig {
-    /// The service.
+    /// The identity of the service.
     pub identity: Identity,
     /// The network of its cohorts.
     pub network: Network,
     /// The address to serve HTTP on; `None` for a service that is reached over relays only.
     pub listen: Option<String>,
-    /// The address to serve metrics and health on, if any: not for strangers.
+    /// The address of the metrics and health server, if any. Not to be exposed to the public.
     pub metrics_listen: Option<String>,
-    /// What to do when somebody should be woken.
+    /// What to do with alarms.
     pub on_alarm: Option<OnAlarm>,
     /// The relays to serve over, if any.
     pub nostr: Option<NostrConfig>,
-    /// Where to run a relay of our own, which is one of those to serve over.
+    /// The address of the embedded relay, which is one of the relays to serve over.
     pub embedded_relay: Option<SocketAddr>,
-    /// What that relay holds at most.
+    /// The limits of that relay.
     pub relay_limits: RelayLimits,
     /// Certificate and key, for https.
     pub tls: Option<Tls>,
-    /// Where coins come from.
+    /// The source of coins.
     pub coins: Coins,
     /// Where announcements are published before they are signed.
     pub publication: Publication,
     /// How updates are aggregated.
     pub beacon: BeaconType,
-    /// Fewest members.
+    /// The least number of members.
     pub min_participants: u32,
-    /// Most members.
+    /// The greatest number of members.
     pub max_participants: u32,
-    /// Whether more than the fewest members are only a margin: then a transport that cannot carry so many makes it smaller.
+    /// Whether the members above the least number are only a margin, which is reduced to what the transport can carry.
     pub max_is_margin: bool,
     /// k of the fallback leaf.
     pub fallback_threshold: Option<u16>,
@@ -123,46 +123,47 @@ pub struct ServeConfig {
     pub recovery_key: XOnlyKey,
     /// Its timelock in blocks.
     pub recovery_sequence: u16,
-    /// How long cohorts wait.
+    /// The time limits of cohorts.
     pub timing: Timing,
-    /// What is too much.
+    /// The limits on messages and members.
     pub limits: Limits,
-    /// What the web server allows.
+    /// The limits of the web server.
     pub http: HttpConfig,
-    /// How many connections there may be.
+    /// The limits on connections.
     pub connections: ConnectionLimits,
-    /// How many cohorts to run in all.
+    /// The total number of cohorts.
     pub cohorts: Option<u32>,
-    /// How many to advertise at once.
+    /// The number of cohorts that are advertised at once.
     pub parallel: u32,
-    /// Whether to stop when they have ended.
+    /// Whether to exit when all cohorts have ended.
     pub exit_when_done: bool,
     /// Whether to print JSON.
     pub json: bool,
-    /// Whether lines for people begin with the time.
+    /// Whether lines for people start with the time.
     pub times: bool,
     /// Where to write results.
     pub out: Option<PathBuf>,
-    /// The directory in which everything is kept that must outlive the program.
+    /// The directory for all state that must survive a restart.
     pub state: Option<PathBuf>,
-    /// What to do when a phase cannot be completed.
+    /// The policy for a phase that cannot be completed.
     pub rules: PhaseRules,
-    /// A file of the DIDs that are admitted; without it, and without `invites`, everybody is.
+    /// A file of admitted DIDs. Without it, and without `invites`, every DID is admitted.
     pub allow_list: Option<PathBuf>,
-    /// Whether those are admitted who have an invite.
+    /// Whether invites admit.
     pub invites: bool,
-    /// How much a KEY DID must have at its initial beacon addresses to be admitted without being listed or invited.
+    /// The amount that a KEY DID needs at its initial beacon addresses to be admitted without a list entry or an
+    /// invite.
     pub admit_funded: Option<Amount>,
-    /// Whether only those are admitted whose opt-in proves possession of the key that they sign with.
+    /// Whether a participant is admitted only if its opt-in proves possession of its signing key.
     pub proven_keys_only: bool,
-    /// How many seats one DID, address or invite may have.
+    /// The number of seats of one DID, address or invite.
     pub seats: SeatLimits,
-    /// How many cohorts may run at once; more are not opened.
+    /// The number of cohorts that may run at once. Above it no cohort is opened.
     pub max_live: u32,
 }
 
 impl ServeConfig {
-    /// A service of `identity` on `network` with everything else at its default.
+    /// A service of `identity` on `network` with defaults for everything else.
     pub fn new(identity: Identity, network: Network) -> Self {
         let recovery_key = identity.public_key().x_only();
         Self {
@@ -226,7 +227,7 @@ impl ServeConfig {
     }
 }
 
-/// Which origins a comma separated list names: `*` all, nothing none.
+/// Parses a comma-separated list of origins: `*` is all, the empty string is none.
 pub fn cors(origins: &str) -> Cors {
     match origins.trim() {
         "*" => Cors::Permissive,
@@ -235,7 +236,7 @@ pub fn cors(origins: &str) -> Cors {
     }
 }
 
-/// Serves until `stop` is ready, or until all cohorts have ended. Whether all of them were signed.
+/// Serves until `stop` is ready, or until all cohorts have ended. Returns whether all of them were signed.
 ///
 /// # Errors
 /// [`ProgramError`] when it cannot start.
@@ -257,12 +258,12 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     }
     let clock = Clock::system();
     let lost = "cohorts that run are lost, and coins at their addresses come back by recovery only";
-    let keeping = Keeping::open(config.state.as_deref(), lost, &printer)?;
+    let storage = Storage::open(config.state.as_deref(), lost, &printer)?;
     let terms = serde_json::to_value(&conditions).map_err(|error| ProgramError::Internal(error.to_string()))?;
-    keeping.belong_to("serve", &config.identity, config.network, terms, &printer).await?;
-    // Reported before anybody is admitted.
-    let bans = keeping.bans()?;
-    let invites = if config.invites { keeping.invites()? } else { None };
+    storage.check_owner("serve", &config.identity, config.network, terms, &printer).await?;
+    // An error is reported before any member is admitted.
+    let bans = storage.bans()?;
+    let invites = if config.invites { storage.invites()? } else { None };
     if config.invites && invites.is_none() {
         return Err(ProgramError::Usage("--invites needs --state DIR, where `invites new` puts them".to_owned()));
     }
@@ -279,16 +280,16 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     };
     let contacts = Contacts::default();
     let reporting = printer.clone().follow(contacts.subscribe());
-    // From here on SIGHUP does not end the program, however long a node takes to come up.
+    // From here on SIGHUP does not end the program, even if a node is slow to start.
     let hangups = Hangups::new();
-    let mut doors = Doors::build(&config, &keeping, clock, &printer, metrics.sources(), &contacts).await?;
+    let mut listeners = Listeners::build(&config, &storage, clock, &printer, metrics.sources(), &contacts).await?;
 
-    let mut journal = keeping.journal();
+    let mut journal = storage.journal();
     if metrics_server.is_some() {
         journal = Arc::new(TimedJournal::new(journal, metrics.clone()));
     }
     tokio::pin!(stop);
-    // A node may take long to come up; whoever waits for it may stop waiting.
+    // A node may be slow to start; the operator can stop the program meanwhile.
     let operator = tokio::select! {
         operator = Operator::new(&config, Arc::clone(&journal), clock, &printer) => operator?,
         () = &mut stop => return Ok(true),
@@ -320,7 +321,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     }
     let settings = ServiceSettings {
         identity: config.identity.clone(),
-        transport: Arc::clone(&doors.transport),
+        transport: Arc::clone(&listeners.transport),
         policy: Arc::new(policy),
         beacons: BeaconRegistry::default(),
         aggregator: Arc::new(MemoizedAggregator::default()),
@@ -332,18 +333,18 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         bans: bans.clone(),
         seats: Seats::new(config.seats),
         restarts: RestartIntensity::default(),
-        retention: keeping.retention(),
+        retention: storage.retention(),
     };
     let internal = |error: actix::MailboxError| ProgramError::Internal(error.to_string());
     let supervisor = Supervisor::default();
     let vitals = supervisor.vitals();
     let supervisor = supervisor.start();
     let service = supervisor.send(StartService(settings)).await.map_err(internal)?;
-    // Answered when all cohorts of an earlier life are back.
+    // Answered when all cohorts of the previous run are restored.
     let recovered = service.send(LiveCohorts).await.map_err(internal)?;
-    doors.welcome();
+    listeners.open();
     readiness.set(true);
-    printer.serving(config.identity.did(), doors.url.as_deref(), &doors.relays, config.network);
+    printer.serving(config.identity.did(), listeners.url.as_deref(), &listeners.relays, config.network);
     if matches!(config.coins, Coins::Offline) {
         printer.warn("the coin is made up (--chain offline): nothing is broadcast, nothing is announced");
     }
@@ -354,7 +355,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         }
         _ => None,
     };
-    let (alarms, giving) = Alarms::start(config.on_alarm.clone(), printer.clone());
+    let (alarms, alarm_task) = Alarms::start(config.on_alarm.clone(), printer.clone());
     let chain = match (&operator, &config.coins) {
         (Operator::Chain(operator), Coins::Chain(chain)) => {
             Some((Arc::clone(&operator.settings().chain), chain.poll))
@@ -365,33 +366,33 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         readiness: readiness.clone(),
         alarms: alarms.clone(),
         chain,
-        relays: doors.nostr.clone(),
+        relays: listeners.nostr.clone(),
         state: config.state.clone(),
     };
     let health = actix_rt::spawn(health.watch());
     let mut rounds =
-        Rounds::new(config, conditions, service, operator.clone(), keeping.clone(), printer.clone(), alarms);
+        Rounds::new(config, conditions, service, operator.clone(), storage.clone(), printer.clone(), alarms);
     let outcome = tokio::select! {
         never = reporting => match never {},
-        // Nothing that is waited for would ever happen.
+        // The cohorts would wait without end.
         gone = vitals.failed() => {
             readiness.set(false);
             Err(ProgramError::Internal(format!("{gone}; started again with the same --state, it goes on where it was")))
         }
-        never = tls::reload(doors.tls.clone(), admission, hangups, printer) => match never {},
+        never = tls::reload(listeners.tls.clone(), admission, hangups, printer) => match never {},
         outcome = rounds.run(steps, announcements, recovered) => {
             readiness.set(false);
             rounds.settled().await;
-            // Members are told that it is over: that has its time to travel.
+            // The end is sent to the members: give the messages time to leave.
             tokio::time::sleep(FAREWELL).await;
-            doors.heard(RETURN).await;
+            listeners.wait_for_members(RETURN).await;
             outcome
         }
         () = &mut stop => {
             readiness.set(false);
             rounds.settled().await;
-            // What is kept goes on when the program is started again.
-            if !keeping.is_durable() {
+            // Persisted cohorts continue at the next start.
+            if !storage.is_durable() {
                 rounds.cancel();
                 tokio::time::sleep(FAREWELL).await;
             }
@@ -399,8 +400,8 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         }
     };
     health.abort();
-    // No new work, streams closed, then the connections.
-    doors.close().await;
+    // Refuse new work, close the streams, then the connections.
+    listeners.close().await;
     if let Some(maturity) = maturity {
         maturity.abort();
     }
@@ -409,10 +410,10 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         tracing::warn!("offences of the last seconds may be missing in the ban list");
     }
     drop(rounds);
-    // Whoever could still raise an alarm is gone.
+    // All senders of alarms are dropped.
     let _ = health.await;
-    giving.finish().await;
-    keeping.close().await;
+    alarm_task.finish().await;
+    storage.close().await;
     if let Some(server) = metrics_server {
         server.stop().await;
     }

@@ -1,4 +1,4 @@
-//! What the operator of `serve` does for its cohorts: coins from a chain or made up, and the announcement published first.
+//! The operator of `serve`: coins from a chain, or made up; announcements are published before they are signed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,10 +38,10 @@ use crate::{
 /// How many notices of announcements the program's own reader may fall behind.
 const NOTICES: usize = 1 << 12;
 
-/// Where coins come from.
+/// The source of coins.
 #[derive(Clone, Debug)]
 pub enum Coins {
-    /// Nowhere: they are made up, and nothing is broadcast.
+    /// Coins are made up, and no transaction is broadcast.
     Offline,
     /// From a chain.
     Chain(Box<ChainConfig>),
@@ -50,33 +50,33 @@ pub enum Coins {
 /// How a chain is used.
 #[derive(Clone, Debug)]
 pub struct ChainConfig {
-    /// Which chain.
+    /// The source of the chain.
     pub source: ChainSource,
-    /// How often it is asked.
+    /// The poll interval.
     pub poll: Duration,
     /// How long a beacon address is watched for a deposit.
     pub funding_window: Duration,
-    /// How deep a deposit must be confirmed before members sign a transaction that spends it.
+    /// The confirmations that a deposit needs before members sign a transaction that spends it.
     pub funding_confirmations: u32,
-    /// How deep an announcement must be confirmed to be final.
+    /// The confirmations after which an announcement is final.
     pub confirmations: u32,
-    /// The least that is paid.
+    /// The lowest fee rate.
     pub fee_floor: FeeRate,
-    /// The most that is paid, bumps included.
+    /// The highest fee rate, including bumps.
     pub fee_ceiling: FeeRate,
-    /// What an announcement pays at first, whatever the chain estimates.
+    /// The first fee rate of an announcement, whatever the chain estimates.
     pub fee_rate: Option<FeeRate>,
-    /// In how many blocks an announcement is to be confirmed.
+    /// The number of blocks within which an announcement is to be confirmed.
     pub fee_target: u16,
-    /// How many blocks before a coin can be recovered to begin with warnings.
+    /// How many blocks before a coin can be recovered warnings start.
     pub warn_blocks: u32,
-    /// Where change goes; without it to the service's own key, from which what is stuck can be paid for.
+    /// The destination of change. By default the service's own key, so that a stuck transaction can be bumped.
     pub change: Option<Change>,
 }
 
 impl ChainConfig {
-    /// A chain that is asked every 30 seconds, with a day for funding by one confirmation, final at depth 6, 1 to 100 sat/vB,
-    /// confirmed within an hour or so.
+    /// Defaults: poll every 30 seconds, a day for funding with one confirmation, final at depth 6, 1 to 100 sat/vB,
+    /// confirmed within about an hour.
     pub fn new(source: ChainSource) -> Self {
         Self {
             source,
@@ -114,8 +114,8 @@ pub(super) enum Operator {
 }
 
 impl Operator {
-    /// Connects to the chain, if there is one. Change goes to the service's own key, so that a transaction that is stuck can
-    /// be paid for from it, unless the operator says otherwise.
+    /// Connects to the chain, if there is one. Change goes to the service's own key, so that a stuck transaction can be
+    /// bumped, unless the operator configured otherwise.
     pub(super) async fn new(
         config: &ServeConfig,
         journal: Arc<dyn Journal>,
@@ -128,12 +128,12 @@ impl Operator {
         let mut rules = chain.rules(chain.change.clone().unwrap_or_else(|| own.clone()))?;
         rules.change_is_ours = rules.change == own;
         if !rules.change_is_ours {
-            printer.warn("--change: what is stuck cannot be bumped, for the service has not the key of its change");
+            printer.warn("--change: a stuck transaction cannot be bumped, because the service does not have the key of the change");
         }
         let connected = loop {
             match chain.source.connect(config.network).await {
                 Ok(connected) => break connected,
-                // A node that is starting, say: it is waited for.
+                // The node may still be starting: wait for it.
                 Err(error) if error.is_transient() => {
                     printer.warn(&format!("the chain cannot be asked yet: {error}"));
                     tokio::time::sleep(chain.poll.min(Duration::from_secs(5))).await;
@@ -177,8 +177,8 @@ fn refuse(error: &ChainError) -> ProgramError {
     ProgramError::Usage(format!("--chain: {error}"))
 }
 
-/// Publishes what is announced, and then provides its transaction. Without a coin it is asked again, and publishes again: a
-/// [`ChainOperator`] answers only when it has waited long.
+/// Publishes the content of an announcement, then provides its transaction. Without a coin the call is repeated, and
+/// publishes again: a [`ChainOperator`] answers only after it has waited long.
 pub(super) struct Publisher {
     pub(super) operator: Operator,
     pub(super) publication: Publication,
@@ -204,7 +204,7 @@ impl ServicePolicy for Publisher {
                     self.printer.warn(&format!("an announcement is not published everywhere: {failure}"));
                 }
             }
-            // A resolver that does not find it cannot resolve: better to announce later.
+            // A resolver that does not find the content cannot resolve: announcing later is better.
             Err(held) => return Err(PolicyError::Retry(Retry(held.to_string()))),
         }
         match &self.operator {
@@ -214,8 +214,8 @@ impl ServicePolicy for Publisher {
     }
 }
 
-/// What resolvers look for by its hash: the announcement map of a CAS beacon. Each member of an SMT beacon has its own proof,
-/// and updates are their controllers' to publish.
+/// The content that resolvers look up by its hash: the announcement map of a CAS beacon. Each member of an SMT beacon
+/// has its own proof, and updates are published by their controllers.
 fn contents(request: &TransactionRequest) -> Result<Vec<Content>, String> {
     match &request.aggregated.aggregation.data {
         AggregatedData::Shared(data) => match &**data {

@@ -1,4 +1,4 @@
-//! What an operator keeps of a cohort: the transaction, and what members and resolvers will ask for.
+//! The results of a cohort that the operator stores: the transaction, and the data that members and resolvers request.
 
 use std::{fs, io, path::Path};
 
@@ -97,7 +97,7 @@ impl<'a> CohortReport<'a> {
                 let proofs = directory.join("proofs");
                 fs::create_dir_all(&proofs)?;
                 data.iter().try_for_each(|(did, data)| {
-                    // A colon is no character for a file name everywhere.
+                    // Some file systems do not allow a colon in a file name.
                     let name = did.as_str().replace(':', "_");
                     write_whole(&proofs.join(format!("{name}.json")), pretty(&plain_data(data))?.as_bytes())
                 })

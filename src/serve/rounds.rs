@@ -1,4 +1,4 @@
-//! One cohort after another: opening them, keeping what comes of them, and knowing when all are done.
+//! Opens one cohort after another, stores their results, and detects when all are done.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +22,6 @@ use crate::{
     error::ProgramError,
     events::Printer,
     files::{file_name, write_whole},
-    keep::Keeping,
     protocol::{
         cohort::{
             conditions::{Conditions, TooManyMembers},
@@ -33,40 +32,41 @@ use crate::{
         text::shown,
     },
     steps::{Next, Steps},
+    storage::Storage,
 };
 
-/// How long what follows from the last steps may take when the program ends.
+/// The time limit for pending work when the program ends.
 const SETTLING: Duration = Duration::from_secs(10);
 
-/// After cohorts that failed to form: not again at once, forever.
+/// The delay after a cohort that failed to form.
 const REOPEN_DELAY: Duration = Duration::from_secs(1);
 
-/// The cohorts, one after another.
+/// The cohorts of a service.
 pub(super) struct Rounds {
     config: ServeConfig,
     conditions: Conditions,
     service: Addr<AggregationService>,
     operator: Operator,
-    keeping: Keeping,
+    storage: Storage,
     printer: Printer,
     alarms: Alarms,
-    /// Those that count: a cohort that takes another one's place counts instead of it.
+    /// The cohorts that count. A re-formed cohort counts instead of its predecessor.
     counted: BTreeSet<CohortId>,
-    /// Those that still admit.
+    /// The cohorts that still admit members.
     enrolling: BTreeSet<CohortId>,
-    /// Those that have not ended.
+    /// The cohorts that have not ended.
     live: BTreeSet<CohortId>,
-    /// Those that ended with a transaction that was verified.
+    /// The cohorts that ended with a verified transaction.
     signed: BTreeSet<CohortId>,
-    /// Those whose announcement is not final yet.
+    /// The cohorts whose announcement is not final yet.
     announcing: BTreeSet<CohortId>,
-    /// How many of those that were signed were not announced.
+    /// The number of signed cohorts that were not announced.
     unannounced: u32,
-    /// Told of announcements that had ended when they were followed.
+    /// Receives the announcements that had already ended when they were followed.
     ended: (mpsc::UnboundedSender<CohortId>, mpsc::UnboundedReceiver<CohortId>),
-    /// Whether as many cohorts run as may.
+    /// Whether the limit of running cohorts is reached.
     is_full: bool,
-    /// What follows from steps and is not done yet.
+    /// The pending work that follows from notices.
     settling: Vec<JoinHandle<()>>,
 }
 
@@ -76,7 +76,7 @@ impl Rounds {
         conditions: Conditions,
         service: Addr<AggregationService>,
         operator: Operator,
-        keeping: Keeping,
+        storage: Storage,
         printer: Printer,
         alarms: Alarms,
     ) -> Self {
@@ -85,7 +85,7 @@ impl Rounds {
             conditions,
             service,
             operator,
-            keeping,
+            storage,
             printer,
             alarms,
             counted: BTreeSet::new(),
@@ -100,17 +100,17 @@ impl Rounds {
         }
     }
 
-    /// Runs cohorts until all that were asked for have ended, if that ends the program. Whether all were signed, and, where
-    /// there is a chain, announced. `recovered` are those of an earlier life of the program.
+    /// Runs cohorts until all requested ones have ended, if that ends the program. Returns whether all were signed and,
+    /// if there is a chain, announced. `recovered` are the cohorts of the previous run.
     pub(super) async fn run(
         &mut self,
         mut steps: Steps<ServiceNotice>,
         mut announcements: Option<Steps<AnnouncementNotice>>,
         recovered: Vec<CohortId>,
     ) -> Result<bool, ProgramError> {
-        // What counted in earlier runs counts on, also when it has ended: `--cohorts` is not by process.
+        // Cohorts that counted in earlier runs still count, even if they have ended: `--cohorts` is not per process.
         if self.config.cohorts.is_some() {
-            for (cohort_id, signed) in self.keeping.counted().await? {
+            for (cohort_id, signed) in self.storage.counted().await? {
                 if signed {
                     self.signed.insert(cohort_id.clone());
                 }
@@ -124,7 +124,7 @@ impl Rounds {
                 "all {most} cohorts of --cohorts were opened in earlier runs with this state: a higher number opens more"
             ));
         }
-        // They count, and each says in which phase it is before new ones are opened beside it.
+        // They count, and each reports its phase before new ones are opened.
         self.counted.extend(recovered.iter().cloned());
         self.live.extend(recovered.iter().cloned());
         let mut silent: BTreeSet<CohortId> = recovered.into_iter().collect();
@@ -149,8 +149,8 @@ impl Rounds {
         loop {
             self.open().await?;
             if self.config.exit_when_done && self.is_done() {
-                // The next run begins to count again.
-                self.keeping.count(&BTreeMap::new()).await?;
+                // The next run starts to count again.
+                self.storage.count(&BTreeMap::new()).await?;
                 return Ok(self.signed.is_superset(&self.counted) && self.unannounced == 0);
             }
             tokio::select! {
@@ -212,7 +212,7 @@ impl Rounds {
             self.live.insert(cohort_id);
             self.count().await?;
             if self.config.cohorts.is_none() {
-                // Nobody asks how many there were: a service that runs for years need not remember them.
+                // The count is not needed: a service that runs for years must not remember every cohort.
                 self.counted.retain(|counted| self.live.contains(counted));
                 self.signed.clear();
             }
@@ -220,7 +220,7 @@ impl Rounds {
         Ok(())
     }
 
-    /// Makes the margin of members beyond the fewest as small as the transport's limit: whether that helps.
+    /// Reduces the margin of members above the least number to the limit of the transport. Returns whether that helps.
     fn cut_margin(&mut self, limit: usize) -> bool {
         let least = self.config.min_participants;
         let most = u32::try_from(limit).unwrap_or(u32::MAX).max(least);
@@ -231,13 +231,13 @@ impl Rounds {
         helps
     }
 
-    /// Keeps which cohorts count.
+    /// Persists which cohorts count.
     async fn count(&self) -> Result<(), ProgramError> {
         if self.config.cohorts.is_none() {
             return Ok(());
         }
         let counted = self.counted.iter().map(|cohort_id| (cohort_id.clone(), self.signed.contains(cohort_id)));
-        self.keeping.count(&counted.collect()).await
+        self.storage.count(&counted.collect()).await
     }
 
     fn take_announcement(&mut self, next: &Next<AnnouncementNotice>) {
@@ -265,7 +265,7 @@ impl Rounds {
             }
             Next::Lost(lost) => {
                 self.printer.missed(lost);
-                // How a cohort ended may have been among them.
+                // The missed notices may include the end of a cohort.
                 self.service.do_send(TellEnds);
                 Ok(())
             }
@@ -292,7 +292,7 @@ impl Rounds {
             ServiceNotice::SigningComplete { cohort_id, result, .. } => {
                 self.enrolling.remove(cohort_id);
                 if !self.live.remove(cohort_id) {
-                    // Told again.
+                    // A repeated notice.
                     return Ok(());
                 }
                 let report = CohortReport::new(cohort_id, result);
@@ -336,8 +336,8 @@ impl Rounds {
         Ok(())
     }
 
-    /// Has the operator do what follows from a step, without waiting for a chain here; and then puts the cohort's journal
-    /// away, if it has `ended`: not before what follows is written down.
+    /// Lets the operator do what follows from a notice, without waiting for a chain here. If the cohort has `ended`,
+    /// archives its journal afterwards, when the consequences are persisted.
     fn settle(&mut self, step: &Arc<ServiceNotice>, ended: Option<&CohortId>) {
         let (operator, step) = (self.operator.clone(), Arc::clone(step));
         let (service, ended, announced) = (self.service.clone(), ended.cloned(), self.ended.0.clone());
@@ -345,7 +345,7 @@ impl Rounds {
         self.settling.push(actix_rt::spawn(async move {
             if let Operator::Chain(operator) = operator {
                 if let Err(error) = operator.follow(&step).await {
-                    // Not archived, the end is told again after a restart.
+                    // The journal is not archived, so the end is sent again after a restart.
                     tracing::error!(%error, "an announcement cannot be followed");
                     return;
                 }
@@ -356,22 +356,22 @@ impl Rounds {
                 }
             }
             if let Some(cohort_id) = ended {
-                // Answered when that is durable; an actor that is gone has nothing that could be put away.
+                // Answered when the archiving is durable. An actor that is gone has no journal to archive.
                 let _ = service.send(ArchiveCohort(cohort_id)).await;
             }
         }));
     }
 
-    /// Ready when all that follows from what was seen is written down, or takes too long: a chain may not answer.
+    /// Ready when all consequences of the notices are persisted, or after a time limit: a chain may not answer.
     pub(super) async fn settled(&mut self) {
         let settling = futures::future::join_all(self.settling.drain(..));
         if tokio::time::timeout(SETTLING, settling).await.is_err() {
             self.printer
-                .warn("not all that ended was put away in time: the next run with this state says it again");
+                .warn("not every ended cohort was archived in time: the next run with this state reports it again");
         }
     }
 
-    /// Keeps how an announcement ended, beside the cohort's result: `cost` counts what was paid.
+    /// Stores how an announcement ended, beside the cohort's result; `cost` contains the fees paid.
     fn keep_outcome(&self, step: &AnnouncementNotice) {
         let (AnnouncementNotice::AnnouncementFinal { cohort_id, .. }
         | AnnouncementNotice::AnnouncementFailed { cohort_id, .. }) = step
@@ -395,7 +395,7 @@ impl Rounds {
         file.write_to(directory).map_err(|error| cannot_write(directory, error))
     }
 
-    /// Ends what has not ended, because the program is to stop.
+    /// Cancels the cohorts that have not ended, because the program stops.
     pub(super) fn cancel(&self) {
         for cohort_id in &self.live {
             let reason = "the service is stopping".to_owned();
@@ -408,7 +408,7 @@ fn cannot_write(directory: &Path, error: io::Error) -> ProgramError {
     ProgramError::Io { what: format!("writing results to {}", directory.display()), error }
 }
 
-/// The next step of an announcement; never, where there is no chain.
+/// The next notice of an announcement. Never ready without a chain.
 async fn announcement(announcements: &mut Option<Steps<AnnouncementNotice>>) -> Option<Next<AnnouncementNotice>> {
     match announcements {
         Some(announcements) => announcements.next().await,

@@ -1,4 +1,4 @@
-//! Certificate and key for https, read at the start and again when the operator asks for it.
+//! Certificate and key for https, read at the start and again on SIGHUP.
 
 use std::{
     convert::Infallible,
@@ -21,7 +21,7 @@ use crate::{
     telemetry::Hangups,
 };
 
-/// Where certificate and key are.
+/// The files of the certificate and the key.
 #[derive(Clone, Debug)]
 pub struct Tls {
     /// The PEM file of the certificate chain, the service's own first.
@@ -39,7 +39,7 @@ impl Tls {
         if chain.is_empty() {
             return Err(refuse(&self.certificate, "no PEM certificate (BEGIN CERTIFICATE) in it".to_owned()));
         }
-        // The error of a key says what kind of thing is wrong, not what stands in the file.
+        // The error of a key names the kind of problem, not the content of the file.
         let key = PrivateKeyDer::from_pem_slice(inputs::pem(&self.key, "a private key")?.as_bytes())
             .map_err(|error| refuse(&self.key, error.to_string()))?;
         Ok((chain, key))
@@ -54,7 +54,7 @@ fn refuse(what: &Path, error: String) -> ProgramError {
     ProgramError::Io { what: what.display().to_string(), error: io::Error::new(io::ErrorKind::InvalidData, error) }
 }
 
-/// Certificate and key that are in use, and where they came from.
+/// The certificate and key in use, and the files they came from.
 #[derive(Clone, Debug)]
 pub(super) struct Loaded {
     files: Tls,
@@ -73,14 +73,14 @@ impl Loaded {
         config.map_err(|error| ProgramError::Internal(error.to_string()))
     }
 
-    /// Reads the files again. What was in use stays in use when they cannot be used.
+    /// Reads the files again. If they cannot be used, the current certificate and key stay in use.
     fn reload(&self) -> Result<(), ProgramError> {
         let (chain, key) = self.files.read()?;
         self.certificate.replace(chain, key).map_err(|error| self.files.mismatch(&error))
     }
 }
 
-/// Reloads what can be reloaded whenever the program gets SIGHUP, for as long as it runs.
+/// Reloads the certificate and the list on each SIGHUP, for as long as the program runs.
 pub(super) async fn reload(
     loaded: Option<Loaded>,
     admission: AdmissionRules,
@@ -108,7 +108,7 @@ pub(super) async fn reload(
             continue;
         };
         let files = [loaded.files.certificate.clone(), loaded.files.key.clone()];
-        // A file system may take its time, and every connection would wait for it.
+        // A file system may be slow, and every connection would wait for it.
         match actix_rt::task::spawn_blocking(move || loaded.reload()).await {
             Ok(Ok(())) => printer.reloaded(&files),
             Ok(Err(error)) => printer.warn(&format!("not reloaded, the old TLS certificate stays: {error}")),

@@ -1,7 +1,7 @@
 //! The web server of a service: its sockets, their limits, TLS, and HTTP behind it.
 //!
-//! actix-web's own server counts connections by number only, and stops accepting when all places for handshakes are taken, by
-//! whomever. Here each socket gets a place from [`Connections`] before anything is read from it.
+//! The server of actix-web limits connections by number only, and stops accepting when all slots for handshakes are
+//! taken, even by a single client. Here each socket gets a slot from [`Connections`] before anything is read from it.
 
 use std::{
     io,
@@ -37,32 +37,32 @@ use crate::{
     error::ProgramError,
 };
 
-/// An idle connection is kept this long. The TypeScript implementation's client does not send again what broke on a connection
-/// that was closed under it.
+/// How long an idle connection stays open. The client of the TypeScript implementation does not repeat a request that
+/// failed because its connection was closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(90);
 
-/// How much may wait to be written on a connection. Each keeps a buffer of about that size for as long as it lives, and one
-/// step of a round fills those of all members.
+/// How much may wait to be written on a connection. Each connection has a buffer of about this size for as long as it
+/// is open, and one step of a round fills the buffers of all members.
 const WRITE_BUFFER: usize = 4096;
 
-/// How long open requests may take to end when the program stops. Streams are closed before; what is open then for longer is
-/// idle, for the web server waits for connections that are kept alive too.
+/// How long open requests may take to end when the program stops. Streams are closed before. A connection that is still
+/// open is idle: the web server also waits for keep-alive connections.
 const SHUTDOWN_SECS: u64 = 1;
 
-/// Threads that read and answer.
+/// The worker threads.
 const WORKERS: usize = 2;
 
 /// Starts the web server behind a socket.
 pub(super) type Opening = Box<dyn FnOnce() -> Running>;
 
-/// A web server that runs.
+/// A running web server.
 pub(super) struct Running {
     handle: ServerHandle,
     stopping: watch::Sender<bool>,
 }
 
 impl Running {
-    /// No new connection, then the end of the others.
+    /// Refuses new connections, then ends the others.
     pub(super) async fn stop(self) {
         self.stopping.send_replace(true);
         self.handle.stop(true).await;
@@ -98,7 +98,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
             Self::Tls(socket) => {
-                // With TLS only what is written here is an answer; below it is the handshake, too.
+                // With TLS, bytes written here are an answer; the handshake is written below.
                 socket.get_ref().0.ticket().opened();
                 Pin::new(socket).poll_write(cx, bytes)
             }
@@ -157,10 +157,10 @@ pub(super) fn bind(
     Ok((bound, Box::new(open)))
 }
 
-/// Connections that the system may hold for us until we accept them.
+/// The connections that the system queues until they are accepted.
 const BACKLOG: u32 = 2048;
 
-/// A socket for each address that the text stands for, `localhost:8080` for two.
+/// A socket for each address that the text resolves to; `localhost:8080` has two.
 fn listen(address: &str) -> io::Result<Vec<TcpListener>> {
     let (mut listeners, mut problem) = (Vec::new(), None);
     for address in address.to_socket_addrs()? {
@@ -206,7 +206,7 @@ fn pipeline(
         .graceful_shutdown_signal(move || {
             let mut stopped = stopped.clone();
             async move {
-                // An error is that nobody is left who could stop it.
+                // An error means that the sender, which could stop it, is dropped.
                 let _ = stopped.wait_for(|stopped| *stopped).await;
             }
         })
@@ -249,7 +249,7 @@ fn pipeline(
                 None => Socket::Plain(Guarded::new(stream, ticket, true)),
             };
             let limit = connections.limits().header;
-            // The web server is to be first to close an idle connection.
+            // The web server is to be the first to close an idle connection.
             let heads = Heads::new(limit, KEEP_ALIVE + limit, connections.clone());
             Ok((Timed::new(socket, heads), Protocol::Http1, Some(peer)))
         }
@@ -268,7 +268,7 @@ async fn shake_hands(
     match timeout(connections.limits().handshake, handshake).await {
         Ok(Ok(socket)) => Ok(socket),
         Ok(Err(error)) => {
-            // Who goes away in the middle has said nothing wrong.
+            // A client that disconnects within a request has not sent anything invalid.
             if error.kind() == io::ErrorKind::InvalidData {
                 connections.malformed(peer, &error);
             }

@@ -22,8 +22,9 @@ use crate::{
         State, StateError,
         vault::{StateVault, Vault, VaultEntry, VaultError},
     },
-    inputs, keep,
+    inputs,
     protocol::{did::Did, id::CohortId, update::SignedUpdate},
+    storage,
 };
 
 /// The largest document that is read. An entry is at most a few megabytes, the map of a large cohort.
@@ -145,7 +146,7 @@ async fn read_state(dir: &Path, kept: &mut Kept) -> Result<(), ReadError> {
         Ok(())
     };
     let outcome = outcome.await;
-    match keep::prepared(&state).await {
+    match storage::prepared(&state).await {
         Ok(prepared) => kept.prepared.extend(prepared),
         Err(error) => kept.problems.push(error.to_string()),
     }

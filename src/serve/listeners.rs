@@ -1,4 +1,4 @@
-//! The ways in: a web server, relays, or both for one service.
+//! The listeners of a service: a web server, relays, or both.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,37 +20,37 @@ use crate::{
     },
     error::ProgramError,
     events::Printer,
-    keep::Keeping,
     metrics::sources::Sources,
+    storage::Storage,
 };
 
-/// What is open.
-pub(super) struct Doors {
-    /// All of them as one.
+/// The transports of a service.
+pub(super) struct Listeners {
+    /// All of them as one transport.
     pub(super) transport: Arc<dyn Transport>,
-    /// Where HTTP is served.
+    /// The URL at which HTTP is served.
     pub(super) url: Option<String>,
     /// The relays.
     pub(super) relays: Vec<String>,
     /// Certificate and key, for https.
     pub(super) tls: Option<Loaded>,
-    /// The transport over relays, to be asked how many are connected.
+    /// The transport over relays, which reports how many are connected.
     pub(super) nostr: Option<NostrTransport>,
     web: Option<Web>,
     embedded: Option<EmbeddedRelay>,
 }
 
-/// A web server: first its socket, on which connections wait, and then the server behind it.
+/// A web server: first its socket, on which connections wait, then the server behind it.
 enum Web {
     Closed { server: HttpServer, open: Opening },
     Open { server: HttpServer, running: Running },
 }
 
-impl Doors {
-    /// Makes the transports. Nothing is heard before [`welcome`](Self::welcome).
+impl Listeners {
+    /// Creates the transports. No message is received before [`open`](Self::open).
     pub(super) async fn build(
         config: &ServeConfig,
-        keeping: &Keeping,
+        storage: &Storage,
         clock: Clock,
         printer: &Printer,
         sources: &Sources,
@@ -69,7 +69,7 @@ impl Doors {
             let mut parts = HttpServerParts::new(config.http.clone(), clock);
             parts.update_bytes = config.limits.update_bytes;
             parts.connections = config.connections;
-            keeping.furnish(&mut parts, clock).await?;
+            storage.configure_server(&mut parts, clock).await?;
             let server = HttpServer::start(parts);
             let (address, open) = web::bind(tls.as_ref(), listening, &server)?;
             let scheme = if tls.is_some() { "https" } else { "http" };
@@ -111,22 +111,22 @@ impl Doors {
         Ok(Self { transport, url, relays, tls, nostr: over_relays, web: opened, embedded })
     }
 
-    /// Lets people in: every cohort that runs knows its members by now.
-    pub(super) fn welcome(&mut self) {
+    /// Opens the web server. Called when every cohort that runs is restored and knows its members.
+    pub(super) fn open(&mut self) {
         self.web = self.web.take().map(|web| match web {
             Web::Closed { server, open } => Web::Open { server, running: open() },
             open @ Web::Open { .. } => open,
         });
     }
 
-    /// Gives members whose connections broke the time to come back for what was said last.
-    pub(super) async fn heard(&self, patience: Duration) {
+    /// Gives members with broken connections up to `patience` to return for the last messages.
+    pub(super) async fn wait_for_members(&self, patience: Duration) {
         if let Some(Web::Open { server, .. }) = &self.web {
             server.heard(patience).await;
         }
     }
 
-    /// No new work, streams closed, then the connections.
+    /// Refuses new work, closes the streams, then the connections.
     pub(super) async fn close(self) {
         match self.web {
             Some(Web::Open { server, running }) => {

@@ -1,4 +1,4 @@
-//! What a program keeps over its end: a state directory, or nothing.
+//! The storage of a program: a state directory, or none.
 
 mod closing;
 
@@ -29,16 +29,16 @@ pub(crate) const BANS: &str = "bans.redb";
 /// The file of invites in a state directory.
 pub(crate) const INVITES: &str = "invites.redb";
 
-/// The table of what a program keeps about itself.
+/// The table of a program's own data.
 const PROGRAM: &str = "program";
-/// Who uses the directory, in it.
+/// The key of the [`Profile`].
 const PROFILE: &str = "profile";
-/// The cohorts that count for `serve --cohorts`, in it.
+/// The key of the cohorts that count for `serve --cohorts`.
 const COUNTED: &str = "counted";
-/// The updates that were handed to the controller to be announced without a cohort, in it.
+/// The key of the updates that were given to the controller to be announced without a cohort.
 const PREPARED: &str = "prepared";
 
-/// Who uses a state directory, and on which terms.
+/// The user of a state directory, and its terms.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Profile {
     role: String,
@@ -49,26 +49,26 @@ struct Profile {
 
 /// An open state directory, or none.
 #[derive(Clone)]
-pub(crate) struct Keeping {
+pub(crate) struct Storage {
     state: Option<State>,
     closing: Closing,
 }
 
-impl Keeping {
-    /// Opens the state directory, if there is to be one. Says what it means that there is none: `lost` is what a kill costs.
+impl Storage {
+    /// Opens the state directory, if one is configured. Otherwise warns; `lost` states what a kill costs.
     pub(crate) fn open(dir: Option<&Path>, lost: &str, printer: &Printer) -> Result<Self, ProgramError> {
         match dir {
             Some(dir) => Ok(Self { state: Some(State::open(dir).map_err(refuse)?), closing: Closing::default() }),
             None => {
-                printer.warn(&format!("nothing is kept (no --state DIR): if this program is killed, {lost}"));
+                printer.warn(&format!("nothing is stored (no --state DIR): if this program is killed, {lost}"));
                 Ok(Self { state: None, closing: Closing::default() })
             }
         }
     }
 
-    /// Makes sure that the directory is one of this program's: with the sessions of another identity it could do nothing, and
-    /// they would wait for ever. Says what is different about the terms since the last run.
-    pub(crate) async fn belong_to(
+    /// Checks that the directory belongs to this program: sessions of another identity could never continue. Reports
+    /// how the terms differ from the last run.
+    pub(crate) async fn check_owner(
         &self,
         role: &str,
         identity: &Identity,
@@ -114,7 +114,7 @@ impl Keeping {
         }
     }
 
-    /// Keeps what counts; nothing, when all that was asked for is done.
+    /// Persists the cohorts that count; an empty map when all requested cohorts are done.
     pub(crate) async fn count(&self, counted: &BTreeMap<CohortId, bool>) -> Result<(), ProgramError> {
         let Some(table) = self.program() else { return Ok(()) };
         if counted.is_empty() {
@@ -123,7 +123,7 @@ impl Keeping {
         write(&table, COUNTED, counted).await
     }
 
-    /// The updates that were handed to the controller to be announced without a cohort.
+    /// The updates that were given to the controller to be announced without a cohort.
     pub(crate) async fn prepared(&self) -> Result<Vec<SignedUpdate>, ProgramError> {
         match &self.state {
             Some(state) => prepared(state).await,
@@ -131,7 +131,7 @@ impl Keeping {
         }
     }
 
-    /// Keeps that this update was: from then on it may be announced.
+    /// Persists that this update was given to the controller: it may be announced from then on.
     pub(crate) async fn prepare(&self, update: &SignedUpdate) -> Result<(), ProgramError> {
         match &self.state {
             Some(state) => prepare(state, update).await,
@@ -143,7 +143,7 @@ impl Keeping {
         self.state.as_ref().map(|state| state.table(PROGRAM))
     }
 
-    /// Whether what runs now goes on when the program is started again.
+    /// Whether the work in progress continues at the next start.
     pub(crate) fn is_durable(&self) -> bool {
         self.state.is_some()
     }
@@ -159,7 +159,7 @@ impl Keeping {
         if self.is_durable() { Retention::UntilArchived } else { Retention::Forget }
     }
 
-    /// The ban list. One that cannot be read is reported before anybody is admitted.
+    /// The ban list. If it cannot be read, the error is reported before any member is admitted.
     pub(crate) fn bans(&self) -> Result<BanBook, ProgramError> {
         match &self.state {
             Some(state) => BanBook::open(&state.dir().join(BANS), Arc::new(DefaultBans))
@@ -168,7 +168,7 @@ impl Keeping {
         }
     }
 
-    /// The invites; without a state directory there are none.
+    /// The invites; `None` without a state directory.
     pub(crate) fn invites(&self) -> Result<Option<InviteBook>, ProgramError> {
         let open = |state: &State| InviteBook::open(&state.dir().join(INVITES));
         self.state.as_ref().map(open).transpose().map_err(|error| ProgramError::State(error.to_string()))
@@ -178,8 +178,12 @@ impl Keeping {
         self.state.as_ref().map(StateVault::new)
     }
 
-    /// Lets a web server keep its inboxes, and the nonces that must not come again.
-    pub(crate) async fn furnish(&self, parts: &mut HttpServerParts, clock: Clock) -> Result<(), ProgramError> {
+    /// Makes a web server persist its inboxes, and the nonces that must not be accepted twice.
+    pub(crate) async fn configure_server(
+        &self,
+        parts: &mut HttpServerParts,
+        clock: Clock,
+    ) -> Result<(), ProgramError> {
         if let Some(state) = &self.state {
             let now = clock.now();
             parts.nonces = Arc::new(StateNonces::load(state, now).await.map_err(refuse)?);
@@ -189,7 +193,7 @@ impl Keeping {
         Ok(())
     }
 
-    /// Waits until everything is written. The directory is free when the last actor that writes to it is gone too.
+    /// Waits until all writes are done. The directory is released when the last actor that writes to it is gone.
     pub(crate) async fn close(self) {
         self.closing.begin();
         if let Some(state) = self.state {
@@ -198,12 +202,12 @@ impl Keeping {
     }
 }
 
-/// The updates in a member's state directory that were handed to its controller to be announced without a cohort.
+/// The updates in a member's state directory that were given to its controller to be announced without a cohort.
 pub(crate) async fn prepared(state: &State) -> Result<Vec<SignedUpdate>, ProgramError> {
     Ok(read(&state.table(PROGRAM), PREPARED).await?.unwrap_or_default())
 }
 
-/// Adds one.
+/// Adds one to them.
 pub(crate) async fn prepare(state: &State, update: &SignedUpdate) -> Result<(), ProgramError> {
     let mut known = prepared(state).await?;
     if !known.contains(update) {
@@ -224,7 +228,7 @@ async fn write<T: Serialize>(table: &Table, key: &str, value: &T) -> Result<(), 
     table.put(key, value).await.map_err(refuse)
 }
 
-/// Which fields of two objects are different, and how.
+/// The fields of two objects that differ, and how.
 fn differences(was: &Value, now: &Value) -> Vec<String> {
     let empty = serde_json::Map::new();
     let (was, now) = (was.as_object().unwrap_or(&empty), now.as_object().unwrap_or(&empty));

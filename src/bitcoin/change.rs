@@ -1,7 +1,7 @@
-//! The operator's change, and the child that pays for a beacon transaction that is stuck.
+//! The operator's change, and the child that pays for a stuck beacon transaction.
 //!
-//! The change of a beacon transaction goes to the operator's own key, so that a bump takes no member's signature: a child
-//! spends the change back to the same key with a fee that is enough for both (child pays for parent).
+//! The change of a beacon transaction goes to the operator's own key, so that a bump needs no signature of a member: a
+//! child spends the change to the same key with a fee that suffices for both (child pays for parent).
 
 use std::fmt;
 
@@ -42,17 +42,17 @@ impl ChangeKey {
         Self { tweaked, script }
     }
 
-    /// Where change goes.
+    /// The script that receives change.
     pub fn script_pubkey(&self) -> &Script {
         &self.script
     }
 
-    /// The address of it.
+    /// The address of the script.
     pub fn address(&self, network: Network) -> Option<Address> {
         Address::from_script(&self.script, network.to_bitcoin()).ok()
     }
 
-    /// `child` with its signature. The same child is signed the same way each time.
+    /// `child` with its signature, which is deterministic.
     pub fn sign(&self, child: &Child) -> Transaction {
         let mut transaction = child.transaction.clone();
         let prevout = TxOut { value: child.spends, script_pubkey: self.script.clone() };
@@ -61,7 +61,7 @@ impl ChangeKey {
             &Prevouts::All(&[prevout]),
             TapSighashType::Default,
         );
-        // A child that was built here has its one input.
+        // A child that was built here has exactly one input.
         if let (Ok(digest), Some(input)) = (digest, transaction.input.first_mut()) {
             let message = Message::from_digest(digest.to_byte_array());
             let signature = SECP256K1.sign_schnorr_no_aux_rand(&message, &self.tweaked);
@@ -72,10 +72,10 @@ impl ChangeKey {
 }
 
 impl ChangeKey {
-    /// A signed transaction of all of `coins`, which pay to this key, to `to` at `rate`; and its fee.
+    /// A signed transaction that pays all of `coins`, which pay to this key, to `to` at `rate`; and its fee.
     ///
     /// # Errors
-    /// What is in the way, in words: they hold too little.
+    /// Why not, in words: their value is too small.
     pub fn sweep(&self, coins: &[Coin], to: &Script, rate: FeeRate) -> Result<(Transaction, Amount), String> {
         let value: Amount = coins.iter().map(|coin| coin.value).sum();
         let input = coins.iter().map(|coin| TxIn {
@@ -90,7 +90,7 @@ impl ChangeKey {
             input: input.collect(),
             output: vec![TxOut { value, script_pubkey: to.to_owned() }],
         };
-        // Signatures have a fixed size: signed once for it, which no fee changes.
+        // Signatures have a fixed size, so this first signature gives the final size.
         self.sign_all(&mut transaction, coins)?;
         let fee = fee_at(rate, u64::try_from(transaction.vsize()).unwrap_or(u64::MAX));
         let rest = value.checked_sub(fee).filter(|rest| *rest >= to.minimal_non_dust());
@@ -101,7 +101,7 @@ impl ChangeKey {
         Ok((transaction, fee))
     }
 
-    /// Signs every input, of a transaction that spends exactly `coins`.
+    /// Signs every input of a transaction that spends exactly `coins`.
     fn sign_all(&self, transaction: &mut Transaction, coins: &[Coin]) -> Result<(), String> {
         let prevouts: Vec<_> =
             coins.iter().map(|coin| TxOut { value: coin.value, script_pubkey: self.script.clone() }).collect();
@@ -136,13 +136,13 @@ impl fmt::Debug for ChangeKey {
 pub struct Child {
     /// The transaction.
     pub transaction: Transaction,
-    /// What the output that it spends holds.
+    /// The value of the output that it spends.
     #[serde(with = "::bitcoin::amount::serde::as_sat")]
     pub spends: Amount,
 }
 
 impl Child {
-    /// What it pays.
+    /// Its fee.
     pub fn fee(&self) -> Amount {
         let paid: Amount = self.transaction.output.iter().map(|output| output.value).sum();
         self.spends.checked_sub(paid).unwrap_or_default()
@@ -153,28 +153,28 @@ impl Child {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BumpError {
-    /// No output of it pays to the operator.
+    /// It has no output that pays to the operator.
     #[error("it has no change that the operator could spend")]
     NoChange,
     /// The change cannot pay for more.
     #[error("its change holds too little to pay for more")]
     ChangeTooSmall,
-    /// More would be more than the operator wants to pay.
-    #[error("it pays the highest fee rate that is allowed already")]
+    /// A higher rate would exceed the operator's ceiling.
+    #[error("it pays the highest fee rate that is allowed")]
     AtCeiling,
-    /// The operator would not pay what the node asks for.
+    /// The node requires more than the operator's ceiling.
     #[error("the highest fee rate that is allowed is below what the node takes now (mempoolminfee, minrelaytxfee)")]
     CeilingBelowMinimum,
 }
 
-/// A transaction to pay more for.
+/// A transaction to bump.
 #[derive(Clone, Copy, Debug)]
 pub struct Bump<'a> {
     /// The signed transaction.
     pub parent: &'a Transaction,
-    /// What it pays itself.
+    /// Its own fee.
     pub parent_fee: Amount,
-    /// The child that pays for it so far, if any.
+    /// Its present child, if any.
     pub child: Option<&'a Child>,
 }
 
@@ -183,7 +183,7 @@ impl Bump<'_> {
         u64::try_from(self.parent.vsize()).unwrap_or(u64::MAX)
     }
 
-    /// What a miner gets for taking it, with its child.
+    /// The fee rate of the transaction with its child.
     pub fn rate(&self) -> FeeRate {
         match self.child {
             None => rate_of(self.parent_fee, self.parent_vsize()),
@@ -191,13 +191,14 @@ impl Bump<'_> {
         }
     }
 
-    /// A child of the change output to `change` with which both together pay `rate`, or as near to it as the change allows.
+    /// A child of the change output to `change` with which both together pay `rate`, or as near to it as the change
+    /// allows.
     ///
-    /// It replaces the child so far: it pays for its own relay what that one paid, and 1 sat/vB more (BIP-125), but both never
-    /// pay more than `ceiling`.
+    /// It replaces the present child: it pays that child's fee and 1 sat/vB more for its own relay (BIP-125), but both
+    /// together never pay more than `ceiling`.
     ///
     /// # Errors
-    /// [`BumpError`] when it would not pay more than now.
+    /// [`BumpError`] if it would not pay more than now.
     pub fn child_for(&self, rate: FeeRate, ceiling: FeeRate, change: &Script) -> Result<Child, BumpError> {
         let vout = self.parent.output.iter().position(|output| *output.script_pubkey == *change);
         let vout = vout.ok_or(BumpError::NoChange)?;
@@ -222,7 +223,7 @@ impl Bump<'_> {
             input: vec![TxIn {
                 previous_output,
                 script_sig: ScriptBuf::new(),
-                // A later bump replaces this child.
+                // A later bump can replace this child.
                 sequence: Sequence::ENABLE_RBF_NO_LOCKTIME,
                 witness: Witness::new(),
             }],
@@ -256,10 +257,10 @@ mod tests {
         assert_eq!(u64::try_from(signed.vsize()).unwrap(), CHILD_VSIZE);
         bump.child = Some(&child);
         assert_eq!(bump.rate(), rate);
-        // The next one pays for replacing it, even if no more is asked for.
+        // The next child pays for the replacement, even if the requested rate is the same.
         let next = bump.child_for(rate, FeeRate::MAX, key.script_pubkey()).unwrap();
         assert_eq!(next.fee(), child.fee() + Amount::from_sat(111));
-        // Not if that is more than is allowed.
+        // Not if that exceeds the ceiling.
         assert_eq!(bump.child_for(rate, rate, key.script_pubkey()), Err(BumpError::AtCeiling));
     }
 

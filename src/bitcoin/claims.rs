@@ -1,8 +1,9 @@
-//! Which coins and transactions of a beacon address belong to which announcement.
+//! The coins and transactions of a beacon address, by announcement.
 //!
-//! An address follows from the members' keys and the terms alone: the same members in the next cohort have the same one. So
-//! an announcement has to know what the others at its address have signed, which is not foreign, and which coins they are to
-//! spend, which are not free. Nothing here is kept: [`Watch::open`](super::watch::Watch::open) reads it from each journal.
+//! An address follows from the members' keys and the terms alone: the same members in the next cohort have the same
+//! address. An announcement must therefore know which transactions the other announcements of its address have signed
+//! (they are not foreign), and which coins they will spend (they are not free). The claims are not persisted:
+//! [`Watch::open`](super::watch::Watch::open) reads them from each journal.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +15,7 @@ use ::bitcoin::{OutPoint, Script, ScriptBuf, Txid};
 use super::announcement::Announcement;
 use crate::protocol::id::CohortId;
 
-/// For how many blocks the transactions of an announcement are remembered after its end: longer than anybody looks back.
+/// For how many blocks the transactions of an announcement are stored after its end: longer than any look goes back.
 const REMEMBERED: u32 = 2016;
 
 /// The claims of all announcements of an operator.
@@ -27,27 +28,27 @@ pub struct Claims {
 #[derive(Debug)]
 struct Claim {
     script: ScriptBuf,
-    /// What its members were asked to sign.
+    /// The transactions that its members were asked to sign.
     transactions: BTreeSet<Txid>,
-    /// What it is to spend.
+    /// The coin that it will spend.
     coin: Option<OutPoint>,
-    /// The height at which it had ended.
+    /// The height at which it ended.
     ended: Option<u32>,
 }
 
-/// What the other announcements of an address claim.
+/// The claims of the other announcements of an address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Others {
     /// Whether there are any.
     pub exist: bool,
     /// The transactions that their members were asked to sign.
     pub transactions: BTreeSet<Txid>,
-    /// The coins that they are to spend.
+    /// The coins that they will spend.
     pub coins: BTreeSet<OutPoint>,
 }
 
 impl Claims {
-    /// Notes where an announcement is now.
+    /// Records the present claims of an announcement.
     pub fn note(&self, cohort_id: &CohortId, announcement: &Announcement) {
         if announcement.script().is_empty() {
             return;
@@ -61,12 +62,12 @@ impl Claims {
         };
         let mut claims = self.claims();
         claims.insert(cohort_id.clone(), claim);
-        // That an address was used before is never forgotten: there may be coins of any age.
+        // The use of an address is never forgotten: it may have coins of any age.
         let old = |claim: &&mut Claim| claim.ended.is_some_and(|ended| ended.saturating_add(REMEMBERED) < height);
         claims.values_mut().filter(old).for_each(|claim| claim.transactions.clear());
     }
 
-    /// What others than `cohort_id` claim at `script`.
+    /// The claims of announcements other than `cohort_id` at `script`.
     pub fn others(&self, cohort_id: &CohortId, script: &Script) -> Others {
         let mut others = Others::default();
         for (_, claim) in self.claims().iter().filter(|(id, claim)| *id != cohort_id && *claim.script == *script) {
@@ -77,7 +78,8 @@ impl Claims {
         others
     }
 
-    /// Held from asking what others claim to noting what was chosen, so that two do not choose the same coin.
+    /// Locked from the query for other claims until the choice is recorded, so that two announcements do not choose the
+    /// same coin.
     pub async fn choose(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.choosing.lock().await
     }

@@ -1,4 +1,4 @@
-//! A deposit to a beacon address from an operator's own wallet, as a PSBT (BIP-174) to be signed wherever that wallet is.
+//! A deposit to a beacon address from an operator's own wallet, as a PSBT (BIP-174) for that wallet to sign.
 
 use std::cmp::Reverse;
 
@@ -14,35 +14,35 @@ use super::{
 };
 use crate::inputs;
 
-/// The most coins that a deposit spends: more would make it larger than nodes relay with ease.
+/// The most coins that a deposit spends. A larger transaction may not be relayed.
 const MAX_INPUTS: usize = 100;
 
-/// Why there is no deposit.
+/// Why a deposit cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DepositError {
-    /// The wallet's script is of a kind whose inputs have no fixed size.
+    /// Inputs of the wallet's kind of script have no fixed size.
     #[error("coins of this kind of address cannot be spent here: P2WPKH or P2TR expected")]
     UnknownKind,
     /// The wallet's coins do not suffice.
     #[error("the address holds {available} in coins that can be spent; {needed} are needed")]
     InsufficientFunds {
-        /// What it holds.
+        /// The value of its coins.
         available: Amount,
-        /// What is needed, with the fee.
+        /// The required amount, with the fee.
         needed: Amount,
     },
     /// The deposit is so small that nodes would not relay it.
     #[error("a deposit of {0} is dust")]
     Dust(Amount),
-    /// It is no PSBT.
+    /// The input is not a PSBT.
     #[error("not a PSBT: {0}")]
     NotAPsbt(String),
-    /// The PSBT is not signed to its end.
+    /// The PSBT is not finalized.
     #[error("the PSBT is not finalized: {0}")]
     NotFinal(String),
 }
 
-/// The weight of an input's witness, by the script that it spends: count, then each element with its length.
+/// The weight of an input's witness, by the script that it spends: the count, then each element with its length.
 fn witness_weight(from: &Script) -> Result<u64, DepositError> {
     if from.is_p2wpkh() {
         Ok(1 + 73 + 34)
@@ -55,8 +55,8 @@ fn witness_weight(from: &Script) -> Result<u64, DepositError> {
 
 /// An unsigned PSBT that pays `amount` to `to` from confirmed coins of `from`, which gets the change.
 ///
-/// Coins of coinbases that cannot be spent yet are left out. Not every chain tells which ones those are, so coins that are old
-/// enough in any case come first; of these, the largest.
+/// Coinbase outputs that are not mature are omitted. Some chains do not report which coins these are, so coins that are
+/// old enough in any case come first; of these, the largest.
 ///
 /// # Errors
 /// [`DepositError`].
@@ -106,7 +106,7 @@ pub fn build(
             with_change.output[1].value = rest;
             transaction = with_change;
         }
-        // It has no scripts and no witnesses, which is all that could be refused.
+        // It has neither scripts nor witnesses, the only reasons for an error.
         let mut psbt =
             Psbt::from_unsigned_tx(transaction).map_err(|error| DepositError::NotAPsbt(error.to_string()))?;
         for (input, coin) in psbt.inputs.iter_mut().zip(used) {
@@ -130,7 +130,7 @@ pub fn to_text(psbt: &Psbt) -> String {
     BASE64.encode(&psbt.serialize())
 }
 
-/// The transaction of a PSBT that was signed to its end; binary, base64 or hex, see [`inputs::psbt`].
+/// The transaction of a finalized PSBT; binary, base64 or hex, see [`inputs::psbt`].
 ///
 /// # Errors
 /// [`DepositError::NotAPsbt`] and [`DepositError::NotFinal`].

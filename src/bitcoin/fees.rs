@@ -1,59 +1,60 @@
-//! What a transaction pays: an estimate that nobody has to believe, held between a floor and a ceiling.
+//! Fees: an untrusted estimate, bounded by a floor and a ceiling.
 //!
-//! A beacon transaction is sized for the path that it most likely takes, the key path, and pays at least the relay minimum
-//! should it be the fallback: its outputs cannot change any more once it is known which one it is, and the fallback witness of
-//! a large cohort is so much larger that to pay the full rate for it would burn money in almost every cohort. (That is what
-//! [`build_beacon_transaction`](crate::protocol::output::build_beacon_transaction) does.) When it does end on the fallback
-//! path, the difference is paid by a child of the change output, which only the operator signs: see [`Bump`](super::change::Bump).
+//! A beacon transaction is sized for its most likely path, the key path, and pays at least the relay minimum on the
+//! fallback path. Its outputs cannot change once the path is known. The fallback witness of a large cohort is so much
+//! larger that paying the full rate for it would waste money in almost every cohort.
+//! ([`build_beacon_transaction`](crate::protocol::output::build_beacon_transaction) does this.) If the transaction ends
+//! on the fallback path, a child of the change output pays the difference, which only the operator signs: see
+//! [`Bump`](super::change::Bump).
 
 use ::bitcoin::{Amount, FeeRate};
 
 use super::chain::ConfirmationTarget;
 
-/// What an operator is willing to pay.
+/// The fee rates that an operator accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeePolicy {
     floor: FeeRate,
     ceiling: FeeRate,
     target: ConfirmationTarget,
-    /// What is paid at first, whatever the chain estimates.
+    /// The first fee rate, whatever the chain estimates.
     first: Option<FeeRate>,
 }
 
-/// Bounds that make no sense.
+/// The bounds are not valid.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum FeePolicyError {
-    /// Nodes would not relay what pays the floor.
+    /// The floor is below the relay minimum.
     #[error("the lowest fee rate is 1 sat/vB: nodes relay nothing below")]
     FloorTooLow,
-    /// Nothing is between them.
+    /// The ceiling is below the floor.
     #[error("the highest fee rate is below the lowest")]
     CeilingBelowFloor,
-    /// The rate to begin with is not between them.
+    /// The first rate is not within the bounds.
     #[error("the fee rate of {first} sat/vB is not between the lowest, {floor}, and the highest, {ceiling}")]
     OutOfBounds {
         /// The rate, in sat/vB.
         first: f64,
-        /// The least.
+        /// The floor.
         floor: f64,
-        /// The most.
+        /// The ceiling.
         ceiling: f64,
     },
-    /// Nodes would not relay what pays the ceiling.
+    /// The ceiling is below what the node requires.
     #[error(
         "the highest fee rate is {ceiling} sat/vB, and the node takes nothing below {minimum} now (the larger of \
          mempoolminfee and minrelaytxfee): allow more, or wait"
     )]
     CeilingBelowMinimum {
-        /// The most, in sat/vB.
+        /// The ceiling, in sat/vB.
         ceiling: f64,
-        /// What the node asks for.
+        /// The node's minimum.
         minimum: f64,
     },
 }
 
 impl FeePolicy {
-    /// Pays what confirms within `target`, but not less than `floor` nor more than `ceiling`.
+    /// Pays the estimate for `target`, but not less than `floor` and not more than `ceiling`.
     ///
     /// # Errors
     /// [`FeePolicyError`].
@@ -67,7 +68,7 @@ impl FeePolicy {
         Ok(Self { floor, ceiling, target, first: None })
     }
 
-    /// Pays `first` at first, whatever the chain estimates. Bumps go on from there.
+    /// Starts at the rate `first`, whatever the chain estimates. Bumps continue from there.
     ///
     /// # Errors
     /// [`FeePolicyError::OutOfBounds`].
@@ -79,10 +80,10 @@ impl FeePolicy {
         Ok(Self { first: Some(first), ..self })
     }
 
-    /// The same policy over a node that takes nothing below `minimum`.
+    /// The same policy for a node that accepts no transaction below `minimum`.
     ///
     /// # Errors
-    /// [`FeePolicyError::CeilingBelowMinimum`] when it takes nothing that this policy would pay.
+    /// [`FeePolicyError::CeilingBelowMinimum`] if the whole range is below the minimum.
     pub fn above(self, minimum: Option<FeeRate>) -> Result<Self, FeePolicyError> {
         let minimum = minimum.unwrap_or(self.floor);
         if minimum > self.ceiling {
@@ -92,27 +93,27 @@ impl FeePolicy {
         Ok(Self { floor: self.floor.max(minimum), ..self })
     }
 
-    /// The rate to begin with.
+    /// The first rate.
     pub fn first(&self, estimate: Option<FeeRate>) -> FeeRate {
         self.hold(self.first.or(estimate))
     }
 
-    /// The rate to pay. Without an estimate that is the floor: what is too cheap can be bumped, what was too dear is gone.
+    /// The rate to pay. Without an estimate it is the floor: too low a fee can be bumped, too high a fee is lost.
     pub fn hold(&self, estimate: Option<FeeRate>) -> FeeRate {
         estimate.unwrap_or(self.floor).clamp(self.floor, self.ceiling)
     }
 
-    /// Within how many blocks a transaction should be confirmed.
+    /// The number of blocks within which a transaction should be confirmed.
     pub fn target(&self) -> ConfirmationTarget {
         self.target
     }
 
-    /// The least to pay.
+    /// The lowest rate.
     pub fn floor(&self) -> FeeRate {
         self.floor
     }
 
-    /// The most to pay.
+    /// The highest rate.
     pub fn ceiling(&self) -> FeeRate {
         self.ceiling
     }
@@ -126,7 +127,7 @@ impl Default for FeePolicy {
     }
 }
 
-/// What `vsize` vB cost at `rate`, rounded up; saturates.
+/// The fee of `vsize` vB at `rate`, rounded up; saturates.
 pub fn fee_at(rate: FeeRate, vsize: u64) -> Amount {
     let sat = (u128::from(rate.to_sat_per_kwu()) * u128::from(vsize)).saturating_mul(4).div_ceil(1000);
     Amount::from_sat(u64::try_from(sat).unwrap_or(u64::MAX))
@@ -140,7 +141,7 @@ pub fn rate_of(fee: Amount, vsize: u64) -> FeeRate {
 
 /// A rate in sat/vB, as people write it: up to three digits after the point.
 pub fn sat_per_vb(rate: FeeRate) -> f64 {
-    // Exact for any rate that could be paid: below 2^53 sat/kwu.
+    // Exact for any rate that can be paid: below 2^53 sat/kwu.
     rate.to_sat_per_kwu() as f64 / 250.0
 }
 

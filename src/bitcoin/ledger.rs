@@ -1,4 +1,4 @@
-//! The coins of one address, kept up to date at little cost: listed once in full, then followed from block to block.
+//! The coins of one address, updated at low cost: listed once in full, then followed from block to block.
 
 use std::collections::BTreeMap;
 
@@ -6,13 +6,13 @@ use ::bitcoin::{OutPoint, ScriptBuf, Transaction, Txid};
 
 use super::chain::{Activity, Chain, ChainError, Deposit, Place, Spend, Tip};
 
-/// How far below its last tip a ledger looks again: deeper reorganizations are not expected to happen.
+/// How far below its last tip a ledger looks again. Deeper reorganizations are not expected.
 const OVERLAP: u32 = 6;
 
-/// How far it goes back when its last tip is no longer in the best chain.
+/// How far it goes back if its last tip is no longer in the best chain.
 const REORGANIZATION: u32 = 100;
 
-/// The most coins that it remembers. Anybody can pay to an address; the largest ones stay.
+/// The most coins that it stores. Any outsider can pay to an address; the largest coins stay.
 const MAX_COINS: usize = 256;
 
 /// The coins of one address.
@@ -20,22 +20,23 @@ const MAX_COINS: usize = 256;
 pub struct Ledger {
     script: ScriptBuf,
     look_back: u32,
-    /// Whether the coins are listed at first.
+    /// Whether the first refresh lists the coins.
     is_listed: bool,
     tip: Option<Tip>,
-    /// What was paid to it, in blocks.
+    /// The confirmed deposits.
     deposits: BTreeMap<OutPoint, Deposit>,
-    /// What was spent from it, in blocks that a reorganization may still take back.
+    /// The confirmed spends that a reorganization may still undo.
     spends: BTreeMap<OutPoint, Spend>,
 }
 
 impl Ledger {
-    /// A ledger that knows nothing yet: it lists the coins, and looks for spends in the last `look_back` blocks.
+    /// An empty ledger: the first refresh lists the coins, and looks for spends in the last `look_back` blocks.
     pub fn new(script: ScriptBuf, look_back: u32) -> Self {
         Self { script, look_back, is_listed: true, tip: None, deposits: BTreeMap::new(), spends: BTreeMap::new() }
     }
 
-    /// A ledger that goes on from what was known at `tip`. It never has to list the coins, which takes a node minutes.
+    /// A ledger that continues from the known state at `tip`. It never has to list the coins, which takes a node
+    /// minutes.
     pub fn known(
         script: ScriptBuf,
         tip: Tip,
@@ -52,16 +53,17 @@ impl Ledger {
         ledger
     }
 
-    /// A ledger that knows nothing yet and lists no coins, which takes a node minutes: it follows the last `look_back` blocks, and
-    /// the ones that come.
+    /// An empty ledger that does not list coins, which takes a node minutes: it follows the last `look_back` blocks,
+    /// and all later ones.
     pub fn unlisted(script: ScriptBuf, look_back: u32) -> Self {
         Self { is_listed: false, ..Self::new(script, look_back) }
     }
 
-    /// Asks the chain what is new: the coins that no block has spent, and the spends of the last blocks and of the mempool.
+    /// Queries the chain for changes: the coins that no block has spent, and the spends of the last blocks and of the
+    /// mempool.
     ///
     /// # Errors
-    /// What the chain says; nothing has changed then.
+    /// Those of the chain; the ledger is unchanged then.
     pub async fn refresh(&mut self, chain: &dyn Chain) -> Result<Activity, ChainError> {
         let mut activities = Self::refresh_all(&mut [self], chain).await?;
         activities
@@ -69,12 +71,12 @@ impl Ledger {
             .ok_or_else(|| ChainError::BadAnswer("no activity of a script that was asked for".to_owned()))
     }
 
-    /// The same for several ledgers, in their order: the blocks are read once for all of them.
+    /// The same for several ledgers, in their order. The blocks are read once for all of them.
     ///
     /// # Errors
-    /// As [`Self::refresh`].
+    /// Like [`Self::refresh`].
     pub async fn refresh_all(ledgers: &mut [&mut Self], chain: &dyn Chain) -> Result<Vec<Activity>, ChainError> {
-        // Coins are listed once for all that need it.
+        // Coins are listed once for all ledgers that need it.
         let unknown = |ledger: &&mut Self| ledger.tip.is_none() && ledger.is_listed;
         let scripts: Vec<_> =
             ledgers.iter().filter(|ledger| unknown(ledger)).map(|ledger| ledger.script.clone()).collect();
@@ -120,7 +122,7 @@ impl Ledger {
             .collect())
     }
 
-    /// Takes in all there is from height `since` on.
+    /// Applies `news`, which is complete from height `since` on.
     fn take(&mut self, news: Activity, since: u32) -> Activity {
         let below = |place: &Place, height| place.block().is_some_and(|block| block.height < height);
         self.deposits.retain(|_, deposit| below(&deposit.place, since));
@@ -143,7 +145,7 @@ impl Ledger {
         activity
     }
 
-    /// Forgets what was spent below `settled`, and the smallest coins when there are too many.
+    /// Drops coins that were spent below `settled`, and the smallest coins if there are too many.
     fn forget(&mut self, settled: u32) {
         let gone: Vec<_> = self
             .spends
@@ -164,11 +166,11 @@ impl Ledger {
     }
 }
 
-/// Reads the transactions of `activity`'s spends that are not `known` yet, and forgets those that it does not list any more. One that
-/// has left the mempool meanwhile stays missing.
+/// Reads the spending transactions of `activity` that are not in `known` yet, and drops those from `known` that it no
+/// longer lists. A transaction that has left the mempool meanwhile stays missing.
 ///
 /// # Errors
-/// What the chain says; [`ChainError::Unavailable`] for a spend whose block a reorganization has just taken away.
+/// Those of the chain; [`ChainError::Unavailable`] for a spend whose block was just reorganized away.
 pub async fn read_spenders(
     chain: &dyn Chain,
     activity: &Activity,
@@ -184,7 +186,7 @@ pub async fn read_spenders(
             Some(transaction) => {
                 known.insert(spend.by, transaction);
             }
-            // It has left the mempool since; from a block nothing leaves without a reorganization.
+            // It has left the mempool since. A transaction leaves a block only by a reorganization.
             None if block.is_none() => {}
             None => {
                 let problem = format!("{} is in no block any more", spend.by);
@@ -219,7 +221,7 @@ mod tests {
         assert_eq!(values(&ledger.refresh(&chain).await.unwrap()).len(), 1, "listed, however old");
         chain.mine(12, &script(1));
         assert_eq!(values(&ledger.refresh(&chain).await.unwrap()).len(), 13);
-        // Deeper than it looks at every time.
+        // Deeper than a regular look.
         chain.take_back(11);
         chain.mine(30, &script(2));
         assert_eq!(values(&ledger.refresh(&chain).await.unwrap()).len(), 2);

@@ -1,16 +1,16 @@
-//! How a watch looks at the chain: as few blocks as will do, and a scan of all unspent outputs only where it must be.
+//! How a watch looks at the chain: it reads as few blocks as possible, and scans the UTXO set only if necessary.
 
 use super::{
     announcement::{Announcement, State},
     chain::{Activity, Chain, ChainError, Deposit, Tip},
 };
 
-/// How many blocks are read to find a deposit before a scan is cheaper, and no node may have pruned them.
+/// The most blocks that are read to find a deposit; a scan is cheaper beyond. A pruned node may not have more either.
 const MANY_BLOCKS: u32 = 2016;
 
-/// What happened to the script of `announcement`, and from which height on that is all.
+/// The activity of the script of `announcement`, and the height from which on it is complete.
 ///
-/// `young` says that nobody can have known the address for longer than the rules' window of blocks.
+/// `young`: the address cannot have been known for longer than the rules' window of blocks.
 pub(super) async fn look(
     chain: &dyn Chain,
     announcement: &Announcement,
@@ -18,7 +18,7 @@ pub(super) async fn look(
 ) -> Result<(Activity, u32), ChainError> {
     let (activity, since) = look_once(chain, announcement, young).await?;
     if let Some(seen) = announcement.sight().tip {
-        // Another node may have given the answer than the one that was asked for its tip.
+        // The answer may come from another node than the one that returned the tip.
         not_behind(chain, &seen, &activity.tip, announcement.rules().window()).await?;
     }
     Ok((activity, since))
@@ -40,7 +40,7 @@ async fn look_once(
         return Ok((coins_and_recent_blocks(chain, announcement).await?, 0));
     };
     if tip == seen {
-        // While the tip stands still, only the mempool can have changed.
+        // The tip is the same, so only the mempool can have changed.
         let since = tip.block.height + 1;
         let activity = chain.activity(script, since).await?;
         if activity.tip == tip {
@@ -50,7 +50,7 @@ async fn look_once(
     not_behind(chain, &seen, &tip, window).await?;
     let is_waiting = matches!(announcement.state(), State::Funding { .. } | State::Signing { .. });
     let continues = stands(chain, &seen).await?;
-    // Where the chain has only grown, what it has new is in the new blocks.
+    // If the chain has only grown, only the new blocks are read.
     let since = if continues { seen.block.height + 1 } else { seen.block.height.saturating_sub(window) };
     let far = tip.block.height.saturating_sub(since) > MANY_BLOCKS;
     let read = if far && is_waiting { None } else { not_pruned(chain.activity(script, since).await)? };
@@ -63,15 +63,16 @@ async fn look_once(
         }
         None => {
             let activity = coins_and_recent_blocks(chain, announcement).await?;
-            // A coin that is not there any more is not to be chosen. Of what is signed already, the spends that were seen
-            // still stand: no later look shows them again.
+            // A coin that no longer exists must not be chosen. For a signed announcement, the spends that were seen
+            // stay: no later look shows them again.
             Ok((activity, if is_waiting || !continues { 0 } else { since }))
         }
     }
 }
 
-/// Refuses what a node says that reads its blocks again, or another one behind the same address that lacks some: that is not
-/// gone. One that has left a block behind still knows it, and has another one in its place or none.
+/// An error if the node verifies its blocks again, or if another node behind the same address lacks some: the missing
+/// blocks are not gone. A node that has reorganized a block away still knows it, and has another block or none at its
+/// height.
 async fn not_behind(chain: &dyn Chain, seen: &Tip, tip: &Tip, window: u32) -> Result<(), ChainError> {
     let (has, had) = (tip.block.height, seen.block.height);
     let is_behind = has < had
@@ -86,7 +87,7 @@ async fn not_behind(chain: &dyn Chain, seen: &Tip, tip: &Tip, window: u32) -> Re
     Err(ChainError::Unavailable(problem))
 }
 
-/// Whether the chain still has that tip's block.
+/// Whether the block of that tip is still in the chain.
 async fn stands(chain: &dyn Chain, seen: &Tip) -> Result<bool, ChainError> {
     Ok(chain.block_hash(seen.block.height).await? == Some(seen.block.hash))
 }
@@ -102,7 +103,7 @@ fn not_pruned(read: Result<Activity, ChainError>) -> Result<Option<Activity>, Ch
     }
 }
 
-/// The coins of any age. They say nothing of spends that a block has already; the last blocks do.
+/// The coins of any age. They do not include confirmed spends; the last blocks do.
 async fn coins_and_recent_blocks(chain: &dyn Chain, announcement: &Announcement) -> Result<Activity, ChainError> {
     let (script, window) = (announcement.script(), announcement.rules().window());
     let coins = chain.coins(script).await?;

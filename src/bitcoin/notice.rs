@@ -1,4 +1,4 @@
-//! What subscribers hear of announcements: one typed notice for every step, named as those of the actors are.
+//! The notices of announcements: one typed notice for every step, named like those of the actors.
 
 use ::bitcoin::{Address, Amount, OutPoint, Script, TxOut, Txid};
 use serde::Serialize;
@@ -17,8 +17,9 @@ use crate::protocol::{hash::SignalBytes, id::CohortId, network::Network, time::T
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 #[allow(missing_docs, reason = "the fields are what their names and types say")]
 pub enum AnnouncementNotice {
-    /// The beacon address waits for a deposit, until `deadline` in milliseconds since the Unix epoch. `at_least` is what one
-    /// deposit has to hold, `suggested` what also pays for two bumps and one more announcement, at the fee rate of now.
+    /// The beacon address waits for a deposit, until `deadline` in milliseconds since the Unix epoch. One deposit must
+    /// hold at least `at_least`; `suggested` also pays for two bumps and one more announcement, at the current fee
+    /// rate.
     FundingWanted {
         cohort_id: CohortId,
         beacon_address: String,
@@ -26,7 +27,7 @@ pub enum AnnouncementNotice {
         #[serde(flatten, skip_serializing_if = "Option::is_none")]
         need: Option<NeededSat>,
     },
-    /// A deposit does not hold enough, and none that does is there. Deposits are not added up.
+    /// A deposit is too small, and there is no sufficient one. Deposits are not added up.
     DepositTooSmall {
         cohort_id: CohortId,
         outpoint: OutPoint,
@@ -35,7 +36,7 @@ pub enum AnnouncementNotice {
         #[serde(flatten)]
         need: NeededSat,
     },
-    /// A deposit is there: in the mempool, or in a block.
+    /// A deposit appeared, in the mempool or in a block.
     DepositSeen {
         cohort_id: CohortId,
         outpoint: OutPoint,
@@ -43,13 +44,14 @@ pub enum AnnouncementNotice {
         value: Amount,
         block: Option<BlockId>,
     },
-    /// A deposit is no longer there.
+    /// A deposit disappeared.
     DepositGone { cohort_id: CohortId, outpoint: OutPoint },
-    /// A transaction that nobody was asked to sign spends from the beacon address. Told again after a restart while it does.
+    /// A transaction that no member was asked to sign spends from the beacon address. Sent again after a restart while
+    /// this is true.
     ForeignSpend { cohort_id: CohortId, outpoint: OutPoint, by: Txid, block: Option<BlockId> },
-    /// What that transaction announces, once it could be read: a signal that no member approved.
+    /// The signal of that transaction, which no member approved. Sent once the transaction could be read.
     ForeignSignal { cohort_id: CohortId, by: Txid, signal: SignalBytes },
-    /// The members are asked to sign. What the coin holds beyond the fee goes to `change_address`.
+    /// The members are asked to sign. The value of the coin minus the fee goes to `change_address`.
     AnnouncementPrepared {
         cohort_id: CohortId,
         txid: Txid,
@@ -60,13 +62,13 @@ pub enum AnnouncementNotice {
         #[serde(flatten, skip_serializing_if = "Option::is_none")]
         change: Option<ChangeSat>,
     },
-    /// The chain took the announcement.
+    /// The chain accepted the announcement.
     AnnouncementBroadcast { cohort_id: CohortId, txid: Txid },
-    /// It did not.
+    /// The chain refused it.
     AnnouncementRefused { cohort_id: CohortId, txid: Txid, kind: RejectionKind, reason: String },
-    /// It is not in sight, and is handed in again.
+    /// It is not in sight, and is submitted again.
     AnnouncementRebroadcast { cohort_id: CohortId, txid: Txid },
-    /// A child pays for it. `fee_rate` is what both are to pay.
+    /// A child pays for it. `fee_rate` is the rate of both together.
     AnnouncementBumped {
         cohort_id: CohortId,
         txid: Txid,
@@ -77,12 +79,12 @@ pub enum AnnouncementNotice {
     },
     /// It is stuck, and cannot be bumped.
     AnnouncementStuck { cohort_id: CohortId, txid: Txid, reason: String },
-    /// It is confirmed, so many blocks deep.
+    /// It is confirmed at this depth.
     AnnouncementConfirmed { cohort_id: CohortId, txid: Txid, block: BlockId, depth: u32, of: u32 },
-    /// It fell out of the block that confirmed it.
+    /// The block that confirmed it was reorganized away.
     AnnouncementUnconfirmed { cohort_id: CohortId, txid: Txid, block: BlockId },
-    /// It is as deep as was asked for. `left` stays at the beacon address: the same members' next cohort can use it, or
-    /// `recover` takes it back. `fee` was paid by the transaction, `child_fee` by its child; the rest of the coin is at
+    /// It reached its final depth. `left` stays at the beacon address: the same members' next cohort can use it, or
+    /// `recover` recovers it. `fee` was paid by the transaction, `child_fee` by its child; the rest of the coin is at
     /// `change_address`.
     AnnouncementFinal {
         cohort_id: CohortId,
@@ -97,7 +99,7 @@ pub enum AnnouncementNotice {
         #[serde(flatten, skip_serializing_if = "Option::is_none")]
         change: Option<ChangeSat>,
     },
-    /// There will be no announcement. `left` stays at the beacon address, for `recover` to take back.
+    /// The announcement failed. `left` stays at the beacon address and can be recovered by `recover`.
     AnnouncementFailed {
         cohort_id: CohortId,
         failure: AnnouncementFailure,
@@ -105,7 +107,7 @@ pub enum AnnouncementNotice {
         #[serde(with = "::bitcoin::amount::serde::as_sat")]
         left: Amount,
     },
-    /// A deposit came to the beacon address after its announcement had ended. Told again after a restart.
+    /// A deposit arrived at the beacon address after its announcement had ended. Sent again after a restart.
     LateDeposit {
         cohort_id: CohortId,
         outpoint: OutPoint,
@@ -113,7 +115,7 @@ pub enum AnnouncementNotice {
         value: Amount,
         block: Option<BlockId>,
     },
-    /// The recovery key took a coin of the beacon address back.
+    /// The recovery key recovered a coin of the beacon address.
     CoinRecovered { cohort_id: CohortId, outpoint: OutPoint, by: Txid, block: Option<BlockId> },
     /// The timelock of a coin at the beacon address passes soon: in a block of `height` or later, about `expected` (seconds
     /// since the Unix epoch), the recovery key can spend it without any member.
@@ -126,7 +128,7 @@ pub enum AnnouncementNotice {
         blocks: u32,
         expected: u64,
     },
-    /// It has passed.
+    /// The timelock has passed.
     RecoveryPossible {
         cohort_id: CohortId,
         outpoint: OutPoint,
@@ -134,11 +136,11 @@ pub enum AnnouncementNotice {
         value: Amount,
         height: u32,
     },
-    /// No block came for long.
+    /// No block arrived for a long time.
     ChainStalled { cohort_id: CohortId },
-    /// The chain cannot be asked. Said once, until it can be again.
+    /// The chain cannot be queried. Sent once, until it can be again.
     ChainUnavailable { cohort_id: CohortId, problem: String },
-    /// The chain can be asked again.
+    /// The chain can be queried again.
     ChainAvailable { cohort_id: CohortId },
 }
 
@@ -193,7 +195,7 @@ impl AnnouncementNotice {
             }
             Self::DepositGone { outpoint, .. } => format!("  a deposit is gone: {outpoint}"),
             Self::ForeignSpend { cohort_id, outpoint, by, .. } => {
-                format!("ALARM: cohort {cohort_id}: {by} spends {outpoint}, and nobody was asked to sign it")
+                format!("ALARM: cohort {cohort_id}: {by} spends {outpoint}, and no member was asked to sign it")
             }
             Self::ForeignSignal { cohort_id, by, signal } => {
                 format!("ALARM: cohort {cohort_id}: {by} announces {signal}, which no member approved")
@@ -220,7 +222,7 @@ impl AnnouncementNotice {
                 let fee = saturating_sum(*fee, *child_fee).to_sat();
                 let height = block.height;
                 format!(
-                    "cohort {cohort_id} is announced for good: {txid} in block {height}, for {fee} sat{change}{left}"
+                    "cohort {cohort_id} is announced permanently: {txid} in block {height}, for {fee} sat{change}{left}"
                 )
             }
             Self::AnnouncementFailed { cohort_id, reason, left, .. } => {
@@ -249,11 +251,11 @@ impl AnnouncementNotice {
     }
 }
 
-/// Where change goes.
+/// The destination of change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ChangeSat {
-    /// How much it is.
+    /// Its amount.
     #[serde(with = "::bitcoin::amount::serde::as_sat")]
     pub change: Amount,
     /// Its address.
@@ -282,7 +284,7 @@ fn saturating_sum(one: Amount, other: Amount) -> Amount {
     one.checked_add(other).unwrap_or(Amount::MAX)
 }
 
-/// What one deposit has to hold, as events say it.
+/// The required amounts of one deposit, as in events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NeededSat(pub Need);
 
@@ -308,7 +310,7 @@ fn fee_of(prepared: &Prepared) -> Amount {
     prepared.coin.value.checked_sub(paid).unwrap_or_default()
 }
 
-/// That a beacon address waits for a deposit.
+/// A beacon address waits for a deposit.
 pub(super) fn funding_wanted(
     cohort_id: &CohortId,
     network: Network,
@@ -321,13 +323,13 @@ pub(super) fn funding_wanted(
     AnnouncementNotice::FundingWanted { cohort_id: cohort_id.clone(), beacon_address, deadline, need }
 }
 
-/// That somebody spends what nobody was asked to sign.
+/// A transaction spends from the beacon address, and no member was asked to sign it.
 pub fn foreign_spend(cohort_id: &CohortId, spend: &Spend) -> AnnouncementNotice {
     let Spend { outpoint, by, place } = *spend;
     AnnouncementNotice::ForeignSpend { cohort_id: cohort_id.clone(), outpoint, by, block: place.block().copied() }
 }
 
-/// What `event`, which led to `announcement`, is to subscribers.
+/// The notice for `event`, which led to `announcement`.
 pub(super) fn of(
     cohort_id: &CohortId,
     network: Network,

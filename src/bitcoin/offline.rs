@@ -15,7 +15,8 @@ use crate::{
 /// The value of the made-up coin: enough for the fallback witness of the largest cohort.
 const VALUE: Amount = Amount::from_sat(200_000);
 
-/// An operator that admits everybody and spends a made-up output of the beacon address, a different one for each cohort.
+/// An operator that admits every participant and spends a made-up output of the beacon address, a different one for
+/// each cohort.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OfflineOperator;
 

@@ -1,7 +1,8 @@
-//! An operator with a chain: the service's policy asks it for transactions, and it sees every announcement to its end.
+//! An operator with a chain: it provides transactions for the service's policy, and follows every announcement to its
+//! end.
 //!
-//! There is one watch for an announcement, and nothing else writes to its journal: whoever finds none that runs looks again,
-//! and starts one, while nobody else may. What it is told goes to the watch, also when that has to be started for it.
+//! Each announcement has one watch, and only the watch writes to its journal. A caller that finds no running watch
+//! looks again and starts one under a lock. Requests are passed to the watch, which is started for them if necessary.
 
 use std::{
     collections::BTreeMap,
@@ -36,10 +37,10 @@ use crate::{
     },
 };
 
-/// How many requests may wait for a watch that is asking the chain. A cohort makes a handful in its life.
+/// How many requests may wait while a watch queries the chain. A cohort makes a handful in total.
 const REQUESTS: usize = 16;
 
-/// An operator with a chain. Clones are the same operator. Its watches run as tasks of the runtime that it is used on.
+/// An operator with a chain. Clones share the state. Its watches run as tasks of the runtime that it is used on.
 #[derive(Clone)]
 pub struct ChainOperator(Arc<Inner>);
 
@@ -47,23 +48,23 @@ struct Inner {
     settings: WatchSettings,
     rules: Arc<Rules>,
     watches: Mutex<BTreeMap<CohortId, Running>>,
-    /// Held from looking whether a watch runs until it does.
+    /// Locked from the check whether a watch runs until it does.
     starting: tokio::sync::Mutex<Starting>,
 }
 
 /// Whether watches may be started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Starting {
-    /// Not before what earlier lives claimed is read: their transactions are not foreign.
+    /// Not before the claims of previous runs are read: their transactions are not foreign.
     #[default]
     Unread,
-    /// They may.
+    /// Watches may be started.
     Allowed,
     /// The operator has stopped.
     Over,
 }
 
-/// What to watch.
+/// The address to watch.
 enum Address<'a> {
     Script(ScriptBuf),
     Output(&'a BeaconOutput),
@@ -82,12 +83,12 @@ impl ChainOperator {
         Self(Arc::new(Inner { settings, rules, watches, starting }))
     }
 
-    /// What it has to do with.
+    /// The settings of its watches.
     pub fn settings(&self) -> &WatchSettings {
         &self.0.settings
     }
 
-    /// What it follows.
+    /// The operator's settings for announcements.
     pub fn rules(&self) -> &Arc<Rules> {
         &self.0.rules
     }
@@ -97,10 +98,11 @@ impl ChainOperator {
         self.0.settings.notices.subscribe()
     }
 
-    /// Goes on with every announcement of the journal that has not ended: which ones.
+    /// Continues every announcement of the journal that has not ended. Returns their cohorts.
     ///
     /// # Errors
-    /// [`JournalError`] when the journal cannot be read. One stream that cannot be is logged, and keeps none of the others.
+    /// [`JournalError`] when the journal cannot be read. A single stream that cannot be read is logged, and does not
+    /// affect the others.
     pub async fn resume(&self) -> Result<Vec<CohortId>, JournalError> {
         let mut resumed = Vec::new();
         let starting = self.0.starting.lock().await;
@@ -113,7 +115,8 @@ impl ChainOperator {
                 resumed.push(cohort_id);
                 continue;
             }
-            // Also what has ended: its transactions are not foreign to the next announcement of its address.
+            // Ended announcements are opened too: their transactions are not foreign to the next announcement of the
+            // address.
             match self.open(&cohort_id).await {
                 Ok(watch) if watch.announcement().has_ended() => {}
                 Ok(watch) => {
@@ -126,7 +129,7 @@ impl ChainOperator {
         Ok(resumed)
     }
 
-    /// Watches the beacon address of a cohort that has formed. Watching it already is fine.
+    /// Watches the beacon address of a cohort that has formed. A second call does nothing.
     ///
     /// # Errors
     /// [`WatchError`].
@@ -134,7 +137,7 @@ impl ChainOperator {
         self.watch_if_new(cohort_id, Address::Script(script)).await
     }
 
-    /// The same, and what a deposit needs is told with the address.
+    /// The same, with the required amounts of a deposit in the notice.
     async fn watch_output(&self, cohort_id: &CohortId, output: &BeaconOutput) -> Result<(), WatchError> {
         self.watch_if_new(cohort_id, Address::Output(output)).await
     }
@@ -148,8 +151,8 @@ impl ChainOperator {
         Ok(())
     }
 
-    /// Follows a step of the service: begins to watch, announces what is signed, gives up what has failed. When it answers,
-    /// what it was told is written down. Told again, it does nothing more.
+    /// Follows a notice of the service: starts to watch, announces a signed transaction, ends a failed announcement.
+    /// When it returns, the fact is persisted. A repeated notice has no effect.
     ///
     /// # Errors
     /// [`WatchError`].
@@ -163,20 +166,20 @@ impl ChainOperator {
             }
             ServiceNotice::SigningComplete { cohort_id, result, .. } => {
                 let (transaction, value) = (result.signed.transaction.clone(), result.signed.value);
-                // Also when it had been given up: what is signed is worth announcing.
-                let signed = |kept| Request::Signed { transaction: transaction.clone(), value, kept };
+                // Also if the announcement had failed: a signed transaction is worth announcing.
+                let signed = |persisted| Request::Signed { transaction: transaction.clone(), value, persisted };
                 self.deliver(cohort_id, Some(&result.output), signed).await
             }
             ServiceNotice::CohortFailed { cohort_id, reason, .. } => {
-                let failed = |kept| Request::CohortFailed { reason: reason.clone(), kept };
+                let failed = |persisted| Request::CohortFailed { reason: reason.clone(), persisted };
                 self.deliver(cohort_id, None, failed).await
             }
             _ => Ok(()),
         }
     }
 
-    /// Tells the watch of a cohort something, until it has written that down. One that does not run is started for it, unless
-    /// the cohort never had one and there is no `output` to watch.
+    /// Passes a request to the watch of a cohort, and waits until the watch has persisted it. A watch that does not run
+    /// is started, unless the cohort never had one and there is no `output` to watch.
     async fn deliver(
         &self,
         cohort_id: &CohortId,
@@ -184,8 +187,8 @@ impl ChainOperator {
         request: impl Fn(oneshot::Sender<()>) -> Request,
     ) -> Result<(), WatchError> {
         loop {
-            let (kept, answer) = oneshot::channel();
-            let request = request(kept);
+            let (persisted, answer) = oneshot::channel();
+            let request = request(persisted);
             let unsent = match self.running(cohort_id) {
                 Some(watch) => watch.send(request).await.err().map(|unsent| unsent.0),
                 None => Some(request),
@@ -198,12 +201,12 @@ impl ChainOperator {
             if answer.await.is_ok() {
                 return Ok(());
             }
-            // It ended as we asked, or cannot write.
+            // The watch ended as requested, or cannot write.
             tokio::time::sleep(self.0.settings.poll).await;
         }
     }
 
-    /// Starts the watch of a cohort, with a request to begin with. Whether there is one.
+    /// Starts the watch of a cohort with a first request. Returns whether there is one.
     async fn start_with(
         &self,
         cohort_id: &CohortId,
@@ -213,7 +216,7 @@ impl ChainOperator {
         let starting = self.begin().await?;
         if let Some(watch) = self.running(cohort_id) {
             drop(starting);
-            // Whoever it does not reach asks again.
+            // A caller whose request does not arrive repeats it.
             let _ = watch.send(request).await;
             return Ok(true);
         }
@@ -228,7 +231,7 @@ impl ChainOperator {
         Ok(true)
     }
 
-    /// Begins to look whether a watch runs, and to start one. What it returns is held until that is done.
+    /// Locks the start of watches: the caller holds the guard until its watch runs.
     async fn begin(&self) -> Result<tokio::sync::MutexGuard<'_, Starting>, WatchError> {
         let mut starting = self.0.starting.lock().await;
         match *starting {
@@ -267,14 +270,14 @@ impl ChainOperator {
         Ok(watch)
     }
 
-    /// Runs a watch. Who calls it holds `starting`, and has seen that none runs.
+    /// Runs a watch. The caller holds `starting`, and has checked that none runs.
     fn start(&self, cohort_id: CohortId, watch: Watch, first: Option<Request>) {
         let (requests, receiver) = mpsc::channel(REQUESTS);
         if let Some(first) = first {
-            // There is room: it is the first.
+            // The channel is empty: this is the first request.
             let _ = requests.try_send(first);
         }
-        // Without the operator itself: when that is gone, so are the senders, and the task ends.
+        // The task does not own the operator: when the operator is dropped, so are the senders, and the task ends.
         let (settings, rules) = (self.0.settings.clone(), Arc::clone(&self.0.rules));
         let task = tokio::spawn(see_to_the_end(cohort_id.clone(), watch, receiver, settings, rules));
         let mut watches = self.watches();
@@ -287,7 +290,7 @@ impl ChainOperator {
         self.0.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a cohort's announcement has ended, one way or the other, as far as the journal tells.
+    /// Whether a cohort's announcement has ended in either way, according to the journal.
     pub async fn has_ended(&self, cohort_id: &CohortId) -> bool {
         match self.running(cohort_id) {
             Some(_) => false,
@@ -295,8 +298,8 @@ impl ChainOperator {
         }
     }
 
-    /// Ends all watches, when what they are writing down is written down. Looks at the chain are given up. No watch is started
-    /// any more; a new operator goes on with them, by [`Self::resume`].
+    /// Ends all watches after their pending writes. Looks at the chain are cancelled. No watch is started any more; a
+    /// new operator continues them by [`Self::resume`].
     pub async fn stop(&self) {
         *self.0.starting.lock().await = Starting::Over;
         let watches = std::mem::take(&mut *self.watches());
@@ -313,7 +316,7 @@ impl ChainOperator {
         watches.get(cohort_id).map(|watch| watch.requests.clone()).filter(|requests| !requests.is_closed())
     }
 
-    /// Whether the cohort's watch was asked.
+    /// Whether the request reached the cohort's watch.
     async fn request(&self, cohort_id: &CohortId, request: Request) -> bool {
         let sent = match self.running(cohort_id) {
             Some(watch) => watch.send(request).await.is_ok(),
@@ -326,7 +329,8 @@ impl ChainOperator {
     }
 }
 
-/// Runs a watch until it has ended. One that cannot write its events, or panics, begins again from those that are written.
+/// Runs a watch until its announcement has ended. A watch that cannot write its events, or panics, restarts from the
+/// persisted events.
 async fn see_to_the_end(
     cohort_id: CohortId,
     mut watch: Watch,
@@ -335,13 +339,13 @@ async fn see_to_the_end(
     rules: Arc<Rules>,
 ) {
     loop {
-        // What the watch knows is dropped with it, whatever state a panic has left it in.
+        // The watch is dropped with its state, whatever state a panic has left it in.
         let problem = match AssertUnwindSafe(watch.run(&mut requests)).catch_unwind().await {
             Ok(Ok(_)) => return,
             Ok(Err(error)) => error.to_string(),
             Err(_) => "it panicked".to_owned(),
         };
-        tracing::error!(%cohort_id, problem, "an announcement begins again from its journal");
+        tracing::error!(%cohort_id, problem, "an announcement restarts from its journal");
         watch = loop {
             tokio::time::sleep(settings.poll).await;
             if requests.is_closed() {
@@ -349,7 +353,7 @@ async fn see_to_the_end(
             }
             let machine = Announcement::new(Arc::clone(&rules));
             match Watch::open(cohort_id.clone(), machine, settings.clone()).await {
-                Ok(watch) => break watch.has_told(),
+                Ok(watch) => break watch.already_notified(),
                 Err(error) => tracing::error!(%cohort_id, %error, "an announcement stands still"),
             }
         };
@@ -371,7 +375,7 @@ impl ServicePolicy for ChainOperator {
             }
             Ok(Err(problem @ (PrepareError::NotFunded(_) | PrepareError::Unreachable(_)))) => Err(retry(&problem)),
             Ok(Err(PrepareError::Never(problem))) => Err(Fatal(problem).into()),
-            // The watch has ended: for good, or for a reason that asking again may overcome.
+            // The watch has ended, permanently or for a reason that a repeated request may overcome.
             Err(_) => match self.open(cohort_id).await.map_err(|error| retry(&error))?.announcement().state() {
                 State::Failed { failure } => Err(Fatal(failure.to_string()).into()),
                 State::Final { txid, .. } => Err(Fatal(format!("{txid} announced this cohort's signal")).into()),

@@ -1,4 +1,4 @@
-//! Where an operator wants its change: an address, an output descriptor of one key, or the beacon.
+//! The destination of an operator's change: an address, an output descriptor of one key, or the beacon.
 
 use ::bitcoin::{
     CompressedPublicKey, NetworkKind, ScriptBuf, XOnlyPublicKey,
@@ -11,8 +11,8 @@ use crate::{
     protocol::{network::Network, output::Change},
 };
 
-/// The change that `text` names: `beacon`, an address of `network`, or a descriptor (BIP-380) of one key: `addr(ADDRESS)`,
-/// `wpkh(KEY)`, `tr(KEY)`, `pkh(KEY)`. A key is one in hex, or an extended public key with a path of its own.
+/// Parses the destination of change: `beacon`, an address of `network`, or a descriptor (BIP-380) of one key:
+/// `addr(ADDRESS)`, `wpkh(KEY)`, `tr(KEY)`, `pkh(KEY)`. A key is a key in hex, or an extended public key with a path.
 ///
 /// # Errors
 /// What is wrong with it, in words.
@@ -56,7 +56,7 @@ fn x_only(text: &str, network: Network) -> Result<XOnlyPublicKey, String> {
     }
 }
 
-/// A key: `[origin]` before it says where it comes from, and changes nothing.
+/// Parses a key. A leading `[origin]` states where the key comes from, and has no effect.
 fn key(text: &str, network: Network) -> Result<CompressedPublicKey, String> {
     let text = match text.strip_prefix('[') {
         Some(rest) => rest.split_once(']').ok_or_else(unknown)?.1,
@@ -84,7 +84,7 @@ fn key(text: &str, network: Network) -> Result<CompressedPublicKey, String> {
     Ok(derived.to_pub())
 }
 
-/// The checksum of a descriptor without one (BIP-380); none if it has a character that descriptors do not have.
+/// The checksum of a descriptor without one (BIP-380); `None` if it has a character that descriptors do not have.
 fn checksum(descriptor: &str) -> Option<String> {
     const INPUT: &str =
         "0123456789()[],'/*abcdefgh@:$%{}IJKLMNOPQRSTUVWXYZ&+-.;<=>?!^_|~ijklmnopqrstuvwxyzABCDEFGH`#\"\\ ";

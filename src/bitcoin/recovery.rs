@@ -1,7 +1,7 @@
-//! Taking a cohort's coins back with the recovery key, once its timelock has passed.
+//! Recovers a cohort's coins with the recovery key, once its timelock has passed.
 //!
-//! [`survey`] says what there is and when it can be taken; [`plan`] makes the transactions. Both are pure: who asks the chain
-//! is the command `recover`. [`CohortFile`] is what an operator must keep for it.
+//! [`survey`] lists the coins and when they can be recovered; [`plan`] makes the transactions. Both are pure: the
+//! command `recover` queries the chain. [`CohortFile`] is what an operator must store for it.
 
 use std::{fs, io, path::Path, time::Duration};
 
@@ -21,8 +21,8 @@ use crate::protocol::{
     output::{BeaconOutput, Coin, RecoveryError, RecoverySpend, sign_recovery_transaction},
 };
 
-/// What an operator must keep of a cohort from the moment it has formed, to recover its coins: keys and terms, from which the
-/// output is derived again.
+/// The keys and terms that an operator must store from the moment a cohort has formed, to recover its coins. The output
+/// is derived from them again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CohortFile {
@@ -39,7 +39,7 @@ impl CohortFile {
     /// Writes it to `<directory>/<cohort id>/output.json`.
     ///
     /// # Errors
-    /// What the file system says.
+    /// Those of the file system.
     pub fn write_to(&self, directory: &Path) -> io::Result<()> {
         let directory = directory.join(file_name(&self.cohort_id));
         fs::create_dir_all(&directory)?;
@@ -47,24 +47,24 @@ impl CohortFile {
     }
 }
 
-/// What stands between a coin and its recovery.
+/// When a coin can be recovered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 pub enum Maturity {
-    /// The coin is not confirmed, so that its timelock does not run yet.
+    /// The coin is not confirmed, so its timelock has not started.
     Unconfirmed,
     /// It can be recovered in a block of this height, or a later one.
     Waiting {
         /// That height.
         height: u32,
-        /// How many blocks are still to come before the next one can hold the recovery.
+        /// The number of blocks until the next one can contain the recovery.
         blocks: u32,
-        /// When that will be, by the network's block time: seconds since the Unix epoch.
+        /// The estimated time of that, by the network's block time, in seconds since the Unix epoch.
         expected: u64,
     },
     /// It can be recovered now.
     Mature {
-        /// The first height at which it could.
+        /// The first height at which it could be.
         height: u32,
     },
 }
@@ -73,14 +73,14 @@ pub enum Maturity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecoverableCoin {
-    /// Where it is.
+    /// The output.
     pub outpoint: OutPoint,
-    /// What it holds, in satoshis.
+    /// Its value, in satoshis.
     #[serde(with = "::bitcoin::amount::serde::as_sat")]
     pub value: Amount,
     /// The block that confirms it.
     pub block: Option<BlockId>,
-    /// The transaction in the mempool that spends it, if there is one: an announcement, perhaps.
+    /// The transaction in the mempool that spends it, if there is one, e.g. an announcement.
     pub spent_by: Option<Txid>,
     /// When it can be recovered.
     pub maturity: Maturity,
@@ -94,7 +94,7 @@ pub fn block_time(network: Network) -> Duration {
     }
 }
 
-/// The coins of `output` in `activity`, the oldest first. None when the output has no recovery leaf.
+/// The coins of `output` in `activity`, the oldest first. `None` if the output has no recovery leaf.
 pub fn survey(output: &BeaconOutput, activity: &Activity) -> Option<Vec<RecoverableCoin>> {
     let blocks = u32::from(output.recovery()?.sequence().blocks());
     let mut coins: Vec<_> = activity
@@ -105,7 +105,7 @@ pub fn survey(output: &BeaconOutput, activity: &Activity) -> Option<Vec<Recovera
             value: deposit.value,
             block: deposit.place.block().copied(),
             spent_by: activity.spends.iter().find(|spend| spend.outpoint == deposit.outpoint).map(|spend| spend.by),
-            // A block's reward has a timelock of its own.
+            // A coinbase output also has to be mature.
             maturity: maturity(
                 &deposit.place,
                 if deposit.coinbase { blocks.max(COINBASE_MATURITY) } else { blocks },
@@ -118,12 +118,12 @@ pub fn survey(output: &BeaconOutput, activity: &Activity) -> Option<Vec<Recovera
     Some(coins)
 }
 
-/// When an output that was made at `place` can be spent by a relative lock time of `blocks` (BIP-68): in a block that is at
-/// least so many above its own.
+/// When an output that was created at `place` can be spent by a relative lock time of `blocks` (BIP-68): in a block at
+/// least that many above its own.
 fn maturity(place: &Place, blocks: u32, tip: &Tip, block_time: Duration) -> Maturity {
     let Some(block) = place.block() else { return Maturity::Unconfirmed };
     let height = block.height.saturating_add(blocks);
-    // The next block is the first that could hold it.
+    // The next block is the first that could contain the spend.
     match height.saturating_sub(tip.block.height + 1) {
         0 => Maturity::Mature { height },
         blocks => Maturity::Waiting {
@@ -134,20 +134,21 @@ fn maturity(place: &Place, blocks: u32, tip: &Tip, block_time: Duration) -> Matu
     }
 }
 
-/// A coin's recovery.
+/// The recovery of a coin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovery {
     /// The coin.
     pub coin: RecoverableCoin,
     /// The signed transaction, or why there is none.
     pub transaction: Result<Transaction, RecoveryError>,
-    /// What it pays.
+    /// Its fee.
     pub fee: Amount,
 }
 
-/// Signed recoveries of `coins` to `destination` at `rate`, one transaction each: the fee of one never holds back another.
+/// Signed recoveries of `coins` to `destination` at `rate`, one transaction each, so that the fee of one does not delay
+/// another.
 ///
-/// A coin that would leave dust is not recovered: its error says so.
+/// A coin that would leave dust is not recovered: its error states this.
 pub fn plan(
     output: &BeaconOutput,
     coins: &[RecoverableCoin],
@@ -165,7 +166,7 @@ pub fn plan(
                 fee,
                 expected_address: Some(output.address()),
             };
-            // Signed once for its size, which no fee changes.
+            // Signed once to measure the size, which the fee does not change.
             let sized = sign_recovery_transaction(output, &spend(Amount::ZERO), key, rng);
             let fee = sized.as_ref().map_or(Amount::ZERO, |transaction| {
                 fee_at(rate, u64::try_from(transaction.vsize()).unwrap_or(u64::MAX))

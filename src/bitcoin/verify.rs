@@ -1,4 +1,4 @@
-//! Two independent opinions on a signed beacon transaction.
+//! Two independent validations of a signed beacon transaction.
 
 use ::bitcoin::{Transaction, TxOut, consensus};
 
@@ -9,8 +9,8 @@ use crate::protocol::{
     signing::Signed,
 };
 
-/// Every rule that the network enforces on a witness version 1 spend. Without `VERIFY_TAPROOT` the library would accept any
-/// witness at all, because to older rules a Taproot output is anyone's.
+/// Every rule that the network enforces on a witness version 1 spend. Without `VERIFY_TAPROOT` the library would accept
+/// any witness, because under older rules anyone can spend a Taproot output.
 const FLAGS: u32 = bitcoinconsensus::VERIFY_P2SH
     | bitcoinconsensus::VERIFY_DERSIG
     | bitcoinconsensus::VERIFY_NULLDUMMY

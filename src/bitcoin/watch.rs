@@ -1,8 +1,9 @@
-//! Drives one announcement: polls the chain, journals what the machine decides, hands in what it wants handed in, and tells
-//! subscribers. It decides nothing itself.
+//! Drives one announcement: polls the chain, journals the decisions of the machine, submits its transactions, and
+//! notifies subscribers. It decides nothing itself.
 //!
-//! It is at the chain or at its requests, never deaf to either: what is asked while it looks at the chain waits for the answer,
-//! and when nobody can ask any more the look is given up. Who asks for a transaction is answered when there is one.
+//! It serves the chain and its requests concurrently. A request that arrives during a look at the chain waits for its
+//! result; when no sender of requests is left, the look is cancelled. A request for a transaction is answered when
+//! there is one.
 
 use std::{collections::BTreeSet, pin::pin, sync::Arc, time::Duration};
 
@@ -37,63 +38,64 @@ use crate::{
     },
 };
 
-/// How long who asks for a transaction waits for a coin before it is told what is missing.
+/// How long a request for a transaction waits for a coin before it is answered with what is missing.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// How long the chain may take to say what it asks for, before the address is told without what a deposit needs.
+/// How long the chain may take for its fees before the address is published without the required amounts of a deposit.
 const QUICKLY: Duration = Duration::from_secs(5);
 
-/// How many requests are put aside while the chain is asked.
+/// How many requests are queued during a look at the chain.
 const PUT_ASIDE: usize = 64;
 
-/// What a watch has to do with.
+/// The settings of a watch.
 #[derive(Clone)]
 pub struct WatchSettings {
     /// The chain.
     pub chain: Arc<dyn Chain>,
     /// Its network.
     pub network: Network,
-    /// What to spend change with, for bumps; none where change goes elsewhere.
+    /// The key that can spend change, for bumps; `None` if change goes elsewhere.
     pub change_key: Option<Arc<ChangeKey>>,
-    /// Where the facts are kept, in the stream `announcement/<cohort id>`.
+    /// The journal, with the facts in the stream `announcement/<cohort id>`.
     pub journal: Arc<dyn Journal>,
-    /// The time.
+    /// The clock.
     pub clock: Clock,
-    /// How often to ask the chain.
+    /// The poll interval.
     pub poll: Duration,
-    /// What the announcements of one address leave to each other: one for all watches.
+    /// The claims of the announcements of one address, shared by all watches.
     pub claims: Arc<Claims>,
-    /// Where to tell what happens.
+    /// The channel of notices.
     pub notices: broadcast::Sender<Arc<AnnouncementNotice>>,
 }
 
-/// What a host asks of a watch.
+/// A request of the host.
 #[derive(Debug)]
 pub enum Request {
-    /// The transaction that announces `signal`: answered when there is one, when there will be none, and after ten minutes.
+    /// The transaction that announces `signal`. Answered when there is one, when there will be none, and after ten
+    /// minutes.
     Prepare {
         /// The cohort's output.
         output: BeaconOutput,
-        /// What to announce.
+        /// The signal to announce.
         signal: SignalBytes,
-        /// Where the answer goes.
+        /// The channel of the answer.
         answer: oneshot::Sender<Result<Prepared, PrepareError>>,
     },
     /// The cohort has signed.
     Signed {
         /// The transaction.
         transaction: Transaction,
-        /// What its coin holds.
+        /// The value of its coin.
         value: ::bitcoin::Amount,
-        /// Told when that is written down.
-        kept: oneshot::Sender<()>,
+        /// Answered when the fact is persisted.
+        persisted: oneshot::Sender<()>,
     },
     /// The cohort ended without a transaction.
     CohortFailed {
-        /// Why.
+        /// The reason.
         reason: String,
-        /// Told when that is written down.
-        kept: oneshot::Sender<()>,
+        /// Answered when the fact is persisted.
+        persisted: oneshot::Sender<()>,
     },
 }
 
@@ -106,31 +108,31 @@ pub enum PrepareError {
     /// Not yet.
     #[error(transparent)]
     NotFunded(#[from] NotFunded),
-    /// It cannot be told: what is known of the chain is old.
+    /// Unknown: the known state of the chain is out of date.
     #[error("the chain cannot be asked now: {0}")]
     Unreachable(String),
 }
 
-/// Why a watch cannot go on.
+/// Why a watch cannot continue.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum WatchError {
-    /// What is not written down must not be done.
+    /// A fact was not persisted, so its effects must not happen.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// The journal holds what is no fact of an announcement.
+    /// A record of the journal is not a fact of an announcement.
     #[error("journal stream {stream}: {problem}")]
     Replay {
-        /// Which stream.
+        /// The stream.
         stream: StreamId,
         /// What is wrong.
         problem: String,
     },
-    /// The operator is stopping. What it is told now has to be told again after a restart.
+    /// The operator is stopping. The caller repeats the request after a restart.
     #[error("the operator is stopping")]
     Stopping,
 }
 
-/// Who waits for a transaction.
+/// A pending request for a transaction.
 struct Waiting {
     output: BeaconOutput,
     signal: SignalBytes,
@@ -138,41 +140,41 @@ struct Waiting {
     until: Instant,
 }
 
-/// What a look at the chain shows.
+/// The result of a look at the chain.
 struct Seen {
     activity: Activity,
     since: u32,
     fees: Fees,
 }
 
-/// What the chain asks for.
+/// The fees that the chain asks for.
 #[derive(Clone, Copy, Debug, Default)]
 struct Fees {
     /// Its estimate.
     estimate: Option<FeeRate>,
-    /// The rate below which it takes nothing.
+    /// The rate below which it accepts no transaction.
     minimum: Option<FeeRate>,
 }
 
-/// One announcement and what drives it.
+/// One announcement and its driver.
 pub struct Watch {
     cohort_id: CohortId,
     machine: Announcement,
     settings: WatchSettings,
     stream: StreamId,
     rng: ChaCha20Rng,
-    /// Why the chain could not be asked the last time.
+    /// Why the last query of the chain failed.
     unreachable: Option<String>,
-    /// What it asks for, as of the last time that it could.
+    /// The fees of the last successful query.
     fees: Fees,
-    /// The cohort's output, once the host has shown it: what a deposit needs follows from it.
+    /// The cohort's output, once the host has provided it. The required amounts of a deposit follow from it.
     output: Option<BeaconOutput>,
-    /// The deposits that were said to be too small.
+    /// The deposits that were reported as too small.
     too_small: BTreeSet<OutPoint>,
-    /// When the address came to be, if that was in this life.
+    /// When the address was created, if that was in this run.
     begun: Option<Instant>,
-    /// Whether what must not be missed was told in this life.
-    has_told: bool,
+    /// Whether the notices that must not be missed were sent in this run.
+    has_notified: bool,
     waiting: Vec<Waiting>,
 }
 
@@ -182,15 +184,15 @@ impl Watch {
         StreamId::new(format!("{STREAMS}{cohort_id}"))
     }
 
-    /// The cohort whose announcement a stream is.
+    /// The cohort of an announcement's stream.
     pub fn cohort_of(stream: &StreamId) -> Option<CohortId> {
         stream.as_str().strip_prefix(STREAMS).and_then(|id| CohortId::parse(id).ok())
     }
 
-    /// The announcement of a cohort, as far as the journal knows it.
+    /// The announcement of a cohort, according to the journal.
     ///
     /// # Errors
-    /// [`WatchError`] when the journal cannot be read, or holds something else.
+    /// [`WatchError`] when the journal cannot be read, or has other records.
     pub async fn open(
         cohort_id: CohortId,
         machine: Announcement,
@@ -215,7 +217,7 @@ impl Watch {
             output: None,
             too_small: BTreeSet::new(),
             begun: None,
-            has_told: false,
+            has_notified: false,
             waiting: Vec::new(),
         })
     }
@@ -225,7 +227,7 @@ impl Watch {
         &self.machine
     }
 
-    /// Shows the watch its cohort's output, before it is fed the script: so that it can tell what a deposit needs.
+    /// Gives the watch its cohort's output before it is fed the script, so that it can compute what a deposit needs.
     pub async fn know(&mut self, output: BeaconOutput) {
         self.output = Some(output);
         if !self.machine.has_ended()
@@ -235,15 +237,15 @@ impl Watch {
         }
     }
 
-    /// What one deposit has to hold, by what the chain asked for last.
+    /// The required amounts of one deposit, by the last known fees.
     fn need(&self) -> Option<Need> {
         let rules = self.machine.rules();
         let fees = rules.fees.above(self.fees.minimum).unwrap_or(rules.fees);
         Need::of(self.output.as_ref()?, rules, fees.first(self.fees.estimate)).ok()
     }
 
-    /// Says of each deposit once that it does not suffice, while none that does is there.
-    fn tell_too_small(&mut self) {
+    /// Reports each deposit once that is too small, while there is no sufficient one.
+    fn notify_too_small(&mut self) {
         let sight = self.machine.sight();
         self.too_small.retain(|outpoint| sight.deposits.contains_key(outpoint));
         let Some(need) = self.need().filter(|_| matches!(self.machine.state(), State::Funding { .. })) else {
@@ -257,7 +259,7 @@ impl Watch {
             unspent().filter(|deposit| !self.too_small.contains(&deposit.outpoint)).copied().collect();
         for deposit in new {
             self.too_small.insert(deposit.outpoint);
-            self.tell(AnnouncementNotice::DepositTooSmall {
+            self.notify(AnnouncementNotice::DepositTooSmall {
                 cohort_id: self.cohort_id.clone(),
                 outpoint: deposit.outpoint,
                 value: deposit.value,
@@ -266,16 +268,16 @@ impl Watch {
         }
     }
 
-    /// The same watch, opened again in the same life: it tells nothing again.
-    pub(super) fn has_told(mut self) -> Self {
-        self.has_told = true;
+    /// The same watch, opened again in the same run: it does not repeat its notices.
+    pub(super) fn already_notified(mut self) -> Self {
+        self.has_notified = true;
         self
     }
 
-    /// Lets `input` happen, and all that follows from it.
+    /// Feeds `input` to the machine, and executes all effects.
     ///
     /// # Errors
-    /// [`WatchError`] when the facts cannot be written down; what the machine refuses is returned inside.
+    /// [`WatchError`] when the facts cannot be persisted. A rejection by the machine is the inner result.
     pub async fn feed(&mut self, input: Input) -> Result<Result<(), Reject>, WatchError> {
         let mut next = Some(input);
         while let Some(input) = next.take() {
@@ -287,39 +289,39 @@ impl Watch {
             if events.is_empty() {
                 break;
             }
-            let mut told = Vec::new();
+            let mut notices = Vec::new();
             let mut effects = Vec::new();
             let need = self.need();
             for event in &events {
                 self.machine.apply(event);
-                told.extend(notice::of(&self.cohort_id, self.settings.network, &self.machine, need, event));
+                notices.extend(notice::of(&self.cohort_id, self.settings.network, &self.machine, need, event));
                 effects.extend(self.machine.effects(event));
             }
             self.settings.claims.note(&self.cohort_id, &self.machine);
             if events.iter().any(|event| matches!(event, AnnouncementEvent::WatchStarted { .. })) {
                 self.begun = Some(Instant::now());
-                self.has_told = true;
+                self.has_notified = true;
             }
             let records = events.iter().cloned().map(Record::new).collect();
             self.settings.journal.append(&self.stream, records).await?;
-            for notice in told {
-                self.tell(notice);
+            for notice in notices {
+                self.notify(notice);
             }
-            self.tell_too_small();
+            self.notify_too_small();
             for event in &events {
                 if let AnnouncementEvent::ForeignSpendSeen { spend, .. } = event {
                     self.look_into(spend).await;
                 }
             }
-            // Of several, the last one is the whole: it hands in the announcement with its newest child.
-            if let Some(Effect::HandIn { transaction, child }) = effects.pop() {
-                next = self.hand_in(&transaction, child.as_ref()).await;
+            // Only the last of several is needed: it submits the announcement with its newest child.
+            if let Some(Effect::Submit { transaction, child }) = effects.pop() {
+                next = self.submit(&transaction, child.as_ref()).await;
             }
         }
         Ok(Ok(()))
     }
 
-    async fn hand_in(&mut self, transaction: &Transaction, child: Option<&Child>) -> Option<Input> {
+    async fn submit(&mut self, transaction: &Transaction, child: Option<&Child>) -> Option<Input> {
         let chain = Arc::clone(&self.settings.chain);
         let signed = child.zip(self.settings.change_key.as_ref()).map(|(child, key)| key.sign(child));
         let result = match &signed {
@@ -330,18 +332,18 @@ impl Watch {
             Ok(()) => Ok(()),
             Err(ChainError::Rejected(rejection)) => Err(rejection),
             Err(error) => {
-                // The machine hands it in again when it stays out of sight.
+                // The machine submits it again if it stays out of sight.
                 self.unreachable(&error);
                 return None;
             }
         };
-        Some(Input::HandedIn { txid: signed.as_ref().unwrap_or(transaction).compute_txid(), result })
+        Some(Input::Submitted { txid: signed.as_ref().unwrap_or(transaction).compute_txid(), result })
     }
 
-    /// Asks the chain what happened, and feeds the answer.
+    /// Queries the chain, and feeds the result.
     ///
     /// # Errors
-    /// As [`Self::feed`].
+    /// Like [`Self::feed`].
     pub async fn poll(&mut self) -> Result<(), WatchError> {
         if matches!(self.machine.state(), State::Planned) || self.machine.has_ended() {
             return Ok(());
@@ -350,31 +352,31 @@ impl Watch {
         self.take(seen).await
     }
 
-    /// What the chain shows.
+    /// The result of a look at the chain.
     async fn ask(&self) -> Result<Seen, ChainError> {
         let (activity, since) = look(&*self.settings.chain, &self.machine, self.is_young()).await?;
         Ok(Seen { activity, since, fees: self.ask_fees().await })
     }
 
-    /// Whether the address is so new that nothing can have happened to it before the blocks that are read anyway.
+    /// Whether the address is so new that the blocks that are read anyway contain everything.
     fn is_young(&self) -> bool {
         let others = self.settings.claims.others(&self.cohort_id, self.machine.script());
-        // Half of it, should blocks come fast.
+        // Half of it, in case blocks come fast.
         let window = block_time(self.settings.network) * self.machine.rules().window() / 2;
         !others.exist && self.begun.is_some_and(|begun| begun.elapsed() < window)
     }
 
-    /// Feeds what the chain has shown.
+    /// Feeds the result of a look at the chain.
     async fn take(&mut self, seen: Result<Seen, ChainError>) -> Result<(), WatchError> {
         match seen {
             Ok(Seen { activity, since, fees }) => {
                 if self.unreachable.take().is_some() {
-                    self.tell(AnnouncementNotice::ChainAvailable { cohort_id: self.cohort_id.clone() });
+                    self.notify(AnnouncementNotice::ChainAvailable { cohort_id: self.cohort_id.clone() });
                 }
                 self.fees = fees;
                 let Fees { estimate, minimum } = fees;
                 let known = self.settings.claims.others(&self.cohort_id, self.machine.script()).transactions;
-                // Observations are refused by nothing.
+                // Observations are never rejected.
                 let _ = self.feed(Input::Observed { activity, since, estimate, minimum, known }).await?;
             }
             Err(error) => self.unreachable(&error),
@@ -382,7 +384,7 @@ impl Watch {
         Ok(())
     }
 
-    /// What the chain asks for; nothing when that fails, which is what floor and ceiling are for.
+    /// The fees that the chain asks for. On an error there are none: floor and ceiling apply.
     async fn ask_fees(&self) -> Fees {
         let target = self.machine.rules().fees.target();
         let known = |answer: Result<Option<FeeRate>, ChainError>| match answer {
@@ -402,16 +404,17 @@ impl Watch {
         tracing::warn!(cohort_id = %self.cohort_id, %error, "the chain does not answer");
         if self.unreachable.replace(error.to_string()).is_none() {
             let (cohort_id, problem) = (self.cohort_id.clone(), error.to_string());
-            self.tell(AnnouncementNotice::ChainUnavailable { cohort_id, problem });
+            self.notify(AnnouncementNotice::ChainUnavailable { cohort_id, problem });
         }
     }
 
-    /// Tells what a foreign spend announces, if that can be read. That it is there was told before: a node may take long.
+    /// Reports the signal of a foreign spend, if it can be read. The spend itself was reported before, because a node
+    /// may be slow.
     async fn look_into(&self, spend: &Spend) {
         let block = spend.place.block().map(|block| &block.hash);
         let found = self.settings.chain.transaction(&spend.by, block).await;
         if let Some(signal) = found.ok().flatten().as_ref().and_then(signal_of) {
-            self.tell(AnnouncementNotice::ForeignSignal {
+            self.notify(AnnouncementNotice::ForeignSignal {
                 cohort_id: self.cohort_id.clone(),
                 by: spend.by,
                 signal,
@@ -419,14 +422,15 @@ impl Watch {
         }
     }
 
-    /// Tells again what must not be missed, should it have been lost with an earlier life: that funds are wanted, and alarms.
-    async fn tell_again(&self) {
-        if self.has_told {
+    /// Repeats the notices that must not be missed, in case they were lost with the previous run: wanted funds, and
+    /// alarms.
+    async fn notify_again(&self) {
+        if self.has_notified {
             return;
         }
         if let State::Funding { deadline } = self.machine.state() {
             let network = self.settings.network;
-            self.tell(notice::funding_wanted(
+            self.notify(notice::funding_wanted(
                 &self.cohort_id,
                 network,
                 self.machine.script(),
@@ -435,22 +439,22 @@ impl Watch {
             ));
         }
         for spend in self.machine.alarms() {
-            self.tell(notice::foreign_spend(&self.cohort_id, spend));
+            self.notify(notice::foreign_spend(&self.cohort_id, spend));
         }
         for spend in self.machine.alarms() {
             self.look_into(spend).await;
         }
     }
 
-    fn tell(&self, notice: AnnouncementNotice) {
-        // No subscribers is fine.
+    fn notify(&self, notice: AnnouncementNotice) {
+        // No subscriber is not an error.
         let _ = self.settings.notices.send(Arc::new(notice));
     }
 
-    /// Answers those who wait, as far as there is an answer.
+    /// Answers the pending requests that can be answered.
     async fn answer_waiting(&mut self) -> Result<(), WatchError> {
         for waiting in std::mem::take(&mut self.waiting) {
-            // Whoever asked may have gone; it asks again.
+            // The requester may be gone; it repeats its request.
             if waiting.answer.is_closed() {
                 continue;
             }
@@ -493,16 +497,17 @@ impl Watch {
         })
     }
 
-    /// Runs until the announcement has ended, or its operator is gone. Requests that wait are served first in any case.
+    /// Runs until the announcement has ended, or its operator is dropped. Pending requests are served first in any
+    /// case.
     ///
     /// # Errors
-    /// [`WatchError`] when the facts cannot be written down. A new watch goes on from what was.
+    /// [`WatchError`] when the facts cannot be persisted. A new watch continues from the persisted state.
     pub async fn run(mut self, requests: &mut mpsc::Receiver<Request>) -> Result<Announcement, WatchError> {
-        self.tell_again().await;
+        self.notify_again().await;
         let mut poll_at = Instant::now();
         let mut ticked = None;
         while !(self.machine.has_ended() && requests.is_empty()) {
-            // One tick for a deadline: one that leads to nothing now leads to something after the next look at the chain.
+            // One tick per deadline: a tick without effect now has an effect after the next look at the chain.
             let deadline = self.machine.deadline().filter(|deadline| ticked != Some(*deadline));
             let due = deadline.map_or(LONGEST_SLEEP, |deadline| self.settings.clock.nap(deadline));
             tokio::select! {
@@ -517,7 +522,7 @@ impl Watch {
                     None => break,
                 },
                 () = sleep_until(Instant::now() + due) => {
-                    // Otherwise it was a nap.
+                    // Otherwise only the poll interval passed.
                     let passed = deadline.filter(|deadline| *deadline <= self.settings.clock.now());
                     if passed.is_some() {
                         ticked = passed;
@@ -539,7 +544,8 @@ impl Watch {
         Ok(self.machine)
     }
 
-    /// What the chain shows, and what was requested meanwhile. None when nobody can request anything any more.
+    /// The result of a look at the chain, and the requests that arrived meanwhile. `None` when no sender of requests is
+    /// left.
     async fn ask_and_listen(
         &self,
         requests: &mut mpsc::Receiver<Request>,
@@ -562,26 +568,26 @@ impl Watch {
                 self.waiting.push(Waiting { output, signal, answer, until });
                 Ok(())
             }
-            Request::Signed { transaction, value, kept } => {
+            Request::Signed { transaction, value, persisted } => {
                 let fed = self.feed(Input::Signed { transaction, value }).await?;
-                // Whoever asked may have gone; it tells again after a restart.
-                let _ = kept.send(());
+                // The requester may be gone; it repeats its request after a restart.
+                let _ = persisted.send(());
                 fed
             }
-            Request::CohortFailed { reason, kept } => {
+            Request::CohortFailed { reason, persisted } => {
                 let fed = self.feed(Input::CohortFailed { reason }).await?;
-                let _ = kept.send(());
+                let _ = persisted.send(());
                 fed
             }
         };
         if let Err(reject) = refused {
-            tracing::warn!(cohort_id = %self.cohort_id, %reject, "an announcement refused what its host said");
+            tracing::warn!(cohort_id = %self.cohort_id, %reject, "an announcement rejected an input of its host");
         }
         Ok(())
     }
 }
 
-/// How the streams of announcements begin.
+/// The prefix of the streams of announcements.
 const STREAMS: &str = "announcement/";
 
 /// The signal that a transaction announces, if it is one.

@@ -232,7 +232,7 @@ async fn what_does_not_fit_is_refused(mut world: World) -> World {
     assert_eq!(refused.unwrap_err().code, RejectCode::WrongPhase);
     world.feed(Input::CohortFailed { reason: "late".to_owned() }).await;
     let txid = Txid::from_raw_hash(bitcoin::hashes::Hash::all_zeros());
-    world.feed(Input::HandedIn { txid, result: Ok(()) }).await;
+    world.feed(Input::Submitted { txid, result: Ok(()) }).await;
     assert_eq!(world.watch.announcement().state(), &state);
     world
 }

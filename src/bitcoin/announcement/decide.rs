@@ -1,4 +1,4 @@
-//! What may happen to an announcement, and which facts it makes.
+//! Decides what happens to an announcement, and which facts that makes.
 
 use std::collections::BTreeSet;
 
@@ -34,7 +34,7 @@ pub(super) fn decide(announcement: &Announcement, now: Timestamp, input: &Input)
             deciding.raise_alarms(known);
             deciding.give_up_unfunded();
             deciding.follow();
-            deciding.hand_in_if_due();
+            deciding.submit_if_due();
             deciding.bump_if_stuck(*estimate, *minimum);
         }
         Input::Prepare(wanted) => match &announcement.state {
@@ -54,7 +54,7 @@ pub(super) fn decide(announcement: &Announcement, now: Timestamp, input: &Input)
             state @ (State::Planned | State::Announcing(_) | State::Final { .. }) => {
                 return Err(out_of_phase("a signed transaction", state));
             }
-            // Also after a deadline: a signature that came late is worth as much.
+            // Also after the deadline: a late signature is still valid.
             State::Funding { .. } | State::Signing { .. } | State::Failed { .. } => {
                 if transaction.input.len() != 1 {
                     let detail = format!("a transaction with {} inputs; one expected", transaction.input.len());
@@ -65,7 +65,7 @@ pub(super) fn decide(announcement: &Announcement, now: Timestamp, input: &Input)
                 deciding.follow();
             }
         },
-        Input::HandedIn { txid, result } => {
+        Input::Submitted { txid, result } => {
             let State::Announcing(announcing) = &announcement.state else { return Ok(Vec::new()) };
             let of_child = announcing.has_child(txid);
             if !of_child && announcing.txid != *txid {
@@ -87,7 +87,7 @@ pub(super) fn decide(announcement: &Announcement, now: Timestamp, input: &Input)
             State::Planned | State::Funding { .. } | State::Signing { .. } => {
                 deciding.fail(Failure::Cohort { reason: reason.clone() });
             }
-            // It has a transaction, whatever happened to it since.
+            // A transaction exists, whatever happened to it since.
             State::Announcing(_) | State::Final { .. } | State::Failed { .. } => {}
         },
         Input::Tick => deciding.tick(),
@@ -119,7 +119,7 @@ impl Deciding {
         }
     }
 
-    /// Where the announcement is, and where a transaction is that spends its coin instead.
+    /// The place of the announcement, and the transaction that spends its coin instead with its place.
     fn places(&self) -> (Option<Place>, Option<(Txid, Place)>) {
         let Some(announcing) = self.announcing() else { return (None, None) };
         match self.next.sight.spends.get(&announcing.coin.outpoint) {
@@ -141,13 +141,13 @@ impl Deciding {
         }
     }
 
-    /// Says of every foreign spend once that it is there. What other announcements of the address did is not foreign.
+    /// Raises an alarm once for each foreign spend. A spend by another announcement of the address is not foreign.
     fn raise_alarms(&mut self, known: &BTreeSet<Txid>) {
         let Announcement { sight, ours, siblings, alarms, .. } = &self.next;
-        let told = |spend: &&Spend| alarms.get(&spend.outpoint) == Some(&spend.by);
+        let alarmed = |spend: &&Spend| alarms.get(&spend.outpoint) == Some(&spend.by);
         let others =
             sight.spends.values().filter(|spend| !ours.contains(&spend.by) && !siblings.contains(&spend.by));
-        let others: Vec<_> = others.filter(|spend| !told(spend)).copied().collect();
+        let others: Vec<_> = others.filter(|spend| !alarmed(spend)).copied().collect();
         for spend in others {
             self.fact(match known.contains(&spend.by) {
                 true => E::SiblingSpendSeen { at: self.at, spend },
@@ -156,8 +156,8 @@ impl Deciding {
         }
     }
 
-    /// Gives up when nothing was paid in time, as of what the chain shows now. With a deposit, the cohort's own time for its
-    /// transaction decides.
+    /// Fails if no deposit arrived in time, as far as the chain shows now. With a deposit, the cohort's own deadline
+    /// for its transaction applies.
     fn give_up_unfunded(&mut self) {
         let dust = self.next.script.minimal_non_dust();
         if let State::Funding { deadline } = &self.next.state
@@ -168,7 +168,7 @@ impl Deciding {
         }
     }
 
-    /// Follows the announcement through blocks: deeper, out of them, to the end.
+    /// Follows the announcement through blocks: deeper, out of them, to its final depth.
     fn follow(&mut self) {
         let Some(announcing) = self.announcing() else { return };
         let (ours, other) = self.places();
@@ -199,16 +199,17 @@ impl Deciding {
         }
     }
 
-    /// Hands the announcement in again when it is not in sight, or its child was not taken. Where another transaction spends
-    /// its coin in a block there is no use in that.
-    fn hand_in_if_due(&mut self) {
+    /// Submits the announcement again if it is not in sight, or if its child was not accepted. Not if a block contains
+    /// another transaction that spends its coin.
+    fn submit_if_due(&mut self) {
         let Some(announcing) = self.announcing() else { return };
-        if announcing.lacks_something(&self.next.sight) && announcing.hand_in_at <= self.at {
+        if announcing.lacks_something(&self.next.sight) && announcing.submit_at <= self.at {
             self.fact(E::Rebroadcast { at: self.at });
         }
     }
 
-    /// The signatures are those of the fallback, whose size the fee does not pay for at the planned rate: a child does.
+    /// The signatures are those of the fallback, whose size the fee does not cover at the planned rate. A child pays
+    /// the difference.
     fn make_up_the_fee(&mut self) {
         let Some(rate) = self.announcing().and_then(|announcing| announcing.planned_rate) else { return };
         if self.announcing().is_some_and(|announcing| announcing.bump().rate() < rate) {
@@ -216,12 +217,12 @@ impl Deciding {
         }
     }
 
-    /// Bumps an announcement that the miners did not take within the target. The blocks are the judge, not the estimate: where
-    /// it asks for no more than is paid, it was wrong.
+    /// Bumps an announcement that was not confirmed within the target. The blocks decide, not the estimate: if the
+    /// estimate is not above the paid rate, the estimate was wrong.
     fn bump_if_stuck(&mut self, estimate: Option<FeeRate>, minimum: Option<FeeRate>) {
         let Some(announcing) = self.announcing() else { return };
         let (ours, other) = self.places();
-        // A foreign spend that is not in a block yet is outbid: what the members approved is to win.
+        // A foreign spend that is not in a block yet is outbid: the transaction that the members approved must win.
         if [ours, other.map(|(_, place)| place)].iter().any(|place| matches!(place, Some(Place::Block(_)))) {
             return;
         }
@@ -244,7 +245,7 @@ impl Deciding {
         let bump = announcing.bump();
         let change = match &self.next.rules.change {
             Change::To(script) if self.next.rules.change_is_ours => script.as_script(),
-            // The beacon's own coin is the members' to spend, and what goes elsewhere somebody's.
+            // The beacon's coin is the members' to spend, and change to another address is its owner's.
             Change::To(_) | Change::Beacon => ::bitcoin::Script::new(),
         };
         let planned = if rate <= bump.rate() {
@@ -258,7 +259,7 @@ impl Deciding {
         }
     }
 
-    /// Says once that nothing can be done.
+    /// Reports once that the announcement cannot be bumped.
     fn bump_impossible(&mut self, reason: BumpError) {
         if self.announcing().is_some_and(|announcing| !announcing.bump_impossible) {
             self.fact(E::BumpImpossible { at: self.at, reason });
@@ -272,7 +273,7 @@ impl Deciding {
                 if announcing.stalled_at <= self.at {
                     self.fact(E::Stalled { at: self.at });
                 }
-                self.hand_in_if_due();
+                self.submit_if_due();
             }
             _ => {}
         }

@@ -25,7 +25,7 @@ pub enum AnnouncementFailure {
     /// The cohort ended first.
     #[error("the cohort failed: {reason}")]
     Cohort {
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// Another transaction spent the coin, and is final.
@@ -34,67 +34,68 @@ pub enum AnnouncementFailure {
         /// That transaction.
         by: Txid,
     },
-    /// The coin is not in the chain any more, and nothing is seen to spend it: its deposit was replaced after a
-    /// reorganization, say.
+    /// The coin is no longer in the chain, and no transaction is seen to spend it, e.g. because its deposit was
+    /// replaced after a reorganization.
     #[error("the coin is not in the chain any more")]
     CoinGone,
 }
 
 impl AnnouncementFailure {
-    /// Whether it can end an announcement that is signed: only what happened to its coin can.
+    /// Whether it can end a signed announcement: only the loss of its coin can.
     pub(super) fn ends_what_is_signed(&self) -> bool {
         matches!(self, Self::CoinSpent { .. } | Self::CoinGone)
     }
 }
 
-/// A fact.
+/// A fact of an announcement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 #[allow(missing_docs, reason = "`at` is when it became known; the other fields are what their names and types say")]
 pub enum AnnouncementEvent {
     /// The beacon address is watched from now on.
     WatchStarted { at: Timestamp, script: ScriptBuf, deadline: Timestamp },
-    /// There is another tip.
+    /// The tip changed.
     TipSeen { at: Timestamp, tip: Tip },
-    /// A deposit is there, or moved between mempool and blocks.
+    /// A deposit appeared, or moved between mempool and blocks.
     DepositSeen { at: Timestamp, deposit: Deposit },
-    /// A deposit is no longer there: replaced, reorganized away, or one of too many.
+    /// A deposit disappeared: replaced, reorganized away, or one of too many.
     DepositGone { at: Timestamp, outpoint: OutPoint },
-    /// A deposit is being spent, or the transaction that does moved between mempool and blocks.
+    /// A deposit is being spent, or the spending transaction moved between mempool and blocks.
     SpendSeen { at: Timestamp, spend: Spend },
-    /// A deposit is not being spent any more.
+    /// A deposit is no longer being spent.
     SpendGone { at: Timestamp, outpoint: OutPoint },
-    /// A transaction that nobody was asked to sign spends from the beacon address: it may be a signal that nobody approved.
+    /// A transaction that no member was asked to sign spends from the beacon address: it may be a signal that no member
+    /// approved.
     ForeignSpendSeen { at: Timestamp, spend: Spend },
-    /// A transaction of another cohort with the same address spends from it: its members were asked.
+    /// A transaction of another cohort with the same address spends from it. The members of that cohort were asked.
     SiblingSpendSeen { at: Timestamp, spend: Spend },
     /// The members are asked to sign this transaction.
     TransactionPrepared { at: Timestamp, prepared: Box<Prepared>, deadline: Timestamp },
-    /// They have.
+    /// The members have signed it.
     TransactionSigned {
         at: Timestamp,
         transaction: Transaction,
         #[serde(with = "::bitcoin::amount::serde::as_sat")]
         value: Amount,
     },
-    /// The chain took the announcement, or its child.
+    /// The chain accepted the announcement, or its child.
     HandInAccepted { at: Timestamp, txid: Txid },
-    /// It did not.
+    /// The chain refused it.
     HandInRefused { at: Timestamp, txid: Txid, rejection: Rejection },
-    /// The announcement is not in sight and is handed in again.
+    /// The announcement is not in sight and is submitted again.
     Rebroadcast { at: Timestamp },
-    /// A child is to pay for the announcement.
+    /// A child will pay for the announcement.
     ChildPlanned { at: Timestamp, child: Child, rate: FeeRate },
-    /// The announcement is stuck, and this is why nothing can be done about it.
+    /// The announcement is stuck and cannot be bumped, for this reason.
     BumpImpossible { at: Timestamp, reason: BumpError },
-    /// The announcement is confirmed, so many blocks deep.
+    /// The announcement is confirmed at this depth.
     Confirmed { at: Timestamp, block: BlockId, depth: u32 },
-    /// The announcement fell out of the block that confirmed it.
+    /// The block that confirmed the announcement was reorganized away.
     Unconfirmed { at: Timestamp, block: BlockId },
-    /// The chain stands still.
+    /// The chain does not grow.
     Stalled { at: Timestamp },
-    /// The announcement is as deep as was asked for.
+    /// The announcement reached its final depth.
     Finalized { at: Timestamp, block: BlockId },
-    /// There will be no announcement.
+    /// The announcement failed.
     Failed { at: Timestamp, failure: AnnouncementFailure },
 }

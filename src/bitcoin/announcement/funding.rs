@@ -1,4 +1,4 @@
-//! Which coin pays for a signal, and how much one has to hold.
+//! Which coin pays for a signal, and how much one must hold.
 
 use std::{cmp::Reverse, collections::BTreeSet, fmt};
 
@@ -20,18 +20,18 @@ use crate::{
     },
 };
 
-/// What a cohort wants to have announced, and under which circumstances.
+/// A request for an announcement, and its circumstances.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     /// The cohort's output.
     pub output: BeaconOutput,
-    /// What to announce.
+    /// The signal to announce.
     pub signal: SignalBytes,
     /// The chain's fee estimate, if it has one.
     pub estimate: Option<FeeRate>,
-    /// The rate below which the chain takes nothing, if it tells.
+    /// The rate below which the chain accepts no transaction, if known.
     pub minimum: Option<FeeRate>,
-    /// The coins that other announcements of the same address are to spend.
+    /// The coins that other announcements of the same address will spend.
     pub taken: BTreeSet<OutPoint>,
 }
 
@@ -42,20 +42,20 @@ pub struct Prepared {
     pub coin: Deposit,
     /// The transaction, unsigned.
     pub transaction: Transaction,
-    /// What it announces.
+    /// The signal that it announces.
     pub signal: SignalBytes,
-    /// The rate that it is to pay on whichever path it ends.
+    /// The rate that it pays on either path.
     pub rate: FeeRate,
 }
 
-/// What one deposit has to hold: deposits are not added up, because members sign exactly one input.
+/// The amount that one deposit must hold. Deposits are not added up, because members sign exactly one input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Need {
-    /// The least that pays for the announcement at all.
+    /// The least amount that pays for the announcement.
     pub bare: Amount,
-    /// The least that is waited for: it pays for the announcement, and for a bump from the change.
+    /// The least amount that is waited for: it pays for the announcement, and for a bump from the change.
     pub at_least: Amount,
-    /// What pays for the announcement, two bumps, and one more announcement.
+    /// The amount that pays for the announcement, two bumps, and one more announcement.
     pub suggested: Amount,
 }
 
@@ -71,19 +71,19 @@ impl fmt::Display for Need {
 }
 
 impl Need {
-    /// What an announcement of `output` needs at `rate`.
+    /// The amounts that an announcement of `output` needs at `rate`.
     ///
-    /// Bumps are reckoned for the larger of both paths: what ends on the fallback is the larger transaction.
+    /// Bumps are computed for the larger transaction, that of the fallback path.
     ///
     /// # Errors
-    /// [`BuildError`] when the rules allow no transaction at all.
+    /// [`BuildError`] when the rules allow no transaction.
     pub fn of(output: &BeaconOutput, rules: &Rules, rate: FeeRate) -> Result<Self, BuildError> {
         let signal = SignalBytes::from_bytes([0; 32]);
         let build = |value| {
             let coin = Coin { outpoint: OutPoint::null(), value };
             build_beacon_transaction(output, &coin, &signal, rate, &rules.change)
         };
-        // A coin without value says what it would take. It has to be more than the fee (rule T-6).
+        // The error for a coin without value contains the required amount. The coin has to be above the fee (rule T-6).
         let bare = match build(Amount::ZERO) {
             Err(BuildError::InsufficientFunds { needed, .. }) => saturating(needed, Amount::ONE_SAT),
             Err(error) => return Err(error),
@@ -120,30 +120,30 @@ fn saturating(one: Amount, other: Amount) -> Amount {
 /// Why no transaction can be made yet.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum NotFunded {
-    /// Nothing was paid to the address, or others spend all that was.
-    #[error("no coin is there for this cohort at {address} yet: {need}")]
+    /// The address has no deposit, or other announcements spend all of them.
+    #[error("there is no coin for this cohort at {address} yet: {need}")]
     NoDeposit {
         /// The beacon address.
         address: String,
-        /// What it takes.
+        /// The required amounts.
         need: Need,
     },
-    /// What would suffice is not confirmed deep enough.
+    /// A sufficient deposit is not confirmed deep enough.
     #[error("a deposit of {value} at {address} waits for its confirmation")]
     Unconfirmed {
         /// The beacon address.
         address: String,
-        /// The largest one that waits.
+        /// The value of the largest such deposit.
         value: Amount,
     },
-    /// What would suffice is a block's reward.
+    /// The only sufficient coin is a coinbase output that is not mature.
     #[error("a deposit of {value} at {address} is a block's reward: it can be spent from block {height} on")]
     Immature {
         /// The beacon address.
         address: String,
-        /// The largest one that waits.
+        /// The value of the largest such coin.
         value: Amount,
-        /// In which block it can be spent.
+        /// The height from which on it can be spent.
         height: u32,
     },
     /// No coin pays for the fee.
@@ -153,10 +153,10 @@ pub enum NotFunded {
         address: String,
         /// The largest coin's value.
         largest: Amount,
-        /// What it takes.
+        /// The required amounts.
         need: Need,
     },
-    /// A coin pays for the fee, and leaves nothing to pay for a bump with. Towards the end of the time it will do.
+    /// A coin pays for the fee, but leaves no change for a bump. It is accepted near the end of the funding window.
     #[error(
         "the largest coin at {address} holds {largest}, which leaves no change to bump with: a larger one is waited for, \
          {need}"
@@ -166,22 +166,22 @@ pub enum NotFunded {
         address: String,
         /// The largest coin's value.
         largest: Amount,
-        /// What it takes.
+        /// The required amounts.
         need: Need,
     },
-    /// The operator would not pay what the chain asks for.
+    /// The chain asks for more than the operator's ceiling.
     #[error(transparent)]
     Fees(#[from] FeePolicyError),
-    /// The operator's settings make no transaction possible.
+    /// No transaction is possible with the operator's settings.
     #[error("{0}")]
     Impossible(String),
 }
 
-/// The transaction for the best coin (rule T-4): of those that are confirmed deep enough, unspent and hold more than the fee,
-/// the largest; of equal ones the deepest, then by txid and output. Dust is never chosen, and never stands in the way; nor is
-/// a coin that another announcement is to spend.
+/// The transaction for the best coin (rule T-4): the largest of those that are confirmed deep enough, unspent and above
+/// the fee; of equal ones the deepest, then by txid and output. Dust is never chosen and never blocks another coin. A
+/// coin that another announcement will spend is not chosen either.
 ///
-/// A coin whose change could not pay for a bump is chosen only if there is no time for a better one (`late`).
+/// A coin whose change cannot pay for a bump is chosen only if there is no time for a better one (`late`).
 pub(super) fn choose(
     sight: &Sight,
     rules: &Rules,
@@ -214,13 +214,13 @@ pub(super) fn choose(
         best => best.map(|(coin, _)| coin.value),
     };
     let largest = |deposits: &[Deposit]| deposits.iter().copied().max_by_key(|deposit| deposit.value);
-    // What is worth waiting for is more than what is there.
+    // Only a deposit that is better than the present ones is worth waiting for.
     let enough = if tight.is_some() { need.at_least } else { need.bare };
     if let Some(Deposit { value, coinbase, place, .. }) =
         largest(&waiting).filter(|deposit| deposit.value >= enough && build(deposit).is_ok())
     {
         return Err(match place.block().filter(|_| coinbase) {
-            // The block before it is the last one that it has to be deep in.
+            // The next block is the first that can spend it.
             Some(block) => NotFunded::Immature { address, value, height: block.height + COINBASE_MATURITY },
             None => NotFunded::Unconfirmed { address, value },
         });
@@ -234,7 +234,7 @@ pub(super) fn choose(
     }
 }
 
-/// The transaction at the highest rate, from the lowest that can be paid up to `rate`, that a coin pays for.
+/// The transaction at the highest rate that a coin pays for, between the lowest payable rate and `rate`.
 pub(super) fn choose_cheaper(
     sight: &Sight,
     rules: &Rules,
@@ -255,7 +255,7 @@ pub(super) fn choose_cheaper(
 }
 
 impl Rules {
-    /// Whether a transaction that is stuck can be paid for from its change.
+    /// Whether a stuck transaction can be bumped from its change.
     pub fn can_bump(&self) -> bool {
         self.change_is_ours && matches!(self.change, Change::To(_))
     }

@@ -1,20 +1,21 @@
-//! The announcement of one cohort as a machine: from the first deposit at the beacon address to a signal that is final.
+//! The announcement of one cohort as a state machine: from the first deposit at the beacon address to a final signal.
 //!
 //! ```text
 //! planned ─ watch ▶ funding ─ prepare ▶ signing ─ signed ▶ announcing ─ depth reached ▶ final
 //!                      └── not funded, cohort failed, coin spent or gone ──▶ failed
 //! ```
 //!
-//! It is driven like the protocol's machines ([`Machine`]): it decides, its events are its journal, and its effects are what
-//! the driver does. What happens on the chain reaches it as [`Input::Observed`], what it knows of it is its [`Sight`]. It never
-//! asks the chain anything: [`super::watch`] does, and polls. So a funding deadline passes only when the chain was seen after
-//! it: no time that the service or its node was down for takes a deposit's worth from anybody.
+//! It is driven like the protocol's machines ([`Machine`]): it decides, its events are its journal, and the driver
+//! executes its effects. Changes on the chain arrive as [`Input::Observed`]; [`Sight`] is the resulting view of the
+//! chain. The machine never queries the chain: [`super::watch`] polls it. A funding deadline therefore passes only when
+//! the chain was seen after it: a deposit is never lost to downtime of the service or its node.
 //!
-//! The same members on the same terms have the same address in their next cohort. What other announcements of the address have
-//! signed or chosen comes with the inputs, see [`Claims`](super::claims::Claims).
+//! The same members on the same terms have the same address in their next cohort. The inputs contain the transactions
+//! and coins of the other announcements of the address, see [`Claims`](super::claims::Claims).
 //!
-//! While it announces, the place of its transaction is nothing but the spend of the chosen coin in its sight. So a
-//! reorganization needs no rule of its own: the spend is gone from its block, and what is not in sight is handed in again.
+//! While the machine announces, the place of its transaction is that of the spend of its coin in the sight. A
+//! reorganization therefore needs no special rule: the spend leaves its block, and a transaction that is not in sight
+//! is submitted again.
 
 mod decide;
 mod event;
@@ -50,32 +51,32 @@ use crate::protocol::{
     time::Timestamp,
 };
 
-/// What an operator has decided for all its announcements.
+/// The operator's settings for all announcements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
     /// How long a beacon address is watched for a deposit.
     pub funding_window: Duration,
-    /// How deep a deposit must be confirmed before members sign a transaction that spends it.
+    /// The confirmations that a deposit needs before members sign a transaction that spends it.
     pub funding_confirmations: u32,
     /// How long members may take to sign.
     pub signing_window: Duration,
-    /// How deep the announcement must be confirmed to be final.
+    /// The confirmations after which the announcement is final.
     pub confirmations: u32,
-    /// What it may cost.
+    /// The bounds of its fees.
     pub fees: FeePolicy,
-    /// Where the rest of the coin goes.
+    /// The destination of change.
     pub change: Change,
-    /// Whether the operator can spend it there at once, to pay for a transaction that is stuck.
+    /// Whether the operator can spend the change at once, to bump a stuck transaction.
     pub change_is_ours: bool,
-    /// How long to wait before handing in a transaction again that the chain does not show.
+    /// How long a transaction may be out of sight before it is submitted again.
     pub rebroadcast: Duration,
-    /// How long the chain may stand still before the operator is told.
+    /// How long the chain may be without a new block before the operator is notified.
     pub stall: Duration,
 }
 
 impl Rules {
-    /// Change to `change`, which the operator can spend, and everything else at its default: a day for funding with one confirmation, a day for signing,
-    /// final at depth 6, handed in again every 10 minutes.
+    /// Change to `change`, which the operator can spend, and defaults for everything else: a day for funding with one
+    /// confirmation, a day for signing, final at depth 6, submitted again every 10 minutes.
     pub fn new(change: Change) -> Self {
         Self {
             funding_window: Duration::from_secs(24 * 3600),
@@ -90,13 +91,13 @@ impl Rules {
         }
     }
 
-    /// How many blocks below the last tip to look again: a reorganization that goes deeper would undo what was final.
+    /// How many blocks below the last tip a look starts. A deeper reorganization would undo a final announcement.
     pub fn window(&self) -> u32 {
         self.confirmations.max(self.funding_confirmations).saturating_mul(2).max(12)
     }
 }
 
-/// What can happen to an announcement.
+/// An input of an announcement.
 #[derive(Clone, Debug)]
 pub enum Input {
     /// The cohort has formed: this is its beacon output's script.
@@ -104,49 +105,49 @@ pub enum Input {
         /// The script.
         script: ScriptBuf,
     },
-    /// The chain was asked.
+    /// The chain was queried.
     Observed {
-        /// What it answered.
+        /// The result.
         activity: Activity,
-        /// From which height on that is all there is; 0 when it is all there is at any height.
+        /// The height from which on `activity` is complete; 0 if it is complete at any height.
         since: u32,
         /// Its fee estimate, if it has one.
         estimate: Option<FeeRate>,
-        /// The rate below which it takes nothing, if it tells.
+        /// The rate below which it accepts no transaction, if known.
         minimum: Option<FeeRate>,
         /// The transactions that other announcements of the same address asked their members to sign.
         known: BTreeSet<Txid>,
     },
-    /// The cohort wants a transaction. Without a coin that suffices nothing happens: see [`Announcement::choose`].
+    /// The cohort requests a transaction. Nothing happens if no coin suffices: see [`Announcement::choose`].
     Prepare(Wanted),
     /// The cohort has signed.
     Signed {
         /// The transaction, with its witness.
         transaction: Transaction,
-        /// What the coin that it spends holds.
+        /// The value of the coin that it spends.
         value: ::bitcoin::Amount,
     },
-    /// A transaction was handed in.
-    HandedIn {
-        /// Which one: the announcement, or its child.
+    /// A transaction was submitted.
+    Submitted {
+        /// The announcement, or its child.
         txid: Txid,
-        /// How the chain took it.
+        /// The answer of the chain.
         result: Result<(), Rejection>,
     },
     /// The cohort ended without a transaction.
     CohortFailed {
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// Time has passed.
     Tick,
 }
 
-/// What the driver does for an announcement.
+/// What the driver executes for an announcement.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// Hand in the transaction, with the child that pays for it if there is one, and feed [`Input::HandedIn`].
-    HandIn {
+    /// Submit the transaction, with the child that pays for it if there is one, and feed [`Input::Submitted`].
+    Submit {
         /// The signed announcement.
         transaction: Arc<Transaction>,
         /// The child, still to be signed.
@@ -161,16 +162,16 @@ pub struct Announcement {
     script: ScriptBuf,
     sight: Sight,
     state: State,
-    /// The transactions that members were asked to sign: all other spends are foreign.
+    /// The transactions that members were asked to sign. All other spends are foreign.
     ours: BTreeSet<Txid>,
     /// Spends by other announcements of the same address, which are not foreign either.
     siblings: BTreeSet<Txid>,
-    /// Foreign spends that the operator was told of.
+    /// Foreign spends for which an alarm was raised.
     alarms: BTreeMap<OutPoint, Txid>,
 }
 
 impl Announcement {
-    /// Of a cohort that has not formed yet.
+    /// The announcement of a cohort that has not formed yet.
     pub fn new(rules: Arc<Rules>) -> Self {
         Self {
             rules,
@@ -183,22 +184,22 @@ impl Announcement {
         }
     }
 
-    /// What the operator has decided.
+    /// The operator's settings.
     pub fn rules(&self) -> &Arc<Rules> {
         &self.rules
     }
 
-    /// The script that is watched; empty before it is known.
+    /// The watched script; empty until it is known.
     pub fn script(&self) -> &ScriptBuf {
         &self.script
     }
 
-    /// What is known of the chain.
+    /// The known state of the chain.
     pub fn sight(&self) -> &Sight {
         &self.sight
     }
 
-    /// Where it is.
+    /// The state of the announcement.
     pub fn state(&self) -> &State {
         &self.state
     }
@@ -208,13 +209,13 @@ impl Announcement {
         &self.ours
     }
 
-    /// The transactions at its address that are no news: what its members were asked to sign, what other announcements of the
-    /// address did, and what the operator was alarmed of.
+    /// The expected transactions at its address: those that its members were asked to sign, those of other
+    /// announcements of the address, and those for which an alarm was raised.
     pub fn known_transactions(&self) -> BTreeSet<Txid> {
         self.ours.iter().chain(&self.siblings).chain(self.alarms.values()).copied().collect()
     }
 
-    /// The coin that it is to spend, from when it is chosen until the announcement has ended.
+    /// The coin that it will spend, from its choice to the end of the announcement.
     pub fn coin(&self) -> Option<OutPoint> {
         match &self.state {
             State::Signing { prepared, .. } => Some(prepared.coin.outpoint),
@@ -223,12 +224,12 @@ impl Announcement {
         }
     }
 
-    /// The foreign spends that the operator was told of and that are still in sight.
+    /// The foreign spends for which an alarm was raised and that are still in sight.
     pub fn alarms(&self) -> impl Iterator<Item = &Spend> {
         self.sight.spends.values().filter(|spend| self.alarms.get(&spend.outpoint) == Some(&spend.by))
     }
 
-    /// Whether nothing will change any more.
+    /// Whether the announcement is in its last state.
     pub fn has_ended(&self) -> bool {
         matches!(self.state, State::Final { .. } | State::Failed { .. })
     }
@@ -243,21 +244,21 @@ impl Announcement {
         }
     }
 
-    /// Whether the coin of `prepared` is there, and nobody else spends it.
+    /// Whether the coin of `prepared` exists, and no other transaction spends it.
     fn is_spendable(&self, prepared: &Prepared) -> bool {
         let spent_by_another =
             self.sight.spends.get(&prepared.coin.outpoint).is_some_and(|spend| !self.ours.contains(&spend.by));
         self.sight.deposits.contains_key(&prepared.coin.outpoint) && !spent_by_another
     }
 
-    /// The transaction that could announce what is wanted at `now`, with the best coin that there is.
+    /// The transaction that can announce `wanted` at `now`, with the best available coin.
     ///
-    /// It pays the chain's estimate, held by the operator's bounds and the chain's minimum. In the last quarter of the funding
-    /// window, and after it, a coin that is too small for that pays what it can: an estimate that lies high must not cost the
-    /// cohort. Nor must a coin that leaves nothing to bump with, while none that does is there.
+    /// It pays the chain's estimate within the operator's bounds and above the chain's minimum. In the last quarter of
+    /// the funding window, and after it, a smaller coin pays what it can: a high estimate must not make the cohort
+    /// fail. In that time a coin that leaves no change for a bump is also accepted, if there is no better one.
     ///
     /// # Errors
-    /// [`NotFunded`], which says what is missing.
+    /// [`NotFunded`], with what is missing.
     pub fn choose(&self, now: Timestamp, wanted: &Wanted) -> Result<Prepared, NotFunded> {
         let fees = self.rules.fees.above(wanted.minimum)?;
         let rate = fees.first(wanted.estimate);
@@ -293,7 +294,7 @@ impl Machine for Announcement {
         match event {
             AnnouncementEvent::TransactionSigned { .. }
             | AnnouncementEvent::Rebroadcast { .. }
-            | AnnouncementEvent::ChildPlanned { .. } => vec![Effect::HandIn {
+            | AnnouncementEvent::ChildPlanned { .. } => vec![Effect::Submit {
                 transaction: Arc::clone(&announcing.transaction),
                 child: announcing.child.clone(),
             }],
@@ -301,7 +302,8 @@ impl Machine for Announcement {
         }
     }
 
-    /// Nothing: the first poll after a restart shows the chain, and what is not in sight is handed in again when it is due.
+    /// No effects: the first poll after a restart shows the chain, and a transaction that is not in sight is submitted
+    /// again when due.
     fn resume(&self) -> Vec<Effect> {
         Vec::new()
     }
@@ -313,7 +315,7 @@ impl Machine for Announcement {
             State::Announcing(announcing) if !announcing.lacks_something(&self.sight) => {
                 Some(announcing.stalled_at)
             }
-            State::Announcing(announcing) => Some(announcing.hand_in_at.min(announcing.stalled_at)),
+            State::Announcing(announcing) => Some(announcing.submit_at.min(announcing.stalled_at)),
         }
     }
 }

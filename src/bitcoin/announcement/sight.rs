@@ -1,4 +1,4 @@
-//! What is known of the chain: a tip, and what pays to the script or spends from it.
+//! The known state of the chain: a tip, the deposits to the script and the spends from it.
 
 use std::collections::BTreeMap;
 
@@ -10,45 +10,45 @@ use crate::{
     protocol::time::Timestamp,
 };
 
-/// The most deposits that are remembered. Anybody can pay to a beacon address; the largest ones stay.
+/// The most deposits that are stored. Any outsider can pay to a beacon address; the largest deposits stay.
 const MAX_DEPOSITS: usize = 256;
 
-/// What is known of the chain.
+/// The known state of the chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sight {
-    /// The tip at which it was true.
+    /// The tip at which it was observed.
     pub tip: Option<Tip>,
-    /// What pays to the script.
+    /// The deposits to the script.
     pub deposits: BTreeMap<OutPoint, Deposit>,
-    /// What spends from it.
+    /// The spends from it.
     pub spends: BTreeMap<OutPoint, Spend>,
 }
 
 impl Sight {
-    /// How deep a deposit is confirmed: 0 in the mempool.
+    /// The depth of a deposit; 0 in the mempool.
     pub fn depth(&self, place: &Place) -> u32 {
         self.tip.zip(place.block()).map_or(0, |(tip, block)| tip.depth(block))
     }
 
-    /// Whether there is a deposit, in the mempool or deeper, that nobody spends and that is more than dust of `least`.
+    /// Whether there is an unspent deposit, in the mempool or in a block, that is above the dust limit `least`.
     pub(super) fn has_unspent(&self, least: Amount) -> bool {
         let mut deposits = self.deposits.values();
         deposits.any(|deposit| deposit.value >= least && !self.spends.contains_key(&deposit.outpoint))
     }
 
-    /// What the deposits hold that nobody spends.
+    /// The total value of unspent deposits.
     pub fn unspent(&self) -> Amount {
         let unspent = self.deposits.values().filter(|deposit| !self.spends.contains_key(&deposit.outpoint));
         unspent.fold(Amount::ZERO, |sum, deposit| sum.checked_add(deposit.value).unwrap_or(Amount::MAX))
     }
 
-    /// From which height on to look again: a little below the tip that was seen last, as deep as a reorganization may go.
+    /// The height from which on to look again: a few blocks below the last tip, as deep as a reorganization may go.
     pub fn rescan_from(&self, window: u32) -> Option<u32> {
         self.tip.map(|tip| tip.block.height.saturating_sub(window))
     }
 
-    /// The facts in `activity` that are news, given that it is all there is from height `since` on. `keep` is never forgotten
-    /// for lack of room.
+    /// The new facts in `activity`, which is complete from height `since` on. `keep` is never dropped to stay within
+    /// the limit.
     pub(super) fn news(
         &self,
         at: Timestamp,
@@ -57,7 +57,7 @@ impl Sight {
         keep: Option<&OutPoint>,
     ) -> Vec<AnnouncementEvent> {
         use AnnouncementEvent as E;
-        // What was known below `since` still stands; from there on only what is in the answer does.
+        // Entries below `since` are unchanged. From `since` on, only entries in the answer exist.
         let stands = |place: &Place| place.block().is_some_and(|block| block.height < since);
         let mut deposits: BTreeMap<_, _> = self.deposits.iter().filter(|(_, d)| stands(&d.place)).collect();
         deposits.extend(activity.deposits.iter().map(|deposit| (&deposit.outpoint, deposit)));

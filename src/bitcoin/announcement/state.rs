@@ -1,4 +1,4 @@
-//! Where an announcement is, and how facts move it on.
+//! The state of an announcement, and how facts change it.
 
 use std::sync::Arc;
 
@@ -13,49 +13,49 @@ use crate::{
     protocol::{output::Coin, time::Timestamp},
 };
 
-/// Where an announcement is.
+/// The state of an announcement.
 #[derive(Clone, Debug, PartialEq)]
 pub enum State {
     /// The cohort has not formed.
     Planned,
     /// The beacon address is watched.
     Funding {
-        /// When there must be a deposit.
+        /// When a deposit must have arrived.
         deadline: Timestamp,
     },
     /// The members sign.
     Signing {
-        /// What they sign.
+        /// The transaction that they sign.
         prepared: Box<Prepared>,
         /// When they must have signed.
         deadline: Timestamp,
     },
-    /// The transaction is signed and on its way.
+    /// The transaction is signed and broadcast.
     Announcing(Box<Announcing>),
-    /// The signal is in the chain, as deep as was asked for.
+    /// The signal is in the chain at its final depth.
     Final {
         /// The transaction.
         txid: Txid,
         /// Its block.
         block: BlockId,
-        /// What was paid for it.
+        /// The fees paid for it.
         paid: Paid,
     },
     /// There will be no signal.
     Failed {
-        /// Why.
+        /// The reason.
         failure: AnnouncementFailure,
     },
 }
 
-/// What was paid for an announcement, and what is left of its coin.
+/// The fees of an announcement, and the rest of its coin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Paid {
-    /// By the transaction itself.
+    /// The fee of the transaction itself.
     pub fee: Amount,
-    /// By the child that paid for it, if there was one.
+    /// The fee of the child that paid for it, if there was one.
     pub child_fee: Amount,
-    /// The change, behind all children.
+    /// The change, after all children.
     pub change: Option<TxOut>,
 }
 
@@ -70,28 +70,28 @@ pub struct Announcing {
     pub txid: Txid,
     /// The child that pays for it, if one does.
     pub child: Option<Child>,
-    /// Whether the chain took that child.
+    /// Whether the chain accepted the child.
     pub child_taken: bool,
-    /// The height at which the chain first said that the coin does not exist, while no deposit of it is in sight.
+    /// The height at which the chain first reported that the coin does not exist, while no deposit of it is in sight.
     pub coin_missing_since: Option<u32>,
-    /// The rate that it was to pay when it was prepared.
+    /// The rate that it was prepared to pay.
     pub planned_rate: Option<FeeRate>,
-    /// The block that confirms it, and how deep that was when it was last noted.
+    /// The block that confirms it, and its depth when it was last recorded.
     pub confirmed: Option<(BlockId, u32)>,
-    /// The height at which it was last given a chance: a bump comes a target's number of blocks later.
+    /// The height from which on the target is counted: a bump comes that many blocks later.
     pub patient_since: Option<u32>,
-    /// Whether the last try failed because it pays too little.
+    /// Whether the last submission was refused for its fee.
     pub refused_for_fee: bool,
-    /// Whether the operator was told that it cannot be bumped.
+    /// Whether the operator was notified that it cannot be bumped.
     pub bump_impossible: bool,
-    /// When to hand it in again, should it not be in sight.
-    pub hand_in_at: Timestamp,
-    /// When to say that the chain stands still.
+    /// When to submit it again if it is not in sight.
+    pub submit_at: Timestamp,
+    /// When to report that the chain does not grow.
     pub stalled_at: Timestamp,
 }
 
 impl Announcing {
-    /// What it pays, with its child.
+    /// The fees so far, with the child.
     pub fn bump(&self) -> Bump<'_> {
         let paid: Amount = self.transaction.output.iter().map(|output| output.value).sum();
         Bump {
@@ -101,7 +101,7 @@ impl Announcing {
         }
     }
 
-    /// What is paid, as it is planned now.
+    /// The fees as planned now.
     fn paid(&self) -> Paid {
         let last = self.child.as_ref().map_or(&*self.transaction, |child| &child.transaction);
         Paid {
@@ -111,8 +111,8 @@ impl Announcing {
         }
     }
 
-    /// Whether there is something to hand in again, when it is due: it is out of sight, or waits without its child. Not while
-    /// another transaction spends its coin in a block.
+    /// Whether it needs to be submitted again when due: it is out of sight, or waits without its child. Not while a
+    /// block contains another transaction that spends its coin.
     pub(super) fn lacks_something(&self, sight: &Sight) -> bool {
         match sight.spends.get(&self.coin.outpoint) {
             None => true,
@@ -122,7 +122,7 @@ impl Announcing {
         }
     }
 
-    /// Whether `txid` is its child's.
+    /// Whether `txid` is the txid of its child.
     pub(super) fn has_child(&self, txid: &Txid) -> bool {
         self.child.as_ref().is_some_and(|child| child.transaction.compute_txid() == *txid)
     }
@@ -141,7 +141,7 @@ impl Announcing {
             patient_since: None,
             refused_for_fee: false,
             bump_impossible: false,
-            hand_in_at: at + rules.rebroadcast,
+            submit_at: at + rules.rebroadcast,
             stalled_at: at + rules.stall,
         })
     }
@@ -194,8 +194,8 @@ pub(super) fn apply(announcement: &mut Announcement, event: &AnnouncementEvent) 
             announcing.patient_since.get_or_insert(tip.block.height);
         }
         (E::SpendGone { at, outpoint }, State::Announcing(announcing)) if *outpoint == announcing.coin.outpoint => {
-            // Out of the mempool, or out of the chain: at once.
-            announcing.hand_in_at = *at;
+            // Out of the mempool, or out of the chain: submit it at once.
+            announcing.submit_at = *at;
             announcing.child_taken = false;
         }
         (E::SpendSeen { spend, .. }, State::Announcing(announcing))
@@ -222,12 +222,12 @@ pub(super) fn apply(announcement: &mut Announcement, event: &AnnouncementEvent) 
                     announcing.coin_missing_since.or(sight.tip.map(|tip| tip.block.height));
             }
         }
-        (E::Rebroadcast { at }, State::Announcing(announcing)) => announcing.hand_in_at = *at + rules.rebroadcast,
+        (E::Rebroadcast { at }, State::Announcing(announcing)) => announcing.submit_at = *at + rules.rebroadcast,
         (E::ChildPlanned { at, child, .. }, State::Announcing(announcing)) => {
             announcing.child = Some(child.clone());
             announcing.child_taken = false;
             announcing.patient_since = sight.tip.map(|tip| tip.block.height);
-            announcing.hand_in_at = *at + rules.rebroadcast;
+            announcing.submit_at = *at + rules.rebroadcast;
             announcing.refused_for_fee = false;
         }
         (E::BumpImpossible { .. }, State::Announcing(announcing)) => announcing.bump_impossible = true,
@@ -242,7 +242,8 @@ pub(super) fn apply(announcement: &mut Announcement, event: &AnnouncementEvent) 
         (E::Finalized { block, .. }, State::Announcing(announcing)) => {
             *state = State::Final { txid: announcing.txid, block: *block, paid: announcing.paid() };
         }
-        // What is signed goes on whatever is said of its cohort: its signal may be in the chain any moment.
+        // A signed announcement continues even if its cohort is reported as failed: its signal may enter the chain at
+        // any moment.
         (E::Failed { failure, .. }, State::Announcing(_)) if !failure.ends_what_is_signed() => {}
         (E::Failed { .. }, State::Final { .. }) => {}
         (E::Failed { failure, .. }, _) => *state = State::Failed { failure: failure.clone() },

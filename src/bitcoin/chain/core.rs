@@ -1,4 +1,4 @@
-//! A Bitcoin Core node, over its RPC. It needs no wallet and no index, but Bitcoin Core 29 or newer
+//! A Bitcoin Core node, over its RPC. It needs neither a wallet nor an index, but Bitcoin Core 29 or newer
 //! (`getdescriptoractivity`).
 
 mod answers;
@@ -27,13 +27,13 @@ use super::{
     Tip, TransactionStatus, is_known_already,
 };
 
-/// For calls that a node answers from memory.
+/// The timeout of calls that a node answers from memory.
 const QUICK: Duration = Duration::from_secs(30);
 
-/// For calls that read blocks from disk.
+/// The timeout of calls that read blocks from disk.
 const BLOCKS: Duration = Duration::from_secs(120);
 
-/// For a scan of all unspent outputs: minutes on the main network.
+/// The timeout of a scan of the UTXO set: minutes on the main network.
 const SCAN: Duration = Duration::from_secs(1200);
 
 /// How many blocks one call reads.
@@ -42,23 +42,23 @@ const BLOCKS_A_CALL: usize = 48;
 /// For how many scripts one call reads them.
 const SCRIPTS_A_CALL: usize = 500;
 
-/// How many long ranges of blocks that were read in part are remembered.
+/// How many partly read ranges of blocks are stored.
 const MAX_UNFINISHED: usize = 64;
 
-/// How many blocks a node on regtest may know of and not have.
+/// How many blocks a node on regtest may know of without having them.
 const BEHIND: u32 = 100;
 
-/// How often to ask again when a block arrives between two parts of an answer.
+/// How often a query is repeated when a block arrives between its parts.
 const ATTEMPTS: usize = 5;
 
-/// How to log in to a node.
+/// The credentials of a node.
 #[derive(Clone)]
 pub enum CoreAuth {
-    /// By the cookie that a node writes whenever it starts.
+    /// The cookie file that a node writes at each start.
     Cookie(PathBuf),
-    /// By name and password.
+    /// User and password.
     Password {
-        /// The name.
+        /// The user.
         user: String,
         /// The password.
         password: Zeroizing<String>,
@@ -79,13 +79,13 @@ impl fmt::Debug for CoreAuth {
 pub struct CoreChain {
     url: String,
     auth: CoreAuth,
-    /// A node does one scan at a time, and refuses a second one. Whoever came first is next.
+    /// A node runs one scan at a time, and refuses a second one. Callers are served in order.
     scan: Arc<Semaphore>,
-    /// What was read of long ranges of blocks, for the next try.
+    /// The parts of long ranges of blocks that were read, for the next try.
     unfinished: Arc<Mutex<BTreeMap<(ScriptBuf, u32), Reading>>>,
 }
 
-/// A range of blocks that was read in part.
+/// A range of blocks that was partly read.
 #[derive(Clone, Debug, Default)]
 struct Reading {
     /// The blocks that were read, by height.
@@ -94,7 +94,7 @@ struct Reading {
 }
 
 impl CoreChain {
-    /// The node whose RPC server is at `url`, `http://host:port`. Nothing is sent yet.
+    /// The node whose RPC server is at `url`, `http://host:port`. No request is sent yet.
     pub fn new(url: impl Into<String>, auth: CoreAuth) -> Self {
         Self { url: url.into(), auth, scan: Arc::new(Semaphore::new(1)), unfinished: Arc::default() }
     }
@@ -108,7 +108,8 @@ impl CoreChain {
         let transport =
             bitreq_http_async::Builder::new().url(&self.url).map_err(|error| self.unreachable(&error))?;
         let transport = match &self.auth {
-            // Read for each call: the node writes a new one whenever it starts. A line of a local file; it blocks nobody.
+            // Read for each call, because the node writes a new one at each start. It is one line of a local file: the
+            // read does not block for long.
             CoreAuth::Cookie(path) => transport.cookie_auth(Zeroizing::new(
                 std::fs::read_to_string(path)
                     .map_err(|error| {
@@ -146,10 +147,10 @@ impl CoreChain {
         };
         match error.downcast_ref::<bitreq_http_async::Error>() {
             Some(bitreq_http_async::Error::Http(http)) if http.status_code == 401 => match &self.auth {
-                // A node writes its cookie some time after it has begun to listen: what is there until then is that of its
-                // last run.
+                // A node writes its cookie some time after it starts to listen. Until then the file has the cookie of
+                // its previous run.
                 CoreAuth::Cookie(path) => self.unreachable(&format!(
-                    "it refuses the cookie in {}: that of an earlier run, if the node is starting, or another node's",
+                    "it refuses the cookie in {}: it belongs to a previous run, if the node is starting, or to another node",
                     path.display()
                 )),
                 CoreAuth::Password { user, .. } => {
@@ -172,7 +173,7 @@ impl CoreChain {
         }
     }
 
-    /// The block at `height`, `None` above the tip.
+    /// The block at `height`; `None` above the tip.
     async fn hash_at(&self, height: u32) -> Result<Option<BlockHash>, ChainError> {
         match self.call("getblockhash", json!([height]), QUICK).await {
             Ok(hash) => Ok(Some(hash)),
@@ -181,10 +182,10 @@ impl CoreChain {
         }
     }
 
-    /// Checks that the node can answer what will be asked of it, and that what it would say is not the past.
+    /// Checks that the node supports the needed calls, and that its chain is up to date.
     ///
     /// # Errors
-    /// [`ChainError::Misconfigured`] when it is too old, [`ChainError::Unavailable`] while it still downloads the chain.
+    /// [`ChainError::Misconfigured`] if it is too old, [`ChainError::Unavailable`] while it still downloads the chain.
     pub async fn check_fitness(&self) -> Result<(), ChainError> {
         self.call::<ActivityInfo>("getdescriptoractivity", json!([[], []]), QUICK).await?;
         still_downloads(&self.chain_info().await?)
@@ -194,7 +195,7 @@ impl CoreChain {
         Ok(self.call("getblockchaininfo", json!([]), QUICK).await?)
     }
 
-    /// What was said of blocks that are not there, with what is there.
+    /// The error for pruned blocks: the node's message, and the blocks that it has.
     async fn pruned(&self, message: &str) -> ChainError {
         match self.chain_info().await {
             Ok(ChainInfo { blocks, pruneheight: Some(first), .. }) => {
@@ -217,7 +218,7 @@ impl CoreChain {
             Err(CallError::Node { code: code::MISC_ERROR, message }) if message.contains("pruned") => {
                 Err(self.pruned(&message).await)
             }
-            // A block that is no longer in the best chain: the caller asks again.
+            // The block is no longer in the best chain: the caller repeats the query.
             Err(CallError::Node { code: code::INVALID_ADDRESS_OR_KEY | code::INVALID_PARAMETER, message }) => {
                 Err(ChainError::Unavailable(message))
             }
@@ -225,8 +226,8 @@ impl CoreChain {
         }
     }
 
-    /// One try at an answer that is true at one tip; `None` when the tip moved meanwhile. What was read until then, or until
-    /// the node failed, is not read again by the next try.
+    /// One try to read everything at a single tip; `None` if the tip changed meanwhile. Blocks that were read before
+    /// that, or before an error, are not read again by the next try.
     async fn activity_once(
         &self,
         script: &Script,
@@ -258,7 +259,7 @@ impl CoreChain {
         Ok(Some(activity))
     }
 
-    /// Marks the deposits that are rewards of young blocks, which the node's answer does not tell.
+    /// Marks the deposits that are coinbase outputs of recent blocks, which the node's answer does not show.
     async fn find_coinbases(&self, activity: &mut Activity) -> Result<(), ChainError> {
         let tip = activity.tip;
         let mut known: BTreeMap<Txid, bool> = BTreeMap::new();
@@ -269,7 +270,7 @@ impl CoreChain {
             let txid = deposit.outpoint.txid;
             deposit.coinbase = match known.get(&txid) {
                 Some(coinbase) => *coinbase,
-                // The node reads one transaction of a block for this.
+                // The node reads a single transaction of the block for this.
                 None => {
                     let found = self.transaction(&txid, Some(&block.hash)).await?;
                     *known.entry(txid).or_insert(found.is_some_and(|transaction| transaction.is_coinbase()))
@@ -279,7 +280,7 @@ impl CoreChain {
         Ok(())
     }
 
-    /// Forgets the blocks that a reorganization has left behind since they were read.
+    /// Drops the blocks that are no longer in the best chain.
     async fn forget_stale(&self, reading: &mut Reading) -> Result<(), ChainError> {
         while let Some((&height, &hash)) = reading.blocks.last_key_value() {
             if self.hash_at(height).await? == Some(hash) {
@@ -291,7 +292,7 @@ impl CoreChain {
         Ok(())
     }
 
-    /// As [`Self::activity_once`], for several scripts.
+    /// Like [`Self::activity_once`], for several scripts.
     async fn activities_once(&self, scripts: &[&Script], since: u32) -> Result<Option<Vec<Activity>>, ChainError> {
         let tip = self.tip().await?;
         let (mut events, mut next) = (Vec::new(), since);
@@ -324,7 +325,7 @@ impl CoreChain {
         self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps what was read for the next try, if it was much.
+    /// Stores the blocks that were read for the next try, if there are many.
     fn put_back(&self, key: (ScriptBuf, u32), reading: Reading) {
         let mut unfinished = self.unfinished();
         if reading.blocks.len() >= BLOCKS_A_CALL {
@@ -377,8 +378,8 @@ fn by_script(scripts: &[&Script], events: impl IntoIterator<Item = Event>) -> Re
     Ok(scripts.iter().map(|script| of.get(*script).cloned().unwrap_or_default()).collect())
 }
 
-/// Refuses what a node says while it reads or downloads the chain. Regtest has blocks when somebody makes them: an old tip
-/// means nothing there, fewer blocks than headers do.
+/// An error while the node verifies or downloads the chain. On regtest blocks are mined on demand: an old tip is normal
+/// there, fewer blocks than headers are not.
 fn still_downloads(info: &ChainInfo) -> Result<(), ChainError> {
     let behind = info.headers.saturating_sub(info.blocks) > BEHIND;
     if if info.chain == "regtest" { behind } else { info.initialblockdownload } {
@@ -426,8 +427,8 @@ fn collect(tip: Tip, events: impl IntoIterator<Item = Event>) -> Activity {
 impl Chain for CoreChain {
     async fn tip(&self) -> Result<Tip, ChainError> {
         let info = self.chain_info().await?;
-        // A node that was started again knows of all its headers at once, and of its blocks one after the other: what it does
-        // not have yet must not look as if it had never been.
+        // A restarted node knows all its headers at once, and loads its blocks one by one. A block that is not loaded
+        // yet must not look missing.
         still_downloads(&info)?;
         let hash = info.bestblockhash;
         Ok(Tip { block: BlockId { height: info.blocks, hash }, median_time: info.mediantime })
@@ -490,7 +491,7 @@ impl Chain for CoreChain {
         let scripts: Vec<&Script> = scripts.iter().map(ScriptBuf::as_script).collect();
         let mut activities = Vec::with_capacity(scripts.len());
         for some in scripts.chunks(SCRIPTS_A_CALL) {
-            // What was read of many blocks for one script is read again only for what failed.
+            // If many blocks were read for one script, only the failed part is read again.
             if let [script] = some {
                 activities.push(self.activity(script, since).await?);
                 continue;
@@ -527,7 +528,7 @@ impl Chain for CoreChain {
             Err(CallError::Node { code: code::INVALID_ADDRESS_OR_KEY, .. }) => {}
             Err(error) => return Err(error.into()),
         }
-        // From the tip down: what is asked for is mostly recent.
+        // From the tip down: most queries are for recent transactions.
         let tip = self.tip().await?.block;
         let mut next = Some(tip.hash);
         while let Some(hash) = next {
@@ -542,7 +543,7 @@ impl Chain for CoreChain {
 
     async fn fee_estimate(&self, target: ConfirmationTarget) -> Result<Option<FeeRate>, ChainError> {
         let estimate: Estimate = self.call("estimatesmartfee", json!([target.blocks()]), QUICK).await?;
-        // BTC/kvB is 100,000 sat/vB; a rate is kept in sat/kwu, of which 250 are a sat/vB.
+        // BTC/kvB is 100,000 sat/vB; the type stores sat/kwu, of which 250 are a sat/vB.
         Ok(estimate.feerate.map(|rate| FeeRate::from_sat_per_kwu(rate.to_sat().div_ceil(4))))
     }
 
@@ -570,7 +571,7 @@ impl Chain for CoreChain {
     }
 }
 
-/// Whether a package was taken, by the message for all and the errors of each transaction.
+/// Whether a package was accepted, from the overall message and the error of each transaction.
 pub(super) fn package_result(message: &str, errors: impl Iterator<Item = String>) -> Result<(), ChainError> {
     if message == "success" {
         return Ok(());
@@ -604,9 +605,9 @@ mod code {
 
 /// Why a call has no result.
 enum CallError {
-    /// It did not get through.
+    /// The request failed.
     Chain(ChainError),
-    /// The node says no.
+    /// The node returned an error.
     Node { code: i32, message: String },
 }
 

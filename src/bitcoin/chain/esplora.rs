@@ -1,4 +1,4 @@
-//! An Esplora server, over HTTP. What it says is believed: an operator who needs proof runs a node.
+//! An Esplora server, over HTTP. Its answers are trusted: an operator who needs proof runs a node.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,21 +27,21 @@ use crate::actors::transport::tls::Trust;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The largest answer that is read: a block in hexadecimal, and some room.
+/// The largest answer that is read: a block in hexadecimal, and a margin.
 const MAX_ANSWER: usize = 16 << 20;
 
-/// The most pages of a script's history that are read at a time, of 25 transactions each.
+/// The most pages of a script's history that are read at once, of 25 transactions each.
 const MAX_PAGES: usize = 400;
 
-/// The longest pause that is waited for in place, when a server asks for one (429, `Retry-After`); and the one that is made when
-/// it does not say how long.
+/// The longest pause that a request waits for when a server asks for one (429, `Retry-After`), and the default pause if
+/// the server gives no duration.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const USUAL_PAUSE: Duration = Duration::from_secs(2);
 
-/// How often a request is made that the server puts off.
+/// How often a request is tried that the server answers with 429.
 const TRIES: usize = 4;
 
-/// How often to ask again when a block arrives between two parts of an answer.
+/// How often a query is repeated when a block arrives between its parts.
 const ATTEMPTS: usize = 5;
 
 /// An Esplora server.
@@ -49,15 +49,15 @@ const ATTEMPTS: usize = 5;
 pub struct EsploraChain {
     url: String,
     http: Client,
-    /// Until when the server wants to be left alone: what one request was told holds for all.
+    /// The end of the pause that the server asked for. It applies to all requests.
     pause: Arc<Mutex<Option<Instant>>>,
 }
 
 impl EsploraChain {
-    /// The server whose API is at `url`, without a slash at its end. Nothing is sent yet.
+    /// The server whose API is at `url`, without a trailing slash. No request is sent yet.
     ///
     /// # Errors
-    /// [`ChainError::Misconfigured`] when this system cannot make requests.
+    /// [`ChainError::Misconfigured`] if no HTTP client can be created on this system.
     pub fn new(url: &str) -> Result<Self, ChainError> {
         let http = Trust::system()
             .http_client()
@@ -69,7 +69,7 @@ impl EsploraChain {
         Ok(Self { url: url.to_owned(), http, pause: Arc::default() })
     }
 
-    /// An answer, after as many pauses as the server asks for, if they are not too long.
+    /// An answer, after the pauses that the server asks for, unless they are too long.
     async fn request(
         &self,
         method: Method,
@@ -89,7 +89,7 @@ impl EsploraChain {
         Err(ChainError::Unavailable(format!("{}: too many requests (429), however slowly we ask", self.url)))
     }
 
-    /// Waits until the server may be asked again.
+    /// Waits until the pause that the server asked for is over.
     async fn rest(&self) -> Result<(), ChainError> {
         let until = *self.pause.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(left) = until.map(|until| until.saturating_duration_since(Instant::now())) else { return Ok(()) };
@@ -116,7 +116,7 @@ impl EsploraChain {
         }
         let mut answer = request.send().await.map_err(|error| unavailable(&error))?;
         let status = answer.status();
-        // The other form of it, a date, is taken for the usual pause.
+        // The other form of the header, a date, gives the default pause.
         let pause = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
         let pause = pause.map(Duration::from_secs);
         let mut bytes = Vec::new();
@@ -133,7 +133,7 @@ impl EsploraChain {
         ChainError::BadAnswer(format!("{}{path}: {error}", self.url))
     }
 
-    /// The body of an answer; `None` when there is no such thing.
+    /// The body of an answer; `None` for 404.
     async fn get(&self, path: &str) -> Result<Option<Vec<u8>>, ChainError> {
         match self.request(Method::GET, path, None).await? {
             (StatusCode::OK, body) => Ok(Some(body)),
@@ -169,7 +169,7 @@ impl EsploraChain {
     async fn history(&self, script: &str, since: u32) -> Result<Vec<EsploraTx>, ChainError> {
         let mut history: Vec<EsploraTx> = self.get_json(&format!("/scripthash/{script}/txs/mempool")).await?;
         let mut page = format!("/scripthash/{script}/txs/chain");
-        // The whole of it, or an error: what is missing might be a spend.
+        // The complete history, or an error: a missing entry might be a spend.
         let mut known: HashSet<Txid> = HashSet::new();
         for _ in 0..MAX_PAGES {
             let transactions: Vec<EsploraTx> = self.get_json(&page).await?;
@@ -193,7 +193,7 @@ impl EsploraChain {
         )))
     }
 
-    /// The coins that no block has spent, which a server lists up to some number (500 by default).
+    /// The coins that no block has spent. A server lists them up to a limit (500 by default).
     async fn listed(&self, script: &str) -> Result<Option<Vec<Utxo>>, ChainError> {
         let path = format!("/scripthash/{script}/utxo");
         match self.request(Method::GET, &path, None).await? {
@@ -234,10 +234,10 @@ impl EsploraChain {
     }
 
     async fn coins_at(&self, tip: Tip, script: &Script) -> Result<Activity, ChainError> {
-        // What is in the mempool comes from the history, which also says what spends it.
+        // Mempool entries come from the history, which also shows what spends them.
         let mut activity = self.activity_at(tip, script, u32::MAX).await?;
         let Some(coins) = self.listed(&script_hash(script)).await? else {
-            // Too many to be listed: the history has them all.
+            // Too many to be listed: the history has all of them.
             let mut activity = self.activity_at(tip, script, 0).await?;
             let in_block = |spend: &Spend| matches!(spend.place, Place::Block(_));
             let spent: HashSet<_> =
@@ -246,7 +246,7 @@ impl EsploraChain {
             activity.spends.retain(|spend| !in_block(spend));
             return Ok(activity);
         };
-        // The list leaves out what the mempool spends; a coin that somebody wants to spend is a coin all the same.
+        // The list omits coins that the mempool spends; they are unspent in the chain.
         for spend in activity.spends.clone() {
             if activity.deposits.iter().any(|deposit| deposit.outpoint == spend.outpoint) {
                 continue;
@@ -274,7 +274,7 @@ impl EsploraChain {
     }
 }
 
-/// How Esplora names a script: its SHA-256 in the usual byte order.
+/// Esplora's identifier of a script: its SHA-256 in the usual byte order.
 fn script_hash(script: &Script) -> String {
     sha256::Hash::hash(script.as_bytes()).to_string()
 }
@@ -351,7 +351,7 @@ impl Chain for EsploraChain {
 
     async fn fee_estimate(&self, target: ConfirmationTarget) -> Result<Option<FeeRate>, ChainError> {
         let estimates: HashMap<u16, f64> = self.get_json("/fee-estimates").await?;
-        // The rate of the longest wait that is not longer than ours.
+        // The rate of the longest target that is not above ours.
         let best =
             estimates.iter().filter(|(blocks, _)| **blocks <= target.blocks()).max_by_key(|(blocks, _)| **blocks);
         Ok(best.and_then(|(_, rate)| sat_per_vb(*rate)))
@@ -367,7 +367,7 @@ impl Chain for EsploraChain {
         let path = "/txs/package";
         let (status, body) = self.request(Method::POST, path, Some(package.to_string())).await?;
         if status == StatusCode::NOT_FOUND {
-            // A server from before packages: good enough while the mempool takes the parent by itself.
+            // A server without package support: sufficient if the mempool accepts the parent by itself.
             self.submit(parent).await?;
             return self.submit(child).await;
         }
@@ -379,9 +379,9 @@ impl Chain for EsploraChain {
     }
 }
 
-/// A rate as a server writes it; `None` when it is no rate at all.
+/// Parses a rate of a server; `None` if it is not a valid rate.
 fn sat_per_vb(rate: f64) -> Option<FeeRate> {
-    // A float that is too large for the integer becomes the largest integer.
+    // A float that exceeds the integer becomes the largest integer.
     (rate.is_finite() && rate > 0.0).then(|| FeeRate::from_sat_per_kwu((rate * 250.0).ceil() as u64))
 }
 

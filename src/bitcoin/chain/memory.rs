@@ -1,4 +1,4 @@
-//! A chain in this process, for tests: blocks without work, scripts that anybody can spend, and a mempool that knows fees,
+//! A chain in memory, for tests: blocks without work, scripts that need no signature, and a mempool with fees,
 //! conflicts, relative timelocks and packages of two.
 
 use std::{
@@ -25,18 +25,18 @@ use super::{
 /// The time between two blocks, in seconds.
 const BLOCK_TIME: u32 = 600;
 
-/// What a block creates.
+/// The value that a block creates.
 const SUBSIDY: Amount = Amount::from_sat(5_000_000_000);
 
-/// How a [`MemoryChain`] answers when it is asked for a rate.
+/// How a [`MemoryChain`] answers a query for a fee rate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum MemoryFees {
-    /// That it cannot tell.
+    /// No estimate is available.
     #[default]
     Unknown,
-    /// With this, true or not.
+    /// This rate, correct or not.
     Estimate(FeeRate),
-    /// Not at all.
+    /// An error.
     Failing,
 }
 
@@ -46,20 +46,20 @@ pub struct MemoryChain(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
-    /// From the genesis block on.
+    /// The best chain, from the genesis block on.
     blocks: Vec<Block>,
-    /// Blocks that a reorganization left behind, for [`Chain::header`].
+    /// Blocks that a reorganization removed, for [`Chain::header`].
     stale: BTreeMap<BlockHash, Header>,
-    /// In the order in which they came.
+    /// In the order of arrival.
     mempool: Vec<Transaction>,
     min_relay: FeeRate,
     fees: MemoryFees,
     reachable: bool,
-    /// Below which height blocks cannot be read.
+    /// The height below which blocks cannot be read.
     pruned_below: u32,
-    /// How often all coins were asked for.
+    /// How often all coins were queried.
     scans: u32,
-    /// Makes every coinbase another one.
+    /// Makes every coinbase unique.
     coinbases: u64,
 }
 
@@ -67,7 +67,7 @@ struct State {
 type Found = (TxOut, Option<u32>);
 
 impl MemoryChain {
-    /// A chain of nothing but regtest's genesis block.
+    /// A chain of regtest's genesis block only.
     pub fn new() -> Self {
         let state = State {
             blocks: vec![genesis_block(::bitcoin::Network::Regtest)],
@@ -93,8 +93,8 @@ impl MemoryChain {
         if state.reachable { Ok(state) } else { Err(ChainError::Unavailable("out of reach".to_owned())) }
     }
 
-    /// Mines so many blocks, the first one with all of the mempool; each pays to `script`. The coinbases' outputs, which can
-    /// be spent at once.
+    /// Mines so many blocks, the first one with the whole mempool; each pays to `script`. Returns the coinbases'
+    /// outputs, which can be spent at once.
     pub fn mine(&self, blocks: u32, script: &Script) -> Vec<OutPoint> {
         let mut state = self.state();
         (0..blocks)
@@ -105,7 +105,7 @@ impl MemoryChain {
             .collect()
     }
 
-    /// Mines so many blocks, the first of which holds exactly these transactions, whatever the mempool has.
+    /// Mines so many blocks. The first one has exactly these transactions, whatever is in the mempool.
     pub fn mine_with(&self, blocks: u32, transactions: &[Transaction]) {
         let mut state = self.state();
         let mut transactions = transactions.to_vec();
@@ -114,7 +114,7 @@ impl MemoryChain {
         }
     }
 
-    /// Takes the last `blocks` blocks back. Their transactions return to the mempool.
+    /// Removes the last `blocks` blocks. Their transactions return to the mempool.
     pub fn take_back(&self, blocks: u32) {
         let mut state = self.state();
         let mut returned = Vec::new();
@@ -131,39 +131,39 @@ impl MemoryChain {
         state.evict_impossible();
     }
 
-    /// Forgets a transaction of the mempool and what depends on it, as nodes do when it fills up.
+    /// Drops a transaction of the mempool and its descendants, as nodes do when the mempool is full.
     pub fn evict(&self, txid: &Txid) {
         let mut state = self.state();
         state.mempool.retain(|transaction| transaction.compute_txid() != *txid);
         state.evict_impossible();
     }
 
-    /// What the mempool asks for, from now on.
+    /// Sets the minimum fee rate of the mempool.
     pub fn set_min_relay(&self, rate: FeeRate) {
         self.state().min_relay = rate;
     }
 
-    /// How to answer when asked for a rate.
+    /// Sets the answer to queries for a fee rate.
     pub fn set_fees(&self, fees: MemoryFees) {
         self.state().fees = fees;
     }
 
-    /// Whether the chain can be reached.
+    /// Sets whether the chain can be reached.
     pub fn set_reachable(&self, reachable: bool) {
         self.state().reachable = reachable;
     }
 
-    /// Below which height [`Chain::activity`] finds no blocks, as on a node that prunes.
+    /// Sets the height below which [`Chain::activity`] fails, as on a pruned node.
     pub fn set_pruned_below(&self, height: u32) {
         self.state().pruned_below = height;
     }
 
-    /// How often [`Chain::coins`] was asked, which keeps a node busy for minutes.
+    /// How often [`Chain::coins`] was called, which keeps a node busy for minutes.
     pub fn scans(&self) -> u32 {
         self.state().scans
     }
 
-    /// What waits in the mempool.
+    /// The transactions in the mempool.
     pub fn mempool(&self) -> Vec<Transaction> {
         self.state().mempool.clone()
     }
@@ -234,7 +234,7 @@ impl State {
         made
     }
 
-    /// All transactions with their places, from the oldest on.
+    /// All transactions with their heights, the oldest first.
     fn all(&self) -> impl Iterator<Item = (&Transaction, Option<u32>)> {
         let confirmed = (0..)
             .zip(&self.blocks)
@@ -259,7 +259,7 @@ impl State {
         height.and_then(|height| self.block_id(height)).map_or(Place::Mempool, Place::Block)
     }
 
-    /// Whether the next block could hold `transaction`, and the fee that it pays. It may spend from `parent`.
+    /// Checks that the next block could contain `transaction`, and returns its fee. It may spend from `parent`.
     fn check(&self, transaction: &Transaction, parent: Option<&Transaction>) -> Result<Amount, Rejection> {
         let refuse = |kind, reason: &str| Rejection { kind, reason: reason.to_owned() };
         let mut value = Amount::ZERO;
@@ -310,8 +310,8 @@ impl State {
         Ok(())
     }
 
-    /// Makes room for `newcomers`, which pay `fee` in all, by dropping what spends the same as they do. Whatever it signals
-    /// (full RBF), when they pay more than it did and for their own relay.
+    /// Drops the transactions that conflict with `newcomers`, which pay `fee` in total, whatever they signal (full
+    /// RBF), if the newcomers pay more and also pay for their own relay.
     fn replace(&mut self, newcomers: &[&Transaction], fee: Amount) -> Result<(), Rejection> {
         let spends_the_same = |other: &Transaction| {
             let spent = newcomers.iter().flat_map(|newcomer| &newcomer.input).map(|input| input.previous_output);
@@ -344,7 +344,7 @@ impl State {
         spent?.checked_sub(transaction.output.iter().map(|output| output.value).sum())
     }
 
-    /// Drops from the mempool what can no longer be confirmed.
+    /// Drops transactions from the mempool that can no longer be confirmed.
     fn evict_impossible(&mut self) {
         let candidates = std::mem::take(&mut self.mempool);
         for transaction in candidates {

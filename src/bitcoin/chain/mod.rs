@@ -1,11 +1,12 @@
-//! The chain (port): what a program must know of Bitcoin, and the two things it asks of it.
+//! The chain (port): the queries and the two commands that a program needs of Bitcoin.
 //!
-//! Three implementations: [`CoreChain`] (a node's RPC), [`EsploraChain`] (an Esplora server) and [`MemoryChain`] (a chain in
-//! this process, for tests). One conformance suite runs against all of them. [`ChainSource`] is how an operator names one.
+//! There are three implementations: [`CoreChain`] (a node's RPC), [`EsploraChain`] (an Esplora server) and
+//! [`MemoryChain`] (a chain in memory, for tests). One conformance suite runs against all of them. [`ChainSource`] is
+//! the operator's choice of one.
 //!
-//! The central question is [`Chain::activity`]: everything that paid to a script or spent from it, in blocks from some height
-//! on and in the mempool. It needs neither a wallet nor an index, and a node answers it from a handful of blocks. Who watches
-//! a script remembers what is older and asks again from a little below the last tip, so that a reorganization shows.
+//! The central query is [`Chain::activity`]: everything that paid to a script or spent from it, in blocks from some
+//! height on and in the mempool. It needs neither a wallet nor an index, and a node answers it from a few blocks. The
+//! caller stores older results and queries again from a few blocks below the last tip, so that it sees reorganizations.
 
 mod core;
 mod esplora;
@@ -29,7 +30,7 @@ pub use self::{
 };
 use crate::protocol::network::Network;
 
-/// A block, by its place and its hash.
+/// A block, by its height and its hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BlockId {
     /// Its height; the genesis block has 0.
@@ -49,19 +50,19 @@ pub struct Tip {
 }
 
 impl Tip {
-    /// How many blocks confirm what is in `block`, counting that block: 1 in the tip itself. 0 above the tip.
+    /// The number of confirmations of a transaction in `block`: 1 in the tip itself, 0 above the tip.
     pub fn depth(&self, block: &BlockId) -> u32 {
         (self.block.height + 1).saturating_sub(block.height)
     }
 }
 
-/// Where a transaction is.
+/// The place of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Place {
     /// In a block of the best chain.
     Block(BlockId),
-    /// Waiting in the mempool.
+    /// In the mempool.
     Mempool,
 }
 
@@ -80,13 +81,13 @@ impl Place {
 pub struct Deposit {
     /// The output.
     pub outpoint: OutPoint,
-    /// What it holds.
+    /// Its value.
     #[serde(with = "::bitcoin::amount::serde::as_sat")]
     pub value: Amount,
-    /// Where the transaction that made it is.
+    /// The place of the transaction that created it.
     pub place: Place,
-    /// Whether it is the reward of a block: it cannot be spent before it is [`COINBASE_MATURITY`] deep. A chain says so as long
-    /// as that matters, not of older ones.
+    /// Whether it is a coinbase output, which cannot be spent before it is [`COINBASE_MATURITY`] deep. A chain reports
+    /// this only while it matters.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub coinbase: bool,
 }
@@ -95,12 +96,12 @@ pub struct Deposit {
 pub const COINBASE_MATURITY: u32 = 100;
 
 impl Deposit {
-    /// An output that is no block's reward.
+    /// An output that is not a coinbase output.
     pub const fn new(outpoint: OutPoint, value: Amount, place: Place) -> Self {
         Self { outpoint, value, place, coinbase: false }
     }
 
-    /// Whether it is the reward of a block that is too young at `tip` for the next block to spend it.
+    /// Whether it is a coinbase output that the block after `tip` cannot spend yet.
     pub fn is_immature(&self, tip: &Tip) -> bool {
         self.coinbase && self.place.block().is_none_or(|block| tip.depth(block) < COINBASE_MATURITY)
     }
@@ -109,18 +110,18 @@ impl Deposit {
 /// An input that spends an output of a script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spend {
-    /// What is spent.
+    /// The output that is spent.
     pub outpoint: OutPoint,
     /// The transaction that spends it.
     pub by: Txid,
-    /// Where that transaction is.
+    /// The place of that transaction.
     pub place: Place,
 }
 
-/// What has happened to a script, as of one tip.
+/// The deposits and spends of a script, as of one tip.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Activity {
-    /// The tip at which all of it was true.
+    /// The tip at which all of it was observed.
     pub tip: Tip,
     /// Outputs that pay to the script.
     pub deposits: Vec<Deposit>,
@@ -128,7 +129,7 @@ pub struct Activity {
     pub spends: Vec<Spend>,
 }
 
-/// Where a transaction is, if anywhere.
+/// Whether a transaction is known, and its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TransactionStatus {
@@ -138,12 +139,12 @@ pub enum TransactionStatus {
     At(Place),
 }
 
-/// Within how many blocks a transaction is to be confirmed: 1 to 1008, what nodes can estimate.
+/// The number of blocks within which a transaction is to be confirmed: 1 to 1008, the range of a node's estimator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ConfirmationTarget(u16);
 
 impl ConfirmationTarget {
-    /// A target of so many blocks, brought into 1..=1008.
+    /// A target of `blocks`, clamped to 1..=1008.
     pub fn new(blocks: u16) -> Self {
         Self(blocks.clamp(1, 1008))
     }
@@ -154,13 +155,13 @@ impl ConfirmationTarget {
     }
 }
 
-/// Why nodes do not take a transaction.
+/// The reason why nodes refuse a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RejectionKind {
-    /// It pays less than the mempool asks for now.
+    /// It pays less than the mempool requires now.
     FeeTooLow,
-    /// What it spends does not exist, or is spent by another transaction.
+    /// An output that it spends does not exist, or another transaction spends it.
     InputsSpent,
     /// Its timelock has not passed.
     NotFinal,
@@ -168,18 +169,18 @@ pub enum RejectionKind {
     Other,
 }
 
-/// A transaction that the chain did not take.
+/// The chain refused a transaction.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("the transaction was refused: {reason}")]
 pub struct Rejection {
-    /// What kind of reason it is.
+    /// The kind of the reason.
     pub kind: RejectionKind,
-    /// The node's own words.
+    /// The node's own message.
     pub reason: String,
 }
 
 impl Rejection {
-    /// A rejection by the words of Bitcoin Core's validation, which Esplora servers pass on.
+    /// A rejection from the message of Bitcoin Core's validation, which Esplora servers pass on.
     fn new(reason: impl Into<String>) -> Self {
         const KINDS: [(RejectionKind, &[&str]); 3] = [
             (
@@ -199,7 +200,7 @@ impl Rejection {
     }
 }
 
-/// Whether the words of a refusal say that the transaction is there already.
+/// Whether the message of a refusal reports that the transaction is already known.
 fn is_known_already(reason: &str) -> bool {
     ["already in block chain", "already in utxo set", "already-known", "already-in-mempool", "same-nonwitness-data"]
         .iter()
@@ -208,16 +209,16 @@ fn is_known_already(reason: &str) -> bool {
 
 /// Why the chain could not answer.
 ///
-/// None of them holds a password: not in the URL, not in what a server said.
+/// No error contains a password: neither from the URL nor from a server's message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
-    /// It cannot be reached, or cannot answer now. Ask again.
+    /// It cannot be reached, or cannot answer now. Retry later.
     #[error("{0}")]
     Unavailable(String),
-    /// The transaction is at fault.
+    /// The transaction is refused.
     #[error(transparent)]
     Rejected(#[from] Rejection),
-    /// It is another network's chain.
+    /// It is the chain of another network.
     #[error("the chain is not {expected}'s: its block {height} is {found}")]
     WrongNetwork {
         /// The configured network.
@@ -227,25 +228,26 @@ pub enum ChainError {
         /// The block that is there.
         found: String,
     },
-    /// It refuses us, or does not know what we ask: credentials, version or settings are wrong. A person must act.
+    /// It refuses the request, or does not know the call: credentials, version or settings are wrong. The operator must
+    /// act.
     #[error("{0}")]
     Misconfigured(String),
-    /// It has dropped the old blocks that were asked for, and will never have them: [`Chain::coins`] needs none of them.
+    /// It has pruned the requested blocks, and will never have them again. [`Chain::coins`] needs no blocks.
     #[error("the node has pruned blocks that are needed: {0}; look back less far, or use a node that has them")]
     Pruned(String),
-    /// Its answer makes no sense.
+    /// Its answer is not valid.
     #[error("an answer that makes no sense: {0}")]
     BadAnswer(String),
 }
 
 impl ChainError {
-    /// Whether the same question may be answered later.
+    /// Whether the same query may succeed later.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::BadAnswer(_))
     }
 }
 
-/// What a program must know of Bitcoin.
+/// A Bitcoin chain.
 #[async_trait]
 pub trait Chain: Send + Sync {
     /// The last block.
@@ -284,26 +286,26 @@ pub trait Chain: Send + Sync {
         Ok(activities)
     }
 
-    /// A transaction, in the mempool or in the block of that hash.
+    /// A transaction, in the mempool or in the block with that hash.
     async fn transaction(&self, txid: &Txid, block: Option<&BlockHash>) -> Result<Option<Transaction>, ChainError>;
 
-    /// Where a transaction is. Without an index the blocks from height `since` on are searched.
+    /// The place of a transaction. Without an index, the blocks from height `since` on are searched.
     async fn status(&self, txid: &Txid, since: u32) -> Result<TransactionStatus, ChainError>;
 
-    /// The rate at which a transaction is confirmed within `target`; `None` when the chain cannot tell.
+    /// The rate at which a transaction is confirmed within `target`; `None` when there is no estimate.
     ///
-    /// Nobody has to believe it: see [`FeePolicy`](super::fees::FeePolicy).
+    /// The estimate is not trusted: see [`FeePolicy`](super::fees::FeePolicy).
     async fn fee_estimate(&self, target: ConfirmationTarget) -> Result<Option<FeeRate>, ChainError>;
 
-    /// The rate below which nothing is taken now; `None` when the chain cannot tell.
+    /// The rate below which the mempool accepts no transaction now; `None` if that is unknown.
     async fn minimum_fee(&self) -> Result<Option<FeeRate>, ChainError> {
         Ok(None)
     }
 
-    /// Hands in a transaction to be relayed. One that is there already is taken again.
+    /// Submits a transaction to be relayed. Submitting a known transaction again succeeds.
     async fn submit(&self, transaction: &Transaction) -> Result<(), ChainError>;
 
-    /// Hands in a transaction with one that spends from it, so that the fee of both counts for both.
+    /// Submits a transaction with one that spends from it, so that the fees of both count for both.
     async fn submit_package(&self, parent: &Transaction, child: &Transaction) -> Result<(), ChainError>;
 }
 
@@ -313,15 +315,15 @@ impl fmt::Debug for dyn Chain {
     }
 }
 
-/// The first block of the default signet and of Mutinynet. All signets share one genesis block, so it does not tell them
-/// apart.
+/// The first block of the default signet and of Mutinynet. All signets share one genesis block, so it cannot
+/// distinguish them.
 const SIGNET_BLOCK_1: &str = "00000086d6b2636cb2a392d45edc4ec544a10024d30141c9adf4bfd9de533b53";
 const MUTINYNET_BLOCK_1: &str = "000002855893a0a9b24eaffc5efc770558a326fee4fc10c9da22fc19cd2954f9";
 
-/// Checks that the chain is `network`'s.
+/// Checks that the chain is the chain of `network`.
 ///
 /// # Errors
-/// [`ChainError::WrongNetwork`] when it is another one's; others when it cannot be told now.
+/// [`ChainError::WrongNetwork`] if it is another network's; others if that is unknown now.
 pub async fn check_network(chain: &dyn Chain, network: Network) -> Result<(), ChainError> {
     let genesis = genesis_block(network.to_bitcoin()).block_hash().to_string();
     check_block(chain, network, 0, &genesis).await?;

@@ -1,5 +1,5 @@
-//! How an operator names a chain: `core=http://user:password@127.0.0.1:8332`, `core=http://127.0.0.1:8332?cookie=PATH`,
-//! `esplora=https://host/api`.
+//! How an operator specifies a chain: `core=http://user:password@127.0.0.1:8332`,
+//! `core=http://127.0.0.1:8332?cookie=PATH`, `esplora=https://host/api`.
 
 use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
 
@@ -8,43 +8,43 @@ use zeroize::Zeroizing;
 use super::{Chain, ChainError, CoreAuth, CoreChain, EsploraChain, check_network};
 use crate::protocol::network::Network;
 
-/// Text that names no chain. Never holds the text itself: there may be a password in it.
+/// The text does not specify a chain. Never contains the text itself, which may have a password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SourceError {
-    /// It does not say what kind of chain it is.
+    /// The kind of the chain is missing.
     #[error(
         "core=http://user:password@host:port, core=http://host:port?cookie=PATH or esplora=https://host/api expected"
     )]
     UnknownKind,
-    /// The URL is not one.
+    /// The URL is not valid.
     #[error("{kind}=URL: {problem}")]
     Url {
-        /// What kind of chain was named.
+        /// The kind of the chain.
         kind: &'static str,
-        /// What is wrong.
+        /// What is wrong with it.
         problem: &'static str,
     },
 }
 
-/// A chain that can be connected to. Shown without its password.
+/// A chain to connect to. `Display` omits the password.
 #[derive(Clone)]
 pub enum ChainSource {
     /// A Bitcoin Core node.
     Core {
         /// Scheme, host and port.
         url: String,
-        /// Who we are to it.
+        /// The credentials.
         auth: CoreAuth,
     },
     /// An Esplora server.
     Esplora {
-        /// The base URL of its API, without a slash at its end.
+        /// The base URL of its API, without a trailing slash.
         url: String,
     },
 }
 
 impl ChainSource {
-    /// The chain, checked to be `network`'s and to be able to answer.
+    /// Connects to the chain. Checks that it is the chain of `network`, and that it can answer.
     ///
     /// # Errors
     /// [`ChainError`]; a node that is starting, or still downloads the chain, is [`ChainError::Unavailable`].
@@ -137,7 +137,7 @@ fn check_host(host: &str) -> Result<&str, &'static str> {
     }
 }
 
-/// Percent-encoding, as a password with an `@` or a path with a space needs it.
+/// Decodes percent-encoding, which a password with an `@` or a path with a space needs.
 fn decode(text: &str) -> Result<String, &'static str> {
     percent_encoding::percent_decode_str(text)
         .decode_utf8()

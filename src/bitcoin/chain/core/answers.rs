@@ -1,4 +1,4 @@
-//! What a node answers: only what is used, so that other versions of the node are understood too.
+//! The answers of a node. Only the used fields are read, so that other versions of the node work too.
 
 use std::collections::BTreeMap;
 
@@ -98,21 +98,21 @@ pub(super) struct ChainInfo {
     pub(super) headers: u32,
     pub(super) bestblockhash: BlockHash,
     pub(super) mediantime: u32,
-    /// The first block that a node that prunes has.
+    /// The first block that a pruned node has.
     pub(super) pruneheight: Option<u32>,
     pub(super) initialblockdownload: bool,
     pub(super) verificationprogress: f64,
 }
 
 impl Event {
-    /// The block that it happened in.
+    /// The block of the event.
     pub(super) fn block(&self) -> Option<BlockHash> {
         match self {
             Self::Receive { blockhash, .. } | Self::Spend { blockhash, .. } => *blockhash,
         }
     }
 
-    /// The script that it is about.
+    /// The script of the event.
     pub(super) fn script(&self) -> Option<&ScriptBuf> {
         match self {
             Self::Receive { output_spk: info, .. } | Self::Spend { prevout_spk: info, .. } => {

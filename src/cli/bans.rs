@@ -1,4 +1,4 @@
-//! `bans`: whom a service does not admit, and why, for its operator.
+//! `bans`: the offences and bans of a service, for its operator.
 
 use std::{
     path::PathBuf,
@@ -27,8 +27,8 @@ use crate::{
 };
 
 #[derive(Debug, Args)]
-#[command(after_help = "A service that runs takes notice at once: nothing needs to be stopped.\n\
-    What a member did is on record with the messages that it signed, and is forgotten after 90 days without a ban.")]
+#[command(after_help = "A running service applies changes at once: it need not be stopped.\n\
+    An offence is recorded with the messages that the member signed, and dropped after 90 days without a ban.")]
 pub(super) struct BansArgs {
     #[command(subcommand)]
     command: BansCommand,
@@ -36,41 +36,41 @@ pub(super) struct BansArgs {
 
 #[derive(Debug, Subcommand)]
 enum BansCommand {
-    /// List everybody who is banned or has done something wrong
+    /// List everyone with a ban or a recorded offence
     List {
         #[command(flatten)]
-        place: Place,
+        args: DirectoryArgs,
     },
-    /// Show what a member did, with what it signed as evidence
+    /// Show the record of one subject, with its signed messages as evidence
     Show {
-        /// Whom: a DID, a network address (of IPv6 its /64), or invite:ID
+        /// A DID, a network address (of IPv6 its /64), or invite:ID
         subject: Subject,
         #[command(flatten)]
-        place: Place,
+        args: DirectoryArgs,
     },
-    /// Admit somebody to no more cohorts, permanently or for some time. Those that it is in already go on
+    /// Refuse a subject in new cohorts, permanently or for some time. Its present cohorts go on
     Add {
-        /// Whom: a DID, everybody at a network address (of IPv6 in its /64), or everybody who comes by an invite, invite:ID
+        /// A DID, a network address (of IPv6 its /64; every DID at it), or invite:ID (every DID that joins by it)
         subject: Subject,
         #[command(flatten)]
         term: Term,
-        /// Why, for whoever reads the list later
+        /// The reason, for readers of the list
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
         #[command(flatten)]
-        place: Place,
+        args: DirectoryArgs,
     },
-    /// Admit a member again, and strike its record
+    /// Admit a subject again, and delete its record
     Lift {
-        /// Whom: a DID, everybody at a network address (of IPv6 in its /64), or everybody who comes by an invite, invite:ID
+        /// A DID, a network address (of IPv6 its /64; every DID at it), or invite:ID (every DID that joins by it)
         subject: Subject,
         #[command(flatten)]
-        place: Place,
+        args: DirectoryArgs,
     },
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Place {
+pub(super) struct DirectoryArgs {
     /// The service's state directory
     #[arg(long, value_name = "DIR", env = "BTCR2_STATE")]
     pub(super) state: PathBuf,
@@ -85,7 +85,7 @@ pub(super) struct Term {
     /// Until this time: 2027-01-31T12:00:00Z
     #[arg(long, value_name = "TIME")]
     pub(super) until: Option<At>,
-    /// For so long from now on: 7d, 12h
+    /// For this time from now on: 7d, 12h
     #[arg(long = "for", value_name = "SPAN")]
     pub(super) span: Option<Span>,
 }
@@ -100,18 +100,18 @@ impl FromStr for At {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         humantime::parse_rfc3339_weak(text.trim())
             .map(|at| Self(timestamp(at)))
-            .map_err(|error| format!("a time in UTC expected, 2027-01-31T12:00:00Z say: {error}"))
+            .map_err(|error| format!("a time in UTC expected, e.g. 2027-01-31T12:00:00Z: {error}"))
     }
 }
 
-/// Why a command could not do what it says.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum BansFailure {
-    #[error("{} is no directory: name the one that `serve --state` keeps", .0.display())]
+    #[error("{} is not a directory: give the one of `serve --state`", .0.display())]
     NoDirectory(PathBuf),
-    #[error("{0}: the end of the ban is over already; --until takes a time to come, in UTC")]
+    #[error("{0}: the end of the ban is in the past; --until takes a future time in UTC")]
     Over(String),
-    #[error("nothing is on record about {0}: `bans list` shows everybody")]
+    #[error("there is no record of {0}: `bans list` shows all")]
     Unknown(Subject),
     #[error(transparent)]
     Book(#[from] BanBookError),
@@ -125,10 +125,10 @@ impl Failure for BansFailure {
 
 pub(super) fn main(args: &BansArgs) -> ExitCode {
     let outcome = match &args.command {
-        BansCommand::List { place } => list(place),
-        BansCommand::Show { subject, place } => show(subject, place),
-        BansCommand::Add { subject, term, reason, place } => add(subject, term, reason.clone(), place),
-        BansCommand::Lift { subject, place } => lift(subject, place),
+        BansCommand::List { args } => list(args),
+        BansCommand::Show { subject, args } => show(subject, args),
+        BansCommand::Add { subject, term, reason, args } => add(subject, term, reason.clone(), args),
+        BansCommand::Lift { subject, args } => lift(subject, args),
     };
     outcome.map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS)
 }
@@ -137,17 +137,17 @@ pub(super) fn timestamp(at: SystemTime) -> Timestamp {
     Timestamp::default() + at.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-fn book(place: &Place) -> Result<BanBook, BansFailure> {
-    if !place.state.is_dir() {
-        return Err(BansFailure::NoDirectory(place.state.clone()));
+fn book(args: &DirectoryArgs) -> Result<BanBook, BansFailure> {
+    if !args.state.is_dir() {
+        return Err(BansFailure::NoDirectory(args.state.clone()));
     }
-    Ok(BanBook::open(&place.state.join(BANS), Arc::new(DefaultBans))?)
+    Ok(BanBook::open(&args.state.join(BANS), Arc::new(DefaultBans))?)
 }
 
-fn list(place: &Place) -> Result<(), BansFailure> {
-    let members = book(place)?.list()?;
+fn list(args: &DirectoryArgs) -> Result<(), BansFailure> {
+    let members = book(args)?.list()?;
     let now = timestamp(SystemTime::now());
-    if place.json {
+    if args.json {
         out!("{}", Value::from_iter(members.iter().map(|(subject, conduct)| summary(subject, conduct, now))));
         return Ok(());
     }
@@ -160,11 +160,11 @@ fn list(place: &Place) -> Result<(), BansFailure> {
     Ok(())
 }
 
-fn show(subject: &Subject, place: &Place) -> Result<(), BansFailure> {
-    let members = book(place)?.list()?;
+fn show(subject: &Subject, args: &DirectoryArgs) -> Result<(), BansFailure> {
+    let members = book(args)?.list()?;
     let conduct = members.get(subject).ok_or_else(|| BansFailure::Unknown(subject.clone()))?;
     let now = timestamp(SystemTime::now());
-    if place.json {
+    if args.json {
         let mut shown = summary(subject, conduct, now);
         shown["offences"] = Value::from_iter(conduct.entries.iter().map(offence));
         out!("{shown}");
@@ -189,14 +189,14 @@ fn show(subject: &Subject, place: &Place) -> Result<(), BansFailure> {
         }
         for signed in evidence {
             let (Evidence::Envelope(json) | Evidence::NostrEvent(json)) = signed;
-            // Whole: it is what proves it.
+            // Not cut: it is the evidence.
             out!("    signed: {}", shown_within(json, usize::MAX));
         }
     }
     Ok(())
 }
 
-fn add(subject: &Subject, term: &Term, reason: Option<String>, place: &Place) -> Result<(), BansFailure> {
+fn add(subject: &Subject, term: &Term, reason: Option<String>, args: &DirectoryArgs) -> Result<(), BansFailure> {
     let now = timestamp(SystemTime::now());
     let end = match (term.until, term.span) {
         (Some(At(at)), _) => at,
@@ -206,8 +206,8 @@ fn add(subject: &Subject, term: &Term, reason: Option<String>, place: &Place) ->
     if end <= now {
         return Err(BansFailure::Over(time(end)));
     }
-    book(place)?.add(subject.clone(), end, reason)?;
-    if place.json {
+    book(args)?.add(subject.clone(), end, reason)?;
+    if args.json {
         out!("{}", named(subject, json!({ "banned": true, "until": until_json(end) })));
     } else {
         out!("{subject} is banned until {}", end_of_ban(end));
@@ -215,11 +215,11 @@ fn add(subject: &Subject, term: &Term, reason: Option<String>, place: &Place) ->
     Ok(())
 }
 
-fn lift(subject: &Subject, place: &Place) -> Result<(), BansFailure> {
-    if !book(place)?.lift(subject.clone())? {
+fn lift(subject: &Subject, args: &DirectoryArgs) -> Result<(), BansFailure> {
+    if !book(args)?.lift(subject.clone())? {
         return Err(BansFailure::Unknown(subject.clone()));
     }
-    if place.json {
+    if args.json {
         out!("{}", named(subject, json!({ "banned": false })));
     } else {
         out!("{subject} is admitted again");
@@ -238,7 +238,7 @@ fn summary(subject: &Subject, conduct: &Conduct, now: Timestamp) -> Value {
     named(subject, summary)
 }
 
-/// With whom it is about: `did`, `address` or `invite`.
+/// Adds the subject: `did`, `address` or `invite`.
 fn named(subject: &Subject, mut about: Value) -> Value {
     let (field, name) = match subject {
         Subject::Did(did) => ("did", did.to_string()),
@@ -258,12 +258,12 @@ fn offence(Entry { offence, cohort_id, at, detail, address, invite, evidence }: 
     })
 }
 
-/// The end of a ban for machines: none when it is permanent.
+/// The end of a ban for machines; `null` when it is permanent.
 pub(super) fn until_json(end: Timestamp) -> Value {
     if end == Timestamp::NEVER { Value::Null } else { time(end).into() }
 }
 
-/// An offence by the name that it has in JSON.
+/// The name of an offence in JSON.
 fn kebab(offence: &impl serde::Serialize) -> String {
     let name = serde_json::to_value(offence).ok();
     name.as_ref().and_then(Value::as_str).unwrap_or("an offence").to_owned()

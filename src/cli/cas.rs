@@ -1,4 +1,4 @@
-//! `cas`: content by its hash, put and shown by hand.
+//! `cas`: publishes and shows content by its hash.
 
 use std::{
     fs::File,
@@ -19,10 +19,10 @@ use crate::{
     inputs, output,
 };
 
-/// JSON text is larger than its canonical form, by indentation above all.
+/// JSON text is larger than its canonical form, mostly by indentation.
 const MAX_TEXT: u64 = 16 << 20;
 
-/// What `cas` is told.
+/// The arguments of `cas`.
 #[derive(Args, Debug)]
 pub(super) struct CasArgs {
     #[command(subcommand)]
@@ -69,7 +69,8 @@ struct ShowArgs {
     stores: Stores,
 }
 
-/// Runs the command: 0 when every store took the content, or one gave it; else 1; 2 when it was called wrongly.
+/// Runs the command: 0 when every store accepted the content, or one returned it; otherwise 1; 2 when it was called
+/// wrongly.
 pub(super) fn main(args: &CasArgs) -> ExitCode {
     let outcome = super::block_on(async {
         match &args.command {
@@ -94,7 +95,7 @@ impl Stores {
 async fn put(args: &PutArgs) -> Result<bool, ProgramError> {
     let content = read(&args.file, args.raw)?;
     let publication = Publication { stores: args.stores.open()?, hold_on_failure: false };
-    // Nothing is held, so nothing is an error; the report says what failed.
+    // No cohort waits for this publication, so a failure is not an error; the report shows it.
     let report = match publication.publish(std::slice::from_ref(&content)).await {
         Ok(report) => report,
         Err(held) => held.0,

@@ -1,4 +1,4 @@
-//! `coins`: what belongs to an operator on the chain, and its way to another address.
+//! `coins`: lists and spends an operator's coins on the chain.
 
 use std::{
     fs,
@@ -79,12 +79,12 @@ pub(super) fn main(args: &CoinsArgs) -> ExitCode {
 /// A coin at the service's own address.
 struct ChangeCoin {
     deposit: Deposit,
-    /// Whether it can be spent without harm: what is not confirmed yet may have to pay for its announcement.
+    /// Whether it can be spent safely: an unconfirmed coin may be needed to bump its announcement.
     is_free: bool,
     state: String,
 }
 
-/// What is left at a beacon address.
+/// A coin left at a beacon address.
 struct Left {
     file: CohortFile,
     coins: Vec<RecoverableCoin>,
@@ -92,11 +92,11 @@ struct Left {
     is_ours: bool,
 }
 
-/// A transaction that was made.
+/// A signed transaction.
 struct Made {
     what: String,
     result: Result<(Transaction, Amount), String>,
-    /// Whether it was sent, or why not; none if it was not to be.
+    /// Whether it was sent, or why not; `None` if it was not to be sent.
     sent: Option<Result<(), String>>,
 }
 
@@ -171,7 +171,7 @@ fn change_coins(activity: &Activity) -> Vec<ChangeCoin> {
         let (is_free, state) = match (spent, deposit.place.block()) {
             (Some(spend), _) => (false, format!("{}, in the mempool, spends it", spend.by)),
             (None, None) => {
-                (false, "waits for its confirmation; it may have to pay for its announcement".to_owned())
+                (false, "waits for its confirmation; it may be needed to bump its announcement".to_owned())
             }
             (None, Some(_)) if deposit.is_immature(&activity.tip) => {
                 (false, "a block's reward, too young".to_owned())
@@ -211,7 +211,7 @@ fn cohort_files(directory: &Path, network: Network) -> Result<Vec<CohortFile>, P
 }
 
 impl Outcome {
-    /// Signs what can be spent.
+    /// Signs transactions that spend all free coins.
     fn make(&mut self, key: &ChangeKey, identity: &Identity, to: &Address, rate: FeeRate) {
         let free = self
             .change
@@ -247,7 +247,7 @@ impl Outcome {
         }
     }
 
-    /// Whether something was to be spent, and was not.
+    /// Whether a coin that was to be spent was not.
     fn failed(&self) -> bool {
         let wrong = |made: &Made| made.result.is_err() || matches!(made.sent, Some(Err(_)));
         self.made.iter().any(wrong) || self.rate.is_some() && self.made.is_empty()

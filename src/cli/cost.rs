@@ -27,9 +27,9 @@ use crate::{
     (one input, change, OP_RETURN of 32 bytes) for every member that announced an update.\n\n\
     An update counts once: in the first cohort that announced it. The first update of a DID at a beacon has to be announced\n\
     by a singleton transaction too, from a beacon that the document lists already: that is part of the cohort's cost, unless\n\
-    --listed says that the documents list the beacon.\n\n\
-    How an announcement ended, and what its children paid that bumped it, `serve` writes beside the result (announced.json).\n\
-    A cohort whose announcement failed saved nothing and is left out; of one without that file it is not known yet."
+    --listed states that the documents list the beacon.\n\n\
+    `serve` writes the end of an announcement, and the fees of its children, beside the result (announced.json).\n\
+    A cohort whose announcement failed saved nothing and is left out. Without that file the end is not known yet."
 )]
 pub(super) struct CostArgs {
     /// The directory that `serve --out` wrote to, or that of one cohort in it
@@ -45,7 +45,7 @@ pub(super) struct CostArgs {
     json: bool,
 }
 
-/// How a cohort's announcement ended, as far as the results tell.
+/// How a cohort's announcement ended, according to the results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Ending {
@@ -58,7 +58,7 @@ enum Ending {
 struct Read {
     cohort_id: String,
     beacon: String,
-    /// Whose updates it announced: DID and hash.
+    /// The updates that it announced: DID and hash.
     updates: Vec<(String, String)>,
     vsize: u64,
     fee: Amount,
@@ -67,15 +67,15 @@ struct Read {
     ending: Ending,
 }
 
-/// Where the change of an announcement is.
+/// The output with the change of an announcement.
 #[derive(Clone, Debug, Serialize)]
 struct ChangeAt {
     address: String,
-    /// In satoshis, as far as is known: what children paid comes out of it.
+    /// In satoshis, if known: the fees of children come out of it.
     value: u64,
 }
 
-/// What is said of a cohort.
+/// The evaluation of a cohort.
 struct Counted {
     cohort_id: String,
     saved: Savings,
@@ -186,7 +186,7 @@ fn directories(root: &Path) -> Result<Vec<PathBuf>, ProgramError> {
     let entries: Result<Vec<_>, _> = fs::read_dir(root).map_err(io_error)?.collect();
     let mut found: Vec<_> = entries.map_err(io_error)?.into_iter().map(|entry| entry.path()).collect();
     found.retain(|directory| directory.join("result.json").is_file());
-    // In the order in which they were signed: what is announced again comes later.
+    // In the order of signing: a repeated update is counted in the first cohort.
     let signed_at =
         |directory: &PathBuf| fs::metadata(directory.join("result.json")).and_then(|file| file.modified()).ok();
     found.sort_by_cached_key(|directory| (signed_at(directory), directory.clone()));
@@ -222,7 +222,7 @@ fn read(directory: &Path) -> Result<Read, ProgramError> {
     })
 }
 
-/// Where the change is: by the end of the announcement, or else by the transaction, whose network is that of its beacon.
+/// The change: from the end of the announcement, otherwise from the transaction; the network is that of the beacon.
 fn change(transaction: &Transaction, beacon: &str, outcome: &Value) -> Option<ChangeAt> {
     if let (Some(address), Some(value)) = (outcome["changeAddress"].as_str(), outcome["change"].as_u64()) {
         return Some(ChangeAt { address: address.to_owned(), value });

@@ -44,7 +44,7 @@ enum Network {
 
 /// Runs an Aggregation Service and its participants as actors in this process, each participant with a real update, and
 /// verifies the signed transaction by BIP-340 and by Bitcoin Core's consensus code. The coin is made up; nothing is
-/// broadcast and nothing is kept unless --out is given.
+/// broadcast, and no file is written unless --out is given.
 #[derive(Args, Debug)]
 pub(super) struct DemoArgs {
     /// How many members the cohort has, 1 to 1000; one of three or more has an EXTERNAL DID
@@ -68,7 +68,7 @@ pub(super) struct DemoArgs {
     /// Write tx.hex and participant-<i>.json (DID, sidecar) into this directory
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Print one JSON object instead of the account for people
+    /// Print one JSON object instead of text for people
     #[arg(long)]
     json: bool,
 }
@@ -96,12 +96,12 @@ impl DemoArgs {
     }
 }
 
-/// Why the command could not do what it says.
+/// Why the command failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error(transparent)]
     Demo(#[from] DemoError),
-    /// Nobody called us wrongly: the same call may work on another day or disk.
+    /// Not an error of the caller: the same call may succeed later, or on another disk.
     #[error("cannot write to {}: {cause}", directory.display())]
     Output { directory: PathBuf, cause: io::Error },
 }
@@ -133,7 +133,7 @@ pub(super) fn main(args: &DemoArgs) -> ExitCode {
 fn run(args: &DemoArgs, config: &DemoConfig) -> Result<bool, Failure> {
     config.check()?;
     if let Some(directory) = &args.out {
-        // Before the round: a large one takes long, and would be lost.
+        // Before the round: a large one takes long, and its result would be lost.
         fs::create_dir_all(directory).map_err(|cause| Failure::Output { directory: directory.clone(), cause })?;
     }
     if config.transport == DemoTransport::Http {
@@ -153,7 +153,7 @@ fn run(args: &DemoArgs, config: &DemoConfig) -> Result<bool, Failure> {
     Ok(report.ok(config.path))
 }
 
-/// One live line on standard error, where that is a terminal.
+/// A live line on standard error, if that is a terminal.
 struct ProgressLine(Option<ProgressBar>);
 
 impl ProgressLine {

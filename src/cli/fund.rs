@@ -78,7 +78,7 @@ fn io_error(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> ProgramErr
     |error| ProgramError::Io { what, error }
 }
 
-/// The world's fault, or ours: not that of the command line.
+/// An error of the chain or of this program, not of the command line.
 fn failed(error: &ChainError) -> ProgramError {
     ProgramError::Io { what: "the chain".to_owned(), error: std::io::Error::other(error.to_string()) }
 }
@@ -90,7 +90,7 @@ async fn fund(args: &FundArgs) -> Result<String, ProgramError> {
             .map_err(|error| usage(format!("{}: {error}", path.display())))?;
         let chain = source.connect(args.network).await.map_err(|error| failed(&error))?;
         chain.submit(&transaction).await.map_err(|error| failed(&error))?;
-        return Ok(told(args, &transaction, "sent"));
+        return Ok(outcome(args, &transaction, "sent"));
     }
     let (Some(from), Some(to), Some(amount), Some(out)) = (&args.from, &args.to, args.amount, &args.out) else {
         return Err(usage("--from, --to, --amount and --out, or --submit"));
@@ -111,10 +111,10 @@ async fn fund(args: &FundArgs) -> Result<String, ProgramError> {
             error => usage(error),
         })?;
     write_whole(out, (deposit::to_text(&psbt) + "\n").as_bytes()).map_err(io_error(out))?;
-    Ok(told(args, &psbt.unsigned_tx, "to be signed"))
+    Ok(outcome(args, &psbt.unsigned_tx, "to be signed"))
 }
 
-/// The rate to pay by `fees`, over what the chain estimates and takes. Where it cannot tell, the lowest has to do.
+/// The rate to pay by `fees`, given the chain's estimate and minimum. Without an estimate it is the lowest rate.
 pub(super) async fn first_rate(chain: &dyn Chain, fees: FeePolicy) -> Result<FeeRate, FeePolicyError> {
     let fees = fees.above(chain.minimum_fee().await.ok().flatten())?;
     Ok(fees.first(chain.fee_estimate(fees.target()).await.ok().flatten()))
@@ -126,7 +126,7 @@ fn script(field: &str, address: &str, network: Network) -> Result<ScriptBuf, Pro
         .map_err(|problem| usage(format!("{field} {address}: {problem}")))
 }
 
-fn told(args: &FundArgs, transaction: &Transaction, state: &str) -> String {
+fn outcome(args: &FundArgs, transaction: &Transaction, state: &str) -> String {
     let txid = transaction.compute_txid();
     if args.json { json!({ "txid": txid, "state": state }).to_string() } else { format!("{txid} {state}") }
 }

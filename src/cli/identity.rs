@@ -1,4 +1,4 @@
-//! `identity`: making and showing identity files.
+//! `identity`: creates and shows identity files.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -22,7 +22,7 @@ pub(super) struct IdentityArgs {
 enum IdentityCommand {
     /// Make a key and write it, with its DID, to a file that only you can read
     New(NewArgs),
-    /// Show whose identity a file holds; the secret is never shown
+    /// Show the identity in a file; the secret is never shown
     Show(ShowArgs),
 }
 
@@ -41,7 +41,7 @@ struct NewArgs {
     /// Where to write the file, which must not exist yet
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Encrypt the file with a passphrase, from BTCR2_PASSPHRASE or asked for
+    /// Encrypt the file with a passphrase, from BTCR2_PASSPHRASE or a prompt
     #[arg(long)]
     encrypt: bool,
     /// Take the secret key (64 hex characters) from this environment variable instead of making a new one

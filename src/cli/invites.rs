@@ -1,4 +1,4 @@
-//! `invites`: who may come in without being on a list, for the operator of a service.
+//! `invites`: the invites of a service, for its operator.
 
 use std::{
     process::ExitCode,
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     Failure,
-    bans::{At, Place, Term, timestamp, until_json},
+    bans::{At, DirectoryArgs, Term, timestamp, until_json},
     fail,
     state::time,
 };
@@ -30,14 +30,12 @@ use crate::{
     storage::INVITES,
 };
 
-/// How long an invite admits, by default.
+/// How long an invite is valid by default.
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "For `serve --invites`. Give the token to whom you invite, who runs `join --invite TOKEN`.\n\
-    What an opt-in shows of a token is bound to the DID and the cohort: who carries it cannot use it."
-)]
+#[command(after_help = "For `serve --invites`. Give the token to a participant, who runs `join --invite TOKEN`.\n\
+    The proof of a token in an opt-in is bound to the DID and the cohort: a relay or proxy cannot use it.")]
 pub(super) struct InvitesArgs {
     #[command(subcommand)]
     command: InvitesCommand,
@@ -47,38 +45,38 @@ pub(super) struct InvitesArgs {
 enum InvitesCommand {
     /// Make an invite, and print its token
     New {
-        /// How many DIDs it admits. One that it has admitted may come again until it expires
+        /// How many DIDs it admits. A DID that it has admitted may join again until it expires
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_USES)))]
         uses: u32,
-        /// Until when it admits [default: for 7 days]
+        /// The time until which it admits [default: for 7 days]
         #[command(flatten)]
         term: Term,
-        /// What to call it in the list
+        /// A name for it in the list
         #[arg(long, value_name = "TEXT")]
         label: Option<String>,
         #[command(flatten)]
-        place: Place,
+        args: DirectoryArgs,
     },
-    /// List all invites, and whom they have admitted
+    /// List all invites, and the DIDs that they have admitted
     List {
         #[command(flatten)]
-        place: Place,
+        args: DirectoryArgs,
     },
-    /// Make an invite admit nobody any more. Whom it has admitted stays in the cohorts that it is in
+    /// Revoke an invite: it admits no more DIDs. Admitted DIDs stay in their cohorts
     Revoke {
-        /// Which: the identifier that `invites list` shows
+        /// The identifier that `invites list` shows
         id: InviteId,
         #[command(flatten)]
-        place: Place,
+        args: DirectoryArgs,
     },
 }
 
-/// Why a command could not do what it says.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum InvitesFailure {
     #[error("{0} is not a directory: give the one of `serve --state`, or make it first")]
     NoDirectory(String),
-    #[error("{0}: this time is over already; --until takes a time to come, in UTC")]
+    #[error("{0}: this time is in the past; --until takes a future time in UTC")]
     Over(String),
     #[error("there is no invite {0}: `invites list` shows all")]
     Unknown(InviteId),
@@ -94,21 +92,21 @@ impl Failure for InvitesFailure {
 
 pub(super) fn main(args: &InvitesArgs) -> ExitCode {
     let outcome = match &args.command {
-        InvitesCommand::New { uses, term, label, place } => new(*uses, term, label.clone(), place),
-        InvitesCommand::List { place } => list(place),
-        InvitesCommand::Revoke { id, place } => revoke(*id, place),
+        InvitesCommand::New { uses, term, label, args } => new(*uses, term, label.clone(), args),
+        InvitesCommand::List { args } => list(args),
+        InvitesCommand::Revoke { id, args } => revoke(*id, args),
     };
     outcome.map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS)
 }
 
-fn book(place: &Place) -> Result<InviteBook, InvitesFailure> {
-    if !place.state.is_dir() {
-        return Err(InvitesFailure::NoDirectory(place.state.display().to_string()));
+fn book(args: &DirectoryArgs) -> Result<InviteBook, InvitesFailure> {
+    if !args.state.is_dir() {
+        return Err(InvitesFailure::NoDirectory(args.state.display().to_string()));
     }
-    Ok(InviteBook::open(&place.state.join(INVITES))?)
+    Ok(InviteBook::open(&args.state.join(INVITES))?)
 }
 
-fn new(uses: u32, term: &Term, label: Option<String>, place: &Place) -> Result<(), InvitesFailure> {
+fn new(uses: u32, term: &Term, label: Option<String>, args: &DirectoryArgs) -> Result<(), InvitesFailure> {
     let now = timestamp(SystemTime::now());
     let expires = match (term.until, term.span) {
         (Some(At(at)), _) => at,
@@ -119,8 +117,8 @@ fn new(uses: u32, term: &Term, label: Option<String>, place: &Place) -> Result<(
         return Err(InvitesFailure::Over(time(expires)));
     }
     let token = InviteToken::generate(&mut Randomness::System.for_actor("invite"));
-    book(place)?.add(&token, Invite::new(&token, now, expires, uses, label))?;
-    if place.json {
+    book(args)?.add(&token, Invite::new(&token, now, expires, uses, label))?;
+    if args.json {
         let (id, token) = (token.id().to_string(), token.reveal());
         out!("{}", json!({ "invite": id, "token": token, "uses": uses, "expires": until_json(expires) }));
     } else {
@@ -129,10 +127,10 @@ fn new(uses: u32, term: &Term, label: Option<String>, place: &Place) -> Result<(
     Ok(())
 }
 
-fn list(place: &Place) -> Result<(), InvitesFailure> {
-    let invites = book(place)?.list()?;
+fn list(args: &DirectoryArgs) -> Result<(), InvitesFailure> {
+    let invites = book(args)?.list()?;
     let now = timestamp(SystemTime::now());
-    if place.json {
+    if args.json {
         let summary = |(id, invite): (&InviteId, &Invite)| {
             json!({
                 "invite": id.to_string(),
@@ -167,14 +165,14 @@ fn state(invite: &Invite, now: Timestamp) -> &'static str {
     }
 }
 
-fn revoke(id: InviteId, place: &Place) -> Result<(), InvitesFailure> {
-    if !book(place)?.revoke(id)? {
+fn revoke(id: InviteId, args: &DirectoryArgs) -> Result<(), InvitesFailure> {
+    if !book(args)?.revoke(id)? {
         return Err(InvitesFailure::Unknown(id));
     }
-    if place.json {
+    if args.json {
         out!("{}", json!({ "invite": id.to_string(), "state": "revoked" }));
     } else {
-        out!("invite {id} admits nobody any more");
+        out!("invite {id} is revoked");
     }
     Ok(())
 }

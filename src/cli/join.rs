@@ -144,7 +144,7 @@ settings! {
             ///
             /// Either no cohort is joined, or cohorts are joined without an update.
             #[arg(long, value_enum, env = "BTCR2_IDLE", hide_short_help = true)]
-            idle: Nothing,
+            idle: IdleArg,
             /// The update that was approved in this cohort will never be announced
             ///
             /// Because another confirmed transaction has spent the cohort's coin. May be given several times.
@@ -254,7 +254,7 @@ settings! {
 /// What to do with nothing to say.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-enum Nothing {
+enum IdleArg {
     /// Do not join
     Skip,
     /// Take part without an update
@@ -392,8 +392,8 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
         linger: settings.linger.map(|span| span.0),
         connect_timeout: settings.connect_timeout.map(|span| span.0),
         idle: match settings.idle {
-            Some(Nothing::Decline) => Idle::Decline,
-            Some(Nothing::Skip) | None => Idle::Skip,
+            Some(IdleArg::Decline) => Idle::Decline,
+            Some(IdleArg::Skip) | None => Idle::Skip,
         },
         allow_risky: settings.allow_risky_update.unwrap_or(false),
         superseded: settings.supersede.unwrap_or_default(),

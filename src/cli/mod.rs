@@ -1,4 +1,4 @@
-//! The command line: what people and scripts call. Each command has its file.
+//! The command line. Each command has its own file.
 
 mod bans;
 mod cas;
@@ -40,10 +40,10 @@ const WRONG_CALL: u8 = 2;
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(after_help = "Without a command, `demo` runs.\n\n\
-    Exit status: 0 when the command did what it says, 1 when it could not, 2 when it was called wrongly; 3 when `watch \
+    Exit status: 0 when the command succeeded, 1 when it failed, 2 when it was called wrongly; 3 when `watch \
     --once` found something wrong.")]
 struct Cli {
-    /// How log lines on standard error are written; what is logged, RUST_LOG says
+    /// The format of log lines on standard error; RUST_LOG selects what is logged
     #[arg(long, value_enum, global = true, default_value_t, env = "BTCR2_LOG")]
     log: LogFormat,
     #[command(subcommand)]
@@ -62,38 +62,39 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Join a cohort of a service
     Join(Box<join::JoinArgs>),
-    /// Find out whether a Nostr relay is fit for cohorts
+    /// Check whether a Nostr relay is fit for cohorts
     Relay(relay::RelayArgs),
-    /// Look into a state directory, move a cohort out of it or into it, and forget what is long over
+    /// Show a state directory, move a cohort out of it or into it, and delete old archives
     State(state::StateArgs),
-    /// List whom a service does not admit, see why, ban somebody, or lift a ban; also while the service runs
+    /// List the offences and bans of a service, show one, ban a subject, or lift a ban; also while the service runs
     Bans(bans::BansArgs),
     /// Make, list and revoke invites to a service that admits by them; also while the service runs
     Invites(invites::InvitesArgs),
     /// Announce an update without a cohort, from the DID's own initial beacon
     ///
-    /// Prepares the transaction that announces a signed update from one of a KEY DID's three initial beacons, for a wallet to
-    /// sign, or with --sign signed with the DID's key. Nothing is sent. Without --coin it says which addresses can be funded.
+    /// Prepares the transaction that announces a signed update from one of a KEY DID's three initial beacons, for a
+    /// wallet to sign, or with --sign signed with the DID's key. Nothing is sent. Without --coin it shows the addresses
+    /// that can be funded.
     Singleton(Box<singleton::SingletonArgs>),
     /// Put and show content by its hash: announcements and updates, in a directory or an IPFS node
     Cas(cas::CasArgs),
     /// Pay to a beacon address from your own wallet, by a PSBT that is signed elsewhere
     Fund(fund::FundArgs),
-    /// List the coins that are a service's: change, what is left at beacon addresses, and what can be recovered; and spend them
+    /// List a service's coins: change, coins left at beacon addresses, and recoverable coins; and spend them
     Coins(coins::CoinsArgs),
-    /// List the coins of a cohort's beacon address, and take back those whose timelock has passed
+    /// List the coins of a cohort's beacon address, and recover those whose timelock has passed
     Recover(recover::RecoverArgs),
-    /// Show and copy what a member keeps of its cohorts
+    /// Show and copy a member's stored data of its cohorts
     Vault(vault::VaultArgs),
-    /// Write all that a resolver needs of a DID beside the chain
+    /// Write everything beyond the chain that a resolver needs for a DID
     Sidecar(sidecar::SidecarArgs),
-    /// Follow a member's beacons on the chain, and raise an alarm when something is announced that it did not approve
+    /// Follow a member's beacons on the chain, and raise an alarm when they announce something that it did not approve
     Watch(Box<watch::WatchArgs>),
-    /// Show what cohorts saved against a transaction of its own for each member
+    /// Show what cohorts saved compared with a separate transaction for each member
     Cost(cost::CostArgs),
 }
 
-/// How a program says what happens.
+/// The format of a program's events.
 #[derive(Clone, Copy, Debug, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Events {
@@ -103,7 +104,8 @@ enum Events {
     Json,
 }
 
-/// A chain as it was named. What cannot be read is reported without its text, which clap would print: it may hold a password.
+/// A chain as it was given. A parse error is reported without the text, which clap would print: it may contain a
+/// password.
 #[derive(Clone, Debug)]
 struct ChainArg(Result<ChainSource, SourceError>);
 
@@ -127,9 +129,9 @@ impl<'de> Deserialize<'de> for ChainArg {
     }
 }
 
-/// Starts this program again, in this process where the system can do that, if variables of ours have a newline at their end or
-/// a byte order mark, as they come from files and secret stores: with the variables as they were meant. clap reads variables
-/// by itself, and a process cannot change its own safely.
+/// Restarts this program with cleaned variables, in the same process if the system supports it, if environment
+/// variables of this program have a newline at their end or a byte order mark, as files and secret stores add them.
+/// clap reads variables by itself, and a process cannot change its own variables safely.
 fn with_clean_variables() -> Option<ExitCode> {
     let clean = crate::inputs::unclean_variables("BTCR2_");
     if clean.is_empty() {
@@ -143,7 +145,7 @@ fn with_clean_variables() -> Option<ExitCode> {
         if let Some(name) = std::env::args_os().next() {
             again.arg0(name);
         }
-        // Comes back only if it failed.
+        // Returns only if it failed.
         again.exec()
     };
     #[cfg(not(unix))]
@@ -172,7 +174,7 @@ fn run() -> ExitCode {
     };
     crate::telemetry::init(cli.log);
     let status = match cli.command {
-        // They go on without a reader, and what they return is how the cohorts ended.
+        // They continue without a reader, and their exit status is how the cohorts ended.
         Some(Command::Serve(args)) => return serve::main(*args),
         Some(Command::Join(args)) => return join::main(*args),
         Some(Command::Demo(args)) => demo::main(&args),
@@ -195,7 +197,7 @@ fn run() -> ExitCode {
     output::status(status)
 }
 
-/// Prints what clap has to say: help and version, or what is wrong with the arguments.
+/// Prints clap's output: help and version, or an error of the arguments.
 fn explain(error: &clap::Error) -> ExitCode {
     let printed = error.print();
     if error.use_stderr() {
@@ -207,8 +209,8 @@ fn explain(error: &clap::Error) -> ExitCode {
 
 /// Runs a command's work to its end on an actix system.
 ///
-/// An actor that was started, and never had its turn before an error ended the work, has it when it is dropped. It must find
-/// the runtime then, or it panics before the error is printed.
+/// An actor that was started, but not polled before an error ended the work, is polled when it is dropped. It must find
+/// the runtime then, otherwise it panics before the error is printed.
 fn block_on<T>(work: impl Future<Output = T>) -> T {
     let system = actix_rt::System::new();
     let outcome = system.block_on(work);
@@ -218,7 +220,7 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
     outcome
 }
 
-/// An error that says how the program ends.
+/// An error with the exit status of the program.
 trait Failure: Display {
     /// The exit status: 2 when the program was called wrongly.
     fn status(&self) -> u8;
@@ -241,7 +243,7 @@ fn fail(error: &impl Failure) -> ExitCode {
     ExitCode::from(error.status())
 }
 
-/// Refuses an update that raises concerns, unless its controller says that it is meant.
+/// Refuses an update that raises concerns, unless its controller confirms it.
 fn refuse_risky<C: Display>(concerns: &[C], file: &Path, allowed: bool) -> Result<(), ProgramError> {
     if concerns.is_empty() || allowed {
         return Ok(());

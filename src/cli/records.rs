@@ -1,5 +1,5 @@
-//! Records of a journal for people: when, what, and the main fields. Records are read as JSON, whatever stream they are of: a
-//! version of this program shows what another one wrote.
+//! Formats records of a journal for people: time, kind, and the main fields. Records of every stream are read as JSON,
+//! so that this version can show the records of another version.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::state::time;
 use crate::protocol::{output::BeaconOutput, text::shown_within, time::Timestamp};
 
-/// Fields that say nothing to people, or that are shown elsewhere.
+/// Fields that mean nothing to people, or that are shown elsewhere.
 const HIDDEN: [&str; 11] = [
     "at",
     "event",
@@ -27,24 +27,24 @@ const HIDDEN: [&str; 11] = [
 /// Fields that are times.
 const TIMES: [&str; 5] = ["until", "deadline", "retry_at", "retryAt", "expires"];
 
-/// How many characters of a text are shown.
+/// How many characters of a string are shown.
 const LONGEST: usize = 100;
 
 /// How many fields of an object in a record are shown.
 const MOST_FIELDS: usize = 6;
 
-/// A record as it is shown.
+/// A record in the form that is shown.
 pub(super) struct Shown {
-    /// When it happened, where the record says so.
+    /// Its time, if the record has one.
     pub(super) at: Option<Timestamp>,
-    /// What kind of event it is, by its name in the journal.
+    /// The kind of event, by its name in the journal.
     pub(super) kind: String,
-    /// Its main fields, in words.
+    /// Its main fields, formatted.
     pub(super) details: String,
 }
 
-/// Reads a record: `{"Kind": {fields}}` or `"Kind"` of the machines, `{"event": "kind", fields}` of announcements. One that is
-/// neither is shown as what it is.
+/// Parses a record: `{"Kind": {fields}}` or `"Kind"` of the machines, `{"event": "kind", fields}` of announcements. Any
+/// other record is shown as it is.
 pub(super) fn shown(record: &str) -> Shown {
     let unknown = |kind: &str, details: String| Shown { at: None, kind: kind.to_owned(), details };
     match serde_json::from_str(record) {
@@ -81,7 +81,7 @@ fn listed(fields: &Map<String, Value>, depth: usize) -> String {
     fields.join(if depth == 0 { "; " } else { ", " })
 }
 
-/// A value in words; none where it says nothing.
+/// Formats a value; `None` if it has nothing to show.
 fn text(name: &str, value: &Value, depth: usize) -> Option<String> {
     Some(match value {
         Value::Null => return None,
@@ -103,7 +103,7 @@ fn text(name: &str, value: &Value, depth: usize) -> Option<String> {
         }
         Value::Object(fields) => match known(value, fields) {
             Some(known) => known,
-            // Deeper than that are keys and proofs; `--json` has them all.
+            // Deeper fields are keys and proofs; `--json` shows all.
             None if depth >= 2 => return None,
             None => {
                 let listed = listed(fields, depth + 1);
@@ -116,8 +116,8 @@ fn text(name: &str, value: &Value, depth: usize) -> Option<String> {
     })
 }
 
-/// What people know by another name than its fields: a transaction by its id, an output by its address, an update by its
-/// version, a length of time, bytes.
+/// Formats values that have a shorter usual form than their fields: a transaction by its id, an output by its address,
+/// an update by its version, a length of time, bytes.
 fn known(value: &Value, fields: &Map<String, Value>) -> Option<String> {
     let has = |names: &[&str]| names.iter().all(|name| fields.contains_key(*name));
     if has(&["input", "output"]) {
@@ -143,16 +143,16 @@ fn known(value: &Value, fields: &Map<String, Value>) -> Option<String> {
     }
 }
 
-/// Peers choose texts in records: nothing in them must upset a terminal, and none takes the screen.
+/// Peers choose strings in records: they must not control the terminal or fill the screen.
 fn escaped(text: &str) -> String {
-    // Longer than a hash: a nonce, a signature. Their beginning is enough to tell one from another.
+    // Longer than a hash: a nonce or a signature. Its start is enough to distinguish it.
     if text.len() > 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return format!("{}... ({} bytes)", &text[..16], text.len() / 2);
     }
     shown_within(text, LONGEST).into_owned()
 }
 
-/// `retryAt` and `retry_at` as `retry at`.
+/// Formats `retryAt` and `retry_at` as `retry at`.
 fn words(name: &str) -> String {
     let mut words = String::new();
     for c in escaped(name).chars() {

@@ -1,4 +1,4 @@
-//! `recover`: the coins of a cohort's beacon address, and their way back to the operator.
+//! `recover`: lists and recovers the coins of a cohort's beacon address.
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
@@ -29,7 +29,7 @@ use crate::{
     With --to those that can be are sent there, each by a transaction of its own; --dry-run signs and shows the\n\
     transactions, and sends none. Coins that a transaction in the mempool spends are left alone: it may be the cohort's\n\
     announcement. --replace takes them too.\n\n\
-    The cohort's output is derived from its keys and terms: from the file output.json that the service keeps, or from\n\
+    The cohort's output is derived from its keys and terms: from the file output.json that the service stored, or from\n\
     --keys, --recovery-key and --recovery-sequence."
 )]
 pub(super) struct RecoverArgs {
@@ -64,7 +64,7 @@ pub(super) struct RecoverArgs {
     /// Take the recovery key (64 hex characters) from this environment variable
     #[arg(long, value_name = "VAR")]
     secret_env: Option<String>,
-    /// Within how many blocks to be confirmed
+    /// The number of blocks within which it is to be confirmed
     #[arg(long, value_name = "BLOCKS", default_value_t = 6)]
     target: u16,
     /// The fee rate to pay, in sat/vB, instead of the chain's estimate; never less than the node takes
@@ -87,7 +87,7 @@ pub(super) struct RecoverArgs {
     json: bool,
 }
 
-/// Why nothing can be said of a cohort's coins.
+/// Why the coins of a cohort cannot be listed or recovered.
 #[derive(Debug, thiserror::Error)]
 enum RecoverError {
     #[error("which cohort: give --cohort output.json, or --keys with --recovery-key and --recovery-sequence")]
@@ -137,7 +137,7 @@ pub(super) fn main(args: &RecoverArgs) -> ExitCode {
     }
 }
 
-/// A recovery that was made, and what became of it.
+/// A recovery and its result.
 struct Made {
     recovery: Recovery,
     /// Sent, refused, or not to be sent.
@@ -148,7 +148,7 @@ struct Outcome {
     output: BeaconOutput,
     activity: Activity,
     coins: Vec<RecoverableCoin>,
-    /// What is paid, where coins are to be recovered.
+    /// The fee rate, if coins are to be recovered.
     rate: Option<FeeRate>,
     made: Vec<Made>,
 }
@@ -171,7 +171,7 @@ async fn recover(args: &RecoverArgs) -> Result<Outcome, RecoverError> {
         ),
         None => None,
     };
-    // Everything that can be wrong here is found before the node is kept busy.
+    // All input is validated before the node gets a slow query.
     let key = match &args.to {
         Some(_) => Some(identity_of(args.identity.as_deref(), args.secret_env.as_deref(), Some(output.network()))?),
         None => None,
@@ -187,7 +187,7 @@ async fn recover(args: &RecoverArgs) -> Result<Outcome, RecoverError> {
 
     let rate = first_rate(&*chain, fees).await?;
     let mature = |coin: &&RecoverableCoin| matches!(coin.maturity, Maturity::Mature { .. });
-    // What is on its way may be the announcement, which is worth more than a coin that comes back now.
+    // A transaction in the mempool may be the announcement, which is worth more than an early recovery.
     let free = |coin: &&RecoverableCoin| coin.spent_by.is_none() || args.replace;
     let mature: Vec<_> = outcome.coins.iter().filter(mature).filter(free).copied().collect();
     let mut rng = ChaCha20Rng::from_os_rng();
@@ -230,7 +230,7 @@ impl Outcome {
         self.rate.is_some() && self.made.is_empty()
     }
 
-    /// Whether something that was to be recovered was not.
+    /// Whether a recovery failed.
     fn failed(&self) -> bool {
         self.found_nothing()
             || self.made.iter().any(|made| made.recovery.transaction.is_err() || matches!(made.sent, Some(Err(_))))

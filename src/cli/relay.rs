@@ -23,7 +23,7 @@ use crate::{
     inputs,
 };
 
-/// Finds out about Nostr relays.
+/// Commands about Nostr relays.
 #[derive(Args, Debug)]
 pub(super) struct RelayArgs {
     #[command(subcommand)]
@@ -39,7 +39,7 @@ enum RelayCommand {
         /// Trust a wss relay only by the certificates in this PEM file, instead of the system's authorities
         #[arg(long, value_name = "FILE", env = "BTCR2_TLS_CA")]
         tls_ca: Option<PathBuf>,
-        /// How long to wait for each thing that the relay should do
+        /// The timeout of each check
         #[arg(long, value_name = "TIME", default_value = "10s")]
         timeout: Span,
         /// Print one JSON object instead of a table
@@ -48,7 +48,8 @@ enum RelayCommand {
     },
 }
 
-/// Runs the command: 0 when the relay does all that a cohort needs, else 1; 2 when that is no relay's URL.
+/// Runs the command: 0 when the relay does everything that a cohort needs, otherwise 1; 2 when the URL is not a
+/// relay's.
 pub(super) fn main(args: &RelayArgs) -> ExitCode {
     let RelayCommand::Check { url, tls_ca, timeout, json } = &args.command;
     let trust = match trust(tls_ca.as_deref()) {
@@ -59,7 +60,7 @@ pub(super) fn main(args: &RelayArgs) -> ExitCode {
         }
     };
     let mut rng = Randomness::System.for_actor("relay check");
-    // What the relay does wrong is in the table.
+    // The table shows the errors of the relay.
     let checking = async {
         check::check(url, &trust, Clock::system(), timeout.0.max(Duration::from_millis(1)), &mut rng).await
     };
@@ -80,7 +81,7 @@ pub(super) fn main(args: &RelayArgs) -> ExitCode {
     }
 }
 
-/// Whom to trust over TLS, by the file of --tls-ca.
+/// The TLS certificates to trust, from the file of --tls-ca.
 ///
 /// # Errors
 /// What is wrong with the file, in words.
@@ -116,26 +117,26 @@ fn table(outcome: &RelayCheck) -> String {
         ));
     }
     for words in &outcome.words {
-        lines.push(format!("the relay says  {words}"));
+        lines.push(format!("the relay reports  {words}"));
     }
     let yes = |yes: bool, no: &str| if yes { "yes".to_owned() } else { format!("no: {no}") };
     if let Some(over) = outcome.over_delivers {
-        let only = yes(!over, "others are passed over here, but cost traffic");
+        let only = yes(!over, "others are ignored here, but cost traffic");
         lines.push(format!("sends only what was asked for  {only}"));
     }
     if let Some(separates) = outcome.separates {
-        let apart = yes(separates, "ours have names that nobody else uses, so it does not matter");
-        lines.push(format!("tells subscriptions of one name on two connections apart  {apart}"));
+        let apart = yes(separates, "our names are unique, so it does not matter");
+        lines.push(format!("separates subscriptions of one name on two connections  {apart}"));
     }
     if let Some(forgets) = outcome.forgets {
-        let forgets = if forgets { "yes" } else { "no: who comes late may try to join cohorts that are over" };
+        let forgets = if forgets { "yes" } else { "no: late participants may try to join cohorts that are over" };
         lines.push(format!("forgets adverts when asked (NIP-09, not needed)  {forgets}"));
     }
     lines.push(if outcome.passed() { "fit for cohorts" } else { "NOT fit for every cohort" }.to_owned());
     lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
 }
 
-/// What `serve` and `join` are told about relays.
+/// The settings of `serve` and `join` for relays.
 pub(super) struct RelaySettings {
     pub(super) relays: Vec<String>,
     pub(super) look_back: Option<Span>,
@@ -149,7 +150,7 @@ impl RelaySettings {
     /// The transport's configuration; `None` when there are no relays, unless `another` will be added.
     ///
     /// # Errors
-    /// What is missing, or cannot work, in words.
+    /// What is missing or invalid, in words.
     pub(super) fn config(self, another: bool) -> Result<Option<NostrConfig>, String> {
         let Self { relays, look_back, timeout, publish_timeout, retry, trust } = self;
         if relays.is_empty() && !another {

@@ -17,7 +17,7 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "The result is one JSON object: `genesisDocument` (EXTERNAL DIDs), `updates` by version, \
     `casUpdates` (CAS Announcements) and `smtProofs`. Give it to a resolver with the DID.\n\
-    Updates that no cohort announced are not in the vault: those of `singleton`, say, must be added.")]
+    Updates that no cohort announced are not in the vault: those of `singleton` must be added.")]
 pub(super) struct SidecarArgs {
     /// The DID
     #[arg(long, value_name = "DID")]
@@ -34,7 +34,7 @@ pub(super) struct SidecarArgs {
 enum SidecarFailure {
     #[error(transparent)]
     Vault(#[from] VaultFailure),
-    #[error("nothing is kept of {0}: `vault list` shows of which DIDs there is something")]
+    #[error("nothing is stored for {0}: `vault list` shows the DIDs with entries")]
     NoSuchDid(Did),
 }
 
@@ -65,7 +65,7 @@ async fn run(args: &SidecarArgs) -> Result<ExitCode, SidecarFailure> {
     for entry in kept.of(&args.did) {
         for problem in problems(entry) {
             let cohort = &entry.record.cohort_id;
-            err!("warning: no current resolver accepts what is kept of cohort {cohort}: {problem}");
+            err!("warning: no current resolver accepts the stored data of cohort {cohort}: {problem}");
         }
     }
     if !missing_versions.is_empty() {

@@ -1,4 +1,4 @@
-//! `singleton`: announcing an update without a cohort.
+//! `singleton`: announces an update without a cohort.
 
 use std::{
     path::{Path, PathBuf},
@@ -39,10 +39,10 @@ use crate::{
     vault::Sources,
 };
 
-/// A rate above this is a slip of the pen: sat/vB.
+/// A rate above this is assumed to be a typing error: sat/vB.
 const MAX_FEE_RATE: f64 = 10_000.0;
 
-/// What `singleton` is told.
+/// The arguments of `singleton`.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  \
     btcr2-aggregation singleton --identity alice.id --update update.json \\\n    \
@@ -64,8 +64,8 @@ pub(super) struct SingletonArgs {
     /// The signed update, a JSON file
     #[arg(long, value_name = "FILE")]
     update: PathBuf,
-    /// The member's state directory (`join --state`): the update is refused if another one of its version may be announced, or
-    /// if it does not start from the document to which the announced ones lead; and it is recorded there
+    /// The member's state directory (`join --state`): the update is refused if another update of its version may be
+    /// announced, or if it does not start from the document to which the announced ones lead; and it is recorded there
     #[arg(long, value_name = "DIR", env = "BTCR2_STATE")]
     state: Option<PathBuf>,
     /// With --state: an update that was approved in this cohort (`singleton` for one that this command prepared) will never be
@@ -82,20 +82,20 @@ pub(super) struct SingletonArgs {
     /// The coin to spend: transaction id, output number and value in satoshi
     #[arg(long, value_name = "TXID:VOUT:SATS")]
     coin: Option<CoinText>,
-    /// Which of the beacons the coin is on
+    /// The beacon that has the coin
     #[arg(long = "type", value_enum, default_value = "p2wpkh")]
     kind: Kind,
     /// The fee rate in sat/vB, at least 1 [default: 2, or what --chain estimates]
     #[arg(long, value_name = "RATE", value_parser = fee_rate)]
     fee_rate: Option<FeeRate>,
-    /// Ask this chain what it estimates, and what it takes at least: core=http://user:password@host:port,
-    /// core=http://host:port?cookie=PATH, or esplora=https://host/api
+    /// Use this chain's estimate and minimum: core=http://user:password@host:port, core=http://host:port?cookie=PATH,
+    /// or esplora=https://host/api
     #[arg(long, value_name = "KIND=URL", env = "BTCR2_CHAIN", hide_env_values = true)]
     chain: Option<ChainArg>,
-    /// Where the rest of the coin goes; without it, back to the beacon
+    /// The address for the change [default: the beacon]
     #[arg(long, value_name = "ADDRESS", value_parser = inputs::any_address)]
     change: Option<Address<NetworkUnchecked>>,
-    /// The transaction that made the coin, a file of hex: it is checked, and put into the PSBT, where P2PKH needs it
+    /// The transaction that created the coin, a file of hex: it is checked, and put into the PSBT, which P2PKH needs
     #[arg(long, value_name = "FILE", requires = "coin")]
     funding_tx: Option<PathBuf>,
     /// Sign it with the identity's key
@@ -212,7 +212,7 @@ impl From<FallbackError> for ProgramError {
     }
 }
 
-/// Runs the command: 0 when the transaction is prepared, 2 when it cannot be as asked for.
+/// Runs the command: 0 when the transaction is prepared, 2 when the request cannot be fulfilled.
 pub(super) fn main(args: &SingletonArgs) -> ExitCode {
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -220,7 +220,7 @@ pub(super) fn main(args: &SingletonArgs) -> ExitCode {
     }
 }
 
-/// Whose update it is: a DID alone, or with its key.
+/// The DID of the update, alone or with its key.
 enum Who {
     Did(Did),
     Identity(Identity),
@@ -270,7 +270,7 @@ fn run(args: &SingletonArgs) -> Result<(), ProgramError> {
         Some(CoinText(coin)) => Some(prepare(args, &who, *coin, &update)?),
         None => None,
     };
-    // Before it is handed out: from then on it may be announced.
+    // Before the transaction is returned: it may be announced from then on.
     if let (Some(directory), Some(ledger)) = (&args.state, &known)
         && !ledger.knows(&update)
     {
@@ -293,7 +293,7 @@ fn run(args: &SingletonArgs) -> Result<(), ProgramError> {
     Ok(())
 }
 
-/// What is known of the updates of `did` in the state directory of its member.
+/// The known updates of `did` in the state directory of its member.
 async fn known(did: &Did, directory: &Path, superseded: &[CohortId]) -> Result<Ledger, ProgramError> {
     let state = |error: &dyn std::fmt::Display| ProgramError::State(error.to_string());
     let sources = Sources { states: vec![directory.to_owned()], ..Sources::default() };
@@ -314,7 +314,7 @@ async fn known(did: &Did, directory: &Path, superseded: &[CohortId]) -> Result<L
     Ok(ledger)
 }
 
-/// Keeps in the member's state directory that the update may be announced from now on.
+/// Persists in the member's state directory that the update may be announced from now on.
 async fn record(directory: &Path, update: &SignedUpdate) -> Result<(), ProgramError> {
     let open = |error: StateError| {
         let hint = if matches!(error, StateError::Locked { .. }) {
@@ -330,7 +330,7 @@ async fn record(directory: &Path, update: &SignedUpdate) -> Result<(), ProgramEr
     recorded
 }
 
-/// The document that the update starts from, and its version: as it was given, or as the announced updates lead to it.
+/// The document that the update starts from, and its version: as given, or as the announced updates lead to it.
 fn source(
     args: &SingletonArgs,
     known: Option<&Ledger>,
@@ -344,7 +344,8 @@ fn source(
     Ok(known.map(Ledger::current).filter(|(_, current)| *current == version))
 }
 
-/// Why the update is not the next one, by what the state directory knows. One that is announced already may be announced again.
+/// Why the update is not the next one, according to the state directory. An update that is already announced may be
+/// announced again.
 fn doubts(ledger: &Ledger, source: Option<&(Value, u64)>, update: &SignedUpdate) -> Option<String> {
     let (_, current) = ledger.current();
     let target = update.target_version()?;
@@ -382,7 +383,7 @@ fn prepare(args: &SingletonArgs, who: &Who, coin: Coin, update: &SignedUpdate) -
     Ok(Prepared { announcement, signed })
 }
 
-/// The rate to pay: what is asked for, if the chain takes that; without it what the chain estimates, up to 100 sat/vB.
+/// The rate to pay: the requested rate, if the chain accepts it; otherwise the chain's estimate, up to 100 sat/vB.
 async fn rate(args: &SingletonArgs, network: Network) -> Result<FeeRate, ProgramError> {
     let usage = |problem: String| ProgramError::Usage(problem);
     let usual = SatPerVb::default().0;
@@ -416,7 +417,7 @@ fn read_transaction(path: &Path) -> Result<Transaction, ProgramError> {
     inputs::transaction(path).map_err(|error| ProgramError::Usage(error.to_string()))
 }
 
-/// What the command says.
+/// The output of the command.
 struct Shown<'a> {
     did: &'a Did,
     update: &'a SignedUpdate,
@@ -425,7 +426,7 @@ struct Shown<'a> {
 }
 
 impl Shown<'_> {
-    /// `None` while it depends on the signature, as it does for P2PKH.
+    /// `None` while it depends on the signature, as for P2PKH.
     fn txid(prepared: &Prepared) -> Option<String> {
         let unsigned = prepared.announcement.unsigned();
         let segwit = prepared.announcement.beacon().kind() != InitialBeaconKind::P2pkh;

@@ -1,4 +1,4 @@
-//! `state`: what a state directory holds, for people and scripts.
+//! `state`: shows and edits the contents of a state directory.
 
 use std::{
     io,
@@ -31,7 +31,7 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(
     after_help = "`list` and `show` work while a program uses the directory: they read a copy. The others need the program stopped.\n\
-    Names stand escaped as in a URL, so that what strangers have chosen cannot upset a terminal."
+    Names are escaped as in a URL, so that names that peers have chosen cannot control the terminal."
 )]
 pub(super) struct StateArgs {
     #[command(subcommand)]
@@ -42,18 +42,19 @@ pub(super) struct StateArgs {
 enum StateCommand {
     /// List the streams: a service's cohorts, signing sessions, and a participant's cohorts; also while the program runs
     List(ListArgs),
-    /// Show what has happened in a cohort, event by event; also while the program runs
+    /// Show the events of a cohort, one by one; also while the program runs
     Show(ShowArgs),
-    /// Write everything that the journal has of a cohort into one JSON document; stop the program first
+    /// Write all journal records of a cohort into one JSON document; stop the program first
     Export(ExportArgs),
-    /// Take in a cohort that was exported elsewhere; stop the program first. It must go on in one place only: export it with --forget
+    /// Import a cohort that was exported elsewhere; stop the program first. It must run in one place only: export it
+    /// with --forget
     Import(ImportArgs),
-    /// Forget streams that were archived long ago; stop the program first
+    /// Delete streams that were archived long ago; stop the program first
     Prune(PruneArgs),
 }
 
 #[derive(Debug, Args)]
-struct Place {
+struct DirectoryArgs {
     /// The state directory
     #[arg(long, value_name = "DIR", env = "BTCR2_STATE")]
     state: PathBuf,
@@ -65,7 +66,7 @@ struct Place {
 #[derive(Debug, Args)]
 struct ListArgs {
     #[command(flatten)]
-    place: Place,
+    args: DirectoryArgs,
 }
 
 #[derive(Debug, Args)]
@@ -73,7 +74,7 @@ struct ShowArgs {
     /// The cohort's identifier, as `state list` shows it
     cohort: String,
     #[command(flatten)]
-    place: Place,
+    args: DirectoryArgs,
 }
 
 #[derive(Debug, Args)]
@@ -83,11 +84,11 @@ struct ExportArgs {
     /// Write to this file, which must not exist yet, instead of standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Forget the cohort here when the file is written, because it goes on elsewhere
+    /// Delete the cohort here when the file is written, because it continues elsewhere
     #[arg(long, requires = "out")]
     forget: bool,
     #[command(flatten)]
-    place: Place,
+    args: DirectoryArgs,
 }
 
 #[derive(Debug, Args)]
@@ -95,7 +96,7 @@ struct ImportArgs {
     /// The document that `state export` has written
     file: PathBuf,
     #[command(flatten)]
-    place: Place,
+    args: DirectoryArgs,
 }
 
 #[derive(Debug, Args)]
@@ -103,14 +104,14 @@ struct PruneArgs {
     /// How long ago a stream must have been archived: 30d, 12h
     #[arg(long, value_name = "TIME")]
     older_than: Span,
-    /// Only say what would be forgotten
+    /// Only show what would be deleted
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    place: Place,
+    args: DirectoryArgs,
 }
 
-/// Why a command could not do what it says.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum StateFailure {
     #[error(transparent)]
@@ -150,9 +151,9 @@ pub(super) fn main(args: &StateArgs) -> ExitCode {
     outcome.map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS)
 }
 
-async fn list(ListArgs { place }: &ListArgs) -> Result<(), StateFailure> {
-    let streams = State::open_to_read(&place.state)?.streams().await?;
-    if place.json {
+async fn list(ListArgs { args }: &ListArgs) -> Result<(), StateFailure> {
+    let streams = State::open_to_read(&args.state)?.streams().await?;
+    if args.json {
         out!("{}", Value::from_iter(streams.iter().map(summary)));
         return Ok(());
     }
@@ -182,10 +183,10 @@ fn summary(StreamSummary { stream, size, archived }: &StreamSummary) -> Value {
     summary
 }
 
-async fn show(ShowArgs { cohort, place }: &ShowArgs) -> Result<(), StateFailure> {
-    let state = State::open_to_read(&place.state)?;
-    let document = find(&state, cohort, place).await?;
-    if place.json {
+async fn show(ShowArgs { cohort, args }: &ShowArgs) -> Result<(), StateFailure> {
+    let state = State::open_to_read(&args.state)?;
+    let document = find(&state, cohort, args).await?;
+    if args.json {
         out!("{}", serde_json::to_string(&document).map_err(StateFailure::Unwritable)?);
         return Ok(());
     }
@@ -201,9 +202,9 @@ async fn show(ShowArgs { cohort, place }: &ShowArgs) -> Result<(), StateFailure>
     Ok(())
 }
 
-async fn export(ExportArgs { cohort, out, forget, place }: &ExportArgs) -> Result<(), StateFailure> {
-    let state = State::open_existing(&place.state)?;
-    let document = find(&state, cohort, place).await?;
+async fn export(ExportArgs { cohort, out, forget, args }: &ExportArgs) -> Result<(), StateFailure> {
+    let state = State::open_existing(&args.state)?;
+    let document = find(&state, cohort, args).await?;
     let text = serde_json::to_string_pretty(&document).map_err(StateFailure::Unwritable)?;
     let Some(path) = out else {
         out!("{text}");
@@ -214,7 +215,7 @@ async fn export(ExportArgs { cohort, out, forget, place }: &ExportArgs) -> Resul
         state.forget(document.streams.iter().map(|stream| StreamId::new(stream.name.as_str()))).await?;
     }
     let (streams, out) = (document.streams.len(), path.display().to_string());
-    if place.json {
+    if args.json {
         out!("{}", json!({ "streams": streams, "out": out, "forgotten": forget }));
     } else {
         let here = if *forget { "forgotten here" } else { "still here: run it in one place only" };
@@ -223,21 +224,21 @@ async fn export(ExportArgs { cohort, out, forget, place }: &ExportArgs) -> Resul
     Ok(())
 }
 
-/// Writes a line into a new file, for this user alone; whole, and on the disk when this returns.
+/// Writes a line into a new file, for this user only; complete, and on disk when this returns.
 pub(super) fn write_new(path: &Path, text: &str) -> io::Result<()> {
     files::write_new(path, format!("{text}\n").as_bytes())
 }
 
-async fn import(ImportArgs { file, place }: &ImportArgs) -> Result<(), StateFailure> {
+async fn import(ImportArgs { file, args }: &ImportArgs) -> Result<(), StateFailure> {
     let document: CohortDocument = inputs::json(file).map_err(|error| match error {
         InputError::Io { path, error } => StateFailure::File { path, error },
         InputError::Content { path, problem } => StateFailure::NotADocument { path, problem },
     })?;
-    let state = State::open(&place.state)?;
+    let state = State::open(&args.state)?;
     let Imported { new, known } = state.import(&document).await?;
     let cohort = StreamId::new(document.cohort_id.as_str());
     let cohort = cohort.escaped();
-    if place.json {
+    if args.json {
         out!("{}", json!({ "cohortId": cohort.to_string(), "new": new, "known": known }));
     } else {
         out!("cohort {cohort}: {new} streams taken in, {known} were here already");
@@ -245,8 +246,8 @@ async fn import(ImportArgs { file, place }: &ImportArgs) -> Result<(), StateFail
     Ok(())
 }
 
-async fn prune(PruneArgs { older_than, dry_run, place }: &PruneArgs) -> Result<(), StateFailure> {
-    let state = State::open_existing(&place.state)?;
+async fn prune(PruneArgs { older_than, dry_run, args }: &PruneArgs) -> Result<(), StateFailure> {
+    let state = State::open_existing(&args.state)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let before = Timestamp::default() + now.saturating_sub(older_than.0);
     let old: Vec<StreamId> = state
@@ -261,7 +262,7 @@ async fn prune(PruneArgs { older_than, dry_run, place }: &PruneArgs) -> Result<(
         state.forget(old.iter().cloned()).await?;
     }
     let names: Vec<String> = old.iter().map(|stream| stream.escaped().to_string()).collect();
-    if place.json {
+    if args.json {
         out!("{}", json!({ "forgotten": names, "dryRun": dry_run }));
     } else {
         names.iter().for_each(|name| out!("{name}"));
@@ -271,9 +272,9 @@ async fn prune(PruneArgs { older_than, dry_run, place }: &PruneArgs) -> Result<(
     Ok(())
 }
 
-async fn find(state: &State, cohort: &str, place: &Place) -> Result<CohortDocument, StateFailure> {
-    let none = || StateFailure::NoSuchCohort(cohort.to_owned(), place.state.clone());
-    // As it is shown, or as it is.
+async fn find(state: &State, cohort: &str, args: &DirectoryArgs) -> Result<CohortDocument, StateFailure> {
+    let none = || StateFailure::NoSuchCohort(cohort.to_owned(), args.state.clone());
+    // In the escaped form of `state list`, or unescaped.
     let shown = StreamId::from_escaped(cohort).and_then(|name| CohortId::parse(name.as_str()).ok());
     let plain = CohortId::parse(cohort).ok();
     let mut ids: Vec<CohortId> = shown.into_iter().chain(plain).collect();
@@ -289,7 +290,7 @@ async fn find(state: &State, cohort: &str, place: &Place) -> Result<CohortDocume
     Err(none())
 }
 
-/// A time for people, in UTC. One that no calendar has is shown as a number.
+/// A time for people, in UTC. A time outside of the calendar is shown as a number.
 pub(super) fn time(at: Timestamp) -> String {
     let year_10000 = Duration::from_secs(253_402_300_800);
     match Duration::from_millis(at.as_millis()) {

@@ -1,4 +1,4 @@
-//! `vault`: what a member keeps, for people and scripts.
+//! `vault`: shows the stored data of a member.
 
 use std::{collections::BTreeMap, io, path::PathBuf, process::ExitCode};
 
@@ -15,7 +15,7 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(
     after_help = "`join --state` fills the vault: one entry for each cohort whose data the member approved, with an \
-    update of its own or without. Nobody else has to keep what is in it, and without it the DID does not resolve.\n\
+    update of its own or without. No other party has to store this data, and without it the DID does not resolve.\n\
     All of these work while `join` uses the state directory: they read a copy of it."
 )]
 pub(super) struct VaultArgs {
@@ -25,15 +25,15 @@ pub(super) struct VaultArgs {
 
 #[derive(Debug, Subcommand)]
 enum VaultCommand {
-    /// List the entries: DID, cohort, update or none, signal, address, and the signed transaction where it was seen
+    /// List the entries: DID, cohort, update or none, signal, address, and the signed transaction if it was seen
     List(ListArgs),
-    /// Show what is kept of a cohort: each member's file, with its Sidecar Data
+    /// Show the stored data of a cohort: each member's file, with its Sidecar Data
     Show(ShowArgs),
     /// Copy all entries into one JSON document, which `sidecar` and `watch` take too
     Export(ExportArgs),
 }
 
-/// Where the entries are.
+/// The sources of the entries.
 #[derive(Debug, Args)]
 pub(super) struct SourceArgs {
     /// A member's state directory, also while `join` uses it; may be given several times
@@ -94,7 +94,7 @@ struct ExportArgs {
 pub(super) enum VaultFailure {
     #[error(transparent)]
     Read(#[from] ReadError),
-    #[error("nothing is kept of cohort {0}: `vault list` shows what is")]
+    #[error("nothing is stored of cohort {0}: `vault list` shows all entries")]
     NoSuchCohort(CohortId),
     #[error("{}: {error}", path.display())]
     File { path: PathBuf, error: io::Error },
@@ -119,7 +119,7 @@ pub(super) fn main(args: &VaultArgs) -> ExitCode {
     outcome.unwrap_or_else(|error| fail(&error))
 }
 
-/// Success, unless something that is kept cannot be read: the rest was shown.
+/// Success, unless a stored entry cannot be read: the others were shown.
 pub(super) fn complete(problems: &[String]) -> ExitCode {
     problems.iter().for_each(|problem| err!("error: {problem}"));
     if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -143,7 +143,7 @@ async fn list(args: &ListArgs) -> Result<ExitCode, VaultFailure> {
         }
     }
     if kept.entries.is_empty() {
-        out!("nothing is kept");
+        out!("nothing is stored");
     }
     Ok(complete(&kept.problems))
 }
@@ -170,7 +170,7 @@ fn line(VaultEntry { record, txid, confirmed_height, .. }: &VaultEntry) -> Strin
     )
 }
 
-/// Why no current resolver accepts an entry; those of versions before 0.2.0 are kept, and are all of that kind.
+/// Why no current resolver accepts an entry. This applies to all entries of versions before 0.2.0.
 pub(super) fn problems(VaultEntry { record, genesis_document, .. }: &VaultEntry) -> Vec<String> {
     record.problems(genesis_document.as_ref())
 }

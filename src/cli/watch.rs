@@ -1,4 +1,4 @@
-//! `watch`: a member's beacons on the chain.
+//! `watch`: watches a member's beacons on the chain.
 
 use std::{collections::BTreeSet, process::ExitCode, sync::Arc};
 
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// The exit status when something is wrong.
+/// The exit status after an alarm or a warning.
 const SOMETHING_WRONG: u8 = 3;
 
 #[derive(Debug, Args)]
@@ -114,7 +114,7 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
     let printer = printer(args);
     let kept = read(args).await?;
     if let Some(problem) = kept.problems.first() {
-        // What cannot be read might be an approval: every alarm would be in doubt.
+        // An unreadable entry might be an approval: every alarm would be in doubt.
         return Err(WatchFailure::Damaged(problem.clone()));
     }
     let network = network(args, &kept)?;
@@ -145,7 +145,7 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
                 reached = true;
                 notices.iter().for_each(|notice| printer.watch_notice(notice));
                 if output::lost() {
-                    // An alarm that nobody gets: whoever started this should know.
+                    // Alarms would be lost: the exit status reports it.
                     return Ok(ExitCode::FAILURE);
                 }
             }
@@ -157,8 +157,8 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
             Err(error) => return Err(error.into()),
         }
         tokio::time::sleep(args.poll.0).await;
-        // What `join` stores meanwhile is known before its announcement can be on the chain. A copy is read while it runs; if
-        // none can be made, what was read before has to do.
+        // What `join` stores meanwhile is known before its announcement can be on the chain. A copy is read while
+        // `join` runs; if none can be made, the entries of the previous read stay.
         match read(args).await {
             Ok(kept) => watcher.follow(of_network(&kept)),
             Err(error) if error.is_in_use() => tracing::info!(%error, "the vault is not read again yet"),
@@ -184,18 +184,18 @@ fn network(args: &WatchArgs, kept: &Kept) -> Result<Network, WatchFailure> {
     kept.entries.first().map(|entry| entry.record.output.network()).ok_or(WatchFailure::Nothing)
 }
 
-/// Connects; unless it is to look only once, a chain that does not answer is waited for.
+/// Connects. Retries a chain that does not answer, unless it is to look only once.
 async fn connect(
     args: &WatchArgs,
     source: &crate::bitcoin::chain::ChainSource,
     network: Network,
     printer: &Printer,
 ) -> Result<Arc<dyn Chain>, ChainError> {
-    let mut told = false;
+    let mut warned = false;
     loop {
         match source.connect(network).await {
             Err(error) if error.is_transient() && !args.once => {
-                if !std::mem::replace(&mut told, true) {
+                if !std::mem::replace(&mut warned, true) {
                     printer.warn(&format!("the chain does not answer: {error}"));
                 }
                 tokio::time::sleep(args.poll.0).await;

@@ -26,8 +26,8 @@ use crate::{
     serve::{self, ChainConfig, Coins, ServeConfig, Tls},
 };
 
-/// How long a cohort waits for more than its fewest members, by default: long enough for whoever watches the same advert, and
-/// short beside what a round takes.
+/// How long a cohort waits by default for more than its least number of members: long enough for participants that
+/// watch the same advert, and short compared with a round.
 const SETTLE: Duration = Duration::from_secs(30);
 
 /// Longer than any program runs.
@@ -53,11 +53,11 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     };
     let mut file: ServeSettings = file;
     if args.settings.identity.is_some() || args.settings.secret_env.is_some() {
-        // One choice in two settings: who chooses one has not chosen the file's other.
+        // One choice in two settings: a command line that sets one must override the file's other.
         (file.identity, file.secret_env) = (None, None);
     }
     let settings = args.settings.over(file);
-    // None by default: a made-up coin announces nothing, and has to be asked for by name.
+    // There is no default: a made-up coin announces nothing, and must be requested explicitly.
     let coins = match settings.chain {
         Some(Chain::Offline) => Coins::Offline,
         Some(Chain::Named(named)) => {
@@ -102,7 +102,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     };
     config.embedded_relay = settings.embedded_relay;
     config.nostr = relays.config(config.embedded_relay.is_some()).map_err(ProgramError::Usage)?;
-    // Over relays alone nothing needs to be open to the network here.
+    // With relays only, no port needs to be open.
     if config.nostr.is_none() || settings.listen.is_some() {
         config.listen = settings.listen.or(config.listen);
     } else {
@@ -120,7 +120,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     config.beacon = settings.beacon.unwrap_or(Beacon::Cas).beacon_type();
     config.min_participants = minimum;
     let settle = settings.settle.map_or(SETTLE, |Span(span)| span);
-    // Without time for more members to come, room for them would only leave to chance who gets in.
+    // Without time for more members, a margin would only make admission depend on chance.
     let margin = if settle.is_zero() { 0 } else { minimum.div_ceil(4) };
     config.max_is_margin = settings.max_participants.is_none();
     config.max_participants = settings.max_participants.unwrap_or(minimum.saturating_add(margin));
@@ -131,7 +131,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     config.timing.cohort_ttl = span(settings.cohort_ttl, config.timing.cohort_ttl);
     config.timing.phase_timeout = span(settings.phase_timeout, config.timing.phase_timeout);
     config.timing.signing_timeout = span(settings.signing_timeout, config.timing.signing_timeout);
-    // 0s: once and not again.
+    // 0s: advertise once.
     let repeat = settings.advert_repeat.map_or(config.timing.advert_repeat, |Span(span)| span);
     config.timing.advert_repeat = if repeat.is_zero() { NEVER } else { repeat };
     if let (Coins::Chain(chain), Some(change)) = (&mut config.coins, &settings.change) {
@@ -145,7 +145,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
                 "--chain needs --state DIR: without it a killed service would lose track of real coins",
             ));
         }
-        // Enrollment, updates and verdicts, and then the operator may take as long as it may take to fund the address.
+        // Enrollment, updates and verdicts, then the time for funding the address.
         let longest = config.timing.phase_timeout * 3 + chain.funding_window;
         if settings.cohort_ttl.is_none() {
             config.timing.cohort_ttl = config.timing.cohort_ttl.max(longest);
@@ -181,7 +181,8 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     config.rules.presence_check = settings.presence_check.unwrap_or(false);
     let http = &mut config.http;
     http.max_body = settings.max_body.unwrap_or(http.max_body);
-    // What no body can carry is not promised. Over relays messages are no larger than the default body either.
+    // The service must not promise a size that no request body can carry. Over relays, messages are never larger than the
+    // default body either.
     let update_bytes = config.limits.update_bytes.min(http.max_body);
     config.limits.update_bytes = settings.max_update.unwrap_or(update_bytes);
     http.did_rate.per_second = settings.did_rate.unwrap_or(http.did_rate.per_second);
@@ -192,17 +193,17 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     let proxies = proxies.iter().map(|prefix| prefix.parse()).collect::<Result<Vec<Prefix>, _>>();
     let proxies = proxies.map_err(|error| ProgramError::Usage(format!("--trusted-proxy {error}")))?;
     http.proxies = match settings.trust_forwarded {
-        // Who names proxies believes nobody else.
+        // An operator who names proxies trusts no other peer.
         _ if !proxies.is_empty() => Proxies::At(proxies),
         Some(true) => Proxies::All,
         _ => Proxies::None,
     };
     let files = crate::telemetry::open_files();
-    // A relay has sockets of its own.
+    // The embedded relay has its own sockets.
     config.relay_limits.sockets = ConnectionLimits::of_files(files / 4);
     let files = if config.embedded_relay.is_some() { files - files / 4 } else { files };
     let limits = ConnectionLimits::of_files(files);
-    // Streams of adverts are nobody's in particular.
+    // Advert streams are not counted per DID.
     http.advert_streams = http.advert_streams.min(limits.strangers / 2);
     http.advert_streams_per_address = http.advert_streams_per_address.min(http.advert_streams / 4);
     config.connections = limits;

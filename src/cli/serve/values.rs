@@ -34,7 +34,7 @@ impl Beacon {
     }
 }
 
-/// Where coins come from, as it is asked for.
+/// The source of coins, as given.
 #[derive(Clone, Debug)]
 pub(super) enum Chain {
     Offline,
@@ -51,7 +51,7 @@ impl FromStr for Chain {
 
 impl<'de> Deserialize<'de> for Chain {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Any text will do here: an error of this place would show the file's line, and a password with it.
+        // Parsed from any string: an error of the deserializer would show the file's line, and a password with it.
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
@@ -66,7 +66,7 @@ impl FromStr for SeatsArg {
     fn from_str(text: &str) -> Result<Self, String> {
         let number = |text: &str| match text.trim().parse() {
             Ok(number) if number > 0 => Ok(number),
-            _ => Err(format!("{text}: a number of cohorts expected, or two: 64/16 say")),
+            _ => Err(format!("{text}: a number of cohorts expected, or two, e.g. 64/16")),
         };
         let (cohorts, pending) = text.split_once('/').unwrap_or((text, text));
         Ok(Self(SeatLimit { cohorts: number(cohorts)?, pending: number(pending)? }))

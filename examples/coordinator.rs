@@ -1,9 +1,9 @@
-//! What a cohort costs its service alone: every envelope in and out over the HTTP routes, without sockets, in lock-step with
-//! members whose work is done beside and is not counted.
+//! The cost of a cohort for its service alone: every envelope in and out over the HTTP routes, without sockets, in
+//! lock-step with members whose own work is not counted.
 //!
-//! First everybody opens its inbox. In each step all members' messages have been written and signed beforehand. The clock runs from the first request until
-//! every member's stream has what follows from them: routes, signature checks, journal, aggregation, signing, events.
-//! `floor` is the curve work of that which no service can avoid.
+//! First every member opens its inbox. In each step, the messages of all members are written and signed beforehand. The
+//! clock runs from the first request until every member's stream has the resulting events: routes, signature checks,
+//! journal, aggregation, signing, events. `floor` is the part of it that is curve work, which no service can avoid.
 //!
 //! `cargo run --release --example coordinator -- --sizes 100,1000`
 
@@ -55,7 +55,7 @@ use rand_chacha::ChaCha20Rng;
 use support::{Joiner, NETWORK, Outcome, conditions, floor::coordinator_floor, identity, memory, seeded};
 use tokio::sync::{broadcast::Receiver, mpsc};
 
-/// Measures what cohorts cost their service.
+/// Measures the cost of cohorts for their service.
 #[derive(Parser)]
 struct Args {
     /// How many members
@@ -64,25 +64,25 @@ struct Args {
     /// Announce a CAS map instead of a sparse Merkle tree
     #[arg(long)]
     cas: bool,
-    /// Print what each step costs
+    /// Print the cost of each step
     #[arg(long)]
     steps: bool,
 }
 
-/// How many requests are under way at once.
+/// How many requests run concurrently.
 const AT_ONCE: usize = 32;
 
-/// A step: what the members send in it, and how many events each gets for it.
+/// A step: the messages of the members, and the number of events that each member receives for it.
 const STEPS: [(&str, usize); 5] = [
     ("opt-ins", 2),
     ("updates", 1),
     ("verdicts", 1),
     ("nonces", 1),
-    // What comes of these is in the service's notices.
+    // The result of these is in the service's notices.
     ("partial signatures", 0),
 ];
 
-/// The members' side of the wire: what they say is sealed and queued, what is said to them is handed over.
+/// The members' end of the wire: seals and queues their messages, and delivers the messages to them.
 struct Desk {
     clock: Clock,
     queue: mpsc::UnboundedSender<String>,
@@ -130,16 +130,16 @@ impl Handler<Outbound> for Pen {
         let message = Message::new(self.identity.did().clone(), Some(to), body);
         let key = self.identity.secret_key();
         if let Ok(envelope) = SealedEnvelope::seal_with_rng(&message, key, self.clock.now(), &mut self.rng) {
-            // Nobody listens any more when the measurement is over.
+            // No receiver is left when the measurement is over.
             let _ = self.queue.send(envelope.to_json());
         }
     }
 }
 
-/// What of a stream has come, up to the end of an event.
+/// The received pieces of a stream, up to the end of an event.
 type Event = Vec<Bytes>;
 
-/// The events of a stream, each as the pieces in which it came. Heartbeats are left out.
+/// The events of a stream, each as the received pieces. Heartbeats are omitted.
 fn events(body: BoxBody) -> impl stream::Stream<Item = Event> {
     let mut body = Box::pin(body);
     let pieces =
@@ -148,7 +148,7 @@ fn events(body: BoxBody) -> impl stream::Stream<Item = Event> {
         let mut event = Event::new();
         while let Some(piece) = pieces.next().await {
             let ends = piece.ends_with(b"\n\n");
-            // A piece from the middle of an event may begin like that too.
+            // A piece from the middle of an event may start with a colon too.
             if !event.is_empty() || !piece.starts_with(b":") {
                 event.push(piece);
                 if ends {
@@ -202,7 +202,7 @@ async fn measure(members: usize, beacon: BeaconType) -> Outcome<Row> {
     }
     let me = identity(randomness, "service");
     let settings = ServiceSettings {
-        // Its own: it does not profit from what members have computed.
+        // The service has its own cache: it must not profit from the members' computations.
         aggregator: Arc::new(MemoizedAggregator::default()),
         notices: Notices::new(1 << 17),
         ..ServiceSettings::new(me.clone(), Arc::new(server.clone()), Arc::new(OfflineOperator))
@@ -229,10 +229,10 @@ async fn measure(members: usize, beacon: BeaconType) -> Outcome<Row> {
     let conditions = conditions(beacon.clone(), u32::try_from(members)?, me.public_key().x_only())?;
     service.send(OpenCohort::new(conditions, NETWORK)).await??;
     let advert = adverts.next().await.ok_or("no advert")?;
-    let mut heard: Vec<(usize, Event)> = (0..members).map(|number| (number, advert.clone())).collect();
+    let mut received: Vec<(usize, Event)> = (0..members).map(|number| (number, advert.clone())).collect();
 
     for (name, follow) in STEPS {
-        for (number, event) in heard.drain(..) {
+        for (number, event) in received.drain(..) {
             let to = desk.inboxes.lock().unwrap_or_else(PoisonError::into_inner)[number].clone();
             to.send(Delivery::Message(message(&event)?.into())).await?;
         }
@@ -250,8 +250,8 @@ async fn measure(members: usize, beacon: BeaconType) -> Outcome<Row> {
             }
         });
         let following = async {
-            while heard.len() < members * follow {
-                heard.extend(streams.next().await);
+            while received.len() < members * follow {
+                received.extend(streams.next().await);
             }
             if follow == 0 {
                 signed(&mut notices).await?;
@@ -285,7 +285,7 @@ async fn signed(notices: &mut Receiver<Arc<ServiceNotice>>) -> Outcome<()> {
     }
 }
 
-/// The body of an answer, if the request was granted.
+/// The body of an answer, if the request succeeded.
 fn granted(answer: Result<ServiceResponse, actix_web::Error>) -> Outcome<BoxBody> {
     let answer = answer.map_err(|error| error.to_string())?;
     if answer.status().is_success() { Ok(answer.into_body()) } else { Err(answer.status().to_string().into()) }

@@ -1,4 +1,4 @@
-//! A beacon type of one's own: a pair of pure functions, and a name under which cohorts are advertised.
+//! A custom beacon type: two pure functions, and a name under which cohorts are advertised.
 //!
 //! This one announces the hash over all updates, sorted, and gives every member the list: like CAS, without the DIDs.
 //!
@@ -19,7 +19,7 @@ use btcr2_aggregation::protocol::{
 use rand_chacha::rand_core::CryptoRng;
 use serde_json::json;
 
-/// The name that adverts carry.
+/// The name in adverts.
 const LIST_BEACON: &str = "ExampleListBeacon";
 
 #[derive(Debug)]
@@ -27,7 +27,7 @@ struct ListBeacon {
     name: BeaconType,
 }
 
-/// What is announced for a list of update hashes.
+/// The signal for a list of update hashes.
 fn signal(hashes: &[DocumentHash]) -> SignalBytes {
     let parts: Vec<&[u8]> = hashes.iter().map(|hash| hash.as_bytes().as_slice()).collect();
     SignalBytes::from_bytes(sha256_concat(&parts))
@@ -67,7 +67,7 @@ impl AggregateBeacon for ListBeacon {
 async fn main() -> Result<(), Box<dyn Error>> {
     let name = BeaconType::new(LIST_BEACON)?;
     let mut cohort = support::Cohort::of(3);
-    // Both sides need it: a participant passes over an advert whose beacon type it does not know.
+    // Service and participants need it: a participant ignores an advert with an unknown beacon type.
     cohort.beacons.register(Arc::new(ListBeacon { name: name.clone() }));
     cohort.beacon_type = name;
     let result = cohort.start().await?.round().await?;

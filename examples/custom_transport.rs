@@ -1,7 +1,7 @@
-//! A transport of one's own: a bus on which everybody hears everybody, and anybody may write anything.
+//! A custom transport: a bus on which every connection receives all messages, and any connection may send any message.
 //!
-//! Nobody vouches for a sender on a bus, so each message travels in a signed envelope. That is the one duty of a transport:
-//! the `from` of what it delivers is the one who said it. Order, repeats and losses it may leave to the machines.
+//! A bus does not authenticate senders, so each message travels in a signed envelope. This is the one duty of a
+//! transport: the `from` of a delivered message is its sender. The machines handle reordering, repeats and losses.
 //!
 //! `cargo run --release --example custom_transport`
 
@@ -29,7 +29,7 @@ use futures::{Stream, stream};
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use tokio::sync::broadcast::{Receiver, Sender, error::RecvError};
 
-/// The bus. Clones are the same bus.
+/// The bus. Clones share it.
 #[derive(Clone)]
 struct Bus {
     wire: Sender<Arc<str>>,
@@ -51,7 +51,7 @@ impl Transport for Bus {
             inbox,
             seen: BTreeSet::new(),
             rng: ChaCha20Rng::from_os_rng(),
-            // Tells however this ends, a panic included; a link then connects again.
+            // Reports the end in any case, including a panic; the link then connects again.
             _guard: EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end })),
         };
         Ok(connection.start().recipient())
@@ -63,21 +63,22 @@ struct Connection {
     identity: Identity,
     bus: Bus,
     inbox: Recipient<Delivery>,
-    /// Envelopes that came before: whoever hears one can write it again. A real transport forgets those that are too old.
+    /// The envelopes that were received: an outsider that receives one can send it again. A real transport drops old
+    /// entries.
     seen: BTreeSet<(Did, [u8; 16])>,
     rng: ChaCha20Rng,
     _guard: EndGuard,
 }
 
 impl Connection {
-    /// What an envelope says to us, if it says something and its sender is who it says.
+    /// The message of an envelope for this identity, if its sender is authentic.
     fn open(&mut self, text: &str) -> Option<Message> {
         let envelope = ParsedEnvelope::parse(text).ok()?;
         let me = self.identity.did();
         if envelope.from() == me.as_str() || envelope.to().is_some_and(|to| to != me.as_str()) {
             return None;
         }
-        // The key of a KEY DID is in it; one of an EXTERNAL DID would have to be learnt from its genesis document.
+        // A KEY DID contains its key; the key of an EXTERNAL DID would have to come from its genesis document.
         let from = Did::parse(envelope.from()).ok()?;
         let verified = envelope.verify(&from.key()?.x_only(), self.bus.clock.now(), &Expected::default()).ok()?;
         let message = envelope.message().ok().filter(|message| message.from == from)?;
@@ -89,12 +90,12 @@ impl Actor for Connection {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.add_stream(heard(self.bus.wire.subscribe()));
+        ctx.add_stream(received(self.bus.wire.subscribe()));
     }
 }
 
-/// What is written on the bus from now on.
-fn heard(bus: Receiver<Arc<str>>) -> impl Stream<Item = Arc<str>> {
+/// The messages on the bus from now on.
+fn received(bus: Receiver<Arc<str>>) -> impl Stream<Item = Arc<str>> {
     stream::unfold(bus, async |mut bus| {
         loop {
             match bus.recv().await {
@@ -121,13 +122,13 @@ impl Handler<Outbound> for Connection {
         let (to, body) = match outbound {
             Outbound::Direct { to, body, .. } => (Some(to), body),
             Outbound::Broadcast { body } => (None, body),
-            // For transports that keep adverts for those who come later.
+            // For transports that store adverts for later participants.
             Outbound::WithdrawAdvert { .. } => return,
         };
         let message = Message::new(self.identity.did().clone(), to, body);
         let now = self.bus.clock.now();
         match SealedEnvelope::seal_with_rng(&message, self.identity.secret_key(), now, &mut self.rng) {
-            // Without anybody on the bus there is nobody to tell.
+            // Without a receiver on the bus there is no peer to notify.
             Ok(envelope) => drop(self.bus.wire.send(envelope.to_json().into())),
             Err(_) => ctx.stop(),
         }

@@ -1,5 +1,5 @@
-//! An Aggregation Service inside of a web service of one's own: its scope beside the host's routes, the host's policy, and
-//! the steps of its cohorts in the host's log. It stops when no round would be broken by that.
+//! An Aggregation Service inside of another web service: its scope beside the host's routes, the host's policy, and the
+//! notices of its cohorts in the host's log. It stops without breaking a round.
 //!
 //! `cargo run --release --example embed` runs one cohort of two members over HTTP and stops; with `-- --wait` it serves until
 //! Ctrl-C; with `-- --tokio` the host runs tokio's runtime with many threads, and the actors a thread of their own.
@@ -39,7 +39,7 @@ use tokio::sync::{
     oneshot,
 };
 
-/// What this host decides: customers only.
+/// The host's policy: customers only.
 struct CustomersOnly;
 
 #[async_trait]
@@ -50,15 +50,15 @@ impl ServicePolicy for CustomersOnly {
     }
 
     async fn beacon_transaction(&self, request: &TransactionRequest) -> Result<FundedTransaction, PolicyError> {
-        // A host with a wallet asks it here; "not yet" is `Retry`.
+        // A host with a wallet gets the transaction from it here; "not yet" is `Retry`.
         OfflineOperator.beacon_transaction(request).await
     }
 }
 
-/// What the service says.
+/// The notices of the service.
 type Steps = Receiver<Arc<ServiceNotice>>;
 
-/// A service and its way in. All of it can be used from any thread.
+/// A service and its routes. All of it can be used from any thread.
 struct Aggregation {
     service: Addr<AggregationService>,
     did: Did,
@@ -69,7 +69,7 @@ struct Aggregation {
     url: String,
 }
 
-/// Starts the actors on the thread that this is called on, and the host's web server.
+/// Starts the actors on the calling thread, and the host's web server.
 async fn start() -> Outcome<(Aggregation, Steps)> {
     let clock = Clock::system();
     let http = HttpServer::start(HttpServerParts::new(HttpConfig::default(), clock));
@@ -83,13 +83,13 @@ async fn start() -> Outcome<(Aggregation, Steps)> {
     let supervisor = Supervisor::default().start();
     let service = supervisor.send(StartService(settings)).await?;
 
-    // Answered when the cohorts of an earlier life are back, if there is a journal that knows of any.
+    // Answered when the cohorts of the previous run are restored, if there is a journal with any.
     service.send(LiveCohorts).await?;
     readiness.set(true);
     let (mounted, shared, ready) = (http.clone(), Data::new(service.clone()), readiness.clone());
     let app = move || {
         let app = App::new().app_data(shared.clone()).route("/status", web::get().to(status));
-        // Where the host's proxy lets nobody in.
+        // A path that the host's proxy does not expose.
         let internal = web::scope("/internal").configure(metrics_http::configure(metrics.clone(), ready.clone()));
         app.service(internal).configure(http::configure(&mounted))
     };
@@ -108,7 +108,7 @@ async fn start() -> Outcome<(Aggregation, Steps)> {
     Ok((Aggregation { service, did, supervisor, http, readiness, web, url }, steps))
 }
 
-/// The host's own route, which asks the service.
+/// The host's own route, which queries the service.
 async fn status(service: Data<Addr<AggregationService>>) -> HttpResponse {
     match service.send(LiveCohorts).await {
         Ok(cohorts) => HttpResponse::Ok().json(cohorts),
@@ -116,7 +116,7 @@ async fn status(service: Data<Addr<AggregationService>>) -> HttpResponse {
     }
 }
 
-/// Two customers, elsewhere in the world.
+/// Two customers, on other machines in practice.
 async fn customers(aggregation: &Aggregation) -> Outcome<()> {
     for name in ["alice", "bob"] {
         let me = identity(Randomness::System, name);
@@ -129,7 +129,7 @@ async fn customers(aggregation: &Aggregation) -> Outcome<()> {
     Ok(())
 }
 
-/// Writes the steps to the host's log until a cohort has ended, or for ever.
+/// Writes the notices to the host's log until a cohort has ended, or without end.
 async fn log(mut steps: Steps, wait: bool) {
     loop {
         match steps.recv().await {
@@ -141,14 +141,15 @@ async fn log(mut steps: Steps, wait: bool) {
                     return;
                 }
             }
-            // The log is slow; nobody else waits for it.
+            // The log is slow; no other task waits for it.
             Err(RecvError::Lagged(missed)) => println!("{missed} steps were not logged"),
             Err(RecvError::Closed) => return,
         }
     }
 }
 
-/// Members are told why, and what is said last has its time to travel; then streams end, and then connections.
+/// Sends the reason to the members, and gives the last messages time to leave; then ends the streams, then the
+/// connections.
 async fn stop(aggregation: Aggregation) -> Outcome<()> {
     let Aggregation { service, http, readiness, web, .. } = aggregation;
     readiness.set(false);
@@ -158,11 +159,11 @@ async fn stop(aggregation: Aggregation) -> Outcome<()> {
     tokio::time::sleep(Duration::from_millis(300)).await;
     http.shutdown().await;
     web.stop(true).await;
-    println!("stopped: members were told, and every stream and connection has ended");
+    println!("stopped: members were notified, and every stream and connection has ended");
     Ok(())
 }
 
-/// The life of the host: it is the same wherever the actors run.
+/// The main function of the host: it is the same wherever the actors run.
 async fn host((aggregation, steps): (Aggregation, Steps), wait: bool) -> Outcome<()> {
     customers(&aggregation).await?;
     let log = tokio::spawn(log(steps, wait));
@@ -184,7 +185,7 @@ fn host_on_tokio(wait: bool) -> Outcome<()> {
     let actors = std::thread::spawn(move || {
         let runner = actix_rt::System::new();
         let outcome = runner.block_on(async { start().await.map_err(|error| error.to_string()) });
-        // Fails only when the host has gone.
+        // Fails only when the host is gone.
         let _ = started.send((actix_rt::System::current(), outcome));
         runner.run()
     });

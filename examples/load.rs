@@ -1,5 +1,5 @@
-//! Load for a service that runs elsewhere: so many participants join its next cohort over HTTP, and what it costs the service
-//! is read from the operating system's account of its process.
+//! Load for a service that runs elsewhere: participants join its next cohort over HTTP, and the cost for the service is
+//! read from the operating system's statistics of its process.
 //!
 //! ```text
 //! btcr2-aggregation serve --chain offline --min-participants 1000 --max-participants 1000 --beacon smt --cohorts 1 \
@@ -38,7 +38,7 @@ use tokio::sync::broadcast::error::RecvError;
 /// Joins a service with many participants at once.
 #[derive(Parser)]
 struct Args {
-    /// Where the service is
+    /// The URL of the service
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     url: String,
     /// How many join
@@ -47,12 +47,12 @@ struct Args {
     /// How many of the service's cohorts each of them joins
     #[arg(long, default_value_t = 1)]
     cohorts: usize,
-    /// The service's process, if it is on this machine: its processor time and memory are told
+    /// The service's process, if it is on this machine: its processor time and memory are printed
     #[arg(long)]
     pid: Option<u32>,
 }
 
-/// Joins so many cohorts, and then no more: a service goes on advertising.
+/// Joins this many cohorts, and then no more: a service keeps advertising.
 struct Few {
     joiner: Joiner,
     left: AtomicUsize,
@@ -70,7 +70,7 @@ impl ParticipantPolicy for Few {
     }
 }
 
-/// What the service has used so far.
+/// The resources that the service has used so far.
 #[derive(Clone, Copy, Default)]
 struct Account {
     processor: Duration,
@@ -87,13 +87,13 @@ impl Account {
     }
 }
 
-/// Tells how far all of them are, and what it has cost the service since the last step.
+/// Prints the progress of all participants, and what it has cost the service since the last step.
 struct Progress {
     participants: usize,
     pid: Option<u32>,
     before: Account,
     since: Instant,
-    /// What the service had when everybody was connected and had joined: what comes on top of that is the cohort's.
+    /// The resources of the service when every participant was connected and had joined. The rest is the cohort's.
     joined: Account,
 }
 
@@ -110,7 +110,7 @@ impl Progress {
     }
 }
 
-/// The steps that every participant takes, in their order.
+/// The steps of every participant, in order.
 const STEPS: [&str; 6] = ["joined", "accepted", "ready", "approved", "nonce sent", "complete"];
 
 fn step(notice: &ParticipantNotice) -> Option<usize> {
@@ -156,7 +156,7 @@ async fn run(args: Args) -> Outcome<()> {
     while taken[STEPS.len() - 1] < progress.participants {
         let notice = match steps.recv().await {
             Ok(notice) => notice,
-            Err(RecvError::Lagged(missed)) => return Err(format!("{missed} steps were not heard").into()),
+            Err(RecvError::Lagged(missed)) => return Err(format!("{missed} steps were not received").into()),
             Err(RecvError::Closed) => return Err("the participants are gone".into()),
         };
         if let ParticipantNotice::CohortFailed { reason, .. } = &*notice {

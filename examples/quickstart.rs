@@ -1,6 +1,6 @@
 //! The smallest whole cohort: a service and three participants in one process, and one signed transaction.
 //!
-//! It prints whom the service admits, the address of all their keys, the signal that stands for all their updates, and the
+//! It prints the admitted participants, the address of all their keys, the signal for all their updates, and the
 //! transaction that announces it.
 //!
 //! `cargo run --release --example quickstart`
@@ -32,7 +32,7 @@ use btcr2_aggregation::{
 };
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
-/// What a DID controller decides: which services it trusts, and what it wants to announce.
+/// The decisions of a DID controller: which services it trusts, and what it announces.
 struct Controller {
     identity: Identity,
     trusts: Did,
@@ -72,7 +72,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         supervisor.send(StartParticipant(settings)).await?;
     }
 
-    // The operator spends a coin that does not exist. `bitcoin::operator` has one that spends real ones.
+    // The operator spends a coin that does not exist. `bitcoin::operator` has an operator that spends real coins.
     let settings = ServiceSettings::new(service_identity.clone(), network, Arc::new(OfflineOperator));
     let mut steps = settings.notices.subscribe();
     let service = supervisor.send(StartService(settings)).await?;

@@ -1,8 +1,9 @@
-//! How a round grows with its members, beside what it cannot avoid: a table in Markdown, and a chart with `--plot FILE.svg`.
+//! How the cost of a round grows with its members, compared with its floor: a table in Markdown, and a chart with
+//! `--plot FILE.svg`.
 //!
-//! Times are of the processor, over all threads: what others do on the machine does not count. Every participant of the
-//! cohort is in this process and does its own work, as on a machine of its own; with `--shared` one cache aggregates the one
-//! key list once for all of them.
+//! Times are processor times over all threads: other processes on the machine do not count. Every participant of the
+//! cohort is in this process and does its own work, as on a machine of its own; with `--shared` one cache aggregates
+//! the key list once for all of them.
 //!
 //! `cargo run --release --example scaling -- --sizes 2,10,50,100,200,500,1000`
 
@@ -29,7 +30,7 @@ struct Args {
     /// Aggregate with a sparse Merkle tree
     #[arg(long)]
     smt: bool,
-    /// Aggregate the keys once for all, instead of everybody by itself
+    /// Aggregate the keys once for all, instead of once for each participant
     #[arg(long)]
     shared: bool,
     /// Draw the table into this file
@@ -37,7 +38,7 @@ struct Args {
     plot: Option<PathBuf>,
 }
 
-/// How long a measurement lasts at least.
+/// The minimum duration of a measurement.
 const LEAST: Duration = Duration::from_millis(500);
 
 struct Row {
@@ -91,7 +92,7 @@ fn main() -> Outcome<()> {
     println!("|--:|--:|--:|--:|--:|--:|--:|");
     let mut rows = Vec::new();
     for &members in &args.sizes {
-        // A system for each, so that nothing of the one before is left.
+        // A new system for each, so that no state of the previous one is left.
         let row = actix_rt::System::new().block_on(Row::measure(members, &args))?;
         let millis = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1000.0);
         println!(

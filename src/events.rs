@@ -407,7 +407,7 @@ fn service_text(step: &ServiceNotice) -> String {
         N::PhaseExtended { phase, .. } => format!("  more time for {phase}"),
         N::PresenceRequested { cohort_id } => format!("cohort {cohort_id}: are all members there?"),
         N::PresenceConfirmed { participant, .. } => format!("  {participant} is there"),
-        N::CohortRecovered { cohort_id, phase, .. } => format!("cohort {cohort_id} goes on: {phase}"),
+        N::CohortRecovered { cohort_id, phase, .. } => format!("cohort {cohort_id} continues: {phase}"),
         N::CohortRestarted { cohort_id, restarts } => {
             format!("cohort {cohort_id} was restarted after an internal error ({restarts} restarts lately)")
         }
@@ -449,7 +449,7 @@ fn participant_text(step: &ParticipantNotice) -> String {
         N::NonceSent { .. } => "  nonce sent".to_owned(),
         N::NonceLost { .. } => "  the secret nonce is gone: only the fallback can be signed".to_owned(),
         N::FallbackRequested { .. } => "  the service asks for the fallback".to_owned(),
-        N::SessionRecovered { cohort_id, phase, .. } => format!("cohort {cohort_id} goes on for us: {phase}"),
+        N::SessionRecovered { cohort_id, phase, .. } => format!("cohort {cohort_id} continues for us: {phase}"),
         N::SessionRestarted { cohort_id, restarts, .. } => {
             format!("cohort {cohort_id} was restarted after an internal error ({restarts} restarts lately)")
         }
@@ -462,7 +462,7 @@ fn participant_text(step: &ParticipantNotice) -> String {
             }
             Known::SignedByUs => format!("cohort {cohort_id} is over for us, and how it ended is not known"),
         },
-        N::SignatureSent { cohort_id, .. } => format!("cohort {cohort_id}: our signature is out"),
+        N::SignatureSent { cohort_id, .. } => format!("cohort {cohort_id}: our signature was sent"),
         N::CohortComplete { cohort_id, txid, .. } => {
             format!("cohort {cohort_id}: the signed transaction {txid} is as approved")
         }

@@ -14,9 +14,9 @@ pub(crate) fn file_name(cohort_id: &CohortId) -> String {
     if id.bytes().all(plain) && !id.starts_with('.') {
         return id.to_owned();
     }
-    let kept: String = id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
+    let safe: String = id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
     let hash = data_encoding::HEXLOWER.encode(&sha256(id.as_bytes())[..8]);
-    format!("{kept}-{hash}")
+    format!("{safe}-{hash}")
 }
 
 /// Writes a temporary file in the same directory and renames it when it is on disk, so that a reader always finds the

@@ -231,7 +231,7 @@ pub fn on_network(address: Address<NetworkUnchecked>, network: Network) -> Resul
 /// # Errors
 /// What is expected, in words.
 pub fn socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.trim().parse().map_err(|_| "IP:PORT expected, 127.0.0.1:8080 or [::1]:8080 say".to_owned())
+    text.trim().parse().map_err(|_| "IP:PORT expected, e.g. 127.0.0.1:8080 or [::1]:8080".to_owned())
 }
 
 /// An x-only public key in hex.

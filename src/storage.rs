@@ -94,8 +94,8 @@ impl Storage {
             let changed = differences(&was.terms, &now.terms);
             if !changed.is_empty() {
                 printer.warn(&format!(
-                    "other terms than in the last run with this state: {}. They are for new cohorts; those that run go on \
-                     under the terms that they were begun with",
+                    "other terms than in the last run with this state: {}. They apply to new cohorts; running cohorts \
+                     continue under their old terms",
                     changed.join(", ")
                 ));
             }

@@ -1,4 +1,4 @@
-//! Opens the cohorts, follows them to their end, and shows meanwhile how far they are.
+//! Opens the cohorts, follows them to their end, and shows their progress.
 
 use std::{
     sync::Arc,
@@ -21,10 +21,10 @@ use crate::{
     support::{Outcome, memory},
 };
 
-/// How often a line is added to the table, on the wall.
+/// How often a line is added to the table, in real time.
 const LINE_EVERY: Duration = Duration::from_millis(250);
 
-/// How often a cohort is opened, by the clock of the simulation.
+/// How often a cohort is opened, in simulated time.
 const OPEN_EVERY: Duration = Duration::from_secs(1);
 
 struct Follower {
@@ -32,7 +32,7 @@ struct Follower {
     network: SimNetwork,
     began: Instant,
     began_wall: WallInstant,
-    /// When the last line was added, and how many messages there had been.
+    /// When the last line was added, and the number of messages at that time.
     line: Option<(WallInstant, u64)>,
 }
 
@@ -83,11 +83,11 @@ impl Follower {
         self.report.rounds.insert(cohort_id, Round { name, beacon, members: 0, times, end: None });
     }
 
-    /// A round has come to this phase.
+    /// A round has reached this phase.
     fn reached(&mut self, cohort_id: &CohortId, phase: usize) -> Option<&mut Round> {
         let now = self.began.elapsed();
         let round = self.report.rounds.get_mut(cohort_id)?;
-        // The fallback is signing too.
+        // The fallback is part of signing.
         if round.times.len() == phase {
             round.times.push(now);
         }
@@ -122,7 +122,7 @@ impl Follower {
         }
     }
 
-    /// Adds a line to the table, if the last one is as old as that.
+    /// Adds a line to the table, if the last one is at least `age` old.
     fn show(&mut self, age: Duration) {
         let Some((last, before)) = self.line.filter(|(last, _)| last.elapsed() >= age) else { return };
         let said = self.network.with_counts(|counts| counts.messages.values().sum::<u64>());

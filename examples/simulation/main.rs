@@ -1,7 +1,7 @@
-//! Hundreds of participants and some cohorts at once, over a network that delays and loses messages: who signs what, when.
+//! Hundreds of participants and some cohorts at once, over a network that delays and loses messages.
 //!
-//! Time is virtual: it stands still while anybody computes, so that a run takes as long as its work, and one seed gives one
-//! result. With `--real-time` it is the clock on the wall. Keys follow from the seed: they are worth nothing.
+//! Time is virtual: it stands still while any actor computes, so that a run takes as long as its work, and the same
+//! seed gives the same result. With `--real-time` it is real time. Keys follow from the seed: they are worthless.
 //!
 //! `cargo run --release --example simulation -- --help`
 
@@ -49,12 +49,12 @@ use self::{
     support::{Joiner, NETWORK, Outcome, conditions, identity, seeded},
 };
 
-/// How cohorts aggregate.
+/// The beacon types of the cohorts.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Beacon {
     Cas,
     Smt,
-    /// One like this, the next like that.
+    /// Both in turn.
     Mixed,
 }
 
@@ -73,10 +73,10 @@ struct Args {
     /// How long a message takes on average
     #[arg(long, default_value = "20ms", value_parser = humantime::parse_duration)]
     latency: Duration,
-    /// The share of messages that are lost, and said again a second later
+    /// The share of messages that are lost, and sent again a second later
     #[arg(long, default_value_t = 0.02)]
     loss: f64,
-    /// The share of participants that fall silent, each from some step of its rounds on
+    /// The share of participants that go silent, each from some step of its rounds on
     #[arg(long, default_value_t = 0.05)]
     dropout: f64,
     /// The share of participants that join and decline to update
@@ -89,7 +89,7 @@ struct Args {
     /// Draw charts into this directory
     #[arg(long, value_name = "DIR")]
     plot: Option<PathBuf>,
-    /// Let time pass as on the wall
+    /// Use real time
     #[arg(long)]
     real_time: bool,
     /// Print the summary as one JSON object, and nothing else
@@ -97,20 +97,20 @@ struct Args {
     json: bool,
 }
 
-/// Which cohort an advert is for, from 1: a condition of which the protocol makes nothing (0 it takes for a mistake).
+/// The number of the advert's cohort, from 1: a condition that the protocol ignores (0 would be rejected).
 fn number(conditions: &Conditions) -> u32 {
     conditions.pending_update_trigger.unwrap_or_default()
 }
 
-/// What a participant will do.
+/// The plan of a participant.
 struct Plan {
     joins: BTreeSet<u32>,
     declines: bool,
-    /// From this step of each round on it says nothing any more.
+    /// From this step of each round on it sends no messages.
     silent_from: Option<usize>,
 }
 
-/// A participant that has made its plan.
+/// A participant with its plan.
 struct Planner {
     joiner: Joiner,
     plan: Arc<Plan>,
@@ -127,7 +127,7 @@ impl ParticipantPolicy for Planner {
     }
 }
 
-/// An operator that waits for everybody, as long as the enrollment may take.
+/// An operator that waits for every participant, up to the enrollment limit.
 struct Patient;
 
 #[async_trait]
@@ -142,7 +142,8 @@ impl ServicePolicy for Patient {
 }
 
 impl Args {
-    /// It follows from the seed and the participant's number. Cohorts of low numbers are more popular, so that sizes differ.
+    /// The plan follows from the seed and the participant's number. Cohorts of low numbers are more popular, so that
+    /// sizes differ.
     fn plan(&self, participant: usize) -> Plan {
         let luck = |what: &str| unit(self.seed, &format!("{what} {participant}"));
         let mut joins = BTreeSet::new();
@@ -176,7 +177,8 @@ impl Args {
         }
     }
 
-    /// A cohort for those who plan to join it; a fifth of them may go missing at the end, two fifths before.
+    /// A cohort for the participants that plan to join it; a fifth of them may be missing at the end, two fifths
+    /// before.
     fn open(&self, cohort: u32, plans: &[Arc<Plan>], service: &Identity) -> Outcome<OpenCohort> {
         let planned = plans.iter().filter(|plan| plan.joins.contains(&cohort)).count().max(2);
         let mut conditions =
@@ -201,7 +203,7 @@ async fn simulate(args: &Args) -> Outcome<Report> {
         counts: Arc::default(),
     };
     let clock = Clock::starting_at(Timestamp::from_secs(1_750_000_000));
-    // Shared work is done once: everybody here derives the same addresses.
+    // Shared work is done once: every participant here derives the same addresses.
     let aggregator = Arc::new(MemoizedAggregator::default());
     let supervisor = Supervisor::default().start();
     let plans: Vec<_> = (0..args.participants).map(|participant| Arc::new(args.plan(participant))).collect();
@@ -252,7 +254,7 @@ fn main() -> Outcome<()> {
         let clock = if args.real_time {
             "the clock on the wall"
         } else {
-            "a clock that stands still while anybody computes"
+            "a clock that stands still while any actor computes"
         };
         println!(
             "{} participants join {} of {} cohorts each, by {clock} (seed {}).\n",
@@ -264,7 +266,7 @@ fn main() -> Outcome<()> {
     }
     let runtime = || {
         let mut builder = tokio::runtime::Builder::new_current_thread();
-        // It cannot fail where the first one of a process could be made.
+        // It cannot fail: the first runtime of the process was built the same way.
         builder.enable_all().start_paused(!args.real_time).build().unwrap_or_else(|error| panic!("{error}"))
     };
     let report = actix_rt::System::with_tokio_rt(runtime).block_on(simulate(&args))?;

@@ -1,4 +1,4 @@
-//! The network of a simulation: messages take their time, are lost and said again, and some members fall silent.
+//! The network of a simulation: messages take time, are lost and sent again, and some members go silent.
 
 use std::{
     collections::BTreeMap,
@@ -13,19 +13,19 @@ use btcr2_aggregation::{
     protocol::{did::Did, hash::sha256_concat, identity::Identity, message::Body},
 };
 
-/// How long a sender waits until it says again what was lost, as TCP's first timeout.
-const SAID_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How long a sender waits until it sends a lost message again, like TCP's first timeout.
+const RESEND_AFTER: Duration = Duration::from_secs(1);
 
-/// What was said, by type, and how often something was lost.
+/// The number of messages, by type, and of losses.
 #[derive(Default)]
 pub(crate) struct Counts {
     pub(crate) messages: BTreeMap<&'static str, u64>,
     pub(crate) lost: u64,
-    /// How often what was said between whom: the same thing said again has another fate.
-    said: BTreeMap<String, u64>,
+    /// How often each message was sent between two parties: a repeated message has a different delay and loss.
+    sent: BTreeMap<String, u64>,
 }
 
-/// A network. Clones are the same one.
+/// A network. Clones share it.
 #[derive(Clone)]
 pub(crate) struct SimNetwork {
     pub(crate) seed: u64,
@@ -40,19 +40,19 @@ impl SimNetwork {
         look(&mut self.counts.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// How long a message takes. It follows from what is said between whom, not from the order in which actors run, so that
-    /// one seed gives one result.
+    /// The delay of a message. It follows from the message and its parties, not from the order in which actors run, so
+    /// that the same seed gives the same result.
     fn delay(&self, from: &Did, to: Option<&Did>, body: &Body) -> Duration {
-        let to = to.map_or("everybody", Did::as_str);
+        let to = to.map_or("broadcast", Did::as_str);
         let what = format!("{from} {to} {} {}", body.cohort_id(), body.short_type());
         self.with_counts(|counts| {
             *counts.messages.entry(body.short_type()).or_default() += 1;
-            let nth = counts.said.entry(what.clone()).or_default();
+            let nth = counts.sent.entry(what.clone()).or_default();
             *nth += 1;
             let fate = |attempt: u32| unit(self.seed, &format!("{what} {nth} {attempt}"));
             let lost = (1..10).take_while(|&attempt| fate(attempt) < self.loss).count() as u32;
             counts.lost += u64::from(lost);
-            SAID_AGAIN_AFTER * lost + self.latency.mul_f64(0.5 + fate(0))
+            RESEND_AFTER * lost + self.latency.mul_f64(0.5 + fate(0))
         })
     }
 }
@@ -64,7 +64,7 @@ pub(crate) fn unit(seed: u64, name: &str) -> f64 {
     f64::from(bytes) / (f64::from(u32::MAX) + 1.0)
 }
 
-/// The step of a round that a member's message is.
+/// The step of a round to which a member's message belongs.
 pub(crate) fn step(body: &Body) -> Option<usize> {
     match body {
         Body::CohortOptIn(_) => Some(0),
@@ -76,13 +76,13 @@ pub(crate) fn step(body: &Body) -> Option<usize> {
     }
 }
 
-/// How many steps there are.
+/// The number of steps.
 pub(crate) const STEPS: usize = 5;
 
-/// The network as one of its users has it.
+/// The network from the view of one participant.
 pub(crate) struct Access {
     pub(crate) network: SimNetwork,
-    /// From this step on it is silent.
+    /// From this step on the participant is silent.
     pub(crate) silent_from: Option<usize>,
 }
 

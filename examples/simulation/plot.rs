@@ -42,7 +42,7 @@ struct Bar {
     spread: Option<(f64, f64)>,
 }
 
-/// Horizontal bars, each with its name.
+/// Horizontal bars with their names.
 fn bars(path: &Path, title: &str, unit: &str, bars: &[Bar]) -> Outcome<()> {
     let most = bars.iter().map(|bar| bar.spread.map_or(bar.value, |(_, most)| most)).fold(f64::EPSILON, f64::max);
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
@@ -76,7 +76,7 @@ fn bars(path: &Path, title: &str, unit: &str, bars: &[Bar]) -> Outcome<()> {
     Ok(())
 }
 
-/// From the first key to the signed transaction, against how many members there are.
+/// The time from the key list to the signed transaction, by number of members.
 fn time_against_members(path: &Path, report: &Report) -> Outcome<()> {
     let point = |round: &Round| {
         (round.members as f64, round.phase_times().iter().skip(1).map(|time| time.as_secs_f64()).sum::<f64>())
@@ -124,7 +124,7 @@ fn time_against_members(path: &Path, report: &Report) -> Outcome<()> {
     Ok(())
 }
 
-/// A number without the zeros behind its point.
+/// A number without trailing zeros.
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "the charts ask for it")]
 fn short(value: &f64) -> String {
     let text = format!("{value:.3}");

@@ -1,4 +1,4 @@
-//! What came of a simulation.
+//! The results of a simulation.
 
 use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 /// The phases, in order.
 pub(crate) const PHASES: [&str; 4] = ["enrolling", "updates", "validating", "signing"];
 
-/// The messages in the order of a round; what is none of these comes last.
+/// The messages in the order of a round; all others come last.
 const MESSAGES: [&str; 15] = [
     "keygen/cohort_advert",
     "keygen/cohort_opt_in",
@@ -28,7 +28,7 @@ const MESSAGES: [&str; 15] = [
     "control/cohort_ended",
 ];
 
-/// Who takes part.
+/// The participants.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Population {
     pub(crate) participants: usize,
@@ -42,13 +42,13 @@ pub(crate) enum End {
     Failed { code: String, formed_again: bool },
 }
 
-/// A cohort, as its service's notices tell of it.
+/// A cohort, from its service's notices.
 pub(crate) struct Round {
-    /// The number that it was opened under, and how often it was formed again since.
+    /// Its number, and how often it was re-formed.
     pub(crate) name: (u32, u32),
     pub(crate) beacon: BeaconType,
     pub(crate) members: usize,
-    /// When each phase began, and at last when it ended, since the beginning of the simulation.
+    /// When each phase started, and when the last one ended, since the start of the simulation.
     pub(crate) times: Vec<Duration>,
     pub(crate) end: Option<End>,
 }
@@ -62,7 +62,7 @@ impl Round {
         matches!(self.end, Some(End::Signed { path: SpendPath::KeyPath, .. }))
     }
 
-    /// How long each phase took that was completed.
+    /// The duration of each completed phase.
     pub(crate) fn phase_times(&self) -> Vec<Duration> {
         self.times.windows(2).map(|pair| pair[1] - pair[0]).collect()
     }
@@ -94,33 +94,33 @@ impl Round {
     }
 }
 
-/// What came of it.
+/// The results.
 #[derive(Default)]
 pub(crate) struct Report {
     pub(crate) population: Population,
     pub(crate) rounds: BTreeMap<CohortId, Round>,
     pub(crate) messages: BTreeMap<&'static str, u64>,
     pub(crate) lost: u64,
-    /// By the clock of the simulation.
+    /// Simulated time.
     pub(crate) elapsed: Duration,
-    /// By the clock on the wall.
+    /// Real time.
     pub(crate) wall: Duration,
-    /// The most memory that the process had, in bytes.
+    /// The peak memory of the process, in bytes.
     pub(crate) peak: Option<u64>,
 }
 
-/// Least, median and greatest.
+/// Minimum, median and maximum.
 pub(crate) type Spread = [Duration; 3];
 
 impl Report {
-    /// In the order in which they were opened, and formed again.
+    /// In the order in which they were opened and re-formed.
     fn rounds(&self) -> Vec<&Round> {
         let mut rounds: Vec<_> = self.rounds.values().collect();
         rounds.sort_by_key(|round| round.name);
         rounds
     }
 
-    /// How long each phase took in the rounds that were signed.
+    /// The duration of each phase in signed rounds.
     pub(crate) fn phase_times(&self) -> Vec<(&'static str, Spread)> {
         let signed: Vec<_> =
             self.rounds.values().filter(|round| round.is_signed()).map(Round::phase_times).collect();
@@ -133,7 +133,7 @@ impl Report {
         PHASES.iter().enumerate().filter_map(spread).collect()
     }
 
-    /// How often what was said, in the order of a round.
+    /// The number of messages by type, in the order of a round.
     pub(crate) fn messages(&self) -> Vec<(&'static str, u64)> {
         let place = |kind| MESSAGES.iter().position(|message| *message == kind).unwrap_or(MESSAGES.len());
         let mut messages: Vec<_> = self.messages.iter().map(|(kind, count)| (*kind, *count)).collect();
@@ -141,7 +141,7 @@ impl Report {
         messages
     }
 
-    /// Without what depends on the machine: the same for the same arguments.
+    /// Without values that depend on the machine: the same arguments give the same output.
     pub(crate) fn to_json(&self) -> Value {
         let rounds: Vec<_> = self.rounds().into_iter().map(Round::to_json).collect();
         let signed = self.rounds.values().filter(|round| round.is_signed()).count();
@@ -177,18 +177,18 @@ impl Report {
             let [least, median, most] = times.map(|time| time.as_secs_f64());
             writeln!(to, "{phase:>23} {least:7.2}s {median:7.2}s {most:7.2}s")?;
         }
-        writeln!(to, "\nmessages (one to everybody counts once)")?;
+        writeln!(to, "\nmessages (a broadcast counts once)")?;
         for (kind, count) in self.messages() {
             writeln!(to, "{count:>10}  {kind}")?;
         }
-        writeln!(to, "{:>10}  times one was lost, and said again\n", self.lost)?;
+        writeln!(to, "{:>10}  times one was lost, and sent again\n", self.lost)?;
 
         let signed: Vec<_> = self.rounds.values().filter(|round| round.is_signed()).collect();
         let by_all = signed.iter().filter(|round| round.on_key_path()).count();
         let Population { participants, silent, declining } = self.population;
         writeln!(
             to,
-            "participants  {participants}: {silent} fell silent at some step, {declining} declined to update"
+            "participants  {participants}: {silent} went silent at some step, {declining} declined to update"
         )?;
         writeln!(
             to,

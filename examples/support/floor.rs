@@ -1,13 +1,14 @@
-//! The curve and hash operations that a round cannot avoid, with nothing around them.
+//! The curve and hash operations that a round cannot avoid, without anything else.
 //!
-//! A member must sign its update, derive the address from all keys, recompute the signal from the data that it gets, and make
-//! a nonce and a partial signature. The coordinator must derive the same address, check each update's signature, build the
-//! data, add up nonces and partial signatures, and check what comes of them. Where messages travel in signed envelopes, it
-//! must check five of each member's and the request for its inbox, and sign five for it; the network in memory has none.
+//! A member must sign its update, derive the address from all keys, recompute the signal from the received data, and
+//! make a nonce and a partial signature. The coordinator must derive the same address, check each update's signature,
+//! build the data, add up nonces and partial signatures, and check the result. Where messages travel in signed
+//! envelopes, it must check five of each member's and the request for its inbox, and sign five for it; the network in
+//! memory has none.
 //!
-//! Two things in here could be had for less. The `musig2` crate checks a partial signature before it gives it out (some 0.09 ms),
-//! and the data is built and checked by our own beacons. The first makes the floor higher by 3% where everybody aggregates the
-//! keys and by a quarter where nobody has to; docs/performance.md says so.
+//! Two operations could be cheaper. The `musig2` crate checks a partial signature before it returns it (about 0.09 ms),
+//! and our own beacons build and check the data. The first raises the floor by 3% if every member aggregates the keys,
+//! and by a quarter if the aggregation is shared; see docs/performance.md.
 
 use std::{num::NonZero, sync::Arc};
 
@@ -31,7 +32,7 @@ const ENVELOPES: usize = 5;
 
 const DIGEST: [u8; 32] = [7; 32];
 
-/// What members and coordinator do, with the keys aggregated once for all (`shared`) or by everybody.
+/// The work of members and coordinator, with the keys aggregated once for all (`shared`) or once for each member.
 pub fn floor(members: &[Identity], beacon: &BeaconType, shared: bool) -> Outcome<()> {
     let (ours, signatures) = (output(members)?, signatures(members));
     let data = coordinate(members, &signatures, beacon)?;
@@ -44,8 +45,8 @@ pub fn floor(members: &[Identity], beacon: &BeaconType, shared: bool) -> Outcome
     sign(members, &ours)
 }
 
-/// An address for each member, on all processors as in a round: those that share a core are slower together, and a floor that
-/// has one to itself would be no measure for a round that has not.
+/// An address for each member, on all processors as in a round: members that share a core slow each other down, and a
+/// floor with a core of its own would not be comparable.
 fn outputs(members: &[Identity]) -> Outcome<()> {
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
     let derive = |share: &[Identity]| share.iter().all(|_| output(members).is_ok());
@@ -59,8 +60,8 @@ fn outputs(members: &[Identity]) -> Outcome<()> {
     if derived { Ok(()) } else { Err("an address cannot be derived".into()) }
 }
 
-/// What the coordinator does, envelopes included. The members' part, without which there is nothing to add up, is done outside
-/// of `measure`.
+/// The work of the coordinator, including envelopes. The members' part, which provides the input, is done outside of
+/// `measure`.
 pub fn coordinator_floor<T>(
     members: &[Identity],
     beacon: &BeaconType,
@@ -118,11 +119,11 @@ fn coordinate(members: &[Identity], signatures: &[Signature], beacon: &BeaconTyp
     Ok(beacon.aggregate(&slots, &mut seeded(1).for_actor("beacon"))?.data)
 }
 
-/// What a member hashes to know the signal.
+/// The hashing by which a member computes the signal.
 fn check(member: &Identity, beacon: &BeaconType, data: &AggregatedData) -> Outcome<()> {
     let data = data.for_member(member.did()).ok_or("no data for a member")?;
     match &**data {
-        // As it came: reading it costs more than hashing it, and could be avoided.
+        // The received bytes: parsing costs more than hashing, and could be avoided.
         BeaconData::Cas(map) => {
             std::hint::black_box(sha256(&vec![b'a'; map.len() * ENTRY]));
         }
@@ -138,7 +139,7 @@ fn check(member: &Identity, beacon: &BeaconType, data: &AggregatedData) -> Outco
 /// The length of an entry of a CAS map in canonical JSON: a DID and a hash in base64url, quotes, colon and comma.
 const ENTRY: usize = 73 + 43 + 6;
 
-/// What members contribute to the signature.
+/// The members' contributions to the signature.
 fn contributions(members: &[Identity], ours: &BeaconOutput) -> Outcome<(Vec<PubNonce>, Vec<PartialSignature>)> {
     let mut rng = seeded(1).for_actor("nonces");
     let nonces: Vec<_> =
@@ -154,7 +155,7 @@ fn contributions(members: &[Identity], ours: &BeaconOutput) -> Outcome<(Vec<PubN
     Ok((publics, partials))
 }
 
-/// Checks the signature that comes of it.
+/// Checks the resulting signature.
 fn combine(ours: &BeaconOutput, nonces: &[PubNonce], partials: &[PartialSignature]) -> Outcome<()> {
     let (context, nonce) = (ours.musig2_context(), AggNonce::sum(nonces));
     let signature: CompactSignature =

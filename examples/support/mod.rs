@@ -1,4 +1,4 @@
-//! A whole cohort in one process, for examples and benchmarks: who is in it, and how it is run.
+//! A whole cohort in one process, for examples and benchmarks.
 #![allow(dead_code, unreachable_pub, reason = "every example and benchmark uses another part of this")]
 
 pub mod floor;
@@ -37,12 +37,12 @@ pub type Outcome<T> = Result<T, Box<dyn Error>>;
 
 pub const NETWORK: Network = Network::Regtest;
 
-/// The identity of that name under `randomness`.
+/// The identity of that name, generated from `randomness`.
 pub fn identity(randomness: Randomness, name: &str) -> Identity {
     Identity::from_key(SecretKey::generate(&mut randomness.for_actor(name)), NETWORK)
 }
 
-/// Randomness that repeats. With it keys and nonces repeat too: never where either is worth anything.
+/// Deterministic randomness. Keys and nonces repeat with it: never use it where they are worth anything.
 pub fn seeded(seed: u64) -> Randomness {
     Randomness::Seeded(sha256(&seed.to_be_bytes()))
 }
@@ -94,9 +94,9 @@ pub struct Cohort {
     pub beacon_type: BeaconType,
     pub beacons: BeaconRegistry,
     pub randomness: Randomness,
-    /// How the service is reached.
+    /// The transport of the service.
     pub server: Arc<dyn Transport>,
-    /// How members reach it.
+    /// The transport of the members.
     pub client: Arc<dyn Transport>,
     pub journal: Arc<dyn Journal>,
     /// Shared by all: one key list is aggregated once for the whole process. See docs/performance.md.
@@ -104,7 +104,7 @@ pub struct Cohort {
 }
 
 impl Cohort {
-    /// So many members, over the network in memory.
+    /// A cohort with so many members, over the network in memory.
     pub fn of(members: usize) -> Self {
         Self::seeded(members, Randomness::System)
     }
@@ -124,7 +124,7 @@ impl Cohort {
         }
     }
 
-    /// Starts everybody.
+    /// Starts the service and the members.
     pub async fn start(self) -> Outcome<Running> {
         let supervisor = Supervisor::default().start();
         let notices = Notices::new(1 << 17);
@@ -159,7 +159,7 @@ impl Cohort {
     }
 }
 
-/// Everybody, started.
+/// The running service and members.
 pub struct Running {
     pub cohort: Cohort,
     pub service: Addr<AggregationService>,
@@ -169,7 +169,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// One round, from the advert until the service and every member have what they keep of it.
+    /// Runs one round, from the advert until the service and every member have stored their results.
     pub async fn round(&mut self) -> Outcome<Arc<CohortResult>> {
         let members = u32::try_from(self.cohort.members.len())?;
         let recovery_key = self.cohort.service.public_key().x_only();

@@ -123,7 +123,7 @@ impl ChainOperator {
                     self.start(cohort_id.clone(), watch, None);
                     resumed.push(cohort_id);
                 }
-                Err(error) => tracing::error!(%cohort_id, %error, "an announcement cannot go on"),
+                Err(error) => tracing::error!(%cohort_id, %error, "an announcement cannot continue"),
             }
         }
         Ok(resumed)
@@ -323,7 +323,7 @@ impl ChainOperator {
             None => false,
         };
         if !sent {
-            tracing::debug!(%cohort_id, "an announcement that has ended is asked for something");
+            tracing::debug!(%cohort_id, "a request for an announcement that has ended");
         }
         sent
     }

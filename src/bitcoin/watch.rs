@@ -109,7 +109,7 @@ pub enum PrepareError {
     #[error(transparent)]
     NotFunded(#[from] NotFunded),
     /// Unknown: the known state of the chain is out of date.
-    #[error("the chain cannot be asked now: {0}")]
+    #[error("the chain cannot be queried now: {0}")]
     Unreachable(String),
 }
 

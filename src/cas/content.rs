@@ -1,4 +1,4 @@
-//! What is stored, and its address in every spelling.
+//! The stored content, and its address in every notation.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -13,8 +13,8 @@ use crate::protocol::{
     update::SignedUpdate,
 };
 
-/// The largest content, in bytes: 1 MiB, what every IPFS node takes as one block. An announcement has about 120 bytes for
-/// each member.
+/// The largest content, in bytes: 1 MiB, which every IPFS node accepts as one block. An announcement has about 120
+/// bytes for each member.
 pub const MAX_CONTENT: usize = 1 << 20;
 
 /// CIDv1 (0x01), raw binary (0x55), SHA-256 (0x12) of 32 bytes (0x20).
@@ -24,7 +24,7 @@ const CID_PREFIX: [u8; 4] = [0x01, 0x55, 0x12, 0x20];
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentHash([u8; 32]);
 
-/// A text that is no address.
+/// The text is not an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "not a hash: base64url without padding (43 characters), hex (64), or the CIDv1 of a raw block (bafkrei...) expected"
@@ -42,12 +42,12 @@ impl ContentHash {
         &self.0
     }
 
-    /// In hex, as signals are written.
+    /// In hex, the notation of signals.
     pub fn hex(&self) -> String {
         HEXLOWER.encode(&self.0)
     }
 
-    /// As the CIDv1 of a raw block, in base32: where IPFS has it.
+    /// As the CIDv1 of a raw block, in base32, the address in IPFS.
     pub fn cid(&self) -> String {
         let bytes = [CID_PREFIX.as_slice(), &self.0].concat();
         format!("b{}", BASE32_NOPAD.encode(&bytes).to_ascii_lowercase())
@@ -55,8 +55,8 @@ impl ContentHash {
 }
 
 impl ContentHash {
-    /// The hash in the CIDv1 of a raw block, in any of the bases that nodes write: base32, base58btc and base16. None for other
-    /// kinds of CID: those address something else.
+    /// The hash in the CIDv1 of a raw block, in any of the bases that nodes use: base32, base58btc and base16. `None`
+    /// for other kinds of CID, which address something else.
     pub fn from_any_cid(text: &str) -> Option<Self> {
         let (base, digits) = text.split_at_checked(1)?;
         let bytes = match base {
@@ -75,7 +75,7 @@ impl From<DocumentHash> for ContentHash {
     }
 }
 
-/// The signal of a CAS beacon is the hash of its announcement; that of an SMT beacon addresses nothing.
+/// The signal of a CAS beacon is the hash of its announcement; that of an SMT beacon is not the address of any content.
 impl From<SignalBytes> for ContentHash {
     fn from(signal: SignalBytes) -> Self {
         Self(*signal.as_bytes())
@@ -85,7 +85,7 @@ impl From<SignalBytes> for ContentHash {
 impl FromStr for ContentHash {
     type Err = ContentHashError;
 
-    /// Any of the three spellings; they differ in length.
+    /// Parses any of the three notations, which differ in length.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let bytes = match text.len() {
             43 => BASE64URL_NOPAD.decode(text.as_bytes()).ok(),
@@ -127,13 +127,13 @@ pub struct Content {
     bytes: Arc<[u8]>,
 }
 
-/// What cannot be published.
+/// Why content cannot be published.
 #[derive(Debug, thiserror::Error)]
 pub enum ContentError {
-    /// More bytes than a store takes.
+    /// More bytes than a store accepts.
     #[error("more than {MAX_CONTENT} bytes: too large to be stored by hash")]
     TooLarge,
-    /// It has no canonical form, and so no hash by which anybody would ask for it.
+    /// It has no canonical form, and therefore no hash under which a resolver would look for it.
     #[error("it has no canonical form: {0}")]
     NotCanonical(#[from] JcsError),
 }
@@ -188,7 +188,7 @@ impl TryFrom<&CasAnnouncement> for Content {
     }
 }
 
-/// Only the hash: contents are as large as cohorts.
+/// Only the hash: content can be as large as a cohort's announcement.
 impl fmt::Debug for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Content({}, {} bytes)", self.hash, self.bytes.len())
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn an_address_has_three_spellings() {
-        // The CID that IPFS tools give for a raw block of these bytes: `printf hello | ipfs block put`.
+        // The CID that IPFS tools print for a raw block of these bytes: `printf hello | ipfs block put`.
         let hash = ContentHash::of(b"hello");
         assert_eq!(hash.cid(), "bafkreibm6jg3ux5qumhcn2b3flc3tyu6dmlb4xa7u5bf44yegnrjhc4yeq");
         assert_eq!(hash.hex(), "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824");
@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(content.hash(), (*update.hash()).into());
         assert_eq!(content.bytes(), r#"{"a":"€","b":1}"#.as_bytes());
 
-        // Keys that UTF-8 and UTF-16 sort differently, as only a stranger's announcement has them.
+        // Keys that UTF-8 and UTF-16 sort differently, as only an invalid announcement has them.
         for keys in [vec![], vec!["did:b", "did:a"], vec!["\u{ffff}", "\u{10000}", "\u{1f600}"]] {
             let announcement: CasAnnouncement =
                 keys.into_iter().map(|key| (key.to_owned(), *update.hash())).collect();

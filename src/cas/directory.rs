@@ -1,5 +1,5 @@
-//! A directory as a store: one file a content, named by its hash in hex, as `sha256sum` writes it. Hex, because not every
-//! file system tells upper from lower case.
+//! A directory as a store: one file per content, named by its hash in hex, like the output of `sha256sum`. Hex, because
+//! some file systems are case-insensitive.
 
 use std::{
     fs::{self, File},
@@ -12,8 +12,8 @@ use tempfile::Builder;
 
 use super::{Cas, CasError, CasFault, Content, ContentHash, MAX_CONTENT};
 
-/// A store in a directory, which is made when something is first put there. Its files are complete from the moment they
-/// have their name, also after a crash, and readable for all that the process's umask allows.
+/// A store in a directory, which is created by the first `put`. Its files are complete from the moment they have their
+/// name, also after a crash, and readable as the process's umask allows.
 #[derive(Clone, Debug)]
 pub struct Directory {
     path: PathBuf,
@@ -27,7 +27,7 @@ impl Directory {
         Self { name: format!("dir={}", path.display()), path }
     }
 
-    /// Runs file work where it may block.
+    /// Runs file operations on a thread that may block.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Path) -> Result<T, CasFault> + Send + 'static,
@@ -78,7 +78,7 @@ fn write(directory: &Path, content: &Content) -> io::Result<()> {
     file.write_all(content.bytes())?;
     file.as_file().sync_all()?;
     file.persist(directory.join(content.hash().hex()))?;
-    // The name is durable when the directory is; not every system can say so of one.
+    // The name is durable when the directory is. Not every system can sync a directory.
     #[cfg(unix)]
     File::open(directory)?.sync_all()?;
     Ok(())
@@ -86,7 +86,7 @@ fn write(directory: &Path, content: &Content) -> io::Result<()> {
 
 fn read(directory: &Path, hash: &ContentHash) -> Result<Content, CasFault> {
     let file = File::open(directory.join(hash.hex())).map_err(|error| {
-        // Of a directory that is not there at all, "not found" would be said of the wrong thing.
+        // If the directory itself is missing, "not found" would be misleading.
         if error.kind() == io::ErrorKind::NotFound && directory.is_dir() {
             CasFault::NotFound(*hash)
         } else {

@@ -1,7 +1,7 @@
 //! An IPFS node as a store, by its RPC API: each content is one raw block, pinned.
 //!
-//! Only `block/put` and `block/get` are used. The node is not believed: the CID that it names and the bytes that it returns
-//! are compared with our own hash.
+//! Only `block/put` and `block/get` are used. The node is not trusted: the CID and the bytes that it returns are
+//! compared with our own hash.
 
 use std::{fmt, time::Duration};
 
@@ -16,10 +16,10 @@ use serde::Deserialize;
 use super::{Cas, CasError, CasFault, Content, ContentHash, MAX_CONTENT};
 use crate::actors::transport::tls::Trust;
 
-/// The answers other than contents are a few hundred bytes.
+/// Answers other than content have a few hundred bytes.
 const MAX_ANSWER: usize = 16 << 10;
 
-/// How much of a node's own words is repeated.
+/// How much of a node's message is repeated.
 const MAX_WORDS: usize = 200;
 
 /// A node's RPC API.
@@ -31,7 +31,7 @@ pub struct Ipfs {
     name: String,
 }
 
-/// Without the password that the URL may have.
+/// Omits the password that the URL may have.
 impl fmt::Debug for Ipfs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Ipfs({})", self.name)
@@ -51,14 +51,14 @@ struct ErrorAnswer {
 }
 
 impl Ipfs {
-    /// The node whose API is at `base`, `http://127.0.0.1:5001` say; user and password in it are sent as basic
-    /// authentication. A request, its answer included, may take as long as `timeout`.
+    /// The node whose API is at `base`, e.g. `http://127.0.0.1:5001`; user and password in it are sent as basic
+    /// authentication. `timeout` is the limit of a request, including its answer.
     ///
     /// # Errors
-    /// When this system cannot make HTTP requests at all.
+    /// When no HTTP client can be created on this system.
     pub fn new(mut base: Url, timeout: Duration) -> Result<Self, CasError> {
         let mut shown = base.clone();
-        // Neither can fail for an http URL; if it did, nothing of it would be shown.
+        // Neither can fail for an http URL; if it did, the URL would not be shown.
         let hidden = shown.set_username("").and_then(|()| shown.set_password(None));
         let name = hidden.map_or_else(|()| "ipfs".to_owned(), |()| format!("ipfs={shown}"));
         // A relative path is joined to a base that ends with a slash.
@@ -86,11 +86,11 @@ impl Ipfs {
     }
 
     async fn put_block(&self, content: &Content) -> Result<(), CasFault> {
-        // js-ipfs takes a part without a content type for no file at all.
+        // js-ipfs does not accept a part without a content type as a file.
         let part = Part::bytes(content.bytes().to_vec()).file_name("data");
         let part = part.mime_str("application/octet-stream").map_err(unavailable)?;
         let form = Form::new().part("data", part);
-        // Kubo reads `cid-codec`, js-ipfs `format` and `version`; each ignores what it does not know.
+        // Kubo reads `cid-codec`, js-ipfs `format` and `version`; each ignores unknown parameters.
         let query = [
             ("cid-codec", "raw"),
             ("format", "raw"),
@@ -105,7 +105,7 @@ impl Ipfs {
         if !status.is_success() {
             return Err(refusal(status, body.as_deref()));
         }
-        // Whatever it was told, and however it spells it: the CID must be the one that follows from the bytes.
+        // The CID must follow from the bytes, whatever its base and the parameters of the request.
         let cid = content.hash().cid();
         let answer: Option<PutAnswer> = body.and_then(|body| serde_json::from_slice(&body).ok());
         match answer {
@@ -115,7 +115,7 @@ impl Ipfs {
                 content.hash(),
                 words(&answer.key)
             ))),
-            None => Err(CasFault::Wrong("its answer to block/put is none of an IPFS node".to_owned())),
+            None => Err(CasFault::Wrong("its answer to block/put is not that of an IPFS node".to_owned())),
         }
     }
 
@@ -135,7 +135,7 @@ impl Ipfs {
         let body = body(answer, MAX_ANSWER).await?;
         let refusal = refusal(status, body.as_deref());
         match &refusal {
-            // The API has one status for every error of the node; only its words tell.
+            // The API has one status for every error of the node; only the message distinguishes them.
             CasFault::Unavailable(problem)
                 if status == StatusCode::INTERNAL_SERVER_ERROR
                     && (problem.contains("not found") || problem.contains("could not find")) =>
@@ -162,7 +162,7 @@ impl Cas for Ipfs {
         match self.get_block(&content.hash(), true).await {
             Ok(_) => Ok(()),
             Err(CasFault::NotFound(hash)) => {
-                Err(self.error(CasFault::Wrong(format!("it said that it stored {hash}, and does not have it"))))
+                Err(self.error(CasFault::Wrong(format!("it reported that it stored {hash}, and does not have it"))))
             }
             Err(fault) => Err(self.error(fault)),
         }
@@ -173,7 +173,7 @@ impl Cas for Ipfs {
     }
 }
 
-/// The body, or `None` when it is larger than `limit`.
+/// The body; `None` when it is larger than `limit`.
 async fn body(mut answer: Response, limit: usize) -> Result<Option<Vec<u8>>, CasFault> {
     let mut body = Vec::new();
     while let Some(chunk) = answer.chunk().await.map_err(unavailable)? {
@@ -185,7 +185,7 @@ async fn body(mut answer: Response, limit: usize) -> Result<Option<Vec<u8>>, Cas
     Ok(Some(body))
 }
 
-/// Without the URL, which may have a password in it.
+/// Without the URL, which may contain a password.
 fn unavailable(error: reqwest::Error) -> CasFault {
     let error = error.without_url();
     if error.is_timeout() {
@@ -205,18 +205,18 @@ fn unavailable(error: reqwest::Error) -> CasFault {
     CasFault::Unavailable(problem)
 }
 
-/// What a status other than success means.
+/// The fault for a status other than success.
 fn refusal(status: StatusCode, body: Option<&[u8]>) -> CasFault {
-    let said = body.and_then(|body| serde_json::from_slice::<ErrorAnswer>(body).ok());
-    CasFault::Unavailable(match said {
-        Some(said) => format!("the node says: {}", words(&said.message)),
+    let answer = body.and_then(|body| serde_json::from_slice::<ErrorAnswer>(body).ok());
+    CasFault::Unavailable(match answer {
+        Some(answer) => format!("the node reports: {}", words(&answer.message)),
         None => {
             format!("HTTP {status}: is this the RPC API of an IPFS node (port 5001 by default), not its gateway?")
         }
     })
 }
 
-/// Somebody else's words, fit for a terminal.
+/// Text of a peer, safe for a terminal.
 fn words(text: &str) -> String {
     crate::protocol::text::shown_within(text, MAX_WORDS).into_owned()
 }

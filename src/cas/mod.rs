@@ -1,18 +1,19 @@
-//! Content-addressed storage (CAS, a port): bytes that anybody can ask for by their SHA-256.
+//! Content-addressed storage (CAS, a port): bytes that are available by their SHA-256.
 //!
-//! An announcement puts a hash on the chain; a resolver needs what was hashed. Whoever has it may give it, since the hash
-//! says whether it is the right thing. So an operator publishes before it spends:
+//! An announcement puts a hash on the chain; a resolver needs the content. Any party that has the content may provide
+//! it, since the hash verifies it. An operator therefore publishes before it spends:
 //! - the announcement map of a CAS beacon ([`CasAnnouncement`](crate::protocol::beacon::CasAnnouncement)), whose hash is the
 //!   signal;
 //! - the members' signed updates ([`SignedUpdate`](crate::protocol::update::SignedUpdate)), where the members agree, whose
 //!   hashes are in the map.
 //!
-//! Both as their canonical bytes, and so the JSON Document Hash is the address: [`Content`]. SMT proofs are not published:
-//! each is for its member alone.
+//! Both are stored as their canonical bytes, so the JSON Document Hash is the address: [`Content`]. SMT proofs are not
+//! published: each is for its member alone.
 //!
-//! Two stores: a [`Directory`], one file a content, for a web server to hand out or for people to copy; and an [`Ipfs`] node,
-//! one raw block a content. [`Publication`] is several at once, and what it means when one of them fails. On the command
-//! line a store is `dir=PATH` or `ipfs=URL` ([`Location`]); `cas put` and `cas show` do by hand what the service does.
+//! There are two stores: a [`Directory`], one file per content, to be served by a web server or copied; and an [`Ipfs`]
+//! node, one raw block per content. [`Publication`] publishes to several stores, and defines what a failure means. On
+//! the command line a store is `dir=PATH` or `ipfs=URL` ([`Location`]); `cas put` and `cas show` are the manual
+//! commands.
 
 mod content;
 mod directory;
@@ -32,7 +33,7 @@ pub use self::{
     publication::{Held, Publication, PublicationReport, StoreReport},
 };
 
-/// How long a request to a node may take, unless it is told otherwise.
+/// The default time limit of a request to a node.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A store of content by hash.
@@ -41,11 +42,11 @@ pub trait Cas: Send + Sync + fmt::Debug {
     /// Its name in messages for people, `dir=...` or `ipfs=...`; no password is ever in it.
     fn name(&self) -> &str;
 
-    /// Stores `content`, and reads it back: when this answers, the store gives it to whoever asks. Storing what is there
-    /// already changes nothing.
+    /// Stores `content`, and reads it back: when this returns, the store provides it to every client. Storing existing
+    /// content again changes nothing.
     ///
     /// # Errors
-    /// [`CasError`]; [`CasFault::Wrong`] when what was read back is something else.
+    /// [`CasError`]; [`CasFault::Wrong`] when the content read back differs.
     async fn put(&self, content: &Content) -> Result<(), CasError>;
 
     /// The content of that hash, verified.
@@ -55,7 +56,7 @@ pub trait Cas: Send + Sync + fmt::Debug {
     async fn get(&self, hash: &ContentHash) -> Result<Content, CasError>;
 }
 
-/// What a store did not do.
+/// A failed operation of a store.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{store}: {fault}")]
 pub struct CasError {
@@ -65,21 +66,21 @@ pub struct CasError {
     pub fault: CasFault,
 }
 
-/// Whose fault it is that a store did not do what it was asked to.
+/// Why a store failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CasFault {
-    /// Nobody's: the store does not have it.
+    /// The store does not have the content.
     #[error("it does not have {0}")]
     NotFound(ContentHash),
-    /// The world's: the store cannot be reached, or cannot do it now or with these settings.
+    /// The store cannot be reached, or cannot do it now or with these settings.
     #[error("{0}")]
     Unavailable(String),
-    /// The store's: it answered with something else than what it was asked for.
+    /// The store is faulty: its answer is not what was requested.
     #[error("it cannot be relied on: {0}")]
     Wrong(String),
 }
 
-/// Where a store is: `dir=PATH`, or `ipfs=URL` for the RPC API of an IPFS node (`ipfs=http://127.0.0.1:5001`).
+/// The location of a store: `dir=PATH`, or `ipfs=URL` for the RPC API of an IPFS node (`ipfs=http://127.0.0.1:5001`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Location {
     /// A directory.
@@ -88,22 +89,22 @@ pub enum Location {
     Ipfs(Url),
 }
 
-/// A text that names no store.
+/// The text is not the location of a store.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LocationError {
     /// Neither kind of store.
     #[error("dir=PATH or ipfs=URL expected")]
     Kind,
-    /// No URL of a node.
+    /// Not the URL of a node.
     #[error("not an http:// or https:// URL: ipfs=http://127.0.0.1:5001 is the RPC API of a node on this machine")]
     Url,
 }
 
 impl Location {
-    /// The store that is there. Nothing is opened or asked yet. `timeout` bounds each request to a node.
+    /// The store at the location. Nothing is opened or requested yet. `timeout` is the limit of each request to a node.
     ///
     /// # Errors
-    /// As [`Ipfs::new`].
+    /// Those of [`Ipfs::new`].
     pub fn store(&self, timeout: Duration) -> Result<Arc<dyn Cas>, CasError> {
         Ok(match self {
             Self::Directory(path) => Arc::new(Directory::new(path)),

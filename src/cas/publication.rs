@@ -6,24 +6,24 @@ use futures::{StreamExt, future::join_all, stream};
 
 use super::{Cas, CasError, Content, ContentHash};
 
-/// How many contents are on their way to one store at the same time.
+/// How many contents are sent to one store concurrently.
 const AT_ONCE: usize = 8;
 
-/// Where is published, and whether a failure holds up what was to follow: the spend that announces it.
+/// The stores to publish to, and whether a failure blocks the spend that announces the content.
 #[derive(Clone, Debug, Default)]
 pub struct Publication {
-    /// The stores; none publishes nothing, and that succeeds.
+    /// The stores; with none, publishing succeeds without effect.
     pub stores: Vec<Arc<dyn Cas>>,
-    /// Whether every store must have everything. If not, failures are reported and nothing else.
+    /// Whether every store must have everything. If not, failures are only reported.
     pub hold_on_failure: bool,
 }
 
 impl Publication {
-    /// Publishes `contents` to all stores at the same time. A store that fails is not asked for more: it would fail, or
-    /// hang, as many times as there are contents.
+    /// Publishes `contents` to all stores concurrently. After a failure a store gets no further requests: each would
+    /// fail, or hang, as well.
     ///
     /// # Errors
-    /// [`Held`] when a store failed and [`Self::hold_on_failure`] is set. To publish again later is harmless.
+    /// [`Held`] when a store failed and [`Self::hold_on_failure`] is set. Publishing again later is harmless.
     pub async fn publish(&self, contents: &[Content]) -> Result<PublicationReport, Held> {
         let report = PublicationReport {
             stores: join_all(self.stores.iter().map(|store| publish_to(&**store, contents))).await,
@@ -49,10 +49,10 @@ async fn publish_to(store: &dyn Cas, contents: &[Content]) -> StoreReport {
     report
 }
 
-/// What became of a publication.
+/// The result of a publication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicationReport {
-    /// Each store's part, in the order of [`Publication::stores`].
+    /// The result of each store, in the order of [`Publication::stores`].
     pub stores: Vec<StoreReport>,
 }
 
@@ -62,24 +62,24 @@ impl PublicationReport {
         self.failures().next().is_none()
     }
 
-    /// What failed, at most one failure a store.
+    /// The failures, at most one per store.
     pub fn failures(&self) -> impl Iterator<Item = &CasError> {
         self.stores.iter().filter_map(|store| store.failure.as_ref().map(|(_, error)| error))
     }
 }
 
-/// What one store has taken.
+/// The result of one store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreReport {
     /// The store's name.
     pub store: String,
-    /// How many contents it has for certain, counted from the first.
+    /// How many contents it certainly has, counted from the first.
     pub published: usize,
-    /// The content at which it failed, and how; later ones may or may not have been stored.
+    /// The content at which it failed, and the error; later ones may or may not be stored.
     pub failure: Option<(ContentHash, CasError)>,
 }
 
-/// A publication that is not complete and must be, before anything is announced.
+/// An incomplete publication that must be complete before anything is announced.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Held(pub PublicationReport);
 

@@ -251,7 +251,7 @@ settings! {
     }
 }
 
-/// What to do with nothing to say.
+/// What to do when nothing is left to announce.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 enum IdleArg {
@@ -318,7 +318,7 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
     };
     let intents = [settings.update.is_some(), settings.add_beacon == Some(true), settings.decline == Some(true)];
     if intents.iter().filter(|given| **given).count() != 1 {
-        let problem = "say what to announce: one of --update PATCH.json, --add-beacon and --decline";
+        let problem = "one of --update PATCH.json, --add-beacon and --decline is required";
         return Err(usage(problem.to_owned()));
     }
     let intent = match &settings.update {

@@ -250,7 +250,7 @@ fn refuse_risky<C: Display>(concerns: &[C], file: &Path, allowed: bool) -> Resul
     }
     let concerns: Vec<_> = concerns.iter().map(ToString::to_string).collect();
     Err(ProgramError::Usage(format!(
-        "{}: {}; an announcement cannot be taken back: --allow-risky-update if that is what you mean",
+        "{}: {}; an announcement cannot be taken back: --allow-risky-update if that is intended",
         file.display(),
         concerns.join("; ")
     )))

@@ -49,12 +49,12 @@ pub(super) fn main(args: &SidecarArgs) -> ExitCode {
 }
 
 async fn run(args: &SidecarArgs) -> Result<ExitCode, SidecarFailure> {
-    let kept = args.sources.sources().read().await.map_err(VaultFailure::from)?;
-    if kept.of(&args.did).next().is_none() {
-        complete(&kept.problems);
+    let contents = args.sources.sources().read().await.map_err(VaultFailure::from)?;
+    if contents.of(&args.did).next().is_none() {
+        complete(&contents.problems);
         return Err(SidecarFailure::NoSuchDid(args.did.clone()));
     }
-    let Sidecar { data, missing_versions } = sidecar(kept.of(&args.did));
+    let Sidecar { data, missing_versions } = sidecar(contents.of(&args.did));
     let text = serde_json::to_string_pretty(&data).map_err(VaultFailure::from)?;
     match &args.out {
         Some(path) => {
@@ -62,7 +62,7 @@ async fn run(args: &SidecarArgs) -> Result<ExitCode, SidecarFailure> {
         }
         None => out!("{text}"),
     }
-    for entry in kept.of(&args.did) {
+    for entry in contents.of(&args.did) {
         for problem in problems(entry) {
             let cohort = &entry.record.cohort_id;
             err!("warning: no current resolver accepts the stored data of cohort {cohort}: {problem}");
@@ -72,5 +72,5 @@ async fn run(args: &SidecarArgs) -> Result<ExitCode, SidecarFailure> {
         let versions: Vec<_> = missing_versions.iter().map(u64::to_string).collect();
         err!("warning: no update to version {}: add what was announced without a cohort", versions.join(", "));
     }
-    Ok(complete(&kept.problems))
+    Ok(complete(&contents.problems))
 }

@@ -297,14 +297,14 @@ fn run(args: &SingletonArgs) -> Result<(), ProgramError> {
 async fn known(did: &Did, directory: &Path, superseded: &[CohortId]) -> Result<Ledger, ProgramError> {
     let state = |error: &dyn std::fmt::Display| ProgramError::State(error.to_string());
     let sources = Sources { states: vec![directory.to_owned()], ..Sources::default() };
-    let kept = sources.read().await.map_err(|error| state(&error))?.only(Some(did));
-    if let Some(problem) = kept.problems.first() {
+    let contents = sources.read().await.map_err(|error| state(&error))?.only(Some(did));
+    if let Some(problem) = contents.problems.first() {
         return Err(state(problem));
     }
     let open = State::open_to_read(directory).map_err(|error| state(&error))?;
     let prepared = storage::prepared(&open).await;
     open.close().await;
-    let entries = kept.entries.into_iter().map(|entry: VaultEntry| {
+    let entries = contents.entries.into_iter().map(|entry: VaultEntry| {
         let standing = if entry.txid.is_some() { Standing::Announced } else { Standing::Approved };
         (entry, standing)
     });

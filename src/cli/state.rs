@@ -241,7 +241,7 @@ async fn import(ImportArgs { file, args }: &ImportArgs) -> Result<(), StateFailu
     if args.json {
         out!("{}", json!({ "cohortId": cohort.to_string(), "new": new, "known": known }));
     } else {
-        out!("cohort {cohort}: {new} streams taken in, {known} were here already");
+        out!("cohort {cohort}: {new} streams imported, {known} were already present");
     }
     Ok(())
 }

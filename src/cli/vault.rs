@@ -9,7 +9,7 @@ use super::{Failure, fail, state::write_new};
 use crate::{
     actors::state::vault::VaultEntry,
     protocol::{did::Did, id::CohortId},
-    vault::{Kept, ReadError, Sources},
+    vault::{ReadError, Sources, VaultContents},
 };
 
 #[derive(Debug, Args)]
@@ -126,13 +126,13 @@ pub(super) fn complete(problems: &[String]) -> ExitCode {
 }
 
 async fn list(args: &ListArgs) -> Result<ExitCode, VaultFailure> {
-    let kept = args.sources.sources().read().await?.only(args.did.as_ref());
+    let contents = args.sources.sources().read().await?.only(args.did.as_ref());
     if args.json {
-        out!("{}", Value::from_iter(kept.entries.iter().map(summary)));
-        return Ok(complete(&kept.problems));
+        out!("{}", Value::from_iter(contents.entries.iter().map(summary)));
+        return Ok(complete(&contents.problems));
     }
     let mut by_did: BTreeMap<&Did, Vec<&VaultEntry>> = BTreeMap::new();
-    for entry in &kept.entries {
+    for entry in &contents.entries {
         by_did.entry(&entry.record.did).or_default().push(entry);
     }
     for (did, entries) in by_did {
@@ -142,10 +142,10 @@ async fn list(args: &ListArgs) -> Result<ExitCode, VaultFailure> {
             problems(entry).iter().for_each(|problem| out!("    NOT accepted by current resolvers: {problem}"));
         }
     }
-    if kept.entries.is_empty() {
+    if contents.entries.is_empty() {
         out!("nothing is stored");
     }
-    Ok(complete(&kept.problems))
+    Ok(complete(&contents.problems))
 }
 
 fn line(VaultEntry { record, txid, confirmed_height, .. }: &VaultEntry) -> String {
@@ -195,28 +195,28 @@ fn summary(entry: &VaultEntry) -> Value {
 }
 
 async fn show(args: &ShowArgs) -> Result<ExitCode, VaultFailure> {
-    let kept = args.sources.sources().read().await?.only(args.did.as_ref());
-    let files: Vec<Value> = kept.of_cohort(&args.cohort).map(VaultEntry::to_file).collect();
+    let contents = args.sources.sources().read().await?.only(args.did.as_ref());
+    let files: Vec<Value> = contents.of_cohort(&args.cohort).map(VaultEntry::to_file).collect();
     if files.is_empty() {
-        complete(&kept.problems);
+        complete(&contents.problems);
         return Err(VaultFailure::NoSuchCohort(args.cohort.clone()));
     }
     if args.json {
         out!("{}", Value::Array(files));
     } else {
-        for (entry, file) in kept.of_cohort(&args.cohort).zip(&files) {
+        for (entry, file) in contents.of_cohort(&args.cohort).zip(&files) {
             out!("{}\n{}\n{}", entry.record.did, line(entry), serde_json::to_string_pretty(file)?);
             problems(entry).iter().for_each(|problem| err!("warning: no current resolver accepts this: {problem}"));
         }
     }
-    Ok(complete(&kept.problems))
+    Ok(complete(&contents.problems))
 }
 
 async fn export(args: &ExportArgs) -> Result<ExitCode, VaultFailure> {
-    let mut kept: Kept = args.sources.sources().read().await?.only(args.did.as_ref());
-    let problems = std::mem::take(&mut kept.problems);
-    let entries = kept.entries.len();
-    let text = serde_json::to_string(&kept.into_document())?;
+    let mut contents: VaultContents = args.sources.sources().read().await?.only(args.did.as_ref());
+    let problems = std::mem::take(&mut contents.problems);
+    let entries = contents.entries.len();
+    let text = serde_json::to_string(&contents.into_document())?;
     match &args.out {
         Some(path) => {
             write_new(path, &text).map_err(|error| VaultFailure::File { path: path.clone(), error })?;

@@ -14,7 +14,7 @@ use crate::{
     protocol::{did::Did, network::Network},
     telemetry::{Hangups, ignore_hangups},
     vault::{
-        Kept, ReadError, Watcher,
+        ReadError, VaultContents, Watcher,
         watch::{Severity, WatchNotice, beacons, initial_beacons},
     },
 };
@@ -112,19 +112,19 @@ fn printer(args: &WatchArgs) -> Printer {
 async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
     let source = args.chain.source()?;
     let printer = printer(args);
-    let kept = read(args).await?;
-    if let Some(problem) = kept.problems.first() {
+    let contents = read(args).await?;
+    if let Some(problem) = contents.problems.first() {
         // An unreadable entry might be an approval: every alarm would be in doubt.
         return Err(WatchFailure::Damaged(problem.clone()));
     }
-    let network = network(args, &kept)?;
-    let of_network = |kept: &Kept| {
-        let entries = || kept.entries.iter().filter(|entry| entry.record.output.network() == network);
+    let network = network(args, &contents)?;
+    let of_network = |contents: &VaultContents| {
+        let entries = || contents.entries.iter().filter(|entry| entry.record.output.network() == network);
         let mut found = beacons(entries());
-        found.extend(initial_beacons(entries(), &kept.prepared));
+        found.extend(initial_beacons(entries(), &contents.prepared));
         found
     };
-    let found = of_network(&kept);
+    let found = of_network(&contents);
     if found.is_empty() {
         return Err(WatchFailure::Nothing);
     }
@@ -160,28 +160,28 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
         // What `join` stores meanwhile is known before its announcement can be on the chain. A copy is read while
         // `join` runs; if none can be made, the entries of the previous read stay.
         match read(args).await {
-            Ok(kept) => watcher.follow(of_network(&kept)),
+            Ok(contents) => watcher.follow(of_network(&contents)),
             Err(error) if error.is_in_use() => tracing::info!(%error, "the vault is not read again yet"),
             Err(error) => printer.warn(&format!("the vault cannot be read again: {error}")),
         }
     }
 }
 
-async fn read(args: &WatchArgs) -> Result<Kept, ReadError> {
+async fn read(args: &WatchArgs) -> Result<VaultContents, ReadError> {
     Ok(args.sources.sources().read().await?.only(args.did.as_ref()))
 }
 
-fn network(args: &WatchArgs, kept: &Kept) -> Result<Network, WatchFailure> {
+fn network(args: &WatchArgs, contents: &VaultContents) -> Result<Network, WatchFailure> {
     if let Some(network) = args.network {
         return Ok(network);
     }
     let networks: BTreeSet<String> =
-        kept.entries.iter().map(|entry| entry.record.output.network().to_string()).collect();
+        contents.entries.iter().map(|entry| entry.record.output.network().to_string()).collect();
     if networks.len() > 1 {
         let names: Vec<_> = networks.into_iter().collect();
         return Err(WatchFailure::SeveralNetworks(names.join(", ")));
     }
-    kept.entries.first().map(|entry| entry.record.output.network()).ok_or(WatchFailure::Nothing)
+    contents.entries.first().map(|entry| entry.record.output.network()).ok_or(WatchFailure::Nothing)
 }
 
 /// Connects. Retries a chain that does not answer, unless it is to look only once.

@@ -1,9 +1,9 @@
 //! A whole cohort in one process: a service and its participants as actors, each participant with a real update, to a
 //! Bitcoin transaction that Bitcoin Core's consensus code accepts.
 //!
-//! Everything is real but the coin, which is made up, and, unless it is HTTP or Nostr, the network, which is memory. [`run`]
-//! is the whole story; `network` is how messages travel, [`policy`] is what the operator and the members decide, [`report`] is
-//! what came of it.
+//! Everything is real except the coin, which is made up, and, unless it is HTTP or Nostr, the network, which is in
+//! memory. [`run`] is the main function; `network` has the transports, [`policy`] the decisions of the operator and the
+//! members, [`report`] the result.
 
 mod network;
 pub mod policy;
@@ -55,13 +55,13 @@ use crate::{
 /// How many notices a demo's reader may fall behind: more than the largest demo makes.
 const NOTICES: usize = 1 << 16;
 
-/// The most participants that a demo takes.
+/// The greatest number of participants of a demo.
 pub const MAX_PARTICIPANTS: usize = 1000;
 
 /// The network of the demo's DIDs and addresses.
 const NETWORK: Network = Network::Regtest;
 
-/// How the messages of a demo travel.
+/// The transport of a demo.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DemoTransport {
     /// Within the process.
@@ -73,27 +73,27 @@ pub enum DemoTransport {
     Nostr,
 }
 
-/// What to demonstrate.
+/// The configuration of a demo.
 #[derive(Clone, Debug)]
 pub struct DemoConfig {
-    /// How many members, 1 to [`MAX_PARTICIPANTS`].
+    /// The number of members, 1 to [`MAX_PARTICIPANTS`].
     pub participants: usize,
     /// How many of them decline to update.
     pub decline: usize,
     /// How updates are aggregated.
     pub beacon: BeaconType,
-    /// Which path the transaction is to take.
+    /// The spending path of the transaction.
     pub path: SpendPath,
-    /// How messages travel.
+    /// The transport.
     pub transport: DemoTransport,
-    /// Repeat a run: everything that is random follows from this number.
+    /// The seed of all randomness: the same seed repeats a run.
     pub seed: Option<u64>,
 }
 
-/// Why a demo did not come to a transaction.
+/// Why a demo has no transaction.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
-    /// It cannot work as asked for.
+    /// The configuration is not possible.
     #[error("{0}")]
     Config(String),
     /// The cohort failed.
@@ -104,27 +104,27 @@ pub enum DemoError {
         /// The reason in words.
         reason: String,
     },
-    /// Something that cannot happen did.
+    /// A bug: something that cannot happen happened.
     #[error("internal error: {0}")]
     Internal(String),
 }
 
-/// Where a running demo is.
+/// The progress of a running demo.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// The phase, in words.
     pub phase: &'static str,
-    /// How many members have done their part in it.
+    /// How many members have contributed to it.
     pub done: usize,
-    /// How many there are.
+    /// The number of members.
     pub of: usize,
 }
 
 impl DemoConfig {
-    /// Checks that the demo can work as asked for.
+    /// Checks that the demo is possible.
     ///
     /// # Errors
-    /// [`DemoError::Config`], saying what to change.
+    /// [`DemoError::Config`], with what to change.
     pub fn check(&self) -> Result<(), DemoError> {
         let refuse = |problem: String| Err(DemoError::Config(problem));
         if !(1..=MAX_PARTICIPANTS).contains(&self.participants) {
@@ -147,7 +147,7 @@ impl DemoConfig {
         }
         if self.path == SpendPath::ScriptPath {
             if self.participants < 2 {
-                let why = "one member goes silent, and somebody must be left to sign";
+                let why = "one member goes silent, and another one must be left to sign";
                 return refuse(format!("the fallback path takes at least 2 participants: {why}"));
             }
             if self.participants > MAX_FALLBACK_KEYS {
@@ -162,7 +162,7 @@ impl DemoConfig {
         let members = u32::try_from(self.participants).unwrap_or(u32::MAX);
         let signing_timeout = match self.path {
             SpendPath::KeyPath => Duration::from_secs(600),
-            // Long enough that nobody but the silent member misses it, short enough to watch.
+            // Long enough that only the silent member misses it, short enough to watch.
             SpendPath::ScriptPath => {
                 let slower = if self.transport == DemoTransport::Http { 2 } else { 1 };
                 (Duration::from_secs(1) + Duration::from_millis(25) * members) * slower
@@ -179,7 +179,7 @@ impl DemoConfig {
     }
 }
 
-/// Runs a whole cohort. `progress` is told of every step.
+/// Runs a whole cohort. `progress` is called for every step.
 ///
 /// # Errors
 /// [`DemoError`] when there is no signed transaction to report on.
@@ -190,13 +190,14 @@ pub async fn run(config: &DemoConfig, progress: impl FnMut(Progress)) -> Result<
     run_with(config, Arc::new(OfflineOperator), Notices::new(NOTICES), progress).await
 }
 
-/// Runs a whole cohort with another operator, who may have a chain, and tells `service_notices` what the service does.
+/// Runs a whole cohort with another operator, which may have a chain, and sends the service's notices to
+/// `service_notices`.
 ///
 /// # Errors
-/// As [`run`].
+/// Those of [`run`].
 ///
 /// # Panics
-/// As [`run`].
+/// Like [`run`].
 pub async fn run_with(
     config: &DemoConfig,
     operator: Arc<dyn ServicePolicy>,
@@ -291,7 +292,7 @@ fn internal(error: impl std::fmt::Display) -> DemoError {
     DemoError::Internal(error.to_string())
 }
 
-/// KEY DIDs, and one EXTERNAL among three or more.
+/// KEY DIDs, and one EXTERNAL DID among three or more.
 fn identities(participants: usize, randomness: Randomness) -> Result<Vec<Identity>, DemoError> {
     (0..participants)
         .map(|index| {
@@ -345,7 +346,7 @@ async fn follow(
     }
 }
 
-/// Waits for what every member keeps.
+/// Waits for the stored record of every member.
 async fn collect(
     identities: &[Identity],
     steps: &mut Receiver<Arc<ParticipantNotice>>,
@@ -381,7 +382,7 @@ async fn next<N: Clone>(steps: &mut Receiver<Arc<N>>) -> Result<Arc<N>, DemoErro
     loop {
         match steps.recv().await {
             Ok(step) => return Ok(step),
-            // Only counts are lost; the end of the cohort is the newest notice, and those are kept.
+            // Only counts are lost: the end of the cohort is the newest notice, and the newest are not dropped.
             Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return Err(DemoError::Internal("the actors are gone".to_owned())),
         }

@@ -1,4 +1,4 @@
-//! How the messages of a demo travel.
+//! The transports of a demo.
 
 use std::sync::Arc;
 
@@ -48,7 +48,7 @@ impl DemoNetwork {
             let relay = Some(relay);
             return Ok(Self { service: Arc::new(nostr.clone()), members: Arc::new(nostr), web: None, relay });
         }
-        // All members come from one address here, and all at once.
+        // All members have one address here, and connect at once.
         let unlimited = Rate { per_second: 1_000_000, burst: 1_000_000 };
         let config = HttpConfig { did_rate: unlimited, address_rate: unlimited, ..HttpConfig::default() };
         let server = HttpServer::start(HttpServerParts { randomness, ..HttpServerParts::new(config, clock) });
@@ -69,11 +69,11 @@ impl DemoNetwork {
         Ok(Self { service: Arc::new(server), members: Arc::new(client), web, relay: None })
     }
 
-    /// Closes what is open.
+    /// Closes the network.
     pub(super) async fn stop(self) {
         if let Some((server, web)) = self.web {
             server.shutdown().await;
-            // Members would connect again; nothing waits for that.
+            // Members would connect again; there is no need to wait for them.
             web.stop(false).await;
         }
         if let Some(relay) = self.relay {

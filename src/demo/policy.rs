@@ -1,4 +1,4 @@
-//! What the members of a demo decide.
+//! The decisions of a demo's members.
 
 use async_trait::async_trait;
 

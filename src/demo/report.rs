@@ -1,4 +1,4 @@
-//! What came of a demo, verified by what the members keep and by what the network enforces.
+//! The result of a demo, verified with the members' stored data and by the network's rules.
 
 use std::{fs, io, path::Path, sync::Arc, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// What one member keeps.
+/// The stored data of one member.
 #[derive(Clone, Debug)]
 pub struct MemberReport {
     /// Its record of the round.
@@ -43,7 +43,7 @@ pub struct Verified {
     pub sidecars: bool,
 }
 
-/// What came of a demo.
+/// The result of a demo.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// The cohort.
@@ -58,13 +58,13 @@ pub struct Report {
     pub signed: Arc<Signed>,
     /// The signal that it carries.
     pub signal: SignalBytes,
-    /// How many messages the signed transcript holds.
+    /// The number of messages in the signed transcript.
     pub transcript_size: u64,
-    /// What each member keeps, in the order of their numbers.
+    /// The stored data of each member, in the order of their numbers.
     pub members: Vec<MemberReport>,
-    /// What was checked.
+    /// The results of the checks.
     pub verified: Verified,
-    /// From start to end.
+    /// The duration from start to end.
     pub elapsed: Duration,
 }
 
@@ -100,13 +100,13 @@ impl Report {
         }
     }
 
-    /// Whether everything was verified, and the path is the one that was asked for.
+    /// Whether everything was verified, and the path is the requested one.
     pub fn ok(&self, path: SpendPath) -> bool {
         let Verified { bip340, consensus, sidecars } = self.verified;
         bip340 && consensus && sidecars && self.signed.path == path
     }
 
-    /// How many members declined.
+    /// The number of members that declined.
     pub fn declined(&self) -> usize {
         self.members.iter().filter(|member| !member.record.included()).count()
     }
@@ -122,7 +122,7 @@ impl Report {
             "declined": self.declined(),
             "beaconAddress": self.output.address(),
             "path": self.signed.path,
-            // The fallback path has no one signature; the witness has them all.
+            // The fallback path has no single signature; the witness has all of them.
             "signature": self.signed.signature.map(|signature| signature.to_string()).unwrap_or_default(),
             "txid": transaction.compute_txid().to_string(),
             "txHex": serialize_hex(transaction),
@@ -136,10 +136,11 @@ impl Report {
         })
     }
 
-    /// Writes `tx.hex` and one `participant-<i>.json` a member, from 0, into `directory`, which is made if need be.
+    /// Writes `tx.hex` and one `participant-<i>.json` per member, from 0, into `directory`, which is created if
+    /// necessary.
     ///
     /// # Errors
-    /// What the file system says.
+    /// Those of the file system.
     pub fn write_to(&self, directory: &Path) -> io::Result<()> {
         fs::create_dir_all(directory)?;
         write_whole(&directory.join("tx.hex"), (serialize_hex(&self.signed.transaction) + "\n").as_bytes())?;
@@ -152,7 +153,7 @@ impl Report {
     }
 }
 
-/// Whether a member's record, on its own, proves its slot in the signal that the transaction announces.
+/// Whether a member's record alone proves its slot in the signal that the transaction announces.
 fn sidecar_holds(
     MemberReport { record, genesis_document }: &MemberReport,
     signed: &Signed,
@@ -170,7 +171,7 @@ fn sidecar_holds(
     signal.is_some_and(|signal| {
         record.output == *output
             && check_beacon_transaction(&unsigned, output, output.script_pubkey(), signed.value, &signal).is_ok()
-            // And a resolver of today would take it.
+            // And a current resolver would accept it.
             && record.problems(genesis_document.as_deref()).is_empty()
     })
 }

@@ -1,4 +1,4 @@
-//! The member that goes silent after the nonces: its connection carries no signature of any kind.
+//! The member that goes silent after the nonces: its connection drops signatures of every kind.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::{
     protocol::{identity::Identity, message::Body},
 };
 
-/// A transport on which signatures get lost.
+/// A transport that drops signatures.
 pub(super) struct SilentAfterNonces(pub(super) Arc<dyn Transport>);
 
 #[async_trait]

@@ -1,5 +1,5 @@
-//! What is known of the cohorts that run, for lines that people read: how many have contributed, who is missing, and whether
-//! a line has to say which cohort it is about.
+//! The state of the running cohorts for lines for people: how many members have contributed, which are missing, and
+//! whether a line has to name its cohort.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,13 +9,13 @@ use crate::{
     protocol::{did::Did, id::CohortId, output::BeaconOutput},
 };
 
-/// Most cohorts that are followed. Those beyond it are shown without counts.
+/// The most cohorts that are followed. Others are shown without counts.
 const MOST: usize = 4096;
 
-/// Up to so many missing members are named.
+/// Up to this many missing members are named.
 const NAMED: usize = 3;
 
-/// What members contribute, once each.
+/// The kinds of contributions; each member makes one of each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Update,
@@ -26,22 +26,22 @@ enum Kind {
     Fallback,
 }
 
-/// The cohorts that have not ended, as far as their notices were seen.
+/// The cohorts that have not ended, according to their notices.
 #[derive(Debug, Default)]
 pub(super) struct Board {
     cohorts: BTreeMap<CohortId, Cohort>,
-    /// Those that are signed, and whose announcement is followed.
+    /// The signed cohorts whose announcement is followed.
     announcing: BTreeSet<CohortId>,
 }
 
 #[derive(Debug, Default)]
 struct Cohort {
     members: BTreeSet<Did>,
-    /// How many members there are; nothing before it has formed.
+    /// The number of members; `None` before it has formed.
     size: Option<usize>,
-    /// How many signatures the fallback takes.
+    /// The number of signatures that the fallback needs.
     threshold: Option<usize>,
-    /// Whether members may have been admitted unseen, in an earlier run say.
+    /// Whether members may have been admitted without a notice here, e.g. in a previous run.
     is_partly_known: bool,
     tallies: BTreeMap<Kind, Tally>,
 }
@@ -49,7 +49,7 @@ struct Cohort {
 #[derive(Debug, Default)]
 struct Tally {
     from: BTreeSet<Did>,
-    /// Whether the phase was seen from its beginning.
+    /// Whether the phase was followed from its start.
     is_whole: bool,
 }
 
@@ -80,7 +80,7 @@ impl Cohort {
             Some(needed) => format!(" ({at_least}{count} of {needed})"),
             None => format!(" ({at_least}{count})"),
         };
-        // Names only where all are known: whoever is named has not contributed.
+        // Names are shown only if all members are known: the others have not contributed.
         let is_known = tally.is_whole && self.size == Some(self.members.len());
         let enough = needed.is_some_and(|needed| count >= needed);
         let missing: Vec<_> = self.members.difference(&tally.from).map(Did::as_str).collect();
@@ -92,7 +92,7 @@ impl Cohort {
 }
 
 impl Board {
-    /// Follows a step of a service: what is to be said behind it.
+    /// Follows a notice of a service. Returns the text to append to its line.
     pub(super) fn service(&mut self, step: &ServiceNotice) -> String {
         use ServiceNotice as N;
         let Some(cohort_id) = step.cohort_id() else { return String::new() };
@@ -100,7 +100,7 @@ impl Board {
             self.cohorts.remove(cohort_id);
             return String::new();
         }
-        // What is said of a cohort that has ended does not bring it back.
+        // A late notice of an ended cohort must not add the cohort again.
         let begins = matches!(
             step,
             N::CohortAdvertised { .. }
@@ -156,7 +156,7 @@ impl Board {
         }
     }
 
-    /// Follows a step of a participant.
+    /// Follows a notice of a participant.
     pub(super) fn participant(&mut self, step: &ParticipantNotice) {
         use ParticipantNotice as N;
         match step {
@@ -172,7 +172,7 @@ impl Board {
         }
     }
 
-    /// Follows a step of an announcement.
+    /// Follows a notice of an announcement.
     pub(super) fn announcement(&mut self, step: &AnnouncementNotice) {
         use AnnouncementNotice as N;
         match step {
@@ -188,7 +188,7 @@ impl Board {
         }
     }
 
-    /// Notices were lost: what was counted is a lower bound.
+    /// Notices were lost: the counts are lower bounds.
     pub(super) fn missed(&mut self) {
         for cohort in self.cohorts.values_mut() {
             cohort.is_partly_known = true;
@@ -196,7 +196,7 @@ impl Board {
         }
     }
 
-    /// A line about a cohort: it names the cohort if others run beside it.
+    /// A line about a cohort: it names the cohort if other cohorts run.
     pub(super) fn name(&self, text: String, cohort_id: Option<&CohortId>) -> String {
         let Some(cohort_id) = cohort_id else { return text };
         let others = |id: &&CohortId| *id != cohort_id;

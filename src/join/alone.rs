@@ -1,4 +1,4 @@
-//! When no cohort announces the member's update: its own announcement, written out for its controller to send.
+//! When no cohort announces the member's update: writes the member's own announcement for its controller to send.
 
 use std::path::PathBuf;
 
@@ -14,18 +14,19 @@ use crate::{
     storage::Storage,
 };
 
-/// What to do when the cohort ends without announcing the update.
+/// What to do when no cohort announces the update.
 #[derive(Clone, Debug)]
 pub struct SingletonFallback {
     /// Where to write the announcement.
     pub directory: PathBuf,
-    /// The coin that it spends, on which of the DID's initial beacons; without it the files say how to go on with one.
+    /// The coin that it spends, and the kind of the initial beacon that holds it. Without a coin, the files explain how
+    /// to continue with one.
     pub coin: Option<(InitialBeaconKind, Coin)>,
-    /// What it pays.
+    /// Its fee rate.
     pub fee_rate: FeeRate,
 }
 
-/// Writes the member's own announcement of its update, if that is wanted, and its update does not depend on a cohort.
+/// Writes the member's own announcement of its update, if configured, and if the update does not depend on a cohort.
 pub(super) async fn fall_back(
     config: &JoinConfig,
     policy: &MemberPolicy,
@@ -50,7 +51,7 @@ pub(super) async fn fall_back(
         }
         None => None,
     };
-    // Before it is handed out: from then on it may be announced.
+    // Before the announcement is written: it may be sent from then on.
     storage.prepare(&update).await?;
     policy.is_prepared(&update);
     let directory = &fallback.directory;

@@ -1,4 +1,4 @@
-//! What the chain says about the announcements of a member's cohorts: whether a transaction with the approved signal spends
+//! Finds the announcements of a member's cohorts on the chain: whether a transaction with the approved signal spends
 //! from the beacon address, and how many blocks confirm it.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -18,50 +18,50 @@ use crate::{
     protocol::{id::CohortId, network::Network, sidecar::MemberRecord},
 };
 
-/// A chain that a member asks for the confirmations of what it has signed.
+/// A chain that a member queries for the confirmations of the transactions that it has signed.
 #[derive(Clone, Debug)]
 pub struct ChainQuestions {
-    /// Which one.
+    /// The source of the chain.
     pub source: ChainSource,
-    /// How often it is asked.
+    /// The poll interval.
     pub poll: Duration,
-    /// How many blocks must confirm a transaction before it counts as announced; at least 1.
+    /// The confirmations after which a transaction counts as announced; at least 1.
     pub confirmations: u32,
-    /// In how many of the last blocks to look for what earlier runs have signed.
+    /// How many of the last blocks are searched for transactions that previous runs have signed.
     pub look_back: u32,
 }
 
 impl ChainQuestions {
-    /// How often the chain is asked, unless something else is said.
+    /// The default poll interval.
     pub const POLL: Duration = Duration::from_secs(30);
-    /// How many confirmations are enough, unless something else is said: as many as a service waits for.
+    /// The default number of confirmations: that of a service.
     pub const CONFIRMATIONS: u32 = 6;
-    /// In how many of the last blocks to look, unless something else is said: about a day.
+    /// The default number of blocks to search: about a day.
     pub const LOOK_BACK: u32 = 144;
 }
 
-/// Where the announcement of a cohort is.
+/// The place of a cohort's announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sighting {
-    /// Neither in a block that was searched nor in the mempool, any more.
+    /// Neither in a searched block nor in the mempool, any more.
     Gone,
     /// In the mempool.
     Mempool(Txid),
-    /// In a block of that height.
+    /// In a block.
     Block {
         /// The transaction.
         txid: Txid,
-        /// The block's.
+        /// The height of the block.
         height: u32,
         /// How many blocks confirm it, counting its own.
         confirmations: u32,
     },
-    /// The coin that it spends was spent by another transaction, with as many confirmations as are enough.
+    /// Another transaction spent its coin, and has enough confirmations.
     Replaced(Txid),
 }
 
 impl Sighting {
-    /// Whether nothing more is to be expected, where so many confirmations are enough.
+    /// Whether it will not change any more, if `needed` confirmations are enough.
     fn is_settled(self, needed: u32) -> bool {
         match self {
             Self::Block { confirmations, .. } => confirmations >= needed,
@@ -71,60 +71,60 @@ impl Sighting {
     }
 }
 
-/// What the chain says.
+/// A result of the queries.
 #[derive(Debug)]
 pub(super) enum News {
-    /// Something else than the last time about this cohort.
+    /// The sighting of this cohort has changed.
     Sighted(CohortId, Sighting),
-    /// It does not answer, for this reason; it is asked again.
+    /// The chain does not answer, for this reason; it is queried again.
     Silent(ChainError),
-    /// It answers again.
+    /// The chain answers again.
     Answers,
-    /// A person must act.
+    /// The chain cannot be used; the operator must act.
     Unusable(ChainError),
 }
 
-/// What is looked for.
+/// An announcement to find.
 struct Wanted {
     record: Arc<MemberRecord>,
-    /// What its transaction spends, where that was seen.
+    /// The outputs that its transaction spends, if it was seen.
     spends: Vec<OutPoint>,
 }
 
-/// The questions about a member's cohorts, and the answers.
+/// The queries about a member's cohorts, and their results.
 pub(super) struct Confirmations {
     needed: u32,
     wanted: UnboundedSender<Wanted>,
     news: UnboundedReceiver<News>,
-    /// The last word about each cohort.
+    /// The last sighting of each cohort.
     sighted: BTreeMap<CohortId, Sighting>,
 }
 
 impl Confirmations {
-    /// Begins to ask. Ends when dropped.
+    /// Starts to query the chain. Stops when dropped.
     pub(super) fn start(questions: ChainQuestions, network: Network) -> Self {
-        // Neither grows without bound: what is wanted are our own cohorts, and there is news of each only when something changed.
+        // Both channels are bounded in effect: they carry the member's own cohorts, and changes of their sightings.
         let (wanted, orders) = unbounded_channel();
-        let (teller, news) = unbounded_channel();
+        let (results, news) = unbounded_channel();
         let needed = questions.confirmations.max(1);
-        actix_rt::spawn(ask(questions, network, orders, teller));
+        actix_rt::spawn(ask(questions, network, orders, results));
         Self { needed, wanted, news, sighted: BTreeMap::new() }
     }
 
-    /// How many confirmations are enough.
+    /// The confirmations that are enough.
     pub(super) fn needed(&self) -> u32 {
         self.needed
     }
 
-    /// Looks for the announcement of that cohort from now on, and until it has enough confirmations.
+    /// Follows the announcement of that cohort from now on, until it has enough confirmations.
     pub(super) fn look_for(&self, record: &Arc<MemberRecord>, transaction: Option<&Transaction>) {
         let spends = transaction.iter().flat_map(|transaction| &transaction.input);
         let spends = spends.map(|input| input.previous_output).collect();
-        // Whoever is gone has said why.
+        // The task has ended and sent its reason.
         let _ = self.wanted.send(Wanted { record: Arc::clone(record), spends });
     }
 
-    /// What is new.
+    /// The next result.
     pub(super) async fn next(&mut self) -> News {
         match self.news.recv().await {
             Some(News::Sighted(cohort_id, sighting)) => {
@@ -132,42 +132,42 @@ impl Confirmations {
                 News::Sighted(cohort_id, sighting)
             }
             Some(news) => news,
-            // It ends only after it has said that the chain cannot be used.
+            // The task ends only after it has reported that the chain cannot be used.
             None => std::future::pending().await,
         }
     }
 
-    /// The last word about that cohort, of those that this run has heard.
+    /// The last sighting of that cohort in this run.
     pub(super) fn sighting(&self, cohort_id: &CohortId) -> Option<Sighting> {
         self.sighted.get(cohort_id).copied()
     }
 
-    /// Whether nothing more is to be expected.
+    /// Whether it will not change any more.
     pub(super) fn is_settled(&self, sighting: Sighting) -> bool {
         sighting.is_settled(self.needed)
     }
 }
 
-/// One announcement that is looked for.
+/// An announcement that is followed.
 struct Followed {
     wanted: Wanted,
     ledger: Ledger,
     transactions: BTreeMap<Txid, Transaction>,
-    told: Option<Sighting>,
+    reported: Option<Sighting>,
 }
 
 async fn ask(
     questions: ChainQuestions,
     network: Network,
     mut orders: UnboundedReceiver<Wanted>,
-    teller: UnboundedSender<News>,
+    results: UnboundedSender<News>,
 ) {
     let mut silent = false;
     let mut chain: Option<Arc<dyn Chain>> = None;
     let mut followed: BTreeMap<CohortId, Followed> = BTreeMap::new();
     let mut fresh: Vec<Wanted> = Vec::new();
     loop {
-        // Connected before there is anything to look for: what is wrong with the chain is said at the start.
+        // Connected before there is anything to find, so that errors of the chain are reported at the start.
         let connected = match &chain {
             Some(chain) => Ok(Arc::clone(chain)),
             None => questions.source.connect(network).await,
@@ -175,19 +175,19 @@ async fn ask(
         let outcome = match connected {
             Ok(connected) => {
                 chain = Some(Arc::clone(&connected));
-                poll(&*connected, &questions, &mut fresh, &mut followed, &teller).await
+                poll(&*connected, &questions, &mut fresh, &mut followed, &results).await
             }
             Err(error) => Err(error),
         };
         let news = match outcome {
             Ok(()) => std::mem::take(&mut silent).then_some(News::Answers),
             Err(error) if !error.is_transient() => {
-                let _ = teller.send(News::Unusable(error));
+                let _ = results.send(News::Unusable(error));
                 return;
             }
             Err(error) => (!std::mem::replace(&mut silent, true)).then_some(News::Silent(error)),
         };
-        if news.is_some_and(|news| teller.send(news).is_err()) {
+        if news.is_some_and(|news| results.send(news).is_err()) {
             return;
         }
         let next = Instant::now() + questions.poll;
@@ -197,7 +197,7 @@ async fn ask(
                 order = orders.recv() => match order {
                     Some(wanted) => {
                         fresh.push(wanted);
-                        // Nobody waits for a whole pause to hear of what is there already.
+                        // The first look is not delayed by the poll interval.
                         if !silent {
                             break;
                         }
@@ -214,7 +214,7 @@ async fn poll(
     questions: &ChainQuestions,
     fresh: &mut Vec<Wanted>,
     followed: &mut BTreeMap<CohortId, Followed>,
-    teller: &UnboundedSender<News>,
+    results: &UnboundedSender<News>,
 ) -> Result<(), ChainError> {
     while let Some(wanted) = fresh.last() {
         let cohort_id = wanted.record.cohort_id.clone();
@@ -226,7 +226,7 @@ async fn poll(
         match (followed.get_mut(&cohort_id), begun) {
             (Some(known), _) if known.wanted.spends.is_empty() => known.wanted = wanted,
             (None, Some(ledger)) => {
-                let new = Followed { wanted, ledger, transactions: BTreeMap::new(), told: None };
+                let new = Followed { wanted, ledger, transactions: BTreeMap::new(), reported: None };
                 followed.insert(cohort_id, new);
             }
             _ => {}
@@ -244,11 +244,11 @@ async fn poll(
     let mut settled = Vec::new();
     for ((cohort_id, followed), activity) in followed.iter_mut().zip(&activities) {
         let sighting = followed.judge(activity, needed);
-        if Some(sighting) == followed.told || (followed.told.is_none() && sighting == Sighting::Gone) {
+        if Some(sighting) == followed.reported || (followed.reported.is_none() && sighting == Sighting::Gone) {
             continue;
         }
-        followed.told = Some(sighting);
-        let _ = teller.send(News::Sighted(cohort_id.clone(), sighting));
+        followed.reported = Some(sighting);
+        let _ = results.send(News::Sighted(cohort_id.clone(), sighting));
         if sighting.is_settled(needed) {
             settled.push(cohort_id.clone());
         }
@@ -257,7 +257,7 @@ async fn poll(
     Ok(())
 }
 
-/// A ledger that begins so many blocks ago. It never lists the coins of the address: only spends are of interest.
+/// A ledger that starts `look_back` blocks ago. It never lists the coins of the address: only spends matter.
 async fn begin(chain: &dyn Chain, wanted: &Wanted, look_back: u32) -> Result<Ledger, ChainError> {
     let tip = chain.tip().await?;
     let script = wanted.record.output.script_pubkey().to_owned();
@@ -288,7 +288,7 @@ impl Followed {
     }
 }
 
-/// What the chain says next; never, without a chain.
+/// The next result. Never ready without a chain.
 pub(super) async fn next(confirmations: &mut Option<Confirmations>) -> News {
     match confirmations {
         Some(confirmations) => confirmations.next().await,

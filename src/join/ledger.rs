@@ -1,9 +1,10 @@
-//! What the member has said so far, and so what it may say next.
+//! The updates that the member has approved so far, and therefore may announce next.
 //!
-//! Two different updates of one version end a DID. What a member has approved can be announced from then on, whether it hears of it
-//! or not: a transaction that others have signed never expires. So an update that was approved counts as possibly announced,
-//! until its transaction was seen, or its controller says that it never will be (`--supersede`); meanwhile only the identical
-//! update is submitted again, which every resolver passes over (rule R-8).
+//! Two different updates of one version end a DID. An approved update can be announced from then on, whether the member
+//! receives the result or not: a transaction that others have signed never expires. An approved update therefore counts
+//! as possibly announced, until its transaction was seen, or until its controller states that it never will be
+//! (`--supersede`). Meanwhile only the identical update is submitted again, which every resolver ignores as a duplicate
+//! (rule R-8).
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -16,14 +17,14 @@ use crate::{
 
 /// An update that was approved in a cohort.
 #[derive(Clone, Debug)]
-struct Said {
+struct Approval {
     version: u64,
     update: SignedUpdate,
     cohort_id: CohortId,
     standing: Standing,
 }
 
-/// How far an update is.
+/// The progress of an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Standing {
     /// Its data was approved: it may be announced from now on.
@@ -36,31 +37,31 @@ pub(crate) enum Standing {
 
 /// What the member may announce next.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Outlook {
-    /// Its update is announced: there is nothing to say.
+pub(super) enum NextUpdate {
+    /// Its update is announced: nothing is left to announce.
     Done {
-        /// In which cohort.
+        /// The cohort.
         cohort_id: CohortId,
-        /// To which version it led.
+        /// The version to which it led.
         version: u64,
     },
-    /// Its update is signed, and not confirmed yet: there is nothing to say.
+    /// Its update is signed, and not confirmed yet: nothing is to be announced now.
     Waiting {
-        /// In which cohort.
+        /// The cohort.
         cohort_id: CohortId,
     },
-    /// This very update is possibly announced: it may be submitted again, and no other.
+    /// This update is possibly announced: it may be submitted again, and no other.
     Again {
         /// The update.
         update: SignedUpdate,
         /// The document that it starts from.
         document: Value,
-        /// The version of that.
+        /// The version of the document.
         version: u64,
     },
-    /// Nothing stands in the way of an update of this document and version.
+    /// An update of this document and version may be announced.
     Next {
-        /// The current document, as far as is known.
+        /// The current document, as far as known.
         document: Value,
         /// Its version.
         version: u64,
@@ -69,10 +70,10 @@ pub(super) enum Outlook {
     Blocked(String),
 }
 
-/// What stands for the cohort of an update that is announced without one.
+/// The name that stands for the cohort of an update that is announced without one.
 const ALONE: &str = "singleton";
 
-/// Where an update was approved.
+/// Where an update was approved, for people.
 fn of(cohort_id: &CohortId) -> String {
     match cohort_id.as_str() {
         ALONE => "without a cohort (`singleton`)".to_owned(),
@@ -80,23 +81,23 @@ fn of(cohort_id: &CohortId) -> String {
     }
 }
 
-/// The updates of one member, by what its vault holds and what happened since.
+/// The updates of one member: those in its vault, and those of this run.
 pub(crate) struct Ledger {
-    /// The document that the DID begins with.
+    /// The initial document of the DID.
     initial: Value,
-    /// Cohorts whose updates its controller says will never be announced.
+    /// Cohorts whose updates will never be announced, according to the controller.
     superseded: Vec<CohortId>,
-    said: Mutex<Vec<Said>>,
+    approvals: Mutex<Vec<Approval>>,
 }
 
 impl Ledger {
-    /// With what the vault holds of a member whose DID begins with the `initial` document.
+    /// The ledger of the vault's entries, of a member whose DID starts with the `initial` document.
     pub(crate) fn new(
         initial: Value,
         superseded: Vec<CohortId>,
         entries: impl IntoIterator<Item = (VaultEntry, Standing)>,
     ) -> Self {
-        let ledger = Self { initial, superseded, said: Mutex::default() };
+        let ledger = Self { initial, superseded, approvals: Mutex::default() };
         for (VaultEntry { record, .. }, standing) in entries {
             if let Some(update) = &record.update {
                 ledger.approved(&record.cohort_id, update);
@@ -106,20 +107,20 @@ impl Ledger {
         ledger
     }
 
-    fn said(&self) -> MutexGuard<'_, Vec<Said>> {
-        // Nothing that could panic happens while the list is half changed.
-        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    fn approvals(&self) -> MutexGuard<'_, Vec<Approval>> {
+        // No code panics while the list is half changed.
+        self.approvals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The member approved data that holds this update.
+    /// The member approved data with this update.
     pub(crate) fn approved(&self, cohort_id: &CohortId, update: &SignedUpdate) {
         let Some(version) = update.target_version() else { return };
         if self.superseded.contains(cohort_id) {
             return;
         }
-        let mut said = self.said();
-        if !said.iter().any(|known| known.cohort_id == *cohort_id && known.version == version) {
-            said.push(Said {
+        let mut approvals = self.approvals();
+        if !approvals.iter().any(|known| known.cohort_id == *cohort_id && known.version == version) {
+            approvals.push(Approval {
                 version,
                 update: update.clone(),
                 cohort_id: cohort_id.clone(),
@@ -128,25 +129,26 @@ impl Ledger {
         }
     }
 
-    /// The update of that cohort is at least so far.
+    /// Advances the update of that cohort to at least this standing.
     pub(crate) fn advance(&self, cohort_id: &CohortId, standing: Standing) {
-        for said in self.said().iter_mut().filter(|said| said.cohort_id == *cohort_id) {
-            said.standing = said.standing.max(standing);
+        for approval in self.approvals().iter_mut().filter(|approval| approval.cohort_id == *cohort_id) {
+            approval.standing = approval.standing.max(standing);
         }
     }
 
-    /// The coin of that cohort was spent by another transaction: its update will never be announced.
+    /// Another transaction spent the coin of that cohort: its update will never be announced.
     pub(super) fn never(&self, cohort_id: &CohortId) {
-        self.said().retain(|said| said.cohort_id != *cohort_id);
+        self.approvals().retain(|approval| approval.cohort_id != *cohort_id);
     }
 
-    /// The document that the announced updates lead to, one after the other, and its version.
+    /// The document to which the announced updates lead, one after the other, and its version.
     pub(crate) fn current(&self) -> (Value, u64) {
         let mut document = self.initial.clone();
         let mut version = 1;
-        let said = self.said();
-        while let Some(next) =
-            said.iter().find(|said| said.standing == Standing::Announced && said.version == version + 1)
+        let approvals = self.approvals();
+        while let Some(next) = approvals
+            .iter()
+            .find(|approval| approval.standing == Standing::Announced && approval.version == version + 1)
         {
             let patched = next.update.value().get("patch").map(Patch::from_value);
             let Some(Ok(target)) = patched.and_then(Result::ok).map(|patch| patch.apply(&document)) else { break };
@@ -155,17 +157,18 @@ impl Ledger {
         (document, version)
     }
 
-    /// The update was handed to the controller, to be announced without a cohort.
+    /// The update was given to the controller, to be announced without a cohort.
     pub(crate) fn prepared(&self, update: &SignedUpdate) {
         if let Ok(alone) = CohortId::parse(ALONE) {
             self.approved(&alone, update);
         }
     }
 
-    /// What is wrong with starting from that document and version, as far as is known here: nothing is, where no update is announced.
+    /// What is wrong with an update that starts from that document and version, as far as known; `None` if no update is
+    /// announced.
     pub(crate) fn doubts(&self, document: &Value, version: u64) -> Option<String> {
         let (current, known) = self.current();
-        if known == 1 && !self.said().iter().any(|said| said.standing == Standing::Announced) {
+        if known == 1 && !self.approvals().iter().any(|approval| approval.standing == Standing::Announced) {
             return None;
         }
         if version != known {
@@ -177,16 +180,16 @@ impl Ledger {
             .then(|| format!("it starts from another document than that to which the announced updates in the vault lead (version {known})"))
     }
 
-    /// Whether this very update may be announced already.
+    /// Whether this update may already be announced.
     pub(crate) fn knows(&self, update: &SignedUpdate) -> bool {
-        self.said().iter().any(|said| said.update == *update)
+        self.approvals().iter().any(|approval| approval.update == *update)
     }
 
-    /// Why this signed update must not be announced: another one of its version may be.
+    /// Why this signed update must not be announced: another update of its version may be.
     pub(crate) fn contradiction(&self, update: &SignedUpdate) -> Option<String> {
         let version = update.target_version()?;
-        let said = self.said();
-        let other = said.iter().find(|said| said.version == version && said.update != *update)?;
+        let approvals = self.approvals();
+        let other = approvals.iter().find(|approval| approval.version == version && approval.update != *update)?;
         let what = match other.standing {
             Standing::Approved => "may be announced",
             Standing::Signed => "is signed",
@@ -198,45 +201,46 @@ impl Ledger {
         ))
     }
 
-    /// What may be said next by who wants to announce `patch`, made from `source` where that is given. With `is_said`, what
-    /// counts as having said it already.
-    pub(super) fn outlook(
+    /// What the member may announce next that wants to announce `patch`, made from `source` if given. `is_same` selects
+    /// the updates that count as the same announcement.
+    pub(super) fn next_update(
         &self,
         patch: &Value,
         source: Option<&(Value, u64)>,
-        is_said: impl Fn(&SignedUpdate) -> bool,
-    ) -> Outlook {
+        is_same: impl Fn(&SignedUpdate) -> bool,
+    ) -> NextUpdate {
         let (document, version) = source.cloned().unwrap_or_else(|| self.current());
-        let said = self.said();
-        let best = said.iter().filter(|said| is_said(&said.update)).max_by_key(|said| said.standing);
+        let approvals = self.approvals();
+        let best =
+            approvals.iter().filter(|approval| is_same(&approval.update)).max_by_key(|approval| approval.standing);
         match best {
-            Some(Said { standing: Standing::Announced, cohort_id, version, .. }) => {
-                return Outlook::Done { cohort_id: cohort_id.clone(), version: *version };
+            Some(Approval { standing: Standing::Announced, cohort_id, version, .. }) => {
+                return NextUpdate::Done { cohort_id: cohort_id.clone(), version: *version };
             }
-            Some(Said { standing: Standing::Signed, cohort_id, .. }) => {
-                return Outlook::Waiting { cohort_id: cohort_id.clone() };
+            Some(Approval { standing: Standing::Signed, cohort_id, .. }) => {
+                return NextUpdate::Waiting { cohort_id: cohort_id.clone() };
             }
             _ => {}
         }
         let next = version.saturating_add(1);
-        let open: Vec<&Said> = said.iter().filter(|said| said.version == next).collect();
-        let other = open.iter().find(|said| said.update.value().get("patch") != Some(patch));
+        let open: Vec<&Approval> = approvals.iter().filter(|approval| approval.version == next).collect();
+        let other = open.iter().find(|approval| approval.update.value().get("patch") != Some(patch));
         match (other, open.first()) {
-            (None, None) => Outlook::Next { document, version },
-            (None, Some(same)) => Outlook::Again { update: same.update.clone(), document, version },
-            (Some(Said { standing: Standing::Signed, cohort_id, .. }), _) => Outlook::Blocked(format!(
-                "another update is signed as version {next} in cohort {cohort_id}, and not confirmed yet: what is to be said next \
+            (None, None) => NextUpdate::Next { document, version },
+            (None, Some(same)) => NextUpdate::Again { update: same.update.clone(), document, version },
+            (Some(Approval { standing: Standing::Signed, cohort_id, .. }), _) => NextUpdate::Blocked(format!(
+                "another update is signed as version {next} in cohort {cohort_id}, and not confirmed yet: the next update \
                  has to start from that version; wait until it is confirmed"
             )),
-            (Some(Said { standing: Standing::Announced, cohort_id, .. }), _) => Outlook::Blocked(format!(
-                "another update is announced as version {next} in cohort {cohort_id}: what is to be said next has to start from that \
+            (Some(Approval { standing: Standing::Announced, cohort_id, .. }), _) => NextUpdate::Blocked(format!(
+                "another update is announced as version {next} in cohort {cohort_id}: the next update has to start from that \
                  version (without --source-document it does)"
             )),
-            (Some(Said { cohort_id: other, .. }), _) => Outlook::Blocked(format!(
+            (Some(Approval { cohort_id: other, .. }), _) => NextUpdate::Blocked(format!(
                 "another update of version {next} {} and may still be announced; two different updates of one version end a DID. \
-                 {}, say --supersede {other}",
+                 {}, use --supersede {other}",
                 if other.as_str() == ALONE {
-                    "was handed to its controller, to be announced without a cohort,".to_owned()
+                    "was given to its controller, to be announced without a cohort,".to_owned()
                 } else {
                     format!("was approved in cohort {other}")
                 },
@@ -272,23 +276,23 @@ mod tests {
         json!([{ "op": "add", "path": "/note", "value": text }])
     }
 
-    fn outlook(ledger: &Ledger, patch: &Value) -> Outlook {
-        ledger.outlook(patch, None, |update| update.value()["patch"] == *patch)
+    fn next_update(ledger: &Ledger, patch: &Value) -> NextUpdate {
+        ledger.next_update(patch, None, |update| update.value()["patch"] == *patch)
     }
 
     #[test]
     fn an_approved_update_is_submitted_again_or_nothing_is() {
         let ledger = Ledger::new(identity().initial_document().unwrap(), Vec::new(), []);
         let first = sign(&identity(), note("one"), &None).unwrap().update;
-        assert!(matches!(outlook(&ledger, &note("one")), Outlook::Next { version: 1, .. }));
+        assert!(matches!(next_update(&ledger, &note("one")), NextUpdate::Next { version: 1, .. }));
         ledger.approved(&id("a"), &first);
-        let Outlook::Again { update, version, .. } = outlook(&ledger, &note("one")) else { panic!() };
+        let NextUpdate::Again { update, version, .. } = next_update(&ledger, &note("one")) else { panic!() };
         assert_eq!((update, version), (first.clone(), 1));
-        let Outlook::Blocked(reason) = outlook(&ledger, &note("two")) else { panic!() };
+        let NextUpdate::Blocked(reason) = next_update(&ledger, &note("two")) else { panic!() };
         assert!(reason.contains("cohort a") && reason.contains("--supersede a"), "{reason}");
         let superseding = Ledger::new(identity().initial_document().unwrap(), vec![id("a")], []);
         superseding.approved(&id("a"), &first);
-        assert!(matches!(outlook(&superseding, &note("two")), Outlook::Next { version: 1, .. }));
+        assert!(matches!(next_update(&superseding, &note("two")), NextUpdate::Next { version: 1, .. }));
     }
 
     #[test]
@@ -296,17 +300,17 @@ mod tests {
         let ledger = Ledger::new(identity().initial_document().unwrap(), Vec::new(), []);
         ledger.approved(&id("a"), &sign(&identity(), note("one"), &None).unwrap().update);
         ledger.advance(&id("a"), Standing::Signed);
-        assert_eq!(outlook(&ledger, &note("one")), Outlook::Waiting { cohort_id: id("a") });
-        let Outlook::Blocked(reason) = outlook(&ledger, &note("two")) else { panic!() };
+        assert_eq!(next_update(&ledger, &note("one")), NextUpdate::Waiting { cohort_id: id("a") });
+        let NextUpdate::Blocked(reason) = next_update(&ledger, &note("two")) else { panic!() };
         assert!(reason.contains("cohort a") && reason.contains("not confirmed"), "{reason}");
         ledger.advance(&id("a"), Standing::Announced);
         ledger.advance(&id("a"), Standing::Signed);
-        assert!(matches!(outlook(&ledger, &note("two")), Outlook::Next { version: 2, .. }));
+        assert!(matches!(next_update(&ledger, &note("two")), NextUpdate::Next { version: 2, .. }));
         let replaced = Ledger::new(identity().initial_document().unwrap(), Vec::new(), []);
         replaced.approved(&id("a"), &sign(&identity(), note("one"), &None).unwrap().update);
         replaced.advance(&id("a"), Standing::Signed);
         replaced.never(&id("a"));
-        assert!(matches!(outlook(&replaced, &note("two")), Outlook::Next { version: 1, .. }));
+        assert!(matches!(next_update(&replaced, &note("two")), NextUpdate::Next { version: 1, .. }));
     }
 
     #[test]
@@ -315,15 +319,15 @@ mod tests {
         let first = sign(&identity(), note("one"), &None).unwrap().update;
         ledger.approved(&id("a"), &first);
         ledger.advance(&id("a"), Standing::Announced);
-        assert_eq!(outlook(&ledger, &note("one")), Outlook::Done { cohort_id: id("a"), version: 2 });
-        let Outlook::Next { document, version } = outlook(&ledger, &note("two")) else { panic!() };
+        assert_eq!(next_update(&ledger, &note("one")), NextUpdate::Done { cohort_id: id("a"), version: 2 });
+        let NextUpdate::Next { document, version } = next_update(&ledger, &note("two")) else { panic!() };
         assert_eq!((document["note"].as_str(), version), (Some("one"), 2));
         let second = sign(&identity(), note("two"), &Some((document, version))).unwrap().update;
         assert_eq!(second.target_version(), Some(3));
         ledger.approved(&id("b"), &second);
-        assert!(matches!(outlook(&ledger, &note("three")), Outlook::Blocked(_)));
-        // Submitted again with the document that it starts from: the initial one is another.
-        let Outlook::Again { update, document, version } = outlook(&ledger, &note("two")) else { panic!() };
+        assert!(matches!(next_update(&ledger, &note("three")), NextUpdate::Blocked(_)));
+        // Submitted again with its own source document, not the initial one.
+        let NextUpdate::Again { update, document, version } = next_update(&ledger, &note("two")) else { panic!() };
         assert_eq!((update, document["note"].as_str(), version), (second, Some("one"), 2));
     }
     #[test]
@@ -334,7 +338,7 @@ mod tests {
         ledger.prepared(&first);
         assert_eq!(ledger.contradiction(&first), None);
         assert!(ledger.contradiction(&other).unwrap().contains("without a cohort"));
-        let Outlook::Blocked(reason) = outlook(&ledger, &note("two")) else { panic!() };
+        let NextUpdate::Blocked(reason) = next_update(&ledger, &note("two")) else { panic!() };
         assert!(reason.contains("--supersede singleton"), "{reason}");
         let superseding = Ledger::new(identity().initial_document().unwrap(), vec![id("singleton")], []);
         superseding.prepared(&first);

@@ -1,4 +1,4 @@
-//! A member as the program sees it: what it keeps of its cohorts, what it says of their ends, and when it is done.
+//! The member's view of its cohorts: what it stores of them, how it reports their ends, and when it is done.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use super::{
     JoinConfig, MemberPolicy, alone,
     confirmations::{Confirmations, News, Sighting},
     ledger::Standing,
-    memberships::{Memberships, Outlook},
+    memberships::{AfterEnd, Memberships},
     policy::Idle,
 };
 use crate::{
@@ -28,16 +28,16 @@ use crate::{
     storage::Storage,
 };
 
-/// Whether the program goes on after a step.
+/// Whether the program continues after a step.
 pub(super) enum Turn {
     GoOn,
-    /// A signature of ours is out in that cohort.
+    /// The member's signature was sent in that cohort.
     Signed(CohortId),
-    /// What was asked for is done, or will not be.
+    /// The request is fulfilled, or will not be.
     Over(bool),
 }
 
-/// What the program knows of its cohorts.
+/// The state of the member's cohorts.
 pub(super) struct Member<'a> {
     config: &'a JoinConfig,
     storage: &'a Storage,
@@ -45,18 +45,18 @@ pub(super) struct Member<'a> {
     policy: MemberPolicy,
     pub(super) memberships: Memberships,
     pub(super) confirmations: Option<Confirmations>,
-    /// What was approved, and its transaction where it was seen.
+    /// The approved data, and the transaction if it was seen.
     known: BTreeMap<CohortId, (Arc<MemberRecord>, Option<Txid>)>,
     /// The cohorts that are over, and whose transaction is not confirmed yet.
     waiting: BTreeMap<CohortId, Known>,
     /// The cohorts that have formed and are not over.
     formed: BTreeSet<CohortId>,
-    /// Those of them in which a signature of ours is out.
+    /// Those of them in which the member's signature was sent.
     signed: BTreeSet<CohortId>,
 }
 
 impl<'a> Member<'a> {
-    /// That knows of nothing yet.
+    /// A member without cohorts.
     pub(super) fn new(
         config: &'a JoinConfig,
         storage: &'a Storage,
@@ -69,7 +69,7 @@ impl<'a> Member<'a> {
         Self { config, storage, printer, policy, memberships, confirmations, known, waiting, formed, signed }
     }
 
-    /// Looks on the chain for what earlier runs have approved, and have not seen confirmed.
+    /// Looks on the chain for transactions that previous runs have approved, and have not seen confirmed.
     pub(super) fn look_for_earlier(&mut self, entries: Vec<VaultEntry>) {
         let Some(confirmations) = &self.confirmations else { return };
         let waited_for = self.policy.waiting();
@@ -90,19 +90,19 @@ impl<'a> Member<'a> {
     }
 
     pub(super) async fn follow(&mut self, step: &ParticipantNotice) -> Result<Turn, ProgramError> {
-        // Before it is told: what was told is kept.
+        // Persisted before it is printed.
         match step {
             ParticipantNotice::DataApproved { record, .. } => {
-                self.keep_in_vault(record, None, None).await?;
+                self.store_in_vault(record, None, None).await?;
                 self.policy.approved(record);
                 self.known.entry(record.cohort_id.clone()).or_insert_with(|| (Arc::clone(record), None));
             }
             ParticipantNotice::SignatureSent { record, .. } => {
-                self.keep(record, None, None).await?;
+                self.store(record, None, None).await?;
                 self.look_for(record, None);
             }
             ParticipantNotice::CohortComplete { record, txid, transaction, .. } => {
-                self.keep(record, Some(*txid), None).await?;
+                self.store(record, Some(*txid), None).await?;
                 self.policy.approved(record);
                 self.policy.is_seen(record, self.signed());
                 self.known.insert(record.cohort_id.clone(), (Arc::clone(record), Some(*txid)));
@@ -128,7 +128,7 @@ impl<'a> Member<'a> {
                 Turn::Signed(cohort_id.clone())
             }
             ParticipantNotice::CohortOver { cohort_id, known, .. } => {
-                // Whoever is told of an end is told once: put away before it is said.
+                // The end of a cohort is printed only once: archive it before it is printed.
                 self.memberships.archive(cohort_id).await;
                 self.over(cohort_id, *known)
             }
@@ -151,22 +151,23 @@ impl<'a> Member<'a> {
         }
         let ok = self.report(cohort_id, known);
         self.forget(cohort_id);
-        if earlier { self.told(cohort_id) } else { self.reported(ok) }
+        if earlier { self.repeated_end(cohort_id) } else { self.reported(ok) }
     }
 
-    /// Forgets a cohort that was reported, unless the chain has still something to say of it.
+    /// Removes a cohort that was reported, unless the chain may still change its end.
     fn forget(&mut self, cohort_id: &CohortId) {
         if self.confirmations.is_none() || !self.is_waited_for(cohort_id) {
             self.known.remove(cohort_id);
         }
     }
 
-    /// A cohort of an earlier run whose transaction this run waits for.
+    /// A cohort of a previous run whose transaction this run waits for.
     pub(super) fn waits_for(&self) -> Option<CohortId> {
         self.waiting.keys().next().cloned()
     }
 
-    /// A result was reported: whether that was all. Another cohort that has formed needs our signature as well.
+    /// A result was printed: returns whether it was the last. Another cohort that has formed needs our signature as
+    /// well.
     fn reported(&self, ok: bool) -> Turn {
         match self.config.exit_when_done && self.formed.is_empty() && self.waiting.is_empty() {
             true => Turn::Over(ok),
@@ -174,7 +175,7 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// What is signed counts as announced; where there is a chain, only when it is confirmed.
+    /// A signed transaction counts as announced; with a chain, only when it is confirmed.
     fn signed(&self) -> Standing {
         if self.confirmations.is_some() { Standing::Signed } else { Standing::Announced }
     }
@@ -185,14 +186,14 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// Whether the chain has still to say how that cohort ends.
+    /// Whether the end of that cohort still depends on the chain.
     fn is_waited_for(&self, cohort_id: &CohortId) -> bool {
         let Some(confirmations) = &self.confirmations else { return false };
         let settled = confirmations.sighting(cohort_id).is_some_and(|sighting| confirmations.is_settled(sighting));
         self.known.contains_key(cohort_id) && !settled
     }
 
-    /// Whether the chain has the announcement of that cohort.
+    /// Whether the announcement of that cohort is on the chain or in the mempool.
     fn is_in_sight(&self, cohort_id: &CohortId) -> bool {
         let sighting = self.confirmations.as_ref().and_then(|confirmations| confirmations.sighting(cohort_id));
         matches!(sighting, Some(Sighting::Mempool(_) | Sighting::Block { .. }))
@@ -205,12 +206,12 @@ impl<'a> Member<'a> {
         self.waiting.insert(cohort_id.clone(), known);
     }
 
-    /// The chain says something.
-    pub(super) async fn hears(&mut self, news: News) -> Result<Turn, ProgramError> {
+    /// Handles a result of the chain.
+    pub(super) async fn handle(&mut self, news: News) -> Result<Turn, ProgramError> {
         let (cohort_id, sighting) = match news {
             News::Sighted(cohort_id, sighting) => (cohort_id, sighting),
             News::Silent(error) => {
-                self.printer.warn(&format!("the chain does not answer: {error}; it is asked again"));
+                self.printer.warn(&format!("the chain does not answer: {error}; it is queried again"));
                 return Ok(Turn::GoOn);
             }
             News::Answers => {
@@ -225,7 +226,7 @@ impl<'a> Member<'a> {
         match sighting {
             Sighting::Mempool(_) => self.policy.is_seen(&record, Standing::Signed),
             Sighting::Block { height, .. } if settled => {
-                self.keep(&record, txid, Some(height)).await?;
+                self.store(&record, txid, Some(height)).await?;
                 self.policy.is_seen(&record, Standing::Announced);
             }
             Sighting::Block { .. } => self.policy.is_seen(&record, Standing::Signed),
@@ -238,7 +239,7 @@ impl<'a> Member<'a> {
         }
         let known = match self.waiting.remove(&cohort_id) {
             Some(known) => known,
-            // An earlier run has signed it, and did not know more.
+            // A previous run has signed it, and did not learn more.
             None if self.is_all_done_by(&cohort_id) => Known::SignedByUs,
             None => return Ok(Turn::GoOn),
         };
@@ -250,7 +251,7 @@ impl<'a> Member<'a> {
         Ok(self.reported(ok))
     }
 
-    /// Whether there is nothing left to do because that cohort, of an earlier run, has announced our update.
+    /// Whether nothing is left to do because that cohort, of a previous run, has announced our update.
     fn is_all_done_by(&self, cohort_id: &CohortId) -> bool {
         self.config.exit_when_done
             && self.config.idle == Idle::Skip
@@ -258,7 +259,7 @@ impl<'a> Member<'a> {
             && self.policy.done().is_some_and(|(done, _)| done == *cohort_id)
     }
 
-    /// The time to stay is over: says what is known of that cohort, and of those that are not confirmed yet.
+    /// The time to stay is over: reports what is known of that cohort, and of those that are not confirmed yet.
     pub(super) fn leave(&mut self, cohort_id: &CohortId) {
         let waiting = std::mem::take(&mut self.waiting);
         if !waiting.contains_key(cohort_id) {
@@ -269,15 +270,15 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// Somebody stops the program: whether it ends well. While a signature of ours is out and its outcome is open, whoever wanted a
-    /// cohort to its end has not got it, and must hear so.
+    /// The operator stops the program: returns whether it ends successfully. It does not while our signature is sent
+    /// and the outcome is open: a caller that waits for a cohort's end must learn that it did not get one.
     pub(super) fn stopped(&self) -> bool {
         let open: Vec<&str> = self.signed.iter().chain(self.waiting.keys()).map(CohortId::as_str).collect();
         if open.is_empty() {
             return true;
         }
         let text = format!(
-            "stopped before the announcement was seen or confirmed: our signature is out in {}",
+            "stopped before the announcement was seen or confirmed: our signature was sent in {}",
             open.join(", ")
         );
         if self.config.exit_when_done {
@@ -288,9 +289,10 @@ impl<'a> Member<'a> {
         true
     }
 
-    /// An end that an earlier run was told was told again. When nothing else is left, and nothing to say, that was all.
-    fn told(&mut self, cohort_id: &CohortId) -> Turn {
-        if self.memberships.is_told(cohort_id)
+    /// A repeated notice of an end that a previous run received. If nothing else is left, and there is nothing to
+    /// announce, it was the last.
+    fn repeated_end(&mut self, cohort_id: &CohortId) -> Turn {
+        if self.memberships.end_is_repeated(cohort_id)
             && self.config.exit_when_done
             && self.config.idle == Idle::Skip
             && let Some(done) = self.policy.done()
@@ -324,23 +326,23 @@ impl<'a> Member<'a> {
             _ => None,
         };
         let earlier = self.memberships.had_ended(cohort_id);
-        if self.memberships.failed(cohort_id, next) == Outlook::GoOn && !earlier {
+        if self.memberships.failed(cohort_id, next) == AfterEnd::GoOn && !earlier {
             return Ok(Turn::GoOn);
         }
         let event = if earlier { "earlier" } else { "result" };
         let known = if signed { "signed-by-us" } else { "failed" };
         let result =
             json!({ "event": event, "ok": false, "known": known, "cohortId": cohort_id, "reason": reason });
-        let but = if signed { ". Our signature is out: it can still be announced" } else { "" };
+        let but = if signed { ". Our signature was sent: it can still be announced" } else { "" };
         self.printer.result(&result, &format!("cohort {cohort_id} failed: {}{but}", shown(reason)));
         if earlier {
-            return Ok(self.told(cohort_id));
+            return Ok(self.repeated_end(cohort_id));
         }
-        Ok(if self.nothing().await? { Turn::Over(false) } else { Turn::GoOn })
+        Ok(if self.no_cohort().await? { Turn::Over(false) } else { Turn::GoOn })
     }
 
-    /// How a cohort ended: whether its signed transaction was seen and, where there is a chain, confirmed. An end that an earlier
-    /// run was told is not one of this run.
+    /// Reports how a cohort ended: whether its signed transaction was seen and, with a chain, confirmed. An end that a
+    /// previous run received is not the result of this run.
     fn report(&self, cohort_id: &CohortId, known: Known) -> bool {
         self.report_as(if self.memberships.had_ended(cohort_id) { "earlier" } else { "result" }, cohort_id, known)
     }
@@ -387,13 +389,13 @@ impl<'a> Member<'a> {
             (None, Known::Reported, _) => (
                 false,
                 format!(
-                    "{what} the signal {signal}; the service says that its transaction is signed, and has not shown it"
+                    "{what} the signal {signal}; the service reports that its transaction is signed, but has not sent it"
                 ),
             ),
             _ => (
                 false,
                 format!(
-                    "{what} the signal {signal}, and our signature is out; whether it is announced is NOT known. Watch {} \
+                    "{what} the signal {signal}, and our signature was sent; whether it is announced is NOT known. Watch {} \
                      (btcr2-aggregation watch)",
                     record.output.address()
                 ),
@@ -404,9 +406,9 @@ impl<'a> Member<'a> {
         ok
     }
 
-    /// Keeps what was approved in the state directory: from then on it may be announced, whether this program hears of it or
-    /// not.
-    async fn keep_in_vault(
+    /// Stores the approved data in the state directory: it may be announced from then on, whether this program receives
+    /// the result or not.
+    async fn store_in_vault(
         &self,
         record: &MemberRecord,
         txid: Option<Txid>,
@@ -420,16 +422,16 @@ impl<'a> Member<'a> {
     }
 
     /// Writes `<cohort>.json`: the DID, whether it is included, the sidecar, and the terms of the cohort.
-    async fn keep(
+    async fn store(
         &self,
         record: &MemberRecord,
         txid: Option<Txid>,
         confirmed_height: Option<u32>,
     ) -> Result<(), ProgramError> {
-        self.keep_in_vault(record, txid, confirmed_height).await?;
+        self.store_in_vault(record, txid, confirmed_height).await?;
         let Some(directory) = &self.config.out else { return Ok(()) };
-        let mut kept = record.to_file(self.config.identity.genesis_document().map(|document| &**document));
-        kept["cohort"] = json!({
+        let mut document = record.to_file(self.config.identity.genesis_document().map(|document| &**document));
+        document["cohort"] = json!({
             "cohortId": record.cohort_id,
             "service": record.service,
             "beaconAddress": record.output.address(),
@@ -441,12 +443,13 @@ impl<'a> Member<'a> {
         });
         let path = directory.join(format!("{}.json", file_name(&record.cohort_id)));
         let io_error = |error: io::Error| ProgramError::Io { what: path.display().to_string(), error };
-        let text = serde_json::to_string_pretty(&kept).map_err(|error| io_error(error.into()))?;
+        let text = serde_json::to_string_pretty(&document).map_err(|error| io_error(error.into()))?;
         write_whole(&path, (text + "\n").as_bytes()).map_err(io_error)
     }
 
-    /// No cohort will announce: the member's own announcement is written, if that is wanted. Whether that ends the program.
-    pub(super) async fn nothing(&self) -> Result<bool, ProgramError> {
+    /// No cohort will announce: writes the member's own announcement, if configured. Returns whether that ends the
+    /// program.
+    pub(super) async fn no_cohort(&self) -> Result<bool, ProgramError> {
         alone::fall_back(self.config, &self.policy, self.storage, &self.printer).await?;
         Ok(self.config.exit_when_done)
     }
@@ -460,7 +463,8 @@ pub(super) fn announced_before((cohort_id, version): &(CohortId, u64), printer: 
     printer.result(&result, &text);
 }
 
-/// What is known of a transaction where there is a chain: whether it is confirmed, a word for it, and a line for people.
+/// The state of a transaction on the chain, if there is one: whether it is confirmed, a word for it, and a line for
+/// people.
 fn on_chain(confirmations: &Confirmations, cohort_id: &CohortId, known: Known) -> (bool, &'static str, String) {
     let needed = confirmations.needed();
     match confirmations.sighting(cohort_id) {
@@ -487,8 +491,8 @@ fn on_chain(confirmations: &Confirmations, cohort_id: &CohortId, known: Known) -
         Some(Sighting::Gone) | None => {
             let (word, text) = match known {
                 Known::Seen => ("seen", "its transaction is signed"),
-                Known::Reported => ("reported", "the service says that its transaction is signed"),
-                Known::SignedByUs => ("signed-by-us", "our signature is out"),
+                Known::Reported => ("reported", "the service reports that its transaction is signed"),
+                Known::SignedByUs => ("signed-by-us", "our signature was sent"),
             };
             (false, word, format!("{text}, and it is neither in a block nor in the mempool"))
         }

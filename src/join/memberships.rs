@@ -1,4 +1,4 @@
-//! The cohorts that the member is in, also those of an earlier life of the program, and the one that it waits for.
+//! The cohorts of the member, including those of a previous run, and the successor cohort that it waits for.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,21 +17,20 @@ use crate::{
     protocol::{cohort::event::ParticipantEvent, did::Did, id::CohortId, update::SignedUpdate},
 };
 
-/// A session that the journal knows.
+/// A session in the journal.
 pub(super) struct Earlier {
     pub(super) cohort_id: CohortId,
-    /// Whether our update, or our refusal, is in it.
+    /// Whether our update, or our refusal, was submitted in it.
     pub(super) answered: bool,
     /// Whether it had ended when the program started.
     pub(super) ended: bool,
-    /// Our update, once we approved data that holds it: it may be announced.
+    /// Our update, once we approved data with it: it may be announced.
     pub(super) approved: Option<SignedUpdate>,
     /// Whether its signed transaction was seen.
     pub(super) seen: bool,
 }
 
-/// The sessions of `did` in which it had joined. A stream that cannot be read is passed over here: its
-/// own session says so.
+/// The joined sessions of `did`. A stream that cannot be read is skipped: its own session reports the error.
 pub(super) async fn earlier(journal: &dyn Journal, did: &Did) -> Result<Vec<Earlier>, JournalError> {
     let mut found = Vec::new();
     for stream in journal.streams().await? {
@@ -59,33 +58,32 @@ pub(super) async fn earlier(journal: &dyn Journal, did: &Did) -> Result<Vec<Earl
     Ok(found)
 }
 
-/// What is to be done about the end of a cohort.
+/// What to do after the end of a cohort.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Outlook {
-    /// Nothing: it was never joined, another one is still on, or the one that takes its place is waited for.
+pub(super) enum AfterEnd {
+    /// Continue: it was never joined, another one still runs, or the member waits for its successor.
     GoOn,
     /// No cohort will announce.
-    Nothing,
+    NoCohort,
 }
 
-/// The cohorts that the member is in.
+/// The cohorts of the member.
 pub(super) struct Memberships {
     participant: Addr<ParticipantActor>,
-    /// Whose cohorts they are.
+    /// The services of the cohorts.
     services: BTreeMap<CohortId, Did>,
     joined: BTreeSet<CohortId>,
-    /// Those whose end an earlier run was told, or should have been.
+    /// The cohorts whose end a previous run received, or should have received.
     ended: BTreeSet<CohortId>,
-    /// Those of them that were not told in this run yet.
-    untold: BTreeSet<CohortId>,
-    /// A cohort that takes the place of one of ours, and how long it is waited for.
+    /// Those of them whose end was not repeated in this run yet.
+    unrepeated: BTreeSet<CohortId>,
+    /// The successor of one of our cohorts, and how long the member waits for it.
     awaited: Option<(CohortId, Instant)>,
     patience: Duration,
 }
 
 impl Memberships {
-    /// None yet, but for those of an earlier life. A cohort that is to take another one's place is waited for as long as
-    /// `patience`.
+    /// The cohorts of the previous run. `patience` is how long the member waits for a successor cohort.
     pub(super) fn new(participant: Addr<ParticipantActor>, earlier: &[Earlier], patience: Duration) -> Self {
         let cohorts = |ended| {
             earlier
@@ -95,11 +93,11 @@ impl Memberships {
                 .collect()
         };
         let (joined, ended): (_, BTreeSet<_>) = (cohorts(false), cohorts(true));
-        let untold = ended.clone();
-        Self { participant, services: BTreeMap::new(), joined, ended, untold, awaited: None, patience }
+        let unrepeated = ended.clone();
+        Self { participant, services: BTreeMap::new(), joined, ended, unrepeated, awaited: None, patience }
     }
 
-    /// Takes note of a step.
+    /// Applies a notice.
     pub(super) fn follow(&mut self, step: &ParticipantNotice) {
         match step {
             ParticipantNotice::CohortDiscovered { cohort_id, service, .. }
@@ -116,30 +114,31 @@ impl Memberships {
         }
     }
 
-    /// A cohort failed, and perhaps another one takes its place.
-    pub(super) fn failed(&mut self, cohort_id: &CohortId, next: Option<&CohortId>) -> Outlook {
-        // Anybody can advertise a cohort, and end it: what was not joined concerns nobody.
+    /// A cohort failed; `next` is its successor, if it has one.
+    pub(super) fn failed(&mut self, cohort_id: &CohortId, next: Option<&CohortId>) -> AfterEnd {
+        // Any outsider can advertise a cohort, and end it: a cohort that was not joined is ignored.
         if !self.joined.remove(cohort_id) {
-            return Outlook::GoOn;
+            return AfterEnd::GoOn;
         }
         if let Some(next) = next
             && !self.joined.contains(next)
         {
             self.awaited = Some((next.clone(), Instant::now() + self.patience));
         }
-        if self.joined.is_empty() && self.awaited.is_none() { Outlook::Nothing } else { Outlook::GoOn }
+        if self.joined.is_empty() && self.awaited.is_none() { AfterEnd::NoCohort } else { AfterEnd::GoOn }
     }
 
-    /// The cohort is over for us. Whether an earlier run knew that already.
+    /// The cohort is over for us. Returns whether a previous run knew that already.
     pub(super) fn leave(&mut self, cohort_id: &CohortId) -> bool {
         self.joined.remove(cohort_id);
         self.had_ended(cohort_id)
     }
 
-    /// The end that an earlier run was told is told again. Whether nothing is left of earlier runs.
-    pub(super) fn is_told(&mut self, cohort_id: &CohortId) -> bool {
-        self.untold.remove(cohort_id);
-        self.untold.is_empty() && self.joined.is_empty()
+    /// Applies a repeated notice of an end that a previous run received. Returns whether nothing is left of previous
+    /// runs.
+    pub(super) fn end_is_repeated(&mut self, cohort_id: &CohortId) -> bool {
+        self.unrepeated.remove(cohort_id);
+        self.unrepeated.is_empty() && self.joined.is_empty()
     }
 
     /// Whether the cohort was over for us when the program started.
@@ -147,16 +146,16 @@ impl Memberships {
         self.ended.contains(cohort_id)
     }
 
-    /// What is kept of a session is safe: its journal is put away. Ready when that is durable: an end that is told is not told
-    /// again by the next run.
+    /// Archives the journal of a session whose results are persisted. Ready when that is durable: the next run does not
+    /// repeat its end.
     pub(super) async fn archive(&mut self, cohort_id: &CohortId) {
         if let Some(service) = self.services.remove(cohort_id) {
-            // Who has no actor any more has no journal that could be put away.
+            // A session without an actor has no journal to archive.
             let _ = self.participant.send(ArchiveSession { service, cohort_id: cohort_id.clone() }).await;
         }
     }
 
-    /// Ready when a cohort that was to take another one's place has not come in time.
+    /// Ready when a successor cohort has not arrived in time.
     pub(super) async fn disappointed(&self) {
         match &self.awaited {
             Some((_, until)) => tokio::time::sleep_until(*until).await,
@@ -164,9 +163,9 @@ impl Memberships {
         }
     }
 
-    /// Nothing is waited for any more.
-    pub(super) fn give_up(&mut self) -> Outlook {
+    /// Stops waiting.
+    pub(super) fn give_up(&mut self) -> AfterEnd {
         self.awaited = None;
-        if self.joined.is_empty() { Outlook::Nothing } else { Outlook::GoOn }
+        if self.joined.is_empty() { AfterEnd::NoCohort } else { AfterEnd::GoOn }
     }
 }

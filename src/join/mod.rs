@@ -1,12 +1,12 @@
-//! A participant as a program: it joins one cohort of a service, with an explicit policy, and keeps what it must keep.
+//! A participant as a program: it joins one cohort of a service, with an explicit policy, and stores the results.
 
 mod alone;
 mod confirmations;
 pub(crate) mod ledger;
 mod member;
 mod memberships;
-mod place;
 pub mod policy;
+mod slot;
 mod terms;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -26,7 +26,7 @@ use self::{
     confirmations::Confirmations,
     ledger::{Ledger, Standing},
     member::{Member, Turn, announced_before},
-    memberships::{Memberships, Outlook},
+    memberships::{AfterEnd, Memberships},
 };
 use crate::{
     actors::{
@@ -59,48 +59,49 @@ use crate::{
 /// How many notices the program's own reader may fall behind.
 const NOTICES: usize = 1 << 12;
 
-/// What to join.
+/// The configuration of a participant.
 pub struct JoinConfig {
-    /// Who joins.
+    /// The identity of the participant.
     pub identity: Identity,
     /// The service's base URL, for one that serves HTTP.
     pub service: Option<String>,
-    /// By which certificates an https service is trusted. (Relays: see [`NostrConfig::trust`].)
+    /// The certificates that an https service is trusted by. (Relays: see [`NostrConfig::trust`].)
     pub trust: Trust,
-    /// The relays on which to look for services.
+    /// The relays on which to find services.
     pub nostr: Option<NostrConfig>,
     /// The service's DID; without it, the first service whose terms are met.
     pub service_did: Option<Did>,
     /// An invite of the service's operator.
     pub invite: Option<InviteToken>,
-    /// What to announce.
+    /// The update to announce.
     pub intent: Intent,
     /// The terms that are accepted.
     pub terms: Terms,
-    /// How long to wait for the service.
+    /// The time limits.
     pub timing: Timing,
-    /// Where to write what must be kept.
+    /// The directory for files that must be stored.
     pub out: Option<PathBuf>,
     /// Whether to print JSON.
     pub json: bool,
-    /// Whether lines for people begin with the time.
+    /// Whether lines for people start with the time.
     pub times: bool,
-    /// Whether to stop after the first cohort.
+    /// Whether to exit after the first cohort.
     pub exit_when_done: bool,
-    /// How long to stay after signing at most. Without it: until the service says how the cohort ended, or until its own
+    /// The longest time to stay after signing. Without it: until the service reports how the cohort ended, or until its
     /// deadlines, or ours, have passed.
     pub linger: Option<Duration>,
-    /// How long to wait for a first answer of any service; for ever when absent.
+    /// How long to wait for a first answer of any service; without limit when absent.
     pub connect_timeout: Option<Duration>,
-    /// What to do in cohorts when our update is announced already.
+    /// What to do in cohorts when our update is already announced.
     pub idle: Idle,
-    /// Whether an update may do to its document what its controller may not mean.
+    /// Whether an update may have effects that its controller may not intend.
     pub allow_risky: bool,
     /// Cohorts in which an update of ours was approved that will never be announced.
     pub superseded: Vec<CohortId>,
-    /// The directory in which everything is kept that must outlive the program.
+    /// The directory for all state that must survive a restart.
     pub state: Option<PathBuf>,
-    /// The chain on which signed transactions are looked for. Without it a transaction counts as announced when it is signed.
+    /// The chain on which signed transactions are confirmed. Without it, a transaction counts as announced when it is
+    /// signed.
     pub chain: Option<ChainQuestions>,
     /// Where the update is published before it is submitted.
     pub publication: Publication,
@@ -108,11 +109,12 @@ pub struct JoinConfig {
     pub singleton_fallback: Option<SingletonFallback>,
 }
 
-/// Takes part until `stop` is ready, or the first cohort is over if that ends the program. Whether it was signed, as far as this
+/// Takes part until `stop` is ready, or until the first cohort is over if that ends the program. Returns whether it was
+/// signed, as far as this member has seen.
 /// member has seen.
 ///
 /// # Errors
-/// [`ProgramError`] when it cannot start, or cannot write what must be kept.
+/// [`ProgramError`] when it cannot start, or cannot write what must be stored.
 pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<bool, ProgramError> {
     let printer = Printer::new(config.json).with_times(config.times);
     if let Some(directory) = &config.out {
@@ -121,7 +123,7 @@ pub async fn run(config: JoinConfig, stop: impl Future<Output = ()>) -> Result<b
     }
     printer.terms(&config.terms);
     let clock = Clock::system();
-    let lost = "what it was signing is lost, and only the fallback can bring that cohort to an end";
+    let lost = "its signing session is lost, and only the fallback can complete that cohort";
     let storage = Storage::open(config.state.as_deref(), lost, &printer)?;
     let network = config.identity.did().network();
     storage.check_owner("join", &config.identity, network, config.terms.to_json(), &printer).await?;
@@ -147,10 +149,10 @@ async fn take_part(
             entries.extend(vault.get(&key).await.map_err(|error| state(&error))?);
         }
     }
-    // Before the sessions are: what our update is in already decides what they may say.
+    // Read before the sessions start: where our update is already submitted limits what they may announce.
     let earlier =
         memberships::earlier(&*storage.journal(), config.identity.did()).await.map_err(|error| state(&error))?;
-    // Where there is a chain, what is signed counts when it is confirmed.
+    // With a chain, a signed transaction counts when it is confirmed.
     let signed = if config.chain.is_some() { Standing::Signed } else { Standing::Announced };
     let standing = |entry: &VaultEntry| match (entry.confirmed_height, entry.txid) {
         (Some(_), _) => Standing::Announced,
@@ -158,7 +160,7 @@ async fn take_part(
         (None, None) => Standing::Approved,
     };
     let known = entries.iter().map(|entry| (entry.clone(), standing(entry)));
-    // The constructors of an identity have made this document.
+    // The constructors of an identity have validated this document.
     let initial = config.identity.initial_document().unwrap_or_default();
     let ledger = Ledger::new(initial, config.superseded.clone(), known);
     for update in storage.prepared().await? {
@@ -180,14 +182,14 @@ async fn take_part(
         config.publication.clone(),
         printer.clone(),
     )
-    .having_said(ledger, config.idle)
+    .with_ledger(ledger, config.idle)
     .invited_by(config.invite.clone());
     for session in earlier.iter().filter(|session| !session.ended) {
         policy.is_in(&session.cohort_id, session.answered);
     }
     let risks = policy.risks();
     if !config.allow_risky && !risks.is_empty() {
-        return Err(ProgramError::Usage(format!("{}; --allow-risky-update if that is meant", risks.join("; "))));
+        return Err(ProgramError::Usage(format!("{}; --allow-risky-update if that is intended", risks.join("; "))));
     }
     if let Err(refusal) = policy.check()? {
         let result = json!({ "event": "result", "ok": false, "reason": refusal });
@@ -237,7 +239,7 @@ async fn take_part(
     member.look_for_earlier(entries);
     let connected = connected(config.connect_timeout, contacts);
     tokio::pin!(stop, reporting, connected);
-    // After our signature: how long we stay at most, and for what.
+    // After our signature: the longest time to stay, and the cohort to stay for.
     let mut linger = config
         .linger
         .filter(|_| config.exit_when_done)
@@ -247,7 +249,7 @@ async fn take_part(
             next = steps.next() => next,
             never = &mut reporting => match never {},
             () = &mut stop => return Ok(member.stopped()),
-            news = confirmations::next(&mut member.confirmations) => match member.hears(news).await? {
+            news = confirmations::next(&mut member.confirmations) => match member.handle(news).await? {
                 Turn::Over(ok) => return Ok(ok),
                 _ => continue,
             },
@@ -257,10 +259,10 @@ async fn take_part(
                 return Ok(false);
             }
             () = member.memberships.disappointed() => {
-                let reason = "the cohort that was to take the failed one's place did not come";
-                if member.memberships.give_up() == Outlook::Nothing {
+                let reason = "the successor of the failed cohort was not advertised in time";
+                if member.memberships.give_up() == AfterEnd::NoCohort {
                     printer.result(&json!({ "event": "result", "ok": false, "reason": reason }), reason);
-                    if member.nothing().await? {
+                    if member.no_cohort().await? {
                         return Ok(false);
                     }
                 }
@@ -302,7 +304,7 @@ async fn until(time: Option<Instant>) {
     }
 }
 
-/// Ready, with what is wrong, when `timeout` has passed and no service or relay has answered; else never.
+/// Ready with the problem when `timeout` has passed and no service or relay has answered; otherwise never.
 async fn connected(timeout: Option<Duration>, contacts: Contacts) -> String {
     let Some(timeout) = timeout else { return std::future::pending().await };
     if tokio::time::timeout(timeout, contacts.first()).await.is_ok() {
@@ -315,7 +317,7 @@ async fn connected(timeout: Option<Duration>, contacts: Contacts) -> String {
     }
 }
 
-/// To the service, to the relays, or to both as one.
+/// The transport to the service, to the relays, or to both as one.
 fn transport(config: &JoinConfig, clock: Clock, contacts: &Contacts) -> Result<Arc<dyn Transport>, ProgramError> {
     let mut transports: Vec<Arc<dyn Transport>> = Vec::new();
     if let Some(service) = &config.service {

@@ -1,4 +1,4 @@
-//! What a member of the `join` program decides: which cohorts, on which terms, with which update.
+//! The decisions of a member of the `join` program: which cohorts, on which terms, with which update.
 
 use std::sync::{
     Arc, OnceLock,
@@ -10,8 +10,8 @@ use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde_json::Value;
 
 use super::{
-    ledger::{Ledger, Outlook, Standing},
-    place::Place,
+    ledger::{Ledger, NextUpdate, Standing},
+    slot::Slot,
     terms::Terms,
 };
 use crate::{
@@ -32,7 +32,7 @@ use crate::{
     },
 };
 
-/// The document that an update starts from, when it is not the initial one, and its version.
+/// The document that an update starts from, if it is not the initial one, and its version.
 pub type Source = Option<(Value, u64)>;
 
 /// What a member announces.
@@ -42,19 +42,19 @@ pub enum Intent {
     Update {
         /// The JSON Patch (RFC 6902).
         patch: Value,
-        /// What it starts from.
+        /// The document that it starts from.
         source: Source,
     },
     /// The cohort's beacon, added to its current document.
     AddBeacon {
-        /// What it starts from.
+        /// The document that it starts from.
         source: Source,
     },
-    /// Nothing.
+    /// No update.
     Decline,
 }
 
-/// What a member does in cohorts when it has nothing to say, because its update is announced.
+/// What a member does in cohorts when its update is already announced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Idle {
     /// It does not join.
@@ -64,7 +64,7 @@ pub enum Idle {
     Decline,
 }
 
-/// The member. Clones share whether it is in a cohort already.
+/// The policy of a member. Clones share the member's slot.
 #[derive(Clone)]
 pub struct MemberPolicy {
     identity: Identity,
@@ -75,19 +75,19 @@ pub struct MemberPolicy {
     invite: Option<InviteToken>,
     publication: Publication,
     printer: Printer,
-    place: Arc<Place>,
+    slot: Arc<Slot>,
     ledger: Arc<Ledger>,
     /// The beacon that this run has announced.
     added: Arc<OnceLock<CohortId>>,
-    /// How many adverts were passed over at once.
+    /// How many adverts were not joined without waiting.
     passed_over: Arc<AtomicUsize>,
 }
 
-/// How many adverts that are passed over at once are shown.
+/// How many of these adverts are printed.
 const PASSED_OVER_SHOWN: usize = 16;
 
 impl MemberPolicy {
-    /// A member that joins `service`, or any service, on `terms`, and has said nothing yet.
+    /// A member that joins `service`, or any service, on `terms`, and has not announced anything yet.
     pub fn new(
         identity: Identity,
         service: Option<Did>,
@@ -97,7 +97,7 @@ impl MemberPolicy {
         printer: Printer,
     ) -> Self {
         let ledger = Arc::new(Ledger::new(identity.initial_document().unwrap_or_default(), Vec::new(), []));
-        let (place, added, passed_over) = Default::default();
+        let (slot, added, passed_over) = Default::default();
         let (idle, invite) = (Idle::default(), None);
         Self {
             identity,
@@ -108,40 +108,42 @@ impl MemberPolicy {
             invite,
             publication,
             printer,
-            place,
+            slot,
             ledger,
             added,
             passed_over,
         }
     }
 
-    /// That opts in with an invite.
+    /// Opts in with this invite.
     pub(super) fn invited_by(self, invite: Option<InviteToken>) -> Self {
         Self { invite, ..self }
     }
 
-    /// That has said what is in the `ledger`, and does this when there is nothing more to say.
-    pub(super) fn having_said(self, ledger: Ledger, idle: Idle) -> Self {
+    /// Starts with the updates in `ledger`. `idle` applies when nothing is left to announce.
+    pub(super) fn with_ledger(self, ledger: Ledger, idle: Idle) -> Self {
         Self { ledger: Arc::new(ledger), idle, ..self }
     }
 
-    /// Whether its update can be said at all, by what is known before a cohort is.
+    /// Checks that the update can be announced, as far as that is known before a cohort is.
     ///
     /// # Errors
-    /// The patch leads to what no resolver would accept. Inside: another update of this version may be announced.
+    /// The patch leads to a document that no resolver would accept. The inner error: another update of this version may
+    /// be announced.
     pub(super) fn check(&self) -> Result<Result<(), String>, ProgramError> {
         let Intent::Update { patch, source } = &self.intent else { return Ok(Ok(())) };
-        match self.outlook(patch, source) {
-            Outlook::Next { document, version } => match self.sign(patch.clone(), source, document, version) {
+        match self.next_update(patch, source) {
+            NextUpdate::Next { document, version } => match self.sign(patch.clone(), source, document, version) {
                 Ok(_) => Ok(Ok(())),
                 Err(error) => Err(ProgramError::Usage(format!("the update cannot be made: {error}"))),
             },
-            Outlook::Blocked(reason) => Ok(Err(reason)),
-            Outlook::Done { .. } | Outlook::Waiting { .. } | Outlook::Again { .. } => Ok(Ok(())),
+            NextUpdate::Blocked(reason) => Ok(Err(reason)),
+            NextUpdate::Done { .. } | NextUpdate::Waiting { .. } | NextUpdate::Again { .. } => Ok(Ok(())),
         }
     }
 
-    /// What its controller may not mean: what its update does to the document, or which document it starts from.
+    /// Effects that the controller may not intend: of the update on the document, or of the document that it starts
+    /// from.
     pub(super) fn risks(&self) -> Vec<String> {
         let source = match &self.intent {
             Intent::Update { source, .. } | Intent::AddBeacon { source } => source.as_ref(),
@@ -150,47 +152,47 @@ impl MemberPolicy {
         let mut risks: Vec<_> =
             source.and_then(|(document, version)| self.ledger.doubts(document, *version)).into_iter().collect();
         let Intent::Update { patch, source } = &self.intent else { return risks };
-        let Outlook::Next { document, .. } = self.outlook(patch, source) else { return risks };
-        // What does not apply is refused for that.
+        let NextUpdate::Next { document, .. } = self.next_update(patch, source) else { return risks };
+        // A patch that does not apply is refused for that reason.
         if let Ok(after) = Patch::from_value(patch).and_then(|patch| patch.apply(&document)) {
             risks.extend(document::concerns(&document, &after).iter().map(Concern::to_string));
         }
         risks
     }
 
-    /// In which cohort its update is announced, and to which version it led.
+    /// The cohort in which the update is announced, and the version to which it led.
     pub(super) fn done(&self) -> Option<(CohortId, u64)> {
         let Intent::Update { patch, source } = &self.intent else { return None };
-        match self.outlook(patch, source) {
-            Outlook::Done { cohort_id, version } => Some((cohort_id, version)),
+        match self.next_update(patch, source) {
+            NextUpdate::Done { cohort_id, version } => Some((cohort_id, version)),
             _ => None,
         }
     }
 
-    /// In which cohort its update is signed, and not confirmed yet.
+    /// The cohort in which the update is signed, and not confirmed yet.
     pub(super) fn waiting(&self) -> Option<CohortId> {
         let Intent::Update { patch, source } = &self.intent else { return None };
-        match self.outlook(patch, source) {
-            Outlook::Waiting { cohort_id } => Some(cohort_id),
+        match self.next_update(patch, source) {
+            NextUpdate::Waiting { cohort_id } => Some(cohort_id),
             _ => None,
         }
     }
 
-    /// The update to announce without a cohort: the very one that a cohort may have announced. `None` for one that depends on a
-    /// cohort, or is announced.
+    /// The update to announce without a cohort: the same update that a cohort may have announced. `None` if it depends
+    /// on a cohort, or is announced.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// The update cannot be made.
     pub(super) fn alone(&self) -> Result<Option<SignedUpdate>, ProgramError> {
         let Intent::Update { patch, source } = &self.intent else { return Ok(None) };
-        match self.outlook(patch, source) {
-            Outlook::Again { update, .. } => Ok(Some(update)),
-            Outlook::Next { document, version } => self
+        match self.next_update(patch, source) {
+            NextUpdate::Again { update, .. } => Ok(Some(update)),
+            NextUpdate::Next { document, version } => self
                 .sign(patch.clone(), source, document, version)
                 .map(|submission| Some(submission.update))
                 .map_err(|error| ProgramError::Usage(format!("the update cannot be made: {error}"))),
-            Outlook::Done { .. } | Outlook::Waiting { .. } => Ok(None),
-            Outlook::Blocked(reason) => Err(ProgramError::Usage(reason)),
+            NextUpdate::Done { .. } | NextUpdate::Waiting { .. } => Ok(None),
+            NextUpdate::Blocked(reason) => Err(ProgramError::Usage(reason)),
         }
     }
 
@@ -204,8 +206,8 @@ impl MemberPolicy {
         sign(&self.identity, patch, &starting_from(source, document, version))
     }
 
-    fn outlook(&self, patch: &Value, source: &Source) -> Outlook {
-        self.ledger.outlook(patch, source.as_ref(), |update| update.value().get("patch") == Some(patch))
+    fn next_update(&self, patch: &Value, source: &Source) -> NextUpdate {
+        self.ledger.next_update(patch, source.as_ref(), |update| update.value().get("patch") == Some(patch))
     }
 
     /// The member approved this data: its update may be announced from now on.
@@ -218,7 +220,7 @@ impl MemberPolicy {
     /// The transaction of that cohort was seen, or is confirmed.
     pub(super) fn is_seen(&self, record: &MemberRecord, standing: Standing) {
         self.ledger.advance(&record.cohort_id, standing);
-        if record.included() && self.place.is_updating(&record.cohort_id) {
+        if record.included() && self.slot.is_updating(&record.cohort_id) {
             let _ = self.added.set(record.cohort_id.clone());
         }
     }
@@ -228,33 +230,33 @@ impl MemberPolicy {
         self.ledger.never(cohort_id);
     }
 
-    /// The update was handed to its controller, to be announced without a cohort.
+    /// The update was given to its controller, to be announced without a cohort.
     pub(super) fn is_prepared(&self, update: &SignedUpdate) {
         self.ledger.prepared(update);
     }
 
     /// The cohort has formed.
     pub(super) fn is_formed(&self, cohort_id: &CohortId) {
-        self.place.formed(cohort_id);
+        self.slot.formed(cohort_id);
     }
 
     /// The cohort has accepted this member.
     pub fn is_accepted(&self, cohort_id: &CohortId) {
-        self.place.accepted(cohort_id);
+        self.slot.accepted(cohort_id);
     }
 
-    /// The cohort was joined in an earlier life of the program: nothing else is joined beside it.
-    /// With `answered`, our update is in it: no other cohort gets one.
+    /// The cohort was joined in a previous run: no other cohort is joined beside it. With `answered`, our update was
+    /// submitted in it: no other cohort gets one.
     pub fn is_in(&self, cohort_id: &CohortId, answered: bool) {
-        self.place.resume(cohort_id, answered);
+        self.slot.resume(cohort_id, answered);
     }
 
     /// The cohort is over for this member: the next one may be joined.
     pub fn is_free_again(&self, cohort_id: &CohortId) {
-        self.place.leave(cohort_id);
+        self.slot.leave(cohort_id);
     }
 
-    /// Whether the advert is one of the service and on the terms that were named.
+    /// Whether the advert is from the named service and on acceptable terms.
     fn accept(&self, advert: &Advert) -> Result<(), String> {
         if self.service.as_ref().is_some_and(|service| *service != advert.service) {
             return Err("its service is not the one that was named".to_owned());
@@ -264,19 +266,19 @@ impl MemberPolicy {
 
     fn judge(&self, advert: &Advert) -> Result<(), String> {
         self.accept(advert)?;
-        let said = match (&self.intent, self.added.get()) {
+        let announced = match (&self.intent, self.added.get()) {
             (Intent::AddBeacon { .. }, Some(cohort_id)) => Some(cohort_id.clone()),
             _ => self.done().map(|(cohort_id, _)| cohort_id).or_else(|| self.waiting()),
         };
-        match said {
+        match announced {
             Some(cohort_id) if self.idle == Idle::Skip => Err(format!(
-                "what we had to say is announced in cohort {cohort_id} (--idle decline takes part without an update)"
+                "our update is announced in cohort {cohort_id} (--idle decline takes part without an update)"
             )),
             _ => self.check().unwrap_or_else(|error| Err(error.to_string())),
         }
     }
 
-    /// Publishes the update, where that is wanted. `false` when it must not be announced because that failed.
+    /// Publishes the update, if configured. Returns `false` if that failed and the update must not be announced.
     async fn publish(&self, update: &SignedUpdate) -> bool {
         let published = match Content::try_from(update) {
             Ok(content) => self.publication.publish(&[content]).await.map_err(|held| held.to_string()),
@@ -296,10 +298,10 @@ impl MemberPolicy {
         }
     }
 
-    /// What to submit, or why nothing is.
+    /// The update to submit, or why there is none.
     fn update(&self, request: &UpdateRequest) -> Result<Submission, String> {
         let (patch, source) = match &self.intent {
-            Intent::Decline => return Err("that is what was asked for".to_owned()),
+            Intent::Decline => return Err("as requested".to_owned()),
             Intent::Update { patch, source } => (patch.clone(), source),
             Intent::AddBeacon { source } => {
                 if let Some(cohort_id) = self.added.get() {
@@ -310,17 +312,17 @@ impl MemberPolicy {
                 (add_beacon_service_patch(did, beacon_type, request.output.address()), source)
             }
         };
-        match self.outlook(&patch, source) {
-            Outlook::Done { cohort_id, version } => {
+        match self.next_update(&patch, source) {
+            NextUpdate::Done { cohort_id, version } => {
                 Err(format!("version {version} is announced in cohort {cohort_id}"))
             }
-            Outlook::Waiting { cohort_id } => Err(format!("it is signed in cohort {cohort_id}")),
-            Outlook::Blocked(reason) => Err(reason),
-            Outlook::Again { update, document, version } => {
+            NextUpdate::Waiting { cohort_id } => Err(format!("it is signed in cohort {cohort_id}")),
+            NextUpdate::Blocked(reason) => Err(reason),
+            NextUpdate::Again { update, document, version } => {
                 self.warn_unless_listed(&document, request);
                 Ok(Submission { update, source: source_of(&starting_from(source, document, version)) })
             }
-            Outlook::Next { document, version } => {
+            NextUpdate::Next { document, version } => {
                 self.warn_unless_listed(&document, request);
                 self.sign(patch, source, document, version).map_err(|error| error.to_string())
             }
@@ -339,7 +341,8 @@ impl MemberPolicy {
     }
 }
 
-/// The document that was given or that follows from the vault; nothing for the initial one, which everybody knows.
+/// The source document that was given, or that follows from the vault; `None` for the initial one, which every resolver
+/// knows.
 fn starting_from(source: &Source, document: Value, version: u64) -> Source {
     (source.is_some() || version > 1).then_some((document, version))
 }
@@ -351,9 +354,9 @@ fn source_of(source: &Source) -> Option<(Arc<Value>, u64)> {
 /// The update of `identity` with this patch, signed, and verified by every rule of the method.
 ///
 /// # Errors
-/// [`UpdateError`], which says what no resolver would accept.
+/// [`UpdateError`], with what no resolver would accept.
 pub fn sign(identity: &Identity, patch: Value, source: &Source) -> Result<Submission, UpdateError> {
-    // The constructors of an identity have made this document.
+    // The constructors of an identity have validated this document.
     let initial = || identity.initial_document().unwrap_or(Value::Null);
     let (document, version) = source.clone().unwrap_or_else(|| (initial(), 1));
     let unsigned = build_update(&document, version, patch)?;
@@ -362,8 +365,9 @@ pub fn sign(identity: &Identity, patch: Value, source: &Source) -> Result<Submis
     Ok(Submission { update, source: source_of(source) })
 }
 
-/// For signatures on updates: the same update signed again is to have the same hash, so that what one cohort was given, and
-/// what is announced alone when that fails, are one document. BIP-340 is safe with any auxiliary randomness, none included.
+/// Deterministic randomness for signatures on updates: signing the same update again gives the same hash, so that the
+/// update in a cohort and the update that is announced alone after a failure are one document. BIP-340 is safe with any
+/// auxiliary randomness, including none.
 pub(super) fn same_bytes_again() -> ChaCha20Rng {
     ChaCha20Rng::from_seed([0; 32])
 }
@@ -376,7 +380,7 @@ impl ParticipantPolicy for MemberPolicy {
 
     fn considers(&self, advert: &Advert) -> bool {
         let Err(reason) = self.accept(advert) else { return true };
-        // Enough to see that a name or a term is wrong. Whoever advertises could fill the output otherwise.
+        // Enough to show that a name or a term is wrong. More would let any advertiser fill the output.
         if self.passed_over.fetch_add(1, Ordering::Relaxed) < PASSED_OVER_SHOWN {
             self.printer.passed_over(&advert.cohort_id, &advert.service, &reason);
         }
@@ -385,12 +389,12 @@ impl ParticipantPolicy for MemberPolicy {
 
     async fn should_join(&self, advert: &Advert) -> bool {
         let verdict = match self.judge(advert) {
-            // The advert waits for its turn rather than being passed over, because it is only ever asked about once.
-            Ok(()) if self.place.take(&advert.cohort_id).await => {
-                // What was announced meanwhile is not to be said again.
+            // The advert waits for its turn instead of being refused, because the policy is asked only once about it.
+            Ok(()) if self.slot.take(&advert.cohort_id).await => {
+                // An update that was announced meanwhile must not be announced again.
                 let verdict = self.judge(advert);
                 if verdict.is_err() {
-                    self.place.leave(&advert.cohort_id);
+                    self.slot.leave(&advert.cohort_id);
                 }
                 verdict
             }
@@ -407,12 +411,12 @@ impl ParticipantPolicy for MemberPolicy {
     }
 
     async fn should_rejoin(&self, advert: &Advert) -> bool {
-        // The terms are those that were accepted before; the place is free again as soon as the old cohort's end is known.
+        // The terms were accepted before; the slot is free again as soon as the old cohort's end is known.
         self.should_join(advert).await
     }
 
     async fn provide_update(&self, request: &UpdateRequest) -> Option<Submission> {
-        if !self.place.may_update(&request.advert.cohort_id) {
+        if !self.slot.may_update(&request.advert.cohort_id) {
             self.printer.warn("our update is in another cohort already: declining in this one");
             return None;
         }
@@ -421,7 +425,7 @@ impl ParticipantPolicy for MemberPolicy {
             Ok(submission) => Some(submission),
             Err(_) if matches!(self.intent, Intent::Decline) => None,
             Err(reason) => {
-                // The cohort must not wait for what cannot be made.
+                // The cohort must not wait for an update that cannot be made.
                 self.printer.warn(&format!("no update of ours is submitted, declining: {reason}"));
                 None
             }

@@ -19,16 +19,17 @@ pub struct Terms {
     pub beacon: Option<BeaconType>,
     /// The shortest recovery timelock, in blocks. Once it has passed the operator alone can spend from the beacon.
     pub min_recovery_sequence: u16,
-    /// The smallest fallback threshold: this many members must agree to a transaction.
+    /// The smallest fallback threshold: at least this many members must sign a transaction.
     pub min_fallback_threshold: u16,
     /// The highest price for joining and for announcing, each, in satoshi.
     pub max_cost: f64,
-    /// The highest fee rate of the beacon transaction. The coin is the operator's; this bounds what is burnt of it in our name.
+    /// The highest fee rate of the beacon transaction. The coin is the operator's; this bounds the fee that the member
+    /// approves.
     pub max_fee_rate: FeeRate,
 }
 
 impl Default for Terms {
-    /// Any beacon, a day's timelock, one signature, for nothing, at any fee rate that blocks have ever asked for.
+    /// Any beacon, a day's timelock, one signature, no cost, at any fee rate that blocks have ever required.
     fn default() -> Self {
         Self {
             beacon: None,
@@ -61,7 +62,7 @@ impl Terms {
                     self.min_recovery_sequence
                 ));
             }
-            // Without a threshold of its own it is all members but one, and there will be at least the fewest.
+            // The default threshold is all members except one, and there are at least the least number of members.
             let fewest = u16::try_from(conditions.min_participants).unwrap_or(u16::MAX);
             let threshold = fallback_threshold.unwrap_or(fewest.saturating_sub(1).max(1));
             if threshold < self.min_fallback_threshold {
@@ -75,7 +76,7 @@ impl Terms {
         self.accept_cost("an announcement", conditions.cost_per_announcement.as_ref())
     }
 
-    /// As an event: what is accepted, in the units of the flags.
+    /// The accepted terms as an event, in the units of the flags.
     pub fn to_json(&self) -> Value {
         json!({
             "beacon": self.beacon.as_ref().map(BeaconType::as_str),

@@ -1,5 +1,5 @@
-//! `GET /metrics`, `GET /healthz` and `GET /readyz`: on an address of their own, for they tell an operator what strangers
-//! need not know.
+//! `GET /metrics`, `GET /healthz` and `GET /readyz`, on a separate address: they show details of the operation that are
+//! not public.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use crate::error::ProgramError;
 /// The content type of the text format.
 const TEXT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Whether the service takes requests, and can do its work. Clones are the same.
+/// Whether the service accepts requests, and can work. Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness(Arc<Mutex<State>>);
 
@@ -29,12 +29,12 @@ struct State {
 }
 
 impl Readiness {
-    /// It takes requests, or does not any more.
+    /// Sets whether the service accepts requests.
     pub fn set(&self, takes_requests: bool) {
         self.state().takes_requests = takes_requests;
     }
 
-    /// What is wrong with a part of it now, if anything is.
+    /// Sets the present problem of a part, or `None`.
     pub fn report(&self, part: &'static str, problem: Option<String>) {
         let mut state = self.state();
         match problem {
@@ -43,7 +43,7 @@ impl Readiness {
         }
     }
 
-    /// What is wrong, each with the part that it is about.
+    /// The present problems, each with its part.
     pub fn problems(&self) -> Vec<String> {
         self.state().problems.iter().map(|(part, problem)| format!("{part}: {problem}")).collect()
     }
@@ -54,7 +54,7 @@ impl Readiness {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it holds the lock.
+        // No code panics while it holds the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -75,12 +75,12 @@ async fn text(metrics: Data<Metrics>) -> HttpResponse {
     HttpResponse::Ok().content_type(TEXT).body(metrics.to_text())
 }
 
-/// The process lives: whoever can answer does.
+/// The process runs: an answer is the proof.
 async fn health() -> &'static str {
     "ok\n"
 }
 
-/// All cohorts of an earlier life are back, the service has not begun to stop, and nothing that it needs is amiss.
+/// All cohorts of the previous run are restored, the service is not stopping, and nothing that it needs has a problem.
 async fn ready(readiness: Data<Readiness>) -> HttpResponse {
     if readiness.is_ready() {
         return HttpResponse::Ok().body("ready\n");
@@ -89,11 +89,11 @@ async fn ready(readiness: Data<Readiness>) -> HttpResponse {
     HttpResponse::ServiceUnavailable().body(format!("not ready\n{problems}"))
 }
 
-/// A web server that answers until this is dropped, or stopped.
+/// A running web server. It stops when this is dropped or stopped.
 pub struct Serving(ServerHandle);
 
 impl Serving {
-    /// Waits until it answers nobody any more.
+    /// Waits until the server has stopped.
     pub async fn stop(self) {
         self.0.stop(true).await;
     }
@@ -101,12 +101,12 @@ impl Serving {
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        // Told at once; what is not awaited is the end.
+        // The server stops at once; only its end is not awaited.
         drop(self.0.stop(false));
     }
 }
 
-/// Serves the routes on `address`, for as long as what is returned is kept. And its URL.
+/// Serves the routes on `address` until the returned guard is dropped. Also returns the URL.
 ///
 /// # Errors
 /// [`ProgramError::Io`] when the address cannot be listened on.

@@ -1,4 +1,4 @@
-//! A journal whose times are taken.
+//! A journal that measures its latency.
 
 use std::{sync::Arc, time::Instant};
 
@@ -10,19 +10,19 @@ use crate::{
     protocol::time::Timestamp,
 };
 
-/// Another journal, timed: from the call until it says that the facts are durable.
+/// Wraps another journal and measures the time from the call until the records are durable.
 pub struct TimedJournal {
     journal: Arc<dyn Journal>,
     metrics: Metrics,
 }
 
 impl TimedJournal {
-    /// Times `journal`.
+    /// Measures `journal`.
     pub fn new(journal: Arc<dyn Journal>, metrics: Metrics) -> Self {
         Self { journal, metrics }
     }
 
-    /// `call` is in it: a journal may encode what it is given before it returns.
+    /// Includes the time of `call`: a journal may encode its arguments before it returns.
     fn timed<T: Send + 'static>(
         &self,
         operation: &str,

@@ -1,8 +1,8 @@
-//! What can be measured of a running service, as Prometheus text.
+//! The metrics of a running service, as Prometheus text.
 //!
-//! [`Metrics`] counts what the notices tell: no actor knows of it. [`journal`] times a journal, [`sources`] are asked what they
-//! have counted themselves, [`http`] is where a Prometheus server and a load balancer ask. Labels are types, codes, phases and
-//! the operator's own relays, never what a peer has chosen: nobody outside can make the number of series grow.
+//! [`Metrics`] counts notices; the actors do not know of it. [`journal`] measures a journal, [`sources`] reads counters
+//! of other parts, [`http`] has the routes for a Prometheus server and a load balancer. Labels are types, codes, phases
+//! and the operator's own relays, never a value that a peer has chosen: no outsider can make the number of series grow.
 
 pub mod http;
 pub mod journal;
@@ -71,17 +71,17 @@ impl Stage {
     }
 }
 
-/// Of phases: from a millisecond, as in a test, to more than four hours.
+/// For phases: from a millisecond, as in a test, to more than four hours.
 fn phase_buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 4.0, 13))
 }
 
-/// Of writes: from a tenth of a millisecond to three seconds.
+/// For writes: from a tenth of a millisecond to three seconds.
 fn journal_buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.0001, 2.0, 16))
 }
 
-/// What is measured. Clones are the same.
+/// The metrics. Clones share them.
 #[derive(Clone)]
 pub struct Metrics(Arc<Inner>);
 
@@ -89,7 +89,7 @@ struct Inner {
     registry: Registry,
     sources: Arc<Sources>,
     clock: Clock,
-    /// The cohorts that have not ended: in which phase, and since when.
+    /// The cohorts that have not ended: the phase, and its start.
     live: Mutex<BTreeMap<CohortId, (Stage, Timestamp)>>,
     cohorts: Family<Labels<1>, Gauge>,
     phase_seconds: Histograms<1>,
@@ -105,7 +105,7 @@ struct Inner {
 }
 
 impl Metrics {
-    /// Nothing measured yet.
+    /// Metrics without any measurement.
     pub fn new(clock: Clock) -> Self {
         let mut registry = Registry::with_prefix("btcr2");
         let cohorts = Family::<Labels<1>, Gauge>::default();
@@ -118,25 +118,25 @@ impl Metrics {
         registry.register("cohorts", "Cohorts that have not ended, by phase", cohorts.clone());
         registry.register_with_unit(
             "phase",
-            "How long phases took that were left",
+            "Duration of phases that have ended",
             Unit::Seconds,
             phase_seconds.clone(),
         );
         registry.register("cohorts_ended", "Cohorts that have ended, by how", ended.clone());
         registry.register(
             "messages",
-            "What became of messages: of members' when they are taken, of the service's when they are lost",
+            "Outcomes of messages: of members' when they are accepted, of the service's when they are lost",
             messages.clone(),
         );
         registry.register("rejections", "Messages that were refused, by code", rejections.clone());
-        registry.register("restarts", "Actors that panicked and were brought back", restarts.clone());
-        registry.register("recovered_cohorts", "Cohorts brought back from the journal", recovered.clone());
+        registry.register("restarts", "Actors that panicked and were restarted", restarts.clone());
+        registry.register("recovered_cohorts", "Cohorts restored from the journal", recovered.clone());
         registry.register("bans", "Members that were banned", bans.clone());
         registry.register("announcements", "Steps of announcements on the chain, by event", announcements.clone());
         registry.register("missed_notices", "Notices that came too fast to be counted", missed.clone());
         registry.register_with_unit(
             "journal",
-            "How long the journal took, by operation",
+            "Latency of the journal, by operation",
             Unit::Seconds,
             journal_seconds.clone(),
         );
@@ -164,12 +164,12 @@ impl Metrics {
         }))
     }
 
-    /// Who is asked what else there is to tell.
+    /// The sources of further metrics.
     pub fn sources(&self) -> &Sources {
         &self.0.sources
     }
 
-    /// The Prometheus text of now.
+    /// The current Prometheus text.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.
@@ -177,14 +177,14 @@ impl Metrics {
         text
     }
 
-    /// Counts what is told, until nobody is left to tell it.
+    /// Counts the notices until every sender is dropped.
     pub async fn follow(self, mut steps: Receiver<Arc<ServiceNotice>>) {
         while let Some(step) = self.next(&mut steps).await {
             self.observe(&step);
         }
     }
 
-    /// Counts what is told of announcements, until nobody is left to tell it.
+    /// Counts the notices of announcements until every sender is dropped.
     pub async fn follow_announcements(self, mut steps: Receiver<Arc<AnnouncementNotice>>) {
         while let Some(step) = self.next(&mut steps).await {
             self.observe_announcement(&step);
@@ -201,7 +201,7 @@ impl Metrics {
         }
     }
 
-    /// Counts a step of the service.
+    /// Counts a notice of the service.
     pub fn observe(&self, step: &ServiceNotice) {
         use ServiceNotice as N;
         match step {
@@ -242,19 +242,19 @@ impl Metrics {
         }
     }
 
-    /// Counts a step of an announcement.
+    /// Counts a notice of an announcement.
     pub fn observe_announcement(&self, step: &AnnouncementNotice) {
         let event: &'static str = step.into();
         self.0.announcements.get_or_create(&[("event", event.to_owned())]).inc();
     }
 
-    /// `kind` is the message's type as the wire format has it.
+    /// `kind` is the message's type in the wire format.
     fn message(&self, kind: &str, outcome: &str) {
         let labels = [("type", kind.to_owned()), ("outcome", outcome.to_owned())];
         self.0.messages.get_or_create(&labels).inc();
     }
 
-    /// The cohort is here, in this phase. One that is known, and was brought back after a panic, goes on where it is known to be.
+    /// Adds a cohort in this phase. A known cohort that was restored after a panic stays in its known phase.
     fn begin(&self, cohort_id: &CohortId, phase: Stage) {
         let now = self.0.clock.now();
         let mut live = self.live();
@@ -264,8 +264,8 @@ impl Metrics {
         }
     }
 
-    /// The cohort is in this phase now. Two actors tell of a cohort that signs: one that has ended is not begun again by what the
-    /// other says after it.
+    /// The cohort enters this phase. Two actors report a cohort that signs: a late notice of one must not add the
+    /// cohort again after the other has reported its end.
     fn enter(&self, cohort_id: &CohortId, phase: Stage) {
         let now = self.0.clock.now();
         if let Some(known) = self.live().get_mut(cohort_id).filter(|(before, _)| *before != phase) {
@@ -274,7 +274,7 @@ impl Metrics {
         }
     }
 
-    /// The cohort has ended. Of one that ended before the service was started that is told once more, and not counted.
+    /// The cohort has ended. The end of a cohort that ended before the start is repeated, and not counted.
     fn end(&self, cohort_id: &CohortId, outcome: String) {
         let before = self.live().remove(cohort_id);
         if let Some(before) = before {
@@ -294,7 +294,7 @@ impl Metrics {
     }
 
     fn live(&self) -> MutexGuard<'_, BTreeMap<CohortId, (Stage, Timestamp)>> {
-        // Nothing panics while it holds the lock.
+        // No code panics while it holds the lock.
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -378,7 +378,7 @@ mod tests {
             cohort_id: None,
             from: None,
             code,
-            detail: "whatever the peer said".to_owned(),
+            detail: "the text of a peer".to_owned(),
         };
         metrics.observe(&rejected(RejectCode::NotAMember));
         metrics.observe(&rejected(RejectCode::NotAMember));
@@ -387,6 +387,6 @@ mod tests {
             text.contains(&format!("btcr2_rejections_total{{code=\"{}\"}} 2\n", RejectCode::NotAMember)),
             "{text}"
         );
-        assert!(!text.contains("whatever the peer said"));
+        assert!(!text.contains("the text of a peer"));
     }
 }

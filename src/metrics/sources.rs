@@ -1,4 +1,4 @@
-//! What others have counted: they are asked whenever the text is wanted.
+//! Counters of other parts, which are read whenever the text is requested.
 
 use std::{
     fmt,
@@ -20,7 +20,7 @@ use crate::actors::{
     },
 };
 
-/// Who is asked. What a host does not have is not told.
+/// The sources. Those that a host does not have are omitted.
 #[derive(Default)]
 pub struct Sources(Mutex<Known>);
 
@@ -33,7 +33,8 @@ struct Known {
 }
 
 impl Sources {
-    /// The messages of a service, and those that wait for its actors. One service, or several that share one `Load`.
+    /// The messages of a service, and those that wait for its actors. For one service, or for several that share one
+    /// `Load`.
     pub fn load(&self, load: Load) {
         self.known().load = Some(load);
     }
@@ -54,7 +55,7 @@ impl Sources {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        // Nothing panics while it holds the lock.
+        // No code panics while it holds the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -95,7 +96,7 @@ impl Collector for Sources {
     }
 }
 
-/// Where families are written.
+/// The encoder of metric families.
 struct Page<'p, 'e>(&'p mut DescriptorEncoder<'e>);
 
 impl Page<'_, '_> {
@@ -103,7 +104,7 @@ impl Page<'_, '_> {
         let received = load.received().into_iter().map(|(kind, count)| ([("type", kind)], count));
         self.counters("messages_received", "Messages that reached the service, by type", received)?;
         let sent = load.sent().into_iter().map(|(kind, count)| ([("type", kind)], count));
-        self.counters("messages_sent", "Messages handed to the transport, by type", sent)?;
+        self.counters("messages_sent", "Messages passed to the transport, by type", sent)?;
         let waiting = [("cohort", load.waiting_for_cohorts()), ("signing", load.waiting_for_sessions())];
         let waiting = waiting.map(|(actor, count)| ([("actor", actor)], count));
         self.gauges("mailbox_messages", "Messages that wait for an actor, by kind of actor", waiting)
@@ -205,10 +206,10 @@ impl Page<'_, '_> {
         kind: MetricType,
         series: impl Iterator<Item = ([(&'l str, &'l str); N], M)>,
     ) -> fmt::Result {
-        // With a full stop, as the registry writes its own.
+        // With a full stop, as the registry writes its own help texts.
         let mut family = self.0.encode_descriptor(name, &format!("{help}."), None, kind)?;
         for (labels, metric) in series {
-            // A metric without labels is no member of a family.
+            // A metric without labels does not need a member of the family.
             if N == 0 {
                 return metric.encode(family);
             }
@@ -256,7 +257,7 @@ mod tests {
             "btcr2_relay_published_total{relay=\"wss://relay.example/path\",outcome=\"refused\"} 0",
             "btcr2_relay_failures_total{relay=\"wss://relay.example/path\"} 0",
         ] {
-            assert!(text.lines().any(|told| told == line), "{line} is not in {text}");
+            assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
         }
         assert!(!text.contains("hidden"), "{text}");
     }
@@ -280,7 +281,7 @@ mod tests {
                 "btcr2_advert_streams_closed_total 0",
                 "btcr2_early_inboxes 0",
             ] {
-                assert!(text.lines().any(|told| told == line), "{line} is not in {text}");
+                assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
             }
         });
     }

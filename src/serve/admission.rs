@@ -1,4 +1,4 @@
-//! Whom the operator admits: every DID, or the DIDs that are listed, have an invite, or have coins.
+//! Which DIDs the operator admits: every DID; or those that are listed, have an invite, or have coins.
 
 use std::{
     collections::BTreeSet,
@@ -97,9 +97,11 @@ impl AdmissionRules {
     /// Whether `member` is admitted. If it is admitted by an invite, the invite is counted.
     pub(super) async fn admit(&self, cohort_id: &CohortId, member: &Member) -> Result<(), String> {
         if self.rules.proven_keys_only && !member.holds_participant_key() {
-            return Err("nothing proves that this DID has participantPk: this service admits only who signs with the key by \
-                        which it authenticates"
-                .to_owned());
+            return Err(
+                "nothing proves that this DID has participantPk: this service admits a participant only if it \
+                        signs with the key by which it authenticates"
+                    .to_owned(),
+            );
         }
         if self.is_listed(&member.did) {
             return Ok(());

@@ -66,7 +66,7 @@ pub(super) enum NotFunded {
     /// Several EXTERNAL DIDs can name the same address: its coins prove nothing about any of them.
     #[error("this service admits KEY DIDs that have coins, and this DID is EXTERNAL")]
     External,
-    #[error("the chain cannot be asked now for the coins of this DID; try the next cohort")]
+    #[error("the chain cannot be queried now for the coins of this DID; try the next cohort")]
     Unknown,
 }
 

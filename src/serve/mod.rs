@@ -377,7 +377,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         // The cohorts would wait without end.
         gone = vitals.failed() => {
             readiness.set(false);
-            Err(ProgramError::Internal(format!("{gone}; started again with the same --state, it goes on where it was")))
+            Err(ProgramError::Internal(format!("{gone}; restart with the same --state to continue")))
         }
         never = tls::reload(listeners.tls.clone(), admission, hangups, printer) => match never {},
         outcome = rounds.run(steps, announcements, recovered) => {

@@ -135,7 +135,7 @@ impl Operator {
                 Ok(connected) => break connected,
                 // The node may still be starting: wait for it.
                 Err(error) if error.is_transient() => {
-                    printer.warn(&format!("the chain cannot be asked yet: {error}"));
+                    printer.warn(&format!("the chain cannot be queried yet: {error}"));
                     tokio::time::sleep(chain.poll.min(Duration::from_secs(5))).await;
                 }
                 Err(error) => return Err(refuse(&error)),

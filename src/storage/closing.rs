@@ -15,7 +15,7 @@ use crate::{
     protocol::time::Timestamp,
 };
 
-/// Whether the program is closing its state directory. Clones are the same.
+/// Whether the program is closing its state directory. Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Closing(Arc<AtomicBool>);
 
@@ -29,8 +29,9 @@ impl Closing {
     }
 }
 
-/// Passes everything on until the program closes the directory. What comes then, or fails because of it, is never answered: it is
-/// no failure of the journal, nobody waits for it any more, and the next start goes on from what is on disk.
+/// Passes every call on until the program closes the directory. A later call, or one that fails because of the closing,
+/// is never answered: it is not a failure of the journal, its caller is about to end, and the next start continues from
+/// the state on disk.
 pub(super) struct UntilClosed<J> {
     pub(super) journal: J,
     pub(super) closing: Closing,
@@ -94,13 +95,13 @@ mod tests {
         let journal = UntilClosed { journal: state.journal(), closing: closing.clone() };
         let stream = StreamId::new("cohort/one");
         journal.append(&stream, vec![Record::from_json(&b"{}"[..])]).await.unwrap();
-        // Asked before, and answered after.
+        // Called before the closing, and answered after it.
         closing.begin();
         state.close().await;
         assert!(journal.append(&stream, vec![Record::from_json(&b"{}"[..])]).now_or_never().is_none());
         let directly = UntilClosed { journal: journal.journal.clone(), closing: Closing::default() };
         let asked = directly.read(&stream);
-        assert!(asked.await.is_err(), "without the end in sight it is one");
+        assert!(asked.await.is_err(), "before the closing, a failure is an error");
         let state = State::open(directory.path()).unwrap();
         assert_eq!(state.journal().read(&stream).await.unwrap().len(), 1);
     }

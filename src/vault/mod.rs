@@ -1,8 +1,8 @@
-//! What a member keeps of its cohorts, put to use.
+//! Reads and uses the data that a member has stored of its cohorts.
 //!
-//! `join` fills the [vault](crate::actors::state::vault) of its state directory. Here it is read back: [`Sources`] says where
-//! from, [`Kept`] is what was found, [`sidecar`] makes a resolver's Sidecar Data of it, and [`watch`] compares it with the
-//! chain. [`VaultDocument`] is a copy of it all in one file.
+//! `join` fills the [vault](crate::actors::state::vault) of its state directory. Here [`Sources`] are the places to
+//! read from, [`VaultContents`] is the result, [`sidecar`] makes a resolver's Sidecar Data of it, and [`watch`] compares it with
+//! the chain. [`VaultDocument`] is a copy of all entries in one file.
 
 pub mod sidecar;
 pub mod watch;
@@ -40,7 +40,7 @@ pub struct VaultDocument {
     pub entries: Vec<VaultEntry>,
 }
 
-/// The version of a [`VaultDocument`]. There is one so far.
+/// The version of a [`VaultDocument`]. There is only one so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 pub struct Version;
@@ -65,7 +65,7 @@ pub enum ReadError {
     /// A state directory cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The vault in it cannot be read at all.
+    /// The vault in it cannot be read.
     #[error(transparent)]
     Vault(#[from] VaultError),
     /// A file cannot be read.
@@ -73,27 +73,27 @@ pub enum ReadError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         error: io::Error,
     },
-    /// A file is something else.
+    /// A file is not an exported vault.
     #[error("{} is not an exported vault: {problem}", path.display())]
     NotADocument {
         /// The file.
         path: PathBuf,
-        /// What it is not.
+        /// What is wrong with it.
         problem: String,
     },
 }
 
 impl ReadError {
-    /// Whether another program has the state directory open, and will give it back.
+    /// Whether another program has the state directory open, so that a later try may succeed.
     pub fn is_in_use(&self) -> bool {
         matches!(self, Self::State(StateError::Locked { .. }))
     }
 }
 
-/// Where a member's entries are.
+/// The places of a member's entries.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
     /// State directories.
@@ -102,44 +102,44 @@ pub struct Sources {
     pub files: Vec<PathBuf>,
 }
 
-/// What was found.
+/// The entries that were read.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Kept {
-    /// The entries, by DID, service and cohort. Two of one cohort only if directories contradict each other.
+pub struct VaultContents {
+    /// The entries, by DID, service and cohort. A cohort has two only if directories contradict each other.
     pub entries: Vec<VaultEntry>,
-    /// The updates that were prepared to be announced without a cohort, of state directories.
+    /// The updates in state directories that were prepared to be announced without a cohort.
     pub prepared: Vec<SignedUpdate>,
-    /// What could not be read; the entries are all the rest.
+    /// The errors of entries that could not be read; `entries` has all others.
     pub problems: Vec<String>,
 }
 
 impl Sources {
-    /// Reads all entries. A state directory is locked only meanwhile; of one that another program uses, a copy is read.
+    /// Reads all entries. A state directory is locked only during the read; if another program uses it, a copy is read.
     ///
     /// # Errors
-    /// [`ReadError`] when one of the sources cannot be read. Single entries that cannot be are [named](Kept::problems).
-    pub async fn read(&self) -> Result<Kept, ReadError> {
-        let mut kept = Kept::default();
+    /// [`ReadError`] when one of the sources cannot be read. Errors of single entries are [listed](VaultContents::problems).
+    pub async fn read(&self) -> Result<VaultContents, ReadError> {
+        let mut contents = VaultContents::default();
         for dir in &self.states {
-            read_state(dir, &mut kept).await?;
+            read_state(dir, &mut contents).await?;
         }
         for path in &self.files {
-            kept.entries.extend(read_document(path)?.entries);
+            contents.entries.extend(read_document(path)?.entries);
         }
-        kept.entries.sort_by_cached_key(VaultEntry::key);
-        kept.entries.dedup();
-        Ok(kept)
+        contents.entries.sort_by_cached_key(VaultEntry::key);
+        contents.entries.dedup();
+        Ok(contents)
     }
 }
 
-async fn read_state(dir: &Path, kept: &mut Kept) -> Result<(), ReadError> {
+async fn read_state(dir: &Path, contents: &mut VaultContents) -> Result<(), ReadError> {
     let state = State::open_to_read(dir)?;
     let vault = StateVault::new(&state);
     let outcome = async {
         for key in vault.all().await? {
             match vault.get(&key).await {
-                Ok(entry) => kept.entries.extend(entry),
-                Err(error @ VaultError::Damaged { .. }) => kept.problems.push(error.to_string()),
+                Ok(entry) => contents.entries.extend(entry),
+                Err(error @ VaultError::Damaged { .. }) => contents.problems.push(error.to_string()),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -147,11 +147,11 @@ async fn read_state(dir: &Path, kept: &mut Kept) -> Result<(), ReadError> {
     };
     let outcome = outcome.await;
     match storage::prepared(&state).await {
-        Ok(prepared) => kept.prepared.extend(prepared),
-        Err(error) => kept.problems.push(error.to_string()),
+        Ok(prepared) => contents.prepared.extend(prepared),
+        Err(error) => contents.problems.push(error.to_string()),
     }
     drop(vault);
-    // Free again before anything else happens.
+    // The directory is released before anything else happens.
     state.close().await;
     outcome
 }
@@ -168,18 +168,18 @@ fn read_document(path: &Path) -> Result<VaultDocument, ReadError> {
     inputs::json_of(&bytes).map_err(refuse)
 }
 
-impl Kept {
+impl VaultContents {
     /// The entries of one DID.
     pub fn of<'a>(&'a self, did: &'a Did) -> impl Iterator<Item = &'a VaultEntry> {
         self.entries.iter().filter(move |entry| entry.record.did == *did)
     }
 
-    /// The entries of one cohort, or of those that different services have given that identifier.
+    /// The entries of one cohort, or of several to which different services have given the same identifier.
     pub fn of_cohort<'a>(&'a self, cohort_id: &'a CohortId) -> impl Iterator<Item = &'a VaultEntry> {
         self.entries.iter().filter(move |entry| entry.record.cohort_id == *cohort_id)
     }
 
-    /// Leaves the entries of `did` only, where one is given.
+    /// Removes the entries of other DIDs, if `did` is given.
     #[must_use]
     pub fn only(mut self, did: Option<&Did>) -> Self {
         self.entries.retain(|entry| did.is_none_or(|did| entry.record.did == *did));

@@ -1,7 +1,8 @@
-//! The whole Sidecar Data of a DID (did:btcr2, "Sidecar Data"): what a resolver needs beside the chain, from all cohorts.
+//! The whole Sidecar Data of a DID (did:btcr2, "Sidecar Data"): everything beyond the chain that a resolver needs, from
+//! all cohorts.
 //!
-//! Data that was approved and then not announced is in it too. A resolver looks everything up by its hash, so that it finds
-//! what the chain announces and passes over the rest.
+//! It includes data that was approved but not announced. A resolver looks everything up by hash: it finds what the
+//! chain announces, and ignores the rest.
 
 use std::collections::BTreeSet;
 
@@ -15,20 +16,20 @@ use crate::{
 /// A DID's Sidecar Data.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sidecar {
-    /// `@context`, and as far as there are any: `genesisDocument`, `updates` by version, `casUpdates`, `smtProofs`.
+    /// `@context`, and if present: `genesisDocument`, `updates` by version, `casUpdates`, `smtProofs`.
     pub data: Value,
-    /// The versions of the document, below the latest one, to which no update leads: they were announced in another way, by
-    /// a singleton beacon say, and their updates must be added.
+    /// The versions of the document, below the latest one, to which no update leads. They were announced in another
+    /// way, e.g. by a singleton beacon, and their updates must be added.
     pub missing_versions: Vec<u64>,
 }
 
-/// The Sidecar Data in `entries`, which are one DID's.
+/// The Sidecar Data from `entries`, which must belong to one DID.
 pub fn sidecar<'a>(entries: impl IntoIterator<Item = &'a VaultEntry>) -> Sidecar {
     let mut genesis_document = None;
     let mut updates: Vec<&SignedUpdate> = Vec::new();
     let (mut cas, mut smt, mut other) = (Vec::new(), Vec::new(), Vec::new());
     for entry in entries {
-        // Its hash is the DID: there are no two.
+        // Its hash is the DID, so all copies are equal.
         genesis_document = genesis_document.or(entry.genesis_document.as_ref());
         updates.extend(&entry.record.update);
         let list = match &entry.record.data {

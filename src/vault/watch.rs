@@ -1,9 +1,9 @@
-//! What the chain says about a member's beacons, compared with what the member keeps. Pure: the [`Watcher`](super::Watcher)
-//! asks the chain.
+//! Compares a member's beacons on the chain with the member's stored data. Pure: the [`Watcher`](super::Watcher)
+//! queries the chain.
 //!
-//! A resolver follows every spend from a beacon address that ends in a signal. One that the member has no data for means that
-//! its DID cannot be resolved any more, or that somebody says something about it that it never approved. And once the
-//! timelock of a coin has passed, the operator can make such a spend by itself.
+//! A resolver follows every spend from a beacon address that ends in a signal. A signal without data means that the DID
+//! cannot be resolved any more, or that another party announces an update that the member never approved. Once the
+//! timelock of a coin has passed, the operator alone can make such a spend.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// Whose beacon it is.
+/// The owner of a beacon.
 #[derive(Clone, Debug)]
 pub enum Beacon {
     /// A cohort's.
@@ -45,16 +45,16 @@ impl Beacon {
     }
 }
 
-/// A beacon of the member, with what it has approved of it.
+/// A beacon of the member, with the signals that it has approved.
 #[derive(Clone, Debug)]
 pub struct WatchedBeacon {
-    /// Which one.
+    /// The beacon.
     pub beacon: Beacon,
-    /// The signals that the member has the data of, and in which cohort it approved them.
+    /// The signals whose data the member has, and the cohorts in which it approved them.
     pub approved: BTreeMap<SignalBytes, BTreeSet<CohortId>>,
 }
 
-/// The beacons of `entries`, by their scripts. The same keys and terms lead to the same beacon again.
+/// The beacons of `entries`, by their scripts. The same keys and terms give the same beacon.
 pub fn beacons<'a>(entries: impl IntoIterator<Item = &'a VaultEntry>) -> BTreeMap<ScriptBuf, WatchedBeacon> {
     let mut beacons: BTreeMap<ScriptBuf, WatchedBeacon> = BTreeMap::new();
     for VaultEntry { record, .. } in entries {
@@ -67,7 +67,7 @@ pub fn beacons<'a>(entries: impl IntoIterator<Item = &'a VaultEntry>) -> BTreeMa
     beacons
 }
 
-/// The initial beacons of the DIDs of `entries`, by their scripts. What is announced there is an update by itself: those of the
+/// The initial beacons of the DIDs of `entries`, by their scripts. Their signals are single updates: those of the
 /// entries, and those that were `prepared` to be announced without a cohort, are known.
 pub fn initial_beacons<'a>(
     entries: impl IntoIterator<Item = &'a VaultEntry>,
@@ -93,7 +93,7 @@ pub fn initial_beacons<'a>(
     known.into_iter().flat_map(of).flatten().collect()
 }
 
-/// Who has signed a spend from a beacon.
+/// The signers of a spend from a beacon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Signers {
@@ -127,24 +127,24 @@ impl Signers {
     }
 }
 
-/// How much a person is needed.
+/// The severity of a notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
-    /// Not at all.
+    /// No action is needed.
     Note,
-    /// Something is going to be wrong.
+    /// A problem is approaching.
     Warning,
-    /// Something is.
+    /// A problem exists.
     Alarm,
 }
 
-/// What a member is told of its beacons. Values are in satoshis.
+/// A notice about a member's beacons. Values are in satoshis.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
-#[allow(missing_docs, reason = "the fields are what their names and types say")]
+#[allow(missing_docs, reason = "the names and types describe the fields")]
 pub enum WatchNotice {
-    /// A signal that the member approved is in sight: `block` says how far it is.
+    /// A signal that the member approved is in sight, in `block` or in the mempool.
     SignalSeen {
         cohort_ids: BTreeSet<CohortId>,
         beacon_address: String,
@@ -161,7 +161,7 @@ pub enum WatchNotice {
         signers: Signers,
         block: Option<BlockId>,
     },
-    /// Members have spent from the beacon, announced nothing, and this member did not approve.
+    /// Members have spent from the beacon without a signal, and this member did not approve it.
     UnapprovedSpend {
         beacon_address: String,
         txid: Txid,
@@ -169,10 +169,10 @@ pub enum WatchNotice {
         signers: Signers,
         block: Option<BlockId>,
     },
-    /// The operator took its coin back, by the terms of the cohort. It announces nothing.
+    /// The operator recovered its coin, by the terms of the cohort. There is no signal.
     CoinRecovered { beacon_address: String, txid: Txid, outpoint: OutPoint, block: Option<BlockId> },
-    /// The timelock of a coin passes soon: from `height` on the operator alone can spend it. `expected` is about when, in
-    /// seconds since the Unix epoch.
+    /// The timelock of a coin passes soon: from `height` on the operator alone can spend it. `expected` is the
+    /// estimated time, in seconds since the Unix epoch.
     RecoveryNear {
         beacon_address: String,
         outpoint: OutPoint,
@@ -182,7 +182,7 @@ pub enum WatchNotice {
         blocks: u32,
         expected: u64,
     },
-    /// It has passed: the operator alone can spend from the beacon.
+    /// The timelock has passed: the operator alone can spend from the beacon.
     RecoveryPossible {
         beacon_address: String,
         outpoint: OutPoint,
@@ -193,7 +193,7 @@ pub enum WatchNotice {
 }
 
 impl WatchNotice {
-    /// How bad it is.
+    /// The severity of the notice.
     pub fn severity(&self) -> Severity {
         match self {
             Self::SignalSeen { .. } | Self::CoinRecovered { .. } => Severity::Note,
@@ -202,7 +202,7 @@ impl WatchNotice {
         }
     }
 
-    /// What it is about: the same thing is not told again at every block.
+    /// The subject of the notice, so that it is not repeated at every block.
     pub(super) fn subject(&self) -> (&'static str, Txid, Option<OutPoint>, bool) {
         match self {
             Self::SignalSeen { txid, block, .. } => ("signal", *txid, None, block.is_some()),
@@ -241,7 +241,7 @@ impl WatchNotice {
                 signers.text()
             ),
             Self::CoinRecovered { beacon_address, txid, block, .. } => {
-                format!("{beacon_address}: the operator took its coin back with {txid} {}", place(block))
+                format!("{beacon_address}: the operator recovered its coin with {txid} {}", place(block))
             }
             Self::RecoveryNear { beacon_address, outpoint, value, height, blocks, expected } => {
                 let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(*expected);
@@ -261,10 +261,10 @@ impl WatchNotice {
     }
 }
 
-/// What a member is to be told, given the coins and the spends of `beacon` and the transactions that spend. `warn_blocks` is
-/// how many blocks before the end of a timelock the warnings begin.
+/// The notices for a member, given the coins and the spends of `beacon` and the spending transactions. `warn_blocks` is
+/// how many blocks before the end of a timelock the warnings start.
 ///
-/// A spend whose transaction is not there has left the mempool again.
+/// A spend whose transaction is missing has left the mempool again.
 pub fn judge(
     beacon: &WatchedBeacon,
     activity: &Activity,
@@ -300,12 +300,12 @@ pub fn judge(
     notices
 }
 
-/// What a spend is; none when it is the controller's own business.
+/// The notice for a spend; `None` when it is the controller's own payment.
 fn of_spend(beacon: &WatchedBeacon, spend: &Spend, transaction: &Transaction) -> Option<WatchNotice> {
     let beacon_address = beacon.beacon.address();
     let (txid, outpoint, block) = (spend.by, spend.outpoint, spend.place.block().copied());
     let input = transaction.input.iter().find(|input| input.previous_output == outpoint);
-    // A chain that says so of a transaction without that input is wrong: nobody is to be reassured by it.
+    // A chain that reports a spend by a transaction without that input is wrong: it must not suppress the alarm.
     let signers = match &beacon.beacon {
         Beacon::Cohort(output) => input.map_or(Signers::SomeMembers, |input| Signers::of(input, output)),
         Beacon::Initial(_) => Signers::Controller,

@@ -1,4 +1,4 @@
-//! Asks the chain about a member's beacons, and says what is new.
+//! Queries the chain about a member's beacons, and returns new notices.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,20 +24,20 @@ pub struct Watcher {
 struct Followed {
     beacon: WatchedBeacon,
     ledger: Ledger,
-    /// The transactions that spend from it, as long as the ledger lists them.
+    /// The transactions that spend from it, while the ledger lists them.
     transactions: BTreeMap<Txid, Transaction>,
-    /// What was told, as long as it is true.
-    told: BTreeSet<(&'static str, Txid, Option<OutPoint>, bool)>,
+    /// The subjects of the notices that were sent and are still true.
+    sent: BTreeSet<(&'static str, Txid, Option<OutPoint>, bool)>,
 }
 
 impl Watcher {
-    /// Follows nothing yet. Spends are looked for in the last `look_back` blocks, and from then on in every one; warnings
-    /// begin `warn_blocks` before a timelock passes.
+    /// Follows nothing yet. Spends are searched in the last `look_back` blocks, and then in every new one. Warnings
+    /// start `warn_blocks` before a timelock passes.
     pub fn new(chain: Arc<dyn Chain>, look_back: u32, warn_blocks: u32) -> Self {
         Self { chain, warn_blocks, look_back, beacons: BTreeMap::new() }
     }
 
-    /// Follows these beacons, and goes on with those that it followed before.
+    /// Follows these beacons, and continues with those that it already follows.
     pub fn follow(&mut self, beacons: BTreeMap<ScriptBuf, WatchedBeacon>) {
         let mut before = std::mem::take(&mut self.beacons);
         self.beacons = beacons
@@ -46,14 +46,14 @@ impl Watcher {
                 let followed = match before.remove(&script) {
                     Some(followed) => Followed { beacon, ..followed },
                     None => Followed {
-                        // Of a DID's own coins nothing has to be known but what they announce.
+                        // For a DID's own coins only their signals matter.
                         ledger: match beacon.beacon {
                             Beacon::Cohort(_) => Ledger::new(script.clone(), self.look_back),
                             Beacon::Initial(_) => Ledger::unlisted(script.clone(), self.look_back),
                         },
                         beacon,
                         transactions: BTreeMap::new(),
-                        told: BTreeSet::new(),
+                        sent: BTreeSet::new(),
                     },
                 };
                 (script, followed)
@@ -61,20 +61,20 @@ impl Watcher {
             .collect();
     }
 
-    /// How many beacons it follows.
+    /// The number of beacons that it follows.
     pub fn len(&self) -> usize {
         self.beacons.len()
     }
 
-    /// Whether there is nothing to follow.
+    /// Whether it follows no beacon.
     pub fn is_empty(&self) -> bool {
         self.beacons.is_empty()
     }
 
-    /// What is new since the last time.
+    /// The new notices since the last call.
     ///
     /// # Errors
-    /// What the chain says. What was found before that is found again the next time.
+    /// Those of the chain. Results that were found before the error are found again by the next call.
     pub async fn poll(&mut self) -> Result<Vec<WatchNotice>, ChainError> {
         let mut found = Vec::new();
         let mut ledgers: Vec<_> = self.beacons.values_mut().map(|followed| &mut followed.ledger).collect();
@@ -84,11 +84,11 @@ impl Watcher {
             let notices = judge(&followed.beacon, &activity, &followed.transactions, self.warn_blocks);
             found.push((followed, notices));
         }
-        // Told only when all could be asked: what this returns is all that anybody hears.
+        // Updated only when all beacons were queried: on an error the caller receives no notices.
         let mut news = Vec::new();
         for (followed, notices) in found {
-            let known = std::mem::take(&mut followed.told);
-            followed.told = notices.iter().map(WatchNotice::subject).collect();
+            let known = std::mem::take(&mut followed.sent);
+            followed.sent = notices.iter().map(WatchNotice::subject).collect();
             news.extend(notices.into_iter().filter(|notice| !known.contains(&notice.subject())));
         }
         Ok(news)

@@ -170,7 +170,7 @@ async fn a_node_that_lies_is_found_out() {
 #[actix_rt::test]
 async fn a_node_that_fails_is_the_worlds_fault_and_says_why() {
     for (behaviour, words) in [
-        (Behaviour::Broken, r"the node says: pin: \u{1b}[2Jrepo is locked"),
+        (Behaviour::Broken, r"the node reports: pin: \u{1b}[2Jrepo is locked"),
         (Behaviour::Website, "HTTP 404 Not Found: is this the RPC API"),
         (Behaviour::Redirects, "HTTP 307 Temporary Redirect"),
     ] {

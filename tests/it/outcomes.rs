@@ -158,7 +158,7 @@ fn who_is_stopped_while_its_signature_is_out_has_not_succeeded() {
     member.signal("-TERM");
     let (status, result, _) = ended(member);
     assert_eq!((status, &result["ok"]), (Some(1), &json!(false)));
-    assert!(text(&result["reason"]).contains("our signature is out"), "{result}");
+    assert!(text(&result["reason"]).contains("our signature was sent"), "{result}");
     drop((service, silent));
 }
 

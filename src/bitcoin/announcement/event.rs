@@ -50,7 +50,7 @@ impl AnnouncementFailure {
 /// A fact of an announcement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
-#[allow(missing_docs, reason = "`at` is when it became known; the other fields are what their names and types say")]
+#[allow(missing_docs, reason = "`at` is when it became known; the names and types describe the other fields")]
 pub enum AnnouncementEvent {
     /// The beacon address is watched from now on.
     WatchStarted { at: Timestamp, script: ScriptBuf, deadline: Timestamp },

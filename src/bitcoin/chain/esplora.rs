@@ -86,7 +86,7 @@ impl EsploraChain {
             let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
             *pause = Some(pause.map_or(until, |pause| pause.max(until)));
         }
-        Err(ChainError::Unavailable(format!("{}: too many requests (429), however slowly we ask", self.url)))
+        Err(ChainError::Unavailable(format!("{}: too many requests (429), even after pauses", self.url)))
     }
 
     /// Waits until the pause that the server asked for is over.

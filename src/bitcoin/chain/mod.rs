@@ -236,7 +236,7 @@ pub enum ChainError {
     #[error("the node has pruned blocks that are needed: {0}; look back less far, or use a node that has them")]
     Pruned(String),
     /// Its answer is not valid.
-    #[error("an answer that makes no sense: {0}")]
+    #[error("invalid answer: {0}")]
     BadAnswer(String),
 }
 

@@ -89,7 +89,7 @@ impl FromStr for TimeoutRule {
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.split(',').map(str::trim);
         let rule = parts.next().and_then(|rule| rule.split_once('='));
-        let (phase, then) = rule.ok_or("PHASE=ANSWER expected, `updates=reform` say")?;
+        let (phase, then) = rule.ok_or("PHASE=ANSWER expected, e.g. `updates=reform`")?;
         let phase: TimedPhase = phase.parse().map_err(|error: RuleError| error.to_string())?;
         let then = then.parse().map_err(|error: RuleError| error.to_string())?;
         let mut rule = PhaseRule { timeout: None, extensions: 0, then };

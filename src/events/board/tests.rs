@@ -1,4 +1,4 @@
-//! What people read about cohorts with several members, and about several cohorts.
+//! The lines for people about cohorts with several members, and about several cohorts.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
@@ -37,7 +37,7 @@ fn output(members: u8, threshold: u16) -> Arc<BeaconOutput> {
     Arc::new(BeaconOutput::new(Arc::new(aggregation), Network::Regtest, &tree).unwrap())
 }
 
-/// A service with a cohort, as its operator sees it.
+/// A service with a cohort, from the operator's view.
 struct Seen {
     printer: Printer,
     cohort_id: CohortId,
@@ -61,7 +61,7 @@ impl Seen {
         self
     }
 
-    /// So many members are admitted, and the cohort forms.
+    /// Admits so many members, and forms the cohort.
     fn formed(self, members: u8) -> Self {
         for number in 1..=members {
             self.line(&N::ParticipantAccepted { cohort_id: self.cohort_id.clone(), participant: did(number) });
@@ -111,7 +111,7 @@ fn contributions_are_counted_and_the_last_missing_are_named() {
     seen.signs();
     assert_eq!(seen.nonce(1), format!("  {} sent its nonce (1 of 5)", did(1)), "four names are too many");
     let missing = |numbers: &[u8]| {
-        // In the order of their texts, as everywhere.
+        // In the order of their text, as everywhere.
         let mut names: Vec<_> = numbers.iter().map(|number| did(*number).to_string()).collect();
         names.sort();
         names.join(", ")
@@ -148,7 +148,7 @@ fn the_fallback_is_counted_by_what_it_takes() {
         seen.line(&N::FallbackSignatureReceived { cohort_id, session_id, participant: did(number) })
     };
     assert!(signed(1).contains("signed the fallback (1 of the 2 that it takes); missing: "));
-    assert!(signed(2).ends_with("(2 of the 2 that it takes)"), "enough, and nobody is missing");
+    assert!(signed(2).ends_with("(2 of the 2 that it takes)"), "enough, and no member is missing");
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn after_a_restart_nobody_is_named_who_may_have_contributed() {
         |output| N::CohortRecovered { cohort_id: seen.cohort_id.clone(), phase: PhaseKind::Signing, output };
     seen.line(&recovered(Some(output(3, 2))));
     assert!(seen.nonce(1).ends_with("sent its nonce (at least 1 of 3)"));
-    // A phase that begins now is seen from its beginning; who the members are is not known.
+    // A phase that starts now is followed from its start; the members are not known.
     seen.signs();
     assert!(seen.nonce(2).ends_with("sent its nonce (1 of 3)"));
 }

@@ -1,8 +1,8 @@
 //! One cohort at a time: two updates of one version would contradict each other.
 //!
-//! A cohort that does not answer holds nobody up: an advert may be older than its cohort's end, on a relay above all. So
-//! another one is joined as well when the first has not accepted us in a while, and the update goes to whichever forms
-//! first; the other one is declined.
+//! A cohort that does not answer must not block the member: an advert may be older than its cohort's end, especially on
+//! a relay. A second cohort is therefore joined if the first has not accepted us within a time limit. The update goes
+//! to the cohort that forms first; the other one is declined.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -13,19 +13,19 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::protocol::id::CohortId;
 
-/// How long a cohort may take to accept us before another one is joined as well.
+/// How long a cohort may take to accept us before another one is joined too.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How long a cohort that has accepted us may take to form before another one is joined as well: its service may have been started
-/// again without any memory of it.
+/// How long a cohort that has accepted us may take to form before another one is joined too: its service may have
+/// restarted without its state.
 const FORMING: Duration = Duration::from_secs(300);
 
-/// How many adverts may wait for their turn; strangers can send any number.
+/// How many adverts may wait for their turn; unauthenticated peers can send any number.
 const WAITING: usize = 32;
 
-/// The member's place in a cohort, free or taken.
+/// The member's slot for a cohort, free or taken.
 #[derive(Default)]
-pub(super) struct Place {
+pub(super) struct Slot {
     state: Mutex<State>,
     changed: Notify,
 }
@@ -51,7 +51,7 @@ enum Progress {
 }
 
 impl Joined {
-    /// From when on another cohort may be joined as well; never, once it has formed.
+    /// When another cohort may be joined too; never, once it has formed.
     fn waits_until(&self) -> Option<Instant> {
         match self.progress {
             Progress::Asked => Some(self.since + GRACE),
@@ -61,13 +61,13 @@ impl Joined {
     }
 }
 
-impl Place {
+impl Slot {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing that could panic happens while the state is half changed.
+        // No code panics while the state is half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `cohort_id` may be joined. `false` when too many wait already.
+    /// Waits until `cohort_id` may be joined. Returns `false` if too many adverts wait already.
     pub(super) async fn take(&self, cohort_id: &CohortId) -> bool {
         {
             let mut state = self.state();
@@ -77,7 +77,7 @@ impl Place {
             state.waiting += 1;
         }
         loop {
-            // Before looking: what changes from here on is not missed.
+            // Registered before the check, so that no change is missed.
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
@@ -103,7 +103,7 @@ impl Place {
         }
     }
 
-    /// Takes the place for a cohort that was joined before the program was started again.
+    /// Takes the slot for a cohort that was joined before the restart.
     pub(super) fn resume(&self, cohort_id: &CohortId, updating: bool) {
         let mut state = self.state();
         if updating {
@@ -113,7 +113,7 @@ impl Place {
         state.joined = Some(Joined { cohort_id: cohort_id.clone(), progress, since });
     }
 
-    /// The cohort has answered.
+    /// The cohort has accepted us.
     pub(super) fn accepted(&self, cohort_id: &CohortId) {
         self.progress(cohort_id, Progress::Accepted);
     }
@@ -145,12 +145,12 @@ impl Place {
         self.changed.notify_waiters();
     }
 
-    /// Whether our update is in this cohort.
+    /// Whether our update was submitted in this cohort.
     pub(super) fn is_updating(&self, cohort_id: &CohortId) -> bool {
         self.state().updating.as_ref() == Some(cohort_id)
     }
 
-    /// Whether our update goes to this cohort: to the first that forms.
+    /// Whether our update goes to this cohort: it goes to the first that forms.
     pub(super) fn may_update(&self, cohort_id: &CohortId) -> bool {
         self.state().updating.get_or_insert_with(|| cohort_id.clone()) == cohort_id
     }
@@ -166,68 +166,68 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_cohort_that_does_not_answer_holds_nobody_up() {
-        let place = Place::default();
-        assert!(place.take(&id("dead")).await);
+        let slot = Slot::default();
+        assert!(slot.take(&id("dead")).await);
         let asked = Instant::now();
-        assert!(place.take(&id("alive")).await);
+        assert!(slot.take(&id("alive")).await);
         assert_eq!(asked.elapsed(), GRACE);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_cohort_that_does_not_form_holds_nobody_up() {
-        let place = Place::default();
-        assert!(place.take(&id("forgotten")).await);
-        place.accepted(&id("forgotten"));
+        let slot = Slot::default();
+        assert!(slot.take(&id("forgotten")).await);
+        slot.accepted(&id("forgotten"));
         let asked = Instant::now();
-        assert!(place.take(&id("alive")).await);
+        assert!(slot.take(&id("alive")).await);
         assert_eq!(asked.elapsed(), FORMING);
     }
 
     #[tokio::test(start_paused = true)]
     async fn whose_cohort_formed_stays_until_it_is_over() {
-        let place = Place::default();
-        assert!(place.take(&id("first")).await);
-        place.accepted(&id("first"));
-        place.formed(&id("first"));
+        let slot = Slot::default();
+        assert!(slot.take(&id("first")).await);
+        slot.accepted(&id("first"));
+        slot.formed(&id("first"));
         let second = id("second");
-        let waiting = place.take(&second);
+        let waiting = slot.take(&second);
         tokio::pin!(waiting);
         assert!(tokio::time::timeout(GRACE * 100, &mut waiting).await.is_err());
-        place.leave(&id("another"));
+        slot.leave(&id("another"));
         assert!(tokio::time::timeout(GRACE, &mut waiting).await.is_err());
-        place.leave(&id("first"));
+        slot.leave(&id("first"));
         assert!(tokio::time::timeout(Duration::ZERO, waiting).await.unwrap());
     }
 
     #[test]
     fn the_update_goes_to_the_cohort_that_forms_first() {
-        let place = Place::default();
-        assert!(place.may_update(&id("first")));
-        assert!(!place.may_update(&id("second")));
-        assert!(place.may_update(&id("first")));
-        place.leave(&id("first"));
-        assert!(place.may_update(&id("second")));
+        let slot = Slot::default();
+        assert!(slot.may_update(&id("first")));
+        assert!(!slot.may_update(&id("second")));
+        assert!(slot.may_update(&id("first")));
+        slot.leave(&id("first"));
+        assert!(slot.may_update(&id("second")));
     }
 
     #[test]
     fn after_a_restart_the_update_stays_where_it_is() {
-        let place = Place::default();
-        place.resume(&id("first"), true);
-        place.resume(&id("second"), false);
-        assert!(!place.may_update(&id("second")));
-        assert!(place.may_update(&id("first")));
+        let slot = Slot::default();
+        slot.resume(&id("first"), true);
+        slot.resume(&id("second"), false);
+        assert!(!slot.may_update(&id("second")));
+        assert!(slot.may_update(&id("first")));
     }
 
     #[tokio::test(start_paused = true)]
     async fn only_so_many_wait() {
-        let place = std::sync::Arc::new(Place::default());
-        assert!(place.take(&id("first")).await);
-        place.formed(&id("first"));
+        let slot = std::sync::Arc::new(Slot::default());
+        assert!(slot.take(&id("first")).await);
+        slot.formed(&id("first"));
         for number in 0..WAITING {
-            let place = std::sync::Arc::clone(&place);
-            tokio::spawn(async move { place.take(&id(&format!("waiting-{number}"))).await });
+            let slot = std::sync::Arc::clone(&slot);
+            tokio::spawn(async move { slot.take(&id(&format!("waiting-{number}"))).await });
         }
         tokio::task::yield_now().await;
-        assert!(!place.take(&id("one-too-many")).await);
+        assert!(!slot.take(&id("one-too-many")).await);
     }
 }

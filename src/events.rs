@@ -457,7 +457,8 @@ fn participant_text(step: &ParticipantNotice) -> String {
             Known::Seen => format!("cohort {cohort_id} is over: its signed transaction was seen"),
             Known::Reported => {
                 format!(
-                    "cohort {cohort_id} is over: the service reports that it was signed, but does not send the transaction"
+                    "cohort {cohort_id} is over: the service reports that it was signed, but does not send \
+                     the transaction"
                 )
             }
             Known::SignedByUs => format!("cohort {cohort_id} is over for us, and how it ended is not known"),

@@ -2,8 +2,8 @@
 //! transactions by BIP-340 and by Bitcoin Core's own consensus code. The protocol crate builds beacon transactions.
 //!
 //! - [`chain`]: the port, and the three that implement it.
-//! - [`announcement`]: a cohort's announcement from the first deposit to a final signal, as a state machine; [`watch`]
-//! drives it.
+//! - [`announcement`]: a cohort's announcement from the first deposit to a final signal, as a state machine;
+//!   [`watch`] drives it.
 //! - [`claims`]: the coins and transactions of the announcements of one address.
 //! - [`operator`]: the service's policy with a chain; [`offline`] is one without. [`notice`]: what subscribers receive.
 //! - [`fees`] and [`change`]: what a transaction pays, and how a stuck one is bumped.

@@ -229,12 +229,12 @@ impl Ledger {
             (None, None) => NextUpdate::Next { document, version },
             (None, Some(same)) => NextUpdate::Again { update: same.update.clone(), document, version },
             (Some(Approval { standing: Standing::Signed, cohort_id, .. }), _) => NextUpdate::Blocked(format!(
-                "another update is signed as version {next} in cohort {cohort_id}, and not confirmed yet: the next update \
-                 has to start from that version; wait until it is confirmed"
+                "another update is signed as version {next} in cohort {cohort_id}, and not confirmed yet: the \
+                 next update has to start from that version; wait until it is confirmed"
             )),
             (Some(Approval { standing: Standing::Announced, cohort_id, .. }), _) => NextUpdate::Blocked(format!(
-                "another update is announced as version {next} in cohort {cohort_id}: the next update has to start from that \
-                 version (without --source-document it does)"
+                "another update is announced as version {next} in cohort {cohort_id}: the next update has \
+                 to start from that version (without --source-document it does)"
             )),
             (Some(Approval { cohort_id: other, .. }), _) => NextUpdate::Blocked(format!(
                 "another update of version {next} {} and may still be announced; two different updates of one version end a DID. \

@@ -389,14 +389,15 @@ impl<'a> Member<'a> {
             (None, Known::Reported, _) => (
                 false,
                 format!(
-                    "{what} the signal {signal}; the service reports that its transaction is signed, but has not sent it"
+                    "{what} the signal {signal}; the service reports that its transaction is signed, but \
+                     has not sent it"
                 ),
             ),
             _ => (
                 false,
                 format!(
-                    "{what} the signal {signal}, and our signature was sent; whether it is announced is NOT known. Watch {} \
-                     (btcr2-aggregation watch)",
+                    "{what} the signal {signal}, and our signature was sent; whether it is announced is NOT known. \
+                     Watch {} (btcr2-aggregation watch)",
                     record.output.address()
                 ),
             ),

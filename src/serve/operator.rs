@@ -128,7 +128,10 @@ impl Operator {
         let mut rules = chain.rules(chain.change.clone().unwrap_or_else(|| own.clone()))?;
         rules.change_is_ours = rules.change == own;
         if !rules.change_is_ours {
-            printer.warn("--change: a stuck transaction cannot be bumped, because the service does not have the key of the change");
+            printer.warn(
+                "--change: a stuck transaction cannot be bumped, because the service does not have the key of the \
+                 change",
+            );
         }
         let connected = loop {
             match chain.source.connect(config.network).await {

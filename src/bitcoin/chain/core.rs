@@ -150,7 +150,8 @@ impl CoreChain {
                 // A node writes its cookie some time after it starts to listen. Until then the file has the cookie of
                 // its previous run.
                 CoreAuth::Cookie(path) => self.unreachable(&format!(
-                    "it refuses the cookie in {}: it belongs to a previous run, if the node is starting, or to another node",
+                    "it refuses the cookie in {}: the file is from a previous run, if the node is starting, or \
+                     from another node",
                     path.display()
                 )),
                 CoreAuth::Password { user, .. } => {

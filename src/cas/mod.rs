@@ -30,7 +30,7 @@ pub use self::{
     content::{Content, ContentError, ContentHash, ContentHashError, MAX_CONTENT},
     directory::Directory,
     ipfs::Ipfs,
-    publication::{Held, Publication, PublicationReport, StoreReport},
+    publication::{IncompletePublication, Publication, PublicationReport, StoreReport},
 };
 
 /// The default time limit of a request to a node.

@@ -23,12 +23,12 @@ impl Publication {
     /// fail, or hang, as well.
     ///
     /// # Errors
-    /// [`Held`] when a store failed and [`Self::hold_on_failure`] is set. Publishing again later is harmless.
-    pub async fn publish(&self, contents: &[Content]) -> Result<PublicationReport, Held> {
+    /// [`IncompletePublication`] when a store failed and [`Self::hold_on_failure`] is set. Publishing again later is harmless.
+    pub async fn publish(&self, contents: &[Content]) -> Result<PublicationReport, IncompletePublication> {
         let report = PublicationReport {
             stores: join_all(self.stores.iter().map(|store| publish_to(&**store, contents))).await,
         };
-        if self.hold_on_failure && !report.is_complete() { Err(Held(report)) } else { Ok(report) }
+        if self.hold_on_failure && !report.is_complete() { Err(IncompletePublication(report)) } else { Ok(report) }
     }
 }
 
@@ -81,9 +81,9 @@ pub struct StoreReport {
 
 /// An incomplete publication that must be complete before anything is announced.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub struct Held(pub PublicationReport);
+pub struct IncompletePublication(pub PublicationReport);
 
-impl fmt::Display for Held {
+impl fmt::Display for IncompletePublication {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("not everything is published")?;
         self.0.failures().try_for_each(|error| write!(f, "; {error}"))

@@ -77,7 +77,7 @@ enum WatchFailure {
     #[error("the vault has beacons on {0}: choose one with --network")]
     SeveralNetworks(String),
     #[error("there is nothing to watch: the vault has no beacon of that DID and network")]
-    Nothing,
+    NothingToWatch,
     #[error("--chain: {0}")]
     Source(#[from] SourceError),
     #[error(transparent)]
@@ -88,7 +88,7 @@ impl Failure for WatchFailure {
     fn status(&self) -> u8 {
         match self {
             Self::SeveralNetworks(_) | Self::Source(_) => 2,
-            Self::Read(_) | Self::Damaged(_) | Self::Nothing | Self::Chain(_) => 1,
+            Self::Read(_) | Self::Damaged(_) | Self::NothingToWatch | Self::Chain(_) => 1,
         }
     }
 }
@@ -126,7 +126,7 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
     };
     let found = of_network(&contents);
     if found.is_empty() {
-        return Err(WatchFailure::Nothing);
+        return Err(WatchFailure::NothingToWatch);
     }
     let chain = connect(args, source, network, &printer).await?;
     let mut watcher = Watcher::new(chain, args.look_back, args.warn_blocks);
@@ -181,7 +181,7 @@ fn network(args: &WatchArgs, contents: &VaultContents) -> Result<Network, WatchF
         let names: Vec<_> = networks.into_iter().collect();
         return Err(WatchFailure::SeveralNetworks(names.join(", ")));
     }
-    contents.entries.first().map(|entry| entry.record.output.network()).ok_or(WatchFailure::Nothing)
+    contents.entries.first().map(|entry| entry.record.output.network()).ok_or(WatchFailure::NothingToWatch)
 }
 
 /// Connects. Retries a chain that does not answer, unless it is to look only once.

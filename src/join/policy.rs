@@ -281,7 +281,7 @@ impl MemberPolicy {
     /// Publishes the update, if configured. Returns `false` if that failed and the update must not be announced.
     async fn publish(&self, update: &SignedUpdate) -> bool {
         let published = match Content::try_from(update) {
-            Ok(content) => self.publication.publish(&[content]).await.map_err(|held| held.to_string()),
+            Ok(content) => self.publication.publish(&[content]).await.map_err(|incomplete| incomplete.to_string()),
             Err(error) => Err(error.to_string()),
         };
         match published {

@@ -208,7 +208,7 @@ impl ServicePolicy for Publisher {
                 }
             }
             // A resolver that does not find the content cannot resolve: announcing later is better.
-            Err(held) => return Err(PolicyError::Retry(Retry(held.to_string()))),
+            Err(incomplete) => return Err(PolicyError::Retry(Retry(incomplete.to_string()))),
         }
         match &self.operator {
             Operator::Offline => OfflineOperator.beacon_transaction(request).await,

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use crate::common::{
     Operator, World, cohort,
     peers::{Peer, note},
-    relays::{Mood, Moody, absent, config, loopback, relay, transport},
+    relays::{Mood, Moody, absent, config, loopback, relay, subscribed, transport},
     rounds::{complete, members_on, quick, run, service_on},
 };
 use btcr2_aggregation_actors::transport::Delivery;
@@ -34,6 +34,23 @@ fn events_that_nobody_asked_for_are_nobodys_fault() {
         let subscriptions = relay.subscriptions.lock().unwrap().clone();
         let different: BTreeSet<_> = subscriptions.iter().collect();
         assert!(subscriptions.len() >= 8 && different.len() == subscriptions.len(), "{subscriptions:?}");
+    });
+}
+
+#[test]
+fn connections_ask_for_adverts_of_different_times() {
+    run(async {
+        let good = relay().await;
+        let relay = Moody::start(&good, Mood::Keeps).await;
+        let world = World::new();
+        let nostr = transport(config(&[&relay.url]), world.clock);
+        members_on(&world, 8, || nostr.clone()).await;
+        subscribed(&nostr, 8).await;
+        // A relay may give the same answer to the same question for a while.
+        let filters = relay.filters.lock().unwrap().clone();
+        let since: Vec<_> = filters.iter().filter_map(|filter| filter["since"].as_u64()).collect();
+        let different: BTreeSet<_> = since.iter().collect();
+        assert!(since.len() == 8 && different.len() > 2, "{since:?}");
     });
 }
 

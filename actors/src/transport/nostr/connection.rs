@@ -33,6 +33,9 @@ use crate::{
     tree::{self, Row},
 };
 
+/// How many seconds older than needed the adverts may be that a connection asks for. It differs by connection.
+const MAX_EXTRA_LOOK_BACK: u32 = 256;
+
 /// How often expired events are removed.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -170,7 +173,10 @@ impl NostrConnection {
             }
         });
         let own = self.identity.public_key().x_only();
-        let adverts_since = self.adverts_since;
+        // Some relays repeat their answer to an equal filter for a while, whatever has arrived in between. Adverts that are older than
+        // needed are ignored.
+        let earlier = Duration::from_secs((self.rng.next_u32() % MAX_EXTRA_LOOK_BACK).into());
+        let adverts_since = self.adverts_since.map(|since| since - earlier);
         let tag = format!("{:016x}", self.rng.next_u64());
         let signer = Arc::clone(&self.signer);
         let assignment = Assignment { relay, url: url.clone(), number, tag, own, signer, adverts_since };

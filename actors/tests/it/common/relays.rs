@@ -91,6 +91,8 @@ pub struct Moody {
     pub events: Arc<AtomicUsize>,
     /// The identifiers of all subscriptions that were made, each as often as it was.
     pub subscriptions: Arc<Mutex<Vec<String>>>,
+    /// Their filters.
+    pub filters: Arc<Mutex<Vec<Value>>>,
 }
 
 /// What the connections to one proxy share.
@@ -99,6 +101,7 @@ struct Shared {
     mood: Mood,
     events: Arc<AtomicUsize>,
     subscriptions: Arc<Mutex<Vec<String>>>,
+    filters: Arc<Mutex<Vec<Value>>>,
     everything: broadcast::Sender<Value>,
 }
 
@@ -109,15 +112,21 @@ impl Moody {
         let events = Arc::new(AtomicUsize::new(0));
         let target = relay.url().to_owned();
         let subscriptions = Arc::<Mutex<Vec<String>>>::default();
+        let filters = Arc::<Mutex<Vec<Value>>>::default();
         let (everything, _) = broadcast::channel(1024);
-        let shared =
-            Shared { mood, events: Arc::clone(&events), subscriptions: Arc::clone(&subscriptions), everything };
+        let shared = Shared {
+            mood,
+            events: Arc::clone(&events),
+            subscriptions: Arc::clone(&subscriptions),
+            filters: Arc::clone(&filters),
+            everything,
+        };
         actix_rt::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 actix_rt::spawn(serve(client, target.clone(), shared.clone()));
             }
         });
-        Self { url, events, subscriptions }
+        Self { url, events, subscriptions, filters }
     }
 }
 
@@ -139,6 +148,7 @@ async fn serve(client: TcpStream, target: String, shared: Shared) {
                     Some("REQ") => {
                         let id = value[1].as_str().unwrap_or_default().to_owned();
                         shared.subscriptions.lock().unwrap().push(id.clone());
+                        shared.filters.lock().unwrap().push(value[2].clone());
                         asked.lock().unwrap().push(id);
                     }
                     Some("EVENT") => drop(shared.everything.send(value[1].clone())),

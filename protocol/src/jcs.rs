@@ -19,7 +19,7 @@ pub const MAX_DEPTH: usize = 128;
 pub(crate) const MAX_BODY_DEPTH: usize = MAX_DEPTH - 3;
 
 /// The deepest nesting of a document in a body. What is deeper is refused whichever way it comes: it could not be forwarded, nor
-/// be read again from a journal, where it lies as deep.
+/// be read again from a journal, where it is as deep.
 pub(crate) const MAX_DOCUMENT_DEPTH: usize = MAX_BODY_DEPTH - 1;
 
 /// A value that has no canonical form.

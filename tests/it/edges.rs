@@ -643,7 +643,7 @@ fn an_update_that_ends_the_did_is_refused_unless_meant() {
     let add = |path: &str, value: Value| json!([{ "op": "add", "path": path, "value": value }]);
     let again = json!({ "id": format!("{did}#again"), "type": "SingletonBeacon", "serviceEndpoint": beacon });
     for (patch, problem) in [
-        (json!([{ "op": "remove", "path": "/verificationMethod/0" }]), "nobody can update the DID"),
+        (json!([{ "op": "remove", "path": "/verificationMethod/0" }]), "the DID cannot be updated"),
         (add("/capabilityInvocation", json!([])), "capabilityInvocation is empty"),
         (add("/service", json!([])), "there is no beacon"),
         (add("/service/-", again), "in the document twice"),

@@ -1,7 +1,7 @@
 //! Initial DID documents (did:btcr2 specification, "Create" and "Resolve"), and the key that may update a document.
 //!
 //! Both kinds of identifier fix their first document: a KEY identifier by a rule that derives it from the key, an EXTERNAL
-//! one by the hash of a genesis document that its controller shows. So whoever checks a first update knows the document
+//! one by the hash of a genesis document that its controller shows. So the verifier of a first update knows the document
 //! that it starts from.
 
 mod beacons;
@@ -38,7 +38,7 @@ const MULTIKEY_MAX_CHARS: usize = 48;
 /// Why a document does not give what was asked of it.
 #[derive(Debug, thiserror::Error)]
 pub enum DocumentError {
-    /// An EXTERNAL identifier says nothing about its keys without its genesis document.
+    /// An EXTERNAL identifier determines no keys without its genesis document.
     #[error("the genesis document of this EXTERNAL identifier is missing")]
     GenesisDocumentMissing,
     /// The genesis document is not the one that the identifier commits to.
@@ -53,9 +53,9 @@ pub enum DocumentError {
     /// The document does not conform to DID Core v1.1.
     #[error("the document does not conform to DID Core v1.1: {0} (rules I-4 and U-15)")]
     NotConformant(#[from] NotConformant),
-    /// Nobody can update the document with a key that can be read.
+    /// No method in `capabilityInvocation` has a key that can be read, so that the document cannot be updated.
     #[error(
-        "capabilityInvocation names no Multikey of a compressed secp256k1 key: nobody could update the document"
+        "capabilityInvocation names no Multikey of a compressed secp256k1 key: the document could never be updated"
     )]
     NoUsableMethod,
     /// No member of `capabilityInvocation` has this key.

@@ -1,4 +1,4 @@
-//! What the method allows and hardly anybody means: a document after which nothing can be announced, or nobody can sign.
+//! What the method allows and a controller hardly ever wants: a document after which nothing can be announced or signed.
 //!
 //! Every rule of the specification holds for such a document, and an announcement cannot be taken back. A controller's
 //! program asks here before it signs or announces.
@@ -48,20 +48,20 @@ impl fmt::Display for Concern {
         match self {
             Self::IdChanged => write!(f, "the document's id is another one afterwards"),
             Self::NoVerificationMethod => {
-                write!(f, "no key is left: nobody can update the DID any more, not even to deactivate it")
+                write!(f, "no key is left: the DID cannot be updated any more, not even to deactivate it")
             }
             Self::NoInvocation => write!(
                 f,
-                "capabilityInvocation is empty: nobody can update the DID any more, not even to deactivate it"
+                "capabilityInvocation is empty: the DID cannot be updated any more, not even to deactivate it"
             ),
             Self::NoUsableKey => write!(
                 f,
-                "capabilityInvocation has no Multikey of a compressed secp256k1 key: nobody can update the DID any more"
+                "capabilityInvocation has no Multikey of a compressed secp256k1 key: the DID cannot be updated any more"
             ),
             Self::NoBeacon => write!(f, "there is no beacon: no update of the DID can be announced any more"),
             Self::BeaconTwice { address } => write!(f, "the beacon at {address} is in the document twice"),
             Self::ServiceTwice { id } => write!(f, "two services have the id {id}"),
-            Self::SecretKey { place } => write!(f, "there is a secret key at {place}, which everybody could read"),
+            Self::SecretKey { place } => write!(f, "there is a secret key at {place}, which would be public"),
         }
     }
 }
@@ -85,7 +85,7 @@ pub fn genesis_concerns(genesis: &Value) -> Vec<Concern> {
     faults(genesis).into_iter().collect()
 }
 
-/// Secret keys in any JSON: in a patch, whose document is not known, say.
+/// Secret keys in any JSON, e.g. in a patch whose document is not known.
 pub fn secret_concerns(value: &Value) -> Vec<Concern> {
     let mut concerns = BTreeSet::new();
     secrets(value, &mut String::new(), &mut concerns);

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     error::{Missing, MissingData, ProofFault, ResolutionError},
-    history::{Event, Says, Source},
+    history::{Event, Finding, Source},
     need::{Content, ContentKind, Need},
     sidecar::{GivenUpdate, SidecarData, hash, read_update},
     signal::{BeaconKind, BeaconSignal},
@@ -67,13 +67,13 @@ impl Reading {
         round: u32,
         signal: Arc<BeaconSignal>,
     ) -> (Event, Result<Option<Announced>, ResolutionError>) {
-        let says = match &self.said {
-            Ok(None) => Says::NoEntry,
-            Ok(Some(announced)) => Says::Update { hash: *announced.update.hash(), version: announced.version },
-            Err(ResolutionError::Missing(missing)) => Says::Missing { missing: missing.data },
-            Err(error) => Says::Invalid { reason: error.to_string() },
+        let finding = match &self.said {
+            Ok(None) => Finding::NoEntry,
+            Ok(Some(announced)) => Finding::Update { hash: *announced.update.hash(), version: announced.version },
+            Err(ResolutionError::Missing(missing)) => Finding::Missing { missing: missing.data },
+            Err(error) => Finding::Invalid { reason: error.to_string() },
         };
-        let event = Event::Signal { round, signal, says, announcement: self.announcement, update: self.update };
+        let event = Event::Signal { round, signal, finding, announcement: self.announcement, update: self.update };
         (event, self.said)
     }
 }

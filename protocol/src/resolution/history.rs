@@ -70,7 +70,7 @@ pub struct IgnoredSignal {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum Says {
+pub enum Finding {
     /// Nothing: the announcement has no entry of the DID, or its SMT leaf has no update.
     NoEntry,
     /// This update.
@@ -130,7 +130,7 @@ pub enum Event {
         /// The signal.
         signal: Arc<BeaconSignal>,
         /// What it announces for the DID.
-        says: Says,
+        finding: Finding,
         /// Where the CAS Announcement or the SMT proof came from, if it needed one and has it.
         #[serde(skip_serializing_if = "Option::is_none")]
         announcement: Option<Source>,
@@ -165,7 +165,7 @@ impl Event {
     /// What is missing for a signal.
     pub fn missing(&self) -> Option<Missing> {
         match self {
-            Self::Signal { signal, says: Says::Missing { missing }, .. } => {
+            Self::Signal { signal, finding: Finding::Missing { missing }, .. } => {
                 Some(Missing { signal: signal.clone(), data: *missing })
             }
             _ => None,

@@ -68,7 +68,7 @@ mod state;
 pub use self::{
     error::{Missing, MissingData, ProofFault, ResolutionError},
     failure::{ErrorCode, FailureRule},
-    history::{Event, Ignored, IgnoredSignal, Says, Source, Step},
+    history::{Event, Finding, Ignored, IgnoredSignal, Source, Step},
     need::{Content, ContentKind, Need, NotNeeded},
     options::{DEFAULT_MIN_CONF, OptionsError, ResolutionOptions},
     resolver::{Next, Resolver},

@@ -81,7 +81,7 @@ pub enum UpdateError {
     /// The update does not lead to the next version.
     #[error("targetVersionId is {found}, but the current document has version {current} (rule U-17)")]
     Version {
-        /// What it says.
+        /// The version that it states.
         found: u64,
         /// The version of the document that it was checked against.
         current: u64,
@@ -165,7 +165,7 @@ impl UpdateError {
 
 /// A signed update as it came, with its hash. Two are equal when their hashes are.
 ///
-/// It is only known to be an object with a canonical form; [`verify_update`] says whether it is valid. Cheap to clone, as it
+/// It is only known to be an object with a canonical form; [`verify_update`] checks whether it is valid. Cheap to clone, as it
 /// travels from the message through the cohort's state to the announcement.
 #[derive(Clone)]
 pub struct SignedUpdate(Arc<Inner>);
@@ -194,7 +194,7 @@ impl SignedUpdate {
         Ok(Self(Arc::new(Inner { value: OnceLock::from(value), json: None, hash, canonical_len })))
     }
 
-    /// The same update as JSON text, which takes a quarter of the room and is parsed again when somebody asks for its
+    /// The same update as JSON text, which takes a quarter of the memory and is parsed again when a caller needs its
     /// [`value`](Self::value): for a service that keeps a thousand of them and has verified them.
     pub fn packed(&self) -> Self {
         let Inner { hash, canonical_len, .. } = *self.0;
@@ -216,7 +216,7 @@ impl SignedUpdate {
         &self.0.hash
     }
 
-    /// The hash of the update without its top-level `proof`, by which a resolver knows an update again whoever signed it
+    /// The hash of the update without its top-level `proof`, by which a resolver recognizes an update, whatever key signed it
     /// (rules U-19 and R-8).
     ///
     /// # Errors
@@ -236,7 +236,7 @@ impl SignedUpdate {
             && value.pointer("/proof/invocationTarget").is_some()
     }
 
-    /// The version that the update leads to, where it says so (rule U-17).
+    /// The version that the update leads to, if it states one (rule U-17).
     pub fn target_version(&self) -> Option<u64> {
         self.value().get("targetVersionId").and_then(Value::as_u64)
     }
@@ -279,7 +279,7 @@ impl<'de> Deserialize<'de> for SignedUpdate {
     }
 }
 
-/// An update that nobody has signed yet, and the document that it starts from.
+/// An unsigned update, and the document that it starts from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UnsignedUpdate {
     fields: Map<String, Value>,
@@ -412,7 +412,7 @@ impl Edition {
                                 resolver applies any more (edition of October 2026): what it would announce would not resolve";
 }
 
-/// Refuses what a valid update may have and a cohort does not take, because nobody knows when its transaction will confirm:
+/// Refuses what a valid update may have and a cohort does not take, because the time of its confirmation is not known:
 /// an `expires`, and a `created` that is not two hours old at `now`. A block has to be later than the median of the eleven
 /// before it, not than the clock, so that a later `created` can be after its block (rule U-10).
 ///

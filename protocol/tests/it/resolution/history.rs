@@ -74,7 +74,7 @@ fn a_history_tells_all_that_happened() {
     assert_eq!(reasons, [("below-height", 50, 951), ("too-few-confirmations", 999, 2)]);
 
     let signals = recorded(&resolution, "signal");
-    assert_eq!(signals[0]["says"], json!({ "kind": "update", "hash": two.hash(), "version": 2 }));
+    assert_eq!(signals[0]["finding"], json!({ "kind": "update", "hash": two.hash(), "version": 2 }));
     assert_eq!((&signals[0]["announcement"], &signals[0]["update"]), (&json!(STORE), &json!("sidecar")));
     assert_eq!(
         signals[0]["signal"]["block"],
@@ -82,9 +82,9 @@ fn a_history_tells_all_that_happened() {
             "height": 100, "time": time(100), "mediantime": mediantime(100), "confirmations": 901,
         })
     );
-    assert_eq!(signals[1]["says"], json!({ "kind": "no-entry" }));
+    assert_eq!(signals[1]["finding"], json!({ "kind": "no-entry" }));
     assert_eq!(signals[1].get("update"), None);
-    assert_eq!((&signals[2]["announcement"], &signals[2]["says"]["version"]), (&json!("sidecar"), &json!(3)));
+    assert_eq!((&signals[2]["announcement"], &signals[2]["finding"]["version"]), (&json!("sidecar"), &json!(3)));
 
     let applied = recorded(&resolution, "applied");
     assert_eq!((&applied[1]["version"], &applied[1]["update"]), (&json!(3), &json!(three.hash())));
@@ -98,7 +98,7 @@ fn a_failure_keeps_its_history() {
     let resolution = world.resolve(&author, &json!({}));
     assert!(resolution.outcome.is_err());
     let signal = recorded(&resolution, "signal").remove(0);
-    assert_eq!(signal["says"]["missing"]["kind"], "update");
+    assert_eq!(signal["finding"]["missing"]["kind"], "update");
     assert_eq!(signal["signal"]["bytes"], json!("07".repeat(32)));
     assert!(matches!(resolution.history[0], Event::InitialDocument { .. }));
     let result = serde_json::to_value(resolution.result()).unwrap();

@@ -9,7 +9,7 @@ use btcr2_aggregation_protocol::{
     hash::{SignalBytes, SmtHash},
     jcs,
     resolution::{
-        Content, ErrorCode, Event, FailureRule, Need, Next, Resolution, ResolutionOptions, Resolver, Says,
+        Content, ErrorCode, Event, FailureRule, Finding, Need, Next, Resolution, ResolutionOptions, Resolver,
         SidecarData, Signal,
     },
 };
@@ -207,25 +207,25 @@ fn proofs_alone_are_read_as_they_state() {
         let mut whole = case.clone();
         whole["genesisDocument"] = other["genesisDocument"].clone();
         let resolution = drive(resolver(&whole), chain(&whole));
-        let says = resolution.history.iter().find_map(|event| match event {
-            Event::Signal { says, .. } => Some(says.clone()),
+        let finding = resolution.history.iter().find_map(|event| match event {
+            Event::Signal { finding, .. } => Some(finding.clone()),
             _ => None,
         });
         let name = &case["name"];
         judged += 1;
-        match (case["expected"]["result"].as_str().unwrap(), says.unwrap()) {
-            ("accepted", Says::NoEntry) => assert_eq!(some(&case["smtProof"], "updateId"), None, "{name}"),
-            ("accepted", Says::Missing { missing }) => {
+        match (case["expected"]["result"].as_str().unwrap(), finding.unwrap()) {
+            ("accepted", Finding::NoEntry) => assert_eq!(some(&case["smtProof"], "updateId"), None, "{name}"),
+            ("accepted", Finding::Missing { missing }) => {
                 // The proof is right, and the update is not in the case.
                 let update = json!(missing)["hash"].clone();
                 assert_eq!(update, case["smtProof"]["updateId"], "{name}");
             }
-            ("refused", Says::Invalid { .. }) => {
+            ("refused", Finding::Invalid { .. }) => {
                 let error = resolution.outcome.unwrap_err();
                 assert_eq!(case["expected"]["error"], error.code().as_str(), "{name}: {error}");
                 assert_eq!(error.rule(), Some(FailureRule::SmtProofNotVerified), "{name}");
             }
-            (_, says) => panic!("{name}: {says:?}"),
+            (_, finding) => panic!("{name}: {finding:?}"),
         }
     }
     assert!(judged >= 3, "{judged}");

@@ -1,4 +1,4 @@
-//! How many seats one DID may have at a time.
+//! The number of seats that one DID may have at a time.
 
 use crate::common::{Operator, World, cohort, on_paused_clock, settle};
 use btcr2_aggregation_actors::{
@@ -20,7 +20,7 @@ fn a_did_has_so_many_seats_and_no_more_until_a_cohort_ends() {
             ServiceNotice::ParticipantRefused { reason, .. } => Some(reason.clone()),
             _ => None,
         };
-        // Nobody else comes: it waits in the first one.
+        // No other member joins: it waits in the first cohort.
         let first = service.open(cohort(2)).await;
         service.ear.event(&first, "participant-accepted").await;
         let second = service.open(cohort(2)).await;

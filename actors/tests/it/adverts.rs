@@ -1,4 +1,4 @@
-//! Adverts: who answers them, and who does not.
+//! Adverts: which participants answer them, and which do not.
 
 use std::time::Duration;
 
@@ -31,18 +31,18 @@ fn a_participant_that_starts_late_joins_by_the_repeated_advert() {
     });
 }
 
-/// What a host has that decides nothing.
+/// The policy of a host that decides nothing.
 struct Undecided;
 
 #[async_trait]
 impl ParticipantPolicy for Undecided {
     async fn provide_update(&self, _: &UpdateRequest) -> Option<Submission> {
-        panic!("nobody asks a participant that has not joined");
+        panic!("a participant that has not joined is not asked");
     }
 }
 
 #[test]
-fn a_participant_joins_nothing_unless_its_host_says_so_and_is_asked_once() {
+fn a_host_is_asked_once_and_joins_nothing_by_default() {
     on_paused_clock(async {
         let mut world = World::new();
         let mut service = world.service("service", Operator).await;
@@ -54,7 +54,7 @@ fn a_participant_joins_nothing_unless_its_host_says_so_and_is_asked_once() {
     });
 }
 
-/// Joins every cohort of one service, which it hears of in time only if others take no session.
+/// Joins every cohort of one service, whose advert it receives in time only if other adverts take no session.
 struct Loyal(btcr2_aggregation_protocol::did::Did);
 
 #[async_trait]
@@ -76,17 +76,17 @@ impl ParticipantPolicy for Loyal {
 fn adverts_that_were_not_asked_for_take_no_session() {
     on_paused_clock(async {
         let mut world = World::new();
-        let strangers = world.service("stranger", Operator).await;
+        let outsiders = world.service("outsider", Operator).await;
         let mut service = world.service("service", Operator).await;
         let member = identity("loyal");
         let mut settings = world.participant_settings(&member, Loyal(service.did().clone()));
         settings.max_sessions = 1;
         let _participant = world.participant_with(settings).await;
         for _ in 0..100 {
-            strangers.open(cohort(1)).await;
+            outsiders.open(cohort(1)).await;
         }
         settle().await;
-        assert!(world.members.heard().is_empty(), "nothing is begun, or written, for them");
+        assert!(world.members.received().is_empty(), "nothing is started, or written, for them");
         let cohort_id = service.open(cohort(1)).await;
         service.ear.completed(&cohort_id).await;
         assert_eq!(world.elapsed(), Duration::ZERO);
@@ -106,7 +106,7 @@ fn an_advert_of_another_network_is_passed_over() {
         service.ear.completed(&cohort_id).await;
         settle().await;
         let dids: Vec<_> =
-            world.members.heard().iter().map(|n| serde_json::to_value(&**n).unwrap()["did"].clone()).collect();
+            world.members.received().iter().map(|n| serde_json::to_value(&**n).unwrap()["did"].clone()).collect();
         assert!(!dids.is_empty() && dids.iter().all(|did| *did == member.did().as_str()), "{dids:?}");
     });
 }
@@ -120,7 +120,7 @@ fn a_participant_at_its_most_sessions_passes_adverts_over_until_there_is_room() 
         let mut settings = world.participant_settings(&member, Decliner);
         settings.max_sessions = 1;
         let participant = world.participant_with(settings).await;
-        // Two members are needed, and there is one: the first session lasts.
+        // Two members are required, and there is one: the first session lasts.
         let first = service.open(cohort(2)).await;
         world.members.event(member.did(), &first, "opt-in-accepted").await;
         let second = service.open(cohort(2)).await;

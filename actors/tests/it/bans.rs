@@ -1,4 +1,5 @@
-//! Who did wrong is on record, with what it signed, and is not admitted for as long as the operator's policy says.
+//! Offences are recorded with the signed messages, and the member is not admitted for as long as the operator's policy
+//! decides.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -88,18 +89,19 @@ fn a_member_that_equivocates_is_on_record_with_both_envelopes_and_is_not_admitte
         }
         settle().await;
         let verdict = |approved| ValidationAck { cohort_id: cohort_id.clone(), approved }.into();
-        let said = [post(&liar, verdict(true)).await, post(&liar, verdict(false)).await];
+        let posted = [post(&liar, verdict(true)).await, post(&liar, verdict(false)).await];
         settle().await;
 
-        let conduct = book.list().unwrap().remove(&liar.did().into()).expect("it is on record");
-        assert_eq!(book.list().unwrap().len(), 1, "and nobody else");
+        let conduct = book.list().unwrap().remove(&liar.did().into()).expect("it is recorded");
+        assert_eq!(book.list().unwrap().len(), 1, "and no other member");
         let [entry] = &conduct.entries[..] else { panic!("{conduct:?}") };
         assert_eq!((entry.offence, &entry.cohort_id), (Offence::Equivocation, &cohort_id));
-        // Outside, with nothing but the evidence: each was signed by that DID, for this service, and they differ.
+        // Verified independently, with nothing but the evidence: each was signed by that DID, for this service, and
+        // they differ.
         let mut verdicts = BTreeSet::new();
-        for (evidence, said) in entry.evidence.iter().zip(&said) {
+        for (evidence, posted) in entry.evidence.iter().zip(&posted) {
             let Evidence::Envelope(text) = evidence else { panic!("{evidence:?}") };
-            assert_eq!(**text, **said);
+            assert_eq!(**text, **posted);
             let envelope = ParsedEnvelope::parse(text).unwrap();
             let key = liar.did().key().unwrap().x_only();
             let to = ExpectedTo::Did(service.identity.did());
@@ -120,7 +122,7 @@ fn a_member_that_equivocates_is_on_record_with_both_envelopes_and_is_not_admitte
         });
         assert_eq!(banned.await, (liar.did().clone(), Offence::Equivocation, until));
 
-        // The next cohort does without it, until the operator lifts the ban.
+        // The next cohort forms without it, until the operator lifts the ban.
         let refused = service.open(cohort(2)).await;
         post_and_wait(&site, &service.identity, &liar, opt_in(&liar, &refused)).await;
         let reason = service
@@ -147,7 +149,7 @@ async fn post_and_wait(site: &Site, service: &Identity, from: &Identity, body: B
 }
 
 #[test]
-fn members_that_held_out_three_times_are_not_admitted_for_a_day() {
+fn three_holdouts_are_a_ban_for_a_day() {
     on_paused_clock(async {
         let mut world = World::new();
         let settings = world.service_settings("service", Operator);
@@ -158,17 +160,17 @@ fn members_that_held_out_three_times_are_not_admitted_for_a_day() {
         world.participant_on(&silent, Updater(silent.clone()), Tap::losing(&world.network, no_signatures)).await;
         for times in 1..=3 {
             let cohort_id = service.open(cohort(2)).await;
-            // Two of two are needed for the fallback too.
+            // The fallback needs two of two as well.
             let _ = service.ear.end_of(&cohort_id).await;
             settle().await;
-            let conduct = book.list().unwrap().remove(&silent.did().into()).expect("on record");
+            let conduct = book.list().unwrap().remove(&silent.did().into()).expect("it is recorded");
             assert_eq!(conduct.entries.len(), times);
             assert!(conduct.entries.iter().all(|entry| entry.offence == Offence::Holdout));
             assert_eq!(conduct.banned_until.is_some(), times == 3);
         }
         let cohort_id = service.open(cohort(2)).await;
         service.ear.event(&cohort_id, "participant-refused").await;
-        world.members.heard();
+        world.members.received();
         assert!(service.ear.rejections().iter().all(|(_, code)| *code != RejectCode::Equivocation));
     });
 }
@@ -179,7 +181,7 @@ fn the_policy_decides_for_how_long() {
     let day = Duration::from_secs(DAY);
     let book = in_memory();
     assert_eq!(book.record(&did, entry(Offence::Holdout, "one", NOW)), None);
-    assert_eq!(book.record(&did, entry(Offence::Holdout, "one", NOW)), None, "the same again");
+    assert_eq!(book.record(&did, entry(Offence::Holdout, "one", NOW)), None, "a repetition");
     assert_eq!(book.record(&did, entry(Offence::Holdout, "two", NOW + day * 20)), None);
     let third = NOW + day * 40;
     assert_eq!(book.record(&did, entry(Offence::Holdout, "three", third)), None, "the first is long ago");
@@ -187,11 +189,11 @@ fn the_policy_decides_for_how_long() {
     assert_eq!(until, Some(third + day));
     let week = book.record(&did, entry(Offence::BadPartialSignature, "five", third));
     assert_eq!(week, Some(third + day * 7));
-    assert_eq!(book.banned(&did, third + day * 7).unwrap(), None, "and then it is over");
+    assert_eq!(book.banned(&did, third + day * 7).unwrap(), None, "and then the ban is over");
 
-    let nobody = BanBook::in_memory(Arc::new(NoBans));
-    assert_eq!(nobody.record(&did, entry(Offence::Equivocation, "one", NOW)), None);
-    assert_eq!(nobody.list().unwrap()[&Subject::from(&did)].entries.len(), 1, "it is on record all the same");
+    let lenient = BanBook::in_memory(Arc::new(NoBans));
+    assert_eq!(lenient.record(&did, entry(Offence::Equivocation, "one", NOW)), None);
+    assert_eq!(lenient.list().unwrap()[&Subject::from(&did)].entries.len(), 1, "it is recorded nevertheless");
 
     struct Stern;
     impl Bans for Stern {
@@ -205,7 +207,7 @@ fn the_policy_decides_for_how_long() {
 }
 
 #[test]
-fn a_list_in_a_file_is_one_list_for_all_who_have_it_open() {
+fn all_programs_that_open_the_file_share_its_list() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("bans.redb");
     let open = || BanBook::open(&path, Arc::new(DefaultBans));
@@ -214,7 +216,7 @@ fn a_list_in_a_file_is_one_list_for_all_who_have_it_open() {
     assert!(running.list().unwrap().is_empty());
     command.add(one.clone(), Timestamp::NEVER, Some("by hand".to_owned())).unwrap();
     assert_eq!(running.banned(one.clone(), NOW).unwrap(), Some(Timestamp::NEVER));
-    // It does not know yet of what the other one has written when it records something.
+    // It has not seen the other program's write yet when it records something.
     command.add("203.0.113.7".parse::<Subject>().unwrap(), NOW + Duration::from_secs(DAY), None).unwrap();
     running.record(other.clone(), entry(Offence::Equivocation, "cohort", NOW));
     assert!(running.flush());
@@ -234,7 +236,7 @@ fn a_list_in_a_file_is_one_list_for_all_who_have_it_open() {
     let listed = command.list().unwrap();
     assert_eq!(listed[&third].reason.as_deref(), Some("by hand"));
     assert_eq!(listed[&third].entries.len(), 1);
-    // Read anew, as after a restart.
+    // Read again, as after a restart.
     assert_eq!(open().unwrap().list().unwrap(), running.list().unwrap());
 }
 
@@ -249,7 +251,7 @@ fn a_file_that_is_something_else_is_reported_and_not_written_over() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "{");
     std::fs::remove_file(&path).unwrap();
 
-    // Nor is that of an earlier version.
+    // Nor is the file of an earlier version accepted.
     let old = dir.path().join("bans.json");
     std::fs::write(&old, "[]").unwrap();
     let error = open().unwrap_err();
@@ -263,7 +265,7 @@ fn the_file_of_an_earlier_version_is_imported_once() {
     let (path, old) = (dir.path().join("bans.redb"), dir.path().join("bans.json"));
     let (banned, noted) = (identity("banned").did().clone(), identity("noted").did().clone());
     let json = serde_json::json!({
-        banned.as_str(): { "bannedUntil": Timestamp::NEVER, "byHand": true, "reason": "said so" },
+        banned.as_str(): { "bannedUntil": Timestamp::NEVER, "byHand": true, "reason": "a reason" },
         noted.as_str(): {
             "entries": [{ "offence": "holdout", "cohortId": "one", "at": NOW, "detail": "kept silent" }]
         },
@@ -279,7 +281,7 @@ fn the_file_of_an_earlier_version_is_imported_once() {
 }
 
 #[test]
-fn who_is_banned_by_address_or_invite_is_turned_away_and_leaves_nothing_behind() {
+fn bans_by_address_or_invite_leave_nothing_behind() {
     on_paused_clock(async {
         let world = World::new();
         let settings = world.service_settings("service", Operator);
@@ -317,9 +319,9 @@ fn a_book_is_bounded() {
         book.record(&did, entry(Offence::Holdout, &format!("cohort-{number}"), NOW));
     }
     let entries = &book.list().unwrap()[&Subject::from(&did)].entries;
-    assert_eq!((entries.len(), entries[15].cohort_id.as_str()), (16, "cohort-39"), "the latest are kept");
+    assert_eq!((entries.len(), entries[15].cohort_id.as_str()), (16, "cohort-39"), "the latest are stored");
 
-    // What is kept of evidence is bounded in all; the oldest is given up.
+    // The stored evidence is bounded in all; the oldest is removed.
     for number in 0..300_u64 {
         let did = identity(&format!("liar {number}")).did().clone();
         let mut entry = entry(Offence::Equivocation, "cohort", NOW + Duration::from_secs(number));
@@ -327,7 +329,7 @@ fn a_book_is_bounded() {
         book.record(&did, entry);
     }
     let list = book.list().unwrap();
-    assert_eq!(list.len(), 301, "all offences are on record");
+    assert_eq!(list.len(), 301, "all offences are recorded");
     let evidence: usize =
         list.values().flat_map(|conduct| &conduct.entries).map(|entry| entry.evidence.len()).sum();
     assert_eq!(evidence, 256);
@@ -337,14 +339,14 @@ fn a_book_is_bounded() {
         "the latest has its evidence"
     );
 
-    // Who has behaved for a quarter of a year is forgotten.
+    // A member without offences for a quarter of a year is removed.
     let late = NOW + Duration::from_secs(100 * DAY);
     book.record(identity("late").did(), entry(Offence::Holdout, "cohort", late));
     assert_eq!(book.list().unwrap().len(), 1);
 }
 
 #[test]
-fn a_book_that_cannot_be_read_keeps_candidates_waiting_and_turns_nobody_away() {
+fn an_unreadable_ban_list_delays_admissions() {
     on_paused_clock(async {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("bans.redb");

@@ -1,4 +1,5 @@
-//! A wall clock that is set while a service and its participants run: by people, by NTP, and by the end of a suspension.
+//! A wall clock that is set while a service and its participants run: by operators, by NTP, and by the end of a
+//! suspension.
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use btcr2_aggregation_protocol::time::Timestamp;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A service with a cohort that nobody joins, and which is over after an hour.
+/// A service with a cohort that no member joins, and that ends after an hour.
 async fn waiting() -> (World, ClockHands, Service) {
     let (mut world, (clock, hands)) = (World::new(), Clock::movable(Timestamp::from_secs(1_750_000_000)));
     world.clock = clock;
@@ -38,7 +39,7 @@ fn a_deadline_passes_soon_after_the_clock_jumps_over_it() {
     on_paused_clock(async {
         let (world, hands, mut service) = waiting().await;
         pass(Duration::from_secs(60)).await;
-        // As a machine that was suspended: its timers stood still.
+        // As on a machine that was suspended: its timers stood still.
         hands.forward(2 * HOUR);
         let before = world.elapsed();
         until_it_fails(&mut service).await;
@@ -54,7 +55,7 @@ fn a_deadline_still_passes_when_the_clock_is_set_back() {
         pass(HOUR / 2).await;
         hands.backward(2 * HOUR);
         until_it_fails(&mut service).await;
-        // By the clock on the wall, not before and not never.
+        // By the wall clock: not earlier, and not never.
         let took = world.elapsed();
         assert!(took >= 3 * HOUR && took <= 3 * HOUR + 2 * LONGEST_SLEEP, "{took:?}");
     });
@@ -66,20 +67,20 @@ fn envelopes_are_judged_by_the_clock_as_it_is_set_now() {
         let (clock, hands) = Clock::movable(Timestamp::from_secs(NOW));
         let (site, _deliveries) = Site::with(|parts| parts.clock = clock).await;
         let (alice, to) = (identity(1), crate::http_support::service());
-        let say = async |at: Timestamp| {
+        let send = async |at: Timestamp| {
             let envelope = sealed(&alice, Some(to.did()), ack(), at);
             site.post(envelope).await.outcome() == OK
         };
         let start = Timestamp::from_secs(NOW);
-        assert!(say(start).await);
+        assert!(send(start).await);
         for (forward, now) in [(true, start + HOUR), (false, start), (false, start - HOUR)] {
             if forward {
                 hands.forward(HOUR)
             } else {
                 hands.backward(HOUR)
             }
-            assert!(say(now).await, "{now:?}");
-            assert!(!say(now + Duration::from_secs(61)).await && !say(now - Duration::from_secs(61)).await);
+            assert!(send(now).await, "{now:?}");
+            assert!(!send(now + Duration::from_secs(61)).await && !send(now - Duration::from_secs(61)).await);
         }
     });
 }
@@ -91,7 +92,7 @@ fn a_clock_set_back_does_not_use_up_anybodys_rate() {
         let (site, _deliveries) = Site::with(|parts| parts.clock = clock).await;
         let (alice, to) = (identity(1), crate::http_support::service());
         hands.backward(HOUR);
-        // More than a burst, in more than the time that it takes to be allowed.
+        // More than a burst, in more time than the rate requires.
         for _ in 0..200 {
             tokio::time::advance(Duration::from_millis(200)).await;
             let envelope = sealed(&alice, Some(to.did()), ack(), clock.now());

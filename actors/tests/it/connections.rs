@@ -1,4 +1,4 @@
-//! Connections that break, and networks that cannot be reached: links connect again, and what waited is sent.
+//! Connections that break, and networks that cannot be reached: links connect again, and waiting messages are sent.
 
 use std::{
     sync::{Arc, Mutex},
@@ -17,7 +17,7 @@ use btcr2_aggregation_actors::{
 use btcr2_aggregation_protocol::{cohort::participant::Advert, identity::Identity, update::Submission};
 use tokio::{sync::Semaphore, time::Instant};
 
-/// The first backoff, and so the time that one broken connection costs.
+/// The first backoff, which is the delay that one broken connection causes.
 const BACKOFF: Duration = Duration::from_millis(100);
 
 #[test]
@@ -33,17 +33,17 @@ fn connections_severed_while_nothing_travels_do_not_stop_a_cohort() {
         world.network.sever(service.did());
         world.network.sever(members[0].did());
         settle().await;
-        // Long enough to connect again, short of any deadline.
+        // Enough time to connect again, before any deadline.
         pass(Duration::from_secs(1)).await;
 
         gate.add_permits(1);
         service.ear.completed(&cohort_id).await;
-        assert_eq!(world.elapsed(), Duration::from_secs(1), "both were connected when they were needed");
+        assert_eq!(world.elapsed(), Duration::from_secs(1), "both had connected again before they were needed");
     });
 }
 
 #[test]
-fn what_a_service_says_while_it_is_cut_off_is_sent_when_it_is_back() {
+fn messages_of_a_disconnected_service_are_sent_later() {
     on_paused_clock(async {
         let gate = Arc::new(Semaphore::new(0));
         let world = World::new();
@@ -56,10 +56,10 @@ fn what_a_service_says_while_it_is_cut_off_is_sent_when_it_is_back() {
         settle().await;
         gate.add_permits(1);
         service.ear.event(&cohort_id, "signing-started").await;
-        assert_eq!(world.elapsed(), Duration::ZERO, "the cohort goes on meanwhile");
+        assert_eq!(world.elapsed(), Duration::ZERO, "the cohort continues in the meantime");
 
         service.ear.completed(&cohort_id).await;
-        assert_eq!(world.elapsed(), BACKOFF, "what was said waited for the connection");
+        assert_eq!(world.elapsed(), BACKOFF, "the message waited for the connection");
     });
 }
 
@@ -77,13 +77,13 @@ impl ParticipantPolicy for GatedMember {
     }
 
     async fn validate(&self, validation: &Validation) -> bool {
-        let _open = self.1.acquire().await.expect("the gate is there");
+        let _open = self.1.acquire().await.expect("the gate exists");
         validation.verdict.is_ok()
     }
 }
 
 #[test]
-fn what_a_member_says_while_it_is_cut_off_is_sent_when_it_is_back() {
+fn messages_of_a_disconnected_member_are_sent_later() {
     on_paused_clock(async {
         let gate = Arc::new(Semaphore::new(0));
         let world = World::new();
@@ -120,7 +120,7 @@ fn a_connection_that_breaks_again_and_again_is_made_again_each_time() {
     });
 }
 
-/// A network that cannot be reached the first times.
+/// A network whose first connections fail.
 struct Unreachable {
     network: MemoryTransport,
     failures_left: Mutex<u32>,
@@ -175,7 +175,7 @@ fn a_network_that_is_down_is_tried_with_exponential_backoff() {
             assert!((expected..=expected + 1).contains(waited), "{millis:?}");
         }
         assert_eq!(millis.len(), expected.len());
-        // The advert, said at once and repeated since, waited all the time; it came, and members joined by it once.
+        // The advert, which was sent at once and repeated since, waited; it arrived, and each member joined once.
         assert_eq!(world.members.count("cohort-discovered"), 2);
     });
 }
@@ -200,7 +200,7 @@ fn a_member_that_is_never_reachable_holds_back_only_its_own_cohort() {
     });
 }
 
-/// Whether so many members have given their verdict.
+/// Whether this many members have given their verdict.
 fn all_validated(members: usize) -> impl FnMut(&btcr2_aggregation_actors::notice::ServiceNotice) -> Option<()> {
     let mut seen = 0;
     move |notice| {

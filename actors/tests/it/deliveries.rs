@@ -1,4 +1,5 @@
-//! Nobody is blamed for what was not delivered to it, whatever carries it; and a cohort goes where it can be carried.
+//! No member is blamed for a message that was not delivered to it, over any carrier; and a cohort is advertised where
+//! it can be carried.
 
 use std::{
     collections::BTreeSet,
@@ -34,10 +35,10 @@ use btcr2_aggregation_protocol::{
     message::Body,
 };
 
-/// Whether what is said to somebody is lost.
+/// Whether a message to a recipient is lost.
 type Lost = dyn Fn(&Did, &Body) -> bool + Send + Sync;
 
-/// A carrier that says what it has delivered, knows everybody's address, and loses what is for some.
+/// A carrier that reports deliveries, knows every address, and loses the messages to some recipients.
 #[derive(Clone)]
 struct Carrier {
     network: MemoryTransport,
@@ -130,8 +131,8 @@ fn with(world: &World, carrier: Carrier) -> ServiceSettings {
 }
 
 fn refusals(service: &mut Service) -> Vec<String> {
-    let heard = service.ear.heard();
-    heard
+    let received = service.ear.received();
+    received
         .iter()
         .filter_map(|notice| match &**notice {
             ServiceNotice::ParticipantRefused { reason, .. } => Some(reason.clone()),
@@ -141,7 +142,7 @@ fn refusals(service: &mut Service) -> Vec<String> {
 }
 
 #[test]
-fn who_opts_in_and_never_fetches_is_left_out_and_cools_down_with_its_did_and_address() {
+fn members_that_never_fetch_are_left_out_and_cool_down() {
     on_paused_clock(async {
         let world = World::new();
         let absent: Vec<_> = (0..3).map(|number| identity(&format!("absent {number}"))).collect();
@@ -162,11 +163,11 @@ fn who_opts_in_and_never_fetches_is_left_out_and_cools_down_with_its_did_and_add
         open.rules.set(TimedPhase::Updates, reform).unwrap();
         let first = service.open(open).await;
         let failure = service.ear.failed(&first).await;
-        let unreached = failure.unreached().expect("that is why").clone();
+        let unreached = failure.unreached().expect("the failure has unreached members").clone();
         assert_eq!(unreached.not_fetched.into_iter().collect::<BTreeSet<_>>(), gone);
         assert_eq!((failure.code(), failure.at_fault()), ("NOT_DELIVERED", Vec::new()));
-        assert!(book.list().unwrap().is_empty(), "nobody is an offender");
-        // It is formed again with the others, and waits for newcomers.
+        assert!(book.list().unwrap().is_empty(), "there are no offenders");
+        // It is formed again with the other members, and waits for new ones.
         let next = service.ear.wait_for(|notice| match notice {
             ServiceNotice::CohortReformed { cohort_id, invited, excluded, .. } => {
                 Some((cohort_id.clone(), *invited, excluded.clone()))
@@ -175,7 +176,7 @@ fn who_opts_in_and_never_fetches_is_left_out_and_cools_down_with_its_did_and_add
         });
         let (next, invited, excluded) = next.await;
         assert_eq!((invited, excluded.into_iter().collect::<BTreeSet<_>>()), (members.len(), gone.clone()));
-        // An unrelated cohort: their DIDs cool down, and so does the address that all three had in common with others.
+        // An unrelated cohort: their DIDs cool down, and so does the address that all three share with other members.
         let other = identity("a newcomer of that address");
         world.participant(&other, Updater(other.clone())).await;
         let second = service.open(cohort(6)).await;
@@ -185,7 +186,7 @@ fn who_opts_in_and_never_fetches_is_left_out_and_cools_down_with_its_did_and_add
         assert!(of("this DID did not fetch") >= gone.len(), "{refused:?}");
         assert!(of("this network address did not fetch") >= 1, "{refused:?}");
         assert_ne!(next, second);
-        // After a while all may come.
+        // After a while all are admitted.
         tokio::time::sleep(Duration::from_secs(601)).await;
         let third = service.open(cohort(6)).await;
         let formed =
@@ -195,7 +196,7 @@ fn who_opts_in_and_never_fetches_is_left_out_and_cools_down_with_its_did_and_add
 }
 
 #[test]
-fn a_nonce_request_that_reaches_nobody_leads_to_a_fallback_without_holdouts() {
+fn an_undelivered_nonce_request_leads_to_a_fallback() {
     run(async {
         let good = relay().await;
         let relay = Moody::start(&good, Mood::RefusesType("sign/authorization_request")).await;
@@ -217,7 +218,7 @@ fn a_nonce_request_that_reaches_nobody_leads_to_a_fallback_without_holdouts() {
 }
 
 #[test]
-fn a_signing_session_that_reaches_nobody_fails_by_the_carriers_name() {
+fn an_undelivered_signing_session_fails_and_names_the_carrier() {
     run(async {
         let good = relay().await;
         let relay = Moody::start(&good, Mood::RefusesType("authorization_request")).await;
@@ -252,7 +253,7 @@ fn what_one_relay_does_not_carry_another_does_and_is_not_advertised_on_the_first
         let mut service = service_on(&world, nostr()).await;
         members_on(&world, 3, nostr).await;
         let first = crate::common::rounds::complete(&mut world, &mut service, quick(3), SpendPath::KeyPath).await;
-        // It has shown what it takes.
+        // A refusal has shown the limit.
         let many: OpenCohort = cohort(30);
         let second = service.open(many).await;
         service.ear.event(&second, "participant-accepted").await;

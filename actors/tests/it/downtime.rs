@@ -1,4 +1,4 @@
-//! What a service owes its members after it was down: the time to answer, and that it knows them.
+//! The obligations of a service to its members after a downtime: they have time to answer, and it knows their keys.
 
 use std::{
     sync::{Arc, Mutex},
@@ -43,8 +43,8 @@ impl ParticipantPolicy for Slow {
     }
 }
 
-/// A cohort whose service dies while it waits for one member, and is back when that wait is over by long. How it ends when the
-/// member answers `after` that.
+/// A cohort whose service stops while it waits for one member, and restarts long after that deadline. Returns its end
+/// when the member answers `after` the restart.
 async fn down_over_a_deadline(after: Duration) -> (World, Result<(), CohortFailure>, usize) {
     let world = World::new();
     let (slow, gate) = (identity("slow"), Arc::new(Semaphore::new(0)));
@@ -68,7 +68,7 @@ async fn down_over_a_deadline(after: Duration) -> (World, Result<(), CohortFailu
         })
         .await;
     let extended = service.ear.count("phase-extended");
-    assert_eq!(extended, 1, "the host is told");
+    assert_eq!(extended, 1, "the host is notified");
     (world, end.map(drop), book.list().unwrap().len())
 }
 
@@ -81,7 +81,7 @@ fn a_member_that_answers_within_the_minute_after_the_downtime_is_in_time() {
 }
 
 #[test]
-fn a_member_that_keeps_silent_beyond_that_is_a_holdout() {
+fn a_member_that_is_silent_beyond_that_is_a_holdout() {
     on_paused_clock(async {
         let (_world, end, charged) = down_over_a_deadline(Duration::from_secs(90)).await;
         let holdouts = vec![identity("slow").did().clone()];
@@ -89,7 +89,7 @@ fn a_member_that_keeps_silent_beyond_that_is_a_holdout() {
     });
 }
 
-/// A network that notes in which order it is used.
+/// A network that records the order of the calls.
 #[derive(Clone)]
 struct Noting {
     network: MemoryTransport,

@@ -1,4 +1,4 @@
-//! What a journal that fails leaves behind: it can be mended, so it is kept, and nothing new is begun on it.
+//! The journal remains after a failure, because it can be repaired; and nothing new is started on it.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ async fn service_on(world: &World, journal: &Rigged) -> Service {
 }
 
 #[test]
-fn a_cohort_that_the_journal_failed_is_not_archived_by_a_host_that_was_told_so() {
+fn a_cohort_whose_journal_failed_is_not_archived() {
     on_paused_clock(async {
         let world = World::new();
         let journal = failing_at("UpdateReceived");
@@ -51,7 +51,7 @@ fn a_cohort_that_the_journal_failed_is_not_archived_by_a_host_that_was_told_so()
 }
 
 #[test]
-fn a_session_that_the_journal_failed_is_not_archived_by_a_host_that_was_told_so() {
+fn a_session_whose_journal_failed_is_not_archived() {
     on_paused_clock(async {
         let mut world = World::new();
         let service = world.service("service", Operator).await;
@@ -117,7 +117,7 @@ fn a_successor_that_has_ended_is_not_opened_again_however_long_ago_it_was() {
             world.journal.append(&stream, records).await.unwrap();
             stream
         };
-        // Its end is still to be told, while its successor's has been, and many others' since.
+        // Its end is not published yet, while the ends of its successor and of many others have been published since.
         let successor = terms("a-successor", Some("failed"));
         ended(&terms("failed", None), Some(&successor)).await;
         for name in std::iter::once("a-successor".to_owned()).chain((0..1100).map(|n| format!("b-{n}"))) {
@@ -127,7 +127,7 @@ fn a_successor_that_has_ended_is_not_opened_again_however_long_ago_it_was() {
         let mut service = world.service_with(settings.clone()).await;
         settle().await;
         let reformed =
-            service.ear.heard().iter().any(|notice| matches!(**notice, ServiceNotice::CohortReformed { .. }));
+            service.ear.received().iter().any(|notice| matches!(**notice, ServiceNotice::CohortReformed { .. }));
         assert!(!reformed, "it has run, and ended");
         assert_eq!(service.address.send(btcr2_aggregation_actors::service::LiveCohorts).await.unwrap(), []);
     });

@@ -1,4 +1,4 @@
-//! What a client tells its server to have: what is safe here, and nothing else, for the server forgets it.
+//! The position that a client confirms to its server: only what is durable here, because the server removes it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,7 +19,7 @@ use btcr2_aggregation_actors::{
 use btcr2_aggregation_protocol::{did::Did, envelope::SealedEnvelope, message::Message};
 use tokio::sync::mpsc;
 
-/// Gives what it receives to the test, receipts and all.
+/// Passes received messages to the test, with their receipts.
 struct Inbox(mpsc::UnboundedSender<Received>);
 
 impl Actor for Inbox {
@@ -35,7 +35,7 @@ impl Handler<Delivery> for Inbox {
     }
 }
 
-fn said(to: &Did, id: u64, name: &str) -> String {
+fn inbox_event(to: &Did, id: u64, name: &str) -> String {
     let service = identity("service");
     let message = Message::new(service.did().clone(), Some(to.clone()), note(name));
     let mut rng = Randomness::System.for_actor("");
@@ -53,7 +53,7 @@ struct Client {
 fn start() -> Client {
     let server = FakeServer::start();
     let member = identity("member");
-    let events = vec![said(member.did(), 1, "first"), said(member.did(), 2, "second")];
+    let events = vec![inbox_event(member.did(), 1, "first"), inbox_event(member.did(), 2, "second")];
     server.answer_inbox(vec![Answer::EventsThenEnd(events); 500]);
     let service = Some(identity("service").did().clone());
     let client = HttpClient::new(&server.url(), service, Clock::system(), Randomness::System).expect("a URL");
@@ -65,10 +65,10 @@ fn start() -> Client {
 }
 
 impl Client {
-    /// The next message of that name, its receipt unconfirmed; those of other names are put aside, unconfirmed too.
+    /// The next message with that name, its receipt unconfirmed; other messages are moved to `aside`, unconfirmed too.
     async fn next(&mut self, name: &str, aside: &mut Vec<Received>) -> Received {
         loop {
-            let received = soon(name, self.received.recv()).await.expect("the inbox is there");
+            let received = soon(name, self.received.recv()).await.expect("the inbox exists");
             if received.body.cohort_id().as_str() == name {
                 return received;
             }
@@ -113,7 +113,7 @@ fn what_was_lost_is_handed_over_again_and_not_acknowledged_meanwhile() {
     actix_rt::System::new().block_on(async {
         let (mut client, mut aside) = (start(), Vec::new());
         drop(client.next("first", &mut aside).await);
-        // Of this stream or of the next, it comes again without the server.
+        // On this stream or the next, it is delivered again without the server.
         let again = client.next("first", &mut aside).await;
         for _ in 0..3 {
             let request = client.server.inbox().await;

@@ -1,5 +1,5 @@
-//! Whatever bytes come in over a real socket, the answer is one that the document names (`Loopback::answer` checks each),
-//! never a 500 and never a dropped connection; and none of it is delivered.
+//! Arbitrary bytes over a real socket: every answer is one that the document names (`Loopback::answer` checks each),
+//! never a 500 and never a dropped connection; and none of the requests is delivered.
 
 use std::cell::RefCell;
 
@@ -21,13 +21,13 @@ use proptest::{
 };
 use serde_json::json;
 
-/// Neither of these is what the test is about.
+/// Limits that this test does not reach.
 fn generous() -> HttpConfig {
     let rate = Rate { per_second: 1_000_000, burst: 1_000_000 };
     HttpConfig { did_rate: rate, address_rate: rate, ..HttpConfig::default() }
 }
 
-/// Random bytes; text that is nearly JSON; a good envelope with some of its bytes changed, cut out or doubled.
+/// Random bytes; text that is nearly JSON; a valid envelope with some bytes changed, removed or doubled.
 fn hostile_body(good: String) -> impl Strategy<Value = Vec<u8>> {
     let nearly_json = "[\\[\\]{}:,\"0-9eE.+\\-ntf\\\\u ]{0,200}".prop_map(String::into_bytes);
     let edit = (any::<Index>(), 0..3, any::<u8>(), 1..20usize);
@@ -66,7 +66,7 @@ async fn any_bytes_get_a_documented_answer() {
         for path in ["/v1/messages", "/v1/adverts"] {
             let request = client().post(loopback.url(path)).body(body.clone());
             let (status, code) = loopback.answer(request).await;
-            // A change that means nothing, a space say, leaves the envelope good.
+            // A change without a meaning, e.g. a space, leaves the envelope valid.
             let good_still = status == 202 || status == 403 || status == 409;
             assert!(good_still || (400..=401).contains(&status), "{status} {code}: {body:?}");
             codes.borrow_mut().insert(code);
@@ -112,7 +112,7 @@ async fn what_parsers_choke_on_is_refused() {
     for body in malformed {
         let start = String::from_utf8_lossy(&body[..body.len().min(60)]).into_owned();
         let answer = loopback.post(body).await;
-        // A number so small that it is nought is a number.
+        // A number so small that it rounds to zero is a valid number.
         let small = start.starts_with('{') && answer.1 == "invalid_envelope";
         assert!(small || answer == (400, "invalid_json".to_owned()), "{answer:?}: {start}");
     }
@@ -133,7 +133,7 @@ async fn what_parsers_choke_on_is_refused() {
         let answer = loopback.post(signed(envelope, alice.secret_key())).await;
         assert_eq!(answer, (401, "invalid_envelope".to_owned()), "{field}");
     }
-    // Good to the gates, and no message: whoever it is for gets to know.
+    // A valid envelope that is not a message: the service is notified.
     let mut odd = good.clone();
     odd["message"]["body"] = json!([null, 1.5e300, { "deep": [[[]]] }]);
     assert_eq!(loopback.post(signed(odd, alice.secret_key())).await.0, 202);
@@ -157,7 +157,7 @@ async fn any_authorization_and_any_path_get_a_documented_answer() {
         let header = headers.new_tree(&mut runner).unwrap().current();
         let request =
             client().get(loopback.url(&format!("/v1/actors/{path}/inbox"))).header("authorization", header);
-        // A path of nothing but dots is cut away by the client.
+        // The client removes a path that only consists of dots.
         let request = request.build().unwrap();
         if request.url().path().matches('/').count() != 4 {
             continue;

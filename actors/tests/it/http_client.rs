@@ -1,5 +1,4 @@
-//! The HTTP client against a server that answers as the test says: what it sends again and what not, and what it lets
-//! through.
+//! The HTTP client against a server with scripted answers: which messages it sends again, and which it delivers.
 
 use std::{net::TcpListener, sync::Arc, time::Duration};
 
@@ -55,7 +54,7 @@ fn service() -> Did {
     identity("service").did().clone()
 }
 
-/// An event of the inbox of `to`, or for nobody in particular, signed `age` seconds ago.
+/// An event of the inbox of `to`, or without a recipient, signed `age` seconds ago.
 fn event_from(from: &Identity, to: Option<&Did>, id: Option<u64>, body: SharedBody, age: i64) -> String {
     let now = Clock::system().now().as_secs().checked_add_signed(-age).expect("a time");
     let now = btcr2_aggregation_protocol::time::Timestamp::from_secs(now);
@@ -70,7 +69,7 @@ fn event(id: Option<u64>, envelope: &str) -> String {
     format!("{id}event: message\ndata: {envelope}\n\n")
 }
 
-fn said(to: &Did, id: u64, name: &str) -> String {
+fn inbox_event(to: &Did, id: u64, name: &str) -> String {
     event_from(&identity("service"), Some(to), Some(id), note(name), 0)
 }
 
@@ -87,19 +86,19 @@ fn partial_signature() -> SharedBody {
 }
 
 #[test]
-fn a_stream_that_ends_is_opened_again_behind_what_was_heard() {
+fn a_stream_that_ends_is_opened_again_after_the_last_event() {
     run(async {
         let mut server = FakeServer::start();
         let did = identity("member").did().clone();
         server.answer_inbox([
-            Answer::EventsThenEnd(vec![said(&did, 7, "seven"), said(&did, 8, "eight")]),
+            Answer::EventsThenEnd(vec![inbox_event(&did, 7, "seven"), inbox_event(&did, 8, "eight")]),
             Answer::Status(503, ""),
-            Answer::EventsThenEnd(vec![said(&did, 12, "twelve")]),
+            Answer::EventsThenEnd(vec![inbox_event(&did, 12, "twelve")]),
         ]);
         let patient = Backoff { first: Duration::from_millis(200), longest: Duration::from_millis(400) };
         let mut member = Peer::start(identity("member"), Arc::new(client(&server, patient)));
         for name in ["seven", "eight", "twelve"] {
-            assert_eq!(name_of(&member.hear().await), name);
+            assert_eq!(name_of(&member.receive().await), name);
         }
         for last in [None, Some("8"), Some("8"), Some("12")] {
             let request = server.inbox().await;
@@ -110,13 +109,14 @@ fn a_stream_that_ends_is_opened_again_behind_what_was_heard() {
 }
 
 #[test]
-fn what_does_not_verify_never_arrives_and_is_told() {
+fn unverified_messages_are_reported_and_not_delivered() {
     run(async {
         let server = FakeServer::start();
         let (service, did) = (identity("service"), identity("member").did().clone());
-        let forged = said(&did, 1, "forged").replace("\"forged\"", "\"altered\"");
+        let forged = inbox_event(&did, 1, "forged").replace("\"forged\"", "\"altered\"");
         let mut inside: Value =
-            serde_json::from_str(said(&did, 1, "inside").split_once("data: ").expect("an event").1).expect("JSON");
+            serde_json::from_str(inbox_event(&did, 1, "inside").split_once("data: ").expect("an event").1)
+                .expect("JSON");
         inside["message"]["from"] = json!(identity("other").did());
         inside.as_object_mut().expect("an envelope").remove("sig");
         let digest = sha256(&jcs::canonicalize(&inside).expect("canonical"));
@@ -136,14 +136,14 @@ fn what_does_not_verify_never_arrives_and_is_told() {
             (event(None, &inside.to_string()), "contains the message of another sender"),
         ];
         let (events, reasons): (Vec<_>, Vec<_>) = bad.into_iter().unzip();
-        let good = vec![said(&did, 9, "good")];
+        let good = vec![inbox_event(&did, 9, "good")];
         server.answer_inbox([Answer::Events([events, good].concat())]);
         let mut member = member(&server);
         for reason in reasons {
-            let told = member.unverified().await;
-            assert!(told.contains(reason), "{reason:?} is missing in {told}");
+            let reported = member.unverified().await;
+            assert!(reported.contains(reason), "{reason:?} is missing in {reported}");
         }
-        assert_eq!(name_of(&member.hear().await), "good");
+        assert_eq!(name_of(&member.receive().await), "good");
     });
 }
 
@@ -162,7 +162,7 @@ fn adverts_are_for_everybody_and_of_the_service_only() {
         for _ in 0..3 {
             member.unverified().await;
         }
-        assert_eq!(name_of(&member.hear().await), "ours");
+        assert_eq!(name_of(&member.receive().await), "ours");
     });
 }
 
@@ -173,22 +173,22 @@ fn what_came_too_old_is_asked_for_again_once() {
         let did = identity("member").did().clone();
         let old = |id: u64, name| event_from(&identity("service"), Some(&did), Some(id), note(name), 120);
         server.answer_inbox([
-            Answer::Events(vec![said(&did, 1, "one"), old(2, "two"), said(&did, 3, "three")]),
+            Answer::Events(vec![inbox_event(&did, 1, "one"), old(2, "two"), inbox_event(&did, 3, "three")]),
             // Signed anew, as our server does.
-            Answer::Events(vec![said(&did, 2, "two"), old(3, "three"), said(&did, 4, "four")]),
-            // Not signed anew: what is behind it must not wait forever.
-            Answer::Events(vec![old(3, "three"), said(&did, 4, "four")]),
+            Answer::Events(vec![inbox_event(&did, 2, "two"), old(3, "three"), inbox_event(&did, 4, "four")]),
+            // Not signed anew: later events must not wait forever.
+            Answer::Events(vec![old(3, "three"), inbox_event(&did, 4, "four")]),
         ]);
         let mut member = member(&server);
-        let mut heard = Vec::new();
-        while heard.last().is_none_or(|name| name != "four") {
+        let mut received = Vec::new();
+        while received.last().is_none_or(|name| name != "four") {
             match member.next().await {
-                Delivery::Message(message) => heard.push(name_of(&message)),
+                Delivery::Message(message) => received.push(name_of(&message)),
                 Delivery::Unverified { .. } => {}
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!(heard, ["one", "two", "four"]);
+        assert_eq!(received, ["one", "two", "four"]);
         for last in [None, Some("1"), Some("2")] {
             assert_eq!(server.inbox().await.header("last-event-id"), last);
         }
@@ -196,7 +196,7 @@ fn what_came_too_old_is_asked_for_again_once() {
 }
 
 #[test]
-fn a_refusal_is_final_and_told_and_what_follows_is_sent() {
+fn a_refusal_is_final_and_reported_and_later_messages_are_sent() {
     run(async {
         let mut server = FakeServer::start();
         let refusals = [
@@ -208,12 +208,12 @@ fn a_refusal_is_final_and_told_and_what_follows_is_sent() {
         server.answer_posts(refusals.map(|(status, body, _)| Answer::Status(status, body)));
         let mut member = member(&server);
         for (status, _, code) in refusals {
-            member.say(&service(), note(code));
+            member.send(&service(), note(code));
             let (to, body, reason) = member.undelivered().await;
             assert_eq!((to, body), (service(), note(code)));
             assert!(reason.contains(&status.to_string()) && reason.contains(code), "{reason}");
         }
-        member.say(&service(), note("next"));
+        member.send(&service(), note("next"));
         for _ in refusals {
             server.post().await;
         }
@@ -224,7 +224,7 @@ fn a_refusal_is_final_and_told_and_what_follows_is_sent() {
 
 const PAGE: &str = "<html>\r\n<h1>\u{1b}[31mNo entry</h1></html>";
 
-/// What comes from somebody in between, certainly instead of the server's own answer.
+/// Answers of an intermediary, which the server cannot have sent.
 fn of_a_proxy() -> Vec<Answer> {
     let statuses = [400, 401, 403, 404, 405, 408, 413, 429, 503].map(|status| Answer::Status(status, PAGE));
     let json = Answer::Status(404, r#"{"error":"no such page"}"#);
@@ -237,16 +237,16 @@ fn an_answer_of_a_proxy_is_never_final() {
     run(async {
         let mut server = FakeServer::start();
         server.well_known(json!({ "idempotent": true }));
-        // A gateway may have passed it on; a page in place of an answer says nothing.
+        // A gateway may have forwarded the message; a page in place of an answer carries no information.
         let unknown = [200, 202, 409, 500, 502, 504].map(|status| Answer::Status(status, PAGE));
         let answers: Vec<_> = of_a_proxy().into_iter().chain(unknown).collect();
         server.answer_posts(answers.clone());
         let mut member = Peer::start(identity("member"), Arc::new(client(&server, HASTY)));
-        member.say(&service(), nonce());
+        member.send(&service(), nonce());
         for _ in 0..=answers.len() {
             server.post().await;
         }
-        member.say(&service(), note("next"));
+        member.send(&service(), note("next"));
         assert_eq!(server.post().await.json()["message"]["body"]["cohortId"], "next");
         assert!(member.rest().is_empty(), "all was delivered");
     });
@@ -258,13 +258,13 @@ fn a_nonce_that_a_proxy_refused_is_sent_again_to_any_server() {
         let mut server = FakeServer::start();
         server.answer_posts(of_a_proxy());
         let mut member = Peer::start(identity("member"), Arc::new(client(&server, HASTY)));
-        member.say(&service(), nonce());
+        member.send(&service(), nonce());
         for _ in 0..=of_a_proxy().len() {
             server.post().await;
         }
-        // This one may have arrived.
+        // The server may have received this message.
         server.answer_posts([Answer::Status(502, PAGE)]);
-        member.say(&service(), partial_signature());
+        member.send(&service(), partial_signature());
         assert!(member.undelivered().await.2.contains("must not be sent twice"));
     });
 }
@@ -278,10 +278,10 @@ fn a_proxys_well_known_document_is_not_the_servers_word() {
         server.answer_well_known(asks);
         server.well_known(json!({ "idempotent": true }));
         let mut member = member(&server);
-        member.say(&service(), nonce());
+        member.send(&service(), nonce());
         server.post().await;
         server.post().await;
-        assert!(member.rest().is_empty(), "it was asked until it answered");
+        assert!(member.rest().is_empty(), "the request was repeated until it was answered");
     });
 }
 
@@ -294,7 +294,7 @@ fn a_redirect_to_another_origin_is_not_followed() {
         let inbox = Answer::Redirect(307, format!("{}/v1/actors/x/inbox", other.url()));
         server.answer_inbox([inbox.clone(), inbox]);
         let mut member = member(&server);
-        member.say(&service(), note("first"));
+        member.send(&service(), note("first"));
         for _ in 0..6 {
             assert!(server.post().await.line.starts_with("POST "));
         }
@@ -313,7 +313,7 @@ fn a_post_is_redirected_within_its_origin_only_as_a_post() {
         let here = |status| Answer::Redirect(status, "/v1/messages?again".to_owned());
         server.answer_posts([here(302), here(308)]);
         let mut member = member(&server);
-        member.say(&service(), note("first"));
+        member.send(&service(), note("first"));
         let lines = [server.post().await, server.post().await, server.post().await].map(|post| post.line);
         assert!(lines[0] == lines[1] && lines[2].starts_with("POST /v1/messages?again "), "{lines:?}");
         assert!(member.rest().is_empty());
@@ -321,7 +321,7 @@ fn a_post_is_redirected_within_its_origin_only_as_a_post() {
 }
 
 #[test]
-fn who_answers_instead_of_the_server_is_reported() {
+fn an_answer_of_an_intermediary_is_reported() {
     run(async {
         let server = FakeServer::start();
         server.answer_every_post(Answer::Status(403, PAGE));
@@ -330,20 +330,22 @@ fn who_answers_instead_of_the_server_is_reported() {
         let contacts = Contacts::default();
         let mut notices = contacts.subscribe();
         let client = client(&server, SHORT).with_contacts(contacts);
-        // Also of an EXTERNAL identity, whose inbox the server itself refuses without a word about it.
+        // Also for an EXTERNAL identity, whose inbox the server itself refuses without a report.
         let mut member = Peer::start(external_identity("external"), Arc::new(client));
-        member.say_until(&service(), note("first"), Some(Clock::system().now() + Duration::from_millis(300)));
+        member.send_until(&service(), note("first"), Some(Clock::system().now() + Duration::from_millis(300)));
         let (_, _, reason) = member.undelivered().await;
         assert!(reason.contains("403 Forbidden: <html> <h1>[31mNo entry</h1></html>"), "{reason}");
-        let mut told = Vec::new();
-        while told.len() < 3 {
+        let mut reported = Vec::new();
+        while reported.len() < 3 {
             let notice = peers::soon("a notice", notices.recv()).await.expect("a notice");
-            told.extend(matches!(notice, ContactNotice::Unreachable { .. }).then(|| notice.text()));
+            reported.extend(matches!(notice, ContactNotice::Unreachable { .. }).then(|| notice.text()));
         }
         for words in ["(messages), trying again: 403", "(inbox), trying again: 401", "(adverts), trying again: 200"]
         {
-            let found =
-                told.iter().find(|text| text.contains(words)).unwrap_or_else(|| panic!("{words}: {told:?}"));
+            let found = reported
+                .iter()
+                .find(|text| text.contains(words))
+                .unwrap_or_else(|| panic!("{words}: {reported:?}"));
             assert!(found.contains("No entry") && !found.contains(char::is_control), "{found}");
         }
     });
@@ -359,10 +361,10 @@ fn an_inbox_closed_at_once_is_opened_again_when_accepted() {
         let slow = Backoff { first: Duration::from_secs(600), longest: Duration::from_secs(600) };
         let mut peer = Peer::start(member.clone(), Arc::new(client(&server, slow)));
         server.inbox().await;
-        server.answer_inbox([Answer::Events(vec![said(member.did(), 1, "accepted")])]);
-        peer.say(&service(), note("opted"));
+        server.answer_inbox([Answer::Events(vec![inbox_event(member.did(), 1, "accepted")])]);
+        peer.send(&service(), note("opted"));
         server.inbox().await;
-        assert_eq!(name_of(&peer.hear().await), "accepted");
+        assert_eq!(name_of(&peer.receive().await), "accepted");
     });
 }
 
@@ -377,13 +379,13 @@ fn what_was_not_taken_is_sent_again_the_same_but_signed_anew() {
             Answer::Status(500, ""),
         ]);
         let mut member = member(&server);
-        member.say(&service(), note("first"));
-        member.say(&service(), note("second"));
+        member.send(&service(), note("first"));
+        member.send(&service(), note("second"));
         let mut attempts = Vec::new();
         for _ in 0..5 {
             attempts.push(server.post().await);
         }
-        assert_eq!(server.post().await.json()["message"]["body"]["cohortId"], "second", "order is kept");
+        assert_eq!(server.post().await.json()["message"]["body"]["cohortId"], "second", "the order is preserved");
         let message = |body: &str| {
             body[body.find("\"message\":").expect("a message")..body.rfind(",\"sig\"").expect("sig")].to_owned()
         };
@@ -407,7 +409,7 @@ fn a_server_that_is_not_there_yet_is_waited_for() {
         let client = HttpClient::new(&url, None, Clock::system(), Randomness::System).expect("a URL");
         let mut member = Peer::start(identity("member"), Arc::new(client.with_backoff(SHORT)));
         // A nonce too: a connection that was refused has carried nothing.
-        member.say(&service(), nonce());
+        member.send(&service(), nonce());
         tokio::time::sleep(Duration::from_millis(50)).await;
         let mut server = FakeServer::on(TcpListener::bind(address).expect("the port is still free"));
         server.post().await;
@@ -417,27 +419,27 @@ fn a_server_that_is_not_there_yet_is_waited_for() {
 }
 
 #[test]
-fn what_nobody_waits_for_any_more_is_told() {
+fn a_message_whose_time_is_over_is_reported() {
     run(async {
         let mut server = FakeServer::start();
         server.answer_every_post(Answer::Status(429, "rate_limited"));
         let mut member = member(&server);
         let until = Clock::system().now() + Duration::from_millis(300);
-        member.say_until(&service(), note("urgent"), Some(until));
+        member.send_until(&service(), note("urgent"), Some(until));
         let (_, body, reason) = member.undelivered().await;
         assert_eq!(body, note("urgent"));
         assert!(reason.contains("429") && reason.contains("nobody waits"), "{reason}");
         assert!(Clock::system().now() >= until);
-        assert!(server.more_posts() >= 2, "it was tried again until then");
-        // What is too late before it is sent is not sent.
-        member.say_until(&service(), note("late"), Some(until));
+        assert!(server.more_posts() >= 2, "the attempts continued until then");
+        // A message whose time is over is not sent.
+        member.send_until(&service(), note("late"), Some(until));
         assert_eq!(member.undelivered().await.1, note("late"));
         assert_eq!(server.more_posts(), 0);
     });
 }
 
 #[test]
-fn a_nonce_or_partial_signature_without_an_answer_is_sent_again_only_if_the_server_says_so() {
+fn nonces_are_only_repeated_to_a_server_that_accepts_it() {
     run(async {
         for body in [nonce(), partial_signature()] {
             for broken in [Answer::Break, Answer::Status(500, "")] {
@@ -446,7 +448,7 @@ fn a_nonce_or_partial_signature_without_an_answer_is_sent_again_only_if_the_serv
                     server.well_known(if idempotent { json!({ "idempotent": true }) } else { json!({}) });
                     server.answer_posts([broken.clone()]);
                     let mut member = member(&server);
-                    member.say(&service(), body.clone());
+                    member.send(&service(), body.clone());
                     server.post().await;
                     if idempotent {
                         server.post().await;
@@ -454,16 +456,16 @@ fn a_nonce_or_partial_signature_without_an_answer_is_sent_again_only_if_the_serv
                         let (_, _, reason) = member.undelivered().await;
                         assert!(reason.contains("must not be sent twice"), "{reason}");
                     }
-                    member.say(&service(), note("next"));
+                    member.send(&service(), note("next"));
                     assert_eq!(server.post().await.json()["message"]["body"]["cohortId"], "next");
                     assert!(member.rest().is_empty());
                 }
             }
-            // What was certainly not taken is sent again in any case.
+            // A message that was certainly not accepted is sent again in any case.
             let mut server = FakeServer::start();
             server.answer_posts([Answer::Status(429, "")]);
             let mut member = member(&server);
-            member.say(&service(), body);
+            member.send(&service(), body);
             server.post().await;
             server.post().await;
             assert!(member.rest().is_empty());
@@ -477,11 +479,11 @@ fn an_inbox_that_was_refused_is_opened_at_once_when_the_opt_in_is_accepted() {
         let mut server = FakeServer::start();
         server.answer_inbox([Answer::Status(401, r#"{"error":"unauthorized"}"#)]);
         let member = external_identity("external");
-        // Longer than the test's patience.
+        // Longer than the test's timeout.
         let slow = Backoff { first: Duration::from_secs(600), longest: Duration::from_secs(600) };
         let mut peer = Peer::start(member.clone(), Arc::new(client(&server, slow)));
         server.inbox().await;
-        server.answer_inbox([Answer::Events(vec![said(member.did(), 1, "accepted")])]);
+        server.answer_inbox([Answer::Events(vec![inbox_event(member.did(), 1, "accepted")])]);
         let key = Bytes(member.public_key().to_bytes());
         let opt_in = CohortOptIn {
             cohort_id: note("cohort").cohort_id().clone(),
@@ -490,9 +492,9 @@ fn an_inbox_that_was_refused_is_opened_at_once_when_the_opt_in_is_accepted() {
             genesis_document: member.genesis_document().cloned(),
             invite: None,
         };
-        peer.say(&service(), Body::from(opt_in));
+        peer.send(&service(), Body::from(opt_in));
         server.inbox().await;
-        assert_eq!(name_of(&peer.hear().await), "accepted");
+        assert_eq!(name_of(&peer.receive().await), "accepted");
     });
 }
 
@@ -502,7 +504,7 @@ fn a_client_has_nothing_to_broadcast() {
         let mut server = FakeServer::start();
         let member = member(&server);
         member.link.do_send(Outbound::Broadcast { body: advert(&identity("member"), "offer") });
-        member.say(&service(), note("next"));
+        member.send(&service(), note("next"));
         assert_eq!(server.post().await.json()["message"]["body"]["cohortId"], "next");
     });
 }

@@ -1,4 +1,4 @@
-//! What a request has to pass: the order of the gates, clocks, sizes, prefixes, and EXTERNAL senders.
+//! The checks of a request: their order, clocks, sizes, prefixes, and EXTERNAL senders.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ use btcr2_aggregation_protocol::{
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// One way to break a gate's rule in an otherwise good envelope, in the order of the gates.
+/// One way to break the rule of a check in an otherwise valid envelope, in the order of the checks.
 struct Break {
     refusal: (u16, &'static str),
     change: fn(&mut Value),
@@ -42,7 +42,7 @@ const BREAKS: [Break; 8] = [
     },
 ];
 
-/// Beside `missing_recipient`, which it cannot be combined with.
+/// Equal in rank to `missing_recipient`, with which it cannot be combined.
 const UNKNOWN_RECIPIENT: Break =
     Break { refusal: (404, "unknown_recipient"), change: |e| e["to"] = json!("did:example:3") };
 
@@ -98,12 +98,12 @@ fn the_rate_gate_is_behind_the_replay_gate_and_before_the_recipients() {
 }
 
 #[test]
-fn only_who_lives_here_advertises_here_and_only_adverts_get_on_the_board() {
+fn only_identities_of_the_server_advertise_and_only_adverts() {
     paused(async {
         let (site, _deliveries) = Site::new(HttpConfig::default()).await;
         let (alice, service) = (identity(1), service());
-        let stranger = sealed(&alice, None, advert(1), site.now());
-        assert_eq!(site.post_advert(stranger).await.outcome(), (403, "not_an_actor"));
+        let outsider = sealed(&alice, None, advert(1), site.now());
+        assert_eq!(site.post_advert(outsider).await.outcome(), (403, "not_an_actor"));
         let mut mismatched = draft(&alice, site.now());
         mismatched["message"]["from"] = json!(service.did().as_str());
         let mismatched = signed(mismatched, alice.secret_key());
@@ -121,7 +121,7 @@ fn only_who_lives_here_advertises_here_and_only_adverts_get_on_the_board() {
 fn clocks_may_be_sixty_seconds_apart_either_way() {
     paused(async {
         let (site, _deliveries) = Site::new(HttpConfig::default()).await;
-        // Just before the next second: the comparison is of whole seconds.
+        // Just before the next second: whole seconds are compared.
         tokio::time::advance(Duration::from_millis(900)).await;
         let alice = identity(1);
         let path = inbox_path("", alice.did());
@@ -156,7 +156,7 @@ fn a_body_may_have_exactly_the_limit() {
 }
 
 #[test]
-fn who_sends_too_large_an_update_learns_it_and_so_does_the_service() {
+fn a_too_large_update_is_reported_to_member_and_service() {
     paused(async {
         let config = HttpConfig { max_body: 200_000, ..HttpConfig::default() };
         let (site, mut deliveries) = Site::with(|parts| {
@@ -173,23 +173,23 @@ fn who_sends_too_large_an_update_learns_it_and_so_does_the_service() {
         for (bytes, outcome) in [(50_000, OK), (50_001, (413, "payload_too_large"))] {
             let envelope = sealed(&alice, Some(&to), Body::from(submit(bytes)), site.now());
             assert_eq!(site.post(envelope).await.outcome(), outcome, "{bytes} bytes");
-            assert!(deliveries.try_recv().is_ok(), "{bytes} bytes: the service says what it thinks of it");
+            assert!(deliveries.try_recv().is_ok(), "{bytes} bytes: the service reports it");
         }
     });
 }
 
 #[actix_web::test]
-async fn who_sends_too_much_gets_to_see_why() {
+async fn a_client_that_sends_too_much_receives_the_reason() {
     let (loopback, mut deliveries) = Loopback::start("", HttpConfig::default()).await;
     let too_large = (413, "payload_too_large".to_owned());
     for size in [65_537, 200_000, 1_000_000] {
         assert_eq!(loopback.post("x".repeat(size)).await, too_large, "{size}");
-        // Chunked, without a length that would give it away.
+        // Chunked, without a length in the head.
         let chunks: Vec<_> = (0..=size / 1000).map(|_| Ok::<_, std::io::Error>("x".repeat(1000))).collect();
         let body = reqwest::Body::wrap_stream(futures::stream::iter(chunks));
         assert_eq!(loopback.post(body).await, too_large, "{size} in chunks");
     }
-    // A client that reads only when it has sent everything.
+    // A client that only reads after it has sent everything.
     let mut socket = tokio::net::TcpStream::connect(loopback.address).await.unwrap();
     let head = format!("POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", 1_000_000);
     socket.write_all(head.as_bytes()).await.unwrap();
@@ -246,7 +246,7 @@ fn a_proxy_may_decode_the_did_in_the_path() {
                 }
             }
         }
-        // Only what is received, and what clients write: nothing else is the same.
+        // Only the received path, and the form that clients write: no other form is equal.
         let others = [(&path, &plain), (&path, &lower), (&plain, &lower), (&plain, &partly), (&lower, &plain)];
         for (arrives, signed) in others {
             assert_eq!(ask_inbox(&site, &alice, arrives, signed).await, 401, "{arrives} {signed}");
@@ -295,7 +295,7 @@ fn an_external_sender_is_known_from_its_opt_in_on_if_that_passes_every_gate() {
         };
         assert_eq!(site.post(say_ack()).await.outcome(), unknown);
 
-        // Each of these shows the genesis document, and is refused by a later gate: the key must not stay known.
+        // Each of these contains the genesis document, and a later check refuses it: the key must not be stored.
         let used = opt_in_with(|_| {});
         let refused: [(String, (u16, &str)); 5] = [
             (opt_in_with(|e| e["timestamp"] = json!(1)), (401, "invalid_envelope")),
@@ -349,14 +349,14 @@ fn an_external_did_that_the_host_introduced_is_known_before_its_opt_in() {
 }
 
 #[test]
-fn strangers_do_not_push_out_the_keys_of_members_and_of_the_introduced() {
+fn outsiders_do_not_evict_keys_of_members_or_introduced_dids() {
     paused(async {
         let (site, _deliveries) = Site::new(HttpConfig { external_keys: 3, ..HttpConfig::default() }).await;
         let (introduced, member) = (external(1), external(2));
         site.server.introduce(introduced.did(), introduced.genesis_document().unwrap()).unwrap();
         let opting = |x: &Identity| sealed(x, Some(service().did()), opt_in(x), site.now());
         assert_eq!(site.post(opting(&member)).await.outcome(), OK);
-        site.say(Outbound::Direct { to: member.did().clone(), body: saying("welcome"), until: None }).await;
+        site.send(Outbound::Direct { to: member.did().clone(), body: saying("welcome"), until: None }).await;
         for number in 10..20 {
             assert_eq!(site.post(opting(&external(number))).await.outcome(), OK);
         }

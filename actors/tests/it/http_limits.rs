@@ -1,4 +1,4 @@
-//! What the gate remembers: nonces and rates, as suites that any store has to pass, and as a client meets them.
+//! The gate's stores of nonces and rates, as suites that any store has to pass, and as a client observes them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,7 +30,7 @@ fn nonce(number: u128) -> [u8; 16] {
     number.to_be_bytes()
 }
 
-/// What every nonce store has to do; `new` makes one with room for two nonces of each DID and five in all.
+/// The suite for nonce stores; `new` creates a store with space for two nonces of each DID and five in all.
 async fn nonce_store_suite(new: impl Fn() -> Box<dyn NonceStore>) {
     let (alice, bob, carol) = (did(1), did(2), did(3));
     let (fresh, replayed, full) = (NonceVerdict::Fresh, NonceVerdict::Replayed, NonceVerdict::Full);
@@ -46,18 +46,18 @@ async fn nonce_store_suite(new: impl Fn() -> Box<dyn NonceStore>) {
     for number in 0..2 {
         assert_eq!(store.remember(&alice, nonce(number), at(0), at(61)).await, fresh);
     }
-    assert_eq!(store.remember(&alice, nonce(2), at(0), at(61)).await, full, "a DID has no more than its own room");
-    assert_eq!(store.remember(&alice, nonce(0), at(0), at(61)).await, replayed, "and nothing was pushed out");
+    assert_eq!(store.remember(&alice, nonce(2), at(0), at(61)).await, full, "a DID has only its own space");
+    assert_eq!(store.remember(&alice, nonce(0), at(0), at(61)).await, replayed, "and nothing was evicted");
     for number in 0..2 {
         assert_eq!(store.remember(&bob, nonce(number), at(0), at(90)).await, fresh);
     }
     assert_eq!(store.remember(&carol, nonce(0), at(0), at(61)).await, fresh);
-    assert_eq!(store.remember(&carol, nonce(1), at(0), at(61)).await, full, "no room for anybody");
+    assert_eq!(store.remember(&carol, nonce(1), at(0), at(61)).await, full, "no space for any DID");
     for (who, number) in [(&alice, 0), (&alice, 1), (&bob, 0), (&bob, 1), (&carol, 0)] {
         assert_eq!(store.remember(who, nonce(number), at(0), at(61)).await, replayed, "all are still known");
     }
-    assert_eq!(store.remember(&carol, nonce(1), at(62), at(122)).await, fresh, "room comes back with time");
-    assert_eq!(store.remember(&bob, nonce(1), at(62), at(122)).await, replayed, "but what lasts longer stays");
+    assert_eq!(store.remember(&carol, nonce(1), at(62), at(122)).await, fresh, "space becomes free with time");
+    assert_eq!(store.remember(&bob, nonce(1), at(62), at(122)).await, replayed, "but a later nonce remains");
 }
 
 #[actix_web::test]
@@ -65,7 +65,7 @@ async fn nonces_in_memory_pass_the_suite() {
     nonce_store_suite(|| Box::new(MemoryNonces::new(2, 5))).await;
 }
 
-/// What every rate limit store has to do.
+/// The suite for rate limit stores.
 async fn rate_store_suite(new: impl Fn() -> Box<dyn RateLimitStore>) {
     let rate = Rate { per_second: 10, burst: 30 };
     let store = new();
@@ -76,17 +76,17 @@ async fn rate_store_suite(new: impl Fn() -> Box<dyn RateLimitStore>) {
     assert!(!take("alice", 0).await, "the burst is used up");
     assert!(take("bob", 0).await, "each key has its own");
     assert!(!take("alice", 99).await);
-    assert!(take("alice", 100).await, "one comes back each tenth of a second");
+    assert!(take("alice", 100).await, "one token is added each tenth of a second");
     assert!(!take("alice", 199).await);
     for tenth in 2..=40 {
         assert!(take("alice", tenth * 100).await, "ten a second in the long run");
         assert!(!take("alice", tenth * 100 + 99).await);
     }
     for _ in 0..30 {
-        assert!(take("alice", 60_000).await, "full again, and no fuller");
+        assert!(take("alice", 60_000).await, "full again, at its capacity");
     }
     assert!(!take("alice", 60_000).await);
-    assert!(!take("alice", 59_000).await, "a clock that goes back gives nothing");
+    assert!(!take("alice", 59_000).await, "a clock that is set back adds nothing");
 
     let none = Rate { per_second: 0, burst: 0 };
     assert!(!store.take("zero", none, at(1_000_000)).await);
@@ -106,11 +106,11 @@ async fn idle_buckets_are_forgotten_and_only_they() {
     }
     for round in 0..20 {
         for number in 0..1_000 {
-            assert!(rates.take(&format!("{round} {number}"), fast, at(round)).await, "there is always room");
+            assert!(rates.take(&format!("{round} {number}"), fast, at(round)).await, "there is always space");
         }
         assert!(rates.len() <= 2_000);
     }
-    // A sweep that measured the address by the rate of the others would have given it a new bucket.
+    // A sweep that applied the rate of the others to the address would have removed its bucket.
     let mut granted = 0;
     while rates.take("address", slow, at(20)).await {
         granted += 1;
@@ -120,8 +120,8 @@ async fn idle_buckets_are_forgotten_and_only_they() {
         rates.take(&format!("late {number}"), fast, at(1_000_000)).await;
     }
     assert!(!rates.take("one too many", fast, at(1_000_000)).await, "bounded");
-    assert!(rates.take("late 0", fast, at(1_000_000)).await, "who is known goes on");
-    assert!(rates.take("one too many", fast, at(1_000_001)).await, "and room comes back");
+    assert!(rates.take("late 0", fast, at(1_000_000)).await, "a known key continues");
+    assert!(rates.take("one too many", fast, at(1_000_001)).await, "and space becomes free");
     assert!(rates.len() < 10);
 }
 
@@ -132,13 +132,13 @@ fn a_nonce_stays_refused_for_as_long_as_its_timestamp_is_accepted_whatever_else_
         let (store, config) = (Arc::clone(&nonces), HttpConfig::default());
         let (site, _deliveries) = Site::with(|parts| {
             parts.nonces = store;
-            // This is about nonces.
+            // This test is about nonces.
             parts.config = HttpConfig { address_rate: Rate { per_second: 100_000, burst: 100_000 }, ..config };
         })
         .await;
         let alice = identity(1);
         let start = site.now();
-        // As old, as new, and as far ahead as a timestamp may be.
+        // The oldest, the current and the latest acceptable timestamp.
         let envelopes: Vec<_> =
             [(60, start - Duration::from_secs(60)), (0, start), (120, start + Duration::from_secs(60))]
                 .into_iter()
@@ -154,7 +154,7 @@ fn a_nonce_stays_refused_for_as_long_as_its_timestamp_is_accepted_whatever_else_
             for number in 0..20 {
                 flood += 1;
                 site.post(sealed_with(&identity(100 + number), flood, site.now())).await;
-                // Her own, too, as far as her room goes.
+                // Also with her own nonces, within her bound.
                 site.post(sealed_with(&alice, flood, site.now())).await;
             }
             for (at, envelope) in &envelopes {
@@ -172,7 +172,7 @@ fn a_nonce_stays_refused_for_as_long_as_its_timestamp_is_accepted_whatever_else_
         }
         advance(Duration::from_secs(200)).await;
         site.post(sealed_with(&alice, 0, site.now())).await;
-        assert_eq!(nonces.len(), 1, "what could not be accepted any more is not remembered");
+        assert_eq!(nonces.len(), 1, "nonces that could not be accepted any more are removed");
     });
 }
 
@@ -221,15 +221,15 @@ fn a_verified_did_has_its_burst_and_then_its_rate() {
     paused(async {
         let (site, _deliveries) = Site::new(HttpConfig::default()).await;
         let (alice, bob) = (identity(1), identity(2));
-        let say = async |from| site.post(sealed(from, Some(service().did()), ack(), site.now())).await.status;
+        let send = async |from| site.post(sealed(from, Some(service().did()), ack(), site.now())).await.status;
         for _ in 0..30 {
-            assert_eq!(say(&alice).await, 202);
+            assert_eq!(send(&alice).await, 202);
         }
-        assert_eq!(say(&alice).await, 429);
-        assert_eq!(say(&bob).await, 202);
+        assert_eq!(send(&alice).await, 429);
+        assert_eq!(send(&bob).await, 202);
         for _ in 0..20 {
             advance(Duration::from_millis(100)).await;
-            assert_eq!((say(&alice).await, say(&alice).await), (202, 429), "ten a second");
+            assert_eq!((send(&alice).await, send(&alice).await), (202, 429), "ten a second");
         }
     });
 }
@@ -257,7 +257,7 @@ fn an_address_is_limited_before_anything_is_read() {
         for _ in 0..5 {
             assert_eq!(site.post_from("192.0.2.1:1000", "{").await.outcome(), (400, "invalid_json"));
         }
-        // From any port, with any body, on every route that costs something.
+        // From any port, with any body, on every route with a cost.
         assert_eq!(site.post_from("192.0.2.1:2000", "x".repeat(70_000)).await.outcome(), LIMITED);
         assert_eq!(site.post_from("192.0.2.1:1000", good.clone()).await.outcome(), LIMITED);
         let peer = "192.0.2.1:1000".parse().unwrap();
@@ -287,7 +287,7 @@ fn of_ipv6_the_network_is_what_counts() {
         assert_eq!(
             site.post_from("[::ffff:192.0.2.1]:1", "{").await.outcome(),
             LIMITED,
-            "the same, written otherwise"
+            "the same address in another form"
         );
     });
 }
@@ -321,7 +321,7 @@ fn made_up_dids_share_what_their_address_has() {
         for number in 1..=10 {
             assert_eq!(site.post_from("192.0.2.1:1", from(number)).await.outcome(), OK);
         }
-        // Nothing is known of its signature, as nobody has looked at it.
+        // Its signature is not known to be wrong, because it was not checked.
         let forged = from(11).replace("\"approved\":true", "\"approved\":false");
         assert_eq!(site.post_from("192.0.2.1:1", forged).await.outcome(), LIMITED);
         assert_eq!(site.post_from("192.0.2.2:1", from(12)).await.outcome(), OK, "another address");
@@ -353,7 +353,7 @@ fn an_address_has_its_share_of_the_advert_streams() {
         let mut first = site.open(request("192.0.2.1:1")).await;
         let mut second = site.open(request("192.0.2.1:2")).await;
         let mut third = site.open(request("192.0.2.1:3")).await;
-        assert!(first.is_closed().await, "it has read what is on offer, and makes room");
+        assert!(first.is_closed().await, "it has read the adverts, and is evicted");
         let mut other = site.open(request("192.0.2.2:1")).await;
         assert_eq!(site.ask(request("192.0.2.3:1")).await.outcome(), LIMITED, "all are taken");
         let _fourth = site.open(request("192.0.2.1:4")).await;

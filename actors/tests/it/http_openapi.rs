@@ -1,5 +1,5 @@
-//! The API's document against what the server does. The other tests check each answer that they see against it too
-//! (`crate::http_support::openapi::check`); here everything that it names is produced.
+//! The API's document against the server's behaviour. The other tests check each answer that they receive against it
+//! too (`crate::http_support::openapi::check`); this test produces everything that it names.
 
 use std::collections::BTreeSet;
 
@@ -36,7 +36,7 @@ fn named() -> Seen {
     named
 }
 
-/// Asks, and notes what was answered.
+/// Sends a request, and records the answer.
 async fn ask(seen: &mut Seen, site: &Site, method: &str, path: &str, request: TestRequest) {
     let method = Method::from_bytes(method.as_bytes()).unwrap();
     let answer = site.ask(request.method(method.clone()).uri(path)).await;
@@ -48,7 +48,7 @@ async fn post(seen: &mut Seen, site: &Site, path: &str, body: String) {
     ask(seen, site, "POST", path, TestRequest::default().set_payload(body)).await;
 }
 
-/// Loses what it is given.
+/// A store that loses everything.
 struct Careless;
 
 impl Actor for Careless {
@@ -71,9 +71,9 @@ fn every_answer_that_the_document_names_is_given() {
         let (now, to, alice) = (site.now(), service(), identity(1));
         let inbox = btcr2_aggregation_protocol::request_auth::inbox_path("", alice.did());
         for path in ["/v1/messages", "/v1/adverts"] {
-            let say = |sender: &_| sealed(sender, Some(to.did()), ack(), now);
-            let good = if path == "/v1/adverts" { sealed(&to, None, advert(1), now) } else { say(&alice) };
-            // The board's own sender, so that it gets as far as the inner checks.
+            let send = |sender: &_| sealed(sender, Some(to.did()), ack(), now);
+            let good = if path == "/v1/adverts" { sealed(&to, None, advert(1), now) } else { send(&alice) };
+            // The identity that may advertise, so that the inner checks are reached.
             let sender = if path == "/v1/adverts" { &to } else { &alice };
             let tampered = |change: fn(&mut Value)| {
                 let mut envelope = draft(sender, now);
@@ -95,14 +95,14 @@ fn every_answer_that_the_document_names_is_given() {
                 post(&mut seen, &site, path, sealed(&alice, None, ack(), now)).await;
                 post(&mut seen, &site, path, sealed(&alice, Some(identity(2).did()), ack(), now)).await;
             } else {
-                post(&mut seen, &site, path, say(&alice)).await;
+                post(&mut seen, &site, path, send(&alice)).await;
             }
             for _ in 0..20 {
                 post(
                     &mut seen,
                     &site,
                     path,
-                    if path == "/v1/adverts" { sealed(&to, None, advert(1), now) } else { say(&alice) },
+                    if path == "/v1/adverts" { sealed(&to, None, advert(1), now) } else { send(&alice) },
                 )
                 .await;
             }
@@ -112,7 +112,7 @@ fn every_answer_that_the_document_names_is_given() {
                 site.server.connect(&careless, inbox, keeper, 2).await.unwrap();
                 post(&mut seen, &site, path, sealed(&identity(4), Some(careless.did()), ack(), now)).await;
             }
-            // The other path starts afresh.
+            // The other path starts with a full bucket.
             tokio::time::advance(std::time::Duration::from_secs(20)).await;
         }
         let now = site.now();
@@ -201,7 +201,7 @@ fn the_document_is_served_and_refers_to_what_it_has() {
     }
 }
 
-/// The schemas are few and simple enough to be checked by hand: required fields, constants, kinds.
+/// The schemas are few and simple enough for manual checks: required fields, constants, types.
 fn fits(value: &Value, schema: &Value) -> Result<(), String> {
     if let Some(reference) = schema["$ref"].as_str() {
         fits(value, DOCUMENT.pointer(&reference[1..]).unwrap())?;

@@ -1,4 +1,4 @@
-//! What a member is told about its POST: 202 when what follows from it is durable, 503 when nobody can promise that.
+//! The answers to a member's POST: 202 when everything that it caused is durable, 503 when that cannot be promised.
 
 use std::sync::Arc;
 
@@ -47,7 +47,7 @@ async fn site() -> (Site, UnboundedReceiver<Delivery>) {
     Site::new(HttpConfig { did_rate: rate, address_rate: rate, ..HttpConfig::default() }).await
 }
 
-/// A service behind `site`, in a process of its own.
+/// A service behind `site`, in its own process.
 async fn serve(world: &World, site: &Site, journal: Arc<dyn Journal>) -> (Process, Service) {
     let mut settings = world.service_settings("aggregator", Operator);
     settings.transport = Arc::new(site.server.clone());
@@ -75,9 +75,9 @@ fn a_post_is_answered_when_the_journal_has_answered_and_not_before() {
         let (site, _deliveries) = site().await;
         let world = World::new();
         let gate = Arc::new(Semaphore::new(0));
-        let held = Arc::clone(&gate);
+        let delayed = Arc::clone(&gate);
         let journal = Rigged::new(move |_, records| match records.contains("OptInReceived") {
-            true => Act::Hold(Arc::clone(&held)),
+            true => Act::Hold(Arc::clone(&delayed)),
             false => Act::Pass,
         });
         let (process, service) = serve(&world, &site, Arc::new(journal)).await;
@@ -92,7 +92,7 @@ fn a_post_is_answered_when_the_journal_has_answered_and_not_before() {
                     answer = &mut first => panic!("{answer:?} before the opt-in is durable"),
                     () = settle() => {}
                 }
-                // The same again: it waits for the same append.
+                // A repetition waits for the same append.
                 let again = post(&site, &member, &service, opt_in(&member, &cohort_id));
                 tokio::pin!(again);
                 tokio::select! {
@@ -110,7 +110,7 @@ fn a_post_is_answered_when_the_journal_has_answered_and_not_before() {
 }
 
 #[test]
-fn a_post_whose_facts_the_journal_does_not_take_is_not_acknowledged_nor_are_those_after_it() {
+fn a_post_is_not_acknowledged_after_a_failed_append() {
     paused(async {
         let (site, _deliveries) = site().await;
         let world = World::new();
@@ -122,7 +122,8 @@ fn a_post_whose_facts_the_journal_does_not_take_is_not_acknowledged_nor_are_thos
                 let cohort_id = service.open(cohort(2)).await;
                 let member = identity("member");
                 for _ in 0..3 {
-                    // Nor is it told that there is no such cohort: with its journal mended, it goes on.
+                    // It is not notified either that there is no such cohort: once the journal is repaired, the cohort
+                    // continues.
                     let answer = post(&site, &member, &service, opt_in(&member, &cohort_id)).await;
                     assert!(is(&answer, UNAVAILABLE), "{answer:?}");
                     settle().await;
@@ -136,7 +137,7 @@ fn a_post_whose_facts_the_journal_does_not_take_is_not_acknowledged_nor_are_thos
 }
 
 #[test]
-fn a_post_whose_actor_panics_is_not_acknowledged_and_is_taken_when_it_comes_again() {
+fn a_post_whose_actor_panics_is_accepted_when_repeated() {
     paused(async {
         let (site, _deliveries) = site().await;
         let world = World::new();
@@ -173,11 +174,11 @@ fn after_a_restart_external_members_are_known_without_their_opt_ins() {
             .await;
         drop(process);
 
-        // Another server, which has never seen the member.
+        // Another server, which has never received a message of the member.
         let (second, _deliveries) = site().await;
         let decline = SubmitNonIncluded { cohort_id: cohort_id.clone() };
         let request = second.inbox_request(&member);
-        assert!(second.open(request).await.next().await.is_none(), "nobody knows its key yet");
+        assert!(second.open(request).await.next().await.is_none(), "its key is not known yet");
         let (process, mut service) = serve(&world, &second, Arc::clone(&world.journal)).await;
         process
             .run(async {
@@ -185,14 +186,14 @@ fn after_a_restart_external_members_are_known_without_their_opt_ins() {
                 let answer = post(&second, &member, &service, decline).await;
                 assert!(is(&answer, OK), "{answer:?}");
                 service.ear.event(&cohort_id, "data-distributed").await;
-                assert!(!inbox.ready().await.is_empty(), "what is owed is sent again");
+                assert!(!inbox.ready().await.is_empty(), "what is still needed is sent again");
                 assert_eq!(service.address.send(LiveCohorts).await.unwrap(), [cohort_id]);
             })
             .await;
     });
 }
 
-/// Dies of the first thing that it hears.
+/// Stops at the first message.
 struct Mortal;
 
 impl Actor for Mortal {
@@ -222,7 +223,8 @@ fn a_recipient_whose_actor_has_died_is_unavailable_and_not_unknown() {
         let keeper = Mortal.start().recipient();
         let _endpoint = site.server.connect(&mortal, inbox.recipient(), keeper, 2).await.unwrap();
         let cohort_id = CohortId::parse("a-cohort").unwrap();
-        // The second finds it dead. A member gives up at "unknown recipient", and tries again at this.
+        // The second request finds it stopped. A member gives up at "unknown recipient", and tries again at this
+        // answer.
         for _ in 0..2 {
             let body: Body = SubmitNonIncluded { cohort_id: cohort_id.clone() }.into();
             let answer = site.post(sealed(&member, Some(mortal.did()), body, site.now())).await;

@@ -1,4 +1,4 @@
-//! What a server with a state directory still knows after a restart: what waits in the inboxes, and which nonces were used.
+//! The state of a server with a state directory after a restart: the messages in the inboxes, and the used nonces.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ fn config() -> HttpConfig {
     HttpConfig { did_rate: rate, address_rate: rate, ..HttpConfig::default() }
 }
 
-/// A server that is started on a state directory at a time, and what has to be held for it.
+/// A server that was started on a state directory at a time, and the values that must live as long.
 struct Started {
     site: Site,
     state: State,
@@ -51,24 +51,24 @@ impl Started {
         Self::with(dir, &service(), secs, |_| {}).await
     }
 
-    /// As an operator stops it.
+    /// Stops it as an operator does.
     async fn stop(self) {
         self.site.server.shutdown().await;
         settle().await;
         self.state.close().await;
     }
 
-    async fn say(&self, to: &Did, body: SharedBody) {
-        self.site.say(Outbound::Direct { to: to.clone(), body, until: None }).await;
+    async fn send(&self, to: &Did, body: SharedBody) {
+        self.site.send(Outbound::Direct { to: to.clone(), body, until: None }).await;
     }
 
-    async fn tell(&self, to: &Identity, text: &str) {
-        self.say(to.did(), saying(text)).await;
+    async fn send_text(&self, to: &Identity, text: &str) {
+        self.send(to.did(), saying(text)).await;
     }
 }
 
-fn said(events: &[Event]) -> Vec<String> {
-    events.iter().map(Event::said).collect()
+fn texts(events: &[Event]) -> Vec<String> {
+    events.iter().map(Event::text).collect()
 }
 
 fn ids(events: &[Event]) -> Vec<u64> {
@@ -82,31 +82,31 @@ fn what_waits_is_delivered_after_a_restart_under_the_same_number() {
         let (alice, bob) = (identity(1), identity(2));
         let first = Started::at(&dir, NOW).await;
         for text in ["a", "b", "c"] {
-            first.tell(&alice, text).await;
+            first.send_text(&alice, text).await;
         }
-        first.tell(&bob, "x").await;
+        first.send_text(&bob, "x").await;
         let before = first.site.inbox(&alice).await.ready().await;
-        assert_eq!(said(&before), ["a", "b", "c"]);
+        assert_eq!(texts(&before), ["a", "b", "c"]);
         first.stop().await;
 
-        // An hour later, so that what was signed then would be refused now.
+        // An hour later, so that an old signature would be refused.
         let second = Started::at(&dir, NOW + 3600).await;
         let mut stream = second.site.inbox_after(&alice, ids(&before)[0]).await;
-        second.tell(&alice, "d").await;
+        second.send_text(&alice, "d").await;
         let after = stream.ready().await;
-        assert_eq!(said(&after), ["b", "c", "d"], "neither loss nor repetition");
+        assert_eq!(texts(&after), ["b", "c", "d"], "neither loss nor repetition");
         assert_eq!(ids(&after)[..2], ids(&before)[1..]);
         assert!(ids(&after).is_sorted_by(|a, b| a < b));
         for event in &after {
             second.site.verify(event, ExpectedTo::Did(alice.did()));
         }
-        assert_eq!(said(&second.site.inbox(&bob).await.ready().await), ["x"]);
+        assert_eq!(texts(&second.site.inbox(&bob).await.ready().await), ["x"]);
         drop(stream);
         second.stop().await;
 
         let third = Started::at(&dir, NOW + 3700).await;
         let events = third.site.inbox(&alice).await.ready().await;
-        assert_eq!(said(&events), ["b", "c", "d"], "what was confirmed was forgotten");
+        assert_eq!(texts(&events), ["b", "c", "d"], "confirmed messages were removed");
     });
 }
 
@@ -116,18 +116,18 @@ fn numbers_count_on_when_the_clock_was_turned_back() {
         let dir = TempDir::new().unwrap();
         let alice = identity(1);
         let first = Started::at(&dir, NOW).await;
-        first.tell(&alice, "a").await;
-        first.tell(&alice, "b").await;
+        first.send_text(&alice, "a").await;
+        first.send_text(&alice, "b").await;
         let before = ids(&first.site.inbox(&alice).await.ready().await);
-        // Everything is confirmed, so that nothing is left to count from.
+        // Everything is confirmed, so that no message is left to count from.
         drop(first.site.inbox_after(&alice, before[1]).await);
         settle().await;
         first.stop().await;
 
         let second = Started::at(&dir, NOW - 1_000_000).await;
-        second.tell(&alice, "c").await;
+        second.send_text(&alice, "c").await;
         let after = second.site.inbox_after(&alice, before[1]).await.ready().await;
-        assert_eq!(said(&after), ["c"]);
+        assert_eq!(texts(&after), ["c"]);
     });
 }
 
@@ -138,31 +138,31 @@ fn what_waits_too_long_or_is_too_much_is_forgotten_on_disk_too() {
         let (alice, bob) = (identity(1), identity(2));
         let first = Started::with(&dir, &service(), NOW, |parts| parts.config.inbox_messages = 2).await;
         for text in ["a", "b", "c"] {
-            first.tell(&alice, text).await;
+            first.send_text(&alice, text).await;
         }
         first.stop().await;
         let ttl = config().inbox_ttl.as_secs();
         let second = Started::at(&dir, NOW + ttl - 60).await;
-        second.tell(&bob, "late").await;
-        assert_eq!(said(&second.site.inbox(&alice).await.ready().await), ["b", "c"]);
+        second.send_text(&bob, "late").await;
+        assert_eq!(texts(&second.site.inbox(&alice).await.ready().await), ["b", "c"]);
         second.stop().await;
 
         let third = Started::at(&dir, NOW + ttl + 60).await;
-        assert_eq!(said(&third.site.inbox(&alice).await.ready().await), Vec::<String>::new());
-        assert_eq!(said(&third.site.inbox(&bob).await.ready().await), ["late"]);
+        assert_eq!(texts(&third.site.inbox(&alice).await.ready().await), Vec::<String>::new());
+        assert_eq!(texts(&third.site.inbox(&bob).await.ready().await), ["late"]);
         let left = third.state.table("http-inboxes").scan(*b"m", None, 100).await.unwrap();
         assert_eq!(left.entries.len(), 1);
     });
 }
 
 #[test]
-fn what_somebody_said_waits_until_that_one_lives_here_again() {
+fn a_message_waits_until_its_sender_connects_again() {
     paused_beside_a_disk(async {
         let dir = TempDir::new().unwrap();
         let alice = identity(1);
         let first = Started::at(&dir, NOW).await;
         for text in ["a", "b", "c"] {
-            first.tell(&alice, text).await;
+            first.send_text(&alice, text).await;
         }
         let before = ids(&first.site.inbox(&alice).await.ready().await);
         first.stop().await;
@@ -170,17 +170,17 @@ fn what_somebody_said_waits_until_that_one_lives_here_again() {
         let other = identity(9);
         let second = Started::with(&dir, &other, NOW, |_| {}).await;
         let mut stream = second.site.inbox_after(&alice, before[0]).await;
-        second.tell(&alice, "other").await;
-        assert_eq!(said(&stream.ready().await), ["other"]);
+        second.send_text(&alice, "other").await;
+        assert_eq!(texts(&stream.ready().await), ["other"]);
         let (inbox, keeper, _deliveries) = Collector::start_new();
         let _connection = second.site.server.connect(&service(), inbox, keeper, 2).await.unwrap();
         let events = stream.ready().await;
-        assert_eq!(said(&events), ["b", "c"], "and nothing that was confirmed");
+        assert_eq!(texts(&events), ["b", "c"], "and no confirmed message");
         for event in &events {
             second.site.verify(event, ExpectedTo::Did(alice.did()));
         }
         let everything = second.site.inbox(&alice).await.ready().await;
-        assert_eq!(said(&everything), ["b", "c", "other"], "in the order of their numbers");
+        assert_eq!(texts(&everything), ["b", "c", "other"], "in the order of their numbers");
     });
 }
 
@@ -192,9 +192,9 @@ fn a_body_that_goes_to_many_is_on_disk_once() {
         let first = Started::at(&dir, NOW).await;
         let body = saying(&"x".repeat(10_000));
         for member in 1..=MEMBERS {
-            first.say(identity(member).did(), body.clone()).await;
+            first.send(identity(member).did(), body.clone()).await;
         }
-        first.tell(&identity(1), "another").await;
+        first.send_text(&identity(1), "another").await;
         first.stop().await;
 
         let second = Started::at(&dir, NOW).await;
@@ -203,7 +203,7 @@ fn a_body_that_goes_to_many_is_on_disk_once() {
         assert_eq!(table.scan(*b"m", None, 100).await.unwrap().entries.len(), MEMBERS as usize + 1);
         for member in 1..=MEMBERS {
             let events = second.site.inbox(&identity(member)).await.ready().await;
-            assert_eq!(events[0].said().len(), 10_000);
+            assert_eq!(events[0].text().len(), 10_000);
             drop(second.site.inbox_after(&identity(member), *ids(&events).last().unwrap()).await);
             settle().await;
         }
@@ -211,7 +211,7 @@ fn a_body_that_goes_to_many_is_on_disk_once() {
         let state = State::open(dir.path()).unwrap();
         let left = state.table("http-inboxes").scan(Vec::new(), None, 100).await.unwrap();
         let keys: Vec<_> = left.entries.iter().map(|(key, _)| key.as_slice()).collect();
-        assert_eq!(keys, [b"last"], "the last message took its body with it");
+        assert_eq!(keys, [b"last"], "the body was removed with its last message");
     });
 }
 
@@ -221,8 +221,8 @@ fn damaged_entries_cost_no_more_than_themselves() {
         let dir = TempDir::new().unwrap();
         let alice = identity(1);
         let first = Started::at(&dir, NOW).await;
-        first.tell(&alice, "a").await;
-        first.tell(&alice, "b").await;
+        first.send_text(&alice, "a").await;
+        first.send_text(&alice, "b").await;
         first.stop().await;
         let state = State::open(dir.path()).unwrap();
         let table = state.table("http-inboxes");
@@ -232,7 +232,7 @@ fn damaged_entries_cost_no_more_than_themselves() {
         table.put(*b"b?", *b"").await.unwrap();
         state.close().await;
         let second = Started::at(&dir, NOW).await;
-        assert_eq!(said(&second.site.inbox(&alice).await.ready().await), ["b"]);
+        assert_eq!(texts(&second.site.inbox(&alice).await.ready().await), ["b"]);
         let table = second.state.table("http-inboxes");
         assert_eq!(
             table.scan(Vec::new(), None, 100).await.unwrap().entries.len(),
@@ -244,7 +244,7 @@ fn damaged_entries_cost_no_more_than_themselves() {
 
 #[test]
 fn what_was_accepted_before_a_restart_is_a_replay_after_it() {
-    // The clock must not stand still: it would jump whenever everybody waits for the disk.
+    // The clock must run: it would jump while all actors wait for the disk.
     actix_rt::System::new().block_on(async {
         let dir = TempDir::new().unwrap();
         let alice = identity(1);

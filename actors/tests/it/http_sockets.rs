@@ -1,4 +1,4 @@
-//! The streams over real sockets: what depends on connections, on the path as it was requested, and on headers.
+//! The streams over real sockets: behaviour that depends on connections, on the requested path, and on headers.
 
 use std::time::{Duration, Instant};
 
@@ -14,33 +14,33 @@ use btcr2_aggregation_actors::transport::{
 use btcr2_aggregation_protocol::{identity::Identity, request_auth::inbox_path};
 use serde_json::{Value, json};
 
-/// Short, so that what a heartbeat brings comes soon.
+/// Short, so that a heartbeat's effects come soon.
 fn config() -> HttpConfig {
     HttpConfig { heartbeat: Duration::from_millis(20), ..HttpConfig::default() }
 }
 
-async fn tell(loopback: &Loopback, to: &Identity, text: &str) {
+async fn send_text(loopback: &Loopback, to: &Identity, text: &str) {
     let to = to.did().clone();
     loopback.service.send(Outbound::Direct { to, body: saying(text), until: None }).await.unwrap();
 }
 
-async fn next_said(stream: &mut RawStream) -> String {
-    stream.next().await.expect("an event").said()
+async fn next_text(stream: &mut RawStream) -> String {
+    stream.next().await.expect("an event").text()
 }
 
 #[actix_web::test]
 async fn a_scope_below_a_prefix_takes_the_whole_path_signed() {
     let (loopback, _deliveries) = Loopback::start("/agg", config()).await;
     let alice = identity(1);
-    tell(&loopback, &alice, "a").await;
+    send_text(&loopback, &alice, "a").await;
     let mut stream = loopback.inbox(&alice, None).await;
     assert_eq!(stream.status(), 200);
     let first = stream.next().await.unwrap();
-    assert_eq!(first.said(), "a");
+    assert_eq!(first.text(), "a");
     drop(stream);
-    tell(&loopback, &alice, "b").await;
+    send_text(&loopback, &alice, "b").await;
     let mut stream = loopback.inbox(&alice, first.id).await;
-    assert_eq!(next_said(&mut stream).await, "b");
+    assert_eq!(next_text(&mut stream).await, "b");
 
     // Without the prefix it is another path.
     let asked = inbox_path("/agg", alice.did());
@@ -57,10 +57,10 @@ async fn a_scope_below_a_prefix_takes_the_whole_path_signed() {
 async fn an_external_inbox_is_open_within_a_second_of_its_opt_in() {
     let (loopback, _deliveries) = Loopback::start("", config()).await;
     let x = external(1);
-    tell(&loopback, &x, "accepted").await;
+    send_text(&loopback, &x, "accepted").await;
     let opening = async {
         let mut stream = loopback.inbox(&x, None).await;
-        assert_eq!((stream.status(), next_said(&mut stream).await.as_str()), (200, "accepted"));
+        assert_eq!((stream.status(), next_text(&mut stream).await.as_str()), (200, "accepted"));
         Instant::now()
     };
     let opting = async {
@@ -79,7 +79,7 @@ async fn an_early_inbox_does_not_hold_up_the_servers_stop() {
     let (loopback, _deliveries) = Loopback::start("", config()).await;
     let x = external(1);
     let stopping = async {
-        // Behind the request, which is handled in order of arrival.
+        // After the request, because requests are handled in order of arrival.
         assert_eq!(loopback.answer(client().get(loopback.url("/v1/.well-known/aggregation"))).await.0, 200);
         loopback.server.shutdown().await;
     };
@@ -125,7 +125,7 @@ async fn streams_are_not_to_be_cached_or_buffered_and_beat() {
         for header in ["content-type: text/event-stream", "cache-control: no-store", "x-accel-buffering: no"] {
             assert!(head.contains(header), "{head}");
         }
-        assert!(!head.contains("access-control"), "nobody asked");
+        assert!(!head.contains("access-control"), "no origin was sent");
         for _ in 0..3 {
             assert_eq!(stream.next_or_comment().await.unwrap().comment.as_deref(), Some("heartbeat"));
         }
@@ -133,14 +133,14 @@ async fn streams_are_not_to_be_cached_or_buffered_and_beat() {
     loopback.stop().await;
 }
 
-/// Until `condition` holds; the test is stuck if it never does.
+/// Waits until `condition` holds; the test fails if it never does.
 async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let waiting = async {
         while !condition().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{what} never came"));
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{what} never happened"));
 }
 
 #[actix_web::test]
@@ -150,17 +150,17 @@ async fn a_vanished_reader_is_noticed() {
     reader.next_or_comment().await.unwrap();
     assert_eq!(loopback.open("/v1/adverts", &[]).await.status(), 429);
     drop(reader);
-    until("room for another", async || loopback.open("/v1/adverts", &[]).await.status() == 200).await;
+    until("space for another", async || loopback.open("/v1/adverts", &[]).await.status() == 200).await;
 
-    // An inbox ends when its reader is gone and nothing waits, and so makes room.
+    // An inbox ends, and frees its space, when it has no reader and no messages.
     let (loopback, _deliveries) = Loopback::start("", HttpConfig { inboxes: 1, ..config() }).await;
     let mut reader = loopback.inbox(&identity(1), None).await;
     reader.next_or_comment().await.unwrap();
     assert_eq!(loopback.inbox(&identity(2), None).await.status(), 429);
     drop(reader);
-    // Another sender each time: a DID has its rate.
+    // Another sender each time, because each DID has a rate.
     let mut number = 2;
-    until("room for another inbox", async || {
+    until("space for another inbox", async || {
         number += 1;
         loopback.inbox(&identity(number), None).await.status() == 200
     })
@@ -169,26 +169,26 @@ async fn a_vanished_reader_is_noticed() {
 }
 
 #[actix_web::test]
-async fn a_reader_that_never_reads_blocks_nobody_and_has_its_rest_later() {
+async fn a_stuck_reader_blocks_no_other_and_catches_up_later() {
     let config = HttpConfig { inbox_messages: 64, inbox_bytes: 4 << 20, ..config() };
     let (loopback, _deliveries) = Loopback::start("", config).await;
     let (alice, bob) = (identity(1), identity(2));
     let stuck = loopback.inbox(&alice, None).await;
     let mut reading = loopback.inbox(&bob, None).await;
-    // Far more than the sockets' buffers and the queue hold.
+    // Far more than the buffers of the sockets and the queue.
     let padding = "x".repeat(60_000);
     for number in 0..600 {
-        tell(&loopback, &alice, &format!("{number} {padding}")).await;
-        tell(&loopback, &bob, &number.to_string()).await;
-        assert_eq!(next_said(&mut reading).await, number.to_string());
+        send_text(&loopback, &alice, &format!("{number} {padding}")).await;
+        send_text(&loopback, &bob, &number.to_string()).await;
+        assert_eq!(next_text(&mut reading).await, number.to_string());
     }
     drop(stuck);
     let mut late = loopback.inbox(&alice, None).await;
-    let first = next_said(&mut late).await;
+    let first = next_text(&mut late).await;
     let first: usize = first.split(' ').next().unwrap().parse().unwrap();
-    assert!((500..600).contains(&first), "the newest are held");
+    assert!((500..600).contains(&first), "the newest are stored");
     for number in first + 1..600 {
-        assert!(next_said(&mut late).await.starts_with(&format!("{number} ")));
+        assert!(next_text(&mut late).await.starts_with(&format!("{number} ")));
     }
     loopback.stop().await;
 }
@@ -199,15 +199,15 @@ async fn shutdown_ends_streams_properly() {
     let mut adverts = loopback.open("/v1/adverts", &[]).await;
     let mut inbox = loopback.inbox(&identity(1), None).await;
     loopback.service.send(Outbound::Broadcast { body: advert(1) }).await.unwrap();
-    tell(&loopback, &identity(1), "last").await;
+    send_text(&loopback, &identity(1), "last").await;
     assert_eq!(adverts.next().await.unwrap().name, "advert");
-    assert_eq!(next_said(&mut inbox).await, "last");
+    assert_eq!(next_text(&mut inbox).await, "last");
     loopback.server.shutdown().await;
     assert_eq!((adverts.next().await, inbox.next().await), (None, None));
     loopback.stop().await;
 }
 
-/// Which origin the answer names, and whether a cache has to tell origins apart.
+/// The origin that the answer names, and whether a cache has to distinguish origins.
 async fn cors_headers(
     loopback: &Loopback,
     method: reqwest::Method,

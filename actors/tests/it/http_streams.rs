@@ -1,4 +1,5 @@
-//! What the streams carry: adverts and inboxes, with a clock that stands still. `http_sockets` has what needs sockets.
+//! The contents of the streams: adverts and inboxes, with a clock that stands still. `http_sockets` has the tests that
+//! need sockets.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -24,22 +25,22 @@ use btcr2_aggregation_protocol::{
 };
 use tokio::time::advance;
 
-/// Enough for any test: limits of rate are another's.
+/// Limits that no test reaches by accident; other tests cover rates.
 fn config() -> HttpConfig {
     let rate = Rate { per_second: 1_000_000, burst: 1_000_000 };
     HttpConfig { did_rate: rate, address_rate: rate, ..HttpConfig::default() }
 }
 
-fn said(events: &[Event]) -> Vec<String> {
-    events.iter().map(Event::said).collect()
+fn texts(events: &[Event]) -> Vec<String> {
+    events.iter().map(Event::text).collect()
 }
 
 fn ids(events: &[Event]) -> Vec<u64> {
     events.iter().map(|event| event.id.unwrap()).collect()
 }
 
-async fn tell(site: &Site, to: &Identity, text: &str) {
-    site.say(Outbound::Direct { to: to.did().clone(), body: saying(text), until: None }).await;
+async fn send_text(site: &Site, to: &Identity, text: &str) {
+    site.send(Outbound::Direct { to: to.did().clone(), body: saying(text), until: None }).await;
 }
 
 fn withdrawal(number: u32) -> Outbound {
@@ -62,7 +63,7 @@ fn every_live_advert_reaches_every_reader_signed_at_that_moment() {
         let mut early = site.adverts().await;
         check(&early.ready().await, 0);
         for number in 0..3 {
-            site.say(Outbound::Broadcast { body: advert(number) }).await;
+            site.send(Outbound::Broadcast { body: advert(number) }).await;
         }
         check(&early.ready().await, 3);
 
@@ -72,12 +73,12 @@ fn every_live_advert_reaches_every_reader_signed_at_that_moment() {
         check(&early.ready().await, 0);
 
         advance(Duration::from_secs(300)).await;
-        site.say(Outbound::Broadcast { body: advert(1) }).await;
+        site.send(Outbound::Broadcast { body: advert(1) }).await;
         let repeated = early.ready().await;
         check(&repeated, 1);
-        assert_eq!(late.ready().await, repeated, "one signature is enough for all who read at that moment");
+        assert_eq!(late.ready().await, repeated, "one signature is enough for all current readers");
 
-        site.say(withdrawal(1)).await;
+        site.send(withdrawal(1)).await;
         advance(Duration::from_secs(300)).await;
         let events = site.adverts().await.ready().await;
         check(&events, 2);
@@ -96,8 +97,8 @@ fn a_board_of_any_size_fits_a_new_reader() {
         settle().await;
         let mut reader = site.adverts().await;
         assert_eq!(reader.ready().await.len(), 700);
-        site.say(Outbound::Broadcast { body: advert(700) }).await;
-        assert_eq!(reader.ready().await.len(), 1, "and it goes on");
+        site.send(Outbound::Broadcast { body: advert(700) }).await;
+        assert_eq!(reader.ready().await.len(), 1, "and it continues");
     });
 }
 
@@ -105,18 +106,18 @@ fn a_board_of_any_size_fits_a_new_reader() {
 fn adverts_end_with_their_connection_and_not_with_an_older_one() {
     paused(async {
         let (mut site, _deliveries) = Site::new(config()).await;
-        site.say(Outbound::Broadcast { body: advert(1) }).await;
+        site.send(Outbound::Broadcast { body: advert(1) }).await;
         let (inbox, keeper, mut deliveries) = Collector::start_new();
         let newer = site.server.connect(&service(), inbox, keeper, 2).await.unwrap();
         let older = std::mem::replace(&mut site.service, newer);
-        site.say(Outbound::Broadcast { body: advert(2) }).await;
+        site.send(Outbound::Broadcast { body: advert(2) }).await;
         drop(older);
         settle().await;
         let events = site.adverts().await.ready().await;
         assert_eq!(events.len(), 1);
         assert!(events[0].data.contains(advert(2).cohort_id().as_str()));
         let envelope = sealed(&identity(1), Some(service().did()), crate::http_support::ack(), site.now());
-        assert_eq!(site.post(envelope).await.outcome(), OK, "the service still lives here");
+        assert_eq!(site.post(envelope).await.outcome(), OK, "the service is still registered");
         deliveries.try_recv().unwrap();
     });
 }
@@ -139,32 +140,32 @@ fn an_inbox_resumes_where_its_reader_was() {
     paused(async {
         let (site, _deliveries) = Site::new(config()).await;
         let alice = identity(1);
-        tell(&site, &alice, "a").await;
-        tell(&site, &alice, "b").await;
+        send_text(&site, &alice, "a").await;
+        send_text(&site, &alice, "b").await;
         let mut stream = site.inbox(&alice).await;
-        tell(&site, &alice, "c").await;
+        send_text(&site, &alice, "c").await;
         let first = stream.ready().await;
-        assert_eq!(said(&first), ["a", "b", "c"]);
+        assert_eq!(texts(&first), ["a", "b", "c"]);
         let first_ids = ids(&first);
         assert!(first_ids.is_sorted_by(|a, b| a < b));
         assert!(first.iter().all(|event| event.name == "message"));
         drop(stream);
 
-        tell(&site, &alice, "d").await;
+        send_text(&site, &alice, "d").await;
         let mut stream = site.inbox_after(&alice, first_ids[1]).await;
-        tell(&site, &alice, "e").await;
+        send_text(&site, &alice, "e").await;
         let second = stream.ready().await;
-        assert_eq!(said(&second), ["c", "d", "e"], "neither loss nor repetition");
+        assert_eq!(texts(&second), ["c", "d", "e"], "neither loss nor repetition");
         assert_eq!(ids(&second)[0], first_ids[2], "a message keeps its id");
         assert!(ids(&second).is_sorted_by(|a, b| a < b));
         drop(stream);
 
         let everything = site.inbox(&alice).await.ready().await;
-        assert_eq!(said(&everything), ["c", "d", "e"], "what was confirmed is not held");
+        assert_eq!(texts(&everything), ["c", "d", "e"], "confirmed messages are not stored");
         let garbage = site.inbox_request(&alice).insert_header(("last-event-id", "x"));
-        assert_eq!(said(&site.open(garbage).await.ready().await), ["c", "d", "e"]);
+        assert_eq!(texts(&site.open(garbage).await.ready().await), ["c", "d", "e"]);
         let older = site.inbox_after(&alice, 0).await.ready().await;
-        assert_eq!(said(&older), ["c", "d", "e"]);
+        assert_eq!(texts(&older), ["c", "d", "e"]);
         assert_eq!(site.inbox_after(&alice, u64::MAX).await.ready().await, []);
     });
 }
@@ -174,14 +175,14 @@ fn what_is_replayed_is_signed_again() {
     paused(async {
         let (site, _deliveries) = Site::new(config()).await;
         let (alice, bob) = (identity(1), identity(2));
-        tell(&site, &alice, "a").await;
-        tell(&site, &bob, "b").await;
+        send_text(&site, &alice, "a").await;
+        send_text(&site, &bob, "b").await;
         let mut nonces = BTreeSet::new();
         for _ in 0..4 {
             advance(Duration::from_secs(600)).await;
             let mut one = site.inbox(&alice).await;
             let events = one.ready().await;
-            assert_eq!(said(&events), ["a"], "another's messages are another's");
+            assert_eq!(texts(&events), ["a"], "only the owner's messages");
             let verified = site.verify(&events[0], ExpectedTo::Did(alice.did()));
             assert_eq!(verified.timestamp.as_secs(), site.now().as_secs());
             assert!(nonces.insert(verified.nonce), "a nonce twice");
@@ -195,7 +196,7 @@ fn ids_go_on_counting_when_an_inbox_was_idle_and_when_the_server_is_a_new_one() 
         let config = || HttpConfig { heartbeat: Duration::from_millis(10), inbox_messages: 5_000, ..config() };
         let (site, _deliveries) = Site::new(config()).await;
         let alice = identity(1);
-        // More than one a millisecond, so that the clock alone would not do.
+        // More than one a millisecond, so that the clock alone is not sufficient.
         for number in 0..3_000 {
             let body = saying(&number.to_string());
             site.service.do_send(Outbound::Direct { to: alice.did().clone(), body, until: None });
@@ -206,22 +207,22 @@ fn ids_go_on_counting_when_an_inbox_was_idle_and_when_the_server_is_a_new_one() 
         drop(site.inbox_after(&alice, last).await);
         advance(Duration::from_millis(50)).await;
         settle().await;
-        // Nobody reads, nothing waits: it has gone away. Each step is a heartbeat.
+        // Without readers and messages it ends. Each step is a heartbeat.
         for _ in 0..5 {
             advance(Duration::from_millis(10)).await;
             settle().await;
         }
         let mut stream = site.inbox_after(&alice, last).await;
-        tell(&site, &alice, "later").await;
+        send_text(&site, &alice, "later").await;
         let later = stream.ready().await;
-        assert_eq!(said(&later), ["later"]);
+        assert_eq!(texts(&later), ["later"]);
         assert!(later[0].id.unwrap() > last);
 
         let now = site.now().as_secs() + 60;
         let (next, _deliveries) = Site::of(&service(), now, |parts| parts.config = config()).await;
-        tell(&next, &alice, "after the restart").await;
+        send_text(&next, &alice, "after the restart").await;
         let events = next.inbox_after(&alice, later[0].id.unwrap()).await.ready().await;
-        assert_eq!(said(&events), ["after the restart"]);
+        assert_eq!(texts(&events), ["after the restart"]);
         assert!(events[0].id.unwrap() > later[0].id.unwrap());
     });
 }
@@ -239,9 +240,9 @@ fn an_inbox_that_goes_away_again_and_again_loses_nothing() {
             if number % 2 == 0 {
                 settle().await;
             }
-            tell(&site, &alice, &number.to_string()).await;
+            send_text(&site, &alice, &number.to_string()).await;
             let events = site.inbox_after(&alice, last).await.ready().await;
-            assert_eq!(said(&events), [number.to_string()]);
+            assert_eq!(texts(&events), [number.to_string()]);
             assert!(events[0].id.unwrap() > last);
             last = events[0].id.unwrap();
         }
@@ -258,13 +259,14 @@ fn a_message_that_comes_as_its_inbox_ends_is_not_lost() {
             drop(site.inbox(&reader).await);
             advance(heartbeat).await;
             settle().await;
-            // On its way when the second heartbeat ends the inbox: the hub hears of both at once, of the message first.
+            // It is on its way when the second heartbeat ends the inbox: the hub receives both at once, the message
+            // first.
             let body = saying("a");
             site.service.do_send(Outbound::Direct { to: reader.did().clone(), body, until: None });
             advance(heartbeat).await;
             settle().await;
-            tell(&site, &reader, "b").await;
-            assert_eq!(said(&site.inbox(&reader).await.ready().await), ["a", "b"]);
+            send_text(&site, &reader, "b").await;
+            assert_eq!(texts(&site.inbox(&reader).await.ready().await), ["a", "b"]);
         }
     });
 }
@@ -275,33 +277,33 @@ fn an_inbox_is_bounded_by_count_and_by_bytes_and_all_together_too() {
         let (site, _deliveries) = Site::new(HttpConfig { inbox_messages: 3, ..config() }).await;
         let (alice, bob) = (identity(1), identity(2));
         for number in 0..10 {
-            tell(&site, &alice, &number.to_string()).await;
+            send_text(&site, &alice, &number.to_string()).await;
         }
-        assert_eq!(said(&site.inbox(&alice).await.ready().await), ["7", "8", "9"]);
+        assert_eq!(texts(&site.inbox(&alice).await.ready().await), ["7", "8", "9"]);
         let report = site.server.report();
         assert_eq!((report.inboxes, report.messages, report.dropped), (1, 3, 7));
 
         let kilobyte = |number: usize| format!("{number}{}", "x".repeat(1000));
-        let numbers = |events: &[Event]| said(events).iter().map(|text| text[..1].to_owned()).collect::<Vec<_>>();
+        let numbers = |events: &[Event]| texts(events).iter().map(|text| text[..1].to_owned()).collect::<Vec<_>>();
         let (site, _deliveries) = Site::new(HttpConfig { inbox_bytes: 3_500, ..config() }).await;
         for number in 0..10 {
-            tell(&site, &alice, &kilobyte(number)).await;
+            send_text(&site, &alice, &kilobyte(number)).await;
         }
         assert_eq!(numbers(&site.inbox(&alice).await.ready().await), ["7", "8", "9"]);
-        tell(&site, &alice, &"y".repeat(10_000)).await;
+        send_text(&site, &alice, &"y".repeat(10_000)).await;
         assert_eq!(
-            said(&site.inbox(&alice).await.ready().await),
+            texts(&site.inbox(&alice).await.ready().await),
             ["y".repeat(10_000)],
-            "the newest is always held"
+            "the newest is always stored"
         );
 
         let (site, _deliveries) = Site::new(HttpConfig { inboxes_bytes: 3_500, ..config() }).await;
-        tell(&site, &bob, &kilobyte(0)).await;
+        send_text(&site, &bob, &kilobyte(0)).await;
         for number in 1..10 {
-            tell(&site, &alice, &kilobyte(number)).await;
+            send_text(&site, &alice, &kilobyte(number)).await;
         }
         assert_eq!(numbers(&site.inbox(&alice).await.ready().await), ["8", "9"]);
-        assert_eq!(numbers(&site.inbox(&bob).await.ready().await), ["0"], "and not at another's cost");
+        assert_eq!(numbers(&site.inbox(&bob).await.ready().await), ["0"], "and not at another inbox's cost");
     });
 }
 
@@ -325,9 +327,9 @@ fn messages_of_ended_cohorts_make_room_first() {
         let alice = identity(1);
         let note = |cohort: &str| Outbound::Direct { to: alice.did().clone(), body: note(cohort), until: None };
         for outbound in [note("live"), note("over"), ended("over"), note("other"), note("third")] {
-            site.say(outbound).await;
+            site.send(outbound).await;
         }
-        let held = site.inbox(&alice).await.ready().await;
+        let stored = site.inbox(&alice).await.ready().await;
         let cohorts = |events: &[Event]| {
             let cohort = |event: &Event| {
                 let envelope: serde_json::Value = serde_json::from_str(&event.data).unwrap();
@@ -335,8 +337,8 @@ fn messages_of_ended_cohorts_make_room_first() {
             };
             events.iter().map(cohort).collect::<Vec<_>>()
         };
-        assert_eq!(cohorts(&held), ["live", "over", "other", "third"]);
-        assert!(deliveries.try_recv().is_err(), "nothing that anybody needs was dropped");
+        assert_eq!(cohorts(&stored), ["live", "over", "other", "third"]);
+        assert!(deliveries.try_recv().is_err(), "nothing that is still needed was dropped");
     });
 }
 
@@ -346,22 +348,23 @@ fn what_there_was_no_room_for_is_made_again_when_its_reader_comes() {
         let (site, mut deliveries) = Site::new(HttpConfig { inbox_messages: 2, ..config() }).await;
         let alice = identity(1);
         for cohort in ["first", "second", "third", "fourth"] {
-            site.say(Outbound::Direct { to: alice.did().clone(), body: note(cohort), until: None }).await;
+            site.send(Outbound::Direct { to: alice.did().clone(), body: note(cohort), until: None }).await;
         }
         assert!(deliveries.try_recv().is_err(), "not before she reads");
         let mut reader = site.inbox(&alice).await;
-        let mut told = false;
+        let mut reported = false;
         for _ in 0..3 {
-            told |= reader.next_or_comment().await.unwrap().comment.is_some_and(|text| text.contains("too slow"));
+            reported |=
+                reader.next_or_comment().await.unwrap().comment.is_some_and(|text| text.contains("too slow"));
         }
-        assert!(told, "and she is told");
+        assert!(reported, "and she is notified");
         settle().await;
         for expected in ["first", "second"] {
-            let missed = deliveries.try_recv().expect("what was dropped is asked for");
+            let missed = deliveries.try_recv().expect("the dropped messages are requested again");
             let Delivery::Missed { to, cohort_id } = missed else { panic!("{missed:?}") };
             assert_eq!((to, cohort_id.as_str()), (alice.did().clone(), expected));
         }
-        // Once: what is made again is on its way.
+        // Once: the repetition is on its way.
         let _again = site.inbox(&alice).await;
         settle().await;
         assert!(deliveries.try_recv().is_err());
@@ -369,14 +372,14 @@ fn what_there_was_no_room_for_is_made_again_when_its_reader_comes() {
 }
 
 #[test]
-fn what_is_said_again_waits_once() {
+fn a_repeated_message_waits_once() {
     paused(async {
         let (site, _deliveries) = Site::new(config()).await;
         let alice = identity(1);
         for text in ["a", "b", "a", "a"] {
-            tell(&site, &alice, text).await;
+            send_text(&site, &alice, text).await;
         }
-        assert_eq!(said(&site.inbox(&alice).await.ready().await), ["b", "a"]);
+        assert_eq!(texts(&site.inbox(&alice).await.ready().await), ["b", "a"]);
     });
 }
 
@@ -386,18 +389,18 @@ fn a_message_waits_for_as_long_as_it_may_and_no_longer() {
         let config = HttpConfig { inbox_ttl: Duration::from_secs(100), ..config() };
         let (site, _deliveries) = Site::new(config).await;
         let alice = identity(1);
-        tell(&site, &alice, "old").await;
+        send_text(&site, &alice, "old").await;
         for _ in 0..6 {
             advance(Duration::from_secs(15)).await;
             settle().await;
         }
-        tell(&site, &alice, "new").await;
-        assert_eq!(said(&site.inbox(&alice).await.ready().await), ["old", "new"]);
+        send_text(&site, &alice, "new").await;
+        assert_eq!(texts(&site.inbox(&alice).await.ready().await), ["old", "new"]);
         for _ in 0..2 {
             advance(Duration::from_secs(15)).await;
             settle().await;
         }
-        assert_eq!(said(&site.inbox(&alice).await.ready().await), ["new"]);
+        assert_eq!(texts(&site.inbox(&alice).await.ready().await), ["new"]);
     });
 }
 
@@ -409,22 +412,22 @@ fn a_reader_that_does_not_read_is_closed_and_comes_back_for_the_rest() {
         let mut slow = site.inbox(&alice).await;
         let mut other = site.inbox(&bob).await;
         for number in 0..200 {
-            tell(&site, &alice, &number.to_string()).await;
-            tell(&site, &bob, &number.to_string()).await;
-            assert_eq!(said(&other.ready().await), [number.to_string()], "nobody waits for her");
+            send_text(&site, &alice, &number.to_string()).await;
+            send_text(&site, &bob, &number.to_string()).await;
+            assert_eq!(texts(&other.ready().await), [number.to_string()], "no other recipient waits for her");
         }
         let before = slow.ready().await;
-        assert!(slow.is_closed().await, "behind what it had room for");
+        assert!(slow.is_closed().await, "beyond its capacity");
         let after = site.inbox_after(&alice, *ids(&before).last().unwrap()).await.ready().await;
-        let all: Vec<_> = said(&before).into_iter().chain(said(&after)).collect();
+        let all: Vec<_> = texts(&before).into_iter().chain(texts(&after)).collect();
         assert!(before.len() >= 40 && after.len() == 40, "{} and {}", before.len(), after.len());
         assert_eq!(all.last().unwrap(), "199");
 
-        // By bytes: a few large ones are too many.
+        // By bytes: a few large events are too many.
         let (site, _deliveries) = Site::new(HttpConfig { inbox_bytes: 100_000, ..config() }).await;
         let mut slow = site.inbox(&alice).await;
         for _ in 0..20 {
-            tell(&site, &alice, &"x".repeat(50_000)).await;
+            send_text(&site, &alice, &"x".repeat(50_000)).await;
         }
         assert!(slow.ready().await.len() < 18);
         assert!(slow.is_closed().await);
@@ -441,7 +444,7 @@ fn one_stream_too_many_closes_the_oldest() {
         for _ in 0..4 {
             streams.push(site.inbox(&alice).await);
         }
-        tell(&site, &alice, "a").await;
+        send_text(&site, &alice, "a").await;
         for (number, stream) in streams.iter_mut().enumerate() {
             let kept = number >= 2;
             assert_eq!(stream.ready().await.len(), usize::from(kept));
@@ -456,18 +459,18 @@ fn inboxes_that_only_their_owners_have_opened_make_room_for_those_of_members() {
     paused(async {
         let (site, _deliveries) = Site::new(HttpConfig { inboxes: 2, ..config() }).await;
         let (alice, bob) = (identity(1), identity(2));
-        let mut strangers = vec![site.inbox(&identity(10)).await, site.inbox(&identity(11)).await];
+        let mut outsiders = vec![site.inbox(&identity(10)).await, site.inbox(&identity(11)).await];
         assert_eq!(site.ask(site.inbox_request(&identity(12))).await.outcome(), (429, "rate_limited"));
         for member in [&alice, &bob] {
-            tell(&site, member, "hello").await;
-            assert_eq!(said(&site.inbox(member).await.ready().await), ["hello"]);
+            send_text(&site, member, "hello").await;
+            assert_eq!(texts(&site.inbox(member).await.ready().await), ["hello"]);
         }
-        for stranger in &mut strangers {
-            assert!(stranger.is_closed().await);
+        for outsider in &mut outsiders {
+            assert!(outsider.is_closed().await);
         }
-        tell(&site, &identity(3), "no room").await;
+        send_text(&site, &identity(3), "no room").await;
         assert_eq!(site.ask(site.inbox_request(&identity(3))).await.outcome(), (429, "rate_limited"));
-        assert_eq!(said(&site.inbox(&alice).await.ready().await), ["hello"]);
+        assert_eq!(texts(&site.inbox(&alice).await.ready().await), ["hello"]);
     });
 }
 
@@ -477,7 +480,7 @@ fn heartbeats_are_comments() {
         let (site, _deliveries) = Site::new(config()).await;
         for mut stream in [site.adverts().await, site.inbox(&identity(1)).await] {
             let before = site.now();
-            // Everybody waits, so that the clock jumps to the next thing that happens.
+            // All actors wait, so the clock jumps to the next event.
             let beat = stream.next_or_comment().await.unwrap();
             assert_eq!(beat, Event { comment: Some("heartbeat".to_owned()), ..Event::default() });
             assert!(site.now().since(before) <= Duration::from_secs(15));
@@ -490,7 +493,7 @@ async fn opt_in_of(site: &Site, x: &Identity) {
     assert_eq!(site.post(opting).await.outcome(), OK);
 }
 
-/// A request for the inbox of `x`, under way.
+/// A request for the inbox of `x`, in progress.
 fn asking(site: &Site, x: &Identity) -> tokio::task::JoinHandle<Stream> {
     let (site, x) = (site.clone(), x.clone());
     actix_rt::spawn(async move { site.inbox(&x).await })
@@ -501,19 +504,19 @@ fn an_inbox_asked_for_before_the_opt_in_opens_with_it() {
     paused(async {
         let (site, _deliveries) = Site::new(config()).await;
         let (x, other) = (external(1), external(2));
-        tell(&site, &x, "early").await;
+        send_text(&site, &x, "early").await;
         let waiting = asking(&site, &x);
         settle().await;
         opt_in_of(&site, &other).await;
         tokio::time::advance(Duration::from_secs(15)).await;
         settle().await;
-        assert!(!waiting.is_finished(), "another one's opt-in is nothing to it");
+        assert!(!waiting.is_finished(), "another DID's opt-in does not affect it");
         let before = site.now();
         opt_in_of(&site, &x).await;
         let mut stream = waiting.await.unwrap();
-        assert_eq!(said(&stream.ready().await), ["early"]);
+        assert_eq!(texts(&stream.ready().await), ["early"]);
         assert_eq!(site.now(), before, "at once");
-        assert_eq!(said(&site.inbox(&x).await.ready().await), ["early"], "and from then on");
+        assert_eq!(texts(&site.inbox(&x).await.ready().await), ["early"], "and from now on");
     });
 }
 
@@ -522,7 +525,7 @@ fn an_inbox_whose_opt_in_does_not_come_is_closed_empty() {
     paused(async {
         let (site, _deliveries) = Site::new(config()).await;
         let x = external(1);
-        tell(&site, &x, "early").await;
+        send_text(&site, &x, "early").await;
         let before = site.now();
         let mut stream = site.inbox(&x).await;
         assert_eq!(stream.next_or_comment().await, None);
@@ -533,7 +536,7 @@ fn an_inbox_whose_opt_in_does_not_come_is_closed_empty() {
 }
 
 #[test]
-fn who_waits_for_an_opt_in_takes_nobodys_place() {
+fn waiting_for_an_opt_in_takes_no_others_seat() {
     paused(async {
         let bounds = HttpConfig { early_inboxes: 3, early_inboxes_per_address: 2, ..config() };
         let (site, _deliveries) = Site::new(bounds).await;
@@ -554,7 +557,7 @@ fn who_waits_for_an_opt_in_takes_nobodys_place() {
         settle().await;
         assert_eq!(site.ask(from(&external(4), c)).await.outcome(), refused, "all seats are taken");
         assert_eq!(site.ask(site.inbox_request(&identity(1))).await.status, 200, "a KEY DID needs none");
-        // Who goes away leaves its seat.
+        // A client that disconnects frees its seat.
         third.abort();
         settle().await;
         let fourth = wait(from(&external(4), c));
@@ -566,14 +569,14 @@ fn who_waits_for_an_opt_in_takes_nobodys_place() {
         let again = wait(from(&external(3), a));
         settle().await;
         assert!(!again.is_finished());
-        // A stop does not wait for them.
+        // A shutdown does not wait for them.
         let before = site.now();
         site.server.shutdown().await;
         assert_eq!(again.await.unwrap().next().await, None);
         assert_eq!(site.now(), before);
         assert!(
             site.ask(from(&external(5), b)).await.status == 200 && site.now() == before,
-            "nobody waits any more"
+            "no request waits any more"
         );
     });
 }
@@ -593,7 +596,7 @@ fn what_no_opt_in_could_make_good_does_not_wait() {
         let good = authorization(&x, &path, before);
         assert!(ask(good[..good.len() - 2].to_owned()).await, "no signature");
         assert_eq!(site.now(), before);
-        // What an opt-in finds forged is refused then.
+        // A forged signature is only detected after the opt-in.
         let forged = authorization(&x, "/v1/actors/x/inbox", before);
         let waiting = async { ask(forged).await };
         let (refused, ()) = futures::join!(waiting, opt_in_of(&site, &x));
@@ -606,9 +609,9 @@ fn shutdown_closes_every_stream_and_requests_are_still_answered() {
     paused(async {
         let (site, _deliveries) = Site::new(config()).await;
         let mut streams = [site.adverts().await, site.inbox(&identity(1)).await, site.inbox(&identity(2)).await];
-        tell(&site, &identity(2), "last").await;
+        send_text(&site, &identity(2), "last").await;
         site.server.shutdown().await;
-        assert_eq!(said(&streams[2].ready().await), ["last"]);
+        assert_eq!(texts(&streams[2].ready().await), ["last"]);
         for stream in &mut streams {
             assert!(stream.is_closed().await);
         }

@@ -29,8 +29,8 @@ async fn recorded_site(vectors: &Value, now: u64) -> (Site, UnboundedReceiver<De
     Site::of(&service, now, |_| {}).await
 }
 
-/// The TypeScript implementation flattens the body over the message, so that a body's `type` counts; we deliver such a message
-/// as what it is, one that cannot be decoded.
+/// The TypeScript implementation flattens the body over the message, so a body's `type` takes precedence; our server
+/// reports such a message as not decodable.
 fn is_ours_alone(request: &str) -> bool {
     let envelope: Value = serde_json::from_str(request).unwrap();
     let body = &envelope["message"]["body"];
@@ -50,7 +50,8 @@ fn recorded_posts_are_answered_alike_and_delivered() {
                 let request = request.as_str().unwrap();
                 let answer = site.post(request).await;
                 if recorded.get("threw").is_some() {
-                    // The TypeScript implementation has no answer to these: JSON, but no envelope that could be signed.
+                    // The TypeScript implementation has no answer to these: JSON, but not an envelope that could be
+                    // signed.
                     assert_eq!(answer.outcome(), (400, "invalid_json"), "{name}");
                 } else {
                     assert_eq!(u64::from(answer.status), recorded["status"].as_u64().unwrap(), "{name}");
@@ -105,7 +106,7 @@ fn other_recorded_requests_are_answered_alike() {
                 request = request.set_payload(body.to_owned());
             }
             if recorded["headers"].get("access-control-allow-origin").is_some() {
-                // Not recorded with the requests: the page that asks.
+                // Not recorded with the requests: the origin of the page.
                 request = request.insert_header(("origin", "https://page.example"));
             }
             let answer = site.ask(request).await;
@@ -113,7 +114,8 @@ fn other_recorded_requests_are_answered_alike() {
             assert_recorded_headers(&answer, recorded, &name);
             let body: Value = serde_json::from_str(text(recorded, "responseBody")).unwrap_or_default();
             if url.ends_with("/aggregation") {
-                // The limits are each server's own, and ours names more of them; adverts here live as long as their cohort.
+                // Each server has its own limits, and ours names more of them; adverts last as long as their cohort
+                // here.
                 assert_eq!(answer.body["envelopeVersion"], body["envelopeVersion"]);
                 assert!(answer.body["heartbeatIntervalMs"].is_u64() && answer.body["inboxBufferSize"].is_u64());
             } else {
@@ -161,7 +163,7 @@ fn the_other_programs_signed_inbox_requests_open_inboxes() {
                 TestRequest::get().uri(text(case, "path")).insert_header(("authorization", text(case, "header")))
             };
             if text(case, "did") == text(external, "did") {
-                // It waits for its key, and in vain.
+                // It waits for its key in vain.
                 let before = site.now();
                 assert_eq!(site.ask(request()).await.status, 200);
                 assert!(site.now() > before);
@@ -187,7 +189,7 @@ fn tampered_inbox_requests_are_unauthorized() {
             let answer = site.ask(request.insert_header(("authorization", text(case, "header")))).await;
             let expected = match text(case, "result") {
                 "OK" => (200, ""),
-                // What a proxy makes of the path: a server tries the signature over the encoded path too.
+                // The path as a proxy may rewrite it: a server tries the signature over the encoded path too.
                 _ if name == "path with the DID not percent-encoded" || name == "path with lower-case escapes" => {
                     (200, "")
                 }

@@ -1,4 +1,5 @@
-//! Anybody can advertise a cohort, and end it: what was not joined is nobody's failure, and leads nowhere.
+//! Any peer can advertise a cohort, and end it: a cohort that was not joined is not reported as failed, and has no
+//! successors.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +15,7 @@ use btcr2_aggregation_protocol::{
 };
 use tokio::sync::Semaphore;
 
-/// Never makes up its mind about a new cohort, and joins whatever takes the place of one of its own.
+/// Never decides about a new cohort, and joins every cohort that replaces one of its own.
 struct Undecided;
 
 #[async_trait]
@@ -47,7 +48,7 @@ impl ParticipantPolicy for Later {
     }
 }
 
-fn say(world: &World, from: &Identity, to: &Identity, broadcast: bool, body: SharedBody) {
+fn send(world: &World, from: &Identity, to: &Identity, broadcast: bool, body: SharedBody) {
     let message = Message::new(from.did().clone(), (!broadcast).then(|| to.did().clone()), body);
     world.network.inject(from.did(), to.did(), &message.to_json());
 }
@@ -67,24 +68,24 @@ fn ended(name: &str, next: Option<&str>) -> SharedBody {
 }
 
 #[test]
-fn a_strangers_successor_of_a_cohort_that_was_not_joined_is_an_advert_like_any_other() {
+fn an_outsiders_successor_is_an_advert_like_any_other() {
     on_paused_clock(async {
         let mut world = World::new();
-        let (stranger, member) = (identity("stranger"), identity("member"));
+        let (outsider, member) = (identity("outsider"), identity("member"));
         world.participant(&member, Undecided).await;
         settle().await;
-        say(&world, &stranger, &member, true, peers::advert(&stranger, "bait"));
+        send(&world, &outsider, &member, true, peers::advert(&outsider, "bait"));
         settle().await;
-        say(&world, &stranger, &member, false, ended("bait", Some("trap")));
-        say(&world, &stranger, &member, true, peers::advert(&stranger, "trap"));
+        send(&world, &outsider, &member, false, ended("bait", Some("trap")));
+        send(&world, &outsider, &member, true, peers::advert(&outsider, "trap"));
         settle().await;
         assert_eq!(world.members.count("cohort-discovered"), 2);
-        assert_eq!(world.members.count("cohort-joined"), 0, "only the host joins a stranger's cohort");
+        assert_eq!(world.members.count("cohort-joined"), 0, "only the host joins an unknown service's cohort");
         assert_eq!(world.members.count("cohort-failed"), 0, "nothing was joined, so nothing has failed");
-        // The one is over and left nothing; the other still waits for the host.
+        // The first has ended and left nothing; the second still waits for the host.
         assert_eq!(world.journal.streams().await.unwrap().len(), 1);
         pass(Duration::from_secs(100 * 3600)).await;
-        assert_eq!(world.members.count("cohort-failed"), 0, "nor has what nobody has decided in time");
+        assert_eq!(world.members.count("cohort-failed"), 0, "nor has a cohort that was not decided in time");
         assert_eq!(world.journal.streams().await.unwrap(), []);
         assert_eq!(world.journal.archived().await.unwrap(), []);
     });
@@ -98,12 +99,12 @@ fn the_successor_of_a_cohort_that_was_joined_is_rejoined_even_if_its_advert_is_n
         let gate = Arc::new(Semaphore::new(1));
         world.participant(&member, Later(gate.clone())).await;
         settle().await;
-        say(&world, &service, &member, true, peers::advert(&service, "first"));
+        send(&world, &service, &member, true, peers::advert(&service, "first"));
         settle().await;
         assert_eq!(world.members.count("cohort-joined"), 1);
         gate.forget_permits(1);
-        say(&world, &service, &member, false, ended("first", Some("second")));
-        say(&world, &service, &member, true, peers::advert(&service, "second"));
+        send(&world, &service, &member, false, ended("first", Some("second")));
+        send(&world, &service, &member, true, peers::advert(&service, "second"));
         settle().await;
         assert_eq!(world.members.count("cohort-joined"), 2);
     });

@@ -1,4 +1,4 @@
-//! Many cohorts side by side: whatever becomes of one, the others do not notice.
+//! Many cohorts at the same time: the failure of one does not affect the others.
 
 use std::{
     collections::BTreeMap,
@@ -40,7 +40,7 @@ use tokio::sync::Semaphore;
 const UNTROUBLED: u32 = 1;
 const TROUBLED: u32 = 13;
 
-/// What goes wrong in the cohort that is labelled [`TROUBLED`].
+/// The fault in the cohort that is labelled [`TROUBLED`].
 #[derive(Clone, Copy, PartialEq)]
 enum Trouble {
     AdmitPanics,
@@ -55,7 +55,7 @@ enum Trouble {
 
 struct TroubledOperator {
     trouble: Trouble,
-    // A request for a transaction does not show the cohort's conditions.
+    // A request for a transaction does not contain the cohort's conditions.
     labels: Mutex<BTreeMap<CohortId, u32>>,
 }
 
@@ -121,11 +121,11 @@ struct Troubled {
     member: Identity,
     failed: CohortId,
     failure: CohortFailure,
-    /// When the cohort failed.
+    /// The time from the start to the failure.
     after: Duration,
 }
 
-/// Runs a troubled cohort between two that are not; the same members are in all three. The other two must complete at once.
+/// Runs a troubled cohort between two others; the same members are in all three. The other two must complete at once.
 async fn run_troubled(trouble: Trouble) -> Troubled {
     let mut world = World::new();
     let mut service = world.service("service", TroubledOperator::new(trouble)).await;
@@ -150,7 +150,7 @@ async fn run_troubled(trouble: Trouble) -> Troubled {
     Troubled { world, service, member, failed, failure, after }
 }
 
-/// The deadline, a tick that may be a little late, and nothing more.
+/// The deadline, with a tick that may be a little late.
 fn assert_at_deadline(after: Duration, deadline: Duration) {
     assert!((deadline..deadline + Duration::from_secs(1)).contains(&after), "{after:?} for {deadline:?}");
 }
@@ -161,7 +161,7 @@ fn an_operator_that_panics_on_admission_ends_that_cohort_only() {
         let troubled = run_troubled(Trouble::AdmitPanics).await;
         assert_eq!(troubled.failure.code(), "INTERNAL");
         assert!(troubled.failure.to_string().contains("panicked 6 times"), "{}", troubled.failure);
-        // It was tried again a few times before, after short pauses.
+        // There were a few attempts before, after short pauses.
         assert!(troubled.after < Duration::from_secs(2), "{:?}", troubled.after);
     });
 }
@@ -193,18 +193,18 @@ fn a_member_that_rejects_the_data_ends_that_cohort_only_and_is_named() {
 }
 
 #[test]
-fn a_member_that_panics_ends_its_session_only_and_says_so() {
+fn a_member_that_panics_ends_only_its_session_and_reports_it() {
     on_paused_clock(async {
         let mut troubled = run_troubled(Trouble::UpdatePanics).await;
         let end = troubled.world.members.failed(troubled.member.did(), &troubled.failed).await;
         assert!(matches!(end, SessionEnd::Internal { .. }), "{end:?}");
-        // To the service it is a member that keeps silent.
+        // The service sees a member that does not answer.
         assert_eq!(
             troubled.failure,
             CohortFailure::UpdatesMissing { holdouts: vec![troubled.member.did().clone()] }
         );
         assert_at_deadline(troubled.after, cohort(3).timing.phase_timeout);
-        // The participant that hosts the session has survived it.
+        // The participant that owns the session has survived it.
         let again = troubled.service.open(labelled(UNTROUBLED, 3)).await;
         troubled.service.ear.completed(&again).await;
     });
@@ -252,7 +252,7 @@ fn twenty_cohorts_at_once_complete_with_the_same_members_in_each() {
         for _ in 0..COHORTS {
             cohorts.push(service.open(cohort(3)).await);
         }
-        // All of them wait for their transactions at one time, and every member is in all of them.
+        // All cohorts wait for their transactions at the same time, and every member is in all of them.
         settle().await;
         assert_eq!(service.address.send(LiveCohorts).await.unwrap().len(), COHORTS);
         assert_eq!(service.ear.count("validation-received"), COHORTS * 3);
@@ -282,7 +282,7 @@ fn a_cancelled_cohort_touches_no_other() {
         world.updaters(3).await;
         service.ear.completed(&other).await;
         assert_eq!(service.address.send(LiveCohorts).await.unwrap(), []);
-        assert_eq!(world.members.names(&cancelled), Vec::<String>::new(), "nobody joins what is over");
+        assert_eq!(world.members.names(&cancelled), Vec::<String>::new(), "no member joins an ended cohort");
     });
 }
 
@@ -303,12 +303,17 @@ fn a_cohort_cancelled_while_it_signs_takes_its_session_with_it() {
         service.ear.failed(&cohort_id).await;
         let last = service.ear.names(&cohort_id).len();
         pass(cohort(3).timing.signing_timeout * 4).await;
-        assert_eq!(service.ear.names(&cohort_id).len(), last, "heard after the end: {:?}", service.ear.heard());
+        assert_eq!(
+            service.ear.names(&cohort_id).len(),
+            last,
+            "received after the end: {:?}",
+            service.ear.received()
+        );
         assert_eq!(world.members.count("fallback-requested"), 0, "asked to sign for a cohort that is over");
     });
 }
 
-/// Fails as often as it is told to, then delivers.
+/// Fails this many times, then returns the transaction.
 struct SlowWallet {
     failures_left: AtomicU32,
 }
@@ -364,7 +369,7 @@ fn two_services_may_choose_one_identifier_for_their_cohorts() {
         let mut first = world.service("service", Operator).await;
         let mut settings = world.service_settings("service", Operator);
         settings.identity = identity("another service");
-        // One journal a service: a service's own streams are named by its cohorts alone.
+        // One journal for each service: a service's own streams are only named by its cohorts.
         settings.journal = Arc::new(btcr2_aggregation_actors::journal::MemoryJournal::new());
         let mut second = world.service_with(settings).await;
         let members = world.updaters(2).await;
@@ -374,7 +379,7 @@ fn two_services_may_choose_one_identifier_for_their_cohorts() {
             service.ear.completed(&cohort_id).await;
         }
         pass(Duration::from_secs(24 * 3600)).await;
-        // Each session has a stream of its own, which tells of one discovery.
+        // Each session has its own stream, with one discovery.
         let streams = world.journal.streams().await.unwrap();
         for member in &members {
             let of_member: Vec<_> =

@@ -1,9 +1,9 @@
-//! Journals of each schema version so far are still read, and lead to where they led.
+//! Journals of each schema version so far can be read, and lead to the recorded states.
 //!
-//! `fixtures/journal/v<schema>/<round>/` holds a whole round as it was stored: `cohort.jsonl`, `signing.jsonl` and one member's
-//! `participant.jsonl`, a record a line, and in `round.json` what the round was and how it ended. A version's fixtures are
-//! written once and never changed; when [`SCHEMA`] goes up, the new version's are added with
-//! `cargo test -p btcr2-aggregation-actors --test it -- --ignored --exact journal_compat::write_fixtures`.
+//! `fixtures/journal/v<schema>/<round>/` contains a whole round as it was stored: `cohort.jsonl`, `signing.jsonl` and
+//! one member's `participant.jsonl`, one record in each line, and in `round.json` the round's parameters and end. A
+//! version's fixtures are written once and never changed; when [`SCHEMA`] is incremented, those of the new version are
+//! added with `cargo test -p btcr2-aggregation-actors --test it -- --ignored --exact journal_compat::write_fixtures`.
 
 use std::{
     fs,
@@ -38,7 +38,7 @@ use btcr2_aggregation_protocol::{
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// What a round was, and how it ended.
+/// The parameters of a round, and its end.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Round {
@@ -50,7 +50,8 @@ struct Round {
     signal: SignalBytes,
 }
 
-/// The service of each round, and the member whose journal is kept, one with an EXTERNAL DID; both made from their names.
+/// The service of each round, and the member with an EXTERNAL DID whose journal is recorded; both are generated from
+/// their names.
 const SERVICE: &str = "service";
 const MEMBER: &str = "external";
 
@@ -123,12 +124,12 @@ fn replays(path: &Path) {
     };
     let session = replay(ParticipantCohort::new(Arc::new(config_of(&member)), Arc::clone(advert)), &facts);
     assert!(matches!(session.phase(), MemberPhase::Ended { .. }), "{}: {:?}", path.display(), session.phase());
-    let record = session.record().expect("the member keeps what it needs");
+    let record = session.record().expect("the member has its record");
     assert_eq!((record.cohort_id.clone(), record.signal), (round.cohort_id, round.signal));
     assert!(record.update.is_some());
 }
 
-/// Whether the facts so far hold an update, or a tree, by the rules of before October 2026.
+/// Whether the events so far contain an update, or a tree, according to the rules of before October 2026.
 fn is_outdated(facts: &[ServiceEvent]) -> bool {
     facts
         .iter()
@@ -183,7 +184,7 @@ fn config_of(member: &btcr2_aggregation_protocol::identity::Identity) -> Partici
     }
 }
 
-/// The same of a member, unless a signature of its own is out: then the service says what became of it.
+/// The same for a member, unless it has sent a signature: then the service reports the outcome.
 #[test]
 fn a_membership_of_an_earlier_edition_ends_with_that_reason() {
     for round in directories(&fixtures().join("v1")) {
@@ -220,7 +221,7 @@ async fn store(world: &World, stream: String, path: &Path) {
     fs::write(path, lines.collect::<String>()).unwrap();
 }
 
-/// Runs a round of three, one of them silent after the nonces if the path is the fallback's, and writes it down.
+/// Runs a round of three, one of them silent after the nonces if the path is the fallback's, and writes its fixtures.
 fn write_round(name: &str, beacon_type: BeaconType, path: SpendPath) {
     on_paused_clock(async {
         let directory = fixtures().join(format!("v{SCHEMA}")).join(name);
@@ -243,7 +244,7 @@ fn write_round(name: &str, beacon_type: BeaconType, path: SpendPath) {
         let result = service.ear.completed(&cohort_id).await;
         assert_eq!(result.signed.path, path);
         world.members.records(&cohort_id, 3).await;
-        // Until the members have given up waiting to be asked for the fallback.
+        // Until the members have stopped waiting for a fallback request.
         crate::common::pass(std::time::Duration::from_secs(24 * 3600)).await;
 
         let streams = world.journal.streams().await.unwrap();
@@ -264,7 +265,7 @@ fn write_round(name: &str, beacon_type: BeaconType, path: SpendPath) {
     });
 }
 
-/// What a member of version 0.1 kept, as `vault export` writes it; made of the journals of that version.
+/// The vault of a member of version 0.1, as `vault export` writes it; made from the journals of that version.
 #[test]
 #[ignore = "writes a fixture into the source tree"]
 fn write_vault_of_version_0_1() {

@@ -1,4 +1,4 @@
-//! What every journal must do, whatever it is made of.
+//! The conformance suite for journals.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -18,16 +18,16 @@ use futures::future::join_all;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-/// Where a journal is kept.
-trait Place {
-    /// The journal as it is there.
+/// The storage of a journal.
+trait Storage {
+    /// Opens the journal.
     fn journal(&self) -> Arc<dyn Journal>;
 
-    /// Ends whatever holds the journal, and begins again.
+    /// Closes the journal, and opens the storage again.
     fn restart(&mut self) {}
 }
 
-impl Place for MemoryJournal {
+impl Storage for MemoryJournal {
     fn journal(&self) -> Arc<dyn Journal> {
         Arc::new(self.clone())
     }
@@ -46,7 +46,7 @@ impl Directory {
     }
 }
 
-impl Place for Directory {
+impl Storage for Directory {
     fn journal(&self) -> Arc<dyn Journal> {
         Arc::new(self.state.as_ref().unwrap().journal())
     }
@@ -57,18 +57,18 @@ impl Place for Directory {
     }
 }
 
-/// The suite. `fresh` makes an empty place each time.
-async fn conforms<P: Place>(fresh: impl Fn() -> P) {
+/// The suite. `fresh` creates an empty storage each time.
+async fn conforms<P: Storage>(fresh: impl Fn() -> P) {
     records_are_read_back_in_the_order_of_their_appends(&*fresh().journal()).await;
-    appends_keep_their_order_however_their_answers_are_awaited(&*fresh().journal()).await;
+    appends_preserve_the_order_of_the_calls(&*fresh().journal()).await;
     streams_are_separate_and_listed_in_order(&*fresh().journal()).await;
     a_read_sees_what_was_handed_in_before_it(&*fresh().journal()).await;
     a_stream_that_was_never_written_is_empty(&*fresh().journal()).await;
     a_removed_stream_is_gone_and_can_begin_again(&*fresh().journal()).await;
-    an_archived_stream_is_kept_beside_the_live_ones(&*fresh().journal()).await;
-    concurrent_appends_keep_the_order_of_each_stream(fresh().journal()).await;
-    what_is_read_is_the_event_or_says_that_it_is_not(&*fresh().journal()).await;
-    names_and_contents_are_kept_to_the_byte(&*fresh().journal()).await;
+    an_archived_stream_remains_readable(&*fresh().journal()).await;
+    concurrent_appends_preserve_the_order_of_each_stream(fresh().journal()).await;
+    a_record_is_the_event_or_an_error(&*fresh().journal()).await;
+    names_and_contents_are_stored_to_the_byte(&*fresh().journal()).await;
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -95,7 +95,7 @@ fn clones_of_the_journal_in_memory_are_one_journal() {
     });
 }
 
-/// Something that is done to a journal of a few streams.
+/// An operation on a journal of a few streams.
 #[derive(Clone, Debug)]
 enum Operation {
     Append { stream: u8, records: u8 },
@@ -114,7 +114,7 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
     prop::collection::vec(operation, 0..40)
 }
 
-/// What a journal is, in the simplest words.
+/// The simplest model of a journal.
 #[derive(Default)]
 struct Model(BTreeMap<StreamId, (Vec<u64>, Option<Timestamp>)>);
 
@@ -145,13 +145,13 @@ impl Model {
     }
 }
 
-async fn behaves_as_the_model(mut place: impl Place, operations: Vec<Operation>) {
-    // Of every pair, the one's name begins with the other's.
+async fn behaves_as_the_model(mut storage: impl Storage, operations: Vec<Operation>) {
+    // In every pair, one name is a prefix of the other.
     let names = ["cohort/a", "cohort/a\u{0}", "cohort/ab", "signing/a"].map(stream);
     let mut model = Model::default();
     let mut next = 0;
     for operation in operations {
-        let journal = place.journal();
+        let journal = storage.journal();
         match operation {
             Operation::Append { stream, records } => {
                 let numbers: Vec<u64> = (next..next + u64::from(records)).collect();
@@ -172,14 +172,14 @@ async fn behaves_as_the_model(mut place: impl Place, operations: Vec<Operation>)
             }
             Operation::Restart => {
                 drop(journal);
-                place.restart();
-                model.check(&*place.journal()).await;
+                storage.restart();
+                model.check(&*storage.journal()).await;
             }
         }
     }
-    model.check(&*place.journal()).await;
-    place.restart();
-    model.check(&*place.journal()).await;
+    model.check(&*storage.journal()).await;
+    storage.restart();
+    model.check(&*storage.journal()).await;
 }
 
 proptest! {
@@ -208,7 +208,7 @@ proptest! {
 }
 
 #[test]
-fn a_name_says_what_the_stream_is_about() {
+fn a_name_identifies_the_subject_of_the_stream() {
     let did = |name: &str| {
         let key = SecretKey::generate(&mut Randomness::Seeded([7; 32]).for_actor(name));
         Did::from_key(key.public_key(), Network::Regtest)
@@ -258,7 +258,7 @@ async fn records_are_read_back_in_the_order_of_their_appends(journal: &dyn Journ
     assert_eq!(read(journal, &name).await, [1, 2, 3, 4, 5, 6], "reading takes nothing away");
 }
 
-async fn appends_keep_their_order_however_their_answers_are_awaited(journal: &dyn Journal) {
+async fn appends_preserve_the_order_of_the_calls(journal: &dyn Journal) {
     let name = stream("cohort/a");
     // The order is that of the calls, not that in which the futures are polled.
     let first = journal.append(&name, vec![at(1)]);
@@ -267,7 +267,7 @@ async fn appends_keep_their_order_however_their_answers_are_awaited(journal: &dy
     third.await.unwrap();
     first.await.unwrap();
     second.await.unwrap();
-    // An actor that is gone awaits nothing; what it appended was appended.
+    // An actor that has stopped does not await its futures; its appends are stored nevertheless.
     drop(journal.append(&name, vec![at(4)]));
     journal.append(&name, vec![at(5)]).await.unwrap();
     assert_eq!(read(journal, &name).await, [1, 2, 3, 4, 5]);
@@ -285,7 +285,7 @@ async fn streams_are_separate_and_listed_in_order(journal: &dyn Journal) {
     }
 }
 
-/// Whoever takes an actor's place reads what it has written last, also if that has not been answered yet.
+/// An actor's successor reads the last writes, even if they have not been answered yet.
 async fn a_read_sees_what_was_handed_in_before_it(journal: &dyn Journal) {
     for number in 0..100 {
         drop(journal.append(&stream("a"), vec![at(number)]));
@@ -305,7 +305,7 @@ async fn a_removed_stream_is_gone_and_can_begin_again(journal: &dyn Journal) {
     journal.append(&gone, vec![at(1), at(2)]).await.unwrap();
     journal.append(&kept, vec![at(3)]).await.unwrap();
     journal.remove(&gone).await.unwrap();
-    journal.remove(&gone).await.expect("what is gone can be removed again");
+    journal.remove(&gone).await.expect("a removed stream can be removed again");
     assert!(read(journal, &gone).await.is_empty());
     assert_eq!(journal.streams().await.unwrap(), std::slice::from_ref(&kept));
     journal.append(&gone, vec![at(4)]).await.unwrap();
@@ -313,7 +313,7 @@ async fn a_removed_stream_is_gone_and_can_begin_again(journal: &dyn Journal) {
     assert_eq!(read(journal, &kept).await, [3]);
 }
 
-async fn an_archived_stream_is_kept_beside_the_live_ones(journal: &dyn Journal) {
+async fn an_archived_stream_remains_readable(journal: &dyn Journal) {
     let (done, live, never) = (stream("cohort/done"), stream("cohort/live"), stream("cohort/never"));
     let (at_first, later) = (Timestamp::from_millis(7), Timestamp::from_millis(8));
     journal.append(&done, vec![at(1), at(2)]).await.unwrap();
@@ -338,7 +338,7 @@ async fn an_archived_stream_is_kept_beside_the_live_ones(journal: &dyn Journal) 
     assert!(read(journal, &done).await.is_empty());
 }
 
-async fn concurrent_appends_keep_the_order_of_each_stream(shared: Arc<dyn Journal>) {
+async fn concurrent_appends_preserve_the_order_of_each_stream(shared: Arc<dyn Journal>) {
     const STREAMS: u64 = 8;
     const APPENDS: u64 = 50;
     let tasks = (0..STREAMS).map(|number| {
@@ -362,7 +362,7 @@ async fn concurrent_appends_keep_the_order_of_each_stream(shared: Arc<dyn Journa
     }
 }
 
-async fn what_is_read_is_the_event_or_says_that_it_is_not(journal: &dyn Journal) {
+async fn a_record_is_the_event_or_an_error(journal: &dyn Journal) {
     let name = stream("cohort/a");
     journal.append(&name, vec![at(7)]).await.unwrap();
     let records = journal.read(&name).await.unwrap();
@@ -373,7 +373,7 @@ async fn what_is_read_is_the_event_or_says_that_it_is_not(journal: &dyn Journal)
     assert_eq!(serde_json::from_slice::<ServiceEvent>(&json).unwrap(), event(7));
 }
 
-async fn names_and_contents_are_kept_to_the_byte(journal: &dyn Journal) {
+async fn names_and_contents_are_stored_to_the_byte(journal: &dyn Journal) {
     // A peer chooses parts of a name: any visible ASCII, up to 64 characters.
     let names =
         ["participant/did:btcr2:k1q/did:btcr2:k1s/../..", "cohort/%2F", "cohort/A", "cohort/a", "cohort/a b\"\\"];

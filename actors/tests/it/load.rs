@@ -1,4 +1,4 @@
-//! What a service has to do is counted: the messages of a round, and those that wait for an actor.
+//! The counts of a service's messages: those of a round, and those that wait for an actor.
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,7 +36,7 @@ fn each_message_of_a_round_is_counted_once() {
         ] {
             assert_eq!(sent.get(kind), Some(&3), "{kind} of {sent:?}");
         }
-        assert_eq!(sent.get("keygen/cohort_advert"), Some(&1), "an advert is said to everybody at once");
+        assert_eq!(sent.get("keygen/cohort_advert"), Some(&1), "an advert is sent to all at once");
         assert_eq!((load.waiting_for_cohorts(), load.waiting_for_sessions()), (0, 0));
     });
 }
@@ -53,7 +53,7 @@ fn what_comes_while_a_cohort_is_brought_back_waits() {
         let cohort_id = service.open(cohort(3)).await;
         world.updaters(3).await;
         let mut waited = 0;
-        while *left.lock().expect("nobody panics with the lock") > 0 {
+        while *left.lock().expect("no code panics with the lock") > 0 {
             pass(Duration::from_millis(1)).await;
             waited = waited.max(load.waiting_for_cohorts());
         }

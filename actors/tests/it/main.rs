@@ -1,7 +1,7 @@
 //! Tests of the actors, as one binary.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
-// What the tests share.
+// Shared code of the tests.
 mod common;
 mod http_support;
 
@@ -32,6 +32,7 @@ mod journal_conformance;
 mod load;
 mod nostr_memory;
 mod nostr_transport;
+mod outsiders;
 mod panics;
 mod relay_limits;
 mod relay_quirks;
@@ -45,7 +46,6 @@ mod state_damage;
 mod state_directory;
 mod state_stores;
 mod state_transfer;
-mod strangers;
 mod subscribers;
 mod transport_conformance;
 mod whole_cohort;

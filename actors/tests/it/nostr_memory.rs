@@ -1,4 +1,4 @@
-//! A relay remembers: what it kept of rounds that are over harms nobody's next round.
+//! A relay stores events: those of rounds that have ended do not affect the next round of any identity.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ use btcr2_aggregation_protocol::{
 };
 use nostr_sdk::Event;
 
-/// A service of the same identity in each life, whose cohorts have other names than those of its earlier lives.
+/// A service with the same identity in each run, whose cohorts have other identifiers than those of its previous runs.
 async fn service_again(world: &World, transport: NostrTransport) -> Service {
     let mut settings = world.service_settings("service", Operator);
     settings.transport = Arc::new(transport);
@@ -32,14 +32,15 @@ async fn service_again(world: &World, transport: NostrTransport) -> Service {
     world.service_with(settings).await
 }
 
-/// A world that begins so much after the other one's present.
+/// A world that starts this long after the other one's current time.
 fn later(than: &World, by: Duration) -> World {
     let mut world = World::new();
     world.clock = Clock::starting_at(than.clock.now() + by);
     world
 }
 
-/// One round of a service and two members, on a relay that knows these events and forgets nothing: all that it knows then.
+/// One round of a service and two members, on a relay that has these events and removes nothing. Returns all events of
+/// the relay.
 async fn round(world: &mut World, known: &[Event]) -> (CohortId, Vec<Event>) {
     let relay = relay().await;
     publish(relay.url(), known).await;
@@ -58,18 +59,18 @@ fn is_advert(event: &&Event) -> bool {
 }
 
 #[test]
-fn rounds_seconds_apart_are_told_from_each_other_by_who_begins_anew() {
+fn participants_that_restart_distinguish_rounds_seconds_apart() {
     run(async {
         let mut known = Vec::new();
         let mut cohorts = Vec::new();
         let mut world = World::new();
         for _ in 0..3 {
             let (cohort_id, events) = round(&mut world, &known).await;
-            // The relay has the adverts of all rounds, and they are not older than anybody looks back.
+            // The relay has the adverts of all rounds, and all of them are within the look-back.
             assert!(events.iter().filter(is_advert).count() > cohorts.len(), "{events:?}");
-            for notice in world.members.heard() {
+            for notice in world.members.received() {
                 if let ParticipantNotice::CohortDiscovered { cohort_id: found, .. } = &**notice {
-                    assert_eq!(*found, cohort_id, "nobody considers a cohort that is over");
+                    assert_eq!(*found, cohort_id, "no member considers an ended cohort");
                 }
             }
             known = events;
@@ -80,7 +81,7 @@ fn rounds_seconds_apart_are_told_from_each_other_by_who_begins_anew() {
 }
 
 #[test]
-fn a_relay_that_comes_late_with_an_old_round_moves_nobody_who_has_read_its_advert() {
+fn a_late_relay_with_an_old_round_affects_no_member() {
     run(async {
         let mut old = World::new();
         let (old_cohort, events) = round(&mut old, &[]).await;
@@ -118,8 +119,8 @@ fn a_relay_that_comes_late_with_an_old_round_moves_nobody_who_has_read_its_adver
         let mut service = service_again(&world, nostr()).await;
         complete(&mut world, &mut service, quick(2), SpendPath::KeyPath).await;
         assert_eq!(world.members.rejections(), []);
-        // At most the new service tells them that the old cohort is gone, when it hears their opt-ins.
-        for notice in world.members.heard() {
+        // At most the new service notifies them, when it receives their opt-ins, that the old cohort does not exist.
+        for notice in world.members.received() {
             match &**notice {
                 ParticipantNotice::CohortFailed { cohort_id, end, .. } if *cohort_id == old_cohort => {
                     assert!(
@@ -137,7 +138,7 @@ fn a_relay_that_comes_late_with_an_old_round_moves_nobody_who_has_read_its_adver
 }
 
 #[test]
-fn what_is_for_us_comes_before_adverts_from_relays_that_say_when_all_was_sent_and_from_others() {
+fn directed_messages_are_delivered_before_adverts() {
     run(async {
         for mood in [Mood::Keeps, Mood::Endless] {
             let relay = relay().await;
@@ -148,7 +149,7 @@ fn what_is_for_us_comes_before_adverts_from_relays_that_say_when_all_was_sent_an
             let speaks = Arc::new(transport(config(&[relay.url()]), past));
             let service = Peer::start(identity("service"), speaks.clone());
             service.broadcast(advert(&service.identity, "old"));
-            service.say(reader.did(), note("old"));
+            service.send(reader.did(), note("old"));
             soon("the relay to have both", async {
                 while speaks.relays()[0].accepted < 2 {
                     tokio::time::sleep(Duration::from_millis(5)).await;
@@ -163,15 +164,15 @@ fn what_is_for_us_comes_before_adverts_from_relays_that_say_when_all_was_sent_an
                     assert_eq!(message.body, note("old"));
                     assert!(said < clock.now() - Duration::from_secs(5));
                 }
-                other => panic!("what is for us comes first: {other:?}"),
+                other => panic!("directed messages come first: {other:?}"),
             }
-            assert_eq!(reader.hear().await.body, advert(&service.identity, "old"));
+            assert_eq!(reader.receive().await.body, advert(&service.identity, "old"));
         }
     });
 }
 
 #[test]
-fn a_relay_that_lost_its_connection_tells_nothing_twice() {
+fn a_reconnected_relay_delivers_nothing_twice() {
     run(async {
         let relay = relay().await;
         let clock = Clock::system();
@@ -185,7 +186,7 @@ fn a_relay_that_lost_its_connection_tells_nothing_twice() {
         }
         publish(relay.url(), &known).await;
         for _ in 0..2 {
-            reader.hear().await;
+            reader.receive().await;
         }
         let address = relay.address();
         relay.shutdown().await;
@@ -210,7 +211,7 @@ fn a_relay_that_lost_its_connection_tells_nothing_twice() {
 }
 
 #[test]
-fn relays_are_asked_to_forget_the_adverts_of_a_cohort_that_takes_nobody_any_more() {
+fn adverts_of_closed_cohorts_are_retracted() {
     run(async {
         let relay = relay().await;
         let nostr = Arc::new(transport(config(&[relay.url()]), Clock::system()));
@@ -239,7 +240,7 @@ fn relays_are_asked_to_forget_the_adverts_of_a_cohort_that_takes_nobody_any_more
         assert!(retraction.tags.iter().any(|tag| tag.as_slice() == ["k", "1"]), "{retraction:?}");
         let left: Vec<_> = events.iter().filter(is_advert).collect();
         assert!(left.len() == 1 && left[0].content.contains("\"open\""), "{left:?}");
-        // Nothing is left to be retracted; the next cohort's is.
+        // There is nothing left to retract for the first; the advert of the next cohort is retracted.
         service.link.do_send(Outbound::WithdrawAdvert { cohort_id: over });
         service.link.do_send(Outbound::WithdrawAdvert { cohort_id: CohortId::parse("open").expect("a name") });
         accepted(5).await;
@@ -248,14 +249,14 @@ fn relays_are_asked_to_forget_the_adverts_of_a_cohort_that_takes_nobody_any_more
 }
 
 #[test]
-fn the_whole_history_of_an_old_cohort_harms_no_running_one() {
+fn the_history_of_an_old_cohort_affects_no_running_one() {
     run(async {
         let mut old = World::new();
         let (_, events) = round(&mut old, &[]).await;
         assert!(events.len() > 20, "{} events", events.len());
 
-        // The same identities, started anew and without memory, a while later: the relay still has everything, and somebody
-        // publishes it all again while the new cohort runs.
+        // The same identities, started anew and without a journal, a while later: the relay still has all events, and a
+        // peer publishes them all again while the new cohort runs.
         let relay = relay().await;
         publish(relay.url(), &events[..events.len() / 2]).await;
         let mut world = later(&old, Duration::from_secs(3600));
@@ -273,14 +274,14 @@ fn the_whole_history_of_an_old_cohort_harms_no_running_one() {
         world.participant_on(&third, Updater(third.clone()), nostr()).await;
         let result = service.ear.completed(&cohort_id).await;
         assert_eq!(result.signed.path, SpendPath::KeyPath);
-        // And nobody is blamed for what it said in its time.
+        // And no member is blamed for its old messages.
         assert_eq!(service.ear.rejections(), []);
         assert_eq!(world.members.rejections(), []);
     });
 }
 
 #[test]
-fn old_adverts_are_read_only_by_who_looks_back_so_far() {
+fn old_adverts_are_only_read_within_the_look_back() {
     run(async {
         let relay = relay().await;
         let clock = Clock::system();
@@ -296,13 +297,13 @@ fn old_adverts_are_read_only_by_who_looks_back_so_far() {
         let mut everything = config(&[relay.url()]);
         everything.look_back = Duration::ZERO;
         let mut reads = Peer::start(identity("reads"), Arc::new(transport(everything, clock)));
-        assert_eq!(reads.hear().await.body, advert(&service.identity, "old"));
+        assert_eq!(reads.receive().await.body, advert(&service.identity, "old"));
 
         let mut passes_over =
             Peer::start(identity("passes over"), Arc::new(transport(config(&[relay.url()]), clock)));
-        // Something that comes later, on the same connection.
+        // A message that is sent later, on the same connection.
         let message = Message::new(service.did().clone(), Some(passes_over.did().clone()), note("new"));
         publish(relay.url(), &[sealed(&service.identity, &message, &passes_over.identity, clock)]).await;
-        assert_eq!(passes_over.hear().await.body, note("new"));
+        assert_eq!(passes_over.receive().await.body, note("new"));
     });
 }

@@ -1,4 +1,4 @@
-//! Whole cohorts over Nostr, with relays in this process, good and bad.
+//! Whole cohorts over Nostr, with correct and faulty relays in this process.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -86,7 +86,7 @@ fn of_three_relays_one_is_down_one_drops_every_other_event_and_one_is_late() {
         let mut open = quick(3);
         open.timing.signing_timeout = Duration::from_secs(60);
         complete(&mut world, &mut service, open, SpendPath::KeyPath).await;
-        // What each answered can be seen.
+        // The reports show the answers of each relay.
         let [down, drops, late] = &nostr.relays()[..] else { panic!("three relays") };
         assert!(down.connections == 0 && down.failures > 0 && down.last_problem.is_some(), "{down:?}");
         assert!(drops.accepted > 0 && late.accepted > 0, "{drops:?} {late:?}");
@@ -95,7 +95,7 @@ fn of_three_relays_one_is_down_one_drops_every_other_event_and_one_is_late() {
 }
 
 #[test]
-fn a_relay_that_hangs_delays_nobody() {
+fn a_relay_that_hangs_delays_no_member() {
     run(async {
         let (good, behind) = (relay().await, relay().await);
         let hangs = Moody::start(&behind, Mood::Hangs).await;
@@ -105,7 +105,7 @@ fn a_relay_that_hangs_delays_nobody() {
         members_on(&world, 2, nostr).await;
         let started = tokio::time::Instant::now();
         complete(&mut world, &mut service, quick(2), SpendPath::KeyPath).await;
-        // One answer of the hanging relay alone would be waited for this long.
+        // Waiting for one answer of the hanging relay would take this long.
         assert!(started.elapsed() < NostrConfig::new([]).publish_timeout, "{:?}", started.elapsed());
     });
 }
@@ -143,18 +143,18 @@ fn a_relay_that_loses_everything_in_mid_round_and_comes_back_on_its_port_does_no
 }
 
 #[test]
-fn what_no_relay_takes_is_tried_again_until_nobody_waits_for_it() {
+fn an_event_is_published_again_until_its_time_is_over() {
     run(async {
         let behind = relay().await;
         let refuses = Moody::start(&behind, Mood::Refuses).await;
         let clock = Clock::system();
         let mut peer = Peer::start(identity("peer"), Arc::new(transport(config(&[&refuses.url]), clock)));
         let to = identity("to");
-        peer.say_until(to.did(), note("refused"), Some(clock.now() + Duration::from_secs(2)));
+        peer.send_until(to.did(), note("refused"), Some(clock.now() + Duration::from_secs(2)));
         let (did, body, reason) = peer.undelivered().await;
         assert_eq!((&did, body), (to.did(), note("refused")));
         assert!(reason.contains("blocked: not today"), "{reason}");
-        assert!(refuses.events.load(Ordering::SeqCst) > 2, "it was tried again");
+        assert!(refuses.events.load(Ordering::SeqCst) > 2, "it was published again");
     });
 }
 
@@ -172,10 +172,10 @@ fn a_forged_sender_is_refused_and_the_forger_named_where_it_is_known() {
             sealed(&forger, &Message::new(victim.did().clone(), to.clone(), note(name)), &peer.identity, clock)
         };
         let events = [
-            forged(&victim, "by-nobody-we-know"),
+            forged(&victim, "by-an-unknown-sender"),
             sealed(&forger, &Message::new(forger.did().clone(), to.clone(), note("honest")), &peer.identity, clock),
             forged(&victim, "of-a-key-did"),
-            // Nobody has seen an opt-in of this one, so no key is its own.
+            // No opt-in of this DID was received, so no key is its own.
             forged(&external, "of-an-external-did"),
             sealed(&forger, &Message::new(forger.did().clone(), to.clone(), note("end")), &peer.identity, clock),
         ];
@@ -185,7 +185,7 @@ fn a_forged_sender_is_refused_and_the_forger_named_where_it_is_known() {
         }
         let reason = peer.unverified().await;
         assert!(reason.contains("is not who signed"), "{reason}");
-        assert_eq!(peer.hear().await.body, note("honest"));
+        assert_eq!(peer.receive().await.body, note("honest"));
         match peer.next().await {
             Delivery::Undecodable { from, error } => {
                 assert_eq!(from, *forger.did());
@@ -193,8 +193,8 @@ fn a_forged_sender_is_refused_and_the_forger_named_where_it_is_known() {
             }
             other => panic!("{other:?}"),
         }
-        // The next of the same minute is counted only.
-        assert_eq!(peer.hear().await.body, note("end"));
+        // The next event in the same minute is only counted.
+        assert_eq!(peer.receive().await.body, note("end"));
         assert_eq!(nostr.relays()[0].malformed, 3);
     });
 }
@@ -219,7 +219,7 @@ fn a_member_that_speaks_for_another_hurts_only_itself() {
         for member in &members {
             service.ear.wait_for(admitted(member)).await;
         }
-        // A member that is known declines in the name of the other.
+        // A member whose key is known declines in the name of the other.
         let declined =
             btcr2_aggregation_protocol::message::update::SubmitNonIncluded { cohort_id: cohort_id.clone() };
         let message = Message::new(members[1].did().clone(), Some(service.did().clone()), declined);
@@ -234,7 +234,7 @@ fn a_member_that_speaks_for_another_hurts_only_itself() {
         let result = service.ear.completed(&cohort_id).await;
         assert_eq!(result.signed.path, SpendPath::KeyPath);
         for record in world.members.records(&cohort_id, 3).await.values() {
-            assert!(record.included(), "nobody declined");
+            assert!(record.included(), "no member declined");
         }
     });
 }
@@ -277,13 +277,13 @@ fn a_cas_cohort_that_could_outgrow_its_messages_is_refused_when_it_is_opened() {
         let mut smt = cohort(asked);
         smt.conditions.beacon_type = BeaconType::smt();
         service.open(smt).await;
-        // Without a most of its own, the advert says what fits.
+        // Without its own maximum, the advert names the transport's limit.
         let mut peer = Peer::start(identity("peer"), Arc::new(transport(config(&[relay.url()]), world.clock)));
         let mut open_ended = cohort(2);
         open_ended.conditions.max_participants = None;
         let cohort_id = service.open(open_ended).await;
         loop {
-            let message = peer.hear().await;
+            let message = peer.receive().await;
             let btcr2_aggregation_protocol::message::Body::CohortAdvert(advert) = &*message.body else {
                 panic!("{message:?}")
             };

@@ -1,5 +1,5 @@
-//! Actors that panic are replaced by ones that replay their journal, and nobody notices; up to a limit, beyond which the
-//! cohort fails with a reason, alone.
+//! An actor that panics is restarted and replays its journal, without an effect on its peers. After too many panics the
+//! cohort, and only that cohort, fails with a reason.
 
 use std::{
     sync::{
@@ -33,7 +33,7 @@ use btcr2_aggregation_protocol::{
     update::Submission,
 };
 
-/// A service whose journal panics, and two members with a journal of their own.
+/// A service whose journal panics, and two members with another journal.
 async fn service_on(world: &mut World, journal: Rigged) -> Service {
     world.updaters(2).await;
     let mut settings = world.service_settings("service", Operator);
@@ -80,11 +80,11 @@ const MEMBER_EVENTS: [&str; 11] = [
     "AggregatedNonceReceived",
 ];
 
-/// That a round completes although the service's journal panics `times` times over `event`.
-fn survives(prefix: &str, event: &str, times: usize, kept: bool) {
+/// Asserts that a round completes although the service's journal panics `times` times at `event`.
+fn survives(prefix: &str, event: &str, times: usize, stored: bool) {
     on_paused_clock(async {
         let mut world = World::new();
-        let (journal, left) = Rigged::panicking(prefix, event, times, kept);
+        let (journal, left) = Rigged::panicking(prefix, event, times, stored);
         let mut service = service_on(&mut world, journal).await;
         let cohort_id = service.open(cohort(2)).await;
         assert_unnoticed(&mut world, &mut service, &cohort_id, SpendPath::KeyPath).await;
@@ -127,7 +127,7 @@ fn the_sixth_panic_within_a_minute_ends_the_cohort_alone_with_a_reason() {
     for (prefix, event) in cases.chain(SESSION_EVENTS.map(|event| ("signing/", event))) {
         on_paused_clock(async {
             let mut world = World::new();
-            // The first cohort that comes to the event panics over it, and no other.
+            // The first cohort that reaches the event panics at it, and no other.
             let (journal, left) = first_stream_panics(prefix, event, 6);
             let mut service = service_on(&mut world, journal).await;
             let troubled = service.open(cohort(2)).await;
@@ -162,13 +162,13 @@ fn first_stream_panics(prefix: &'static str, event: &'static str, times: usize) 
     (journal, left)
 }
 
-/// A round of three, one of whom panics over `event`: its path, and whether that one's nonce was lost.
-fn member_survives(event: &str, times: usize, kept: bool) -> (SpendPath, bool) {
+/// A round of three, one of which panics at `event`: its path, and whether that member's nonce was lost.
+fn member_survives(event: &str, times: usize, stored: bool) -> (SpendPath, bool) {
     on_paused_clock(async {
         let mut world = World::new();
         let mut service = world.service("service", Operator).await;
         world.updaters(2).await;
-        let (journal, left) = Rigged::panicking("participant/", event, times, kept);
+        let (journal, left) = Rigged::panicking("participant/", event, times, stored);
         let member = identity("panicking");
         let mut settings = world.participant_settings(&member, Updater(member.clone()));
         settings.journal = Arc::new(journal);
@@ -187,11 +187,11 @@ fn member_survives(event: &str, times: usize, kept: bool) -> (SpendPath, bool) {
 #[test]
 fn a_member_that_panics_over_any_fact_goes_on() {
     for event in MEMBER_EVENTS {
-        for kept in [false, true] {
-            let (path, lost) = member_survives(event, 1, kept);
-            // Once the journal says that the nonce left, its secret is gone with the actor.
-            let out = event == "AggregatedNonceReceived" || (event == "NonceSent" && kept);
-            assert_eq!((path == SpendPath::ScriptPath, lost), (out, out), "{event}, kept: {kept}");
+        for stored in [false, true] {
+            let (path, lost) = member_survives(event, 1, stored);
+            // Once the journal has recorded that the nonce was sent, its secret is lost with the actor.
+            let out = event == "AggregatedNonceReceived" || (event == "NonceSent" && stored);
+            assert_eq!((path == SpendPath::ScriptPath, lost), (out, out), "{event}, stored: {stored}");
         }
     }
 }
@@ -219,7 +219,7 @@ fn a_member_survives_five_panics_and_leaves_at_the_sixth() {
     });
 }
 
-/// Panics the first time that it is asked anything of a kind.
+/// Panics at the first question of each kind.
 #[derive(Default)]
 struct Panics {
     admit: AtomicU32,

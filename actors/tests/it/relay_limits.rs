@@ -1,4 +1,4 @@
-//! The embedded relay states its limits (NIP-11), and they are those that it has.
+//! The embedded relay states its limits (NIP-11), and enforces exactly those.
 
 use btcr2_aggregation_actors::{
     runtime::Clock,
@@ -16,7 +16,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungsten
 
 use crate::common::relays::{config, loopback, transport};
 
-/// The document, and what stands around it.
+/// The information document, and its headers.
 async fn information(relay: &EmbeddedRelay) -> (reqwest::header::HeaderMap, Value) {
     let url = relay.url().replacen("ws", "http", 1);
     let client = reqwest::Client::builder().tls_backend_preconfigured(client_config()).build().unwrap();
@@ -37,8 +37,8 @@ impl Client {
         Self(connect_async(relay.url()).await.unwrap().0)
     }
 
-    /// What the relay says next; nothing when it closes the connection.
-    async fn hear(&mut self) -> Option<Value> {
+    /// The relay's next message; `None` when it closes the connection.
+    async fn receive(&mut self) -> Option<Value> {
         loop {
             match self.0.next().await {
                 Some(Ok(Frame::Text(text))) => return Some(serde_json::from_str(&text).unwrap()),
@@ -48,15 +48,15 @@ impl Client {
         }
     }
 
-    async fn say(&mut self, what: &Value) -> Option<Value> {
-        // One that is too long may end the connection before all of it is written.
+    async fn send(&mut self, what: &Value) -> Option<Value> {
+        // A message that is too long may end the connection before all of it is written.
         let _ = self.0.send(Frame::text(what.to_string())).await;
-        self.hear().await
+        self.receive().await
     }
 
     async fn publish(&mut self, content: &str) -> Value {
         let event = EventBuilder::text_note(content).sign_with_keys(&Keys::generate()).unwrap();
-        self.say(&json!(["EVENT", event])).await.expect("an answer")
+        self.send(&json!(["EVENT", event])).await.expect("an answer")
     }
 }
 
@@ -82,31 +82,32 @@ async fn what_the_relay_states_is_what_it_enforces() {
     assert!(refused[2] == false && refused[3].as_str().unwrap().contains("too long"), "{refused}");
 
     let name = "s".repeat(number("max_subid_length"));
-    // No limit in the filter is the default one, and a larger one the largest.
+    // Without a limit in the filter the default applies, and a larger one is reduced to the maximum.
     for number in 0..10 {
         client.publish(&number.to_string()).await;
     }
     for (filter, most) in [(json!({}), number("default_limit")), (json!({ "limit": 1_000 }), number("max_limit"))] {
-        let mut heard = client.say(&json!(["REQ", name, filter])).await.unwrap();
+        let mut received = client.send(&json!(["REQ", name, filter])).await.unwrap();
         let mut events = 0;
-        while heard[0] == "EVENT" {
+        while received[0] == "EVENT" {
             events += 1;
-            heard = client.hear().await.unwrap();
+            received = client.receive().await.unwrap();
         }
-        assert_eq!(heard[0], "EOSE");
+        assert_eq!(received[0], "EOSE");
         assert_eq!(events, most);
     }
-    let longer = client.say(&json!(["REQ", format!("{name}s"), { "kinds": [7] }])).await.unwrap();
+    let longer = client.send(&json!(["REQ", format!("{name}s"), { "kinds": [7] }])).await.unwrap();
     assert_eq!(longer[0], "CLOSED");
     for number in 1..number("max_subscriptions") {
-        let heard = client.say(&json!(["REQ", number.to_string(), { "kinds": [7] }])).await.unwrap();
-        assert_eq!(heard[0], "EOSE");
+        let received = client.send(&json!(["REQ", number.to_string(), { "kinds": [7] }])).await.unwrap();
+        assert_eq!(received[0], "EOSE");
     }
-    let heard = client.say(&json!(["REQ", "one more", { "kinds": [7] }])).await.unwrap();
-    assert_eq!(heard[0], "CLOSED");
+    let received = client.send(&json!(["REQ", "one more", { "kinds": [7] }])).await.unwrap();
+    assert_eq!(received[0], "CLOSED");
 
     let most = number("max_message_length");
-    // As long as it may be it is an event without a meaning, at which the relay closes the connection too; it has seen it then.
+    // At the maximum length it is an invalid event, at which the relay closes the connection as well; it has read it
+    // then.
     let filled = |length: usize| {
         let event = EventBuilder::text_note("").sign_with_keys(&Keys::generate()).unwrap();
         let mut text = json!(["EVENT", event]).to_string();
@@ -115,17 +116,17 @@ async fn what_the_relay_states_is_what_it_enforces() {
     };
     let mut client = Client::connect(&relay).await;
     client.0.send(Frame::text(filled(most))).await.unwrap();
-    assert_eq!(client.hear().await.expect("an answer")[2], true);
+    assert_eq!(client.receive().await.expect("an answer")[2], true);
     let _ = client.0.send(Frame::text(filled(most + 1))).await;
-    assert_eq!(client.hear().await, None);
+    assert_eq!(client.receive().await, None);
     relay.shutdown().await;
 }
 
 #[actix_rt::test]
-async fn a_list_of_all_events_under_any_number_of_names_is_not_kept() {
+async fn reconciliation_requests_are_refused() {
     let relay = EmbeddedRelay::start(loopback()).await.unwrap();
     let mut client = Client::connect(&relay).await;
-    assert_eq!(client.say(&json!(["NEG-OPEN", "a", {}, "6100000200"])).await, None);
+    assert_eq!(client.send(&json!(["NEG-OPEN", "a", {}, "6100000200"])).await, None);
     relay.shutdown().await;
 }
 

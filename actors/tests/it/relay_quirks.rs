@@ -1,4 +1,5 @@
-//! Relays that do what ours do not, as real ones do: whole rounds all the same, and nobody blamed.
+//! Relays that behave differently from ours, as real ones do: whole rounds complete nevertheless, and no member is
+//! blamed.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -20,7 +21,7 @@ use tokio::{
 };
 
 #[test]
-fn events_that_nobody_asked_for_are_nobodys_fault() {
+fn unrequested_events_are_not_a_fault() {
     run(async {
         let good = relay().await;
         let relay = Moody::start(&good, Mood::OverDelivers).await;
@@ -55,7 +56,7 @@ fn connections_ask_for_adverts_of_different_times() {
 }
 
 #[test]
-fn a_relay_that_asks_who_we_are_is_answered() {
+fn a_relay_that_requests_authentication_is_answered() {
     run(async {
         let free = TcpListener::bind(loopback()).await.unwrap().local_addr().unwrap();
         let auth = RelayBuilderNip42 { mode: RelayBuilderNip42Mode::Both };
@@ -72,7 +73,7 @@ fn a_relay_that_asks_who_we_are_is_answered() {
 }
 
 #[test]
-fn who_was_not_reached_is_no_offender() {
+fn an_unreached_member_is_not_an_offender() {
     run(async {
         let good = relay().await;
         let relay = Moody::start(&good, Mood::RefusesType("distribute_aggregated_data")).await;
@@ -88,12 +89,12 @@ fn who_was_not_reached_is_no_offender() {
         let cohort_id = service.open(open).await;
         let failure = service.ear.failed(&cohort_id).await;
         assert_eq!((failure.code(), failure.at_fault()), ("NOT_DELIVERED", Vec::new()));
-        let heard = service.ear.heard();
-        let said: Vec<_> = heard.iter().map(|notice| serde_json::to_value(&**notice).unwrap()).collect();
-        let failed = said.iter().find(|notice| notice["event"] == "cohort-failed").expect("it failed");
+        let received = service.ear.received();
+        let notices: Vec<_> = received.iter().map(|notice| serde_json::to_value(&**notice).unwrap()).collect();
+        let failed = notices.iter().find(|notice| notice["event"] == "cohort-failed").expect("the cohort failed");
         let reason = failed["reason"].as_str().unwrap();
         assert!(reason.contains(relay.url.trim_end_matches('/')) && reason.contains("too large"), "{reason}");
-        assert!(book.list().unwrap().is_empty(), "nobody kept silent");
+        assert!(book.list().unwrap().is_empty(), "no member is a holdout");
     });
 }
 
@@ -105,7 +106,7 @@ fn what_a_relay_has_taken_is_delivered_and_what_none_has_is_not() {
         let there = std::sync::Arc::new(transport(config(&[good.url()]), world.clock));
         let (sender, reader) = (crate::common::identity("sender"), crate::common::identity("reader"));
         let mut peer = Peer::start(sender.clone(), there);
-        peer.say(reader.did(), note("first"));
+        peer.send(reader.did(), note("first"));
         loop {
             match peer.carried().await {
                 Delivery::Delivered { to, cohort_id, kind } => {
@@ -123,9 +124,9 @@ fn what_a_relay_has_taken_is_delivered_and_what_none_has_is_not() {
         let url = absent().await;
         let nowhere = std::sync::Arc::new(transport(config(&[&url]), world.clock));
         let mut peer = Peer::start(sender, nowhere);
-        peer.say(reader.did(), note("second"));
-        let told = peer.carried().await;
-        let Delivery::Delayed { reason, .. } = &told else { panic!("{told:?}") };
+        peer.send(reader.did(), note("second"));
+        let reported = peer.carried().await;
+        let Delivery::Delayed { reason, .. } = &reported else { panic!("{reported:?}") };
         assert!(reason.contains(url.trim_end_matches('/')), "{reason}");
     });
 }
@@ -159,7 +160,7 @@ fn a_cohort_that_no_relay_can_carry_is_not_opened() {
         let refused = service.address.send(cohort(40)).await.expect("the service runs").expect_err("too many");
         assert!(refused.to_string().contains("40 members cannot be served"), "{refused}");
         service.open(cohort(2)).await;
-        // Another relay takes what this one does not.
+        // Another relay accepts what this one refuses.
         let good = relay().await;
         let nostr = transport(config(&[&small, good.url()]), world.clock);
         nostr.learn().await;

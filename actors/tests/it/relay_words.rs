@@ -1,4 +1,5 @@
-//! What relays and strangers on them say is shown where it explains something, and seldom; what comes late is nobody's fault.
+//! Texts of relays, and of outsiders on them, are shown if they explain a failure, at a limited rate; late messages are
+//! not a fault.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -21,22 +22,22 @@ use btcr2_aggregation_protocol::{
     message::{Bytes, Message, keygen::CohortOptIn, update::SubmitNonIncluded},
 };
 
-/// What a relay in this mood is heard to say when an event is published on it several times.
+/// The texts that are shown when an event is published several times on a relay with this fault.
 async fn words_of(mood: Mood) -> BTreeSet<String> {
     let behind = relay().await;
     let moody = Moody::start(&behind, mood).await;
     let contacts = Contacts::default();
-    let mut said = contacts.subscribe();
+    let mut notices = contacts.subscribe();
     let config = NostrConfig { contacts, publish_timeout: Duration::from_millis(200), ..config(&[&moody.url]) };
     let mut peer = Peer::start(identity("peer"), Arc::new(transport(config, Clock::system())));
     let clock = Clock::system();
-    peer.say_until(identity("to").did(), note("a"), Some(clock.now() + Duration::from_secs(2)));
+    peer.send_until(identity("to").did(), note("a"), Some(clock.now() + Duration::from_secs(2)));
     peer.undelivered().await;
     let mut words = Vec::new();
-    while let Ok(notice) = said.try_recv() {
-        if let ContactNotice::RelaySays { peer, words: said } = notice {
+    while let Ok(notice) = notices.try_recv() {
+        if let ContactNotice::RelaySays { peer, words: text } = notice {
             assert_eq!(peer.trim_end_matches('/'), moody.url);
-            words.push(said);
+            words.push(text);
         }
     }
     let different: BTreeSet<_> = words.iter().cloned().collect();
@@ -61,17 +62,17 @@ fn a_notice_that_comes_in_place_of_an_answer_is_shown_escaped() {
 }
 
 #[test]
-fn a_relay_that_takes_everything_is_not_heard_to_say_anything() {
+fn a_relay_that_accepts_everything_shows_no_texts() {
     run(async {
         let good = relay().await;
         let contacts = Contacts::default();
-        let mut said = contacts.subscribe();
+        let mut notices = contacts.subscribe();
         let mut world = World::new();
         let nostr = || transport(NostrConfig { contacts: contacts.clone(), ..config(&[good.url()]) }, world.clock);
         let mut service = service_on(&world, nostr()).await;
         members_on(&world, 2, nostr).await;
         complete(&mut world, &mut service, quick(2), SpendPath::KeyPath).await;
-        assert!(said.try_recv().is_err());
+        assert!(notices.try_recv().is_err());
     });
 }
 
@@ -105,7 +106,7 @@ fn malformed_events_are_all_counted_and_one_a_minute_of_an_author_is_reported() 
 }
 
 #[test]
-fn what_an_honest_peer_says_too_late_is_not_held_against_it() {
+fn a_late_message_of_an_honest_peer_is_not_a_fault() {
     run(async {
         let relay = relay().await;
         let mut world = World::new();
@@ -115,7 +116,7 @@ fn what_an_honest_peer_says_too_late_is_not_held_against_it() {
         let open = quick(2);
         let cohort_id = service.open(open).await;
         service.ear.event(&cohort_id, "keygen-complete").await;
-        // Somebody read the advert just before the cohort was formed.
+        // A participant read the advert just before the cohort formed.
         let late = identity("late");
         let key = Bytes(late.public_key().to_bytes());
         let opt_in = CohortOptIn {
@@ -129,11 +130,11 @@ fn what_an_honest_peer_says_too_late_is_not_held_against_it() {
         publish(relay.url(), &[sealed(&late, &opt_in, &service.identity, world.clock)]).await;
         service.ear.completed(&cohort_id).await;
         world.members.records(&cohort_id, 2).await;
-        // A member whose first event was lost says it again, after the end.
+        // A member whose first event was lost sends it again, after the end.
         let declined = SubmitNonIncluded { cohort_id: cohort_id.clone() };
         let declined = Message::new(members[0].did().clone(), Some(service.did().clone()), declined);
         publish(relay.url(), &[sealed(&members[0], &declined, &service.identity, world.clock)]).await;
-        // What comes after both has been read: they have been too.
+        // A message after both is read: so both have been read too.
         let third = identity("third");
         world.participant_on(&third, Updater(third.clone()), nostr()).await;
         let next = service.open(quick(3)).await;

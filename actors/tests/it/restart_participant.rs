@@ -1,4 +1,4 @@
-//! A member that is killed, wherever it stands, and started again on the same journal.
+//! A member that is killed at any point, and started again on the same journal.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,19 +26,19 @@ struct Seen {
     nonce_lost: bool,
 }
 
-/// Runs a round one of whose members is killed at its notice number `kill_at`, counted from 1, and started again. `None` when
-/// it has no such notice.
+/// Runs a round in which one member is killed at its notice number `kill_at`, counted from 1, and started again. `None`
+/// if it has no such notice.
 async fn killed_at(world: &mut World, victim: &Identity, kill_at: usize) -> Option<Seen> {
     let mut service = world.service("service", Operator).await;
     world.updaters(MEMBERS - 1).await;
     let process = member_of(world, victim).await;
     let cohort_id = service.open(cohort(MEMBERS as u32)).await;
-    let mut heard = 0;
+    let mut received = 0;
     let stopped = process
         .run(world.members.wait_for(|notice| {
             let json = serde_json::to_value(notice).unwrap();
-            heard += usize::from(json["did"] == victim.did().as_str());
-            (heard == kill_at || json["event"] == "cohort-over").then_some(heard == kill_at)
+            received += usize::from(json["did"] == victim.did().as_str());
+            (received == kill_at || json["event"] == "cohort-over").then_some(received == kill_at)
         }))
         .await;
     drop(process);
@@ -48,7 +48,8 @@ async fn killed_at(world: &mut World, victim: &Identity, kill_at: usize) -> Opti
     world.members = Ear::new(&world.member_notices);
     let process = member_of(world, victim).await;
     let result = process.run(service.ear.completed(&cohort_id)).await;
-    // It keeps the round, whatever became of its nonce, and says so again: nobody has said that it was heard.
+    // It has stored the round, whatever happened to its nonce, and publishes that again: the host has not acknowledged
+    // it.
     let record = process
         .run(world.members.wait_for(|notice| match notice {
             ParticipantNotice::SignatureSent { did, record, .. } if did == victim.did() => Some(record.clone()),
@@ -71,7 +72,7 @@ fn a_member_killed_at_any_notice_completes_by_the_key_path_or_the_fallback() {
             killed_at(&mut world, &victim, kill_at).await
         });
         let Some(killed) = killed else { break };
-        // A nonce that left is gone with the process: that is said, and the key path is not signed.
+        // A nonce that was sent is lost with the process: that is reported, and the key path is not signed.
         assert_eq!(killed.nonce_lost, killed.path == SpendPath::ScriptPath, "killed at notice {kill_at}");
         seen.push(killed);
     }
@@ -86,7 +87,7 @@ fn a_member_killed_at_any_notice_completes_by_the_key_path_or_the_fallback() {
 }
 
 #[test]
-fn what_a_member_keeps_is_told_again_until_the_host_has_archived_it() {
+fn records_are_published_at_each_restart_until_archived() {
     on_paused_clock(async {
         let mut world = World::new();
         let mut service = world.service("service", Operator).await;
@@ -120,7 +121,7 @@ fn what_a_member_keeps_is_told_again_until_the_host_has_archived_it() {
     });
 }
 
-/// Joins nothing.
+/// Joins no cohort.
 struct Shy;
 
 #[async_trait::async_trait]
@@ -131,7 +132,7 @@ impl ParticipantPolicy for Shy {
 }
 
 #[test]
-fn of_cohorts_that_it_does_not_join_a_member_keeps_nothing() {
+fn a_member_stores_nothing_of_cohorts_it_does_not_join() {
     on_paused_clock(async {
         let mut world = World::new();
         let service = world.service("service", Operator).await;
@@ -162,7 +163,8 @@ fn what_it_was_about_to_forget_when_it_was_killed_is_forgotten_at_the_start() {
             settings.journal = Arc::new(journal.clone());
             process.participant(settings).await;
             process.run(pass(Duration::from_secs(100))).await;
-            // Of an advert that comes again the host is asked again; of a cohort that was never joined nothing is told.
+            // The host is asked again about an advert that is repeated; nothing is published about a cohort that was
+            // never joined.
             assert_eq!(world.members.names(&cohort_id), ["cohort-discovered"]);
             assert_eq!(journal.streams().await.unwrap().len(), usize::from(remembers));
         }

@@ -1,5 +1,5 @@
-//! A service that is killed, wherever it stands, and started again on the same journal: its cohort completes, and its members
-//! notice nothing but the pause.
+//! A service that is killed at any point, and started again on the same journal: its cohort completes, and its members
+//! only observe the pause.
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,19 +31,19 @@ async fn members(world: &World) -> Vec<Did> {
 }
 
 /// Runs a round whose service is killed at its notice number `kill_at`, counted from 1, and started again `down` later.
-/// `false` when the round has no such notice.
+/// `false` if the round has no such notice.
 async fn killed_at(world: &mut World, open: &OpenCohort, kill_at: usize, down: Duration, path: SpendPath) -> bool {
     let (process, mut service) = service_of(world).await;
     let cohort_id = process.run(service.open(open.clone())).await;
-    let mut heard = 0;
+    let mut received = 0;
     let stopped = process
         .run(service.ear.wait_for(|notice| {
-            heard += 1;
+            received += 1;
             let over = matches!(notice, ServiceNotice::SigningComplete { .. });
-            (heard == kill_at || over).then_some(heard == kill_at)
+            (received == kill_at || over).then_some(received == kill_at)
         }))
         .await;
-    // As a process dies: in the middle of whatever it was doing.
+    // Like the end of a process: in the middle of its work.
     drop(process);
     if !stopped {
         return false;
@@ -59,7 +59,7 @@ async fn killed_at(world: &mut World, open: &OpenCohort, kill_at: usize, down: D
     true
 }
 
-/// How many kills were tried.
+/// The number of kills.
 fn at_every_notice(open: impl Fn() -> OpenCohort, down: Duration, silent: bool) -> usize {
     (1..)
         .find(|kill_at| {
@@ -67,7 +67,7 @@ fn at_every_notice(open: impl Fn() -> OpenCohort, down: Duration, silent: bool) 
             !on_paused_clock(async {
                 let mut world = World::new();
                 if silent {
-                    // It sends its nonce and no signature, so that the others have to fall back.
+                    // It sends its nonce and no signature, so that the other members have to fall back.
                     let last = identity("silent");
                     let lossy = Tap::losing(&world.network, no_signatures);
                     world.participant_on(&last, Updater(last.clone()), lossy).await;
@@ -86,8 +86,8 @@ fn at_every_notice(open: impl Fn() -> OpenCohort, down: Duration, silent: bool) 
 #[test]
 fn a_service_killed_at_any_notice_completes_its_cohort_after_a_restart() {
     let kills = at_every_notice(|| cohort(3), Duration::ZERO, false);
-    // The advert, the address, the data, the request; and of each member opt-in, admission, update, verdict, nonce, and all
-    // but the last partial signature, with which all is over.
+    // The advert, the address, the data and the request; and for each member the opt-in, admission, update, verdict,
+    // nonce, and all but the last partial signature, which completes the round.
     assert!(kills >= 4 + 5 * MEMBERS + MEMBERS - 1, "only {kills} kills");
     println!("killed at {kills} notices");
 }
@@ -158,7 +158,7 @@ fn deadlines_are_absolute_and_one_that_passed_while_the_service_was_down_acts_at
 }
 
 #[test]
-fn the_end_is_told_again_after_every_restart_until_the_host_has_archived_the_cohort() {
+fn the_end_is_published_at_each_restart_until_archived() {
     on_paused_clock(async {
         let mut world = World::new();
         members(&world).await;
@@ -189,9 +189,9 @@ fn the_end_is_told_again_after_every_restart_until_the_host_has_archived_the_coh
 
 #[test]
 fn a_service_killed_at_any_notice_goes_on_from_its_state_directory() {
-    // The clock runs: it would jump whenever everybody waits for the disk.
+    // The clock runs: it would jump while all actors wait for the disk.
     actix_rt::System::new().block_on(async {
-        // One member's round has few notices, and each is a killed process and a directory opened again.
+        // One member's round has few notices, and each is a killed process and a directory that is opened again.
         for kill_at in 1.. {
             let dir = TempDir::new().unwrap();
             let mut world = World::new();
@@ -207,12 +207,12 @@ fn a_service_killed_at_any_notice_goes_on_from_its_state_directory() {
             let process = Process::new();
             let mut service = process.service(settings).await;
             let cohort_id = process.run(service.open(cohort(1))).await;
-            let mut heard = 0;
+            let mut received = 0;
             let stopped = process
                 .run(service.ear.wait_for(|notice| {
-                    heard += 1;
+                    received += 1;
                     let over = matches!(notice, ServiceNotice::SigningComplete { .. });
-                    (heard == kill_at || over).then_some(heard == kill_at)
+                    (received == kill_at || over).then_some(received == kill_at)
                 }))
                 .await;
             drop(process);
@@ -225,7 +225,7 @@ fn a_service_killed_at_any_notice_goes_on_from_its_state_directory() {
             let process = Process::new();
             let mut service = process.service(settings).await;
             let completed = process.run(service.ear.completed(&cohort_id));
-            let result = tokio::time::timeout(Duration::from_secs(120), completed).await.expect("it goes on");
+            let result = tokio::time::timeout(Duration::from_secs(120), completed).await.expect("it continues");
             let records = process.run(world.members.records(&cohort_id, 1)).await;
             records.values().for_each(|record| world.assert_proves_slot(record, &result));
             drop(process);

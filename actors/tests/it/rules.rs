@@ -1,4 +1,4 @@
-//! What a service does when a phase cannot be completed, as its operator has configured; and what everybody is told.
+//! The service's configured behaviour when a phase cannot be completed; and the notifications of all members.
 
 use std::{
     collections::BTreeMap,
@@ -50,10 +50,10 @@ fn with_rule(mut open: OpenCohort, phase: TimedPhase, rule: PhaseRule) -> OpenCo
     open
 }
 
-/// A member that takes its time over its first updates, and counts what it is asked.
+/// A member whose first updates are delayed, and that counts the questions of its policy.
 struct Member {
     identity: Identity,
-    /// How long its n-th update takes; `None` for ever.
+    /// The delay of its n-th update; `None` for no update.
     delays: Vec<Option<u64>>,
     asked: Arc<Asked>,
 }
@@ -102,7 +102,7 @@ async fn member(world: &World, name: &str, delays: &[Option<u64>]) -> (Did, Arc<
 }
 
 #[test]
-fn a_phase_is_extended_as_often_as_its_rule_says_and_then_answered() {
+fn a_phase_is_extended_as_often_as_its_rule_allows() {
     on_paused_clock(async {
         let world = World::new();
         let mut service = world.service("service", Operator).await;
@@ -153,7 +153,7 @@ fn reforming(least: u32) -> OpenCohort {
     open
 }
 
-/// The cohort that failed, why, and the one that takes its place.
+/// The cohort's failure, and the cohort that replaces it.
 async fn failure_of(service: &mut crate::common::Service, cohort: &CohortId) -> (CohortFailure, Option<CohortId>) {
     service
         .ear
@@ -188,12 +188,13 @@ fn a_cohort_is_formed_again_without_its_holdout_and_the_others_rejoin_by_themsel
         for (did, asked) in &others {
             assert_eq!(asked.counts(), (1, 1), "{did} is asked to join once and to rejoin once");
             let end = world.members.failed(did, &first).await;
-            let SessionEnd::EndedByService { at_fault: false, next: Some(told), .. } = end else {
+            let SessionEnd::EndedByService { at_fault: false, next: Some(reported), .. } = end else {
                 panic!("{end:?}")
             };
-            assert_eq!(told, second);
+            assert_eq!(reported, second);
         }
-        // It is told that it was at fault, and of no successor; when it asks to join that as any cohort, it is refused.
+        // It is notified that it was at fault, and of no successor; if it opts in to that as to any cohort, it is
+        // refused.
         let end = world.members.failed(&holdout, &first).await;
         assert!(matches!(end, SessionEnd::EndedByService { at_fault: true, next: None, .. }), "{end:?}");
         assert_eq!(asked_holdout.rejoin.load(Ordering::SeqCst), 0);
@@ -211,11 +212,11 @@ fn a_cohort_is_formed_again_without_its_holdout_and_the_others_rejoin_by_themsel
 }
 
 #[test]
-fn a_chain_of_reformations_ends_where_the_rules_say() {
+fn a_chain_of_reformations_ends_at_the_rules_limit() {
     on_paused_clock(async {
         let mut world = World::new();
         let mut service = world.service("service", Patient::new(&[5, 4, 3, 2])).await;
-        // One more holds out in each cohort.
+        // One more member holds out in each cohort.
         member(&world, "a", &[None]).await;
         member(&world, "b", &[Some(0), None]).await;
         member(&world, "c", &[Some(0), Some(0), None]).await;
@@ -234,21 +235,21 @@ fn a_chain_of_reformations_ends_where_the_rules_say() {
                 None => break,
             }
         }
-        assert_eq!(chain, 3, "the first, and two that took its place");
+        assert_eq!(chain, 3, "the first, and two that replaced it");
         pass(Duration::from_secs(24 * 3600)).await;
         assert_eq!(service.ear.count("cohort-reformed"), 2);
         assert_eq!(world.members.count("signature-sent"), 0);
     });
 }
 
-/// A member, and a service that is played by the test: the member was in `one`, which ended in favour of `two`.
+/// A member, and a service that the test plays: the member was in `one`, which ended and named `two` as its successor.
 async fn succeeded(change: bool, advert_first: bool) -> (usize, usize) {
     let world = World::new();
     let (did, asked) = member(&world, "member", &[]).await;
     let mut service = Peer::start(identity("service"), Arc::new(world.network.clone()));
     settle().await;
     service.broadcast(advert(&service.identity, "one"));
-    assert!(matches!(&*service.hear().await.body, Body::CohortOptIn(_)));
+    assert!(matches!(&*service.receive().await.body, Body::CohortOptIn(_)));
     let body = advert(&service.identity, "two");
     let Body::CohortAdvert(mut second) = (*body).clone() else { panic!("{body:?}") };
     if change {
@@ -257,7 +258,7 @@ async fn succeeded(change: bool, advert_first: bool) -> (usize, usize) {
     let ended = CohortEnded {
         cohort_id: CohortId::parse("one").unwrap(),
         code: "UPDATES_MISSING".to_owned(),
-        reason: "somebody kept silent".to_owned(),
+        reason: "a member did not answer".to_owned(),
         at_fault: false,
         next_cohort_id: Some(CohortId::parse("two").unwrap()),
         signed: None,
@@ -267,7 +268,7 @@ async fn succeeded(change: bool, advert_first: bool) -> (usize, usize) {
         service.broadcast(Body::from(second.clone()));
         settle().await;
     }
-    service.say(&did, Body::from(ended));
+    service.send(&did, Body::from(ended));
     service.broadcast(Body::from(second));
     settle().await;
     asked.counts()
@@ -278,12 +279,12 @@ fn a_member_is_asked_to_join_a_successor_whose_terms_are_others() {
     on_paused_clock(async {
         assert_eq!(succeeded(false, false).await, (1, 1), "the same terms: it rejoins");
         assert_eq!(succeeded(true, false).await, (2, 0), "other terms: as any cohort");
-        assert_eq!(succeeded(false, true).await, (2, 0), "nobody knew that it was a successor, and it joined");
+        assert_eq!(succeeded(false, true).await, (2, 0), "it was not known to be a successor when it joined");
     });
 }
 
 #[test]
-fn a_successor_whose_advert_came_before_the_word_and_was_declined_is_considered_again() {
+fn a_declined_early_successor_is_considered_again() {
     struct OnlyAgain(Arc<Asked>);
     #[async_trait]
     impl ParticipantPolicy for OnlyAgain {
@@ -309,16 +310,16 @@ fn a_successor_whose_advert_came_before_the_word_and_was_declined_is_considered_
         let mut service = Peer::start(identity("service"), Arc::new(world.network.clone()));
         settle().await;
         service.broadcast(advert(&service.identity, "one"));
-        service.hear().await;
+        service.receive().await;
         service.broadcast(advert(&service.identity, "two"));
         settle().await;
         assert_eq!(asked.counts(), (2, 0));
-        service.say(
+        service.send(
             member.did(),
             Body::from(CohortEnded {
                 cohort_id: CohortId::parse("one").unwrap(),
                 code: "UPDATES_MISSING".to_owned(),
-                reason: "somebody kept silent".to_owned(),
+                reason: "a member did not answer".to_owned(),
                 at_fault: false,
                 next_cohort_id: Some(CohortId::parse("two").unwrap()),
                 signed: None,
@@ -326,7 +327,7 @@ fn a_successor_whose_advert_came_before_the_word_and_was_declined_is_considered_
             }),
         );
         service.broadcast(advert(&service.identity, "two"));
-        let opt_in = service.hear().await;
+        let opt_in = service.receive().await;
         assert_eq!(opt_in.body.cohort_id().as_str(), "two");
         assert_eq!(asked.counts(), (2, 1));
     });
@@ -363,7 +364,7 @@ fn members_are_asked_for_a_sign_of_life_and_those_without_are_found_before_signi
 }
 
 #[test]
-fn everybody_is_told_that_a_cohort_is_over_and_waits_no_longer() {
+fn all_members_are_notified_of_the_end() {
     on_paused_clock(async {
         let mut world = World::new();
         let mut service = world.service("service", Operator).await;
@@ -385,23 +386,23 @@ fn everybody_is_told_that_a_cohort_is_over_and_waits_no_longer() {
 }
 
 #[test]
-fn who_speaks_to_a_cohort_that_is_not_there_is_told_once_and_strangers_only_so_often() {
+fn senders_to_unknown_cohorts_are_notified_at_a_limited_rate() {
     on_paused_clock(async {
         let world = World::new();
         let mut service = world.service("service", Operator).await;
         let mut lost = Peer::start(identity("lost"), Arc::new(world.network.clone()));
         settle().await;
         for _ in 0..3 {
-            lost.say(service.did(), note("forgotten"));
+            lost.send(service.did(), note("forgotten"));
         }
-        let told = lost.hear().await;
-        let Body::CohortEnded(ended) = &*told.body else { panic!("{told:?}") };
+        let reported = lost.receive().await;
+        let Body::CohortEnded(ended) = &*reported.body else { panic!("{reported:?}") };
         assert_eq!((ended.code.as_str(), ended.cohort_id.as_str()), (CohortEnded::UNKNOWN, "forgotten"));
         settle().await;
         assert!(lost.rest().is_empty());
         assert_eq!(service.ear.rejections(), vec![(lost.did().clone(), RejectCode::WrongCohort); 3]);
         for number in 0..200 {
-            lost.say(service.did(), note(format!("made up {number}").replace(' ', "-")));
+            lost.send(service.did(), note(format!("made up {number}").replace(' ', "-")));
         }
         settle().await;
         pass(Duration::from_secs(1)).await;

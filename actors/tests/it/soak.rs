@@ -1,7 +1,8 @@
-//! Cohorts that are over leave nothing behind in a service that goes on: neither in memory nor in a journal that forgets.
+//! Ended cohorts leave nothing behind in a service that continues: neither in memory nor in a journal with
+//! [`Retention::Forget`].
 //!
-//! Every day with a hundred cohorts; with 2,000, and the memory of the process measured, by
-//! `cargo test --release -p btcr2-aggregation-actors --test it soak -- --ignored --nocapture`, or with `SOAK_COHORTS` so many.
+//! The daily run has a hundred cohorts. The long run has 2,000, or `SOAK_COHORTS`, and measures the memory of the
+//! process: `cargo test --release -p btcr2-aggregation-actors --test it soak -- --ignored --nocapture`.
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use btcr2_aggregation_protocol::id::CohortId;
 
 const MEMBERS: usize = 3;
 
-/// As a service and its members are kept for good: they forget what is over.
+/// Settings for a service and members that run permanently: they forget ended cohorts.
 struct Soaked {
     world: World,
     service: actix::Addr<AggregationService>,
@@ -27,7 +28,7 @@ struct Soaked {
 
 async fn start(silent: bool) -> Soaked {
     let world = World::new();
-    // Short queues: what nobody has read yet is not to be taken for a leak.
+    // Short queues, so that unread notices do not look like a leak.
     let notices = Notices::new(256);
     let mut settings = world.service_settings("service", Operator);
     settings.retention = Retention::Forget;
@@ -48,10 +49,10 @@ async fn start(silent: bool) -> Soaked {
 
 impl Soaked {
     async fn round(&self) {
-        let mut heard = self.notices.subscribe();
+        let mut received = self.notices.subscribe();
         let cohort_id: CohortId = self.service.send(cohort(MEMBERS as u32)).await.unwrap().unwrap();
         loop {
-            match &*heard.recv().await.unwrap() {
+            match &*received.recv().await.unwrap() {
                 ServiceNotice::SigningComplete { cohort_id: done, .. } if *done == cohort_id => return,
                 ServiceNotice::CohortFailed { cohort_id: done, reason, .. } if *done == cohort_id => {
                     panic!("{reason}")
@@ -85,7 +86,7 @@ fn of_a_hundred_cohorts_nothing_is_left() {
 fn of_cohorts_that_fail_or_fall_back_nothing_is_left() {
     on_paused_clock(async {
         let soaked = start(true).await;
-        // Silent three times; then its member is banned, and enrollment runs out.
+        // It holds out three times; then it is banned, and enrollment expires.
         for _ in 0..3 {
             let mut open = cohort(MEMBERS as u32);
             if let btcr2_aggregation_protocol::output::ScriptTree::FallbackAndRecovery {
@@ -103,7 +104,7 @@ fn of_cohorts_that_fail_or_fall_back_nothing_is_left() {
     });
 }
 
-/// The pages of this process that are in memory, in bytes; `None` where there is no `/proc`.
+/// The resident memory of this process, in bytes; `None` without `/proc`.
 fn resident() -> Option<usize> {
     let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
     Some(pages.split_whitespace().nth(1)?.parse::<usize>().ok()? * 4096)

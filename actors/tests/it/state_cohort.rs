@@ -9,7 +9,7 @@ use tempfile::TempDir;
 #[test]
 fn a_cohort_on_disk_completes_with_fewer_syncs_than_facts_and_replays_from_the_disk() {
     const MEMBERS: usize = 8;
-    // The clock runs: it would jump whenever everybody waits for the disk.
+    // The clock runs: it would jump while all actors wait for the disk.
     actix_rt::System::new().block_on(async {
         let dir = TempDir::new().unwrap();
         let state = State::open(dir.path()).unwrap();
@@ -22,18 +22,18 @@ fn a_cohort_on_disk_completes_with_fewer_syncs_than_facts_and_replays_from_the_d
         let result = service.ear.completed(&cohort_id).await;
         let records = world.members.records(&cohort_id, MEMBERS).await;
 
-        // A member's session goes on for a while; what it has is enough to say how many facts there are.
+        // A member's session continues for a while; its current records are enough to count the events.
         let summaries = state.streams().await.unwrap();
         let facts: u64 = summaries.iter().map(|stream| stream.size.as_ref().unwrap().records).sum();
         assert_eq!(summaries.len(), MEMBERS + 2);
         assert!(state.commits() < facts / 2, "{} commits for {facts} facts", state.commits());
 
-        // Members end when they have waited in vain to be asked for the fallback.
+        // Members end after they have waited for a fallback request.
         tokio::time::pause();
         tokio::time::advance(Duration::from_secs(24 * 3600)).await;
         tokio::time::resume();
         crate::common::settle().await;
-        service.ear.heard();
+        service.ear.received();
         drop(world.journal);
         state.close().await;
 

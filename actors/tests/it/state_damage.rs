@@ -1,4 +1,4 @@
-//! What becomes of a damaged state directory: what is read is right, or an error says what is wrong, and nothing panics.
+//! A damaged state directory: what is read is correct, or an error reports the damage, and nothing panics.
 
 use std::{
     collections::BTreeMap,
@@ -39,7 +39,7 @@ fn number(record: &Record) -> u64 {
     }
 }
 
-/// A directory with some streams, closed in good order: enough that each table has pages under pages.
+/// A directory with several streams, closed cleanly: each table has more than one level of pages.
 async fn written() -> (TempDir, Streams) {
     let dir = TempDir::new().unwrap();
     let state = State::open(dir.path()).unwrap();
@@ -69,7 +69,7 @@ struct Seen {
     unharmed: usize,
 }
 
-/// Opens the directory and reads everything. Panics on anything wrong that is not called so.
+/// Opens the directory and reads everything. Panics if wrong data is not reported as an error.
 async fn look(dir: &Path, written: &Streams, what: &str, seen: &mut Seen) {
     let state = match State::open(dir) {
         Ok(state) => state,
@@ -84,7 +84,7 @@ async fn look(dir: &Path, written: &Streams, what: &str, seen: &mut Seen) {
     match journal.streams().await {
         Ok(names) => {
             for name in written.keys() {
-                assert!(names.contains(name), "{what}: {name} is gone without a word");
+                assert!(names.contains(name), "{what}: {name} is missing without an error");
             }
             for name in names.iter().filter(|name| !written.contains_key(name)) {
                 assert!(journal.read(name).await.is_err(), "{what}: {name} was never written");
@@ -101,7 +101,7 @@ async fn look(dir: &Path, written: &Streams, what: &str, seen: &mut Seen) {
             }
         }
     }
-    // Writing over the damage makes nothing of it true.
+    // A write after the damage does not make damaged data readable.
     let appended: Result<(), _> = journal.append(&StreamId::new("cohort/020"), vec![event(1 << 40)]).await;
     if let Ok(records) = journal.read(&StreamId::new("cohort/020")).await {
         let numbers: Vec<u64> = records.iter().map(number).collect();
@@ -112,7 +112,7 @@ async fn look(dir: &Path, written: &Streams, what: &str, seen: &mut Seen) {
     if unreadable > 0 { seen.some_unreadable += 1 } else { seen.unharmed += 1 }
 }
 
-/// Copies what was written, and harms it.
+/// Copies the directory, and damages the copy.
 fn harmed(dir: &Path, harm: impl FnOnce(&mut Vec<u8>)) -> TempDir {
     let copy = TempDir::new().unwrap();
     fs::copy(dir.join("lock"), copy.path().join("lock")).unwrap();
@@ -122,12 +122,12 @@ fn harmed(dir: &Path, harm: impl FnOnce(&mut Vec<u8>)) -> TempDir {
     copy
 }
 
-/// How many bytes are flipped: more of them with `STATE_FLIPS=20000`.
+/// The number of flipped bytes; more of them with `STATE_FLIPS=20000`.
 fn flips() -> usize {
     std::env::var("STATE_FLIPS").map_or(400, |flips| flips.parse().unwrap())
 }
 
-/// Offsets of bytes that are not nothing, all over the file, and all of the header's.
+/// Offsets of bytes that are not zero, all over the file, and all of the header's.
 fn offsets(dir: &Path, most: usize) -> Vec<usize> {
     let bytes = fs::read(database(dir)).unwrap();
     let used: Vec<usize> = (0..bytes.len()).filter(|offset| bytes[*offset] != 0).collect();
@@ -149,7 +149,7 @@ fn a_flipped_byte_anywhere_is_harmless_or_named() {
             look(copy.path(), &written, &format!("byte {offset} ^ {flip:#x}"), &mut seen).await;
         }
         println!("{seen:?}");
-        // The test would show nothing if it hit nothing, or if everything was lost each time.
+        // The test would show nothing if no flip did damage, or if everything was lost each time.
         assert!(seen.refused > 0 && seen.some_unreadable > 20 && seen.unharmed > 0, "{seen:?}");
     });
 }
@@ -178,7 +178,7 @@ fn a_page_of_zeros_or_noise_is_harmless_or_named() {
 fn one_damaged_record_leaves_the_other_streams_usable() {
     runtime().block_on(async {
         let (dir, written) = written().await;
-        // Within the only record that holds it.
+        // In the only record that contains it.
         let bytes = fs::read(database(dir.path())).unwrap();
         let needle = b"number 13 ";
         let places: Vec<usize> =
@@ -196,7 +196,7 @@ fn one_damaged_record_leaves_the_other_streams_usable() {
             assert_eq!(records.iter().map(number).collect::<Vec<_>>(), *numbers);
             journal.append(name, vec![event(9)]).await.unwrap();
         }
-        journal.remove(&hit).await.expect("a damaged stream can be given up");
+        journal.remove(&hit).await.expect("a damaged stream can be removed");
         assert!(journal.read(&hit).await.unwrap().is_empty());
     });
 }
@@ -213,7 +213,7 @@ fn a_file_that_was_cut_off_is_refused_by_name() {
             look(copy.path(), &written, &format!("cut at {cut}"), &mut seen).await;
         }
         assert_eq!(seen.refused, lengths.len(), "{seen:?}");
-        // A second look does not take it for a new one.
+        // A second attempt does not treat it as a new one.
         let copy = harmed(dir.path(), Vec::clear);
         for _ in 0..2 {
             assert!(matches!(State::open(copy.path()), Err(StateError::Corrupt { .. })));
@@ -246,11 +246,11 @@ fn another_files_format_is_refused_with_what_to_do() {
         let dir = TempDir::new().unwrap();
         make(&database(dir.path()));
         let before = fs::read(database(dir.path())).unwrap();
-        let error = State::open(dir.path()).err().expect("it is no state directory");
+        let error = State::open(dir.path()).err().expect("it is not a state directory");
         assert!(matches!(error, StateError::NotOurs { .. }), "{error}");
         assert!(error.to_string().contains("choose another directory"), "{error}");
         let after = fs::read(database(dir.path())).unwrap();
-        assert_eq!(before.len(), after.len(), "it is left as it is");
+        assert_eq!(before.len(), after.len(), "it is unchanged");
     };
     open(&|path| fs::write(path, b"SQLite format 3\0 and so on, for a while").unwrap());
     open(&|path| fs::write(path, b"{}").unwrap());
@@ -268,7 +268,7 @@ fn a_directory_that_cannot_be_made_is_named() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, b"").unwrap();
-    let error = State::open(file.join("state")).err().expect("a file is no directory");
+    let error = State::open(file.join("state")).err().expect("a file is not a directory");
     assert!(matches!(error, StateError::Io { .. }), "{error}");
     assert!(error.to_string().contains("file/state"), "{error}");
 }

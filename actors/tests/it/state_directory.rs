@@ -1,4 +1,4 @@
-//! A state directory as a whole: who holds it, when its writes are durable, and how few syncs that takes.
+//! A state directory as a whole: its lock, the durability of its writes, and the number of syncs.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -35,7 +35,7 @@ async fn numbers(state: &State, name: &str) -> Vec<u64> {
     records.iter().map(number).collect()
 }
 
-/// This program again, as another process that runs one of the tests below that are only for that.
+/// This program again, as another process that runs one of the tests below.
 struct Other(Child);
 
 impl Other {
@@ -52,7 +52,7 @@ impl Other {
 
 impl Drop for Other {
     fn drop(&mut self) {
-        // It may have ended.
+        // It may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -89,17 +89,17 @@ fn one_process_at_a_time_holds_a_directory() {
     let dir = TempDir::new().unwrap();
     let mut other = Other::running("state_directory::other_holds_the_directory_until_its_input_ends", &dir);
     assert!(other.lines().any(|line| line == "held"));
-    let error = State::open(dir.path()).err().expect("the other holds it");
+    let error = State::open(dir.path()).err().expect("the other process has locked it");
     let StateError::Locked { pid, .. } = &error else { panic!("{error}") };
     if cfg!(unix) {
         assert_eq!(*pid, Some(other.0.id()));
     }
     assert!(error.to_string().contains(&*dir.path().to_string_lossy()), "{error}");
 
-    // Killed or not, the lock goes with the process.
+    // Killed or not, the lock ends with the process.
     drop(other);
     let state = State::open(dir.path()).unwrap();
-    let error = State::open(dir.path()).err().expect("this process holds it");
+    let error = State::open(dir.path()).err().expect("this process has locked it");
     assert!(matches!(error, StateError::Locked { pid: Some(pid), .. } if pid == std::process::id()), "{error}");
     drop(state);
     State::open(dir.path()).unwrap();
@@ -121,8 +121,8 @@ fn what_was_acknowledged_is_there_after_a_kill() {
             assert_eq!(a, (0..a.len() as u64).collect::<Vec<_>>());
             let b = numbers(&state, "b").await;
             assert_eq!(b, (0..b.len() as u64).collect::<Vec<_>>());
-            assert!(b.len() % 2 == 0, "an append is there wholly or not at all");
-            // Each append of `b` was handed in between two of `a`.
+            assert!(b.len() % 2 == 0, "an append is stored completely or not at all");
+            // Each append of `b` was made between two of `a`.
             assert!((2 * a.len() - 2..=2 * a.len()).contains(&b.len()), "{} and {}", a.len(), b.len());
             for name in ["a", "b"] {
                 state.journal().remove(&stream(name)).await.unwrap();
@@ -176,7 +176,7 @@ fn the_last_drop_writes_what_was_handed_in_and_frees_the_directory() {
         }
         drop(table.put(*b"k", *b"v"));
         drop(journal);
-        assert!(matches!(State::open(dir.path()), Err(StateError::Locked { .. })), "the table holds it");
+        assert!(matches!(State::open(dir.path()), Err(StateError::Locked { .. })), "the table still uses it");
         drop(table);
         let state = State::open(dir.path()).unwrap();
         assert_eq!(numbers(&state, "a").await, (0..500).collect::<Vec<_>>());
@@ -193,7 +193,7 @@ fn closing_writes_everything_and_ends_every_handle() {
         let handed_in: Vec<_> = (0..100).map(|number| journal.append(&stream("a"), vec![at(number)])).collect();
         state.close().await;
         assert!(join_all(handed_in).await.iter().all(Result::is_ok));
-        let again = State::open(dir.path()).expect("it is free although handles are left");
+        let again = State::open(dir.path()).expect("it is unlocked although handles are left");
 
         let error = journal.append(&stream("a"), vec![at(100)]).await.unwrap_err();
         assert!(error.to_string().contains("closed"), "{error}");
@@ -271,7 +271,7 @@ fn tables_are_separate_and_scanned_in_pages() {
         assert_eq!(table.get(*b"none").await.unwrap(), None);
         assert_eq!(other.scan(*b"", None, 10).await.unwrap().entries.len(), 2);
         table.remove(*b"q").await.unwrap();
-        table.remove(*b"q").await.expect("what is gone can be removed again");
+        table.remove(*b"q").await.expect("a removed key can be removed again");
         assert_eq!(table.get(*b"q").await.unwrap(), None);
     });
 }

@@ -1,4 +1,4 @@
-//! What stands on a state directory's tables: nonces, and the participant's vault.
+//! The stores on a state directory's tables: nonces, and the participant's vault.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -55,11 +55,11 @@ fn nonces_are_known_after_a_restart_until_their_time_is_over() {
 
         let state = restarted(&dir, state).await;
         let nonces = StateNonces::load(&state, secs(60)).await.unwrap();
-        assert_eq!(nonces.len(), 3, "the end of a nonce's time is part of it");
+        assert_eq!(nonces.len(), 3, "a nonce's expiry is inclusive");
         for (did, nonce) in [(alice.did(), 1), (alice.did(), 2), (bob.did(), 1)] {
             assert_eq!(nonces.remember(did, [nonce; 16], secs(60), secs(120)).await, NonceVerdict::Replayed);
         }
-        // Time goes on, in memory and on disk.
+        // Time advances, in memory and on disk.
         assert_eq!(nonces.remember(alice.did(), [1; 16], secs(61), secs(121)).await, NonceVerdict::Fresh);
         assert_eq!(nonces.len(), 2);
         assert_eq!(state.table("nonces").scan(Vec::new(), None, 10).await.unwrap().entries.len(), 2);
@@ -85,14 +85,14 @@ fn nonces_have_the_bounds_that_they_have_in_memory() {
         for did in 0..2 {
             assert_eq!(remember(&nonces, did, 1, 0).await, NonceVerdict::Fresh);
             assert_eq!(remember(&nonces, did, 2, 0).await, NonceVerdict::Fresh);
-            assert_eq!(remember(&nonces, did, 3, 0).await, NonceVerdict::Full, "its own room is taken");
+            assert_eq!(remember(&nonces, did, 3, 0).await, NonceVerdict::Full, "its own space is full");
         }
         drop(nonces);
         let state = restarted(&dir, state).await;
         let nonces = StateNonces::with_room(&state, secs(0), 2, 5).await.unwrap();
         assert_eq!(remember(&nonces, 2, 1, 0).await, NonceVerdict::Fresh);
-        assert_eq!(remember(&nonces, 3, 1, 0).await, NonceVerdict::Full, "all room is taken");
-        assert_eq!(remember(&nonces, 3, 1, 11).await, NonceVerdict::Fresh, "it comes back with time");
+        assert_eq!(remember(&nonces, 3, 1, 0).await, NonceVerdict::Full, "all space is full");
+        assert_eq!(remember(&nonces, 3, 1, 11).await, NonceVerdict::Fresh, "it becomes free with time");
     });
 }
 
@@ -122,7 +122,7 @@ fn many_nonces_at_once_share_commits() {
     });
 }
 
-/// What the members of a cohort of two are left with.
+/// The records of the members of a cohort of two.
 async fn records() -> (BTreeMap<Did, Arc<MemberRecord>>, Vec<Identity>) {
     let mut world = World::new();
     let mut service = world.service("service", Operator).await;
@@ -153,11 +153,11 @@ async fn conforms(vault: &dyn Vault, entries: &[VaultEntry]) {
     assert_eq!(vault.get(&entry.key()).await.unwrap(), None);
     vault.put(entry.clone()).await.unwrap();
     vault.put(other.clone()).await.unwrap();
-    vault.put(entry.clone()).await.expect("the same again");
+    vault.put(entry.clone()).await.expect("a repetition");
     assert_eq!(vault.get(&entry.key()).await.unwrap().as_ref(), Some(entry));
     assert_eq!(vault.list(did).await.unwrap(), [entry.key()], "one DID's only");
 
-    // More of the same entry is added, and nothing is taken away.
+    // Additional fields of the same entry are added, and none is removed.
     let more = VaultEntry { transcript: Some(head(1)), ..entry.clone() };
     vault.put(more.clone()).await.unwrap();
     vault.put(entry.clone()).await.unwrap();
@@ -169,10 +169,10 @@ async fn conforms(vault: &dyn Vault, entries: &[VaultEntry]) {
     for contradiction in contradictory {
         let error = vault.put(contradiction).await.unwrap_err();
         assert!(matches!(&error, VaultError::Contradiction(key) if **key == entry.key()), "{error}");
-        assert_eq!(vault.get(&entry.key()).await.unwrap(), Some(more.clone()), "what was there stays");
+        assert_eq!(vault.get(&entry.key()).await.unwrap(), Some(more.clone()), "the stored entry remains");
     }
 
-    // A service cannot put something over what another's cohort of the same name left.
+    // A service cannot overwrite the data of another service's cohort with the same identifier.
     let record = MemberRecord { service: other.record.did.clone(), update: None, ..entry.record.clone() };
     let elsewhere = VaultEntry { record, ..entry.clone() };
     vault.put(elsewhere.clone()).await.unwrap();
@@ -183,7 +183,7 @@ async fn conforms(vault: &dyn Vault, entries: &[VaultEntry]) {
 }
 
 #[test]
-fn vaults_keep_what_members_need() {
+fn vaults_store_the_records_of_members() {
     let (records, members) = on_paused_clock(records());
     let entry = |identity: &Identity| VaultEntry {
         record: (*records[identity.did()]).clone(),
@@ -201,14 +201,14 @@ fn vaults_keep_what_members_need() {
 
         let state = restarted(&dir, state).await;
         let vault = StateVault::new(&state);
-        let kept = vault.get(&entries[0].key()).await.unwrap().unwrap();
-        assert_eq!(kept.record, entries[0].record);
-        assert_eq!(kept.transcript, Some(head(1)));
-        let kept = vault.get(&entries[1].key()).await.unwrap().unwrap();
-        assert_eq!(kept.to_file(), entries[1].record.to_file(entries[1].genesis_document.as_ref()));
-        assert!(kept.to_file()["genesisDocument"].is_object(), "the EXTERNAL member's");
+        let stored = vault.get(&entries[0].key()).await.unwrap().unwrap();
+        assert_eq!(stored.record, entries[0].record);
+        assert_eq!(stored.transcript, Some(head(1)));
+        let stored = vault.get(&entries[1].key()).await.unwrap().unwrap();
+        assert_eq!(stored.to_file(), entries[1].record.to_file(entries[1].genesis_document.as_ref()));
+        assert!(stored.to_file()["genesisDocument"].is_object(), "the EXTERNAL member's");
 
-        // What does not read is named, and the other entry is not concerned.
+        // An entry that cannot be decoded is named, and the other entry is not affected.
         let table = state.table("vault");
         let page = table.scan(Vec::new(), None, 10).await.unwrap();
         let (key, _) = page
@@ -246,7 +246,7 @@ fn concurrent_puts_of_one_entry_lose_nothing() {
     });
 }
 
-/// `put` on a clone of its own.
+/// Calls `put` on a clone.
 trait PutOwned {
     async fn put_owned(self, entry: VaultEntry) -> Result<(), VaultError>;
 }

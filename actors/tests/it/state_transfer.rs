@@ -1,4 +1,4 @@
-//! A cohort taken from one state directory to another.
+//! A cohort that is moved from one state directory to another.
 
 use std::collections::BTreeMap;
 
@@ -71,8 +71,8 @@ fn a_cohort_goes_to_another_directory_as_it_is() {
         let (_dir, from) = stored(&streams).await;
         let done = StreamId::new(format!("cohort/{first}"));
         from.journal().archive(&done, Timestamp::from_millis(77)).await.unwrap();
-        let document = from.export(&first).await.unwrap().expect("it is here");
-        // The service's, its session's, and those of two members.
+        let document = from.export(&first).await.unwrap().expect("the cohort exists");
+        // The service's stream, its session's, and those of two members.
         assert_eq!(document.streams.len(), 4);
         let text = serde_json::to_string(&document).unwrap();
         assert!(!text.contains(second.as_str()), "nothing of another cohort");
@@ -129,7 +129,7 @@ fn what_is_not_sound_changes_nothing() {
         let document: CohortDocument = serde_json::from_str(&document.to_string()).unwrap();
         let error = to.import(&document).await.unwrap_err();
         assert!(matches!(&error, TransferError::Conflict(stream) if stream.as_str() == name), "{error}");
-        assert_eq!(to.journal().streams().await.unwrap().len(), 1, "nothing else came in");
+        assert_eq!(to.journal().streams().await.unwrap().len(), 1, "nothing else was imported");
         assert!(to.export(&second).await.unwrap().is_none());
     });
 }

@@ -1,4 +1,4 @@
-//! Subscribers: each hears everything, and one that does not listen holds back nobody.
+//! Subscribers: each receives every notice, and one that does not read delays no other.
 
 use std::sync::Arc;
 
@@ -6,11 +6,11 @@ use crate::common::{Ear, Operator, World, cohort, on_paused_clock};
 use btcr2_aggregation_actors::notice::{Notices, ServiceNotice};
 use tokio::sync::broadcast::error::RecvError;
 
-/// What a service says of a cohort of three on the key path: six notices once, six for each member.
+/// The notices of a service about a cohort of three on the key path: six once, six for each member.
 const NOTICES: u64 = 6 + 3 * 6;
 
 #[test]
-fn a_subscriber_that_never_reads_holds_back_nobody_and_learns_how_much_it_lost() {
+fn a_slow_subscriber_delays_no_other_and_counts_its_losses() {
     on_paused_clock(async {
         const ROOM: u64 = 8;
         let mut world = World::new();
@@ -21,23 +21,23 @@ fn a_subscriber_that_never_reads_holds_back_nobody_and_learns_how_much_it_lost()
         world.updaters(3).await;
         let cohort_id = service.open(cohort(3)).await;
 
-        // The members' subscriber sees the cohort through; nobody reads the service's notices.
+        // The members' subscriber waits for the cohort; the service's notices are not read.
         world.members.records(&cohort_id, 3).await;
         crate::common::settle().await;
 
-        let Err(RecvError::Lagged(lost)) = slow.recv().await else { panic!("the loss is to be told first") };
+        let Err(RecvError::Lagged(lost)) = slow.recv().await else { panic!("the loss must be reported first") };
         assert_eq!(lost, NOTICES - ROOM);
-        let mut kept = Vec::new();
+        let mut received = Vec::new();
         while let Ok(notice) = slow.try_recv() {
-            kept.push(notice);
+            received.push(notice);
         }
-        assert_eq!(kept.len() as u64, ROOM, "the newest notices are kept");
-        assert!(matches!(**kept.last().unwrap(), ServiceNotice::SigningComplete { .. }));
+        assert_eq!(received.len() as u64, ROOM, "the newest notices remain");
+        assert!(matches!(**received.last().unwrap(), ServiceNotice::SigningComplete { .. }));
     });
 }
 
 #[test]
-fn several_subscribers_each_hear_everything_in_one_order() {
+fn all_subscribers_receive_all_notices_in_one_order() {
     on_paused_clock(async {
         let world = World::new();
         let mut service = world.service("service", Operator).await;
@@ -45,12 +45,12 @@ fn several_subscribers_each_hear_everything_in_one_order() {
         world.updaters(3).await;
         let cohort_id = service.open(cohort(3)).await;
         service.ear.completed(&cohort_id).await;
-        let heard = service.ear.heard();
-        assert_eq!(heard.len() as u64, NOTICES);
+        let received = service.ear.received();
+        assert_eq!(received.len() as u64, NOTICES);
         for other in &mut others {
-            let also_heard = other.heard();
-            assert_eq!(also_heard.len(), heard.len());
-            assert!(heard.iter().zip(also_heard).all(|(one, same)| Arc::ptr_eq(one, same)));
+            let also_received = other.received();
+            assert_eq!(also_received.len(), received.len());
+            assert!(received.iter().zip(also_received).all(|(one, same)| Arc::ptr_eq(one, same)));
         }
     });
 }

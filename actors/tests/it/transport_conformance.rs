@@ -1,5 +1,5 @@
-//! The transport conformance suite: what everybody who uses a transport may rely on, as functions over a [`Net`], run for
-//! each transport there is.
+//! The transport conformance suite: the guarantees for every user of a transport, as functions over a [`Net`], run for
+//! each transport.
 
 #[path = "../../../tests/it/support/proxy.rs"]
 #[allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "shared with the process tests")]
@@ -36,16 +36,16 @@ use btcr2_aggregation_protocol::{
 use proxy::Proxy;
 use serde_json::{Value, json};
 
-/// A network with room for one service and some participants.
+/// A network with space for one service and some participants.
 #[async_trait(?Send)]
 trait Net: Sized {
-    /// Whether somebody who connects later hears of live adverts at once, not by their repeat only.
+    /// Whether a peer that connects later receives live adverts at once, not only by their repeat.
     const KEEPS_ADVERTS: bool;
-    /// What is said of a message that is too large, where messages can be.
+    /// The error for a message that is too large, if there is a limit.
     const TOO_LARGE: Option<&str>;
-    /// Whether a participant is told that nobody of that name is there.
+    /// Whether a participant is notified that no identity with that DID is connected.
     const KNOWS_WHO_IS_THERE: bool;
-    /// Whether what a broken connection holds up arrives in the order in which it was said.
+    /// Whether messages that a broken connection delays arrive in the order in which they were sent.
     const ORDER_SURVIVES_BREAKS: bool;
 
     async fn start(participants: &[Identity]) -> Self;
@@ -55,11 +55,11 @@ trait Net: Sized {
     fn participant(&self, did: &Did) -> Arc<dyn Transport>;
     /// Breaks the participant's connection, once.
     fn cut(&self, did: &Did);
-    /// Waits until everybody who was started is there.
+    /// Waits until all started peers are connected.
     async fn ready(&self) {
         settle().await;
     }
-    /// Tries everything to have `attacker` heard by `to` as `victim`.
+    /// Tries to have messages of `attacker` delivered to `to` as those of `victim`.
     async fn spoof(&self, attacker: &Identity, victim: &Did, to: &Did);
 }
 
@@ -119,7 +119,7 @@ impl Net for Http {
             .expect("a free port");
         let address = web.addrs()[0];
         actix_rt::spawn(web.run());
-        // Short, so that tests are.
+        // Short, so that the tests are.
         let backoff = Backoff { first: Duration::from_millis(20), longest: Duration::from_millis(200) };
         let connected = participants.iter().map(|participant| {
             let proxy = Proxy::to(address);
@@ -146,7 +146,7 @@ impl Net for Http {
         let message = Message::new(victim.clone(), Some(to.clone()), note("spoofed"));
         let (key, now) = (attacker.secret_key(), Clock::system().now());
         let by_the_victim = SealedEnvelope::seal_with_rng(&message, key, now, &mut rng).expect("sealed").to_json();
-        // Signed properly by the attacker, with a message inside that names the victim.
+        // Signed validly by the attacker, with a message inside that names the victim.
         let mut inside: Value = serde_json::from_str(&by_the_victim).expect("JSON");
         inside["from"] = json!(attacker.did());
         inside.as_object_mut().expect("an envelope").remove("sig");
@@ -235,56 +235,56 @@ async fn messages_are_delivered_both_ways<N: Net>() {
     let (_net, mut service, mut participants) = connected::<N>(2).await;
     for participant in &mut participants {
         let (question, answer) = (large("question", 20_000), large("answer", 20_000));
-        participant.say(service.did(), question.clone());
-        let heard = service.hear().await;
-        assert_eq!(heard, Message::new(participant.did().clone(), Some(service.did().clone()), question));
-        service.say(participant.did(), answer.clone());
-        let heard = participant.hear().await;
-        assert_eq!(heard, Message::new(service.did().clone(), Some(participant.did().clone()), answer));
+        participant.send(service.did(), question.clone());
+        let received = service.receive().await;
+        assert_eq!(received, Message::new(participant.did().clone(), Some(service.did().clone()), question));
+        service.send(participant.did(), answer.clone());
+        let received = participant.receive().await;
+        assert_eq!(received, Message::new(service.did().clone(), Some(participant.did().clone()), answer));
     }
 }
 
-async fn each_senders_order_is_kept<N: Net>() {
+async fn the_order_of_each_sender_is_preserved<N: Net>() {
     let (_net, mut service, mut participants) = connected::<N>(3).await;
     for number in 0..30 {
         for participant in &participants {
-            participant.say(service.did(), note(number));
-            service.say(participant.did(), note(number));
+            participant.send(service.did(), note(number));
+            service.send(participant.did(), note(number));
         }
     }
-    let mut heard = BTreeMap::<Did, Vec<String>>::new();
+    let mut received = BTreeMap::<Did, Vec<String>>::new();
     for _ in 0..90 {
-        let message = service.hear().await;
-        heard.entry(message.from.clone()).or_default().push(name_of(&message));
+        let message = service.receive().await;
+        received.entry(message.from.clone()).or_default().push(name_of(&message));
     }
     let in_order: Vec<_> = (0..30).map(|number| number.to_string()).collect();
     for participant in &mut participants {
-        assert_eq!(heard[participant.did()], in_order);
+        assert_eq!(received[participant.did()], in_order);
         for number in &in_order {
-            assert_eq!(name_of(&participant.hear().await), *number);
+            assert_eq!(name_of(&participant.receive().await), *number);
         }
     }
 }
 
-async fn adverts_reach_everybody_and_who_comes_later<N: Net>() {
+async fn adverts_reach_current_and_later_participants<N: Net>() {
     let (net, service, mut participants) = connected::<N>(3).await;
     let body = advert(&service.identity, "offer");
     service.broadcast(body.clone());
     for participant in &mut participants {
-        assert_eq!(participant.hear().await, Message::new(service.did().clone(), None, body.clone()));
+        assert_eq!(participant.receive().await, Message::new(service.did().clone(), None, body.clone()));
     }
-    // The same identities, as new connections of their own.
+    // The same identities, with new connections.
     for participant in &participants {
         let mut late = Peer::start(participant.identity.clone(), net.participant(participant.did()));
         net.ready().await;
         if !N::KEEPS_ADVERTS {
             service.broadcast(body.clone());
         }
-        assert_eq!(name_of(&late.hear().await), "offer");
+        assert_eq!(name_of(&late.receive().await), "offer");
     }
 }
 
-/// Repeats are not lost messages: one that had no answer may have been sent again.
+/// Removes repeats: a message without an answer may have been sent again.
 fn without_repeats(names: &[String]) -> Vec<String> {
     let mut names = names.to_vec();
     names.dedup();
@@ -299,28 +299,28 @@ async fn nothing_is_lost_when_connections_break<N: Net>() {
     for number in 0..40 {
         if number % 8 == 4 {
             net.cut(&did);
-            // Half of the times the connection is known to be broken when the next message is said.
+            // In half of the cases the break is detected before the next message is sent.
             if number % 16 == 4 {
                 settle().await;
             }
         }
-        participant.say(service.did(), note(number));
-        service.say(&did, note(number));
-        // So that cuts find something under way as well as nothing.
+        participant.send(service.did(), note(number));
+        service.send(&did, note(number));
+        // So that cuts happen both with and without messages in transit.
         if number % 8 == 2 {
             while !to_service.contains(&number.to_string()) {
-                to_service.push(name_of(&service.hear().await));
+                to_service.push(name_of(&service.receive().await));
             }
         }
     }
     if !N::ORDER_SURVIVES_BREAKS {
-        // All of it arrives; what was not confirmed may arrive again.
+        // All messages arrive; unconfirmed ones may arrive twice.
         let different = |names: &[String]| names.iter().collect::<BTreeSet<_>>().len();
         while different(&to_service) < 40 {
-            to_service.push(name_of(&service.hear().await));
+            to_service.push(name_of(&service.receive().await));
         }
         while different(&to_participant) < 40 {
-            to_participant.push(name_of(&participant.hear().await));
+            to_participant.push(name_of(&participant.receive().await));
         }
         let in_order = |mut names: Vec<String>| {
             names.sort_by_key(|name| name.parse::<u32>().expect("a number"));
@@ -330,21 +330,21 @@ async fn nothing_is_lost_when_connections_break<N: Net>() {
         (to_service, to_participant) = (in_order(to_service), in_order(to_participant));
     }
     while to_service.last().is_none_or(|last| last != "39") {
-        to_service.push(name_of(&service.hear().await));
+        to_service.push(name_of(&service.receive().await));
     }
     while to_participant.last().is_none_or(|last| last != "39") {
-        to_participant.push(name_of(&participant.hear().await));
+        to_participant.push(name_of(&participant.receive().await));
     }
     let all: Vec<_> = (0..40).map(|number| number.to_string()).collect();
     assert_eq!(without_repeats(&to_service), all);
     assert_eq!(to_participant, all);
 }
 
-async fn nobody_is_heard_as_somebody_else<N: Net>() {
+async fn no_sender_can_be_impersonated<N: Net>() {
     let (net, mut service, participants) = connected::<N>(2).await;
     let (attacker, victim) = (&participants[0], &participants[1]);
     net.spoof(&attacker.identity, victim.did(), service.did()).await;
-    attacker.say(service.did(), note("honest"));
+    attacker.send(service.did(), note("honest"));
     loop {
         match service.next().await {
             Delivery::Message(message) => {
@@ -352,7 +352,7 @@ async fn nobody_is_heard_as_somebody_else<N: Net>() {
                 assert_eq!(name_of(&message), "honest");
                 break;
             }
-            // That the attacker tried may be told, in its own name.
+            // The attempt may be reported, in the attacker's own name.
             Delivery::Undecodable { from, .. } => assert_eq!(from, *attacker.did()),
             Delivery::Unverified { .. } => {}
             other @ (Delivery::Own(_)
@@ -368,41 +368,41 @@ async fn nobody_is_heard_as_somebody_else<N: Net>() {
     }
 }
 
-async fn who_speaks_to_nobody_is_told_and_goes_on<N: Net>() {
+async fn an_unknown_recipient_is_reported_and_delays_nothing<N: Net>() {
     let (_net, mut service, mut participants) = connected::<N>(1).await;
     let participant = &mut participants[0];
-    let stranger = identity("stranger");
-    participant.say(stranger.did(), note("lost"));
-    participant.say(service.did(), note("found"));
+    let outsider = identity("outsider");
+    participant.send(outsider.did(), note("lost"));
+    participant.send(service.did(), note("found"));
     if N::KNOWS_WHO_IS_THERE {
         let (to, body, _) = participant.undelivered().await;
-        assert_eq!((to, body), (stranger.did().clone(), note("lost")));
+        assert_eq!((to, body), (outsider.did().clone(), note("lost")));
     }
-    assert_eq!(name_of(&service.hear().await), "found");
-    // What a service says to somebody who never came harms nobody, whether it is kept or not.
-    service.say(stranger.did(), note("lost"));
-    service.say(participant.did(), note("found"));
-    assert_eq!(name_of(&participant.hear().await), "found");
+    assert_eq!(name_of(&service.receive().await), "found");
+    // A message to a DID that never connected has no effect on others, whether it is stored or not.
+    service.send(outsider.did(), note("lost"));
+    service.send(participant.did(), note("found"));
+    assert_eq!(name_of(&participant.receive().await), "found");
 }
 
-async fn what_is_too_large_is_told_and_holds_up_nothing<N: Net>() {
+async fn a_too_large_message_is_reported_and_delays_nothing<N: Net>() {
     let (_net, mut service, mut participants) = connected::<N>(1).await;
     let participant = &mut participants[0];
-    participant.say(service.did(), note("before"));
-    participant.say(service.did(), large("large", 300_000));
-    participant.say(service.did(), note("behind"));
-    assert_eq!(name_of(&service.hear().await), "before");
+    participant.send(service.did(), note("before"));
+    participant.send(service.did(), large("large", 300_000));
+    participant.send(service.did(), note("behind"));
+    assert_eq!(name_of(&service.receive().await), "before");
     if let Some(expected) = N::TOO_LARGE {
         let (to, body, reason) = participant.undelivered().await;
         assert_eq!((&to, body.cohort_id().as_str()), (service.did(), "large"));
         assert!(reason.contains(expected), "{reason}");
     } else {
-        assert_eq!(service.hear().await.body, large("large", 300_000));
+        assert_eq!(service.receive().await.body, large("large", 300_000));
     }
-    assert_eq!(name_of(&service.hear().await), "behind");
+    assert_eq!(name_of(&service.receive().await), "behind");
 }
 
-/// An inbox that takes one message and is busy with it forever.
+/// An inbox that accepts one message and never finishes it.
 struct Stuck;
 
 impl Actor for Stuck {
@@ -421,7 +421,7 @@ impl Handler<Delivery> for Stuck {
     }
 }
 
-async fn who_never_reads_holds_back_nobody<N: Net>() {
+async fn a_peer_that_never_reads_delays_no_other<N: Net>() {
     let identities = [identity("stuck"), identity("reader")];
     let net = N::start(&identities).await;
     let mut service = Peer::start(identity("service"), net.service());
@@ -430,22 +430,22 @@ async fn who_never_reads_holds_back_nobody<N: Net>() {
     let _stuck = Link::new(transport, stuck.clone(), Stuck.start().recipient()).start();
     let mut reader = Peer::start(reader.clone(), net.participant(reader.did()));
     settle().await;
-    service.say(reader.did(), note("ready"));
-    assert_eq!(name_of(&reader.hear().await), "ready");
-    // More than every buffer on the way takes.
+    service.send(reader.did(), note("ready"));
+    assert_eq!(name_of(&reader.receive().await), "ready");
+    // More than all buffers together can contain.
     let filler = large("filler", 60_000);
     for number in 0..100 {
         for _ in 0..6 {
-            service.say(stuck.did(), filler.clone());
+            service.send(stuck.did(), filler.clone());
         }
-        service.say(reader.did(), note(number));
-        reader.say(service.did(), note(number));
-        assert_eq!(name_of(&reader.hear().await), number.to_string());
-        assert_eq!(name_of(&service.hear().await), number.to_string());
+        service.send(reader.did(), note(number));
+        reader.send(service.did(), note(number));
+        assert_eq!(name_of(&reader.receive().await), number.to_string());
+        assert_eq!(name_of(&service.receive().await), number.to_string());
     }
 }
 
-/// Runs every test of the suite as a test of its own.
+/// Runs every test of the suite as a separate test.
 macro_rules! suite {
     ($module:ident, $net:ty: $($test:ident,)*) => {
         mod $module {
@@ -461,13 +461,13 @@ macro_rules! suites {
     ($($module:ident: $net:ty,)*) => {
         $(suite! { $module, $net:
             messages_are_delivered_both_ways,
-            each_senders_order_is_kept,
-            adverts_reach_everybody_and_who_comes_later,
+            the_order_of_each_sender_is_preserved,
+            adverts_reach_current_and_later_participants,
             nothing_is_lost_when_connections_break,
-            nobody_is_heard_as_somebody_else,
-            who_speaks_to_nobody_is_told_and_goes_on,
-            what_is_too_large_is_told_and_holds_up_nothing,
-            who_never_reads_holds_back_nobody,
+            no_sender_can_be_impersonated,
+            an_unknown_recipient_is_reported_and_delays_nothing,
+            a_too_large_message_is_reported_and_delays_nothing,
+            a_peer_that_never_reads_delays_no_other,
         })*
     };
 }

@@ -1,4 +1,4 @@
-//! Whole cohorts over the network in memory, seen through the notices of both roles and through what is left afterwards.
+//! Whole cohorts over the network in memory, observed through the notices of both roles and the resulting state.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -15,10 +15,10 @@ use btcr2_aggregation_protocol::{
     beacon::BeaconType, cohort::event::SpendPath, did::Did, id::CohortId, identity::Identity, sidecar::MemberRecord,
 };
 
-/// Longer than a member waits to be asked for the fallback.
+/// Longer than a member waits for a fallback request.
 const UNTIL_MEMBERS_ARE_DONE: Duration = Duration::from_secs(24 * 3600);
 
-/// Three members: one with a KEY DID, one with an EXTERNAL one, one that declines.
+/// Three members: one with a KEY DID, one with an EXTERNAL DID, one that declines.
 async fn mixed_members(world: &World) -> Vec<Identity> {
     let members = vec![identity("key"), external_identity("external"), identity("decliner")];
     world.participant(&members[0], Updater(members[0].clone())).await;
@@ -43,7 +43,7 @@ async fn complete(world: &mut World, service: &mut Service, open: &OpenCohort, m
 fn assert_in_order(names: &[String], expected: &[&str]) {
     let mut rest = names.iter();
     for step in expected {
-        assert!(rest.any(|name| name == step), "{step} is missing, or before its time, in {names:#?}");
+        assert!(rest.any(|name| name == step), "{step} is missing, or too early, in {names:#?}");
     }
 }
 
@@ -57,7 +57,7 @@ fn assert_whole_round(beacon_type: BeaconType) {
 
         let round = complete(&mut world, &mut service, &open, 3).await;
 
-        assert_eq!(world.elapsed(), Duration::ZERO, "nobody had to wait for a timer");
+        assert_eq!(world.elapsed(), Duration::ZERO, "no actor waited for a timer");
         assert_eq!(round.result.signed.path, SpendPath::KeyPath);
         for (member, included) in members.iter().zip([true, true, false]) {
             let record = &round.records[member.did()];
@@ -68,8 +68,8 @@ fn assert_whole_round(beacon_type: BeaconType) {
         let service_key = service.identity.public_key().x_only();
         assert!(round.result.transcript.verify(context, &service_key));
         assert!(!round.result.transcript.verify(b"another cohort", &service_key));
-        // The advert, and from or to each member: opt-in, acceptance, ready, update, data, verdict, request, nonce,
-        // aggregate nonce, partial signature.
+        // The advert, and for each member: opt-in, acceptance, ready, update, data, verdict, request, nonce, aggregate
+        // nonce, partial signature.
         assert_eq!(round.result.transcript.head.size, 1 + 3 * 10);
         let messages = &round.result.messages;
         for (index, digest) in messages.digests().iter().enumerate() {
@@ -117,18 +117,18 @@ fn assert_whole_round(beacon_type: BeaconType) {
         );
 
         for (member, expected) in members.iter().zip([true, true, false]) {
-            let told = service.ear.wait_for(|notice| match notice {
+            let reported = service.ear.wait_for(|notice| match notice {
                 ServiceNotice::UpdateReceived { participant, included, .. } if participant == member.did() => {
                     Some(*included)
                 }
                 _ => None,
             });
-            assert_eq!(told.await, expected);
+            assert_eq!(reported.await, expected);
         }
 
         for (member, submitted) in members.iter().zip(["update-submitted", "update-submitted", "update-declined"]) {
-            let heard = world.members.heard().to_vec();
-            let own = heard.iter().map(|notice| serde_json::to_value(&**notice).expect("notices serialize"));
+            let received = world.members.received().to_vec();
+            let own = received.iter().map(|notice| serde_json::to_value(&**notice).expect("notices serialize"));
             let own = own.filter(|notice| notice["did"] == member.did().as_str());
             let names: Vec<String> =
                 own.map(|notice| notice["event"].as_str().expect("an event").to_owned()).collect();
@@ -176,9 +176,9 @@ fn a_cohort_of_one_completes() {
 }
 
 #[test]
-fn a_cohort_whose_curve_work_runs_on_other_threads_does_not_let_the_clock_run_away() {
+fn the_clock_stands_still_during_work_on_other_threads() {
     on_paused_clock(async {
-        // From 32 members on the machines call their work heavy.
+        // From 32 members on, the machines report their work as heavy.
         const MEMBERS: usize = 33;
         let mut world = World::new();
         let mut service = world.service("service", Operator).await;
@@ -187,7 +187,7 @@ fn a_cohort_whose_curve_work_runs_on_other_threads_does_not_let_the_clock_run_aw
         for record in round.records.values() {
             world.assert_proves_slot(record, &round.result);
         }
-        assert_eq!(world.elapsed(), Duration::ZERO, "the clock ran away from the work");
+        assert_eq!(world.elapsed(), Duration::ZERO, "the clock advanced during the work");
     });
 }
 
@@ -224,7 +224,7 @@ fn a_member_without_signatures_leads_to_the_fallback_that_names_it() {
         assert!(round.result.transcript.verify(context, &service.identity.public_key().x_only()));
 
         pass(UNTIL_MEMBERS_ARE_DONE).await;
-        // Three of them signed twice, the transaction of the one round that they keep.
+        // Three of them signed twice, the transaction of the one round that they store.
         assert_eq!(world.members.count("signature-sent"), 4);
         let Round { cohort_id, result, records } = &round;
         assert_replays(&world, &service, &open, cohort_id, result, &members, records).await;

@@ -1,4 +1,4 @@
-//! A server that answers as the test says, whatever the protocol says.
+//! A server with scripted answers, whatever the protocol specifies.
 
 use std::{
     collections::VecDeque,
@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::peers::soon;
 
-/// A request as it came.
+/// A request as received.
 #[derive(Debug)]
 pub struct Request {
     pub line: String,
@@ -34,11 +34,11 @@ impl Request {
 #[derive(Clone, Debug)]
 pub enum Answer {
     Status(u16, &'static str),
-    /// A redirect to there.
+    /// A redirect to this URL.
     Redirect(u16, String),
     /// The connection breaks instead.
     Break,
-    /// These events, and then nothing more.
+    /// These events, and then silence.
     Events(Vec<String>),
     /// These events, and then the end.
     EventsThenEnd(Vec<String>),
@@ -47,14 +47,14 @@ pub enum Answer {
 #[derive(Default)]
 struct Script {
     posts: VecDeque<Answer>,
-    /// What every post is answered when nothing else is scripted.
+    /// The answer to every post for which none is scripted.
     every_post: Option<Answer>,
     inbox: VecDeque<Answer>,
     adverts: VecDeque<Answer>,
     well_known: String,
-    /// What the next requests for the well-known document are answered instead.
+    /// The answers to the next requests for the well-known document, in its place.
     instead: VecDeque<Answer>,
-    held: Vec<TcpStream>,
+    silent: Vec<TcpStream>,
 }
 
 pub struct FakeServer {
@@ -88,7 +88,7 @@ impl FakeServer {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// What the next posts are answered; 202 when nothing is left.
+    /// Scripts the answers to the next posts; 202 when nothing is left.
     pub fn answer_posts(&self, answers: impl IntoIterator<Item = Answer>) {
         self.script.lock().expect("whole").posts.extend(answers);
     }
@@ -97,7 +97,7 @@ impl FakeServer {
         self.script.lock().expect("whole").every_post = Some(answer);
     }
 
-    /// What the next requests for the inbox are answered; a silent stream when nothing is left.
+    /// Scripts the answers to the next requests for the inbox; a silent stream when nothing is left.
     pub fn answer_inbox(&self, answers: impl IntoIterator<Item = Answer>) {
         self.script.lock().expect("whole").inbox.extend(answers);
     }
@@ -119,12 +119,12 @@ impl FakeServer {
         soon("a post", self.posts.recv()).await.expect("the server runs")
     }
 
-    /// Posts that came and were not looked at.
+    /// The number of posts that the test has not read.
     pub fn more_posts(&mut self) -> usize {
         std::iter::from_fn(|| self.posts.try_recv().ok()).count()
     }
 
-    /// Requests for the inbox that came and were not looked at.
+    /// The number of requests for the inbox that the test has not read.
     pub fn more_inboxes(&mut self) -> usize {
         std::iter::from_fn(|| self.inboxes.try_recv().ok()).count()
     }
@@ -199,7 +199,7 @@ fn serve(
         if ends {
             return drop(stream.shutdown(std::net::Shutdown::Both));
         }
-        script.held.push(stream);
+        script.silent.push(stream);
         return;
     }
 }

@@ -1,4 +1,4 @@
-//! A service, its participants and what they decide, for tests on the public API.
+//! A service, its participants and their policies, for tests of the public API.
 
 pub mod fake_server;
 pub mod peers;
@@ -56,23 +56,23 @@ use tokio::{
 
 pub const NETWORK: Network = Network::Regtest;
 
-/// More than any test's notices.
+/// More than the notices of any test.
 const NOTICES: usize = 1 << 14;
 
-/// Virtual time after which a test that still waits waits for what will never happen.
+/// The virtual time after which a test that still waits would wait without limit.
 const PATIENCE: Duration = Duration::from_secs(100 * 24 * 3600);
 
-/// Runs a test whose clock stands still while anybody has something to do, and jumps to the next timer when nobody has.
+/// Runs a test whose clock stands still while any actor has work, and jumps to the next timer when none has.
 pub fn on_paused_clock<T>(test: impl Future<Output = T>) -> T {
     let runtime = || {
         let mut builder = tokio::runtime::Builder::new_current_thread();
         builder.enable_all().start_paused(true).build().expect("a runtime")
     };
     actix_rt::System::with_tokio_rt(runtime)
-        .block_on(async { tokio::time::timeout(PATIENCE, test).await.expect("nothing happens any more") })
+        .block_on(async { tokio::time::timeout(PATIENCE, test).await.expect("the test is stuck") })
 }
 
-/// Lets everybody do what there is to do without letting time pass.
+/// Lets all actors finish their work without advancing the time.
 pub async fn settle() {
     for _ in 0..200 {
         tokio::task::yield_now().await;
@@ -83,7 +83,7 @@ pub async fn pass(time: Duration) {
     tokio::time::sleep(time).await;
 }
 
-/// The identity of that name, the same in every run.
+/// The identity with that name, the same in every run.
 pub fn identity(name: &str) -> Identity {
     Identity::from_key(key(name), NETWORK)
 }
@@ -103,7 +103,7 @@ pub fn randomness(name: &str) -> Randomness {
     Randomness::Seeded(sha256(name.as_bytes()))
 }
 
-/// A cohort of exactly so many members, with a fallback leaf.
+/// A cohort of exactly this many members, with a fallback leaf.
 pub fn cohort(members: u32) -> OpenCohort {
     let script_tree = ScriptTree::FallbackAndRecovery {
         recovery_key: key("recovery").public_key().x_only(),
@@ -121,7 +121,7 @@ pub fn cohort(members: u32) -> OpenCohort {
     }
 }
 
-/// A cohort with a number by which policies can tell it from others; the protocol makes nothing of it.
+/// A cohort with a number by which policies can distinguish it from others; the protocol ignores it.
 pub fn labelled(label: u32, members: u32) -> OpenCohort {
     let mut open = cohort(members);
     open.conditions.pending_update_trigger = Some(label);
@@ -142,7 +142,7 @@ pub fn made_up_transaction(request: &TransactionRequest) -> Result<FundedTransac
     Ok(FundedTransaction { transaction, value: coin.value })
 }
 
-/// An operator that admits everybody.
+/// An operator that admits every candidate.
 pub struct Operator;
 
 #[async_trait]
@@ -158,12 +158,12 @@ pub struct GatedOperator(pub Arc<Semaphore>);
 #[async_trait]
 impl ServicePolicy for GatedOperator {
     async fn beacon_transaction(&self, request: &TransactionRequest) -> Result<FundedTransaction, PolicyError> {
-        let _open = self.0.acquire().await.expect("the gate is there");
+        let _open = self.0.acquire().await.expect("the gate exists");
         made_up_transaction(request)
     }
 }
 
-/// A member that joins every cohort and announces its address as a beacon of its own.
+/// A member that joins every cohort and announces its address as a beacon of its DID.
 pub struct Updater(pub Identity);
 
 /// The update that announces the cohort's address as a beacon.
@@ -204,56 +204,56 @@ impl ParticipantPolicy for Decliner {
     }
 }
 
-/// Everything that a subscriber heard.
+/// A subscriber, with all notices that it has received.
 pub struct Ear<N> {
     receiver: broadcast::Receiver<Arc<N>>,
-    heard: Vec<Arc<N>>,
+    received: Vec<Arc<N>>,
 }
 
 impl<N: Clone + Debug + Send + Sync + Serialize + 'static> Ear<N> {
     pub fn new(notices: &Notices<N>) -> Self {
-        Self { receiver: notices.subscribe(), heard: Vec::new() }
+        Self { receiver: notices.subscribe(), received: Vec::new() }
     }
 
-    /// The first notice, heard already or yet to come, that `pick` picks something from.
+    /// The first notice, received already or later, from which `pick` returns a value.
     pub async fn wait_for<T>(&mut self, mut pick: impl FnMut(&N) -> Option<T>) -> T {
-        if let Some(found) = self.heard.iter().find_map(|notice| pick(notice)) {
+        if let Some(found) = self.received.iter().find_map(|notice| pick(notice)) {
             return found;
         }
         loop {
-            let notice = self.receiver.recv().await.expect("room enough for every notice");
-            self.heard.push(Arc::clone(&notice));
+            let notice = self.receiver.recv().await.expect("space for every notice");
+            self.received.push(Arc::clone(&notice));
             if let Some(found) = pick(&notice) {
                 return found;
             }
         }
     }
 
-    /// What was heard so far.
-    pub fn heard(&mut self) -> &[Arc<N>] {
+    /// The notices received so far.
+    pub fn received(&mut self) -> &[Arc<N>] {
         while let Ok(notice) = self.receiver.try_recv() {
-            self.heard.push(notice);
+            self.received.push(notice);
         }
-        &self.heard
+        &self.received
     }
 
-    /// What was heard so far, as `event` names, about one cohort.
+    /// The `event` names of the notices received so far about one cohort.
     pub fn names(&mut self, cohort_id: &CohortId) -> Vec<String> {
-        let json = self.heard().iter().map(|notice| serde_json::to_value(&**notice).expect("notices serialize"));
+        let json = self.received().iter().map(|notice| serde_json::to_value(&**notice).expect("notices serialize"));
         json.filter(|notice| notice["cohortId"] == cohort_id.as_str())
             .map(|notice| notice["event"].as_str().expect("an event").to_owned())
             .collect()
     }
 
-    /// How often the event of that name was heard, about any cohort.
+    /// The number of notices with that name received so far, about any cohort.
     pub fn count(&mut self, name: &str) -> usize {
-        let json = self.heard().iter().map(|notice| serde_json::to_value(&**notice).expect("notices serialize"));
+        let json = self.received().iter().map(|notice| serde_json::to_value(&**notice).expect("notices serialize"));
         json.filter(|notice| notice["event"] == name).count()
     }
 }
 
 impl Ear<ServiceNotice> {
-    /// How the cohort ended.
+    /// The end of the cohort.
     pub async fn end_of(&mut self, cohort: &CohortId) -> Result<Arc<CohortResult>, CohortFailure> {
         self.wait_for(|notice| match notice {
             ServiceNotice::SigningComplete { cohort_id, result, .. } if cohort_id == cohort => {
@@ -272,17 +272,17 @@ impl Ear<ServiceNotice> {
     }
 
     pub async fn failed(&mut self, cohort: &CohortId) -> CohortFailure {
-        self.end_of(cohort).await.err().unwrap_or_else(|| panic!("{cohort} was to fail"))
+        self.end_of(cohort).await.err().unwrap_or_else(|| panic!("{cohort} should fail"))
     }
 
-    /// Waits until the event of that name was heard about `cohort`.
+    /// Waits for the notice with that name about `cohort`.
     pub async fn event(&mut self, cohort: &CohortId, name: &str) {
         self.wait_for(|notice| event_is(notice, cohort, name)).await;
     }
 
-    /// Who was refused, and why.
+    /// The peers whose messages were rejected, and the codes.
     pub fn rejections(&mut self) -> Vec<(Did, RejectCode)> {
-        self.heard()
+        self.received()
             .iter()
             .filter_map(|notice| match &**notice {
                 ServiceNotice::MessageRejected { from, code, .. } => {
@@ -300,7 +300,7 @@ fn event_is<N: Serialize>(notice: &N, cohort: &CohortId, name: &str) -> Option<(
 }
 
 impl Ear<ParticipantNotice> {
-    /// What `members` members keep of the cohort.
+    /// The records of `members` members of the cohort.
     pub async fn records(&mut self, cohort: &CohortId, members: usize) -> BTreeMap<Did, Arc<MemberRecord>> {
         let mut records = BTreeMap::new();
         self.wait_for(|notice| {
@@ -316,7 +316,7 @@ impl Ear<ParticipantNotice> {
         records
     }
 
-    /// Waits until the event of that name was heard about `cohort` from `did`.
+    /// Waits for the notice of `did` with that name about `cohort`.
     pub async fn event(&mut self, did: &Did, cohort: &CohortId, name: &str) {
         self.wait_for(|notice| {
             let of_did = serde_json::to_value(notice).expect("notices serialize")["did"] == did.as_str();
@@ -336,9 +336,9 @@ impl Ear<ParticipantNotice> {
         .await
     }
 
-    /// Who refused whom, and why.
+    /// The rejections: the member, the sender of the message, and the code.
     pub fn rejections(&mut self) -> Vec<(Did, Did, RejectCode)> {
-        self.heard()
+        self.received()
             .iter()
             .filter_map(|notice| match &**notice {
                 ParticipantNotice::MessageRejected { did, from, code, .. } => {
@@ -397,7 +397,7 @@ impl World {
         }
     }
 
-    /// Virtual time since the beginning.
+    /// The virtual time since the start.
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
@@ -461,7 +461,7 @@ impl World {
         self.supervisor.send(StartParticipant(settings)).await.expect("the supervisor runs")
     }
 
-    /// So many members with updates, started.
+    /// Starts this many members with updates.
     pub async fn updaters(&self, count: usize) -> Vec<Identity> {
         let identities: Vec<_> = (0..count).map(|number| identity(&format!("member {number}"))).collect();
         for identity in &identities {
@@ -470,7 +470,7 @@ impl World {
         identities
     }
 
-    /// A participant on a transport of its own.
+    /// Starts a participant on its own transport.
     pub async fn participant_on(
         &self,
         identity: &Identity,
@@ -482,7 +482,7 @@ impl World {
         self.participant_with(settings).await
     }
 
-    /// That the record, on its own, proves the member's slot in the signal that the transaction announces.
+    /// Asserts that the record alone proves the member's slot in the signal that the transaction announces.
     pub fn assert_proves_slot(&self, record: &MemberRecord, result: &CohortResult) {
         let slot = record.update.as_ref().map(SignedUpdate::hash);
         let beacon = self.beacons.get(&record.conditions.beacon_type).expect("a known beacon");

@@ -1,4 +1,4 @@
-//! Identities on a transport whose inboxes are read by the test.
+//! Identities on a transport whose inboxes the test reads.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,15 +18,15 @@ use btcr2_aggregation_protocol::{
 use serde_json::json;
 use tokio::sync::mpsc;
 
-/// How long something that must happen may take on a busy machine.
+/// The maximum time of an expected event on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits for what must happen.
+/// Waits for an expected event.
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what}: not in {PATIENCE:?}"))
 }
 
-/// An inbox that passes everything on to the test.
+/// An inbox that passes every delivery to the test.
 struct Inbox(mpsc::UnboundedSender<Delivery>, mpsc::UnboundedSender<Delivery>);
 
 impl Actor for Inbox {
@@ -40,7 +40,7 @@ impl Handler<Delivery> for Inbox {
         if let Delivery::Message(received) | Delivery::Stored { message: received, .. } = &delivery {
             received.receipt.clone().confirm();
         }
-        // Reports of carriers are for those who wait for them; that a connection was replaced is for nobody here.
+        // Reports of carriers have their own channel; no test needs the notification that a connection was replaced.
         let _ = match &delivery {
             Delivery::Interrupted { .. } => Ok(()),
             Delivery::Delivered { .. } | Delivery::Delayed { .. } => self.1.send(delivery),
@@ -70,11 +70,11 @@ impl Peer {
         self.identity.did()
     }
 
-    pub fn say(&self, to: &Did, body: impl Into<SharedBody>) {
-        self.say_until(to, body, None);
+    pub fn send(&self, to: &Did, body: impl Into<SharedBody>) {
+        self.send_until(to, body, None);
     }
 
-    pub fn say_until(&self, to: &Did, body: impl Into<SharedBody>, until: Option<Timestamp>) {
+    pub fn send_until(&self, to: &Did, body: impl Into<SharedBody>, until: Option<Timestamp>) {
         self.link.do_send(Outbound::Direct { to: to.clone(), body: body.into(), until });
     }
 
@@ -84,28 +84,29 @@ impl Peer {
 
     /// The next delivery.
     pub async fn next(&mut self) -> Delivery {
-        soon("a delivery", self.inbox.recv()).await.expect("the inbox is there")
+        soon("a delivery", self.inbox.recv()).await.expect("the inbox exists")
     }
 
-    /// What a carrier tells next of what we have said.
+    /// The next report of a carrier about our messages.
     pub async fn carried(&mut self) -> Delivery {
-        soon("a carrier's word", self.carried.recv()).await.expect("the inbox is there")
+        soon("a carrier's report", self.carried.recv()).await.expect("the inbox exists")
     }
 
-    /// What has been delivered and was not looked at.
+    /// The deliveries that the test has not read.
     pub fn rest(&mut self) -> Vec<Delivery> {
         std::iter::from_fn(|| self.inbox.try_recv().ok()).collect()
     }
 
     /// The next delivery, which is a message.
-    pub async fn hear(&mut self) -> Message {
+    pub async fn receive(&mut self) -> Message {
         match self.next().await {
             Delivery::Message(received) => received.message,
             other => panic!("a message expected: {other:?}"),
         }
     }
 
-    /// The next delivery, which tells that a message of ours was not delivered: to whom, and why.
+    /// The next delivery, which reports that a message of ours was not delivered: the recipient, the message and the
+    /// reason.
     pub async fn undelivered(&mut self) -> (Did, SharedBody, String) {
         match self.next().await {
             Delivery::Undeliverable { to, body, reason } => (to, body, reason),
@@ -113,27 +114,27 @@ impl Peer {
         }
     }
 
-    /// The next delivery, which tells of something that did not verify.
+    /// The next delivery, which reports an unverified message.
     pub async fn unverified(&mut self) -> String {
         match self.next().await {
             Delivery::Unverified { reason } => reason,
-            other => panic!("something unverified expected: {other:?}"),
+            other => panic!("an unverified message expected: {other:?}"),
         }
     }
 }
 
-/// A small message that is told from others by its name.
+/// A small message, identified by its name.
 pub fn note(name: impl ToString) -> SharedBody {
     Body::from(SubmitNonIncluded { cohort_id: CohortId::parse(&name.to_string()).expect("a name") }).into()
 }
 
-/// A message of about so many bytes.
+/// A message of about this many bytes.
 pub fn large(name: &str, bytes: usize) -> SharedBody {
     let signed_update = Arc::new(json!({ "filler": "x".repeat(bytes) }));
     Body::from(SubmitUpdate { cohort_id: CohortId::parse(name).expect("a name"), signed_update }).into()
 }
 
-/// An advert of the cohort of that name.
+/// An advert of the cohort with that name.
 pub fn advert(service: &Identity, name: &str) -> SharedBody {
     let advert: CohortAdvert = serde_json::from_value(json!({
         "cohortId": name,

@@ -1,4 +1,4 @@
-//! Actors that can be killed as a process can.
+//! Actors that can be killed like a process.
 
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use tokio::task::LocalSet;
 
 use super::{Ear, Operator, Service, Updater, World};
 
-/// What runs here stands still unless somebody waits in [`run`](Self::run), and when it is dropped it ends where it stands:
-/// nothing is tidied up, and what waits in mailboxes is gone.
+/// Its actors only run while the test waits in [`run`](Self::run). When it is dropped they end at once: no cleanup
+/// runs, and the messages in mailboxes are lost.
 pub struct Process(LocalSet);
 
 impl Process {

@@ -1,4 +1,4 @@
-//! Relays in this process: good ones, and bad ones behind a proxy that understands what passes through it.
+//! Relays in this process: correct ones, and faulty ones behind a proxy that interprets the messages.
 
 use std::{
     net::SocketAddr,
@@ -29,18 +29,18 @@ pub fn loopback() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
 }
 
-/// A relay that does what it should.
+/// A correct relay.
 pub async fn relay() -> EmbeddedRelay {
     EmbeddedRelay::start(loopback()).await.expect("a free port")
 }
 
-/// The address of a relay that is not there: a port on which nobody listens.
+/// The address of a relay that does not run: a port on which no process listens.
 pub async fn absent() -> String {
     let listener = TcpListener::bind(loopback()).await.expect("a free port");
     format!("ws://{}", listener.local_addr().expect("an address"))
 }
 
-/// Settings for these relays whose waits are as short as a test wants them.
+/// Settings for these relays with delays that are short enough for tests.
 pub fn config(urls: &[&str]) -> NostrConfig {
     let mut config = NostrConfig::new(urls.iter().map(|url| (*url).to_owned()));
     config.first_backoff = Duration::from_millis(20);
@@ -52,9 +52,9 @@ pub fn transport(config: NostrConfig, clock: Clock) -> NostrTransport {
     NostrTransport::new(config, clock, Randomness::System).expect("relays")
 }
 
-/// Waits until so many connections of this transport are made and have heard all that was stored.
+/// Waits until this many connections of the transport are made and have received all stored events.
 pub async fn subscribed(transport: &NostrTransport, connections: u64) {
-    soon("the relays to be subscribed to", async {
+    soon("the subscriptions to the relays", async {
         while transport.relays().iter().any(|relay| relay.subscribed < connections) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -62,40 +62,40 @@ pub async fn subscribed(transport: &NostrTransport, connections: u64) {
     .await;
 }
 
-/// What is wrong with a relay.
+/// The fault of a relay.
 #[derive(Clone, Copy)]
 pub enum Mood {
-    /// It says that it takes every event, and drops every other.
+    /// It confirms every event, and drops every second one.
     Drops,
-    /// Whatever it says takes so long.
+    /// All of its answers are delayed by this time.
     Late(Duration),
     /// It refuses every event.
     Refuses,
-    /// It takes everything and says nothing.
+    /// It accepts everything and answers nothing.
     Hangs,
-    /// It forgets nothing when it is asked to.
+    /// It does not remove events on request.
     Keeps,
-    /// It does not say when it has sent all that was stored.
+    /// It does not report the end of its stored events.
     Endless,
-    /// It refuses what is of this type, as one that takes only small events does.
+    /// It refuses events of this type, like a relay that only accepts small events.
     RefusesType(&'static str),
-    /// It says to each event, in a notice, that it does not like it.
+    /// It answers each event with a notice.
     Notices,
-    /// It sends everybody everything, by whatever subscription there is.
+    /// It sends every event to every client, under any of its subscriptions.
     OverDelivers,
 }
 
-/// A relay in a mood, in front of a good one. Counts the events that came.
+/// A relay with a fault, in front of a correct one. It counts the received events.
 pub struct Moody {
     pub url: String,
     pub events: Arc<AtomicUsize>,
-    /// The identifiers of all subscriptions that were made, each as often as it was.
+    /// The identifiers of all subscriptions, with repetitions.
     pub subscriptions: Arc<Mutex<Vec<String>>>,
     /// Their filters.
     pub filters: Arc<Mutex<Vec<Value>>>,
 }
 
-/// What the connections to one proxy share.
+/// The state that the connections to one proxy share.
 #[derive(Clone)]
 struct Shared {
     mood: Mood,
@@ -136,9 +136,9 @@ async fn serve(client: TcpStream, target: String, shared: Shared) {
     let Ok((relay, _)) = connect_async(target).await else { return };
     let (mut to_client, mut from_client) = client.split();
     let (mut to_relay, mut from_relay) = relay.split();
-    let (say, mut said) = mpsc::unbounded_channel::<(Instant, Frame)>();
+    let (sender, mut queue) = mpsc::unbounded_channel::<(Instant, Frame)>();
     let late = if let Mood::Late(time) = mood { time } else { Duration::ZERO };
-    let (answers, more) = (say.clone(), say.clone());
+    let (answers, more) = (sender.clone(), sender.clone());
     let (own, mut everything) = (Arc::new(Mutex::new(Vec::<String>::new())), shared.everything.subscribe());
     let asked = Arc::clone(&own);
     let inward = async move {
@@ -167,7 +167,7 @@ async fn serve(client: TcpStream, target: String, shared: Shared) {
     };
     let outward = async move {
         while let Some(Ok(frame)) = from_relay.next().await {
-            if say.send((Instant::now() + late, frame)).is_err() {
+            if sender.send((Instant::now() + late, frame)).is_err() {
                 return;
             }
         }
@@ -183,7 +183,7 @@ async fn serve(client: TcpStream, target: String, shared: Shared) {
         }
     };
     let speaking = async move {
-        while let Some((when, frame)) = said.recv().await {
+        while let Some((when, frame)) = queue.recv().await {
             tokio::time::sleep_until(when).await;
             let unsaid = match mood {
                 Mood::Hangs => true,
@@ -198,7 +198,7 @@ async fn serve(client: TcpStream, target: String, shared: Shared) {
     tokio::select! { () = inward => {}, () = outward => {}, () = speaking => {}, () = too_much => {} }
 }
 
-/// What the proxy says to an event itself, without showing it to the relay.
+/// The proxy's own answer to an event, which it then does not forward to the relay.
 fn own_answer(frame: &Frame, mood: Mood, events: &AtomicUsize) -> Option<Frame> {
     let Frame::Text(text) = frame else { return None };
     let value: Value = serde_json::from_str(text.as_str()).ok()?;
@@ -219,7 +219,7 @@ fn own_answer(frame: &Frame, mood: Mood, events: &AtomicUsize) -> Option<Frame> 
     Some(Frame::text(answer.to_string()))
 }
 
-/// Events as their makers would publish them, past any transport of ours.
+/// Publishes events as their authors would, without any transport of ours.
 pub async fn publish(url: &str, events: &[Event]) {
     let pool = RelayPool::new();
     pool.add_relay(url, nostr_sdk::RelayOptions::default()).await.expect("a URL");
@@ -232,7 +232,7 @@ pub async fn publish(url: &str, events: &[Event]) {
     pool.shutdown().await;
 }
 
-/// Everything that the relay keeps.
+/// All events that the relay has stored.
 pub async fn history(url: &str) -> Vec<Event> {
     let pool = RelayPool::new();
     pool.add_relay(url, nostr_sdk::RelayOptions::default()).await.expect("a URL");

@@ -1,4 +1,4 @@
-//! That a journal, read as a restart reads it, leads to what was seen live.
+//! Asserts that a journal, read as after a restart, leads to the observed states.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -28,7 +28,7 @@ use serde::de::DeserializeOwned;
 
 use super::{Service, World};
 
-/// The stream's events, as they are after they were on disk.
+/// The stream's events, after serialization to disk.
 pub async fn read_back<E>(journal: &dyn Journal, stream: &str) -> Vec<E>
 where
     E: Clone + PartialEq + std::fmt::Debug + DeserializeOwned + 'static,
@@ -69,7 +69,7 @@ pub async fn assert_replays(
     }
 }
 
-/// Returns what the session was to sign.
+/// Returns the task of the signing session.
 async fn assert_cohort_replays(
     world: &World,
     service: &Service,
@@ -78,7 +78,7 @@ async fn assert_cohort_replays(
     result: &CohortResult,
 ) -> Arc<SigningTask> {
     let events: Vec<ServiceEvent> = read_back(&*world.journal, &format!("cohort/{cohort_id}")).await;
-    // The journal alone brings a cohort back: its terms are in it.
+    // The journal alone restores a cohort: it contains the terms.
     let Some(ServiceEvent::CohortAdvertised { terms, .. }) = events.first() else { panic!("{events:?}") };
     assert_eq!((&terms.service, &terms.conditions), (service.did(), &open.conditions));
     let config = ServiceConfig {

@@ -1,4 +1,4 @@
-//! Whole rounds over relays, on the real clock: relays are real sockets.
+//! Whole rounds over relays, on the real clock, because relays use real sockets.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,14 +18,14 @@ use nostr_sdk::Event;
 
 use super::{Operator, Service, Updater, World, cohort, identity, randomness};
 
-/// Runs a test on the real clock: relays are real sockets.
+/// Runs a test on the real clock, because relays use real sockets.
 pub fn run(test: impl Future<Output = ()>) {
     run_for(Duration::from_secs(60), test);
 }
 
 pub fn run_for(patience: Duration, test: impl Future<Output = ()>) {
     actix_rt::System::new()
-        .block_on(async { tokio::time::timeout(patience, test).await.expect("nothing happens any more") });
+        .block_on(async { tokio::time::timeout(patience, test).await.expect("the test is stuck") });
 }
 
 pub async fn service_on(world: &World, transport: impl Transport + 'static) -> Service {
@@ -34,7 +34,7 @@ pub async fn service_on(world: &World, transport: impl Transport + 'static) -> S
     world.service_with(settings).await
 }
 
-/// Opens the cohort, and waits for its end and for what its members keep; each member's record proves its slot.
+/// Opens the cohort, and waits for its end and for its members' records; each record proves its slot.
 pub async fn complete(world: &mut World, service: &mut Service, open: OpenCohort, path: SpendPath) -> CohortId {
     let members = open.conditions.min_participants as usize;
     let cohort_id = service.open(open).await;
@@ -53,7 +53,7 @@ pub fn quick(members: u32) -> OpenCohort {
     open
 }
 
-/// Every member over a transport of its own, as processes of their own would have.
+/// Starts every member with its own transport, as in separate processes.
 pub async fn members_on(world: &World, count: usize, transport: impl Fn() -> NostrTransport) -> Vec<Identity> {
     let identities: Vec<_> = (0..count).map(|number| identity(&format!("member {number}"))).collect();
     for identity in &identities {

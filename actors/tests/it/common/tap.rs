@@ -1,4 +1,4 @@
-//! A transport on which one listens, and on which some messages get lost.
+//! A transport that records messages, and drops some of them.
 
 use std::sync::{Arc, Mutex};
 
@@ -9,32 +9,32 @@ use btcr2_aggregation_protocol::{identity::Identity, message::Body};
 
 type Passes = fn(&Body) -> bool;
 
-/// Connections of one identity on a network, tapped.
+/// Connections of one identity on a network, with a tap.
 #[derive(Clone)]
 pub struct Tap {
     network: Arc<dyn Transport>,
     passes: Passes,
-    said: Arc<Mutex<Vec<&'static str>>>,
+    sent: Arc<Mutex<Vec<&'static str>>>,
 }
 
 impl Tap {
-    /// A tap that only listens.
+    /// A tap that drops nothing.
     pub fn listening(network: &(impl Transport + Clone + 'static)) -> Self {
         Self::losing(network, |_| true)
     }
 
-    /// A tap that lets through only what `passes`.
+    /// A tap that passes only messages for which `passes` is true.
     pub fn losing(network: &(impl Transport + Clone + 'static), passes: Passes) -> Self {
-        Self { network: Arc::new(network.clone()), passes, said: Arc::default() }
+        Self { network: Arc::new(network.clone()), passes, sent: Arc::default() }
     }
 
-    /// The types of the messages that were sent here, lost ones included, in order.
-    pub fn said(&self) -> Vec<&'static str> {
-        self.said.lock().expect("nobody panics with the lock").clone()
+    /// The types of the messages that were sent here, dropped ones included, in order.
+    pub fn sent(&self) -> Vec<&'static str> {
+        self.sent.lock().expect("no code panics with the lock").clone()
     }
 }
 
-/// What is left of a member that goes silent after the nonces.
+/// The messages of a member that goes silent after the nonces.
 pub fn no_signatures(body: &Body) -> bool {
     !matches!(body, Body::SignatureAuthorization(_) | Body::FallbackSignature(_))
 }
@@ -69,7 +69,7 @@ impl Handler<Outbound> for Tapped {
         let (Outbound::Direct { body, .. } | Outbound::Broadcast { body }) = &outbound else {
             return self.onward.do_send(outbound);
         };
-        self.tap.said.lock().expect("nobody panics with the lock").push(body.short_type());
+        self.tap.sent.lock().expect("no code panics with the lock").push(body.short_type());
         if (self.tap.passes)(body) {
             self.onward.do_send(outbound);
         }

@@ -24,7 +24,7 @@ use super::{
     sse::{Event, Parser},
 };
 
-/// How long anything may take before the test is stuck.
+/// The timeout of every operation.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct Loopback {
@@ -32,7 +32,7 @@ pub struct Loopback {
     pub clock: Clock,
     pub service: Recipient<Outbound>,
     pub address: std::net::SocketAddr,
-    /// Where the scope is mounted.
+    /// The prefix under which the scope is mounted.
     pub prefix: &'static str,
     handle: ServerHandle,
 }
@@ -67,7 +67,7 @@ impl Loopback {
         format!("http://{}{}{path}", self.address, self.prefix)
     }
 
-    /// The answer to a request, which must be one that the document knows.
+    /// The answer to a request, which must be one that the document names.
     pub async fn answer(&self, request: reqwest::RequestBuilder) -> (u16, String) {
         let request = request.timeout(PATIENCE).build().unwrap();
         let (method, path) = (request.method().to_string(), request.url().path().to_owned());
@@ -110,14 +110,14 @@ impl Loopback {
 }
 
 pub fn client() -> reqwest::Client {
-    // One a test: building one reads the system's certificates, which takes longer than most requests.
+    // One for each test: building one reads the system's certificates, which takes longer than most requests.
     thread_local! {
         static CLIENT: reqwest::Client = btcr2_aggregation_actors::transport::tls::Trust::system().http_client().unwrap().no_proxy().build().unwrap();
     }
     CLIENT.with(reqwest::Client::clone)
 }
 
-/// A response that is read from the socket itself: chunks of events.
+/// A response that is read from the socket itself, in chunks of events.
 pub struct RawStream {
     socket: TcpStream,
     /// Status line and headers.
@@ -151,7 +151,7 @@ impl RawStream {
         }
     }
 
-    /// One chunk of the body; `None` for the last, and when the connection has ended without it.
+    /// One chunk of the body; `None` for the last, or if the connection has ended without it.
     async fn chunk(&mut self) -> Option<Vec<u8>> {
         loop {
             if let Some(line) = self.undecoded.windows(2).position(|two| two == b"\r\n") {
@@ -179,9 +179,9 @@ impl RawStream {
         }
     }
 
-    /// The next event, comments not counted; `None` when the server has closed the stream.
+    /// The next event, without comments; `None` when the server has closed the stream.
     pub async fn next(&mut self) -> Option<Event> {
-        // Heartbeats are no reason to wait forever.
+        // Heartbeats must not extend the timeout.
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let event = self.next_or_comment().await?;

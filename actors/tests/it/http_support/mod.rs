@@ -1,4 +1,5 @@
-//! What the tests of the HTTP server share: a server in the process or behind a socket, senders, and the API's document.
+//! Shared parts of the HTTP server's tests: a server in the process or behind a socket, senders, and the API's
+//! document.
 
 pub mod loopback;
 pub mod openapi;
@@ -38,15 +39,16 @@ use rand_core::SeedableRng;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-/// When the vectors were recorded.
+/// The time at which the vectors were recorded.
 pub const NOW: u64 = 1_750_000_000;
 
 pub const COHORT: &str = "20acce5d-e259-4294-8955-0e82f20345f4";
 
-/// Virtual time after which a test that still waits waits for what will never happen.
+/// The virtual time after which a test that still waits would wait without limit.
 const PATIENCE: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// As [`paused`], for tests that wait for a disk: the clock jumps meanwhile, so that it cannot tell who waits in vain.
+/// As [`paused`], for tests that wait for a disk: the clock jumps in the meantime, so it cannot detect a test that
+/// waits in vain.
 pub fn paused_beside_a_disk<T>(test: impl Future<Output = T>) -> T {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     actix_rt::System::with_tokio_rt(runtime).block_on(async {
@@ -56,12 +58,12 @@ pub fn paused_beside_a_disk<T>(test: impl Future<Output = T>) -> T {
     })
 }
 
-/// Runs a test whose clock stands still, and jumps to the next timer when everybody waits.
+/// Runs a test whose clock stands still, and jumps to the next timer when all actors wait.
 pub fn paused<T>(test: impl Future<Output = T>) -> T {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     actix_rt::System::with_tokio_rt(runtime).block_on(async {
-        let outcome = tokio::time::timeout(PATIENCE, test).await.expect("nothing happens any more");
-        // actix starts an actor that is dropped unstarted, and a timer needs the runtime then.
+        let outcome = tokio::time::timeout(PATIENCE, test).await.expect("the test is stuck");
+        // actix starts an actor that is dropped before its start, and a timer needs the runtime then.
         site::settle().await;
         outcome
     })
@@ -86,7 +88,7 @@ pub fn list<'a>(entry: &'a Value, field: &str) -> &'a [Value] {
     list
 }
 
-/// A generator that gives each caller something else.
+/// A generator with a different seed for each caller.
 pub fn rng() -> ChaCha20Rng {
     static CALLS: AtomicU64 = AtomicU64::new(1);
     ChaCha20Rng::seed_from_u64(CALLS.fetch_add(1, Ordering::Relaxed))
@@ -96,12 +98,12 @@ pub fn secret(number: u32) -> SecretKey {
     SecretKey::from_bytes(&sha256(&number.to_be_bytes())).unwrap()
 }
 
-/// The KEY identity of this number.
+/// The KEY identity with this number.
 pub fn identity(number: u32) -> Identity {
     Identity::from_key(secret(number), Network::Mutinynet)
 }
 
-/// The EXTERNAL identity of this number.
+/// The EXTERNAL identity with this number.
 pub fn external(number: u32) -> Identity {
     let key = secret(number);
     let genesis = genesis_document(&key.public_key(), Network::Mutinynet);
@@ -120,7 +122,7 @@ pub fn ack() -> Body {
     Body::from(ValidationAck { cohort_id: cohort(), approved: true })
 }
 
-/// A message that says `text`, for tests that count, order and weigh messages.
+/// A message with the text `text`, for tests that count, order and measure messages.
 pub fn saying(text: &str) -> SharedBody {
     SharedBody::from(SubmitUpdate {
         cohort_id: cohort(),
@@ -162,7 +164,7 @@ pub fn advert(number: u32) -> SharedBody {
     })
 }
 
-/// The envelope in which `from` says `body` to `to` at `at`.
+/// The envelope in which `from` sends `body` to `to` at `at`.
 pub fn sealed(from: &Identity, to: Option<&Did>, body: impl Into<SharedBody>, at: Timestamp) -> String {
     let message = Message::new(from.did().clone(), to.cloned(), body);
     SealedEnvelope::seal_with_rng(&message, from.secret_key(), at, &mut rng()).unwrap().to_json()
@@ -180,7 +182,7 @@ pub fn draft(from: &Identity, at: Timestamp) -> Value {
     serde_json::from_str(&sealed(from, Some(service().did()), ack(), at)).unwrap()
 }
 
-/// `envelope`, whatever it says, with a valid signature of `key`.
+/// `envelope`, whatever it contains, with a valid signature of `key`.
 pub fn signed(mut envelope: Value, key: &SecretKey) -> String {
     envelope.as_object_mut().unwrap().remove("sig");
     let digest = sha256(&jcs::canonicalize(&envelope).unwrap());
@@ -188,12 +190,12 @@ pub fn signed(mut envelope: Value, key: &SecretKey) -> String {
     envelope.to_string()
 }
 
-/// The header by which `identity` asks for its inbox at `path`.
+/// The header with which `identity` requests its inbox at `path`.
 pub fn authorization(identity: &Identity, path: &str, at: Timestamp) -> String {
     RequestAuthorization::sign(identity.did(), identity.secret_key(), path, at, &mut rng()).to_string()
 }
 
-/// An identity's inbox that keeps what is delivered, and a keeper that does not care.
+/// An identity's inbox that collects its deliveries, and a keeper that ignores its notifications.
 pub struct Collector(mpsc::UnboundedSender<Delivery>);
 
 impl Collector {
@@ -215,7 +217,7 @@ impl Handler<Delivery> for Collector {
         if let Delivery::Message(received) | Delivery::Stored { message: received, .. } = &delivery {
             received.receipt.clone().confirm();
         }
-        // What was fetched is told of every message; tests that want that have peers.
+        // Every fetched message is reported; tests of these reports use peers.
         if !matches!(delivery, Delivery::Delivered { .. } | Delivery::Delayed { .. }) {
             let _ = self.0.send(delivery);
         }

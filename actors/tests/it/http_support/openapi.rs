@@ -1,4 +1,4 @@
-//! The API's document, and whether an answer is one that it knows.
+//! The API's document, and the check that it names an answer.
 
 use std::sync::LazyLock;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 pub static DOCUMENT: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_str(include_str!("../../../src/transport/http/openapi.json")).unwrap());
 
-/// The document's path that `path`, as seen from where the scope is mounted, is one of.
+/// The document's path template for `path`, which is relative to the scope.
 pub fn template(path: &str) -> Option<&'static str> {
     DOCUMENT["paths"].as_object().unwrap().keys().map(String::as_str).find(|template| {
         match template.split_once("{did}") {
@@ -20,18 +20,18 @@ pub fn template(path: &str) -> Option<&'static str> {
     })
 }
 
-/// The response that the document has for this, if any.
+/// The document's response for this status, if any.
 pub fn response(template: &str, method: &str, status: u16) -> Option<&'static Value> {
     DOCUMENT["paths"][template][method.to_lowercase()]["responses"].get(status.to_string())
 }
 
-/// The error codes that the document names for this.
+/// The error codes that the document names for this response.
 pub fn codes(response: &Value) -> Vec<&str> {
     let codes = &response["content"]["application/json"]["schema"]["properties"]["error"]["enum"];
     codes.as_array().map(|codes| codes.iter().map(|code| code.as_str().unwrap()).collect()).unwrap_or_default()
 }
 
-/// Panics when the document knows no such answer. What it does not name is not found.
+/// Panics if the document does not name this answer.
 pub fn check(method: &str, path: &str, status: u16, kind: &str, body: &Value) {
     let known = template(path).filter(|template| DOCUMENT["paths"][template].get(method.to_lowercase()).is_some());
     let Some(template) = known else {

@@ -33,7 +33,7 @@ use super::{
 
 type Call = dyn Fn(Request) -> Pin<Box<dyn Future<Output = ServiceResponse<BoxBody>>>>;
 
-/// A server, mounted, and the service that lives there.
+/// A mounted server and its service.
 #[derive(Clone)]
 pub struct Site {
     pub server: HttpServer,
@@ -42,7 +42,7 @@ pub struct Site {
     call: Rc<Call>,
 }
 
-/// What was answered.
+/// An answer of the server.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -98,7 +98,7 @@ impl Site {
         self.clock.now()
     }
 
-    /// Asks, and reads the whole answer, which must be one that the document knows.
+    /// Sends a request, and reads the whole answer, which must be one that the document names.
     pub async fn ask(&self, request: TestRequest) -> Answer {
         let request = request.to_request();
         let (method, path) = (request.method().to_string(), request.path().to_owned());
@@ -153,13 +153,13 @@ impl Site {
         self.open(TestRequest::get().uri("/v1/adverts")).await
     }
 
-    /// The service says `body`, and the hub has heard it.
-    pub async fn say(&self, outbound: Outbound) {
+    /// The service sends `outbound`, and the hub has received it.
+    pub async fn send(&self, outbound: Outbound) {
         self.service.send(outbound).await.unwrap();
         settle().await;
     }
 
-    /// That `event` is an envelope of the service, signed at this moment.
+    /// Asserts that `event` is an envelope of the service, signed now.
     pub fn verify(&self, event: &Event, to: ExpectedTo<'_>) -> Verified {
         let envelope = ParsedEnvelope::parse(&event.data).unwrap();
         let service = service();
@@ -168,7 +168,7 @@ impl Site {
     }
 }
 
-/// Lets all actors handle what they have.
+/// Lets all actors process their messages.
 pub async fn settle() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
@@ -177,13 +177,13 @@ pub async fn settle() {
 
 /// A stream of events.
 pub struct Stream {
-    /// Until it has ended.
+    /// `None` after its end.
     body: Option<Pin<Box<BoxBody>>>,
     parser: Parser,
 }
 
 impl Stream {
-    /// The next event, comments not counted; `None` when the server has closed the stream.
+    /// The next event, without comments; `None` when the server has closed the stream.
     pub async fn next(&mut self) -> Option<Event> {
         loop {
             let event = self.next_or_comment().await?;
@@ -199,7 +199,7 @@ impl Stream {
                 return Some(event);
             }
             let body = self.body.as_mut()?;
-            // Without tokio's budget, which would have a long queue look like an empty one.
+            // Without tokio's budget, which would make a long queue look empty.
             let chunk = tokio::task::unconstrained(std::future::poll_fn(|cx| body.as_mut().poll_next(cx))).await;
             match chunk {
                 Some(chunk) => self.parser.push(&chunk.unwrap()),
@@ -208,7 +208,7 @@ impl Stream {
         }
     }
 
-    /// What has come up to now, comments not counted.
+    /// The events that have arrived, without comments.
     pub async fn ready(&mut self) -> Vec<Event> {
         settle().await;
         let mut events = Vec::new();
@@ -222,7 +222,7 @@ impl Stream {
         }
     }
 
-    /// Whether the server has closed the stream behind what was read.
+    /// Whether the server has closed the stream after the events that were read.
     pub async fn is_closed(&mut self) -> bool {
         settle().await;
         let next = self.next();

@@ -1,4 +1,4 @@
-//! A parser of server-sent events that keeps comments, which every client's parser drops.
+//! A parser of server-sent events that returns comments, which every client's parser drops.
 
 use std::collections::VecDeque;
 
@@ -15,8 +15,8 @@ impl Event {
         self.comment.is_some()
     }
 
-    /// What a message of `saying` says.
-    pub fn said(&self) -> String {
+    /// The text of a message of `saying`.
+    pub fn text(&self) -> String {
         let envelope: serde_json::Value = serde_json::from_str(&self.data).unwrap();
         envelope["message"]["body"]["signedUpdate"]["say"].as_str().unwrap().to_owned()
     }

@@ -1,4 +1,4 @@
-//! Outsiders, forgers and peers that talk nonsense: refused, named, and of no consequence.
+//! Outsiders, forgers and peers that send invalid messages: refused, named, and without consequences.
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,7 +31,7 @@ fn opt_in(identity: &Identity, cohort_id: &CohortId) -> Body {
     .into()
 }
 
-fn said(from: &Did, to: &Did, body: impl Into<Body>) -> String {
+fn message_text(from: &Did, to: &Did, body: impl Into<Body>) -> String {
     Message::new(from.clone(), Some(to.clone()), body.into()).to_json()
 }
 
@@ -40,7 +40,7 @@ fn other_cohort() -> CohortId {
 }
 
 #[test]
-fn a_service_refuses_and_names_who_forges_garbles_or_does_not_belong_and_its_cohort_completes() {
+fn a_service_refuses_forgers_and_outsiders_and_completes() {
     on_paused_clock(async {
         let gate = Arc::new(Semaphore::new(0));
         let mut world = World::new();
@@ -55,19 +55,22 @@ fn a_service_refuses_and_names_who_forges_garbles_or_does_not_belong_and_its_coh
         let (victim, to) = (members[0].did(), service.did().clone());
         let decline = SubmitNonIncluded { cohort_id: cohort_id.clone() };
         let reject = ValidationAck { cohort_id: cohort_id.clone(), approved: false };
-        let honest = said(mallory.did(), &to, opt_in(&mallory, &cohort_id));
+        let honest = message_text(mallory.did(), &to, opt_in(&mallory, &cohort_id));
         let cases = [
             // In a member's name, from a connection that is not the member's.
-            (said(victim, &to, reject.clone()), RejectCode::Malformed),
+            (message_text(victim, &to, reject.clone()), RejectCode::Malformed),
             (honest.replace("\"version\":1", "\"version\":2"), RejectCode::WrongVersion),
             (honest.replace("\"version\":1,", ""), RejectCode::WrongVersion),
             (honest.replace("\"participantPk\"", "\"participantPK\""), RejectCode::Malformed),
             ("{".to_owned(), RejectCode::Malformed),
             (String::new(), RejectCode::Malformed),
-            (said(mallory.did(), &to, opt_in(&mallory, &other_cohort())), RejectCode::WrongCohort),
-            (said(mallory.did(), &to, decline), RejectCode::NotAMember),
-            (said(mallory.did(), &to, reject), RejectCode::NotAMember),
-            (said(mallory.did(), &to, CohortOptInAccept { cohort_id: cohort_id.clone() }), RejectCode::WrongSender),
+            (message_text(mallory.did(), &to, opt_in(&mallory, &other_cohort())), RejectCode::WrongCohort),
+            (message_text(mallory.did(), &to, decline), RejectCode::NotAMember),
+            (message_text(mallory.did(), &to, reject), RejectCode::NotAMember),
+            (
+                message_text(mallory.did(), &to, CohortOptInAccept { cohort_id: cohort_id.clone() }),
+                RejectCode::WrongSender,
+            ),
         ];
         for (text, code) in cases {
             let before = service.ear.rejections().len();
@@ -77,7 +80,7 @@ fn a_service_refuses_and_names_who_forges_garbles_or_does_not_belong_and_its_coh
             assert_eq!(refused, [(mallory.did().clone(), code)], "{text}");
         }
 
-        // Who is only late did nothing wrong.
+        // A member that is only late did nothing wrong.
         let before = service.ear.rejections().len();
         world.network.inject(mallory.did(), &to, &honest);
         settle().await;
@@ -101,7 +104,8 @@ fn a_message_of_a_type_that_is_not_known_is_passed_over() {
         settle().await;
         let newer = identity("newer peer");
         for to in [service.did(), members[0].did()] {
-            let text = said(newer.did(), to, opt_in(&newer, &other_cohort())).replace("cohort_opt_in", "news");
+            let text =
+                message_text(newer.did(), to, opt_in(&newer, &other_cohort())).replace("cohort_opt_in", "news");
             world.network.inject(newer.did(), to, &text);
         }
         settle().await;
@@ -111,7 +115,7 @@ fn a_message_of_a_type_that_is_not_known_is_passed_over() {
 }
 
 #[test]
-fn a_participant_refuses_and_names_who_speaks_for_its_service_and_its_cohort_completes() {
+fn a_participant_refuses_impostors_and_completes() {
     on_paused_clock(async {
         let gate = Arc::new(Semaphore::new(0));
         let mut world = World::new();
@@ -125,11 +129,12 @@ fn a_participant_refuses_and_names_who_speaks_for_its_service_and_its_cohort_com
         let impostor = identity("another service");
         let accept = |cohort_id: &CohortId| CohortOptInAccept { cohort_id: cohort_id.clone() };
         let cases = [
-            (said(impostor.did(), &victim, accept(&cohort_id)), RejectCode::WrongSender),
-            (said(impostor.did(), &victim, accept(&other_cohort())), RejectCode::WrongCohort),
-            (said(service.did(), &victim, accept(&cohort_id)), RejectCode::Malformed),
+            (message_text(impostor.did(), &victim, accept(&cohort_id)), RejectCode::WrongSender),
+            (message_text(impostor.did(), &victim, accept(&other_cohort())), RejectCode::WrongCohort),
+            (message_text(service.did(), &victim, accept(&cohort_id)), RejectCode::Malformed),
             (
-                said(impostor.did(), &victim, accept(&cohort_id)).replace("\"version\":1", "\"version\":\"1\""),
+                message_text(impostor.did(), &victim, accept(&cohort_id))
+                    .replace("\"version\":1", "\"version\":\"1\""),
                 RejectCode::WrongVersion,
             ),
             ("[]".to_owned(), RejectCode::Malformed),
@@ -184,14 +189,14 @@ fn a_signature_that_comes_after_the_last_one_needed_is_no_offence() {
         world.members.records(&cohort_id, 5).await;
         settle().await;
         assert_eq!(world.members.count("fallback-requested"), 5, "all were asked");
-        assert_eq!(service.ear.rejections(), [], "three signatures came too late");
+        assert_eq!(service.ear.rejections(), [], "three signatures were late");
 
-        // Also much later, when everything but the name of the cohort is forgotten.
+        // Also much later, when only the identifier of the cohort is remembered.
         let late = identity("member 0");
         world.network.inject(
             late.did(),
             service.did(),
-            &said(late.did(), service.did(), opt_in(&late, &cohort_id)),
+            &message_text(late.did(), service.did(), opt_in(&late, &cohort_id)),
         );
         settle().await;
         assert_eq!(service.ear.rejections(), []);

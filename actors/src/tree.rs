@@ -8,7 +8,7 @@
 //! Hub (one for each HTTP server) ─ Inbox
 //! ```
 //!
-//! Every actor is started by [`start`](crate::supervision::start), which takes the mailbox's bound from the actor's row.
+//! Every actor is started by `supervision::start`, which takes the mailbox's bound from the actor's row.
 
 /// What happens to an actor that panics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

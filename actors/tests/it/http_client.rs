@@ -428,7 +428,7 @@ fn a_message_whose_time_is_over_is_reported() {
         member.send_until(&service(), note("urgent"), Some(until));
         let (_, body, reason) = member.undelivered().await;
         assert_eq!(body, note("urgent"));
-        assert!(reason.contains("429") && reason.contains("nobody waits"), "{reason}");
+        assert!(reason.contains("429") && reason.contains("its time is over"), "{reason}");
         assert!(Clock::system().now() >= until);
         assert!(server.more_posts() >= 2, "the attempts continued until then");
         // A message whose time is over is not sent.

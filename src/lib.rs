@@ -2,8 +2,8 @@
 //!
 //! This crate is the host: the command line ([`cli`]), the service and the participant as programs ([`serve`],
 //! [`join`]), the checks by Bitcoin's own rules ([`bitcoin`]), the publication of announcements ([`cas`]),
-//! announcements without a cohort ([`singleton`]), a member's stored data and its watch ([`vault`]), and a whole cohort
-//! in one process ([`demo`]). Messages and state machines are in [`protocol`], the actors that drive them in
+//! announcements without a cohort ([`singleton`]), a member's stored data and its watch ([`vault`]), what
+//! resolvers see ([`resolve`]), and a whole cohort in one process ([`demo`]). Messages and state machines are in [`protocol`], the actors that drive them in
 //! [`actors`]; another host needs only those two.
 
 // They panic when the disk is full or the reader of the pipe has exited: `out!` and `err!` do not.
@@ -29,6 +29,7 @@ pub mod inputs;
 pub mod join;
 pub mod keyfile;
 pub mod metrics;
+pub mod resolve;
 pub mod serve;
 pub mod singleton;
 mod steps;

@@ -14,6 +14,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+pub use super::chain::signal_of;
 use super::{
     announcement::{Announcement, AnnouncementEvent, Effect, Input, Need, NotFunded, Prepared, State, Wanted},
     chain::{Activity, Chain, ChainError, Rejection, Spend},
@@ -589,10 +590,3 @@ impl Watch {
 
 /// The prefix of the streams of announcements.
 const STREAMS: &str = "announcement/";
-
-/// The signal that a transaction announces, if it is one.
-pub fn signal_of(transaction: &Transaction) -> Option<SignalBytes> {
-    let script = &transaction.output.last()?.script_pubkey;
-    let bytes: [u8; 32] = script.as_bytes().strip_prefix(&[0x6a, 0x20])?.try_into().ok()?;
-    Some(SignalBytes::from_bytes(bytes))
-}

@@ -59,7 +59,7 @@ pub(super) struct JoinArgs {
 }
 
 settings! {
-    /// What `join` can be told.
+    /// The settings of `join`.
     struct JoinSettings {
         "Identity" {
             /// The identity file, see `identity new`

@@ -12,6 +12,7 @@ mod join;
 mod records;
 mod recover;
 mod relay;
+mod resolve;
 mod serve;
 mod sidecar;
 mod singleton;
@@ -88,6 +89,11 @@ enum Command {
     Vault(vault::VaultArgs),
     /// Write everything beyond the chain that a resolver needs for a DID
     Sidecar(sidecar::SidecarArgs),
+    /// Print the document of a DID, or its history
+    ///
+    /// The chain has the signals of the DID's beacons. The updates that they announce are in Sidecar Data, in a member's state
+    /// directory, or in content stores.
+    Resolve(Box<resolve::ResolveArgs>),
     /// Follow a member's beacons on the chain, and raise an alarm when they announce something that it did not approve
     Watch(Box<watch::WatchArgs>),
     /// Show what cohorts saved compared with a separate transaction for each member
@@ -191,6 +197,7 @@ fn run() -> ExitCode {
         Some(Command::Cost(args)) => cost::main(&args),
         Some(Command::Vault(args)) => vault::main(&args),
         Some(Command::Sidecar(args)) => sidecar::main(&args),
+        Some(Command::Resolve(args)) => resolve::main(&args),
         Some(Command::Watch(args)) => watch::main(&args),
         None => demo::main(&cli.demo),
     };

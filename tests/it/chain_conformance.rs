@@ -23,25 +23,25 @@ use btcr2_aggregation::{
 use serde_json::{Value, json};
 
 /// The chain under test, and the one that makes its blocks.
-struct World {
-    chain: Arc<dyn Chain>,
-    blocks: TestChain,
-    faucet: Faucet,
+pub struct World {
+    pub chain: Arc<dyn Chain>,
+    pub blocks: TestChain,
+    pub faucet: Faucet,
     _server: Option<EsploraServer>,
 }
 
 impl World {
-    async fn memory(_name: &str) -> Option<Self> {
+    pub async fn memory(_name: &str) -> Option<Self> {
         let blocks = TestChain::memory();
         Some(Self { chain: blocks.chain(), faucet: Faucet::new(&blocks, 8).await, blocks, _server: None })
     }
 
-    async fn core(name: &str) -> Option<Self> {
+    pub async fn core(name: &str) -> Option<Self> {
         let blocks = TestChain::core(&format!("core-{name}")).await?;
         Some(Self { chain: blocks.chain(), faucet: Faucet::new(&blocks, 8).await, blocks, _server: None })
     }
 
-    async fn esplora(name: &str) -> Option<Self> {
+    pub async fn esplora(name: &str) -> Option<Self> {
         let node = Arc::new(Bitcoind::start(&format!("esplora-{name}")).await?);
         let server = esplora::serve(Arc::clone(&node), Arc::default());
         let blocks = TestChain::Shared(node);
@@ -49,16 +49,16 @@ impl World {
         Some(Self { chain, faucet: Faucet::new(&blocks, 8).await, blocks, _server: Some(server) })
     }
 
-    async fn pay(&mut self, script: &ScriptBuf, sat: u64) -> OutPoint {
+    pub async fn pay(&mut self, script: &ScriptBuf, sat: u64) -> OutPoint {
         self.faucet.pay(&self.blocks, script, Amount::from_sat(sat)).await
     }
 
-    async fn height(&self) -> u32 {
+    pub async fn height(&self) -> u32 {
         self.chain.tip().await.unwrap().block.height
     }
 }
 
-/// Runs a test on each kind of chain.
+/// Runs a test on each kind of chain. `World` and `run` have to be in scope.
 macro_rules! on_every_chain {
     ($($name:ident)*) => {
         mod memory { $(#[test] fn $name() { super::run(stringify!($name), super::World::memory, super::$name); })* }
@@ -69,7 +69,9 @@ macro_rules! on_every_chain {
     };
 }
 
-fn run<'a, W, T>(name: &'a str, world: impl FnOnce(&'a str) -> W, test: impl FnOnce(World) -> T)
+pub(crate) use on_every_chain;
+
+pub fn run<'a, W, T>(name: &'a str, world: impl FnOnce(&'a str) -> W, test: impl FnOnce(World) -> T)
 where
     W: Future<Output = Option<World>>,
     T: Future<Output = ()>,
@@ -416,7 +418,7 @@ fn a_source_that_cannot_be_used_says_whose_fault_it_is() {
 }
 
 /// A node that answers by `answers`, given the method and its arguments: with a result, or with a code and a message.
-fn stub_node(answers: impl Fn(&str, &Value) -> Result<Value, (i32, &'static str)> + Send + 'static) -> String {
+pub fn stub_node(answers: impl Fn(&str, &Value) -> Result<Value, (i32, &'static str)> + Send + 'static) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("core=http://u:p@{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {

@@ -2,6 +2,7 @@
 //! (`getdescriptoractivity`).
 
 mod answers;
+mod filters;
 
 use std::{
     collections::BTreeMap,
@@ -21,11 +22,14 @@ use serde_json::{Value, json, value::to_raw_value};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
-use self::answers::{ActivityInfo, BlockInfo, ChainInfo, Estimate, Event, MempoolInfo, PackageInfo, Scan};
-use super::{
-    Activity, BlockId, COINBASE_MATURITY, Chain, ChainError, ConfirmationTarget, Deposit, Place, Rejection, Spend,
-    Tip, TransactionStatus, is_known_already,
+use self::answers::{
+    ActivityInfo, BlockInfo, ChainInfo, Estimate, Event, HeaderInfo, MempoolInfo, PackageInfo, Scan,
 };
+use super::{
+    Activity, BlockId, COINBASE_MATURITY, Chain, ChainError, ConfirmationTarget, Deposit, Place, Rejection,
+    Signals, Spend, Tip, TransactionStatus, is_known_already, signals,
+};
+use crate::protocol::update::BlockTimes;
 
 /// The timeout of calls that a node answers from memory.
 const QUICK: Duration = Duration::from_secs(30);
@@ -507,6 +511,27 @@ impl Chain for CoreChain {
             activities.extend(found.ok_or_else(moving)?);
         }
         Ok(activities)
+    }
+
+    async fn block_times(&self, hash: &BlockHash) -> Result<Option<BlockTimes>, ChainError> {
+        match self.call("getblockheader", json!([hash]), QUICK).await {
+            Ok(HeaderInfo { time, mediantime }) => Ok(Some(BlockTimes { time, mediantime })),
+            Err(CallError::Node { code: code::INVALID_ADDRESS_OR_KEY, .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn signals(&self, scripts: &[ScriptBuf], since: u32) -> Result<Vec<Signals>, ChainError> {
+        let mut found = Vec::with_capacity(scripts.len());
+        for scripts in scripts.chunks(SCRIPTS_A_CALL) {
+            let some: Vec<&Script> = scripts.iter().map(ScriptBuf::as_script).collect();
+            let activities = match self.activities_by_filters(&some, since).await? {
+                Some(activities) => activities,
+                None => self.activities(scripts, since).await?,
+            };
+            found.extend(signals::among(self, &activities).await?);
+        }
+        Ok(found)
     }
 
     async fn transaction(&self, txid: &Txid, block: Option<&BlockHash>) -> Result<Option<Transaction>, ChainError> {

@@ -23,7 +23,7 @@ use super::{
     Activity, BlockId, COINBASE_MATURITY, Chain, ChainError, ConfirmationTarget, Deposit, Place, Rejection, Spend,
     Tip, TransactionStatus, core::package_result, is_known_already,
 };
-use crate::actors::transport::tls::Trust;
+use crate::{actors::transport::tls::Trust, protocol::update::BlockTimes};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -212,7 +212,10 @@ impl EsploraChain {
     async fn activity_at(&self, tip: Tip, script: &Script, since: u32) -> Result<Activity, ChainError> {
         let mut activity = Activity { tip, deposits: Vec::new(), spends: Vec::new() };
         for transaction in self.history(&script_hash(script), since).await? {
-            let Some(place) = place(&transaction.status) else { continue };
+            let Some(place) = place(&transaction.status) else {
+                let problem = format!("transaction {} is in a block that is not named", transaction.txid);
+                return Err(self.bad_answer("/scripthash", &problem));
+            };
             if place.block().is_some_and(|block| block.height < since) {
                 continue;
             }
@@ -224,13 +227,27 @@ impl EsploraChain {
                 }
             }
             for input in &transaction.vin {
-                if input.prevout.as_ref().is_some_and(|prevout| *prevout.scriptpubkey == *script) {
+                let spends = match &input.prevout {
+                    Some(prevout) => *prevout.scriptpubkey == *script,
+                    None => !input.is_coinbase && self.pays(&input.txid, input.vout, script).await?,
+                };
+                if spends {
                     let outpoint = OutPoint { txid: input.txid, vout: input.vout };
                     activity.spends.push(Spend { outpoint, by: transaction.txid, place });
                 }
             }
         }
         Ok(activity)
+    }
+
+    /// Whether an output pays to `script`, for a server that does not say what its inputs spend.
+    async fn pays(&self, txid: &Txid, vout: u32, script: &Script) -> Result<bool, ChainError> {
+        let parent = self.transaction(txid, None).await?;
+        let vout = usize::try_from(vout).unwrap_or(usize::MAX);
+        let output = parent.as_ref().and_then(|parent| parent.output.get(vout));
+        let output =
+            output.ok_or_else(|| self.bad_answer("/tx", &format!("output {vout} of {txid} is missing")))?;
+        Ok(*output.script_pubkey == *script)
     }
 
     async fn coins_at(&self, tip: Tip, script: &Script) -> Result<Activity, ChainError> {
@@ -308,6 +325,14 @@ impl Chain for EsploraChain {
         let text = self.get_text(&path).await?;
         text.map(|text| encode::deserialize_hex(text.trim()).map_err(|error| self.bad_answer(&path, &error)))
             .transpose()
+    }
+
+    async fn block_times(&self, hash: &BlockHash) -> Result<Option<BlockTimes>, ChainError> {
+        let path = format!("/block/{hash}");
+        let Some(body) = self.get(&path).await? else { return Ok(None) };
+        let block: BlockInfo = serde_json::from_slice(&body).map_err(|error| self.bad_answer(&path, &error))?;
+        let seconds = |time: u64| u32::try_from(time).map_err(|error| self.bad_answer(&path, &error));
+        Ok(Some(BlockTimes { time: seconds(block.timestamp)?, mediantime: seconds(block.mediantime)? }))
     }
 
     async fn coins(&self, script: &Script) -> Result<Activity, ChainError> {

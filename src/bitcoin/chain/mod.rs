@@ -11,6 +11,7 @@
 mod core;
 mod esplora;
 mod memory;
+mod signals;
 mod source;
 
 use std::fmt;
@@ -26,9 +27,10 @@ pub use self::{
     core::{CoreAuth, CoreChain},
     esplora::EsploraChain,
     memory::{MemoryChain, MemoryFees},
+    signals::{SignalSeen, Signals, signal_of},
     source::{ChainSource, SourceError},
 };
-use crate::protocol::network::Network;
+use crate::protocol::{network::Network, update::BlockTimes};
 
 /// A block, by its height and its hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -284,6 +286,17 @@ pub trait Chain: Send + Sync {
             activities.push(self.activity(script, since).await?);
         }
         Ok(activities)
+    }
+
+    /// The times of a block, in the best chain or not.
+    async fn block_times(&self, hash: &BlockHash) -> Result<Option<BlockTimes>, ChainError> {
+        signals::times_by_headers(self, hash).await
+    }
+
+    /// The signals of several scripts, in their order, in the blocks from height `since` on (rules T-1 to T-3): all of them, or
+    /// an error. Transactions in the mempool are not signals yet.
+    async fn signals(&self, scripts: &[ScriptBuf], since: u32) -> Result<Vec<Signals>, ChainError> {
+        signals::among(self, &self.activities(scripts, since).await?).await
     }
 
     /// A transaction, in the mempool or in the block with that hash.

@@ -37,7 +37,7 @@ pub(in crate::cli) struct ServeArgs {
 }
 
 settings! {
-    /// What `serve` can be told.
+    /// The settings of `serve`.
     pub(super) struct ServeSettings {
         "Identity" {
             /// The service's identity file (a KEY DID), see `identity new`
@@ -67,7 +67,7 @@ settings! {
             /// `*` stands for all; an empty list admits pages of the service itself only.
             #[arg(long, value_name = "ORIGINS", env = "BTCR2_CORS", hide_short_help = true)]
             cors: String,
-            /// Trust the client addresses that a proxy forwards, whoever connects
+            /// Trust the client addresses that any proxy forwards
             ///
             /// Only where nothing but the proxy can connect. Otherwise use --trusted-proxy.
             #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_TRUST_FORWARDED", hide_short_help = true)]

@@ -44,6 +44,8 @@ pub struct Settings {
     pub busy: Mutex<(u32, Option<u32>)>,
     /// Whether all pages of a history are the first.
     pub turns_no_page: bool,
+    /// Whether it leaves out what inputs spend.
+    pub hides_prevouts: bool,
 }
 
 struct Explorer {
@@ -86,7 +88,17 @@ impl Explorer {
     async fn json_of(&self, wanted: impl Fn(&Transaction, &HashMap<Txid, Transaction>) -> bool) -> Vec<Value> {
         let all = self.transactions().await;
         let by_id: HashMap<Txid, Transaction> = all.iter().map(|(tx, _)| (tx.compute_txid(), tx.clone())).collect();
-        all.iter().filter(|(tx, _)| wanted(tx, &by_id)).map(|(tx, mined)| json_of(tx, *mined, &by_id)).collect()
+        let mut found: Vec<Value> = all
+            .iter()
+            .filter(|(tx, _)| wanted(tx, &by_id))
+            .map(|(tx, mined)| json_of(tx, *mined, &by_id))
+            .collect();
+        if self.settings.hides_prevouts {
+            for input in found.iter_mut().flat_map(|tx| tx["vin"].as_array_mut().unwrap()) {
+                input["prevout"] = Value::Null;
+            }
+        }
+        found
     }
 
     /// The history of the script of that hash.

@@ -41,13 +41,27 @@ impl Wallet {
     }
 
     /// Signs a transaction whose inputs pay to this key and hold these values, with another sequence.
-    pub fn sign(&self, mut transaction: Transaction, values: &[Amount], sequence: Sequence) -> Transaction {
+    pub fn sign(&self, transaction: Transaction, values: &[Amount], sequence: Sequence) -> Transaction {
+        self.sign_with(transaction, values, &vec![self.script(); values.len()], sequence)
+    }
+
+    /// The same, where some of the inputs pay to these other scripts: their witnesses are to be replaced.
+    pub fn sign_with(
+        &self,
+        mut transaction: Transaction,
+        values: &[Amount],
+        scripts: &[ScriptBuf],
+        sequence: Sequence,
+    ) -> Transaction {
         for input in &mut transaction.input {
             input.sequence = sequence;
             input.witness.clear();
         }
-        let prevouts: Vec<_> =
-            values.iter().map(|value| TxOut { value: *value, script_pubkey: self.script() }).collect();
+        let prevouts: Vec<_> = values
+            .iter()
+            .zip(scripts)
+            .map(|(value, script)| TxOut { value: *value, script_pubkey: script.clone() })
+            .collect();
         let key = self.0.tap_tweak(SECP256K1, None).to_keypair();
         let signatures: Vec<_> = (0..values.len())
             .map(|index| {

@@ -13,6 +13,12 @@ pub(super) struct BlockInfo {
 }
 
 #[derive(Deserialize)]
+pub(super) struct HeaderInfo {
+    pub(super) time: u32,
+    pub(super) mediantime: u32,
+}
+
+#[derive(Deserialize)]
 pub(super) struct Scan {
     pub(super) bestblock: BlockHash,
     pub(super) unspents: Vec<ScannedCoin>,

@@ -1,0 +1,92 @@
+//! Sidecar Data of several sources, and which of them has what.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde_json::Value;
+
+use crate::{
+    protocol::{
+        did::Did,
+        hash::SmtHash,
+        jcs,
+        resolution::{SidecarData, SidecarError},
+        update::SignedUpdate,
+    },
+    vault::{Kept, sidecar::sidecar},
+};
+
+/// The Sidecar Data of all sources.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    data: SidecarData,
+    /// The first source of each document, by its hash; of an SMT proof, by its root.
+    from: BTreeMap<[u8; 32], Arc<str>>,
+}
+
+impl Given {
+    /// Adds Sidecar Data, or a file of `join` that has some. `name` is the source's name in messages.
+    ///
+    /// # Errors
+    /// [`SidecarError`].
+    pub fn add(&mut self, value: Value, name: &str) -> Result<(), SidecarError> {
+        let name: Arc<str> = name.into();
+        for part in [value.get("sidecar"), Some(&value)].into_iter().flatten() {
+            self.note(part, &name);
+        }
+        self.data.merge(SidecarData::from_value(value)?);
+        Ok(())
+    }
+
+    /// Adds the vault's entries of `did`, and the updates that were prepared for an announcement without a cohort.
+    ///
+    /// # Errors
+    /// [`SidecarError`].
+    pub fn add_kept(&mut self, kept: &Kept, did: &Did, name: &str) -> Result<(), SidecarError> {
+        self.add(sidecar(kept.of(did)).data, name)?;
+        let prepared: Vec<Value> = kept.prepared.iter().map(SignedUpdate::value).cloned().collect();
+        self.add(serde_json::json!({ "updates": prepared }), name)
+    }
+
+    /// The data.
+    pub const fn data(&self) -> &SidecarData {
+        &self.data
+    }
+
+    /// The source of the document with that hash, or of the SMT proof with that root.
+    pub fn source_of(&self, hash: &[u8; 32]) -> Option<&str> {
+        self.from.get(hash).map(|name| &**name)
+    }
+
+    fn note(&mut self, part: &Value, name: &Arc<str>) {
+        let list = |field: &str| part.get(field).and_then(Value::as_array).into_iter().flatten();
+        let documents = list("updates").chain(list("casUpdates")).chain(part.get("genesisDocument"));
+        let documents = documents.filter_map(|document| jcs::document_hash(document).ok());
+        let roots = list("smtProofs").filter_map(|proof| proof.get("id")?.as_str()?.parse::<SmtHash>().ok());
+        let hashes = documents.map(|hash| *hash.as_bytes()).chain(roots.map(|root| *root.as_bytes()));
+        for hash in hashes {
+            self.from.entry(hash).or_insert_with(|| Arc::clone(name));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_first_source_of_each_document_is_known() {
+        let (update, announcement) = (json!({ "patch": [] }), json!({ "did:btcr2:a": "b" }));
+        let root = SmtHash::from_bytes([7; 32]);
+        let mut given = Given::default();
+        given.add(json!({ "sidecar": { "updates": [update] } }), "first").unwrap();
+        given.add(json!({ "updates": [update], "casUpdates": [announcement] }), "second").unwrap();
+        given.add(json!({ "smtProofs": [{ "id": root }], "genesisDocument": { "id": 1 } }), "third").unwrap();
+        let of = |value: &Value| given.source_of(jcs::document_hash(value).unwrap().as_bytes());
+        assert_eq!((of(&update), of(&announcement)), (Some("first"), Some("second")));
+        assert_eq!((of(&json!({ "id": 1 })), given.source_of(root.as_bytes())), (Some("third"), Some("third")));
+        assert_eq!(of(&json!({})), None);
+        assert!(given.add(json!([]), "a list").is_err() && given.add(json!({ "updates": 1 }), "no list").is_err());
+    }
+}

@@ -41,7 +41,7 @@ pub enum FallbackError {
     /// The transaction cannot be made as requested.
     #[error(transparent)]
     Transaction(#[from] SingletonError),
-    /// The initial document does not follow from the DID. A bug.
+    /// The initial document cannot be derived from the DID. A bug.
     #[error(transparent)]
     Document(#[from] DocumentError),
     /// The signed transaction is not valid by consensus. A bug.

@@ -244,7 +244,7 @@ impl Rounds {
         let Next::Step(step) = next else { return };
         self.printer.announcement_step(step);
         self.alarms.step(step);
-        self.keep_outcome(step);
+        self.store_outcome(step);
         match &**step {
             AnnouncementNotice::AnnouncementFinal { cohort_id, .. } => {
                 self.announcing.remove(cohort_id);
@@ -280,13 +280,13 @@ impl Rounds {
                     self.enrolling.insert(cohort_id.clone());
                 }
                 if let Some(output) = output {
-                    self.keep_output(cohort_id, output)?;
+                    self.store_output(cohort_id, output)?;
                 }
                 self.settle(step, None);
             }
             ServiceNotice::KeygenComplete { cohort_id, output, .. } => {
                 self.enrolling.remove(cohort_id);
-                self.keep_output(cohort_id, output)?;
+                self.store_output(cohort_id, output)?;
                 self.settle(step, None);
             }
             ServiceNotice::SigningComplete { cohort_id, result, .. } => {
@@ -371,8 +371,8 @@ impl Rounds {
         }
     }
 
-    /// Stores how an announcement ended, beside the cohort's result; `cost` contains the fees paid.
-    fn keep_outcome(&self, step: &AnnouncementNotice) {
+    /// Stores how an announcement ended, beside the cohort's result. The command `cost` reads the fees from it.
+    fn store_outcome(&self, step: &AnnouncementNotice) {
         let (AnnouncementNotice::AnnouncementFinal { cohort_id, .. }
         | AnnouncementNotice::AnnouncementFailed { cohort_id, .. }) = step
         else {
@@ -389,7 +389,7 @@ impl Rounds {
         }
     }
 
-    fn keep_output(&self, cohort_id: &CohortId, output: &BeaconOutput) -> Result<(), ProgramError> {
+    fn store_output(&self, cohort_id: &CohortId, output: &BeaconOutput) -> Result<(), ProgramError> {
         let Some(directory) = &self.config.out else { return Ok(()) };
         let file = CohortFile { cohort_id: cohort_id.clone(), output: output.clone() };
         file.write_to(directory).map_err(|error| cannot_write(directory, error))

@@ -167,12 +167,13 @@ async fn given(args: &ResolveArgs, did: &Did) -> Result<Given, ResolveFailure> {
         given.add(inputs::json(path)?, &path.display().to_string()).map_err(refuse)?;
     }
     for path in &args.states {
-        let kept = kept(path).await.map_err(|error| ResolveFailure::State { path: path.clone(), error })?;
-        for problem in &kept.problems {
+        let contents =
+            vault_contents(path).await.map_err(|error| ResolveFailure::State { path: path.clone(), error })?;
+        for problem in &contents.problems {
             err!("warning: --state {}: {}", path.display(), shown(problem));
         }
         let refuse = |error| ResolveFailure::Sidecar { path: path.clone(), error };
-        given.add_kept(&kept, did, &format!("the state directory {}", path.display())).map_err(refuse)?;
+        given.add_vault(&contents, did, &format!("the state directory {}", path.display())).map_err(refuse)?;
     }
     match given.data().left_out() {
         0 => {}
@@ -181,7 +182,7 @@ async fn given(args: &ResolveArgs, did: &Did) -> Result<Given, ResolveFailure> {
     Ok(given)
 }
 
-async fn kept(path: &Path) -> Result<vault::Kept, VaultFailure> {
+async fn vault_contents(path: &Path) -> Result<vault::VaultContents, VaultFailure> {
     Ok(vault::Sources { states: vec![path.to_owned()], files: Vec::new() }.read().await?)
 }
 

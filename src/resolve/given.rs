@@ -12,7 +12,7 @@ use crate::{
         resolution::{SidecarData, SidecarError},
         update::SignedUpdate,
     },
-    vault::{Kept, sidecar::sidecar},
+    vault::{VaultContents, sidecar::sidecar},
 };
 
 /// The Sidecar Data of all sources.
@@ -41,9 +41,9 @@ impl Given {
     ///
     /// # Errors
     /// [`SidecarError`].
-    pub fn add_kept(&mut self, kept: &Kept, did: &Did, name: &str) -> Result<(), SidecarError> {
-        self.add(sidecar(kept.of(did)).data, name)?;
-        let prepared: Vec<Value> = kept.prepared.iter().map(SignedUpdate::value).cloned().collect();
+    pub fn add_vault(&mut self, contents: &VaultContents, did: &Did, name: &str) -> Result<(), SidecarError> {
+        self.add(sidecar(contents.of(did)).data, name)?;
+        let prepared: Vec<Value> = contents.prepared.iter().map(SignedUpdate::value).cloned().collect();
         self.add(serde_json::json!({ "updates": prepared }), name)
     }
 

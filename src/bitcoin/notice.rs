@@ -179,7 +179,7 @@ impl AnnouncementNotice {
         let sat = |value: &Amount| format!("{} sat", value.to_sat());
         match self {
             Self::FundingWanted { cohort_id, beacon_address, need, .. } => {
-                let need = need.map_or_else(String::new, |need| format!("\n  deposit {}", need.0));
+                let need = need.map_or_else(String::new, |need| format!(": deposit {}", need.0));
                 format!("cohort {cohort_id} waits for a deposit to {beacon_address}{need}")
             }
             Self::DepositTooSmall { cohort_id, outpoint, value, need } => format!(

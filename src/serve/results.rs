@@ -1,6 +1,6 @@
 //! The results of a cohort that the operator stores: the transaction, and the data that members and resolvers request.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, sync::Arc};
 
 use ::bitcoin::{TxOut, consensus::encode::serialize_hex};
 use serde_json::{Value, json};
@@ -13,25 +13,23 @@ use crate::{
 };
 
 /// A cohort that ended with a transaction.
-pub(super) struct CohortReport<'a> {
-    cohort_id: &'a CohortId,
-    result: &'a CohortResult,
+pub(super) struct CohortReport {
+    cohort_id: CohortId,
+    result: Arc<CohortResult>,
     prevout: TxOut,
     bip340: bool,
     consensus: bool,
 }
 
-impl<'a> CohortReport<'a> {
-    pub(super) fn new(cohort_id: &'a CohortId, result: &'a CohortResult) -> Self {
-        let CohortResult { output, signed, .. } = result;
+impl CohortReport {
+    /// Verifies a result, by Bitcoin Core's consensus code too. Not on an arbiter: a fallback of 1000 members takes some
+    /// milliseconds.
+    pub(super) fn new(cohort_id: CohortId, result: Arc<CohortResult>) -> Self {
+        let CohortResult { output, signed, .. } = &*result;
         let prevout = TxOut { value: signed.value, script_pubkey: output.script_pubkey().to_owned() };
-        Self {
-            cohort_id,
-            result,
-            bip340: bip340_accepts(signed, output, &prevout),
-            consensus: consensus_accepts(&signed.transaction, &prevout),
-            prevout,
-        }
+        let (bip340, consensus) =
+            (bip340_accepts(signed, output, &prevout), consensus_accepts(&signed.transaction, &prevout));
+        Self { cohort_id, result, prevout, bip340, consensus }
     }
 
     /// Whether the network would accept the transaction.
@@ -40,7 +38,7 @@ impl<'a> CohortReport<'a> {
     }
 
     pub(super) fn to_json(&self) -> Value {
-        let CohortResult { output, signed, aggregation, transcript, .. } = self.result;
+        let CohortResult { output, signed, aggregation, transcript, .. } = &*self.result;
         let unreached = [&signed.unreached.not_carried[..], &signed.unreached.not_fetched].concat();
         json!({
             "event": "result",
@@ -66,7 +64,7 @@ impl<'a> CohortReport<'a> {
     }
 
     pub(super) fn to_text(&self) -> String {
-        let CohortResult { output, signed, aggregation, .. } = self.result;
+        let CohortResult { output, signed, aggregation, .. } = &*self.result;
         let members = output.keys().len();
         let signers = match signed.path {
             SpendPath::KeyPath => format!("all {members} members (key path)"),
@@ -83,9 +81,9 @@ impl<'a> CohortReport<'a> {
     }
 
     /// Writes `<cohort>/tx.hex`, `<cohort>/result.json`, and the data of the announcement: `announcement.json` where all
-    /// members share it, `proofs/<did>.json` where each has its own.
+    /// members share it, `proofs/<did>.json` where each has its own. Not on an arbiter: every file is synced to the disk.
     pub(super) fn write_to(&self, directory: &Path) -> io::Result<()> {
-        let directory = directory.join(file_name(self.cohort_id));
+        let directory = directory.join(file_name(&self.cohort_id));
         fs::create_dir_all(&directory)?;
         write_whole(&directory.join("tx.hex"), (serialize_hex(&self.result.signed.transaction) + "\n").as_bytes())?;
         write_whole(&directory.join("result.json"), pretty(&self.to_json())?.as_bytes())?;

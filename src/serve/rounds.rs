@@ -295,13 +295,18 @@ impl Rounds {
                     // A repeated notice.
                     return Ok(());
                 }
-                let report = CohortReport::new(cohort_id, result);
+                let (of, result) = (cohort_id.clone(), Arc::clone(result));
+                let report = off_the_arbiter(move || Arc::new(CohortReport::new(of, result))).await?;
                 if report.verified() {
                     self.signed.insert(cohort_id.clone());
                 }
                 self.count().await?;
-                if let Some(directory) = &self.config.out {
-                    report.write_to(directory).map_err(|error| cannot_write(directory, error))?;
+                if let Some(directory) = self.config.out.clone() {
+                    let writing = Arc::clone(&report);
+                    let written = off_the_arbiter(move || {
+                        writing.write_to(&directory).map_err(|error| cannot_write(&directory, error))
+                    });
+                    written.await??;
                 }
                 self.printer.result(&report.to_json(), &report.to_text());
                 if matches!(self.operator, Operator::Chain(_)) {
@@ -402,6 +407,11 @@ impl Rounds {
             self.service.do_send(CancelCohort { cohort_id: cohort_id.clone(), reason });
         }
     }
+}
+
+/// Runs what computes or writes for long where no actor waits for it.
+async fn off_the_arbiter<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ProgramError> {
+    actix_rt::task::spawn_blocking(work).await.map_err(|error| ProgramError::Internal(error.to_string()))
 }
 
 fn cannot_write(directory: &Path, error: io::Error) -> ProgramError {

@@ -83,6 +83,7 @@ async fn what_a_deposit_needs_is_told_with_the_address(mut world: World) -> Worl
     assert_eq!(told["suggested"], need.suggested.to_sat());
     let text = world.heard().last().unwrap().text();
     assert!(text.contains(&format!("deposit at least {} sat", need.at_least.to_sat())), "{text}");
+    assert!(!text.contains('\n'), "a notice is one line: {text}");
     assert!(need.bare < need.at_least && need.at_least < need.suggested, "{need:?}");
     // Not without the chain, but the address all the same.
     world.memory_chain().set_reachable(false);

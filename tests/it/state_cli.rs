@@ -123,7 +123,7 @@ fn a_cohort_moves_to_another_directory() {
     assert_eq!((report["new"].as_u64(), report["known"].as_u64()), (Some(2), Some(0)));
     contains(
         &run(&["state", "import", &file, "--state", &elsewhere]).succeeded().stdout,
-        &["0 streams", "2 were here"],
+        &["0 streams", "2 were already present"],
     );
     assert_eq!(run(&["state", "export", &cohort, "--state", &elsewhere]).succeeded().stdout, printed);
 

@@ -186,3 +186,76 @@ impl Handler<Disconnected> for Link {
         self.connect_later(ctx);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use async_trait::async_trait;
+    use btcr2_aggregation_protocol::{id::CohortId, key::SecretKey, network::Network};
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::{runtime::Randomness, supervision::EndGuard};
+
+    /// A transport whose connections end at the first message.
+    struct Failing;
+
+    struct Connection {
+        _guard: EndGuard,
+    }
+
+    impl Actor for Connection {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<Outbound> for Connection {
+        type Result = ();
+
+        fn handle(&mut self, _: Outbound, ctx: &mut Self::Context) {
+            ctx.stop();
+        }
+    }
+
+    #[async_trait]
+    impl Transport for Failing {
+        async fn connect(
+            &self,
+            _: &Identity,
+            _: Recipient<Delivery>,
+            keeper: Recipient<Disconnected>,
+            connection: u64,
+        ) -> Result<Recipient<Outbound>, ConnectError> {
+            let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
+            Ok(Connection { _guard: guard }.start().recipient())
+        }
+    }
+
+    struct Owner(mpsc::UnboundedSender<Delivery>);
+
+    impl Actor for Owner {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<Delivery> for Owner {
+        type Result = ();
+
+        fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
+            self.0.send(delivery).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_failed_connection_is_reported_once_it_is_replaced() {
+        actix_rt::System::new().block_on(async {
+            let (sender, mut deliveries) = mpsc::unbounded_channel();
+            let key = SecretKey::generate(&mut Randomness::System.for_actor("owner"));
+            let owner = Owner(sender).start().recipient();
+            let link =
+                Link::new(Arc::new(Failing), Identity::from_key(key, Network::Regtest), owner).start_in_span();
+            let cohort_id = CohortId::parse("11111111-1111-4111-8111-111111111111").unwrap();
+            link.do_send(Outbound::WithdrawAdvert { cohort_id });
+            let delivery = tokio::time::timeout(Duration::from_secs(30), deliveries.recv()).await.unwrap().unwrap();
+            assert!(matches!(delivery, Delivery::Interrupted { to: None }), "{delivery:?}");
+        });
+    }
+}

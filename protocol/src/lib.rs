@@ -48,6 +48,7 @@ pub mod jcs;
 pub mod key;
 pub mod machine;
 pub mod message;
+mod names;
 pub mod network;
 pub mod output;
 pub mod patch;

@@ -1,48 +1,10 @@
 //! The names of what can go wrong: error codes (rule C6) and failure rules (rule C7).
 
-use std::fmt;
-
-use serde::{Serialize, Serializer};
-
-use crate::{did::DidError, document::DocumentError, update::UpdateError};
-
-macro_rules! named {
-    ($(#[$doc:meta])* $type:ident { $($(#[$variant_doc:meta])* $variant:ident = $name:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[non_exhaustive]
-        pub enum $type {
-            $($(#[$variant_doc])* $variant,)*
-        }
-
-        impl $type {
-            /// All of them.
-            pub const ALL: &[Self] = &[$(Self::$variant,)*];
-
-            /// The name.
-            pub const fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)*
-                }
-            }
-        }
-
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.as_str())
-            }
-        }
-
-        impl Serialize for $type {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(self.as_str())
-            }
-        }
-    };
-}
+use crate::{did::DidError, document::DocumentError, names::named, update::UpdateError};
 
 named! {
     /// The code of a failed resolution (rule C6): DID Resolution's, and the method's own.
+    #[non_exhaustive]
     ErrorCode {
         /// The identifier is none, or the genesis document is another one's.
         InvalidDid = "INVALID_DID",
@@ -88,6 +50,7 @@ impl ErrorCode {
 
 named! {
     /// The rule that failed, by the specification's name for it (rule C7).
+    #[non_exhaustive]
     FailureRule {
         /// The identifier's checksum.
         DidChecksumInvalid = "did-checksum-invalid",

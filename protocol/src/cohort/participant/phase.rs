@@ -1,9 +1,8 @@
 //! What a participant knows in each phase of a cohort, and how events change it.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use bitcoin::{Amount, Transaction};
-use serde::{Serialize, Serializer};
 
 use crate::{
     beacon::BeaconData,
@@ -11,6 +10,7 @@ use crate::{
     hash::SignalBytes,
     id::SessionId,
     message::Bytes,
+    names::named,
     output::BeaconOutput,
     time::Timestamp,
     update::SignedUpdate,
@@ -113,55 +113,27 @@ pub enum Phase {
     Ended { reason: SessionEnd, signed: Option<Arc<Round>> },
 }
 
-/// The phase of a participant in a cohort, without its data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum PhaseKind {
-    /// Planned.
-    Planned,
-    /// Deciding whether to join.
-    Invited,
-    /// Waiting for the cohort to form.
-    OptedIn,
-    /// Preparing the update.
-    Ready,
-    /// Waiting for the aggregated data.
-    Submitted,
-    /// Validating.
-    Validating,
-    /// Waiting for the transaction.
-    Approved,
-    /// Signing.
-    Signing,
-    /// Ended.
-    Ended,
-}
-
-impl PhaseKind {
-    /// The phase's name, as text.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Planned => "planned",
-            Self::Invited => "deciding whether to join",
-            Self::OptedIn => "waiting for the cohort to form",
-            Self::Ready => "preparing the update",
-            Self::Submitted => "waiting for the aggregated data",
-            Self::Validating => "validating",
-            Self::Approved => "waiting for the transaction",
-            Self::Signing => "signing",
-            Self::Ended => "ended",
-        }
-    }
-}
-
-impl fmt::Display for PhaseKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-impl Serialize for PhaseKind {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
+named! {
+    /// The phase of a participant in a cohort, without its data.
+    PhaseKind {
+        /// Planned.
+        Planned = "planned",
+        /// Deciding whether to join.
+        Invited = "deciding whether to join",
+        /// Waiting for the cohort to form.
+        OptedIn = "waiting for the cohort to form",
+        /// Preparing the update.
+        Ready = "preparing the update",
+        /// Waiting for the aggregated data.
+        Submitted = "waiting for the aggregated data",
+        /// Validating.
+        Validating = "validating",
+        /// Waiting for the transaction.
+        Approved = "waiting for the transaction",
+        /// Signing.
+        Signing = "signing",
+        /// Ended.
+        Ended = "ended",
     }
 }
 

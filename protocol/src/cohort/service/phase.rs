@@ -2,13 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     sync::Arc,
 };
 
 use super::{CohortTerms, ServiceEffect, rules::TimedPhase};
 use bitcoin::{Amount, Transaction};
-use serde::{Serialize, Serializer};
 
 use crate::{
     beacon::{Aggregation, Slots},
@@ -19,6 +17,7 @@ use crate::{
     did::Did,
     key::XOnlyKey,
     message::SharedBody,
+    names::named,
     output::BeaconOutput,
     signing::{Signed, SigningTask, SigningTerms},
     time::Timestamp,
@@ -137,55 +136,27 @@ pub enum Phase {
     },
 }
 
-/// The phase of a cohort, without its data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum PhaseKind {
-    /// Planned.
-    Planned,
-    /// Enrolling.
-    Enrolling,
-    /// Collecting updates.
-    CollectingUpdates,
-    /// Validating.
-    Validating,
-    /// Awaiting the transaction.
-    AwaitingTransaction,
-    /// Checking presence.
-    CheckingPresence,
-    /// Signing.
-    Signing,
-    /// Completed.
-    Completed,
-    /// Failed.
-    Failed,
-}
-
-impl PhaseKind {
-    /// The phase's name, as text.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Planned => "planned",
-            Self::Enrolling => "enrolling",
-            Self::CollectingUpdates => "collecting updates",
-            Self::Validating => "validating",
-            Self::AwaitingTransaction => "awaiting the transaction",
-            Self::CheckingPresence => "checking presence",
-            Self::Signing => "signing",
-            Self::Completed => "completed",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-impl fmt::Display for PhaseKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-impl Serialize for PhaseKind {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
+named! {
+    /// The phase of a cohort, without its data.
+    PhaseKind {
+        /// Planned.
+        Planned = "planned",
+        /// Enrolling.
+        Enrolling = "enrolling",
+        /// Collecting updates.
+        CollectingUpdates = "collecting updates",
+        /// Validating.
+        Validating = "validating",
+        /// Awaiting the transaction.
+        AwaitingTransaction = "awaiting the transaction",
+        /// Checking presence.
+        CheckingPresence = "checking presence",
+        /// Signing.
+        Signing = "signing",
+        /// Completed.
+        Completed = "completed",
+        /// Failed.
+        Failed = "failed",
     }
 }
 

@@ -179,6 +179,7 @@ pub const HUB: Row = Row {
 pub const INBOX: Row = Row {
     name: "Inbox",
     parents: &["Hub"],
+    // Until it has started: after that as many as it may hold (`HttpConfig::inbox_messages`), but 16 or more.
     mailbox: 1024,
     when_full: WhenFull::Taken,
     restart: Restart::BeginsAgain,

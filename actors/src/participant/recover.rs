@@ -24,7 +24,7 @@ use super::{
 use crate::{
     journal::{Journal, JournalError, Retention, StreamId, StreamKind},
     notice::ParticipantNotice,
-    supervision::{Attempt, End, replay},
+    supervision::{End, replay},
 };
 
 /// A session's actor has stopped, for any reason.
@@ -113,13 +113,9 @@ impl ParticipantActor {
 
     /// Restarts after a panic, with the sessions in the journal, unless there were too many panics.
     pub(super) fn restart(&mut self, ctx: &mut Context<Self>) {
-        let pause = match self.restarts.next(self.shared.clock.now(), self.shared.restarts) {
-            Attempt::Again(pause) => pause,
-            Attempt::Last(reason) => {
-                self.guard.fail(reason);
-                return ctx.stop();
-            }
-            Attempt::GivenUp => return ctx.stop(),
+        let (now, intensity) = (self.shared.clock.now(), self.shared.restarts);
+        let Some(pause) = self.restarts.pause(now, intensity, &mut self.guard) else {
+            return ctx.stop();
         };
         tracing::error!(restarts = self.restarts.count(), "the participant panicked and restarts");
         // The last future passed to `ctx.wait` is the first to run.

@@ -23,7 +23,7 @@ use crate::{
     journal::{Journal, JournalError, StreamId, StreamKind},
     notice::ServiceNotice,
     span,
-    supervision::{Attempt, End, replay},
+    supervision::{End, replay},
     transport::link::Connect,
 };
 
@@ -104,13 +104,9 @@ impl AggregationService {
 
     /// Restarts after a panic, with the cohorts in the journal, unless there were too many panics.
     pub(super) fn restart(&mut self, ctx: &mut Context<Self>) {
-        let pause = match self.restarts.next(self.shared.clock.now(), self.shared.restarts) {
-            Attempt::Again(pause) => pause,
-            Attempt::Last(reason) => {
-                self.guard.fail(reason);
-                return ctx.stop();
-            }
-            Attempt::GivenUp => return ctx.stop(),
+        let (now, intensity) = (self.shared.clock.now(), self.shared.restarts);
+        let Some(pause) = self.restarts.pause(now, intensity, &mut self.guard) else {
+            return ctx.stop();
         };
         tracing::error!(restarts = self.restarts.count(), "the service panicked and restarts");
         // The last future passed to `ctx.wait` is the first to run.

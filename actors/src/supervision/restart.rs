@@ -4,6 +4,8 @@ use std::{collections::VecDeque, time::Duration};
 
 use btcr2_aggregation_protocol::time::Timestamp;
 
+use super::EndGuard;
+
 /// The number of restarts after panics before an actor is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RestartIntensity {
@@ -62,6 +64,23 @@ impl Restarts {
         };
         self.at.push_back(now);
         Attempt::Again(pause)
+    }
+
+    /// The same for an actor that does nothing in a last attempt: the pause, or `None` when it must stop, whose reason its
+    /// guard then knows.
+    pub(crate) fn pause(
+        &mut self,
+        now: Timestamp,
+        intensity: RestartIntensity,
+        guard: &mut EndGuard,
+    ) -> Option<Duration> {
+        match self.next(now, intensity) {
+            Attempt::Again(pause) => return Some(pause),
+            Attempt::Last(reason) => guard.fail(reason),
+            // It has its reason already.
+            Attempt::GivenUp => {}
+        }
+        None
     }
 
     /// The number of restarts in the current period.

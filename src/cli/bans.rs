@@ -55,7 +55,7 @@ enum BansCommand {
         #[command(flatten)]
         term: Term,
         /// The reason, for readers of the list
-        #[arg(long, value_name = "TEXT")]
+        #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
         reason: Option<String>,
         #[command(flatten)]
         args: DirectoryArgs,

@@ -64,6 +64,8 @@ struct PutArgs {
 #[derive(Args, Debug)]
 struct ShowArgs {
     /// The hash: base64url as announcements name updates, hex as signals are written, or a CID (bafkrei...)
+    // One hash in 64 begins with `-` in base64url.
+    #[arg(allow_hyphen_values = true)]
     hash: ContentHash,
     #[command(flatten)]
     stores: Stores,

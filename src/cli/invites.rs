@@ -52,7 +52,7 @@ enum InvitesCommand {
         #[command(flatten)]
         term: Term,
         /// A name for it in the list
-        #[arg(long, value_name = "TEXT")]
+        #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
         label: Option<String>,
         #[command(flatten)]
         args: DirectoryArgs,

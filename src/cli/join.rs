@@ -148,7 +148,7 @@ settings! {
             /// The update that was approved in this cohort will never be announced
             ///
             /// Because another confirmed transaction has spent the cohort's coin. May be given several times.
-            #[arg(long, value_name = "COHORT", value_delimiter = ',', env = "BTCR2_SUPERSEDE", hide_short_help = true)]
+            #[arg(long, value_name = "COHORT", allow_hyphen_values = true, value_delimiter = ',', env = "BTCR2_SUPERSEDE", hide_short_help = true)]
             supersede: Vec<CohortId>,
         }
         "Cohort terms" {

@@ -70,7 +70,7 @@ pub(super) struct SingletonArgs {
     state: Option<PathBuf>,
     /// With --state: an update that was approved in this cohort (`singleton` for one that this command prepared) will never be
     /// announced; may be given several times
-    #[arg(long, value_name = "COHORT", value_delimiter = ',', requires = "state")]
+    #[arg(long, value_name = "COHORT", allow_hyphen_values = true, value_delimiter = ',', requires = "state")]
     supersede: Vec<CohortId>,
     /// The document that the update starts from, where that is not the initial one: all rules are then checked
     #[arg(long, value_name = "FILE")]

@@ -72,6 +72,7 @@ struct ListArgs {
 #[derive(Debug, Args)]
 struct ShowArgs {
     /// The cohort's identifier, as `state list` shows it
+    #[arg(allow_hyphen_values = true)]
     cohort: String,
     #[command(flatten)]
     args: DirectoryArgs,
@@ -80,6 +81,7 @@ struct ShowArgs {
 #[derive(Debug, Args)]
 struct ExportArgs {
     /// The cohort's identifier, as `state list` shows it
+    #[arg(allow_hyphen_values = true)]
     cohort: String,
     /// Write to this file, which must not exist yet, instead of standard output
     #[arg(long, value_name = "FILE")]

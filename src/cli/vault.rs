@@ -65,7 +65,7 @@ struct ListArgs {
 #[derive(Debug, Args)]
 struct ShowArgs {
     /// The cohort's identifier
-    #[arg(value_parser = |text: &str| CohortId::parse(text))]
+    #[arg(allow_hyphen_values = true, value_parser = |text: &str| CohortId::parse(text))]
     cohort: CohortId,
     #[command(flatten)]
     sources: SourceArgs,

@@ -41,6 +41,24 @@ async fn a_document_is_put_in_its_canonical_form_and_shown_by_any_spelling_of_it
     node.stop().await;
 }
 
+#[test]
+fn a_hash_that_begins_with_a_hyphen_is_no_option() {
+    let directory = directory("cas-hyphen");
+    let (file, store) = (path(&directory, "document.json"), format!("dir={}", path(&directory, "store")));
+    let (number, hash) = (0..)
+        .map(|number: u32| (number, ContentHash::of(number.to_string().as_bytes()).to_string()))
+        .find(|(_, hash)| hash.starts_with('-'))
+        .unwrap();
+    fs::write(&file, number.to_string()).unwrap();
+    run(&["cas", "put", &file, "--cas", &store]).succeeded();
+    for arguments in [["cas", "show", &hash, "--cas", &store], ["cas", "show", "--cas", &store, &hash]] {
+        assert_eq!(run(&arguments).succeeded().stdout, number.to_string());
+    }
+    // What follows it is still read as options.
+    let help = run(&["cas", "show", &hash, "--help"]).succeeded();
+    assert!(help.stdout.contains("Usage"), "{}", help.stdout);
+}
+
 #[actix_rt::test]
 async fn a_store_that_fails_is_named_and_the_others_serve() {
     let node = Node::start(Behaviour::Broken);

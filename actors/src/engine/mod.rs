@@ -28,6 +28,10 @@ thread_local! {
         Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, NonZero::get)));
 }
 
+/// How many inputs and effects an actor processes before the other actors of its arbiter run. actix itself polls a
+/// mailbox until it is empty: the messages of a thousand members, or those to them, would stop every other cohort.
+const BURST: usize = 32;
+
 /// A machine and the state that is needed to drive it.
 pub(crate) struct Engine<M: Machine> {
     machine: Arc<M>,
@@ -38,6 +42,12 @@ pub(crate) struct Engine<M: Machine> {
     /// Batches that were applied, in order; the front ones are released when they are durable.
     unreleased: VecDeque<Batch<M>>,
     next_batch: u64,
+    /// Durable events that are not published yet, with their effects.
+    facts: VecDeque<(M::Event, Vec<M::Effect>)>,
+    /// The effects of the event that was published last, as far as they are not performed yet.
+    effects: VecDeque<M::Effect>,
+    /// The inputs processed since the other actors certainly ran, and the effects since they did or since an input.
+    burst: (usize, usize),
     /// Inputs that arrived while effects were performed; they are processed after those effects.
     waiting: VecDeque<(M::Input, Receipt)>,
     busy: bool,
@@ -68,6 +78,9 @@ impl<M: Machine> Engine<M> {
             rng: Some(rng),
             unreleased: VecDeque::new(),
             next_batch: 0,
+            facts: VecDeque::new(),
+            effects: VecDeque::new(),
+            burst: (0, 0),
             waiting: VecDeque::new(),
             busy: false,
             timer: None,
@@ -91,7 +104,19 @@ impl<M: Machine> Engine<M> {
 
     /// Whether the effects of all decisions have been performed.
     pub(crate) fn is_released(&self) -> bool {
-        self.unreleased.is_empty()
+        self.unreleased.is_empty() && self.facts.is_empty() && self.effects.is_empty()
+    }
+
+    /// Whether the other actors should run before the next input.
+    fn is_input_burst(&mut self) -> bool {
+        self.burst = (self.burst.0 + 1, 0);
+        self.burst.0 > BURST
+    }
+
+    /// Whether the other actors should run before the next effect.
+    fn is_effect_burst(&mut self) -> bool {
+        self.burst.1 += 1;
+        self.burst.1 > BURST
     }
 
     pub(crate) fn rng(&mut self) -> Option<&mut ChaCha20Rng> {
@@ -168,18 +193,22 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
     /// has passed in the meantime expires at once.
     fn resume(&mut self, ctx: &mut Context<Self>) {
         let owed = self.engine().machine.resume();
-        self.engine().busy = true;
-        for effect in owed {
-            self.perform(effect, ctx);
-        }
+        self.engine().effects.extend(owed);
         self.work(ctx);
     }
 
     #[doc(hidden)]
     fn work(&mut self, ctx: &mut Context<Self>) {
         self.engine().busy = true;
-        while let Some((input, receipt)) = self.engine().waiting.pop_front() {
+        loop {
+            if !self.release(ctx) {
+                return;
+            }
             let engine = self.engine();
+            if !engine.waiting.is_empty() && engine.is_input_burst() {
+                return self.pause(ctx);
+            }
+            let Some((input, receipt)) = engine.waiting.pop_front() else { break };
             let now = engine.clock.now();
             let Some(mut rng) = engine.rng.take() else {
                 // Unreachable: the generator is only absent while `ctx.wait` blocks all other input.
@@ -220,6 +249,32 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
         self.engine().busy = false;
         self.rearm(ctx);
         self.settled(ctx);
+    }
+
+    /// Publishes the durable events and performs their effects. Returns `false` if the other actors run first, after
+    /// which `work` continues.
+    #[doc(hidden)]
+    fn release(&mut self, ctx: &mut Context<Self>) -> bool {
+        loop {
+            let engine = self.engine();
+            if engine.effects.is_empty() {
+                let Some((event, effects)) = engine.facts.pop_front() else { return true };
+                self.observe(&event, &effects, ctx);
+                self.engine().effects.extend(effects);
+            } else if engine.is_effect_burst() {
+                self.pause(ctx);
+                return false;
+            } else if let Some(effect) = engine.effects.pop_front() {
+                self.perform(effect, ctx);
+            }
+        }
+    }
+
+    /// Lets the other actors run before `work` continues. `busy` stays set, so that inputs are queued.
+    #[doc(hidden)]
+    fn pause(&mut self, ctx: &mut Context<Self>) {
+        self.engine().burst = (0, 0);
+        ctx.wait(tokio::task::yield_now().into_actor(self).map(|(), actor, ctx| actor.work(ctx)));
     }
 
     #[doc(hidden)]
@@ -277,15 +332,8 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
         while self.engine().unreleased.front().is_some_and(|batch| batch.durable) {
             let Some(batch) = self.engine().unreleased.pop_front() else { return };
             batch.receipts.into_iter().for_each(Receipt::confirm);
-            for (event, effects) in batch.facts {
-                self.observe(&event, &effects, ctx);
-                for effect in effects {
-                    // Inputs that an effect causes are queued: `busy` is set, or `work` is about to run.
-                    let was_busy = std::mem::replace(&mut self.engine().busy, true);
-                    self.perform(effect, ctx);
-                    self.engine().busy = was_busy;
-                }
-            }
+            // `work` releases them: it runs now, or is about to.
+            self.engine().facts.extend(batch.facts);
         }
     }
 

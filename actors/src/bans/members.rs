@@ -47,8 +47,27 @@ impl Members {
         &self.0
     }
 
-    /// Applies a change, and adds the subjects whose records it changed to `touched`.
-    pub(super) fn apply(&mut self, change: Change, bans: &dyn Bans, touched: &mut BTreeSet<Subject>) {
+    /// Applies changes, and adds the subjects whose records they changed to `touched`.
+    pub(super) fn apply_all(
+        &mut self,
+        changes: impl IntoIterator<Item = Change>,
+        bans: &dyn Bans,
+        touched: &mut BTreeSet<Subject>,
+    ) {
+        let mut latest = None;
+        for change in changes {
+            if let Change::Record(_, entry) = &change {
+                latest = latest.max(Some(entry.at));
+            }
+            self.apply(change, bans, touched);
+        }
+        // Once for all of them: it looks at every record, and a failed cohort may have hundreds of silent members.
+        if let Some(now) = latest {
+            forget(&mut self.0, now, MOST_MEMBERS, touched);
+        }
+    }
+
+    fn apply(&mut self, change: Change, bans: &dyn Bans, touched: &mut BTreeSet<Subject>) {
         match change {
             Change::Record(subject, entry) => {
                 let (now, entry) = (entry.at, trimmed(entry));
@@ -65,7 +84,6 @@ impl Members {
                     conduct.banned_until = conduct.banned_until.max(Some(now + term));
                 }
                 touched.insert(subject);
-                forget(&mut self.0, now, MOST_MEMBERS, touched);
             }
             Change::Add { subject, until, reason } => {
                 let conduct = self.0.entry(subject.clone()).or_default();

@@ -226,20 +226,28 @@ impl BanBook {
     /// Records an offence of `subject`, once for each cohort and kind, and bans it if the policy decides so. Returns
     /// the end of the ban. The file is written soon, on a separate thread: the caller does not wait for the disk.
     pub fn record(&self, subject: impl Into<Subject>, entry: Entry) -> Option<Timestamp> {
-        let (subject, now) = (subject.into(), entry.at);
+        self.record_all(vec![(subject.into(), entry)]).pop().flatten()
+    }
+
+    /// Records offences, as [`record`](Self::record) does; returns the end of each ban, in the same order.
+    pub fn record_all(&self, offences: Vec<(Subject, Entry)>) -> Vec<Option<Timestamp>> {
+        let at: Vec<_> = offences.iter().map(|(subject, entry)| (subject.clone(), entry.at)).collect();
         let mut memory = self.0.lock();
         // The same offence is charged again after every restart; nothing is written for that.
-        let known = memory.members.all().get(&subject).filter(|conduct| conduct.has(&entry));
-        if let Some(conduct) = known {
-            return conduct.ban(now);
+        let is_new = |(subject, entry): &(Subject, Entry)| {
+            memory.members.all().get(subject).is_none_or(|conduct| !conduct.has(entry))
+        };
+        let news: Vec<_> =
+            offences.into_iter().filter(is_new).map(|(subject, entry)| Change::Record(subject, entry)).collect();
+        if !news.is_empty() {
+            memory.apply_all(news, &*self.0.bans, self.0.table.is_some());
+            if self.0.table.is_some() && !std::mem::replace(&mut memory.is_writing, true) {
+                let book = Arc::clone(&self.0);
+                std::thread::spawn(move || book.write_all());
+            }
         }
-        memory.apply(Change::Record(subject.clone(), entry), &*self.0.bans, self.0.table.is_some());
-        let ban = memory.members.all().get(&subject).and_then(|conduct| conduct.ban(now));
-        if self.0.table.is_some() && !std::mem::replace(&mut memory.is_writing, true) {
-            let book = Arc::clone(&self.0);
-            std::thread::spawn(move || book.write_all());
-        }
-        ban
+        let conduct_of = |subject| memory.members.all().get(subject);
+        at.iter().map(|(subject, at)| conduct_of(subject).and_then(|conduct| conduct.ban(*at))).collect()
     }
 
     /// Bans `subject` until `until`, on the operator's request. The ban is durable when this returns.
@@ -309,9 +317,7 @@ impl BanBook {
         self.refresh()?;
         let has_file = self.0.table.is_some();
         let mut memory = self.0.lock();
-        for change in changes {
-            memory.apply(change, &*self.0.bans, has_file);
-        }
+        memory.apply_all(changes, &*self.0.bans, has_file);
         if !has_file {
             return Ok(());
         }
@@ -388,9 +394,7 @@ impl Book {
             let found = found.map(parse).transpose()?;
             let Some(mut members) = found else { return Ok((self.lock().edits(&touched), None)) };
             let mut touched = BTreeSet::new();
-            for change in &changes {
-                members.apply(change.clone(), &*self.bans, &mut touched);
-            }
+            members.apply_all(changes.iter().cloned(), &*self.bans, &mut touched);
             let edits = members.edits(&touched);
             Ok((edits, Some(members)))
         });
@@ -414,20 +418,18 @@ impl Book {
 }
 
 impl Memory {
-    fn apply(&mut self, change: Change, bans: &dyn Bans, is_written: bool) {
+    fn apply_all(&mut self, changes: Vec<Change>, bans: &dyn Bans, is_written: bool) {
         if !is_written {
-            return self.members.apply(change, bans, &mut BTreeSet::new());
+            return self.members.apply_all(changes, bans, &mut BTreeSet::new());
         }
-        self.unwritten.push(change.clone());
-        self.members.apply(change, bans, &mut self.touched);
+        self.unwritten.extend(changes.iter().cloned());
+        self.members.apply_all(changes, bans, &mut self.touched);
     }
 
     /// Replaces the records by the file's, with those of our changes that the file does not have.
     fn replace(&mut self, members: Members, bans: &dyn Bans) {
         self.members = members;
-        for change in &self.unwritten {
-            self.members.apply(change.clone(), bans, &mut self.touched);
-        }
+        self.members.apply_all(self.unwritten.iter().cloned(), bans, &mut self.touched);
     }
 
     fn edits(&self, touched: &BTreeSet<Subject>) -> Edits {

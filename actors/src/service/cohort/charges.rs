@@ -13,20 +13,29 @@ use super::CohortActor;
 use crate::{
     bans::{Entry, Offence},
     notice::ServiceNotice,
+    subject::Subject,
     transport::Evidence,
 };
 
 impl CohortActor {
-    /// Records an offence of a member, with the messages that it signed.
-    fn charge(&self, did: &Did, offence: Offence, detail: String, evidence: Vec<Evidence>) {
+    /// A member's offence, with the messages that it signed.
+    fn offence_of(&self, did: &Did, offence: Offence, detail: String, evidence: Vec<Evidence>) -> (Did, Entry) {
         let (cohort_id, at) = (self.cohort_id(), self.shared.clock.now());
         let member = self.engine.machine().phase().formed().and_then(|formed| formed.members.get(did));
         let invite = member.and_then(|member| member.invite.as_ref()).map(InviteProof::id);
         let address = self.addresses.get(did).copied();
-        let entry = Entry { offence, cohort_id: cohort_id.clone(), at, detail, address, invite, evidence };
-        if let Some(until) = self.shared.bans.record(did, entry) {
-            let participant = did.clone();
-            self.shared.notices.publish(ServiceNotice::MemberBanned { cohort_id, participant, offence, until });
+        (did.clone(), Entry { offence, cohort_id, at, detail, address, invite, evidence })
+    }
+
+    /// Records offences in the ban list.
+    fn charge(&self, offences: Vec<(Did, Entry)>) {
+        let charged: Vec<_> = offences.iter().map(|(did, entry)| (did.clone(), entry.offence)).collect();
+        let entries = offences.into_iter().map(|(did, entry)| (Subject::from(&did), entry)).collect();
+        for ((participant, offence), until) in charged.into_iter().zip(self.shared.bans.record_all(entries)) {
+            if let Some(until) = until {
+                let cohort_id = self.cohort_id();
+                self.shared.notices.publish(ServiceNotice::MemberBanned { cohort_id, participant, offence, until });
+            }
         }
     }
 
@@ -43,7 +52,7 @@ impl CohortActor {
         let is_charged = !matches!(fault.slot, Slot::OptIn | Slot::Nonce);
         if fault.code == RejectCode::Equivocation && is_charged {
             let evidence = self.evidence.of(&fault.did, fault.slot);
-            self.charge(&fault.did, Offence::Equivocation, fault.detail.clone(), evidence);
+            self.charge(vec![self.offence_of(&fault.did, Offence::Equivocation, fault.detail.clone(), evidence)]);
         }
     }
 
@@ -79,22 +88,19 @@ impl CohortActor {
             _ => return,
         };
         self.note_who_did_not_fetch();
-        for did in silent {
-            self.charge(did, Offence::Holdout, "did not answer in time".to_owned(), Vec::new());
-        }
+        let silence = |did| self.offence_of(did, Offence::Holdout, "did not answer in time".to_owned(), Vec::new());
+        let mut offences: Vec<_> = silent.iter().map(silence).collect();
         for did in wrong {
             let mut evidence = self.evidence.of(did, Slot::Nonce);
             evidence.extend(self.evidence.of(did, Slot::PartialSignature));
-            self.charge(
-                did,
-                Offence::BadPartialSignature,
-                "sent an invalid nonce or partial signature, and no valid one in time".to_owned(),
-                evidence,
-            );
+            let detail = "sent an invalid nonce or partial signature, and no valid one in time".to_owned();
+            offences.push(self.offence_of(did, Offence::BadPartialSignature, detail, evidence));
         }
         if let Some(did) = rejecting {
             let evidence = self.evidence.of(did, Slot::Validation);
-            self.charge(did, Offence::Rejection, "rejected the aggregated data".to_owned(), evidence);
+            let detail = "rejected the aggregated data".to_owned();
+            offences.push(self.offence_of(did, Offence::Rejection, detail, evidence));
         }
+        self.charge(offences);
     }
 }

@@ -41,6 +41,7 @@ mod restart_participant;
 mod restart_service;
 mod rules;
 mod soak;
+mod stalls;
 mod state_cohort;
 mod state_damage;
 mod state_directory;

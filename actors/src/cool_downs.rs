@@ -3,12 +3,14 @@
 //! only.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
+    num::NonZero,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use btcr2_aggregation_protocol::{did::Did, time::Timestamp};
+use lru::LruCache;
 
 use crate::{bans::end_of_ban, subject::Subject};
 
@@ -17,7 +19,7 @@ use crate::{bans::end_of_ban, subject::Subject};
 const SHARED: usize = 3;
 
 /// The maximum number of subjects. Beyond it, the one whose time ends first is removed.
-const MOST: usize = 16_384;
+const MOST: NonZero<usize> = NonZero::new(16_384).expect("not zero");
 
 /// The subject is not admitted for now.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,17 +38,21 @@ struct Noted {
 /// The subjects that cool down.
 pub(crate) struct CoolDowns {
     time: Duration,
-    most: usize,
-    noted: Mutex<BTreeMap<Subject, Noted>>,
+    /// Those noted last are the most recently used.
+    noted: Mutex<LruCache<Subject, Noted>>,
 }
 
 impl CoolDowns {
     /// A cool-down of `time`; zero disables it.
-    pub(crate) const fn new(time: Duration) -> Self {
-        Self { time, most: MOST, noted: Mutex::new(BTreeMap::new()) }
+    pub(crate) fn new(time: Duration) -> Self {
+        Self::of(time, MOST)
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Subject, Noted>> {
+    fn of(time: Duration, most: NonZero<usize>) -> Self {
+        Self { time, noted: Mutex::new(LruCache::new(most)) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LruCache<Subject, Noted>> {
         // No code panics while the value is partly changed.
         self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -59,15 +65,8 @@ impl CoolDowns {
         let mut noted = self.lock();
         // Clients behind this machine's own address are a proxy's, so possibly all, or the operator's own programs.
         for subject in subjects.iter().filter(|subject| !subject.is_loopback()) {
-            if noted.len() >= self.most && !noted.contains_key(subject) {
-                noted.retain(|_, noted| now < noted.until);
-                let first = noted.iter().min_by_key(|(_, noted)| noted.until).map(|(subject, _)| subject.clone());
-                if let Some(first) = first.filter(|_| noted.len() >= self.most) {
-                    noted.remove(&first);
-                }
-            }
             let fresh = || Noted { members: BTreeSet::new(), until: now };
-            let entry = noted.entry(subject.clone()).or_insert_with(fresh);
+            let entry = noted.get_or_insert_mut(subject.clone(), fresh);
             if entry.until <= now {
                 entry.members.clear();
             }
@@ -85,7 +84,7 @@ impl CoolDowns {
     pub(crate) fn check(&self, subjects: &[Subject], now: Timestamp) -> Result<(), CoolingDown> {
         let noted = self.lock();
         for subject in subjects {
-            let Some(Noted { members, until }) = noted.get(subject).filter(|noted| now < noted.until) else {
+            let Some(Noted { members, until }) = noted.peek(subject).filter(|noted| now < noted.until) else {
                 continue;
             };
             let enough = if let Subject::Did(_) = subject { 1 } else { SHARED };
@@ -151,7 +150,7 @@ mod tests {
 
     #[test]
     fn the_number_of_subjects_is_bounded() {
-        let cooling = CoolDowns { most: 4, ..CoolDowns::new(TIME) };
+        let cooling = CoolDowns::of(TIME, NonZero::new(4).unwrap());
         for number in 1..=20 {
             cooling.note(&did(number), &[Subject::from(&did(number))], NOW + Duration::from_secs(number.into()));
             assert!(cooling.lock().len() <= 4);

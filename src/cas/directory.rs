@@ -3,14 +3,14 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
 use async_trait::async_trait;
-use tempfile::Builder;
 
 use super::{Cas, CasError, CasFault, Content, ContentHash, MAX_CONTENT};
+use crate::files::write_whole;
 
 /// A store in a directory, which is created by the first `put`. Its files are complete from the moment they have their
 /// name, also after a crash, and readable as the process's umask allows.
@@ -70,18 +70,7 @@ fn unavailable(error: io::Error) -> CasFault {
 
 fn write(directory: &Path, content: &Content) -> io::Result<()> {
     fs::create_dir_all(directory)?;
-    let mut builder = Builder::new();
-    builder.prefix(".unfinished-");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
-    let mut file = builder.tempfile_in(directory)?;
-    file.write_all(content.bytes())?;
-    file.as_file().sync_all()?;
-    file.persist(directory.join(content.hash().hex()))?;
-    // The name is durable when the directory is. Not every system can sync a directory.
-    #[cfg(unix)]
-    File::open(directory)?.sync_all()?;
-    Ok(())
+    write_whole(&directory.join(content.hash().hex()), content.bytes())
 }
 
 fn read(directory: &Path, hash: &ContentHash) -> Result<Content, CasFault> {

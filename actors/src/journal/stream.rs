@@ -6,6 +6,11 @@ use btcr2_aggregation_protocol::{
     did::Did,
     id::{CohortId, SessionId},
 };
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+/// What the display of a stream's name escapes.
+const UNSAFE: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'/').remove(b':').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Names a stream: `cohort/<id>`, `signing/<id>`, `participant/<did>/<service>/<cohort id>`. Peers choose parts of it:
 /// it is a key, never a path, and is displayed [escaped](Self::escaped).
@@ -77,39 +82,15 @@ impl StreamId {
     /// The name for display: every character other than ASCII letters, digits and `/:-._~` becomes `%` and two hex
     /// digits, so that the name is safe in a terminal, a shell command and a log.
     pub fn escaped(&self) -> impl fmt::Display + '_ {
-        Escaped(&self.0)
+        utf8_percent_encode(&self.0, UNSAFE)
     }
 
     /// The stream whose [escaped](Self::escaped) name is `text`; `None` if there is none.
     pub fn from_escaped(text: &str) -> Option<Self> {
-        let mut name = Vec::with_capacity(text.len());
-        let mut rest = text.bytes();
-        while let Some(byte) = rest.next() {
-            name.push(if byte == b'%' { hex(rest.next()?)? << 4 | hex(rest.next()?)? } else { byte });
-        }
-        let stream = Self(String::from_utf8(name).ok()?);
+        let stream = Self(percent_decode_str(text).decode_utf8().ok()?.into_owned());
         // Each name has exactly one spelling.
         let spelled = stream.escaped().to_string();
         (spelled == text).then_some(stream)
-    }
-}
-
-fn hex(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
-}
-
-struct Escaped<'a>(&'a str);
-
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for byte in self.0.bytes() {
-            if byte.is_ascii_alphanumeric() || b"/:-._~".contains(&byte) {
-                write!(f, "{}", char::from(byte))?;
-            } else {
-                write!(f, "%{byte:02X}")?;
-            }
-        }
-        Ok(())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Whom a service admits: who is on its operator's list, or has an invite; and how many cohorts run at once.
+//! Which DIDs a service admits: those on its operator's list, or with an invite; and how many cohorts run at once.
 
 use std::fs;
 
@@ -43,7 +43,7 @@ fn a_did_is_admitted_when_it_is_on_the_list_which_is_read_again_when_it_changes(
     );
     assert_eq!(service.join(&files[0], &["--decline"]).result()["ok"], true);
 
-    // What cannot be read changes nothing, and is reported with its line.
+    // A list that cannot be read changes nothing, and is reported with its line.
     fs::write(&list, "nobody\n").unwrap();
     service.program.signal("-HUP");
     let warning = service.program.event_where("warning", |event| event["message"].to_string().contains("line 1"));
@@ -99,7 +99,7 @@ fn an_invite_admits_as_many_dids_as_it_says_until_it_is_revoked() {
     invites(&state, &["revoke", counted["invite"].as_str().unwrap()]);
     let revoked = refusal(service.join(&files[2], &["--decline", "--invite", token]));
     assert!(revoked.contains("revoked"), "{revoked}");
-    // Who was admitted once may come again, also to later cohorts.
+    // A DID that was admitted once may come again, also to later cohorts.
     let token = made["token"].as_str().unwrap();
     assert_eq!(service.join(&files[0], &["--decline", "--invite", token]).result()["ok"], true);
     assert_eq!(service.program.result()["ok"], true);
@@ -171,12 +171,12 @@ fn no_more_cohorts_run_at_once_than_may() {
     assert!(place("signing-complete") < next, "{seen:#?}");
 }
 
-/// What an identity says over HTTP, whatever a participant would say.
+/// Sends a message of an identity over HTTP, without a participant.
 fn post(url: &str, from: &Identity, to: &str, body: impl Into<Body>) -> u16 {
     post_from(url, "192.0.2.1", from, to, body)
 }
 
-/// The same through a proxy that says from which address it came.
+/// The same through a proxy that names the address from which it came.
 fn post_from(url: &str, address: &str, from: &Identity, to: &str, body: impl Into<Body>) -> u16 {
     let message = Message::new(from.did().clone(), Some(to.parse().unwrap()), body.into());
     let mut rng = Randomness::System.for_actor("peer");

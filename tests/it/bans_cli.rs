@@ -1,4 +1,4 @@
-//! `bans` as it is called, beside a service that runs.
+//! The command `bans`, while a service runs.
 
 use crate::support::{Service, did_of, directory, identity, path, run};
 use serde_json::{Value, json};
@@ -19,14 +19,14 @@ fn a_banned_did_is_not_admitted_by_a_service_that_runs_until_the_ban_is_lifted()
     let added = bans(&state, &["add", &bad, "--for", "7d", "--reason", "said so\u{1b}[2J"]);
     assert_eq!((&added["did"], &added["banned"]), (&json!(bad), &json!(true)));
     assert_eq!(bans(&state, &["list"])[0]["until"], added["until"]);
-    // People read the list in a terminal.
+    // The list for people, in a terminal.
     let text = run(&["bans", "list", "--state", &state]).succeeded().stdout;
     assert!(text.contains(&bad) && text.contains("said so\\u{1b}"), "{text}");
 
     let refused = service.join(&files[1], &["--add-beacon"]);
     let event = service.program.event("participant-refused");
     assert_eq!(event["participant"], json!(bad), "{event}");
-    // It is told, and does not wait for nothing.
+    // It is notified, so it does not wait in vain.
     let (status, lines, _) = refused.end();
     let result = lines.last().unwrap();
     assert_eq!((status, &result["ok"]), (Some(1), &json!(false)), "{lines:#?}");
@@ -62,7 +62,7 @@ fn calls_that_cannot_work_say_why() {
     assert_eq!(refused(&["add", "did:example:1", "--state", &state]).0, 2);
     assert_eq!(refused(&["add", &did, "--for", "1d", "--until", "2099-01-01T00:00:00Z", "--state", &state]).0, 2);
 
-    // Permanently, and for people that is no number.
+    // A permanent ban is null in JSON, and a word in the list for people.
     assert_eq!(bans(&state, &["add", &did])["until"], Value::Null);
     let text = run(&["bans", "show", &did, "--state", &state]).succeeded().stdout;
     assert!(text.contains("banned until it is lifted"), "{text}");
@@ -70,7 +70,7 @@ fn calls_that_cannot_work_say_why() {
     assert_eq!(address, json!({ "address": "2001:db8::/64", "banned": true, "until": "2099-01-01T00:00:00Z" }));
     assert_eq!(bans(&state, &["lift", "2001:db8::/64"])["banned"], false);
 
-    // The file of another program is not taken for a list, neither by a command nor by a service that starts.
+    // Neither a command nor a service that starts accepts a file of another program as a list.
     std::fs::write(path(&directory, "state/bans.redb"), "garbage").unwrap();
     let (status, said) = refused(&["list", "--state", &state]);
     assert!(status == 1 && said.contains("bans.redb") && said.contains("move it away"), "{said}");

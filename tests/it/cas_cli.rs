@@ -1,4 +1,4 @@
-//! `cas`: content by its hash, as it is called.
+//! The command `cas`: content by its hash.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use crate::support::{Run, directory, path, run};
 use btcr2_aggregation::cas::ContentHash;
 use serde_json::Value;
 
-/// The program runs beside the node, not in its way.
+/// Runs the program on a thread, so that the node can answer it.
 async fn ran(arguments: &[&str]) -> Run {
     let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
     actix_rt::task::spawn_blocking(move || run(&arguments.iter().map(String::as_str).collect::<Vec<_>>()))
@@ -35,7 +35,7 @@ async fn a_document_is_put_in_its_canonical_form_and_shown_by_any_spelling_of_it
             assert_eq!(shown.stdout, canonical, "{spelling} {store}");
         }
     }
-    // As it is: another hash.
+    // The same bytes without canonicalization have another hash.
     let put = ran(&["cas", "put", &file, "--raw", "--cas", &store]).await.succeeded();
     assert!(put.stdout.contains(&ContentHash::of(&fs::read(&file).unwrap()).to_string()), "{}", put.stdout);
     node.stop().await;
@@ -54,7 +54,7 @@ fn a_hash_that_begins_with_a_hyphen_is_no_option() {
     for arguments in [["cas", "show", &hash, "--cas", &store], ["cas", "show", "--cas", &store, &hash]] {
         assert_eq!(run(&arguments).succeeded().stdout, number.to_string());
     }
-    // What follows it is still read as options.
+    // The arguments after it are still read as options.
     let help = run(&["cas", "show", &hash, "--help"]).succeeded();
     assert!(help.stdout.contains("Usage"), "{}", help.stdout);
 }

@@ -1,4 +1,4 @@
-//! What every content-addressed store keeps to, and what each can do wrong.
+//! The properties of every content-addressed store, and the failures of each kind.
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use btcr2_aggregation::cas::{Cas, CasFault, Content, Directory, Ipfs, MAX_CONTEN
 use tempfile::TempDir;
 use tokio::net::TcpSocket;
 
-/// Far beyond what a busy machine needs.
+/// Far more than a busy machine needs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn ipfs(node: &Node) -> Ipfs {
@@ -18,7 +18,7 @@ fn file(directory: &Path, content: &Content) -> std::path::PathBuf {
     directory.join(content.hash().hex())
 }
 
-/// The URL of a port that is taken, so that nobody else gets it, but does not listen.
+/// The URL of a port that is taken, so that no other program gets it, but does not listen.
 fn nobody() -> (TcpSocket, String) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -26,13 +26,13 @@ fn nobody() -> (TcpSocket, String) {
     (socket, url)
 }
 
-/// The suite.
+/// The tests that every store must pass.
 async fn keeps_what_it_was_given(store: &dyn Cas) {
     let contents = [
         content(*b"{}"),
         content(*b""),
         content((0..=255).collect::<Vec<u8>>()),
-        // Of the form that a multipart body ends with.
+        // The end of a multipart body.
         content(*b"\r\n--boundary--\r\n\r\n"),
         content(vec![b'x'; MAX_CONTENT]),
     ];
@@ -55,7 +55,7 @@ async fn keeps_what_it_was_given(store: &dyn Cas) {
 #[actix_rt::test]
 async fn a_directory_conforms() {
     let directory = TempDir::new().unwrap();
-    // So that the first `get` is told of a store that is empty, not of one that is not there.
+    // So that the first `get` reports a missing entry of an empty store, and not a missing store.
     keeps_what_it_was_given(&Directory::new(directory.path())).await;
     let unfinished = fs::read_dir(directory.path())
         .unwrap()
@@ -104,7 +104,7 @@ async fn others_can_read_what_is_published() {
     let directory = TempDir::new().unwrap();
     let good = content(*b"good");
     Directory::new(directory.path()).put(&good).await.unwrap();
-    // The umask may take from that, but not all of it is ours.
+    // The umask may remove permissions; the store removes no others.
     let mode = fs::metadata(file(directory.path(), &good)).unwrap().permissions().mode();
     assert_eq!(mode & 0o600, 0o600);
     let reference = directory.path().join("reference");
@@ -205,7 +205,7 @@ async fn a_node_that_hangs_or_is_not_there_is_given_up() {
 #[actix_rt::test]
 async fn what_is_published_is_read_back_from_the_node_itself() {
     let good = content(*b"good");
-    // The network has it, so an online read would succeed although the node does not.
+    // The network has it, so an online read would succeed although the node does not have it.
     let node = Node::start_with(Behaviour::Forgets, std::slice::from_ref(&good));
     assert!(matches!(ipfs(&node).put(&good).await.unwrap_err().fault, CasFault::Wrong(_)));
     assert_eq!(ipfs(&node).get(&good.hash()).await.unwrap(), good);
@@ -248,7 +248,7 @@ async fn a_publication_tries_every_store_and_holds_if_it_is_told_to() {
     assert_eq!(published, [0, 20, 20]);
     assert_eq!(report.stores[0].failure.as_ref().unwrap().0, contents[0].hash());
     assert!(contents.iter().all(|content| honest.has(&content.hash())));
-    // It was not asked for all the others too.
+    // The failing store did not get all of them.
     assert!(broken.requests().len() < contents.len());
 
     publication.hold_on_failure = true;

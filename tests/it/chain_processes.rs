@@ -183,7 +183,7 @@ fn what_is_left_behind(round: &Round, result: &Value, files: &[String], beacon: 
 
     for (index, file) in files.iter().enumerate() {
         let (did, state) = (did_of(file), format!("{file}.state"));
-        crate::edges::fails_unread(&["watch", "--once", "--state", &state, "--chain", &round.source]);
+        crate::unread_output::fails_unread(&["watch", "--once", "--state", &state, "--chain", &round.source]);
         let (status, told) = round.ran(&["watch", "--once", "--json", "--state", &state, "--chain", &round.source]);
         assert_eq!(status, Some(0), "{told:#?}");
         let seen: Vec<_> = told.iter().filter(|notice| notice["event"] == "signal-seen").collect();

@@ -1,4 +1,4 @@
-//! `join --chain` on a real node: what is signed is not announced before it is confirmed, and a member says how far it is.
+//! `join --chain` on a real node: an update counts as announced only when its transaction is confirmed; a member reports progress.
 
 use std::path::PathBuf;
 
@@ -48,7 +48,7 @@ impl Place {
         join(&self.service.url, &self.member, &[&what[..], &chain, more].concat())
     }
 
-    /// Pays for the cohort that forms next, and waits for its transaction to be handed in.
+    /// Pays for the cohort that forms next, and waits for its transaction to be broadcast.
     async fn pays(&mut self) -> String {
         let formed = self.service.program.event("keygen-complete");
         let address: Address<NetworkUnchecked> = text(&formed["beaconAddress"]).parse().unwrap();
@@ -77,7 +77,7 @@ fn a_cohort_is_over_when_its_transaction_is_confirmed() {
         member.event_where("transaction-in-block", |event| event["confirmations"] == 1);
         assert!(events(member.seen(), "result").is_empty(), "it said that it was done: {:#?}", member.seen());
 
-        // Killed meanwhile, it goes on waiting; and nothing else is said of that version, or of the next, before.
+        // A member that is killed meanwhile continues to wait. Until then it signs nothing else of that version or of the next.
         member.kill();
         let second = place.note("second");
         let (status, lines, _) = place.join(&second, &[]).end();
@@ -97,7 +97,7 @@ fn a_cohort_is_over_when_its_transaction_is_confirmed() {
         let kept: Value = serde_json::from_str(&kept.stdout).unwrap();
         assert!(kept.to_string().contains(&format!("\"confirmedHeight\":{}", result["height"])), "{kept}");
 
-        // The next one starts from there; who will not wait is told how far it is.
+        // The next update starts from there; a member with `--linger` reports how far the transaction is.
         let mut next = place.join(&second, &["--linger", "3s"]);
         place.pays().await;
         next.event("transaction-in-mempool");
@@ -118,11 +118,11 @@ fn what_is_wrong_with_a_chain_is_said() {
         let member = path(&directory, "mainnet");
         run(&["identity", "new", "--network", "bitcoin", "--out", &member]).succeeded();
         let service = Service::start(&directory, &["--min-participants", "1"]);
-        // Another network's chain can never confirm anything of ours.
+        // A chain of another network can never confirm our transactions.
         let run = run(&["join", "--service", &service.url, "--identity", &member, "--decline", "--chain", &source]);
         assert_eq!(run.status, Some(2), "{run:?}");
         assert!(run.stderr.contains("--chain: the chain is not bitcoin's"), "{run:?}");
-        // One that does not answer may do so later.
+        // A chain that does not answer may do so later.
         let member = identity(&directory, "patient");
         let mut member = join(
             &service.url,

@@ -26,8 +26,8 @@ fn what_each_beacon_saved_is_told_from_its_results() {
         let out = results(&format!("cost-{beacon}"), beacon);
         let told: Value = serde_json::from_str(&run(&["cost", &out, "--json"]).succeeded().stdout).unwrap();
         let cost = &told["cohorts"][0]["cost"];
-        // Two of three announced; 154 vB at 2 sat/vB, against 153 vB for each of them. Both add the beacon: a resolver finds
-        // that only when it is announced by a singleton too.
+        // Two of three announced; 154 vB at 2 sat/vB, compared with 153 vB for each of them. Both updates add the beacon, which a
+        // resolver finds only when a singleton announces the update too.
         assert_eq!(
             (&cost["updates"], &cost["paid"], &cost["feeRate"]),
             (&2.into(), &(308 + 2 * 306).into(), &2.0.into()),

@@ -1,8 +1,8 @@
-//! One member is killed (SIGKILL) behind each single append to its journal and each single message, and started again with its
-//! state directory: every time the cohort completes, by the key path or by the fallback; the member can prove its slot; and
-//! in all that was ever said no nonce was used twice.
+//! One member is killed (SIGKILL) after each single append to its journal and each single message, and started again with its
+//! state directory. Every time the cohort completes, by the key path or by the fallback; the member can prove its slot; and no
+//! nonce was used twice in all messages of all runs.
 //!
-//! As in `crash_service`, `CRASH_POINTS=all` tries all points, and `CRASH_ONLY="smt-key Given(2)"` one.
+//! As in `crash_service`, `CRASH_POINTS=all` tests all points, and `CRASH_ONLY="smt-key Given(2)"` one.
 #![cfg(unix)]
 
 use std::{sync::Arc, time::Duration};
@@ -26,7 +26,7 @@ use tokio::sync::mpsc::unbounded_channel;
 /// The member that is killed.
 const VICTIM: usize = 0;
 
-/// The process that is killed; nothing happens when the tests are run.
+/// The process that is killed; it does nothing when the tests are run.
 #[test]
 fn the_member_that_is_killed() {
     let Some(task) = task() else { return };
@@ -64,7 +64,7 @@ fn round(scenario: &Scenario, crash: Option<Point>) -> Outcome {
         let Door { place, transport: inner, relay } = open_door(scenario.over).await;
         let transport = Arc::new(Tapped { inner, taps: vec![sniper.clone(), transcript.clone()] });
         let (service, mut running) = start_service(transport, Arc::new(MemoryJournal::new())).await;
-        // Who has lost its nonce cannot give another one, and is not waited for.
+        // A member that has lost its nonce cannot send another one, so the service does not wait for it long.
         let signs = if crash.is_some() { Duration::from_secs(2) } else { PATIENCE };
         let nonces = if scenario.fallback { Duration::from_millis(300) } else { signs };
         service.send(cohort(scenario, MEMBERS, nonces, signs)).await.unwrap().unwrap();
@@ -95,7 +95,7 @@ fn round(scenario: &Scenario, crash: Option<Point>) -> Outcome {
                 line = child.line() => match line {
                     Some(line) => match line["event"].as_str().unwrap() {
                         "step" => outcome.steps.push(line["step"].clone()),
-                        // Told again when it was killed before anybody had taken note.
+                        // Reported again if it was killed before the report was stored.
                         "record" => {
                             let again = outcome.records.insert(victim.to_string(), line.clone());
                             assert!(again.is_none_or(|before| before == line), "two outcomes for one member");

@@ -1,7 +1,7 @@
-//! The service is killed (SIGKILL) behind each single append to its journal and each single message, and started again: every
+//! The service is killed (SIGKILL) after each single append to its journal and each single message, and started again. Every
 //! time the cohort completes, with one transaction, and every member can prove its slot.
 //!
-//! `cargo test` tries a sample of the points. All of them, some hundreds, take minutes:
+//! `cargo test` tests a sample of the points. All of them, several hundred, take minutes:
 //! `CRASH_POINTS=all cargo test --test it crash_service -- --nocapture` (which also prints how many there were);
 //! `CRASH_ONLY="smt-key Given(17)"` repeats one.
 #![cfg(unix)]
@@ -33,7 +33,7 @@ use btcr2_aggregation::{
 use serde_json::{Value, json};
 use tokio::sync::mpsc::unbounded_channel;
 
-/// The process that is killed; nothing happens when the tests are run.
+/// The process that is killed; it does nothing when the tests are run.
 #[test]
 fn the_service_that_is_killed() {
     let Some(task) = task() else { return };
@@ -66,7 +66,7 @@ async fn serve(task: Task) {
     let (service, mut running) = start_service(transport, journal).await;
     welcome();
     if first {
-        // The silent one is waited for no longer than it takes; nobody else is ever given up.
+        // The service waits for the silent member no longer than it takes, and never gives up another one.
         let nonces = if scenario.fallback { Duration::from_millis(300) } else { PATIENCE };
         service.send(cohort(&scenario, MEMBERS, nonces, PATIENCE)).await.unwrap().unwrap();
     }
@@ -98,7 +98,7 @@ fn round(scenario: &Scenario, crash: Option<Point>) -> Outcome {
         let directory = tempfile::tempdir().unwrap();
         let (relay, proxy) = match scenario.over {
             Over::Nostr => (Some(EmbeddedRelay::start(([127, 0, 0, 1], 0).into()).await.unwrap()), None),
-            // Members know one address, whatever port the service has in its next life.
+            // Members know one address, whatever port the service has in its next run.
             Over::Http => (None, Some(Proxy::to(([127, 0, 0, 1], 1).into()))),
         };
         let place = relay.as_ref().map(|relay| relay.url().to_owned());
@@ -159,7 +159,7 @@ fn round(scenario: &Scenario, crash: Option<Point>) -> Outcome {
                 Some(step) = steps.recv() => match &*step {
                     ParticipantNotice::CohortOver { .. } => over += 1,
                     ParticipantNotice::CohortFailed { did, reason, .. } => {
-                        // The silent one is told that it is over, too.
+                        // The silent member is notified of the end, too.
                         assert!(scenario.fallback, "{did}: {reason}");
                     }
                     step => if let Some(record) = record(step) {

@@ -1,5 +1,5 @@
-//! The `demo` command as people and scripts meet it: the real binary, its output, its files and its exit status. What it says
-//! is not believed but verified again, by the `bitcoin` and `bitcoinconsensus` crates and by hashing the sidecars.
+//! The `demo` command as people and scripts use it: the real binary, its output, its files and its exit status. The tests
+//! verify its output again, by the `bitcoin` and `bitcoinconsensus` crates and by hashing the sidecars.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,7 @@ use btcr2_aggregation::protocol::{
 };
 use serde_json::Value;
 
-/// What a call of the program came to.
+/// The outcome of a call of the program.
 struct Run {
     status: i32,
     stdout: String,
@@ -54,7 +54,7 @@ fn last_line(run: &Run) -> Value {
     serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"))
 }
 
-/// Runs a demo that succeeds, and believes none of what it says.
+/// Runs a demo that succeeds, and verifies everything that it reports.
 fn demo(arguments: &[&str]) -> Value {
     let run = run(&[&["demo", "--json"], arguments].concat());
     assert_eq!(run.status, 0, "{arguments:?}: {}", run.stderr);
@@ -84,7 +84,7 @@ fn fields(value: &Value) -> BTreeSet<&str> {
     value.as_object().unwrap().keys().map(String::as_str).collect()
 }
 
-/// Verifies a report by nothing but what is in it.
+/// Verifies a report by its own content only.
 fn verify(report: &Value) {
     assert_eq!(
         fields(report),
@@ -120,7 +120,7 @@ fn verify(report: &Value) {
     let address = Address::from_script(&prevout.script_pubkey, bitcoin::params::Params::REGTEST).unwrap();
     assert_eq!(address.to_string(), text(&report["beaconAddress"]));
 
-    // The signal is all that the last output says, and no other output says anything.
+    // The last output contains the signal and nothing else, and no other output contains data.
     let (announcement, others) = transaction.output.split_last().unwrap();
     let signal: [u8; 32] = bytes(&report["signalHex"]).try_into().unwrap();
     assert_eq!(announcement.script_pubkey, ScriptBuf::new_op_return(signal));
@@ -223,7 +223,7 @@ fn consensus(transaction: &Transaction, prevout: &TxOut) -> Result<(), bitcoinco
     bitcoinconsensus::verify_with_flags(script, value, &bytes, Some(&[spent]), 0, flags)
 }
 
-/// What is in a directory that `--out` wrote: the files are exactly those that the help promises.
+/// The content of a directory that `--out` wrote: the files are exactly those that the help lists.
 fn participants(directory: &Path, report: &Value) -> Vec<Value> {
     let count = report["participants"].as_u64().unwrap();
     let found: BTreeSet<String> =
@@ -249,12 +249,12 @@ fn update_hash(participant: &Value) -> Option<DocumentHash> {
     update
 }
 
-/// The members' CAS Announcement is the signal, and says of each exactly what it submitted.
+/// The hash of the members' CAS Announcement is the signal, and its entries are exactly what each member submitted.
 fn cas_sidecars_hold(participants: &[Value], report: &Value) {
     for participant in participants {
         let announcement: BTreeMap<String, String> =
             serde_json::from_value(participant["sidecar"]["casUpdates"][0].clone()).unwrap();
-        // DIDs and base64url are plain ASCII: sorted and without white space, this is JCS.
+        // DIDs and base64url are ASCII: sorted and without white space, this is JCS.
         let canonical = serde_json::to_vec(&announcement).unwrap();
         let signal = sha256::Hash::hash(&canonical).to_byte_array();
         assert_eq!(signal.to_lower_hex_string(), text(&report["signalHex"]));
@@ -377,7 +377,7 @@ fn over_http_the_same_cohorts_complete() {
     }
     let fallback = ["--transport", "http", "--path", "fallback"];
     assert_eq!(demo_with_files("http-fallback", &fallback)["path"], "script-path");
-    // Far more from one address than a service takes by itself.
+    // Far more requests from one address than a service allows by default.
     demo(&["--transport", "http", "--participants", "60"]);
 }
 
@@ -464,7 +464,7 @@ fn an_out_directory_that_cannot_be_made_is_told_before_the_round() {
     fs::write(&file, "not a directory").unwrap();
     let below = file.join("below");
     let below = below.to_str().unwrap();
-    // The silent member of so large a cohort is waited for longer than 20 seconds.
+    // The timeout for the silent member of so large a cohort is longer than 20 seconds.
     let started = Instant::now();
     let run = run(&["demo", "--json", "--path", "fallback", "--participants", "900", "--out", below]);
     assert!(started.elapsed() < Duration::from_secs(20), "the round ran before");

@@ -1,4 +1,4 @@
-//! What the documents cite exists.
+//! The files that the documents cite exist.
 
 use std::{fs, path::Path};
 

@@ -1,5 +1,5 @@
-//! The events are documented, every kind with its fields: by `docs/events.md` for people, and by `docs/events.schema.json`.
-//! (What the programs print is validated where tests read it, in `support`.)
+//! Every kind of event is documented with its fields: for people in `docs/events.md`, and in `docs/events.schema.json`.
+//! (The module `support` validates the output of the programs whenever a test reads it.)
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -58,7 +58,7 @@ fn the_page_names_every_kind_and_its_fields() {
         let (kind, meaning) = (name.split('.').nth(1).unwrap(), definition["description"].as_str().unwrap());
         let fields = definition["properties"].as_object().unwrap().keys();
         let fields: Vec<_> = fields.filter(|field| !matches!(field.as_str(), "event" | "time")).collect();
-        // Kinds of two programs may have the same meaning, and other fields.
+        // Kinds of two programs may have the same meaning, and different fields.
         let mut rows = page.lines().filter_map(|line| line.strip_prefix(&format!("| `{kind}` | {meaning} |")));
         let documents = |row: &str| {
             fields.iter().all(|field| row.contains(&format!("`{field}`: ")))
@@ -87,11 +87,11 @@ fn a_field_that_is_not_documented_is_found() {
     }
 }
 
-/// A `join` that reaches nobody: its text, or its events.
+/// A `join` that reaches no service: its text, or its events.
 fn unreachable(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> crate::support::Run {
     let directory = crate::support::directory(name);
     let identity = crate::support::identity(&directory, "member");
-    // Port 9 is one on which nobody listens.
+    // No program listens on port 9.
     let fixed = ["join", "--service", "http://127.0.0.1:9", "--identity", &identity, "--decline"];
     let run = crate::support::run_with(&[&fixed[..], &["--connect-timeout", "1s"], arguments].concat(), variables);
     assert_eq!(run.status, Some(1), "{run:?}");
@@ -118,7 +118,7 @@ fn text_in_a_pipe_has_every_line_and_times_if_asked_for() {
 fn events_have_times_without_being_asked() {
     let events = unreachable("times-json", &["--events", "json"], &[]).events();
     let mut kinds: Vec<_> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
-    // For adverts, and perhaps for messages.
+    // For adverts, and perhaps for messages too.
     kinds.dedup();
     assert_eq!(kinds, ["terms", "warning", "unreachable", "result"]);
 }

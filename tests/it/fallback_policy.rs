@@ -1,4 +1,4 @@
-//! The fallback transactions of small and large cohorts are what nodes relay, and of the size that their fee was made for.
+//! Nodes relay the fallback transactions of small and large cohorts, whose size is that for which their fee was computed.
 
 use crate::bitcoind_support::{
     TestChain,

@@ -1,5 +1,5 @@
-//! A disk that is full: a file system of 64 KiB. Where this machine does not let us mount one (that takes root), the tests say
-//! that they are skipped.
+//! A disk that is full: a file system of 64 KiB. Where this machine does not permit to mount one (that takes root), the tests
+//! print that they are skipped.
 
 use std::{
     fs::{self, File},
@@ -29,7 +29,7 @@ impl Small {
         None
     }
 
-    /// A file that takes all the room there is, so far.
+    /// A file that takes all the remaining room.
     fn filled(&self, name: &str) -> File {
         let mut file = File::create(self.0.join(name)).unwrap();
         let page = [b'x'; 4096];
@@ -46,7 +46,7 @@ impl Small {
         path(&self.0, name)
     }
 
-    /// What is there beside what fills it.
+    /// The other files.
     fn others(&self) -> Vec<String> {
         let names = fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.filter(|name| name != "filling").collect()
@@ -67,7 +67,7 @@ fn a_round_goes_on_while_the_disk_of_its_logs_is_full() {
     let (member, kept) = (identity(&directory, "member"), path(&directory, "kept"));
     let arguments = ["join", "--service", &service.url, "--identity", &member, "--add-beacon", "--exit-when-done"];
     let mut join = command(&[&arguments[..], &["--out", &kept]].concat());
-    // It fills up while the program runs: the first lines are there.
+    // It fills up while the program runs: the first lines are written.
     let (log, errors) = (File::create(small.0.join("log")).unwrap(), File::create(small.0.join("errors")).unwrap());
     let status = join.env("RUST_LOG", "trace").stdout(log).stderr(errors).status().unwrap();
     assert_eq!(status.code(), Some(0));
@@ -101,7 +101,7 @@ fn what_cannot_be_written_is_an_error_and_leaves_nothing_half_done() {
         assert!(run.stderr.contains("No space left on device") && run.stderr.contains("small/"), "{run:?}");
         assert_eq!(small.others(), [""; 0], "{arguments:?} left something half done");
     }
-    // A program that could lose something does not start.
+    // A program that could lose data does not start.
     let kept = small.path("kept");
     let service = path(&directory, "service");
     for arguments in [

@@ -1,4 +1,4 @@
-//! Paying to a beacon address by a PSBT that is signed elsewhere, as programs over a real node.
+//! A deposit to a beacon address by a PSBT that is signed elsewhere, as programs over a real node.
 
 use std::fs;
 
@@ -7,13 +7,13 @@ use crate::bitcoind_support::{
     beacon::Beacon,
     faucet::{Faucet, Wallet},
 };
-use crate::edges::fails_unread;
 use crate::support::{path, run};
+use crate::unread_output::fails_unread;
 use bitcoin::{Address, Amount, FeeRate, Psbt, Sequence};
 use btcr2_aggregation::bitcoin::deposit::{self, DepositError};
 use data_encoding::BASE64;
 
-/// Signs what `wallet` pays for, to the end.
+/// Signs and finalizes a PSBT that spends coins of `wallet`.
 fn signed(wallet: &Wallet, text: &str) -> String {
     let mut psbt = Psbt::deserialize(&BASE64.decode(text.trim().as_bytes()).unwrap()).unwrap();
     let values: Vec<_> = psbt.inputs.iter().map(|input| input.witness_utxo.as_ref().unwrap().value).collect();
@@ -53,7 +53,7 @@ fn a_deposit_is_written_signed_elsewhere_and_sent() {
         assert!(submit(&psbt).usage().contains("final"));
         fs::write(&done, signed(&wallet, &fs::read_to_string(&psbt).unwrap())).unwrap();
         submit(&done).succeeded();
-        // Again is as good as once.
+        // A second submission succeeds as well.
         submit(&done).succeeded();
         fails_unread(&[
             "fund", "--chain", &source, "--from", &from, "--to", &to, "--amount", "4000", "--out", &psbt,

@@ -1,8 +1,8 @@
-//! Hostile peers against the programs, over HTTP and over relays: members that say what they should not to `serve`, and a
-//! service that says what it should not to `join`. Honest parties complete, or end with a precise reason.
+//! Hostile peers against the programs, over HTTP and over relays: members that send invalid messages to `serve`, and a
+//! service that sends invalid messages to `join`. Honest parties complete, or end with a precise reason.
 //!
-//! A hostile peer is an honest one whose transport changes what it says; what a machine makes of every kind of nonsense is in
-//! `protocol/tests/it/hostile_*.rs`.
+//! A hostile peer is an honest one whose transport changes its messages. `protocol/tests/it/hostile_*.rs` tests how a machine
+//! responds to every kind of invalid message.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ use btcr2_aggregation::{
 };
 use serde_json::{Value, json};
 
-/// Says something else instead of what is said to `to`, or to anybody.
+/// Replaces a message to `to`, or to any recipient, by others.
 struct Rewriter<F> {
     to: Option<Did>,
     rewrite: F,
@@ -52,14 +52,14 @@ impl<F: Fn(&Body) -> Vec<Body> + Send + Sync> Tap for Rewriter<F> {
     }
 }
 
-/// The last byte, changed: another number, if it is one.
+/// Changes the last byte: a different number, if it is one.
 fn altered<const N: usize>(bytes: Bytes<N>) -> Bytes<N> {
     let mut altered = bytes.0;
     altered[N - 1] ^= 1;
     Bytes(altered)
 }
 
-/// What could be said in the same place instead.
+/// A message that contradicts this one.
 fn contradiction(body: &Body) -> Option<Body> {
     Some(match body {
         Body::CohortOptIn(opt_in) => {
@@ -74,7 +74,7 @@ fn contradiction(body: &Body) -> Option<Body> {
             other.into()
         }
         Body::NonceContribution(nonce) => {
-            // Two points the other way round are two points.
+            // The same two points in the other order are a different nonce.
             let mut other = nonce.clone();
             other.nonce_contribution.0.rotate_left(33);
             other.into()
@@ -88,8 +88,8 @@ fn contradiction(body: &Body) -> Option<Body> {
     })
 }
 
-/// A cohort of a `serve` process with three honest members, on HTTP and on the relay, and a villain of whom each message is
-/// what `rewrite` makes of it. The service, when it is done.
+/// A cohort of a `serve` process with three honest members, on HTTP and on the relay, and a hostile one whose messages
+/// `rewrite` replaces. The service, when it is done.
 fn with_villain(over: Over, more: &[&str], rewrite: fn(&Body) -> Vec<Body>) -> (Program, Value) {
     let arguments = [&["--listen", "127.0.0.1:0", "--fallback-threshold", "3"], more].concat();
     let Running { mut service, url, relay, .. } = crate::nostr_support::serve(4, &arguments);
@@ -118,7 +118,7 @@ fn with_villain(over: Over, more: &[&str], rewrite: fn(&Body) -> Vec<Body>) -> (
             };
             records.push(tokio::time::timeout(PATIENCE, completes).await.expect("an honest member completes"));
         }
-        // Until everything that it said was heard.
+        // Until all its messages were received.
         let ended = actix_rt::task::spawn_blocking(move || {
             let result = service.event("result");
             service.succeeds();
@@ -148,11 +148,11 @@ fn in_both_ways(test: impl Fn(Over) + Copy + Send) {
 #[test]
 fn a_member_that_contradicts_itself_in_every_place_is_named_banned_and_harms_nobody() {
     in_both_ways(|over| {
-        // Over a relay it may see a nonce of its own that it has never opened, and then it does not sign.
+        // Over a relay it may receive a nonce of its own that it has never opened; then it does not sign.
         let (mut service, result) = with_villain(over, &["--signing-timeout", "6s"], |body| {
             [Some(body.clone()), contradiction(body)].into_iter().flatten().collect()
         });
-        // What arrives first stands, so that nothing is lost.
+        // The first message is used, so that nothing is lost.
         service_result(&result, result["path"].as_str().unwrap());
         let villain = json!(member_identity(0).did());
         let refused = said(&mut service, "message-rejected");
@@ -189,11 +189,11 @@ fn a_member_that_says_everything_three_times_changes_nothing() {
     });
 }
 
-/// What a service of ours says when somebody has changed it, to the `join` process alone.
+/// A change of the messages of our service to the `join` process alone.
 struct HostileService {
     over: Over,
     rewrite: fn(&Body) -> Vec<Body>,
-    /// Whether another service says that the cohort is over, as soon as it is formed.
+    /// Whether another service reports the end of the cohort, as soon as it is formed.
     meddler: bool,
 }
 
@@ -235,7 +235,7 @@ impl Handler<Disconnected> for Deaf {
 }
 
 impl HostileService {
-    /// Of one other member, honest, and a `join` process.
+    /// A cohort of one other member, honest, and a `join` process.
     fn joined(self, more: &[&str]) -> Joined {
         let victim = crate::nostr_support::identity("victim");
         let more: Vec<String> = more.iter().map(|argument| (*argument).to_owned()).collect();
@@ -292,17 +292,17 @@ impl HostileService {
     }
 }
 
-/// Says something in the name of `from`.
+/// Sends a message in the name of `from`.
 async fn tell(transport: &dyn Transport, from: &Identity, to: &Did, body: impl Into<Body>) {
     let deaf = Deaf.start();
     let connection = transport.connect(from, deaf.clone().recipient(), deaf.recipient(), 1).await.unwrap();
     let body = SharedBody::from(body.into());
     connection.do_send(Outbound::Direct { to: to.clone(), body, until: None });
-    // As long as the round lasts.
+    // As long as the round runs.
     std::mem::forget(connection);
 }
 
-/// `join` against each lie, which it refuses; it ends by itself, with 1, and says which.
+/// Runs `join` against each false message: it refuses the message, reports which one, and exits with 1.
 fn lie(rewrite: fn(&Body) -> Vec<Body>, code: &str) {
     for over in [Over::Http, Over::Nostr] {
         let joined = HostileService { over, rewrite, meddler: false }.joined(&[

@@ -1,23 +1,17 @@
-//! `identity`, `serve` and `join` as they are called: what is refused and why, where settings come from, and that secrets
-//! stay where they are.
+//! The commands `identity`, `serve` and `join`: which calls are refused and why, where settings come from, and that secrets
+//! do not leak.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use btcr2_aggregation::actors::transport::tls::Trust;
 
 use crate::support::{
-    Service, did_of, directory, external_identity, identity, path, run, run_with,
+    Service, contains, did_of, directory, external_identity, identity,
+    inputs::SECRET,
+    path, run, run_with,
     verify::{participant_result, service_result},
 };
 use serde_json::{Value, json};
-
-const SECRET: &str = "b7e151628aed2a6abf7158809cf4f3c762e7160f38b4da56a784d9045190cfef";
-
-fn contains(text: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(text.contains(part), "{part:?} is missing in {text}");
-    }
-}
 
 #[test]
 fn an_identity_file_is_for_its_owner_only_and_never_overwritten() {
@@ -75,7 +69,7 @@ fn an_external_identity_gets_its_key_into_its_genesis_document() {
     let given = fs::read_to_string(path(&directory, "external.genesis")).unwrap();
     assert_eq!(genesis, serde_json::from_str::<Value>(&given).unwrap());
 
-    // A document with somebody else's key is not ours to sign for.
+    // We do not sign for a document with a foreign key.
     let foreign = path(&directory, "foreign.json");
     fs::write(&foreign, shown["genesisDocument"].to_string()).unwrap();
     let refused = run(&["identity", "new", "--external", &foreign, "--out", &path(&directory, "foreign")]);
@@ -106,7 +100,7 @@ fn a_secret_is_never_printed() {
     ] {
         runs.push(run_with(arguments, &secret));
     }
-    // Files that are no identity files, or hold another DID, are told of without a word of what they hold.
+    // Files that are not identity files, or contain another DID, are reported without their content.
     let content: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
     let mut other = content.clone();
     other["did"] = json!("did:btcr2:k1other");
@@ -124,7 +118,7 @@ fn a_secret_is_never_printed() {
         assert_eq!(shown.status, Some(1), "{shown:?}");
         runs.push(shown);
     }
-    // A whole cohort, with every log there is.
+    // A whole cohort, with all logs.
     let service = Service::once(&directory, 1, &[]);
     let joined = crate::support::command(&[
         "join",
@@ -205,7 +199,7 @@ fn flags_come_before_variables_and_variables_before_the_file() {
         run.usage().to_owned()
     };
     let offline = "chain = 'offline'\n";
-    // `bitcoin` is refused by name, so that it shows which setting came through.
+    // `bitcoin` is refused by name, so that the error shows which setting was used.
     contains(&refused_by(&[], &[], ""), &["no chain"]);
     contains(&refused_by(&[], &[], &format!("{offline}network = 'bitcoin'")), &["refused on bitcoin"]);
     let variable = [("BTCR2_NETWORK", "bitcoin")];
@@ -215,11 +209,11 @@ fn flags_come_before_variables_and_variables_before_the_file() {
     contains(&refused_by(&flag, &variable, &format!("{offline}network = 'signet'")), &["refused on bitcoin"]);
     let timelock = refused_by(&[], &[("BTCR2_RECOVERY_SEQUENCE", "0")], &format!("{offline}recovery-sequence = 5"));
     contains(&timelock, &["equence"]);
-    // What has no effect is no setting.
+    // A setting without an effect is an error.
     contains(&refused_by(&[], &[], &format!("{offline}min-particpants = 5")), &["serve.toml", "min-particpants"]);
     contains(&refused_by(&[], &[], &format!("{offline}cohort-ttl = 'soon'")), &["serve.toml", "cohort-ttl"]);
 
-    // The flag's identity is not the file's secret, and a flag's intent not the file's.
+    // A flag's identity replaces the file's secret, and a flag's intent the file's.
     let toml = format!("{offline}secret-env = 'NOWHERE'\nnetwork = 'bitcoin'");
     fs::write(&config, toml).unwrap();
     contains(run(&["serve", "--config", &config, "--identity", &file]).usage(), &["refused on bitcoin"]);
@@ -261,7 +255,7 @@ fn terms_that_are_not_accepted_are_passed_over_and_it_is_said_why() {
         let timelock = if arguments.is_empty() { &[][..] } else { &low_timelock };
         let mut joined = service.join(&member, &[&["--decline"], timelock, arguments].concat());
         let (event, field) = match arguments {
-            // Another service is not even listened to.
+            // Another service is ignored.
             ["--service-did", _] => ("message-unverified", "reason"),
             _ => ("cohort-passed-over", "reason"),
         };
@@ -287,7 +281,7 @@ fn over_tls_a_service_is_trusted_by_its_certificate_only() {
     let service = Service::once(&directory, 1, &["--tls-cert", &certificate, "--tls-key", &key]);
     contains(&service.url, &["https://127.0.0.1:"]);
     let member = identity(&directory, "member");
-    // Who trusts another certificate hears nothing.
+    // A member that trusts another certificate receives nothing.
     let wary = service.join(&member, &["--add-beacon", "--tls-ca", &other]);
     let joined = service.join(&member, &["--add-beacon", "--tls-ca", &certificate]);
     let result = service.program.result();

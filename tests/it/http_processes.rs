@@ -1,4 +1,4 @@
-//! `serve` and `join` as processes: whole cohorts, and what becomes of them when members vanish, connections break, somebody
+//! `serve` and `join` as processes: whole cohorts, and the outcome when members vanish, connections break, a peer
 //! floods the service, and clocks are wrong.
 
 use std::{
@@ -83,7 +83,7 @@ fn five_processes(beacon: &str) {
         if index == 1 {
             assert_eq!(kept["sidecar"]["updates"][0]["patch"][0]["value"], endpoint);
         }
-        // What --out keeps is all that the result says, and the terms.
+        // The file of --out contains the whole result, and the terms.
         let name = format!("kept-{index}/{}.json", text(&result["cohortId"]));
         let file: Value = serde_json::from_str(&fs::read_to_string(path(&directory, &name)).unwrap()).unwrap();
         assert_eq!(
@@ -103,7 +103,7 @@ fn check_out_of_service(out: &Path, result: &Value, did: &str, kept: &Value) {
         Some(serde_json::from_str(&fs::read_to_string(out.join(name)).ok()?).unwrap())
     };
     let mut event = result.clone();
-    // When it was printed is no part of the result.
+    // The time of printing is not a part of the result.
     event.as_object_mut().unwrap().shift_remove("time");
     assert_eq!(read("result.json").unwrap(), event);
     let mut from_service = kept["sidecar"].clone();
@@ -129,10 +129,10 @@ fn a_member_that_is_killed_behind_its_nonce_leads_to_the_fallback_that_names_it(
     let directory = directory("killed");
     let service = Service::once(&directory, 3, &["--signing-timeout", "2s"]);
     let files: Vec<_> = (0..3).map(|index| identity(&directory, &format!("member-{index}"))).collect();
-    // Long enough for what the service asks when it has waited.
+    // Long enough for the requests that the service makes after its timeout.
     let steady = &["--add-beacon"];
     let members = [service.join(&files[0], steady), service.join(&files[1], steady)];
-    // The third hears nothing any more once it was asked for its nonce, so that it cannot have signed when it is killed.
+    // The third member receives nothing after the request for its nonce, so it cannot have signed when it is killed.
     let proxy = Proxy::deaf_behind(service.address(), "sign/authorization_request");
     let mut killed = join(&proxy.url(), &files[2], steady);
     killed.event("nonce-sent");
@@ -180,7 +180,7 @@ fn a_participant_that_is_cut_off_behind_every_message_of_the_service_comes_back(
 #[test]
 fn a_participant_that_is_cut_off_behind_every_message_of_its_own_comes_back() {
     let cuts = a_cohort_through("cut-posts", |address| {
-        // The answer is lost, so that it does not know whether its message arrived; when it says it again, it gets through.
+        // The answer is lost, so the member does not know whether its message arrived; its second attempt succeeds.
         let every_other = Mutex::new(false);
         let behind_a_post = move |said: &[u8]| {
             let mut cut = every_other.lock().unwrap();
@@ -239,7 +239,7 @@ fn a_did_that_floods_the_service_holds_up_nobody() {
                     client.post(format!("{url}/v1/messages")).body(envelope.to_json()).send()
                 });
                 for request in requests.map(actix_rt::spawn).collect::<Vec<_>>() {
-                    // The service is gone when its cohort is done.
+                    // The service ends when its cohort is done.
                     let Ok(answer) = request.await.unwrap() else { continue };
                     match answer.status().as_u16() {
                         202 => accepted += 1,
@@ -267,8 +267,8 @@ fn fresh_identity() -> Identity {
     Identity::from_key(SecretKey::generate(&mut Randomness::System.for_actor("")), Network::Regtest)
 }
 
-/// A participant in this process whose clock is `offset` seconds off: how its cohort ended, or that something of the
-/// service's did not verify.
+/// A participant in this process whose clock is `offset` seconds off: how its cohort ended, or that a message of the
+/// service did not verify.
 async fn participant_with_clock(url: &str, offset: i64) -> Result<Value, String> {
     let now = Clock::system().now().as_millis().checked_add_signed(offset * 1000).unwrap();
     let clock = Clock::starting_at(Timestamp::default() + Duration::from_millis(now));
@@ -317,7 +317,7 @@ fn clocks_may_be_59_seconds_apart_but_not_61() {
     let mut service = Service::once(&directory, 2, &[]);
     let url = service.url.clone();
     actix_rt::System::new().block_on(async {
-        // What is signed takes a while to arrive, so a clock that is behind by 61 s may be behind by 60 when it is read.
+        // A signed message takes a while to arrive, so a clock that is behind by 61 s may be behind by 60 when it is read.
         for offset in [61, -62] {
             let reason = participant_with_clock(&url, offset).await.unwrap_err();
             assert!(reason.contains("more than 60 s apart") && reason.contains("clocks"), "{reason}");
@@ -350,7 +350,7 @@ fn signals_stop_both_programs_cleanly_and_without_new_work() {
         assert_eq!(status, Some(0), "{errors}");
         let advertised = lines.iter().filter(|line| line["event"] == "cohort-advertised").count();
         assert_eq!(advertised, 1, "no new cohort: {lines:#?}");
-        // Without a state directory its cohort is over, and the member is told so.
+        // Without a state directory its cohort is over, and the member is notified of that.
         let (status, lines, errors) = joined.end();
         assert_eq!(status, Some(1), "{errors}");
         let ended = lines.iter().find(|line| line["event"] == "cohort-failed");

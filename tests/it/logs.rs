@@ -1,4 +1,4 @@
-//! `--log json`: every line is an object, and says whose it is by names that docs/operating.md promises.
+//! `--log json`: every line is an object, and identifies its actor by the names that docs/operating.md documents.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,7 +26,7 @@ fn fields(span: &Value) -> BTreeSet<String> {
     span.as_object().unwrap().keys().filter(|name| *name != "name").cloned().collect()
 }
 
-/// Our own lines of a demo, in which every level is logged.
+/// Our own lines of a demo at every log level.
 fn lines(transport: &str) -> Vec<Value> {
     let mut demo = command(&["demo", "--participants", "2", "--transport", transport, "--log", "json"]);
     let output = demo.env("RUST_LOG", "btcr2_aggregation=trace,btcr2_aggregation_actors=trace").output().unwrap();

@@ -1,7 +1,7 @@
-//! Tests of the programs and of the host, as one binary: what needs a process starts the real program.
+//! Tests of the programs and of the host, as one binary: tests of a process start the real program.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
-// What the tests share.
+// Shared by the tests.
 #[macro_use]
 mod announcement_support;
 mod bitcoind_support;
@@ -29,7 +29,6 @@ mod crash_participant;
 mod crash_service;
 mod demo;
 mod docs;
-mod edges;
 mod event_docs;
 mod examples;
 mod fallback_policy;
@@ -40,6 +39,7 @@ mod hostile_processes;
 mod hostile_text;
 mod http_cli;
 mod http_processes;
+mod input_formats;
 mod logs;
 mod members;
 mod metrics;
@@ -52,14 +52,17 @@ mod proxies;
 mod publication;
 mod real_carriers;
 mod recovery;
+mod refused_input;
 mod resolve_cli;
 mod restart_processes;
 mod secrets;
 mod serve_health;
+mod sighup;
 mod silence;
 mod singleton_cli;
 mod state_cli;
 mod story;
 mod takeover_processes;
 mod tls;
+mod unread_output;
 mod verification;

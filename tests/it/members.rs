@@ -1,4 +1,4 @@
-//! What a member keeps, and what it is told when its beacons are spent from: over a chain in memory, a node, and as programs.
+//! What a member stores, and its notifications when its beacons are spent from: over a chain in memory, a node, and as programs.
 
 use std::fs;
 
@@ -49,7 +49,7 @@ fn member() -> Identity {
     Identity::from_key(key("member"), Network::Regtest)
 }
 
-/// An update of the initial document to that version; how it got there does not matter here.
+/// An update of the initial document to that version; the versions between do not matter here.
 fn update(version: u64) -> SignedUpdate {
     let member = member();
     let patch =
@@ -59,7 +59,7 @@ fn update(version: u64) -> SignedUpdate {
     sign_update(&unsigned, member.did(), member.verification_method(), member.secret_key(), &mut rng).unwrap()
 }
 
-/// What the member keeps of a cohort in which it announced `update`, or declined.
+/// The member's record of a cohort in which it announced `update`, or declined.
 fn entry(beacon: &Beacon, cohort: &str, update: Option<SignedUpdate>) -> VaultEntry {
     let (member, service) = (member(), Identity::from_key(key("service"), Network::Regtest));
     let map = match &update {
@@ -109,7 +109,7 @@ impl World {
         self.blocks.mine(1).await;
     }
 
-    /// What the members sign, by fallback.
+    /// A spend that the members sign, by fallback.
     async fn announce(&self, signal: SignalBytes) -> Transaction {
         let change = Change::To(Wallet::new(8).script());
         let rate = FeeRate::from_sat_per_vb_u32(2);
@@ -122,7 +122,7 @@ impl World {
         transaction
     }
 
-    /// What the operator can sign alone: its coin to itself, and last the signal, if any.
+    /// A spend that the operator can sign alone: its coin to itself, and last the signal, if any.
     fn by_operator(&self, signal: Option<SignalBytes>) -> Transaction {
         let change = Change::To(Wallet::new(8).script());
         let rate = FeeRate::from_sat_per_vb_u32(2);
@@ -194,7 +194,7 @@ async fn what_was_approved_is_no_alarm(world: World) {
         assert_eq!(watcher.poll().await.unwrap(), [], "told once");
         world.blocks.mine(1).await;
     }
-    // Found again by who begins to look later.
+    // A watcher that starts later finds it again.
     assert_eq!(world.watcher(&kept, 0).poll().await.unwrap().len(), 1);
 }
 
@@ -208,7 +208,7 @@ async fn a_signal_without_data_is_an_alarm(mut world: World) {
         panic!("{notices:?}")
     };
     assert_eq!((*txid, *signal, *signers), (announced, unknown.record.signal, Signers::SomeMembers));
-    // Once the vault has it, there is nothing to be alarmed about.
+    // Once the vault has it, there is no alarm.
     watcher.follow(beacons(&[kept[0].clone(), unknown]));
     assert_eq!(alarms(&watcher.poll().await.unwrap()), 0);
 
@@ -241,7 +241,7 @@ async fn a_spend_without_a_signal_is_an_alarm_unless_it_is_the_operators(mut wor
     world.submit(world.by_operator(None)).await;
     let notices = watcher.poll().await.unwrap();
     assert!(notices.iter().any(|notice| matches!(notice, WatchNotice::CoinRecovered { .. })), "{notices:?}");
-    // The first spend is in a block now; nothing else is alarming.
+    // The first spend is in a block now; there is no other alarm.
     assert_eq!(alarms(&notices), 1);
 }
 
@@ -250,7 +250,7 @@ async fn the_end_of_a_timelock_is_told_before_it_comes(world: World) {
     let mut watcher = world.watcher(&kept, 5);
     let confirmed = world.blocks.chain().tip().await.unwrap().block.height;
     assert_eq!(watcher.poll().await.unwrap(), []);
-    // The block after the next WAIT - 1 is the first that could hold the recovery: five more are left after WAIT - 6.
+    // The block after the next WAIT - 1 is the first that could contain the recovery: five more are left after WAIT - 6.
     world.blocks.mine(WAIT - 7).await;
     assert_eq!(watcher.poll().await.unwrap(), []);
     world.blocks.mine(1).await;
@@ -261,7 +261,7 @@ async fn the_end_of_a_timelock_is_told_before_it_comes(world: World) {
     world.blocks.mine(5).await;
     let notices = watcher.poll().await.unwrap();
     assert!(matches!(&notices[..], [WatchNotice::RecoveryPossible { .. }]), "{notices:?}");
-    // From here on it can be done.
+    // From here on the recovery is possible.
     let activity = world.blocks.chain().coins(world.beacon.output.script_pubkey()).await.unwrap();
     let coins = survey(&world.beacon.output, &activity).unwrap();
     let mut rng = Randomness::Seeded([3; 32]).for_actor("recovery");
@@ -285,7 +285,7 @@ fn a_sidecar_is_everything_once_and_says_what_is_missing() {
     let versions: Vec<_> =
         whole.data["updates"].as_array().unwrap().iter().map(|update| update["targetVersionId"].clone()).collect();
     assert_eq!((versions, whole.missing_versions), (vec![json!(2), json!(4)], vec![3]));
-    // Three announcements: the one that says nothing about this DID is a proof of just that.
+    // Three announcements: the one without this DID proves that it has no update there.
     assert_eq!(whole.data["casUpdates"].as_array().unwrap().len(), 3);
     assert!(whole.data.get("smtProofs").is_none() && whole.data.get("genesisDocument").is_none());
 }
@@ -316,7 +316,7 @@ fn a_members_own_initial_beacons_are_watched() {
         watcher.follow(initial_beacons([&approved], &[update(3)]));
         assert_eq!(watcher.len(), 3);
         let own = InitialBeacon::of(member().did(), InitialBeaconKind::P2wpkh).unwrap();
-        // Each of an old coin of the address, which nobody has listed.
+        // Each spends an old coin of the address, which is in no list.
         let mut announce = async |signal: Option<SignedUpdate>| {
             let coin = faucet.pay(&blocks, &own.script_pubkey(), Amount::from_sat(COIN)).await;
             let output = match signal {
@@ -324,7 +324,7 @@ fn a_members_own_initial_beacons_are_watched() {
                 None => Wallet::new(8).script(),
             };
             let output = TxOut { value: Amount::from_sat(COIN / 2), script_pubkey: output };
-            // The chain in memory asks for no signature.
+            // The chain in memory does not check signatures.
             let transaction = Wallet::new(9).spend(&[(coin, Amount::from_sat(COIN))], vec![output]);
             blocks.chain().submit(&transaction).await.unwrap();
             blocks.mine(1).await;
@@ -338,7 +338,7 @@ fn a_members_own_initial_beacons_are_watched() {
             assert_eq!((cohort_ids.len(), *signers), (cohorts, Signers::Controller));
             assert_eq!(beacon_address, &own.address().to_string());
         }
-        // Its coins are its own, what is announced from there is not.
+        // Spends of its own coins are no alarm, announcements from there are.
         assert_eq!(announce(None).await, []);
         let alarm = announce(Some(update(4))).await;
         assert!(
@@ -381,7 +381,7 @@ fn the_programs_show_copy_and_join_what_is_kept() {
     let none = crate::support::run(&["vault", "show", "third", "--state", &states[1]]);
     assert!(none.status == Some(1) && none.stderr.contains("vault list"), "{none:?}");
 
-    // A copy has it all, and is taken where a directory is.
+    // A copy contains everything, and can be used in place of a directory.
     let copy = crate::support::path(&directory, "vault.json");
     crate::support::run(&["vault", "export", "--out", &copy, "--state", &states[1]]).succeeded();
     assert_eq!(list(&["--vault", &copy]), both);
@@ -416,7 +416,7 @@ fn the_program_watches_and_says_by_its_exit_status_whether_all_is_well() {
     let told = lines(&run);
     assert_eq!((&told[1]["event"], &told[1]["signers"]), (&json!("unknown-signal"), &json!("some-members")));
     assert_eq!(told.last().unwrap()["alarms"], 1);
-    // A second coin is at the address: its timelock is far away for some and near for others.
+    // A second coin is at the address: its timelock is far from its end for some settings and near for others.
     let run = watch(ready, &["--warn-blocks", "144"]);
     assert!(run.status == Some(3) && lines(&run).last().unwrap()["warnings"] == 1, "{run:?}");
     let text = crate::support::run(&["watch", "--once", "--state", ready, "--chain", &source]);
@@ -426,8 +426,8 @@ fn the_program_watches_and_says_by_its_exit_status_whether_all_is_well() {
     drop(keep);
 }
 
-/// A node whose chain holds one announcement and another coin of the same beacon, and the state directories of a member that
-/// knows of it and of one that does not.
+/// A node whose chain contains one announcement and another coin of the same beacon, and the state directories of a member that
+/// has that cohort and of one that has not.
 fn prepared() -> Option<(String, [String; 2], TestChain)> {
     let directory = crate::support::directory("members-watch");
     let (world, kept) = actix_rt::System::new().block_on(async {
@@ -459,7 +459,7 @@ fn what_was_kept_of_the_earlier_edition_and_no_resolver_accepts_is_named() {
     let did = listed[0]["did"].as_str().unwrap();
     let made = crate::support::run(&["sidecar", "--did", did, "--vault", old]).succeeded();
     assert!(made.stderr.contains("no current resolver accepts"), "{made:?}");
-    // What is made today has no such problem.
+    // Cohorts of today have no such problem.
     let directory = crate::support::directory("members-today");
     let beacon = Beacon::new("today", 3, WAIT.into());
     let state = stored(&directory, "state", &[entry(&beacon, "today", Some(update(2)))]);

@@ -1,4 +1,4 @@
-//! `serve --metrics-listen`: what a Prometheus server and a load balancer are told.
+//! `serve --metrics-listen`: what a Prometheus server and a load balancer read.
 
 use std::{
     io::{Read, Write},
@@ -36,7 +36,7 @@ fn get(url: &str, route: &str) -> (String, String) {
     ask(url, &format!("GET {route}"), "")
 }
 
-/// What is measured, once `complete` says so.
+/// The metrics, once `complete` is true of them.
 fn measured(url: &str, complete: impl Fn(&str) -> bool) -> String {
     let until = Instant::now() + PATIENCE;
     loop {
@@ -48,7 +48,7 @@ fn measured(url: &str, complete: impl Fn(&str) -> bool) -> String {
     }
 }
 
-/// A stranger who speaks to a cohort that there is not.
+/// A message of an unauthenticated peer about a cohort that does not exist.
 fn stranger(service: &Service) -> String {
     let mut rng = Randomness::System.for_actor("stranger");
     let stranger = Identity::from_key(SecretKey::generate(&mut rng), Network::Regtest);
@@ -80,7 +80,7 @@ fn a_round_is_counted_in_every_family() {
     service.program.event("signing-complete");
     let relay_works = format!("btcr2_relay_subscribed{{relay=\"{relay}\"}} 1\n");
     let text = measured(&url, |text| {
-        // The last phase is left after the members were told.
+        // The last phase ends after the members were notified.
         text.contains("btcr2_cohorts_ended_total") && text.contains(&relay_works)
     });
     let relayed = |family: &str, value: &str| format!("btcr2_relay_{family}{{relay=\"{relay}\"}} {value}");
@@ -93,14 +93,14 @@ fn a_round_is_counted_in_every_family() {
         "btcr2_phase_seconds_count{phase=\"validating\"} 1",
         "btcr2_phase_seconds_count{phase=\"transaction\"} 1",
         "btcr2_phase_seconds_count{phase=\"signing\"} 1",
-        // Messages in and out, by type, and what became of them.
+        // Messages in and out, by type, and their outcomes.
         "btcr2_messages_received_total{type=\"keygen/cohort_opt_in\"} 2",
         "btcr2_messages_received_total{type=\"update/submit_nonincluded\"} 1",
         "btcr2_messages_sent_total{type=\"update/distribute_aggregated_data\"} 2",
         "btcr2_messages_sent_total{type=\"sign/aggregated_nonce\"} 2",
         "btcr2_messages_total{type=\"sign/nonce_contribution\",outcome=\"accepted\"} 2",
         "btcr2_messages_total{type=\"update/submit_update\",outcome=\"accepted\"} 2",
-        // What was refused: the stranger's message, and the request for what is not served there.
+        // Refusals: the message of the unauthenticated peer, and the request for a route that is not served there.
         "btcr2_rejections_total{code=\"WRONG_COHORT\"} 1",
         "btcr2_http_refusals_total{code=\"not_found\"} 1",
         "btcr2_http_refusals_total{code=\"replay\"} 0",
@@ -115,7 +115,7 @@ fn a_round_is_counted_in_every_family() {
         &relayed("connected", "1"),
         &relayed("connections_total", "1"),
         &relayed("failures_total", "0"),
-        // What failed.
+        // Failures.
         "btcr2_restarts_total 0",
         "btcr2_recovered_cohorts_total 0",
         "btcr2_bans_total 0",
@@ -152,7 +152,7 @@ fn a_round_is_counted_in_every_family() {
 #[test]
 fn a_service_is_not_ready_before_it_serves_nor_from_when_it_stops() {
     let directory = directory("readiness");
-    // A node that takes connections and never says a word.
+    // A node that accepts connections and never sends anything.
     let node = TcpListener::bind("127.0.0.1:0").unwrap();
     let chain = format!("core=http://user:password@{}", node.local_addr().unwrap());
     let (file, state) = (identity(&directory, "service"), path(&directory, "state"));
@@ -169,7 +169,7 @@ fn a_service_is_not_ready_before_it_serves_nor_from_when_it_stops() {
     let url = service.program.event("metrics")["url"].as_str().unwrap().to_owned();
     assert_eq!(get(&url, "/readyz").0, "HTTP/1.1 200 OK");
     service.program.signal("-TERM");
-    // Its members are being told that it goes: for as long it answers.
+    // It answers while it notifies its members of the stop.
     let until = Instant::now() + PATIENCE;
     while get(&url, "/readyz").0 != "HTTP/1.1 503 Service Unavailable" {
         assert!(Instant::now() < until, "it is ready although it stops");

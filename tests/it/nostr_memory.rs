@@ -1,5 +1,5 @@
-//! Cohort after cohort of the same identities, each in processes of their own that know nothing of the ones before, while
-//! the relay knows everything.
+//! Several cohorts of the same identities, one after the other, each in new processes without any state, while the relay stores
+//! everything.
 
 use crate::nostr_support::{
     Program, Running, join,
@@ -20,7 +20,7 @@ fn begin(relay: &Relay) -> (Running, Vec<Program>) {
     (running, members)
 }
 
-/// Waits for the end of the round. Everybody is in this cohort alone, and whoever was refused spoke of another.
+/// Waits for the end of the round. Every member is in this cohort only, and every refused message was about another one.
 fn completes(mut running: Running, mut members: Vec<Program>) -> Value {
     let complete = running.service.event("signing-complete");
     assert_eq!(complete["path"], "key-path", "{complete}");
@@ -36,7 +36,7 @@ fn completes(mut running: Running, mut members: Vec<Program>) -> Value {
             match event["event"].as_str().unwrap() {
                 "cohort-joined" | "cohort-failed" => assert_eq!(event["cohortId"], cohort_id, "{event}"),
                 "message-rejected" => {
-                    // We are in no such cohort; or its advert was published again and waits for its turn.
+                    // We are in no such cohort; or its advert was published again and is queued.
                     assert!(event["code"] == "WRONG_COHORT" || event["code"] == "WRONG_PHASE", "{event}");
                     assert_ne!(event["cohortId"], cohort_id, "{event}");
                 }
@@ -75,7 +75,7 @@ fn three_cohorts_in_a_row_complete_over_relays_that_forget_nothing() {
         let cohort_id = completes(running, members);
         assert!(!cohorts.contains(&cohort_id));
         cohorts.push(cohort_id);
-        // What the relay had before is heard again, so this is everything.
+        // The relay sends its stored events again, so this is everything.
         known = without_retractions(recorder.round(cohorts.len() * MEMBERS));
     }
 }
@@ -88,7 +88,7 @@ fn the_whole_history_of_an_old_cohort_harms_no_running_one() {
     let old_cohort = completes(running, members);
     let history = without_retractions(recorder.round(MEMBERS));
 
-    // Not before everybody has joined: seconds after its round, an old cohort could still be taken for one to join.
+    // Not before every member has joined: within seconds after its round, an old cohort could still be mistaken for an open one.
     for during in ["keygen-complete", "data-distributed", "signing-started"] {
         let relay = Relay::anywhere();
         let (mut running, members) = begin(&relay);

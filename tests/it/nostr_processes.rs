@@ -1,5 +1,5 @@
-//! The programs over Nostr as people and scripts meet them: `serve` with a relay of its own, and members in processes of
-//! their own, on the relay or on HTTP.
+//! The programs over Nostr as people and scripts use them: `serve` with an embedded relay, and members in their own
+//! processes, on the relay or on HTTP.
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +9,7 @@ use std::{
 use crate::nostr_support::{join, serve};
 use serde_json::Value;
 
-/// Five members of whom one declines; whether all keep what proves it.
+/// Five members of whom one declines; whether all store what proves it.
 fn whole_cohort(beacon: &str) {
     let mut running = serve(5, &["--beacon", beacon]);
     assert_eq!(running.url, None, "over a relay alone nothing else is listened on");
@@ -27,7 +27,7 @@ fn whole_cohort(beacon: &str) {
     for (number, member) in members.iter_mut().enumerate() {
         assert_eq!(member.event("cohort-complete")["included"], number != 4);
     }
-    // The service has ended, and its relay with it: members stay for nothing but the fallback, and end well.
+    // The service has ended, and its relay with it: members stay only for the fallback, and exit with 0.
     running.service.succeeds();
     for member in &mut members {
         assert_eq!(member.event("result")["ok"], true);
@@ -56,8 +56,8 @@ fn a_member_that_is_killed_before_it_signs_leads_to_the_fallback() {
     for _ in 0..4 {
         running.service.event("participant-accepted");
     }
-    // The victim sleeps until the last member waits for its update; that one then sleeps until the victim has approved what
-    // is to be signed and is dead. So signing starts without it, however fast anybody is.
+    // The victim sleeps until the last member waits for its update; that one then sleeps until the victim has approved the
+    // data and was killed. So signing starts without it, however fast the processes are.
     victim.signal("STOP");
     let mut last = join(&running, "last", &place, &["--add-beacon"]);
     last.event("update-submitted");
@@ -166,7 +166,7 @@ fn a_relay_is_checked_for_what_a_cohort_needs() {
     assert_eq!(status, Some(0));
     assert!(table.ends_with("\nfit for cohorts\n"), "{table}");
 
-    // A port on which nobody listens.
+    // A port on which no program listens.
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (status, table) = check(&[&format!("ws://{nobody}")]);
     assert_eq!(status, Some(1));

@@ -1,4 +1,4 @@
-//! Nostr on its bad days, with the programs as processes: a relay that is killed in mid-round, and a forged sender.
+//! Failures over Nostr, with the programs as processes: a relay that is killed in mid-round, and a forged sender.
 
 use crate::nostr_support::{
     Program, Running, identity, join,

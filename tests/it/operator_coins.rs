@@ -1,4 +1,4 @@
-//! What belongs to an operator after its announcements: where change goes, what was paid, and how it is spent.
+//! The coins of an operator after its announcements: where change is, what was paid, and how the coins are spent.
 
 use std::fs;
 
@@ -65,7 +65,7 @@ fn an_operators_coins_are_listed_and_spent() {
         assert_eq!((&left["beaconAddress"], &left["recoverable"]), (&json!(beacon.output.address()), &json!(true)));
         assert_eq!(left["coins"][0]["maturity"]["state"], "waiting");
 
-        // What is not confirmed may have to pay for an announcement, and the timelock has not passed.
+        // Unconfirmed change may have to pay for an announcement, and the timelock has not passed.
         let (_, shown) = coins(&["--to", &destination, "--dry-run"]);
         let made = shown["transactions"].as_array().unwrap();
         assert!(made.len() == 1 && made[0]["sent"] == false, "{shown}");
@@ -79,10 +79,10 @@ fn an_operators_coins_are_listed_and_spent() {
         let arrived = blocks.chain().coins(&Wallet::new(9).script()).await.unwrap();
         let arrived: u64 = arrived.deposits.iter().map(|coin| coin.value.to_sat()).sum();
         assert_eq!(arrived + fees, 100_000);
-        // Nothing is left, and that is said.
+        // Nothing is left, and the command reports that.
         let (status, nothing) = coins(&["--to", &destination]);
         assert_eq!((status, of(&nothing)), (Some(1), vec![]));
-        // Of somebody else's cohort the coins are listed, and not ours to take.
+        // The coins of another operator's cohort are listed, but we cannot spend them.
         let text = with_secret(
             &["coins", "--chain", &source, "--secret-env", "OPERATOR_SECRET"],
             &key("somebody").to_hex(),
@@ -152,7 +152,7 @@ fn children_repeats_first_updates_and_failures_count() {
     assert_eq!((&second["repeats"], &second["announcement"]), (&json!(1), &json!("unknown")));
     assert_eq!((&second["cost"]["updates"], &second["cost"]["firstUpdates"]), (&json!(1), &json!(0)));
     assert_eq!(told["total"]["updates"], 3);
-    // Where the change is: as the end of the announcement says, or as the transaction does.
+    // The address of the change is in the end of the announcement, or in the transaction.
     assert_eq!(first["change"], json!({ "address": "bcrt1pchange", "value": 47_000 }));
     assert_eq!(second["change"]["value"], 50_000 - 1540);
     assert!(second["change"]["address"].as_str().unwrap().starts_with("bcrt1p"), "{second}");

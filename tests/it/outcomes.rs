@@ -1,5 +1,5 @@
-//! What `serve` and `join` say about the end of a cohort, as processes: it is true, it is said once, and what was announced is not
-//! contradicted.
+//! What `serve` and `join` report about the end of a cohort, as processes: it is true, it is reported once, and the member never
+//! contradicts what was announced.
 
 use std::{
     collections::BTreeSet,
@@ -41,7 +41,7 @@ fn ended(member: Program) -> (Option<i32>, Value, Vec<Value>) {
 #[test]
 fn two_rounds_with_the_same_state_have_each_their_own_result() {
     let rounds: usize = std::env::var(ROUNDS).map_or(3, |rounds| rounds.parse().unwrap());
-    // They wait for each other most of the time.
+    // They mostly wait for each other.
     const AT_ONCE: usize = 6;
     std::thread::scope(|scope| {
         for first in 0..AT_ONCE.min(rounds) {
@@ -81,12 +81,12 @@ fn what_is_announced_is_not_announced_again() {
     let first = service.join(&member, &arguments).result();
     assert_eq!(first["included"], true);
     service.program.result();
-    // With nothing to say it does not join.
+    // Without an update to announce it does not join.
     let mut idle = Service::start(&directory, &["--min-participants", "1"]);
     let again = idle.join(&member, &arguments).result();
     assert_eq!((&again["known"], &again["cohortId"]), (&json!("announced-before"), &first["cohortId"]));
     assert!(!idle.program.seen().iter().any(|event| event["event"] == "opt-in-received"));
-    // Or takes part without an update, if that is wanted.
+    // Or it takes part without an update, if configured so.
     let declined = idle.join(&member, &[&arguments[..], &["--idle", "decline"]].concat()).result();
     assert_eq!((&declined["known"], &declined["included"]), (&json!("seen"), &json!(false)));
     idle.program.event_where("update-received", |event| event["included"] == false);
@@ -108,7 +108,7 @@ fn a_member_that_runs_on_announces_its_update_once() {
     assert_eq!((&first["ok"], &first["included"]), (&json!(true), &json!(true)));
     let passed = steady.event("cohort-passed-over");
     assert!(text(&passed["reason"]).contains(text(&first["cohortId"])), "{passed}");
-    // Killed, it might remember that it has passed this cohort over, and not say so again.
+    // After a kill it might remember that it has passed this cohort over, and not report it again.
     steady.signal("-TERM");
     assert_eq!(steady.end().0, Some(0));
     // Also when it is started again.
@@ -138,7 +138,7 @@ fn who_announces_where_no_resolver_looks_is_told_so() {
     assert_eq!(round(&["--update", &patch]), (first, 0), "the document lists it now");
 }
 
-/// A round of two in which the other member hears nothing any more once it was asked for its nonce: it never signs.
+/// A round of two in which the other member receives nothing after the request for its nonce: it never signs.
 fn with_a_silent_one(name: &str, service: &[&str], member: &[&str]) -> (Service, Program, Program, String) {
     let directory = directory(name);
     let service = Service::once(&directory, 2, &[&["--signing-timeout", "3s"], service].concat());
@@ -188,7 +188,7 @@ fn a_cohort_that_fails_after_our_signature_is_a_failure_with_a_way_out() {
     assert_eq!((&result["ok"], &result["known"]), (&json!(false), &json!("signed-by-us")));
     assert!(!text(&result["reason"]).is_empty());
     assert_eq!(events(&lines, "singleton-written").len(), 1, "{lines:#?}");
-    // The very update that the cohort may still announce.
+    // The same update, which the cohort may still announce.
     let update: Value = serde_json::from_str(&fs::read_to_string(format!("{alone}/update.json")).unwrap()).unwrap();
     assert_eq!(update["targetVersionId"], 2);
     drop(silent);
@@ -213,7 +213,7 @@ fn a_second_update_of_a_version_that_may_be_announced_is_refused_until_its_contr
     assert_eq!(status, Some(1));
     let cohort = text(&failed["cohortId"]);
     assert!(text(&refused["reason"]).contains(&format!("--supersede {cohort}")), "{refused}");
-    // The same one is no second.
+    // The same update is not a second one.
     let same = service.join(&file, &["--update", &first, "--state", &state]).result();
     assert_eq!((&same["ok"], &same["included"]), (&json!(true), &json!(true)));
     drop(service);
@@ -239,7 +239,7 @@ fn a_state_directory_knows_whose_it_is() {
     let serve =
         run(&["serve", "--identity", &alice, "--chain", "offline", "--listen", "127.0.0.1:0", "--state", &state]);
     assert!(serve.status == Some(2) && serve.stderr.contains("join"), "{serve:?}");
-    // Other terms are said.
+    // Different terms are reported.
     let service = Service::once(&directory, 1, &[]);
     let mut changed = service.join(&alice, &["--decline", "--state", &state, "--max-cost", "5"]);
     let warned = changed.event_where("warning", |event| text(&event["message"]).contains("other terms"));
@@ -280,10 +280,10 @@ fn what_is_kept_can_be_read_while_the_programs_run() {
     }
     let txid = run(&["vault", "list", "--json", "--state", &state]).succeeded().stdout;
     assert_eq!(serde_json::from_str::<Value>(&txid).unwrap()[0]["txid"], result["txid"]);
-    // Changing it needs it alone.
+    // A change needs exclusive access.
     let prune = run(&["state", "prune", "--older-than", "1s", "--state", &kept]);
     assert_eq!(prune.status, Some(1), "{prune:?}");
-    // Nobody was disturbed.
+    // The running programs were not disturbed.
     service.program.event_where("cohort-advertised", |event| event["cohortId"] != cohort);
     service.program.signal("-TERM");
     steady.signal("-TERM");
@@ -303,7 +303,7 @@ fn cohorts_are_counted_over_restarts() {
     service.join(&member, &["--decline"]).result();
     let (status, lines, errors) = service.program.end();
     assert_eq!(status, Some(0), "{lines:#?}{errors}");
-    // One more, and not two. (The first may be told again: it was not put away for certain before the kill.)
+    // One more, and not two. (The first may be reported again: its archiving was not durable for certain before the kill.)
     let later: BTreeSet<_> = events(&lines, "result").iter().map(|result| text(&result["cohortId"])).collect();
     assert_eq!(later.iter().filter(|cohort_id| **cohort_id != text(&first["cohortId"])).count(), 1, "{lines:#?}");
 }
@@ -322,7 +322,7 @@ fn no_time_at_all_is_refused_where_it_would_do_harm() {
             run(&["join", "--identity", &file, "--service", "http://127.0.0.1:1", "--decline", flag, "0s"]);
         assert!(refused.usage().contains(flag) && refused.usage().contains("longer than 0s"), "{refused:?}");
     }
-    // An advert that is not repeated is what is asked for.
+    // `0s` here means that the advert is not repeated.
     let mut service = Service::start(&directory, &["--advert-repeat", "0s", "--min-participants", "1"]);
     service.program.event("cohort-advertised");
     assert_eq!(service.join(&file, &["--decline"]).result()["ok"], true);
@@ -343,7 +343,7 @@ fn who_does_not_want_to_wait_for_a_service_for_ever_is_told_why() {
     assert!(text(&result["reason"]).contains("refused"), "{result}");
     assert!(begun.elapsed() >= Duration::from_secs(2));
     assert!(!events(&lines, "unreachable").is_empty(), "{lines:#?}");
-    // A service without a cohort has answered.
+    // A service without a cohort counts as an answer.
     let service = Service::start(&directory, &["--min-participants", "1"]);
     let member = service.join(&identity(&directory, "another"), &["--decline", "--connect-timeout", "1s"]);
     assert_eq!(member.result()["ok"], true);

@@ -1,4 +1,4 @@
-//! `serve` behind reverse proxies as people configure them: whole cohorts through nginx, with the very block of `docs/http.md`,
+//! `serve` behind reverse proxies in their usual configurations: whole cohorts through nginx, with the block of `docs/http.md`,
 //! through HAProxy, and through Caddy with the block of that page. A proxy that is not installed is named, and its tests are skipped.
 
 use std::{
@@ -33,8 +33,8 @@ fn program(name: &str) -> Option<String> {
     found
 }
 
-/// Starts a proxy by what `command` makes of a port. Between being chosen and being used the port is anybody's, so that another
-/// one may be needed.
+/// Starts a proxy with the command that `command` makes for a port. Another process may take the port before the proxy does;
+/// then the next one is tried.
 fn start(directory: &Path, command: impl Fn(u16) -> Command) -> (Running, u16) {
     let log = path(directory, "proxy.log");
     for _ in 0..10 {
@@ -104,7 +104,7 @@ fn caddy(program: &str, directory: &Path, block: &str) -> (Running, u16) {
         fs::write(&file, configuration).unwrap();
         let mut command = Command::new(program);
         command.args(["run", "--adapter", "caddyfile", "--config", &file]);
-        // It remembers things there.
+        // It stores files there.
         command.env("HOME", directory).env("XDG_DATA_HOME", directory).env("XDG_CONFIG_HOME", directory);
         command
     })
@@ -151,7 +151,7 @@ fn a_cohort_forms_behind_the_documented_nginx_block() {
 #[test]
 fn a_cohort_forms_behind_nginx_that_rewrites_the_root() {
     let Some(nginx_program) = program("nginx") else { return };
-    // With a path behind the address nginx passes on the path as it has decoded it; without one, as it came.
+    // With a path behind the address nginx forwards the path as it has decoded it; without one, as it came.
     for (name, slash) in [("nginx-decoding", "/"), ("nginx-as-it-comes", "")] {
         a_cohort_behind(name, &["--trust-forwarded"], "", |directory, address| {
             let block = format!(

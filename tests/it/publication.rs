@@ -1,4 +1,4 @@
-//! Publication as the programs do it: what is announced is in the stores before the spend, or there is no spend.
+//! Publication by the programs: announced data is in the stores before the spend, or there is no spend.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use crate::support::{
 };
 use serde_json::{Value, json};
 
-/// What a store has under that hash.
+/// The content that a store has under that hash.
 fn shown(store: &str, hash: &str) -> Option<Value> {
     let run = run(&["cas", "show", hash, "--cas", store]);
     (run.status == Some(0)).then(|| serde_json::from_str(&run.stdout).unwrap())
@@ -17,7 +17,7 @@ fn shown(store: &str, hash: &str) -> Option<Value> {
 #[test]
 fn the_spend_waits_for_the_map_and_everything_is_found_by_its_hash() {
     let directory = directory("publication");
-    // A file stands where the service's store is to be: it takes nothing yet.
+    // There is a file in place of the service's store: it cannot store anything yet.
     let place = path(&directory, "announcements");
     fs::write(&place, "in the way").unwrap();
     let (announcements, updates) = (format!("dir={place}"), format!("dir={}", path(&directory, "updates")));
@@ -32,7 +32,7 @@ fn the_spend_waits_for_the_map_and_everything_is_found_by_its_hash() {
         |service: &Service| service.program.seen().iter().any(|event| event["event"] == "signing-started");
     assert!(!started(&service));
     assert_eq!(shown(&announcements, &signal), None);
-    // The members' updates are there, before anybody was asked for a signature.
+    // The members' updates are there before any member was asked for a signature.
     assert_eq!(fs::read_dir(path(&directory, "updates")).unwrap().count(), 2);
 
     fs::remove_file(&place).unwrap();

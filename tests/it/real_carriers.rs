@@ -1,6 +1,6 @@
-//! Cohorts and announcements over relays and stores that others have written. `tests/real-carriers.sh` installs and starts some, and
-//! names them in `BTCR2_RELAYS` (URLs, separated by commas) and `BTCR2_IPFS` (the URL of an RPC API); without these the tests say
-//! that they are skipped.
+//! Cohorts and announcements over third-party relays and stores. `tests/real-carriers.sh` installs and starts some, and
+//! names them in `BTCR2_RELAYS` (URLs, separated by commas) and `BTCR2_IPFS` (the URL of an RPC API); without these the tests
+//! print that they are skipped.
 
 use std::{env, fs};
 

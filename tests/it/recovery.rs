@@ -1,4 +1,4 @@
-//! Taking coins back: refused before the timelock has passed, accepted after, by the program and by a real node.
+//! Recovery of coins: refused before the timelock has passed, accepted after, by the program and by a real node.
 
 use crate::bitcoind_support::{
     TestChain,
@@ -46,7 +46,7 @@ async fn one_block_too_early_and_then_in_time(blocks: TestChain) {
         assert_eq!((height, waits), (confirmed + WAIT, left));
         assert_eq!(expected, u64::from(activity.tip.median_time) + 600 * u64::from(left));
         if left == 1 {
-            // Signed all the same, it is not taken.
+            // If it is signed nevertheless, the node refuses it.
             let made =
                 plan(&beacon.output, &coins, &destination(), FeeRate::BROADCAST_MIN, &beacon.recovery, &mut rng);
             let Err(ChainError::Rejected(rejection)) = chain.submit(made[0].transaction.as_ref().unwrap()).await
@@ -149,8 +149,8 @@ fn the_program_lists_shows_and_recovers() {
             assert_eq!(states, ["waiting", "waiting", "unconfirmed"], "{listed}");
             assert_eq!(listed["coins"][0]["maturity"]["blocks"], 1);
         }
-        crate::edges::fails_unread(&["recover", "--chain", &source, "--cohort", &cohort]);
-        crate::edges::fails_unread(&["recover", "--chain", &source, "--cohort", &cohort, "--json"]);
+        crate::unread_output::fails_unread(&["recover", "--chain", &source, "--cohort", &cohort]);
+        crate::unread_output::fails_unread(&["recover", "--chain", &source, "--cohort", &cohort, "--json"]);
         let to = destination();
         let sweep = ["--cohort", &cohort, "--secret-env", "RECOVERY_KEY", "--to", &to];
         let (status, early) = recover(&sweep);
@@ -166,7 +166,7 @@ fn the_program_lists_shows_and_recovers() {
 
         blocks.mine(1).await;
         let (status, shown) = recover(&[&sweep[..], &["--dry-run"]].concat());
-        // The dust is not worth its fee, and the program says so.
+        // The dust is not worth its fee, and the program reports that.
         assert_eq!((status, shown["recoveries"].as_array().unwrap().len()), (Some(1), 2), "{shown}");
         assert!(blocks.mempool().await.is_empty());
         let (_, swept) = recover(&[&sweep[..], &["--min-fee-rate", "2", "--max-fee-rate", "5"]].concat());
@@ -180,7 +180,7 @@ fn the_program_lists_shows_and_recovers() {
             }
         }
         assert_eq!(swept["feeRate"], 2.0);
-        // What is on its way, an announcement perhaps, is left alone unless it is asked for.
+        // A coin that another transaction in the mempool spends, perhaps an announcement, is skipped unless it is requested.
         let more = [&sweep[..], &["--min-fee-rate", "9"]].concat();
         let before = blocks.mempool().await;
         let outpoints = |told: &Value| -> Vec<String> {

@@ -1,4 +1,4 @@
-//! `resolve`, as it is called: on a real node, and on an Esplora server over one.
+//! The command `resolve`: on a real node, and on an Esplora server over one.
 
 use std::{fs, path::PathBuf, sync::Arc};
 
@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 
 const COIN: Amount = Amount::from_sat(60_000);
 
-/// A controller, with all that it has announced or will announce.
+/// A controller, with all updates that it has announced or will announce.
 struct Author {
     key: SecretKey,
     did: Did,
@@ -85,7 +85,7 @@ impl Author {
         self.update(json!([{ "op": "add", "path": "/note", "value": text }]))
     }
 
-    /// The controller's Sidecar Data, with what else it was given.
+    /// The controller's Sidecar Data, with the data of its cohorts.
     fn sidecar(&self, more: Value) -> Value {
         let updates: Vec<_> = self.updates.iter().map(SignedUpdate::value).collect();
         let mut sidecar = json!({ "@context": "https://btcr2.dev/context/v1", "updates": updates });
@@ -237,7 +237,7 @@ async fn an_update_counts_when_it_is_deep_enough(mut world: World) {
     let file = world.file("sidecar.json", &author.sidecar(json!({})));
     let sidecar = ["--sidecar", file.as_str()];
     let with = |more: &[&'static str]| [&sidecar[..], more].concat();
-    // One confirmation: what counts is a matter of what is asked for, and no error either way.
+    // One confirmation: whether it counts depends on the request, and is not an error either way.
     let young = world.resolve(author.did(), &sidecar).await.succeeded();
     assert_eq!(serde_json::from_str::<Value>(&young.stdout).unwrap(), author.documents[0]);
     assert!(young.stderr.contains("fewer than 6 confirmations"), "{young:?}");
@@ -277,7 +277,7 @@ async fn a_cohort_s_members_resolve_each_from_its_own_file(mut world: World) {
     for (kind, aggregate) in [("CASBeacon", &CasBeacon as &dyn AggregateBeacon), ("SMTBeacon", &SmtBeacon)] {
         let beacon = Beacon::new(kind, 3, 144);
         let address = beacon.output.address().to_owned();
-        // One adopts the beacon by its own, one is born with it, and one of that kind has nothing to announce.
+        // One adds the beacon by its own update, one has it in its first document, and one of that kind has nothing to announce.
         let mut adopting = Author::key(&format!("{kind} adopting"));
         let adoption = adopting.update(add_beacon_service_patch(&adopting.did, kind, &address));
         world.singleton(&adopting, &adoption).await;
@@ -305,7 +305,7 @@ async fn a_cohort_s_members_resolve_each_from_its_own_file(mut world: World) {
             let genesis = if author.genesis.is_some() { &file } else { "the identifier" };
             assert!(shown.contains(&format!("The initial document (version 1) is from {genesis}.")), "{shown}");
             assert_eq!(shown.contains("it announces no update of this DID"), author.updates.is_empty(), "{shown}");
-            // Without what the cohort gave to it, who is in it does not resolve, whether it declined or not.
+            // Without the data of the cohort its members do not resolve, whether they declined or not.
             let file = world.file("own.json", &author.sidecar(json!({})));
             let (status, result) = world.result(author.did(), &["--min-conf", "1", "--sidecar", &file]).await;
             assert_eq!(status, Some(1));
@@ -375,7 +375,7 @@ async fn data_comes_from_content_stores() {
     assert_eq!(world.document(&author, &young).await, author.documents[1]);
     let shown = world.resolve(author.did(), &[&young[..], &["--explain"]].concat()).await.succeeded().stdout;
     assert!(shown.contains(&format!("to version 2, from {store}")), "{shown}");
-    // What is not what it is called is not there.
+    // A file whose content does not have the hash of its name is missing.
     let content = path(&world.directory, "store") + "/" + &ContentHash::from(*update.hash()).hex();
     fs::write(&content, "{}").unwrap();
     let run = world.resolve(author.did(), &young).await;

@@ -1,5 +1,5 @@
 //! `serve --state` and `join --state` as processes that are killed in mid-round and started again: the same cohort completes,
-//! and nobody else notices more than the pause.
+//! and the other parties notice only the pause.
 
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
@@ -33,7 +33,7 @@ fn a_service_that_is_killed_goes_on_where_it_was_and_leaves_an_archived_cohort()
     let mut members: Vec<Program> =
         files[..2].iter().map(|file| join(&proxy.url(), file, &["--add-beacon"])).collect();
     let mut cohorts = Vec::new();
-    // Once while it admits, and once while it signs, or thereabouts.
+    // Once during enrollment, and once during signing, approximately.
     for event in ["participant-accepted", "signing-started"] {
         cohorts.push(service.program.event(event)["cohortId"].clone());
         service.program.kill();
@@ -43,7 +43,7 @@ fn a_service_that_is_killed_goes_on_where_it_was_and_leaves_an_archived_cohort()
         cohorts.push(phase["cohortId"].clone());
         if event == "participant-accepted" {
             assert_eq!(phase["phase"], "enrolling");
-            // Who asks for the same place meanwhile is refused, and is told what to do.
+            // A second process with the same directory is refused, with advice.
             let arguments = [
                 "serve",
                 "--identity",
@@ -115,7 +115,7 @@ fn a_member_that_is_killed_behind_its_nonce_says_that_it_is_lost_and_signs_the_f
     let files = identities(&directory, 3);
     let steady = ["--add-beacon"];
     let others = [&files[1], &files[2]].map(|file| service.join(file, &steady));
-    // It hears nothing any more once it was asked for its nonce, so that it cannot have signed when it is killed.
+    // It receives nothing after the request for its nonce, so it cannot have signed when it is killed.
     let proxy = Proxy::deaf_behind(service.address(), "sign/authorization_request");
     let keeps = ["--add-beacon", "--state", &state];
     let mut killed = join(&proxy.url(), &files[0], &keeps);
@@ -138,7 +138,7 @@ fn a_deadline_that_passes_while_the_service_is_down_acts_when_it_is_back() {
     let start = || Service::once(&directory, 2, &["--state", &state, "--on-timeout", rule]);
     let mut service = start();
     let files = identities(&directory, 2);
-    // One never hears that the cohort has formed, and submits nothing.
+    // One does not receive that the cohort has formed, and submits nothing.
     let deaf = Proxy::deaf_behind(service.address(), "keygen/cohort_opt_in_accept");
     let member = join(&deaf.url(), &files[0], &["--add-beacon"]);
     service.program.event("participant-accepted");
@@ -152,7 +152,7 @@ fn a_deadline_that_passes_while_the_service_is_down_acts_when_it_is_back() {
     let (status, lines, errors) = start().program.end();
     assert_eq!(status, Some(1), "{lines:#?}{errors}");
     let failed = lines.iter().find(|line| line["event"] == "cohort-failed").unwrap();
-    // It listens at another address: nobody has fetched what they were asked, and nobody is to blame.
+    // It listens at another address: no member has fetched the requests, so no member is at fault.
     let members = &failed["failure"]["NotDelivered"]["unreached"]["not_fetched"];
     assert_eq!((&failed["code"], members.as_array().map(Vec::len)), (&json!("NOT_DELIVERED"), Some(2)), "{failed}");
     let recovered = lines.iter().find(|line| line["event"] == "cohort-recovered").unwrap();
@@ -188,7 +188,7 @@ fn a_cohort_that_fails_leaves_its_member_the_announcement_of_its_own() {
     let read = |name: &str| std::fs::read_to_string(path(Path::new(&alone), name)).unwrap();
     let update: Value = serde_json::from_str(&read("update.json")).unwrap();
     let signed: Transaction = deserialize_hex(read("signed.hex").trim()).unwrap();
-    // It announces this update, from the beacon that was named, and the network takes it.
+    // It announces this update, from the given beacon, and the network accepts it.
     let hash = jcs::document_hash(&update).unwrap();
     let announced = signed.output.last().unwrap().script_pubkey.to_bytes();
     assert_eq!(announced.to_lower_hex_string(), format!("6a20{}", hash.as_bytes().to_lower_hex_string()));
@@ -215,7 +215,7 @@ fn a_member_whose_older_state_is_restored_does_not_say_a_second_nonce() {
         let steady = ["--add-beacon", "--exit-when-done", "--events", "json", "--state", &state];
         Program::start(&[&place[..], &steady].concat())
     };
-    // One is never asked for its nonce, so that there is no aggregate nonce, and nobody can have signed. Another one hears of
+    // One is never asked for its nonce, so there is no aggregate nonce, and no member can have signed. Another one receives
     // the data only when the state of the member, which has approved it, is copied.
     let deaf = Proxy::deaf_behind(service.address(), "update/distribute_aggregated_data");
     let absent = join(&deaf.url(), &files[2], &["--add-beacon"]);
@@ -241,7 +241,7 @@ fn a_member_whose_older_state_is_restored_does_not_say_a_second_nonce() {
         participant_result(&member.result(), &did_of(file), &result);
     }
     drop(absent);
-    // What it said in both of its lives.
+    // Its messages in both runs.
     let key = did_of(&files[0]).parse::<btcr2_aggregation::protocol::did::Did>().unwrap().key().unwrap();
     let said = |kind: &str, event: &nostr_sdk::Event| {
         event.pubkey.to_hex() == key.x_only().to_string()

@@ -1,7 +1,7 @@
-//! Nothing secret is in any log, however much is logged: whole rounds at `RUST_LOG=trace`, and every secret of them.
+//! No secret is in any log, at any level: whole rounds at `RUST_LOG=trace`, and every secret of them.
 //!
-//! A secret that the test knows it looks for. A nonce nobody knows but the member that made it; whatever spells 32 bytes in a log
-//! is tried, whether it is the secret of any public nonce or key of the round.
+//! The tests search for each secret that they know. Only the member that made a nonce knows it: so they test whether any 32 bytes
+//! that are spelled in a log are the secret of a public nonce or key of the round.
 
 use std::{
     collections::BTreeSet,
@@ -30,10 +30,10 @@ use data_encoding::HEXLOWER;
 use serde_json::Value;
 use tracing_subscriber::EnvFilter;
 
-/// What was said in a round, as far as it tells what is secret.
+/// The messages of a round, with the public counterparts of its secrets.
 #[derive(Default)]
 struct Said {
-    /// The x coordinates of all points that somebody keeps the secret of.
+    /// The x coordinates of all points whose secret a party stores.
     points: BTreeSet<[u8; 32]>,
     updates: Vec<Value>,
     fallback_signatures: usize,
@@ -69,7 +69,7 @@ impl Tap for Ear {
     }
 }
 
-/// A whole round of all roles in this process, and what they said.
+/// A whole round of all roles in this process, and its messages.
 async fn round(scenario: &Scenario) -> Said {
     let ear = Arc::new(Ear::default());
     let taps: Vec<Arc<dyn Tap>> = vec![ear.clone()];
@@ -95,7 +95,7 @@ async fn round(scenario: &Scenario) -> Said {
     said
 }
 
-/// The strings that only an update holds: its hashes, its proof, the service that it adds.
+/// The strings that only an update contains: its hashes, its proof, the service that it adds.
 fn own_strings(update: &Value, strings: &mut Vec<String>) {
     match update {
         Value::Object(fields) => {
@@ -116,7 +116,7 @@ fn own_strings(update: &Value, strings: &mut Vec<String>) {
     }
 }
 
-/// That no update is in the log, in whole or in part.
+/// Asserts that no update is in the log, in whole or in part.
 fn assert_no_update(log: &Logged, updates: &[Value], whose: &str) {
     let mut strings = vec!["proofValue".to_owned(), "targetHash".to_owned()];
     updates.iter().for_each(|update| own_strings(update, &mut strings));
@@ -146,7 +146,7 @@ fn no_key_no_nonce_and_no_update_is_in_the_log_of_a_whole_round() {
             MEMBERS + 1 + 2 * (MEMBERS - silent) + said.fallback_signatures,
             "keys, two halves of each nonce, and the nonce of each fallback signature: {name}"
         );
-        // The log is one of this round, or nothing could be found in it.
+        // The log is that of this round; otherwise the search would prove nothing.
         for step in ["signing-started", "nonce-received", "update-submitted", "signature-sent"] {
             assert!(log.text.contains(step), "{name} logs no {step}");
         }
@@ -204,7 +204,7 @@ fn no_key_no_passphrase_and_no_update_is_in_what_the_programs_log() {
         }
         assert_eq!(updates.len(), 2, "each keeps its own");
         let points = people.iter().map(|(identity, _)| identity.public_key().x_only().to_bytes()).collect();
-        // What a member keeps of its update is in its last event, as it must be.
+        // The member's record of its update is in its last event, as intended.
         let (logs, events) = (Logged::new(logs), Logged::new(events));
         assert_no_update(&logs, &updates, format);
         for said in [logs, events] {
@@ -228,7 +228,7 @@ fn a_secret_is_found_however_it_is_spelled() {
     let (identity, hex) = known("planted");
     let secret = HEXLOWER.decode(hex.as_bytes()).unwrap();
     let points = BTreeSet::from([identity.public_key().x_only().to_bytes()]);
-    // As a BIP-327 secret nonce, whose first half it is, or its second.
+    // As the first or the second half of a BIP-327 secret nonce.
     let (first, second) = ([&secret[..], &[7; 65]].concat(), [&[7; 32], &secret[..], &[7; 33]].concat());
     for bytes in [&secret, &first, &second] {
         for spelling in [

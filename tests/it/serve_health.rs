@@ -1,4 +1,4 @@
-//! Whether a service is ready while its node is away, and who is woken then.
+//! Whether a service is ready while its node is unreachable, and whether the alarm command runs then.
 
 use std::{
     fs,
@@ -57,7 +57,7 @@ fn readiness_follows_node_and_state_and_somebody_is_woken() {
         blocks.node_mut().start_again().await;
         until("it is ready again", || ready(&url).starts_with("HTTP/1.1 200"));
 
-        // A state directory that takes no writes: its place is taken.
+        // A state directory that cannot be written: there is a file in its place.
         let moved = path(&directory, "moved");
         fs::rename(Path::new(&state), &moved).unwrap();
         until("not without its state directory", || ready(&url).contains("\nstate: "));
@@ -70,11 +70,11 @@ fn readiness_follows_node_and_state_and_somebody_is_woken() {
 #[test]
 fn a_service_without_any_of_its_relays_is_not_ready() {
     let directory = directory("readiness-relays");
-    // Port 9 is one on which nobody listens. HTTP is served as well, but not to those who come over relays.
+    // No program listens on port 9. HTTP is served as well, but does not help members on relays.
     let relays = ["--relay", "ws://127.0.0.1:9", "--metrics-listen", "127.0.0.1:0"];
     let mut service = Service::start(&directory, &relays);
     let url = service.program.event("metrics")["url"].as_str().unwrap().to_owned();
-    // They come and go: some seconds are nothing.
+    // Connections end and are made again: some seconds without one are tolerated.
     assert!(ready(&url).starts_with("HTTP/1.1 200"));
     until("not without its relays", || ready(&url).contains("\nrelays: no relay is connected"));
 }

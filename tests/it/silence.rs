@@ -1,4 +1,4 @@
-//! What a member cannot get through to is said, once for each cause, with what to do: as processes.
+//! A member reports why it cannot reach a service, once for each cause, with advice: as processes.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -38,7 +38,7 @@ fn read_request(stream: &mut TcpStream) {
     }
 }
 
-/// A relay that says `frames` to everything that it is sent.
+/// A relay that answers every message with `frames`.
 fn relay(frames: Vec<Value>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address: SocketAddr = listener.local_addr().unwrap();
@@ -56,7 +56,7 @@ fn relay(frames: Vec<Value>) -> String {
                             continue;
                         };
                         for frame in &frames {
-                            // A frame about a subscription names the one that was asked for.
+                            // A frame about a subscription gets the identifier of the requested one.
                             let frame = frame.to_string().replace("SUBSCRIPTION", asked[1].as_str().unwrap_or(""));
                             if socket.send(Message::text(frame)).await.is_err() {
                                 return;
@@ -70,7 +70,7 @@ fn relay(frames: Vec<Value>) -> String {
     format!("ws://{address}")
 }
 
-/// A member that gives up: what it says of the place, and its advice.
+/// Runs a member until it gives up: the problem that it reports, and its advice.
 fn told(name: &str, place: &[&str]) -> (String, String) {
     let directory = directory(name);
     let member = identity(&directory, "member");
@@ -79,7 +79,7 @@ fn told(name: &str, place: &[&str]) -> (String, String) {
     assert_eq!(status, Some(1), "{lines:#?}{errors}");
     let said: Vec<&Value> = lines.iter().filter(|line| line["event"] == "unreachable").collect();
     assert!(!said.is_empty(), "{lines:#?}");
-    // Seldom: every purpose once, in these seconds.
+    // Each purpose is reported once in these seconds.
     let purposes: std::collections::BTreeSet<_> =
         said.iter().map(|line| (line["purpose"].to_string(), line["problem"].to_string())).collect();
     assert_eq!(said.len(), purposes.len(), "it repeats itself: {said:#?}");
@@ -116,7 +116,7 @@ fn who_is_not_a_service_is_said_to_be_none() {
             "",
         ),
     ];
-    // At the same time: each of them waits until it gives up.
+    // At the same time: each of them waits until its timeout.
     let waiting = causes.map(|(name, answer, problem, advice)| {
         thread::spawn(move || {
             let url = answering(answer);
@@ -132,7 +132,7 @@ fn who_is_not_a_service_is_said_to_be_none() {
 fn names_ports_and_schemes_that_are_wrong_are_named() {
     let https = answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").replace("http://", "https://");
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    // It takes connections, and nothing comes of them.
+    // It accepts connections, and does not answer.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mute = format!("https://{}", listener.local_addr().unwrap());
     let causes = [
@@ -188,7 +188,7 @@ fn a_service_says_what_is_wrong_with_its_relays() {
     };
     said(&mut service, closed.trim_start_matches("ws://"), "efused");
     said(&mut service, mute.trim_start_matches("ws://"), "we are full");
-    // Over HTTP it serves all the same.
+    // Over HTTP it is reachable nevertheless.
     assert_eq!(service.join(&identity(&directory, "member"), &["--decline"]).result()["ok"], true);
 }
 

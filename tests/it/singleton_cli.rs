@@ -1,4 +1,4 @@
-//! `singleton`: what a member can do when no cohort announces for it, as it is called.
+//! The command `singleton`: the options of a member whose update no cohort announces.
 
 use std::{fs, path::PathBuf};
 
@@ -73,7 +73,7 @@ fn update(identity: &Identity) -> SignedUpdate {
     sign_update(&unsigned, identity.did(), identity.verification_method(), identity.secret_key(), &mut rng).unwrap()
 }
 
-/// A transaction that pays the address, and how `--coin` names what it made.
+/// A transaction that pays the address, and its output as an argument of `--coin`.
 fn funding(address: &Address, sat: u64) -> (Transaction, String) {
     let made = TxOut { value: Amount::from_sat(sat), script_pubkey: address.script_pubkey() };
     let input = bitcoin::TxIn {
@@ -149,7 +149,7 @@ fn every_beacon_announces_the_update_in_a_valid_transaction() {
         let signal = ScriptBuf::new_op_return(member.update.hash().as_bytes());
         assert_eq!(signed.output.last().unwrap().script_pubkey, signal);
 
-        // The files say the same.
+        // The files have the same content.
         let read = |name: &str| fs::read_to_string(out.join(name)).unwrap();
         assert_eq!(read("signed.hex").trim(), shown["signedHex"]);
         assert_eq!(read("unsigned.hex").trim(), shown["unsignedHex"]);
@@ -229,7 +229,7 @@ fn what_cannot_work_is_refused_and_says_why() {
     refused(&["--update", &file, "--did", &member.did], "cannot be used multiple times");
 }
 
-/// An update of `note`, signed anew, in a file.
+/// An update with `note`, signed again, in a file.
 fn note(member: &Member, document: &Value, version: u64, text: &str) -> String {
     let identity = Identity::from_key(SecretKey::from_hex(SECRET).unwrap(), network::Network::Regtest);
     let patch = serde_json::json!([{ "op": "add", "path": "/note", "value": text }]);
@@ -262,7 +262,7 @@ fn with_a_state_directory_no_second_update_of_a_version_is_handed_out() {
     fs::write(&same, joined["sidecar"]["updates"][0].to_string()).unwrap();
     singleton(&same, &[]).succeeded();
 
-    // The next one starts from there. It is recorded, so that nothing contradicts it afterwards, `join` neither.
+    // The next update starts from there. It is recorded, so that no later call contradicts it, `join` included.
     let mut second = initial.clone();
     second["note"] = "first".into();
     let third = note(&member, &second, 2, "third");
@@ -277,11 +277,11 @@ fn with_a_state_directory_no_second_update_of_a_version_is_handed_out() {
     assert!(refused.0 == Some(1) && reason.contains("--supersede singleton"), "{refused:?}");
     singleton(&contradicting, &["--supersede", "singleton"]).succeeded();
 
-    // What does not follow from the vault is refused unless it is meant.
+    // An update that does not follow from the vault is refused unless it is allowed.
     let ahead = note(&member, &second, 4, "far ahead");
     assert!(singleton(&ahead, &["--supersede", "singleton"]).usage().contains("lead to version 2"));
     singleton(&ahead, &["--supersede", "singleton", "--allow-risky-update"]).succeeded();
-    // Nor does a member start from a document that it does not lead to.
+    // Nor does a member start from a document that does not follow from it.
     let source = path(&member.directory, "source");
     fs::write(&source, initial.to_string()).unwrap();
     let stale = ["--source-document", &source, "--source-version", "7", "--supersede", "singleton"];

@@ -1,4 +1,4 @@
-//! `state` as it is called, on directories that hold a stored round.
+//! The command `state`, on directories that contain a stored round.
 
 use std::{
     fs,
@@ -7,7 +7,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::support::{path, run, run_with};
+use crate::support::{contains, did_of, directory, inputs::round, path, run, run_with};
 use btcr2_aggregation::{
     actors::{
         journal::{Journal, Record, StreamId},
@@ -15,7 +15,7 @@ use btcr2_aggregation::{
     },
     protocol::time::Timestamp,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The round of the journal's fixtures.
 fn fixture(file: &str) -> String {
@@ -35,9 +35,9 @@ fn on_state<T>(directory: &str, work: impl AsyncFnOnce(&State) -> T) -> T {
 }
 
 /// A state directory with the round's cohort and session, and an archived stream from long ago and one from now, whose name
-/// somebody has chosen with care.
+/// contains shell syntax.
 fn stored(name: &str) -> Stored {
-    let directory = crate::support::directory(name);
+    let directory = directory(name);
     let round: Value = serde_json::from_str(&fixture("round.json")).unwrap();
     let (cohort, session) = (round["cohortId"].as_str().unwrap(), round["sessionId"].as_str().unwrap());
     let state = path(&directory, "state");
@@ -65,12 +65,6 @@ fn json(arguments: &[&str]) -> Value {
     serde_json::from_str(&run(arguments).succeeded().stdout).unwrap()
 }
 
-fn contains(text: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(text.contains(part), "{part:?} is missing in {text}");
-    }
-}
-
 #[test]
 fn streams_are_listed_with_names_that_are_safe_to_print() {
     let Stored { state, cohort, .. } = stored("state-list");
@@ -95,7 +89,7 @@ fn a_cohort_is_shown_event_by_event() {
     );
     let document = json(&["state", "show", &cohort, "--json", "--state", &state]);
     assert_eq!(document["streams"].as_array().unwrap().len(), 2);
-    // By the name that `list` shows, and by the one that it stands for.
+    // By the name that `list` prints, and by the stream's real name.
     for name in ["%24%28new%29", "$(new)"] {
         contains(
             &run(&["state", "show", name, "--state", &state]).succeeded().stdout,
@@ -165,4 +159,80 @@ fn a_directory_that_is_missing_or_held_is_named_and_left_alone() {
     let held = on_state(&state, async |_| run(&prune));
     assert_eq!(held.status, Some(1));
     contains(&held.stderr, &["is in use by process", &std::process::id().to_string()]);
+}
+
+/// A state directory with streams of a service: a cohort with its signing session, from a round, and an announcement.
+fn all_streams(directory: &Path) -> (String, String) {
+    let cohort = round(directory);
+    let state = path(directory, "service-state");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let state = State::open(&state).unwrap();
+        let hash = "00".repeat(32);
+        let records = [
+            json!({ "event": "watch-started", "at": 1_750_000_000_000_u64, "script": "5120aa",
+                "deadline": 1_750_000_600_000_u64 }),
+            json!({ "event": "tip-seen", "at": 1_750_000_001_000_u64,
+                "tip": { "block": { "height": 101, "hash": hash }, "median_time": 1 } }),
+            json!({ "event": "confirmed", "at": 1_750_000_002_000_u64, "block": { "height": 102, "hash": hash },
+                "depth": 3 }),
+            json!({ "event": "failed", "at": 1_750_000_003_000_u64,
+                "failure": { "kind": "cohort", "reason": "late\u{1b}[2J" } }),
+        ];
+        let records = records.iter().map(|record| Record::from_json(record.to_string().into_bytes())).collect();
+        state.journal().append(&StreamId::new(format!("announcement/{cohort}")), records).await.unwrap();
+        state.close().await;
+    });
+    (state, cohort)
+}
+
+#[test]
+fn state_show_prints_the_events_of_every_kind_of_stream() {
+    let directory = directory("show");
+    let (state, cohort) = all_streams(&directory);
+    let show = |state: &str| run(&["state", "show", &cohort, "--state", state]).succeeded().stdout;
+    let service = show(&state);
+    contains(
+        &service,
+        &[
+            "2025-06-15T15:06:40Z  watch-started",
+            "deadline 2025-06-15T15:16:40Z",
+            "2025-06-15T15:06:41Z  tip-seen",
+            "height 101",
+            "2025-06-15T15:06:42Z  confirmed",
+            "block: height 102",
+            "depth 3",
+            "2025-06-15T15:06:43Z  failed",
+            "kind cohort, reason late\\u{1b}[2J",
+            "CohortAdvertised",
+            "SigningStarted",
+            "transaction: ",
+            &format!("did {}", did_of(&path(&directory, "member"))),
+            "CohortCompleted",
+            "update: to version 2",
+            "output: bcrt1p",
+            "(66 bytes)",
+        ],
+    );
+    // The signing session of the round.
+    contains(&service, &["signing/", "SessionOpened"]);
+    let member = show(&path(&directory, "member-state"));
+    contains(
+        &member,
+        &[
+            "CohortDiscovered",
+            "OptInAccepted",
+            "UpdateSubmitted",
+            "ValidationSent",
+            "approved yes",
+            "phase timeout 1h",
+        ],
+    );
+    for text in [&service, &member] {
+        assert!(text.lines().all(|line| line.chars().count() < 2_000), "{text}");
+        assert!(!text.contains("  event\n"), "{text}");
+    }
+    let json = run(&["state", "show", &cohort, "--json", "--state", &state]).succeeded();
+    let json: Value = serde_json::from_str(&json.stdout).unwrap();
+    assert!(json["streams"].as_array().unwrap().len() >= 3, "{json}");
 }

@@ -1,4 +1,4 @@
-//! Coordinator rotation: a second host takes a cohort over, with the service's identity and its state directory (a copy, or a
+//! Coordinator rotation: a second host takes over a cohort, with the service's identity and its state directory (a copy, or a
 //! cohort exported and imported), in every phase. Members on HTTP are started again with the new address and their own
 //! state; members on relays notice nothing.
 
@@ -13,7 +13,7 @@ use crate::support::{
 };
 use serde_json::Value;
 
-/// How the second host comes by the cohort.
+/// How the second host gets the cohort.
 #[derive(Clone, Copy, PartialEq)]
 enum Move {
     Copied,
@@ -29,7 +29,7 @@ fn moved(directory: &Path, how: Move, cohort: &str) -> String {
             let document = path(directory, "cohort.json");
             run(&["state", "export", cohort, "--forget", "--out", &document, "--state", &first]).succeeded();
             run(&["state", "import", &document, "--state", &second]).succeeded();
-            // It must not go on in two places.
+            // It must not continue in two places.
             let left = run(&["state", "list", "--json", "--state", &first]).succeeded().stdout;
             assert_eq!(left.trim(), "[]");
         }
@@ -37,8 +37,8 @@ fn moved(directory: &Path, how: Move, cohort: &str) -> String {
     second
 }
 
-/// Three members over HTTP, two of whom the fallback takes. The first never hears what follows a message that has `deaf` in
-/// it, so that the first host waits for it in that phase, however fast everybody is; it is stopped at `event`.
+/// Three members over HTTP, two of whom the fallback needs. The first receives nothing after a message that contains `deaf`,
+/// so that the first host waits for it in that phase, however fast the others are; the host is stopped at `event`.
 struct OverHttp {
     name: &'static str,
     deaf: &'static str,
@@ -50,10 +50,10 @@ struct OverHttp {
 
 fn over_http(case: &OverHttp) {
     let directory = directory(&format!("takeover-{}", case.name));
-    // Who was asked for a nonce and starts again has lost it, so signing ends in the fallback; with its third member deaf, so
-    // does the first host's. Other phases are not waited for.
+    // A member that was asked for a nonce and starts again has lost it, so signing ends in the fallback. With its third member
+    // deaf, so does signing at the first host. No other phase times out.
     let timeout = if case.path == "script-path" { "4s" } else { "5m" };
-    // The fallback itself waits for the deaf one only where it takes all of them.
+    // The fallback waits for the deaf member only where it needs all of them.
     let threshold = if case.event == "fallback-started" { "3" } else { "2" };
     let arguments = ["--fallback-threshold", threshold, "--signing-timeout", timeout];
     let files: Vec<String> = (0..3).map(|index| identity(&directory, &format!("member-{index}"))).collect();
@@ -65,7 +65,7 @@ fn over_http(case: &OverHttp) {
         join(url, &files[index], &["--add-beacon", "--state", &state, "--service-did", &did])
     };
     let mut members = vec![start(&proxy.url(), 0)];
-    // Alone, so that what comes after its being accepted comes later, and by itself.
+    // Alone, so that what follows its acceptance arrives later, and separately.
     members[0].event("opt-in-accepted");
     if case.phase == "enrolling" {
         members.push(start(&first.url, 1));
@@ -162,8 +162,8 @@ fn a_second_host_takes_over_while_the_fallback_is_signed() {
     });
 }
 
-/// Three members over a relay that go on as they are while the first host is replaced. The first of them, as over HTTP, hears
-/// nothing behind `deaf` until then.
+/// Three members over a relay that keep running while the first host is replaced. As over HTTP, the first of them receives
+/// nothing after `deaf` until then.
 fn over_a_relay(deaf: &'static str, event: &str, phase: &str, how: Move) {
     let directory = directory(&format!("takeover-relay-{event}"));
     let relay = Relay::anywhere();

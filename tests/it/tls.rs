@@ -1,4 +1,4 @@
-//! TLS as people set it up: certificates of all kinds that `--tls-ca` is given, and whole cohorts over `wss://` and `https://`.
+//! TLS in its usual setups: certificates of all kinds for `--tls-ca`, and whole cohorts over `wss://` and `https://`.
 
 use std::{fs, net::SocketAddr, path::Path, sync::Arc, thread};
 
@@ -54,7 +54,7 @@ fn by_hand(params: &mut CertificateParams) {
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
 }
 
-/// A certificate of an authority, whose own is what `pem` holds.
+/// A certificate that is signed by the authority whose own certificate is in `pem`.
 fn of_an_authority() -> Certificate {
     let authority_key = KeyPair::generate().unwrap();
     let mut authority = CertificateParams::new(Vec::new()).unwrap();
@@ -65,7 +65,7 @@ fn of_an_authority() -> Certificate {
     Certificate { pem, chain: vec![certificate.der().clone()], key }
 }
 
-/// A handshake with a server of this configuration: what the client says.
+/// A handshake with a server of this configuration: the client's result.
 fn handshake(server: ServerConfig, trust: &Trust, name: &str) -> Result<(), String> {
     Runtime::new().unwrap().block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -99,7 +99,7 @@ fn a_given_certificate_is_trusted_whatever_kind_it_is() {
         let other = Trust::only(self_signed(by_hand).pem.as_bytes()).unwrap();
         assert!(handshake(certificate.config(), &other, "localhost").is_err(), "{kind}");
         assert!(handshake(certificate.config(), &Trust::system(), "localhost").is_err(), "{kind}");
-        // Beside others in one file, as people collect them.
+        // Together with others in one file.
         let bundle = format!("{}\n# another\n{}", self_signed(by_hand).pem, certificate.pem);
         let trust = Trust::only(bundle.as_bytes()).unwrap();
         assert_eq!(handshake(certificate.config(), &trust, "localhost"), Ok(()), "{kind}, of several");
@@ -125,7 +125,7 @@ fn a_given_certificate_is_trusted_in_its_time_only() {
     }
 }
 
-/// Who shows the right certificate without having its key.
+/// A server that presents the right certificate without its key.
 #[derive(Debug)]
 struct Thief(Arc<CertifiedKey>);
 
@@ -279,7 +279,7 @@ fn a_whole_cohort_meets_over_https() {
     participant_result(&joined.result(), &did_of(&member), &result);
 }
 
-/// Nothing is said to be served over a relay that nobody reaches, and nobody waits in silence for one.
+/// `serve` does not report that it serves over a relay that it cannot reach, and no member waits silently for one.
 #[test]
 fn who_cannot_be_reached_is_said_with_the_reason() {
     let directory = directory("unreachable");

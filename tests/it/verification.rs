@@ -1,5 +1,5 @@
-//! The two opinions on a signed transaction, [`bip340_accepts`] and [`consensus_accepts`]: each on its own refuses what is
-//! wrong.
+//! The two checks of a signed transaction, [`bip340_accepts`] and [`consensus_accepts`]: each of them refuses an invalid one by
+//! itself.
 
 use bitcoin::{Amount, Witness};
 use btcr2_aggregation::{
@@ -16,7 +16,7 @@ fn signed_on(path: SpendPath) -> Report {
     report
 }
 
-/// Both opinions on the report's transaction after `change`: BIP-340, consensus.
+/// The results of both checks for the report's transaction after `change`: BIP-340, consensus.
 fn opinions(report: &Report, change: impl FnOnce(&mut Signed)) -> (bool, bool) {
     let mut signed = Signed::clone(&report.signed);
     change(&mut signed);
@@ -45,7 +45,7 @@ fn a_bad_key_path_signature_is_refused_by_both() {
     assert_eq!(opinions_on_witness(&report, |witness| witness[0].truncate(63)), (false, false));
     assert_eq!(opinions_on_witness(&report, |witness| witness[0].push(0)), (false, false));
     assert_eq!(opinions_on_witness(&report, |witness| witness.clear()), (false, false));
-    // Another element makes it a script path spend, or one with an annex.
+    // One more element makes it a script path spend, or one with an annex.
     assert_eq!(opinions_on_witness(&report, |witness| witness.push(vec![0x50])), (false, false));
 }
 
@@ -75,14 +75,14 @@ fn a_bad_fallback_signature_is_refused_by_both() {
         );
         assert_eq!(opinions_on_witness(&report, |witness| witness[slot].clear()), (false, false), "absent: {slot}");
     }
-    // A valid signature in another member's place counts for nobody.
+    // A valid signature in another member's place counts for no member.
     assert_eq!(opinions_on_witness(&report, |witness| witness[..3].rotate_left(1)), (false, false));
 }
 
 #[test]
 fn each_opinion_sees_what_the_other_does_not() {
     let fallback = signed_on(SpendPath::ScriptPath);
-    // BIP-340 is about signatures; that the leaf belongs to the output is for the consensus code to see.
+    // BIP-340 is about signatures; only the consensus code checks that the leaf belongs to the output.
     let control_block = |witness: &mut Vec<Vec<u8>>| witness.last_mut().unwrap()[40] ^= 1;
     assert_eq!(opinions_on_witness(&fallback, control_block), (true, false));
     // The consensus code does not know which path was meant.

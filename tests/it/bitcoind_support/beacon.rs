@@ -24,7 +24,7 @@ pub fn key(name: &str) -> SecretKey {
 }
 
 impl Beacon {
-    /// So many members, all but one of whom can sign without the rest.
+    /// A beacon of so many members, all but one of whom can sign without the rest.
     pub fn new(name: &str, members: usize, recovery_blocks: u64) -> Self {
         let recovery = key(&format!("{name} recovery"));
         let members: Vec<_> = (0..members).map(|index| key(&format!("{name} {index}"))).collect();

@@ -1,4 +1,4 @@
-//! The part of Esplora's API that is used, served over a real node: what a block explorer does, without its index.
+//! The part of Esplora's API that is used, served over a real node: a block explorer without its index.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -36,15 +36,15 @@ impl Drop for EsploraServer {
 pub struct Settings {
     /// The rates that it claims, sat/vB by target.
     pub fees: Mutex<BTreeMap<u16, f64>>,
-    /// Whether it is a server from before packages.
+    /// Whether it is a server without support for packages.
     pub without_packages: bool,
     /// How many coins of an address it lists at most.
     pub most_coins: Option<usize>,
-    /// How many of the next requests it puts off (429), and what it says in `Retry-After`.
+    /// How many of the next requests it refuses for now (429), and the value of `Retry-After`.
     pub busy: Mutex<(u32, Option<u32>)>,
-    /// Whether all pages of a history are the first.
+    /// Whether it returns the first page of a history for every page.
     pub turns_no_page: bool,
-    /// Whether it leaves out what inputs spend.
+    /// Whether it omits the outputs that inputs spend.
     pub hides_prevouts: bool,
 }
 
@@ -193,7 +193,7 @@ async fn get(explorer: Data<Explorer>, path: Path<String>) -> HttpResponse {
             let last = if explorer.settings.turns_no_page { &[] } else { last };
             let after =
                 last.first().map_or(0, |last| history.iter().position(|tx| tx["txid"] == **last).unwrap() + 1);
-            // Esplora's pages are of 25; smaller ones here, so that a test can turn them.
+            // Esplora's pages are of 25; smaller ones here, so that a test can reach the next.
             HttpResponse::Ok().json(history.into_iter().skip(after).take(3).collect::<Vec<_>>())
         }
         ["scripthash", hash, "utxo"] => {

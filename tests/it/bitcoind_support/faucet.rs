@@ -1,4 +1,4 @@
-//! Coins for everybody: coinbases of a known key.
+//! Coins for the tests: coinbases of a known key.
 
 use bitcoin::{
     Amount, OutPoint, ScriptBuf, Sequence, TapSighashType, Transaction, TxIn, TxOut, Witness,
@@ -78,14 +78,14 @@ impl Wallet {
     }
 }
 
-/// Pays to anybody.
+/// Pays to any script.
 pub struct Faucet {
     wallet: Wallet,
     coins: Vec<(OutPoint, Amount)>,
 }
 
 impl Faucet {
-    /// A faucet of so many payments. Mines what it takes.
+    /// A faucet of so many payments. Mines the blocks that it needs.
     pub async fn new(chain: &TestChain, payments: u32) -> Self {
         let wallet = Wallet::new(7);
         let script = wallet.script();
@@ -114,7 +114,7 @@ impl Faucet {
         Self { wallet, coins }
     }
 
-    /// A signed payment that is not handed in yet, with a fee of 1000 satoshis.
+    /// A signed payment that is not broadcast yet, with a fee of 1000 satoshis.
     pub fn payment(&mut self, script: &ScriptBuf, amount: Amount) -> Transaction {
         let (outpoint, value) = self.coins.pop().expect("a faucet of more payments");
         let output = TxOut { value: amount, script_pubkey: script.clone() };

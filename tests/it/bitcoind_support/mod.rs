@@ -1,4 +1,4 @@
-//! A real Bitcoin Core node on regtest, and the like of it in memory: mining, taking back, and a faucet.
+//! A real Bitcoin Core node on regtest, and a chain in memory: mining, reorganizations, and a faucet.
 
 pub mod beacon;
 pub mod esplora;
@@ -48,7 +48,7 @@ fn free_port() -> u16 {
 }
 
 impl Bitcoind {
-    /// A node with nothing but the genesis block. `None`, saying so, when there is no bitcoind.
+    /// A node with nothing but the genesis block. `None`, with a message, when there is no bitcoind.
     pub async fn start(name: &str) -> Option<Self> {
         Self::start_with(name, &[]).await
     }
@@ -64,7 +64,7 @@ impl Bitcoind {
         }
         fs::create_dir_all(&directory).unwrap();
         let extra: Vec<String> = extra.iter().map(|&argument| argument.to_owned()).collect();
-        // The port was free a moment ago; should somebody have taken it since, another one will do.
+        // The port was free a moment ago; if another process has taken it since, try the next one.
         for _ in 0..5 {
             let port = free_port();
             let mut node = Self {
@@ -93,7 +93,7 @@ impl Bitcoind {
             if self.child.try_wait().unwrap().is_some() {
                 return false;
             }
-            // It answers before it has read the mempool that it kept.
+            // It answers before it has read its stored mempool.
             let mempool = self.try_rpc("getmempoolinfo", json!([])).await;
             if mempool.is_ok_and(|mempool| mempool["loaded"] == true) {
                 return true;
@@ -113,13 +113,13 @@ impl Bitcoind {
         }
     }
 
-    /// Starts it again, with what it knew, at the same place.
+    /// Starts it again with the same data, at the same address.
     pub async fn start_again(&mut self) {
         self.child = spawn(&self.binary, &self.directory, self.port, &self.extra);
         assert!(self.is_ready().await, "bitcoind does not start again");
     }
 
-    /// The same, with arguments for this once.
+    /// The same, with additional arguments for this run.
     pub async fn start_again_with(&mut self, extra: &[&str]) {
         let extra: Vec<String> =
             self.extra.iter().cloned().chain(extra.iter().map(|&one| one.to_owned())).collect();
@@ -171,7 +171,7 @@ impl Bitcoind {
         }
     }
 
-    /// What the mempool would say of a transaction.
+    /// The result of `testmempoolaccept` for a transaction.
     pub async fn mempool_accepts(&self, transaction: &Transaction) -> Value {
         let hex = bitcoin::consensus::encode::serialize_hex(transaction);
         self.rpc("testmempoolaccept", json!([[hex]])).await[0].take()
@@ -202,15 +202,15 @@ impl Drop for Bitcoind {
     }
 }
 
-/// Makes every block another one, also those that take the place of others.
+/// Makes every block unique, also those that replace others.
 static BLOCKS: AtomicU32 = AtomicU32::new(0);
 
-/// A script that nobody needs to spend, another one each time.
+/// A script that is never spent, a different one each time.
 fn burn() -> ScriptBuf {
     ScriptBuf::new_op_return(BLOCKS.fetch_add(1, Ordering::Relaxed).to_be_bytes())
 }
 
-/// Who makes the blocks of a [`TestChain`].
+/// The miner of a [`TestChain`].
 pub enum Kind<'a> {
     Memory(&'a MemoryChain),
     Node(&'a Bitcoind),
@@ -220,7 +220,7 @@ pub enum Kind<'a> {
 pub enum TestChain {
     Memory(MemoryChain),
     Core(Bitcoind),
-    /// A node that others use too.
+    /// A node that other tests use too.
     Shared(Arc<Bitcoind>),
 }
 
@@ -241,7 +241,7 @@ impl TestChain {
         }
     }
 
-    /// Who makes the blocks.
+    /// The miner.
     pub fn kind(&self) -> Kind<'_> {
         match self {
             Self::Memory(chain) => Kind::Memory(chain),
@@ -250,7 +250,7 @@ impl TestChain {
         }
     }
 
-    /// The node that makes the blocks.
+    /// The node that mines.
     pub fn node(&self) -> &Bitcoind {
         match self.kind() {
             Kind::Node(node) => node,
@@ -258,7 +258,7 @@ impl TestChain {
         }
     }
 
-    /// The node of a chain that has one to itself, to stop and start it.
+    /// The node of a chain that does not share it, to stop and start it.
     pub fn node_mut(&mut self) -> &mut Bitcoind {
         match self {
             Self::Core(node) => node,
@@ -266,7 +266,7 @@ impl TestChain {
         }
     }
 
-    /// Mines so many blocks; the first one holds what the mempool has.
+    /// Mines so many blocks; the first one contains the mempool.
     pub async fn mine(&self, blocks: u32) {
         self.mine_to(blocks, &burn()).await;
     }
@@ -282,12 +282,12 @@ impl TestChain {
         }
     }
 
-    /// Mines so many blocks that hold nothing of the mempool.
+    /// Mines so many blocks without the mempool.
     pub async fn mine_empty(&self, blocks: u32) {
         self.mine_with(blocks, &[]).await;
     }
 
-    /// Mines so many blocks, the first of which holds exactly these transactions.
+    /// Mines so many blocks, the first of which contains exactly these transactions.
     pub async fn mine_with(&self, blocks: u32, transactions: &[Transaction]) {
         match self.kind() {
             Kind::Memory(chain) => {
@@ -303,7 +303,7 @@ impl TestChain {
         }
     }
 
-    /// Takes the last blocks back; their transactions return to the mempool.
+    /// Invalidates the last blocks; their transactions return to the mempool.
     pub async fn take_back(&self, blocks: u32) {
         match self.kind() {
             Kind::Memory(chain) => chain.take_back(blocks),

@@ -1,4 +1,4 @@
-//! An IPFS node's RPC API, as far as it is used, with all the ways in which a node can fail.
+//! An IPFS node's RPC API, as far as it is used, with the ways in which a node can fail.
 
 use std::{
     collections::BTreeMap,
@@ -14,25 +14,25 @@ use btcr2_aggregation::cas::{Content, ContentHash};
 use futures::stream;
 use serde_json::json;
 
-/// What a node does when it is asked for something.
+/// The behaviour of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Behaviour {
     Honest,
-    /// Names another CID for what it was given.
+    /// Returns another CID for content that it stores.
     OtherCid,
-    /// Reads the parameters of js-ipfs, and writes CIDs in another base.
+    /// Accepts the parameters of js-ipfs, and writes CIDs in another base.
     JavaScript,
     /// Stores, but returns other bytes.
     OtherBytes,
-    /// Says that it stored, and did not.
+    /// Reports that it has stored content, and has not.
     Forgets,
     /// Returns bytes without end.
     Endless,
     /// Answers every request with an error of its own.
     Broken,
-    /// Is no IPFS node at all.
+    /// Is not an IPFS node.
     Website,
-    /// Sends its callers elsewhere.
+    /// Redirects its callers.
     Redirects,
     /// Never answers.
     Hangs,
@@ -41,12 +41,12 @@ pub enum Behaviour {
 struct State {
     behaviour: Behaviour,
     blocks: Mutex<BTreeMap<String, Vec<u8>>>,
-    /// What the node does not have, but finds in the network.
+    /// Content that the node does not have, but finds in the network.
     elsewhere: BTreeMap<String, Vec<u8>>,
     requests: Mutex<Vec<Request>>,
 }
 
-/// What the node was asked.
+/// A request to the node.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub authorization: Option<String>,

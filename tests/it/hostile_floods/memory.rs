@@ -1,4 +1,4 @@
-//! What connections with TLS take of memory, by kind, and what a service gives back when they are gone.
+//! The memory that connections with TLS take, by kind, and how much a service returns when they are closed.
 
 use std::{
     io::{Read, Write},
@@ -14,7 +14,7 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName}
 use super::{certificate, scaled};
 use crate::support::{PATIENCE, Program, Service, directory, process::Usage};
 
-/// What a client does with a connection before it leaves it alone.
+/// What a client sends on a connection before it becomes idle.
 #[derive(Clone, Copy)]
 enum Kind {
     SilentTcp,
@@ -69,7 +69,7 @@ fn open(kind: Kind, address: SocketAddr, config: &Arc<ClientConfig>) -> Open {
     Open::Tls { _stream: Box::new(stream) }
 }
 
-/// What the service takes once it has about so many files open.
+/// The usage of the service once it has about so many files open.
 fn settled(program: &Program, files: std::ops::RangeInclusive<usize>) -> Option<Usage> {
     let until = Instant::now() + PATIENCE;
     loop {
@@ -82,13 +82,13 @@ fn settled(program: &Program, files: std::ops::RangeInclusive<usize>) -> Option<
     }
 }
 
-/// What a service takes before, under, after and under a second flood of so many connections of a kind.
+/// The usage of a service before, under, after and under a second flood of so many connections of a kind.
 fn measure(kind: Kind, name: &str, count: usize) -> Option<[u64; 4]> {
     let directory = directory(&format!("connection-memory-{}", name.replace([' ', ','], "-")));
     let (flags, trust): (_, Trust) = certificate(&directory);
     let service = Service::start(&directory, &flags.each_ref().map(String::as_str));
     let config = Arc::new(trust.client_config().unwrap());
-    // The first connection makes what all share.
+    // The first connection allocates what all share.
     drop(open(Kind::AdvertStream, service.address(), &config));
     let program = &service.program;
     let idle = program.usage()?.files;
@@ -109,7 +109,7 @@ fn a_connection_takes_little_memory_and_a_second_flood_no_more() {
     let count = scaled(300, 2_000);
     println!("| {count} connections | kB before | under | after | under a second flood | each |");
     for (kind, name) in Kind::ALL {
-        // Where the system does not say what a process takes, nothing is known.
+        // Nothing to check where the system does not report the usage.
         let Some([before, under, after, again]) = measure(kind, name, count) else { return };
         let each = under.saturating_sub(before) / count as u64;
         println!("| {name} | {before} | {under} | {after} | {again} | {each} kB |");

@@ -1,4 +1,4 @@
-//! What a flood costs an honest peer, and the service: a service as a process, with real sockets.
+//! The cost of a flood for an honest peer and for the service: a service as a process, with real sockets.
 //!
 //! The short form shows that the bounds hold. The long one, `HOSTILE=long cargo test --test it hostile_floods -- --nocapture
 //! --test-threads 1`, floods more and for longer, and prints the figures of docs/reliability.md.
@@ -39,7 +39,7 @@ use crate::{
     support::{Program, Service, did_of, directory, identity, path, process::Usage, verify::participant_result},
 };
 
-/// Whether everything is to be tried at length.
+/// Whether to run the long form.
 fn is_long() -> bool {
     std::env::var("HOSTILE").is_ok_and(|form| form == "long")
 }
@@ -49,13 +49,13 @@ fn scaled<N>(short: N, long: N) -> N {
     if is_long() { long } else { short }
 }
 
-/// Opens connections from another address of this machine. All of 127.0.0.0/8 is that on Linux; elsewhere everybody has the same.
+/// Opens connections from another address of this machine: on Linux one of 127.0.0.0/8, elsewhere the usual address.
 struct Dialer {
     runtime: tokio::runtime::Runtime,
     from: IpAddr,
 }
 
-/// Where honest peers are, and where somebody else is.
+/// The addresses of honest peers, and of others.
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 
@@ -78,7 +78,7 @@ impl Dialer {
     }
 }
 
-/// Connections that are opened in the background, and say what `say` says, until this is dropped.
+/// Connections that are opened in the background, and send `data`, until this is dropped.
 struct Flood {
     stop: Arc<AtomicBool>,
     opened: Arc<AtomicUsize>,
@@ -86,7 +86,7 @@ struct Flood {
 }
 
 impl Flood {
-    /// So many a second, of which the latest `kept` stay open.
+    /// Opens so many a second, of which the latest `kept` stay open.
     fn start(from: IpAddr, address: SocketAddr, a_second: u32, kept: usize, say: &'static [u8]) -> Self {
         let (stop, opened) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&opened));
@@ -150,7 +150,7 @@ fn longest(address: SocketAddr, trust: &Trust) -> Duration {
     (0..20).map(|_| handshake(address, trust)).max().unwrap()
 }
 
-/// A certificate for `localhost` as flags of `serve`, and whom a client has to trust for it.
+/// A certificate for `localhost` as flags of `serve`, and the trust that a client needs for it.
 fn certificate(directory: &Path) -> ([String; 4], Trust) {
     let key = KeyPair::generate().unwrap();
     let names = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
@@ -188,12 +188,12 @@ fn a_later_head_that_does_not_come_ends_its_connection() {
         let length = socket.read(&mut chunk).unwrap();
         answer.extend_from_slice(&chunk[..length]);
     }
-    // Longer than the idle connection would have to be closed.
+    // Longer than the time after which an idle connection is closed.
     socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let began = Instant::now();
     socket.write_all(&request[..20]).unwrap();
     let mut rest = Vec::new();
-    // A time that is over is no end.
+    // A time in the past does not close a connection.
     let end = socket.read_to_end(&mut rest);
     assert!(rest.is_empty());
     assert!(end.as_ref().map_or_else(|error| error.kind() == io::ErrorKind::ConnectionReset, |_| true), "{end:?}");
@@ -215,7 +215,7 @@ fn malformed_connections_leave_files_for_members() {
 
 #[test]
 fn advert_streams_leave_files_for_members() {
-    // More than the requests that one address has would leave too few to honest peers of the same.
+    // More would use up the requests of the address, and leave too few to its honest peers.
     let (from, what) = scaled((HERE, "advert streams"), (ELSEWHERE, "advert streams from another address"));
     figures(what, |address, a_second, kept| {
         let request = b"GET /v1/adverts HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -223,9 +223,9 @@ fn advert_streams_leave_files_for_members() {
     });
 }
 
-/// A cohort of three without a flood, and under one of so many connections a second, of which so many are kept open.
+/// A cohort of three without a flood, and under one of so many connections a second, of which so many stay open.
 fn figures(what: &str, flood: impl Fn(SocketAddr, u32, usize) -> Flood) {
-    // A small limit is as good as a large one, and takes fewer sockets here.
+    // A small limit shows the same as a large one, and takes fewer sockets here.
     let (files, a_second, kept) = scaled((256, 300, 600), (4_096, 1_100, 6_000));
     let name = what.replace(' ', "-");
     let calm = round_of_three(&format!("{name}-calm"), files, |_| ());
@@ -236,14 +236,14 @@ fn figures(what: &str, flood: impl Fn(SocketAddr, u32, usize) -> Flood) {
     });
     print_figures(&format!("{a_second} {what} a second, `ulimit -n {files}`"), &calm, &flooded);
     if let Some((before, during)) = flooded.before.zip(flooded.during) {
-        // An eighth, 64 at least, is the operator's, and of the rest a quarter the members', who have some of that now.
+        // An eighth, 64 at least, is the operator's, and a quarter of the rest the members', who use some of that now.
         let files = files as usize;
         let strangers = (files - (files / 8).clamp(64, 1_024)) * 3 / 4;
         assert!(during.files <= before.files + strangers + 20, "{during:?} after {before:?}");
     }
 }
 
-/// A cohort of three at a service: how long it took, and what the service took before it and in the end.
+/// A cohort of three at a service: how long it took, and the service's usage before it and at the end.
 struct Round {
     taken: Duration,
     before: Option<Usage>,
@@ -260,7 +260,7 @@ fn print_figures(what: &str, calm: &Round, flooded: &Round) {
     println!("| {what} | {calm:.2?} | {flooded:.2?} | {kilobytes} kB more | {files} files | {cpu:.2} s CPU |");
 }
 
-/// A cohort of three at a service that may open so many files, with a flood that goes on until it is complete.
+/// A cohort of three at a service that may open so many files, with a flood that continues until it is complete.
 fn round_of_three<F>(name: &str, files: u32, flood: impl FnOnce(SocketAddr) -> F) -> Round {
     let directory = directory(name);
     let service = identity(&directory, "service");
@@ -298,7 +298,7 @@ fn a_flooded_relay_serves_its_members() {
     let peer = Peer::new(flooder.secret_key(), to.public_key().x_only()).unwrap();
     let mut rng = Randomness::System.for_actor("flood");
     let key = flooder.public_key();
-    // As large as the largest that a cohort has, all by one author: 50 MB, or 250.
+    // As large as the largest message of a cohort, all by one author: 50 MB, or 250.
     let count = scaled(600, 3_000);
     let events: Vec<_> = (0..count)
         .map(|number| {
@@ -320,7 +320,7 @@ fn a_flooded_relay_serves_its_members() {
     assert!(grown.is_none_or(|grown| grown < 30_000), "{grown:?} kB");
 }
 
-/// A cohort of two over an embedded relay that has got these events before: how long it takes, and what they took of memory.
+/// A cohort of two over an embedded relay that has received these events before: its time, and the memory of the events.
 fn nostr_round(events: &[nostr_sdk::Event]) -> (Duration, Option<u64>) {
     let mut running = nostr_support::serve(2, &[]);
     let before = running.service.resident();

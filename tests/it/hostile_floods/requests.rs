@@ -1,4 +1,4 @@
-//! 200 requests a second of 6,000 keys, over one connection: what they cost of a processor, and an honest cohort.
+//! 200 requests a second of 6,000 keys, over one connection: what they cost a processor and an honest cohort.
 
 use std::{
     collections::BTreeMap,
@@ -40,7 +40,7 @@ struct Requests {
 }
 
 impl Requests {
-    /// From another address than everybody else's.
+    /// From another address than all other peers.
     fn start(address: SocketAddr, to: Did) -> Self {
         let (stop, answers) = (Arc::<AtomicBool>::default(), Arc::<Mutex<BTreeMap<String, u32>>>::default());
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&answers));
@@ -54,7 +54,7 @@ impl Requests {
                     thread::sleep(Duration::from_millis(2));
                     continue;
                 }
-                // The service ends in mid-flood.
+                // The service ends during the flood.
                 let Ok(answer) = post(&mut connection, &message(sent % KEYS, &to)) else { return };
                 *counted.lock().unwrap().entry(answer).or_default() += 1;
                 sent += 1;
@@ -89,7 +89,7 @@ impl Drop for Requests {
     }
 }
 
-/// A message that is well signed, to the service and about a cohort that there is not.
+/// A well-signed message to the service about a cohort that does not exist.
 fn message(key: u32, to: &Did) -> String {
     let secret = SecretKey::from_bytes(&sha256(&key.to_be_bytes())).unwrap();
     let from = Identity::from_key(secret, Network::Regtest);
@@ -137,7 +137,7 @@ fn requests_of_thousands_of_keys_take_no_core() {
     let seconds = scaled(2, 20);
     let idle = share(&service.program, || thread::sleep(Duration::from_secs(seconds)));
     let flood = Requests::start(service.address(), service.did.parse().unwrap());
-    // First all signatures are checked, and then as many as the strangers of an address have checked.
+    // First all signatures are checked, and then the share of those that are not members of one address.
     let checked = share(&service.program, || flood.wait_for(800));
     flood.wait_for(scaled(1_400, 2_000));
     let count = u32::try_from(seconds).unwrap() * A_SECOND;
@@ -158,7 +158,7 @@ fn requests_of_thousands_of_keys_take_no_core() {
 fn requests_of_thousands_of_keys_delay_no_cohort() {
     let calm = round_of_three("requests-calm", 1_024, |_| ());
     let flooded = round_of_three("requests-flooded", 1_024, |address| {
-        // To whom is not looked at before the signature.
+        // The recipient is not read before the signature is checked.
         let to = Identity::from_key(SecretKey::from_bytes(&[1; 32]).unwrap(), Network::Regtest);
         let flood = Requests::start(address, to.did().clone());
         flood.wait_for(scaled(300, 4_000));

@@ -1,4 +1,4 @@
-//! What members and others say, as `serve` shows it.
+//! The texts of members and others, as `serve` shows them.
 
 use std::path::Path;
 
@@ -85,7 +85,7 @@ fn serve_shows(directory: &Path, format: &str, log: &str) {
                 }
             }
         }
-        // What is around a message, of which nothing is believed.
+        // The texts around a message, which are not authenticated.
         let envelope = sealed(&value(all[0].clone()), &villain, Some(&did), 0);
         for variant in variants(&serde_json::from_str(&envelope).unwrap()) {
             let refused = client.post(format!("{url}/v1/messages")).body(variant.to_string());
@@ -94,7 +94,7 @@ fn serve_shows(directory: &Path, format: &str, log: &str) {
         }
         assert!(accepted > 100, "{accepted} have reached the service");
     });
-    // Whether the journal holds hostile text or not: it is shown while the service runs.
+    // Texts are escaped when they are shown, so it does not matter that the journal contains hostile ones.
     let shown = run(&["state", "show", cohort_id.as_str(), "--state", &state]).succeeded();
     assert_harmless("state show", &shown.all(), LONGEST);
     let (stdout, stderr) = program.stop();

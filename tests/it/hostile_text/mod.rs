@@ -1,6 +1,6 @@
-//! Whatever peers say is shown and logged on one line of bounded length, without characters that do something to a terminal or
-//! hide what is written: hostile text in every field of every message, and what `serve`, `join`, `state show`, `bans`, logs
-//! and events make of it.
+//! Texts of peers are shown and logged on one line of bounded length, without characters that control a terminal or hide
+//! text. The tests put hostile text into every field of every message, and read the output of `serve`, `join`, `state show`,
+//! `bans`, the logs and the events.
 
 mod members;
 mod samples;
@@ -31,17 +31,17 @@ use crate::{
     support::{command, directory, run},
 };
 
-/// How long a line may be that somebody reads.
+/// The longest line that the programs may print.
 const LONGEST: usize = 10_000;
 
-/// How much of a hostile text there is: what is cut because it is long is escaped on the way, so that both have to be tried.
+/// The length of a hostile text: long text is escaped and then cut, so both lengths are tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Size {
     Short,
     Long,
 }
 
-/// A line end, C0, DEL, C1, what changes the direction of text, and what is not seen; and perhaps too much of it.
+/// A line end, C0, DEL, C1, characters that change the direction of text, and invisible ones; and perhaps too many of them.
 fn hostile(size: Size) -> String {
     let text =
         "x\nFORGED \r\u{1b}[2J\u{7}\u{0}\u{7f}\u{9b}31m\u{85}\u{202e}\u{2066}\u{2028}\u{200b}\u{feff}\u{e0041}";
@@ -59,7 +59,7 @@ fn assert_harmless(of: &str, text: &str, longest: usize) {
     }
 }
 
-/// Each text in a message, and each object, in which a name of a field is one: where it is, and whether it is such a name.
+/// Each text in a message, and each object, in which a field name is one: where it is, and whether it is such a name.
 fn places(message: &Value) -> Vec<(String, bool)> {
     fn find(value: &Value, at: &str, found: &mut Vec<(String, bool)>) {
         match value {
@@ -84,7 +84,7 @@ fn places(message: &Value) -> Vec<(String, bool)> {
     found
 }
 
-/// The message with hostile text there.
+/// The message with hostile text in that place.
 fn spoiled(message: &Value, place: &str, is_name: bool, size: Size) -> Value {
     let mut spoiled = message.clone();
     if let Some(at) = spoiled.pointer_mut(place) {
@@ -113,7 +113,7 @@ fn sealed(message: &Value, from: &Identity, to: Option<&str>, number: u64) -> St
         envelope["to"] = json!(to);
     }
     let text = envelope.to_string();
-    // What has no canonical form cannot be signed, but can be said.
+    // Text that has no canonical form cannot be signed, but can be sent.
     let Ok(parsed) = ParsedEnvelope::parse(&text) else { return text };
     let digest = sha256(&parsed.signing_bytes().unwrap());
     let signature = from.secret_key().sign(&digest, &mut Randomness::System.for_actor("villain"));
@@ -121,7 +121,7 @@ fn sealed(message: &Value, from: &Identity, to: Option<&str>, number: u64) -> St
     envelope.to_string()
 }
 
-/// A program whose output is read as it is, and always: one that nobody reads would stop in mid-word.
+/// A program whose output is read unchanged and all the time: without a reader it would block in the middle of a line.
 struct Raw {
     child: Child,
     seen: String,
@@ -137,7 +137,7 @@ impl Raw {
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let (sender, lines) = channel();
         std::thread::spawn(move || {
-            // With its end: what has none was cut off.
+            // With its line end: a line without one was cut off.
             let mut line = String::new();
             while stdout.read_line(&mut line).unwrap() > 0 && sender.send(std::mem::take(&mut line)).is_ok() {}
         });
@@ -150,7 +150,7 @@ impl Raw {
         Self { child, seen: String::new(), lines, stderr: Some(stderr) }
     }
 
-    /// The first line with `what` in it.
+    /// The first line that contains `what`.
     fn line_with(&mut self, what: &str) -> String {
         self.line_where(what, |line| line.contains(what))
     }
@@ -166,7 +166,7 @@ impl Raw {
         }
     }
 
-    /// Stops it: all that it has said.
+    /// Stops it: its whole output.
     fn stop(mut self) -> (String, String) {
         let pid = self.child.id().to_string();
         assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
@@ -184,7 +184,7 @@ impl Drop for Raw {
     }
 }
 
-/// What stands between the end of `before` and the next character that ends a word.
+/// The text between the end of `before` and the next character that ends a word.
 fn behind<'a>(text: &'a str, before: &str) -> &'a str {
     let rest = text.split_once(before).unwrap().1;
     rest.split(['"', ' ', '\n']).next().unwrap()
@@ -212,7 +212,7 @@ fn bans_show_what_members_have_said_harmlessly() {
     for format in [&[][..], &["--json"]] {
         let shown =
             run(&[&["bans", "show", villain.did().as_str(), "--state", state], format].concat()).succeeded();
-        // Evidence is shown whole.
+        // Evidence is shown in full.
         assert_harmless("bans show", &shown.all(), usize::MAX);
         assert!(shown.stdout.contains("yyy"));
     }

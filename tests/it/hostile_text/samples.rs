@@ -1,4 +1,4 @@
-//! One message of every type, with every field. There is no `..` here: a field that is new has to be given one of its own.
+//! One message of every type, with every field. There is no `..` here: a new field must get a value of its own.
 
 use std::sync::Arc;
 
@@ -22,11 +22,11 @@ use btcr2_aggregation::protocol::{
 };
 use serde_json::{Value, json};
 
-/// What messages of one cohort are about.
+/// The subject of the messages of one cohort.
 pub(super) struct Subject<'a> {
     pub(super) cohort_id: &'a CohortId,
     pub(super) session_id: SessionId,
-    /// Whose keys are in them.
+    /// The owner of the keys in them.
     pub(super) of: &'a Identity,
 }
 

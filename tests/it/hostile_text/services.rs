@@ -1,5 +1,5 @@
-//! What a service says, as `join` shows it: a real service, in whose streams each text of each message is once a hostile one, when its
-//! member waits for that message.
+//! The texts of a service, as `join` shows them: a real service, in whose streams each text of each message is hostile once, while
+//! its member waits for that message.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -50,7 +50,7 @@ struct Text {
     size: Size,
 }
 
-/// Upon which message of the service the member gets one of this type: its own, or one after which it fits best.
+/// The message of the service after which the member gets one of this type: its own, or the one that fits best.
 fn trigger(short_type: &'static str) -> &'static str {
     match short_type {
         "keygen/cohort_ready"
@@ -61,12 +61,12 @@ fn trigger(short_type: &'static str) -> &'static str {
         "sign/fallback_authorization_request" | "sign/fallback_signature" => "sign/aggregated_nonce",
         "control/cohort_ended" => "sign/authorization_request",
         "control/presence_request" => "update/distribute_aggregated_data",
-        // Adverts that are directed, and what only members say.
+        // Adverts that are directed, and messages that only members send.
         _ => "keygen/cohort_opt_in_accept",
     }
 }
 
-/// Where events can be put into the streams of those who read, of both kinds.
+/// The streams of the readers, of both kinds, into which events can be inserted.
 #[derive(Default)]
 struct Streams {
     adverts: Mutex<Vec<mpsc::UnboundedSender<Bytes>>>,
@@ -81,7 +81,7 @@ impl Streams {
     }
 }
 
-/// Says every text of every message in a hostile way, one in each cohort.
+/// Sends every text of every message in a hostile form, one in each cohort.
 struct Villain {
     streams: Arc<Streams>,
     texts: Vec<Text>,
@@ -118,7 +118,7 @@ impl Villain {
             fields.extend(real.as_object().unwrap().clone());
         }
         if *short_type == "control/cohort_ended" {
-            // What is about another opt-in, or says that there is a transaction, is another message.
+            // A message about another opt-in, or with a signed transaction, is another message.
             let fields = value["body"].as_object_mut().unwrap();
             fields.retain(|name, _| {
                 !["optIn", "signed"].contains(&name.as_str()) || place.starts_with(&format!("/body/{name}"))
@@ -138,7 +138,7 @@ impl Tap for Villain {
     }
 }
 
-/// The service's web server, with what is put into its streams.
+/// The service's web server, with inserted events.
 fn open_web(server: &HttpServer, streams: &Arc<Streams>) -> String {
     let (mounted, streams) = (server.clone(), Arc::clone(streams));
     let app = move || {
@@ -159,7 +159,7 @@ fn open_web(server: &HttpServer, streams: &Arc<Streams>) -> String {
                             });
                             Some((bytes.await?.unwrap(), body))
                         });
-                        // Whoever has no stream of events has none of these either: the sender is gone.
+                        // A reader without a stream of events gets none of these either: the sender is closed.
                         BodyStream::new(stream::select(own, more).map(Ok::<_, Infallible>).boxed_local())
                     })
                 })
@@ -189,7 +189,7 @@ fn texts(size: Size) -> Vec<Text> {
     texts
 }
 
-/// A member that hears these texts, and some adverts if they are the first.
+/// A member that receives these texts, and some adverts if they are the first.
 fn join_shows(directory: &Path, texts: &[Text], is_first: bool, format: &'static str, log: &'static str) {
     let (state, file) = (path(directory, "state"), identity(directory, "member"));
     let (stdout, stderr) = actix_rt::System::new().block_on(async {
@@ -216,7 +216,7 @@ fn join_shows(directory: &Path, texts: &[Text], is_first: bool, format: &'static
             log,
         ];
         let program = Raw::start(&arguments);
-        // Adverts first: those of the service come only then, so that nothing is read before these.
+        // Adverts first: those of the service come only then, so that the member reads these before.
         while streams.adverts.lock().unwrap().is_empty() || streams.inboxes.lock().unwrap().is_empty() {
             actix_rt::task::yield_now().await;
         }
@@ -231,7 +231,7 @@ fn join_shows(directory: &Path, texts: &[Text], is_first: bool, format: &'static
                 streams.put(&streams.adverts, "advert", &spoiled(&advert, place, *is_name, *size), number);
             }
         }
-        // One more than there are texts: what goes well in it was said last.
+        // One cohort more than there are texts: when it completes, all texts were sent.
         for _ in 0..count {
             service.send(cohort(&Scenario::ALL[1], 1, PATIENCE, PATIENCE)).await.unwrap().unwrap();
         }
@@ -248,7 +248,7 @@ fn join_shows(directory: &Path, texts: &[Text], is_first: bool, format: &'static
                     .map(|(_, text)| text)
                     .collect::<Vec<_>>()
             );
-            // What the service does is its own affair here.
+            // The output of the service is not tested here.
             let _ = tokio::time::timeout(std::time::Duration::from_millis(50), running.notices.recv()).await;
         }
         let last = service.send(cohort(&Scenario::ALL[1], 1, PATIENCE, PATIENCE)).await.unwrap().unwrap();
@@ -284,7 +284,7 @@ fn join_shows(directory: &Path, texts: &[Text], is_first: bool, format: &'static
     assert_harmless("vault list", &vault.all(), LONGEST);
 }
 
-/// How many cohorts a member is in at a time: in some of them nothing happens any more.
+/// How many cohorts a member is in at a time: some of them do not continue.
 const AT_ONCE: usize = 30;
 
 fn joins_show(texts: &[Text], format: &'static str, log: &'static str) {

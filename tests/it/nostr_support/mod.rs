@@ -1,4 +1,4 @@
-//! What the process tests over Nostr share: the programs as processes, each with a key that follows from its name.
+//! Shared by the process tests over Nostr: the programs as processes, each with a key that follows from its name.
 
 pub mod relay;
 
@@ -21,7 +21,7 @@ pub fn identity(name: &str) -> Identity {
 /// How long a whole test may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A program that says JSON, a line an event.
+/// A program that prints JSON, one event a line.
 pub struct Program {
     name: String,
     child: Child,
@@ -74,7 +74,7 @@ impl Program {
         }
     }
 
-    /// What it said up to now and nobody has looked at yet.
+    /// All events so far.
     pub fn listen(&mut self) -> &[Value] {
         self.heard.extend(self.events.try_iter());
         &self.heard
@@ -87,7 +87,7 @@ impl Program {
     /// Waits for its end.
     pub fn status(&mut self) -> Option<i32> {
         let status = self.child.wait().unwrap().code();
-        // All that it said is there when its output ends.
+        // All its events are there when its output ends.
         while let Ok(event) = self.events.recv_timeout(PATIENCE) {
             self.heard.push(event);
         }
@@ -99,7 +99,7 @@ impl Program {
         assert!(sent.success());
     }
 
-    /// Kilobytes of memory that the system gives it; `None` where the system does not say so in this way.
+    /// Kilobytes of resident memory; `None` where the system does not report them in this way.
     pub fn resident(&self) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -130,7 +130,7 @@ pub fn serve(members: usize, more: &[&str]) -> Running {
     serve_on(&["--embedded-relay", "127.0.0.1:0"], members, more)
 }
 
-/// A service for one cohort of so many members on the relay that `place` names.
+/// A service for one cohort of so many members on the relay in `place`.
 pub fn serve_on(place: &[&str], members: usize, more: &[&str]) -> Running {
     let members = members.to_string();
     let arguments = [

@@ -1,4 +1,4 @@
-//! Relays on threads of their own, what is published on them past our programs, and what they have heard.
+//! Relays on their own threads, events that a test publishes itself, and recorders of events.
 
 use std::{
     net::SocketAddr,
@@ -28,7 +28,7 @@ impl Relay {
         let (kill, killed) = channel();
         let thread = thread::spawn(move || {
             runtime().block_on(async {
-                // The port of a relay that was killed may be taken for another moment.
+                // The port of a relay that was killed may stay in use for a moment.
                 let relay = loop {
                     match EmbeddedRelay::start(address).await {
                         Ok(relay) => break relay,
@@ -49,7 +49,7 @@ impl Relay {
         Self::start(SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
-    /// Kills the relay, with all that it had stored.
+    /// Kills the relay, which loses all its events.
     pub fn kill(self) -> SocketAddr {
         self.kill.send(()).unwrap();
         self.thread.join().unwrap();
@@ -70,14 +70,14 @@ pub fn publish(url: &str, events: &[Event]) {
     runtime().block_on(async {
         let client = client(url).await;
         for event in events {
-            // It may say no: it has been asked to forget this one.
+            // It may refuse: the event was retracted.
             let _ = client.send_event(event).await;
         }
         client.shutdown().await;
     });
 }
 
-/// Whoever writes down everything that is published on a relay, what is retracted later as well.
+/// Records every event that is published on a relay, also those that are retracted later.
 pub struct Recorder {
     events: Receiver<Event>,
 }
@@ -95,7 +95,7 @@ impl Recorder {
                 while let Ok(notification) = heard.recv().await {
                     match notification {
                         RelayPoolNotification::Event { event, .. } => {
-                            // Unless nobody wants to know any more.
+                            // Unless the recorder was dropped.
                             let _ = say.send(*event);
                         }
                         RelayPoolNotification::Message {
@@ -113,7 +113,7 @@ impl Recorder {
         Self { events }
     }
 
-    /// What was heard up to the first event of which `last` is true.
+    /// The events up to the first one of which `last` is true.
     pub fn until(&self, last: impl Fn(&Event) -> bool) -> Vec<Event> {
         let mut events = Vec::new();
         loop {
@@ -126,7 +126,7 @@ impl Recorder {
         }
     }
 
-    /// What was heard until the partial signature of each of `members` members: the whole round.
+    /// The events until the partial signature of each of `members` members: the whole round.
     pub fn round(&self, members: usize) -> Vec<Event> {
         let mut events = Vec::new();
         let mut signatures = 0;

@@ -18,13 +18,13 @@ use super::{PATIENCE, Point};
 
 const TASK: &str = "CRASH_CHILD";
 
-/// What a child is to do.
+/// The task of a child.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Task {
     pub scenario: String,
     /// Its state directory.
     pub state: PathBuf,
-    /// The relay or the service that it speaks to, if it does not open a place itself.
+    /// The relay or the service that it connects to, if it does not open one itself.
     pub place: Option<String>,
     /// Where it kills itself.
     pub crash: Option<Point>,
@@ -35,10 +35,10 @@ pub fn task() -> Option<Task> {
     env::var(TASK).ok().map(|task| serde_json::from_str(&task).unwrap())
 }
 
-/// Tells the parent something.
+/// Sends a line to the parent.
 pub fn say(event: &Value) {
     let mut out = std::io::stdout().lock();
-    // The parent may have heard enough.
+    // The parent may have stopped reading.
     let _ = writeln!(out, "{event}").and_then(|()| out.flush());
 }
 
@@ -49,7 +49,7 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts this binary again, with nothing but `test` to do.
+    /// Starts this binary again, to run only `test`.
     pub fn start(test: &str, task: &Task) -> Self {
         let mut process = Command::new(env::current_exe().unwrap())
             .args([test, "--exact", "--nocapture"])
@@ -62,7 +62,7 @@ impl Child {
         let (sender, lines) = unbounded_channel();
         thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
-                // The harness has its own to say, also before the first of ours.
+                // The harness prints lines too, also before our first one.
                 if let Some(start) = line.find('{')
                     && let Ok(event) = serde_json::from_str(&line[start..])
                     && sender.send(event).is_err()
@@ -74,7 +74,7 @@ impl Child {
         Self { process: Arc::new(Mutex::new(process)), lines }
     }
 
-    /// What it says next; nothing when it has ended.
+    /// Its next line; `None` when it has ended.
     pub async fn line(&mut self) -> Option<Value> {
         tokio::time::timeout(PATIENCE, self.lines.recv()).await.expect("the child says or does something")
     }
@@ -85,7 +85,7 @@ impl Child {
         move || process.lock().unwrap().kill().unwrap()
     }
 
-    /// That it was killed, and did not end in another way.
+    /// Asserts that it was killed, and did not end in another way.
     pub fn assert_killed(&self) {
         let status = self.process.lock().unwrap().wait().unwrap();
         assert_eq!(status.signal(), Some(9), "the child ended by itself: {status}");

@@ -1,4 +1,4 @@
-//! Every point in its turn, a few at a time.
+//! Runs every point, a few at a time.
 
 use std::{collections::BTreeMap, env, sync::Mutex, time::Instant};
 
@@ -7,19 +7,19 @@ use serde_json::Value;
 use super::{MEMBERS, Point, Scenario, round::member_identity, tap::tally};
 use crate::support::verify::{participant_result, service_result};
 
-/// Without `CRASH_POINTS=all`: one point of so many.
+/// Without `CRASH_POINTS=all`, one of so many points is run.
 const SAMPLE: usize = 7;
 
 /// Rounds at once. They mostly wait.
 const AT_ONCE: usize = 4;
 
-/// How a round went.
+/// The outcome of a round.
 #[derive(Default)]
 pub struct Outcome {
     /// What the process passed, when it was not killed.
     pub points: Vec<Point>,
     pub killed: bool,
-    /// What the process said in both of its lives, for whoever has to find out what went wrong.
+    /// The lines of the process in both of its runs, to find the cause of a failure.
     pub steps: Vec<Value>,
     /// Each that was announced; more than one when it was announced again.
     pub results: Vec<Value>,
@@ -28,7 +28,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Whether the cohort is signed, and every honest member has told what it keeps. The silent one may have, too.
+    /// Whether the cohort is signed, and every honest member has reported its record. The silent one may have, too.
     pub fn is_complete(&self, scenario: &Scenario) -> bool {
         !self.results.is_empty() && honest(scenario).all(|did| self.records.contains_key(&did))
     }
@@ -49,7 +49,7 @@ impl Outcome {
     }
 }
 
-/// The DIDs of those who do what they should.
+/// The DIDs of the honest members.
 fn honest(scenario: &Scenario) -> impl Iterator<Item = String> {
     let honest = (0..MEMBERS).filter(|member| !scenario.is_silent(*member));
     honest.map(|member| member_identity(member).did().to_string())
@@ -77,7 +77,7 @@ pub fn run(who: &str, round: impl Fn(&Scenario, Option<Point>) -> Outcome + Sync
             scope.spawn(|| {
                 loop {
                     let Some((scenario, point)) = queue.lock().unwrap().next() else { return };
-                    // Said before: whoever reads of a failure knows which.
+                    // Printed before the run, so that the reader of a failure knows the point.
                     let failed = Named(format!("{who}, {} killed behind {point:?}", scenario.name));
                     let outcome = round(&scenario, Some(point));
                     if outcome.killed {
@@ -93,7 +93,7 @@ pub fn run(who: &str, round: impl Fn(&Scenario, Option<Point>) -> Outcome + Sync
     assert!(!reached.is_empty());
 }
 
-/// Says what failed, if something does.
+/// Prints the point if its round fails.
 struct Named(String);
 
 impl Drop for Named {

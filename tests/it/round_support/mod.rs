@@ -1,7 +1,7 @@
-//! Whole rounds of actors in the test's own process ([`round`]) over real transports, with what is wrapped around journals and
-//! transports to watch, to lie or to die ([`tap`]).
+//! Whole rounds of actors in the test's own process ([`round`]) over real transports, with wrappers around journals and
+//! transports that watch, change messages or kill the process ([`tap`]).
 //!
-//! For the crash matrix ([`matrix`]) one role is a process of its own that is killed: the test binary, started again
+//! For the crash matrix ([`matrix`]) one role is a separate process that is killed: the test binary, started again
 //! ([`child`]). Where it dies is a [`Point`].
 
 pub mod child;
@@ -24,7 +24,7 @@ pub const MEMBERS: usize = 5;
 /// The member that declines to update, so that both kinds of slots are proven.
 pub const DECLINES: usize = 1;
 
-/// The member that never says its nonce, where the fallback is to be taken.
+/// The member that never sends its nonce, where the fallback is to be taken.
 pub const SILENT: usize = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ pub enum Over {
 pub struct Scenario {
     pub name: &'static str,
     pub smt: bool,
-    /// Whether one member keeps silent, so that only the fallback is left.
+    /// Whether one member stays silent, so that only the fallback is left.
     pub fallback: bool,
     pub over: Over,
 }
@@ -64,13 +64,13 @@ impl Scenario {
     }
 }
 
-/// Where a process is killed: behind so many
+/// Where a process is killed: after so many
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Point {
     /// appends (or archivings) that have become durable,
     Appended(usize),
     /// messages that its transport was given, and that are lost with it,
     Given(usize),
-    /// messages that have arrived at those whom they are for.
+    /// messages that have arrived at their recipients.
     Arrived(usize),
 }

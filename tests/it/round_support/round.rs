@@ -1,4 +1,4 @@
-//! The two roles in this process, with journals and transports as the test likes them.
+//! The two roles in this process, with any journals and transports.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -67,7 +67,7 @@ pub fn service_identity() -> Identity {
     Identity::from_key(key("service"), Network::Regtest)
 }
 
-/// KEY DIDs, and one EXTERNAL, whose key nobody knows who has not seen its opt-in.
+/// KEY DIDs, and one EXTERNAL, whose key is known only from its opt-in.
 pub fn member_identity(member: usize) -> Identity {
     let key = key(&format!("member {member}"));
     if member != 2 {
@@ -85,7 +85,7 @@ pub struct Running<N> {
 
 const NOTICES: usize = 1 << 12;
 
-/// Starts a service whose earlier cohorts, if it had any, are back when this returns.
+/// Starts a service whose cohorts of a previous run, if any, are restored when this returns.
 pub async fn start_service(
     transport: Arc<dyn Transport>,
     journal: Arc<dyn Journal>,
@@ -114,8 +114,8 @@ pub async fn start_service(
     (service, Running { _supervisor: supervisor, notices: steps })
 }
 
-/// The cohort of a scenario. Members have `nonces` to say their nonces, and `signatures` to sign with them, before the
-/// fallback is asked for.
+/// The cohort of a scenario. Members have `nonces` to send their nonces, and `signatures` to sign with them, before the
+/// service requests the fallback.
 pub fn cohort(scenario: &Scenario, members: usize, nonces: Duration, signatures: Duration) -> OpenCohort {
     let script_tree = ScriptTree::FallbackAndRecovery {
         recovery_key: service_identity().public_key().x_only(),
@@ -203,7 +203,7 @@ pub async fn start_member(
     Running { _supervisor: supervisor, notices: steps }
 }
 
-/// To a relay, or to a service that serves HTTP.
+/// A connection to a relay, or to a service that serves HTTP.
 pub fn transport_to(over: Over, place: &str) -> Arc<dyn Transport> {
     let (clock, randomness) = (Clock::system(), Randomness::System);
     let (first, longest) = (Duration::from_millis(50), Duration::from_millis(400));
@@ -224,13 +224,13 @@ pub fn transport_to(over: Over, place: &str) -> Arc<dyn Transport> {
     }
 }
 
-/// Where members reach a service that is in this process.
+/// The address at which members reach a service in this process.
 pub struct Door {
     /// The relay's URL, or the web server's.
     pub place: String,
-    /// The service's own way out.
+    /// The service's own transport.
     pub transport: Arc<dyn Transport>,
-    /// It is up for as long as this is kept.
+    /// It is reachable until this is dropped.
     pub relay: Option<EmbeddedRelay>,
 }
 
@@ -251,14 +251,14 @@ pub async fn open_door(over: Over) -> Door {
     }
 }
 
-/// A web server's parts, for members that all come from one address and often.
+/// A web server's parts, for many connections of members from one address.
 pub fn web_parts() -> HttpServerParts {
     let unlimited = Rate { per_second: 1_000_000, burst: 1_000_000 };
     let config = HttpConfig { did_rate: unlimited, address_rate: unlimited, ..HttpConfig::default() };
     HttpServerParts::new(config, Clock::system())
 }
 
-/// Opens a web server on a free port: connections wait until what is returned is called.
+/// Opens a web server on a free port: connections wait until the returned function is called.
 pub fn open_web(server: &HttpServer) -> (SocketAddr, impl FnOnce() + use<>) {
     let mounted = server.clone();
     let web = WebServer::new(move || App::new().configure(http::configure(&mounted)))
@@ -273,7 +273,7 @@ pub fn open_web(server: &HttpServer) -> (SocketAddr, impl FnOnce() + use<>) {
     })
 }
 
-/// A cohort's result as `serve` prints it, as far as it is verified.
+/// A cohort's result as `serve` prints it: the fields that are verified.
 pub fn result(cohort_id: &CohortId, result: &CohortResult) -> Value {
     use bitcoin::consensus::encode::serialize_hex;
     let CohortResult { output, signed, aggregation, .. } = result;

@@ -1,4 +1,4 @@
-//! What is wrapped around a journal and a transport, to count, to write down, and to die.
+//! Wrappers around a journal and a transport that count, record, or kill the process.
 
 use std::{
     collections::BTreeMap,
@@ -52,7 +52,7 @@ impl Crash {
     }
 }
 
-/// A journal that dies behind an append.
+/// A journal that kills the process after an append.
 pub struct CrashingJournal {
     pub inner: Arc<dyn Journal>,
     pub crash: Arc<Crash>,
@@ -95,17 +95,17 @@ impl Journal for CrashingJournal {
     }
 }
 
-/// Whoever listens to a transport, or changes what is said on it.
+/// Watches a transport, or changes the messages on it.
 pub trait Tap: Send + Sync {
-    /// What is said instead of what an identity wants to say.
+    /// The messages that are sent in place of a message of an identity.
     fn rewrite(&self, outbound: Outbound) -> Vec<Outbound> {
         vec![outbound]
     }
 
-    /// An identity has given its transport something to say.
+    /// An identity has passed a message to its transport.
     fn given(&self, _by: &Did, _outbound: &Outbound) {}
 
-    /// Something has arrived at an identity.
+    /// A message has arrived at an identity.
     fn arrived(&self, _delivery: &Delivery) {}
 }
 
@@ -117,7 +117,7 @@ impl Tap for Crash {
     }
 }
 
-/// Kills another process behind the N-th of its messages that arrives. An advert that is repeated counts again.
+/// Kills another process after the N-th of its messages has arrived. A repeated advert counts again.
 pub struct Sniper {
     from: Did,
     at: Option<Point>,

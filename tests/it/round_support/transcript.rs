@@ -1,4 +1,4 @@
-//! All that members have said in a round, over all their lives; and whether a nonce was used twice.
+//! All messages of members in a round, over all their runs; and whether a nonce was used twice.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +12,7 @@ use btcr2_aggregation::{
 
 use super::tap::Tap;
 
-/// What one member has said in one signing session.
+/// The contributions of one member in one signing session.
 #[derive(Default)]
 struct Said {
     nonces: BTreeSet<Vec<u8>>,
@@ -55,7 +55,7 @@ impl Transcript {
         }
     }
 
-    /// How many nonces were said.
+    /// How many nonces were sent.
     pub fn nonces(&self) -> usize {
         self.0.lock().unwrap().values().map(|said| said.nonces.len()).sum()
     }

@@ -1,4 +1,4 @@
-//! What the programs print is what `docs/events.schema.json` says.
+//! The output of the programs conforms to `docs/events.schema.json`.
 
 use std::sync::LazyLock;
 

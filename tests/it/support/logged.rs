@@ -1,4 +1,4 @@
-//! What is in a log, however it is spelled.
+//! Search in a log for bytes in any spelling.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -15,7 +15,7 @@ use tracing_subscriber::fmt::MakeWriter;
 pub struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    /// What was logged since the last time.
+    /// The text that was logged since the last call.
     pub fn take(&self) -> Logged {
         let bytes = std::mem::take(&mut *self.0.lock().unwrap());
         Logged::new(String::from_utf8_lossy(&bytes).into_owned())
@@ -51,14 +51,14 @@ pub struct Logged {
 /// How long a secret is.
 const SECRET: usize = 32;
 
-/// More than a secret and what belongs to it: what is longer is a whole message, most of them encrypted.
+/// More than a secret and its surroundings: a longer run of characters is a whole message, most of them encrypted.
 const LONG: usize = 256;
 
 impl Logged {
     pub fn new(text: String) -> Self {
         let mut spelled = Vec::new();
         for (place, run) in runs(&text, |byte| byte.is_ascii_hexdigit()) {
-            // A digit that is none of its may stand before it.
+            // A digit that does not belong to it may precede it.
             spelled.extend(
                 [run, run.get(1..).unwrap_or_default()].map(|hex| (place, decode(&HEXLOWER_PERMISSIVE, hex))),
             );
@@ -84,15 +84,15 @@ impl Logged {
         Self { text, spelled }
     }
 
-    /// The line in which `bytes` are, as they are or spelled.
+    /// The line that contains `bytes`, raw or spelled.
     pub fn line_with(&self, bytes: &[u8]) -> Option<&str> {
         let holds = |hay: &[u8]| hay.windows(bytes.len()).any(|window| window == bytes);
         let plain = self.text.lines().find(|line| holds(line.as_bytes()));
         plain.or_else(|| self.spelled.iter().find(|(_, run)| holds(run)).map(|(place, _)| self.line(*place)))
     }
 
-    /// The line in which the secret of one of these public keys or nonces is, by their x coordinates. Whoever looks for a
-    /// secret need not know it: whatever 32 bytes are spelled in the log are tried.
+    /// The line that contains the secret of one of these public keys or nonces, given by their x coordinates. The caller need not
+    /// know a secret: this tests all 32 bytes that are spelled in the log.
     pub fn line_with_secret_of(&self, points: &BTreeSet<[u8; 32]>) -> Option<&str> {
         let mut tried = HashSet::new();
         for (place, run) in self.spelled.iter().filter(|(_, run)| run.len() <= LONG) {
@@ -116,7 +116,7 @@ impl Logged {
     }
 }
 
-/// The longest parts of `text` of such characters only, and where they begin.
+/// The longest parts of `text` that consist of such characters, and where they begin.
 fn runs(text: &str, belongs: impl Fn(u8) -> bool) -> Vec<(usize, &str)> {
     let mut runs = Vec::new();
     let mut start = None;
@@ -134,7 +134,7 @@ fn runs(text: &str, belongs: impl Fn(u8) -> bool) -> Vec<(usize, &str)> {
     runs
 }
 
-/// What `text` spells, but for what is left over at its end.
+/// The bytes that `text` spells, except for an incomplete rest at its end.
 fn decode(encoding: &Encoding, text: &str) -> Vec<u8> {
     let whole = |over| text.len().checked_sub(over).and_then(|end| encoding.decode(&text.as_bytes()[..end]).ok());
     (0..4).find_map(whole).unwrap_or_default()

@@ -1,6 +1,7 @@
-//! The programs as processes, and what they say verified.
+//! The programs as processes, and verification of their output.
 
 pub mod events;
+pub mod inputs;
 pub mod logged;
 pub mod process;
 pub mod proxy;
@@ -21,6 +22,13 @@ use serde_json::Value;
 
 /// How long something that must happen may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asserts that all `parts` are in `text`.
+pub fn contains(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is missing in {text}");
+    }
+}
 
 /// A copy of a directory, as an operator makes one.
 pub fn copy(from: &str, to: &str) {
@@ -44,7 +52,7 @@ impl Run {
         format!("{}{}", self.stdout, self.stderr)
     }
 
-    /// What it refused, when it was called wrongly.
+    /// Standard error of a call that was refused for its arguments.
     pub fn usage(&self) -> &str {
         assert_eq!(self.status, Some(2), "{self:?}");
         &self.stderr
@@ -161,7 +169,7 @@ impl Program {
         Self { child, lines, seen: Vec::new(), stderr: Some(stderr) }
     }
 
-    /// The next line; nothing when it has ended.
+    /// The next line; `None` when it has ended.
     fn line(&mut self, until: Instant) -> Option<Value> {
         use std::sync::mpsc::RecvTimeoutError as E;
         match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
@@ -176,7 +184,7 @@ impl Program {
         }
     }
 
-    /// The first event of that name, seen already or yet to come.
+    /// The first event of that name, read already or still to come.
     pub fn event(&mut self, name: &str) -> Value {
         self.event_where(name, |_| true)
     }
@@ -203,7 +211,7 @@ impl Program {
         self.stderr.take().map(|stderr| stderr.join().unwrap()).unwrap_or_default()
     }
 
-    /// What it said so far.
+    /// The events so far.
     pub fn seen(&self) -> &[Value] {
         &self.seen
     }
@@ -233,12 +241,12 @@ impl Program {
         self.child.wait().unwrap().success()
     }
 
-    /// What it takes of the machine; `None` where the system does not say so in this way.
+    /// Its resource usage; `None` where the system does not report it in this way.
     pub fn usage(&self) -> Option<process::Usage> {
         process::usage(self.child.id())
     }
 
-    /// SIGKILL; it is gone when this returns.
+    /// Sends SIGKILL; the process is gone when this returns.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();

@@ -1,4 +1,4 @@
-//! A TCP proxy that can cut what runs through it: the network between a client and a server, on its bad days.
+//! A TCP proxy that can cut its connections: an unreliable network between a client and a server.
 
 use std::{
     io::{Read, Write},
@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-/// Decides what becomes of a chunk: forwarded, or forwarded up to here and then cut.
+/// Decides what happens to a chunk: it is forwarded, or it is forwarded up to here and the connection is cut.
 pub type Cutter = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 struct State {
@@ -23,7 +23,7 @@ struct State {
 }
 
 impl State {
-    /// Cuts the clients off. Servers notice when they next say something, so that what they were told has its effect.
+    /// Cuts the clients off. Servers notice at their next message, so what they have received takes effect.
     fn cut(&self) {
         let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
         if !open.is_empty() {
@@ -42,13 +42,13 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy to `target` that cuts only when it is told to.
+    /// A proxy to `target` that cuts only when [`cut`](Self::cut) is called.
     pub fn to(target: SocketAddr) -> Self {
         Self::cutting(target, Box::new(|_| false), Box::new(|_| false))
     }
 
-    /// A proxy to `target` that cuts every connection behind a chunk of a client's, or of the server's, for which the
-    /// function says so. What a client says reaches the server first; what the server says then reaches nobody.
+    /// A proxy to `target` that cuts every connection after a chunk of the client, or of the server, for which the function
+    /// returns true. The client's data reaches the server first; the server's answer is then lost.
     pub fn cutting(target: SocketAddr, client_says: Cutter, server_says: Cutter) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -81,8 +81,8 @@ impl Proxy {
         Self { address, state }
     }
 
-    /// A proxy to `target` through which a client hears nothing any more behind the first message that has `text` in it, until
-    /// its connection is [cut](Self::cut). What it says itself is still heard.
+    /// A proxy to `target` through which a client receives nothing after the first message that contains `text`, until its
+    /// connection is [cut](Self::cut). The client's own data is still forwarded.
     pub fn deaf_behind(target: SocketAddr, text: &'static str) -> Self {
         let was_said = AtomicBool::new(false);
         let hears = move |said: &[u8]| {
@@ -126,7 +126,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.state.closed.store(true, Ordering::SeqCst);
-        // The listener looks up.
+        // The listener checks the flag.
         let _ = TcpStream::connect(self.address);
     }
 }
@@ -143,12 +143,12 @@ fn pump(mut from: TcpStream, mut to: TcpStream, state: &Arc<State>, cutters: &Ar
             let cut = if client { (cutters.0)(said) } else { (cutters.1)(said) };
             if cut && client {
                 state.cut();
-                // Until the server has dealt with it: an end of the connection could be seen first.
+                // Until the server has processed it: otherwise it could notice the end of the connection first.
                 thread::sleep(std::time::Duration::from_millis(100));
                 break;
             }
             if cut {
-                // A moment for what was forwarded to be read: a cut throws away what is still in the pipe.
+                // Leaves a moment to read what was forwarded: a cut discards what is still in the pipe.
                 thread::sleep(std::time::Duration::from_millis(30));
                 state.cut();
                 break;

@@ -1,4 +1,4 @@
-//! Results are not believed but verified, by nothing but what is in them.
+//! Verification of results, by their own content only.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -91,7 +91,7 @@ pub fn updates(sidecar: &Value, did: &str) {
     }
 }
 
-/// A sidecar gives `signal`, with what `did` submitted in its slot.
+/// Asserts that a sidecar results in `signal`, with what `did` submitted in its slot.
 pub fn sidecar(sidecar: &Value, did: &str, included: bool, signal: &str) {
     let update = sidecar.get("updates").map(|updates| jcs::document_hash(&updates[0]).unwrap());
     assert_eq!(update.is_some(), included);

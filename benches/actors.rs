@@ -32,10 +32,10 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use futures::future::join_all;
 use support::{Joiner, NETWORK, conditions, identity, memory, seeded};
 
-/// Says that this process is one that only starts so many participants and tells what memory they have.
+/// Set in a process that only starts so many participants and prints their memory.
 const IDLE: &str = "BTCR2_BENCH_IDLE";
 
-/// How many idle participants the memory is told of.
+/// The number of idle participants of the memory measurement.
 const MANY: usize = 100_000;
 
 /// How many messages go through a mailbox at once.
@@ -87,12 +87,12 @@ fn spawn(criterion: &mut Criterion) {
     if ran {
         // In a process of its own: what this one has freed would be had again.
         let program = std::env::current_exe().unwrap();
-        let told = Command::new(program).env(IDLE, MANY.to_string()).output().unwrap();
-        print!("{}", String::from_utf8_lossy(&told.stdout));
+        let output = Command::new(program).env(IDLE, MANY.to_string()).output().unwrap();
+        print!("{}", String::from_utf8_lossy(&output.stdout));
     }
 }
 
-/// Whether this process only tells of memory; then it has told.
+/// Whether this process only prints the memory; then it has done so.
 fn tell_memory() -> bool {
     let Some(count) = std::env::var(IDLE).ok().and_then(|count| count.parse::<usize>().ok()) else { return false };
     actix_rt::System::new().block_on(async {

@@ -31,7 +31,7 @@ fn rounds(cohort: Cohort, iterations: u64) -> Duration {
     })
 }
 
-/// Everybody does its own work.
+/// Each member does its own work.
 fn direct(size: usize) -> Cohort {
     Cohort { aggregator: Arc::new(DirectAggregator), ..Cohort::of(size) }
 }

@@ -1,7 +1,7 @@
 //! HTTP over loopback: signed envelopes as fast as they are taken, beside how fast one core only verifies them; and one
 //! message to each of a thousand members who listen to their inboxes.
 //!
-//! Client and server share the machine, so the wall clock says little about either. The server is a process of its own, and
+//! Client and server share the machine, so elapsed time shows little about either. The server is a process of its own, and
 //! what it has of the processor, by the operating system's account, is printed at the end of each group.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 
@@ -39,7 +39,7 @@ use tokio::{runtime::Runtime, sync::mpsc};
 /// How many requests are under way at once.
 const AT_ONCE: usize = 128;
 
-/// The smallest message that a member says, and the usual one.
+/// The smallest message of a member, and the usual one.
 fn bodies(member: &Identity) -> [(&'static str, SharedBody); 2] {
     let (did, cohort_id) = (member.did(), cohort_id());
     let address = "bcrt1pwg6nyy402z0ysd36k7s6uf4zrfxwfk5uatfunud5zg6r7trgpt7s8wlefg";
@@ -150,7 +150,7 @@ async fn post_all(client: &reqwest::Client, url: &str, envelopes: Vec<String>) {
     posts.await;
 }
 
-/// Opens the inbox of `member`, and tells of each event in it.
+/// Opens the inbox of `member`, and reports each event in it.
 async fn listen(client: &reqwest::Client, url: &str, member: &Identity, events: mpsc::UnboundedSender<()>) {
     let mut rng = Randomness::System.for_actor("inbox");
     let path = inbox_path("", member.did());
@@ -177,12 +177,12 @@ async fn listen(client: &reqwest::Client, url: &str, member: &Identity, events: 
 /// A server, and all members listening to it.
 fn audience(members: &[Identity]) -> (Server, Runtime, mpsc::UnboundedReceiver<()>) {
     let (server, runtime) = (Server::start(), runtime());
-    let (tell, events) = mpsc::unbounded_channel();
+    let (report, events) = mpsc::unbounded_channel();
     runtime.block_on(async {
         let client =
             btcr2_aggregation::actors::transport::tls::Trust::system().http_client().unwrap().build().unwrap();
         for member in members {
-            listen(&client, &server.url, member, tell.clone()).await;
+            listen(&client, &server.url, member, report.clone()).await;
         }
     });
     (server, runtime, events)

@@ -32,7 +32,7 @@ use btcr2_aggregation::{
 
 use crate::support::{identity, memory, seeded};
 
-/// Says that this process is the server.
+/// Set in the process that is the server.
 const IS_SERVER: &str = "BTCR2_BENCH_HTTP_SERVER";
 
 /// How many members there are, each with an inbox.
@@ -70,7 +70,7 @@ impl Server {
         Self { orders: process.stdin.take().unwrap(), process, url: url.trim().to_owned() }
     }
 
-    /// Says something to every member, of a cohort of so many keys.
+    /// Sends a message to every member, of a cohort of so many keys.
     pub(crate) fn burst(&mut self, keys: usize) {
         writeln!(self.orders, "{keys}").unwrap();
         self.orders.flush().unwrap();
@@ -92,7 +92,7 @@ impl Drop for Server {
     }
 }
 
-/// Takes every message, and says so.
+/// Accepts every message.
 struct Sink;
 
 impl Actor for Sink {
@@ -135,7 +135,7 @@ fn obey(connection: &Recipient<Outbound>) {
             connection.do_send(Outbound::Direct { to: member.did().clone(), body: body.clone(), until: None });
         }
     }
-    // Whoever gave the orders is gone.
+    // The process that gave the orders has ended.
     std::process::exit(0);
 }
 

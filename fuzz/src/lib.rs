@@ -1,9 +1,9 @@
-//! What a fuzzer tries: everything that a stranger, a relay or a disk can hand us, each with a property that must hold for
-//! all of it. A target is a module with a `check` function; README.md says how to run them.
+//! Fuzz targets for all input from unauthenticated peers, relays and disks, each with a property that must hold for every
+//! input. A target is a module with a `check` function; README.md describes how to run them.
 //!
-//! Two kinds of input. Most are the thing itself, as text. Where a signature decides, nothing that a fuzzer comes up with
-//! would ever get past it; there an input that starts with [`EDIT`] is a list of edits of something that we signed, and
-//! the property is that no edit which changes what was signed is accepted.
+//! There are two kinds of input. Most are the data itself, as text. Where a signature is verified, no input that a fuzzer
+//! generates would ever pass; there an input that starts with [`EDIT`] is a list of edits of something that we signed, and
+//! the property is that no edit which changes the signed content is accepted.
 
 pub mod envelope;
 pub mod journal_record;
@@ -50,7 +50,7 @@ pub(crate) fn rng() -> ChaCha20Rng {
     ChaCha20Rng::seed_from_u64(7)
 }
 
-/// Somebody whose key no input can know.
+/// An identity whose key no input can know.
 pub(crate) fn identity(name: &str) -> Identity {
     let key = SecretKey::from_bytes(&sha256(name.as_bytes())).expect("a hash is a secret key, but for bad luck");
     Identity::from_key(key, Network::Regtest)

@@ -1,4 +1,4 @@
-//! A participant's machine against whatever its service says.
+//! A participant's machine against any messages of its service.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -46,7 +46,7 @@ struct Member {
     key: Arc<SecretKey>,
     update: Option<SignedUpdate>,
     /// What the recorded service said to it, behind the advert.
-    heard: Vec<String>,
+    received: Vec<String>,
 }
 
 fn members() -> &'static [Member] {
@@ -63,7 +63,7 @@ fn member(file: &str) -> Member {
     let beacons = BeaconRegistry::default();
     let advert = match &*advert.body {
         Body::CohortAdvert(body) => Advert::read(&advert.from, body, &beacons).expect("a good advert"),
-        other => panic!("{} is no advert", other.short_type()),
+        other => panic!("{} is not an advert", other.short_type()),
     };
     let key = SecretKey::from_hex(recorded["secretKey"].as_str().expect("a key")).expect("a key");
     let identity = match &recorded["genesisDocument"] {
@@ -83,24 +83,24 @@ fn member(file: &str) -> Member {
     };
     let update = (recorded["role"] == "submits")
         .then(|| SignedUpdate::from_value(recorded["signedUpdate"].clone()).expect("an update"));
-    let heard = messages[1..].iter().filter(|entry| entry["to"] == recorded["did"]);
+    let received = messages[1..].iter().filter(|entry| entry["to"] == recorded["did"]);
     Member {
         machine: ParticipantCohort::new(Arc::new(config), Arc::new(advert)),
         key: Arc::clone(identity.secret_key()),
         update,
-        heard: heard.map(|entry| entry["message"].to_string()).collect(),
+        received: received.map(|entry| entry["message"].to_string()).collect(),
     }
 }
 
 /// The inputs that repeat the recorded rounds, for the corpus.
 pub fn recorded() -> Vec<String> {
     let rounds = members().iter().enumerate();
-    rounds.map(|(number, member)| format!("{number}\n{}", member.heard.join("\n"))).collect()
+    rounds.map(|(number, member)| format!("{number}\n{}", member.received.join("\n"))).collect()
 }
 
-/// The first line says which member, each other one is a message of the service, or `t` for the next deadline, or `n` for
-/// the loss of the secret nonce. However that goes: the member signs only a transaction that announces the signal that it
-/// has verified; it uses no nonce twice; and its journal leads to the same machine.
+/// The first line selects the member, each other one is a message of the service, or `t` for the next deadline, or `n` for
+/// the loss of the secret nonce. In every case the member signs only a transaction that announces the signal that it has
+/// verified; it uses no nonce twice; and its journal replays to the same machine.
 pub fn check(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let mut lines = text.split('\n');
@@ -116,7 +116,7 @@ pub fn check(data: &[u8]) {
             "n" => host.feed(ParticipantInput::NonceLost),
             line => {
                 let Ok(mut message) = Message::from_json(line) else { continue };
-                // What is from somebody else goes no further, which is not worth a fuzzer's time.
+                // A message of another sender is refused at once, which is not worth a fuzzer's time.
                 message.from = host.machine.advert().service.clone();
                 host.feed(ParticipantInput::Message(message));
             }

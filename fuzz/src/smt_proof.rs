@@ -1,4 +1,4 @@
-//! SMT proofs: one from a stranger, and all those of a tree.
+//! SMT proofs: one from an unauthenticated peer, and all those of a tree.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ const TREE: u8 = b'#';
 /// Proofs of 64 leaves are quadratic work for this check, though not for the tree.
 const MAX_LEAVES: usize = 64;
 
-/// A proof leads to a root exactly when it has as many siblings as it says, and to another root for any other leaf or
+/// A proof leads to a root exactly when it has as many siblings as it claims, and to another root for any other leaf or
 /// sibling. The proofs of a tree lead to its root.
 pub fn check(data: &[u8]) {
     match data.split_first() {

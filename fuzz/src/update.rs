@@ -69,7 +69,7 @@ pub fn check(data: &[u8]) {
 fn check_patch(patch: &Value, document: &Value) {
     let Ok(patch) = Patch::from_value(patch) else { return };
     let Ok(patched) = patch.apply(document) else { return };
-    // A number that is no double has no canonical form; everything else has one.
+    // A number that a double cannot represent has no canonical form; everything else has one.
     if let Ok(canonical) = jcs::canonicalize(&patched) {
         assert!(canonical.len() <= MAX_DOCUMENT_BYTES);
     }

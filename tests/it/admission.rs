@@ -44,7 +44,7 @@ fn a_did_is_admitted_when_it_is_on_the_list_which_is_read_again_when_it_changes(
     assert_eq!(service.join(&files[0], &["--decline"]).result()["ok"], true);
 
     // A list that cannot be read changes nothing, and is reported with its line.
-    fs::write(&list, "nobody\n").unwrap();
+    fs::write(&list, "not a DID\n").unwrap();
     service.program.signal("-HUP");
     let warning = service.program.event_where("warning", |event| event["message"].to_string().contains("line 1"));
     assert!(warning["message"].as_str().unwrap().contains("stays as it was"), "{warning}");
@@ -240,12 +240,12 @@ fn seats_and_bans_go_by_network_address() {
     let other = opts_in("third", "2001:db8:0:1::1");
     run(&["bans", "add", "203.0.113.7", "--state", &state]).succeeded();
     let banned = opts_in("fourth", "203.0.113.7");
-    let mut told = |event: &str, participant: &Value| {
+    let mut reported = |event: &str, participant: &Value| {
         service.program.event_where(event, |event| event["participant"] == *participant)
     };
-    told("participant-accepted", &first);
-    let reason = told("participant-refused", &same_network)["reason"].to_string();
+    reported("participant-accepted", &first);
+    let reason = reported("participant-refused", &same_network)["reason"].to_string();
     assert!(reason.contains("this network address has 1 seats"), "{reason}");
-    told("participant-accepted", &other);
-    assert!(told("participant-refused", &banned)["reason"].to_string().contains("banned until it is lifted"));
+    reported("participant-accepted", &other);
+    assert!(reported("participant-refused", &banned)["reason"].to_string().contains("banned until it is lifted"));
 }

@@ -56,7 +56,7 @@ async fn a_signal_goes_from_a_deposit_to_its_sixth_confirmation(mut world: World
         ("foreign-spend", 0),
         ("announcement-bumped", 0),
     ] {
-        assert_eq!(names.iter().filter(|heard| *heard == name).count(), times, "{name} in {names:?}");
+        assert_eq!(names.iter().filter(|seen| *seen == name).count(), times, "{name} in {names:?}");
     }
     assert_eq!(names.last().unwrap(), "announcement-final");
     world
@@ -125,11 +125,11 @@ async fn of_several_deposits_the_largest_is_spent(mut world: World) -> World {
     world.feed(Input::Signed { transaction, value }).await;
     world.mine(6).await;
     assert!(world.is_final());
-    let told = world.heard().iter().find_map(|notice| match **notice {
+    let noticed = world.heard().iter().find_map(|notice| match **notice {
         Notice::AnnouncementFinal { left, .. } => Some(left),
         _ => None,
     });
-    assert_eq!(told, Some(Amount::from_sat(520_000)));
+    assert_eq!(noticed, Some(Amount::from_sat(520_000)));
     let left = world.settings.chain.coins(world.beacon.output.script_pubkey()).await.unwrap();
     let left: BTreeSet<_> = left.deposits.iter().map(|deposit| deposit.outpoint).collect();
     assert_eq!(left, BTreeSet::from([smaller, as_large]));
@@ -240,7 +240,7 @@ async fn every_step_survives_a_restart(mut world: World) -> World {
     assert_eq!(again.compute_txid(), transaction.compute_txid());
     world.feed(Input::Signed { transaction: transaction.clone(), value }).await;
     world.restart().await;
-    // Told twice, as after a restart between its end and ours.
+    // Reported twice, as after a restart between its end and ours.
     world.feed(Input::Signed { transaction, value }).await;
     world.mine_empty(3).await;
     world.restart().await;

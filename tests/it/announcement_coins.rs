@@ -1,4 +1,4 @@
-//! Which coin an announcement waits for, what its operator is told of what it needs, and what the node asks for.
+//! Which coin an announcement waits for, what it reports to its operator about the coins that it needs, and the fees of the node.
 
 use crate::announcement_support::*;
 use crate::bitcoind_support::faucet::Wallet;
@@ -78,9 +78,9 @@ async fn what_a_deposit_needs_is_told_with_the_address(mut world: World) -> Worl
     world.memory_chain().set_fees(MemoryFees::Estimate(rate(5)));
     world.begin_again().await;
     let need = Need::of(&world.beacon.output, &world.rules, rate(5)).unwrap();
-    let told = last(&mut world, "funding-wanted");
-    assert_eq!(told["atLeast"], need.at_least.to_sat());
-    assert_eq!(told["suggested"], need.suggested.to_sat());
+    let event = last(&mut world, "funding-wanted");
+    assert_eq!(event["atLeast"], need.at_least.to_sat());
+    assert_eq!(event["suggested"], need.suggested.to_sat());
     let text = world.heard().last().unwrap().text();
     assert!(text.contains(&format!("deposit at least {} sat", need.at_least.to_sat())), "{text}");
     assert!(!text.contains('\n'), "a notice is one line: {text}");
@@ -98,9 +98,9 @@ async fn a_deposit_that_is_too_small_is_told_at_once(mut world: World) -> World 
     let need = Need::of(&world.beacon.output, &world.rules, rate(1)).unwrap();
     let small = world.deposit(330).await;
     // In the mempool.
-    let told = last(&mut world, "deposit-too-small");
-    assert_eq!(told["outpoint"], json!(small.to_string()));
-    assert_eq!((&told["value"], &told["atLeast"]), (&json!(330), &json!(need.at_least.to_sat())));
+    let event = last(&mut world, "deposit-too-small");
+    assert_eq!(event["outpoint"], json!(small.to_string()));
+    assert_eq!((&event["value"], &event["atLeast"]), (&json!(330), &json!(need.at_least.to_sat())));
     world.mine(1).await;
     world.poll().await;
     assert_eq!(world.count("deposit-too-small"), 1);
@@ -202,10 +202,10 @@ async fn where_change_went_and_what_was_paid_is_told_at_the_end(mut world: World
     world.mine_empty(3).await;
     let child = world.announcing().child.clone().expect("a child");
     world.mine(6).await;
-    let told = last(&mut world, "announcement-final");
+    let event = last(&mut world, "announcement-final");
     let child_fee = child.fee().to_sat();
-    assert_eq!((&told["fee"], &told["childFee"]), (&json!(fee), &json!(child_fee)));
-    assert_eq!((&told["change"], &told["changeAddress"]), (&json!(50_000 - fee - child_fee), &address(&own)));
+    assert_eq!((&event["fee"], &event["childFee"]), (&json!(fee), &json!(child_fee)));
+    assert_eq!((&event["change"], &event["changeAddress"]), (&json!(50_000 - fee - child_fee), &address(&own)));
     let coins = world.settings.chain.coins(&own).await.unwrap().deposits;
     assert_eq!(coins.iter().map(|coin| coin.value.to_sat()).collect::<Vec<_>>(), [50_000 - fee - child_fee]);
     let text = world.heard().last().unwrap().text();
@@ -226,8 +226,8 @@ async fn change_that_goes_elsewhere_is_not_bumped_from(mut world: World) -> Worl
     assert!(world.announcing().child.is_none());
     assert_eq!(world.count("announcement-stuck"), 1);
     world.mine(6).await;
-    let told = last(&mut world, "announcement-final");
-    assert_eq!((&told["changeAddress"], &told["childFee"]), (&address(&elsewhere), &json!(0)));
+    let event = last(&mut world, "announcement-final");
+    assert_eq!((&event["changeAddress"], &event["childFee"]), (&address(&elsewhere), &json!(0)));
     world
 }
 

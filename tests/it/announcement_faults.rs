@@ -97,7 +97,7 @@ async fn two_cohorts_at_one_address_leave_each_other_alone(mut world: World) -> 
     world.mine(1).await;
     other.poll().await.unwrap();
     assert_eq!(choose(&other, &world).unwrap().coin.outpoint, second);
-    // The first one's spend is no alarm to the other: in the mempool, in a block, and after a restart.
+    // The first one's spend is not an alarm to the other: in the mempool, in a block, and after a restart.
     world.feed(Input::Signed { transaction, value }).await;
     other.poll().await.unwrap();
     world.mine(6).await;
@@ -197,7 +197,7 @@ async fn who_asks_for_a_transaction_waits_for_its_coin(mut world: World) -> Worl
     world.faucet.pay(&world.blocks, &script, Amount::from_sat(50_000)).await;
     world.blocks.mine(1).await;
     assert_eq!(answer.await.unwrap().unwrap().coin.value, Amount::from_sat(50_000));
-    // Not for ever: the cohort is told what is missing.
+    // Not without limit: the cohort is notified of what is missing.
     world.rules.funding_confirmations = 3;
     world.begin_again().await;
     let requests = set_to_work(&mut world).await;
@@ -230,7 +230,7 @@ async fn a_coin_that_vanished_after_it_was_signed_ends_the_announcement(mut worl
     world.mine(1).await;
     let (transaction, value) = world.prepare().await;
     world.feed(Input::Signed { transaction, value }).await;
-    // The block is taken back, and the next one pays the deposit's coin to somebody else.
+    // The block is taken back, and the next one pays the deposit's coin to another address.
     let coin = payment.input[0].previous_output;
     let elsewhere = TxOut { value: Amount::from_sat(1_000), script_pubkey: Wallet::new(9).script() };
     let conflict = Wallet::new(7).spend(&[(coin, Amount::from_btc(50.0).unwrap())], vec![elsewhere]);

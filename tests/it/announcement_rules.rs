@@ -189,7 +189,7 @@ async fn what_was_prepared_or_signed_is_not_foreign(mut world: World) -> World {
     world.deposit(50_000).await;
     world.mine(1).await;
     let (transaction, value) = world.prepare().await;
-    // On the chain before we are told that it is signed.
+    // On the chain before we are notified that it is signed.
     world.settings.chain.submit(&transaction).await.unwrap();
     world.poll().await;
     assert_eq!(world.count("foreign-spend"), 0);
@@ -204,7 +204,7 @@ async fn what_was_prepared_or_signed_is_not_foreign(mut world: World) -> World {
 
 async fn a_cohort_that_fails_is_given_up(mut world: World) -> World {
     world.deposit(50_000).await;
-    let reason = "nobody came".to_owned();
+    let reason = "no participant joined".to_owned();
     world.feed(Input::CohortFailed { reason: reason.clone() }).await;
     assert_eq!(world.failure(), &AnnouncementFailure::Cohort { reason });
     let left = world.heard().iter().find_map(|notice| match **notice {

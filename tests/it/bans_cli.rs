@@ -45,7 +45,7 @@ fn a_banned_did_is_not_admitted_by_a_service_that_runs_until_the_ban_is_lifted()
 fn calls_that_cannot_work_say_why() {
     let directory = directory("bans-calls");
     let state = path(&directory, "state");
-    let did = did_of(&identity(&directory, "somebody"));
+    let did = did_of(&identity(&directory, "peer"));
     let refused = |arguments: &[&str]| {
         let ended = run(&[&["bans"], arguments].concat());
         assert_ne!(ended.status, Some(0), "{ended:?}");

@@ -19,7 +19,7 @@ fn file(directory: &Path, content: &Content) -> std::path::PathBuf {
 }
 
 /// The URL of a port that is taken, so that no other program gets it, but does not listen.
-fn nobody() -> (TcpSocket, String) {
+fn unused_port() -> (TcpSocket, String) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let url = format!("http://{}", socket.local_addr().unwrap());
@@ -196,7 +196,7 @@ async fn a_node_that_hangs_or_is_not_there_is_given_up() {
 
     node.stop().await;
 
-    let (_socket, url) = nobody();
+    let (_socket, url) = unused_port();
     let store = Ipfs::new(url.parse().unwrap(), PATIENCE).unwrap();
     let error = store.get(&content(*b"good").hash()).await.unwrap_err();
     assert!(error.to_string().contains("cannot be reached"), "{error}");
@@ -225,7 +225,7 @@ async fn a_password_is_sent_and_never_shown() {
     assert_eq!(node.requests()[0].authorization.as_deref(), Some("Basic b3BlcmF0b3I6c2VjcmV0"));
     node.stop().await;
 
-    let (_socket, url) = nobody();
+    let (_socket, url) = unused_port();
     let url = url.replace("http://", "http://operator:secret@");
     let store = Ipfs::new(url.parse().unwrap(), PATIENCE).unwrap();
     let error = store.put(&content(*b"good")).await.unwrap_err();

@@ -325,7 +325,7 @@ fn however_many_begin_to_watch_there_is_one_watch() {
         let begun = begun.iter().filter(|event| matches!(event, AnnouncementEvent::WatchStarted { .. }));
         assert_eq!(begun.count(), 1);
         operator.stop().await;
-        // It has stopped for good.
+        // It has stopped permanently.
         assert!(matches!(watch().await, Err(WatchError::Stopping)));
 
         // The next operator knows of it before it watches anything else at the same address.

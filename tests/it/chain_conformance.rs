@@ -171,7 +171,7 @@ async fn a_spend_is_seen_with_the_transaction_that_made_it(mut world: World) {
     let mut expected = Spend { outpoint: old, by: spending.compute_txid(), place: Place::Mempool };
     let activity = world.chain.activity(&script, since).await.unwrap();
     assert_eq!((activity.deposits, only(&activity.spends)), (vec![], expected));
-    // A coin that somebody wants to spend is a coin until a block has it.
+    // A coin that a transaction in the mempool spends is a coin until a block has that transaction.
     let coins = world.chain.coins(&script).await.unwrap();
     assert_eq!((only(&coins.deposits).outpoint, only(&coins.spends)), (old, expected));
 
@@ -384,9 +384,9 @@ fn a_server_without_packages_gets_one_transaction_after_the_other() {
 #[test]
 fn a_source_that_cannot_be_used_says_whose_fault_it_is() {
     actix_rt::System::new().block_on(async {
-        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = nobody.local_addr().unwrap();
-        drop(nobody);
+        let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = unused.local_addr().unwrap();
+        drop(unused);
         for source in [format!("core=http://u:sesame@{address}"), format!("esplora=http://{address}/api")] {
             let source: ChainSource = source.parse().unwrap();
             let error = source.connect(Network::Regtest).await.unwrap_err();

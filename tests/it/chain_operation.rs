@@ -201,7 +201,7 @@ fn more_coins_than_a_server_lists_are_found_in_the_history() {
             (values, activity.spends.len())
         };
         assert_eq!(values().await, (vec![10_000, 20_000, 30_000, 40_000, 50_000], 0));
-        // What a block has spent is no coin any more; what the mempool spends is one.
+        // A coin that a block spends is gone; a coin that the mempool spends is not.
         let spend = wallet.spend(
             &[coins[0]],
             vec![bitcoin::TxOut { value: Amount::from_sat(9_000), script_pubkey: Wallet::new(32).script() }],

@@ -22,7 +22,7 @@ struct Round {
     directory: PathBuf,
     source: String,
     service: Service,
-    /// Everything that the service is told, with the port that it has now.
+    /// All arguments of the service, with the port that it has now.
     arguments: Vec<String>,
 }
 
@@ -113,7 +113,7 @@ async fn from_nothing_to_a_final_announcement(name: &str, beacon: &str, fallback
     });
     // All of them have said so: nothing is missing but a coin.
     round.service.program.event("validation-complete");
-    // Paid while nobody looks.
+    // Paid while no program watches.
     round.kill_service();
     if fallback {
         members[0].kill();
@@ -184,10 +184,11 @@ fn what_is_left_behind(round: &Round, result: &Value, files: &[String], beacon: 
     for (index, file) in files.iter().enumerate() {
         let (did, state) = (did_of(file), format!("{file}.state"));
         crate::unread_output::fails_unread(&["watch", "--once", "--state", &state, "--chain", &round.source]);
-        let (status, told) = round.ran(&["watch", "--once", "--json", "--state", &state, "--chain", &round.source]);
-        assert_eq!(status, Some(0), "{told:#?}");
-        let seen: Vec<_> = told.iter().filter(|notice| notice["event"] == "signal-seen").collect();
-        assert!(matches!(&seen[..], [seen] if seen["txid"] == result["txid"]), "{told:#?}");
+        let (status, lines) =
+            round.ran(&["watch", "--once", "--json", "--state", &state, "--chain", &round.source]);
+        assert_eq!(status, Some(0), "{lines:#?}");
+        let seen: Vec<_> = lines.iter().filter(|notice| notice["event"] == "signal-seen").collect();
+        assert!(matches!(&seen[..], [seen] if seen["txid"] == result["txid"]), "{lines:#?}");
         let made = run(&["sidecar", "--did", &did, "--state", &state]).succeeded();
         let made: Value = serde_json::from_str(&made.stdout).unwrap();
         sidecar(&made, &did, index != 0, text(&result["signalHex"]));
@@ -212,7 +213,7 @@ cohorts! {
     an_smt_cohort_by_fallback: "smt", true;
 }
 
-/// A cohort whose coin nobody spends: service and members are told before the operator alone can.
+/// A cohort whose coin is not spent: service and members are warned before the operator alone can spend it.
 #[test]
 fn both_sides_are_warned_before_the_operator_alone_can_spend() {
     actix_rt::System::new().block_on(async {
@@ -233,7 +234,7 @@ fn both_sides_are_warned_before_the_operator_alone_can_spend() {
         members.iter_mut().for_each(|member| {
             member.event("data-approved");
         });
-        // Nobody is there to sign what the deposit pays for.
+        // No member is there to sign what the deposit pays for.
         members.iter_mut().for_each(Program::kill);
         drop(members);
         let paid = script(text(&formed["beaconAddress"]));
@@ -247,9 +248,9 @@ fn both_sides_are_warned_before_the_operator_alone_can_spend() {
         let state = format!("{}.state", files[0]);
         let warned = |blocks: &str| round.ran(&[&watch[..], &[&state, "--warn-blocks", blocks]].concat());
         assert_eq!(warned("3").0, Some(0));
-        let (status, told) = warned("4");
+        let (status, lines) = warned("4");
         assert_eq!(status, Some(3));
-        assert!(told.iter().any(|notice| notice["event"] == "recovery-near"), "{told:#?}");
+        assert!(lines.iter().any(|notice| notice["event"] == "recovery-near"), "{lines:#?}");
         round.kill_service();
         round.blocks.mine(4).await;
         round.start_service();

@@ -24,18 +24,18 @@ fn results(name: &str, beacon: &str) -> String {
 fn what_each_beacon_saved_is_told_from_its_results() {
     for beacon in ["cas", "smt"] {
         let out = results(&format!("cost-{beacon}"), beacon);
-        let told: Value = serde_json::from_str(&run(&["cost", &out, "--json"]).succeeded().stdout).unwrap();
-        let cost = &told["cohorts"][0]["cost"];
+        let costs: Value = serde_json::from_str(&run(&["cost", &out, "--json"]).succeeded().stdout).unwrap();
+        let cost = &costs["cohorts"][0]["cost"];
         // Two of three announced; 154 vB at 2 sat/vB, compared with 153 vB for each of them. Both updates add the beacon, which a
         // resolver finds only when a singleton announces the update too.
         assert_eq!(
             (&cost["updates"], &cost["paid"], &cost["feeRate"]),
             (&2.into(), &(308 + 2 * 306).into(), &2.0.into()),
-            "{told}"
+            "{costs}"
         );
         assert_eq!((&cost["firstUpdates"], &cost["firstSingletons"]), (&2.into(), &612.into()));
         assert_eq!((&cost["singleton"], &cost["saved"]), (&306.into(), &(-308).into()));
-        assert_eq!(told["total"]["saved"], -308);
+        assert_eq!(costs["total"]["saved"], -308);
         let listed: Value =
             serde_json::from_str(&run(&["cost", &out, "--json", "--listed"]).succeeded().stdout).unwrap();
         assert_eq!(listed["total"]["saved"], 304);

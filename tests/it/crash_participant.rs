@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::round_support::{
     MEMBERS, PATIENCE, Point, Scenario,
-    child::{Child, Task, say, task},
+    child::{Child, Task, report, task},
     matrix::{self, Outcome},
     round::{Door, cohort, member_identity, open_door, record, result, start_member, start_service, transport_to},
     tap::{Crash, CrashingJournal, Sniper, Tapped},
@@ -42,13 +42,13 @@ async fn join(task: Task) {
     let transport = Arc::new(Tapped { inner, taps: vec![crash] });
     let mut running = start_member(&scenario, VICTIM, transport, journal).await;
     while let Ok(step) = running.notices.recv().await {
-        say(&json!({ "event": "step", "step": &*step }));
+        report(&json!({ "event": "step", "step": &*step }));
         match &*step {
-            ParticipantNotice::CohortOver { .. } => say(&json!({ "event": "over" })),
+            ParticipantNotice::CohortOver { .. } => report(&json!({ "event": "over" })),
             ParticipantNotice::CohortFailed { reason, .. } => panic!("the session failed: {reason}"),
             step => {
                 if let Some(record) = record(step) {
-                    say(&record);
+                    report(&record);
                 }
             }
         }
@@ -68,15 +68,15 @@ fn round(scenario: &Scenario, crash: Option<Point>) -> Outcome {
         let signs = if crash.is_some() { Duration::from_secs(2) } else { PATIENCE };
         let nonces = if scenario.fallback { Duration::from_millis(300) } else { signs };
         service.send(cohort(scenario, MEMBERS, nonces, signs)).await.unwrap().unwrap();
-        let (heard, mut steps) = unbounded_channel();
+        let (sender, mut steps) = unbounded_channel();
         for member in (0..MEMBERS).filter(|member| *member != VICTIM) {
             let transport =
                 Arc::new(Tapped { inner: transport_to(scenario.over, &place), taps: vec![transcript.clone()] });
             let mut running = start_member(scenario, member, transport, Arc::new(MemoryJournal::new())).await;
-            let heard = heard.clone();
+            let sender = sender.clone();
             actix_rt::spawn(async move {
                 while let Ok(step) = running.notices.recv().await {
-                    let _ = heard.send(step);
+                    let _ = sender.send(step);
                 }
             });
         }

@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::round_support::{
     MEMBERS, Over, PATIENCE, Point, Scenario,
-    child::{Child, Task, say, task},
+    child::{Child, Task, report, task},
     matrix::{self, Outcome},
     round::{
         cohort, open_web, record, result, service_identity, start_member, start_service, transport_to, web_parts,
@@ -46,7 +46,7 @@ async fn serve(task: Task) {
     let crash = Crash::at(task.crash);
     let journal = Arc::new(CrashingJournal { inner: Arc::new(state.journal()), crash: Arc::clone(&crash) });
     let (inner, welcome): (Arc<dyn Transport>, Box<dyn FnOnce()>) = match &task.place {
-        Some(relay) => (transport_to(scenario.over, relay), Box::new(|| say(&json!({ "event": "serving" })))),
+        Some(relay) => (transport_to(scenario.over, relay), Box::new(|| report(&json!({ "event": "serving" })))),
         None => {
             let (mut parts, now) = (web_parts(), Clock::system().now());
             parts.nonces = Arc::new(StateNonces::load(&state, now).await.unwrap());
@@ -56,7 +56,7 @@ async fn serve(task: Task) {
             let (address, open) = open_web(&server);
             let welcome = move || {
                 open();
-                say(&json!({ "event": "serving", "address": address }));
+                report(&json!({ "event": "serving", "address": address }));
             };
             (Arc::new(server), Box::new(welcome))
         }
@@ -71,13 +71,13 @@ async fn serve(task: Task) {
         service.send(cohort(&scenario, MEMBERS, nonces, PATIENCE)).await.unwrap().unwrap();
     }
     while let Ok(step) = running.notices.recv().await {
-        say(&json!({ "event": "step", "step": &*step }));
+        report(&json!({ "event": "step", "step": &*step }));
         match &*step {
             ServiceNotice::SigningComplete { cohort_id, result: complete, .. } => {
-                say(&result(cohort_id, complete));
+                report(&result(cohort_id, complete));
                 service.send(ArchiveCohort(cohort_id.clone())).await.unwrap();
                 until_archived(&state, cohort_id).await;
-                say(&json!({ "event": "archived" }));
+                report(&json!({ "event": "archived" }));
             }
             ServiceNotice::CohortFailed { reason, .. } => panic!("the cohort failed: {reason}"),
             _ => {}
@@ -105,15 +105,15 @@ fn round(scenario: &Scenario, crash: Option<Point>) -> Outcome {
         let members_place = place.clone().or_else(|| proxy.as_ref().map(Proxy::url)).unwrap();
         let (sniper, transcript) =
             (Sniper::new(service_identity().did().clone(), crash), Arc::new(Transcript::default()));
-        let (heard, mut steps) = unbounded_channel();
+        let (sender, mut steps) = unbounded_channel();
         for member in 0..MEMBERS {
             let inner = transport_to(scenario.over, &members_place);
             let transport = Arc::new(Tapped { inner, taps: vec![sniper.clone(), transcript.clone()] });
             let mut running = start_member(scenario, member, transport, Arc::new(MemoryJournal::new())).await;
-            let heard = heard.clone();
+            let sender = sender.clone();
             actix_rt::spawn(async move {
                 while let Ok(step) = running.notices.recv().await {
-                    let _ = heard.send(step);
+                    let _ = sender.send(step);
                 }
             });
         }

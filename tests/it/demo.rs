@@ -326,7 +326,7 @@ fn without_arguments_it_tells_people_of_a_verified_cohort() {
         {
             assert!(run.stdout.contains(said), "{said} is missing in {}", run.stdout);
         }
-        assert_eq!(run.stderr, "", "a progress line only where somebody watches");
+        assert_eq!(run.stderr, "", "a progress line only in a terminal");
     }
 }
 

@@ -279,7 +279,7 @@ impl HostileService {
                                 next_cohort_id: None,
                                 signed: None, opt_in: None,
                             };
-                            tell(&*inner, &meddler, victim.did(), ended).await;
+                            send_as(&*inner, &meddler, victim.did(), ended).await;
                         }
                         _ => {}
                     },
@@ -293,7 +293,7 @@ impl HostileService {
 }
 
 /// Sends a message in the name of `from`.
-async fn tell(transport: &dyn Transport, from: &Identity, to: &Did, body: impl Into<Body>) {
+async fn send_as(transport: &dyn Transport, from: &Identity, to: &Did, body: impl Into<Body>) {
     let deaf = Deaf.start();
     let connection = transport.connect(from, deaf.clone().recipient(), deaf.recipient(), 1).await.unwrap();
     let body = SharedBody::from(body.into());

@@ -259,8 +259,8 @@ fn terms_that_are_not_accepted_are_passed_over_and_it_is_said_why() {
             ["--service-did", _] => ("message-unverified", "reason"),
             _ => ("cohort-passed-over", "reason"),
         };
-        let told = joined.event(event)[field].as_str().unwrap().to_owned();
-        contains(&told, &[reason]);
+        let reported = joined.event(event)[field].as_str().unwrap().to_owned();
+        contains(&reported, &[reason]);
         assert!(!joined.seen().iter().any(|event| event["event"] == "cohort-joined"), "{:#?}", joined.seen());
         joined.signal("-TERM");
         assert_eq!(joined.end().0, Some(0));

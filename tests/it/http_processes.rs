@@ -93,7 +93,10 @@ fn five_processes(beacon: &str) {
         assert_eq!(file["cohort"]["beaconAddress"], result["beaconAddress"]);
         check_out_of_service(Path::new(&out), &result, &did, &kept);
     }
-    assert!(std::net::TcpStream::connect(url.trim_start_matches("http://")).is_err(), "nobody listens any more");
+    assert!(
+        std::net::TcpStream::connect(url.trim_start_matches("http://")).is_err(),
+        "the service has closed its port"
+    );
 }
 
 fn check_out_of_service(out: &Path, result: &Value, did: &str, kept: &Value) {

@@ -60,9 +60,9 @@ fn each_line_is_an_object_in_a_span_as_documented() {
             ("cohort-joined", 2, "session"),
             ("nonce-sent", 2, "session"),
         ] {
-            let told = steps(step);
-            assert_eq!(told.len(), times, "{transport}: {step}");
-            for line in told {
+            let lines = steps(step);
+            assert_eq!(lines.len(), times, "{transport}: {step}");
+            for line in lines {
                 assert_eq!(line["span"]["name"], span, "{line}");
                 assert_eq!(line["span"]["cohort_id"], *cohort_id, "{line}");
             }

@@ -191,7 +191,7 @@ async fn what_was_approved_is_no_alarm(world: World) {
         };
         assert_eq!((*txid, *signal, *signers), (announced, kept[0].record.signal, Signers::SomeMembers));
         assert_eq!((block.is_some(), cohort_ids.first()), (confirmed, Some(&kept[0].record.cohort_id)));
-        assert_eq!(watcher.poll().await.unwrap(), [], "told once");
+        assert_eq!(watcher.poll().await.unwrap(), [], "reported once");
         world.blocks.mine(1).await;
     }
     // A watcher that starts later finds it again.
@@ -257,7 +257,7 @@ async fn the_end_of_a_timelock_is_told_before_it_comes(world: World) {
     let notices = watcher.poll().await.unwrap();
     let [WatchNotice::RecoveryNear { outpoint, height, blocks, .. }] = &notices[..] else { panic!("{notices:?}") };
     assert_eq!((*outpoint, *height, *blocks), (world.coin.outpoint, confirmed + WAIT, 5));
-    assert_eq!(watcher.poll().await.unwrap(), [], "told once");
+    assert_eq!(watcher.poll().await.unwrap(), [], "reported once");
     world.blocks.mine(5).await;
     let notices = watcher.poll().await.unwrap();
     assert!(matches!(&notices[..], [WatchNotice::RecoveryPossible { .. }]), "{notices:?}");
@@ -338,7 +338,7 @@ fn a_members_own_initial_beacons_are_watched() {
             assert_eq!((cohort_ids.len(), *signers), (cohorts, Signers::Controller));
             assert_eq!(beacon_address, &own.address().to_string());
         }
-        // Spends of its own coins are no alarm, announcements from there are.
+        // Spends of its own coins are not an alarm, announcements from there are.
         assert_eq!(announce(None).await, []);
         let alarm = announce(Some(update(4))).await;
         assert!(
@@ -413,9 +413,9 @@ fn the_program_watches_and_says_by_its_exit_status_whether_all_is_well() {
     assert_eq!(names, ["watching", "signal-seen", "result"]);
     let run = watch(blind, &["--warn-blocks", "1"]);
     assert_eq!(run.status, Some(3), "{run:?}");
-    let told = lines(&run);
-    assert_eq!((&told[1]["event"], &told[1]["signers"]), (&json!("unknown-signal"), &json!("some-members")));
-    assert_eq!(told.last().unwrap()["alarms"], 1);
+    let events = lines(&run);
+    assert_eq!((&events[1]["event"], &events[1]["signers"]), (&json!("unknown-signal"), &json!("some-members")));
+    assert_eq!(events.last().unwrap()["alarms"], 1);
     // A second coin is at the address: its timelock is far from its end for some settings and near for others.
     let run = watch(ready, &["--warn-blocks", "144"]);
     assert!(run.status == Some(3) && lines(&run).last().unwrap()["warnings"] == 1, "{run:?}");

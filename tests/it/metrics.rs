@@ -49,13 +49,13 @@ fn measured(url: &str, complete: impl Fn(&str) -> bool) -> String {
 }
 
 /// A message of an unauthenticated peer about a cohort that does not exist.
-fn stranger(service: &Service) -> String {
-    let mut rng = Randomness::System.for_actor("stranger");
-    let stranger = Identity::from_key(SecretKey::generate(&mut rng), Network::Regtest);
+fn unauthenticated(service: &Service) -> String {
+    let mut rng = Randomness::System.for_actor("outsider");
+    let outsider = Identity::from_key(SecretKey::generate(&mut rng), Network::Regtest);
     let declined = SubmitNonIncluded { cohort_id: CohortId::generate(&mut rng) };
-    let message = Message::new(stranger.did().clone(), Some(service.did.parse().unwrap()), Body::from(declined));
+    let message = Message::new(outsider.did().clone(), Some(service.did.parse().unwrap()), Body::from(declined));
     let now = Clock::system().now();
-    SealedEnvelope::seal_with_rng(&message, stranger.secret_key(), now, &mut rng).unwrap().to_json()
+    SealedEnvelope::seal_with_rng(&message, outsider.secret_key(), now, &mut rng).unwrap().to_json()
 }
 
 #[test]
@@ -70,8 +70,8 @@ fn a_round_is_counted_in_every_family() {
 
     assert_eq!(get(&url, "/healthz"), ("HTTP/1.1 200 OK".to_owned(), "ok\n".to_owned()));
     assert_eq!(get(&url, "/readyz").0, "HTTP/1.1 200 OK");
-    assert_eq!(get(&service.url, "/metrics").0, "HTTP/1.1 404 Not Found", "strangers are not told");
-    assert_eq!(ask(&service.url, "POST /v1/messages", &stranger(&service)).0, "HTTP/1.1 202 Accepted");
+    assert_eq!(get(&service.url, "/metrics").0, "HTTP/1.1 404 Not Found", "the metrics are not public");
+    assert_eq!(ask(&service.url, "POST /v1/messages", &unauthenticated(&service)).0, "HTTP/1.1 202 Accepted");
     service.program.event("cohort-advertised");
     let enrolling = measured(&url, |text| text.contains("btcr2_cohorts{phase=\"enrolling\"} 1\n"));
     assert!(!enrolling.contains("btcr2_phase_seconds_count"), "no phase is over: {enrolling}");
@@ -122,7 +122,7 @@ fn a_round_is_counted_in_every_family() {
         "btcr2_missed_notices_total 0",
         "# EOF",
     ] {
-        assert!(text.lines().any(|told| told == line), "{line} is not in {text}");
+        assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
     }
     for family in [
         "btcr2_journal_seconds_count{operation=\"append\"}",

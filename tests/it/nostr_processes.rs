@@ -167,8 +167,8 @@ fn a_relay_is_checked_for_what_a_cohort_needs() {
     assert!(table.ends_with("\nfit for cohorts\n"), "{table}");
 
     // A port on which no program listens.
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (status, table) = check(&[&format!("ws://{nobody}")]);
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (status, table) = check(&[&format!("ws://{unused}")]);
     assert_eq!(status, Some(1));
     assert!(table.contains("NOT connected"), "{table}");
     assert_eq!(check(&["http://example.org"]).0, Some(2));

@@ -48,13 +48,13 @@ fn an_operators_coins_are_listed_and_spent() {
             let fixed =
                 ["coins", "--json", "--chain", &source, "--secret-env", "OPERATOR_SECRET", "--results", &results];
             let run = with_secret(&[&fixed[..], more].concat(), &secret);
-            let told: Value = serde_json::from_str(&run.stdout).unwrap_or_else(|_| panic!("{run:?}"));
-            (run.status, told)
+            let report: Value = serde_json::from_str(&run.stdout).unwrap_or_else(|_| panic!("{run:?}"));
+            (run.status, report)
         };
         let (status, listed) = coins(&[]);
         assert_eq!(status, Some(0));
-        let of = |told: &Value| {
-            let coins = told["change"]["coins"].as_array().unwrap().clone();
+        let of = |report: &Value| {
+            let coins = report["change"]["coins"].as_array().unwrap().clone();
             let mut coins: Vec<_> =
                 coins.iter().map(|coin| (coin["value"].as_u64().unwrap(), coin["spendable"] == true)).collect();
             coins.sort_unstable();
@@ -85,7 +85,7 @@ fn an_operators_coins_are_listed_and_spent() {
         // The coins of another operator's cohort are listed, but we cannot spend them.
         let text = with_secret(
             &["coins", "--chain", &source, "--secret-env", "OPERATOR_SECRET"],
-            &key("somebody").to_hex(),
+            &key("another operator").to_hex(),
         );
         assert!(text.succeeded().stdout.contains("change at bcrt1p"));
         assert!(run(&["coins", "--chain", &source, "--results", "/nowhere"]).status != Some(0));
@@ -140,9 +140,9 @@ fn children_repeats_first_updates_and_failures_count() {
         let run = run(&[&["cost", "--json", "--wallet", "p2tr", out.to_str().unwrap()], more].concat()).succeeded();
         serde_json::from_str::<Value>(&run.stdout).unwrap()
     };
-    let told = cost(&[]);
-    assert_eq!(told["notAnnounced"], json!(["c"]));
-    let (first, second) = (&told["cohorts"][0], &told["cohorts"][1]);
+    let report = cost(&[]);
+    assert_eq!(report["notAnnounced"], json!(["c"]));
+    let (first, second) = (&report["cohorts"][0], &report["cohorts"][1]);
     assert_eq!((&first["cohortId"], &first["announcement"]), (&json!("b"), &json!("final")));
     assert_eq!((&first["cost"]["updates"], &first["cost"]["firstUpdates"]), (&json!(2), &json!(2)));
     // 154 vB at 10 sat/vB, the child, and two singletons of 154 vB.
@@ -151,7 +151,7 @@ fn children_repeats_first_updates_and_failures_count() {
     assert_eq!(first["cost"]["saved"], 2 * 1540 - (1540 + 500 + 2 * 1540));
     assert_eq!((&second["repeats"], &second["announcement"]), (&json!(1), &json!("unknown")));
     assert_eq!((&second["cost"]["updates"], &second["cost"]["firstUpdates"]), (&json!(1), &json!(0)));
-    assert_eq!(told["total"]["updates"], 3);
+    assert_eq!(report["total"]["updates"], 3);
     // The address of the change is in the end of the announcement, or in the transaction.
     assert_eq!(first["change"], json!({ "address": "bcrt1pchange", "value": 47_000 }));
     assert_eq!(second["change"]["value"], 50_000 - 1540);

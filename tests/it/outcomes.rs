@@ -64,7 +64,7 @@ fn two_rounds(round: usize) {
         assert_eq!((status, &result["known"]), (Some(0), &json!("seen")), "round {round}: {lines:#?}");
         assert_eq!(result["cohortId"], expected["cohortId"], "round {round}, cohort {number}: {lines:#?}");
         assert_eq!(result["txid"], expected["txid"]);
-        assert!(events(&lines, "earlier").is_empty(), "the end was told already: {lines:#?}");
+        assert!(events(&lines, "earlier").is_empty(), "the end was reported already: {lines:#?}");
         // The second update starts from the first.
         let update = &result["sidecar"]["updates"][0];
         assert_eq!(update["targetVersionId"], version, "{result:#}");
@@ -130,8 +130,8 @@ fn who_announces_where_no_resolver_looks_is_told_so() {
     let round = |what: &[&str]| {
         let (_, result, lines) = ended(service.join(&member, &[what, &["--state", &state]].concat()));
         assert_eq!(result["ok"], true, "{lines:#?}");
-        let told = |line: &&Value| line["event"] == "warning" && text(&line["message"]).contains("does not list");
-        (text(&result["beaconAddress"]).to_owned(), lines.iter().filter(told).count())
+        let warned = |line: &&Value| line["event"] == "warning" && text(&line["message"]).contains("does not list");
+        (text(&result["beaconAddress"]).to_owned(), lines.iter().filter(warned).count())
     };
     let (first, warned) = round(&["--add-beacon"]);
     assert_eq!(warned, 1);
@@ -330,11 +330,11 @@ fn no_time_at_all_is_refused_where_it_would_do_harm() {
 
 #[test]
 fn who_does_not_want_to_wait_for_a_service_for_ever_is_told_why() {
-    let directory = directory("nobody-there");
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let directory = directory("unreachable-service");
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let begun = Instant::now();
     let member = join(
-        &format!("http://{nobody}"),
+        &format!("http://{unused}"),
         &identity(&directory, "member"),
         &["--decline", "--connect-timeout", "2s"],
     );

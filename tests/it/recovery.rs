@@ -183,8 +183,8 @@ fn the_program_lists_shows_and_recovers() {
         // A coin that another transaction in the mempool spends, perhaps an announcement, is skipped unless it is requested.
         let more = [&sweep[..], &["--min-fee-rate", "9"]].concat();
         let before = blocks.mempool().await;
-        let outpoints = |told: &Value| -> Vec<String> {
-            let recoveries = told["recoveries"].as_array().unwrap().iter();
+        let outpoints = |report: &Value| -> Vec<String> {
+            let recoveries = report["recoveries"].as_array().unwrap().iter();
             recoveries.map(|recovery| recovery["outpoint"].as_str().unwrap().to_owned()).collect()
         };
         let (_, again) = recover(&more);
@@ -200,11 +200,11 @@ fn the_program_lists_shows_and_recovers() {
         expected.sort();
         assert_eq!(left, expected);
 
-        let stranger = crate::support::run_with(
+        let refused = crate::support::run_with(
             &[&["recover", "--chain", &source][..], &sweep].concat(),
             &[("RECOVERY_KEY", &*Beacon::new("other", 3, 1).recovery.to_hex())],
         );
-        assert!(stranger.status == Some(1) && stranger.stderr.contains(&recovery_key), "{stranger:?}");
+        assert!(refused.status == Some(1) && refused.stderr.contains(&recovery_key), "{refused:?}");
     });
 }
 

@@ -50,7 +50,7 @@ fn readiness_follows_node_and_state_and_somebody_is_woken() {
             answer.starts_with("HTTP/1.1 503") && answer.contains("\nchain: ")
         });
         let woken = || fs::read_to_string(&alarms).unwrap_or_default();
-        until("somebody is woken", || woken().ends_with('\n'));
+        until("the alarm command runs", || woken().ends_with('\n'));
         let alarm: Value = serde_json::from_str(woken().lines().next().unwrap()).unwrap();
         assert_eq!(alarm["event"], "not-ready", "{alarm}");
         assert!(alarm["problems"][0].as_str().unwrap().starts_with("chain: "), "{alarm}");

@@ -71,7 +71,7 @@ fn relay(frames: Vec<Value>) -> String {
 }
 
 /// Runs a member until it gives up: the problem that it reports, and its advice.
-fn told(name: &str, place: &[&str]) -> (String, String) {
+fn gives_up(name: &str, place: &[&str]) -> (String, String) {
     let directory = directory(name);
     let member = identity(&directory, "member");
     let fixed = ["join", "--identity", &member, "--decline", "--events", "json", "--connect-timeout", "13s"];
@@ -120,7 +120,7 @@ fn who_is_not_a_service_is_said_to_be_none() {
     let waiting = causes.map(|(name, answer, problem, advice)| {
         thread::spawn(move || {
             let url = answering(answer);
-            let (said, advised) = told(name, &["--service", &url]);
+            let (said, advised) = gives_up(name, &["--service", &url]);
             assert!(said.contains(problem), "{name}: {said}");
             assert!(advised.contains(advice), "{name}: {advised}");
         })
@@ -131,19 +131,19 @@ fn who_is_not_a_service_is_said_to_be_none() {
 #[test]
 fn names_ports_and_schemes_that_are_wrong_are_named() {
     let https = answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").replace("http://", "https://");
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     // It accepts connections, and does not answer.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mute = format!("https://{}", listener.local_addr().unwrap());
     let causes = [
-        ("silence-port", format!("http://{nobody}"), "efused", "is the port right?"),
+        ("silence-port", format!("http://{unused}"), "efused", "is the port right?"),
         ("silence-name", "http://no-such-host.invalid".to_owned(), "", "Is the host name right?"),
         ("silence-scheme", https, "", "http:// or ws:// rather than https://"),
         ("silence-handshake", mute, "timed out", ""),
     ];
     let waiting = causes.map(|(name, url, problem, advice)| {
         thread::spawn(move || {
-            let (said, advised) = told(name, &["--service", &url]);
+            let (said, advised) = gives_up(name, &["--service", &url]);
             assert!(said.contains(problem), "{name}: {said}");
             assert!(advised.contains(advice), "{name}: {said}: {advised}");
         })
@@ -165,7 +165,7 @@ fn relays_that_serve_nobody_are_said_to_be_so() {
     ];
     let waiting = causes.map(|(name, frames, problem, advice)| {
         thread::spawn(move || {
-            let (said, advised) = told(name, &["--relay", &relay(frames)]);
+            let (said, advised) = gives_up(name, &["--relay", &relay(frames)]);
             assert!(said.contains(problem), "{name}: {said}");
             assert!(advised.contains(advice), "{name}: {said}: {advised}");
         })
@@ -176,9 +176,9 @@ fn relays_that_serve_nobody_are_said_to_be_so() {
 #[test]
 fn a_service_says_what_is_wrong_with_its_relays() {
     let directory = directory("silence-service");
-    let (mute, nobody) = (relay(vec![json!(["NOTICE", "we are full"])]), TcpListener::bind("127.0.0.1:0").unwrap());
-    let closed = format!("ws://{}", nobody.local_addr().unwrap());
-    drop(nobody);
+    let (mute, unused) = (relay(vec![json!(["NOTICE", "we are full"])]), TcpListener::bind("127.0.0.1:0").unwrap());
+    let closed = format!("ws://{}", unused.local_addr().unwrap());
+    drop(unused);
     let mut service =
         Service::start(&directory, &["--relay", &mute, "--relay", &closed, "--min-participants", "1"]);
     let said = |service: &mut Service, peer: &str, problem: &str| {

@@ -285,8 +285,8 @@ fn who_cannot_be_reached_is_said_with_the_reason() {
     let directory = directory("unreachable");
     let certificate = self_signed(by_hand);
     let (_relay, wss) = relay(&certificate);
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let refused = format!("ws://{nobody}");
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let refused = format!("ws://{unused}");
     let (service, member) = (identity(&directory, "service"), identity(&directory, "member"));
     for (url, word) in [(&wss, "certificate"), (&refused, "refused")] {
         let mut serve = Program::start(&[
@@ -321,7 +321,7 @@ fn who_cannot_be_reached_is_said_with_the_reason() {
     }
     let wrong_scheme = Service::start(&directory, &[]);
     for (url, word) in [
-        (format!("http://{nobody}"), "refused"),
+        (format!("http://{unused}"), "refused"),
         (wrong_scheme.url.replace("http", "https"), "InvalidContentType"),
         ("http://nowhere.invalid".to_owned(), "dns"),
     ] {

@@ -1,4 +1,4 @@
-//! One announcement, polled by hand over a chain in memory or over a real node, and what it told.
+//! One announcement, polled step by step over a chain in memory or over a real node, and its notices.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -44,7 +44,7 @@ pub struct World {
     pub settings: WatchSettings,
     pub watch: Watch,
     pub notices: Receiver<Arc<Notice>>,
-    pub heard: Vec<Arc<Notice>>,
+    pub received: Vec<Arc<Notice>>,
 }
 
 impl World {
@@ -77,7 +77,7 @@ impl World {
         let beacon = Beacon::new("announcement", 3, 20);
         let watch = open(&rules, &settings).await;
         let mut world =
-            Self { blocks, faucet, beacon, rules, journal, settings, watch, notices, heard: Vec::new() };
+            Self { blocks, faucet, beacon, rules, journal, settings, watch, notices, received: Vec::new() };
         let script = world.beacon.output.script_pubkey().to_owned();
         world.feed(Input::Watch { script }).await;
         world
@@ -91,12 +91,12 @@ impl World {
         self.watch.poll().await.unwrap();
     }
 
-    /// Everything that was told so far.
+    /// All notices so far.
     pub fn heard(&mut self) -> &[Arc<Notice>] {
         while let Ok(notice) = self.notices.try_recv() {
-            self.heard.push(notice);
+            self.received.push(notice);
         }
-        &self.heard
+        &self.received
     }
 
     pub fn names(&mut self) -> Vec<String> {
@@ -106,7 +106,7 @@ impl World {
     }
 
     pub fn count(&mut self, name: &str) -> usize {
-        self.names().iter().filter(|heard| *heard == name).count()
+        self.names().iter().filter(|seen| *seen == name).count()
     }
 
     pub fn depths(&mut self) -> Vec<u32> {

@@ -87,7 +87,7 @@ struct Flood {
 
 impl Flood {
     /// Opens so many a second, of which the latest `kept` stay open.
-    fn start(from: IpAddr, address: SocketAddr, a_second: u32, kept: usize, say: &'static [u8]) -> Self {
+    fn start(from: IpAddr, address: SocketAddr, a_second: u32, kept: usize, data: &'static [u8]) -> Self {
         let (stop, opened) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&opened));
         let thread = thread::spawn(move || {
@@ -98,7 +98,7 @@ impl Flood {
                 let due = (started.elapsed().as_secs_f64() * f64::from(a_second)) as usize;
                 while counted.load(Ordering::Relaxed) < due {
                     if let Ok(mut socket) = dialer.connect(address) {
-                        let _ = socket.write_all(say);
+                        let _ = socket.write_all(data);
                         sockets.push_back(socket);
                     }
                     if sockets.len() > kept {
@@ -238,8 +238,8 @@ fn figures(what: &str, flood: impl Fn(SocketAddr, u32, usize) -> Flood) {
     if let Some((before, during)) = flooded.before.zip(flooded.during) {
         // An eighth, 64 at least, is the operator's, and a quarter of the rest the members', who use some of that now.
         let files = files as usize;
-        let strangers = (files - (files / 8).clamp(64, 1_024)) * 3 / 4;
-        assert!(during.files <= before.files + strangers + 20, "{during:?} after {before:?}");
+        let others = (files - (files / 8).clamp(64, 1_024)) * 3 / 4;
+        assert!(during.files <= before.files + others + 20, "{during:?} after {before:?}");
     }
 }
 

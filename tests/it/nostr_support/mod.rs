@@ -26,7 +26,7 @@ pub struct Program {
     name: String,
     child: Child,
     events: Receiver<Value>,
-    pub heard: Vec<Value>,
+    pub received: Vec<Value>,
 }
 
 impl Program {
@@ -52,7 +52,7 @@ impl Program {
                 let _ = say.send(event);
             }
         });
-        Self { name: name.to_owned(), child, events, heard: Vec::new() }
+        Self { name: name.to_owned(), child, events, received: Vec::new() }
     }
 
     /// The next event of that name.
@@ -61,14 +61,14 @@ impl Program {
         loop {
             match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(event) => {
-                    self.heard.push(event.clone());
+                    self.received.push(event.clone());
                     if event["event"] == name {
                         return event;
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => panic!("{}: no {name} after {:#?}", self.name, self.heard),
+                Err(RecvTimeoutError::Timeout) => panic!("{}: no {name} after {:#?}", self.name, self.received),
                 Err(RecvTimeoutError::Disconnected) => {
-                    panic!("{} ended without {name}: {:#?}", self.name, self.heard)
+                    panic!("{} ended without {name}: {:#?}", self.name, self.received)
                 }
             }
         }
@@ -76,12 +76,12 @@ impl Program {
 
     /// All events so far.
     pub fn listen(&mut self) -> &[Value] {
-        self.heard.extend(self.events.try_iter());
-        &self.heard
+        self.received.extend(self.events.try_iter());
+        &self.received
     }
 
     pub fn succeeds(&mut self) {
-        assert!(self.child.wait().unwrap().success(), "{}: {:#?}", self.name, self.heard);
+        assert!(self.child.wait().unwrap().success(), "{}: {:#?}", self.name, self.received);
     }
 
     /// Waits for its end.
@@ -89,7 +89,7 @@ impl Program {
         let status = self.child.wait().unwrap().code();
         // All its events are there when its output ends.
         while let Ok(event) = self.events.recv_timeout(PATIENCE) {
-            self.heard.push(event);
+            self.received.push(event);
         }
         status
     }

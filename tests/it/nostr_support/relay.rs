@@ -90,9 +90,9 @@ impl Recorder {
         thread::spawn(move || {
             runtime().block_on(async {
                 let client = client(&url).await;
-                let mut heard = client.notifications();
+                let mut notifications = client.notifications();
                 client.subscribe(Filter::new(), None).await.unwrap();
-                while let Ok(notification) = heard.recv().await {
+                while let Ok(notification) = notifications.recv().await {
                     match notification {
                         RelayPoolNotification::Event { event, .. } => {
                             // Unless the recorder was dropped.

@@ -36,7 +36,7 @@ pub fn task() -> Option<Task> {
 }
 
 /// Sends a line to the parent.
-pub fn say(event: &Value) {
+pub fn report(event: &Value) {
     let mut out = std::io::stdout().lock();
     // The parent may have stopped reading.
     let _ = writeln!(out, "{event}").and_then(|()| out.flush());
@@ -76,7 +76,7 @@ impl Child {
 
     /// Its next line; `None` when it has ended.
     pub async fn line(&mut self) -> Option<Value> {
-        tokio::time::timeout(PATIENCE, self.lines.recv()).await.expect("the child says or does something")
+        tokio::time::timeout(PATIENCE, self.lines.recv()).await.expect("the child prints a line or ends")
     }
 
     /// What kills it.

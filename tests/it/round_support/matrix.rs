@@ -36,7 +36,7 @@ impl Outcome {
     /// One transaction, valid, on `path` if that is known; and every honest member has what proves its slot.
     pub fn check(&self, scenario: &Scenario, path: Option<&str>) {
         let first = self.results.first().expect("the cohort completes");
-        assert!(path.is_none_or(|path| first["path"] == path), "{first}\n{}", self.told());
+        assert!(path.is_none_or(|path| first["path"] == path), "{first}\n{}", self.lines());
         assert!(self.results.iter().all(|result| result == first), "two outcomes: {:#?}", self.results);
         service_result(first, path.unwrap_or_else(|| first["path"].as_str().unwrap()));
         for did in honest(scenario) {
@@ -44,7 +44,7 @@ impl Outcome {
         }
     }
 
-    fn told(&self) -> String {
+    fn lines(&self) -> String {
         self.steps.iter().map(|step| format!("{step}\n")).collect()
     }
 }

@@ -38,7 +38,7 @@ impl Crash {
     fn passes(&self, point: Point) {
         if self.at == Some(point) {
             let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-            unreachable!("SIGKILL leaves nobody to say so");
+            unreachable!("SIGKILL ends the process");
         }
         say(&json!({ "event": "point", "point": point }));
     }

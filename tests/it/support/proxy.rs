@@ -85,7 +85,7 @@ impl Proxy {
     /// connection is [cut](Self::cut). The client's own data is still forwarded.
     pub fn deaf_behind(target: SocketAddr, text: &'static str) -> Self {
         let was_said = AtomicBool::new(false);
-        let hears = move |said: &[u8]| {
+        let stop = move |said: &[u8]| {
             let occurs = said.windows(text.len()).any(|window| window == text.as_bytes());
             if occurs && !was_said.swap(true, Ordering::SeqCst) {
                 loop {
@@ -94,7 +94,7 @@ impl Proxy {
             }
             false
         };
-        Self::cutting(target, Box::new(|_| false), Box::new(hears))
+        Self::cutting(target, Box::new(|_| false), Box::new(stop))
     }
 
     pub fn url(&self) -> String {

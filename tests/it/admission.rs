@@ -27,7 +27,7 @@ fn refusal(joining: Program) -> String {
 }
 
 #[test]
-fn a_did_is_admitted_when_it_is_on_the_list_which_is_read_again_when_it_changes() {
+fn the_allow_list_is_read_again_when_it_changes() {
     let directory = directory("admission-list");
     let files = [identity(&directory, "listed"), identity(&directory, "other")];
     let dids = files.each_ref().map(|file| did_of(file));
@@ -70,7 +70,7 @@ fn invites(state: &str, arguments: &[&str]) -> Value {
 }
 
 #[test]
-fn an_invite_admits_as_many_dids_as_it_says_until_it_is_revoked() {
+fn an_invite_admits_its_number_of_dids_until_it_is_revoked() {
     let directory = directory("admission-invites");
     let state = path(&directory, "state");
     let arguments =
@@ -106,7 +106,7 @@ fn an_invite_admits_as_many_dids_as_it_says_until_it_is_revoked() {
 }
 
 #[test]
-fn invites_need_a_state_directory_and_say_what_is_wrong() {
+fn invalid_uses_of_invites_are_refused_with_a_reason() {
     let directory = directory("admission-calls");
     let (service, state) = (identity(&directory, "service"), path(&directory, "state"));
     let ended =
@@ -156,7 +156,7 @@ fn admission_by_coins_needs_a_chain() {
 }
 
 #[test]
-fn no_more_cohorts_run_at_once_than_may() {
+fn the_number_of_live_cohorts_is_bounded() {
     let directory = directory("admission-live");
     let mut service = Service::start(&directory, &["--min-participants", "1", "--max-live-cohorts", "1"]);
     let first = service.program.event("cohort-advertised");
@@ -191,7 +191,7 @@ fn post_from(url: &str, address: &str, from: &Identity, to: &str, body: impl Int
 }
 
 #[test]
-fn a_seat_with_somebody_elses_key_can_be_refused() {
+fn a_seat_with_a_foreign_key_can_be_refused() {
     let directory = directory("admission-keys");
     let arguments = ["--min-participants", "1", "--cohorts", "1", "--exit-when-done", "--proven-keys-only"];
     let mut service = Service::start(&directory, &arguments);

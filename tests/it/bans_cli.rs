@@ -9,7 +9,7 @@ fn bans(state: &str, arguments: &[&str]) -> Value {
 }
 
 #[test]
-fn a_banned_did_is_not_admitted_by_a_service_that_runs_until_the_ban_is_lifted() {
+fn a_running_service_refuses_a_did_until_its_ban_is_lifted() {
     let directory = directory("bans");
     let state = path(&directory, "state");
     let arguments = ["--min-participants", "1", "--cohorts", "2", "--exit-when-done", "--state", &state];
@@ -42,7 +42,7 @@ fn a_banned_did_is_not_admitted_by_a_service_that_runs_until_the_ban_is_lifted()
 }
 
 #[test]
-fn calls_that_cannot_work_say_why() {
+fn invalid_calls_are_refused_with_a_reason() {
     let directory = directory("bans-calls");
     let state = path(&directory, "state");
     let did = did_of(&identity(&directory, "peer"));

@@ -16,7 +16,7 @@ async fn ran(arguments: &[&str]) -> Run {
 }
 
 #[actix_rt::test]
-async fn a_document_is_put_in_its_canonical_form_and_shown_by_any_spelling_of_its_hash() {
+async fn a_document_is_stored_canonically_and_found_by_its_hash() {
     let node = Node::start(Behaviour::Honest);
     let directory = directory("cas-put");
     let (file, store) = (path(&directory, "document.json"), format!("dir={}", path(&directory, "store")));
@@ -42,7 +42,7 @@ async fn a_document_is_put_in_its_canonical_form_and_shown_by_any_spelling_of_it
 }
 
 #[test]
-fn a_hash_that_begins_with_a_hyphen_is_no_option() {
+fn a_hash_that_begins_with_a_hyphen_is_not_an_option() {
     let directory = directory("cas-hyphen");
     let (file, store) = (path(&directory, "document.json"), format!("dir={}", path(&directory, "store")));
     let (number, hash) = (0..)
@@ -60,7 +60,7 @@ fn a_hash_that_begins_with_a_hyphen_is_no_option() {
 }
 
 #[actix_rt::test]
-async fn a_store_that_fails_is_named_and_the_others_serve() {
+async fn a_failing_store_is_named_and_the_others_are_used() {
     let node = Node::start(Behaviour::Broken);
     let directory = directory("cas-failing");
     let (file, store) = (path(&directory, "document.json"), format!("dir={}", path(&directory, "store")));
@@ -82,7 +82,7 @@ async fn a_store_that_fails_is_named_and_the_others_serve() {
 }
 
 #[test]
-fn what_is_called_wrongly_is_refused() {
+fn invalid_calls_are_refused() {
     let directory = directory("cas-refused");
     let (file, store) = (path(&directory, "text"), format!("dir={}", path(&directory, "store")));
     fs::write(&file, "no JSON").unwrap();

@@ -27,7 +27,7 @@ fn unused_port() -> (TcpSocket, String) {
 }
 
 /// The tests that every store must pass.
-async fn keeps_what_it_was_given(store: &dyn Cas) {
+async fn returns_what_was_stored(store: &dyn Cas) {
     let contents = [
         content(*b"{}"),
         content(*b""),
@@ -56,7 +56,7 @@ async fn keeps_what_it_was_given(store: &dyn Cas) {
 async fn a_directory_conforms() {
     let directory = TempDir::new().unwrap();
     // So that the first `get` reports a missing entry of an empty store, and not a missing store.
-    keeps_what_it_was_given(&Directory::new(directory.path())).await;
+    returns_what_was_stored(&Directory::new(directory.path())).await;
     let unfinished = fs::read_dir(directory.path())
         .unwrap()
         .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with('.'));
@@ -66,12 +66,12 @@ async fn a_directory_conforms() {
 #[actix_rt::test]
 async fn an_ipfs_node_conforms() {
     let node = Node::start(Behaviour::Honest);
-    keeps_what_it_was_given(&ipfs(&node)).await;
+    returns_what_was_stored(&ipfs(&node)).await;
     node.stop().await;
 }
 
 #[actix_rt::test]
-async fn a_damaged_file_is_not_given_and_is_mended() {
+async fn a_damaged_file_is_not_returned_and_is_replaced() {
     let directory = TempDir::new().unwrap();
     let store = Directory::new(directory.path());
     let good = content(*b"good");
@@ -85,7 +85,7 @@ async fn a_damaged_file_is_not_given_and_is_mended() {
 }
 
 #[actix_rt::test]
-async fn a_directory_is_made_by_put_and_missed_by_get() {
+async fn put_creates_the_directory_that_get_reports_as_missing() {
     let parent = TempDir::new().unwrap();
     let store = Directory::new(parent.path().join("a/b"));
     let good = content(*b"good");
@@ -99,7 +99,7 @@ async fn a_directory_is_made_by_put_and_missed_by_get() {
 
 #[cfg(unix)]
 #[actix_rt::test]
-async fn others_can_read_what_is_published() {
+async fn published_files_can_be_read_by_other_users() {
     use std::os::unix::fs::PermissionsExt;
     let directory = TempDir::new().unwrap();
     let good = content(*b"good");
@@ -113,7 +113,7 @@ async fn others_can_read_what_is_published() {
 }
 
 #[actix_rt::test]
-async fn a_node_in_javascript_is_understood() {
+async fn a_js_ipfs_node_works() {
     let node = Node::start(Behaviour::JavaScript);
     let good = content(*b"good");
     ipfs(&node).put(&good).await.unwrap();
@@ -150,7 +150,7 @@ fn bs58_of(bytes: &[u8]) -> String {
 }
 
 #[actix_rt::test]
-async fn a_node_that_lies_is_found_out() {
+async fn a_node_that_returns_false_data_is_detected() {
     for behaviour in [Behaviour::OtherCid, Behaviour::OtherBytes, Behaviour::Forgets, Behaviour::Endless] {
         let node = Node::start(behaviour);
         let error = ipfs(&node).put(&content(*b"good")).await.unwrap_err();
@@ -168,7 +168,7 @@ async fn a_node_that_lies_is_found_out() {
 }
 
 #[actix_rt::test]
-async fn a_node_that_fails_is_the_worlds_fault_and_says_why() {
+async fn the_error_of_a_failing_node_is_reported() {
     for (behaviour, words) in [
         (Behaviour::Broken, r"the node reports: pin: \u{1b}[2Jrepo is locked"),
         (Behaviour::Website, "HTTP 404 Not Found: is this the RPC API"),
@@ -188,7 +188,7 @@ async fn a_node_that_fails_is_the_worlds_fault_and_says_why() {
 }
 
 #[actix_rt::test]
-async fn a_node_that_hangs_or_is_not_there_is_given_up() {
+async fn a_hanging_or_missing_node_is_given_up() {
     let node = Node::start(Behaviour::Hangs);
     let store = Ipfs::new(node.url().parse().unwrap(), Duration::from_millis(50)).unwrap();
     let error = store.put(&content(*b"good")).await.unwrap_err();
@@ -203,7 +203,7 @@ async fn a_node_that_hangs_or_is_not_there_is_given_up() {
 }
 
 #[actix_rt::test]
-async fn what_is_published_is_read_back_from_the_node_itself() {
+async fn published_content_is_verified_on_the_node_itself() {
     let good = content(*b"good");
     // The network has it, so an online read would succeed although the node does not have it.
     let node = Node::start_with(Behaviour::Forgets, std::slice::from_ref(&good));
@@ -233,7 +233,7 @@ async fn a_password_is_sent_and_never_shown() {
 }
 
 #[actix_rt::test]
-async fn a_publication_tries_every_store_and_holds_if_it_is_told_to() {
+async fn a_publication_tries_every_store_and_holds_if_required() {
     let directory = TempDir::new().unwrap();
     let (broken, honest) = (Node::start(Behaviour::Broken), Node::start(Behaviour::Honest));
     let contents: Vec<Content> = (0..20u8).map(|number| content([number])).collect();

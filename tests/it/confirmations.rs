@@ -64,7 +64,7 @@ fn events<'a>(lines: &'a [Value], name: &str) -> Vec<&'a Value> {
 }
 
 #[test]
-fn a_cohort_is_over_when_its_transaction_is_confirmed() {
+fn a_cohort_ends_when_its_transaction_is_confirmed() {
     actix_rt::System::new().block_on(async {
         let Some(mut place) = Place::start("confirmed").await else { return };
         let first = place.note("first");
@@ -109,7 +109,7 @@ fn a_cohort_is_over_when_its_transaction_is_confirmed() {
 }
 
 #[test]
-fn what_is_wrong_with_a_chain_is_said() {
+fn chain_errors_are_reported() {
     actix_rt::System::new().block_on(async {
         let Some(blocks) = TestChain::core("another-network").await else { return };
         let directory = directory("another-network");

@@ -21,7 +21,7 @@ fn results(name: &str, beacon: &str) -> String {
 }
 
 #[test]
-fn what_each_beacon_saved_is_told_from_its_results() {
+fn savings_are_computed_from_the_results() {
     for beacon in ["cas", "smt"] {
         let out = results(&format!("cost-{beacon}"), beacon);
         let costs: Value = serde_json::from_str(&run(&["cost", &out, "--json"]).succeeded().stdout).unwrap();

@@ -141,7 +141,7 @@ fn round(scenario: &Scenario, crash: Option<Point>) -> Outcome {
 }
 
 #[test]
-fn a_member_that_is_killed_anywhere_completes_its_cohort_and_uses_no_nonce_twice() {
+fn a_member_killed_anywhere_completes_and_reuses_no_nonce() {
     if task().is_none() {
         matrix::run("a member", round);
     }

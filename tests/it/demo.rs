@@ -318,7 +318,7 @@ fn demo_with_files(name: &str, arguments: &[&str]) -> Value {
 }
 
 #[test]
-fn without_arguments_it_tells_people_of_a_verified_cohort() {
+fn without_arguments_it_prints_a_verified_cohort() {
     for arguments in [&[][..], &["demo"]] {
         let run = run(arguments);
         assert_eq!(run.status, 0, "{}", run.stderr);
@@ -393,7 +393,7 @@ fn the_smallest_cohorts_work() {
 }
 
 #[test]
-fn a_cohort_in_which_everybody_declines_announces_that() {
+fn a_cohort_in_which_all_members_decline_completes() {
     let cas = demo_with_files("declined-cas", &["--participants", "4", "--decline", "4"]);
     assert_eq!(cas["declined"], 4);
     let nothing = sha256::Hash::hash(b"{}").to_byte_array().to_lower_hex_string();
@@ -422,7 +422,7 @@ fn a_seed_repeats_the_transaction_and_another_seed_does_not() {
 }
 
 #[test]
-fn a_wrong_call_says_what_would_be_right() {
+fn an_invalid_call_is_refused_with_a_hint() {
     let calls: [(&[&str], &[&str]); 8] = [
         (&["--participants", "0"], &["1 to 1000 participants", "not 0"]),
         (&["--participants", "1001"], &["1 to 1000 participants", "not 1001"]),
@@ -446,7 +446,7 @@ fn a_wrong_call_says_what_would_be_right() {
 }
 
 #[test]
-fn a_wrong_call_tells_scripts_too_and_leaves_nothing_behind() {
+fn an_invalid_call_prints_json_and_leaves_no_files() {
     let directory = fresh_directory("never-made");
     let run = run(&["demo", "--json", "--participants", "0", "--out", directory.to_str().unwrap()]);
     assert_eq!(run.status, 2);
@@ -457,7 +457,7 @@ fn a_wrong_call_tells_scripts_too_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn an_out_directory_that_cannot_be_made_is_told_before_the_round() {
+fn an_unusable_out_directory_fails_before_the_round() {
     let directory = fresh_directory("unwritable");
     fs::create_dir_all(&directory).unwrap();
     let file = directory.join("file");
@@ -476,7 +476,7 @@ fn an_out_directory_that_cannot_be_made_is_told_before_the_round() {
 }
 
 #[test]
-fn a_file_that_cannot_be_written_is_no_success() {
+fn a_file_that_cannot_be_written_is_a_failure() {
     let directory = fresh_directory("occupied");
     fs::create_dir_all(directory.join("tx.hex")).unwrap();
     let run = run(&["demo", "--json", "--participants", "1", "--out", directory.to_str().unwrap()]);

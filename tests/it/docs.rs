@@ -23,7 +23,7 @@ fn every_test_that_a_document_names_exists() {
 
 /// Every relative link leads somewhere.
 #[test]
-fn every_link_between_documents_leads_somewhere() {
+fn every_relative_link_has_a_target() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut documents: Vec<_> =
         fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()).collect();

@@ -71,7 +71,7 @@ fn the_page_names_every_kind_and_its_fields() {
 }
 
 #[test]
-fn a_field_that_is_not_documented_is_found() {
+fn an_undocumented_field_is_detected() {
     let time = "2026-09-21T14:13:20.007Z";
     let fine = json!({ "event": "reached", "time": time, "peer": "https://x", "purpose": "inbox" });
     events::check(&fine);
@@ -99,7 +99,7 @@ fn unreachable(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> cr
 }
 
 #[test]
-fn text_in_a_pipe_has_every_line_and_times_if_asked_for() {
+fn text_in_a_pipe_is_complete_and_has_times_on_request() {
     let plain = unreachable("times-none", &[], &[]).stdout;
     assert!(plain.starts_with("joins on these terms: ") && !plain.contains(['\r', '\u{1b}']), "{plain:?}");
     let with_variable = unreachable("times-variable", &[], &[("BTCR2_TIMES", "true")]);
@@ -115,7 +115,7 @@ fn text_in_a_pipe_has_every_line_and_times_if_asked_for() {
 }
 
 #[test]
-fn events_have_times_without_being_asked() {
+fn events_always_have_times() {
     let events = unreachable("times-json", &["--events", "json"], &[]).events();
     let mut kinds: Vec<_> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
     // For adverts, and perhaps for messages too.

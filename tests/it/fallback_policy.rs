@@ -16,9 +16,9 @@ use btcr2_aggregation::{
 
 /// At k = n - 1, without any setting of the node.
 #[test]
-fn fallback_transactions_of_10_30_and_100_members_are_relayed_by_default() {
+fn fallback_transactions_of_10_to_100_members_are_relayed() {
     actix_rt::System::new().block_on(async {
-        let name = "fallback_transactions_of_10_30_and_100_members_are_relayed_by_default";
+        let name = "fallback_transactions_of_10_to_100_members_are_relayed";
         let Some(blocks) = TestChain::core(name).await else { return };
         let mut faucet = Faucet::new(&blocks, 6).await;
         for members in [10, 30, 100] {

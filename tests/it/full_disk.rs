@@ -60,7 +60,7 @@ impl Drop for Small {
 }
 
 #[test]
-fn a_round_goes_on_while_the_disk_of_its_logs_is_full() {
+fn a_round_completes_while_the_disk_of_its_logs_is_full() {
     let directory = directory("full-logs");
     let Some(small) = Small::mount(&directory) else { return };
     let service = Service::once(&directory, 1, &[]);
@@ -78,7 +78,7 @@ fn a_round_goes_on_while_the_disk_of_its_logs_is_full() {
 }
 
 #[test]
-fn what_cannot_be_written_is_an_error_and_leaves_nothing_half_done() {
+fn a_failed_write_is_an_error_and_leaves_no_partial_file() {
     let directory = directory("full-files");
     let Some(small) = Small::mount(&directory) else { return };
     let member = identity(&directory, "member");
@@ -115,7 +115,7 @@ fn what_cannot_be_written_is_an_error_and_leaves_nothing_half_done() {
 }
 
 #[test]
-fn a_member_that_cannot_write_what_its_controller_needs_signs_nothing() {
+fn a_member_that_cannot_store_its_record_signs_nothing() {
     let directory = directory("full-state");
     let Some(small) = Small::mount(&directory) else { return };
     let mut service = Service::start(&directory, &["--min-participants", "1"]);

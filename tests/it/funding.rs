@@ -25,9 +25,9 @@ fn signed(wallet: &Wallet, text: &str) -> String {
 }
 
 #[test]
-fn a_deposit_is_written_signed_elsewhere_and_sent() {
+fn a_deposit_is_signed_elsewhere_and_submitted() {
     actix_rt::System::new().block_on(async {
-        let Some(blocks) = TestChain::core("a_deposit_is_written_signed_elsewhere_and_sent").await else { return };
+        let Some(blocks) = TestChain::core("a_deposit_is_signed_elsewhere_and_submitted").await else { return };
         let mut faucet = Faucet::new(&blocks, 3).await;
         let wallet = Wallet::new(21);
         for sat in [20_000, 30_000, 5_000] {
@@ -74,9 +74,9 @@ fn a_deposit_is_written_signed_elsewhere_and_sent() {
 }
 
 #[test]
-fn a_deposit_pays_at_least_what_the_node_takes() {
+fn a_deposit_pays_at_least_the_minimum_of_the_node() {
     actix_rt::System::new().block_on(async {
-        let name = "a_deposit_pays_at_least_what_the_node_takes";
+        let name = "a_deposit_pays_at_least_the_minimum_of_the_node";
         let Some(node) = Bitcoind::start_with(name, &["-minrelaytxfee=0.00005"]).await else { return };
         let blocks = TestChain::Core(node);
         let mut faucet = Faucet::new(&blocks, 1).await;
@@ -112,7 +112,7 @@ fn a_deposit_pays_at_least_what_the_node_takes() {
 }
 
 #[test]
-fn change_that_would_be_dust_goes_to_the_fee_and_other_kinds_of_addresses_are_refused() {
+fn dust_becomes_fee_and_unsupported_addresses_are_refused() {
     actix_rt::System::new().block_on(async {
         let blocks = TestChain::memory();
         let mut faucet = Faucet::new(&blocks, 2).await;

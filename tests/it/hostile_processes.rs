@@ -146,7 +146,7 @@ fn in_both_ways(test: impl Fn(Over) + Copy + Send) {
 }
 
 #[test]
-fn a_member_that_contradicts_itself_in_every_place_is_named_banned_and_harms_nobody() {
+fn an_equivocating_member_is_banned_and_does_no_harm() {
     in_both_ways(|over| {
         // Over a relay it may receive a nonce of its own that it has never opened; then it does not sign.
         let (mut service, result) = with_villain(over, &["--signing-timeout", "6s"], |body| {
@@ -165,7 +165,7 @@ fn a_member_that_contradicts_itself_in_every_place_is_named_banned_and_harms_nob
 }
 
 #[test]
-fn a_member_whose_partial_signature_is_wrong_is_named_and_the_fallback_completes() {
+fn an_invalid_partial_signature_leads_to_the_fallback() {
     in_both_ways(|over| {
         // Until then it could still send a valid one.
         let (mut service, result) = with_villain(over, &["--signing-timeout", "4s"], |body| match body {
@@ -180,7 +180,7 @@ fn a_member_whose_partial_signature_is_wrong_is_named_and_the_fallback_completes
 }
 
 #[test]
-fn a_member_that_says_everything_three_times_changes_nothing() {
+fn a_member_that_repeats_every_message_changes_nothing() {
     in_both_ways(|over| {
         let (mut service, result) = with_villain(over, &[], |body| vec![body.clone(); 3]);
         service_result(&result, "key-path");
@@ -321,7 +321,7 @@ fn lie(rewrite: fn(&Body) -> Vec<Body>, code: &str) {
 }
 
 #[test]
-fn a_service_that_gives_another_address_is_refused() {
+fn a_service_with_a_wrong_address_is_refused() {
     lie(
         |body| match body {
             Body::CohortReady(ready) => {
@@ -337,7 +337,7 @@ fn a_service_that_gives_another_address_is_refused() {
 }
 
 #[test]
-fn a_service_that_gives_another_transaction_gets_no_nonce() {
+fn a_service_with_a_wrong_transaction_gets_no_nonce() {
     lie(
         |body| match body {
             Body::AuthorizationRequest(request) => {
@@ -352,7 +352,7 @@ fn a_service_that_gives_another_transaction_gets_no_nonce() {
 }
 
 #[test]
-fn data_that_does_not_give_the_signal_is_rejected_and_ends_the_cohort() {
+fn data_with_a_wrong_signal_is_rejected_and_ends_the_cohort() {
     for over in [Over::Http, Over::Nostr] {
         let rewrite = |body: &Body| match body {
             Body::DistributeAggregatedData(data) => {
@@ -372,7 +372,7 @@ fn data_that_does_not_give_the_signal_is_rejected_and_ends_the_cohort() {
 }
 
 #[test]
-fn a_second_aggregate_nonce_and_another_services_end_of_the_cohort_change_nothing() {
+fn a_second_aggregate_nonce_and_a_foreign_end_change_nothing() {
     for over in [Over::Http, Over::Nostr] {
         let rewrite = |body: &Body| match body {
             Body::AggregatedNonce(nonce) => {
@@ -392,7 +392,7 @@ fn a_second_aggregate_nonce_and_another_services_end_of_the_cohort_change_nothin
 }
 
 #[test]
-fn garbage_other_versions_and_forged_senders_are_refused_and_the_cohort_completes() {
+fn a_cohort_completes_despite_garbage_and_forged_senders() {
     use btcr2_aggregation::{
         actors::runtime::{Clock, Randomness},
         protocol::{

@@ -56,7 +56,7 @@ fn an_encrypted_identity_opens_with_its_passphrase_only() {
 }
 
 #[test]
-fn an_external_identity_gets_its_key_into_its_genesis_document() {
+fn an_external_identity_adds_its_key_to_the_genesis_document() {
     let directory = directory("external");
     let file = external_identity(&directory, "external");
     let shown = run(&["identity", "show", "--json", &file]).succeeded();
@@ -147,7 +147,7 @@ fn a_secret_is_never_printed() {
 }
 
 #[test]
-fn a_wrong_call_says_what_would_be_right() {
+fn an_invalid_call_is_refused_with_a_hint() {
     let directory = directory("usage");
     let file = identity(&directory, "file");
     let external = external_identity(&directory, "external");
@@ -189,7 +189,7 @@ fn a_wrong_call_says_what_would_be_right() {
 }
 
 #[test]
-fn flags_come_before_variables_and_variables_before_the_file() {
+fn flags_override_variables_and_variables_the_file() {
     let directory = directory("precedence");
     let file = identity(&directory, "file");
     let config = path(&directory, "serve.toml");
@@ -238,7 +238,7 @@ fn a_whole_service_is_configured_by_its_file() {
 }
 
 #[test]
-fn terms_that_are_not_accepted_are_passed_over_and_it_is_said_why() {
+fn a_cohort_with_unaccepted_terms_is_skipped_with_a_reason() {
     let directory = directory("terms");
     let member = identity(&directory, "member");
     let terms = ["--recovery-sequence", "100", "--fallback-threshold", "1", "--min-participants", "3"];
@@ -300,7 +300,7 @@ fn over_tls_a_service_is_trusted_by_its_certificate_only() {
 }
 
 #[test]
-fn the_help_names_what_there_is() {
+fn the_help_lists_every_command() {
     let help = |command: &str| run(&[command, "--help"]).succeeded().stdout;
     let serve =
         ["--config", "--listen", "--recovery-key", "--parallel", "--chain", "--exit-when-done", "--tls-cert"];
@@ -315,7 +315,7 @@ fn the_help_names_what_there_is() {
 }
 
 #[test]
-fn an_update_may_be_as_large_as_a_body_unless_the_operator_says_else() {
+fn the_update_limit_is_the_body_limit_unless_configured() {
     let directory = directory("update-size");
     let about_size =
         |event: &Value| event["message"].as_str().is_some_and(|message| message.contains("a request body only"));

@@ -118,17 +118,17 @@ fn check_out_of_service(out: &Path, result: &Value, did: &str, kept: &Value) {
 }
 
 #[test]
-fn five_participants_and_a_service_as_processes_sign_a_cas_cohort() {
+fn five_participant_processes_sign_a_cas_cohort() {
     five_processes("cas");
 }
 
 #[test]
-fn five_participants_and_a_service_as_processes_sign_an_smt_cohort() {
+fn five_participant_processes_sign_an_smt_cohort() {
     five_processes("smt");
 }
 
 #[test]
-fn a_member_that_is_killed_behind_its_nonce_leads_to_the_fallback_that_names_it() {
+fn a_member_killed_after_its_nonce_is_named_in_the_fallback() {
     let directory = directory("killed");
     let service = Service::once(&directory, 3, &["--signing-timeout", "2s"]);
     let files: Vec<_> = (0..3).map(|index| identity(&directory, &format!("member-{index}"))).collect();
@@ -171,7 +171,7 @@ fn occurs(text: &str, said: &[u8]) -> bool {
 }
 
 #[test]
-fn a_participant_that_is_cut_off_behind_every_message_of_the_service_comes_back() {
+fn a_participant_survives_cuts_after_every_service_message() {
     let cuts = a_cohort_through("cut-events", |address| {
         let behind_an_event = |said: &[u8]| occurs("event: message", said);
         Proxy::cutting(address, Box::new(|_| false), Box::new(behind_an_event))
@@ -181,7 +181,7 @@ fn a_participant_that_is_cut_off_behind_every_message_of_the_service_comes_back(
 }
 
 #[test]
-fn a_participant_that_is_cut_off_behind_every_message_of_its_own_comes_back() {
+fn a_participant_survives_cuts_after_every_message_of_its_own() {
     let cuts = a_cohort_through("cut-posts", |address| {
         // The answer is lost, so the member does not know whether its message arrived; its second attempt succeeds.
         let every_other = Mutex::new(false);
@@ -197,7 +197,7 @@ fn a_participant_that_is_cut_off_behind_every_message_of_its_own_comes_back() {
 }
 
 #[test]
-fn a_participant_that_is_cut_off_behind_the_kth_message_comes_back_for_every_k() {
+fn a_participant_survives_a_cut_after_any_single_message() {
     std::thread::scope(|scope| {
         for k in 1..=5 {
             scope.spawn(move || {
@@ -217,7 +217,7 @@ fn a_participant_that_is_cut_off_behind_the_kth_message_comes_back_for_every_k()
 }
 
 #[test]
-fn a_did_that_floods_the_service_holds_up_nobody() {
+fn a_did_that_floods_the_service_delays_no_cohort() {
     let directory = directory("flood");
     let service = Service::once(&directory, 3, &[]);
     let (url, did) = (service.url.clone(), service.did.parse().unwrap());
@@ -334,7 +334,7 @@ fn clocks_may_be_59_seconds_apart_but_not_61() {
 }
 
 #[test]
-fn signals_stop_both_programs_cleanly_and_without_new_work() {
+fn signals_stop_both_programs_without_new_work() {
     let directory = directory("signals");
     let member = identity(&directory, "member");
     for signal in ["-TERM", "-INT"] {
@@ -366,7 +366,7 @@ fn signals_stop_both_programs_cleanly_and_without_new_work() {
 }
 
 #[test]
-fn cohorts_follow_each_other_and_each_has_its_result() {
+fn successive_cohorts_have_their_own_results() {
     let directory = directory("several");
     let arguments = ["--min-participants", "1", "--cohorts", "3", "--parallel", "2", "--exit-when-done"];
     let service = Service::start(&directory, &arguments);

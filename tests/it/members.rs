@@ -173,13 +173,13 @@ macro_rules! on_both_chains {
 }
 
 on_both_chains! {
-    what_was_approved_is_no_alarm
+    an_approved_signal_is_not_an_alarm
     a_signal_without_data_is_an_alarm
-    a_spend_without_a_signal_is_an_alarm_unless_it_is_the_operators
-    the_end_of_a_timelock_is_told_before_it_comes
+    a_spend_without_a_signal_is_an_alarm_if_not_the_operators
+    the_end_of_a_timelock_is_announced_in_advance
 }
 
-async fn what_was_approved_is_no_alarm(world: World) {
+async fn an_approved_signal_is_not_an_alarm(world: World) {
     let kept = [entry(&world.beacon, "first", Some(update(2)))];
     let mut watcher = world.watcher(&kept, 0);
     assert_eq!(watcher.poll().await.unwrap(), []);
@@ -224,7 +224,7 @@ async fn a_signal_without_data_is_an_alarm(mut world: World) {
     assert_eq!(signers, Some(Signers::Operator), "{notices:?}");
 }
 
-async fn a_spend_without_a_signal_is_an_alarm_unless_it_is_the_operators(mut world: World) {
+async fn a_spend_without_a_signal_is_an_alarm_if_not_the_operators(mut world: World) {
     let kept = [entry(&world.beacon, "first", None)];
     let mut watcher = world.watcher(&kept, 0);
     let change = Change::To(Wallet::new(8).script());
@@ -245,7 +245,7 @@ async fn a_spend_without_a_signal_is_an_alarm_unless_it_is_the_operators(mut wor
     assert_eq!(alarms(&notices), 1);
 }
 
-async fn the_end_of_a_timelock_is_told_before_it_comes(world: World) {
+async fn the_end_of_a_timelock_is_announced_in_advance(world: World) {
     let kept = [entry(&world.beacon, "first", None)];
     let mut watcher = world.watcher(&kept, 5);
     let confirmed = world.blocks.chain().tip().await.unwrap().block.height;
@@ -275,7 +275,7 @@ async fn the_end_of_a_timelock_is_told_before_it_comes(world: World) {
 }
 
 #[test]
-fn a_sidecar_is_everything_once_and_says_what_is_missing() {
+fn a_sidecar_is_complete_and_names_missing_data() {
     let beacons = [Beacon::new("one", 3, 20), Beacon::new("two", 3, 20)];
     let mut entries =
         vec![entry(&beacons[0], "late", Some(update(4))), entry(&beacons[1], "early", Some(update(2)))];
@@ -354,7 +354,7 @@ fn lines(run: &crate::support::Run) -> Vec<Value> {
 }
 
 #[test]
-fn the_programs_show_copy_and_join_what_is_kept() {
+fn the_programs_show_export_and_merge_vaults() {
     let directory = crate::support::directory("members-vault");
     let beacon = Beacon::new("vault", 3, WAIT.into());
     let (first, second) = (entry(&beacon, "first", Some(update(2))), entry(&beacon, "second", None));
@@ -401,7 +401,7 @@ fn the_programs_show_copy_and_join_what_is_kept() {
 }
 
 #[test]
-fn the_program_watches_and_says_by_its_exit_status_whether_all_is_well() {
+fn watch_reports_alarms_by_its_exit_status() {
     let Some((source, states, keep)) = prepared() else { return };
     let [ready, blind] = &states;
     let watch = |state: &str, more: &[&str]| {
@@ -446,7 +446,7 @@ fn prepared() -> Option<(String, [String; 2], TestChain)> {
 }
 
 #[test]
-fn what_was_kept_of_the_earlier_edition_and_no_resolver_accepts_is_named() {
+fn vault_entries_under_previous_rules_are_named() {
     let old = concat!(env!("CARGO_MANIFEST_DIR"), "/actors/tests/fixtures/vault-0.1.json");
     let text = crate::support::run(&["vault", "list", "--vault", old]).succeeded().stdout;
     assert!(text.contains("NOT accepted by current resolvers: "), "{text}");

@@ -150,7 +150,7 @@ fn a_round_is_counted_in_every_family() {
 }
 
 #[test]
-fn a_service_is_not_ready_before_it_serves_nor_from_when_it_stops() {
+fn a_service_is_ready_only_while_it_serves() {
     let directory = directory("readiness");
     // A node that accepts connections and never sends anything.
     let node = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -178,7 +178,7 @@ fn a_service_is_not_ready_before_it_serves_nor_from_when_it_stops() {
 }
 
 #[test]
-fn what_a_flood_runs_into_is_counted() {
+fn refusals_of_a_flood_are_counted() {
     let directory = directory("metrics-flood");
     let fixed = ["--metrics-listen", "127.0.0.1:0", "--address-rate", "1", "--address-burst", "4"];
     let mut service = Service::start(&directory, &fixed);

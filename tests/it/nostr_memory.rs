@@ -52,7 +52,7 @@ fn without_retractions(events: Vec<Event>) -> Vec<Event> {
 }
 
 #[test]
-fn three_cohorts_in_a_row_complete_over_one_relay() {
+fn three_cohorts_complete_over_one_relay() {
     let relay = Relay::anywhere();
     let mut cohorts = Vec::new();
     for _ in 0..3 {
@@ -64,7 +64,7 @@ fn three_cohorts_in_a_row_complete_over_one_relay() {
 }
 
 #[test]
-fn three_cohorts_in_a_row_complete_over_relays_that_forget_nothing() {
+fn three_cohorts_complete_over_relays_that_forget_nothing() {
     let mut known = Vec::new();
     let mut cohorts = Vec::new();
     for _ in 0..3 {
@@ -81,7 +81,7 @@ fn three_cohorts_in_a_row_complete_over_relays_that_forget_nothing() {
 }
 
 #[test]
-fn the_whole_history_of_an_old_cohort_harms_no_running_one() {
+fn the_history_of_an_old_cohort_does_not_affect_a_running_one() {
     let old = Relay::anywhere();
     let recorder = Recorder::start(&old.url);
     let (running, members) = begin(&old);

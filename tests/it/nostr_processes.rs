@@ -36,17 +36,17 @@ fn whole_cohort(beacon: &str) {
 }
 
 #[test]
-fn a_cas_cohort_of_five_processes_completes_over_the_services_own_relay() {
+fn five_processes_sign_a_cas_cohort_over_the_embedded_relay() {
     whole_cohort("cas");
 }
 
 #[test]
-fn an_smt_cohort_of_five_processes_completes_over_the_services_own_relay() {
+fn five_processes_sign_an_smt_cohort_over_the_embedded_relay() {
     whole_cohort("smt");
 }
 
 #[test]
-fn a_member_that_is_killed_before_it_signs_leads_to_the_fallback() {
+fn a_member_killed_before_it_signs_leads_to_the_fallback() {
     let mut running = serve(5, &["--signing-timeout", "3s"]);
     let relay = running.relay.clone();
     let place = ["--relay", relay.as_str()];
@@ -108,7 +108,7 @@ fn refused(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn calls_that_cannot_work_say_why() {
+fn invalid_calls_are_refused_with_a_reason() {
     assert!(refused(&["join", "--add-beacon"]).contains("--relay URL"));
     assert!(refused(&["join", "--add-beacon", "--relay", ""]).contains("no relays"));
     assert!(refused(&["join", "--add-beacon", "--relay", "http://example.org"]).contains("wss://"));

@@ -30,7 +30,7 @@ fn completes(running: &mut Running, members: &mut [Program]) {
 }
 
 #[test]
-fn a_relay_that_is_killed_and_restarted_in_mid_round_costs_nothing_but_time() {
+fn a_relay_restart_in_mid_round_only_delays_the_cohort() {
     for stop_at in ["participant-accepted", "keygen-complete", "signing-started"] {
         let relay = Relay::anywhere();
         let mut running = serve_on(&["--relay", &relay.url], 3, &[]);
@@ -43,7 +43,7 @@ fn a_relay_that_is_killed_and_restarted_in_mid_round_costs_nothing_but_time() {
 }
 
 #[test]
-fn a_forged_sender_is_refused_and_who_signed_is_named() {
+fn a_forged_sender_is_refused_and_the_signer_is_named() {
     let relay = Relay::anywhere();
     let mut running = serve_on(&["--relay", &relay.url], 3, &[]);
     let mut joined = members(&running, 0..2);

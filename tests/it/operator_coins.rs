@@ -127,7 +127,7 @@ fn result(out: &std::path::Path, cohort: &str, signed: usize, map: &Value, outco
 }
 
 #[test]
-fn children_repeats_first_updates_and_failures_count() {
+fn cost_counts_children_repeats_first_updates_and_failures() {
     let out = directory("cost-counts");
     // By time, not by name: "b" was signed first.
     let paid = json!({

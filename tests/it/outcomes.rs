@@ -39,7 +39,7 @@ fn ended(member: Program) -> (Option<i32>, Value, Vec<Value>) {
 }
 
 #[test]
-fn two_rounds_with_the_same_state_have_each_their_own_result() {
+fn two_rounds_with_the_same_state_have_separate_results() {
     let rounds: usize = std::env::var(ROUNDS).map_or(3, |rounds| rounds.parse().unwrap());
     // They mostly wait for each other.
     const AT_ONCE: usize = 6;
@@ -72,7 +72,7 @@ fn two_rounds(round: usize) {
 }
 
 #[test]
-fn what_is_announced_is_not_announced_again() {
+fn an_announced_update_is_not_announced_again() {
     let directory = directory("said-before");
     let state = path(&directory, "state");
     let (member, patch) = (identity(&directory, "member"), note(&directory, "once"));
@@ -93,7 +93,7 @@ fn what_is_announced_is_not_announced_again() {
 }
 
 #[test]
-fn a_member_that_runs_on_announces_its_update_once() {
+fn a_member_that_keeps_running_announces_its_update_once() {
     let directory = directory("runs-on");
     let (member, patch) = (identity(&directory, "member"), note(&directory, "once"));
     let state = path(&directory, "state");
@@ -121,7 +121,7 @@ fn a_member_that_runs_on_announces_its_update_once() {
 }
 
 #[test]
-fn who_announces_where_no_resolver_looks_is_told_so() {
+fn a_member_is_warned_if_no_resolver_reads_its_beacon() {
     let directory = directory("not-listed");
     let (member, state) = (identity(&directory, "member"), path(&directory, "state"));
     let patch = note(&directory, "later");
@@ -151,7 +151,7 @@ fn with_a_silent_one(name: &str, service: &[&str], member: &[&str]) -> (Service,
 }
 
 #[test]
-fn who_is_stopped_while_its_signature_is_out_has_not_succeeded() {
+fn a_member_stopped_after_its_signature_does_not_succeed() {
     let (service, mut member, silent, _) =
         with_a_silent_one("stopped", &["--fallback-threshold", "2"], &["--add-beacon"]);
     member.event("signature-sent");
@@ -175,7 +175,7 @@ fn with_all_defaults_a_member_stays_for_the_fallback() {
 }
 
 #[test]
-fn a_cohort_that_fails_after_our_signature_is_a_failure_with_a_way_out() {
+fn a_failure_after_our_signature_writes_the_singleton() {
     let directory = directory("fails-late");
     let (alone, patch) = (path(&directory, "alone"), note(&directory, "patch"));
     let arguments = ["--update", &patch, "--singleton-fallback", &alone];
@@ -195,7 +195,7 @@ fn a_cohort_that_fails_after_our_signature_is_a_failure_with_a_way_out() {
 }
 
 #[test]
-fn a_second_update_of_a_version_that_may_be_announced_is_refused_until_its_controller_knows_better() {
+fn a_second_update_of_an_announceable_version_is_refused() {
     let directory = directory("second-update");
     let (first, second) = (note(&directory, "first"), note(&directory, "second"));
     let state = path(&directory, "state");
@@ -224,7 +224,7 @@ fn a_second_update_of_a_version_that_may_be_announced_is_refused_until_its_contr
 }
 
 #[test]
-fn a_state_directory_knows_whose_it_is() {
+fn a_state_directory_belongs_to_one_command_and_did() {
     let directory = directory("whose");
     let state = path(&directory, "state");
     let (alice, bob) = (identity(&directory, "alice"), identity(&directory, "bob"));
@@ -248,7 +248,7 @@ fn a_state_directory_knows_whose_it_is() {
 }
 
 #[test]
-fn what_is_kept_can_be_read_while_the_programs_run() {
+fn state_can_be_read_while_the_programs_run() {
     let directory = directory("while-running");
     let (kept, state) = (path(&directory, "service-state"), path(&directory, "member-state"));
     let mut service = Service::start(&directory, &["--min-participants", "1", "--state", &kept]);
@@ -309,7 +309,7 @@ fn cohorts_are_counted_over_restarts() {
 }
 
 #[test]
-fn no_time_at_all_is_refused_where_it_would_do_harm() {
+fn a_duration_of_zero_is_refused_where_it_would_fail() {
     let directory = directory("zero");
     let file = identity(&directory, "any");
     let serve = ["serve", "--identity", &file, "--chain", "offline", "--listen", "127.0.0.1:0"];
@@ -329,7 +329,7 @@ fn no_time_at_all_is_refused_where_it_would_do_harm() {
 }
 
 #[test]
-fn who_does_not_want_to_wait_for_a_service_for_ever_is_told_why() {
+fn the_connect_timeout_ends_join_with_a_reason() {
     let directory = directory("unreachable-service");
     let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let begun = Instant::now();

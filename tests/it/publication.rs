@@ -15,7 +15,7 @@ fn shown(store: &str, hash: &str) -> Option<Value> {
 }
 
 #[test]
-fn the_spend_waits_for_the_map_and_everything_is_found_by_its_hash() {
+fn the_spend_waits_until_the_data_is_published() {
     let directory = directory("publication");
     // There is a file in place of the service's store: it cannot store anything yet.
     let place = path(&directory, "announcements");
@@ -50,7 +50,7 @@ fn the_spend_waits_for_the_map_and_everything_is_found_by_its_hash() {
 }
 
 #[test]
-fn a_store_that_is_optional_holds_nothing() {
+fn an_optional_store_does_not_delay_the_spend() {
     let directory = directory("publication-optional");
     let place = path(&directory, "announcements");
     fs::write(&place, "in the way").unwrap();

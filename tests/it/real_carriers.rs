@@ -23,7 +23,7 @@ fn named(variable: &str) -> Vec<String> {
 }
 
 #[test]
-fn cohorts_complete_over_relays_of_others() {
+fn cohorts_complete_over_third_party_relays() {
     for (number, relay) in named("BTCR2_RELAYS").iter().enumerate() {
         let checked = run(&["relay", "check", relay, "--json"]);
         println!("{relay}: {}", checked.stdout.trim());
@@ -55,7 +55,7 @@ fn cohorts_complete_over_relays_of_others() {
 }
 
 #[test]
-fn what_is_put_into_a_node_of_others_is_found_by_its_hash() {
+fn content_of_a_third_party_node_is_found_by_its_hash() {
     for (number, node) in named("BTCR2_IPFS").iter().enumerate() {
         let directory = directory(&format!("real-ipfs-{number}"));
         let (file, store) = (path(&directory, "document.json"), format!("ipfs={node}"));

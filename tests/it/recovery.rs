@@ -72,14 +72,14 @@ async fn one_block_too_early_and_then_in_time(blocks: TestChain) {
 }
 
 #[test]
-fn a_recovery_is_refused_one_block_too_early_and_then_taken_in_memory() {
+fn a_recovery_one_block_early_is_refused_in_memory() {
     in_system(one_block_too_early_and_then_in_time(TestChain::memory()));
 }
 
 #[test]
-fn a_recovery_is_refused_one_block_too_early_and_then_taken_by_a_node() {
+fn a_recovery_one_block_early_is_refused_by_a_node() {
     in_system(async {
-        let name = "a_recovery_is_refused_one_block_too_early_and_then_taken_by_a_node";
+        let name = "a_recovery_one_block_early_is_refused_by_a_node";
         if let Some(blocks) = TestChain::core(name).await {
             one_block_too_early_and_then_in_time(blocks).await;
         }
@@ -87,7 +87,7 @@ fn a_recovery_is_refused_one_block_too_early_and_then_taken_by_a_node() {
 }
 
 #[test]
-fn nothing_is_recovered_that_would_be_dust() {
+fn dust_is_not_recovered() {
     in_system(async {
         let blocks = TestChain::memory();
         let mut faucet = Faucet::new(&blocks, 3).await;
@@ -209,7 +209,7 @@ fn the_program_lists_shows_and_recovers() {
 }
 
 #[test]
-fn what_is_wrong_is_said_without_a_password() {
+fn errors_do_not_contain_the_password() {
     let run = crate::support::run(&["recover", "--chain", "core=https://u:sesame@h", "--keys", "00"]);
     assert!(run.status == Some(2) && !run.all().contains("sesame"), "{run:?}");
     let run = crate::support::run(&["recover", "--chain", "core=https://u:sesame@h"]);

@@ -203,7 +203,7 @@ macro_rules! on_every_source {
 on_every_source! {
     a_did_without_updates_resolves_to_its_template
     an_update_counts_when_it_is_deep_enough
-    a_cohort_s_members_resolve_each_from_its_own_file
+    each_member_of_a_cohort_resolves_from_its_own_file
 }
 
 async fn a_did_without_updates_resolves_to_its_template(world: World) {
@@ -273,7 +273,7 @@ async fn an_update_counts_when_it_is_deep_enough(mut world: World) {
     assert!(shown.stdout.contains("Result: version 3: the DID is DEACTIVATED"), "{shown:?}");
 }
 
-async fn a_cohort_s_members_resolve_each_from_its_own_file(mut world: World) {
+async fn each_member_of_a_cohort_resolves_from_its_own_file(mut world: World) {
     for (kind, aggregate) in [("CASBeacon", &CasBeacon as &dyn AggregateBeacon), ("SMTBeacon", &SmtBeacon)] {
         let beacon = Beacon::new(kind, 3, 144);
         let address = beacon.output.address().to_owned();
@@ -315,7 +315,7 @@ async fn a_cohort_s_members_resolve_each_from_its_own_file(mut world: World) {
 }
 
 #[actix_rt::test]
-async fn missing_data_is_named_with_what_helps() {
+async fn missing_data_is_named_with_advice() {
     let Some(mut world) = World::core("missing").await else { return };
     let mut author = Author::key("missing");
     let update = author.note("second");

@@ -22,7 +22,7 @@ fn warnings(program: &Program) -> Vec<&str> {
 }
 
 #[test]
-fn a_service_that_is_killed_goes_on_where_it_was_and_leaves_an_archived_cohort() {
+fn a_killed_service_continues_and_skips_archived_cohorts() {
     let directory = directory("restart-service");
     let state = path(&directory, "state");
     let start = || Service::once(&directory, 3, &["--state", &state]);
@@ -79,7 +79,7 @@ fn a_service_that_is_killed_goes_on_where_it_was_and_leaves_an_archived_cohort()
 }
 
 #[test]
-fn a_member_that_is_killed_before_its_nonce_goes_on_where_it_was() {
+fn a_member_killed_before_its_nonce_continues() {
     let directory = directory("restart-member");
     let state = path(&directory, "kept");
     let mut service = Service::once(&directory, 2, &[]);
@@ -108,7 +108,7 @@ fn a_member_that_is_killed_before_its_nonce_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_member_that_is_killed_behind_its_nonce_says_that_it_is_lost_and_signs_the_fallback() {
+fn a_member_killed_after_its_nonce_signs_the_fallback() {
     let directory = directory("restart-nonce");
     let state = path(&directory, "kept");
     let service = Service::once(&directory, 3, &["--signing-timeout", "4s"]);
@@ -131,7 +131,7 @@ fn a_member_that_is_killed_behind_its_nonce_says_that_it_is_lost_and_signs_the_f
 }
 
 #[test]
-fn a_deadline_that_passes_while_the_service_is_down_acts_when_it_is_back() {
+fn a_deadline_during_downtime_takes_effect_after_restart() {
     let directory = directory("restart-deadline");
     let state = path(&directory, "state");
     let rule = "updates=fail,after=2s";
@@ -161,7 +161,7 @@ fn a_deadline_that_passes_while_the_service_is_down_acts_when_it_is_back() {
 }
 
 #[test]
-fn a_cohort_that_fails_leaves_its_member_the_announcement_of_its_own() {
+fn a_failed_cohort_leaves_its_member_a_singleton() {
     use bitcoin::{Transaction, TxOut, consensus::encode::deserialize_hex, hashes::Hash, hex::DisplayHex};
     use btcr2_aggregation::{
         bitcoin::verify::consensus_accepts,
@@ -200,7 +200,7 @@ fn a_cohort_that_fails_leaves_its_member_the_announcement_of_its_own() {
 }
 
 #[test]
-fn a_member_whose_older_state_is_restored_does_not_say_a_second_nonce() {
+fn a_member_with_restored_older_state_sends_no_second_nonce() {
     let directory = directory("restored");
     let (state, backup) = (path(&directory, "kept"), path(&directory, "backup"));
     let relay = Relay::anywhere();

@@ -127,7 +127,7 @@ fn assert_no_update(log: &Logged, updates: &[Value], whose: &str) {
 }
 
 #[test]
-fn no_key_no_nonce_and_no_update_is_in_the_log_of_a_whole_round() {
+fn the_log_of_a_round_has_no_key_nonce_or_update() {
     let log = Log::default();
     // For all threads: requests and heavy work have threads of their own.
     tracing_subscriber::fmt()
@@ -169,7 +169,7 @@ fn known(name: &str) -> (Identity, String) {
 const PASSPHRASE: &str = "correct horse battery staple";
 
 #[test]
-fn no_key_no_passphrase_and_no_update_is_in_what_the_programs_log() {
+fn the_logs_of_programs_have_no_key_passphrase_or_update() {
     let directory = directory("secrets");
     let people = ["service", "one", "two"].map(known);
     let [(_, service), (_, one), (_, two)] = &people;
@@ -224,7 +224,7 @@ fn no_key_no_passphrase_and_no_update_is_in_what_the_programs_log() {
 }
 
 #[test]
-fn a_secret_is_found_however_it_is_spelled() {
+fn a_secret_is_found_in_any_spelling() {
     let (identity, hex) = known("planted");
     let secret = HEXLOWER.decode(hex.as_bytes()).unwrap();
     let points = BTreeSet::from([identity.public_key().x_only().to_bytes()]);

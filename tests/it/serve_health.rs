@@ -29,7 +29,7 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 #[test]
-fn readiness_follows_node_and_state_and_somebody_is_woken() {
+fn readiness_follows_node_and_state_and_raises_alarms() {
     actix_rt::System::new().block_on(async {
         let Some(mut blocks) = TestChain::core("readiness-follows").await else { return };
         blocks.mine(1).await;
@@ -80,7 +80,7 @@ fn a_service_without_any_of_its_relays_is_not_ready() {
 }
 
 #[test]
-fn where_change_goes_is_checked_at_the_start() {
+fn the_change_destination_is_checked_at_the_start() {
     let directory = directory("change-checked");
     let identity = crate::support::identity(&directory, "service");
     let state = path(&directory, "state");

@@ -89,7 +89,7 @@ fn gives_up(name: &str, place: &[&str]) -> (String, String) {
 }
 
 #[test]
-fn who_is_not_a_service_is_said_to_be_none() {
+fn a_server_that_is_not_a_service_is_reported() {
     let causes: [(&str, &str, &str, &str); 4] = [
         (
             "silence-html",
@@ -129,7 +129,7 @@ fn who_is_not_a_service_is_said_to_be_none() {
 }
 
 #[test]
-fn names_ports_and_schemes_that_are_wrong_are_named() {
+fn wrong_names_ports_and_schemes_are_reported() {
     let https = answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").replace("http://", "https://");
     let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     // It accepts connections, and does not answer.
@@ -152,7 +152,7 @@ fn names_ports_and_schemes_that_are_wrong_are_named() {
 }
 
 #[test]
-fn relays_that_serve_nobody_are_said_to_be_so() {
+fn relays_that_refuse_clients_are_reported() {
     let causes = [
         (
             "silence-auth",
@@ -174,7 +174,7 @@ fn relays_that_serve_nobody_are_said_to_be_so() {
 }
 
 #[test]
-fn a_service_says_what_is_wrong_with_its_relays() {
+fn a_service_reports_problems_of_its_relays() {
     let directory = directory("silence-service");
     let (mute, unused) = (relay(vec![json!(["NOTICE", "we are full"])]), TcpListener::bind("127.0.0.1:0").unwrap());
     let closed = format!("ws://{}", unused.local_addr().unwrap());
@@ -193,7 +193,7 @@ fn a_service_says_what_is_wrong_with_its_relays() {
 }
 
 #[test]
-fn a_member_that_reads_too_slowly_is_warned_in_words_and_by_an_event() {
+fn a_member_that_reads_too_slowly_is_warned() {
     let url = answering(
         "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n\
          : too slow: there was no room \u{1b}[31m for the messages of 3 cohorts\n\n",
@@ -214,7 +214,7 @@ fn a_member_that_reads_too_slowly_is_warned_in_words_and_by_an_event() {
 }
 
 #[test]
-fn what_a_relay_says_in_place_of_an_answer_is_shown() {
+fn a_notice_of_a_relay_in_place_of_an_answer_is_shown() {
     let relay = relay(vec![json!(["EOSE", "SUBSCRIPTION"]), json!(["NOTICE", "pay \u{202e}first"])]);
     let directory = directory("silence-notice");
     let service = identity(&directory, "service");

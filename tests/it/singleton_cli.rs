@@ -163,7 +163,7 @@ fn every_beacon_announces_the_update_in_a_valid_transaction() {
 }
 
 #[test]
-fn without_a_coin_it_says_what_to_fund_and_without_a_key_it_does_not_sign() {
+fn it_names_the_addresses_to_fund_and_needs_a_key_to_sign() {
     let member = Member::new("singleton-unsigned");
     let out = member.directory.join("out");
     let shown = member.run(&["--did", &member.did, "--out", out.to_str().unwrap()]).succeeded();
@@ -188,7 +188,7 @@ fn without_a_coin_it_says_what_to_fund_and_without_a_key_it_does_not_sign() {
 }
 
 #[test]
-fn what_cannot_work_is_refused_and_says_why() {
+fn invalid_calls_are_refused_with_a_reason() {
     let member = Member::new("singleton-refused");
     let refused = |arguments: &[&str], why: &str| {
         let run = member.run(arguments);
@@ -243,7 +243,7 @@ fn note(member: &Member, document: &Value, version: u64, text: &str) -> String {
 }
 
 #[test]
-fn with_a_state_directory_no_second_update_of_a_version_is_handed_out() {
+fn no_second_update_of_a_version_is_written_with_state() {
     let member = Member::new("singleton-state");
     let state = path(&member.directory, "state");
     let patch = path(&member.directory, "patch");

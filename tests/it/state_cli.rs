@@ -132,7 +132,7 @@ fn a_cohort_moves_to_another_directory() {
 }
 
 #[test]
-fn only_what_was_archived_long_ago_is_pruned() {
+fn only_old_archived_streams_are_pruned() {
     let Stored { state, .. } = stored("state-prune");
     let prune = |more: &[&str]| {
         json(&[&["state", "prune", "--json", "--older-than", "30d", "--state", &state], more].concat())
@@ -148,7 +148,7 @@ fn only_what_was_archived_long_ago_is_pruned() {
 }
 
 #[test]
-fn a_directory_that_is_missing_or_held_is_named_and_left_alone() {
+fn a_missing_or_locked_directory_is_named_and_unchanged() {
     let Stored { directory, state, .. } = stored("state-held");
     let missing = path(&directory, "missing");
     let run_on_missing = run(&["state", "list", "--state", &missing]);

@@ -107,7 +107,7 @@ fn a_given_certificate_is_trusted_whatever_kind_it_is() {
 }
 
 #[test]
-fn a_given_certificate_is_trusted_in_its_time_only() {
+fn a_given_certificate_is_trusted_only_while_it_is_valid() {
     type Change = fn(&mut CertificateParams);
     let expired: Change = |params| {
         by_hand(params);
@@ -136,7 +136,7 @@ impl ResolvesServerCert for Thief {
 }
 
 #[test]
-fn a_given_certificate_without_its_key_is_worth_nothing() {
+fn a_server_without_the_key_of_its_certificate_is_refused() {
     let certificate = self_signed(by_hand);
     let other: PrivateKeyDer<'static> =
         PrivatePkcs8KeyDer::from(KeyPair::generate().unwrap().serialize_der()).into();
@@ -156,7 +156,7 @@ fn a_given_certificate_without_its_key_is_worth_nothing() {
 }
 
 #[test]
-fn what_is_no_certificate_is_named() {
+fn a_file_that_is_not_a_certificate_is_named() {
     for (text, word) in [
         ("", "no PEM certificate"),
         ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "no PEM certificate"),
@@ -216,7 +216,7 @@ fn write(directory: &Path, name: &str, pem: &str) -> String {
 }
 
 #[test]
-fn a_whole_cohort_meets_over_wss() {
+fn a_whole_cohort_completes_over_wss() {
     let directory = directory("wss");
     let certificate = self_signed(by_hand);
     let ca = write(&directory, "ca.pem", &certificate.pem);
@@ -266,7 +266,7 @@ fn a_whole_cohort_meets_over_wss() {
 }
 
 #[test]
-fn a_whole_cohort_meets_over_https() {
+fn a_whole_cohort_completes_over_https() {
     let directory = directory("https");
     let certificate = self_signed(by_hand);
     let ca = write(&directory, "ca.pem", &certificate.pem);
@@ -281,7 +281,7 @@ fn a_whole_cohort_meets_over_https() {
 
 /// `serve` does not report that it serves over a relay that it cannot reach, and no member waits silently for one.
 #[test]
-fn who_cannot_be_reached_is_said_with_the_reason() {
+fn an_unreachable_peer_is_reported_with_the_reason() {
     let directory = directory("unreachable");
     let certificate = self_signed(by_hand);
     let (_relay, wss) = relay(&certificate);

@@ -80,7 +80,7 @@ fn a_bad_fallback_signature_is_refused_by_both() {
 }
 
 #[test]
-fn each_opinion_sees_what_the_other_does_not() {
+fn each_check_finds_what_the_other_does_not() {
     let fallback = signed_on(SpendPath::ScriptPath);
     // BIP-340 is about signatures; only the consensus code checks that the leaf belongs to the output.
     let control_block = |witness: &mut Vec<Vec<u8>>| witness.last_mut().unwrap()[40] ^= 1;

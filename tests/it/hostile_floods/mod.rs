@@ -176,7 +176,7 @@ fn silent_connections_delay_no_handshake() {
 }
 
 #[test]
-fn a_later_head_that_does_not_come_ends_its_connection() {
+fn a_late_head_of_a_later_request_closes_its_connection() {
     let directory = directory("late-head");
     let service = Service::start(&directory, &[]);
     let mut socket = TcpStream::connect(service.address()).unwrap();

@@ -131,7 +131,7 @@ fn share(program: &Program, meanwhile: impl FnOnce()) -> Option<f64> {
 }
 
 #[test]
-fn requests_of_thousands_of_keys_take_no_core() {
+fn requests_of_thousands_of_keys_take_little_processor_time() {
     let directory = directory("requests");
     let service = Service::start(&directory, &[]);
     let seconds = scaled(2, 20);

@@ -107,7 +107,7 @@ fn serve_shows(directory: &Path, format: &str, log: &str) {
 }
 
 #[test]
-fn serve_shows_and_logs_what_members_say_harmlessly() {
+fn serve_escapes_the_texts_of_members() {
     let directory = directory("hostile-text-serve");
     serve_shows(&directory, "json", "json");
     serve_shows(&directory, "text", "text");

@@ -191,7 +191,7 @@ fn behind<'a>(text: &'a str, before: &str) -> &'a str {
 }
 
 #[test]
-fn bans_show_what_members_have_said_harmlessly() {
+fn bans_escapes_the_texts_of_members() {
     let directory = directory("hostile-text-bans");
     let book = BanBook::open(&directory.join("bans.redb"), Arc::new(DefaultBans)).unwrap();
     let villain = crate::nostr_support::identity("villain");

@@ -295,12 +295,12 @@ fn joins_show(texts: &[Text], format: &'static str, log: &'static str) {
 }
 
 #[test]
-fn join_shows_and_logs_json_of_what_a_service_says_harmlessly() {
+fn join_escapes_the_texts_of_a_service_in_json() {
     joins_show(&[texts(Size::Short), texts(Size::Long)].concat(), "json", "json");
 }
 
 #[test]
-fn join_shows_and_logs_lines_of_what_a_service_says_harmlessly() {
+fn join_escapes_the_texts_of_a_service_in_lines() {
     // Lines are escaped as a whole, whatever is in them.
     let all = texts(Size::Short).into_iter().zip(texts(Size::Long)).enumerate();
     let mixed: Vec<_> = all.map(|(number, (short, long))| if number % 2 == 0 { short } else { long }).collect();

@@ -1,5 +1,5 @@
-//! Participants that wait: how long it takes to start them, and what they have of the memory. What a message costs in the
-//! mailboxes of a service and a cohort.
+//! Idle participants: how long their start takes, and how much memory they use. The cost of a message in the mailboxes of
+//! a service and a cohort.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 
 #[path = "../examples/support/mod.rs"]
@@ -45,7 +45,7 @@ fn identities(count: usize) -> impl Iterator<Item = Identity> {
     (0..count).map(|index| identity(seeded(1), &index.to_string()))
 }
 
-/// Starts these participants. The same settings for all but who they are: what is shared is shared.
+/// Starts these participants, with the same settings except for their identities: shared values are shared.
 async fn start(identities: impl IntoIterator<Item = Identity>) -> Addr<Supervisor> {
     let (randomness, network) = (seeded(1), Arc::new(MemoryTransport::new()));
     let supervisor = Supervisor::default().start();
@@ -85,7 +85,7 @@ fn spawn(criterion: &mut Criterion) {
     }
     group.finish();
     if ran {
-        // In a process of its own: what this one has freed would be had again.
+        // In a separate process: memory that this one has freed would be used again.
         let program = std::env::current_exe().unwrap();
         let output = Command::new(program).env(IDLE, MANY.to_string()).output().unwrap();
         print!("{}", String::from_utf8_lossy(&output.stdout));
@@ -98,7 +98,7 @@ fn tell_memory() -> bool {
     actix_rt::System::new().block_on(async {
         let before = memory::resident().unwrap_or_default();
         let _supervisor = start(identities(count)).await;
-        // Those who were started last have yet to connect.
+        // The participants that were started last have yet to connect.
         tokio::time::sleep(Duration::from_millis(200)).await;
         let bytes = memory::resident().unwrap_or_default().saturating_sub(before);
         println!("{count} idle participants: {} MB, {} bytes each\n", bytes / 1_000_000, bytes / count as u64);
@@ -106,7 +106,7 @@ fn tell_memory() -> bool {
     true
 }
 
-/// A service with one cohort, for one member more than will ever come.
+/// A service with one cohort, which needs one member more than ever joins.
 async fn cohort() -> (Addr<Supervisor>, Addr<AggregationService>, CohortId) {
     let me = identity(seeded(1), "service");
     let terms = conditions(BeaconType::cas(), 1 + MESSAGES as u32, me.public_key().x_only()).unwrap();
@@ -117,7 +117,7 @@ async fn cohort() -> (Addr<Supervisor>, Addr<AggregationService>, CohortId) {
     (supervisor, service, cohort_id)
 }
 
-/// Every member's opt-in, and back when the cohort has confirmed all of them.
+/// Sends every member's opt-in, and returns when the cohort has confirmed all of them.
 async fn opt_in(service: &Addr<AggregationService>, cohort_id: &CohortId, members: &[Identity]) {
     let confirmed = members.iter().map(|member| {
         let key = Bytes(member.public_key().to_bytes());
@@ -138,8 +138,8 @@ async fn opt_in(service: &Addr<AggregationService>, cohort_id: &CohortId, member
     }
 }
 
-/// What a message costs in a mailbox: a question to the service; an opt-in that the cohort takes, which is decided, written
-/// to the journal and answered; and one that it knows already.
+/// The cost of a message in a mailbox: a request to the service; an opt-in that the cohort accepts, which is decided, written
+/// to the journal and answered; and an opt-in that it has already.
 fn mailboxes(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("actors");
     group.sample_size(10).throughput(Throughput::Elements(MESSAGES as u64));

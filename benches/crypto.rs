@@ -1,4 +1,4 @@
-//! What MuSig2 costs: keys, nonces, and partial signatures, one by one and through the coordinator's session.
+//! The cost of MuSig2: keys, nonces, and partial signatures, one by one and through the coordinator's session.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 
 #[path = "../examples/support/mod.rs"]
@@ -49,7 +49,7 @@ impl Session {
         let tree = ScriptTree::FallbackAndRecovery {
             recovery_key: members[0].public_key().x_only(),
             recovery_sequence: RecoverySequence::try_from(144).unwrap(),
-            // The leaf of a large cohort could not be spent with all keys; it has no part in this.
+            // The leaf of a large cohort could not be spent with all keys; it is not measured here.
             fallback_threshold: None,
         };
         let keys = KeyAggregation::new(members.iter().map(Identity::public_key)).unwrap();
@@ -158,7 +158,7 @@ fn crypto(criterion: &mut Criterion) {
             let session = &*session;
             bencher.iter(|| (0..size).filter(|&index| session.verify(index)).count());
         });
-        // Each verified when it arrives, the last one aggregated with the others: all that the coordinator does.
+        // Each is verified when it arrives, the last one is aggregated with the others: all of the coordinator's work.
         group.bench_function(BenchmarkId::new("partials_on_arrival", size), |bencher| {
             let (machine, messages) = session.coordinator();
             bencher.iter_batched(

@@ -1,4 +1,4 @@
-//! What a round cannot avoid, to be set against `round`. `examples/scaling` measures both in one run.
+//! The work that a round cannot avoid, to compare with `round`. `examples/scaling` measures both in one run.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 
 #[path = "../examples/support/mod.rs"]

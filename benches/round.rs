@@ -17,7 +17,7 @@ use support::Cohort;
 const SIZES: [usize; 7] = [2, 10, 50, 100, 200, 500, 1000];
 const DURABLE_SIZES: [usize; 4] = [2, 10, 50, 100];
 
-/// The time of so many rounds of one cohort; who is in it starts before.
+/// The time of so many rounds of one cohort; its members are started before.
 fn rounds(cohort: Cohort, iterations: u64) -> Duration {
     actix_rt::System::new().block_on(async {
         let mut running = cohort.start().await.unwrap();

@@ -3,8 +3,8 @@
 #
 #   fuzz/run.sh SECONDS [TARGET...]
 #
-# Needs cargo-fuzz (cargo install cargo-fuzz); without it, it says that it is skipped, and that is no failure. What a run
-# discovers goes to fuzz/found, not to the committed corpora; what it breaks is in fuzz/artifacts.
+# Needs cargo-fuzz (cargo install cargo-fuzz); without it, the script prints that it is skipped, and succeeds. Inputs that a run
+# discovers go to fuzz/found, not to the committed corpora; findings are in fuzz/artifacts.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -15,8 +15,8 @@ if ! command -v cargo-fuzz >/dev/null; then
     exit 0
 fi
 
-# There is no unsafe code here, so that a sanitizer would find nothing and needs a nightly compiler; SANITIZER=address runs
-# one for the C code of libsecp256k1.
+# There is no unsafe code here, so a sanitizer would find nothing, and it needs a nightly compiler; SANITIZER=address runs one
+# for the C code of libsecp256k1.
 sanitizer=${SANITIZER:-none}
 if (($#)); then targets=("$@"); else mapfile -t targets < <(cargo fuzz list); fi
 

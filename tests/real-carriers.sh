@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs the process tests over carriers that others have written: relays in Rust (nostr-rs-relay, from crates.io), Python
+# Runs the process tests over third-party carriers: relays in Rust (nostr-rs-relay, from crates.io), Python
 # (nostr-relay, from PyPI) and JavaScript (@nostr-relay/core and relays, from npm), an IPFS node in JavaScript (js-ipfs, from npm),
 # and nginx, HAProxy and Caddy in front of a service. What is missing is installed: apt needs root, and the relay in Rust takes some
 # minutes to build the first time.
 #
 #   bash tests/real-carriers.sh
 #
-# Everything is below CARRIERS (target/carriers, if it is not set). RELAYS and IPFS name others that run already:
+# Everything is installed below CARRIERS (target/carriers by default). RELAYS and IPFS name instances that already run:
 #   RELAYS=wss://relay.example.org,wss://relay.example.net bash tests/real-carriers.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -24,7 +24,7 @@ trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT
 step() { printf '\n== %s\n' "$*"; }
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
-# Waits until somebody listens on a port.
+# Waits until a program listens on a port.
 listens() {
     for _ in {1..120}; do
         (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null && return
@@ -53,7 +53,7 @@ rust_relay() {
     if [[ ! -x $source/target/debug/nostr-rs-relay ]]; then
         step "nostr-rs-relay $relay_version"
         curl -fsSL "https://static.crates.io/crates/nostr-rs-relay/nostr-rs-relay-$relay_version.crate" | tar -xz -C "$place"
-        # Its lock file names a version of time that newer compilers refuse.
+        # Its lock file names a version of the crate time that newer compilers refuse.
         (cd "$source" && cargo update -p time@0.3.25 && cargo build)
     fi
     rm -rf "$place/relay" && mkdir "$place/relay"
@@ -85,7 +85,7 @@ YAML
         >"$place/python-relay/log" 2>&1 &
 }
 
-# A library: this is the server of its own example.
+# A library: this is the server of its example.
 node_relay() {
     local home=$place/node-relay
     if [[ ! -d $home/node_modules/@nostr-relay ]]; then
@@ -116,8 +116,8 @@ JAVASCRIPT
     node "$home/server.cjs" "$1" >"$home/log" 2>&1 &
 }
 
-# It has one map of subscriptions for all connections. It refuses every event as badly signed, since the function that it asks is none
-# of nostr-tools any more: so it is told to verify nothing, which is all the more left to us.
+# It has one map of subscriptions for all connections. It refuses every event as badly signed, since it calls a function that
+# nostr-tools has removed. So its signature checks are turned off; our programs verify everything themselves.
 shared_relay() {
     local home=$place/shared-relay
     if [[ ! -d $home/node_modules/relays ]]; then
@@ -145,8 +145,8 @@ if [[ ! ${IPFS:-} ]]; then
         step "js-ipfs $ipfs_version"
         npm install --prefix "$place" --no-audit --no-fund --ignore-scripts "ipfs@$ipfs_version"
     fi
-    # It is of 2023: older than a function of Node 22 that its dependencies use by now, and their addresses are of another version,
-    # so that it cannot listen for peers. Nobody is to reach it but we.
+    # It is from 2023: its dependencies use a function of Node 22 by now, and another version of addresses, so that it cannot listen
+    # for peers. Only this script uses it.
     printf '%s\n' 'Promise.withResolvers ??= function () {' '  let resolve, reject;' \
         '  const promise = new Promise((yes, no) => { resolve = yes; reject = no; });' '  return { promise, resolve, reject };' '};' \
         >"$place/resolvers.cjs"

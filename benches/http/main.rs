@@ -1,8 +1,8 @@
-//! HTTP over loopback: signed envelopes as fast as they are taken, beside how fast one core only verifies them; and one
-//! message to each of a thousand members who listen to their inboxes.
+//! HTTP over loopback: the rate of signed envelopes that a server accepts, compared with the rate at which one core only
+//! verifies them; and one message to each of a thousand members who read their inboxes.
 //!
-//! Client and server share the machine, so elapsed time shows little about either. The server is a process of its own, and
-//! what it has of the processor, by the operating system's account, is printed at the end of each group.
+//! Client and server share the machine, so elapsed time shows little about either. The server is a separate process, and its
+//! processor time, as the operating system reports it, is printed at the end of each group.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 
 mod server;
@@ -36,7 +36,7 @@ use server::{MEMBERS, Server, cohort_id, members, service};
 use support::memory;
 use tokio::{runtime::Runtime, sync::mpsc};
 
-/// How many requests are under way at once.
+/// How many requests are in flight at once.
 const AT_ONCE: usize = 128;
 
 /// The smallest message of a member, and the usual one.
@@ -71,7 +71,7 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// How often something was done, and what it took of a processor.
+/// How often an operation ran, and its processor time.
 #[derive(Default)]
 struct Account {
     done: u64,
@@ -174,7 +174,7 @@ async fn listen(client: &reqwest::Client, url: &str, member: &Identity, events: 
     });
 }
 
-/// A server, and all members listening to it.
+/// A server, and all members that read their inboxes from it.
 fn audience(members: &[Identity]) -> (Server, Runtime, mpsc::UnboundedReceiver<()>) {
     let (server, runtime) = (Server::start(), runtime());
     let (report, events) = mpsc::unbounded_channel();

@@ -1,4 +1,4 @@
-//! The server, a process of its own: then its processor time is its own too.
+//! The server as a separate process, so that its processor time can be measured.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -50,7 +50,7 @@ pub(crate) fn cohort_id() -> CohortId {
     CohortId::generate(&mut seeded(1).for_actor("cohort"))
 }
 
-/// The server as its clients have it. It ends when this does.
+/// A handle to the server process, which ends when this is dropped.
 pub(crate) struct Server {
     process: Child,
     orders: ChildStdin,
@@ -115,7 +115,7 @@ impl Handler<Disconnected> for Sink {
     fn handle(&mut self, _: Disconnected, _: &mut Self::Context) {}
 }
 
-/// Without keys the smallest message that there is.
+/// Without keys, the smallest message.
 fn said(keys: usize) -> SharedBody {
     let cohort_id = cohort_id();
     if keys == 0 {
@@ -139,7 +139,7 @@ fn obey(connection: &Recipient<Outbound>) {
     std::process::exit(0);
 }
 
-/// Whether this process is the server; then it has been one, for as long as it was needed.
+/// Whether this process is the server; if so, it has served until it was not needed any more.
 pub(crate) fn serve() -> bool {
     if std::env::var_os(IS_SERVER).is_none() {
         return false;

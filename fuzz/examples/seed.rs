@@ -19,7 +19,7 @@ use serde_json::Value;
 /// Larger inputs make a fuzzer slow, and the repository large.
 const MAX_INPUT: usize = 6_000;
 
-/// How the name of an input begins that once broke a target.
+/// The prefix of the names of inputs that once broke a target.
 const FINDING: &str = "finding-";
 
 fn vectors(name: &str) -> Value {
@@ -38,7 +38,7 @@ fn text(value: &Value) -> String {
 
 fn inputs(target: &str) -> Vec<String> {
     let edit = char::from(EDIT);
-    // No edit, one byte less, a byte twice: the rest is for the fuzzer.
+    // No edit, one byte less, a byte twice: the fuzzer finds the rest.
     let edits = [format!("{edit}"), format!("{edit}\u{2}\u{0}\u{9}a"), format!("{edit}\u{3}\u{0}\u{9}\u{20}")];
     let with_edits = |mut inputs: Vec<String>| {
         inputs.extend(edits.clone());
@@ -132,7 +132,7 @@ fn one_of_each(inputs: impl Iterator<Item = (String, String)>) -> Vec<String> {
     shortest.into_values().collect()
 }
 
-/// One event of each kind, of every role, from simulated rounds that go well, badly, and by the fallback.
+/// One event of each kind, of every role, from simulated rounds that complete, fail, and take the fallback.
 fn records() -> Vec<String> {
     let member = Role::default;
     let setups = [
@@ -168,7 +168,7 @@ fn main() -> io::Result<()> {
         fs::create_dir_all(&corpus)?;
         for file in fs::read_dir(&corpus)? {
             let file = file?;
-            // What a fuzzer has found is not ours to make again.
+            // Findings of a fuzzer cannot be made again.
             if !file.file_name().to_string_lossy().starts_with(FINDING) {
                 fs::remove_file(file.path())?;
             }

@@ -34,8 +34,8 @@ fn sealed() -> &'static Sealed {
     })
 }
 
-/// What parses has a canonical form that is the same envelope; and of all envelopes, only spellings of the one that was
-/// signed verify.
+/// An envelope that parses has a canonical form that is the same envelope; and of all envelopes, only spellings of the one
+/// that was signed verify.
 pub fn check(data: &[u8]) {
     let sealed = sealed();
     let text = match data.split_first() {

@@ -8,7 +8,7 @@ use btcr2_aggregation_protocol::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-/// What is read as an event of a role is written and read as the same event.
+/// An event of a role that is read is written and read as the same event.
 pub fn check(data: &[u8]) {
     check_as::<ServiceEvent>(data);
     check_as::<ParticipantEvent>(data);
@@ -20,6 +20,6 @@ fn check_as<E: Serialize + DeserializeOwned + PartialEq + Debug>(data: &[u8]) {
     let written = serde_json::to_vec(&event).expect("an event serializes");
     let read: E = serde_json::from_slice(&written).expect("what we write is an event");
     assert_eq!(read, event);
-    // And to the byte: a journal that is copied stays what it was.
+    // And byte for byte: the copy of a journal is equal to it.
     assert_eq!(serde_json::to_vec(&read).expect("an event serializes"), written);
 }

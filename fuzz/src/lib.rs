@@ -23,10 +23,10 @@ use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 /// The first byte of an input that is a list of edits. No text that a target reads starts with it.
 pub const EDIT: u8 = b'~';
 
-/// More edits than this are cut off; an input stays about one thing.
+/// More edits than this are cut off, so that an input stays small.
 const MAX_EDITS: usize = 16;
 
-/// A name, and what it checks.
+/// The name of a target, and its check.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target, by the name of its binary and of its corpus.
@@ -42,10 +42,10 @@ pub const TARGETS: [Target; 9] = [
     ("update", update::check),
 ];
 
-/// When everything happens.
+/// The time of everything.
 pub(crate) const NOW: Timestamp = Timestamp::from_secs(1_750_000_000);
 
-/// Randomness that is the same in every run, so that an input means the same in every run.
+/// Randomness that is the same in every run, so that an input has the same meaning in every run.
 pub(crate) fn rng() -> ChaCha20Rng {
     ChaCha20Rng::seed_from_u64(7)
 }
@@ -56,8 +56,8 @@ pub(crate) fn identity(name: &str) -> Identity {
     Identity::from_key(key, Network::Regtest)
 }
 
-/// `original` with edits of four bytes each: what to do, where (two bytes, modulo the length), and with which byte. `None`
-/// when the outcome is not text, which is all that a target takes.
+/// `original` with edits of four bytes each: the operation, the place (two bytes, modulo the length), and the byte. `None`
+/// if the result is not text, which is the only input of a target.
 pub(crate) fn edited(original: &str, edits: &[u8]) -> Option<String> {
     let mut bytes = original.as_bytes().to_vec();
     for edit in edits.chunks_exact(4).take(MAX_EDITS) {
@@ -85,7 +85,7 @@ mod tests {
 
     use super::*;
 
-    /// The committed corpora hold on any compiler, without a fuzzer.
+    /// The targets hold for the committed corpora on any compiler, without a fuzzer.
     #[test]
     fn every_target_holds_on_its_corpus() {
         for (name, check) in TARGETS {

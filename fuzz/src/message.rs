@@ -2,8 +2,8 @@
 
 use btcr2_aggregation_protocol::message::Message;
 
-/// What is decoded can be encoded and decoded again, both as it was received and as we would write it, and is the same
-/// message then; and what we write is not out of proportion to what we read.
+/// A message that is decoded can be encoded and decoded again, both as it was received and as we would write it, and is then
+/// the same message; and what we write is not out of proportion to what we read.
 pub fn check(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Ok(message) = Message::from_json(text) else { return };

@@ -39,8 +39,8 @@ fn sealed() -> &'static Sealed {
     })
 }
 
-/// Only what its sender signed is believed to be the sender's; a payload is decrypted to what was encrypted, and one that
-/// was made without the key is not decrypted at all.
+/// Only content that its sender signed counts as the sender's. A payload is decrypted to what was encrypted, and one that
+/// was made without the key is not decrypted.
 pub fn check(data: &[u8]) {
     let sealed = sealed();
     let text = match data.split_first() {

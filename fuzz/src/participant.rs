@@ -27,7 +27,7 @@ use serde_json::Value;
 
 use crate::{NOW, rng};
 
-/// Recorded rounds of the TypeScript implementation: a member of the first round of each is what is tried.
+/// Recorded rounds of the TypeScript implementation: the target is a member of the first round of each.
 const ROUNDS: [&str; 4] = [
     include_str!("../../protocol/tests/vectors/transcript_cas.json"),
     include_str!("../../protocol/tests/vectors/transcript_smt.json"),
@@ -38,14 +38,14 @@ const ROUNDS: [&str; 4] = [
 /// A round has six messages for each member; this is room for several of each.
 const MAX_LINES: usize = 32;
 
-/// Nothing that a message brings about is longer.
+/// The longest text that a message may cause.
 const MAX_STEPS: usize = 8;
 
 struct Member {
     machine: ParticipantCohort,
     key: Arc<SecretKey>,
     update: Option<SignedUpdate>,
-    /// What the recorded service said to it, behind the advert.
+    /// The messages of the recorded service to it, after the advert.
     received: Vec<String>,
 }
 
@@ -125,7 +125,7 @@ pub fn check(data: &[u8]) {
     host.check_replay();
 }
 
-/// A host that agrees to everything.
+/// A host that agrees to every request.
 struct Host {
     member: &'static Member,
     machine: ParticipantCohort,
@@ -135,7 +135,7 @@ struct Host {
     verified: Option<SignalBytes>,
     signed: BTreeSet<[u8; 66]>,
     nonce: Option<[u8; 66]>,
-    /// One for the whole round: started anew, it would make the same nonce twice.
+    /// One generator for the whole round: a new one would make the same nonce twice.
     rng: ChaCha20Rng,
 }
 
@@ -159,7 +159,7 @@ impl Host {
         for _ in 0..MAX_STEPS {
             let Some(input) = inputs.pop_front() else { return };
             self.now = self.now + Duration::from_millis(1);
-            // A machine that rejects is unchanged: `decide` could not have changed it.
+            // A machine that rejects is unchanged: `decide` cannot change it.
             let Ok(step) = step(&mut self.machine, self.now, &input, &mut self.rng) else { continue };
             self.journal.extend(step.events);
             inputs.extend(step.effects.into_iter().filter_map(|effect| self.answer(effect)));

@@ -25,7 +25,7 @@ fn signed() -> &'static Signed {
     })
 }
 
-/// What is parsed is written and parsed as the same; and only what was signed is accepted, for the path that was signed.
+/// A header that parses is written and parsed as the same; and only what was signed is accepted, for the path that was signed.
 pub fn check(data: &[u8]) {
     let signed = signed();
     let text = match data.split_first() {

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use crate::{EDIT, edited, identity, rng};
 
-/// More entries of a list than these have no signal; an input stays about one thing.
+/// More entries of a list than these have no signal, so that an input stays small.
 const MAX_SIGNALS: usize = 32;
 
 struct Signed {
@@ -83,8 +83,8 @@ fn signed() -> &'static Signed {
     })
 }
 
-/// A resolution ends, and in the same way whatever comes first and whether the Sidecar Data or a store has it; no
-/// document comes of it but those of updates that the controller signed.
+/// A resolution ends, and in the same way in any order of answers and whether the Sidecar Data or a store has the data; it
+/// returns only documents of updates that the controller signed.
 pub fn check(data: &[u8]) {
     let signed = signed();
     let text = match data.split_first() {
@@ -165,7 +165,7 @@ fn signals(value: &Value, kind: BeaconKind) -> Vec<Signal> {
         .collect()
 }
 
-/// What a content store has: the genesis document, and what is in `content`, under whatever hash is asked for.
+/// The data of a content store: the genesis document, and `content`, under any hash that is requested.
 fn content(signed: &Signed, value: &Value, hash: &DocumentHash) -> Content {
     if jcs::document_hash(&signed.genesis).is_ok_and(|genesis| genesis == *hash) {
         return Content::Json(signed.genesis.clone());

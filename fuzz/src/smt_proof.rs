@@ -48,8 +48,8 @@ fn check_proof(data: &[u8]) {
     }
 }
 
-/// Leaves of three bytes: where in the index a byte is set, and to what, on top of the last index (so that indices share
-/// most of their bits, as hashes never do), and what is in the leaf.
+/// Leaves of three bytes: which byte of the index is set, and to which value, starting from the last index (so that indices
+/// share most of their bits, as hashes never do), and the content of the leaf.
 fn check_tree(data: &[u8]) {
     let mut index = [0; 32];
     let leaves: Vec<([u8; 32], [u8; 32])> = data

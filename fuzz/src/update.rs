@@ -57,7 +57,7 @@ pub fn check(data: &[u8]) {
         UpdateContext { did: signed.controller.did(), document: &signed.initial, version: 1, block: None };
     let broken = violations(&update, &context);
     assert_eq!(verify_update(&update, &context).is_ok(), broken.is_empty());
-    // What a peer wrote is shown in these texts: they stay short.
+    // These texts contain text of a peer: they stay short.
     assert!(broken.iter().all(|error| error.to_string().len() < 2_000), "{broken:?}");
     if broken.is_empty() {
         assert_eq!(update.hash(), signed.update.hash(), "accepted, and never signed: {}", update.value());

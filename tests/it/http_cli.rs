@@ -300,7 +300,7 @@ fn over_tls_a_service_is_trusted_by_its_certificate_only() {
 }
 
 #[test]
-fn the_help_lists_every_command() {
+fn the_help_of_each_command_lists_its_flags() {
     let help = |command: &str| run(&[command, "--help"]).succeeded().stdout;
     let serve =
         ["--config", "--listen", "--recovery-key", "--parallel", "--chain", "--exit-when-done", "--tls-cert"];

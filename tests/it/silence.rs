@@ -152,7 +152,7 @@ fn wrong_names_ports_and_schemes_are_reported() {
 }
 
 #[test]
-fn relays_that_refuse_clients_are_reported() {
+fn relays_that_refuse_or_do_not_answer_are_reported() {
     let causes = [
         (
             "silence-auth",

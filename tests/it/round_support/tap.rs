@@ -20,7 +20,7 @@ use btcr2_aggregation::{
 use futures::{FutureExt, future::BoxFuture};
 use serde_json::{Value, json};
 
-use super::{Point, child::say};
+use super::{Point, child::report};
 
 /// The end of this process, at a point.
 #[derive(Default)]
@@ -40,7 +40,7 @@ impl Crash {
             let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
             unreachable!("SIGKILL ends the process");
         }
-        say(&json!({ "event": "point", "point": point }));
+        report(&json!({ "event": "point", "point": point }));
     }
 
     fn appended(&self) {

@@ -48,7 +48,7 @@ enum BansCommand {
         #[command(flatten)]
         args: DirectoryArgs,
     },
-    /// Refuse a subject in new cohorts, permanently or for some time. Its present cohorts go on
+    /// Refuse a subject in new cohorts, permanently or for some time. Its present cohorts continue
     Add {
         /// A DID, a network address (of IPv6 its /64; every DID at it), or invite:ID (every DID that joins by it)
         subject: Subject,

@@ -29,11 +29,11 @@ use crate::{
     after_help = "Without --to the coins are listed: the change of announcements at the service's own address, and what is left at\n\
     the beacon addresses of --results, with the time from which each can be recovered. With --to the confirmed change is sent\n\
     there in one transaction, and each coin that can be recovered by one of its own.\n\n\
-    What `serve --change` sent elsewhere is not this identity's, and not listed. A node without an address index reads all\n\
+    Change that `serve --change` sent elsewhere is not listed. A node without an address index reads all\n\
     unspent outputs once for this: minutes on the main network."
 )]
 pub(super) struct CoinsArgs {
-    /// Where to see the chain: core=http://user:password@host:port, core=http://host:port?cookie=PATH,
+    /// Where to read the chain: core=http://user:password@host:port, core=http://host:port?cookie=PATH,
     /// or esplora=https://host/api
     #[arg(long, value_name = "KIND=URL", env = "BTCR2_CHAIN", hide_env_values = true)]
     chain: ChainArg,
@@ -49,16 +49,16 @@ pub(super) struct CoinsArgs {
     /// The directory that `serve --out` wrote to: the beacon addresses of its cohorts
     #[arg(long, value_name = "DIR")]
     results: Option<PathBuf>,
-    /// Where to send what can be spent
+    /// The address to send the spendable coins to
     #[arg(long, value_name = "ADDRESS")]
     to: Option<String>,
-    /// The fee rate to pay, in sat/vB, instead of the chain's estimate; never less than the node takes
+    /// The fee rate to pay, in sat/vB, instead of the chain's estimate; never less than the node's minimum
     #[arg(long, value_name = "RATE", requires = "to")]
     fee_rate: Option<SatPerVb>,
-    /// The highest fee rate to pay, in sat/vB, whatever the chain asks for
+    /// The highest fee rate to pay, in sat/vB, even if the chain requires more
     #[arg(long, value_name = "RATE", default_value_t = 100)]
     max_fee_rate: u32,
-    /// Sign and show, send nothing
+    /// Sign and show the transactions, broadcast none
     #[arg(long, requires = "to")]
     dry_run: bool,
     /// Print one JSON object

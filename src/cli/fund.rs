@@ -26,11 +26,11 @@ use crate::{
     fund --chain core=... --submit deposit.signed.psbt"
 )]
 pub(super) struct FundArgs {
-    /// Where to see the chain: core=http://user:password@host:port, core=http://host:port?cookie=PATH,
+    /// Where to read the chain: core=http://user:password@host:port, core=http://host:port?cookie=PATH,
     /// or esplora=https://host/api
     #[arg(long, value_name = "KIND=URL", env = "BTCR2_CHAIN", hide_env_values = true)]
     chain: ChainArg,
-    /// Its network
+    /// The network of the chain
     #[arg(long, value_name = "N", default_value = "regtest")]
     network: Network,
     /// The address that pays, P2WPKH or P2TR, and gets the change
@@ -39,19 +39,19 @@ pub(super) struct FundArgs {
     /// The beacon address
     #[arg(long, value_name = "ADDRESS")]
     to: Option<String>,
-    /// What to pay, in satoshis
+    /// The amount to pay, in satoshis
     #[arg(long, value_name = "SAT")]
     amount: Option<u64>,
     /// Where to write the PSBT, as base64
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Send the signed and finalized PSBT of this file
+    /// Broadcast the signed and finalized PSBT of this file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "to", "amount", "out"])]
     submit: Option<PathBuf>,
-    /// The fee rate to pay, in sat/vB, instead of the chain's estimate; never less than the node takes
+    /// The fee rate to pay, in sat/vB, instead of the chain's estimate; never less than the node's minimum
     #[arg(long, value_name = "RATE", conflicts_with = "submit")]
     fee_rate: Option<SatPerVb>,
-    /// The highest fee rate to pay, in sat/vB, whatever the chain asks for
+    /// The highest fee rate to pay, in sat/vB, even if the chain requires more
     #[arg(long, value_name = "RATE", default_value_t = 100)]
     max_fee_rate: u32,
     /// Print one JSON object

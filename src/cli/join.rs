@@ -166,14 +166,14 @@ settings! {
             max_cost: f64,
             /// Do not sign a transaction that pays a higher fee rate than this, in sat/vB [default: 1000]
             ///
-            /// What the larger fallback needs to be relayed at all is accepted.
+            /// The minimum for relay of the larger fallback is accepted in any case.
             #[arg(long, value_name = "RATE", env = "BTCR2_MAX_FEE_RATE")]
             max_fee_rate: SatPerVb,
         }
         "Timing" {
             /// How long a phase of the service may take [default: 1h]
             ///
-            /// Each phase is waited for three times as long, the transaction as long as --cohort-ttl if that is longer.
+            /// The member waits three times as long for each phase; for the transaction as long as --cohort-ttl if that is longer.
             #[arg(long, value_name = "TIME", env = "BTCR2_PHASE_TIMEOUT", hide_short_help = true)]
             phase_timeout: Period,
             /// How long to wait for a cohort in all, from joining to the start of signing [default: 2days]
@@ -193,7 +193,7 @@ settings! {
             /// when its transaction is confirmed, and only confirmed updates count as announced. Without it, signed ones do.
             #[arg(long, value_name = "KIND=URL", env = "BTCR2_CHAIN", hide_env_values = true)]
             chain: ChainArg,
-            /// With --chain: how often it is asked [default: 30s]
+            /// With --chain: how often to query it [default: 30s]
             #[arg(long, value_name = "TIME", env = "BTCR2_CHAIN_POLL", hide_short_help = true)]
             chain_poll: Period,
             /// With --chain: how many confirmations make an announcement final [default: 6]

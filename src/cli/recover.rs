@@ -26,14 +26,14 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(
     after_help = "Without --to the coins are listed, with the height and the time from which each can be recovered.\n\
-    With --to those that can be are sent there, each by a transaction of its own; --dry-run signs and shows the\n\
-    transactions, and sends none. Coins that a transaction in the mempool spends are left alone: it may be the cohort's\n\
+    With --to the recoverable coins are sent there, each by its own transaction; --dry-run signs and shows the\n\
+    transactions, and broadcasts none. Coins that a transaction in the mempool spends are skipped: it may be the cohort's\n\
     announcement. --replace takes them too.\n\n\
     The cohort's output is derived from its keys and terms: from the file output.json that the service stored, or from\n\
     --keys, --recovery-key and --recovery-sequence."
 )]
 pub(super) struct RecoverArgs {
-    /// Where to see the chain: core=http://user:password@host:port, core=http://host:port?cookie=PATH,
+    /// Where to read the chain: core=http://user:password@host:port, core=http://host:port?cookie=PATH,
     /// or esplora=https://host/api
     #[arg(long, value_name = "KIND=URL", env = "BTCR2_CHAIN", hide_env_values = true)]
     chain: ChainArg,
@@ -55,7 +55,7 @@ pub(super) struct RecoverArgs {
     /// The network of the cohort, with --keys
     #[arg(long, value_name = "N", default_value = "regtest")]
     network: Network,
-    /// Where to send what can be recovered
+    /// The address to send the recoverable coins to
     #[arg(long, value_name = "ADDRESS")]
     to: Option<String>,
     /// The identity file with the recovery key, which is the service's own unless `serve --recovery-key` named another
@@ -67,19 +67,19 @@ pub(super) struct RecoverArgs {
     /// The number of blocks within which it is to be confirmed
     #[arg(long, value_name = "BLOCKS", default_value_t = 6)]
     target: u16,
-    /// The fee rate to pay, in sat/vB, instead of the chain's estimate; never less than the node takes
+    /// The fee rate to pay, in sat/vB, instead of the chain's estimate; never less than the node's minimum
     #[arg(long, value_name = "RATE", requires = "to")]
     fee_rate: Option<SatPerVb>,
     /// The lowest fee rate to pay, in sat/vB
     #[arg(long, value_name = "RATE", default_value_t = 1)]
     min_fee_rate: u32,
-    /// The highest fee rate to pay, in sat/vB, whatever the chain asks for
+    /// The highest fee rate to pay, in sat/vB, even if the chain requires more
     #[arg(long, value_name = "RATE", default_value_t = 100)]
     max_fee_rate: u32,
     /// Also take coins that a transaction in the mempool spends, which may be the announcement: it is replaced
     #[arg(long, requires = "to")]
     replace: bool,
-    /// Sign and show, send nothing
+    /// Sign and show the transactions, broadcast none
     #[arg(long, requires = "to")]
     dry_run: bool,
     /// Print one JSON object

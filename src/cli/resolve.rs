@@ -62,7 +62,7 @@ pub(super) struct ResolveArgs {
         default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..)
     )]
     min_conf: u32,
-    /// Where to see the chain: core=http://user:password@host:port, core=http://host:port?cookie=PATH, or
+    /// Where to read the chain: core=http://user:password@host:port, core=http://host:port?cookie=PATH, or
     /// esplora=https://host/api
     #[arg(long, value_name = "KIND=URL", help_heading = "Sources", env = "BTCR2_CHAIN", hide_env_values = true)]
     chain: Option<ChainArg>,

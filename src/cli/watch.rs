@@ -37,7 +37,7 @@ const SOMETHING_WRONG: u8 = 3;
 pub(super) struct WatchArgs {
     #[command(flatten)]
     sources: SourceArgs,
-    /// Where to see the chain: core=http://user:password@host:port, core=http://host:port?cookie=PATH,
+    /// Where to read the chain: core=http://user:password@host:port, core=http://host:port?cookie=PATH,
     /// or esplora=https://host/api
     #[arg(long, value_name = "KIND=URL", env = "BTCR2_CHAIN", hide_env_values = true)]
     chain: ChainArg,

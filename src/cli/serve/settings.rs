@@ -146,7 +146,7 @@ settings! {
             parallel: u32,
             /// Ask all members to confirm that they are present before signing starts
             ///
-            /// An absent member is then found before its signature is waited for. Members that run another implementation do not
+            /// An absent member is then found before signing starts. Members that run another implementation do not
             /// answer.
             #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_PRESENCE_CHECK", hide_short_help = true)]
             presence_check: bool,
@@ -217,7 +217,7 @@ settings! {
             /// made up: for demonstrations and tests, never on bitcoin.
             #[arg(long, value_name = "CHAIN", env = "BTCR2_CHAIN", hide_env_values = true)]
             chain: Chain,
-            /// With a chain: how often it is asked [default: 30s]
+            /// With a chain: how often to query it [default: 30s]
             #[arg(long, value_name = "TIME", env = "BTCR2_CHAIN_POLL", hide_short_help = true)]
             chain_poll: Period,
             /// With a chain: how long a beacon address is watched for a deposit [default: 1day]

@@ -59,11 +59,11 @@ impl Session {
             members.iter().map(|member| SecretNonce::generate(member.secret_key(), &output, &mut rng)).collect();
         let nonces: Vec<_> = made.iter().map(|(_, public)| PubNonce::from_bytes(&public.0).unwrap()).collect();
         let aggregate = AggNonce::sum(&nonces);
-        let said = Bytes(aggregate.serialize());
+        let encoded = Bytes(aggregate.serialize());
         let partials = members
             .iter()
             .zip(made)
-            .map(|(member, (nonce, _))| nonce.sign(member.secret_key(), &output, &said, &DIGEST).unwrap())
+            .map(|(member, (nonce, _))| nonce.sign(member.secret_key(), &output, &encoded, &DIGEST).unwrap())
             .map(|partial| PartialSignature::from_slice(&partial.0).unwrap())
             .collect();
         Self { members, output, nonces, aggregate, partials }

@@ -116,7 +116,7 @@ impl Handler<Disconnected> for Sink {
 }
 
 /// Without keys, the smallest message.
-fn said(keys: usize) -> SharedBody {
+fn message_of(keys: usize) -> SharedBody {
     let cohort_id = cohort_id();
     if keys == 0 {
         return CohortOptInAccept { cohort_id }.into();
@@ -130,7 +130,7 @@ fn said(keys: usize) -> SharedBody {
 fn obey(connection: &Recipient<Outbound>) {
     let members = members();
     for order in std::io::stdin().lines() {
-        let body = said(order.unwrap().parse().unwrap());
+        let body = message_of(order.unwrap().parse().unwrap());
         for member in &members {
             connection.do_send(Outbound::Direct { to: member.did().clone(), body: body.clone(), until: None });
         }

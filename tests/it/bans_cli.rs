@@ -16,12 +16,12 @@ fn a_running_service_refuses_a_did_until_its_ban_is_lifted() {
     let mut service = Service::start(&directory, &arguments);
     let files = [identity(&directory, "good"), identity(&directory, "bad")];
     let bad = did_of(&files[1]);
-    let added = bans(&state, &["add", &bad, "--for", "7d", "--reason", "said so\u{1b}[2J"]);
+    let added = bans(&state, &["add", &bad, "--for", "7d", "--reason", "rude\u{1b}[2J"]);
     assert_eq!((&added["did"], &added["banned"]), (&json!(bad), &json!(true)));
     assert_eq!(bans(&state, &["list"])[0]["until"], added["until"]);
     // The list for people, in a terminal.
     let text = run(&["bans", "list", "--state", &state]).succeeded().stdout;
-    assert!(text.contains(&bad) && text.contains("said so\\u{1b}"), "{text}");
+    assert!(text.contains(&bad) && text.contains("rude\\u{1b}"), "{text}");
 
     let refused = service.join(&files[1], &["--add-beacon"]);
     let event = service.program.event("participant-refused");
@@ -51,13 +51,13 @@ fn invalid_calls_are_refused_with_a_reason() {
         assert_ne!(ended.status, Some(0), "{ended:?}");
         (ended.status.unwrap(), ended.stderr)
     };
-    let (status, said) = refused(&["list", "--state", &state]);
-    assert!(status == 1 && said.contains("is not a directory") && said.contains("serve --state"), "{said}");
+    let (status, error) = refused(&["list", "--state", &state]);
+    assert!(status == 1 && error.contains("is not a directory") && error.contains("serve --state"), "{error}");
     std::fs::create_dir(&state).unwrap();
-    let (status, said) = refused(&["lift", &did, "--state", &state]);
-    assert!(status == 1 && said.contains("bans list"), "{said}");
-    let (status, said) = refused(&["add", &did, "--until", "2020-01-01T00:00:00Z", "--state", &state]);
-    assert!(status == 2 && said.contains("in the past"), "{said}");
+    let (status, error) = refused(&["lift", &did, "--state", &state]);
+    assert!(status == 1 && error.contains("bans list"), "{error}");
+    let (status, error) = refused(&["add", &did, "--until", "2020-01-01T00:00:00Z", "--state", &state]);
+    assert!(status == 2 && error.contains("in the past"), "{error}");
     assert_eq!(refused(&["add", &did, "--until", "tomorrow", "--state", &state]).0, 2);
     assert_eq!(refused(&["add", "did:example:1", "--state", &state]).0, 2);
     assert_eq!(refused(&["add", &did, "--for", "1d", "--until", "2099-01-01T00:00:00Z", "--state", &state]).0, 2);
@@ -72,8 +72,8 @@ fn invalid_calls_are_refused_with_a_reason() {
 
     // Neither a command nor a service that starts accepts a file of another program as a list.
     std::fs::write(path(&directory, "state/bans.redb"), "garbage").unwrap();
-    let (status, said) = refused(&["list", "--state", &state]);
-    assert!(status == 1 && said.contains("bans.redb") && said.contains("move it away"), "{said}");
+    let (status, error) = refused(&["list", "--state", &state]);
+    assert!(status == 1 && error.contains("bans.redb") && error.contains("move it away"), "{error}");
     let service = identity(&directory, "service");
     let ended =
         run(&["serve", "--identity", &service, "--listen", "127.0.0.1:0", "--chain", "offline", "--state", &state]);

@@ -75,7 +75,7 @@ fn a_cohort_ends_when_its_transaction_is_confirmed() {
         member.event_where("transaction-in-mempool", |event| event["txid"] == txid);
         place.blocks.mine(1).await;
         member.event_where("transaction-in-block", |event| event["confirmations"] == 1);
-        assert!(events(member.seen(), "result").is_empty(), "it said that it was done: {:#?}", member.seen());
+        assert!(events(member.seen(), "result").is_empty(), "it reported that it was done: {:#?}", member.seen());
 
         // A member that is killed meanwhile continues to wait. Until then it signs nothing else of that version or of the next.
         member.kill();

@@ -322,9 +322,9 @@ fn without_arguments_it_prints_a_verified_cohort() {
     for arguments in [&[][..], &["demo"]] {
         let run = run(arguments);
         assert_eq!(run.status, 0, "{}", run.stderr);
-        for said in ["5 members: 5 updated, 0 declined", "BIP-340: yes", "consensus: yes", "sidecar: yes", "bcrt1p"]
+        for part in ["5 members: 5 updated, 0 declined", "BIP-340: yes", "consensus: yes", "sidecar: yes", "bcrt1p"]
         {
-            assert!(run.stdout.contains(said), "{said} is missing in {}", run.stdout);
+            assert!(run.stdout.contains(part), "{part} is missing in {}", run.stdout);
         }
         assert_eq!(run.stderr, "", "a progress line only in a terminal");
     }

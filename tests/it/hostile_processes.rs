@@ -90,7 +90,7 @@ fn contradiction(body: &Body) -> Option<Body> {
 
 /// A cohort of a `serve` process with three honest members, on HTTP and on the relay, and a hostile one whose messages
 /// `rewrite` replaces. The service, when it is done.
-fn with_villain(over: Over, more: &[&str], rewrite: fn(&Body) -> Vec<Body>) -> (Program, Value) {
+fn with_hostile_member(over: Over, more: &[&str], rewrite: fn(&Body) -> Vec<Body>) -> (Program, Value) {
     let arguments = [&["--listen", "127.0.0.1:0", "--fallback-threshold", "3"], more].concat();
     let Running { mut service, url, relay, .. } = crate::nostr_support::serve(4, &arguments);
     let place = |over| if over == Over::Http { url.clone().unwrap() } else { relay.clone() };
@@ -133,7 +133,7 @@ fn with_villain(over: Over, more: &[&str], rewrite: fn(&Body) -> Vec<Body>) -> (
     (service, result)
 }
 
-fn said<'a>(service: &'a mut Program, event: &str) -> Vec<&'a Value> {
+fn events_of<'a>(service: &'a mut Program, event: &str) -> Vec<&'a Value> {
     service.listen().iter().filter(|line| line["event"] == event).collect()
 }
 
@@ -149,17 +149,17 @@ fn in_both_ways(test: impl Fn(Over) + Copy + Send) {
 fn an_equivocating_member_is_banned_and_does_no_harm() {
     in_both_ways(|over| {
         // Over a relay it may receive a nonce of its own that it has never opened; then it does not sign.
-        let (mut service, result) = with_villain(over, &["--signing-timeout", "6s"], |body| {
+        let (mut service, result) = with_hostile_member(over, &["--signing-timeout", "6s"], |body| {
             [Some(body.clone()), contradiction(body)].into_iter().flatten().collect()
         });
         // The first message is used, so that nothing is lost.
         service_result(&result, result["path"].as_str().unwrap());
         let villain = json!(member_identity(0).did());
-        let refused = said(&mut service, "message-rejected");
+        let refused = events_of(&mut service, "message-rejected");
         let equivocations = refused.iter().filter(|refusal| refusal["code"] == "EQUIVOCATION").count();
         assert!(equivocations >= 3, "{over:?}: {refused:#?}");
         assert!(refused.iter().all(|refusal| refusal["from"] == villain), "{over:?}: {refused:#?}");
-        let banned = said(&mut service, "member-banned");
+        let banned = events_of(&mut service, "member-banned");
         assert!(!banned.is_empty() && banned.iter().all(|ban| ban["participant"] == villain), "{banned:#?}");
     });
 }
@@ -168,13 +168,13 @@ fn an_equivocating_member_is_banned_and_does_no_harm() {
 fn an_invalid_partial_signature_leads_to_the_fallback() {
     in_both_ways(|over| {
         // Until then it could still send a valid one.
-        let (mut service, result) = with_villain(over, &["--signing-timeout", "4s"], |body| match body {
+        let (mut service, result) = with_hostile_member(over, &["--signing-timeout", "4s"], |body| match body {
             Body::SignatureAuthorization(_) => contradiction(body).into_iter().collect(),
             body => vec![body.clone()],
         });
         service_result(&result, "script-path");
         assert_eq!(result["culprits"], json!([member_identity(0).did()]), "{over:?}");
-        let banned = said(&mut service, "member-banned");
+        let banned = events_of(&mut service, "member-banned");
         assert_eq!(banned[0]["offence"], "bad-partial-signature", "{banned:#?}");
     });
 }
@@ -182,9 +182,9 @@ fn an_invalid_partial_signature_leads_to_the_fallback() {
 #[test]
 fn a_member_that_repeats_every_message_changes_nothing() {
     in_both_ways(|over| {
-        let (mut service, result) = with_villain(over, &[], |body| vec![body.clone(); 3]);
+        let (mut service, result) = with_hostile_member(over, &[], |body| vec![body.clone(); 3]);
         service_result(&result, "key-path");
-        let refused = said(&mut service, "message-rejected");
+        let refused = events_of(&mut service, "message-rejected");
         assert!(refused.is_empty(), "{over:?}: {refused:#?}");
     });
 }
@@ -274,7 +274,7 @@ impl HostileService {
                             let ended = CohortEnded {
                                 cohort_id: cohort_id.clone(),
                                 code: "CANCELLED".to_owned(),
-                                reason: "because I say so".to_owned(),
+                                reason: "no reason".to_owned(),
                                 at_fault: true,
                                 next_cohort_id: None,
                                 signed: None, opt_in: None,
@@ -303,7 +303,7 @@ async fn send_as(transport: &dyn Transport, from: &Identity, to: &Did, body: imp
 }
 
 /// Runs `join` against each false message: it refuses the message, reports which one, and exits with 1.
-fn lie(rewrite: fn(&Body) -> Vec<Body>, code: &str) {
+fn refuses(rewrite: fn(&Body) -> Vec<Body>, code: &str) {
     for over in [Over::Http, Over::Nostr] {
         let joined = HostileService { over, rewrite, meddler: false }.joined(&[
             "--phase-timeout",
@@ -322,7 +322,7 @@ fn lie(rewrite: fn(&Body) -> Vec<Body>, code: &str) {
 
 #[test]
 fn a_service_with_a_wrong_address_is_refused() {
-    lie(
+    refuses(
         |body| match body {
             Body::CohortReady(ready) => {
                 let mut other = ready.clone();
@@ -338,7 +338,7 @@ fn a_service_with_a_wrong_address_is_refused() {
 
 #[test]
 fn a_service_with_a_wrong_transaction_gets_no_nonce() {
-    lie(
+    refuses(
         |body| match body {
             Body::AuthorizationRequest(request) => {
                 let mut other = request.clone();
@@ -443,7 +443,7 @@ fn a_cohort_completes_despite_garbage_and_forged_senders() {
     let mut refused = Vec::new();
     while !["WRONG_VERSION", "WRONG_SENDER"].iter().all(|code| refused.iter().any(|refusal| refusal == code)) {
         let refusal = service.event("message-rejected");
-        assert_ne!(refusal["from"], json!(victim.did()), "it has said nothing of that: {refusal}");
+        assert_ne!(refusal["from"], json!(victim.did()), "it has sent no such message: {refusal}");
         refused.push(refusal["code"].as_str().unwrap().to_owned());
     }
 

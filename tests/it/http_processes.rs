@@ -166,14 +166,14 @@ fn a_cohort_through(name: &str, proxy: impl FnOnce(std::net::SocketAddr) -> Prox
     proxy.cuts()
 }
 
-fn occurs(text: &str, said: &[u8]) -> bool {
-    said.windows(text.len()).any(|window| window == text.as_bytes())
+fn occurs(text: &str, data: &[u8]) -> bool {
+    data.windows(text.len()).any(|window| window == text.as_bytes())
 }
 
 #[test]
 fn a_participant_survives_cuts_after_every_service_message() {
     let cuts = a_cohort_through("cut-events", |address| {
-        let behind_an_event = |said: &[u8]| occurs("event: message", said);
+        let behind_an_event = |data: &[u8]| occurs("event: message", data);
         Proxy::cutting(address, Box::new(|_| false), Box::new(behind_an_event))
     });
     // Accepted, ready, data, transaction, aggregate nonce; two that come together are cut together.
@@ -185,10 +185,10 @@ fn a_participant_survives_cuts_after_every_message_of_its_own() {
     let cuts = a_cohort_through("cut-posts", |address| {
         // The answer is lost, so the member does not know whether its message arrived; its second attempt succeeds.
         let every_other = Mutex::new(false);
-        let behind_a_post = move |said: &[u8]| {
+        let behind_a_post = move |data: &[u8]| {
             let mut cut = every_other.lock().unwrap();
-            *cut ^= occurs("POST /v1/messages", said);
-            *cut && occurs("POST /v1/messages", said)
+            *cut ^= occurs("POST /v1/messages", data);
+            *cut && occurs("POST /v1/messages", data)
         };
         Proxy::cutting(address, Box::new(behind_a_post), Box::new(|_| false))
     });
@@ -203,10 +203,10 @@ fn a_participant_survives_a_cut_after_any_single_message() {
             scope.spawn(move || {
                 a_cohort_through(&format!("cut-{k}"), move |address| {
                     let seen = Mutex::new(0);
-                    let behind_the_kth = move |said: &[u8]| {
+                    let behind_the_kth = move |data: &[u8]| {
                         let mut seen = seen.lock().unwrap();
                         let before = *seen;
-                        *seen += usize::from(occurs("event: message", said));
+                        *seen += usize::from(occurs("event: message", data));
                         before < k && *seen == k
                     };
                     Proxy::cutting(address, Box::new(|_| false), Box::new(behind_the_kth))

@@ -397,7 +397,7 @@ fn the_programs_show_export_and_merge_vaults() {
     assert_eq!(serde_json::from_str::<Value>(&made.stdout).unwrap(), sidecar(&[first, second]).data);
     let none = crate::support::run(&["sidecar", "--did", &other, "--state", &states[0]]);
     assert!(none.status == Some(1) && none.stderr.contains(&other), "{none:?}");
-    assert_eq!(crate::support::run(&["vault", "list"]).status, Some(2), "where from must be said");
+    assert_eq!(crate::support::run(&["vault", "list"]).status, Some(2), "a source is required");
 }
 
 #[test]

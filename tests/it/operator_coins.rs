@@ -159,9 +159,9 @@ fn cost_counts_children_repeats_first_updates_and_failures() {
     let listed = cost(&["--listed"]);
     assert_eq!(listed["cohorts"][0]["cost"]["saved"], 2 * 1540 - (1540 + 500));
     let text = run(&["cost", out.to_str().unwrap()]).succeeded().stdout;
-    let said =
+    let parts =
         ["47000 sat went to bcrt1pchange", "500 sat by children", "2 first updates", "1 updates not counted"];
-    for part in said.into_iter().chain(["was not announced", "not known yet"]) {
+    for part in parts.into_iter().chain(["was not announced", "not known yet"]) {
         assert!(text.contains(part), "{part}: {text}");
     }
 }

@@ -73,7 +73,7 @@ fn two_rounds(round: usize) {
 
 #[test]
 fn an_announced_update_is_not_announced_again() {
-    let directory = directory("said-before");
+    let directory = directory("announced-once");
     let state = path(&directory, "state");
     let (member, patch) = (identity(&directory, "member"), note(&directory, "once"));
     let arguments = ["--update", &patch, "--state", &state];

@@ -243,13 +243,13 @@ fn a_member_with_restored_older_state_sends_no_second_nonce() {
     drop(absent);
     // Its messages in both runs.
     let key = did_of(&files[0]).parse::<btcr2_aggregation::protocol::did::Did>().unwrap().key().unwrap();
-    let said = |kind: &str, event: &nostr_sdk::Event| {
+    let is_of = |kind: &str, event: &nostr_sdk::Event| {
         event.pubkey.to_hex() == key.x_only().to_string()
             && event.tags.iter().any(|tag| tag.content().is_some_and(|content| content.ends_with(kind)))
     };
-    let events = recorder.until(|event| said("/fallback_signature", event));
+    let events = recorder.until(|event| is_of("/fallback_signature", event));
     let nonces: BTreeSet<_> =
-        events.iter().filter(|event| said("/nonce_contribution", event)).map(|event| event.id).collect();
+        events.iter().filter(|event| is_of("/nonce_contribution", event)).map(|event| event.id).collect();
     assert_eq!(nonces.len(), 1);
-    assert!(!events.iter().any(|event| said("/signature_authorization", event)));
+    assert!(!events.iter().any(|event| is_of("/signature_authorization", event)));
 }

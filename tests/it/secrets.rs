@@ -32,37 +32,37 @@ use tracing_subscriber::EnvFilter;
 
 /// The messages of a round, with the public counterparts of its secrets.
 #[derive(Default)]
-struct Said {
+struct Messages {
     /// The x coordinates of all points whose secret a party stores.
     points: BTreeSet<[u8; 32]>,
     updates: Vec<Value>,
     fallback_signatures: usize,
 }
 
-impl Said {
+impl Messages {
     fn key(&mut self, identity: &Identity) {
         self.points.insert(identity.public_key().x_only().to_bytes());
     }
 }
 
 #[derive(Default)]
-struct Ear(Mutex<Said>);
+struct Recorder(Mutex<Messages>);
 
-impl Tap for Ear {
+impl Tap for Recorder {
     fn given(&self, _: &Did, outbound: &Outbound) {
         let Outbound::Direct { body, .. } = outbound else { return };
-        let mut said = self.0.lock().unwrap();
+        let mut messages = self.0.lock().unwrap();
         match &**body {
-            Body::SubmitUpdate(submitted) => said.updates.push((*submitted.signed_update).clone()),
+            Body::SubmitUpdate(submitted) => messages.updates.push((*submitted.signed_update).clone()),
             Body::NonceContribution(nonce) => {
                 for point in nonce.nonce_contribution.0.chunks(33) {
-                    said.points.insert(point[1..].try_into().unwrap());
+                    messages.points.insert(point[1..].try_into().unwrap());
                 }
             }
             Body::FallbackSignature(signature) => {
                 // The nonce of the signature is its first half.
-                said.points.insert(signature.fallback_signature.0[..32].try_into().unwrap());
-                said.fallback_signatures += 1;
+                messages.points.insert(signature.fallback_signature.0[..32].try_into().unwrap());
+                messages.fallback_signatures += 1;
             }
             _ => {}
         }
@@ -70,9 +70,9 @@ impl Tap for Ear {
 }
 
 /// A whole round of all roles in this process, and its messages.
-async fn round(scenario: &Scenario) -> Said {
-    let ear = Arc::new(Ear::default());
-    let taps: Vec<Arc<dyn Tap>> = vec![ear.clone()];
+async fn round(scenario: &Scenario) -> Messages {
+    let recorder = Arc::new(Recorder::default());
+    let taps: Vec<Arc<dyn Tap>> = vec![recorder.clone()];
     let Door { place, transport: inner, relay: _relay } = open_door(scenario.over).await;
     let transport = Arc::new(Tapped { inner, taps: taps.clone() });
     let (service, mut running) = start_service(transport, Arc::new(MemoryJournal::new())).await;
@@ -90,9 +90,9 @@ async fn round(scenario: &Scenario) -> Said {
         }
     };
     tokio::time::timeout(PATIENCE, completes).await.expect("the round completes");
-    let mut said = std::mem::take(&mut *ear.0.lock().unwrap());
-    (0..MEMBERS).map(member_identity).chain([service_identity()]).for_each(|identity| said.key(&identity));
-    said
+    let mut messages = std::mem::take(&mut *recorder.0.lock().unwrap());
+    (0..MEMBERS).map(member_identity).chain([service_identity()]).for_each(|identity| messages.key(&identity));
+    messages
 }
 
 /// The strings that only an update contains: its hashes, its proof, the service that it adds.
@@ -136,14 +136,14 @@ fn the_log_of_a_round_has_no_key_nonce_or_update() {
         .with_ansi(false)
         .init();
     for scenario in Scenario::ALL {
-        let said = actix_rt::System::new().block_on(round(&scenario));
+        let messages = actix_rt::System::new().block_on(round(&scenario));
         let (log, name) = (log.take(), scenario.name);
         let silent = usize::from(scenario.fallback);
-        assert_eq!(said.updates.len(), MEMBERS - 1, "one declines");
-        assert_eq!(said.fallback_signatures, silent * (MEMBERS - 1), "{name}");
+        assert_eq!(messages.updates.len(), MEMBERS - 1, "one declines");
+        assert_eq!(messages.fallback_signatures, silent * (MEMBERS - 1), "{name}");
         assert_eq!(
-            said.points.len(),
-            MEMBERS + 1 + 2 * (MEMBERS - silent) + said.fallback_signatures,
+            messages.points.len(),
+            MEMBERS + 1 + 2 * (MEMBERS - silent) + messages.fallback_signatures,
             "keys, two halves of each nonce, and the nonce of each fallback signature: {name}"
         );
         // The log is that of this round; otherwise the search would prove nothing.
@@ -155,8 +155,8 @@ fn the_log_of_a_round_has_no_key_nonce_or_update() {
             let secret = HEXLOWER.decode(identity.secret_key().to_hex().as_bytes()).unwrap();
             assert_eq!(log.line_with(&secret), None, "{name}: the key of {} is in the log", identity.did());
         }
-        assert_eq!(log.line_with_secret_of(&said.points), None, "{name}: a secret is in the log");
-        assert_no_update(&log, &said.updates, name);
+        assert_eq!(log.line_with_secret_of(&messages.points), None, "{name}: a secret is in the log");
+        assert_no_update(&log, &messages.updates, name);
     }
 }
 
@@ -207,18 +207,18 @@ fn the_logs_of_programs_have_no_key_passphrase_or_update() {
         // The member's record of its update is in its last event, as intended.
         let (logs, events) = (Logged::new(logs), Logged::new(events));
         assert_no_update(&logs, &updates, format);
-        for said in [logs, events] {
+        for output in [logs, events] {
             assert!(
-                said.text.contains("signing-complete") && said.text.contains("cohort-complete"),
+                output.text.contains("signing-complete") && output.text.contains("cohort-complete"),
                 "{}",
-                said.text
+                output.text
             );
             for (identity, secret) in &people {
                 let secret = HEXLOWER.decode(secret.as_bytes()).unwrap();
-                assert_eq!(said.line_with(&secret), None, "--log {format}: the key of {}", identity.did());
+                assert_eq!(output.line_with(&secret), None, "--log {format}: the key of {}", identity.did());
             }
-            assert_eq!(said.line_with_secret_of(&points), None, "--log {format}");
-            assert_eq!(said.line_with(PASSPHRASE.as_bytes()), None, "--log {format}");
+            assert_eq!(output.line_with_secret_of(&points), None, "--log {format}");
+            assert_eq!(output.line_with(PASSPHRASE.as_bytes()), None, "--log {format}");
         }
     }
 }

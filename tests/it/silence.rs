@@ -77,15 +77,15 @@ fn gives_up(name: &str, place: &[&str]) -> (String, String) {
     let fixed = ["join", "--identity", &member, "--decline", "--events", "json", "--connect-timeout", "13s"];
     let (status, lines, errors) = Program::start(&[&fixed[..], place].concat()).end();
     assert_eq!(status, Some(1), "{lines:#?}{errors}");
-    let said: Vec<&Value> = lines.iter().filter(|line| line["event"] == "unreachable").collect();
-    assert!(!said.is_empty(), "{lines:#?}");
+    let reported: Vec<&Value> = lines.iter().filter(|line| line["event"] == "unreachable").collect();
+    assert!(!reported.is_empty(), "{lines:#?}");
     // Each purpose is reported once in these seconds.
     let purposes: std::collections::BTreeSet<_> =
-        said.iter().map(|line| (line["purpose"].to_string(), line["problem"].to_string())).collect();
-    assert_eq!(said.len(), purposes.len(), "it repeats itself: {said:#?}");
+        reported.iter().map(|line| (line["purpose"].to_string(), line["problem"].to_string())).collect();
+    assert_eq!(reported.len(), purposes.len(), "a purpose is reported twice: {reported:#?}");
     let result = lines.iter().find(|line| line["event"] == "result").unwrap();
     assert!(text(&result["reason"]).contains("--connect-timeout"), "{result}");
-    (text(&said[0]["problem"]).to_owned(), said[0]["advice"].as_str().unwrap_or_default().to_owned())
+    (text(&reported[0]["problem"]).to_owned(), reported[0]["advice"].as_str().unwrap_or_default().to_owned())
 }
 
 #[test]
@@ -120,8 +120,8 @@ fn a_server_that_is_not_a_service_is_reported() {
     let waiting = causes.map(|(name, answer, problem, advice)| {
         thread::spawn(move || {
             let url = answering(answer);
-            let (said, advised) = gives_up(name, &["--service", &url]);
-            assert!(said.contains(problem), "{name}: {said}");
+            let (reported, advised) = gives_up(name, &["--service", &url]);
+            assert!(reported.contains(problem), "{name}: {reported}");
             assert!(advised.contains(advice), "{name}: {advised}");
         })
     });
@@ -143,9 +143,9 @@ fn wrong_names_ports_and_schemes_are_reported() {
     ];
     let waiting = causes.map(|(name, url, problem, advice)| {
         thread::spawn(move || {
-            let (said, advised) = gives_up(name, &["--service", &url]);
-            assert!(said.contains(problem), "{name}: {said}");
-            assert!(advised.contains(advice), "{name}: {said}: {advised}");
+            let (reported, advised) = gives_up(name, &["--service", &url]);
+            assert!(reported.contains(problem), "{name}: {reported}");
+            assert!(advised.contains(advice), "{name}: {reported}: {advised}");
         })
     });
     waiting.into_iter().for_each(|waiting| waiting.join().unwrap());
@@ -165,9 +165,9 @@ fn relays_that_refuse_or_do_not_answer_are_reported() {
     ];
     let waiting = causes.map(|(name, frames, problem, advice)| {
         thread::spawn(move || {
-            let (said, advised) = gives_up(name, &["--relay", &relay(frames)]);
-            assert!(said.contains(problem), "{name}: {said}");
-            assert!(advised.contains(advice), "{name}: {said}: {advised}");
+            let (reported, advised) = gives_up(name, &["--relay", &relay(frames)]);
+            assert!(reported.contains(problem), "{name}: {reported}");
+            assert!(advised.contains(advice), "{name}: {reported}: {advised}");
         })
     });
     waiting.into_iter().for_each(|waiting| waiting.join().unwrap());
@@ -181,13 +181,13 @@ fn a_service_reports_problems_of_its_relays() {
     drop(unused);
     let mut service =
         Service::start(&directory, &["--relay", &mute, "--relay", &closed, "--min-participants", "1"]);
-    let said = |service: &mut Service, peer: &str, problem: &str| {
+    let reported = |service: &mut Service, peer: &str, problem: &str| {
         service.program.event_where("unreachable", |event| {
             text(&event["peer"]).contains(peer) && text(&event["problem"]).contains(problem)
         });
     };
-    said(&mut service, closed.trim_start_matches("ws://"), "efused");
-    said(&mut service, mute.trim_start_matches("ws://"), "we are full");
+    reported(&mut service, closed.trim_start_matches("ws://"), "efused");
+    reported(&mut service, mute.trim_start_matches("ws://"), "we are full");
     // Over HTTP it is reachable nevertheless.
     assert_eq!(service.join(&identity(&directory, "member"), &["--decline"]).result()["ok"], true);
 }
@@ -201,15 +201,15 @@ fn a_member_that_reads_too_slowly_is_warned() {
     let directory = directory("silence-too-slow");
     let member = identity(&directory, "member");
     let join = ["join", "--identity", &member, "--decline", "--service", &url];
-    let said = Program::start(&[&join[..], &["--events", "json"]].concat()).event("read-too-slowly");
-    assert_eq!(said["detail"], "there was no room \\u{1b}[31m for the messages of 3 cohorts");
+    let reported = Program::start(&[&join[..], &["--events", "json"]].concat()).event("read-too-slowly");
+    assert_eq!(reported["detail"], "there was no room \\u{1b}[31m for the messages of 3 cohorts");
     let mut command = command(&join);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
     let warning = lines.into_iter().find(|line| line.contains("warning:"));
     child.kill().unwrap();
     child.wait().unwrap();
-    let warning = warning.expect("it is said in words too");
+    let warning = warning.expect("the text has it too");
     assert!(warning.contains("read too slowly") && warning.contains("the messages of 3 cohorts"), "{warning}");
 }
 
@@ -233,7 +233,7 @@ fn a_notice_of_a_relay_in_place_of_an_answer_is_shown() {
         "--events",
         "json",
     ]);
-    let said = serve.event("relay-says");
-    assert_eq!(said["words"], "NOTICE pay \\u{202e}first");
+    let reported = serve.event("relay-says");
+    assert_eq!(reported["words"], "NOTICE pay \\u{202e}first");
     serve.kill();
 }

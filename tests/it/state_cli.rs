@@ -144,7 +144,7 @@ fn only_old_archived_streams_are_pruned() {
     assert_eq!(json(&["state", "list", "--json", "--state", &state]).as_array().unwrap().len(), 3);
     let text = run(&["state", "prune", "--older-than", "0s", "--state", &state]).succeeded().stdout;
     contains(&text, &["cohort/%24%28new%29", "forgotten: 1, archived before"]);
-    assert_eq!(run(&["state", "prune", "--state", &state]).status, Some(2), "an age must be said");
+    assert_eq!(run(&["state", "prune", "--state", &state]).status, Some(2), "an age is required");
 }
 
 #[test]

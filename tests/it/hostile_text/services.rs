@@ -82,27 +82,27 @@ impl Streams {
 }
 
 /// Sends every text of every message in a hostile form, one in each cohort.
-struct Villain {
+struct HostileService {
     streams: Arc<Streams>,
     texts: Vec<Text>,
-    state: Mutex<Said>,
+    state: Mutex<Sent>,
 }
 
 #[derive(Default)]
-struct Said {
+struct Sent {
     /// Which text is hostile in which cohort.
     cohorts: BTreeMap<CohortId, usize>,
-    said: BTreeSet<usize>,
+    sent: BTreeSet<usize>,
     number: u64,
 }
 
-impl Villain {
-    fn say(&self, body: &SharedBody, to: &str) {
+impl HostileService {
+    fn send_hostile(&self, body: &SharedBody, to: &str) {
         let mut state = self.state.lock().unwrap();
         let next = state.cohorts.len();
         let text = *state.cohorts.entry(body.cohort_id().clone()).or_insert(next);
         let Some(Text { short_type, place, is_name, size }) = self.texts.get(text) else { return };
-        if trigger(short_type) != body.short_type() || !state.said.insert(text) {
+        if trigger(short_type) != body.short_type() || !state.sent.insert(text) {
             return;
         }
         let real: Value = serde_json::from_str(body.json()).unwrap();
@@ -129,10 +129,10 @@ impl Villain {
     }
 }
 
-impl Tap for Villain {
+impl Tap for HostileService {
     fn rewrite(&self, outbound: Outbound) -> Vec<Outbound> {
         if let Outbound::Direct { to, body, .. } = &outbound {
-            self.say(body, to.as_str());
+            self.send_hostile(body, to.as_str());
         }
         vec![outbound]
     }
@@ -197,8 +197,8 @@ fn join_shows(directory: &Path, texts: &[Text], is_first: bool, format: &'static
         let streams = Arc::<Streams>::default();
         let place = open_web(&server, &streams);
         let (texts, count) = (texts.to_vec(), texts.len());
-        let villain = Arc::new(Villain { streams: Arc::clone(&streams), texts, state: Mutex::default() });
-        let tap: Arc<dyn Tap> = villain.clone();
+        let hostile = Arc::new(HostileService { streams: Arc::clone(&streams), texts, state: Mutex::default() });
+        let tap: Arc<dyn Tap> = hostile.clone();
         let transport = Arc::new(Tapped { inner: Arc::new(server), taps: vec![tap] });
         let (service, mut running) = start_service(transport, Arc::new(MemoryJournal::new())).await;
         let arguments = [
@@ -220,7 +220,7 @@ fn join_shows(directory: &Path, texts: &[Text], is_first: bool, format: &'static
         while streams.adverts.lock().unwrap().is_empty() || streams.inboxes.lock().unwrap().is_empty() {
             actix_rt::task::yield_now().await;
         }
-        let adverts = villain.texts.iter().filter(|text| text.short_type == Body::TYPES[0]);
+        let adverts = hostile.texts.iter().filter(|text| text.short_type == Body::TYPES[0]);
         for (number, Text { place, is_name, size, .. }) in adverts.enumerate() {
             let cohort_id = CohortId::parse(&format!("hostile-advert-{number}")).unwrap();
             let session_id = SessionId::parse("session").unwrap();
@@ -236,15 +236,15 @@ fn join_shows(directory: &Path, texts: &[Text], is_first: bool, format: &'static
             service.send(cohort(&Scenario::ALL[1], 1, PATIENCE, PATIENCE)).await.unwrap().unwrap();
         }
         let until = tokio::time::Instant::now() + PATIENCE;
-        while villain.state.lock().unwrap().said.len() < count {
+        while hostile.state.lock().unwrap().sent.len() < count {
             assert!(
                 tokio::time::Instant::now() < until,
-                "not said: {:?}",
-                villain
+                "not sent: {:?}",
+                hostile
                     .texts
                     .iter()
                     .enumerate()
-                    .filter(|(text, _)| !villain.state.lock().unwrap().said.contains(text))
+                    .filter(|(text, _)| !hostile.state.lock().unwrap().sent.contains(text))
                     .map(|(_, text)| text)
                     .collect::<Vec<_>>()
             );

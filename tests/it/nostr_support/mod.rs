@@ -44,12 +44,12 @@ impl Program {
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let (say, events) = channel();
+        let (sender, events) = channel();
         thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 let event = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
                 crate::support::events::check(&event);
-                let _ = say.send(event);
+                let _ = sender.send(event);
             }
         });
         Self { name: name.to_owned(), child, events, received: Vec::new() }

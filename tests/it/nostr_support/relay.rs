@@ -84,7 +84,7 @@ pub struct Recorder {
 
 impl Recorder {
     pub fn start(url: &str) -> Self {
-        let (say, events) = channel();
+        let (sender, events) = channel();
         let (ready, is_ready) = channel();
         let url = url.to_owned();
         thread::spawn(move || {
@@ -96,7 +96,7 @@ impl Recorder {
                     match notification {
                         RelayPoolNotification::Event { event, .. } => {
                             // Unless the recorder was dropped.
-                            let _ = say.send(*event);
+                            let _ = sender.send(*event);
                         }
                         RelayPoolNotification::Message {
                             message: nostr_sdk::RelayMessage::EndOfStoredEvents(_),

@@ -14,27 +14,27 @@ use super::tap::Tap;
 
 /// The contributions of one member in one signing session.
 #[derive(Default)]
-struct Said {
+struct Contributions {
     nonces: BTreeSet<Vec<u8>>,
     signatures: BTreeSet<Vec<u8>>,
 }
 
 /// The nonces and partial signatures of all members.
 #[derive(Default)]
-pub struct Transcript(Mutex<BTreeMap<(Did, SessionId), Said>>);
+pub struct Transcript(Mutex<BTreeMap<(Did, SessionId), Contributions>>);
 
 impl Transcript {
     fn note(&self, by: &Did, body: &Body) {
-        let mut said = self.0.lock().unwrap();
+        let mut sent = self.0.lock().unwrap();
         let session = |session: &SessionId| (by.clone(), session.clone());
         match body {
             Body::NonceContribution(nonce) => {
-                let said = said.entry(session(&nonce.session_id)).or_default();
-                said.nonces.insert(nonce.nonce_contribution.0.to_vec());
+                let sent = sent.entry(session(&nonce.session_id)).or_default();
+                sent.nonces.insert(nonce.nonce_contribution.0.to_vec());
             }
             Body::SignatureAuthorization(signature) => {
-                let said = said.entry(session(&signature.session_id)).or_default();
-                said.signatures.insert(signature.partial_signature.0.to_vec());
+                let sent = sent.entry(session(&signature.session_id)).or_default();
+                sent.signatures.insert(signature.partial_signature.0.to_vec());
             }
             _ => {}
         }
@@ -43,21 +43,21 @@ impl Transcript {
     /// No nonce has two signatures, no session two nonces of a member that signed it, and no nonce comes again elsewhere.
     pub fn check(&self) {
         let mut nonces = BTreeSet::new();
-        for ((did, session), said) in &*self.0.lock().unwrap() {
-            assert!(said.signatures.len() <= 1, "{did} signed twice in session {session}");
+        for ((did, session), sent) in &*self.0.lock().unwrap() {
+            assert!(sent.signatures.len() <= 1, "{did} signed twice in session {session}");
             assert!(
-                said.signatures.is_empty() || said.nonces.len() == 1,
+                sent.signatures.is_empty() || sent.nonces.len() == 1,
                 "{did}: two nonces, one signed: {session}"
             );
-            for nonce in &said.nonces {
-                assert!(nonces.insert(nonce.clone()), "{did} said a nonce again in session {session}");
+            for nonce in &sent.nonces {
+                assert!(nonces.insert(nonce.clone()), "{did} sent a nonce again in session {session}");
             }
         }
     }
 
     /// How many nonces were sent.
     pub fn nonces(&self) -> usize {
-        self.0.lock().unwrap().values().map(|said| said.nonces.len()).sum()
+        self.0.lock().unwrap().values().map(|sent| sent.nonces.len()).sum()
     }
 }
 

@@ -49,7 +49,7 @@ impl Proxy {
 
     /// A proxy to `target` that cuts every connection after a chunk of the client, or of the server, for which the function
     /// returns true. The client's data reaches the server first; the server's answer is then lost.
-    pub fn cutting(target: SocketAddr, client_says: Cutter, server_says: Cutter) -> Self {
+    pub fn cutting(target: SocketAddr, client_cutter: Cutter, server_cutter: Cutter) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State {
@@ -59,7 +59,7 @@ impl Proxy {
             closed: AtomicBool::default(),
             cuts: AtomicUsize::default(),
         });
-        let (shared, cutters) = (Arc::clone(&state), Arc::new((client_says, server_says)));
+        let (shared, cutters) = (Arc::clone(&state), Arc::new((client_cutter, server_cutter)));
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 if shared.closed.load(Ordering::SeqCst) {
@@ -84,10 +84,10 @@ impl Proxy {
     /// A proxy to `target` through which a client receives nothing after the first message that contains `text`, until its
     /// connection is [cut](Self::cut). The client's own data is still forwarded.
     pub fn deaf_behind(target: SocketAddr, text: &'static str) -> Self {
-        let was_said = AtomicBool::new(false);
-        let stop = move |said: &[u8]| {
-            let occurs = said.windows(text.len()).any(|window| window == text.as_bytes());
-            if occurs && !was_said.swap(true, Ordering::SeqCst) {
+        let found = AtomicBool::new(false);
+        let stop = move |data: &[u8]| {
+            let occurs = data.windows(text.len()).any(|window| window == text.as_bytes());
+            if occurs && !found.swap(true, Ordering::SeqCst) {
                 loop {
                     thread::park();
                 }
@@ -136,11 +136,11 @@ fn pump(mut from: TcpStream, mut to: TcpStream, state: &Arc<State>, cutters: &Ar
     thread::spawn(move || {
         let mut chunk = vec![0; 1 << 16];
         while let Ok(length) = from.read(&mut chunk) {
-            let said = &chunk[..length];
-            if length == 0 || to.write_all(said).is_err() {
+            let data = &chunk[..length];
+            if length == 0 || to.write_all(data).is_err() {
                 break;
             }
-            let cut = if client { (cutters.0)(said) } else { (cutters.1)(said) };
+            let cut = if client { (cutters.0)(data) } else { (cutters.1)(data) };
             if cut && client {
                 state.cut();
                 // Until the server has processed it: otherwise it could notice the end of the connection first.

@@ -139,7 +139,7 @@ fn a_second_host_takes_over_while_nonces_are_collected() {
 }
 
 #[test]
-fn a_second_host_takes_over_while_partial_signatures_are_collected() {
+fn a_second_host_takes_over_during_partial_signatures() {
     over_http(&OverHttp {
         name: "partials",
         deaf: "sign/authorization_request",

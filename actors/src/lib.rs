@@ -6,7 +6,8 @@
 //!
 //! - [`service`]: an Aggregation Service, its cohorts and their signing sessions.
 //! - [`participant`]: a DID controller and its sessions.
-//! - [`transport`] and [`journal`]: the two ports.
+//! - [`announcement`]: the way of a cohort's signal into the chain.
+//! - [`transport`], [`journal`] and [`chain`]: the ports.
 //! - [`state`]: the state directory, which stores the journal and everything else that must survive the process.
 //! - [`bans`]: members that committed an offence and are not admitted for a while; [`invites`]: who may join;
 //!   [`seats`]: how often; [`subject`]: whom a ban or a limit is about.
@@ -16,7 +17,9 @@
 //! - `engine`: how an actor drives a machine: decide, apply, journal, and only then perform.
 //! - [`runtime`]: time and randomness, injected.
 
+pub mod announcement;
 pub mod bans;
+pub mod chain;
 mod cool_downs;
 mod deliveries;
 mod engine;

@@ -38,6 +38,11 @@ pub(crate) fn session(cohort_id: &CohortId, participant: &Did) -> Span {
     error_span!(parent: None, "session", %cohort_id, %participant)
 }
 
+/// A cohort's announcement.
+pub(crate) fn announcement(cohort_id: &CohortId) -> Span {
+    error_span!(parent: None, "announcement", %cohort_id)
+}
+
 /// An identity's endpoint on a transport, over all its connections.
 pub(crate) fn link(did: &Did) -> Span {
     error_span!(parent: None, "link", %did)

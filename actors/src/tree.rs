@@ -6,6 +6,7 @@
 //!             └─ Link ──┬───────── connection: Memory, HttpConnection, Endpoint, NostrConnection ─ Relay
 //!                       └───────── Combined ─ LinkInbox, Link ─ ...
 //! Hub (one for each HTTP server) ─ Inbox
+//! Announcement (one for each announcement that has not ended)
 //! ```
 //!
 //! Every actor is started by `supervision::start`, which takes the mailbox's bound from the actor's row.
@@ -120,6 +121,18 @@ pub const PARTICIPANT_SESSION: Row = Row {
     span: "session",
 };
 
+/// The announcement of a cohort. The host owns it, see [`Announcements`](crate::announcement::Announcements).
+pub const ANNOUNCEMENT: Row = Row {
+    name: "Announcement",
+    parents: &[],
+    // The host makes a handful of requests for each cohort.
+    mailbox: 16,
+    when_full: WhenFull::SenderWaits,
+    restart: Restart::ReplaysJournal,
+    journal: Some("announcement/COHORT"),
+    span: "announcement",
+};
+
 /// An identity's permanent endpoint on a transport, which outlives its connections.
 pub const LINK: Row = Row {
     name: "Link",
@@ -232,7 +245,7 @@ pub const LINK_INBOX: Row = Row {
 };
 
 /// Every row, parents before their children.
-pub const ROWS: [&Row; 16] = [
+pub const ROWS: [&Row; 17] = [
     &SUPERVISOR,
     &SERVICE,
     &COHORT,
@@ -249,6 +262,7 @@ pub const ROWS: [&Row; 16] = [
     &RELAY,
     &HUB,
     &INBOX,
+    &ANNOUNCEMENT,
 ];
 
 #[cfg(test)]

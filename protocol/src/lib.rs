@@ -32,10 +32,12 @@
 //! Every role is a [`machine::Machine`]: `decide`, `apply`, `effects`. Identifiers and documents are in [`did`],
 //! [`document`], [`update`]; the wire format in [`message`]; what carries a
 //! message over HTTP in [`envelope`] and [`request_auth`], and over Nostr in [`nostr`] (codecs, no sockets); what a round
-//! leaves behind in [`sidecar`] and [`transcript`]; what becomes of it, a document at a version, in [`resolution`].
+//! leaves behind in [`sidecar`] and [`transcript`]; its way into the [`chain`] in [`announcement`]; what becomes of it, a document at a version, in [`resolution`].
 //! The actors that carry these machines through a runtime are the crate `btcr2-aggregation-actors`.
 
+pub mod announcement;
 pub mod beacon;
+pub mod chain;
 pub mod cohort;
 pub mod did;
 pub mod document;

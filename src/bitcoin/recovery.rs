@@ -15,9 +15,9 @@ use super::{
 };
 use crate::files::{file_name, write_whole};
 use crate::protocol::{
+    chain::block_time,
     id::CohortId,
     key::SecretKey,
-    network::Network,
     output::{BeaconOutput, Coin, RecoveryError, RecoverySpend, sign_recovery_transaction},
 };
 
@@ -84,14 +84,6 @@ pub struct RecoverableCoin {
     pub spent_by: Option<Txid>,
     /// When it can be recovered.
     pub maturity: Maturity,
-}
-
-/// The time between two blocks of a network.
-pub fn block_time(network: Network) -> Duration {
-    match network {
-        Network::Mutinynet => Duration::from_secs(30),
-        _ => Duration::from_secs(600),
-    }
 }
 
 /// The coins of `output` in `activity`, the oldest first. `None` if the output has no recovery leaf.

@@ -11,9 +11,8 @@ use tokio::{
 
 use crate::{
     bitcoin::{
-        chain::{Activity, Chain, ChainError, ChainSource, Spend},
+        chain::{Activity, Chain, ChainError, ChainSource, Spend, signal_of},
         ledger::{Ledger, read_spenders},
-        watch::signal_of,
     },
     protocol::{id::CohortId, network::Network, sidecar::MemberRecord},
 };

@@ -15,15 +15,16 @@ use std::{
 use ::bitcoin::{Amount, OutPoint, Txid};
 
 use crate::{
-    actors::journal::{Journal, JournalError, StreamId},
+    actors::{
+        announcement::Announcements,
+        journal::{Journal, JournalError, StreamId, StreamKind},
+    },
     bitcoin::{
         announcement::{Announcement, AnnouncementEvent},
-        chain::{Activity, Chain, ChainError, Deposit, Spend},
+        chain::{Activity, Chain, ChainError, Deposit, Spend, signal_of},
         ledger::Ledger,
         notice::{AnnouncementNotice, foreign_spend},
-        operator::ChainOperator,
         recovery::{CohortFile, Maturity, survey},
-        watch::{Watch, signal_of},
     },
     files::file_name,
     protocol::{cohort::event::ServiceEvent, id::CohortId, machine, output::BeaconOutput},
@@ -38,7 +39,7 @@ const FAR_BEHIND: u32 = 1000;
 
 /// Follows the coins of all cohorts that may have coins.
 pub(super) struct MaturityWatch {
-    operator: ChainOperator,
+    announcements: Announcements,
     out: Option<PathBuf>,
     warn_blocks: u32,
     followed: BTreeMap<CohortId, Followed>,
@@ -91,18 +92,25 @@ impl After {
 
 impl MaturityWatch {
     /// Warns `warn_blocks` before a timelock passes.
-    pub(super) fn new(operator: ChainOperator, out: Option<PathBuf>, warn_blocks: u32) -> Self {
-        Self { operator, out, warn_blocks, followed: BTreeMap::new(), done: BTreeSet::new(), sent: BTreeSet::new() }
+    pub(super) fn new(announcements: Announcements, out: Option<PathBuf>, warn_blocks: u32) -> Self {
+        Self {
+            announcements,
+            out,
+            warn_blocks,
+            followed: BTreeMap::new(),
+            done: BTreeSet::new(),
+            sent: BTreeSet::new(),
+        }
     }
 
     /// Repeats the check without end.
     pub(super) async fn run(mut self) {
-        let every = HOUR.min(self.operator.settings().poll * POLLS);
+        let every = HOUR.min(self.announcements.settings().poll * POLLS);
         loop {
             match self.check().await {
                 Ok(notices) => notices.into_iter().for_each(|notice| {
                     // No receiver is not an error.
-                    let _ = self.operator.settings().notices.send(Arc::new(notice));
+                    let _ = self.announcements.settings().notices.send(Arc::new(notice));
                 }),
                 Err(error) => tracing::warn!(%error, "it is not known which coins can be recovered soon"),
             }
@@ -112,13 +120,13 @@ impl MaturityWatch {
 
     /// The new warnings and spends.
     async fn check(&mut self) -> Result<Vec<AnnouncementNotice>, ChainError> {
-        let settings = self.operator.settings();
+        let settings = self.announcements.settings();
         let (journal, chain) = (Arc::clone(&settings.journal), Arc::clone(&settings.chain));
         if let Err(error) = self.find(&*journal, &*chain).await {
             tracing::warn!(%error, "cohorts are missing among those whose coins are followed");
         }
         let (mut news, mut sent) = (Vec::new(), BTreeSet::new());
-        let claims = Arc::clone(&self.operator.settings().claims);
+        let claims = Arc::clone(&self.announcements.settings().claims);
         let mut ledgers: Vec<_> = self.followed.values_mut().map(|followed| &mut followed.ledger).collect();
         let activities = Ledger::refresh_all(&mut ledgers, &*chain).await?;
         for ((cohort_id, followed), activity) in self.followed.iter_mut().zip(activities) {
@@ -165,8 +173,11 @@ impl MaturityWatch {
         let height = chain.tip().await?.block.height;
         let live = journal.streams().await?;
         let archived = journal.archived().await?.into_iter().map(|archived| archived.stream);
-        let announced: BTreeSet<_> =
-            live.into_iter().chain(archived).filter_map(|stream| Watch::cohort_of(&stream)).collect();
+        let cohort_of = |stream: StreamId| match stream.kind() {
+            StreamKind::Announcement(cohort_id) => Some(cohort_id),
+            _ => None,
+        };
+        let announced: BTreeSet<_> = live.into_iter().chain(archived).filter_map(cohort_of).collect();
         for cohort_id in &announced {
             // An error of one cohort does not affect the others.
             if let Err(error) = self.find_one(journal, height, cohort_id).await {
@@ -194,7 +205,7 @@ impl MaturityWatch {
             return Ok(());
         }
         let events = events(journal, cohort_id).await?;
-        let announcement = machine::replay(Announcement::new(Arc::clone(self.operator.rules())), &events);
+        let announcement = machine::replay(Announcement::new(Arc::clone(self.announcements.rules())), &events);
         let (sight, after) = (announcement.sight(), After::of(&announcement));
         if let Some(followed) = self.followed.get_mut(cohort_id) {
             followed.after = after;
@@ -292,7 +303,7 @@ fn read(path: &std::path::Path) -> Option<CohortFile> {
 }
 
 async fn events(journal: &dyn Journal, cohort_id: &CohortId) -> Result<Vec<AnnouncementEvent>, FindError> {
-    let records = journal.read(&Watch::stream(cohort_id)).await?;
+    let records = journal.read(&StreamId::of_announcement(cohort_id)).await?;
     let events: Result<_, _> = records.iter().map(|record| record.event()).collect();
     events.map_err(FindError::Unreadable)
 }
@@ -321,14 +332,15 @@ mod tests {
     use super::*;
     use crate::{
         actors::{
+            announcement::AnnouncementSettings,
             journal::{MemoryJournal, Record},
             runtime::Clock,
+            supervision::{RestartIntensity, Vitals},
         },
         bitcoin::{
             announcement::{AnnouncementFailure, Rules},
             chain::MemoryChain,
             recovery::plan,
-            watch::WatchSettings,
         },
         protocol::{
             key::SecretKey,
@@ -371,10 +383,10 @@ mod tests {
             AnnouncementEvent::Failed { at, failure: AnnouncementFailure::NotFunded },
         ];
         let records = events.map(Record::new).into();
-        journal.append(&Watch::stream(&cohort_id), records).await.unwrap();
+        journal.append(&StreamId::of_announcement(&cohort_id), records).await.unwrap();
         let out = tempfile::tempdir().unwrap();
         CohortFile { cohort_id, output: output.clone() }.write_to(out.path()).unwrap();
-        let settings = WatchSettings {
+        let settings = AnnouncementSettings {
             chain: Arc::new(chain.clone()),
             network: Network::Regtest,
             change_key: None,
@@ -383,9 +395,11 @@ mod tests {
             poll: Duration::from_secs(1),
             claims: Arc::default(),
             notices: broadcast::Sender::new(8),
+            restarts: RestartIntensity::default(),
+            vitals: Vitals::default(),
         };
-        let operator = ChainOperator::new(settings, Rules::new(Change::Beacon));
-        let mut watch = MaturityWatch::new(operator, Some(out.path().to_owned()), 4);
+        let announcements = Announcements::new(settings, Rules::new(Change::Beacon));
+        let mut watch = MaturityWatch::new(announcements, Some(out.path().to_owned()), 4);
         assert_eq!(names(&watch.check().await.unwrap()), [""; 0]);
 
         let coins = chain.mine(2, &script);

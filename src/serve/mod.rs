@@ -289,14 +289,16 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         journal = Arc::new(TimedJournal::new(journal, metrics.clone()));
     }
     tokio::pin!(stop);
+    let supervisor = Supervisor::default();
+    let vitals = supervisor.vitals();
     // A node may be slow to start; the operator can stop the program meanwhile.
     let operator = tokio::select! {
-        operator = Operator::new(&config, Arc::clone(&journal), clock, &printer) => operator?,
+        operator = Operator::new(&config, Arc::clone(&journal), clock, vitals.clone(), &printer) => operator?,
         () = &mut stop => return Ok(true),
     };
     let funds = match (&operator, config.admit_funded) {
         (Operator::Chain(operator), Some(minimum)) => {
-            Some(Funds::new(minimum, Arc::clone(&operator.settings().chain), clock))
+            Some(Funds::new(minimum, Arc::clone(&operator.announcements().settings().chain), clock))
         }
         _ => None,
     };
@@ -336,8 +338,6 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         retention: storage.retention(),
     };
     let internal = |error: actix::MailboxError| ProgramError::Internal(error.to_string());
-    let supervisor = Supervisor::default();
-    let vitals = supervisor.vitals();
     let supervisor = supervisor.start();
     let service = supervisor.send(StartService(settings)).await.map_err(internal)?;
     // Answered when all cohorts of the previous run are restored.
@@ -350,7 +350,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     }
     let maturity = match (&operator, &config.coins) {
         (Operator::Chain(operator), Coins::Chain(chain)) => {
-            let watch = MaturityWatch::new(operator.clone(), config.out.clone(), chain.warn_blocks);
+            let watch = MaturityWatch::new(operator.announcements().clone(), config.out.clone(), chain.warn_blocks);
             Some(actix_rt::spawn(watch.run()))
         }
         _ => None,
@@ -358,7 +358,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let (alarms, alarm_task) = Alarms::start(config.on_alarm.clone(), printer.clone());
     let chain = match (&operator, &config.coins) {
         (Operator::Chain(operator), Coins::Chain(chain)) => {
-            Some((Arc::clone(&operator.settings().chain), chain.poll))
+            Some((Arc::clone(&operator.announcements().settings().chain), chain.poll))
         }
         _ => None,
     };

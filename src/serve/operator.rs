@@ -9,9 +9,11 @@ use tokio::sync::broadcast;
 use super::{ServeConfig, admission::AdmissionRules};
 use crate::{
     actors::{
+        announcement::{AnnouncementSettings, Announcements},
         journal::Journal,
         policy::{Applicant, CohortView, FundedTransaction, PolicyError, ServicePolicy, TransactionRequest},
         runtime::Clock,
+        supervision::{RestartIntensity, Vitals},
     },
     bitcoin::{
         announcement::Rules,
@@ -21,7 +23,6 @@ use crate::{
         notice::AnnouncementNotice,
         offline::OfflineOperator,
         operator::ChainOperator,
-        watch::WatchSettings,
     },
     cas::{Content, Publication},
     error::ProgramError,
@@ -120,6 +121,7 @@ impl Operator {
         config: &ServeConfig,
         journal: Arc<dyn Journal>,
         clock: Clock,
+        vitals: Vitals,
         printer: &Printer,
     ) -> Result<Self, ProgramError> {
         let Coins::Chain(chain) = &config.coins else { return Ok(Self::Offline) };
@@ -149,7 +151,7 @@ impl Operator {
         {
             printer.warn(&format!("--fee-ceiling: {error}; until then nothing can be announced"));
         }
-        let settings = WatchSettings {
+        let settings = AnnouncementSettings {
             chain: connected,
             network: config.network,
             change_key: Some(Arc::new(change_key)),
@@ -158,20 +160,22 @@ impl Operator {
             poll: chain.poll,
             claims: Arc::default(),
             notices: broadcast::Sender::new(NOTICES),
+            restarts: RestartIntensity::default(),
+            vitals,
         };
-        Ok(Self::Chain(ChainOperator::new(settings, rules)))
+        Ok(Self::Chain(ChainOperator::new(Announcements::new(settings, rules))))
     }
 
     pub(super) fn subscribe(&self) -> Option<broadcast::Receiver<Arc<AnnouncementNotice>>> {
         match self {
             Self::Offline => None,
-            Self::Chain(operator) => Some(operator.subscribe()),
+            Self::Chain(operator) => Some(operator.announcements().subscribe()),
         }
     }
 
     pub(super) async fn stop(&self) {
         if let Self::Chain(operator) = self {
-            operator.stop().await;
+            operator.announcements().stop().await;
         }
     }
 }

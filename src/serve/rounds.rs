@@ -139,7 +139,8 @@ impl Rounds {
             self.take(next).await?;
         }
         if let Operator::Chain(operator) = &self.operator {
-            let resumed = operator.resume().await.map_err(|error| ProgramError::State(error.to_string()))?;
+            let resumed =
+                operator.announcements().resume().await.map_err(|error| ProgramError::State(error.to_string()))?;
             for cohort_id in resumed.into_iter().filter(|cohort_id| !self.live.contains(cohort_id)) {
                 self.counted.insert(cohort_id.clone());
                 self.signed.insert(cohort_id.clone());
@@ -355,7 +356,7 @@ impl Rounds {
                     return;
                 }
                 if let Some(cohort_id) = &ended
-                    && operator.has_ended(cohort_id).await
+                    && operator.announcements().has_ended(cohort_id).await
                 {
                     let _ = announced.send(cohort_id.clone());
                 }

@@ -14,9 +14,8 @@ use strum::VariantNames;
 use crate::{
     actors::state::vault::VaultEntry,
     bitcoin::{
-        chain::{Activity, BlockId, Spend},
+        chain::{Activity, BlockId, Spend, signal_of},
         recovery::{Maturity, survey},
-        watch::signal_of,
     },
     protocol::{
         did::Did,

@@ -7,9 +7,8 @@ use std::collections::BTreeSet;
 use crate::bitcoind_support::beacon::Beacon;
 use btcr2_aggregation::bitcoin::{
     announcement::{AnnouncementFailure, Input, NotFunded},
-    chain::RejectionKind,
+    chain::{RejectionKind, signal_of},
     notice::AnnouncementNotice as Notice,
-    watch::signal_of,
 };
 
 on_both_chains! {

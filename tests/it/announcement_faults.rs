@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -14,18 +14,15 @@ use crate::bitcoind_support::faucet::Wallet;
 use async_trait::async_trait;
 use bitcoin::{Amount, BlockHash, FeeRate, Script, Transaction, TxOut, Txid, block::Header};
 use btcr2_aggregation::{
+    actors::announcement::{Address, Announcements, PrepareError},
     bitcoin::{
-        announcement::{
-            Announcement, AnnouncementEvent, AnnouncementFailure, Input, NotFunded, Prepared, State, Wanted,
-        },
+        announcement::{AnnouncementEvent, AnnouncementFailure, Input, NotFunded, Prepared, State, Wanted},
         chain::{Activity, Chain, ChainError, ConfirmationTarget, MemoryFees, Tip, TransactionStatus},
         notice::AnnouncementNotice as Notice,
-        operator::ChainOperator,
-        watch::{PrepareError, Request, Watch},
     },
     protocol::{id::CohortId, machine::Machine},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 in_memory! {
     a_cohort_that_is_funded_is_not_given_up_while_its_members_take_their_time
@@ -42,6 +39,7 @@ in_memory! {
     what_must_not_be_missed_is_told_again_after_a_restart
     what_is_signed_is_not_undone_by_a_late_failure
     an_announcement_goes_on_after_a_panic
+    an_announcement_that_panics_again_and_again_is_given_up
 }
 
 async fn a_cohort_that_is_funded_is_not_given_up_while_its_members_take_their_time(mut world: World) -> World {
@@ -74,10 +72,9 @@ async fn a_deposit_that_came_during_an_outage_counts(mut world: World) -> World 
 /// Another announcement at the same address.
 async fn sibling(world: &World) -> (CohortId, Watch) {
     let cohort_id = CohortId::parse("3f0ab4f2-0f2b-4d7e-9a3f-5b6a0f3e1c22").unwrap();
-    let machine = Announcement::new(Arc::new(world.rules.clone()));
-    let mut watch = Watch::open(cohort_id.clone(), machine, world.settings.clone()).await.unwrap();
-    let script = world.beacon.output.script_pubkey().to_owned();
-    watch.feed(Input::Watch { script }).await.unwrap().unwrap();
+    let announcements = world.watch.announcements.clone();
+    let mut watch = Watch::of(cohort_id.clone(), announcements).await;
+    watch.watch(Address::Script(world.beacon.output.script_pubkey().to_owned())).await;
     (cohort_id, watch)
 }
 
@@ -86,7 +83,7 @@ async fn two_cohorts_at_one_address_leave_each_other_alone(mut world: World) -> 
     world.mine(1).await;
     let (transaction, value) = world.prepare().await;
     let (other_id, mut other) = sibling(&world).await;
-    other.poll().await.unwrap();
+    other.poll().await;
     let taken = |world: &World| world.settings.claims.others(&other_id, world.beacon.output.script_pubkey()).coins;
     let choose = |other: &Watch, world: &World| {
         let wanted = Wanted { taken: taken(world), ..world.wanted(SIGNAL, None) };
@@ -95,40 +92,27 @@ async fn two_cohorts_at_one_address_leave_each_other_alone(mut world: World) -> 
     assert!(matches!(choose(&other, &world), Err(NotFunded::NoDeposit { .. })));
     let second = world.deposit(60_000).await;
     world.mine(1).await;
-    other.poll().await.unwrap();
+    other.poll().await;
     assert_eq!(choose(&other, &world).unwrap().coin.outpoint, second);
     // The first one's spend is not an alarm to the other: in the mempool, in a block, and after a restart.
     world.feed(Input::Signed { transaction, value }).await;
-    other.poll().await.unwrap();
+    other.poll().await;
     world.mine(6).await;
     assert!(world.is_final());
     world.settings.claims = Arc::default();
     world.restart().await;
     let (_, mut other) = sibling(&world).await;
-    other.poll().await.unwrap();
+    other.poll().await;
     assert!(other.announcement().sight().spends.contains_key(&first));
     assert_eq!(alarms(&mut world), []);
     world
 }
 
-/// Runs a watch as its operator does, and asks it for a transaction.
-async fn ask(requests: &mpsc::Sender<Request>, world: &World) -> oneshot::Receiver<Result<Prepared, PrepareError>> {
-    let (answer, answered) = oneshot::channel();
+/// Asks an announcement for a transaction.
+fn ask(watch: &Watch, world: &World) -> JoinHandle<Result<Prepared, PrepareError>> {
+    let (announcements, cohort_id) = (watch.announcements.clone(), watch.cohort_id.clone());
     let output = world.beacon.output.clone();
-    requests.send(Request::Prepare { output, signal: SIGNAL, answer }).await.unwrap();
-    answered
-}
-
-fn start(watch: Watch) -> mpsc::Sender<Request> {
-    let (requests, mut receiver) = mpsc::channel(8);
-    actix_rt::spawn(async move { watch.run(&mut receiver).await.unwrap() });
-    requests
-}
-
-/// Puts the watch of `world` to work, and another one from its journal into its place.
-async fn set_to_work(world: &mut World) -> mpsc::Sender<Request> {
-    let watch = open(&world.rules, &world.settings).await;
-    start(std::mem::replace(&mut world.watch, watch))
+    actix_rt::spawn(async move { announcements.prepare(&cohort_id, &output, SIGNAL).await })
 }
 
 async fn a_coin_is_chosen_once_however_many_ask(mut world: World) -> World {
@@ -136,11 +120,9 @@ async fn a_coin_is_chosen_once_however_many_ask(mut world: World) -> World {
     world.deposit(60_000).await;
     world.mine(1).await;
     let (_, other) = sibling(&world).await;
-    let requests = [set_to_work(&mut world).await, start(other)];
-    let (first, second) = (ask(&requests[0], &world).await, ask(&requests[1], &world).await);
+    let (first, second) = (ask(&world.watch, &world), ask(&other, &world));
     let (first, second) = (first.await.unwrap().unwrap(), second.await.unwrap().unwrap());
     assert_ne!(first.coin.outpoint, second.coin.outpoint);
-    world.watch = open(&world.rules, &world.settings).await;
     world
 }
 
@@ -150,7 +132,7 @@ async fn a_new_address_is_not_scanned_for_and_an_old_one_is(mut world: World) ->
     assert_eq!(chain.scans(), 0);
     world.mine(100).await;
     let (_, mut other) = sibling(&world).await;
-    other.poll().await.unwrap();
+    other.poll().await;
     assert_eq!(chain.scans(), 1);
     assert!(other.announcement().sight().deposits.contains_key(&old));
     world
@@ -179,20 +161,17 @@ async fn nothing_is_prepared_while_the_chain_is_out_of_reach(mut world: World) -
     world.deposit(50_000).await;
     world.mine(1).await;
     world.memory_chain().set_reachable(false);
-    let requests = set_to_work(&mut world).await;
-    let refused = ask(&requests, &world).await.await.unwrap().unwrap_err();
+    let refused = ask(&world.watch, &world).await.unwrap().unwrap_err();
     assert!(matches!(refused, PrepareError::Unreachable(_)), "{refused}");
     world.memory_chain().set_reachable(true);
-    ask(&requests, &world).await.await.unwrap().unwrap();
-    world.watch = open(&world.rules, &world.settings).await;
+    ask(&world.watch, &world).await.unwrap().unwrap();
     world
 }
 
 async fn who_asks_for_a_transaction_waits_for_its_coin(mut world: World) -> World {
-    let requests = set_to_work(&mut world).await;
-    let mut answer = ask(&requests, &world).await;
+    let answer = ask(&world.watch, &world);
     tokio::time::sleep(Duration::from_secs(300)).await;
-    assert!(answer.try_recv().is_err());
+    assert!(!answer.is_finished());
     let script = world.beacon.output.script_pubkey().to_owned();
     world.faucet.pay(&world.blocks, &script, Amount::from_sat(50_000)).await;
     world.blocks.mine(1).await;
@@ -200,10 +179,8 @@ async fn who_asks_for_a_transaction_waits_for_its_coin(mut world: World) -> Worl
     // Not without limit: the cohort is notified of what is missing.
     world.rules.funding_confirmations = 3;
     world.begin_again().await;
-    let requests = set_to_work(&mut world).await;
-    let refused = ask(&requests, &world).await.await.unwrap().unwrap_err();
+    let refused = ask(&world.watch, &world).await.unwrap().unwrap_err();
     assert!(matches!(refused, PrepareError::NotFunded(NotFunded::Unconfirmed { .. })), "{refused}");
-    world.watch = open(&world.rules, &world.settings).await;
     world
 }
 
@@ -267,9 +244,8 @@ async fn a_child_that_did_not_get_through_is_handed_in_again(mut world: World) -
 
 async fn what_must_not_be_missed_is_told_again_after_a_restart(mut world: World) -> World {
     world.poll().await;
-    world.watch = open(&world.rules, &world.settings).await;
-    drop(set_to_work(&mut world).await);
-    tokio::task::yield_now().await;
+    world.restart().await;
+    world.poll().await;
     assert_eq!(world.count("funding-wanted"), 2);
     let coin = world.deposit(50_000).await;
     world.mine(1).await;
@@ -277,9 +253,8 @@ async fn what_must_not_be_missed_is_told_again_after_a_restart(mut world: World)
     let (foreign, hidden) = behind_our_back(&world);
     world.settings.chain.submit(&foreign).await.unwrap();
     world.poll().await;
-    world.watch = open(&world.rules, &world.settings).await;
-    drop(set_to_work(&mut world).await);
-    tokio::task::yield_now().await;
+    world.restart().await;
+    world.poll().await;
     let txid = foreign.compute_txid();
     assert_eq!(alarms(&mut world), [(coin, txid), (coin, txid)]);
     assert_eq!(foreign_signals(&mut world), [(txid, hidden), (txid, hidden)]);
@@ -301,15 +276,16 @@ async fn what_is_signed_is_not_undone_by_a_late_failure(mut world: World) -> Wor
     world
 }
 
-/// A chain that panics the next time that it is asked for what a script has.
+/// A chain that panics the next times that it is asked for what a script has.
 struct Stumbling {
     chain: Arc<dyn Chain>,
-    panics: AtomicBool,
+    panics: AtomicU32,
 }
 
 impl Stumbling {
     fn stumble(&self) {
-        assert!(!self.panics.swap(false, Ordering::Relaxed), "the chain panics, as this test wants");
+        let panics = self.panics.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        assert!(panics.is_err(), "the chain panics, as this test wants");
     }
 }
 
@@ -360,16 +336,37 @@ impl Chain for Stumbling {
 
 async fn an_announcement_goes_on_after_a_panic(mut world: World) -> World {
     world.announce(50_000).await;
-    let stumbling = Arc::new(Stumbling { chain: world.blocks.chain(), panics: AtomicBool::new(true) });
+    let stumbling = Arc::new(Stumbling { chain: world.blocks.chain(), panics: AtomicU32::new(1) });
     world.settings.chain = Arc::clone(&stumbling) as Arc<dyn Chain>;
-    let operator = ChainOperator::new(world.settings.clone(), world.rules.clone());
-    assert_eq!(operator.resume().await.unwrap(), [cohort_id()]);
+    world.watch.announcements.stop().await;
+    let announcements = Announcements::new(world.settings.clone(), world.rules.clone());
+    assert_eq!(announcements.resume().await.unwrap(), [cohort_id()]);
     tokio::time::sleep(world.settings.poll * 2).await;
-    assert!(!stumbling.panics.load(Ordering::Relaxed), "it was asked");
+    assert_eq!(stumbling.panics.load(Ordering::Relaxed), 0, "it was asked");
     world.blocks.mine(6).await;
     tokio::time::sleep(world.settings.poll * 2).await;
     assert_eq!(world.count("announcement-final"), 1);
-    operator.stop().await;
+    announcements.stop().await;
     world.watch = open(&world.rules, &world.settings).await;
+    world
+}
+
+async fn an_announcement_that_panics_again_and_again_is_given_up(mut world: World) -> World {
+    let txid = world.announce(50_000).await;
+    let chain = world.blocks.chain();
+    world.watch.announcements.stop().await;
+    world.settings.chain = Arc::new(Stumbling { chain: Arc::clone(&chain), panics: AtomicU32::new(u32::MAX) });
+    let announcements = Announcements::new(world.settings.clone(), world.rules.clone());
+    announcements.resume().await.unwrap();
+    let gone = world.settings.vitals.failed().await;
+    let reason = "its actor panicked 6 times within 60s".to_owned();
+    assert_eq!((gone.actor, gone.reason), (format!("announcement {}", cohort_id()), reason));
+    // Nothing is lost: it continues in the next run.
+    assert!(!announcements.has_ended(&cohort_id()).await);
+    world.settings.chain = chain;
+    world.watch = open(&world.rules, &world.settings).await;
+    assert_eq!(world.announcing().txid, txid);
+    world.mine(6).await;
+    assert!(world.is_final());
     world
 }

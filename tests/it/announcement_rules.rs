@@ -194,8 +194,10 @@ async fn what_was_prepared_or_signed_is_not_foreign(mut world: World) -> World {
     world.poll().await;
     assert_eq!(world.count("foreign-spend"), 0);
     // Signed without our having prepared it, and mined before the first look: nothing of that was written down.
+    world.memory_chain().set_reachable(false);
     world.begin_again().await;
     world.feed(Input::Signed { transaction, value }).await;
+    world.memory_chain().set_reachable(true);
     world.mine(6).await;
     assert!(world.is_final());
     assert_eq!(world.count("foreign-spend"), 0);

@@ -18,17 +18,18 @@ use async_trait::async_trait;
 use bitcoin::{Amount, BlockHash, FeeRate, Script, Transaction, Txid, address::NetworkUnchecked, block::Header};
 use btcr2_aggregation::{
     actors::{
-        journal::{Archived, Journal, JournalError, MemoryJournal, Record, StreamId},
+        announcement::{Address, AnnouncementError, AnnouncementSettings, Announcements},
+        journal::{Archived, Journal, JournalError, MemoryJournal, Record, StreamId, StreamKind},
         notice::{Notices, ServiceNotice},
         runtime::Clock,
+        supervision::{RestartIntensity, Vitals},
     },
     bitcoin::{
         announcement::{AnnouncementEvent, AnnouncementFailure, Rules},
-        chain::{Activity, Chain, ChainError, ConfirmationTarget, Tip, TransactionStatus},
+        chain::{Activity, Chain, ChainError, ConfirmationTarget, Tip, TransactionStatus, signal_of},
         change::ChangeKey,
         notice::AnnouncementNotice,
         operator::ChainOperator,
-        watch::{Watch, WatchError, WatchSettings, signal_of},
     },
     demo::{self, DemoConfig, DemoError, DemoTransport, Report},
     protocol::{
@@ -45,10 +46,14 @@ const PATIENCE: Duration = Duration::from_secs(120);
 struct World {
     blocks: TestChain,
     faucet: Faucet,
-    settings: WatchSettings,
+    settings: AnnouncementSettings,
     rules: Rules,
     operator: ChainOperator,
     notices: Receiver<Arc<AnnouncementNotice>>,
+}
+
+fn operator(settings: &AnnouncementSettings, rules: &Rules) -> ChainOperator {
+    ChainOperator::new(Announcements::new(settings.clone(), rules.clone()))
 }
 
 impl World {
@@ -57,7 +62,7 @@ impl World {
         let change_key = Arc::new(ChangeKey::new(&key("operator")));
         let rules = Rules::new(Change::To(change_key.script_pubkey().to_owned()));
         let (sender, notices) = broadcast::channel(1 << 12);
-        let settings = WatchSettings {
+        let settings = AnnouncementSettings {
             chain: blocks.chain(),
             network: Network::Regtest,
             change_key: Some(change_key),
@@ -67,8 +72,10 @@ impl World {
             poll: Duration::from_millis(50),
             claims: Arc::default(),
             notices: sender,
+            restarts: RestartIntensity::default(),
+            vitals: Vitals::default(),
         };
-        let operator = ChainOperator::new(settings.clone(), rules.clone());
+        let operator = operator(&settings, &rules);
         Self { blocks, faucet, settings, rules, operator, notices }
     }
 
@@ -127,12 +134,12 @@ impl World {
 
     /// The service and its node are started again: only chain and journal are what they were.
     async fn restart(&mut self) {
-        self.operator.stop().await;
+        self.operator.announcements().stop().await;
         let node = self.blocks.node_mut();
         node.stop().await;
         node.start_again().await;
-        self.operator = ChainOperator::new(self.settings.clone(), self.rules.clone());
-        assert_eq!(self.operator.resume().await.unwrap().len(), 1);
+        self.operator = operator(&self.settings, &self.rules);
+        assert_eq!(self.operator.announcements().resume().await.unwrap().len(), 1);
     }
 }
 
@@ -260,11 +267,11 @@ fn what_could_not_be_written_down_was_not_told_and_is_found_out_again() {
         let mut world = World::on(TestChain::memory()).await;
         let journal = Arc::new(Flaky::default());
         world.settings.journal = Arc::clone(&journal) as Arc<dyn Journal>;
-        world.operator = ChainOperator::new(world.settings.clone(), world.rules.clone());
+        world.operator = operator(&world.settings, &world.rules);
         let beacon = Beacon::new("flaky", 3, 144);
         let script = beacon.output.script_pubkey().to_owned();
         let cohort_id = CohortId::parse("3f0ab4f2-0f2b-4d7e-9a3f-5b6a0f3e1c11").unwrap();
-        world.operator.watch(&cohort_id, script.clone()).await.unwrap();
+        world.operator.announcements().watch(&cohort_id, Address::Script(script.clone())).await.unwrap();
         world.wait_for(|notice| matches!(notice, AnnouncementNotice::FundingWanted { .. }).then_some(())).await;
         journal.fails.store(true, Ordering::Relaxed);
         world.faucet.pay(&world.blocks, &script, Amount::from_sat(50_000)).await;
@@ -274,7 +281,7 @@ fn what_could_not_be_written_down_was_not_told_and_is_found_out_again() {
         let seen =
             |notice: &AnnouncementNotice| matches!(notice, AnnouncementNotice::DepositSeen { .. }).then_some(());
         world.wait_for(seen).await;
-        world.operator.stop().await;
+        world.operator.announcements().stop().await;
     });
 }
 
@@ -283,7 +290,7 @@ fn without_funds_the_cohort_fails_and_says_why() {
     paused(async {
         let mut world = World::on(TestChain::memory()).await;
         world.rules.funding_window = Duration::from_secs(60);
-        world.operator = ChainOperator::new(world.settings.clone(), world.rules.clone());
+        world.operator = operator(&world.settings, &world.rules);
         let config = config(BeaconType::cas(), SpendPath::KeyPath);
         let service_notices = Notices::new(1 << 12);
         let cohort =
@@ -298,9 +305,9 @@ fn without_funds_the_cohort_fails_and_says_why() {
             .await;
         assert_eq!(failure, AnnouncementFailure::NotFunded);
         let streams = world.settings.journal.streams().await.unwrap();
-        assert_eq!(streams.iter().filter(|stream| Watch::cohort_of(stream).is_some()).count(), 1);
+        assert_eq!(streams.iter().filter(|stream| matches!(stream.kind(), StreamKind::Announcement(_))).count(), 1);
         // It has ended: nothing to go on with.
-        assert_eq!(ChainOperator::new(world.settings.clone(), world.rules.clone()).resume().await.unwrap(), []);
+        assert_eq!(operator(&world.settings, &world.rules).announcements().resume().await.unwrap(), []);
     });
 }
 
@@ -310,31 +317,31 @@ fn however_many_begin_to_watch_there_is_one_watch() {
         let mut world = World::on(TestChain::memory()).await;
         let journal = Arc::new(Flaky::default());
         world.settings.journal = Arc::clone(&journal) as Arc<dyn Journal>;
-        world.operator = ChainOperator::new(world.settings.clone(), world.rules.clone());
+        world.operator = operator(&world.settings, &world.rules);
         let script = Beacon::new("races", 3, 144).output.script_pubkey().to_owned();
         let cohort_id = CohortId::parse("3f0ab4f2-0f2b-4d7e-9a3f-5b6a0f3e1c11").unwrap();
-        let operator = world.operator.clone();
-        let watch = || operator.watch(&cohort_id, script.clone());
-        let (first, second, resumed) = tokio::join!(watch(), watch(), operator.resume());
+        let announcements = world.operator.announcements().clone();
+        let watch = || announcements.watch(&cohort_id, Address::Script(script.clone()));
+        let (first, second, resumed) = tokio::join!(watch(), watch(), announcements.resume());
         first.unwrap();
         second.unwrap();
         assert_eq!(resumed.unwrap().len(), 1);
         world.wait_for(|notice| matches!(notice, AnnouncementNotice::FundingWanted { .. }).then_some(())).await;
-        let begun = journal.read(&Watch::stream(&cohort_id)).await.unwrap();
+        let begun = journal.read(&StreamId::of_announcement(&cohort_id)).await.unwrap();
         let begun: Vec<AnnouncementEvent> = begun.iter().map(|record| record.event().unwrap()).collect();
         let begun = begun.iter().filter(|event| matches!(event, AnnouncementEvent::WatchStarted { .. }));
         assert_eq!(begun.count(), 1);
-        operator.stop().await;
+        announcements.stop().await;
         // It has stopped permanently.
-        assert!(matches!(watch().await, Err(WatchError::Stopping)));
+        assert!(matches!(watch().await, Err(AnnouncementError::Stopping)));
 
         // The next operator knows of it before it watches anything else at the same address.
         world.settings.claims = Arc::default();
-        world.operator = ChainOperator::new(world.settings.clone(), world.rules.clone());
+        world.operator = operator(&world.settings, &world.rules);
         let next = CohortId::parse("3f0ab4f2-0f2b-4d7e-9a3f-5b6a0f3e1c22").unwrap();
-        world.operator.watch(&next, script.clone()).await.unwrap();
+        world.operator.announcements().watch(&next, Address::Script(script.clone())).await.unwrap();
         assert!(world.settings.claims.others(&next, &script).exist);
-        world.operator.stop().await;
+        world.operator.announcements().stop().await;
     });
 }
 
@@ -389,12 +396,14 @@ fn a_chain_that_does_not_answer_keeps_nobody_from_stopping() {
     paused(async {
         let mut world = World::on(TestChain::memory()).await;
         world.settings.chain = Arc::new(Silent);
-        world.operator = ChainOperator::new(world.settings.clone(), world.rules.clone());
+        world.operator = operator(&world.settings, &world.rules);
         let script = Beacon::new("silent", 3, 144).output.script_pubkey().to_owned();
         let cohort_id = CohortId::parse("3f0ab4f2-0f2b-4d7e-9a3f-5b6a0f3e1c11").unwrap();
-        world.operator.watch(&cohort_id, script).await.unwrap();
+        world.operator.announcements().watch(&cohort_id, Address::Script(script)).await.unwrap();
         // It is asking by now.
         tokio::time::sleep(world.settings.poll * 2).await;
-        tokio::time::timeout(Duration::from_secs(3600), world.operator.stop()).await.expect("it stops");
+        tokio::time::timeout(Duration::from_secs(3600), world.operator.announcements().stop())
+            .await
+            .expect("it stops");
     });
 }

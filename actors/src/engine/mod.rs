@@ -1,7 +1,7 @@
 //! How an actor drives a machine: decide, apply, journal, and only then perform; and how the machine is restored from
 //! its journal.
 //!
-//! The code that the actors of the three machines share.
+//! The code that the actors of the four machines share.
 
 mod restart;
 
@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 pub(crate) use self::restart::Replayed;
 use crate::{
     journal::{Journal, JournalError, Record, StreamId},
-    runtime::Clock,
+    runtime::{Clock, LONGEST_SLEEP},
     transport::Receipt,
 };
 
@@ -52,6 +52,10 @@ pub(crate) struct Engine<M: Machine> {
     waiting: VecDeque<(M::Input, Receipt)>,
     busy: bool,
     timer: Option<(Timestamp, SpawnHandle)>,
+    /// The deadline of the last tick, until another event.
+    ticked: Option<Timestamp>,
+    /// Whether events were not persisted: until it is replaced, the engine does nothing more.
+    halted: bool,
 }
 
 struct Batch<M: Machine> {
@@ -84,6 +88,8 @@ impl<M: Machine> Engine<M> {
             waiting: VecDeque::new(),
             busy: false,
             timer: None,
+            ticked: None,
+            halted: false,
         }
     }
 
@@ -94,7 +100,29 @@ impl<M: Machine> Engine<M> {
     /// An engine for `machine` with the same stream and settings. It takes over none of the pending work.
     pub(crate) fn renewed(&self, machine: M, rng: ChaCha20Rng) -> Self {
         let (journal, stream) = (Arc::clone(&self.journal), self.stream.clone());
-        Self::new(machine, journal, stream, self.clock, rng)
+        let renewed = Self::new(machine, journal, stream, self.clock, rng);
+        // An append of the previous engine may still be answered: its number must not be that of another batch.
+        Self { next_batch: self.next_batch, ..renewed }
+    }
+
+    /// Drops all pending work, because events of it were not persisted, and ignores all input from now on. The machine has
+    /// applied those events: it must be [`renewed`](Self::renewed) from the journal.
+    pub(crate) fn halt<A: Actor<Context = Context<A>>>(&mut self, ctx: &mut Context<A>) {
+        self.halted = true;
+        self.unreleased.clear();
+        self.waiting.clear();
+        if let Some((_, timer)) = self.timer.take() {
+            ctx.cancel_future(timer);
+        }
+    }
+
+    pub(crate) fn is_halted(&self) -> bool {
+        self.halted
+    }
+
+    /// The machine as it is now, for work that outlives this turn.
+    pub(crate) fn shared_machine(&self) -> Arc<M> {
+        Arc::clone(&self.machine)
     }
 
     /// The stream of its events.
@@ -150,6 +178,9 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
     /// Whether deciding `input` is too expensive for the arbiter's thread.
     fn is_heavy(machine: &Self::Machine, input: &<Self::Machine as Machine>::Input) -> bool;
 
+    /// An event was applied, and is about to be journaled: the machine is as it was directly after this event.
+    fn applied(&mut self, _event: &<Self::Machine as Machine>::Event) {}
+
     /// An event is durable: notify the subscribers. Its `effects` are about to be performed.
     fn observe(
         &mut self,
@@ -183,6 +214,9 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
         ctx: &mut Context<Self>,
     ) {
         let engine = self.engine();
+        if engine.halted {
+            return;
+        }
         engine.waiting.push_back((input, receipt));
         if !engine.busy {
             self.work(ctx);
@@ -294,15 +328,16 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
         };
         let engine = self.engine();
         let records = events.iter().cloned().map(Record::new).collect();
-        let machine = Arc::make_mut(&mut engine.machine);
-        let facts = events
-            .into_iter()
-            .map(|event| {
-                machine.apply(&event);
-                let effects = machine.effects(&event);
-                (event, effects)
-            })
-            .collect();
+        engine.ticked = None;
+        let mut facts = Vec::with_capacity(events.len());
+        for event in events {
+            let machine = Arc::make_mut(&mut self.engine().machine);
+            machine.apply(&event);
+            let effects = machine.effects(&event);
+            self.applied(&event);
+            facts.push((event, effects));
+        }
+        let engine = self.engine();
         let number = engine.next_batch;
         engine.next_batch += 1;
         engine.unreleased.push_back(Batch { number, facts, receipts: vec![receipt], durable: false });
@@ -323,6 +358,10 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
 
     #[doc(hidden)]
     fn appended(&mut self, number: u64, result: Result<(), JournalError>, ctx: &mut Context<Self>) {
+        if !self.engine().unreleased.iter().any(|batch| batch.number == number) {
+            // The engine was halted.
+            return;
+        }
         if let Err(error) = result {
             return self.journal_failed(error, ctx);
         }
@@ -341,19 +380,22 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
     fn rearm(&mut self, ctx: &mut Context<Self>) {
         let engine = self.engine();
         let deadline = engine.machine.deadline();
-        if engine.timer.map(|(at, _)| at) == deadline {
+        if engine.halted || engine.timer.map(|(at, _)| at) == deadline {
             return;
         }
         if let Some((_, handle)) = engine.timer.take() {
             ctx.cancel_future(handle);
         }
         if let Some(deadline) = deadline {
-            let handle = ctx.run_later(engine.clock.nap(deadline), move |actor, ctx| {
+            // A tick that had no effect is repeated after a while only: the machine waits for another input.
+            let nap = if engine.ticked == Some(deadline) { LONGEST_SLEEP } else { engine.clock.nap(deadline) };
+            let handle = ctx.run_later(nap, move |actor, ctx| {
                 actor.engine().timer = None;
                 if actor.engine().clock.now() < deadline {
                     // The timer was capped, or the clock was set back. A tick that is too early would only repeat.
                     actor.rearm(ctx);
                 } else {
+                    actor.engine().ticked = Some(deadline);
                     let due = actor.due();
                     actor.feed(due, ctx);
                 }

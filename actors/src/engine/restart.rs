@@ -41,6 +41,8 @@ pub(crate) trait Replayed: Driven + Supervised {
     where
         EventOf<Self>: Clone + DeserializeOwned + 'static,
     {
+        // It ended with the panic, and its handle may be that of a newer future.
+        self.engine().timer = None;
         let now = self.engine().clock.now();
         let (restarts, intensity) = self.restarts();
         let (pause, last) = match restarts.next(now, intensity) {
@@ -52,8 +54,17 @@ pub(crate) trait Replayed: Driven + Supervised {
         };
         let count = restarts.count();
         self.restarting_now(count);
+        let stream = &self.engine().stream;
+        tracing::error!(%stream, restarts = count, "an actor panicked and replays its journal");
+        self.replay_journal(pause, last, ctx);
+    }
+
+    /// Restores the machine from its journal after `pause`, see [`Self::restore`] for `last`. Messages wait until then.
+    fn replay_journal(&mut self, pause: Duration, last: Option<String>, ctx: &mut Context<Self>)
+    where
+        EventOf<Self>: Clone + DeserializeOwned + 'static,
+    {
         let engine = self.engine();
-        tracing::error!(stream = %engine.stream, restarts = count, "an actor panicked and replays its journal");
         let (journal, stream) = (engine.journal.clone(), engine.stream.clone());
         let reading = async move {
             if !pause.is_zero() {
@@ -61,15 +72,19 @@ pub(crate) trait Replayed: Driven + Supervised {
             }
             replay::events(&*journal, &stream).await
         };
-        ctx.wait(reading.into_actor(self).map(move |read: Result<_, JournalError>, actor, ctx| {
-            let restored = match read {
-                Ok(events) => actor.restore(events, last, ctx),
-                Err(error) => Err(error.to_string()),
-            };
-            if let Err(reason) = restored {
-                actor.give_up(reason, ctx);
+        ctx.wait(reading.into_actor(self).map(move |read: Result<_, JournalError>, actor, ctx| match read {
+            Ok(events) => {
+                if let Err(reason) = actor.restore(events, last, ctx) {
+                    actor.give_up(reason, ctx);
+                }
             }
+            Err(error) => actor.unreadable(error, ctx),
         }));
+    }
+
+    /// The journal cannot be read. By default the actor is given up.
+    fn unreadable(&mut self, error: JournalError, ctx: &mut Context<Self>) {
+        self.give_up(error.to_string(), ctx);
     }
 
     #[doc(hidden)]

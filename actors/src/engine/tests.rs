@@ -1,6 +1,13 @@
 #![allow(clippy::unwrap_used)]
 
-use std::sync::{Mutex, mpsc};
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
 
 use btcr2_aggregation_protocol::error::RejectCode;
 use futures::future::{BoxFuture, ready};
@@ -16,9 +23,12 @@ use crate::{
     tree::{self, Row},
 };
 
-/// Counts once.
-#[derive(Clone, Debug, PartialEq)]
-struct Counter(u32);
+/// Counts once, until a deadline if there is one.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Counter {
+    counted: u32,
+    deadline: Option<Timestamp>,
+}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Counted;
@@ -29,6 +39,8 @@ enum Ask {
     Count,
     /// Counts on another thread, when the test permits it.
     Heavily(Arc<Mutex<mpsc::Receiver<()>>>),
+    /// Time has passed, which has no effect.
+    Tick,
 }
 
 impl Machine for Counter {
@@ -40,14 +52,15 @@ impl Machine for Counter {
         if let Ask::Heavily(gate) = ask {
             let _ = gate.lock().unwrap().recv();
         }
-        match self.0 {
+        match self.counted {
+            _ if matches!(ask, Ask::Tick) => Ok(Vec::new()),
             0 => Ok(vec![Counted]),
             _ => Err(Reject { code: RejectCode::WrongPhase, peer: None, detail: "counted".to_owned() }),
         }
     }
 
     fn apply(&mut self, _: &Counted) {
-        self.0 += 1;
+        self.counted += 1;
     }
 
     fn effects(&self, _: &Counted) -> Vec<()> {
@@ -59,17 +72,22 @@ impl Machine for Counter {
     }
 
     fn deadline(&self) -> Option<Timestamp> {
-        None
+        self.deadline
     }
 }
 
 struct CounterActor {
     engine: Engine<Counter>,
     gone: Option<oneshot::Sender<()>>,
+    ticks: Arc<AtomicU32>,
 }
 
 impl Actor for CounterActor {
     type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.resume(ctx);
+    }
 
     fn stopped(&mut self, _: &mut Self::Context) {
         let _ = self.gone.take().map(|gone| gone.send(()));
@@ -100,7 +118,12 @@ impl Driven for CounterActor {
     }
 
     fn tick() -> Ask {
-        Ask::Count
+        Ask::Tick
+    }
+
+    fn due(&mut self) -> Ask {
+        self.ticks.fetch_add(1, Ordering::Relaxed);
+        Ask::Tick
     }
 
     fn is_heavy(_: &Counter, ask: &Ask) -> bool {
@@ -151,11 +174,19 @@ fn stream() -> StreamId {
 }
 
 fn start(journal: Arc<dyn Journal>) -> (actix::Addr<CounterActor>, Lease, oneshot::Receiver<()>) {
+    start_with(Counter::default(), journal, Arc::default())
+}
+
+fn start_with(
+    counter: Counter,
+    journal: Arc<dyn Journal>,
+    ticks: Arc<AtomicU32>,
+) -> (actix::Addr<CounterActor>, Lease, oneshot::Receiver<()>) {
     let (gone, is_gone) = oneshot::channel();
     let rng = Randomness::Seeded([1; 32]).for_actor("counter");
     let clock = Clock::starting_at(Timestamp::from_secs(1));
-    let engine = Engine::new(Counter(0), journal, stream(), clock, rng);
-    let actor = CounterActor { engine, gone: Some(gone) };
+    let engine = Engine::new(counter, journal, stream(), clock, rng);
+    let actor = CounterActor { engine, gone: Some(gone), ticks };
     let (address, lease) = start_leased(tracing::Span::none(), |_, _| actor);
     (address, lease, is_gone)
 }
@@ -200,5 +231,21 @@ fn a_refusal_is_confirmed_after_the_events_that_cause_it() {
         appends.into_iter().for_each(|append| append.send(()).unwrap());
         counted.await.unwrap();
         refused.await.unwrap();
+    });
+}
+
+#[test]
+fn a_tick_without_effect_is_not_repeated_at_once() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    actix_rt::System::with_tokio_rt(runtime).block_on(async {
+        let counter = Counter { counted: 0, deadline: Some(Timestamp::from_secs(3)) };
+        let ticks = Arc::new(AtomicU32::new(0));
+        let (_actor, _lease, _) = start_with(counter, Arc::new(MemoryJournal::new()), Arc::clone(&ticks));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(ticks.load(Ordering::Relaxed), 0);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(ticks.load(Ordering::Relaxed), 1, "once at the deadline");
+        tokio::time::sleep(LONGEST_SLEEP * 3).await;
+        assert_eq!(ticks.load(Ordering::Relaxed), 4, "and then rarely");
     });
 }

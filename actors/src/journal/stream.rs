@@ -12,7 +12,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 const UNSAFE: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'/').remove(b':').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Names a stream: `cohort/<id>`, `signing/<id>`, `participant/<did>/<service>/<cohort id>`. Peers choose parts of it:
+/// Names a stream: `cohort/<id>`, `signing/<id>`, `participant/<did>/<service>/<cohort id>`, `announcement/<id>`. Peers choose parts of it:
 /// it is a key, never a path, and is displayed [escaped](Self::escaped).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(String);
@@ -43,6 +43,11 @@ impl StreamId {
     /// The stream of a service's cohort.
     pub fn of_cohort(cohort_id: &CohortId) -> Self {
         Self::new(format!("cohort/{cohort_id}"))
+    }
+
+    /// The stream of a cohort's announcement.
+    pub fn of_announcement(cohort_id: &CohortId) -> Self {
+        Self::new(format!("announcement/{cohort_id}"))
     }
 
     /// A stream of the given name.

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod chain;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use actix::{Actor, Addr};
@@ -9,6 +11,7 @@ use actix_web::{App, HttpServer as WebServer};
 use async_trait::async_trait;
 use bitcoin::{Amount, FeeRate, OutPoint, Txid, hashes::Hash};
 use btcr2_aggregation_protocol::{
+    announcement::{Input, Rules, change::ChangeKey},
     beacon::BeaconType,
     cohort::{
         Timing,
@@ -16,7 +19,7 @@ use btcr2_aggregation_protocol::{
         participant::Advert,
         service::{Limits, rules::PhaseRules},
     },
-    error::Fatal,
+    error::{Fatal, Retry},
     hash::sha256,
     identity::Identity,
     key::SecretKey,
@@ -27,14 +30,17 @@ use btcr2_aggregation_protocol::{
 use rand_core::RngCore;
 use tokio::sync::broadcast::Receiver;
 
+use self::chain::EventfulChain;
 use super::{ROWS, Restart};
 use crate::{
+    announcement::{Address, AnnouncementSettings, Announcements, notice::AnnouncementNotice},
+    journal::MemoryJournal,
     notice::{ParticipantNotice, ServiceNotice},
     participant::ParticipantSettings,
     policy::{FundedTransaction, ParticipantPolicy, PolicyError, ServicePolicy, TransactionRequest, UpdateRequest},
     runtime::{Clock, Randomness},
     service::{OpenCohort, ServiceSettings},
-    supervision::{Vitals, sabotage},
+    supervision::{RestartIntensity, Vitals, sabotage},
     supervisor::{StartParticipant, StartService, Supervisor},
     transport::{
         Transport,
@@ -56,11 +62,21 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How many moments are drawn for each kind.
 const MOMENTS: u32 = 6;
 
-struct Operator;
+/// Makes transactions up, unless it has announcements.
+struct Operator(Option<Announcements>);
 
 #[async_trait]
 impl ServicePolicy for Operator {
     async fn beacon_transaction(&self, request: &TransactionRequest) -> Result<FundedTransaction, PolicyError> {
+        if let Some(announcements) = &self.0 {
+            let TransactionRequest { cohort_id, output, signal, .. } = request;
+            let retry = |problem: &dyn std::fmt::Display| PolicyError::Retry(Retry(problem.to_string()));
+            let watched = announcements.watch(cohort_id, Address::Output(output.clone())).await;
+            watched.map_err(|error| retry(&error))?;
+            let prepared =
+                announcements.prepare(cohort_id, output, *signal).await.map_err(|error| retry(&error))?;
+            return Ok(FundedTransaction { transaction: prepared.transaction, value: prepared.coin.value });
+        }
         let txid = Txid::from_byte_array(sha256(request.cohort_id.as_str().as_bytes()));
         let coin = Coin { outpoint: OutPoint { txid, vout: 0 }, value: Amount::from_sat(200_000) };
         let rate = FeeRate::from_sat_per_vb_u32(2);
@@ -134,7 +150,27 @@ impl Carrier {
     }
 }
 
+/// Announcements on a chain on which much happens.
+fn announcements(vitals: Vitals) -> Announcements {
+    let change_key = Arc::new(ChangeKey::new(identity("change").secret_key()));
+    let rules = Rules::new(Change::To(change_key.script_pubkey().to_owned()));
+    let settings = AnnouncementSettings {
+        chain: Arc::new(EventfulChain::new()),
+        network: Network::Regtest,
+        change_key: Some(change_key),
+        journal: Arc::new(MemoryJournal::new()),
+        clock: Clock::system(),
+        poll: Duration::from_millis(5),
+        claims: Arc::default(),
+        notices: tokio::sync::broadcast::Sender::new(1 << 12),
+        restarts: RestartIntensity::default(),
+        vitals,
+    };
+    Announcements::new(settings, rules)
+}
+
 struct World {
+    announcements: Option<(Announcements, Receiver<Arc<AnnouncementNotice>>)>,
     vitals: Vitals,
     _supervisor: Addr<Supervisor>,
     service: Receiver<Arc<ServiceNotice>>,
@@ -148,7 +184,9 @@ async fn world(carrier: &Carrier) -> World {
     let supervisor = Supervisor::default();
     let vitals = supervisor.vitals();
     let supervisor = supervisor.start();
-    let settings = ServiceSettings::new(identity("service"), Arc::clone(&way.server), Arc::new(Operator));
+    let announcements = matches!(carrier, Carrier::Memory).then(|| announcements(vitals.clone()));
+    let operator = Arc::new(Operator(announcements.clone()));
+    let settings = ServiceSettings::new(identity("service"), Arc::clone(&way.server), operator);
     let notices = settings.notices.subscribe();
     let service = supervisor.send(StartService(settings)).await.unwrap();
     let mut members = Vec::new();
@@ -172,15 +210,33 @@ async fn world(carrier: &Carrier) -> World {
     let (limits, rules) = (Limits::default(), PhaseRules::default());
     let open = OpenCohort { conditions, network: Network::Regtest, timing, limits, rules };
     service.send(open).await.unwrap().unwrap();
-    World { vitals, _supervisor: supervisor, service: notices, members, _way: way }
+    let announcements = announcements.map(|announcements| {
+        let steps = announcements.subscribe();
+        (announcements, steps)
+    });
+    World { announcements, vitals, _supervisor: supervisor, service: notices, members, _way: way }
 }
 
 impl World {
-    /// Waits until the service has the signed transaction, and with `all` each member too.
+    /// Waits until the service has the signed transaction, and with `all` each member too; and until it is announced, after
+    /// a bump and a reorganization.
     async fn completes(mut self, all: bool) {
-        while !matches!(&*self.service.recv().await.unwrap(), ServiceNotice::SigningComplete { .. }) {}
+        let (cohort_id, result) = loop {
+            if let ServiceNotice::SigningComplete { cohort_id, result, .. } = &*self.service.recv().await.unwrap() {
+                break (cohort_id.clone(), Arc::clone(result));
+            }
+        };
         for member in self.members.iter_mut().take_while(|_| all) {
             while !matches!(&*member.recv().await.unwrap(), ParticipantNotice::CohortComplete { .. }) {}
+        }
+        if let Some((announcements, mut steps)) = self.announcements {
+            let (transaction, value) = (result.signed.transaction.clone(), result.signed.value);
+            let signed = Input::Signed { transaction, value };
+            announcements.feed(&cohort_id, Some(&result.output), signed).await.unwrap().unwrap();
+            for wanted in ["announcement-bumped", "announcement-unconfirmed", "announcement-final"] {
+                while <&str>::from(&*steps.recv().await.unwrap()) != wanted {}
+            }
+            announcements.stop().await;
         }
         assert_eq!(self.vitals.gone(), None);
     }
@@ -222,7 +278,7 @@ fn every_kind_panics_once(carrier: &Carrier, kinds: &[&'static str]) {
 fn a_cohort_completes_after_a_panic_in_memory() {
     let kinds =
         ["Service", "Cohort", "SigningSession", "Participant", "ParticipantSession", "Link", "MemoryConnection"];
-    every_kind_panics_once(&Carrier::Memory, &[&kinds[..], &["Combined"]].concat());
+    every_kind_panics_once(&Carrier::Memory, &[&kinds[..], &["Combined", "Announcement"]].concat());
 }
 
 #[test]
@@ -244,6 +300,19 @@ fn a_service_that_always_panics_is_given_up() {
         sabotage::always("Service");
         let gone = tokio::time::timeout(PATIENCE, world.vitals.failed()).await.unwrap();
         assert!(gone.actor.starts_with("service did:btcr2:"), "{gone}");
+        assert!(gone.reason.contains("panicked"), "{gone}");
+    });
+    sabotage::plan(None);
+}
+
+#[test]
+fn an_announcement_that_always_panics_is_given_up() {
+    sabotage::plan(None);
+    actix_rt::System::new().block_on(async {
+        let world = world(&Carrier::Memory).await;
+        sabotage::always("Announcement");
+        let gone = tokio::time::timeout(PATIENCE, world.vitals.failed()).await.unwrap();
+        assert!(gone.actor.starts_with("announcement "), "{gone}");
         assert!(gone.reason.contains("panicked"), "{gone}");
     });
     sabotage::plan(None);

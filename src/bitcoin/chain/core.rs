@@ -27,7 +27,7 @@ use self::answers::{
 };
 use super::{
     Activity, BlockId, COINBASE_MATURITY, Chain, ChainError, ConfirmationTarget, Deposit, Place, Rejection,
-    Signals, Spend, Tip, TransactionStatus, is_known_already, signals,
+    Signals, Spend, Tip, TransactionStatus, is_known_already, signals_among,
 };
 use crate::protocol::update::BlockTimes;
 
@@ -529,7 +529,7 @@ impl Chain for CoreChain {
                 Some(activities) => activities,
                 None => self.activities(scripts, since).await?,
             };
-            found.extend(signals::among(self, &activities).await?);
+            found.extend(signals_among(self, &activities).await?);
         }
         Ok(found)
     }

@@ -10,8 +10,10 @@ use crate::bitcoind_support::{
 use bitcoin::{Amount, FeeRate, OutPoint, Transaction, Txid};
 use btcr2_aggregation::{
     actors::{
-        journal::{Journal, MemoryJournal, Record},
+        announcement::{Address, AnnouncementError, AnnouncementSettings, Announcements},
+        journal::{Journal, MemoryJournal, Record, StreamId},
         runtime::Clock,
+        supervision::{RestartIntensity, Vitals},
     },
     bitcoin::{
         announcement::{
@@ -22,9 +24,10 @@ use btcr2_aggregation::{
         change::ChangeKey,
         fees::FeePolicy,
         notice::AnnouncementNotice as Notice,
-        watch::{Watch, WatchSettings},
     },
-    protocol::{hash::SignalBytes, id::CohortId, machine, network::Network, output::Change, time::Timestamp},
+    protocol::{
+        error::Reject, hash::SignalBytes, id::CohortId, machine, network::Network, output::Change, time::Timestamp,
+    },
 };
 use tokio::sync::broadcast::{self, Receiver};
 
@@ -34,6 +37,51 @@ pub fn rate(sat_per_vb: u32) -> FeeRate {
     FeeRate::from_sat_per_vb_u32(sat_per_vb)
 }
 
+/// The actor of one announcement, and the state of its machine after the last request.
+pub struct Watch {
+    pub announcements: Announcements,
+    pub cohort_id: CohortId,
+    machine: Arc<Announcement>,
+}
+
+impl Watch {
+    /// The actor of a cohort, if its journal has an announcement that has not ended.
+    pub async fn open(cohort_id: CohortId, rules: &Rules, settings: &AnnouncementSettings) -> Self {
+        let announcements = Announcements::new(settings.clone(), rules.clone());
+        announcements.resume().await.unwrap();
+        Self::of(cohort_id, announcements).await
+    }
+
+    pub async fn of(cohort_id: CohortId, announcements: Announcements) -> Self {
+        let machine = announcements.inspect(&cohort_id).await.unwrap();
+        Self { announcements, cohort_id, machine }
+    }
+
+    pub fn announcement(&self) -> &Announcement {
+        &self.machine
+    }
+
+    async fn inspect(&mut self) {
+        self.machine = self.announcements.inspect(&self.cohort_id).await.unwrap();
+    }
+
+    pub async fn watch(&mut self, address: Address) {
+        self.announcements.watch(&self.cohort_id, address).await.unwrap();
+        self.inspect().await;
+    }
+
+    pub async fn feed(&mut self, input: Input) -> Result<Result<(), Reject>, AnnouncementError> {
+        let fed = self.announcements.feed(&self.cohort_id, None, input).await;
+        self.inspect().await;
+        fed
+    }
+
+    pub async fn poll(&mut self) {
+        self.announcements.look(&self.cohort_id).await.unwrap();
+        self.inspect().await;
+    }
+}
+
 /// One announcement, polled by hand.
 pub struct World {
     pub blocks: TestChain,
@@ -41,7 +89,7 @@ pub struct World {
     pub beacon: Beacon,
     pub rules: Rules,
     pub journal: Arc<MemoryJournal>,
-    pub settings: WatchSettings,
+    pub settings: AnnouncementSettings,
     pub watch: Watch,
     pub notices: Receiver<Arc<Notice>>,
     pub received: Vec<Arc<Notice>>,
@@ -64,7 +112,7 @@ impl World {
         rules.fees = fees;
         let journal = Arc::new(MemoryJournal::new());
         let (sender, notices) = broadcast::channel(1 << 12);
-        let settings = WatchSettings {
+        let settings = AnnouncementSettings {
             chain: blocks.chain(),
             network: Network::Regtest,
             change_key: Some(change_key),
@@ -73,13 +121,15 @@ impl World {
             poll: Duration::from_secs(30),
             claims: Arc::default(),
             notices: sender,
+            restarts: RestartIntensity::default(),
+            vitals: Vitals::default(),
         };
         let beacon = Beacon::new("announcement", 3, 20);
         let watch = open(&rules, &settings).await;
         let mut world =
             Self { blocks, faucet, beacon, rules, journal, settings, watch, notices, received: Vec::new() };
         let script = world.beacon.output.script_pubkey().to_owned();
-        world.feed(Input::Watch { script }).await;
+        world.watch.watch(Address::Script(script)).await;
         world
     }
 
@@ -88,7 +138,7 @@ impl World {
     }
 
     pub async fn poll(&mut self) {
-        self.watch.poll().await.unwrap();
+        self.watch.poll().await;
     }
 
     /// All notices so far.
@@ -188,7 +238,7 @@ impl World {
     }
 
     pub async fn events(&self) -> Vec<AnnouncementEvent> {
-        let records = self.journal.read(&Watch::stream(&cohort_id())).await.unwrap();
+        let records = self.journal.read(&StreamId::of_announcement(&cohort_id())).await.unwrap();
         // Through JSON, as a journal on disk would keep them.
         records
             .iter()
@@ -208,14 +258,13 @@ impl World {
         self.journal = Arc::default();
         self.settings.journal = Arc::clone(&self.journal) as Arc<dyn Journal>;
         self.watch = open(&self.rules, &self.settings).await;
-        self.watch.know(self.beacon.output.clone()).await;
-        let script = self.beacon.output.script_pubkey().to_owned();
-        self.feed(Input::Watch { script }).await;
+        self.watch.watch(Address::Output(self.beacon.output.clone())).await;
     }
 
     /// As after a restart of service and node: nothing is left but the journal.
     pub async fn restart(&mut self) {
         self.assert_replay().await;
+        self.watch.announcements.stop().await;
         if let TestChain::Core(node) = &mut self.blocks {
             node.stop().await;
             node.start_again().await;
@@ -224,8 +273,10 @@ impl World {
     }
 
     pub async fn assert_replay(&self) {
+        // As it is now: time may have passed since the last request.
+        let announcement = self.watch.announcements.inspect(&cohort_id()).await.unwrap();
         let replayed = machine::replay(Announcement::new(Arc::new(self.rules.clone())), &self.events().await);
-        assert_eq!(&replayed, self.watch.announcement());
+        assert_eq!(replayed, *announcement);
     }
 }
 
@@ -233,9 +284,8 @@ pub fn cohort_id() -> CohortId {
     CohortId::parse("3f0ab4f2-0f2b-4d7e-9a3f-5b6a0f3e1c11").unwrap()
 }
 
-pub async fn open(rules: &Rules, settings: &WatchSettings) -> Watch {
-    let machine = Announcement::new(Arc::new(rules.clone()));
-    Watch::open(cohort_id(), machine, settings.clone()).await.unwrap()
+pub async fn open(rules: &Rules, settings: &AnnouncementSettings) -> Watch {
+    Watch::open(cohort_id(), rules, settings).await
 }
 
 pub fn run<'a, W, T>(paused: bool, name: &'a str, world: impl FnOnce(&'a str) -> W, test: fn(World) -> T)

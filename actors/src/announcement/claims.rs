@@ -2,18 +2,16 @@
 //!
 //! An address follows from the members' keys and the terms alone: the same members in the next cohort have the same
 //! address. An announcement must therefore know which transactions the other announcements of its address have signed
-//! (they are not foreign), and which coins they will spend (they are not free). The claims are not persisted:
-//! [`Watch::open`](super::watch::Watch::open) reads them from each journal.
+//! (they are not foreign), and which coins they will spend (they are not free). The claims are not persisted: they are
+//! read from the journals before the first announcement starts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use ::bitcoin::{OutPoint, Script, ScriptBuf, Txid};
-
-use super::announcement::Announcement;
-use crate::protocol::id::CohortId;
+use bitcoin::{OutPoint, Script, ScriptBuf, Txid};
+use btcr2_aggregation_protocol::{announcement::Announcement, id::CohortId};
 
 /// For how many blocks the transactions of an announcement are stored after its end: longer than any look goes back.
 const REMEMBERED: u32 = 2016;
@@ -22,7 +20,7 @@ const REMEMBERED: u32 = 2016;
 #[derive(Debug, Default)]
 pub struct Claims {
     by_cohort: Mutex<BTreeMap<CohortId, Claim>>,
-    choosing: tokio::sync::Mutex<()>,
+    choosing: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -80,8 +78,9 @@ impl Claims {
 
     /// Locked from the query for other claims until the choice is recorded, so that two announcements do not choose the
     /// same coin.
-    pub async fn choose(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.choosing.lock().await
+    pub(super) fn choose(&self) -> MutexGuard<'_, ()> {
+        // It guards no data.
+        self.choosing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn claims(&self) -> MutexGuard<'_, BTreeMap<CohortId, Claim>> {

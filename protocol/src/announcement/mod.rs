@@ -7,18 +7,20 @@
 //!
 //! It is driven like the protocol's machines ([`Machine`]): it decides, its events are its journal, and the driver
 //! executes its effects. Changes on the chain arrive as [`Input::Observed`]; [`Sight`] is the resulting view of the
-//! chain. The machine never queries the chain: [`super::watch`] polls it. A funding deadline therefore passes only when
+//! chain. The machine never queries the chain: its driver polls it. A funding deadline therefore passes only when
 //! the chain was seen after it: a deposit is never lost to downtime of the service or its node.
 //!
 //! The same members on the same terms have the same address in their next cohort. The inputs contain the transactions
-//! and coins of the other announcements of the address, see [`Claims`](super::claims::Claims).
+//! and coins of the other announcements of the address, which its driver collects.
 //!
 //! While the machine announces, the place of its transaction is that of the spend of its coin in the sight. A
 //! reorganization therefore needs no special rule: the spend leaves its block, and a transaction that is not in sight
 //! is submitted again.
 
+pub mod change;
 mod decide;
 mod event;
+pub mod fees;
 mod funding;
 mod sight;
 mod state;
@@ -29,21 +31,18 @@ use std::{
     time::Duration,
 };
 
-use ::bitcoin::{FeeRate, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
-use rand_chacha::rand_core::CryptoRng;
+use bitcoin::{FeeRate, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
+use rand_core::CryptoRng;
 
+use self::{change::Child, fees::FeePolicy};
 pub use self::{
     event::{AnnouncementEvent, AnnouncementFailure},
     funding::{Need, NotFunded, Prepared, Wanted},
     sight::Sight,
     state::{Announcing, Paid, State},
 };
-use super::{
+use crate::{
     chain::{Activity, Rejection, Spend},
-    change::Child,
-    fees::FeePolicy,
-};
-use crate::protocol::{
     error::{Reject, RejectCode},
     hash::SignalBytes,
     machine::Machine,
@@ -125,7 +124,7 @@ pub enum Input {
         /// The transaction, with its witness.
         transaction: Transaction,
         /// The value of the coin that it spends.
-        value: ::bitcoin::Amount,
+        value: bitcoin::Amount,
     },
     /// A transaction was submitted.
     Submitted {

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use ::bitcoin::{
+use bitcoin::{
     Address, Amount, FeeRate, OutPoint, Script, ScriptBuf, Sequence, TapSighashType, Transaction, TxIn, TxOut,
     Witness,
     absolute::LockTime,
@@ -18,7 +18,7 @@ use ::bitcoin::{
 use serde::{Deserialize, Serialize};
 
 use super::fees::{fee_at, rate_of};
-use crate::protocol::{key::SecretKey, network::Network, output::Coin};
+use crate::{key::SecretKey, network::Network, output::Coin};
 
 /// The virtual size of a child: one P2TR input by key path, one P2TR output.
 pub(super) const CHILD_VSIZE: u64 = 111;
@@ -137,7 +137,7 @@ pub struct Child {
     /// The transaction.
     pub transaction: Transaction,
     /// The value of the output that it spends.
-    #[serde(with = "::bitcoin::amount::serde::as_sat")]
+    #[serde(with = "bitcoin::amount::serde::as_sat")]
     pub spends: Amount,
 }
 

@@ -2,22 +2,18 @@
 
 use std::{cmp::Reverse, collections::BTreeSet, fmt};
 
-use ::bitcoin::{Amount, FeeRate, OutPoint, Transaction};
+use bitcoin::{Amount, FeeRate, OutPoint, Transaction};
 use serde::{Deserialize, Serialize};
 
-use super::{Rules, Sight};
+use super::{
+    Rules, Sight,
+    change::CHILD_VSIZE,
+    fees::{FeePolicyError, fee_at},
+};
 use crate::{
-    bitcoin::{
-        chain::{COINBASE_MATURITY, Deposit},
-        change::CHILD_VSIZE,
-        fees::{FeePolicyError, fee_at},
-    },
-    protocol::{
-        hash::SignalBytes,
-        output::{
-            BeaconOutput, BuildError, Change, Coin, build_beacon_transaction, fallback_vsize, key_path_vsize,
-        },
-    },
+    chain::{COINBASE_MATURITY, Deposit},
+    hash::SignalBytes,
+    output::{BeaconOutput, BuildError, Change, Coin, build_beacon_transaction, fallback_vsize, key_path_vsize},
 };
 
 /// A request for an announcement, and its circumstances.

@@ -1,15 +1,15 @@
 //! The facts of an announcement, which are its journal.
 
-use ::bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Transaction, Txid};
+use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Transaction, Txid};
 use serde::{Deserialize, Serialize};
 
-use super::funding::Prepared;
+use super::{
+    change::{BumpError, Child},
+    funding::Prepared,
+};
 use crate::{
-    bitcoin::{
-        chain::{BlockId, Deposit, Rejection, Spend, Tip},
-        change::{BumpError, Child},
-    },
-    protocol::time::Timestamp,
+    chain::{BlockId, Deposit, Rejection, Spend, Tip},
+    time::Timestamp,
 };
 
 /// Why an announcement ended without a signal.
@@ -75,7 +75,7 @@ pub enum AnnouncementEvent {
     TransactionSigned {
         at: Timestamp,
         transaction: Transaction,
-        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        #[serde(with = "bitcoin::amount::serde::as_sat")]
         value: Amount,
     },
     /// The chain accepted the announcement, or its child.

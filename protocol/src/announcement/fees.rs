@@ -3,13 +3,13 @@
 //! A beacon transaction is sized for its most likely path, the key path, and pays at least the relay minimum on the
 //! fallback path. Its outputs cannot change once the path is known. The fallback witness of a large cohort is so much
 //! larger that paying the full rate for it would waste money in almost every cohort.
-//! ([`build_beacon_transaction`](crate::protocol::output::build_beacon_transaction) does this.) If the transaction ends
+//! ([`build_beacon_transaction`](crate::output::build_beacon_transaction) does this.) If the transaction ends
 //! on the fallback path, a child of the change output pays the difference, which only the operator signs: see
 //! [`Bump`](super::change::Bump).
 
-use ::bitcoin::{Amount, FeeRate};
+use bitcoin::{Amount, FeeRate};
 
-use super::chain::ConfirmationTarget;
+use crate::chain::ConfirmationTarget;
 
 /// The fee rates that an operator accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

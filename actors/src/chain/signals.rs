@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ::bitcoin::{BlockHash, Transaction, Txid, hashes::Hash};
+use bitcoin::{BlockHash, Transaction, Txid, hashes::Hash};
+use btcr2_aggregation_protocol::{hash::SignalBytes, update::BlockTimes};
 
 use super::{Activity, BlockId, Chain, ChainError, Tip};
-use crate::protocol::{hash::SignalBytes, update::BlockTimes};
 
 /// How many blocks a median time is of (BIP-113).
 const MEDIAN_OF: usize = 11;
@@ -40,8 +40,12 @@ pub fn signal_of(transaction: &Transaction) -> Option<SignalBytes> {
     Some(SignalBytes::from_bytes(bytes))
 }
 
-/// The signals among what spends from scripts. A block's times are asked for once.
-pub(super) async fn among<C: Chain + ?Sized>(
+/// The signals among what spends from scripts: what [`Chain::signals`] answers for these activities. A block's times are
+/// asked for once.
+///
+/// # Errors
+/// [`ChainError`], also when the chain no longer has what it reported.
+pub async fn signals_among<C: Chain + ?Sized>(
     chain: &C,
     activities: &[Activity],
 ) -> Result<Vec<Signals>, ChainError> {

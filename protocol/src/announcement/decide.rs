@@ -2,22 +2,18 @@
 
 use std::collections::BTreeSet;
 
-use ::bitcoin::{FeeRate, Txid};
+use bitcoin::{FeeRate, Txid};
 
 use super::{
-    Announcement, AnnouncementEvent as E, AnnouncementFailure as Failure, Announcing, Input, State, out_of_phase,
+    Announcement, AnnouncementEvent as E, AnnouncementFailure as Failure, Announcing, Input, State,
+    change::BumpError, out_of_phase,
 };
 use crate::{
-    bitcoin::{
-        chain::{Place, Spend},
-        change::BumpError,
-    },
-    protocol::{
-        error::{Reject, RejectCode},
-        machine::Machine,
-        output::Change,
-        time::Timestamp,
-    },
+    chain::{Place, Spend},
+    error::{Reject, RejectCode},
+    machine::Machine,
+    output::Change,
+    time::Timestamp,
 };
 
 pub(super) fn decide(announcement: &Announcement, now: Timestamp, input: &Input) -> Result<Vec<E>, Reject> {
@@ -129,7 +125,7 @@ impl Deciding {
         }
     }
 
-    fn watch(&mut self, script: &::bitcoin::ScriptBuf) -> Result<(), Reject> {
+    fn watch(&mut self, script: &bitcoin::ScriptBuf) -> Result<(), Reject> {
         match &self.next.state {
             State::Planned => {
                 let deadline = self.at + self.next.rules.funding_window;
@@ -246,7 +242,7 @@ impl Deciding {
         let change = match &self.next.rules.change {
             Change::To(script) if self.next.rules.change_is_ours => script.as_script(),
             // The beacon's coin is the members' to spend, and change to another address is its owner's.
-            Change::To(_) | Change::Beacon => ::bitcoin::Script::new(),
+            Change::To(_) | Change::Beacon => bitcoin::Script::new(),
         };
         let planned = if rate <= bump.rate() {
             Err(BumpError::AtCeiling)

@@ -1,15 +1,18 @@
 //! The notices of announcements: one typed notice for every step, named like those of the actors.
 
-use ::bitcoin::{Address, Amount, OutPoint, Script, TxOut, Txid};
+use bitcoin::{Address, Amount, OutPoint, Script, TxOut, Txid};
+use btcr2_aggregation_protocol::{
+    announcement::{
+        Announcement, AnnouncementEvent, AnnouncementFailure, Need, Prepared, State, change_of, fees::sat_per_vb,
+    },
+    chain::{BlockId, RejectionKind, Spend},
+    hash::SignalBytes,
+    id::CohortId,
+    network::Network,
+    time::Timestamp,
+};
 use serde::Serialize;
 use strum::{IntoStaticStr, VariantNames};
-
-use super::{
-    announcement::{Announcement, AnnouncementEvent, AnnouncementFailure, Need, Prepared, State, change_of},
-    chain::{BlockId, RejectionKind, Spend},
-    fees::sat_per_vb,
-};
-use crate::protocol::{hash::SignalBytes, id::CohortId, network::Network, time::Timestamp};
 
 /// A step of an announcement. Values are in satoshis, rates in sat/vB.
 #[derive(Clone, Debug, PartialEq, Serialize, VariantNames, IntoStaticStr)]
@@ -31,7 +34,7 @@ pub enum AnnouncementNotice {
     DepositTooSmall {
         cohort_id: CohortId,
         outpoint: OutPoint,
-        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        #[serde(with = "bitcoin::amount::serde::as_sat")]
         value: Amount,
         #[serde(flatten)]
         need: NeededSat,
@@ -40,7 +43,7 @@ pub enum AnnouncementNotice {
     DepositSeen {
         cohort_id: CohortId,
         outpoint: OutPoint,
-        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        #[serde(with = "bitcoin::amount::serde::as_sat")]
         value: Amount,
         block: Option<BlockId>,
     },
@@ -57,7 +60,7 @@ pub enum AnnouncementNotice {
         txid: Txid,
         coin: OutPoint,
         fee_rate: f64,
-        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        #[serde(with = "bitcoin::amount::serde::as_sat")]
         fee: Amount,
         #[serde(flatten, skip_serializing_if = "Option::is_none")]
         change: Option<ChangeSat>,
@@ -73,7 +76,7 @@ pub enum AnnouncementNotice {
         cohort_id: CohortId,
         txid: Txid,
         child: Txid,
-        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        #[serde(with = "bitcoin::amount::serde::as_sat")]
         child_fee: Amount,
         fee_rate: f64,
     },
@@ -90,11 +93,11 @@ pub enum AnnouncementNotice {
         cohort_id: CohortId,
         txid: Txid,
         block: BlockId,
-        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        #[serde(with = "bitcoin::amount::serde::as_sat")]
         left: Amount,
-        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        #[serde(with = "bitcoin::amount::serde::as_sat")]
         fee: Amount,
-        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        #[serde(with = "bitcoin::amount::serde::as_sat")]
         child_fee: Amount,
         #[serde(flatten, skip_serializing_if = "Option::is_none")]
         change: Option<ChangeSat>,
@@ -104,14 +107,14 @@ pub enum AnnouncementNotice {
         cohort_id: CohortId,
         failure: AnnouncementFailure,
         reason: String,
-        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        #[serde(with = "bitcoin::amount::serde::as_sat")]
         left: Amount,
     },
     /// A deposit arrived at the beacon address after its announcement had ended. Sent again after a restart.
     LateDeposit {
         cohort_id: CohortId,
         outpoint: OutPoint,
-        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        #[serde(with = "bitcoin::amount::serde::as_sat")]
         value: Amount,
         block: Option<BlockId>,
     },
@@ -122,7 +125,7 @@ pub enum AnnouncementNotice {
     RecoveryNear {
         cohort_id: CohortId,
         outpoint: OutPoint,
-        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        #[serde(with = "bitcoin::amount::serde::as_sat")]
         value: Amount,
         height: u32,
         blocks: u32,
@@ -132,7 +135,7 @@ pub enum AnnouncementNotice {
     RecoveryPossible {
         cohort_id: CohortId,
         outpoint: OutPoint,
-        #[serde(with = "::bitcoin::amount::serde::as_sat")]
+        #[serde(with = "bitcoin::amount::serde::as_sat")]
         value: Amount,
         height: u32,
     },
@@ -256,7 +259,7 @@ impl AnnouncementNotice {
 #[serde(rename_all = "camelCase")]
 pub struct ChangeSat {
     /// Its amount.
-    #[serde(with = "::bitcoin::amount::serde::as_sat")]
+    #[serde(with = "bitcoin::amount::serde::as_sat")]
     pub change: Amount,
     /// Its address.
     pub change_address: String,

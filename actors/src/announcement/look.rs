@@ -1,9 +1,8 @@
-//! How a watch looks at the chain: it reads as few blocks as possible, and scans the UTXO set only if necessary.
+//! How the actor looks at the chain: it reads as few blocks as possible, and scans the UTXO set only if necessary.
 
-use super::{
-    announcement::{Announcement, State},
-    chain::{Activity, Chain, ChainError, Deposit, Tip},
-};
+use btcr2_aggregation_protocol::announcement::{Announcement, State};
+
+use crate::chain::{Activity, Chain, ChainError, Deposit, Tip};
 
 /// The most blocks that are read to find a deposit; a scan is cheaper beyond. A pruned node may not have more either.
 const MANY_BLOCKS: u32 = 2016;

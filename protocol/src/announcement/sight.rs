@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use ::bitcoin::{Amount, OutPoint};
+use bitcoin::{Amount, OutPoint};
 
 use super::event::AnnouncementEvent;
 use crate::{
-    bitcoin::chain::{Activity, Deposit, Place, Spend, Tip},
-    protocol::time::Timestamp,
+    chain::{Activity, Deposit, Place, Spend, Tip},
+    time::Timestamp,
 };
 
 /// The most deposits that are stored. Any outsider can pay to a beacon address; the largest deposits stay.

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use ::bitcoin::{Amount, FeeRate, Transaction, TxOut, Txid};
+use bitcoin::{Amount, FeeRate, Transaction, TxOut, Txid};
 
-use super::{Announcement, AnnouncementEvent, AnnouncementFailure, Prepared, Rules, Sight};
+use super::{
+    Announcement, AnnouncementEvent, AnnouncementFailure, Prepared, Rules, Sight,
+    change::{Bump, Child},
+};
 use crate::{
-    bitcoin::{
-        chain::{BlockId, Place, RejectionKind},
-        change::{Bump, Child},
-    },
-    protocol::{output::Coin, time::Timestamp},
+    chain::{BlockId, Place, RejectionKind},
+    output::Coin,
+    time::Timestamp,
 };
 
 /// The state of an announcement.

@@ -7,7 +7,8 @@ use crate::bitcoind_support::{
     esplora::{self, Settings},
     faucet::{Faucet, Wallet},
 };
-use crate::chain_conformance::{World, on_every_chain, run, stub_node};
+use crate::chain_conformance::{World, on_every_chain, run};
+use crate::chain_sources::stub_node;
 use bitcoin::{Amount, OutPoint, ScriptBuf, Sequence, Transaction, TxOut, consensus::encode::serialize_hex};
 use btcr2_aggregation::{
     bitcoin::chain::{Chain, ChainError, CoreAuth, CoreChain, EsploraChain, SignalSeen, Signals},

@@ -23,6 +23,7 @@ mod chain_conformance;
 mod chain_operation;
 mod chain_processes;
 mod chain_signals;
+mod chain_sources;
 mod confirmations;
 mod cost;
 mod crash_participant;

@@ -8,9 +8,11 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{
-    ATTEMPTS, BLOCKS_A_CALL, CallError, ChainError, CoreChain, QUICK, SCAN, by_script, code, collect, descriptor,
+    ATTEMPTS, CoreChain, SCAN,
+    call::{CallError, QUICK, code},
+    read::{BLOCKS_A_CALL, by_script, collect, descriptor},
 };
-use crate::bitcoin::chain::{Activity, Chain, Tip};
+use crate::actors::chain::{Activity, ChainError, Tip};
 
 /// The name of the filters in `getindexinfo`.
 const INDEX: &str = "basic block filter index";
@@ -40,7 +42,7 @@ impl CoreChain {
         since: u32,
     ) -> Result<Option<Vec<Activity>>, ChainError> {
         for _ in 0..ATTEMPTS {
-            let tip = self.tip().await?;
+            let tip = self.node.tip().await?;
             if tip.block.height.saturating_sub(since) < FEW || !self.has_filters(&tip).await? {
                 return Ok(None);
             }
@@ -53,7 +55,8 @@ impl CoreChain {
 
     /// Whether there is a filter of every block: a scan passes silently over those that have none yet.
     async fn has_filters(&self, tip: &Tip) -> Result<bool, ChainError> {
-        let indexes: BTreeMap<String, IndexInfo> = match self.call("getindexinfo", json!([INDEX]), QUICK).await {
+        let indexes: BTreeMap<String, IndexInfo> = match self.node.call("getindexinfo", json!([INDEX]), QUICK).await
+        {
             Ok(indexes) => indexes,
             // A whitelist forbids it: every block can be read instead.
             Err(CallError::Chain(ChainError::Misconfigured(_))) => return Ok(false),
@@ -73,7 +76,7 @@ impl CoreChain {
         let arguments = json!(["start", descriptors, since, tip.block.height, "basic"]);
         // A node does one such scan at a time, as it does of the unspent outputs.
         let turn = self.scan.acquire().await;
-        let scan: FilterScan = match self.call("scanblocks", arguments, SCAN).await {
+        let scan: FilterScan = match self.node.call("scanblocks", arguments, SCAN).await {
             Ok(scan) => scan,
             // The chain is shorter now, or the scan of another program runs.
             Err(CallError::Node { code: code::MISC_ERROR | code::INVALID_PARAMETER, message }) => {
@@ -87,9 +90,9 @@ impl CoreChain {
         }
         let mut events = Vec::new();
         for blocks in scan.relevant_blocks.chunks(BLOCKS_A_CALL) {
-            events.extend(self.activity_in(blocks, scripts, false).await?);
+            events.extend(self.node.activity_in(blocks, scripts, false).await?);
         }
-        if self.tip().await?.block != tip.block {
+        if self.node.tip().await?.block != tip.block {
             return Ok(None);
         }
         Ok(Some(by_script(scripts, events)?.into_iter().map(|events| collect(tip, events)).collect()))

@@ -44,6 +44,9 @@ impl Handler<Outbound> for Silence {
         {
             return;
         }
-        self.onward.do_send(outbound);
+        // A message that finds no room is lost, as any connection may lose one: its sender sends it again.
+        if let Err(error) = self.onward.try_send(outbound) {
+            tracing::warn!(%error, "a message was not passed on");
+        }
     }
 }

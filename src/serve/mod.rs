@@ -393,7 +393,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
             rounds.settled().await;
             // Persisted cohorts continue at the next start.
             if !storage.is_durable() {
-                rounds.cancel();
+                rounds.cancel().await;
                 tokio::time::sleep(FAREWELL).await;
             }
             Ok(true)

@@ -266,9 +266,9 @@ impl Rounds {
             }
             Next::Lost(lost) => {
                 self.printer.missed(lost);
-                // The missed notices may include the end of a cohort.
-                self.service.do_send(TellEnds);
-                Ok(())
+                // The missed notices may include the end of a cohort. A busy service is waited for: a request that is
+                // lost would lose those ends.
+                self.service.send(TellEnds).await.map_err(|error| ProgramError::Internal(error.to_string()))
             }
         }
     }
@@ -401,11 +401,12 @@ impl Rounds {
         file.write_to(directory).map_err(|error| cannot_write(directory, error))
     }
 
-    /// Cancels the cohorts that have not ended, because the program stops.
-    pub(super) fn cancel(&self) {
+    /// Cancels the cohorts that have not ended, because the program stops. A busy service is waited for.
+    pub(super) async fn cancel(&self) {
         for cohort_id in &self.live {
             let reason = "the service is stopping".to_owned();
-            self.service.do_send(CancelCohort { cohort_id: cohort_id.clone(), reason });
+            // Without a service there is no cohort.
+            let _ = self.service.send(CancelCohort { cohort_id: cohort_id.clone(), reason }).await;
         }
     }
 }

@@ -40,9 +40,9 @@ fn an_esplora_server_is_asked_for_the_rate_of_the_target() {
 #[test]
 fn a_source_that_cannot_be_used_says_whose_fault_it_is() {
     actix_rt::System::new().block_on(async {
-        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = nobody.local_addr().unwrap();
-        drop(nobody);
+        let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = unused.local_addr().unwrap();
+        drop(unused);
         for source in [format!("core=http://u:sesame@{address}"), format!("esplora=http://{address}/api")] {
             let source: ChainSource = source.parse().unwrap();
             let error = source.connect(Network::Regtest).await.unwrap_err();

@@ -54,6 +54,7 @@ mod names;
 pub mod network;
 pub mod output;
 pub mod patch;
+pub mod remembered;
 pub mod resolution;
 pub mod sidecar;
 pub mod signing;

@@ -44,6 +44,13 @@ pub trait Machine: Clone + PartialEq + Debug {
 
     /// The time of the next tick, if no other input comes first. An early or late tick is harmless.
     fn deadline(&self) -> Option<Timestamp>;
+
+    /// Whether the driver journals the event: all events by default. An event that any peer can cause without limit is
+    /// not journaled, and what it changes does not survive a restart.
+    fn is_journaled(event: &Self::Event) -> bool {
+        let _ = event;
+        true
+    }
 }
 
 /// The result of one input.

@@ -5,11 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use bitcoin::{ScriptBuf, TxOut};
 
 use super::{
-    CohortNode, Simulation, UpdateChoice,
+    CohortNode, Seat, Simulation, UpdateChoice,
     crash::{replay_transcribed, through_journal},
 };
 use crate::{
-    cohort::{event::SpendPath, service::phase::Phase},
+    cohort::{
+        event::{ParticipantEvent, SpendPath},
+        participant::phase::Phase as ParticipantPhase,
+        service::phase::Phase,
+    },
     key::Signature,
     machine::{Machine, replay as replay_events},
     output::{BeaconOutput, key_path_sighash},
@@ -41,6 +45,38 @@ fn assert_replays<M: Machine>(who: &str, initial: &M, machine: &M, events: &[M::
     let again = replay_events(initial.clone(), &read);
     assert_eq!(again, *machine, "{who}: the journal gives another state");
     assert_eq!(again.deadline(), machine.deadline(), "{who}: the journal gives another deadline");
+}
+
+/// A replay of the journal gives what survives a restart, all events of a run its exact state; and the facts agree with
+/// the seats, whose own journals are the first to know.
+pub(super) fn memberships(simulation: &Simulation) {
+    for node in &simulation.participants {
+        let (who, memberships) = (node.identity.did(), &node.memberships);
+        let read = through_journal(&memberships.events);
+        assert_eq!(read, memberships.events, "{who}: the events read from the journal differ");
+        let again = replay_events(memberships.initial.clone(), &read);
+        assert_eq!(again, memberships.machine.restarted(), "{who}: the journal gives other memberships");
+        let compacted = through_journal(&[again.compacted()]);
+        let compact = replay_events(memberships.initial.clone(), &compacted);
+        assert_eq!(compact, again, "{who}: the compacted journal gives other memberships");
+        let (start, events) = &memberships.run;
+        let run = replay_events(start.clone(), &through_journal(events));
+        assert_eq!(run, memberships.machine, "{who}: the events of the run give other memberships");
+        let most = 4 * node.seats.len();
+        assert!(memberships.events.len() <= most, "{who}: {} facts", memberships.events.len());
+        if node.process.is_down() {
+            continue;
+        }
+        let open = |seat: &&Seat| !matches!(seat.machine.phase(), ParticipantPhase::Ended { .. });
+        let open: Vec<&Seat> = node.seats.iter().filter(open).collect();
+        assert_eq!(memberships.machine.sessions(), open.len(), "{who}: the number of sessions");
+        assert!(open.len() <= simulation.setup.max_sessions, "{who}: {} sessions", open.len());
+        let joined =
+            |seat: &&&Seat| seat.events.iter().any(|event| matches!(event, ParticipantEvent::OptedIn { .. }));
+        let joined: BTreeSet<_> = open.iter().filter(joined).map(|seat| seat.cohort()).collect();
+        let facts: BTreeSet<_> = memberships.machine.facts().joined().map(|(cohort, _)| cohort.clone()).collect();
+        assert_eq!(facts, joined, "{who}: the joined cohorts");
+    }
 }
 
 pub(super) fn one_path(simulation: &Simulation) {

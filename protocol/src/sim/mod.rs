@@ -18,6 +18,7 @@
 mod check;
 mod cohort;
 mod crash;
+mod membership;
 mod network;
 mod participant;
 mod report;
@@ -364,7 +365,7 @@ impl Simulation {
     }
 
     /// Checks what must hold of every run: the journal of every machine, written and read back, gives its exact
-    /// state; the coin was spent on one path only; no nonce was used for two signatures; every record proves its
+    /// state; each participant is a member of the cohorts whose seats are open; the coin was spent on one path only; no nonce was used for two signatures; every record proves its
     /// member's slot; the witness of every signed transaction is valid; every cohort that was formed again is linked
     /// to its predecessor.
     ///
@@ -372,11 +373,20 @@ impl Simulation {
     /// When one of these does not hold, with the invariant and the peer.
     pub fn assert_invariants(&self) {
         check::replay(self);
+        check::memberships(self);
         check::one_path(self);
         check::nonces(self);
         check::records(self);
         check::signed_transactions(self);
         check::lineage(self);
+    }
+
+    /// Checks only the memberships of the participants: that their journals give their state, and agree with the seats'.
+    ///
+    /// # Panics
+    /// As [`assert_invariants`](Self::assert_invariants).
+    pub fn assert_memberships(&self) {
+        check::memberships(self);
     }
 
     fn next_deadline(&self) -> Option<Timestamp> {

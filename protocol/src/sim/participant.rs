@@ -10,14 +10,18 @@ use rand_chacha::ChaCha8Rng;
 use super::{
     Setup, accept_first,
     crash::{Crashes, Fate, Process, through_journal},
+    membership::MembershipNode,
     role::{Role, UpdateChoice, Verdict},
 };
 use crate::{
     cohort::{
         event::ParticipantEvent,
-        participant::{Advert, ParticipantCohort, ParticipantConfig, ParticipantEffect, ParticipantInput},
+        participant::{
+            Advert, ParticipantCohort, ParticipantConfig, ParticipantEffect, ParticipantInput,
+            membership::{CohortKey, Membership, MembershipInput, Route, WithoutCohort},
+        },
     },
-    error::{Reject, RejectCode, Slot},
+    error::{Reject, Slot},
     id::{CohortId, SessionId},
     identity::Identity,
     key::SecretKey,
@@ -50,7 +54,19 @@ pub struct Seat {
     pub(super) machine: ParticipantCohort,
     pub(super) events: Vec<ParticipantEvent>,
     pub(super) update: Option<SignedUpdate>,
+    pub(super) stream: Stream,
     signer: MemberSigner,
+}
+
+/// The state of a seat's journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stream {
+    /// The seat is in use, or its end is not stored by the host.
+    Live,
+    /// The host has stored its end.
+    Archived,
+    /// Removed: the participant did not join.
+    Removed,
 }
 
 impl Seat {
@@ -63,6 +79,26 @@ impl Seat {
     pub fn events(&self) -> &[ParticipantEvent] {
         &self.events
     }
+
+    pub(super) fn cohort(&self) -> CohortKey {
+        CohortKey::from(&**self.machine.advert())
+    }
+}
+
+/// An input of one of a participant's machines.
+pub(super) enum Input {
+    Seat(usize, ParticipantInput),
+    Membership(MembershipInput),
+    /// A seat of a previous run performs its open effects.
+    Resume(usize),
+}
+
+/// The inputs still to feed, the messages to send, and the refusal of a message.
+#[derive(Default)]
+pub(super) struct Work {
+    pub(super) inputs: VecDeque<Input>,
+    pub(super) outgoing: Vec<Message>,
+    pub(super) refused: Option<Reject>,
 }
 
 /// A participant: its seats in the cohorts whose adverts it received, and a host that acts by its [`Role`].
@@ -72,6 +108,9 @@ pub struct ParticipantNode {
     pub(super) config: Arc<ParticipantConfig>,
     participant_key: Arc<SecretKey>,
     pub(super) seats: Vec<Seat>,
+    pub(super) memberships: MembershipNode,
+    /// When it was left without a cohort, and why.
+    pub(super) left: Vec<(Timestamp, WithoutCohort)>,
     pub(super) process: Process,
     pub(super) opened: Vec<(SessionId, Bytes<66>)>,
     pub(super) uses: Vec<NonceUse>,
@@ -104,6 +143,8 @@ impl ParticipantNode {
             aggregator: Arc::clone(&setup.aggregator),
         };
         Self {
+            memberships: MembershipNode::new(&config, setup),
+            left: Vec::new(),
             participant_key,
             identity,
             role,
@@ -139,7 +180,7 @@ impl ParticipantNode {
 
     /// Its seat in a cohort.
     pub fn seat(&self, cohort_id: &CohortId) -> Option<&Seat> {
-        self.seats.iter().find(|seat| seat.machine.advert().cohort_id == *cohort_id)
+        self.seats.iter().rev().find(|seat| seat.machine.advert().cohort_id == *cohort_id)
     }
 
     /// The machine of its latest seat; `None` until it received an advert.
@@ -173,7 +214,8 @@ impl ParticipantNode {
     }
 
     pub(super) fn deadline(&self) -> Option<Timestamp> {
-        self.seats.iter().filter_map(|seat| seat.machine.deadline()).min()
+        let seats = self.seats.iter().filter_map(|seat| seat.machine.deadline());
+        seats.chain(self.memberships.machine.deadline()).min()
     }
 
     pub(super) fn receive(
@@ -183,30 +225,36 @@ impl ParticipantNode {
         crashes: &Crashes,
         rng: &mut ChaCha8Rng,
     ) -> Result<Vec<Message>, Reject> {
-        let about = |seat: &Seat| seat.machine.advert().cohort_id == *message.body.cohort_id();
-        if let Some(index) = self.seats.iter().position(about) {
-            return self.input(now, index, ParticipantInput::Message(message), crashes, rng);
+        let cohort = CohortKey::of_message(&message);
+        let route = self.memberships.machine.route(&message);
+        let seat = self.live_seat(&cohort).filter(|_| route == Route::Session);
+        let about = MembershipInput::Message { message: message.clone(), stored: false };
+        let mut outgoing = self.feed(now, Input::Membership(about), crashes, rng)?;
+        // A message that arrives as it crashes is not acknowledged, and is sent again.
+        if let Some(seat) = seat
+            && !self.process.is_down()
+        {
+            outgoing.extend(self.input(now, seat, ParticipantInput::Message(message), crashes, rng)?);
         }
-        match (&*message.body, self.seats.last()) {
-            // An advert of its service after a failure is that of the next cohort.
-            (Body::CohortAdvert(body), last)
-                if last.is_none_or(|last| last.machine.advert().service == message.from) =>
-            {
-                let advert = Arc::new(Advert::read(&message.from, body, &self.config.beacons)?);
-                let machine = ParticipantCohort::new(Arc::clone(&self.config), advert);
-                self.seats.push(Seat {
-                    initial: machine.clone(),
-                    machine,
-                    events: Vec::new(),
-                    update: None,
-                    signer: MemberSigner::new(Arc::clone(&self.participant_key)),
-                });
-                self.input(now, self.seats.len() - 1, ParticipantInput::Discover, crashes, rng)
-            }
-            (_, None) => Err(Reject::new(RejectCode::WrongCohort, &message.from, "the cohort is not known here")),
-            // The machine rejects it.
-            (_, Some(_)) => self.input(now, self.seats.len() - 1, ParticipantInput::Message(message), crashes, rng),
-        }
+        Ok(outgoing)
+    }
+
+    /// A seat for the cohort of this advert, which has not read it yet.
+    pub(super) fn take_seat(&mut self, advert: Arc<Advert>) -> usize {
+        let machine = ParticipantCohort::new(Arc::clone(&self.config), advert);
+        self.seats.push(Seat {
+            initial: machine.clone(),
+            machine,
+            events: Vec::new(),
+            update: None,
+            stream: Stream::Live,
+            signer: MemberSigner::new(Arc::clone(&self.participant_key)),
+        });
+        self.seats.len() - 1
+    }
+
+    pub(super) fn live_seat(&self, cohort: &CohortKey) -> Option<usize> {
+        self.seats.iter().position(|seat| seat.stream == Stream::Live && seat.cohort() == *cohort)
     }
 
     pub(super) fn tick(&mut self, now: Timestamp, crashes: &Crashes, rng: &mut ChaCha8Rng) -> Vec<Message> {
@@ -216,6 +264,10 @@ impl ParticipantNode {
             if !self.process.is_down() {
                 outgoing.extend(self.input(now, index, ParticipantInput::Tick, crashes, rng).unwrap_or_default());
             }
+        }
+        if !self.process.is_down() {
+            let tick = Input::Membership(MembershipInput::Tick);
+            outgoing.extend(self.feed(now, tick, crashes, rng).unwrap_or_default());
         }
         outgoing
     }
@@ -229,50 +281,77 @@ impl ParticipantNode {
         crashes: &Crashes,
         rng: &mut ChaCha8Rng,
     ) -> Result<Vec<Message>, Reject> {
-        self.feed(now, seat, VecDeque::from([input]), true, crashes, rng)
+        self.feed(now, Input::Seat(seat, input), crashes, rng)
     }
 
-    fn feed(
+    /// Feeds an input, and then what follows from it.
+    pub(super) fn feed(
         &mut self,
         now: Timestamp,
-        seat: usize,
-        mut inputs: VecDeque<ParticipantInput>,
-        from_outside: bool,
+        input: Input,
         crashes: &Crashes,
         rng: &mut ChaCha8Rng,
     ) -> Result<Vec<Message>, Reject> {
-        let mut outgoing = Vec::new();
-        let mut first = from_outside;
-        while let Some(input) = inputs.pop_front() {
-            let events = accept_first(self.seats[seat].machine.decide(now, &input, rng), &mut first)?;
-            let fate = if events.is_empty() { Fate::Performed } else { self.process.fate(crashes, rng) };
-            if fate != Fate::NotJournaled {
-                let mut effects = Vec::new();
-                for event in &events {
-                    self.seats[seat].machine.apply(event);
-                    effects.extend(self.seats[seat].machine.effects(event));
+        let mut work = Work { inputs: VecDeque::from([input]), ..Work::default() };
+        let mut first = true;
+        while let Some(input) = work.inputs.pop_front() {
+            let fate = match input {
+                Input::Seat(seat, input) => {
+                    let events = accept_first(self.seats[seat].machine.decide(now, &input, rng), &mut first)?;
+                    let fate = if events.is_empty() { Fate::Performed } else { self.process.fate(crashes, rng) };
+                    self.seat_events(seat, events, fate, &mut work, rng);
+                    fate
                 }
-                self.seats[seat].events.extend(events);
-                for effect in effects.into_iter().enumerate().filter(|(at, _)| fate.performs(*at)) {
-                    self.perform(seat, effect.1, &mut inputs, &mut outgoing, rng);
+                Input::Membership(input) => {
+                    let events = accept_first(self.memberships.machine.decide(now, &input, rng), &mut first)?;
+                    let journaled = events.iter().any(Membership::is_journaled);
+                    let fate = if journaled { self.process.fate(crashes, rng) } else { Fate::Performed };
+                    self.membership_decided(now, events, fate, &mut work);
+                    if let MembershipInput::SessionStopped { cohort, .. } = &input {
+                        self.put_away(cohort, Stream::Archived);
+                    }
+                    fate
                 }
-            }
+                Input::Resume(seat) => {
+                    self.resume_seat(seat, &mut work, rng);
+                    Fate::Performed
+                }
+            };
             if fate != Fate::Performed {
                 self.crash(now, crashes, rng);
                 break;
             }
         }
-        Ok(outgoing)
+        work.refused.map_or(Ok(work.outgoing), Err)
     }
 
-    fn perform(
+    fn seat_events(
         &mut self,
         seat: usize,
-        effect: ParticipantEffect,
-        inputs: &mut VecDeque<ParticipantInput>,
-        outgoing: &mut Vec<Message>,
+        events: Vec<ParticipantEvent>,
+        fate: Fate,
+        work: &mut Work,
         rng: &mut ChaCha8Rng,
     ) {
+        if fate == Fate::NotJournaled {
+            return;
+        }
+        let mut effects = Vec::new();
+        for event in &events {
+            self.seats[seat].machine.apply(event);
+            effects.extend(self.seats[seat].machine.effects(event));
+        }
+        for (_, effect) in effects.into_iter().enumerate().filter(|(at, _)| fate.performs(*at)) {
+            self.perform(seat, effect, work, rng);
+        }
+        for event in &events {
+            self.report_progress(seat, event, &mut work.inputs);
+        }
+        self.seats[seat].events.extend(events);
+    }
+
+    fn perform(&mut self, seat: usize, effect: ParticipantEffect, work: &mut Work, rng: &mut ChaCha8Rng) {
+        let mut answer = |input| work.inputs.push_back(Input::Seat(seat, input));
         match effect {
             ParticipantEffect::Send { to, body } => {
                 let once = match &*body {
@@ -284,17 +363,17 @@ impl ParticipantNode {
                     *self.sent.entry(once).or_default() += 1;
                 }
                 if super::slot_of(&body).is_none_or(|slot| !self.role.withholds.contains(&slot)) {
-                    outgoing.push(Message::new(self.identity.did().clone(), Some(to), body));
+                    work.outgoing.push(Message::new(self.identity.did().clone(), Some(to), body));
                 }
             }
-            ParticipantEffect::AskJoin => inputs.push_back(ParticipantInput::JoinDecided(self.role.joins)),
+            ParticipantEffect::AskJoin => answer(ParticipantInput::JoinDecided(self.role.joins)),
             ParticipantEffect::AskUpdate { output } => {
                 let update = match self.role.update {
                     UpdateChoice::Submit => Some(self.make_update(&output, rng)),
                     UpdateChoice::Decline => None,
                 };
                 self.seats[seat].update.clone_from(&update);
-                inputs.push_back(ParticipantInput::UpdateDecided(update.map(Submission::from)));
+                answer(ParticipantInput::UpdateDecided(update.map(Submission::from)));
             }
             ParticipantEffect::AskValidation { verdict, .. } => {
                 let approved = match self.role.verdict {
@@ -303,15 +382,15 @@ impl ParticipantNode {
                     Verdict::Approve => true,
                 };
                 self.validation_requests.push(verdict);
-                inputs.push_back(ParticipantInput::ValidationDecided(approved));
+                answer(ParticipantInput::ValidationDecided(approved));
             }
             ParticipantEffect::AskSigning { .. } => {
-                inputs.push_back(ParticipantInput::SigningDecided(self.role.signs));
+                answer(ParticipantInput::SigningDecided(self.role.signs));
             }
             ParticipantEffect::OpenNonce { session_id, output } => {
                 let nonce = self.seats[seat].signer.open_nonce(&session_id, &output, rng);
                 self.opened.push((session_id, nonce));
-                inputs.push_back(ParticipantInput::NonceOpened(nonce));
+                answer(ParticipantInput::NonceOpened(nonce));
             }
             ParticipantEffect::SignPartial { session_id, output, aggregated, sighash } => {
                 let signer = &mut self.seats[seat].signer;
@@ -320,11 +399,11 @@ impl ParticipantNode {
                 if let Some((_, nonce)) = opened {
                     self.uses.push(NonceUse { session_id, nonce: *nonce, aggregated, sighash, partial });
                 }
-                inputs.push_back(partial.map_or(ParticipantInput::NonceLost, ParticipantInput::PartialSigned));
+                answer(partial.map_or(ParticipantInput::NonceLost, ParticipantInput::PartialSigned));
             }
             ParticipantEffect::SignFallback { sighash } => {
                 let signature = self.seats[seat].signer.sign_fallback(&sighash, rng);
-                inputs.push_back(ParticipantInput::FallbackSigned(Bytes(signature.to_bytes())));
+                answer(ParticipantInput::FallbackSigned(Bytes(signature.to_bytes())));
             }
         }
     }
@@ -345,6 +424,7 @@ impl ParticipantNode {
     /// are lost.
     pub(super) fn crash(&mut self, now: Timestamp, crashes: &Crashes, rng: &mut ChaCha8Rng) {
         self.process.crash(now, crashes, rng);
+        self.memberships.restart();
         self.seats.retain(|seat| !seat.events.is_empty());
         for seat in &mut self.seats {
             seat.signer = MemberSigner::new(Arc::clone(&self.participant_key));
@@ -356,33 +436,28 @@ impl ParticipantNode {
         }
     }
 
-    /// Restarts it: every nonce that was sent is lost, and the open effects are performed.
+    /// Restarts it: every seat that has not ended continues.
     pub(super) fn resume(&mut self, now: Timestamp, crashes: &Crashes, rng: &mut ChaCha8Rng) -> Vec<Message> {
         self.process.restart();
-        let mut outgoing = Vec::new();
-        for seat in 0..self.seats.len() {
-            if self.process.is_down() {
-                break;
-            }
-            let lost = VecDeque::from([ParticipantInput::NonceLost]);
-            outgoing.extend(self.feed(now, seat, lost, true, crashes, rng).unwrap_or_default());
-            // It may crash again at once. The next restart performs the rest.
-            if self.process.is_down() {
-                break;
-            }
-            let mut inputs = VecDeque::new();
-            for effect in self.seats[seat].machine.resume() {
-                self.perform(seat, effect, &mut inputs, &mut outgoing, rng);
-            }
-            outgoing.extend(self.feed(now, seat, inputs, true, crashes, rng).unwrap_or_default());
+        let resumed = MembershipInput::Resumed(self.previous());
+        self.feed(now, Input::Membership(resumed), crashes, rng).unwrap_or_default()
+    }
+
+    /// Performs the open effects of a seat of a previous run. An end is reported once more.
+    fn resume_seat(&mut self, seat: usize, work: &mut Work, rng: &mut ChaCha8Rng) {
+        for effect in self.seats[seat].machine.resume() {
+            self.perform(seat, effect, work, rng);
         }
-        outgoing
+        if let Some(end @ ParticipantEvent::SessionEnded { .. }) = self.seats[seat].events.last().cloned() {
+            self.report_progress(seat, &end, &mut work.inputs);
+        }
     }
 
     /// Sets its latest journal back to its first `kept` events, as a backup does.
     pub(super) fn restore(&mut self, kept: usize) {
         if let Some(seat) = self.seats.last_mut() {
             seat.events.truncate(kept);
+            seat.stream = Stream::Live;
         }
     }
 }

@@ -29,6 +29,8 @@ pub enum Verdict {
 /// The behaviour of a participant. The default is an honest participant with a KEY DID that submits an update.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Role {
+    /// Whether its host considers adverts.
+    pub considers: bool,
     /// Whether its host joins.
     pub joins: bool,
     /// Submit or decline.
@@ -48,6 +50,7 @@ pub struct Role {
 impl Default for Role {
     fn default() -> Self {
         Self {
+            considers: true,
             joins: true,
             update: UpdateChoice::Submit,
             verdict: Verdict::Honest,
@@ -85,7 +88,7 @@ impl Role {
 
     /// Whether it does everything that the protocol requires.
     pub fn is_honest_and_responsive(&self) -> bool {
-        self.joins && self.signs && self.withholds.is_empty() && self.verdict != Verdict::Reject
+        self.considers && self.joins && self.signs && self.withholds.is_empty() && self.verdict != Verdict::Reject
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Setup {
     pub finalize_at: Option<usize>,
     /// The number of times that the operator has no transaction yet.
     pub defer_transaction: u32,
+    /// The maximum number of sessions of a participant at once.
+    pub max_sessions: usize,
 }
 
 impl Setup {
@@ -68,6 +70,7 @@ impl Setup {
             crashes: Crashes::default(),
             refuses: BTreeSet::new(),
             defer_transaction: 0,
+            max_sessions: 64,
         }
     }
 

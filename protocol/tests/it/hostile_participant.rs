@@ -10,7 +10,7 @@ use btcr2_aggregation_protocol::{
     beacon::{BeaconType, CasAnnouncement, SmtNonce},
     cohort::{
         event::{CohortFailure, ParticipantEvent, SessionEnd, SpendPath},
-        participant::{ParticipantInput, phase::Phase},
+        participant::{ParticipantInput, membership::CohortKey, phase::Phase},
     },
     did::Did,
     envelope::CLOCK_SKEW,
@@ -143,6 +143,26 @@ fn stored_messages_from_before_the_opt_in_are_ignored() {
     }
 }
 
+/// Delivers another's advert in its sender's own name: the key is not the sender's. Once the sender has claimed that the
+/// cohort has formed, its adverts are ignored.
+fn assert_no_advert(simulation: &mut Simulation, case: &str, message: &Message) {
+    let state = |simulation: &Simulation| {
+        let node = &simulation.participants()[0];
+        (node.membership().sessions(), node.seats().len(), node.machine().cloned())
+    };
+    let before = state(simulation);
+    let recipient = simulation.did(0);
+    match simulation.deliver(&message.from, &recipient, &message.to_json()) {
+        Ok(()) => {
+            let formed =
+                simulation.participants()[0].membership().has_formed_without_us(&CohortKey::of_message(message));
+            assert!(formed, "{case}");
+        }
+        refused => assert_named(case, refused, &message.from, RejectCode::InvalidKey),
+    }
+    assert_eq!(state(simulation), before, "{case}");
+}
+
 #[test]
 fn only_messages_of_the_adverts_service_are_accepted() {
     let phases: [fn(&Phase) -> bool; 4] = [
@@ -162,7 +182,11 @@ fn only_messages_of_the_adverts_service_are_accepted() {
             for body in bodies::of_the_service(&simulation) {
                 let case = format!("{} from {sender}", body.short_type());
                 let message = Message::new(sender.clone(), None, body);
-                assert_refused(&mut simulation, 0, &case, &message, RejectCode::WrongSender);
+                if matches!(*message.body, Body::CohortAdvert(_)) {
+                    assert_no_advert(&mut simulation, &case, &message);
+                } else {
+                    assert_refused(&mut simulation, 0, &case, &message, RejectCode::WrongSender);
+                }
             }
         }
         let identity = simulation.participants()[1].identity().clone();

@@ -23,6 +23,7 @@ mod hostile_participant;
 mod hostile_service;
 mod hostile_signing;
 mod jcs_vectors;
+mod membership;
 mod message_vectors;
 mod musig2_vectors;
 mod network_properties;

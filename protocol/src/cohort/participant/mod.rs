@@ -2,11 +2,13 @@
 //!
 //! It trusts the service with nothing but liveness. It derives the address from keys and terms, recomputes the signal
 //! from the data, and checks the transaction against both; the host's policy can only be stricter. [`phase`] is the
-//! state; `joining`, `data` and `signing` hold the decisions, `effects` their effects.
+//! state; `joining`, `data` and `signing` hold the decisions, `effects` their effects. [`membership`] is the participant in
+//! all its cohorts.
 
 mod data;
 mod effects;
 mod joining;
+pub mod membership;
 pub mod phase;
 mod signing;
 

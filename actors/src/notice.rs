@@ -10,7 +10,7 @@ use btcr2_aggregation_protocol::{
     beacon::Aggregation,
     cohort::{
         event::{CohortFailure, SessionEnd, SpendPath},
-        participant,
+        participant::{self, membership::WithoutCohort},
         service::{self, rules::TimedPhase},
     },
     did::Did,
@@ -214,10 +214,29 @@ pub enum ParticipantNotice {
         record: Arc<MemberRecord>,
     },
     /// The service needs nothing more from us; `known` is what is known of the transaction.
-    CohortOver { did: Did, cohort_id: CohortId, known: Known },
+    CohortOver {
+        did: Did,
+        cohort_id: CohortId,
+        known: Known,
+        /// The service, for hosts: it names the session together with the cohort.
+        #[serde(skip)]
+        service: Did,
+    },
     /// The session ended, and according to the service, or to our own side, nothing is announced. With `signed`, we
     /// sent a signature nevertheless.
-    CohortFailed { did: Did, cohort_id: CohortId, reason: String, signed: bool, end: SessionEnd },
+    CohortFailed {
+        did: Did,
+        cohort_id: CohortId,
+        reason: String,
+        signed: bool,
+        end: SessionEnd,
+        /// The service, for hosts: it names the session together with the cohort.
+        #[serde(skip)]
+        service: Did,
+    },
+    /// We are left without a cohort that could announce anything: the last one failed, or its successor was not joined in
+    /// time. That is the cohort that is named. Published after the end of a cohort.
+    WithoutCohort { did: Did, cohort_id: CohortId, cause: WithoutCohort },
     /// A message was refused.
     MessageRejected { did: Did, cohort_id: Option<CohortId>, from: Option<Did>, code: RejectCode, detail: String },
     /// A message arrived whose sender or time cannot be verified: the service's clock may be wrong, or ours.
@@ -302,6 +321,7 @@ impl ParticipantNotice {
             | Self::CohortComplete { cohort_id, .. }
             | Self::CohortOver { cohort_id, .. }
             | Self::CohortFailed { cohort_id, .. }
+            | Self::WithoutCohort { cohort_id, .. }
             | Self::MessageUndelivered { cohort_id, .. } => Some(cohort_id),
             Self::MessageRejected { cohort_id, .. } => cohort_id.as_ref(),
             Self::MessageUnverified { .. } => None,

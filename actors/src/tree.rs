@@ -98,18 +98,18 @@ pub const SIGNING_SESSION: Row = Row {
     span: "signing",
 };
 
-/// A DID controller in all its cohorts.
+/// A DID controller in all its cohorts. Its sessions wait too, when they report their progress.
 pub const PARTICIPANT: Row = Row {
     name: "Participant",
     parents: &["Supervisor"],
     mailbox: 1024,
     when_full: WhenFull::SenderWaits,
     restart: Restart::ReplaysJournal,
-    journal: None,
+    journal: Some("membership/DID"),
     span: "participant",
 };
 
-/// A participant in one cohort.
+/// A participant in one cohort. `when_full` is for messages of its service; its participant waits with its own.
 pub const PARTICIPANT_SESSION: Row = Row {
     name: "ParticipantSession",
     parents: &["Participant"],

@@ -5,7 +5,7 @@ use crate::{
         bans,
         notice::{Known, ParticipantNotice, ServiceNotice},
     },
-    protocol::{did::Did, id::CohortId},
+    protocol::{cohort::participant::membership::WithoutCohort, did::Did, id::CohortId},
 };
 
 /// Whether the next line may overwrite this one in a terminal: the counts advance, and no error occurred.
@@ -128,6 +128,8 @@ pub(super) fn participant_text(step: &ParticipantNotice) -> String {
             format!("cohort {cohort_id}: the signed transaction {txid} is as approved")
         }
         N::CohortFailed { cohort_id, reason, .. } => format!("cohort {cohort_id} ended for us: {reason}"),
+        N::WithoutCohort { cause: WithoutCohort::CohortFailed, .. } => "no cohort is left".to_owned(),
+        N::WithoutCohort { cohort_id, .. } => format!("no cohort is left: {cohort_id} was not advertised in time"),
         N::MessageRejected { from, code, detail, .. } => {
             format!("  refused from {}: {code}, {detail}", from.as_ref().map_or("unknown", Did::as_str))
         }

@@ -58,4 +58,8 @@ impl Journal for TimedJournal {
     fn remove(&self, stream: &StreamId) -> BoxFuture<'static, Result<(), JournalError>> {
         self.timed("remove", || self.journal.remove(stream))
     }
+
+    fn replace(&self, stream: &StreamId, records: Vec<Record>) -> BoxFuture<'static, Result<(), JournalError>> {
+        self.timed("append", || self.journal.replace(stream, records))
+    }
 }

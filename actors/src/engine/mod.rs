@@ -1,7 +1,7 @@
 //! How an actor drives a machine: decide, apply, journal, and only then perform; and how the machine is restored from
 //! its journal.
 //!
-//! The code that the actors of the four machines share.
+//! The code that the actors of the machines share.
 
 mod restart;
 
@@ -9,7 +9,7 @@ use std::{collections::VecDeque, num::NonZero, sync::Arc};
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, SpawnHandle, WrapFuture, fut};
 use btcr2_aggregation_protocol::{error::Reject, machine::Machine, time::Timestamp};
-use futures::FutureExt;
+use futures::{FutureExt, future::BoxFuture};
 use rand_chacha::ChaCha20Rng;
 use tokio::sync::Semaphore;
 
@@ -48,6 +48,8 @@ pub(crate) struct Engine<M: Machine> {
     effects: VecDeque<M::Effect>,
     /// The inputs processed since the other actors certainly ran, and the effects since they did or since an input.
     burst: (usize, usize),
+    /// The number of records in the stream.
+    records: usize,
     /// Inputs that arrived while effects were performed; they are processed after those effects.
     waiting: VecDeque<(M::Input, Receipt)>,
     busy: bool,
@@ -85,6 +87,7 @@ impl<M: Machine> Engine<M> {
             facts: VecDeque::new(),
             effects: VecDeque::new(),
             burst: (0, 0),
+            records: 0,
             waiting: VecDeque::new(),
             busy: false,
             timer: None,
@@ -145,6 +148,27 @@ impl<M: Machine> Engine<M> {
     fn is_effect_burst(&mut self) -> bool {
         self.burst.1 += 1;
         self.burst.1 > BURST
+    }
+
+    /// The number of records in the stream, if [`restored`](Self::restored) was called for those of previous runs.
+    pub(crate) const fn records(&self) -> usize {
+        self.records
+    }
+
+    /// The machine has replayed this number of records.
+    pub(crate) const fn restored(&mut self, records: usize) {
+        self.records = records;
+    }
+
+    /// Replaces all records by `event`, which leads to the same state; by none if there is none. To be called only while
+    /// everything [is released](Self::is_released).
+    pub(crate) fn compact(&mut self, event: Option<M::Event>) -> BoxFuture<'static, Result<(), JournalError>>
+    where
+        M::Event: Send + Sync + 'static,
+    {
+        let records: Vec<Record> = event.into_iter().map(Record::new).collect();
+        self.records = records.len();
+        self.journal.replace(&self.stream, records)
     }
 
     pub(crate) fn rng(&mut self) -> Option<&mut ChaCha20Rng> {
@@ -327,7 +351,9 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
             }
         };
         let engine = self.engine();
-        let records = events.iter().cloned().map(Record::new).collect();
+        let journaled = events.iter().filter(|event| <Self::Machine as Machine>::is_journaled(event));
+        let records: Vec<Record> = journaled.cloned().map(Record::new).collect();
+        engine.records += records.len();
         engine.ticked = None;
         let mut facts = Vec::with_capacity(events.len());
         for event in events {
@@ -341,6 +367,10 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
         let number = engine.next_batch;
         engine.next_batch += 1;
         engine.unreleased.push_back(Batch { number, facts, receipts: vec![receipt], durable: false });
+        if records.is_empty() {
+            // The batch only waits for those before it.
+            return self.appended(number, Ok(()), ctx);
+        }
         let mut appended = engine.journal.append(&engine.stream, records);
         match (&mut appended).now_or_never() {
             Some(result) => self.appended(number, result, ctx),

@@ -154,4 +154,19 @@ pub trait Journal: Send + Sync {
 
     /// Removes a stream, live or archived. Durable when the future is ready.
     fn remove(&self, stream: &StreamId) -> BoxFuture<'static, Result<(), JournalError>>;
+
+    /// Replaces all records of a stream; without `records` it is removed. Durable when the future is ready. By default
+    /// the stream is removed and written again; a journal that can do both at once does.
+    fn replace(&self, stream: &StreamId, records: Vec<Record>) -> BoxFuture<'static, Result<(), JournalError>> {
+        // Both calls are made here, because they take effect in the order of the calls.
+        let removed = self.remove(stream);
+        if records.is_empty() {
+            return removed;
+        }
+        let appended = self.append(stream, records);
+        Box::pin(async move {
+            removed.await?;
+            appended.await
+        })
+    }
 }

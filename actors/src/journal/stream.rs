@@ -12,8 +12,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 const UNSAFE: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'/').remove(b':').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Names a stream: `cohort/<id>`, `signing/<id>`, `participant/<did>/<service>/<cohort id>`, `announcement/<id>`. Peers choose parts of it:
-/// it is a key, never a path, and is displayed [escaped](Self::escaped).
+/// Names a stream: `cohort/<id>`, `signing/<id>`, `participant/<did>/<service>/<cohort id>`, `membership/<did>`,
+/// `announcement/<id>`. Peers choose parts of it: it is a key, never a path, and is displayed [escaped](Self::escaped).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(String);
 
@@ -33,6 +33,8 @@ pub enum StreamKind {
         /// The cohort.
         cohort_id: CohortId,
     },
+    /// A member's cohorts.
+    Membership(Did),
     /// Following a cohort's transaction into the chain, which a host does.
     Announcement(CohortId),
     /// Anything else.
@@ -48,6 +50,11 @@ impl StreamId {
     /// The stream of a cohort's announcement.
     pub fn of_announcement(cohort_id: &CohortId) -> Self {
         Self::new(format!("announcement/{cohort_id}"))
+    }
+
+    /// The stream of a participant's memberships.
+    pub fn of_memberships(did: &Did) -> Self {
+        Self::new(format!("membership/{did}"))
     }
 
     /// A stream of the given name.
@@ -70,6 +77,7 @@ impl StreamId {
         match role {
             "cohort" => CohortId::parse(rest).ok().map(StreamKind::Cohort),
             "announcement" => CohortId::parse(rest).ok().map(StreamKind::Announcement),
+            "membership" => Did::parse(rest).ok().map(StreamKind::Membership),
             "signing" => SessionId::parse(rest).ok().map(StreamKind::Signing),
             "participant" => {
                 // A cohort's id may contain slashes, DIDs contain none.

@@ -1,16 +1,16 @@
-//! A participant: one identity, and a `ParticipantSessionActor` for each cohort that it is asked to join. The sessions
-//! that ran when the process ended are restored from the journal, see `recover`.
+//! A participant: one identity, and a `ParticipantSessionActor` for each cohort that it considers. Which cohorts those are
+//! is decided by the machine of its memberships, which this actor drives, see `memberships`; the sessions that ran when the
+//! process ended are restored from the journal, see `recover`.
 
+mod memberships;
+mod post;
 mod recover;
 mod session;
 
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use actix::{
-    Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, Supervised, dev::ContextFut,
+    Actor, Addr, Context, Handler, Message as ActixMessage, Recipient, Supervised, dev::ContextFut,
     prelude::SendError,
 };
 use bitcoin::FeeRate;
@@ -19,42 +19,35 @@ use btcr2_aggregation_protocol::{
     cohort::{
         Timing,
         event::SessionEnd,
-        participant::{Advert, ParticipantCohort, ParticipantConfig},
+        participant::{
+            Advert, ParticipantCohort, ParticipantConfig,
+            membership::{CohortKey, Membership, MembershipConfig, MembershipInput, Route},
+        },
     },
     did::Did,
-    error::{Reject, RejectCode},
+    error::Reject,
     id::CohortId,
     identity::Identity,
-    message::{Body, keygen::CohortAdvert},
+    message::Body,
     output::KeyAggregator,
     time::Timestamp,
 };
 
 use self::{
-    recover::SessionGone,
-    session::{Leave, Owner, ParticipantSessionActor, Seen, SendAgain, SessionMessage, StartMode},
+    post::{Leave, Owner, Seen, SendAgain, SessionMessage},
+    session::{ParticipantSessionActor, StartMode},
 };
 use crate::{
-    journal::{Journal, Retention},
+    engine::{Driven, Engine, Replayed},
+    journal::{Journal, Retention, StreamId},
     notice::{Notices, ParticipantNotice},
     policy::ParticipantPolicy,
-    remembered::Remembered,
     runtime::{Clock, Randomness},
     span,
     supervision::{EndGuard, InTree, Lease, RestartIntensity, Restarts},
-    transport::{Delivery, Outbound, Received, Transport, undecodable},
+    transport::{Delivery, Outbound, Receipt, Received, Transport, undecodable},
     tree::{self, Row},
 };
-
-/// The maximum number of expected successors of our cohorts.
-const SUCCESSORS: usize = 64;
-
-/// The number of ended cohorts that are remembered, so that a repeated advert does not start them again.
-const REMEMBERED: usize = 1024;
-
-/// The number of remembered cohorts that formed with a previous run of this participant, so that an old advert does not
-/// start them again.
-const FORMED: usize = 1024;
 
 /// The parts of a participant.
 #[derive(Clone)]
@@ -103,9 +96,6 @@ pub(crate) struct ParticipantShared {
     pub(crate) restarts: RestartIntensity,
 }
 
-/// A cohort is identified by its service and its identifier: two services may choose the same identifier.
-type CohortKey = (Did, CohortId);
-
 /// The host has stored what it needs of a session that has ended: its journal is archived. Answered when that is
 /// durable; if the host closes the state directory before, the end is reported to it again.
 #[derive(Clone, Debug, ActixMessage)]
@@ -117,18 +107,28 @@ pub struct ArchiveSession {
     pub cohort_id: CohortId,
 }
 
-/// A session has ended, for this reason; sent before its actor stops.
+/// Answers with the participant's memberships as they are now.
+#[derive(Clone, Copy, Debug, ActixMessage)]
+#[rtype(result = "Arc<Membership>")]
+pub struct InspectMembership;
+
+/// What a session has journaled; sent before its actor stops.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
-pub(crate) struct SessionOver {
+pub(crate) struct SessionProgress {
     pub(crate) advert: Arc<Advert>,
-    pub(crate) reason: SessionEnd,
+    pub(crate) progress: Progress,
 }
 
-/// The session has opted in, durably: what its service sends about the cohort concerns us from now on.
-#[derive(ActixMessage)]
-#[rtype(result = "()")]
-pub(crate) struct SessionJoined(pub(crate) Arc<Advert>);
+/// The progress of a session that concerns its participant.
+pub(crate) enum Progress {
+    /// It has opted in: what its service sends about the cohort concerns us from now on.
+    Joined,
+    /// The cohort has formed.
+    Formed,
+    /// It has ended, for this reason.
+    Ended(SessionEnd),
+}
 
 /// Leave a cohort, in any phase.
 #[derive(Clone, Debug, ActixMessage)]
@@ -145,19 +145,13 @@ struct Child {
     session: Addr<ParticipantSessionActor>,
     /// The session ends when this is dropped.
     _lease: Lease,
-    /// We have opted in.
-    joined: bool,
-    /// It has ended, and we had not joined.
-    declined: bool,
-    advert: Arc<Advert>,
 }
 
 impl Child {
     /// Sends the session a message of its service. A lost message gets no receipt.
-    fn deliver(&self, message: SessionMessage) {
+    fn deliver(&self, cohort_id: &CohortId, message: SessionMessage) {
         // A session that has just ended will be reported soon.
         if let Err(SendError::Full(_)) = self.session.try_send(message) {
-            let cohort_id = &self.advert.cohort_id;
             tracing::warn!(%cohort_id, "the session's mailbox is full, a message was dropped");
         }
     }
@@ -166,21 +160,16 @@ impl Child {
 /// A DID controller in all its cohorts.
 pub struct ParticipantActor {
     shared: Arc<ParticipantShared>,
-    max_sessions: usize,
     outbound: Recipient<Outbound>,
+    /// Which cohorts it considers and is in.
+    engine: Engine<Membership>,
+    membership: Arc<MembershipConfig>,
     sessions: BTreeMap<CohortKey, Child>,
-    /// The cohorts that replace ours, with the advert of the replaced one.
-    successors: VecDeque<(CohortKey, Arc<Advert>)>,
+    /// The replayed machines of sessions of previous runs, until they are started.
+    replayed: BTreeMap<CohortKey, ParticipantCohort>,
     retention: Retention,
-    ended: Remembered<CohortKey>,
-    /// Cohorts that formed with this identity, and of which it has no session any more. Separate from `ended`, because
-    /// unauthenticated peers can make this one grow.
-    formed: Remembered<CohortKey>,
-    /// Cohorts that we did not join: unauthenticated peers choose how many they advertise.
-    declined: Remembered<CohortKey>,
-    /// Sessions that cannot continue until the host is restarted: messages for them are not accepted. We have joined
-    /// them, so our own actions bound their number.
-    halted: BTreeSet<CohortKey>,
+    /// The cohort of the message that is being decided.
+    about: Option<CohortId>,
     panicked: bool,
     restarts: Restarts,
     guard: EndGuard,
@@ -200,6 +189,17 @@ impl ParticipantActor {
             beacons,
             aggregator,
         };
+        let membership = Arc::new(MembershipConfig {
+            did: config.did.clone(),
+            beacons: config.beacons.clone(),
+            max_sessions: settings.max_sessions,
+            patience: timing.phase_timeout,
+            retains: settings.retention == Retention::UntilArchived,
+        });
+        let stream = StreamId::of_memberships(identity.did());
+        let rng = settings.randomness.for_actor(stream.as_str());
+        let machine = Membership::new(Arc::clone(&membership));
+        let engine = Engine::new(machine, Arc::clone(&journal), stream, clock, rng);
         let shared = ParticipantShared {
             identity,
             config: Arc::new(config),
@@ -212,15 +212,13 @@ impl ParticipantActor {
         };
         Self {
             shared: Arc::new(shared),
-            max_sessions: settings.max_sessions,
             outbound,
+            engine,
+            membership,
             sessions: BTreeMap::new(),
-            successors: VecDeque::new(),
+            replayed: BTreeMap::new(),
             retention: settings.retention,
-            ended: Remembered::new(REMEMBERED),
-            formed: Remembered::new(FORMED),
-            declined: Remembered::new(REMEMBERED),
-            halted: BTreeSet::new(),
+            about: None,
             panicked: false,
             restarts: Restarts::default(),
             guard,
@@ -236,138 +234,39 @@ impl ParticipantActor {
         span::session(cohort_id, self.shared.identity.did())
     }
 
-    fn on_advert(&mut self, from: &Did, body: &CohortAdvert, ctx: &mut Context<Self>) {
-        let cohort = (from.clone(), body.cohort_id.clone());
-        let over = self.ended.contains(&cohort) || self.declined.contains(&cohort);
-        if over || self.halted.contains(&cohort) || self.sessions.contains_key(&cohort) {
-            return;
-        }
-        let _session = self.span(&body.cohort_id).entered();
-        if self.formed.contains(&cohort) {
-            tracing::info!(cohort_id = %body.cohort_id, "ignored the advert of a cohort that has formed already");
-            return;
-        }
-        // A cohort on another network cannot announce anything for this DID.
-        if body.network != self.shared.identity.did().network() {
-            return;
-        }
-        let advert = match Advert::read(from, body, &self.shared.config.beacons) {
-            Ok(advert) => advert,
-            Err(reject) => return self.reject(Some(&body.cohort_id), &reject),
-        };
-        let rejoins = self.takes_the_place_of_ours(&advert);
-        // Before it takes a slot that another cohort could use.
-        if !rejoins && !self.shared.policy.considers(&advert) {
-            tracing::debug!(cohort_id = %body.cohort_id, "the policy does not consider the advert");
-            self.declined.insert(cohort);
-            return;
-        }
-        if self.sessions.len() >= self.max_sessions {
-            tracing::debug!(cohort_id = %body.cohort_id, "too many sessions are open, ignored the advert");
-            return;
-        }
-        let advert = Arc::new(advert);
-        let machine = ParticipantCohort::new(Arc::clone(&self.shared.config), advert);
-        self.start_session(machine, (StartMode::Fresh, rejoins), false, ctx);
-    }
-
-    fn start_session(
-        &mut self,
-        machine: ParticipantCohort,
-        start: (StartMode, bool),
-        joined: bool,
-        ctx: &Context<Self>,
-    ) {
-        let advert = Arc::clone(machine.advert());
-        let cohort = (advert.service.clone(), advert.cohort_id.clone());
-        let (participant, ended) = (ctx.address(), cohort.clone());
-        let gone = move |end| participant.do_send(SessionGone { cohort: ended, end });
-        let owner = Owner { over: ctx.address().recipient(), joined: ctx.address().recipient() };
+    fn start_session(&mut self, machine: ParticipantCohort, start: (StartMode, bool), ctx: &Context<Self>) {
+        let cohort = CohortKey::from(&**machine.advert());
+        let gone = recover::report_end(ctx, cohort.clone());
+        let owner = Owner::new(ctx);
         let (shared, outbound) = (Arc::clone(&self.shared), self.outbound.clone());
         let (session, lease) = ParticipantSessionActor::start(machine, start, shared, outbound, owner, gone);
-        self.sessions.insert(cohort, Child { session, _lease: lease, joined, declined: false, advert });
-    }
-
-    /// The cohort `next` takes the place of the one that `ours` advertised.
-    fn expect_successor(&mut self, next: CohortId, ours: Arc<Advert>) {
-        let next = (ours.service.clone(), next);
-        if self.expects(&next) {
-            return;
-        }
-        // Its advert may have arrived first, over another transport: it is considered again when it is repeated.
-        self.declined.forget(&next);
-        if self.successors.len() >= SUCCESSORS {
-            self.successors.pop_front();
-        }
-        self.successors.push_back((next, ours));
-    }
-
-    fn expects(&self, cohort: &CohortKey) -> bool {
-        self.successors.iter().any(|(next, _)| next == cohort)
-    }
-
-    /// Whether the cohort replaces one that we were in, on the same terms.
-    fn takes_the_place_of_ours(&self, advert: &Advert) -> bool {
-        self.successors.iter().any(|((service, next), ours)| {
-            *service == advert.service
-                && *next == advert.cohort_id
-                && ours.network == advert.network
-                && ours.conditions == advert.conditions
-        })
+        self.sessions.insert(cohort, Child { session, _lease: lease });
     }
 
     /// A message, and its time if it was sent before we were connected.
     fn on_message(&mut self, received: Received, stored: Option<Timestamp>, ctx: &mut Context<Self>) {
         let Received { message, receipt, .. } = received;
-        if let Body::CohortAdvert(body) = &*message.body {
-            receipt.confirm();
-            return self.on_advert(&message.from, body, ctx);
+        let cohort = CohortKey::of_message(&message);
+        let input = MembershipInput::Message { message: message.clone(), stored: stored.is_some() };
+        let machine = self.engine.machine();
+        if matches!(&*message.body, Body::CohortAdvert(_)) && machine.has_formed_without_us(&cohort) {
+            let _session = self.span(&cohort.cohort_id).entered();
+            tracing::info!(cohort_id = %cohort.cohort_id, "ignored the advert of a cohort that has formed already");
         }
-        let cohort = (message.from.clone(), message.body.cohort_id().clone());
-        if let Some(child) = self.sessions.get(&cohort) {
-            // Recorded here before the session has made it durable: the new cohort's advert may be the next message.
-            let next = match &*message.body {
-                Body::CohortEnded(ended) => ended.next_cohort_id.clone(),
-                _ => None,
-            };
-            // Any peer can advertise a cohort and claim that another one replaces it: the claim only counts for a
-            // cohort that we joined.
-            let next = next.filter(|_| child.joined);
-            let advert = Arc::clone(&child.advert);
-            child.deliver(SessionMessage { message, receipt, stored });
-            if let Some(next) = next {
-                self.expect_successor(next, advert);
+        let receipt = match machine.route(&message) {
+            Route::Withheld => return,
+            Route::Membership => receipt,
+            Route::Session => {
+                // Without a receipt if the session has not been started yet: the message is sent again.
+                if let Some(child) = self.sessions.get(&cohort) {
+                    child.deliver(&cohort.cohort_id, SessionMessage { message, receipt, stored });
+                }
+                Receipt::default()
             }
-            return;
-        }
-        if self.halted.contains(&cohort) {
-            return;
-        }
-        receipt.confirm();
-        if message.body.is_control() {
-            // About a cohort in which we take no part any more.
-            return;
-        }
-        if self.ended.contains(&cohort) || self.declined.contains(&cohort) {
-            // Late messages of a cohort that has ended for us are not the service's fault.
-            return;
-        }
-        // A cohort that has formed admits no one else: a member that has lost its session would wait in vain.
-        if !matches!(&*message.body, Body::CohortOptInAccept(_)) {
-            self.formed.insert(cohort.clone());
-        }
-        if stored.is_some() {
-            // Nor are messages of a previous run.
-            return;
-        }
-        let (from, cohort_id) = cohort;
-        let known = self.sessions.keys().any(|(_, id)| *id == cohort_id);
-        let reject = if known {
-            Reject::new(RejectCode::WrongSender, &from, "the sender is not the service of the cohort's advert")
-        } else {
-            Reject::new(RejectCode::WrongCohort, &from, "we take part in no such cohort")
         };
-        self.reject(Some(&cohort_id), &reject);
+        self.about = Some(cohort.cohort_id);
+        self.feed_received(input, receipt, ctx);
+        self.about = None;
     }
 }
 
@@ -375,7 +274,7 @@ impl Actor for ParticipantActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        if self.panicked { self.restart(ctx) } else { self.recover_all(ctx) }
+        if self.panicked { self.restart_from_journal(ctx) } else { self.recover(ctx) }
     }
 }
 
@@ -384,6 +283,8 @@ impl Supervised for ParticipantActor {
         self.panicked = true;
         // Their actors stop; the sessions of the same cohorts are started from the journal.
         self.sessions.clear();
+        self.replayed.clear();
+        self.about = None;
     }
 }
 
@@ -403,10 +304,10 @@ impl Handler<Delivery> for ParticipantActor {
             Delivery::Message(received) => self.on_message(received, None, ctx),
             Delivery::Stored { message, said } => self.on_message(message, Some(said), ctx),
             Delivery::Own(message) => {
-                let service = message.to.clone();
-                let cohort = service.map(|service| (service, message.body.cohort_id().clone()));
-                if let Some(child) = cohort.and_then(|cohort| self.sessions.get(&cohort)) {
-                    child.session.do_send(Seen(message));
+                let Some(service) = message.to.clone() else { return };
+                let cohort = CohortKey { service, cohort_id: message.body.cohort_id().clone() };
+                if let Some(child) = self.sessions.get(&cohort) {
+                    post::wait_to_send(self, &child.session, Seen(message), ctx);
                 }
             }
             Delivery::Undecodable { from, error } => {
@@ -419,7 +320,9 @@ impl Handler<Delivery> for ParticipantActor {
                 self.shared.notices.publish(ParticipantNotice::MessageUnverified { did, reason });
             }
             Delivery::Interrupted { .. } => {
-                self.sessions.values().for_each(|child| child.session.do_send(SendAgain));
+                for child in self.sessions.values() {
+                    post::wait_to_send(self, &child.session, SendAgain, ctx);
+                }
             }
             // A participant blames no peer, and sends by itself what its service still needs.
             Delivery::Missed { .. } | Delivery::Delivered { .. } | Delivery::Delayed { .. } => {}
@@ -439,42 +342,31 @@ impl Handler<Delivery> for ParticipantActor {
 impl Handler<LeaveCohort> for ParticipantActor {
     type Result = ();
 
-    fn handle(&mut self, LeaveCohort { service, cohort_id }: LeaveCohort, _: &mut Self::Context) {
-        if let Some(child) = self.sessions.get(&(service, cohort_id)) {
-            child.session.do_send(Leave);
+    fn handle(&mut self, LeaveCohort { service, cohort_id }: LeaveCohort, ctx: &mut Self::Context) {
+        if let Some(child) = self.sessions.get(&CohortKey { service, cohort_id }) {
+            post::wait_to_send(self, &child.session, Leave, ctx);
         }
     }
 }
 
-impl Handler<SessionJoined> for ParticipantActor {
-    type Result = ();
+impl Handler<InspectMembership> for ParticipantActor {
+    type Result = Arc<Membership>;
 
-    fn handle(&mut self, SessionJoined(advert): SessionJoined, _: &mut Self::Context) {
-        if let Some(child) = self.sessions.get_mut(&(advert.service.clone(), advert.cohort_id.clone())) {
-            child.joined = true;
-        }
+    fn handle(&mut self, _: InspectMembership, _: &mut Self::Context) -> Self::Result {
+        Arc::new(self.engine.machine().clone())
     }
 }
 
-impl Handler<SessionOver> for ParticipantActor {
+impl Handler<SessionProgress> for ParticipantActor {
     type Result = ();
 
-    fn handle(&mut self, SessionOver { advert, reason }: SessionOver, ctx: &mut Self::Context) {
-        let cohort = (advert.service.clone(), advert.cohort_id.clone());
-        match reason {
-            // Any peer can advertise: nothing is stored of a cohort in which we take no part.
-            SessionEnd::NotJoined => {
-                self.put_away(&cohort, Retention::Forget, ctx);
-                if let Some(child) = self.sessions.get_mut(&cohort) {
-                    child.declined = true;
-                }
-            }
-            SessionEnd::EndedByService { next: Some(next), .. }
-                if self.sessions.get(&cohort).is_some_and(|child| child.joined) =>
-            {
-                self.expect_successor(next, advert);
-            }
-            _ => {}
-        }
+    fn handle(&mut self, SessionProgress { advert, progress }: SessionProgress, ctx: &mut Self::Context) {
+        let cohort = CohortKey::from(&*advert);
+        let input = match progress {
+            Progress::Joined => MembershipInput::OptedIn(advert),
+            Progress::Formed => MembershipInput::Formed(cohort),
+            Progress::Ended(reason) => MembershipInput::SessionEnded { cohort, reason },
+        };
+        self.feed(input, ctx);
     }
 }

@@ -3,24 +3,29 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
-    Supervised, WrapFuture, dev::ContextFut,
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Recipient, Supervised, WrapFuture,
+    dev::ContextFut,
 };
 use btcr2_aggregation_protocol::{
     cohort::{
         event::{ParticipantEvent, SessionEnd},
-        participant::{ParticipantCohort, ParticipantEffect, ParticipantInput, phase::Phase},
+        participant::{
+            ParticipantCohort, ParticipantEffect, ParticipantInput,
+            phase::{Phase, PhaseKind},
+        },
     },
     did::Did,
     error::{Fatal, Reject},
     id::CohortId,
     machine::Machine,
-    message::{Bytes, Message},
+    message::Bytes,
     signing::nonce::MemberSigner,
-    time::Timestamp,
 };
 
-use super::{ParticipantShared, SessionJoined, SessionOver};
+use super::{
+    ParticipantShared, Progress,
+    post::{Leave, Owner, Seen, SendAgain, SessionMessage, send_when_free},
+};
 use crate::{
     engine::{Driven, Engine, Replayed},
     journal::{JournalError, StreamId},
@@ -28,37 +33,12 @@ use crate::{
     policy::{SigningRequest, UpdateRequest, Validation},
     span,
     supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},
-    transport::{Outbound, Receipt},
+    transport::Outbound,
     tree::{self, Row},
 };
 
 /// How long delivery of a verdict that ends the session is attempted.
 const FAREWELL: Duration = Duration::from_secs(600);
-
-/// A message of the service for this session.
-#[derive(ActixMessage)]
-#[rtype(result = "()")]
-pub(crate) struct SessionMessage {
-    pub(crate) message: Message,
-    pub(crate) receipt: Receipt,
-    /// When it was sent, if that was before we were connected.
-    pub(crate) stored: Option<Timestamp>,
-}
-
-/// A message of our own that was received from the transport.
-#[derive(ActixMessage)]
-#[rtype(result = "()")]
-pub(crate) struct Seen(pub(crate) Message);
-
-/// Messages of ours may be lost: send again what the service still needs.
-#[derive(ActixMessage)]
-#[rtype(result = "()")]
-pub(crate) struct SendAgain;
-
-/// The host leaves the cohort.
-#[derive(ActixMessage)]
-#[rtype(result = "()")]
-pub(crate) struct Leave;
 
 /// How a session starts.
 #[derive(Clone, Copy)]
@@ -69,12 +49,6 @@ pub(crate) enum StartMode {
     Resumed,
     /// The actor panicked: its journal is replayed first.
     AfterPanic,
-}
-
-/// Where a session sends its progress.
-pub(crate) struct Owner {
-    pub(crate) joined: Recipient<SessionJoined>,
-    pub(crate) over: Recipient<SessionOver>,
 }
 
 pub(crate) struct ParticipantSessionActor {
@@ -142,8 +116,8 @@ impl ParticipantSessionActor {
     }
 
     fn notice_of_end(&self, reason: &SessionEnd) -> Option<ParticipantNotice> {
-        let did = self.shared.identity.did().clone();
-        let cohort_id = self.engine.machine().advert().cohort_id.clone();
+        let (did, advert) = (self.shared.identity.did().clone(), self.engine.machine().advert());
+        let (cohort_id, service) = (advert.cohort_id.clone(), advert.service.clone());
         let known = match reason {
             SessionEnd::NotJoined => return None,
             SessionEnd::Completed { .. } => Known::Seen,
@@ -152,10 +126,10 @@ impl ParticipantSessionActor {
             reason => {
                 let signed = self.engine.machine().record().is_some();
                 let (reason, end) = (reason.to_string(), reason.clone());
-                return Some(ParticipantNotice::CohortFailed { did, cohort_id, reason, signed, end });
+                return Some(ParticipantNotice::CohortFailed { did, cohort_id, reason, signed, end, service });
             }
         };
-        Some(ParticipantNotice::CohortOver { did, cohort_id, known })
+        Some(ParticipantNotice::CohortOver { did, cohort_id, known, service })
     }
 
     /// Continues the session where its journal ends.
@@ -173,7 +147,9 @@ impl ParticipantSessionActor {
             if let Some(notice) = self.notice_of_end(&reason) {
                 self.shared.notices.publish(notice);
             }
-            self.report_end(&reason);
+            self.report(Progress::Ended(reason), ctx);
+        } else {
+            self.report_membership(ctx);
         }
         self.feed(ParticipantInput::Resumed, ctx);
         // The secret is never on disk: a nonce that was sent before the restart is lost with its actor.
@@ -181,9 +157,20 @@ impl ParticipantSessionActor {
         self.resume(ctx);
     }
 
-    fn report_end(&self, reason: &SessionEnd) {
-        let (advert, reason) = (Arc::clone(self.engine.machine().advert()), reason.clone());
-        self.owner.over.do_send(SessionOver { advert, reason });
+    fn report(&self, progress: Progress, ctx: &mut Context<Self>) {
+        self.owner.report(self, self.engine.machine().advert(), progress, ctx);
+    }
+
+    /// Reports how far it is: after a panic it may not have been reported.
+    fn report_membership(&self, ctx: &mut Context<Self>) {
+        let phase = self.engine.machine().phase().kind();
+        if matches!(phase, PhaseKind::Planned | PhaseKind::Invited | PhaseKind::Ended) {
+            return;
+        }
+        self.report(Progress::Joined, ctx);
+        if phase != PhaseKind::OptedIn {
+            self.report(Progress::Formed, ctx);
+        }
     }
 
     /// Asks the host a question and feeds its answer to the machine.
@@ -361,7 +348,7 @@ impl Driven for ParticipantSessionActor {
         machine.is_heavy(input)
     }
 
-    fn observe(&mut self, event: &ParticipantEvent, _: &[ParticipantEffect], _: &mut Context<Self>) {
+    fn observe(&mut self, event: &ParticipantEvent, _: &[ParticipantEffect], ctx: &mut Context<Self>) {
         let did = self.shared.identity.did().clone();
         let advert = self.engine.machine().advert();
         let cohort_id = advert.cohort_id.clone();
@@ -370,11 +357,12 @@ impl Driven for ParticipantSessionActor {
                 ParticipantNotice::CohortDiscovered { did, cohort_id, service: advert.service.clone() }
             }
             ParticipantEvent::OptedIn { .. } => {
-                self.owner.joined.do_send(SessionJoined(Arc::clone(advert)));
+                self.report(Progress::Joined, ctx);
                 ParticipantNotice::CohortJoined { did, cohort_id }
             }
             ParticipantEvent::OptInAccepted => ParticipantNotice::OptInAccepted { did, cohort_id },
             ParticipantEvent::CohortReady { output, .. } => {
+                self.report(Progress::Formed, ctx);
                 ParticipantNotice::CohortReady { did, cohort_id, beacon_address: output.address().to_owned() }
             }
             ParticipantEvent::UpdateSubmitted { .. } => ParticipantNotice::UpdateSubmitted { did, cohort_id },
@@ -397,7 +385,7 @@ impl Driven for ParticipantSessionActor {
             // This ends the session, which publishes it.
             ParticipantEvent::TransactionSeen { .. } => return,
             ParticipantEvent::SessionEnded { reason, .. } => {
-                self.report_end(reason);
+                self.report(Progress::Ended(reason.clone()), ctx);
                 // Other members may have finished without our signature: our update is announced nevertheless.
                 self.publish_completion();
                 let Some(notice) = self.notice_of_end(reason) else { return };
@@ -419,7 +407,7 @@ impl Driven for ParticipantSessionActor {
             ParticipantEffect::Send { to, body } => {
                 // The last message is worth a few attempts.
                 let until = self.engine.machine().deadline().or_else(|| Some(self.shared.clock.now() + FAREWELL));
-                self.outbound.do_send(Outbound::Direct { to, body, until });
+                send_when_free(self, &self.outbound, Outbound::Direct { to, body, until }, ctx);
             }
             ParticipantEffect::AskJoin => {
                 let rejoins = self.rejoins;

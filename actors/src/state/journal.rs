@@ -48,13 +48,9 @@ impl Journal for RedbJournal {
         if records.is_empty() {
             return futures::future::ready(Ok(())).boxed();
         }
-        let records: Result<Vec<_>, _> = records.iter().map(Record::to_json).collect();
-        match records {
+        match encoded(stream, &records) {
             Ok(records) => Self::named(stream, self.0.append(stream, records)),
-            Err(error) => {
-                let problem = format!("an event cannot be serialized: {error}");
-                futures::future::ready(Err(JournalError { stream: stream.clone(), problem })).boxed()
-            }
+            Err(error) => futures::future::ready(Err(error)).boxed(),
         }
     }
 
@@ -82,4 +78,21 @@ impl Journal for RedbJournal {
     fn remove(&self, stream: &StreamId) -> BoxFuture<'static, Result<(), JournalError>> {
         Self::named(stream, self.0.remove(stream))
     }
+
+    fn replace(&self, stream: &StreamId, records: Vec<Record>) -> BoxFuture<'static, Result<(), JournalError>> {
+        if records.is_empty() {
+            return self.remove(stream);
+        }
+        match encoded(stream, &records) {
+            Ok(records) => Self::named(stream, self.0.replace(stream, records)),
+            Err(error) => futures::future::ready(Err(error)).boxed(),
+        }
+    }
+}
+
+fn encoded(stream: &StreamId, records: &[Record]) -> Result<Vec<Vec<u8>>, JournalError> {
+    records.iter().map(Record::to_json).collect::<Result<_, _>>().map_err(|error| {
+        let problem = format!("an event cannot be serialized: {error}");
+        JournalError { stream: stream.clone(), problem }
+    })
 }

@@ -249,6 +249,17 @@ impl State {
         self.change_stream(Change::Remove { stream: stream.clone() })
     }
 
+    /// Removes the stream and writes these records, or does neither.
+    pub(crate) fn replace(
+        &self,
+        stream: &StreamId,
+        records: Vec<Vec<u8>>,
+    ) -> BoxFuture<'static, Result<(), String>> {
+        let (removed, appended) = (stream.clone(), stream.clone());
+        let changes = vec![Change::Remove { stream: removed }, Change::Append { stream: appended, records }];
+        self.write(changes).map(|outcome| outcome.map_err(|error| error.to_string())).boxed()
+    }
+
     fn change_stream(&self, change: Change) -> BoxFuture<'static, Result<(), String>> {
         self.write(vec![change]).map(|outcome| outcome.map_err(|error| error.to_string())).boxed()
     }

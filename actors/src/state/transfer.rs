@@ -83,7 +83,8 @@ impl State {
                 | StreamKind::Announcement(id)
                 | StreamKind::Participant { cohort_id: id, .. } => id == *cohort_id,
                 StreamKind::Signing(id) => sessions.contains(&id),
-                StreamKind::Other => false,
+                // A participant recovers its memberships from its sessions.
+                StreamKind::Membership(_) | StreamKind::Other => false,
             };
             if belongs {
                 let records = self.raw(&summary.stream).await?;

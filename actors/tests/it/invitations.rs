@@ -3,14 +3,22 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::common::{World, identity, on_paused_clock, pass, peers, settle};
+use crate::common::{Ear, World, identity, on_paused_clock, pass, peers, process::Process, settle};
 use async_trait::async_trait;
-use btcr2_aggregation_actors::policy::{ParticipantPolicy, UpdateRequest};
+use btcr2_aggregation_actors::{
+    journal::{Record, StreamId},
+    notice::ParticipantNotice,
+    policy::{ParticipantPolicy, UpdateRequest},
+};
 use btcr2_aggregation_protocol::{
-    cohort::participant::Advert,
+    cohort::participant::{
+        Advert,
+        membership::{CohortKey, MembershipEvent, WithoutCohort},
+    },
     id::CohortId,
     identity::Identity,
     message::{Message, SharedBody, control::CohortEnded},
+    time::Timestamp,
     update::Submission,
 };
 use tokio::sync::Semaphore;
@@ -107,5 +115,88 @@ fn the_successor_of_a_cohort_that_was_joined_is_rejoined_even_if_its_advert_is_n
         send(&world, &service, &member, true, peers::advert(&service, "second"));
         settle().await;
         assert_eq!(world.members.count("cohort-joined"), 2);
+    });
+}
+
+/// A member that was in `first`, which has ended with a successor, in a process of its own.
+async fn with_ended_cohort(world: &World, service: &Identity, member: &Identity, gate: &Arc<Semaphore>) -> Process {
+    let process = Process::new();
+    process.participant(world.participant_settings(member, Later(Arc::clone(gate)))).await;
+    process.run(settle()).await;
+    send(world, service, member, true, peers::advert(service, "first"));
+    process.run(settle()).await;
+    gate.forget_permits(1);
+    send(world, service, member, false, ended("first", Some("second")));
+    process.run(settle()).await;
+    process
+}
+
+#[test]
+fn a_successor_is_rejoined_after_a_restart() {
+    on_paused_clock(async {
+        let mut world = World::new();
+        let (service, member) = (identity("service"), identity("member"));
+        let gate = Arc::new(Semaphore::new(1));
+        drop(with_ended_cohort(&world, &service, &member, &gate).await);
+        assert_eq!(world.members.count("cohort-joined"), 1);
+        // Its host has stored the end.
+        let session = StreamId::new(format!("participant/{}/{}/first", member.did(), service.did()));
+        world.journal.archive(&session, Timestamp::from_secs(1)).await.unwrap();
+        world.members = Ear::new(&world.member_notices);
+        let process = Process::new();
+        process.participant(world.participant_settings(&member, Later(gate))).await;
+        process.run(settle()).await;
+        for name in ["first", "second"] {
+            send(&world, &service, &member, true, peers::advert(&service, name));
+        }
+        process.run(settle()).await;
+        assert_eq!(world.members.names(&CohortId::parse("first").unwrap()), Vec::<String>::new());
+        assert_eq!(world.members.count("cohort-joined"), 1, "the host is not asked about a successor");
+    });
+}
+
+#[test]
+fn a_member_whose_successor_does_not_come_is_left_without_a_cohort() {
+    on_paused_clock(async {
+        let mut world = World::new();
+        let (service, member) = (identity("service"), identity("member"));
+        let gate = Arc::new(Semaphore::new(1));
+        let process = with_ended_cohort(&world, &service, &member, &gate).await;
+        assert_eq!(world.members.count("cohort-failed"), 1);
+        assert_eq!(world.members.count("without-cohort"), 0, "it waits");
+        process.run(pass(Duration::from_secs(100 * 3600))).await;
+        let left: Vec<_> = world
+            .members
+            .received()
+            .iter()
+            .filter_map(|notice| match &**notice {
+                ParticipantNotice::WithoutCohort { cohort_id, cause, .. } => Some((cohort_id.to_string(), *cause)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(left, [("second".to_owned(), WithoutCohort::SuccessorMissed)]);
+    });
+}
+
+#[test]
+fn a_journal_of_memberships_that_has_grown_is_compacted() {
+    on_paused_clock(async {
+        let mut world = World::new();
+        let (service, member) = (identity("service"), identity("member"));
+        let stream = StreamId::of_memberships(member.did());
+        let cohort = CohortKey { service: service.did().clone(), cohort_id: CohortId::parse("first").unwrap() };
+        let (at, successor) = (Timestamp::from_secs(1), None);
+        let record = Record::new(MembershipEvent::CohortEnded { at, cohort: cohort.clone(), successor });
+        world.journal.append(&stream, vec![record; 600]).await.unwrap();
+        world.participant(&member, Undecided).await;
+        settle().await;
+        let records = world.journal.read(&stream).await.unwrap();
+        let [record] = &records[..] else { panic!("{} records", records.len()) };
+        let MembershipEvent::Compacted(facts) = record.event().unwrap() else { panic!("{record:?}") };
+        assert!(facts.has_ended(&cohort));
+        // What was ended is not joined again.
+        send(&world, &service, &member, true, peers::advert(&service, "first"));
+        settle().await;
+        assert_eq!(world.members.names(&cohort.cohort_id), Vec::<String>::new());
     });
 }

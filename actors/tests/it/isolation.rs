@@ -382,8 +382,8 @@ fn two_services_may_choose_one_identifier_for_their_cohorts() {
         // Each session has its own stream, with one discovery.
         let streams = world.journal.streams().await.unwrap();
         for member in &members {
-            let of_member: Vec<_> =
-                streams.iter().filter(|name| name.as_str().contains(member.did().as_str())).collect();
+            let sessions = format!("participant/{}/", member.did());
+            let of_member: Vec<_> = streams.iter().filter(|name| name.as_str().starts_with(&sessions)).collect();
             assert_eq!(of_member.len(), 2, "{of_member:?}");
             for stream in of_member {
                 let records = world.journal.read(stream).await.unwrap();

@@ -65,6 +65,7 @@ async fn conforms<P: Storage>(fresh: impl Fn() -> P) {
     a_read_sees_what_was_handed_in_before_it(&*fresh().journal()).await;
     a_stream_that_was_never_written_is_empty(&*fresh().journal()).await;
     a_removed_stream_is_gone_and_can_begin_again(&*fresh().journal()).await;
+    a_replaced_stream_has_only_the_new_records(&*fresh().journal()).await;
     an_archived_stream_remains_readable(&*fresh().journal()).await;
     concurrent_appends_preserve_the_order_of_each_stream(fresh().journal()).await;
     a_record_is_the_event_or_an_error(&*fresh().journal()).await;
@@ -217,10 +218,13 @@ fn a_name_identifies_the_subject_of_the_stream() {
     let kind = |name: &str| stream(name).kind();
     let participant = kind(&format!("participant/{member}/{coordinator}/a/b"));
     let StreamKind::Participant { did, service, cohort_id } = participant else { panic!("{participant:?}") };
+    let participant_did = member.clone();
     assert_eq!((did, service, cohort_id.as_str()), (member, coordinator, "a/b"));
     assert!(matches!(kind("cohort/a/b"), StreamKind::Cohort(id) if id.as_str() == "a/b"));
     assert!(matches!(kind("signing/x"), StreamKind::Signing(id) if id.as_str() == "x"));
-    for other in ["", "cohort", "cohort/", "cohort/a b", "participant/x/y/z", "other/a"] {
+    let membership = kind(&format!("membership/{}", participant_did));
+    assert_eq!(membership, StreamKind::Membership(participant_did));
+    for other in ["", "membership/x", "cohort", "cohort/", "cohort/a b", "participant/x/y/z", "other/a"] {
         assert_eq!(kind(other), StreamKind::Other, "{other}");
     }
 }
@@ -311,6 +315,22 @@ async fn a_removed_stream_is_gone_and_can_begin_again(journal: &dyn Journal) {
     journal.append(&gone, vec![at(4)]).await.unwrap();
     assert_eq!(read(journal, &gone).await, [4]);
     assert_eq!(read(journal, &kept).await, [3]);
+}
+
+async fn a_replaced_stream_has_only_the_new_records(journal: &dyn Journal) {
+    let (name, other) = (stream("membership/a"), stream("cohort/other"));
+    journal.append(&name, vec![at(1), at(2)]).await.unwrap();
+    journal.append(&other, vec![at(3)]).await.unwrap();
+    let replaced = journal.replace(&name, vec![at(4), at(5)]);
+    // In the order of the calls, like every change.
+    drop(journal.append(&name, vec![at(6)]));
+    replaced.await.unwrap();
+    assert_eq!(read(journal, &name).await, [4, 5, 6]);
+    assert_eq!(read(journal, &other).await, [3]);
+    journal.replace(&name, Vec::new()).await.unwrap();
+    assert_eq!(journal.streams().await.unwrap(), [other]);
+    journal.replace(&name, vec![at(7)]).await.expect("a stream that is not there is written");
+    assert_eq!(read(journal, &name).await, [7]);
 }
 
 async fn an_archived_stream_remains_readable(journal: &dyn Journal) {

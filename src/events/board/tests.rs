@@ -222,7 +222,8 @@ fn a_participant_in_several_cohorts_is_told_which() {
     assert_eq!(line(&sent), "  nonce sent");
     line(&P::CohortJoined { did: did(1), cohort_id: cohort("two") });
     assert_eq!(line(&sent), "  cohort one: nonce sent");
-    line(&P::CohortOver { did: did(1), cohort_id: cohort("two"), known: Known::Reported });
+    let (cohort_id, known) = (cohort("two"), Known::Reported);
+    line(&P::CohortOver { did: did(1), cohort_id, known, service: did(9) });
     assert_eq!(line(&sent), "  nonce sent");
 }
 

@@ -1,7 +1,7 @@
 //! The member's view of its cohorts: what it stores of them, how it reports their ends, and when it is done.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     sync::Arc,
 };
@@ -13,8 +13,9 @@ use super::{
     JoinConfig, MemberPolicy, alone,
     confirmations::{Confirmations, News, Sighting},
     ledger::Standing,
-    memberships::{AfterEnd, Memberships},
+    memberships::Memberships,
     policy::Idle,
+    report::{FailureReport, announced_before, on_chain},
 };
 use crate::{
     actors::{
@@ -24,7 +25,7 @@ use crate::{
     error::ProgramError,
     events::Printer,
     files::{file_name, write_whole},
-    protocol::{cohort::event::SessionEnd, id::CohortId, sidecar::MemberRecord, text::shown},
+    protocol::{cohort::participant::membership::WithoutCohort, id::CohortId, sidecar::MemberRecord},
     storage::Storage,
 };
 
@@ -53,11 +54,16 @@ pub(super) struct Member<'a> {
     formed: BTreeSet<CohortId>,
     /// Those of them in which the member's signature was sent.
     signed: BTreeSet<CohortId>,
+    /// The latest cohorts that failed, and their results: reported if no other cohort is left.
+    failures: VecDeque<(CohortId, FailureReport)>,
 }
 
+/// The number of failures that are stored. The notice of being left without a cohort follows at once.
+const FAILURES: usize = 16;
+
 impl<'a> Member<'a> {
-    /// A member without cohorts.
-    pub(super) fn new(
+    /// A member in the cohorts of its previous runs.
+    pub(super) async fn new(
         config: &'a JoinConfig,
         storage: &'a Storage,
         printer: Printer,
@@ -65,8 +71,21 @@ impl<'a> Member<'a> {
         memberships: Memberships,
         confirmations: Option<Confirmations>,
     ) -> Self {
-        let (known, waiting, formed, signed) = Default::default();
-        Self { config, storage, printer, policy, memberships, confirmations, known, waiting, formed, signed }
+        let formed = memberships.formed().await;
+        let (known, waiting, signed, failures) = Default::default();
+        Self {
+            config,
+            storage,
+            printer,
+            policy,
+            memberships,
+            confirmations,
+            known,
+            waiting,
+            formed,
+            signed,
+            failures,
+        }
     }
 
     /// Looks on the chain for transactions that previous runs have approved, and have not seen confirmed.
@@ -111,7 +130,6 @@ impl<'a> Member<'a> {
             _ => {}
         }
         self.printer.participant_step(step);
-        self.memberships.follow(step);
         Ok(match step {
             ParticipantNotice::OptInAccepted { cohort_id, .. } => {
                 self.policy.is_accepted(cohort_id);
@@ -127,31 +145,34 @@ impl<'a> Member<'a> {
                 self.signed.insert(cohort_id.clone());
                 Turn::Signed(cohort_id.clone())
             }
-            ParticipantNotice::CohortOver { cohort_id, known, .. } => {
+            ParticipantNotice::CohortOver { cohort_id, known, service, .. } => {
                 // The end of a cohort is printed only once: archive it before it is printed.
-                self.memberships.archive(cohort_id).await;
-                self.over(cohort_id, *known)
+                self.memberships.archive(service, cohort_id).await;
+                self.over(cohort_id, *known).await
             }
-            ParticipantNotice::CohortFailed { reason, cohort_id, signed, end, .. } => {
-                self.memberships.archive(cohort_id).await;
-                self.failed(cohort_id, reason, *signed, end).await?
+            ParticipantNotice::CohortFailed { reason, cohort_id, signed, service, .. } => {
+                self.memberships.archive(service, cohort_id).await;
+                self.failed(cohort_id, reason, *signed).await
+            }
+            ParticipantNotice::WithoutCohort { cohort_id, cause, .. } => {
+                self.without_cohort(cohort_id, *cause).await?
             }
             _ => Turn::GoOn,
         })
     }
 
-    fn over(&mut self, cohort_id: &CohortId, known: Known) -> Turn {
+    async fn over(&mut self, cohort_id: &CohortId, known: Known) -> Turn {
         self.formed.remove(cohort_id);
         self.signed.remove(cohort_id);
         self.policy.is_free_again(cohort_id);
-        let earlier = self.memberships.leave(cohort_id);
+        let earlier = self.memberships.had_ended(cohort_id);
         if !earlier && self.is_waited_for(cohort_id) {
             self.waits(cohort_id, known);
             return Turn::GoOn;
         }
         let ok = self.report(cohort_id, known);
         self.forget(cohort_id);
-        if earlier { self.repeated_end(cohort_id) } else { self.reported(ok) }
+        if earlier { self.repeated_end(cohort_id).await } else { self.reported(ok) }
     }
 
     /// Removes a cohort that was reported, unless the chain may still change its end.
@@ -291,8 +312,8 @@ impl<'a> Member<'a> {
 
     /// A repeated notice of an end that a previous run received. If nothing else is left, and there is nothing to
     /// announce, it was the last.
-    fn repeated_end(&mut self, cohort_id: &CohortId) -> Turn {
-        if self.memberships.end_is_repeated(cohort_id)
+    async fn repeated_end(&mut self, cohort_id: &CohortId) -> Turn {
+        if self.memberships.end_is_repeated(cohort_id).await
             && self.config.exit_when_done
             && self.config.idle == Idle::Skip
             && let Some(done) = self.policy.done()
@@ -303,40 +324,44 @@ impl<'a> Member<'a> {
         Turn::GoOn
     }
 
-    async fn failed(
-        &mut self,
-        cohort_id: &CohortId,
-        reason: &str,
-        signed: bool,
-        end: &SessionEnd,
-    ) -> Result<Turn, ProgramError> {
+    async fn failed(&mut self, cohort_id: &CohortId, reason: &str, signed: bool) -> Turn {
         self.formed.remove(cohort_id);
         self.signed.remove(cohort_id);
         self.policy.is_free_again(cohort_id);
         if signed && self.is_in_sight(cohort_id) {
             // The service is wrong, or does not know: the chain has our signal.
-            self.memberships.leave(cohort_id);
-            return Ok(self.over(cohort_id, Known::SignedByUs));
+            return self.over(cohort_id, Known::SignedByUs).await;
         }
         if !signed || self.confirmations.is_none() {
             self.known.remove(cohort_id);
         }
-        let next = match end {
-            SessionEnd::EndedByService { next, .. } => next.as_ref(),
-            _ => None,
-        };
-        let earlier = self.memberships.had_ended(cohort_id);
-        if self.memberships.failed(cohort_id, next) == AfterEnd::GoOn && !earlier {
-            return Ok(Turn::GoOn);
+        let report = FailureReport { reason: reason.to_owned(), signed };
+        if self.memberships.had_ended(cohort_id) {
+            report.print("earlier", cohort_id, &self.printer);
+            return self.repeated_end(cohort_id).await;
         }
-        let event = if earlier { "earlier" } else { "result" };
-        let known = if signed { "signed-by-us" } else { "failed" };
-        let result =
-            json!({ "event": event, "ok": false, "known": known, "cohortId": cohort_id, "reason": reason });
-        let but = if signed { ". Our signature was sent: it can still be announced" } else { "" };
-        self.printer.result(&result, &format!("cohort {cohort_id} failed: {}{but}", shown(reason)));
-        if earlier {
-            return Ok(self.repeated_end(cohort_id));
+        if self.failures.len() >= FAILURES {
+            self.failures.pop_front();
+        }
+        self.failures.push_back((cohort_id.clone(), report));
+        Turn::GoOn
+    }
+
+    /// No cohort is left: `cohort_id` failed, or is a successor that was not joined in time.
+    async fn without_cohort(&mut self, cohort_id: &CohortId, cause: WithoutCohort) -> Result<Turn, ProgramError> {
+        let failures = std::mem::take(&mut self.failures);
+        match cause {
+            WithoutCohort::CohortFailed => {
+                let Some((_, report)) = failures.iter().rfind(|(failed, _)| failed == cohort_id) else {
+                    // The chain has its announcement.
+                    return Ok(Turn::GoOn);
+                };
+                report.print("result", cohort_id, &self.printer);
+            }
+            WithoutCohort::SuccessorMissed => {
+                let reason = "the successor of the failed cohort was not advertised in time";
+                self.printer.result(&json!({ "event": "result", "ok": false, "reason": reason }), reason);
+            }
         }
         Ok(if self.no_cohort().await? { Turn::Over(false) } else { Turn::GoOn })
     }
@@ -450,52 +475,8 @@ impl<'a> Member<'a> {
 
     /// No cohort will announce: writes the member's own announcement, if configured. Returns whether that ends the
     /// program.
-    pub(super) async fn no_cohort(&self) -> Result<bool, ProgramError> {
+    async fn no_cohort(&self) -> Result<bool, ProgramError> {
         alone::fall_back(self.config, &self.policy, self.storage, &self.printer).await?;
         Ok(self.config.exit_when_done)
-    }
-}
-
-/// There is nothing to do: the update was announced in this cohort, as this version.
-pub(super) fn announced_before((cohort_id, version): &(CohortId, u64), printer: &Printer) {
-    let result = json!({ "event": "result", "ok": true, "known": "announced-before", "cohortId": cohort_id });
-    let text =
-        format!("version {version} of the DID is announced in cohort {cohort_id} already: there is nothing to do");
-    printer.result(&result, &text);
-}
-
-/// The state of a transaction on the chain, if there is one: whether it is confirmed, a word for it, and a line for
-/// people.
-fn on_chain(confirmations: &Confirmations, cohort_id: &CohortId, known: Known) -> (bool, &'static str, String) {
-    let needed = confirmations.needed();
-    match confirmations.sighting(cohort_id) {
-        Some(Sighting::Block { txid, height, confirmations: blocks }) if blocks >= needed => (
-            true,
-            "confirmed",
-            format!("its transaction {txid} is confirmed in block {height}, {blocks} blocks deep"),
-        ),
-        Some(Sighting::Block { txid, height, confirmations: blocks }) => (
-            false,
-            "in-block",
-            format!("its transaction {txid} is in block {height}, with {blocks} of {needed} confirmations"),
-        ),
-        Some(Sighting::Mempool(txid)) => {
-            (false, "mempool", format!("its transaction {txid} is in the mempool, and not confirmed"))
-        }
-        Some(Sighting::Replaced(txid)) => (
-            false,
-            "failed",
-            format!(
-                "its transaction will never be confirmed: {txid} has spent the cohort's coin and announces something else"
-            ),
-        ),
-        Some(Sighting::Gone) | None => {
-            let (word, text) = match known {
-                Known::Seen => ("seen", "its transaction is signed"),
-                Known::Reported => ("reported", "the service reports that its transaction is signed"),
-                Known::SignedByUs => ("signed-by-us", "our signature was sent"),
-            };
-            (false, word, format!("{text}, and it is neither in a block nor in the mempool"))
-        }
     }
 }

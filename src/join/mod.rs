@@ -6,6 +6,7 @@ pub(crate) mod ledger;
 mod member;
 mod memberships;
 pub mod policy;
+mod report;
 mod slot;
 mod terms;
 
@@ -25,8 +26,9 @@ pub use self::{
 use self::{
     confirmations::Confirmations,
     ledger::{Ledger, Standing},
-    member::{Member, Turn, announced_before},
-    memberships::{AfterEnd, Memberships},
+    member::{Member, Turn},
+    memberships::Memberships,
+    report::announced_before,
 };
 use crate::{
     actors::{
@@ -111,7 +113,6 @@ pub struct JoinConfig {
 
 /// Takes part until `stop` is ready, or until the first cohort is over if that ends the program. Returns whether it was
 /// signed, as far as this member has seen.
-/// member has seen.
 ///
 /// # Errors
 /// [`ProgramError`] when it cannot start, or cannot write what must be stored.
@@ -232,10 +233,10 @@ async fn take_part(
         .send(StartParticipant(settings))
         .await
         .map_err(|error| ProgramError::Internal(error.to_string()))?;
-    let memberships = Memberships::new(participant, &earlier, config.timing.phase_timeout);
+    let memberships = Memberships::new(participant, &earlier);
     let confirmations =
         config.chain.clone().map(|questions| Confirmations::start(questions, config.identity.did().network()));
-    let mut member = Member::new(config, storage, printer.clone(), policy, memberships, confirmations);
+    let mut member = Member::new(config, storage, printer.clone(), policy, memberships, confirmations).await;
     member.look_for_earlier(entries);
     let connected = connected(config.connect_timeout, contacts);
     tokio::pin!(stop, reporting, connected);
@@ -257,16 +258,6 @@ async fn take_part(
                 let result = json!({ "event": "result", "ok": false, "reason": problem });
                 printer.result(&result, &problem);
                 return Ok(false);
-            }
-            () = member.memberships.disappointed() => {
-                let reason = "the successor of the failed cohort was not advertised in time";
-                if member.memberships.give_up() == AfterEnd::NoCohort {
-                    printer.result(&json!({ "event": "result", "ok": false, "reason": reason }), reason);
-                    if member.no_cohort().await? {
-                        return Ok(false);
-                    }
-                }
-                continue;
             }
             () = until(linger.as_ref().map(|(until, _)| *until)) => {
                 if let Some((_, cohort_id)) = linger.take() {

@@ -12,7 +12,7 @@ use btcr2_aggregation_protocol::{
         event::ParticipantEvent,
         participant::{
             ParticipantCohort, ParticipantConfig,
-            membership::{CohortKey, MembershipInput, Previous, PreviousSession},
+            membership::{CohortKey, MembershipEvent, MembershipInput, Previous, PreviousSession},
         },
     },
     did::Did,
@@ -48,16 +48,29 @@ impl ParticipantActor {
     pub(super) fn recover(&self, ctx: &mut Context<Self>) {
         let (journal, stream) = (Arc::clone(&self.shared.journal), self.engine.stream().clone());
         let reading = async move { replay::events(&*journal, &stream).await };
-        ctx.wait(reading.into_actor(self).map(|read, participant, ctx| match read {
-            Err(error) => participant.unreadable(&error, ctx),
-            Ok(events) => {
-                if let Err(reason) = participant.restore(events, None, ctx) {
-                    tracing::error!(reason, "the participant does not start");
-                    participant.guard.fail(reason);
-                    ctx.stop();
-                }
+        ctx.wait(reading.into_actor(self).map(|read, participant, ctx| {
+            let events = read.unwrap_or_else(|error| participant.rewrite(&error, ctx));
+            if let Err(reason) = participant.restore(events, None, ctx) {
+                tracing::error!(reason, "the participant does not start");
+                participant.guard.fail(reason);
+                ctx.stop();
             }
         }));
+    }
+
+    /// The journal of the memberships is damaged. All that it has but the awaited successors follows from the sessions'
+    /// journals: it is removed, and written again.
+    fn rewrite(&self, error: &JournalError, ctx: &mut Context<Self>) -> Vec<MembershipEvent> {
+        tracing::error!(%error, "the journal of the memberships cannot be read, and is written again");
+        // Before anything is appended: calls for one stream take effect in their order.
+        let removed = self.shared.journal.remove(self.engine.stream());
+        let removing = async move {
+            if let Err(error) = removed.await {
+                tracing::error!(%error, "the journal of the memberships cannot be removed");
+            }
+        };
+        ctx.spawn(removing.into_actor(self));
+        Vec::new()
     }
 
     /// Starts the sessions in the journal.

@@ -200,3 +200,27 @@ fn a_journal_of_memberships_that_has_grown_is_compacted() {
         assert_eq!(world.members.names(&cohort.cohort_id), Vec::<String>::new());
     });
 }
+
+#[test]
+fn a_damaged_journal_of_memberships_is_written_again() {
+    on_paused_clock(async {
+        let mut world = World::new();
+        let (service, member) = (identity("service"), identity("member"));
+        let gate = Arc::new(Semaphore::new(1));
+        let process = Process::new();
+        process.participant(world.participant_settings(&member, Later(Arc::clone(&gate)))).await;
+        process.run(settle()).await;
+        send(&world, &service, &member, true, peers::advert(&service, "first"));
+        process.run(settle()).await;
+        drop(process);
+        let stream = StreamId::of_memberships(member.did());
+        world.journal.append(&stream, vec![Record::from_json(b"{}".to_vec())]).await.unwrap();
+        let process = Process::new();
+        process.participant(world.participant_settings(&member, Later(gate))).await;
+        process.run(settle()).await;
+        assert_eq!(world.members.count("session-recovered"), 1);
+        let records = world.journal.read(&stream).await.unwrap();
+        let [record] = &records[..] else { panic!("{records:?}") };
+        assert!(matches!(record.event().unwrap(), MembershipEvent::CohortJoined { .. }), "{record:?}");
+    });
+}

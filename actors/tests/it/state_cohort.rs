@@ -25,7 +25,8 @@ fn a_cohort_on_disk_completes_with_fewer_syncs_than_facts_and_replays_from_the_d
         // A member's session continues for a while; its current records are enough to count the events.
         let summaries = state.streams().await.unwrap();
         let facts: u64 = summaries.iter().map(|stream| stream.size.as_ref().unwrap().records).sum();
-        assert_eq!(summaries.len(), MEMBERS + 2);
+        // The cohort, its signing session, and of each member the session and the memberships.
+        assert_eq!(summaries.len(), 2 * MEMBERS + 2);
         assert!(state.commits() < facts / 2, "{} commits for {facts} facts", state.commits());
 
         // Members end after they have waited for a fallback request.

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, Context, Handler, Recipient};
+use actix::Actor;
 use actix_web::{
     App,
     body::{BoxBody, MessageBody},
@@ -33,9 +33,9 @@ use btcr2_aggregation::{
         participant::ParticipantSettings,
         runtime::Clock,
         service::{OpenCohort, ServiceSettings},
-        supervisor::{EndGuard, StartParticipant, StartService, Supervisor},
+        supervisor::{End, StartParticipant, StartService, Supervisor},
         transport::{
-            ConnectError, Delivery, Disconnected, Outbound, Transport,
+            ConnectError, Connection, Delivery, Inbox, Outbound, Transport, Unsent,
             http::{self, HttpConfig, HttpServer, server::HttpServerParts, store::Rate},
         },
     },
@@ -86,27 +86,15 @@ const STEPS: [(&str, usize); 5] = [
 struct Desk {
     clock: Clock,
     queue: mpsc::UnboundedSender<String>,
-    inboxes: Mutex<Vec<Recipient<Delivery>>>,
+    inboxes: Mutex<Vec<Inbox>>,
 }
 
 #[async_trait]
 impl Transport for Desk {
-    async fn connect(
-        &self,
-        identity: &Identity,
-        inbox: Recipient<Delivery>,
-        keeper: Recipient<Disconnected>,
-        connection: u64,
-    ) -> Result<Recipient<Outbound>, ConnectError> {
+    async fn connect(&self, identity: &Identity, inbox: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
         self.inboxes.lock().unwrap_or_else(PoisonError::into_inner).push(inbox);
-        let pen = Pen {
-            identity: identity.clone(),
-            clock: self.clock,
-            queue: self.queue.clone(),
-            rng: seeded(1).for_actor(identity.did().as_str()),
-            _guard: EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end })),
-        };
-        Ok(pen.start().recipient())
+        let rng = Mutex::new(seeded(1).for_actor(identity.did().as_str()));
+        Ok(Box::new(Pen { identity: identity.clone(), clock: self.clock, queue: self.queue.clone(), rng }))
     }
 }
 
@@ -114,25 +102,25 @@ struct Pen {
     identity: Identity,
     clock: Clock,
     queue: mpsc::UnboundedSender<String>,
-    rng: ChaCha20Rng,
-    _guard: EndGuard,
+    rng: Mutex<ChaCha20Rng>,
 }
 
-impl Actor for Pen {
-    type Context = Context<Self>;
-}
-
-impl Handler<Outbound> for Pen {
-    type Result = ();
-
-    fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
-        let Outbound::Direct { to, body, .. } = outbound else { return };
+#[async_trait]
+impl Connection for Pen {
+    fn try_send(&self, outbound: Outbound) -> Result<(), Unsent> {
+        let Outbound::Direct { to, body, .. } = outbound else { return Ok(()) };
         let message = Message::new(self.identity.did().clone(), Some(to), body);
         let key = self.identity.secret_key();
-        if let Ok(envelope) = SealedEnvelope::seal_with_rng(&message, key, self.clock.now(), &mut self.rng) {
+        let mut rng = self.rng.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(envelope) = SealedEnvelope::seal_with_rng(&message, key, self.clock.now(), &mut *rng) {
             // No receiver is left when the measurement is over.
             let _ = self.queue.send(envelope.to_json());
         }
+        Ok(())
+    }
+
+    async fn ended(&self) -> End {
+        std::future::pending().await
     }
 }
 
@@ -234,7 +222,7 @@ async fn measure(members: usize, beacon: BeaconType) -> Outcome<Row> {
     for (name, follow) in STEPS {
         for (number, event) in received.drain(..) {
             let to = desk.inboxes.lock().unwrap_or_else(PoisonError::into_inner)[number].clone();
-            to.send(Delivery::Message(message(&event)?.into())).await?;
+            to.deliver(Delivery::Message(message(&event)?.into())).await?;
         }
         let mut envelopes = Vec::new();
         while envelopes.len() < members {

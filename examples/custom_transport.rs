@@ -10,13 +10,12 @@ mod support;
 
 use std::{collections::BTreeSet, error::Error, sync::Arc};
 
-use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Recipient, StreamHandler};
 use async_trait::async_trait;
 use btcr2_aggregation::{
     actors::{
         runtime::Clock,
-        supervisor::EndGuard,
-        transport::{ConnectError, Delivery, Disconnected, Outbound, Transport},
+        supervisor::End,
+        transport::{ConnectError, Connection, Delivery, Inbox, Outbound, Transport, connection},
     },
     protocol::{
         did::Did,
@@ -25,9 +24,11 @@ use btcr2_aggregation::{
         message::Message,
     },
 };
-use futures::{Stream, stream};
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
-use tokio::sync::broadcast::{Receiver, Sender, error::RecvError};
+use tokio::sync::{
+    broadcast::{Sender, error::RecvError},
+    mpsc::Receiver,
+};
 
 /// The bus. Clones share it.
 #[derive(Clone)]
@@ -38,39 +39,45 @@ struct Bus {
 
 #[async_trait]
 impl Transport for Bus {
-    async fn connect(
-        &self,
-        identity: &Identity,
-        inbox: Recipient<Delivery>,
-        keeper: Recipient<Disconnected>,
-        connection: u64,
-    ) -> Result<Recipient<Outbound>, ConnectError> {
-        let connection = Connection {
-            identity: identity.clone(),
-            bus: self.clone(),
-            inbox,
-            seen: BTreeSet::new(),
-            rng: ChaCha20Rng::from_os_rng(),
-            // Reports the end in any case, including a panic; the link then connects again.
-            _guard: EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end })),
-        };
-        Ok(connection.start().recipient())
+    async fn connect(&self, identity: &Identity, inbox: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
+        let stop = Stop { identity: identity.clone(), bus: self.clone(), seen: BTreeSet::new() };
+        Ok(connection::spawn(64, |outbox| stop.run(outbox, inbox)))
     }
 }
 
 /// One identity on the bus.
-struct Connection {
+struct Stop {
     identity: Identity,
     bus: Bus,
-    inbox: Recipient<Delivery>,
     /// The envelopes that were received: an outsider that receives one can send it again. A real transport drops old
     /// entries.
     seen: BTreeSet<(Did, [u8; 16])>,
-    rng: ChaCha20Rng,
-    _guard: EndGuard,
 }
 
-impl Connection {
+impl Stop {
+    async fn run(mut self, mut outbox: Receiver<Outbound>, inbox: Inbox) -> End {
+        let mut wire = self.bus.wire.subscribe();
+        loop {
+            tokio::select! {
+                text = wire.recv() => match text {
+                    Ok(text) => if let Some(message) = self.open(&text)
+                        && inbox.deliver(Delivery::Message(message.into())).await.is_err()
+                    {
+                        break;
+                    },
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => break,
+                },
+                Some(outbound) = outbox.recv() => if let Some(text) = self.seal(outbound) {
+                    // Without a receiver on the bus there is no peer to notify.
+                    let _ = self.bus.wire.send(text);
+                },
+            }
+        }
+        // The link connects again, if the owner of the inbox still needs it.
+        End::Stopped
+    }
+
     /// The message of an envelope for this identity, if its sender is authentic.
     fn open(&mut self, text: &str) -> Option<Message> {
         let envelope = ParsedEnvelope::parse(text).ok()?;
@@ -84,54 +91,18 @@ impl Connection {
         let message = envelope.message().ok().filter(|message| message.from == from)?;
         self.seen.insert((from, verified.nonce)).then_some(message)
     }
-}
 
-impl Actor for Connection {
-    type Context = Context<Self>;
-
-    fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.add_stream(received(self.bus.wire.subscribe()));
-    }
-}
-
-/// The messages on the bus from now on.
-fn received(bus: Receiver<Arc<str>>) -> impl Stream<Item = Arc<str>> {
-    stream::unfold(bus, async |mut bus| {
-        loop {
-            match bus.recv().await {
-                Ok(text) => return Some((text, bus)),
-                Err(RecvError::Lagged(_)) => {}
-                Err(RecvError::Closed) => return None,
-            }
-        }
-    })
-}
-
-impl StreamHandler<Arc<str>> for Connection {
-    fn handle(&mut self, text: Arc<str>, _: &mut Self::Context) {
-        if let Some(message) = self.open(&text) {
-            self.inbox.do_send(Delivery::Message(message.into()));
-        }
-    }
-}
-
-impl Handler<Outbound> for Connection {
-    type Result = ();
-
-    fn handle(&mut self, outbound: Outbound, ctx: &mut Self::Context) {
+    fn seal(&self, outbound: Outbound) -> Option<Arc<str>> {
         let (to, body) = match outbound {
             Outbound::Direct { to, body, .. } => (Some(to), body),
             Outbound::Broadcast { body } => (None, body),
             // For transports that store adverts for later participants.
-            Outbound::WithdrawAdvert { .. } => return,
+            Outbound::WithdrawAdvert { .. } => return None,
         };
         let message = Message::new(self.identity.did().clone(), to, body);
-        let now = self.bus.clock.now();
-        match SealedEnvelope::seal_with_rng(&message, self.identity.secret_key(), now, &mut self.rng) {
-            // Without a receiver on the bus there is no peer to notify.
-            Ok(envelope) => drop(self.bus.wire.send(envelope.to_json().into())),
-            Err(_) => ctx.stop(),
-        }
+        let (key, now) = (self.identity.secret_key(), self.bus.clock.now());
+        let envelope = SealedEnvelope::seal_with_rng(&message, key, now, &mut ChaCha20Rng::from_os_rng());
+        envelope.ok().map(|envelope| envelope.to_json().into())
     }
 }
 

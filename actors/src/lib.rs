@@ -17,6 +17,10 @@
 //! - `engine`: how an actor drives a machine: decide, apply, journal, and only then perform.
 //! - [`runtime`]: time and randomness, injected.
 
+// A transport of the integration tests is used by the tests of `tree` too.
+#[cfg(test)]
+extern crate self as btcr2_aggregation_actors;
+
 pub mod announcement;
 pub mod bans;
 pub mod chain;

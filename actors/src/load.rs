@@ -9,9 +9,7 @@ use std::{
     },
 };
 
-use actix::Recipient;
-
-use crate::transport::Outbound;
+use crate::transport::{Outbound, link::Link};
 
 /// The number of messages of each type, by the type's short name in the wire format.
 pub type ByType = BTreeMap<&'static str, u64>;
@@ -63,12 +61,12 @@ impl Load {
         *lock(&self.0.received).entry(kind).or_default() += 1;
     }
 
-    /// Passes a message to the transport.
-    pub(crate) fn send(&self, outbound: Outbound, transport: &Recipient<Outbound>) {
+    /// Sends a message.
+    pub(crate) fn send(&self, outbound: Outbound, link: &Link) {
         if let Outbound::Direct { body, .. } | Outbound::Broadcast { body } = &outbound {
             *lock(&self.0.sent).entry(body.short_type()).or_default() += 1;
         }
-        transport.do_send(outbound);
+        link.send(outbound);
     }
 
     /// A message is on its way to an actor. It has arrived, or is lost, when the returned value is dropped: actix does

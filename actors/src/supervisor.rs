@@ -11,7 +11,7 @@ use crate::{
     service::{AggregationService, ServiceSettings},
     span,
     supervision::{InTree, Vitals, start},
-    transport::link::Link,
+    transport::{Inbox, link::Link},
     tree::{self, Row},
 };
 
@@ -37,12 +37,18 @@ struct ChildGone {
 #[derive(Default)]
 pub struct Supervisor {
     vitals: Vitals,
-    links: Vec<Addr<Link>>,
+    links: Vec<Link>,
     services: Vec<Addr<AggregationService>>,
     participants: Vec<Addr<ParticipantActor>>,
 }
 
 impl Supervisor {
+    /// A root that reports to `vitals`, which other parts of the process may share: see
+    /// [`HttpServerParts::vitals`](crate::transport::http::server::HttpServerParts::vitals).
+    pub fn reporting_to(vitals: Vitals) -> Self {
+        Self { vitals, ..Self::default() }
+    }
+
     /// The services and participants that have ended unexpectedly.
     pub fn vitals(&self) -> Vitals {
         self.vitals.clone()
@@ -53,8 +59,8 @@ impl Supervisor {
         EndGuard::new(move |end| supervisor.do_send(ChildGone { role, did, end }))
     }
 
-    fn link(&mut self, link: Link) -> Addr<Link> {
-        let link = link.start_in_span();
+    /// What an actor has sent must leave after its end too.
+    fn retain(&mut self, link: Link) -> Link {
         self.links.push(link.clone());
         link
     }
@@ -75,8 +81,9 @@ impl Handler<StartService> for Supervisor {
         let guard = Self::guard("service", settings.identity.did(), ctx);
         let (transport, identity) = (Arc::clone(&settings.transport), settings.identity.clone());
         let service = start(span::service(settings.identity.did()), |service: &mut Context<AggregationService>| {
-            let link = self.link(Link::waiting(transport, identity, service.address().recipient()));
-            AggregationService::new(settings, &link, guard)
+            let inbox = Inbox::of(service.address().recipient());
+            let link = self.retain(Link::waiting(transport, identity, inbox));
+            AggregationService::new(settings, link, guard)
         });
         self.services.push(service.clone());
         service
@@ -91,8 +98,9 @@ impl Handler<StartParticipant> for Supervisor {
         let (transport, identity) = (Arc::clone(&settings.transport), settings.identity.clone());
         let did = settings.identity.did().clone();
         let participant = start(span::participant(&did), |participant: &mut Context<ParticipantActor>| {
-            let link = self.link(Link::new(transport, identity, participant.address().recipient()));
-            ParticipantActor::new(settings, link.recipient(), guard)
+            let inbox = Inbox::of(participant.address().recipient());
+            let link = self.retain(Link::start(transport, identity, inbox));
+            ParticipantActor::new(settings, link, guard)
         });
         self.participants.push(participant.clone());
         participant
@@ -105,7 +113,7 @@ impl Handler<ChildGone> for Supervisor {
     fn handle(&mut self, ChildGone { role, did, end }: ChildGone, _: &mut Self::Context) {
         self.services.retain(Addr::connected);
         self.participants.retain(Addr::connected);
-        self.links.retain(Addr::connected);
+        self.links.retain(|link| !link.is_over());
         if let Some(reason) = end.failure() {
             tracing::error!(role, %did, %reason, "an actor has ended unexpectedly");
             self.vitals.record(format!("{role} {did}"), reason.into_owned());

@@ -3,13 +3,18 @@
 //! ```text
 //! Supervisor ─┬─ Service ───────── Cohort ─ SigningSession
 //!             ├─ Participant ───── ParticipantSession
-//!             └─ Link ──┬───────── connection: Memory, HttpConnection, Endpoint, NostrConnection ─ Relay
-//!                       └───────── Combined ─ LinkInbox, Link ─ ...
+//!             └─ Link ──────────── connection: MemoryConnection, HttpConnection, NostrConnection ─ Relay, TaskConnection
 //! Hub (one for each HTTP server) ─ Inbox
 //! Announcement (one for each announcement that has not ended)
 //! ```
 //!
-//! Every actor is started by `supervision::start`, which takes the mailbox's bound from the actor's row.
+//! The way of a message out of a service has no other stations than these: a service, a cohort or a session sends on its
+//! link, which passes the message to the connection without a mailbox in between. The connection of an identity of an
+//! HTTP server of this process is the mailbox of the hub; a combined connection is one link for each transport.
+//!
+//! Every actor is started by `supervision::start`, which takes the mailbox's bound from the actor's row. A sender that
+//! waits has space for one message beyond it. Only the notification that a child or a connection has ended is accepted in
+//! any case: there is one for each, and their number has a bound.
 
 /// What happens to an actor that panics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +36,6 @@ pub enum WhenFull {
     SenderWaits,
     /// The message is dropped, which is logged. Its sender gets no receipt, and sends it again.
     Lost,
-    /// The mailbox accepts it: the number of messages in flight is bounded elsewhere.
-    Taken,
 }
 
 /// A kind of actor and its policy.
@@ -133,12 +136,13 @@ pub const ANNOUNCEMENT: Row = Row {
     span: "announcement",
 };
 
-/// An identity's permanent endpoint on a transport, which outlives its connections.
+/// Connects an identity on a transport, again and again. It receives no messages: the bound is that of the messages that
+/// wait for a connection, or for space in it, and the oldest are dropped.
 pub const LINK: Row = Row {
     name: "Link",
-    parents: &["Supervisor", "Combined"],
+    parents: &["Supervisor", "Link"],
     mailbox: 8192,
-    when_full: WhenFull::Taken,
+    when_full: WhenFull::Lost,
     restart: Restart::BeginsAgain,
     journal: None,
     span: "link",
@@ -166,35 +170,38 @@ pub const HTTP_CONNECTION: Row = Row {
     span: "connection",
 };
 
-/// The connection of an identity that is served by an HTTP server of this process.
-pub const ENDPOINT: Row = Row {
-    name: "Endpoint",
+/// A connection that is one task: of a custom transport, see `transport::connection::spawn`. Its queue is as long as the
+/// transport wants it; if it is full, messages wait in the link.
+pub const TASK_CONNECTION: Row = Row {
+    name: "TaskConnection",
     parents: &["Link"],
-    mailbox: 8192,
-    when_full: WhenFull::Taken,
-    restart: Restart::BeginsAgain,
+    mailbox: 1,
+    when_full: WhenFull::SenderWaits,
+    restart: Restart::ByParent,
     journal: None,
-    span: "connection",
+    span: "link",
 };
 
 /// The data that an HTTP server serves to readers: the adverts and the inboxes.
+///
+/// Its senders wait: requests in the web server, and the messages of its identities in their links.
 pub const HUB: Row = Row {
     name: "Hub",
     parents: &[],
     mailbox: 8192,
-    when_full: WhenFull::Taken,
+    when_full: WhenFull::SenderWaits,
     restart: Restart::BeginsAgain,
     journal: None,
     span: "hub",
 };
 
-/// One identity's messages at an HTTP server.
+/// One identity's messages at an HTTP server. It never waits for its reader, so the hub waits for it.
 pub const INBOX: Row = Row {
     name: "Inbox",
     parents: &["Hub"],
     // Until it has started: after that as many as it may hold (`HttpConfig::inbox_messages`), but 16 or more.
     mailbox: 1024,
-    when_full: WhenFull::Taken,
+    when_full: WhenFull::SenderWaits,
     restart: Restart::BeginsAgain,
     journal: None,
     span: "inbox",
@@ -211,41 +218,21 @@ pub const NOSTR_CONNECTION: Row = Row {
     span: "connection",
 };
 
-/// A Nostr connection's connection to one relay.
+/// A Nostr connection's connection to one relay. An event for which there is no space counts as refused, and is published
+/// again later.
 pub const RELAY: Row = Row {
     name: "Relay",
     parents: &["NostrConnection"],
+    // Until it has started: after that as many as the outbox of its connection has (`NostrConfig::outbox`), but 16 or more.
     mailbox: 16,
-    when_full: WhenFull::Taken,
+    when_full: WhenFull::Lost,
     restart: Restart::ByParent,
     journal: None,
     span: "relay",
 };
 
-/// An identity's connection over several transports at once.
-pub const COMBINED: Row = Row {
-    name: "Combined",
-    parents: &["Link"],
-    mailbox: 1024,
-    when_full: WhenFull::SenderWaits,
-    restart: Restart::BeginsAgain,
-    journal: None,
-    span: "connection",
-};
-
-/// The receiving end of one of the transports of a combined connection.
-pub const LINK_INBOX: Row = Row {
-    name: "LinkInbox",
-    parents: &["Combined"],
-    mailbox: 1,
-    when_full: WhenFull::SenderWaits,
-    restart: Restart::Never,
-    journal: None,
-    span: "connection",
-};
-
 /// Every row, parents before their children.
-pub const ROWS: [&Row; 17] = [
+pub const ROWS: [&Row; 15] = [
     &SUPERVISOR,
     &SERVICE,
     &COHORT,
@@ -253,11 +240,9 @@ pub const ROWS: [&Row; 17] = [
     &PARTICIPANT,
     &PARTICIPANT_SESSION,
     &LINK,
-    &COMBINED,
-    &LINK_INBOX,
     &MEMORY_CONNECTION,
     &HTTP_CONNECTION,
-    &ENDPOINT,
+    &TASK_CONNECTION,
     &NOSTR_CONNECTION,
     &RELAY,
     &HUB,

@@ -6,13 +6,12 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, Context, Handler, Recipient};
 use actix_web::{App, HttpServer as WebServer};
 use btcr2_aggregation::{
     actors::{
         runtime::Clock,
         transport::{
-            Delivery, Disconnected, Outbound, Transport,
+            Connection, Delivery, Inbox, Outbound, Transport, Unsent,
             http::{
                 self, HttpConfig, HttpServer,
                 server::HttpServerParts,
@@ -29,6 +28,8 @@ use btcr2_aggregation::{
         },
     },
 };
+
+use tokio::sync::mpsc;
 
 use crate::support::{identity, memory, seeded};
 
@@ -92,27 +93,13 @@ impl Drop for Server {
     }
 }
 
-/// Accepts every message.
-struct Sink;
-
-impl Actor for Sink {
-    type Context = Context<Self>;
-}
-
-impl Handler<Delivery> for Sink {
-    type Result = ();
-
-    fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
+/// Confirms every message.
+async fn confirm(mut deliveries: mpsc::Receiver<Delivery>) {
+    while let Some(delivery) = deliveries.recv().await {
         if let Delivery::Message(received) = delivery {
             received.receipt.confirm();
         }
     }
-}
-
-impl Handler<Disconnected> for Sink {
-    type Result = ();
-
-    fn handle(&mut self, _: Disconnected, _: &mut Self::Context) {}
 }
 
 /// Without keys, the smallest message.
@@ -127,12 +114,15 @@ fn message_of(keys: usize) -> SharedBody {
 }
 
 /// Each order is a number of keys.
-fn obey(connection: &Recipient<Outbound>) {
+fn obey(connection: &dyn Connection) {
     let members = members();
     for order in std::io::stdin().lines() {
         let body = message_of(order.unwrap().parse().unwrap());
         for member in &members {
-            connection.do_send(Outbound::Direct { to: member.did().clone(), body: body.clone(), until: None });
+            let outbound = Outbound::Direct { to: member.did().clone(), body: body.clone(), until: None };
+            if let Err(Unsent::Full(outbound)) = connection.try_send(outbound) {
+                futures::executor::block_on(connection.send(outbound)).unwrap();
+            }
         }
     }
     // The process that gave the orders has ended.
@@ -153,8 +143,9 @@ pub(crate) fn serve() -> bool {
             HttpConfig { did_rate: unlimited, address_rate: unlimited, heartbeat, ..HttpConfig::default() };
         let nonces = std::sync::Arc::new(MemoryNonces::new(1 << 20, 1 << 22));
         let server = HttpServer::start(HttpServerParts { nonces, ..HttpServerParts::new(config, Clock::system()) });
-        let sink = Sink.start();
-        let connection = server.connect(&service(), sink.clone().recipient(), sink.recipient(), 0).await.unwrap();
+        let (inbox, deliveries) = Inbox::channel(8192);
+        actix_rt::spawn(confirm(deliveries));
+        let connection = server.connect(&service(), inbox).await.unwrap();
         let mounted = server.clone();
         let web = WebServer::new(move || App::new().configure(http::configure(&mounted)))
             .workers(1)
@@ -162,7 +153,7 @@ pub(crate) fn serve() -> bool {
             .bind("127.0.0.1:0")
             .unwrap();
         println!("http://{}", web.addrs()[0]);
-        std::thread::spawn(move || obey(&connection));
+        std::thread::spawn(move || obey(&*connection));
         web.run().await.unwrap();
     });
     true

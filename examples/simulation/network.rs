@@ -6,10 +6,12 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, AsyncContext, Context, Handler, Recipient};
 use async_trait::async_trait;
 use btcr2_aggregation::{
-    actors::transport::{ConnectError, Delivery, Disconnected, Outbound, Transport, memory::MemoryTransport},
+    actors::{
+        supervisor::End,
+        transport::{ConnectError, Connection, Inbox, Outbound, Transport, Unsent, memory::MemoryTransport},
+    },
     protocol::{did::Did, hash::sha256_concat, identity::Identity, message::Body},
 };
 
@@ -88,16 +90,10 @@ pub(crate) struct Access {
 
 #[async_trait]
 impl Transport for Access {
-    async fn connect(
-        &self,
-        identity: &Identity,
-        inbox: Recipient<Delivery>,
-        keeper: Recipient<Disconnected>,
-        connection: u64,
-    ) -> Result<Recipient<Outbound>, ConnectError> {
-        let onward = self.network.memory.connect(identity, inbox, keeper, connection).await?;
+    async fn connect(&self, identity: &Identity, inbox: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
+        let onward = self.network.memory.connect(identity, inbox).await?;
         let (network, from) = (self.network.clone(), identity.did().clone());
-        Ok(Wire { network, from, silent_from: self.silent_from, onward }.start().recipient())
+        Ok(Box::new(Wire { network, from, silent_from: self.silent_from, onward: Arc::from(onward) }))
     }
 }
 
@@ -105,26 +101,33 @@ struct Wire {
     network: SimNetwork,
     from: Did,
     silent_from: Option<usize>,
-    onward: Recipient<Outbound>,
+    onward: Arc<dyn Connection>,
 }
 
-impl Actor for Wire {
-    type Context = Context<Self>;
-}
-
-impl Handler<Outbound> for Wire {
-    type Result = ();
-
-    fn handle(&mut self, outbound: Outbound, ctx: &mut Self::Context) {
+#[async_trait]
+impl Connection for Wire {
+    fn try_send(&self, outbound: Outbound) -> Result<(), Unsent> {
         let (to, body) = match &outbound {
             Outbound::Direct { to, body, .. } => (Some(to), body),
             Outbound::Broadcast { body } => (None, body),
-            Outbound::WithdrawAdvert { .. } => return self.onward.do_send(outbound),
+            Outbound::WithdrawAdvert { .. } => return self.onward.try_send(outbound),
         };
         let is_silent = self.silent_from.zip(step(body)).is_some_and(|(from, now)| now >= from);
         if !is_silent {
             let delay = self.network.delay(&self.from, to, body);
-            ctx.run_later(delay, |wire, _| wire.onward.do_send(outbound));
+            let onward = Arc::downgrade(&self.onward);
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                // A message that is still on its way when the connection ends is lost.
+                if let Some(onward) = onward.upgrade() {
+                    let _ = onward.send(outbound).await;
+                }
+            });
         }
+        Ok(())
+    }
+
+    async fn ended(&self) -> End {
+        self.onward.ended().await
     }
 }

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use actix::{Actor, Context, Handler, Recipient};
 use async_trait::async_trait;
 
 use crate::{
-    actors::transport::{ConnectError, Delivery, Disconnected, Outbound, Transport},
+    actors::{
+        supervisor::End,
+        transport::{ConnectError, Connection, Inbox, Outbound, Transport, Unsent},
+    },
     protocol::{identity::Identity, message::Body},
 };
 
@@ -15,38 +17,28 @@ pub(super) struct SilentAfterNonces(pub(super) Arc<dyn Transport>);
 
 #[async_trait]
 impl Transport for SilentAfterNonces {
-    async fn connect(
-        &self,
-        identity: &Identity,
-        inbox: Recipient<Delivery>,
-        keeper: Recipient<Disconnected>,
-        connection: u64,
-    ) -> Result<Recipient<Outbound>, ConnectError> {
-        let onward = self.0.connect(identity, inbox, keeper, connection).await?;
-        Ok(Silence { onward }.start().recipient())
+    async fn connect(&self, identity: &Identity, inbox: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
+        let onward = self.0.connect(identity, inbox).await?;
+        Ok(Box::new(Silence { onward }))
     }
 }
 
 struct Silence {
-    onward: Recipient<Outbound>,
+    onward: Box<dyn Connection>,
 }
 
-impl Actor for Silence {
-    type Context = Context<Self>;
-}
-
-impl Handler<Outbound> for Silence {
-    type Result = ();
-
-    fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
+#[async_trait]
+impl Connection for Silence {
+    fn try_send(&self, outbound: Outbound) -> Result<(), Unsent> {
         if let Outbound::Direct { body, .. } = &outbound
             && matches!(**body, Body::SignatureAuthorization(_) | Body::FallbackSignature(_))
         {
-            return;
+            return Ok(());
         }
-        // A message that finds no room is lost, as any connection may lose one: its sender sends it again.
-        if let Err(error) = self.onward.try_send(outbound) {
-            tracing::warn!(%error, "a message was not passed on");
-        }
+        self.onward.try_send(outbound)
+    }
+
+    async fn ended(&self) -> End {
+        self.onward.ended().await
     }
 }

@@ -17,12 +17,11 @@ use crate::round_support::{
     transcript::Transcript,
 };
 use crate::support::verify::{participant_result, service_result};
-use actix::{Actor, Context, Handler};
 use btcr2_aggregation::{
     actors::{
         journal::MemoryJournal,
         notice::ServiceNotice,
-        transport::{Delivery, Disconnected, Outbound, Transport},
+        transport::{Inbox, Outbound, Transport},
     },
     protocol::{
         did::Did,
@@ -216,24 +215,6 @@ impl Joined {
     }
 }
 
-struct Deaf;
-
-impl Actor for Deaf {
-    type Context = Context<Self>;
-}
-
-impl Handler<Delivery> for Deaf {
-    type Result = ();
-
-    fn handle(&mut self, _: Delivery, _: &mut Self::Context) {}
-}
-
-impl Handler<Disconnected> for Deaf {
-    type Result = ();
-
-    fn handle(&mut self, _: Disconnected, _: &mut Self::Context) {}
-}
-
 impl HostileService {
     /// A cohort of one other member, honest, and a `join` process.
     fn joined(self, more: &[&str]) -> Joined {
@@ -294,12 +275,12 @@ impl HostileService {
 
 /// Sends a message in the name of `from`.
 async fn send_as(transport: &dyn Transport, from: &Identity, to: &Did, body: impl Into<Body>) {
-    let deaf = Deaf.start();
-    let connection = transport.connect(from, deaf.clone().recipient(), deaf.recipient(), 1).await.unwrap();
+    let (inbox, unread) = Inbox::channel(1);
+    let connection = transport.connect(from, inbox).await.unwrap();
     let body = SharedBody::from(body.into());
-    connection.do_send(Outbound::Direct { to: to.clone(), body, until: None });
+    connection.send(Outbound::Direct { to: to.clone(), body, until: None }).await.unwrap();
     // As long as the round runs.
-    std::mem::forget(connection);
+    std::mem::forget((connection, unread));
 }
 
 /// Runs `join` against each false message: it refuses the message, reports which one, and exits with 1.

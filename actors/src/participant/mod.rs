@@ -10,7 +10,7 @@ mod session;
 use std::{collections::BTreeMap, sync::Arc};
 
 use actix::{
-    Actor, Addr, Context, Handler, Message as ActixMessage, Recipient, Supervised, dev::ContextFut,
+    Actor, Addr, Context, Handler, Message as ActixMessage, Supervised, dev::ContextFut,
     prelude::SendError,
 };
 use bitcoin::FeeRate;
@@ -45,7 +45,7 @@ use crate::{
     runtime::{Clock, Randomness},
     span,
     supervision::{EndGuard, InTree, Lease, RestartIntensity, Restarts},
-    transport::{Delivery, Outbound, Receipt, Received, Transport, undecodable},
+    transport::{Delivery, Receipt, Received, Transport, link::Link, undecodable},
     tree::{self, Row},
 };
 
@@ -160,7 +160,7 @@ impl Child {
 /// A DID controller in all its cohorts.
 pub struct ParticipantActor {
     shared: Arc<ParticipantShared>,
-    outbound: Recipient<Outbound>,
+    outbound: Link,
     /// Which cohorts it considers and is in.
     engine: Engine<Membership>,
     membership: Arc<MembershipConfig>,
@@ -176,7 +176,7 @@ pub struct ParticipantActor {
 }
 
 impl ParticipantActor {
-    pub(crate) fn new(settings: ParticipantSettings, outbound: Recipient<Outbound>, guard: EndGuard) -> Self {
+    pub(crate) fn new(settings: ParticipantSettings, outbound: Link, guard: EndGuard) -> Self {
         let ParticipantSettings { identity, policy, timing, beacons, aggregator, journal, clock, .. } = settings;
         let config = ParticipantConfig {
             did: identity.did().clone(),

@@ -33,7 +33,7 @@ use crate::{
     policy::{SigningRequest, UpdateRequest, Validation},
     span,
     supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},
-    transport::Outbound,
+    transport::{Outbound, link::Link},
     tree::{self, Row},
 };
 
@@ -54,7 +54,7 @@ pub(crate) enum StartMode {
 pub(crate) struct ParticipantSessionActor {
     engine: Engine<ParticipantCohort>,
     shared: Arc<ParticipantShared>,
-    outbound: Recipient<Outbound>,
+    outbound: Link,
     owner: Owner,
     mode: StartMode,
     /// Whether the cohort replaces one that we were in, on the same terms.
@@ -72,7 +72,7 @@ impl ParticipantSessionActor {
         machine: ParticipantCohort,
         (mode, rejoins): (StartMode, bool),
         shared: Arc<ParticipantShared>,
-        outbound: Recipient<Outbound>,
+        outbound: Link,
         owner: Owner,
         gone: impl FnOnce(End) + 'static,
     ) -> (Addr<Self>, Lease) {
@@ -86,7 +86,7 @@ impl ParticipantSessionActor {
         machine: ParticipantCohort,
         (mode, rejoins): (StartMode, bool),
         shared: Arc<ParticipantShared>,
-        outbound: Recipient<Outbound>,
+        outbound: Link,
         owner: Owner,
         guard: EndGuard,
     ) -> Self {
@@ -407,7 +407,7 @@ impl Driven for ParticipantSessionActor {
             ParticipantEffect::Send { to, body } => {
                 // The last message is worth a few attempts.
                 let until = self.engine.machine().deadline().or_else(|| Some(self.shared.clock.now() + FAREWELL));
-                send_when_free(self, &self.outbound, Outbound::Direct { to, body, until }, ctx);
+                self.outbound.send(Outbound::Direct { to, body, until });
             }
             ParticipantEffect::AskJoin => {
                 let rejoins = self.rejoins;

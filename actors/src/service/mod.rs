@@ -15,8 +15,8 @@ use std::{
 };
 
 use actix::{
-    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, Supervised,
-    WrapFuture, dev::ContextFut, prelude::SendError,
+    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Supervised, WrapFuture,
+    dev::ContextFut, prelude::SendError,
 };
 use btcr2_aggregation_protocol::{
     beacon::BeaconRegistry,
@@ -55,11 +55,7 @@ use crate::{
     seats::Seats,
     span,
     supervision::{EndGuard, InTree, Lease, RestartIntensity, Restarts},
-    transport::{
-        Delivery, Outbound, Transport,
-        link::{Connect, Link},
-        undecodable,
-    },
+    transport::{Delivery, Outbound, Transport, link::Link, undecodable},
     tree::{self, Row},
 };
 
@@ -164,9 +160,8 @@ pub struct LiveCohorts;
 pub struct AggregationService {
     settings: ServiceSettings,
     shared: Arc<ServiceShared>,
-    outbound: Recipient<Outbound>,
-    /// Our connection to the transport, which opens when the cohorts are restored.
-    link: Recipient<Connect>,
+    /// Our link to the transport, which connects when the cohorts are restored.
+    link: Link,
     cohorts: BTreeMap<CohortId, Child>,
     /// The number of cohorts opened, ended ones included.
     opened: u64,
@@ -193,7 +188,7 @@ struct Child {
 }
 
 impl AggregationService {
-    pub(crate) fn new(settings: ServiceSettings, link: &Addr<Link>, guard: EndGuard) -> Self {
+    pub(crate) fn new(settings: ServiceSettings, link: Link, guard: EndGuard) -> Self {
         let shared = Arc::new(ServiceShared {
             identity: settings.identity.clone(),
             policy: Arc::clone(&settings.policy),
@@ -210,8 +205,7 @@ impl AggregationService {
         Self {
             settings,
             shared,
-            outbound: link.clone().recipient(),
-            link: link.clone().recipient(),
+            link,
             cohorts: BTreeMap::new(),
             opened: 0,
             ended: Remembered::new(REMEMBERED),
@@ -242,7 +236,7 @@ impl AggregationService {
         let (service, cohort_id) = (ctx.address(), beginning.cohort_id().clone());
         let ended = cohort_id.clone();
         let gone = move |end| service.do_send(CohortGone { cohort_id: ended, end });
-        let (shared, outbound) = (Arc::clone(&self.shared), self.outbound.clone());
+        let (shared, outbound) = (Arc::clone(&self.shared), self.link.clone());
         let successors = ctx.address().recipient();
         let (cohort, lease) = CohortActor::start(beginning, shared, outbound, successors, gone);
         self.cohorts.insert(cohort_id, Child { cohort, _lease: lease });
@@ -298,7 +292,7 @@ impl AggregationService {
             opt_in: None,
         };
         let until = Some(now + UNKNOWN_PERIOD);
-        self.shared.load.send(Outbound::Direct { to: to.clone(), body: body.into(), until }, &self.outbound);
+        self.shared.load.send(Outbound::Direct { to: to.clone(), body: body.into(), until }, &self.link);
     }
 }
 

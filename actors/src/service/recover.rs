@@ -24,7 +24,6 @@ use crate::{
     notice::ServiceNotice,
     span,
     supervision::{End, replay},
-    transport::link::Connect,
 };
 
 /// A cohort's actor has stopped, for any reason.
@@ -59,7 +58,7 @@ impl AggregationService {
                     }
                 }
                 // Not earlier: a member whose DID does not prove its key must be registered before it connects.
-                service.link.do_send(Connect);
+                service.link.connect();
             }
         }));
     }

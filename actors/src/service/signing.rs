@@ -26,7 +26,7 @@ use crate::{
     notice::ServiceNotice,
     span,
     supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},
-    transport::{Outbound, Received},
+    transport::{Outbound, Received, link::Link},
     tree::{self, Row},
 };
 
@@ -53,7 +53,7 @@ impl Session {
         task: Arc<SigningTask>,
         previous: PreviousRun<'_>,
         shared: &Arc<ServiceShared>,
-        outbound: Recipient<Outbound>,
+        outbound: Link,
         parent: Parent,
         gone: impl FnOnce(End) + 'static,
     ) -> Self {
@@ -91,7 +91,7 @@ pub(crate) struct PreviousRun<'e> {
 pub(crate) struct SigningSessionActor {
     engine: Engine<SigningSession>,
     shared: Arc<ServiceShared>,
-    outbound: Recipient<Outbound>,
+    outbound: Link,
     parent: Parent,
     digests: Vec<MessageDigest>,
     was_down: bool,
@@ -114,7 +114,7 @@ impl SigningSessionActor {
         task: Arc<SigningTask>,
         previous: PreviousRun<'_>,
         shared: &Arc<ServiceShared>,
-        outbound: Recipient<Outbound>,
+        outbound: Link,
         parent: Parent,
         guard: EndGuard,
     ) -> Self {

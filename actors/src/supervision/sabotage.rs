@@ -34,7 +34,7 @@ pub(crate) fn has_panicked() -> bool {
 }
 
 /// An actor of this kind is about to be polled.
-pub(super) fn poll(kind: &'static str) {
+pub(crate) fn poll(kind: &'static str) {
     let panics = PLAN.with_borrow_mut(|plan| {
         let polls = plan.polls.entry(kind).or_default();
         *polls += 1;

@@ -6,23 +6,15 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use actix::{
-    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
-    Supervised, WeakAddr, dev::ContextFut,
-};
 use async_trait::async_trait;
 use btcr2_aggregation_protocol::{beacon::BeaconType, did::Did, identity::Identity, message::Body};
 use serde_json::Value;
 
-use super::{ConnectError, Delivery, Disconnected, Outbound, Transport, link::Link};
-use crate::{
-    span,
-    supervision::{EndGuard, InTree, start},
-    tree::{self, Row},
-};
+use super::{ConnectError, Connection, Delivery, Inbox, Outbound, Transport, Unsent, link::Link};
+use crate::supervision::End;
 
 /// The maximum number of peers whose transport is remembered; messages to older peers are sent on all transports again.
 const MOST_PEERS: usize = 20_000;
@@ -40,25 +32,21 @@ impl CombinedTransport {
 
 #[async_trait]
 impl Transport for CombinedTransport {
-    async fn connect(
-        &self,
-        identity: &Identity,
-        inbox: Recipient<Delivery>,
-        keeper: Recipient<Disconnected>,
-        connection: u64,
-    ) -> Result<Recipient<Outbound>, ConnectError> {
-        let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
-        let (transports, identity) = (self.0.clone(), identity.clone());
-        let combined = Combined {
-            transports,
-            identity,
-            inbox,
-            links: Vec::new(),
-            last: LastTransports::default(),
-            _guard: guard,
-        };
-        let span = span::connection("combined", combined.identity.did());
-        Ok(start(span, |_| combined).recipient())
+    async fn connect(&self, identity: &Identity, inbox: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
+        let last = Arc::<LastTransports>::default();
+        let connected = self.0.iter().enumerate().map(|(number, transport)| {
+            let last = Arc::clone(&last);
+            let inbox = inbox.clone().map(move |delivery| {
+                // Only a new message shows where a peer is now; a stored one shows where it was.
+                if let Delivery::Message(message) = &delivery {
+                    last.note(&message.from, number);
+                }
+                delivery
+            });
+            (Arc::clone(transport), Link::start(Arc::clone(transport), identity.clone(), inbox))
+        });
+        let links = connected.collect();
+        Ok(Box::new(Combined { links, last }))
     }
 
     fn introduce(&self, did: &Did, genesis_document: &Value) {
@@ -83,141 +71,80 @@ impl Transport for CombinedTransport {
 
 /// The transports from which peers' last messages were received.
 #[derive(Default)]
-struct LastTransports {
+struct LastTransports(Mutex<Last>);
+
+#[derive(Default)]
+struct Last {
     on: BTreeMap<Did, usize>,
     order: VecDeque<Did>,
 }
 
 impl LastTransports {
-    fn note(&mut self, peer: &Did, transport: usize) {
-        if self.on.insert(peer.clone(), transport).is_none() {
-            self.order.push_back(peer.clone());
+    fn lock(&self) -> MutexGuard<'_, Last> {
+        // No code panics while it holds the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, peer: &Did, transport: usize) {
+        let mut last = self.lock();
+        if let Some(known) = last.on.get_mut(peer) {
+            *known = transport;
+            return;
         }
-        if self.order.len() > MOST_PEERS
-            && let Some(oldest) = self.order.pop_front()
+        last.on.insert(peer.clone(), transport);
+        last.order.push_back(peer.clone());
+        if last.order.len() > MOST_PEERS
+            && let Some(oldest) = last.order.pop_front()
         {
-            self.on.remove(&oldest);
+            last.on.remove(&oldest);
         }
+    }
+
+    fn of(&self, peer: &Did) -> Option<usize> {
+        self.lock().on.get(peer).copied()
     }
 }
 
-/// The connection of one identity.
+/// The connection of one identity: a link for each transport.
 struct Combined {
-    transports: Vec<Arc<dyn Transport>>,
-    identity: Identity,
-    inbox: Recipient<Delivery>,
-    links: Vec<Addr<Link>>,
-    last: LastTransports,
-    _guard: EndGuard,
+    links: Vec<(Arc<dyn Transport>, Link)>,
+    last: Arc<LastTransports>,
 }
 
 impl Combined {
-    /// Which of the transports can carry the cohort that is advertised; all of them if none can, or if it is not an
-    /// advert.
-    fn carriers(&self, outbound: &Outbound) -> Vec<bool> {
-        let all = || vec![true; self.transports.len()];
+    /// The links of the transports that can carry what is sent to all: of an advert, only those that can carry its
+    /// cohort, unless none can.
+    fn carriers(&self, outbound: &Outbound) -> Vec<&Link> {
+        let all = || self.links.iter().map(|(_, link)| link).collect();
         let Outbound::Broadcast { body } = outbound else { return all() };
         let Body::CohortAdvert(advert) = &**body else { return all() };
         let members = advert.max_participants.unwrap_or(advert.min_participants) as usize;
         let carries = |transport: &Arc<dyn Transport>| {
             transport.member_limit(&advert.beacon_type, members).is_none_or(|limit| limit >= members)
         };
-        let carriers: Vec<_> = self.transports.iter().map(carries).collect();
-        if carriers.contains(&true) { carriers } else { all() }
+        let carriers: Vec<_> =
+            self.links.iter().filter(|(transport, _)| carries(transport)).map(|(_, link)| link).collect();
+        if carriers.is_empty() { all() } else { carriers }
     }
 }
 
-/// The inbox of one of the links; its deliveries come from that transport.
-struct LinkInbox {
-    combined: WeakAddr<Combined>,
-    transport: usize,
-}
-
-/// A delivery of one of the transports.
-#[derive(ActixMessage)]
-#[rtype(result = "()")]
-struct Arrived {
-    delivery: Delivery,
-    transport: usize,
-}
-
-impl Actor for LinkInbox {
-    type Context = Context<Self>;
-}
-
-impl InTree for LinkInbox {
-    const ROW: &'static Row = &tree::LINK_INBOX;
-}
-
-impl Handler<Delivery> for LinkInbox {
-    type Result = ();
-
-    fn handle(&mut self, delivery: Delivery, ctx: &mut Self::Context) {
-        let Some(combined) = self.combined.upgrade() else { return ctx.stop() };
-        let arrived = combined.send(Arrived { delivery, transport: self.transport });
-        // One after the other, and only when there is space: the transport waits.
-        ctx.wait(actix::fut::wrap_future(async move {
-            let _ = arrived.await;
-        }));
-    }
-}
-
-impl Actor for Combined {
-    type Context = Context<Self>;
-
-    fn started(&mut self, ctx: &mut Self::Context) {
-        // After a panic they are there.
-        for (transport, port) in self.transports.iter().enumerate().skip(self.links.len()) {
-            let inbox = LinkInbox { combined: ctx.address().downgrade(), transport };
-            let inbox = start(tracing::Span::current(), |_| inbox);
-            self.links.push(Link::new(Arc::clone(port), self.identity.clone(), inbox.recipient()).start_in_span());
-        }
-    }
-}
-
-impl Supervised for Combined {}
-
-impl InTree for Combined {
-    const ROW: &'static Row = &tree::COMBINED;
-
-    fn restart(running: &mut ContextFut<Self, Context<Self>>) -> bool {
-        running.restart()
-    }
-}
-
-impl Handler<Arrived> for Combined {
-    type Result = ();
-
-    fn handle(&mut self, Arrived { delivery, transport }: Arrived, ctx: &mut Self::Context) {
-        // Only a new message shows where a peer is now; a stored one shows where it was.
-        if let Delivery::Message(message) = &delivery {
-            self.last.note(&message.from, transport);
-        }
-        let delivered = self.inbox.send(delivery);
-        ctx.wait(actix::fut::wrap_future::<_, Self>(delivered).map(|delivered, _, ctx: &mut Context<Self>| {
-            if delivered.is_err() {
-                ctx.stop();
-            }
-        }));
-    }
-}
-
-impl Handler<Outbound> for Combined {
-    type Result = ();
-
-    fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
+#[async_trait]
+impl Connection for Combined {
+    fn try_send(&self, outbound: Outbound) -> Result<(), Unsent> {
         let only = match &outbound {
-            Outbound::Direct { to, .. } => self.last.on.get(to).and_then(|transport| self.links.get(*transport)),
+            Outbound::Direct { to, .. } => self.last.of(to).and_then(|number| self.links.get(number)),
             Outbound::Broadcast { .. } | Outbound::WithdrawAdvert { .. } => None,
         };
-        let carriers = self.carriers(&outbound);
-        // An unbounded send: a link bounds the messages that wait for its connection.
+        // Each link has space: it drops the oldest of too many messages.
         match only {
-            Some(link) => link.do_send(outbound),
-            None => {
-                let links = self.links.iter().zip(carriers).filter(|(_, carries)| *carries);
-                links.for_each(|(link, _)| link.do_send(outbound.clone()));
-            }
+            Some((_, link)) => link.send(outbound),
+            None => self.carriers(&outbound).into_iter().for_each(|link| link.send(outbound.clone())),
         }
+        Ok(())
+    }
+
+    async fn ended(&self) -> End {
+        // Each link connects again by itself.
+        std::future::pending().await
     }
 }

@@ -1,20 +1,26 @@
 //! A link: one identity's permanent endpoint on a transport, which outlives its connections.
 //!
-//! Owners hold the link's address. When the connection actor ends, for any reason, the link connects again, with
-//! exponential backoff, and sends the messages that waited in the meantime.
+//! Owners send on the link. A message goes to the connection at once, without a mailbox in between; if there is no
+//! connection, or it has no space, the message waits in the link. When the connection ends, for any reason, the link's
+//! actor connects again, with exponential backoff, and sends the messages that waited in the meantime.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
-    Supervised, WrapFuture, dev::ContextFut,
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Supervised, WrapFuture, dev::ContextFut,
 };
 use btcr2_aggregation_protocol::identity::Identity;
+use tokio::sync::Notify;
 
-use super::{ConnectError, Delivery, Disconnected, Outbound, Transport};
+use super::{Connection, Delivery, Inbox, Outbound, Transport, Unsent};
 use crate::{
     span,
-    supervision::{InTree, start},
+    supervision::{End, InTree, Lease, start_leased},
     tree::{self, Row},
 };
 
@@ -24,166 +30,232 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// The number of messages that may wait for a connection; the oldest are dropped first.
 const BACKLOG: usize = tree::LINK.mailbox;
 
-/// The owner is ready: connect, unless that was done already.
-#[derive(ActixMessage)]
-#[rtype(result = "()")]
-pub(crate) struct Connect;
-
-/// The keeper of one identity's connection on one transport. Accepts [`Outbound`] messages; ends when its inbox does.
+/// One identity's endpoint on one transport. Clones share it; the connection ends when the last one is dropped.
+#[derive(Clone)]
 pub struct Link {
-    transport: Arc<dyn Transport>,
+    shared: Arc<Shared>,
+    /// Held by the owners, not by the link's actor: without its address it would not be restarted.
+    _actor: Arc<(Addr<LinkActor>, Lease)>,
+}
+
+struct Shared {
     identity: Identity,
-    inbox: Recipient<Delivery>,
-    connection: Option<Recipient<Outbound>>,
-    number: u64,
-    /// Whether it waits for [`Connect`].
-    waits: bool,
-    backoff: Duration,
+    state: Mutex<State>,
+    /// There are messages in the backlog, or the owner is ready.
+    changed: Notify,
+}
+
+struct State {
+    connection: Option<Arc<dyn Connection>>,
     backlog: VecDeque<Outbound>,
+    /// Whether a message of the backlog is being sent: later ones must not overtake it.
+    flushing: bool,
+    /// Whether it waits for [`Link::connect`].
+    waits: bool,
+    /// Whether it does not connect again.
+    over: bool,
+    backoff: Duration,
     /// Whether the last connection failed and may have lost messages.
     interrupted: bool,
 }
 
 impl Link {
-    /// A link of `identity` on `transport` that delivers to `inbox`.
-    pub fn new(transport: Arc<dyn Transport>, identity: Identity, inbox: Recipient<Delivery>) -> Self {
-        Self {
-            transport,
-            identity,
-            inbox,
+    /// Starts a link of `identity` on `transport` that delivers to `inbox`, on the current arbiter.
+    ///
+    /// # Panics
+    /// Outside of an actix `System`.
+    pub fn start(transport: Arc<dyn Transport>, identity: Identity, inbox: Inbox) -> Self {
+        Self::launch(transport, identity, inbox, false)
+    }
+
+    /// Starts a link that connects at [`Self::connect`]: its owner must be ready for messages first.
+    pub(crate) fn waiting(transport: Arc<dyn Transport>, identity: Identity, inbox: Inbox) -> Self {
+        Self::launch(transport, identity, inbox, true)
+    }
+
+    fn launch(transport: Arc<dyn Transport>, identity: Identity, inbox: Inbox, waits: bool) -> Self {
+        let state = State {
             connection: None,
-            number: 0,
-            waits: false,
-            backoff: FIRST_BACKOFF,
             backlog: VecDeque::new(),
+            flushing: false,
+            waits,
+            over: false,
+            backoff: FIRST_BACKOFF,
             interrupted: false,
+        };
+        let shared = Arc::new(Shared { identity, state: Mutex::new(state), changed: Notify::new() });
+        let actor = LinkActor { shared: Arc::clone(&shared), transport, inbox };
+        let started = start_leased(span::link(shared.identity.did()), |_, _| actor);
+        Self { shared, _actor: Arc::new(started) }
+    }
+
+    /// The owner is ready: connect, unless that was done already.
+    pub(crate) fn connect(&self) {
+        self.shared.lock().waits = false;
+        self.shared.changed.notify_one();
+    }
+
+    /// Sends a message, on this connection or, when that does not accept it, as soon as possible. If too many wait, the
+    /// oldest is dropped.
+    pub fn send(&self, outbound: Outbound) {
+        let mut state = self.shared.lock();
+        if state.over {
+            return;
+        }
+        let mut outbound = outbound;
+        if state.backlog.is_empty()
+            && !state.flushing
+            && let Some(connection) = &state.connection
+        {
+            match connection.try_send(outbound) {
+                Ok(()) => {
+                    // A connection that accepts a message works.
+                    state.backoff = FIRST_BACKOFF;
+                    return;
+                }
+                Err(unsent) => outbound = unsent.into_outbound(),
+            }
+        }
+        if state.backlog.len() >= BACKLOG {
+            state.backlog.pop_front();
+            let did = self.shared.identity.did();
+            tracing::warn!(%did, "too many messages wait for a connection, dropped one");
+        }
+        state.backlog.push_back(outbound);
+        self.shared.changed.notify_one();
+    }
+
+    /// Whether it does not connect again: the owner of its inbox has ended, or the transport was shut down.
+    pub(crate) fn is_over(&self) -> bool {
+        self.shared.lock().over
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is valid between any two statements.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// There is no connection any more, and it may have lost messages.
+    fn disconnected(&self) {
+        let mut state = self.lock();
+        (state.connection, state.flushing, state.interrupted) = (None, false, true);
+    }
+
+    /// The next message of the backlog, if there is one.
+    fn next(&self) -> Option<Outbound> {
+        let mut state = self.lock();
+        let next = state.backlog.pop_front();
+        state.flushing = next.is_some();
+        next
+    }
+
+    /// Sends the messages of the backlog, now and whenever there are some.
+    async fn flush(&self, connection: &dyn Connection) -> Infallible {
+        loop {
+            while let Some(outbound) = self.next() {
+                let sent = match connection.try_send(outbound) {
+                    Err(Unsent::Full(outbound)) => connection.send(outbound).await,
+                    sent => sent,
+                };
+                if let Err(unsent) = sent {
+                    // The next connection sends it.
+                    self.lock().backlog.push_front(unsent.into_outbound());
+                    return std::future::pending().await;
+                }
+            }
+            self.changed.notified().await;
         }
     }
 
-    /// A link that connects when it receives [`Connect`]: its owner must be ready for messages first.
-    pub(crate) fn waiting(transport: Arc<dyn Transport>, identity: Identity, inbox: Recipient<Delivery>) -> Self {
-        Self { waits: true, ..Self::new(transport, identity, inbox) }
-    }
-
-    /// Starts it in its own span.
-    pub(crate) fn start_in_span(self) -> Addr<Self> {
-        start(span::link(self.identity.did()), |_| self)
-    }
-
-    fn connect(&mut self, ctx: &mut Context<Self>) {
-        self.number += 1;
-        let number = self.number;
-        let transport = Arc::clone(&self.transport);
-        let identity = self.identity.clone();
-        let (inbox, keeper) = (self.inbox.clone(), ctx.address().recipient());
-        let connecting = async move { transport.connect(&identity, inbox, keeper, number).await };
-        ctx.spawn(connecting.into_actor(self).map(|connected, link, ctx| link.connected(connected, ctx)));
-    }
-
-    fn connected(&mut self, connected: Result<Recipient<Outbound>, ConnectError>, ctx: &mut Context<Self>) {
-        match connected {
-            Ok(connection) => {
-                self.connection = Some(connection);
-                for outbound in std::mem::take(&mut self.backlog) {
-                    self.forward(outbound);
-                }
-                if std::mem::take(&mut self.interrupted) {
-                    // An unbounded send: there is one for each failure.
-                    self.inbox.do_send(Delivery::Interrupted { to: None });
-                }
-            }
-            Err(error) => {
-                tracing::warn!(did = %self.identity.did(), %error, "cannot connect");
-                self.connect_later(ctx);
-            }
+    /// Connects, again and again; returns when no connection is needed any more.
+    async fn run(&self, transport: &dyn Transport, inbox: &Inbox) {
+        while self.lock().waits {
+            self.changed.notified().await;
         }
-    }
-
-    fn connect_later(&mut self, ctx: &mut Context<Self>) {
-        let delay = self.backoff;
-        self.backoff = (delay * 2).min(LONGEST_BACKOFF);
-        ctx.run_later(delay, |link, ctx| link.connect(ctx));
-    }
-
-    fn forward(&mut self, outbound: Outbound) {
-        // `do_send` is unbounded: the connection's mailbox accepts the message, and the connection bounds its queue
-        // itself.
-        match &self.connection {
-            Some(connection) if connection.connected() => connection.do_send(outbound),
-            _ => {
-                if self.backlog.len() >= BACKLOG {
-                    self.backlog.pop_front();
-                    tracing::warn!(did = %self.identity.did(), "too many messages wait for a connection, dropped one");
+        let did = self.identity.did();
+        loop {
+            match transport.connect(&self.identity, inbox.clone()).await {
+                Ok(connection) => {
+                    let connection: Arc<dyn Connection> = Arc::from(connection);
+                    let interrupted = {
+                        let mut state = self.lock();
+                        state.connection = Some(Arc::clone(&connection));
+                        std::mem::take(&mut state.interrupted)
+                    };
+                    let report = async {
+                        if interrupted {
+                            // An owner that has ended needs no report.
+                            let _ = inbox.deliver(Delivery::Interrupted { to: None }).await;
+                        }
+                        std::future::pending::<Infallible>().await
+                    };
+                    let end = tokio::select! {
+                        // In this order: the messages of the backlog are older than the consequences of the report.
+                        biased;
+                        never = self.flush(&*connection) => match never {},
+                        never = report => match never {},
+                        end = connection.ended() => end,
+                    };
+                    self.disconnected();
+                    if end == End::Finished || inbox.is_closed() {
+                        return;
+                    }
+                    tracing::info!(%did, ?end, "connection ended, connecting again");
                 }
-                self.backlog.push_back(outbound);
+                Err(error) => tracing::warn!(%did, %error, "cannot connect"),
             }
+            let pause = {
+                let mut state = self.lock();
+                let pause = state.backoff;
+                state.backoff = (pause * 2).min(LONGEST_BACKOFF);
+                pause
+            };
+            tokio::time::sleep(pause).await;
         }
     }
 }
 
-impl Actor for Link {
+/// Connects the link again and again.
+struct LinkActor {
+    shared: Arc<Shared>,
+    transport: Arc<dyn Transport>,
+    inbox: Inbox,
+}
+
+impl Actor for LinkActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        if !self.waits {
-            self.connect(ctx);
-        }
+        let (shared, transport, inbox) =
+            (Arc::clone(&self.shared), Arc::clone(&self.transport), self.inbox.clone());
+        let running = async move { shared.run(&*transport, &inbox).await };
+        ctx.spawn(running.into_actor(self).map(|(), _, ctx| ctx.stop()));
     }
 }
 
-impl Supervised for Link {
+impl Drop for LinkActor {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.over = true;
+        state.backlog.clear();
+        state.connection = None;
+    }
+}
+
+impl Supervised for LinkActor {
     fn restarting(&mut self, _: &mut Self::Context) {
-        // Waiting messages are sent by the next connection, which has another number.
-        self.connection = None;
-        self.interrupted = true;
+        // Waiting messages are sent by the next connection.
+        self.shared.disconnected();
     }
 }
 
-impl InTree for Link {
+impl InTree for LinkActor {
     const ROW: &'static Row = &tree::LINK;
 
     fn restart(running: &mut ContextFut<Self, Context<Self>>) -> bool {
         running.restart()
-    }
-}
-
-impl Handler<Connect> for Link {
-    type Result = ();
-
-    fn handle(&mut self, _: Connect, ctx: &mut Self::Context) {
-        // Received again when the owner replays its journal after a panic.
-        if std::mem::take(&mut self.waits) {
-            self.connect(ctx);
-        }
-    }
-}
-
-impl Handler<Outbound> for Link {
-    type Result = ();
-
-    fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
-        if self.connection.as_ref().is_some_and(Recipient::connected) {
-            // A connection that delivers a message works.
-            self.backoff = FIRST_BACKOFF;
-        }
-        self.forward(outbound);
-    }
-}
-
-impl Handler<Disconnected> for Link {
-    type Result = ();
-
-    fn handle(&mut self, ended: Disconnected, ctx: &mut Self::Context) {
-        if ended.connection != self.number {
-            return;
-        }
-        self.connection = None;
-        self.interrupted = true;
-        if !self.inbox.connected() {
-            return ctx.stop();
-        }
-        tracing::info!(did = %self.identity.did(), end = ?ended.end, "connection ended, connecting again");
-        self.connect_later(ctx);
     }
 }
 
@@ -192,70 +264,121 @@ impl Handler<Disconnected> for Link {
 mod tests {
     use async_trait::async_trait;
     use btcr2_aggregation_protocol::{id::CohortId, key::SecretKey, network::Network};
-    use tokio::sync::mpsc;
+    use tokio::sync::{mpsc, watch};
 
     use super::*;
-    use crate::{runtime::Randomness, supervision::EndGuard};
+    use crate::{
+        runtime::Randomness,
+        transport::{ConnectError, connection},
+    };
+
+    fn owner() -> Identity {
+        Identity::from_key(SecretKey::generate(&mut Randomness::System.for_actor("owner")), Network::Regtest)
+    }
+
+    fn withdraw(name: &str) -> Outbound {
+        Outbound::WithdrawAdvert { cohort_id: CohortId::parse(name).unwrap() }
+    }
 
     /// A transport whose connections end at the first message.
     struct Failing;
 
-    struct Connection {
-        _guard: EndGuard,
-    }
-
-    impl Actor for Connection {
-        type Context = Context<Self>;
-    }
-
-    impl Handler<Outbound> for Connection {
-        type Result = ();
-
-        fn handle(&mut self, _: Outbound, ctx: &mut Self::Context) {
-            ctx.stop();
-        }
-    }
-
     #[async_trait]
     impl Transport for Failing {
-        async fn connect(
-            &self,
-            _: &Identity,
-            _: Recipient<Delivery>,
-            keeper: Recipient<Disconnected>,
-            connection: u64,
-        ) -> Result<Recipient<Outbound>, ConnectError> {
-            let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
-            Ok(Connection { _guard: guard }.start().recipient())
-        }
-    }
-
-    struct Owner(mpsc::UnboundedSender<Delivery>);
-
-    impl Actor for Owner {
-        type Context = Context<Self>;
-    }
-
-    impl Handler<Delivery> for Owner {
-        type Result = ();
-
-        fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
-            self.0.send(delivery).unwrap();
+        async fn connect(&self, _: &Identity, _: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
+            Ok(connection::spawn(1, |mut messages| async move {
+                messages.recv().await;
+                End::Stopped
+            }))
         }
     }
 
     #[test]
     fn a_failed_connection_is_reported_once_it_is_replaced() {
         actix_rt::System::new().block_on(async {
-            let (sender, mut deliveries) = mpsc::unbounded_channel();
-            let key = SecretKey::generate(&mut Randomness::System.for_actor("owner"));
-            let owner = Owner(sender).start().recipient();
-            let link =
-                Link::new(Arc::new(Failing), Identity::from_key(key, Network::Regtest), owner).start_in_span();
-            let cohort_id = CohortId::parse("11111111-1111-4111-8111-111111111111").unwrap();
-            link.do_send(Outbound::WithdrawAdvert { cohort_id });
-            let delivery = tokio::time::timeout(Duration::from_secs(30), deliveries.recv()).await.unwrap().unwrap();
+            let (inbox, mut deliveries) = Inbox::channel(8);
+            let link = Link::start(Arc::new(Failing), owner(), inbox);
+            link.send(withdraw("one"));
+            let delivery = tokio::time::timeout(LONGEST_BACKOFF, deliveries.recv()).await.unwrap().unwrap();
             assert!(matches!(delivery, Delivery::Interrupted { to: None }), "{delivery:?}");
+        });
+    }
+
+    /// A transport whose connections have space for one message, and read when the test lets them.
+    struct Narrow {
+        reads: watch::Receiver<bool>,
+        read: mpsc::UnboundedSender<String>,
+    }
+
+    #[async_trait]
+    impl Transport for Narrow {
+        async fn connect(&self, _: &Identity, _: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
+            let (mut reads, read) = (self.reads.clone(), self.read.clone());
+            Ok(connection::spawn(1, |mut messages| async move {
+                while reads.wait_for(|reads| *reads).await.is_ok() {
+                    let Some(Outbound::WithdrawAdvert { cohort_id }) = messages.recv().await else { break };
+                    read.send(cohort_id.to_string()).unwrap();
+                }
+                End::Stopped
+            }))
+        }
+    }
+
+    #[test]
+    fn messages_wait_in_order_when_the_connection_is_full() {
+        actix_rt::System::new().block_on(async {
+            let (open, reads) = watch::channel(false);
+            let (read, mut arrived) = mpsc::unbounded_channel();
+            let link = Link::start(Arc::new(Narrow { reads, read }), owner(), Inbox::channel(8).0);
+            let names: Vec<_> = (0..50).map(|number| number.to_string()).collect();
+            names[..25].iter().for_each(|name| link.send(withdraw(name)));
+            tokio::task::yield_now().await;
+            names[25..].iter().for_each(|name| link.send(withdraw(name)));
+            open.send_replace(true);
+            for name in &names {
+                assert_eq!(arrived.recv().await.as_ref(), Some(name));
+            }
+        });
+    }
+
+    #[test]
+    fn the_oldest_messages_are_dropped_when_too_many_wait() {
+        actix_rt::System::new().block_on(async {
+            let (open, reads) = watch::channel(false);
+            let (read, mut arrived) = mpsc::unbounded_channel();
+            let link = Link::waiting(Arc::new(Narrow { reads, read }), owner(), Inbox::channel(8).0);
+            for number in 0..BACKLOG + 3 {
+                link.send(withdraw(&number.to_string()));
+            }
+            assert_eq!(link.shared.lock().backlog.len(), BACKLOG);
+            open.send_replace(true);
+            link.connect();
+            assert_eq!(arrived.recv().await.unwrap(), "3");
+        });
+    }
+
+    #[test]
+    fn a_link_ends_its_connection_when_it_is_dropped() {
+        struct Watched(mpsc::UnboundedSender<()>);
+
+        #[async_trait]
+        impl Transport for Watched {
+            async fn connect(&self, _: &Identity, _: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
+                let alive = self.0.clone();
+                alive.send(()).unwrap();
+                Ok(connection::spawn(1, |_| async move {
+                    let _alive = alive;
+                    std::future::pending().await
+                }))
+            }
+        }
+
+        actix_rt::System::new().block_on(async {
+            let (alive, mut connections) = mpsc::unbounded_channel();
+            let link = Link::start(Arc::new(Watched(alive)), owner(), Inbox::channel(8).0);
+            assert!(connections.recv().await.is_some());
+            drop(link);
+            assert!(connections.recv().await.is_none(), "the transport and its connection are dropped");
         });
     }
 }

@@ -9,8 +9,8 @@ use std::{
 };
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
-    Supervised, WrapFuture, dev::ContextFut, prelude::SendError,
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Supervised,
+    WrapFuture, dev::ContextFut, prelude::SendError,
 };
 use async_trait::async_trait;
 use btcr2_aggregation_protocol::{
@@ -19,7 +19,10 @@ use btcr2_aggregation_protocol::{
     message::{DecodeError, Message},
 };
 
-use super::{ConnectError, Delivery, Disconnected, Outbound, Transport, deliver};
+use super::{
+    ConnectError, Connection, Delivery, Inbox, Outbound, Transport,
+    connection::{ActorConnection, Ended},
+};
 use crate::{
     span,
     supervision::{EndGuard, InTree, start},
@@ -69,7 +72,8 @@ impl MemoryTransport {
     pub fn sever(&self, did: &Did) {
         // All peers see that at once: later messages wait for the next connection.
         if let Some(connection) = self.peers().get_mut(did).and_then(|peer| peer.connection.take()) {
-            connection.do_send(Sever);
+            // If this fails, the connection has ended, or has too much to do; a network would not break it either.
+            let _ = connection.try_send(Sever);
         }
     }
 
@@ -89,24 +93,19 @@ impl MemoryTransport {
 
 #[async_trait]
 impl Transport for MemoryTransport {
-    async fn connect(
-        &self,
-        identity: &Identity,
-        inbox: Recipient<Delivery>,
-        keeper: Recipient<Disconnected>,
-        connection: u64,
-    ) -> Result<Recipient<Outbound>, ConnectError> {
+    async fn connect(&self, identity: &Identity, inbox: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
         let did = identity.did().clone();
-        let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
+        let (guard, ended) = Ended::guard();
         let actor = MemoryConnection { did: did.clone(), network: self.clone(), inbox, _guard: guard };
         let address = start(span::connection("memory", identity.did()), |_| actor);
         let mut peers = self.peers();
         let peer = peers.entry(did).or_default();
         for wire in peer.pending.values() {
-            address.do_send(wire.clone());
+            // There is space: the mailbox is empty, and as large as the queue.
+            let _ = address.try_send(wire.clone());
         }
         peer.connection = Some(address.clone());
-        Ok(address.recipient())
+        Ok(ActorConnection::boxed(address.recipient(), ended))
     }
 }
 
@@ -114,7 +113,7 @@ impl Transport for MemoryTransport {
 struct MemoryConnection {
     did: Did,
     network: MemoryTransport,
-    inbox: Recipient<Delivery>,
+    inbox: Inbox,
     _guard: EndGuard,
 }
 
@@ -148,7 +147,7 @@ struct Sever;
 impl Handler<Outbound> for MemoryConnection {
     type Result = ();
 
-    fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
+    fn handle(&mut self, outbound: Outbound, ctx: &mut Self::Context) {
         let (to, body) = match outbound {
             Outbound::Direct { to, body, .. } => (Some(to), body),
             Outbound::Broadcast { body } => (None, body),
@@ -163,7 +162,7 @@ impl Handler<Outbound> for MemoryConnection {
                 Some(peer) => peer.deliver(&to, &self.did, text),
                 None => {
                     let reason = "no identity with that DID was ever connected".to_owned();
-                    self.inbox.do_send(Delivery::Undeliverable { to, body: message.body, reason });
+                    self.inbox.report(Delivery::Undeliverable { to, body: message.body, reason }, ctx);
                 }
             },
             None => peers
@@ -194,7 +193,7 @@ impl Handler<Wire> for MemoryConnection {
                 peer.pending.remove(&number);
             }
         };
-        let delivered = deliver(&self.inbox, delivery, over);
+        let delivered = self.inbox.deliver_then(delivery, over);
         ctx.wait(delivered.into_actor(self).map(|delivered, _, ctx| {
             if delivered.is_err() {
                 ctx.stop();

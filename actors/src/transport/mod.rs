@@ -1,21 +1,28 @@
 //! Transports (port): how messages travel between authenticated identities.
 //!
-//! A connection is an actor of its own. It accepts [`Outbound`] messages of one identity and sends [`Delivery`]s to
-//! that identity's inbox, each from a sender that the transport has authenticated. [`memory`] connects identities in
-//! one process, [`http`] through a server, [`nostr`] through relays; [`combined`] combines several of them.
+//! A [`Connection`] accepts [`Outbound`] messages of one identity and delivers what arrives for it to its [`Inbox`],
+//! each from a sender that the transport has authenticated. It does not have to be an actor: [`connection::spawn`] runs
+//! an async function. [`memory`] connects identities in one process, [`http`] through a server, [`nostr`] through
+//! relays; [`combined`] combines several of them. An identity uses a connection through its [`link`], which replaces a
+//! connection that has ended.
 
 pub mod combined;
+pub mod connection;
 pub mod connections;
 pub mod contact;
 pub(crate) mod external;
 pub mod http;
+mod inbox;
 pub mod link;
 pub mod memory;
 pub mod nostr;
 mod received;
 pub mod tls;
 
-use actix::{Message as ActixMessage, Recipient};
+use actix::{
+    Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, WeakAddr, dev::ToEnvelope,
+    prelude::SendError,
+};
 use async_trait::async_trait;
 use serde_json::Value;
 
@@ -29,9 +36,12 @@ use btcr2_aggregation_protocol::{
     time::Timestamp,
 };
 
-pub(crate) use self::received::deliver;
-pub use self::received::{Evidence, Receipt, Received};
-use crate::supervision::End;
+pub(crate) use self::inbox::Undelivered;
+pub use self::{
+    connection::{Connection, Unsent},
+    inbox::{Inbox, InboxClosed},
+    received::{Evidence, Receipt, Received},
+};
 
 /// A message to send, in the name of the connection's identity.
 #[derive(Clone, Debug, ActixMessage)]
@@ -56,6 +66,38 @@ pub enum Outbound {
         /// The cohort.
         cohort_id: CohortId,
     },
+}
+
+/// Sends `message` to another actor. If its mailbox is full, `A` does nothing else until there is space.
+pub(crate) fn send_in_turn<A, B, M>(to: &Addr<B>, message: M, ctx: &mut Context<A>)
+where
+    A: Actor<Context = Context<A>>,
+    B: Handler<M>,
+    B::Context: ToEnvelope<B, M>,
+    M: ActixMessage + Send + 'static,
+    M::Result: Send,
+{
+    if let Err(SendError::Full(message)) = to.try_send(message) {
+        let sent = to.send(message);
+        ctx.wait(actix::fut::wrap_future::<_, A>(async move {
+            // An actor that has ended needs no message.
+            let _ = sent.await;
+        }));
+    }
+}
+
+/// Notifies an actor; ready when it has processed that, or has ended. The reference is not held while this waits.
+pub(crate) fn notify<A, M>(to: &WeakAddr<A>, message: M) -> impl Future<Output = ()> + use<A, M>
+where
+    A: Actor<Context = Context<A>> + Handler<M>,
+    M: ActixMessage<Result = ()> + Send + 'static,
+{
+    let sent = to.upgrade().map(|to| to.send(message));
+    async move {
+        if let Some(sent) = sent {
+            let _ = sent.await;
+        }
+    }
 }
 
 /// Whether a message with this body makes its recipient a member. The sender of a message to an unknown cohort need not
@@ -146,27 +188,11 @@ pub enum Delivery {
 #[error("{0}")]
 pub struct ConnectError(pub String);
 
-/// A connection notifies its keeper that it has ended, for any reason.
-#[derive(Clone, Debug, ActixMessage)]
-#[rtype(result = "()")]
-pub struct Disconnected {
-    /// The connection's number, which [`Transport::connect`] was given.
-    pub connection: u64,
-    /// How it ended.
-    pub end: End,
-}
-
 /// A way for identities to exchange messages.
 #[async_trait]
 pub trait Transport: Send + Sync {
-    /// Connects `identity`: starts its connection actor, which delivers to `inbox` and notifies `keeper` when it ends.
-    async fn connect(
-        &self,
-        identity: &Identity,
-        inbox: Recipient<Delivery>,
-        keeper: Recipient<Disconnected>,
-        connection: u64,
-    ) -> Result<Recipient<Outbound>, ConnectError>;
+    /// Connects `identity`. The connection delivers to `inbox`.
+    async fn connect(&self, identity: &Identity, inbox: Inbox) -> Result<Box<dyn Connection>, ConnectError>;
 
     /// Introduces a member of a cohort that was restored from its journal: the genesis document proves the key of its
     /// EXTERNAL DID, which the transport would otherwise only learn from an opt-in. Takes effect at once, and for the

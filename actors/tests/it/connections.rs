@@ -8,11 +8,10 @@ use std::{
 use crate::common::{
     GatedOperator, Operator, Updater, World, cohort, identity, on_paused_clock, pass, settle, update,
 };
-use actix::Recipient;
 use async_trait::async_trait;
 use btcr2_aggregation_actors::{
     policy::{ParticipantPolicy, UpdateRequest, Validation},
-    transport::{ConnectError, Delivery, Disconnected, Outbound, Transport, memory::MemoryTransport},
+    transport::{ConnectError, Connection, Inbox, Transport, memory::MemoryTransport},
 };
 use btcr2_aggregation_protocol::{cohort::participant::Advert, identity::Identity, update::Submission};
 use tokio::{sync::Semaphore, time::Instant};
@@ -129,13 +128,7 @@ struct Unreachable {
 
 #[async_trait]
 impl Transport for Unreachable {
-    async fn connect(
-        &self,
-        identity: &Identity,
-        inbox: Recipient<Delivery>,
-        keeper: Recipient<Disconnected>,
-        connection: u64,
-    ) -> Result<Recipient<Outbound>, ConnectError> {
+    async fn connect(&self, identity: &Identity, inbox: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
         self.attempts.lock().expect("not poisoned").push(Instant::now());
         {
             let mut left = self.failures_left.lock().expect("not poisoned");
@@ -144,7 +137,7 @@ impl Transport for Unreachable {
                 return Err(ConnectError("the network is down".to_owned()));
             }
         }
-        self.network.connect(identity, inbox, keeper, connection).await
+        self.network.connect(identity, inbox).await
     }
 }
 

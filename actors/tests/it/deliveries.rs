@@ -13,15 +13,15 @@ use crate::common::{
     rounds::{members_on, quick, run, service_on},
     settle,
 };
-use actix::{Actor, Context, Handler, Recipient};
 use async_trait::async_trait;
 use btcr2_aggregation_actors::{
     notice::ServiceNotice,
     service::{OpenCohort, ServiceSettings},
     subject::NetworkAddress,
+    supervisor::End,
     transport::{
-        ConnectError, Delivery, Disconnected, Outbound, Transport, combined::CombinedTransport,
-        memory::MemoryTransport,
+        ConnectError, Connection, Delivery, Inbox, Outbound, Transport, combined::CombinedTransport,
+        connection::spawn, memory::MemoryTransport,
     },
 };
 use btcr2_aggregation_protocol::{
@@ -34,6 +34,7 @@ use btcr2_aggregation_protocol::{
     identity::Identity,
     message::Body,
 };
+use tokio::sync::mpsc::Receiver;
 
 /// Whether a message to a recipient is lost.
 type Lost = dyn Fn(&Did, &Body) -> bool + Send + Sync;
@@ -57,16 +58,16 @@ const ADDRESS: [u8; 4] = [203, 0, 113, 7];
 
 #[async_trait]
 impl Transport for Carrier {
-    async fn connect(
-        &self,
-        identity: &Identity,
-        inbox: Recipient<Delivery>,
-        keeper: Recipient<Disconnected>,
-        connection: u64,
-    ) -> Result<Recipient<Outbound>, ConnectError> {
-        let ear = Ear(inbox.clone()).start().recipient();
-        let onward = self.network.connect(identity, ear, keeper, connection).await?;
-        Ok(Mouth { carrier: self.clone(), inbox, onward }.start().recipient())
+    async fn connect(&self, identity: &Identity, inbox: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
+        let at_address = inbox.clone().map(|mut delivery| {
+            if let Delivery::Message(received) = &mut delivery {
+                received.address = Some(NetworkAddress::from(std::net::IpAddr::from(ADDRESS)));
+            }
+            delivery
+        });
+        let onward = self.network.connect(identity, at_address).await?;
+        let carrier = self.clone();
+        Ok(spawn(1024, |messages| carrier.carry(messages, inbox, onward)))
     }
 
     fn reports_delivery(&self) -> bool {
@@ -78,51 +79,30 @@ impl Transport for Carrier {
     }
 }
 
-struct Ear(Recipient<Delivery>);
-
-impl Actor for Ear {
-    type Context = Context<Self>;
-}
-
-impl Handler<Delivery> for Ear {
-    type Result = ();
-
-    fn handle(&mut self, mut delivery: Delivery, _: &mut Self::Context) {
-        if let Delivery::Message(received) = &mut delivery {
-            received.address = Some(NetworkAddress::from(std::net::IpAddr::from(ADDRESS)));
-        }
-        self.0.do_send(delivery);
-    }
-}
-
-struct Mouth {
-    carrier: Carrier,
-    inbox: Recipient<Delivery>,
-    onward: Recipient<Outbound>,
-}
-
-impl Actor for Mouth {
-    type Context = Context<Self>;
-}
-
-impl Handler<Outbound> for Mouth {
-    type Result = ();
-
-    fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
-        match &outbound {
-            Outbound::Direct { to, body, .. } => {
-                if (self.carrier.lost)(to, body) {
-                    return;
+impl Carrier {
+    async fn carry(self, mut messages: Receiver<Outbound>, inbox: Inbox, onward: Box<dyn Connection>) -> End {
+        while let Some(outbound) = messages.recv().await {
+            match &outbound {
+                Outbound::Direct { to, body, .. } => {
+                    if (self.lost)(to, body) {
+                        continue;
+                    }
+                    let (cohort_id, kind) = (body.cohort_id().clone(), body.short_type());
+                    let delivered = Delivery::Delivered { to: to.clone(), cohort_id, kind };
+                    if inbox.deliver(delivered).await.is_err() {
+                        break;
+                    }
                 }
-                let (cohort_id, kind) = (body.cohort_id().clone(), body.short_type());
-                self.inbox.do_send(Delivery::Delivered { to: to.clone(), cohort_id, kind });
+                Outbound::Broadcast { body } => {
+                    self.adverts.lock().unwrap().insert(body.cohort_id().to_string());
+                }
+                Outbound::WithdrawAdvert { .. } => {}
             }
-            Outbound::Broadcast { body } => {
-                self.carrier.adverts.lock().unwrap().insert(body.cohort_id().to_string());
+            if onward.send(outbound).await.is_err() {
+                break;
             }
-            Outbound::WithdrawAdvert { .. } => {}
         }
-        self.onward.do_send(outbound);
+        End::Stopped
     }
 }
 

@@ -10,14 +10,10 @@ use crate::common::{
     process::{Process, service_of},
     settle,
 };
-use actix::Recipient;
 use async_trait::async_trait;
 use btcr2_aggregation_actors::{
     policy::{ParticipantPolicy, UpdateRequest},
-    transport::{
-        ConnectError, Delivery, Disconnected, Outbound, Transport, combined::CombinedTransport,
-        memory::MemoryTransport,
-    },
+    transport::{ConnectError, Connection, Inbox, Transport, combined::CombinedTransport, memory::MemoryTransport},
 };
 use btcr2_aggregation_protocol::{
     cohort::{event::CohortFailure, participant::Advert},
@@ -98,15 +94,9 @@ struct Noting {
 
 #[async_trait]
 impl Transport for Noting {
-    async fn connect(
-        &self,
-        identity: &Identity,
-        inbox: Recipient<Delivery>,
-        keeper: Recipient<Disconnected>,
-        connection: u64,
-    ) -> Result<Recipient<Outbound>, ConnectError> {
+    async fn connect(&self, identity: &Identity, inbox: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
         self.notes.lock().unwrap().push("connected".to_owned());
-        self.network.connect(identity, inbox, keeper, connection).await
+        self.network.connect(identity, inbox).await
     }
 
     fn introduce(&self, did: &Did, _: &Value) {

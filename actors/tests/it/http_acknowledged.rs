@@ -7,33 +7,16 @@ use crate::common::{
     identity,
     peers::{PATIENCE, note, soon},
 };
-use actix::{Actor, Context, Handler};
 use btcr2_aggregation_actors::{
     runtime::{Clock, Randomness},
     transport::{
-        Delivery, Received,
+        Delivery, Inbox, Received,
         http::{HttpClient, client::Backoff},
         link::Link,
     },
 };
 use btcr2_aggregation_protocol::{did::Did, envelope::SealedEnvelope, message::Message};
 use tokio::sync::mpsc;
-
-/// Passes received messages to the test, with their receipts.
-struct Inbox(mpsc::UnboundedSender<Received>);
-
-impl Actor for Inbox {
-    type Context = Context<Self>;
-}
-
-impl Handler<Delivery> for Inbox {
-    type Result = ();
-
-    fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
-        let Delivery::Message(received) = delivery else { panic!("{delivery:?}") };
-        let _ = self.0.send(received);
-    }
-}
 
 fn inbox_event(to: &Did, id: u64, name: &str) -> String {
     let service = identity("service");
@@ -46,7 +29,8 @@ fn inbox_event(to: &Did, id: u64, name: &str) -> String {
 
 struct Client {
     server: FakeServer,
-    received: mpsc::UnboundedReceiver<Received>,
+    deliveries: mpsc::Receiver<Delivery>,
+    _link: Link,
 }
 
 /// A client whose server sends a first and a second event whenever the stream is opened, and then ends it.
@@ -58,17 +42,17 @@ fn start() -> Client {
     let service = Some(identity("service").did().clone());
     let client = HttpClient::new(&server.url(), service, Clock::system(), Randomness::System).expect("a URL");
     let backoff = Backoff { first: Duration::from_millis(100), longest: Duration::from_millis(100) };
-    let (sender, received) = mpsc::unbounded_channel();
-    let inbox = Inbox(sender).start().recipient();
-    Link::new(Arc::new(client.with_backoff(backoff)), member, inbox).start();
-    Client { server, received }
+    let (inbox, deliveries) = Inbox::channel(64);
+    let link = Link::start(Arc::new(client.with_backoff(backoff)), member, inbox);
+    Client { server, deliveries, _link: link }
 }
 
 impl Client {
     /// The next message with that name, its receipt unconfirmed; other messages are moved to `aside`, unconfirmed too.
     async fn next(&mut self, name: &str, aside: &mut Vec<Received>) -> Received {
         loop {
-            let received = soon(name, self.received.recv()).await.expect("the inbox exists");
+            let delivery = soon(name, self.deliveries.recv()).await.expect("the inbox exists");
+            let Delivery::Message(received) = delivery else { panic!("{delivery:?}") };
             if received.body.cohort_id().as_str() == name {
                 return received;
             }

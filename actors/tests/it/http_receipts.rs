@@ -11,12 +11,11 @@ use crate::http_support::{
     paused, sealed,
     site::{OK, Site, settle},
 };
-use actix::{Actor, ActorContext, Context, Handler};
 use btcr2_aggregation_actors::{
     journal::Journal,
     service::LiveCohorts,
     transport::{
-        Delivery, Disconnected, Transport,
+        Delivery, Inbox, Transport,
         http::{HttpConfig, store::Rate},
     },
 };
@@ -193,35 +192,15 @@ fn after_a_restart_external_members_are_known_without_their_opt_ins() {
     });
 }
 
-/// Stops at the first message.
-struct Mortal;
-
-impl Actor for Mortal {
-    type Context = Context<Self>;
-}
-
-impl Handler<Delivery> for Mortal {
-    type Result = ();
-
-    fn handle(&mut self, _: Delivery, ctx: &mut Self::Context) {
-        ctx.stop();
-    }
-}
-
-impl Handler<Disconnected> for Mortal {
-    type Result = ();
-
-    fn handle(&mut self, _: Disconnected, _: &mut Self::Context) {}
-}
-
 #[test]
 fn a_recipient_whose_actor_has_died_is_unavailable_and_not_unknown() {
     paused(async {
         let (site, _deliveries) = site().await;
         let (mortal, member) = (identity("mortal"), identity("member"));
-        let inbox = Mortal.start();
-        let keeper = Mortal.start().recipient();
-        let _endpoint = site.server.connect(&mortal, inbox.recipient(), keeper, 2).await.unwrap();
+        // It ends at the first message.
+        let (inbox, mut messages) = Inbox::channel(8);
+        actix_rt::spawn(async move { drop(messages.recv().await) });
+        let _connection = site.server.connect(&mortal, inbox).await.unwrap();
         let cohort_id = CohortId::parse("a-cohort").unwrap();
         // The second request finds it stopped. A member gives up at "unknown recipient", and tries again at this
         // answer.

@@ -3,15 +3,24 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::http_support::{
-    Collector, NOW, identity, paused_beside_a_disk, saying, sealed_with, service,
+    NOW, collector, identity, paused, paused_beside_a_disk, saying, sealed_with, service,
     site::{OK, Site, settle},
     sse::Event,
 };
 use btcr2_aggregation_actors::{
+    runtime::Clock,
     state::{State, inboxes::StateInboxes, nonces::StateNonces},
+    supervision::Vitals,
+    supervisor::End,
     transport::{
-        Delivery, Outbound, Transport,
-        http::{HttpConfig, server::HttpServerParts, store::Rate},
+        Delivery, Inbox, Outbound, Transport,
+        http::{
+            HttpConfig, HttpServer,
+            server::HttpServerParts,
+            store::Rate,
+            waiting::{InboxStore, Waiting},
+        },
+        link::Link,
     },
 };
 use btcr2_aggregation_protocol::{
@@ -172,8 +181,8 @@ fn a_message_waits_until_its_sender_connects_again() {
         let mut stream = second.site.inbox_after(&alice, before[0]).await;
         second.send_text(&alice, "other").await;
         assert_eq!(texts(&stream.ready().await), ["other"]);
-        let (inbox, keeper, _deliveries) = Collector::start_new();
-        let _connection = second.site.server.connect(&service(), inbox, keeper, 2).await.unwrap();
+        let (inbox, _deliveries) = collector();
+        let _connection = second.site.server.connect(&service(), inbox).await.unwrap();
         let events = stream.ready().await;
         assert_eq!(texts(&events), ["b", "c"], "and no confirmed message");
         for event in &events {
@@ -261,5 +270,51 @@ fn what_was_accepted_before_a_restart_is_a_replay_after_it() {
             drop(deliveries);
             state.close().await;
         }
+    });
+}
+
+/// A store that cannot be read.
+struct Broken;
+
+impl InboxStore for Broken {
+    fn last_id(&self) -> u64 {
+        0
+    }
+
+    fn put(&self, _: &Did, _: &Waiting) {}
+
+    fn remove(&self, _: &Did, _: u64) {}
+
+    fn take(&self, _: &Did) -> Vec<Waiting> {
+        panic!("as this test wants")
+    }
+}
+
+#[test]
+fn a_hub_that_panics_too_often_is_given_up_and_reported() {
+    paused(async {
+        let vitals = Vitals::default();
+        let parts = HttpServerParts::new(config(), Clock::system());
+        let parts = HttpServerParts { inboxes: Arc::new(Broken), vitals: vitals.clone(), ..parts };
+        let server = HttpServer::start(parts);
+        // Connects again and again, and the hub panics each time.
+        let (inbox, _unread) = Inbox::channel(8);
+        let link = Link::start(Arc::new(server), service(), inbox);
+        let gone = vitals.failed().await;
+        assert_eq!(gone.to_string(), "HTTP server has ended: its actor panicked 6 times within 60s");
+        drop(link);
+    });
+}
+
+#[test]
+fn a_server_that_is_shut_down_is_not_reported() {
+    paused(async {
+        let vitals = Vitals::default();
+        let parts = HttpServerParts { vitals: vitals.clone(), ..HttpServerParts::new(config(), Clock::system()) };
+        let server = HttpServer::start(parts);
+        let connection = server.connect(&service(), Inbox::channel(8).0).await.unwrap();
+        server.shutdown().await;
+        assert_eq!(connection.ended().await, End::Finished);
+        assert_eq!(vitals.gone(), None);
     });
 }

@@ -3,43 +3,34 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use crate::{
-    common::peers::note,
-    http_support::{
-        Collector, advert, authorization, external, identity, opt_in, paused, saying, sealed, service,
-        site::{OK, Site, Stream, settle},
-        sse::Event,
-    },
+use crate::http_support::{
+    advert, collector, identity, paused, saying, sealed, service,
+    site::{OK, Site, Stream, settle},
+    sse::Event,
 };
 use actix_web::test::TestRequest;
 use btcr2_aggregation_actors::transport::{
-    Delivery, Outbound, Transport,
-    http::{HttpConfig, Refusal, store::Rate},
+    Outbound, Transport,
+    http::{HttpConfig, store::Rate},
 };
-use btcr2_aggregation_protocol::{
-    envelope::ExpectedTo,
-    id::CohortId,
-    identity::Identity,
-    message::{Body, control::CohortEnded},
-    request_auth::inbox_path,
-};
+use btcr2_aggregation_protocol::{envelope::ExpectedTo, identity::Identity, message::Body};
 use tokio::time::advance;
 
 /// Limits that no test reaches by accident; other tests cover rates.
-fn config() -> HttpConfig {
+pub fn config() -> HttpConfig {
     let rate = Rate { per_second: 1_000_000, burst: 1_000_000 };
     HttpConfig { did_rate: rate, address_rate: rate, ..HttpConfig::default() }
 }
 
-fn texts(events: &[Event]) -> Vec<String> {
+pub fn texts(events: &[Event]) -> Vec<String> {
     events.iter().map(Event::text).collect()
 }
 
-fn ids(events: &[Event]) -> Vec<u64> {
+pub fn ids(events: &[Event]) -> Vec<u64> {
     events.iter().map(|event| event.id.unwrap()).collect()
 }
 
-async fn send_text(site: &Site, to: &Identity, text: &str) {
+pub async fn send_text(site: &Site, to: &Identity, text: &str) {
     site.send(Outbound::Direct { to: to.did().clone(), body: saying(text), until: None }).await;
 }
 
@@ -92,7 +83,7 @@ fn a_board_of_any_size_fits_a_new_reader() {
     paused(async {
         let (site, _deliveries) = Site::new(HttpConfig { inbox_messages: 4, ..config() }).await;
         for number in 0..700 {
-            site.service.do_send(Outbound::Broadcast { body: advert(number) });
+            site.service.try_send(Outbound::Broadcast { body: advert(number) }).unwrap();
         }
         settle().await;
         let mut reader = site.adverts().await;
@@ -107,9 +98,9 @@ fn adverts_end_with_their_connection_and_not_with_an_older_one() {
     paused(async {
         let (mut site, _deliveries) = Site::new(config()).await;
         site.send(Outbound::Broadcast { body: advert(1) }).await;
-        let (inbox, keeper, mut deliveries) = Collector::start_new();
-        let newer = site.server.connect(&service(), inbox, keeper, 2).await.unwrap();
-        let older = std::mem::replace(&mut site.service, newer);
+        let (inbox, mut deliveries) = collector();
+        let newer = site.server.connect(&service(), inbox).await.unwrap();
+        let older = std::mem::replace(&mut site.service, newer.into());
         site.send(Outbound::Broadcast { body: advert(2) }).await;
         drop(older);
         settle().await;
@@ -199,7 +190,7 @@ fn ids_go_on_counting_when_an_inbox_was_idle_and_when_the_server_is_a_new_one() 
         // More than one a millisecond, so that the clock alone is not sufficient.
         for number in 0..3_000 {
             let body = saying(&number.to_string());
-            site.service.do_send(Outbound::Direct { to: alice.did().clone(), body, until: None });
+            site.service.try_send(Outbound::Direct { to: alice.did().clone(), body, until: None }).unwrap();
         }
         let mut stream = site.inbox(&alice).await;
         let last = ids(&stream.ready().await).pop().unwrap();
@@ -262,145 +253,12 @@ fn a_message_that_comes_as_its_inbox_ends_is_not_lost() {
             // It is on its way when the second heartbeat ends the inbox: the hub receives both at once, the message
             // first.
             let body = saying("a");
-            site.service.do_send(Outbound::Direct { to: reader.did().clone(), body, until: None });
+            site.service.try_send(Outbound::Direct { to: reader.did().clone(), body, until: None }).unwrap();
             advance(heartbeat).await;
             settle().await;
             send_text(&site, &reader, "b").await;
             assert_eq!(texts(&site.inbox(&reader).await.ready().await), ["a", "b"]);
         }
-    });
-}
-
-#[test]
-fn an_inbox_is_bounded_by_count_and_by_bytes_and_all_together_too() {
-    paused(async {
-        let (site, _deliveries) = Site::new(HttpConfig { inbox_messages: 3, ..config() }).await;
-        let (alice, bob) = (identity(1), identity(2));
-        for number in 0..10 {
-            send_text(&site, &alice, &number.to_string()).await;
-        }
-        assert_eq!(texts(&site.inbox(&alice).await.ready().await), ["7", "8", "9"]);
-        let report = site.server.report();
-        assert_eq!((report.inboxes, report.messages, report.dropped), (1, 3, 7));
-
-        let kilobyte = |number: usize| format!("{number}{}", "x".repeat(1000));
-        let numbers = |events: &[Event]| texts(events).iter().map(|text| text[..1].to_owned()).collect::<Vec<_>>();
-        let (site, _deliveries) = Site::new(HttpConfig { inbox_bytes: 3_500, ..config() }).await;
-        for number in 0..10 {
-            send_text(&site, &alice, &kilobyte(number)).await;
-        }
-        assert_eq!(numbers(&site.inbox(&alice).await.ready().await), ["7", "8", "9"]);
-        send_text(&site, &alice, &"y".repeat(10_000)).await;
-        assert_eq!(
-            texts(&site.inbox(&alice).await.ready().await),
-            ["y".repeat(10_000)],
-            "the newest is always stored"
-        );
-
-        let (site, _deliveries) = Site::new(HttpConfig { inboxes_bytes: 3_500, ..config() }).await;
-        send_text(&site, &bob, &kilobyte(0)).await;
-        for number in 1..10 {
-            send_text(&site, &alice, &kilobyte(number)).await;
-        }
-        assert_eq!(numbers(&site.inbox(&alice).await.ready().await), ["8", "9"]);
-        assert_eq!(numbers(&site.inbox(&bob).await.ready().await), ["0"], "and not at another inbox's cost");
-    });
-}
-
-fn ended(cohort_id: &str) -> Outbound {
-    let end = CohortEnded {
-        cohort_id: CohortId::parse(cohort_id).unwrap(),
-        code: "CANCELLED".to_owned(),
-        reason: "over".to_owned(),
-        at_fault: false,
-        next_cohort_id: None,
-        signed: None,
-        opt_in: None,
-    };
-    Outbound::Direct { to: identity(1).did().clone(), body: end.into(), until: None }
-}
-
-#[test]
-fn messages_of_ended_cohorts_make_room_first() {
-    paused(async {
-        let (site, mut deliveries) = Site::new(HttpConfig { inbox_messages: 4, ..config() }).await;
-        let alice = identity(1);
-        let note = |cohort: &str| Outbound::Direct { to: alice.did().clone(), body: note(cohort), until: None };
-        for outbound in [note("live"), note("over"), ended("over"), note("other"), note("third")] {
-            site.send(outbound).await;
-        }
-        let stored = site.inbox(&alice).await.ready().await;
-        let cohorts = |events: &[Event]| {
-            let cohort = |event: &Event| {
-                let envelope: serde_json::Value = serde_json::from_str(&event.data).unwrap();
-                envelope["message"]["body"]["cohortId"].as_str().unwrap().to_owned()
-            };
-            events.iter().map(cohort).collect::<Vec<_>>()
-        };
-        assert_eq!(cohorts(&stored), ["live", "over", "other", "third"]);
-        assert!(deliveries.try_recv().is_err(), "nothing that is still needed was dropped");
-    });
-}
-
-#[test]
-fn what_there_was_no_room_for_is_made_again_when_its_reader_comes() {
-    paused(async {
-        let (site, mut deliveries) = Site::new(HttpConfig { inbox_messages: 2, ..config() }).await;
-        let alice = identity(1);
-        for cohort in ["first", "second", "third", "fourth"] {
-            site.send(Outbound::Direct { to: alice.did().clone(), body: note(cohort), until: None }).await;
-        }
-        assert!(deliveries.try_recv().is_err(), "not before she reads");
-        let mut reader = site.inbox(&alice).await;
-        let mut reported = false;
-        for _ in 0..3 {
-            reported |=
-                reader.next_or_comment().await.unwrap().comment.is_some_and(|text| text.contains("too slow"));
-        }
-        assert!(reported, "and she is notified");
-        settle().await;
-        for expected in ["first", "second"] {
-            let missed = deliveries.try_recv().expect("the dropped messages are requested again");
-            let Delivery::Missed { to, cohort_id } = missed else { panic!("{missed:?}") };
-            assert_eq!((to, cohort_id.as_str()), (alice.did().clone(), expected));
-        }
-        // Once: the repetition is on its way.
-        let _again = site.inbox(&alice).await;
-        settle().await;
-        assert!(deliveries.try_recv().is_err());
-    });
-}
-
-#[test]
-fn a_repeated_message_waits_once() {
-    paused(async {
-        let (site, _deliveries) = Site::new(config()).await;
-        let alice = identity(1);
-        for text in ["a", "b", "a", "a"] {
-            send_text(&site, &alice, text).await;
-        }
-        assert_eq!(texts(&site.inbox(&alice).await.ready().await), ["b", "a"]);
-    });
-}
-
-#[test]
-fn a_message_waits_for_as_long_as_it_may_and_no_longer() {
-    paused(async {
-        let config = HttpConfig { inbox_ttl: Duration::from_secs(100), ..config() };
-        let (site, _deliveries) = Site::new(config).await;
-        let alice = identity(1);
-        send_text(&site, &alice, "old").await;
-        for _ in 0..6 {
-            advance(Duration::from_secs(15)).await;
-            settle().await;
-        }
-        send_text(&site, &alice, "new").await;
-        assert_eq!(texts(&site.inbox(&alice).await.ready().await), ["old", "new"]);
-        for _ in 0..2 {
-            advance(Duration::from_secs(15)).await;
-            settle().await;
-        }
-        assert_eq!(texts(&site.inbox(&alice).await.ready().await), ["new"]);
     });
 }
 
@@ -485,122 +343,6 @@ fn heartbeats_are_comments() {
             assert_eq!(beat, Event { comment: Some("heartbeat".to_owned()), ..Event::default() });
             assert!(site.now().since(before) <= Duration::from_secs(15));
         }
-    });
-}
-
-async fn opt_in_of(site: &Site, x: &Identity) {
-    let opting = sealed(x, Some(service().did()), opt_in(x), site.now());
-    assert_eq!(site.post(opting).await.outcome(), OK);
-}
-
-/// A request for the inbox of `x`, in progress.
-fn asking(site: &Site, x: &Identity) -> tokio::task::JoinHandle<Stream> {
-    let (site, x) = (site.clone(), x.clone());
-    actix_rt::spawn(async move { site.inbox(&x).await })
-}
-
-#[test]
-fn an_inbox_asked_for_before_the_opt_in_opens_with_it() {
-    paused(async {
-        let (site, _deliveries) = Site::new(config()).await;
-        let (x, other) = (external(1), external(2));
-        send_text(&site, &x, "early").await;
-        let waiting = asking(&site, &x);
-        settle().await;
-        opt_in_of(&site, &other).await;
-        tokio::time::advance(Duration::from_secs(15)).await;
-        settle().await;
-        assert!(!waiting.is_finished(), "another DID's opt-in does not affect it");
-        let before = site.now();
-        opt_in_of(&site, &x).await;
-        let mut stream = waiting.await.unwrap();
-        assert_eq!(texts(&stream.ready().await), ["early"]);
-        assert_eq!(site.now(), before, "at once");
-        assert_eq!(texts(&site.inbox(&x).await.ready().await), ["early"], "and from now on");
-    });
-}
-
-#[test]
-fn an_inbox_whose_opt_in_does_not_come_is_closed_empty() {
-    paused(async {
-        let (site, _deliveries) = Site::new(config()).await;
-        let x = external(1);
-        send_text(&site, &x, "early").await;
-        let before = site.now();
-        let mut stream = site.inbox(&x).await;
-        assert_eq!(stream.next_or_comment().await, None);
-        assert_eq!(site.now().since(before).as_secs(), config().early_inbox_wait.as_secs());
-        let unauthorized = site.server.report().refusals;
-        assert!(unauthorized.contains(&(Refusal::Unauthorized, 1)), "{unauthorized:?}");
-    });
-}
-
-#[test]
-fn waiting_for_an_opt_in_takes_no_others_seat() {
-    paused(async {
-        let bounds = HttpConfig { early_inboxes: 3, early_inboxes_per_address: 2, ..config() };
-        let (site, _deliveries) = Site::new(bounds).await;
-        let from = |x: &Identity, address: &str| {
-            let peer: std::net::SocketAddr = address.parse().unwrap();
-            site.inbox_request(x).peer_addr(peer)
-        };
-        let wait = |request: TestRequest| {
-            let site = site.clone();
-            actix_rt::spawn(async move { site.open(request).await })
-        };
-        let (a, b, c) = ("192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1");
-        let waiting = [wait(from(&external(1), a)), wait(from(&external(2), a))];
-        settle().await;
-        let refused = (401, "unauthorized");
-        assert_eq!(site.ask(from(&external(3), a)).await.outcome(), refused, "its address has its share");
-        let third = wait(from(&external(3), b));
-        settle().await;
-        assert_eq!(site.ask(from(&external(4), c)).await.outcome(), refused, "all seats are taken");
-        assert_eq!(site.ask(site.inbox_request(&identity(1))).await.status, 200, "a KEY DID needs none");
-        // A client that disconnects frees its seat.
-        third.abort();
-        settle().await;
-        let fourth = wait(from(&external(4), c));
-        settle().await;
-        assert!(!fourth.is_finished());
-        for waiting in waiting {
-            assert_eq!(waiting.await.unwrap().next().await, None);
-        }
-        let again = wait(from(&external(3), a));
-        settle().await;
-        assert!(!again.is_finished());
-        // A shutdown does not wait for them.
-        let before = site.now();
-        site.server.shutdown().await;
-        assert_eq!(again.await.unwrap().next().await, None);
-        assert_eq!(site.now(), before);
-        assert!(
-            site.ask(from(&external(5), b)).await.status == 200 && site.now() == before,
-            "no request waits any more"
-        );
-    });
-}
-
-#[test]
-fn what_no_opt_in_could_make_good_does_not_wait() {
-    paused(async {
-        let (site, _deliveries) = Site::new(config()).await;
-        let (x, before) = (external(1), site.now());
-        let path = inbox_path("", x.did());
-        let ask = async |header: String| {
-            let request = TestRequest::get().uri(&path).insert_header(("authorization", header));
-            site.ask(request).await.outcome() == (401, "unauthorized")
-        };
-        assert!(ask(authorization(&x, &path, before - Duration::from_secs(61))).await, "too old");
-        assert!(ask(authorization(&external(2), &path, before)).await, "another one's");
-        let good = authorization(&x, &path, before);
-        assert!(ask(good[..good.len() - 2].to_owned()).await, "no signature");
-        assert_eq!(site.now(), before);
-        // A forged signature is only detected after the opt-in.
-        let forged = authorization(&x, "/v1/actors/x/inbox", before);
-        let waiting = async { ask(forged).await };
-        let (refused, ()) = futures::join!(waiting, opt_in_of(&site, &x));
-        assert!(refused && site.now() == before);
     });
 }
 

@@ -229,7 +229,7 @@ fn adverts_of_closed_cohorts_are_retracted() {
             accepted(number as u64 + 1).await;
         }
         let over = CohortId::parse("over").expect("a name");
-        service.link.do_send(Outbound::WithdrawAdvert { cohort_id: over.clone() });
+        service.link.send(Outbound::WithdrawAdvert { cohort_id: over.clone() });
         accepted(4).await;
         let events = history(relay.url()).await;
         let [retraction] =
@@ -241,8 +241,8 @@ fn adverts_of_closed_cohorts_are_retracted() {
         let left: Vec<_> = events.iter().filter(is_advert).collect();
         assert!(left.len() == 1 && left[0].content.contains("\"open\""), "{left:?}");
         // There is nothing left to retract for the first; the advert of the next cohort is retracted.
-        service.link.do_send(Outbound::WithdrawAdvert { cohort_id: over });
-        service.link.do_send(Outbound::WithdrawAdvert { cohort_id: CohortId::parse("open").expect("a name") });
+        service.link.send(Outbound::WithdrawAdvert { cohort_id: over });
+        service.link.send(Outbound::WithdrawAdvert { cohort_id: CohortId::parse("open").expect("a name") });
         accepted(5).await;
         assert!(!history(relay.url()).await.iter().any(|event| is_advert(&event)));
     });

@@ -5,6 +5,8 @@
 #[allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "shared with the process tests")]
 mod proxy;
 
+mod plain;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -16,13 +18,12 @@ use crate::common::{
     peers::{Peer, advert, large, name_of, note, soon},
     randomness, relays, settle,
 };
-use actix::{Actor, AsyncContext, Context, Handler, WrapFuture};
 use actix_web::{App, HttpServer as WebServer};
 use async_trait::async_trait;
 use btcr2_aggregation_actors::{
     runtime::{Clock, Randomness},
     transport::{
-        Delivery, Transport,
+        Delivery, Inbox, Transport,
         http::{self, HttpClient, HttpConfig, HttpServer, client::Backoff, server::HttpServerParts, store::Rate},
         link::Link,
         memory::MemoryTransport,
@@ -91,6 +92,37 @@ impl Net for Memory {
     async fn spoof(&self, attacker: &Identity, victim: &Did, to: &Did) {
         let text = Message::new(victim.clone(), Some(to.clone()), note("spoofed")).to_json();
         self.0.inject(attacker.did(), to, &text);
+    }
+}
+
+struct Plain(plain::Office);
+
+#[async_trait(?Send)]
+impl Net for Plain {
+    const KEEPS_ADVERTS: bool = false;
+    const TOO_LARGE: Option<&str> = None;
+    const KNOWS_WHO_IS_THERE: bool = true;
+    const ORDER_SURVIVES_BREAKS: bool = true;
+
+    async fn start(_: &[Identity]) -> Self {
+        Self(plain::Office::default())
+    }
+
+    fn service(&self) -> Arc<dyn Transport> {
+        Arc::new(self.0.clone())
+    }
+
+    fn participant(&self, _: &Did) -> Arc<dyn Transport> {
+        Arc::new(self.0.clone())
+    }
+
+    fn cut(&self, did: &Did) {
+        self.0.cut(did);
+    }
+
+    async fn spoof(&self, attacker: &Identity, victim: &Did, to: &Did) {
+        let text = Message::new(victim.clone(), Some(to.clone()), note("spoofed")).to_json();
+        self.0.post(attacker.did(), to, text.into());
     }
 }
 
@@ -402,32 +434,15 @@ async fn a_too_large_message_is_reported_and_delays_nothing<N: Net>() {
     assert_eq!(name_of(&service.receive().await), "behind");
 }
 
-/// An inbox that accepts one message and never finishes it.
-struct Stuck;
-
-impl Actor for Stuck {
-    type Context = Context<Self>;
-
-    fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(1);
-    }
-}
-
-impl Handler<Delivery> for Stuck {
-    type Result = ();
-
-    fn handle(&mut self, _: Delivery, ctx: &mut Self::Context) {
-        ctx.wait(std::future::pending::<()>().into_actor(self));
-    }
-}
-
 async fn a_peer_that_never_reads_delays_no_other<N: Net>() {
     let identities = [identity("stuck"), identity("reader")];
     let net = N::start(&identities).await;
     let mut service = Peer::start(identity("service"), net.service());
     let [stuck, reader] = identities;
     let transport = net.participant(stuck.did());
-    let _stuck = Link::new(transport, stuck.clone(), Stuck.start().recipient()).start();
+    // An inbox that accepts one message, and that its owner never reads.
+    let (inbox, _unread) = Inbox::channel(1);
+    let _stuck = Link::start(transport, stuck.clone(), inbox);
     let mut reader = Peer::start(reader.clone(), net.participant(reader.did()));
     settle().await;
     service.send(reader.did(), note("ready"));
@@ -474,6 +489,7 @@ macro_rules! suites {
 
 suites! {
     over_memory: super::Memory,
+    over_a_plain_type: super::Plain,
     over_http: super::Http,
     over_nostr: super::Nostr,
 }

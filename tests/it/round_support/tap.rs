@@ -8,12 +8,12 @@ use std::{
     },
 };
 
-use actix::{Actor, Context, Handler, Recipient};
 use async_trait::async_trait;
 use btcr2_aggregation::{
     actors::{
         journal::{Archived, Journal, JournalError, Record, StreamId},
-        transport::{ConnectError, Delivery, Disconnected, Outbound, Transport},
+        supervisor::End,
+        transport::{ConnectError, Connection, Delivery, Inbox, Outbound, Transport, Unsent},
     },
     protocol::{beacon::BeaconType, did::Did, identity::Identity, message::Message, time::Timestamp},
 };
@@ -170,16 +170,14 @@ pub struct Tapped {
 
 #[async_trait]
 impl Transport for Tapped {
-    async fn connect(
-        &self,
-        identity: &Identity,
-        inbox: Recipient<Delivery>,
-        keeper: Recipient<Disconnected>,
-        connection: u64,
-    ) -> Result<Recipient<Outbound>, ConnectError> {
-        let ear = Ear { onward: inbox, taps: self.taps.clone() }.start();
-        let onward = self.inner.connect(identity, ear.recipient(), keeper, connection).await?;
-        Ok(Mouth { by: identity.did().clone(), onward, taps: self.taps.clone() }.start().recipient())
+    async fn connect(&self, identity: &Identity, inbox: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
+        let taps = self.taps.clone();
+        let tapped = inbox.map(move |delivery| {
+            taps.iter().for_each(|tap| tap.arrived(&delivery));
+            delivery
+        });
+        let onward = self.inner.connect(identity, tapped).await?;
+        Ok(Box::new(Mouth { by: identity.did().clone(), onward, taps: self.taps.clone() }))
     }
 
     fn introduce(&self, did: &Did, genesis_document: &Value) {
@@ -191,46 +189,28 @@ impl Transport for Tapped {
     }
 }
 
-struct Ear {
-    onward: Recipient<Delivery>,
-    taps: Vec<Arc<dyn Tap>>,
-}
-
-impl Actor for Ear {
-    type Context = Context<Self>;
-}
-
-impl Handler<Delivery> for Ear {
-    type Result = ();
-
-    fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
-        self.onward.do_send(delivery.clone());
-        self.taps.iter().for_each(|tap| tap.arrived(&delivery));
-    }
-}
-
 struct Mouth {
     by: Did,
-    onward: Recipient<Outbound>,
+    onward: Box<dyn Connection>,
     taps: Vec<Arc<dyn Tap>>,
 }
 
-impl Actor for Mouth {
-    type Context = Context<Self>;
-}
-
-impl Handler<Outbound> for Mouth {
-    type Result = ();
-
-    fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
+#[async_trait]
+impl Connection for Mouth {
+    fn try_send(&self, outbound: Outbound) -> Result<(), Unsent> {
         let mut outbounds = vec![outbound];
         for tap in &self.taps {
             outbounds = outbounds.into_iter().flat_map(|outbound| tap.rewrite(outbound)).collect();
         }
         for outbound in outbounds {
-            self.onward.do_send(outbound.clone());
+            self.onward.try_send(outbound.clone())?;
             self.taps.iter().for_each(|tap| tap.given(&self.by, &outbound));
         }
+        Ok(())
+    }
+
+    async fn ended(&self) -> End {
+        self.onward.ended().await
     }
 }
 

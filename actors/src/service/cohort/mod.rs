@@ -43,7 +43,7 @@ use crate::{
     span,
     subject::NetworkAddress,
     supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},
-    transport::{Outbound, Received},
+    transport::{Outbound, Received, link::Link},
     tree::{self, Row},
 };
 
@@ -129,7 +129,7 @@ fn replayed(mut machine: ServiceCohort, events: &[ServiceEvent]) -> (ServiceCoho
 pub(crate) struct CohortActor {
     engine: Engine<ServiceCohort>,
     shared: Arc<ServiceShared>,
-    outbound: Recipient<Outbound>,
+    outbound: Link,
     successors: Recipient<FormAgain>,
     mode: StartMode,
     /// Whether the signing session that is started next was down with the service.
@@ -152,7 +152,7 @@ impl CohortActor {
     pub(crate) fn start(
         beginning: Beginning,
         shared: Arc<ServiceShared>,
-        outbound: Recipient<Outbound>,
+        outbound: Link,
         successors: Recipient<FormAgain>,
         gone: impl FnOnce(End) + 'static,
     ) -> (Addr<Self>, Lease) {
@@ -164,7 +164,7 @@ impl CohortActor {
     fn new(
         beginning: Beginning,
         shared: Arc<ServiceShared>,
-        outbound: Recipient<Outbound>,
+        outbound: Link,
         successors: Recipient<FormAgain>,
         guard: EndGuard,
     ) -> Self {

@@ -5,19 +5,18 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use actix::Recipient;
 use btcr2_aggregation_protocol::{did::Did, identity::Identity, key::PublicKey};
 use tokio::sync::watch;
 
 use crate::{
     remembered::Remembered,
-    transport::{Delivery, external::ExternalKeys},
+    transport::{Inbox, external::ExternalKeys},
 };
 
 /// An identity of this server.
 pub(super) struct Local {
     pub(super) identity: Identity,
-    pub(super) inbox: Recipient<Delivery>,
+    pub(super) inbox: Inbox,
     /// The connection that registered it: an older one must not remove it.
     pub(super) connection: u64,
 }
@@ -55,8 +54,8 @@ impl Directory {
         self.known.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn register(&self, local: Local) {
-        self.write().local.insert(local.identity.did().clone(), Arc::new(local));
+    pub(super) fn register(&self, local: Arc<Local>) {
+        self.write().local.insert(local.identity.did().clone(), local);
     }
 
     pub(super) fn unregister(&self, did: &Did, connection: u64) {

@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use actix::{
     Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message as ActixMessage, MessageResult,
-    ResponseFuture, Supervised, dev::ContextFut,
+    ResponseFuture, Supervised, WrapFuture, dev::ContextFut,
 };
-use btcr2_aggregation_protocol::{did::Did, id::CohortId, message::SharedBody};
+use btcr2_aggregation_protocol::{did::Did, message::SharedBody};
 use rand_chacha::ChaCha20Rng;
 
 use super::{
@@ -21,34 +21,17 @@ use crate::transport::connections::Network;
 use crate::{
     runtime::{Clock, Randomness},
     span,
-    supervision::{Attempt, End, EndGuard, InTree, Lease, RestartIntensity, Restarts, start_leased},
-    transport::{Delivery, is_for_a_member},
+    supervision::{End, EndGuard, InTree, Lease, RestartIntensity, Restarts, start_leased},
+    transport::{Delivery, Outbound, is_for_a_member, send_in_turn},
     tree::{self, Row},
 };
 
-/// `from` sends `body` to `to`.
+/// An identity of this server sends a message.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
-pub(super) struct Post {
+pub(super) struct Sent {
     pub(super) from: Arc<Local>,
-    pub(super) to: Did,
-    pub(super) body: SharedBody,
-}
-
-/// `from` advertises `body`.
-#[derive(ActixMessage)]
-#[rtype(result = "()")]
-pub(super) struct Advertise {
-    pub(super) from: Arc<Local>,
-    pub(super) body: SharedBody,
-}
-
-/// An advert has ended.
-#[derive(ActixMessage)]
-#[rtype(result = "()")]
-pub(super) struct Withdraw {
-    pub(super) from: Did,
-    pub(super) cohort_id: CohortId,
+    pub(super) outbound: Outbound,
 }
 
 /// An identity has connected: its messages from before a restart of the server can be delivered.
@@ -109,8 +92,8 @@ struct InboxSlot {
 }
 
 impl InboxSlot {
-    fn close(self) {
-        self.inbox.do_send(Close(self.lease));
+    fn close(self, ctx: &mut Context<Hub>) {
+        send_in_turn(&self.inbox, Close(self.lease), ctx);
     }
 }
 
@@ -125,6 +108,7 @@ pub(super) struct Hub {
     /// The identities of this server, by connection.
     locals: BTreeMap<u64, Arc<Local>>,
     restarts: Restarts,
+    guard: EndGuard,
 }
 
 impl Hub {
@@ -133,6 +117,7 @@ impl Hub {
         clock: Clock,
         randomness: Randomness,
         shared: InboxesShared,
+        guard: EndGuard,
     ) -> Self {
         Self {
             config,
@@ -144,43 +129,58 @@ impl Hub {
             shared,
             locals: BTreeMap::new(),
             restarts: Restarts::default(),
+            guard,
         }
     }
 
-    fn inbox(&mut self, owner: &Did, write: bool, ctx: &Context<Self>) -> Option<Addr<InboxActor>> {
+    /// The inbox of `owner`, started if need be. Not a clone of its address, which would have space of its own.
+    fn inbox(&mut self, owner: &Did, write: bool, ctx: &mut Context<Self>) -> Option<&Addr<InboxActor>> {
         // An inbox that has just ended accepts nothing any more, although its end is not reported yet.
-        if let Some(slot) = self.inboxes.get_mut(owner).filter(|slot| slot.inbox.connected()) {
+        if let Some(slot) = self.inboxes.get_mut(owner)
+            && slot.inbox.connected()
+        {
             slot.written_to |= write;
-            return Some(slot.inbox.clone());
+            return self.inboxes.get(owner).map(|slot| &slot.inbox);
         }
-        if self.inboxes.len() >= self.config.inboxes && !(write && self.make_room()) {
+        if self.inboxes.len() >= self.config.inboxes && !(write && self.make_room(ctx)) {
             return None;
         }
         let number = self.shared.next_number(self.clock.now());
         let (hub, did) = (ctx.address(), owner.clone());
+        // Beyond the bound of the mailbox: there is one for each inbox, and they are bounded.
         let guard = EndGuard::new(move |end| hub.do_send(InboxGone { owner: did, number, end }));
         let rng = self.randomness.for_actor(&format!("http inbox {owner} {number}"));
         let (config, shared) = (Arc::clone(&self.config), self.shared.clone());
         let inbox = InboxActor::new(owner.clone(), config, self.clock, rng, number, shared, guard);
         let (inbox, lease) = start_leased(span::inbox(owner), |_, _| inbox);
-        let slot = InboxSlot { inbox: inbox.clone(), lease, number, written_to: write };
-        self.inboxes.insert(owner.clone(), slot);
-        Some(inbox)
+        self.inboxes.insert(owner.clone(), InboxSlot { inbox, lease, number, written_to: write });
+        self.inboxes.get(owner).map(|slot| &slot.inbox)
     }
 
     /// Notifies the identities of this server that messages of theirs may be lost.
-    fn interrupted(&self, to: Option<Did>) {
+    fn interrupted(&self, to: Option<Did>, ctx: &mut Context<Self>) {
         for local in self.locals.values() {
-            // An unbounded send: there is one for each failure.
-            local.inbox.do_send(Delivery::Interrupted { to: to.clone() });
+            local.inbox.report(Delivery::Interrupted { to: to.clone() }, ctx);
+        }
+    }
+
+    /// Puts a message into an inbox.
+    fn post(&mut self, from: Arc<Local>, to: &Did, body: SharedBody, ctx: &mut Context<Self>) {
+        match self.inbox(to, is_for_a_member(&body), ctx) {
+            // Without space this waits. An inbox may wait for the mailbox of a service, but never for its reader.
+            Some(inbox) => send_in_turn(inbox, Put { from, body }, ctx),
+            None => {
+                tracing::warn!(%to, "there are too many inboxes, a message is dropped");
+                self.shared.counts.dropped();
+            }
         }
     }
 
     /// Closes an inbox to which no identity has written, if there is one.
-    fn make_room(&mut self) -> bool {
+    fn make_room(&mut self, ctx: &mut Context<Self>) -> bool {
         let unused = self.inboxes.iter().find(|(_, slot)| !slot.written_to).map(|(owner, _)| owner.clone());
         let closed = unused.and_then(|owner| self.inboxes.remove(&owner));
-        closed.map(InboxSlot::close).is_some()
+        closed.map(|slot| slot.close(ctx)).is_some()
     }
 }
 
@@ -196,16 +196,14 @@ impl Supervised for Hub {
     fn restarting(&mut self, ctx: &mut Self::Context) {
         // Their streams end, so that every reader connects again, to an inbox that this hub knows.
         self.inboxes.clear();
-        self.interrupted(None);
-        match self.restarts.next(self.clock.now(), RestartIntensity::default()) {
-            Attempt::Again(_) => {
-                tracing::error!(restarts = self.restarts.count(), "the hub panicked and restarts")
+        self.interrupted(None, ctx);
+        match self.restarts.pause(self.clock.now(), RestartIntensity::default(), &mut self.guard) {
+            Some(pause) => {
+                tracing::error!(restarts = self.restarts.count(), "the hub panicked and restarts");
+                ctx.wait(tokio::time::sleep(pause).into_actor(self));
             }
-            Attempt::Last(reason) => {
-                tracing::error!(reason, "the hub is given up");
-                ctx.stop();
-            }
-            Attempt::GivenUp => ctx.stop(),
+            // Its guard reports that.
+            None => ctx.stop(),
         }
     }
 }
@@ -218,34 +216,15 @@ impl InTree for Hub {
     }
 }
 
-impl Handler<Post> for Hub {
+impl Handler<Sent> for Hub {
     type Result = ();
 
-    fn handle(&mut self, Post { from, to, body }: Post, ctx: &mut Self::Context) {
-        match self.inbox(&to, is_for_a_member(&body), ctx) {
-            // An unbounded send: the inbox bounds its messages itself.
-            Some(inbox) => inbox.do_send(Put { from, body }),
-            None => {
-                tracing::warn!(%to, "there are too many inboxes, a message is dropped");
-                self.shared.counts.dropped();
-            }
+    fn handle(&mut self, Sent { from, outbound }: Sent, ctx: &mut Self::Context) {
+        match outbound {
+            Outbound::Direct { to, body, .. } => self.post(from, &to, body, ctx),
+            Outbound::Broadcast { body } => self.adverts.publish(&from, &body, self.clock.now(), &mut self.rng),
+            Outbound::WithdrawAdvert { cohort_id } => self.adverts.withdraw(from.identity.did(), &cohort_id),
         }
-    }
-}
-
-impl Handler<Advertise> for Hub {
-    type Result = ();
-
-    fn handle(&mut self, Advertise { from, body }: Advertise, _: &mut Self::Context) {
-        self.adverts.publish(&from, &body, self.clock.now(), &mut self.rng);
-    }
-}
-
-impl Handler<Withdraw> for Hub {
-    type Result = ();
-
-    fn handle(&mut self, Withdraw { from, cohort_id }: Withdraw, _: &mut Self::Context) {
-        self.adverts.withdraw(&from, &cohort_id);
     }
 }
 
@@ -263,7 +242,7 @@ impl Handler<Arrived> for Hub {
         for (owner, mut waiting) in by_owner {
             waiting.sort_by_key(|waiting| waiting.id);
             match self.inbox(&owner, true, ctx) {
-                Some(inbox) => inbox.do_send(PutBack { from: Arc::clone(&from), waiting }),
+                Some(inbox) => send_in_turn(inbox, PutBack { from: Arc::clone(&from), waiting }, ctx),
                 None => {
                     tracing::warn!(%owner, "there are too many inboxes, the stored messages of this one are dropped")
                 }
@@ -287,7 +266,7 @@ impl Handler<OpenInbox> for Hub {
     fn handle(&mut self, OpenInbox { owner, stream, after }: OpenInbox, ctx: &mut Self::Context) -> bool {
         match self.inbox(&owner, false, ctx) {
             Some(inbox) => {
-                inbox.do_send(Feed { stream, after });
+                send_in_turn(inbox, Feed { stream, after }, ctx);
                 true
             }
             None => false,
@@ -327,7 +306,8 @@ impl Handler<Shutdown> for Hub {
 
     fn handle(&mut self, _: Shutdown, ctx: &mut Self::Context) {
         self.adverts.close();
-        std::mem::take(&mut self.inboxes).into_values().for_each(InboxSlot::close);
+        std::mem::take(&mut self.inboxes).into_values().for_each(|slot| slot.close(ctx));
+        self.guard.finish();
         ctx.stop();
     }
 }
@@ -335,13 +315,13 @@ impl Handler<Shutdown> for Hub {
 impl Handler<InboxGone> for Hub {
     type Result = ();
 
-    fn handle(&mut self, InboxGone { owner, number, end }: InboxGone, _: &mut Self::Context) {
+    fn handle(&mut self, InboxGone { owner, number, end }: InboxGone, ctx: &mut Self::Context) {
         if self.inboxes.get(&owner).is_some_and(|slot| slot.number == number) {
             self.inboxes.remove(&owner);
         }
         if let Some(reason) = end.failure() {
             tracing::error!(%owner, %reason, "an inbox has ended");
-            self.interrupted(Some(owner));
+            self.interrupted(Some(owner), ctx);
         }
     }
 }

@@ -187,10 +187,9 @@ impl InboxActor {
 
     /// Notifies the sender that a message was fetched. Whether it has arrived is known later: a reader that reconnects
     /// gets again what it does not confirm.
-    fn delivered(&self, Entry { from, body, .. }: &Entry) {
+    fn delivered(&self, Entry { from, body, .. }: &Entry, ctx: &mut Context<Self>) {
         let (cohort_id, kind) = (body.cohort_id().clone(), body.short_type());
-        // An unbounded send: one for each message that the sender itself has sent.
-        from.inbox.do_send(Delivery::Delivered { to: self.owner.clone(), cohort_id, kind });
+        from.inbox.report(Delivery::Delivered { to: self.owner.clone(), cohort_id, kind }, ctx);
     }
 
     /// Removes an entry, here and in the store.
@@ -205,13 +204,13 @@ impl InboxActor {
     }
 
     /// Sends an entry to the readers, and stores it.
-    fn take_in(&mut self, entry: Entry) {
+    fn take_in(&mut self, entry: Entry, ctx: &mut Context<Self>) {
         if !self.streams.is_empty()
             && let Some(event) = self.event(entry.id, &entry.from, &entry.body)
         {
             self.streams.retain(|stream| stream.send(event.clone()));
             if !self.streams.is_empty() {
-                self.delivered(&entry);
+                self.delivered(&entry, ctx);
             }
         }
         // A message that is repeated while its recipient does not read is needed once.
@@ -268,7 +267,7 @@ impl InboxActor {
 
     /// Requests the repetition of messages that were dropped after `after` and are still needed, and notifies the
     /// reader.
-    fn make_again(&mut self, after: Option<u64>, stream: &EventStream) {
+    fn make_again(&mut self, after: Option<u64>, stream: &EventStream, ctx: &mut Context<Self>) {
         let mut missed = std::mem::take(&mut self.missed);
         missed.retain(|_, missed| after.is_none_or(|after| missed.id > after));
         if missed.is_empty() {
@@ -277,8 +276,7 @@ impl InboxActor {
         // If this fails, the stream has ended; repeated messages are then sent to the stream that replaces it.
         stream.send(too_slow(missed.len()));
         for (cohort_id, Missed { from, .. }) in missed {
-            // An unbounded send: one for each cohort with dropped messages, each time that the owner opens a stream.
-            from.inbox.do_send(Delivery::Missed { to: self.owner.clone(), cohort_id });
+            from.inbox.report(Delivery::Missed { to: self.owner.clone(), cohort_id }, ctx);
         }
     }
 
@@ -370,25 +368,25 @@ impl Handler<Close> for InboxActor {
 impl Handler<Put> for InboxActor {
     type Result = ();
 
-    fn handle(&mut self, Put { from, body }: Put, _: &mut Self::Context) {
+    fn handle(&mut self, Put { from, body }: Put, ctx: &mut Self::Context) {
         self.last_id += 1;
         let (id, at) = (self.last_id, self.clock.now());
         let message = Message::new(from.identity.did().clone(), Some(self.owner.clone()), body.clone());
         self.shared.store.put(&self.owner, &Waiting { id, at, message });
-        self.take_in(Entry { id, at, from, body });
+        self.take_in(Entry { id, at, from, body }, ctx);
     }
 }
 
 impl Handler<PutBack> for InboxActor {
     type Result = ();
 
-    fn handle(&mut self, PutBack { from, waiting }: PutBack, _: &mut Self::Context) {
+    fn handle(&mut self, PutBack { from, waiting }: PutBack, ctx: &mut Self::Context) {
         let now = self.clock.now();
         for Waiting { id, at, message } in waiting {
             if id <= self.confirmed || now.since(at) > self.config.inbox_ttl {
                 self.shared.store.remove(&self.owner, id);
             } else {
-                self.take_in(Entry { id, at, from: Arc::clone(&from), body: message.body });
+                self.take_in(Entry { id, at, from: Arc::clone(&from), body: message.body }, ctx);
             }
         }
     }
@@ -397,7 +395,7 @@ impl Handler<PutBack> for InboxActor {
 impl Handler<Feed> for InboxActor {
     type Result = ();
 
-    fn handle(&mut self, Feed { stream, after }: Feed, _: &mut Self::Context) {
+    fn handle(&mut self, Feed { stream, after }: Feed, ctx: &mut Self::Context) {
         self.idle = 0;
         if let Some(after) = after {
             self.confirmed = self.confirmed.max(after);
@@ -412,8 +410,8 @@ impl Handler<Feed> for InboxActor {
             .into_iter()
             .all(|(id, from, body)| self.event(id, &from, &body).is_none_or(|event| stream.send(event)));
         if fed {
-            self.entries.iter().for_each(|entry| self.delivered(entry));
-            self.make_again(after, &stream);
+            self.entries.iter().for_each(|entry| self.delivered(entry, ctx));
+            self.make_again(after, &stream, ctx);
             if self.streams.len() >= self.config.streams_per_inbox {
                 self.streams.pop_front();
             }

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 
-use actix::prelude::SendError;
 use actix_web::{
     HttpRequest, HttpResponse, Route,
     http::{
@@ -24,14 +23,14 @@ use super::{
     config::HttpConfig,
     cors::{allow, preflight},
     gate::{Admitted, Client, Gate},
-    hub::{Advertise, OpenAdverts, OpenInbox},
+    hub::{OpenAdverts, OpenInbox, Sent},
     report::Limit,
     server::HttpServer,
     stream::{EventStream, Events},
 };
 use crate::subject::NetworkAddress;
 use crate::transport::connections::Ticket;
-use crate::transport::{Delivery, Evidence, Receipt, Received};
+use crate::transport::{Delivery, Evidence, Outbound, Receipt, Received, Undelivered};
 
 /// The API's description.
 const OPENAPI: &str = include_str!("openapi.json");
@@ -118,13 +117,13 @@ async fn accept_message(server: &HttpServer, request: &HttpRequest, payload: Pay
     let delivered = async {
         let message = match message {
             Ok(message) => message,
-            Err(error) => return to.inbox.send(Delivery::Undecodable { from, error }).await.ok(),
+            Err(error) => return to.inbox.deliver(Delivery::Undecodable { from, error }).await.ok(),
         };
         let evidence = std::str::from_utf8(&body).ok().map(|envelope| Evidence::Envelope(envelope.into()));
         let (receipt, confirmed) = Receipt::new();
         let delivery = Delivery::Message(Received { message, receipt, evidence, address });
-        if let Err(SendError::Full(delivery)) = to.inbox.try_send(delivery) {
-            to.inbox.send(delivery).await.ok()?;
+        if let Err(Undelivered::Full(delivery)) = to.inbox.try_deliver(delivery) {
+            to.inbox.deliver(delivery).await.ok()?;
         }
         // The receipt is part of the message, and is closed when the message is dropped.
         confirmed.await.ok()
@@ -162,7 +161,8 @@ async fn accept_advert(server: &HttpServer, request: &HttpRequest, payload: Payl
     if let Ok(message) = message
         && matches!(*message.body, Body::CohortAdvert(_))
     {
-        server.0.hub.do_send(Advertise { from, body: message.body });
+        let outbound = Outbound::Broadcast { body: message.body };
+        server.0.hub.send(Sent { from, outbound }).await.map_err(|_| Refusal::Unavailable)?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, Addr, Context, Handler, Recipient, Supervised, dev::ContextFut};
+use actix::{Addr, prelude::SendError};
 use async_trait::async_trait;
 use btcr2_aggregation_protocol::{
     cohort::service::Limits,
@@ -23,7 +23,7 @@ use super::{
     config::HttpConfig,
     directory::{Directory, Local},
     gate::Gate,
-    hub::{Advertise, AllRead, Arrived, Gone, Hub, Post, Shutdown, Withdraw},
+    hub::{AllRead, Arrived, Gone, Hub, Sent, Shutdown},
     inbox::InboxesShared,
     report::{Counts, HttpReport},
     seats::Seats,
@@ -34,9 +34,8 @@ use crate::transport::connections::{ConnectionLimits, Connections};
 use crate::{
     runtime::{Clock, Randomness},
     span,
-    supervision::{EndGuard, InTree, start},
-    transport::{ConnectError, Delivery, Disconnected, Outbound, Transport, is_for_a_member},
-    tree::{self, Row},
+    supervision::{End, Vitals, start},
+    transport::{ConnectError, Connection, Inbox, Outbound, Transport, Unsent, connection::Ended, is_for_a_member},
 };
 
 /// An HTTP server's state. Clones share it: pass one to [`configure`](super::configure) in each `App`, and use another
@@ -47,6 +46,7 @@ pub struct HttpServer(pub(super) Arc<Inner>);
 pub(super) struct Inner {
     pub(super) gate: Gate,
     pub(super) hub: Addr<Hub>,
+    hub_ended: Ended,
     pub(super) counts: Arc<Counts>,
     pub(super) seats: Arc<Seats>,
     pub(super) clock: Clock,
@@ -75,6 +75,9 @@ pub struct HttpServerParts {
     pub inboxes: Arc<dyn InboxStore>,
     /// The limits on sockets, if the host registers them in [`HttpServer::connections`].
     pub connections: ConnectionLimits,
+    /// Where the end of the server's actors is reported, if they are given up after too many panics: those of the
+    /// [`Supervisor`](crate::supervisor::Supervisor), so that a host observes one value.
+    pub vitals: Vitals,
 }
 
 impl HttpServerParts {
@@ -89,6 +92,7 @@ impl HttpServerParts {
             rates: Arc::new(MemoryRates::default()),
             inboxes: Arc::new(MemoryInboxes),
             connections: ConnectionLimits::default(),
+            vitals: Vitals::default(),
         }
     }
 }
@@ -99,12 +103,30 @@ impl HttpServer {
     /// # Panics
     /// When called outside of an actix `System`.
     pub fn start(parts: HttpServerParts) -> Self {
-        let HttpServerParts { config, update_bytes, clock, randomness, nonces, rates, inboxes, connections } =
-            parts;
+        let HttpServerParts {
+            config,
+            update_bytes,
+            clock,
+            randomness,
+            nonces,
+            rates,
+            inboxes,
+            connections,
+            vitals,
+        } = parts;
         let sockets = Connections::new(connections);
         let counts = Arc::<Counts>::default();
         let shared = InboxesShared::new(clock.now(), inboxes, Arc::clone(&counts));
-        let hub = Hub::new(Arc::new(config.clone()), clock, randomness, shared);
+        let (guard, hub_ended) = Ended::guard_with(move |end| match end {
+            // It was shut down, or the host has dropped the server.
+            End::Finished | End::Stopped => {}
+            End::JournalFailed | End::Panicked | End::Failed(_) => {
+                let reason = end.failure().unwrap_or_default().into_owned();
+                tracing::error!(reason, "the HTTP server's hub has ended unexpectedly");
+                vitals.record("HTTP server".to_owned(), reason);
+            }
+        });
+        let hub = Hub::new(Arc::new(config.clone()), clock, randomness, shared, guard);
         let hub = start(span::hub(), |_| hub);
         let seats = Arc::new(Seats::new(config.early_inboxes, config.early_inboxes_per_address));
         let gate = Gate {
@@ -115,7 +137,7 @@ impl HttpServer {
             counts: Arc::clone(&counts),
         };
         let connections = AtomicU64::new(0);
-        Self(Arc::new(Inner { gate, hub, counts, seats, clock, update_bytes, sockets, connections }))
+        Self(Arc::new(Inner { gate, hub, hub_ended, counts, seats, clock, update_bytes, sockets, connections }))
     }
 
     /// Its limits and settings.
@@ -174,23 +196,15 @@ impl HttpServer {
 
 #[async_trait]
 impl Transport for HttpServer {
-    async fn connect(
-        &self,
-        identity: &Identity,
-        inbox: Recipient<Delivery>,
-        keeper: Recipient<Disconnected>,
-        connection: u64,
-    ) -> Result<Recipient<Outbound>, ConnectError> {
+    async fn connect(&self, identity: &Identity, inbox: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
         let number = self.0.connections.fetch_add(1, Ordering::Relaxed);
-        let local = Local { identity: identity.clone(), inbox, connection: number };
-        self.0.gate.directory.register(local);
-        let local = self.0.gate.directory.local(identity.did().as_str());
-        let local =
-            local.ok_or_else(|| ConnectError("another connection has taken the identity's place".to_owned()))?;
-        self.0.hub.do_send(Arrived(Arc::clone(&local)));
-        let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
-        let endpoint = Endpoint { server: self.clone(), local, _guard: guard };
-        Ok(start(span::connection("http", identity.did()), |_| endpoint).recipient())
+        let local = Arc::new(Local { identity: identity.clone(), inbox, connection: number });
+        self.0.gate.directory.register(Arc::clone(&local));
+        // Registered until this is dropped.
+        let connection = HubConnection { server: self.clone(), local: Arc::clone(&local) };
+        let arrived = self.0.hub.send(Arrived(local)).await;
+        arrived.map_err(|_| ConnectError("the HTTP server has ended".to_owned()))?;
+        Ok(Box::new(connection))
     }
 
     fn reports_delivery(&self) -> bool {
@@ -204,53 +218,49 @@ impl Transport for HttpServer {
     }
 }
 
-/// The connection of an identity of this server: its messages go to the board and the inboxes.
-struct Endpoint {
+/// The connection of an identity of this server: its messages go to the hub at once.
+struct HubConnection {
     server: HttpServer,
     local: Arc<Local>,
-    _guard: EndGuard,
 }
 
-impl Actor for Endpoint {
-    type Context = Context<Self>;
-}
-
-impl Supervised for Endpoint {}
-
-impl InTree for Endpoint {
-    const ROW: &'static Row = &tree::ENDPOINT;
-
-    fn restart(running: &mut ContextFut<Self, Context<Self>>) -> bool {
-        running.restart()
-    }
-}
-
-impl Handler<Outbound> for Endpoint {
-    type Result = ();
-
-    fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
-        let hub = &self.server.0.hub;
-        let from = Arc::clone(&self.local);
-        // An unbounded send: the hub bounds each inbox, not its own mailbox.
-        match outbound {
-            Outbound::Direct { to, body, .. } => {
-                if is_for_a_member(&body) && self.server.0.gate.directory.remember_member(&to) {
-                    self.server.0.sockets.promote(&to);
-                }
-                hub.do_send(Post { from, to, body });
-            }
-            Outbound::Broadcast { body } => hub.do_send(Advertise { from, body }),
-            Outbound::WithdrawAdvert { cohort_id } => {
-                hub.do_send(Withdraw { from: self.local.identity.did().clone(), cohort_id });
-            }
+impl HubConnection {
+    /// The message for the hub. The recipient of a message of ours is a member from now on.
+    fn sent(&self, outbound: Outbound) -> Sent {
+        if let Outbound::Direct { to, body, .. } = &outbound
+            && is_for_a_member(body)
+            && self.server.0.gate.directory.remember_member(to)
+        {
+            self.server.0.sockets.promote(to);
         }
+        Sent { from: Arc::clone(&self.local), outbound }
     }
 }
 
-impl Drop for Endpoint {
+#[async_trait]
+impl Connection for HubConnection {
+    fn try_send(&self, outbound: Outbound) -> Result<(), Unsent> {
+        self.server.0.hub.try_send(self.sent(outbound)).map_err(|error| match error {
+            SendError::Full(sent) => Unsent::Full(sent.outbound),
+            SendError::Closed(sent) => Unsent::Ended(sent.outbound),
+        })
+    }
+
+    async fn send(&self, outbound: Outbound) -> Result<(), Unsent> {
+        let sent = self.server.0.hub.send(self.sent(outbound.clone())).await;
+        sent.map_err(|_| Unsent::Ended(outbound))
+    }
+
+    async fn ended(&self) -> End {
+        self.server.0.hub_ended.clone().await
+    }
+}
+
+impl Drop for HubConnection {
     fn drop(&mut self) {
-        let did = self.local.identity.did();
-        self.server.0.gate.directory.unregister(did, self.local.connection);
-        self.server.0.hub.do_send(Gone(self.local.connection));
+        let Local { identity, connection, .. } = &*self.local;
+        self.server.0.gate.directory.unregister(identity.did(), *connection);
+        // Beyond the bound of the mailbox: there is one for each connection, and a link has one at a time.
+        self.server.0.hub.do_send(Gone(*connection));
     }
 }

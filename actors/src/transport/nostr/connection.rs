@@ -4,7 +4,7 @@ mod arrivals;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, prelude::SendError};
 use btcr2_aggregation_protocol::{
     id::CohortId,
     identity::Identity,
@@ -21,7 +21,7 @@ use super::{
     config::NostrConfig,
     outbox::{Adverts, Content, Job, Next, Outbox},
     reader::Reader,
-    relay::{Answer, Assignment, Id, Publish, RelayActor},
+    relay::{Answer, Assignment, Id, Publish, RelayActor, TOO_FAR_BEHIND},
     report::shown,
     signer::Signer,
 };
@@ -29,7 +29,7 @@ use crate::{
     log_limiter::LogLimiter,
     span,
     supervision::{End, EndGuard, InTree, start},
-    transport::{Delivery, Outbound, contact::Purpose, is_for_a_member},
+    transport::{Delivery, Inbox, Outbound, contact::Purpose, is_for_a_member},
     tree::{self, Row},
 };
 
@@ -107,7 +107,7 @@ pub(super) struct NostrConnection {
     inner: Arc<Inner>,
     config: Arc<NostrConfig>,
     identity: Identity,
-    inbox: Recipient<Delivery>,
+    inbox: Inbox,
     name: String,
     rng: ChaCha20Rng,
     signer: Arc<Signer>,
@@ -124,13 +124,7 @@ pub(super) struct NostrConnection {
 }
 
 impl NostrConnection {
-    pub(super) fn new(
-        inner: Arc<Inner>,
-        identity: Identity,
-        inbox: Recipient<Delivery>,
-        name: String,
-        guard: EndGuard,
-    ) -> Self {
+    pub(super) fn new(inner: Arc<Inner>, identity: Identity, inbox: Inbox, name: String, guard: EndGuard) -> Self {
         let config = Arc::new(inner.config.clone());
         let now = inner.clock.now();
         let adverts_since = (!config.look_back.is_zero()).then(|| now - config.look_back);
@@ -169,6 +163,7 @@ impl NostrConnection {
         let gone = keeper.clone();
         let guard = EndGuard::new(move |end| {
             if let Some(keeper) = gone.upgrade() {
+                // Beyond the bound of the mailbox: there is one for each relay, until its next actor is started.
                 keeper.do_send(RelayGone { relay, number, end });
             }
         });
@@ -219,20 +214,19 @@ impl NostrConnection {
         let job = Job::new(content, until, self.config.first_backoff, now + self.config.keep);
         let (id, dropped) = self.outbox.insert(job, now);
         if let Some(dropped) = dropped {
-            self.undelivered(dropped, "too many messages wait to be sent");
+            self.undelivered(dropped, "too many messages wait to be sent", ctx);
         }
-        self.is_under_way(id);
+        self.is_under_way(id, ctx);
         self.publish(id, ctx);
     }
 
     /// Until a relay has accepted a message, the relays are responsible for its absence, not the member.
-    fn is_under_way(&self, id: u64) {
+    fn is_under_way(&self, id: u64, ctx: &mut Context<Self>) {
         let Some((to, body)) = self.outbox.get(id).and_then(Job::directed) else { return };
         let (cohort_id, kind) = (body.cohort_id().clone(), body.short_type());
         let names: Vec<_> = self.inner.urls.iter().map(shown).collect();
         let reason = format!("{}: no answer yet", names.join(", "));
-        // An unbounded send: one for each message that the receiver itself has sent.
-        self.inbox.do_send(Delivery::Delayed { to: to.clone(), cohort_id, kind, reason });
+        self.inbox.report(Delivery::Delayed { to: to.clone(), cohort_id, kind, reason }, ctx);
     }
 
     /// New participants must not join this cohort: relays are asked to remove its adverts.
@@ -253,7 +247,7 @@ impl NostrConnection {
                 }
             }
             Ok(false) => {}
-            Err(error) => return self.give_up(id, &error.to_string()),
+            Err(error) => return self.give_up(id, &error.to_string(), ctx),
         }
         if self.outbox.is_stuck(id) {
             self.retry_later(id, ctx);
@@ -267,9 +261,15 @@ impl NostrConnection {
             return;
         }
         let Some(event) = job.event.clone() else { return };
-        // An unbounded send: the relay's actor bounds its queue and answers for events that it drops.
-        publisher.do_send(Publish { job: id, event });
-        self.outbox.asked(id, relay);
+        match publisher.try_send(Publish { job: id, event }) {
+            Ok(()) => self.outbox.asked(id, relay),
+            Err(SendError::Full(Publish { event, .. })) => {
+                let refused = Answer::Refused(TOO_FAR_BEHIND.to_owned());
+                self.outbox.answered(id, relay, event.id, refused);
+            }
+            // Its end is about to be reported.
+            Err(SendError::Closed(_)) => {}
+        }
     }
 
     fn retry_later(&mut self, id: u64, ctx: &mut Context<Self>) {
@@ -289,8 +289,7 @@ impl NostrConnection {
                     format!("{reason} ({})", self.inner.urls.iter().map(shown).collect::<Vec<_>>().join(", "))
                 }
             };
-            // An unbounded send: at most one for each attempt.
-            self.inbox.do_send(Delivery::Delayed { to: to.clone(), cohort_id, kind, reason });
+            self.inbox.report(Delivery::Delayed { to: to.clone(), cohort_id, kind, reason }, ctx);
         }
         let (kind, reasons) = (job.content.kind(), job.reasons());
         if job.was_refused() {
@@ -311,7 +310,7 @@ impl NostrConnection {
         let Some(job) = self.outbox.get_mut(id) else { return };
         if job.until.is_some_and(|until| now >= until) {
             let reason = format!("{}; its time is over", job.reasons());
-            return self.give_up(id, &reason);
+            return self.give_up(id, &reason, ctx);
         }
         if job.event.is_some() && job.maybe_out && job.is_spent_by_repetition() {
             for relay in 0..self.slots.len() {
@@ -325,17 +324,17 @@ impl NostrConnection {
         self.publish(id, ctx);
     }
 
-    fn give_up(&mut self, id: u64, reason: &str) {
+    fn give_up(&mut self, id: u64, reason: &str, ctx: &mut Context<Self>) {
         if let Some(job) = self.outbox.remove(id) {
-            self.undelivered(job, reason);
+            self.undelivered(job, reason, ctx);
         }
     }
 
-    fn undelivered(&self, job: Job, reason: &str) {
+    fn undelivered(&self, job: Job, reason: &str, ctx: &mut Context<Self>) {
         tracing::warn!(connection = self.name, kind = job.content.kind(), reason, "an event was not delivered");
         // The next repetition of an advert may succeed, and a retraction is optional.
         let Content::Message { to: Some(to), body } = job.content else { return };
-        self.inbox.do_send(Delivery::Undeliverable { to, body, reason: reason.to_owned() });
+        self.inbox.report(Delivery::Undeliverable { to, body, reason: reason.to_owned() }, ctx);
     }
 }
 
@@ -474,8 +473,7 @@ impl Handler<Answered> for NostrConnection {
             && let Some((to, body)) = new.directed()
         {
             let (cohort_id, kind) = (body.cohort_id().clone(), body.short_type());
-            // An unbounded send: one for each message that was sent.
-            self.inbox.do_send(Delivery::Delivered { to: to.clone(), cohort_id, kind });
+            self.inbox.report(Delivery::Delivered { to: to.clone(), cohort_id, kind }, ctx);
         }
         if self.outbox.answered(job, relay, event, answer) == Next::Retry {
             self.retry_later(job, ctx);

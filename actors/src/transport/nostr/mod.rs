@@ -25,11 +25,13 @@ mod stored;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use actix::Recipient;
 use async_trait::async_trait;
 use btcr2_aggregation_protocol::{
     beacon::BeaconType,
@@ -48,11 +50,14 @@ pub use self::{
     report::RelayReport,
 };
 use self::{connection::NostrConnection, report::Reports, socket::Sockets};
-use super::{ConnectError, Delivery, Disconnected, Outbound, Transport};
+use super::{
+    ConnectError, Connection, Inbox, Transport,
+    connection::{ActorConnection, Ended},
+};
 use crate::{
     runtime::{Clock, Randomness},
     span,
-    supervision::{EndGuard, start},
+    supervision::start,
 };
 
 /// The transport of identities that communicate over relays. Clones share it.
@@ -68,6 +73,8 @@ struct Inner {
     introduced: Introduced,
     reports: Reports,
     limits: Mutex<Vec<EventLimits>>,
+    /// The number of connections so far.
+    connections: AtomicU64,
 }
 
 impl Inner {
@@ -136,7 +143,9 @@ impl NostrTransport {
         let reports = Reports::new(&urls);
         let introduced = Introduced::default();
         let limits = Mutex::new(vec![EventLimits::default(); urls.len()]);
-        Ok(Self(Arc::new(Inner { config, urls, sockets, clock, randomness, introduced, reports, limits })))
+        let connections = AtomicU64::new(0);
+        let inner = Inner { config, urls, sockets, clock, randomness, introduced, reports, limits, connections };
+        Ok(Self(Arc::new(inner)))
     }
 
     /// Asks the relays for their stated limits (NIP-11), so that a cohort that none of them can carry is refused when
@@ -188,17 +197,13 @@ impl NostrTransport {
 
 #[async_trait]
 impl Transport for NostrTransport {
-    async fn connect(
-        &self,
-        identity: &Identity,
-        inbox: Recipient<Delivery>,
-        keeper: Recipient<Disconnected>,
-        connection: u64,
-    ) -> Result<Recipient<Outbound>, ConnectError> {
-        let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
-        let name = format!("nostr connection {} {connection}", identity.did());
+    async fn connect(&self, identity: &Identity, inbox: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
+        let number = self.0.connections.fetch_add(1, Ordering::Relaxed);
+        let name = format!("nostr connection {} {number}", identity.did());
+        let (guard, ended) = Ended::guard();
         let connection = NostrConnection::new(Arc::clone(&self.0), identity.clone(), inbox, name, guard);
-        Ok(start(span::connection("nostr", identity.did()), |_| connection).recipient())
+        let connection = start(span::connection("nostr", identity.did()), |_| connection);
+        Ok(ActorConnection::boxed(connection.recipient(), ended))
     }
 
     fn reports_delivery(&self) -> bool {

@@ -38,6 +38,7 @@ use super::{
 };
 use crate::{
     supervision::{EndGuard, InTree},
+    transport::notify,
     tree::{self, Row},
 };
 
@@ -87,6 +88,9 @@ impl Subscription {
 
 /// How many events a relay may send ahead of our reading.
 const READ_AHEAD: usize = 256;
+
+/// Why an event is not sent for which there is no space.
+pub(super) const TOO_FAR_BEHIND: &str = "the relay is too far behind";
 
 /// The maximum number of stored events that are sorted. A relay that has more sends the newest first, and those are
 /// treated as live.
@@ -182,27 +186,28 @@ impl RelayActor {
             let (Some(relay), Some(publish)) = (&self.relay, self.queue.pop_front()) else { return };
             self.in_flight += 1;
             let (relay, patience) = (relay.clone(), self.config.publish_timeout);
+            let (keeper, number) = (self.keeper.clone(), self.assignment.relay);
             let publishing = async move {
-                let answer = send(&relay, &publish.event, patience).await;
-                (publish, answer)
+                let Publish { job, event } = publish;
+                let answer = send(&relay, &event, patience).await;
+                let accepted = answer == Answer::Accepted;
+                notify(&keeper, Answered { relay: number, job, event: event.id, answer }).await;
+                accepted
             };
-            ctx.spawn(publishing.into_actor(self).map(|(publish, answer), actor, ctx| {
+            ctx.spawn(publishing.into_actor(self).map(|accepted, actor, ctx| {
                 actor.in_flight -= 1;
-                actor.answer(&publish, answer);
+                if !accepted {
+                    actor.has_failed();
+                }
                 actor.publish_next(ctx);
             }));
         }
     }
 
-    fn answer(&mut self, publish: &Publish, answer: Answer) {
-        if answer != Answer::Accepted {
-            self.failed = Some(Instant::now());
-            self.explain();
-        }
-        if let Some(keeper) = self.keeper.upgrade() {
-            let (relay, job) = (self.assignment.relay, publish.job);
-            keeper.do_send(Answered { relay, job, event: publish.event.id, answer });
-        }
+    /// An event was refused, or not answered.
+    fn has_failed(&mut self) {
+        self.failed = Some(Instant::now());
+        self.explain();
     }
 
     /// Shows a notice that may explain a failure. Other notices are not shown.
@@ -236,16 +241,18 @@ impl Actor for RelayActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(self.config.outbox.max(tree::RELAY.mailbox));
         let (assignment, config, keeper) = (self.assignment.clone(), Arc::clone(&self.config), self.keeper.clone());
         let sockets = self.sockets.clone();
         // A weak reference: a strong one would keep the actor running.
         let own = ctx.address().downgrade();
-        let running = async move { run(&assignment, &config, &sockets, &keeper, &own).await };
-        ctx.spawn(running.into_actor(self).map(|why, actor, ctx| {
+        let running = async move {
+            let why = run(&assignment, &config, &sockets, &keeper, &own).await;
+            notify(&keeper, RelayProblem { relay: assignment.relay, why: why.clone() }).await;
+            why
+        };
+        ctx.spawn(running.into_actor(self).map(|why, _, ctx| {
             tracing::info!(why, "a relay's connection ended");
-            if let Some(keeper) = actor.keeper.upgrade() {
-                keeper.do_send(RelayProblem { relay: actor.assignment.relay, why });
-            }
             ctx.stop();
         }));
     }
@@ -260,10 +267,9 @@ impl Handler<Connected> for RelayActor {
 
     fn handle(&mut self, Connected(relay): Connected, ctx: &mut Self::Context) {
         self.relay = Some(relay);
-        if let Some(keeper) = self.keeper.upgrade() {
-            let Assignment { relay, number, .. } = self.assignment;
-            keeper.do_send(RelayUp { relay, number, publisher: ctx.address().recipient() });
-        }
+        let Assignment { relay, number, .. } = self.assignment;
+        let up = RelayUp { relay, number, publisher: ctx.address().recipient() };
+        ctx.wait(notify(&self.keeper, up).into_actor(self));
     }
 }
 
@@ -292,7 +298,10 @@ impl Handler<Publish> for RelayActor {
         if self.queue.len() >= self.config.outbox
             && let Some(oldest) = self.queue.pop_front()
         {
-            self.answer(&oldest, Answer::Refused("the relay is too far behind".to_owned()));
+            self.has_failed();
+            let (relay, answer) = (self.assignment.relay, Answer::Refused(TOO_FAR_BEHIND.to_owned()));
+            let answered = Answered { relay, job: oldest.job, event: oldest.event.id, answer };
+            ctx.wait(notify(&self.keeper, answered).into_actor(self));
         }
         self.queue.push_back(publish);
         self.publish_next(ctx);
@@ -377,9 +386,7 @@ async fn run(
     if let Err(error) = subscribe(&relay, Subscription::Directed, assignment).await {
         return error.to_string();
     }
-    let Some(actor) = own.upgrade() else { return UNREAD.to_owned() };
-    actor.do_send(Connected(relay.clone()));
-    drop(actor);
+    notify(own, Connected(relay.clone())).await;
 
     let mut stored = Some(Stored::new(Subscription::Directed, config.stored_timeout));
     let mut awaited = Subscription::ALL.to_vec();
@@ -401,9 +408,7 @@ async fn run(
                 Noted::Ended(why) => return with_words(&why, text.as_deref()),
                 Noted::Text(words) => {
                     text = Some(words.to_string());
-                    if let Some(actor) = own.upgrade() {
-                        actor.do_send(TextReceived(words));
-                    }
+                    notify(own, TextReceived(words)).await;
                 }
                 Noted::EndOfStored(subscription) => {
                     // Earlier events have passed through the tap before.
@@ -419,11 +424,9 @@ async fn run(
             // A relay that does not report the end of its stored events must not delay a cohort.
             () = tokio::time::sleep_until(deadline), if stored.is_some() => {
                 complete = true;
-                if let Some(keeper) = keeper.upgrade() {
-                    let time = config.stored_timeout.as_secs();
-                    let why = with_words(&format!("it has not answered a subscription in {time} s"), text.as_deref());
-                    keeper.do_send(RelayProblem { relay: assignment.relay, why });
-                }
+                let time = config.stored_timeout.as_secs();
+                let why = with_words(&format!("it has not answered a subscription in {time} s"), text.as_deref());
+                notify(keeper, RelayProblem { relay: assignment.relay, why }).await;
             }
         }
         if complete && let Some(buffer) = stored.take() {
@@ -440,9 +443,7 @@ async fn run(
         }
         if !works && awaited.is_empty() {
             works = true;
-            if let Some(keeper) = keeper.upgrade() {
-                keeper.do_send(RelayWorks { relay: assignment.relay });
-            }
+            notify(keeper, RelayWorks { relay: assignment.relay }).await;
         }
     }
 }

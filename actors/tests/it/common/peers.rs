@@ -2,8 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use actix::{Actor, Addr, Context, Handler};
-use btcr2_aggregation_actors::transport::{Delivery, Outbound, Transport, link::Link};
+use btcr2_aggregation_actors::transport::{Delivery, Inbox, Outbound, Transport, link::Link};
 use btcr2_aggregation_protocol::{
     did::Did,
     id::CohortId,
@@ -26,25 +25,21 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what}: not in {PATIENCE:?}"))
 }
 
-/// An inbox that passes every delivery to the test.
-struct Inbox(mpsc::UnboundedSender<Delivery>, mpsc::UnboundedSender<Delivery>);
-
-impl Actor for Inbox {
-    type Context = Context<Self>;
-}
-
-impl Handler<Delivery> for Inbox {
-    type Result = ();
-
-    fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
+/// Passes every delivery to the test: reports of carriers to `carried`.
+async fn read(
+    mut deliveries: mpsc::Receiver<Delivery>,
+    received: mpsc::UnboundedSender<Delivery>,
+    carried: mpsc::UnboundedSender<Delivery>,
+) {
+    while let Some(delivery) = deliveries.recv().await {
         if let Delivery::Message(received) | Delivery::Stored { message: received, .. } = &delivery {
             received.receipt.clone().confirm();
         }
         // Reports of carriers have their own channel; no test needs the notification that a connection was replaced.
         let _ = match &delivery {
             Delivery::Interrupted { .. } => Ok(()),
-            Delivery::Delivered { .. } | Delivery::Delayed { .. } => self.1.send(delivery),
-            _ => self.0.send(delivery),
+            Delivery::Delivered { .. } | Delivery::Delayed { .. } => carried.send(delivery),
+            _ => received.send(delivery),
         };
     }
 }
@@ -52,7 +47,7 @@ impl Handler<Delivery> for Inbox {
 /// An identity with a link to a transport.
 pub struct Peer {
     pub identity: Identity,
-    pub link: Addr<Link>,
+    pub link: Link,
     inbox: mpsc::UnboundedReceiver<Delivery>,
     carried: mpsc::UnboundedReceiver<Delivery>,
 }
@@ -61,8 +56,9 @@ impl Peer {
     pub fn start(identity: Identity, transport: Arc<dyn Transport>) -> Self {
         let (sender, inbox) = mpsc::unbounded_channel();
         let (carriers, carried) = mpsc::unbounded_channel();
-        let recipient = Inbox(sender, carriers).start().recipient();
-        let link = Link::new(transport, identity.clone(), recipient).start();
+        let (deliver_to, deliveries) = Inbox::channel(16);
+        actix_rt::spawn(read(deliveries, sender, carriers));
+        let link = Link::start(transport, identity.clone(), deliver_to);
         Self { identity, link, inbox, carried }
     }
 
@@ -75,11 +71,11 @@ impl Peer {
     }
 
     pub fn send_until(&self, to: &Did, body: impl Into<SharedBody>, until: Option<Timestamp>) {
-        self.link.do_send(Outbound::Direct { to: to.clone(), body: body.into(), until });
+        self.link.send(Outbound::Direct { to: to.clone(), body: body.into(), until });
     }
 
     pub fn broadcast(&self, body: impl Into<SharedBody>) {
-        self.link.do_send(Outbound::Broadcast { body: body.into() });
+        self.link.send(Outbound::Broadcast { body: body.into() });
     }
 
     /// The next delivery.

@@ -2,9 +2,11 @@
 
 use std::sync::{Arc, Mutex};
 
-use actix::{Actor, Context, Handler, Recipient};
 use async_trait::async_trait;
-use btcr2_aggregation_actors::transport::{ConnectError, Delivery, Disconnected, Outbound, Transport};
+use btcr2_aggregation_actors::{
+    supervisor::End,
+    transport::{ConnectError, Connection, Inbox, Outbound, Transport, Unsent},
+};
 use btcr2_aggregation_protocol::{identity::Identity, message::Body};
 
 type Passes = fn(&Body) -> bool;
@@ -41,37 +43,28 @@ pub fn no_signatures(body: &Body) -> bool {
 
 #[async_trait]
 impl Transport for Tap {
-    async fn connect(
-        &self,
-        identity: &Identity,
-        inbox: Recipient<Delivery>,
-        keeper: Recipient<Disconnected>,
-        connection: u64,
-    ) -> Result<Recipient<Outbound>, ConnectError> {
-        let onward = self.network.connect(identity, inbox, keeper, connection).await?;
-        Ok(Tapped { tap: self.clone(), onward }.start().recipient())
+    async fn connect(&self, identity: &Identity, inbox: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
+        let onward = self.network.connect(identity, inbox).await?;
+        Ok(Box::new(Tapped { tap: self.clone(), onward }))
     }
 }
 
 struct Tapped {
     tap: Tap,
-    onward: Recipient<Outbound>,
+    onward: Box<dyn Connection>,
 }
 
-impl Actor for Tapped {
-    type Context = Context<Self>;
-}
-
-impl Handler<Outbound> for Tapped {
-    type Result = ();
-
-    fn handle(&mut self, outbound: Outbound, _: &mut Self::Context) {
+#[async_trait]
+impl Connection for Tapped {
+    fn try_send(&self, outbound: Outbound) -> Result<(), Unsent> {
         let (Outbound::Direct { body, .. } | Outbound::Broadcast { body }) = &outbound else {
-            return self.onward.do_send(outbound);
+            return self.onward.try_send(outbound);
         };
         self.tap.sent.lock().expect("no code panics with the lock").push(body.short_type());
-        if (self.tap.passes)(body) {
-            self.onward.do_send(outbound);
-        }
+        if (self.tap.passes)(body) { self.onward.try_send(outbound) } else { Ok(()) }
+    }
+
+    async fn ended(&self) -> End {
+        self.onward.ended().await
     }
 }

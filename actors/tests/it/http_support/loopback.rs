@@ -2,12 +2,11 @@
 
 use std::{io, time::Duration};
 
-use actix::Recipient;
 use actix_web::{App, HttpServer as WebServer, dev::ServerHandle, web};
 use btcr2_aggregation_actors::{
     runtime::Clock,
     transport::{
-        Delivery, Outbound, Transport,
+        Connection, Delivery, Transport,
         http::{self, HttpConfig, HttpServer, server::HttpServerParts},
     },
 };
@@ -20,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    Collector, authorization, openapi, service,
+    authorization, collector, openapi, service,
     sse::{Event, Parser},
 };
 
@@ -30,7 +29,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Loopback {
     pub server: HttpServer,
     pub clock: Clock,
-    pub service: Recipient<Outbound>,
+    pub service: Box<dyn Connection>,
     pub address: std::net::SocketAddr,
     /// The prefix under which the scope is mounted.
     pub prefix: &'static str,
@@ -41,8 +40,8 @@ impl Loopback {
     pub async fn start(prefix: &'static str, config: HttpConfig) -> (Self, UnboundedReceiver<Delivery>) {
         let clock = Clock::system();
         let server = HttpServer::start(HttpServerParts::new(config, clock));
-        let (inbox, keeper, deliveries) = Collector::start_new();
-        let service = server.connect(&service(), inbox, keeper, 1).await.unwrap();
+        let (inbox, deliveries) = collector();
+        let service = server.connect(&service(), inbox).await.unwrap();
         let mounted = server.clone();
         let app = move || {
             App::new()

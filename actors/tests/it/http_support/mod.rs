@@ -13,8 +13,7 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, Context, Handler, Recipient};
-use btcr2_aggregation_actors::transport::{Delivery, Disconnected};
+use btcr2_aggregation_actors::transport::{Delivery, Inbox};
 use btcr2_aggregation_protocol::{
     beacon::BeaconType,
     did::Did,
@@ -195,37 +194,20 @@ pub fn authorization(identity: &Identity, path: &str, at: Timestamp) -> String {
     RequestAuthorization::sign(identity.did(), identity.secret_key(), path, at, &mut rng()).to_string()
 }
 
-/// An identity's inbox that collects its deliveries, and a keeper that ignores its notifications.
-pub struct Collector(mpsc::UnboundedSender<Delivery>);
-
-impl Collector {
-    pub fn start_new() -> (Recipient<Delivery>, Recipient<Disconnected>, mpsc::UnboundedReceiver<Delivery>) {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let collector = Self(sender).start();
-        (collector.clone().recipient(), collector.recipient(), receiver)
-    }
-}
-
-impl Actor for Collector {
-    type Context = Context<Self>;
-}
-
-impl Handler<Delivery> for Collector {
-    type Result = ();
-
-    fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
-        if let Delivery::Message(received) | Delivery::Stored { message: received, .. } = &delivery {
-            received.receipt.clone().confirm();
+/// An inbox that collects its deliveries, and confirms each message.
+pub fn collector() -> (Inbox, mpsc::UnboundedReceiver<Delivery>) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let (inbox, mut deliveries) = Inbox::channel(16);
+    actix_rt::spawn(async move {
+        while let Some(delivery) = deliveries.recv().await {
+            if let Delivery::Message(received) | Delivery::Stored { message: received, .. } = &delivery {
+                received.receipt.clone().confirm();
+            }
+            // Every fetched message is reported; tests of these reports use peers.
+            if !matches!(delivery, Delivery::Delivered { .. } | Delivery::Delayed { .. }) {
+                let _ = sender.send(delivery);
+            }
         }
-        // Every fetched message is reported; tests of these reports use peers.
-        if !matches!(delivery, Delivery::Delivered { .. } | Delivery::Delayed { .. }) {
-            let _ = self.0.send(delivery);
-        }
-    }
-}
-
-impl Handler<Disconnected> for Collector {
-    type Result = ();
-
-    fn handle(&mut self, _: Disconnected, _: &mut Self::Context) {}
+    });
+    (inbox, receiver)
 }

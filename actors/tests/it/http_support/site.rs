@@ -1,8 +1,7 @@
 //! A server in the test's own thread, without sockets, so that its clock can stand still.
 
-use std::{net::SocketAddr, pin::Pin, rc::Rc};
+use std::{net::SocketAddr, pin::Pin, rc::Rc, sync::Arc};
 
-use actix::Recipient;
 use actix_http::Request;
 use actix_web::{
     App,
@@ -13,7 +12,7 @@ use actix_web::{
 use btcr2_aggregation_actors::{
     runtime::Clock,
     transport::{
-        Delivery, Outbound, Transport,
+        Connection, Delivery, Outbound, Transport,
         http::{self, HttpConfig, HttpServer, server::HttpServerParts},
     },
 };
@@ -27,7 +26,7 @@ use serde_json::Value;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::{
-    Collector, NOW, authorization, openapi, service,
+    NOW, authorization, collector, openapi, service,
     sse::{Event, Parser},
 };
 
@@ -38,7 +37,7 @@ type Call = dyn Fn(Request) -> Pin<Box<dyn Future<Output = ServiceResponse<BoxBo
 pub struct Site {
     pub server: HttpServer,
     pub clock: Clock,
-    pub service: Recipient<Outbound>,
+    pub service: Arc<dyn Connection>,
     call: Rc<Call>,
 }
 
@@ -78,12 +77,12 @@ impl Site {
         let mut parts = HttpServerParts::new(HttpConfig::default(), clock);
         change(&mut parts);
         let server = HttpServer::start(parts);
-        let (inbox, keeper, deliveries) = Collector::start_new();
-        let service = server.connect(identity, inbox, keeper, 1).await.unwrap();
-        (Self::mount(server, clock, service).await, deliveries)
+        let (inbox, deliveries) = collector();
+        let service = server.connect(identity, inbox).await.unwrap();
+        (Self::mount(server, clock, service.into()).await, deliveries)
     }
 
-    async fn mount(server: HttpServer, clock: Clock, service: Recipient<Outbound>) -> Self {
+    async fn mount(server: HttpServer, clock: Clock, service: Arc<dyn Connection>) -> Self {
         let app = App::new().configure(http::configure(&server)).default_service(http::not_found(&server));
         let app = Rc::new(init_service(app).await);
         let call = move |request: Request| {
@@ -103,6 +102,8 @@ impl Site {
         let request = request.to_request();
         let (method, path) = (request.method().to_string(), request.path().to_owned());
         let response = (self.call)(request).await;
+        // Until the collector has passed on what was delivered.
+        settle().await;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let kind = headers.get("content-type").map_or("", |kind| kind.to_str().unwrap()).to_owned();
         let body = if kind == "text/event-stream" {

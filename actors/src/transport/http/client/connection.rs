@@ -8,7 +8,7 @@ use std::{
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, MessageResult,
-    Recipient, WrapFuture,
+    WrapFuture,
 };
 use btcr2_aggregation_protocol::{
     did::Did,
@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     supervision::{EndGuard, InTree},
-    transport::{Delivery, Outbound, contact::Purpose, deliver},
+    transport::{Delivery, Inbox, Outbound, contact::Purpose},
     tree::{self, Row},
 };
 
@@ -45,7 +45,7 @@ const AT_ONCE: Duration = Duration::from_secs(5);
 pub(super) struct HttpConnection {
     client: HttpClient,
     identity: Identity,
-    inbox: Recipient<Delivery>,
+    inbox: Inbox,
     slot: Arc<Mutex<Slot>>,
     rng: ChaCha20Rng,
     name: String,
@@ -107,13 +107,7 @@ enum Unverified {
 }
 
 impl HttpConnection {
-    pub(super) fn new(
-        client: HttpClient,
-        identity: Identity,
-        inbox: Recipient<Delivery>,
-        name: String,
-        guard: EndGuard,
-    ) -> Self {
+    pub(super) fn new(client: HttpClient, identity: Identity, inbox: Inbox, name: String, guard: EndGuard) -> Self {
         let slot = client.slot(identity.did());
         if let Some(job) = lock(&slot).queue.front_mut()
             && std::mem::take(&mut job.under_way)
@@ -139,7 +133,7 @@ impl HttpConnection {
             {
                 let reason = if job.reason.is_empty() { "it was not sent in time" } else { &job.reason };
                 let reason = format!("{reason}; its time is over");
-                self.give_up(job, reason);
+                self.give_up(job, reason, ctx);
                 continue;
             }
             let next = self.queue(|queue| {
@@ -164,7 +158,7 @@ impl HttpConnection {
                 }
                 Err(error) => {
                     if let Some(job) = self.queue(VecDeque::pop_front) {
-                        self.give_up(job, error.to_string());
+                        self.give_up(job, error.to_string(), ctx);
                     }
                 }
             }
@@ -183,7 +177,7 @@ impl HttpConnection {
                 // A refusal is an answer too.
                 self.client.contacts.reached(self.client.base.as_str(), Purpose::Messages);
                 if let Some(job) = self.queue(VecDeque::pop_front) {
-                    self.give_up(job, reason);
+                    self.give_up(job, reason, ctx);
                 }
             }
             Sent::Later(reason) | Sent::Unknown(reason) => return self.try_later(reason, uncertain, ctx),
@@ -215,9 +209,9 @@ impl HttpConnection {
         });
     }
 
-    fn give_up(&self, job: Job, reason: String) {
+    fn give_up(&self, job: Job, reason: String, ctx: &mut Context<Self>) {
         tracing::warn!(connection = self.name, kind = job.body.short_type(), reason, "a message was not delivered");
-        self.inbox.do_send(Delivery::Undeliverable { to: job.to, body: job.body, reason });
+        self.inbox.report(Delivery::Undeliverable { to: job.to, body: job.body, reason }, ctx);
     }
 
     /// Reads a stream until the connection ends, and opens it again whenever the stream ends.
@@ -353,14 +347,14 @@ impl Handler<Event> for HttpConnection {
         let delivery = match self.verify(&event) {
             Ok(delivery) => delivery,
             Err(Unverified::Stale(reason)) => {
-                self.inbox.do_send(Delivery::Unverified { reason });
+                self.inbox.report(Delivery::Unverified { reason }, ctx);
                 if self.asks_again(&event) {
                     return MessageResult(Reading::OpenAgain);
                 }
                 return MessageResult(Reading::GoOn);
             }
             Err(Unverified::Wrong(reason)) => {
-                self.inbox.do_send(Delivery::Unverified { reason });
+                self.inbox.report(Delivery::Unverified { reason }, ctx);
                 return MessageResult(Reading::GoOn);
             }
         };
@@ -368,7 +362,7 @@ impl Handler<Event> for HttpConnection {
         let number = event.id.map(|id| lock(&slot).read.began(id));
         let over = move || number.into_iter().for_each(|number| lock(&slot).read.over(number));
         // Waits for space in the inbox: the order is preserved, and the stream waits.
-        let delivered = deliver(&self.inbox, delivery, over);
+        let delivered = self.inbox.deliver_then(delivery, over);
         ctx.wait(delivered.into_actor(self).map(|delivered, _, ctx| {
             if delivered.is_err() {
                 ctx.stop();
@@ -387,7 +381,7 @@ impl Handler<Outbound> for HttpConnection {
         let reason = String::new();
         let job = Job { to, body, until, failures: 0, under_way: false, uncertain: false, reason };
         if self.queue(|queue| queue.len()) >= QUEUE {
-            return self.give_up(job, "too many messages wait to be sent".to_owned());
+            return self.give_up(job, "too many messages wait to be sent".to_owned(), ctx);
         }
         self.queue(|queue| queue.push_back(job));
         self.send_next(ctx);

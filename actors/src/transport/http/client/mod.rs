@@ -13,11 +13,13 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use actix::Recipient;
 use async_trait::async_trait;
 use btcr2_aggregation_protocol::{did::Did, identity::Identity};
 use reqwest::{
@@ -30,9 +32,10 @@ use self::connection::{HttpConnection, Job};
 use crate::{
     runtime::{Clock, Randomness},
     span,
-    supervision::{EndGuard, start},
+    supervision::start,
     transport::{
-        ConnectError, Delivery, Disconnected, Outbound, Transport,
+        ConnectError, Connection, Inbox, Transport,
+        connection::{ActorConnection, Ended},
         contact::Contacts,
         tls::{TlsError, Trust},
     },
@@ -59,6 +62,8 @@ pub struct HttpClient {
     backoff: Backoff,
     contacts: Contacts,
     slots: Arc<Mutex<BTreeMap<Did, Arc<Mutex<Slot>>>>>,
+    /// The number of connections so far.
+    connections: Arc<AtomicU64>,
 }
 
 /// The state that outlives an identity's connection: if its actor fails, the next one continues from it.
@@ -138,8 +143,9 @@ impl HttpClient {
             return Err(refuse("a URL without query and fragment expected"));
         }
         let http = client(&Trust::system()).map_err(|error| refuse(&error))?;
-        let (backoff, contacts, slots) = (Backoff::default(), Contacts::default(), Arc::default());
-        Ok(Self { http, base: parsed, service, clock, randomness, backoff, contacts, slots })
+        let (backoff, contacts) = (Backoff::default(), Contacts::default());
+        let (slots, connections) = Default::default();
+        Ok(Self { http, base: parsed, service, clock, randomness, backoff, contacts, slots, connections })
     }
 
     /// This client, with the delays of `backoff` between attempts.
@@ -201,16 +207,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[async_trait]
 impl Transport for HttpClient {
-    async fn connect(
-        &self,
-        identity: &Identity,
-        inbox: Recipient<Delivery>,
-        keeper: Recipient<Disconnected>,
-        connection: u64,
-    ) -> Result<Recipient<Outbound>, ConnectError> {
-        let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
-        let name = format!("http connection {} {} {connection}", self.base, identity.did());
+    async fn connect(&self, identity: &Identity, inbox: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
+        let number = self.connections.fetch_add(1, Ordering::Relaxed);
+        let name = format!("http connection {} {} {number}", self.base, identity.did());
+        let (guard, ended) = Ended::guard();
         let connection = HttpConnection::new(self.clone(), identity.clone(), inbox, name, guard);
-        Ok(start(span::connection("http", identity.did()), |_| connection).recipient())
+        let connection = start(span::connection("http", identity.did()), |_| connection);
+        Ok(ActorConnection::boxed(connection.recipient(), ended))
     }
 }

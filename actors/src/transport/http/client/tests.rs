@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::transport::{
+    Delivery, Outbound,
     http::{HttpConfig, HttpServer, configure, server::HttpServerParts},
     link::Link,
 };
@@ -39,53 +40,38 @@ struct Watched(HttpClient, Arc<Mutex<Vec<Addr<HttpConnection>>>>);
 
 #[async_trait]
 impl Transport for Watched {
-    async fn connect(
-        &self,
-        identity: &Identity,
-        inbox: Recipient<Delivery>,
-        keeper: Recipient<Disconnected>,
-        connection: u64,
-    ) -> Result<Recipient<Outbound>, ConnectError> {
-        let guard = EndGuard::new(move |end| keeper.do_send(Disconnected { connection, end }));
-        let actor =
-            HttpConnection::new(self.0.clone(), identity.clone(), inbox, connection.to_string(), guard).start();
+    async fn connect(&self, identity: &Identity, inbox: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
+        let (guard, ended) = Ended::guard();
+        let name = lock(&self.1).len().to_string();
+        let actor = HttpConnection::new(self.0.clone(), identity.clone(), inbox, name, guard).start();
         lock(&self.1).push(actor.clone());
-        Ok(actor.recipient())
+        Ok(ActorConnection::boxed(actor.recipient(), ended))
     }
 }
 
-struct Inbox(mpsc::UnboundedSender<String>);
-
-impl Actor for Inbox {
-    type Context = actix::Context<Self>;
-}
-
-impl actix::Handler<Delivery> for Inbox {
-    type Result = ();
-
-    fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
+/// Passes the names of received messages on.
+async fn read(mut deliveries: mpsc::Receiver<Delivery>, names: mpsc::UnboundedSender<String>) {
+    while let Some(delivery) = deliveries.recv().await {
         // Deliveries, and the failure of the connection, are reported as well.
         if let Delivery::Delivered { .. } | Delivery::Interrupted { .. } = delivery {
-            return;
+            continue;
         }
         let Delivery::Message(message) = delivery else { panic!("{delivery:?}") };
         message.receipt.clone().confirm();
-        self.0.send(message.body.cohort_id().as_str().to_owned()).expect("the test listens");
+        names.send(message.body.cohort_id().as_str().to_owned()).expect("the test listens");
     }
 }
 
-fn link(
-    identity: &Identity,
-    transport: impl Transport + 'static,
-) -> (Recipient<Outbound>, mpsc::UnboundedReceiver<String>) {
-    let (sender, inbox) = mpsc::unbounded_channel();
-    let link = Link::new(Arc::new(transport), identity.clone(), Inbox(sender).start().recipient());
-    (link.start().recipient(), inbox)
+fn link(identity: &Identity, transport: impl Transport + 'static) -> (Link, mpsc::UnboundedReceiver<String>) {
+    let (sender, names) = mpsc::unbounded_channel();
+    let (inbox, deliveries) = Inbox::channel(64);
+    actix_rt::spawn(read(deliveries, sender));
+    (Link::start(Arc::new(transport), identity.clone(), inbox), names)
 }
 
-fn send(from: &Recipient<Outbound>, to: &Identity, name: &str) {
+fn send(from: &Link, to: &Identity, name: &str) {
     let body = Body::from(SubmitNonIncluded { cohort_id: CohortId::parse(name).expect("a name") });
-    from.do_send(Outbound::Direct { to: to.did().clone(), body: body.into(), until: None });
+    from.send(Outbound::Direct { to: to.did().clone(), body: body.into(), until: None });
 }
 
 async fn received(inbox: &mut mpsc::UnboundedReceiver<String>) -> String {

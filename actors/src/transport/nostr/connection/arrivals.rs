@@ -6,7 +6,7 @@ use data_encoding::HEXLOWER;
 
 use super::{Incoming, NostrConnection};
 use crate::transport::{
-    Delivery, deliver,
+    Delivery,
     nostr::{reader::Read, report::shown},
 };
 
@@ -79,7 +79,7 @@ impl Handler<Incoming> for NostrConnection {
             }
         }
         // Waits for space in the inbox: the order is preserved, and the relays wait.
-        let delivered = deliver(&self.inbox, delivery, || ());
+        let delivered = self.inbox.deliver_then(delivery, || ());
         ctx.wait(delivered.into_actor(self).map(|delivered, _, ctx| {
             if delivered.is_err() {
                 ctx.stop();

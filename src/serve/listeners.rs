@@ -10,6 +10,7 @@ use super::{
 use crate::{
     actors::{
         runtime::{Clock, Randomness},
+        supervision::Vitals,
         transport::{
             Transport,
             combined::CombinedTransport,
@@ -55,6 +56,7 @@ impl Listeners {
         printer: &Printer,
         sources: &Sources,
         contacts: &Contacts,
+        vitals: &Vitals,
     ) -> Result<Self, ProgramError> {
         let mut transports: Vec<Arc<dyn Transport>> = Vec::new();
         let (mut url, mut opened, mut relays, mut embedded, mut over_relays) = (None, None, Vec::new(), None, None);
@@ -69,6 +71,7 @@ impl Listeners {
             let mut parts = HttpServerParts::new(config.http.clone(), clock);
             parts.update_bytes = config.limits.update_bytes;
             parts.connections = config.connections;
+            parts.vitals = vitals.clone();
             storage.configure_server(&mut parts, clock).await?;
             let server = HttpServer::start(parts);
             let (address, open) = web::bind(tls.as_ref(), listening, &server)?;

@@ -42,7 +42,7 @@ use crate::{
         runtime::{Clock, Randomness},
         seats::{SeatLimits, Seats},
         service::{LiveCohorts, ServiceSettings},
-        supervision::RestartIntensity,
+        supervision::{RestartIntensity, Vitals},
         supervisor::{StartService, Supervisor},
         transport::{
             connections::ConnectionLimits,
@@ -282,15 +282,16 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let reporting = printer.clone().follow(contacts.subscribe());
     // From here on SIGHUP does not end the program, even if a node is slow to start.
     let hangups = Hangups::new();
-    let mut listeners = Listeners::build(&config, &storage, clock, &printer, metrics.sources(), &contacts).await?;
+    // Of the supervisor, and of the HTTP server: without one of their actors the process is not ready.
+    let vitals = Vitals::default();
+    let mut listeners =
+        Listeners::build(&config, &storage, clock, &printer, metrics.sources(), &contacts, &vitals).await?;
 
     let mut journal = storage.journal();
     if metrics_server.is_some() {
         journal = Arc::new(TimedJournal::new(journal, metrics.clone()));
     }
     tokio::pin!(stop);
-    let supervisor = Supervisor::default();
-    let vitals = supervisor.vitals();
     // A node may be slow to start; the operator can stop the program meanwhile.
     let operator = tokio::select! {
         operator = Operator::new(&config, Arc::clone(&journal), clock, vitals.clone(), &printer) => operator?,
@@ -338,7 +339,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         retention: storage.retention(),
     };
     let internal = |error: actix::MailboxError| ProgramError::Internal(error.to_string());
-    let supervisor = supervisor.start();
+    let supervisor = Supervisor::reporting_to(vitals.clone()).start();
     let service = supervisor.send(StartService(settings)).await.map_err(internal)?;
     // Answered when all cohorts of the previous run are restored.
     let recovered = service.send(LiveCohorts).await.map_err(internal)?;

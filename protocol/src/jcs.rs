@@ -1,10 +1,14 @@
 //! JSON Canonicalization Scheme (RFC 8785), and the hash of a document.
 
-use serde::Serialize;
-use serde_json::{Number, Value};
-use sha2::{Digest, Sha256};
+use std::{cmp::Ordering, io::Write, ops::Range};
 
-use crate::hash::DocumentHash;
+use serde::Serialize;
+use serde_json::{Map, Number, Value};
+
+use crate::{
+    hash::{DocumentHash, sha256},
+    work,
+};
 
 /// The largest integer magnitude that a JSON number carries exactly (2^53).
 const MAX_EXACT_INTEGER: u64 = 1 << 53;
@@ -41,7 +45,96 @@ pub enum JcsError {
 /// or what was written as `1e16` would have canonical bytes that have no canonical form.
 pub fn canonicalize(value: &Value) -> Result<Vec<u8>, JcsError> {
     check(value, MAX_DEPTH)?;
-    Ok(serde_jcs::to_vec(value)?)
+    canonicalize_checked(value)
+}
+
+/// Like [`canonicalize`], for a value that [`check`] has accepted.
+pub(crate) fn canonicalize_checked(value: &Value) -> Result<Vec<u8>, JcsError> {
+    canonicalize_with_ranges(value, []).map(|(canonical, [])| canonical)
+}
+
+/// Which of the canonical bytes are those of a certain field, if it exists.
+pub(crate) type Place = Option<Range<usize>>;
+
+/// The canonical bytes of a value that [`check`] has accepted, and which of them are the canonical bytes of the value at
+/// `path[0]`, at `path[0].path[1]`, and so on; `None` where there is no such field.
+pub(crate) fn canonicalize_with_ranges<const N: usize>(
+    value: &Value,
+    path: [&str; N],
+) -> Result<(Vec<u8>, [Place; N]), JcsError> {
+    work::canonicalized();
+    let mut canonical = Vec::with_capacity(1024);
+    let mut ranges = [const { None }; N];
+    write(value, &mut canonical, &path, &mut ranges)?;
+    Ok((canonical, ranges))
+}
+
+/// Writes the canonical bytes of `value`. `path` and `ranges` are as long as each other.
+fn write(value: &Value, out: &mut Vec<u8>, path: &[&str], ranges: &mut [Place]) -> Result<(), serde_json::Error> {
+    match value {
+        // Strings as JSON.stringify writes them, and so does serde_json.
+        Value::Null | Value::Bool(_) | Value::String(_) => serde_json::to_writer(out, value),
+        Value::Number(number) => write_number(number, out),
+        Value::Array(items) => {
+            let mut opening = b'[';
+            for item in items {
+                out.push(opening);
+                write(item, out, &[], &mut [])?;
+                opening = b',';
+            }
+            if items.is_empty() {
+                out.push(opening);
+            }
+            out.push(b']');
+            Ok(())
+        }
+        Value::Object(fields) => {
+            let mut opening = b'{';
+            for (key, field) in sorted(fields) {
+                out.push(opening);
+                serde_json::to_writer(&mut *out, key)?;
+                out.push(b':');
+                let start = out.len();
+                match (path.split_first(), ranges.split_first_mut()) {
+                    (Some((first, path)), Some((range, ranges))) if first == key => {
+                        write(field, out, path, ranges)?;
+                        *range = Some(start..out.len());
+                    }
+                    _ => write(field, out, &[], &mut [])?,
+                }
+                opening = b',';
+            }
+            if fields.is_empty() {
+                out.push(opening);
+            }
+            out.push(b'}');
+            Ok(())
+        }
+    }
+}
+
+/// The fields in the order of the UTF-16 code units of their keys.
+fn sorted(fields: &Map<String, Value>) -> Vec<(&String, &Value)> {
+    let mut sorted: Vec<_> = fields.iter().collect();
+    sorted.sort_unstable_by(|(one, _), (other, _)| compare(one, other));
+    sorted
+}
+
+fn compare(one: &str, other: &str) -> Ordering {
+    if one.is_ascii() && other.is_ascii() {
+        return one.cmp(other);
+    }
+    one.encode_utf16().cmp(other.encode_utf16())
+}
+
+fn write_number(number: &Number, out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+    match number.as_i64() {
+        // Written the same by every serializer.
+        Some(integer) if integer.unsigned_abs() <= MAX_EXACT_INTEGER => {
+            write!(out, "{integer}").map_err(serde_json::Error::io)
+        }
+        _ => serde_jcs::to_writer(out, number),
+    }
 }
 
 /// The canonical bytes of any serializable value.
@@ -54,15 +147,12 @@ pub fn document_hash(value: &Value) -> Result<DocumentHash, JcsError> {
     hash(value).map(DocumentHash::from_bytes)
 }
 
-/// The SHA-256 of the canonical bytes, which are hashed as they are produced.
+/// The SHA-256 of the canonical bytes.
 ///
 /// # Errors
 /// [`JcsError`], as [`canonicalize`].
 pub fn hash(value: &Value) -> Result<[u8; 32], JcsError> {
-    check(value, MAX_DEPTH)?;
-    let mut hasher = Sha256::new();
-    serde_jcs::to_writer(&mut hasher, value)?;
-    Ok(hasher.finalize().into())
+    Ok(sha256(&canonicalize(value)?))
 }
 
 /// Whether `value` has a canonical form and nests at most `levels_left` levels deep: for a value that will lie inside
@@ -159,5 +249,19 @@ mod tests {
                 assert_eq!(canonicalize(before).unwrap(), canonicalize(after).unwrap());
             }
         }
+    }
+    #[test]
+    fn the_ranges_are_the_canonical_bytes_of_the_values() {
+        let value: Value = serde_json::from_str(
+            r#"{"z":[1.50,{"b":{},"a":[]}],"m":{"\u20ac":"\u0001\"/","b":{"y":2,"x":-0.0,"u":{"k":[null,true]}}},"\ud83d\ude00":0,"\ufb33":1e21}"#,
+        )
+        .unwrap();
+        let (canonical, ranges) = canonicalize_with_ranges(&value, ["m", "b", "u", "nothing"]).unwrap();
+        assert_eq!(canonical, serde_jcs::to_vec(&value).unwrap());
+        let at = |range: &Place| canonical[range.clone().unwrap()].to_vec();
+        assert_eq!(at(&ranges[0]), serde_jcs::to_vec(&value["m"]).unwrap());
+        assert_eq!(at(&ranges[1]), br#"{"u":{"k":[null,true]},"x":0,"y":2}"#);
+        assert_eq!(at(&ranges[2]), br#"{"k":[null,true]}"#);
+        assert_eq!(ranges[3], None);
     }
 }

@@ -64,5 +64,9 @@ pub mod text;
 pub mod time;
 pub mod transcript;
 pub mod update;
+#[cfg(any(test, feature = "sim"))]
+pub mod work;
+#[cfg(not(any(test, feature = "sim")))]
+mod work;
 
 pub use self::message::{envelope, nostr, request_auth};

@@ -27,6 +27,7 @@ mod http_restart;
 mod http_sockets;
 mod http_streams;
 mod http_vectors;
+mod http_work;
 mod invitations;
 mod isolation;
 mod journal_before_effects;

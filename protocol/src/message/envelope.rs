@@ -18,20 +18,23 @@
 //! responds 400 to one that is not), [`ParsedEnvelope::verify`] whether it is authentic (a server responds 401). This
 //! module keeps no state: the caller detects a nonce that was used before.
 
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 use data_encoding::HEXLOWER;
 use rand_core::CryptoRng;
-use serde::{Deserialize, de::IgnoredAny};
-use serde_json::{Map, Value, value::RawValue};
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use super::{fields::Fields, shared_body::ReceivedBody};
 use crate::{
     did::Did,
+    hash::sha256,
     jcs::{self, JcsError},
     key::{SecretKey, Signature, SignatureTextError, XOnlyKey},
     message::{self, DecodeError, Message, SharedBody},
     time::Timestamp,
+    update::CanonicalDocument,
 };
 
 /// The supported envelope version, the field `v`.
@@ -245,33 +248,27 @@ pub struct Verified {
 }
 
 /// A text with the shape of an envelope. Nothing in it is authentic before [`Self::verify`].
+///
+/// The text is parsed once, and canonicalized once: the digest that is signed, the body's in the transcript, and that of
+/// a submitted update, are of parts of the same canonical bytes.
 #[derive(Clone, Debug)]
 pub struct ParsedEnvelope<'a> {
     /// The envelope without `sig`, unknown fields included: every field must be signed.
     unsigned: Value,
     sig: Option<String>,
-    from: String,
-    to: Option<String>,
-    message: &'a RawValue,
+    /// The text of the message's body.
+    body: Option<&'a str>,
+    twice_in_message: Option<String>,
+    twice_in_body: Option<String>,
+    digests: OnceLock<EnvelopeDigests>,
 }
 
-/// The fields of an envelope. All of them are named so that serde refuses a field that occurs twice; parsers differ
-/// in which one they take.
-#[derive(Deserialize)]
-struct Fields<'a> {
-    #[serde(rename = "v")]
-    _v: Option<IgnoredAny>,
-    from: String,
-    #[serde(default, deserialize_with = "message::present")]
-    to: Option<String>,
-    #[serde(rename = "timestamp")]
-    _timestamp: Option<IgnoredAny>,
-    #[serde(rename = "nonce")]
-    _nonce: Option<IgnoredAny>,
-    #[serde(borrow)]
-    message: Option<&'a RawValue>,
-    #[serde(rename = "sig")]
-    _sig: Option<IgnoredAny>,
+/// The digests of an envelope's parts, where there are such parts.
+#[derive(Clone, Copy, Debug)]
+struct EnvelopeDigests {
+    envelope: [u8; 32],
+    body: Option<[u8; 32]>,
+    update: Option<CanonicalDocument>,
 }
 
 impl<'a> ParsedEnvelope<'a> {
@@ -284,45 +281,37 @@ impl<'a> ParsedEnvelope<'a> {
     /// nesting beyond the parser's limit, a lone surrogate, an integer that no double represents, a number out of the
     /// range of doubles.
     pub fn parse(text: &'a str) -> Result<Self, EnvelopeError> {
-        let value: Value = serde_json::from_str(text).map_err(|error| {
+        let Fields { mut all, body, twice_in_message, twice_in_body } = Fields::parse(text).map_err(|error| {
             // `IgnoredAny` skips a value without the limits on depth, numbers and surrogates.
             match serde_json::from_str::<IgnoredAny>(text) {
                 Ok(_) => EnvelopeError::malformed(error),
                 Err(_) => EnvelopeError::NotJson,
             }
         })?;
-        let Value::Object(mut unsigned) = value else {
-            return Err(EnvelopeError::malformed("an object expected"));
-        };
-        let fields: Fields<'a> = serde_json::from_str(text).map_err(EnvelopeError::malformed)?;
-        // Without a message it is still an envelope. It has no inner sender.
-        if !unsigned.get("message").is_none_or(Value::is_object) {
-            return Err(EnvelopeError::malformed("message: an object expected"));
+        if !all.get("from").is_some_and(Value::is_string) {
+            return Err(EnvelopeError::malformed("from: a string expected"));
         }
-        let sig = match unsigned.remove("sig") {
+        if !all.get("to").is_none_or(Value::is_string) {
+            return Err(EnvelopeError::malformed("to: a string expected"));
+        }
+        let sig = match all.remove("sig") {
             Some(Value::String(sig)) => Some(sig),
             _ => None,
         };
-        let unsigned = Value::Object(unsigned);
+        let unsigned = Value::Object(all);
         jcs::check(&unsigned, jcs::MAX_DEPTH).map_err(EnvelopeError::malformed)?;
         check_byte_strings(&unsigned)?;
-        Ok(Self {
-            unsigned,
-            sig,
-            from: fields.from,
-            to: fields.to,
-            message: fields.message.unwrap_or(RawValue::NULL),
-        })
+        Ok(Self { unsigned, sig, body, twice_in_message, twice_in_body, digests: OnceLock::new() })
     }
 
     /// The sender that the envelope claims; any text.
     pub fn from(&self) -> &str {
-        &self.from
+        self.unsigned["from"].as_str().unwrap_or_default()
     }
 
     /// The recipient that the envelope claims; any text.
     pub fn to(&self) -> Option<&str> {
-        self.to.as_deref()
+        self.unsigned["to"].as_str()
     }
 
     /// The nonce, if it is 16 bytes in lower-case hex.
@@ -335,9 +324,9 @@ impl<'a> ParsedEnvelope<'a> {
         self.unsigned["timestamp"].as_f64().and_then(timestamp_from_secs)
     }
 
-    /// The message's JSON text, as it was received.
-    pub fn message_json(&self) -> &'a str {
-        self.message.get()
+    /// The message as JSON; `null` if there is none.
+    pub fn message_value(&self) -> &Value {
+        &self.unsigned["message"]
     }
 
     /// The message.
@@ -345,15 +334,45 @@ impl<'a> ParsedEnvelope<'a> {
     /// # Errors
     /// [`DecodeError`], as for [`Message::from_json`]; a message of an unknown type is to be ignored, not refused.
     pub fn message(&self) -> Result<Message, DecodeError> {
-        Message::from_json(self.message_json())
+        // Before the copy, which has them too. Without a canonical form it has none.
+        let _ = self.digests();
+        self.clone().into_message_among(&[])
     }
 
-    /// Like [`Self::message`], see [`Message::from_json_among`].
+    /// Like [`Self::message`], without a copy. `known` are DIDs that are likely to be the sender or the recipient, see
+    /// [`Message::from_json_among`].
     ///
     /// # Errors
     /// As [`Self::message`].
-    pub fn message_among(&self, known: &[&Did]) -> Result<Message, DecodeError> {
-        Message::from_json_among(self.message_json(), known)
+    pub fn into_message_among(mut self, known: &[&Did]) -> Result<Message, DecodeError> {
+        let digests = self.digests().ok();
+        if let Some(key) = self.twice_in_message {
+            return Err(DecodeError::duplicate("message", &key));
+        }
+        let message = self.unsigned.get_mut("message").map(Value::take).unwrap_or_default();
+        let received = ReceivedBody {
+            text: self.body.unwrap_or_default(),
+            twice: self.twice_in_body,
+            digest: digests.and_then(|digests| digests.body),
+            update: digests.and_then(|digests| digests.update),
+        };
+        Message::from_value(message, received, known)
+    }
+
+    fn digests(&self) -> Result<EnvelopeDigests, JcsError> {
+        if let Some(digests) = self.digests.get() {
+            return Ok(*digests);
+        }
+        // `parse` has checked it.
+        let path = ["message", "body", "signedUpdate"];
+        let (canonical, [_, body, update]) = jcs::canonicalize_with_ranges(&self.unsigned, path)?;
+        let part = |range: jcs::Place| range.and_then(|range| canonical.get(range));
+        let digests = EnvelopeDigests {
+            envelope: sha256(&canonical),
+            body: part(body).map(sha256),
+            update: part(update).map(CanonicalDocument::of),
+        };
+        Ok(*self.digests.get_or_init(|| digests))
     }
 
     /// The `from` of the message, if it is a string.
@@ -395,12 +414,12 @@ impl<'a> ParsedEnvelope<'a> {
         if self.unsigned["v"].as_f64() != Some(VERSION as f64) {
             return Err(EnvelopeError::Version);
         }
-        if expected.from.is_some_and(|from| from.as_str() != self.from) {
+        if expected.from.is_some_and(|from| from.as_str() != self.from()) {
             return Err(EnvelopeError::From);
         }
         let to_matches = match expected.to {
             ExpectedTo::Any => true,
-            ExpectedTo::Broadcast => self.to.is_none(),
+            ExpectedTo::Broadcast => self.to().is_none(),
             ExpectedTo::Did(did) => self.to() == Some(did.as_str()),
         };
         if !to_matches {
@@ -415,8 +434,8 @@ impl<'a> ParsedEnvelope<'a> {
             SignatureTextError::Hex => EnvelopeError::SigHex,
             SignatureTextError::Length => EnvelopeError::SigLength,
         })?;
-        let digest = jcs::hash(&self.unsigned).map_err(|_| EnvelopeError::SigInvalid)?;
-        if !key.verify(&digest, &signature) {
+        let digests = self.digests().map_err(|_| EnvelopeError::SigInvalid)?;
+        if !key.verify(&digests.envelope, &signature) {
             return Err(EnvelopeError::SigInvalid);
         }
         // Checked after the signature, so that a changed nonce gives the same error as in the TypeScript

@@ -7,28 +7,25 @@
 mod bytes;
 pub mod control;
 pub mod envelope;
+mod fields;
 pub mod keygen;
 pub mod nostr;
 pub mod request_auth;
+mod shared_body;
 pub mod sign;
 pub mod update;
 
-use std::{
-    borrow::Cow,
-    fmt,
-    ops::Deref,
-    sync::{Arc, OnceLock},
-};
+use std::fmt;
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
 
-pub use self::bytes::Bytes;
 pub(crate) use self::bytes::{SENTINEL as BYTES_SENTINEL, present};
+pub use self::{bytes::Bytes, shared_body::SharedBody};
 use self::{
     control::{CohortEnded, Presence, PresenceRequest},
-    envelope::BodyPrefix,
     keygen::{CohortAdvert, CohortOptIn, CohortOptInAccept, CohortReady},
+    shared_body::ReceivedBody,
     sign::{
         AggregatedNonce, AuthorizationRequest, FallbackAuthorizationRequest, FallbackSignature, NonceContribution,
         SignatureAuthorization,
@@ -39,7 +36,7 @@ use crate::{
     did::Did,
     hash::{MessageDigest, sha256},
     id::CohortId,
-    jcs::{self, JcsError},
+    jcs, work,
 };
 
 /// The supported protocol version.
@@ -69,6 +66,10 @@ pub enum DecodeError {
 impl DecodeError {
     fn field(field: impl Into<String>, problem: impl fmt::Display) -> Self {
         Self::Field { field: field.into(), problem: problem.to_string() }
+    }
+
+    fn duplicate(field: impl Into<String>, key: &str) -> Self {
+        Self::field(field, format_args!("duplicate field `{key}`"))
     }
 }
 
@@ -102,10 +103,10 @@ macro_rules! bodies {
                     .expect("bodies hold strings, numbers and JSON values, all of which serialize")
             }
 
-            fn from_json(short_type: &str, json: &RawValue) -> Result<Self, DecodeError> {
+            fn decode<'de, D: Deserializer<'de>>(short_type: &str, json: D) -> Result<Self, DecodeError> {
                 let body = match short_type {
-                    keygen::KEY_PATH_ADVERT_TYPE => parse(json).map(Self::CohortAdvert),
-                    $($kind => parse(json).map(Self::$variant),)*
+                    keygen::KEY_PATH_ADVERT_TYPE => decode(json).map(Self::CohortAdvert),
+                    $($kind => decode(json).map(Self::$variant),)*
                     other => Err(DecodeError::UnknownType(format!("{TYPE_PREFIX}{other}"))),
                 }?;
                 if let Self::CohortAdvert(advert) = &body {
@@ -161,6 +162,9 @@ bodies! {
 }
 
 impl Body {
+    /// The names of the fields for documents that may be any JSON.
+    const DOCUMENTS: [&str; 3] = ["signedUpdate", "genesisDocument", "beaconData"];
+
     /// The documents in the body that may be any JSON, with the names of their fields.
     fn documents(&self) -> impl Iterator<Item = (&'static str, &Value)> {
         let (update, genesis, data) = match self {
@@ -169,8 +173,8 @@ impl Body {
             Self::DistributeAggregatedData(body) => (None, None, body.beacon_data.as_ref()),
             _ => (None, None, None),
         };
-        let named = [("signedUpdate", update), ("genesisDocument", genesis), ("beaconData", data)];
-        named.into_iter().filter_map(|(name, document)| Some((name, document?)))
+        let named = Self::DOCUMENTS.into_iter().zip([update, genesis, data]);
+        named.filter_map(|(name, document)| Some((name, document?)))
     }
 
     fn check_depth(&self) -> Result<(), DecodeError> {
@@ -195,114 +199,12 @@ pub(crate) fn type_uri(short_type: &str) -> String {
     format!("{TYPE_PREFIX}{short_type}")
 }
 
-fn parse<T: DeserializeOwned>(json: &RawValue) -> Result<T, DecodeError> {
-    let mut deserializer = serde_json::Deserializer::from_str(json.get());
-    serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+fn decode<'de, T: DeserializeOwned, D: Deserializer<'de>>(json: D) -> Result<T, DecodeError> {
+    serde_path_to_error::deserialize(json).map_err(|error| {
         let path = error.path().to_string();
         let field = if path == "." { "body".to_owned() } else { format!("body.{path}") };
         DecodeError::field(field, error.into_inner())
     })
-}
-
-/// A body with its JSON text and digests, each computed once however many recipients it has.
-#[derive(Clone)]
-pub struct SharedBody(Arc<Shared>);
-
-struct Shared {
-    body: Body,
-    json: OnceLock<String>,
-    one_line: OnceLock<bool>,
-    digests: OnceLock<Digests>,
-}
-
-/// What is cached of a body's canonical bytes. They are as long as the JSON text itself and are needed only for these
-/// two digests, so both are computed at once and the bytes are dropped.
-struct Digests {
-    hash: [u8; 32],
-    /// The sender whose messages were hashed or sealed first; in practice the only sender of the body.
-    from: Did,
-    /// Absent when the body cannot be sealed.
-    prefix: Option<BodyPrefix>,
-}
-
-impl SharedBody {
-    fn with_json(body: Body, json: OnceLock<String>) -> Self {
-        Self(Arc::new(Shared { body, json, one_line: OnceLock::new(), digests: OnceLock::new() }))
-    }
-
-    /// The body's JSON text: as it was received, or as we serialize it.
-    pub fn json(&self) -> &str {
-        self.0.json.get_or_init(|| self.0.body.to_json())
-    }
-
-    /// Whether the JSON text has no line breaks. Only a received text can have them.
-    pub fn is_on_one_line(&self) -> bool {
-        *self.0.one_line.get_or_init(|| !self.json().contains(['\n', '\r']))
-    }
-
-    /// The hash state of an envelope from `from` with this body, after sender and body (wire format, section 5). Only
-    /// a few hundred bytes are left to hash for each recipient.
-    ///
-    /// # Errors
-    /// [`JcsError`] when the body has no canonical form, or nests too deep to be parsed inside an envelope. Only a
-    /// body with a document of the caller's in it, or a received body, can cause this.
-    pub(crate) fn sealing_prefix(&self, from: &Did) -> Result<Cow<'_, BodyPrefix>, JcsError> {
-        let digests = self.digests(from);
-        match &digests.prefix {
-            Some(prefix) if digests.from == *from => Ok(Cow::Borrowed(prefix)),
-            // A second sender of the same body, or a body that cannot be sealed: too rare to be cached.
-            _ => {
-                let (value, canonical) = self.canonical()?;
-                BodyPrefix::new(from, &value, &canonical).map(Cow::Owned)
-            }
-        }
-    }
-
-    fn digests(&self, from: &Did) -> &Digests {
-        self.0.digests.get_or_init(|| {
-            let from = from.clone();
-            match self.canonical() {
-                Ok((value, canonical)) => {
-                    let prefix = BodyPrefix::new(&from, &value, &canonical).ok();
-                    Digests { hash: sha256(&canonical), from, prefix }
-                }
-                // A received body that has no canonical form is hashed as its text.
-                Err(_) => Digests { hash: sha256(self.json().as_bytes()), from, prefix: None },
-            }
-        })
-    }
-
-    fn canonical(&self) -> Result<(Value, Vec<u8>), JcsError> {
-        let value = serde_json::from_str(self.json())?;
-        let canonical = jcs::canonicalize(&value)?;
-        Ok((value, canonical))
-    }
-}
-
-impl<B: Into<Body>> From<B> for SharedBody {
-    fn from(body: B) -> Self {
-        Self::with_json(body.into(), OnceLock::new())
-    }
-}
-
-impl Deref for SharedBody {
-    type Target = Body;
-
-    fn deref(&self) -> &Body {
-        &self.0.body
-    }
-}
-
-impl PartialEq for SharedBody {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.body == other.0.body
-    }
-}
-
-impl fmt::Debug for SharedBody {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.body.fmt(f)
-    }
 }
 
 /// One message.
@@ -317,7 +219,7 @@ pub struct Message {
 }
 
 #[derive(Deserialize)]
-struct Header<'a> {
+struct Header<B> {
     #[serde(rename = "type")]
     kind: String,
     #[serde(default)]
@@ -325,8 +227,32 @@ struct Header<'a> {
     from: String,
     #[serde(default, deserialize_with = "bytes::present")]
     to: Option<String>,
-    #[serde(borrow)]
-    body: &'a RawValue,
+    body: B,
+}
+
+impl<B> Header<B> {
+    fn decode<'de, D: Deserializer<'de>>(json: D) -> Result<Self, DecodeError>
+    where
+        B: Deserialize<'de>,
+    {
+        serde_path_to_error::deserialize(json).map_err(|error| {
+            let path = error.path().to_string();
+            DecodeError::field(if path == "." { "message".to_owned() } else { path }, error.into_inner())
+        })
+    }
+
+    /// Sender, recipient, the short name of the type, and the body.
+    fn check(self, known: &[&Did]) -> Result<(Did, Option<Did>, String, B), DecodeError> {
+        let from = did("from", &self.from, known)?;
+        let to = self.to.map(|to| did("to", &to, known)).transpose()?;
+        if self.version.as_f64() != Some(VERSION as f64) {
+            return Err(DecodeError::Version(self.version.to_string()));
+        }
+        match self.kind.strip_prefix(TYPE_PREFIX) {
+            Some(short_type) => Ok((from, to, short_type.to_owned(), self.body)),
+            None => Err(DecodeError::UnknownType(self.kind)),
+        }
+    }
 }
 
 /// The DID `text` of `field`: one of the `known`, or parsed.
@@ -346,6 +272,9 @@ struct Reserved {
     #[serde(default, deserialize_with = "bytes::present")]
     from: Option<serde::de::IgnoredAny>,
 }
+
+/// Why a body with such keys is refused.
+const RESERVED: &str = "must not have a type or from of its own";
 
 /// Serde also accepts a list of fields for a struct; the wire format allows only objects.
 fn check_object(field: &str, json: &str) -> Result<(), DecodeError> {
@@ -400,30 +329,42 @@ impl Message {
     /// As for [`Self::from_json`].
     pub fn from_json_among(text: &str, known: &[&Did]) -> Result<Self, DecodeError> {
         check_object("message", text)?;
+        work::parsed();
         let mut deserializer = serde_json::Deserializer::from_str(text);
-        let header: Header<'_> = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-            let path = error.path().to_string();
-            DecodeError::field(if path == "." { "message".to_owned() } else { path }, error.into_inner())
-        })?;
+        let header = Header::<&RawValue>::decode(&mut deserializer)?;
         deserializer.end().map_err(|error| DecodeError::field("message", error))?;
-        let from = did("from", &header.from, known)?;
-        let to = header.to.map(|to| did("to", &to, known)).transpose()?;
-        if header.version.as_f64() != Some(VERSION as f64) {
-            return Err(DecodeError::Version(header.version.to_string()));
-        }
-        let Some(short_type) = header.kind.strip_prefix(TYPE_PREFIX) else {
-            return Err(DecodeError::UnknownType(header.kind));
-        };
-        check_object("body", header.body.get())?;
-        let reserved: Reserved =
-            serde_json::from_str(header.body.get()).map_err(|error| DecodeError::field("body", error))?;
+        let (from, to, short_type, body) = header.check(known)?;
+        let text = body.get();
+        check_object("body", text)?;
+        work::parsed();
+        let reserved: Reserved = serde_json::from_str(text).map_err(|error| DecodeError::field("body", error))?;
         if reserved.kind.is_some() || reserved.from.is_some() {
-            return Err(DecodeError::field("body", "must not have a type or from of its own"));
+            return Err(DecodeError::field("body", RESERVED));
         }
-        let body = Body::from_json(short_type, header.body)?;
+        work::parsed();
+        let body = Body::decode(&short_type, &mut serde_json::Deserializer::from_str(text))?;
         body.check_depth()?;
         // The received bytes are hashed and forwarded, unknown fields included.
-        let body = SharedBody::with_json(body, OnceLock::from(header.body.get().to_owned()));
+        let body = SharedBody::of_text(body, text);
+        Ok(Self { from, to, body })
+    }
+
+    /// A message that was parsed as a part of an envelope.
+    fn from_value(message: Value, received: ReceivedBody<'_>, known: &[&Did]) -> Result<Self, DecodeError> {
+        if !message.is_object() {
+            return Err(DecodeError::field("message", "an object expected"));
+        }
+        let (from, to, short_type, body) = Header::<Value>::decode(message)?.check(known)?;
+        let Value::Object(fields) = &body else { return Err(DecodeError::field("body", "an object expected")) };
+        if fields.contains_key("type") || fields.contains_key("from") {
+            return Err(DecodeError::field("body", RESERVED));
+        }
+        let body = Body::decode(&short_type, body)?;
+        if let Some(key) = &received.twice {
+            return Err(DecodeError::duplicate("body", key));
+        }
+        body.check_depth()?;
+        let body = SharedBody::received(body, &received, &from);
         Ok(Self { from, to, body })
     }
 
@@ -434,7 +375,7 @@ impl Message {
         // Already canonical: keys in order, values without escapes.
         let header = format!(
             "{{\"bodyHash\":\"{}\",\"from\":\"{}\"{}",
-            MessageDigest::from_bytes(self.body.digests(&self.from).hash),
+            MessageDigest::from_bytes(self.body.hash(&self.from)),
             self.from,
             self.canonical_tail(),
         );

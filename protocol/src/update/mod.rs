@@ -170,12 +170,25 @@ impl UpdateError {
 #[derive(Clone)]
 pub struct SignedUpdate(Arc<Inner>);
 
+/// What is known of the canonical bytes of a document.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CanonicalDocument {
+    hash: DocumentHash,
+    len: usize,
+}
+
+impl CanonicalDocument {
+    /// Of these canonical bytes.
+    pub(crate) fn of(canonical: &[u8]) -> Self {
+        Self { hash: DocumentHash::from_bytes(sha256(canonical)), len: canonical.len() }
+    }
+}
+
 /// At least one of the two forms is there.
 struct Inner {
     value: OnceLock<Value>,
     json: Option<Box<str>>,
-    hash: DocumentHash,
-    canonical_len: usize,
+    canonical: CanonicalDocument,
 }
 
 impl SignedUpdate {
@@ -188,18 +201,23 @@ impl SignedUpdate {
             return Err(UpdateError::NotAnObject);
         }
         jcs::check(&value, jcs::MAX_DOCUMENT_DEPTH)?;
-        let canonical = jcs::canonicalize(&value)?;
-        let hash = DocumentHash::from_bytes(sha256(&canonical));
-        let canonical_len = canonical.len();
-        Ok(Self(Arc::new(Inner { value: OnceLock::from(value), json: None, hash, canonical_len })))
+        let canonical = CanonicalDocument::of(&jcs::canonicalize_checked(&value)?);
+        Self::from_canonical(value, canonical)
+    }
+
+    /// The same for a value whose depth was checked, and whose canonical bytes are known.
+    pub(crate) fn from_canonical(value: Value, canonical: CanonicalDocument) -> Result<Self, UpdateError> {
+        if !value.is_object() {
+            return Err(UpdateError::NotAnObject);
+        }
+        Ok(Self(Arc::new(Inner { value: OnceLock::from(value), json: None, canonical })))
     }
 
     /// The same update as JSON text, which takes a quarter of the memory and is parsed again when a caller needs its
     /// [`value`](Self::value): for a service that keeps a thousand of them and has verified them.
     pub fn packed(&self) -> Self {
-        let Inner { hash, canonical_len, .. } = *self.0;
         let json = Some(self.value().to_string().into());
-        Self(Arc::new(Inner { value: OnceLock::new(), json, hash, canonical_len }))
+        Self(Arc::new(Inner { value: OnceLock::new(), json, canonical: self.0.canonical }))
     }
 
     /// The update as JSON, fields in the order in which they came.
@@ -213,7 +231,7 @@ impl SignedUpdate {
 
     /// The JSON Document Hash, by which announcements name the update.
     pub fn hash(&self) -> &DocumentHash {
-        &self.0.hash
+        &self.0.canonical.hash
     }
 
     /// The hash of the update without its top-level `proof`, by which a resolver recognizes an update, whatever key signed it
@@ -243,13 +261,13 @@ impl SignedUpdate {
 
     /// The size of the canonical form, in bytes.
     pub fn canonical_len(&self) -> usize {
-        self.0.canonical_len
+        self.0.canonical.len
     }
 }
 
 impl PartialEq for SignedUpdate {
     fn eq(&self, other: &Self) -> bool {
-        self.0.hash == other.0.hash
+        self.hash() == other.hash()
     }
 }
 
@@ -257,7 +275,7 @@ impl Eq for SignedUpdate {}
 
 impl fmt::Debug for SignedUpdate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SignedUpdate({})", self.0.hash)
+        write!(f, "SignedUpdate({})", self.hash())
     }
 }
 

@@ -104,7 +104,7 @@ impl Gate {
         if let Some(key) = new_key {
             self.directory.remember_outsider(&from, key);
         }
-        let message = envelope.message_among(&[&from, to.identity.did()]);
+        let message = envelope.into_message_among(&[&from, to.identity.did()]);
         Ok(Admitted { from, to, message })
     }
 
@@ -119,7 +119,7 @@ impl Gate {
         let (from, _) = self.authenticate(&envelope, address, now).await?;
         let local = self.directory.local(from.as_str()).ok_or(Refusal::NotAnActor)?;
         check_inner(&envelope)?;
-        Ok((local, envelope.message_among(&[&from])))
+        Ok((local, envelope.into_message_among(&[&from])))
     }
 
     /// Parses `GET /v1/actors/{did}/inbox`; [`Self::admit_inbox`] verifies that its owner sent it.

@@ -13,7 +13,6 @@ use actix_web::{
 use btcr2_aggregation_protocol::{
     did::Did,
     message::{Body, Message},
-    update::SignedUpdate,
 };
 use futures::{StreamExt, stream};
 use serde_json::json;
@@ -141,9 +140,10 @@ async fn accept_message(server: &HttpServer, request: &HttpRequest, payload: Pay
 fn holds_too_large_an_update(server: &HttpServer, message: &Message, body: usize) -> bool {
     let limit = server.0.update_bytes;
     body > limit
-        && matches!(&*message.body, Body::SubmitUpdate(submit)
-            if SignedUpdate::from_value((*submit.signed_update).clone())
-                .is_ok_and(|update| update.canonical_len() > limit))
+        && message
+            .body
+            .signed_update()
+            .is_some_and(|update| update.is_ok_and(|update| update.canonical_len() > limit))
 }
 
 async fn post_advert(server: Server, request: HttpRequest, payload: Payload) -> HttpResponse {

@@ -30,7 +30,10 @@ impl ServiceCohort {
         rng: &mut dyn CryptoRng,
     ) -> Result<Vec<ServiceEvent>, Reject> {
         let member = self.member(from)?;
-        let update = SignedUpdate::from_value((*body.signed_update).clone())
+        let update = message
+            .body
+            .signed_update()
+            .unwrap_or_else(|| SignedUpdate::from_value((*body.signed_update).clone()))
             .map_err(|error| Reject::new(RejectCode::UpdateMalformed, from, error))?;
         let limit = self.config.terms.limits.update_bytes;
         if update.canonical_len() > limit {

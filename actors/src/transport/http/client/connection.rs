@@ -308,7 +308,7 @@ impl HttpConnection {
         if !envelope.sender_matches() {
             return Err(wrong(format!("an envelope of {from} contains the message of another sender")));
         }
-        Ok(match envelope.message_among(&[&from, self.identity.did()]) {
+        Ok(match envelope.into_message_among(&[&from, self.identity.did()]) {
             Ok(message) => Delivery::Message(message.into()),
             Err(error) => Delivery::Undecodable { from, error },
         })

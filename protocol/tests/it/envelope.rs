@@ -8,9 +8,9 @@ use btcr2_aggregation_protocol::{
     envelope::{EnvelopeError, Expected, ParsedEnvelope, SealedEnvelope, signing_digest},
     hash::sha256,
     identity::Identity,
-    jcs::{JcsError, MAX_DEPTH},
+    jcs::{self, JcsError, MAX_DEPTH},
     key::SecretKey,
-    message::{Body, Message, SharedBody},
+    message::{Body, DecodeError, Message, SharedBody},
     network::Network,
     time::Timestamp,
 };
@@ -233,6 +233,34 @@ fn numbers_keep_their_value_and_nonces_are_lower_case_hex() {
     assert_eq!(sign(&|envelope| drop(envelope.remove("nonce"))), Err(EnvelopeError::Nonce));
 }
 
+#[test]
+fn a_field_twice_is_no_message_and_in_a_document_the_last_counts() {
+    let from = identity(1);
+    let message = opt_in(&from, None, &json!({"a": 1}));
+    let text = seal(&from, &message).to_json();
+    assert_eq!(ParsedEnvelope::parse(&text).unwrap().message().unwrap(), message);
+    for (once, twice) in [
+        ("\"message\":{", "\"message\":{\"version\":1,"),
+        ("\"body\":{", "\"body\":{\"cohortId\":\"x\","),
+        ("\"participantPk\":{", "\"participantPk\":{\"__bytes\":\"00\","),
+    ] {
+        let text = text.replacen(once, twice, 1);
+        let message = ParsedEnvelope::parse(&text).unwrap().message();
+        assert!(matches!(message, Err(DecodeError::Field { .. })), "{twice}: {message:?}");
+        assert_eq!(message.is_err(), Message::from_json(&inner(&text)).is_err(), "{twice}: as without an envelope");
+    }
+    let text = text.replacen("{\"a\":1}", "{\"a\":2,\"a\":1}", 1);
+    let received = ParsedEnvelope::parse(&text).unwrap().message().unwrap();
+    assert_eq!(received, message);
+    assert_eq!(received.digest(), message.digest());
+}
+
+/// The text of the message in an envelope's.
+fn inner(envelope: &str) -> String {
+    let (_, message) = envelope.split_once("\"message\":").unwrap();
+    message.rsplit_once(",\"sig\":").unwrap().0.to_owned()
+}
+
 fn json_value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -292,6 +320,11 @@ proptest! {
                 .is_ok_and(|parsed| parsed.verify(&key, now, &Expected::default()).is_ok());
             prop_assert!(!believed || means_the_same(&changed, &text), "{changed}");
         }
+    }
+
+    #[test]
+    fn canonical_bytes_are_those_of_another_implementation(value in json_value()) {
+        prop_assert_eq!(jcs::canonicalize(&value).unwrap(), serde_jcs::to_vec(&value).unwrap());
     }
 
     #[test]

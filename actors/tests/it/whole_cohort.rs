@@ -126,6 +126,7 @@ fn assert_whole_round(beacon_type: BeaconType) {
             assert_eq!(reported.await, expected);
         }
 
+        pass(UNTIL_MEMBERS_ARE_DONE).await;
         for (member, submitted) in members.iter().zip(["update-submitted", "update-submitted", "update-declined"]) {
             let received = world.members.received().to_vec();
             let own = received.iter().map(|notice| serde_json::to_value(&**notice).expect("notices serialize"));
@@ -143,11 +144,12 @@ fn assert_whole_round(beacon_type: BeaconType) {
                 "signing-requested",
                 "nonce-sent",
                 "signature-sent",
+                "cohort-complete",
+                "cohort-over",
             ];
             assert_eq!(names, expected);
         }
 
-        pass(UNTIL_MEMBERS_ARE_DONE).await;
         let Round { cohort_id, result, records } = &round;
         assert_replays(&world, &service, &open, cohort_id, result, &members, records).await;
         assert!(service.address.send(LiveCohorts).await.expect("the service runs").is_empty());

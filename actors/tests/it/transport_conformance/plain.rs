@@ -89,22 +89,21 @@ struct Line {
 impl Line {
     async fn run(mut self, mut outbox: Receiver<Outbound>, inbox: Inbox) -> End {
         let cut = Arc::clone(&self.cut);
-        let carried = async {
-            loop {
-                tokio::select! {
-                    Some(outbound) = outbox.recv() => self.send(outbound, &inbox).await?,
-                    letter = self.letter() => self.deliver(letter, &inbox).await?,
-                }
+        loop {
+            // A cut comes between two letters: a letter that was delivered is out of the box.
+            let carried = tokio::select! {
+                Some(outbound) = outbox.recv() => self.send(outbound, &inbox).await,
+                letter = self.letter() => self.deliver(letter, &inbox).await,
+                () = cut.notified() => break,
+            };
+            if carried.is_err() {
+                return End::Stopped;
             }
-        };
-        let ended: Result<(), InboxClosed> = tokio::select! {
-            ended = carried => ended,
-            () = cut.notified() => Ok(()),
-        };
+        }
         // What was accepted is not lost; what comes later waits in the link.
         outbox.close();
         while let Some(outbound) = outbox.recv().await {
-            if ended.is_err() || self.send(outbound, &inbox).await.is_err() {
+            if self.send(outbound, &inbox).await.is_err() {
                 break;
             }
         }

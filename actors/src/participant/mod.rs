@@ -10,8 +10,7 @@ mod session;
 use std::{collections::BTreeMap, sync::Arc};
 
 use actix::{
-    Actor, Addr, Context, Handler, Message as ActixMessage, Supervised, dev::ContextFut,
-    prelude::SendError,
+    Actor, Addr, Context, Handler, Message as ActixMessage, Supervised, dev::ContextFut, prelude::SendError,
 };
 use bitcoin::FeeRate;
 use btcr2_aggregation_protocol::{

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Recipient, Supervised, WrapFuture,
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Supervised, WrapFuture,
     dev::ContextFut,
 };
 use btcr2_aggregation_protocol::{
@@ -24,7 +24,7 @@ use btcr2_aggregation_protocol::{
 
 use super::{
     ParticipantShared, Progress,
-    post::{Leave, Owner, Seen, SendAgain, SessionMessage, send_when_free},
+    post::{Leave, Owner, Seen, SendAgain, SessionMessage},
 };
 use crate::{
     engine::{Driven, Engine, Replayed},

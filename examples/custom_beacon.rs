@@ -7,7 +7,7 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use std::{error::Error, sync::Arc};
+use std::sync::Arc;
 
 use btcr2_aggregation::protocol::{
     beacon::{
@@ -64,7 +64,7 @@ impl AggregateBeacon for ListBeacon {
 }
 
 #[actix_rt::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> support::Outcome<()> {
     let name = BeaconType::new(LIST_BEACON)?;
     let mut cohort = support::Cohort::of(3);
     // Service and participants need it: a participant ignores an advert with an unknown beacon type.

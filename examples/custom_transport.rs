@@ -8,7 +8,7 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use std::{collections::BTreeSet, error::Error, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
 use btcr2_aggregation::{
@@ -107,7 +107,7 @@ impl Stop {
 }
 
 #[actix_rt::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> support::Outcome<()> {
     let bus = Arc::new(Bus { wire: Sender::new(1024), clock: Clock::system() });
     let tap = bus.wire.subscribe();
     let mut cohort = support::Cohort::of(3);

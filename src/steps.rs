@@ -11,10 +11,7 @@ use tokio::sync::{
     mpsc,
 };
 
-use crate::{
-    actors::notice::{ParticipantNotice, ServiceNotice},
-    bitcoin::notice::AnnouncementNotice,
-};
+use crate::bitcoin::notice::AnnouncementNotice;
 
 /// How many notices that are only printed may wait.
 const WAITING: usize = 1 << 14;
@@ -25,32 +22,10 @@ pub(crate) trait Step: Clone + Send + Sync + 'static {
     fn is_decisive(&self) -> bool;
 }
 
-impl Step for ServiceNotice {
-    fn is_decisive(&self) -> bool {
-        matches!(
-            self,
-            Self::CohortRecovered { .. }
-                | Self::KeygenComplete { .. }
-                | Self::SigningComplete { .. }
-                | Self::CohortFailed { .. }
-                | Self::CohortReformed { .. }
-        )
-    }
-}
-
 impl Step for AnnouncementNotice {
     fn is_decisive(&self) -> bool {
         // There are a few for each cohort and each problem with the chain, and the operator needs all of them.
         true
-    }
-}
-
-impl Step for ParticipantNotice {
-    fn is_decisive(&self) -> bool {
-        !matches!(
-            self,
-            Self::MessageRejected { .. } | Self::MessageUnverified { .. } | Self::MessageUndelivered { .. }
-        )
     }
 }
 

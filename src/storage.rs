@@ -14,7 +14,6 @@ use crate::{
         invites::InviteBook,
         journal::{Journal, MemoryJournal},
         runtime::Clock,
-        service::Retention,
         state::{State, StateError, Table, inboxes::StateInboxes, nonces::StateNonces, vault::StateVault},
         transport::http::server::HttpServerParts,
     },
@@ -153,10 +152,6 @@ impl Storage {
             Some(state) => Arc::new(UntilClosed { journal: state.journal(), closing: self.closing.clone() }),
             None => Arc::new(MemoryJournal::new()),
         }
-    }
-
-    pub(crate) fn retention(&self) -> Retention {
-        if self.is_durable() { Retention::UntilArchived } else { Retention::Forget }
     }
 
     /// The ban list. If it cannot be read, the error is reported before any member is admitted.

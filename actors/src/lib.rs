@@ -1,9 +1,11 @@
 //! The actors of did:btcr2 aggregation, on actix.
 //!
 //! Actors translate messages and own mailboxes; the state machines of `btcr2-aggregation-protocol` decide what may
-//! happen in the protocol. A host starts a [`supervisor::Supervisor`], asks it for services and participants, answers
-//! their questions through the traits of [`policy`], and subscribes to their [`notice`]s.
+//! happen in the protocol. A host starts a [`Service`](handle::Service) or a [`Participant`](handle::Participant),
+//! answers its questions through the traits of [`policy`], and reads its [`events`].
 //!
+//! - [`handle`]: what a host holds; [`events`]: what it receives, at least once; [`transports`]: transports by
+//!   configuration.
 //! - [`service`]: an Aggregation Service, its cohorts and their signing sessions.
 //! - [`participant`]: a DID controller and its sessions.
 //! - [`announcement`]: the way of a cohort's signal into the chain.
@@ -27,7 +29,9 @@ pub mod chain;
 mod cool_downs;
 mod deliveries;
 mod engine;
+pub mod events;
 mod evidence;
+pub mod handle;
 pub mod invites;
 pub mod journal;
 pub mod load;
@@ -47,4 +51,5 @@ pub mod subject;
 pub mod supervision;
 pub mod supervisor;
 pub mod transport;
+pub mod transports;
 pub mod tree;

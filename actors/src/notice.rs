@@ -3,7 +3,10 @@
 //! Each subscriber has its own queue. A subscriber that falls behind loses the oldest notices, receives their number,
 //! and delays no other subscriber.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+};
 
 use bitcoin::{Transaction, Txid};
 use btcr2_aggregation_protocol::{
@@ -156,7 +159,12 @@ pub enum ParticipantNotice {
     /// An advert was accepted for consideration.
     CohortDiscovered { did: Did, cohort_id: CohortId, service: Did },
     /// We opted in.
-    CohortJoined { did: Did, cohort_id: CohortId },
+    CohortJoined {
+        did: Did,
+        cohort_id: CohortId,
+        #[serde(skip)]
+        service: Did,
+    },
     /// The service admitted us.
     OptInAccepted { did: Did, cohort_id: CohortId },
     /// The cohort has formed, and its address is correct.
@@ -278,6 +286,20 @@ impl ServiceNotice {
         }
     }
 
+    /// Whether this is the end of a cohort.
+    pub(crate) fn is_end(&self) -> bool {
+        matches!(self, Self::SigningComplete { .. } | Self::CohortFailed { .. })
+    }
+
+    pub(crate) fn formed(cohort_id: CohortId, output: &BeaconOutput) -> Self {
+        Self::KeygenComplete {
+            cohort_id,
+            beacon_address: output.address().to_owned(),
+            participants: output.keys().len(),
+            output: Arc::new(output.clone()),
+        }
+    }
+
     pub(crate) fn failed(cohort_id: CohortId, failure: &CohortFailure, next: Option<CohortId>) -> Self {
         Self::CohortFailed {
             cohort_id,
@@ -339,25 +361,91 @@ impl ParticipantNotice {
     }
 }
 
+/// A receiver of every notice, in the order of publication. It is called on the thread of the actor that publishes, so it
+/// only stores what it needs.
+pub(crate) trait Sink<N>: Send + Sync {
+    /// A notice was published.
+    fn receive(&self, notice: &Arc<N>);
+
+    /// No further notice will be published.
+    fn close(&self);
+}
+
 /// The channel on which notices are published. Clones share it.
 ///
 /// The channel is allocated on the first subscribe: a process may have a hundred thousand participants without
 /// subscribers.
-#[derive(Clone, Debug)]
-pub struct Notices<N> {
+pub struct Notices<N>(Arc<Shared<N>>);
+
+struct Shared<N> {
     capacity: usize,
-    channel: Arc<OnceLock<broadcast::Sender<Arc<N>>>>,
+    channel: OnceLock<broadcast::Sender<Arc<N>>>,
+    sinks: Mutex<Vec<Weak<dyn Sink<N>>>>,
+    /// Receives the same notices.
+    parent: Option<Notices<N>>,
 }
 
-impl<N: Clone + Send + Sync + 'static> Notices<N> {
+/// A channel that ends when all [`Notices`] that publish on it are gone.
+pub(crate) struct WeakNotices<N>(Weak<Shared<N>>);
+
+impl<N> WeakNotices<N> {
+    /// The channel, if it has not ended.
+    pub(crate) fn upgrade(&self) -> Option<Notices<N>> {
+        self.0.upgrade().map(Notices)
+    }
+}
+
+impl<N> Clone for Notices<N> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<N> fmt::Debug for Notices<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Notices").field("capacity", &self.0.capacity).finish_non_exhaustive()
+    }
+}
+
+impl<N> Drop for Shared<N> {
+    fn drop(&mut self) {
+        let sinks = self.sinks.get_mut().unwrap_or_else(PoisonError::into_inner);
+        sinks.iter().filter_map(Weak::upgrade).for_each(|sink| sink.close());
+    }
+}
+
+impl<N: Send + Sync + 'static> Notices<N> {
     /// A channel whose subscribers may fall `capacity` notices behind.
     pub fn new(capacity: usize) -> Self {
-        Self { capacity: capacity.max(1), channel: Arc::default() }
+        Self::below(capacity, None)
     }
 
-    /// All notices from now on. `recv` returns the number of lost notices if the subscriber fell too far behind.
+    /// A channel whose notices are published on this one too.
+    pub(crate) fn child(&self) -> Self {
+        Self::below(self.0.capacity, Some(self.clone()))
+    }
+
+    fn below(capacity: usize, parent: Option<Self>) -> Self {
+        let (channel, sinks) = (OnceLock::new(), Mutex::default());
+        Self(Arc::new(Shared { capacity: capacity.max(1), channel, sinks, parent }))
+    }
+
+    /// The same channel, which ends when all others that publish on it are gone.
+    pub(crate) fn downgrade(notices: &Self) -> WeakNotices<N> {
+        WeakNotices(Arc::downgrade(&notices.0))
+    }
+
+    /// All notices from now on. `recv` returns the number of lost notices if the subscriber fell too far behind. For
+    /// measurements and logs; what must not be missed is in the [events](crate::events).
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<N>> {
-        self.channel.get_or_init(|| broadcast::Sender::new(self.capacity)).subscribe()
+        self.0.channel.get_or_init(|| broadcast::Sender::new(self.0.capacity)).subscribe()
+    }
+
+    /// Passes all notices from now on to `sink`, until it is dropped.
+    pub(crate) fn add(&self, sink: Weak<dyn Sink<N>>) {
+        let mut sinks = self.lock();
+        sinks.retain(|other| other.strong_count() > 0);
+        sinks.push(sink);
     }
 
     /// Sends the notice to the subscribers, and logs it.
@@ -366,10 +454,25 @@ impl<N: Clone + Send + Sync + 'static> Notices<N> {
         N: Serialize,
     {
         log(&notice);
-        if let Some(channel) = self.channel.get() {
+        self.send(&Arc::new(notice));
+    }
+
+    fn send(&self, notice: &Arc<N>) {
+        if let Some(channel) = self.0.channel.get() {
             // It is not an error that all subscribers are gone.
-            let _ = channel.send(Arc::new(notice));
+            let _ = channel.send(Arc::clone(notice));
         }
+        for sink in self.lock().iter().filter_map(Weak::upgrade) {
+            sink.receive(notice);
+        }
+        if let Some(parent) = &self.0.parent {
+            parent.send(notice);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<dyn Sink<N>>>> {
+        // No code panics while it holds the lock.
+        self.0.sinks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

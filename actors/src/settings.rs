@@ -15,14 +15,15 @@ use btcr2_aggregation_protocol::{
 
 use crate::{
     bans::{BanBook, DefaultBans},
+    events::{self, Events},
     journal::MemoryJournal,
     load::Load,
-    notice::Notices,
-    participant::ParticipantSettings,
+    notice::{Notices, ParticipantNotice, ServiceNotice},
+    participant::{ParticipantSettings, SessionJournal},
     policy::{ParticipantPolicy, ServicePolicy},
     runtime::{Clock, Randomness},
     seats::Seats,
-    service::{OpenCohort, Retention, ServiceSettings},
+    service::{CohortJournal, OpenCohort, Retention, ServiceSettings},
     supervision::RestartIntensity,
     transport::Transport,
 };
@@ -54,6 +55,12 @@ impl ServiceSettings {
             retention: Retention::Forget,
         }
     }
+
+    /// The events from now on, for a service that is started with these settings without a
+    /// [`Service`](crate::handle::Service). At most `waiting` transient events wait for the host.
+    pub fn events(&self, waiting: usize) -> Events<ServiceNotice> {
+        events::follow(&self.notices, Arc::new(CohortJournal::new(self)), waiting)
+    }
 }
 
 impl ParticipantSettings {
@@ -75,6 +82,12 @@ impl ParticipantSettings {
             restarts: RestartIntensity::default(),
             retention: Retention::Forget,
         }
+    }
+
+    /// The events from now on, for a participant that is started with these settings without a
+    /// [`Participant`](crate::handle::Participant). At most `waiting` transient events wait for the host.
+    pub fn events(&self, waiting: usize) -> Events<ParticipantNotice> {
+        events::follow(&self.notices, Arc::new(SessionJournal::new(self)), waiting)
     }
 }
 

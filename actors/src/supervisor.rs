@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message as ActixMessage};
+use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message as ActixMessage};
 use btcr2_aggregation_protocol::did::Did;
 
 pub use crate::supervision::{End, EndGuard};
@@ -10,7 +10,7 @@ use crate::{
     participant::{ParticipantActor, ParticipantSettings},
     service::{AggregationService, ServiceSettings},
     span,
-    supervision::{InTree, Vitals, start},
+    supervision::{InTree, Lease, Leased, Vitals, start_leased},
     transport::{Inbox, link::Link},
     tree::{self, Row},
 };
@@ -25,6 +25,11 @@ pub struct StartService(pub ServiceSettings);
 #[rtype(result = "Addr<ParticipantActor>")]
 pub struct StartParticipant(pub ParticipantSettings);
 
+/// Stop, with all services and participants.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct Stop;
+
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 struct ChildGone {
@@ -38,8 +43,8 @@ struct ChildGone {
 pub struct Supervisor {
     vitals: Vitals,
     links: Vec<Link>,
-    services: Vec<Addr<AggregationService>>,
-    participants: Vec<Addr<ParticipantActor>>,
+    services: Vec<(Addr<AggregationService>, Lease)>,
+    participants: Vec<(Addr<ParticipantActor>, Lease)>,
 }
 
 impl Supervisor {
@@ -54,9 +59,10 @@ impl Supervisor {
         self.vitals.clone()
     }
 
-    fn guard(role: &'static str, did: &Did, ctx: &Context<Self>) -> EndGuard {
+    fn guard(role: &'static str, did: &Did, leased: Leased, ctx: &Context<Self>) -> EndGuard {
         let (supervisor, did) = (ctx.address(), did.clone());
-        EndGuard::new(move |end| supervisor.do_send(ChildGone { role, did, end }))
+        // An unbounded send: there is one for each child.
+        EndGuard::leased(leased, move |end| supervisor.do_send(ChildGone { role, did, end }))
     }
 
     /// What an actor has sent must leave after its end too.
@@ -78,14 +84,14 @@ impl Handler<StartService> for Supervisor {
     type Result = Addr<AggregationService>;
 
     fn handle(&mut self, StartService(settings): StartService, ctx: &mut Self::Context) -> Self::Result {
-        let guard = Self::guard("service", settings.identity.did(), ctx);
         let (transport, identity) = (Arc::clone(&settings.transport), settings.identity.clone());
-        let service = start(span::service(settings.identity.did()), |service: &mut Context<AggregationService>| {
-            let inbox = Inbox::of(service.address().recipient());
-            let link = self.retain(Link::waiting(transport, identity, inbox));
+        let did = settings.identity.did().clone();
+        let (service, lease) = start_leased(span::service(&did), |service: &mut Context<_>, leased| {
+            let guard = Self::guard("service", &did, leased, ctx);
+            let link = self.retain(Link::waiting(transport, identity, Inbox::of(service.address().recipient())));
             AggregationService::new(settings, link, guard)
         });
-        self.services.push(service.clone());
+        self.services.push((service.clone(), lease));
         service
     }
 }
@@ -94,16 +100,27 @@ impl Handler<StartParticipant> for Supervisor {
     type Result = Addr<ParticipantActor>;
 
     fn handle(&mut self, StartParticipant(settings): StartParticipant, ctx: &mut Self::Context) -> Self::Result {
-        let guard = Self::guard("participant", settings.identity.did(), ctx);
         let (transport, identity) = (Arc::clone(&settings.transport), settings.identity.clone());
         let did = settings.identity.did().clone();
-        let participant = start(span::participant(&did), |participant: &mut Context<ParticipantActor>| {
-            let inbox = Inbox::of(participant.address().recipient());
-            let link = self.retain(Link::start(transport, identity, inbox));
+        let (participant, lease) = start_leased(span::participant(&did), |participant: &mut Context<_>, leased| {
+            let guard = Self::guard("participant", &did, leased, ctx);
+            let link = self.retain(Link::start(transport, identity, Inbox::of(participant.address().recipient())));
             ParticipantActor::new(settings, link, guard)
         });
-        self.participants.push(participant.clone());
+        self.participants.push((participant.clone(), lease));
         participant
+    }
+}
+
+impl Handler<Stop> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        // Each ends before it runs anything else; events that were appended to the journal become durable nevertheless.
+        self.services.clear();
+        self.participants.clear();
+        self.links.clear();
+        ctx.stop();
     }
 }
 
@@ -111,8 +128,8 @@ impl Handler<ChildGone> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, ChildGone { role, did, end }: ChildGone, _: &mut Self::Context) {
-        self.services.retain(Addr::connected);
-        self.participants.retain(Addr::connected);
+        self.services.retain(|(service, _)| service.connected());
+        self.participants.retain(|(participant, _)| participant.connected());
         self.links.retain(|link| !link.is_over());
         if let Some(reason) = end.failure() {
             tracing::error!(role, %did, %reason, "an actor has ended unexpectedly");

@@ -3,37 +3,36 @@
 
 pub mod floor;
 pub mod memory;
+pub mod node;
 
 use std::{error::Error, sync::Arc};
 
-use actix::{Actor, Addr};
 use async_trait::async_trait;
 use btcr2_aggregation::{
     actors::{
+        handle::{Participant, Service},
         journal::{Journal, MemoryJournal},
-        notice::{CohortResult, Notices, ParticipantNotice, ServiceNotice},
-        participant::ParticipantSettings,
+        notice::CohortResult,
         policy::{ParticipantPolicy, UpdateRequest},
         runtime::{Clock, Randomness},
-        service::{AggregationService, OpenCohort, ServiceSettings},
-        supervisor::{StartParticipant, StartService, Supervisor},
-        transport::{Transport, memory::MemoryTransport},
+        service::OpenCohort,
+        transport::{Transport, http::HttpClient, memory::MemoryTransport},
     },
     bitcoin::offline::OfflineOperator,
     protocol::{
         beacon::{BeaconRegistry, BeaconType},
         cohort::{conditions::Conditions, participant::Advert},
+        did::Did,
         hash::sha256,
         identity::Identity,
         key::{SecretKey, XOnlyKey},
         network::Network,
-        output::{DEFAULT_MAX_FEE_RATE, KeyAggregator, MemoizedAggregator, RecoverySequence, ScriptTree},
+        output::{KeyAggregator, MemoizedAggregator, RecoverySequence, ScriptTree},
         update::{Submission, add_beacon_service_patch, build_update, sign_update},
     },
 };
-use tokio::sync::broadcast::Receiver;
 
-pub type Outcome<T> = Result<T, Box<dyn Error>>;
+pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 pub const NETWORK: Network = Network::Regtest;
 
@@ -66,6 +65,10 @@ pub struct Joiner {
 }
 
 impl Joiner {
+    pub fn new(identity: Identity, randomness: Randomness) -> Self {
+        Self { identity, randomness }
+    }
+
     pub fn update(&self, request: &UpdateRequest) -> Option<Submission> {
         let (me, did) = (&self.identity, self.identity.did());
         let beacon_type = request.advert.conditions.beacon_type.as_str();
@@ -85,6 +88,16 @@ impl ParticipantPolicy for Joiner {
     async fn provide_update(&self, request: &UpdateRequest) -> Option<Submission> {
         self.update(request)
     }
+}
+
+/// Starts members of a service that is reached at `url`: customers, on other machines in practice.
+pub async fn join_over_http(url: String, service: Did, names: &[&str]) -> Outcome<()> {
+    for name in names {
+        let policy = Joiner::new(identity(Randomness::System, name), Randomness::System);
+        let client = HttpClient::new(&url, Some(service.clone()), Clock::system(), Randomness::System)?;
+        Participant::builder(policy.identity.clone(), Arc::new(client), Arc::new(policy)).start().await?;
+    }
+    Ok(())
 }
 
 /// A service and its members, before they start.
@@ -126,46 +139,32 @@ impl Cohort {
 
     /// Starts the service and the members.
     pub async fn start(self) -> Outcome<Running> {
-        let supervisor = Supervisor::default().start();
-        let notices = Notices::new(1 << 17);
-        let member_steps = notices.subscribe();
-        let clock = Clock::system();
+        let mut members = Vec::new();
         for identity in &self.members {
-            let policy = Joiner { identity: identity.clone(), randomness: self.randomness };
-            let settings = ParticipantSettings {
-                max_fee_rate: DEFAULT_MAX_FEE_RATE,
-                beacons: self.beacons.clone(),
-                aggregator: Arc::clone(&self.aggregator),
-                journal: Arc::clone(&self.journal),
-                clock,
-                randomness: self.randomness,
-                notices: notices.clone(),
-                ..ParticipantSettings::new(identity.clone(), Arc::clone(&self.client), Arc::new(policy))
-            };
-            supervisor.send(StartParticipant(settings)).await?;
+            let policy = Joiner::new(identity.clone(), self.randomness);
+            let builder = Participant::builder(identity.clone(), Arc::clone(&self.client), Arc::new(policy))
+                .beacons(self.beacons.clone())
+                .aggregator(Arc::clone(&self.aggregator))
+                .transient_journal(Arc::clone(&self.journal))
+                .randomness(self.randomness);
+            members.push(builder.start().await?);
         }
-        let settings = ServiceSettings {
-            beacons: self.beacons.clone(),
-            aggregator: Arc::clone(&self.aggregator),
-            journal: Arc::clone(&self.journal),
-            clock,
-            randomness: self.randomness,
-            notices: Notices::new(1 << 17),
-            ..ServiceSettings::new(self.service.clone(), Arc::clone(&self.server), Arc::new(OfflineOperator))
-        };
-        let steps = settings.notices.subscribe();
-        let service = supervisor.send(StartService(settings)).await?;
-        Ok(Running { cohort: self, service, steps, member_steps, supervisor })
+        let service = Service::builder(self.service.clone(), Arc::clone(&self.server), Arc::new(OfflineOperator))
+            .beacons(self.beacons.clone())
+            .aggregator(Arc::clone(&self.aggregator))
+            .transient_journal(Arc::clone(&self.journal))
+            .randomness(self.randomness)
+            .start()
+            .await?;
+        Ok(Running { cohort: self, service, members })
     }
 }
 
 /// The running service and members.
 pub struct Running {
     pub cohort: Cohort,
-    pub service: Addr<AggregationService>,
-    pub supervisor: Addr<Supervisor>,
-    steps: Receiver<Arc<ServiceNotice>>,
-    member_steps: Receiver<Arc<ParticipantNotice>>,
+    pub service: Service,
+    pub members: Vec<Participant>,
 }
 
 impl Running {
@@ -174,21 +173,10 @@ impl Running {
         let members = u32::try_from(self.cohort.members.len())?;
         let recovery_key = self.cohort.service.public_key().x_only();
         let conditions = conditions(self.cohort.beacon_type.clone(), members, recovery_key)?;
-        self.service.send(OpenCohort::new(conditions, NETWORK)).await??;
-        let result = loop {
-            match &*self.steps.recv().await? {
-                ServiceNotice::SigningComplete { result, .. } => break Arc::clone(result),
-                ServiceNotice::CohortFailed { reason, .. } => return Err(reason.clone().into()),
-                _ => {}
-            }
-        };
-        let mut missing = self.cohort.members.len();
-        while missing > 0 {
-            match &*self.member_steps.recv().await? {
-                ParticipantNotice::CohortComplete { .. } => missing -= 1,
-                ParticipantNotice::CohortFailed { reason, .. } => return Err(reason.clone().into()),
-                _ => {}
-            }
+        let cohort = self.service.open(OpenCohort::new(conditions, NETWORK)).await?;
+        let result = cohort.outcome().await?;
+        for member in &self.members {
+            member.membership(self.service.did(), cohort.id()).outcome().await?;
         }
         Ok(result)
     }

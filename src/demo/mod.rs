@@ -12,8 +12,6 @@ mod silence;
 
 use std::{sync::Arc, time::Duration};
 
-use actix::Actor;
-use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::time::Instant;
 
 pub use self::report::Report;
@@ -21,16 +19,13 @@ use self::{network::DemoNetwork, policy::DemoMember, report::MemberReport, silen
 use crate::{
     actors::{
         bans::{BanBook, NoBans},
+        events::{Event, Events},
+        handle::{Completed, Participant, Service},
         journal::MemoryJournal,
-        load::Load,
-        notice::{CohortResult, Notices, ParticipantNotice, ServiceNotice},
-        participant::ParticipantSettings,
+        notice::{CohortResult, Notices, ServiceNotice},
         policy::ServicePolicy,
         runtime::{Clock, Randomness},
-        seats::Seats,
-        service::{OpenCohort, Retention, ServiceSettings},
-        supervision::RestartIntensity,
-        supervisor::{StartParticipant, StartService, Supervisor},
+        service::OpenCohort,
         transport::Transport,
     },
     bitcoin::offline::OfflineOperator,
@@ -48,7 +43,7 @@ use crate::{
         key::SecretKey,
         network::Network,
         nostr::max_members,
-        output::{DEFAULT_MAX_FEE_RATE, MAX_FALLBACK_KEYS, MemoizedAggregator, RecoverySequence, ScriptTree},
+        output::{MAX_FALLBACK_KEYS, MemoizedAggregator, RecoverySequence, ScriptTree},
     },
 };
 
@@ -217,62 +212,41 @@ pub async fn run_with(
     let journal = Arc::new(MemoryJournal::new());
     let clock = Clock::system();
     let network = DemoNetwork::start(config.transport, service_identity.did(), clock, randomness).await?;
-    let member_notices = Notices::new(NOTICES);
-    let mut service_steps = service_notices.subscribe();
-    let mut member_steps = member_notices.subscribe();
 
-    let supervisor = Supervisor::default().start();
+    let mut members = Vec::new();
     for (index, identity) in identities.iter().enumerate() {
         let silent = config.path == SpendPath::ScriptPath && index + 1 == config.participants;
         let transport = Arc::clone(&network.members);
         let transport: Arc<dyn Transport> = if silent { Arc::new(SilentAfterNonces(transport)) } else { transport };
         let policy =
             DemoMember::new(identity.clone(), service_identity.did().clone(), index < config.decline, randomness);
-        let settings = ParticipantSettings {
-            max_fee_rate: DEFAULT_MAX_FEE_RATE,
-            identity: identity.clone(),
-            transport,
-            policy: Arc::new(policy),
-            timing: Timing::default(),
-            max_sessions: 4,
-            beacons: beacons.clone(),
-            aggregator: aggregator.clone(),
-            journal: journal.clone(),
-            clock,
-            randomness,
-            notices: member_notices.clone(),
-            restarts: RestartIntensity::default(),
-            retention: Retention::Forget,
-        };
-        supervisor.send(StartParticipant(settings)).await.map_err(internal)?;
+        let member = Participant::builder(identity.clone(), transport, Arc::new(policy))
+            .beacons(beacons.clone())
+            .aggregator(aggregator.clone())
+            .transient_journal(journal.clone())
+            .clock(clock)
+            .randomness(randomness);
+        members.push(member.start().await.map_err(internal)?);
     }
-    let service = supervisor
-        .send(StartService(ServiceSettings {
-            identity: service_identity,
-            transport: Arc::clone(&network.service),
-            policy: operator,
-            beacons: beacons.clone(),
-            aggregator,
-            journal,
-            clock,
-            randomness,
-            notices: service_notices,
-            load: Load::default(),
-            bans: BanBook::in_memory(Arc::new(NoBans)),
-            seats: Seats::default(),
-            restarts: RestartIntensity::default(),
-            retention: Retention::Forget,
-        }))
+    let service = Service::builder(service_identity, Arc::clone(&network.service), operator)
+        .beacons(beacons.clone())
+        .aggregator(aggregator)
+        .transient_journal(journal)
+        .clock(clock)
+        .randomness(randomness)
+        .notices(service_notices)
+        .bans(BanBook::in_memory(Arc::new(NoBans)))
+        .start()
         .await
         .map_err(internal)?;
-    let members = u32::try_from(config.participants).map_err(internal)?;
+    let count = u32::try_from(config.participants).map_err(internal)?;
     let script_tree = ScriptTree::FallbackAndRecovery {
         recovery_key,
         recovery_sequence: RecoverySequence::try_from(144).map_err(internal)?,
         fallback_threshold: None,
     };
-    let mut conditions = Conditions::new(config.beacon.clone(), members, script_tree);
-    conditions.max_participants = Some(members);
+    let mut conditions = Conditions::new(config.beacon.clone(), count, script_tree);
+    conditions.max_participants = Some(count);
     let open = OpenCohort {
         conditions,
         network: NETWORK,
@@ -280,12 +254,15 @@ pub async fn run_with(
         limits: Limits::default(),
         rules: PhaseRules::default(),
     };
-    let cohort_id = service.send(open).await.map_err(internal)?.map_err(internal)?;
-
-    let result = follow(config, &mut service_steps, &mut progress).await?;
-    let members = collect(&identities, &mut member_steps).await?;
+    let mut events = service.events();
+    let cohort = service.open(open).await.map_err(internal)?;
+    let result = follow(config, &mut events, &mut progress).await?;
+    let mut reports = Vec::new();
+    for (member, identity) in members.iter().zip(&identities) {
+        reports.push(report(member, identity).await?);
+    }
     network.stop().await;
-    Ok(Report::new(config, cohort_id, &result, members, &beacons, started.elapsed()))
+    Ok(Report::new(config, cohort.id().clone(), &result, reports, &beacons, started.elapsed()))
 }
 
 fn internal(error: impl std::fmt::Display) -> DemoError {
@@ -310,12 +287,13 @@ fn identities(participants: usize, randomness: Randomness) -> Result<Vec<Identit
 /// Follows the service to the end of its cohort.
 async fn follow(
     config: &DemoConfig,
-    steps: &mut Receiver<Arc<ServiceNotice>>,
+    events: &mut Events<ServiceNotice>,
     progress: &mut impl FnMut(Progress),
 ) -> Result<Arc<CohortResult>, DemoError> {
     let mut now = Progress { phase: "enrolling", done: 0, of: config.participants };
     loop {
-        let step = next(steps).await?;
+        let (_, event) = events.next().await.ok_or_else(|| internal("the service has stopped"))?;
+        let Event::Notice(step) = event else { continue };
         let phase = match &*step {
             ServiceNotice::ParticipantAccepted { .. } => "enrolling",
             ServiceNotice::UpdateReceived { .. } => "collecting updates",
@@ -346,45 +324,15 @@ async fn follow(
     }
 }
 
-/// Waits for the stored record of every member.
-async fn collect(
-    identities: &[Identity],
-    steps: &mut Receiver<Arc<ParticipantNotice>>,
-) -> Result<Vec<MemberReport>, DemoError> {
-    let mut members: Vec<Option<MemberReport>> = vec![None; identities.len()];
-    let index: std::collections::BTreeMap<_, _> =
-        identities.iter().enumerate().map(|(index, identity)| (identity.did().clone(), index)).collect();
-    let mut missing = identities.len();
-    while missing > 0 {
-        match &*next(steps).await? {
-            ParticipantNotice::CohortComplete { did, record, .. } => {
-                if let Some(&place) = index.get(did)
-                    && members[place].is_none()
-                {
-                    let genesis_document = identities[place].genesis_document().cloned();
-                    members[place] = Some(MemberReport { record: Arc::clone(record), genesis_document });
-                    missing -= 1;
-                }
-            }
-            ParticipantNotice::CohortFailed { did, reason, .. } => {
-                return Err(DemoError::Internal(format!("{did}: {reason}")));
-            }
-            ParticipantNotice::MessageRejected { did, code, detail, .. } => {
-                tracing::warn!(%did, %code, detail, "a participant refused a message");
-            }
-            _ => {}
+/// Waits for the stored record of a member.
+async fn report(member: &Participant, identity: &Identity) -> Result<MemberReport, DemoError> {
+    let failed = |error: &dyn std::fmt::Display| internal(format!("{}: {error}", member.did()));
+    let membership = member.join_first().await.map_err(|error| failed(&error))?;
+    let completed = membership.outcome().await.map_err(|error| failed(&error))?;
+    match completed {
+        Completed { transaction: Some(_), record: Some(record), .. } => {
+            Ok(MemberReport { record, genesis_document: identity.genesis_document().cloned() })
         }
-    }
-    Ok(members.into_iter().flatten().collect())
-}
-
-async fn next<N: Clone>(steps: &mut Receiver<Arc<N>>) -> Result<Arc<N>, DemoError> {
-    loop {
-        match steps.recv().await {
-            Ok(step) => return Ok(step),
-            // Only counts are lost: the end of the cohort is the newest notice, and the newest are not dropped.
-            Err(RecvError::Lagged(_)) => {}
-            Err(RecvError::Closed) => return Err(DemoError::Internal("the actors are gone".to_owned())),
-        }
+        _ => Err(failed(&"its cohort is over, and it has not seen the transaction")),
     }
 }

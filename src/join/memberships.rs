@@ -2,12 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use actix::Addr;
-
 use crate::{
     actors::{
+        handle::Participant,
         journal::{Journal, JournalError, StreamKind},
-        participant::{ArchiveSession, InspectMembership, ParticipantActor},
     },
     protocol::{cohort::event::ParticipantEvent, did::Did, id::CohortId, update::SignedUpdate},
 };
@@ -56,7 +54,7 @@ pub(super) async fn earlier(journal: &dyn Journal, did: &Did) -> Result<Vec<Earl
 /// The cohorts of the member. Which of them it is in, and which successor it waits for, its actor knows; here is what
 /// previous runs have received.
 pub(super) struct Memberships {
-    participant: Addr<ParticipantActor>,
+    participant: Participant,
     /// The cohorts whose end a previous run received, or should have received.
     ended: BTreeSet<CohortId>,
     /// Those of them whose end was not repeated in this run yet.
@@ -65,7 +63,7 @@ pub(super) struct Memberships {
 
 impl Memberships {
     /// The cohorts of the previous run.
-    pub(super) fn new(participant: Addr<ParticipantActor>, earlier: &[Earlier]) -> Self {
+    pub(super) fn new(participant: Participant, earlier: &[Earlier]) -> Self {
         let ended = earlier.iter().filter(|session| session.ended);
         let ended: BTreeSet<_> = ended.map(|session| session.cohort_id.clone()).collect();
         let unrepeated = ended.clone();
@@ -74,7 +72,7 @@ impl Memberships {
 
     /// The cohorts that have formed and are not over.
     pub(super) async fn formed(&self) -> BTreeSet<CohortId> {
-        let Ok(membership) = self.participant.send(InspectMembership).await else { return BTreeSet::new() };
+        let Some(membership) = self.participant.inspect().await else { return BTreeSet::new() };
         let formed = membership.facts().joined().filter(|(_, joined)| joined.formed);
         formed.map(|(cohort, _)| cohort.cohort_id.clone()).collect()
     }
@@ -87,8 +85,7 @@ impl Memberships {
             return false;
         }
         // Without its actor the member is in no cohort.
-        let membership = self.participant.send(InspectMembership).await;
-        membership.map_or(true, |membership| membership.facts().joined().next().is_none())
+        self.participant.inspect().await.is_none_or(|membership| membership.facts().joined().next().is_none())
     }
 
     /// Whether the cohort was over for us when the program started.
@@ -99,8 +96,8 @@ impl Memberships {
     /// Archives the journal of a session whose results are persisted. Ready when that is durable: the next run does not
     /// repeat its end.
     pub(super) async fn archive(&self, service: &Did, cohort_id: &CohortId) {
-        let (service, cohort_id) = (service.clone(), cohort_id.clone());
-        // A session without an actor has no journal to archive.
-        let _ = self.participant.send(ArchiveSession { service, cohort_id }).await;
+        if let Err(error) = self.participant.membership(service, cohort_id).acknowledge().await {
+            tracing::error!(%cohort_id, %error, "the journal of an ended membership cannot be archived");
+        }
     }
 }

@@ -12,7 +12,6 @@ mod terms;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use actix::Actor;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -32,12 +31,10 @@ use self::{
 };
 use crate::{
     actors::{
-        notice::Notices,
-        participant::ParticipantSettings,
+        events::Event,
+        handle::Participant,
         runtime::{Clock, Randomness},
         state::vault::{Vault, VaultEntry},
-        supervision::RestartIntensity,
-        supervisor::{StartParticipant, Supervisor},
         transport::{
             Transport,
             combined::CombinedTransport,
@@ -51,15 +48,10 @@ use crate::{
     error::ProgramError,
     events::Printer,
     protocol::{
-        beacon::BeaconRegistry, cohort::Timing, did::Did, id::CohortId, identity::Identity, invite::InviteToken,
-        output::DirectAggregator,
+        cohort::Timing, did::Did, id::CohortId, identity::Identity, invite::InviteToken, output::DirectAggregator,
     },
-    steps::{Next, Steps},
     storage::Storage,
 };
-
-/// How many notices the program's own reader may fall behind.
-const NOTICES: usize = 1 << 12;
 
 /// The configuration of a participant.
 pub struct JoinConfig {
@@ -210,29 +202,16 @@ async fn take_part(
              part without an update)"
         ));
     }
-    let notices = Notices::new(NOTICES);
-    let mut steps = Steps::of(notices.subscribe());
-    let settings = ParticipantSettings {
-        identity: config.identity.clone(),
-        transport,
-        policy: Arc::new(policy.clone()),
-        timing: config.timing,
-        max_fee_rate: config.terms.max_fee_rate,
-        max_sessions: 64,
-        beacons: BeaconRegistry::default(),
-        aggregator: Arc::new(DirectAggregator),
-        journal: storage.journal(),
-        clock,
-        randomness: Randomness::System,
-        notices,
-        restarts: RestartIntensity::default(),
-        retention: storage.retention(),
-    };
-    let supervisor = Supervisor::default().start();
-    let participant = supervisor
-        .send(StartParticipant(settings))
-        .await
-        .map_err(|error| ProgramError::Internal(error.to_string()))?;
+    let builder = Participant::builder(config.identity.clone(), transport, Arc::new(policy.clone()))
+        .timing(config.timing)
+        .max_fee_rate(config.terms.max_fee_rate)
+        .max_sessions(64)
+        .aggregator(Arc::new(DirectAggregator))
+        .clock(clock);
+    let journal = storage.journal();
+    let builder = if storage.is_durable() { builder.journal(journal) } else { builder.transient_journal(journal) };
+    let participant = builder.start().await.map_err(|error| ProgramError::Internal(error.to_string()))?;
+    let mut events = participant.events();
     let memberships = Memberships::new(participant, &earlier);
     let confirmations =
         config.chain.clone().map(|questions| Confirmations::start(questions, config.identity.did().network()));
@@ -247,7 +226,7 @@ async fn take_part(
         .and_then(|time| Some((Instant::now() + time, member.waits_for()?)));
     loop {
         let next = tokio::select! {
-            next = steps.next() => next,
+            next = events.next() => next,
             never = &mut reporting => match never {},
             () = &mut stop => return Ok(member.stopped()),
             news = confirmations::next(&mut member.confirmations) => match member.handle(news).await? {
@@ -267,11 +246,13 @@ async fn take_part(
             }
         };
         let step = match next {
-            Some(Next::Step(step)) => step,
-            Some(Next::Missed(missed) | Next::Lost(missed)) => {
+            Some((_, Event::Notice(step))) => step,
+            Some((_, Event::Gap(missed))) => {
+                // The decisive ones among them follow.
                 printer.missed(missed);
                 continue;
             }
+            Some(_) => continue,
             None => return Err(ProgramError::Internal("the actors are gone".to_owned())),
         };
         match member.follow(&step).await? {

@@ -18,7 +18,6 @@ mod web;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ::bitcoin::Amount;
-use actix::Actor;
 
 use self::{
     admission::AdmissionRules,
@@ -37,13 +36,12 @@ pub use self::{
 };
 use crate::{
     actors::{
+        handle::Service,
         load::Load,
         notice::Notices,
-        runtime::{Clock, Randomness},
+        runtime::Clock,
         seats::{SeatLimits, Seats},
-        service::{LiveCohorts, ServiceSettings},
-        supervision::{RestartIntensity, Vitals},
-        supervisor::{StartService, Supervisor},
+        supervision::Vitals,
         transport::{
             connections::ConnectionLimits,
             contact::Contacts,
@@ -69,7 +67,7 @@ use crate::{
         identity::Identity,
         key::XOnlyKey,
         network::Network,
-        output::{MemoizedAggregator, RecoverySequence, ScriptTree},
+        output::{RecoverySequence, ScriptTree},
     },
     steps::Steps,
     storage::Storage,
@@ -312,7 +310,6 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         admission: admission.clone(),
     };
     let notices = Notices::new(NOTICES);
-    let steps = Steps::of(notices.subscribe());
     let announcements = operator.subscribe().map(Steps::of);
     let load = Load::default();
     if metrics_server.is_some() {
@@ -322,27 +319,12 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
             actix_rt::spawn(metrics.follow_announcements(steps));
         }
     }
-    let settings = ServiceSettings {
-        identity: config.identity.clone(),
-        transport: Arc::clone(&listeners.transport),
-        policy: Arc::new(policy),
-        beacons: BeaconRegistry::default(),
-        aggregator: Arc::new(MemoizedAggregator::default()),
-        journal,
-        clock,
-        randomness: Randomness::System,
-        notices,
-        load,
-        bans: bans.clone(),
-        seats: Seats::new(config.seats),
-        restarts: RestartIntensity::default(),
-        retention: storage.retention(),
-    };
-    let internal = |error: actix::MailboxError| ProgramError::Internal(error.to_string());
-    let supervisor = Supervisor::reporting_to(vitals.clone()).start();
-    let service = supervisor.send(StartService(settings)).await.map_err(internal)?;
-    // Answered when all cohorts of the previous run are restored.
-    let recovered = service.send(LiveCohorts).await.map_err(internal)?;
+    let builder = Service::builder(config.identity.clone(), Arc::clone(&listeners.transport), Arc::new(policy));
+    let builder = if storage.is_durable() { builder.journal(journal) } else { builder.transient_journal(journal) };
+    let builder = builder.vitals(vitals.clone());
+    let builder =
+        builder.clock(clock).notices(notices).load(load).bans(bans.clone()).seats(Seats::new(config.seats));
+    let service = builder.start().await.map_err(|error| ProgramError::Internal(error.to_string()))?;
     listeners.open();
     readiness.set(true);
     printer.serving(config.identity.did(), listeners.url.as_deref(), &listeners.relays, config.network);
@@ -371,17 +353,24 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         state: config.state.clone(),
     };
     let health = actix_rt::spawn(health.watch());
-    let mut rounds =
-        Rounds::new(config, conditions, service, operator.clone(), storage.clone(), printer.clone(), alarms);
+    let mut rounds = Rounds::new(
+        config,
+        conditions,
+        service.clone(),
+        operator.clone(),
+        storage.clone(),
+        printer.clone(),
+        alarms,
+    );
     let outcome = tokio::select! {
         never = reporting => match never {},
         // The cohorts would wait without end.
-        gone = vitals.failed() => {
+        gone = service.failed() => {
             readiness.set(false);
             Err(ProgramError::Internal(format!("{gone}; restart with the same --state to continue")))
         }
         never = tls::reload(listeners.tls.clone(), admission, hangups, printer) => match never {},
-        outcome = rounds.run(steps, announcements, recovered) => {
+        outcome = rounds.run(announcements) => {
             readiness.set(false);
             rounds.settled().await;
             // The end is sent to the members: give the messages time to leave.

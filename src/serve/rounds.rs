@@ -8,14 +8,15 @@ use std::{
     time::Duration,
 };
 
-use actix::Addr;
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{ServeConfig, alarm::Alarms, operator::Operator, results::CohortReport};
 use crate::{
     actors::{
+        events::{Cursor, Event, Events},
+        handle::Service,
         notice::ServiceNotice,
-        service::{AggregationService, ArchiveCohort, CancelCohort, OpenCohort, OpenCohortError, TellEnds},
+        service::{OpenCohort, OpenCohortError},
     },
     bitcoin::{notice::AnnouncementNotice, recovery::CohortFile},
     cost::OUTCOME_FILE,
@@ -45,7 +46,7 @@ const REOPEN_DELAY: Duration = Duration::from_secs(1);
 pub(super) struct Rounds {
     config: ServeConfig,
     conditions: Conditions,
-    service: Addr<AggregationService>,
+    service: Service,
     operator: Operator,
     storage: Storage,
     printer: Printer,
@@ -74,7 +75,7 @@ impl Rounds {
     pub(super) fn new(
         config: ServeConfig,
         conditions: Conditions,
-        service: Addr<AggregationService>,
+        service: Service,
         operator: Operator,
         storage: Storage,
         printer: Printer,
@@ -101,13 +102,13 @@ impl Rounds {
     }
 
     /// Runs cohorts until all requested ones have ended, if that ends the program. Returns whether all were signed and,
-    /// if there is a chain, announced. `recovered` are the cohorts of the previous run.
+    /// if there is a chain, announced.
     pub(super) async fn run(
         &mut self,
-        mut steps: Steps<ServiceNotice>,
         mut announcements: Option<Steps<AnnouncementNotice>>,
-        recovered: Vec<CohortId>,
     ) -> Result<bool, ProgramError> {
+        let mut events = self.service.events();
+        let recovered: Vec<_> = self.service.cohorts().await.iter().map(|cohort| cohort.id().clone()).collect();
         // Cohorts that counted in earlier runs still count, even if they have ended: `--cohorts` is not per process.
         if self.config.cohorts.is_some() {
             for (cohort_id, signed) in self.storage.counted().await? {
@@ -129,9 +130,10 @@ impl Rounds {
         self.live.extend(recovered.iter().cloned());
         let mut silent: BTreeSet<CohortId> = recovered.into_iter().collect();
         while !silent.is_empty() {
-            let Some(next) = steps.next().await else { break };
-            if let Next::Step(step) = &next
+            let next = next(&mut events).await;
+            if let (_, Event::Notice(step)) = &next
                 && let ServiceNotice::CohortRecovered { cohort_id, .. }
+                | ServiceNotice::SigningComplete { cohort_id, .. }
                 | ServiceNotice::CohortFailed { cohort_id, .. } = &**step
             {
                 silent.remove(cohort_id);
@@ -155,10 +157,7 @@ impl Rounds {
                 return Ok(self.signed.is_superset(&self.counted) && self.unannounced == 0);
             }
             tokio::select! {
-                next = steps.next() => match next {
-                    Some(next) => self.take(next).await?,
-                    None => return Err(ProgramError::Internal("the actors are gone".to_owned())),
-                },
+                next = next(&mut events) => self.take(next).await?,
                 Some(next) = announcement(&mut announcements) => self.take_announcement(&next),
                 Some(cohort_id) = self.ended.1.recv() => {
                     self.announcing.remove(&cohort_id);
@@ -197,10 +196,8 @@ impl Rounds {
                 limits: self.config.limits,
                 rules: self.config.rules.clone(),
             };
-            let opened =
-                self.service.send(open).await.map_err(|error| ProgramError::Internal(error.to_string()))?;
-            let cohort_id = match opened {
-                Ok(cohort_id) => cohort_id,
+            let cohort_id = match self.service.open(open).await {
+                Ok(cohort) => cohort.id().clone(),
                 Err(OpenCohortError::Config(ServiceConfigError::TooManyMembers(TooManyMembers {
                     limit, ..
                 }))) if self.cut_margin(limit) => {
@@ -242,7 +239,10 @@ impl Rounds {
     }
 
     fn take_announcement(&mut self, next: &Next<AnnouncementNotice>) {
-        let Next::Step(step) = next else { return };
+        let step = match next {
+            Next::Step(step) => step,
+            Next::Missed(missed) | Next::Lost(missed) => return self.printer.missed(*missed),
+        };
         self.printer.announcement_step(step);
         self.alarms.step(step);
         self.store_outcome(step);
@@ -257,23 +257,19 @@ impl Rounds {
         }
     }
 
-    async fn take(&mut self, next: Next<ServiceNotice>) -> Result<(), ProgramError> {
-        match next {
-            Next::Step(step) => self.follow(&step).await,
-            Next::Missed(missed) => {
-                self.printer.missed(missed);
+    async fn take(&mut self, (cursor, event): (Cursor, Event<ServiceNotice>)) -> Result<(), ProgramError> {
+        match event {
+            Event::Notice(step) => self.follow(&step, cursor).await,
+            // The decisive ones among them follow.
+            Event::Gap(lost) => {
+                self.printer.missed(lost);
                 Ok(())
             }
-            Next::Lost(lost) => {
-                self.printer.missed(lost);
-                // The missed notices may include the end of a cohort. A busy service is waited for: a request that is
-                // lost would lose those ends.
-                self.service.send(TellEnds).await.map_err(|error| ProgramError::Internal(error.to_string()))
-            }
+            _ => Ok(()),
         }
     }
 
-    async fn follow(&mut self, step: &Arc<ServiceNotice>) -> Result<(), ProgramError> {
+    async fn follow(&mut self, step: &Arc<ServiceNotice>, cursor: Cursor) -> Result<(), ProgramError> {
         self.printer.service_step(step);
         match &**step {
             ServiceNotice::CohortRecovered { cohort_id, phase, output } => {
@@ -313,7 +309,7 @@ impl Rounds {
                 if matches!(self.operator, Operator::Chain(_)) {
                     self.announcing.insert(cohort_id.clone());
                 }
-                self.settle(step, Some(cohort_id));
+                self.settle(step, Some((cohort_id, cursor)));
             }
             ServiceNotice::CohortFailed { cohort_id, reason, code, next, .. } => {
                 if !self.live.remove(cohort_id) {
@@ -335,7 +331,7 @@ impl Rounds {
                     "event": "result", "ok": false, "cohortId": cohort_id, "code": code, "reason": reason, "next": next,
                 });
                 self.printer.result(&result, &format!("cohort {cohort_id} failed: {}", shown(reason)));
-                self.settle(step, Some(cohort_id));
+                self.settle(step, Some((cohort_id, cursor)));
             }
             _ => {}
         }
@@ -343,27 +339,29 @@ impl Rounds {
     }
 
     /// Lets the operator do what follows from a notice, without waiting for a chain here. If the cohort has `ended`,
-    /// archives its journal afterwards, when the consequences are persisted.
-    fn settle(&mut self, step: &Arc<ServiceNotice>, ended: Option<&CohortId>) {
+    /// acknowledges the end afterwards, when the consequences are persisted.
+    fn settle(&mut self, step: &Arc<ServiceNotice>, ended: Option<(&CohortId, Cursor)>) {
         let (operator, step) = (self.operator.clone(), Arc::clone(step));
-        let (service, ended, announced) = (self.service.clone(), ended.cloned(), self.ended.0.clone());
+        let ended = ended.map(|(cohort_id, cursor)| (cohort_id.clone(), cursor));
+        let (acks, announced) = (self.service.acks(), self.ended.0.clone());
         self.settling.retain(|task| !task.is_finished());
         self.settling.push(actix_rt::spawn(async move {
             if let Operator::Chain(operator) = operator {
                 if let Err(error) = operator.follow(&step).await {
-                    // The journal is not archived, so the end is sent again after a restart.
+                    // The end is not acknowledged, so it is delivered again after a restart.
                     tracing::error!(%error, "an announcement cannot be followed");
                     return;
                 }
-                if let Some(cohort_id) = &ended
+                if let Some((cohort_id, _)) = &ended
                     && operator.announcements().has_ended(cohort_id).await
                 {
                     let _ = announced.send(cohort_id.clone());
                 }
             }
-            if let Some(cohort_id) = ended {
-                // Answered when the archiving is durable. An actor that is gone has no journal to archive.
-                let _ = service.send(ArchiveCohort(cohort_id)).await;
+            if let Some((cohort_id, cursor)) = ended
+                && let Err(error) = acks.ack(&cursor).await
+            {
+                tracing::error!(%cohort_id, %error, "the journal of an ended cohort cannot be archived");
             }
         }));
     }
@@ -401,12 +399,10 @@ impl Rounds {
         file.write_to(directory).map_err(|error| cannot_write(directory, error))
     }
 
-    /// Cancels the cohorts that have not ended, because the program stops. A busy service is waited for.
+    /// Cancels the cohorts that have not ended, because the program stops.
     pub(super) async fn cancel(&self) {
         for cohort_id in &self.live {
-            let reason = "the service is stopping".to_owned();
-            // Without a service there is no cohort.
-            let _ = self.service.send(CancelCohort { cohort_id: cohort_id.clone(), reason }).await;
+            self.service.cohort(cohort_id).cancel("the service is stopping").await;
         }
     }
 }
@@ -418,6 +414,14 @@ async fn off_the_arbiter<T: Send + 'static>(work: impl FnOnce() -> T + Send + 's
 
 fn cannot_write(directory: &Path, error: io::Error) -> ProgramError {
     ProgramError::Io { what: format!("writing results to {}", directory.display()), error }
+}
+
+/// The next event of the service. Never ready once it has ended, which its handle reports.
+async fn next(events: &mut Events<ServiceNotice>) -> (Cursor, Event<ServiceNotice>) {
+    match events.next().await {
+        Some(next) => next,
+        None => std::future::pending().await,
+    }
 }
 
 /// The next notice of an announcement. Never ready without a chain.

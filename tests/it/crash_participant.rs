@@ -67,7 +67,7 @@ fn round(scenario: &Scenario, crash: Option<Point>) -> Outcome {
         // A member that has lost its nonce cannot send another one, so the service does not wait for it long.
         let signs = if crash.is_some() { Duration::from_secs(2) } else { PATIENCE };
         let nonces = if scenario.fallback { Duration::from_millis(300) } else { signs };
-        service.send(cohort(scenario, MEMBERS, nonces, signs)).await.unwrap().unwrap();
+        service.open(cohort(scenario, MEMBERS, nonces, signs)).await.unwrap();
         let (sender, mut steps) = unbounded_channel();
         for member in (0..MEMBERS).filter(|member| *member != VICTIM) {
             let transport =

@@ -24,7 +24,6 @@ use btcr2_aggregation::{
         journal::{Journal, MemoryJournal},
         notice::{ParticipantNotice, ServiceNotice},
         runtime::Clock,
-        service::ArchiveCohort,
         state::{State, inboxes::StateInboxes, nonces::StateNonces},
         transport::{Transport, http::HttpServer, nostr::embedded::EmbeddedRelay},
     },
@@ -68,14 +67,14 @@ async fn serve(task: Task) {
     if first {
         // The service waits for the silent member no longer than it takes, and never gives up another one.
         let nonces = if scenario.fallback { Duration::from_millis(300) } else { PATIENCE };
-        service.send(cohort(&scenario, MEMBERS, nonces, PATIENCE)).await.unwrap().unwrap();
+        service.open(cohort(&scenario, MEMBERS, nonces, PATIENCE)).await.unwrap();
     }
     while let Ok(step) = running.notices.recv().await {
         report(&json!({ "event": "step", "step": &*step }));
         match &*step {
             ServiceNotice::SigningComplete { cohort_id, result: complete, .. } => {
                 report(&result(cohort_id, complete));
-                service.send(ArchiveCohort(cohort_id.clone())).await.unwrap();
+                service.cohort(cohort_id).acknowledge().await.unwrap();
                 until_archived(&state, cohort_id).await;
                 report(&json!({ "event": "archived" }));
             }

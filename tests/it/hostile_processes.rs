@@ -228,7 +228,7 @@ impl HostileService {
             let transport = Arc::new(Tapped { inner: Arc::clone(&inner), taps });
             let (service, mut running) = start_service(transport, Arc::new(MemoryJournal::new())).await;
             let open = cohort(&Scenario::ALL[0], 2, PATIENCE, PATIENCE);
-            service.send(open).await.unwrap().unwrap();
+            service.open(open).await.unwrap();
             let other = Arc::new(Tapped { inner: transport_to(self.over, &place), taps: Vec::new() });
             let _other = start_member(&Scenario::ALL[0], 0, other, Arc::new(MemoryJournal::new())).await;
             let ended = actix_rt::task::spawn_blocking(move || {

@@ -16,30 +16,22 @@ use crate::support::{
     proxy::Proxy,
     verify::{participant_result, service_result, sidecar, text},
 };
-use actix::Actor;
 use btcr2_aggregation::{
     actors::{
-        journal::MemoryJournal,
+        handle::Participant,
         notice::{Notices, ParticipantNotice},
-        participant::ParticipantSettings,
         runtime::{Clock, Randomness},
-        service::Retention,
-        supervision::RestartIntensity,
-        supervisor::{StartParticipant, Supervisor},
         transport::http::HttpClient,
     },
     cas::Publication,
     events::Printer,
     join::{Intent, MemberPolicy, Terms},
     protocol::{
-        beacon::BeaconRegistry,
-        cohort::Timing,
         envelope::SealedEnvelope,
         identity::Identity,
         key::SecretKey,
         message::{Body, Message, update::SubmitNonIncluded},
         network::Network,
-        output::DirectAggregator,
         time::Timestamp,
     },
 };
@@ -286,24 +278,9 @@ async fn participant_with_clock(url: &str, offset: i64) -> Result<Value, String>
         Publication::default(),
         Printer::new(true),
     );
-    let settings = ParticipantSettings {
-        max_fee_rate: btcr2_aggregation::protocol::output::DEFAULT_MAX_FEE_RATE,
-        identity,
-        transport: Arc::new(HttpClient::new(url, None, clock, Randomness::System).unwrap()),
-        policy: Arc::new(policy),
-        timing: Timing::default(),
-        max_sessions: 1,
-        beacons: BeaconRegistry::default(),
-        aggregator: Arc::new(DirectAggregator),
-        journal: Arc::new(MemoryJournal::new()),
-        clock,
-        randomness: Randomness::System,
-        notices,
-        restarts: RestartIntensity::default(),
-        retention: Retention::Forget,
-    };
-    let supervisor = Supervisor::default().start();
-    supervisor.send(StartParticipant(settings)).await.unwrap();
+    let client = HttpClient::new(url, None, clock, Randomness::System).unwrap();
+    let builder = Participant::builder(identity, Arc::new(client), Arc::new(policy)).max_sessions(1);
+    builder.clock(clock).notices(notices).start().await.unwrap();
     loop {
         match &*tokio::time::timeout(PATIENCE, steps.recv()).await.expect("a step in time").unwrap() {
             ParticipantNotice::CohortComplete { record, .. } => return Ok(record.sidecar(None)),

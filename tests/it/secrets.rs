@@ -77,7 +77,7 @@ async fn round(scenario: &Scenario) -> Messages {
     let transport = Arc::new(Tapped { inner, taps: taps.clone() });
     let (service, mut running) = start_service(transport, Arc::new(MemoryJournal::new())).await;
     let nonces = if scenario.fallback { Duration::from_millis(300) } else { PATIENCE };
-    service.send(cohort(scenario, MEMBERS, nonces, PATIENCE)).await.unwrap().unwrap();
+    service.open(cohort(scenario, MEMBERS, nonces, PATIENCE)).await.unwrap();
     let mut members = Vec::new();
     for member in 0..MEMBERS {
         let transport = Arc::new(Tapped { inner: transport_to(scenario.over, &place), taps: taps.clone() });

@@ -190,7 +190,7 @@ impl AnnouncementActor {
 
     /// Reports each deposit once that is too small, while there is no sufficient one.
     pub(super) fn notify_too_small(&mut self) {
-        let machine = self.engine.shared_machine();
+        let machine = self.engine.snapshot();
         let sight = machine.sight();
         self.too_small.retain(|outpoint| sight.deposits.contains_key(outpoint));
         let Some(need) = self.need().filter(|_| matches!(machine.state(), State::Funding { .. })) else {
@@ -215,7 +215,7 @@ impl AnnouncementActor {
     /// Repeats the notices that must not be missed, in case they were lost with the previous run: wanted funds, and
     /// alarms.
     fn notify_again(&mut self) {
-        let (machine, network) = (self.engine.shared_machine(), self.settings.network);
+        let (machine, network) = (self.engine.snapshot(), self.settings.network);
         if let State::Funding { deadline } = machine.state() {
             let need = self.need();
             self.notify(notice::funding_wanted(&self.cohort_id, network, machine.script(), *deadline, need));
@@ -402,7 +402,7 @@ impl Handler<Inspect> for AnnouncementActor {
     type Result = MessageResult<Inspect>;
 
     fn handle(&mut self, _: Inspect, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.engine.shared_machine())
+        MessageResult(self.engine.snapshot())
     }
 }
 

@@ -134,7 +134,7 @@ impl AnnouncementActor {
     /// Queries the chain.
     pub(super) fn look(&mut self, ctx: &mut Context<Self>) {
         let (chain, cohort_id) = (Arc::clone(&self.settings.chain), self.cohort_id.clone());
-        let (machine, is_young) = (self.engine.shared_machine(), self.is_young());
+        let (machine, is_young) = (self.engine.snapshot(), self.is_young());
         let errand = async move {
             let (activity, since) = look(&*chain, &machine, is_young).await?;
             let target = machine.rules().fees.target();

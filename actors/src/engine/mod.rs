@@ -100,6 +100,11 @@ impl<M: Machine> Engine<M> {
         &self.machine
     }
 
+    /// The machine as it is now. While the caller holds it, the next event copies the state.
+    pub(crate) fn snapshot(&self) -> Arc<M> {
+        Arc::clone(&self.machine)
+    }
+
     /// An engine for `machine` with the same stream and settings. It takes over none of the pending work.
     pub(crate) fn renewed(&self, machine: M, rng: ChaCha20Rng) -> Self {
         let (journal, stream) = (Arc::clone(&self.journal), self.stream.clone());
@@ -121,11 +126,6 @@ impl<M: Machine> Engine<M> {
 
     pub(crate) fn is_halted(&self) -> bool {
         self.halted
-    }
-
-    /// The machine as it is now, for work that outlives this turn.
-    pub(crate) fn shared_machine(&self) -> Arc<M> {
-        Arc::clone(&self.machine)
     }
 
     /// The stream of its events.

@@ -57,6 +57,11 @@ impl StreamId {
         Self::new(format!("membership/{did}"))
     }
 
+    /// The stream of a participant's session in a cohort of `service`.
+    pub fn of_session(did: &Did, service: &Did, cohort_id: &CohortId) -> Self {
+        Self::new(format!("participant/{did}/{service}/{cohort_id}"))
+    }
+
     /// A stream of the given name.
     pub fn new(name: impl Into<String>) -> Self {
         Self(name.into())

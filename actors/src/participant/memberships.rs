@@ -139,7 +139,7 @@ impl Driven for ParticipantActor {
                     self.start_session(machine, (StartMode::Resumed, false), ctx);
                 }
             }
-            MembershipEffect::Forget(cohort) => self.put_away(&cohort, Retention::Forget, ctx),
+            MembershipEffect::Forget(cohort) => self.forget(&cohort, ctx),
             MembershipEffect::Refuse { cohort, reject } => self.reject(Some(&cohort.cohort_id), &reject),
             MembershipEffect::ReportHalted { cohort, reason } => self.report_halted(cohort, reason),
             MembershipEffect::ReportWithoutCohort { cohort, cause } => {

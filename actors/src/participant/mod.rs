@@ -2,10 +2,12 @@
 //! is decided by the machine of its memberships, which this actor drives, see `memberships`; the sessions that ran when the
 //! process ended are restored from the journal, see `recover`.
 
+mod host;
 mod memberships;
 mod post;
 mod recover;
 mod session;
+mod source;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -27,13 +29,19 @@ use btcr2_aggregation_protocol::{
     error::Reject,
     id::CohortId,
     identity::Identity,
+    invite::InviteToken,
     message::Body,
     output::KeyAggregator,
     time::Timestamp,
 };
 
+pub use self::host::{InspectMembership, LeaveCohort};
+pub(crate) use self::{
+    host::{InspectSession, Restored},
+    source::SessionJournal,
+};
 use self::{
-    post::{Leave, Owner, Seen, SendAgain, SessionMessage},
+    post::{Owner, Seen, SendAgain, SessionMessage},
     session::{ParticipantSessionActor, StartMode},
 };
 use crate::{
@@ -83,6 +91,22 @@ pub struct ParticipantSettings {
     pub retention: Retention,
 }
 
+impl ParticipantSettings {
+    fn config(&self, invite: Option<InviteToken>) -> ParticipantConfig {
+        ParticipantConfig {
+            did: self.identity.did().clone(),
+            participant_key: self.identity.public_key(),
+            communication_key: self.identity.public_key(),
+            genesis_document: self.identity.genesis_document().cloned(),
+            invite,
+            timing: self.timing,
+            max_fee_rate: self.max_fee_rate,
+            beacons: self.beacons.clone(),
+            aggregator: Arc::clone(&self.aggregator),
+        }
+    }
+}
+
 /// What the participant's actors share.
 pub(crate) struct ParticipantShared {
     pub(crate) identity: Identity,
@@ -94,22 +118,6 @@ pub(crate) struct ParticipantShared {
     pub(crate) notices: Notices<ParticipantNotice>,
     pub(crate) restarts: RestartIntensity,
 }
-
-/// The host has stored what it needs of a session that has ended: its journal is archived. Answered when that is
-/// durable; if the host closes the state directory before, the end is reported to it again.
-#[derive(Clone, Debug, ActixMessage)]
-#[rtype(result = "()")]
-pub struct ArchiveSession {
-    /// The service.
-    pub service: Did,
-    /// The cohort.
-    pub cohort_id: CohortId,
-}
-
-/// Answers with the participant's memberships as they are now.
-#[derive(Clone, Copy, Debug, ActixMessage)]
-#[rtype(result = "Arc<Membership>")]
-pub struct InspectMembership;
 
 /// What a session has journaled; sent before its actor stops.
 #[derive(ActixMessage)]
@@ -127,16 +135,6 @@ pub(crate) enum Progress {
     Formed,
     /// It has ended, for this reason.
     Ended(SessionEnd),
-}
-
-/// Leave a cohort, in any phase.
-#[derive(Clone, Debug, ActixMessage)]
-#[rtype(result = "()")]
-pub struct LeaveCohort {
-    /// The service.
-    pub service: Did,
-    /// The cohort.
-    pub cohort_id: CohortId,
 }
 
 /// A session of ours.
@@ -176,18 +174,8 @@ pub struct ParticipantActor {
 
 impl ParticipantActor {
     pub(crate) fn new(settings: ParticipantSettings, outbound: Link, guard: EndGuard) -> Self {
-        let ParticipantSettings { identity, policy, timing, beacons, aggregator, journal, clock, .. } = settings;
-        let config = ParticipantConfig {
-            did: identity.did().clone(),
-            participant_key: identity.public_key(),
-            communication_key: identity.public_key(),
-            genesis_document: identity.genesis_document().cloned(),
-            invite: policy.invite(),
-            timing,
-            max_fee_rate: settings.max_fee_rate,
-            beacons,
-            aggregator,
-        };
+        let config = settings.config(settings.policy.invite());
+        let ParticipantSettings { identity, policy, timing, journal, clock, .. } = settings;
         let membership = Arc::new(MembershipConfig {
             did: config.did.clone(),
             beacons: config.beacons.clone(),
@@ -335,24 +323,6 @@ impl Handler<Delivery> for ParticipantActor {
                 });
             }
         }
-    }
-}
-
-impl Handler<LeaveCohort> for ParticipantActor {
-    type Result = ();
-
-    fn handle(&mut self, LeaveCohort { service, cohort_id }: LeaveCohort, ctx: &mut Self::Context) {
-        if let Some(child) = self.sessions.get(&CohortKey { service, cohort_id }) {
-            post::wait_to_send(self, &child.session, Leave, ctx);
-        }
-    }
-}
-
-impl Handler<InspectMembership> for ParticipantActor {
-    type Result = Arc<Membership>;
-
-    fn handle(&mut self, _: InspectMembership, _: &mut Self::Context) -> Self::Result {
-        Arc::new(self.engine.machine().clone())
     }
 }
 

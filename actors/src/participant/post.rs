@@ -6,7 +6,11 @@ use actix::{
     Actor, Addr, AsyncContext, Context, Handler, MailboxError, Message as ActixMessage, Recipient, WrapFuture,
     dev::ToEnvelope, prelude::SendError,
 };
-use btcr2_aggregation_protocol::{cohort::participant::Advert, message::Message, time::Timestamp};
+use btcr2_aggregation_protocol::{
+    cohort::participant::{Advert, ParticipantCohort},
+    message::Message,
+    time::Timestamp,
+};
 
 use super::{ParticipantActor, Progress, SessionProgress};
 use crate::transport::Receipt;
@@ -30,6 +34,11 @@ pub(crate) struct Seen(pub(crate) Message);
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(crate) struct SendAgain;
+
+/// A snapshot of the session.
+#[derive(ActixMessage)]
+#[rtype(result = "Arc<ParticipantCohort>")]
+pub(crate) struct Inspect;
 
 /// The host leaves the cohort.
 #[derive(ActixMessage)]

@@ -1,12 +1,9 @@
-//! The sessions of previous runs, which are started from the journal when the participant starts; and the archiving or
-//! removal of the journals of ended sessions.
+//! The sessions of previous runs, which are started from the journal when the participant starts; and the removal of the
+//! journals of sessions that are not needed.
 
 use std::sync::Arc;
 
-use actix::{
-    ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, ResponseFuture,
-    WrapFuture,
-};
+use actix::{ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, WrapFuture};
 use btcr2_aggregation_protocol::{
     cohort::{
         event::ParticipantEvent,
@@ -19,10 +16,10 @@ use btcr2_aggregation_protocol::{
 };
 use tracing::Instrument;
 
-use super::{ArchiveSession, ParticipantActor, post, session::ParticipantSessionActor};
+use super::{ParticipantActor, post, session::ParticipantSessionActor};
 use crate::{
     engine::{Driven, Replayed},
-    journal::{Journal, JournalError, Retention, StreamId, StreamKind},
+    journal::{Journal, JournalError, StreamId, StreamKind},
     supervision::{End, replay},
 };
 
@@ -114,23 +111,15 @@ impl ParticipantActor {
         ParticipantSessionActor::stream(self.shared.identity.did(), service, cohort_id)
     }
 
-    pub(super) fn put_away(&self, cohort: &CohortKey, how: Retention, ctx: &mut Context<Self>) {
-        ctx.spawn(self.putting_away(cohort, how).into_actor(self));
-    }
-
-    fn putting_away(&self, cohort: &CohortKey, how: Retention) -> impl Future<Output = ()> + 'static {
-        let stream = self.stream(cohort);
+    pub(super) fn forget(&self, cohort: &CohortKey, ctx: &mut Context<Self>) {
         // Called here, because calls for one stream take effect in their order: the cohort may be considered again.
-        let put = match how {
-            Retention::UntilArchived => self.shared.journal.archive(&stream, self.shared.clock.now()),
-            Retention::Forget => self.shared.journal.remove(&stream),
-        };
-        let putting = async move {
-            if let Err(error) = put.await {
-                tracing::error!(%error, "the journal of an ended session cannot be archived or removed");
+        let removed = self.shared.journal.remove(&self.stream(cohort));
+        let removing = async move {
+            if let Err(error) = removed.await {
+                tracing::error!(%error, "the journal of an ended session cannot be removed");
             }
         };
-        putting.instrument(self.span(&cohort.cohort_id))
+        ctx.spawn(removing.instrument(self.span(&cohort.cohort_id)).into_actor(self));
     }
 }
 
@@ -175,23 +164,5 @@ impl Handler<SessionGone> for ParticipantActor {
         self.sessions.remove(&cohort);
         let failure = end.failure().map(|failure| failure.into_owned());
         self.feed(MembershipInput::SessionStopped { cohort, failure }, ctx);
-    }
-}
-
-impl Handler<ArchiveSession> for ParticipantActor {
-    type Result = ResponseFuture<()>;
-
-    fn handle(
-        &mut self,
-        ArchiveSession { service, cohort_id }: ArchiveSession,
-        _: &mut Self::Context,
-    ) -> Self::Result {
-        let cohort = CohortKey { service, cohort_id };
-        // A host archives what was reported as failed; but once this session's journal is repaired, it can be restored.
-        if self.engine.machine().may_archive(&cohort) {
-            Box::pin(self.putting_away(&cohort, Retention::UntilArchived))
-        } else {
-            Box::pin(std::future::ready(()))
-        }
     }
 }

@@ -24,12 +24,13 @@ use btcr2_aggregation_protocol::{
 
 use super::{
     ParticipantShared, Progress,
-    post::{Leave, Owner, Seen, SendAgain, SessionMessage},
+    post::{Inspect, Leave, Owner, Seen, SendAgain, SessionMessage},
+    source::{approval, completion, end_of, signature},
 };
 use crate::{
     engine::{Driven, Engine, Replayed},
     journal::{JournalError, StreamId},
-    notice::{Known, ParticipantNotice},
+    notice::ParticipantNotice,
     policy::{SigningRequest, UpdateRequest, Validation},
     span,
     supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},
@@ -112,24 +113,7 @@ impl ParticipantSessionActor {
     /// The stream of this session's events. The service is part of the name: any peer may advertise a cohort under the
     /// identifier of another service's cohort, and would otherwise write into that cohort's stream.
     pub(crate) fn stream(did: &Did, service: &Did, cohort_id: &CohortId) -> StreamId {
-        StreamId::new(format!("participant/{did}/{service}/{cohort_id}"))
-    }
-
-    fn notice_of_end(&self, reason: &SessionEnd) -> Option<ParticipantNotice> {
-        let (did, advert) = (self.shared.identity.did().clone(), self.engine.machine().advert());
-        let (cohort_id, service) = (advert.cohort_id.clone(), advert.service.clone());
-        let known = match reason {
-            SessionEnd::NotJoined => return None,
-            SessionEnd::Completed { .. } => Known::Seen,
-            SessionEnd::Signed => Known::SignedByUs,
-            reason if reason.says_completed() => Known::Reported,
-            reason => {
-                let signed = self.engine.machine().record().is_some();
-                let (reason, end) = (reason.to_string(), reason.clone());
-                return Some(ParticipantNotice::CohortFailed { did, cohort_id, reason, signed, end, service });
-            }
-        };
-        Some(ParticipantNotice::CohortOver { did, cohort_id, known, service })
+        StreamId::of_session(did, service, cohort_id)
     }
 
     /// Continues the session where its journal ends.
@@ -144,7 +128,7 @@ impl ParticipantSessionActor {
         self.publish_completion();
         if let Phase::Ended { reason, .. } = self.engine.machine().phase() {
             let reason = reason.clone();
-            if let Some(notice) = self.notice_of_end(&reason) {
+            if let Some(notice) = end_of(self.engine.machine(), self.shared.identity.did(), &reason) {
                 self.shared.notices.publish(notice);
             }
             self.report(Progress::Ended(reason), ctx);
@@ -181,40 +165,26 @@ impl ParticipantSessionActor {
         ctx.spawn(question.into_actor(self).map(|answer, actor, ctx| actor.feed(answer, ctx)));
     }
 
+    fn publish(&self, notice: Option<ParticipantNotice>) {
+        if let Some(notice) = notice {
+            self.shared.notices.publish(notice);
+        }
+    }
+
     fn publish_approval(&self) {
-        let Some(record) = self.engine.machine().approved() else { return };
-        self.shared.notices.publish(ParticipantNotice::DataApproved {
-            did: record.did.clone(),
-            cohort_id: record.cohort_id.clone(),
-            record: Arc::new(record),
-        });
+        self.publish(approval(self.engine.machine()));
     }
 
     /// Publishes the signed transaction, if it was seen.
     fn publish_completion(&self) {
-        let machine = self.engine.machine();
-        let (Some(transaction), Some(record)) = (machine.seen(), machine.record()) else { return };
-        self.shared.notices.publish(ParticipantNotice::CohortComplete {
-            did: record.did.clone(),
-            cohort_id: record.cohort_id.clone(),
-            included: record.included(),
-            txid: transaction.compute_txid(),
-            transaction: Arc::clone(transaction),
-            record: Arc::new(record),
-        });
+        self.publish(completion(self.engine.machine()));
     }
 
     fn publish_signature(&mut self) {
-        let Some(record) = self.engine.machine().record() else { return };
-        if std::mem::replace(&mut self.signed, true) {
-            return;
+        let Some(notice) = signature(self.engine.machine()) else { return };
+        if !std::mem::replace(&mut self.signed, true) {
+            self.shared.notices.publish(notice);
         }
-        self.shared.notices.publish(ParticipantNotice::SignatureSent {
-            did: record.did.clone(),
-            cohort_id: record.cohort_id.clone(),
-            included: record.included(),
-            record: Arc::new(record),
-        });
     }
 }
 
@@ -325,6 +295,14 @@ impl Handler<SendAgain> for ParticipantSessionActor {
     }
 }
 
+impl Handler<Inspect> for ParticipantSessionActor {
+    type Result = Arc<ParticipantCohort>;
+
+    fn handle(&mut self, _: Inspect, _: &mut Self::Context) -> Self::Result {
+        self.engine.snapshot()
+    }
+}
+
 impl Handler<Leave> for ParticipantSessionActor {
     type Result = ();
 
@@ -358,7 +336,7 @@ impl Driven for ParticipantSessionActor {
             }
             ParticipantEvent::OptedIn { .. } => {
                 self.report(Progress::Joined, ctx);
-                ParticipantNotice::CohortJoined { did, cohort_id }
+                ParticipantNotice::CohortJoined { did, cohort_id, service: advert.service.clone() }
             }
             ParticipantEvent::OptInAccepted => ParticipantNotice::OptInAccepted { did, cohort_id },
             ParticipantEvent::CohortReady { output, .. } => {
@@ -388,7 +366,9 @@ impl Driven for ParticipantSessionActor {
                 self.report(Progress::Ended(reason.clone()), ctx);
                 // Other members may have finished without our signature: our update is announced nevertheless.
                 self.publish_completion();
-                let Some(notice) = self.notice_of_end(reason) else { return };
+                let Some(notice) = end_of(self.engine.machine(), self.shared.identity.did(), reason) else {
+                    return;
+                };
                 notice
             }
             ParticipantEvent::ValidationSent { .. } => return self.publish_approval(),

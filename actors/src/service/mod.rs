@@ -4,9 +4,12 @@
 //! other. Cohorts of a previous run are started from the journal before anything else, see `recover`.
 
 mod cohort;
+mod host;
+mod notices;
 mod recover;
 mod shared;
 mod signing;
+mod source;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,11 +40,14 @@ use btcr2_aggregation_protocol::{
     time::Timestamp,
 };
 
+pub use self::host::{CancelCohort, FinalizeCohort, LiveCohorts};
 use self::{
-    cohort::{Beginning, Cancel, CohortActor, CohortMessage, Finalize},
+    cohort::{Beginning, CohortActor, CohortMessage},
+    notices::reformed,
     recover::CohortGone,
     shared::{FormAgain, SendAgain, ServiceShared},
 };
+pub(crate) use self::{host::InspectCohort, source::CohortJournal};
 pub use crate::journal::Retention;
 use crate::{
     bans::BanBook,
@@ -54,7 +60,7 @@ use crate::{
     runtime::{Clock, Randomness},
     seats::Seats,
     span,
-    supervision::{EndGuard, InTree, Lease, RestartIntensity, Restarts},
+    supervision::{EndGuard, InTree, Lease, RestartIntensity, Restarts, send_in_turn},
     transport::{Delivery, Outbound, Transport, link::Link, undecodable},
     tree::{self, Row},
 };
@@ -101,6 +107,7 @@ pub struct ServiceSettings {
 
 /// Why a cohort cannot be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum OpenCohortError {
     /// Participants could not accept its advert.
     #[error(transparent)]
@@ -108,6 +115,9 @@ pub enum OpenCohortError {
     /// An append to the journal failed: no cohort can be promised anything until the host is restarted.
     #[error("the journal has failed; no cohort can be opened until the service is started again")]
     JournalFailed,
+    /// The service has stopped.
+    #[error("the service has stopped")]
+    Stopped,
 }
 
 /// A cohort to open.
@@ -126,40 +136,11 @@ pub struct OpenCohort {
     pub rules: PhaseRules,
 }
 
-/// The host has stored what it needs of a cohort that has ended: its journal is archived.
-#[derive(Clone, Debug, ActixMessage)]
-#[rtype(result = "()")]
-pub struct ArchiveCohort(pub CohortId);
-
-/// Publish again the ends of the cohorts that the host has not archived: it may have missed them.
-#[derive(Clone, Copy, Debug, ActixMessage)]
-#[rtype(result = "()")]
-pub struct TellEnds;
-
-/// Form a cohort with its current members, without waiting for more.
-#[derive(Clone, Debug, ActixMessage)]
-#[rtype(result = "()")]
-pub struct FinalizeCohort(pub CohortId);
-
-/// End a cohort.
-#[derive(Clone, Debug, ActixMessage)]
-#[rtype(result = "()")]
-pub struct CancelCohort {
-    /// The cohort.
-    pub cohort_id: CohortId,
-    /// The reason, as text.
-    pub reason: String,
-}
-
-/// The cohorts that are running.
-#[derive(Clone, Copy, Debug, ActixMessage)]
-#[rtype(result = "Vec<CohortId>")]
-pub struct LiveCohorts;
-
 /// An Aggregation Service: the supervisor of its cohorts.
 pub struct AggregationService {
     settings: ServiceSettings,
     shared: Arc<ServiceShared>,
+    cohort_journal: CohortJournal,
     /// Our link to the transport, which connects when the cohorts are restored.
     link: Link,
     cohorts: BTreeMap<CohortId, Child>,
@@ -203,6 +184,7 @@ impl AggregationService {
             deliveries: Deliveries::new(settings.transport.reports_delivery()),
         });
         Self {
+            cohort_journal: CohortJournal::new(&settings),
             settings,
             shared,
             link,
@@ -235,6 +217,7 @@ impl AggregationService {
     fn start_cohort(&mut self, beginning: Beginning, ctx: &Context<Self>) {
         let (service, cohort_id) = (ctx.address(), beginning.cohort_id().clone());
         let ended = cohort_id.clone();
+        // An unbounded send: there is one for each cohort.
         let gone = move |end| service.do_send(CohortGone { cohort_id: ended, end });
         let (shared, outbound) = (Arc::clone(&self.shared), self.link.clone());
         let successors = ctx.address().recipient();
@@ -259,13 +242,9 @@ impl AggregationService {
         let _cohort = span::cohort(&cohort_id).entered();
         match self.open(terms.clone(), ctx) {
             Ok(_) => {
-                let Lineage { predecessor, invited, excluded, .. } = &terms.lineage;
-                self.shared.notices.publish(ServiceNotice::CohortReformed {
-                    cohort_id,
-                    predecessor: predecessor.clone(),
-                    invited: invited.len(),
-                    excluded: excluded.iter().cloned().collect(),
-                });
+                if let Some(notice) = reformed(terms) {
+                    self.shared.notices.publish(notice);
+                }
             }
             // The terms were valid before.
             Err(error) => tracing::error!(%cohort_id, %error, "a cohort could not be formed again"),
@@ -369,7 +348,7 @@ impl Handler<FormAgain> for AggregationService {
 impl Handler<Delivery> for AggregationService {
     type Result = ();
 
-    fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
+    fn handle(&mut self, delivery: Delivery, ctx: &mut Self::Context) {
         let (message, stored) = match delivery {
             Delivery::Message(received) => (received, false),
             // Its time does not matter: an identifier is never reused, so a message that names a cohort was sent after
@@ -396,12 +375,15 @@ impl Handler<Delivery> for AggregationService {
             }
             Delivery::Missed { to, cohort_id } => {
                 if let Some(child) = self.cohorts.get(&cohort_id) {
-                    child.cohort.do_send(SendAgain(Some(to)));
+                    send_in_turn(self, &child.cohort, SendAgain(Some(to)), ctx);
                 }
                 return;
             }
             Delivery::Interrupted { to } => {
-                return self.cohorts.values().for_each(|child| child.cohort.do_send(SendAgain(to.clone())));
+                for child in self.cohorts.values() {
+                    send_in_turn(self, &child.cohort, SendAgain(to.clone()), ctx);
+                }
+                return;
             }
             Delivery::Undeliverable { to, body, reason } => {
                 let cohort_id = body.cohort_id().clone();
@@ -442,33 +424,5 @@ impl Handler<Delivery> for AggregationService {
         {
             tracing::warn!(%cohort_id, from = %message.from, "the cohort's mailbox is full, a message was dropped");
         }
-    }
-}
-
-impl Handler<FinalizeCohort> for AggregationService {
-    type Result = ();
-
-    fn handle(&mut self, FinalizeCohort(cohort_id): FinalizeCohort, _: &mut Self::Context) {
-        if let Some(child) = self.cohorts.get(&cohort_id) {
-            child.cohort.do_send(Finalize);
-        }
-    }
-}
-
-impl Handler<CancelCohort> for AggregationService {
-    type Result = ();
-
-    fn handle(&mut self, CancelCohort { cohort_id, reason }: CancelCohort, _: &mut Self::Context) {
-        if let Some(child) = self.cohorts.get(&cohort_id) {
-            child.cohort.do_send(Cancel(reason));
-        }
-    }
-}
-
-impl Handler<LiveCohorts> for AggregationService {
-    type Result = actix::MessageResult<LiveCohorts>;
-
-    fn handle(&mut self, _: LiveCohorts, _: &mut Self::Context) -> Self::Result {
-        actix::MessageResult(self.cohorts.keys().cloned().collect())
     }
 }

@@ -1,26 +1,16 @@
-//! The cohorts of previous runs, which are started from the journal when the service starts; and the archiving or
-//! removal of the journals of ended cohorts.
+//! The cohorts of previous runs, which are started from the journal when the service starts.
 
 use std::sync::Arc;
 
-use actix::{
-    ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, ResponseFuture,
-    WrapFuture,
-};
+use actix::{ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, WrapFuture};
 use btcr2_aggregation_protocol::{
     cohort::event::{CohortFailure, ServiceEvent},
     id::CohortId,
 };
 
-use tracing::Instrument;
-
-use super::{
-    AggregationService, ArchiveCohort, Retention, TellEnds,
-    cohort::{Beginning, CohortActor},
-    signing::SigningSessionActor,
-};
+use super::{AggregationService, cohort::Beginning};
 use crate::{
-    journal::{Journal, JournalError, StreamId, StreamKind},
+    journal::{Journal, JournalError, StreamKind},
     notice::ServiceNotice,
     span,
     supervision::{End, replay},
@@ -112,43 +102,6 @@ impl AggregationService {
         self.recover_all(ctx);
         ctx.wait(tokio::time::sleep(pause).into_actor(self));
     }
-
-    fn put_away(&self, cohort_id: CohortId, how: Retention, ctx: &mut Context<Self>) {
-        ctx.spawn(self.putting_away(cohort_id, how).into_actor(self));
-    }
-
-    fn putting_away(&self, cohort_id: CohortId, how: Retention) -> impl Future<Output = ()> + 'static {
-        let (now, journal) = (self.shared.clock.now(), Arc::clone(&self.shared.journal));
-        let span = span::cohort(&cohort_id);
-        let putting = async move {
-            let stream = CohortActor::stream(&cohort_id);
-            let put = async {
-                let sessions = sessions_of(&*journal, &stream).await?;
-                // The cohort's own stream is last: while it exists, it names the streams that belong to it.
-                for stream in sessions.iter().chain([&stream]) {
-                    match how {
-                        Retention::UntilArchived => journal.archive(stream, now).await?,
-                        Retention::Forget => journal.remove(stream).await?,
-                    }
-                }
-                Ok::<_, JournalError>(())
-            };
-            if let Err(error) = put.await {
-                tracing::error!(%cohort_id, %error, "the journal of an ended cohort cannot be archived or removed");
-            }
-        };
-        putting.instrument(span)
-    }
-}
-
-/// The streams of the signing sessions of a cohort.
-async fn sessions_of(journal: &dyn Journal, cohort: &StreamId) -> Result<Vec<StreamId>, JournalError> {
-    let events = replay::events::<ServiceEvent>(journal, cohort).await?;
-    let sessions = events.iter().filter_map(|event| match event {
-        ServiceEvent::SigningStarted { session_id, .. } => Some(SigningSessionActor::stream(session_id)),
-        _ => None,
-    });
-    Ok(sessions.collect())
 }
 
 /// The archived cohorts, and the live ones with their events.
@@ -180,31 +133,10 @@ impl Handler<CohortGone> for AggregationService {
             None => {
                 self.cohorts.remove(&cohort_id);
                 self.ended.insert(cohort_id.clone());
-                if self.settings.retention == Retention::Forget {
-                    self.put_away(cohort_id, Retention::Forget, ctx);
+                if let Some(removing) = self.cohort_journal.forget(&cohort_id) {
+                    ctx.spawn(removing.into_actor(self));
                 }
             }
-        }
-    }
-}
-
-impl Handler<TellEnds> for AggregationService {
-    type Result = ();
-
-    fn handle(&mut self, _: TellEnds, ctx: &mut Self::Context) {
-        self.recover_all(ctx);
-    }
-}
-
-impl Handler<ArchiveCohort> for AggregationService {
-    type Result = ResponseFuture<()>;
-
-    fn handle(&mut self, ArchiveCohort(cohort_id): ArchiveCohort, _: &mut Self::Context) -> Self::Result {
-        // A host archives what was reported as failed; but once this cohort's journal is repaired, it can be restored.
-        if self.settings.retention == Retention::UntilArchived && !self.halted.contains(&cohort_id) {
-            Box::pin(self.putting_away(cohort_id, Retention::UntilArchived))
-        } else {
-            Box::pin(std::future::ready(()))
         }
     }
 }

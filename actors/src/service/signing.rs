@@ -25,7 +25,9 @@ use crate::{
     load::{Load, Mailbox, QueuedMessage},
     notice::ServiceNotice,
     span,
-    supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},
+    supervision::{
+        End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, send_in_turn, start_leased,
+    },
     transport::{Outbound, Received, link::Link},
     tree::{self, Row},
 };
@@ -74,9 +76,13 @@ impl Session {
     }
 
     /// Makes it send again what members still need.
-    pub(crate) fn send_again(&self, again: SendAgain) {
-        // An unbounded send: there is one for each stream that a member opens, and for each failure of a connection.
-        self.address.do_send(again);
+    pub(crate) fn send_again<A: Actor<Context = Context<A>>>(
+        &self,
+        again: SendAgain,
+        sender: &A,
+        ctx: &mut Context<A>,
+    ) {
+        send_in_turn(sender, &self.address, again, ctx);
     }
 }
 
@@ -147,7 +153,8 @@ impl SigningSessionActor {
             phase => {
                 let waits = phase.timed().is_some();
                 for fault in self.engine.machine().faults().iter() {
-                    // The service may have stopped before its cohort received it.
+                    // The service may have stopped before its cohort received it. An unbounded send: a fault is
+                    // recorded once.
                     self.parent.faults.do_send(FaultFound(fault.clone()));
                 }
                 if std::mem::take(&mut self.was_down) && waits {
@@ -282,6 +289,7 @@ impl Driven for SigningSessionActor {
                 ServiceNotice::PhaseExtended { cohort_id, phase: *phase, until: *until }
             }
             SessionEvent::FaultRecorded { fault } => {
+                // An unbounded send: a fault is recorded once.
                 self.parent.faults.do_send(FaultFound(fault.clone()));
                 ServiceNotice::rejected(Some(&cohort_id), &Reject::from(fault))
             }
@@ -301,6 +309,7 @@ impl Driven for SigningSessionActor {
                 self.shared.load.send(Outbound::Direct { to, body, until }, &self.outbound);
             }
             SessionEffect::Finished(outcome) => {
+                // An unbounded send: there is one for each session.
                 self.parent.ended.do_send(SigningEnded { outcome, digests: std::mem::take(&mut self.digests) });
             }
         }

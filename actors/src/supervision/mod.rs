@@ -18,6 +18,7 @@ mod restart;
 mod running;
 #[cfg(test)]
 pub(crate) mod sabotage;
+mod send;
 mod vitals;
 
 pub use self::{
@@ -29,4 +30,5 @@ pub(crate) use self::{
     lease::{Lease, Leased},
     restart::{Attempt, Restarts},
     running::{InTree, start, start_leased},
+    send::send_in_turn,
 };

@@ -3,15 +3,14 @@
 use std::sync::Arc;
 
 use crate::common::{
-    Operator, Service, Updater, World, cohort, identity, on_paused_clock,
+    Operator, Service, Updater, WAITING, World, acknowledge, cohort, identity, on_paused_clock,
     rigged::{Act, Rigged},
     settle,
 };
 use btcr2_aggregation_actors::{
     journal::{Journal, StreamKind},
-    notice::ServiceNotice,
-    participant::ArchiveSession,
-    service::{ArchiveCohort, OpenCohortError},
+    notice::{ParticipantNotice, ServiceNotice},
+    service::OpenCohortError,
 };
 use btcr2_aggregation_protocol::{
     cohort::{
@@ -42,7 +41,7 @@ fn a_cohort_whose_journal_failed_is_not_archived() {
         world.updaters(1).await;
         let cohort_id = service.open(cohort(1)).await;
         assert_eq!(service.ear.failed(&cohort_id).await.code(), "INTERNAL");
-        service.address.send(ArchiveCohort(cohort_id.clone())).await.unwrap();
+        service.acknowledge_end(&cohort_id).await;
         settle().await;
         assert_eq!(journal.archived().await.unwrap(), []);
         let live = journal.streams().await.unwrap();
@@ -58,11 +57,11 @@ fn a_session_whose_journal_failed_is_not_archived() {
         let (member, journal) = (identity("member"), failing_at("UpdateSubmitted"));
         let mut settings = world.participant_settings(&member, Updater(member.clone()));
         settings.journal = Arc::new(journal.clone());
-        let participant = world.participant_with(settings).await;
+        let mut events = settings.events(WAITING);
+        world.participant_with(settings).await;
         let cohort_id = service.open(cohort(1)).await;
         world.members.failed(member.did(), &cohort_id).await;
-        let archive = ArchiveSession { service: service.did().clone(), cohort_id };
-        participant.send(archive).await.unwrap();
+        acknowledge(&mut events, |notice| matches!(notice, ParticipantNotice::CohortFailed { .. })).await;
         settle().await;
         assert_eq!(journal.archived().await.unwrap(), []);
         let live = journal.streams().await.unwrap();

@@ -13,6 +13,7 @@ mod connections;
 mod deliveries;
 mod downtime;
 mod halted;
+mod handles;
 mod http_acknowledged;
 mod http_bytes;
 mod http_client;

@@ -6,14 +6,13 @@ use actix::Actor;
 use btcr2_aggregation_actors::{
     journal::{Journal, StreamId},
     notice::ParticipantNotice,
-    participant::ArchiveSession,
     policy::{ParticipantPolicy, UpdateRequest},
     supervisor::{StartParticipant, Supervisor},
 };
 use btcr2_aggregation_protocol::{cohort::event::SpendPath, identity::Identity, update::Submission};
 
 use crate::common::{
-    Ear, Operator, Updater, World, cohort, identity, on_paused_clock, pass,
+    Ear, Operator, Updater, WAITING, World, acknowledge, cohort, identity, on_paused_clock, pass,
     process::{Process, member_of},
     rigged::{Act, Rigged},
     settle,
@@ -87,7 +86,7 @@ fn a_member_killed_at_any_notice_completes_by_the_key_path_or_the_fallback() {
 }
 
 #[test]
-fn records_are_published_at_each_restart_until_archived() {
+fn records_are_delivered_at_each_restart_until_acknowledged() {
     on_paused_clock(async {
         let mut world = World::new();
         let mut service = world.service("service", Operator).await;
@@ -101,7 +100,8 @@ fn records_are_published_at_each_restart_until_archived() {
             world.members = Ear::new(&world.member_notices);
             let supervisor = Supervisor::default().start();
             let settings = world.participant_settings(&member, Updater(member.clone()));
-            let participant = supervisor.send(StartParticipant(settings)).await.unwrap();
+            let mut events = settings.events(WAITING);
+            supervisor.send(StartParticipant(settings)).await.unwrap();
             settle().await;
             let names = world.members.names(&cohort_id);
             assert_eq!(
@@ -109,9 +109,7 @@ fn records_are_published_at_each_restart_until_archived() {
                 ["session-recovered", "data-approved", "signature-sent", "cohort-complete", "cohort-over"]
             );
             if archive {
-                let service = service.did().clone();
-                participant.send(ArchiveSession { service, cohort_id: cohort_id.clone() }).await.unwrap();
-                settle().await;
+                acknowledge(&mut events, |notice| matches!(notice, ParticipantNotice::CohortOver { .. })).await;
             }
         }
         world.members = Ear::new(&world.member_notices);

@@ -10,7 +10,7 @@ use crate::common::{
 };
 use btcr2_aggregation_actors::{
     notice::ServiceNotice,
-    service::{ArchiveCohort, LiveCohorts, OpenCohort},
+    service::{LiveCohorts, OpenCohort},
     state::State,
 };
 use btcr2_aggregation_protocol::{
@@ -158,7 +158,7 @@ fn deadlines_are_absolute_and_one_that_passed_while_the_service_was_down_acts_at
 }
 
 #[test]
-fn the_end_is_published_at_each_restart_until_archived() {
+fn the_end_is_delivered_at_each_restart_until_acknowledged() {
     on_paused_clock(async {
         let mut world = World::new();
         members(&world).await;
@@ -173,7 +173,7 @@ fn the_end_is_published_at_each_restart_until_archived() {
             assert!(result.transcript.verify(cohort_id.as_str().as_bytes(), &key));
             assert_eq!(result.transcript.head.size, 1 + 3 * 10, "the transcript is whole again");
             if archive {
-                process.run(service.address.send(ArchiveCohort(cohort_id.clone()))).await.unwrap();
+                process.run(service.acknowledge_end(&cohort_id)).await;
                 process.run(crate::common::settle()).await;
             }
         }

@@ -217,10 +217,10 @@ fn a_participant_in_several_cohorts_is_told_which() {
     let printer = Printer::new(false);
     let cohort = |name: &str| CohortId::parse(name).unwrap();
     let line = |step: &P| printer.participant_line(step).text;
-    line(&P::CohortJoined { did: did(1), cohort_id: cohort("one") });
+    line(&P::CohortJoined { did: did(1), cohort_id: cohort("one"), service: did(9) });
     let sent = P::NonceSent { did: did(1), cohort_id: cohort("one") };
     assert_eq!(line(&sent), "  nonce sent");
-    line(&P::CohortJoined { did: did(1), cohort_id: cohort("two") });
+    line(&P::CohortJoined { did: did(1), cohort_id: cohort("two"), service: did(9) });
     assert_eq!(line(&sent), "  cohort one: nonce sent");
     let (cohort_id, known) = (cohort("two"), Known::Reported);
     line(&P::CohortOver { did: did(1), cohort_id, known, service: did(9) });

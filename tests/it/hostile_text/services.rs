@@ -233,7 +233,7 @@ fn join_shows(directory: &Path, texts: &[Text], is_first: bool, format: &'static
         }
         // One cohort more than there are texts: when it completes, all texts were sent.
         for _ in 0..count {
-            service.send(cohort(&Scenario::ALL[1], 1, PATIENCE, PATIENCE)).await.unwrap().unwrap();
+            service.open(cohort(&Scenario::ALL[1], 1, PATIENCE, PATIENCE)).await.unwrap();
         }
         let until = tokio::time::Instant::now() + PATIENCE;
         while hostile.state.lock().unwrap().sent.len() < count {
@@ -251,8 +251,8 @@ fn join_shows(directory: &Path, texts: &[Text], is_first: bool, format: &'static
             // The output of the service is not tested here.
             let _ = tokio::time::timeout(std::time::Duration::from_millis(50), running.notices.recv()).await;
         }
-        let last = service.send(cohort(&Scenario::ALL[1], 1, PATIENCE, PATIENCE)).await.unwrap().unwrap();
-        let last = last.to_string();
+        let last = service.open(cohort(&Scenario::ALL[1], 1, PATIENCE, PATIENCE)).await.unwrap();
+        let last = last.id().to_string();
         actix_rt::task::spawn_blocking(move || {
             let mut program = program;
             program.line_where("the last cohort", |line| line.contains(&last) && line.contains("over"));

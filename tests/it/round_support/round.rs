@@ -2,22 +2,17 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use actix::{Actor, Addr};
 use actix_web::{App, HttpServer as WebServer};
 use async_trait::async_trait;
 use btcr2_aggregation::{
     actors::{
         bans::{BanBook, NoBans},
+        handle::{Participant, Service},
         journal::Journal,
-        load::Load,
         notice::{CohortResult, Notices, ParticipantNotice, ServiceNotice},
-        participant::ParticipantSettings,
         policy::{ParticipantPolicy, SigningRequest, UpdateRequest},
         runtime::{Clock, Randomness},
-        seats::Seats,
-        service::{AggregationService, LiveCohorts, OpenCohort, Retention, ServiceSettings},
-        supervision::RestartIntensity,
-        supervisor::{StartParticipant, StartService, Supervisor},
+        service::OpenCohort,
         transport::{
             Transport,
             http::{
@@ -34,7 +29,6 @@ use btcr2_aggregation::{
     events::Printer,
     join::{Intent, MemberPolicy, Terms},
     protocol::{
-        beacon::BeaconRegistry,
         cohort::{
             Timing,
             conditions::Conditions,
@@ -50,7 +44,7 @@ use btcr2_aggregation::{
         identity::Identity,
         key::SecretKey,
         network::Network,
-        output::{MemoizedAggregator, RecoverySequence, ScriptTree},
+        output::{RecoverySequence, ScriptTree},
         update::Submission,
     },
 };
@@ -79,7 +73,6 @@ pub fn member_identity(member: usize) -> Identity {
 
 /// A role that runs.
 pub struct Running<N> {
-    _supervisor: Addr<Supervisor>,
     pub notices: Receiver<Arc<N>>,
 }
 
@@ -89,29 +82,17 @@ const NOTICES: usize = 1 << 12;
 pub async fn start_service(
     transport: Arc<dyn Transport>,
     journal: Arc<dyn Journal>,
-) -> (Addr<AggregationService>, Running<ServiceNotice>) {
+) -> (Service, Running<ServiceNotice>) {
     let notices = Notices::new(NOTICES);
     let steps = notices.subscribe();
-    let settings = ServiceSettings {
-        identity: service_identity(),
-        transport,
-        policy: Arc::new(OfflineOperator),
-        beacons: BeaconRegistry::default(),
-        aggregator: Arc::new(MemoizedAggregator::default()),
-        journal,
-        clock: Clock::system(),
-        randomness: Randomness::System,
-        notices,
-        load: Load::default(),
-        bans: BanBook::in_memory(Arc::new(NoBans)),
-        seats: Seats::default(),
-        restarts: RestartIntensity::default(),
-        retention: Retention::UntilArchived,
-    };
-    let supervisor = Supervisor::default().start();
-    let service = supervisor.send(StartService(settings)).await.unwrap();
-    service.send(LiveCohorts).await.unwrap();
-    (service, Running { _supervisor: supervisor, notices: steps })
+    let service = Service::builder(service_identity(), transport, Arc::new(OfflineOperator))
+        .journal(journal)
+        .notices(notices)
+        .bans(BanBook::in_memory(Arc::new(NoBans)))
+        .start()
+        .await
+        .unwrap();
+    (service, Running { notices: steps })
 }
 
 /// The cohort of a scenario. Members have `nonces` to send their nonces, and `signatures` to sign with them, before the
@@ -182,25 +163,11 @@ pub async fn start_member(
     );
     let notices = Notices::new(NOTICES);
     let steps = notices.subscribe();
-    let settings = ParticipantSettings {
-        max_fee_rate: btcr2_aggregation::protocol::output::DEFAULT_MAX_FEE_RATE,
-        identity,
-        transport,
-        policy: Arc::new(Member { policy, silent: scenario.is_silent(member) }),
-        timing: Timing::default(),
-        max_sessions: 4,
-        beacons: BeaconRegistry::default(),
-        aggregator: Arc::new(MemoizedAggregator::default()),
-        journal,
-        clock: Clock::system(),
-        randomness: Randomness::System,
-        notices,
-        restarts: RestartIntensity::default(),
-        retention: Retention::UntilArchived,
-    };
-    let supervisor = Supervisor::default().start();
-    supervisor.send(StartParticipant(settings)).await.unwrap();
-    Running { _supervisor: supervisor, notices: steps }
+    let policy = Arc::new(Member { policy, silent: scenario.is_silent(member) });
+    let builder =
+        Participant::builder(identity, transport, policy).max_sessions(4).journal(journal).notices(notices);
+    builder.start().await.unwrap();
+    Running { notices: steps }
 }
 
 /// A connection to a relay, or to a service that serves HTTP.

@@ -62,12 +62,7 @@ impl Driven for CohortActor {
             ServiceEvent::MemberRefused { did, reason } => {
                 ServiceNotice::ParticipantRefused { cohort_id, participant: did.clone(), reason: reason.clone() }
             }
-            ServiceEvent::KeysAggregated { output, .. } => ServiceNotice::KeygenComplete {
-                cohort_id,
-                beacon_address: output.address().to_owned(),
-                participants: output.keys().len(),
-                output: Arc::new(output.clone()),
-            },
+            ServiceEvent::KeysAggregated { output, .. } => ServiceNotice::formed(cohort_id, output),
             ServiceEvent::UpdateReceived { did, .. } => {
                 ServiceNotice::UpdateReceived { cohort_id, participant: did.clone(), included: true }
             }
@@ -145,6 +140,7 @@ impl Driven for CohortActor {
                 self.ask(question, ctx);
             }
             ServiceEffect::StartSigning(task) => self.start_session(task, ctx),
+            // An unbounded send: there is one for each cohort.
             ServiceEffect::FormAgain(terms) => self.successors.do_send(FormAgain(terms)),
         }
     }

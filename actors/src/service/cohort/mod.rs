@@ -29,6 +29,7 @@ use btcr2_aggregation_protocol::{
 use serde_json::Value;
 
 use super::{
+    notices::{end_of, replayed},
     shared::{FaultFound, FormAgain, SendAgain, ServiceShared, SigningEnded},
     signing::{Parent, PreviousRun, Session, SigningSessionActor},
 };
@@ -37,7 +38,7 @@ use crate::{
     evidence::EvidenceBook,
     journal::StreamId,
     load::QueuedMessage,
-    notice::{CohortResult, ServiceNotice},
+    notice::ServiceNotice,
     policy::CohortView,
     seats::Seat,
     span,
@@ -61,6 +62,11 @@ pub(crate) struct CohortMessage(pub(crate) Received, pub(crate) QueuedMessage);
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub(crate) struct Finalize;
+
+/// A snapshot of the cohort.
+#[derive(ActixMessage)]
+#[rtype(result = "Arc<ServiceCohort>")]
+pub(crate) struct Inspect;
 
 /// End the cohort.
 #[derive(ActixMessage)]
@@ -113,17 +119,6 @@ impl Beginning {
             }
         }
     }
-}
-
-/// The cohort after `events`, and their transcript.
-fn replayed(mut machine: ServiceCohort, events: &[ServiceEvent]) -> (ServiceCohort, Transcript) {
-    let mut transcript = Transcript::default();
-    replay::apply(&mut machine, events, |machine, event, effects| {
-        for digest in machine.transcript_entries(event, effects) {
-            transcript.push(digest);
-        }
-    });
-    (machine, transcript)
 }
 
 pub(crate) struct CohortActor {
@@ -235,50 +230,26 @@ impl CohortActor {
             }
         }));
     }
-
-    fn result(&mut self, signed: Arc<btcr2_aggregation_protocol::signing::Signed>) -> Option<CohortResult> {
-        let machine = self.engine.machine();
-        let output = machine.phase().formed()?.output.clone();
-        let aggregation = Arc::clone(&machine.phase().aggregated()?.aggregation);
-        let context = machine.config().terms.cohort_id.as_str().as_bytes().to_vec();
-        let head = self.transcript.head();
-        // The generator is present: events are observed between decisions, not during one.
-        let transcript = head.sign(&context, self.shared.identity.secret_key(), self.engine.rng()?);
-        let messages = Arc::new(self.transcript.clone());
-        Some(CohortResult { output, aggregation, signed, transcript, messages })
-    }
 }
 
 impl CohortActor {
     /// The notice of the cohort's end, if it has ended.
     fn end_notice(&mut self) -> Option<ServiceNotice> {
-        let cohort_id = self.cohort_id();
-        match self.engine.machine().phase() {
-            Phase::Completed { outcome, .. } => {
-                let outcome = Arc::clone(outcome);
-                Some(ServiceNotice::SigningComplete {
-                    cohort_id,
-                    path: outcome.path,
-                    txid: outcome.transaction.compute_txid().to_string(),
-                    result: Arc::new(self.result(outcome)?),
-                })
+        let machine = self.engine.snapshot();
+        // The generator is present: events are observed between decisions, not during one.
+        let rng = self.engine.rng()?;
+        let mut notice = end_of(&machine, &self.transcript, &self.shared.identity, rng)?;
+        if let (ServiceNotice::CohortFailed { reason, .. }, Phase::Failed { reason: failure, .. }) =
+            (&mut notice, machine.phase())
+        {
+            // A failure for that reason already names it.
+            let is_named = failure.unreached().is_some_and(|unreached| !unreached.not_carried.is_empty());
+            let undelivered = self.shared.deliveries.not_carried(&self.cohort_id()).filter(|_| !is_named);
+            if let Some((members, why)) = undelivered {
+                reason.push_str(&format!(" (no carrier accepted the messages to {members} of them: {why})"));
             }
-            Phase::Failed { reason, successor, .. } => {
-                let next = successor.as_ref().map(|terms| terms.cohort_id.clone());
-                let undelivered = self.shared.deliveries.not_carried(&cohort_id);
-                // A failure for that reason already names it.
-                let is_named = reason.unreached().is_some_and(|unreached| !unreached.not_carried.is_empty());
-                let undelivered = undelivered.filter(|_| !is_named);
-                let mut notice = ServiceNotice::failed(cohort_id, reason, next);
-                if let (ServiceNotice::CohortFailed { reason, .. }, Some((members, why))) =
-                    (&mut notice, undelivered)
-                {
-                    reason.push_str(&format!(" (no carrier accepted the messages to {members} of them: {why})"));
-                }
-                Some(notice)
-            }
-            _ => None,
         }
+        Some(notice)
     }
 
     /// Starts the signing session, with the events of its journal if there are any.
@@ -296,6 +267,7 @@ impl CohortActor {
                 let previous = PreviousRun { events: &events, was_down };
                 let parent = Parent { faults: ctx.address().recipient(), ended: ctx.address().recipient() };
                 let (shared, outbound) = (&actor.shared, actor.outbound.clone());
+                // An unbounded send: there is one for each session.
                 let gone = move |end| gone.do_send(SessionGone(end));
                 actor.session = Some(Session::start(task, previous, shared, outbound, parent, gone));
             }
@@ -434,7 +406,7 @@ impl Handler<SendAgain> for CohortActor {
 
     fn handle(&mut self, again: SendAgain, ctx: &mut Self::Context) {
         if let Some(session) = &self.session {
-            session.send_again(again.clone());
+            session.send_again(again.clone(), self, ctx);
         }
         for effect in self.engine.machine().resume() {
             let lost = match &effect {
@@ -454,6 +426,14 @@ impl Handler<Finalize> for CohortActor {
 
     fn handle(&mut self, _: Finalize, ctx: &mut Self::Context) {
         self.feed(ServiceInput::Finalize, ctx);
+    }
+}
+
+impl Handler<Inspect> for CohortActor {
+    type Result = Arc<ServiceCohort>;
+
+    fn handle(&mut self, _: Inspect, _: &mut Self::Context) -> Self::Result {
+        self.engine.snapshot()
     }
 }
 

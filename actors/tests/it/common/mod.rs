@@ -15,6 +15,7 @@ use actix::{Actor, Addr};
 use async_trait::async_trait;
 use bitcoin::{Amount, FeeRate, OutPoint, Txid, hashes::Hash};
 use btcr2_aggregation_actors::{
+    events::{Event, Events},
     journal::{Journal, MemoryJournal},
     notice::{CohortResult, Notices, ParticipantNotice, ServiceNotice},
     participant::{ParticipantActor, ParticipantSettings},
@@ -58,6 +59,9 @@ pub const NETWORK: Network = Network::Regtest;
 
 /// More than the notices of any test.
 const NOTICES: usize = 1 << 14;
+
+/// How many transient events wait for a test.
+pub const WAITING: usize = 1 << 12;
 
 /// The virtual time after which a test that still waits would wait without limit.
 const PATIENCE: Duration = Duration::from_secs(100 * 24 * 3600);
@@ -356,9 +360,29 @@ pub struct Service {
     pub address: Addr<AggregationService>,
     pub notices: Notices<ServiceNotice>,
     pub ear: Ear<ServiceNotice>,
+    pub events: Events<ServiceNotice>,
+}
+
+/// Reads the events up to the first that `is_last` selects, and acknowledges it.
+pub async fn acknowledge<N>(events: &mut Events<N>, mut is_last: impl FnMut(&N) -> bool) {
+    loop {
+        let (cursor, event) = events.next().await.expect("it runs");
+        if matches!(event, Event::Notice(notice) if is_last(&notice)) {
+            return events.ack(&cursor).await.expect("the journal works");
+        }
+    }
 }
 
 impl Service {
+    /// Acknowledges the end of the cohort.
+    pub async fn acknowledge_end(&mut self, cohort: &CohortId) {
+        acknowledge(&mut self.events, |notice| {
+            matches!(notice, ServiceNotice::SigningComplete { .. } | ServiceNotice::CohortFailed { .. })
+                && notice.cohort_id() == Some(cohort)
+        })
+        .await;
+    }
+
     pub fn did(&self) -> &Did {
         self.identity.did()
     }
@@ -421,9 +445,9 @@ impl World {
 
     pub async fn service_with(&self, settings: ServiceSettings) -> Service {
         let (identity, notices) = (settings.identity.clone(), settings.notices.clone());
-        let ear = Ear::new(&notices);
+        let (ear, events) = (Ear::new(&notices), settings.events(WAITING));
         let address = self.supervisor.send(StartService(settings)).await.expect("the supervisor runs");
-        Service { identity, address, notices, ear }
+        Service { identity, address, notices, ear, events }
     }
 
     pub fn participant_settings(

@@ -11,7 +11,7 @@ use btcr2_aggregation_actors::{
 use btcr2_aggregation_protocol::identity::Identity;
 use tokio::task::LocalSet;
 
-use super::{Ear, Operator, Service, Updater, World};
+use super::{Ear, Operator, Service, Updater, WAITING, World};
 
 /// Its actors only run while the test waits in [`run`](Self::run). When it is dropped they end at once: no cleanup
 /// runs, and the messages in mailboxes are lost.
@@ -29,10 +29,10 @@ impl Process {
 
     pub async fn service(&self, settings: ServiceSettings) -> Service {
         let (identity, notices) = (settings.identity.clone(), settings.notices.clone());
-        let ear = Ear::new(&notices);
+        let (ear, events) = (Ear::new(&notices), settings.events(WAITING));
         let start = async { Supervisor::default().start().send(StartService(settings)).await.expect("it starts") };
         let address = self.run(start).await;
-        Service { identity, address, notices, ear }
+        Service { identity, address, notices, ear, events }
     }
 
     pub async fn participant(&self, settings: ParticipantSettings) {

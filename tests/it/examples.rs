@@ -32,6 +32,33 @@ fn quickstart_signs() {
 }
 
 #[test]
+fn machines_sign_without_actors() {
+    assert!(run("by_hand", &[]).contains("(key-path)"));
+}
+
+#[test]
+fn real_coins_are_announced_to_a_node() {
+    let output = run("regtest", &[]);
+    assert!(output.contains("final ") || output.starts_with("skipped: "), "{output}");
+}
+
+#[test]
+fn the_examples_for_hosts_are_short() {
+    let lines = |name: &str| {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name);
+        std::fs::read_to_string(source).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert!(lines("quickstart.rs").len() <= 40);
+    // Without the introduction, imports, comments, and lines that only close a block.
+    let embed = lines("embed.rs");
+    let logic = embed.iter().skip_while(|line| !line.starts_with("struct ")).filter(|line| {
+        let line = line.trim();
+        !line.is_empty() && !line.starts_with("//") && line.chars().any(|character| !"})]; ,".contains(character))
+    });
+    assert!(logic.count() <= 60);
+}
+
+#[test]
 fn both_hosts_embed_a_service() {
     for arguments in [&[][..], &["--tokio"]] {
         assert!(run("embed", arguments).contains(r#""event":"signing-complete""#));

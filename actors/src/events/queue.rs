@@ -54,9 +54,11 @@ impl<N> Queue<N> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a decisive event has not been delivered yet; from now on it has.
+    /// Whether a decisive event that was read again has not been delivered yet; from now on it has.
     pub(super) fn delivers(&self, position: &Position) -> bool {
-        self.lock().delivered.insert(position)
+        let delivered = &mut self.lock().delivered;
+        let is_repeated = position.step == Step::Began && delivered.steps.contains_key(&position.stream);
+        !is_repeated && delivered.insert(position)
     }
 
     /// Waits for the next item; `None` after the last one.

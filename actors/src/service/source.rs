@@ -100,9 +100,10 @@ impl CohortJournal {
         let events = replay::events::<ServiceEvent>(&*self.journal, &stream).await?;
         // A host acknowledges what was reported as failed; but a cohort that only could not continue can be restored
         // once its journal is repaired.
-        let is_end =
-            |event| matches!(event, &ServiceEvent::CohortCompleted { .. } | &ServiceEvent::CohortFailed { .. });
-        if !events.iter().any(|event| is_end(event)) {
+        let is_end = |event: &ServiceEvent| {
+            matches!(event, ServiceEvent::CohortCompleted { .. } | ServiceEvent::CohortFailed { .. })
+        };
+        if !events.iter().any(is_end) {
             return Ok(());
         }
         let sessions = events.iter().filter_map(|event| match event {

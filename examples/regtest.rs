@@ -16,6 +16,7 @@ use btcr2_aggregation::{
         events::Event,
         handle::{Participant, Service},
         journal::{Journal, MemoryJournal},
+        notice::ServiceNotice,
         runtime::{Clock, Randomness},
         service::OpenCohort,
         transport::memory::MemoryTransport,
@@ -68,11 +69,13 @@ async fn run(node: Node) -> Outcome<()> {
     service.open(OpenCohort::new(conditions, NETWORK)).await?;
 
     let mut events = service.events();
-    let mut address = String::new();
     loop {
         let announced = tokio::select! {
             Some((cursor, event)) = events.next() => {
                 if let Event::Notice(notice) = event {
+                    if let ServiceNotice::TransactionDeferred { reason, .. } = &*notice {
+                        println!("deferred    {reason}");
+                    }
                     operator.follow(&notice).await?;
                     events.ack(&cursor).await?;
                 }
@@ -83,13 +86,11 @@ async fn run(node: Node) -> Outcome<()> {
         match &*announced {
             AnnouncementNotice::FundingWanted { beacon_address, .. } => {
                 println!("deposit     {beacon_address}");
-                address.clone_from(beacon_address);
-                // The coin of a block can be spent a hundred blocks later.
-                node.mine(101, &address).await?;
+                node.pay(beacon_address).await?;
             }
             AnnouncementNotice::AnnouncementBroadcast { txid, .. } => {
                 println!("broadcast   {txid}");
-                node.mine(6, &address).await?;
+                node.mine(6).await?;
             }
             AnnouncementNotice::AnnouncementFinal { txid, block, .. } => {
                 println!("final       {txid} in block {}", block.height);

@@ -35,6 +35,7 @@ use crate::bans::Offence;
 
 /// The result of a cohort that succeeded, with everything that its operator needs to store.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct CohortResult {
     /// Its output.
     pub output: BeaconOutput,

@@ -34,6 +34,7 @@ pub enum PolicyError {
 
 /// A formed or forming cohort, as a service's policy sees it.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct CohortView {
     /// The cohort.
     pub cohort_id: CohortId,
@@ -45,6 +46,7 @@ pub struct CohortView {
 
 /// What a beacon transaction must do.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct TransactionRequest {
     /// The cohort.
     pub cohort_id: CohortId,
@@ -67,6 +69,7 @@ pub struct FundedTransaction {
 
 /// A participant that opts in, as known before its opt-in is checked any further.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Applicant {
     /// The DID, which the transport has authenticated.
     pub did: Did,
@@ -106,6 +109,7 @@ pub trait ServicePolicy: Send + Sync {
 
 /// A request for the member's update.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct UpdateRequest {
     /// The cohort's advert.
     pub advert: Arc<Advert>,
@@ -115,6 +119,7 @@ pub struct UpdateRequest {
 
 /// Aggregated data to validate.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Validation {
     /// The cohort's advert.
     pub advert: Arc<Advert>,
@@ -126,6 +131,7 @@ pub struct Validation {
 
 /// A transaction to sign, already checked.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct SigningRequest {
     /// The cohort's advert.
     pub advert: Arc<Advert>,

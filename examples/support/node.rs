@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use bitcoin::{Address, opcodes::OP_TRUE, script::Builder};
 use serde_json::{Value, json};
 
 use super::Outcome;
@@ -70,9 +71,16 @@ impl Node {
         self.directory.join("regtest/.cookie")
     }
 
-    /// Mines blocks that pay to an address.
-    pub async fn mine(&self, blocks: u32, address: &str) -> Outcome<()> {
-        self.call("generatetoaddress", json!([blocks, address])).await.map(drop)
+    /// Mines blocks whose coins are for anyone.
+    pub async fn mine(&self, blocks: u32) -> Outcome<()> {
+        let anyone = Address::p2wsh(&Builder::new().push_opcode(OP_TRUE).into_script(), bitcoin::Network::Regtest);
+        self.call("generatetoaddress", json!([blocks, anyone.to_string()])).await.map(drop)
+    }
+
+    /// Pays the coin of one block to an address. It can be spent a hundred blocks later, which are mined too.
+    pub async fn pay(&self, address: &str) -> Outcome<()> {
+        self.call("generatetoaddress", json!([1, address])).await?;
+        self.mine(100).await
     }
 
     /// Calls a method of its RPC server.

@@ -202,8 +202,8 @@ fn a_journal_of_one_process_is_removed_without_acknowledgement() {
         settle().await;
         assert_eq!(journal.streams().await.unwrap(), []);
         running.outcome().await.unwrap();
-        let stranger = btcr2_aggregation_protocol::id::CohortId::parse("unknown").unwrap();
-        assert!(matches!(service.cohort(&stranger).outcome().await, Err(CohortError::Unknown)));
+        let unknown = btcr2_aggregation_protocol::id::CohortId::parse("unknown").unwrap();
+        assert!(matches!(service.cohort(&unknown).outcome().await, Err(CohortError::Unknown)));
     });
 }
 

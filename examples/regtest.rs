@@ -13,23 +13,26 @@ use std::{sync::Arc, time::Duration};
 
 use btcr2_aggregation::{
     actors::{
+        announcement::{AnnouncementSettings, Announcements, notice::AnnouncementNotice},
         events::Event,
         handle::{Participant, Service},
         journal::{Journal, MemoryJournal},
         notice::ServiceNotice,
         runtime::{Clock, Randomness},
         service::OpenCohort,
+        supervision::{RestartIntensity, Vitals},
         transport::memory::MemoryTransport,
     },
     bitcoin::{
-        announcement::Rules,
         chain::{CoreAuth, CoreChain},
-        change::ChangeKey,
-        notice::AnnouncementNotice,
         operator::ChainOperator,
-        watch::WatchSettings,
     },
-    protocol::{beacon::BeaconType, identity::Identity, output::Change},
+    protocol::{
+        announcement::{Rules, change::ChangeKey},
+        beacon::BeaconType,
+        identity::Identity,
+        output::Change,
+    },
 };
 use support::{NETWORK, Outcome, node::Node};
 
@@ -38,7 +41,7 @@ use support::{NETWORK, Outcome, node::Node};
 fn operator(node: &Node, identity: &Identity, journal: Arc<dyn Journal>) -> ChainOperator {
     let change_key = Arc::new(ChangeKey::new(identity.secret_key()));
     let rules = Rules::new(Change::To(change_key.script_pubkey().to_owned()));
-    let settings = WatchSettings {
+    let settings = AnnouncementSettings {
         chain: Arc::new(CoreChain::new(node.url(), CoreAuth::Cookie(node.cookie()))),
         network: NETWORK,
         change_key: Some(change_key),
@@ -47,8 +50,10 @@ fn operator(node: &Node, identity: &Identity, journal: Arc<dyn Journal>) -> Chai
         poll: Duration::from_millis(100),
         claims: Arc::default(),
         notices: tokio::sync::broadcast::Sender::new(1 << 12),
+        restarts: RestartIntensity::default(),
+        vitals: Vitals::default(),
     };
-    ChainOperator::new(settings, rules)
+    ChainOperator::new(Announcements::new(settings, rules))
 }
 
 async fn run(node: Node) -> Outcome<()> {
@@ -56,8 +61,9 @@ async fn run(node: Node) -> Outcome<()> {
     let journal = Arc::new(MemoryJournal::new());
     let identity = support::identity(Randomness::System, "service");
     let operator = operator(&node, &identity, journal.clone());
-    let mut announcements = operator.subscribe();
-    operator.resume().await?;
+    let announcements = operator.announcements();
+    let mut announced = announcements.subscribe();
+    announcements.resume().await?;
     let network = Arc::new(MemoryTransport::new());
     let builder = Service::builder(identity.clone(), network.clone(), Arc::new(operator.clone()));
     let service = builder.journal(journal).start().await?;
@@ -70,7 +76,7 @@ async fn run(node: Node) -> Outcome<()> {
 
     let mut events = service.events();
     loop {
-        let announced = tokio::select! {
+        let notice = tokio::select! {
             Some((cursor, event)) = events.next() => {
                 if let Event::Notice(notice) = event {
                     if let ServiceNotice::TransactionDeferred { reason, .. } = &*notice {
@@ -81,9 +87,9 @@ async fn run(node: Node) -> Outcome<()> {
                 }
                 continue;
             }
-            announced = announcements.recv() => announced?,
+            notice = announced.recv() => notice?,
         };
-        match &*announced {
+        match &*notice {
             AnnouncementNotice::FundingWanted { beacon_address, .. } => {
                 println!("deposit     {beacon_address}");
                 node.pay(beacon_address).await?;
@@ -96,12 +102,12 @@ async fn run(node: Node) -> Outcome<()> {
                 println!("final       {txid} in block {}", block.height);
                 break;
             }
-            AnnouncementNotice::AnnouncementFailed { .. } => return Err(format!("{announced:?}").into()),
+            AnnouncementNotice::AnnouncementFailed { .. } => return Err(format!("{notice:?}").into()),
             _ => {}
         }
     }
     service.stop().await;
-    operator.stop().await;
+    announcements.stop().await;
     Ok(())
 }
 

@@ -25,7 +25,6 @@ use btcr2_aggregation_protocol::{
             membership::{CohortKey, Membership, MembershipConfig, MembershipInput, Route},
         },
     },
-    did::Did,
     error::Reject,
     id::CohortId,
     identity::Identity,

@@ -8,7 +8,7 @@ use actix::{
 };
 use btcr2_aggregation_protocol::{
     cohort::{
-        event::{ParticipantEvent, SessionEnd},
+        event::ParticipantEvent,
         participant::{
             ParticipantCohort, ParticipantEffect, ParticipantInput,
             phase::{Phase, PhaseKind},

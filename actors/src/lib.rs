@@ -14,6 +14,7 @@
 //! - [`bans`]: members that committed an offence and are not admitted for a while; [`invites`]: who may join;
 //!   [`seats`]: how often; [`subject`]: whom a ban or a limit is about.
 //! - [`tree`]: which actors exist; [`supervision`]: how they are started, and restarted after a panic.
+//! - [`backoff`]: the delays between attempts.
 //! - [`load`]: counts of a service's messages, for hosts that measure.
 //! - `span`: the spans of log lines; docs/operating.md lists them.
 //! - `engine`: how an actor drives a machine: decide, apply, journal, and only then perform.
@@ -24,6 +25,7 @@
 extern crate self as btcr2_aggregation_actors;
 
 pub mod announcement;
+pub mod backoff;
 pub mod bans;
 pub mod chain;
 mod cool_downs;

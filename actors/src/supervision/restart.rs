@@ -5,6 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use btcr2_aggregation_protocol::time::Timestamp;
 
 use super::EndGuard;
+use crate::backoff::Backoff;
 
 /// The number of restarts after panics before an actor is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +43,7 @@ pub(crate) enum Attempt {
 }
 
 impl Restarts {
-    const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+    const BACKOFF: Backoff = Backoff { first: Duration::from_millis(50), longest: Duration::from_millis(6_400) };
 
     /// Records that the actor panicked at `now`, and decides what to do.
     pub(crate) fn next(&mut self, now: Timestamp, intensity: RestartIntensity) -> Attempt {
@@ -59,7 +60,7 @@ impl Restarts {
         // The first panic may have been an accident; after another one the actor is given time.
         let pause = match u32::try_from(self.at.len()) {
             Ok(0) => Duration::ZERO,
-            Ok(before) => Self::FIRST_BACKOFF * 2_u32.saturating_pow(before.min(8) - 1),
+            Ok(before) => Self::BACKOFF.delay(before),
             Err(_) => intensity.within,
         };
         self.at.push_back(now);

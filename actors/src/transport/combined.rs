@@ -5,19 +5,20 @@
 //! its own link, so that an unavailable transport does not delay the others.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    num::NonZero,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
 use btcr2_aggregation_protocol::{beacon::BeaconType, did::Did, identity::Identity, message::Body};
+use lru::LruCache;
 use serde_json::Value;
 
 use super::{ConnectError, Connection, Delivery, Inbox, Outbound, Transport, Unsent, link::Link};
 use crate::supervision::End;
 
 /// The maximum number of peers whose transport is remembered; messages to older peers are sent on all transports again.
-const MOST_PEERS: usize = 20_000;
+const MOST_PEERS: NonZero<usize> = NonZero::new(20_000).expect("not zero");
 
 /// Several transports as one.
 #[derive(Clone)]
@@ -33,7 +34,7 @@ impl CombinedTransport {
 #[async_trait]
 impl Transport for CombinedTransport {
     async fn connect(&self, identity: &Identity, inbox: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
-        let last = Arc::<LastTransports>::default();
+        let last = Arc::new(LastTransports::new());
         let connected = self.0.iter().enumerate().map(|(number, transport)| {
             let last = Arc::clone(&last);
             let inbox = inbox.clone().map(move |delivery| {
@@ -70,38 +71,24 @@ impl Transport for CombinedTransport {
 }
 
 /// The transports from which peers' last messages were received.
-#[derive(Default)]
-struct LastTransports(Mutex<Last>);
-
-#[derive(Default)]
-struct Last {
-    on: BTreeMap<Did, usize>,
-    order: VecDeque<Did>,
-}
+struct LastTransports(Mutex<LruCache<Did, usize>>);
 
 impl LastTransports {
-    fn lock(&self) -> MutexGuard<'_, Last> {
+    fn new() -> Self {
+        Self(Mutex::new(LruCache::new(MOST_PEERS)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LruCache<Did, usize>> {
         // No code panics while it holds the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note(&self, peer: &Did, transport: usize) {
-        let mut last = self.lock();
-        if let Some(known) = last.on.get_mut(peer) {
-            *known = transport;
-            return;
-        }
-        last.on.insert(peer.clone(), transport);
-        last.order.push_back(peer.clone());
-        if last.order.len() > MOST_PEERS
-            && let Some(oldest) = last.order.pop_front()
-        {
-            last.on.remove(&oldest);
-        }
+        self.lock().put(peer.clone(), transport);
     }
 
     fn of(&self, peer: &Did) -> Option<usize> {
-        self.lock().on.get(peer).copied()
+        self.lock().peek(peer).copied()
     }
 }
 

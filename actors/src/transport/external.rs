@@ -23,7 +23,7 @@ pub(crate) struct ExternalKeys {
 impl ExternalKeys {
     /// Without keys. At most `most` of members, and `most` of other DIDs.
     pub(crate) fn new(most: usize) -> Self {
-        let most = NonZeroUsize::new(most).unwrap_or(NonZeroUsize::MIN);
+        let most = at_least_one(most);
         Self { introduced: BTreeMap::new(), members: LruCache::new(most), outsiders: LruCache::new(most) }
     }
 
@@ -57,6 +57,11 @@ impl ExternalKeys {
     pub(crate) fn introduce(&mut self, did: &Did, key: PublicKey) {
         self.introduced.insert(did.clone(), key);
     }
+}
+
+/// The capacity of a map whose configuration allows `most` entries.
+pub(crate) fn at_least_one(most: usize) -> NonZeroUsize {
+    NonZeroUsize::new(most).unwrap_or(NonZeroUsize::MIN)
 }
 
 /// The key that an EXTERNAL sender's opt-in proves: the hash of its genesis document is in its DID, and the document

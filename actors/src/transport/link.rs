@@ -19,13 +19,13 @@ use tokio::sync::Notify;
 
 use super::{Connection, Delivery, Inbox, Outbound, Transport, Unsent};
 use crate::{
+    backoff::Backoff,
     span,
     supervision::{End, InTree, Lease, start_leased},
     tree::{self, Row},
 };
 
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(30) };
 
 /// The number of messages that may wait for a connection; the oldest are dropped first.
 const BACKLOG: usize = tree::LINK.mailbox;
@@ -54,7 +54,8 @@ struct State {
     waits: bool,
     /// Whether it does not connect again.
     over: bool,
-    backoff: Duration,
+    /// How many attempts in a row have failed.
+    failures: u32,
     /// Whether the last connection failed and may have lost messages.
     interrupted: bool,
 }
@@ -80,7 +81,7 @@ impl Link {
             flushing: false,
             waits,
             over: false,
-            backoff: FIRST_BACKOFF,
+            failures: 0,
             interrupted: false,
         };
         let shared = Arc::new(Shared { identity, state: Mutex::new(state), changed: Notify::new() });
@@ -110,7 +111,7 @@ impl Link {
             match connection.try_send(outbound) {
                 Ok(()) => {
                     // A connection that accepts a message works.
-                    state.backoff = FIRST_BACKOFF;
+                    state.failures = 0;
                     return;
                 }
                 Err(unsent) => outbound = unsent.into_outbound(),
@@ -208,8 +209,8 @@ impl Shared {
             }
             let pause = {
                 let mut state = self.lock();
-                let pause = state.backoff;
-                state.backoff = (pause * 2).min(LONGEST_BACKOFF);
+                state.failures = state.failures.saturating_add(1);
+                let pause = BACKOFF.delay(state.failures);
                 pause
             };
             tokio::time::sleep(pause).await;
@@ -299,7 +300,7 @@ mod tests {
             let (inbox, mut deliveries) = Inbox::channel(8);
             let link = Link::start(Arc::new(Failing), owner(), inbox);
             link.send(withdraw("one"));
-            let delivery = tokio::time::timeout(LONGEST_BACKOFF, deliveries.recv()).await.unwrap().unwrap();
+            let delivery = tokio::time::timeout(BACKOFF.longest, deliveries.recv()).await.unwrap().unwrap();
             assert!(matches!(delivery, Delivery::Interrupted { to: None }), "{delivery:?}");
         });
     }

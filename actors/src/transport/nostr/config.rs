@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use nostr_sdk::RelayUrl;
 
-use crate::transport::{
-    contact::Contacts,
-    tls::{TlsError, Trust},
+use crate::{
+    backoff::Backoff,
+    transport::{
+        contact::Contacts,
+        tls::{TlsError, Trust},
+    },
 };
 
 /// How an identity uses its relays.
@@ -50,6 +53,11 @@ pub struct NostrConfig {
 }
 
 impl NostrConfig {
+    /// The delays between attempts.
+    pub(super) const fn backoff(&self) -> Backoff {
+        Backoff { first: self.first_backoff, longest: self.longest_backoff }
+    }
+
     /// These relays, and defaults.
     pub fn new(relays: impl IntoIterator<Item = String>) -> Self {
         Self {

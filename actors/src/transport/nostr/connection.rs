@@ -98,7 +98,7 @@ struct Slot {
     actor: Option<Addr<RelayActor>>,
     publisher: Option<Recipient<Publish>>,
     number: u64,
-    backoff: Duration,
+    failures: u32,
     /// Whether it has answered our subscriptions.
     works: bool,
 }
@@ -129,7 +129,7 @@ impl NostrConnection {
         let now = inner.clock.now();
         let adverts_since = (!config.look_back.is_zero()).then(|| now - config.look_back);
         let reader = Reader::new(identity.clone(), &config, inner.introduced.clone(), now, adverts_since);
-        let slot = || Slot { actor: None, publisher: None, number: 0, backoff: config.first_backoff, works: false };
+        let slot = || Slot { actor: None, publisher: None, number: 0, failures: 0, works: false };
         let slots = inner.urls.iter().map(|_| slot()).collect();
         Self {
             rng: inner.randomness.for_actor(&name),
@@ -211,7 +211,7 @@ impl NostrConnection {
     /// Queues a message or a retraction, and publishes it.
     fn take_up(&mut self, content: Content, until: Option<Timestamp>, ctx: &mut Context<Self>) {
         let now = self.now();
-        let job = Job::new(content, until, self.config.first_backoff, now + self.config.keep);
+        let job = Job::new(content, until, now + self.config.keep);
         let (id, dropped) = self.outbox.insert(job, now);
         if let Some(dropped) = dropped {
             self.undelivered(dropped, "too many messages wait to be sent", ctx);
@@ -273,13 +273,13 @@ impl NostrConnection {
     }
 
     fn retry_later(&mut self, id: u64, ctx: &mut Context<Self>) {
-        let longest = self.config.longest_backoff;
+        let backoff = self.config.backoff();
         let Some(job) = self.outbox.get_mut(id) else { return };
         if !self.waiting.insert(id) {
             return;
         }
-        let delay = jittered(job.backoff, &mut self.rng);
-        job.backoff = (job.backoff * 2).min(longest);
+        job.failures = job.failures.saturating_add(1);
+        let delay = backoff.jittered(job.failures, self.rng.next_u32());
         let name = |relay: usize| self.inner.urls.get(relay).map(shown).unwrap_or_default();
         if let Some((to, body)) = job.directed() {
             let (cohort_id, kind) = (body.cohort_id().clone(), body.short_type());
@@ -397,7 +397,7 @@ impl Handler<RelayWorks> for NostrConnection {
 
     fn handle(&mut self, RelayWorks { relay }: RelayWorks, _: &mut Self::Context) {
         let Some(slot) = self.slots.get_mut(relay) else { return };
-        slot.backoff = self.config.first_backoff;
+        slot.failures = 0;
         if !std::mem::replace(&mut slot.works, true) {
             self.inner.reports.note(relay, |report| report.subscribed += 1);
             // Not earlier: a relay that accepts connections and nothing else is useless.
@@ -429,8 +429,8 @@ impl Handler<RelayGone> for NostrConnection {
         }
         let (was_up, worked) = (slot.publisher.take().is_some(), std::mem::take(&mut slot.works));
         slot.actor = None;
-        let delay = jittered(slot.backoff, &mut self.rng);
-        slot.backoff = (slot.backoff * 2).min(self.config.longest_backoff);
+        slot.failures = slot.failures.saturating_add(1);
+        let delay = self.config.backoff().jittered(slot.failures, self.rng.next_u32());
         self.inner.reports.note(relay, |report| {
             report.failures += 1;
             report.connected -= u64::from(was_up);
@@ -479,11 +479,4 @@ impl Handler<Answered> for NostrConnection {
             self.retry_later(job, ctx);
         }
     }
-}
-
-/// Changes the delay by up to a fifth, so that clients that were disconnected together do not reconnect together.
-fn jittered(delay: Duration, rng: &mut ChaCha20Rng) -> Duration {
-    let fifth = delay / 5;
-    let spread = rng.next_u32() % 2_001;
-    delay - fifth + fifth * spread / 1_000
 }

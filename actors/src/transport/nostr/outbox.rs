@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
-    time::Duration,
 };
 
 use btcr2_aggregation_protocol::{
@@ -60,8 +59,8 @@ pub(super) struct Job {
     pub(super) until: Option<Timestamp>,
     /// Absent while the recipient's key is not known.
     pub(super) event: Option<Arc<Event>>,
-    /// How long to wait before the next attempt.
-    pub(super) backoff: Duration,
+    /// How many attempts have failed.
+    pub(super) failures: u32,
     /// Relays that have received the event and not answered.
     asked: BTreeSet<usize>,
     accepted: bool,
@@ -73,17 +72,12 @@ pub(super) struct Job {
 }
 
 impl Job {
-    pub(super) fn new(
-        content: Content,
-        until: Option<Timestamp>,
-        backoff: Duration,
-        kept_until: Timestamp,
-    ) -> Self {
+    pub(super) fn new(content: Content, until: Option<Timestamp>, kept_until: Timestamp) -> Self {
         Self {
             content,
             until,
             event: None,
-            backoff,
+            failures: 0,
             asked: BTreeSet::new(),
             accepted: false,
             maybe_out: false,

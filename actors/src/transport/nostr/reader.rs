@@ -1,9 +1,6 @@
 //! Classifies a received event: new or a copy, a message or not, and its sender.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use btcr2_aggregation_protocol::{
     did::Did,
@@ -13,6 +10,7 @@ use btcr2_aggregation_protocol::{
     nostr::{Peer, ReadError, VerifiedEvent},
     time::Timestamp,
 };
+use lru::LruCache;
 use nostr_sdk::{Event, JsonUtil};
 
 use super::{Introduced, config::NostrConfig, relay::Id};
@@ -20,37 +18,9 @@ use crate::{
     remembered::Remembered,
     transport::{
         Delivery, Evidence, Received,
-        external::{ExternalKeys, key_in_opt_in},
+        external::{ExternalKeys, at_least_one, key_in_opt_in},
     },
 };
-
-/// A map that removes its oldest entries.
-struct Bounded<K, V> {
-    entries: BTreeMap<K, V>,
-    order: VecDeque<K>,
-    most: usize,
-}
-
-impl<K: Ord + Clone, V> Bounded<K, V> {
-    fn new(most: usize) -> Self {
-        Self { entries: BTreeMap::new(), order: VecDeque::new(), most }
-    }
-
-    fn get(&self, key: &K) -> Option<&V> {
-        self.entries.get(key)
-    }
-
-    fn insert(&mut self, key: K, value: V) {
-        if self.entries.insert(key.clone(), value).is_none() {
-            self.order.push_back(key);
-        }
-        if self.order.len() > self.most
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.entries.remove(&oldest);
-        }
-    }
-}
 
 /// The result of reading an event.
 #[derive(Debug)]
@@ -77,8 +47,8 @@ pub(super) struct Reader {
     external: ExternalKeys,
     /// The DIDs of the keys that have signed messages, to name the author of a forgery that has also sent a valid
     /// message.
-    signers: Bounded<XOnlyKey, Did>,
-    peers: Bounded<XOnlyKey, Arc<Peer>>,
+    signers: LruCache<XOnlyKey, Did>,
+    peers: LruCache<XOnlyKey, Arc<Peer>>,
 }
 
 /// The suffix of the type of nonce contributions.
@@ -100,8 +70,8 @@ impl Reader {
             seen: Remembered::new(config.seen_events),
             introduced,
             external: ExternalKeys::new(config.external_keys),
-            signers: Bounded::new(config.external_keys),
-            peers: Bounded::new(config.conversations),
+            signers: LruCache::new(at_least_one(config.external_keys)),
+            peers: LruCache::new(at_least_one(config.conversations)),
         }
     }
 
@@ -123,7 +93,7 @@ impl Reader {
             return Ok(Arc::clone(peer));
         }
         let peer = Arc::new(Peer::new(self.identity.secret_key(), *key)?);
-        self.peers.insert(*key, Arc::clone(&peer));
+        self.peers.put(*key, Arc::clone(&peer));
         Ok(peer)
     }
 
@@ -155,12 +125,12 @@ impl Reader {
             let problem = format!("{} is not who signed the event", message.from);
             let error = DecodeError::Field { field: "from".to_owned(), problem };
             // Never charged to the DID that the message names, but to the signer, if its DID is known.
-            return Read::Delivery(match self.signers.get(&sender).cloned() {
+            return Read::Delivery(match self.signers.peek(&sender).cloned() {
                 Some(from) => Delivery::Undecodable { from, error },
                 None => Delivery::Unverified { reason: error.to_string() },
             });
         }
-        self.signers.insert(sender, message.from.clone());
+        self.signers.put(sender, message.from.clone());
         let is_advert = matches!(&*message.body, Body::CohortAdvert(_));
         let ours = message.to.as_ref().map_or(is_advert, |to| to == self.identity.did());
         if !ours {
@@ -226,7 +196,7 @@ impl Reader {
         };
         let proven =
             claimed.map(|did| *did).filter(|did| self.key_of(did).is_some_and(|key| key.x_only() == sender));
-        match proven.or_else(|| self.signers.get(&sender).cloned()) {
+        match proven.or_else(|| self.signers.peek(&sender).cloned()) {
             Some(from) => Read::Delivery(Delivery::Undecodable { from, error }),
             None => Read::Foreign(error.to_string()),
         }
@@ -349,8 +319,8 @@ mod tests {
                 assert!(is_message(&read, &sender), "{read:?}");
             }
         }
-        assert_eq!(reader.peers.entries.len(), 1);
-        assert_eq!(reader.signers.entries.len(), 1);
+        assert_eq!(reader.peers.len(), 1);
+        assert_eq!(reader.signers.len(), 1);
     }
 
     #[test]

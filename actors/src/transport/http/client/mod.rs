@@ -1,10 +1,9 @@
 //! The client: an identity's connection to one server.
 //!
 //! [`HttpClient`] is the transport; `connection` the actor that sends and delivers, `answer` the meaning of a server's
-//! answers, `stream` its event streams, `backoff` the delay between attempts.
+//! answers, `stream` its event streams.
 
 mod answer;
-mod backoff;
 mod comments;
 mod connection;
 mod stream;
@@ -27,8 +26,8 @@ use reqwest::{
     redirect::{Attempt, Policy},
 };
 
-pub use self::backoff::Backoff;
 use self::connection::{HttpConnection, Job};
+pub use crate::backoff::Backoff;
 use crate::{
     runtime::{Clock, Randomness},
     span,

@@ -1,4 +1,4 @@
-//! A Bitcoin Core node on regtest, for examples: it has no wallet, and mines to the addresses that need coins.
+//! A Bitcoin Core node on regtest, for examples. It needs no wallet.
 
 use std::{
     env, fs,
@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use bitcoin::{Address, opcodes::OP_TRUE, script::Builder};
+use bitcoin::{
+    Address, Amount, Network, OutPoint, ScriptBuf, Transaction, TxIn, TxOut, Witness, absolute::LockTime,
+    consensus::encode::serialize_hex, opcodes::OP_TRUE, script::Builder, transaction::Version,
+};
 use serde_json::{Value, json};
 
 use super::Outcome;
@@ -31,8 +34,14 @@ fn binary() -> Option<PathBuf> {
     env::split_paths(&path).map(|directory| directory.join("bitcoind")).chain([beside]).find(|file| file.is_file())
 }
 
+/// The script that anyone can satisfy.
+fn anyone() -> ScriptBuf {
+    Builder::new().push_opcode(OP_TRUE).into_script()
+}
+
 impl Node {
-    /// A node with an empty chain in a new directory; `None` if there is no bitcoind.
+    /// A node in a new directory, with so many blocks that the coin of the first can be spent; `None` if there is no
+    /// bitcoind.
     pub async fn start() -> Outcome<Option<Self>> {
         let Some(binary) = binary() else { return Ok(None) };
         let directory = env::temp_dir().join(format!("btcr2-example-{}", std::process::id()));
@@ -54,6 +63,7 @@ impl Node {
                 break;
             }
             if node.call("getmempoolinfo", json!([])).await.is_ok_and(|mempool| mempool["loaded"] == true) {
+                node.mine(101).await?;
                 return Ok(Some(node));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -72,15 +82,31 @@ impl Node {
     }
 
     /// Mines blocks whose coins are for anyone.
-    pub async fn mine(&self, blocks: u32) -> Outcome<()> {
-        let anyone = Address::p2wsh(&Builder::new().push_opcode(OP_TRUE).into_script(), bitcoin::Network::Regtest);
-        self.call("generatetoaddress", json!([blocks, anyone.to_string()])).await.map(drop)
+    pub async fn mine(&self, blocks: u32) -> Outcome<Value> {
+        let anyone = Address::p2wsh(&anyone(), Network::Regtest);
+        self.call("generatetoaddress", json!([blocks, anyone.to_string()])).await
     }
 
-    /// Pays the coin of one block to an address. It can be spent a hundred blocks later, which are mined too.
+    /// Pays the coin of the first block to an address, in a new block. Once only.
     pub async fn pay(&self, address: &str) -> Outcome<()> {
-        self.call("generatetoaddress", json!([1, address])).await?;
-        self.mine(100).await
+        let first = self.call("getblockhash", json!([1])).await?;
+        let block = self.call("getblock", json!([first])).await?;
+        let coin = block["tx"][0].as_str().ok_or("the first block has no transaction")?.parse()?;
+        let transaction = Transaction {
+            version: Version::TWO,
+            lock_time: LockTime::ZERO,
+            input: vec![TxIn {
+                previous_output: OutPoint { txid: coin, vout: 0 },
+                witness: Witness::from_slice(&[anyone().as_bytes()]),
+                ..TxIn::default()
+            }],
+            output: vec![TxOut {
+                value: Amount::from_sat(4_999_990_000),
+                script_pubkey: address.parse::<Address<_>>()?.require_network(Network::Regtest)?.script_pubkey(),
+            }],
+        };
+        self.call("sendrawtransaction", json!([serialize_hex(&transaction)])).await?;
+        self.mine(1).await.map(drop)
     }
 
     /// Calls a method of its RPC server.

@@ -60,8 +60,8 @@ use crate::{
     runtime::{Clock, Randomness},
     seats::Seats,
     span,
-    supervision::{EndGuard, InTree, Lease, RestartIntensity, Restarts, send_in_turn},
-    transport::{Delivery, Outbound, Transport, link::Link, undecodable},
+    supervision::{EndGuard, InTree, Lease, RestartIntensity, Restarts},
+    transport::{Delivery, Outbound, Transport, link::Link, send_in_turn, undecodable},
     tree::{self, Row},
 };
 
@@ -375,13 +375,13 @@ impl Handler<Delivery> for AggregationService {
             }
             Delivery::Missed { to, cohort_id } => {
                 if let Some(child) = self.cohorts.get(&cohort_id) {
-                    send_in_turn(self, &child.cohort, SendAgain(Some(to)), ctx);
+                    send_in_turn(&child.cohort, SendAgain(Some(to)), ctx);
                 }
                 return;
             }
             Delivery::Interrupted { to } => {
                 for child in self.cohorts.values() {
-                    send_in_turn(self, &child.cohort, SendAgain(to.clone()), ctx);
+                    send_in_turn(&child.cohort, SendAgain(to.clone()), ctx);
                 }
                 return;
             }

@@ -25,10 +25,8 @@ use crate::{
     load::{Load, Mailbox, QueuedMessage},
     notice::ServiceNotice,
     span,
-    supervision::{
-        End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, send_in_turn, start_leased,
-    },
-    transport::{Outbound, Received, link::Link},
+    supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},
+    transport::{Outbound, Received, link::Link, send_in_turn},
     tree::{self, Row},
 };
 
@@ -76,13 +74,8 @@ impl Session {
     }
 
     /// Makes it send again what members still need.
-    pub(crate) fn send_again<A: Actor<Context = Context<A>>>(
-        &self,
-        again: SendAgain,
-        sender: &A,
-        ctx: &mut Context<A>,
-    ) {
-        send_in_turn(sender, &self.address, again, ctx);
+    pub(crate) fn send_again<A: Actor<Context = Context<A>>>(&self, again: SendAgain, ctx: &mut Context<A>) {
+        send_in_turn(&self.address, again, ctx);
     }
 }
 

@@ -18,7 +18,6 @@ mod restart;
 mod running;
 #[cfg(test)]
 pub(crate) mod sabotage;
-mod send;
 mod vitals;
 
 pub use self::{
@@ -30,5 +29,4 @@ pub(crate) use self::{
     lease::{Lease, Leased},
     restart::{Attempt, Restarts},
     running::{InTree, start, start_leased},
-    send::send_in_turn,
 };

@@ -406,7 +406,7 @@ impl Handler<SendAgain> for CohortActor {
 
     fn handle(&mut self, again: SendAgain, ctx: &mut Self::Context) {
         if let Some(session) = &self.session {
-            session.send_again(again.clone(), self, ctx);
+            session.send_again(again.clone(), ctx);
         }
         for effect in self.engine.machine().resume() {
             let lost = match &effect {

@@ -7,6 +7,7 @@ pub mod relays;
 pub mod replay;
 pub mod rigged;
 pub mod rounds;
+pub mod service;
 pub mod tap;
 
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
@@ -15,13 +16,12 @@ use actix::{Actor, Addr};
 use async_trait::async_trait;
 use bitcoin::{Amount, FeeRate, OutPoint, Txid, hashes::Hash};
 use btcr2_aggregation_actors::{
-    events::{Event, Events},
     journal::{Journal, MemoryJournal},
     notice::{CohortResult, Notices, ParticipantNotice, ServiceNotice},
     participant::{ParticipantActor, ParticipantSettings},
     policy::{FundedTransaction, ParticipantPolicy, PolicyError, ServicePolicy, TransactionRequest, UpdateRequest},
     runtime::{Clock, Randomness},
-    service::{AggregationService, OpenCohort, Retention, ServiceSettings},
+    service::{OpenCohort, Retention, ServiceSettings},
     supervision::RestartIntensity,
     supervisor::{StartParticipant, StartService, Supervisor},
     transport::{Transport, memory::MemoryTransport},
@@ -54,6 +54,8 @@ use tokio::{
     sync::{Semaphore, broadcast},
     time::Instant,
 };
+
+pub use self::service::{Service, acknowledge};
 
 pub const NETWORK: Network = Network::Regtest;
 
@@ -351,44 +353,6 @@ impl Ear<ParticipantNotice> {
                 _ => None,
             })
             .collect()
-    }
-}
-
-/// A service and its subscriber.
-pub struct Service {
-    pub identity: Identity,
-    pub address: Addr<AggregationService>,
-    pub notices: Notices<ServiceNotice>,
-    pub ear: Ear<ServiceNotice>,
-    pub events: Events<ServiceNotice>,
-}
-
-/// Reads the events up to the first that `is_last` selects, and acknowledges it.
-pub async fn acknowledge<N>(events: &mut Events<N>, mut is_last: impl FnMut(&N) -> bool) {
-    loop {
-        let (cursor, event) = events.next().await.expect("it runs");
-        if matches!(event, Event::Notice(notice) if is_last(&notice)) {
-            return events.ack(&cursor).await.expect("the journal works");
-        }
-    }
-}
-
-impl Service {
-    /// Acknowledges the end of the cohort.
-    pub async fn acknowledge_end(&mut self, cohort: &CohortId) {
-        acknowledge(&mut self.events, |notice| {
-            matches!(notice, ServiceNotice::SigningComplete { .. } | ServiceNotice::CohortFailed { .. })
-                && notice.cohort_id() == Some(cohort)
-        })
-        .await;
-    }
-
-    pub fn did(&self) -> &Did {
-        self.identity.did()
-    }
-
-    pub async fn open(&self, open: OpenCohort) -> CohortId {
-        self.address.send(open).await.expect("the service runs").expect("conditions that can be met")
     }
 }
 

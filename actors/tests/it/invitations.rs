@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use btcr2_aggregation_actors::{
     journal::{Record, StreamId},
     notice::ParticipantNotice,
+    participant::LeaveCohort,
     policy::{ParticipantPolicy, UpdateRequest},
 };
 use btcr2_aggregation_protocol::{
@@ -188,7 +189,10 @@ fn a_journal_of_memberships_that_has_grown_is_compacted() {
         let (at, successor) = (Timestamp::from_secs(1), None);
         let record = Record::new(MembershipEvent::CohortEnded { at, cohort: cohort.clone(), successor });
         world.journal.append(&stream, vec![record; 600]).await.unwrap();
-        world.participant(&member, Undecided).await;
+        let participant = world.participant(&member, Undecided).await;
+        // Answered when the journal is read, which takes place on another thread.
+        let leave = LeaveCohort { service: cohort.service.clone(), cohort_id: cohort.cohort_id.clone() };
+        participant.send(leave).await.unwrap();
         settle().await;
         let records = world.journal.read(&stream).await.unwrap();
         let [record] = &records[..] else { panic!("{} records", records.len()) };

@@ -30,6 +30,7 @@ in_memory! {
     two_cohorts_at_one_address_leave_each_other_alone
     a_coin_is_chosen_once_however_many_ask
     a_new_address_is_not_scanned_for_and_an_old_one_is
+    a_deposit_before_the_first_successful_look_is_seen
     only_new_blocks_are_read_and_pruned_ones_are_done_without
     nothing_is_prepared_while_the_chain_is_out_of_reach
     who_asks_for_a_transaction_waits_for_its_coin
@@ -135,6 +136,20 @@ async fn a_new_address_is_not_scanned_for_and_an_old_one_is(mut world: World) ->
     other.poll().await;
     assert_eq!(chain.scans(), 1);
     assert!(other.announcement().sight().deposits.contains_key(&old));
+    world
+}
+
+async fn a_deposit_before_the_first_successful_look_is_seen(mut world: World) -> World {
+    let chain = world.memory_chain();
+    chain.set_reachable(false);
+    world.begin_again().await;
+    world.poll().await;
+    chain.set_reachable(true);
+    let script = world.beacon.output.script_pubkey().to_owned();
+    let deposit = world.faucet.pay(&world.blocks, &script, Amount::from_sat(50_000)).await;
+    world.blocks.mine(100).await;
+    world.poll().await;
+    assert!(world.watch.announcement().sight().deposits.contains_key(&deposit));
     world
 }
 

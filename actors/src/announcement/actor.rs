@@ -133,7 +133,7 @@ pub(super) struct AnnouncementActor {
     pub(super) output: Option<BeaconOutput>,
     /// The deposits that were reported as too small.
     too_small: BTreeSet<OutPoint>,
-    /// When the address was created, if that was in this run.
+    /// When the address was created, if that was in this run, and no look at the chain has failed since.
     pub(super) begun: Option<Instant>,
     /// Whether the notices that must not be missed were sent in this run.
     pub(super) has_notified: bool,

@@ -157,7 +157,11 @@ impl AnnouncementActor {
                 let known = self.settings.claims.others(&self.cohort_id, script).transactions;
                 self.feed(Input::Observed { activity, since, estimate, minimum, known }, ctx);
             }
-            Err(error) => self.chain_failed(&error),
+            Err(error) => {
+                // Any number of blocks may have come before the next look, which reads only the last ones of a new address.
+                self.begun = None;
+                self.chain_failed(&error);
+            }
         }
     }
 

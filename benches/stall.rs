@@ -1,7 +1,7 @@
 //! The longest time for which the service's thread is busy without a pause, for cohorts of growing size: for so long every
 //! other cohort, timer and request of the process waits. The members run on a thread of their own.
 //!
-//! A mean says nothing here, so that this is not a benchmark of criterion. `actors/tests/it/stalls.rs` holds the limit.
+//! A mean would not show it: this is not a benchmark of criterion. `actors/tests/it/stalls.rs` holds the limit.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 
 #[path = "../examples/support/mod.rs"]

@@ -110,7 +110,7 @@ fn identity(name: &str) -> Identity {
 /// How a service and its members meet.
 enum Carrier {
     Memory,
-    /// A transport whose connections are no actors.
+    /// A transport whose connections are not actors.
     Plain,
     Http,
     Nostr,

@@ -204,7 +204,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     let files = if config.embedded_relay.is_some() { files - files / 4 } else { files };
     let limits = ConnectionLimits::of_files(files);
     // Advert streams are not counted per DID.
-    http.advert_streams = http.advert_streams.min(limits.strangers / 2);
+    http.advert_streams = http.advert_streams.min(limits.outsiders / 2);
     http.advert_streams_per_address = http.advert_streams_per_address.min(http.advert_streams / 4);
     config.connections = limits;
     let http = &mut config.http;

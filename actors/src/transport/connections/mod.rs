@@ -41,7 +41,7 @@ pub struct ConnectionLimits {
     /// The maximum number of connections.
     pub total: usize,
     /// The maximum number that are not members'; the rest is reserved for members.
-    pub strangers: usize,
+    pub outsiders: usize,
     /// The maximum number of one network (an IPv4 address, an IPv6 /48) that are not members'.
     pub per_network: usize,
     /// The maximum number whose TLS handshake or first request is not complete.
@@ -63,7 +63,7 @@ impl ConnectionLimits {
         let outsiders = total - total / 4;
         Self {
             total,
-            strangers: outsiders,
+            outsiders,
             per_network: outsiders - outsiders / 4,
             opening: (outsiders / 2).min(8_192),
             opening_per_network: (outsiders / 4).min(4_096),
@@ -177,7 +177,7 @@ impl Connections {
             }
         }
         let outsiders = state.opening.len() + state.open.len();
-        if (!trusted && outsiders >= limits.strangers) || state.members.len() + outsiders >= limits.total {
+        if (!trusted && outsiders >= limits.outsiders) || state.members.len() + outsiders >= limits.total {
             let oldest = state.open.oldest_of_largest().or_else(|| state.opening.oldest_of_largest());
             if oldest.is_none() {
                 self.0.refused.fetch_add(1, Ordering::Relaxed);
@@ -373,7 +373,7 @@ mod tests {
     fn connections() -> Connections {
         Connections::new(ConnectionLimits {
             total: 8,
-            strangers: 6,
+            outsiders: 6,
             per_network: 4,
             opening: 4,
             opening_per_network: 3,
@@ -444,7 +444,7 @@ mod tests {
     fn files_are_reserved_for_members_and_the_operator() {
         for files in [64, 256, 1_024, 4_096, 65_536, u64::MAX] {
             let limits = ConnectionLimits::of_files(files);
-            assert!(limits.strangers < limits.total && limits.per_network < limits.strangers, "{files}");
+            assert!(limits.outsiders < limits.total && limits.per_network < limits.outsiders, "{files}");
             assert!(u64::try_from(limits.total).unwrap() < files, "{files}");
         }
     }

@@ -85,7 +85,7 @@ impl Gate {
         }
         let key = format!("outsiders {}", address.requests);
         let granted = self.rates.take(&key, self.config.outsiders_rate(), now).await;
-        if granted { Ok(()) } else { Err(self.counts.limited(Limit::Strangers)) }
+        if granted { Ok(()) } else { Err(self.counts.limited(Limit::Outsiders)) }
     }
 
     /// `POST /v1/messages`.

@@ -15,7 +15,9 @@ pub enum Limit {
     /// Requests of one IPv6 site.
     Site,
     /// Requests of the DIDs of one address that are not members.
-    Strangers,
+    // The label in metrics is stable.
+    #[strum(serialize = "strangers")]
+    Outsiders,
     /// Requests of one DID.
     Did,
     /// Stored nonces.

@@ -55,11 +55,11 @@ pub struct RelayLimits {
     /// of others.
     pub bytes: usize,
     /// The maximum size of all events of outsiders, in bytes: authors to which no operator has written.
-    pub strangers_bytes: usize,
+    pub outsiders_bytes: usize,
     /// The maximum size of the events of one member, in bytes.
     pub member_bytes: usize,
     /// The maximum size of the events of one outsider, in bytes.
-    pub stranger_bytes: usize,
+    pub outsider_bytes: usize,
     /// The maximum number of events.
     pub events: usize,
     /// The limits on sockets.
@@ -83,9 +83,9 @@ impl Default for RelayLimits {
         Self {
             event_bytes: 128 << 10,
             bytes: 256 << 20,
-            strangers_bytes: 32 << 20,
+            outsiders_bytes: 32 << 20,
             member_bytes: 8 << 20,
-            stranger_bytes: 256 << 10,
+            outsider_bytes: 256 << 10,
             events: 75_000,
             sockets: ConnectionLimits::of_files(4_096),
         }

@@ -77,7 +77,7 @@ impl Shelf {
     pub(super) fn new(mut limits: RelayLimits, operators: &[XOnlyKey]) -> Self {
         // Without operators every author is an outsider.
         if operators.is_empty() {
-            (limits.strangers_bytes, limits.stranger_bytes) = (limits.bytes, limits.bytes);
+            (limits.outsiders_bytes, limits.outsider_bytes) = (limits.bytes, limits.bytes);
         }
         let operators = operators.iter().map(|key| PublicKey::from_byte_array(key.to_bytes())).collect();
         let state = State {
@@ -158,7 +158,7 @@ impl Shelf {
         let share = match author {
             Author::Operator => usize::MAX,
             Author::Member => self.limits.member_bytes,
-            Author::Outsider => self.limits.stranger_bytes,
+            Author::Outsider => self.limits.outsider_bytes,
         };
         while let Some(of_author) = state.authors.get(&event.pubkey)
             && of_author.bytes.saturating_add(bytes) > share
@@ -167,7 +167,7 @@ impl Shelf {
             gone.extend(state.remove(oldest));
         }
         if author == Author::Outsider {
-            while state.outsiders_bytes + bytes > self.limits.strangers_bytes
+            while state.outsiders_bytes + bytes > self.limits.outsiders_bytes
                 && let Some(oldest) = state.outsiders.first().copied()
             {
                 gone.extend(state.remove(oldest));
@@ -291,9 +291,9 @@ mod tests {
         let limits = RelayLimits {
             event_bytes: 20_000,
             bytes: 100_000,
-            strangers_bytes: 50_000,
+            outsiders_bytes: 50_000,
             member_bytes: 60_000,
-            stranger_bytes: 30_000,
+            outsider_bytes: 30_000,
             events: 1_000,
             sockets: ConnectionLimits::default(),
         };

@@ -210,8 +210,7 @@ impl Shared {
             let pause = {
                 let mut state = self.lock();
                 state.failures = state.failures.saturating_add(1);
-                let pause = BACKOFF.delay(state.failures);
-                pause
+                BACKOFF.delay(state.failures)
             };
             tokio::time::sleep(pause).await;
         }

@@ -74,5 +74,5 @@ pub use self::{
     resolver::{Next, Resolver},
     result::{DOCUMENT_MEDIA_TYPE, DocumentMetadata, RESULT_MEDIA_TYPE, Resolution, ResolutionResult, Resolved},
     sidecar::{SidecarData, SidecarError},
-    signal::{Beacon, BeaconKind, BeaconSignal, Block, Signal, UnusableBeacon},
+    signal::{Beacon, BeaconKind, BeaconSignal, Block, Signal, UnusableBeacon, beacons},
 };

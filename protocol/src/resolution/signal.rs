@@ -97,7 +97,7 @@ pub struct UnusableBeacon {
 
 /// The beacons of `document`, in its order, each address once: of two services on one address the first counts (rules
 /// R-3 and C8).
-pub(super) fn beacons(document: &Value, network: Network) -> Vec<Result<Beacon, UnusableBeacon>> {
+pub fn beacons(document: &Value, network: Network) -> Vec<Result<Beacon, UnusableBeacon>> {
     let mut addresses = BTreeSet::new();
     let services = document.get("service").and_then(Value::as_array).into_iter().flatten();
     let beacon = |service: &Value| {

@@ -7,6 +7,7 @@
 //! The rules that decide whether an update counts, U-1 to U-23 of the specification's edition of October 2026, are in
 //! [`verify_update`]. Errors name the rule that is broken.
 
+mod edit;
 mod rules;
 
 use std::{
@@ -18,6 +19,7 @@ use rand_core::CryptoRng;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use serde_json::{Map, Value, json, value::RawValue};
 
+pub use self::edit::{Edit, EditError, Relationship, unused_id};
 #[cfg(feature = "sim")]
 pub(crate) use self::rules::verify_recorded;
 pub use self::rules::{BlockTimes, UpdateContext, verify_proof, verify_update, violations};

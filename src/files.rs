@@ -36,6 +36,13 @@ pub(crate) fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
     sync_directory(path)
 }
 
+/// Like [`write_whole`], for a regular file that is readable by its owner only. A link stays one.
+pub(crate) fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let path = fs::canonicalize(path)?;
+    beside(&path, content, 0o600)?.persist(&path).map_err(|error| error.error)?;
+    sync_directory(&path)
+}
+
 fn beside(path: &Path, content: &[u8], mode: u32) -> io::Result<NamedTempFile> {
     let mut file = NamedTempFile::new_in(directory_of(path))?;
     file.write_all(content)?;

@@ -1,7 +1,8 @@
 //! Identity files: a DID and its secret key, readable by their owner only, optionally encrypted with a passphrase.
 //!
-//! The file is a JSON object, `{version, did, network, secretKey, genesisDocument?}`; encrypted, it is that object inside an
-//! age file (`age-encryption.org/v1`), which the `age` program can open too.
+//! The file is a JSON object, `{version, did, network, secretKey, genesisDocument?, keys?}`; encrypted, it is that object inside an
+//! age file (`age-encryption.org/v1`), which the `age` program can open too. `secretKey` is the key that the DID began with.
+//! `keys` are later ones, `{verificationMethod, secretKey, forVersion}`: a file that has some is of version 2.
 
 use std::{
     fs::{self, File},
@@ -15,12 +16,12 @@ use serde_json::Value;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::{
-    files::write_new,
+    files::{replace_private, write_new},
     inputs::{self, InputError},
     protocol::{
         document,
         identity::{Identity, IdentityError},
-        key::SecretKey,
+        key::{PublicKey, SecretKey},
         network::Network,
     },
 };
@@ -40,6 +41,12 @@ const MAX_WORK_FACTOR: u8 = 22;
 const MAX_FILE: u64 = 4 << 20;
 
 const VERSION: u32 = 1;
+
+/// The version of a file with later keys.
+const VERSION_WITH_KEYS: u32 = 2;
+
+/// The greatest number of later keys.
+const MOST_KEYS: usize = 1_000;
 
 /// Why an identity cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +113,15 @@ pub enum KeyFileError {
         /// What was found, without any of its content.
         found: String,
     },
+    /// An EXTERNAL DID of nothing.
+    #[error("--external: give a genesis document, or --beacon ADDRESS[,TYPE] to make one with that beacon")]
+    NoGenesis,
+    /// The address of a beacon of a new DID.
+    #[error("--beacon {0}")]
+    Beacon(String),
+    /// The file has no room for another key.
+    #[error("{0} has {MOST_KEYS} keys already")]
+    TooManyKeys(PathBuf),
     /// Key and genesis document do not match.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -131,6 +147,8 @@ struct Content {
     secret_key: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     genesis_document: Option<Value>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    keys: Vec<KeyContent>,
 }
 
 impl Drop for Content {
@@ -139,75 +157,182 @@ impl Drop for Content {
     }
 }
 
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct KeyContent {
+    verification_method: String,
+    secret_key: String,
+    for_version: u64,
+}
+
+impl Drop for KeyContent {
+    fn drop(&mut self) {
+        self.secret_key.zeroize();
+    }
+}
+
+/// A key that an update was to add to the document.
+pub struct LaterKey {
+    /// The absolute id of its verification method.
+    pub verification_method: String,
+    /// The key.
+    pub key: SecretKey,
+    /// The version of the document that the update leads to.
+    pub for_version: u64,
+}
+
+/// An identity with all keys of its file.
+pub struct KeyFile {
+    /// The identity: the DID, and the key that it began with.
+    pub identity: Identity,
+    /// How the file protects them.
+    pub protection: Protection,
+    later: Vec<LaterKey>,
+    path: PathBuf,
+    passphrase: Option<SecretString>,
+}
+
+impl KeyFile {
+    /// Reads an identity file. `passphrase` is called only if the file is encrypted.
+    ///
+    /// # Errors
+    /// [`KeyFileError`], which never contains any of the secrets.
+    pub fn read(path: &Path, passphrase: impl FnOnce() -> Option<SecretString>) -> Result<Self, KeyFileError> {
+        let io_error = |error| KeyFileError::Io { path: path.to_owned(), error };
+        let file = File::open(path).map_err(io_error)?;
+        check_private(path, &file.metadata().map_err(io_error)?)?;
+        let mut bytes = Zeroizing::new(Vec::new());
+        file.take(MAX_FILE).read_to_end(&mut bytes).map_err(io_error)?;
+        let mut used = None;
+        if let Some(age) = encrypted(&bytes) {
+            let passphrase = passphrase().ok_or_else(|| KeyFileError::PassphraseNeeded(path.to_owned()))?;
+            let opened = decrypt(path, age, passphrase.clone())?;
+            (bytes, used) = (opened, Some(passphrase));
+        }
+        let protection = if used.is_some() { Protection::Passphrase } else { Protection::FileMode };
+        let (identity, later) = parse(path, &bytes)?;
+        Ok(Self { identity, protection, later, path: path.to_owned(), passphrase: used })
+    }
+
+    /// The later keys, in the order in which they were added.
+    pub fn later(&self) -> &[LaterKey] {
+        &self.later
+    }
+
+    /// The secret key of `public_key`, if the file has it.
+    pub fn key_of(&self, public_key: &PublicKey) -> Option<&SecretKey> {
+        let keys = std::iter::once(&**self.identity.secret_key()).chain(self.later.iter().map(|later| &later.key));
+        keys.into_iter().find(|key| key.public_key() == *public_key)
+    }
+
+    /// Adds a key, and replaces the file by one that has it: on disk when this returns. A file that is encrypted stays so.
+    ///
+    /// # Errors
+    /// [`KeyFileError::Io`], [`KeyFileError::TooManyKeys`].
+    pub fn add(&mut self, key: LaterKey) -> Result<(), KeyFileError> {
+        if self.later.len() >= MOST_KEYS {
+            return Err(KeyFileError::TooManyKeys(self.path.clone()));
+        }
+        self.later.push(key);
+        let bytes = encoded(&self.path, &self.identity, &self.later, self.passphrase.clone())?;
+        replace_private(&self.path, &bytes).map_err(|error| KeyFileError::Io { path: self.path.clone(), error })
+    }
+}
+
 /// Writes a new identity file, which must not exist yet, with mode 0600.
 ///
 /// # Errors
 /// [`KeyFileError::Io`]; an existing file is never overwritten.
 pub fn write(path: &Path, identity: &Identity, passphrase: Option<SecretString>) -> Result<(), KeyFileError> {
+    let bytes = encoded(path, identity, &[], passphrase)?;
+    write_new(path, &bytes).map_err(|error| KeyFileError::Io { path: path.to_owned(), error })
+}
+
+fn encoded(
+    path: &Path,
+    identity: &Identity,
+    later: &[LaterKey],
+    passphrase: Option<SecretString>,
+) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
     let io_error = |error| KeyFileError::Io { path: path.to_owned(), error };
+    let key = |later: &LaterKey| KeyContent {
+        verification_method: later.verification_method.clone(),
+        secret_key: later.key.to_hex().to_string(),
+        for_version: later.for_version,
+    };
     let content = Content {
-        version: VERSION,
+        version: if later.is_empty() { VERSION } else { VERSION_WITH_KEYS },
         did: identity.did().to_string(),
         network: identity.did().network(),
         secret_key: identity.secret_key().to_hex().to_string(),
         genesis_document: identity.genesis_document().map(|document| (**document).clone()),
+        keys: later.iter().map(key).collect(),
     };
     let json = Zeroizing::new(serde_json::to_vec_pretty(&content).map_err(|error| io_error(error.into()))?);
-    let bytes = match passphrase {
+    match passphrase {
         Some(passphrase) => {
             let recipient = age::scrypt::Recipient::new(passphrase);
-            age::encrypt(&recipient, &json).map_err(|error| io_error(io::Error::other(error)))?
+            let bytes = age::encrypt(&recipient, &json).map_err(|error| io_error(io::Error::other(error)))?;
+            Ok(Zeroizing::new(bytes))
         }
-        None => json.to_vec(),
-    };
-    let bytes = Zeroizing::new(bytes);
-    write_new(path, &bytes).map_err(io_error)
+        None => Ok(json),
+    }
 }
 
-/// Reads an identity file. `passphrase` is called only if the file is encrypted.
+/// Reads the identity of a file. `passphrase` is called only if the file is encrypted.
 ///
 /// # Errors
-/// [`KeyFileError`], which never contains any of the secret.
+/// Those of [`KeyFile::read`].
 pub fn read(
     path: &Path,
     passphrase: impl FnOnce() -> Option<SecretString>,
 ) -> Result<(Identity, Protection), KeyFileError> {
-    let io_error = |error| KeyFileError::Io { path: path.to_owned(), error };
-    let file = File::open(path).map_err(io_error)?;
-    check_private(path, &file.metadata().map_err(io_error)?)?;
-    let mut bytes = Zeroizing::new(Vec::new());
-    file.take(MAX_FILE).read_to_end(&mut bytes).map_err(io_error)?;
-    let armored = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes).trim_ascii_start();
-    let age = if armored.starts_with(AGE_ARMOR) { armored } else { &bytes };
-    let encrypted = age.starts_with(AGE_MAGIC) || age.starts_with(AGE_ARMOR);
-    let protection = if encrypted { Protection::Passphrase } else { Protection::FileMode };
-    if encrypted {
-        let passphrase = passphrase().ok_or_else(|| KeyFileError::PassphraseNeeded(path.to_owned()))?;
-        let mut identity = age::scrypt::Identity::new(passphrase);
-        identity.set_max_work_factor(MAX_WORK_FACTOR);
-        let opened = age::decrypt(&identity, age).map_err(|error| match error {
-            DecryptError::ExcessiveWork { required, .. } => KeyFileError::Work { path: path.to_owned(), required },
-            DecryptError::NoMatchingKeys => KeyFileError::NoPassphrase(path.to_owned()),
-            _ => KeyFileError::Decryption(path.to_owned()),
-        });
-        bytes = Zeroizing::new(opened?);
-    }
+    let file = KeyFile::read(path, passphrase)?;
+    Ok((file.identity, file.protection))
+}
+
+/// The age file in `bytes`, if there is one.
+fn encrypted(bytes: &[u8]) -> Option<&[u8]> {
+    let armored = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
+    let age = if armored.starts_with(AGE_ARMOR) { armored } else { bytes };
+    (age.starts_with(AGE_MAGIC) || age.starts_with(AGE_ARMOR)).then_some(age)
+}
+
+fn decrypt(path: &Path, age: &[u8], passphrase: SecretString) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
+    let mut identity = age::scrypt::Identity::new(passphrase);
+    identity.set_max_work_factor(MAX_WORK_FACTOR);
+    let opened = age::decrypt(&identity, age).map_err(|error| match error {
+        DecryptError::ExcessiveWork { required, .. } => KeyFileError::Work { path: path.to_owned(), required },
+        DecryptError::NoMatchingKeys => KeyFileError::NoPassphrase(path.to_owned()),
+        _ => KeyFileError::Decryption(path.to_owned()),
+    });
+    Ok(Zeroizing::new(opened?))
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> Result<(Identity, Vec<LaterKey>), KeyFileError> {
     let format = |problem: &str| KeyFileError::Format { path: path.to_owned(), problem: problem.to_owned() };
-    let text = inputs::text_of(&bytes).map_err(|problem| format(&problem))?;
+    let text = inputs::text_of(bytes).map_err(|problem| format(&problem))?;
     // serde's own message may quote the text, so it is not passed on.
     let content: Content = serde_json::from_str(text).map_err(|error| {
         let found = inputs::describe(text.as_bytes()).map_or_else(String::new, |found| format!("; it {found}"));
         format(&format!("JSON with the known fields expected, line {}{found}", error.line()))
     })?;
-    if content.version != VERSION {
-        return Err(format(&format!("version {VERSION} expected")));
+    if content.version != VERSION && content.version != VERSION_WITH_KEYS {
+        return Err(format(&format!("version {VERSION} or {VERSION_WITH_KEYS} expected")));
     }
-    let secret = SecretKey::from_hex(&content.secret_key).map_err(|_| format("secretKey is not a secret key"))?;
-    let identity = identity(secret, content.genesis_document.clone(), content.network)?;
+    if content.keys.len() > MOST_KEYS {
+        return Err(format(&format!("more than {MOST_KEYS} keys")));
+    }
+    let secret_key = |text: &str| SecretKey::from_hex(text).map_err(|_| format("secretKey is not a secret key"));
+    let identity = identity(secret_key(&content.secret_key)?, content.genesis_document.clone(), content.network)?;
     if identity.did().as_str() != content.did {
         return Err(format("the DID is not the one of the secret key"));
     }
-    Ok((identity, protection))
+    let later = content.keys.iter().map(|key| {
+        let (verification_method, for_version) = (key.verification_method.clone(), key.for_version);
+        Ok(LaterKey { verification_method, key: secret_key(&key.secret_key)?, for_version })
+    });
+    Ok((identity, later.collect::<Result<_, KeyFileError>>()?))
 }
 
 /// How a file protects its secret.
@@ -291,4 +416,47 @@ fn check_private(path: &Path, metadata: &fs::Metadata) -> Result<(), KeyFileErro
 #[cfg(not(unix))]
 fn check_private(_: &Path, _: &fs::Metadata) -> Result<(), KeyFileError> {
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(byte: u8) -> SecretKey {
+        SecretKey::from_bytes(&[byte; 32]).unwrap()
+    }
+
+    fn later(byte: u8) -> LaterKey {
+        LaterKey { verification_method: format!("did:example#{byte}"), key: key(byte), for_version: byte.into() }
+    }
+
+    #[test]
+    fn later_keys_are_stored_beside_the_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("identity");
+        write(&path, &Identity::from_key(key(1), Network::Regtest), None).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains("\"version\": 1") && !text.contains("keys"), "as older programs write it");
+        let mut file = KeyFile::read(&path, || None).unwrap();
+        file.add(later(2)).unwrap();
+        file.add(later(3)).unwrap();
+        let file = KeyFile::read(&path, || None).unwrap();
+        assert_eq!(file.later().iter().map(|key| key.for_version).collect::<Vec<_>>(), [2, 3]);
+        assert!([1, 2, 3].iter().all(|byte| file.key_of(&key(*byte).public_key()).is_some()));
+        assert!(file.key_of(&key(4).public_key()).is_none());
+        assert_eq!(file.identity.public_key(), key(1).public_key());
+        assert!(check_private(&path, &fs::metadata(&path).unwrap()).is_ok());
+    }
+
+    #[test]
+    fn an_encrypted_file_stays_encrypted_with_a_later_key() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("identity");
+        let passphrase = || Some(SecretString::from("correct horse"));
+        write(&path, &Identity::from_key(key(1), Network::Regtest), passphrase()).unwrap();
+        KeyFile::read(&path, passphrase).unwrap().add(later(2)).unwrap();
+        assert!(fs::read(&path).unwrap().starts_with(AGE_MAGIC));
+        let file = KeyFile::read(&path, passphrase).unwrap();
+        assert_eq!((file.later().len(), file.protection), (1, Protection::Passphrase));
+    }
 }

@@ -1,15 +1,21 @@
 //! `identity`: creates and shows identity files.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::{Args, Subcommand};
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::fail;
+use super::{beacon::BeaconText, fail};
 use crate::{
-    keyfile::{self, KeyFileError, Protection},
-    protocol::{document, key::SecretKey, network::Network},
+    keyfile::{self, KeyFile, KeyFileError, LaterKey, Protection},
+    protocol::{
+        document::{self, InitialBeacon, InitialBeaconKind},
+        key::SecretKey,
+        network::Network,
+        resolution::BeaconKind,
+        update::unused_id,
+    },
 };
 
 #[derive(Debug, Args)]
@@ -31,10 +37,19 @@ struct NewArgs {
     /// The Bitcoin network of the DID: bitcoin, signet, regtest, testnet3, testnet4 or mutinynet
     #[arg(long, value_name = "N", default_value = "regtest")]
     network: Network,
-    /// Make an EXTERNAL DID of this genesis document instead of a KEY DID. Its id is `did:btcr2:_`; where its one
-    /// verificationMethod has no publicKeyMultibase, the new key's is put there
-    #[arg(long, value_name = "GENESIS.json")]
-    external: Option<PathBuf>,
+    /// Make an EXTERNAL DID instead of a KEY DID: of this genesis document, or of one that is made for --beacon. The id of a
+    /// genesis document is `did:btcr2:_`; where its one verificationMethod has no publicKeyMultibase, the new key's is put
+    /// there
+    #[arg(long, value_name = "GENESIS.json", num_args = 0..=1)]
+    external: Option<Option<PathBuf>>,
+    /// With --external: begin with this beacon, e.g. a cohort's, of type cas (unless stated), smt or singleton. Resolvers look
+    /// there from the first block on, so that no transaction has to add it; may be given several times
+    #[arg(long = "beacon", value_name = "ADDRESS[,TYPE]", requires = "external")]
+    beacons: Vec<BeaconText>,
+    /// With --beacon: list no Singleton beacon of the DID's own key. If the cohorts of all its beacons end, the DID can never
+    /// be updated again
+    #[arg(long, requires = "beacons")]
+    no_singleton: bool,
     /// With --external: take a genesis document without a beacon or a usable key, with a beacon twice, or with a secret key
     #[arg(long, requires = "external")]
     allow_risky_document: bool,
@@ -71,12 +86,24 @@ fn new(args: &NewArgs) -> Result<(), KeyFileError> {
         Some(name) => keyfile::secret_from_env(name)?,
         None => SecretKey::generate(&mut ChaCha20Rng::from_os_rng()),
     };
-    let genesis = args.external.as_deref().map(|path| keyfile::read_genesis(path, &secret)).transpose()?;
-    if let (Some(path), Some(genesis)) = (&args.external, &genesis) {
+    let genesis = match &args.external {
+        None => None,
+        Some(Some(path)) if args.beacons.is_empty() => Some(keyfile::read_genesis(path, &secret)?),
+        Some(Some(path)) => {
+            let path = path.display();
+            return Err(KeyFileError::Beacon(format!(
+                "makes the genesis document by itself: give --external without {path}, or write the beacon into {path}"
+            )));
+        }
+        Some(None) if args.beacons.is_empty() => return Err(KeyFileError::NoGenesis),
+        Some(None) => Some(genesis_of(&secret, args.network, &args.beacons, !args.no_singleton)?),
+    };
+    if let Some(genesis) = &genesis {
         let concerns = document::genesis_concerns(genesis);
         if !concerns.is_empty() && !args.allow_risky_document {
             let problems: Vec<_> = concerns.iter().map(ToString::to_string).collect();
-            return Err(KeyFileError::RiskyGenesis { path: path.clone(), problems: problems.join("; ") });
+            let path = args.external.clone().flatten().unwrap_or_else(|| "--beacon".into());
+            return Err(KeyFileError::RiskyGenesis { path, problems: problems.join("; ") });
         }
     }
     let identity = keyfile::identity(secret, genesis, args.network)?;
@@ -89,11 +116,65 @@ fn new(args: &NewArgs) -> Result<(), KeyFileError> {
     keyfile::write(&args.out, &identity, passphrase)?;
     out!("{}", identity.did());
     err!("written to {}: back it up, without it the DID cannot be updated", args.out.display());
+    if args.beacons.is_empty() {
+        return Ok(());
+    }
+    for service in services(identity.genesis_document()) {
+        err!("beacon   {service}");
+    }
+    if args.no_singleton {
+        err!(
+            "warning: no Singleton beacon of the DID's own key is among them. If the cohorts of these beacons end, no update of"
+        );
+        err!("         the DID can be announced any more, not even one that adds another beacon");
+    } else {
+        err!(
+            "note: the Singleton beacon belongs to the DID's own key. Through it the DID can move to another cohort when its cohort"
+        );
+        err!("      has ended; without one it could not (--no-singleton)");
+    }
     Ok(())
 }
 
+/// A genesis document with the key, these beacons and a Singleton beacon of the key.
+fn genesis_of(
+    secret: &SecretKey,
+    network: Network,
+    beacons: &[BeaconText],
+    singleton: bool,
+) -> Result<Value, KeyFileError> {
+    let mut genesis = document::genesis_document(&secret.public_key(), network);
+    genesis["service"] = json!([]);
+    let mut list = |name: &str, kind: BeaconKind, address: String| {
+        let id = unused_id(&genesis, name);
+        let service =
+            json!({ "id": id, "type": kind.service_type(), "serviceEndpoint": format!("bitcoin:{address}") });
+        genesis["service"].as_array_mut().into_iter().for_each(|services| services.push(service.clone()));
+    };
+    for beacon in beacons {
+        let address = beacon.on(network).map_err(KeyFileError::Beacon)?;
+        list(beacon.name(), beacon.kind(), address.to_string());
+    }
+    if singleton {
+        let own = InitialBeacon::new(secret.public_key(), network, InitialBeaconKind::P2wpkh);
+        list("singleton", BeaconKind::Singleton, own.address().to_string());
+    }
+    Ok(genesis)
+}
+
+/// The services of a genesis document, for people.
+fn services(genesis: Option<&Arc<Value>>) -> impl Iterator<Item = String> {
+    let services = genesis.and_then(|genesis| genesis["service"].as_array()).into_iter().flatten();
+    services.map(|service| {
+        let text = |field: &str| service[field].as_str().unwrap_or_default();
+        let address = document::beacon_address(text("serviceEndpoint")).unwrap_or_default();
+        format!("{} {address}", text("type"))
+    })
+}
+
 fn show(args: &ShowArgs) -> Result<(), KeyFileError> {
-    let (identity, protection) = keyfile::read(&args.file, || keyfile::passphrase("Passphrase: "))?;
+    let file = KeyFile::read(&args.file, || keyfile::passphrase("Passphrase: "))?;
+    let (identity, protection) = (&file.identity, file.protection);
     let did = identity.did();
     let kind = if did.key().is_some() { "KEY" } else { "EXTERNAL" };
     let encrypted = protection == Protection::Passphrase;
@@ -106,6 +187,10 @@ fn show(args: &ShowArgs) -> Result<(), KeyFileError> {
             "verificationMethod": identity.verification_method(),
             "encrypted": encrypted,
         });
+        let later = |later: &LaterKey| json!({ "publicKey": later.key.public_key(), "verificationMethod": later.verification_method, "forVersion": later.for_version });
+        if !file.later().is_empty() {
+            shown["laterKeys"] = file.later().iter().map(later).collect();
+        }
         if let Some(document) = identity.genesis_document() {
             shown["genesisDocument"] = (**document).clone();
         }
@@ -117,6 +202,9 @@ fn show(args: &ShowArgs) -> Result<(), KeyFileError> {
         out!("public key    {}", identity.public_key());
         out!("method        {}", identity.verification_method());
         out!("encrypted     {}", if encrypted { "yes" } else { "no" });
+        for LaterKey { verification_method, key, for_version } in file.later() {
+            out!("later key     {} of version {for_version}, {verification_method}", key.public_key());
+        }
     }
     Ok(())
 }

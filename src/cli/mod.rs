@@ -1,6 +1,7 @@
 //! The command line. Each command has its own file.
 
 mod bans;
+mod beacon;
 mod cas;
 mod coins;
 mod cost;
@@ -235,7 +236,7 @@ trait Failure: Display {
 
 impl Failure for KeyFileError {
     fn status(&self) -> u8 {
-        1
+        if matches!(self, Self::NoGenesis | Self::Beacon(_)) { WRONG_CALL } else { 1 }
     }
 }
 

@@ -20,6 +20,7 @@ use crate::{
     inputs::{self, InputError},
     protocol::{
         document,
+        hash::sha256,
         identity::{Identity, IdentityError},
         key::{PublicKey, SecretKey},
         network::Network,
@@ -119,6 +120,9 @@ pub enum KeyFileError {
     /// The address of a beacon of a new DID.
     #[error("--beacon {0}")]
     Beacon(String),
+    /// Another program has written the file.
+    #[error("{0} was changed by another program in the meantime: run this again")]
+    Changed(PathBuf),
     /// The file has no room for another key.
     #[error("{0} has {MOST_KEYS} keys already")]
     TooManyKeys(PathBuf),
@@ -190,6 +194,8 @@ pub struct KeyFile {
     later: Vec<LaterKey>,
     path: PathBuf,
     passphrase: Option<SecretString>,
+    /// The hash of the file as it was read.
+    was: [u8; 32],
 }
 
 impl KeyFile {
@@ -198,11 +204,8 @@ impl KeyFile {
     /// # Errors
     /// [`KeyFileError`], which never contains any of the secrets.
     pub fn read(path: &Path, passphrase: impl FnOnce() -> Option<SecretString>) -> Result<Self, KeyFileError> {
-        let io_error = |error| KeyFileError::Io { path: path.to_owned(), error };
-        let file = File::open(path).map_err(io_error)?;
-        check_private(path, &file.metadata().map_err(io_error)?)?;
-        let mut bytes = Zeroizing::new(Vec::new());
-        file.take(MAX_FILE).read_to_end(&mut bytes).map_err(io_error)?;
+        let mut bytes = bytes_of(path)?;
+        let was = sha256(&bytes);
         let mut used = None;
         if let Some(age) = encrypted(&bytes) {
             let passphrase = passphrase().ok_or_else(|| KeyFileError::PassphraseNeeded(path.to_owned()))?;
@@ -211,7 +214,7 @@ impl KeyFile {
         }
         let protection = if used.is_some() { Protection::Passphrase } else { Protection::FileMode };
         let (identity, later) = parse(path, &bytes)?;
-        Ok(Self { identity, protection, later, path: path.to_owned(), passphrase: used })
+        Ok(Self { identity, protection, later, path: path.to_owned(), passphrase: used, was })
     }
 
     /// The later keys, in the order in which they were added.
@@ -228,15 +231,31 @@ impl KeyFile {
     /// Adds a key, and replaces the file by one that has it: on disk when this returns. A file that is encrypted stays so.
     ///
     /// # Errors
-    /// [`KeyFileError::Io`], [`KeyFileError::TooManyKeys`].
+    /// [`KeyFileError::Io`], [`KeyFileError::TooManyKeys`]; [`KeyFileError::Changed`]: a key that another program added would
+    /// be lost.
     pub fn add(&mut self, key: LaterKey) -> Result<(), KeyFileError> {
         if self.later.len() >= MOST_KEYS {
             return Err(KeyFileError::TooManyKeys(self.path.clone()));
         }
+        if sha256(&bytes_of(&self.path)?) != self.was {
+            return Err(KeyFileError::Changed(self.path.clone()));
+        }
         self.later.push(key);
         let bytes = encoded(&self.path, &self.identity, &self.later, self.passphrase.clone())?;
-        replace_private(&self.path, &bytes).map_err(|error| KeyFileError::Io { path: self.path.clone(), error })
+        replace_private(&self.path, &bytes).map_err(|error| KeyFileError::Io { path: self.path.clone(), error })?;
+        self.was = sha256(&bytes);
+        Ok(())
     }
+}
+
+/// The content of a file that only its owner can read.
+fn bytes_of(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
+    let io_error = |error| KeyFileError::Io { path: path.to_owned(), error };
+    let file = File::open(path).map_err(io_error)?;
+    check_private(path, &file.metadata().map_err(io_error)?)?;
+    let mut bytes = Zeroizing::new(Vec::new());
+    file.take(MAX_FILE).read_to_end(&mut bytes).map_err(io_error)?;
+    Ok(bytes)
 }
 
 /// Writes a new identity file, which must not exist yet, with mode 0600.
@@ -440,9 +459,13 @@ mod tests {
         let mut file = KeyFile::read(&path, || None).unwrap();
         file.add(later(2)).unwrap();
         file.add(later(3)).unwrap();
+        // One that another program has changed is not overwritten.
+        let mut old = KeyFile::read(&path, || None).unwrap();
+        file.add(later(5)).unwrap();
+        assert!(matches!(old.add(later(6)), Err(KeyFileError::Changed(_))));
         let file = KeyFile::read(&path, || None).unwrap();
-        assert_eq!(file.later().iter().map(|key| key.for_version).collect::<Vec<_>>(), [2, 3]);
-        assert!([1, 2, 3].iter().all(|byte| file.key_of(&key(*byte).public_key()).is_some()));
+        assert_eq!(file.later().iter().map(|key| key.for_version).collect::<Vec<_>>(), [2, 3, 5]);
+        assert!([1, 2, 3, 5].iter().all(|byte| file.key_of(&key(*byte).public_key()).is_some()));
         assert!(file.key_of(&key(4).public_key()).is_none());
         assert_eq!(file.identity.public_key(), key(1).public_key());
         assert!(check_private(&path, &fs::metadata(&path).unwrap()).is_ok());

@@ -18,6 +18,7 @@ mod serve;
 mod sidecar;
 mod singleton;
 mod state;
+mod update;
 mod vault;
 mod watch;
 
@@ -95,6 +96,11 @@ enum Command {
     /// The chain has the signals of the DID's beacons. The updates that they announce are in Sidecar Data, in a member's state
     /// directory, or in content stores.
     Resolve(Box<resolve::ResolveArgs>),
+    /// Prepare the next update of a DID: change a key, a service, a beacon, or deactivate it
+    ///
+    /// Resolves the current document, makes and signs the update, shows what it changes, and where it can be announced. Nothing
+    /// is sent: a cohort or `singleton` announces it.
+    Update(Box<update::UpdateArgs>),
     /// Follow a member's beacons on the chain, and raise an alarm when they announce something that it did not approve
     Watch(Box<watch::WatchArgs>),
     /// Show what cohorts saved compared with a separate transaction for each member
@@ -199,6 +205,7 @@ fn run() -> ExitCode {
         Some(Command::Vault(args)) => vault::main(&args),
         Some(Command::Sidecar(args)) => sidecar::main(&args),
         Some(Command::Resolve(args)) => resolve::main(&args),
+        Some(Command::Update(args)) => update::main(&args),
         Some(Command::Watch(args)) => watch::main(&args),
         None => demo::main(&cli.demo),
     };

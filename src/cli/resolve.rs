@@ -85,7 +85,7 @@ pub(super) struct ResolveArgs {
 
 /// Why there is no resolution at all.
 #[derive(Debug, thiserror::Error)]
-enum ResolveFailure {
+pub(super) enum ResolveFailure {
     #[error(
         "no chain: updates are announced on Bitcoin, so that no document is known without it: --chain core=URL or \
          --chain esplora=URL"
@@ -138,7 +138,7 @@ async fn run(args: &ResolveArgs) -> Result<ExitCode, ResolveFailure> {
             return failed(args, &error.into(), &format!("{did}: "));
         }
     };
-    let given = given(args, &did).await?;
+    let given = given(&args.sidecars, &args.states, &did).await?;
     let chain = match source.connect(did.network()).await {
         Ok(chain) => chain,
         Err(error) => return failed(args, &ResolutionError::Discovery(format!("{source}: {error}")), ""),
@@ -160,13 +160,13 @@ fn options(args: &ResolveArgs) -> Result<ResolutionOptions, ResolutionError> {
 }
 
 /// The Sidecar Data of files and state directories.
-async fn given(args: &ResolveArgs, did: &Did) -> Result<Given, ResolveFailure> {
+pub(super) async fn given(sidecars: &[PathBuf], states: &[PathBuf], did: &Did) -> Result<Given, ResolveFailure> {
     let mut given = Given::default();
-    for path in &args.sidecars {
+    for path in sidecars {
         let refuse = |error| ResolveFailure::Sidecar { path: path.clone(), error };
         given.add(inputs::json(path)?, &path.display().to_string()).map_err(refuse)?;
     }
-    for path in &args.states {
+    for path in states {
         let contents =
             vault_contents(path).await.map_err(|error| ResolveFailure::State { path: path.clone(), error })?;
         for problem in &contents.problems {
@@ -234,16 +234,21 @@ fn report(
 
 /// Notes on signals that a person may have expected to count.
 fn notes(history: &[Event], min_conf: u64) {
+    match young(history) {
+        0 => {}
+        count => {
+            err!("note: signals that have fewer than {min_conf} confirmations do not count: {count} (--min-conf)")
+        }
+    }
+}
+
+/// How many signals have too few confirmations to count.
+pub(super) fn young(history: &[Event]) -> usize {
     let young = history.iter().map(|event| match event {
         Event::Scanned { ignored, .. } => {
             ignored.iter().filter(|signal| signal.reason == Ignored::TooFewConfirmations).count()
         }
         _ => 0,
     });
-    match young.sum::<usize>() {
-        0 => {}
-        count => {
-            err!("note: signals that have fewer than {min_conf} confirmations do not count: {count} (--min-conf)")
-        }
-    }
+    young.sum()
 }

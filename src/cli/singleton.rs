@@ -6,25 +6,23 @@ use std::{
     str::FromStr,
 };
 
-use ::bitcoin::{
-    Address, Amount, FeeRate, OutPoint, Transaction, address::NetworkUnchecked, consensus::encode::serialize_hex,
-};
+use ::bitcoin::{Address, Amount, FeeRate, OutPoint, address::NetworkUnchecked, consensus::encode::serialize_hex};
 use clap::{Args, ValueEnum};
 use data_encoding::BASE64;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::{Value, json};
 
-use super::{ChainArg, fail, identity_of, refuse_risky};
+use super::{ChainArg, fail, identity_of, refuse_risky, update::ledger_of};
 use crate::{
-    actors::state::{State, StateError, vault::VaultEntry},
+    actors::state::{State, StateError},
     bitcoin::{
         chain::{ChainError, ConfirmationTarget},
         fees::sat_per_vb,
     },
     error::ProgramError,
     inputs,
-    join::ledger::{Ledger, Standing},
+    join::ledger::Ledger,
     protocol::{
         did::Did,
         document::{self, Concern},
@@ -61,7 +59,7 @@ pub(super) struct SingletonArgs {
     /// With --secret-env: the Bitcoin network of the DID [default: regtest]
     #[arg(long, value_name = "N", env = "BTCR2_NETWORK")]
     network: Option<Network>,
-    /// The signed update, a JSON file
+    /// The signed update, a JSON file, or a file of `update --out`
     #[arg(long, value_name = "FILE")]
     update: PathBuf,
     /// The member's state directory (`join --state`): the update is refused if another update of its version may be
@@ -244,12 +242,12 @@ fn run(args: &SingletonArgs) -> Result<(), ProgramError> {
         }
     };
     let did = who.did();
-    let update = read_update(&args.update)?;
+    let (update, from) = read_update(&args.update)?;
     let known = match &args.state {
         Some(directory) => Some(super::block_on(known(did, directory, &args.supersede))?),
         None => None,
     };
-    let source = source(args, known.as_ref(), &update)?;
+    let source = source(args, known.as_ref(), &update, from)?;
     singleton::check_update(did, &update, source.as_ref())?;
     let mut concerns: Vec<String> =
         singleton::concerns(did, &update, source.as_ref())?.iter().map(Concern::to_string).collect();
@@ -259,12 +257,16 @@ fn run(args: &SingletonArgs) -> Result<(), ProgramError> {
                 "{contradiction}. If that one will never be announced: --supersede COHORT"
             )));
         }
-        concerns.extend(doubts(ledger, source.as_ref(), &update));
+        if !ledger.knows(&update) {
+            concerns.extend(doubts(ledger, source.as_ref(), &update));
+        }
     }
     refuse_risky(&concerns, &args.update, args.allow_risky_update)?;
     if update.target_version().is_some_and(|version| version > 2) {
-        err!("note: a resolver looks at the beacons of the current document; this is a later update, so make sure");
-        err!("      that no earlier one has removed #{}", args.kind.beacon().service());
+        let service = args.kind.beacon().service();
+        err!(
+            "note: a resolver looks at the beacons of the current document: make sure that it still has #{service}"
+        );
     }
     let prepared = match &args.coin {
         Some(CoinText(coin)) => Some(prepare(args, &who, *coin, &update)?),
@@ -301,17 +303,8 @@ async fn known(did: &Did, directory: &Path, superseded: &[CohortId]) -> Result<L
     if let Some(problem) = contents.problems.first() {
         return Err(state(problem));
     }
-    let open = State::open_to_read(directory).map_err(|error| state(&error))?;
-    let prepared = storage::prepared(&open).await;
-    open.close().await;
-    let entries = contents.entries.into_iter().map(|entry: VaultEntry| {
-        let standing = if entry.txid.is_some() { Standing::Announced } else { Standing::Approved };
-        (entry, standing)
-    });
     let initial = document::initial_document(did, None).map_err(|_| FallbackError::External(did.clone()))?;
-    let ledger = Ledger::new(initial, superseded.to_vec(), entries);
-    prepared?.iter().for_each(|update| ledger.prepared(update));
-    Ok(ledger)
+    Ok(ledger_of(initial, contents, superseded))
 }
 
 /// Persists in the member's state directory that the update may be announced from now on.
@@ -335,10 +328,14 @@ fn source(
     args: &SingletonArgs,
     known: Option<&Ledger>,
     update: &SignedUpdate,
+    from: Option<Value>,
 ) -> Result<Option<(Value, u64)>, ProgramError> {
     let version = update.target_version().map_or(1, |target| target.saturating_sub(1));
-    if let Some(path) = &args.source_document {
-        let document = inputs::json(path).map_err(|error| ProgramError::Usage(error.to_string()))?;
+    let given = match &args.source_document {
+        Some(path) => Some(inputs::json(path).map_err(|error| ProgramError::Usage(error.to_string()))?),
+        None => from,
+    };
+    if let Some(document) = given {
         return Ok(Some((document, version)));
     }
     Ok(known.map(Ledger::current).filter(|(_, current)| *current == version))
@@ -372,7 +369,8 @@ fn prepare(args: &SingletonArgs, who: &Who, coin: Coin, update: &SignedUpdate) -
     let mut announcement =
         SingletonAnnouncement::new(beacon, coin, update, rate, &change).map_err(FallbackError::from)?;
     if let Some(path) = &args.funding_tx {
-        announcement = announcement.with_funding(read_transaction(path)?).map_err(FallbackError::from)?;
+        let funding = inputs::transaction(path).map_err(|error| ProgramError::Usage(error.to_string()))?;
+        announcement = announcement.with_funding(funding).map_err(FallbackError::from)?;
     }
     let signed = match who {
         Who::Identity(identity) if args.sign => {
@@ -408,13 +406,17 @@ async fn rate(args: &SingletonArgs, network: Network) -> Result<FeeRate, Program
     }
 }
 
-fn read_update(path: &Path) -> Result<SignedUpdate, ProgramError> {
-    let value = inputs::json(path).map_err(|error| ProgramError::Usage(error.to_string()))?;
-    SignedUpdate::from_value(value).map_err(|error| ProgramError::Usage(format!("{}: {error}", path.display())))
-}
-
-fn read_transaction(path: &Path) -> Result<Transaction, ProgramError> {
-    inputs::transaction(path).map_err(|error| ProgramError::Usage(error.to_string()))
+/// The update, and the document that it starts from if the file has it.
+fn read_update(path: &Path) -> Result<(SignedUpdate, Option<Value>), ProgramError> {
+    let mut value: Value = inputs::json(path).map_err(|error| ProgramError::Usage(error.to_string()))?;
+    let mut source = None;
+    if let Some(update) = value.get_mut("update").map(Value::take) {
+        source = value.get_mut("sourceDocument").map(Value::take);
+        value = update;
+    }
+    let update = SignedUpdate::from_value(value);
+    let update = update.map_err(|error| ProgramError::Usage(format!("{}: {error}", path.display())))?;
+    Ok((update, source))
 }
 
 /// The output of the command.

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     actors::state::vault::VaultEntry,
-    protocol::{id::CohortId, patch::Patch, update::SignedUpdate},
+    protocol::{hash::DocumentHash, id::CohortId, patch::Patch, update::SignedUpdate},
 };
 
 /// An update that was approved in a cohort.
@@ -183,6 +183,13 @@ impl Ledger {
     /// Whether this update may already be announced.
     pub(crate) fn knows(&self, update: &SignedUpdate) -> bool {
         self.approvals().iter().any(|approval| approval.update == *update)
+    }
+
+    /// The update with this unsigned hash that may already be announced.
+    pub(crate) fn equal(&self, unsigned: &DocumentHash) -> Option<SignedUpdate> {
+        let approvals = self.approvals();
+        let equal = approvals.iter().find(|known| known.update.unsigned_hash().is_ok_and(|hash| hash == *unsigned));
+        equal.map(|known| known.update.clone())
     }
 
     /// Why this signed update must not be announced: another update of its version may be.

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     protocol::{
-        did::Did,
+        did::{Did, Genesis},
         hash::SmtHash,
         jcs,
         resolution::{SidecarData, SidecarError},
@@ -21,6 +21,8 @@ pub struct Given {
     data: SidecarData,
     /// The first source of each document, by its hash; of an SMT proof, by its root.
     from: BTreeMap<[u8; 32], Arc<str>>,
+    /// The entries of each list of the Sidecar Data, by their hash.
+    lists: BTreeMap<&'static str, BTreeMap<[u8; 32], Value>>,
 }
 
 impl Given {
@@ -44,7 +46,7 @@ impl Given {
     pub fn add_vault(&mut self, contents: &VaultContents, did: &Did, name: &str) -> Result<(), SidecarError> {
         self.add(sidecar(contents.of(did)).data, name)?;
         let prepared: Vec<Value> = contents.prepared.iter().map(SignedUpdate::value).cloned().collect();
-        self.add(serde_json::json!({ "updates": prepared }), name)
+        self.add(json!({ "updates": prepared }), name)
     }
 
     /// The data.
@@ -57,7 +59,52 @@ impl Given {
         self.from.get(hash).map(|name| &**name)
     }
 
+    /// The genesis document of an EXTERNAL identifier.
+    pub fn genesis_document(&self, did: &Did) -> Option<&Value> {
+        match did.genesis() {
+            Genesis::External(hash) => self.lists.get("genesisDocument")?.get(hash),
+            Genesis::Key(_) => None,
+        }
+    }
+
+    /// All of it as one object of Sidecar Data for a resolver of `did`, with `update` beside the updates that are known.
+    pub fn with(&self, did: &Did, update: &SignedUpdate) -> Value {
+        let list = |field: &str| self.lists.get(field).into_iter().flatten();
+        let of_did = |(_, update): &(_, &Value)| {
+            update.pointer("/proof/invocationTarget").and_then(Value::as_str) == Some(did.as_str())
+        };
+        let updates = list("updates").filter(of_did).map(|(hash, update)| (*hash, update.clone()));
+        let updates: BTreeMap<_, _> =
+            updates.chain([(*update.hash().as_bytes(), update.value().clone())]).collect();
+        let mut updates: Vec<Value> = updates.into_values().collect();
+        updates.sort_by_key(|update| update.get("targetVersionId").and_then(Value::as_u64));
+        let mut sidecar = json!({ "@context": "https://btcr2.dev/context/v1" });
+        if let Some(document) = self.genesis_document(did) {
+            sidecar["genesisDocument"] = document.clone();
+        }
+        sidecar["updates"] = Value::Array(updates);
+        for field in ["casUpdates", "smtProofs"] {
+            let entries: Vec<Value> = list(field).map(|(_, entry)| entry.clone()).collect();
+            if !entries.is_empty() {
+                sidecar[field] = Value::Array(entries);
+            }
+        }
+        sidecar
+    }
+
     fn note(&mut self, part: &Value, name: &Arc<str>) {
+        for field in ["updates", "casUpdates", "smtProofs", "genesisDocument"] {
+            let entries = match part.get(field) {
+                Some(Value::Array(entries)) => entries.iter().collect(),
+                Some(entry) => vec![entry],
+                None => Vec::new(),
+            };
+            for entry in entries {
+                if let Ok(hash) = jcs::document_hash(entry) {
+                    self.lists.entry(field).or_default().entry(*hash.as_bytes()).or_insert_with(|| entry.clone());
+                }
+            }
+        }
         let list = |field: &str| part.get(field).and_then(Value::as_array).into_iter().flatten();
         let documents = list("updates").chain(list("casUpdates")).chain(part.get("genesisDocument"));
         let documents = documents.filter_map(|document| jcs::document_hash(document).ok());
@@ -71,8 +118,6 @@ impl Given {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

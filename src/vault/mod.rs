@@ -134,7 +134,15 @@ impl Sources {
 
 async fn read_state(dir: &Path, contents: &mut VaultContents) -> Result<(), ReadError> {
     let state = State::open_to_read(dir)?;
-    let vault = StateVault::new(&state);
+    let outcome = read_open(&state, contents).await;
+    // The directory is released before anything else happens.
+    state.close().await;
+    outcome
+}
+
+/// Reads all entries of a state directory that is open.
+pub(crate) async fn read_open(state: &State, contents: &mut VaultContents) -> Result<(), ReadError> {
+    let vault = StateVault::new(state);
     let outcome = async {
         for key in vault.all().await? {
             match vault.get(&key).await {
@@ -146,13 +154,10 @@ async fn read_state(dir: &Path, contents: &mut VaultContents) -> Result<(), Read
         Ok(())
     };
     let outcome = outcome.await;
-    match storage::prepared(&state).await {
+    match storage::prepared(state).await {
         Ok(prepared) => contents.prepared.extend(prepared),
         Err(error) => contents.problems.push(error.to_string()),
     }
-    drop(vault);
-    // The directory is released before anything else happens.
-    state.close().await;
     outcome
 }
 
@@ -179,10 +184,14 @@ impl VaultContents {
         self.entries.iter().filter(move |entry| entry.record.cohort_id == *cohort_id)
     }
 
-    /// Removes the entries of other DIDs, if `did` is given.
+    /// Removes the entries and the prepared updates of other DIDs, if `did` is given.
     #[must_use]
     pub fn only(mut self, did: Option<&Did>) -> Self {
         self.entries.retain(|entry| did.is_none_or(|did| entry.record.did == *did));
+        let of = |update: &SignedUpdate, did: &Did| {
+            update.value().pointer("/proof/invocationTarget").is_none_or(|target| target == did.as_str())
+        };
+        self.prepared.retain(|update| did.is_none_or(|did| of(update, did)));
         self
     }
 

@@ -66,4 +66,5 @@ mod story;
 mod takeover_processes;
 mod tls;
 mod unread_output;
+mod update_cli;
 mod verification;

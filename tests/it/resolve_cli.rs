@@ -98,16 +98,16 @@ impl Author {
 }
 
 /// A chain with its sources, and a directory for files.
-struct World {
-    blocks: TestChain,
+pub struct World {
+    pub blocks: TestChain,
     faucet: Faucet,
-    directory: PathBuf,
-    source: String,
+    pub directory: PathBuf,
+    pub source: String,
     _server: Option<EsploraServer>,
 }
 
 impl World {
-    async fn core(name: &str) -> Option<Self> {
+    pub async fn core(name: &str) -> Option<Self> {
         let blocks = TestChain::core(&format!("resolve-{name}")).await?;
         let node = blocks.node();
         let source = format!("core={}?cookie={}", node.url(), node.cookie_file().display());
@@ -122,17 +122,17 @@ impl World {
     }
 
     async fn new(name: &str, blocks: TestChain, source: String, server: Option<EsploraServer>) -> Self {
-        let faucet = Faucet::new(&blocks, 6).await;
+        let faucet = Faucet::new(&blocks, 12).await;
         Self { faucet, blocks, directory: directory(name), source, _server: server }
     }
 
-    fn file(&self, name: &str, content: &Value) -> String {
+    pub fn file(&self, name: &str, content: &Value) -> String {
         let file = path(&self.directory, name);
         fs::write(&file, content.to_string()).unwrap();
         file
     }
 
-    async fn coin(&mut self, script: &ScriptBuf) -> Coin {
+    pub async fn coin(&mut self, script: &ScriptBuf) -> Coin {
         let outpoint = self.faucet.pay(&self.blocks, script, COIN).await;
         self.blocks.mine(1).await;
         Coin { outpoint, value: COIN }
@@ -156,14 +156,14 @@ impl World {
         self.mined(beacon.sign(&unsigned, COIN)).await
     }
 
-    async fn mined(&self, transaction: Transaction) -> Txid {
+    pub async fn mined(&self, transaction: Transaction) -> Txid {
         self.blocks.chain().submit(&transaction).await.unwrap();
         self.blocks.mine(1).await;
         transaction.compute_txid()
     }
 
     /// Runs `resolve` with this chain, beside the server.
-    async fn resolve(&self, did: &str, arguments: &[&str]) -> Run {
+    pub async fn resolve(&self, did: &str, arguments: &[&str]) -> Run {
         ran(&[&["resolve", did, "--chain", &self.source], arguments].concat()).await
     }
 
@@ -181,7 +181,7 @@ impl World {
     }
 }
 
-async fn ran(arguments: &[&str]) -> Run {
+pub async fn ran(arguments: &[&str]) -> Run {
     let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
     actix_rt::task::spawn_blocking(move || run(&arguments.iter().map(String::as_str).collect::<Vec<_>>()))
         .await

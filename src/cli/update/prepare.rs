@@ -1,0 +1,232 @@
+//! From the current document to the signed update.
+
+use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
+use serde_json::{Value, json};
+
+use super::{
+    super::resolve::{ResolveFailure, given, young},
+    UpdateArgs, UpdateFailure,
+    keys::{Keys, NewKey},
+    record::{Record, is_new},
+    report::{self, Prepared},
+    verbs::{Current, Plan},
+};
+use crate::{
+    cas, inputs,
+    protocol::{
+        document,
+        resolution::{ErrorCode, Resolution, ResolutionOptions, Resolved},
+        update::{SignedUpdate, UnsignedUpdate, UpdateError, build_update, sign_update},
+    },
+    resolve::{Given, Outcome, Sources},
+};
+
+/// Prepares the update, and gives it out if that is asked for.
+pub(super) async fn run(args: &UpdateArgs) -> Result<(), UpdateFailure> {
+    let UpdateArgs { did, common, .. } = args;
+    check_call(args)?;
+    let mut keys = Keys::read(common, did)?;
+    let sources = sources(args).await?;
+    let mut given = sidecar_of(args).await?;
+    if let Some(genesis) = keys.genesis_document() {
+        let refuse = |error| ResolveFailure::Sidecar { path: keys.name().into(), error };
+        given.add(json!({ "genesisDocument": genesis }), "the identity file").map_err(refuse)?;
+    }
+    let resolved = current(args, &sources, &given).await?;
+    let (source, version) = (resolved.document, resolved.metadata.version_id);
+
+    let signer = keys.signer(&source, version)?.0;
+    let current = Current { did, document: &source, version, signer: &signer };
+    let Plan { patch, mut new_key, notes } = match (&args.patch, &args.verb) {
+        (Some(path), _) => {
+            let patch = inputs::json(path).map_err(|error| UpdateFailure::Refused(error.to_string()))?;
+            Plan { patch, new_key: None, notes: Vec::new() }
+        }
+        (None, Some(verb)) => verb.plan(&current, &keys)?,
+        (None, None) => return Err(nothing_to_do()),
+    };
+    let unsigned = build_update(&source, version, patch).map_err(refused)?;
+    check_document(args, &source, &unsigned)?;
+    let (_, key) = keys.signer(&source, version)?;
+    let mut update = sign_update(&unsigned, did, &signer, key, &mut ChaCha20Rng::from_os_rng()).map_err(refused)?;
+
+    let record = match &common.state {
+        Some(directory) if common.gives_out() => Some(Record::open(directory, did).await?),
+        Some(directory) => Some(Record::read(directory, did).await?),
+        None => None,
+    };
+    if let Some(record) = record {
+        let kept = keep(args, &record, update, &mut keys, &mut new_key, &given).await;
+        record.close().await;
+        update = kept?;
+    } else if common.gives_out() {
+        store(&mut keys, &mut new_key)?;
+    }
+
+    // Not stored yet: it is generated again when the update is to leave this program.
+    let key_is_new = new_key.as_ref().is_some_and(|new| new.stored.is_some());
+    let prepared = Prepared {
+        did,
+        sidecar: given.with(did, &update),
+        update,
+        source: &source,
+        version,
+        target: unsigned.target_document(),
+        signer: &signer,
+        keys: &keys,
+        notes: report::notes(common, notes, &source, unsigned.target_document(), &keys, key_is_new),
+    };
+    report::give_out(common, &prepared)
+}
+
+/// Refuses a wrong call before any request is made.
+fn check_call(args: &UpdateArgs) -> Result<(), UpdateFailure> {
+    let UpdateArgs { patch, verb, common, .. } = args;
+    let problem = match (patch, verb) {
+        (Some(_), Some(_)) => "--patch and a command: give one of them".to_owned(),
+        (None, None) => return Err(nothing_to_do()),
+        _ if !common.supersede.is_empty() && common.state.is_none() => {
+            "--supersede is about updates in a state directory: give --state DIR".to_owned()
+        }
+        _ if common.announce_by.is_some() && common.out.is_none() => {
+            "--announce-by needs the update in a file: give --out FILE".to_owned()
+        }
+        _ => match &common.out {
+            Some(path) if path.exists() => {
+                format!("--out {}: it exists, and an update is not overwritten: give another name", path.display())
+            }
+            _ => return Ok(()),
+        },
+    };
+    Err(UpdateFailure::Refused(problem))
+}
+
+fn nothing_to_do() -> UpdateFailure {
+    UpdateFailure::Refused(
+        "what is to be changed? Give --patch FILE or a command, e.g. `rotate-key`: `update --help` lists them"
+            .to_owned(),
+    )
+}
+
+fn refused(error: UpdateError) -> UpdateFailure {
+    UpdateFailure::Refused(format!("no resolver would accept the update: {error}"))
+}
+
+async fn sources(args: &UpdateArgs) -> Result<Sources, UpdateFailure> {
+    let source = args.common.chain.as_ref().ok_or(ResolveFailure::NoChain)?.source();
+    let source = source.map_err(ResolveFailure::from)?;
+    let stores = args.common.cas.iter().map(|location| location.store(cas::DEFAULT_TIMEOUT));
+    let stores = stores.collect::<Result<_, _>>().map_err(ResolveFailure::from)?;
+    let chain = source.connect(args.did.network()).await;
+    let chain = chain.map_err(|error| UpdateFailure::Unresolved(format!("{source}: {error}")))?;
+    Ok(Sources { chain, chain_name: source.to_string(), stores })
+}
+
+async fn sidecar_of(args: &UpdateArgs) -> Result<Given, UpdateFailure> {
+    let states: Vec<_> = args.common.state.iter().filter(|directory| !is_new(directory)).cloned().collect();
+    Ok(given(&args.common.sidecars, &states, &args.did).await?)
+}
+
+async fn resolution(
+    args: &UpdateArgs,
+    sources: &Sources,
+    given: &Given,
+    min_conf: u32,
+) -> Result<Resolution, UpdateFailure> {
+    let options = ResolutionOptions::default().with_min_conf(min_conf.into());
+    let options = options.map_err(ResolveFailure::Options)?;
+    let Outcome { resolution, problems, .. } = sources.resolve(args.did.clone(), options, given).await;
+    for problem in problems {
+        err!("warning: {problem}");
+    }
+    Ok(resolution)
+}
+
+/// The current document. Refused if an update of the next version is in a block already.
+async fn current(args: &UpdateArgs, sources: &Sources, given: &Given) -> Result<Resolved, UpdateFailure> {
+    let min_conf = args.common.min_conf;
+    let resolution_now = resolution(args, sources, given, min_conf).await?;
+    let has_young = young(&resolution_now.history) > 0;
+    let resolved = resolution_now.outcome.map_err(|error| {
+        let hint = match error.code() {
+            ErrorCode::MissingUpdateData => {
+                "; `resolve DID --explain` shows every signal, and where what is missing may be"
+            }
+            ErrorCode::NotFound => "; give the genesis document: --identity FILE or --sidecar FILE",
+            _ => "",
+        };
+        UpdateFailure::Unresolved(format!("{}: {error}{hint}", error.code()))
+    })?;
+    let version = resolved.metadata.version_id;
+    if resolved.metadata.deactivated {
+        let problem = format!("the DID is deactivated, by version {version}: no update of it counts any more");
+        return Err(UpdateFailure::Refused(problem));
+    }
+    // The chain is read again only where there is something to find.
+    if has_young {
+        match resolution(args, sources, given, 1).await?.outcome {
+            Ok(young) if young.metadata.version_id > version => {
+                return Err(UpdateFailure::Refused(format!(
+                    "an update to version {} is in a block, with {} of {min_conf} confirmations: another one of version {} would end \
+                     the DID. Wait, or start from that document: --min-conf 1",
+                    young.metadata.version_id,
+                    young.metadata.confirmations,
+                    version + 1
+                )));
+            }
+            Ok(_) => {}
+            Err(error) => err!(
+                "warning: with the signals that have fewer than {min_conf} confirmations the DID does not resolve: {}: {error}",
+                error.code()
+            ),
+        }
+    }
+    Ok(resolved)
+}
+
+/// Refuses a document that ends the DID, and an update that changes nothing.
+fn check_document(args: &UpdateArgs, source: &Value, unsigned: &UnsignedUpdate) -> Result<(), UpdateFailure> {
+    let target = unsigned.target_document();
+    if target == source {
+        return Err(UpdateFailure::Refused(
+            "the document would stay as it is: there is nothing to announce".to_owned(),
+        ));
+    }
+    let concerns = document::concerns(source, target);
+    if concerns.is_empty() || args.common.allow_risky_document {
+        return Ok(());
+    }
+    let concerns: Vec<_> = concerns.iter().map(ToString::to_string).collect();
+    Err(UpdateFailure::Refused(format!(
+        "{}; an announcement cannot be taken back: --allow-risky-document if that is intended",
+        concerns.join("; ")
+    )))
+}
+
+/// The update that may leave this program by what the state directory knows, recorded there if it does.
+async fn keep(
+    args: &UpdateArgs,
+    record: &Record<'_>,
+    update: SignedUpdate,
+    keys: &mut Keys,
+    new_key: &mut Option<NewKey>,
+    given: &Given,
+) -> Result<SignedUpdate, UpdateFailure> {
+    let genesis = given.genesis_document(&args.did);
+    let initial = document::initial_document(&args.did, genesis)
+        .map_err(|error| UpdateFailure::Unresolved(error.to_string()))?;
+    let update = record.settle(update, &initial, &args.common.supersede)?;
+    if args.common.gives_out() {
+        store(keys, new_key)?;
+        record.add(&update).await?;
+    }
+    Ok(update)
+}
+
+/// The new secret key is on disk before the update that needs it leaves this program.
+fn store(keys: &mut Keys, new_key: &mut Option<NewKey>) -> Result<(), UpdateFailure> {
+    if keys.store(new_key)? {
+        err!("the new key is in {}: back it up, without it the DID cannot be updated", keys.name());
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! What the member's state directory knows of the updates that may be announced, and what is recorded there.
+
+use std::{fs, io, path::Path};
+
+use serde_json::Value;
+
+use crate::{
+    actors::state::{State, StateError, vault::VaultEntry},
+    error::ProgramError,
+    join::ledger::{Ledger, Standing},
+    protocol::{did::Did, id::CohortId, update::SignedUpdate},
+    storage,
+    vault::{Sources, VaultContents, read_open},
+};
+
+/// The ledger of the contents of one DID, which begins with the `initial` document.
+pub(in crate::cli) fn ledger_of(initial: Value, contents: VaultContents, superseded: &[CohortId]) -> Ledger {
+    let entries = contents.entries.into_iter().map(|entry: VaultEntry| {
+        let standing = if entry.txid.is_some() { Standing::Announced } else { Standing::Approved };
+        (entry, standing)
+    });
+    let ledger = Ledger::new(initial, superseded.to_vec(), entries);
+    contents.prepared.iter().for_each(|update| ledger.prepared(update));
+    ledger
+}
+
+/// Whether nothing was stored in the directory yet: it is not there, or is empty.
+pub(super) fn is_new(directory: &Path) -> bool {
+    match fs::read_dir(directory) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+/// A state directory, which no other program uses while an update is recorded.
+pub(super) struct Record<'a> {
+    state: Option<State>,
+    contents: VaultContents,
+    did: &'a Did,
+}
+
+impl<'a> Record<'a> {
+    /// Opens the directory for a change.
+    pub(super) async fn open(directory: &Path, did: &'a Did) -> Result<Self, ProgramError> {
+        let state = State::open(directory).map_err(|error| {
+            let hint = if matches!(error, StateError::Locked { .. }) {
+                "; stop `join` first: the update must be recorded, so that `join` signs no other one of its version"
+            } else {
+                ""
+            };
+            ProgramError::State(format!("{error}{hint}"))
+        })?;
+        let mut contents = VaultContents::default();
+        let outcome = read_open(&state, &mut contents).await;
+        let record = Self { state: Some(state), contents: contents.only(Some(did)), did };
+        match outcome {
+            Ok(()) => Ok(record),
+            Err(error) => {
+                record.close().await;
+                Err(ProgramError::State(error.to_string()))
+            }
+        }
+    }
+
+    /// Reads the directory only, if there is one.
+    pub(super) async fn read(directory: &Path, did: &'a Did) -> Result<Self, ProgramError> {
+        let mut contents = VaultContents::default();
+        if !is_new(directory) {
+            let sources = Sources { states: vec![directory.to_owned()], ..Sources::default() };
+            contents = sources.read().await.map_err(|error| ProgramError::State(error.to_string()))?;
+        }
+        Ok(Self { state: None, contents: contents.only(Some(did)), did })
+    }
+
+    /// The update that is to leave this program: `update`, or the same one that did before. Refused if a different one
+    /// of its version may be announced.
+    pub(super) fn settle(
+        &self,
+        update: SignedUpdate,
+        initial: &Value,
+        superseded: &[CohortId],
+    ) -> Result<SignedUpdate, ProgramError> {
+        if let Some(problem) = self.contents.problems.first() {
+            return Err(ProgramError::State(problem.clone()));
+        }
+        let ledger = ledger_of(initial.clone(), self.contents.clone(), superseded);
+        let unsigned = update.unsigned_hash().map_err(|error| ProgramError::Internal(error.to_string()))?;
+        if let Some(known) = ledger.equal(&unsigned) {
+            return Ok(known);
+        }
+        match ledger.contradiction(&update) {
+            None => Ok(update),
+            Some(contradiction) => Err(ProgramError::Usage(format!(
+                "{contradiction}. If it is announced, wait until it is confirmed, or use --min-conf; if it will never be \
+                 announced: --supersede COHORT (`singleton` for one that was prepared without a cohort). State of {}",
+                self.did
+            ))),
+        }
+    }
+
+    /// Persists that the update may be announced from now on.
+    pub(super) async fn add(&self, update: &SignedUpdate) -> Result<(), ProgramError> {
+        match &self.state {
+            Some(state) => storage::prepare(state, update).await,
+            None => Ok(()),
+        }
+    }
+
+    pub(super) async fn close(self) {
+        if let Some(state) = self.state {
+            state.close().await;
+        }
+    }
+}

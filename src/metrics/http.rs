@@ -59,19 +59,31 @@ impl Readiness {
     }
 }
 
+/// What `/metrics` shows.
+pub trait Exposition: Clone + Send + 'static {
+    /// The current Prometheus text.
+    fn to_text(&self) -> String;
+}
+
+impl Exposition for Metrics {
+    fn to_text(&self) -> String {
+        Self::to_text(self)
+    }
+}
+
 /// The routes, for a host that mounts them itself.
-pub fn configure(metrics: Metrics, readiness: Readiness) -> impl FnOnce(&mut ServiceConfig) {
+pub fn configure<M: Exposition>(metrics: M, readiness: Readiness) -> impl FnOnce(&mut ServiceConfig) {
     move |config| {
         config
             .app_data(Data::new(metrics))
             .app_data(Data::new(readiness))
-            .route("/metrics", web::get().to(text))
+            .route("/metrics", web::get().to(text::<M>))
             .route("/healthz", web::get().to(health))
             .route("/readyz", web::get().to(ready));
     }
 }
 
-async fn text(metrics: Data<Metrics>) -> HttpResponse {
+async fn text<M: Exposition>(metrics: Data<M>) -> HttpResponse {
     HttpResponse::Ok().content_type(TEXT).body(metrics.to_text())
 }
 
@@ -80,7 +92,7 @@ async fn health() -> &'static str {
     "ok\n"
 }
 
-/// All cohorts of the previous run are restored, the service is not stopping, and nothing that it needs has a problem.
+/// The program has started (all cohorts of the previous run are restored), is not stopping, and nothing that it needs has a problem.
 async fn ready(readiness: Data<Readiness>) -> HttpResponse {
     if readiness.is_ready() {
         return HttpResponse::Ok().body("ready\n");
@@ -110,7 +122,11 @@ impl Drop for Serving {
 ///
 /// # Errors
 /// [`ProgramError::Io`] when the address cannot be listened on.
-pub fn serve(address: &str, metrics: Metrics, readiness: Readiness) -> Result<(Serving, String), ProgramError> {
+pub fn serve<M: Exposition>(
+    address: &str,
+    metrics: M,
+    readiness: Readiness,
+) -> Result<(Serving, String), ProgramError> {
     let app = move || App::new().configure(configure(metrics.clone(), readiness.clone()));
     let web = WebServer::new(app)
         .workers(1)

@@ -13,7 +13,7 @@ mod operator;
 mod results;
 mod rounds;
 mod tls;
-mod web;
+pub(crate) mod web;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 

@@ -56,7 +56,7 @@ fn refuse(what: &Path, error: String) -> ProgramError {
 
 /// The certificate and key in use, and the files they came from.
 #[derive(Clone, Debug)]
-pub(super) struct Loaded {
+pub(crate) struct Loaded {
     files: Tls,
     certificate: Arc<ServerCertificate>,
 }

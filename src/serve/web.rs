@@ -1,4 +1,4 @@
-//! The web server of a service: its sockets, their limits, TLS, and HTTP behind it.
+//! The web server of a program: its sockets, their limits, TLS, and HTTP behind it.
 //!
 //! The server of actix-web limits connections by number only, and stops accepting when all slots for handshakes are
 //! taken, even by a single client. Here each socket gets a slot from [`Connections`] before anything is read from it.
@@ -15,7 +15,7 @@ use std::{
 use actix_http::{HttpService, Protocol, error::DispatchError};
 use actix_server::{Server, ServerHandle};
 use actix_service::{Service, ServiceFactoryExt, apply_fn_factory, fn_service, map_config};
-use actix_web::{App, dev::AppConfig};
+use actix_web::{App, dev::AppConfig, web::ServiceConfig};
 use futures::FutureExt;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     actors::transport::{
-        connections::{Connections, Guarded, Ticket},
+        connections::{Connections, Guarded, Proxies, Ticket},
         http::{self, HttpServer},
     },
     error::ProgramError,
@@ -52,18 +52,45 @@ const SHUTDOWN_SECS: u64 = 1;
 /// The worker threads.
 const WORKERS: usize = 2;
 
+/// What is served.
+pub(crate) trait Site: Clone + Send + 'static {
+    /// Where sockets are registered, with their limits.
+    fn connections(&self) -> &Connections;
+
+    /// The proxies whose sockets are not counted as one client's.
+    fn proxies(&self) -> &Proxies;
+
+    /// Adds the routes, and the answer for other paths.
+    fn mount(&self, app: &mut ServiceConfig);
+}
+
+impl Site for HttpServer {
+    fn connections(&self) -> &Connections {
+        Self::connections(self)
+    }
+
+    fn proxies(&self) -> &Proxies {
+        &self.config().proxies
+    }
+
+    fn mount(&self, app: &mut ServiceConfig) {
+        http::configure(self)(app);
+        app.default_service(http::not_found(self));
+    }
+}
+
 /// Starts the web server behind a socket.
-pub(super) type Opening = Box<dyn FnOnce() -> Running>;
+pub(crate) type Opening = Box<dyn FnOnce() -> Running>;
 
 /// A running web server.
-pub(super) struct Running {
+pub(crate) struct Running {
     handle: ServerHandle,
     stopping: watch::Sender<bool>,
 }
 
 impl Running {
     /// Refuses new connections, then ends the others.
-    pub(super) async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stopping.send_replace(true);
         self.handle.stop(true).await;
     }
@@ -121,10 +148,10 @@ impl AsyncWrite for Socket {
 }
 
 /// Binds a socket, on which connections wait until the server is opened.
-pub(super) fn bind(
+pub(crate) fn bind<S: Site>(
     tls: Option<&Loaded>,
     address: &str,
-    server: &HttpServer,
+    server: &S,
 ) -> Result<(SocketAddr, Opening), ProgramError> {
     let io_error = |error| ProgramError::Io { what: format!("listening on {address}"), error };
     let acceptor = match tls {
@@ -185,20 +212,18 @@ fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)?.into_std()
 }
 
-fn pipeline(
-    server: &HttpServer,
+fn pipeline<S: Site>(
+    server: &S,
     acceptor: Option<TlsAcceptor>,
     stopped: watch::Receiver<bool>,
 ) -> impl actix_service::ServiceFactory<TcpStream, Config = (), Response = (), Error = DispatchError, InitError = ()>
-+ use<> {
++ use<S> {
     let connections = server.connections().clone();
     let mounted = server.clone();
-    let app = App::new().configure(http::configure(&mounted)).default_service(http::not_found(&mounted)).wrap_fn(
-        |request, service| {
-            let watched = heads::begin(&request);
-            service.call(request).map(|answer| answer.map(|answer| answer.map_body(|_, body| watched(body))))
-        },
-    );
+    let app = App::new().configure(move |app| mounted.mount(app)).wrap_fn(|request, service| {
+        let watched = heads::begin(&request);
+        service.call(request).map(|answer| answer.map(|answer| answer.map_body(|_, body| watched(body))))
+    });
     let web = HttpService::build()
         .keep_alive(KEEP_ALIVE)
         .client_request_timeout(connections.limits().header)
@@ -234,7 +259,7 @@ fn pipeline(
             }
         },
     );
-    let proxies = server.config().proxies.clone();
+    let proxies = server.proxies().clone();
     fn_service(move |stream: TcpStream| {
         let (connections, acceptor, proxies) = (connections.clone(), acceptor.clone(), proxies.clone());
         async move {

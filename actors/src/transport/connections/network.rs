@@ -127,7 +127,7 @@ impl Proxies {
 
     /// The client's address, as far as it can be determined: the last reported address that is not a trusted proxy's.
     /// The addresses before it were sent by the client, which can write anything.
-    pub(crate) fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         if !self.trusts(peer) {
             return peer;
         }

@@ -23,7 +23,7 @@ fn allowed_origin(cors: &Cors, request: &HeaderMap) -> Option<HeaderValue> {
 }
 
 /// Adds the headers that let the requesting page read the response, if it may.
-pub(super) fn allow(response: &mut HttpResponseBuilder, cors: &Cors, request: &HeaderMap) {
+pub fn allow(response: &mut HttpResponseBuilder, cors: &Cors, request: &HeaderMap) {
     if *cors != Cors::SameOrigin {
         // Also without an origin: a cache must not serve that response to a page that may read another.
         response.insert_header((VARY, "Origin"));
@@ -34,7 +34,7 @@ pub(super) fn allow(response: &mut HttpResponseBuilder, cors: &Cors, request: &H
 }
 
 /// The answer to a preflight request.
-pub(super) fn preflight(cors: &Cors, request: &HeaderMap) -> HttpResponse {
+pub fn preflight(cors: &Cors, request: &HeaderMap) -> HttpResponse {
     let mut response = HttpResponse::NoContent();
     if allowed_origin(cors, request).is_some() {
         response

@@ -9,7 +9,7 @@
 mod adverts;
 pub mod client;
 pub mod config;
-mod cors;
+pub mod cors;
 mod directory;
 mod gate;
 mod hub;

@@ -36,8 +36,9 @@ use crate::{
 };
 
 /// The kinds of events that the programs print themselves, beside the notices of actors, announcements and watches.
-pub const PROGRAM_KINDS: [&str; 16] = [
+pub const PROGRAM_KINDS: [&str; 17] = [
     "serving",
+    "resolving",
     "metrics",
     "warning",
     "reloaded",
@@ -103,6 +104,16 @@ impl Printer {
         }
         let places: Vec<_> = url.into_iter().chain(relays.iter().map(String::as_str)).collect();
         self.line(&json, &format!("{did}\nserves {network} at {}", places.join(", ")));
+    }
+
+    /// The resolver can be reached at this address, and resolves DIDs of these networks.
+    pub fn resolving(&self, url: &str, networks: &[Network]) {
+        let names: Vec<_> = networks.iter().map(|network| network.name()).collect();
+        let names = if names.is_empty() { "no network yet".to_owned() } else { names.join(", ") };
+        self.line(
+            &json!({ "event": "resolving", "url": url, "networks": networks }),
+            &format!("resolves DIDs of {names} at {url}/1.0/identifiers/"),
+        );
     }
 
     /// The address of the metrics and health server.

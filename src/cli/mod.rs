@@ -14,6 +14,7 @@ mod records;
 mod recover;
 mod relay;
 mod resolve;
+mod resolver;
 mod serve;
 mod sidecar;
 mod singleton;
@@ -101,6 +102,8 @@ enum Command {
     /// Resolves the current document, makes and signs the update, shows what it changes, and where it can be announced. Nothing
     /// is sent: a cohort or `singleton` announces it.
     Update(Box<update::UpdateArgs>),
+    /// Resolve DIDs for others over HTTP
+    Resolver(resolver::ResolverArgs),
     /// Follow a member's beacons on the chain, and raise an alarm when they announce something that it did not approve
     Watch(Box<watch::WatchArgs>),
     /// Show what cohorts saved compared with a separate transaction for each member
@@ -206,6 +209,7 @@ fn run() -> ExitCode {
         Some(Command::Sidecar(args)) => sidecar::main(&args),
         Some(Command::Resolve(args)) => resolve::main(&args),
         Some(Command::Update(args)) => update::main(&args),
+        Some(Command::Resolver(args)) => resolver::main(&args),
         Some(Command::Watch(args)) => watch::main(&args),
         None => demo::main(&cli.demo),
     };

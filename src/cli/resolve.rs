@@ -143,7 +143,8 @@ async fn run(args: &ResolveArgs) -> Result<ExitCode, ResolveFailure> {
         Ok(chain) => chain,
         Err(error) => return failed(args, &ResolutionError::Discovery(format!("{source}: {error}")), ""),
     };
-    let (min_conf, sources) = (options.min_conf(), Sources { chain, chain_name: source.to_string(), stores });
+    let (min_conf, sources) =
+        (options.min_conf(), Sources { chain, chain_name: source.to_string(), stores, max_addresses: usize::MAX });
     let outcome = sources.resolve(did, options, &given).await;
     report(args, &outcome, &given, min_conf, &sources.chain_name)
 }

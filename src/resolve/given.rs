@@ -49,6 +49,14 @@ impl Given {
         self.add(json!({ "updates": prepared }), name)
     }
 
+    /// Adds what `other` has.
+    pub fn extend(&mut self, other: &Self) {
+        self.data.merge(other.data.clone());
+        for (hash, name) in &other.from {
+            self.from.entry(*hash).or_insert_with(|| Arc::clone(name));
+        }
+    }
+
     /// The data.
     pub const fn data(&self) -> &SidecarData {
         &self.data

@@ -3,10 +3,11 @@
 //!
 //! Signals are the [`Chain`]'s: the whole history of an address, or an error. Documents are looked up by their hash in the
 //! Sidecar Data that were [given](Given) first, which the resolver does itself, and then in content stores. [`explain`] writes
-//! the history for people.
+//! the history for people, and [`server`] answers requests over HTTP.
 
 mod explain;
 mod given;
+pub mod server;
 
 use std::sync::Arc;
 
@@ -33,6 +34,8 @@ pub struct Sources {
     pub chain_name: String,
     /// Content stores, in the order in which they are asked.
     pub stores: Vec<Arc<dyn Cas>>,
+    /// The most beacon addresses whose signals are read for one DID: a genesis document of any length costs nothing.
+    pub max_addresses: usize,
 }
 
 /// A finished resolution, with what its sources reported.
@@ -44,16 +47,18 @@ pub struct Outcome {
     pub tip: Option<Tip>,
     /// The failures of content stores. What such a store might have counts as absent.
     pub problems: Vec<String>,
+    /// Whether the chain could not be read. The error names the chain then, as the operator has configured it.
+    pub is_unreadable: bool,
 }
 
 impl Sources {
     /// Resolves `did`. A chain that cannot be read to its end ends the resolution with `INTERNAL_ERROR`.
     pub async fn resolve(&self, did: Did, options: ResolutionOptions, given: &Given) -> Outcome {
         let mut resolver = Resolver::new(did, options, given.data().clone());
-        let (mut tip, mut problems) = (None, Vec::new());
+        let (mut tip, mut problems, mut is_unreadable, mut addresses) = (None, Vec::new(), false, 0usize);
         loop {
             resolver = match resolver.into_resolution() {
-                Ok(resolution) => return Outcome { resolution, tip, problems },
+                Ok(resolution) => return Outcome { resolution, tip, problems, is_unreadable },
                 Err(unfinished) => unfinished,
             };
             let Next::Needs(needs) = resolver.next() else { continue };
@@ -65,7 +70,12 @@ impl Sources {
                     other => resolver.give_up(&format!("this program has no source for {other:?}")),
                 }
             }
-            if !beacons.is_empty() {
+            addresses += beacons.len();
+            if addresses > self.max_addresses {
+                let limit = self.max_addresses;
+                resolver
+                    .give_up(&format!("the documents name more than {limit} beacon addresses, which is the limit"));
+            } else if !beacons.is_empty() {
                 match self.signals(&beacons).await {
                     Ok(found) => {
                         tip = found.last().map(|signals| signals.tip);
@@ -73,7 +83,10 @@ impl Sources {
                             provide(&mut resolver, beacon, &signals, &self.chain_name);
                         }
                     }
-                    Err(error) => resolver.give_up(&format!("{}: {}", self.chain_name, words(&error))),
+                    Err(error) => {
+                        is_unreadable = true;
+                        resolver.give_up(&format!("{}: {}", self.chain_name, words(&error)));
+                    }
                 }
             }
             for hash in hashes {

@@ -7,6 +7,7 @@ mod announcement_support;
 mod bitcoind_support;
 mod cas_support;
 mod nostr_support;
+mod resolver_support;
 mod round_support;
 mod support;
 
@@ -55,6 +56,8 @@ mod real_carriers;
 mod recovery;
 mod refused_input;
 mod resolve_cli;
+mod resolver_limits;
+mod resolver_serve;
 mod restart_processes;
 mod secrets;
 mod serve_health;

@@ -30,28 +30,28 @@ use serde_json::{Value, json};
 const COIN: Amount = Amount::from_sat(60_000);
 
 /// A controller, with all updates that it has announced or will announce.
-struct Author {
-    key: SecretKey,
-    did: Did,
+pub struct Author {
+    pub key: SecretKey,
+    pub did: Did,
     genesis: Option<Value>,
     /// By version, 1 the first.
-    documents: Vec<Value>,
-    updates: Vec<SignedUpdate>,
+    pub documents: Vec<Value>,
+    pub updates: Vec<SignedUpdate>,
 }
 
 impl Author {
-    fn key(name: &str) -> Self {
+    pub fn key(name: &str) -> Self {
         Self::of(key(name))
     }
 
-    fn of(key: SecretKey) -> Self {
+    pub fn of(key: SecretKey) -> Self {
         let did = Did::from_key(key.public_key(), Network::Regtest);
         let initial = document::initial_document(&did, None).unwrap();
         Self { key, did, genesis: None, documents: vec![initial], updates: Vec::new() }
     }
 
     /// An EXTERNAL DID whose first document has a beacon of a cohort.
-    fn external(name: &str, beacon_type: &str, address: &str) -> Self {
+    pub fn external(name: &str, beacon_type: &str, address: &str) -> Self {
         let key = key(name);
         let mut genesis = document::genesis_document(&key.public_key(), Network::Regtest);
         let endpoint = format!("bitcoin:{address}");
@@ -62,15 +62,15 @@ impl Author {
         Self { key, did, genesis: Some(genesis), documents: vec![initial], updates: Vec::new() }
     }
 
-    fn did(&self) -> &str {
+    pub fn did(&self) -> &str {
         self.did.as_str()
     }
 
-    fn beacon(&self) -> InitialBeacon {
+    pub fn beacon(&self) -> InitialBeacon {
         InitialBeacon::new(self.key.public_key(), Network::Regtest, InitialBeaconKind::P2wpkh)
     }
 
-    fn update(&mut self, patch: Value) -> SignedUpdate {
+    pub fn update(&mut self, patch: Value) -> SignedUpdate {
         let (document, version) = (self.documents.last().unwrap(), self.documents.len() as u64);
         let unsigned = build_update(document, version, patch).unwrap();
         let method = format!("{}#initialKey", self.did);
@@ -81,12 +81,12 @@ impl Author {
         signed
     }
 
-    fn note(&mut self, text: &str) -> SignedUpdate {
+    pub fn note(&mut self, text: &str) -> SignedUpdate {
         self.update(json!([{ "op": "add", "path": "/note", "value": text }]))
     }
 
     /// The controller's Sidecar Data, with the data of its cohorts.
-    fn sidecar(&self, more: Value) -> Value {
+    pub fn sidecar(&self, more: Value) -> Value {
         let updates: Vec<_> = self.updates.iter().map(SignedUpdate::value).collect();
         let mut sidecar = json!({ "@context": "https://btcr2.dev/context/v1", "updates": updates });
         if let Some(genesis) = &self.genesis {

@@ -90,7 +90,7 @@ async fn answer(
     let share = shared.requests.take(network).ok_or(Refusal::Busy)?;
     let body = if *request.method() == Method::POST {
         let _body = shared.bodies.take(network).ok_or(Refusal::Busy)?;
-        tokio::time::timeout(BODY_TIMEOUT, read(payload, shared.limits.body))
+        tokio::time::timeout(BODY_TIMEOUT.min(shared.limits.timeout), read(payload, shared.limits.body))
             .await
             .unwrap_or(Err(Refusal::SlowBody))?
     } else {

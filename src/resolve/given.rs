@@ -50,10 +50,10 @@ impl Given {
     }
 
     /// Adds what `other` has.
-    pub fn extend(&mut self, other: &Self) {
-        self.data.merge(other.data.clone());
-        for (hash, name) in &other.from {
-            self.from.entry(*hash).or_insert_with(|| Arc::clone(name));
+    pub fn extend(&mut self, other: Self) {
+        self.data.merge(other.data);
+        for (hash, name) in other.from {
+            self.from.entry(hash).or_insert(name);
         }
     }
 

@@ -76,7 +76,7 @@ pub struct ResolverLimits {
     pub resolutions: u32,
     /// The most requests at once, of which a quarter for one network address; others are refused.
     pub requests: u32,
-    /// The most request bodies that are read at once, of which a quarter for one network address.
+    /// The most requests with a body at once, of which a quarter for one network address.
     pub bodies: u32,
     /// The largest body, in bytes.
     pub body: usize,
@@ -94,7 +94,7 @@ impl Default for ResolverLimits {
             resolutions: 8,
             requests: 256,
             bodies: 32,
-            body: 4 << 20,
+            body: 1 << 20,
             timeout: Duration::from_secs(60),
             addresses: 100,
             cache: 64 << 20,

@@ -29,6 +29,9 @@ const OPTIONS: [&str; 4] = ["versionId", "versionTime", "minConf", "maxDiscovery
 /// The members of Sidecar Data, which belong under `sidecar` in a body.
 const SIDECAR: [&str; 4] = ["genesisDocument", "updates", "casUpdates", "smtProofs"];
 
+/// The most updates, announcements and proofs of a request: each takes some hundred bytes, however short it is.
+const MAX_ENTRIES: usize = 10_000;
+
 /// Why a request cannot be resolved.
 #[derive(Debug)]
 pub(super) enum Unfit {
@@ -69,6 +72,10 @@ impl Wanted {
                 }
                 None | Some(Value::Null) => {}
                 Some(data) => {
+                    if entries(&data) > MAX_ENTRIES {
+                        let problem = format!("more than {MAX_ENTRIES} entries");
+                        return Err(SidecarError::NotJson(problem).into());
+                    }
                     let mut given = Given::default();
                     given.add(data, "the request")?;
                     sidecar = Some(given);
@@ -89,6 +96,15 @@ impl Wanted {
         let key = format!("{did} {options}");
         Ok(Self { options: ResolutionOptions::from_value(&options)?, did, sidecar, key })
     }
+}
+
+/// The number of entries of Sidecar Data.
+fn entries(data: &Value) -> usize {
+    let lists = [Some(data), data.get("sidecar")]
+        .into_iter()
+        .flatten()
+        .flat_map(|data| SIDECAR.iter().filter_map(|name| data.get(name)).filter_map(Value::as_array));
+    lists.map(Vec::len).sum()
 }
 
 fn read_did(text: &str) -> Result<Did, Unfit> {
@@ -260,6 +276,9 @@ mod tests {
             let refused = refused(did, query, body);
             assert!(refused.contains(part), "{did} {query} {body}: {refused}");
         }
+        let many = |list: &str| format!("{{\"sidecar\":{{{list:?}:[{}0]}}}}", "0,".repeat(MAX_ENTRIES));
+        assert!(refused(DID, "", &many("updates")).contains("more than 10000 entries"));
+        assert!(Wanted::read(DID, "", many("other").as_bytes()).is_ok());
         let deep = format!("{{\"sidecar\":{}", "[".repeat(100_000));
         assert!(refused(DID, "", &deep).contains(options));
     }

@@ -88,8 +88,9 @@ async fn answer(
     let form = form(request)?;
     let network = address.map(Network::of_connection);
     let share = shared.requests.take(network).ok_or(Refusal::Busy)?;
+    let mut body_share = None;
     let body = if *request.method() == Method::POST {
-        let _body = shared.bodies.take(network).ok_or(Refusal::Busy)?;
+        body_share = Some(shared.bodies.take(network).ok_or(Refusal::Busy)?);
         tokio::time::timeout(BODY_TIMEOUT.min(shared.limits.timeout), read(payload, shared.limits.body))
             .await
             .unwrap_or(Err(Refusal::SlowBody))?
@@ -97,7 +98,7 @@ async fn answer(
         Bytes::new()
     };
     let did = request.path().strip_prefix(IDENTIFIERS).unwrap_or_default().to_owned();
-    let answer = shared.answer(did, request.query_string().to_owned(), body, share).await?;
+    let answer = shared.answer(did, request.query_string().to_owned(), body, (share, body_share)).await?;
     shared.measures.answered(answer.outcome);
     let (content_type, body) = answer.body(form);
     let mut response = begin(shared, request, answer.status);

@@ -50,13 +50,14 @@ impl Problems {
 }
 
 impl Shared {
-    /// Answers a request. `share` is the client's share of all requests, for as long as there is work for it.
+    /// Answers a request. `shares` are the client's share of all requests, and of all bodies, for as long as there is work for it: the
+    /// Sidecar Data of a body take several times its size until then.
     pub(super) async fn answer(
         self: &Arc<Self>,
         did: String,
         query: String,
         body: Bytes,
-        share: Share,
+        shares: (Share, Option<Share>),
     ) -> Result<Arc<Answer>, Refusal> {
         let wanted = tokio::task::spawn_blocking(move || Wanted::read(&did, &query, &body));
         let wanted = match wanted.await {
@@ -71,7 +72,7 @@ impl Shared {
         let shared = Arc::clone(self);
         let deadline = Instant::now() + self.limits.timeout;
         let work = async move {
-            let _share = share;
+            let _shares = shares;
             let work = shared.work(&chain, wanted, deadline);
             timeout_at(deadline, work).await.unwrap_or(Err(Refusal::Timeout))
         };
@@ -137,7 +138,7 @@ impl Shared {
             runtime.block_on(timeout_at(deadline, async move {
                 let (mut given, problems) = shared.local.of(&did, tip).await;
                 shared.local_problems(&problems);
-                if let Some(sidecar) = &sidecar {
+                if let Some(sidecar) = sidecar {
                     given.extend(sidecar);
                 }
                 let outcome = chain.sources.resolve(did, options, &given).await;

@@ -92,8 +92,9 @@ impl Wanted {
                 }
             }
         }
+        // In one order, whatever that of the request is.
+        let key = format!("{did} {}", Value::from_iter(OPTIONS.map(|name| options.get(name).cloned())));
         let options = Value::Object(options);
-        let key = format!("{did} {options}");
         Ok(Self { options: ResolutionOptions::from_value(&options)?, did, sidecar, key })
     }
 }
@@ -166,6 +167,9 @@ pub(super) fn form(request: &HttpRequest) -> Result<Form, Refusal> {
     }
     // A header that cannot be read states no wish.
     let Ok(Accept(mut accepted)) = Accept::parse(request) else { return Ok(Form::Result(RESULT_MEDIA_TYPE)) };
+    if accepted.is_empty() {
+        return Ok(Form::Result(RESULT_MEDIA_TYPE));
+    }
     accepted.sort_by_key(|item| std::cmp::Reverse(item.quality));
     let wanted = accepted.iter().filter(|item| item.quality > actix_web::http::header::Quality::ZERO);
     wanted.filter_map(|item| form_of(&item.item)).next().ok_or(Refusal::NotAcceptable)
@@ -242,7 +246,7 @@ mod tests {
             let wanted = Wanted::read(DID, query, body.as_bytes()).unwrap();
             assert_eq!(wanted.options, expected, "{query} {body}");
             assert!(wanted.sidecar.is_none());
-            assert_eq!(wanted.key, format!("{DID} {}", json!({ "minConf": 1, "versionId": "2" })));
+            assert_eq!(wanted.key, format!("{DID} [\"2\",null,1,null]"));
         }
         let encoded = DID.replace(':', "%3A");
         assert_eq!(Wanted::read(&encoded, "", b"").unwrap().did.as_str(), DID);

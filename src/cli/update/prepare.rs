@@ -119,7 +119,7 @@ async fn sources(args: &UpdateArgs) -> Result<Sources, UpdateFailure> {
     let stores = stores.collect::<Result<_, _>>().map_err(ResolveFailure::from)?;
     let chain = source.connect(args.did.network()).await;
     let chain = chain.map_err(|error| UpdateFailure::Unresolved(format!("{source}: {error}")))?;
-    Ok(Sources { chain, chain_name: source.to_string(), stores })
+    Ok(Sources { chain, chain_name: source.to_string(), stores, max_addresses: usize::MAX })
 }
 
 async fn sidecar_of(args: &UpdateArgs) -> Result<Given, UpdateFailure> {

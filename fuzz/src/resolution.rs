@@ -106,7 +106,9 @@ pub fn check(data: &[u8]) {
         }
     }
     match &forward.outcome {
-        Ok(resolved) => assert!(signed.documents.contains(&resolved.document), "the document is not the controller's"),
+        Ok(resolved) => {
+            assert!(signed.documents.contains(&resolved.document), "the document is not the controller's")
+        }
         Err(error) => assert!(error.to_string().len() < 4_000, "{error}"),
     }
 }

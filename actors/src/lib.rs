@@ -41,7 +41,6 @@ mod log_limiter;
 pub mod notice;
 pub mod participant;
 pub mod policy;
-mod remembered;
 pub mod runtime;
 pub mod seats;
 pub mod service;

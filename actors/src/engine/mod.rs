@@ -113,8 +113,8 @@ impl<M: Machine> Engine<M> {
         Self { next_batch: self.next_batch, ..renewed }
     }
 
-    /// Drops all pending work, because events of it were not persisted, and ignores all input from now on. The machine has
-    /// applied those events: it must be [`renewed`](Self::renewed) from the journal.
+    /// Drops the events that are not durable, because some were not persisted, and ignores all input from now on. The machine
+    /// has applied those events: it must be [`renewed`](Self::renewed) from the journal.
     pub(crate) fn halt<A: Actor<Context = Context<A>>>(&mut self, ctx: &mut Context<A>) {
         self.halted = true;
         self.unreleased.clear();

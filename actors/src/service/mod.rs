@@ -37,6 +37,7 @@ use btcr2_aggregation_protocol::{
     message::{Body, control::CohortEnded},
     network::Network,
     output::KeyAggregator,
+    remembered::Remembered,
     time::Timestamp,
 };
 
@@ -56,7 +57,6 @@ use crate::{
     load::{Load, Mailbox},
     notice::{Notices, ServiceNotice},
     policy::ServicePolicy,
-    remembered::Remembered,
     runtime::{Clock, Randomness},
     seats::Seats,
     span,

@@ -5,13 +5,10 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use btcr2_aggregation_protocol::{did::Did, identity::Identity, key::PublicKey};
+use btcr2_aggregation_protocol::{did::Did, identity::Identity, key::PublicKey, remembered::Remembered};
 use tokio::sync::watch;
 
-use crate::{
-    remembered::Remembered,
-    transport::{Inbox, external::ExternalKeys},
-};
+use crate::transport::{Inbox, external::ExternalKeys};
 
 /// An identity of this server.
 pub(super) struct Local {

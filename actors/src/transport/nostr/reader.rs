@@ -8,18 +8,16 @@ use btcr2_aggregation_protocol::{
     key::{KeyError, PublicKey, XOnlyKey},
     message::{Body, DecodeError, Message},
     nostr::{Peer, ReadError, VerifiedEvent},
+    remembered::Remembered,
     time::Timestamp,
 };
 use lru::LruCache;
 use nostr_sdk::{Event, JsonUtil};
 
 use super::{Introduced, config::NostrConfig, relay::Id};
-use crate::{
-    remembered::Remembered,
-    transport::{
-        Delivery, Evidence, Received,
-        external::{ExternalKeys, at_least_one, key_in_opt_in},
-    },
+use crate::transport::{
+    Delivery, Evidence, Received,
+    external::{ExternalKeys, at_least_one, key_in_opt_in},
 };
 
 /// The result of reading an event.

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use btcr2_aggregation_protocol::key::XOnlyKey;
+use btcr2_aggregation_protocol::{key::XOnlyKey, remembered::Remembered};
 use nostr_relay_builder::{
     builder::{PolicyResult, WritePolicy},
     prelude::{MemoryDatabase, NostrDatabase},
@@ -16,7 +16,7 @@ use nostr_relay_builder::{
 use nostr_sdk::{Event, EventId, Filter, PublicKey, util::BoxedFuture};
 
 use super::RelayLimits;
-use crate::{remembered::Remembered, transport::connections::Ticket};
+use crate::transport::connections::Ticket;
 
 /// The maximum number of remembered members.
 const MEMBERS: usize = 65_536;

@@ -18,7 +18,7 @@ use crate::{
         Given,
         server::{self, ResolverConfig, ResolverLimits},
     },
-    serve,
+    serve::{self, Tls},
 };
 
 const EXAMPLES: &str = "\
@@ -65,6 +65,28 @@ struct ServeArgs {
         default_value = "127.0.0.1:8080"
     )]
     listen: String,
+    /// Serve https with the certificate chain in this PEM file, the resolver's own certificate first
+    ///
+    /// Read again, with the key, on SIGHUP.
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = "Transport",
+        env = "BTCR2_TLS_CERT",
+        requires = "tls_key",
+        hide_short_help = true
+    )]
+    tls_cert: Option<PathBuf>,
+    /// The private key of --tls-cert, a PEM file
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = "Transport",
+        env = "BTCR2_TLS_KEY",
+        requires = "tls_cert",
+        hide_short_help = true
+    )]
+    tls_key: Option<PathBuf>,
     /// Web origins that may use the resolver, comma separated
     ///
     /// `*` stands for all; an empty list admits pages of the resolver's own origin only.
@@ -190,6 +212,7 @@ fn config(args: &ServeArgs) -> Result<ResolverConfig, ProgramError> {
         if args.trusted_proxy.is_empty() { Proxies::None } else { Proxies::At(args.trusted_proxy.clone()) };
     Ok(ResolverConfig {
         listen: args.listen.clone(),
+        tls: args.tls_cert.clone().zip(args.tls_key.clone()).map(|(certificate, key)| Tls { certificate, key }),
         metrics_listen: args.metrics_listen.clone(),
         chains,
         stores,

@@ -12,7 +12,7 @@ mod maturity;
 mod operator;
 mod results;
 mod rounds;
-mod tls;
+pub(crate) mod tls;
 pub(crate) mod web;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};

@@ -62,7 +62,7 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    pub(super) fn new(files: &Tls) -> Result<Self, ProgramError> {
+    pub(crate) fn new(files: &Tls) -> Result<Self, ProgramError> {
         let (chain, key) = files.read()?;
         let certificate = ServerCertificate::new(chain, key).map_err(|error| files.mismatch(&error))?;
         Ok(Self { files: files.clone(), certificate: Arc::new(certificate) })
@@ -107,12 +107,17 @@ pub(super) async fn reload(
             }
             continue;
         };
-        let files = [loaded.files.certificate.clone(), loaded.files.key.clone()];
-        // A file system may be slow, and every connection would wait for it.
-        match actix_rt::task::spawn_blocking(move || loaded.reload()).await {
-            Ok(Ok(())) => printer.reloaded(&files),
-            Ok(Err(error)) => printer.warn(&format!("not reloaded, the old TLS certificate stays: {error}")),
-            Err(error) => printer.warn(&format!("not reloaded, the old TLS certificate stays: {error}")),
-        }
+        reload_certificate(loaded, &printer).await;
+    }
+}
+
+/// Reads certificate and key again, and reports what became of it.
+pub(crate) async fn reload_certificate(loaded: Loaded, printer: &Printer) {
+    let files = [loaded.files.certificate.clone(), loaded.files.key.clone()];
+    // A file system may be slow, and every connection would wait for it.
+    match actix_rt::task::spawn_blocking(move || loaded.reload()).await {
+        Ok(Ok(())) => printer.reloaded(&files),
+        Ok(Err(error)) => printer.warn(&format!("not reloaded, the old TLS certificate stays: {error}")),
+        Err(error) => printer.warn(&format!("not reloaded, the old TLS certificate stays: {error}")),
     }
 }

@@ -3,19 +3,21 @@
 use std::fs;
 
 use crate::{
-    resolve_cli::Author,
+    resolve_cli::{Author, ran},
     resolver_support::{Answered, Explorer, Resolver, answered},
-    support::{directory, path, run},
+    support::{did_of, directory, identity, inputs::certificate, path, run},
 };
 use btcr2_aggregation::{
-    actors::runtime::Randomness,
+    actors::{runtime::Randomness, transport::tls::Trust},
     cas::ContentHash,
     protocol::{
         beacon::{AggregateBeacon, SmtBeacon},
         did::Did,
         jcs,
         network::Network,
+        output::{InitialBeacon, InitialBeaconKind},
         sidecar::plain_data,
+        update::SignedUpdate,
     },
 };
 use reqwest::Method;
@@ -246,6 +248,70 @@ async fn a_result_is_cached_until_the_next_block() {
     assert!(explorer.histories() > before + read);
 }
 
+/// W3C DID Resolution, "HTTP(S) Binding": all HTTPS bindings use TLS.
+#[actix_rt::test]
+async fn a_resolver_serves_https_and_a_new_certificate_after_sighup() {
+    let directory = directory("resolver-tls");
+    let (cert, key) = (path(&directory, "cert.pem"), path(&directory, "key.pem"));
+    let write = |(certificate, secret): &(String, String)| {
+        fs::write(&cert, certificate).unwrap();
+        fs::write(&key, secret).unwrap();
+    };
+    let (first, second) = (certificate(), certificate());
+    write(&first);
+    let explorer = Explorer::start();
+    let trust = Trust::only(first.0.as_bytes()).unwrap();
+    let tls = ["--tls-cert", &cert, "--tls-key", &key];
+    let mut resolver = Resolver::start_trusting(&explorer, &tls, &trust).await;
+    assert!(resolver.url.starts_with("https://127.0.0.1:"), "{}", resolver.url);
+    let author = Author::key("https");
+    assert_eq!(resolver.get(author.did()).await.json()["didDocument"], author.documents[0]);
+    let other = Trust::only(second.0.as_bytes()).unwrap().http_client().unwrap().build().unwrap();
+    let at = format!("{}/1.0/identifiers/{}", resolver.url, author.did());
+    assert!(other.get(&at).send().await.is_err(), "another certificate is trusted");
+
+    write(&second);
+    resolver.program.signal("-HUP");
+    let reloaded = resolver.program.event("reloaded");
+    assert_eq!(reloaded["files"], json!([cert, key]));
+    assert_eq!(other.get(&at).send().await.unwrap().status().as_u16(), 200);
+
+    // Files that cannot be used change nothing.
+    fs::write(&key, &first.1).unwrap();
+    resolver.program.signal("-HUP");
+    let stays = |event: &Value| event["message"].as_str().unwrap().contains("the old TLS certificate stays");
+    resolver.program.event_where("warning", stays);
+    assert_eq!(other.get(&at).send().await.unwrap().status().as_u16(), 200);
+}
+
+/// A member's state directory makes its DID resolve for everyone, also what is added to it later.
+#[actix_rt::test]
+async fn a_state_directory_is_read_again_at_each_block() {
+    let directory = directory("resolver-state");
+    let (alice, state) = (identity(&directory, "alice"), path(&directory, "state"));
+    let did = did_of(&alice);
+    let explorer = Explorer::start();
+    let chain = format!("esplora={}", explorer.url);
+    let script = InitialBeacon::of(&Did::parse(&did).unwrap(), InitialBeaconKind::P2wpkh).unwrap();
+    let script = script.address().script_pubkey();
+    let mut started = None;
+    for (name, version) in [("one", "2"), ("two", "3")] {
+        let file = path(&directory, name);
+        let verb = ["update", &did, "add-service", name, "--type", "Files", "--endpoint", "https://a.example"];
+        let fixed = ["--identity", &alice, "--chain", &chain, "--min-conf", "1", "--state", &state, "--out", &file];
+        ran(&[&verb[..], &fixed].concat()).await.succeeded();
+        let update: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+        let update = SignedUpdate::from_value(update["update"].clone()).unwrap();
+        explorer.announce(&script, *update.hash().as_bytes());
+        let resolver = match &started {
+            Some(resolver) => resolver,
+            None => started.insert(Resolver::start(&explorer, &["--state", &state]).await),
+        };
+        let answer = resolver.get(&format!("{did}?minConf=1")).await;
+        assert_eq!(answer.json()["didDocumentMetadata"]["versionId"], json!(version), "{answer:?}");
+    }
+}
+
 #[test]
 fn a_malformed_call_of_the_resolver_is_refused() {
     let chain = ["--chain", "esplora=http://127.0.0.1:1/api"];
@@ -258,11 +324,14 @@ fn a_malformed_call_of_the_resolver_is_refused() {
         (with(&["--cas", "s3=bucket"]), "dir=PATH or ipfs=URL"),
         (with(&["--timeout", "0s"]), "longer than 0s"),
         (with(&["--max-resolutions", "0"]), "--max-resolutions"),
+        (with(&["--tls-cert", "certificate.pem"]), "--tls-key"),
         (with(&["--trusted-proxy", "everyone"]), "an address or a prefix"),
     ] {
         let refused = run(&arguments);
         assert!(refused.usage().contains(why), "{why:?} is missing in {}", refused.stderr);
     }
+    let missing = run(&with(&["--tls-cert", "/nowhere/cert.pem", "--tls-key", "/nowhere/key.pem"]));
+    assert!(missing.status == Some(1) && missing.stderr.contains("/nowhere/cert.pem"), "{missing:?}");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let run = run(&[&["resolver", "serve", "--listen", &address], &chain[..]].concat());

@@ -135,7 +135,7 @@ pub(super) fn records(simulation: &Simulation) {
         for seat in &node.seats {
             let Some(record) = seat.machine.record() else { continue };
             let who = node.identity.did();
-            let submitted = node.role.update == UpdateChoice::Submit;
+            let submitted = node.role.update != UpdateChoice::Decline;
             assert_eq!(record.included(), submitted, "{who}: the record does not match the member's choice");
             assert_eq!(record.update, seat.update, "{who}: the record has another update");
             let beacon = simulation.setup.beacons.get(&record.conditions.beacon_type);

@@ -28,9 +28,10 @@ use crate::{
     machine::{Machine, replay},
     message::{Body, Bytes, Message},
     output::{BeaconOutput, DEFAULT_MAX_FEE_RATE},
+    sidecar::MemberRecord,
     signing::nonce::MemberSigner,
     time::Timestamp,
-    update::{SignedUpdate, Submission, add_beacon_service_patch, build_update, sign_update},
+    update::{Edit, SignedUpdate, Submission, UnsignedUpdate, add_beacon_service_patch, build_update, sign_update},
 };
 
 /// One request to sign with a secret nonce, and its result.
@@ -55,6 +56,8 @@ pub struct Seat {
     pub(super) events: Vec<ParticipantEvent>,
     pub(super) update: Option<SignedUpdate>,
     pub(super) stream: Stream,
+    /// What its host has stored for good.
+    vault: Option<MemberRecord>,
     signer: MemberSigner,
 }
 
@@ -78,6 +81,11 @@ impl Seat {
     /// The seat's journal.
     pub fn events(&self) -> &[ParticipantEvent] {
         &self.events
+    }
+
+    /// What its host stored when it approved the data of this cohort: that may be announced from then on.
+    pub fn vault(&self) -> Option<&MemberRecord> {
+        self.vault.as_ref()
     }
 
     pub(super) fn cohort(&self) -> CohortKey {
@@ -124,7 +132,7 @@ impl ParticipantNode {
         let key = SecretKey::generate(rng);
         let public = key.public_key();
         let identity = if role.external {
-            Identity::from_genesis(key, super::role::genesis_document(&public), setup.network)
+            Identity::from_genesis(key, super::role::genesis_document(&public, setup.network), setup.network)
                 .expect("the document was made for this key")
         } else {
             Identity::from_key(key, setup.network)
@@ -248,6 +256,7 @@ impl ParticipantNode {
             events: Vec::new(),
             update: None,
             stream: Stream::Live,
+            vault: None,
             signer: MemberSigner::new(Arc::clone(&self.participant_key)),
         });
         self.seats.len() - 1
@@ -341,6 +350,9 @@ impl ParticipantNode {
             self.seats[seat].machine.apply(event);
             effects.extend(self.seats[seat].machine.effects(event));
         }
+        if let Some(approved) = self.seats[seat].machine.approved() {
+            self.seats[seat].vault = Some(approved);
+        }
         for (_, effect) in effects.into_iter().enumerate().filter(|(at, _)| fate.performs(*at)) {
             self.perform(seat, effect, work, rng);
         }
@@ -368,12 +380,13 @@ impl ParticipantNode {
             }
             ParticipantEffect::AskJoin => answer(ParticipantInput::JoinDecided(self.role.joins)),
             ParticipantEffect::AskUpdate { output } => {
-                let update = match self.role.update {
-                    UpdateChoice::Submit => Some(self.make_update(&output, rng)),
+                let submission = match &self.role.update {
+                    UpdateChoice::Submit => Some(Submission::from(self.make_update(&output, rng))),
+                    UpdateChoice::Next(edit) => Some(self.make_next_update(&output, edit, rng)),
                     UpdateChoice::Decline => None,
                 };
-                self.seats[seat].update.clone_from(&update);
-                answer(ParticipantInput::UpdateDecided(update.map(Submission::from)));
+                self.seats[seat].update = submission.as_ref().map(|submission| submission.update.clone());
+                answer(ParticipantInput::UpdateDecided(submission));
             }
             ParticipantEffect::AskValidation { verdict, .. } => {
                 let approved = match self.role.verdict {
@@ -408,16 +421,31 @@ impl ParticipantNode {
         }
     }
 
-    /// The update that adds the cohort's beacon to its document.
+    /// The update of version 2, which adds the cohort's beacon to its document.
     pub fn make_update(&self, output: &BeaconOutput, rng: &mut ChaCha8Rng) -> SignedUpdate {
-        let did = self.identity.did();
+        self.sign(&self.with_beacon(output), rng)
+    }
+
+    /// The update of version 3, which makes a change to the document that [`Self::make_update`] leads to.
+    pub fn make_next_update(&self, output: &BeaconOutput, edit: &Edit, rng: &mut ChaCha8Rng) -> Submission {
+        let source = self.with_beacon(output).target_document().clone();
+        let patch = edit.patch(&source).expect("the role's change fits the document");
+        let update = build_update(&source, 2, patch).expect("the patch was made for the document");
+        Submission { update: self.sign(&update, rng), source: Some((Arc::new(source), 2)) }
+    }
+
+    fn with_beacon(&self, output: &BeaconOutput) -> UnsignedUpdate {
         let beacon_type = self.machine().map(|machine| machine.advert().conditions.beacon_type.clone());
         let beacon_type = beacon_type.expect("a participant without a machine is not asked for an update");
         let initial = self.identity.initial_document().expect("an identity has a document");
-        let patch = add_beacon_service_patch(did, beacon_type.as_str(), output.address());
-        let update = build_update(&initial, 1, patch).expect("every initial document has services");
-        sign_update(&update, did, self.identity.verification_method(), self.identity.secret_key(), rng)
-            .expect("an update of version 2 has a canonical form")
+        let patch = add_beacon_service_patch(self.identity.did(), beacon_type.as_str(), output.address());
+        build_update(&initial, 1, patch).expect("every initial document has services")
+    }
+
+    fn sign(&self, update: &UnsignedUpdate, rng: &mut ChaCha8Rng) -> SignedUpdate {
+        let identity = &self.identity;
+        sign_update(update, identity.did(), identity.verification_method(), identity.secret_key(), rng)
+            .expect("a built update has a canonical form")
     }
 
     /// Crashes it for a while. Only the journals remain: a seat without a journal is dropped, and the secret nonces

@@ -4,13 +4,22 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::{document, error::Slot, key::PublicKey};
+use crate::{
+    document,
+    error::Slot,
+    key::PublicKey,
+    network::Network,
+    output::{InitialBeacon, InitialBeaconKind},
+    update::Edit,
+};
 
 /// What a participant does with its slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum UpdateChoice {
-    /// It submits an update that adds the cohort's beacon to its document.
+    /// It submits the update of version 2, which adds the cohort's beacon to its document.
     Submit,
+    /// It submits the update of version 3, which makes this change to that document.
+    Next(Edit),
     /// It declines.
     Decline,
 }
@@ -27,7 +36,7 @@ pub enum Verdict {
 }
 
 /// The behaviour of a participant. The default is an honest participant with a KEY DID that submits an update.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Role {
     /// Whether its host considers adverts.
     pub considers: bool,
@@ -92,10 +101,11 @@ impl Role {
     }
 }
 
-/// A genesis document whose only key is `key`.
-pub fn genesis_document(key: &PublicKey) -> Value {
+/// A genesis document whose only key is `key`, with one Singleton Beacon of it.
+pub fn genesis_document(key: &PublicKey, network: Network) -> Value {
     let id = document::PLACEHOLDER;
     let method = format!("{id}#key-0");
+    let beacon = InitialBeacon::new(*key, network, InitialBeaconKind::P2wpkh);
     json!({
         "id": id,
         "@context": ["https://www.w3.org/ns/did/v1.1", "https://btcr2.dev/context/v1"],
@@ -109,6 +119,10 @@ pub fn genesis_document(key: &PublicKey) -> Value {
         "assertionMethod": [method],
         "capabilityInvocation": [method],
         "capabilityDelegation": [method],
-        "service": [],
+        "service": [{
+            "id": format!("{id}#singleton"),
+            "type": "SingletonBeacon",
+            "serviceEndpoint": format!("bitcoin:{}", beacon.address()),
+        }],
     })
 }

@@ -84,7 +84,7 @@ fn an_advert_with_an_unproven_key_or_bad_terms_is_refused() {
     );
     let secret = SecretKey::from_bytes(&[5; 32]).unwrap();
     let key = Bytes(secret.public_key().to_bytes());
-    let document = genesis_document(&secret.public_key());
+    let document = genesis_document(&secret.public_key(), Network::Regtest);
     let external = Identity::from_genesis(secret, document, Network::Regtest).unwrap();
 
     let mut other_key = advert.clone();

@@ -229,14 +229,17 @@ fn opt_ins_with_unproven_keys_are_refused() {
     }
 
     let secret = SecretKey::from_bytes(&[5; 32]).unwrap();
-    let document = genesis_document(&secret.public_key());
+    let document = genesis_document(&secret.public_key(), Network::Regtest);
     let external = Identity::from_genesis(secret, document.clone(), Network::Regtest).unwrap();
     let mut altered = document;
     altered["service"] = json!(["another"]);
     for (case, document) in [
         ("an EXTERNAL DID without its document", None),
         ("an EXTERNAL DID with an altered document", Some(altered)),
-        ("an EXTERNAL DID with another DID's document", Some(genesis_document(&outsider(8).public_key()))),
+        (
+            "an EXTERNAL DID with another DID's document",
+            Some(genesis_document(&outsider(8).public_key(), Network::Regtest)),
+        ),
         ("an EXTERNAL DID with a document of the wrong shape", Some(json!(7))),
     ] {
         let mut body = bodies::opt_in(&simulation, &external);

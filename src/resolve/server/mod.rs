@@ -56,7 +56,11 @@ use crate::{
     events::Printer,
     metrics::http::{self as metrics_http, Readiness},
     protocol::network::Network,
-    serve::web,
+    serve::{
+        Tls,
+        tls::{Loaded, reload_certificate},
+        web,
+    },
     telemetry::Hangups,
 };
 
@@ -106,6 +110,8 @@ impl Default for ResolverLimits {
 pub struct ResolverConfig {
     /// The address to serve on.
     pub listen: String,
+    /// Certificate and key for https; without them it serves plain HTTP.
+    pub tls: Option<Tls>,
     /// The address of the metrics and health server, if any. Not to be exposed to the public.
     pub metrics_listen: Option<String>,
     /// The chains, one of each network.
@@ -207,6 +213,7 @@ pub async fn run(config: ResolverConfig, stop: impl Future<Output = ()>) -> Resu
     let printer = Printer::new(config.json);
     let readiness = Readiness::default();
     let (listen, metrics_listen) = (config.listen.clone(), config.metrics_listen.clone());
+    let tls = config.tls.as_ref().map(Loaded::new).transpose()?;
     let shared = Arc::new(Shared::new(config, readiness.clone()));
     let metrics_server = match &metrics_listen {
         Some(address) => {
@@ -224,15 +231,16 @@ pub async fn run(config: ResolverConfig, stop: impl Future<Output = ()>) -> Resu
         printer.warn(&format!("--chain {name}: {error}; this is tried again until it succeeds"));
     }
     shared.report(unconnected.into_iter().map(|(name, error)| format!("{name}: {error}")).collect());
-    let (address, open) = web::bind(None, &listen, &ResolverSite(Arc::clone(&shared)))?;
+    let (address, open) = web::bind(tls.as_ref(), &listen, &ResolverSite(Arc::clone(&shared)))?;
     let running = open();
     readiness.set(true);
     let networks: Vec<Network> = shared.chains.connected().map(|chain| chain.network).collect();
-    printer.resolving(&format!("http://{address}"), &networks);
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    printer.resolving(&format!("{scheme}://{address}"), &networks);
     tokio::select! {
         () = stop => {}
         never = shared.watch() => match never {},
-        never = nothing_reloaded(hangups, &printer) => match never {},
+        never = reload(tls, hangups, &printer) => match never {},
     }
     readiness.set(false);
     shared.stopping.store(true, Ordering::Relaxed);
@@ -244,9 +252,15 @@ pub async fn run(config: ResolverConfig, stop: impl Future<Output = ()>) -> Resu
     Ok(())
 }
 
-async fn nothing_reloaded(mut hangups: Hangups, printer: &Printer) -> Infallible {
+/// Reloads the certificate on each SIGHUP, for as long as the program runs.
+async fn reload(tls: Option<Loaded>, mut hangups: Hangups, printer: &Printer) -> Infallible {
     loop {
         hangups.next().await;
-        printer.nothing_reloaded("state directories are read again at each block, other files once");
+        match &tls {
+            Some(loaded) => reload_certificate(loaded.clone(), printer).await,
+            None => printer.nothing_reloaded(
+                "there is no TLS certificate (--tls-cert); state directories are read again at each block, other files once",
+            ),
+        }
     }
 }

@@ -242,6 +242,11 @@ impl Answered {
 
 impl Resolver {
     pub async fn start(explorer: &Explorer, arguments: &[&str]) -> Self {
+        Self::start_trusting(explorer, arguments, &Trust::system()).await
+    }
+
+    /// One that is asked by a client which trusts these certificates.
+    pub async fn start_trusting(explorer: &Explorer, arguments: &[&str], trust: &Trust) -> Self {
         let chain = format!("esplora={}", explorer.url);
         let fixed = ["resolver", "serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];
         let fixed = [&fixed[..], &["--events", "json", "--chain", &chain], arguments].concat();
@@ -255,7 +260,7 @@ impl Resolver {
         let (program, resolving, metrics) = started.await.unwrap();
         let text = |event: &Value| event["url"].as_str().unwrap().to_owned();
         let (url, metrics_url) = (text(&resolving), text(&metrics));
-        Self { program, url, metrics_url, resolving, http: Trust::system().http_client().unwrap().build().unwrap() }
+        Self { program, url, metrics_url, resolving, http: trust.http_client().unwrap().build().unwrap() }
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {

@@ -1,5 +1,6 @@
 //! Resolution (rules R and C of the edition of October 2026), through the public machine alone.
 
+mod cohorts;
 mod discovery;
 mod errors;
 mod history;

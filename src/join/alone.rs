@@ -10,7 +10,7 @@ use crate::{
     error::ProgramError,
     events::Printer,
     protocol::output::{Change, Coin, InitialBeacon, InitialBeaconKind, SingletonAnnouncement},
-    singleton::{self, FallbackError, Prepared},
+    singleton::{self, FallbackError, Prepared, places::initial_places},
     storage::Storage,
 };
 
@@ -43,7 +43,7 @@ pub(super) async fn fall_back(
         Some((kind, coin)) => {
             let beacon = InitialBeacon::of(did, *kind).ok_or_else(|| FallbackError::External(did.clone()))?;
             let announcement =
-                SingletonAnnouncement::new(beacon, *coin, &update, fallback.fee_rate, &Change::Beacon)
+                SingletonAnnouncement::new(beacon, &[*coin], &update, fallback.fee_rate, &Change::Beacon)
                     .map_err(FallbackError::from)?;
             let key = config.identity.secret_key();
             let signed = Some(singleton::sign(&announcement, key, &mut ChaCha20Rng::from_os_rng())?);
@@ -55,7 +55,7 @@ pub(super) async fn fall_back(
     storage.prepare(&update).await?;
     policy.is_prepared(&update);
     let directory = &fallback.directory;
-    let written = singleton::write_fallback(directory, did, &update, prepared.as_ref());
+    let written = singleton::write_fallback(directory, did, &update, &initial_places(did), prepared.as_ref());
     let files = written.map_err(|error| ProgramError::Io { what: directory.display().to_string(), error })?;
     printer.announced_alone(&files);
     Ok(())

@@ -63,6 +63,7 @@ mod secrets;
 mod serve_health;
 mod sighup;
 mod silence;
+mod singleton_chain;
 mod singleton_cli;
 mod state_cli;
 mod story;

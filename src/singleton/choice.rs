@@ -309,3 +309,130 @@ fn no_coin(funded: &[Funded], meant: &[usize], rate: FeeRate) -> ChoiceError {
     }
     ChoiceError::NoCoin(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use ::bitcoin::{BlockHash, hashes::Hash};
+
+    use super::*;
+    use crate::{
+        protocol::{
+            chain::{Activity, BlockId, Deposit, Place as ChainPlace, Spend, Tip},
+            identity::Identity,
+            key::SecretKey,
+            network::Network,
+        },
+        singleton::places::places,
+    };
+
+    const RATE: FeeRate = FeeRate::from_sat_per_vb_u32(1);
+
+    fn identity() -> Identity {
+        Identity::from_key(SecretKey::from_bytes(&[5; 32]).unwrap(), Network::Regtest)
+    }
+
+    fn block(height: u32) -> ChainPlace {
+        ChainPlace::Block(BlockId { height, hash: BlockHash::all_zeros() })
+    }
+
+    fn coin(n: u8, value: u64) -> Coin {
+        let outpoint = OutPoint::new(Txid::from_byte_array([n; 32]), 0);
+        Coin { outpoint, value: Amount::from_sat(value) }
+    }
+
+    /// The initial beacons with coins of these values, confirmed one after the other; the keys of the controller.
+    fn funded(values: [&[u64]; 3]) -> (Identity, Keys, Vec<Funded>) {
+        let identity = identity();
+        let keys = Keys::of(&identity);
+        let document = identity.initial_document().unwrap();
+        let tip = Tip { block: BlockId { height: 200, hash: BlockHash::all_zeros() }, median_time: 0 };
+        let mut n = 0;
+        let mut deposit = |value: &u64| {
+            n += 1;
+            Deposit::new(coin(n, *value).outpoint, Amount::from_sat(*value), block(n.into()))
+        };
+        let places = places(&document, identity.did(), Some(&keys)).into_iter().zip(values);
+        let funded = places.map(|(place, values)| {
+            let deposits = values.iter().map(&mut deposit).collect();
+            Funded { place, activity: Activity { tip, deposits, spends: Vec::new() } }
+        });
+        let funded = funded.collect();
+        (identity, keys, funded)
+    }
+
+    fn choice(funded: &[Funded], wanted: &Wanted<'_>, keys: Option<&Keys>) -> Result<Choice, ChoiceError> {
+        choose(identity().did(), funded, wanted, keys, RATE)
+    }
+
+    #[test]
+    fn the_largest_balance_announces_unless_a_beacon_is_named() {
+        let (_, keys, funded) = funded([&[9_000], &[5_000, 6_000], &[]]);
+        let best = choice(&funded, &Wanted::default(), Some(&keys)).unwrap();
+        assert_eq!((best.place.name(), best.coins.len()), ("#initialP2WPKH", 2));
+        assert!(best.note.unwrap().contains("2 Singleton beacons have coins"));
+        for name in ["initialP2PKH", "#initialP2PKH", &format!("{}#initialP2PKH", identity().did())] {
+            let named = choice(&funded, &Wanted { service: Some(name), ..Wanted::default() }, Some(&keys)).unwrap();
+            assert_eq!((named.place.name(), named.note), ("#initialP2PKH", None));
+        }
+        let kind = Some(InitialBeaconKind::P2tr);
+        let empty = choice(&funded, &Wanted { kind, ..Wanted::default() }, Some(&keys)).unwrap_err();
+        assert!(empty.may_pass() && empty.to_string().contains("#initialP2TR"), "{empty}");
+        let wrong = choice(&funded, &Wanted { service: Some("other"), kind, coins: &[] }, None).unwrap_err();
+        assert!(matches!(wrong, ChoiceError::NoSuchBeacon { .. }), "{wrong}");
+        assert_eq!(choice(&[], &Wanted::default(), None).unwrap_err(), ChoiceError::NoSingleton);
+    }
+
+    #[test]
+    fn a_beacon_whose_key_is_known_comes_first() {
+        let (_, keys, mut funded) = funded([&[50_000], &[5_000], &[]]);
+        let other = SecretKey::from_bytes(&[6; 32]).unwrap().public_key();
+        let foreign =
+            crate::protocol::document::InitialBeacon::new(other, Network::Regtest, InitialBeaconKind::P2pkh);
+        funded[0].place.address = foreign.address().clone();
+        funded[0].place.beacon = SingletonBeacon::at(foreign.address());
+        let best = choice(&funded, &Wanted::default(), Some(&keys)).unwrap();
+        assert_eq!(best.place.name(), "#initialP2WPKH");
+        // Without keys all are equal in this.
+        assert_eq!(choice(&funded, &Wanted::default(), None).unwrap().place.name(), "#initialP2PKH");
+    }
+
+    #[test]
+    fn named_coins_are_checked_and_spent_in_their_order() {
+        let (_, keys, mut funded) = funded([&[9_000], &[5_000, 6_000, 7_000], &[]]);
+        let with =
+            |funded: &[Funded], coins: &[Coin]| choice(funded, &Wanted { coins, ..Wanted::default() }, Some(&keys));
+        let given = [coin(3, 6_000), coin(2, 5_000)];
+        let chosen = with(&funded, &given).unwrap();
+        assert_eq!((chosen.place.name(), &chosen.coins[..]), ("#initialP2WPKH", &given[..]));
+        let problem = |funded: &[Funded], coins: &[Coin]| with(funded, coins).unwrap_err().to_string();
+        assert!(problem(&funded, &[coin(3, 6_001)]).contains("holds 6000 sat, not 6001"));
+        assert!(problem(&funded, &[coin(3, 6_000), coin(1, 9_000)]).contains("is on #initialP2PKH"));
+        assert!(problem(&funded, &[coin(9, 1)]).contains("is not an unspent output"));
+        let spender = Txid::from_byte_array([0xee; 32]);
+        let outpoint = given[0].outpoint;
+        funded[1].activity.spends.push(Spend { outpoint, by: spender, place: ChainPlace::Mempool });
+        assert!(problem(&funded, &given).contains("which waits in the mempool"));
+        funded[1].activity.deposits[0].place = ChainPlace::Mempool;
+        assert!(problem(&funded, &[coin(2, 5_000)]).contains("is not confirmed yet"));
+        funded[1].activity.deposits[2].coinbase = true;
+        funded[1].activity.deposits[2].place = block(150);
+        assert!(problem(&funded, &[coin(4, 7_000)]).contains("block's reward"));
+    }
+
+    #[test]
+    fn the_least_value_pays_for_the_announcement() {
+        let beacon = SingletonBeacon::at(
+            crate::protocol::document::InitialBeacon::of(identity().did(), InitialBeaconKind::P2wpkh)
+                .unwrap()
+                .address(),
+        )
+        .unwrap();
+        let least = least(&beacon, RATE);
+        let make = |value: Amount| {
+            let coin = Coin { value, ..coin(1, 0) };
+            let signal = SignalBytes::from_bytes([1; 32]);
+            SingletonAnnouncement::of_signal(beacon.clone(), &[coin], signal, RATE, &Change::Beacon)
+        };
+        assert!(make(least).is_ok() && make(least - Amount::ONE_SAT).is_err());
+    }
+}

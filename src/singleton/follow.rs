@@ -214,3 +214,190 @@ async fn begin(chain: &dyn Chain, followed: &Followed) -> Result<Ledger, ChainEr
         .ok_or_else(|| ChainError::Unavailable(format!("block {} is gone", since.block.height)))?;
     Ok(Ledger::known(followed.script.clone(), since, [], []))
 }
+
+#[cfg(test)]
+mod tests {
+    use ::bitcoin::{
+        Amount, FeeRate, ScriptBuf, Sequence, TxOut, Witness, absolute::LockTime, transaction::Version,
+    };
+
+    use super::*;
+    use crate::{
+        bitcoin::chain::MemoryChain,
+        protocol::{
+            document::{InitialBeacon, InitialBeaconKind},
+            key::SecretKey,
+            network::Network,
+            output::{Change as Destination, Coin, SingletonAnnouncement},
+        },
+    };
+
+    const SIGNAL: SignalBytes = SignalBytes::from_bytes([7; 32]);
+
+    struct World {
+        chain: MemoryChain,
+        beacon: InitialBeacon,
+        coin: OutPoint,
+        followed: Followed,
+    }
+
+    impl World {
+        async fn new() -> Self {
+            let chain = MemoryChain::new();
+            let key = SecretKey::from_bytes(&[5; 32]).unwrap().public_key();
+            let beacon = InitialBeacon::new(key, Network::Regtest, InitialBeaconKind::P2wpkh);
+            let coin = chain.mine(1, &beacon.script_pubkey())[0];
+            chain.mine(10, &burn());
+            let transaction = announcement(&beacon, coin, 2);
+            chain.submit(&transaction).await.unwrap();
+            let followed = Followed { script: beacon.script_pubkey(), signal: SIGNAL, transaction, since: None };
+            Self { chain, beacon, coin, followed }
+        }
+
+        fn txid(&self) -> Txid {
+            self.followed.transaction.compute_txid()
+        }
+
+        /// Follows it, and does something on the chain at each change.
+        async fn follow(&self, needed: u32, mut act: impl FnMut(usize, &MemoryChain)) -> (Vec<Change>, End) {
+            let mut changes = Vec::new();
+            let poll = Duration::from_secs(30);
+            let end = follow(&self.chain, &self.followed, needed, poll, |change| {
+                act(changes.len(), &self.chain);
+                changes.push(change.clone());
+            });
+            let end = end.await.unwrap();
+            (changes, end)
+        }
+
+        fn block(&self, height: u32, confirmations: u32, was_in: Option<u32>) -> Change {
+            Change::Block { txid: self.txid(), height, confirmations, was_in }
+        }
+
+        fn waits(&self, was_in: Option<u32>) -> Change {
+            Change::Mempool { txid: self.txid(), was_in }
+        }
+    }
+
+    fn burn() -> ScriptBuf {
+        ScriptBuf::new_op_return([1])
+    }
+
+    fn announcement(beacon: &InitialBeacon, coin: OutPoint, rate: u32) -> Transaction {
+        let coin = Coin { outpoint: coin, value: Amount::from_btc(50.0).unwrap() };
+        let (rate, change) = (FeeRate::from_sat_per_vb_u32(rate), Destination::Beacon);
+        let made = SingletonAnnouncement::of_signal(beacon.clone(), &[coin], SIGNAL, rate, &change).unwrap();
+        made.sign(&SecretKey::from_bytes(&[5; 32]).unwrap(), &mut rand()).unwrap()
+    }
+
+    fn rand() -> rand_chacha::ChaCha20Rng {
+        rand_chacha::rand_core::SeedableRng::seed_from_u64(1)
+    }
+
+    /// A payment of the same coin, which announces nothing.
+    fn payment(coin: OutPoint) -> Transaction {
+        let input = ::bitcoin::TxIn {
+            previous_output: coin,
+            script_sig: ScriptBuf::new(),
+            sequence: Sequence::MAX,
+            witness: Witness::new(),
+        };
+        let output = TxOut { value: Amount::from_sat(100_000), script_pubkey: burn() };
+        Transaction {
+            version: Version::TWO,
+            lock_time: LockTime::ZERO,
+            input: vec![input],
+            output: vec![output.clone(), output],
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_confirmation_is_reported_until_there_are_enough() {
+        let world = World::new().await;
+        let (changes, end) = world.follow(3, |_, chain| drop(chain.mine(1, &burn()))).await;
+        let blocks = (1..=3).map(|confirmations| world.block(12, confirmations, None));
+        assert_eq!(changes, [world.waits(None)].into_iter().chain(blocks).collect::<Vec<_>>());
+        assert_eq!(end, End::Confirmed { txid: world.txid(), height: 12, confirmations: 3 });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reorganization_is_reported_as_what_it_is() {
+        let world = World::new().await;
+        let (changes, end) = world
+            .follow(2, |step, chain| match step {
+                0 => drop(chain.mine(1, &burn())),
+                1 => {
+                    chain.take_back(1);
+                    chain.mine_with(2, &[]);
+                }
+                _ => drop(chain.mine(1, &burn())),
+            })
+            .await;
+        let expected = [
+            world.waits(None),
+            world.block(12, 1, None),
+            world.waits(Some(12)),
+            world.block(14, 1, None),
+            world.block(14, 2, None),
+        ];
+        assert_eq!(changes, expected);
+        assert_eq!(end, End::Confirmed { txid: world.txid(), height: 14, confirmations: 2 });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_transaction_that_vanishes_is_sent_again() {
+        let world = World::new().await;
+        let txid = world.txid();
+        let (changes, _) = world
+            .follow(1, |step, chain| match step {
+                0 => chain.evict(&txid),
+                1 => {}
+                _ => drop(chain.mine(1, &burn())),
+            })
+            .await;
+        let gone = Change::Gone { was_in: None, refused: None };
+        assert_eq!(changes, [world.waits(None), gone, world.waits(None), world.block(12, 1, None)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replacement_with_the_same_signal_is_the_announcement() {
+        let world = World::new().await;
+        let bumped = announcement(&world.beacon, world.coin, 9);
+        let (changes, end) = world.follow(1, |_, chain| chain.mine_with(1, std::slice::from_ref(&bumped))).await;
+        let txid = bumped.compute_txid();
+        assert_ne!(txid, world.txid());
+        assert_eq!(changes[1..], [Change::Block { txid, height: 12, confirmations: 1, was_in: None }]);
+        assert_eq!(end, End::Confirmed { txid, height: 12, confirmations: 1 });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_transaction_of_the_coin_ends_it_when_it_is_deep() {
+        let world = World::new().await;
+        let other = payment(world.coin);
+        let (changes, end) = world
+            .follow(2, |step, chain| match step {
+                0 => chain.mine_with(1, std::slice::from_ref(&other)),
+                _ => drop(chain.mine(1, &burn())),
+            })
+            .await;
+        let by = other.compute_txid();
+        let rival = |confirmations| Change::Rival { by, confirmations };
+        assert_eq!(changes, [world.waits(None), rival(1), rival(2)]);
+        assert_eq!(end, End::Replaced(by));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_chain_that_does_not_answer_is_asked_again() {
+        let world = World::new().await;
+        world.chain.set_reachable(false);
+        let (changes, _) = world
+            .follow(1, |step, chain| match step {
+                0 => chain.set_reachable(true),
+                1 => {}
+                _ => drop(chain.mine(1, &burn())),
+            })
+            .await;
+        assert!(matches!(changes[..2], [Change::Silent(_), Change::Answers]), "{changes:?}");
+        assert_eq!(changes[2..], [world.waits(None), world.block(12, 1, None)]);
+    }
+}

@@ -12,6 +12,7 @@ mod round_support;
 mod support;
 
 mod admission;
+mod adoption;
 mod announcement;
 mod announcement_coins;
 mod announcement_faults;

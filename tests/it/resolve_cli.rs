@@ -161,7 +161,7 @@ impl World {
     }
 
     /// Announces a signal by a cohort's beacon, in a block.
-    async fn announce(&mut self, beacon: &Beacon, signal: SignalBytes) -> Txid {
+    pub async fn announce(&mut self, beacon: &Beacon, signal: SignalBytes) -> Txid {
         let coin = self.coin(&beacon.output.script_pubkey().to_owned()).await;
         let (change, rate) = (Change::To(Wallet::new(8).script()), FeeRate::from_sat_per_vb_u32(2));
         let unsigned = build_beacon_transaction(&beacon.output, &coin, &signal, rate, &change).unwrap();

@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::ExitCode, sync::Arc};
 
-use ::bitcoin::{ScriptBuf, Transaction, Txid};
+use ::bitcoin::{Transaction, Txid};
 use serde_json::{Value, json};
 
 use super::{
@@ -26,7 +26,6 @@ use crate::{
     protocol::{
         did::Did,
         document::{self, Concern},
-        hash::SignalBytes,
         output::{Change, Coin},
         resolution::BeaconSignal,
         update::SignedUpdate,
@@ -183,13 +182,14 @@ pub(super) async fn run(
                  with a higher fee",
                 unconfirmed.txid
             );
-            let sent = match args.announcement.send {
-                true => {
-                    Some(follow(&online, &place, &unconfirmed.transaction, unconfirmed.signal, None, args).await?)
-                }
-                false => None,
+            let announced = Announced {
+                transaction: &unconfirmed.transaction,
+                script: place.address.script_pubkey(),
+                signal: unconfirmed.signal,
+                since: None,
             };
-            return Ok(report(args, did, &update, &listed, None, sent));
+            let sent = wait(&*online.chain, announced, &args.announcement).await?;
+            return Ok(report(args, did, &update, &listed, None, Some(sent)));
         }
     };
     notes(&new);
@@ -343,18 +343,6 @@ async fn deliver(
         since: None,
     };
     send(chain, announced, args).await
-}
-
-async fn follow(
-    online: &Online,
-    place: &Place,
-    transaction: &Transaction,
-    signal: SignalBytes,
-    since: Option<u32>,
-    args: &SingletonArgs,
-) -> Result<Sent, SingletonFailure> {
-    let script: ScriptBuf = place.address.script_pubkey();
-    wait(&*online.chain, Announced { transaction, script, signal, since }, &args.announcement).await
 }
 
 /// The update is in a block already.

@@ -61,6 +61,11 @@ impl Shown<'_> {
     pub(super) fn to_text(&self) -> String {
         let mut lines = vec![format!("did          {}", self.did), format!("update       {}", self.update.hash())];
         let Some((place, prepared)) = self.made else {
+            // It was announced before.
+            if let Some(sent) = &self.sent {
+                lines.push(sent.line());
+                return lines.join("\n");
+            }
             lines.extend(
                 self.places
                     .iter()

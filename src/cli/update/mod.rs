@@ -1,6 +1,8 @@
 //! `update`: prepares the next update of a DID, from what its controller wants to change.
 
+mod adopt;
 mod by_singleton;
+mod cohort;
 mod diff;
 mod new_key;
 mod prepare;
@@ -12,7 +14,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, ValueEnum};
 
-pub(super) use self::record::{Record, is_new, ledger_of};
+pub(super) use self::{
+    adopt::{BeaconArgs, main as beacon},
+    record::{Record, is_new, ledger_of},
+};
 use self::{new_key::KeyError, verbs::Verb};
 use super::{
     ChainArg, Failure, fail,

@@ -24,17 +24,39 @@ use crate::{
 
 /// Prepares the update, gives it out and announces it if that is asked for. Whether the announcement is where it was to be.
 pub(super) async fn run(args: &UpdateArgs) -> Result<bool, UpdateFailure> {
-    let UpdateArgs { did, common, .. } = args;
     check_call(args)?;
-    let mut keys = new_key::read(common, did)?;
-    let sources = sources(args).await?;
-    let mut given = sidecar_of(args).await?;
-    if let Some(genesis) = keys.genesis_document() {
-        let refuse = |error| ResolveFailure::Sidecar { path: keys.name().into(), error };
-        given.add(json!({ "genesisDocument": genesis }), "the identity file").map_err(refuse)?;
+    let keys = new_key::read(&args.common, &args.did)?;
+    let start = Start::open(args, &keys).await?;
+    finish(args, keys, start).await
+}
+
+/// What an update starts from.
+pub(super) struct Start {
+    pub(super) sources: Sources,
+    pub(super) given: Given,
+    /// The current document.
+    pub(super) document: Value,
+    pub(super) version: u64,
+}
+
+impl Start {
+    /// Resolves the DID.
+    pub(super) async fn open(args: &UpdateArgs, keys: &Keys) -> Result<Self, UpdateFailure> {
+        let sources = sources(args).await?;
+        let mut given = sidecar_of(args).await?;
+        if let Some(genesis) = keys.genesis_document() {
+            let refuse = |error| ResolveFailure::Sidecar { path: keys.name().into(), error };
+            given.add(json!({ "genesisDocument": genesis }), "the identity file").map_err(refuse)?;
+        }
+        let resolved = current(args, &sources, &given).await?;
+        Ok(Self { sources, given, document: resolved.document, version: resolved.version })
     }
-    let resolved = current(args, &sources, &given).await?;
-    let (source, version) = (resolved.document, resolved.version);
+}
+
+/// The update of `start`, given out and announced if that is asked for. Whether the announcement is where it was to be.
+pub(super) async fn finish(args: &UpdateArgs, mut keys: Keys, start: Start) -> Result<bool, UpdateFailure> {
+    let UpdateArgs { did, common, .. } = args;
+    let Start { sources, given, document: source, version } = start;
 
     let signer = keys.signer(&source, version)?.0;
     let current = Current { did, document: &source, version, signer: &signer };
@@ -85,7 +107,7 @@ pub(super) async fn run(args: &UpdateArgs) -> Result<bool, UpdateFailure> {
 }
 
 /// Refuses a wrong call before any request is made.
-fn check_call(args: &UpdateArgs) -> Result<(), UpdateFailure> {
+pub(super) fn check_call(args: &UpdateArgs) -> Result<(), UpdateFailure> {
     let UpdateArgs { patch, verb, common, .. } = args;
     let problem = match (patch, verb) {
         (Some(_), Some(_)) => "--patch and a command: give one of them".to_owned(),
@@ -121,7 +143,7 @@ fn refused(error: UpdateError) -> UpdateFailure {
     UpdateFailure::Refused(format!("no resolver would accept the update: {error}"))
 }
 
-async fn sources(args: &UpdateArgs) -> Result<Sources, UpdateFailure> {
+pub(super) async fn sources(args: &UpdateArgs) -> Result<Sources, UpdateFailure> {
     let source = args.common.chain.as_ref().ok_or(ResolveFailure::NoChain)?.source();
     let source = source.map_err(ResolveFailure::from)?;
     let stores = args.common.cas.iter().map(|location| location.store(cas::DEFAULT_TIMEOUT));

@@ -87,10 +87,10 @@ pub(super) struct ServiceArgs {
 pub(super) struct AddBeaconArgs {
     /// Its address and type: cas (unless stated), smt or singleton
     #[arg(value_name = "ADDRESS[,TYPE]")]
-    beacon: BeaconText,
+    pub(super) beacon: BeaconText,
     /// The id of its service [default: from its type]
     #[arg(long, value_name = "ID")]
-    id: Option<String>,
+    pub(super) id: Option<String>,
 }
 
 #[derive(Debug, Args)]

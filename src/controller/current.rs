@@ -80,7 +80,7 @@ pub enum CurrentError {
 }
 
 impl CurrentError {
-    /// Whether a later attempt may succeed without anybody's doing.
+    /// Whether a later attempt may succeed without any action.
     pub const fn is_transient(&self) -> bool {
         matches!(self, Self::Unreadable(_))
     }

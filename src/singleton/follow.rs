@@ -158,7 +158,7 @@ impl Look {
             }
             Sighting::Mempool(txid) => {
                 self.block = None;
-                // The same place as before is no news, but the way back into it is.
+                // The same place as before is not reported, but the way back into it is.
                 let was_in = match (&self.last, was_in) {
                     (Some(Change::Mempool { was_in, .. }), None) => *was_in,
                     (_, was_in) => was_in,

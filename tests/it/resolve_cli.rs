@@ -114,7 +114,7 @@ impl World {
         Some(Self::new(&format!("resolve-core-{name}"), blocks, source, None).await)
     }
 
-    async fn esplora(name: &str) -> Option<Self> {
+    pub async fn esplora(name: &str) -> Option<Self> {
         let node = Arc::new(Bitcoind::start(&format!("resolve-esplora-{name}")).await?);
         let server = esplora::serve(Arc::clone(&node), Arc::new(Settings::default()));
         let source = format!("esplora={}", server.url);

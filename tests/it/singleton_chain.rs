@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::{
     bitcoind_support::beacon::{Beacon, key},
     resolve_cli::{World, ran},
-    support::{PATIENCE, Run, contains, did_of, path, run_with},
+    support::{PATIENCE, Run, Service, contains, did_of, identity, join, path, proxy::Proxy, run_with},
 };
 
 /// A controller whose updates are announced by its Singleton beacons.
@@ -30,11 +30,15 @@ pub struct Controller {
 impl Controller {
     pub async fn new(name: &str, arguments: &[&str]) -> Option<Self> {
         let world = World::core(&format!("singleton-{name}")).await?;
+        Some(Self::of(world, name, arguments))
+    }
+
+    fn of(world: World, name: &str, arguments: &[&str]) -> Self {
         let (identity, state) = (path(&world.directory, "identity"), path(&world.directory, "state"));
         let key = key(&format!("singleton {name}"));
         let made = ["identity", "new", "--secret-env", "SECRET", "--out", &identity];
         run_with(&[&made, arguments].concat(), &[("SECRET", &key.to_hex())]).succeeded();
-        Some(Self { did: did_of(&identity), world, identity, state, key, count: 0 })
+        Self { did: did_of(&identity), world, identity, state, key, count: 0 }
     }
 
     fn own(&self, kind: InitialBeaconKind) -> InitialBeacon {
@@ -198,7 +202,19 @@ async fn an_external_did_goes_on_from_the_beacon_of_its_new_key() {
 
 #[actix_rt::test]
 async fn an_announcement_that_waits_is_replaced_and_confirmed() {
-    let Some(mut alice) = Controller::new("bump", &[]).await else { return };
+    if let Some(alice) = Controller::new("bump", &[]).await {
+        is_replaced_and_confirmed(alice).await;
+    }
+}
+
+#[actix_rt::test]
+async fn an_esplora_server_shows_and_takes_the_announcement() {
+    if let Some(world) = World::esplora("singleton-bump").await {
+        is_replaced_and_confirmed(Controller::of(world, "bump-esplora", &[])).await;
+    }
+}
+
+async fn is_replaced_and_confirmed(mut alice: Controller) {
     let script = alice.script(InitialBeaconKind::P2wpkh);
     let coins = [alice.coin(&script).await, alice.coin(&script).await];
     let file = alice.note("bumped").await;
@@ -328,6 +344,36 @@ async fn what_resolvers_would_not_apply_is_not_announced() {
     contains(far.usage(), &["leads to version 5, and the current version is 2", "rule R-9"]);
     // A change of the signed bytes is found before any of it is announced.
     ahead_of(&second, &alice, 3).await;
+}
+
+#[actix_rt::test]
+async fn a_member_without_a_cohort_gets_the_coins_of_its_document() {
+    let Some(mut alice) = Controller::new("alone", &[]).await else { return };
+    let coin = alice.coin(&alice.script(InitialBeaconKind::P2tr)).await;
+    let patch = alice.world.file("patch", &json!([{ "op": "add", "path": "/note", "value": "alone" }]));
+    let (directory, own, chain) =
+        (alice.world.directory.clone(), alice.identity.clone(), alice.world.source.clone());
+    let (state, out) = (alice.state.clone(), path(&directory, "alone"));
+    let written = out.clone();
+    let ended = actix_rt::task::spawn_blocking(move || {
+        let service = Service::once(&directory, 2, &["--on-timeout", "updates=fail,after=2s"]);
+        let other = identity(&directory, "other");
+        let deaf = Proxy::deaf_behind(service.address(), "keygen/cohort_opt_in_accept");
+        let mut silent = join(&deaf.url(), &other, &["--decline"]);
+        silent.event("opt-in-accepted");
+        let arguments =
+            ["--update", &patch, "--singleton-fallback", &written, "--chain", &chain, "--state", &state];
+        service.join(&own, &arguments).end()
+    });
+    let (status, lines, errors) = ended.await.unwrap();
+    assert_eq!(status, Some(1), "{lines:#?}{errors}");
+    let files = lines.iter().find(|line| line["event"] == "singleton-written").unwrap();
+    assert_eq!(files["files"].as_array().unwrap().len(), 5, "{lines:#?}");
+    let signed = fs::read_to_string(format!("{out}/signed.hex")).unwrap();
+    let transaction: Transaction = deserialize_hex(signed.trim()).unwrap();
+    assert_eq!(spent(&transaction), [coin.outpoint]);
+    alice.world.mined(transaction).await;
+    assert_eq!(alice.document(&[]).await["note"], "alone");
 }
 
 /// An update whose signature does not fit is refused.

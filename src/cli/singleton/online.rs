@@ -193,7 +193,7 @@ pub(super) async fn run(
         }
     };
     notes(&new);
-    let signed = signed(&new, &args.announcement)?;
+    let signed = signed(&new, &args.announcement, args.sign)?;
     // Before the transaction is returned or sent: it may be announced from then on.
     if let (Some(directory), Some(ledger)) = (&args.state, &ledger)
         && !ledger.knows(&update)
@@ -251,7 +251,7 @@ pub(super) async fn bump(
         )));
     };
     notes(&new);
-    let signed = signed(&new, &args.announcement)?;
+    let signed = signed(&new, &args.announcement, args.sign)?;
     err!(
         "replaces {replaced}, which pays {} sat, by a transaction that pays {} sat ({} sat/vB)",
         old_fee.to_sat(),
@@ -291,7 +291,7 @@ pub(in crate::cli) async fn announce(
     let (new, sent) = match order::make(chain, &order).await? {
         Made::New(new) => {
             notes(&new);
-            let transaction = signed(&new, args)?.ok_or_else(|| usage("--send is missing"))?;
+            let transaction = signed(&new, args, true)?.ok_or_else(|| usage("--send is missing"))?;
             let sent = deliver(chain, &new, transaction, args).await?;
             (Some(new), sent)
         }
@@ -317,9 +317,18 @@ fn notes(new: &New) {
     new.notes.iter().for_each(|note| err!("note: {note}"));
 }
 
-/// The transaction to send, if it is to be sent.
-fn signed<'a>(new: &'a New, args: &SendArgs) -> Result<Option<&'a Transaction>, SingletonFailure> {
+/// The transaction to send, if it is to be sent. `wants_signature`: it is to be signed in any case.
+fn signed<'a>(
+    new: &'a New,
+    args: &SendArgs,
+    wants_signature: bool,
+) -> Result<Option<&'a Transaction>, SingletonFailure> {
     match (args.send, &new.prepared.signed) {
+        (false, None) if wants_signature => Err(usage(format!(
+            "--sign: no key that is given here belongs to {} ({})",
+            new.place.name(),
+            new.place.address
+        ))),
         (false, _) => Ok(None),
         (true, Some(transaction)) => Ok(Some(transaction)),
         (true, None) => Err(usage(format!(

@@ -76,6 +76,7 @@ impl Sent {
     /// Its fields of the JSON result.
     pub(super) fn add_to(&self, result: &mut Value) {
         result["sent"] = json!(true);
+        result["txid"] = json!(self.txid);
         match self.end {
             None => result["state"] = json!("mempool"),
             Some(End::Confirmed { txid, height, confirmations }) => {

@@ -105,6 +105,34 @@ async fn a_member_adopts_the_beacon_of_its_cohort() {
 }
 
 #[actix_rt::test]
+async fn the_update_that_a_cohort_had_is_the_one_that_adopts() {
+    let Some(mut dora) = Controller::new("adoption-known", &[]).await else { return };
+    let directory = dora.world.directory.clone();
+    let (own, state) = (dora.identity.clone(), dora.state.clone());
+    // Submitted in the cohort itself, where no resolver looks yet.
+    let patch_of = |address: &str| {
+        let service = json!({ "id": format!("{}#mine", dora.did), "type": "CASBeacon", "serviceEndpoint": format!("bitcoin:{address}") });
+        json!([{ "op": "add", "path": "/service/-", "value": service }])
+    };
+    let cohort = Beacon::new("adoption known", 2, 144);
+    let patch = dora.world.file("patch", &patch_of(cohort.output.address()));
+    let joined = actix_rt::task::spawn_blocking(move || {
+        let service = Service::once(&directory, 1, &[]);
+        service.join(&own, &["--update", &patch, "--state", &state]).result()
+    });
+    let joined = joined.await.unwrap();
+    let file = dora.world.file("output.json", &json!({ "cohortId": "known", "output": cohort.output }));
+    let script = dora.script(InitialBeaconKind::P2tr);
+    dora.world.coin(&script).await;
+    let out = path(&dora.world.directory, "known");
+    let adopted = dora.adopted(&file, &out, &["--type", "cas"]).await;
+    contains(&adopted.stderr, &["that one is announced, and no other"]);
+    let written: Value = serde_json::from_str(&fs::read_to_string(&out).unwrap()).unwrap();
+    assert_eq!(written["update"], joined["sidecar"]["updates"][0]);
+    assert_eq!(services(&dora.document(&[]).await).len(), 4);
+}
+
+#[actix_rt::test]
 async fn earlier_signals_of_an_adopted_beacon_do_not_count() {
     let started = Beacon::new("adoption external", 2, 144);
     let Some(mut bob) =

@@ -4,13 +4,14 @@ use std::process::ExitCode;
 
 use ::bitcoin::{Address, address::NetworkUnchecked};
 use clap::{Args, Subcommand, ValueEnum};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     super::{beacon::BeaconText, fail, keys_of},
     CommonArgs, UpdateArgs, UpdateFailure, Way,
     cohort::Cohort,
     prepare::{Start, check_call, finish, sources},
+    record::Record,
     verbs::{AddBeaconArgs, Verb},
 };
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
     protocol::{
         did::Did,
         identity::Identity,
+        patch::Patch,
         resolution::{BeaconKind, beacons},
     },
     resolve::Sources,
@@ -219,7 +221,38 @@ async fn adopt(args: AdoptArgs) -> Result<bool, UpdateFailure> {
             signals.seen.len()
         );
     }
-    finish(&update, keys, start).await
+    let known = known_patch(&adoption, &update, &start).await?;
+    finish(&update, keys, start, known).await
+}
+
+/// The patch of an update of the next version that lists the beacon too, and that may be announced already: `join --add-beacon`
+/// makes one. No other one of its version may be.
+async fn known_patch(
+    adoption: &Adoption,
+    args: &UpdateArgs,
+    start: &Start,
+) -> Result<Option<Value>, UpdateFailure> {
+    let Some(directory) = &args.common.state else { return Ok(None) };
+    let record = Record::read(directory, &args.did).await?;
+    let contents = record.contents();
+    let superseded = &args.common.supersede;
+    let approved = contents.entries.iter().filter(|entry| !superseded.contains(&entry.record.cohort_id));
+    let alone = contents.prepared.iter().filter(|_| !superseded.iter().any(|id| id.as_str() == "singleton"));
+    let updates = approved.filter_map(|entry| entry.record.update.as_ref()).chain(alone);
+    let next = updates.filter(|update| update.target_version() == Some(start.version + 1));
+    let listing = |patch: &Value| {
+        let after = Patch::from_value(patch).and_then(|patch| patch.apply(&start.document)).ok()?;
+        let mut listed = beacons(&after, args.did.network()).into_iter().flatten();
+        listed.find(|beacon| beacon.address == adoption.address && beacon.kind == adoption.kind)
+    };
+    let known =
+        next.filter_map(|update| update.value().get("patch")).find(|patch| listing(patch).is_some()).cloned();
+    if known.is_some() {
+        err!(
+            "note: an update of this version that lists the beacon is known already: that one is announced, and no other"
+        );
+    }
+    Ok(known)
 }
 
 /// Refuses the record of another member, and warns one that is not a member.

@@ -27,7 +27,7 @@ pub(super) async fn run(args: &UpdateArgs) -> Result<bool, UpdateFailure> {
     check_call(args)?;
     let keys = new_key::read(&args.common, &args.did)?;
     let start = Start::open(args, &keys).await?;
-    finish(args, keys, start).await
+    finish(args, keys, start, None).await
 }
 
 /// What an update starts from.
@@ -53,20 +53,27 @@ impl Start {
     }
 }
 
-/// The update of `start`, given out and announced if that is asked for. Whether the announcement is where it was to be.
-pub(super) async fn finish(args: &UpdateArgs, mut keys: Keys, start: Start) -> Result<bool, UpdateFailure> {
+/// The update of `start`, given out and announced if that is asked for. Whether the announcement is where it was to be. `known` is
+/// the patch of an update that was made before, in place of what the command asks for.
+pub(super) async fn finish(
+    args: &UpdateArgs,
+    mut keys: Keys,
+    start: Start,
+    known: Option<Value>,
+) -> Result<bool, UpdateFailure> {
     let UpdateArgs { did, common, .. } = args;
     let Start { sources, given, document: source, version } = start;
 
     let signer = keys.signer(&source, version)?.0;
     let current = Current { did, document: &source, version, signer: &signer };
-    let Plan { patch, mut new_key, notes } = match (&args.patch, &args.verb) {
-        (Some(path), _) => {
+    let Plan { patch, mut new_key, notes } = match (known, &args.patch, &args.verb) {
+        (Some(patch), ..) => Plan { patch, new_key: None, notes: Vec::new() },
+        (None, Some(path), _) => {
             let patch = inputs::json(path).map_err(|error| UpdateFailure::Refused(error.to_string()))?;
             Plan { patch, new_key: None, notes: Vec::new() }
         }
-        (None, Some(verb)) => verb.plan(&current, &keys)?,
-        (None, None) => return Err(nothing_to_do()),
+        (None, None, Some(verb)) => verb.plan(&current, &keys)?,
+        (None, None, None) => return Err(nothing_to_do()),
     };
     let unsigned = build_update(&source, version, patch).map_err(refused)?;
     check_document(args, &source, &unsigned)?;

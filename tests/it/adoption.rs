@@ -146,7 +146,7 @@ async fn earlier_signals_of_an_adopted_beacon_do_not_count() {
     let file = bob.world.file("output.json", &json!({ "cohortId": "later", "output": cohort.output }));
     contains(bob.adopt(&file, &[]).await.usage(), &["give --type cas or --type smt"]);
     let minting = ran(&["beacon", "adopt", &file, "--type", "cas", "--chain", &bob.world.source]).await.succeeded();
-    contains(&minting.stderr, &["1 signals of the address are in blocks already", "CAS Announcement of each"]);
+    contains(&minting.stderr, &["in blocks already: 1. A DID", "CAS Announcement of each"]);
 
     let script = bob.script(InitialBeaconKind::P2wpkh);
     bob.world.coin(&script).await;
@@ -157,7 +157,7 @@ async fn earlier_signals_of_an_adopted_beacon_do_not_count() {
         &[
             "you are not one of its members",
             "all 3 members together; any 2 of them; the operator's key",
-            "1 signals of the address are in blocks already. They do not count",
+            "in blocks already: 1. They do not count",
         ],
     );
     // Without the data of the earlier signal.

@@ -103,7 +103,7 @@ impl Shown<'_> {
                 if let Some(signed) = &prepared.signed {
                     lines.push(format!("signed       {}", serialize_hex(signed)));
                 }
-                lines.push("Nothing is sent: send the signed transaction, or use --send.".to_owned());
+                lines.push("Nothing is sent: send the signed transaction, or use --chain and --send.".to_owned());
             }
         }
         lines.join("\n")

@@ -216,8 +216,8 @@ async fn adopt(args: AdoptArgs) -> Result<bool, UpdateFailure> {
     let signals = signals(&adoption, &start.sources).await?;
     if !signals.seen.is_empty() {
         err!(
-            "note: {} signals of the address are in blocks already. They do not count for this DID: their blocks are below the one that \
-             will announce this update (rule R-4)",
+            "note: signals of the address that are in blocks already: {}. They do not count for this DID: their blocks are below the one \
+             that will announce this update (rule R-4)",
             signals.seen.len()
         );
     }
@@ -326,12 +326,12 @@ async fn without_identity(adoption: &Adoption, common: CommonArgs) -> Result<boo
         if count > 0 {
             problem = Some(match adoption.kind {
                 BeaconKind::Smt => format!(
-                    "{count} signals of the address are in blocks already. A DID that begins with it needs a proof of its own for each of \
-                     them (rule R-5), which only the service can make: without them it does not resolve"
+                    "signals of the address that are in blocks already: {count}. A DID that begins with it needs a proof of its own for each \
+                     of them (rule R-5), which only the service can make: without them it does not resolve"
                 ),
                 _ => format!(
-                    "{count} signals of the address are in blocks already. A DID that begins with it needs the CAS Announcement of each of \
-                     them (rule R-5): without them it does not resolve. Members have those of their rounds (`sidecar`)"
+                    "signals of the address that are in blocks already: {count}. A DID that begins with it needs the CAS Announcement of \
+                     each of them (rule R-5): without them it does not resolve. Members have those of their rounds (`sidecar`)"
                 ),
             });
         }

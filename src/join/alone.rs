@@ -147,8 +147,9 @@ async fn by_chain(
             new.notes.iter().for_each(|note| printer.warn(note));
             Ok(Some((listed, Some(new.prepared))))
         }
-        Ok(Made::Waiting { unconfirmed, .. }) => {
-            printer.warn(&format!("nothing is written: the update waits in the mempool, as {}", unconfirmed.txid));
+        Ok(Made::Waiting(waiting)) => {
+            let txid = waiting.unconfirmed.txid;
+            printer.warn(&format!("nothing is written: the update waits in the mempool, as {txid}"));
             Ok(None)
         }
         Err(error) => {

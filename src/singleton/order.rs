@@ -61,12 +61,16 @@ pub enum Made {
     /// A transaction.
     New(Box<New>),
     /// The update waits in the mempool already.
-    Waiting {
-        /// Its beacon.
-        place: Place,
-        /// The transaction.
-        unconfirmed: Unconfirmed,
-    },
+    Waiting(Box<Waiting>),
+}
+
+/// An announcement of the update that was made before.
+#[derive(Clone, Debug)]
+pub struct Waiting {
+    /// Its beacon.
+    pub place: Place,
+    /// The transaction.
+    pub unconfirmed: Unconfirmed,
 }
 
 /// A transaction that is ready to be sent, or to be signed.
@@ -159,7 +163,7 @@ pub async fn make(chain: &dyn Chain, order: &Order<'_>) -> Result<Made, OrderErr
     let waiting = unconfirmed(chain, &funded).await?;
     if let Some(known) = waiting.iter().find(|waiting| waiting.signal == signal) {
         let place = funded[known.beacon].place.clone();
-        return Ok(Made::Waiting { place, unconfirmed: known.clone() });
+        return Ok(Made::Waiting(Box::new(Waiting { place, unconfirmed: known.clone() })));
     }
     if let Some(Unconfirmed { beacon, txid, signal, .. }) = waiting.first().filter(|_| !order.allow_risky) {
         let name = funded[*beacon].place.name().to_owned();

@@ -64,7 +64,7 @@ async fn a_member_adopts_the_beacon_of_its_cohort() {
     let first = path(&alice.world.directory, "first");
     let poor = alice.adopt(&cohort, &["--out", &first, "--send"]).await;
     assert_eq!(poor.status, Some(1), "{poor:?}");
-    contains(&poor.stderr, &["written, and not announced", "singleton --identity", "no coin can be spent"]);
+    contains(&poor.stderr, &["announces nothing twice", "singleton --identity", "no coin can be spent"]);
 
     let script = alice.script(InitialBeaconKind::P2pkh);
     alice.world.coin(&script).await;

@@ -248,6 +248,13 @@ async fn is_replaced_and_confirmed(mut alice: Controller) {
     assert_eq!(signed(&shown).output.last(), old.output.last());
     assert_eq!(shown["transaction"]["fee"].as_u64().unwrap(), fee * 7 / 2);
 
+    // Who knows nothing of the update does not announce it again.
+    let own = ["--identity", alice.identity.as_str()];
+    let unknown = alice.singleton_of(&own, &["--bump", "--fee-rate", "7", "--send"]).await;
+    contains(unknown.usage(), &["is not an update that is known here", "--update FILE"]);
+    alice.singleton_of(&own, &["--bump", "--fee-rate", "7", "--update", &file]).await.succeeded();
+    assert_eq!(mempool().await, [old.compute_txid()]);
+
     // The least rate that the refusal names is one that the node takes.
     let bumped = alice.singleton(&["--bump", "--fee-rate", &least, "--send", "--json"]).await.succeeded();
     let new = signed(&json_of(&bumped));

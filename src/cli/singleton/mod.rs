@@ -21,14 +21,18 @@ pub(in crate::cli) use self::{
     send::SendArgs,
     values::{BeaconCoin, SatPerVb},
 };
-use super::{ChainArg, Failure, fail, keys_of, resolve::ResolveFailure};
+use super::{
+    ChainArg, Failure, fail, keys_of,
+    resolve::ResolveFailure,
+    update::{Record, ledger_of},
+};
 use crate::{
     bitcoin::chain::ChainError,
     cas::Location,
     controller::{CurrentError, Keys},
     error::ProgramError,
     inputs,
-    keyfile::KeyFileError,
+    join::ledger::Ledger,
     protocol::{did::Did, id::CohortId, network::Network, output::Change, update::SignedUpdate},
     singleton::{
         FallbackError, Prepared, bump::BumpError, choice::ChoiceError, order::OrderError, places::Place,
@@ -142,8 +146,6 @@ pub(in crate::cli) enum SingletonFailure {
     #[error(transparent)]
     Source(#[from] ResolveFailure),
     #[error(transparent)]
-    KeyFile(#[from] KeyFileError),
-    #[error(transparent)]
     Current(#[from] CurrentError),
     #[error("{0}; nothing is announced")]
     NotNext(#[from] NotNext),
@@ -165,7 +167,6 @@ impl Failure for SingletonFailure {
         match self {
             Self::Program(error) => error.status(),
             Self::Source(error) => error.status(),
-            Self::KeyFile(error) => error.status(),
             Self::Current(error) => of(!matches!(error, CurrentError::Deactivated { .. })),
             Self::NotNext(_) | Self::Refused(_) => 2,
             Self::Order(error) => of(error.may_pass()),
@@ -282,4 +283,34 @@ fn write(
     let files = written.map_err(|error| ProgramError::Io { what: directory.display().to_string(), error })?;
     files.iter().for_each(|file| err!("written  {}", file.display()));
     Ok(())
+}
+
+/// Refuses an update if another one of its version may be announced.
+fn refuse_contradiction(ledger: &Ledger, update: &SignedUpdate) -> Result<(), SingletonFailure> {
+    match ledger.contradiction(update) {
+        Some(contradiction) => {
+            Err(usage(format!("{contradiction}. If that one will never be announced: --supersede COHORT")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Persists in the state directory that the update may be announced from now on, unless another one of its version was recorded
+/// there in the meantime.
+async fn record(
+    directory: &Path,
+    did: &Did,
+    initial: Value,
+    update: &SignedUpdate,
+    superseded: &[CohortId],
+) -> Result<(), SingletonFailure> {
+    let record = Record::open(directory, did).await?;
+    let recorded = async {
+        record.check()?;
+        refuse_contradiction(&ledger_of(initial, record.contents().clone(), superseded), update)?;
+        Ok(record.add(update).await?)
+    };
+    let recorded = recorded.await;
+    record.close().await;
+    recorded
 }

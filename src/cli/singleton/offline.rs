@@ -10,7 +10,7 @@ use super::{
         refuse_risky,
         update::{Record, ledger_of},
     },
-    SingletonArgs, SingletonFailure, UpdateFile, change, read_update,
+    SingletonArgs, SingletonFailure, UpdateFile, change, read_update, record, refuse_contradiction,
     report::Shown,
     usage,
     values::{CoinText, SatPerVb},
@@ -53,14 +53,12 @@ pub(super) async fn run(
         }
         None => None,
     };
-    let source = source(args, known.as_ref(), initial, &update, from)?;
+    let source = source(args, known.as_ref(), initial.clone(), &update, from)?;
     singleton::check_update(did, &update, source.as_ref())?;
     let mut concerns: Vec<String> =
         singleton::concerns(did, &update, source.as_ref())?.iter().map(Concern::to_string).collect();
     if let Some(ledger) = &known {
-        if let Some(contradiction) = ledger.contradiction(&update) {
-            return Err(usage(format!("{contradiction}. If that one will never be announced: --supersede COHORT")));
-        }
+        refuse_contradiction(ledger, &update)?;
         if !ledger.knows(&update) {
             concerns.extend(doubts(ledger, source.as_ref(), &update));
         }
@@ -82,13 +80,10 @@ pub(super) async fn run(
         coins => Some(prepare(args, did, keys, &listed, coins, &update)?),
     };
     // Before the transaction is returned: it may be announced from then on.
-    if let (Some(directory), Some(ledger)) = (&args.state, &known)
+    if let (Some(directory), Some(ledger), Some(initial)) = (&args.state, &known, initial)
         && !ledger.knows(&update)
     {
-        let record = Record::open(directory, did).await?;
-        let added = record.add(&update).await;
-        record.close().await;
-        added?;
+        record(directory, did, initial, &update, &args.supersede).await?;
     }
     let prepared = made.as_ref().map(|(_, prepared)| prepared);
     super::write(args, did, &update, &listed, prepared)?;

@@ -11,7 +11,7 @@ use super::{
         resolve::{ResolveFailure, given},
         update::{Record, is_new, ledger_of},
     },
-    SendArgs, SingletonArgs, SingletonFailure, UpdateFile, change, read_update,
+    SendArgs, SingletonArgs, SingletonFailure, UpdateFile, change, read_update, record, refuse_contradiction,
     report::Shown,
     send::{Announced, Sent, send, wait},
     usage,
@@ -35,7 +35,7 @@ use crate::{
         self,
         bump::{self, Bump, Replacement},
         choice::Wanted,
-        order::{self, Made, New, Order},
+        order::{self, Made, New, Order, Waiting},
         places::{Place, places},
         standing::{NotNext, Standing, standing},
     },
@@ -94,14 +94,39 @@ impl Online {
         Ok(Self { chain, given, current })
     }
 
+    /// The initial document.
+    fn initial(&self, did: &Did) -> Result<Value, SingletonFailure> {
+        document::initial_document(did, self.given.genesis_document(did))
+            .map_err(|error| SingletonFailure::Failed(error.to_string()))
+    }
+
     /// What the state directory knows.
     async fn ledger(&self, args: &SingletonArgs, did: &Did) -> Result<Option<Ledger>, SingletonFailure> {
         let Some(directory) = &args.state else { return Ok(None) };
         let record = Record::read(directory, did).await?;
         record.check()?;
-        let initial = document::initial_document(did, self.given.genesis_document(did))
-            .map_err(|error| SingletonFailure::Failed(error.to_string()))?;
-        Ok(Some(ledger_of(initial, record.contents().clone(), &args.supersede)))
+        Ok(Some(ledger_of(self.initial(did)?, record.contents().clone(), &args.supersede)))
+    }
+
+    /// Records the update before its transaction is returned or sent: it may be announced from then on.
+    async fn record(
+        &self,
+        args: &SingletonArgs,
+        did: &Did,
+        ledger: Option<&Ledger>,
+        update: &SignedUpdate,
+    ) -> Result<(), SingletonFailure> {
+        match (&args.state, ledger) {
+            (Some(_), Some(ledger)) if ledger.knows(update) => Ok(()),
+            (Some(directory), _) => record(directory, did, self.initial(did)?, update, &args.supersede).await,
+            (None, _) => {
+                err!(
+                    "note: without --state DIR nothing remembers this update: never announce another one of its version, which would end \
+                     the DID (LATE_PUBLISHING)"
+                );
+                Ok(())
+            }
+        }
     }
 }
 
@@ -139,9 +164,7 @@ pub(super) async fn run(
         // Its document is not known to resolvers yet: it is checked as far as the file shows it.
         Err(NotNext::Ahead { target, .. }) if args.allow_risky_update => {
             let source = source.map(|document| (document, target - 1));
-            if source.is_some() || did.key().is_some() {
-                singleton::check_update(did, &update, source.as_ref())?;
-            }
+            singleton::check_update(did, &update, source.as_ref())?;
         }
         Err(error) => return Err(error.into()),
     }
@@ -153,8 +176,8 @@ pub(super) async fn run(
         refuse_risky(&concerns, path, args.allow_risky_update)?;
     }
     let ledger = online.ledger(args, did).await?;
-    if let Some(contradiction) = ledger.as_ref().and_then(|ledger| ledger.contradiction(&update)) {
-        return Err(usage(format!("{contradiction}. If that one will never be announced: --supersede COHORT")));
+    if let Some(ledger) = &ledger {
+        refuse_contradiction(ledger, &update)?;
     }
 
     let coins: Vec<Coin> = args.coins.iter().map(|CoinText(coin)| *coin).collect();
@@ -176,7 +199,8 @@ pub(super) async fn run(
     };
     let new = match order::make(&*online.chain, &order).await? {
         Made::New(new) => new,
-        Made::Waiting { place, unconfirmed } => {
+        Made::Waiting(waiting) => {
+            let Waiting { place, unconfirmed } = *waiting;
             err!(
                 "the update waits in the mempool already, as {}: no second transaction is made. `singleton --bump` replaces it by one \
                  with a higher fee",
@@ -194,20 +218,7 @@ pub(super) async fn run(
     };
     notes(&new);
     let signed = signed(&new, &args.announcement, args.sign)?;
-    // Before the transaction is returned or sent: it may be announced from then on.
-    if let (Some(directory), Some(ledger)) = (&args.state, &ledger)
-        && !ledger.knows(&update)
-    {
-        let record = Record::open(directory, did).await?;
-        let added = record.add(&update).await;
-        record.close().await;
-        added?;
-    } else if args.state.is_none() {
-        err!(
-            "note: without --state DIR nothing remembers this update: never announce another one of its version, which would end the \
-             DID (LATE_PUBLISHING)"
-        );
-    }
+    online.record(args, did, ledger.as_ref(), &update).await?;
     super::write(args, did, &update, &listed, Some(&new.prepared))?;
     let sent = match signed {
         Some(transaction) => Some(deliver(&*online.chain, &new, transaction, &args.announcement).await?),
@@ -261,6 +272,7 @@ pub(super) async fn bump(
             new.prepared.announcement.max_vsize()
         ))
     );
+    online.record(args, did, ledger.as_ref(), &update).await?;
     super::write(args, did, &update, &listed, Some(&new.prepared))?;
     let sent = match signed {
         Some(transaction) => Some(deliver(&*online.chain, &new, transaction, &args.announcement).await?),
@@ -295,7 +307,8 @@ pub(in crate::cli) async fn announce(
             let sent = deliver(chain, &new, transaction, args).await?;
             (Some(new), sent)
         }
-        Made::Waiting { place, unconfirmed } => {
+        Made::Waiting(waiting) => {
+            let Waiting { place, unconfirmed } = *waiting;
             err!("the update waits in the mempool already, as {}", unconfirmed.txid);
             let announced = Announced {
                 transaction: &unconfirmed.transaction,

@@ -1,5 +1,7 @@
 //! Broadcasts an announcement, and follows it.
 
+use std::time::Duration;
+
 use ::bitcoin::{ScriptBuf, Transaction, Txid};
 use clap::Args;
 use serde_json::{Value, json};
@@ -12,6 +14,12 @@ use crate::{
     protocol::hash::SignalBytes,
     singleton::follow::{Change, End, Followed, follow},
 };
+
+/// How often the chain is asked for a transaction that it has just taken.
+const ATTEMPTS: u32 = 10;
+
+/// The pause between two of these.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// How an update is announced by a Singleton beacon.
 #[derive(Args, Debug)]
@@ -132,17 +140,29 @@ pub(in crate::cli) async fn send(
             "the chain: {error}. Whether transaction {txid} is sent is not known: the same command again finds out"
         )),
     })?;
-    let tip = chain.tip().await?;
-    match chain.status(&txid, tip.block.height.saturating_sub(1)).await? {
-        TransactionStatus::At(Place::Mempool) => err!("{txid} is in the mempool"),
-        TransactionStatus::At(Place::Block(block)) => err!("{txid} is in block {}", block.height),
-        TransactionStatus::Unknown => {
-            return Err(SingletonFailure::Failed(format!(
-                "the chain has taken transaction {txid}, and does not have it: the same command again finds out"
-            )));
-        }
+    if !is_there(chain, &txid).await? {
+        return Err(SingletonFailure::Failed(format!(
+            "the chain has taken transaction {txid}, and does not have it: the same command again finds out"
+        )));
     }
     wait(chain, announced, args).await
+}
+
+/// Whether the chain has a transaction that it has just taken, which is stated. A server that indexes may need some seconds.
+async fn is_there(chain: &dyn Chain, txid: &Txid) -> Result<bool, SingletonFailure> {
+    for attempt in 0..ATTEMPTS {
+        if attempt > 0 {
+            tokio::time::sleep(PAUSE).await;
+        }
+        let tip = chain.tip().await?;
+        match chain.status(txid, tip.block.height.saturating_sub(1)).await? {
+            TransactionStatus::At(Place::Mempool) => err!("{txid} is in the mempool"),
+            TransactionStatus::At(Place::Block(block)) => err!("{txid} is in block {}", block.height),
+            TransactionStatus::Unknown => continue,
+        }
+        return Ok(true);
+    }
+    Ok(false)
 }
 
 /// Waits for the confirmations of a transaction that is sent, if that is asked for.

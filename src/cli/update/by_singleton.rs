@@ -90,7 +90,9 @@ pub(super) async fn send(
             Ok(is_fine)
         }
         Err(error) => {
-            err!("The update is written, and not announced. {}", command(common, prepared));
+            // It may have been sent before the error.
+            err!("The update is written. What follows goes on from there, and announces nothing twice.");
+            err!("{}", command(common, prepared));
             Err(error.into())
         }
     }

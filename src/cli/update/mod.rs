@@ -117,7 +117,7 @@ struct CommonArgs {
     /// Write the signed update and the Sidecar Data to this file, which must not exist yet
     #[arg(long, value_name = "FILE", global = true, help_heading = "Output")]
     out: Option<PathBuf>,
-    /// Print the signed update and the Sidecar Data as one line of JSON
+    /// Print the signed update and the Sidecar Data as one line of JSON; with --send the announcement is another line
     #[arg(long, global = true, help_heading = "Output")]
     json: bool,
     /// Print the command that announces the update in this way. With --send and `singleton` it is announced at once

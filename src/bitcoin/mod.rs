@@ -10,6 +10,7 @@
 //! - [`deposit`]: funding an address from the operator's own wallet, as a PSBT.
 //! - [`ledger`]: the coins of an address from block to block.
 //! - [`recovery`]: recovering coins if a cohort did not announce.
+//! - [`sighting`]: where an announcement is, in a block, in the mempool, or replaced.
 //! - [`verify`]: two independent validations of a signed transaction.
 
 pub mod chain;
@@ -19,6 +20,7 @@ pub mod offline;
 pub mod operator;
 pub mod payout;
 pub mod recovery;
+pub mod sighting;
 pub mod verify;
 
 pub use crate::{

@@ -19,25 +19,34 @@ const FLAGS: u32 = bitcoinconsensus::VERIFY_P2SH
     | bitcoinconsensus::VERIFY_WITNESS
     | bitcoinconsensus::VERIFY_TAPROOT;
 
-/// Whether Bitcoin Core's consensus code accepts input 0 of `transaction` as a spend of `prevout`, its only input.
+/// Whether Bitcoin Core's consensus code accepts `transaction` as a spend of `prevout` alone.
 pub fn consensus_accepts(transaction: &Transaction, prevout: &TxOut) -> bool {
-    let script = prevout.script_pubkey.as_bytes();
-    let Ok(script_length) = u32::try_from(script.len()) else { return false };
-    let spent = bitcoinconsensus::Utxo {
-        script_pubkey: script.as_ptr(),
-        script_pubkey_len: script_length,
-        value: i64::try_from(prevout.value.to_sat()).unwrap_or(i64::MAX),
-    };
-    let transaction = consensus::serialize(transaction);
-    bitcoinconsensus::verify_with_flags(
-        script,
-        prevout.value.to_sat(),
-        &transaction,
-        Some(std::slice::from_ref(&spent)),
-        0,
-        FLAGS,
-    )
-    .is_ok()
+    consensus_accepts_all(transaction, std::slice::from_ref(prevout))
+}
+
+/// Whether Bitcoin Core's consensus code accepts every input of `transaction`, which spend `prevouts` in this order.
+pub fn consensus_accepts_all(transaction: &Transaction, prevouts: &[TxOut]) -> bool {
+    if transaction.input.len() != prevouts.len() || prevouts.is_empty() {
+        return false;
+    }
+    let spent: Option<Vec<_>> = prevouts
+        .iter()
+        .map(|prevout| {
+            let script = prevout.script_pubkey.as_bytes();
+            Some(bitcoinconsensus::Utxo {
+                script_pubkey: script.as_ptr(),
+                script_pubkey_len: u32::try_from(script.len()).ok()?,
+                value: i64::try_from(prevout.value.to_sat()).unwrap_or(i64::MAX),
+            })
+        })
+        .collect();
+    let Some(spent) = spent else { return false };
+    let bytes = consensus::serialize(transaction);
+    prevouts.iter().enumerate().all(|(index, prevout)| {
+        let script = prevout.script_pubkey.as_bytes();
+        let value = prevout.value.to_sat();
+        bitcoinconsensus::verify_with_flags(script, value, &bytes, Some(&spent), index, FLAGS).is_ok()
+    })
 }
 
 /// Whether the signatures of a beacon transaction are valid by BIP-340: the one under the output key, or at least k of those

@@ -38,6 +38,11 @@ fn kind_of(text: &str) -> Result<BeaconKind, String> {
 }
 
 impl BeaconText {
+    /// A beacon of that type at `address`.
+    pub(super) fn new(address: Address, kind: BeaconKind) -> Self {
+        Self { address: address.into_unchecked(), kind }
+    }
+
     /// The type.
     pub(super) const fn kind(&self) -> BeaconKind {
         self.kind

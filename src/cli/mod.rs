@@ -23,15 +23,16 @@ mod update;
 mod vault;
 mod watch;
 
-use std::{convert::Infallible, fmt::Display, path::Path, process::ExitCode, str::FromStr};
+use std::{convert::Infallible, fmt::Display, path::Path, process::ExitCode, str::FromStr, sync::Arc};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Deserializer};
 
 use crate::{
     bitcoin::chain::{ChainSource, SourceError},
+    controller::Keys,
     error::ProgramError,
-    keyfile::{self, KeyFileError},
+    keyfile::{self, KeyFile, KeyFileError},
     output,
     protocol::{identity::Identity, network::Network},
     telemetry::LogFormat,
@@ -74,11 +75,11 @@ enum Command {
     Bans(bans::BansArgs),
     /// Make, list and revoke invites to a service that admits by them; also while the service runs
     Invites(invites::InvitesArgs),
-    /// Announce an update without a cohort, from the DID's own initial beacon
+    /// Announce an update without a cohort, from a Singleton beacon of the DID
     ///
-    /// Prepares the transaction that announces a signed update from one of a KEY DID's three initial beacons, for a
-    /// wallet to sign, or with --sign signed with the DID's key. Nothing is sent. Without --coin it shows the addresses
-    /// that can be funded.
+    /// With --chain it resolves the DID, checks that resolvers would apply the update, finds the document's Singleton beacons and
+    /// their coins, and makes the transaction: a PSBT for the wallet that has the key, signed with --sign, broadcast with --send.
+    /// Without a chain it prepares the transaction for coins that are given, and without --coin it shows the addresses to fund.
     Singleton(Box<singleton::SingletonArgs>),
     /// Put and show content by its hash: announcements and updates, in a directory or an IPFS node
     Cas(cas::CasArgs),
@@ -99,9 +100,11 @@ enum Command {
     Resolve(Box<resolve::ResolveArgs>),
     /// Prepare the next update of a DID: change a key, a service, a beacon, or deactivate it
     ///
-    /// Resolves the current document, makes and signs the update, shows what it changes, and where it can be announced. Nothing
-    /// is sent: a cohort or `singleton` announces it.
+    /// Resolves the current document, makes and signs the update, shows what it changes, and where it can be announced. A cohort or
+    /// `singleton` announces it; nothing is sent here, unless --announce-by singleton --send is given.
     Update(Box<update::UpdateArgs>),
+    /// List a cohort's beacon in the document of a DID: the guided first announcement
+    Beacon(Box<update::BeaconArgs>),
     /// Resolve DIDs for others over HTTP
     Resolver(resolver::ResolverArgs),
     /// Follow a member's beacons on the chain, and raise an alarm when they announce something that it did not approve
@@ -209,6 +212,7 @@ fn run() -> ExitCode {
         Some(Command::Sidecar(args)) => sidecar::main(&args),
         Some(Command::Resolve(args)) => resolve::main(&args),
         Some(Command::Update(args)) => update::main(&args),
+        Some(Command::Beacon(args)) => update::beacon(*args),
         Some(Command::Resolver(args)) => resolver::main(&args),
         Some(Command::Watch(args)) => watch::main(&args),
         None => demo::main(&cli.demo),
@@ -281,12 +285,25 @@ fn identity_of(
     secret_env: Option<&str>,
     network: Option<Network>,
 ) -> Result<Identity, KeyFileError> {
+    keys_of(file, secret_env, network).map(|(identity, _)| identity)
+}
+
+/// The same, with all keys that are known.
+fn keys_of(
+    file: Option<&Path>,
+    secret_env: Option<&str>,
+    network: Option<Network>,
+) -> Result<(Identity, Keys), KeyFileError> {
     if file.is_some() && secret_env.is_some() {
         return Err(KeyFileError::TwoIdentities);
     }
     if let Some(name) = secret_env {
-        return keyfile::identity(keyfile::secret_from_env(name)?, None, network.unwrap_or(Network::Regtest));
+        let secret = keyfile::secret_from_env(name)?;
+        let identity = keyfile::identity(secret, None, network.unwrap_or(Network::Regtest))?;
+        let key = Arc::clone(identity.secret_key());
+        return Ok((identity, Keys::One(key, format!("--secret-env {name}"))));
     }
     let path = file.ok_or(KeyFileError::NoIdentity)?;
-    keyfile::read(path, || keyfile::passphrase("Passphrase: ")).map(|(identity, _)| identity)
+    let file = KeyFile::read(path, || keyfile::passphrase("Passphrase: "))?;
+    Ok((file.identity.clone(), Keys::File(Box::new(file), path.display().to_string())))
 }

@@ -11,11 +11,13 @@ use tokio::{
 
 use crate::{
     bitcoin::{
-        chain::{Activity, Chain, ChainError, ChainSource, Spend, signal_of},
+        chain::{Chain, ChainError, ChainSource},
         ledger::{Ledger, read_spenders},
     },
     protocol::{id::CohortId, network::Network, sidecar::MemberRecord},
 };
+
+pub(crate) use crate::bitcoin::sighting::Sighting;
 
 /// A chain that a member queries for the confirmations of the transactions that it has signed.
 #[derive(Clone, Debug)]
@@ -37,37 +39,6 @@ impl ChainQuestions {
     pub const CONFIRMATIONS: u32 = 6;
     /// The default number of blocks to search: about a day.
     pub const LOOK_BACK: u32 = 144;
-}
-
-/// The place of a cohort's announcement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sighting {
-    /// Neither in a searched block nor in the mempool, any more.
-    Gone,
-    /// In the mempool.
-    Mempool(Txid),
-    /// In a block.
-    Block {
-        /// The transaction.
-        txid: Txid,
-        /// The height of the block.
-        height: u32,
-        /// How many blocks confirm it, counting its own.
-        confirmations: u32,
-    },
-    /// Another transaction spent its coin, and has enough confirmations.
-    Replaced(Txid),
-}
-
-impl Sighting {
-    /// Whether it will not change any more, if `needed` confirmations are enough.
-    fn is_settled(self, needed: u32) -> bool {
-        match self {
-            Self::Block { confirmations, .. } => confirmations >= needed,
-            Self::Replaced(_) => true,
-            Self::Gone | Self::Mempool(_) => false,
-        }
-    }
 }
 
 /// A result of the queries.
@@ -242,7 +213,8 @@ async fn poll(
     }
     let mut settled = Vec::new();
     for ((cohort_id, followed), activity) in followed.iter_mut().zip(&activities) {
-        let sighting = followed.judge(activity, needed);
+        let Followed { wanted, transactions, .. } = &*followed;
+        let sighting = Sighting::of(activity, transactions, wanted.record.signal, &wanted.spends, needed);
         if Some(sighting) == followed.reported || (followed.reported.is_none() && sighting == Sighting::Gone) {
             continue;
         }
@@ -267,24 +239,6 @@ async fn begin(chain: &dyn Chain, wanted: &Wanted, look_back: u32) -> Result<Led
         .await?
         .ok_or_else(|| ChainError::Unavailable(format!("block {} is gone", since.block.height)))?;
     Ok(Ledger::known(script, since, [], []))
-}
-
-impl Followed {
-    fn judge(&self, activity: &Activity, needed: u32) -> Sighting {
-        let depth = |spend: &Spend| spend.place.block().map_or(0, |block| activity.tip.depth(block));
-        let announces = |spend: &&Spend| {
-            self.transactions.get(&spend.by).and_then(signal_of) == Some(self.wanted.record.signal)
-        };
-        let Some(best) = activity.spends.iter().filter(announces).max_by_key(|spend| depth(spend)) else {
-            let other = |spend: &&Spend| self.wanted.spends.contains(&spend.outpoint) && depth(spend) >= needed;
-            let replaced = activity.spends.iter().find(other);
-            return replaced.map_or(Sighting::Gone, |spend| Sighting::Replaced(spend.by));
-        };
-        match best.place.block() {
-            None => Sighting::Mempool(best.by),
-            Some(block) => Sighting::Block { txid: best.by, height: block.height, confirmations: depth(best) },
-        }
-    }
 }
 
 /// The next result. Never ready without a chain.

@@ -12,7 +12,12 @@ use serde_json::Value;
 
 use crate::{
     actors::state::vault::VaultEntry,
-    protocol::{hash::DocumentHash, id::CohortId, patch::Patch, update::SignedUpdate},
+    protocol::{
+        hash::{DocumentHash, SignalBytes},
+        id::CohortId,
+        patch::Patch,
+        update::SignedUpdate,
+    },
 };
 
 /// An update that was approved in a cohort.
@@ -190,6 +195,13 @@ impl Ledger {
         let approvals = self.approvals();
         let equal = approvals.iter().find(|known| known.update.unsigned_hash().is_ok_and(|hash| hash == *unsigned));
         equal.map(|known| known.update.clone())
+    }
+
+    /// The update that a Singleton beacon announces by that signal.
+    pub(crate) fn announced_by(&self, signal: &SignalBytes) -> Option<SignedUpdate> {
+        let approvals = self.approvals();
+        let known = approvals.iter().find(|known| known.update.hash().as_bytes() == signal.as_bytes());
+        known.map(|known| known.update.clone())
     }
 
     /// Why this signed update must not be announced: another update of its version may be.

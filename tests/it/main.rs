@@ -12,6 +12,7 @@ mod round_support;
 mod support;
 
 mod admission;
+mod adoption;
 mod announcement;
 mod announcement_coins;
 mod announcement_faults;
@@ -63,6 +64,7 @@ mod secrets;
 mod serve_health;
 mod sighup;
 mod silence;
+mod singleton_chain;
 mod singleton_cli;
 mod state_cli;
 mod story;

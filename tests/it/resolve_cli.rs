@@ -114,7 +114,7 @@ impl World {
         Some(Self::new(&format!("resolve-core-{name}"), blocks, source, None).await)
     }
 
-    async fn esplora(name: &str) -> Option<Self> {
+    pub async fn esplora(name: &str) -> Option<Self> {
         let node = Arc::new(Bitcoind::start(&format!("resolve-esplora-{name}")).await?);
         let server = esplora::serve(Arc::clone(&node), Arc::new(Settings::default()));
         let source = format!("esplora={}", server.url);
@@ -138,18 +138,30 @@ impl World {
         Coin { outpoint, value: COIN }
     }
 
+    /// A coin in the mempool.
+    pub async fn unconfirmed(&mut self, script: &ScriptBuf) -> Coin {
+        Coin { outpoint: self.faucet.pay(&self.blocks, script, COIN).await, value: COIN }
+    }
+
+    /// A coin in a block that has nothing of the mempool.
+    pub async fn coin_alone(&mut self, script: &ScriptBuf) -> Coin {
+        let payment = self.faucet.payment(script, COIN);
+        self.blocks.mine_with(1, std::slice::from_ref(&payment)).await;
+        Coin { outpoint: bitcoin::OutPoint::new(payment.compute_txid(), 0), value: COIN }
+    }
+
     /// Announces an update by the DID's own beacon, in a block.
     async fn singleton(&mut self, author: &Author, update: &SignedUpdate) -> Txid {
         let beacon = author.beacon();
         let coin = self.coin(&beacon.script_pubkey()).await;
         let rate = FeeRate::from_sat_per_vb_u32(2);
-        let announcement = SingletonAnnouncement::new(beacon, coin, update, rate, &Change::Beacon).unwrap();
+        let announcement = SingletonAnnouncement::new(beacon, &[coin], update, rate, &Change::Beacon).unwrap();
         let mut rng = Randomness::Seeded([9; 32]).for_actor("singleton");
         self.mined(announcement.sign(&author.key, &mut rng).unwrap()).await
     }
 
     /// Announces a signal by a cohort's beacon, in a block.
-    async fn announce(&mut self, beacon: &Beacon, signal: SignalBytes) -> Txid {
+    pub async fn announce(&mut self, beacon: &Beacon, signal: SignalBytes) -> Txid {
         let coin = self.coin(&beacon.output.script_pubkey().to_owned()).await;
         let (change, rate) = (Change::To(Wallet::new(8).script()), FeeRate::from_sat_per_vb_u32(2));
         let unsigned = build_beacon_transaction(&beacon.output, &coin, &signal, rate, &change).unwrap();

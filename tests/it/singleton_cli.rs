@@ -2,6 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
+use crate::bitcoind_support::{Bitcoind, TestChain, faucet::Faucet};
 use crate::support::{Run, Service, did_of, directory, external_identity, path, run, run_with};
 use bitcoin::{
     Address, Amount, Network, OutPoint, Psbt, ScriptBuf, Transaction, TxOut,
@@ -94,13 +95,16 @@ fn transaction(value: &Value) -> Transaction {
 fn a_node_bounds_the_fee_from_below() {
     actix_rt::System::new().block_on(async {
         let name = "singleton-minimum";
-        let Some(node) = crate::bitcoind_support::Bitcoind::start_with(name, &["-minrelaytxfee=0.00005"]).await
-        else {
+        let Some(node) = Bitcoind::start_with(name, &["-minrelaytxfee=0.00005"]).await else {
             return;
         };
         let member = Member::new(name);
         let chain = format!("core={}?cookie={}", node.url(), node.cookie_file().display());
-        let (_, coin) = funding(&member.address("initialP2WPKH"), 20_000);
+        let blocks = TestChain::Core(node);
+        let script = member.address("initialP2WPKH").script_pubkey();
+        let mut faucet = Faucet::new(&blocks, 1).await;
+        let coin = format!("{}:20000", faucet.pay(&blocks, &script, Amount::from_sat(20_000)).await);
+        blocks.mine(1).await;
         let fixed = ["--identity", &member.identity, "--coin", &coin];
         let fee = |more: &[&str]| member.json(&[&fixed[..], more].concat())["transaction"]["fee"].as_u64().unwrap();
         let alone = fee(&[]);
@@ -205,7 +209,7 @@ fn invalid_calls_are_refused_with_a_reason() {
     };
     refused_with(&["--sign"], "cannot be used with");
     refused_with(&["--fee-rate", "0.5"], "between 1 and 10000");
-    refused_with(&["--fee-rate", "500"], "the coin has to hold more");
+    refused_with(&["--fee-rate", "500"], "has to hold more than the fee");
     refused_with(&["--change", "bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdq"], "--change");
     for bad in
         ["", "1:2:3", &coin.replace(":0:", ":"), &coin.replace("20000", "2.0"), &format!("{coin}00000000000000")]
@@ -225,7 +229,11 @@ fn invalid_calls_are_refused_with_a_reason() {
     let other = Identity::from_key(other, network::Network::Regtest);
     refused(&["--did", other.did().as_str()], "not a valid update of this DID");
     let external = external_identity(&member.directory, "external");
-    refused(&["--identity", &external], "EXTERNAL");
+    refused(&["--identity", &external], "not a valid update of this DID");
+    refused(&["--did", &did_of(&external)], "only its document states its beacons");
+    refused(&[&did[..], &["--send"]].concat(), "--send needs a chain");
+    refused(&[&did[..], &["--coin", &coin, "--coin", &coin]].concat(), "is given twice");
+    refused(&[&did[..], &["--coin", &coin, "--service", "other"]].concat(), "no Singleton beacon other");
     refused(&["--update", &file, "--did", &member.did], "cannot be used multiple times");
 }
 

@@ -235,7 +235,7 @@ async fn the_command_for_a_singleton_is_printed() {
     let printed = alice.run(&arguments).await.succeeded();
     let address = alice.own(InitialBeaconKind::P2wpkh).address().to_string();
     let command = format!("singleton --identity {} --update {file} --state {}", alice.identity, alice.state);
-    contains(&printed.stderr, &[&address, &command, "--type p2wpkh --coin TXID:VOUT:SATS --sign"]);
+    contains(&printed.stderr, &[&address, &command, "--min-conf 1 --send --wait", "#initialP2TR bcrt1p"]);
     contains(&printed.stderr, &["the new key is in"]);
     alice.announce(&file).await;
     assert_eq!(names(&alice.document(&["--sidecar", &file]).await, "capabilityInvocation"), ["key-2"]);
@@ -262,7 +262,7 @@ async fn an_external_did_lives_from_genesis_to_its_second_version() {
     let printed = bob.run(&["rotate-key", "--out", &file, "--announce-by", "singleton"]).await.succeeded();
     let own = bob.own(InitialBeaconKind::P2wpkh);
     contains(&printed.stdout, &[&format!("SMTBeacon {cohort}"), &format!("SingletonBeacon {} ", own.address())]);
-    contains(&printed.stderr, &["initial beacons of KEY DIDs only", "OP_RETURN"]);
+    contains(&printed.stderr, &[&format!("#singleton {}", own.address()), "--send --wait"]);
     let written: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
     assert_eq!(names(&written["sourceDocument"], "service"), ["beacon-smt", "singleton"]);
 
@@ -272,7 +272,7 @@ async fn an_external_did_lives_from_genesis_to_its_second_version() {
     let coin = bob.world.coin(&script).await;
     let update = SignedUpdate::from_value(written["update"].clone()).unwrap();
     let rate = bitcoin::FeeRate::from_sat_per_vb_u32(2);
-    let announcement = SingletonAnnouncement::new(own, coin, &update, rate, &Change::Beacon).unwrap();
+    let announcement = SingletonAnnouncement::new(own, &[coin], &update, rate, &Change::Beacon).unwrap();
     let key = SecretKey::from_hex(SECRET).unwrap();
     bob.world.mined(announcement.sign(&key, &mut ChaCha20Rng::seed_from_u64(1)).unwrap()).await;
     // From the file alone.

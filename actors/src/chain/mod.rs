@@ -124,6 +124,12 @@ pub trait Chain: Send + Sync {
         Ok(None)
     }
 
+    /// What a transaction that replaces others in the mempool must pay for its own size, beyond their fees (BIP-125, rule
+    /// 4); `None` if that is unknown.
+    async fn replacement_increment(&self) -> Result<Option<FeeRate>, ChainError> {
+        Ok(None)
+    }
+
     /// Submits a transaction to be relayed. Submitting a known transaction again succeeds.
     async fn submit(&self, transaction: &Transaction) -> Result<(), ChainError>;
 

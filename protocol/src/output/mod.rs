@@ -13,6 +13,8 @@ mod recovery;
 mod script_tree;
 mod sighash;
 mod singleton;
+mod singleton_beacon;
+mod singleton_coins;
 mod spend_path;
 mod transaction;
 
@@ -37,6 +39,8 @@ pub use recovery::{
 pub use script_tree::{RecoverySequence, ScriptTree};
 pub use sighash::InputCountError;
 pub use singleton::{SingletonAnnouncement, SingletonError};
+pub use singleton_beacon::SingletonBeacon;
+pub use singleton_coins::{MAX_SINGLETON_INPUTS, eligible_coins, select_coins};
 pub use spend_path::SpendPath;
 pub use transaction::{
     BuildError, Change, Coin, DEFAULT_MAX_FEE_RATE, TransactionFault, build_beacon_transaction,

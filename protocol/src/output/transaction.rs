@@ -46,12 +46,12 @@ impl Change {
 /// Why a beacon transaction cannot be built.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
-    /// The coin's value is not above the fee.
-    #[error("the coin has to hold more than the fee of {needed}, it holds {available}")]
+    /// The value of what is spent is not above the fee.
+    #[error("what is spent has to hold more than the fee of {needed}, it holds {available}")]
     InsufficientFunds {
         /// The fee of a transaction without change.
         needed: Amount,
-        /// The coin's value.
+        /// The value of what is spent.
         available: Amount,
     },
     /// The change script is itself an `OP_RETURN`: the members would refuse the transaction, and the value would
@@ -92,7 +92,7 @@ pub fn build_beacon_transaction(
     fee_rate: FeeRate,
     change: &Change,
 ) -> Result<Transaction, BuildError> {
-    let input = unsigned_input(coin, Sequence::MAX);
+    let input = vec![unsigned_input(coin, Sequence::MAX)];
     let change = change.script(output.script_pubkey());
     announce(input, coin.value, signal, change, fee_rate, |tx| fee(tx, output, fee_rate))
 }
@@ -102,11 +102,11 @@ pub(super) fn unsigned_input(coin: &Coin, sequence: Sequence) -> TxIn {
     TxIn { previous_output: coin.outpoint, script_sig: ScriptBuf::new(), sequence, witness: Witness::new() }
 }
 
-/// The shape of every announcing transaction: `input`, which brings `value`, the change unless that is dust, and the
-/// signal last. `fee` gives the fee of an unsigned transaction once it is signed; `fee_rate` is the rate at which the
+/// The shape of every announcing transaction: `input`, which brings `value` in all, the change unless that is dust, and
+/// the signal last. `fee` gives the fee of an unsigned transaction once it is signed; `fee_rate` is the rate at which the
 /// change would be spent.
 pub(super) fn announce(
-    input: TxIn,
+    input: Vec<TxIn>,
     value: Amount,
     signal: &SignalBytes,
     change: &Script,
@@ -117,12 +117,8 @@ pub(super) fn announce(
         return Err(BuildError::ChangeIsOpReturn);
     }
     let signal_output = TxOut { value: Amount::ZERO, script_pubkey: ScriptBuf::new_op_return(signal.as_bytes()) };
-    let without_change = Transaction {
-        version: Version::TWO,
-        lock_time: LockTime::ZERO,
-        input: vec![input],
-        output: vec![signal_output],
-    };
+    let without_change =
+        Transaction { version: Version::TWO, lock_time: LockTime::ZERO, input, output: vec![signal_output] };
     let mut with_change = without_change.clone();
     with_change.output.insert(0, TxOut { value: Amount::ZERO, script_pubkey: change.to_owned() });
 
@@ -140,6 +136,13 @@ pub(super) fn announce(
 
 /// The smallest change that is worth an output (rule T-5).
 fn change_floor(script: &Script, fee_rate: FeeRate) -> Amount {
+    let spending = spending_cost(script, fee_rate);
+    script.minimal_non_dust().max(spending.checked_add(Amount::ONE_SAT).unwrap_or(Amount::MAX))
+}
+
+/// What it costs to spend an output of `script` at `fee_rate`: the fee of the input that it adds to a transaction (rules
+/// T-4 and T-6).
+pub(super) fn spending_cost(script: &Script, fee_rate: FeeRate) -> Amount {
     /// The size in vB that an input of this kind adds to a transaction. Other kinds count as the largest of these.
     const P2WPKH_INPUT: u64 = 69;
     const P2TR_INPUT: u64 = 58;
@@ -151,8 +154,7 @@ fn change_floor(script: &Script, fee_rate: FeeRate) -> Amount {
     } else {
         P2PKH_INPUT
     };
-    let spending = fee_of(fee_rate, input);
-    script.minimal_non_dust().max(spending.checked_add(Amount::ONE_SAT).unwrap_or(Amount::MAX))
+    fee_of(fee_rate, input)
 }
 
 /// The relay minimum of Bitcoin Core's default configuration.

@@ -37,6 +37,7 @@ mod resolution;
 mod resume;
 mod rules;
 mod singleton;
+mod singleton_coins;
 mod smt_vectors;
 mod transcript_rounds;
 mod transcript_tree;

@@ -39,7 +39,7 @@ fn beacon(key: &SecretKey, kind: InitialBeaconKind) -> InitialBeacon {
 }
 
 fn announcement(beacon: InitialBeacon, sat: u64) -> Result<SingletonAnnouncement, SingletonError> {
-    SingletonAnnouncement::new(beacon, coin(sat), &update(), RATE, &Change::Beacon)
+    SingletonAnnouncement::new(beacon, &[coin(sat)], &update(), RATE, &Change::Beacon)
 }
 
 /// A transaction that pays the beacon, and the coin that it creates.
@@ -87,9 +87,9 @@ fn recorded_updates_are_announced_with_the_identifiers_key() {
         for kind in InitialBeaconKind::ALL {
             let Some(beacon) = InitialBeacon::of(&did, kind) else { continue };
             let announcement =
-                SingletonAnnouncement::new(beacon, coin(10_000), &update, RATE, &Change::Beacon).unwrap();
+                SingletonAnnouncement::new(beacon, &[coin(10_000)], &update, RATE, &Change::Beacon).unwrap();
             let signed = announcement.sign(&secret_key(&case["secretKey"]), &mut rng()).unwrap();
-            assert!(consensus_accepts(&signed, &announcement.prevout()), "{did} {kind}");
+            assert!(consensus_accepts(&signed, &announcement.prevouts()[0]), "{did} {kind}");
             // What a resolver reads: OP_RETURN, a push of 32 bytes, and the hash that the TypeScript implementation
             // computed.
             let hash: DocumentHash = text(&case["signedUpdateHash"]).parse().unwrap();
@@ -106,7 +106,7 @@ fn consensus_accepts_every_kind_of_beacon_and_key() {
         for kind in InitialBeaconKind::ALL {
             let announcement = announcement(beacon(&key, kind), 10_000).unwrap();
             let signed = announcement.sign(&key, &mut rng()).unwrap();
-            let prevout = announcement.prevout();
+            let prevout = announcement.prevouts().remove(0);
             assert!(consensus_accepts(&signed, &prevout), "{kind} {parity}");
             assert!(!consensus_accepts(announcement.unsigned(), &prevout), "{kind} unsigned");
             // Everything is signed: neither the outputs nor, where the signature covers it, the value may differ.
@@ -173,7 +173,7 @@ fn change_has_a_floor_and_the_coin_exceeds_the_fee() {
     }
     let burnt = Change::To(ScriptBuf::new_op_return([]));
     let refused =
-        SingletonAnnouncement::new(beacon(InitialBeaconKind::P2tr), coin(10_000), &update(), RATE, &burnt);
+        SingletonAnnouncement::new(beacon(InitialBeaconKind::P2tr), &[coin(10_000)], &update(), RATE, &burnt);
     assert_eq!(refused.unwrap_err(), SingletonError::Build(BuildError::ChangeIsOpReturn));
 }
 
@@ -192,7 +192,7 @@ fn a_coin_of_another_funding_transaction_is_refused() {
     let beacon = beacon(&key, InitialBeaconKind::P2wpkh);
     let (tx, coin) = funding(&beacon, 10_000);
     let with = |coin, tx: &Transaction| {
-        SingletonAnnouncement::new(beacon.clone(), coin, &update(), RATE, &Change::Beacon)
+        SingletonAnnouncement::new(beacon.clone(), &[coin], &update(), RATE, &Change::Beacon)
             .unwrap()
             .with_funding(tx.clone())
     };
@@ -217,14 +217,14 @@ fn a_psbt_has_all_data_that_a_signer_needs() {
     for kind in InitialBeaconKind::ALL {
         let beacon = beacon(&key, kind);
         let (tx, coin) = funding(&beacon, 10_000);
-        let announcement = SingletonAnnouncement::new(beacon, coin, &update(), RATE, &Change::Beacon)
+        let announcement = SingletonAnnouncement::new(beacon, &[coin], &update(), RATE, &Change::Beacon)
             .unwrap()
             .with_funding(tx)
             .unwrap();
         let psbt = Psbt::deserialize(&announcement.to_psbt().serialize()).unwrap();
         assert_eq!(&psbt.unsigned_tx, announcement.unsigned());
         let spent = psbt.spend_utxo(0).unwrap().clone();
-        assert_eq!(spent, announcement.prevout(), "{kind}");
+        assert_eq!(spent, announcement.prevouts()[0], "{kind}");
         let keys = psbt.inputs[0].bip32_derivation.keys().map(|key| key.x_only_public_key().0);
         let keys: Vec<_> = keys.chain(psbt.inputs[0].tap_key_origins.keys().copied()).collect();
         assert_eq!(keys, [pair.x_only_public_key().0], "{kind}");

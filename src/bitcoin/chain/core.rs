@@ -251,6 +251,11 @@ impl Chain for CoreChain {
         Ok(Some(FeeRate::from_sat_per_kwu(least.to_sat().div_ceil(4))))
     }
 
+    async fn replacement_increment(&self) -> Result<Option<FeeRate>, ChainError> {
+        let info: MempoolInfo = self.node.call("getmempoolinfo", json!([]), QUICK).await?;
+        Ok(info.incrementalrelayfee.map(|rate| FeeRate::from_sat_per_kwu(rate.to_sat().div_ceil(4))))
+    }
+
     async fn submit(&self, transaction: &Transaction) -> Result<(), ChainError> {
         let hex = encode::serialize_hex(transaction);
         match self.node.call::<Txid>("sendrawtransaction", json!([hex]), QUICK).await {

@@ -1,7 +1,10 @@
 //! `update`: prepares the next update of a DID, from what its controller wants to change.
 
+mod adopt;
+mod by_singleton;
+mod cohort;
 mod diff;
-mod keys;
+mod new_key;
 mod prepare;
 mod record;
 mod report;
@@ -11,11 +14,19 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, ValueEnum};
 
-pub(super) use self::record::ledger_of;
-use self::{keys::KeyError, verbs::Verb};
-use super::{ChainArg, Failure, fail, resolve::ResolveFailure};
+pub(super) use self::{
+    adopt::{BeaconArgs, main as beacon},
+    record::{Record, is_new, ledger_of},
+};
+use self::{new_key::KeyError, verbs::Verb};
+use super::{
+    ChainArg, Failure, fail,
+    resolve::ResolveFailure,
+    singleton::{SendArgs, SingletonFailure},
+};
 use crate::{
     cas::Location,
+    controller::{CurrentError, NotAuthorized},
     error::ProgramError,
     keyfile::KeyFileError,
     protocol::{did::Did, id::CohortId},
@@ -29,8 +40,11 @@ Examples:
   The update and the Sidecar Data, in a file for `singleton --update` and `resolve --sidecar`:
     btcr2-aggregation update did:btcr2:k1q... add-beacon bcrt1p...,cas --identity alice.id --state alice \\
         --chain esplora=https://esplora.example/api --out update.json --announce-by singleton
+  The same, announced at once from a Singleton beacon of the document, and followed to its sixth confirmation:
+    btcr2-aggregation update did:btcr2:k1q... rotate-key --identity alice.id --state alice \\
+        --chain esplora=https://esplora.example/api --out update.json --announce-by singleton --send --wait
 
-Exit status: 0 when the update is prepared, 1 when the DID is not resolved or a file cannot be used, 2 when the update is refused \
+Exit status: 0 when the update is prepared (with --send announced, with --wait confirmed), 1 when the DID is not resolved or a file cannot be used, 2 when the update is refused \
 or the command was called wrongly.";
 
 /// The arguments of `update`.
@@ -103,12 +117,14 @@ struct CommonArgs {
     /// Write the signed update and the Sidecar Data to this file, which must not exist yet
     #[arg(long, value_name = "FILE", global = true, help_heading = "Output")]
     out: Option<PathBuf>,
-    /// Print the signed update and the Sidecar Data as one line of JSON
+    /// Print the signed update and the Sidecar Data as one line of JSON; with --send the announcement is another line
     #[arg(long, global = true, help_heading = "Output")]
     json: bool,
-    /// Print the command that announces the update in this way
+    /// Print the command that announces the update in this way. With --send and `singleton` it is announced at once
     #[arg(long, value_enum, value_name = "WAY", global = true, help_heading = "Output")]
     announce_by: Option<Way>,
+    #[command(flatten)]
+    announcement: SendArgs,
 }
 
 impl CommonArgs {
@@ -136,10 +152,27 @@ enum UpdateFailure {
     KeyFile(#[from] KeyFileError),
     #[error(transparent)]
     Key(#[from] KeyError),
+    #[error(transparent)]
+    Announcement(#[from] SingletonFailure),
     #[error("{0}")]
     Unresolved(String),
     #[error("{0}")]
     Refused(String),
+}
+
+impl From<NotAuthorized> for UpdateFailure {
+    fn from(error: NotAuthorized) -> Self {
+        Self::Key(error.into())
+    }
+}
+
+impl From<CurrentError> for UpdateFailure {
+    fn from(error: CurrentError) -> Self {
+        match error {
+            CurrentError::Deactivated { .. } => Self::Refused(error.to_string()),
+            error => Self::Unresolved(error.to_string()),
+        }
+    }
 }
 
 impl Failure for UpdateFailure {
@@ -148,6 +181,7 @@ impl Failure for UpdateFailure {
             Self::Program(error) => error.status(),
             Self::Source(error) => error.status(),
             Self::KeyFile(error) => error.status(),
+            Self::Announcement(error) => error.status(),
             Self::Unresolved(_) => 1,
             Self::Key(_) | Self::Refused(_) => 2,
         }
@@ -157,7 +191,8 @@ impl Failure for UpdateFailure {
 /// Runs the command.
 pub(super) fn main(args: &UpdateArgs) -> ExitCode {
     match super::block_on(prepare::run(args)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => fail(&error),
     }
 }

@@ -4,46 +4,76 @@ use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde_json::{Value, json};
 
 use super::{
-    super::resolve::{ResolveFailure, given, young},
-    UpdateArgs, UpdateFailure,
-    keys::{Keys, NewKey},
+    super::resolve::{ResolveFailure, given},
+    UpdateArgs, UpdateFailure, Way, by_singleton,
+    new_key::{self, NewKey},
     record::{Record, is_new},
     report::{self, Prepared},
     verbs::{Current, Plan},
 };
 use crate::{
-    cas, inputs,
+    cas,
+    controller::{self, Current as Resolved, Keys},
+    inputs,
     protocol::{
         document,
-        resolution::{ErrorCode, Resolution, ResolutionOptions, Resolved},
         update::{SignedUpdate, UnsignedUpdate, UpdateError, build_update, sign_update},
     },
-    resolve::{Given, Outcome, Sources},
+    resolve::{Given, Sources},
 };
 
-/// Prepares the update, and gives it out if that is asked for.
-pub(super) async fn run(args: &UpdateArgs) -> Result<(), UpdateFailure> {
-    let UpdateArgs { did, common, .. } = args;
+/// Prepares the update, gives it out and announces it if that is asked for. Whether the announcement is where it was to be.
+pub(super) async fn run(args: &UpdateArgs) -> Result<bool, UpdateFailure> {
     check_call(args)?;
-    let mut keys = Keys::read(common, did)?;
-    let sources = sources(args).await?;
-    let mut given = sidecar_of(args).await?;
-    if let Some(genesis) = keys.genesis_document() {
-        let refuse = |error| ResolveFailure::Sidecar { path: keys.name().into(), error };
-        given.add(json!({ "genesisDocument": genesis }), "the identity file").map_err(refuse)?;
+    let keys = new_key::read(&args.common, &args.did)?;
+    let start = Start::open(args, &keys).await?;
+    finish(args, keys, start, None).await
+}
+
+/// What an update starts from.
+pub(super) struct Start {
+    pub(super) sources: Sources,
+    pub(super) given: Given,
+    /// The current document.
+    pub(super) document: Value,
+    pub(super) version: u64,
+}
+
+impl Start {
+    /// Resolves the DID.
+    pub(super) async fn open(args: &UpdateArgs, keys: &Keys) -> Result<Self, UpdateFailure> {
+        let sources = sources(args).await?;
+        let mut given = sidecar_of(args).await?;
+        if let Some(genesis) = keys.genesis_document() {
+            let refuse = |error| ResolveFailure::Sidecar { path: keys.name().into(), error };
+            given.add(json!({ "genesisDocument": genesis }), "the identity file").map_err(refuse)?;
+        }
+        let resolved = current(args, &sources, &given).await?;
+        Ok(Self { sources, given, document: resolved.document, version: resolved.version })
     }
-    let resolved = current(args, &sources, &given).await?;
-    let (source, version) = (resolved.document, resolved.metadata.version_id);
+}
+
+/// The update of `start`, given out and announced if that is asked for. Whether the announcement is where it was to be. `known` is
+/// the patch of an update that was made before, in place of what the command asks for.
+pub(super) async fn finish(
+    args: &UpdateArgs,
+    mut keys: Keys,
+    start: Start,
+    known: Option<Value>,
+) -> Result<bool, UpdateFailure> {
+    let UpdateArgs { did, common, .. } = args;
+    let Start { sources, given, document: source, version } = start;
 
     let signer = keys.signer(&source, version)?.0;
     let current = Current { did, document: &source, version, signer: &signer };
-    let Plan { patch, mut new_key, notes } = match (&args.patch, &args.verb) {
-        (Some(path), _) => {
+    let Plan { patch, mut new_key, notes } = match (known, &args.patch, &args.verb) {
+        (Some(patch), ..) => Plan { patch, new_key: None, notes: Vec::new() },
+        (None, Some(path), _) => {
             let patch = inputs::json(path).map_err(|error| UpdateFailure::Refused(error.to_string()))?;
             Plan { patch, new_key: None, notes: Vec::new() }
         }
-        (None, Some(verb)) => verb.plan(&current, &keys)?,
-        (None, None) => return Err(nothing_to_do()),
+        (None, None, Some(verb)) => verb.plan(&current, &keys)?,
+        (None, None, None) => return Err(nothing_to_do()),
     };
     let unsigned = build_update(&source, version, patch).map_err(refused)?;
     check_document(args, &source, &unsigned)?;
@@ -76,11 +106,15 @@ pub(super) async fn run(args: &UpdateArgs) -> Result<(), UpdateFailure> {
         keys: &keys,
         notes: report::notes(common, notes, &source, unsigned.target_document(), &keys, key_is_new),
     };
-    report::give_out(common, &prepared)
+    report::give_out(common, &prepared)?;
+    if !common.announcement.send {
+        return Ok(true);
+    }
+    by_singleton::send(common, &*sources.chain, &prepared).await
 }
 
 /// Refuses a wrong call before any request is made.
-fn check_call(args: &UpdateArgs) -> Result<(), UpdateFailure> {
+pub(super) fn check_call(args: &UpdateArgs) -> Result<(), UpdateFailure> {
     let UpdateArgs { patch, verb, common, .. } = args;
     let problem = match (patch, verb) {
         (Some(_), Some(_)) => "--patch and a command: give one of them".to_owned(),
@@ -88,6 +122,10 @@ fn check_call(args: &UpdateArgs) -> Result<(), UpdateFailure> {
         _ if !common.supersede.is_empty() && common.state.is_none() => {
             "--supersede is about updates in a state directory: give --state DIR".to_owned()
         }
+        _ if common.announcement.is_used() && !matches!(common.announce_by, Some(Way::Singleton)) => {
+            "--send, --wait, --service and --fee-rate are about --announce-by singleton: give that too".to_owned()
+        }
+        _ if common.announcement.check().is_err() => common.announcement.check().err().unwrap_or_default(),
         _ if common.announce_by.is_some() && common.out.is_none() => {
             "--announce-by needs the update in a file: give --out FILE".to_owned()
         }
@@ -112,7 +150,7 @@ fn refused(error: UpdateError) -> UpdateFailure {
     UpdateFailure::Refused(format!("no resolver would accept the update: {error}"))
 }
 
-async fn sources(args: &UpdateArgs) -> Result<Sources, UpdateFailure> {
+pub(super) async fn sources(args: &UpdateArgs) -> Result<Sources, UpdateFailure> {
     let source = args.common.chain.as_ref().ok_or(ResolveFailure::NoChain)?.source();
     let source = source.map_err(ResolveFailure::from)?;
     let stores = args.common.cas.iter().map(|location| location.store(cas::DEFAULT_TIMEOUT));
@@ -127,61 +165,23 @@ async fn sidecar_of(args: &UpdateArgs) -> Result<Given, UpdateFailure> {
     Ok(given(&args.common.sidecars, &states, &args.did).await?)
 }
 
-async fn resolution(
-    args: &UpdateArgs,
-    sources: &Sources,
-    given: &Given,
-    min_conf: u32,
-) -> Result<Resolution, UpdateFailure> {
-    let options = ResolutionOptions::default().with_min_conf(min_conf.into());
-    let options = options.map_err(ResolveFailure::Options)?;
-    let Outcome { resolution, problems, .. } = sources.resolve(args.did.clone(), options, given).await;
-    for problem in problems {
-        err!("warning: {problem}");
-    }
-    Ok(resolution)
-}
-
 /// The current document. Refused if an update of the next version is in a block already.
 async fn current(args: &UpdateArgs, sources: &Sources, given: &Given) -> Result<Resolved, UpdateFailure> {
     let min_conf = args.common.min_conf;
-    let resolution_now = resolution(args, sources, given, min_conf).await?;
-    let has_young = young(&resolution_now.history) > 0;
-    let resolved = resolution_now.outcome.map_err(|error| {
-        let hint = match error.code() {
-            ErrorCode::MissingUpdateData => {
-                "; `resolve DID --explain` shows every signal, and where what is missing may be"
-            }
-            ErrorCode::NotFound => "; give the genesis document: --identity FILE or --sidecar FILE",
-            _ => "",
-        };
-        UpdateFailure::Unresolved(format!("{}: {error}{hint}", error.code()))
-    })?;
-    let version = resolved.metadata.version_id;
-    if resolved.metadata.deactivated {
-        let problem = format!("the DID is deactivated, by version {version}: no update of it counts any more");
-        return Err(UpdateFailure::Refused(problem));
+    let resolved = controller::current::current(sources, &args.did, given, min_conf).await?;
+    for warning in &resolved.warnings {
+        err!("warning: {warning}");
     }
-    // The chain is read again only where there is something to find.
-    if has_young {
-        match resolution(args, sources, given, 1).await?.outcome {
-            Ok(young) if young.metadata.version_id > version => {
-                return Err(UpdateFailure::Refused(format!(
-                    "an update to version {} is in a block, with {} of {min_conf} confirmations: another one of version {} would end \
-                     the DID. Wait, or start from that document: --min-conf 1",
-                    young.metadata.version_id,
-                    young.metadata.confirmations,
-                    version + 1
-                )));
-            }
-            Ok(_) => {}
-            Err(error) => err!(
-                "warning: with the signals that have fewer than {min_conf} confirmations the DID does not resolve: {}: {error}",
-                error.code()
-            ),
-        }
+    match &resolved.young {
+        Some(young) => Err(UpdateFailure::Refused(format!(
+            "an update to version {} is in a block, with {} of {min_conf} confirmations: another one of version {} would end \
+             the DID. Wait, or start from that document: --min-conf 1",
+            young.version,
+            young.confirmations,
+            resolved.version + 1
+        ))),
+        None => Ok(resolved),
     }
-    Ok(resolved)
 }
 
 /// Refuses a document that ends the DID, and an update that changes nothing.
@@ -224,8 +224,8 @@ async fn keep(
 }
 
 /// The new secret key is on disk before the update that needs it leaves this program.
-fn store(keys: &mut Keys, new_key: &mut Option<NewKey>) -> Result<(), UpdateFailure> {
-    if keys.store(new_key)? {
+fn store(keys: &mut Keys, added: &mut Option<NewKey>) -> Result<(), UpdateFailure> {
+    if new_key::store(keys, added)? {
         err!("the new key is in {}: back it up, without it the DID cannot be updated", keys.name());
     }
     Ok(())

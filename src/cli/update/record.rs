@@ -25,7 +25,7 @@ pub(in crate::cli) fn ledger_of(initial: Value, contents: VaultContents, superse
 }
 
 /// Whether nothing was stored in the directory yet: it is not there, or is empty.
-pub(super) fn is_new(directory: &Path) -> bool {
+pub(in crate::cli) fn is_new(directory: &Path) -> bool {
     match fs::read_dir(directory) {
         Ok(mut entries) => entries.next().is_none(),
         Err(error) => error.kind() == io::ErrorKind::NotFound,
@@ -33,7 +33,7 @@ pub(super) fn is_new(directory: &Path) -> bool {
 }
 
 /// A state directory, which no other program uses while an update is recorded.
-pub(super) struct Record<'a> {
+pub(in crate::cli) struct Record<'a> {
     state: Option<State>,
     contents: VaultContents,
     did: &'a Did,
@@ -41,7 +41,7 @@ pub(super) struct Record<'a> {
 
 impl<'a> Record<'a> {
     /// Opens the directory for a change.
-    pub(super) async fn open(directory: &Path, did: &'a Did) -> Result<Self, ProgramError> {
+    pub(in crate::cli) async fn open(directory: &Path, did: &'a Did) -> Result<Self, ProgramError> {
         let state = State::open(directory).map_err(|error| {
             let hint = if matches!(error, StateError::Locked { .. }) {
                 "; stop `join` first: the update must be recorded, so that `join` signs no other one of its version"
@@ -63,13 +63,26 @@ impl<'a> Record<'a> {
     }
 
     /// Reads the directory only, if there is one.
-    pub(super) async fn read(directory: &Path, did: &'a Did) -> Result<Self, ProgramError> {
+    pub(in crate::cli) async fn read(directory: &Path, did: &'a Did) -> Result<Self, ProgramError> {
         let mut contents = VaultContents::default();
         if !is_new(directory) {
             let sources = Sources { states: vec![directory.to_owned()], ..Sources::default() };
             contents = sources.read().await.map_err(|error| ProgramError::State(error.to_string()))?;
         }
         Ok(Self { state: None, contents: contents.only(Some(did)), did })
+    }
+
+    /// What is stored of the DID.
+    pub(in crate::cli) const fn contents(&self) -> &VaultContents {
+        &self.contents
+    }
+
+    /// Refuses a directory of which something cannot be read: what is not known may be announced.
+    pub(in crate::cli) fn check(&self) -> Result<(), ProgramError> {
+        match self.contents.problems.first() {
+            Some(problem) => Err(ProgramError::State(problem.clone())),
+            None => Ok(()),
+        }
     }
 
     /// The update that is to leave this program: `update`, or the same one that did before. Refused if a different one
@@ -80,9 +93,7 @@ impl<'a> Record<'a> {
         initial: &Value,
         superseded: &[CohortId],
     ) -> Result<SignedUpdate, ProgramError> {
-        if let Some(problem) = self.contents.problems.first() {
-            return Err(ProgramError::State(problem.clone()));
-        }
+        self.check()?;
         let ledger = ledger_of(initial.clone(), self.contents.clone(), superseded);
         let unsigned = update.unsigned_hash().map_err(|error| ProgramError::Internal(error.to_string()))?;
         if let Some(known) = ledger.equal(&unsigned) {
@@ -99,14 +110,14 @@ impl<'a> Record<'a> {
     }
 
     /// Persists that the update may be announced from now on.
-    pub(super) async fn add(&self, update: &SignedUpdate) -> Result<(), ProgramError> {
+    pub(in crate::cli) async fn add(&self, update: &SignedUpdate) -> Result<(), ProgramError> {
         match &self.state {
             Some(state) => storage::prepare(state, update).await,
             None => Ok(()),
         }
     }
 
-    pub(super) async fn close(self) {
+    pub(in crate::cli) async fn close(self) {
         if let Some(state) = self.state {
             state.close().await;
         }

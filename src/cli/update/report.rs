@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{super::state::write_new, CommonArgs, UpdateFailure, Way, diff::diff, keys::Keys};
+use super::{super::state::write_new, CommonArgs, UpdateFailure, Way, by_singleton, diff::diff};
 use crate::{
+    controller::Keys,
     error::ProgramError,
     protocol::{
         did::Did,
@@ -103,8 +104,8 @@ pub(super) fn give_out(common: &CommonArgs, prepared: &Prepared<'_>) -> Result<(
         None if common.json => {}
         None => err!("nothing is written: --out FILE or --json gives the signed update"),
     }
-    if let Some(Way::Singleton) = common.announce_by {
-        err!("{}", announce_by_singleton(common, prepared));
+    if let Some(Way::Singleton) = common.announce_by.filter(|_| !common.announcement.send) {
+        err!("{}", by_singleton::command(common, prepared));
     }
     Ok(())
 }
@@ -169,48 +170,8 @@ impl Prepared<'_> {
     }
 }
 
-/// The command that announces the update from a Singleton beacon.
-fn announce_by_singleton(common: &CommonArgs, prepared: &Prepared<'_>) -> String {
-    let did = prepared.did;
-    let singletons: Vec<Beacon> =
-        places(prepared.source, did).flatten().filter(|beacon| beacon.kind == BeaconKind::Singleton).collect();
-    let initial: Vec<PublicKey> = did.key().into_iter().collect();
-    let usable = |beacon: &Beacon| owner(beacon, &initial, did).map(|(_, kind)| (kind, beacon.address.clone()));
-    let mut kinds: Vec<_> = singletons.iter().filter_map(usable).collect();
-    // The cheapest that every wallet can pay to.
-    kinds.sort_by_key(|(kind, _)| *kind != InitialBeaconKind::P2wpkh);
-    let file = common.out.as_ref().map(|path| quoted(&path.display().to_string())).unwrap_or_default();
-    match (kinds.first(), singletons.first()) {
-        (Some((kind, address)), _) => {
-            let signs = initial.iter().all(|key| prepared.keys.key_of(key).is_some());
-            let who = match (&common.identity, &common.secret_env) {
-                (Some(path), _) if signs => format!("--identity {}", quoted(&path.display().to_string())),
-                (None, Some(name)) if signs => format!("--secret-env {name} --network {}", did.network()),
-                _ => format!("--did {did}"),
-            };
-            let sign = if signs { " --sign" } else { "" };
-            let state = common.state.as_ref().map(|path| format!(" --state {}", quoted(&path.display().to_string())));
-            format!(
-                "Pay a coin to {address}, then announce with:\n  btcr2-aggregation singleton {who} --update {file}{} \\\n    --type {} \
-                 --coin TXID:VOUT:SATS{sign} --out announcement",
-                state.unwrap_or_default(),
-                kind.to_string().to_lowercase()
-            )
-        }
-        (None, Some(beacon)) => format!(
-            "`singleton` announces from the initial beacons of KEY DIDs only. Announce from {}, with the wallet that holds its key: \
-             a transaction that spends a coin of that address and whose last output is OP_RETURN with the 32 bytes {}",
-            beacon.address,
-            data_encoding::HEXLOWER.encode(prepared.update.hash().as_bytes())
-        ),
-        (None, None) => "The current document has no Singleton beacon: only a cohort whose address is among its beacons can announce \
-                         this update."
-            .to_owned(),
-    }
-}
-
 /// A word for a shell.
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()

@@ -123,12 +123,23 @@ pub fn consensus_accepts(tx: &Transaction, prevout: &TxOut) -> bool {
 }
 
 pub fn consensus_accepts_with(tx: &Transaction, prevout: &TxOut, flags: u32) -> bool {
-    let script = prevout.script_pubkey.as_bytes();
-    let spent = bitcoinconsensus::Utxo {
-        script_pubkey: script.as_ptr(),
-        script_pubkey_len: script.len() as u32,
+    consensus_accepts_input(tx, 0, std::slice::from_ref(prevout), flags)
+}
+
+/// The same for a transaction that spends all of `prevouts`.
+pub fn consensus_accepts_all(tx: &Transaction, prevouts: &[TxOut]) -> bool {
+    let flags = bitcoinconsensus::VERIFY_ALL_PRE_TAPROOT | bitcoinconsensus::VERIFY_TAPROOT;
+    tx.input.len() == prevouts.len()
+        && (0..prevouts.len()).all(|index| consensus_accepts_input(tx, index, prevouts, flags))
+}
+
+fn consensus_accepts_input(tx: &Transaction, index: usize, prevouts: &[TxOut], flags: u32) -> bool {
+    let utxo = |prevout: &TxOut| bitcoinconsensus::Utxo {
+        script_pubkey: prevout.script_pubkey.as_bytes().as_ptr(),
+        script_pubkey_len: prevout.script_pubkey.len() as u32,
         value: prevout.value.to_sat() as i64,
     };
-    bitcoinconsensus::verify_with_flags(script, prevout.value.to_sat(), &serialize(tx), Some(&[spent]), 0, flags)
-        .is_ok()
+    let (script, value) = (prevouts[index].script_pubkey.as_bytes(), prevouts[index].value.to_sat());
+    let spent: Vec<_> = prevouts.iter().map(utxo).collect();
+    bitcoinconsensus::verify_with_flags(script, value, &serialize(tx), Some(&spent), index, flags).is_ok()
 }

@@ -82,6 +82,8 @@ pub(super) struct MempoolInfo {
     pub(super) mempoolminfee: Amount,
     #[serde(with = "::bitcoin::amount::serde::as_btc")]
     pub(super) minrelaytxfee: Amount,
+    #[serde(default, with = "::bitcoin::amount::serde::as_btc::opt")]
+    pub(super) incrementalrelayfee: Option<Amount>,
 }
 
 #[derive(Deserialize)]

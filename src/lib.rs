@@ -29,6 +29,7 @@ pub mod inputs;
 pub mod join;
 pub mod keyfile;
 pub mod metrics;
+pub mod passphrase;
 pub mod resolve;
 pub mod serve;
 pub mod singleton;

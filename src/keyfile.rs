@@ -281,7 +281,8 @@ fn encoded(
     let json = Zeroizing::new(serde_json::to_vec_pretty(&content).map_err(|error| io_error(error.into()))?);
     match passphrase {
         Some(passphrase) => {
-            let bytes = passphrase::encrypt(&json, passphrase).map_err(|error| io_error(io::Error::other(error)))?;
+            let bytes =
+                passphrase::encrypt(&json, passphrase).map_err(|error| io_error(io::Error::other(error)))?;
             Ok(Zeroizing::new(bytes))
         }
         None => Ok(json),

@@ -12,7 +12,7 @@ use crate::{
         resolution::{SidecarData, SidecarError},
         update::SignedUpdate,
     },
-    vault::{VaultContents, sidecar::sidecar},
+    vault::VaultContents,
 };
 
 /// The Sidecar Data of all sources.
@@ -39,14 +39,12 @@ impl Given {
         Ok(())
     }
 
-    /// Adds the vault's entries of `did`, and the updates that were prepared for an announcement without a cohort.
+    /// Adds what the vault has of `did`, and the updates that were prepared for an announcement without a cohort.
     ///
     /// # Errors
     /// [`SidecarError`].
     pub fn add_vault(&mut self, contents: &VaultContents, did: &Did, name: &str) -> Result<(), SidecarError> {
-        self.add(sidecar(contents.of(did)).data, name)?;
-        let prepared: Vec<Value> = contents.prepared.iter().map(SignedUpdate::value).cloned().collect();
-        self.add(json!({ "updates": prepared }), name)
+        self.add(contents.sidecar(did).data, name)
     }
 
     /// Adds what `other` has.

@@ -10,6 +10,7 @@ mod nostr_support;
 mod resolver_support;
 mod round_support;
 mod support;
+mod vault_support;
 
 mod admission;
 mod announcement;
@@ -70,4 +71,5 @@ mod takeover_processes;
 mod tls;
 mod unread_output;
 mod update_cli;
+mod vault_backup;
 mod verification;

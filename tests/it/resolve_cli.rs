@@ -33,7 +33,7 @@ const COIN: Amount = Amount::from_sat(60_000);
 pub struct Author {
     pub key: SecretKey,
     pub did: Did,
-    genesis: Option<Value>,
+    pub genesis: Option<Value>,
     /// By version, 1 the first.
     pub documents: Vec<Value>,
     pub updates: Vec<SignedUpdate>,
@@ -114,7 +114,7 @@ impl World {
         Some(Self::new(&format!("resolve-core-{name}"), blocks, source, None).await)
     }
 
-    async fn esplora(name: &str) -> Option<Self> {
+    pub async fn esplora(name: &str) -> Option<Self> {
         let node = Arc::new(Bitcoind::start(&format!("resolve-esplora-{name}")).await?);
         let server = esplora::serve(Arc::clone(&node), Arc::new(Settings::default()));
         let source = format!("esplora={}", server.url);
@@ -139,7 +139,7 @@ impl World {
     }
 
     /// Announces an update by the DID's own beacon, in a block.
-    async fn singleton(&mut self, author: &Author, update: &SignedUpdate) -> Txid {
+    pub async fn singleton(&mut self, author: &Author, update: &SignedUpdate) -> Txid {
         let beacon = author.beacon();
         let coin = self.coin(&beacon.script_pubkey()).await;
         let rate = FeeRate::from_sat_per_vb_u32(2);
@@ -149,7 +149,7 @@ impl World {
     }
 
     /// Announces a signal by a cohort's beacon, in a block.
-    async fn announce(&mut self, beacon: &Beacon, signal: SignalBytes) -> Txid {
+    pub async fn announce(&mut self, beacon: &Beacon, signal: SignalBytes) -> Txid {
         let coin = self.coin(&beacon.output.script_pubkey().to_owned()).await;
         let (change, rate) = (Change::To(Wallet::new(8).script()), FeeRate::from_sat_per_vb_u32(2));
         let unsigned = build_beacon_transaction(&beacon.output, &coin, &signal, rate, &change).unwrap();
@@ -168,7 +168,7 @@ impl World {
     }
 
     /// The document that it prints.
-    async fn document(&self, author: &Author, arguments: &[&str]) -> Value {
+    pub async fn document(&self, author: &Author, arguments: &[&str]) -> Value {
         let run = self.resolve(author.did(), arguments).await.succeeded();
         serde_json::from_str(&run.stdout).unwrap()
     }

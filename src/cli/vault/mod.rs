@@ -1,22 +1,27 @@
-//! `vault`: shows the stored data of a member.
+//! `vault`: shows, exports and restores the stored data of a member.
+
+mod export;
+mod import;
 
 use std::{collections::BTreeMap, io, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{Failure, fail, state::write_new};
+use super::{Failure, WRONG_CALL, fail};
 use crate::{
     actors::state::vault::VaultEntry,
+    error::ProgramError,
     protocol::{did::Did, id::CohortId},
-    vault::{ReadError, Sources, VaultContents},
+    vault::{ReadError, Sources, WriteError, import::Refusal},
 };
 
 #[derive(Debug, Args)]
 #[command(
     after_help = "`join --state` fills the vault: one entry for each cohort whose data the member approved, with an \
     update of its own or without. No other party has to store this data, and without it the DID does not resolve.\n\
-    All of these work while `join` uses the state directory: they read a copy of it."
+    `list`, `show` and `export` work while `join` uses the state directory: they read a copy of it. `import` and `recover` write: stop \
+    `join` first."
 )]
 pub(super) struct VaultArgs {
     #[command(subcommand)]
@@ -29,8 +34,10 @@ enum VaultCommand {
     List(ListArgs),
     /// Show the stored data of a cohort: each member's file, with its Sidecar Data
     Show(ShowArgs),
-    /// Copy all entries into one JSON document, which `sidecar` and `watch` take too
-    Export(ExportArgs),
+    /// Copy the vault into one file, verify it, and record that: the backup. `sidecar`, `watch` and `vault list` take the file too
+    Export(export::ExportArgs),
+    /// Restore an exported vault into a state directory; everything is verified, and nothing newer is replaced
+    Import(import::ImportArgs),
 }
 
 /// The sources of the entries.
@@ -77,18 +84,6 @@ struct ShowArgs {
     json: bool,
 }
 
-#[derive(Debug, Args)]
-struct ExportArgs {
-    #[command(flatten)]
-    sources: SourceArgs,
-    /// This DID's entries only
-    #[arg(long, value_name = "DID")]
-    did: Option<Did>,
-    /// Write to this file, which must not exist yet, instead of standard output
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
-}
-
 /// Why a member's data could not be shown.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum VaultFailure {
@@ -100,11 +95,25 @@ pub(super) enum VaultFailure {
     File { path: PathBuf, error: io::Error },
     #[error("the vault cannot be written as JSON: {0}")]
     Unwritable(#[from] serde_json::Error),
+    #[error(transparent)]
+    Export(#[from] WriteError),
+    #[error("{}: {refusal}", path.display())]
+    Refused { path: PathBuf, refusal: Box<Refusal> },
+    #[error("--encrypt: give a passphrase in the environment variable BTCR2_PASSPHRASE, or run this in a terminal")]
+    NoPassphrase,
+    #[error("--encrypt: give the FILE to write")]
+    NoFile,
+    #[error(transparent)]
+    Program(#[from] ProgramError),
 }
 
 impl Failure for VaultFailure {
     fn status(&self) -> u8 {
-        1
+        match self {
+            Self::Refused { refusal, .. } if matches!(**refusal, Refusal::SeveralDids(_)) => WRONG_CALL,
+            Self::NoFile | Self::Program(ProgramError::Usage(_)) => WRONG_CALL,
+            _ => 1,
+        }
     }
 }
 
@@ -113,7 +122,8 @@ pub(super) fn main(args: &VaultArgs) -> ExitCode {
         match &args.command {
             VaultCommand::List(args) => list(args).await,
             VaultCommand::Show(args) => show(args).await,
-            VaultCommand::Export(args) => export(args).await,
+            VaultCommand::Export(args) => export::export(args).await,
+            VaultCommand::Import(args) => import::import(args).await,
         }
     });
     outcome.unwrap_or_else(|error| fail(&error))
@@ -210,19 +220,4 @@ async fn show(args: &ShowArgs) -> Result<ExitCode, VaultFailure> {
         }
     }
     Ok(complete(&contents.problems))
-}
-
-async fn export(args: &ExportArgs) -> Result<ExitCode, VaultFailure> {
-    let mut contents: VaultContents = args.sources.sources().read().await?.only(args.did.as_ref());
-    let problems = std::mem::take(&mut contents.problems);
-    let entries = contents.entries.len();
-    let text = serde_json::to_string(&contents.into_document())?;
-    match &args.out {
-        Some(path) => {
-            write_new(path, &text).map_err(|error| VaultFailure::File { path: path.clone(), error })?;
-            out!("{entries} entries written to {}", path.display());
-        }
-        None => out!("{text}"),
-    }
-    Ok(complete(&problems))
 }

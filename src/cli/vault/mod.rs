@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, io, path::PathBuf, process::ExitCode};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+pub(super) use self::export::now;
 use super::{Failure, WRONG_CALL, fail};
 use crate::{
     actors::state::vault::VaultEntry,

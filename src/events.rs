@@ -24,6 +24,7 @@ use crate::{
         transport::contact::ContactNotice,
     },
     bitcoin::notice::AnnouncementNotice,
+    check::CheckNotice,
     join::{Sighting, Terms},
     output::{self, bound},
     protocol::{
@@ -275,6 +276,11 @@ impl Printer {
 
     /// A notice of the watch of a member's beacon.
     pub fn watch_notice(&self, notice: &WatchNotice) {
+        self.step(notice, || Line::lasting(notice.text()));
+    }
+
+    /// A notice of a check of a DID's health.
+    pub fn check_notice(&self, notice: &CheckNotice) {
         self.step(notice, || Line::lasting(notice.text()));
     }
 

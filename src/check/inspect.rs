@@ -59,7 +59,7 @@ pub struct Inspector {
     stores: Vec<Arc<RememberingStore>>,
     /// The Sidecar Data of files.
     files: Given,
-    states: Vec<PathBuf>,
+    vault: vault::Sources,
     keys: Option<Vec<PublicKey>>,
     ledgers: BTreeMap<String, Ledger>,
 }
@@ -101,20 +101,19 @@ impl Inspection {
     }
 }
 
-/// The vault's entries of `did` in these state directories, and the record of their backups; nothing without directories.
+/// The vault's entries of `did`, and the record of the backups in the state directories; nothing without sources.
 ///
 /// # Errors
 /// [`InspectError`].
 pub(crate) async fn read_files(
-    states: &[PathBuf],
+    sources: &vault::Sources,
     did: &Did,
 ) -> Result<(Option<VaultContents>, Backup), InspectError> {
-    if states.is_empty() {
+    if sources.states.is_empty() && sources.files.is_empty() {
         return Ok((None, Backup::default()));
     }
-    let sources = vault::Sources { states: states.to_vec(), files: Vec::new() };
     let contents = sources.read().await?.only(Some(did));
-    let backup = Backups::of(states.iter().map(PathBuf::as_path), did).map_err(InspectError::Backups)?;
+    let backup = Backups::of(sources.states.iter().map(PathBuf::as_path), did).map_err(InspectError::Backups)?;
     Ok((Some(contents), backup))
 }
 
@@ -125,12 +124,12 @@ impl Inspector {
         (chain, chain_name): (Arc<dyn Chain>, String),
         stores: Vec<Arc<dyn Cas>>,
         files: Given,
-        states: Vec<PathBuf>,
+        vault: vault::Sources,
         keys: Option<Vec<PublicKey>>,
     ) -> Self {
         let stores = stores.into_iter().map(|store| Arc::new(RememberingStore::new(store))).collect();
         let chain = Arc::new(FollowedChain::new(chain));
-        Self { did, chain, chain_name, stores, files, states, keys, ledgers: BTreeMap::new() }
+        Self { did, chain, chain_name, stores, files, vault, keys, ledgers: BTreeMap::new() }
     }
 
     /// Reads everything once more.
@@ -138,19 +137,41 @@ impl Inspector {
     /// # Errors
     /// [`InspectError`]. A chain that cannot be read is part of the result.
     pub async fn look(&mut self, now: Timestamp, min_conf: u32) -> Result<Inspection, InspectError> {
-        let (vault, backup) = read_files(&self.states, &self.did).await?;
+        let (vault, backup) = read_files(&self.vault, &self.did).await?;
         let mut given = self.files.clone();
         if let Some(vault) = &vault {
             given.add_vault(vault, &self.did, "the state directory")?;
         }
-        self.chain.next_look().await;
-        let chain = self.read_chain(&given, min_conf).await;
+        let chain = self.read(&given, min_conf).await;
         Ok(Inspection { did: self.did.clone(), now, chain, vault, backup, keys: self.keys.clone() })
     }
 
-    /// The stores, each of which remembers what it gave.
-    pub fn stores(&self) -> &[Arc<RememberingStore>] {
-        &self.stores
+    /// The same DID on the same chain, without stores and files: what the vault alone gives.
+    pub(crate) fn without_sources(&self) -> Self {
+        Self {
+            did: self.did.clone(),
+            chain: Arc::clone(&self.chain),
+            chain_name: self.chain_name.clone(),
+            stores: Vec::new(),
+            files: Given::default(),
+            vault: vault::Sources::default(),
+            keys: None,
+            ledgers: BTreeMap::new(),
+        }
+    }
+
+    /// The Sidecar Data of files.
+    pub(crate) const fn files(&self) -> &Given {
+        &self.files
+    }
+
+    /// What the chain shows now, with the data of `given` and of the stores.
+    ///
+    /// # Errors
+    /// Why that is not known.
+    pub(crate) async fn read(&mut self, given: &Given, min_conf: u32) -> Result<ChainView, String> {
+        self.chain.next_look().await;
+        self.read_chain(given, min_conf).await
     }
 
     async fn read_chain(&mut self, given: &Given, min_conf: u32) -> Result<ChainView, String> {

@@ -37,7 +37,11 @@ pub use self::{
     report::{About, Code, Finding, Report, Status},
     updates::{UpdateStanding, UpdateState},
 };
-pub(crate) use self::{changes::label, inspect::read_files};
+pub(crate) use self::{
+    changes::label,
+    inspect::read_files,
+    resolution::{hashes, who_may_have},
+};
 use crate::{
     bitcoin::chain::{Activity, Tip},
     protocol::{

@@ -139,7 +139,7 @@ fn about(missing: &Missing, finding: Finding) -> Finding {
 }
 
 /// Who may have missing data, and how it is given.
-pub(super) fn who_may_have(data: MissingData) -> &'static str {
+pub(crate) fn who_may_have(data: MissingData) -> &'static str {
     match data {
         MissingData::Update { .. } => {
             "a backup of the vault (`vault import`), a file of `update --out`, `singleton` or `join --out` (--sidecar), or a store that \
@@ -182,7 +182,7 @@ fn as_hash(signal: &UnconfirmedSignal) -> crate::protocol::hash::DocumentHash {
 }
 
 /// The hashes of all documents that the vault has of one DID, and the roots of its SMT proofs.
-pub(super) fn hashes(vault: &VaultContents) -> BTreeSet<[u8; 32]> {
+pub(crate) fn hashes(vault: &VaultContents) -> BTreeSet<[u8; 32]> {
     let mut hashes = BTreeSet::new();
     for entry in &vault.entries {
         // The hash of the announcement, or the root.

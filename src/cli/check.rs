@@ -18,6 +18,7 @@ use crate::{
     output, passphrase,
     protocol::{did::Did, id::CohortId, key::PublicKey},
     resolve::Given,
+    vault,
 };
 
 /// The exit status when there are warnings only, as that of `watch --once`.
@@ -68,6 +69,11 @@ pub(super) struct CheckSources {
 }
 
 impl CheckSources {
+    /// Whether there is an identity file.
+    pub(super) const fn has_identity(&self) -> bool {
+        self.identity.is_some()
+    }
+
     pub(super) fn terms(&self, warn_blocks: u32) -> Terms {
         Terms {
             min_conf: self.min_conf,
@@ -161,15 +167,16 @@ async fn run(args: &CheckArgs) -> Result<ExitCode, CheckFailure> {
     let source = args.chain.as_ref().ok_or(ResolveFailure::NoChain)?.source().map_err(ResolveFailure::from)?;
     let stores = args.sources.stores()?;
     let (files, keys) = args.sources.files(did).await?;
+    let vault = vault::Sources { states: args.states.clone(), files: Vec::new() };
     let inspection = match source.connect(did.network()).await {
         Ok(chain) => {
             let chain = (chain, source.to_string());
-            let mut inspector = Inspector::new(did.clone(), chain, stores, files, args.states.clone(), keys);
+            let mut inspector = Inspector::new(did.clone(), chain, stores, files, vault, keys);
             inspector.look(now(), terms.min_conf).await?
         }
         Err(error) => {
             let problem = format!("{source}: {error}");
-            Inspection::without_chain(did.clone(), now(), problem, read_files(&args.states, did).await?, keys)
+            Inspection::without_chain(did.clone(), now(), problem, read_files(&vault, did).await?, keys)
         }
     };
     let report = evaluate(&inspection.view(&terms));

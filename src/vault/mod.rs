@@ -6,6 +6,7 @@
 //! may be restored, and [`backups`] records both.
 
 pub mod backups;
+pub mod collect;
 mod document;
 pub mod import;
 pub mod recovered;

@@ -26,6 +26,7 @@ mod chain_operation;
 mod chain_processes;
 mod chain_signals;
 mod chain_sources;
+mod check_cli;
 mod confirmations;
 mod cost;
 mod crash_participant;

@@ -2,6 +2,7 @@
 
 mod export;
 mod import;
+mod recover;
 
 use std::{collections::BTreeMap, io, path::PathBuf, process::ExitCode};
 
@@ -9,7 +10,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 pub(super) use self::export::now;
-use super::{Failure, WRONG_CALL, fail};
+use super::{Failure, WRONG_CALL, check::CheckFailure, fail, resolve::ResolveFailure};
 use crate::{
     actors::state::vault::VaultEntry,
     error::ProgramError,
@@ -39,6 +40,8 @@ enum VaultCommand {
     Export(export::ExportArgs),
     /// Restore an exported vault into a state directory; everything is verified, and nothing newer is replaced
     Import(import::ImportArgs),
+    /// After the loss of a vault: find what stores and files still have, verify and store it, and name what is lost
+    Recover(Box<recover::RecoverArgs>),
 }
 
 /// The sources of the entries.
@@ -106,6 +109,18 @@ pub(super) enum VaultFailure {
     NoFile,
     #[error(transparent)]
     Program(#[from] ProgramError),
+    #[error(transparent)]
+    Resolve(#[from] Box<ResolveFailure>),
+    #[error(transparent)]
+    Sources(#[from] Box<CheckFailure>),
+    #[error("the chain cannot be read: {0}")]
+    Chain(String),
+}
+
+impl From<ResolveFailure> for VaultFailure {
+    fn from(error: ResolveFailure) -> Self {
+        Self::Resolve(Box::new(error))
+    }
 }
 
 impl Failure for VaultFailure {
@@ -113,6 +128,8 @@ impl Failure for VaultFailure {
         match self {
             Self::Refused { refusal, .. } if matches!(**refusal, Refusal::SeveralDids(_)) => WRONG_CALL,
             Self::NoFile | Self::Program(ProgramError::Usage(_)) => WRONG_CALL,
+            Self::Resolve(error) => error.status(),
+            Self::Sources(error) => error.status(),
             _ => 1,
         }
     }
@@ -125,6 +142,7 @@ pub(super) fn main(args: &VaultArgs) -> ExitCode {
             VaultCommand::Show(args) => show(args).await,
             VaultCommand::Export(args) => export::export(args).await,
             VaultCommand::Import(args) => import::import(args).await,
+            VaultCommand::Recover(args) => recover::recover(args).await,
         }
     });
     outcome.unwrap_or_else(|error| fail(&error))

@@ -71,3 +71,15 @@ pub async fn store(directory: &str, entries: &[VaultEntry]) {
     drop(vault);
     state.close().await;
 }
+
+/// Stores an update that was given to its controller to be announced without a cohort, as `update --out` does.
+pub async fn prepare(directory: &str, update: &SignedUpdate) {
+    let state = State::open(directory).unwrap();
+    let table = state.table("program");
+    let known = table.get("prepared").await.unwrap();
+    let mut known: Vec<SignedUpdate> = known.map_or_else(Vec::new, |json| serde_json::from_slice(&json).unwrap());
+    known.push(update.clone());
+    table.put("prepared", serde_json::to_vec(&known).unwrap()).await.unwrap();
+    drop(table);
+    state.close().await;
+}

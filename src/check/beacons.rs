@@ -260,8 +260,8 @@ fn judge_operator(
             Maturity::Mature { height } => Finding::warning(
                 Code::OperatorAlone,
                 format!(
-                    "the operator of the beacon {address} alone can spend {outpoint} ({value} sat) since block {height}, and announce \
-                     what it likes: it cannot forge an update, but a signal without data makes the DID unresolvable"
+                    "the operator of the beacon {address} alone can spend {outpoint} ({value} sat) now (from block {height} on), and \
+                     announce what it likes: it cannot forge an update, but a signal without data makes the DID unresolvable"
                 ),
             ),
             Maturity::Waiting { height, blocks, .. } if blocks <= view.terms.warn_blocks => Finding::warning(
@@ -288,6 +288,7 @@ fn summary(state: &BeaconState) -> Finding {
         None => ", of an earlier document at least",
     };
     let last = match state.last_signal {
+        Some(LastSignal { height, .. }) if *signals == 1 => format!("1 signal, in block {height}"),
         Some(LastSignal { height, .. }) => format!("{signals} signals, the last in block {height}"),
         None => "no signal".to_owned(),
     };
@@ -326,7 +327,8 @@ impl Operator {
             .collect();
         let alone = match coins.is_empty() {
             true => format!(
-                "its operator alone a coin there that is {blocks} blocks old; now there is none, but anyone can pay one"
+                "its operator alone can spend a coin there once it is {blocks} blocks old (there is none now, but anyone can pay \
+                 one to it)"
             ),
             false => format!("its operator alone can spend {}", coins.join(", ")),
         };

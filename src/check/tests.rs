@@ -476,7 +476,7 @@ fn a_backup_has_to_be_complete() {
     assert!(one(&world.report(), Code::BackupOld).text.contains("days ago"));
     world.terms.max_backup_age = None;
     world.round("cohort", None);
-    assert!(one(&world.report(), Code::BackupIncomplete).text.contains("1 parts"));
+    assert!(one(&world.report(), Code::BackupIncomplete).text.contains("a part of the vault"));
     // What the chain shows is not lost with the vault.
     world.export(1_900_000_000);
     world.vault.entries[0].txid = Some(txid(1));

@@ -16,7 +16,7 @@ use crate::{
     config::Span,
     keyfile::{KeyFile, KeyFileError},
     output, passphrase,
-    protocol::{did::Did, id::CohortId, key::PublicKey},
+    protocol::{did::Did, id::CohortId, identity::Identity, key::PublicKey},
     resolve::Given,
     vault,
 };
@@ -88,10 +88,10 @@ impl CheckSources {
         Ok(self.cas.iter().map(|location| location.store(cas::DEFAULT_TIMEOUT)).collect::<Result<_, _>>()?)
     }
 
-    /// The Sidecar Data of the files, and the keys of the identity file. `did` has to be its DID.
-    pub(super) async fn files(&self, did: &Did) -> Result<(Given, Option<Vec<PublicKey>>), CheckFailure> {
+    /// The Sidecar Data of the files, and the identity. `did` has to be its DID.
+    pub(super) async fn files(&self, did: &Did) -> Result<Files, CheckFailure> {
         let mut files = given(&self.sidecars, &[], did).await?;
-        let Some(path) = &self.identity else { return Ok((files, None)) };
+        let Some(path) = &self.identity else { return Ok(Files { given: files, keys: None, identity: None }) };
         let file = KeyFile::read(path, || passphrase::passphrase("Passphrase: "))?;
         let found = file.identity.did();
         if found != did {
@@ -102,8 +102,19 @@ impl CheckSources {
             files.add(json!({ "genesisDocument": **genesis }), "the identity file").map_err(refuse)?;
         }
         let later = file.later().iter().map(|later| later.key.public_key());
-        Ok((files, Some(std::iter::once(file.identity.public_key()).chain(later).collect())))
+        let keys = std::iter::once(file.identity.public_key()).chain(later).collect();
+        Ok(Files { given: files, keys: Some(keys), identity: Some(file.identity) })
     }
+}
+
+/// What files have.
+pub(super) struct Files {
+    /// Their Sidecar Data.
+    pub(super) given: Given,
+    /// All keys of the identity file.
+    pub(super) keys: Option<Vec<PublicKey>>,
+    /// The identity.
+    pub(super) identity: Option<Identity>,
 }
 
 #[derive(Debug, Args)]
@@ -166,7 +177,7 @@ async fn run(args: &CheckArgs) -> Result<ExitCode, CheckFailure> {
     let (did, terms) = (&args.did, args.sources.terms(args.warn_blocks));
     let source = args.chain.as_ref().ok_or(ResolveFailure::NoChain)?.source().map_err(ResolveFailure::from)?;
     let stores = args.sources.stores()?;
-    let (files, keys) = args.sources.files(did).await?;
+    let Files { given: files, keys, .. } = args.sources.files(did).await?;
     let vault = vault::Sources { states: args.states.clone(), files: Vec::new() };
     let inspection = match source.connect(did.network()).await {
         Ok(chain) => {
@@ -216,7 +227,7 @@ fn print(report: &Report, quiet: bool) {
         match report.status {
             Status::Ok => "all is well".to_owned(),
             _ => format!(
-                "{} problems, {} unknown, {} warnings",
+                "problems: {}, unknown: {}, warnings: {}",
                 count(Status::Problem),
                 count(Status::Unknown),
                 count(Status::Warning)

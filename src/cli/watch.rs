@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{
     ChainArg, Failure,
-    check::{CheckFailure, CheckSources},
+    check::{CheckFailure, CheckSources, Files},
     fail,
     vault::{SourceArgs, now},
 };
@@ -265,7 +265,7 @@ impl Health {
         }
         let mut inspectors = Vec::with_capacity(dids.len());
         for did in dids {
-            let (files, keys) = args.health.files(&did).await?;
+            let Files { given: files, keys, .. } = args.health.files(&did).await?;
             let stores = args.health.stores().map_err(CheckFailure::from)?;
             let (chain, states) = ((Arc::clone(chain), chain_name.to_owned()), args.sources.sources());
             let inspector = Inspector::new(did, chain, stores, files, states, keys);

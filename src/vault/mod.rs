@@ -9,6 +9,7 @@ pub mod backups;
 pub mod collect;
 mod document;
 pub mod import;
+pub mod inbox;
 pub mod recovered;
 pub mod sidecar;
 pub mod verify;

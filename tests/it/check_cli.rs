@@ -153,7 +153,7 @@ async fn a_controller_is_warned_before_its_did_breaks() {
     let fixed = ["check", alice.author.did(), "--state", &alice.state];
     let run = ran(&[&fixed[..], &silent].concat()).await;
     assert_eq!(run.status, Some(1), "{run:?}");
-    contains(&run.stdout, &["UNKNOWN", "the chain cannot be read", "1 unknown"]);
+    contains(&run.stdout, &["UNKNOWN", "the chain cannot be read", "unknown: 1"]);
     contains(ran(&fixed).await.usage(), &["no chain"]);
     contains(alice.check(&["--accept", "weather"]).await.usage(), &["no-backup"]);
 
@@ -234,7 +234,10 @@ async fn beacons_are_trusted_and_needed_also_when_removed() {
     assert_eq!(alice.report(&["--min-conf", "1", "--warn-blocks", "10"]).await.0, Some(0));
     alice.world.blocks.mine(11).await;
     let run = alice.check(&young).await;
-    contains(&run.stdout, &["WARNING", "alone can spend", &format!("since block {}", height + 12), "cannot forge"]);
+    contains(
+        &run.stdout,
+        &["WARNING", "alone can spend", &format!("now (from block {} on)", height + 12), "cannot forge"],
+    );
 
     // The beacon is removed, and then announces something that the vault has no data of.
     let services = alice.author.documents.last().unwrap()["service"].as_array().unwrap();

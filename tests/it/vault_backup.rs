@@ -1,13 +1,18 @@
 //! `vault export` and `vault import`: a vault survives its disk, and nothing that was changed is restored.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use btcr2_aggregation::{
-    actors::state::{State, vault::VaultEntry},
+    actors::{
+        state::{State, vault::VaultEntry},
+        transport::tls::Trust,
+    },
+    keyfile,
     protocol::{did::Did, id::CohortId, time::Timestamp, update::SignedUpdate},
     vault::{
         Recovered, RecoveredKind, Sources, VaultContents, VaultDocument,
         import::{Refusal, Terms, plan},
+        inbox,
         verify::verify,
     },
 };
@@ -16,7 +21,7 @@ use serde_json::{Value, json};
 use crate::{
     bitcoind_support::beacon::Beacon,
     resolve_cli::{Author, ran},
-    support::{Run, contains, directory, path, run_with},
+    support::{PATIENCE, Run, Service, contains, directory, inputs::secret_identity, path, run_with},
     vault_support::{aggregated, entry, store},
 };
 
@@ -247,4 +252,35 @@ fn each_part_of_a_vault_is_verified() {
     let genesis = external.genesis.clone().unwrap();
     assert_eq!(recovered(&external.did, RecoveredKind::GenesisDocument, genesis.clone()), 0);
     assert_eq!(recovered(&author.did, RecoveredKind::GenesisDocument, genesis), 1);
+}
+
+#[actix_rt::test]
+async fn a_service_still_has_the_data_of_a_recent_round() {
+    let directory = directory("vault-inbox");
+    let state = path(&directory, "state");
+    let (at, member_file) = (directory.clone(), secret_identity(&directory));
+    let (identity, _) = keyfile::read(Path::new(&member_file), || None).unwrap();
+    let joined = {
+        let (at, state, file) = (at.clone(), state.clone(), member_file.clone());
+        actix_rt::task::spawn_blocking(move || {
+            let service = Service::start(&at, &["--min-participants", "1", "--beacon", "smt", "--cohorts", "1"]);
+            let result = service.join(&file, &["--decline", "--state", &state]).result();
+            (service, result)
+        })
+    };
+    let (service, result) = joined.await.unwrap();
+    let proof = result["sidecar"]["smtProofs"][0].clone();
+    assert!(proof["nonce"].is_string(), "{result}");
+    // Twice: nothing is confirmed.
+    for _ in 0..2 {
+        let found = inbox::read(&service.url, &Trust::system(), &identity, PATIENCE).await.unwrap();
+        assert_eq!((found.count, &found.sidecar["smtProofs"], found.problem), (1, &json!([proof]), None));
+    }
+    // An inbox is read with the key of its DID.
+    let fixed = ["vault", "recover", identity.did().as_str(), "--state", &state, "--service", &service.url];
+    let refused = ran(&[&fixed[..], &["--chain", "esplora=http://127.0.0.1:1/api"]].concat()).await;
+    contains(refused.usage(), &["--identity"]);
+    let silent =
+        inbox::read("http://127.0.0.1:9", &Trust::system(), &identity, Duration::from_secs(2)).await.unwrap();
+    assert!(silent.count == 0 && silent.problem.is_some(), "{silent:?}");
 }

@@ -4,7 +4,7 @@ mod export;
 mod import;
 mod recover;
 
-use std::{collections::BTreeMap, io, path::PathBuf, process::ExitCode};
+use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ use crate::{
     actors::state::vault::VaultEntry,
     error::ProgramError,
     protocol::{did::Did, id::CohortId},
-    vault::{ReadError, Sources, WriteError, import::Refusal},
+    vault::{self, ReadError, Sources, WriteError, import::Refusal},
 };
 
 #[derive(Debug, Args)]
@@ -160,18 +160,23 @@ async fn list(args: &ListArgs) -> Result<ExitCode, VaultFailure> {
         out!("{}", Value::from_iter(contents.entries.iter().map(summary)));
         return Ok(complete(&contents.problems));
     }
-    let mut by_did: BTreeMap<&Did, Vec<&VaultEntry>> = BTreeMap::new();
-    for entry in &contents.entries {
-        by_did.entry(&entry.record.did).or_default().push(entry);
-    }
-    for (did, entries) in by_did {
+    for did in contents.dids() {
         out!("{did}");
-        for entry in entries {
+        for entry in contents.of(&did) {
             out!("{}", line(entry));
             problems(entry).iter().for_each(|problem| out!("    NOT accepted by current resolvers: {problem}"));
         }
+        for update in contents.prepared.iter().filter(|update| vault::target(update).as_ref() == Some(&did)) {
+            let version =
+                update.target_version().map_or_else(String::new, |version| format!("version {version}  "));
+            out!("  without a cohort  {version}update {}", update.hash());
+        }
+        match contents.recovered.iter().filter(|recovered| recovered.did == did).count() {
+            0 => {}
+            count => out!("  recovered announcements, proofs and genesis documents: {count}"),
+        }
     }
-    if contents.entries.is_empty() {
+    if contents.is_empty() {
         out!("nothing is stored");
     }
     Ok(complete(&contents.problems))

@@ -10,7 +10,12 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{
-    super::{ChainArg, check::CheckSources, resolve::ResolveFailure},
+    super::{
+        ChainArg,
+        check::{CheckSources, Files},
+        relay::trust,
+        resolve::ResolveFailure,
+    },
     VaultFailure,
     export::now,
     import::open,
@@ -18,10 +23,12 @@ use super::{
 use crate::{
     actors::state::State,
     check::{ChainView, Inspector, hashes, who_may_have},
+    config::Period,
     error::ProgramError,
     protocol::{
         did::Did,
         hash::{DocumentHash, SmtHash},
+        identity::Identity,
         resolution::{BeaconSignal, ErrorCode, Event, Finding, Missing, MissingData, ResolutionError},
         text::shown,
     },
@@ -31,7 +38,7 @@ use crate::{
         self, VaultContents,
         backups::{Backup, Backups, Restoration},
         collect::{AtHand, Collected, Wanted, collect},
-        read_open, recovered,
+        inbox, read_open, recovered,
     },
 };
 
@@ -39,8 +46,11 @@ use crate::{
 #[command(after_help = "\
 It resolves the DID from the chain with all that the content stores, the files and the state directory have, verifies what it finds by its \
 hashes, and stores it in the state directory. Then it resolves the DID from the state directory alone. What cannot be had is named: the \
-transaction, its block, what kind of data, and who may have it. No service gives out the data of a round again: its operator has CAS \
-Announcements and SMT proofs in its results directory (`serve --out`).
+transaction, its block, what kind of data, and who may have it.
+
+--service asks a service for the messages that still wait in the DID's inbox there: for a day after a round it may have the CAS Announcement \
+and the SMT proof, even if `join` has received them. They are read only, and not confirmed. After that no service gives out the data of a \
+round; its operator has it in its results directory (`serve --out`).
 
 Use a backup first, if there is one (`vault import`): an SMT proof is in no store, and records of cohorts with their terms are in no \
 store either. What cannot be recovered at all is which updates the lost vault had approved last: they may still be announced, and a second, \
@@ -60,6 +70,15 @@ pub(super) struct RecoverArgs {
     /// The state directory, which is made if it does not exist; no other program may use it
     #[arg(long, value_name = "DIR", env = "BTCR2_STATE")]
     state: PathBuf,
+    /// Read what waits for the DID at the service with this base URL; needs --identity; may be given several times
+    #[arg(long = "service", value_name = "URL")]
+    services: Vec<String>,
+    /// How long to wait for the messages of a service
+    #[arg(long, value_name = "TIME", default_value = "10s", requires = "services")]
+    service_wait: Period,
+    /// Trust an https service by the certificates in this PEM file only
+    #[arg(long, value_name = "FILE", requires = "services")]
+    tls_ca: Option<PathBuf>,
     #[command(flatten)]
     sources: CheckSources,
     /// Print one JSON object
@@ -93,7 +112,9 @@ pub(super) async fn recover(args: &RecoverArgs) -> Result<ExitCode, VaultFailure
     let did = &args.did;
     let source = args.chain.as_ref().ok_or(ResolveFailure::NoChain)?.source().map_err(ResolveFailure::from)?;
     let stores = args.sources.stores()?;
-    let (files, keys) = args.sources.files(did).await.map_err(|error| VaultFailure::Sources(Box::new(error)))?;
+    let files = args.sources.files(did).await.map_err(|error| VaultFailure::Sources(Box::new(error)))?;
+    let Files { given: mut files, keys, identity } = files;
+    read_services(args, identity.as_ref(), &mut files).await?;
     let chain = source.connect(did.network()).await;
     let chain = chain.map_err(|error| VaultFailure::Chain(format!("{source}: {error}")))?;
     let mut inspector =
@@ -106,6 +127,33 @@ pub(super) async fn recover(args: &RecoverArgs) -> Result<ExitCode, VaultFailure
         record(&args.state, did).map_err(|error| VaultFailure::File { path: args.state.clone(), error })?;
     }
     Ok(report(args, &collected, &alone, &problems))
+}
+
+/// Adds what the services still have for the DID.
+async fn read_services(
+    args: &RecoverArgs,
+    identity: Option<&Identity>,
+    files: &mut Given,
+) -> Result<(), VaultFailure> {
+    if args.services.is_empty() {
+        return Ok(());
+    }
+    let usage = |problem: String| VaultFailure::from(ProgramError::Usage(problem));
+    let identity = identity.ok_or_else(|| {
+        usage("--service: give --identity FILE, since an inbox is read with the key of its DID".to_owned())
+    })?;
+    let trust = trust(args.tls_ca.as_deref()).map_err(usage)?;
+    for service in &args.services {
+        let found = inbox::read(service, &trust, identity, args.service_wait.0).await;
+        let found = found.map_err(|error| usage(format!("--service {error}")))?;
+        match &found.problem {
+            Some(problem) => err!("warning: --service {service}: {}", shown(problem)),
+            None => err!("{service} has {} announcements and proofs for the DID", found.count),
+        }
+        let refuse = |error| VaultFailure::Chain(format!("{service}: {error}"));
+        files.add(found.sidecar, service).map_err(refuse)?;
+    }
+    Ok(())
 }
 
 /// What was done.

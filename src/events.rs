@@ -24,7 +24,6 @@ use crate::{
         transport::contact::ContactNotice,
     },
     bitcoin::notice::AnnouncementNotice,
-    check::CheckNotice,
     join::{Sighting, Terms},
     output::{self, bound},
     protocol::{
@@ -279,9 +278,9 @@ impl Printer {
         self.step(notice, || Line::lasting(notice.text()));
     }
 
-    /// A notice of a check of a DID's health.
-    pub fn check_notice(&self, notice: &CheckNotice) {
-        self.step(notice, || Line::lasting(notice.text()));
+    /// A notice of another part of the program, and its line for people.
+    pub fn notice(&self, notice: &impl Serialize, text: String) {
+        self.step(notice, || Line::lasting(text));
     }
 
     /// The result of the program.

@@ -229,7 +229,7 @@ fn value(activity: Option<&Activity>, confirmed: bool) -> u64 {
 fn judge_key(state: &BeaconState, report: &mut Report) {
     if state.own_key == Some(false) && state.listed == Some(true) {
         let text = format!("the key of the Singleton beacon {} is not in the identity file", state.address);
-        let advice = "whoever has it can announce there, also what makes the DID unresolvable. If it is in a wallet of yours that is \
+        let advice = "the owner of that key can announce there, also what makes the DID unresolvable. If it is in a wallet of yours that is \
                       intended; otherwise remove the beacon: `update DID remove-beacon`";
         report.add(Finding::warning(Code::SingletonKey, text).address(&state.address).advice(advice));
     }

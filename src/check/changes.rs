@@ -68,7 +68,24 @@ pub(crate) fn label(finding: &Finding) -> &'static str {
 
 /// What was reported of a DID and is still true.
 #[derive(Debug, Default)]
-pub struct Changes(BTreeMap<(Code, About), Status>);
+pub struct Changes(BTreeMap<Subject, Status>);
+
+/// What makes two findings the same: their texts change with every block.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Subject {
+    code: Code,
+    about: About,
+    /// Of those that have nothing else to be distinguished by, the text.
+    text: Option<String>,
+}
+
+impl Subject {
+    fn of(finding: &Finding) -> Self {
+        let Finding { code, about, text, .. } = finding;
+        let by_text = matches!(code, Code::Store | Code::VaultDamaged | Code::InvalidRecord | Code::UnusableBeacon);
+        Self { code: *code, about: about.clone(), text: by_text.then(|| text.clone()) }
+    }
+}
 
 impl Changes {
     /// The events for what is new in `report`. Beacons that are as they should be have none.
@@ -76,7 +93,7 @@ impl Changes {
         let mut now = BTreeMap::new();
         let mut notices = Vec::new();
         for finding in &report.findings {
-            let key = (finding.code, finding.about.clone());
+            let key = Subject::of(finding);
             let status = if finding.accepted { Status::Ok } else { finding.status };
             let is_known = now.contains_key(&key) || self.0.get(&key) == Some(&status);
             let is_routine = finding.code == Code::Beacon;
@@ -86,7 +103,7 @@ impl Changes {
             now.insert(key, status);
         }
         let cleared = self.0.iter().filter(|(key, status)| **status != Status::Ok && !now.contains_key(key));
-        notices.extend(cleared.map(|((code, about), _)| CheckNotice::FindingCleared {
+        notices.extend(cleared.map(|(Subject { code, about, .. }, _)| CheckNotice::FindingCleared {
             did: report.did.clone(),
             code: *code,
             about: about.clone(),

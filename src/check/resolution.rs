@@ -210,7 +210,7 @@ fn not_in_vault(view: &View<'_>, chain: &ChainView, vault: &VaultContents, repor
     let has_genesis = vault.entries.iter().any(|entry| entry.genesis_document.is_some())
         || vault.recovered.iter().any(|recovered| recovered.kind == RecoveredKind::GenesisDocument);
     // The identity file of an EXTERNAL DID has it.
-    if external && !has_genesis && view.keys.is_none() && chain.young.history.first().is_some() {
+    if external && !has_genesis && view.keys.is_none() && !chain.young.history.is_empty() {
         report
             .add(Finding::warning(Code::NotInVault, "the vault does not have the genesis document").advice(advice));
     }

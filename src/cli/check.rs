@@ -8,9 +8,9 @@ use serde_json::json;
 use super::{
     ChainArg, Failure, fail,
     resolve::{ResolveFailure, given},
-    vault::now,
 };
 use crate::{
+    actors::runtime::Clock,
     cas::{self, Cas, Location},
     check::{Code, InspectError, Inspection, Inspector, Report, Status, Terms, evaluate, label, read_files},
     config::Span,
@@ -31,8 +31,8 @@ was removed, its coins, its signals, whether their data is at hand, and from whi
 may sign now; and whether the vault has a complete backup.
 
 Exit status, for monitoring: 0 all is well; 3 warnings only; 1 a problem (the DID does not resolve, or will not), or something is \
-unknown, e.g. because the chain does not answer; 2 the command was called wrongly. --accept CODE takes a warning out of that. The codes \
-are in --json, and in `check --accept help`.
+unknown, e.g. because the chain does not answer; 2 the command was called wrongly. --accept CODE takes a warning out of that: docs/operating.md \
+describes the codes, --json has them, and `--accept help` lists them.
 
 Example:
   btcr2-aggregation check did:btcr2:k1q... --identity alice.id --state alice \\
@@ -176,18 +176,18 @@ pub(super) fn main(args: &CheckArgs) -> ExitCode {
 async fn run(args: &CheckArgs) -> Result<ExitCode, CheckFailure> {
     let (did, terms) = (&args.did, args.sources.terms(args.warn_blocks));
     let source = args.chain.as_ref().ok_or(ResolveFailure::NoChain)?.source().map_err(ResolveFailure::from)?;
-    let stores = args.sources.stores()?;
+    let (stores, now) = (args.sources.stores()?, Clock::system().now());
     let Files { given: files, keys, .. } = args.sources.files(did).await?;
     let vault = vault::Sources { states: args.states.clone(), files: Vec::new() };
     let inspection = match source.connect(did.network()).await {
         Ok(chain) => {
             let chain = (chain, source.to_string());
             let mut inspector = Inspector::new(did.clone(), chain, stores, files, vault, keys);
-            inspector.look(now(), terms.min_conf).await?
+            inspector.look(now, terms.min_conf).await?
         }
         Err(error) => {
             let problem = format!("{source}: {error}");
-            Inspection::without_chain(did.clone(), now(), problem, read_files(&vault, did).await?, keys)
+            Inspection::without_chain(did.clone(), now, problem, read_files(&vault, did).await?, keys)
         }
     };
     let report = evaluate(&inspection.view(&terms));

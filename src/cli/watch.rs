@@ -9,11 +9,12 @@ use super::{
     ChainArg, Failure,
     check::{CheckFailure, CheckSources, Files},
     fail,
-    vault::{SourceArgs, now},
+    vault::SourceArgs,
 };
 use crate::{
+    actors::runtime::Clock,
     bitcoin::chain::{Chain, ChainError, SourceError},
-    check::{Changes, CheckNotice, InspectError, Inspector, Status, Terms, evaluate},
+    check::{Changes, InspectError, Inspector, Status, Terms, evaluate},
     config::Period,
     events::Printer,
     output,
@@ -209,13 +210,16 @@ fn network(args: &WatchArgs, contents: &VaultContents) -> Result<Network, WatchF
     if let Some(did) = args.did.as_ref().filter(|_| args.check) {
         return Ok(did.network());
     }
-    let networks: BTreeSet<String> =
-        contents.entries.iter().map(|entry| entry.record.output.network().to_string()).collect();
-    if networks.len() > 1 {
-        let names: Vec<_> = networks.into_iter().collect();
+    let mut networks: Vec<Network> = contents.entries.iter().map(|entry| entry.record.output.network()).collect();
+    if args.check {
+        networks.extend(contents.dids().iter().map(Did::network));
+    }
+    let names: BTreeSet<String> = networks.iter().map(Network::to_string).collect();
+    if names.len() > 1 {
+        let names: Vec<_> = names.into_iter().collect();
         return Err(WatchFailure::SeveralNetworks(names.join(", ")));
     }
-    contents.entries.first().map(|entry| entry.record.output.network()).ok_or(WatchFailure::NothingToWatch)
+    networks.first().copied().ok_or(WatchFailure::NothingToWatch)
 }
 
 /// Connects. Retries a chain that does not answer, unless it is to look only once.
@@ -278,9 +282,10 @@ impl Health {
     async fn look(&mut self, printer: &Printer) -> Result<[usize; 2], WatchFailure> {
         let mut counts = [0; 2];
         for (inspector, changes) in &mut self.dids {
-            let inspection = inspector.look(now(), self.terms.min_conf).await.map_err(CheckFailure::from)?;
+            let inspection =
+                inspector.look(Clock::system().now(), self.terms.min_conf).await.map_err(CheckFailure::from)?;
             let report = evaluate(&inspection.view(&self.terms));
-            changes.since(&report).iter().for_each(|notice: &CheckNotice| printer.check_notice(notice));
+            changes.since(&report).iter().for_each(|notice| printer.notice(notice, notice.text()));
             counts[0] += report.with(Status::Problem).count() + report.with(Status::Unknown).count();
             counts[1] += report.with(Status::Warning).count();
         }

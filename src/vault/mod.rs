@@ -242,8 +242,9 @@ impl VaultContents {
             }
             _ => false,
         });
-        self.prepared.sort_by_key(|update| (update.target_version(), *update.hash()));
-        self.prepared.dedup();
+        // In the order in which they were given to the controller.
+        let mut seen = BTreeSet::new();
+        self.prepared.retain(|update| seen.insert(*update.hash()));
         self.recovered.sort_by_cached_key(Recovered::key);
         self.recovered.dedup();
     }

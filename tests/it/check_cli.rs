@@ -5,6 +5,7 @@ use std::fs;
 use bitcoin::{FeeRate, Txid};
 use btcr2_aggregation::{
     actors::{runtime::Randomness, state::State},
+    check::Code,
     protocol::{
         beacon::Aggregation,
         hash::SignalBytes,
@@ -16,6 +17,7 @@ use btcr2_aggregation::{
     },
     vault::{VaultContents, VaultDocument},
 };
+use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use crate::{
@@ -375,4 +377,14 @@ async fn watch_reports_changes_of_the_health_beside_a_member() {
     assert_eq!(event["txid"], txid);
     let resolved = watch.seen().iter().filter(|event| event["code"] == "resolves").count();
     assert_eq!(resolved, 2, "changes only: {:#?}", watch.seen());
+}
+
+#[test]
+fn every_code_is_documented() {
+    let page =
+        fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operating.md")).unwrap();
+    for code in Code::value_variants() {
+        let name = code.to_possible_value().unwrap();
+        assert!(page.contains(&format!("| `{}` |", name.get_name())), "{code:?}");
+    }
 }

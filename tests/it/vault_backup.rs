@@ -152,11 +152,11 @@ async fn a_changed_export_is_refused() {
     refused(&forged_update, &["cohort first", "update: "]).await;
     let forged_signal = forged(&|contents| contents.entries[1].record.signal = contents.entries[0].record.signal);
     refused(&forged_signal, &["cohort second", "beacon data: "]).await;
-    let stranger = Author::key("mixed up");
-    let mixed = forged(&|contents| contents.entries[1].record.did = stranger.did.clone());
-    refused(&mixed, &["several DIDs", stranger.did(), author.did()]).await;
+    let unrelated = Author::key("mixed up");
+    let mixed = forged(&|contents| contents.entries[1].record.did = unrelated.did.clone());
+    refused(&mixed, &["several DIDs", unrelated.did(), author.did()]).await;
     let mixed =
-        forged(&|contents| contents.entries.iter_mut().for_each(|entry| entry.record.did = stranger.did.clone()));
+        forged(&|contents| contents.entries.iter_mut().for_each(|entry| entry.record.did = unrelated.did.clone()));
     refused(&mixed, &["cohort first", "update: "]).await;
 }
 
@@ -214,8 +214,8 @@ fn nothing_newer_is_replaced_and_nothing_of_others_restored() {
     assert!(
         matches!(refusal(&owner("did:btcr2:other", None)), Refusal::OtherDid { found, .. } if found == author.did)
     );
-    let stranger = Author::key("stranger").did;
-    assert!(matches!(refusal(&owner("x", Some(&stranger))), Refusal::NothingOf(did) if did == stranger));
+    let unrelated = Author::key("unrelated").did;
+    assert!(matches!(refusal(&owner("x", Some(&unrelated))), Refusal::NothingOf(did) if did == unrelated));
     // Another record of the same cohort and service.
     let mut contradicting = entries.clone();
     contradicting[1].record.conditions.min_participants = 7;
@@ -271,6 +271,8 @@ async fn a_service_still_has_the_data_of_a_recent_round() {
     let (service, result) = joined.await.unwrap();
     let proof = result["sidecar"]["smtProofs"][0].clone();
     assert!(proof["nonce"].is_string(), "{result}");
+    // What `join` stores verifies.
+    ran(&["vault", "export", &path(&directory, "vault"), "--state", &state]).await.succeeded();
     // Twice: nothing is confirmed.
     for _ in 0..2 {
         let found = inbox::read(&service.url, &Trust::system(), &identity, PATIENCE).await.unwrap();

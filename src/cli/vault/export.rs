@@ -1,9 +1,10 @@
 //! `vault export`: the backup of a member's vault.
 
 use std::{
+    collections::BTreeMap,
+    io,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use clap::Args;
@@ -11,11 +12,12 @@ use serde_json::json;
 
 use super::{SourceArgs, VaultFailure, complete};
 use crate::{
+    actors::runtime::Clock,
     passphrase,
-    protocol::{did::Did, time::Timestamp},
+    protocol::did::Did,
     vault::{
         VaultDocument,
-        backups::{Backups, Export},
+        backups::{Backup, Backups, Export},
         verify::{Verification, verify},
     },
 };
@@ -52,14 +54,8 @@ pub(super) struct ExportArgs {
     json: bool,
 }
 
-/// The present time.
-pub(in crate::cli) fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-}
-
 pub(super) async fn export(args: &ExportArgs) -> Result<ExitCode, VaultFailure> {
-    let at = now();
+    let at = Clock::system().now();
     let mut contents = args.sources.sources().read().await?.only(args.did.as_ref());
     let damaged = std::mem::take(&mut contents.problems);
     if args.skip_invalid {
@@ -100,7 +96,12 @@ pub(super) async fn export(args: &ExportArgs) -> Result<ExitCode, VaultFailure> 
     {
         let exports = Export::of(&contents, hash, at);
         for directory in &args.sources.states {
-            record(directory, &exports)?;
+            if let Err(error) = record(directory, &exports) {
+                let directory = directory.display();
+                err!(
+                    "warning: the export could not be recorded in {directory}, so that `check` does not know it: {error}"
+                );
+            }
         }
     }
     let path = path.display().to_string();
@@ -124,22 +125,21 @@ pub(super) async fn export(args: &ExportArgs) -> Result<ExitCode, VaultFailure> 
 }
 
 /// What a vault has, for people.
-pub(super) fn counted([entries, prepared, recovered]: [usize; 3]) -> String {
+fn counted([entries, prepared, recovered]: [usize; 3]) -> String {
     let mut text = format!("{entries} entries");
     for (count, what) in [(prepared, "updates without a cohort"), (recovered, "recovered documents")] {
         if count > 0 {
-            text += &format!(", {count} {what}");
+            text += &format!(", {what}: {count},");
         }
     }
     text
 }
 
-fn record(directory: &Path, exports: &std::collections::BTreeMap<Did, Export>) -> Result<(), VaultFailure> {
-    let change = |backups: &mut std::collections::BTreeMap<Did, _>| {
+fn record(directory: &Path, exports: &BTreeMap<Did, Export>) -> io::Result<()> {
+    Backups::change(directory, |backups| {
         for (did, export) in exports {
-            let backup: &mut crate::vault::backups::Backup = backups.entry(did.clone()).or_default();
+            let backup: &mut Backup = backups.entry(did.clone()).or_default();
             backup.export = Some(export.clone());
         }
-    };
-    Backups::change(directory, change).map_err(|error| VaultFailure::File { path: directory.to_owned(), error })
+    })
 }

@@ -8,9 +8,12 @@ use std::{
 use clap::Args;
 use serde_json::json;
 
-use super::{VaultFailure, complete, export::now};
+use super::{VaultFailure, complete};
 use crate::{
-    actors::state::{State, StateError},
+    actors::{
+        runtime::Clock,
+        state::{State, StateError},
+    },
     error::ProgramError,
     passphrase,
     protocol::{did::Did, id::CohortId, time::Timestamp},
@@ -119,7 +122,7 @@ fn record(
     exported_at: Option<Timestamp>,
     plan: &Plan,
 ) -> std::io::Result<()> {
-    let at = now();
+    let at = Clock::system().now();
     let exports = source
         .hash
         .zip(exported_at)

@@ -9,7 +9,6 @@ use std::{io, path::PathBuf, process::ExitCode};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-pub(super) use self::export::now;
 use super::{Failure, WRONG_CALL, check::CheckFailure, fail, resolve::ResolveFailure};
 use crate::{
     actors::state::vault::VaultEntry,

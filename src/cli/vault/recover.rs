@@ -17,11 +17,10 @@ use super::{
         resolve::ResolveFailure,
     },
     VaultFailure,
-    export::now,
     import::open,
 };
 use crate::{
-    actors::state::State,
+    actors::{runtime::Clock, state::State},
     check::{ChainView, Inspector, hashes, who_may_have},
     config::Period,
     error::ProgramError,
@@ -222,7 +221,7 @@ async fn contents(state: &State, did: &Did) -> Result<VaultContents, VaultFailur
 fn record(directory: &Path, did: &Did) -> std::io::Result<()> {
     Backups::change(directory, |backups| {
         let backup: &mut Backup = backups.entry(did.clone()).or_default();
-        backup.restoration = Some(Restoration { at: now(), exported_at: None });
+        backup.restoration = Some(Restoration { at: Clock::system().now(), exported_at: None });
     })
 }
 

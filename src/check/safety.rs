@@ -71,8 +71,11 @@ fn evaluate_vault(view: &View<'_>, vault: &VaultContents, report: &mut Report) {
             let added = items.difference(exported).count();
             let age = view.now.since(*at);
             if added > 0 {
-                let text =
-                    format!("{added} parts of the vault were added after its last verified export, of {date}");
+                let what = match added {
+                    1 => "a part of the vault was".to_owned(),
+                    _ => format!("{added} parts of the vault were"),
+                };
+                let text = format!("{what} added after its last verified export, of {date}");
                 report.add(
                     Finding::warning(Code::BackupIncomplete, text).advice("make a new backup: `vault export FILE`"),
                 );

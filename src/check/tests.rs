@@ -358,7 +358,11 @@ fn what_may_still_be_announced_is_named() {
     // Two of one version.
     world.vault.prepared.push(other.clone());
     let report = world.report();
-    assert_eq!((report.status, one(&report, Code::Contradiction).about.version), (Status::Problem, Some(2)));
+    assert_eq!((report.status, one(&report, Code::Contradiction).about.version), (Status::Warning, Some(2)));
+    // Both approved by cohorts: others can announce them.
+    world.round("another-cohort", Some(&other));
+    assert_eq!(one(&world.report(), Code::Contradiction).status, Status::Problem);
+    world.vault.entries.pop();
     world.terms.superseded = vec![id("singleton")];
     assert!(with(&world.report(), Code::Contradiction).is_empty());
     world.terms.superseded.clear();

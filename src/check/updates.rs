@@ -80,8 +80,8 @@ pub(super) fn evaluate(view: &View<'_>, chain: &ChainView, report: &mut Report) 
         .collect();
     let open =
         known(view, vault).into_iter().filter(|known| !settled.values().any(|hash| hash == known.update.hash()));
-    // By version, all whose unsigned forms differ.
-    let mut versions: BTreeMap<u64, Vec<DocumentHash>> = BTreeMap::new();
+    // By version, all whose unsigned forms differ, and whether others than the controller can announce them.
+    let mut versions: BTreeMap<u64, BTreeMap<DocumentHash, bool>> = BTreeMap::new();
     for known in open {
         let Ok(unsigned) = known.update.unsigned_hash() else { continue };
         let same = |hash: &DocumentHash| {
@@ -96,10 +96,8 @@ pub(super) fn evaluate(view: &View<'_>, chain: &ChainView, report: &mut Report) 
             }
             Some(_) => superseded(chain, &known, &listed, deactivated, report),
             None => {
-                let different = versions.entry(known.version).or_default();
-                if !different.contains(&unsigned) {
-                    different.push(unsigned);
-                }
+                let by_others = known.places.iter().any(|place| place.cohort_id.is_some());
+                *versions.entry(known.version).or_default().entry(unsigned).or_default() |= by_others;
                 pending(view, chain, &known, (document, current, deactivated), &listed, report);
             }
         }
@@ -107,18 +105,13 @@ pub(super) fn evaluate(view: &View<'_>, chain: &ChainView, report: &mut Report) 
     if deactivated {
         return;
     }
-    for (version, _) in versions.iter().filter(|(_, different)| different.len() > 1) {
-        let text = format!(
-            "the vault has {} different updates of version {version} that may be announced: two of them end the DID",
-            versions[version].len()
-        );
-        let advice = "announce one of them at most. If another confirmed transaction has spent the coin of a cohort, its update can \
-                      never be announced there: --supersede COHORT";
-        report.add(Finding::problem(Code::Contradiction, text).version(*version).advice(advice));
+    for (version, different) in versions.iter().filter(|(_, different)| different.len() > 1) {
+        report.add(contradiction(*version, different));
     }
-    let first_gap = (current + 1..).find(|version| !versions.contains_key(version));
-    for version in versions.keys().filter(|version| first_gap.is_some_and(|gap| **version > gap)) {
-        let gap = first_gap.unwrap_or_default();
+    // Of a resolution that failed, the versions up to there.
+    let reached = young.keys().last().copied().unwrap_or(current).max(current);
+    let Some(gap) = (reached + 1..).find(|version| !versions.contains_key(version)) else { return };
+    for version in versions.keys().filter(|version| **version > gap) {
         let text = format!(
             "the vault has an update of version {version}, but none of version {gap}: announced first, it ends the DID (rule R-9)"
         );
@@ -128,6 +121,24 @@ pub(super) fn evaluate(view: &View<'_>, chain: &ChainView, report: &mut Report) 
                 .advice("do not announce it before the versions between are confirmed"),
         );
     }
+}
+
+/// Different updates of one version. Its controller can leave a prepared one unannounced; what cohorts approved others can announce.
+fn contradiction(version: u64, different: &BTreeMap<DocumentHash, bool>) -> Finding {
+    let by_others = different.values().filter(|by_others| **by_others).count();
+    let text = format!(
+        "the vault has {} different updates of version {version} that may be announced, {by_others} of them by cohorts: two of them end \
+         the DID",
+        different.len()
+    );
+    let finding = match by_others {
+        0 | 1 => Finding::warning(Code::Contradiction, text),
+        _ => Finding::problem(Code::Contradiction, text),
+    };
+    finding.version(version).advice(
+        "let only one of them be announced. If another confirmed transaction has spent the coin of a cohort, its update can never be \
+         announced there; state that with --supersede COHORT (`singleton` for those that were prepared without a cohort)",
+    )
 }
 
 /// The updates of the vault, each with every place from which it may be announced.

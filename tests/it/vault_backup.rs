@@ -286,3 +286,35 @@ async fn a_service_still_has_the_data_of_a_recent_round() {
         inbox::read("http://127.0.0.1:9", &Trust::system(), &identity, Duration::from_secs(2)).await.unwrap();
     assert!(silent.count == 0 && silent.problem.is_some(), "{silent:?}");
 }
+
+#[actix_rt::test]
+async fn a_damaged_entry_is_repaired_and_an_outdated_one_left_out() {
+    let (directory, Member { entries, .. }) = (directory("vault-damaged"), member("damaged"));
+    let (state, file) = (path(&directory, "state"), path(&directory, "vault.json"));
+    store(&state, &entries).await;
+    let before = read(&state).await;
+    ran(&["vault", "export", &file, "--state", &state]).await.succeeded();
+    let key = entries[0].key();
+    let open = State::open(&state).unwrap();
+    let (table, bytes) = (open.table("vault"), format!("{}\0{}\0{}", key.did, key.service, key.cohort_id));
+    assert!(table.get(bytes.clone()).await.unwrap().is_some());
+    table.put(bytes, "no JSON").await.unwrap();
+    drop(table);
+    open.close().await;
+    assert_eq!(read(&state).await.problems.len(), 1);
+    // An export of what is left is no verified one.
+    let partly = path(&directory, "partly.json");
+    let run = ran(&["vault", "export", &partly, "--state", &state]).await;
+    assert!(run.status == Some(1) && run.stdout.contains("NOT verified"), "{run:?}");
+    let run = ran(&["vault", "import", &file, "--state", &state]).await.succeeded();
+    contains(&run.stdout, &["1 new or completed, 1 were there already"]);
+    assert_eq!(read(&state).await, before);
+
+    // Version 1 of the format is read; what version 0.1 announced has no use.
+    let old = concat!(env!("CARGO_MANIFEST_DIR"), "/actors/tests/fixtures/vault-0.1.json");
+    let other = path(&directory, "other");
+    let refused = ran(&["vault", "import", old, "--state", &other]).await;
+    assert!(refused.status == Some(1) && refused.stderr.contains("--skip-invalid"), "{refused:?}");
+    let skipped = ran(&["vault", "import", old, "--state", &other, "--skip-invalid"]).await.succeeded();
+    contains(&skipped.stderr, &["warning: left out: the record of"]);
+}

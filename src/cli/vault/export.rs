@@ -65,6 +65,10 @@ pub(super) async fn export(args: &ExportArgs) -> Result<ExitCode, VaultFailure> 
         }
         contents = contents.without_invalid(&verification);
     }
+    if contents.is_empty() {
+        let of = args.did.as_ref().map_or_else(String::new, |did| format!(" of {did}"));
+        err!("warning: nothing is stored{of}: the export is empty");
+    }
     let document = VaultDocument::new(contents, at);
     let Some(path) = args.file.as_ref().or(args.out.as_ref()) else {
         if args.encrypt {

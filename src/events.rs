@@ -278,6 +278,11 @@ impl Printer {
         self.step(notice, || Line::lasting(notice.text()));
     }
 
+    /// A notice of another part of the program, and its line for people.
+    pub fn notice(&self, notice: &impl Serialize, text: String) {
+        self.step(notice, || Line::lasting(text));
+    }
+
     /// The result of the program.
     pub fn result(&self, result: &Value, text: &str) {
         self.line(result, text);

@@ -10,14 +10,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use age::{DecryptError, secrecy::SecretString};
+use age::secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use zeroize::{Zeroize, Zeroizing};
 
+pub use crate::passphrase::passphrase;
 use crate::{
     files::{replace_private, write_new},
     inputs::{self, InputError},
+    passphrase::{self, DecryptionError, MAX_WORK_FACTOR, encrypted},
     protocol::{
         document,
         hash::sha256,
@@ -26,17 +28,6 @@ use crate::{
         network::Network,
     },
 };
-
-/// The first bytes of a file that age has encrypted.
-const AGE_MAGIC: &[u8] = b"age-encryption.org/";
-
-/// The first bytes of its text form, as `age --armor` writes it.
-const AGE_ARMOR: &[u8] = b"-----BEGIN AGE ENCRYPTED FILE-----";
-
-/// The highest work factor of a passphrase: 2^22 rounds of scrypt, 4 GiB of memory and about ten seconds. age chooses
-/// the work factor for about one second on the encrypting machine; this limit leaves a margin for fast ones. Identity
-/// files come from their owner, not from an unauthenticated peer, so a slow machine may take longer.
-const MAX_WORK_FACTOR: u8 = 22;
 
 /// An identity file is a few kilobytes; a genesis document may be larger.
 const MAX_FILE: u64 = 4 << 20;
@@ -290,8 +281,8 @@ fn encoded(
     let json = Zeroizing::new(serde_json::to_vec_pretty(&content).map_err(|error| io_error(error.into()))?);
     match passphrase {
         Some(passphrase) => {
-            let recipient = age::scrypt::Recipient::new(passphrase);
-            let bytes = age::encrypt(&recipient, &json).map_err(|error| io_error(io::Error::other(error)))?;
+            let bytes =
+                passphrase::encrypt(&json, passphrase).map_err(|error| io_error(io::Error::other(error)))?;
             Ok(Zeroizing::new(bytes))
         }
         None => Ok(json),
@@ -310,22 +301,12 @@ pub fn read(
     Ok((file.identity, file.protection))
 }
 
-/// The age file in `bytes`, if there is one.
-fn encrypted(bytes: &[u8]) -> Option<&[u8]> {
-    let armored = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
-    let age = if armored.starts_with(AGE_ARMOR) { armored } else { bytes };
-    (age.starts_with(AGE_MAGIC) || age.starts_with(AGE_ARMOR)).then_some(age)
-}
-
 fn decrypt(path: &Path, age: &[u8], passphrase: SecretString) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
-    let mut identity = age::scrypt::Identity::new(passphrase);
-    identity.set_max_work_factor(MAX_WORK_FACTOR);
-    let opened = age::decrypt(&identity, age).map_err(|error| match error {
-        DecryptError::ExcessiveWork { required, .. } => KeyFileError::Work { path: path.to_owned(), required },
-        DecryptError::NoMatchingKeys => KeyFileError::NoPassphrase(path.to_owned()),
-        _ => KeyFileError::Decryption(path.to_owned()),
-    });
-    Ok(Zeroizing::new(opened?))
+    passphrase::decrypt(age, passphrase).map_err(|error| match error {
+        DecryptionError::Work { required } => KeyFileError::Work { path: path.to_owned(), required },
+        DecryptionError::NoPassphrase => KeyFileError::NoPassphrase(path.to_owned()),
+        DecryptionError::Refused => KeyFileError::Decryption(path.to_owned()),
+    })
 }
 
 fn parse(path: &Path, bytes: &[u8]) -> Result<(Identity, Vec<LaterKey>), KeyFileError> {
@@ -377,17 +358,6 @@ pub fn secret_from_env(name: &str) -> Result<SecretKey, KeyFileError> {
             count => format!("{count} characters found"),
         })
     })
-}
-
-/// The passphrase: from `BTCR2_PASSPHRASE`, otherwise from a prompt if there is a terminal.
-pub fn passphrase(prompt: &str) -> Option<SecretString> {
-    if let Some(passphrase) = inputs::variable("BTCR2_PASSPHRASE") {
-        return Some(SecretString::from(passphrase));
-    }
-    std::io::IsTerminal::is_terminal(&std::io::stdin())
-        .then(|| rpassword::prompt_password(prompt).ok())
-        .flatten()
-        .map(SecretString::from)
 }
 
 /// The identity of `secret`: a KEY DID, or with a genesis document the EXTERNAL DID.
@@ -478,7 +448,7 @@ mod tests {
         let passphrase = || Some(SecretString::from("correct horse"));
         write(&path, &Identity::from_key(key(1), Network::Regtest), passphrase()).unwrap();
         KeyFile::read(&path, passphrase).unwrap().add(later(2)).unwrap();
-        assert!(fs::read(&path).unwrap().starts_with(AGE_MAGIC));
+        assert!(fs::read(&path).unwrap().starts_with(passphrase::AGE_MAGIC));
         let file = KeyFile::read(&path, passphrase).unwrap();
         assert_eq!((file.later().len(), file.protection), (1, Protection::Passphrase));
     }

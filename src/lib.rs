@@ -2,10 +2,10 @@
 //!
 //! This crate is the host: the command line ([`cli`]), the service and the participant as programs ([`serve`],
 //! [`join`]), the checks by Bitcoin's own rules ([`bitcoin`]), the publication of announcements ([`cas`]),
-//! announcements without a cohort ([`singleton`]), a member's stored data and its watch ([`vault`]), what
-//! resolvers see ([`resolve`]), what the programs of a DID's controller share ([`controller`]), and a whole cohort in one
-//! process ([`demo`]). Messages and state machines are in [`protocol`], the actors that drive them in [`actors`]; another
-//! host needs only those two.
+//! announcements without a cohort ([`singleton`]), a member's stored data and its watch ([`vault`]), the health of a DID
+//! ([`check`]), what resolvers see ([`resolve`]), what the programs of a DID's controller share ([`controller`]), and a whole
+//! cohort in one process ([`demo`]). Messages and state machines are in [`protocol`], the actors that drive them in
+//! [`actors`]; another host needs only those two.
 
 // They panic when the disk is full or the reader of the pipe has exited: `out!` and `err!` do not.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -19,6 +19,7 @@ mod output;
 
 pub mod bitcoin;
 pub mod cas;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod controller;
@@ -31,6 +32,7 @@ pub mod inputs;
 pub mod join;
 pub mod keyfile;
 pub mod metrics;
+pub mod passphrase;
 pub mod resolve;
 pub mod serve;
 pub mod singleton;

@@ -197,6 +197,20 @@ impl Storage {
     }
 }
 
+/// The DID to which a member's state directory belongs; `None` if `join` has not used it yet.
+///
+/// # Errors
+/// The directory cannot be read; [`ProgramError::Usage`] if it is a service's.
+pub(crate) async fn member_of(state: &State) -> Result<Option<String>, ProgramError> {
+    let profile: Option<Profile> = read(&state.table(PROGRAM), PROFILE).await?;
+    match profile {
+        Some(Profile { role, .. }) if role != "join" => Err(ProgramError::Usage(format!(
+            "the state directory is in use with the command {role}, and a vault is a member's: give another --state DIR"
+        ))),
+        profile => Ok(profile.map(|profile| profile.did)),
+    }
+}
+
 /// The updates in a member's state directory that were given to its controller to be announced without a cohort.
 pub(crate) async fn prepared(state: &State) -> Result<Vec<SignedUpdate>, ProgramError> {
     Ok(read(&state.table(PROGRAM), PREPARED).await?.unwrap_or_default())

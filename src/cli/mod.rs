@@ -3,6 +3,7 @@
 mod bans;
 mod beacon;
 mod cas;
+mod check;
 mod coins;
 mod cost;
 mod demo;
@@ -46,7 +47,7 @@ const WRONG_CALL: u8 = 2;
 #[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(after_help = "Without a command, `demo` runs.\n\n\
     Exit status: 0 when the command succeeded, 1 when it failed, 2 when it was called wrongly; 3 when `watch \
-    --once` found something wrong.")]
+    --once` found something wrong, or `check` warns.")]
 struct Cli {
     /// The format of log lines on standard error; RUST_LOG selects what is logged
     #[arg(long, value_enum, global = true, default_value_t, env = "BTCR2_LOG")]
@@ -105,6 +106,10 @@ enum Command {
     Update(Box<update::UpdateArgs>),
     /// List a cohort's beacon in the document of a DID: the guided first announcement
     Beacon(Box<update::BeaconArgs>),
+    /// Check the health of a DID: does it resolve now and later, what may still be announced, coins, trust, backup
+    ///
+    /// For monitoring: the exit status is 0 when all is well, 3 after warnings, 1 after a problem or where something is unknown.
+    Check(Box<check::CheckArgs>),
     /// Resolve DIDs for others over HTTP
     Resolver(resolver::ResolverArgs),
     /// Follow a member's beacons on the chain, and raise an alarm when they announce something that it did not approve
@@ -213,6 +218,7 @@ fn run() -> ExitCode {
         Some(Command::Resolve(args)) => resolve::main(&args),
         Some(Command::Update(args)) => update::main(&args),
         Some(Command::Beacon(args)) => update::beacon(*args),
+        Some(Command::Check(args)) => check::main(&args),
         Some(Command::Resolver(args)) => resolver::main(&args),
         Some(Command::Watch(args)) => watch::main(&args),
         None => demo::main(&cli.demo),

@@ -7,7 +7,7 @@ use std::{
 
 use clap::Args;
 
-use super::{ChainArg, Failure, fail, vault::VaultFailure};
+use super::{ChainArg, Failure, fail};
 use crate::{
     bitcoin::chain::SourceError,
     cas::{self, CasError, Location},
@@ -19,7 +19,7 @@ use crate::{
         text::{shown, shown_within},
     },
     resolve::{Given, Outcome, Sources, explain},
-    vault,
+    vault::{self, ReadError},
 };
 
 /// The characters of a malformed DID that are shown.
@@ -101,7 +101,7 @@ pub(super) enum ResolveFailure {
     #[error("--cas {0}")]
     Store(#[from] CasError),
     #[error("--state {}: {error}", path.display())]
-    State { path: PathBuf, error: VaultFailure },
+    State { path: PathBuf, error: ReadError },
     #[error("the result cannot be written as JSON: {0}")]
     Unwritable(#[from] serde_json::Error),
 }
@@ -182,8 +182,8 @@ pub(super) async fn given(sidecars: &[PathBuf], states: &[PathBuf], did: &Did) -
     Ok(given)
 }
 
-async fn vault_contents(path: &Path) -> Result<vault::VaultContents, VaultFailure> {
-    Ok(vault::Sources { states: vec![path.to_owned()], files: Vec::new() }.read().await?)
+async fn vault_contents(path: &Path) -> Result<vault::VaultContents, ReadError> {
+    vault::Sources { states: vec![path.to_owned()], files: Vec::new() }.read().await
 }
 
 /// Reports an error from before the resolution.

@@ -9,15 +9,12 @@ use super::{
     state::write_new,
     vault::{SourceArgs, VaultFailure, complete, problems},
 };
-use crate::{
-    protocol::did::Did,
-    vault::sidecar::{Sidecar, sidecar},
-};
+use crate::{protocol::did::Did, vault::sidecar::Sidecar};
 
 #[derive(Debug, Args)]
 #[command(after_help = "The result is one JSON object: `genesisDocument` (EXTERNAL DIDs), `updates` by version, \
     `casUpdates` (CAS Announcements) and `smtProofs`. Give it to a resolver with the DID.\n\
-    Updates that no cohort announced are not in the vault: those of `singleton` must be added.")]
+    Updates that were announced without a cohort are in the vault if `update` or `singleton` had its --state; others must be added.")]
 pub(super) struct SidecarArgs {
     /// The DID
     #[arg(long, value_name = "DID")]
@@ -50,11 +47,11 @@ pub(super) fn main(args: &SidecarArgs) -> ExitCode {
 
 async fn run(args: &SidecarArgs) -> Result<ExitCode, SidecarFailure> {
     let contents = args.sources.sources().read().await.map_err(VaultFailure::from)?;
-    if contents.of(&args.did).next().is_none() {
+    if contents.clone().only(Some(&args.did)).is_empty() {
         complete(&contents.problems);
         return Err(SidecarFailure::NoSuchDid(args.did.clone()));
     }
-    let Sidecar { data, missing_versions } = sidecar(contents.of(&args.did));
+    let Sidecar { data, missing_versions } = contents.sidecar(&args.did);
     let text = serde_json::to_string_pretty(&data).map_err(VaultFailure::from)?;
     match &args.out {
         Some(path) => {

@@ -5,9 +5,16 @@ use std::{collections::BTreeSet, process::ExitCode, sync::Arc};
 use clap::Args;
 use serde_json::json;
 
-use super::{ChainArg, Failure, fail, vault::SourceArgs};
+use super::{
+    ChainArg, Failure,
+    check::{CheckFailure, CheckSources, Files},
+    fail,
+    vault::SourceArgs,
+};
 use crate::{
+    actors::runtime::Clock,
     bitcoin::chain::{Chain, ChainError, SourceError},
+    check::{Changes, InspectError, Inspector, Status, Terms, evaluate},
     config::Period,
     events::Printer,
     output,
@@ -30,8 +37,10 @@ const SOMETHING_WRONG: u8 = 3;
     WARNING: the timelock of a coin passes soon, or has passed. From then on the operator alone can spend from the beacon: \
     ask it to recover the coin. Taking the beacon out of the DID document does not help: every later signal of its address still \
     needs its data.\n\
+    --check adds the questions of `check` about every DID of the vault, or that of --did: each change is reported. It reads the whole \
+    history of the DID's addresses once, which takes a node without -blockfilterindex=1 long.\n\
     It works while `join` uses the state directory: it reads a copy.\n\
-    Exit status with --once: 0 when all is well, 3 after an alarm or a warning, 1 when the chain or the vault could not be \
+    Exit status with --once: 0 when all is well, 3 after an alarm, a problem or a warning, 1 when the chain or the vault could not be \
     read. Run it by cron with --once, more often than every --look-back blocks, or leave it running."
 )]
 pub(super) struct WatchArgs {
@@ -47,6 +56,11 @@ pub(super) struct WatchArgs {
     /// The network, where the vault has beacons on several
     #[arg(long, value_name = "N")]
     network: Option<Network>,
+    /// Check the health of the DIDs too, as `check` does, at every look
+    #[arg(long, help_heading = "Health")]
+    check: bool,
+    #[command(flatten)]
+    health: CheckSources,
     /// Look once, and exit
     #[arg(long)]
     once: bool,
@@ -82,12 +96,17 @@ enum WatchFailure {
     Source(#[from] SourceError),
     #[error(transparent)]
     Chain(#[from] ChainError),
+    #[error(transparent)]
+    Check(#[from] CheckFailure),
+    #[error("--identity is one DID's, and the vault has several: choose one with --did")]
+    SeveralDids,
 }
 
 impl Failure for WatchFailure {
     fn status(&self) -> u8 {
         match self {
-            Self::SeveralNetworks(_) | Self::Source(_) => 2,
+            Self::SeveralNetworks(_) | Self::SeveralDids | Self::Source(_) => 2,
+            Self::Check(error) => error.status(),
             Self::Read(_) | Self::Damaged(_) | Self::NothingToWatch | Self::Chain(_) => 1,
         }
     }
@@ -125,10 +144,14 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
         found
     };
     let found = of_network(&contents);
-    if found.is_empty() {
+    if found.is_empty() && !args.check {
         return Err(WatchFailure::NothingToWatch);
     }
     let chain = connect(args, source, network, &printer).await?;
+    let mut health = match args.check {
+        true => Some(Health::new(args, &contents, network, &chain, &source.to_string()).await?),
+        false => None,
+    };
     let mut watcher = Watcher::new(chain, args.look_back, args.warn_blocks);
     watcher.follow(found);
     printer.result(
@@ -136,7 +159,13 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
         &format!("watching {} beacons on {network}", watcher.len()),
     );
     if args.once {
-        return Ok(result(&printer, &watcher.poll().await?));
+        let notices = watcher.poll().await?;
+        notices.iter().for_each(|notice| printer.watch_notice(notice));
+        let health = match &mut health {
+            Some(health) => health.look(&printer).await?,
+            None => [0; 2],
+        };
+        return Ok(result(&printer, &notices, health));
     }
     let mut reached = true;
     loop {
@@ -144,6 +173,9 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
             Ok(notices) => {
                 reached = true;
                 notices.iter().for_each(|notice| printer.watch_notice(notice));
+                if let Some(health) = &mut health {
+                    health.look_again(&printer).await;
+                }
                 if output::lost() {
                     // Alarms would be lost: the exit status reports it.
                     return Ok(ExitCode::FAILURE);
@@ -175,13 +207,19 @@ fn network(args: &WatchArgs, contents: &VaultContents) -> Result<Network, WatchF
     if let Some(network) = args.network {
         return Ok(network);
     }
-    let networks: BTreeSet<String> =
-        contents.entries.iter().map(|entry| entry.record.output.network().to_string()).collect();
-    if networks.len() > 1 {
-        let names: Vec<_> = networks.into_iter().collect();
+    if let Some(did) = args.did.as_ref().filter(|_| args.check) {
+        return Ok(did.network());
+    }
+    let mut networks: Vec<Network> = contents.entries.iter().map(|entry| entry.record.output.network()).collect();
+    if args.check {
+        networks.extend(contents.dids().iter().map(Did::network));
+    }
+    let names: BTreeSet<String> = networks.iter().map(Network::to_string).collect();
+    if names.len() > 1 {
+        let names: Vec<_> = names.into_iter().collect();
         return Err(WatchFailure::SeveralNetworks(names.join(", ")));
     }
-    contents.entries.first().map(|entry| entry.record.output.network()).ok_or(WatchFailure::NothingToWatch)
+    networks.first().copied().ok_or(WatchFailure::NothingToWatch)
 }
 
 /// Connects. Retries a chain that does not answer, unless it is to look only once.
@@ -205,10 +243,71 @@ async fn connect(
     }
 }
 
-fn result(printer: &Printer, notices: &[WatchNotice]) -> ExitCode {
-    notices.iter().for_each(|notice| printer.watch_notice(notice));
+/// The health of the DIDs of a vault, again and again.
+struct Health {
+    terms: Terms,
+    dids: Vec<(Inspector, Changes)>,
+}
+
+impl Health {
+    async fn new(
+        args: &WatchArgs,
+        contents: &VaultContents,
+        network: Network,
+        chain: &Arc<dyn Chain>,
+        chain_name: &str,
+    ) -> Result<Self, WatchFailure> {
+        let dids: Vec<Did> = match &args.did {
+            Some(did) => vec![did.clone()],
+            None => contents.dids().into_iter().filter(|did| did.network() == network).collect(),
+        };
+        if dids.is_empty() {
+            return Err(WatchFailure::NothingToWatch);
+        }
+        if dids.len() > 1 && args.health.has_identity() {
+            return Err(WatchFailure::SeveralDids);
+        }
+        let mut inspectors = Vec::with_capacity(dids.len());
+        for did in dids {
+            let Files { given: files, keys, .. } = args.health.files(&did).await?;
+            let stores = args.health.stores().map_err(CheckFailure::from)?;
+            let (chain, states) = ((Arc::clone(chain), chain_name.to_owned()), args.sources.sources());
+            let inspector = Inspector::new(did, chain, stores, files, states, keys);
+            inspectors.push((inspector, Changes::default()));
+        }
+        Ok(Self { terms: args.health.terms(args.warn_blocks), dids: inspectors })
+    }
+
+    /// Reports what has changed; how many problems and unknowns, and how many warnings there are.
+    async fn look(&mut self, printer: &Printer) -> Result<[usize; 2], WatchFailure> {
+        let mut counts = [0; 2];
+        for (inspector, changes) in &mut self.dids {
+            let inspection =
+                inspector.look(Clock::system().now(), self.terms.min_conf).await.map_err(CheckFailure::from)?;
+            let report = evaluate(&inspection.view(&self.terms));
+            changes.since(&report).iter().for_each(|notice| printer.notice(notice, notice.text()));
+            counts[0] += report.with(Status::Problem).count() + report.with(Status::Unknown).count();
+            counts[1] += report.with(Status::Warning).count();
+        }
+        Ok(counts)
+    }
+
+    /// The same, in a program that goes on after an error.
+    async fn look_again(&mut self, printer: &Printer) {
+        match self.look(printer).await {
+            Err(WatchFailure::Check(CheckFailure::Inspect(InspectError::Read(error)))) if error.is_in_use() => {
+                tracing::info!(%error, "the vault is not read again yet");
+            }
+            Err(error) => printer.warn(&format!("the health of the DID cannot be checked: {error}")),
+            Ok(_) => {}
+        }
+    }
+}
+
+fn result(printer: &Printer, notices: &[WatchNotice], [problems, more_warnings]: [usize; 2]) -> ExitCode {
     let count = |severity| notices.iter().filter(|notice| notice.severity() == severity).count();
-    let (alarms, warnings) = (count(Severity::Alarm), count(Severity::Warning));
+    let alarms = count(Severity::Alarm) + problems;
+    let warnings = count(Severity::Warning) + more_warnings;
     let ok = alarms + warnings == 0;
     let text = if ok { "all is well".to_owned() } else { format!("{alarms} alarms, {warnings} warnings") };
     printer.result(&json!({ "event": "result", "ok": ok, "alarms": alarms, "warnings": warnings }), &text);

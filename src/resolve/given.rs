@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use crate::{
     protocol::{
         did::{Did, Genesis},
-        hash::SmtHash,
+        hash::{DocumentHash, SmtHash},
         jcs,
         resolution::{SidecarData, SidecarError},
         update::SignedUpdate,
     },
-    vault::{VaultContents, sidecar::sidecar},
+    vault::VaultContents,
 };
 
 /// The Sidecar Data of all sources.
@@ -39,14 +39,12 @@ impl Given {
         Ok(())
     }
 
-    /// Adds the vault's entries of `did`, and the updates that were prepared for an announcement without a cohort.
+    /// Adds what the vault has of `did`, and the updates that were prepared for an announcement without a cohort.
     ///
     /// # Errors
     /// [`SidecarError`].
     pub fn add_vault(&mut self, contents: &VaultContents, did: &Did, name: &str) -> Result<(), SidecarError> {
-        self.add(sidecar(contents.of(did)).data, name)?;
-        let prepared: Vec<Value> = contents.prepared.iter().map(SignedUpdate::value).cloned().collect();
-        self.add(json!({ "updates": prepared }), name)
+        self.add(contents.sidecar(did).data, name)
     }
 
     /// Adds what `other` has.
@@ -65,6 +63,23 @@ impl Given {
     /// The source of the document with that hash, or of the SMT proof with that root.
     pub fn source_of(&self, hash: &[u8; 32]) -> Option<&str> {
         self.from.get(hash).map(|name| &**name)
+    }
+
+    /// The update with that hash.
+    pub fn update(&self, hash: &DocumentHash) -> Option<&Value> {
+        self.lists.get("updates")?.get(hash.as_bytes())
+    }
+
+    /// The CAS Announcement with that hash.
+    pub fn announcement(&self, hash: &DocumentHash) -> Option<&Value> {
+        self.lists.get("casUpdates")?.get(hash.as_bytes())
+    }
+
+    /// The SMT proofs with that root, of whatever DID.
+    pub fn proofs(&self, root: &SmtHash) -> impl Iterator<Item = &Value> {
+        let root = root.to_string();
+        let has_root = move |proof: &&Value| proof.get("id").and_then(Value::as_str) == Some(root.as_str());
+        self.lists.get("smtProofs").into_iter().flat_map(BTreeMap::values).filter(has_root)
     }
 
     /// The genesis document of an EXTERNAL identifier.

@@ -6,6 +6,7 @@
 //! the history for people, and [`server`] answers requests over HTTP.
 
 mod explain;
+pub mod follow;
 mod given;
 pub mod server;
 

@@ -2,61 +2,54 @@
 //!
 //! `join` fills the [vault](crate::actors::state::vault) of its state directory. Here [`Sources`] are the places to
 //! read from, [`VaultContents`] is the result, [`sidecar`] makes a resolver's Sidecar Data of it, and [`watch`] compares it with
-//! the chain. [`VaultDocument`] is a copy of all entries in one file.
+//! the chain. [`VaultDocument`] is a copy of all of it in one file, [`verify`] checks every record, [`import`] decides what
+//! may be restored, and [`backups`] records both.
 
+pub mod backups;
+pub mod collect;
+mod document;
+pub mod import;
+pub mod inbox;
+pub mod recovered;
 pub mod sidecar;
+pub mod verify;
 pub mod watch;
 mod watcher;
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    collections::BTreeSet,
+    io,
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde_json::Value;
 
-pub use self::watcher::Watcher;
+pub use self::{
+    document::{VaultDocument, Version, WriteError},
+    recovered::{Recovered, RecoveredKind},
+    watcher::Watcher,
+};
 use crate::{
     actors::state::{
         State, StateError,
         vault::{StateVault, Vault, VaultEntry, VaultError},
     },
-    inputs,
-    protocol::{did::Did, id::CohortId, update::SignedUpdate},
+    passphrase::{self, DecryptionError},
+    protocol::{
+        did::Did,
+        hash::{DocumentHash, sha256},
+        id::CohortId,
+        jcs,
+        update::SignedUpdate,
+    },
     storage,
 };
 
-/// The largest document that is read. An entry is at most a few megabytes, the map of a large cohort.
-const MAX_DOCUMENT: u64 = 1 << 30;
-
-/// The entries of a vault in one file, as `vault export` writes it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct VaultDocument {
-    /// The version of this format.
-    pub vault_version: Version,
-    /// The entries.
-    pub entries: Vec<VaultEntry>,
-}
-
-/// The version of a [`VaultDocument`]. There is only one so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "u32", into = "u32")]
-pub struct Version;
-
-impl TryFrom<u32> for Version {
-    type Error = String;
-
-    fn try_from(version: u32) -> Result<Self, String> {
-        if version == 1 { Ok(Self) } else { Err(format!("version {version} of a vault, 1 is known")) }
-    }
-}
-
-impl From<Version> for u32 {
-    fn from(_: Version) -> Self {
-        1
-    }
+/// The hash by which parts of vaults are compared: that of the canonical form where there is one.
+fn digest(value: &impl Serialize) -> DocumentHash {
+    let value = serde_json::to_value(value).unwrap_or_default();
+    jcs::document_hash(&value).unwrap_or_else(|_| DocumentHash::from_bytes(sha256(value.to_string().as_bytes())))
 }
 
 /// Why a vault cannot be read.
@@ -84,6 +77,23 @@ pub enum ReadError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A file is encrypted and no passphrase was given.
+    #[error(
+        "{} is encrypted: give its passphrase in the environment variable BTCR2_PASSPHRASE, or run this in a terminal",
+        .0.display()
+    )]
+    PassphraseNeeded(PathBuf),
+    /// A file cannot be decrypted.
+    #[error("{}: {error}", path.display())]
+    Decryption {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: DecryptionError,
+    },
+    /// The contents of a file are not those that were exported.
+    #[error("{} is damaged or was changed: its contents do not have the hash that it states", .0.display())]
+    Changed(PathBuf),
 }
 
 impl ReadError {
@@ -109,6 +119,8 @@ pub struct VaultContents {
     pub entries: Vec<VaultEntry>,
     /// The updates in state directories that were prepared to be announced without a cohort.
     pub prepared: Vec<SignedUpdate>,
+    /// Documents that `vault recover` found again.
+    pub recovered: Vec<Recovered>,
     /// The errors of entries that could not be read; `entries` has all others.
     pub problems: Vec<String>,
 }
@@ -124,10 +136,10 @@ impl Sources {
             read_state(dir, &mut contents).await?;
         }
         for path in &self.files {
-            contents.entries.extend(read_document(path)?.entries);
+            let document = VaultDocument::read(path, || passphrase::passphrase("Passphrase of the vault: "))?;
+            contents.extend(document.into_contents());
         }
-        contents.entries.sort_by_cached_key(VaultEntry::key);
-        contents.entries.dedup();
+        contents.sort();
         Ok(contents)
     }
 }
@@ -158,19 +170,14 @@ pub(crate) async fn read_open(state: &State, contents: &mut VaultContents) -> Re
         Ok(prepared) => contents.prepared.extend(prepared),
         Err(error) => contents.problems.push(error.to_string()),
     }
-    outcome
-}
-
-fn read_document(path: &Path) -> Result<VaultDocument, ReadError> {
-    let refuse = |problem: String| ReadError::NotADocument { path: path.to_owned(), problem };
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes))
-        .map_err(|error| ReadError::File { path: path.to_owned(), error })?;
-    if bytes.len() as u64 > MAX_DOCUMENT {
-        return Err(refuse(format!("it has more than {MAX_DOCUMENT} bytes")));
+    match recovered::read(state).await {
+        Ok((recovered, problems)) => {
+            contents.recovered.extend(recovered);
+            contents.problems.extend(problems);
+        }
+        Err(error) => contents.problems.push(error.to_string()),
     }
-    inputs::json_of(&bytes).map_err(refuse)
+    outcome
 }
 
 impl VaultContents {
@@ -192,11 +199,58 @@ impl VaultContents {
             update.value().pointer("/proof/invocationTarget").is_none_or(|target| target == did.as_str())
         };
         self.prepared.retain(|update| did.is_none_or(|did| of(update, did)));
+        self.recovered.retain(|recovered| did.is_none_or(|did| recovered.did == *did));
         self
     }
 
-    /// As one document.
-    pub fn into_document(self) -> VaultDocument {
-        VaultDocument { vault_version: Version, entries: self.entries }
+    /// The DIDs of the entries, and those that the prepared updates name.
+    pub fn dids(&self) -> BTreeSet<Did> {
+        let prepared = self.prepared.iter().filter_map(target);
+        let entries = self.entries.iter().map(|entry| entry.record.did.clone());
+        entries.chain(prepared).chain(self.recovered.iter().map(|recovered| recovered.did.clone())).collect()
     }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.prepared.is_empty() && self.recovered.is_empty()
+    }
+
+    /// The hashes of what cannot be had again: records, genesis documents, prepared updates, and recovered data. What the chain
+    /// shows, e.g. a transaction's identifier, is not among them.
+    pub fn items(&self) -> BTreeSet<DocumentHash> {
+        let records = self.entries.iter().map(|entry| digest(&(&entry.record, &entry.genesis_document)));
+        let prepared = self.prepared.iter().map(|update| *update.hash());
+        records.chain(prepared).chain(self.recovered.iter().map(digest)).collect()
+    }
+
+    /// Adds what `other` has.
+    fn extend(&mut self, other: Self) {
+        self.entries.extend(other.entries);
+        self.prepared.extend(other.prepared);
+        self.recovered.extend(other.recovered);
+        self.problems.extend(other.problems);
+    }
+
+    /// Brings the contents into their order, without what is there twice.
+    fn sort(&mut self) {
+        self.entries.sort_by_cached_key(VaultEntry::key);
+        // An older copy of an entry may lack what was added later, e.g. its transaction.
+        self.entries.dedup_by(|next, entry| match entry.clone().over(next.clone()) {
+            Some(merged) if entry.key() == next.key() => {
+                *entry = merged;
+                true
+            }
+            _ => false,
+        });
+        // In the order in which they were given to the controller.
+        let mut seen = BTreeSet::new();
+        self.prepared.retain(|update| seen.insert(*update.hash()));
+        self.recovered.sort_by_cached_key(Recovered::key);
+        self.recovered.dedup();
+    }
+}
+
+/// The DID that an update names as its own (rule U-4).
+pub(crate) fn target(update: &SignedUpdate) -> Option<Did> {
+    Did::parse(update.value().pointer("/proof/invocationTarget").and_then(Value::as_str)?).ok()
 }

@@ -8,9 +8,10 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
+use super::{Recovered, RecoveredKind, VaultContents, target};
 use crate::{
     actors::state::vault::VaultEntry,
-    protocol::{beacon::BeaconData, sidecar::plain_data, update::SignedUpdate},
+    protocol::{beacon::BeaconData, did::Did, sidecar::plain_data, update::SignedUpdate},
 };
 
 /// A DID's Sidecar Data.
@@ -25,8 +26,25 @@ pub struct Sidecar {
 
 /// The Sidecar Data from `entries`, which must belong to one DID.
 pub fn sidecar<'a>(entries: impl IntoIterator<Item = &'a VaultEntry>) -> Sidecar {
+    of(entries, &[], [])
+}
+
+impl VaultContents {
+    /// The Sidecar Data of a DID: of its entries, of the updates that were prepared without a cohort, and of what was recovered.
+    pub fn sidecar(&self, did: &Did) -> Sidecar {
+        let prepared: Vec<_> =
+            self.prepared.iter().filter(|update| target(update).is_none_or(|of| of == *did)).cloned().collect();
+        of(self.of(did), &prepared, self.recovered.iter().filter(|recovered| recovered.did == *did))
+    }
+}
+
+fn of<'a>(
+    entries: impl IntoIterator<Item = &'a VaultEntry>,
+    prepared: &'a [SignedUpdate],
+    recovered: impl IntoIterator<Item = &'a Recovered>,
+) -> Sidecar {
     let mut genesis_document = None;
-    let mut updates: Vec<&SignedUpdate> = Vec::new();
+    let mut updates: Vec<&SignedUpdate> = prepared.iter().collect();
     let (mut cas, mut smt, mut other) = (Vec::new(), Vec::new(), Vec::new());
     for entry in entries {
         // Its hash is the DID, so all copies are equal.
@@ -40,6 +58,19 @@ pub fn sidecar<'a>(entries: impl IntoIterator<Item = &'a VaultEntry>) -> Sidecar
         let data = plain_data(&entry.record.data);
         if !list.contains(&data) {
             list.push(data);
+        }
+    }
+    for Recovered { kind, data, .. } in recovered {
+        let list = match kind {
+            RecoveredKind::GenesisDocument => {
+                genesis_document = genesis_document.or(Some(data));
+                continue;
+            }
+            RecoveredKind::CasUpdate => &mut cas,
+            RecoveredKind::SmtProof => &mut smt,
+        };
+        if !list.contains(data) {
+            list.push(data.clone());
         }
     }
     updates.sort_by_key(|update| (version(update), update.hash()));

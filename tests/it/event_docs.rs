@@ -10,6 +10,7 @@ use btcr2_aggregation::{
         transport::contact::ContactNotice,
     },
     bitcoin::notice::AnnouncementNotice,
+    check::CheckNotice,
     events::PROGRAM_KINDS,
     vault::watch::WatchNotice,
 };
@@ -17,13 +18,14 @@ use serde_json::json;
 use strum::VariantNames;
 
 /// The groups of definitions, with the kinds that the code has.
-const GROUPS: [(&str, &[&str]); 6] = [
+const GROUPS: [(&str, &[&str]); 7] = [
     ("program", &PROGRAM_KINDS),
     ("service", ServiceNotice::VARIANTS),
     ("participant", ParticipantNotice::VARIANTS),
     ("contact", ContactNotice::VARIANTS),
     ("announcement", AnnouncementNotice::VARIANTS),
     ("watch", WatchNotice::VARIANTS),
+    ("check", CheckNotice::VARIANTS),
 ];
 
 #[test]

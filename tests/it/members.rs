@@ -387,10 +387,10 @@ fn the_programs_show_export_and_merge_vaults() {
     assert_eq!(list(&["--vault", &copy]), both);
     let refused = crate::support::run(&["vault", "export", "--out", &copy, "--state", &states[1]]);
     assert_eq!(refused.status, Some(1), "nothing is overwritten");
-    fs::write(&copy, fs::read_to_string(&copy).unwrap().replace("\"vaultVersion\":1", "\"vaultVersion\":2"))
+    fs::write(&copy, fs::read_to_string(&copy).unwrap().replace("\"vaultVersion\":2", "\"vaultVersion\":3"))
         .unwrap();
     let later = crate::support::run(&["vault", "list", "--vault", &copy]);
-    assert!(later.status == Some(1) && later.stderr.contains("version 2"), "{later:?}");
+    assert!(later.status == Some(1) && later.stderr.contains("version 3"), "{later:?}");
 
     let made =
         crate::support::run(&["sidecar", "--did", &did, "--state", &states[0], "--state", &states[1]]).succeeded();

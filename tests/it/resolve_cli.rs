@@ -33,7 +33,7 @@ const COIN: Amount = Amount::from_sat(60_000);
 pub struct Author {
     pub key: SecretKey,
     pub did: Did,
-    genesis: Option<Value>,
+    pub genesis: Option<Value>,
     /// By version, 1 the first.
     pub documents: Vec<Value>,
     pub updates: Vec<SignedUpdate>,
@@ -151,7 +151,7 @@ impl World {
     }
 
     /// Announces an update by the DID's own beacon, in a block.
-    async fn singleton(&mut self, author: &Author, update: &SignedUpdate) -> Txid {
+    pub async fn singleton(&mut self, author: &Author, update: &SignedUpdate) -> Txid {
         let beacon = author.beacon();
         let coin = self.coin(&beacon.script_pubkey()).await;
         let rate = FeeRate::from_sat_per_vb_u32(2);
@@ -180,7 +180,7 @@ impl World {
     }
 
     /// The document that it prints.
-    async fn document(&self, author: &Author, arguments: &[&str]) -> Value {
+    pub async fn document(&self, author: &Author, arguments: &[&str]) -> Value {
         let run = self.resolve(author.did(), arguments).await.succeeded();
         serde_json::from_str(&run.stdout).unwrap()
     }

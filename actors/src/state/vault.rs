@@ -61,8 +61,9 @@ impl VaultEntry {
         self.record.to_file(self.genesis_document.as_ref())
     }
 
-    /// This entry merged with the stored one, `known`; `None` if they contradict each other.
-    fn over(mut self, known: Self) -> Option<Self> {
+    /// This entry with what only `known`, another copy of it, has; `None` if they contradict each other. Where both state a
+    /// height of the confirmation, this entry's counts.
+    pub fn over(mut self, known: Self) -> Option<Self> {
         fn either<T: PartialEq>(new: Option<T>, known: Option<T>) -> Result<Option<T>, ()> {
             match (new, known) {
                 (Some(new), Some(known)) if new != known => Err(()),
@@ -165,6 +166,22 @@ impl StateVault {
     /// When the table cannot be read; a damaged entry is listed, and [`get`](Vault::get) reports the damage.
     pub async fn all(&self) -> Result<Vec<VaultKey>, VaultError> {
         self.beginning_with("").await
+    }
+
+    /// Replaces an entry that is damaged, e.g. by its copy from a backup. Any other entry is left as it is.
+    ///
+    /// # Errors
+    /// When the directory cannot be read or written.
+    pub async fn repair(&self, entry: VaultEntry) -> Result<(), VaultError> {
+        let _alone = self.putting.lock().await;
+        let key = entry.key();
+        match self.get(&key).await {
+            Err(VaultError::Damaged { .. }) => {}
+            other => return other.map(drop),
+        }
+        let json = serde_json::to_vec(&entry)
+            .map_err(|error| VaultError::Damaged { key: key.clone().into(), problem: error.to_string() })?;
+        Ok(self.table.put(bytes(&key), json).await?)
     }
 
     async fn beginning_with(&self, prefix: &str) -> Result<Vec<VaultKey>, VaultError> {

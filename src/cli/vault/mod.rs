@@ -1,22 +1,28 @@
-//! `vault`: shows the stored data of a member.
+//! `vault`: shows, exports and restores the stored data of a member.
 
-use std::{collections::BTreeMap, io, path::PathBuf, process::ExitCode};
+mod export;
+mod import;
+mod recover;
+
+use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{Failure, fail, state::write_new};
+use super::{Failure, WRONG_CALL, check::CheckFailure, fail, resolve::ResolveFailure};
 use crate::{
     actors::state::vault::VaultEntry,
+    error::ProgramError,
     protocol::{did::Did, id::CohortId},
-    vault::{ReadError, Sources, VaultContents},
+    vault::{self, ReadError, Sources, WriteError, import::Refusal},
 };
 
 #[derive(Debug, Args)]
 #[command(
     after_help = "`join --state` fills the vault: one entry for each cohort whose data the member approved, with an \
     update of its own or without. No other party has to store this data, and without it the DID does not resolve.\n\
-    All of these work while `join` uses the state directory: they read a copy of it."
+    `list`, `show` and `export` work while `join` uses the state directory: they read a copy of it. `import` and `recover` write: stop \
+    `join` first."
 )]
 pub(super) struct VaultArgs {
     #[command(subcommand)]
@@ -29,8 +35,12 @@ enum VaultCommand {
     List(ListArgs),
     /// Show the stored data of a cohort: each member's file, with its Sidecar Data
     Show(ShowArgs),
-    /// Copy all entries into one JSON document, which `sidecar` and `watch` take too
-    Export(ExportArgs),
+    /// Copy the vault into one file, verify it, and record that: the backup. `sidecar`, `watch` and `vault list` take the file too
+    Export(export::ExportArgs),
+    /// Restore an exported vault into a state directory; everything is verified, and nothing newer is replaced
+    Import(import::ImportArgs),
+    /// After the loss of a vault: find what stores and files still have, verify and store it, and name what is lost
+    Recover(Box<recover::RecoverArgs>),
 }
 
 /// The sources of the entries.
@@ -77,18 +87,6 @@ struct ShowArgs {
     json: bool,
 }
 
-#[derive(Debug, Args)]
-struct ExportArgs {
-    #[command(flatten)]
-    sources: SourceArgs,
-    /// This DID's entries only
-    #[arg(long, value_name = "DID")]
-    did: Option<Did>,
-    /// Write to this file, which must not exist yet, instead of standard output
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
-}
-
 /// Why a member's data could not be shown.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum VaultFailure {
@@ -100,11 +98,39 @@ pub(super) enum VaultFailure {
     File { path: PathBuf, error: io::Error },
     #[error("the vault cannot be written as JSON: {0}")]
     Unwritable(#[from] serde_json::Error),
+    #[error(transparent)]
+    Export(#[from] WriteError),
+    #[error("{}: {refusal}", path.display())]
+    Refused { path: PathBuf, refusal: Box<Refusal> },
+    #[error("--encrypt: give a passphrase in the environment variable BTCR2_PASSPHRASE, or run this in a terminal")]
+    NoPassphrase,
+    #[error("--encrypt: give the FILE to write")]
+    NoFile,
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error(transparent)]
+    Resolve(#[from] Box<ResolveFailure>),
+    #[error(transparent)]
+    Sources(#[from] Box<CheckFailure>),
+    #[error("the chain cannot be read: {0}")]
+    Chain(String),
+}
+
+impl From<ResolveFailure> for VaultFailure {
+    fn from(error: ResolveFailure) -> Self {
+        Self::Resolve(Box::new(error))
+    }
 }
 
 impl Failure for VaultFailure {
     fn status(&self) -> u8 {
-        1
+        match self {
+            Self::Refused { refusal, .. } if matches!(**refusal, Refusal::SeveralDids(_)) => WRONG_CALL,
+            Self::NoFile | Self::Program(ProgramError::Usage(_)) => WRONG_CALL,
+            Self::Resolve(error) => error.status(),
+            Self::Sources(error) => error.status(),
+            _ => 1,
+        }
     }
 }
 
@@ -113,7 +139,9 @@ pub(super) fn main(args: &VaultArgs) -> ExitCode {
         match &args.command {
             VaultCommand::List(args) => list(args).await,
             VaultCommand::Show(args) => show(args).await,
-            VaultCommand::Export(args) => export(args).await,
+            VaultCommand::Export(args) => export::export(args).await,
+            VaultCommand::Import(args) => import::import(args).await,
+            VaultCommand::Recover(args) => recover::recover(args).await,
         }
     });
     outcome.unwrap_or_else(|error| fail(&error))
@@ -131,18 +159,23 @@ async fn list(args: &ListArgs) -> Result<ExitCode, VaultFailure> {
         out!("{}", Value::from_iter(contents.entries.iter().map(summary)));
         return Ok(complete(&contents.problems));
     }
-    let mut by_did: BTreeMap<&Did, Vec<&VaultEntry>> = BTreeMap::new();
-    for entry in &contents.entries {
-        by_did.entry(&entry.record.did).or_default().push(entry);
-    }
-    for (did, entries) in by_did {
+    for did in contents.dids() {
         out!("{did}");
-        for entry in entries {
+        for entry in contents.of(&did) {
             out!("{}", line(entry));
             problems(entry).iter().for_each(|problem| out!("    NOT accepted by current resolvers: {problem}"));
         }
+        for update in contents.prepared.iter().filter(|update| vault::target(update).as_ref() == Some(&did)) {
+            let version =
+                update.target_version().map_or_else(String::new, |version| format!("version {version}  "));
+            out!("  without a cohort  {version}update {}", update.hash());
+        }
+        match contents.recovered.iter().filter(|recovered| recovered.did == did).count() {
+            0 => {}
+            count => out!("  recovered announcements, proofs and genesis documents: {count}"),
+        }
     }
-    if contents.entries.is_empty() {
+    if contents.is_empty() {
         out!("nothing is stored");
     }
     Ok(complete(&contents.problems))
@@ -210,19 +243,4 @@ async fn show(args: &ShowArgs) -> Result<ExitCode, VaultFailure> {
         }
     }
     Ok(complete(&contents.problems))
-}
-
-async fn export(args: &ExportArgs) -> Result<ExitCode, VaultFailure> {
-    let mut contents: VaultContents = args.sources.sources().read().await?.only(args.did.as_ref());
-    let problems = std::mem::take(&mut contents.problems);
-    let entries = contents.entries.len();
-    let text = serde_json::to_string(&contents.into_document())?;
-    match &args.out {
-        Some(path) => {
-            write_new(path, &text).map_err(|error| VaultFailure::File { path: path.clone(), error })?;
-            out!("{entries} entries written to {}", path.display());
-        }
-        None => out!("{text}"),
-    }
-    Ok(complete(&problems))
 }

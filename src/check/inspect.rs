@@ -1,0 +1,296 @@
+//! Reads what a check judges: the vault, its backups, the chain and the stores.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use ::bitcoin::{Address, Transaction, Txid};
+
+use super::{ChainView, Terms, UnconfirmedSignal, View, beacons::addresses};
+use crate::{
+    bitcoin::{
+        chain::{Chain, ChainError, Place, signal_of},
+        ledger::{Ledger, read_spenders},
+    },
+    cas::{Cas, ContentHash},
+    protocol::{
+        did::Did,
+        hash::DocumentHash,
+        key::PublicKey,
+        resolution::{BeaconKind, Event, Resolution, ResolutionOptions, SidecarError},
+        time::Timestamp,
+        update::SignedUpdate,
+    },
+    resolve::{
+        Given, Sources,
+        follow::{FollowedChain, RememberingStore},
+    },
+    vault::{
+        self, ReadError, VaultContents,
+        backups::{Backup, Backups},
+    },
+};
+
+/// How many blocks back spends are searched at first, beside the mempool.
+const LOOK_BACK: u32 = 6;
+
+/// Why nothing can be checked.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// A state directory cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The record of the backups cannot be read.
+    #[error("the record of the backups: {0}")]
+    Backups(io::Error),
+    /// The vault's data is not Sidecar Data.
+    #[error("the vault: {0}")]
+    Sidecar(#[from] SidecarError),
+}
+
+/// Looks at one DID, again and again: the chain's history is read once.
+pub struct Inspector {
+    did: Did,
+    chain: Arc<FollowedChain>,
+    chain_name: String,
+    stores: Vec<Arc<RememberingStore>>,
+    /// The Sidecar Data of files.
+    files: Given,
+    vault: vault::Sources,
+    keys: Option<Vec<PublicKey>>,
+    ledgers: BTreeMap<String, Ledger>,
+}
+
+/// What was read at one time.
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    did: Did,
+    now: Timestamp,
+    chain: Result<ChainView, String>,
+    vault: Option<VaultContents>,
+    backup: Backup,
+    keys: Option<Vec<PublicKey>>,
+}
+
+impl Inspection {
+    /// What is known of the files, when the chain cannot be connected.
+    pub fn without_chain(
+        did: Did,
+        now: Timestamp,
+        problem: String,
+        (vault, backup): (Option<VaultContents>, Backup),
+        keys: Option<Vec<PublicKey>>,
+    ) -> Self {
+        Self { did, now, chain: Err(problem), vault, backup, keys }
+    }
+
+    /// As it is judged.
+    pub fn view<'a>(&'a self, terms: &'a Terms) -> View<'a> {
+        View {
+            did: &self.did,
+            now: self.now,
+            terms,
+            chain: self.chain.as_ref().map_err(String::as_str),
+            vault: self.vault.as_ref(),
+            backup: &self.backup,
+            keys: self.keys.as_deref(),
+        }
+    }
+}
+
+/// The vault's entries of `did`, and the record of the backups in the state directories; nothing without sources.
+///
+/// # Errors
+/// [`InspectError`].
+pub(crate) async fn read_files(
+    sources: &vault::Sources,
+    did: &Did,
+) -> Result<(Option<VaultContents>, Backup), InspectError> {
+    if sources.states.is_empty() && sources.files.is_empty() {
+        return Ok((None, Backup::default()));
+    }
+    let contents = sources.read().await?.only(Some(did));
+    let backup = Backups::of(sources.states.iter().map(PathBuf::as_path), did).map_err(InspectError::Backups)?;
+    Ok((Some(contents), backup))
+}
+
+impl Inspector {
+    /// Looks at `did` on `chain`. `files` is the Sidecar Data of files, `keys` those of the identity file.
+    pub fn new(
+        did: Did,
+        (chain, chain_name): (Arc<dyn Chain>, String),
+        stores: Vec<Arc<dyn Cas>>,
+        files: Given,
+        vault: vault::Sources,
+        keys: Option<Vec<PublicKey>>,
+    ) -> Self {
+        let stores = stores.into_iter().map(|store| Arc::new(RememberingStore::new(store))).collect();
+        let chain = Arc::new(FollowedChain::new(chain));
+        Self { did, chain, chain_name, stores, files, vault, keys, ledgers: BTreeMap::new() }
+    }
+
+    /// Reads everything once more.
+    ///
+    /// # Errors
+    /// [`InspectError`]. A chain that cannot be read is part of the result.
+    pub async fn look(&mut self, now: Timestamp, min_conf: u32) -> Result<Inspection, InspectError> {
+        let (vault, backup) = read_files(&self.vault, &self.did).await?;
+        let mut given = self.files.clone();
+        if let Some(vault) = &vault {
+            given.add_vault(vault, &self.did, "the state directory")?;
+        }
+        let chain = self.read(&given, min_conf).await;
+        Ok(Inspection { did: self.did.clone(), now, chain, vault, backup, keys: self.keys.clone() })
+    }
+
+    /// The same DID on the same chain, without stores and files: what the vault alone gives.
+    pub(crate) fn without_sources(&self) -> Self {
+        Self {
+            did: self.did.clone(),
+            chain: Arc::clone(&self.chain),
+            chain_name: self.chain_name.clone(),
+            stores: Vec::new(),
+            files: Given::default(),
+            vault: vault::Sources::default(),
+            keys: None,
+            ledgers: BTreeMap::new(),
+        }
+    }
+
+    /// The Sidecar Data of files.
+    pub(crate) const fn files(&self) -> &Given {
+        &self.files
+    }
+
+    /// What the chain shows now, with the data of `given` and of the stores.
+    ///
+    /// # Errors
+    /// Why that is not known.
+    pub(crate) async fn read(&mut self, given: &Given, min_conf: u32) -> Result<ChainView, String> {
+        self.chain.next_look().await;
+        self.read_chain(given, min_conf).await
+    }
+
+    async fn read_chain(&mut self, given: &Given, min_conf: u32) -> Result<ChainView, String> {
+        let (young, tip, mut problems) = self.resolve(given, 1).await?;
+        let (settled, later_tip, more) = match min_conf {
+            1 => (young.clone(), tip, Vec::new()),
+            _ => self.resolve(given, min_conf).await?,
+        };
+        problems.extend(more);
+        problems.sort();
+        problems.dedup();
+        let addresses = addresses(&[&young.history, &settled.history]);
+        let mut unconfirmed = Vec::new();
+        let coins = match self.coins(&addresses).await {
+            Ok((coins, seen)) => {
+                for signal in seen {
+                    unconfirmed.push(self.unconfirmed(given, signal).await);
+                }
+                Ok(coins)
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        let updates = self.updates(given, [&young, &settled]);
+        Ok(ChainView { tip: tip.or(later_tip), settled, young, updates, coins, unconfirmed, problems })
+    }
+
+    async fn resolve(
+        &self,
+        given: &Given,
+        min_conf: u32,
+    ) -> Result<(Resolution, Option<crate::bitcoin::chain::Tip>, Vec<String>), String> {
+        let options = ResolutionOptions::default().with_min_conf(min_conf.into());
+        let options = options.map_err(|error| error.to_string())?;
+        let sources = Sources {
+            chain: Arc::clone(&self.chain) as Arc<dyn Chain>,
+            chain_name: self.chain_name.clone(),
+            stores: self.stores.iter().map(|store| Arc::clone(store) as Arc<dyn Cas>).collect(),
+            max_addresses: usize::MAX,
+        };
+        let outcome = sources.resolve(self.did.clone(), options, given).await;
+        Ok((outcome.resolution, outcome.tip, outcome.problems))
+    }
+
+    /// The coins of the addresses, and the signals that spend from them in the mempool.
+    async fn coins(&mut self, addresses: &BTreeMap<String, (Address, BeaconKind)>) -> Result<Coins, ChainError> {
+        if addresses.is_empty() {
+            return Ok(Default::default());
+        }
+        let mut before = std::mem::take(&mut self.ledgers);
+        for (text, (address, _)) in addresses {
+            let ledger = before.remove(text).unwrap_or_else(|| Ledger::new(address.script_pubkey(), LOOK_BACK));
+            self.ledgers.insert(text.clone(), ledger);
+        }
+        let mut ledgers: Vec<_> = self.ledgers.values_mut().collect();
+        let activities = Ledger::refresh_all(&mut ledgers, &*self.chain).await?;
+        let (mut coins, mut seen) = (BTreeMap::new(), Vec::new());
+        for ((text, (address, kind)), activity) in addresses.iter().zip(activities) {
+            let mut waiting = activity.clone();
+            waiting.spends.retain(|spend| spend.place == Place::Mempool);
+            let mut spenders: BTreeMap<Txid, Transaction> = BTreeMap::new();
+            read_spenders(&*self.chain, &waiting, &mut spenders).await?;
+            let signals = spenders.iter().filter_map(|(txid, transaction)| {
+                let bytes = signal_of(transaction)?;
+                Some(UnconfirmedSignal {
+                    address: address.clone(),
+                    kind: *kind,
+                    txid: *txid,
+                    bytes,
+                    has_data: false,
+                })
+            });
+            seen.extend(signals);
+            coins.insert(text.clone(), activity);
+        }
+        Ok((coins, seen))
+    }
+
+    /// Whether there is data for a signal.
+    async fn unconfirmed(&self, given: &Given, signal: UnconfirmedSignal) -> UnconfirmedSignal {
+        let bytes = signal.bytes.as_bytes();
+        let mut has_data = given.source_of(bytes).is_some();
+        if !has_data && signal.kind != BeaconKind::Smt {
+            has_data = self.content(&DocumentHash::from_bytes(*bytes)).await;
+        }
+        UnconfirmedSignal { has_data, ..signal }
+    }
+
+    async fn content(&self, hash: &DocumentHash) -> bool {
+        for store in &self.stores {
+            if store.get(&(*hash).into()).await.is_ok() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The updates that were applied and are at hand.
+    fn updates(&self, given: &Given, resolutions: [&Resolution; 2]) -> BTreeMap<DocumentHash, SignedUpdate> {
+        let steps = resolutions.into_iter().flat_map(|resolution| &resolution.history);
+        let hashes: BTreeSet<DocumentHash> = steps
+            .filter_map(|event| match event {
+                Event::Applied(step) => Some(step.update),
+                _ => None,
+            })
+            .collect();
+        let found = |hash: DocumentHash| {
+            let value = given.update(&hash).cloned().or_else(|| self.remembered(&hash))?;
+            Some((hash, SignedUpdate::from_value(value).ok()?))
+        };
+        hashes.into_iter().filter_map(found).collect()
+    }
+
+    /// The JSON that a store gave for that hash.
+    pub fn remembered(&self, hash: &DocumentHash) -> Option<serde_json::Value> {
+        let hash = ContentHash::from(*hash);
+        let content = self.stores.iter().find_map(|store| store.given(&hash))?;
+        serde_json::from_slice(content.bytes()).ok()
+    }
+}
+
+/// Coins by address, and signals in the mempool.
+type Coins = (BTreeMap<String, crate::bitcoin::chain::Activity>, Vec<UnconfirmedSignal>);

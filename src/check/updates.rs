@@ -1,0 +1,322 @@
+//! The updates of the vault that are not part of the confirmed history: what may be announced from now on, and what that would
+//! do to the DID.
+
+use std::collections::BTreeMap;
+
+use ::bitcoin::Txid;
+use serde::Serialize;
+
+use super::{ChainView, Code, Finding, Report, View};
+use crate::{
+    protocol::{
+        hash::{DocumentHash, SignalBytes},
+        id::CohortId,
+        resolution::{Event, beacons},
+        update::{SignedUpdate, UpdateContext, verify_update},
+    },
+    vault::{VaultContents, target},
+};
+
+/// The name that stands for the cohort of an update that is announced without one.
+const ALONE: &str = "singleton";
+
+/// How far an update has got, as the vault and the chain show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateStanding {
+    /// It was given to its controller, to be announced without a cohort: possibly announced.
+    Prepared,
+    /// It was approved in a cohort: possibly announced from then on.
+    Approved,
+    /// The cohort's transaction was seen signed.
+    Signed,
+    /// A transaction in the mempool announces it.
+    InMempool,
+    /// It is in a block, with too few confirmations to count.
+    InBlock,
+    /// Another update of its version was applied: it must never be announced.
+    Superseded,
+}
+
+/// An update that the confirmed history does not have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UpdateState {
+    /// The version to which it leads.
+    pub version: u64,
+    /// Its hash.
+    pub hash: DocumentHash,
+    /// How far it has got.
+    pub standing: UpdateStanding,
+    /// The cohorts in which it was approved; empty if it was only prepared without one.
+    pub cohorts: Vec<CohortId>,
+    /// The transaction that was seen signed for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub txid: Option<Txid>,
+}
+
+/// Where an update may come from.
+struct Place<'a> {
+    cohort_id: Option<&'a CohortId>,
+    address: Option<&'a str>,
+    signal: SignalBytes,
+    txid: Option<Txid>,
+}
+
+struct Known<'a> {
+    version: u64,
+    update: &'a SignedUpdate,
+    places: Vec<Place<'a>>,
+}
+
+pub(super) fn evaluate(view: &View<'_>, chain: &ChainView, report: &mut Report) {
+    let (Some(vault), Some((document, current, deactivated))) = (view.vault, view.current()) else { return };
+    let settled = applied(&chain.settled.history);
+    let young = applied(&chain.young.history);
+    let listed: Vec<String> = beacons(document, view.did.network())
+        .into_iter()
+        .flatten()
+        .map(|beacon| beacon.address.to_string())
+        .collect();
+    let open =
+        known(view, vault).into_iter().filter(|known| !settled.values().any(|hash| hash == known.update.hash()));
+    // By version, all whose unsigned forms differ, and whether others than the controller can announce them.
+    let mut versions: BTreeMap<u64, BTreeMap<DocumentHash, bool>> = BTreeMap::new();
+    for known in open {
+        let Ok(unsigned) = known.update.unsigned_hash() else { continue };
+        let same = |hash: &DocumentHash| {
+            chain.updates.get(hash).and_then(|update| update.unsigned_hash().ok()) == Some(unsigned)
+        };
+        match young.get(&known.version) {
+            // Announced again, or signed again, it changes nothing (rule R-8).
+            Some(hash) if hash == known.update.hash() || same(hash) => {
+                if !settled.contains_key(&known.version) {
+                    report.updates.push(known.state(UpdateStanding::InBlock));
+                }
+            }
+            Some(_) => superseded(chain, &known, &listed, deactivated, report),
+            None => {
+                let by_others = known.places.iter().any(|place| place.cohort_id.is_some());
+                *versions.entry(known.version).or_default().entry(unsigned).or_default() |= by_others;
+                pending(view, chain, &known, (document, current, deactivated), &listed, report);
+            }
+        }
+    }
+    if deactivated {
+        return;
+    }
+    for (version, different) in versions.iter().filter(|(_, different)| different.len() > 1) {
+        report.add(contradiction(*version, different));
+    }
+    // Of a resolution that failed, the versions up to there.
+    let reached = young.keys().last().copied().unwrap_or(current).max(current);
+    let Some(gap) = (reached + 1..).find(|version| !versions.contains_key(version)) else { return };
+    for version in versions.keys().filter(|version| **version > gap) {
+        let text = format!(
+            "the vault has an update of version {version}, but none of version {gap}: announced first, it ends the DID (rule R-9)"
+        );
+        report.add(
+            Finding::warning(Code::VersionGap, text)
+                .version(*version)
+                .advice("do not announce it before the versions between are confirmed"),
+        );
+    }
+}
+
+/// Different updates of one version. Its controller can leave a prepared one unannounced; what cohorts approved others can announce.
+fn contradiction(version: u64, different: &BTreeMap<DocumentHash, bool>) -> Finding {
+    let by_others = different.values().filter(|by_others| **by_others).count();
+    let text = format!(
+        "the vault has {} different updates of version {version} that may be announced, {by_others} of them by cohorts: two of them end \
+         the DID",
+        different.len()
+    );
+    let finding = match by_others {
+        0 | 1 => Finding::warning(Code::Contradiction, text),
+        _ => Finding::problem(Code::Contradiction, text),
+    };
+    finding.version(version).advice(
+        "let only one of them be announced. If another confirmed transaction has spent the coin of a cohort, its update can never be \
+         announced there; state that with --supersede COHORT (`singleton` for those that were prepared without a cohort)",
+    )
+}
+
+/// The updates of the vault, each with every place from which it may be announced.
+fn known<'a>(view: &View<'a>, vault: &'a VaultContents) -> Vec<Known<'a>> {
+    let mut found: BTreeMap<DocumentHash, Known<'a>> = BTreeMap::new();
+    let superseded = |name: &str| view.terms.superseded.iter().any(|cohort_id| cohort_id.as_str() == name);
+    let mut add = |update: &'a SignedUpdate, place: Place<'a>| {
+        let Some(version) = update.target_version() else { return };
+        if superseded(place.cohort_id.map_or(ALONE, CohortId::as_str)) {
+            return;
+        }
+        let known = found.entry(*update.hash()).or_insert_with(|| Known { version, update, places: Vec::new() });
+        known.places.push(place);
+    };
+    for entry in &vault.entries {
+        if let Some(update) = &entry.record.update {
+            let record = &entry.record;
+            add(
+                update,
+                Place {
+                    cohort_id: Some(&record.cohort_id),
+                    address: Some(record.output.address()),
+                    signal: record.signal,
+                    txid: entry.txid,
+                },
+            );
+        }
+    }
+    for update in vault.prepared.iter().filter(|update| target(update).is_none_or(|did| did == *view.did)) {
+        let signal = SignalBytes::from_bytes(*update.hash().as_bytes());
+        add(update, Place { cohort_id: None, address: None, signal, txid: None });
+    }
+    let mut known: Vec<_> = found.into_values().collect();
+    known.sort_by_key(|known| known.version);
+    known
+}
+
+/// The updates that made each version.
+fn applied(history: &[Event]) -> BTreeMap<u64, DocumentHash> {
+    let steps = history.iter().filter_map(|event| match event {
+        Event::Applied(step) => Some((step.version, step.update)),
+        _ => None,
+    });
+    steps.collect()
+}
+
+impl Known<'_> {
+    fn state(&self, standing: UpdateStanding) -> UpdateState {
+        UpdateState {
+            version: self.version,
+            hash: *self.update.hash(),
+            standing,
+            cohorts: self.places.iter().filter_map(|place| place.cohort_id.cloned()).collect(),
+            txid: self.places.iter().find_map(|place| place.txid),
+        }
+    }
+
+    /// How far it has got that is not in a block.
+    fn standing(&self, chain: &ChainView) -> UpdateStanding {
+        let in_mempool = |place: &Place<'_>| chain.unconfirmed.iter().any(|signal| signal.bytes == place.signal);
+        if self.places.iter().any(in_mempool) {
+            UpdateStanding::InMempool
+        } else if self.places.iter().any(|place| place.txid.is_some()) {
+            UpdateStanding::Signed
+        } else if self.places.iter().any(|place| place.cohort_id.is_some()) {
+            UpdateStanding::Approved
+        } else {
+            UpdateStanding::Prepared
+        }
+    }
+
+    /// Where it may come from, for people.
+    fn origin(&self) -> String {
+        let of = |place: &Place<'_>| match place.cohort_id {
+            Some(cohort_id) => format!("in cohort {cohort_id}"),
+            None => "without a cohort".to_owned(),
+        };
+        let places: Vec<_> = self.places.iter().map(of).collect();
+        places.join(" and ")
+    }
+
+    /// Whether a resolver could still find it: from a coin at an address that the document lists.
+    fn may_be_found(&self, chain: &ChainView, listed: &[String]) -> bool {
+        self.places.iter().any(|place| match place.address {
+            // Its controller can announce it from any beacon.
+            None => true,
+            Some(address) => {
+                let coins = chain.coins.as_ref().ok().and_then(|coins| coins.get(address));
+                listed.iter().any(|listed| listed == address)
+                    && coins.is_none_or(|activity| !activity.deposits.is_empty())
+            }
+        })
+    }
+}
+
+/// Another update of its version was applied.
+fn superseded(chain: &ChainView, known: &Known<'_>, listed: &[String], deactivated: bool, report: &mut Report) {
+    report.updates.push(known.state(UpdateStanding::Superseded));
+    let (version, origin) = (known.version, known.origin());
+    let cohort = known.places.iter().find_map(|place| place.cohort_id);
+    if deactivated || !known.may_be_found(chain, listed) {
+        let why = if deactivated {
+            "the DID is deactivated"
+        } else {
+            "its cohort's beacon is not in the document, or has no coin to announce it with"
+        };
+        let text = format!(
+            "an update of version {version}, {origin}, is superseded by another one; {why}: it does no harm now"
+        );
+        report.add(Finding::ok(Code::SupersededUpdate, text).version(version).cohort(cohort));
+        return;
+    }
+    let signed = known.places.iter().find_map(|place| place.txid);
+    let how = match signed {
+        Some(txid) => format!(
+            "its transaction {txid} is signed, so that anyone who has it can announce it while its coin is unspent"
+        ),
+        None => "it may still be announced".to_owned(),
+    };
+    let text = format!(
+        "another update of version {version}, {origin}, is superseded, but {how}: if it is, the DID never resolves again (rule R-8)"
+    );
+    let advice =
+        "never announce it; once the coin of its cohort is spent by another confirmed transaction it is harmless";
+    report.add(Finding::warning(Code::SupersededUpdate, text).version(version).cohort(cohort).advice(advice));
+}
+
+/// It leads to a version that no block has yet.
+fn pending(
+    view: &View<'_>,
+    chain: &ChainView,
+    known: &Known<'_>,
+    (document, current, deactivated): (&serde_json::Value, u64, bool),
+    listed: &[String],
+    report: &mut Report,
+) {
+    let standing = known.standing(chain);
+    let (version, origin) = (known.version, known.origin());
+    let state = known.state(standing);
+    let (cohort, txid) = (known.places.iter().find_map(|place| place.cohort_id), state.txid);
+    report.updates.push(state);
+    let stands = match (standing, txid) {
+        (UpdateStanding::Prepared, _) => "prepared, and possibly announced".to_owned(),
+        (UpdateStanding::Approved, _) => "approved, and possibly announced".to_owned(),
+        (UpdateStanding::InMempool, _) => "in the mempool".to_owned(),
+        (_, Some(txid)) => format!("signed as {txid}, and not confirmed"),
+        (_, None) => "signed, and not confirmed".to_owned(),
+    };
+    let text = format!("an update of version {version}, {origin}, is {stands}");
+    if deactivated {
+        let text = format!("{text}; the DID is deactivated, so that it cannot apply any more and does no harm");
+        report.add(Finding::ok(Code::PendingUpdate, text).version(version).cohort(cohort));
+        return;
+    }
+    let context = UpdateContext { did: view.did, document, version: current, block: None };
+    if version == current + 1
+        && let Err(error) = verify_update(known.update, &context)
+    {
+        let text = format!("{text}, but it cannot apply to the current document: {error}");
+        let advice =
+            "if it is announced at a beacon of the document, the DID never resolves again: do not announce it";
+        let finding = match standing {
+            UpdateStanding::Signed | UpdateStanding::InMempool if known.may_be_found(chain, listed) => {
+                Finding::problem(Code::CannotApply, text)
+            }
+            _ => Finding::warning(Code::CannotApply, text),
+        };
+        report.add(finding.version(version).cohort(cohort).advice(advice));
+        return;
+    }
+    let elsewhere =
+        known.places.iter().all(|place| place.address.is_some_and(|address| !listed.iter().any(|l| l == address)));
+    let mut finding = Finding::ok(Code::PendingUpdate, text).version(version).cohort(cohort);
+    if elsewhere {
+        finding = finding.advice(
+            "no beacon of the current document is one of that cohort, so that resolvers do not find it there: announce the same \
+             update from a beacon that the document lists, e.g. with `singleton`",
+        );
+    }
+    report.add(finding);
+}

@@ -38,6 +38,7 @@ mod resume;
 mod rules;
 mod singleton;
 mod smt_vectors;
+mod standing;
 mod transcript_rounds;
 mod transcript_tree;
 mod update_vectors;

@@ -132,3 +132,22 @@ pub fn consensus_accepts_with(tx: &Transaction, prevout: &TxOut, flags: u32) -> 
     bitcoinconsensus::verify_with_flags(script, prevout.value.to_sat(), &serialize(tx), Some(&[spent]), 0, flags)
         .is_ok()
 }
+
+/// The same for a transaction of several inputs, which spend `prevouts` in this order.
+pub fn consensus_accepts_all(tx: &Transaction, prevouts: &[TxOut]) -> bool {
+    let flags = bitcoinconsensus::VERIFY_ALL_PRE_TAPROOT | bitcoinconsensus::VERIFY_TAPROOT;
+    let spent: Vec<_> = prevouts
+        .iter()
+        .map(|prevout| bitcoinconsensus::Utxo {
+            script_pubkey: prevout.script_pubkey.as_bytes().as_ptr(),
+            script_pubkey_len: prevout.script_pubkey.len() as u32,
+            value: prevout.value.to_sat() as i64,
+        })
+        .collect();
+    let bytes = serialize(tx);
+    prevouts.iter().enumerate().all(|(at, prevout)| {
+        let script = prevout.script_pubkey.as_bytes();
+        let value = prevout.value.to_sat();
+        bitcoinconsensus::verify_with_flags(script, value, &bytes, Some(&spent), at, flags).is_ok()
+    })
+}

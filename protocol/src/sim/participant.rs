@@ -56,7 +56,7 @@ pub struct Seat {
     pub(super) events: Vec<ParticipantEvent>,
     pub(super) update: Option<SignedUpdate>,
     pub(super) stream: Stream,
-    /// What its host has stored for good.
+    /// What its host has stored: it survives every crash.
     vault: Option<MemberRecord>,
     signer: MemberSigner,
 }

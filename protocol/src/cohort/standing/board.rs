@@ -1,13 +1,14 @@
-//! The board of an opportunity: the roster and all signed responses, the same bytes for everybody, named by their SHA-256; and the map or
+//! The board of an opportunity: the roster and all signed responses, the same bytes for every seat, named by their SHA-256; and the map or
 //! the tree that follows from it (docs/standing.md, "Confirmation request").
 //!
-//! Nobody's word is needed for anything: whoever has the board rebuilds the signal.
+//! No party has to be trusted for it: every holder of the board rebuilds the signal.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::{
+    opportunity::OpportunityKind,
     response::{Entry, Response, ResponseProblem},
     roster::Roster,
     terms::{StandingBeacon, StandingTerms},
@@ -45,7 +46,7 @@ pub struct BoardContent {
     pub responses: Vec<Response>,
 }
 
-/// A board: the bytes that everybody gets, and what they say. Only bytes that are a board of a cohort's own roster, with responses that count,
+/// A board: the bytes that every seat gets, and what they say. Only bytes that are a board of a cohort's own roster, with responses that count,
 /// become one.
 #[derive(Clone, Debug)]
 pub struct Board {
@@ -112,6 +113,8 @@ pub struct BoardPlace<'a> {
     pub number: u64,
     /// How many inputs it spends.
     pub inputs: usize,
+    /// What its transaction does.
+    pub kind: OpportunityKind,
 }
 
 impl Board {
@@ -153,9 +156,7 @@ impl Board {
             return Err(BoardProblem::Order);
         }
         for response in &content.responses {
-            response
-                .check(place.terms, place.roster, place.roster_hash, place.number, place.inputs)
-                .map_err(|problem| BoardProblem::Response { seat: response.seat, problem })?;
+            response.check_in(place).map_err(|problem| BoardProblem::Response { seat: response.seat, problem })?;
         }
         let data = BoardData::of(place.terms.beacon_type, &content.responses);
         Ok(Self { bytes, hash, content, data })

@@ -4,7 +4,9 @@ use rand_core::CryptoRng;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    board::BoardPlace,
     context::{CohortContext, length},
+    opportunity::OpportunityKind,
     roster::Roster,
     terms::{StandingBeacon, StandingTerms},
 };
@@ -59,7 +61,7 @@ impl Entry {
     }
 }
 
-/// A seat's response. It is signed over all of it; the same bytes go on the board for everybody.
+/// A seat's response. It is signed over all of it; the same bytes go on the board.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Response {
@@ -69,7 +71,7 @@ pub struct Response {
     pub number: u64,
     /// The roster that it answers for.
     pub roster_hash: DocumentHash,
-    /// Whether there is an update in it: of an SMT response nobody else can see that.
+    /// Whether there is an update in it: no other party can see that of an SMT response.
     pub has_updates: bool,
     /// The entries.
     pub entries: Vec<Entry>,
@@ -198,6 +200,19 @@ impl Response {
         number: u64,
         inputs: usize,
     ) -> Result<(), ResponseProblem> {
+        if roster.has_seat(&self.seat) {
+            self.check_entries(terms, roster)?;
+        }
+        self.check_rest(roster, roster_hash, number, inputs)
+    }
+
+    fn check_rest(
+        &self,
+        roster: &Roster,
+        roster_hash: &DocumentHash,
+        number: u64,
+        inputs: usize,
+    ) -> Result<(), ResponseProblem> {
         if !roster.has_seat(&self.seat) {
             return Err(ResponseProblem::NotASeat(self.seat));
         }
@@ -207,7 +222,6 @@ impl Response {
         if self.roster_hash != *roster_hash {
             return Err(ResponseProblem::RosterHash(self.roster_hash));
         }
-        self.check_entries(terms, roster)?;
         let valid = |nonce: &Bytes<66>| musig2::PubNonce::from_bytes(&nonce.0).is_ok();
         if self.nonce_contributions.len() != inputs || !self.nonce_contributions.iter().all(valid) {
             return Err(ResponseProblem::Nonces { expected: inputs });
@@ -217,6 +231,21 @@ impl Response {
             Ok(())
         } else {
             Err(ResponseProblem::Signature)
+        }
+    }
+
+    /// Whether it counts in that place: a refresh announces nothing, and a response to it has no entries.
+    ///
+    /// # Errors
+    /// The first [`ResponseProblem`].
+    pub fn check_in(&self, place: BoardPlace<'_>) -> Result<(), ResponseProblem> {
+        let BoardPlace { terms, roster, roster_hash, number, inputs, kind } = place;
+        match kind {
+            OpportunityKind::Announcement => self.check(terms, roster, roster_hash, number, inputs),
+            OpportunityKind::Refresh if self.entries.is_empty() && !self.has_updates => {
+                self.check_rest(roster, roster_hash, number, inputs)
+            }
+            OpportunityKind::Refresh => Err(ResponseProblem::HasUpdates),
         }
     }
 

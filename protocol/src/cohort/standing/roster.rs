@@ -118,6 +118,8 @@ pub struct Roster {
     seats: BTreeMap<PublicKey, BTreeSet<DidIndex>>,
     /// The last row of every index that was ever registered.
     rows: BTreeMap<DidIndex, Row>,
+    /// How many rows were applied.
+    row_count: u64,
     most_per_seat: u32,
 }
 
@@ -125,7 +127,7 @@ impl Roster {
     /// The roster of a cohort that has just formed.
     pub fn new(context: CohortContext, seats: impl IntoIterator<Item = PublicKey>, most_per_seat: u32) -> Self {
         let seats = seats.into_iter().map(|seat| (seat, BTreeSet::new())).collect();
-        Self { context, seats, rows: BTreeMap::new(), most_per_seat }
+        Self { context, seats, rows: BTreeMap::new(), row_count: 0, most_per_seat }
     }
 
     /// The cohort.
@@ -158,6 +160,11 @@ impl Roster {
     /// The last row of an index, also of a former one.
     pub fn row(&self, index: &DidIndex) -> Option<&Row> {
         self.rows.get(index)
+    }
+
+    /// How many rows have led here, from the first one.
+    pub const fn row_count(&self) -> u64 {
+        self.row_count
     }
 
     /// The number of registered indexes.
@@ -209,6 +216,7 @@ impl Roster {
                 RowAction::Unregister => indexes.remove(&row.did_index),
             };
             self.rows.insert(row.did_index, row.clone());
+            self.row_count += 1;
         }
     }
 

@@ -70,7 +70,7 @@ named! {
     Registration {
         /// Who proves control of the DID.
         Proven = "proven",
-        /// Anybody with a seat: the service sees indexes alone.
+        /// Every seat: the service sees indexes alone.
         Blind = "blind",
     }
 }
@@ -271,7 +271,7 @@ pub struct StandingPolicy {
     pub least_seconds_between_announcements: u32,
     /// The least time to respond and to confirm, in seconds.
     pub least_seconds_to_answer: u32,
-    /// Whether the service may receive hashes only: then nobody but this member checks its updates.
+    /// Whether the service may receive hashes only: then this member alone checks its updates.
     pub accepts_hashes: bool,
     /// Whether others may register an index without control of its DID.
     pub accepts_blind: bool,

@@ -1,4 +1,4 @@
-//! Responses and boards: whoever has the bytes rebuilds the signal, and bytes that are not the cohort's are refused.
+//! Responses and boards: every holder of the bytes rebuilds the signal, and bytes that are not the cohort's are refused.
 
 use btcr2_aggregation_protocol::{
     beacon::{AggregateBeacon, BeaconData, CasBeacon, SmtBeacon},
@@ -64,7 +64,7 @@ fn a_seat_speaks_for_its_own_indexes_only() {
     let hash = cohort.roster.hash();
     let check = |response: &Response| response.check(&cohort.terms, &cohort.roster, &hash, 1, 1);
     let cas = |number: usize| Entry::Cas { did: did(number).as_str().to_owned(), update_hash: update(number) };
-    // A DID of seat 1; one that nobody has registered; the same one twice; a leaf in a CAS cohort.
+    // A DID of seat 1; one that no seat has registered; the same one twice; a leaf in a CAS cohort.
     for number in [2, 100] {
         let foreign = altered(&cohort, 0, |response| response.entries = vec![cas(number)]);
         assert_eq!(check(&foreign), Err(ResponseProblem::NotRegistered(index(number))));
@@ -114,11 +114,11 @@ fn assert_rebuilt(cohort: &Cohort, board: &Board, number: u64, updated: &[Option
         }
     }
     // A DID that was never registered: no entry, or an empty leaf.
-    let (stranger, at) = (did(900), index(900));
+    let (outsider, at) = (did(900), index(900));
     let data = read.data(&at, None, None).unwrap();
     let signal = match cohort.terms.beacon_type {
-        StandingBeacon::Cas => CasBeacon.verify(&stranger, None, &data),
-        StandingBeacon::Smt => SmtBeacon.verify(&stranger, None, &data),
+        StandingBeacon::Cas => CasBeacon.verify(&outsider, None, &data),
+        StandingBeacon::Smt => SmtBeacon.verify(&outsider, None, &data),
     };
     assert_eq!(signal, Ok(board.signal()));
 }

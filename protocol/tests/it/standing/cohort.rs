@@ -4,8 +4,8 @@ use bitcoin::OutPoint;
 use btcr2_aggregation_protocol::{
     beacon::smt_index,
     cohort::standing::{
-        BoardPlace, CohortContext, Entry, Response, ResponseContent, Roster, Row, RowAction, SeatSeed,
-        StandingBeacon, StandingTerms,
+        BoardPlace, CohortContext, Entry, OpportunityKind, Response, ResponseContent, Roster, Row, RowAction,
+        SeatSeed, StandingBeacon, StandingTerms,
     },
     did::Did,
     hash::{DidIndex, DocumentHash, sha256},
@@ -126,7 +126,14 @@ impl Cohort {
     }
 
     pub(super) fn place<'a>(&'a self, roster_hash: &'a DocumentHash, number: u64) -> BoardPlace<'a> {
-        BoardPlace { terms: &self.terms, roster: &self.roster, roster_hash, number, inputs: 1 }
+        BoardPlace {
+            terms: &self.terms,
+            roster: &self.roster,
+            roster_hash,
+            number,
+            inputs: 1,
+            kind: OpportunityKind::Announcement,
+        }
     }
 
     /// A coin of the cohort.

@@ -2,7 +2,13 @@
 
 mod board;
 mod cohort;
+mod hostile;
+mod lifecycle;
 mod output;
 mod registration;
+mod seat_node;
+mod service_node;
+mod simulation;
 mod transaction;
 mod vectors;
+mod world;

@@ -60,7 +60,7 @@ fn an_index_moves_only_when_its_seat_releases_it() {
     let released = cohort.row(0, 0, RowAction::Unregister, 2);
     cohort.roster.follow([&released]).unwrap();
     assert_eq!((cohort.roster.seat_of(&index(0)), cohort.roster.row(&index(0))), (None, Some(&released)));
-    // Its serial stays used: a row from before the release cannot bring it back.
+    // Its serial stays used: a row from before the release does not count again.
     let old = cohort.row(0, 0, RowAction::Register, 1);
     assert_eq!(cohort.roster.check(&old), Err(RowProblem::Serial { index: index(0), serial: 1, last: 2 }));
     assert!(cohort.roster.check(&taken).is_err(), "signed before the release, with a used serial");

@@ -368,7 +368,7 @@ fn fewer_than_k_seats_cannot_make_a_transaction() {
     world.assert_invariants();
 }
 
-/// A seat that refuses each time, floods, or sends what is not its own stops nobody.
+/// A seat that refuses each time, floods, or sends what is not its own stops no other seat.
 #[test]
 fn a_hostile_seat_stops_no_cohort_that_proceeds() {
     let mut world = world(StandingBeacon::Smt);

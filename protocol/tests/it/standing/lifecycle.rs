@@ -158,7 +158,7 @@ fn a_seat_that_restarts_before_it_signs_has_lost_its_nonces() {
     world.crash_seat(2);
     world.pass(2 * 3600);
     failed(&world, 1, &Why::NonceLost);
-    // Nobody was silent or refused: all sign the next one.
+    // No seat was silent or refused: all sign the next one.
     signed(&world, 2, Mode::Key, 3);
     world.assert_invariants();
 }

@@ -279,7 +279,7 @@ impl ServiceNode {
         self.perform(now, effects, rng)
     }
 
-    /// Every machine is what its journal says.
+    /// Every machine equals the replay of its journal.
     pub(super) fn assert_replays(&self) {
         let replayed = replay(StandingCohort::new(Arc::clone(&self.config)), &through_journal(&self.events));
         assert_eq!(replayed, self.cohort, "the cohort");

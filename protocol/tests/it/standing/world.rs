@@ -282,7 +282,7 @@ impl World {
         }
     }
 
-    /// Confirms what is in the service's memory pool and can be, finally, and tells everybody.
+    /// Confirms what is in the service's memory pool and can be, finally, and reports it to service and seats.
     pub(super) fn mine(&mut self) {
         let pool = self.service.mempool.clone();
         for transaction in pool {
@@ -378,7 +378,7 @@ impl World {
         self.assert_announcements();
     }
 
-    /// Every announcement says under a DID what its seat has responded, and two never say two things of one version.
+    /// Every announcement has under a DID what its seat has responded, and no two have different updates of one version.
     fn assert_announcements(&self) {
         let mut said: BTreeMap<(DidIndex, u64), DocumentHash> = BTreeMap::new();
         for transaction in &self.service.mempool {

@@ -1,4 +1,4 @@
-//! What a standing cohort's service is told, what has happened, and what is to be done.
+//! Inputs, events and effects of a standing cohort at its service.
 
 use std::sync::Arc;
 

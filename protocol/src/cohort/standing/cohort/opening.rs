@@ -194,7 +194,7 @@ impl Running {
                 if self.failures >= MAX_FAILURES {
                     self.paced = self.opened;
                 }
-                // A lost nonce is no absence: all can sign the next number.
+                // A seat that has lost its nonces is present: all can sign the next number.
                 let silent = !absent.is_empty();
                 let refusal =
                     refused.values().any(|reason| reason != super::super::message::Confirmation::NONCE_LOST);

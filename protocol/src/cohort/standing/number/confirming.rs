@@ -124,7 +124,7 @@ impl Number {
     ) -> Decided {
         let reject = |code, detail: &str| Err(Reject::new(code, from, detail));
         let Phase::Confirming(confirming) = &self.phase else {
-            // The first k signatures were enough, or the number has failed: a late one harms nobody.
+            // The first k signatures were enough, or the number has failed: a late one is harmless.
             return if matches!(self.phase, Phase::Ended(_)) {
                 Ok(Vec::new())
             } else {

@@ -1,4 +1,4 @@
-//! What a number is told, what has happened in it, and what is to be done.
+//! Inputs, events and effects of a number.
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -91,9 +91,9 @@ impl Seat {
         if let Err(fault) = check.check(&request.pending_tx) {
             return problem(self.reject(RejectCode::TransactionMismatch, fault));
         }
-        let everybody = board.absent().next().is_none();
+        let all_responded = board.absent().next().is_none();
         let nonces = if request.mode == Mode::Key { coins.len() } else { 0 };
-        if request.aggregated_nonces.len() != nonces || request.mode == Mode::Key && !everybody {
+        if request.aggregated_nonces.len() != nonces || request.mode == Mode::Key && !all_responded {
             return problem(self.reject(RejectCode::DataMismatch, "the mode does not fit the board"));
         }
         let enough = self.config.terms.spenders(seated.output.keys().len());

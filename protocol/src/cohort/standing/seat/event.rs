@@ -1,4 +1,4 @@
-//! What a seat is told, what has happened to it, and what is to be done.
+//! Inputs, events and effects of a seat.
 
 use std::sync::Arc;
 
@@ -195,7 +195,7 @@ pub enum SeatEvent {
         /// Why not.
         refusal: Option<String>,
     },
-    /// A number is over, as the service says: nothing follows from that but that nothing more is awaited.
+    /// The service reports that a number is over. Nothing follows but that nothing more is awaited.
     NumberOver {
         /// When.
         at: Timestamp,

@@ -100,6 +100,13 @@ hash_newtype!(
     "base64url of 32 bytes without padding"
 );
 hash_newtype!(
+    /// The index of a DID: SHA-256 of its text (rule M-1), written base64url without padding.
+    DidIndex,
+    BASE64URL_NOPAD,
+    BASE64URL_NOPAD,
+    "base64url of 32 bytes without padding"
+);
+hash_newtype!(
     /// Signal Bytes: the 32 bytes that a beacon transaction's `OP_RETURN` carries, written in hex.
     SignalBytes,
     HEXLOWER,

@@ -12,6 +12,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use rand_core::CryptoRng;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
+pub(crate) use self::smt::smt_index_of;
 pub use self::{
     cas::{CasAnnouncement, CasBeacon},
     smt::{

@@ -49,7 +49,12 @@ pub fn zero_hash(n: usize) -> Option<[u8; 32]> {
 
 /// The index of a DID's leaf: SHA-256 of the DID's text.
 pub fn smt_index(did: &Did) -> [u8; 32] {
-    sha256(did.as_str().as_bytes())
+    smt_index_of(did.as_str())
+}
+
+/// The index of the DID with this text (rule M-1).
+pub(crate) fn smt_index_of(did: &str) -> [u8; 32] {
+    sha256(did.as_bytes())
 }
 
 /// The leaf of an index (rule M-3). With a nonce and an update `H(H(nonce) || update hash)`, with a nonce only

@@ -130,7 +130,8 @@ impl Conditions {
     /// The advert of a cohort with these conditions.
     pub fn to_advert(&self, cohort_id: CohortId, network: Network, service_key: &PublicKey) -> CohortAdvert {
         let (recovery_key, recovery_sequence, fallback_threshold) = match &self.script_tree {
-            ScriptTree::KeyPathOnly => (None, None, None),
+            // `problems` refuses the second: version 1 cannot state it.
+            ScriptTree::KeyPathOnly | ScriptTree::FallbackOnly { .. } => (None, None, None),
             ScriptTree::FallbackAndRecovery { recovery_key, recovery_sequence, fallback_threshold } => (
                 Some(recovery_key.to_string()),
                 Some(u32::from(recovery_sequence.blocks())),
@@ -198,6 +199,11 @@ impl Conditions {
             self.funding_model == Some(FundingModel::ParticipantFunded),
             "fundingModel",
             "participant-funded is not supported",
+        );
+        refuse(
+            matches!(self.script_tree, ScriptTree::FallbackOnly { .. }),
+            "fallbackThreshold",
+            "a fallback without a recovery key is for standing cohorts only",
         );
         if let ScriptTree::FallbackAndRecovery { fallback_threshold: Some(threshold), .. } = &self.script_tree {
             refuse(*threshold == 0, "fallbackThreshold", "at least 1 expected");

@@ -10,6 +10,7 @@ mod ending;
 pub mod event;
 pub mod participant;
 pub mod service;
+pub mod standing;
 
 mod roster;
 

@@ -102,14 +102,14 @@ pub struct FallbackSignature {
     pub fallback_signature: Bytes<64>,
 }
 
-mod transaction_hex {
+pub(crate) mod transaction_hex {
     use super::{Deserialize, Deserializer, HEXLOWER, Serializer, Transaction, consensus, de};
 
-    pub(super) fn serialize<S: Serializer>(tx: &Transaction, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(tx: &Transaction, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&consensus::encode::serialize_hex(tx))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Transaction, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Transaction, D::Error> {
         let hex = String::deserialize(deserializer)?;
         let bytes = HEXLOWER.decode(hex.as_bytes()).map_err(|_| de::Error::custom("lower-case hex expected"))?;
         let tx: Transaction = consensus::deserialize(&bytes).map_err(de::Error::custom)?;
@@ -139,18 +139,16 @@ mod script_hex {
 }
 
 /// A transaction with its witness, in the serialization of BIP-144.
-pub(super) mod signed_transaction_hex {
+pub(crate) mod signed_transaction_hex {
     use std::sync::Arc;
 
     use super::{Deserialize, Deserializer, HEXLOWER, Serializer, Transaction, consensus, de};
 
-    pub(in crate::message) fn serialize<S: Serializer>(tx: &Transaction, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(tx: &Transaction, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&HEXLOWER.encode(&consensus::serialize(tx)))
     }
 
-    pub(in crate::message) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Arc<Transaction>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Transaction>, D::Error> {
         let hex = String::deserialize(deserializer)?;
         let bytes = HEXLOWER.decode(hex.as_bytes()).map_err(|_| de::Error::custom("lower-case hex expected"))?;
         consensus::deserialize(&bytes).map(Arc::new).map_err(|_| de::Error::custom("a transaction expected"))

@@ -8,7 +8,7 @@ use bitcoin::{
     script::Builder,
 };
 
-use super::{InputCountError, ScriptPath, sighash};
+use super::{InputCountError, PrevoutCountError, ScriptPath, sighash};
 use crate::key::{PublicKey, Signature, XOnlyKey};
 
 /// Why a fallback spend cannot be made.
@@ -89,7 +89,7 @@ impl FallbackLeaf {
         self.path.leaf_hash
     }
 
-    /// The last witness element: leaf version and parity, internal key, the recovery leaf's hash.
+    /// The last witness element: leaf version and parity, internal key, and the recovery leaf's hash if there is one.
     pub fn control_block(&self) -> &[u8] {
         &self.path.control_block
     }
@@ -112,12 +112,32 @@ impl FallbackLeaf {
             return Err(FallbackError::PrevoutScriptMismatch);
         }
         let digest = self.sighash(tx, prevout)?;
+        Ok(sighash::with_witness(tx, self.spend(&digest, signatures)?)?)
+    }
+
+    /// What each of the k members signs of each input of `tx`: `prevouts` are the outputs that the inputs spend, in their order.
+    ///
+    /// # Errors
+    /// [`PrevoutCountError`].
+    pub fn sighashes(&self, tx: &Transaction, prevouts: &[TxOut]) -> Result<Vec<[u8; 32]>, PrevoutCountError> {
+        sighash::of_every_input(tx, prevouts, Some(self.path.leaf_hash))
+    }
+
+    /// The witness of the first k members, in key order, that signed `digest` validly.
+    ///
+    /// # Errors
+    /// [`FallbackError::NotEnoughSignatures`].
+    pub fn spend(
+        &self,
+        digest: &[u8; 32],
+        signatures: &BTreeMap<XOnlyKey, Signature>,
+    ) -> Result<Witness, FallbackError> {
         let mut valid = 0;
         let by_key: Vec<Option<Signature>> = self
             .keys()
             .map(|key| {
                 let signature = signatures.get(&key).filter(|_| valid < self.threshold)?;
-                key.verify(&digest, signature).then(|| {
+                key.verify(digest, signature).then(|| {
                     valid += 1;
                     *signature
                 })
@@ -127,7 +147,7 @@ impl FallbackLeaf {
             return Err(FallbackError::NotEnoughSignatures { valid, threshold: self.threshold });
         }
         // The script takes the first key's element from the top of the stack, so it is pushed last.
-        Ok(sighash::with_witness(tx, self.witness(by_key.iter().rev().copied()))?)
+        Ok(self.witness(by_key.iter().rev().copied()))
     }
 
     /// Whether `witness` spends `prevout` in `tx` on this leaf: exactly k members' signatures, each valid, and nothing else.
@@ -157,7 +177,7 @@ impl FallbackLeaf {
     }
 
     /// A witness of the size that every spend of this leaf has.
-    pub(super) fn witness_of_spend_size(&self) -> Witness {
+    pub(crate) fn witness_of_spend_size(&self) -> Witness {
         let zeros = Signature::from_bytes(&[0; 64]);
         self.witness((0..self.keys.len()).map(|index| (index < self.threshold).then_some(zeros)))
     }

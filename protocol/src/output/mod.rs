@@ -37,7 +37,7 @@ pub use recovery::{
     RecoveryError, RecoveryLeaf, RecoverySpend, build_recovery_transaction, sign_recovery_transaction,
 };
 pub use script_tree::{RecoverySequence, ScriptTree};
-pub use sighash::InputCountError;
+pub use sighash::{InputCountError, PrevoutCountError};
 pub use singleton::{SingletonAnnouncement, SingletonError};
 pub use singleton_beacon::SingletonBeacon;
 pub use singleton_coins::{MAX_SINGLETON_INPUTS, eligible_coins, select_coins};
@@ -45,7 +45,7 @@ pub use spend_path::SpendPath;
 pub use transaction::{
     BuildError, Change, Coin, DEFAULT_MAX_FEE_RATE, TransactionFault, build_beacon_transaction,
     check_beacon_transaction, check_fee, check_signed, fallback_vsize, finalize_key_path, key_path_sighash,
-    key_path_vsize, unsigned,
+    key_path_sighashes, key_path_vsize, unsigned,
 };
 
 pub use crate::document::{InitialBeacon, InitialBeaconKind};
@@ -120,28 +120,48 @@ struct Derived {
 struct Leaves {
     merkle_root: [u8; 32],
     fallback: FallbackLeaf,
-    recovery: RecoveryLeaf,
+    recovery: Option<RecoveryLeaf>,
+}
+
+/// The scripts of a tree.
+struct Scripts {
+    threshold: usize,
+    fallback: ScriptBuf,
+    recovery: Option<(XOnlyKey, RecoverySequence, ScriptBuf)>,
+}
+
+impl Scripts {
+    fn new(keys: &[PublicKey], tree: &ScriptTree) -> Result<Option<Self>, OutputError> {
+        let (threshold, recovery) = match tree {
+            ScriptTree::KeyPathOnly => return Ok(None),
+            ScriptTree::FallbackOnly { threshold } => (self::threshold(keys.len(), Some(*threshold))?, None),
+            ScriptTree::FallbackAndRecovery { recovery_key, recovery_sequence, fallback_threshold } => {
+                let script = recovery::script(*recovery_key, *recovery_sequence);
+                let threshold = self::threshold(keys.len(), *fallback_threshold)?;
+                (threshold, Some((*recovery_key, *recovery_sequence, script)))
+            }
+        };
+        Ok(Some(Self { threshold, fallback: fallback::script(keys, threshold), recovery }))
+    }
 }
 
 impl BeaconOutput {
     /// Derives the output (BIP-341): `Q = P + H_TapTweak(P || root) G`, where P is the aggregate key and root the branch
-    /// of the fallback and the recovery leaf, or is absent for [`ScriptTree::KeyPathOnly`].
+    /// of the fallback and the recovery leaf, the fallback leaf alone for [`ScriptTree::FallbackOnly`], or is absent for
+    /// [`ScriptTree::KeyPathOnly`].
     pub fn new(aggregation: Arc<KeyAggregation>, network: Network, tree: &ScriptTree) -> Result<Self, OutputError> {
-        let scripts = match tree {
-            ScriptTree::KeyPathOnly => None,
-            ScriptTree::FallbackAndRecovery { recovery_key, recovery_sequence, fallback_threshold } => {
-                let threshold = threshold(aggregation.keys().len(), *fallback_threshold)?;
-                Some((
-                    threshold,
-                    fallback::script(aggregation.keys(), threshold),
-                    (*recovery_key, *recovery_sequence),
-                    recovery::script(*recovery_key, *recovery_sequence),
-                ))
-            }
-        };
-        let hashes = scripts.as_ref().map(|(_, fallback, _, recovery)| (leaf_hash(fallback), leaf_hash(recovery)));
-        let root =
-            hashes.map(|(fallback, recovery)| TapNodeHash::from_node_hashes(fallback.into(), recovery.into()));
+        let scripts = Scripts::new(aggregation.keys(), tree)?;
+        // The leaves' hashes, and the root above them.
+        let hashes = scripts.as_ref().map(|scripts| {
+            let fallback = leaf_hash(&scripts.fallback);
+            let recovery = scripts.recovery.as_ref().map(|(.., script)| leaf_hash(script));
+            let root = match recovery {
+                Some(recovery) => TapNodeHash::from_node_hashes(fallback.into(), recovery.into()),
+                None => fallback.into(),
+            };
+            (fallback, recovery, root)
+        });
+        let root = hashes.map(|(.., root)| root);
 
         let internal_key = aggregation.internal_key();
         let tap_tweak = TapTweakHash::from_key_and_tweak(*internal_key.as_inner(), root).to_byte_array();
@@ -152,23 +172,22 @@ impl BeaconOutput {
         let script_pubkey = address.script_pubkey();
         let musig2_context = aggregation.tweaked(tap_tweak).ok_or(OutputError::TweakOutOfRange)?;
 
-        let leaves = scripts.zip(hashes).zip(root).map(
-            |(((threshold, fallback_script, (key, sequence), recovery_script), (fallback, recovery)), root)| {
-                Leaves {
-                    merkle_root: root.to_byte_array(),
-                    fallback: FallbackLeaf::new(
-                        aggregation.shared_keys(),
-                        threshold,
-                        ScriptPath::new(fallback_script, fallback, recovery, internal_key, parity, &script_pubkey),
-                    ),
-                    recovery: RecoveryLeaf::new(
-                        key,
-                        sequence,
-                        ScriptPath::new(recovery_script, recovery, fallback, internal_key, parity, &script_pubkey),
-                    ),
-                }
-            },
-        );
+        let leaves = scripts.zip(hashes).map(|(scripts, (fallback, recovery, root))| {
+            let path = |script, leaf, sibling| {
+                ScriptPath::new(script, leaf, sibling, internal_key, parity, &script_pubkey)
+            };
+            Leaves {
+                merkle_root: root.to_byte_array(),
+                fallback: FallbackLeaf::new(
+                    aggregation.shared_keys(),
+                    scripts.threshold,
+                    path(scripts.fallback, fallback, recovery),
+                ),
+                recovery: scripts.recovery.zip(recovery).map(|((key, sequence, script), leaf)| {
+                    RecoveryLeaf::new(key, sequence, path(script, leaf, Some(fallback)))
+                }),
+            }
+        });
         Ok(Self(Arc::new(Derived {
             network,
             tree: tree.clone(),
@@ -232,9 +251,9 @@ impl BeaconOutput {
         self.0.leaves.as_ref().map(|leaves| &leaves.fallback)
     }
 
-    /// The recovery leaf, if there are script paths.
+    /// The recovery leaf, if the tree has one.
     pub fn recovery(&self) -> Option<&RecoveryLeaf> {
-        self.0.leaves.as_ref().map(|leaves| &leaves.recovery)
+        self.0.leaves.as_ref()?.recovery.as_ref()
     }
 
     /// Whether there is a fallback leaf that can be spent by consensus: see [`MAX_FALLBACK_KEYS`]. A larger cohort
@@ -282,7 +301,7 @@ impl ScriptPath {
     fn new(
         script: ScriptBuf,
         leaf_hash: TapLeafHash,
-        sibling: TapLeafHash,
+        sibling: Option<TapLeafHash>,
         internal_key: XOnlyKey,
         output_key_parity: Parity,
         script_pubkey: &Script,
@@ -291,7 +310,7 @@ impl ScriptPath {
             leaf_version: LeafVersion::TapScript,
             output_key_parity,
             internal_key: *internal_key.as_inner(),
-            merkle_branch: [TapNodeHash::from(sibling)].into(),
+            merkle_branch: sibling.map_or_else(Default::default, |leaf| [TapNodeHash::from(leaf)].into()),
         };
         Self {
             script,

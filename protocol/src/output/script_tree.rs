@@ -55,6 +55,12 @@ impl fmt::Debug for RecoverySequence {
 pub enum ScriptTree {
     /// No script path: every spend needs all members (BIP-341's provably unspendable script path).
     KeyPathOnly,
+    /// k of n members by script, and nothing else: the tree of a standing cohort (docs/standing.md). Who holds fewer than k keys
+    /// can never spend.
+    FallbackOnly {
+        /// k. Whether `1 <= k <= n` is checked when the keys are known.
+        threshold: u16,
+    },
     /// k of n members by script, and one recovery key after a delay.
     FallbackAndRecovery {
         /// The key that may spend alone after the delay. The TypeScript implementation allows a member's key here,

@@ -1,4 +1,5 @@
-//! BIP-341 signature hashes of a transaction with one input, always SIGHASH_DEFAULT.
+//! BIP-341 signature hashes, always SIGHASH_DEFAULT: of a transaction with one input, or of each input of one whose inputs
+//! all spend the same output script.
 
 use bitcoin::{
     TapLeafHash, TapSighashType, Transaction, TxOut,
@@ -35,6 +36,36 @@ pub(super) fn script_path(
         .taproot_script_spend_signature_hash(0, &Prevouts::All(&[prevout]), leaf, TapSighashType::Default)
         .expect("one input, and the one output that it spends");
     Ok(hash.to_byte_array())
+}
+
+/// The outputs that are spent are not one for each input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the transaction has {inputs} inputs, and {prevouts} spent outputs are given")]
+pub struct PrevoutCountError {
+    /// The inputs of the transaction.
+    pub inputs: usize,
+    /// The given outputs.
+    pub prevouts: usize,
+}
+
+/// The digest of each input: for the key path, or for the leaf with that hash.
+pub(super) fn of_every_input(
+    tx: &Transaction,
+    prevouts: &[TxOut],
+    leaf_hash: Option<[u8; 32]>,
+) -> Result<Vec<[u8; 32]>, PrevoutCountError> {
+    if tx.input.len() != prevouts.len() {
+        return Err(PrevoutCountError { inputs: tx.input.len(), prevouts: prevouts.len() });
+    }
+    let (mut cache, all) = (SighashCache::new(tx), Prevouts::All(prevouts));
+    let digests = (0..prevouts.len()).map(|index| {
+        let digest = match leaf_hash.map(TapLeafHash::from_byte_array) {
+            Some(leaf) => cache.taproot_script_spend_signature_hash(index, &all, leaf, TapSighashType::Default),
+            None => cache.taproot_key_spend_signature_hash(index, &all, TapSighashType::Default),
+        };
+        digest.expect("an input, and the outputs that all inputs spend").to_byte_array()
+    });
+    Ok(digests.collect())
 }
 
 /// The transaction with `witness` on its only input.

@@ -5,7 +5,7 @@ use bitcoin::{
     policy::MAX_STANDARD_TX_WEIGHT, transaction::Version,
 };
 
-use super::{BeaconOutput, FallbackLeaf, InputCountError, SpendPath, sighash};
+use super::{BeaconOutput, FallbackLeaf, InputCountError, PrevoutCountError, SpendPath, sighash};
 use crate::{hash::SignalBytes, key::Signature};
 
 /// An unspent output that pays to the beacon address.
@@ -443,6 +443,15 @@ pub fn unsigned(tx: &Transaction) -> Transaction {
 /// SIGHASH_DEFAULT).
 pub fn key_path_sighash(tx: &Transaction, prevout: &TxOut) -> Result<[u8; 32], InputCountError> {
     sighash::key_path(tx, prevout)
+}
+
+/// The digest that the cohort signs by MuSig2 of each input of `tx`: `prevouts` are the outputs that the inputs spend, in their
+/// order.
+///
+/// # Errors
+/// [`PrevoutCountError`].
+pub fn key_path_sighashes(tx: &Transaction, prevouts: &[TxOut]) -> Result<Vec<[u8; 32]>, PrevoutCountError> {
+    sighash::of_every_input(tx, prevouts, None)
 }
 
 /// `tx` with a key path witness. The signature is not verified: the caller verifies it under the output key first.

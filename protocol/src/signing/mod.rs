@@ -4,7 +4,7 @@
 //! members' partial signatures; [`nonce`] holds the member's secret nonce, which is used once.
 
 pub mod nonce;
-mod partial;
+pub(crate) mod partial;
 pub mod session;
 
 use std::{collections::BTreeMap, sync::Arc};

@@ -8,8 +8,7 @@ use musig2::{
     secp::{G, MaybePoint, MaybeScalar, Point},
 };
 
-use super::SigningTask;
-use crate::{key::PublicKey, message::Bytes};
+use crate::{key::PublicKey, message::Bytes, output::BeaconOutput};
 
 /// The part of the equation that is the same for every member.
 #[derive(Clone, Debug)]
@@ -25,11 +24,10 @@ pub(crate) struct PartialVerifier {
 }
 
 impl PartialVerifier {
-    /// For the session of `task` with this aggregate nonce; `None` when the aggregate nonce is not valid.
-    pub(crate) fn new(task: &SigningTask, aggregated: &Bytes<66>) -> Option<Self> {
+    /// For signatures on `sighash` of `output` with this aggregate nonce; `None` when the aggregate nonce is not valid.
+    pub(crate) fn new(output: &BeaconOutput, sighash: [u8; 32], aggregated: &Bytes<66>) -> Option<Self> {
         let aggregated = AggNonce::from_bytes(&aggregated.0).ok()?;
-        let context = task.output.musig2_context();
-        let sighash = *task.key_path_sighash();
+        let context = output.musig2_context();
         let output_key: Point = context.aggregated_pubkey();
         let internal_key: Point = context.aggregated_pubkey_untweaked();
         let nonce_coefficient: MaybeScalar = aggregated.nonce_coefficient(output_key, sighash);
@@ -47,7 +45,7 @@ impl PartialVerifier {
     /// Whether `signature` is valid for the member with `key`, which sent `nonce`.
     pub(crate) fn verify(
         &self,
-        task: &SigningTask,
+        output: &BeaconOutput,
         key: &PublicKey,
         nonce: &Bytes<66>,
         signature: &Bytes<32>,
@@ -60,7 +58,7 @@ impl PartialVerifier {
             return false;
         };
         // `None` for a key that is not in the cohort.
-        let Some(key) = task.output.musig2_context().effective_pubkey::<MaybePoint>(key) else { return false };
+        let Some(key) = output.musig2_context().effective_pubkey::<MaybePoint>(key) else { return false };
         let nonce = MaybePoint::from(nonce.R1) + self.nonce_coefficient * MaybePoint::from(nonce.R2);
         let nonce = if self.negate_nonce { -nonce } else { nonce };
         let key = self.challenge * key;
@@ -83,8 +81,8 @@ mod tests {
         id::{CohortId, SessionId},
         key::SecretKey,
         network::Network,
-        output::{BeaconOutput, KeyAggregation, ScriptTree},
-        signing::{SigningTerms, nonce::SecretNonce},
+        output::{KeyAggregation, ScriptTree},
+        signing::{SigningTask, SigningTerms, nonce::SecretNonce},
     };
 
     /// The rounds differ in the signs of nonce, internal key and output key. The library's own check confirms each
@@ -126,7 +124,7 @@ mod tests {
             let nonces = public.iter().map(|nonce| PubNonce::from_bytes(&nonce.0).unwrap());
             let aggregated = AggNonce::sum(nonces);
             let sent = Bytes(aggregated.clone().into());
-            let verifier = PartialVerifier::new(&task, &sent).unwrap();
+            let verifier = PartialVerifier::new(&output, *task.key_path_sighash(), &sent).unwrap();
             signs.insert((verifier.negate_nonce, verifier.negate_key));
             let signatures: Vec<Bytes<32>> = secret
                 .into_iter()
@@ -136,7 +134,7 @@ mod tests {
             for (signer, signature) in signatures.iter().enumerate() {
                 for (member, nonce) in public.iter().enumerate() {
                     let key = keys[member].public_key();
-                    let verified = verifier.verify(&task, &key, nonce, signature);
+                    let verified = verifier.verify(&output, &key, nonce, signature);
                     assert_eq!(verified, signer == member, "round {round}, {signer} as {member}");
                     let library = musig2::verify_partial(
                         output.musig2_context(),
@@ -150,7 +148,7 @@ mod tests {
                 }
             }
             let outsider = SecretKey::from_bytes(&[0x77; 32]).unwrap().public_key();
-            assert!(!verifier.verify(&task, &outsider, &public[0], &signatures[0]));
+            assert!(!verifier.verify(&output, &outsider, &public[0], &signatures[0]));
         }
         assert_eq!(signs.len(), 4, "not every combination of signs occurs");
     }

@@ -39,6 +39,7 @@ mod rules;
 mod singleton;
 mod singleton_coins;
 mod smt_vectors;
+mod standing;
 mod transcript_rounds;
 mod transcript_tree;
 mod update_vectors;

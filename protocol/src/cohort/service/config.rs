@@ -80,6 +80,7 @@ impl CohortTerms {
     pub(super) fn can_form(&self, members: usize) -> bool {
         let threshold = match self.conditions.script_tree {
             ScriptTree::FallbackAndRecovery { fallback_threshold, .. } => fallback_threshold.unwrap_or(1),
+            ScriptTree::FallbackOnly { threshold } => threshold,
             ScriptTree::KeyPathOnly => 1,
         };
         self.conditions.admits_size(members) && members >= usize::from(threshold)

@@ -107,12 +107,14 @@ impl SigningSession {
         aggregated: &Bytes<66>,
         signature: &Bytes<32>,
     ) -> bool {
-        let verifier = self.verifier.get_or_init(|| PartialVerifier::new(&self.task, aggregated));
+        let verifier = self
+            .verifier
+            .get_or_init(|| PartialVerifier::new(&self.task.output, *self.task.key_path_sighash(), aggregated));
         let (Some(verifier), Some(key), Some(nonce)) = (verifier, self.task.members.get(did), nonces.get(did))
         else {
             return false;
         };
-        signature.0 != [0; 32] && verifier.verify(&self.task, key, nonce, signature)
+        signature.0 != [0; 32] && verifier.verify(&self.task.output, key, nonce, signature)
     }
 
     /// The aggregate signature and the signed transaction, if the signature verifies.

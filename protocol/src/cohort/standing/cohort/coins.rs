@@ -1,0 +1,131 @@
+//! The coins of a standing cohort: the change of the last announcement, and deposits beside it (docs/standing.md, "Coins").
+
+use std::sync::Arc;
+
+use bitcoin::{Transaction, Txid};
+
+use super::{CohortEvent, StandingCohort};
+use crate::{
+    cohort::standing::opportunity::{CoinRef, TransactionHex},
+    time::Timestamp,
+};
+
+/// An announcement, or a refresh, whose transaction is signed.
+#[derive(Clone, Debug, PartialEq)]
+struct Link {
+    number: u64,
+    spends: Vec<CoinRef>,
+    transaction: Arc<Transaction>,
+    change: CoinRef,
+    is_confirmed: bool,
+}
+
+/// The chain of signed transactions that are not final, or are the last one; and deposits.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Coins {
+    links: Vec<Link>,
+    deposits: Vec<CoinRef>,
+}
+
+impl Coins {
+    /// The coin that the next announcement spends: the change of the last one, else the largest deposit.
+    pub(super) fn next(&self) -> Option<CoinRef> {
+        match self.links.last() {
+            Some(link) => Some(link.change),
+            None => self.deposits.iter().max_by_key(|coin| (coin.value, std::cmp::Reverse(**coin))).copied(),
+        }
+    }
+
+    /// That coin, then the others.
+    pub(super) fn all(&self) -> Vec<CoinRef> {
+        let next = self.next();
+        let others = self.deposits.iter().filter(|coin| Some(**coin) != next);
+        next.into_iter().chain(others.copied()).collect()
+    }
+
+    /// How many announcements are not final.
+    pub(super) fn depth(&self) -> usize {
+        self.links.iter().filter(|link| !link.is_confirmed).count()
+    }
+
+    /// The transactions that are not final, in their order.
+    pub(super) fn unconfirmed(&self) -> Vec<Arc<Transaction>> {
+        let unconfirmed = self.links.iter().filter(|link| !link.is_confirmed);
+        unconfirmed.map(|link| Arc::clone(&link.transaction)).collect()
+    }
+
+    pub(super) fn transactions(&self) -> Vec<TransactionHex> {
+        self.unconfirmed().into_iter().map(TransactionHex).collect()
+    }
+
+    pub(super) fn deposit(&mut self, coin: CoinRef) {
+        if !self.knows(&coin) {
+            self.deposits.push(coin);
+        }
+    }
+
+    fn knows(&self, coin: &CoinRef) -> bool {
+        self.deposits.contains(coin)
+            || self.links.iter().any(|link| link.change == *coin || link.spends.contains(coin))
+    }
+
+    /// A number has a signed transaction.
+    pub(super) fn signed(&mut self, number: u64, spends: Vec<CoinRef>, transaction: &Arc<Transaction>) {
+        // The change is the first output of every transaction that seats sign.
+        let Some(change) = transaction.output.first() else { return };
+        let change = CoinRef { txid: transaction.compute_txid(), vout: 0, value: change.value.to_sat() };
+        self.deposits.retain(|coin| !spends.contains(coin));
+        self.links.push(Link { number, spends, transaction: Arc::clone(transaction), change, is_confirmed: false });
+    }
+
+    /// The number of the transaction that is now final.
+    fn number_of(&self, txid: Txid) -> Option<u64> {
+        let is = |link: &&Link| !link.is_confirmed && link.transaction.compute_txid() == txid;
+        self.links.iter().find(is).map(|link| link.number)
+    }
+
+    /// The numbers that can never be mined once another transaction has spent `coin`: those that spend it, and all after them.
+    fn void_by(&self, coin: &CoinRef, by: Txid) -> Vec<u64> {
+        let is_void =
+            |link: &Link| link.spends.contains(coin) && link.transaction.compute_txid() != by && !link.is_confirmed;
+        let first = self.links.iter().position(is_void);
+        first.map_or_else(Vec::new, |first| self.links[first..].iter().map(|link| link.number).collect())
+    }
+
+    pub(super) fn confirm(&mut self, number: u64) {
+        for link in self.links.iter_mut().filter(|link| link.number <= number) {
+            link.is_confirmed = true;
+        }
+        // Of the final ones only the last is needed: its change is the next coin.
+        while self.links.len() > 1 && self.links[0].is_confirmed && self.links[1].is_confirmed {
+            self.links.remove(0);
+        }
+    }
+
+    /// Another transaction has spent a coin, and with it these numbers.
+    pub(super) fn void(&mut self, coin: &CoinRef, numbers: &[u64]) {
+        self.links.retain(|link| !numbers.contains(&link.number));
+        self.deposits.retain(|known| known != coin);
+    }
+}
+
+impl StandingCohort {
+    pub(super) fn on_coin(&self, now: Timestamp, coin: CoinRef) -> Vec<CohortEvent> {
+        match self.running() {
+            Some(running) if !running.coins.knows(&coin) => vec![CohortEvent::CoinArrived { at: now, coin }],
+            _ => Vec::new(),
+        }
+    }
+
+    pub(super) fn on_spent(&self, now: Timestamp, coin: &CoinRef, by: Txid) -> Vec<CohortEvent> {
+        let Some(running) = self.running() else { return Vec::new() };
+        if let Some(number) = running.coins.number_of(by) {
+            return vec![CohortEvent::Confirmed { at: now, number }];
+        }
+        let numbers = running.coins.void_by(coin, by);
+        if numbers.is_empty() && !running.coins.deposits.contains(coin) {
+            return Vec::new();
+        }
+        vec![CohortEvent::Voided { at: now, coin: *coin, numbers, by }]
+    }
+}

@@ -1,0 +1,232 @@
+//! Inputs, events and effects of a standing cohort at its service.
+
+use std::sync::Arc;
+
+use bitcoin::{Transaction, Txid};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cohort::standing::{
+        message::{AskedRow, StandingMessage},
+        number::{NumberEnd, NumberTask, Why},
+        opportunity::{CoinRef, Opportunity, OpportunityKind},
+        roster::Row,
+    },
+    did::Did,
+    key::PublicKey,
+    output::BeaconOutput,
+    time::Timestamp,
+};
+
+/// An input of a standing cohort.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CohortInput {
+    /// A peer's message, authenticated by its transport.
+    Message {
+        /// The sender.
+        from: Did,
+        /// The message.
+        message: StandingMessage,
+    },
+    /// The host's answer to [`CohortEffect::AskAdmission`].
+    Admitted {
+        /// Who.
+        did: Did,
+        /// Why not, if not.
+        refusal: Option<String>,
+    },
+    /// The host forms the cohort of those admitted so far.
+    Finalize,
+    /// The host's answer to [`CohortEffect::CheckControl`]: for each row why it is not proven, if it is not.
+    ControlChecked {
+        /// The seat's DID.
+        from: Did,
+        /// The rows, as they were asked for.
+        rows: Vec<(AskedRow, Option<String>)>,
+    },
+    /// A deposit at the beacon address that is final.
+    CoinFound(CoinRef),
+    /// A coin of this cohort was spent by a transaction that is final.
+    Spent {
+        /// The coin.
+        coin: CoinRef,
+        /// By which transaction.
+        by: Txid,
+    },
+    /// The host's answer to [`CohortEffect::SignOpportunity`].
+    OpportunitySigned(Arc<Opportunity>),
+    /// The number has ended.
+    NumberEnded {
+        /// The number.
+        number: u64,
+        /// How.
+        end: NumberEnd,
+    },
+    /// The host opens a number now, within the cadence; or one that joins all coins.
+    OpenNow {
+        /// What it does.
+        kind: OpportunityKind,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// An event of a standing cohort at its service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum CohortEvent {
+    /// The cohort was advertised.
+    Advertised {
+        /// When.
+        at: Timestamp,
+    },
+    /// A participant has asked for a seat.
+    SeatAsked {
+        /// When.
+        at: Timestamp,
+        /// Who.
+        did: Did,
+        /// The seat key.
+        seat: PublicKey,
+    },
+    /// It has one.
+    SeatAdmitted {
+        /// When.
+        at: Timestamp,
+        /// Who.
+        did: Did,
+    },
+    /// It has none.
+    SeatRefused {
+        /// When.
+        at: Timestamp,
+        /// Who.
+        did: Did,
+        /// Why.
+        reason: String,
+    },
+    /// The cohort has formed of those admitted.
+    Formed {
+        /// When.
+        at: Timestamp,
+        /// The output.
+        output: BeaconOutput,
+    },
+    /// Rows were registered, and others refused.
+    RowsSettled {
+        /// When.
+        at: Timestamp,
+        /// The seat's DID.
+        from: Did,
+        /// Those that count from the next number on.
+        registered: Vec<Row>,
+        /// Those that do not, with the reason.
+        refused: Vec<(AskedRow, String)>,
+    },
+    /// A seat has updates.
+    PendingReceived {
+        /// When.
+        at: Timestamp,
+        /// The seat.
+        seat: PublicKey,
+    },
+    /// A coin for announcements.
+    CoinArrived {
+        /// When.
+        at: Timestamp,
+        /// The coin.
+        coin: CoinRef,
+    },
+    /// A number is to be opened; its opportunity is being signed.
+    NumberPlanned {
+        /// When.
+        at: Timestamp,
+        /// The opportunity, not signed yet.
+        opportunity: Arc<Opportunity>,
+        /// Whether k seats sign it, since a seat was silent or refused in the number before.
+        by_fallback: bool,
+    },
+    /// The number is open.
+    NumberOpened {
+        /// When.
+        at: Timestamp,
+        /// The opportunity.
+        opportunity: Arc<Opportunity>,
+    },
+    /// The number has ended.
+    NumberEnded {
+        /// When.
+        at: Timestamp,
+        /// The number.
+        number: u64,
+        /// How.
+        end: NumberEnd,
+    },
+    /// A seat has answered a higher number than this service knows of: it was restored from a backup. Numbers up to that one are used.
+    NumbersSkipped {
+        /// When.
+        at: Timestamp,
+        /// The highest used number.
+        to: u64,
+    },
+    /// An announcement is final.
+    Confirmed {
+        /// When.
+        at: Timestamp,
+        /// Its number.
+        number: u64,
+    },
+    /// Another transaction has spent the coin of an announcement: it, and all that descend from it, can never be mined.
+    Voided {
+        /// When.
+        at: Timestamp,
+        /// The coin.
+        coin: CoinRef,
+        /// The numbers.
+        numbers: Vec<u64>,
+        /// The transaction that has spent the coin.
+        by: Txid,
+    },
+}
+
+/// What a standing cohort's service needs done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CohortEffect {
+    /// Send to every peer.
+    Broadcast(StandingMessage),
+    /// Send to a seat.
+    Send {
+        /// The seat's DID.
+        to: Did,
+        /// The message.
+        message: StandingMessage,
+    },
+    /// Answer with [`CohortInput::Admitted`].
+    AskAdmission {
+        /// Who asks.
+        did: Did,
+        /// Its seat key.
+        seat: PublicKey,
+    },
+    /// Check that the sender controls these DIDs, by a resolver; answer with [`CohortInput::ControlChecked`].
+    CheckControl {
+        /// The seat's DID.
+        from: Did,
+        /// The rows.
+        rows: Vec<AskedRow>,
+    },
+    /// Sign with the service's key; answer with [`CohortInput::OpportunitySigned`].
+    SignOpportunity(Arc<Opportunity>),
+    /// Run this number, from its journal if it has one; answer with [`CohortInput::NumberEnded`].
+    RunNumber(Arc<NumberTask>),
+    /// Broadcast these transactions, in this order, and follow them. They are broadcast again until they are final.
+    Announce(Vec<Arc<Transaction>>),
+    /// There is no coin that pays for an announcement: deposit to the beacon address.
+    NeedsCoin,
+    /// A number has failed; which seats were silent, which refused.
+    Failed {
+        /// The number.
+        number: u64,
+        /// Why.
+        why: Why,
+    },
+}

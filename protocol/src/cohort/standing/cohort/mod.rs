@@ -1,0 +1,447 @@
+//! A standing cohort at its service: seats, roster, cadence, coins, and one number after the other.
+
+mod coins;
+mod event;
+mod opening;
+mod seats;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use rand_core::CryptoRng;
+
+use self::coins::Coins;
+pub use self::event::{CohortEffect, CohortEvent, CohortInput};
+use super::{
+    context::CohortContext,
+    message::{
+        EndKind, NumberEndedNotice, OpportunityOpened, RowAnswer, RowsAnswered, SeatAccept, StandingAdvert,
+        StandingMessage, StandingReady,
+    },
+    number::{NumberEnd, NumberTask},
+    opportunity::{Opportunity, TransactionHex},
+    roster::{Roster, Row},
+    terms::{Registration, StandingTerms},
+};
+use crate::{
+    did::Did,
+    error::{Reject, RejectCode},
+    id::CohortId,
+    key::PublicKey,
+    machine::Machine,
+    message::Bytes,
+    output::{BeaconOutput, KeyAggregator},
+    time::Timestamp,
+};
+
+/// What does not change in the life of a standing cohort.
+#[derive(Clone, Debug)]
+pub struct CohortConfig {
+    /// Its terms.
+    pub terms: Arc<StandingTerms>,
+    /// The service.
+    pub service: Did,
+    /// The service's key.
+    pub service_key: PublicKey,
+    /// The cohort.
+    pub cohort_id: CohortId,
+    /// Aggregates keys.
+    pub aggregator: Arc<dyn KeyAggregator>,
+}
+
+/// A candidate for a seat.
+#[derive(Clone, Debug, PartialEq)]
+struct Candidate {
+    seat: PublicKey,
+    admitted: bool,
+}
+
+/// A number that is planned or open.
+#[derive(Clone, Debug, PartialEq)]
+struct OpenNumber {
+    opportunity: Arc<Opportunity>,
+    /// The roster at the opening.
+    roster: Arc<Roster>,
+    by_fallback: bool,
+    is_signed: bool,
+}
+
+/// A formed cohort.
+#[derive(Clone, Debug, PartialEq)]
+struct Running {
+    output: BeaconOutput,
+    seats: BTreeMap<PublicKey, Did>,
+    roster: Arc<Roster>,
+    /// Every row, in the order in which it was registered.
+    log: Vec<Row>,
+    /// How many of them were sent with numbers so far.
+    sent: usize,
+    /// The highest number that was used.
+    last: u64,
+    open: Option<OpenNumber>,
+    pending: BTreeSet<PublicKey>,
+    /// When the last announced, or idle, number was opened.
+    paced: Option<Timestamp>,
+    opened: Option<Timestamp>,
+    /// Failures in a row.
+    failures: u32,
+    /// Whether the next number is signed by k seats.
+    by_fallback: bool,
+    coins: Coins,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Phase {
+    Enrolling { candidates: BTreeMap<Did, Candidate> },
+    Running(Box<Running>),
+}
+
+/// The service's machine of a standing cohort.
+#[derive(Clone, Debug)]
+pub struct StandingCohort {
+    config: Arc<CohortConfig>,
+    phase: Phase,
+}
+
+impl PartialEq for StandingCohort {
+    fn eq(&self, other: &Self) -> bool {
+        self.phase == other.phase
+    }
+}
+
+type Decided = Result<Vec<CohortEvent>, Reject>;
+
+impl StandingCohort {
+    /// A cohort that is not advertised yet.
+    pub const fn new(config: Arc<CohortConfig>) -> Self {
+        Self { config, phase: Phase::Enrolling { candidates: BTreeMap::new() } }
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Arc<CohortConfig> {
+        &self.config
+    }
+
+    fn running(&self) -> Option<&Running> {
+        match &self.phase {
+            Phase::Running(running) => Some(running),
+            Phase::Enrolling { .. } => None,
+        }
+    }
+
+    /// The output, once the cohort has formed.
+    pub fn output(&self) -> Option<&BeaconOutput> {
+        self.running().map(|running| &running.output)
+    }
+
+    /// The roster, once the cohort has formed.
+    pub fn roster(&self) -> Option<&Arc<Roster>> {
+        self.running().map(|running| &running.roster)
+    }
+
+    /// The seats and their DIDs.
+    pub fn seats(&self) -> impl Iterator<Item = (&PublicKey, &Did)> {
+        self.running().into_iter().flat_map(|running| &running.seats)
+    }
+
+    /// The number that is open, if one is.
+    pub fn open_number(&self) -> Option<u64> {
+        self.running()?.open.as_ref().map(|open| open.opportunity.number)
+    }
+
+    /// The highest number that was used.
+    pub fn last_number(&self) -> u64 {
+        self.running().map_or(0, |running| running.last)
+    }
+
+    /// The coin that the next announcement spends, and all others.
+    pub fn coins(&self) -> Vec<super::opportunity::CoinRef> {
+        self.running().map_or_else(Vec::new, |running| running.coins.all())
+    }
+
+    /// The rows after the first `from`, for a seat that has missed some.
+    pub fn rows_from(&self, from: u64) -> &[Row] {
+        let rows = self.running().map_or(&[][..], |running| &running.log);
+        usize::try_from(from).ok().and_then(|from| rows.get(from..)).unwrap_or_default()
+    }
+
+    fn advert(&self) -> StandingMessage {
+        StandingAdvert {
+            cohort_id: self.config.cohort_id.clone(),
+            communication_pk: Bytes(self.config.service_key.to_bytes()),
+            terms: (*self.config.terms).clone(),
+        }
+        .into()
+    }
+
+    fn context(&self, output: &BeaconOutput) -> CohortContext {
+        super::context_of(&self.config.terms, &self.config.service, &self.config.cohort_id, output)
+    }
+
+    fn on_message(&self, now: Timestamp, from: &Did, message: &StandingMessage) -> Decided {
+        if *message.cohort_id() != self.config.cohort_id {
+            return Err(Reject::new(RejectCode::WrongCohort, from, "another cohort"));
+        }
+        match message {
+            StandingMessage::SeatOptIn(opt_in) => self.on_opt_in(now, from, opt_in),
+            StandingMessage::RegisterRows(asked) => {
+                self.seat(from)?;
+                if asked.rows.is_empty() || asked.rows.len() > super::message::MAX_PART_ENTRIES {
+                    return Err(Reject::new(RejectCode::Malformed, from, "1 to 256 rows expected"));
+                }
+                if self.config.terms.registration == Registration::Proven {
+                    // See `check_control`.
+                    return Ok(Vec::new());
+                }
+                let rows: Vec<_> = asked.rows.iter().map(|row| (row.clone(), None)).collect();
+                self.settle(now, from, &rows)
+            }
+            StandingMessage::Pending(_) => {
+                let (running, seat) = self.seat(from)?;
+                // Once per seat and opportunity.
+                let known = running.pending.contains(&seat);
+                Ok(if known { Vec::new() } else { vec![CohortEvent::PendingReceived { at: now, seat }] })
+            }
+            StandingMessage::OpportunityOpened(opened) => {
+                let (running, _) = self.seat(from)?;
+                let opportunity = &opened.opportunity;
+                // Our own signature: this service has opened the number, and has forgotten it.
+                let context = self.context(&running.output);
+                if opportunity.number > running.last && opportunity.is_signed(&context, &self.config.service_key) {
+                    return Ok(vec![CohortEvent::NumbersSkipped { at: now, to: opportunity.number }]);
+                }
+                Ok(Vec::new())
+            }
+            other => Err(Reject::new(RejectCode::WrongPhase, from, other.short_type())),
+        }
+    }
+
+    /// What a seat needs again that has come back, e.g. after a restart: the cohort's keys, and the open opportunity.
+    pub fn send_again(&self, did: &Did) -> Vec<CohortEffect> {
+        let Ok((running, _)) = self.seat(did) else { return Vec::new() };
+        let mut messages = vec![self.ready(&running.output)];
+        messages
+            .extend(running.open.as_ref().filter(|open| open.is_signed).map(|open| self.opened(&open.opportunity)));
+        messages.into_iter().map(|message| CohortEffect::Send { to: did.clone(), message }).collect()
+    }
+
+    fn ready(&self, output: &BeaconOutput) -> StandingMessage {
+        StandingReady {
+            cohort_id: self.config.cohort_id.clone(),
+            beacon_address: output.address().to_owned(),
+            cohort_keys: output.keys().to_vec(),
+        }
+        .into()
+    }
+
+    fn opened(&self, opportunity: &Opportunity) -> StandingMessage {
+        OpportunityOpened { cohort_id: self.config.cohort_id.clone(), opportunity: opportunity.clone() }.into()
+    }
+
+    fn to_all(&self, message: &StandingMessage) -> Vec<CohortEffect> {
+        self.seats().map(|(_, did)| CohortEffect::Send { to: did.clone(), message: message.clone() }).collect()
+    }
+}
+
+impl Machine for StandingCohort {
+    type Input = CohortInput;
+    type Event = CohortEvent;
+    type Effect = CohortEffect;
+
+    fn decide(&self, now: Timestamp, input: &CohortInput, _rng: &mut dyn CryptoRng) -> Decided {
+        match input {
+            CohortInput::Message { from, message } => self.on_message(now, from, message),
+            CohortInput::Admitted { did, refusal } => self.on_admitted(now, did, refusal.as_ref()),
+            CohortInput::Finalize => match &self.phase {
+                Phase::Enrolling { candidates } => Ok(vec![self.form(now, candidates, None)?]),
+                Phase::Running(_) => Err(Reject::out_of_phase("finalize", "formed")),
+            },
+            CohortInput::ControlChecked { from, rows } => self.settle(now, from, rows),
+            CohortInput::CoinFound(coin) => Ok(self.on_coin(now, *coin)),
+            CohortInput::Spent { coin, by } => Ok(self.on_spent(now, coin, *by)),
+            CohortInput::OpportunitySigned(opportunity) => self.on_signed(now, opportunity),
+            CohortInput::NumberEnded { number, end } => self.on_number_ended(now, *number, end),
+            CohortInput::OpenNow { kind } => self.open_now(now, *kind),
+            CohortInput::Tick => Ok(self.on_tick(now)),
+        }
+    }
+
+    fn apply(&mut self, event: &CohortEvent) {
+        if let (CohortEvent::Formed { output, .. }, Phase::Enrolling { candidates }) = (event, &self.phase) {
+            let seats: BTreeMap<PublicKey, Did> = candidates
+                .iter()
+                .filter(|(_, candidate)| output.keys().contains(&candidate.seat))
+                .map(|(did, candidate)| (candidate.seat, did.clone()))
+                .collect();
+            let most = self.config.terms.max_dids_per_participant;
+            let roster = Roster::new(self.context(output), seats.keys().copied(), most);
+            self.phase = Phase::Running(Box::new(Running {
+                output: output.clone(),
+                seats,
+                roster: Arc::new(roster),
+                log: Vec::new(),
+                sent: 0,
+                last: 0,
+                open: None,
+                pending: BTreeSet::new(),
+                paced: None,
+                opened: None,
+                failures: 0,
+                by_fallback: false,
+                coins: Coins::default(),
+            }));
+            return;
+        }
+        match (event, &mut self.phase) {
+            (CohortEvent::SeatAsked { did, seat, .. }, Phase::Enrolling { candidates }) => {
+                candidates.insert(did.clone(), Candidate { seat: *seat, admitted: false });
+            }
+            (CohortEvent::SeatAdmitted { did, .. }, Phase::Enrolling { candidates }) => {
+                if let Some(candidate) = candidates.get_mut(did) {
+                    candidate.admitted = true;
+                }
+            }
+            (CohortEvent::SeatRefused { did, .. }, Phase::Enrolling { candidates }) => drop(candidates.remove(did)),
+            (_, Phase::Running(running)) => running.apply(event),
+            _ => {}
+        }
+    }
+
+    fn effects(&self, event: &CohortEvent) -> Vec<CohortEffect> {
+        match event {
+            CohortEvent::Advertised { .. } => vec![CohortEffect::Broadcast(self.advert())],
+            CohortEvent::SeatAsked { did, seat, .. } => {
+                vec![CohortEffect::AskAdmission { did: did.clone(), seat: *seat }]
+            }
+            CohortEvent::SeatAdmitted { did, .. } => {
+                let accept = SeatAccept { cohort_id: self.config.cohort_id.clone() };
+                vec![CohortEffect::Send { to: did.clone(), message: accept.into() }]
+            }
+            CohortEvent::Formed { output, .. } => self.to_all(&self.ready(output)),
+            CohortEvent::RowsSettled { from, registered, refused, .. } => {
+                let accepted = registered.iter().map(|row| RowAnswer {
+                    did_index: row.did_index,
+                    serial: row.serial,
+                    problem: None,
+                });
+                let refused = refused.iter().map(|(row, problem)| RowAnswer {
+                    did_index: row.did_index,
+                    serial: row.serial,
+                    problem: Some(problem.clone()),
+                });
+                let rows = accepted.chain(refused).collect();
+                let (cohort_id, from_number) = (self.config.cohort_id.clone(), self.last_number() + 1);
+                let answered = RowsAnswered { cohort_id, from_number, rows };
+                vec![CohortEffect::Send { to: from.clone(), message: answered.into() }]
+            }
+            CohortEvent::NumberPlanned { opportunity, .. } => {
+                vec![CohortEffect::SignOpportunity(Arc::clone(opportunity))]
+            }
+            CohortEvent::NumberOpened { opportunity, .. } => {
+                let mut effects: Vec<_> = self.task().map(CohortEffect::RunNumber).into_iter().collect();
+                effects.extend(self.to_all(&self.opened(opportunity)));
+                effects
+            }
+            CohortEvent::NumberEnded { number, end, .. } => self.after_number(*number, end),
+            CohortEvent::Voided { numbers, by, .. } => numbers
+                .iter()
+                .flat_map(|number| {
+                    let reason = Some(format!("{by} has spent its coin"));
+                    self.to_all(&self.ended(*number, EndKind::Void, reason, None))
+                })
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn resume(&self) -> Vec<CohortEffect> {
+        match &self.phase {
+            Phase::Enrolling { candidates } => {
+                let asked = candidates.iter().filter(|(_, candidate)| !candidate.admitted);
+                let ask = |(did, candidate): (&Did, &Candidate)| CohortEffect::AskAdmission {
+                    did: did.clone(),
+                    seat: candidate.seat,
+                };
+                std::iter::once(CohortEffect::Broadcast(self.advert())).chain(asked.map(ask)).collect()
+            }
+            Phase::Running(running) => {
+                let mut effects = self.to_all(&self.ready(&running.output));
+                let unconfirmed = running.coins.unconfirmed();
+                if !unconfirmed.is_empty() {
+                    effects.push(CohortEffect::Announce(unconfirmed));
+                }
+                match &running.open {
+                    Some(open) if open.is_signed => {
+                        effects.extend(self.task().map(CohortEffect::RunNumber));
+                        effects.extend(self.to_all(&self.opened(&open.opportunity)));
+                    }
+                    Some(open) => effects.push(CohortEffect::SignOpportunity(Arc::clone(&open.opportunity))),
+                    None => {}
+                }
+                effects
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<Timestamp> {
+        self.next_opening()
+    }
+}
+
+impl StandingCohort {
+    fn ended(
+        &self,
+        number: u64,
+        end: EndKind,
+        reason: Option<String>,
+        announced: Option<(&NumberEnd, &Running)>,
+    ) -> StandingMessage {
+        let (transaction, board_hash) = match announced {
+            Some((NumberEnd::Signed { transaction, board_hash, .. }, _)) => {
+                (Some(TransactionHex(Arc::clone(transaction))), Some(*board_hash))
+            }
+            _ => (None, None),
+        };
+        let cohort_id = self.config.cohort_id.clone();
+        NumberEndedNotice { cohort_id, number, end, reason, transaction, board_hash }.into()
+    }
+
+    fn after_number(&self, number: u64, end: &NumberEnd) -> Vec<CohortEffect> {
+        let Some(running) = self.running() else { return Vec::new() };
+        match end {
+            NumberEnd::Idle => self.to_all(&self.ended(number, EndKind::Idle, None, None)),
+            NumberEnd::Failed { why, .. } => {
+                let reason = Some(why.to_string());
+                let mut effects = self.to_all(&self.ended(number, EndKind::Failed, reason, None));
+                effects.push(CohortEffect::Failed { number, why: why.clone() });
+                effects
+            }
+            NumberEnd::Signed { .. } => {
+                let mut effects = vec![CohortEffect::Announce(running.coins.unconfirmed())];
+                effects.extend(self.to_all(&self.ended(number, EndKind::Announced, None, Some((end, running)))));
+                effects
+            }
+        }
+    }
+
+    fn task(&self) -> Option<Arc<NumberTask>> {
+        let running = self.running()?;
+        let open = running.open.as_ref()?;
+        Some(Arc::new(NumberTask {
+            terms: Arc::clone(&self.config.terms),
+            output: running.output.clone(),
+            roster: Arc::clone(&open.roster),
+            seats: running.seats.clone(),
+            opportunity: Arc::clone(&open.opportunity),
+            change: running.output.script_pubkey().to_owned(),
+            by_fallback: open.by_fallback,
+        }))
+    }
+
+    fn respond_by(&self, now: Timestamp) -> Timestamp {
+        now + Duration::from_secs(self.config.terms.respond_seconds.into())
+    }
+}

@@ -1,0 +1,211 @@
+//! When the next number opens, on which coins, and what follows from its end.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{CohortEvent, Decided, OpenNumber, Running, StandingCohort};
+use crate::{
+    cohort::standing::{
+        number::NumberEnd,
+        opportunity::{Opportunity, OpportunityKind},
+        terms::Absent,
+    },
+    error::{Reject, RejectCode},
+    key::Signature,
+    time::Timestamp,
+};
+
+/// After so many failures in a row a cohort waits for its cadence.
+const MAX_FAILURES: u32 = 3;
+
+impl StandingCohort {
+    /// When the next number may open; `None` while one is open, nothing asks for one, or there is no coin.
+    pub(super) fn next_opening(&self) -> Option<Timestamp> {
+        let running = self.running()?;
+        if running.open.is_some()
+            || running.coins.next().is_none()
+            || running.coins.depth() >= usize::from(self.config.terms.max_unconfirmed)
+            || !self.has_least_dids(running)
+        {
+            return None;
+        }
+        let earliest = self.earliest(running);
+        if running.failures > 0 {
+            // The same coins again: at once, or after three failures in the cadence.
+            return Some(if running.failures < MAX_FAILURES { Timestamp::default() } else { earliest });
+        }
+        let trigger = self.config.terms.pending_update_trigger.unwrap_or(1);
+        let triggered = running.pending.len() >= usize::from(trigger);
+        let latest = self.config.terms.max_seconds_between_announcements.map(|seconds| {
+            running.opened.map_or(Timestamp::default(), |opened| opened + Duration::from_secs(seconds.into()))
+        });
+        match (triggered, latest) {
+            (true, _) => Some(earliest),
+            (false, Some(latest)) => Some(latest.max(earliest)),
+            (false, None) => None,
+        }
+    }
+
+    fn earliest(&self, running: &Running) -> Timestamp {
+        let seconds = Duration::from_secs(self.config.terms.min_seconds_between_announcements.into());
+        running.paced.map_or(Timestamp::default(), |paced| paced + seconds)
+    }
+
+    /// Whether enough seats have the least number of DIDs.
+    fn has_least_dids(&self, running: &Running) -> bool {
+        let least = usize::try_from(self.config.terms.min_dids_per_participant).unwrap_or(usize::MAX);
+        let ready = running.roster.seats().filter(|seat| running.roster.indexes(seat).len() >= least).count();
+        let needed = match self.config.terms.absent {
+            Absent::Wait => running.seats.len(),
+            Absent::Proceed => self.config.terms.spenders(running.seats.len()),
+        };
+        ready >= needed
+    }
+
+    pub(super) fn on_tick(&self, now: Timestamp) -> Vec<CohortEvent> {
+        match (self.next_opening(), self.running()) {
+            (Some(opening), Some(running)) if opening <= now => {
+                self.plan(now, running, OpportunityKind::Announcement).into_iter().collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    pub(super) fn open_now(&self, now: Timestamp, kind: OpportunityKind) -> Decided {
+        let fault =
+            |detail: &str| Err(Reject { code: RejectCode::WrongPhase, peer: None, detail: detail.to_owned() });
+        let Some(running) = self.running() else { return fault("the cohort has not formed") };
+        if running.open.is_some() {
+            return fault("a number is open");
+        }
+        // The cadence is a promise to the seats: the operator keeps it too.
+        if now < self.earliest(running) && running.failures == 0 {
+            return fault("the terms' time between announcements has not passed");
+        }
+        if kind == OpportunityKind::Refresh && running.coins.all().len() < 2 {
+            return fault("a refresh joins two coins or more");
+        }
+        match self.plan(now, running, kind) {
+            Some(event) => Ok(vec![event]),
+            None => fault("there is no coin, or too many announcements are unconfirmed"),
+        }
+    }
+
+    fn plan(&self, now: Timestamp, running: &Running, kind: OpportunityKind) -> Option<CohortEvent> {
+        if running.coins.depth() >= usize::from(self.config.terms.max_unconfirmed) {
+            return None;
+        }
+        let coins = match kind {
+            OpportunityKind::Announcement => running.coins.next().into_iter().collect(),
+            OpportunityKind::Refresh => running.coins.all(),
+        };
+        if Vec::is_empty(&coins) {
+            return None;
+        }
+        let opportunity = Opportunity {
+            number: running.last + 1,
+            kind,
+            respond_by: self.respond_by(now).as_secs(),
+            roster_hash: running.roster.hash(),
+            coins,
+            rows: running.log[running.sent..].to_vec(),
+            row_count: running.roster.row_count(),
+            transactions: running.coins.transactions(),
+            signature: Signature::from_bytes(&[0; 64]),
+        };
+        let (opportunity, by_fallback) = (Arc::new(opportunity), running.by_fallback);
+        Some(CohortEvent::NumberPlanned { at: now, opportunity, by_fallback })
+    }
+
+    pub(super) fn on_signed(&self, now: Timestamp, opportunity: &Arc<Opportunity>) -> Decided {
+        let planned = self.running().and_then(|running| running.open.as_ref()).filter(|open| !open.is_signed);
+        let Some(planned) = planned else { return Err(Reject::out_of_phase("signed opportunity", "none planned")) };
+        let unsigned = Opportunity { signature: planned.opportunity.signature, ..(**opportunity).clone() };
+        if unsigned != *planned.opportunity {
+            return Err(Reject::out_of_phase("signed opportunity", "another one is planned"));
+        }
+        Ok(vec![CohortEvent::NumberOpened { at: now, opportunity: Arc::clone(opportunity) }])
+    }
+
+    pub(super) fn on_number_ended(&self, now: Timestamp, number: u64, end: &NumberEnd) -> Decided {
+        if self.open_number() != Some(number) {
+            // Reported again after a restart.
+            return Ok(Vec::new());
+        }
+        Ok(vec![CohortEvent::NumberEnded { at: now, number, end: end.clone() }])
+    }
+}
+
+impl Running {
+    pub(super) fn apply(&mut self, event: &CohortEvent) {
+        match event {
+            CohortEvent::RowsSettled { registered, .. } => {
+                let mut roster = (*self.roster).clone();
+                for row in registered {
+                    if roster.row(&row.did_index) != Some(row) {
+                        roster.apply(row);
+                        self.log.push(row.clone());
+                    }
+                }
+                self.roster = Arc::new(roster);
+            }
+            CohortEvent::PendingReceived { seat, .. } => drop(self.pending.insert(*seat)),
+            CohortEvent::CoinArrived { coin, .. } => self.coins.deposit(*coin),
+            CohortEvent::NumberPlanned { opportunity, by_fallback, .. } => {
+                self.last = opportunity.number;
+                self.open = Some(OpenNumber {
+                    opportunity: Arc::clone(opportunity),
+                    roster: Arc::clone(&self.roster),
+                    by_fallback: *by_fallback,
+                    is_signed: false,
+                });
+                // Later rows are those of the next number.
+                self.sent = self.log.len();
+            }
+            CohortEvent::NumberOpened { at, opportunity } => {
+                if let Some(open) = &mut self.open {
+                    (open.opportunity, open.is_signed) = (Arc::clone(opportunity), true);
+                }
+                self.opened = Some(*at);
+            }
+            CohortEvent::NumberEnded { number, end, .. } => self.end(*number, end),
+            CohortEvent::NumbersSkipped { to, .. } => self.last = self.last.max(*to),
+            CohortEvent::Confirmed { number, .. } => self.coins.confirm(*number),
+            CohortEvent::Voided { coin, numbers, .. } => {
+                self.coins.void(coin, numbers);
+                // What they announced is to be announced again.
+                if !numbers.is_empty() {
+                    self.pending.extend(self.seats.keys().copied());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn end(&mut self, number: u64, end: &NumberEnd) {
+        let Some(open) = self.open.take() else { return };
+        match end {
+            NumberEnd::Idle => {
+                (self.failures, self.by_fallback) = (0, false);
+                self.pending.clear();
+                self.paced = self.opened;
+            }
+            NumberEnd::Failed { absent, refused, .. } => {
+                self.failures += 1;
+                if self.failures >= MAX_FAILURES {
+                    self.paced = self.opened;
+                }
+                // A seat that has lost its nonces is present: all can sign the next number.
+                let silent = !absent.is_empty();
+                let refusal =
+                    refused.values().any(|reason| reason != super::super::message::Confirmation::NONCE_LOST);
+                self.by_fallback = silent || refusal;
+            }
+            NumberEnd::Signed { transaction, .. } => {
+                (self.failures, self.by_fallback) = (0, false);
+                self.pending.clear();
+                self.paced = self.opened;
+                self.coins.signed(number, open.opportunity.coins.clone(), transaction);
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Who has a seat, and what it registers.
+
+use std::collections::BTreeMap;
+
+use super::{Candidate, CohortEffect, CohortEvent, Decided, Phase, Running, StandingCohort};
+use crate::{
+    cohort::standing::{
+        message::{AskedRow, SeatOptIn, StandingMessage},
+        output_of,
+        roster::Row,
+        terms::Registration,
+    },
+    did::Did,
+    error::{Reject, RejectCode},
+    key::PublicKey,
+    time::Timestamp,
+};
+
+impl StandingCohort {
+    pub(super) fn on_opt_in(&self, now: Timestamp, from: &Did, opt_in: &SeatOptIn) -> Decided {
+        let reject = |code, detail: &str| Err(Reject::new(code, from, detail));
+        let Phase::Enrolling { candidates } = &self.phase else {
+            return match self.running().and_then(|running| running.seats.get(&opt_in.participant_pk)) {
+                Some(did) if did == from => Ok(Vec::new()),
+                _ => reject(RejectCode::WrongPhase, "the cohort has formed"),
+            };
+        };
+        if from.network() != self.config.terms.network {
+            return reject(RejectCode::InvalidKey, "a DID of another network");
+        }
+        match candidates.get(from) {
+            Some(known) if known.seat == opt_in.participant_pk => return Ok(Vec::new()),
+            Some(_) => return reject(RejectCode::Equivocation, "another seat key was given before"),
+            None => {}
+        }
+        if candidates.values().any(|candidate| candidate.seat == opt_in.participant_pk) {
+            return reject(RejectCode::DuplicateKey, "the seat key is another candidate's");
+        }
+        // Unauthenticated peers must not make the list grow.
+        if candidates.len() >= usize::from(self.config.terms.max_participants) * 4 {
+            return reject(RejectCode::CohortFull, "too many candidates");
+        }
+        if !opt_in.is_proven(&self.config.service, from) {
+            return reject(RejectCode::InvalidKey, "the seat key is not proven");
+        }
+        Ok(vec![CohortEvent::SeatAsked { at: now, did: from.clone(), seat: opt_in.participant_pk }])
+    }
+
+    pub(super) fn on_admitted(&self, now: Timestamp, did: &Did, refusal: Option<&String>) -> Decided {
+        let Phase::Enrolling { candidates } = &self.phase else {
+            return Err(Reject::out_of_phase("admission", "formed"));
+        };
+        if candidates.get(did).is_none_or(|candidate| candidate.admitted) {
+            return Err(Reject::out_of_phase("admission", "no candidate"));
+        }
+        let mut events = vec![match refusal {
+            Some(reason) => CohortEvent::SeatRefused { at: now, did: did.clone(), reason: reason.clone() },
+            None => CohortEvent::SeatAdmitted { at: now, did: did.clone() },
+        }];
+        let admitted = candidates.values().filter(|candidate| candidate.admitted).count();
+        if refusal.is_none() && admitted + 1 == usize::from(self.config.terms.max_participants) {
+            events.push(self.form(now, candidates, Some(did))?);
+        }
+        Ok(events)
+    }
+
+    pub(super) fn form(
+        &self,
+        now: Timestamp,
+        candidates: &BTreeMap<Did, Candidate>,
+        and: Option<&Did>,
+    ) -> Result<CohortEvent, Reject> {
+        let admitted = candidates.iter().filter(|(did, candidate)| candidate.admitted || Some(*did) == and);
+        let keys: Vec<PublicKey> = admitted.map(|(_, candidate)| candidate.seat).collect();
+        if keys.len() < usize::from(self.config.terms.min_participants) {
+            return Err(Reject::out_of_phase("forming", "too few seats"));
+        }
+        let output = output_of(&self.config.terms, &keys, &*self.config.aggregator).map_err(|error| Reject {
+            code: RejectCode::InvalidKey,
+            peer: None,
+            detail: error.to_string(),
+        })?;
+        Ok(CohortEvent::Formed { at: now, output })
+    }
+
+    /// The rows of a seat, each with the reason why it does not count, if any.
+    pub(super) fn settle(&self, now: Timestamp, from: &Did, rows: &[(AskedRow, Option<String>)]) -> Decided {
+        let (running, seat) = self.seat(from)?;
+        let mut roster = (*running.roster).clone();
+        let (mut registered, mut refused) = (Vec::new(), Vec::new());
+        for (asked, problem) in rows {
+            let row = Row {
+                seat,
+                did_index: asked.did_index,
+                action: asked.action,
+                serial: asked.serial,
+                signature: asked.signature,
+            };
+            // Sent again because the answer was lost.
+            if roster.row(&row.did_index) == Some(&row) {
+                registered.push(row);
+                continue;
+            }
+            let problem = match problem {
+                Some(problem) => Some(problem.clone()),
+                None => roster.follow([&row]).err().map(|problem| problem.to_string()),
+            };
+            match problem {
+                Some(problem) => refused.push((asked.clone(), problem)),
+                None => registered.push(row),
+            }
+        }
+        Ok(vec![CohortEvent::RowsSettled { at: now, from: from.clone(), registered, refused }])
+    }
+
+    pub(super) fn seat(&self, from: &Did) -> Result<(&Running, PublicKey), Reject> {
+        let running = self.running().ok_or_else(|| Reject::new(RejectCode::WrongPhase, from, "not formed yet"))?;
+        let seat = running.seats.iter().find(|(_, did)| *did == from).map(|(seat, _)| *seat);
+        Ok((running, seat.ok_or_else(|| Reject::new(RejectCode::NotAMember, from, "no seat of this cohort"))?))
+    }
+
+    /// The check that proven registration needs of a message with rows.
+    pub fn check_control(&self, from: &Did, message: &StandingMessage) -> Option<CohortEffect> {
+        let StandingMessage::RegisterRows(asked) = message else { return None };
+        let proven = self.config.terms.registration == Registration::Proven && self.seat(from).is_ok();
+        proven.then(|| CohortEffect::CheckControl { from: from.clone(), rows: asked.rows.clone() })
+    }
+}

@@ -1,0 +1,410 @@
+//! One number at the service: responses, the board, the request, confirmations; ended, never repeated.
+
+mod confirming;
+mod event;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bitcoin::{ScriptBuf, Transaction};
+use rand_core::CryptoRng;
+
+pub use self::event::{Confirmed, NumberEffect, NumberEnd, NumberEvent, NumberInput, Why};
+use super::{
+    board::{Board, BoardPlace},
+    message::{MAX_PART_ENTRIES, ResponsePart, StandingMessage},
+    opportunity::{Opportunity, OpportunityKind},
+    response::Response,
+    roster::Roster,
+    terms::{Absent, StandingTerms},
+    transaction::Mode,
+};
+use crate::{
+    did::Did,
+    error::{Reject, RejectCode},
+    hash::DocumentHash,
+    key::{PublicKey, Signature},
+    machine::Machine,
+    message::Bytes,
+    output::{BeaconOutput, Coin},
+    time::Timestamp,
+};
+
+/// What does not change while a number runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NumberTask {
+    /// The terms of the cohort.
+    pub terms: Arc<StandingTerms>,
+    /// Its output.
+    pub output: BeaconOutput,
+    /// The roster at the opening.
+    pub roster: Arc<Roster>,
+    /// The DID of each seat.
+    pub seats: BTreeMap<PublicKey, Did>,
+    /// The opportunity.
+    pub opportunity: Arc<Opportunity>,
+    /// Where the change goes: the beacon, or the successor's beacon in the last announcement.
+    pub change: ScriptBuf,
+    /// Whether k seats sign although all may respond: a seat was silent or refused in the number before.
+    pub by_fallback: bool,
+}
+
+impl NumberTask {
+    fn place(&self) -> BoardPlace<'_> {
+        BoardPlace {
+            terms: &self.terms,
+            roster: &self.roster,
+            roster_hash: &self.opportunity.roster_hash,
+            number: self.opportunity.number,
+            inputs: self.opportunity.coins.len(),
+            kind: self.opportunity.kind,
+        }
+    }
+
+    fn coins(&self) -> Vec<Coin> {
+        self.opportunity.coins()
+    }
+
+    fn seat_of(&self, did: &Did) -> Option<PublicKey> {
+        self.seats.iter().find(|(_, seat)| *seat == did).map(|(key, _)| *key)
+    }
+}
+
+/// The parts of a response so far.
+#[derive(Clone, Debug, PartialEq)]
+struct Parts {
+    hash: DocumentHash,
+    parts: u32,
+    /// The number of the next one.
+    next: u32,
+    entries: Vec<super::response::Entry>,
+}
+
+/// The state of a number.
+#[derive(Clone, Debug)]
+enum Phase {
+    Planned,
+    Collecting {
+        parts: BTreeMap<PublicKey, Parts>,
+        responses: BTreeMap<PublicKey, Response>,
+    },
+    /// The board is closed; the host is asked what the transaction may cost.
+    Pricing {
+        board: Arc<Board>,
+        mode: Mode,
+    },
+    Confirming(Box<Confirming>),
+    Ended(NumberEnd),
+}
+
+/// The state of a number whose transaction is known.
+#[derive(Clone, Debug)]
+struct Confirming {
+    until: Timestamp,
+    board: Arc<Board>,
+    mode: Mode,
+    transaction: Transaction,
+    aggregated: Vec<Bytes<66>>,
+    partials: BTreeMap<PublicKey, Vec<Bytes<32>>>,
+    fallback: BTreeMap<PublicKey, Vec<Signature>>,
+    refused: BTreeMap<PublicKey, String>,
+}
+
+/// A number at the service.
+#[derive(Clone, Debug)]
+pub struct Number {
+    task: Arc<NumberTask>,
+    phase: Phase,
+}
+
+impl PartialEq for Number {
+    fn eq(&self, other: &Self) -> bool {
+        self.task == other.task && self.phase == other.phase
+    }
+}
+
+impl PartialEq for Phase {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Planned, Self::Planned) => true,
+            (
+                Self::Collecting { parts, responses },
+                Self::Collecting { parts: other_parts, responses: other_responses },
+            ) => parts == other_parts && responses == other_responses,
+            (Self::Pricing { board, mode }, Self::Pricing { board: other, mode: other_mode }) => {
+                board.hash() == other.hash() && mode == other_mode
+            }
+            (Self::Confirming(one), Self::Confirming(other)) => {
+                one.board.hash() == other.board.hash()
+                    && (one.until, one.mode, &one.transaction, &one.aggregated)
+                        == (other.until, other.mode, &other.transaction, &other.aggregated)
+                    && (&one.partials, &one.fallback, &one.refused)
+                        == (&other.partials, &other.fallback, &other.refused)
+            }
+            (Self::Ended(one), Self::Ended(other)) => one == other,
+            _ => false,
+        }
+    }
+}
+
+impl Number {
+    /// A number that is not opened yet.
+    pub const fn new(task: Arc<NumberTask>) -> Self {
+        Self { task, phase: Phase::Planned }
+    }
+
+    /// The task.
+    pub fn task(&self) -> &Arc<NumberTask> {
+        &self.task
+    }
+
+    /// How it ended, if it has.
+    pub const fn end(&self) -> Option<&NumberEnd> {
+        match &self.phase {
+            Phase::Ended(end) => Some(end),
+            _ => None,
+        }
+    }
+
+    /// The board, once it is closed.
+    pub const fn board(&self) -> Option<&Arc<Board>> {
+        match &self.phase {
+            Phase::Pricing { board, .. } => Some(board),
+            Phase::Confirming(confirming) => Some(&confirming.board),
+            Phase::Planned | Phase::Collecting { .. } | Phase::Ended(_) => None,
+        }
+    }
+
+    /// The seats that it waits for.
+    pub fn awaited(&self) -> Vec<PublicKey> {
+        let seats = self.task.seats.keys();
+        match &self.phase {
+            Phase::Collecting { responses, .. } => {
+                seats.filter(|seat| !responses.contains_key(seat)).copied().collect()
+            }
+            Phase::Confirming(confirming) => confirming.awaited(),
+            Phase::Planned | Phase::Pricing { .. } | Phase::Ended(_) => Vec::new(),
+        }
+    }
+
+    fn on_part(&self, now: Timestamp, seat: PublicKey, from: &Did, part: &ResponsePart) -> Decided {
+        let reject = |code, detail: String| Err(Reject::new(code, from, detail));
+        let Phase::Collecting { parts, responses } = &self.phase else {
+            // A repeated response that was received before changes nothing.
+            let known = self
+                .board()
+                .and_then(|board| board.response(&seat))
+                .is_some_and(|response| response.hash(self.task.roster.context()) == part.response_hash);
+            return if known {
+                Ok(Vec::new())
+            } else {
+                reject(RejectCode::WrongPhase, "no response is awaited".into())
+            };
+        };
+        if let Some(response) = responses.get(&seat) {
+            return if response.hash(self.task.roster.context()) == part.response_hash {
+                Ok(Vec::new())
+            } else {
+                reject(
+                    RejectCode::Equivocation,
+                    "the seat has responded otherwise; the first response stands".into(),
+                )
+            };
+        }
+        let most = usize::try_from(self.task.terms.max_dids_per_participant).unwrap_or(usize::MAX);
+        let fits = part.entries.len() <= MAX_PART_ENTRIES
+            && (1..=part.parts).contains(&part.part)
+            && usize::try_from(part.parts).is_ok_and(|parts| parts <= most.max(1));
+        if !fits {
+            return reject(RejectCode::Malformed, "a part that no response has".into());
+        }
+        let so_far = parts.get(&seat);
+        if let Some(so_far) = so_far
+            && (so_far.hash != part.response_hash || so_far.parts != part.parts)
+            && part.part != 1
+        {
+            return reject(RejectCode::Equivocation, "a part of another response".into());
+        }
+        // Parts come in order; a first part begins again, e.g. after a restart of the seat.
+        let expected = so_far.map_or(1, |so_far| so_far.next);
+        if part.part != 1 && part.part != expected {
+            return if part.part < expected {
+                Ok(Vec::new())
+            } else {
+                reject(RejectCode::WrongPhase, format!("part {expected} is expected"))
+            };
+        }
+        let before = if part.part == 1 { &[][..] } else { so_far.map_or(&[][..], |so_far| &so_far.entries) };
+        if before.len() + part.entries.len() > most {
+            return reject(RejectCode::Malformed, format!("more than {most} entries"));
+        }
+        if part.part < part.parts {
+            return Ok(vec![NumberEvent::PartReceived { at: now, seat, part: part.clone() }]);
+        }
+        let (Some(roster_hash), Some(has_updates), Some(nonces), Some(signature)) =
+            (part.roster_hash, part.has_updates, &part.nonce_contributions, part.signature)
+        else {
+            return reject(RejectCode::Malformed, "the last part lacks what the seat signs".into());
+        };
+        let response = Response {
+            seat,
+            number: part.number,
+            roster_hash,
+            has_updates,
+            entries: [before, &part.entries].concat(),
+            nonce_contributions: nonces.clone(),
+            signature,
+        };
+        let place = self.task.place();
+        response.check_in(place).map_err(|problem| Reject::new(RejectCode::Malformed, from, problem))?;
+        let mut events = vec![NumberEvent::ResponseReceived { at: now, response: Arc::new(response) }];
+        if responses.len() + 1 == self.task.seats.len() {
+            let NumberEvent::ResponseReceived { response, .. } = &events[0] else { return Ok(events) };
+            let mut all = responses.clone();
+            all.insert(seat, (**response).clone());
+            events.push(self.close(now, &all));
+        }
+        Ok(events)
+    }
+
+    /// What the responses lead to.
+    fn close(&self, now: Timestamp, responses: &BTreeMap<PublicKey, Response>) -> NumberEvent {
+        let task = &self.task;
+        let absent: Vec<PublicKey> =
+            task.seats.keys().filter(|seat| !responses.contains_key(seat)).copied().collect();
+        let needed = match task.terms.absent {
+            Absent::Wait => task.seats.len(),
+            Absent::Proceed => task.terms.spenders(task.seats.len()),
+        };
+        if responses.len() < needed {
+            return NumberEvent::Ended { at: now, end: NumberEnd::failed(Why::Absent, absent, BTreeMap::new()) };
+        }
+        let has_updates = responses.values().any(|response| response.has_updates);
+        if task.opportunity.kind == OpportunityKind::Announcement && !has_updates {
+            return NumberEvent::Ended { at: now, end: NumberEnd::Idle };
+        }
+        let by_fallback = task.terms.absent == Absent::Proceed && (task.by_fallback || !absent.is_empty());
+        NumberEvent::BoardClosed { at: now, mode: if by_fallback { Mode::Fallback } else { Mode::Key } }
+    }
+}
+
+type Decided = Result<Vec<NumberEvent>, Reject>;
+
+impl Machine for Number {
+    type Input = NumberInput;
+    type Event = NumberEvent;
+    type Effect = NumberEffect;
+
+    fn decide(&self, now: Timestamp, input: &NumberInput, _rng: &mut dyn CryptoRng) -> Decided {
+        match input {
+            NumberInput::Open => match self.phase {
+                Phase::Planned => Ok(vec![NumberEvent::Opened { at: now }]),
+                _ => Err(Reject::out_of_phase("open", "opened")),
+            },
+            NumberInput::Message { from, message } => {
+                let Some(seat) = self.task.seat_of(from) else {
+                    return Err(Reject::new(RejectCode::NotAMember, from, "no seat of this cohort"));
+                };
+                match message {
+                    StandingMessage::ResponsePart(part) => self.on_part(now, seat, from, part),
+                    StandingMessage::Confirmation(confirmation) => {
+                        self.on_confirmation(now, seat, from, confirmation)
+                    }
+                    other => Err(Reject::new(RejectCode::WrongPhase, from, other.short_type())),
+                }
+            }
+            NumberInput::Priced { rate, operator } => self.on_priced(now, *rate, operator.as_ref()),
+            NumberInput::Abandoned { reason } => match &self.phase {
+                Phase::Ended(_) => Err(Reject::out_of_phase("abandon", "ended")),
+                _ => {
+                    let why = Why::Abandoned(reason.clone());
+                    Ok(vec![NumberEvent::Ended {
+                        at: now,
+                        end: NumberEnd::failed(why, Vec::new(), BTreeMap::new()),
+                    }])
+                }
+            },
+            NumberInput::Tick => Ok(match &self.phase {
+                Phase::Collecting { responses, .. } if now >= self.task.opportunity.deadline() => {
+                    vec![self.close(now, responses)]
+                }
+                Phase::Confirming(confirming) if now >= confirming.until => {
+                    vec![NumberEvent::Ended { at: now, end: confirming.lapsed() }]
+                }
+                _ => Vec::new(),
+            }),
+        }
+    }
+
+    fn apply(&mut self, event: &NumberEvent) {
+        match (event, &mut self.phase) {
+            (NumberEvent::Opened { .. }, phase) => {
+                *phase = Phase::Collecting { parts: BTreeMap::new(), responses: BTreeMap::new() };
+            }
+            (NumberEvent::PartReceived { seat, part, .. }, Phase::Collecting { parts, .. }) => {
+                let fresh = || Parts { hash: part.response_hash, parts: part.parts, next: 1, entries: Vec::new() };
+                if part.part == 1 {
+                    parts.insert(*seat, fresh());
+                }
+                let so_far = parts.entry(*seat).or_insert_with(fresh);
+                so_far.entries.extend(part.entries.iter().cloned());
+                so_far.next = part.part + 1;
+            }
+            (NumberEvent::ResponseReceived { response, .. }, Phase::Collecting { parts, responses }) => {
+                parts.remove(&response.seat);
+                responses.insert(response.seat, (**response).clone());
+            }
+            (NumberEvent::BoardClosed { mode, .. }, Phase::Collecting { responses, .. }) => {
+                let board = Board::of(self.task.place(), std::mem::take(responses).into_values());
+                self.phase = Phase::Pricing { board: Arc::new(board), mode: *mode };
+            }
+            (NumberEvent::RequestMade { until, transaction, aggregated, .. }, Phase::Pricing { board, mode }) => {
+                self.phase = Phase::Confirming(Box::new(Confirming {
+                    until: *until,
+                    board: Arc::clone(board),
+                    mode: *mode,
+                    transaction: transaction.clone(),
+                    aggregated: aggregated.clone(),
+                    partials: BTreeMap::new(),
+                    fallback: BTreeMap::new(),
+                    refused: BTreeMap::new(),
+                }));
+            }
+            (NumberEvent::ConfirmationReceived { seat, confirmed, .. }, Phase::Confirming(confirming)) => {
+                match confirmed {
+                    Confirmed::Partials(partials) => drop(confirming.partials.insert(*seat, partials.clone())),
+                    Confirmed::Fallback(signatures) => drop(confirming.fallback.insert(*seat, signatures.clone())),
+                    Confirmed::Refused(reason) => drop(confirming.refused.insert(*seat, reason.clone())),
+                }
+            }
+            (NumberEvent::Ended { end, .. }, phase) => *phase = Phase::Ended(end.clone()),
+            // An event that does not fit is none that this machine has decided.
+            _ => {}
+        }
+    }
+
+    fn effects(&self, event: &NumberEvent) -> Vec<NumberEffect> {
+        match event {
+            NumberEvent::BoardClosed { .. } => self.ask_price(),
+            NumberEvent::RequestMade { .. } => self.request(None),
+            NumberEvent::Ended { end, .. } => vec![NumberEffect::Report(end.clone())],
+            _ => Vec::new(),
+        }
+    }
+
+    fn resume(&self) -> Vec<NumberEffect> {
+        match &self.phase {
+            Phase::Planned | Phase::Collecting { .. } => Vec::new(),
+            Phase::Pricing { .. } => self.ask_price(),
+            Phase::Confirming(_) => self.request(None),
+            Phase::Ended(end) => vec![NumberEffect::Report(end.clone())],
+        }
+    }
+
+    fn deadline(&self) -> Option<Timestamp> {
+        match &self.phase {
+            Phase::Collecting { .. } => Some(self.task.opportunity.deadline()),
+            Phase::Confirming(confirming) => Some(confirming.until),
+            Phase::Planned | Phase::Pricing { .. } | Phase::Ended(_) => None,
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Inputs, events and effects of a seat.
+
+use std::sync::Arc;
+
+use bitcoin::{Transaction, Txid};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cohort::standing::{
+        board::Board,
+        message::{AskedRow, ConfirmationRequest, FullUpdate, StandingMessage},
+        opportunity::{CoinRef, Opportunity},
+        response::Response,
+        roster::Row,
+        transaction::Mode,
+    },
+    did::Did,
+    hash::{DidIndex, DocumentHash, SignalBytes},
+    key::{PublicKey, Signature},
+    message::Bytes,
+    output::BeaconOutput,
+    time::Timestamp,
+};
+
+/// An update that the host wants announced.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SeatUpdate {
+    /// The DID.
+    pub did: Did,
+    /// The version to which it leads.
+    pub version: u64,
+    /// The hash of the signed update.
+    pub hash: DocumentHash,
+    /// What the service receives of it, where it receives updates.
+    pub full: Option<FullUpdate>,
+}
+
+/// An input of a seat.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SeatInput {
+    /// A message of the service, authenticated by its transport.
+    Message(StandingMessage),
+    /// The host's answer to [`SeatEffect::AskUpdates`]: the updates whose predecessor is final or is announced by an ancestor of the coins.
+    UpdatesDecided {
+        /// The number.
+        number: u64,
+        /// The updates, each of another DID.
+        updates: Vec<SeatUpdate>,
+    },
+    /// The host's answer to [`SeatEffect::OpenNonces`].
+    ResponseSigned(Arc<Response>),
+    /// The host's answer to [`SeatEffect::FetchRows`].
+    RowsFetched {
+        /// All rows after those that this seat knows, up to the missed opportunity's.
+        rows: Vec<Row>,
+    },
+    /// The host's answer to [`SeatEffect::FetchBoard`].
+    BoardFetched {
+        /// The number.
+        number: u64,
+        /// The bytes, as the service or another seat gave them.
+        bytes: Arc<Vec<u8>>,
+    },
+    /// The host's answer to [`SeatEffect::AskSigning`]; the board is stored.
+    SigningDecided {
+        /// The number.
+        number: u64,
+        /// Why not, if not.
+        refusal: Option<String>,
+    },
+    /// The host's answer to [`SeatEffect::SignPartials`].
+    PartialsSigned {
+        /// The number.
+        number: u64,
+        /// One for each input; none when the secret nonces are gone.
+        partials: Option<Vec<Bytes<32>>>,
+    },
+    /// The host's answer to [`SeatEffect::SignFallback`].
+    FallbackSigned {
+        /// The number.
+        number: u64,
+        /// One for each input.
+        signatures: Vec<Signature>,
+    },
+    /// Rows that the host wants registered, signed by the seat.
+    RowsAsked(Vec<AskedRow>),
+    /// A transaction that spends a coin of the cohort is final.
+    Spent {
+        /// The coin.
+        coin: CoinRef,
+        /// By which transaction.
+        by: Txid,
+        /// What that announces, if anything.
+        signal: Option<SignalBytes>,
+    },
+}
+
+/// An event of a seat.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum SeatEvent {
+    /// The cohort has formed, with an output that follows from its keys.
+    Formed {
+        /// When.
+        at: Timestamp,
+        /// The output.
+        output: BeaconOutput,
+    },
+    /// Rows were sent.
+    RowsSent {
+        /// When.
+        at: Timestamp,
+        /// The rows.
+        rows: Vec<AskedRow>,
+    },
+    /// The service has answered rows.
+    RowsAcknowledged {
+        /// When.
+        at: Timestamp,
+        /// The first number that covers them.
+        from_number: u64,
+        /// Index and serial of those that are registered.
+        registered: Vec<(DidIndex, u64)>,
+        /// Those that are not, with the reason.
+        refused: Vec<(DidIndex, u64, String)>,
+    },
+    /// An opportunity before which this seat has missed rows.
+    RowsMissed {
+        /// When.
+        at: Timestamp,
+        /// The opportunity, signed by the service.
+        opportunity: Arc<Opportunity>,
+    },
+    /// An opportunity that this seat answers.
+    OpportunityAccepted {
+        /// When.
+        at: Timestamp,
+        /// The opportunity, signed by the service.
+        opportunity: Arc<Opportunity>,
+        /// The rows that this seat did not know.
+        rows: Vec<Row>,
+    },
+    /// The host has chosen the updates. From here on each of them may be announced: other seats may sign by fallback.
+    Committed {
+        /// When.
+        at: Timestamp,
+        /// The number.
+        number: u64,
+        /// Index, version and hash of each.
+        updates: Vec<(DidIndex, u64, DocumentHash)>,
+        /// The DIDs, in the order of `updates`, and what the service receives of each.
+        given: Vec<(Did, Option<FullUpdate>)>,
+    },
+    /// The response is signed; from here on it is sent.
+    Responded {
+        /// When.
+        at: Timestamp,
+        /// The response.
+        response: Arc<Response>,
+    },
+    /// A request for confirmation, the first for its number.
+    Requested {
+        /// When.
+        at: Timestamp,
+        /// The request.
+        request: Arc<ConfirmationRequest>,
+    },
+    /// The board and the transaction are as they have to be.
+    Verified {
+        /// When.
+        at: Timestamp,
+        /// The number.
+        number: u64,
+        /// What is announced; nothing by a refresh.
+        signal: Option<SignalBytes>,
+        /// What is signed of each input.
+        sighashes: Vec<[u8; 32]>,
+    },
+    /// The host has decided to sign.
+    SigningApproved {
+        /// When.
+        at: Timestamp,
+        /// The number.
+        number: u64,
+    },
+    /// The seat has confirmed: its signatures, or its refusal. They are sent again when asked for, and never others.
+    Confirmed {
+        /// When.
+        at: Timestamp,
+        /// The number.
+        number: u64,
+        /// Partial signatures.
+        partials: Option<Vec<Bytes<32>>>,
+        /// Fallback signatures.
+        fallback: Option<Vec<Signature>>,
+        /// Why not.
+        refusal: Option<String>,
+    },
+    /// The service reports that a number is over. Nothing follows but that nothing more is awaited.
+    NumberOver {
+        /// When.
+        at: Timestamp,
+        /// The number.
+        number: u64,
+        /// Its signed transaction, if the service sent one.
+        transaction: Option<Arc<Transaction>>,
+        /// The board that it announces.
+        board_hash: Option<DocumentHash>,
+    },
+    /// A coin was spent, finally: the numbers that spend it are announced, or never will be.
+    CoinSpent {
+        /// When.
+        at: Timestamp,
+        /// The coin.
+        coin: CoinRef,
+        /// By which transaction.
+        by: Txid,
+        /// What that announces.
+        signal: Option<SignalBytes>,
+    },
+}
+
+/// What a seat needs done.
+#[derive(Clone, Debug)]
+pub enum SeatEffect {
+    /// Send to the service.
+    Send(StandingMessage),
+    /// Answer with [`SeatInput::UpdatesDecided`]: no updates of the indexes in `committed`, except the identical ones.
+    AskUpdates {
+        /// The opportunity.
+        opportunity: Arc<Opportunity>,
+        /// Updates that may be announced already: only the identical one of that version may be chosen.
+        committed: Vec<(DidIndex, u64, DocumentHash)>,
+    },
+    /// Open a nonce for each input, wiping all others, and sign [`Seat::content`](super::Seat::content) with the seat key; answer with
+    /// [`SeatInput::ResponseSigned`].
+    OpenNonces {
+        /// The number.
+        number: u64,
+        /// How many.
+        inputs: usize,
+    },
+    /// Get the rows of the roster from this place on; answer with [`SeatInput::RowsFetched`].
+    FetchRows {
+        /// After so many.
+        from: u64,
+    },
+    /// Get the board of this hash; answer with [`SeatInput::BoardFetched`].
+    FetchBoard {
+        /// The number.
+        number: u64,
+        /// The hash.
+        hash: DocumentHash,
+    },
+    /// Store the board, durably; then answer with [`SeatInput::SigningDecided`].
+    AskSigning {
+        /// The number.
+        number: u64,
+        /// The board. It is kept without end, and served to others.
+        board: Arc<Board>,
+        /// The transaction.
+        transaction: Transaction,
+        /// How it is signed.
+        mode: Mode,
+    },
+    /// Use the nonces of the number, once; answer with [`SeatInput::PartialsSigned`].
+    SignPartials {
+        /// The number.
+        number: u64,
+        /// The aggregate nonce of each input.
+        aggregated: Vec<Bytes<66>>,
+        /// What is signed of each input.
+        sighashes: Vec<[u8; 32]>,
+    },
+    /// Sign with the seat key and wipe all nonces; answer with [`SeatInput::FallbackSigned`].
+    SignFallback {
+        /// The number.
+        number: u64,
+        /// What is signed of each input.
+        sighashes: Vec<[u8; 32]>,
+    },
+    /// The number was announced: its data is on the board.
+    Announced {
+        /// The number.
+        number: u64,
+        /// The signed transaction.
+        transaction: Arc<Transaction>,
+        /// The board.
+        board_hash: Option<DocumentHash>,
+    },
+    /// These indexes are registered, or released: only a registered one may be listed in a document.
+    Registered(Vec<DidIndex>),
+    /// Rows were refused.
+    NotRegistered(Vec<(DidIndex, String)>),
+}
+
+impl PartialEq for SeatEffect {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (
+                Self::AskSigning { number, board, transaction, mode },
+                Self::AskSigning { number: n, board: b, transaction: t, mode: m },
+            ) => (number, board.hash(), transaction, mode) == (n, b.hash(), t, m),
+            // The others have no board, and print all that they are.
+            _ => format!("{self:?}") == format!("{other:?}"),
+        }
+    }
+}
+
+/// The seat key of a row as it was sent.
+pub(super) fn row_of(seat: PublicKey, asked: &AskedRow) -> Row {
+    Row { seat, did_index: asked.did_index, action: asked.action, serial: asked.serial, signature: asked.signature }
+}

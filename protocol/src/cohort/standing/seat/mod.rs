@@ -1,0 +1,449 @@
+//! One seat: what it has registered, what it has answered, and what may be announced of it.
+//!
+//! A seat answers only a number above its highest. For each it makes one response, and signs one transaction, once: that which follows from
+//! the board. An update counts as possibly announced from the response on, since k other seats can sign without this one; until a final
+//! transaction spends the number's coin, only the identical update of that version is submitted anywhere.
+
+mod confirming;
+mod event;
+mod responding;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use rand_core::CryptoRng;
+
+use self::event::row_of;
+pub use self::event::{SeatEffect, SeatEvent, SeatInput, SeatUpdate};
+use super::{
+    board::{Board, BoardPlace},
+    context::CohortContext,
+    message::{
+        AskedRow, ConfirmationRequest, FullUpdate, OpportunityOpened, Pending, RegisterRows, ResponsePart,
+        StandingMessage,
+    },
+    opportunity::{CoinRef, Opportunity},
+    response::Response,
+    roster::Roster,
+    seed::SeatSeed,
+    terms::StandingTerms,
+};
+use crate::{
+    did::Did,
+    error::{Reject, RejectCode},
+    hash::{DidIndex, DocumentHash, SignalBytes},
+    id::CohortId,
+    key::{PublicKey, Signature},
+    machine::Machine,
+    message::Bytes,
+    output::{BeaconOutput, KeyAggregator},
+    time::Timestamp,
+};
+
+/// What does not change in the life of a seat.
+#[derive(Clone)]
+pub struct SeatConfig {
+    /// The terms of the cohort, which the host has accepted.
+    pub terms: Arc<StandingTerms>,
+    /// The service.
+    pub service: Did,
+    /// The key of the service, which signs opportunities.
+    pub service_key: PublicKey,
+    /// The cohort.
+    pub cohort_id: CohortId,
+    /// The seat's key.
+    pub seat: PublicKey,
+    /// Aggregates keys.
+    pub aggregator: Arc<dyn KeyAggregator>,
+    /// Gives the nonces of leaves.
+    pub seed: Arc<SeatSeed>,
+}
+
+impl std::fmt::Debug for SeatConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SeatConfig")
+            .field("cohort_id", &self.cohort_id)
+            .field("seat", &self.seat)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An update that may be announced.
+#[derive(Clone, Debug, PartialEq)]
+struct Commitment {
+    number: u64,
+    coins: Vec<CoinRef>,
+    index: DidIndex,
+    version: u64,
+    hash: DocumentHash,
+}
+
+/// How far the answer to the highest number is.
+#[derive(Clone, Debug, PartialEq)]
+enum Stage {
+    /// The host is asked for updates.
+    Choosing,
+    /// The nonces are being opened, then the response is signed.
+    Committed {
+        given: Vec<(Did, Option<FullUpdate>)>,
+    },
+    Responded,
+    Requested {
+        request: Arc<ConfirmationRequest>,
+    },
+    Verified {
+        request: Arc<ConfirmationRequest>,
+        sighashes: Vec<[u8; 32]>,
+    },
+    Approved {
+        request: Arc<ConfirmationRequest>,
+        sighashes: Vec<[u8; 32]>,
+    },
+    Confirmed {
+        request: Arc<ConfirmationRequest>,
+        answer: Answer,
+    },
+    Over,
+}
+
+/// The one answer to a request.
+#[derive(Clone, Debug, PartialEq)]
+struct Answer {
+    partials: Option<Vec<Bytes<32>>>,
+    fallback: Option<Vec<Signature>>,
+    refusal: Option<String>,
+}
+
+/// The highest number that this seat has answered.
+#[derive(Clone, Debug, PartialEq)]
+struct Current {
+    opportunity: Arc<Opportunity>,
+    /// The roster at the opening.
+    roster: Arc<Roster>,
+    updates: Vec<(DidIndex, u64, DocumentHash)>,
+    given: Vec<(Did, Option<FullUpdate>)>,
+    response: Option<Arc<Response>>,
+    stage: Stage,
+}
+
+/// A seat of a formed cohort.
+#[derive(Clone, Debug, PartialEq)]
+struct Seated {
+    output: BeaconOutput,
+    roster: Arc<Roster>,
+    /// Rows that were sent and not answered.
+    asked: BTreeMap<(DidIndex, u64), AskedRow>,
+    /// Serial and first number of the rows that the service has acknowledged and that are in no roster yet. A roster of that number
+    /// or a later one without them is refused.
+    acknowledged: BTreeMap<DidIndex, (u64, u64)>,
+    /// An opportunity whose roster this seat cannot follow yet.
+    missed: Option<Arc<Opportunity>>,
+    current: Option<Current>,
+    commitments: Vec<Commitment>,
+    /// What each signed number announces, to recognize its transaction.
+    signals: BTreeMap<u64, SignalBytes>,
+}
+
+/// A seat's machine.
+#[derive(Clone, Debug)]
+pub struct Seat {
+    config: Arc<SeatConfig>,
+    seated: Option<Seated>,
+}
+
+impl PartialEq for Seat {
+    fn eq(&self, other: &Self) -> bool {
+        self.seated == other.seated
+    }
+}
+
+type Decided = Result<Vec<SeatEvent>, Reject>;
+
+impl Seat {
+    /// A seat in a cohort that has not formed yet.
+    pub const fn new(config: Arc<SeatConfig>) -> Self {
+        Self { config, seated: None }
+    }
+
+    /// The cohort's output, once it has formed.
+    pub fn output(&self) -> Option<&BeaconOutput> {
+        self.seated.as_ref().map(|seated| &seated.output)
+    }
+
+    /// What the seat's signatures are bound to, once the cohort has formed.
+    pub fn context(&self) -> Option<&CohortContext> {
+        self.seated.as_ref().map(|seated| seated.roster.context())
+    }
+
+    /// The highest number that it has answered.
+    pub fn highest(&self) -> u64 {
+        self.current().map_or(0, |current| current.opportunity.number)
+    }
+
+    /// The updates that may be announced: index, version and hash.
+    pub fn committed(&self) -> Vec<(DidIndex, u64, DocumentHash)> {
+        let commitments = self.seated.iter().flat_map(|seated| &seated.commitments);
+        let mut all: Vec<_> = commitments.map(|one| (one.index, one.version, one.hash)).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// The indexes whose registration the service has acknowledged: only these may be listed in a document.
+    pub fn registered(&self) -> impl Iterator<Item = &DidIndex> {
+        self.seated.iter().flat_map(|seated| seated.roster.indexes(&self.config.seat))
+    }
+
+    fn current(&self) -> Option<&Current> {
+        self.seated.as_ref()?.current.as_ref()
+    }
+
+    fn reject(&self, code: RejectCode, detail: impl std::fmt::Display) -> Reject {
+        Reject::new(code, &self.config.service, detail)
+    }
+
+    fn on_message(&self, now: Timestamp, message: &StandingMessage) -> Decided {
+        if *message.cohort_id() != self.config.cohort_id {
+            return Err(self.reject(RejectCode::WrongCohort, "another cohort"));
+        }
+        match (message, &self.seated) {
+            (StandingMessage::StandingReady(ready), None) => {
+                if !ready.cohort_keys.contains(&self.config.seat) {
+                    return Err(self.reject(RejectCode::AddressMismatch, "the cohort's keys lack this seat's"));
+                }
+                let output = super::output_of(&self.config.terms, &ready.cohort_keys, &*self.config.aggregator)
+                    .map_err(|error| self.reject(RejectCode::AddressMismatch, error))?;
+                if output.address() != ready.beacon_address {
+                    return Err(
+                        self.reject(RejectCode::AddressMismatch, "the address does not follow from the keys")
+                    );
+                }
+                Ok(vec![SeatEvent::Formed { at: now, output }])
+            }
+            // A repeated one.
+            (StandingMessage::StandingReady(ready), Some(seated))
+                if seated.output.address() == ready.beacon_address =>
+            {
+                Ok(Vec::new())
+            }
+            (StandingMessage::RowsAnswered(answered), Some(seated)) => {
+                let known =
+                    answered.rows.iter().filter(|row| seated.asked.contains_key(&(row.did_index, row.serial)));
+                let (mut registered, mut refused) = (Vec::new(), Vec::new());
+                for row in known {
+                    match &row.problem {
+                        None => registered.push((row.did_index, row.serial)),
+                        Some(problem) => {
+                            let problem = crate::text::shown_within(problem, 200).into_owned();
+                            refused.push((row.did_index, row.serial, problem));
+                        }
+                    }
+                }
+                if registered.is_empty() && refused.is_empty() {
+                    return Ok(Vec::new());
+                }
+                let from_number = answered.from_number;
+                Ok(vec![SeatEvent::RowsAcknowledged { at: now, from_number, registered, refused }])
+            }
+            (StandingMessage::OpportunityOpened(opened), Some(seated)) => {
+                self.on_opportunity(now, seated, &opened.opportunity)
+            }
+            (StandingMessage::ConfirmationRequest(request), Some(seated)) => self.on_request(now, seated, request),
+            (StandingMessage::NumberEndedNotice(notice), Some(seated)) => Ok(self.on_end(now, seated, notice)),
+            (StandingMessage::SeatAccept(_), None) => Ok(Vec::new()),
+            (other, _) => Err(self.reject(RejectCode::WrongPhase, other.short_type())),
+        }
+    }
+
+    fn on_rows(&self, now: Timestamp, rows: &[AskedRow]) -> Decided {
+        let seated = self.seated.as_ref().ok_or_else(|| Reject::out_of_phase("rows", "not formed"))?;
+        let context = seated.roster.context();
+        if let Some(row) = rows.iter().find(|row| !row_of(self.config.seat, row).is_signed(context)) {
+            let detail = format!("the row of {} is not signed by the seat", row.did_index);
+            return Err(Reject { code: RejectCode::Malformed, peer: None, detail });
+        }
+        Ok(vec![SeatEvent::RowsSent { at: now, rows: rows.to_vec() }])
+    }
+}
+
+impl Machine for Seat {
+    type Input = SeatInput;
+    type Event = SeatEvent;
+    type Effect = SeatEffect;
+
+    fn decide(&self, now: Timestamp, input: &SeatInput, _rng: &mut dyn CryptoRng) -> Decided {
+        match input {
+            SeatInput::Message(message) => self.on_message(now, message),
+            SeatInput::UpdatesDecided { number, updates } => self.on_updates(now, *number, updates),
+            SeatInput::ResponseSigned(response) => self.on_response(now, response),
+            SeatInput::RowsFetched { rows } => self.on_rows_fetched(now, rows),
+            SeatInput::BoardFetched { number, bytes } => self.on_board(now, *number, bytes),
+            SeatInput::SigningDecided { number, refusal } => self.on_decision(now, *number, refusal.as_ref()),
+            SeatInput::PartialsSigned { number, partials } => self.on_partials(now, *number, partials.as_ref()),
+            SeatInput::FallbackSigned { number, signatures } => self.on_fallback(now, *number, signatures),
+            SeatInput::RowsAsked(rows) => self.on_rows(now, rows),
+            SeatInput::Spent { coin, by, signal } => {
+                Ok(vec![SeatEvent::CoinSpent { at: now, coin: *coin, by: *by, signal: *signal }])
+            }
+        }
+    }
+
+    fn apply(&mut self, event: &SeatEvent) {
+        if let SeatEvent::Formed { output, .. } = event {
+            let context =
+                super::context_of(&self.config.terms, &self.config.service, &self.config.cohort_id, output);
+            let most = self.config.terms.max_dids_per_participant;
+            let roster = Roster::new(context, output.keys().iter().copied(), most);
+            self.seated = Some(Seated {
+                output: output.clone(),
+                roster: Arc::new(roster),
+                asked: BTreeMap::new(),
+                acknowledged: BTreeMap::new(),
+                missed: None,
+                current: None,
+                commitments: Vec::new(),
+                signals: BTreeMap::new(),
+            });
+            return;
+        }
+        let Some(seated) = &mut self.seated else { return };
+        match event {
+            SeatEvent::RowsSent { rows, .. } => {
+                seated.asked.extend(rows.iter().map(|row| ((row.did_index, row.serial), row.clone())));
+            }
+            SeatEvent::RowsAcknowledged { from_number, registered, refused, .. } => {
+                for (index, serial) in registered {
+                    seated.asked.remove(&(*index, *serial));
+                    seated.acknowledged.insert(*index, (*serial, *from_number));
+                }
+                for (index, serial, _) in refused {
+                    seated.asked.remove(&(*index, *serial));
+                }
+            }
+            _ => seated.apply(event),
+        }
+    }
+
+    fn effects(&self, event: &SeatEvent) -> Vec<SeatEffect> {
+        match event {
+            SeatEvent::RowsSent { rows, .. } => self.send_rows(rows),
+            SeatEvent::RowsAcknowledged { registered, refused, .. } => {
+                let mut effects = Vec::new();
+                if !registered.is_empty() {
+                    effects.push(SeatEffect::Registered(registered.iter().map(|(index, _)| *index).collect()));
+                }
+                if !refused.is_empty() {
+                    let refused = refused.iter().map(|(index, _, problem)| (*index, problem.clone()));
+                    effects.push(SeatEffect::NotRegistered(refused.collect()));
+                }
+                effects
+            }
+            SeatEvent::NumberOver { number, transaction: Some(transaction), board_hash, .. } => {
+                let (transaction, board_hash) = (Arc::clone(transaction), *board_hash);
+                vec![SeatEffect::Announced { number: *number, transaction, board_hash }]
+            }
+            SeatEvent::RowsMissed { .. } => self.fetch_rows(),
+            SeatEvent::Formed { .. } | SeatEvent::NumberOver { .. } | SeatEvent::CoinSpent { .. } => Vec::new(),
+            _ => self.progress(),
+        }
+    }
+
+    fn resume(&self) -> Vec<SeatEffect> {
+        let Some(seated) = &self.seated else { return Vec::new() };
+        let asked: Vec<AskedRow> = seated.asked.values().cloned().collect();
+        let mut effects = if asked.is_empty() { Vec::new() } else { self.send_rows(&asked) };
+        // Secret nonces are in memory only: what needs them again answers that they are lost.
+        effects.extend(self.fetch_rows());
+        effects.extend(self.progress());
+        effects
+    }
+
+    fn deadline(&self) -> Option<Timestamp> {
+        None
+    }
+}
+
+impl Seat {
+    fn send_rows(&self, rows: &[AskedRow]) -> Vec<SeatEffect> {
+        let message = |rows: &[AskedRow]| {
+            let rows = RegisterRows { cohort_id: self.config.cohort_id.clone(), rows: rows.to_vec() };
+            SeatEffect::Send(rows.into())
+        };
+        rows.chunks(super::message::MAX_PART_ENTRIES).map(message).collect()
+    }
+
+    fn fetch_rows(&self) -> Vec<SeatEffect> {
+        let seated = self.seated.iter().filter(|seated| seated.missed.is_some());
+        seated.map(|seated| SeatEffect::FetchRows { from: seated.roster.row_count() }).collect()
+    }
+
+    /// The message that there are updates.
+    pub fn pending(&self) -> StandingMessage {
+        Pending { cohort_id: self.config.cohort_id.clone() }.into()
+    }
+
+    /// The message that proves to a service that it has opened that number otherwise before.
+    fn evidence(&self, opportunity: &Opportunity) -> SeatEffect {
+        let opened =
+            OpportunityOpened { cohort_id: self.config.cohort_id.clone(), opportunity: opportunity.clone() };
+        SeatEffect::Send(opened.into())
+    }
+
+    /// What the stage of the current number needs next.
+    fn progress(&self) -> Vec<SeatEffect> {
+        let Some((seated, current)) =
+            self.seated.as_ref().and_then(|seated| Some((seated, seated.current.as_ref()?)))
+        else {
+            return Vec::new();
+        };
+        let number = current.opportunity.number;
+        match &current.stage {
+            Stage::Choosing => vec![SeatEffect::AskUpdates {
+                opportunity: Arc::clone(&current.opportunity),
+                committed: self.committed(),
+            }],
+            Stage::Committed { .. } => {
+                vec![SeatEffect::OpenNonces { number, inputs: current.opportunity.coins.len() }]
+            }
+            Stage::Responded => self.send_response(seated, current),
+            Stage::Requested { request } => {
+                vec![SeatEffect::FetchBoard { number, hash: request.board_hash }]
+            }
+            Stage::Verified { request, .. } => {
+                vec![SeatEffect::FetchBoard { number, hash: request.board_hash }]
+            }
+            Stage::Approved { request, sighashes } => vec![self.sign(number, request, sighashes)],
+            Stage::Confirmed { request, answer } => vec![self.send_confirmation(request, answer)],
+            Stage::Over => Vec::new(),
+        }
+    }
+
+    fn send_response(&self, seated: &Seated, current: &Current) -> Vec<SeatEffect> {
+        let Some(response) = &current.response else { return Vec::new() };
+        let mut parts = ResponsePart::split(seated.roster.context(), response);
+        // Updates travel with the part that has their entries.
+        for part in &mut parts {
+            let indexes: Vec<DidIndex> = part.entries.iter().map(super::response::Entry::index).collect();
+            let of_part =
+                current.updates.iter().zip(&current.given).filter(|((index, ..), _)| indexes.contains(index));
+            part.updates = of_part.filter_map(|(_, (_, full))| full.clone()).collect();
+        }
+        parts.into_iter().map(|part| SeatEffect::Send(part.into())).collect()
+    }
+
+    fn place<'a>(&'a self, current: &'a Current) -> BoardPlace<'a> {
+        BoardPlace {
+            terms: &self.config.terms,
+            roster: &current.roster,
+            roster_hash: &current.opportunity.roster_hash,
+            number: current.opportunity.number,
+            inputs: current.opportunity.coins.len(),
+            kind: current.opportunity.kind,
+        }
+    }
+
+    /// The board that `bytes` are, if it is the one that was asked for.
+    fn board(&self, current: &Current, hash: &DocumentHash, bytes: &[u8]) -> Result<Board, Reject> {
+        Board::read(bytes.to_vec(), hash, self.place(current))
+            .map_err(|problem| self.reject(RejectCode::DataMismatch, problem))
+    }
+}

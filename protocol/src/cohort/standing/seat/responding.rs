@@ -1,0 +1,258 @@
+//! From the opportunity to the signed response.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::{Commitment, Current, Decided, Seat, SeatEffect, SeatEvent, SeatUpdate, Seated, Stage};
+use crate::{
+    beacon::smt_index,
+    cohort::standing::{
+        opportunity::{Opportunity, OpportunityKind},
+        response::{Entry, Response, ResponseContent},
+        roster::Row,
+        terms::StandingBeacon,
+    },
+    error::{Reject, RejectCode},
+    hash::{DidIndex, DocumentHash},
+    message::Bytes,
+    time::Timestamp,
+};
+
+impl Seat {
+    pub(super) fn on_opportunity(&self, now: Timestamp, seated: &Seated, opportunity: &Opportunity) -> Decided {
+        let refuse = |code, detail: String| Err(self.reject(code, detail));
+        if !opportunity.is_signed(seated.roster.context(), &self.config.service_key) {
+            return refuse(RejectCode::WrongSender, "the opportunity is not signed by the service".to_owned());
+        }
+        if let Some(current) = &seated.current {
+            let known = &current.opportunity;
+            if opportunity.number == known.number && *opportunity == **known {
+                return Ok(Vec::new());
+            }
+            if opportunity.number <= known.number {
+                // See `returns`: the service gets its own signed opportunity.
+                return refuse(
+                    RejectCode::Equivocation,
+                    format!(
+                        "number {} is not above {}, which this seat has answered",
+                        opportunity.number, known.number
+                    ),
+                );
+            }
+        }
+        if opportunity.number == 0 || opportunity.coins.is_empty() {
+            return refuse(RejectCode::Malformed, "an opportunity has a number from 1 and a coin".to_owned());
+        }
+        if opportunity.kind == OpportunityKind::Announcement && opportunity.coins.len() != 1 {
+            return refuse(RejectCode::Malformed, "an announcement spends one coin".to_owned());
+        }
+        if opportunity.coins.iter().collect::<BTreeSet<_>>().len() != opportunity.coins.len() {
+            return refuse(RejectCode::Malformed, "a coin occurs twice".to_owned());
+        }
+        if now >= opportunity.deadline() {
+            return refuse(RejectCode::WrongPhase, "the time to respond is over".to_owned());
+        }
+        let before = opportunity.row_count.checked_sub(opportunity.rows.len() as u64);
+        match before.and_then(|before| seated.roster.row_count().checked_sub(before)) {
+            // What this seat knows of them already is not applied again.
+            Some(known) => {
+                let rows = usize::try_from(known).ok().and_then(|known| opportunity.rows.get(known..));
+                self.accept(now, seated, opportunity, rows.unwrap_or_default())
+            }
+            None if before.is_none() => refuse(RejectCode::Malformed, "fewer rows in all than in it".to_owned()),
+            None => Ok(vec![SeatEvent::RowsMissed { at: now, opportunity: Arc::new(opportunity.clone()) }]),
+        }
+    }
+
+    pub(super) fn on_rows_fetched(&self, now: Timestamp, rows: &[Row]) -> Decided {
+        let missed = self.seated.as_ref().and_then(|seated| Some((seated, seated.missed.as_ref()?)));
+        let (seated, opportunity) = missed.ok_or_else(|| Reject::out_of_phase("rows", "none missed"))?;
+        if now >= opportunity.deadline() {
+            return Err(self.reject(RejectCode::WrongPhase, "the time to respond is over"));
+        }
+        // There may be later ones by now: they are those of the next number.
+        let count = opportunity.row_count.saturating_sub(seated.roster.row_count());
+        let rows = usize::try_from(count).ok().and_then(|count| rows.get(..count));
+        match rows {
+            Some(rows) => self.accept(now, seated, opportunity, rows),
+            None => Err(self.reject(RejectCode::DataMismatch, "fewer rows than the opportunity has")),
+        }
+    }
+
+    /// Accepts an opportunity if these rows lead to its roster, and the roster has everything that the service has acknowledged to this
+    /// seat.
+    fn accept(&self, now: Timestamp, seated: &Seated, opportunity: &Opportunity, rows: &[Row]) -> Decided {
+        let mut roster = (*seated.roster).clone();
+        roster.follow(rows).map_err(|problem| self.reject(RejectCode::DataMismatch, problem))?;
+        if roster.hash() != opportunity.roster_hash || roster.row_count() != opportunity.row_count {
+            return Err(
+                self.reject(RejectCode::DataMismatch, "the rows do not lead to the roster of the opportunity")
+            );
+        }
+        let is_there = |index: &DidIndex, serial: u64| {
+            let before = seated.roster.row(index).into_iter();
+            before
+                .chain(rows.iter().filter(|row| row.did_index == *index))
+                .any(|row| row.seat == self.config.seat && row.serial >= serial)
+        };
+        let missing = seated
+            .acknowledged
+            .iter()
+            .find(|(index, (serial, from))| opportunity.number >= *from && !is_there(index, *serial));
+        if let Some((index, (serial, _))) = missing {
+            let detail =
+                format!("the roster lacks the row {serial} of {index}, which the service has acknowledged");
+            return Err(self.reject(RejectCode::DataMismatch, detail));
+        }
+        let (opportunity, rows) = (Arc::new(opportunity.clone()), rows.to_vec());
+        Ok(vec![SeatEvent::OpportunityAccepted { at: now, opportunity, rows }])
+    }
+
+    /// The service's own signed opportunity, for a service that opens a number otherwise than before.
+    pub fn returns(&self, opportunity: &Opportunity) -> Option<SeatEffect> {
+        let known = &self.current()?.opportunity;
+        (opportunity.number <= known.number && *opportunity != **known).then(|| self.evidence(known))
+    }
+
+    pub(super) fn on_updates(&self, now: Timestamp, number: u64, updates: &[SeatUpdate]) -> Decided {
+        let fault = |detail: String| Err(Reject { code: RejectCode::UpdateVerificationFailed, peer: None, detail });
+        let current = self.stage_of(number, "updates")?;
+        if current.stage != Stage::Choosing {
+            return Err(Reject::out_of_phase("updates", "chosen"));
+        }
+        if current.opportunity.kind == OpportunityKind::Refresh && !updates.is_empty() {
+            return fault("a refresh announces nothing".to_owned());
+        }
+        let mut chosen: Vec<(DidIndex, u64, DocumentHash, &SeatUpdate)> = Vec::new();
+        for update in updates {
+            let index = DidIndex::from_bytes(smt_index(&update.did));
+            if current.roster.seat_of(&index) != Some(&self.config.seat) {
+                return fault(format!("{} is not registered to this seat", update.did));
+            }
+            if chosen.iter().any(|(known, ..)| *known == index) {
+                return fault(format!("two updates of {}", update.did));
+            }
+            let other = self.committed().into_iter().find(|(known, version, hash)| {
+                (*known, *version) == (index, update.version) && *hash != update.hash
+            });
+            if other.is_some() {
+                return fault(format!(
+                    "another update of version {} of {} may still be announced: two different ones end the DID",
+                    update.version, update.did
+                ));
+            }
+            chosen.push((index, update.version, update.hash, update));
+        }
+        chosen.sort_by_key(|(index, ..)| *index);
+        let given = chosen.iter().map(|(.., update)| (update.did.clone(), update.full.clone())).collect();
+        let updates = chosen.into_iter().map(|(index, version, hash, _)| (index, version, hash)).collect();
+        Ok(vec![SeatEvent::Committed { at: now, number, updates, given }])
+    }
+
+    pub(super) fn stage_of(&self, number: u64, input: &'static str) -> Result<&Current, Reject> {
+        let current = self.current().filter(|current| current.opportunity.number == number);
+        current.ok_or_else(|| Reject::out_of_phase(input, "another number"))
+    }
+
+    /// What the seat signs as its response, with these nonces.
+    pub fn content(&self, number: u64, nonces: Vec<Bytes<66>>) -> Option<ResponseContent> {
+        let seated = self.seated.as_ref()?;
+        let current = seated.current.as_ref().filter(|current| current.opportunity.number == number)?;
+        let Stage::Committed { given } = &current.stage else { return None };
+        let beacon = self.config.terms.beacon_type;
+        let mut entries: Vec<Entry> = match (current.opportunity.kind, beacon) {
+            (OpportunityKind::Refresh, _) => Vec::new(),
+            (OpportunityKind::Announcement, StandingBeacon::Cas) => given
+                .iter()
+                .zip(&current.updates)
+                .map(|((did, _), (_, _, hash))| Entry::Cas { did: did.as_str().to_owned(), update_hash: *hash })
+                .collect(),
+            (OpportunityKind::Announcement, StandingBeacon::Smt) => current
+                .roster
+                .indexes(&self.config.seat)
+                .map(|index| {
+                    let update = current.updates.iter().find(|(known, ..)| known == index).map(|(.., hash)| hash);
+                    Entry::leaf(*index, &self.leaf_nonce(number, index), update)
+                })
+                .collect(),
+        };
+        entries.sort();
+        Some(ResponseContent {
+            number,
+            roster_hash: current.opportunity.roster_hash,
+            has_updates: !current.updates.is_empty(),
+            entries,
+            nonce_contributions: nonces,
+        })
+    }
+
+    /// The nonce of an index's leaf at that number.
+    pub fn leaf_nonce(&self, number: u64, index: &DidIndex) -> [u8; 32] {
+        let address = self.output().map_or("", |output| output.address());
+        self.config.seed.leaf_nonce(&self.config.service, address, number, index)
+    }
+
+    pub(super) fn on_response(&self, now: Timestamp, response: &Arc<Response>) -> Decided {
+        let current = self.stage_of(response.number, "response")?;
+        if !matches!(current.stage, Stage::Committed { .. }) {
+            return Err(Reject::out_of_phase("response", "not committed"));
+        }
+        let expected = self.content(response.number, response.nonce_contributions.clone());
+        if expected.is_none_or(|expected| expected.entries != response.entries) {
+            return Err(Reject {
+                code: RejectCode::DataMismatch,
+                peer: None,
+                detail: "the response is not the one that this seat has decided on".to_owned(),
+            });
+        }
+        response.check_in(self.place(current)).map_err(|problem| Reject {
+            code: RejectCode::Malformed,
+            peer: None,
+            detail: problem.to_string(),
+        })?;
+        Ok(vec![SeatEvent::Responded { at: now, response: Arc::clone(response) }])
+    }
+}
+
+impl Seated {
+    pub(super) fn apply(&mut self, event: &SeatEvent) {
+        match event {
+            SeatEvent::RowsMissed { opportunity, .. } => self.missed = Some(Arc::clone(opportunity)),
+            SeatEvent::OpportunityAccepted { opportunity, rows, .. } => {
+                let mut roster = (*self.roster).clone();
+                self.acknowledged.retain(|_, (_, from)| *from > opportunity.number);
+                // They were checked when the event was decided.
+                rows.iter().for_each(|row| roster.apply(row));
+                (self.roster, self.missed) = (Arc::new(roster), None);
+                self.current = Some(Current {
+                    opportunity: Arc::clone(opportunity),
+                    roster: Arc::clone(&self.roster),
+                    updates: Vec::new(),
+                    given: Vec::new(),
+                    response: None,
+                    stage: Stage::Choosing,
+                });
+            }
+            SeatEvent::Committed { number, updates, given, .. } => {
+                if let Some(current) = &mut self.current {
+                    current.updates.clone_from(updates);
+                    current.given.clone_from(given);
+                    current.stage = Stage::Committed { given: given.clone() };
+                    self.commitments.extend(updates.iter().map(|(index, version, hash)| Commitment {
+                        number: *number,
+                        coins: current.opportunity.coins.clone(),
+                        index: *index,
+                        version: *version,
+                        hash: *hash,
+                    }));
+                }
+            }
+            SeatEvent::Responded { response, .. } => {
+                if let Some(current) = &mut self.current {
+                    current.response = Some(Arc::clone(response));
+                    current.stage = Stage::Responded;
+                }
+            }
+            other => self.apply_confirming(other),
+        }
+    }
+}

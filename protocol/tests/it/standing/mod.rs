@@ -1,0 +1,14 @@
+//! Standing cohorts: what their peers must agree on, byte for byte, and what a seat refuses.
+
+mod board;
+mod cohort;
+mod hostile;
+mod lifecycle;
+mod output;
+mod registration;
+mod seat_node;
+mod service_node;
+mod simulation;
+mod transaction;
+mod vectors;
+mod world;

@@ -1,0 +1,312 @@
+//! A seat of a standing cohort and its host, in memory.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bitcoin::Transaction;
+use btcr2_aggregation_protocol::time::Timestamp;
+use btcr2_aggregation_protocol::{
+    beacon::smt_index,
+    cohort::standing::{
+        BoardContent, Response, Row, RowAction, SeatSeed,
+        cohort::CohortConfig,
+        message::{AskedRow, ControlProof, SeatOptIn, StandingMessage},
+        seat::{Seat, SeatConfig, SeatEffect, SeatEvent, SeatInput, SeatUpdate},
+    },
+    did::Did,
+    error::Reject,
+    hash::{DidIndex, DocumentHash, sha256},
+    key::SecretKey,
+    machine::{Machine, replay, step},
+    message::Bytes,
+    output::MemoizedAggregator,
+    signing::nonce::SecretNonce,
+};
+use rand_chacha::ChaCha20Rng;
+
+use super::{
+    cohort::NETWORK,
+    service_node::{ServiceNode, through_journal},
+};
+
+/// A DID of a seat.
+#[derive(Clone, Debug)]
+pub(super) struct Controlled {
+    pub(super) did: Did,
+    pub(super) index: DidIndex,
+    /// The last version that is final.
+    pub(super) version: u64,
+    /// Whether its controller wants the next one.
+    pub(super) wants: bool,
+    /// What the next version is; a host that has lost it makes another one.
+    pub(super) salt: u64,
+}
+
+impl Controlled {
+    fn next(&self) -> DocumentHash {
+        DocumentHash::from_bytes(sha256(format!("{} {} {}", self.did, self.version + 1, self.salt).as_bytes()))
+    }
+}
+
+pub(super) struct SeatNode {
+    pub(super) did: Did,
+    pub(super) key: SecretKey,
+    config: Arc<SeatConfig>,
+    pub(super) machine: Seat,
+    pub(super) events: Vec<SeatEvent>,
+    /// In memory only.
+    nonces: Option<(u64, Vec<SecretNonce>)>,
+    pub(super) dids: Vec<Controlled>,
+    pub(super) boards: BTreeMap<u64, Arc<Vec<u8>>>,
+    pub(super) announced: BTreeMap<u64, (Arc<Transaction>, Option<DocumentHash>)>,
+    pub(super) is_away: bool,
+    /// Why it refuses every signature, if it does.
+    pub(super) refuses: Option<String>,
+    /// What it has signed: by number, the digests, with the mode's first letter.
+    pub(super) signed: Vec<(u64, char, Vec<[u8; 32]>)>,
+    pub(super) opened: Vec<Bytes<66>>,
+    pub(super) responses: BTreeMap<u64, Arc<Response>>,
+    pub(super) registered: Vec<DidIndex>,
+}
+
+impl SeatNode {
+    pub(super) fn new(number: usize, cohort: &CohortConfig, dids: usize) -> Self {
+        let seed = SeatSeed::from_bytes(sha256(format!("seat {number}").as_bytes()));
+        let key = seed.seat_key(NETWORK, &cohort.service, &cohort.cohort_id).unwrap();
+        let communication = seed.communication_key(NETWORK, &cohort.service, &cohort.cohort_id).unwrap();
+        let config = Arc::new(SeatConfig {
+            terms: Arc::clone(&cohort.terms),
+            service: cohort.service.clone(),
+            service_key: cohort.service_key,
+            cohort_id: cohort.cohort_id.clone(),
+            seat: key.public_key(),
+            aggregator: Arc::new(MemoizedAggregator::default()),
+            seed: Arc::new(seed),
+        });
+        let controlled = |at: usize| {
+            let did = super::cohort::did(number * 100 + at);
+            let index = DidIndex::from_bytes(smt_index(&did));
+            Controlled { did, index, version: 1, wants: false, salt: 0 }
+        };
+        Self {
+            did: Did::from_key(communication.public_key(), NETWORK),
+            key,
+            machine: Seat::new(Arc::clone(&config)),
+            config,
+            events: Vec::new(),
+            nonces: None,
+            dids: (0..dids).map(controlled).collect(),
+            boards: BTreeMap::new(),
+            announced: BTreeMap::new(),
+            is_away: false,
+            refuses: None,
+            signed: Vec::new(),
+            opened: Vec::new(),
+            responses: BTreeMap::new(),
+            registered: Vec::new(),
+        }
+    }
+
+    pub(super) fn opt_in(&self, rng: &mut ChaCha20Rng) -> StandingMessage {
+        SeatOptIn::sign(&self.config.service, &self.config.cohort_id, &self.did, &self.key, rng).into()
+    }
+
+    /// A row for one of its DIDs, with a proof of control.
+    pub(super) fn row(&self, index: DidIndex, action: RowAction, serial: u64, rng: &mut ChaCha20Rng) -> AskedRow {
+        let row = Row::sign(self.machine.context().unwrap(), &self.key, index, action, serial, rng);
+        AskedRow {
+            did_index: index,
+            action,
+            serial,
+            signature: row.signature,
+            did: None,
+            // The service's host is a double that looks at its presence only.
+            proof: Some(ControlProof { verification_method: "#initialKey".to_owned(), signature: row.signature }),
+            genesis_document: None,
+        }
+    }
+
+    pub(super) fn feed(
+        &mut self,
+        now: Timestamp,
+        input: &SeatInput,
+        service: &ServiceNode,
+        rng: &mut ChaCha20Rng,
+    ) -> Result<Vec<StandingMessage>, Reject> {
+        let step = step(&mut self.machine, now, input, rng)?;
+        self.events.extend(step.events);
+        Ok(self.perform(now, step.effects, service, rng))
+    }
+
+    pub(super) fn receive(
+        &mut self,
+        now: Timestamp,
+        message: &StandingMessage,
+        service: &ServiceNode,
+        rng: &mut ChaCha20Rng,
+    ) -> Result<Vec<StandingMessage>, Reject> {
+        let mut outgoing = Vec::new();
+        let again = match message {
+            StandingMessage::ConfirmationRequest(request) => self.machine.answer_again(request),
+            StandingMessage::OpportunityOpened(opened) => self.machine.returns(&opened.opportunity),
+            _ => None,
+        };
+        outgoing.extend(self.perform(now, again.into_iter().collect(), service, rng));
+        match self.feed(now, &SeatInput::Message(message.clone()), service, rng) {
+            Ok(more) => outgoing.extend(more),
+            // What it returns is sent all the same.
+            Err(reject) if outgoing.is_empty() => return Err(reject),
+            Err(_) => {}
+        }
+        Ok(outgoing)
+    }
+
+    /// What it sends again after its connection was broken.
+    pub(super) fn reconnected(
+        &mut self,
+        now: Timestamp,
+        service: &ServiceNode,
+        rng: &mut ChaCha20Rng,
+    ) -> Vec<StandingMessage> {
+        let resumed = self.machine.resume();
+        let again = resumed.into_iter().filter(|effect| {
+            matches!(effect, SeatEffect::Send(_) | SeatEffect::FetchBoard { .. } | SeatEffect::FetchRows { .. })
+        });
+        let mut outgoing = self.perform(now, again.collect(), service, rng);
+        if self.dids.iter().any(|controlled| controlled.wants) && self.machine.context().is_some() {
+            outgoing.push(self.machine.pending());
+        }
+        outgoing
+    }
+
+    fn updates(&self, committed: &[(DidIndex, u64, DocumentHash)]) -> Vec<SeatUpdate> {
+        let registered: Vec<DidIndex> = self.machine.registered().copied().collect();
+        let of = |controlled: &Controlled| {
+            let version = controlled.version + 1;
+            let known = committed.iter().find(|(index, of, _)| (*index, *of) == (controlled.index, version));
+            let hash = match known {
+                // What may be announced already is announced again, identically.
+                Some((.., hash)) => *hash,
+                None if controlled.wants => controlled.next(),
+                None => return None,
+            };
+            Some(SeatUpdate { did: controlled.did.clone(), version, hash, full: None })
+        };
+        self.dids.iter().filter(|controlled| registered.contains(&controlled.index)).filter_map(of).collect()
+    }
+
+    fn perform(
+        &mut self,
+        now: Timestamp,
+        effects: Vec<SeatEffect>,
+        service: &ServiceNode,
+        rng: &mut ChaCha20Rng,
+    ) -> Vec<StandingMessage> {
+        let mut outgoing = Vec::new();
+        for effect in effects {
+            let input = match effect {
+                SeatEffect::Send(message) => {
+                    outgoing.push(message);
+                    continue;
+                }
+                SeatEffect::AskUpdates { opportunity, committed } => {
+                    let announces = opportunity.kind
+                        == btcr2_aggregation_protocol::cohort::standing::OpportunityKind::Announcement;
+                    let updates = if announces { self.updates(&committed) } else { Vec::new() };
+                    SeatInput::UpdatesDecided { number: opportunity.number, updates }
+                }
+                SeatEffect::OpenNonces { number, inputs } => {
+                    let output = self.machine.output().unwrap().clone();
+                    let (secret, public): (Vec<_>, Vec<_>) =
+                        (0..inputs).map(|_| SecretNonce::generate(&self.key, &output, rng)).unzip();
+                    self.nonces = Some((number, secret));
+                    self.opened.extend(public.iter().copied());
+                    let content = self.machine.content(number, public).unwrap();
+                    let response = content.sign(self.machine.context().unwrap(), &self.key, rng);
+                    let response = Arc::new(response);
+                    assert!(self.responses.insert(number, Arc::clone(&response)).is_none(), "two responses");
+                    SeatInput::ResponseSigned(response)
+                }
+                SeatEffect::FetchRows { from } => {
+                    if service.is_down {
+                        continue;
+                    }
+                    let fetched = SeatInput::RowsFetched { rows: service.cohort.rows_from(from).to_vec() };
+                    // A late one is refused.
+                    outgoing.extend(self.feed(now, &fetched, service, rng).unwrap_or_default());
+                    continue;
+                }
+                SeatEffect::FetchBoard { number, hash } => {
+                    let Some(bytes) = service.boards.get(&hash).filter(|_| !service.is_down).cloned() else {
+                        continue;
+                    };
+                    let fetched = SeatInput::BoardFetched { number, bytes: Arc::clone(&bytes) };
+                    outgoing.extend(self.feed(now, &fetched, service, rng).unwrap());
+                    let ask = self.machine.ask_signing(number, &bytes);
+                    outgoing.extend(self.perform(now, ask.into_iter().collect(), service, rng));
+                    continue;
+                }
+                SeatEffect::AskSigning { number, board, .. } => {
+                    self.boards.insert(number, Arc::new(board.bytes().to_vec()));
+                    SeatInput::SigningDecided { number, refusal: self.refuses.clone() }
+                }
+                SeatEffect::SignPartials { number, aggregated, sighashes } => {
+                    let output = self.machine.output().unwrap().clone();
+                    let nonces = self.nonces.take().filter(|(of, _)| *of == number);
+                    let partials = nonces.map(|(_, nonces)| {
+                        self.signed.push((number, 'k', sighashes.clone()));
+                        let each = nonces.into_iter().zip(&aggregated).zip(&sighashes);
+                        each.map(|((nonce, aggregated), digest)| {
+                            nonce.sign(&self.key, &output, aggregated, digest).unwrap()
+                        })
+                        .collect()
+                    });
+                    SeatInput::PartialsSigned { number, partials }
+                }
+                SeatEffect::SignFallback { number, sighashes } => {
+                    self.nonces = None;
+                    self.signed.push((number, 'f', sighashes.clone()));
+                    let signatures = sighashes.iter().map(|digest| self.key.sign(digest, rng)).collect();
+                    SeatInput::FallbackSigned { number, signatures }
+                }
+                SeatEffect::Announced { number, transaction, board_hash } => {
+                    self.announced.insert(number, (transaction, board_hash));
+                    continue;
+                }
+                SeatEffect::Registered(indexes) => {
+                    self.registered.extend(indexes);
+                    continue;
+                }
+                SeatEffect::NotRegistered(_) => continue,
+            };
+            outgoing.extend(self.feed(now, &input, service, rng).unwrap());
+        }
+        outgoing
+    }
+
+    /// Only its journal and what its host has stored stay; its secret nonces do not.
+    pub(super) fn crash(&mut self) {
+        self.nonces = None;
+        self.events = through_journal(&self.events);
+        self.machine = replay(Seat::new(Arc::clone(&self.config)), &self.events);
+    }
+
+    pub(super) fn restart(
+        &mut self,
+        now: Timestamp,
+        service: &ServiceNode,
+        rng: &mut ChaCha20Rng,
+    ) -> Vec<StandingMessage> {
+        let effects = self.machine.resume();
+        self.perform(now, effects, service, rng)
+    }
+
+    pub(super) fn assert_replays(&self) {
+        let replayed = replay(Seat::new(Arc::clone(&self.config)), &through_journal(&self.events));
+        assert_eq!(replayed, self.machine, "{}", self.did);
+    }
+
+    /// The content of a stored board.
+    pub(super) fn board(&self, number: u64) -> BoardContent {
+        serde_json::from_slice(&self.boards[&number]).unwrap()
+    }
+}

@@ -76,7 +76,7 @@ impl Controller {
         let beacon = self.author.beacon();
         let coin = self.world.coin(&beacon.script_pubkey()).await;
         let rate = FeeRate::from_sat_per_vb_u32(2);
-        let announcement = SingletonAnnouncement::new(beacon, coin, update, rate, &Change::Beacon).unwrap();
+        let announcement = SingletonAnnouncement::new(beacon, &[coin], update, rate, &Change::Beacon).unwrap();
         let signed =
             announcement.sign(&self.author.key, &mut Randomness::Seeded([4; 32]).for_actor("unconfirmed")).unwrap();
         self.world.blocks.chain().submit(&signed).await.unwrap();

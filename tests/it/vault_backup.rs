@@ -302,7 +302,7 @@ async fn a_damaged_entry_is_repaired_and_an_outdated_one_left_out() {
     drop(table);
     open.close().await;
     assert_eq!(read(&state).await.problems.len(), 1);
-    // An export of what is left is no verified one.
+    // An export of what is left is not verified.
     let partly = path(&directory, "partly.json");
     let run = ran(&["vault", "export", &partly, "--state", &state]).await;
     assert!(run.status == Some(1) && run.stdout.contains("NOT verified"), "{run:?}");

@@ -71,7 +71,7 @@ pub struct Inspection {
     now: Timestamp,
     chain: Result<ChainView, String>,
     vault: Option<VaultContents>,
-    backup: Backup,
+    backup: Option<Backup>,
     keys: Option<Vec<PublicKey>>,
 }
 
@@ -81,7 +81,7 @@ impl Inspection {
         did: Did,
         now: Timestamp,
         problem: String,
-        (vault, backup): (Option<VaultContents>, Backup),
+        (vault, backup): (Option<VaultContents>, Option<Backup>),
         keys: Option<Vec<PublicKey>>,
     ) -> Self {
         Self { did, now, chain: Err(problem), vault, backup, keys }
@@ -95,7 +95,7 @@ impl Inspection {
             terms,
             chain: self.chain.as_ref().map_err(String::as_str),
             vault: self.vault.as_ref(),
-            backup: &self.backup,
+            backup: self.backup.as_ref(),
             keys: self.keys.as_deref(),
         }
     }
@@ -108,13 +108,24 @@ impl Inspection {
 pub(crate) async fn read_files(
     sources: &vault::Sources,
     did: &Did,
-) -> Result<(Option<VaultContents>, Backup), InspectError> {
+) -> Result<(Option<VaultContents>, Option<Backup>), InspectError> {
     if sources.states.is_empty() && sources.files.is_empty() {
-        return Ok((None, Backup::default()));
+        return Ok((None, None));
     }
     let contents = sources.read().await?.only(Some(did));
-    let backup = Backups::of(sources.states.iter().map(PathBuf::as_path), did).map_err(InspectError::Backups)?;
-    Ok((Some(contents), backup))
+    Ok((Some(contents), read_backup(&sources.states, did)?))
+}
+
+/// The record of the backups in these state directories; `None` without one, where the vault is a file.
+///
+/// # Errors
+/// [`InspectError::Backups`].
+pub(crate) fn read_backup(states: &[PathBuf], did: &Did) -> Result<Option<Backup>, InspectError> {
+    if states.is_empty() {
+        return Ok(None);
+    }
+    let backup = Backups::of(states.iter().map(PathBuf::as_path), did).map_err(InspectError::Backups)?;
+    Ok(Some(backup))
 }
 
 impl Inspector {
@@ -132,12 +143,30 @@ impl Inspector {
         Self { did, chain, chain_name, stores, files, vault, keys, ledgers: BTreeMap::new() }
     }
 
+    /// The identifier.
+    pub const fn did(&self) -> &Did {
+        &self.did
+    }
+
     /// Reads everything once more.
     ///
     /// # Errors
     /// [`InspectError`]. A chain that cannot be read is part of the result.
     pub async fn look(&mut self, now: Timestamp, min_conf: u32) -> Result<Inspection, InspectError> {
-        let (vault, backup) = read_files(&self.vault, &self.did).await?;
+        let files = read_files(&self.vault, &self.did).await?;
+        self.look_with(files, now, min_conf).await
+    }
+
+    /// The same with the vault's entries of the DID, and the record of their backups, as they were just read.
+    ///
+    /// # Errors
+    /// [`InspectError::Sidecar`].
+    pub async fn look_with(
+        &mut self,
+        (vault, backup): (Option<VaultContents>, Option<Backup>),
+        now: Timestamp,
+        min_conf: u32,
+    ) -> Result<Inspection, InspectError> {
         let mut given = self.files.clone();
         if let Some(vault) = &vault {
             given.add_vault(vault, &self.did, "the state directory")?;
@@ -278,8 +307,8 @@ impl Inspector {
             })
             .collect();
         let found = |hash: DocumentHash| {
-            let value = given.update(&hash).cloned().or_else(|| self.remembered(&hash))?;
-            Some((hash, SignedUpdate::from_value(value).ok()?))
+            let remembered = || SignedUpdate::from_value(self.remembered(&hash)?).ok();
+            Some((hash, given.update(&hash).or_else(remembered)?))
         };
         hashes.into_iter().filter_map(found).collect()
     }

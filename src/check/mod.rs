@@ -39,7 +39,7 @@ pub use self::{
 };
 pub(crate) use self::{
     changes::label,
-    inspect::read_files,
+    inspect::{read_backup, read_files},
     resolution::{hashes, who_may_have},
 };
 use crate::{
@@ -118,8 +118,8 @@ pub struct View<'a> {
     pub chain: Result<&'a ChainView, &'a str>,
     /// The vault's entries of the DID; `None` without a state directory.
     pub vault: Option<&'a VaultContents>,
-    /// What is recorded of the vault's backups.
-    pub backup: &'a Backup,
+    /// What is recorded of the vault's backups; `None` if it is not in a state directory, but in an exported file.
+    pub backup: Option<&'a Backup>,
     /// The keys of the identity file; `None` without one.
     pub keys: Option<&'a [PublicKey]>,
 }

@@ -188,6 +188,8 @@ pub(crate) fn hashes(vault: &VaultContents) -> BTreeSet<[u8; 32]> {
         // The hash of the announcement, or the root.
         hashes.insert(*entry.record.signal.as_bytes());
         hashes.extend(entry.record.update.as_ref().map(|update| *update.hash().as_bytes()));
+        let genesis = entry.genesis_document.as_ref().and_then(|document| jcs::document_hash(document).ok());
+        hashes.extend(genesis.map(|hash| *hash.as_bytes()));
     }
     hashes.extend(vault.prepared.iter().map(|update| *update.hash().as_bytes()));
     for recovered in &vault.recovered {

@@ -56,7 +56,7 @@ fn evaluate_vault(view: &View<'_>, vault: &VaultContents, report: &mut Report) {
     }
     // Invalid records are not part of a verified export.
     let items = vault.clone().without_invalid(&verification).items();
-    let Backup { export, restoration } = view.backup;
+    let Some(Backup { export, restoration }) = view.backup else { return };
     match export {
         _ if items.is_empty() => {}
         None => report.add(
@@ -92,32 +92,40 @@ fn evaluate_vault(view: &View<'_>, vault: &VaultContents, report: &mut Report) {
         }
     }
     if let Some(restoration) = restoration {
-        report.add(restored(restoration, export.as_ref()));
+        let lacks = report.findings.iter().any(|finding| {
+            matches!(
+                finding.code,
+                Code::NotInVault | Code::MissingData | Code::YoungMissingData | Code::UnconfirmedMissingData
+            )
+        });
+        report.add(restored(restoration, export.as_ref(), lacks));
     }
 }
 
-/// The risk that is left after a restoration: what the lost vault had approved last.
-fn restored(Restoration { at, exported_at }: &Restoration, export: Option<&Export>) -> Finding {
+/// The risk that is left after a restoration: what the lost vault had approved last. `lacks` is whether the chain shows a signal
+/// whose data is not in the vault.
+fn restored(Restoration { at, exported_at }: &Restoration, export: Option<&Export>, lacks: bool) -> Finding {
     const RISK: &str =
         "an update that the lost vault approved after that is unknown here, and may still be announced";
-    const ADVICE: &str = "before you sign the next update, let every cohort end that you joined since, and check that its coin is spent";
-    match exported_at {
-        Some(exported_at) => {
-            let text =
-                format!("the vault was restored on {} from a backup of {}: {RISK}", date(*at), date(*exported_at));
-            Finding::ok(Code::Restored, text).advice(ADVICE)
-        }
+    const ADVICE: &str = "before you sign the next update, let every cohort end that you joined since, and check that its \
+                          coin is spent";
+    let at_date = date(*at);
+    let Some(exported_at) = exported_at else {
+        let text = format!("the vault was recovered on {at_date} without a backup: {RISK}");
         // An export after it shows that its controller has taken note.
-        None if export.is_some_and(|export| export.at > *at) => Finding::ok(
-            Code::Restored,
-            format!("the vault was recovered on {} without a backup: {RISK}", date(*at)),
-        )
-        .advice(ADVICE),
-        None => {
-            let text = format!("the vault was recovered on {} without a backup: {RISK}", date(*at));
-            Finding::warning(Code::Restored, text)
-                .advice(format!("{ADVICE}; then make a backup: `vault export FILE`"))
+        return match export {
+            Some(export) if export.at > *at => Finding::ok(Code::Restored, text).advice(ADVICE),
+            _ => Finding::warning(Code::Restored, text)
+                .advice(format!("{ADVICE}; then make a backup: `vault export FILE`")),
+        };
+    };
+    let text = format!("the vault was restored on {at_date} from a backup of {}: {RISK}", date(*exported_at));
+    match lacks {
+        true => {
+            let why = "the chain shows signals of which it has no data, so that the backup may have been too old";
+            Finding::warning(Code::Restored, format!("{text}; {why}")).advice(ADVICE)
         }
+        false => Finding::ok(Code::Restored, text).advice(ADVICE),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `watch`: watches a member's beacons on the chain.
 
-use std::{collections::BTreeSet, process::ExitCode, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::Args;
 use serde_json::json;
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     actors::runtime::Clock,
     bitcoin::chain::{Chain, ChainError, SourceError},
-    check::{Changes, InspectError, Inspector, Status, Terms, evaluate},
+    check::{Changes, Inspector, Status, Terms, evaluate, read_backup},
     config::Period,
     events::Printer,
     output,
@@ -131,7 +131,7 @@ fn printer(args: &WatchArgs) -> Printer {
 async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
     let source = args.chain.source()?;
     let printer = printer(args);
-    let contents = read(args).await?;
+    let mut contents = read(args).await?;
     if let Some(problem) = contents.problems.first() {
         // An unreadable entry might be an approval: every alarm would be in doubt.
         return Err(WatchFailure::Damaged(problem.clone()));
@@ -162,7 +162,7 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
         let notices = watcher.poll().await?;
         notices.iter().for_each(|notice| printer.watch_notice(notice));
         let health = match &mut health {
-            Some(health) => health.look(&printer).await?,
+            Some(health) => health.look(&printer, &contents).await?,
             None => [0; 2],
         };
         return Ok(result(&printer, &notices, health));
@@ -174,7 +174,7 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
                 reached = true;
                 notices.iter().for_each(|notice| printer.watch_notice(notice));
                 if let Some(health) = &mut health {
-                    health.look_again(&printer).await;
+                    health.look_again(&printer, &contents).await;
                 }
                 if output::lost() {
                     // Alarms would be lost: the exit status reports it.
@@ -192,7 +192,10 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
         // What `join` stores meanwhile is known before its announcement can be on the chain. A copy is read while
         // `join` runs; if none can be made, the entries of the previous read stay.
         match read(args).await {
-            Ok(contents) => watcher.follow(of_network(&contents)),
+            Ok(read) => {
+                watcher.follow(of_network(&read));
+                contents = read;
+            }
             Err(error) if error.is_in_use() => tracing::info!(%error, "the vault is not read again yet"),
             Err(error) => printer.warn(&format!("the vault cannot be read again: {error}")),
         }
@@ -246,6 +249,8 @@ async fn connect(
 /// The health of the DIDs of a vault, again and again.
 struct Health {
     terms: Terms,
+    /// Where the backups are recorded.
+    states: Vec<PathBuf>,
     dids: Vec<(Inspector, Changes)>,
 }
 
@@ -271,19 +276,21 @@ impl Health {
         for did in dids {
             let Files { given: files, keys, .. } = args.health.files(&did).await?;
             let stores = args.health.stores().map_err(CheckFailure::from)?;
-            let (chain, states) = ((Arc::clone(chain), chain_name.to_owned()), args.sources.sources());
-            let inspector = Inspector::new(did, chain, stores, files, states, keys);
+            let (chain, vault) = ((Arc::clone(chain), chain_name.to_owned()), args.sources.sources());
+            let inspector = Inspector::new(did, chain, stores, files, vault, keys);
             inspectors.push((inspector, Changes::default()));
         }
-        Ok(Self { terms: args.health.terms(args.warn_blocks), dids: inspectors })
+        let states = args.sources.sources().states;
+        Ok(Self { terms: args.health.terms(args.warn_blocks), states, dids: inspectors })
     }
 
     /// Reports what has changed; how many problems and unknowns, and how many warnings there are.
-    async fn look(&mut self, printer: &Printer) -> Result<[usize; 2], WatchFailure> {
+    async fn look(&mut self, printer: &Printer, contents: &VaultContents) -> Result<[usize; 2], CheckFailure> {
         let mut counts = [0; 2];
         for (inspector, changes) in &mut self.dids {
-            let inspection =
-                inspector.look(Clock::system().now(), self.terms.min_conf).await.map_err(CheckFailure::from)?;
+            let did = inspector.did();
+            let files = (Some(contents.clone().only(Some(did))), read_backup(&self.states, did)?);
+            let inspection = inspector.look_with(files, Clock::system().now(), self.terms.min_conf).await?;
             let report = evaluate(&inspection.view(&self.terms));
             changes.since(&report).iter().for_each(|notice| printer.notice(notice, notice.text()));
             counts[0] += report.with(Status::Problem).count() + report.with(Status::Unknown).count();
@@ -293,13 +300,9 @@ impl Health {
     }
 
     /// The same, in a program that goes on after an error.
-    async fn look_again(&mut self, printer: &Printer) {
-        match self.look(printer).await {
-            Err(WatchFailure::Check(CheckFailure::Inspect(InspectError::Read(error)))) if error.is_in_use() => {
-                tracing::info!(%error, "the vault is not read again yet");
-            }
-            Err(error) => printer.warn(&format!("the health of the DID cannot be checked: {error}")),
-            Ok(_) => {}
+    async fn look_again(&mut self, printer: &Printer, contents: &VaultContents) {
+        if let Err(error) = self.look(printer, contents).await {
+            printer.warn(&format!("the health of the DID cannot be checked: {error}"));
         }
     }
 }

@@ -66,8 +66,8 @@ impl Given {
     }
 
     /// The update with that hash.
-    pub fn update(&self, hash: &DocumentHash) -> Option<&Value> {
-        self.lists.get("updates")?.get(hash.as_bytes())
+    pub fn update(&self, hash: &DocumentHash) -> Option<SignedUpdate> {
+        SignedUpdate::from_value(self.lists.get("updates")?.get(hash.as_bytes())?.clone()).ok()
     }
 
     /// The CAS Announcement with that hash.

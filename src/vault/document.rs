@@ -167,6 +167,6 @@ impl VaultDocument {
     /// The contents.
     pub fn into_contents(self) -> VaultContents {
         let Self { entries, prepared, recovered, .. } = self;
-        VaultContents { entries, prepared, recovered, problems: Vec::new() }
+        VaultContents { entries, prepared, recovered, ..VaultContents::default() }
     }
 }

@@ -17,11 +17,13 @@ pub mod watch;
 mod watcher;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
+use age::secrecy::SecretString;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -136,12 +138,24 @@ impl Sources {
             read_state(dir, &mut contents).await?;
         }
         for path in &self.files {
-            let document = VaultDocument::read(path, || passphrase::passphrase("Passphrase of the vault: "))?;
+            let document = VaultDocument::read(path, || passphrase_of(path))?;
             contents.extend(document.into_contents());
         }
         contents.sort();
         Ok(contents)
     }
+}
+
+/// The passphrase of an encrypted file, which is asked for once: `watch` reads its sources again and again.
+fn passphrase_of(path: &Path) -> Option<SecretString> {
+    static KNOWN: Mutex<BTreeMap<PathBuf, SecretString>> = Mutex::new(BTreeMap::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(passphrase) = known.get(path) {
+        return Some(passphrase.clone());
+    }
+    let passphrase = passphrase::passphrase("Passphrase of the vault: ")?;
+    known.insert(path.to_owned(), passphrase.clone());
+    Some(passphrase)
 }
 
 async fn read_state(dir: &Path, contents: &mut VaultContents) -> Result<(), ReadError> {

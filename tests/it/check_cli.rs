@@ -351,6 +351,27 @@ async fn after_a_loss_stores_are_used_and_the_rest_is_named() {
 }
 
 #[actix_rt::test]
+async fn the_genesis_document_of_an_external_did_is_recovered() {
+    let Some(world) = World::core("check-external").await else { return };
+    let external = Author::external("recovered", "CASBeacon", Beacon::new("external", 2, 144).output.address());
+    let (state, store) = (path(&world.directory, "state"), format!("dir={}", path(&world.directory, "store")));
+    let file = world.file("genesis.json", external.genesis.as_ref().unwrap());
+    ran(&["cas", "put", &file, "--cas", &store]).await.succeeded();
+    let fixed = ["vault", "recover", external.did(), "--chain", &world.source, "--state", &state];
+    let lost = ran(&fixed).await;
+    assert!(lost.status == Some(1) && lost.stdout.contains("MISSING   the genesis document"), "{lost:?}");
+    ran(&[&fixed[..], &["--cas", &store]].concat()).await.succeeded();
+    assert_eq!(world.document(&external, &["--state", &state]).await, external.documents[0]);
+    // It is part of the Sidecar Data, and of the backup.
+    let sidecar = ran(&["sidecar", "--did", external.did(), "--state", &state]).await.succeeded().stdout;
+    let sidecar: Value = serde_json::from_str(&sidecar).unwrap();
+    assert_eq!(&sidecar["genesisDocument"], external.genesis.as_ref().unwrap());
+    let vault = path(&world.directory, "vault.json");
+    ran(&["vault", "export", &vault, "--state", &state]).await.succeeded();
+    contains(&fs::read_to_string(&vault).unwrap(), &["\"recovered\":[{"]);
+}
+
+#[actix_rt::test]
 async fn watch_reports_changes_of_the_health_beside_a_member() {
     let Some(mut alice) = Controller::new("watch").await else { return };
     let update = alice.author.note("second");

@@ -3,10 +3,12 @@
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::Args;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::{VaultFailure, complete};
 use crate::{
@@ -66,7 +68,7 @@ pub(super) async fn import(args: &ImportArgs) -> Result<ExitCode, VaultFailure> 
         // A refusal leaves no new directory behind.
         decide(args, &VaultContents::default(), document.clone(), None)?;
     }
-    let state = open(&args.state)?;
+    let state = open(&args.state).await?;
     let outcome = restore(args, &state, document).await;
     state.close().await;
     let (plan, damaged) = outcome?;
@@ -76,9 +78,20 @@ pub(super) async fn import(args: &ImportArgs) -> Result<ExitCode, VaultFailure> 
     Ok(complete(&damaged))
 }
 
+/// How long to wait for a program that reads the directory, e.g. `watch`, and the pause between two attempts.
+const WAIT: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Opens the state directory of a member to write into its vault.
-pub(super) fn open(directory: &Path) -> Result<State, ProgramError> {
-    State::open(directory).map_err(|error| {
+pub(super) async fn open(directory: &Path) -> Result<State, ProgramError> {
+    let end = Instant::now() + WAIT;
+    let opened = loop {
+        match State::open(directory) {
+            Err(StateError::Locked { .. }) if Instant::now() < end => tokio::time::sleep(PAUSE).await,
+            opened => break opened,
+        }
+    };
+    opened.map_err(|error| {
         let hint = match error {
             StateError::Locked { .. } => "; stop `join` first",
             _ => "",

@@ -95,11 +95,11 @@ struct Sources<'a> {
 impl AtHand for Sources<'_> {
     fn document(&self, kind: Wanted, hash: &DocumentHash) -> Option<Value> {
         let given = match kind {
-            Wanted::Genesis => self.given.genesis_document(self.did),
-            Wanted::Update => self.given.update(hash),
-            Wanted::Announcement => self.given.announcement(hash),
+            Wanted::Genesis => self.given.genesis_document(self.did).cloned(),
+            Wanted::Update => self.given.update(hash).map(|update| update.value().clone()),
+            Wanted::Announcement => self.given.announcement(hash).cloned(),
         };
-        given.cloned().or_else(|| self.inspector.remembered(hash))
+        given.or_else(|| self.inspector.remembered(hash))
     }
 
     fn proofs(&self, root: &SmtHash) -> Vec<Value> {
@@ -118,7 +118,7 @@ pub(super) async fn recover(args: &RecoverArgs) -> Result<ExitCode, VaultFailure
     let chain = chain.map_err(|error| VaultFailure::Chain(format!("{source}: {error}")))?;
     let mut inspector =
         Inspector::new(did.clone(), (chain, source.to_string()), stores, files, vault::Sources::default(), keys);
-    let state = open(&args.state)?;
+    let state = open(&args.state).await?;
     let outcome = recover_into(args, &state, &mut inspector).await;
     state.close().await;
     let Recovery { collected, was_empty, alone, problems } = outcome?;

@@ -1,10 +1,12 @@
 //! Vaults as `join` fills them, without its cohorts.
 
+use std::time::{Duration, Instant};
+
 use btcr2_aggregation::{
     actors::{
         runtime::Randomness,
         state::{
-            State,
+            State, StateError,
             vault::{StateVault, Vault, VaultEntry},
         },
     },
@@ -22,6 +24,7 @@ use btcr2_aggregation::{
 use crate::{
     bitcoind_support::beacon::{Beacon, key},
     resolve_cli::Author,
+    support::PATIENCE,
 };
 
 /// What a cohort announces for its members, of which each has an update or none.
@@ -74,7 +77,16 @@ pub async fn store(directory: &str, entries: &[VaultEntry]) {
 
 /// Stores an update that was given to its controller to be announced without a cohort, as `update --out` does.
 pub async fn prepare(directory: &str, update: &SignedUpdate) {
-    let state = State::open(directory).unwrap();
+    // A program that watches reads the directory from time to time.
+    let until = Instant::now() + PATIENCE;
+    let state = loop {
+        match State::open(directory) {
+            Err(StateError::Locked { .. }) if Instant::now() < until => {
+                actix_rt::time::sleep(Duration::from_millis(20)).await;
+            }
+            opened => break opened.unwrap(),
+        }
+    };
     let table = state.table("program");
     let known = table.get("prepared").await.unwrap();
     let mut known: Vec<SignedUpdate> = known.map_or_else(Vec::new, |json| serde_json::from_slice(&json).unwrap());

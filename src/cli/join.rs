@@ -204,7 +204,8 @@ settings! {
             chain_look_back: u32,
             /// When the cohort fails, write transactions that announce the update alone into this directory
             ///
-            /// They spend from the DID's initial beacons, and announce the update of --update.
+            /// They announce the update of --update, signed and not sent: with --chain from the coins of the current document's Singleton
+            /// beacons, or from --singleton-coin.
             #[arg(long, value_name = "DIR", env = "BTCR2_SINGLETON_FALLBACK", hide_short_help = true)]
             singleton_fallback: PathBuf,
             /// With --singleton-fallback: the coin to spend, and on which initial beacon it is

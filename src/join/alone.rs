@@ -140,6 +140,8 @@ async fn by_chain(
         rate: Some(fallback.fee_rate).filter(|rate| *rate != USUAL_RATE),
         change: &Change::Beacon,
         sign: true,
+        given: &given,
+        min_conf: MIN_CONF,
         allow_risky: false,
     };
     match order::make(&*sources.chain, &order).await {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{
     FallbackError, Prepared,
     choice::{ChoiceError, Wanted, choose},
-    places::{Funded, Place, Unconfirmed, look, places, unconfirmed},
+    places::{Funded, Place, Unconfirmed, Young, look, places, unconfirmed, young},
     sign,
 };
 use crate::{
@@ -24,6 +24,7 @@ use crate::{
         output::{Change, SingletonAnnouncement},
         update::SignedUpdate,
     },
+    resolve::Given,
 };
 
 /// The fee rate without an estimate.
@@ -51,7 +52,11 @@ pub struct Order<'a> {
     pub change: &'a Change,
     /// Whether to sign, if the key is known.
     pub sign: bool,
-    /// Whether it is announced although another announcement waits in the mempool.
+    /// The Sidecar Data with which the document was resolved.
+    pub given: &'a Given,
+    /// The confirmations with which signals counted then.
+    pub min_conf: u32,
+    /// Whether it is announced although another announcement waits in the mempool, or one that is not known here is in a block.
     pub allow_risky: bool,
 }
 
@@ -117,6 +122,26 @@ pub enum OrderError {
         /// The beacon.
         name: String,
     },
+    /// An announcement that is not known here is in a block, and does not count yet.
+    #[error(
+        "transaction {txid}, in block {height} with {confirmations} of {min_conf} confirmations, announces at {name} what is not known \
+         here ({signal}): if that is another update of this version, the DID ends with this one. Give its data (--sidecar, --state, \
+         --cas), or wait; --allow-risky-update announces this one all the same"
+    )]
+    Young {
+        /// The transaction.
+        txid: Txid,
+        /// The height of its block.
+        height: u32,
+        /// How many blocks confirm it.
+        confirmations: u32,
+        /// How many make it count.
+        min_conf: u32,
+        /// What it announces.
+        signal: SignalBytes,
+        /// The beacon.
+        name: String,
+    },
 }
 
 impl OrderError {
@@ -125,7 +150,7 @@ impl OrderError {
         match self {
             Self::Chain(_) => true,
             Self::Choice(error) => error.may_pass(),
-            Self::Rate { .. } | Self::Transaction(_) | Self::Pending { .. } => false,
+            Self::Rate { .. } | Self::Transaction(_) | Self::Pending { .. } | Self::Young { .. } => false,
         }
     }
 }
@@ -169,12 +194,38 @@ pub async fn make(chain: &dyn Chain, order: &Order<'_>) -> Result<Made, OrderErr
         let name = funded[*beacon].place.name().to_owned();
         return Err(OrderError::Pending { txid: *txid, signal: *signal, name });
     }
+    if !order.allow_risky {
+        refuse_unknown(chain, order, &funded, signal).await?;
+    }
     let rate = rate_of(chain, order.rate).await?;
     let choice = choose(did, &funded, &wanted, keys, rate)?;
     let announcement = SingletonAnnouncement::new(choice.beacon, &choice.coins, update, rate, change);
     let announcement = announcement.map_err(FallbackError::from)?;
     let announcement = with_funding(chain, announcement, &funded[choice.index]).await?;
     Ok(Made::New(Box::new(finish(announcement, choice.place, keys, order.sign, choice.note)?)))
+}
+
+/// Refuses to announce beside an announcement in a block that does not count yet, and whose data is not known here: the
+/// resolution that found the current document has not seen it.
+async fn refuse_unknown(
+    chain: &dyn Chain,
+    order: &Order<'_>,
+    funded: &[Funded],
+    ours: SignalBytes,
+) -> Result<(), OrderError> {
+    for Young { beacon, signal, confirmations } in young(chain, funded, order.min_conf).await? {
+        if signal.bytes != ours && order.given.source_of(signal.bytes.as_bytes()).is_none() {
+            return Err(OrderError::Young {
+                txid: signal.txid,
+                height: signal.block.height,
+                confirmations,
+                min_conf: order.min_conf,
+                signal: signal.bytes,
+                name: funded[beacon].place.name().to_owned(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Adds the transactions that created the coins. They prove the values to a wallet, and to this program: a server that states a

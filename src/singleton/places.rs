@@ -4,7 +4,7 @@ use ::bitcoin::{Address, ScriptBuf, Transaction, Txid};
 use serde_json::Value;
 
 use crate::{
-    bitcoin::chain::{Activity, Chain, ChainError, Place as ChainPlace, signal_of},
+    bitcoin::chain::{Activity, Chain, ChainError, Place as ChainPlace, SignalSeen, Signals, signal_of},
     controller::Keys,
     protocol::{
         did::Did,
@@ -147,4 +147,32 @@ pub async fn unconfirmed(chain: &dyn Chain, funded: &[Funded]) -> Result<Vec<Unc
         }
     }
     Ok(found)
+}
+
+/// An announcement in a block that is not deep enough to count.
+#[derive(Clone, Debug)]
+pub struct Young {
+    /// The position of its beacon.
+    pub beacon: usize,
+    /// What it announces.
+    pub signal: SignalSeen,
+    /// How many blocks confirm it.
+    pub confirmations: u32,
+}
+
+/// The announcements of these beacons that have fewer than `min_conf` confirmations: a resolution does not see them.
+///
+/// # Errors
+/// [`ChainError`].
+pub async fn young(chain: &dyn Chain, funded: &[Funded], min_conf: u32) -> Result<Vec<Young>, ChainError> {
+    let Some(tip) = funded.first().map(|funded| funded.activity.tip).filter(|_| min_conf > 1) else {
+        return Ok(Vec::new());
+    };
+    let scripts: Vec<ScriptBuf> = funded.iter().map(|funded| funded.place.address.script_pubkey()).collect();
+    let since = (tip.block.height + 2).saturating_sub(min_conf);
+    let found = chain.signals(&scripts, since).await?.into_iter().enumerate();
+    let young = found.flat_map(|(beacon, Signals { tip, seen })| {
+        seen.into_iter().map(move |signal| Young { beacon, signal, confirmations: tip.depth(&signal.block) })
+    });
+    Ok(young.filter(|young| young.confirmations < min_conf).collect())
 }

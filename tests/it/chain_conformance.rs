@@ -7,11 +7,14 @@ use crate::bitcoind_support::{
     esplora::{self, EsploraServer, Settings},
     faucet::{Faucet, Wallet},
 };
-use bitcoin::{Amount, BlockHash, OutPoint, ScriptBuf, Sequence, Transaction, TxOut, hashes::Hash};
+use bitcoin::{Amount, BlockHash, FeeRate, OutPoint, ScriptBuf, Sequence, Transaction, TxOut, hashes::Hash};
 use btcr2_aggregation::{
-    bitcoin::chain::{
-        Activity, Chain, ChainError, ConfirmationTarget, Deposit, EsploraChain, Place, RejectionKind, Spend,
-        TransactionStatus, check_network,
+    bitcoin::{
+        chain::{
+            Activity, Chain, ChainError, ConfirmationTarget, Deposit, EsploraChain, Place, RejectionKind, Spend,
+            TransactionStatus, check_network,
+        },
+        fees::fee_at,
     },
     protocol::network::Network,
 };
@@ -294,6 +297,18 @@ async fn who_pays_more_replaces_who_pays_less(mut world: World) {
     assert_eq!(world.blocks.mempool().await, [more.compute_txid()]);
     let spends = world.chain.activity(&wallet.script(), world.height().await + 1).await.unwrap().spends;
     assert_eq!(only(&spends).by, more.compute_txid());
+
+    // The chain states how much more a replacement has to pay, or the usual amount suffices.
+    let stated = world.chain.replacement_increment().await.unwrap();
+    let increment = fee_at(stated.unwrap_or(FeeRate::BROADCAST_MIN), more.vsize() as u64).to_sat();
+    if stated.is_some() {
+        let little = forward(&wallet, coin, 50_000, 2_000 + increment - 1, wallet.script());
+        let Err(ChainError::Rejected(rejection)) = world.chain.submit(&little).await else { panic!() };
+        assert_eq!(rejection.kind, RejectionKind::FeeTooLow, "{rejection}");
+    }
+    let enough = forward(&wallet, coin, 50_000, 2_000 + increment, wallet.script());
+    world.chain.submit(&enough).await.unwrap();
+    assert_eq!(world.blocks.mempool().await, [enough.compute_txid()]);
 }
 
 async fn a_package_is_taken_as_a_whole(mut world: World) {

@@ -2,12 +2,16 @@
 
 use std::{fs, time::Instant};
 
-use bitcoin::{Amount, OutPoint, Psbt, ScriptBuf, Transaction, Txid, consensus::encode::deserialize_hex};
-use btcr2_aggregation::protocol::{
-    document::{InitialBeacon, InitialBeaconKind},
-    key::SecretKey,
-    network::Network,
-    output::Coin,
+use bitcoin::{Amount, FeeRate, OutPoint, Psbt, ScriptBuf, Transaction, Txid, consensus::encode::deserialize_hex};
+use btcr2_aggregation::{
+    actors::runtime::Randomness,
+    protocol::{
+        document::{InitialBeacon, InitialBeaconKind},
+        hash::SignalBytes,
+        key::SecretKey,
+        network::Network,
+        output::{Change, Coin, SingletonAnnouncement},
+    },
 };
 use serde_json::{Value, json};
 
@@ -341,6 +345,11 @@ async fn what_resolvers_would_not_apply_is_not_announced() {
 
     // In a block: the version is taken, and the next but one is too far.
     alice.world.blocks.mine(1).await;
+    let deep = ["singleton", "--identity", &alice.identity, "--chain", &alice.world.source, "--update", &other];
+    let unknown = ran(&deep).await;
+    contains(unknown.usage(), &["with 1 of 6 confirmations, announces at #initialP2TR what is not known here"]);
+    let known = ran(&[&deep[..], &["--sidecar", &first]].concat()).await;
+    contains(known.usage(), &["version 2 is announced already by another update", "with 1 of 6 confirmations"]);
     let taken = alice.singleton(&["--update", &other]).await;
     contains(taken.usage(), &["version 2 is announced already by another update", "LATE_PUBLISHING"]);
     let second = alice.note("second").await;
@@ -351,6 +360,31 @@ async fn what_resolvers_would_not_apply_is_not_announced() {
     contains(far.usage(), &["leads to version 5, and the current version is 2", "rule R-9"]);
     // A change of the signed bytes is found before any of it is announced.
     ahead_of(&second, &alice, 3).await;
+}
+
+#[actix_rt::test]
+async fn a_rival_that_is_confirmed_ends_the_wait() {
+    let Some(mut alice) = Controller::new("rival", &[]).await else { return };
+    let coin = alice.coin(&alice.script(InitialBeaconKind::P2wpkh)).await;
+    let file = alice.note("never").await;
+    // The same coin, and another signal: it is in a block without ever having been in the mempool.
+    let (signal, rate) = (SignalBytes::from_bytes([3; 32]), FeeRate::from_sat_per_vb_u32(2));
+    let own = alice.own(InitialBeaconKind::P2wpkh);
+    let rival = SingletonAnnouncement::of_signal(own, &[coin], signal, rate, &Change::Beacon).unwrap();
+    let rival = rival.sign(&alice.key, &mut Randomness::Seeded([4; 32]).for_actor("rival")).unwrap();
+    let send = ["--update", &file, "--send", "--wait", "1", "--chain-poll", "100ms", "--json"];
+    let mining = async {
+        let until = Instant::now() + PATIENCE;
+        while alice.world.blocks.mempool().await.is_empty() {
+            assert!(Instant::now() < until, "nothing is sent");
+            actix_rt::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        alice.world.blocks.mine_with(1, std::slice::from_ref(&rival)).await;
+    };
+    let (run, ()) = tokio::join!(alice.singleton(&send), mining);
+    assert_eq!(run.status, Some(1), "{run:?}");
+    let shown = json_of(&run);
+    assert_eq!((&shown["state"], &shown["replacedBy"]), (&json!("replaced"), &json!(rival.compute_txid())));
 }
 
 #[actix_rt::test]

@@ -444,6 +444,10 @@ impl Chain for MemoryChain {
         Ok(Some(self.reached()?.min_relay))
     }
 
+    async fn replacement_increment(&self) -> Result<Option<FeeRate>, ChainError> {
+        Ok(Some(self.reached()?.min_relay))
+    }
+
     async fn submit(&self, transaction: &Transaction) -> Result<(), ChainError> {
         Ok(self.reached()?.accept(transaction)?)
     }

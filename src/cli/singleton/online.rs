@@ -55,6 +55,9 @@ pub(in crate::cli) struct Announcement<'a> {
     pub(in crate::cli) document: &'a Value,
     pub(in crate::cli) update: &'a SignedUpdate,
     pub(in crate::cli) keys: Option<&'a Keys>,
+    /// The Sidecar Data with which the document was resolved, and the confirmations with which signals counted.
+    pub(in crate::cli) given: &'a Given,
+    pub(in crate::cli) min_conf: u32,
     pub(in crate::cli) args: &'a SendArgs,
 }
 
@@ -195,6 +198,8 @@ pub(super) async fn run(
         rate: args.announcement.fee_rate.map(|rate| rate.0),
         change: &change,
         sign: args.sign || args.announcement.send,
+        given: &online.given,
+        min_conf: args.min_conf,
         allow_risky: args.allow_risky_update,
     };
     let new = match order::make(&*online.chain, &order).await? {
@@ -287,7 +292,7 @@ pub(in crate::cli) async fn announce(
     chain: &dyn Chain,
     announcement: &Announcement<'_>,
 ) -> Result<(Value, bool), SingletonFailure> {
-    let Announcement { did, document, update, keys, args } = *announcement;
+    let Announcement { did, document, update, keys, given, min_conf, args } = *announcement;
     let order = Order {
         did,
         document,
@@ -297,6 +302,8 @@ pub(in crate::cli) async fn announce(
         rate: args.fee_rate.map(|rate| rate.0),
         change: &Change::Beacon,
         sign: true,
+        given,
+        min_conf,
         allow_risky: false,
     };
     let listed = places(document, did, keys);

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     bitcoin::chain::{Chain, ChainSource, CoreAuth},
     cas::Location,
+    resolve::Given,
     singleton::places::{Place, places},
 };
 
@@ -73,6 +74,7 @@ pub(super) fn command(common: &CommonArgs, prepared: &Prepared<'_>) -> String {
 pub(super) async fn send(
     common: &CommonArgs,
     chain: &dyn Chain,
+    given: &Given,
     prepared: &Prepared<'_>,
 ) -> Result<bool, UpdateFailure> {
     let announcement = Announcement {
@@ -80,6 +82,8 @@ pub(super) async fn send(
         document: prepared.source,
         update: &prepared.update,
         keys: Some(prepared.keys),
+        given,
+        min_conf: common.min_conf,
         args: &common.announcement,
     };
     match announce(chain, &announcement).await {

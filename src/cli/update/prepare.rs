@@ -110,7 +110,7 @@ pub(super) async fn finish(
     if !common.announcement.send {
         return Ok(true);
     }
-    by_singleton::send(common, &*sources.chain, &prepared).await
+    by_singleton::send(common, &*sources.chain, &given, &prepared).await
 }
 
 /// Refuses a wrong call before any request is made.

@@ -3,8 +3,9 @@
 //! This crate is the host: the command line ([`cli`]), the service and the participant as programs ([`serve`],
 //! [`join`]), the checks by Bitcoin's own rules ([`bitcoin`]), the publication of announcements ([`cas`]),
 //! announcements without a cohort ([`singleton`]), a member's stored data and its watch ([`vault`]), what
-//! resolvers see ([`resolve`]), and a whole cohort in one process ([`demo`]). Messages and state machines are in [`protocol`], the actors that drive them in
-//! [`actors`]; another host needs only those two.
+//! resolvers see ([`resolve`]), what the programs of a DID's controller share ([`controller`]), and a whole cohort in one
+//! process ([`demo`]). Messages and state machines are in [`protocol`], the actors that drive them in [`actors`]; another
+//! host needs only those two.
 
 // They panic when the disk is full or the reader of the pipe has exited: `out!` and `err!` do not.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -20,6 +21,7 @@ pub mod bitcoin;
 pub mod cas;
 pub mod cli;
 pub mod config;
+pub mod controller;
 pub mod cost;
 pub mod demo;
 pub mod error;

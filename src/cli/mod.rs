@@ -23,15 +23,16 @@ mod update;
 mod vault;
 mod watch;
 
-use std::{convert::Infallible, fmt::Display, path::Path, process::ExitCode, str::FromStr};
+use std::{convert::Infallible, fmt::Display, path::Path, process::ExitCode, str::FromStr, sync::Arc};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Deserializer};
 
 use crate::{
     bitcoin::chain::{ChainSource, SourceError},
+    controller::Keys,
     error::ProgramError,
-    keyfile::{self, KeyFileError},
+    keyfile::{self, KeyFile, KeyFileError},
     output,
     protocol::{identity::Identity, network::Network},
     telemetry::LogFormat,
@@ -281,12 +282,25 @@ fn identity_of(
     secret_env: Option<&str>,
     network: Option<Network>,
 ) -> Result<Identity, KeyFileError> {
+    keys_of(file, secret_env, network).map(|(identity, _)| identity)
+}
+
+/// The same, with all keys that are known.
+fn keys_of(
+    file: Option<&Path>,
+    secret_env: Option<&str>,
+    network: Option<Network>,
+) -> Result<(Identity, Keys), KeyFileError> {
     if file.is_some() && secret_env.is_some() {
         return Err(KeyFileError::TwoIdentities);
     }
     if let Some(name) = secret_env {
-        return keyfile::identity(keyfile::secret_from_env(name)?, None, network.unwrap_or(Network::Regtest));
+        let secret = keyfile::secret_from_env(name)?;
+        let identity = keyfile::identity(secret, None, network.unwrap_or(Network::Regtest))?;
+        let key = Arc::clone(identity.secret_key());
+        return Ok((identity, Keys::One(key, format!("--secret-env {name}"))));
     }
     let path = file.ok_or(KeyFileError::NoIdentity)?;
-    keyfile::read(path, || keyfile::passphrase("Passphrase: ")).map(|(identity, _)| identity)
+    let file = KeyFile::read(path, || keyfile::passphrase("Passphrase: "))?;
+    Ok((file.identity.clone(), Keys::File(Box::new(file), path.display().to_string())))
 }

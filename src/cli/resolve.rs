@@ -11,12 +11,11 @@ use super::{ChainArg, Failure, fail, vault::VaultFailure};
 use crate::{
     bitcoin::chain::SourceError,
     cas::{self, CasError, Location},
+    controller::current::young,
     inputs::{self, InputError},
     protocol::{
         did::Did,
-        resolution::{
-            ErrorCode, Event, Ignored, ResolutionError, ResolutionOptions, ResolutionResult, SidecarError,
-        },
+        resolution::{ErrorCode, Event, ResolutionError, ResolutionOptions, ResolutionResult, SidecarError},
         text::{shown, shown_within},
     },
     resolve::{Given, Outcome, Sources, explain},
@@ -241,15 +240,4 @@ fn notes(history: &[Event], min_conf: u64) {
             err!("note: signals that have fewer than {min_conf} confirmations do not count: {count} (--min-conf)")
         }
     }
-}
-
-/// How many signals have too few confirmations to count.
-pub(super) fn young(history: &[Event]) -> usize {
-    let young = history.iter().map(|event| match event {
-        Event::Scanned { ignored, .. } => {
-            ignored.iter().filter(|signal| signal.reason == Ignored::TooFewConfirmations).count()
-        }
-        _ => 0,
-    });
-    young.sum()
 }

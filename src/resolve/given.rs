@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     protocol::{
         did::{Did, Genesis},
-        hash::SmtHash,
+        hash::{DocumentHash, SmtHash},
         jcs,
         resolution::{SidecarData, SidecarError},
         update::SignedUpdate,
@@ -65,6 +65,11 @@ impl Given {
     /// The source of the document with that hash, or of the SMT proof with that root.
     pub fn source_of(&self, hash: &[u8; 32]) -> Option<&str> {
         self.from.get(hash).map(|name| &**name)
+    }
+
+    /// The update with that hash.
+    pub fn update(&self, hash: &DocumentHash) -> Option<SignedUpdate> {
+        SignedUpdate::from_value(self.lists.get("updates")?.get(hash.as_bytes())?.clone()).ok()
     }
 
     /// The genesis document of an EXTERNAL identifier.

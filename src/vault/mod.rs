@@ -22,6 +22,7 @@ use crate::{
         State, StateError,
         vault::{StateVault, Vault, VaultEntry, VaultError},
     },
+    controller::Settled,
     inputs,
     protocol::{did::Did, id::CohortId, update::SignedUpdate},
     storage,
@@ -109,6 +110,8 @@ pub struct VaultContents {
     pub entries: Vec<VaultEntry>,
     /// The updates in state directories that were prepared to be announced without a cohort.
     pub prepared: Vec<SignedUpdate>,
+    /// What is settled of the updates in state directories.
+    pub settled: Vec<Settled>,
     /// The errors of entries that could not be read; `entries` has all others.
     pub problems: Vec<String>,
 }
@@ -156,6 +159,10 @@ pub(crate) async fn read_open(state: &State, contents: &mut VaultContents) -> Re
     let outcome = outcome.await;
     match storage::prepared(state).await {
         Ok(prepared) => contents.prepared.extend(prepared),
+        Err(error) => contents.problems.push(error.to_string()),
+    }
+    match storage::settled(state).await {
+        Ok(settled) => contents.settled.extend(settled),
         Err(error) => contents.problems.push(error.to_string()),
     }
     outcome

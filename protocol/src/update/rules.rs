@@ -111,7 +111,7 @@ pub fn verify_proof(update: &SignedUpdate, context: &UpdateContext<'_>) -> Resul
 /// document does not authorize may be one of a later document: its key was added, or took the place of another (rules U-6
 /// and U-7). Such an update passes without a look at its signature, and everything else is checked.
 ///
-/// A wrong signature harms nobody but the DID that it is for: resolvers look up the DID's own entry of an announcement only
+/// A wrong signature harms only the DID that it is for: resolvers look up the DID's own entry of an announcement only
 /// (rule C-3). Its controller checks it against the current document.
 ///
 /// # Errors

@@ -1,7 +1,8 @@
 //! `update`: prepares the next update of a DID, from what its controller wants to change.
 
+mod announce;
 mod diff;
-mod keys;
+mod new_key;
 mod prepare;
 mod record;
 mod report;
@@ -12,10 +13,11 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Args, ValueEnum};
 
 pub(super) use self::record::ledger_of;
-use self::{keys::KeyError, verbs::Verb};
+use self::{new_key::KeyError, verbs::Verb};
 use super::{ChainArg, Failure, fail, resolve::ResolveFailure};
 use crate::{
     cas::Location,
+    controller::{CurrentError, NotAuthorized},
     error::ProgramError,
     keyfile::KeyFileError,
     protocol::{did::Did, id::CohortId},
@@ -26,7 +28,7 @@ Examples:
   What would change; nothing is written:
     btcr2-aggregation update did:btcr2:k1q... rotate-key --identity alice.id --state alice \\
         --chain 'core=http://127.0.0.1:8332?cookie=/home/me/.bitcoin/.cookie'
-  The update and the Sidecar Data, in a file for `singleton --update` and `resolve --sidecar`:
+  The update and the Sidecar Data, in a file for `singleton --update`, `join --update` and `resolve --sidecar`:
     btcr2-aggregation update did:btcr2:k1q... add-beacon bcrt1p...,cas --identity alice.id --state alice \\
         --chain esplora=https://esplora.example/api --out update.json --announce-by singleton
 
@@ -119,10 +121,12 @@ impl CommonArgs {
 }
 
 /// The ways to announce an update.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Way {
     /// From a Singleton beacon of the DID's own key
     Singleton,
+    /// In a cohort whose address is a beacon of the current document
+    Cohort,
 }
 
 /// Why there is no update.
@@ -140,6 +144,21 @@ enum UpdateFailure {
     Unresolved(String),
     #[error("{0}")]
     Refused(String),
+}
+
+impl From<NotAuthorized> for UpdateFailure {
+    fn from(error: NotAuthorized) -> Self {
+        Self::Key(error.into())
+    }
+}
+
+impl From<CurrentError> for UpdateFailure {
+    fn from(error: CurrentError) -> Self {
+        match error {
+            CurrentError::Deactivated { .. } => Self::Refused(error.to_string()),
+            error => Self::Unresolved(error.to_string()),
+        }
+    }
 }
 
 impl Failure for UpdateFailure {

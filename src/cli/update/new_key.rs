@@ -1,16 +1,17 @@
-//! The keys that sign, and those that an update adds.
+//! The controller's keys as they were given, and the key that an update adds.
 
 use clap::Args;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde_json::Value;
 
-use super::{CommonArgs, UpdateFailure, verbs::id};
+use super::{super::keys_of, CommonArgs, UpdateFailure, verbs::id};
 use crate::{
+    controller::{Keys, NotAuthorized},
     inputs,
-    keyfile::{self, KeyFile, KeyFileError, LaterKey},
+    keyfile::{self, KeyFileError, LaterKey},
     protocol::{
         did::Did,
-        document::{decode_multikey, invocation_methods},
+        document::decode_multikey,
         key::{PublicKey, SecretKey},
         update::unused_id,
     },
@@ -51,120 +52,70 @@ pub(super) struct NewKey {
 pub(super) enum KeyError {
     #[error("{file} is the identity of {found}, not of {did}")]
     OtherDid { file: String, found: Did, did: Did },
-    #[error(
-        "no key of {source_name} may update the current document (version {version}): its capabilityInvocation has {listed}"
-    )]
-    NotAuthorized { source_name: String, version: u64, listed: String },
+    #[error(transparent)]
+    NotAuthorized(#[from] NotAuthorized),
     #[error(
         "the new secret key would be stored nowhere: give --identity FILE, the new key by --key-secret-env VAR, or --public-key KEY"
     )]
     Nowhere,
 }
 
-/// The keys of the controller.
-pub(super) enum Keys {
-    File(Box<KeyFile>, String),
-    Secret(SecretKey, String),
+/// The keys of the controller of `did`.
+pub(super) fn read(args: &CommonArgs, did: &Did) -> Result<Keys, UpdateFailure> {
+    let (identity, keys) = keys_of(args.identity.as_deref(), args.secret_env.as_deref(), Some(did.network()))?;
+    // A secret key in a variable may be a later one of the DID.
+    if let (Keys::File(_, file), found) = (&keys, identity.did())
+        && found != did
+    {
+        return Err(KeyError::OtherDid { file: file.clone(), found: found.clone(), did: did.clone() }.into());
+    }
+    Ok(keys)
 }
 
-impl Keys {
-    pub(super) fn read(args: &CommonArgs, did: &Did) -> Result<Self, UpdateFailure> {
-        match (&args.identity, &args.secret_env) {
-            (Some(_), Some(_)) => Err(KeyFileError::TwoIdentities.into()),
-            (None, None) => Err(KeyFileError::NoIdentity.into()),
-            (None, Some(name)) => Ok(Self::Secret(keyfile::secret_from_env(name)?, format!("--secret-env {name}"))),
-            (Some(path), None) => {
-                let file = KeyFile::read(path, || keyfile::passphrase("Passphrase: "))?;
-                let name = path.display().to_string();
-                let found = file.identity.did();
-                if found != did {
-                    return Err(KeyError::OtherDid { file: name, found: found.clone(), did: did.clone() }.into());
-                }
-                Ok(Self::File(Box::new(file), name))
+/// The key that an update to version `target` of `document` adds. One that was made for that version before is taken
+/// again, so that the same command makes the same update.
+pub(super) fn new_key(
+    keys: &Keys,
+    args: &NewKeyArgs,
+    document: &Value,
+    target: u64,
+) -> Result<NewKey, UpdateFailure> {
+    let method = match &args.id {
+        Some(text) => match id(text) {
+            relative if relative.starts_with(['#', '?', '/']) => {
+                format!("{}{relative}", document.get("id").and_then(Value::as_str).unwrap_or_default())
             }
-        }
+            absolute => absolute,
+        },
+        // Never an id that another key had before.
+        None => unused_id(document, &format!("key-{target}")),
+    };
+    if let Some(public_key) = args.public_key {
+        return Ok(NewKey { method, public_key, stored: None });
     }
-
-    /// Where they are from, for people.
-    pub(super) fn name(&self) -> &str {
-        match self {
-            Self::File(_, name) | Self::Secret(_, name) => name,
-        }
+    let given = args.key_secret_env.as_deref().map(keyfile::secret_from_env).transpose()?;
+    let Keys::File(file, _) = keys else {
+        let public_key = given.ok_or(KeyError::Nowhere)?.public_key();
+        return Ok(NewKey { method, public_key, stored: None });
+    };
+    let known = |later: &&LaterKey| {
+        let same = given.as_ref().is_none_or(|key| key.public_key() == later.key.public_key());
+        same && later.for_version == target && later.verification_method == method
+    };
+    // The last one: an earlier one may have been superseded.
+    if let Some(later) = file.later().iter().rev().find(known) {
+        return Ok(NewKey { method, public_key: later.key.public_key(), stored: None });
     }
+    let key = given.unwrap_or_else(|| SecretKey::generate(&mut ChaCha20Rng::from_os_rng()));
+    let public_key = key.public_key();
+    let stored = LaterKey { verification_method: method.clone(), key, for_version: target };
+    Ok(NewKey { method, public_key, stored: Some(stored) })
+}
 
-    /// The genesis document of an EXTERNAL DID.
-    pub(super) fn genesis_document(&self) -> Option<&Value> {
-        match self {
-            Self::File(file, _) => file.identity.genesis_document().map(|document| &**document),
-            Self::Secret(..) => None,
-        }
-    }
-
-    /// The secret key of that public key.
-    pub(super) fn key_of(&self, public_key: &PublicKey) -> Option<&SecretKey> {
-        match self {
-            Self::File(file, _) => file.key_of(public_key),
-            Self::Secret(key, _) => Some(key).filter(|key| key.public_key() == *public_key),
-        }
-    }
-
-    /// The method of the document that may update it and whose key is known, with the key.
-    pub(super) fn signer(&self, document: &Value, version: u64) -> Result<(String, &SecretKey), KeyError> {
-        let mut methods = invocation_methods(document);
-        let found = methods.find_map(|(method, public)| self.key_of(&public).map(|key| (method, key)));
-        found.ok_or_else(|| {
-            let listed: Vec<_> =
-                invocation_methods(document).take(20).map(|(method, key)| format!("{key} ({method})")).collect();
-            let listed = if listed.is_empty() { "no key".to_owned() } else { listed.join(", ") };
-            KeyError::NotAuthorized { source_name: self.name().to_owned(), version, listed }
-        })
-    }
-
-    /// The key that an update to version `target` of `document` adds. One that was made for that version before is taken
-    /// again, so that the same command makes the same update.
-    pub(super) fn new_key(
-        &self,
-        args: &NewKeyArgs,
-        document: &Value,
-        target: u64,
-    ) -> Result<NewKey, UpdateFailure> {
-        let method = match &args.id {
-            Some(text) => match id(text) {
-                relative if relative.starts_with(['#', '?', '/']) => {
-                    format!("{}{relative}", document.get("id").and_then(Value::as_str).unwrap_or_default())
-                }
-                absolute => absolute,
-            },
-            // Never an id that another key had before.
-            None => unused_id(document, &format!("key-{target}")),
-        };
-        if let Some(public_key) = args.public_key {
-            return Ok(NewKey { method, public_key, stored: None });
-        }
-        let given = args.key_secret_env.as_deref().map(keyfile::secret_from_env).transpose()?;
-        let Self::File(file, _) = self else {
-            let public_key = given.ok_or(KeyError::Nowhere)?.public_key();
-            return Ok(NewKey { method, public_key, stored: None });
-        };
-        let known = |later: &&LaterKey| {
-            let same = given.as_ref().is_none_or(|key| key.public_key() == later.key.public_key());
-            same && later.for_version == target && later.verification_method == method
-        };
-        // The last one: an earlier one may have been superseded.
-        if let Some(later) = file.later().iter().rev().find(known) {
-            return Ok(NewKey { method, public_key: later.key.public_key(), stored: None });
-        }
-        let key = given.unwrap_or_else(|| SecretKey::generate(&mut ChaCha20Rng::from_os_rng()));
-        let public_key = key.public_key();
-        let stored = LaterKey { verification_method: method.clone(), key, for_version: target };
-        Ok(NewKey { method, public_key, stored: Some(stored) })
-    }
-
-    /// Stores the new key of an update.
-    pub(super) fn store(&mut self, new: &mut Option<NewKey>) -> Result<bool, KeyFileError> {
-        match (self, new.as_mut().and_then(|new| new.stored.take())) {
-            (Self::File(file, _), Some(key)) => file.add(key).map(|()| true),
-            _ => Ok(false),
-        }
+/// Stores the new key of an update.
+pub(super) fn store(keys: &mut Keys, new: &mut Option<NewKey>) -> Result<bool, KeyFileError> {
+    match (keys, new.as_mut().and_then(|new| new.stored.take())) {
+        (Keys::File(file, _), Some(key)) => file.add(key).map(|()| true),
+        _ => Ok(false),
     }
 }

@@ -4,28 +4,29 @@ use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde_json::{Value, json};
 
 use super::{
-    super::resolve::{ResolveFailure, given, young},
-    UpdateArgs, UpdateFailure,
-    keys::{Keys, NewKey},
+    super::resolve::{ResolveFailure, given},
+    UpdateArgs, UpdateFailure, Way,
+    new_key::{self, NewKey},
     record::{Record, is_new},
     report::{self, Prepared},
     verbs::{Current, Plan},
 };
 use crate::{
-    cas, inputs,
+    cas,
+    controller::{self, Current as Resolved, Keys, places},
+    inputs,
     protocol::{
         document,
-        resolution::{ErrorCode, Resolution, ResolutionOptions, Resolved},
         update::{SignedUpdate, UnsignedUpdate, UpdateError, build_update, sign_update},
     },
-    resolve::{Given, Outcome, Sources},
+    resolve::{Given, Sources},
 };
 
 /// Prepares the update, and gives it out if that is asked for.
 pub(super) async fn run(args: &UpdateArgs) -> Result<(), UpdateFailure> {
     let UpdateArgs { did, common, .. } = args;
     check_call(args)?;
-    let mut keys = Keys::read(common, did)?;
+    let mut keys = new_key::read(common, did)?;
     let sources = sources(args).await?;
     let mut given = sidecar_of(args).await?;
     if let Some(genesis) = keys.genesis_document() {
@@ -33,7 +34,8 @@ pub(super) async fn run(args: &UpdateArgs) -> Result<(), UpdateFailure> {
         given.add(json!({ "genesisDocument": genesis }), "the identity file").map_err(refuse)?;
     }
     let resolved = current(args, &sources, &given).await?;
-    let (source, version) = (resolved.document, resolved.metadata.version_id);
+    let (source, version) = (resolved.document, resolved.version);
+    check_way(args, &source)?;
 
     let signer = keys.signer(&source, version)?.0;
     let current = Current { did, document: &source, version, signer: &signer };
@@ -127,61 +129,36 @@ async fn sidecar_of(args: &UpdateArgs) -> Result<Given, UpdateFailure> {
     Ok(given(&args.common.sidecars, &states, &args.did).await?)
 }
 
-async fn resolution(
-    args: &UpdateArgs,
-    sources: &Sources,
-    given: &Given,
-    min_conf: u32,
-) -> Result<Resolution, UpdateFailure> {
-    let options = ResolutionOptions::default().with_min_conf(min_conf.into());
-    let options = options.map_err(ResolveFailure::Options)?;
-    let Outcome { resolution, problems, .. } = sources.resolve(args.did.clone(), options, given).await;
-    for problem in problems {
-        err!("warning: {problem}");
-    }
-    Ok(resolution)
-}
-
 /// The current document. Refused if an update of the next version is in a block already.
 async fn current(args: &UpdateArgs, sources: &Sources, given: &Given) -> Result<Resolved, UpdateFailure> {
     let min_conf = args.common.min_conf;
-    let resolution_now = resolution(args, sources, given, min_conf).await?;
-    let has_young = young(&resolution_now.history) > 0;
-    let resolved = resolution_now.outcome.map_err(|error| {
-        let hint = match error.code() {
-            ErrorCode::MissingUpdateData => {
-                "; `resolve DID --explain` shows every signal, and where what is missing may be"
-            }
-            ErrorCode::NotFound => "; give the genesis document: --identity FILE or --sidecar FILE",
-            _ => "",
-        };
-        UpdateFailure::Unresolved(format!("{}: {error}{hint}", error.code()))
-    })?;
-    let version = resolved.metadata.version_id;
-    if resolved.metadata.deactivated {
-        let problem = format!("the DID is deactivated, by version {version}: no update of it counts any more");
-        return Err(UpdateFailure::Refused(problem));
+    let resolved = controller::current::current(sources, &args.did, given, min_conf).await?;
+    for warning in &resolved.warnings {
+        err!("warning: {warning}");
     }
-    // The chain is read again only where there is something to find.
-    if has_young {
-        match resolution(args, sources, given, 1).await?.outcome {
-            Ok(young) if young.metadata.version_id > version => {
-                return Err(UpdateFailure::Refused(format!(
-                    "an update to version {} is in a block, with {} of {min_conf} confirmations: another one of version {} would end \
-                     the DID. Wait, or start from that document: --min-conf 1",
-                    young.metadata.version_id,
-                    young.metadata.confirmations,
-                    version + 1
-                )));
-            }
-            Ok(_) => {}
-            Err(error) => err!(
-                "warning: with the signals that have fewer than {min_conf} confirmations the DID does not resolve: {}: {error}",
-                error.code()
-            ),
-        }
+    match &resolved.young {
+        Some(young) => Err(UpdateFailure::Refused(format!(
+            "an update to version {} is in a block, with {} of {min_conf} confirmations: another one of version {} would end \
+             the DID. Wait, or start from that document: --min-conf 1",
+            young.version,
+            young.confirmations,
+            resolved.version + 1
+        ))),
+        None => Ok(resolved),
     }
-    Ok(resolved)
+}
+
+/// Refuses what no cohort can announce.
+fn check_way(args: &UpdateArgs, source: &Value) -> Result<(), UpdateFailure> {
+    if args.common.announce_by == Some(Way::Cohort) && places::of_cohorts(source, &args.did).is_empty() {
+        return Err(UpdateFailure::Refused(
+            "--announce-by cohort: the current document lists no beacon of a cohort (CASBeacon or SMTBeacon), so that \
+             resolvers would not find the update. Announce it by a Singleton beacon (--announce-by singleton); `add-beacon \
+             ADDRESS` adds a cohort's"
+                .to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 /// Refuses a document that ends the DID, and an update that changes nothing.
@@ -215,17 +192,17 @@ async fn keep(
     let genesis = given.genesis_document(&args.did);
     let initial = document::initial_document(&args.did, genesis)
         .map_err(|error| UpdateFailure::Unresolved(error.to_string()))?;
-    let update = record.settle(update, &initial, &args.common.supersede)?;
+    let (update, settled) = record.settle(update, &initial, &args.common.supersede)?;
     if args.common.gives_out() {
         store(keys, new_key)?;
-        record.add(&update).await?;
+        record.add(&update, &settled).await?;
     }
     Ok(update)
 }
 
 /// The new secret key is on disk before the update that needs it leaves this program.
-fn store(keys: &mut Keys, new_key: &mut Option<NewKey>) -> Result<(), UpdateFailure> {
-    if keys.store(new_key)? {
+fn store(keys: &mut Keys, added: &mut Option<NewKey>) -> Result<(), UpdateFailure> {
+    if new_key::store(keys, added)? {
         err!("the new key is in {}: back it up, without it the DID cannot be updated", keys.name());
     }
     Ok(())

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{super::state::write_new, CommonArgs, UpdateFailure, Way, diff::diff, keys::Keys};
+use super::{super::state::write_new, CommonArgs, UpdateFailure, Way, announce, diff::diff};
 use crate::{
+    controller::Keys,
     error::ProgramError,
     protocol::{
         did::Did,
@@ -103,8 +104,10 @@ pub(super) fn give_out(common: &CommonArgs, prepared: &Prepared<'_>) -> Result<(
         None if common.json => {}
         None => err!("nothing is written: --out FILE or --json gives the signed update"),
     }
-    if let Some(Way::Singleton) = common.announce_by {
-        err!("{}", announce_by_singleton(common, prepared));
+    match common.announce_by {
+        Some(Way::Singleton) => err!("{}", announce_by_singleton(common, prepared)),
+        Some(Way::Cohort) => err!("{}", announce::by_cohort(common, prepared)),
+        None => {}
     }
     Ok(())
 }
@@ -210,7 +213,7 @@ fn announce_by_singleton(common: &CommonArgs, prepared: &Prepared<'_>) -> String
 }
 
 /// A word for a shell.
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()

@@ -6,13 +6,16 @@ use serde_json::Value;
 use super::{
     super::beacon::BeaconText,
     UpdateFailure,
-    keys::{Keys, NewKey, NewKeyArgs},
+    new_key::{NewKey, NewKeyArgs, new_key},
 };
-use crate::protocol::{
-    did::Did,
-    document::beacon_address,
-    resolution::BeaconKind,
-    update::{Edit, EditError, Relationship, unused_id},
+use crate::{
+    controller::Keys,
+    protocol::{
+        did::Did,
+        document::beacon_address,
+        resolution::BeaconKind,
+        update::{Edit, EditError, Relationship, unused_id},
+    },
 };
 
 #[derive(Debug, Subcommand)]
@@ -150,23 +153,23 @@ pub(super) struct Current<'a> {
 impl Verb {
     pub(super) fn plan(&self, current: &Current<'_>, keys: &Keys) -> Result<Plan, UpdateFailure> {
         let (document, target) = (current.document, current.version + 1);
-        let (mut new_key, mut notes) = (None, Vec::new());
+        let (mut added, mut notes) = (None, Vec::new());
         let edit = match self {
             Self::AddKey(args) => {
-                let new = keys.new_key(&args.key, document, target)?;
+                let new = new_key(keys, &args.key, document, target)?;
                 let relationships = match &args.purposes[..] {
                     [] => Relationship::INITIAL.to_vec(),
                     purposes => purposes.iter().map(|purpose| purpose.relationship()).collect(),
                 };
                 let edit = Edit::AddKey { method: new.method.clone(), key: new.public_key, relationships };
-                new_key = Some(new);
+                added = Some(new);
                 edit
             }
             Self::RotateKey(args) => {
-                let new = keys.new_key(&args.key, document, target)?;
+                let new = new_key(keys, &args.key, document, target)?;
                 let old = args.old.as_deref().map_or_else(|| current.signer.to_owned(), id);
                 let edit = Edit::ReplaceKey { old, method: new.method.clone(), key: new.public_key };
-                new_key = Some(new);
+                added = Some(new);
                 edit
             }
             Self::RemoveKey(args) => Edit::RemoveKey { method: id(&args.id) },
@@ -219,7 +222,7 @@ impl Verb {
                 Edit::Deactivate
             }
         };
-        Ok(Plan { patch: edit.patch(document)?, new_key, notes })
+        Ok(Plan { patch: edit.patch(document)?, new_key: added, notes })
     }
 }
 

@@ -111,6 +111,11 @@ pub(super) enum NextUpdate {
 /// The name that stands for the cohort of an update that is announced without one.
 const ALONE: &str = "singleton";
 
+/// Whether that stands for no cohort.
+pub(super) fn is_alone(cohort_id: &CohortId) -> bool {
+    cohort_id.as_str() == ALONE
+}
+
 /// Where an update was approved, for people.
 pub(super) fn of(cohort_id: &CohortId) -> String {
     match cohort_id.as_str() {
@@ -196,7 +201,7 @@ impl Ledger {
         }
         let same = |known: &Approval| {
             // Without a cohort several may be prepared.
-            let alone = approval.cohort_id.as_str() == ALONE;
+            let alone = is_alone(&approval.cohort_id);
             known.cohort_id == approval.cohort_id
                 && known.version == version
                 && (!alone || known.update == approval.update)
@@ -412,12 +417,12 @@ impl Approval {
             Standing::Approved => format!(
                 "another update of version {next} {} and may still be announced; two different updates of one version end a DID. \
                  {}, use --supersede {cohort_id}",
-                if cohort_id.as_str() == ALONE {
+                if is_alone(cohort_id) {
                     "was given to its controller, to be announced without a cohort,".to_owned()
                 } else {
                     format!("was approved in cohort {cohort_id}")
                 },
-                if cohort_id.as_str() == ALONE {
+                if is_alone(cohort_id) {
                     "If it was never announced and never will be"
                 } else {
                     "If that cohort's coin is spent by another confirmed transaction"

@@ -186,6 +186,15 @@ async fn take_part(
         printer.result(&result, &refusal);
         return Ok(false);
     }
+    if policy.waiting().is_some_and(|cohort_id| ledger::is_alone(&cohort_id))
+        && config.exit_when_done
+        && earlier.iter().all(|session| session.ended)
+    {
+        let reason = "the update is announced without a cohort, in a block that has too few confirmations yet: wait, \
+                      and look again";
+        printer.result(&json!({ "event": "result", "ok": false, "reason": reason }), reason);
+        return Ok(false);
+    }
     if let Some(done) = policy.done()
         && config.idle == Idle::Skip
     {

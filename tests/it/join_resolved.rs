@@ -7,7 +7,17 @@ use crate::{
     resolve_cli::ran,
     support::{Program, Run, Service, cohort, contains, did_of, directory, identity, join, path, verify::text},
 };
-use bitcoin::{Address, Amount, address::NetworkUnchecked};
+use bitcoin::{Address, Amount, FeeRate, address::NetworkUnchecked};
+use btcr2_aggregation::{
+    actors::runtime::Randomness,
+    protocol::{
+        document::{InitialBeacon, InitialBeaconKind},
+        key::SecretKey,
+        network::Network,
+        output::{Change, Coin, SingletonAnnouncement},
+        update::SignedUpdate,
+    },
+};
 use serde_json::{Value, json};
 
 /// The confirmations that count here.
@@ -255,16 +265,41 @@ async fn announced_is_not_the_same_as_resolvable() {
     assert_eq!(refused.status, Some(1), "{:#?}", refused.lines);
     contains(text(&refused.one("result")["reason"]), &["another update of version 2", "resolvers did not find it"]);
     // Superseded once, it stays so.
-    let cohort = text(&result["cohortId"]).to_owned();
-    let update = ["update", "--patch", &other, "--json", "--supersede", &cohort];
-    place.controls(&alice, &update).await.succeeded();
+    let unlisted = text(&result["cohortId"]).to_owned();
+    let update = ["update", "--patch", &other, "--json", "--supersede", &unlisted];
+    let printed = place.controls(&alice, &update).await.succeeded().stdout;
     assert_eq!(place.entries(&alice).await[0]["state"], "superseded");
     let list = ran(&["vault", "list", "--state", &format!("{alice}.state")]).await.succeeded();
     contains(&list.stdout, &["superseded: confirmed as", "prepared  version 2", "possibly announced"]);
     // No cohort is a beacon of the document: the command would be in vain.
     let out = path(&place.directory, "out");
-    let cohort =
+    let refused =
         place.controls(&alice, &["update", "--patch", &other, "--announce-by", "cohort", "--out", &out]).await;
-    contains(cohort.usage(), &["lists no beacon of a cohort", "--announce-by singleton"]);
+    contains(refused.usage(), &["lists no beacon of a cohort", "--announce-by singleton"]);
     assert!(!std::path::Path::new(&out).exists());
+
+    // It is announced alone instead. The member learns that from the chain.
+    let prepared: Value = serde_json::from_str(&printed).unwrap();
+    let key = SecretKey::from_hex(&cohort::secret(&alice)).unwrap();
+    let beacon = InitialBeacon::new(key.public_key(), Network::Regtest, InitialBeaconKind::P2wpkh);
+    let value = Amount::from_sat(20_000);
+    let outpoint = place.faucet.pay(&place.blocks, &beacon.script_pubkey(), value).await;
+    place.blocks.mine(1).await;
+    let update = SignedUpdate::from_value(prepared["update"].clone()).unwrap();
+    let (coin, rate) = (Coin { outpoint, value }, FeeRate::from_sat_per_vb_u32(2));
+    let announcement = SingletonAnnouncement::new(beacon, coin, &update, rate, &Change::Beacon).unwrap();
+    let signed = announcement.sign(&key, &mut Randomness::Seeded([9; 32]).for_actor("singleton")).unwrap();
+    place.blocks.chain().submit(&signed).await.unwrap();
+    place.blocks.mine(1).await;
+    let young = place.ended(&alice, &["--update", &other]).await;
+    assert_eq!(young.status, Some(1), "{:#?}", young.lines);
+    contains(text(&young.one("result")["reason"]), &["without a cohort", "too few confirmations"]);
+    let third = place.patch("third");
+    let young = place.ended(&alice, &["--update", &third]).await;
+    contains(text(&young.one("result")["reason"]), &["an update to version 2 is in a block with 1 confirmations"]);
+    place.blocks.mine(1).await;
+    let done = place.ended(&alice, &["--update", &other]).await;
+    assert_eq!((done.status, &done.one("result")["known"]), (Some(0), &json!("announced-before")));
+    assert_eq!(done.one("result")["cohortId"], "singleton");
+    assert_eq!(place.document(&alice).await["note"], "other");
 }

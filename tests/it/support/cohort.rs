@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use super::{identity, path, run_with};
 
-fn secret(identity: &str) -> String {
+/// The secret key that an identity began with, in hex.
+pub fn secret(identity: &str) -> String {
     let file: Value = serde_json::from_str(&fs::read_to_string(identity).unwrap()).unwrap();
     file["secretKey"].as_str().unwrap().to_owned()
 }

@@ -116,8 +116,13 @@ impl Place {
 
     /// A round of alice and bob, to its confirmation.
     async fn round(&mut self, alice: &str, arguments: &[&str]) -> Round {
-        let bob = join(&self.service.url, &self.bob, &["--decline"]);
         let member = self.joined(alice, arguments);
+        self.round_with(member).await
+    }
+
+    /// The same, where alice has joined before.
+    async fn round_with(&mut self, member: Program) -> Round {
+        let bob = join(&self.service.url, &self.bob, &["--decline"]);
         let over = &self.over;
         let formed = self
             .service
@@ -144,6 +149,21 @@ impl Place {
         let identity: &[&str] = if *command == "update" { &identity } else { &[] };
         let fixed = ["--state", &state, "--chain", &self.source, "--min-conf", &depth];
         ran(&[&[*command, &did], arguments, &fixed, identity, &self.sidecar()].concat()).await
+    }
+
+    /// Announces an update from the Singleton beacon of alice's first key, in a block.
+    async fn singleton(&mut self, alice: &str, update: &Value) {
+        let key = SecretKey::from_hex(&cohort::secret(alice)).unwrap();
+        let beacon = InitialBeacon::new(key.public_key(), Network::Regtest, InitialBeaconKind::P2wpkh);
+        let value = Amount::from_sat(20_000);
+        let outpoint = self.faucet.pay(&self.blocks, &beacon.script_pubkey(), value).await;
+        self.blocks.mine(1).await;
+        let update = SignedUpdate::from_value(update.clone()).unwrap();
+        let (coin, rate) = (Coin { outpoint, value }, FeeRate::from_sat_per_vb_u32(2));
+        let announcement = SingletonAnnouncement::new(beacon, coin, &update, rate, &Change::Beacon).unwrap();
+        let signed = announcement.sign(&key, &mut Randomness::Seeded([9; 32]).for_actor("singleton")).unwrap();
+        self.blocks.chain().submit(&signed).await.unwrap();
+        self.blocks.mine(1).await;
     }
 
     async fn document(&self, alice: &str) -> Value {
@@ -280,17 +300,7 @@ async fn announced_is_not_the_same_as_resolvable() {
 
     // It is announced alone instead. The member learns that from the chain.
     let prepared: Value = serde_json::from_str(&printed).unwrap();
-    let key = SecretKey::from_hex(&cohort::secret(&alice)).unwrap();
-    let beacon = InitialBeacon::new(key.public_key(), Network::Regtest, InitialBeaconKind::P2wpkh);
-    let value = Amount::from_sat(20_000);
-    let outpoint = place.faucet.pay(&place.blocks, &beacon.script_pubkey(), value).await;
-    place.blocks.mine(1).await;
-    let update = SignedUpdate::from_value(prepared["update"].clone()).unwrap();
-    let (coin, rate) = (Coin { outpoint, value }, FeeRate::from_sat_per_vb_u32(2));
-    let announcement = SingletonAnnouncement::new(beacon, coin, &update, rate, &Change::Beacon).unwrap();
-    let signed = announcement.sign(&key, &mut Randomness::Seeded([9; 32]).for_actor("singleton")).unwrap();
-    place.blocks.chain().submit(&signed).await.unwrap();
-    place.blocks.mine(1).await;
+    place.singleton(&alice, &prepared["update"]).await;
     let young = place.ended(&alice, &["--update", &other]).await;
     assert_eq!(young.status, Some(1), "{:#?}", young.lines);
     contains(text(&young.one("result")["reason"]), &["without a cohort", "too few confirmations"]);
@@ -302,4 +312,40 @@ async fn announced_is_not_the_same_as_resolvable() {
     assert_eq!((done.status, &done.one("result")["known"]), (Some(0), &json!("announced-before")));
     assert_eq!(done.one("result")["cohortId"], "singleton");
     assert_eq!(place.document(&alice).await["note"], "other");
+}
+
+/// Between the opt-in and the request for the update any time may pass.
+#[actix_rt::test]
+async fn an_update_starts_from_the_document_of_the_moment() {
+    let Some(mut place) = Place::start("join-moment", 2).await else { return };
+    let key = identity(&place.directory, "alice.key");
+    let address = cohort::address(&path(&place.directory, "service"), &[&key, &place.bob]);
+    let alice = cohort::listing(&place.directory, "alice", &key, &address);
+    let store = format!("dir={}", path(&place.directory, "store"));
+    let patch = place.patch("mine");
+    let mut member = place.joined(&alice, &["--update", &patch, "--cas", &store]);
+    assert_eq!(member.event("resolved")["versionId"], "1");
+    member.event("opt-in-accepted");
+
+    // Meanwhile another program of hers announces the next version.
+    let meanwhile = place.directory.join("meanwhile");
+    let operation = json!([{ "op": "add", "path": "/alsoKnownAs", "value": ["https://meanwhile.example"] }]);
+    fs::write(&meanwhile, operation.to_string()).unwrap();
+    let (did, update) = (did_of(&alice), path(&place.directory, "update"));
+    let fixed = ["update", &did, "--identity", &alice, "--chain", &place.source, "--json"];
+    let printed = ran(&[&fixed[..], &["--patch", meanwhile.to_str().unwrap()]].concat()).await.succeeded().stdout;
+    let printed: Value = serde_json::from_str(&printed).unwrap();
+    fs::write(&update, printed["update"].to_string()).unwrap();
+    ran(&["cas", "put", "--cas", &store, &update]).await.succeeded();
+    place.singleton(&alice, &printed["update"]).await;
+    place.blocks.mine(DEPTH - 1).await;
+
+    let round = place.round_with(member).await;
+    round.announced("3");
+    let document = place.controls(&alice, &["resolve", "--cas", &store]).await.succeeded().stdout;
+    let document: Value = serde_json::from_str(&document).unwrap();
+    assert_eq!(
+        (&document["note"], &document["alsoKnownAs"][0]),
+        (&json!("mine"), &json!("https://meanwhile.example"))
+    );
 }

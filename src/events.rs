@@ -30,13 +30,14 @@ use crate::{
         did::Did,
         id::CohortId,
         network::Network,
+        resolution::Beacon,
         text::{MOST_SHOWN, shown, shown_within},
     },
     vault::watch::WatchNotice,
 };
 
 /// The kinds of events that the programs print themselves, beside the notices of actors, announcements and watches.
-pub const PROGRAM_KINDS: [&str; 17] = [
+pub const PROGRAM_KINDS: [&str; 20] = [
     "serving",
     "resolving",
     "metrics",
@@ -44,6 +45,9 @@ pub const PROGRAM_KINDS: [&str; 17] = [
     "reloaded",
     "terms",
     "cohort-passed-over",
+    "resolved",
+    "update-submitting",
+    "update-withheld",
     "lingering",
     "waiting-for-confirmations",
     "transaction-in-mempool",
@@ -238,6 +242,54 @@ impl Printer {
         self.line(
             &json!({ "event": "cohort-passed-over", "cohortId": cohort_id, "service": service, "reason": reason }),
             &format!("cohort {cohort_id} is passed over: {reason}"),
+        );
+    }
+
+    /// The document that a member's update starts from, as resolvers give it, and its beacons.
+    pub(crate) fn resolved(&self, did: &Did, version: u64, min_conf: u32, beacons: &[Beacon], listing: &str) {
+        self.line(
+            &json!({ "event": "resolved", "did": did, "versionId": version.to_string(), "minConf": min_conf, "beacons": beacons }),
+            &format!(
+                "resolvers return version {version} of {did} ({min_conf} confirmations); updates of it are found at: {listing}"
+            ),
+        );
+    }
+
+    /// A member submits its update to a cohort.
+    pub(crate) fn submits(&self, cohort_id: &CohortId, address: &str, version: u64, resolved: bool, listed: bool) {
+        let json = json!({
+            "event": "update-submitting",
+            "cohortId": cohort_id,
+            "beaconAddress": address,
+            "versionId": version.to_string(),
+            "resolved": resolved,
+            "listed": listed,
+        });
+        let start = match resolved {
+            true => "it starts from the document that resolvers return",
+            false => {
+                "the document that it starts from is only believed to be the current one: no resolution verifies that (--chain)"
+            }
+        };
+        let place = match listed {
+            true => format!("{address} is a beacon of that document"),
+            false => format!(
+                "NO RESOLVER will find it by this cohort: that document does not list {address} as its beacon. Announce it by a \
+                 listed one too (`singleton`)"
+            ),
+        };
+        self.line(
+            &json,
+            &format!("cohort {cohort_id}: submitting the update to version {version}; {start}; {place}"),
+        );
+    }
+
+    /// A member holds its update back, and goes on in the cohort without one.
+    pub(crate) fn withholds(&self, cohort_id: &CohortId, address: &str, reason: &str) {
+        let reason = &*shown_within(reason, MOST_LINE);
+        self.line(
+            &json!({ "event": "update-withheld", "cohortId": cohort_id, "beaconAddress": address, "reason": reason }),
+            &format!("cohort {cohort_id}: no update of ours is submitted, declining: {reason}"),
         );
     }
 

@@ -17,6 +17,7 @@ use crate::{
         state::{State, StateError, Table, inboxes::StateInboxes, nonces::StateNonces, vault::StateVault},
         transport::http::server::HttpServerParts,
     },
+    controller::Settled,
     error::ProgramError,
     events::Printer,
     protocol::{id::CohortId, identity::Identity, network::Network, update::SignedUpdate},
@@ -36,6 +37,8 @@ const PROFILE: &str = "profile";
 const COUNTED: &str = "counted";
 /// The key of the updates that were given to the controller to be announced without a cohort.
 const PREPARED: &str = "prepared";
+/// The key of what is settled of a member's updates.
+const SETTLED: &str = "settled";
 
 /// The user of a state directory, and its terms.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -138,6 +141,22 @@ impl Storage {
         }
     }
 
+    /// What is settled of the member's updates.
+    pub(crate) async fn settled(&self) -> Result<Vec<Settled>, ProgramError> {
+        match &self.state {
+            Some(state) => settled(state).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Persists what is settled of the member's updates: all of it.
+    pub(crate) async fn settle(&self, news: &[Settled]) -> Result<(), ProgramError> {
+        match &self.state {
+            Some(state) => settle(state, news).await,
+            None => Ok(()),
+        }
+    }
+
     fn program(&self) -> Option<Table> {
         self.state.as_ref().map(|state| state.table(PROGRAM))
     }
@@ -224,6 +243,19 @@ pub(crate) async fn prepare(state: &State, update: &SignedUpdate) -> Result<(), 
         write(&state.table(PROGRAM), PREPARED, &known).await?;
     }
     Ok(())
+}
+
+/// What is settled of a member's updates.
+pub(crate) async fn settled(state: &State) -> Result<Vec<Settled>, ProgramError> {
+    Ok(read(&state.table(PROGRAM), SETTLED).await?.unwrap_or_default())
+}
+
+/// Replaces it.
+pub(crate) async fn settle(state: &State, now: &[Settled]) -> Result<(), ProgramError> {
+    if settled(state).await? == now {
+        return Ok(());
+    }
+    write(&state.table(PROGRAM), SETTLED, &now).await
 }
 
 async fn read<T: for<'de> Deserialize<'de>>(table: &Table, key: &str) -> Result<Option<T>, ProgramError> {

@@ -1,17 +1,15 @@
 //! `join`: a participant as a program.
 
-use std::{
-    num::NonZeroU32,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+mod intent;
+
+use std::{num::NonZeroU32, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
-use serde_json::Value;
 
+use self::intent::{Facts, read_json};
 use super::{
-    ChainArg, Events, fail, identity_of, refuse_risky,
+    ChainArg, Events, fail, keys_of,
     relay::{RelaySettings, trust},
     serve::Beacon,
     singleton::{BeaconCoin, SatPerVb},
@@ -21,28 +19,24 @@ use crate::{
     config::{self, Period, Span, settings},
     error::ProgramError,
     events::Printer,
-    inputs,
-    join::{self, ChainQuestions, Idle, Intent, JoinConfig, SingletonFallback, Terms, policy},
-    protocol::{
-        cohort::Timing,
-        did::Did,
-        document::{self, Concern},
-        id::CohortId,
-        identity::Identity,
-        invite::InviteToken,
-        network::Network,
-        patch::Patch,
-    },
+    join::{self, ChainQuestions, Idle, Intent, JoinConfig, SingletonFallback, Terms},
+    protocol::{cohort::Timing, did::Did, id::CohortId, invite::InviteToken, network::Network},
+    resolve::Given,
     telemetry::{Hangups, ignore_hangups},
 };
 
 const EXAMPLES: &str = "\
 Examples:
-  Take part in one cohort, and add its address to the DID document as a beacon:
-    btcr2-aggregation join --service http://127.0.0.1:8080 --identity alice.id --add-beacon --out alice --exit-when-done
-  Announce an update, and stay until it is confirmed:
+  Announce an update in a cohort whose address is a beacon of the current document, and stay until resolvers return it:
     btcr2-aggregation join --service https://aggregator.example --identity alice.id --update patch.json --state alice \\
-        --chain esplora=https://esplora.example/api --exit-when-done";
+        --chain esplora=https://esplora.example/api --exit-when-done
+  Take part without an update, e.g. to learn the address of the cohort before it is a beacon of the document:
+    btcr2-aggregation join --service https://aggregator.example --identity alice.id --decline --state alice --exit-when-done
+  Try it out, with a service of `--chain offline`; no resolver finds this update:
+    btcr2-aggregation join --service http://127.0.0.1:8080 --identity alice.id --add-beacon --out alice --exit-when-done
+
+Resolvers look for updates at the beacons of the current document, and nowhere else. In a cohort of another address the member \
+takes part without its update, prints why, and exits with 1.";
 
 /// Joins cohorts of a service, one after another, checks everything, signs, and stores what the DID needs to resolve.
 ///
@@ -115,26 +109,37 @@ settings! {
             relay_retry: Period,
         }
         "Update" {
-            /// Announce this JSON Patch (RFC 6902) to the current document
-            #[arg(long, value_name = "PATCH.json", env = "BTCR2_UPDATE", conflicts_with_all = ["add_beacon", "decline"])]
+            /// Announce this update: a JSON Patch (RFC 6902) to the current document, or a file of `update --out`
+            ///
+            /// The patch is signed with the key that the current document authorizes. A file of `update --out` is signed already, and
+            /// is refused if it does not start from the current document.
+            #[arg(long, value_name = "FILE", env = "BTCR2_UPDATE", conflicts_with_all = ["add_beacon", "decline"])]
             update: PathBuf,
             /// With --update: announce it although it looks like a mistake
             ///
             /// It leaves the DID without a key or a beacon, adds a beacon twice, or publishes a secret key.
             #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_ALLOW_RISKY_UPDATE", hide_short_help = true)]
             allow_risky_update: bool,
-            /// Announce the cohort's beacon, added to the current document
+            /// For trying it out: announce the cohort's address, added to the current document as a beacon
             ///
-            /// Resolvers find this update only when it is announced from a beacon that the document lists already (see
-            /// `singleton`).
+            /// No resolver finds this update by the cohort itself: they look at the beacons that a document lists already. With --chain
+            /// it needs --allow-unlisted-beacon. To have the beacon listed, see `update DID add-beacon`, or begin a DID with it
+            /// (`identity new --external --beacon`).
             #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_ADD_BEACON", conflicts_with = "decline")]
             add_beacon: bool,
+            /// Announce the update also where no resolver looks
+            ///
+            /// Without it the member declines in a cohort whose address is not a beacon of the current document. An update that is
+            /// announced there counts only when it is announced from a listed beacon too (see `singleton`).
+            #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_ALLOW_UNLISTED_BEACON", hide_short_help = true)]
+            allow_unlisted_beacon: bool,
             /// Take part without an update
             #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_DECLINE")]
             decline: bool,
-            /// The current DID document, where it is not known
+            /// Without --chain: the current DID document
             ///
-            /// By default it is the initial document or, with --state, that to which the announced updates in the vault lead.
+            /// With --chain it is resolved. Without it the member only believes to know it: it is the initial document, or that of the
+            /// file of `update --out`, or, with --state, that to which the announced updates in the vault lead.
             #[arg(long, value_name = "FILE", env = "BTCR2_SOURCE_DOCUMENT", hide_short_help = true)]
             source_document: PathBuf,
             /// With --source-document: its version
@@ -190,7 +195,9 @@ settings! {
             /// Where to read the chain: core=URL or esplora=URL
             ///
             /// A Bitcoin Core node is core=http://USER:PASSWORD@HOST:PORT or core=http://HOST:PORT?cookie=FILE. A cohort is then over
-            /// when its transaction is confirmed, and only confirmed updates count as announced. Without it, signed ones do.
+            /// when its transaction is confirmed, and only confirmed updates count as announced. Without it, signed ones do. The update
+            /// starts from the document that is resolved when the cohort asks for it, and the result states whether resolvers return
+            /// the update in the end.
             #[arg(long, value_name = "KIND=URL", env = "BTCR2_CHAIN", hide_env_values = true)]
             chain: ChainArg,
             /// With --chain: how often to query it [default: 30s]
@@ -199,6 +206,14 @@ settings! {
             /// With --chain: how many confirmations make an announcement final [default: 6]
             #[arg(long, value_name = "N", env = "BTCR2_CONFIRMATIONS")]
             confirmations: NonZeroU32,
+            /// With --chain: how many confirmations a signal needs to count in a resolution [default: those of --confirmations]
+            #[arg(long, value_name = "N", env = "BTCR2_MIN_CONF", hide_short_help = true)]
+            min_conf: NonZeroU32,
+            /// With --chain: a file of Sidecar Data for the resolution, beside what is in --state
+            ///
+            /// May be given several times, or as a comma separated list.
+            #[arg(long, value_name = "FILE", value_delimiter = ',', env = "BTCR2_SIDECAR", hide_short_help = true)]
+            sidecar: Vec<PathBuf>,
             /// With --chain and --state: in how many blocks to look for what earlier runs have signed [default: 144]
             #[arg(long, value_name = "BLOCKS", env = "BTCR2_CHAIN_LOOK_BACK", hide_short_help = true)]
             chain_look_back: u32,
@@ -229,7 +244,8 @@ settings! {
             out: PathBuf,
             /// Publish the update in this store before it is submitted: dir=PATH or ipfs=URL
             ///
-            /// Everyone who can read the store can then read the update. May be given several times.
+            /// Everyone who can read the store can then read the update. With --chain it is also a source of the resolution. May be
+            /// given several times.
             #[arg(long, value_name = "STORE", value_delimiter = ',', env = "BTCR2_CAS")]
             cas: Vec<Location>,
         }
@@ -244,8 +260,8 @@ settings! {
             times: bool,
             /// Exit when the first cohort is over
             ///
-            /// The exit status is 0 if its signed transaction was received and verified (with --chain: is confirmed), or the update was
-            /// announced before, else 1.
+            /// The exit status is 0 if its signed transaction was received and verified (with --chain: is confirmed, and resolvers
+            /// return the update), or the update was announced before, else 1; also if an update was to be announced and was not.
             #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_EXIT_WHEN_DONE")]
             exit_when_done: bool,
         }
@@ -295,7 +311,7 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
         (file.update, file.add_beacon, file.decline) = (None, None, None);
     }
     let settings = args.settings.over(file);
-    let identity = identity_of(settings.identity.as_deref(), settings.secret_env.as_deref(), settings.network)
+    let (identity, keys) = keys_of(settings.identity.as_deref(), settings.secret_env.as_deref(), settings.network)
         .map_err(|error| usage(error.to_string()))?;
     let trust = trust(settings.tls_ca.as_deref()).map_err(usage)?;
     let relays = RelaySettings {
@@ -319,23 +335,33 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
     };
     let intents = [settings.update.is_some(), settings.add_beacon == Some(true), settings.decline == Some(true)];
     if intents.iter().filter(|given| **given).count() != 1 {
-        let problem = "one of --update PATCH.json, --add-beacon and --decline is required";
+        let problem = "one of --update FILE, --add-beacon and --decline is required";
         return Err(usage(problem.to_owned()));
     }
+    let mut given = Given::default();
+    for path in settings.sidecar.iter().flatten() {
+        let problem = |error: &dyn std::fmt::Display| usage(format!("--sidecar {}: {error}", path.display()));
+        given.add(read_json(path)?, &path.display().to_string()).map_err(|error| problem(&error))?;
+    }
+    if settings.chain.is_some() && source.is_some() {
+        return Err(usage(
+            "--source-document is for a member without a chain: with --chain the current document is resolved"
+                .to_owned(),
+        ));
+    }
+    let allow_unlisted = settings.allow_unlisted_beacon.unwrap_or(false);
+    let facts = Facts {
+        identity: &identity,
+        keys: &keys,
+        has_chain: settings.chain.is_some(),
+        has_state: settings.state.is_some(),
+        allow_unlisted,
+        allow_risky: settings.allow_risky_update.unwrap_or(false),
+    };
     let intent = match &settings.update {
-        Some(path) => {
-            let patch = read_json(path)?;
-            // With a vault, the document that it is for follows from what was announced; it is tried when that is known.
-            if settings.state.is_none() || source.is_some() {
-                policy::sign(&identity, patch.clone(), &source)
-                    .map_err(|error| usage(format!("{}: {error}", path.display())))?;
-                let allowed = settings.allow_risky_update.unwrap_or(false);
-                refuse_risky(&risks(&identity, &patch, source.as_ref()), path, allowed)?;
-            }
-            Intent::Update { patch, source }
-        }
+        Some(path) => facts.update(path, source, &mut given)?,
         None if settings.decline == Some(true) => Intent::Decline,
-        None => Intent::AddBeacon { source },
+        None => facts.beacon(source)?,
     };
     let singleton_fallback = match settings.singleton_fallback {
         Some(directory) => Some(SingletonFallback {
@@ -359,8 +385,8 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
             confirmations: settings.confirmations.map_or(ChainQuestions::CONFIRMATIONS, NonZeroU32::get),
             look_back: settings.chain_look_back.unwrap_or(ChainQuestions::LOOK_BACK),
         }),
-        None if settings.confirmations.is_some() => {
-            return Err(usage("--confirmations needs --chain KIND=URL".to_owned()));
+        None if settings.confirmations.is_some() || settings.min_conf.is_some() || settings.sidecar.is_some() => {
+            return Err(usage("--confirmations, --min-conf and --sidecar need --chain KIND=URL".to_owned()));
         }
         None => None,
     };
@@ -368,6 +394,7 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
     let timing = Timing::default();
     Ok(JoinConfig {
         identity,
+        keys: Arc::new(keys),
         service: settings.service,
         trust,
         nostr,
@@ -397,25 +424,13 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
             Some(IdleArg::Skip) | None => Idle::Skip,
         },
         allow_risky: settings.allow_risky_update.unwrap_or(false),
+        allow_unlisted,
+        given,
+        min_conf: settings.min_conf.map(NonZeroU32::get),
         superseded: settings.supersede.unwrap_or_default(),
         state: settings.state,
         chain,
         publication,
         singleton_fallback,
     })
-}
-
-/// What a patch that applies does to the document that the controller may not mean.
-fn risks(identity: &Identity, patch: &Value, source: Option<&(Value, u64)>) -> Vec<Concern> {
-    let initial = || identity.initial_document().unwrap_or(Value::Null);
-    let before = source.map_or_else(initial, |(document, _)| document.clone());
-    match Patch::from_value(patch).and_then(|patch| patch.apply(&before)) {
-        Ok(after) => document::concerns(&before, &after),
-        // What does not apply was refused before.
-        Err(_) => Vec::new(),
-    }
-}
-
-fn read_json(path: &Path) -> Result<Value, ProgramError> {
-    inputs::json(path).map_err(|error| ProgramError::Usage(error.to_string()))
 }

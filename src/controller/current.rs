@@ -28,6 +28,25 @@ pub struct Applied {
     pub signal: Arc<BeaconSignal>,
 }
 
+#[cfg(test)]
+impl Applied {
+    /// One for tests, announced at the first address of a made-up beacon.
+    pub(crate) fn for_tests(version: u64, hash: DocumentHash) -> Self {
+        use bitcoin::{PubkeyHash, Txid, hashes::Hash};
+
+        use crate::protocol::{
+            hash::SignalBytes,
+            resolution::{Beacon, BeaconKind, Block},
+        };
+        let address = bitcoin::Address::p2pkh(PubkeyHash::all_zeros(), bitcoin::NetworkKind::Test);
+        let beacon = Arc::new(Beacon::new("#beacon".to_owned(), BeaconKind::Singleton, address));
+        let block = Block::new(100, 1_800_000_000, 1_800_000_000, 6);
+        let bytes = SignalBytes::from_bytes(*hash.as_bytes());
+        let signal = Arc::new(BeaconSignal::new(beacon, Txid::all_zeros(), bytes, block));
+        Self { version, hash, signal }
+    }
+}
+
 /// An update in a block that is not deep enough to count yet.
 #[derive(Clone, Debug)]
 pub struct Young {
@@ -76,11 +95,13 @@ pub enum CurrentError {
     Deactivated {
         /// The version.
         version: u64,
+        /// The update that led to it; none led to the first.
+        by: Option<DocumentHash>,
     },
 }
 
 impl CurrentError {
-    /// Whether a later attempt may succeed without any action.
+    /// Whether a later attempt may succeed without a change here.
     pub const fn is_transient(&self) -> bool {
         matches!(self, Self::Unreadable(_))
     }
@@ -143,7 +164,7 @@ pub async fn current(sources: &Sources, did: &Did, given: &Given, min_conf: u32)
     })?;
     let version = resolved.metadata.version_id;
     if resolved.metadata.deactivated {
-        return Err(CurrentError::Deactivated { version });
+        return Err(CurrentError::Deactivated { version, by: applied_now.last().map(|applied| applied.hash) });
     }
     let mut current = Current { document: resolved.document, version, applied: applied_now, young: None, warnings };
     // The chain is read again only where there is something to find.
@@ -193,6 +214,11 @@ impl Resolving {
     /// The confirmations with which a signal counts.
     pub fn min_conf(&self) -> u32 {
         self.min_conf
+    }
+
+    /// The unsigned hash of the update with that hash (rule U-19), if its data are known here.
+    pub fn unsigned_hash(&self, update: &DocumentHash) -> Option<DocumentHash> {
+        self.given().update(update)?.unsigned_hash().ok()
     }
 
     /// Adds Sidecar Data, whose source is called `name` in messages.

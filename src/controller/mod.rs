@@ -1,12 +1,19 @@
-//! What the programs of a DID's controller share: `update` prepares an update, `singleton` announces one.
+//! What the programs of a DID's controller share: `update` prepares an update, `singleton` announces one alone, `join` in a cohort.
 //!
 //! [`current`] has the document that the next update starts from, as a resolver gives it; [`keys`] the key that this
-//! document authorizes.
+//! document authorizes; [`places`] the beacons at which resolvers look; [`prepared`] reads a file that holds an
+//! update; and [`standing`] is what is settled of those that were approved.
 
 pub mod current;
 pub mod keys;
+pub mod places;
+pub mod prepared;
+pub mod standing;
 
 pub use self::{
     current::{Current, CurrentError, Resolving},
     keys::{Keys, NotAuthorized},
+    places::Place,
+    prepared::UpdateFile,
+    standing::{AnnouncementState, Settled, Settlement},
 };

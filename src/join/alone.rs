@@ -54,7 +54,7 @@ pub(super) async fn fall_back(
     printer: &Printer,
 ) -> Result<(), ProgramError> {
     let Some(fallback) = &config.singleton_fallback else { return Ok(()) };
-    let Some(update) = policy.alone()? else {
+    let Some(update) = policy.alone().await? else {
         printer.warn("nothing to announce alone: only an update of --update does not depend on a cohort");
         return Ok(());
     };

@@ -5,6 +5,9 @@
 //! as possibly announced, until its transaction was seen, or until its controller states that it never will be
 //! (`--supersede`). Meanwhile only the identical update is submitted again, which every resolver ignores as a duplicate
 //! (rule R-8).
+//!
+//! A [resolution](Ledger::resolved) shows which of them are in force. Those of an applied version that are not were
+//! superseded.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -12,6 +15,7 @@ use serde_json::Value;
 
 use crate::{
     actors::state::vault::VaultEntry,
+    controller::{Current, Settled, Settlement},
     protocol::{
         hash::{DocumentHash, SignalBytes},
         id::CohortId,
@@ -27,6 +31,40 @@ struct Approval {
     update: SignedUpdate,
     cohort_id: CohortId,
     standing: Standing,
+    /// Whether the last resolution did not apply it, although it counted as announced then.
+    denied: bool,
+}
+
+impl Approval {
+    fn settled(&self, outcome: Settlement) -> Settled {
+        Settled { cohort_id: self.cohort_id.clone(), update: *self.update.hash(), outcome }
+    }
+
+    fn is_done(&self) -> bool {
+        self.standing == Standing::Announced && !self.denied
+    }
+}
+
+/// What a member wants to announce.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Wanted<'a> {
+    /// This patch, in an update of its own.
+    Patch(&'a Value),
+    /// This update.
+    Update(&'a SignedUpdate),
+}
+
+impl Wanted<'_> {
+    /// Whether `update` announces the same.
+    fn is(self, update: &SignedUpdate) -> bool {
+        match self {
+            Self::Patch(patch) => update.value().get("patch") == Some(patch),
+            Self::Update(wanted) => {
+                wanted == update
+                    || matches!((wanted.unsigned_hash(), update.unsigned_hash()), (Ok(one), Ok(other)) if one == other)
+            }
+        }
+    }
 }
 
 /// The progress of an update.
@@ -45,7 +83,7 @@ pub(crate) enum Standing {
 pub(super) enum NextUpdate {
     /// Its update is announced: nothing is left to announce.
     Done {
-        /// The cohort.
+        /// The cohort, or `singleton`.
         cohort_id: CohortId,
         /// The version to which it led.
         version: u64,
@@ -78,8 +116,13 @@ pub(super) enum NextUpdate {
 /// The name that stands for the cohort of an update that is announced without one.
 const ALONE: &str = "singleton";
 
+/// Whether that stands for no cohort.
+pub(super) fn is_alone(cohort_id: &CohortId) -> bool {
+    cohort_id.as_str() == ALONE
+}
+
 /// Where an update was approved, for people.
-fn of(cohort_id: &CohortId) -> String {
+pub(super) fn of(cohort_id: &CohortId) -> String {
     match cohort_id.as_str() {
         ALONE => "without a cohort (`singleton`)".to_owned(),
         _ => format!("in cohort {cohort_id}"),
@@ -90,19 +133,44 @@ fn of(cohort_id: &CohortId) -> String {
 pub(crate) struct Ledger {
     /// The initial document of the DID.
     initial: Value,
-    /// Cohorts whose updates will never be announced, according to the controller.
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Cohorts whose updates will never be announced, according to the controller. Only of what is known at the start: it did
+    /// not speak of later ones.
     superseded: Vec<CohortId>,
-    approvals: Mutex<Vec<Approval>>,
+    approvals: Vec<Approval>,
+    settled: Vec<Settled>,
+    /// Updates in blocks that are not deep enough, as of the last resolution, and that in words.
+    young: Option<(Vec<DocumentHash>, String)>,
+}
+
+impl State {
+    fn settle(&mut self, settled: Settled) {
+        self.settled.retain(|known| (&known.cohort_id, &known.update) != (&settled.cohort_id, &settled.update));
+        self.settled.push(settled);
+    }
+
+    fn outcome(&self, cohort_id: &CohortId, update: &SignedUpdate) -> Option<Settlement> {
+        let mut known = self.settled.iter();
+        let known = known.find(|known| known.cohort_id == *cohort_id && known.update == *update.hash());
+        known.map(|known| known.outcome)
+    }
 }
 
 impl Ledger {
-    /// The ledger of the vault's entries, of a member whose DID starts with the `initial` document.
+    /// The ledger of the vault's entries, of a member whose DID starts with the `initial` document. `settled` is what was
+    /// settled before.
     pub(crate) fn new(
         initial: Value,
         superseded: Vec<CohortId>,
+        settled: Vec<Settled>,
         entries: impl IntoIterator<Item = (VaultEntry, Standing)>,
     ) -> Self {
-        let ledger = Self { initial, superseded, approvals: Mutex::default() };
+        let state = State { superseded, settled, ..State::default() };
+        let ledger = Self { initial, state: Mutex::new(state) };
         for (VaultEntry { record, .. }, standing) in entries {
             if let Some(update) = &record.update {
                 ledger.approved(&record.cohort_id, update);
@@ -112,46 +180,134 @@ impl Ledger {
         ledger
     }
 
-    fn approvals(&self) -> MutexGuard<'_, Vec<Approval>> {
-        // No code panics while the list is half changed.
-        self.approvals.lock().unwrap_or_else(PoisonError::into_inner)
+    /// All that is stored was added: what the controller said of earlier updates does not apply to later ones.
+    pub(crate) fn loaded(&self) {
+        self.state().superseded.clear();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No code panics while the state is half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The member approved data with this update.
     pub(crate) fn approved(&self, cohort_id: &CohortId, update: &SignedUpdate) {
         let Some(version) = update.target_version() else { return };
-        if self.superseded.contains(cohort_id) {
-            return;
+        let mut state = self.state();
+        let (cohort_id, update) = (cohort_id.clone(), update.clone());
+        let mut approval = Approval { version, update, cohort_id, standing: Standing::Approved, denied: false };
+        if state.superseded.contains(&approval.cohort_id) {
+            return state.settle(approval.settled(Settlement::Superseded));
         }
-        let mut approvals = self.approvals();
-        if !approvals.iter().any(|known| known.cohort_id == *cohort_id && known.version == version) {
-            approvals.push(Approval {
-                version,
-                update: update.clone(),
-                cohort_id: cohort_id.clone(),
-                standing: Standing::Approved,
-            });
+        match state.outcome(&approval.cohort_id, &approval.update) {
+            Some(Settlement::Superseded) => return,
+            Some(Settlement::InForce) => approval.standing = Standing::Announced,
+            None => {}
+        }
+        let same = |known: &Approval| {
+            // Without a cohort several may be prepared.
+            let alone = is_alone(&approval.cohort_id);
+            known.cohort_id == approval.cohort_id
+                && known.version == version
+                && (!alone || known.update == approval.update)
+        };
+        if !state.approvals.iter().any(same) {
+            state.approvals.push(approval);
         }
     }
 
     /// Advances the update of that cohort to at least this standing.
     pub(crate) fn advance(&self, cohort_id: &CohortId, standing: Standing) {
-        for approval in self.approvals().iter_mut().filter(|approval| approval.cohort_id == *cohort_id) {
-            approval.standing = approval.standing.max(standing);
+        let mut state = self.state();
+        for approval in state.approvals.iter_mut().filter(|approval| approval.cohort_id == *cohort_id) {
+            if standing > approval.standing {
+                (approval.standing, approval.denied) = (standing, false);
+            }
         }
     }
 
     /// Another transaction spent the coin of that cohort: its update will never be announced.
     pub(super) fn never(&self, cohort_id: &CohortId) {
-        self.approvals().retain(|approval| approval.cohort_id != *cohort_id);
+        let mut state = self.state();
+        let approvals = std::mem::take(&mut state.approvals).into_iter();
+        let (gone, rest): (Vec<_>, Vec<_>) = approvals.partition(|approval| approval.cohort_id == *cohort_id);
+        state.approvals = rest;
+        gone.iter().for_each(|approval| state.settle(approval.settled(Settlement::Superseded)));
+    }
+
+    /// What is settled of all updates that were ever approved.
+    pub(crate) fn settled(&self) -> Vec<Settled> {
+        self.state().settled.clone()
+    }
+
+    /// Whether a resolution has applied the update of that cohort.
+    pub(super) fn is_in_force(&self, cohort_id: &CohortId, update: &SignedUpdate) -> bool {
+        self.state().outcome(cohort_id, update) == Some(Settlement::InForce)
+    }
+
+    /// Applies what a resolution shows. `unsigned` has the unsigned hash of an applied update, if its data are known;
+    /// `unlisted` is whether updates count as announced that no resolver finds. Returns what the controller should know.
+    pub(super) fn resolved(
+        &self,
+        current: &Current,
+        unsigned: impl Fn(&DocumentHash) -> Option<DocumentHash>,
+        unlisted: bool,
+    ) -> Vec<String> {
+        let is_applied = |approval: &Approval| {
+            current.applied.iter().any(|applied| {
+                applied.hash == *approval.update.hash()
+                    || unsigned(&applied.hash)
+                        .is_some_and(|hash| approval.update.unsigned_hash().is_ok_and(|own| own == hash))
+            })
+        };
+        let mut warnings = Vec::new();
+        let mut state = self.state();
+        state.young = current.young.as_ref().map(|young| {
+            let hashes = young.applied.iter().map(|applied| applied.hash).collect();
+            let Current { version, .. } = current;
+            let text = format!(
+                "an update to version {} is in a block with {} confirmations, too few to count: another one of version {} would \
+                 end the DID; wait, or use --min-conf",
+                young.version,
+                young.confirmations,
+                version + 1
+            );
+            (hashes, text)
+        });
+        let mut rest = Vec::new();
+        for mut approval in std::mem::take(&mut state.approvals) {
+            if is_applied(&approval) {
+                (approval.standing, approval.denied) = (Standing::Announced, false);
+                state.settle(approval.settled(Settlement::InForce));
+            } else if approval.version <= current.version {
+                warnings.push(format!(
+                    "the update of version {} that was approved {} is not the one that resolvers have applied. It must never be \
+                     announced at a beacon of the DID: that would end the DID",
+                    approval.version,
+                    of(&approval.cohort_id)
+                ));
+                state.settle(approval.settled(Settlement::Superseded));
+                continue;
+            } else {
+                // In force once, and not any more: the chain was reorganized.
+                if state.outcome(&approval.cohort_id, &approval.update) == Some(Settlement::InForce) {
+                    state.settled.retain(|known| *known != approval.settled(Settlement::InForce));
+                }
+                approval.denied = approval.standing == Standing::Announced && !unlisted;
+            }
+            rest.push(approval);
+        }
+        state.approvals = rest;
+        warnings
     }
 
     /// The document to which the announced updates lead, one after the other, and its version.
     pub(crate) fn current(&self) -> (Value, u64) {
         let mut document = self.initial.clone();
         let mut version = 1;
-        let approvals = self.approvals();
-        while let Some(next) = approvals
+        let state = self.state();
+        while let Some(next) = state
+            .approvals
             .iter()
             .find(|approval| approval.standing == Standing::Announced && approval.version == version + 1)
         {
@@ -173,7 +329,7 @@ impl Ledger {
     /// announced.
     pub(crate) fn doubts(&self, document: &Value, version: u64) -> Option<String> {
         let (current, known) = self.current();
-        if known == 1 && !self.approvals().iter().any(|approval| approval.standing == Standing::Announced) {
+        if known == 1 && !self.state().approvals.iter().any(|approval| approval.standing == Standing::Announced) {
             return None;
         }
         if version != known {
@@ -187,28 +343,30 @@ impl Ledger {
 
     /// Whether this update may already be announced.
     pub(crate) fn knows(&self, update: &SignedUpdate) -> bool {
-        self.approvals().iter().any(|approval| approval.update == *update)
+        self.state().approvals.iter().any(|approval| approval.update == *update)
     }
 
     /// The update with this unsigned hash that may already be announced.
     pub(crate) fn equal(&self, unsigned: &DocumentHash) -> Option<SignedUpdate> {
-        let approvals = self.approvals();
-        let equal = approvals.iter().find(|known| known.update.unsigned_hash().is_ok_and(|hash| hash == *unsigned));
+        let state = self.state();
+        let equal =
+            state.approvals.iter().find(|known| known.update.unsigned_hash().is_ok_and(|hash| hash == *unsigned));
         equal.map(|known| known.update.clone())
     }
 
     /// The update that a Singleton beacon announces by that signal.
     pub(crate) fn announced_by(&self, signal: &SignalBytes) -> Option<SignedUpdate> {
-        let approvals = self.approvals();
-        let known = approvals.iter().find(|known| known.update.hash().as_bytes() == signal.as_bytes());
+        let state = self.state();
+        let known = state.approvals.iter().find(|known| known.update.hash().as_bytes() == signal.as_bytes());
         known.map(|known| known.update.clone())
     }
 
     /// Why this signed update must not be announced: another update of its version may be.
     pub(crate) fn contradiction(&self, update: &SignedUpdate) -> Option<String> {
         let version = update.target_version()?;
-        let approvals = self.approvals();
-        let other = approvals.iter().find(|approval| approval.version == version && approval.update != *update)?;
+        let state = self.state();
+        let other =
+            state.approvals.iter().find(|approval| approval.version == version && approval.update != *update)?;
         let what = match other.standing {
             Standing::Approved => "may be announced",
             Standing::Signed => "is signed",
@@ -220,160 +378,71 @@ impl Ledger {
         ))
     }
 
-    /// What the member may announce next that wants to announce `patch`, made from `source` if given. `is_same` selects
-    /// the updates that count as the same announcement.
-    pub(super) fn next_update(
-        &self,
-        patch: &Value,
-        source: Option<&(Value, u64)>,
-        is_same: impl Fn(&SignedUpdate) -> bool,
-    ) -> NextUpdate {
+    /// What the member may announce next that wants to announce `wanted`, made from `source` if given: the document, and its
+    /// version.
+    pub(super) fn next_update(&self, wanted: Wanted<'_>, source: Option<&(Value, u64)>) -> NextUpdate {
         let (document, version) = source.cloned().unwrap_or_else(|| self.current());
-        let approvals = self.approvals();
-        let best =
-            approvals.iter().filter(|approval| is_same(&approval.update)).max_by_key(|approval| approval.standing);
-        match best {
-            Some(Approval { standing: Standing::Announced, cohort_id, version, .. }) => {
-                return NextUpdate::Done { cohort_id: cohort_id.clone(), version: *version };
-            }
-            Some(Approval { standing: Standing::Signed, cohort_id, .. }) => {
-                return NextUpdate::Waiting { cohort_id: cohort_id.clone() };
-            }
-            _ => {}
+        let state = self.state();
+        let same = || state.approvals.iter().filter(|approval| wanted.is(&approval.update));
+        if let Some(Approval { cohort_id, version, .. }) = same().find(|approval| approval.is_done()) {
+            return NextUpdate::Done { cohort_id: cohort_id.clone(), version: *version };
+        }
+        if let Some((young, text)) = &state.young {
+            return match same().find(|approval| young.contains(approval.update.hash())) {
+                Some(Approval { cohort_id, .. }) => NextUpdate::Waiting { cohort_id: cohort_id.clone() },
+                None => NextUpdate::Blocked(text.clone()),
+            };
+        }
+        if let Some(Approval { cohort_id, .. }) = same().find(|approval| approval.standing == Standing::Signed) {
+            return NextUpdate::Waiting { cohort_id: cohort_id.clone() };
         }
         let next = version.saturating_add(1);
-        let open: Vec<&Approval> = approvals.iter().filter(|approval| approval.version == next).collect();
-        let other = open.iter().find(|approval| approval.update.value().get("patch") != Some(patch));
-        match (other, open.first()) {
+        let mut open = state.approvals.iter().filter(|approval| approval.version == next);
+        let other = open.clone().find(|approval| !wanted.is(&approval.update));
+        match (other, open.next()) {
             (None, None) => NextUpdate::Next { document, version },
             (None, Some(same)) => NextUpdate::Again { update: same.update.clone(), document, version },
-            (Some(Approval { standing: Standing::Signed, cohort_id, .. }), _) => NextUpdate::Blocked(format!(
+            (Some(other), _) => NextUpdate::Blocked(other.blocks(next)),
+        }
+    }
+}
+
+impl Approval {
+    /// Why another update of version `next` must not be announced.
+    fn blocks(&self, next: u64) -> String {
+        let Self { cohort_id, .. } = self;
+        match self.standing {
+            Standing::Signed => format!(
                 "another update is signed as version {next} in cohort {cohort_id}, and not confirmed yet: the \
                  next update has to start from that version; wait until it is confirmed"
-            )),
-            (Some(Approval { standing: Standing::Announced, cohort_id, .. }), _) => NextUpdate::Blocked(format!(
-                "another update is announced as version {next} in cohort {cohort_id}: the next update has \
-                 to start from that version (without --source-document it does)"
-            )),
-            (Some(Approval { cohort_id: other, .. }), _) => NextUpdate::Blocked(format!(
+            ),
+            Standing::Announced if self.denied => format!(
+                "another update of version {next} is confirmed {}, where resolvers did not find it. Announce that one at a beacon of \
+                 the current document, or use --supersede {cohort_id} if it is to be dropped",
+                of(cohort_id)
+            ),
+            Standing::Announced => format!(
+                "another update is announced as version {next} {}: the next update has \
+                 to start from that version (without --source-document it does)",
+                of(cohort_id)
+            ),
+            Standing::Approved => format!(
                 "another update of version {next} {} and may still be announced; two different updates of one version end a DID. \
-                 {}, use --supersede {other}",
-                if other.as_str() == ALONE {
+                 {}, use --supersede {cohort_id}",
+                if is_alone(cohort_id) {
                     "was given to its controller, to be announced without a cohort,".to_owned()
                 } else {
-                    format!("was approved in cohort {other}")
+                    format!("was approved in cohort {cohort_id}")
                 },
-                if other.as_str() == ALONE {
+                if is_alone(cohort_id) {
                     "If it was never announced and never will be"
                 } else {
                     "If that cohort's coin is spent by another confirmed transaction"
                 },
-            )),
+            ),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::{
-        join::policy::sign,
-        protocol::{identity::Identity, key::SecretKey, network::Network},
-    };
-
-    fn identity() -> Identity {
-        Identity::from_key(SecretKey::from_bytes(&[5; 32]).unwrap(), Network::Regtest)
-    }
-
-    fn id(name: &str) -> CohortId {
-        CohortId::parse(name).unwrap()
-    }
-
-    fn note(text: &str) -> Value {
-        json!([{ "op": "add", "path": "/note", "value": text }])
-    }
-
-    fn next_update(ledger: &Ledger, patch: &Value) -> NextUpdate {
-        ledger.next_update(patch, None, |update| update.value()["patch"] == *patch)
-    }
-
-    #[test]
-    fn an_approved_update_is_submitted_again_or_nothing_is() {
-        let ledger = Ledger::new(identity().initial_document().unwrap(), Vec::new(), []);
-        let first = sign(&identity(), note("one"), &None).unwrap().update;
-        assert!(matches!(next_update(&ledger, &note("one")), NextUpdate::Next { version: 1, .. }));
-        ledger.approved(&id("a"), &first);
-        let NextUpdate::Again { update, version, .. } = next_update(&ledger, &note("one")) else { panic!() };
-        assert_eq!((update, version), (first.clone(), 1));
-        let NextUpdate::Blocked(reason) = next_update(&ledger, &note("two")) else { panic!() };
-        assert!(reason.contains("cohort a") && reason.contains("--supersede a"), "{reason}");
-        let superseding = Ledger::new(identity().initial_document().unwrap(), vec![id("a")], []);
-        superseding.approved(&id("a"), &first);
-        assert!(matches!(next_update(&superseding, &note("two")), NextUpdate::Next { version: 1, .. }));
-    }
-
-    #[test]
-    fn with_a_chain_nothing_is_said_while_an_update_is_not_confirmed() {
-        let ledger = Ledger::new(identity().initial_document().unwrap(), Vec::new(), []);
-        ledger.approved(&id("a"), &sign(&identity(), note("one"), &None).unwrap().update);
-        ledger.advance(&id("a"), Standing::Signed);
-        assert_eq!(next_update(&ledger, &note("one")), NextUpdate::Waiting { cohort_id: id("a") });
-        let NextUpdate::Blocked(reason) = next_update(&ledger, &note("two")) else { panic!() };
-        assert!(reason.contains("cohort a") && reason.contains("not confirmed"), "{reason}");
-        ledger.advance(&id("a"), Standing::Announced);
-        ledger.advance(&id("a"), Standing::Signed);
-        assert!(matches!(next_update(&ledger, &note("two")), NextUpdate::Next { version: 2, .. }));
-        let replaced = Ledger::new(identity().initial_document().unwrap(), Vec::new(), []);
-        replaced.approved(&id("a"), &sign(&identity(), note("one"), &None).unwrap().update);
-        replaced.advance(&id("a"), Standing::Signed);
-        replaced.never(&id("a"));
-        assert!(matches!(next_update(&replaced, &note("two")), NextUpdate::Next { version: 1, .. }));
-    }
-
-    #[test]
-    fn what_is_announced_is_not_said_again_and_leads_to_the_next() {
-        let ledger = Ledger::new(identity().initial_document().unwrap(), Vec::new(), []);
-        let first = sign(&identity(), note("one"), &None).unwrap().update;
-        ledger.approved(&id("a"), &first);
-        ledger.advance(&id("a"), Standing::Announced);
-        assert_eq!(next_update(&ledger, &note("one")), NextUpdate::Done { cohort_id: id("a"), version: 2 });
-        let NextUpdate::Next { document, version } = next_update(&ledger, &note("two")) else { panic!() };
-        assert_eq!((document["note"].as_str(), version), (Some("one"), 2));
-        let second = sign(&identity(), note("two"), &Some((document, version))).unwrap().update;
-        assert_eq!(second.target_version(), Some(3));
-        ledger.approved(&id("b"), &second);
-        assert!(matches!(next_update(&ledger, &note("three")), NextUpdate::Blocked(_)));
-        // Submitted again with its own source document, not the initial one.
-        let NextUpdate::Again { update, document, version } = next_update(&ledger, &note("two")) else { panic!() };
-        assert_eq!((update, document["note"].as_str(), version), (second, Some("one"), 2));
-    }
-    #[test]
-    fn what_a_controller_was_handed_may_be_announced() {
-        let ledger = Ledger::new(identity().initial_document().unwrap(), Vec::new(), []);
-        let first = sign(&identity(), note("one"), &None).unwrap().update;
-        let other = sign(&identity(), note("two"), &None).unwrap().update;
-        ledger.prepared(&first);
-        assert_eq!(ledger.contradiction(&first), None);
-        assert!(ledger.contradiction(&other).unwrap().contains("without a cohort"));
-        let NextUpdate::Blocked(reason) = next_update(&ledger, &note("two")) else { panic!() };
-        assert!(reason.contains("--supersede singleton"), "{reason}");
-        let superseding = Ledger::new(identity().initial_document().unwrap(), vec![id("singleton")], []);
-        superseding.prepared(&first);
-        assert_eq!(superseding.contradiction(&other), None);
-    }
-
-    #[test]
-    fn a_document_that_the_vault_does_not_lead_to_is_doubted() {
-        let initial = identity().initial_document().unwrap();
-        let ledger = Ledger::new(initial.clone(), Vec::new(), []);
-        assert_eq!(ledger.doubts(&json!({}), 7), None, "nothing is known here");
-        ledger.approved(&id("a"), &sign(&identity(), note("one"), &None).unwrap().update);
-        ledger.advance(&id("a"), Standing::Announced);
-        let (current, version) = ledger.current();
-        assert_eq!((ledger.doubts(&current, version), version), (None, 2));
-        assert!(ledger.doubts(&initial, 1).unwrap().contains("version 1"));
-        assert!(ledger.doubts(&initial, 2).unwrap().contains("another document"));
-    }
-}
+mod tests;

@@ -7,15 +7,17 @@ use std::{
 };
 
 use ::bitcoin::{Transaction, Txid};
+use futures::stream::FuturesUnordered;
 use serde_json::json;
 
 use super::{
     JoinConfig, MemberPolicy, alone,
     confirmations::{Confirmations, News, Sighting},
+    ending::Resolution,
     ledger::Standing,
     memberships::Memberships,
     policy::Idle,
-    report::{FailureReport, announced_before, on_chain},
+    report::{FailureReport, announced_before},
 };
 use crate::{
     actors::{
@@ -40,16 +42,19 @@ pub(super) enum Turn {
 
 /// The state of the member's cohorts.
 pub(super) struct Member<'a> {
-    config: &'a JoinConfig,
-    storage: &'a Storage,
-    printer: Printer,
-    policy: MemberPolicy,
+    pub(super) config: &'a JoinConfig,
+    pub(super) storage: &'a Storage,
+    pub(super) printer: Printer,
+    pub(super) policy: MemberPolicy,
     pub(super) memberships: Memberships,
     pub(super) confirmations: Option<Confirmations>,
     /// The approved data, and the transaction if it was seen.
-    known: BTreeMap<CohortId, (Arc<MemberRecord>, Option<Txid>)>,
+    pub(super) known: BTreeMap<CohortId, (Arc<MemberRecord>, Option<Txid>)>,
     /// The cohorts that are over, and whose transaction is not confirmed yet.
     waiting: BTreeMap<CohortId, Known>,
+    /// The cohorts that are over, whose transaction is confirmed, and whose update is looked for as a resolver does it.
+    pub(super) resolving: BTreeMap<CohortId, Known>,
+    pub(super) resolutions: FuturesUnordered<Resolution>,
     /// The cohorts that have formed and are not over.
     formed: BTreeSet<CohortId>,
     /// Those of them in which the member's signature was sent.
@@ -72,7 +77,8 @@ impl<'a> Member<'a> {
         confirmations: Option<Confirmations>,
     ) -> Self {
         let formed = memberships.formed().await;
-        let (known, waiting, signed, failures) = Default::default();
+        let (known, waiting, signed, failures, resolving) = Default::default();
+        let resolutions = FuturesUnordered::new();
         Self {
             config,
             storage,
@@ -82,6 +88,8 @@ impl<'a> Member<'a> {
             confirmations,
             known,
             waiting,
+            resolving,
+            resolutions,
             formed,
             signed,
             failures,
@@ -148,11 +156,11 @@ impl<'a> Member<'a> {
             ParticipantNotice::CohortOver { cohort_id, known, service, .. } => {
                 // The end of a cohort is printed only once: archive it before it is printed.
                 self.memberships.archive(service, cohort_id).await;
-                self.over(cohort_id, *known).await
+                self.over(cohort_id, *known).await?
             }
             ParticipantNotice::CohortFailed { reason, cohort_id, signed, service, .. } => {
                 self.memberships.archive(service, cohort_id).await;
-                self.failed(cohort_id, reason, *signed).await
+                self.failed(cohort_id, reason, *signed).await?
             }
             ParticipantNotice::WithoutCohort { cohort_id, cause, .. } => {
                 self.without_cohort(cohort_id, *cause).await?
@@ -161,22 +169,33 @@ impl<'a> Member<'a> {
         })
     }
 
-    async fn over(&mut self, cohort_id: &CohortId, known: Known) -> Turn {
+    async fn over(&mut self, cohort_id: &CohortId, known: Known) -> Result<Turn, ProgramError> {
         self.formed.remove(cohort_id);
         self.signed.remove(cohort_id);
-        self.policy.is_free_again(cohort_id);
         let earlier = self.memberships.had_ended(cohort_id);
+        if self.config.exit_when_done && !earlier {
+            self.policy.joins_no_more();
+        }
+        self.policy.is_free_again(cohort_id);
         if !earlier && self.is_waited_for(cohort_id) {
             self.waits(cohort_id, known);
-            return Turn::GoOn;
+            return Ok(Turn::GoOn);
         }
-        let ok = self.report(cohort_id, known);
+        let lacks = self.known.get(cohort_id).is_some_and(|(record, _)| self.policy.lacks(record).is_some());
+        let Some(ok) = self.end(self.event_of(cohort_id), cohort_id, known) else { return Ok(Turn::GoOn) };
         self.forget(cohort_id);
-        if earlier { self.repeated_end(cohort_id).await } else { self.reported(ok) }
+        if earlier {
+            return Ok(self.repeated_end(cohort_id).await);
+        }
+        if lacks && self.formed.is_empty() {
+            alone::fall_back(self.config, &self.policy, self.storage, &self.printer).await?;
+        }
+        Ok(self.reported(ok))
     }
 
     /// Removes a cohort that was reported, unless the chain may still change its end.
-    fn forget(&mut self, cohort_id: &CohortId) {
+    pub(super) fn forget(&mut self, cohort_id: &CohortId) {
+        self.policy.forget(cohort_id);
         if self.confirmations.is_none() || !self.is_waited_for(cohort_id) {
             self.known.remove(cohort_id);
         }
@@ -189,8 +208,9 @@ impl<'a> Member<'a> {
 
     /// A result was printed: returns whether it was the last. Another cohort that has formed needs our signature as
     /// well.
-    fn reported(&self, ok: bool) -> Turn {
-        match self.config.exit_when_done && self.formed.is_empty() && self.waiting.is_empty() {
+    pub(super) fn reported(&self, ok: bool) -> Turn {
+        let is_last = self.formed.is_empty() && self.waiting.is_empty() && self.resolving.is_empty();
+        match self.config.exit_when_done && is_last {
             true => Turn::Over(ok),
             false => Turn::GoOn,
         }
@@ -264,7 +284,9 @@ impl<'a> Member<'a> {
             None if self.is_all_done_by(&cohort_id) => Known::SignedByUs,
             None => return Ok(Turn::GoOn),
         };
-        let ok = self.report_as("result", &cohort_id, known);
+        self.settle().await?;
+        let Some(ok) = self.end("result", &cohort_id, known) else { return Ok(Turn::GoOn) };
+        self.policy.forget(&cohort_id);
         self.known.remove(&cohort_id);
         if !ok && self.formed.is_empty() {
             alone::fall_back(self.config, &self.policy, self.storage, &self.printer).await?;
@@ -283,10 +305,11 @@ impl<'a> Member<'a> {
     /// The time to stay is over: reports what is known of that cohort, and of those that are not confirmed yet.
     pub(super) fn leave(&mut self, cohort_id: &CohortId) {
         let waiting = std::mem::take(&mut self.waiting);
-        if !waiting.contains_key(cohort_id) {
+        if !waiting.contains_key(cohort_id) && !self.resolving.contains_key(cohort_id) {
             self.report(cohort_id, Known::SignedByUs);
         }
-        for (cohort_id, known) in &waiting {
+        let resolving = std::mem::take(&mut self.resolving);
+        for (cohort_id, known) in waiting.iter().chain(&resolving) {
             self.report(cohort_id, *known);
         }
     }
@@ -294,7 +317,13 @@ impl<'a> Member<'a> {
     /// The operator stops the program: returns whether it ends successfully. It does not while our signature is sent
     /// and the outcome is open: a caller that waits for a cohort's end must learn that it did not get one.
     pub(super) fn stopped(&self) -> bool {
-        let open: Vec<&str> = self.signed.iter().chain(self.waiting.keys()).map(CohortId::as_str).collect();
+        let open: Vec<&str> = self
+            .signed
+            .iter()
+            .chain(self.waiting.keys())
+            .chain(self.resolving.keys())
+            .map(CohortId::as_str)
+            .collect();
         if open.is_empty() {
             return true;
         }
@@ -324,7 +353,7 @@ impl<'a> Member<'a> {
         Turn::GoOn
     }
 
-    async fn failed(&mut self, cohort_id: &CohortId, reason: &str, signed: bool) -> Turn {
+    async fn failed(&mut self, cohort_id: &CohortId, reason: &str, signed: bool) -> Result<Turn, ProgramError> {
         self.formed.remove(cohort_id);
         self.signed.remove(cohort_id);
         self.policy.is_free_again(cohort_id);
@@ -332,19 +361,20 @@ impl<'a> Member<'a> {
             // The service is wrong, or does not know: the chain has our signal.
             return self.over(cohort_id, Known::SignedByUs).await;
         }
+        self.policy.forget(cohort_id);
         if !signed || self.confirmations.is_none() {
             self.known.remove(cohort_id);
         }
         let report = FailureReport { reason: reason.to_owned(), signed };
         if self.memberships.had_ended(cohort_id) {
             report.print("earlier", cohort_id, &self.printer);
-            return self.repeated_end(cohort_id).await;
+            return Ok(self.repeated_end(cohort_id).await);
         }
         if self.failures.len() >= FAILURES {
             self.failures.pop_front();
         }
         self.failures.push_back((cohort_id.clone(), report));
-        Turn::GoOn
+        Ok(Turn::GoOn)
     }
 
     /// No cohort is left: `cohort_id` failed, or is a successor that was not joined in time.
@@ -364,72 +394,6 @@ impl<'a> Member<'a> {
             }
         }
         Ok(if self.no_cohort().await? { Turn::Over(false) } else { Turn::GoOn })
-    }
-
-    /// Reports how a cohort ended: whether its signed transaction was seen and, with a chain, confirmed. An end that a
-    /// previous run received is not the result of this run.
-    fn report(&self, cohort_id: &CohortId, known: Known) -> bool {
-        self.report_as(if self.memberships.had_ended(cohort_id) { "earlier" } else { "result" }, cohort_id, known)
-    }
-
-    fn report_as(&self, event: &str, cohort_id: &CohortId, known: Known) -> bool {
-        let Some((record, txid)) = self.known.get(cohort_id) else {
-            let text = "the cohort is over, and we have approved nothing in it";
-            let result =
-                json!({ "event": event, "ok": false, "known": known, "cohortId": cohort_id, "reason": text });
-            self.printer.result(&result, &format!("cohort {cohort_id}: {text}"));
-            return false;
-        };
-        let mut result = json!({
-            "event": event,
-            "ok": false,
-            "known": known,
-            "cohortId": cohort_id,
-            "beaconAddress": record.output.address(),
-            "included": record.included(),
-            "sidecar": record.sidecar(self.config.identity.genesis_document().map(|document| &**document)),
-        });
-        if let Some(txid) = txid {
-            result["txid"] = json!(txid);
-        }
-        let what = if record.included() { "our update is in" } else { "we declined; our proof of that is in" };
-        let signal = &record.signal;
-        let (ok, text) = match (&self.confirmations, known, txid) {
-            (Some(confirmations), ..) => {
-                let (ok, known, text) = on_chain(confirmations, cohort_id, known);
-                result["known"] = json!(known);
-                if let Some(Sighting::Block { txid, height, confirmations }) = confirmations.sighting(cohort_id) {
-                    (result["txid"], result["height"]) = (json!(txid), json!(height));
-                    result["confirmations"] = json!(confirmations);
-                }
-                (ok, format!("{what} the signal {signal}; {text}"))
-            }
-            (None, Known::Seen, Some(txid)) => (
-                true,
-                format!(
-                    "{what} the signal {signal}, and its transaction {txid} is signed; see the chain for its confirmations \
-                     (--chain)"
-                ),
-            ),
-            (None, Known::Reported, _) => (
-                false,
-                format!(
-                    "{what} the signal {signal}; the service reports that its transaction is signed, but \
-                     has not sent it"
-                ),
-            ),
-            _ => (
-                false,
-                format!(
-                    "{what} the signal {signal}, and our signature was sent; whether it is announced is NOT known. \
-                     Watch {} (btcr2-aggregation watch)",
-                    record.output.address()
-                ),
-            ),
-        };
-        result["ok"] = json!(ok);
-        self.printer.result(&result, &format!("cohort {cohort_id}: {text}"));
-        ok
     }
 
     /// Stores the approved data in the state directory: it may be announced from then on, whether this program receives

@@ -2,16 +2,20 @@
 
 mod alone;
 mod confirmations;
+mod decision;
+mod ending;
 pub(crate) mod ledger;
 mod member;
 mod memberships;
 pub mod policy;
 mod report;
 mod slot;
+mod start;
 mod terms;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use futures::StreamExt;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -19,12 +23,11 @@ pub(crate) use self::confirmations::Sighting;
 pub use self::{
     alone::SingletonFallback,
     confirmations::ChainQuestions,
-    policy::{Idle, Intent, MemberPolicy},
+    policy::{Idle, Intent, Making, MemberPolicy},
     terms::Terms,
 };
 use self::{
     confirmations::Confirmations,
-    ledger::{Ledger, Standing},
     member::{Member, Turn},
     memberships::Memberships,
     report::announced_before,
@@ -34,7 +37,6 @@ use crate::{
         events::Event,
         handle::Participant,
         runtime::{Clock, Randomness},
-        state::vault::{Vault, VaultEntry},
         transport::{
             Transport,
             combined::CombinedTransport,
@@ -45,18 +47,22 @@ use crate::{
         },
     },
     cas::Publication,
+    controller::Keys,
     error::ProgramError,
     events::Printer,
     protocol::{
         cohort::Timing, did::Did, id::CohortId, identity::Identity, invite::InviteToken, output::DirectAggregator,
     },
+    resolve::Given,
     storage::Storage,
 };
 
 /// The configuration of a participant.
 pub struct JoinConfig {
-    /// The identity of the participant.
+    /// The identity of the participant. Cohorts know it by the key that it began with.
     pub identity: Identity,
+    /// The keys that sign its updates.
+    pub keys: Arc<Keys>,
     /// The service's base URL, for one that serves HTTP.
     pub service: Option<String>,
     /// The certificates that an https service is trusted by. (Relays: see [`NostrConfig::trust`].)
@@ -90,6 +96,12 @@ pub struct JoinConfig {
     pub idle: Idle,
     /// Whether an update may have effects that its controller may not intend.
     pub allow_risky: bool,
+    /// Whether an update may be announced where no resolver looks.
+    pub allow_unlisted: bool,
+    /// Sidecar Data beside those in the state directory.
+    pub given: Given,
+    /// The confirmations with which a signal counts in a resolution; without it, those of the chain.
+    pub min_conf: Option<u32>,
     /// Cohorts in which an update of ours was approved that will never be announced.
     pub superseded: Vec<CohortId>,
     /// The directory for all state that must survive a restart.
@@ -136,37 +148,11 @@ async fn take_part(
     let contacts = Contacts::default();
     let reporting = printer.clone().follow(contacts.subscribe());
     let transport = transport(config, clock, &contacts)?;
-    let mut entries = Vec::new();
-    if let Some(vault) = storage.vault() {
-        for key in vault.list(config.identity.did()).await.map_err(|error| state(&error))? {
-            entries.extend(vault.get(&key).await.map_err(|error| state(&error))?);
-        }
-    }
+    let contents = start::contents(config, storage).await?;
     // Read before the sessions start: where our update is already submitted limits what they may announce.
     let earlier =
         memberships::earlier(&*storage.journal(), config.identity.did()).await.map_err(|error| state(&error))?;
-    // With a chain, a signed transaction counts when it is confirmed.
-    let signed = if config.chain.is_some() { Standing::Signed } else { Standing::Announced };
-    let standing = |entry: &VaultEntry| match (entry.confirmed_height, entry.txid) {
-        (Some(_), _) => Standing::Announced,
-        (None, Some(_)) => signed,
-        (None, None) => Standing::Approved,
-    };
-    let known = entries.iter().map(|entry| (entry.clone(), standing(entry)));
-    // The constructors of an identity have validated this document.
-    let initial = config.identity.initial_document().unwrap_or_default();
-    let ledger = Ledger::new(initial, config.superseded.clone(), known);
-    for update in storage.prepared().await? {
-        ledger.prepared(&update);
-    }
-    for session in &earlier {
-        if let Some(update) = &session.approved {
-            ledger.approved(&session.cohort_id, update);
-        }
-        if session.seen {
-            ledger.advance(&session.cohort_id, signed);
-        }
-    }
+    let ledger = start::ledger(config, &contents, &earlier);
     let policy = MemberPolicy::new(
         config.identity.clone(),
         config.service_did.clone(),
@@ -175,10 +161,21 @@ async fn take_part(
         config.publication.clone(),
         printer.clone(),
     )
+    .making(start::making(config, &contents)?)
     .with_ledger(ledger, config.idle)
     .invited_by(config.invite.clone());
     for session in earlier.iter().filter(|session| !session.ended) {
         policy.is_in(&session.cohort_id, session.answered);
+    }
+    tokio::pin!(stop);
+    let resolved = tokio::select! {
+        resolved = start::resolve(config, &policy, &earlier, &printer) => resolved?,
+        () = &mut stop => return Ok(true),
+    };
+    storage.settle(&policy.settled()).await?;
+    if let Err(problem) = resolved {
+        printer.result(&json!({ "event": "result", "ok": false, "reason": problem }), &problem);
+        return Ok(false);
     }
     let risks = policy.risks();
     if !config.allow_risky && !risks.is_empty() {
@@ -187,6 +184,15 @@ async fn take_part(
     if let Err(refusal) = policy.check()? {
         let result = json!({ "event": "result", "ok": false, "reason": refusal });
         printer.result(&result, &refusal);
+        return Ok(false);
+    }
+    if policy.waiting().is_some_and(|cohort_id| ledger::is_alone(&cohort_id))
+        && config.exit_when_done
+        && earlier.iter().all(|session| session.ended)
+    {
+        let reason = "the update is announced without a cohort, in a block that has too few confirmations yet: wait, \
+                      and look again";
+        printer.result(&json!({ "event": "result", "ok": false, "reason": reason }), reason);
         return Ok(false);
     }
     if let Some(done) = policy.done()
@@ -198,8 +204,9 @@ async fn take_part(
         }
         let (cohort_id, version) = done;
         printer.warn(&format!(
-            "version {version} of the DID is announced in cohort {cohort_id} already: no cohort is joined (--idle decline takes \
-             part without an update)"
+            "version {version} of the DID is announced {} already: no cohort is joined (--idle decline takes \
+             part without an update)",
+            ledger::of(&cohort_id)
         ));
     }
     let builder = Participant::builder(config.identity.clone(), transport, Arc::new(policy.clone()))
@@ -216,9 +223,9 @@ async fn take_part(
     let confirmations =
         config.chain.clone().map(|questions| Confirmations::start(questions, config.identity.did().network()));
     let mut member = Member::new(config, storage, printer.clone(), policy, memberships, confirmations).await;
-    member.look_for_earlier(entries);
+    member.look_for_earlier(contents.entries);
     let connected = connected(config.connect_timeout, contacts);
-    tokio::pin!(stop, reporting, connected);
+    tokio::pin!(reporting, connected);
     // After our signature: the longest time to stay, and the cohort to stay for.
     let mut linger = config
         .linger
@@ -233,6 +240,12 @@ async fn take_part(
                 Turn::Over(ok) => return Ok(ok),
                 _ => continue,
             },
+            Some(resolved) = member.resolutions.next(), if !member.resolutions.is_empty() => {
+                match member.resolved(resolved).await? {
+                    Turn::Over(ok) => return Ok(ok),
+                    _ => continue,
+                }
+            }
             problem = &mut connected => {
                 let result = json!({ "event": "result", "ok": false, "reason": problem });
                 printer.result(&result, &problem);

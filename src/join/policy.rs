@@ -1,58 +1,41 @@
 //! The decisions of a member of the `join` program: which cohorts, on which terms, with which update.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use async_trait::async_trait;
-use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
-use serde_json::Value;
 
+pub use super::decision::{Intent, Making, SignError, Source, sign};
 use super::{
-    ledger::{Ledger, NextUpdate, Standing},
+    decision::{Beacon, Chosen, Decision, LastResolved, NoUpdate},
+    ledger::{Ledger, NextUpdate, Standing, of},
     slot::Slot,
     terms::Terms,
 };
 use crate::{
-    actors::policy::{ParticipantPolicy, UpdateRequest},
+    actors::{
+        policy::{ParticipantPolicy, UpdateRequest},
+        runtime::Clock,
+    },
     cas::{Content, Publication},
+    controller::{Current, CurrentError, Settled},
     error::ProgramError,
     events::Printer,
     protocol::{
         cohort::participant::Advert,
         did::Did,
-        document::{self, Concern},
         id::CohortId,
         identity::Identity,
         invite::InviteToken,
-        patch::Patch,
         sidecar::MemberRecord,
-        update::{SignedUpdate, Submission, UpdateError, add_beacon_service_patch, build_update, sign_update},
+        update::{SignedUpdate, Submission},
     },
 };
-
-/// The document that an update starts from, if it is not the initial one, and its version.
-pub type Source = Option<(Value, u64)>;
-
-/// What a member announces.
-#[derive(Clone, Debug)]
-pub enum Intent {
-    /// A patch to its current document.
-    Update {
-        /// The JSON Patch (RFC 6902).
-        patch: Value,
-        /// The document that it starts from.
-        source: Source,
-    },
-    /// The cohort's beacon, added to its current document.
-    AddBeacon {
-        /// The document that it starts from.
-        source: Source,
-    },
-    /// No update.
-    Decline,
-}
 
 /// What a member does in cohorts when its update is already announced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,16 +54,23 @@ pub struct MemberPolicy {
     service: Option<Did>,
     terms: Terms,
     intent: Intent,
+    making: Making,
     idle: Idle,
     invite: Option<InviteToken>,
     publication: Publication,
     printer: Printer,
+    clock: Clock,
     slot: Arc<Slot>,
     ledger: Arc<Ledger>,
+    resolved: Arc<LastResolved>,
+    /// Why the update was held back in a cohort that goes on without it.
+    withheld: Arc<Mutex<BTreeMap<CohortId, String>>>,
     /// The beacon that this run has announced.
     added: Arc<OnceLock<CohortId>>,
     /// How many adverts were not joined without waiting.
     passed_over: Arc<AtomicUsize>,
+    /// Whether the program ends when its cohorts have ended.
+    is_ending: Arc<AtomicBool>,
 }
 
 /// How many of these adverts are printed.
@@ -96,22 +86,29 @@ impl MemberPolicy {
         publication: Publication,
         printer: Printer,
     ) -> Self {
-        let ledger = Arc::new(Ledger::new(identity.initial_document().unwrap_or_default(), Vec::new(), []));
-        let (slot, added, passed_over) = Default::default();
-        let (idle, invite) = (Idle::default(), None);
+        let initial = identity.initial_document().unwrap_or_default();
+        let ledger = Arc::new(Ledger::new(initial, Vec::new(), Vec::new(), []));
+        let (slot, added, passed_over, is_ending, resolved, withheld) = Default::default();
+        let (idle, invite, clock) = (Idle::default(), None, Clock::system());
+        let making = Making::of(&identity);
         Self {
             identity,
             service,
             terms,
             intent,
+            making,
             idle,
             invite,
             publication,
             printer,
+            clock,
             slot,
             ledger,
+            resolved,
+            withheld,
             added,
             passed_over,
+            is_ending,
         }
     }
 
@@ -120,60 +117,92 @@ impl MemberPolicy {
         Self { invite, ..self }
     }
 
+    /// Makes its update in this way.
+    pub(super) fn making(self, making: Making) -> Self {
+        Self { making, ..self }
+    }
+
     /// Starts with the updates in `ledger`. `idle` applies when nothing is left to announce.
     pub(super) fn with_ledger(self, ledger: Ledger, idle: Idle) -> Self {
         Self { ledger: Arc::new(ledger), idle, ..self }
     }
 
+    fn decision(&self) -> Decision<'_> {
+        Decision {
+            did: self.identity.did(),
+            intent: &self.intent,
+            making: &self.making,
+            ledger: &self.ledger,
+            resolved: self.resolved.get(),
+        }
+    }
+
+    /// Resolves the current document, if there is a chain. The updates of the ledger are then what that shows. A chain that does
+    /// not answer is asked again.
+    pub(super) async fn resolve(&self) -> Result<Option<Current>, CurrentError> {
+        self.shown(self.making.current().await?)
+    }
+
+    /// The same in a single attempt, however long it takes.
+    pub(super) async fn resolve_once(&self) -> Result<Option<Current>, CurrentError> {
+        self.shown(self.making.current_once().await?)
+    }
+
+    fn shown(&self, current: Option<Current>) -> Result<Option<Current>, CurrentError> {
+        if let Some(current) = &current {
+            let warnings = self.resolved.renew(current, &self.making, &self.ledger);
+            warnings.iter().for_each(|warning| self.printer.warn(warning));
+        }
+        Ok(current)
+    }
+
+    /// Whether an update starts from a document that a chain shows.
+    pub(super) fn resolves(&self) -> bool {
+        self.making.resolving.is_some() && !matches!(self.intent, Intent::Decline)
+    }
+
     /// Checks that the update can be announced, as far as that is known before a cohort is.
     ///
     /// # Errors
-    /// The patch leads to a document that no resolver would accept. The inner error: another update of this version may
+    /// The update leads to a document that no resolver would accept. The inner error: another update of this version may
     /// be announced.
     pub(super) fn check(&self) -> Result<Result<(), String>, ProgramError> {
-        let Intent::Update { patch, source } = &self.intent else { return Ok(Ok(())) };
-        match self.next_update(patch, source) {
-            NextUpdate::Next { document, version } => match self.sign(patch.clone(), source, document, version) {
+        let decision = self.decision();
+        if self.resolves() && decision.resolved.is_none() {
+            // Checked when a cohort asks for the update: the chain did not answer yet.
+            return Ok(Ok(()));
+        }
+        match decision.next_update() {
+            Some(NextUpdate::Next { document, version }) => match decision.made(&document, version) {
                 Ok(_) => Ok(Ok(())),
-                Err(error) => Err(ProgramError::Usage(format!("the update cannot be made: {error}"))),
+                Err(error) => Err(ProgramError::Usage(format!("the update cannot be announced: {error}"))),
             },
-            NextUpdate::Blocked(reason) => Ok(Err(reason)),
-            NextUpdate::Done { .. } | NextUpdate::Waiting { .. } | NextUpdate::Again { .. } => Ok(Ok(())),
+            Some(NextUpdate::Blocked(reason)) => Ok(Err(reason)),
+            Some(NextUpdate::Done { .. } | NextUpdate::Waiting { .. } | NextUpdate::Again { .. }) | None => {
+                Ok(Ok(()))
+            }
         }
     }
 
     /// Effects that the controller may not intend: of the update on the document, or of the document that it starts
     /// from.
     pub(super) fn risks(&self) -> Vec<String> {
-        let source = match &self.intent {
-            Intent::Update { source, .. } | Intent::AddBeacon { source } => source.as_ref(),
-            Intent::Decline => None,
-        };
-        let mut risks: Vec<_> =
-            source.and_then(|(document, version)| self.ledger.doubts(document, *version)).into_iter().collect();
-        let Intent::Update { patch, source } = &self.intent else { return risks };
-        let NextUpdate::Next { document, .. } = self.next_update(patch, source) else { return risks };
-        // A patch that does not apply is refused for that reason.
-        if let Ok(after) = Patch::from_value(patch).and_then(|patch| patch.apply(&document)) {
-            risks.extend(document::concerns(&document, &after).iter().map(Concern::to_string));
-        }
-        risks
+        let decision = self.decision();
+        if self.resolves() && decision.resolved.is_none() { Vec::new() } else { decision.all_risks() }
     }
 
     /// The cohort in which the update is announced, and the version to which it led.
     pub(super) fn done(&self) -> Option<(CohortId, u64)> {
-        let Intent::Update { patch, source } = &self.intent else { return None };
-        match self.next_update(patch, source) {
-            NextUpdate::Done { cohort_id, version } => Some((cohort_id, version)),
+        match self.decision().next_update() {
+            Some(NextUpdate::Done { cohort_id, version }) => Some((cohort_id, version)),
             _ => None,
         }
     }
 
     /// The cohort in which the update is signed, and not confirmed yet.
     pub(super) fn waiting(&self) -> Option<CohortId> {
-        let Intent::Update { patch, source } = &self.intent else { return None };
-        match self.next_update(patch, source) {
-            NextUpdate::Waiting { cohort_id } => Some(cohort_id),
+        match self.decision().next_update() {
+            Some(NextUpdate::Waiting { cohort_id }) => Some(cohort_id),
             _ => None,
         }
     }
@@ -183,37 +212,66 @@ impl MemberPolicy {
     ///
     /// # Errors
     /// The update cannot be made.
-    pub(super) fn alone(&self) -> Result<Option<SignedUpdate>, ProgramError> {
-        let Intent::Update { patch, source } = &self.intent else { return Ok(None) };
-        match self.next_update(patch, source) {
-            NextUpdate::Again { update, .. } => Ok(Some(update)),
-            NextUpdate::Next { document, version } => self
-                .sign(patch.clone(), source, document, version)
-                .map(|submission| Some(submission.update))
-                .map_err(|error| ProgramError::Usage(format!("the update cannot be made: {error}"))),
-            NextUpdate::Done { .. } | NextUpdate::Waiting { .. } => Ok(None),
-            NextUpdate::Blocked(reason) => Err(ProgramError::Usage(reason)),
+    pub(super) async fn alone(&self) -> Result<Option<SignedUpdate>, ProgramError> {
+        let refuse =
+            |reason: String| ProgramError::Usage(format!("the update cannot be announced alone: {reason}"));
+        self.resolve().await.map_err(|error| refuse(error.to_string()))?;
+        let decision = self.decision();
+        match decision.next_update() {
+            Some(NextUpdate::Again { update, .. }) => Ok(Some(update)),
+            Some(NextUpdate::Next { document, version }) => decision.made(&document, version).map_err(refuse),
+            Some(NextUpdate::Done { .. } | NextUpdate::Waiting { .. }) | None => Ok(None),
+            Some(NextUpdate::Blocked(reason)) => Err(ProgramError::Usage(reason)),
         }
     }
 
-    fn sign(
-        &self,
-        patch: Value,
-        source: &Source,
-        document: Value,
-        version: u64,
-    ) -> Result<Submission, UpdateError> {
-        sign(&self.identity, patch, &starting_from(source, document, version))
+    /// What is settled of the member's updates.
+    pub(super) fn settled(&self) -> Vec<Settled> {
+        self.ledger.settled()
     }
 
-    fn next_update(&self, patch: &Value, source: &Source) -> NextUpdate {
-        self.ledger.next_update(patch, source.as_ref(), |update| update.value().get("patch") == Some(patch))
+    fn held_back(&self) -> MutexGuard<'_, BTreeMap<CohortId, String>> {
+        self.withheld.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why the update that was to be announced is not, if it is missing in that record.
+    pub(super) fn lacks(&self, record: &MemberRecord) -> Option<String> {
+        if record.included() {
+            return None;
+        }
+        if let Some(reason) = self.held_back().get(&record.cohort_id) {
+            return Some(reason.clone());
+        }
+        // The reason was printed by an earlier run.
+        let next = self.decision().next_update();
+        let is_left = matches!(next, Some(NextUpdate::Next { .. } | NextUpdate::Blocked(_)));
+        is_left.then(|| "it was held back in this cohort".to_owned())
+    }
+
+    /// Whether the last resolution has applied the update of that cohort.
+    pub(super) fn is_in_force(&self, cohort_id: &CohortId, update: &SignedUpdate) -> bool {
+        self.ledger.is_in_force(cohort_id, update)
+    }
+
+    /// The confirmations with which a signal counts; 1 without a chain.
+    pub(super) fn min_conf(&self) -> u32 {
+        self.making.resolving.as_ref().map_or(1, |resolving| resolving.min_conf())
+    }
+
+    /// Whether updates count as announced that no resolver finds.
+    pub(super) fn allows_unlisted(&self) -> bool {
+        self.making.allow_unlisted
     }
 
     /// The member approved this data: its update may be announced from now on.
     pub(super) fn approved(&self, record: &MemberRecord) {
         if let Some(update) = &record.update {
             self.ledger.approved(&record.cohort_id, update);
+        }
+        if let Some(resolving) = &self.making.resolving {
+            // What a record writes are lists.
+            let sidecar = record.sidecar(self.identity.genesis_document().map(|document| &**document));
+            let _ = resolving.learn(sidecar, &format!("cohort {}", record.cohort_id));
         }
     }
 
@@ -256,6 +314,16 @@ impl MemberPolicy {
         self.slot.leave(cohort_id);
     }
 
+    /// No other cohort is joined from now on: the program ends with those that it is in, and must not be missing in another.
+    pub(super) fn joins_no_more(&self) {
+        self.is_ending.store(true, Ordering::Relaxed);
+    }
+
+    /// The cohort was reported: what is remembered of it has no further use.
+    pub(super) fn forget(&self, cohort_id: &CohortId) {
+        self.held_back().remove(cohort_id);
+    }
+
     /// Whether the advert is from the named service and on acceptable terms.
     fn accept(&self, advert: &Advert) -> Result<(), String> {
         if self.service.as_ref().is_some_and(|service| *service != advert.service) {
@@ -272,104 +340,50 @@ impl MemberPolicy {
         };
         match announced {
             Some(cohort_id) if self.idle == Idle::Skip => Err(format!(
-                "our update is announced in cohort {cohort_id} (--idle decline takes part without an update)"
+                "our update is announced {} (--idle decline takes part without an update)",
+                of(&cohort_id)
             )),
             _ => self.check().unwrap_or_else(|error| Err(error.to_string())),
         }
     }
 
-    /// Publishes the update, if configured. Returns `false` if that failed and the update must not be announced.
-    async fn publish(&self, update: &SignedUpdate) -> bool {
-        let published = match Content::try_from(update) {
-            Ok(content) => self.publication.publish(&[content]).await.map_err(|incomplete| incomplete.to_string()),
-            Err(error) => Err(error.to_string()),
-        };
-        match published {
-            Ok(report) => {
-                for failure in report.failures() {
-                    self.printer.warn(&format!("the update is not published everywhere: {failure}"));
-                }
-                true
-            }
-            Err(problem) => {
-                self.printer.warn(&format!("the update is not published, declining: {problem}"));
-                false
-            }
+    /// Publishes the update, if configured.
+    ///
+    /// # Errors
+    /// Why that failed, and the update must not be announced.
+    async fn publish(&self, update: &SignedUpdate) -> Result<(), String> {
+        let content = Content::try_from(update).map_err(|error| format!("the update is not published: {error}"))?;
+        let published = self.publication.publish(&[content]).await;
+        let report = published.map_err(|incomplete| format!("the update is not published: {incomplete}"))?;
+        for failure in report.failures() {
+            self.printer.warn(&format!("the update is not published everywhere: {failure}"));
         }
+        Ok(())
     }
 
     /// The update to submit, or why there is none.
-    fn update(&self, request: &UpdateRequest) -> Result<Submission, String> {
-        let (patch, source) = match &self.intent {
-            Intent::Decline => return Err("as requested".to_owned()),
-            Intent::Update { patch, source } => (patch.clone(), source),
-            Intent::AddBeacon { source } => {
-                if let Some(cohort_id) = self.added.get() {
-                    return Err(format!("a beacon was added in cohort {cohort_id}"));
-                }
-                let beacon_type = request.advert.conditions.beacon_type.as_str();
-                let did = self.identity.did();
-                (add_beacon_service_patch(did, beacon_type, request.output.address()), source)
-            }
+    async fn choose(&self, request: &UpdateRequest) -> Result<Chosen, NoUpdate> {
+        if let (Intent::AddBeacon { .. }, Some(cohort_id)) = (&self.intent, self.added.get()) {
+            return Err(NoUpdate::Idle(format!("a beacon was added in cohort {cohort_id}")));
+        }
+        if self.resolves() {
+            let current = self.resolve().await;
+            current.map_err(|error| NoUpdate::Withheld(format!("the current document is not known: {error}")))?;
+        }
+        let beacon = Beacon {
+            cohort_id: &request.advert.cohort_id,
+            beacon_type: request.advert.conditions.beacon_type.as_str(),
+            address: request.output.address(),
         };
-        match self.next_update(&patch, source) {
-            NextUpdate::Done { cohort_id, version } => {
-                Err(format!("version {version} is announced in cohort {cohort_id}"))
-            }
-            NextUpdate::Waiting { cohort_id } => Err(format!("it is signed in cohort {cohort_id}")),
-            NextUpdate::Blocked(reason) => Err(reason),
-            NextUpdate::Again { update, document, version } => {
-                self.warn_unless_listed(&document, request);
-                Ok(Submission { update, source: source_of(&starting_from(source, document, version)) })
-            }
-            NextUpdate::Next { document, version } => {
-                self.warn_unless_listed(&document, request);
-                self.sign(patch, source, document, version).map_err(|error| error.to_string())
-            }
-        }
+        self.decision().choose(beacon, self.clock.now())
     }
 
-    /// Resolvers follow the beacons of the document that an update starts from, and no others (rule C4).
-    fn warn_unless_listed(&self, document: &Value, request: &UpdateRequest) {
-        let (beacon_type, address) = (request.advert.conditions.beacon_type.as_str(), request.output.address());
-        if !document::lists_beacon(document, beacon_type, address) {
-            self.printer.warn(&format!(
-                "the document that our update starts from does not list {address} as a {beacon_type}: resolvers do not look there, and \
-                 find the update only when it is announced from a listed beacon too (`singleton`)"
-            ));
-        }
+    fn holds_back(&self, cohort_id: &CohortId, address: &str, reason: String) {
+        self.printer.withholds(cohort_id, address, &reason);
+        // Another cohort may get it.
+        self.slot.release(cohort_id);
+        self.held_back().insert(cohort_id.clone(), reason);
     }
-}
-
-/// The source document that was given, or that follows from the vault; `None` for the initial one, which every resolver
-/// knows.
-fn starting_from(source: &Source, document: Value, version: u64) -> Source {
-    (source.is_some() || version > 1).then_some((document, version))
-}
-
-fn source_of(source: &Source) -> Option<(Arc<Value>, u64)> {
-    source.clone().map(|(document, version)| (Arc::new(document), version))
-}
-
-/// The update of `identity` with this patch, signed, and verified by every rule of the method.
-///
-/// # Errors
-/// [`UpdateError`], with what no resolver would accept.
-pub fn sign(identity: &Identity, patch: Value, source: &Source) -> Result<Submission, UpdateError> {
-    // The constructors of an identity have validated this document.
-    let initial = || identity.initial_document().unwrap_or(Value::Null);
-    let (document, version) = source.clone().unwrap_or_else(|| (initial(), 1));
-    let unsigned = build_update(&document, version, patch)?;
-    let (method, key) = (identity.verification_method(), identity.secret_key());
-    let update = sign_update(&unsigned, identity.did(), method, key, &mut same_bytes_again())?;
-    Ok(Submission { update, source: source_of(source) })
-}
-
-/// Deterministic randomness for signatures on updates: signing the same update again gives the same hash, so that the
-/// update in a cohort and the update that is announced alone after a failure are one document. BIP-340 is safe with any
-/// auxiliary randomness, including none.
-pub(super) fn same_bytes_again() -> ChaCha20Rng {
-    ChaCha20Rng::from_seed([0; 32])
 }
 
 #[async_trait]
@@ -402,6 +416,11 @@ impl ParticipantPolicy for MemberPolicy {
             refused => refused,
         };
         match verdict {
+            // The program has reported its result, or is about to: nothing is printed after that.
+            _ if self.is_ending.load(Ordering::Relaxed) => {
+                self.slot.leave(&advert.cohort_id);
+                false
+            }
             Ok(()) => true,
             Err(reason) => {
                 self.printer.passed_over(&advert.cohort_id, &advert.service, &reason);
@@ -420,13 +439,26 @@ impl ParticipantPolicy for MemberPolicy {
             self.printer.warn("our update is in another cohort already: declining in this one");
             return None;
         }
-        match self.update(request) {
-            Ok(submission) if !self.publish(&submission.update).await => None,
-            Ok(submission) => Some(submission),
+        let (cohort_id, address) = (&request.advert.cohort_id, request.output.address());
+        // The cohort must not wait for an update that cannot be made: the member declines.
+        match self.choose(request).await {
+            Ok(chosen) => match self.publish(&chosen.submission.update).await {
+                Ok(()) => {
+                    self.printer.submits(cohort_id, address, chosen.version, chosen.is_resolved, chosen.is_listed);
+                    Some(chosen.submission)
+                }
+                Err(reason) => {
+                    self.holds_back(cohort_id, address, reason);
+                    None
+                }
+            },
             Err(_) if matches!(self.intent, Intent::Decline) => None,
-            Err(reason) => {
-                // The cohort must not wait for an update that cannot be made.
+            Err(NoUpdate::Idle(reason)) => {
                 self.printer.warn(&format!("no update of ours is submitted, declining: {reason}"));
+                None
+            }
+            Err(NoUpdate::Withheld(reason)) => {
+                self.holds_back(cohort_id, address, reason);
                 None
             }
         }

@@ -2,7 +2,10 @@
 
 use serde_json::json;
 
-use super::confirmations::{Confirmations, Sighting};
+use super::{
+    confirmations::{Confirmations, Sighting},
+    ledger::of,
+};
 use crate::{
     actors::notice::Known,
     events::Printer,
@@ -31,7 +34,7 @@ impl FailureReport {
 pub(super) fn announced_before((cohort_id, version): &(CohortId, u64), printer: &Printer) {
     let result = json!({ "event": "result", "ok": true, "known": "announced-before", "cohortId": cohort_id });
     let text =
-        format!("version {version} of the DID is announced in cohort {cohort_id} already: there is nothing to do");
+        format!("version {version} of the DID is announced {} already: there is nothing to do", of(cohort_id));
     printer.result(&result, &text);
 }
 

@@ -145,6 +145,14 @@ impl Slot {
         self.changed.notify_waiters();
     }
 
+    /// No update of ours goes to this cohort after all.
+    pub(super) fn release(&self, cohort_id: &CohortId) {
+        let mut state = self.state();
+        if state.updating.as_ref() == Some(cohort_id) {
+            state.updating = None;
+        }
+    }
+
     /// Whether our update was submitted in this cohort.
     pub(super) fn is_updating(&self, cohort_id: &CohortId) -> bool {
         self.state().updating.as_ref() == Some(cohort_id)

@@ -37,6 +37,7 @@ use crate::{
         State, StateError,
         vault::{StateVault, Vault, VaultEntry, VaultError},
     },
+    controller::Settled,
     passphrase::{self, DecryptionError},
     protocol::{
         did::Did,
@@ -123,6 +124,8 @@ pub struct VaultContents {
     pub prepared: Vec<SignedUpdate>,
     /// Documents that `vault recover` found again.
     pub recovered: Vec<Recovered>,
+    /// What is settled of the updates in state directories.
+    pub settled: Vec<Settled>,
     /// The errors of entries that could not be read; `entries` has all others.
     pub problems: Vec<String>,
 }
@@ -191,6 +194,10 @@ pub(crate) async fn read_open(state: &State, contents: &mut VaultContents) -> Re
         }
         Err(error) => contents.problems.push(error.to_string()),
     }
+    match storage::settled(state).await {
+        Ok(settled) => contents.settled.extend(settled),
+        Err(error) => contents.problems.push(error.to_string()),
+    }
     outcome
 }
 
@@ -242,6 +249,7 @@ impl VaultContents {
         self.entries.extend(other.entries);
         self.prepared.extend(other.prepared);
         self.recovered.extend(other.recovered);
+        self.settled.extend(other.settled);
         self.problems.extend(other.problems);
     }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     bitcoind_support::{TestChain, faucet::Faucet},
-    support::{Program, Service, directory, identity, join, path, run, verify::text},
+    support::{Program, Service, cohort, directory, identity, join, path, run, verify::text},
 };
 
 /// A node, and a service that forms cohorts of one member.
@@ -30,7 +30,7 @@ impl Place {
         let state = path(&directory, "service-state");
         let service = ["--chain", &source, "--chain-poll", "200ms", "--state", &state, "--min-participants", "1"];
         let service = Service::start(&directory, &service);
-        let member = identity(&directory, "member");
+        let member = cohort::identity_that_lists_its_cohort(&directory, "member");
         Some(Self { blocks, faucet, directory, source, service, member })
     }
 
@@ -83,7 +83,10 @@ fn a_cohort_ends_when_its_transaction_is_confirmed() {
         let (status, lines, _) = place.join(&second, &[]).end();
         let refused = events(&lines, "result");
         assert_eq!((status, &refused[0]["ok"]), (Some(1), &json!(false)));
-        assert!(text(&refused[0]["reason"]).contains("not confirmed yet"), "{refused:?}");
+        assert!(
+            text(&refused[0]["reason"]).contains("to version 2 is in a block with 1 confirmations"),
+            "{refused:?}"
+        );
         let mut again = place.join(&first, &[]);
         again.event("waiting-for-confirmations");
         place.blocks.mine(1).await;
@@ -92,6 +95,7 @@ fn a_cohort_ends_when_its_transaction_is_confirmed() {
         let result = events(&lines, "result")[0];
         assert_eq!((&result["known"], &result["confirmations"]), (&json!("confirmed"), &json!(2)));
         assert_eq!((&result["ok"], &result["txid"]), (&json!(true), &json!(txid)));
+        assert_eq!((&result["resolvable"], &result["versionId"]), (&json!(true), &json!("2")));
         let state = format!("{}.state", place.member);
         let kept = run(&["vault", "list", "--json", "--state", &state]).succeeded();
         let kept: Value = serde_json::from_str(&kept.stdout).unwrap();
@@ -124,12 +128,17 @@ fn chain_errors_are_reported() {
         assert!(run.stderr.contains("--chain: the chain is not bitcoin's"), "{run:?}");
         // A chain that does not answer may do so later.
         let member = identity(&directory, "patient");
+        let patch = path(&directory, "patch");
+        std::fs::write(&patch, r#"[{ "op": "add", "path": "/note", "value": 1 }]"#).unwrap();
         let mut member = join(
             &service.url,
             &member,
-            &["--add-beacon", "--chain", "esplora=http://127.0.0.1:9", "--chain-poll", "1s"],
+            &["--update", &patch, "--chain", "esplora=http://127.0.0.1:9", "--chain-poll", "100ms"],
         );
         member.event_where("warning", |event| text(&event["message"]).contains("the chain does not answer"));
+        // Without it the current document is not known: nothing is announced by guess.
+        let withheld = member.event("update-withheld");
+        assert!(text(&withheld["reason"]).contains("current document is not known"), "{withheld}");
         member.event("waiting-for-confirmations");
     });
 }

@@ -174,7 +174,7 @@ fn an_invalid_call_is_refused_with_a_hint() {
     let join = |arguments: &[&str]| run(&[&["join", "--identity", &file], arguments].concat());
     let at = |arguments: &[&str]| join(&[&url, arguments].concat());
     contains(join(&["--decline"]).usage(), &["--service is missing"]);
-    contains(at(&[]).usage(), &["one of --update PATCH.json, --add-beacon and --decline"]);
+    contains(at(&[]).usage(), &["one of --update FILE, --add-beacon and --decline"]);
     contains(at(&["--decline", "--add-beacon"]).usage(), &["cannot be used with"]);
     contains(join(&["--service", "nowhere", "--decline"]).usage(), &["nowhere"]);
     contains(join(&["--service", "ftp://a", "--decline"]).usage(), &["http or https"]);

@@ -54,7 +54,7 @@ fn five_processes(beacon: &str) {
             let (kept, did) = (path(&directory, &format!("kept-{index}")), service.did.clone());
             let intent = match index {
                 0 => vec!["--decline"],
-                1 => vec!["--update", &patch],
+                1 => vec!["--update", &patch, "--allow-unlisted-beacon"],
                 _ => vec!["--add-beacon"],
             };
             service.join(file, &[&intent[..], &["--out", &kept, "--service-did", &did]].concat())

@@ -45,6 +45,7 @@ mod hostile_text;
 mod http_cli;
 mod http_processes;
 mod input_formats;
+mod join_resolved;
 mod logs;
 mod members;
 mod metrics;

@@ -57,7 +57,7 @@ fn two_rounds(round: usize) {
     for (number, version) in [(0, 2), (1, 3)] {
         let service = Service::once(&directory, 1, &["--state", &kept]);
         let patch = note(&directory, &format!("note-{number}"));
-        let joined = service.join(&member, &["--update", &patch, "--state", &state]);
+        let joined = service.join(&member, &["--update", &patch, "--state", &state, "--allow-unlisted-beacon"]);
         let expected = service.program.result();
         service_result(&expected, "key-path");
         let (status, result, lines) = ended(joined);
@@ -76,7 +76,7 @@ fn an_announced_update_is_not_announced_again() {
     let directory = directory("announced-once");
     let state = path(&directory, "state");
     let (member, patch) = (identity(&directory, "member"), note(&directory, "once"));
-    let arguments = ["--update", &patch, "--state", &state];
+    let arguments = ["--update", &patch, "--state", &state, "--allow-unlisted-beacon"];
     let service = Service::once(&directory, 1, &[]);
     let first = service.join(&member, &arguments).result();
     assert_eq!(first["included"], true);
@@ -101,7 +101,7 @@ fn a_member_that_keeps_running_announces_its_update_once() {
     let (url, json) = (service.url.clone(), ["--events", "json"]);
     let start = |more: &[&str]| {
         let fixed = ["join", "--service", &url, "--identity", &member, "--update", &patch, "--state", &state];
-        Program::start(&[&fixed[..], &json, more].concat())
+        Program::start(&[&fixed[..], &["--allow-unlisted-beacon"], &json, more].concat())
     };
     let mut steady = start(&[]);
     let first = steady.event("result");
@@ -121,7 +121,7 @@ fn a_member_that_keeps_running_announces_its_update_once() {
 }
 
 #[test]
-fn a_member_is_warned_if_no_resolver_reads_its_beacon() {
+fn a_member_learns_whether_resolvers_read_the_beacon() {
     let directory = directory("not-listed");
     let (member, state) = (identity(&directory, "member"), path(&directory, "state"));
     let patch = note(&directory, "later");
@@ -130,12 +130,37 @@ fn a_member_is_warned_if_no_resolver_reads_its_beacon() {
     let round = |what: &[&str]| {
         let (_, result, lines) = ended(service.join(&member, &[what, &["--state", &state]].concat()));
         assert_eq!(result["ok"], true, "{lines:#?}");
-        let warned = |line: &&Value| line["event"] == "warning" && text(&line["message"]).contains("does not list");
-        (text(&result["beaconAddress"]).to_owned(), lines.iter().filter(warned).count())
+        let submitting = events(&lines, "update-submitting")[0];
+        // Without a chain it is never more than believed.
+        assert_eq!(submitting["resolved"], false);
+        (text(&result["beaconAddress"]).to_owned(), submitting["listed"].clone(), submitting["versionId"].clone())
     };
-    let (first, warned) = round(&["--add-beacon"]);
-    assert_eq!(warned, 1);
-    assert_eq!(round(&["--update", &patch]), (first, 0), "the document lists it now");
+    let (first, listed, version) = round(&["--add-beacon"]);
+    assert_eq!((listed, version), (json!(false), json!("2")));
+    assert_eq!(round(&["--update", &patch]), (first, json!(true), json!("3")), "the document lists it now");
+}
+
+#[test]
+fn an_update_is_withheld_where_no_resolver_looks() {
+    let directory = directory("withheld");
+    let (member, state) = (identity(&directory, "member"), path(&directory, "state"));
+    let patch = note(&directory, "withheld");
+    let service = Service::once(&directory, 1, &[]);
+    let (status, result, lines) = ended(service.join(&member, &["--update", &patch, "--state", &state]));
+    let withheld = events(&lines, "update-withheld")[0];
+    let address = text(&result["beaconAddress"]);
+    assert_eq!(withheld["beaconAddress"], address);
+    for words in [address, "--allow-unlisted-beacon", "singleton", "beacon adopt"] {
+        assert!(text(&withheld["reason"]).contains(words), "{words}: {withheld}");
+    }
+    // It has taken part, the cohort did not wait, and it does not succeed: its update is not announced.
+    assert_eq!((status, &result["ok"], &result["included"]), (Some(1), &json!(false), &json!(false)));
+    assert_eq!(result["reason"], withheld["reason"]);
+    let (_, served, _) = service.program.end();
+    assert_eq!(events(&served, "update-received")[0]["included"], false);
+    let kept = run(&["vault", "list", "--json", "--state", &state]).succeeded();
+    let kept: Value = serde_json::from_str(&kept.stdout).unwrap();
+    assert_eq!(kept[0]["state"], Value::Null, "{kept}");
 }
 
 /// A round of two in which the other member receives nothing after the request for its nonce: it never signs.
@@ -178,7 +203,7 @@ fn with_all_defaults_a_member_stays_for_the_fallback() {
 fn a_failure_after_our_signature_writes_the_singleton() {
     let directory = directory("fails-late");
     let (alone, patch) = (path(&directory, "alone"), note(&directory, "patch"));
-    let arguments = ["--update", &patch, "--singleton-fallback", &alone];
+    let arguments = ["--update", &patch, "--singleton-fallback", &alone, "--allow-unlisted-beacon"];
     let fails = ["--fallback-threshold", "2"];
     let (service, member, silent, _) = with_a_silent_one("fails-late-round", &fails, &arguments);
     let (status, lines, errors) = service.program.end();
@@ -202,19 +227,19 @@ fn a_second_update_of_an_announceable_version_is_refused() {
     let (service, member, silent, file) = with_a_silent_one(
         "second-update-round",
         &["--fallback-threshold", "2"],
-        &["--update", &first, "--state", &state],
+        &["--update", &first, "--state", &state, "--allow-unlisted-beacon"],
     );
     let (_, failed, _) = ended(member);
     assert_eq!(failed["known"], "signed-by-us");
     drop((service, silent));
     let service = Service::once(&directory, 1, &[]);
-    let other = ["--update", &second, "--state", &state];
+    let other = ["--update", &second, "--state", &state, "--allow-unlisted-beacon"];
     let (status, refused, _) = ended(service.join(&file, &other));
     assert_eq!(status, Some(1));
     let cohort = text(&failed["cohortId"]);
     assert!(text(&refused["reason"]).contains(&format!("--supersede {cohort}")), "{refused}");
     // The same update is not a second one.
-    let same = service.join(&file, &["--update", &first, "--state", &state]).result();
+    let same = service.join(&file, &["--update", &first, "--state", &state, "--allow-unlisted-beacon"]).result();
     assert_eq!((&same["ok"], &same["included"]), (&json!(true), &json!(true)));
     drop(service);
     // And the next follows it.

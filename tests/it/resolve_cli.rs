@@ -410,7 +410,8 @@ async fn data_comes_from_a_member_s_state_directory() {
     // The update of a cohort, whose coin is made up; announced once from the DID's own beacon.
     let patch = world.file("patch.json", &json!([{ "op": "add", "path": "/note", "value": "second" }]));
     let service = Service::once(&world.directory, 1, &[]);
-    let joined = service.join(&identity, &["--update", &patch, "--state", &state]).result();
+    let joined =
+        service.join(&identity, &["--update", &patch, "--state", &state, "--allow-unlisted-beacon"]).result();
     service.program.result();
     let second = SignedUpdate::from_value(joined["sidecar"]["updates"][0].clone()).unwrap();
     author.note("second");

@@ -182,7 +182,8 @@ fn a_failed_cohort_leaves_its_member_a_singleton() {
     let mut silent = join(&deaf.url(), &files[0], &["--add-beacon"]);
     silent.event("opt-in-accepted");
     let coin = format!("p2wpkh:{}:1:20000", "ab".repeat(32));
-    let arguments = ["--update", &patch, "--singleton-fallback", &alone, "--singleton-coin", &coin];
+    let arguments =
+        ["--update", &patch, "--singleton-fallback", &alone, "--singleton-coin", &coin, "--allow-unlisted-beacon"];
     let (status, lines, errors) = service.join(&files[1], &arguments).end();
     assert_eq!(status, Some(1), "{lines:#?}{errors}");
     let written = lines.iter().find(|line| line["event"] == "singleton-written").unwrap();

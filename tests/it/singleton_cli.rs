@@ -257,7 +257,9 @@ fn no_second_update_of_a_version_is_written_with_state() {
     let patch = path(&member.directory, "patch");
     fs::write(&patch, r#"[{ "op": "add", "path": "/note", "value": "first" }]"#).unwrap();
     let service = Service::once(&member.directory, 1, &[]);
-    let joined = service.join(&member.identity, &["--update", &patch, "--state", &state]).result();
+    let joined = service
+        .join(&member.identity, &["--update", &patch, "--state", &state, "--allow-unlisted-beacon"])
+        .result();
     service.program.result();
     let singleton = |update: &str, more: &[&str]| {
         run(&[&["singleton", "--identity", &member.identity, "--update", update, "--state", &state], more].concat())

@@ -5,7 +5,7 @@ use std::fs;
 use crate::{
     bitcoind_support::beacon::Beacon,
     resolve_cli::{World, ran},
-    support::{Run, contains, did_of, path, run, run_with},
+    support::{Run, contains, copy, did_of, path, run, run_with},
 };
 use bitcoin::{Address, ScriptBuf, Transaction, consensus::encode::deserialize_hex};
 use btcr2_aggregation::protocol::{
@@ -180,8 +180,15 @@ async fn one_update_of_a_version_leaves_a_state_directory() {
     let other = [&["deactivate"][..], &json].concat();
     alice.refused(&other, &["another update of version 2", "--supersede"]).await;
     alice.refused(&["deactivate", "--state", &state], &["another update of version 2"]).await;
-    let superseding = [&other[..], &["--supersede", "singleton"]].concat();
-    alice.run(&superseding).await.succeeded();
+    // What is superseded once stays so. It is a statement about the chain, so that it is made in a copy here.
+    let elsewhere = format!("{state}.copy");
+    copy(&state, &elsewhere);
+    let again = ["deactivate", "--json", "--state", &elsewhere];
+    alice.run(&[&again[..], &["--supersede", "singleton"]].concat()).await.succeeded();
+    alice.run(&again).await.succeeded();
+    alice.refused(&["rotate-key", "--json", "--state", &elsewhere], &["another update of version 2"]).await;
+    let list = run(&["vault", "list", "--state", &elsewhere]).succeeded().stdout;
+    contains(&list, &["superseded", "possibly announced"]);
 
     // An update in a block that is not deep enough counts.
     alice.announce(&file).await;

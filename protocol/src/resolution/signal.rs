@@ -71,6 +71,13 @@ pub struct Beacon {
     pub address: Address,
 }
 
+impl Beacon {
+    /// A beacon under the service with this `id`, of that kind, at that address.
+    pub const fn new(service: String, kind: BeaconKind, address: Address) -> Self {
+        Self { service, kind, address }
+    }
+}
+
 impl fmt::Display for Beacon {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.kind, self.address)
@@ -167,6 +174,11 @@ impl Block {
         })
     }
 
+    /// A block with that height, header time, median time past, and confirmations.
+    pub const fn new(height: u32, time: u32, mediantime: u32, confirmations: u32) -> Self {
+        Self { height, time, mediantime, confirmations }
+    }
+
     pub(super) const fn times(self) -> BlockTimes {
         BlockTimes { time: self.time, mediantime: self.mediantime }
     }
@@ -185,6 +197,13 @@ pub struct BeaconSignal {
     pub bytes: SignalBytes,
     /// Its block.
     pub block: Block,
+}
+
+impl BeaconSignal {
+    /// A signal of `beacon` by the transaction `txid` in `block`.
+    pub const fn new(beacon: Arc<Beacon>, txid: Txid, bytes: SignalBytes, block: Block) -> Self {
+        Self { beacon, txid, bytes, block }
+    }
 }
 
 impl fmt::Display for BeaconSignal {

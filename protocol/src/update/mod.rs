@@ -22,7 +22,7 @@ use serde_json::{Map, Value, json, value::RawValue};
 pub use self::edit::{Edit, EditError, Relationship, unused_id};
 #[cfg(feature = "sim")]
 pub(crate) use self::rules::verify_recorded;
-pub use self::rules::{BlockTimes, UpdateContext, verify_proof, verify_update, violations};
+pub use self::rules::{BlockTimes, UpdateContext, verify_later_proof, verify_proof, verify_update, violations};
 pub(crate) use self::rules::{date_time_stamp, instant, shape, verify_announced};
 use crate::{
     did::Did,

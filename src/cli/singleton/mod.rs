@@ -307,8 +307,9 @@ async fn record(
     let record = Record::open(directory, did).await?;
     let recorded = async {
         record.check()?;
-        refuse_contradiction(&ledger_of(initial, record.contents().clone(), superseded), update)?;
-        Ok(record.add(update).await?)
+        let ledger = ledger_of(initial, record.contents().clone(), superseded);
+        refuse_contradiction(&ledger, update)?;
+        Ok(record.add(update, &ledger.settled()).await?)
     };
     let recorded = recorded.await;
     record.close().await;

@@ -1,6 +1,7 @@
 //! `update`: prepares the next update of a DID, from what its controller wants to change.
 
 mod adopt;
+mod announce;
 mod by_singleton;
 mod cohort;
 mod diff;
@@ -37,7 +38,7 @@ Examples:
   What would change; nothing is written:
     btcr2-aggregation update did:btcr2:k1q... rotate-key --identity alice.id --state alice \\
         --chain 'core=http://127.0.0.1:8332?cookie=/home/me/.bitcoin/.cookie'
-  The update and the Sidecar Data, in a file for `singleton --update` and `resolve --sidecar`:
+  The update and the Sidecar Data, in a file for `singleton --update`, `join --update` and `resolve --sidecar`:
     btcr2-aggregation update did:btcr2:k1q... add-beacon bcrt1p...,cas --identity alice.id --state alice \\
         --chain esplora=https://esplora.example/api --out update.json --announce-by singleton
   The same, announced at once from a Singleton beacon of the document, and followed to its sixth confirmation:
@@ -135,10 +136,12 @@ impl CommonArgs {
 }
 
 /// The ways to announce an update.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Way {
     /// From a Singleton beacon of the DID's own key
     Singleton,
+    /// In a cohort whose address is a beacon of the current document
+    Cohort,
 }
 
 /// Why there is no update.

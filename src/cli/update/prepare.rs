@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     cas,
-    controller::{self, Current as Resolved, Keys},
+    controller::{self, Current as Resolved, Keys, places},
     inputs,
     protocol::{
         document,
@@ -49,6 +49,7 @@ impl Start {
             given.add(json!({ "genesisDocument": genesis }), "the identity file").map_err(refuse)?;
         }
         let resolved = current(args, &sources, &given).await?;
+        check_way(args, &resolved.document)?;
         Ok(Self { sources, given, document: resolved.document, version: resolved.version })
     }
 }
@@ -184,6 +185,19 @@ async fn current(args: &UpdateArgs, sources: &Sources, given: &Given) -> Result<
     }
 }
 
+/// Refuses what no cohort can announce.
+fn check_way(args: &UpdateArgs, source: &Value) -> Result<(), UpdateFailure> {
+    if args.common.announce_by == Some(Way::Cohort) && places::of_cohorts(source, &args.did).is_empty() {
+        return Err(UpdateFailure::Refused(
+            "--announce-by cohort: the current document lists no beacon of a cohort (CASBeacon or SMTBeacon), so that \
+             resolvers would not find the update. Announce it by a Singleton beacon (--announce-by singleton); `add-beacon \
+             ADDRESS` adds a cohort's"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}
+
 /// Refuses a document that ends the DID, and an update that changes nothing.
 fn check_document(args: &UpdateArgs, source: &Value, unsigned: &UnsignedUpdate) -> Result<(), UpdateFailure> {
     let target = unsigned.target_document();
@@ -215,10 +229,10 @@ async fn keep(
     let genesis = given.genesis_document(&args.did);
     let initial = document::initial_document(&args.did, genesis)
         .map_err(|error| UpdateFailure::Unresolved(error.to_string()))?;
-    let update = record.settle(update, &initial, &args.common.supersede)?;
+    let (update, settled) = record.settle(update, &initial, &args.common.supersede)?;
     if args.common.gives_out() {
         store(keys, new_key)?;
-        record.add(&update).await?;
+        record.add(&update, &settled).await?;
     }
     Ok(update)
 }

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::{
     actors::state::{State, StateError, vault::VaultEntry},
+    controller::Settled,
     error::ProgramError,
     join::ledger::{Ledger, Standing},
     protocol::{did::Did, id::CohortId, update::SignedUpdate},
@@ -19,8 +20,9 @@ pub(in crate::cli) fn ledger_of(initial: Value, contents: VaultContents, superse
         let standing = if entry.txid.is_some() { Standing::Announced } else { Standing::Approved };
         (entry, standing)
     });
-    let ledger = Ledger::new(initial, superseded.to_vec(), entries);
+    let ledger = Ledger::new(initial, superseded.to_vec(), contents.settled, entries);
     contents.prepared.iter().for_each(|update| ledger.prepared(update));
+    ledger.loaded();
     ledger
 }
 
@@ -85,22 +87,22 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The update that is to leave this program: `update`, or the same one that did before. Refused if a different one
-    /// of its version may be announced.
+    /// The update that is to leave this program, `update`, or the same one that did before; and what is settled of others.
+    /// Refused if a different one of its version may be announced.
     pub(super) fn settle(
         &self,
         update: SignedUpdate,
         initial: &Value,
         superseded: &[CohortId],
-    ) -> Result<SignedUpdate, ProgramError> {
+    ) -> Result<(SignedUpdate, Vec<Settled>), ProgramError> {
         self.check()?;
         let ledger = ledger_of(initial.clone(), self.contents.clone(), superseded);
         let unsigned = update.unsigned_hash().map_err(|error| ProgramError::Internal(error.to_string()))?;
         if let Some(known) = ledger.equal(&unsigned) {
-            return Ok(known);
+            return Ok((known, ledger.settled()));
         }
         match ledger.contradiction(&update) {
-            None => Ok(update),
+            None => Ok((update, ledger.settled())),
             Some(contradiction) => Err(ProgramError::Usage(format!(
                 "{contradiction}. If it is announced, wait until it is confirmed, or use --min-conf; if it will never be \
                  announced: --supersede COHORT (`singleton` for one that was prepared without a cohort). State of {}",
@@ -109,12 +111,11 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// Persists that the update may be announced from now on.
-    pub(in crate::cli) async fn add(&self, update: &SignedUpdate) -> Result<(), ProgramError> {
-        match &self.state {
-            Some(state) => storage::prepare(state, update).await,
-            None => Ok(()),
-        }
+    /// Persists that the update may be announced from now on, and what is settled of others.
+    pub(in crate::cli) async fn add(&self, update: &SignedUpdate, settled: &[Settled]) -> Result<(), ProgramError> {
+        let Some(state) = &self.state else { return Ok(()) };
+        storage::settle(state, settled).await?;
+        storage::prepare(state, update).await
     }
 
     pub(in crate::cli) async fn close(self) {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{super::state::write_new, CommonArgs, UpdateFailure, Way, by_singleton, diff::diff};
+use super::{super::state::write_new, CommonArgs, UpdateFailure, Way, announce, by_singleton, diff::diff};
 use crate::{
     controller::Keys,
     error::ProgramError,
@@ -104,8 +104,11 @@ pub(super) fn give_out(common: &CommonArgs, prepared: &Prepared<'_>) -> Result<(
         None if common.json => {}
         None => err!("nothing is written: --out FILE or --json gives the signed update"),
     }
-    if let Some(Way::Singleton) = common.announce_by.filter(|_| !common.announcement.send) {
-        err!("{}", by_singleton::command(common, prepared));
+    match common.announce_by {
+        Some(Way::Singleton) if common.announcement.send => {}
+        Some(Way::Singleton) => err!("{}", by_singleton::command(common, prepared)),
+        Some(Way::Cohort) => err!("{}", announce::by_cohort(common, prepared)),
+        None => {}
     }
     Ok(())
 }

@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 use super::{Failure, WRONG_CALL, check::CheckFailure, fail, resolve::ResolveFailure};
 use crate::{
     actors::state::vault::VaultEntry,
+    controller::{AnnouncementState, Settled},
     error::ProgramError,
-    protocol::{did::Did, id::CohortId},
+    protocol::{did::Did, id::CohortId, update::SignedUpdate},
     vault::{self, ReadError, Sources, WriteError, import::Refusal},
 };
 
@@ -156,19 +157,17 @@ pub(super) fn complete(problems: &[String]) -> ExitCode {
 async fn list(args: &ListArgs) -> Result<ExitCode, VaultFailure> {
     let contents = args.sources.sources().read().await?.only(args.did.as_ref());
     if args.json {
-        out!("{}", Value::from_iter(contents.entries.iter().map(summary)));
+        out!("{}", Value::from_iter(contents.entries.iter().map(|entry| summary(entry, &contents.settled))));
         return Ok(complete(&contents.problems));
     }
     for did in contents.dids() {
         out!("{did}");
         for entry in contents.of(&did) {
-            out!("{}", line(entry));
+            out!("{}", line(entry, &contents.settled));
             problems(entry).iter().for_each(|problem| out!("    NOT accepted by current resolvers: {problem}"));
         }
         for update in contents.prepared.iter().filter(|update| vault::target(update).as_ref() == Some(&did)) {
-            let version =
-                update.target_version().map_or_else(String::new, |version| format!("version {version}  "));
-            out!("  without a cohort  {version}update {}", update.hash());
+            out!("{}", prepared_line(update, &contents.settled));
         }
         match contents.recovered.iter().filter(|recovered| recovered.did == did).count() {
             0 => {}
@@ -181,14 +180,24 @@ async fn list(args: &ListArgs) -> Result<ExitCode, VaultFailure> {
     Ok(complete(&contents.problems))
 }
 
-fn line(VaultEntry { record, txid, confirmed_height, .. }: &VaultEntry) -> String {
+/// An update that was given to its controller, to be announced without a cohort or in a later one.
+fn prepared_line(update: &SignedUpdate, settled: &[Settled]) -> String {
+    let state = CohortId::parse("singleton").map(|alone| AnnouncementState::of(&alone, update, false, settled));
+    let state = state.map_or_else(|_| String::new(), |state| state.to_string());
+    let version = update.target_version().map_or_else(|| "?".to_owned(), |version| version.to_string());
+    format!("  without a cohort  version {version}  update {}  {state}", update.hash())
+}
+
+fn line(entry: &VaultEntry, settled: &[Settled]) -> String {
+    let VaultEntry { record, txid, confirmed_height, .. } = entry;
+    let state = AnnouncementState::of_entry(entry, settled).map_or_else(String::new, |state| format!("{state}: "));
     let what = match record.update.as_ref().and_then(|update| update.value()["targetVersionId"].as_u64()) {
         Some(version) => format!("version {version}"),
         None if record.included() => "an update".to_owned(),
         None => "declined".to_owned(),
     };
     format!(
-        "  cohort {}  {:<10}  {}  signal {}  {}  {}",
+        "  cohort {}  {:<10}  {}  signal {}  {}  {state}{}",
         record.cohort_id,
         what,
         record.conditions.beacon_type,
@@ -208,7 +217,7 @@ pub(super) fn problems(VaultEntry { record, genesis_document, .. }: &VaultEntry)
     record.problems(genesis_document.as_ref())
 }
 
-fn summary(entry: &VaultEntry) -> Value {
+fn summary(entry: &VaultEntry, settled: &[Settled]) -> Value {
     let VaultEntry { record, genesis_document, transcript, txid, confirmed_height } = entry;
     json!({
         "problems": problems(entry),
@@ -221,6 +230,7 @@ fn summary(entry: &VaultEntry) -> Value {
         "txid": txid,
         "confirmedHeight": confirmed_height,
         "included": record.included(),
+        "state": AnnouncementState::of_entry(entry, settled),
         "targetVersionId": record.update.as_ref().map(|update| update.value()["targetVersionId"].clone()),
         "genesisDocument": genesis_document.is_some(),
         "transcript": transcript.is_some(),
@@ -238,7 +248,12 @@ async fn show(args: &ShowArgs) -> Result<ExitCode, VaultFailure> {
         out!("{}", Value::Array(files));
     } else {
         for (entry, file) in contents.of_cohort(&args.cohort).zip(&files) {
-            out!("{}\n{}\n{}", entry.record.did, line(entry), serde_json::to_string_pretty(file)?);
+            out!(
+                "{}\n{}\n{}",
+                entry.record.did,
+                line(entry, &contents.settled),
+                serde_json::to_string_pretty(file)?
+            );
             problems(entry).iter().for_each(|problem| err!("warning: no current resolver accepts this: {problem}"));
         }
     }

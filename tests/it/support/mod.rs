@@ -1,5 +1,6 @@
 //! The programs as processes, and verification of their output.
 
+pub mod cohort;
 pub mod events;
 pub mod inputs;
 pub mod logged;

@@ -17,7 +17,9 @@ use crate::{
     hash::DocumentHash,
     message::{Message, update::SubmitUpdate},
     time::Timestamp,
-    update::{Edition, SignedUpdate, UpdateContext, UpdateError, refuse_expiring, verify_proof, verify_update},
+    update::{
+        Edition, SignedUpdate, UpdateContext, UpdateError, refuse_expiring, verify_later_proof, verify_update,
+    },
 };
 
 impl ServiceCohort {
@@ -120,7 +122,8 @@ impl ServiceCohort {
 }
 
 /// Checks `update` by every rule that the service can check. It knows the initial document, from which a first update
-/// starts. Of a later update it checks the proof, under a key that the initial document authorizes.
+/// starts. Of a later update it checks the proof; the signature only where it is by a key of the initial document, since a
+/// later document may have other keys.
 fn verify(now: Timestamp, member: &Member, update: &SignedUpdate) -> Result<(), Reject> {
     let reject = |error: UpdateError| {
         let code = match error.code() {
@@ -133,7 +136,7 @@ fn verify(now: Timestamp, member: &Member, update: &SignedUpdate) -> Result<(), 
         .map_err(|error| Reject::new(RejectCode::UpdateVerificationFailed, &member.did, error))?;
     let context = UpdateContext { did: &member.did, document: &initial, version: 1, block: None };
     let valid = match update.target_version() {
-        Some(version) if version > 2 => verify_proof(update, &context),
+        Some(version) if version > 2 => verify_later_proof(update, &context),
         _ => verify_update(update, &context).map(|_| ()),
     };
     valid.and_then(|()| refuse_expiring(update, now)).map_err(reject)

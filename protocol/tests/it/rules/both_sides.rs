@@ -14,7 +14,7 @@ use btcr2_aggregation_protocol::{
     output::{DEFAULT_MAX_FEE_RATE, DirectAggregator},
     sim::{Role, Setup, Simulation},
     time::Timestamp,
-    update::{SignedUpdate, Submission, UPDATE_CONTEXT, build_update, sign_update},
+    update::{Edit, SignedUpdate, Submission, UPDATE_CONTEXT, build_update, sign_update},
 };
 use serde_json::{Value, json};
 
@@ -170,4 +170,39 @@ fn a_later_update_is_checked_against_its_own_document() {
         SignedUpdate::from_value(update).unwrap()
     };
     assert!(cohort.submit(&without_target).unwrap_err().1.contains("U-4"), "whatever its version");
+}
+
+/// The service does not have the later document, and so not the key that took the place of the first. It must not refuse
+/// what resolvers accept; all else in the proof is checked as before.
+#[test]
+fn a_later_update_by_a_rotated_key_is_accepted() {
+    let cohort = Cohort::new();
+    let controller = &cohort.controller;
+    let (did, secret) = (controller.did(), controller.identity.secret_key());
+    let (old, method) = (controller.identity.verification_method().to_owned(), format!("{did}#key-2"));
+    let rotation = Edit::ReplaceKey { old: old.clone(), method: method.clone(), key: key(8).public_key() };
+    let first = build_update(&controller.document, 1, rotation.patch(&controller.document).unwrap()).unwrap();
+    let source = Arc::new(first.target_document().clone());
+    let patch = json!([{"op": "remove", "path": "/service/0"}]);
+    let second = build_update(&source, 2, patch).unwrap();
+    let second = sign_update(&second, did, &method, &key(8), &mut rng()).unwrap();
+    assert!(cohort.submit(&second).is_ok());
+    assert!(cohort.provide(Submission { update: second.clone(), source: Some((source, 2)) }).is_ok());
+
+    let changed = |change: &dyn Fn(&mut Value)| {
+        let mut update = second.value().clone();
+        change(&mut update);
+        cohort.submit(&SignedUpdate::from_value(update).unwrap())
+    };
+    let (code, detail) = changed(&|update| update["proof"]["proofValue"] = json!("z1")).unwrap_err();
+    assert!(detail.contains("U-11") && code == RejectCode::UpdateVerificationFailed, "{detail}");
+    assert!(changed(&|update| update["proof"]["proofPurpose"] = json!("assertionMethod")).is_err());
+    // The key of the first document cannot be used in the name of a method that it has.
+    let (_, detail) = changed(&|update| update["proof"]["verificationMethod"] = json!(old)).unwrap_err();
+    assert!(detail.contains("U-11"), "{detail}");
+    // A first update starts from a document that the service has.
+    let unsigned = build_update(&controller.document, 1, controller.patch()).unwrap();
+    let mut first = sign_update(&unsigned, did, &old, secret, &mut rng()).unwrap().value().clone();
+    first["proof"]["verificationMethod"] = json!(method);
+    assert!(cohort.submit(&SignedUpdate::from_value(first).unwrap()).unwrap_err().1.contains("U-6"));
 }

@@ -244,7 +244,10 @@ impl Decision<'_> {
     }
 
     /// The document to which an update leads that is signed already.
-    fn verified(&self, update: &SignedUpdate, document: &Value, version: u64) -> Result<Value, String> {
+    ///
+    /// # Errors
+    /// Why no resolver would accept it, in words.
+    pub(super) fn verified(&self, update: &SignedUpdate, document: &Value, version: u64) -> Result<Value, String> {
         let context = UpdateContext { did: self.did, document, version, block: None };
         verify_update(update, &context).map_err(|error| {
             let hint = match error {

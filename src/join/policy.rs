@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Display,
+    io,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -213,12 +215,18 @@ impl MemberPolicy {
     /// # Errors
     /// The update cannot be made.
     pub(super) async fn alone(&self) -> Result<Option<SignedUpdate>, ProgramError> {
-        let refuse =
-            |reason: String| ProgramError::Usage(format!("the update cannot be announced alone: {reason}"));
-        self.resolve().await.map_err(|error| refuse(error.to_string()))?;
+        let text = |reason: &dyn Display| format!("the update cannot be announced alone: {reason}");
+        let refuse = |reason: String| ProgramError::Usage(text(&reason));
+        self.resolve().await.map_err(|error| match error.is_transient() {
+            true => ProgramError::Io { what: "the chain".to_owned(), error: io::Error::other(text(&error)) },
+            false => refuse(error.to_string()),
+        })?;
         let decision = self.decision();
         match decision.next_update() {
-            Some(NextUpdate::Again { update, .. }) => Ok(Some(update)),
+            Some(NextUpdate::Again { update, document, version }) => {
+                decision.verified(&update, &document, version).map_err(refuse)?;
+                Ok(Some(update))
+            }
             Some(NextUpdate::Next { document, version }) => decision.made(&document, version).map_err(refuse),
             Some(NextUpdate::Done { .. } | NextUpdate::Waiting { .. }) | None => Ok(None),
             Some(NextUpdate::Blocked(reason)) => Err(ProgramError::Usage(reason)),

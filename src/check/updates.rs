@@ -94,7 +94,7 @@ pub(super) fn evaluate(view: &View<'_>, chain: &ChainView, report: &mut Report) 
                     report.updates.push(known.state(UpdateStanding::InBlock));
                 }
             }
-            Some(_) => superseded(chain, &known, &listed, deactivated, report),
+            Some(_) => superseded(chain, &known, &listed, (current, deactivated), report),
             None => {
                 let by_others = known.places.iter().any(|place| place.cohort_id.is_some());
                 *versions.entry(known.version).or_default().entry(unsigned).or_default() |= by_others;
@@ -198,8 +198,7 @@ impl Known<'_> {
 
     /// How far it has got that is not in a block.
     fn standing(&self, chain: &ChainView) -> UpdateStanding {
-        let in_mempool = |place: &Place<'_>| chain.unconfirmed.iter().any(|signal| signal.bytes == place.signal);
-        if self.places.iter().any(in_mempool) {
+        if self.places.iter().any(|place| place.is_in_mempool(chain)) {
             UpdateStanding::InMempool
         } else if self.places.iter().any(|place| place.txid.is_some()) {
             UpdateStanding::Signed
@@ -222,29 +221,54 @@ impl Known<'_> {
 
     /// Whether a resolver could still find it: from a coin at an address that the document lists.
     fn may_be_found(&self, chain: &ChainView, listed: &[String]) -> bool {
-        self.places.iter().any(|place| match place.address {
-            // Its controller can announce it from any beacon.
-            None => true,
-            Some(address) => {
-                let coins = chain.coins.as_ref().ok().and_then(|coins| coins.get(address));
-                listed.iter().any(|listed| listed == address)
-                    && coins.is_none_or(|activity| !activity.deposits.is_empty())
-            }
-        })
+        self.places.iter().any(|place| place.is_listed(listed) && place.has_coin(chain))
     }
 }
 
-/// Another update of its version was applied.
-fn superseded(chain: &ChainView, known: &Known<'_>, listed: &[String], deactivated: bool, report: &mut Report) {
+impl Place<'_> {
+    fn is_in_mempool(&self, chain: &ChainView) -> bool {
+        chain.unconfirmed.iter().any(|signal| signal.bytes == self.signal)
+    }
+
+    /// Whether the document lists its address. Its controller can announce a prepared update from any beacon.
+    fn is_listed(&self, listed: &[String]) -> bool {
+        self.address.is_none_or(|address| listed.iter().any(|listed| listed == address))
+    }
+
+    /// Whether there is a coin with which it can be announced there, as far as is known.
+    fn has_coin(&self, chain: &ChainView) -> bool {
+        let Some(address) = self.address else { return true };
+        let coins = chain.coins.as_ref().ok().and_then(|coins| coins.get(address));
+        coins.is_none_or(|activity| !activity.deposits.is_empty())
+    }
+}
+
+/// Another update of its version was applied. A resolver compares the two right after the one that was applied, before any later
+/// version (rules R-6 and R-8). So "deactivated" and "not listed" protect only as facts of the document of that version, which is
+/// known here if it is the current one; where its address is listed later, that is not known.
+fn superseded(
+    chain: &ChainView,
+    known: &Known<'_>,
+    listed: &[String],
+    (current, deactivated): (u64, bool),
+    report: &mut Report,
+) {
     report.updates.push(known.state(UpdateStanding::Superseded));
     let (version, origin) = (known.version, known.origin());
     let cohort = known.places.iter().find_map(|place| place.cohort_id);
-    if deactivated || !known.may_be_found(chain, listed) {
-        let why = if deactivated {
-            "the DID is deactivated"
-        } else {
-            "its cohort's beacon is not in the document, or has no coin to announce it with"
-        };
+    let is_newest = version == current;
+    let harmless = if known.places.iter().any(|place| place.is_in_mempool(chain)) {
+        None
+    } else if !known.places.iter().any(|place| place.has_coin(chain)) {
+        Some("its cohort's beacon has no coin to announce it with")
+    } else if is_newest && deactivated {
+        Some("the DID is deactivated")
+    } else if is_newest && !known.may_be_found(chain, listed) {
+        Some("its cohort's beacon is not in the document, or has no coin to announce it with")
+    } else {
+        None
+    };
+    if let Some(why) = harmless {
         let text = format!(
             "an update of version {version}, {origin}, is superseded by another one; {why}: it does no harm now"
         );
@@ -253,13 +277,23 @@ fn superseded(chain: &ChainView, known: &Known<'_>, listed: &[String], deactivat
     }
     let signed = known.places.iter().find_map(|place| place.txid);
     let how = match signed {
+        _ if known.places.iter().any(|place| place.is_in_mempool(chain)) => {
+            "a transaction in the mempool announces it".to_owned()
+        }
         Some(txid) => format!(
             "its transaction {txid} is signed, so that anyone who has it can announce it while its coin is unspent"
         ),
         None => "it may still be announced".to_owned(),
     };
+    let later = match is_newest {
+        true => "",
+        false => {
+            ". That the document changed later, or deactivates the DID, does not protect it: resolvers compare the two first"
+        }
+    };
     let text = format!(
-        "another update of version {version}, {origin}, is superseded, but {how}: if it is, the DID never resolves again (rule R-8)"
+        "another update of version {version}, {origin}, is superseded, but {how}: if it is confirmed, the DID never resolves again (rule \
+         R-8){later}"
     );
     let advice =
         "never announce it; once the coin of its cohort is spent by another confirmed transaction it is harmless";

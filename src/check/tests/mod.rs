@@ -170,6 +170,43 @@ fn what_may_still_be_announced_is_named() {
 }
 
 #[test]
+fn a_later_version_does_not_protect_from_an_older_conflict() {
+    for patch in [
+        json!({ "op": "add", "path": "/deactivated", "value": true }),
+        json!({ "op": "remove", "path": "/service/3" }),
+    ] {
+        let mut world = World::new();
+        let address = output().address().to_owned();
+        let add = world.advance(add_beacon_service_patch(&world.did, "CASBeacon", &address));
+        world.singleton(&add, 60);
+        let other = world.note("approved in a cohort");
+        let third = world.advance(json!([{ "op": "add", "path": "/note", "value": "applied" }]));
+        world.singleton(&third, 50);
+        world.coins.insert(address.clone(), coins(&[190]));
+        let fourth = world.advance(json!([patch]));
+        let (_, signal) = world.round("cohort", Some(&other));
+        // The cohort's update would be compared with the document of version 3, which lists its beacon.
+        world.singleton(&fourth, 40);
+        let superseded = one(&world.report(), Code::SupersededUpdate).clone();
+        assert_eq!((superseded.status, superseded.about.version), (Status::Warning, Some(3)), "{superseded:?}");
+        // As the resolver itself has it.
+        world.announce(&address, &DocumentHash::from_bytes(*signal.as_bytes()), 7);
+        assert!(one(&world.report(), Code::DoesNotResolve).text.contains("LATE_PUBLISHING"));
+        world.signals.pop();
+        // Without a coin nobody can announce it.
+        world.coins.insert(address, coins(&[]));
+        assert_eq!(one(&world.report(), Code::SupersededUpdate).status, Status::Ok);
+    }
+    // Of the newest version it is the current document that counts.
+    let mut world = World::new();
+    let other = world.note("approved in a cohort");
+    let last = world.advance(json!([{ "op": "add", "path": "/deactivated", "value": true }]));
+    world.singleton(&last, 10);
+    world.round("cohort", Some(&other));
+    assert_eq!(one(&world.report(), Code::SupersededUpdate).status, Status::Ok);
+}
+
+#[test]
 fn a_deactivated_did_needs_its_data_and_nothing_else() {
     let mut world = World::new();
     let pending = world.note("pending");

@@ -80,7 +80,7 @@ pub(super) fn evaluate(view: &View<'_>, chain: &ChainView, report: &mut Report) 
         .collect();
     let open =
         known(view, vault).into_iter().filter(|known| !settled.values().any(|hash| hash == known.update.hash()));
-    // By version, all whose unsigned forms differ, and whether others than the controller can announce them.
+    // By version, all whose unsigned forms differ, and whether the controller cannot leave them unannounced any more.
     let mut versions: BTreeMap<u64, BTreeMap<DocumentHash, bool>> = BTreeMap::new();
     for known in open {
         let Ok(unsigned) = known.update.unsigned_hash() else { continue };
@@ -96,7 +96,9 @@ pub(super) fn evaluate(view: &View<'_>, chain: &ChainView, report: &mut Report) 
             }
             Some(_) => superseded(chain, &known, &listed, (current, deactivated), report),
             None => {
-                let by_others = known.places.iter().any(|place| place.cohort_id.is_some());
+                // What is in the mempool is announced already.
+                let by_others =
+                    known.places.iter().any(|place| place.cohort_id.is_some() || place.is_in_mempool(chain));
                 *versions.entry(known.version).or_default().entry(unsigned).or_default() |= by_others;
                 pending(view, chain, &known, (document, current, deactivated), &listed, report);
             }
@@ -127,8 +129,8 @@ pub(super) fn evaluate(view: &View<'_>, chain: &ChainView, report: &mut Report) 
 fn contradiction(version: u64, different: &BTreeMap<DocumentHash, bool>) -> Finding {
     let by_others = different.values().filter(|by_others| **by_others).count();
     let text = format!(
-        "the vault has {} different updates of version {version} that may be announced, {by_others} of them by cohorts: two of them end \
-         the DID",
+        "the vault has {} different updates of version {version} that may be announced, {by_others} of them by cohorts, or announced \
+         in the mempool: two of them end the DID",
         different.len()
     );
     let finding = match by_others {

@@ -207,6 +207,60 @@ fn a_later_version_does_not_protect_from_an_older_conflict() {
 }
 
 #[test]
+fn what_is_in_the_mempool_is_judged_as_a_resolver_would() {
+    // Its data is missing: the update itself, or the update behind an announcement.
+    let mut world = World::new();
+    let address = output().address().to_owned();
+    let add = world.advance(add_beacon_service_patch(&world.did, "CASBeacon", &address));
+    world.singleton(&add, 60);
+    world.export(1_900_000_000);
+    let update = world.note("third");
+    let (_, signal) = world.round("cohort", Some(&update));
+    world.wait(&address, &DocumentHash::from_bytes(*signal.as_bytes()));
+    assert!(with(&world.report(), Code::UnconfirmedMissingData).is_empty());
+    assert_eq!(world.report().updates[0].standing, UpdateStanding::InMempool);
+    world.files = world.vault.sidecar(&world.did).data;
+    world.files["updates"] = json!([add.value()]);
+    world.vault.entries.clear();
+    let report = world.report();
+    let missing = one(&report, Code::UnconfirmedMissingData);
+    assert_eq!((missing.status, missing.about.txid), (Status::Warning, Some(txid(1))));
+    assert!(missing.text.contains(&update.hash().to_string()), "{missing:?}");
+
+    // A second update of a version: of one that was applied, and of one that is prepared.
+    let mut world = World::new();
+    let other = world.note("other");
+    let update = world.advance(json!([{ "op": "add", "path": "/note", "value": "second" }]));
+    world.vault.prepared = vec![update.clone(), other.clone()];
+    world.wait(&world.own(), other.hash());
+    assert_eq!(one(&world.report(), Code::Contradiction).status, Status::Warning);
+    world.wait(&world.own(), update.hash());
+    let report = world.report();
+    assert_eq!(one(&report, Code::Contradiction).status, Status::Problem);
+    assert!(one(&report, Code::WillNotResolve).text.contains("LATE_PUBLISHING"));
+    world.mempool.pop();
+    world.announce(&world.own(), update.hash(), 10);
+    let report = world.report();
+    assert_eq!((report.status, one(&report, Code::WillNotResolve).status), (Status::Problem, Status::Problem));
+    assert!(one(&report, Code::SupersededUpdate).text.contains("mempool"));
+
+    // An update that does not fit, and what changes nothing.
+    let mut world = World::new();
+    let mut strange = world.note("strange").value().clone();
+    strange["sourceHash"] = json!(DocumentHash::from_bytes([1; 32]));
+    let strange = SignedUpdate::from_value(strange).unwrap();
+    world.wait(&world.own(), strange.hash());
+    world.vault.prepared.push(strange);
+    assert!(one(&world.report(), Code::WillNotResolve).text.contains("INVALID_DID_UPDATE"));
+    let mut world = World::new();
+    let update = world.advance(json!([{ "op": "add", "path": "/note", "value": "second" }]));
+    world.singleton(&update, 10);
+    world.wait(&world.own(), update.hash());
+    world.export(1_900_000_000);
+    assert_eq!(world.report().status, Status::Ok);
+}
+
+#[test]
 fn a_deactivated_did_needs_its_data_and_nothing_else() {
     let mut world = World::new();
     let pending = world.note("pending");

@@ -171,7 +171,7 @@ async fn recover_into(
     state: &State,
     inspector: &mut Inspector,
 ) -> Result<Recovery, VaultFailure> {
-    let (did, min_conf) = (&args.did, args.sources.min_conf);
+    let (did, min_conf, now) = (&args.did, args.sources.min_conf, Clock::system().now());
     if let Some(owner) = storage::member_of(state).await?
         && owner != did.as_str()
     {
@@ -182,7 +182,7 @@ async fn recover_into(
     let mut given = inspector.files().clone();
     let refuse = |error| VaultFailure::Chain(format!("the vault: {error}"));
     given.add_vault(&before, did, "the state directory").map_err(refuse)?;
-    let view = inspector.read(&given, min_conf).await.map_err(VaultFailure::Chain)?;
+    let view = inspector.read(&given, now, min_conf).await.map_err(VaultFailure::Chain)?;
     for resolution in [&view.settled, &view.young] {
         if let Err(error) = &resolution.outcome
             && error.code() == ErrorCode::InternalError
@@ -208,7 +208,7 @@ async fn recover_into(
     problems.extend(after.problems.iter().cloned());
     let mut given = Given::default();
     given.add_vault(&after, did, "the state directory").map_err(refuse)?;
-    let alone = inspector.without_sources().read(&given, min_conf).await.map_err(VaultFailure::Chain)?;
+    let alone = inspector.without_sources().read(&given, now, min_conf).await.map_err(VaultFailure::Chain)?;
     Ok(Recovery { collected, was_empty: before.is_empty(), alone, problems })
 }
 

@@ -83,7 +83,7 @@ fn does_not_resolve(error: &ResolutionError, missing: &[Missing], report: &mut R
         _ => "`resolve DID --explain` shows every signal, and what is wrong with its data",
     };
     let text = format!("the DID does not resolve: {}: {error}", error.code());
-    report.add(Finding::problem(Code::DoesNotResolve, text).advice(advice));
+    report.add(Finding::problem(Code::DoesNotResolve, text).state(error.code()).advice(advice));
     for missing in missing {
         report.add(about(missing, Finding::problem(Code::MissingData, text_of(missing))));
     }
@@ -124,7 +124,7 @@ fn young(chain: &ChainView, settled: &[Missing], min_conf: u32, report: &mut Rep
                 error.code()
             );
             let advice = "only a reorganization of the chain could prevent it: `resolve DID --min-conf 1 --explain` shows the signal";
-            report.add(Finding::problem(Code::WillNotResolve, text).advice(advice));
+            report.add(Finding::problem(Code::WillNotResolve, text).state(error.code()).advice(advice));
         }
         Err(_) => {}
     }
@@ -195,7 +195,7 @@ fn unconfirmed(chain: &ChainView, next: &Resolution, report: &mut Report) {
                 );
                 let advice = "only if another transaction spends its coin first it is not confirmed: if the coin is yours, spend it with a \
                               higher fee (`singleton bump` does not help: it announces the same); otherwise ask the cohort's operator now";
-                report.add(Finding::problem(Code::WillNotResolve, text).advice(advice));
+                report.add(Finding::problem(Code::WillNotResolve, text).state(error.code()).advice(advice));
             }
         },
         _ => {}

@@ -21,8 +21,9 @@ use crate::{
 const ALONE: &str = "singleton";
 
 /// How far an update has got, as the vault and the chain show it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, strum::Display)]
 #[serde(rename_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case")]
 pub enum UpdateStanding {
     /// It was given to its controller, to be announced without a cohort: possibly announced.
     Prepared,
@@ -274,7 +275,9 @@ fn superseded(
         let text = format!(
             "an update of version {version}, {origin}, is superseded by another one; {why}: it does no harm now"
         );
-        report.add(Finding::ok(Code::SupersededUpdate, text).version(version).cohort(cohort));
+        report.add(
+            Finding::ok(Code::SupersededUpdate, text).version(version).hash(*known.update.hash()).cohort(cohort),
+        );
         return;
     }
     let signed = known.places.iter().find_map(|place| place.txid);
@@ -299,7 +302,13 @@ fn superseded(
     );
     let advice =
         "never announce it; once the coin of its cohort is spent by another confirmed transaction it is harmless";
-    report.add(Finding::warning(Code::SupersededUpdate, text).version(version).cohort(cohort).advice(advice));
+    report.add(
+        Finding::warning(Code::SupersededUpdate, text)
+            .version(version)
+            .hash(*known.update.hash())
+            .cohort(cohort)
+            .advice(advice),
+    );
 }
 
 /// It leads to a version that no block has yet.
@@ -326,7 +335,8 @@ fn pending(
     let text = format!("an update of version {version}, {origin}, is {stands}");
     if deactivated {
         let text = format!("{text}; the DID is deactivated, so that it cannot apply any more and does no harm");
-        report.add(Finding::ok(Code::PendingUpdate, text).version(version).cohort(cohort));
+        report
+            .add(Finding::ok(Code::PendingUpdate, text).version(version).hash(*known.update.hash()).cohort(cohort));
         return;
     }
     let context = UpdateContext { did: view.did, document, version: current, block: None };
@@ -342,12 +352,16 @@ fn pending(
             }
             _ => Finding::warning(Code::CannotApply, text),
         };
-        report.add(finding.version(version).cohort(cohort).advice(advice));
+        report.add(finding.version(version).hash(*known.update.hash()).cohort(cohort).advice(advice));
         return;
     }
     let elsewhere =
         known.places.iter().all(|place| place.address.is_some_and(|address| !listed.iter().any(|l| l == address)));
-    let mut finding = Finding::ok(Code::PendingUpdate, text).version(version).cohort(cohort);
+    let mut finding = Finding::ok(Code::PendingUpdate, text)
+        .state(standing)
+        .version(version)
+        .hash(*known.update.hash())
+        .cohort(cohort);
     if elsewhere {
         finding = finding.advice(
             "no beacon of the current document is one of that cohort, so that resolvers do not find it there: announce the same \

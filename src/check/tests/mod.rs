@@ -372,18 +372,77 @@ fn an_unreachable_chain_is_not_ok() {
     assert!(one(&report, Code::Chain).text.contains("no answer"));
 }
 
+fn codes(notices: Vec<CheckNotice>) -> Vec<String> {
+    let name = |notice: &CheckNotice| {
+        let json = serde_json::to_value(notice).unwrap();
+        format!("{} {}", json["event"].as_str().unwrap(), json["code"].as_str().unwrap())
+    };
+    notices.iter().map(name).collect()
+}
+
+#[test]
+fn what_could_not_be_asked_is_not_cleared() {
+    let mut world = World::new();
+    let mut changes = Changes::default();
+    let (second, other) = (world.note("second"), world.note("other"));
+    world.round("cohort", Some(&second));
+    world.round("another-cohort", Some(&other));
+    let found = codes(changes.since(&world.report()));
+    assert!(found.contains(&"finding contradiction".to_owned()), "{found:?}");
+    // The chain does not answer: only that is new. When it answers again, only that is cleared.
+    let unknown = evaluate(&world.view(Err("no answer")));
+    assert_eq!(codes(changes.since(&unknown)), ["finding chain"]);
+    assert_eq!(codes(changes.since(&unknown)), [""; 0]);
+    assert_eq!(codes(changes.since(&world.report())), ["finding-cleared chain"]);
+    // The DID does not resolve, so that its updates are not compared.
+    world.announce(&world.own(), &DocumentHash::from_bytes([1; 32]), 7);
+    let found = codes(changes.since(&world.report()));
+    assert_eq!(found, ["finding does-not-resolve", "finding missing-data"]);
+    world.signals.pop();
+    let found = codes(changes.since(&world.report()));
+    let resolves = ["finding resolves", "finding-cleared does-not-resolve", "finding-cleared missing-data"];
+    assert_eq!(found, resolves);
+    world.vault.entries.pop();
+    let found = codes(changes.since(&world.report()));
+    assert_eq!(found, ["finding-cleared contradiction"]);
+}
+
+#[test]
+fn every_update_and_each_of_its_steps_is_an_event() {
+    let mut world = World::new();
+    let mut changes = Changes::default();
+    let pending =
+        |notices: Vec<CheckNotice>| codes(notices).iter().filter(|code| code.ends_with("-update")).count();
+    // Two of one version, without a cohort.
+    world.vault.prepared = vec![world.note("second"), world.note("other")];
+    assert_eq!(pending(changes.since(&world.report())), 2);
+    let second = world.vault.prepared[0].clone();
+    world.round("cohort", Some(&second));
+    assert_eq!(pending(changes.since(&world.report())), 1, "approved");
+    world.vault.entries[0].txid = Some(txid(50));
+    assert_eq!(pending(changes.since(&world.report())), 1, "signed");
+    world.wait(&world.own(), second.hash());
+    assert_eq!(pending(changes.since(&world.report())), 1, "in the mempool");
+    assert_eq!(pending(changes.since(&world.report())), 0);
+    // Another error, of the same question.
+    let mut world = World::new();
+    let mut changes = Changes::default();
+    let second = world.advance(json!([{ "op": "add", "path": "/note", "value": "second" }]));
+    world.announce(&world.own(), second.hash(), 20);
+    changes.since(&world.report());
+    let conflict = World::new().note("other");
+    world.vault.prepared = vec![second, conflict.clone()];
+    world.announce(&world.own(), conflict.hash(), 10);
+    let found = codes(changes.since(&world.report()));
+    assert!(found.contains(&"finding does-not-resolve".to_owned()), "{found:?}");
+    assert!(!found.contains(&"finding-cleared does-not-resolve".to_owned()), "{found:?}");
+}
+
 #[test]
 fn only_changes_are_events() {
     let mut world = World::new();
     let update = world.advance(json!([{ "op": "add", "path": "/note", "value": "second" }]));
     let mut changes = Changes::default();
-    let codes = |notices: Vec<CheckNotice>| -> Vec<String> {
-        let name = |notice: &CheckNotice| {
-            let json = serde_json::to_value(notice).unwrap();
-            format!("{} {}", json["event"].as_str().unwrap(), json["code"].as_str().unwrap())
-        };
-        notices.iter().map(name).collect()
-    };
     assert_eq!(codes(changes.since(&world.report())), ["finding resolves", "finding signing-key"]);
     assert_eq!(codes(changes.since(&world.report())), [""; 0]);
     world.announce(&world.own(), update.hash(), 3);

@@ -12,7 +12,7 @@ use crate::{
         hash::{DocumentHash, SignalBytes},
         id::CohortId,
         resolution::{Event, beacons},
-        update::{SignedUpdate, UpdateContext, verify_update},
+        update::{BlockTimes, SignedUpdate, UpdateContext, UpdateError, verify_update, violations},
     },
     vault::{VaultContents, target},
 };
@@ -62,6 +62,8 @@ struct Place<'a> {
     address: Option<&'a str>,
     signal: SignalBytes,
     txid: Option<Txid>,
+    /// Whether `vault recover` found it announced: then it was not only prepared.
+    was_recovered: bool,
 }
 
 struct Known<'a> {
@@ -79,8 +81,9 @@ pub(super) fn evaluate(view: &View<'_>, chain: &ChainView, report: &mut Report) 
         .flatten()
         .map(|beacon| beacon.address.to_string())
         .collect();
-    let open =
-        known(view, vault).into_iter().filter(|known| !settled.values().any(|hash| hash == known.update.hash()));
+    let (known, disproved) = known(view, vault, chain);
+    disproved.into_iter().for_each(|finding| report.add(finding));
+    let open = known.into_iter().filter(|known| !settled.values().any(|hash| hash == known.update.hash()));
     // By version, all whose unsigned forms differ, and whether the controller cannot leave them unannounced any more.
     let mut versions: BTreeMap<u64, BTreeMap<DocumentHash, bool>> = BTreeMap::new();
     for known in open {
@@ -144,14 +147,24 @@ fn contradiction(version: u64, different: &BTreeMap<DocumentHash, bool>) -> Find
     )
 }
 
-/// The updates of the vault, each with every place from which it may be announced.
-fn known<'a>(view: &View<'a>, vault: &'a VaultContents) -> Vec<Known<'a>> {
+/// The updates of the vault, each with every place from which it may be announced; and which statements of the controller, that an
+/// update will never be announced, are not true.
+fn known<'a>(view: &View<'a>, vault: &'a VaultContents, chain: &ChainView) -> (Vec<Known<'a>>, Vec<Finding>) {
     let mut found: BTreeMap<DocumentHash, Known<'a>> = BTreeMap::new();
+    let mut disproved = Vec::new();
     let superseded = |name: &str| view.terms.superseded.iter().any(|cohort_id| cohort_id.as_str() == name);
     let mut add = |update: &'a SignedUpdate, place: Place<'a>| {
         let Some(version) = update.target_version() else { return };
-        if superseded(place.cohort_id.map_or(ALONE, CohortId::as_str)) {
-            return;
+        let name = place.cohort_id.map_or(ALONE, CohortId::as_str);
+        if superseded(name) && !place.was_recovered {
+            let Some((txid, at)) = place.announced(chain) else { return };
+            let text = format!(
+                "--supersede {name} states that the update of version {version} will never be announced there, but transaction {txid} {at} \
+                 announces it: it counts"
+            );
+            let finding = Finding::warning(Code::Contradiction, text).version(version).hash(*update.hash());
+            let advice = "take --supersede away for it, and never sign another update of that version";
+            disproved.push(finding.txid(txid).cohort(place.cohort_id).advice(advice));
         }
         let known = found.entry(*update.hash()).or_insert_with(|| Known { version, update, places: Vec::new() });
         known.places.push(place);
@@ -166,17 +179,19 @@ fn known<'a>(view: &View<'a>, vault: &'a VaultContents) -> Vec<Known<'a>> {
                     address: Some(record.output.address()),
                     signal: record.signal,
                     txid: entry.txid,
+                    was_recovered: false,
                 },
             );
         }
     }
     for update in vault.prepared.iter().filter(|update| target(update).is_none_or(|did| did == *view.did)) {
         let signal = SignalBytes::from_bytes(*update.hash().as_bytes());
-        add(update, Place { cohort_id: None, address: None, signal, txid: None });
+        let was_recovered = vault.was_recovered(update.hash());
+        add(update, Place { cohort_id: None, address: None, signal, txid: None, was_recovered });
     }
     let mut known: Vec<_> = found.into_values().collect();
     known.sort_by_key(|known| known.version);
-    known
+    (known, disproved)
 }
 
 /// The updates that made each version.
@@ -231,6 +246,21 @@ impl Known<'_> {
 impl Place<'_> {
     fn is_in_mempool(&self, chain: &ChainView) -> bool {
         chain.unconfirmed.iter().any(|signal| signal.bytes == self.signal)
+    }
+
+    /// The transaction that announces it, in a block or in the mempool.
+    fn announced(&self, chain: &ChainView) -> Option<(Txid, String)> {
+        let in_block = chain.young.history.iter().find_map(|event| match event {
+            Event::Signal { signal, .. } if signal.bytes == self.signal => {
+                Some((signal.txid, format!("in block {}", signal.block.height)))
+            }
+            _ => None,
+        });
+        let waiting = || {
+            let signal = chain.unconfirmed.iter().find(|signal| signal.bytes == self.signal)?;
+            Some((signal.txid, "in the mempool".to_owned()))
+        };
+        in_block.or_else(waiting)
     }
 
     /// Whether the document lists its address. Its controller can announce a prepared update from any beacon.
@@ -311,6 +341,31 @@ fn superseded(
     );
 }
 
+/// An update that no resolver applies: others can announce it once it is signed.
+fn cannot_apply(
+    known: &Known<'_>,
+    chain: &ChainView,
+    standing: UpdateStanding,
+    listed: &[String],
+    text: String,
+) -> Finding {
+    match standing {
+        UpdateStanding::Signed | UpdateStanding::InMempool if known.may_be_found(chain, listed) => {
+            Finding::problem(Code::CannotApply, text)
+        }
+        _ => Finding::warning(Code::CannotApply, text),
+    }
+    .state(standing)
+}
+
+/// The `expires` of an update that is before the tip's median time: that of no later block is earlier.
+fn expired<'a>(known: &Known<'a>, context: UpdateContext<'_>, chain: &ChainView) -> Option<&'a str> {
+    let block = BlockTimes { time: u32::MAX, mediantime: chain.tip?.median_time };
+    let broken = violations(known.update, &UpdateContext { block: Some(block), ..context });
+    let has_expired = broken.iter().any(|error| matches!(error, UpdateError::ExpiredInBlock));
+    known.update.value().pointer("/proof/expires")?.as_str().filter(|_| has_expired)
+}
+
 /// It leads to a version that no block has yet.
 fn pending(
     view: &View<'_>,
@@ -340,18 +395,26 @@ fn pending(
         return;
     }
     let context = UpdateContext { did: view.did, document, version: current, block: None };
+    if let Some(expired) = expired(known, context, chain) {
+        let text = format!("{text}, but it has expired ({expired}): no resolver applies it any more (rule U-10)");
+        let advice =
+            "if it is announced at a beacon of the document, the DID never resolves again: do not announce it";
+        report.add(
+            cannot_apply(known, chain, standing, listed, text)
+                .version(version)
+                .hash(*known.update.hash())
+                .cohort(cohort)
+                .advice(advice),
+        );
+        return;
+    }
     if version == current + 1
         && let Err(error) = verify_update(known.update, &context)
     {
         let text = format!("{text}, but it cannot apply to the current document: {error}");
         let advice =
             "if it is announced at a beacon of the document, the DID never resolves again: do not announce it";
-        let finding = match standing {
-            UpdateStanding::Signed | UpdateStanding::InMempool if known.may_be_found(chain, listed) => {
-                Finding::problem(Code::CannotApply, text)
-            }
-            _ => Finding::warning(Code::CannotApply, text),
-        };
+        let finding = cannot_apply(known, chain, standing, listed, text);
         report.add(finding.version(version).hash(*known.update.hash()).cohort(cohort).advice(advice));
         return;
     }

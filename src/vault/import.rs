@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Recovered, VaultContents, VaultDocument, recovered, target,
+    Recovered, RecoveredKind, VaultContents, VaultDocument, recovered, target,
     verify::{Invalid, Part, Verification, verify},
 };
 use crate::{
@@ -200,7 +200,10 @@ fn check_contradictions(
         for (position, contents) in [incoming, existing].into_iter().enumerate() {
             for (update, cohort_id) in updates(contents, did) {
                 let named = cohort_id.map_or(ALONE, CohortId::as_str);
-                if superseded.iter().any(|superseded| superseded.as_str() == named) {
+                // What was found announced is not one that was prepared, and never announced.
+                let is_announced = cohort_id.is_none()
+                    && [incoming, existing].iter().any(|contents| contents.was_recovered(update.hash()));
+                if !is_announced && superseded.iter().any(|superseded| superseded.as_str() == named) {
                     continue;
                 }
                 let (Some(version), Ok(unsigned)) = (update.target_version(), update.unsigned_hash()) else {
@@ -248,6 +251,12 @@ pub(crate) async fn apply(state: &State, plan: &Plan) -> Result<(), ProgramError
         storage::prepare(state, update).await?;
     }
     for one in &plan.recovered {
+        // No other one of its version is signed from now on.
+        if let RecoveredKind::Update = one.kind
+            && let Ok(update) = SignedUpdate::from_value(one.data.clone())
+        {
+            storage::prepare(state, &update).await?;
+        }
         recovered::store(state, one).await.map_err(|error| ProgramError::State(error.to_string()))?;
     }
     Ok(())

@@ -224,6 +224,12 @@ impl VaultContents {
         entries.chain(prepared).chain(self.recovered.iter().map(|recovered| recovered.did.clone())).collect()
     }
 
+    /// Whether `vault recover` found this update announced: it was not only prepared.
+    pub fn was_recovered(&self, update: &DocumentHash) -> bool {
+        let mut updates = self.recovered.iter().filter(|recovered| recovered.kind == RecoveredKind::Update);
+        updates.any(|recovered| digest(&recovered.data) == *update)
+    }
+
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.prepared.is_empty() && self.recovered.is_empty()

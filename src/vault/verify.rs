@@ -149,6 +149,13 @@ fn check_recovered(Recovered { did, kind, data }: &Recovered) -> Result<(), Stri
                 document::initial_document(did, Some(data)).map(drop).map_err(|error| error.to_string())
             }
         },
+        RecoveredKind::Update => {
+            let update = SignedUpdate::from_value(data.clone()).map_err(|error| error.to_string())?;
+            match target(&update) {
+                Some(of) if of == *did => Ok(()),
+                _ => Err("an update of another DID (rule U-4)".to_owned()),
+            }
+        }
         // Which signal it belongs to is known by its hash only.
         RecoveredKind::CasUpdate if data.is_object() => Ok(()),
         RecoveredKind::CasUpdate => Err("not a CAS Announcement: it is not an object (rule C-1)".to_owned()),

@@ -8,7 +8,7 @@ use self::world::{World, coins, id, output, txid};
 use super::*;
 use crate::{
     protocol::{key::SecretKey, update::add_beacon_service_patch},
-    vault::backups::Restoration,
+    vault::{Recovered, backups::Restoration},
 };
 
 fn with(report: &Report, code: Code) -> Vec<&Finding> {
@@ -258,6 +258,49 @@ fn what_is_in_the_mempool_is_judged_as_a_resolver_would() {
     world.wait(&world.own(), update.hash());
     world.export(1_900_000_000);
     assert_eq!(world.report().status, Status::Ok);
+}
+
+#[test]
+fn an_announced_update_is_not_superseded_by_a_statement() {
+    let mut world = World::new();
+    let (second, other) = (world.note("second"), world.note("other"));
+    let (_, signal) = world.round("cohort", Some(&second));
+    world.round("another-cohort", Some(&other));
+    world.terms.superseded = vec![id("cohort")];
+    assert!(with(&world.report(), Code::Contradiction).is_empty());
+    world.wait(&world.own(), &DocumentHash::from_bytes(*signal.as_bytes()));
+    let report = world.report();
+    let found = with(&report, Code::Contradiction);
+    assert!(
+        found[0].text.contains("--supersede cohort states") && found[0].about.txid == Some(txid(0)),
+        "{found:?}"
+    );
+    assert_eq!((found.len(), found[1].status), (2, Status::Problem));
+    // `singleton` is for those that were only prepared.
+    let mut world = World::new();
+    world.vault.prepared = vec![second.clone(), other];
+    world.terms.superseded = vec![id("singleton")];
+    assert!(world.report().updates.is_empty());
+    world.vault.recovered.push(Recovered::update(&world.did, &second));
+    assert_eq!(world.report().updates[0].hash, *second.hash());
+}
+
+#[test]
+fn an_expired_update_cannot_apply() {
+    let mut world = World::new();
+    let mut update = world.note("second").value().clone();
+    for (expires, expected) in [("2030-03-17T17:46:40Z", 0), ("2030-03-17T17:46:39Z", 1)] {
+        update["proof"]["expires"] = json!(expires);
+        world.vault.prepared = vec![SignedUpdate::from_value(update.clone()).unwrap()];
+        let report = world.report();
+        let found = with(&report, Code::CannotApply);
+        // The signature is not over `expires`; the median time of the tip is 1900000000.
+        assert_eq!(
+            found.iter().filter(|finding| finding.text.contains("expired")).count(),
+            expected,
+            "{report:#?}"
+        );
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::{
     actors::state::vault::VaultEntry,
     error::ProgramError,
     protocol::{did::Did, id::CohortId},
-    vault::{self, ReadError, Sources, WriteError, import::Refusal},
+    vault::{self, ReadError, RecoveredKind, Sources, WriteError, import::Refusal},
 };
 
 #[derive(Debug, Args)]
@@ -168,9 +168,11 @@ async fn list(args: &ListArgs) -> Result<ExitCode, VaultFailure> {
         for update in contents.prepared.iter().filter(|update| vault::target(update).as_ref() == Some(&did)) {
             let version =
                 update.target_version().map_or_else(String::new, |version| format!("version {version}  "));
-            out!("  without a cohort  {version}update {}", update.hash());
+            let announced = if contents.was_recovered(update.hash()) { ", found announced" } else { "" };
+            out!("  without a cohort  {version}update {}{announced}", update.hash());
         }
-        match contents.recovered.iter().filter(|recovered| recovered.did == did).count() {
+        let documents = contents.recovered.iter().filter(|one| one.did == did && one.kind != RecoveredKind::Update);
+        match documents.count() {
             0 => {}
             count => out!("  recovered announcements, proofs and genesis documents: {count}"),
         }

@@ -34,7 +34,7 @@ use crate::{
     resolve::Given,
     storage,
     vault::{
-        self, VaultContents,
+        self, Recovered, VaultContents,
         backups::{Backup, Backups, Restoration},
         collect::{AtHand, Collected, Wanted, collect},
         inbox, read_open, recovered,
@@ -199,9 +199,10 @@ async fn recover_into(
         // It is announced: no other one of its version is signed from now on.
         storage::prepare(state, update).await?;
     }
-    for document in &collected.documents {
+    let updates = collected.updates.values().map(|update| Recovered::update(did, update));
+    for document in collected.documents.iter().cloned().chain(updates) {
         let refuse = |error: crate::actors::state::StateError| ProgramError::State(error.to_string());
-        recovered::store(state, document).await.map_err(refuse)?;
+        recovered::store(state, &document).await.map_err(refuse)?;
     }
     let after = contents(state, did).await?;
     let mut problems = view.problems;

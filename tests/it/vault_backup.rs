@@ -112,6 +112,8 @@ async fn an_encrypted_export_needs_its_passphrase() {
     };
     let export = ["vault", "export", &file, "--state", &state, "--encrypt"];
     contains(&with(&export, "").await.stderr, &["BTCR2_PASSPHRASE"]);
+    contains(&with(&export, "\n").await.stderr, &["the passphrase is empty"]);
+    assert!(!Path::new(&file).exists());
     with(&export, "correct horse").await.succeeded();
     assert!(fs::read(&file).unwrap().starts_with(b"age-encryption.org/"));
     let other = path(&directory, "other");

@@ -77,10 +77,8 @@ pub(super) async fn export(args: &ExportArgs) -> Result<ExitCode, VaultFailure> 
         out!("{}", document.to_json()?);
         return Ok(complete(&damaged));
     };
-    let passphrase = match args.encrypt {
-        true => Some(passphrase::passphrase("Passphrase for the new file: ").ok_or(VaultFailure::NoPassphrase)?),
-        false => None,
-    };
+    let passphrase =
+        args.encrypt.then(|| passphrase::new_passphrase("Passphrase for the new file: ")).transpose()?;
     document.write(path, passphrase)?;
     // What was read back is equal to it.
     let (hash, contents) = (document.hash, document.into_contents());

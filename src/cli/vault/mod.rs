@@ -13,6 +13,7 @@ use super::{Failure, WRONG_CALL, check::CheckFailure, fail, resolve::ResolveFail
 use crate::{
     actors::state::vault::VaultEntry,
     error::ProgramError,
+    passphrase::NewPassphraseError,
     protocol::{did::Did, id::CohortId},
     vault::{self, ReadError, RecoveredKind, Sources, WriteError, import::Refusal},
 };
@@ -102,8 +103,8 @@ pub(super) enum VaultFailure {
     Export(#[from] WriteError),
     #[error("{}: {refusal}", path.display())]
     Refused { path: PathBuf, refusal: Box<Refusal> },
-    #[error("--encrypt: give a passphrase in the environment variable BTCR2_PASSPHRASE, or run this in a terminal")]
-    NoPassphrase,
+    #[error(transparent)]
+    NewPassphrase(#[from] NewPassphraseError),
     #[error("--encrypt: give the FILE to write")]
     NoFile,
     #[error(transparent)]

@@ -39,7 +39,7 @@ pub enum Refusal {
     SeveralDids(String),
     /// The directory is another DID's.
     #[error(
-        "the state directory belongs to {owner}, and the file has entries of {found}: give another --state DIR"
+        "the state directory belongs to {owner}, or has data of it, and the file has entries of {found}: give another --state DIR"
     )]
     OtherDid {
         /// Of the directory.
@@ -104,6 +104,8 @@ pub struct Plan {
     pub entries: Vec<VaultEntry>,
     /// Updates that were prepared without a cohort, and are new.
     pub prepared: Vec<SignedUpdate>,
+    /// Whether the directory's list of prepared updates is damaged, and the file's is stored in its place.
+    pub replaces_prepared: bool,
     /// Recovered documents that are new.
     pub recovered: Vec<Recovered>,
     /// How many parts of the file are there already, with the same or newer contents.
@@ -131,6 +133,12 @@ pub fn plan(existing: &VaultContents, document: VaultDocument, terms: &Terms<'_>
     let mut incoming = document.into_contents().only(terms.did);
     let dids = incoming.dids();
     check_dids(&dids, terms)?;
+    // Also without an owner: nothing that `join` has used, but another import or a recovery.
+    if let Some(other) = existing.dids().into_iter().find(|did| !dids.contains(did))
+        && let Some(found) = dids.first()
+    {
+        return Err(Refusal::OtherDid { owner: other.to_string(), found: found.clone() });
+    }
     let verification = verify(&incoming);
     if let Some(first) = verification.invalid.first()
         && !terms.skips_invalid
@@ -246,6 +254,10 @@ pub(crate) async fn apply(state: &State, plan: &Plan) -> Result<(), ProgramError
         // A damaged one is replaced by its copy.
         vault.repair(entry.clone()).await.map_err(refuse)?;
         vault.put(entry.clone()).await.map_err(refuse)?;
+    }
+    // A list that is damaged is one that the file's replaces: the plan has all of the file's updates then.
+    if plan.replaces_prepared {
+        storage::replace_prepared(state, &plan.prepared).await?;
     }
     for update in &plan.prepared {
         storage::prepare(state, update).await?;

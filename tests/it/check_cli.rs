@@ -1,6 +1,6 @@
 //! `check`, `watch --check` and `vault recover` on a real node.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use bitcoin::{FeeRate, Txid};
 use btcr2_aggregation::{
@@ -15,7 +15,7 @@ use btcr2_aggregation::{
         time::Timestamp,
         update::{SignedUpdate, add_beacon_service_patch},
     },
-    vault::{VaultContents, VaultDocument},
+    vault::{VaultContents, VaultDocument, backups::Backups},
 };
 use clap::ValueEnum;
 use serde_json::{Value, json};
@@ -277,6 +277,10 @@ async fn after_a_loss_stores_are_used_and_the_rest_is_named() {
         "{run:?}"
     );
 
+    // That is a loss too.
+    let known = Backups::of([Path::new(&state)], &alice.author.did).unwrap();
+    assert!(known.restoration.is_some(), "{known:?}");
+
     // The store has everything but the proof, which only its tree's builder and a backup have.
     let run = recover(&["--cas", &store, "--json"]).await;
     let shown: Value = serde_json::from_str(&run.stdout).unwrap();
@@ -402,8 +406,7 @@ async fn watch_reports_changes_of_the_health_beside_a_member() {
 
 #[test]
 fn every_code_is_documented() {
-    let page =
-        fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operating.md")).unwrap();
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operating.md")).unwrap();
     for code in Code::value_variants() {
         let name = code.to_possible_value().unwrap();
         assert!(page.contains(&format!("| `{}` |", name.get_name())), "{code:?}");

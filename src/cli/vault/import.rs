@@ -187,17 +187,18 @@ fn report(args: &ImportArgs, exported_at: Option<Timestamp>, plan: &Plan) {
         out!(
             "{}",
             json!({
-                "new": plan.new_parts(), "known": plan.known, "skipped": plan.skipped.len(),
+                "verified": plan.unverified.is_empty(), "new": plan.new_parts(), "known": plan.known, "skipped": plan.skipped.len(),
                 "unverified": plan.unverified.len(), "dids": plan.dids, "exportedAt": exported,
             })
         );
     } else {
         let state = args.state.display();
-        out!(
-            "verified, and restored into {state}: {} new or completed, {} were there already",
-            plan.new_parts(),
-            plan.known
-        );
+        let (new, known, partly) = (plan.new_parts(), plan.known, plan.unverified.len());
+        let verified = match partly {
+            0 => "verified, and restored".to_owned(),
+            _ => format!("{} verified, {partly} in part only, and restored", (new + known).saturating_sub(partly)),
+        };
+        out!("{verified} into {state}: {new} new or completed, {known} were there already");
     }
     let since = exported.map_or_else(|| "at an unknown time".to_owned(), |date| format!("at {date}"));
     err!(

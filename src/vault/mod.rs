@@ -243,6 +243,17 @@ impl VaultContents {
         records.chain(prepared).chain(self.recovered.iter().map(digest)).collect()
     }
 
+    /// Adds what an earlier read of the same sources had and this one has not, e.g. because an entry was damaged meanwhile.
+    #[must_use]
+    pub fn with_earlier(mut self, earlier: &Self) -> Self {
+        let known: BTreeSet<_> = self.entries.iter().map(VaultEntry::key).collect();
+        self.entries.extend(earlier.entries.iter().filter(|entry| !known.contains(&entry.key())).cloned());
+        self.prepared.extend(earlier.prepared.iter().cloned());
+        self.recovered.extend(earlier.recovered.iter().cloned());
+        self.sort();
+        self
+    }
+
     /// Adds what `other` has.
     fn extend(&mut self, other: Self) {
         self.entries.extend(other.entries);

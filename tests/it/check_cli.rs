@@ -1,10 +1,17 @@
 //! `check`, `watch --check` and `vault recover` on a real node.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use bitcoin::{FeeRate, Txid};
 use btcr2_aggregation::{
-    actors::{runtime::Randomness, state::State},
+    actors::{
+        runtime::Randomness,
+        state::{State, StateError},
+    },
     check::Code,
     protocol::{
         beacon::Aggregation,
@@ -23,7 +30,7 @@ use serde_json::{Value, json};
 use crate::{
     bitcoind_support::beacon::Beacon,
     resolve_cli::{Author, World, ran},
-    support::{Program, Run, contains, path, run_with},
+    support::{PATIENCE, Program, Run, contains, path, run_with},
     vault_support::{aggregated, entry, prepare, store},
 };
 
@@ -375,6 +382,21 @@ async fn the_genesis_document_of_an_external_did_is_recovered() {
     contains(&fs::read_to_string(&vault).unwrap(), &["\"recovered\":[{"]);
 }
 
+/// Makes the list of prepared updates unreadable.
+async fn damage(directory: &str) {
+    let until = Instant::now() + PATIENCE;
+    let state = loop {
+        match State::open(directory) {
+            Err(StateError::Locked { .. }) if Instant::now() < until => {
+                actix_rt::time::sleep(Duration::from_millis(20)).await;
+            }
+            opened => break opened.unwrap(),
+        }
+    };
+    state.table("program").put("prepared", "no JSON").await.unwrap();
+    state.close().await;
+}
+
 #[actix_rt::test]
 async fn watch_reports_changes_of_the_health_beside_a_member() {
     let Some(mut alice) = Controller::new("watch").await else { return };
@@ -402,6 +424,13 @@ async fn watch_reports_changes_of_the_health_beside_a_member() {
     assert_eq!(event["txid"], txid);
     let resolved = watch.seen().iter().filter(|event| event["code"] == "resolves").count();
     assert_eq!(resolved, 2, "changes only: {:#?}", watch.seen());
+    // What cannot be read any more is still known to the program.
+    damage(&alice.state).await;
+    let event = watch.event_where("warning", |event| event["message"].as_str().unwrap().contains("prepared"));
+    contains(event["message"].as_str().unwrap(), &["What was read of it before is still watched"]);
+    watch.event_where("finding", |event| event["code"] == "vault-damaged");
+    let missing = |event: &&Value| event["event"] == "finding" && event["code"] == "young-missing-data";
+    assert_eq!(watch.seen().iter().filter(missing).count(), 1, "{:#?}", watch.seen());
 }
 
 #[test]

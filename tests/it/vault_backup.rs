@@ -190,6 +190,15 @@ fn two_updates_of_one_version_are_not_restored() {
     contains(&text, &["without a cohort (`singleton`)"]);
     let superseded = [CohortId::parse("singleton").unwrap()];
     assert_eq!(refused(&known, &prepared, &Terms { superseded: &superseded, ..terms() }), None);
+    // What was found announced is not superseded with those that were only prepared.
+    let mut announced =
+        VaultContents { prepared: vec![entries[0].record.update.clone().unwrap()], ..VaultContents::default() };
+    assert_eq!(refused(&announced, &prepared, &Terms { superseded: &superseded, ..terms() }), None);
+    announced.recovered = vec![Recovered::update(&author.did, &announced.prepared[0])];
+    for superseded in [&[][..], &superseded[..]] {
+        let terms = Terms { superseded, ..terms() };
+        assert!(refused(&announced, &new, &terms).is_some() && refused(&new, &announced, &terms).is_some());
+    }
     // The same update again is not another one.
     let same = VaultContents { prepared: vec![update], ..VaultContents::default() };
     assert_eq!(refused(&known, &same, &terms()), None);

@@ -77,7 +77,7 @@ pub fn new_passphrase(prompt: &str) -> Result<SecretString, NewPassphraseError> 
         Some(given) => given,
         None if std::io::IsTerminal::is_terminal(&std::io::stdin()) => {
             let first = Zeroizing::new(rpassword::prompt_password(prompt)?);
-            // Nobody has to repeat nothing.
+            // An empty one is refused at once.
             if !first.is_empty() && first != Zeroizing::new(rpassword::prompt_password("The same again: ")?) {
                 return Err(NewPassphraseError::Differs);
             }

@@ -89,6 +89,15 @@ fn does_not_resolve(error: &ResolutionError, missing: &[Missing], report: &mut R
     }
 }
 
+/// What to do where the data is wrong, and not what is announced.
+const WRONG_DATA: &str = "the data at hand is wrong, e.g. another member's SMT proof: find the DID's own, as for missing data (a backup of the \
+                          vault, your file of `join --out`)";
+
+/// Whether other data could help: everything else follows from what is announced.
+const fn is_of_data(error: &ResolutionError) -> bool {
+    matches!(error, ResolutionError::SmtProof { .. } | ResolutionError::OtherHash { .. })
+}
+
 /// What signals change that do not count yet.
 fn young(chain: &ChainView, settled: &[Missing], min_conf: u32, report: &mut Report) {
     let version = chain.settled.outcome.as_ref().ok().map(|resolved| resolved.metadata.version_id);
@@ -123,7 +132,12 @@ fn young(chain: &ChainView, settled: &[Missing], min_conf: u32, report: &mut Rep
                 "the DID will not resolve any more when its newest signals have {min_conf} confirmations: {}: {error}",
                 error.code()
             );
-            let advice = "only a reorganization of the chain could prevent it: `resolve DID --min-conf 1 --explain` shows the signal";
+            let advice = match is_of_data(error) {
+                false => {
+                    "only a reorganization of the chain could prevent it: `resolve DID --min-conf 1 --explain` shows the signal"
+                }
+                true => WRONG_DATA,
+            };
             report.add(Finding::problem(Code::WillNotResolve, text).state(error.code()).advice(advice));
         }
         Err(_) => {}
@@ -193,8 +207,13 @@ fn unconfirmed(chain: &ChainView, next: &Resolution, report: &mut Report) {
                     "the DID will not resolve any more when what is in the mempool is confirmed: {}: {error}",
                     error.code()
                 );
-                let advice = "only if another transaction spends its coin first it is not confirmed: if the coin is yours, spend it with a \
-                              higher fee (`singleton bump` does not help: it announces the same); otherwise ask the cohort's operator now";
+                let advice = match is_of_data(error) {
+                    false => {
+                        "only another transaction that spends its coin first could prevent it: if the coin is yours, spend it with a higher \
+                         fee (not by `singleton bump`, which announces the same); otherwise ask the operator of the cohort now"
+                    }
+                    true => WRONG_DATA,
+                };
                 report.add(Finding::problem(Code::WillNotResolve, text).state(error.code()).advice(advice));
             }
         },

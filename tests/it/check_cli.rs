@@ -179,6 +179,29 @@ async fn a_controller_is_warned_before_its_did_breaks() {
     contains(one(&report, "restored")["text"].as_str().unwrap(), &["from a backup of", "may still be announced"]);
 }
 
+#[actix_rt::test]
+async fn a_conflict_in_the_mempool_is_a_problem() {
+    let Some(mut alice) = Controller::new("mempool").await else { return };
+    let other = Author::of(SecretKey::from_hex(SECRET).unwrap()).note("other");
+    let update = alice.author.note("second");
+    for update in [&update, &other] {
+        alice.prepare(update).await;
+    }
+    alice.singleton(&update).await;
+    alice.export(&path(&alice.world.directory, "vault.json")).await;
+    let (status, report) = alice.report(&["--min-conf", "1"]).await;
+    assert_eq!((status, &one(&report, "superseded-update")["status"]), (Some(3), &json!("warning")), "{report:#}");
+    alice.unconfirmed(&other).await;
+    let (status, report) = alice.report(&["--min-conf", "1", "--supersede", "singleton"]).await;
+    contains(one(&report, "will-not-resolve")["text"].as_str().unwrap(), &["in the mempool", "LATE_PUBLISHING"]);
+    assert_eq!((status, &report["version"]), (Some(1), &json!(2)), "it still resolves");
+    // Both are announced, whatever is stated of them.
+    assert_eq!(findings(&report, "contradiction").len(), 2);
+    alice.world.blocks.mine(1).await;
+    let (_, report) = alice.report(&["--min-conf", "1"]).await;
+    contains(one(&report, "does-not-resolve")["text"].as_str().unwrap(), &["LATE_PUBLISHING"]);
+}
+
 /// A controller with a round in each of two cohorts, whose beacons its document lists: an update by the map, none in the tree.
 struct Rounds {
     alice: Controller,

@@ -193,7 +193,7 @@ fn a_later_version_does_not_protect_from_an_older_conflict() {
         world.announce(&address, &DocumentHash::from_bytes(*signal.as_bytes()), 7);
         assert!(one(&world.report(), Code::DoesNotResolve).text.contains("LATE_PUBLISHING"));
         world.signals.pop();
-        // Without a coin nobody can announce it.
+        // Without a coin no member can announce it.
         world.coins.insert(address, coins(&[]));
         assert_eq!(one(&world.report(), Code::SupersededUpdate).status, Status::Ok);
     }

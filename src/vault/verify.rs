@@ -213,14 +213,14 @@ fn updates(contents: &VaultContents, did: &Did, verification: &mut Verification)
         let stated = stated.and_then(|text| text.parse::<DocumentHash>().ok());
         let source = stated.and_then(|hash| documents.get(&(version - 1))?.get(&hash));
         let Some(source) = source else {
-            match of_any_document(update, did) {
-                Some(error) => {
-                    if reported.insert(part.clone()) {
+            if !reported.contains(&part) {
+                match of_any_document(update, did) {
+                    Some(error) => {
+                        reported.insert(part.clone());
                         verification.invalid.push(Invalid { part, problem: format!("update: {error}") });
                     }
+                    None => verification.unverified.push(part),
                 }
-                None if !reported.contains(&part) => verification.unverified.push(part),
-                None => {}
             }
             continue;
         };

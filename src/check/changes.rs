@@ -121,7 +121,7 @@ impl Changes {
                 continue;
             }
             let before = self.0.get(&key);
-            let is_open = !report.is_asked(key.code) && before.is_some_and(|before| before.status >= now.status);
+            let is_open = !report.is_asked(key.code) && before.is_some_and(|before| before.status > now.status);
             if is_open || before == Some(&now) {
                 continue;
             }

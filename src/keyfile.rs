@@ -15,11 +15,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use zeroize::{Zeroize, Zeroizing};
 
-pub use crate::passphrase::passphrase;
+pub use crate::passphrase::{new_passphrase, passphrase};
 use crate::{
     files::{replace_private, write_new},
     inputs::{self, InputError},
-    passphrase::{self, DecryptionError, MAX_WORK_FACTOR, encrypted},
+    passphrase::{self, DecryptionError, MAX_WORK_FACTOR, NewPassphraseError, encrypted},
     protocol::{
         document,
         hash::sha256,
@@ -72,6 +72,9 @@ pub enum KeyFileError {
         "{0} is encrypted: give its passphrase in the environment variable BTCR2_PASSPHRASE, or run this in a terminal"
     )]
     PassphraseNeeded(PathBuf),
+    /// There is no passphrase for a new file.
+    #[error(transparent)]
+    NewPassphrase(#[from] NewPassphraseError),
     /// The passphrase is wrong, or the file is damaged.
     #[error("{0}: the passphrase is wrong, or the file is damaged")]
     Decryption(PathBuf),

@@ -5,6 +5,9 @@ use zeroize::Zeroizing;
 
 use crate::inputs;
 
+/// The environment variable that has the passphrase.
+const VARIABLE: &str = "BTCR2_PASSPHRASE";
+
 /// The first bytes of a file that age has encrypted.
 pub(crate) const AGE_MAGIC: &[u8] = b"age-encryption.org/";
 
@@ -38,13 +41,54 @@ pub enum DecryptionError {
 
 /// The passphrase: from `BTCR2_PASSPHRASE`, otherwise from a prompt if there is a terminal.
 pub fn passphrase(prompt: &str) -> Option<SecretString> {
-    if let Some(passphrase) = inputs::variable("BTCR2_PASSPHRASE") {
+    if let Some(passphrase) = inputs::variable(VARIABLE) {
         return Some(SecretString::from(passphrase));
     }
     std::io::IsTerminal::is_terminal(&std::io::stdin())
         .then(|| rpassword::prompt_password(prompt).ok())
         .flatten()
         .map(SecretString::from)
+}
+
+/// Why there is no passphrase for a new file.
+#[derive(Debug, thiserror::Error)]
+pub enum NewPassphraseError {
+    /// There is neither the variable nor a terminal.
+    #[error("--encrypt: give a passphrase in the environment variable BTCR2_PASSPHRASE, or run this in a terminal")]
+    Nowhere,
+    /// It has no characters, so that it protects nothing.
+    #[error("the passphrase is empty: nothing was written. Give one in BTCR2_PASSPHRASE, or at the prompt")]
+    Empty,
+    /// The two that were typed are not the same.
+    #[error("the two passphrases are not the same: nothing was written. Try again")]
+    Differs,
+    /// The terminal cannot be read.
+    #[error("the passphrase cannot be read: {0}")]
+    Unreadable(#[from] std::io::Error),
+}
+
+/// The passphrase for a new file: from `BTCR2_PASSPHRASE`, otherwise from a terminal, where it is asked for twice. A file with a
+/// passphrase that was mistyped could never be opened again.
+///
+/// # Errors
+/// [`NewPassphraseError`].
+pub fn new_passphrase(prompt: &str) -> Result<SecretString, NewPassphraseError> {
+    let given = match inputs::variable(VARIABLE).map(Zeroizing::new) {
+        Some(given) => given,
+        None if std::io::IsTerminal::is_terminal(&std::io::stdin()) => {
+            let first = Zeroizing::new(rpassword::prompt_password(prompt)?);
+            // An empty one is refused at once.
+            if !first.is_empty() && first != Zeroizing::new(rpassword::prompt_password("The same again: ")?) {
+                return Err(NewPassphraseError::Differs);
+            }
+            first
+        }
+        None => return Err(NewPassphraseError::Nowhere),
+    };
+    match given.is_empty() {
+        true => Err(NewPassphraseError::Empty),
+        false => Ok(SecretString::from(given.to_string())),
+    }
 }
 
 /// The age file with this content.

@@ -235,6 +235,11 @@ pub(crate) async fn prepared(state: &State) -> Result<Vec<SignedUpdate>, Program
     Ok(read(&state.table(PROGRAM), PREPARED).await?.unwrap_or_default())
 }
 
+/// Stores these in the place of a list that cannot be read.
+pub(crate) async fn replace_prepared(state: &State, updates: &[SignedUpdate]) -> Result<(), ProgramError> {
+    write(&state.table(PROGRAM), PREPARED, &updates).await
+}
+
 /// Adds one to them.
 pub(crate) async fn prepare(state: &State, update: &SignedUpdate) -> Result<(), ProgramError> {
     let mut known = prepared(state).await?;

@@ -66,9 +66,9 @@ pub(crate) fn label(finding: &Finding) -> &'static str {
     }
 }
 
-/// What was reported of a DID and is still true.
+/// What was reported of a DID and is still true, or may be.
 #[derive(Debug, Default)]
-pub struct Changes(BTreeMap<Subject, Status>);
+pub struct Changes(BTreeMap<Subject, Known>);
 
 /// What makes two findings the same: their texts change with every block.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,6 +79,13 @@ struct Subject {
     text: Option<String>,
 }
 
+/// How a finding was reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Known {
+    status: Status,
+    state: Option<String>,
+}
+
 impl Subject {
     fn of(finding: &Finding) -> Self {
         let Finding { code, about, text, .. } = finding;
@@ -87,28 +94,50 @@ impl Subject {
     }
 }
 
+impl Known {
+    fn of(finding: &Finding) -> Self {
+        let status = if finding.accepted { Status::Ok } else { finding.status };
+        Self { status, state: finding.state.clone() }
+    }
+}
+
 impl Changes {
-    /// The events for what is new in `report`. Beacons that are as they should be have none.
+    /// The events for what is new in `report`. Beacons that are as they should be have none. What could not be asked stays as it was
+    /// reported: it is not cleared.
     pub fn since(&mut self, report: &Report) -> Vec<CheckNotice> {
-        let mut now = BTreeMap::new();
+        // Of several about the same the worst counts.
+        let mut worst: BTreeMap<Subject, &Finding> = BTreeMap::new();
+        for finding in &report.findings {
+            let entry = worst.entry(Subject::of(finding)).or_insert(finding);
+            if Known::of(finding).status > Known::of(entry).status {
+                *entry = finding;
+            }
+        }
         let mut notices = Vec::new();
         for finding in &report.findings {
             let key = Subject::of(finding);
-            let status = if finding.accepted { Status::Ok } else { finding.status };
-            let is_known = now.contains_key(&key) || self.0.get(&key) == Some(&status);
-            let is_routine = finding.code == Code::Beacon;
-            if !is_known && !is_routine {
+            let now = Known::of(finding);
+            if worst.get(&key).is_none_or(|worst| !std::ptr::eq(*worst, finding)) {
+                continue;
+            }
+            let before = self.0.get(&key);
+            let is_open = !report.is_asked(key.code) && before.is_some_and(|before| before.status > now.status);
+            if is_open || before == Some(&now) {
+                continue;
+            }
+            if finding.code != Code::Beacon {
                 notices.push(CheckNotice::Finding { did: report.did.clone(), finding: finding.clone() });
             }
-            now.insert(key, status);
+            self.0.insert(key, now);
         }
-        let cleared = self.0.iter().filter(|(key, status)| **status != Status::Ok && !now.contains_key(key));
+        let gone = |key: &Subject| !worst.contains_key(key) && report.is_asked(key.code);
+        let cleared = self.0.iter().filter(|(key, known)| known.status != Status::Ok && gone(key));
         notices.extend(cleared.map(|(Subject { code, about, .. }, _)| CheckNotice::FindingCleared {
             did: report.did.clone(),
             code: *code,
             about: about.clone(),
         }));
-        self.0 = now;
+        self.0.retain(|key, _| !gone(key));
         notices
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use ::bitcoin::{Address, Transaction, Txid};
 
-use super::{ChainView, Terms, UnconfirmedSignal, View, beacons::addresses};
+use super::{ChainView, Terms, UnconfirmedSignal, View, beacons::addresses, mempool::NextBlock};
 use crate::{
     bitcoin::{
         chain::{Chain, ChainError, Place, signal_of},
@@ -171,7 +171,7 @@ impl Inspector {
         if let Some(vault) = &vault {
             given.add_vault(vault, &self.did, "the state directory")?;
         }
-        let chain = self.read(&given, min_conf).await;
+        let chain = self.read(&given, now, min_conf).await;
         Ok(Inspection { did: self.did.clone(), now, chain, vault, backup, keys: self.keys.clone() })
     }
 
@@ -198,44 +198,52 @@ impl Inspector {
     ///
     /// # Errors
     /// Why that is not known.
-    pub(crate) async fn read(&mut self, given: &Given, min_conf: u32) -> Result<ChainView, String> {
+    pub(crate) async fn read(&mut self, given: &Given, now: Timestamp, min_conf: u32) -> Result<ChainView, String> {
         self.chain.next_look().await;
-        self.read_chain(given, min_conf).await
+        self.read_chain(given, now, min_conf).await
     }
 
-    async fn read_chain(&mut self, given: &Given, min_conf: u32) -> Result<ChainView, String> {
-        let (young, tip, mut problems) = self.resolve(given, 1).await?;
+    async fn read_chain(&mut self, given: &Given, now: Timestamp, min_conf: u32) -> Result<ChainView, String> {
+        let chain = || Arc::clone(&self.chain) as Arc<dyn Chain>;
+        let (young, tip, mut problems) = self.resolve(chain(), given, 1).await?;
         let (settled, later_tip, more) = match min_conf {
             1 => (young.clone(), tip, Vec::new()),
-            _ => self.resolve(given, min_conf).await?,
+            _ => self.resolve(chain(), given, min_conf).await?,
         };
         problems.extend(more);
-        problems.sort();
-        problems.dedup();
         let addresses = addresses(&[&young.history, &settled.history]);
         let mut unconfirmed = Vec::new();
         let coins = match self.coins(&addresses).await {
             Ok((coins, seen)) => {
-                for signal in seen {
-                    unconfirmed.push(self.unconfirmed(given, signal).await);
-                }
+                unconfirmed = seen;
                 Ok(coins)
             }
             Err(error) => Err(error.to_string()),
         };
+        let mut next = None;
+        if !unconfirmed.is_empty() {
+            let chain: Arc<dyn Chain> = Arc::clone(&self.chain) as Arc<dyn Chain>;
+            let (resolution, _, more) =
+                self.resolve(Arc::new(NextBlock::new(chain, &unconfirmed, now)), given, 1).await?;
+            next = Some(resolution);
+            problems.extend(more);
+        }
+        problems.sort();
+        problems.dedup();
         let updates = self.updates(given, [&young, &settled]);
-        Ok(ChainView { tip: tip.or(later_tip), settled, young, updates, coins, unconfirmed, problems })
+        Ok(ChainView { tip: tip.or(later_tip), settled, young, updates, coins, unconfirmed, next, problems })
     }
 
     async fn resolve(
         &self,
+        chain: Arc<dyn Chain>,
         given: &Given,
         min_conf: u32,
     ) -> Result<(Resolution, Option<crate::bitcoin::chain::Tip>, Vec<String>), String> {
         let options = ResolutionOptions::default().with_min_conf(min_conf.into());
         let options = options.map_err(|error| error.to_string())?;
         let sources = Sources {
-            chain: Arc::clone(&self.chain) as Arc<dyn Chain>,
+            chain,
             chain_name: self.chain_name.clone(),
             stores: self.stores.iter().map(|store| Arc::clone(store) as Arc<dyn Cas>).collect(),
             max_addresses: usize::MAX,
@@ -264,37 +272,12 @@ impl Inspector {
             read_spenders(&*self.chain, &waiting, &mut spenders).await?;
             let signals = spenders.iter().filter_map(|(txid, transaction)| {
                 let bytes = signal_of(transaction)?;
-                Some(UnconfirmedSignal {
-                    address: address.clone(),
-                    kind: *kind,
-                    txid: *txid,
-                    bytes,
-                    has_data: false,
-                })
+                Some(UnconfirmedSignal { address: address.clone(), kind: *kind, txid: *txid, bytes })
             });
             seen.extend(signals);
             coins.insert(text.clone(), activity);
         }
         Ok((coins, seen))
-    }
-
-    /// Whether there is data for a signal.
-    async fn unconfirmed(&self, given: &Given, signal: UnconfirmedSignal) -> UnconfirmedSignal {
-        let bytes = signal.bytes.as_bytes();
-        let mut has_data = given.source_of(bytes).is_some();
-        if !has_data && signal.kind != BeaconKind::Smt {
-            has_data = self.content(&DocumentHash::from_bytes(*bytes)).await;
-        }
-        UnconfirmedSignal { has_data, ..signal }
-    }
-
-    async fn content(&self, hash: &DocumentHash) -> bool {
-        for store in &self.stores {
-            if store.get(&(*hash).into()).await.is_ok() {
-                return true;
-            }
-        }
-        false
     }
 
     /// The updates that were applied and are at hand.

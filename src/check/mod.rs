@@ -15,6 +15,7 @@
 mod beacons;
 mod changes;
 mod inspect;
+mod mempool;
 mod report;
 mod resolution;
 mod safety;
@@ -82,8 +83,6 @@ pub struct UnconfirmedSignal {
     pub txid: Txid,
     /// What it announces.
     pub bytes: SignalBytes,
-    /// Whether its data is at hand.
-    pub has_data: bool,
 }
 
 /// What the chain and the stores show.
@@ -101,6 +100,9 @@ pub struct ChainView {
     pub coins: Result<BTreeMap<String, Activity>, String>,
     /// The signals in the mempool; empty if the coins are not known.
     pub unconfirmed: Vec<UnconfirmedSignal>,
+    /// The resolution with one confirmation, as it would be if all of the mempool's signals were in the next block; `None` without
+    /// such signals.
+    pub next: Option<Resolution>,
     /// The failures of content stores.
     pub problems: Vec<String>,
 }

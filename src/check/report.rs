@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{BeaconState, UpdateState};
-use crate::protocol::{did::Did, id::CohortId, time::Timestamp};
+use crate::protocol::{did::Did, hash::DocumentHash, id::CohortId, time::Timestamp};
 
 /// How good or bad something is; the last one is the worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -81,6 +81,8 @@ pub struct About {
     pub version: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cohort_id: Option<CohortId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hash: Option<DocumentHash>,
 }
 
 /// One result, with what to do about it.
@@ -102,12 +104,15 @@ pub struct Finding {
     /// Its subject.
     #[serde(flatten)]
     pub about: About,
+    /// What may change while the subject and the status stay, and is worth an event: an error code, or how far an update has got.
+    #[serde(skip)]
+    pub state: Option<String>,
 }
 
 impl Finding {
     pub(super) fn new(code: Code, status: Status, text: impl Into<String>) -> Self {
         let (text, about) = (text.into(), About::default());
-        Self { code, status, text, advice: None, accepted: false, about }
+        Self { code, status, text, advice: None, accepted: false, about, state: None }
     }
 
     pub(super) fn ok(code: Code, text: impl Into<String>) -> Self {
@@ -144,6 +149,16 @@ impl Finding {
 
     pub(super) fn height(mut self, height: u32) -> Self {
         self.about.height = Some(height);
+        self
+    }
+
+    pub(super) fn hash(mut self, hash: DocumentHash) -> Self {
+        self.about.hash = Some(hash);
+        self
+    }
+
+    pub(super) fn state(mut self, state: impl ToString) -> Self {
+        self.state = Some(state.to_string());
         self
     }
 
@@ -219,6 +234,49 @@ impl Report {
         }
         let counts = self.findings.iter().filter(|finding| !finding.accepted);
         self.status = counts.map(|finding| finding.status).max().unwrap_or(Status::Ok);
+    }
+
+    /// Whether the question to which `code` is an answer could be asked at all: without an answer of the chain, its stores or its
+    /// coins, or without a current document, a finding that is not there may still be true.
+    pub fn is_asked(&self, code: Code) -> bool {
+        let found = |wanted: &[Code]| self.findings.iter().any(|finding| wanted.contains(&finding.code));
+        match code {
+            Code::Chain
+            | Code::CoinsUnknown
+            | Code::VaultDamaged
+            | Code::InvalidRecord
+            | Code::Backup
+            | Code::NoBackup
+            | Code::BackupIncomplete
+            | Code::BackupOld => true,
+            _ if found(&[Code::Chain]) => false,
+            Code::Resolves | Code::DoesNotResolve | Code::Store | Code::YoungVersion => true,
+            // A resolver names all the data that it knows to be missing, unless another error ends it before.
+            Code::MissingData => found(&[Code::MissingData]) || !found(&[Code::DoesNotResolve]),
+            Code::YoungMissingData => {
+                found(&[Code::MissingData]) || !found(&[Code::DoesNotResolve, Code::WillNotResolve])
+            }
+            Code::UnconfirmedMissingData => {
+                let ends = found(&[Code::DoesNotResolve, Code::WillNotResolve]);
+                !found(&[Code::CoinsUnknown]) && (found(&[Code::MissingData]) || !ends)
+            }
+            Code::WillNotResolve => !found(&[
+                Code::DoesNotResolve,
+                Code::CoinsUnknown,
+                Code::YoungMissingData,
+                Code::UnconfirmedMissingData,
+            ]),
+            Code::NotInVault | Code::Restored => !found(&[Code::DoesNotResolve, Code::Store]),
+            Code::Beacon | Code::TermsUnknown | Code::OperatorSoon | Code::OperatorAlone => {
+                !found(&[Code::DoesNotResolve, Code::CoinsUnknown, Code::VaultDamaged])
+            }
+            Code::PendingUpdate
+            | Code::SupersededUpdate
+            | Code::CannotApply
+            | Code::Contradiction
+            | Code::VersionGap => !found(&[Code::DoesNotResolve, Code::CoinsUnknown, Code::VaultDamaged]),
+            _ => !found(&[Code::DoesNotResolve]),
+        }
     }
 
     /// The findings with that status which count.

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use super::{ChainView, Code, Finding, Report, UnconfirmedSignal, View};
+use ::bitcoin::Txid;
+
+use super::{ChainView, Code, Finding, Report, View};
 use crate::{
     check::Status,
     protocol::{
         did::Genesis,
         jcs,
         resolution::{
-            BeaconKind, BeaconSignal, ErrorCode, Event, Finding as Announced, Missing, MissingData,
+            BeaconKind, BeaconSignal, ErrorCode, Event, Finding as Announced, Missing, MissingData, Resolution,
             ResolutionError, Source,
         },
     },
@@ -48,8 +50,8 @@ pub(super) fn evaluate(view: &View<'_>, chain: &ChainView, report: &mut Report) 
         Err(error) => does_not_resolve(error, &settled, report),
     }
     young(chain, &settled, min_conf, report);
-    for signal in chain.unconfirmed.iter().filter(|signal| !signal.has_data) {
-        report.add(unconfirmed(signal));
+    if let Some(next) = &chain.next {
+        unconfirmed(chain, next, report);
     }
     if let Some(vault) = view.vault {
         not_in_vault(view, chain, vault, report);
@@ -81,10 +83,19 @@ fn does_not_resolve(error: &ResolutionError, missing: &[Missing], report: &mut R
         _ => "`resolve DID --explain` shows every signal, and what is wrong with its data",
     };
     let text = format!("the DID does not resolve: {}: {error}", error.code());
-    report.add(Finding::problem(Code::DoesNotResolve, text).advice(advice));
+    report.add(Finding::problem(Code::DoesNotResolve, text).state(error.code()).advice(advice));
     for missing in missing {
         report.add(about(missing, Finding::problem(Code::MissingData, text_of(missing))));
     }
+}
+
+/// What to do where the data is wrong, and not what is announced.
+const WRONG_DATA: &str = "the data at hand is wrong, e.g. another member's SMT proof: find the DID's own, as for missing data (a backup of the \
+                          vault, your file of `join --out`)";
+
+/// Whether other data could help: everything else follows from what is announced.
+const fn is_of_data(error: &ResolutionError) -> bool {
+    matches!(error, ResolutionError::SmtProof { .. } | ResolutionError::OtherHash { .. })
 }
 
 /// What signals change that do not count yet.
@@ -121,8 +132,13 @@ fn young(chain: &ChainView, settled: &[Missing], min_conf: u32, report: &mut Rep
                 "the DID will not resolve any more when its newest signals have {min_conf} confirmations: {}: {error}",
                 error.code()
             );
-            let advice = "only a reorganization of the chain could prevent it: `resolve DID --min-conf 1 --explain` shows the signal";
-            report.add(Finding::problem(Code::WillNotResolve, text).advice(advice));
+            let advice = match is_of_data(error) {
+                false => {
+                    "only a reorganization of the chain could prevent it: `resolve DID --min-conf 1 --explain` shows the signal"
+                }
+                true => WRONG_DATA,
+            };
+            report.add(Finding::problem(Code::WillNotResolve, text).state(error.code()).advice(advice));
         }
         Err(_) => {}
     }
@@ -158,27 +174,51 @@ pub(crate) fn who_may_have(data: MissingData) -> &'static str {
     }
 }
 
-fn unconfirmed(signal: &UnconfirmedSignal) -> Finding {
-    let UnconfirmedSignal { address, kind, txid, bytes, .. } = signal;
-    let (what, advice) = match kind {
-        BeaconKind::Singleton => ("the update", who_may_have(MissingData::Update { hash: as_hash(signal) })),
-        BeaconKind::Cas => {
-            ("the CAS Announcement", who_may_have(MissingData::Announcement { hash: as_hash(signal) }))
-        }
-        BeaconKind::Smt => {
-            let root = crate::protocol::hash::SmtHash::from_bytes(*bytes.as_bytes());
-            ("your SMT proof", who_may_have(MissingData::SmtProof { root }))
-        }
-    };
-    let text = format!(
-        "transaction {txid} in the mempool announces the signal {bytes} of {kind} {address}, and {what} for it is missing: once it is \
-         confirmed the DID does not resolve without it"
-    );
-    Finding::warning(Code::UnconfirmedMissingData, text).address(address.to_string()).txid(*txid).advice(advice)
-}
-
-fn as_hash(signal: &UnconfirmedSignal) -> crate::protocol::hash::DocumentHash {
-    crate::protocol::hash::DocumentHash::from_bytes(*signal.bytes.as_bytes())
+/// What the signals in the mempool change when they are in a block: a resolver's own answer.
+fn unconfirmed(chain: &ChainView, next: &Resolution, report: &mut Report) {
+    let waiting = |txid: &Txid| chain.unconfirmed.iter().any(|signal| signal.txid == *txid);
+    for missing in next.missing().filter(|missing| waiting(&missing.signal.txid)) {
+        let BeaconSignal { beacon, txid, bytes, .. } = &*missing.signal;
+        let text = format!(
+            "transaction {txid} in the mempool announces the signal {bytes} of {beacon}, and this is missing for it: {}. Once it is \
+             confirmed the DID does not resolve without it",
+            missing.data
+        );
+        report.add(
+            Finding::warning(Code::UnconfirmedMissingData, text)
+                .address(beacon.address.to_string())
+                .txid(*txid)
+                .advice(who_may_have(missing.data)),
+        );
+    }
+    match &next.outcome {
+        // Reported already, unless only the mempool causes it.
+        Err(error) if chain.young.outcome.is_ok() => match error {
+            ResolutionError::Missing(_) => {}
+            error if error.code() == ErrorCode::InternalError => {
+                report.add(Finding::new(
+                    Code::Chain,
+                    Status::Unknown,
+                    format!("the chain cannot be read: {error}"),
+                ));
+            }
+            error => {
+                let text = format!(
+                    "the DID will not resolve any more when what is in the mempool is confirmed: {}: {error}",
+                    error.code()
+                );
+                let advice = match is_of_data(error) {
+                    false => {
+                        "only another transaction that spends its coin first could prevent it: if the coin is yours, spend it with a higher \
+                         fee (not by `singleton bump`, which announces the same); otherwise ask the operator of the cohort now"
+                    }
+                    true => WRONG_DATA,
+                };
+                report.add(Finding::problem(Code::WillNotResolve, text).state(error.code()).advice(advice));
+            }
+        },
+        _ => {}
+    }
 }
 
 /// The hashes of all documents that the vault has of one DID, and the roots of its SMT proofs.

@@ -107,12 +107,7 @@ fn new(args: &NewArgs) -> Result<(), KeyFileError> {
         }
     }
     let identity = keyfile::identity(secret, genesis, args.network)?;
-    let passphrase = if args.encrypt {
-        let prompt = "Passphrase for the new file: ";
-        Some(keyfile::passphrase(prompt).ok_or_else(|| KeyFileError::PassphraseNeeded(args.out.clone()))?)
-    } else {
-        None
-    };
+    let passphrase = args.encrypt.then(|| keyfile::new_passphrase("Passphrase for the new file: ")).transpose()?;
     keyfile::write(&args.out, &identity, passphrase)?;
     out!("{}", identity.did());
     err!("written to {}: back it up, without it the DID cannot be updated", args.out.display());

@@ -41,7 +41,7 @@ const SOMETHING_WRONG: u8 = 3;
     history of the DID's addresses once, which takes a node without -blockfilterindex=1 long.\n\
     It works while `join` uses the state directory: it reads a copy.\n\
     Exit status with --once: 0 when all is well, 3 after an alarm, a problem or a warning, 1 when the chain or the vault could not be \
-    read. Run it by cron with --once, more often than every --look-back blocks, or leave it running."
+    read, or only in part, whatever else was found. Run it by cron with --once, more often than every --look-back blocks, or leave it running."
 )]
 pub(super) struct WatchArgs {
     #[command(flatten)]
@@ -163,7 +163,7 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
         notices.iter().for_each(|notice| printer.watch_notice(notice));
         let health = match &mut health {
             Some(health) => health.look(&printer, &contents).await?,
-            None => [0; 2],
+            None => Counts::default(),
         };
         return Ok(result(&printer, &notices, health));
     }
@@ -193,13 +193,28 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, WatchFailure> {
         // `join` runs; if none can be made, the entries of the previous read stay.
         match read(args).await {
             Ok(read) => {
-                watcher.follow(of_network(&read));
-                contents = read;
+                contents = after(&printer, &contents, read);
+                watcher.follow(of_network(&contents));
             }
             Err(error) if error.is_in_use() => tracing::info!(%error, "the vault is not read again yet"),
             Err(error) => printer.warn(&format!("the vault cannot be read again: {error}")),
         }
     }
+}
+
+/// The vault as it was just read. While a part of it cannot be read, what was read of that before is watched on: its beacons can still
+/// be spent from.
+fn after(printer: &Printer, before: &VaultContents, read: VaultContents) -> VaultContents {
+    if read.problems.is_empty() {
+        return read;
+    }
+    for problem in read.problems.iter().filter(|problem| !before.problems.contains(problem)) {
+        printer.warn(&format!(
+            "a part of the vault cannot be read: {problem}. What was read of it before is still watched; restore it from a backup: `vault \
+             import`"
+        ));
+    }
+    read.with_earlier(before)
 }
 
 async fn read(args: &WatchArgs) -> Result<VaultContents, ReadError> {
@@ -284,17 +299,18 @@ impl Health {
         Ok(Self { terms: args.health.terms(args.warn_blocks), states, dids: inspectors })
     }
 
-    /// Reports what has changed; how many problems and unknowns, and how many warnings there are.
-    async fn look(&mut self, printer: &Printer, contents: &VaultContents) -> Result<[usize; 2], CheckFailure> {
-        let mut counts = [0; 2];
+    /// Reports what has changed, and counts what is not as it should be.
+    async fn look(&mut self, printer: &Printer, contents: &VaultContents) -> Result<Counts, CheckFailure> {
+        let mut counts = Counts::default();
         for (inspector, changes) in &mut self.dids {
             let did = inspector.did();
             let files = (Some(contents.clone().only(Some(did))), read_backup(&self.states, did)?);
             let inspection = inspector.look_with(files, Clock::system().now(), self.terms.min_conf).await?;
             let report = evaluate(&inspection.view(&self.terms));
             changes.since(&report).iter().for_each(|notice| printer.notice(notice, notice.text()));
-            counts[0] += report.with(Status::Problem).count() + report.with(Status::Unknown).count();
-            counts[1] += report.with(Status::Warning).count();
+            counts.alarms += report.with(Status::Problem).count();
+            counts.unknown += report.with(Status::Unknown).count();
+            counts.warnings += report.with(Status::Warning).count();
         }
         Ok(counts)
     }
@@ -307,12 +323,51 @@ impl Health {
     }
 }
 
-fn result(printer: &Printer, notices: &[WatchNotice], [problems, more_warnings]: [usize; 2]) -> ExitCode {
+/// What one look has found.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    /// Alarms, and problems of the health.
+    alarms: usize,
+    warnings: usize,
+    /// What could not be read.
+    unknown: usize,
+}
+
+impl Counts {
+    /// The exit status of `--once`.
+    fn status(self) -> u8 {
+        match self {
+            Self { unknown: 1.., .. } => 1,
+            Self { alarms: 0, warnings: 0, .. } => 0,
+            _ => SOMETHING_WRONG,
+        }
+    }
+}
+
+fn result(printer: &Printer, notices: &[WatchNotice], health: Counts) -> ExitCode {
     let count = |severity| notices.iter().filter(|notice| notice.severity() == severity).count();
-    let alarms = count(Severity::Alarm) + problems;
-    let warnings = count(Severity::Warning) + more_warnings;
-    let ok = alarms + warnings == 0;
-    let text = if ok { "all is well".to_owned() } else { format!("{alarms} alarms, {warnings} warnings") };
+    let alarms = count(Severity::Alarm) + health.alarms;
+    let warnings = count(Severity::Warning) + health.warnings;
+    let status = Counts { alarms, warnings, ..health }.status();
+    // What is not known may be an alarm.
+    let (ok, alarms) = (status == 0, alarms + health.unknown);
+    let text = match (ok, health.unknown) {
+        (true, _) => "all is well".to_owned(),
+        (false, 0) => format!("{alarms} alarms, {warnings} warnings"),
+        (false, unknown) => format!("{alarms} alarms ({unknown} of them unknown), {warnings} warnings"),
+    };
     printer.result(&json!({ "event": "result", "ok": ok, "alarms": alarms, "warnings": warnings }), &text);
-    if ok { ExitCode::SUCCESS } else { ExitCode::from(SOMETHING_WRONG) }
+    ExitCode::from(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_unknown_is_a_failure_of_the_look() {
+        let of = |alarms, warnings, unknown| Counts { alarms, warnings, unknown }.status();
+        assert_eq!([of(0, 0, 0), of(0, 1, 0), of(1, 0, 0)], [0, 3, 3]);
+        assert_eq!([of(0, 0, 1), of(1, 1, 1)], [1, 1]);
+    }
 }

@@ -29,7 +29,8 @@ pub struct VaultDocument {
     /// When the vault was read for it, in milliseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exported_at: Option<Timestamp>,
-    /// The hash of what follows. It detects damage; what an attacker could change is detected by the verification of every record.
+    /// The hash of the contents and of the time. It detects damage. One who changes the file adapts it too: the verification of every
+    /// record detects what is changed, and nothing but encryption (`--encrypt`) detects that a part was taken away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<DocumentHash>,
     /// The entries, with their SMT proofs and nonces (rule M-13).
@@ -104,10 +105,11 @@ impl VaultDocument {
         document
     }
 
-    /// The hash of the contents, whatever the document states.
+    /// The hash of the contents and the time, whatever the document states.
     fn content_hash(&self) -> DocumentHash {
-        let Self { entries, prepared, recovered, .. } = self;
-        digest(&json!({ "entries": entries, "prepared": prepared, "recovered": recovered }))
+        let Self { exported_at, entries, prepared, recovered, .. } = self;
+        let time = exported_at.map(Timestamp::as_millis);
+        digest(&json!({ "exportedAt": time, "entries": entries, "prepared": prepared, "recovered": recovered }))
     }
 
     /// As JSON text.

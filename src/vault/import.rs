@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Recovered, VaultContents, VaultDocument, recovered, target,
+    Recovered, RecoveredKind, VaultContents, VaultDocument, recovered, target,
     verify::{Invalid, Part, Verification, verify},
 };
 use crate::{
@@ -39,7 +39,7 @@ pub enum Refusal {
     SeveralDids(String),
     /// The directory is another DID's.
     #[error(
-        "the state directory belongs to {owner}, and the file has entries of {found}: give another --state DIR"
+        "the state directory belongs to {owner}, or has data of it, and the file has entries of {found}: give another --state DIR"
     )]
     OtherDid {
         /// Of the directory.
@@ -104,6 +104,8 @@ pub struct Plan {
     pub entries: Vec<VaultEntry>,
     /// Updates that were prepared without a cohort, and are new.
     pub prepared: Vec<SignedUpdate>,
+    /// Whether the directory's list of prepared updates is damaged, and the file's is stored in its place.
+    pub replaces_prepared: bool,
     /// Recovered documents that are new.
     pub recovered: Vec<Recovered>,
     /// How many parts of the file are there already, with the same or newer contents.
@@ -131,6 +133,12 @@ pub fn plan(existing: &VaultContents, document: VaultDocument, terms: &Terms<'_>
     let mut incoming = document.into_contents().only(terms.did);
     let dids = incoming.dids();
     check_dids(&dids, terms)?;
+    // Also without an owner: nothing that `join` has used, but another import or a recovery.
+    if let Some(other) = existing.dids().into_iter().find(|did| !dids.contains(did))
+        && let Some(found) = dids.first()
+    {
+        return Err(Refusal::OtherDid { owner: other.to_string(), found: found.clone() });
+    }
     let verification = verify(&incoming);
     if let Some(first) = verification.invalid.first()
         && !terms.skips_invalid
@@ -200,7 +208,10 @@ fn check_contradictions(
         for (position, contents) in [incoming, existing].into_iter().enumerate() {
             for (update, cohort_id) in updates(contents, did) {
                 let named = cohort_id.map_or(ALONE, CohortId::as_str);
-                if superseded.iter().any(|superseded| superseded.as_str() == named) {
+                // What was found announced is not one that was prepared, and never announced.
+                let is_announced = cohort_id.is_none()
+                    && [incoming, existing].iter().any(|contents| contents.was_recovered(update.hash()));
+                if !is_announced && superseded.iter().any(|superseded| superseded.as_str() == named) {
                     continue;
                 }
                 let (Some(version), Ok(unsigned)) = (update.target_version(), update.unsigned_hash()) else {
@@ -244,10 +255,20 @@ pub(crate) async fn apply(state: &State, plan: &Plan) -> Result<(), ProgramError
         vault.repair(entry.clone()).await.map_err(refuse)?;
         vault.put(entry.clone()).await.map_err(refuse)?;
     }
+    // A list that is damaged is one that the file's replaces: the plan has all of the file's updates then.
+    if plan.replaces_prepared {
+        storage::replace_prepared(state, &plan.prepared).await?;
+    }
     for update in &plan.prepared {
         storage::prepare(state, update).await?;
     }
     for one in &plan.recovered {
+        // No other one of its version is signed from now on.
+        if let RecoveredKind::Update = one.kind
+            && let Ok(update) = SignedUpdate::from_value(one.data.clone())
+        {
+            storage::prepare(state, &update).await?;
+        }
         recovered::store(state, one).await.map_err(|error| ProgramError::State(error.to_string()))?;
     }
     Ok(())

@@ -231,6 +231,12 @@ impl VaultContents {
         entries.chain(prepared).chain(self.recovered.iter().map(|recovered| recovered.did.clone())).collect()
     }
 
+    /// Whether `vault recover` found this update announced: it was not only prepared.
+    pub fn was_recovered(&self, update: &DocumentHash) -> bool {
+        let mut updates = self.recovered.iter().filter(|recovered| recovered.kind == RecoveredKind::Update);
+        updates.any(|recovered| digest(&recovered.data) == *update)
+    }
+
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.prepared.is_empty() && self.recovered.is_empty()
@@ -242,6 +248,17 @@ impl VaultContents {
         let records = self.entries.iter().map(|entry| digest(&(&entry.record, &entry.genesis_document)));
         let prepared = self.prepared.iter().map(|update| *update.hash());
         records.chain(prepared).chain(self.recovered.iter().map(digest)).collect()
+    }
+
+    /// Adds what an earlier read of the same sources had and this one has not, e.g. because an entry was damaged meanwhile.
+    #[must_use]
+    pub fn with_earlier(mut self, earlier: &Self) -> Self {
+        let known: BTreeSet<_> = self.entries.iter().map(VaultEntry::key).collect();
+        self.entries.extend(earlier.entries.iter().filter(|entry| !known.contains(&entry.key())).cloned());
+        self.prepared.extend(earlier.prepared.iter().cloned());
+        self.recovered.extend(earlier.recovered.iter().cloned());
+        self.sort();
+        self
     }
 
     /// Adds what `other` has.

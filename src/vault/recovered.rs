@@ -1,5 +1,6 @@
 //! Data of a DID that its vault has without a cohort's entry: what `vault recover` found again for the signals on the chain, and
-//! verified by their hashes. Recovered updates are stored with those that were prepared without a cohort.
+//! verified by their hashes. Recovered updates are stored with those that were prepared without a cohort, so that no other one of their
+//! version is signed, and here, so that they are known to be announced.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -7,7 +8,7 @@ use serde_json::Value;
 use super::digest;
 use crate::{
     actors::state::{State, StateError, Table},
-    protocol::{did::Did, hash::DocumentHash},
+    protocol::{did::Did, hash::DocumentHash, update::SignedUpdate},
 };
 
 const PAGE: usize = 256;
@@ -22,6 +23,8 @@ pub enum RecoveredKind {
     CasUpdate,
     /// The DID's own SMT proof of a signal, with its nonce (rule M-13).
     SmtProof,
+    /// An update that a signal announces.
+    Update,
 }
 
 /// A document that was recovered.
@@ -37,6 +40,11 @@ pub struct Recovered {
 }
 
 impl Recovered {
+    /// An update of `did` that a signal announces.
+    pub fn update(did: &Did, update: &SignedUpdate) -> Self {
+        Self { did: did.clone(), kind: RecoveredKind::Update, data: update.value().clone() }
+    }
+
     /// The order in which they are stored and compared.
     pub(super) fn key(&self) -> (Did, RecoveredKind, DocumentHash) {
         (self.did.clone(), self.kind, digest(&self.data))

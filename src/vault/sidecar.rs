@@ -68,6 +68,8 @@ fn of<'a>(
             }
             RecoveredKind::CasUpdate => &mut cas,
             RecoveredKind::SmtProof => &mut smt,
+            // It is among the prepared ones too.
+            RecoveredKind::Update => continue,
         };
         if !list.contains(data) {
             list.push(data.clone());

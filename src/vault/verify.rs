@@ -18,15 +18,15 @@ use crate::{
         document,
         hash::DocumentHash,
         id::CohortId,
-        update::{SignedUpdate, UpdateContext, verify_update},
+        update::{SignedUpdate, UpdateContext, UpdateError, verify_update, violations},
     },
 };
 
 /// A part of a vault.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
-    /// The record of a cohort.
-    Record(Did, CohortId),
+    /// The record of a cohort: the member, the service, and the cohort, whose name is the service's own.
+    Record(Did, Did, CohortId),
     /// An update that was prepared without a cohort, or recovered.
     Prepared(DocumentHash),
     /// A recovered document.
@@ -36,7 +36,9 @@ pub enum Part {
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Record(did, cohort_id) => write!(f, "the record of {did} in cohort {cohort_id}"),
+            Self::Record(did, service, cohort_id) => {
+                write!(f, "the record of {did} in cohort {cohort_id} of {service}")
+            }
             Self::Prepared(hash) => write!(f, "the update {hash} that was prepared without a cohort"),
             Self::Recovered(did, hash) => write!(f, "the recovered document {hash} of {did}"),
         }
@@ -59,7 +61,8 @@ pub struct Verification {
     /// The parts that break a rule; the others break none, as far as they can be verified without the chain.
     pub invalid: Vec<Invalid>,
     /// Updates whose source document the vault does not lead to, e.g. because another update of that version was announced. Of
-    /// these only the form is verified, and that the cohort's data commits to them.
+    /// these only the form and the contexts are verified, the fields of the proof, and that the cohort's data commits to them; not
+    /// the signature, and not what the patch makes.
     pub unverified: Vec<Part>,
 }
 
@@ -83,7 +86,8 @@ impl VaultContents {
 
 /// The part that an entry is.
 pub fn part_of(entry: &VaultEntry) -> Part {
-    Part::Record(entry.record.did.clone(), entry.record.cohort_id.clone())
+    let record = &entry.record;
+    Part::Record(record.did.clone(), record.service.clone(), record.cohort_id.clone())
 }
 
 /// Verifies all of `contents`: that maps and proofs give the signal of their record and lead to its update, that updates are
@@ -149,9 +153,23 @@ fn check_recovered(Recovered { did, kind, data }: &Recovered) -> Result<(), Stri
                 document::initial_document(did, Some(data)).map(drop).map_err(|error| error.to_string())
             }
         },
+        RecoveredKind::Update => {
+            let update = SignedUpdate::from_value(data.clone()).map_err(|error| error.to_string())?;
+            match target(&update) {
+                Some(of) if of == *did => Ok(()),
+                _ => Err("an update of another DID (rule U-4)".to_owned()),
+            }
+        }
         // Which signal it belongs to is known by its hash only.
-        RecoveredKind::CasUpdate if data.is_object() => Ok(()),
-        RecoveredKind::CasUpdate => Err("not a CAS Announcement: it is not an object (rule C-1)".to_owned()),
+        RecoveredKind::CasUpdate => {
+            let entries = data.as_object().ok_or("not a CAS Announcement: it is not an object (rule C-1)")?;
+            match entries.get(did.as_str()) {
+                Some(entry) if entry.as_str().is_none_or(|text| text.parse::<DocumentHash>().is_err()) => {
+                    Err("CAS Announcement: its entry of the DID is not the hash of an update (rule C-2)".to_owned())
+                }
+                _ => Ok(()),
+            }
+        }
         RecoveredKind::SmtProof => {
             let proof = SmtProof::deserialize(data).map_err(|error| format!("not an SMT proof: {error}"))?;
             proof.verify(&smt_index(did)).map_err(|error| format!("SMT proof: {error}"))
@@ -196,7 +214,13 @@ fn updates(contents: &VaultContents, did: &Did, verification: &mut Verification)
         let source = stated.and_then(|hash| documents.get(&(version - 1))?.get(&hash));
         let Some(source) = source else {
             if !reported.contains(&part) {
-                verification.unverified.push(part);
+                match of_any_document(update, did) {
+                    Some(error) => {
+                        reported.insert(part.clone());
+                        verification.invalid.push(Invalid { part, problem: format!("update: {error}") });
+                    }
+                    None => verification.unverified.push(part),
+                }
             }
             continue;
         };
@@ -212,4 +236,22 @@ fn updates(contents: &VaultContents, did: &Did, verification: &mut Verification)
             }
         }
     }
+}
+
+/// The first rule that an update breaks whatever document it starts from.
+fn of_any_document(update: &SignedUpdate, did: &Did) -> Option<UpdateError> {
+    let context = UpdateContext { did, document: &Value::Null, version: 1, block: None };
+    violations(update, &context).into_iter().find(|error| {
+        !matches!(
+            error,
+            UpdateError::Version { .. }
+                | UpdateError::SourceHash
+                | UpdateError::Method(_)
+                | UpdateError::Signature
+                | UpdateError::DoesNotApply(_)
+                | UpdateError::TargetHash
+                | UpdateError::TargetId
+                | UpdateError::NotConformant(_)
+        )
+    })
 }

@@ -1,10 +1,17 @@
 //! `check`, `watch --check` and `vault recover` on a real node.
 
-use std::fs;
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use bitcoin::{FeeRate, Txid};
 use btcr2_aggregation::{
-    actors::{runtime::Randomness, state::State},
+    actors::{
+        runtime::Randomness,
+        state::{State, StateError},
+    },
     check::Code,
     protocol::{
         beacon::Aggregation,
@@ -15,7 +22,7 @@ use btcr2_aggregation::{
         time::Timestamp,
         update::{SignedUpdate, add_beacon_service_patch},
     },
-    vault::{VaultContents, VaultDocument},
+    vault::{VaultContents, VaultDocument, backups::Backups},
 };
 use clap::ValueEnum;
 use serde_json::{Value, json};
@@ -23,7 +30,7 @@ use serde_json::{Value, json};
 use crate::{
     bitcoind_support::beacon::Beacon,
     resolve_cli::{Author, World, ran},
-    support::{Program, Run, contains, path, run_with},
+    support::{PATIENCE, Program, Run, contains, path, run_with},
     vault_support::{aggregated, entry, prepare, store},
 };
 
@@ -172,6 +179,29 @@ async fn a_controller_is_warned_before_its_did_breaks() {
     contains(one(&report, "restored")["text"].as_str().unwrap(), &["from a backup of", "may still be announced"]);
 }
 
+#[actix_rt::test]
+async fn a_conflict_in_the_mempool_is_a_problem() {
+    let Some(mut alice) = Controller::new("mempool").await else { return };
+    let other = Author::of(SecretKey::from_hex(SECRET).unwrap()).note("other");
+    let update = alice.author.note("second");
+    for update in [&update, &other] {
+        alice.prepare(update).await;
+    }
+    alice.singleton(&update).await;
+    alice.export(&path(&alice.world.directory, "vault.json")).await;
+    let (status, report) = alice.report(&["--min-conf", "1"]).await;
+    assert_eq!((status, &one(&report, "superseded-update")["status"]), (Some(3), &json!("warning")), "{report:#}");
+    alice.unconfirmed(&other).await;
+    let (status, report) = alice.report(&["--min-conf", "1", "--supersede", "singleton"]).await;
+    contains(one(&report, "will-not-resolve")["text"].as_str().unwrap(), &["in the mempool", "LATE_PUBLISHING"]);
+    assert_eq!((status, &report["version"]), (Some(1), &json!(2)), "it still resolves");
+    // Both are announced, whatever is stated of them.
+    assert_eq!(findings(&report, "contradiction").len(), 2);
+    alice.world.blocks.mine(1).await;
+    let (_, report) = alice.report(&["--min-conf", "1"]).await;
+    contains(one(&report, "does-not-resolve")["text"].as_str().unwrap(), &["LATE_PUBLISHING"]);
+}
+
 /// A controller with a round in each of two cohorts, whose beacons its document lists: an update by the map, none in the tree.
 struct Rounds {
     alice: Controller,
@@ -277,6 +307,10 @@ async fn after_a_loss_stores_are_used_and_the_rest_is_named() {
         "{run:?}"
     );
 
+    // That is a loss too.
+    let known = Backups::of([Path::new(&state)], &alice.author.did).unwrap();
+    assert!(known.restoration.is_some(), "{known:?}");
+
     // The store has everything but the proof, which only its tree's builder and a backup have.
     let run = recover(&["--cas", &store, "--json"]).await;
     let shown: Value = serde_json::from_str(&run.stdout).unwrap();
@@ -371,6 +405,21 @@ async fn the_genesis_document_of_an_external_did_is_recovered() {
     contains(&fs::read_to_string(&vault).unwrap(), &["\"recovered\":[{"]);
 }
 
+/// Makes the list of prepared updates unreadable.
+async fn damage(directory: &str) {
+    let until = Instant::now() + PATIENCE;
+    let state = loop {
+        match State::open(directory) {
+            Err(StateError::Locked { .. }) if Instant::now() < until => {
+                actix_rt::time::sleep(Duration::from_millis(20)).await;
+            }
+            opened => break opened.unwrap(),
+        }
+    };
+    state.table("program").put("prepared", "no JSON").await.unwrap();
+    state.close().await;
+}
+
 #[actix_rt::test]
 async fn watch_reports_changes_of_the_health_beside_a_member() {
     let Some(mut alice) = Controller::new("watch").await else { return };
@@ -398,12 +447,18 @@ async fn watch_reports_changes_of_the_health_beside_a_member() {
     assert_eq!(event["txid"], txid);
     let resolved = watch.seen().iter().filter(|event| event["code"] == "resolves").count();
     assert_eq!(resolved, 2, "changes only: {:#?}", watch.seen());
+    // What cannot be read any more is still known to the program.
+    damage(&alice.state).await;
+    let event = watch.event_where("warning", |event| event["message"].as_str().unwrap().contains("prepared"));
+    contains(event["message"].as_str().unwrap(), &["What was read of it before is still watched"]);
+    watch.event_where("finding", |event| event["code"] == "vault-damaged");
+    let missing = |event: &&Value| event["event"] == "finding" && event["code"] == "young-missing-data";
+    assert_eq!(watch.seen().iter().filter(missing).count(), 1, "{:#?}", watch.seen());
 }
 
 #[test]
 fn every_code_is_documented() {
-    let page =
-        fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operating.md")).unwrap();
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operating.md")).unwrap();
     for code in Code::value_variants() {
         let name = code.to_possible_value().unwrap();
         assert!(page.contains(&format!("| `{}` |", name.get_name())), "{code:?}");

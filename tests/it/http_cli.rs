@@ -53,6 +53,12 @@ fn an_encrypted_identity_opens_with_its_passphrase_only() {
     contains(&run(&["identity", "show", &file]).stderr, &["is encrypted", "BTCR2_PASSPHRASE"]);
     let none = run(&["identity", "new", "--encrypt", "--out", &path(&directory, "none")]);
     contains(&none.stderr, &["BTCR2_PASSPHRASE"]);
+    for empty in ["", "\n", "\u{feff}\r\n"] {
+        let none = run_with(&["identity", "new", "--encrypt", "--out", &path(&directory, "empty")], &with(empty));
+        assert_eq!(none.status, Some(1), "{none:?}");
+        contains(&none.stderr, &["the passphrase is empty"]);
+        assert!(!std::path::Path::new(&path(&directory, "empty")).exists());
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use btcr2_aggregation::{
     protocol::{did::Did, id::CohortId, time::Timestamp, update::SignedUpdate},
     vault::{
         Recovered, RecoveredKind, Sources, VaultContents, VaultDocument,
+        backups::Backups,
         import::{Refusal, Terms, plan},
         inbox,
         verify::verify,
@@ -22,7 +23,7 @@ use crate::{
     bitcoind_support::beacon::Beacon,
     resolve_cli::{Author, ran},
     support::{PATIENCE, Run, Service, contains, directory, inputs::secret_identity, path, run_with},
-    vault_support::{aggregated, entry, store},
+    vault_support::{aggregated, entry, prepare, store},
 };
 
 /// A controller with an update of a CAS cohort, and a declined round of an SMT cohort.
@@ -112,6 +113,8 @@ async fn an_encrypted_export_needs_its_passphrase() {
     };
     let export = ["vault", "export", &file, "--state", &state, "--encrypt"];
     contains(&with(&export, "").await.stderr, &["BTCR2_PASSPHRASE"]);
+    contains(&with(&export, "\n").await.stderr, &["the passphrase is empty"]);
+    assert!(!Path::new(&file).exists());
     with(&export, "correct horse").await.succeeded();
     assert!(fs::read(&file).unwrap().starts_with(b"age-encryption.org/"));
     let other = path(&directory, "other");
@@ -187,6 +190,15 @@ fn two_updates_of_one_version_are_not_restored() {
     contains(&text, &["without a cohort (`singleton`)"]);
     let superseded = [CohortId::parse("singleton").unwrap()];
     assert_eq!(refused(&known, &prepared, &Terms { superseded: &superseded, ..terms() }), None);
+    // What was found announced is not superseded with those that were only prepared.
+    let mut announced =
+        VaultContents { prepared: vec![entries[0].record.update.clone().unwrap()], ..VaultContents::default() };
+    assert_eq!(refused(&announced, &prepared, &Terms { superseded: &superseded, ..terms() }), None);
+    announced.recovered = vec![Recovered::update(&author.did, &announced.prepared[0])];
+    for superseded in [&[][..], &superseded[..]] {
+        let terms = Terms { superseded, ..terms() };
+        assert!(refused(&announced, &new, &terms).is_some() && refused(&new, &announced, &terms).is_some());
+    }
     // The same update again is not another one.
     let same = VaultContents { prepared: vec![update], ..VaultContents::default() };
     assert_eq!(refused(&known, &same, &terms()), None);
@@ -236,6 +248,28 @@ fn each_part_of_a_vault_is_verified() {
     // Without the second version the third one cannot be followed; with a forged signature it is refused.
     let alone = VaultContents { prepared: vec![third.clone()], ..VaultContents::default() };
     assert_eq!(verify(&alone).unverified.len(), 1);
+    // What every update has to have is verified all the same.
+    for (pointer, value, rule) in [
+        ("/@context/0", json!("https://w3id.org/other"), "U-1"),
+        ("/proof/capabilityAction", json!("Read"), "U-3"),
+        ("/proof/capability", json!("urn:zcap:root:other"), "U-5"),
+        ("/proof/proofValue", json!("z0"), "U-11"),
+        ("/patch", json!([{ "op": "unknown" }]), "U-12"),
+        ("/targetHash", json!("short"), "U-16"),
+    ] {
+        let mut changed = third.value().clone();
+        *changed.pointer_mut(pointer).unwrap() = value;
+        let changed = vec![SignedUpdate::from_value(changed).unwrap()];
+        let found = verify(&VaultContents { prepared: changed, ..VaultContents::default() });
+        assert!(found.unverified.is_empty() && found.invalid[0].to_string().contains(rule), "{rule}: {found:?}");
+    }
+    // Of two services with a cohort of the same name only one record is the invalid one.
+    let mut two = contents(&entries[..1]);
+    let mut other = entries[0].clone();
+    (other.record.service, other.record.signal) = (Author::key("other service").did, entries[1].record.signal);
+    two.entries.push(other);
+    let verification = verify(&two);
+    assert_eq!(two.without_invalid(&verification).entries, entries[..1]);
     let mut forged = third.value().clone();
     forged["proof"]["proofValue"] = update.value()["proof"]["proofValue"].clone();
     all.prepared = vec![SignedUpdate::from_value(forged).unwrap()];
@@ -248,6 +282,9 @@ fn each_part_of_a_vault_is_verified() {
     assert_eq!(recovered(&author.did, RecoveredKind::SmtProof, proof.clone()), 0);
     assert_eq!(recovered(&Author::key("other").did, RecoveredKind::SmtProof, proof), 1);
     assert_eq!(recovered(&author.did, RecoveredKind::CasUpdate, json!([])), 1);
+    assert_eq!(recovered(&author.did, RecoveredKind::CasUpdate, json!({ author.did(): "no hash" })), 1);
+    assert_eq!(recovered(&author.did, RecoveredKind::Update, update.value().clone()), 0);
+    assert_eq!(recovered(&Author::key("other").did, RecoveredKind::Update, update.value().clone()), 1);
     let external = Author::external("verified", "CASBeacon", entries[0].record.output.address());
     let genesis = external.genesis.clone().unwrap();
     assert_eq!(recovered(&external.did, RecoveredKind::GenesisDocument, genesis.clone()), 0);
@@ -285,6 +322,66 @@ async fn a_service_still_has_the_data_of_a_recent_round() {
     let silent =
         inbox::read("http://127.0.0.1:9", &Trust::system(), &identity, Duration::from_secs(2)).await.unwrap();
     assert!(silent.count == 0 && silent.problem.is_some(), "{silent:?}");
+}
+
+#[actix_rt::test]
+async fn what_is_verified_in_part_is_stated() {
+    let directory = directory("vault-partly");
+    let (state, file) = (path(&directory, "state"), path(&directory, "vault.json"));
+    let mut author = Author::key("partly");
+    author.note("second");
+    prepare(&state, &author.note("third")).await;
+    let run = ran(&["vault", "export", &file, "--state", &state]).await.succeeded();
+    contains(&run.stdout, &["read back: 0 verified, 1 in part only"]);
+    let run = ran(&["vault", "export", &path(&directory, "more"), "--state", &state, "--json"]).await.succeeded();
+    assert_eq!(serde_json::from_str::<Value>(&run.stdout).unwrap()["verified"], false);
+    let run = ran(&["vault", "import", &file, "--state", &path(&directory, "other")]).await.succeeded();
+    contains(&run.stdout, &["0 verified, 1 in part only, and restored"]);
+    // The time is part of what the hash is of: an old backup does not look new.
+    let mut changed: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    changed["exportedAt"] = json!(changed["exportedAt"].as_u64().unwrap() + 1);
+    fs::write(&file, changed.to_string()).unwrap();
+    let run = ran(&["vault", "import", &file, "--state", &path(&directory, "other")]).await;
+    contains(&run.stderr, &["do not have the hash"]);
+}
+
+#[actix_rt::test]
+async fn a_directory_has_one_did_and_its_risk_is_recorded() {
+    let (directory, Member { author, entries, .. }) = (directory("vault-one-did"), member("one did"));
+    let (state, file) = (path(&directory, "state"), path(&directory, "vault.json"));
+    let other = Author::key("another did").note("second");
+    prepare(&state, &other).await;
+    fs::write(&file, document(&contents(&entries)).to_json().unwrap()).unwrap();
+    let refused = ran(&["vault", "import", &file, "--state", &state]).await;
+    assert_eq!(refused.status, Some(1), "{refused:?}");
+    contains(&refused.stderr, &[Author::key("another did").did(), author.did(), "another --state"]);
+    assert!(read(&state).await.entries.is_empty());
+    // What cannot be recorded is not restored.
+    let blocked = path(&directory, "blocked");
+    store(&blocked, &[]).await;
+    fs::create_dir(Path::new(&blocked).join("backups.json")).unwrap();
+    let failed = ran(&["vault", "import", &file, "--state", &blocked]).await;
+    assert!(failed.status == Some(1) && read(&blocked).await.is_empty(), "{failed:?}");
+    fs::remove_dir(Path::new(&blocked).join("backups.json")).unwrap();
+    ran(&["vault", "import", &file, "--state", &blocked]).await.succeeded();
+    let known = Backups::of([Path::new(&blocked)], &author.did).unwrap();
+    assert!(known.restoration.is_some() && known.export.is_some(), "{known:?}");
+}
+
+#[actix_rt::test]
+async fn a_damaged_list_of_prepared_updates_is_repaired() {
+    let directory = directory("vault-prepared");
+    let (state, file) = (path(&directory, "state"), path(&directory, "vault.json"));
+    prepare(&state, &Author::key("prepared").note("second")).await;
+    let before = read(&state).await;
+    ran(&["vault", "export", &file, "--state", &state]).await.succeeded();
+    let open = State::open(&state).unwrap();
+    open.table("program").put("prepared", "no JSON").await.unwrap();
+    open.close().await;
+    assert_eq!(read(&state).await.problems.len(), 1);
+    let run = ran(&["vault", "import", &file, "--state", &state]).await.succeeded();
+    contains(&run.stderr, &["warning: the directory's list", "was damaged"]);
+    assert_eq!(read(&state).await, before);
 }
 
 #[actix_rt::test]

@@ -8,7 +8,7 @@ use self::world::{World, coins, id, output, txid};
 use super::*;
 use crate::{
     protocol::{key::SecretKey, update::add_beacon_service_patch},
-    vault::backups::Restoration,
+    vault::{Recovered, backups::Restoration},
 };
 
 fn with(report: &Report, code: Code) -> Vec<&Finding> {
@@ -170,6 +170,140 @@ fn what_may_still_be_announced_is_named() {
 }
 
 #[test]
+fn a_later_version_does_not_protect_from_an_older_conflict() {
+    for patch in [
+        json!({ "op": "add", "path": "/deactivated", "value": true }),
+        json!({ "op": "remove", "path": "/service/3" }),
+    ] {
+        let mut world = World::new();
+        let address = output().address().to_owned();
+        let add = world.advance(add_beacon_service_patch(&world.did, "CASBeacon", &address));
+        world.singleton(&add, 60);
+        let other = world.note("approved in a cohort");
+        let third = world.advance(json!([{ "op": "add", "path": "/note", "value": "applied" }]));
+        world.singleton(&third, 50);
+        world.coins.insert(address.clone(), coins(&[190]));
+        let fourth = world.advance(json!([patch]));
+        let (_, signal) = world.round("cohort", Some(&other));
+        // The cohort's update would be compared with the document of version 3, which lists its beacon.
+        world.singleton(&fourth, 40);
+        let superseded = one(&world.report(), Code::SupersededUpdate).clone();
+        assert_eq!((superseded.status, superseded.about.version), (Status::Warning, Some(3)), "{superseded:?}");
+        // As the resolver itself has it.
+        world.announce(&address, &DocumentHash::from_bytes(*signal.as_bytes()), 7);
+        assert!(one(&world.report(), Code::DoesNotResolve).text.contains("LATE_PUBLISHING"));
+        world.signals.pop();
+        // Without a coin no member can announce it.
+        world.coins.insert(address, coins(&[]));
+        assert_eq!(one(&world.report(), Code::SupersededUpdate).status, Status::Ok);
+    }
+    // Of the newest version it is the current document that counts.
+    let mut world = World::new();
+    let other = world.note("approved in a cohort");
+    let last = world.advance(json!([{ "op": "add", "path": "/deactivated", "value": true }]));
+    world.singleton(&last, 10);
+    world.round("cohort", Some(&other));
+    assert_eq!(one(&world.report(), Code::SupersededUpdate).status, Status::Ok);
+}
+
+#[test]
+fn what_is_in_the_mempool_is_judged_as_a_resolver_would() {
+    // Its data is missing: the update itself, or the update behind an announcement.
+    let mut world = World::new();
+    let address = output().address().to_owned();
+    let add = world.advance(add_beacon_service_patch(&world.did, "CASBeacon", &address));
+    world.singleton(&add, 60);
+    world.export(1_900_000_000);
+    let update = world.note("third");
+    let (_, signal) = world.round("cohort", Some(&update));
+    world.wait(&address, &DocumentHash::from_bytes(*signal.as_bytes()));
+    assert!(with(&world.report(), Code::UnconfirmedMissingData).is_empty());
+    assert_eq!(world.report().updates[0].standing, UpdateStanding::InMempool);
+    world.files = world.vault.sidecar(&world.did).data;
+    world.files["updates"] = json!([add.value()]);
+    world.vault.entries.clear();
+    let report = world.report();
+    let missing = one(&report, Code::UnconfirmedMissingData);
+    assert_eq!((missing.status, missing.about.txid), (Status::Warning, Some(txid(1))));
+    assert!(missing.text.contains(&update.hash().to_string()), "{missing:?}");
+
+    // A second update of a version: of one that was applied, and of one that is prepared.
+    let mut world = World::new();
+    let other = world.note("other");
+    let update = world.advance(json!([{ "op": "add", "path": "/note", "value": "second" }]));
+    world.vault.prepared = vec![update.clone(), other.clone()];
+    world.wait(&world.own(), other.hash());
+    assert_eq!(one(&world.report(), Code::Contradiction).status, Status::Warning);
+    world.wait(&world.own(), update.hash());
+    let report = world.report();
+    assert_eq!(one(&report, Code::Contradiction).status, Status::Problem);
+    assert!(one(&report, Code::WillNotResolve).text.contains("LATE_PUBLISHING"));
+    world.mempool.pop();
+    world.announce(&world.own(), update.hash(), 10);
+    let report = world.report();
+    assert_eq!((report.status, one(&report, Code::WillNotResolve).status), (Status::Problem, Status::Problem));
+    assert!(one(&report, Code::SupersededUpdate).text.contains("mempool"));
+
+    // An update that does not fit, and what changes nothing.
+    let mut world = World::new();
+    let mut strange = world.note("strange").value().clone();
+    strange["sourceHash"] = json!(DocumentHash::from_bytes([1; 32]));
+    let strange = SignedUpdate::from_value(strange).unwrap();
+    world.wait(&world.own(), strange.hash());
+    world.vault.prepared.push(strange);
+    assert!(one(&world.report(), Code::WillNotResolve).text.contains("INVALID_DID_UPDATE"));
+    let mut world = World::new();
+    let update = world.advance(json!([{ "op": "add", "path": "/note", "value": "second" }]));
+    world.singleton(&update, 10);
+    world.wait(&world.own(), update.hash());
+    world.export(1_900_000_000);
+    assert_eq!(world.report().status, Status::Ok);
+}
+
+#[test]
+fn an_announced_update_is_not_superseded_by_a_statement() {
+    let mut world = World::new();
+    let (second, other) = (world.note("second"), world.note("other"));
+    let (_, signal) = world.round("cohort", Some(&second));
+    world.round("another-cohort", Some(&other));
+    world.terms.superseded = vec![id("cohort")];
+    assert!(with(&world.report(), Code::Contradiction).is_empty());
+    world.wait(&world.own(), &DocumentHash::from_bytes(*signal.as_bytes()));
+    let report = world.report();
+    let found = with(&report, Code::Contradiction);
+    assert!(
+        found[0].text.contains("--supersede cohort states") && found[0].about.txid == Some(txid(0)),
+        "{found:?}"
+    );
+    assert_eq!((found.len(), found[1].status), (2, Status::Problem));
+    // `singleton` is for those that were only prepared.
+    let mut world = World::new();
+    world.vault.prepared = vec![second.clone(), other];
+    world.terms.superseded = vec![id("singleton")];
+    assert!(world.report().updates.is_empty());
+    world.vault.recovered.push(Recovered::update(&world.did, &second));
+    assert_eq!(world.report().updates[0].hash, *second.hash());
+}
+
+#[test]
+fn an_expired_update_cannot_apply() {
+    let mut world = World::new();
+    let mut update = world.note("second").value().clone();
+    for (expires, expected) in [("2030-03-17T17:46:40Z", 0), ("2030-03-17T17:46:39Z", 1)] {
+        update["proof"]["expires"] = json!(expires);
+        world.vault.prepared = vec![SignedUpdate::from_value(update.clone()).unwrap()];
+        let report = world.report();
+        let found = with(&report, Code::CannotApply);
+        // The signature is not over `expires`; the median time of the tip is 1900000000.
+        assert_eq!(
+            found.iter().filter(|finding| finding.text.contains("expired")).count(),
+            expected,
+            "{report:#?}"
+        );
+    }
+}
+
+#[test]
 fn a_deactivated_did_needs_its_data_and_nothing_else() {
     let mut world = World::new();
     let pending = world.note("pending");
@@ -281,18 +415,77 @@ fn an_unreachable_chain_is_not_ok() {
     assert!(one(&report, Code::Chain).text.contains("no answer"));
 }
 
+fn codes(notices: Vec<CheckNotice>) -> Vec<String> {
+    let name = |notice: &CheckNotice| {
+        let json = serde_json::to_value(notice).unwrap();
+        format!("{} {}", json["event"].as_str().unwrap(), json["code"].as_str().unwrap())
+    };
+    notices.iter().map(name).collect()
+}
+
+#[test]
+fn what_could_not_be_asked_is_not_cleared() {
+    let mut world = World::new();
+    let mut changes = Changes::default();
+    let (second, other) = (world.note("second"), world.note("other"));
+    world.round("cohort", Some(&second));
+    world.round("another-cohort", Some(&other));
+    let found = codes(changes.since(&world.report()));
+    assert!(found.contains(&"finding contradiction".to_owned()), "{found:?}");
+    // The chain does not answer: only that is new. When it answers again, only that is cleared.
+    let unknown = evaluate(&world.view(Err("no answer")));
+    assert_eq!(codes(changes.since(&unknown)), ["finding chain"]);
+    assert_eq!(codes(changes.since(&unknown)), [""; 0]);
+    assert_eq!(codes(changes.since(&world.report())), ["finding-cleared chain"]);
+    // The DID does not resolve, so that its updates are not compared.
+    world.announce(&world.own(), &DocumentHash::from_bytes([1; 32]), 7);
+    let found = codes(changes.since(&world.report()));
+    assert_eq!(found, ["finding does-not-resolve", "finding missing-data"]);
+    world.signals.pop();
+    let found = codes(changes.since(&world.report()));
+    let resolves = ["finding resolves", "finding-cleared does-not-resolve", "finding-cleared missing-data"];
+    assert_eq!(found, resolves);
+    world.vault.entries.pop();
+    let found = codes(changes.since(&world.report()));
+    assert_eq!(found, ["finding-cleared contradiction"]);
+}
+
+#[test]
+fn every_update_and_each_of_its_steps_is_an_event() {
+    let mut world = World::new();
+    let mut changes = Changes::default();
+    let pending =
+        |notices: Vec<CheckNotice>| codes(notices).iter().filter(|code| code.ends_with("-update")).count();
+    // Two of one version, without a cohort.
+    world.vault.prepared = vec![world.note("second"), world.note("other")];
+    assert_eq!(pending(changes.since(&world.report())), 2);
+    let second = world.vault.prepared[0].clone();
+    world.round("cohort", Some(&second));
+    assert_eq!(pending(changes.since(&world.report())), 1, "approved");
+    world.vault.entries[0].txid = Some(txid(50));
+    assert_eq!(pending(changes.since(&world.report())), 1, "signed");
+    world.wait(&world.own(), second.hash());
+    assert_eq!(pending(changes.since(&world.report())), 1, "in the mempool");
+    assert_eq!(pending(changes.since(&world.report())), 0);
+    // Another error, of the same question.
+    let mut world = World::new();
+    let mut changes = Changes::default();
+    let second = world.advance(json!([{ "op": "add", "path": "/note", "value": "second" }]));
+    world.announce(&world.own(), second.hash(), 20);
+    changes.since(&world.report());
+    let conflict = World::new().note("other");
+    world.vault.prepared = vec![second, conflict.clone()];
+    world.announce(&world.own(), conflict.hash(), 10);
+    let found = codes(changes.since(&world.report()));
+    assert!(found.contains(&"finding does-not-resolve".to_owned()), "{found:?}");
+    assert!(!found.contains(&"finding-cleared does-not-resolve".to_owned()), "{found:?}");
+}
+
 #[test]
 fn only_changes_are_events() {
     let mut world = World::new();
     let update = world.advance(json!([{ "op": "add", "path": "/note", "value": "second" }]));
     let mut changes = Changes::default();
-    let codes = |notices: Vec<CheckNotice>| -> Vec<String> {
-        let name = |notice: &CheckNotice| {
-            let json = serde_json::to_value(notice).unwrap();
-            format!("{} {}", json["event"].as_str().unwrap(), json["code"].as_str().unwrap())
-        };
-        notices.iter().map(name).collect()
-    };
     assert_eq!(codes(changes.since(&world.report())), ["finding resolves", "finding signing-key"]);
     assert_eq!(codes(changes.since(&world.report())), [""; 0]);
     world.announce(&world.own(), update.hash(), 3);

@@ -1,5 +1,7 @@
 //! A controller and its chain, with the resolver's own histories.
 
+use std::str::FromStr;
+
 use ::bitcoin::{Amount, OutPoint, hashes::Hash};
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde_json::json;
@@ -32,6 +34,8 @@ pub(super) struct World {
     pub(super) updates: Vec<SignedUpdate>,
     /// Address, signal, and height of its block.
     pub(super) signals: Vec<(String, SignalBytes, u32)>,
+    /// The same in the mempool.
+    pub(super) mempool: Vec<(String, SignalBytes)>,
     pub(super) vault: VaultContents,
     pub(super) coins: BTreeMap<String, Activity>,
     /// The Sidecar Data of files.
@@ -67,6 +71,7 @@ impl World {
             did,
             updates: Vec::new(),
             signals: Vec::new(),
+            mempool: Vec::new(),
             vault: VaultContents::default(),
             coins: BTreeMap::new(),
             files: json!({}),
@@ -104,6 +109,10 @@ impl World {
         self.signals.push((address.to_owned(), SignalBytes::from_bytes(*signal.as_bytes()), height));
     }
 
+    pub(super) fn wait(&mut self, address: &str, signal: &DocumentHash) {
+        self.mempool.push((address.to_owned(), SignalBytes::from_bytes(*signal.as_bytes())));
+    }
+
     /// Announces an update from the DID's own beacon, and stores it in the vault.
     pub(super) fn singleton(&mut self, update: &SignedUpdate, confirmations: u32) {
         self.announce(&self.own(), update.hash(), confirmations);
@@ -111,6 +120,10 @@ impl World {
     }
 
     pub(super) fn resolution(&self, min_conf: u32) -> Resolution {
+        self.resolution_of(min_conf, TIP, &self.signals)
+    }
+
+    fn resolution_of(&self, min_conf: u32, tip: u32, known: &[(String, SignalBytes, u32)]) -> Resolution {
         let options = ResolutionOptions::default().with_min_conf(min_conf.into()).unwrap();
         let mut data = SidecarData::from_value(self.files.clone()).unwrap();
         data.merge(SidecarData::from_value(self.vault.sidecar(&self.did).data).unwrap());
@@ -125,14 +138,14 @@ impl World {
                 match need {
                     Need::Signals { beacon, .. } => {
                         let address = beacon.address.to_string();
-                        let of = self.signals.iter().enumerate().filter(|(_, (at, ..))| *at == address);
+                        let of = known.iter().enumerate().filter(|(_, (at, ..))| *at == address);
                         let signals = of.map(|(index, (_, bytes, height))| Signal {
                             txid: txid(index),
                             bytes: *bytes,
                             height: Some(*height),
                             time: Some(1_800_000_000 + height),
                             mediantime: Some(1_800_000_000 + height),
-                            confirmations: Some(TIP + 1 - height),
+                            confirmations: Some(tip + 1 - height),
                         });
                         resolver.provide_signals(&beacon.address, signals.collect(), "chain").unwrap();
                     }
@@ -149,13 +162,23 @@ impl World {
         let (settled, young) = (self.resolution(self.terms.min_conf), self.resolution(1));
         let updates = self.updates.iter().map(|update| (*update.hash(), update.clone())).collect();
         let coins = Ok(self.coins.clone());
+        // As they are in the next block.
+        let waiting = self.mempool.iter().map(|(address, bytes)| (address.clone(), *bytes, TIP + 1));
+        let next: Vec<_> = self.signals.iter().cloned().chain(waiting).collect();
+        let unconfirmed = |(index, (address, bytes)): (usize, &(String, SignalBytes))| UnconfirmedSignal {
+            address: Address::from_str(address).unwrap().assume_checked(),
+            kind: BeaconKind::Singleton,
+            txid: txid(self.signals.len() + index),
+            bytes: *bytes,
+        };
         let chain = ChainView {
             tip: Some(tip()),
             settled,
             young,
             updates,
             coins,
-            unconfirmed: Vec::new(),
+            unconfirmed: self.mempool.iter().enumerate().map(unconfirmed).collect(),
+            next: (!self.mempool.is_empty()).then(|| self.resolution_of(1, TIP + 1, &next)),
             problems: Vec::new(),
         };
         evaluate(&self.view(Ok(&chain)))

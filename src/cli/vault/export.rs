@@ -27,7 +27,9 @@ use crate::{
 The file has everything of the vault that cannot be had again, SMT nonces included: every record, every update that was prepared \
 without a cohort, and what `vault recover` found. It is written completely or not at all, read back and compared, and every map, proof \
 and update is verified; only then success is printed (exit status 0), and the time is recorded in the state directory, so that `check` \
-can warn when something was added since. Exit status 1: the file is there, but an entry is damaged or breaks a rule, as stated.
+can warn when something was added since. Of an update that starts from a document to which the vault does not lead, only its form is \
+verified, not its signature: it is counted as \"in part only\". Exit status 1: the file is there, but an entry is damaged or breaks a \
+rule, as stated.
 
 Make one after every round, also while `join` runs, and store it elsewhere. It contains no secret key, but shows what the DID \
 announced or may announce: --encrypt encrypts it.")]
@@ -77,10 +79,8 @@ pub(super) async fn export(args: &ExportArgs) -> Result<ExitCode, VaultFailure> 
         out!("{}", document.to_json()?);
         return Ok(complete(&damaged));
     };
-    let passphrase = match args.encrypt {
-        true => Some(passphrase::passphrase("Passphrase for the new file: ").ok_or(VaultFailure::NoPassphrase)?),
-        false => None,
-    };
+    let passphrase =
+        args.encrypt.then(|| passphrase::new_passphrase("Passphrase for the new file: ")).transpose()?;
     document.write(path, passphrase)?;
     // What was read back is equal to it.
     let (hash, contents) = (document.hash, document.into_contents());
@@ -94,9 +94,10 @@ pub(super) async fn export(args: &ExportArgs) -> Result<ExitCode, VaultFailure> 
         );
     }
     let counts = [contents.entries.len(), contents.prepared.len(), contents.recovered.len()];
-    let is_verified = invalid.is_empty() && damaged.is_empty();
+    let is_sound = invalid.is_empty() && damaged.is_empty();
+    let verified = counts.iter().sum::<usize>().saturating_sub(unverified.len() + invalid.len());
     if let Some(hash) = hash
-        && is_verified
+        && is_sound
     {
         let exports = Export::of(&contents, hash, at);
         for directory in &args.sources.states {
@@ -114,18 +115,22 @@ pub(super) async fn export(args: &ExportArgs) -> Result<ExitCode, VaultFailure> 
         out!(
             "{}",
             json!({
-                "file": path, "verified": is_verified, "encrypted": args.encrypt, "exportedAt": at.to_date(), "hash": hash,
+                "file": path, "verified": is_sound && unverified.is_empty(), "encrypted": args.encrypt, "exportedAt": at.to_date(), "hash": hash,
                 "entries": entries, "prepared": prepared, "recovered": recovered, "unverified": unverified.len(),
                 "invalid": invalid.len(), "damaged": damaged.len(),
             })
         );
     } else {
         let encrypted = if args.encrypt { ", encrypted" } else { "" };
-        let state = if is_verified { "read back and verified" } else { "NOT verified, see standard error" };
+        let state = match (is_sound, unverified.len()) {
+            (false, _) => "NOT verified, see standard error".to_owned(),
+            (true, 0) => "read back and verified".to_owned(),
+            (true, partly) => format!("read back: {verified} verified, {partly} in part only"),
+        };
         out!("{} written to {path}{encrypted}, {state}", counted(counts));
     }
     let status = complete(&damaged);
-    Ok(if is_verified { status } else { ExitCode::FAILURE })
+    Ok(if is_sound { status } else { ExitCode::FAILURE })
 }
 
 /// What a vault has, for people.

@@ -72,7 +72,7 @@ pub(super) async fn import(args: &ImportArgs) -> Result<ExitCode, VaultFailure> 
     let outcome = restore(args, &state, document).await;
     state.close().await;
     let (plan, damaged) = outcome?;
-    record(args, &source, exported_at, &plan)
+    record_export(args, source, exported_at, &plan)
         .map_err(|error| VaultFailure::File { path: args.state.clone(), error })?;
     report(args, exported_at, &plan);
     Ok(complete(&damaged))
@@ -120,7 +120,15 @@ async fn restore(
     let owner = storage::member_of(state).await?;
     let mut existing = VaultContents::default();
     read_open(state, &mut existing).await?;
-    let plan = decide(args, &existing, document, owner.as_deref())?;
+    let exported_at = document.exported_at;
+    let mut plan = decide(args, &existing, document, owner.as_deref())?;
+    // Without one of its own, the file has no copy of the list: then the damage stays, and is reported.
+    plan.replaces_prepared = !plan.prepared.is_empty() && storage::prepared(state).await.is_err();
+    if plan.new_parts() > 0 {
+        // Before the first write: an interruption does not hide the risk.
+        record_restoration(args, exported_at, &plan)
+            .map_err(|error| VaultFailure::File { path: args.state.clone(), error })?;
+    }
     apply(state, &plan).await?;
     // Entries that were damaged, and of which the file had a copy, are not any more.
     let mut restored = VaultContents::default();
@@ -128,29 +136,32 @@ async fn restore(
     Ok((plan, restored.problems))
 }
 
-/// The file is a backup of what it has: if the directory knows no later export, it is the last one.
-fn record(
-    args: &ImportArgs,
-    source: &VaultDocument,
-    exported_at: Option<Timestamp>,
-    plan: &Plan,
-) -> std::io::Result<()> {
+/// What the lost vault had approved after the backup is not known from now on.
+fn record_restoration(args: &ImportArgs, exported_at: Option<Timestamp>, plan: &Plan) -> std::io::Result<()> {
     let at = Clock::system().now();
-    let exports = source
-        .hash
-        .zip(exported_at)
-        .map(|(hash, exported_at)| Export::of(&source.clone().into_contents(), hash, exported_at));
     Backups::change(&args.state, |backups| {
         for did in &plan.dids {
             let backup: &mut Backup = backups.entry(did.clone()).or_default();
-            if plan.new_parts() > 0 {
-                backup.restoration = Some(Restoration { at, exported_at });
-            }
-            let export = exports.as_ref().and_then(|exports| exports.get(did));
-            if let Some(export) = export
-                && backup.export.as_ref().is_none_or(|known| known.at < export.at)
-            {
-                backup.export = Some(export.clone());
+            backup.restoration = Some(Restoration { at, exported_at });
+        }
+    })
+}
+
+/// The file is a backup of what it has: if the directory knows no later export, it is the last one.
+fn record_export(
+    args: &ImportArgs,
+    source: VaultDocument,
+    exported_at: Option<Timestamp>,
+    plan: &Plan,
+) -> std::io::Result<()> {
+    let Some((hash, exported_at)) = source.hash.zip(exported_at) else { return Ok(()) };
+    let mut exports = Export::of(&source.into_contents(), hash, exported_at);
+    Backups::change(&args.state, |backups| {
+        for did in &plan.dids {
+            let Some(export) = exports.remove(did) else { continue };
+            let backup: &mut Backup = backups.entry(did.clone()).or_default();
+            if backup.export.as_ref().is_none_or(|known| known.at < export.at) {
+                backup.export = Some(export);
             }
         }
     })
@@ -159,6 +170,12 @@ fn record(
 fn report(args: &ImportArgs, exported_at: Option<Timestamp>, plan: &Plan) {
     for invalid in &plan.skipped {
         err!("warning: left out: {invalid}");
+    }
+    if plan.replaces_prepared {
+        err!(
+            "warning: the directory's list of updates that were prepared without a cohort was damaged, and the file's is stored in its \
+             place: what was prepared after the backup is not known any more, and may still be announced"
+        );
     }
     for part in &plan.unverified {
         err!(
@@ -170,17 +187,18 @@ fn report(args: &ImportArgs, exported_at: Option<Timestamp>, plan: &Plan) {
         out!(
             "{}",
             json!({
-                "new": plan.new_parts(), "known": plan.known, "skipped": plan.skipped.len(),
+                "verified": plan.unverified.is_empty(), "new": plan.new_parts(), "known": plan.known, "skipped": plan.skipped.len(),
                 "unverified": plan.unverified.len(), "dids": plan.dids, "exportedAt": exported,
             })
         );
     } else {
         let state = args.state.display();
-        out!(
-            "verified, and restored into {state}: {} new or completed, {} were there already",
-            plan.new_parts(),
-            plan.known
-        );
+        let (new, known, partly) = (plan.new_parts(), plan.known, plan.unverified.len());
+        let verified = match partly {
+            0 => "verified, and restored".to_owned(),
+            _ => format!("{} verified, {partly} in part only, and restored", (new + known).saturating_sub(partly)),
+        };
+        out!("{verified} into {state}: {new} new or completed, {known} were there already");
     }
     let since = exported.map_or_else(|| "at an unknown time".to_owned(), |date| format!("at {date}"));
     err!(

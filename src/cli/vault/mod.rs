@@ -14,8 +14,9 @@ use crate::{
     actors::state::vault::VaultEntry,
     controller::{AnnouncementState, Settled},
     error::ProgramError,
+    passphrase::NewPassphraseError,
     protocol::{did::Did, id::CohortId, update::SignedUpdate},
-    vault::{self, ReadError, Sources, WriteError, import::Refusal},
+    vault::{self, ReadError, RecoveredKind, Sources, WriteError, import::Refusal},
 };
 
 #[derive(Debug, Args)]
@@ -103,8 +104,8 @@ pub(super) enum VaultFailure {
     Export(#[from] WriteError),
     #[error("{}: {refusal}", path.display())]
     Refused { path: PathBuf, refusal: Box<Refusal> },
-    #[error("--encrypt: give a passphrase in the environment variable BTCR2_PASSPHRASE, or run this in a terminal")]
-    NoPassphrase,
+    #[error(transparent)]
+    NewPassphrase(#[from] NewPassphraseError),
     #[error("--encrypt: give the FILE to write")]
     NoFile,
     #[error(transparent)]
@@ -167,9 +168,11 @@ async fn list(args: &ListArgs) -> Result<ExitCode, VaultFailure> {
             problems(entry).iter().for_each(|problem| out!("    NOT accepted by current resolvers: {problem}"));
         }
         for update in contents.prepared.iter().filter(|update| vault::target(update).as_ref() == Some(&did)) {
-            out!("{}", prepared_line(update, &contents.settled));
+            let is_confirmed = contents.was_recovered(update.hash());
+            out!("{}", prepared_line(update, is_confirmed, &contents.settled));
         }
-        match contents.recovered.iter().filter(|recovered| recovered.did == did).count() {
+        let documents = contents.recovered.iter().filter(|one| one.did == did && one.kind != RecoveredKind::Update);
+        match documents.count() {
             0 => {}
             count => out!("  recovered announcements, proofs and genesis documents: {count}"),
         }
@@ -181,8 +184,9 @@ async fn list(args: &ListArgs) -> Result<ExitCode, VaultFailure> {
 }
 
 /// An update that was given to its controller, to be announced without a cohort or in a later one.
-fn prepared_line(update: &SignedUpdate, settled: &[Settled]) -> String {
-    let state = CohortId::parse("singleton").map(|alone| AnnouncementState::of(&alone, update, false, settled));
+fn prepared_line(update: &SignedUpdate, is_confirmed: bool, settled: &[Settled]) -> String {
+    let state =
+        CohortId::parse("singleton").map(|alone| AnnouncementState::of(&alone, update, is_confirmed, settled));
     let state = state.map_or_else(|_| String::new(), |state| state.to_string());
     let version = update.target_version().map_or_else(|| "?".to_owned(), |version| version.to_string());
     format!("  without a cohort  version {version}  update {}  {state}", update.hash())

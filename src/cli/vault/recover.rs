@@ -34,7 +34,7 @@ use crate::{
     resolve::Given,
     storage,
     vault::{
-        self, VaultContents,
+        self, Recovered, VaultContents,
         backups::{Backup, Backups, Restoration},
         collect::{AtHand, Collected, Wanted, collect},
         inbox, read_open, recovered,
@@ -121,10 +121,7 @@ pub(super) async fn recover(args: &RecoverArgs) -> Result<ExitCode, VaultFailure
     let state = open(&args.state).await?;
     let outcome = recover_into(args, &state, &mut inspector).await;
     state.close().await;
-    let Recovery { collected, was_empty, alone, problems } = outcome?;
-    if was_empty && !collected.is_empty() {
-        record(&args.state, did).map_err(|error| VaultFailure::File { path: args.state.clone(), error })?;
-    }
+    let Recovery { collected, alone, problems } = outcome?;
     Ok(report(args, &collected, &alone, &problems))
 }
 
@@ -158,8 +155,6 @@ async fn read_services(
 /// What was done.
 struct Recovery {
     collected: Collected,
-    /// Whether the vault had nothing of the DID before.
-    was_empty: bool,
     /// What the chain shows with the data of the vault alone.
     alone: ChainView,
     /// The failures of stores, and of entries.
@@ -171,18 +166,24 @@ async fn recover_into(
     state: &State,
     inspector: &mut Inspector,
 ) -> Result<Recovery, VaultFailure> {
-    let (did, min_conf) = (&args.did, args.sources.min_conf);
+    let (did, min_conf, now) = (&args.did, args.sources.min_conf, Clock::system().now());
     if let Some(owner) = storage::member_of(state).await?
         && owner != did.as_str()
     {
         let problem = format!("the state directory belongs to {owner}: give another --state DIR");
         return Err(ProgramError::Usage(problem).into());
     }
-    let before = contents(state, did).await?;
+    let mut before = VaultContents::default();
+    read_open(state, &mut before).await?;
+    if let Some(other) = before.dids().into_iter().find(|other| other != did) {
+        let problem = format!("the state directory has data of {other}: give another --state DIR");
+        return Err(ProgramError::Usage(problem).into());
+    }
+    let before = before.only(Some(did));
     let mut given = inspector.files().clone();
     let refuse = |error| VaultFailure::Chain(format!("the vault: {error}"));
     given.add_vault(&before, did, "the state directory").map_err(refuse)?;
-    let view = inspector.read(&given, min_conf).await.map_err(VaultFailure::Chain)?;
+    let view = inspector.read(&given, now, min_conf).await.map_err(VaultFailure::Chain)?;
     for resolution in [&view.settled, &view.young] {
         if let Err(error) = &resolution.outcome
             && error.code() == ErrorCode::InternalError
@@ -195,21 +196,26 @@ async fn recover_into(
         let at_hand = Sources { given: &given, inspector, did };
         collect(did, history, &hashes(&before), &at_hand)
     };
+    if before.is_empty() {
+        // Before the first write, and also if there is none: what the lost vault had approved last is not known from now on.
+        record(&args.state, did).map_err(|error| VaultFailure::File { path: args.state.clone(), error })?;
+    }
     for update in collected.updates.values() {
         // It is announced: no other one of its version is signed from now on.
         storage::prepare(state, update).await?;
     }
-    for document in &collected.documents {
+    let updates = collected.updates.values().map(|update| Recovered::update(did, update));
+    for document in collected.documents.iter().cloned().chain(updates) {
         let refuse = |error: crate::actors::state::StateError| ProgramError::State(error.to_string());
-        recovered::store(state, document).await.map_err(refuse)?;
+        recovered::store(state, &document).await.map_err(refuse)?;
     }
     let after = contents(state, did).await?;
     let mut problems = view.problems;
     problems.extend(after.problems.iter().cloned());
     let mut given = Given::default();
     given.add_vault(&after, did, "the state directory").map_err(refuse)?;
-    let alone = inspector.without_sources().read(&given, min_conf).await.map_err(VaultFailure::Chain)?;
-    Ok(Recovery { collected, was_empty: before.is_empty(), alone, problems })
+    let alone = inspector.without_sources().read(&given, now, min_conf).await.map_err(VaultFailure::Chain)?;
+    Ok(Recovery { collected, alone, problems })
 }
 
 async fn contents(state: &State, did: &Did) -> Result<VaultContents, VaultFailure> {

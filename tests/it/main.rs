@@ -46,6 +46,7 @@ mod http_cli;
 mod http_processes;
 mod input_formats;
 mod join_resolved;
+mod life;
 mod logs;
 mod members;
 mod metrics;

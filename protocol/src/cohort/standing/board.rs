@@ -46,6 +46,23 @@ pub struct BoardContent {
     pub responses: Vec<Response>,
 }
 
+impl BoardContent {
+    /// The Signal Bytes that follow from the responses; `None` if two of them have one index. Nothing is checked but that: for a seat
+    /// that was absent, and compares it with what was announced.
+    pub fn signal(&self, beacon: StandingBeacon) -> Option<SignalBytes> {
+        match beacon {
+            StandingBeacon::Cas => {
+                let BoardData::Cas(announcement) = BoardData::of(beacon, &self.responses) else { return None };
+                Some(announcement.signal())
+            }
+            StandingBeacon::Smt => {
+                let tree = SparseMerkleTree::build(leaves(&self.responses)).ok()?;
+                Some(SignalBytes::from_bytes(tree.root))
+            }
+        }
+    }
+}
+
 /// A board: the bytes that every seat gets, and what they say. Only bytes that are a board of a cohort's own roster, with responses that count,
 /// become one.
 #[derive(Clone, Debug)]

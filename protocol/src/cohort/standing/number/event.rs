@@ -90,6 +90,11 @@ pub enum NumberEvent {
         /// How the transaction is signed.
         mode: Mode,
     },
+    /// No seat has an update: the board is closed, and nothing follows.
+    BoardIdle {
+        /// When.
+        at: Timestamp,
+    },
     /// The transaction was built.
     RequestMade {
         /// When.
@@ -151,7 +156,12 @@ pub enum Why {
 #[serde(rename_all = "snake_case")]
 pub enum NumberEnd {
     /// No seat had an update.
-    Idle,
+    Idle {
+        /// The board of the responses.
+        board_hash: DocumentHash,
+        /// The seats that were silent.
+        absent: Vec<PublicKey>,
+    },
     /// There is no signed transaction here. Seats may have signed: the next number spends the same coins.
     Failed {
         /// Why.
@@ -171,6 +181,8 @@ pub enum NumberEnd {
         board_hash: DocumentHash,
         /// The seats whose signatures are in it.
         signers: Vec<PublicKey>,
+        /// The seats that were silent.
+        absent: Vec<PublicKey>,
     },
 }
 

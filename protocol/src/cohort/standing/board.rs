@@ -113,7 +113,7 @@ pub enum BoardProblem {
         /// The seat.
         seat: PublicKey,
         /// Why.
-        problem: ResponseProblem,
+        problem: Box<ResponseProblem>,
     },
 }
 
@@ -173,7 +173,9 @@ impl Board {
             return Err(BoardProblem::Order);
         }
         for response in &content.responses {
-            response.check_in(place).map_err(|problem| BoardProblem::Response { seat: response.seat, problem })?;
+            response
+                .check_in(place)
+                .map_err(|problem| BoardProblem::Response { seat: response.seat, problem: Box::new(problem) })?;
         }
         let data = BoardData::of(place.terms.beacon_type, &content.responses);
         Ok(Self { bytes, hash, content, data })

@@ -185,7 +185,8 @@ fn two_boards_of_one_number_are_signed_once() {
 
 #[test]
 fn another_transaction_than_that_of_the_board_is_refused() {
-    let cases: [(&str, fn(&mut ConfirmationRequest)); 5] = [
+    type Change = fn(&mut ConfirmationRequest);
+    let cases: [(&str, Change); 5] = [
         ("not the signal", |request| {
             let last = request.pending_tx.output.last_mut().unwrap();
             last.script_pubkey = bitcoin::ScriptBuf::new_op_return([9; 32]);
@@ -395,7 +396,7 @@ fn a_forged_confirmation_is_not_counted() {
     world.seats[1].refuses = None;
     world.wants(0, &[0]);
     let mut most = 100_000;
-    while !world.service.numbers.get(&1).is_some_and(|number| number.machine.board().is_some()) {
+    while world.service.numbers.get(&1).is_none_or(|number| number.machine.board().is_none()) {
         world.run_until(world.now + std::time::Duration::from_millis(1));
         most -= 1;
         assert!(most > 0);
@@ -419,7 +420,7 @@ fn a_forged_confirmation_is_not_counted() {
         (wrong_kind, RejectCode::Malformed),
         (Confirmation { number: 2, ..forged(None, None) }, RejectCode::WrongCohort),
     ] {
-        let input = NumberInput::Message { from: world.seats[2].did.clone(), message: message.into() };
+        let input = NumberInput::Message { from: world.seats[2].did.clone(), message: Box::new(message.into()) };
         let refused = world.service.feed_number(world.now, 1, &input, &mut world.rng);
         assert_eq!(refused.err().map(|reject| reject.code), Some(code));
     }

@@ -120,7 +120,7 @@ impl ServiceNode {
             _ => None,
         };
         if let Some(number) = number {
-            let input = NumberInput::Message { from: from.clone(), message: message.clone() };
+            let input = NumberInput::Message { from: from.clone(), message: Box::new(message.clone()) };
             return self.feed_number(now, number, &input, rng);
         }
         let input = CohortInput::Message { from: from.clone(), message: message.clone() };

@@ -29,7 +29,7 @@ pub enum NumberInput {
         /// The sender.
         from: Did,
         /// The message.
-        message: StandingMessage,
+        message: Box<StandingMessage>,
     },
     /// The host's answer to [`NumberEffect::AskPrice`].
     Priced {
@@ -74,7 +74,7 @@ pub enum NumberEvent {
         /// The seat.
         seat: PublicKey,
         /// The part.
-        part: ResponsePart,
+        part: Box<ResponsePart>,
     },
     /// A whole response that counts.
     ResponseReceived {

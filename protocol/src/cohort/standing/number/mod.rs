@@ -244,7 +244,7 @@ impl Number {
             return reject(RejectCode::Malformed, format!("more than {most} entries"));
         }
         if part.part < part.parts {
-            return Ok(vec![NumberEvent::PartReceived { at: now, seat, part: part.clone() }]);
+            return Ok(vec![NumberEvent::PartReceived { at: now, seat, part: Box::new(part.clone()) }]);
         }
         let (Some(roster_hash), Some(has_updates), Some(nonces), Some(signature)) =
             (part.roster_hash, part.has_updates, &part.nonce_contributions, part.signature)
@@ -316,7 +316,7 @@ impl Machine for Number {
                 let Some(seat) = self.task.seat_of(from) else {
                     return Err(Reject::new(RejectCode::NotAMember, from, "no seat of this cohort"));
                 };
-                match message {
+                match &**message {
                     StandingMessage::ResponsePart(part) => self.on_part(now, seat, from, part),
                     StandingMessage::Confirmation(confirmation) => {
                         self.on_confirmation(now, seat, from, confirmation)

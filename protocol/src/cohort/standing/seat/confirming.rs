@@ -77,7 +77,7 @@ impl Seat {
             let refusal = Some(reject.detail);
             Ok(vec![SeatEvent::Confirmed { at: now, number, partials: None, fallback: None, refusal }])
         };
-        // Other bytes than those that were asked for: whoever gave them, the right ones can still come.
+        // Other bytes than those that were asked for: the right ones can still come.
         if sha256(bytes) != *request.board_hash.as_bytes() {
             return Err(self.reject(RejectCode::DataMismatch, "the bytes are not the board that was asked for"));
         }

@@ -46,6 +46,23 @@ pub struct BoardContent {
     pub responses: Vec<Response>,
 }
 
+impl BoardContent {
+    /// The Signal Bytes that follow from the responses; `None` if two of them have one index. Nothing is checked but that: for a seat
+    /// that was absent, and compares it with what was announced.
+    pub fn signal(&self, beacon: StandingBeacon) -> Option<SignalBytes> {
+        match beacon {
+            StandingBeacon::Cas => {
+                let BoardData::Cas(announcement) = BoardData::of(beacon, &self.responses) else { return None };
+                Some(announcement.signal())
+            }
+            StandingBeacon::Smt => {
+                let tree = SparseMerkleTree::build(leaves(&self.responses)).ok()?;
+                Some(SignalBytes::from_bytes(tree.root))
+            }
+        }
+    }
+}
+
 /// A board: the bytes that every seat gets, and what they say. Only bytes that are a board of a cohort's own roster, with responses that count,
 /// become one.
 #[derive(Clone, Debug)]
@@ -96,7 +113,7 @@ pub enum BoardProblem {
         /// The seat.
         seat: PublicKey,
         /// Why.
-        problem: ResponseProblem,
+        problem: Box<ResponseProblem>,
     },
 }
 
@@ -156,7 +173,9 @@ impl Board {
             return Err(BoardProblem::Order);
         }
         for response in &content.responses {
-            response.check_in(place).map_err(|problem| BoardProblem::Response { seat: response.seat, problem })?;
+            response
+                .check_in(place)
+                .map_err(|problem| BoardProblem::Response { seat: response.seat, problem: Box::new(problem) })?;
         }
         let data = BoardData::of(place.terms.beacon_type, &content.responses);
         Ok(Self { bytes, hash, content, data })

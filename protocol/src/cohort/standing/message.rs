@@ -9,7 +9,7 @@ use super::{
     context::CohortContext,
     opportunity::{Opportunity, TransactionHex},
     response::{Entry, Response},
-    roster::RowAction,
+    roster::{Row, RowAction},
     terms::StandingTerms,
     transaction::Mode,
 };
@@ -87,6 +87,8 @@ messages! {
     RegisterRows = "standing/register";
     /// What became of its rows.
     RowsAnswered = "standing/registered";
+    /// A seat returns rows to a service that has lost them.
+    RowsReturned = "standing/rows_returned";
     /// A seat has updates.
     Pending = "standing/pending";
     /// The service opens a number. A seat sends it back to a service that has opened the number otherwise before.
@@ -193,6 +195,43 @@ pub struct RegisterRows {
     pub cohort_id: CohortId,
     /// At most [`MAX_PART_ENTRIES`].
     pub rows: Vec<AskedRow>,
+}
+
+/// The most bytes of JSON that the rows of one message take: it fits into one HTTP message.
+const MAX_PART_BYTES: usize = 48 << 10;
+
+impl RegisterRows {
+    /// Rows in as few messages as they fit into. A row with a larger genesis document is alone in its message.
+    pub fn split(cohort_id: &CohortId, rows: &[AskedRow]) -> Vec<Self> {
+        let mut parts: Vec<Self> = Vec::new();
+        let mut bytes = 0;
+        for row in rows {
+            let size = serde_json::to_string(row).map_or(0, |text| text.len());
+            match parts.last_mut() {
+                Some(part) if part.rows.len() < MAX_PART_ENTRIES && bytes + size <= MAX_PART_BYTES => {
+                    part.rows.push(row.clone());
+                    bytes += size;
+                }
+                _ => {
+                    parts.push(Self { cohort_id: cohort_id.clone(), rows: vec![row.clone()] });
+                    bytes = size;
+                }
+            }
+        }
+        parts
+    }
+}
+
+/// `standing/rows_returned`: rows that seats have signed, from a place of the roster on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RowsReturned {
+    /// The cohort.
+    pub cohort_id: CohortId,
+    /// After so many rows.
+    pub from: u64,
+    /// At most [`MAX_PART_ENTRIES`].
+    pub rows: Vec<Row>,
 }
 
 /// What became of a row.
@@ -376,7 +415,7 @@ pub struct NumberEndedNotice {
     /// The signed transaction of an announced number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transaction: Option<TransactionHex>,
-    /// The board of an announced number, for a seat that was absent.
+    /// The board of an announced number, also for a seat that was absent; of an idle one, which shows the roster that the seats have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub board_hash: Option<DocumentHash>,
 }

@@ -267,6 +267,8 @@ pub struct StandingPolicy {
     pub most_seats_to_wait_for: u16,
     /// The highest fee rate, in sat/vB.
     pub max_fee_rate: u32,
+    /// The most that the operator's output of an announcement may hold, in satoshi: it comes out of the shared coin.
+    pub max_operator_output: u32,
     /// The shortest time between announcements that is accepted, in seconds.
     pub least_seconds_between_announcements: u32,
     /// The least time to respond and to confirm, in seconds.
@@ -285,6 +287,7 @@ impl Default for StandingPolicy {
             least_threshold: (2, 3),
             most_seats_to_wait_for: 25,
             max_fee_rate: 1_000,
+            max_operator_output: 50_000,
             least_seconds_between_announcements: 1,
             least_seconds_to_answer: 10,
             accepts_hashes: true,
@@ -328,6 +331,13 @@ impl StandingPolicy {
         object(
             terms.max_fee_rate > self.max_fee_rate,
             format!("fees of up to {} sat/vB; at most {} are accepted", terms.max_fee_rate, self.max_fee_rate),
+        );
+        object(
+            terms.max_operator_output > self.max_operator_output,
+            format!(
+                "the operator takes up to {} sat of each announcement; at most {} are accepted",
+                terms.max_operator_output, self.max_operator_output
+            ),
         );
         object(
             terms.min_seconds_between_announcements < self.least_seconds_between_announcements,

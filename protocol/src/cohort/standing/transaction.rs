@@ -281,9 +281,13 @@ impl TransactionCheck<'_> {
                     if operator.value > most {
                         return Err(StandingFault::OperatorOutput { found: operator.value, most });
                     }
-                    let relayed = operator.script_pubkey.is_witness_program()
-                        || operator.script_pubkey.is_p2pkh()
-                        || operator.script_pubkey.is_p2sh();
+                    // Kinds that only the holder of a key or script can spend.
+                    let script = &operator.script_pubkey;
+                    let relayed = script.is_p2wpkh()
+                        || script.is_p2wsh()
+                        || script.is_p2tr()
+                        || script.is_p2pkh()
+                        || script.is_p2sh();
                     if relayed && operator.value >= operator.script_pubkey.minimal_non_dust() {
                         Ok(())
                     } else {

@@ -1,13 +1,16 @@
 //! A seat of a standing cohort and its host, in memory.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bitcoin::Transaction;
 use btcr2_aggregation_protocol::time::Timestamp;
 use btcr2_aggregation_protocol::{
     beacon::smt_index,
     cohort::standing::{
-        BoardContent, Response, Row, RowAction, SeatSeed,
+        BoardContent, Response, Row, RowAction, SeatSeed, StandingPolicy,
         cohort::CohortConfig,
         message::{AskedRow, ControlProof, SeatOptIn, StandingMessage},
         seat::{Seat, SeatConfig, SeatEffect, SeatEvent, SeatInput, SeatUpdate},
@@ -57,7 +60,7 @@ pub(super) struct SeatNode {
     nonces: Option<(u64, Vec<SecretNonce>)>,
     pub(super) dids: Vec<Controlled>,
     pub(super) boards: BTreeMap<u64, Arc<Vec<u8>>>,
-    pub(super) announced: BTreeMap<u64, (Arc<Transaction>, Option<DocumentHash>)>,
+    pub(super) announced: BTreeMap<u64, Arc<Transaction>>,
     pub(super) is_away: bool,
     /// Why it refuses every signature, if it does.
     pub(super) refuses: Option<String>,
@@ -75,6 +78,7 @@ impl SeatNode {
         let communication = seed.communication_key(NETWORK, &cohort.service, &cohort.cohort_id).unwrap();
         let config = Arc::new(SeatConfig {
             terms: Arc::clone(&cohort.terms),
+            policy: StandingPolicy { least_threshold: (0, 1), ..StandingPolicy::default() },
             service: cohort.service.clone(),
             service_key: cohort.service_key,
             cohort_id: cohort.cohort_id.clone(),
@@ -146,11 +150,13 @@ impl SeatNode {
     ) -> Result<Vec<StandingMessage>, Reject> {
         let mut outgoing = Vec::new();
         let again = match message {
-            StandingMessage::ConfirmationRequest(request) => self.machine.answer_again(request),
+            StandingMessage::ConfirmationRequest(request) => {
+                self.machine.answer_again(request).into_iter().collect()
+            }
             StandingMessage::OpportunityOpened(opened) => self.machine.returns(&opened.opportunity),
-            _ => None,
+            _ => Vec::new(),
         };
-        outgoing.extend(self.perform(now, again.into_iter().collect(), service, rng));
+        outgoing.extend(self.perform(now, again, service, rng));
         match self.feed(now, &SeatInput::Message(message.clone()), service, rng) {
             Ok(more) => outgoing.extend(more),
             // What it returns is sent all the same.
@@ -178,10 +184,18 @@ impl SeatNode {
         outgoing
     }
 
-    fn updates(&self, committed: &[(DidIndex, u64, DocumentHash)]) -> Vec<SeatUpdate> {
-        let registered: Vec<DidIndex> = self.machine.registered().copied().collect();
+    fn updates(
+        &self,
+        committed: &[(DidIndex, u64, DocumentHash)],
+        announced: &BTreeSet<(DidIndex, u64)>,
+    ) -> Vec<SeatUpdate> {
+        let registered: Vec<DidIndex> = self.machine.indexes().copied().collect();
         let of = |controlled: &Controlled| {
             let version = controlled.version + 1;
+            // It is on its way to a block.
+            if announced.contains(&(controlled.index, version)) {
+                return None;
+            }
             let known = committed.iter().find(|(index, of, _)| (*index, *of) == (controlled.index, version));
             let hash = match known {
                 // What may be announced already is announced again, identically.
@@ -208,10 +222,10 @@ impl SeatNode {
                     outgoing.push(message);
                     continue;
                 }
-                SeatEffect::AskUpdates { opportunity, committed } => {
+                SeatEffect::AskUpdates { opportunity, committed, announced } => {
                     let announces = opportunity.kind
                         == btcr2_aggregation_protocol::cohort::standing::OpportunityKind::Announcement;
-                    let updates = if announces { self.updates(&committed) } else { Vec::new() };
+                    let updates = if announces { self.updates(&committed, &announced) } else { Vec::new() };
                     SeatInput::UpdatesDecided { number: opportunity.number, updates }
                 }
                 SeatEffect::OpenNonces { number, inputs } => {
@@ -240,7 +254,11 @@ impl SeatNode {
                         continue;
                     };
                     let fetched = SeatInput::BoardFetched { number, bytes: Arc::clone(&bytes) };
-                    outgoing.extend(self.feed(now, &fetched, service, rng).unwrap());
+                    match self.feed(now, &fetched, service, rng) {
+                        Ok(more) => outgoing.extend(more),
+                        // It waits for the right ones.
+                        Err(_) => continue,
+                    }
                     let ask = self.machine.ask_signing(number, &bytes);
                     outgoing.extend(self.perform(now, ask.into_iter().collect(), service, rng));
                     continue;
@@ -268,12 +286,23 @@ impl SeatNode {
                     let signatures = sighashes.iter().map(|digest| self.key.sign(digest, rng)).collect();
                     SeatInput::FallbackSigned { number, signatures }
                 }
-                SeatEffect::Announced { number, transaction, board_hash } => {
-                    self.announced.insert(number, (transaction, board_hash));
+                SeatEffect::Announced { number, transaction } => {
+                    assert!(self.boards.contains_key(&number), "announced, and not stored");
+                    self.announced.insert(number, transaction);
                     continue;
                 }
-                SeatEffect::Registered(indexes) => {
-                    self.registered.extend(indexes);
+                SeatEffect::Missed { number, transaction, board_hash } => {
+                    let Some(bytes) = service.boards.get(&board_hash) else { continue };
+                    let content: BoardContent = serde_json::from_slice(bytes).unwrap();
+                    if content.signal(self.config.terms.beacon_type) == super::world::signal_of(&transaction) {
+                        self.boards.entry(number).or_insert_with(|| Arc::clone(bytes));
+                        self.announced.insert(number, transaction);
+                    }
+                    continue;
+                }
+                SeatEffect::Registered { registered, released } => {
+                    self.registered.extend(registered);
+                    self.registered.retain(|index| !released.contains(index));
                     continue;
                 }
                 SeatEffect::NotRegistered(_) => continue,

@@ -71,7 +71,7 @@ impl ServiceNode {
         Self {
             did,
             key,
-            cohort: StandingCohort::new(Arc::clone(&config)),
+            cohort: StandingCohort::new(Arc::clone(&config)).unwrap(),
             config,
             events: Vec::new(),
             numbers: BTreeMap::new(),
@@ -120,7 +120,7 @@ impl ServiceNode {
             _ => None,
         };
         if let Some(number) = number {
-            let input = NumberInput::Message { from: from.clone(), message: message.clone() };
+            let input = NumberInput::Message { from: from.clone(), message: Box::new(message.clone()) };
             return self.feed_number(now, number, &input, rng);
         }
         let input = CohortInput::Message { from: from.clone(), message: message.clone() };
@@ -222,6 +222,11 @@ impl ServiceNode {
                     }
                     continue;
                 }
+                CohortEffect::AbandonNumber { number, reason } => {
+                    let abandoned = NumberInput::Abandoned { reason };
+                    outgoing.extend(self.feed_number(now, number, &abandoned, rng).unwrap_or_default());
+                    continue;
+                }
                 CohortEffect::NeedsCoin | CohortEffect::Failed { .. } => continue,
             };
             outgoing.extend(self.feed(now, &input, rng).unwrap());
@@ -265,9 +270,11 @@ impl ServiceNode {
     /// Only what is durable stays: the journals, the boards, the transactions.
     pub(super) fn crash(&mut self) {
         self.is_down = true;
+        self.events.retain(StandingCohort::is_journaled);
         self.events = through_journal(&self.events);
-        self.cohort = replay(StandingCohort::new(Arc::clone(&self.config)), &self.events);
+        self.cohort = replay(StandingCohort::new(Arc::clone(&self.config)).unwrap(), &self.events);
         for running in self.numbers.values_mut() {
+            running.events.retain(Number::is_journaled);
             running.events = through_journal(&running.events);
             running.machine = replay(running.initial.clone(), &running.events);
         }
@@ -281,7 +288,8 @@ impl ServiceNode {
 
     /// Every machine equals the replay of its journal.
     pub(super) fn assert_replays(&self) {
-        let replayed = replay(StandingCohort::new(Arc::clone(&self.config)), &through_journal(&self.events));
+        let replayed =
+            replay(StandingCohort::new(Arc::clone(&self.config)).unwrap(), &through_journal(&self.events));
         assert_eq!(replayed, self.cohort, "the cohort");
         for (number, running) in &self.numbers {
             let replayed = replay(running.initial.clone(), &through_journal(&running.events));

@@ -94,7 +94,7 @@ fn nothing_that_must_never_happen_happens() {
         let mut total = total.borrow_mut();
         for end in world.service.ends.values() {
             match end {
-                NumberEnd::Idle => total[0] += 1,
+                NumberEnd::Idle { .. } => total[0] += 1,
                 NumberEnd::Failed { .. } => total[1] += 1,
                 NumberEnd::Signed { mode: Mode::Key, .. } => total[2] += 1,
                 NumberEnd::Signed { mode: Mode::Fallback, .. } => total[3] += 1,
@@ -109,5 +109,5 @@ fn nothing_that_must_never_happen_happens() {
         "numbers: {idle} idle, {failed} failed, {key} by key path, {fallback} by fallback; {confirmed} transactions, {updates} updates; \
          {rejects} rejections"
     );
-    assert!(failed > 20 && key > 100 && fallback > 20 && updates > 200, "too little happened");
+    assert!(failed > 20 && key > 60 && fallback > 20 && updates > 200, "too little happened");
 }

@@ -328,7 +328,8 @@ impl World {
         }
         // Controllers follow the chain: what is final is the current version.
         let Some(content) = self.board_of(transaction) else { return };
-        for seat in &mut self.seats {
+        let mut resolved = Vec::new();
+        for (at, seat) in self.seats.iter_mut().enumerate() {
             for controlled in &mut seat.dids {
                 let response = content.responses.iter().find(|response| response.seat == seat.key.public_key());
                 let number = content.number;
@@ -340,8 +341,12 @@ impl World {
                     controlled.version = version;
                     controlled.wants = false;
                     controlled.salt += 1;
+                    resolved.push((at, controlled.index, version));
                 }
             }
+        }
+        for (at, index, version) in resolved {
+            self.feed_seat(at, &SeatInput::Resolved { index, version });
         }
     }
 

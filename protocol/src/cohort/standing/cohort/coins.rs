@@ -25,11 +25,16 @@ struct Link {
 pub(super) struct Coins {
     links: Vec<Link>,
     deposits: Vec<CoinRef>,
+    /// The coins of the last number, if it has failed: seats may have signed a spend of them, so the next number spends them too.
+    retried: Vec<CoinRef>,
 }
 
 impl Coins {
     /// The coin that the next announcement spends: the change of the last one, else the largest deposit.
     pub(super) fn next(&self) -> Option<CoinRef> {
+        if let [first, ..] = self.retried.as_slice() {
+            return Some(*first);
+        }
         match self.links.last() {
             Some(link) => Some(link.change),
             None => self.deposits.iter().max_by_key(|coin| (coin.value, std::cmp::Reverse(**coin))).copied(),
@@ -69,8 +74,27 @@ impl Coins {
             || self.links.iter().any(|link| link.change == *coin || link.spends.contains(coin))
     }
 
-    /// A number has a signed transaction.
+    /// The coins that the next announcement has to spend.
+    pub(super) fn to_announce(&self) -> Vec<CoinRef> {
+        if self.retried.is_empty() { self.next().into_iter().collect() } else { self.retried.clone() }
+    }
+
+    /// A number has failed.
+    pub(super) fn failed(&mut self, spends: &[CoinRef]) {
+        self.retried = spends.iter().filter(|coin| self.is_there(coin)).copied().collect();
+    }
+
+    /// Whether a coin can be spent, as far as is known here.
+    pub(super) fn is_there(&self, coin: &CoinRef) -> bool {
+        self.deposits.contains(coin) || self.links.last().is_some_and(|link| link.change == *coin)
+    }
+
+    /// A number has a signed transaction. One whose coin is gone can never be mined.
     pub(super) fn signed(&mut self, number: u64, spends: Vec<CoinRef>, transaction: &Arc<Transaction>) {
+        self.retried.clear();
+        if !spends.iter().all(|coin| self.is_there(coin)) {
+            return;
+        }
         // The change is the first output of every transaction that seats sign.
         let Some(change) = transaction.output.first() else { return };
         let change = CoinRef { txid: transaction.compute_txid(), vout: 0, value: change.value.to_sat() };
@@ -104,8 +128,21 @@ impl Coins {
 
     /// Another transaction has spent a coin, and with it these numbers.
     pub(super) fn void(&mut self, coin: &CoinRef, numbers: &[u64]) {
-        self.links.retain(|link| !numbers.contains(&link.number));
+        let (void, mut links): (Vec<Link>, Vec<Link>) =
+            std::mem::take(&mut self.links).into_iter().partition(|link| numbers.contains(&link.number));
+        // The other coins of a refresh are there again; a change that was never made is not.
+        let changes: Vec<CoinRef> = void.iter().map(|link| link.change).collect();
+        let returned = void.iter().flat_map(|link| &link.spends).filter(|spent| {
+            *spent != coin && !changes.contains(spent) && links.iter().all(|link| link.change != **spent)
+        });
+        self.deposits.extend(returned);
+        if links.last().is_some_and(|link| link.change == *coin) {
+            links.pop();
+        }
+        self.links = links;
         self.deposits.retain(|known| known != coin);
+        let gone = |known: &CoinRef| known == coin || changes.contains(known);
+        self.retried.retain(|known| !gone(known));
     }
 }
 
@@ -123,7 +160,7 @@ impl StandingCohort {
             return vec![CohortEvent::Confirmed { at: now, number }];
         }
         let numbers = running.coins.void_by(coin, by);
-        if numbers.is_empty() && !running.coins.deposits.contains(coin) {
+        if numbers.is_empty() && !running.coins.is_there(coin) {
             return Vec::new();
         }
         vec![CohortEvent::Voided { at: now, coin: *coin, numbers, by }]

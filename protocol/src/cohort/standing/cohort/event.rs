@@ -13,7 +13,8 @@ use crate::{
         roster::Row,
     },
     did::Did,
-    key::PublicKey,
+    hash::DidIndex,
+    key::{PublicKey, Signature},
     output::BeaconOutput,
     time::Timestamp,
 };
@@ -94,6 +95,8 @@ pub enum CohortEvent {
         at: Timestamp,
         /// Who.
         did: Did,
+        /// The seat key.
+        seat: PublicKey,
     },
     /// It has none.
     SeatRefused {
@@ -117,10 +120,19 @@ pub enum CohortEvent {
         at: Timestamp,
         /// The seat's DID.
         from: Did,
-        /// Those that count from the next number on.
+        /// Those that are new, and count from the next number on.
         registered: Vec<Row>,
-        /// Those that do not, with the reason.
-        refused: Vec<(AskedRow, String)>,
+        /// Index and serial of those that were registered before.
+        known: Vec<(DidIndex, u64)>,
+        /// Index and serial of those that do not count, with the reason.
+        refused: Vec<(DidIndex, u64, String)>,
+    },
+    /// A seat has returned rows that this service has lost.
+    RowsRestored {
+        /// When.
+        at: Timestamp,
+        /// The rows.
+        rows: Vec<Row>,
     },
     /// A seat has updates.
     PendingReceived {
@@ -149,8 +161,8 @@ pub enum CohortEvent {
     NumberOpened {
         /// When.
         at: Timestamp,
-        /// The opportunity.
-        opportunity: Arc<Opportunity>,
+        /// The service's signature of the planned opportunity.
+        signature: Signature,
     },
     /// The number has ended.
     NumberEnded {
@@ -220,6 +232,13 @@ pub enum CohortEffect {
     RunNumber(Arc<NumberTask>),
     /// Broadcast these transactions, in this order, and follow them. They are broadcast again until they are final.
     Announce(Vec<Arc<Transaction>>),
+    /// The coin of the open number is gone: end it with [`NumberInput::Abandoned`](crate::cohort::standing::number::NumberInput::Abandoned).
+    AbandonNumber {
+        /// The number.
+        number: u64,
+        /// Why.
+        reason: String,
+    },
     /// There is no coin that pays for an announcement: deposit to the beacon address.
     NeedsCoin,
     /// A number has failed; which seats were silent, which refused.

@@ -27,6 +27,7 @@ use super::{
     terms::{Registration, StandingTerms},
 };
 use crate::{
+    cohort::conditions::ConditionProblem,
     did::Did,
     error::{Reject, RejectCode},
     id::CohortId,
@@ -67,6 +68,8 @@ struct OpenNumber {
     roster: Arc<Roster>,
     by_fallback: bool,
     is_signed: bool,
+    /// The seats that had announced to have updates when it was planned.
+    pending: BTreeSet<PublicKey>,
 }
 
 /// A formed cohort.
@@ -91,6 +94,8 @@ struct Running {
     /// Whether the next number is signed by k seats.
     by_fallback: bool,
     coins: Coins,
+    /// The last end, for a seat that has missed it.
+    ended: Option<(u64, NumberEnd)>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -116,8 +121,16 @@ type Decided = Result<Vec<CohortEvent>, Reject>;
 
 impl StandingCohort {
     /// A cohort that is not advertised yet.
-    pub const fn new(config: Arc<CohortConfig>) -> Self {
-        Self { config, phase: Phase::Enrolling { candidates: BTreeMap::new() } }
+    ///
+    /// # Errors
+    /// The contradictions in its terms.
+    pub fn new(config: Arc<CohortConfig>) -> Result<Self, Vec<ConditionProblem>> {
+        let problems = config.terms.problems();
+        if problems.is_empty() {
+            Ok(Self { config, phase: Phase::Enrolling { candidates: BTreeMap::new() } })
+        } else {
+            Err(problems)
+        }
     }
 
     /// The configuration.
@@ -199,6 +212,7 @@ impl StandingCohort {
                 let rows: Vec<_> = asked.rows.iter().map(|row| (row.clone(), None)).collect();
                 self.settle(now, from, &rows)
             }
+            StandingMessage::RowsReturned(returned) => self.on_rows_returned(now, from, returned),
             StandingMessage::Pending(_) => {
                 let (running, seat) = self.seat(from)?;
                 // Once per seat and opportunity.
@@ -223,6 +237,7 @@ impl StandingCohort {
     pub fn send_again(&self, did: &Did) -> Vec<CohortEffect> {
         let Ok((running, _)) = self.seat(did) else { return Vec::new() };
         let mut messages = vec![self.ready(&running.output)];
+        messages.extend(running.ended.as_ref().map(|(number, end)| self.end_notice(*number, end)));
         messages
             .extend(running.open.as_ref().filter(|open| open.is_signed).map(|open| self.opened(&open.opportunity)));
         messages.into_iter().map(|message| CohortEffect::Send { to: did.clone(), message }).collect()
@@ -292,6 +307,7 @@ impl Machine for StandingCohort {
                 failures: 0,
                 by_fallback: false,
                 coins: Coins::default(),
+                ended: None,
             }));
             return;
         }
@@ -299,10 +315,8 @@ impl Machine for StandingCohort {
             (CohortEvent::SeatAsked { did, seat, .. }, Phase::Enrolling { candidates }) => {
                 candidates.insert(did.clone(), Candidate { seat: *seat, admitted: false });
             }
-            (CohortEvent::SeatAdmitted { did, .. }, Phase::Enrolling { candidates }) => {
-                if let Some(candidate) = candidates.get_mut(did) {
-                    candidate.admitted = true;
-                }
+            (CohortEvent::SeatAdmitted { did, seat, .. }, Phase::Enrolling { candidates }) => {
+                candidates.insert(did.clone(), Candidate { seat: *seat, admitted: true });
             }
             (CohortEvent::SeatRefused { did, .. }, Phase::Enrolling { candidates }) => drop(candidates.remove(did)),
             (_, Phase::Running(running)) => running.apply(event),
@@ -321,15 +335,13 @@ impl Machine for StandingCohort {
                 vec![CohortEffect::Send { to: did.clone(), message: accept.into() }]
             }
             CohortEvent::Formed { output, .. } => self.to_all(&self.ready(output)),
-            CohortEvent::RowsSettled { from, registered, refused, .. } => {
-                let accepted = registered.iter().map(|row| RowAnswer {
-                    did_index: row.did_index,
-                    serial: row.serial,
-                    problem: None,
-                });
-                let refused = refused.iter().map(|(row, problem)| RowAnswer {
-                    did_index: row.did_index,
-                    serial: row.serial,
+            CohortEvent::RowsSettled { from, registered, known, refused, .. } => {
+                let registered = registered.iter().map(|row| (row.did_index, row.serial));
+                let accepted = registered.chain(known.iter().copied());
+                let accepted = accepted.map(|(did_index, serial)| RowAnswer { did_index, serial, problem: None });
+                let refused = refused.iter().map(|(did_index, serial, problem)| RowAnswer {
+                    did_index: *did_index,
+                    serial: *serial,
                     problem: Some(problem.clone()),
                 });
                 let rows = accepted.chain(refused).collect();
@@ -340,19 +352,22 @@ impl Machine for StandingCohort {
             CohortEvent::NumberPlanned { opportunity, .. } => {
                 vec![CohortEffect::SignOpportunity(Arc::clone(opportunity))]
             }
-            CohortEvent::NumberOpened { opportunity, .. } => {
-                let mut effects: Vec<_> = self.task().map(CohortEffect::RunNumber).into_iter().collect();
-                effects.extend(self.to_all(&self.opened(opportunity)));
+            CohortEvent::NumberOpened { .. } => self.run_open(),
+            CohortEvent::NumberEnded { number, end, .. } => self.after_number(*number, end),
+            CohortEvent::Voided { numbers, by, .. } => {
+                let reason = format!("{by} has spent its coin");
+                let void =
+                    |number: &u64| self.to_all(&self.ended(*number, EndKind::Void, Some(reason.clone())).into());
+                let mut effects: Vec<CohortEffect> = numbers.iter().flat_map(void).collect();
+                let open = self.running().and_then(|running| Some((running, running.open.as_ref()?)));
+                if let Some((running, open)) = open
+                    && !open.opportunity.coins.iter().all(|coin| running.coins.is_there(coin))
+                {
+                    let number = open.opportunity.number;
+                    effects.push(CohortEffect::AbandonNumber { number, reason });
+                }
                 effects
             }
-            CohortEvent::NumberEnded { number, end, .. } => self.after_number(*number, end),
-            CohortEvent::Voided { numbers, by, .. } => numbers
-                .iter()
-                .flat_map(|number| {
-                    let reason = Some(format!("{by} has spent its coin"));
-                    self.to_all(&self.ended(*number, EndKind::Void, reason, None))
-                })
-                .collect(),
             _ => Vec::new(),
         }
     }
@@ -374,15 +389,22 @@ impl Machine for StandingCohort {
                     effects.push(CohortEffect::Announce(unconfirmed));
                 }
                 match &running.open {
-                    Some(open) if open.is_signed => {
-                        effects.extend(self.task().map(CohortEffect::RunNumber));
-                        effects.extend(self.to_all(&self.opened(&open.opportunity)));
-                    }
+                    Some(open) if open.is_signed => effects.extend(self.run_open()),
                     Some(open) => effects.push(CohortEffect::SignOpportunity(Arc::clone(&open.opportunity))),
                     None => {}
                 }
                 effects
             }
+        }
+    }
+
+    /// Who has only asked for a seat asks again after a restart, and rows that change nothing are answered again: any peer, or one
+    /// seat, could make the journal grow with them.
+    fn is_journaled(event: &CohortEvent) -> bool {
+        match event {
+            CohortEvent::SeatAsked { .. } | CohortEvent::SeatRefused { .. } => false,
+            CohortEvent::RowsSettled { registered, .. } => !registered.is_empty(),
+            _ => true,
         }
     }
 
@@ -392,39 +414,41 @@ impl Machine for StandingCohort {
 }
 
 impl StandingCohort {
-    fn ended(
-        &self,
-        number: u64,
-        end: EndKind,
-        reason: Option<String>,
-        announced: Option<(&NumberEnd, &Running)>,
-    ) -> StandingMessage {
-        let (transaction, board_hash) = match announced {
-            Some((NumberEnd::Signed { transaction, board_hash, .. }, _)) => {
-                (Some(TransactionHex(Arc::clone(transaction))), Some(*board_hash))
-            }
-            _ => (None, None),
-        };
+    fn ended(&self, number: u64, end: EndKind, reason: Option<String>) -> NumberEndedNotice {
         let cohort_id = self.config.cohort_id.clone();
-        NumberEndedNotice { cohort_id, number, end, reason, transaction, board_hash }.into()
+        NumberEndedNotice { cohort_id, number, end, reason, transaction: None, board_hash: None }
+    }
+
+    fn end_notice(&self, number: u64, end: &NumberEnd) -> StandingMessage {
+        let notice = match end {
+            NumberEnd::Idle { board_hash, .. } => {
+                NumberEndedNotice { board_hash: Some(*board_hash), ..self.ended(number, EndKind::Idle, None) }
+            }
+            NumberEnd::Failed { why, .. } => self.ended(number, EndKind::Failed, Some(why.to_string())),
+            NumberEnd::Signed { transaction, board_hash, .. } => NumberEndedNotice {
+                transaction: Some(TransactionHex(Arc::clone(transaction))),
+                board_hash: Some(*board_hash),
+                ..self.ended(number, EndKind::Announced, None)
+            },
+        };
+        notice.into()
     }
 
     fn after_number(&self, number: u64, end: &NumberEnd) -> Vec<CohortEffect> {
         let Some(running) = self.running() else { return Vec::new() };
-        match end {
-            NumberEnd::Idle => self.to_all(&self.ended(number, EndKind::Idle, None, None)),
-            NumberEnd::Failed { why, .. } => {
-                let reason = Some(why.to_string());
-                let mut effects = self.to_all(&self.ended(number, EndKind::Failed, reason, None));
-                effects.push(CohortEffect::Failed { number, why: why.clone() });
-                effects
-            }
-            NumberEnd::Signed { .. } => {
-                let mut effects = vec![CohortEffect::Announce(running.coins.unconfirmed())];
-                effects.extend(self.to_all(&self.ended(number, EndKind::Announced, None, Some((end, running)))));
-                effects
-            }
-        }
+        let mut effects = match end {
+            NumberEnd::Idle { .. } => Vec::new(),
+            NumberEnd::Failed { why, .. } => vec![CohortEffect::Failed { number, why: why.clone() }],
+            NumberEnd::Signed { .. } => vec![CohortEffect::Announce(running.coins.unconfirmed())],
+        };
+        effects.extend(self.to_all(&self.end_notice(number, end)));
+        effects
+    }
+
+    fn run_open(&self) -> Vec<CohortEffect> {
+        let Some(open) = self.running().and_then(|running| running.open.as_ref()) else { return Vec::new() };
+        let run = self.task().map(CohortEffect::RunNumber);
+        run.into_iter().chain(self.to_all(&self.opened(&open.opportunity))).collect()
     }
 
     fn task(&self) -> Option<Arc<NumberTask>> {

@@ -1,6 +1,6 @@
 //! When the next number opens, on which coins, and what follows from its end.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{CohortEvent, Decided, OpenNumber, Running, StandingCohort};
 use crate::{
@@ -10,9 +10,12 @@ use crate::{
         terms::Absent,
     },
     error::{Reject, RejectCode},
-    key::Signature,
+    key::{PublicKey, Signature},
     time::Timestamp,
 };
+
+/// The most rows that an opportunity carries.
+const MAX_ROWS: usize = 256;
 
 /// After so many failures in a row a cohort waits for its cadence.
 const MAX_FAILURES: u32 = 3;
@@ -95,19 +98,24 @@ impl StandingCohort {
             return None;
         }
         let coins = match kind {
-            OpportunityKind::Announcement => running.coins.next().into_iter().collect(),
+            OpportunityKind::Announcement => running.coins.to_announce(),
             OpportunityKind::Refresh => running.coins.all(),
         };
-        if Vec::is_empty(&coins) {
+        // What a refresh has tried and failed to join is joined by a refresh again.
+        let kind = if coins.len() > 1 { OpportunityKind::Refresh } else { kind };
+        if coins.is_empty() {
             return None;
         }
+        // A seat that has missed rows fetches them; so does each of them where they are many.
+        let rows = &running.log[running.sent..];
+        let rows = if rows.len() > MAX_ROWS { Vec::new() } else { rows.to_vec() };
         let opportunity = Opportunity {
             number: running.last + 1,
             kind,
             respond_by: self.respond_by(now).as_secs(),
             roster_hash: running.roster.hash(),
             coins,
-            rows: running.log[running.sent..].to_vec(),
+            rows,
             row_count: running.roster.row_count(),
             transactions: running.coins.transactions(),
             signature: Signature::from_bytes(&[0; 64]),
@@ -123,7 +131,7 @@ impl StandingCohort {
         if unsigned != *planned.opportunity {
             return Err(Reject::out_of_phase("signed opportunity", "another one is planned"));
         }
-        Ok(vec![CohortEvent::NumberOpened { at: now, opportunity: Arc::clone(opportunity) }])
+        Ok(vec![CohortEvent::NumberOpened { at: now, signature: opportunity.signature }])
     }
 
     pub(super) fn on_number_ended(&self, now: Timestamp, number: u64, end: &NumberEnd) -> Decided {
@@ -150,9 +158,16 @@ impl Running {
             }
             CohortEvent::PendingReceived { seat, .. } => drop(self.pending.insert(*seat)),
             CohortEvent::CoinArrived { coin, .. } => self.coins.deposit(*coin),
+            CohortEvent::RowsRestored { rows, .. } => {
+                let mut roster = (*self.roster).clone();
+                rows.iter().for_each(|row| roster.apply(row));
+                self.log.extend(rows.iter().cloned());
+                self.roster = Arc::new(roster);
+            }
             CohortEvent::NumberPlanned { opportunity, by_fallback, .. } => {
                 self.last = opportunity.number;
                 self.open = Some(OpenNumber {
+                    pending: std::mem::take(&mut self.pending),
                     opportunity: Arc::clone(opportunity),
                     roster: Arc::clone(&self.roster),
                     by_fallback: *by_fallback,
@@ -161,9 +176,10 @@ impl Running {
                 // Later rows are those of the next number.
                 self.sent = self.log.len();
             }
-            CohortEvent::NumberOpened { at, opportunity } => {
+            CohortEvent::NumberOpened { at, signature } => {
                 if let Some(open) = &mut self.open {
-                    (open.opportunity, open.is_signed) = (Arc::clone(opportunity), true);
+                    let signed = Opportunity { signature: *signature, ..(*open.opportunity).clone() };
+                    (open.opportunity, open.is_signed) = (Arc::new(signed), true);
                 }
                 self.opened = Some(*at);
             }
@@ -183,10 +199,18 @@ impl Running {
 
     fn end(&mut self, number: u64, end: &NumberEnd) {
         let Some(open) = self.open.take() else { return };
+        // What a silent seat has announced to have is still to come; of a failed number that of all.
+        let silent =
+            |seats: &[PublicKey]| open.pending.iter().filter(|seat| seats.contains(seat)).copied().collect();
+        let left: BTreeSet<PublicKey> = match end {
+            NumberEnd::Idle { absent, .. } | NumberEnd::Signed { absent, .. } => silent(absent),
+            NumberEnd::Failed { .. } => open.pending.clone(),
+        };
+        self.pending.extend(left);
+        self.ended = Some((number, end.clone()));
         match end {
-            NumberEnd::Idle => {
+            NumberEnd::Idle { .. } => {
                 (self.failures, self.by_fallback) = (0, false);
-                self.pending.clear();
                 self.paced = self.opened;
             }
             NumberEnd::Failed { absent, refused, .. } => {
@@ -194,15 +218,16 @@ impl Running {
                 if self.failures >= MAX_FAILURES {
                     self.paced = self.opened;
                 }
-                // A seat that has lost its nonces is present: all can sign the next number.
+                // A seat that has lost its nonces is present, and all can sign the next number; but one that loses them again and
+                // again must not stop the others.
                 let silent = !absent.is_empty();
                 let refusal =
                     refused.values().any(|reason| reason != super::super::message::Confirmation::NONCE_LOST);
-                self.by_fallback = silent || refusal;
+                self.by_fallback = silent || refusal || self.failures > 1;
+                self.coins.failed(&open.opportunity.coins);
             }
             NumberEnd::Signed { transaction, .. } => {
                 (self.failures, self.by_fallback) = (0, false);
-                self.pending.clear();
                 self.paced = self.opened;
                 self.coins.signed(number, open.opportunity.coins.clone(), transaction);
             }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Candidate, CohortEffect, CohortEvent, Decided, Phase, Running, StandingCohort};
 use crate::{
     cohort::standing::{
-        message::{AskedRow, SeatOptIn, StandingMessage},
+        message::{AskedRow, RowsReturned, SeatOptIn, StandingMessage},
         output_of,
         roster::Row,
         terms::Registration,
@@ -33,7 +33,9 @@ impl StandingCohort {
             Some(_) => return reject(RejectCode::Equivocation, "another seat key was given before"),
             None => {}
         }
-        if candidates.values().any(|candidate| candidate.seat == opt_in.participant_pk) {
+        // By the x coordinate: a key and its negative are one secret, and do not aggregate.
+        let x_only = opt_in.participant_pk.x_only();
+        if candidates.values().any(|candidate| candidate.seat.x_only() == x_only) {
             return reject(RejectCode::DuplicateKey, "the seat key is another candidate's");
         }
         // Unauthenticated peers must not make the list grow.
@@ -50,12 +52,12 @@ impl StandingCohort {
         let Phase::Enrolling { candidates } = &self.phase else {
             return Err(Reject::out_of_phase("admission", "formed"));
         };
-        if candidates.get(did).is_none_or(|candidate| candidate.admitted) {
+        let Some(candidate) = candidates.get(did).filter(|candidate| !candidate.admitted) else {
             return Err(Reject::out_of_phase("admission", "no candidate"));
-        }
+        };
         let mut events = vec![match refusal {
             Some(reason) => CohortEvent::SeatRefused { at: now, did: did.clone(), reason: reason.clone() },
-            None => CohortEvent::SeatAdmitted { at: now, did: did.clone() },
+            None => CohortEvent::SeatAdmitted { at: now, did: did.clone(), seat: candidate.seat },
         }];
         let admitted = candidates.values().filter(|candidate| candidate.admitted).count();
         if refusal.is_none() && admitted + 1 == usize::from(self.config.terms.max_participants) {
@@ -87,30 +89,45 @@ impl StandingCohort {
     pub(super) fn settle(&self, now: Timestamp, from: &Did, rows: &[(AskedRow, Option<String>)]) -> Decided {
         let (running, seat) = self.seat(from)?;
         let mut roster = (*running.roster).clone();
-        let (mut registered, mut refused) = (Vec::new(), Vec::new());
+        let (mut registered, mut known, mut refused) = (Vec::new(), Vec::new(), Vec::new());
         for (asked, problem) in rows {
-            let row = Row {
-                seat,
-                did_index: asked.did_index,
-                action: asked.action,
-                serial: asked.serial,
-                signature: asked.signature,
-            };
+            let AskedRow { did_index, action, serial, signature, .. } = asked;
+            let row = Row { seat, did_index: *did_index, action: *action, serial: *serial, signature: *signature };
             // Sent again because the answer was lost.
-            if roster.row(&row.did_index) == Some(&row) {
-                registered.push(row);
+            if roster.row(did_index) == Some(&row) {
+                known.push((*did_index, *serial));
                 continue;
             }
+            let since = running.log[running.sent..].iter().chain(&registered);
             let problem = match problem {
                 Some(problem) => Some(problem.clone()),
+                // A release and a registration: more of one index between two numbers only make every seat verify them.
+                None if since.filter(|row| row.did_index == *did_index).count() >= 2 => {
+                    Some("the index has changed twice since the last number".to_owned())
+                }
                 None => roster.follow([&row]).err().map(|problem| problem.to_string()),
             };
             match problem {
-                Some(problem) => refused.push((asked.clone(), problem)),
+                Some(problem) => refused.push((*did_index, *serial, problem)),
                 None => registered.push(row),
             }
         }
-        Ok(vec![CohortEvent::RowsSettled { at: now, from: from.clone(), registered, refused }])
+        Ok(vec![CohortEvent::RowsSettled { at: now, from: from.clone(), registered, known, refused }])
+    }
+
+    /// Rows that a service has lost which was restored from a backup. They are signed by seats, so that every seat may return them.
+    pub(super) fn on_rows_returned(&self, now: Timestamp, from: &Did, returned: &RowsReturned) -> Decided {
+        let (running, _) = self.seat(from)?;
+        let Some(known) = running.roster.row_count().checked_sub(returned.from) else {
+            return Err(Reject::new(RejectCode::WrongPhase, from, "rows before these are missing"));
+        };
+        let new = usize::try_from(known).ok().and_then(|known| returned.rows.get(known..)).unwrap_or_default();
+        if new.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut roster = (*running.roster).clone();
+        roster.follow(new).map_err(|problem| Reject::new(RejectCode::Malformed, from, problem))?;
+        Ok(vec![CohortEvent::RowsRestored { at: now, rows: new.to_vec() }])
     }
 
     pub(super) fn seat(&self, from: &Did) -> Result<(&Running, PublicKey), Reject> {

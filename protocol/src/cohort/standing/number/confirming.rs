@@ -44,7 +44,7 @@ impl Confirming {
 
 impl Number {
     pub(super) fn ask_price(&self) -> Vec<NumberEffect> {
-        let Phase::Pricing { board, mode } = &self.phase else { return Vec::new() };
+        let Phase::Pricing { board, mode, .. } = &self.phase else { return Vec::new() };
         let announces = self.task.opportunity.kind == OpportunityKind::Announcement;
         vec![
             NumberEffect::StoreBoard(Arc::clone(board)),
@@ -53,7 +53,7 @@ impl Number {
     }
 
     pub(super) fn on_priced(&self, now: Timestamp, rate: FeeRate, operator: Option<&TxOut>) -> Decided {
-        let Phase::Pricing { board, mode } = &self.phase else {
+        let Phase::Pricing { board, mode, .. } = &self.phase else {
             return Err(Reject::out_of_phase("price", "not pricing"));
         };
         let task = &self.task;
@@ -125,7 +125,7 @@ impl Number {
         let reject = |code, detail: &str| Err(Reject::new(code, from, detail));
         let Phase::Confirming(confirming) = &self.phase else {
             // The first k signatures were enough, or the number has failed: a late one is harmless.
-            return if matches!(self.phase, Phase::Ended(_)) {
+            return if matches!(self.phase, Phase::Ended { .. }) {
                 Ok(Vec::new())
             } else {
                 reject(RejectCode::WrongPhase, "no confirmation is awaited")
@@ -256,6 +256,7 @@ impl Number {
             mode: confirming.mode,
             board_hash: *confirming.board.hash(),
             signers,
+            absent: confirming.board.absent().copied().collect(),
         }
     }
 }

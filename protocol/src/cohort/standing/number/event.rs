@@ -29,7 +29,7 @@ pub enum NumberInput {
         /// The sender.
         from: Did,
         /// The message.
-        message: StandingMessage,
+        message: Box<StandingMessage>,
     },
     /// The host's answer to [`NumberEffect::AskPrice`].
     Priced {
@@ -74,7 +74,7 @@ pub enum NumberEvent {
         /// The seat.
         seat: PublicKey,
         /// The part.
-        part: ResponsePart,
+        part: Box<ResponsePart>,
     },
     /// A whole response that counts.
     ResponseReceived {
@@ -89,6 +89,11 @@ pub enum NumberEvent {
         at: Timestamp,
         /// How the transaction is signed.
         mode: Mode,
+    },
+    /// No seat has an update: the board is closed, and nothing follows.
+    BoardIdle {
+        /// When.
+        at: Timestamp,
     },
     /// The transaction was built.
     RequestMade {
@@ -151,7 +156,12 @@ pub enum Why {
 #[serde(rename_all = "snake_case")]
 pub enum NumberEnd {
     /// No seat had an update.
-    Idle,
+    Idle {
+        /// The board of the responses.
+        board_hash: DocumentHash,
+        /// The seats that were silent.
+        absent: Vec<PublicKey>,
+    },
     /// There is no signed transaction here. Seats may have signed: the next number spends the same coins.
     Failed {
         /// Why.
@@ -171,6 +181,8 @@ pub enum NumberEnd {
         board_hash: DocumentHash,
         /// The seats whose signatures are in it.
         signers: Vec<PublicKey>,
+        /// The seats that were silent.
+        absent: Vec<PublicKey>,
     },
 }
 

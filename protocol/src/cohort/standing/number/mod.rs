@@ -3,7 +3,7 @@
 mod confirming;
 mod event;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bitcoin::{ScriptBuf, Transaction};
 use rand_core::CryptoRng;
@@ -89,11 +89,15 @@ enum Phase {
     },
     /// The board is closed; the host is asked what the transaction may cost.
     Pricing {
+        until: Timestamp,
         board: Arc<Board>,
         mode: Mode,
     },
     Confirming(Box<Confirming>),
-    Ended(NumberEnd),
+    Ended {
+        end: NumberEnd,
+        board: Option<Arc<Board>>,
+    },
 }
 
 /// The state of a number whose transaction is known.
@@ -130,9 +134,10 @@ impl PartialEq for Phase {
                 Self::Collecting { parts, responses },
                 Self::Collecting { parts: other_parts, responses: other_responses },
             ) => parts == other_parts && responses == other_responses,
-            (Self::Pricing { board, mode }, Self::Pricing { board: other, mode: other_mode }) => {
-                board.hash() == other.hash() && mode == other_mode
-            }
+            (
+                Self::Pricing { until, board, mode },
+                Self::Pricing { until: other_until, board: other, mode: other_mode },
+            ) => board.hash() == other.hash() && (until, mode) == (other_until, other_mode),
             (Self::Confirming(one), Self::Confirming(other)) => {
                 one.board.hash() == other.board.hash()
                     && (one.until, one.mode, &one.transaction, &one.aggregated)
@@ -140,7 +145,7 @@ impl PartialEq for Phase {
                     && (&one.partials, &one.fallback, &one.refused)
                         == (&other.partials, &other.fallback, &other.refused)
             }
-            (Self::Ended(one), Self::Ended(other)) => one == other,
+            (Self::Ended { end, .. }, Self::Ended { end: other, .. }) => end == other,
             _ => false,
         }
     }
@@ -160,7 +165,7 @@ impl Number {
     /// How it ended, if it has.
     pub const fn end(&self) -> Option<&NumberEnd> {
         match &self.phase {
-            Phase::Ended(end) => Some(end),
+            Phase::Ended { end, .. } => Some(end),
             _ => None,
         }
     }
@@ -170,7 +175,8 @@ impl Number {
         match &self.phase {
             Phase::Pricing { board, .. } => Some(board),
             Phase::Confirming(confirming) => Some(&confirming.board),
-            Phase::Planned | Phase::Collecting { .. } | Phase::Ended(_) => None,
+            Phase::Ended { board, .. } => board.as_ref(),
+            Phase::Planned | Phase::Collecting { .. } => None,
         }
     }
 
@@ -182,7 +188,7 @@ impl Number {
                 seats.filter(|seat| !responses.contains_key(seat)).copied().collect()
             }
             Phase::Confirming(confirming) => confirming.awaited(),
-            Phase::Planned | Phase::Pricing { .. } | Phase::Ended(_) => Vec::new(),
+            Phase::Planned | Phase::Pricing { .. } | Phase::Ended { .. } => Vec::new(),
         }
     }
 
@@ -238,7 +244,7 @@ impl Number {
             return reject(RejectCode::Malformed, format!("more than {most} entries"));
         }
         if part.part < part.parts {
-            return Ok(vec![NumberEvent::PartReceived { at: now, seat, part: part.clone() }]);
+            return Ok(vec![NumberEvent::PartReceived { at: now, seat, part: Box::new(part.clone()) }]);
         }
         let (Some(roster_hash), Some(has_updates), Some(nonces), Some(signature)) =
             (part.roster_hash, part.has_updates, &part.nonce_contributions, part.signature)
@@ -266,6 +272,12 @@ impl Number {
         Ok(events)
     }
 
+    fn report(&self) -> Vec<NumberEffect> {
+        let Phase::Ended { end, board } = &self.phase else { return Vec::new() };
+        let stored = board.iter().map(|board| NumberEffect::StoreBoard(Arc::clone(board)));
+        stored.chain([NumberEffect::Report(end.clone())]).collect()
+    }
+
     /// What the responses lead to.
     fn close(&self, now: Timestamp, responses: &BTreeMap<PublicKey, Response>) -> NumberEvent {
         let task = &self.task;
@@ -280,7 +292,7 @@ impl Number {
         }
         let has_updates = responses.values().any(|response| response.has_updates);
         if task.opportunity.kind == OpportunityKind::Announcement && !has_updates {
-            return NumberEvent::Ended { at: now, end: NumberEnd::Idle };
+            return NumberEvent::BoardIdle { at: now };
         }
         let by_fallback = task.terms.absent == Absent::Proceed && (task.by_fallback || !absent.is_empty());
         NumberEvent::BoardClosed { at: now, mode: if by_fallback { Mode::Fallback } else { Mode::Key } }
@@ -304,7 +316,7 @@ impl Machine for Number {
                 let Some(seat) = self.task.seat_of(from) else {
                     return Err(Reject::new(RejectCode::NotAMember, from, "no seat of this cohort"));
                 };
-                match message {
+                match &**message {
                     StandingMessage::ResponsePart(part) => self.on_part(now, seat, from, part),
                     StandingMessage::Confirmation(confirmation) => {
                         self.on_confirmation(now, seat, from, confirmation)
@@ -314,7 +326,7 @@ impl Machine for Number {
             }
             NumberInput::Priced { rate, operator } => self.on_priced(now, *rate, operator.as_ref()),
             NumberInput::Abandoned { reason } => match &self.phase {
-                Phase::Ended(_) => Err(Reject::out_of_phase("abandon", "ended")),
+                Phase::Ended { .. } => Err(Reject::out_of_phase("abandon", "ended")),
                 _ => {
                     let why = Why::Abandoned(reason.clone());
                     Ok(vec![NumberEvent::Ended {
@@ -329,6 +341,10 @@ impl Machine for Number {
                 }
                 Phase::Confirming(confirming) if now >= confirming.until => {
                     vec![NumberEvent::Ended { at: now, end: confirming.lapsed() }]
+                }
+                Phase::Pricing { until, .. } if now >= *until => {
+                    let why = Why::Abandoned("the host has named no fee rate in time".to_owned());
+                    vec![NumberEvent::Ended { at: now, end: NumberEnd::failed(why, Vec::new(), BTreeMap::new()) }]
                 }
                 _ => Vec::new(),
             }),
@@ -353,11 +369,21 @@ impl Machine for Number {
                 parts.remove(&response.seat);
                 responses.insert(response.seat, (**response).clone());
             }
-            (NumberEvent::BoardClosed { mode, .. }, Phase::Collecting { responses, .. }) => {
+            (NumberEvent::BoardClosed { at, mode }, Phase::Collecting { responses, .. }) => {
                 let board = Board::of(self.task.place(), std::mem::take(responses).into_values());
-                self.phase = Phase::Pricing { board: Arc::new(board), mode: *mode };
+                let until = *at + Duration::from_secs(self.task.terms.confirm_seconds.into());
+                self.phase = Phase::Pricing { until, board: Arc::new(board), mode: *mode };
             }
-            (NumberEvent::RequestMade { until, transaction, aggregated, .. }, Phase::Pricing { board, mode }) => {
+            (NumberEvent::BoardIdle { .. }, Phase::Collecting { responses, .. }) => {
+                let board = Board::of(self.task.place(), std::mem::take(responses).into_values());
+                let (board_hash, absent) = (*board.hash(), board.absent().copied().collect());
+                let end = NumberEnd::Idle { board_hash, absent };
+                self.phase = Phase::Ended { end, board: Some(Arc::new(board)) };
+            }
+            (
+                NumberEvent::RequestMade { until, transaction, aggregated, .. },
+                Phase::Pricing { board, mode, .. },
+            ) => {
                 self.phase = Phase::Confirming(Box::new(Confirming {
                     until: *until,
                     board: Arc::clone(board),
@@ -376,7 +402,7 @@ impl Machine for Number {
                     Confirmed::Refused(reason) => drop(confirming.refused.insert(*seat, reason.clone())),
                 }
             }
-            (NumberEvent::Ended { end, .. }, phase) => *phase = Phase::Ended(end.clone()),
+            (NumberEvent::Ended { end, .. }, phase) => *phase = Phase::Ended { end: end.clone(), board: None },
             // An event that does not fit is none that this machine has decided.
             _ => {}
         }
@@ -386,7 +412,7 @@ impl Machine for Number {
         match event {
             NumberEvent::BoardClosed { .. } => self.ask_price(),
             NumberEvent::RequestMade { .. } => self.request(None),
-            NumberEvent::Ended { end, .. } => vec![NumberEffect::Report(end.clone())],
+            NumberEvent::Ended { .. } | NumberEvent::BoardIdle { .. } => self.report(),
             _ => Vec::new(),
         }
     }
@@ -396,15 +422,22 @@ impl Machine for Number {
             Phase::Planned | Phase::Collecting { .. } => Vec::new(),
             Phase::Pricing { .. } => self.ask_price(),
             Phase::Confirming(_) => self.request(None),
-            Phase::Ended(end) => vec![NumberEffect::Report(end.clone())],
+            Phase::Ended { .. } => self.report(),
         }
+    }
+
+    /// A seat sends its response again, whole, to a service that has restarted: parts of it need no journal, and a seat could make
+    /// it grow with them.
+    fn is_journaled(event: &NumberEvent) -> bool {
+        !matches!(event, NumberEvent::PartReceived { .. })
     }
 
     fn deadline(&self) -> Option<Timestamp> {
         match &self.phase {
             Phase::Collecting { .. } => Some(self.task.opportunity.deadline()),
             Phase::Confirming(confirming) => Some(confirming.until),
-            Phase::Planned | Phase::Pricing { .. } | Phase::Ended(_) => None,
+            Phase::Pricing { until, .. } => Some(*until),
+            Phase::Planned | Phase::Ended { .. } => None,
         }
     }
 }

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use super::{Answer, Decided, Seat, SeatEffect, SeatEvent, Seated, Stage};
+use super::{Answer, Current, Decided, Seat, SeatEffect, SeatEvent, Seated, Stage};
 use crate::{
     cohort::standing::{
+        board::Board,
         message::{Confirmation, ConfirmationRequest, EndKind, NumberEndedNotice},
         opportunity::OpportunityKind,
         transaction::{Mode, TransactionCheck, sighashes},
     },
     error::{Reject, RejectCode},
+    hash::{DidIndex, sha256},
     key::Signature,
     message::Bytes,
     time::Timestamp,
@@ -40,14 +42,16 @@ impl Seat {
                     )
                 }
             }
-            Stage::Over => Ok(Vec::new()),
+            Stage::Idle { .. } | Stage::Over(_) => Ok(Vec::new()),
         }
     }
 
     /// The stored answer, for a request that is repeated with equal bytes.
     pub fn answer_again(&self, request: &ConfirmationRequest) -> Option<SeatEffect> {
         match &self.current()?.stage {
-            Stage::Confirmed { request: known, answer } if **known == *request => {
+            Stage::Confirmed { request: known, answer } | Stage::Over(Some((known, answer)))
+                if **known == *request =>
+            {
                 Some(self.send_confirmation(known, answer))
             }
             _ => None,
@@ -61,6 +65,11 @@ impl Seat {
             Stage::Requested { request } => request,
             // Fetched again after a restart: the host is asked again.
             Stage::Verified { .. } => return Ok(Vec::new()),
+            Stage::Idle { board_hash } => {
+                let board = self.board(current, board_hash, bytes)?;
+                let confirmed = self.confirmed_roster(now, seated, current, &board);
+                return Ok(confirmed.into_iter().collect());
+            }
             _ => return Err(Reject::out_of_phase("board", "not requested")),
         };
         let problem = |reject: Reject| {
@@ -68,6 +77,10 @@ impl Seat {
             let refusal = Some(reject.detail);
             Ok(vec![SeatEvent::Confirmed { at: now, number, partials: None, fallback: None, refusal }])
         };
+        // Other bytes than those that were asked for: the right ones can still come.
+        if sha256(bytes) != *request.board_hash.as_bytes() {
+            return Err(self.reject(RejectCode::DataMismatch, "the bytes are not the board that was asked for"));
+        }
         let board = match self.board(current, &request.board_hash, bytes) {
             Ok(board) => board,
             Err(reject) => return problem(reject),
@@ -78,6 +91,9 @@ impl Seat {
             );
         }
         let announces = current.opportunity.kind == OpportunityKind::Announcement;
+        if announces && !board.has_updates() {
+            return problem(self.reject(RejectCode::DataMismatch, "no seat has an update: nothing is announced"));
+        }
         let signal = announces.then(|| board.signal());
         let coins = current.opportunity.coins();
         let check = TransactionCheck {
@@ -103,9 +119,36 @@ impl Seat {
             return problem(self.reject(RejectCode::DataMismatch, "too few responses, or no fallback"));
         }
         match sighashes(&request.pending_tx, &seated.output, &coins, request.mode) {
-            Ok(sighashes) => Ok(vec![SeatEvent::Verified { at: now, number, signal, sighashes }]),
+            Ok(sighashes) => {
+                let txid = request.pending_tx.compute_txid();
+                let verified = SeatEvent::Verified { at: now, number, signal, txid, sighashes };
+                let confirmed = self.confirmed_roster(now, seated, current, &board);
+                Ok(confirmed.into_iter().chain([verified]).collect())
+            }
             Err(error) => problem(self.reject(RejectCode::TransactionMismatch, error)),
         }
+    }
+
+    /// What is new in a roster for which at least k seats have signed.
+    fn confirmed_roster(
+        &self,
+        now: Timestamp,
+        seated: &Seated,
+        current: &Current,
+        board: &Board,
+    ) -> Option<SeatEvent> {
+        let own = current.roster.indexes(&self.config.seat);
+        let registered: Vec<DidIndex> = own.filter(|index| !seated.registered.contains(*index)).copied().collect();
+        let is_own = |index: &DidIndex| current.roster.seat_of(index) == Some(&self.config.seat);
+        let released: Vec<DidIndex> = seated.registered.iter().filter(|index| !is_own(index)).copied().collect();
+        let enough = board.responses().len() >= self.config.terms.spenders(seated.output.keys().len());
+        let number = current.opportunity.number;
+        (enough && !(registered.is_empty() && released.is_empty())).then(|| SeatEvent::RosterConfirmed {
+            at: now,
+            number,
+            registered,
+            released,
+        })
     }
 
     /// What the host is asked with a board that was verified: to store it and to decide.
@@ -174,63 +217,81 @@ impl Seat {
         SeatEffect::Send(confirmation.into())
     }
 
+    /// The service reports an end. A claim proves nothing: see [`SeatEffect::Announced`] and [`SeatEffect::Missed`].
     pub(super) fn on_end(&self, now: Timestamp, seated: &Seated, notice: &NumberEndedNotice) -> Vec<SeatEvent> {
-        let Some(current) = seated.current.as_ref().filter(|current| current.opportunity.number == notice.number)
-        else {
-            return Vec::new();
+        let transaction = match notice.end {
+            EndKind::Announced => notice.transaction.as_ref().map(|transaction| Arc::clone(&transaction.0)),
+            EndKind::Idle | EndKind::Failed | EndKind::Void => None,
         };
-        let transaction = match (notice.end, &notice.transaction) {
-            // A claim proves nothing: the transaction has to spend the coins, as the cohort signs.
-            (EndKind::Announced, Some(transaction)) => {
-                let coins = current.opportunity.coins();
-                let spends = transaction.0.input.iter().map(|input| input.previous_output);
-                spends.eq(coins.iter().map(|coin| coin.outpoint)).then(|| Arc::clone(&transaction.0))
-            }
-            _ => None,
-        };
-        if current.stage == Stage::Over && transaction.is_none() {
+        let is_current = seated.current.as_ref().is_some_and(|current| {
+            current.opportunity.number == notice.number
+                && !matches!(current.stage, Stage::Idle { .. } | Stage::Over(_))
+        });
+        // A number that this seat was absent from: resolvers need its board all the same.
+        if !is_current && transaction.is_none() {
             return Vec::new();
         }
-        vec![SeatEvent::NumberOver { at: now, number: notice.number, transaction, board_hash: notice.board_hash }]
+        let (number, board_hash, is_idle) = (notice.number, notice.board_hash, notice.end == EndKind::Idle);
+        vec![SeatEvent::NumberOver { at: now, number, transaction, board_hash, is_idle }]
     }
 }
 
 impl Seated {
     pub(super) fn apply_confirming(&mut self, event: &SeatEvent) {
-        let Some(current) = &mut self.current else {
-            if let SeatEvent::CoinSpent { coin, .. } = event {
-                self.commitments.retain(|commitment| !commitment.coins.contains(coin));
+        match event {
+            SeatEvent::RosterConfirmed { number, registered, released, .. } => {
+                self.registered.extend(registered);
+                self.registered.retain(|index| !released.contains(index));
+                if let Some(current) = &mut self.current
+                    && current.opportunity.number == *number
+                    && matches!(current.stage, Stage::Idle { .. })
+                {
+                    current.stage = Stage::Over(None);
+                }
             }
-            return;
-        };
-        let stage = std::mem::replace(&mut current.stage, Stage::Over);
+            SeatEvent::VersionResolved { index, version, .. } => self.record.resolved(*index, *version),
+            SeatEvent::CoinSpent { coin, by, signal, .. } => self.record.spend(coin, *by, signal.as_ref()),
+            SeatEvent::NumberOver { number, board_hash, is_idle, .. } => {
+                let current = self.current.as_mut().filter(|current| current.opportunity.number == *number);
+                let Some(current) = current else { return };
+                let stage = std::mem::replace(&mut current.stage, Stage::Over(None));
+                current.stage = match (stage, board_hash) {
+                    (Stage::Responded, Some(board_hash)) if *is_idle => Stage::Idle { board_hash: *board_hash },
+                    (Stage::Confirmed { request, answer }, _) => Stage::Over(Some((request, answer))),
+                    (over @ Stage::Over(_), _) => over,
+                    _ => Stage::Over(None),
+                };
+            }
+            other => self.apply_stage(other),
+        }
+    }
+
+    fn apply_stage(&mut self, event: &SeatEvent) {
+        let Some(current) = &mut self.current else { return };
+        let stage = std::mem::replace(&mut current.stage, Stage::Over(None));
         current.stage = match (event, stage) {
             (SeatEvent::Requested { request, .. }, Stage::Responded) => {
                 Stage::Requested { request: Arc::clone(request) }
             }
-            (SeatEvent::Verified { number, signal, sighashes, .. }, Stage::Requested { request }) => {
-                if let Some(signal) = signal {
-                    self.signals.insert(*number, *signal);
-                }
+            (SeatEvent::Verified { number, signal, txid, sighashes, .. }, Stage::Requested { request }) => {
+                self.record.verified(*number, *txid, *signal);
                 Stage::Verified { request, sighashes: sighashes.clone() }
             }
             (SeatEvent::SigningApproved { .. }, Stage::Verified { request, sighashes }) => {
                 Stage::Approved { request, sighashes }
             }
             (
-                SeatEvent::Confirmed { partials, fallback, refusal, .. },
+                SeatEvent::Confirmed { number, partials, fallback, refusal, .. },
                 Stage::Requested { request } | Stage::Verified { request, .. } | Stage::Approved { request, .. },
             ) => {
+                if partials.is_some() || fallback.is_some() {
+                    self.record.signed(*number);
+                }
                 let answer =
                     Answer { partials: partials.clone(), fallback: fallback.clone(), refusal: refusal.clone() };
                 Stage::Confirmed { request, answer }
             }
-            (SeatEvent::NumberOver { .. }, _) => Stage::Over,
             (_, stage) => stage,
         };
-        if let SeatEvent::CoinSpent { coin, .. } = event {
-            // Whatever spent it: the numbers of this coin are announced now, or never will be.
-            self.commitments.retain(|commitment| !commitment.coins.contains(coin));
-        }
     }
 }

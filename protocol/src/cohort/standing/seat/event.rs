@@ -1,6 +1,6 @@
 //! Inputs, events and effects of a seat.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bitcoin::{Transaction, Txid};
 use serde::{Deserialize, Serialize};
@@ -84,6 +84,13 @@ pub enum SeatInput {
     },
     /// Rows that the host wants registered, signed by the seat.
     RowsAsked(Vec<AskedRow>),
+    /// Resolvers give this version of a DID of this seat, finally. Its host resolves before it chooses updates.
+    Resolved {
+        /// The index.
+        index: DidIndex,
+        /// The version.
+        version: u64,
+    },
     /// A transaction that spends a coin of the cohort is final.
     Spent {
         /// The coin.
@@ -172,8 +179,21 @@ pub enum SeatEvent {
         number: u64,
         /// What is announced; nothing by a refresh.
         signal: Option<SignalBytes>,
+        /// The transaction.
+        txid: Txid,
         /// What is signed of each input.
         sighashes: Vec<[u8; 32]>,
+    },
+    /// At least k seats have signed a response for the roster of this number.
+    RosterConfirmed {
+        /// When.
+        at: Timestamp,
+        /// The number.
+        number: u64,
+        /// The own indexes in it that no such roster had before.
+        registered: Vec<DidIndex>,
+        /// Those that are not in it any more.
+        released: Vec<DidIndex>,
     },
     /// The host has decided to sign.
     SigningApproved {
@@ -203,8 +223,19 @@ pub enum SeatEvent {
         number: u64,
         /// Its signed transaction, if the service sent one.
         transaction: Option<Arc<Transaction>>,
-        /// The board that it announces.
+        /// Its board.
         board_hash: Option<DocumentHash>,
+        /// Whether no seat had an update.
+        is_idle: bool,
+    },
+    /// Resolvers give this version of a DID.
+    VersionResolved {
+        /// When.
+        at: Timestamp,
+        /// The index.
+        index: DidIndex,
+        /// The version.
+        version: u64,
     },
     /// A coin was spent, finally: the numbers that spend it are announced, or never will be.
     CoinSpent {
@@ -230,6 +261,9 @@ pub enum SeatEffect {
         opportunity: Arc<Opportunity>,
         /// Updates that may be announced already: only the identical one of that version may be chosen.
         committed: Vec<(DidIndex, u64, DocumentHash)>,
+        /// Index and version of those that an ancestor of the coins announces: the next version may follow, and announcing them
+        /// again only costs.
+        announced: BTreeSet<(DidIndex, u64)>,
     },
     /// Open a nonce for each input, wiping all others, and sign [`Seat::content`](super::Seat::content) with the seat key; answer with
     /// [`SeatInput::ResponseSigned`].
@@ -278,17 +312,30 @@ pub enum SeatEffect {
         /// What is signed of each input.
         sighashes: Vec<[u8; 32]>,
     },
-    /// The number was announced: its data is on the board.
+    /// The transaction that this seat has verified is signed: its data is on the board that the host has stored.
     Announced {
         /// The number.
         number: u64,
         /// The signed transaction.
         transaction: Arc<Transaction>,
-        /// The board.
-        board_hash: Option<DocumentHash>,
     },
-    /// These indexes are registered, or released: only a registered one may be listed in a document.
-    Registered(Vec<DidIndex>),
+    /// The service reports an announcement that this seat has not verified. If the board of this hash gives the transaction's signal
+    /// ([`BoardContent::signal`](crate::cohort::standing::BoardContent::signal)), the host has to store it: resolvers need it.
+    Missed {
+        /// The number.
+        number: u64,
+        /// The transaction, as the service sent it.
+        transaction: Arc<Transaction>,
+        /// The board's hash.
+        board_hash: DocumentHash,
+    },
+    /// At least k seats have signed that these indexes are this seat's, or are not any more. Only now may a document list the beacon.
+    Registered {
+        /// Registered.
+        registered: Vec<DidIndex>,
+        /// Released.
+        released: Vec<DidIndex>,
+    },
     /// Rows were refused.
     NotRegistered(Vec<(DidIndex, String)>),
 }

@@ -6,31 +6,35 @@
 
 mod confirming;
 mod event;
+mod record;
 mod responding;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use rand_core::CryptoRng;
 
-use self::event::row_of;
 pub use self::event::{SeatEffect, SeatEvent, SeatInput, SeatUpdate};
+use self::{event::row_of, record::Record};
 use super::{
     board::{Board, BoardPlace},
     context::CohortContext,
     message::{
-        AskedRow, ConfirmationRequest, FullUpdate, OpportunityOpened, Pending, RegisterRows, ResponsePart,
-        StandingMessage,
+        AskedRow, ConfirmationRequest, FullUpdate, MAX_PART_ENTRIES, OpportunityOpened, Pending, RegisterRows,
+        ResponsePart, RowsReturned, StandingMessage,
     },
-    opportunity::{CoinRef, Opportunity},
+    opportunity::Opportunity,
     response::Response,
-    roster::Roster,
+    roster::{Roster, Row},
     seed::SeatSeed,
-    terms::StandingTerms,
+    terms::{StandingPolicy, StandingTerms},
 };
 use crate::{
     did::Did,
     error::{Reject, RejectCode},
-    hash::{DidIndex, DocumentHash, SignalBytes},
+    hash::{DidIndex, DocumentHash},
     id::CohortId,
     key::{PublicKey, Signature},
     machine::Machine,
@@ -42,8 +46,10 @@ use crate::{
 /// What does not change in the life of a seat.
 #[derive(Clone)]
 pub struct SeatConfig {
-    /// The terms of the cohort, which the host has accepted.
+    /// The terms of the cohort.
     pub terms: Arc<StandingTerms>,
+    /// What the member accepts. It is asked again when the number of seats is known.
+    pub policy: StandingPolicy,
     /// The service.
     pub service: Did,
     /// The key of the service, which signs opportunities.
@@ -65,16 +71,6 @@ impl std::fmt::Debug for SeatConfig {
             .field("seat", &self.seat)
             .finish_non_exhaustive()
     }
-}
-
-/// An update that may be announced.
-#[derive(Clone, Debug, PartialEq)]
-struct Commitment {
-    number: u64,
-    coins: Vec<CoinRef>,
-    index: DidIndex,
-    version: u64,
-    hash: DocumentHash,
 }
 
 /// How far the answer to the highest number is.
@@ -102,7 +98,12 @@ enum Stage {
         request: Arc<ConfirmationRequest>,
         answer: Answer,
     },
-    Over,
+    /// No seat had an update. The board shows which roster the others have.
+    Idle {
+        board_hash: DocumentHash,
+    },
+    /// Nothing more is awaited; a repeated request still gets its answer.
+    Over(Option<(Arc<ConfirmationRequest>, Answer)>),
 }
 
 /// The one answer to a request.
@@ -138,9 +139,11 @@ struct Seated {
     /// An opportunity whose roster this seat cannot follow yet.
     missed: Option<Arc<Opportunity>>,
     current: Option<Current>,
-    commitments: Vec<Commitment>,
-    /// What each signed number announces, to recognize its transaction.
-    signals: BTreeMap<u64, SignalBytes>,
+    record: Record,
+    /// Every row, in the order of the roster: for a service that has lost some.
+    log: Vec<Row>,
+    /// The own indexes of which k seats have signed that they are this seat's.
+    registered: BTreeSet<DidIndex>,
 }
 
 /// A seat's machine.
@@ -181,15 +184,11 @@ impl Seat {
 
     /// The updates that may be announced: index, version and hash.
     pub fn committed(&self) -> Vec<(DidIndex, u64, DocumentHash)> {
-        let commitments = self.seated.iter().flat_map(|seated| &seated.commitments);
-        let mut all: Vec<_> = commitments.map(|one| (one.index, one.version, one.hash)).collect();
-        all.sort();
-        all.dedup();
-        all
+        self.seated.as_ref().map_or_else(Vec::new, |seated| seated.record.committed())
     }
 
-    /// The indexes whose registration the service has acknowledged: only these may be listed in a document.
-    pub fn registered(&self) -> impl Iterator<Item = &DidIndex> {
+    /// The indexes for which the seat answers. Not each of them may be listed in a document yet: see [`SeatEffect::Registered`].
+    pub fn indexes(&self) -> impl Iterator<Item = &DidIndex> {
         self.seated.iter().flat_map(|seated| seated.roster.indexes(&self.config.seat))
     }
 
@@ -209,6 +208,14 @@ impl Seat {
             (StandingMessage::StandingReady(ready), None) => {
                 if !ready.cohort_keys.contains(&self.config.seat) {
                     return Err(self.reject(RejectCode::AddressMismatch, "the cohort's keys lack this seat's"));
+                }
+                let seats = ready.cohort_keys.len();
+                let (least, most) = (self.config.terms.min_participants, self.config.terms.max_participants);
+                if !(usize::from(least)..=usize::from(most)).contains(&seats) {
+                    return Err(self.reject(RejectCode::UnacceptableTerms, "not as many seats as the terms have"));
+                }
+                if let Some(objection) = self.config.policy.objections(&self.config.terms, Some(seats)).first() {
+                    return Err(self.reject(RejectCode::UnacceptableTerms, objection));
                 }
                 let output = super::output_of(&self.config.terms, &ready.cohort_keys, &*self.config.aggregator)
                     .map_err(|error| self.reject(RejectCode::AddressMismatch, error))?;
@@ -281,6 +288,9 @@ impl Machine for Seat {
             SeatInput::PartialsSigned { number, partials } => self.on_partials(now, *number, partials.as_ref()),
             SeatInput::FallbackSigned { number, signatures } => self.on_fallback(now, *number, signatures),
             SeatInput::RowsAsked(rows) => self.on_rows(now, rows),
+            SeatInput::Resolved { index, version } => {
+                Ok(vec![SeatEvent::VersionResolved { at: now, index: *index, version: *version }])
+            }
             SeatInput::Spent { coin, by, signal } => {
                 Ok(vec![SeatEvent::CoinSpent { at: now, coin: *coin, by: *by, signal: *signal }])
             }
@@ -300,8 +310,9 @@ impl Machine for Seat {
                 acknowledged: BTreeMap::new(),
                 missed: None,
                 current: None,
-                commitments: Vec::new(),
-                signals: BTreeMap::new(),
+                record: Record::default(),
+                log: Vec::new(),
+                registered: BTreeSet::new(),
             });
             return;
         }
@@ -313,7 +324,10 @@ impl Machine for Seat {
             SeatEvent::RowsAcknowledged { from_number, registered, refused, .. } => {
                 for (index, serial) in registered {
                     seated.asked.remove(&(*index, *serial));
-                    seated.acknowledged.insert(*index, (*serial, *from_number));
+                    // A roster that has passed that row on already needs no evidence of it.
+                    if seated.roster.row(index).is_none_or(|row| row.serial < *serial) {
+                        seated.acknowledged.insert(*index, (*serial, *from_number));
+                    }
                 }
                 for (index, serial, _) in refused {
                     seated.asked.remove(&(*index, *serial));
@@ -326,23 +340,27 @@ impl Machine for Seat {
     fn effects(&self, event: &SeatEvent) -> Vec<SeatEffect> {
         match event {
             SeatEvent::RowsSent { rows, .. } => self.send_rows(rows),
-            SeatEvent::RowsAcknowledged { registered, refused, .. } => {
-                let mut effects = Vec::new();
-                if !registered.is_empty() {
-                    effects.push(SeatEffect::Registered(registered.iter().map(|(index, _)| *index).collect()));
-                }
-                if !refused.is_empty() {
-                    let refused = refused.iter().map(|(index, _, problem)| (*index, problem.clone()));
-                    effects.push(SeatEffect::NotRegistered(refused.collect()));
-                }
-                effects
+            SeatEvent::RowsAcknowledged { refused, .. } => {
+                let refused: Vec<_> = refused.iter().map(|(index, _, problem)| (*index, problem.clone())).collect();
+                if refused.is_empty() { Vec::new() } else { vec![SeatEffect::NotRegistered(refused)] }
+            }
+            SeatEvent::RosterConfirmed { registered, released, .. } => {
+                vec![SeatEffect::Registered { registered: registered.clone(), released: released.clone() }]
             }
             SeatEvent::NumberOver { number, transaction: Some(transaction), board_hash, .. } => {
-                let (transaction, board_hash) = (Arc::clone(transaction), *board_hash);
-                vec![SeatEffect::Announced { number: *number, transaction, board_hash }]
+                let (number, transaction, board_hash) = (*number, Arc::clone(transaction), *board_hash);
+                let verified = self.seated.as_ref().and_then(|seated| seated.record.txid(number));
+                match (verified == Some(transaction.compute_txid()), board_hash) {
+                    (true, _) => vec![SeatEffect::Announced { number, transaction }],
+                    (false, Some(board_hash)) => vec![SeatEffect::Missed { number, transaction, board_hash }],
+                    (false, None) => Vec::new(),
+                }
             }
             SeatEvent::RowsMissed { .. } => self.fetch_rows(),
-            SeatEvent::Formed { .. } | SeatEvent::NumberOver { .. } | SeatEvent::CoinSpent { .. } => Vec::new(),
+            SeatEvent::NumberOver { .. } => self.progress(),
+            SeatEvent::Formed { .. } | SeatEvent::CoinSpent { .. } | SeatEvent::VersionResolved { .. } => {
+                Vec::new()
+            }
             _ => self.progress(),
         }
     }
@@ -364,11 +382,10 @@ impl Machine for Seat {
 
 impl Seat {
     fn send_rows(&self, rows: &[AskedRow]) -> Vec<SeatEffect> {
-        let message = |rows: &[AskedRow]| {
-            let rows = RegisterRows { cohort_id: self.config.cohort_id.clone(), rows: rows.to_vec() };
-            SeatEffect::Send(rows.into())
-        };
-        rows.chunks(super::message::MAX_PART_ENTRIES).map(message).collect()
+        RegisterRows::split(&self.config.cohort_id, rows)
+            .into_iter()
+            .map(|part| SeatEffect::Send(part.into()))
+            .collect()
     }
 
     fn fetch_rows(&self) -> Vec<SeatEffect> {
@@ -381,11 +398,15 @@ impl Seat {
         Pending { cohort_id: self.config.cohort_id.clone() }.into()
     }
 
-    /// The message that proves to a service that it has opened that number otherwise before.
-    fn evidence(&self, opportunity: &Opportunity) -> SeatEffect {
-        let opened =
-            OpportunityOpened { cohort_id: self.config.cohort_id.clone(), opportunity: opportunity.clone() };
-        SeatEffect::Send(opened.into())
+    /// The service's own signed opportunity, which proves that it has opened a number as high, and the rows that it has forgotten.
+    fn evidence(&self, seated: &Seated, known: &Opportunity, row_count: u64) -> Vec<SeatEffect> {
+        let cohort_id = || self.config.cohort_id.clone();
+        let opened = OpportunityOpened { cohort_id: cohort_id(), opportunity: known.clone() };
+        let forgotten = usize::try_from(row_count).ok().and_then(|from| seated.log.get(from..)).unwrap_or_default();
+        let parts = (row_count..).step_by(MAX_PART_ENTRIES).zip(forgotten.chunks(MAX_PART_ENTRIES));
+        let rows =
+            parts.map(|(from, rows)| RowsReturned { cohort_id: cohort_id(), from, rows: rows.to_vec() }.into());
+        std::iter::once(opened.into()).chain(rows).map(SeatEffect::Send).collect()
     }
 
     /// What the stage of the current number needs next.
@@ -399,7 +420,8 @@ impl Seat {
         match &current.stage {
             Stage::Choosing => vec![SeatEffect::AskUpdates {
                 opportunity: Arc::clone(&current.opportunity),
-                committed: self.committed(),
+                committed: seated.record.committed(),
+                announced: seated.record.announced_by_ancestors(&current.opportunity),
             }],
             Stage::Committed { .. } => {
                 vec![SeatEffect::OpenNonces { number, inputs: current.opportunity.coins.len() }]
@@ -413,7 +435,8 @@ impl Seat {
             }
             Stage::Approved { request, sighashes } => vec![self.sign(number, request, sighashes)],
             Stage::Confirmed { request, answer } => vec![self.send_confirmation(request, answer)],
-            Stage::Over => Vec::new(),
+            Stage::Idle { board_hash } => vec![SeatEffect::FetchBoard { number, hash: *board_hash }],
+            Stage::Over(_) => Vec::new(),
         }
     }
 

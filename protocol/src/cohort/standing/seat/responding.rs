@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Commitment, Current, Decided, Seat, SeatEffect, SeatEvent, SeatUpdate, Seated, Stage};
+use super::{Current, Decided, Seat, SeatEffect, SeatEvent, SeatUpdate, Seated, Stage};
 use crate::{
     beacon::smt_index,
     cohort::standing::{
@@ -42,8 +42,12 @@ impl Seat {
         if opportunity.number == 0 || opportunity.coins.is_empty() {
             return refuse(RejectCode::Malformed, "an opportunity has a number from 1 and a coin".to_owned());
         }
-        if opportunity.kind == OpportunityKind::Announcement && opportunity.coins.len() != 1 {
-            return refuse(RejectCode::Malformed, "an announcement spends one coin".to_owned());
+        let fits = match opportunity.kind {
+            OpportunityKind::Announcement => opportunity.coins.len() == 1,
+            OpportunityKind::Refresh => opportunity.coins.len() > 1,
+        };
+        if !fits {
+            return refuse(RejectCode::Malformed, "an announcement spends one coin, a refresh several".to_owned());
         }
         if opportunity.coins.iter().collect::<BTreeSet<_>>().len() != opportunity.coins.len() {
             return refuse(RejectCode::Malformed, "a coin occurs twice".to_owned());
@@ -51,13 +55,17 @@ impl Seat {
         if now >= opportunity.deadline() {
             return refuse(RejectCode::WrongPhase, "the time to respond is over".to_owned());
         }
+        if let Err(problem) = seated.record.may_answer(now, opportunity, &self.config.terms) {
+            return refuse(RejectCode::UnacceptableTerms, problem);
+        }
         let before = opportunity.row_count.checked_sub(opportunity.rows.len() as u64);
         match before.and_then(|before| seated.roster.row_count().checked_sub(before)) {
             // What this seat knows of them already is not applied again.
-            Some(known) => {
+            Some(known) if known <= opportunity.rows.len() as u64 => {
                 let rows = usize::try_from(known).ok().and_then(|known| opportunity.rows.get(known..));
                 self.accept(now, seated, opportunity, rows.unwrap_or_default())
             }
+            Some(_) => refuse(RejectCode::DataMismatch, "fewer rows than this seat knows".to_owned()),
             None if before.is_none() => refuse(RejectCode::Malformed, "fewer rows in all than in it".to_owned()),
             None => Ok(vec![SeatEvent::RowsMissed { at: now, opportunity: Arc::new(opportunity.clone()) }]),
         }
@@ -107,10 +115,16 @@ impl Seat {
         Ok(vec![SeatEvent::OpportunityAccepted { at: now, opportunity, rows }])
     }
 
-    /// The service's own signed opportunity, for a service that opens a number otherwise than before.
-    pub fn returns(&self, opportunity: &Opportunity) -> Option<SeatEffect> {
-        let known = &self.current()?.opportunity;
-        (opportunity.number <= known.number && *opportunity != **known).then(|| self.evidence(known))
+    /// What a service needs that was restored from a backup: its own signed opportunity of the highest number, for one that opens a
+    /// number otherwise than before, and the rows that it does not know.
+    pub fn returns(&self, opportunity: &Opportunity) -> Vec<SeatEffect> {
+        let returned = self.seated.as_ref().and_then(|seated| {
+            let known = &seated.current.as_ref()?.opportunity;
+            let has_forgotten = opportunity.number <= known.number && *opportunity != **known
+                || opportunity.row_count < seated.roster.row_count();
+            has_forgotten.then(|| self.evidence(seated, known, opportunity.row_count))
+        });
+        returned.unwrap_or_default()
     }
 
     pub(super) fn on_updates(&self, now: Timestamp, number: u64, updates: &[SeatUpdate]) -> Decided {
@@ -131,14 +145,11 @@ impl Seat {
             if chosen.iter().any(|(known, ..)| *known == index) {
                 return fault(format!("two updates of {}", update.did));
             }
-            let other = self.committed().into_iter().find(|(known, version, hash)| {
-                (*known, *version) == (index, update.version) && *hash != update.hash
-            });
-            if other.is_some() {
-                return fault(format!(
-                    "another update of version {} of {} may still be announced: two different ones end the DID",
-                    update.version, update.did
-                ));
+            let record = self.seated.as_ref().map(|seated| &seated.record);
+            let allowed =
+                record.map(|record| record.may_submit(&current.opportunity, &index, update.version, &update.hash));
+            if let Some(Err(problem)) = allowed {
+                return fault(format!("{}: {problem}", update.did));
             }
             chosen.push((index, update.version, update.hash, update));
         }
@@ -222,6 +233,7 @@ impl Seated {
                 self.acknowledged.retain(|_, (_, from)| *from > opportunity.number);
                 // They were checked when the event was decided.
                 rows.iter().for_each(|row| roster.apply(row));
+                self.log.extend(rows.iter().cloned());
                 (self.roster, self.missed) = (Arc::new(roster), None);
                 self.current = Some(Current {
                     opportunity: Arc::clone(opportunity),
@@ -232,18 +244,12 @@ impl Seated {
                     stage: Stage::Choosing,
                 });
             }
-            SeatEvent::Committed { number, updates, given, .. } => {
+            SeatEvent::Committed { at, updates, given, .. } => {
                 if let Some(current) = &mut self.current {
                     current.updates.clone_from(updates);
                     current.given.clone_from(given);
                     current.stage = Stage::Committed { given: given.clone() };
-                    self.commitments.extend(updates.iter().map(|(index, version, hash)| Commitment {
-                        number: *number,
-                        coins: current.opportunity.coins.clone(),
-                        index: *index,
-                        version: *version,
-                        hash: *hash,
-                    }));
+                    self.record.commit(*at, &current.opportunity, updates);
                 }
             }
             SeatEvent::Responded { response, .. } => {

@@ -1,0 +1,239 @@
+//! What a seat may see announced: the updates that it has committed to, the transactions that it has signed, and what became of their coins.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use bitcoin::{OutPoint, Txid};
+
+use crate::{
+    cohort::standing::{
+        opportunity::{CoinRef, Opportunity},
+        terms::StandingTerms,
+    },
+    hash::{DidIndex, DocumentHash, SignalBytes},
+    time::Timestamp,
+};
+
+/// How far the clocks of service and seat may differ.
+const SKEW: Duration = Duration::from_secs(60);
+
+/// An update that may be announced.
+#[derive(Clone, Debug, PartialEq)]
+struct Commitment {
+    number: u64,
+    index: DidIndex,
+    version: u64,
+    hash: DocumentHash,
+}
+
+/// A number that this seat has answered and that may still be announced, or is the last one that it has signed.
+#[derive(Clone, Debug, PartialEq)]
+struct Answered {
+    at: Timestamp,
+    coins: Vec<OutPoint>,
+    /// Known once its board and transaction were verified.
+    txid: Option<Txid>,
+    signal: Option<SignalBytes>,
+    is_signed: bool,
+}
+
+/// See the [module](self).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Record {
+    commitments: Vec<Commitment>,
+    numbers: BTreeMap<u64, Answered>,
+    last_signed: Option<u64>,
+    spent: BTreeSet<OutPoint>,
+    /// The highest version of each DID that is final.
+    finals: BTreeMap<DidIndex, u64>,
+}
+
+fn outpoint(coin: &CoinRef) -> OutPoint {
+    OutPoint::new(coin.txid, coin.vout)
+}
+
+impl Record {
+    /// Whether this seat may answer an opportunity on these coins now.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub(super) fn may_answer(
+        &self,
+        now: Timestamp,
+        opportunity: &Opportunity,
+        terms: &StandingTerms,
+    ) -> Result<(), String> {
+        let coins: Vec<OutPoint> = opportunity.coins.iter().map(outpoint).collect();
+        if let Some(coin) = coins.iter().find(|coin| self.spent.contains(coin)) {
+            return Err(format!("the coin {coin} is spent"));
+        }
+        let Some((number, last)) = self.last_signed.and_then(|number| Some((number, self.numbers.get(&number)?)))
+        else {
+            return Ok(());
+        };
+        if last.coins.iter().all(|coin| coins.contains(coin)) {
+            // The same coin again: one of the two transactions at most can be mined.
+            return Ok(());
+        }
+        let descends = |txid: Txid| {
+            coins.iter().any(|coin| coin.txid == txid)
+                || opportunity.transactions.iter().any(|tx| tx.0.compute_txid() == txid)
+        };
+        let settled = last.coins.iter().any(|coin| self.spent.contains(coin));
+        if !settled && !last.txid.is_some_and(descends) {
+            return Err(format!("other coins than those of number {number}, which this seat has signed"));
+        }
+        let earliest = last.at + Duration::from_secs(terms.min_seconds_between_announcements.into());
+        if now + SKEW < earliest {
+            return Err("the terms' time between announcements has not passed".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Whether an update may be submitted.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub(super) fn may_submit(
+        &self,
+        opportunity: &Opportunity,
+        index: &DidIndex,
+        version: u64,
+        hash: &DocumentHash,
+    ) -> Result<(), String> {
+        let of_index = || self.commitments.iter().filter(|one| one.index == *index);
+        if of_index().any(|one| one.version == version && one.hash != *hash) {
+            return Err(format!(
+                "another update of version {version} may still be announced: two different ones end the DID"
+            ));
+        }
+        let announced = self.announced_by_ancestors(opportunity);
+        let mut reached = self.finals.get(index).copied().unwrap_or(1);
+        while announced.contains(&(*index, reached + 1)) {
+            reached += 1;
+        }
+        // An update that an ancestor announces already, repeated: resolvers pass the identical one over.
+        let repeated = version <= reached && of_index().any(|one| one.version == version && one.hash == *hash);
+        if version == reached + 1 || repeated {
+            return Ok(());
+        }
+        Err(format!("version {version} does not follow on {reached}, the highest that these coins lead to"))
+    }
+
+    /// Index and version of what the unconfirmed transactions announce from which the coins of the opportunity descend.
+    pub(super) fn announced_by_ancestors(&self, opportunity: &Opportunity) -> BTreeSet<(DidIndex, u64)> {
+        let ancestors: Vec<Txid> = opportunity.transactions.iter().map(|tx| tx.0.compute_txid()).collect();
+        let is_ancestor = |one: &&Commitment| {
+            let txid = self.numbers.get(&one.number).and_then(|number| number.txid);
+            txid.is_some_and(|txid| ancestors.contains(&txid))
+        };
+        self.commitments.iter().filter(is_ancestor).map(|one| (one.index, one.version)).collect()
+    }
+
+    pub(super) fn commit(
+        &mut self,
+        at: Timestamp,
+        opportunity: &Opportunity,
+        updates: &[(DidIndex, u64, DocumentHash)],
+    ) {
+        let coins = opportunity.coins.iter().map(outpoint).collect();
+        let answered = Answered { at, coins, txid: None, signal: None, is_signed: false };
+        self.numbers.insert(opportunity.number, answered);
+        self.commitments.extend(updates.iter().map(|(index, version, hash)| Commitment {
+            number: opportunity.number,
+            index: *index,
+            version: *version,
+            hash: *hash,
+        }));
+    }
+
+    pub(super) fn verified(&mut self, number: u64, txid: Txid, signal: Option<SignalBytes>) {
+        if let Some(answered) = self.numbers.get_mut(&number) {
+            (answered.txid, answered.signal) = (Some(txid), signal);
+        }
+    }
+
+    pub(super) fn signed(&mut self, number: u64) {
+        if let Some(answered) = self.numbers.get_mut(&number) {
+            answered.is_signed = true;
+            self.last_signed = Some(number);
+            self.forget();
+        }
+    }
+
+    /// A transaction that spends `coin` is final.
+    pub(super) fn spend(&mut self, coin: &CoinRef, by: Txid, signal: Option<&SignalBytes>) {
+        let coin = outpoint(coin);
+        self.spent.insert(coin);
+        let spending: Vec<u64> =
+            self.numbers.iter().filter(|(_, one)| one.coins.contains(&coin)).map(|(number, _)| *number).collect();
+        for number in spending {
+            let Some(answered) = self.numbers.get(&number) else { continue };
+            let announced = answered.txid == Some(by) || signal.is_some() && answered.signal.as_ref() == signal;
+            match (announced, answered.txid, signal) {
+                (true, ..) => self.announced(number),
+                // Another transaction, or one that announces nothing.
+                (false, Some(_), _) | (false, None, None) => self.void(number),
+                // This seat has never seen the board: it may be the announcement. The resolver will show it.
+                (false, None, Some(_)) => {}
+            }
+        }
+        self.forget();
+    }
+
+    fn announced(&mut self, number: u64) {
+        let of_number = self.commitments.iter().filter(|one| one.number == number);
+        let final_now: Vec<(DidIndex, u64)> = of_number.map(|one| (one.index, one.version)).collect();
+        for (index, version) in final_now {
+            self.resolved(index, version);
+        }
+    }
+
+    /// The number can never be mined, nor can what descends from it.
+    fn void(&mut self, number: u64) {
+        self.commitments.retain(|one| one.number != number);
+        let Some(txid) = self.numbers.get(&number).and_then(|one| one.txid) else { return };
+        let descendants: Vec<u64> = self
+            .numbers
+            .iter()
+            .filter(|(other, one)| **other > number && one.coins.iter().any(|coin| coin.txid == txid))
+            .map(|(other, _)| *other)
+            .collect();
+        descendants.into_iter().for_each(|other| self.void(other));
+    }
+
+    /// Resolvers give this version of the DID, finally.
+    pub(super) fn resolved(&mut self, index: DidIndex, version: u64) {
+        let known = self.finals.entry(index).or_insert(version);
+        *known = version.max(*known);
+        let known = *known;
+        self.commitments.retain(|one| one.index != index || one.version > known);
+        self.forget();
+    }
+
+    /// Drops numbers of which nothing can follow any more.
+    fn forget(&mut self) {
+        let commitments = &self.commitments;
+        let last = self.last_signed;
+        self.numbers.retain(|number, one| {
+            last.is_none_or(|last| *number >= last)
+                || !one.coins.iter().any(|coin| self.spent.contains(coin))
+                || commitments.iter().any(|commitment| commitment.number == *number)
+        });
+    }
+
+    /// The updates that may be announced: index, version and hash.
+    pub(super) fn committed(&self) -> Vec<(DidIndex, u64, DocumentHash)> {
+        let mut all: Vec<_> = self.commitments.iter().map(|one| (one.index, one.version, one.hash)).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// The transaction of a number, if this seat has verified it.
+    pub(super) fn txid(&self, number: u64) -> Option<Txid> {
+        self.numbers.get(&number)?.txid
+    }
+}

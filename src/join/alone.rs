@@ -22,7 +22,7 @@ use crate::{
         choice::Wanted,
         order::{self, Made, Order, USUAL_RATE},
         places::{Place, initial_places, places},
-        standing::{Standing, standing},
+        standing::{NotNext, Standing, standing},
     },
     storage::Storage,
     vault::VaultContents,
@@ -117,6 +117,7 @@ async fn by_chain(
     };
     match standing(&current, update, MIN_CONF) {
         Ok(Standing::Next) => {}
+        Err(NotNext::Unsettled(reason)) if config.allow_risky => printer.warn(&reason),
         Ok(Standing::Announced { signal, .. }) => {
             printer.warn(&format!(
                 "nothing is written: the update is announced already, by transaction {}",

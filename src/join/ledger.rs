@@ -145,6 +145,8 @@ struct State {
     settled: Vec<Settled>,
     /// Updates in blocks that are not deep enough, as of the last resolution, and that in words.
     young: Option<(Vec<DocumentHash>, String)>,
+    /// Why another update of the next version may be in a block, as of the last resolution.
+    unsettled: Option<String>,
 }
 
 impl State {
@@ -274,6 +276,7 @@ impl Ledger {
             );
             (hashes, text)
         });
+        state.unsettled.clone_from(&current.unsettled);
         let mut rest = Vec::new();
         for mut approval in std::mem::take(&mut state.approvals) {
             if is_applied(&approval) {
@@ -299,6 +302,11 @@ impl Ledger {
         }
         state.approvals = rest;
         warnings
+    }
+
+    /// The controller takes the risk that another update of the next version is in a block: why there is one.
+    pub(super) fn risk(&self) -> Option<String> {
+        self.state().unsettled.take()
     }
 
     /// The document to which the announced updates lead, one after the other, and its version.
@@ -395,6 +403,9 @@ impl Ledger {
         }
         if let Some(Approval { cohort_id, .. }) = same().find(|approval| approval.standing == Standing::Signed) {
             return NextUpdate::Waiting { cohort_id: cohort_id.clone() };
+        }
+        if let Some(reason) = &state.unsettled {
+            return NextUpdate::Blocked(format!("{reason}; --allow-risky-update announces this one all the same"));
         }
         let next = version.saturating_add(1);
         let mut open = state.approvals.iter().filter(|approval| approval.version == next);

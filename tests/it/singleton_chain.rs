@@ -347,7 +347,12 @@ async fn what_resolvers_would_not_apply_is_not_announced() {
     alice.world.blocks.mine(1).await;
     let deep = ["singleton", "--identity", &alice.identity, "--chain", &alice.world.source, "--update", &other];
     let unknown = ran(&deep).await;
-    contains(unknown.usage(), &["with 1 of 6 confirmations, announces at #initialP2TR what is not known here"]);
+    contains(unknown.usage(), &["fewer than 6 confirmations cannot be applied", "MISSING_UPDATE_DATA", "version 2"]);
+    let fixed = ["update", &alice.did, "--identity", &alice.identity, "--chain", &alice.world.source];
+    let unknown = ran(&[&fixed[..], &["--patch", &patch]].concat()).await;
+    contains(unknown.usage(), &["fewer than 6 confirmations cannot be applied", "--allow-risky-document"]);
+    let risky = ran(&[&fixed[..], &["--patch", &patch, "--allow-risky-document"]].concat()).await.succeeded();
+    contains(&risky.stderr, &["warning: a signal that has fewer than 6 confirmations cannot be applied"]);
     let known = ran(&[&deep[..], &["--sidecar", &first]].concat()).await;
     contains(known.usage(), &["version 2 is announced already by another update", "with 1 of 6 confirmations"]);
     let taken = alice.singleton(&["--update", &other]).await;

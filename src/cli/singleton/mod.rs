@@ -94,7 +94,7 @@ pub(super) struct SingletonArgs {
     source_document: Option<PathBuf>,
     /// Announce it although it leaves the DID without a key or a beacon, adds a beacon twice, or publishes a secret key; although
     /// it starts from another document than --state knows; or, with --chain, although it is versions ahead of the current document
-    /// or another announcement waits in the mempool or is not known here
+    /// or another announcement waits in the mempool, or is not known here, or cannot be applied
     #[arg(long)]
     allow_risky_update: bool,
     /// A coin to spend: transaction id, output number and value in satoshi; may be given several times. With --chain: only

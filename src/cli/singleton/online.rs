@@ -161,6 +161,7 @@ pub(super) async fn run(
 
     match standing(current, &update, args.min_conf) {
         Ok(Standing::Next) => {}
+        Err(NotNext::Unsettled(reason)) if args.allow_risky_update => err!("warning: {reason}"),
         Ok(Standing::Announced { signal, counts }) => {
             return announced_before(args, &online, did, &update, &signal, counts).await;
         }

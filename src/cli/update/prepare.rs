@@ -173,15 +173,21 @@ async fn current(args: &UpdateArgs, sources: &Sources, given: &Given) -> Result<
     for warning in &resolved.warnings {
         err!("warning: {warning}");
     }
-    match &resolved.young {
-        Some(young) => Err(UpdateFailure::Refused(format!(
+    match (&resolved.young, &resolved.unsettled) {
+        (Some(young), _) => Err(UpdateFailure::Refused(format!(
             "an update to version {} is in a block, with {} of {min_conf} confirmations: another one of version {} would end \
              the DID. Wait, or start from that document: --min-conf 1",
             young.version,
             young.confirmations,
             resolved.version + 1
         ))),
-        None => Ok(resolved),
+        (None, Some(reason)) if !args.common.allow_risky_document => {
+            Err(UpdateFailure::Refused(format!("{reason}; --allow-risky-document prepares this one all the same")))
+        }
+        (None, reason) => {
+            reason.iter().for_each(|reason| err!("warning: {reason}"));
+            Ok(resolved)
+        }
     }
 }
 

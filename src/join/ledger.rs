@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::{
     actors::state::vault::VaultEntry,
-    controller::{Current, Settled, Settlement},
+    controller::{Current, Settled, Settlement, standing::ALONE},
     protocol::{
         hash::{DocumentHash, SignalBytes},
         id::CohortId,
@@ -112,9 +112,6 @@ pub(super) enum NextUpdate {
     /// Another update of the next version is possibly announced.
     Blocked(String),
 }
-
-/// The name that stands for the cohort of an update that is announced without one.
-const ALONE: &str = "singleton";
 
 /// Whether that stands for no cohort.
 pub(super) fn is_alone(cohort_id: &CohortId) -> bool {
@@ -331,6 +328,12 @@ impl Ledger {
         if let Ok(alone) = CohortId::parse(ALONE) {
             self.approved(&alone, update);
         }
+    }
+
+    /// The same, now: that it was superseded before holds no longer.
+    pub(crate) fn prepares(&self, update: &SignedUpdate) {
+        self.state().settled.retain(|known| !known.drops_alone(update));
+        self.prepared(update);
     }
 
     /// What is wrong with an update that starts from that document and version, as far as known; `None` if no update is

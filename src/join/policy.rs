@@ -298,7 +298,7 @@ impl MemberPolicy {
 
     /// The update was given to its controller, to be announced without a cohort.
     pub(super) fn is_prepared(&self, update: &SignedUpdate) {
-        self.ledger.prepared(update);
+        self.ledger.prepares(update);
     }
 
     /// The cohort has formed.

@@ -81,7 +81,7 @@ pub(super) async fn run(
     };
     // Before the transaction is returned: it may be announced from then on.
     if let (Some(directory), Some(ledger), Some(initial)) = (&args.state, &known, initial)
-        && !ledger.knows(&update)
+        && !(ledger.knows(&update) && args.supersede.is_empty())
     {
         record(directory, did, initial, &update, &args.supersede).await?;
     }

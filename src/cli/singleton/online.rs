@@ -120,7 +120,7 @@ impl Online {
         update: &SignedUpdate,
     ) -> Result<(), SingletonFailure> {
         match (&args.state, ledger) {
-            (Some(_), Some(ledger)) if ledger.knows(update) => Ok(()),
+            (Some(_), Some(ledger)) if ledger.knows(update) && args.supersede.is_empty() => Ok(()),
             (Some(directory), _) => record(directory, did, self.initial(did)?, update, &args.supersede).await,
             (None, _) => {
                 err!(

@@ -115,7 +115,7 @@ impl<'a> Record<'a> {
     pub(in crate::cli) async fn add(&self, update: &SignedUpdate, settled: &[Settled]) -> Result<(), ProgramError> {
         let Some(state) = &self.state else { return Ok(()) };
         storage::settle(state, settled).await?;
-        storage::prepare(state, update).await
+        storage::prepare_again(state, update).await
     }
 
     pub(in crate::cli) async fn close(self) {

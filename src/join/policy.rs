@@ -35,7 +35,7 @@ use crate::{
         identity::Identity,
         invite::InviteToken,
         sidecar::MemberRecord,
-        update::{SignedUpdate, Submission},
+        update::{SignedUpdate, Submission, refuse_expiring},
     },
 };
 
@@ -222,15 +222,19 @@ impl MemberPolicy {
             false => refuse(error.to_string()),
         })?;
         let decision = self.decision();
-        match decision.next_update() {
+        let update = match decision.next_update() {
             Some(NextUpdate::Again { update, document, version }) => {
                 decision.verified(&update, &document, version).map_err(refuse)?;
-                Ok(Some(update))
+                Some(update)
             }
-            Some(NextUpdate::Next { document, version }) => decision.made(&document, version).map_err(refuse),
-            Some(NextUpdate::Done { .. } | NextUpdate::Waiting { .. }) | None => Ok(None),
-            Some(NextUpdate::Blocked(reason)) => Err(ProgramError::Usage(reason)),
+            Some(NextUpdate::Next { document, version }) => decision.made(&document, version).map_err(refuse)?,
+            Some(NextUpdate::Done { .. } | NextUpdate::Waiting { .. }) | None => None,
+            Some(NextUpdate::Blocked(reason)) => return Err(ProgramError::Usage(reason)),
+        };
+        if let Some(update) = update.as_ref().filter(|_| !self.making.allow_risky) {
+            refuse_expiring(update, self.clock.now()).map_err(|error| refuse(error.to_string()))?;
         }
+        Ok(update)
     }
 
     /// What is settled of the member's updates.

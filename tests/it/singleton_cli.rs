@@ -17,7 +17,7 @@ use btcr2_aggregation::{
         identity::Identity,
         key::SecretKey,
         network,
-        update::{SignedUpdate, add_beacon_service_patch, build_update, sign_update},
+        update::{SignedUpdate, add_beacon_service_patch, build_update, sign_update, signed_digest},
     },
 };
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
@@ -304,6 +304,31 @@ fn no_second_update_of_a_version_is_written_with_state() {
     let stale = ["--source-document", &source, "--source-version", "7", "--supersede", "singleton"];
     let stale = crate::support::join(&service.url, &member.identity, &[&more[..4], &stale].concat()).end();
     assert!(stale.0 == Some(2) && stale.2.contains("lead to version 2"), "{stale:?}");
+}
+
+#[test]
+fn an_update_whose_proof_may_not_hold_in_its_block_is_refused() {
+    let member = Member::new("singleton-expires");
+    let key = SecretKey::from_hex(SECRET).unwrap();
+    let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
+    for (field, time) in [("expires", "2126-01-01T00:00:00Z"), ("created", now.as_str())] {
+        let mut update = member.update.value().clone();
+        let mut proof = update.as_object_mut().unwrap().remove("proof").unwrap();
+        proof.as_object_mut().unwrap().remove("proofValue");
+        proof[field] = time.into();
+        let signature =
+            key.sign(&signed_digest(&proof, &update).unwrap(), &mut ChaCha20Rng::seed_from_u64(7)).to_bytes();
+        proof["proofValue"] = format!("z{}", bs58::encode(signature).into_string()).into();
+        update["proof"] = proof;
+        let file = path(&member.directory, field);
+        fs::write(&file, update.to_string()).unwrap();
+        let singleton =
+            |more: &[&str]| run(&[&["singleton", "--did", &member.did, "--update", &file], more].concat());
+        let refused = singleton(&[]);
+        assert!(refused.usage().contains(&format!("proof.{field}")), "{refused:?}");
+        let risky = singleton(&["--allow-risky-update"]).succeeded();
+        assert!(risky.stderr.contains(&format!("warning: proof.{field}")), "{risky:?}");
+    }
 }
 
 #[test]

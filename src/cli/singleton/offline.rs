@@ -10,7 +10,7 @@ use super::{
         refuse_risky,
         update::{Record, ledger_of},
     },
-    SingletonArgs, SingletonFailure, UpdateFile, change, read_update, record, refuse_contradiction,
+    SingletonArgs, SingletonFailure, UpdateFile, change, read_update, record, refuse_contradiction, refuse_expiring,
     report::Shown,
     usage,
     values::{CoinText, SatPerVb},
@@ -55,6 +55,7 @@ pub(super) async fn run(
     };
     let source = source(args, known.as_ref(), initial.clone(), &update, from)?;
     singleton::check_update(did, &update, source.as_ref())?;
+    refuse_expiring(args, &update)?;
     let mut concerns: Vec<String> =
         singleton::concerns(did, &update, source.as_ref())?.iter().map(Concern::to_string).collect();
     if let Some(ledger) = &known {

@@ -11,7 +11,7 @@ use super::{
         resolve::{ResolveFailure, given},
         update::{Record, is_new, ledger_of},
     },
-    SendArgs, SingletonArgs, SingletonFailure, UpdateFile, change, read_update, record, refuse_contradiction,
+    SendArgs, SingletonArgs, SingletonFailure, UpdateFile, change, read_update, record, refuse_contradiction, refuse_expiring,
     report::Shown,
     send::{Announced, Sent, send, wait},
     usage,
@@ -179,6 +179,7 @@ pub(super) async fn run(
             singleton::concerns(did, &update, Some(&source))?.iter().map(Concern::to_string).collect();
         refuse_risky(&concerns, path, args.allow_risky_update)?;
     }
+    refuse_expiring(args, &update)?;
     let ledger = online.ledger(args, did).await?;
     if let Some(ledger) = &ledger {
         refuse_contradiction(ledger, &update)?;

@@ -11,6 +11,7 @@ use btcr2_aggregation::{
         key::SecretKey,
         network::Network,
         output::{Change, Coin, SingletonAnnouncement},
+        update::SignedUpdate,
     },
 };
 use serde_json::{Value, json};
@@ -365,6 +366,36 @@ async fn what_resolvers_would_not_apply_is_not_announced() {
     contains(far.usage(), &["leads to version 5, and the current version is 2", "rule R-9"]);
     // A change of the signed bytes is found before any of it is announced.
     ahead_of(&second, &alice, 3).await;
+}
+
+#[actix_rt::test]
+async fn what_may_not_be_announced_any_more_is_not_bumped() {
+    let Some(mut alice) = Controller::new("bump-refused", &[]).await else { return };
+    alice.coin(&alice.script(InitialBeaconKind::P2wpkh)).await;
+    let other_coin = alice.coin(&alice.script(InitialBeaconKind::P2tr)).await;
+    let file = alice.note("waits").await;
+    let service = ["--service", "initialP2WPKH"];
+    alice.singleton(&[&["--update", &file, "--send", "--fee-rate", "2"][..], &service].concat()).await.succeeded();
+    let bump = ["--bump", "--update", &file, "--fee-rate", "9", "--send"];
+
+    // Another update of the version was recorded since then.
+    let patch = alice.world.file("patch", &json!([{ "op": "add", "path": "/note", "value": "instead" }]));
+    let other = path(&alice.world.directory, "instead");
+    alice.update(&["--patch", &patch, "--out", &other, "--supersede", "singleton"]).await.succeeded();
+    contains(alice.singleton(&bump).await.usage(), &["another update of version 2", "--supersede"]);
+
+    // And is in a block, while the first one waits still.
+    let other_update: Value = serde_json::from_str(&fs::read_to_string(&other).unwrap()).unwrap();
+    let other_update = SignedUpdate::from_value(other_update["update"].clone()).unwrap();
+    let (own, rate) = (alice.own(InitialBeaconKind::P2tr), FeeRate::from_sat_per_vb_u32(2));
+    let rival = SingletonAnnouncement::new(own, &[other_coin], &other_update, rate, &Change::Beacon).unwrap();
+    let rival = rival.sign(&alice.key, &mut Randomness::Seeded([4; 32]).for_actor("rival")).unwrap();
+    let waiting = alice.world.blocks.mempool().await;
+    alice.world.blocks.mine_with(1, &[rival]).await;
+    let own = ["--identity", alice.identity.as_str(), "--sidecar", &other];
+    let refused = alice.singleton_of(&own, &bump).await;
+    contains(refused.usage(), &["version 2 is announced already by another update", "nothing is announced"]);
+    assert_eq!(alice.world.blocks.mempool().await, waiting);
 }
 
 #[actix_rt::test]

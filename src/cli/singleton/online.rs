@@ -133,6 +133,33 @@ impl Online {
     }
 }
 
+/// Checks that resolvers would apply the update as the next one, `source` being the document that its file has. Otherwise
+/// the signal that announces it already, and whether that counts.
+fn announceable(
+    args: &SingletonArgs,
+    online: &Online,
+    did: &Did,
+    update: &SignedUpdate,
+    source: Option<Value>,
+) -> Result<Option<(Arc<BeaconSignal>, bool)>, SingletonFailure> {
+    let current = &online.current;
+    match standing(current, update, args.min_conf) {
+        Ok(Standing::Next) => {}
+        Ok(Standing::Announced { signal, counts }) => return Ok(Some((signal, counts))),
+        Err(NotNext::Unsettled(reason)) if args.allow_risky_update => err!("warning: {reason}"),
+        // Its document is not known to resolvers yet: it is checked as far as the file shows it.
+        Err(NotNext::Ahead { target, .. }) if args.allow_risky_update => {
+            let source = source.map(|document| (document, target - 1));
+            singleton::check_update(did, update, source.as_ref())?;
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let source = (current.document.clone(), current.version);
+    singleton::check_update(did, update, Some(&source))?;
+    Ok(None)
+}
+
 /// Announces the update of a file.
 pub(super) async fn run(
     args: &SingletonArgs,
@@ -159,22 +186,11 @@ pub(super) async fn run(
         }
     }
 
-    match standing(current, &update, args.min_conf) {
-        Ok(Standing::Next) => {}
-        Err(NotNext::Unsettled(reason)) if args.allow_risky_update => err!("warning: {reason}"),
-        Ok(Standing::Announced { signal, counts }) => {
-            return announced_before(args, &online, did, &update, &signal, counts).await;
-        }
-        // Its document is not known to resolvers yet: it is checked as far as the file shows it.
-        Err(NotNext::Ahead { target, .. }) if args.allow_risky_update => {
-            let source = source.map(|document| (document, target - 1));
-            singleton::check_update(did, &update, source.as_ref())?;
-        }
-        Err(error) => return Err(error.into()),
+    if let Some((signal, counts)) = announceable(args, &online, did, &update, source)? {
+        return announced_before(args, &online, did, &update, &signal, counts).await;
     }
     if update.target_version() == Some(current.version + 1) {
         let source = (current.document.clone(), current.version);
-        singleton::check_update(did, &update, Some(&source))?;
         let concerns: Vec<String> =
             singleton::concerns(did, &update, Some(&source))?.iter().map(Concern::to_string).collect();
         refuse_risky(&concerns, path, args.allow_risky_update)?;
@@ -260,7 +276,10 @@ pub(super) async fn bump(
     };
     let Replacement { replaced, old_fee, signal, new } = bump::make(&*online.chain, &order).await?;
     let ledger = online.ledger(args, did).await?;
-    let known = file.map(|file| file.update).filter(|update| update.hash().as_bytes() == signal.as_bytes());
+    let (known, source) = match file {
+        Some(file) if file.update.hash().as_bytes() == signal.as_bytes() => (Some(file.update), file.source),
+        _ => (None, None),
+    };
     let known = known.or_else(|| ledger.as_ref().and_then(|ledger| ledger.announced_by(&signal)));
     let Some(update) = known else {
         return Err(usage(format!(
@@ -268,6 +287,16 @@ pub(super) async fn bump(
              it is recorded"
         )));
     };
+    // What has changed since it was announced may forbid it: in the mempool it may still be overtaken.
+    if let Some((signal, _)) = announceable(args, &online, did, &update, source)? {
+        return Err(usage(format!(
+            "the update is announced already, by transaction {} in block {}: there is nothing to bump",
+            signal.txid, signal.block.height
+        )));
+    }
+    if let Some(ledger) = &ledger {
+        refuse_contradiction(ledger, &update)?;
+    }
     notes(&new);
     let signed = signed(&new, &args.announcement, args.sign)?;
     err!(

@@ -20,7 +20,7 @@ use crate::{
     error::ProgramError,
     events::Printer,
     join::{self, ChainQuestions, Idle, Intent, JoinConfig, SingletonFallback, Terms},
-    protocol::{cohort::Timing, did::Did, id::CohortId, invite::InviteToken, network::Network},
+    protocol::{cohort::Timing, did::Did, document::InitialBeaconKind, id::CohortId, invite::InviteToken, network::Network},
     resolve::Given,
     telemetry::{Hangups, ignore_hangups},
 };
@@ -363,6 +363,13 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
         None if settings.decline == Some(true) => Intent::Decline,
         None => facts.beacon(source)?,
     };
+    if let Some(BeaconCoin(InitialBeaconKind::P2pkh, _)) = settings.singleton_coin {
+        return Err(usage(
+            "--singleton-coin p2pkh: a signature for a P2PKH coin does not commit to its value, so that a wrong one would be paid as \
+             fee. Use a coin of p2wpkh or p2tr, or leave it out and give --chain, which finds the coin and proves its value"
+                .to_owned(),
+        ));
+    }
     let singleton_fallback = match settings.singleton_fallback {
         Some(directory) => Some(SingletonFallback {
             directory,

@@ -224,6 +224,12 @@ fn invalid_calls_are_refused_with_a_reason() {
         "not on the beacon's address",
     );
 
+    // What a P2PKH coin holds is not what its signature is over.
+    let (_, legacy) = funding(&member.address("initialP2PKH"), 20_000);
+    let own = ["--identity", member.identity.as_str(), "--coin", &legacy, "--type", "p2pkh"];
+    refused(&[&own[..], &["--sign"]].concat(), "does not commit to it");
+    member.run(&own).succeeded();
+
     // Another DID's update, and a DID that has no initial beacons.
     let other = SecretKey::from_hex(&SECRET.replace('b', "c")).unwrap();
     let other = Identity::from_key(other, network::Network::Regtest);

@@ -228,7 +228,7 @@ settings! {
             /// The announcement is then signed.
             #[arg(long, value_name = "TYPE:TXID:VOUT:SATS", env = "BTCR2_SINGLETON_COIN", hide_short_help = true)]
             singleton_coin: BeaconCoin,
-            /// With --singleton-coin: the fee rate in sat/vB, at least 1 [default: 2]
+            /// With --singleton-fallback: the fee rate in sat/vB, at least 1 [default: what --chain estimates, or 2]
             #[arg(long, value_name = "RATE", env = "BTCR2_SINGLETON_FEE_RATE", hide_short_help = true)]
             singleton_fee_rate: SatPerVb,
         }
@@ -374,7 +374,7 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
         Some(directory) => Some(SingletonFallback {
             directory,
             coin: settings.singleton_coin.map(|BeaconCoin(kind, coin)| (kind, coin)),
-            fee_rate: settings.singleton_fee_rate.unwrap_or_default().0,
+            fee_rate: settings.singleton_fee_rate.map(|rate| rate.0),
         }),
         None if settings.singleton_coin.is_some() => {
             return Err(usage("--singleton-coin needs --singleton-fallback DIR".to_owned()));

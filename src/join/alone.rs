@@ -39,8 +39,8 @@ pub struct SingletonFallback {
     /// The coin that it spends, and the kind of the initial beacon that holds it. Without a coin, the coins of the current
     /// document's Singleton beacons are spent, where there is a chain to find them; else the files explain how to continue.
     pub coin: Option<(InitialBeaconKind, Coin)>,
-    /// Its fee rate.
-    pub fee_rate: FeeRate,
+    /// Its fee rate; `None` for the chain's estimate, or what is usual.
+    pub fee_rate: Option<FeeRate>,
 }
 
 /// The announcement, and the beacons that can make it.
@@ -63,7 +63,7 @@ pub(super) async fn fall_back(
         (Some((kind, coin)), _) => {
             let beacon = InitialBeacon::of(did, *kind).ok_or_else(|| FallbackError::External(did.clone()))?;
             let announcement =
-                SingletonAnnouncement::new(beacon, &[*coin], &update, fallback.fee_rate, &Change::Beacon)
+                SingletonAnnouncement::new(beacon, &[*coin], &update, fallback.fee_rate.unwrap_or(USUAL_RATE), &Change::Beacon)
                     .map_err(FallbackError::from)?;
             let key = config.identity.secret_key();
             let signed = Some(singleton::sign(&announcement, key, &mut ChaCha20Rng::from_os_rng())?);
@@ -138,7 +138,7 @@ async fn by_chain(
         update,
         keys: Some(&keys),
         wanted: Wanted::default(),
-        rate: Some(fallback.fee_rate).filter(|rate| *rate != USUAL_RATE),
+        rate: fallback.fee_rate,
         change: &Change::Beacon,
         sign: true,
         given: &given,

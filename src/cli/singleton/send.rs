@@ -140,12 +140,19 @@ pub(in crate::cli) async fn send(
             "the chain: {error}. Whether transaction {txid} is sent is not known: the same command again finds out"
         )),
     })?;
-    if !is_there(chain, &txid).await? {
+    // From here on it is sent: no error may hide that.
+    let sent = |error: SingletonFailure| {
+        SingletonFailure::Failed(format!(
+            "transaction {txid} is sent, the chain has taken it; what became of it is not known: {error}. The same command again finds \
+             out, and announces nothing twice"
+        ))
+    };
+    if !is_there(chain, &txid).await.map_err(sent)? {
         return Err(SingletonFailure::Failed(format!(
             "the chain has taken transaction {txid}, and does not have it: the same command again finds out"
         )));
     }
-    wait(chain, announced, args).await
+    wait(chain, announced, args).await.map_err(sent)
 }
 
 /// Whether the chain has a transaction that it has just taken, which is stated. A server that indexes may need some seconds.
@@ -154,15 +161,21 @@ async fn is_there(chain: &dyn Chain, txid: &Txid) -> Result<bool, SingletonFailu
         if attempt > 0 {
             tokio::time::sleep(PAUSE).await;
         }
-        let tip = chain.tip().await?;
-        match chain.status(txid, tip.block.height.saturating_sub(1)).await? {
-            TransactionStatus::At(Place::Mempool) => err!("{txid} is in the mempool"),
-            TransactionStatus::At(Place::Block(block)) => err!("{txid} is in block {}", block.height),
-            TransactionStatus::Unknown => continue,
+        match status(chain, txid).await {
+            Ok(TransactionStatus::At(Place::Mempool)) => err!("{txid} is in the mempool"),
+            Ok(TransactionStatus::At(Place::Block(block))) => err!("{txid} is in block {}", block.height),
+            Ok(TransactionStatus::Unknown) => continue,
+            Err(error) if error.is_transient() && attempt + 1 < ATTEMPTS => continue,
+            Err(error) => return Err(error.into()),
         }
         return Ok(true);
     }
     Ok(false)
+}
+
+async fn status(chain: &dyn Chain, txid: &Txid) -> Result<TransactionStatus, ChainError> {
+    let tip = chain.tip().await?;
+    chain.status(txid, tip.block.height.saturating_sub(1)).await
 }
 
 /// Waits for the confirmations of a transaction that is sent, if that is asked for.

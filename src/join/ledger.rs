@@ -139,6 +139,8 @@ struct State {
     /// not speak of later ones.
     superseded: Vec<CohortId>,
     approvals: Vec<Approval>,
+    /// Those in the sessions of a program that does not run now.
+    submitted: Vec<(CohortId, SignedUpdate)>,
     settled: Vec<Settled>,
     /// Updates in blocks that are not deep enough, as of the last resolution, and that in words.
     young: Option<(Vec<DocumentHash>, String)>,
@@ -360,9 +362,9 @@ impl Ledger {
     /// The update with this unsigned hash that may already be announced.
     pub(crate) fn equal(&self, unsigned: &DocumentHash) -> Option<SignedUpdate> {
         let state = self.state();
-        let equal =
-            state.approvals.iter().find(|known| known.update.unsigned_hash().is_ok_and(|hash| hash == *unsigned));
-        equal.map(|known| known.update.clone())
+        let known = state.approvals.iter().map(|known| &known.update);
+        let mut known = known.chain(state.submitted.iter().map(|(_, update)| update));
+        known.find(|known| known.unsigned_hash().is_ok_and(|hash| hash == *unsigned)).cloned()
     }
 
     /// The update that a Singleton beacon announces by that signal.
@@ -376,8 +378,16 @@ impl Ledger {
     pub(crate) fn contradiction(&self, update: &SignedUpdate) -> Option<String> {
         let version = update.target_version()?;
         let state = self.state();
-        let other =
-            state.approvals.iter().find(|approval| approval.version == version && approval.update != *update)?;
+        let other = state.approvals.iter().find(|approval| approval.version == version && approval.update != *update);
+        let Some(other) = other else {
+            let mut submitted = state.submitted.iter();
+            let (cohort_id, _) = submitted
+                .find(|(_, other)| other.target_version() == Some(version) && other != update)?;
+            return Some(format!(
+                "another update of version {version} was submitted in cohort {cohort_id}, where `join` goes on with it; two different \
+                 updates of one version end a DID"
+            ));
+        };
         let what = match other.standing {
             Standing::Approved => "may be announced",
             Standing::Signed => "is signed",
@@ -387,6 +397,25 @@ impl Ledger {
         Some(format!(
             "another update of version {version} {what} {place}; two different updates of one version end a DID"
         ))
+    }
+
+    /// Why the update that was submitted in that cohort must not be signed there.
+    pub(super) fn refuses(&self, cohort_id: &CohortId, update: &SignedUpdate) -> Option<String> {
+        if self.state().outcome(cohort_id, update) == Some(Settlement::Superseded) {
+            return Some("it is superseded: it was stated, or found out, that it will never be announced".to_owned());
+        }
+        self.contradiction(update)
+    }
+
+    /// This update was submitted in a session of that cohort which may go on: it may be announced, unless it is superseded.
+    pub(crate) fn submitted(&self, cohort_id: &CohortId, update: &SignedUpdate) {
+        let mut state = self.state();
+        if state.superseded.contains(cohort_id) {
+            let outcome = Settlement::Superseded;
+            state.settle(Settled { cohort_id: cohort_id.clone(), update: *update.hash(), outcome });
+        } else if state.outcome(cohort_id, update) != Some(Settlement::Superseded) {
+            state.submitted.push((cohort_id.clone(), update.clone()));
+        }
     }
 
     /// What the member may announce next that wants to announce `wanted`, made from `source` if given: the document, and its

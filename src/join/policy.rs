@@ -16,6 +16,7 @@ pub use super::decision::{Intent, Making, SignError, Source, sign};
 use super::{
     decision::{Beacon, Chosen, Decision, LastResolved, NoUpdate},
     ledger::{Ledger, NextUpdate, Standing, of},
+    memberships::Earlier,
     slot::Slot,
     terms::Terms,
 };
@@ -184,6 +185,18 @@ impl MemberPolicy {
                 Ok(Ok(()))
             }
         }
+    }
+
+    /// Why the program must not go on: an open session of an earlier run would sign an update that must not be announced.
+    pub(super) fn contradicted(&self, earlier: &[Earlier]) -> Option<String> {
+        earlier.iter().filter(|session| !session.ended).find_map(|session| {
+            let reason = self.ledger.refuses(&session.cohort_id, session.submitted.as_ref()?)?;
+            let cohort_id = &session.cohort_id;
+            Some(format!(
+                "our update was submitted in cohort {cohort_id}, which is not over, and {reason}: this program would sign it there. \
+                 `state export {cohort_id} --forget --out FILE` takes that session out of the state directory"
+            ))
+        })
     }
 
     /// Effects that the controller may not intend: of the update on the document, or of the document that it starts

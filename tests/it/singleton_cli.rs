@@ -3,7 +3,9 @@
 use std::{fs, path::PathBuf};
 
 use crate::bitcoind_support::{Bitcoind, TestChain, faucet::Faucet};
-use crate::support::{Run, Service, did_of, directory, external_identity, path, run, run_with};
+use crate::support::{
+    Run, Service, did_of, directory, external_identity, identity, join, path, proxy::Proxy, run, run_with,
+};
 use bitcoin::{
     Address, Amount, Network, OutPoint, Psbt, ScriptBuf, Transaction, TxOut,
     absolute::LockTime,
@@ -310,6 +312,37 @@ fn no_second_update_of_a_version_is_written_with_state() {
     let stale = ["--source-document", &source, "--source-version", "7", "--supersede", "singleton"];
     let stale = crate::support::join(&service.url, &member.identity, &[&more[..4], &stale].concat()).end();
     assert!(stale.0 == Some(2) && stale.2.contains("lead to version 2"), "{stale:?}");
+}
+
+#[test]
+fn what_an_open_session_has_submitted_is_not_contradicted() {
+    let member = Member::new("singleton-session");
+    let (state, patch) = (path(&member.directory, "state"), path(&member.directory, "patch"));
+    fs::write(&patch, r#"[{ "op": "add", "path": "/note", "value": "first" }]"#).unwrap();
+    let service = Service::once(&member.directory, 2, &[]);
+    // The other member never answers, so that the cohort waits.
+    let deaf = Proxy::deaf_behind(service.address(), "keygen/cohort_opt_in_accept");
+    let mut silent = join(&deaf.url(), &identity(&member.directory, "silent"), &["--decline"]);
+    silent.event("opt-in-accepted");
+    let arguments = ["--update", &patch, "--state", &state, "--allow-unlisted-beacon"];
+    let mut joined = service.join(&member.identity, &arguments);
+    let cohort = joined.event("update-submitted")["cohortId"].as_str().unwrap().to_owned();
+    joined.kill();
+    drop(joined);
+
+    let initial = document::initial_document(&member.did.parse().unwrap(), None).unwrap();
+    let other = note(&member, &initial, 1, "other");
+    let singleton = ["singleton", "--identity", &member.identity, "--update", &other, "--state", &state];
+    let refused = run(&singleton);
+    assert!(refused.usage().contains(&format!("was submitted in cohort {cohort}")), "{refused:?}");
+    // Who drops that one does not sign it later.
+    run(&[&singleton[..], &["--supersede", &cohort]].concat()).succeeded();
+    run(&singleton).succeeded();
+    let (status, lines, errors) = join(&service.url, &member.identity, &arguments).end();
+    let result = lines.iter().find(|line| line["event"] == "result").unwrap();
+    let reason = result["reason"].as_str().unwrap();
+    assert_eq!(status, Some(1), "{lines:#?}{errors}");
+    assert!(reason.contains(&format!("submitted in cohort {cohort}")) && reason.contains("--forget"), "{reason}");
 }
 
 #[test]

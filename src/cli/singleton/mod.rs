@@ -323,7 +323,7 @@ async fn record(
     let record = Record::open(directory, did).await?;
     let recorded = async {
         record.check()?;
-        let ledger = ledger_of(initial, record.contents().clone(), superseded);
+        let ledger = ledger_of(initial, &record, superseded);
         refuse_contradiction(&ledger, update)?;
         Ok(record.add(update, &ledger.settled()).await?)
     };

@@ -49,7 +49,7 @@ pub(super) async fn run(
             let initial = initial.clone().ok_or_else(|| FallbackError::External(did.clone()))?;
             let record = Record::read(directory, did).await?;
             record.check()?;
-            Some(ledger_of(initial, record.contents().clone(), &args.supersede))
+            Some(ledger_of(initial, &record, &args.supersede))
         }
         None => None,
     };

@@ -108,7 +108,7 @@ impl Online {
         let Some(directory) = &args.state else { return Ok(None) };
         let record = Record::read(directory, did).await?;
         record.check()?;
-        Ok(Some(ledger_of(self.initial(did)?, record.contents().clone(), &args.supersede)))
+        Ok(Some(ledger_of(self.initial(did)?, &record, &args.supersede)))
     }
 
     /// Records the update before its transaction is returned or sent: it may be announced from then on.

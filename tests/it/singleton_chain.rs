@@ -160,6 +160,13 @@ async fn every_beacon_of_a_key_did_announces_with_all_its_coins() {
         let again = alice.singleton(&["--update", &file, "--send", "--json"]).await.succeeded();
         contains(&again.stderr, &["is announced already, by transaction", "No second transaction"]);
         assert!(alice.world.blocks.mempool().await.is_empty());
+        // A directory that did not know it does then.
+        let elsewhere = path(&alice.world.directory, &format!("elsewhere-{number}"));
+        let own = ["--identity", alice.identity.as_str(), "--state", &elsewhere, "--sidecar", &file];
+        let more: Vec<_> = (1..=number).map(|at| path(&alice.world.directory, &format!("update-{at}"))).collect();
+        let more: Vec<_> = more.iter().flat_map(|file| ["--sidecar", file.as_str()]).collect();
+        alice.singleton_of(&[&own[..], &more].concat(), &["--update", &file]).await.succeeded();
+        contains(&ran(&["vault", "list", "--state", &elsewhere]).await.succeeded().stdout, &["without a cohort"]);
     }
 }
 

@@ -111,6 +111,28 @@ impl Online {
         Ok(Some(ledger_of(self.initial(did)?, &record, &args.supersede)))
     }
 
+    /// Records an update that was found announced, so that no other one of its version follows.
+    async fn record_announced(
+        &self,
+        args: &SingletonArgs,
+        did: &Did,
+        update: &SignedUpdate,
+    ) -> Result<(), SingletonFailure> {
+        if args.out.is_some() {
+            err!("note: --out: nothing is written, because no transaction is made");
+        }
+        let Some(directory) = &args.state else { return Ok(()) };
+        let Some(ledger) = self.ledger(args, did).await? else { return Ok(()) };
+        if ledger.knows(update) {
+            return Ok(());
+        }
+        if let Some(contradiction) = ledger.contradiction(update) {
+            err!("warning: it is not recorded: {contradiction}. Never announce that one");
+            return Ok(());
+        }
+        record(directory, did, self.initial(did)?, update, &args.supersede).await
+    }
+
     /// Records the update before its transaction is returned or sent: it may be announced from then on.
     async fn record(
         &self,
@@ -229,6 +251,7 @@ pub(super) async fn run(
                  with a higher fee",
                 unconfirmed.txid
             );
+            online.record_announced(args, did, &update).await?;
             let announced = Announced {
                 transaction: &unconfirmed.transaction,
                 script: place.address.script_pubkey(),
@@ -422,6 +445,7 @@ async fn announced_before(
          No second transaction is made",
         args.min_conf
     );
+    online.record_announced(args, did, update).await?;
     let sent = match args.announcement.wait {
         Some(_) => {
             let tip = online.chain.tip().await?;

@@ -11,6 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use serde_json::Value;
 
 pub use super::decision::{Intent, Making, SignError, Source, sign};
 use super::{
@@ -222,12 +223,12 @@ impl MemberPolicy {
         }
     }
 
-    /// The update to announce without a cohort: the same update that a cohort may have announced. `None` if it depends
-    /// on a cohort, or is announced.
+    /// The update to announce without a cohort, and the document that it starts from: the same update that a cohort may have
+    /// announced. `None` if it depends on a cohort, or is announced.
     ///
     /// # Errors
     /// The update cannot be made.
-    pub(super) async fn alone(&self) -> Result<Option<SignedUpdate>, ProgramError> {
+    pub(super) async fn alone(&self) -> Result<Option<(SignedUpdate, Value)>, ProgramError> {
         let text = |reason: &dyn Display| format!("the update cannot be announced alone: {reason}");
         let refuse = |reason: String| ProgramError::Usage(text(&reason));
         self.resolve().await.map_err(|error| match error.is_transient() {
@@ -238,13 +239,15 @@ impl MemberPolicy {
         let update = match decision.next_update() {
             Some(NextUpdate::Again { update, document, version }) => {
                 decision.verified(&update, &document, version).map_err(refuse)?;
-                Some(update)
+                Some((update, document))
             }
-            Some(NextUpdate::Next { document, version }) => decision.made(&document, version).map_err(refuse)?,
+            Some(NextUpdate::Next { document, version }) => {
+                decision.made(&document, version).map_err(refuse)?.map(|update| (update, document))
+            }
             Some(NextUpdate::Done { .. } | NextUpdate::Waiting { .. }) | None => None,
             Some(NextUpdate::Blocked(reason)) => return Err(ProgramError::Usage(reason)),
         };
-        if let Some(update) = update.as_ref().filter(|_| !self.making.allow_risky) {
+        if let Some((update, _)) = update.as_ref().filter(|_| !self.making.allow_risky) {
             refuse_expiring(update, self.clock.now()).map_err(|error| refuse(error.to_string()))?;
         }
         Ok(update)

@@ -106,7 +106,7 @@ async fn a_member_adopts_the_beacon_of_its_cohort() {
     let tree = alice.world.file("tree", &tree);
     contains(alice.adopt(&tree, &[]).await.usage(), &["the terms in it", "it was changed"]);
     let mut kind = record.clone();
-    kind["cohort"]["conditions"]["beaconType"] = json!("CASBeacon");
+    kind["cohort"]["conditions"]["beacon_type"] = json!("CASBeacon");
     let kind = alice.world.file("kind", &kind);
     contains(alice.adopt(&kind, &[]).await.usage(), &["another address or type of beacon"]);
     let other = identity(&alice.world.directory, "other");
@@ -128,14 +128,14 @@ async fn the_update_that_a_cohort_had_is_the_one_that_adopts() {
     let patch = dora.world.file("patch", &patch_of(cohort.output.address()));
     let joined = actix_rt::task::spawn_blocking(move || {
         let service = Service::once(&directory, 1, &[]);
-        service.join(&own, &["--update", &patch, "--state", &state]).result()
+        service.join(&own, &["--update", &patch, "--state", &state, "--allow-unlisted-beacon"]).result()
     });
     let joined = joined.await.unwrap();
     let file = dora.world.file("output.json", &json!({ "cohortId": "known", "output": cohort.output }));
     let script = dora.script(InitialBeaconKind::P2tr);
     dora.world.coin(&script).await;
     let out = path(&dora.world.directory, "known");
-    let adopted = dora.adopted(&file, &out, &["--type", "cas"]).await;
+    let adopted = dora.adopted(&file, &out, &["--type", "cas", "--allow-risky-document"]).await;
     contains(&adopted.stderr, &["that one is announced, and no other"]);
     let written: Value = serde_json::from_str(&fs::read_to_string(&out).unwrap()).unwrap();
     assert_eq!(written["update"], joined["sidecar"]["updates"][0]);

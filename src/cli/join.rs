@@ -20,7 +20,9 @@ use crate::{
     error::ProgramError,
     events::Printer,
     join::{self, ChainQuestions, Idle, Intent, JoinConfig, SingletonFallback, Terms},
-    protocol::{cohort::Timing, did::Did, document::InitialBeaconKind, id::CohortId, invite::InviteToken, network::Network},
+    protocol::{
+        cohort::Timing, did::Did, document::InitialBeaconKind, id::CohortId, invite::InviteToken, network::Network,
+    },
     resolve::Given,
     telemetry::{Hangups, ignore_hangups},
 };

@@ -169,7 +169,14 @@ pub async fn current(sources: &Sources, did: &Did, given: &Given, min_conf: u32)
     if resolved.metadata.deactivated {
         return Err(CurrentError::Deactivated { version, by: applied_now.last().map(|applied| applied.hash) });
     }
-    let mut current = Current { document: resolved.document, version, applied: applied_now, young: None, unsettled: None, warnings };
+    let mut current = Current {
+        document: resolved.document,
+        version,
+        applied: applied_now,
+        young: None,
+        unsettled: None,
+        warnings,
+    };
     // The chain is read again only where there is something to find.
     if has_young && min_conf > 1 {
         let Outcome { resolution, is_unreadable, .. } = sources.resolve(did.clone(), options(1)?, given).await;

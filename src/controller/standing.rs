@@ -30,9 +30,7 @@ pub(crate) const ALONE: &str = "singleton";
 impl Settled {
     /// Whether it states that this update, prepared without a cohort, will never be announced.
     pub(crate) fn drops_alone(&self, update: &SignedUpdate) -> bool {
-        self.outcome == Settlement::Superseded
-            && self.cohort_id.as_str() == ALONE
-            && self.update == *update.hash()
+        self.outcome == Settlement::Superseded && self.cohort_id.as_str() == ALONE && self.update == *update.hash()
     }
 }
 

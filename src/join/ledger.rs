@@ -378,11 +378,12 @@ impl Ledger {
     pub(crate) fn contradiction(&self, update: &SignedUpdate) -> Option<String> {
         let version = update.target_version()?;
         let state = self.state();
-        let other = state.approvals.iter().find(|approval| approval.version == version && approval.update != *update);
+        let other =
+            state.approvals.iter().find(|approval| approval.version == version && approval.update != *update);
         let Some(other) = other else {
             let mut submitted = state.submitted.iter();
-            let (cohort_id, _) = submitted
-                .find(|(_, other)| other.target_version() == Some(version) && other != update)?;
+            let (cohort_id, _) =
+                submitted.find(|(_, other)| other.target_version() == Some(version) && other != update)?;
             return Some(format!(
                 "another update of version {version} was submitted in cohort {cohort_id}, where `join` goes on with it; two different \
                  updates of one version end a DID"
@@ -402,7 +403,9 @@ impl Ledger {
     /// Why the update that was submitted in that cohort must not be signed there.
     pub(super) fn refuses(&self, cohort_id: &CohortId, update: &SignedUpdate) -> Option<String> {
         if self.state().outcome(cohort_id, update) == Some(Settlement::Superseded) {
-            return Some("it is superseded: it was stated, or found out, that it will never be announced".to_owned());
+            return Some(
+                "it is superseded: it was stated, or found out, that it will never be announced".to_owned(),
+            );
         }
         self.contradiction(update)
     }

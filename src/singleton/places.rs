@@ -141,7 +141,10 @@ pub async fn unconfirmed(chain: &dyn Chain, funded: &[Funded]) -> Result<Vec<Unc
             }
             // One that has left the mempool may be in a block, which the resolution of the document has not seen.
             let transaction = chain.transaction(&spend.by, None).await?.ok_or_else(|| {
-                ChainError::Unavailable(format!("transaction {} has just left the mempool: run this again", spend.by))
+                ChainError::Unavailable(format!(
+                    "transaction {} has just left the mempool: run this again",
+                    spend.by
+                ))
             })?;
             if let Some(signal) = signal_of(&transaction) {
                 found.push(Unconfirmed { beacon, txid: spend.by, transaction, signal });

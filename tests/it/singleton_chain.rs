@@ -355,7 +355,10 @@ async fn what_resolvers_would_not_apply_is_not_announced() {
     alice.world.blocks.mine(1).await;
     let deep = ["singleton", "--identity", &alice.identity, "--chain", &alice.world.source, "--update", &other];
     let unknown = ran(&deep).await;
-    contains(unknown.usage(), &["fewer than 6 confirmations cannot be applied", "MISSING_UPDATE_DATA", "version 2"]);
+    contains(
+        unknown.usage(),
+        &["fewer than 6 confirmations cannot be applied", "MISSING_UPDATE_DATA", "version 2"],
+    );
     let fixed = ["update", &alice.did, "--identity", &alice.identity, "--chain", &alice.world.source];
     let unknown = ran(&[&fixed[..], &["--patch", &patch]].concat()).await;
     contains(unknown.usage(), &["fewer than 6 confirmations cannot be applied", "--allow-risky-document"]);

@@ -34,7 +34,13 @@ use crate::{
     error::ProgramError,
     inputs,
     join::ledger::Ledger,
-    protocol::{did::Did, id::CohortId, network::Network, output::Change, update::{self, SignedUpdate}},
+    protocol::{
+        did::Did,
+        id::CohortId,
+        network::Network,
+        output::Change,
+        update::{self, SignedUpdate},
+    },
     singleton::{
         FallbackError, Prepared, bump::BumpError, choice::ChoiceError, order::OrderError, places::Place,
         standing::NotNext, write_fallback,

@@ -11,14 +11,18 @@ use super::{
         resolve::{ResolveFailure, given},
         update::{Record, is_new, ledger_of},
     },
-    SendArgs, SingletonArgs, SingletonFailure, UpdateFile, change, read_update, record, refuse_contradiction, refuse_expiring,
+    SendArgs, SingletonArgs, SingletonFailure, UpdateFile, change, read_update, record, refuse_contradiction,
+    refuse_expiring,
     report::Shown,
-    send::{Announced, Sent, send, wait},
+    send::{Announced, Sent, same_tip, send, wait},
     usage,
     values::CoinText,
 };
 use crate::{
-    bitcoin::{chain::Chain, fees::sat_per_vb},
+    bitcoin::{
+        chain::{BlockId, Chain},
+        fees::sat_per_vb,
+    },
     cas,
     controller::{Current, Keys, current::current},
     inputs,
@@ -45,6 +49,8 @@ use crate::{
 struct Online {
     chain: Arc<dyn Chain>,
     given: Given,
+    /// The block up to which the document was resolved, or an earlier one.
+    tip: BlockId,
     current: Current,
 }
 
@@ -58,6 +64,8 @@ pub(in crate::cli) struct Announcement<'a> {
     /// The Sidecar Data with which the document was resolved, and the confirmations with which signals counted.
     pub(in crate::cli) given: &'a Given,
     pub(in crate::cli) min_conf: u32,
+    /// The block up to which it was resolved, or an earlier one.
+    pub(in crate::cli) tip: BlockId,
     pub(in crate::cli) args: &'a SendArgs,
 }
 
@@ -90,11 +98,12 @@ impl Online {
             stores,
             max_addresses: usize::MAX,
         };
+        let tip = chain.tip().await?.block;
         let current = current(&sources, did, &given, args.min_conf).await?;
         for warning in &current.warnings {
             err!("warning: {warning}");
         }
-        Ok(Self { chain, given, current })
+        Ok(Self { chain, given, tip, current })
     }
 
     /// The initial document.
@@ -264,6 +273,7 @@ pub(super) async fn run(
     };
     notes(&new);
     let signed = signed(&new, &args.announcement, args.sign)?;
+    same_tip(&*online.chain, online.tip).await?;
     online.record(args, did, ledger.as_ref(), &update).await?;
     super::write(args, did, &update, &listed, Some(&new.prepared))?;
     let sent = match signed {
@@ -331,6 +341,7 @@ pub(super) async fn bump(
             new.prepared.announcement.max_vsize()
         ))
     );
+    same_tip(&*online.chain, online.tip).await?;
     online.record(args, did, ledger.as_ref(), &update).await?;
     super::write(args, did, &update, &listed, Some(&new.prepared))?;
     let sent = match signed {
@@ -346,7 +357,7 @@ pub(in crate::cli) async fn announce(
     chain: &dyn Chain,
     announcement: &Announcement<'_>,
 ) -> Result<(Value, bool), SingletonFailure> {
-    let Announcement { did, document, update, keys, given, min_conf, args } = *announcement;
+    let Announcement { did, document, update, keys, given, min_conf, tip, args } = *announcement;
     let order = Order {
         did,
         document,
@@ -364,6 +375,7 @@ pub(in crate::cli) async fn announce(
     let (new, sent) = match order::make(chain, &order).await? {
         Made::New(new) => {
             notes(&new);
+            same_tip(chain, tip).await?;
             let transaction = signed(&new, args, true)?.ok_or_else(|| usage("--send is missing"))?;
             let sent = deliver(chain, &new, transaction, args).await?;
             (Some(new), sent)

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{SingletonFailure, values::SatPerVb};
 use crate::{
-    bitcoin::chain::{Chain, ChainError, Place, TransactionStatus},
+    bitcoin::chain::{BlockId, Chain, ChainError, Place, TransactionStatus},
     config::Period,
     join::ChainQuestions,
     protocol::hash::SignalBytes,
@@ -122,6 +122,19 @@ pub(in crate::cli) struct Announced<'a> {
     pub(super) signal: SignalBytes,
     /// The height from which on it may be in a block; `None` for a new one.
     pub(super) since: Option<u32>,
+}
+
+/// Refuses a transaction beside a block that has arrived since the document was resolved: what it announces is neither
+/// in the document nor in the mempool.
+pub(in crate::cli) async fn same_tip(chain: &dyn Chain, tip: BlockId) -> Result<(), SingletonFailure> {
+    let now = chain.tip().await?.block;
+    if now == tip {
+        return Ok(());
+    }
+    Err(SingletonFailure::Failed(format!(
+        "block {} has arrived since the document was resolved (at block {}), and may hold another announcement: run this again",
+        now.height, tip.height
+    )))
 }
 
 /// Broadcasts a signed transaction, which was verified, and waits for its confirmations if that is asked for.

@@ -11,7 +11,10 @@ use crate::{
     bitcoin::recovery::CohortFile,
     error::ProgramError,
     inputs,
-    protocol::{beacon::BeaconType, cohort::conditions::Conditions, did::Did, id::CohortId, output::BeaconOutput, sidecar::MemberRecord},
+    protocol::{
+        beacon::BeaconType, cohort::conditions::Conditions, did::Did, id::CohortId, output::BeaconOutput,
+        sidecar::MemberRecord,
+    },
     vault::Sources,
 };
 
@@ -64,7 +67,8 @@ impl Cohort {
             }
             if conditions.script_tree != *output.script_tree() {
                 return Err(refuse(
-                    "the terms in it (`conditions`) are not those of its address (`output`): it was changed".to_owned(),
+                    "the terms in it (`conditions`) are not those of its address (`output`): it was changed"
+                        .to_owned(),
                 ));
             }
             return Ok(Self {

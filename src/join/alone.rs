@@ -84,7 +84,7 @@ pub(super) async fn fall_back(
             let beacon = InitialBeacon::of(did, *kind).ok_or_else(|| FallbackError::External(did.clone()))?;
             if !places.iter().any(|place| place.address == *beacon.address()) {
                 printer.warn(&format!(
-                    "nothing is written: the coin of --singleton-coin is at {}, which is no Singleton beacon of the document that the \
+                    "nothing is written: the coin of --singleton-coin is at {}, which is not a Singleton beacon of the document that the \
                      update starts from: resolvers would not find it",
                     beacon.address()
                 ));

@@ -161,8 +161,8 @@ async fn earlier_signals_of_an_adopted_beacon_do_not_count() {
     let script = bob.script(InitialBeaconKind::P2wpkh);
     bob.world.coin(&script).await;
     let out = path(&bob.world.directory, "adoption");
-    let stranger = bob.adopt(&file, &["--type", "cas"]).await;
-    contains(stranger.usage(), &["you are not one of its members", "--allow-risky-document"]);
+    let outsider = bob.adopt(&file, &["--type", "cas"]).await;
+    contains(outsider.usage(), &["you are not one of its members", "--allow-risky-document"]);
     let adopted = bob.adopted(&file, &out, &["--type", "cas", "--id", "later", "--allow-risky-document"]).await;
     contains(
         &adopted.stderr,

@@ -294,7 +294,7 @@ fn no_second_update_of_a_version_is_written_with_state() {
     let reason = refused.1.iter().find(|event| event["event"] == "result").unwrap()["reason"].to_string();
     assert!(refused.0 == Some(1) && reason.contains("--supersede singleton"), "{refused:?}");
     singleton(&contradicting, &["--supersede", "singleton"]).succeeded();
-    // What is superseded once stays so: the next call knows it without being told.
+    // What is superseded once stays so: the next call knows it without the flag.
     singleton(&contradicting, &[]).succeeded();
     assert!(singleton(&third, &[]).usage().contains("without a cohort"));
     // Until it is taken back: from then on the other one is refused.

@@ -351,8 +351,7 @@ pub(super) async fn bump(
     Ok(report(args, did, &update, &listed, Some(&new), sent))
 }
 
-/// Announces an update that has been checked and recorded, on the `chain` from which the document was resolved. What it
-/// prints is for people, on standard error.
+/// Announces an update that has been checked and recorded, on the `chain` from which the document was resolved.
 pub(in crate::cli) async fn announce(
     chain: &dyn Chain,
     announcement: &Announcement<'_>,

@@ -276,7 +276,7 @@ fn check_member(adoption: &Adoption, identity: &Identity) -> Result<(), UpdateFa
     Ok(())
 }
 
-/// Refuses one that is no member of the cohort, unless it takes that risk.
+/// Refuses one that is not a member of the cohort, unless it takes that risk.
 fn check_membership(adoption: &Adoption, identity: &Identity, allowed: bool) -> Result<(), UpdateFailure> {
     let (did, output) = (identity.did(), &adoption.cohort.output);
     if !output.keys().contains(&identity.public_key()) {

@@ -136,7 +136,7 @@ impl Storage {
     /// Persists that this update was given to the controller: it may be announced from then on.
     pub(crate) async fn prepare(&self, update: &SignedUpdate) -> Result<(), ProgramError> {
         match &self.state {
-            Some(state) => prepare(state, update).await,
+            Some(state) => prepare_again(state, update).await,
             None => Ok(()),
         }
     }
@@ -248,6 +248,14 @@ pub(crate) async fn prepare(state: &State, update: &SignedUpdate) -> Result<(), 
         write(&state.table(PROGRAM), PREPARED, &known).await?;
     }
     Ok(())
+}
+
+/// The same for one that its controller wants to announce now: a statement that it never will be holds no longer.
+pub(crate) async fn prepare_again(state: &State, update: &SignedUpdate) -> Result<(), ProgramError> {
+    let mut known = settled(state).await?;
+    known.retain(|known| !known.drops_alone(update));
+    settle(state, &known).await?;
+    prepare(state, update).await
 }
 
 /// What is settled of a member's updates.

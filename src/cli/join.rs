@@ -20,7 +20,9 @@ use crate::{
     error::ProgramError,
     events::Printer,
     join::{self, ChainQuestions, Idle, Intent, JoinConfig, SingletonFallback, Terms},
-    protocol::{cohort::Timing, did::Did, id::CohortId, invite::InviteToken, network::Network},
+    protocol::{
+        cohort::Timing, did::Did, document::InitialBeaconKind, id::CohortId, invite::InviteToken, network::Network,
+    },
     resolve::Given,
     telemetry::{Hangups, ignore_hangups},
 };
@@ -228,7 +230,7 @@ settings! {
             /// The announcement is then signed.
             #[arg(long, value_name = "TYPE:TXID:VOUT:SATS", env = "BTCR2_SINGLETON_COIN", hide_short_help = true)]
             singleton_coin: BeaconCoin,
-            /// With --singleton-coin: the fee rate in sat/vB, at least 1 [default: 2]
+            /// With --singleton-fallback: the fee rate in sat/vB, at least 1 [default: what --chain estimates, or 2]
             #[arg(long, value_name = "RATE", env = "BTCR2_SINGLETON_FEE_RATE", hide_short_help = true)]
             singleton_fee_rate: SatPerVb,
         }
@@ -363,11 +365,18 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
         None if settings.decline == Some(true) => Intent::Decline,
         None => facts.beacon(source)?,
     };
+    if let Some(BeaconCoin(InitialBeaconKind::P2pkh, _)) = settings.singleton_coin {
+        return Err(usage(
+            "--singleton-coin p2pkh: a signature for a P2PKH coin does not commit to its value, so that a wrong one would be paid as \
+             fee. Use a coin of p2wpkh or p2tr, or leave it out and give --chain, which finds the coin and proves its value"
+                .to_owned(),
+        ));
+    }
     let singleton_fallback = match settings.singleton_fallback {
         Some(directory) => Some(SingletonFallback {
             directory,
             coin: settings.singleton_coin.map(|BeaconCoin(kind, coin)| (kind, coin)),
-            fee_rate: settings.singleton_fee_rate.unwrap_or_default().0,
+            fee_rate: settings.singleton_fee_rate.map(|rate| rate.0),
         }),
         None if settings.singleton_coin.is_some() => {
             return Err(usage("--singleton-coin needs --singleton-fallback DIR".to_owned()));

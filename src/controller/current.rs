@@ -69,6 +69,9 @@ pub struct Current {
     pub applied: Vec<Applied>,
     /// Updates beyond it that are in a block, with fewer confirmations than count.
     pub young: Option<Young>,
+    /// Why it is not known whether another update of the next version is in a block already: with the signals that have
+    /// too few confirmations to count, the DID does not resolve. Nothing is to be signed or announced then.
+    pub unsettled: Option<String>,
     /// What a person should know of it.
     pub warnings: Vec<String>,
 }
@@ -166,7 +169,14 @@ pub async fn current(sources: &Sources, did: &Did, given: &Given, min_conf: u32)
     if resolved.metadata.deactivated {
         return Err(CurrentError::Deactivated { version, by: applied_now.last().map(|applied| applied.hash) });
     }
-    let mut current = Current { document: resolved.document, version, applied: applied_now, young: None, warnings };
+    let mut current = Current {
+        document: resolved.document,
+        version,
+        applied: applied_now,
+        young: None,
+        unsettled: None,
+        warnings,
+    };
     // The chain is read again only where there is something to find.
     if has_young && min_conf > 1 {
         let Outcome { resolution, is_unreadable, .. } = sources.resolve(did.clone(), options(1)?, given).await;
@@ -181,10 +191,15 @@ pub async fn current(sources: &Sources, did: &Did, given: &Given, min_conf: u32)
             }
             Ok(_) => {}
             Err(error) if is_unreadable => return Err(CurrentError::Unreadable(error.to_string())),
-            Err(error) => current.warnings.push(format!(
-                "with the signals that have fewer than {min_conf} confirmations the DID does not resolve: {}: {error}",
-                error.code()
-            )),
+            Err(error) => {
+                current.unsettled = Some(format!(
+                    "a signal that has fewer than {min_conf} confirmations cannot be applied: {}: {error}. If it announces another \
+                     update of version {}, the DID ends with this one (LATE_PUBLISHING, rule R-8). Give its data (--sidecar, --state, \
+                     --cas), or wait",
+                    error.code(),
+                    version + 1
+                ));
+            }
         }
     }
     Ok(current)

@@ -24,6 +24,16 @@ pub struct Settled {
     pub outcome: Settlement,
 }
 
+/// The name that stands for the cohort of an update that is announced without one.
+pub(crate) const ALONE: &str = "singleton";
+
+impl Settled {
+    /// Whether it states that this update, prepared without a cohort, will never be announced.
+    pub(crate) fn drops_alone(&self, update: &SignedUpdate) -> bool {
+        self.outcome == Settlement::Superseded && self.cohort_id.as_str() == ALONE && self.update == *update.hash()
+    }
+}
+
 /// How it was settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

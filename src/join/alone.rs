@@ -1,6 +1,6 @@
 //! When no cohort announces the member's update: writes the member's own announcement for its controller to send.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use ::bitcoin::FeeRate;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
@@ -9,7 +9,8 @@ use serde_json::json;
 use super::{ChainQuestions, JoinConfig, MemberPolicy};
 use crate::{
     actors::state::vault::Vault,
-    controller::{Keys, current::current},
+    bitcoin::chain::Chain,
+    controller::{Current, current::current},
     error::ProgramError,
     events::Printer,
     protocol::{
@@ -21,8 +22,8 @@ use crate::{
         self, FallbackError, Prepared,
         choice::Wanted,
         order::{self, Made, Order, USUAL_RATE},
-        places::{Place, initial_places, places},
-        standing::{Standing, standing},
+        places::places,
+        standing::{NotNext, Standing, standing},
     },
     storage::Storage,
     vault::VaultContents,
@@ -39,12 +40,16 @@ pub struct SingletonFallback {
     /// The coin that it spends, and the kind of the initial beacon that holds it. Without a coin, the coins of the current
     /// document's Singleton beacons are spent, where there is a chain to find them; else the files explain how to continue.
     pub coin: Option<(InitialBeaconKind, Coin)>,
-    /// Its fee rate.
-    pub fee_rate: FeeRate,
+    /// Its fee rate; `None` for the chain's estimate, or what is usual.
+    pub fee_rate: Option<FeeRate>,
 }
 
-/// The announcement, and the beacons that can make it.
-type Alone = (Vec<Place>, Option<Prepared>);
+/// The chain, and the document that it leads to.
+struct Online {
+    chain: Arc<dyn Chain>,
+    given: Given,
+    current: Current,
+}
 
 /// Writes the member's own announcement of its update, if configured, and if the update does not depend on a cohort.
 pub(super) async fn fall_back(
@@ -54,26 +59,49 @@ pub(super) async fn fall_back(
     printer: &Printer,
 ) -> Result<(), ProgramError> {
     let Some(fallback) = &config.singleton_fallback else { return Ok(()) };
-    let Some(update) = policy.alone().await? else {
+    let Some((update, document)) = policy.alone().await? else {
         printer.warn("nothing to announce alone: only an update of --update does not depend on a cohort");
         return Ok(());
     };
     let did = config.identity.did();
-    let (places, prepared) = match (&fallback.coin, &config.chain) {
-        (Some((kind, coin)), _) => {
-            let beacon = InitialBeacon::of(did, *kind).ok_or_else(|| FallbackError::External(did.clone()))?;
-            let announcement =
-                SingletonAnnouncement::new(beacon, &[*coin], &update, fallback.fee_rate, &Change::Beacon)
-                    .map_err(FallbackError::from)?;
-            let key = config.identity.secret_key();
-            let signed = Some(singleton::sign(&announcement, key, &mut ChaCha20Rng::from_os_rng())?);
-            (initial_places(did), Some(Prepared { announcement, signed }))
-        }
-        (None, Some(questions)) => match by_chain(config, questions, fallback, storage, &update, printer).await? {
-            Some(alone) => alone,
+    let online = match &config.chain {
+        Some(questions) => match by_chain(config, questions, storage, &update, printer).await? {
+            Some(online) => Some(online),
             None => return Ok(()),
         },
-        (None, None) => (initial_places(did), None),
+        None => None,
+    };
+    let document = online.as_ref().map_or(&document, |online| &online.current.document);
+    let places = places(document, did, Some(&config.keys));
+    if places.is_empty() {
+        printer.warn(
+            "nothing is written: the document that the update starts from has no Singleton beacon that could announce it",
+        );
+        return Ok(());
+    }
+    let prepared = match (&fallback.coin, &online) {
+        (Some((kind, coin)), _) => {
+            let beacon = InitialBeacon::of(did, *kind).ok_or_else(|| FallbackError::External(did.clone()))?;
+            if !places.iter().any(|place| place.address == *beacon.address()) {
+                printer.warn(&format!(
+                    "nothing is written: the coin of --singleton-coin is at {}, which is not a Singleton beacon of the document that the \
+                     update starts from: resolvers would not find it",
+                    beacon.address()
+                ));
+                return Ok(());
+            }
+            let rate = fallback.fee_rate.unwrap_or(USUAL_RATE);
+            let announcement = SingletonAnnouncement::new(beacon, &[*coin], &update, rate, &Change::Beacon)
+                .map_err(FallbackError::from)?;
+            let key = config.identity.secret_key();
+            let signed = Some(singleton::sign(&announcement, key, &mut ChaCha20Rng::from_os_rng())?);
+            Some(Prepared { announcement, signed })
+        }
+        (None, Some(online)) => match made(config, fallback, online, &update, printer).await {
+            Some(prepared) => prepared,
+            None => return Ok(()),
+        },
+        (None, None) => None,
     };
     // Before the announcement is written: it may be sent from then on.
     storage.prepare(&update).await?;
@@ -85,78 +113,78 @@ pub(super) async fn fall_back(
     Ok(())
 }
 
-/// The announcement from a Singleton beacon of the current document, which the chain leads to; `None` where there is nothing to
-/// announce. What the chain does not allow is a warning: the files explain how to continue.
+/// The current document, if it is known and the update is the next one; otherwise there is nothing to announce, and the
+/// reason is a warning.
 async fn by_chain(
     config: &JoinConfig,
     questions: &ChainQuestions,
-    fallback: &SingletonFallback,
     storage: &Storage,
     update: &SignedUpdate,
     printer: &Printer,
-) -> Result<Option<Alone>, ProgramError> {
+) -> Result<Option<Online>, ProgramError> {
     let did = config.identity.did();
+    let nothing = |reason: String| {
+        printer.warn(&format!("nothing is written: {reason}"));
+        Ok(None)
+    };
     let given = given(config, storage, update).await?;
     let source = &questions.source;
     let chain = match source.connect(did.network()).await {
         Ok(chain) => chain,
-        Err(error) => {
-            printer.warn(&format!("no coin is looked for: {source}: {error}"));
-            return Ok(Some((initial_places(did), None)));
-        }
+        Err(error) => return nothing(format!("{source}: {error}")),
     };
-    let chain_name = source.to_string();
-    let sources =
-        Sources { chain, chain_name, stores: config.publication.stores.clone(), max_addresses: usize::MAX };
+    let (stores, chain_name) = (config.publication.stores.clone(), source.to_string());
+    let sources = Sources { chain: Arc::clone(&chain), chain_name, stores, max_addresses: usize::MAX };
     let current = match current(&sources, did, &given, MIN_CONF).await {
         Ok(current) => current,
-        Err(error) => {
-            printer.warn(&format!("the current document and its beacons are not known: {error}"));
-            return Ok(Some((initial_places(did), None)));
-        }
+        Err(error) => return nothing(format!("the current document and its beacons are not known: {error}")),
     };
     match standing(&current, update, MIN_CONF) {
         Ok(Standing::Next) => {}
+        Err(NotNext::Unsettled(reason)) if config.allow_risky => printer.warn(&reason),
         Ok(Standing::Announced { signal, .. }) => {
-            printer.warn(&format!(
-                "nothing is written: the update is announced already, by transaction {}",
-                signal.txid
-            ));
-            return Ok(None);
+            return nothing(format!("the update is announced already, by transaction {}", signal.txid));
         }
-        Err(error) => {
-            printer.warn(&format!("nothing is written: resolvers would not apply the update: {error}"));
-            return Ok(None);
-        }
+        Err(error) => return nothing(format!("resolvers would not apply the update: {error}")),
     }
-    let keys = Keys::of(&config.identity);
-    let listed = places(&current.document, did, Some(&keys));
+    Ok(Some(Online { chain, given, current }))
+}
+
+/// The announcement from a coin of a Singleton beacon of the current document. What the chain does not allow is a warning: the
+/// files explain how to continue. The outer `None`: there is nothing to announce.
+async fn made(
+    config: &JoinConfig,
+    fallback: &SingletonFallback,
+    Online { chain, given, current }: &Online,
+    update: &SignedUpdate,
+    printer: &Printer,
+) -> Option<Option<Prepared>> {
     let order = Order {
-        did,
+        did: config.identity.did(),
         document: &current.document,
         update,
-        keys: Some(&keys),
+        keys: Some(&config.keys),
         wanted: Wanted::default(),
-        rate: Some(fallback.fee_rate).filter(|rate| *rate != USUAL_RATE),
+        rate: fallback.fee_rate,
         change: &Change::Beacon,
         sign: true,
-        given: &given,
+        given,
         min_conf: MIN_CONF,
         allow_risky: false,
     };
-    match order::make(&*sources.chain, &order).await {
+    match order::make(&**chain, &order).await {
         Ok(Made::New(new)) => {
             new.notes.iter().for_each(|note| printer.warn(note));
-            Ok(Some((listed, Some(new.prepared))))
+            Some(Some(new.prepared))
         }
         Ok(Made::Waiting(waiting)) => {
             let txid = waiting.unconfirmed.txid;
             printer.warn(&format!("nothing is written: the update waits in the mempool, as {txid}"));
-            Ok(None)
+            None
         }
         Err(error) => {
             printer.warn(&error.to_string());
-            Ok(Some((listed, None)))
+            Some(None)
         }
     }
 }

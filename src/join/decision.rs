@@ -386,6 +386,9 @@ impl LastResolved {
         let unsigned = |hash: &_| making.resolving.as_ref().and_then(|resolving| resolving.unsigned_hash(hash));
         let mut warnings = current.warnings.clone();
         warnings.extend(ledger.resolved(current, unsigned, making.allow_unlisted));
+        if making.allow_risky {
+            warnings.extend(ledger.risk());
+        }
         *self.lock() = Some((current.document.clone(), current.version));
         warnings
     }

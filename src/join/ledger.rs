@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::{
     actors::state::vault::VaultEntry,
-    controller::{Current, Settled, Settlement},
+    controller::{Current, Settled, Settlement, standing::ALONE},
     protocol::{
         hash::{DocumentHash, SignalBytes},
         id::CohortId,
@@ -113,9 +113,6 @@ pub(super) enum NextUpdate {
     Blocked(String),
 }
 
-/// The name that stands for the cohort of an update that is announced without one.
-const ALONE: &str = "singleton";
-
 /// Whether that stands for no cohort.
 pub(super) fn is_alone(cohort_id: &CohortId) -> bool {
     cohort_id.as_str() == ALONE
@@ -142,9 +139,13 @@ struct State {
     /// not speak of later ones.
     superseded: Vec<CohortId>,
     approvals: Vec<Approval>,
+    /// Those in the sessions of a program that does not run now.
+    submitted: Vec<(CohortId, SignedUpdate)>,
     settled: Vec<Settled>,
     /// Updates in blocks that are not deep enough, as of the last resolution, and that in words.
     young: Option<(Vec<DocumentHash>, String)>,
+    /// Why another update of the next version may be in a block, as of the last resolution.
+    unsettled: Option<String>,
 }
 
 impl State {
@@ -274,6 +275,7 @@ impl Ledger {
             );
             (hashes, text)
         });
+        state.unsettled.clone_from(&current.unsettled);
         let mut rest = Vec::new();
         for mut approval in std::mem::take(&mut state.approvals) {
             if is_applied(&approval) {
@@ -301,6 +303,11 @@ impl Ledger {
         warnings
     }
 
+    /// The controller takes the risk that another update of the next version is in a block: why there is one.
+    pub(super) fn risk(&self) -> Option<String> {
+        self.state().unsettled.take()
+    }
+
     /// The document to which the announced updates lead, one after the other, and its version.
     pub(crate) fn current(&self) -> (Value, u64) {
         let mut document = self.initial.clone();
@@ -323,6 +330,12 @@ impl Ledger {
         if let Ok(alone) = CohortId::parse(ALONE) {
             self.approved(&alone, update);
         }
+    }
+
+    /// The same, now: that it was superseded before holds no longer.
+    pub(crate) fn prepares(&self, update: &SignedUpdate) {
+        self.state().settled.retain(|known| !known.drops_alone(update));
+        self.prepared(update);
     }
 
     /// What is wrong with an update that starts from that document and version, as far as known; `None` if no update is
@@ -349,9 +362,9 @@ impl Ledger {
     /// The update with this unsigned hash that may already be announced.
     pub(crate) fn equal(&self, unsigned: &DocumentHash) -> Option<SignedUpdate> {
         let state = self.state();
-        let equal =
-            state.approvals.iter().find(|known| known.update.unsigned_hash().is_ok_and(|hash| hash == *unsigned));
-        equal.map(|known| known.update.clone())
+        let known = state.approvals.iter().map(|known| &known.update);
+        let mut known = known.chain(state.submitted.iter().map(|(_, update)| update));
+        known.find(|known| known.unsigned_hash().is_ok_and(|hash| hash == *unsigned)).cloned()
     }
 
     /// The update that a Singleton beacon announces by that signal.
@@ -366,7 +379,16 @@ impl Ledger {
         let version = update.target_version()?;
         let state = self.state();
         let other =
-            state.approvals.iter().find(|approval| approval.version == version && approval.update != *update)?;
+            state.approvals.iter().find(|approval| approval.version == version && approval.update != *update);
+        let Some(other) = other else {
+            let mut submitted = state.submitted.iter();
+            let (cohort_id, _) =
+                submitted.find(|(_, other)| other.target_version() == Some(version) && other != update)?;
+            return Some(format!(
+                "another update of version {version} was submitted in cohort {cohort_id}, where `join` goes on with it; two different \
+                 updates of one version end a DID"
+            ));
+        };
         let what = match other.standing {
             Standing::Approved => "may be announced",
             Standing::Signed => "is signed",
@@ -376,6 +398,27 @@ impl Ledger {
         Some(format!(
             "another update of version {version} {what} {place}; two different updates of one version end a DID"
         ))
+    }
+
+    /// Why the update that was submitted in that cohort must not be signed there.
+    pub(super) fn refuses(&self, cohort_id: &CohortId, update: &SignedUpdate) -> Option<String> {
+        if self.state().outcome(cohort_id, update) == Some(Settlement::Superseded) {
+            return Some(
+                "it is superseded: it was stated, or found out, that it will never be announced".to_owned(),
+            );
+        }
+        self.contradiction(update)
+    }
+
+    /// This update was submitted in a session of that cohort which may go on: it may be announced, unless it is superseded.
+    pub(crate) fn submitted(&self, cohort_id: &CohortId, update: &SignedUpdate) {
+        let mut state = self.state();
+        if state.superseded.contains(cohort_id) {
+            let outcome = Settlement::Superseded;
+            state.settle(Settled { cohort_id: cohort_id.clone(), update: *update.hash(), outcome });
+        } else if state.outcome(cohort_id, update) != Some(Settlement::Superseded) {
+            state.submitted.push((cohort_id.clone(), update.clone()));
+        }
     }
 
     /// What the member may announce next that wants to announce `wanted`, made from `source` if given: the document, and its
@@ -395,6 +438,9 @@ impl Ledger {
         }
         if let Some(Approval { cohort_id, .. }) = same().find(|approval| approval.standing == Standing::Signed) {
             return NextUpdate::Waiting { cohort_id: cohort_id.clone() };
+        }
+        if let Some(reason) = &state.unsettled {
+            return NextUpdate::Blocked(format!("{reason}; --allow-risky-update announces this one all the same"));
         }
         let next = version.saturating_add(1);
         let mut open = state.approvals.iter().filter(|approval| approval.version == next);

@@ -11,20 +11,29 @@ use crate::{
 };
 
 /// A session in the journal.
-pub(super) struct Earlier {
-    pub(super) cohort_id: CohortId,
+pub(crate) struct Earlier {
+    pub(crate) cohort_id: CohortId,
     /// Whether our update, or our refusal, was submitted in it.
-    pub(super) answered: bool,
+    pub(crate) answered: bool,
     /// Whether it had ended when the program started.
-    pub(super) ended: bool,
-    /// Our update, once we approved data with it: it may be announced.
-    pub(super) approved: Option<SignedUpdate>,
+    pub(crate) ended: bool,
+    /// Our update, if one was submitted.
+    pub(crate) submitted: Option<SignedUpdate>,
+    /// The same, once we approved data with it: it may be announced.
+    pub(crate) approved: Option<SignedUpdate>,
     /// Whether its signed transaction was seen.
-    pub(super) seen: bool,
+    pub(crate) seen: bool,
+}
+
+impl Earlier {
+    /// The update that this session may still announce, without another decision of its controller.
+    pub(crate) fn pending(&self) -> Option<&SignedUpdate> {
+        self.submitted.as_ref().filter(|_| !self.ended).or(self.approved.as_ref())
+    }
 }
 
 /// The joined sessions of `did`. A stream that cannot be read is skipped: its own session reports the error.
-pub(super) async fn earlier(journal: &dyn Journal, did: &Did) -> Result<Vec<Earlier>, JournalError> {
+pub(crate) async fn earlier(journal: &dyn Journal, did: &Did) -> Result<Vec<Earlier>, JournalError> {
     let mut found = Vec::new();
     for stream in journal.streams().await? {
         let StreamKind::Participant { did: whose, cohort_id, .. } = stream.kind() else { continue };
@@ -44,8 +53,8 @@ pub(super) async fn earlier(journal: &dyn Journal, did: &Did) -> Result<Vec<Earl
                 ParticipantEvent::UpdateSubmitted { update, .. } => Some(update.clone()),
                 _ => None,
             });
-            let approved = submitted.filter(|_| approves);
-            found.push(Earlier { cohort_id, answered, ended, approved, seen });
+            let approved = submitted.clone().filter(|_| approves);
+            found.push(Earlier { cohort_id, answered, ended, submitted, approved, seen });
         }
     }
     Ok(found)

@@ -6,7 +6,7 @@ mod decision;
 mod ending;
 pub(crate) mod ledger;
 mod member;
-mod memberships;
+pub(crate) mod memberships;
 pub mod policy;
 mod report;
 mod slot;
@@ -180,6 +180,10 @@ async fn take_part(
     let risks = policy.risks();
     if !config.allow_risky && !risks.is_empty() {
         return Err(ProgramError::Usage(format!("{}; --allow-risky-update if that is intended", risks.join("; "))));
+    }
+    if let Some(refusal) = policy.contradicted(&earlier) {
+        printer.result(&json!({ "event": "result", "ok": false, "reason": refusal }), &refusal);
+        return Ok(false);
     }
     if let Err(refusal) = policy.check()? {
         let result = json!({ "event": "result", "ok": false, "reason": refusal });

@@ -11,11 +11,13 @@ use std::{
 };
 
 use async_trait::async_trait;
+use serde_json::Value;
 
 pub use super::decision::{Intent, Making, SignError, Source, sign};
 use super::{
     decision::{Beacon, Chosen, Decision, LastResolved, NoUpdate},
     ledger::{Ledger, NextUpdate, Standing, of},
+    memberships::Earlier,
     slot::Slot,
     terms::Terms,
 };
@@ -35,7 +37,7 @@ use crate::{
         identity::Identity,
         invite::InviteToken,
         sidecar::MemberRecord,
-        update::{SignedUpdate, Submission},
+        update::{SignedUpdate, Submission, refuse_expiring},
     },
 };
 
@@ -186,6 +188,18 @@ impl MemberPolicy {
         }
     }
 
+    /// Why the program must not go on: an open session of an earlier run would sign an update that must not be announced.
+    pub(super) fn contradicted(&self, earlier: &[Earlier]) -> Option<String> {
+        earlier.iter().filter(|session| !session.ended).find_map(|session| {
+            let reason = self.ledger.refuses(&session.cohort_id, session.submitted.as_ref()?)?;
+            let cohort_id = &session.cohort_id;
+            Some(format!(
+                "our update was submitted in cohort {cohort_id}, which is not over, and {reason}: this program would sign it there. \
+                 `state export {cohort_id} --forget --out FILE` takes that session out of the state directory"
+            ))
+        })
+    }
+
     /// Effects that the controller may not intend: of the update on the document, or of the document that it starts
     /// from.
     pub(super) fn risks(&self) -> Vec<String> {
@@ -209,12 +223,12 @@ impl MemberPolicy {
         }
     }
 
-    /// The update to announce without a cohort: the same update that a cohort may have announced. `None` if it depends
-    /// on a cohort, or is announced.
+    /// The update to announce without a cohort, and the document that it starts from: the same update that a cohort may have
+    /// announced. `None` if it depends on a cohort, or is announced.
     ///
     /// # Errors
     /// The update cannot be made.
-    pub(super) async fn alone(&self) -> Result<Option<SignedUpdate>, ProgramError> {
+    pub(super) async fn alone(&self) -> Result<Option<(SignedUpdate, Value)>, ProgramError> {
         let text = |reason: &dyn Display| format!("the update cannot be announced alone: {reason}");
         let refuse = |reason: String| ProgramError::Usage(text(&reason));
         self.resolve().await.map_err(|error| match error.is_transient() {
@@ -222,15 +236,21 @@ impl MemberPolicy {
             false => refuse(error.to_string()),
         })?;
         let decision = self.decision();
-        match decision.next_update() {
+        let update = match decision.next_update() {
             Some(NextUpdate::Again { update, document, version }) => {
                 decision.verified(&update, &document, version).map_err(refuse)?;
-                Ok(Some(update))
+                Some((update, document))
             }
-            Some(NextUpdate::Next { document, version }) => decision.made(&document, version).map_err(refuse),
-            Some(NextUpdate::Done { .. } | NextUpdate::Waiting { .. }) | None => Ok(None),
-            Some(NextUpdate::Blocked(reason)) => Err(ProgramError::Usage(reason)),
+            Some(NextUpdate::Next { document, version }) => {
+                decision.made(&document, version).map_err(refuse)?.map(|update| (update, document))
+            }
+            Some(NextUpdate::Done { .. } | NextUpdate::Waiting { .. }) | None => None,
+            Some(NextUpdate::Blocked(reason)) => return Err(ProgramError::Usage(reason)),
+        };
+        if let Some((update, _)) = update.as_ref().filter(|_| !self.making.allow_risky) {
+            refuse_expiring(update, self.clock.now()).map_err(|error| refuse(error.to_string()))?;
         }
+        Ok(update)
     }
 
     /// What is settled of the member's updates.
@@ -298,7 +318,7 @@ impl MemberPolicy {
 
     /// The update was given to its controller, to be announced without a cohort.
     pub(super) fn is_prepared(&self, update: &SignedUpdate) {
-        self.ledger.prepared(update);
+        self.ledger.prepares(update);
     }
 
     /// The cohort has formed.

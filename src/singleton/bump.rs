@@ -90,7 +90,7 @@ pub enum BumpError {
     /// The node would refuse the new fee.
     #[error(
         "at {rate} sat/vB the replacement pays {fee} sat for {vsize} vB. Nodes require at least {needed} sat of it: more than the {old} \
-         sat of {txid}, and {increment} sat/vB for its own size, and a higher rate than its {old_rate} sat/vB: --fee-rate {least} or more"
+         sat of {txid}, and {increment} sat/vB for its own size, and a higher rate than its {old_rate} sat/vB: {hint}"
     )]
     FeeTooLow {
         /// The transaction to replace.
@@ -109,8 +109,8 @@ pub enum BumpError {
         needed: u64,
         /// What nodes ask for its size, in sat/vB.
         increment: f64,
-        /// A rate that suffices, in sat/vB.
-        least: f64,
+        /// What to do: a rate that suffices, or why there is none.
+        hint: String,
     },
 }
 
@@ -165,7 +165,10 @@ pub async fn make(chain: &dyn Chain, bump: &Bump<'_>) -> Result<Replacement, Bum
             vsize,
             needed: needed.to_sat(),
             increment: sat_per_vb(increment),
-            least: sat_per_vb(old.least_rate(increment, vsize)),
+            hint: match build(old.least_rate(increment, vsize)) {
+                Ok(_) => format!("--fee-rate {} or more", sat_per_vb(old.least_rate(increment, vsize))),
+                Err(error) => format!("its coins cannot pay that ({error}): wait until it is confirmed"),
+            },
         });
     }
     let announcement = with_funding(chain, announcement, &funded[waiting.beacon]).await?;

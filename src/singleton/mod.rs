@@ -14,7 +14,7 @@ pub mod order;
 pub mod places;
 pub mod standing;
 
-use ::bitcoin::Transaction;
+use ::bitcoin::{OutPoint, Transaction};
 use rand_chacha::rand_core::CryptoRng;
 use serde_json::Value;
 
@@ -46,6 +46,12 @@ pub enum FallbackError {
     /// The transaction cannot be made as requested.
     #[error(transparent)]
     Transaction(#[from] SingletonError),
+    /// The signature would not commit to the value of a coin, and nothing proves it.
+    #[error(
+        "the value of {0} is not proven: a signature for a P2PKH coin does not commit to it, so that a wrong one would be paid as fee. \
+         Give the transaction that created it (--funding-tx), let a chain find the coin (--chain), or use the P2WPKH or P2TR beacon"
+    )]
+    Unproven(OutPoint),
     /// The initial document cannot be derived from the DID. A bug.
     #[error(transparent)]
     Document(#[from] DocumentError),
@@ -115,12 +121,15 @@ pub fn concerns(
 /// The announcement signed with the beacon's key, every input checked by Bitcoin Core's consensus code.
 ///
 /// # Errors
-/// [`FallbackError::Transaction`] if the key is another beacon's.
+/// [`FallbackError::Transaction`] if the key is another beacon's; [`FallbackError::Unproven`].
 pub fn sign(
     announcement: &SingletonAnnouncement,
     key: &SecretKey,
     rng: &mut dyn CryptoRng,
 ) -> Result<Transaction, FallbackError> {
+    if let Some(coin) = announcement.unproven() {
+        return Err(FallbackError::Unproven(coin.outpoint));
+    }
     let signed = announcement.sign(key, rng)?;
     if consensus_accepts_all(&signed, &announcement.prevouts()) {
         Ok(signed)

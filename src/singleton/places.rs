@@ -139,8 +139,13 @@ pub async fn unconfirmed(chain: &dyn Chain, funded: &[Funded]) -> Result<Vec<Unc
             if found.iter().any(|known| known.txid == spend.by) {
                 continue;
             }
-            // One that has left the mempool meanwhile does not wait there.
-            let Some(transaction) = chain.transaction(&spend.by, None).await? else { continue };
+            // One that has left the mempool may be in a block, which the resolution of the document has not seen.
+            let transaction = chain.transaction(&spend.by, None).await?.ok_or_else(|| {
+                ChainError::Unavailable(format!(
+                    "transaction {} has just left the mempool: run this again",
+                    spend.by
+                ))
+            })?;
             if let Some(signal) = signal_of(&transaction) {
                 found.push(Unconfirmed { beacon, txid: spend.by, transaction, signal });
             }

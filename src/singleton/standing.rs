@@ -38,6 +38,9 @@ pub enum NotNext {
         /// The current version.
         version: u64,
     },
+    /// Another update of its version may be in a block already. It is the next one otherwise.
+    #[error("{0}")]
+    Unsettled(String),
     /// It leads to no version.
     #[error("it has no targetVersionId")]
     NoVersion,
@@ -85,6 +88,9 @@ pub fn standing(current: &Current, update: &SignedUpdate, min_conf: u32) -> Resu
             young.version, young.confirmations
         ))),
         _ if target > current.version + 1 => Err(NotNext::Ahead { target, version: current.version }),
-        _ => Ok(Standing::Next),
+        _ => match &current.unsettled {
+            Some(reason) => Err(NotNext::Unsettled(reason.clone())),
+            None => Ok(Standing::Next),
+        },
     }
 }

@@ -99,6 +99,16 @@ async fn a_member_adopts_the_beacon_of_its_cohort() {
     changed["cohort"]["beaconAddress"] = json!(alice.world.directory.display().to_string());
     let changed = alice.world.file("changed", &changed);
     contains(alice.adopt(&changed, &[]).await.usage(), &["it was changed"]);
+    // Another tree is another address, which the file states as well; another type is not that of her own record.
+    let mut tree = record.clone();
+    tree["cohort"]["output"] = json!(Beacon::new("adoption tree", 2, 7).output);
+    tree["cohort"].as_object_mut().unwrap().remove("beaconAddress");
+    let tree = alice.world.file("tree", &tree);
+    contains(alice.adopt(&tree, &[]).await.usage(), &["the terms in it", "it was changed"]);
+    let mut kind = record.clone();
+    kind["cohort"]["conditions"]["beacon_type"] = json!("CASBeacon");
+    let kind = alice.world.file("kind", &kind);
+    contains(alice.adopt(&kind, &[]).await.usage(), &["another address or type of beacon"]);
     let other = identity(&alice.world.directory, "other");
     let foreign = ["beacon", "adopt", &file, "--identity", &other, "--chain", &alice.world.source];
     contains(ran(&foreign).await.usage(), &["is the record of", &alice.did]);
@@ -118,14 +128,14 @@ async fn the_update_that_a_cohort_had_is_the_one_that_adopts() {
     let patch = dora.world.file("patch", &patch_of(cohort.output.address()));
     let joined = actix_rt::task::spawn_blocking(move || {
         let service = Service::once(&directory, 1, &[]);
-        service.join(&own, &["--update", &patch, "--state", &state]).result()
+        service.join(&own, &["--update", &patch, "--state", &state, "--allow-unlisted-beacon"]).result()
     });
     let joined = joined.await.unwrap();
     let file = dora.world.file("output.json", &json!({ "cohortId": "known", "output": cohort.output }));
     let script = dora.script(InitialBeaconKind::P2tr);
     dora.world.coin(&script).await;
     let out = path(&dora.world.directory, "known");
-    let adopted = dora.adopted(&file, &out, &["--type", "cas"]).await;
+    let adopted = dora.adopted(&file, &out, &["--type", "cas", "--allow-risky-document"]).await;
     contains(&adopted.stderr, &["that one is announced, and no other"]);
     let written: Value = serde_json::from_str(&fs::read_to_string(&out).unwrap()).unwrap();
     assert_eq!(written["update"], joined["sidecar"]["updates"][0]);
@@ -151,7 +161,9 @@ async fn earlier_signals_of_an_adopted_beacon_do_not_count() {
     let script = bob.script(InitialBeaconKind::P2wpkh);
     bob.world.coin(&script).await;
     let out = path(&bob.world.directory, "adoption");
-    let adopted = bob.adopted(&file, &out, &["--type", "cas", "--id", "later"]).await;
+    let outsider = bob.adopt(&file, &["--type", "cas"]).await;
+    contains(outsider.usage(), &["you are not one of its members", "--allow-risky-document"]);
+    let adopted = bob.adopted(&file, &out, &["--type", "cas", "--id", "later", "--allow-risky-document"]).await;
     contains(
         &adopted.stderr,
         &[

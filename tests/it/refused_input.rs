@@ -132,6 +132,13 @@ fn an_update_that_disables_the_did_is_refused_unless_allowed() {
         let next = run(&[&join[..], &["--allow-risky-update", "--singleton-coin", "p2wpkh:x"]].concat());
         assert!(!next.usage().contains("--allow-risky-update"), "{next:?}");
     }
+    // Nothing proves the value of this coin, and its signature would not commit to it.
+    let patch = path(&directory, "usual.json");
+    fs::write(&patch, usual_patch().to_string()).unwrap();
+    let (coin, alone) = (format!("p2pkh:{}:0:20000", "ab".repeat(32)), path(&directory, "alone"));
+    let join = ["join", "--identity", &member, "--service", "http://127.0.0.1:1", "--update", &patch];
+    let unproven = ["--allow-unlisted-beacon", "--singleton-fallback", &alone, "--singleton-coin", &coin];
+    contains(run(&[&join[..], &unproven].concat()).usage(), &["--singleton-coin p2pkh", "p2wpkh or p2tr"]);
     let deactivation = signed_update(&directory, add("/deactivated", json!(true)));
     run(&["singleton", "--identity", &member, "--update", &deactivation]).succeeded();
 }

@@ -11,6 +11,7 @@ use btcr2_aggregation::{
         key::SecretKey,
         network::Network,
         output::{Change, Coin, SingletonAnnouncement},
+        update::SignedUpdate,
     },
 };
 use serde_json::{Value, json};
@@ -159,6 +160,13 @@ async fn every_beacon_of_a_key_did_announces_with_all_its_coins() {
         let again = alice.singleton(&["--update", &file, "--send", "--json"]).await.succeeded();
         contains(&again.stderr, &["is announced already, by transaction", "No second transaction"]);
         assert!(alice.world.blocks.mempool().await.is_empty());
+        // A directory that did not know it does then.
+        let elsewhere = path(&alice.world.directory, &format!("elsewhere-{number}"));
+        let own = ["--identity", alice.identity.as_str(), "--state", &elsewhere, "--sidecar", &file];
+        let more: Vec<_> = (1..=number).map(|at| path(&alice.world.directory, &format!("update-{at}"))).collect();
+        let more: Vec<_> = more.iter().flat_map(|file| ["--sidecar", file.as_str()]).collect();
+        alice.singleton_of(&[&own[..], &more].concat(), &["--update", &file]).await.succeeded();
+        contains(&ran(&["vault", "list", "--state", &elsewhere]).await.succeeded().stdout, &["without a cohort"]);
     }
 }
 
@@ -347,7 +355,15 @@ async fn what_resolvers_would_not_apply_is_not_announced() {
     alice.world.blocks.mine(1).await;
     let deep = ["singleton", "--identity", &alice.identity, "--chain", &alice.world.source, "--update", &other];
     let unknown = ran(&deep).await;
-    contains(unknown.usage(), &["with 1 of 6 confirmations, announces at #initialP2TR what is not known here"]);
+    contains(
+        unknown.usage(),
+        &["fewer than 6 confirmations cannot be applied", "MISSING_UPDATE_DATA", "version 2"],
+    );
+    let fixed = ["update", &alice.did, "--identity", &alice.identity, "--chain", &alice.world.source];
+    let unknown = ran(&[&fixed[..], &["--patch", &patch]].concat()).await;
+    contains(unknown.usage(), &["fewer than 6 confirmations cannot be applied", "--allow-risky-document"]);
+    let risky = ran(&[&fixed[..], &["--patch", &patch, "--allow-risky-document"]].concat()).await.succeeded();
+    contains(&risky.stderr, &["warning: a signal that has fewer than 6 confirmations cannot be applied"]);
     let known = ran(&[&deep[..], &["--sidecar", &first]].concat()).await;
     contains(known.usage(), &["version 2 is announced already by another update", "with 1 of 6 confirmations"]);
     let taken = alice.singleton(&["--update", &other]).await;
@@ -360,6 +376,36 @@ async fn what_resolvers_would_not_apply_is_not_announced() {
     contains(far.usage(), &["leads to version 5, and the current version is 2", "rule R-9"]);
     // A change of the signed bytes is found before any of it is announced.
     ahead_of(&second, &alice, 3).await;
+}
+
+#[actix_rt::test]
+async fn what_may_not_be_announced_any_more_is_not_bumped() {
+    let Some(mut alice) = Controller::new("bump-refused", &[]).await else { return };
+    alice.coin(&alice.script(InitialBeaconKind::P2wpkh)).await;
+    let other_coin = alice.coin(&alice.script(InitialBeaconKind::P2tr)).await;
+    let file = alice.note("waits").await;
+    let service = ["--service", "initialP2WPKH"];
+    alice.singleton(&[&["--update", &file, "--send", "--fee-rate", "2"][..], &service].concat()).await.succeeded();
+    let bump = ["--bump", "--update", &file, "--fee-rate", "9", "--send"];
+
+    // Another update of the version was recorded since then.
+    let patch = alice.world.file("patch", &json!([{ "op": "add", "path": "/note", "value": "instead" }]));
+    let other = path(&alice.world.directory, "instead");
+    alice.update(&["--patch", &patch, "--out", &other, "--supersede", "singleton"]).await.succeeded();
+    contains(alice.singleton(&bump).await.usage(), &["another update of version 2", "--supersede"]);
+
+    // And is in a block, while the first one waits still.
+    let other_update: Value = serde_json::from_str(&fs::read_to_string(&other).unwrap()).unwrap();
+    let other_update = SignedUpdate::from_value(other_update["update"].clone()).unwrap();
+    let (own, rate) = (alice.own(InitialBeaconKind::P2tr), FeeRate::from_sat_per_vb_u32(2));
+    let rival = SingletonAnnouncement::new(own, &[other_coin], &other_update, rate, &Change::Beacon).unwrap();
+    let rival = rival.sign(&alice.key, &mut Randomness::Seeded([4; 32]).for_actor("rival")).unwrap();
+    let waiting = alice.world.blocks.mempool().await;
+    alice.world.blocks.mine_with(1, &[rival]).await;
+    let own = ["--identity", alice.identity.as_str(), "--sidecar", &other];
+    let refused = alice.singleton_of(&own, &bump).await;
+    contains(refused.usage(), &["version 2 is announced already by another update", "nothing is announced"]);
+    assert_eq!(alice.world.blocks.mempool().await, waiting);
 }
 
 #[actix_rt::test]

@@ -3,7 +3,9 @@
 use std::{fs, path::PathBuf};
 
 use crate::bitcoind_support::{Bitcoind, TestChain, faucet::Faucet};
-use crate::support::{Run, Service, did_of, directory, external_identity, path, run, run_with};
+use crate::support::{
+    Run, Service, did_of, directory, external_identity, identity, join, path, proxy::Proxy, run, run_with,
+};
 use bitcoin::{
     Address, Amount, Network, OutPoint, Psbt, ScriptBuf, Transaction, TxOut,
     absolute::LockTime,
@@ -17,7 +19,7 @@ use btcr2_aggregation::{
         identity::Identity,
         key::SecretKey,
         network,
-        update::{SignedUpdate, add_beacon_service_patch, build_update, sign_update},
+        update::{SignedUpdate, add_beacon_service_patch, build_update, sign_update, signed_digest},
     },
 };
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
@@ -224,6 +226,12 @@ fn invalid_calls_are_refused_with_a_reason() {
         "not on the beacon's address",
     );
 
+    // What a P2PKH coin holds is not what its signature is over.
+    let (_, legacy) = funding(&member.address("initialP2PKH"), 20_000);
+    let own = ["--identity", member.identity.as_str(), "--coin", &legacy, "--type", "p2pkh"];
+    refused(&[&own[..], &["--sign"]].concat(), "does not commit to it");
+    member.run(&own).succeeded();
+
     // Another DID's update, and a DID that has no initial beacons.
     let other = SecretKey::from_hex(&SECRET.replace('b', "c")).unwrap();
     let other = Identity::from_key(other, network::Network::Regtest);
@@ -286,6 +294,13 @@ fn no_second_update_of_a_version_is_written_with_state() {
     let reason = refused.1.iter().find(|event| event["event"] == "result").unwrap()["reason"].to_string();
     assert!(refused.0 == Some(1) && reason.contains("--supersede singleton"), "{refused:?}");
     singleton(&contradicting, &["--supersede", "singleton"]).succeeded();
+    // What is superseded once stays so: the next call knows it without the flag.
+    singleton(&contradicting, &[]).succeeded();
+    assert!(singleton(&third, &[]).usage().contains("without a cohort"));
+    // Until it is taken back: from then on the other one is refused.
+    singleton(&third, &["--supersede", "singleton"]).succeeded();
+    singleton(&third, &[]).succeeded();
+    assert!(singleton(&contradicting, &[]).usage().contains("without a cohort"));
 
     // An update that does not follow from the vault is refused unless it is allowed.
     let ahead = note(&member, &second, 4, "far ahead");
@@ -297,6 +312,62 @@ fn no_second_update_of_a_version_is_written_with_state() {
     let stale = ["--source-document", &source, "--source-version", "7", "--supersede", "singleton"];
     let stale = crate::support::join(&service.url, &member.identity, &[&more[..4], &stale].concat()).end();
     assert!(stale.0 == Some(2) && stale.2.contains("lead to version 2"), "{stale:?}");
+}
+
+#[test]
+fn what_an_open_session_has_submitted_is_not_contradicted() {
+    let member = Member::new("singleton-session");
+    let (state, patch) = (path(&member.directory, "state"), path(&member.directory, "patch"));
+    fs::write(&patch, r#"[{ "op": "add", "path": "/note", "value": "first" }]"#).unwrap();
+    let service = Service::once(&member.directory, 2, &[]);
+    // The other member never answers, so that the cohort waits.
+    let deaf = Proxy::deaf_behind(service.address(), "keygen/cohort_opt_in_accept");
+    let mut silent = join(&deaf.url(), &identity(&member.directory, "silent"), &["--decline"]);
+    silent.event("opt-in-accepted");
+    let arguments = ["--update", &patch, "--state", &state, "--allow-unlisted-beacon"];
+    let mut joined = service.join(&member.identity, &arguments);
+    let cohort = joined.event("update-submitted")["cohortId"].as_str().unwrap().to_owned();
+    joined.kill();
+    drop(joined);
+
+    let initial = document::initial_document(&member.did.parse().unwrap(), None).unwrap();
+    let other = note(&member, &initial, 1, "other");
+    let singleton = ["singleton", "--identity", &member.identity, "--update", &other, "--state", &state];
+    let refused = run(&singleton);
+    assert!(refused.usage().contains(&format!("was submitted in cohort {cohort}")), "{refused:?}");
+    // Who drops that one does not sign it later.
+    run(&[&singleton[..], &["--supersede", &cohort]].concat()).succeeded();
+    run(&singleton).succeeded();
+    let (status, lines, errors) = join(&service.url, &member.identity, &arguments).end();
+    let result = lines.iter().find(|line| line["event"] == "result").unwrap();
+    let reason = result["reason"].as_str().unwrap();
+    assert_eq!(status, Some(1), "{lines:#?}{errors}");
+    assert!(reason.contains(&format!("submitted in cohort {cohort}")) && reason.contains("--forget"), "{reason}");
+}
+
+#[test]
+fn an_update_whose_proof_may_not_hold_in_its_block_is_refused() {
+    let member = Member::new("singleton-expires");
+    let key = SecretKey::from_hex(SECRET).unwrap();
+    let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
+    for (field, time) in [("expires", "2126-01-01T00:00:00Z"), ("created", now.as_str())] {
+        let mut update = member.update.value().clone();
+        let mut proof = update.as_object_mut().unwrap().remove("proof").unwrap();
+        proof.as_object_mut().unwrap().remove("proofValue");
+        proof[field] = time.into();
+        let signature =
+            key.sign(&signed_digest(&proof, &update).unwrap(), &mut ChaCha20Rng::seed_from_u64(7)).to_bytes();
+        proof["proofValue"] = format!("z{}", bs58::encode(signature).into_string()).into();
+        update["proof"] = proof;
+        let file = path(&member.directory, field);
+        fs::write(&file, update.to_string()).unwrap();
+        let singleton =
+            |more: &[&str]| run(&[&["singleton", "--did", &member.did, "--update", &file], more].concat());
+        let refused = singleton(&[]);
+        assert!(refused.usage().contains(&format!("proof.{field}")), "{refused:?}");
+        let risky = singleton(&["--allow-risky-update"]).succeeded();
+        assert!(risky.stderr.contains(&format!("warning: proof.{field}")), "{risky:?}");
+    }
 }
 
 #[test]

@@ -164,6 +164,13 @@ impl SingletonAnnouncement {
         Ok(self)
     }
 
+    /// The first coin whose stated value nothing proves: a signature for P2PKH does not commit to it (unlike BIP-143 and
+    /// BIP-341), and what the coin holds beyond it would be paid as fee. [`Self::with_funding`] proves it.
+    pub fn unproven(&self) -> Option<&Coin> {
+        let is_proven = |coin: &&Coin| self.funding.contains_key(&coin.outpoint.txid);
+        self.coins.iter().filter(|_| self.beacon.kind() == InitialBeaconKind::P2pkh).find(|coin| !is_proven(coin))
+    }
+
     /// The beacon that announces.
     pub const fn beacon(&self) -> &SingletonBeacon {
         &self.beacon

@@ -33,6 +33,9 @@ const MAX_ANSWER: usize = 16 << 20;
 /// The most pages of a script's history that are read at once, of 25 transactions each.
 const MAX_PAGES: usize = 400;
 
+/// How many transactions of the mempool a server lists at most for a script: there is no second page.
+const MEMPOOL_PAGE: usize = 50;
+
 /// The longest pause that a request waits for when a server asks for one (429, `Retry-After`), and the default pause if
 /// the server gives no duration.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -168,6 +171,18 @@ impl EsploraChain {
     /// The history of a script down to height `since`: mempool first, then from the newest block on.
     async fn history(&self, script: &str, since: u32) -> Result<Vec<EsploraTx>, ChainError> {
         let mut history: Vec<EsploraTx> = self.get_json(&format!("/scripthash/{script}/txs/mempool")).await?;
+        if history.len() >= MEMPOOL_PAGE {
+            let path = format!("/scripthash/{script}");
+            let stats: ScriptStats = self.get_json(&path).await?;
+            let (listed, all) = (history.len(), stats.mempool_stats.tx_count);
+            if listed < all {
+                return Err(ChainError::Unavailable(format!(
+                    "{}: it lists {listed} of the {all} transactions of an address that wait in the mempool: wait until blocks have \
+                     taken them, or ask a Bitcoin Core node instead",
+                    self.url
+                )));
+            }
+        }
         let mut page = format!("/scripthash/{script}/txs/chain");
         // The complete history, or an error: a missing entry might be a spend.
         let mut known: HashSet<Txid> = HashSet::new();
@@ -421,6 +436,16 @@ fn refused_unless_known(status: StatusCode, body: &[u8]) -> Result<(), ChainErro
 }
 
 #[derive(Deserialize)]
+struct ScriptStats {
+    mempool_stats: TxCount,
+}
+
+#[derive(Deserialize)]
+struct TxCount {
+    tx_count: usize,
+}
+
+#[derive(Deserialize)]
 struct Package {
     package_msg: String,
     #[serde(rename = "tx-results", default)]
@@ -431,3 +456,6 @@ struct Package {
 struct PackageResult {
     error: Option<String>,
 }
+
+#[cfg(test)]
+mod tests;

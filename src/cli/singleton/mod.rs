@@ -27,13 +27,20 @@ use super::{
     update::{Record, ledger_of},
 };
 use crate::{
+    actors::runtime::Clock,
     bitcoin::chain::ChainError,
     cas::Location,
     controller::{CurrentError, Keys},
     error::ProgramError,
     inputs,
     join::ledger::Ledger,
-    protocol::{did::Did, id::CohortId, network::Network, output::Change, update::SignedUpdate},
+    protocol::{
+        did::Did,
+        id::CohortId,
+        network::Network,
+        output::Change,
+        update::{self, SignedUpdate},
+    },
     singleton::{
         FallbackError, Prepared, bump::BumpError, choice::ChoiceError, order::OrderError, places::Place,
         standing::NotNext, write_fallback,
@@ -93,8 +100,9 @@ pub(super) struct SingletonArgs {
     #[arg(long, value_name = "FILE")]
     source_document: Option<PathBuf>,
     /// Announce it although it leaves the DID without a key or a beacon, adds a beacon twice, or publishes a secret key; although
-    /// it starts from another document than --state knows; or, with --chain, although it is versions ahead of the current document
-    /// or another announcement waits in the mempool or is not known here
+    /// its proof expires or was just created; although it starts from another document than --state knows; or, with --chain, although
+    /// it is versions ahead of the current document
+    /// or another announcement waits in the mempool, or is not known here, or cannot be applied
     #[arg(long)]
     allow_risky_update: bool,
     /// A coin to spend: transaction id, output number and value in satoshi; may be given several times. With --chain: only
@@ -285,6 +293,20 @@ fn write(
     Ok(())
 }
 
+/// Refuses an update whose proof may not be valid in the block that announces it: when that will be is not known.
+fn refuse_expiring(args: &SingletonArgs, update: &SignedUpdate) -> Result<(), SingletonFailure> {
+    match update::refuse_expiring(update, Clock::system().now()) {
+        Err(error) if !args.allow_risky_update => {
+            Err(usage(format!("{error}; --allow-risky-update announces it all the same")))
+        }
+        Err(error) => {
+            err!("warning: {error}");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
 /// Refuses an update if another one of its version may be announced.
 fn refuse_contradiction(ledger: &Ledger, update: &SignedUpdate) -> Result<(), SingletonFailure> {
     match ledger.contradiction(update) {
@@ -307,7 +329,7 @@ async fn record(
     let record = Record::open(directory, did).await?;
     let recorded = async {
         record.check()?;
-        let ledger = ledger_of(initial, record.contents().clone(), superseded);
+        let ledger = ledger_of(initial, &record, superseded);
         refuse_contradiction(&ledger, update)?;
         Ok(record.add(update, &ledger.settled()).await?)
     };

@@ -11,6 +11,7 @@ use super::{
         update::{Record, ledger_of},
     },
     SingletonArgs, SingletonFailure, UpdateFile, change, read_update, record, refuse_contradiction,
+    refuse_expiring,
     report::Shown,
     usage,
     values::{CoinText, SatPerVb},
@@ -49,12 +50,13 @@ pub(super) async fn run(
             let initial = initial.clone().ok_or_else(|| FallbackError::External(did.clone()))?;
             let record = Record::read(directory, did).await?;
             record.check()?;
-            Some(ledger_of(initial, record.contents().clone(), &args.supersede))
+            Some(ledger_of(initial, &record, &args.supersede))
         }
         None => None,
     };
     let source = source(args, known.as_ref(), initial.clone(), &update, from)?;
     singleton::check_update(did, &update, source.as_ref())?;
+    refuse_expiring(args, &update)?;
     let mut concerns: Vec<String> =
         singleton::concerns(did, &update, source.as_ref())?.iter().map(Concern::to_string).collect();
     if let Some(ledger) = &known {
@@ -81,7 +83,7 @@ pub(super) async fn run(
     };
     // Before the transaction is returned: it may be announced from then on.
     if let (Some(directory), Some(ledger), Some(initial)) = (&args.state, &known, initial)
-        && !ledger.knows(&update)
+        && !(ledger.knows(&update) && args.supersede.is_empty())
     {
         record(directory, did, initial, &update, &args.supersede).await?;
     }

@@ -12,13 +12,17 @@ use super::{
         update::{Record, is_new, ledger_of},
     },
     SendArgs, SingletonArgs, SingletonFailure, UpdateFile, change, read_update, record, refuse_contradiction,
+    refuse_expiring,
     report::Shown,
-    send::{Announced, Sent, send, wait},
+    send::{Announced, Sent, same_tip, send, wait},
     usage,
     values::CoinText,
 };
 use crate::{
-    bitcoin::{chain::Chain, fees::sat_per_vb},
+    bitcoin::{
+        chain::{BlockId, Chain},
+        fees::sat_per_vb,
+    },
     cas,
     controller::{Current, Keys, current::current},
     inputs,
@@ -45,6 +49,8 @@ use crate::{
 struct Online {
     chain: Arc<dyn Chain>,
     given: Given,
+    /// The block up to which the document was resolved, or an earlier one.
+    tip: BlockId,
     current: Current,
 }
 
@@ -58,6 +64,8 @@ pub(in crate::cli) struct Announcement<'a> {
     /// The Sidecar Data with which the document was resolved, and the confirmations with which signals counted.
     pub(in crate::cli) given: &'a Given,
     pub(in crate::cli) min_conf: u32,
+    /// The block up to which it was resolved, or an earlier one.
+    pub(in crate::cli) tip: BlockId,
     pub(in crate::cli) args: &'a SendArgs,
 }
 
@@ -90,11 +98,12 @@ impl Online {
             stores,
             max_addresses: usize::MAX,
         };
+        let tip = chain.tip().await?.block;
         let current = current(&sources, did, &given, args.min_conf).await?;
         for warning in &current.warnings {
             err!("warning: {warning}");
         }
-        Ok(Self { chain, given, current })
+        Ok(Self { chain, given, tip, current })
     }
 
     /// The initial document.
@@ -108,7 +117,29 @@ impl Online {
         let Some(directory) = &args.state else { return Ok(None) };
         let record = Record::read(directory, did).await?;
         record.check()?;
-        Ok(Some(ledger_of(self.initial(did)?, record.contents().clone(), &args.supersede)))
+        Ok(Some(ledger_of(self.initial(did)?, &record, &args.supersede)))
+    }
+
+    /// Records an update that was found announced, so that no other one of its version follows.
+    async fn record_announced(
+        &self,
+        args: &SingletonArgs,
+        did: &Did,
+        update: &SignedUpdate,
+    ) -> Result<(), SingletonFailure> {
+        if args.out.is_some() {
+            err!("note: --out: nothing is written, because no transaction is made");
+        }
+        let Some(directory) = &args.state else { return Ok(()) };
+        let Some(ledger) = self.ledger(args, did).await? else { return Ok(()) };
+        if ledger.knows(update) {
+            return Ok(());
+        }
+        if let Some(contradiction) = ledger.contradiction(update) {
+            err!("warning: it is not recorded: {contradiction}. Never announce that one");
+            return Ok(());
+        }
+        record(directory, did, self.initial(did)?, update, &args.supersede).await
     }
 
     /// Records the update before its transaction is returned or sent: it may be announced from then on.
@@ -120,7 +151,7 @@ impl Online {
         update: &SignedUpdate,
     ) -> Result<(), SingletonFailure> {
         match (&args.state, ledger) {
-            (Some(_), Some(ledger)) if ledger.knows(update) => Ok(()),
+            (Some(_), Some(ledger)) if ledger.knows(update) && args.supersede.is_empty() => Ok(()),
             (Some(directory), _) => record(directory, did, self.initial(did)?, update, &args.supersede).await,
             (None, _) => {
                 err!(
@@ -131,6 +162,33 @@ impl Online {
             }
         }
     }
+}
+
+/// Checks that resolvers would apply the update as the next one, `source` being the document that its file has. Otherwise
+/// the signal that announces it already, and whether that counts.
+fn announceable(
+    args: &SingletonArgs,
+    online: &Online,
+    did: &Did,
+    update: &SignedUpdate,
+    source: Option<Value>,
+) -> Result<Option<(Arc<BeaconSignal>, bool)>, SingletonFailure> {
+    let current = &online.current;
+    match standing(current, update, args.min_conf) {
+        Ok(Standing::Next) => {}
+        Ok(Standing::Announced { signal, counts }) => return Ok(Some((signal, counts))),
+        Err(NotNext::Unsettled(reason)) if args.allow_risky_update => err!("warning: {reason}"),
+        // Its document is not known to resolvers yet: it is checked as far as the file shows it.
+        Err(NotNext::Ahead { target, .. }) if args.allow_risky_update => {
+            let source = source.map(|document| (document, target - 1));
+            singleton::check_update(did, update, source.as_ref())?;
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let source = (current.document.clone(), current.version);
+    singleton::check_update(did, update, Some(&source))?;
+    Ok(None)
 }
 
 /// Announces the update of a file.
@@ -159,25 +217,16 @@ pub(super) async fn run(
         }
     }
 
-    match standing(current, &update, args.min_conf) {
-        Ok(Standing::Next) => {}
-        Ok(Standing::Announced { signal, counts }) => {
-            return announced_before(args, &online, did, &update, &signal, counts).await;
-        }
-        // Its document is not known to resolvers yet: it is checked as far as the file shows it.
-        Err(NotNext::Ahead { target, .. }) if args.allow_risky_update => {
-            let source = source.map(|document| (document, target - 1));
-            singleton::check_update(did, &update, source.as_ref())?;
-        }
-        Err(error) => return Err(error.into()),
+    if let Some((signal, counts)) = announceable(args, &online, did, &update, source)? {
+        return announced_before(args, &online, did, &update, &signal, counts).await;
     }
     if update.target_version() == Some(current.version + 1) {
         let source = (current.document.clone(), current.version);
-        singleton::check_update(did, &update, Some(&source))?;
         let concerns: Vec<String> =
             singleton::concerns(did, &update, Some(&source))?.iter().map(Concern::to_string).collect();
         refuse_risky(&concerns, path, args.allow_risky_update)?;
     }
+    refuse_expiring(args, &update)?;
     let ledger = online.ledger(args, did).await?;
     if let Some(ledger) = &ledger {
         refuse_contradiction(ledger, &update)?;
@@ -211,6 +260,7 @@ pub(super) async fn run(
                  with a higher fee",
                 unconfirmed.txid
             );
+            online.record_announced(args, did, &update).await?;
             let announced = Announced {
                 transaction: &unconfirmed.transaction,
                 script: place.address.script_pubkey(),
@@ -223,6 +273,7 @@ pub(super) async fn run(
     };
     notes(&new);
     let signed = signed(&new, &args.announcement, args.sign)?;
+    same_tip(&*online.chain, online.tip).await?;
     online.record(args, did, ledger.as_ref(), &update).await?;
     super::write(args, did, &update, &listed, Some(&new.prepared))?;
     let sent = match signed {
@@ -258,7 +309,10 @@ pub(super) async fn bump(
     };
     let Replacement { replaced, old_fee, signal, new } = bump::make(&*online.chain, &order).await?;
     let ledger = online.ledger(args, did).await?;
-    let known = file.map(|file| file.update).filter(|update| update.hash().as_bytes() == signal.as_bytes());
+    let (known, source) = match file {
+        Some(file) if file.update.hash().as_bytes() == signal.as_bytes() => (Some(file.update), file.source),
+        _ => (None, None),
+    };
     let known = known.or_else(|| ledger.as_ref().and_then(|ledger| ledger.announced_by(&signal)));
     let Some(update) = known else {
         return Err(usage(format!(
@@ -266,6 +320,16 @@ pub(super) async fn bump(
              it is recorded"
         )));
     };
+    // What has changed since it was announced may forbid it: in the mempool it may still be overtaken.
+    if let Some((signal, _)) = announceable(args, &online, did, &update, source)? {
+        return Err(usage(format!(
+            "the update is announced already, by transaction {} in block {}: there is nothing to bump",
+            signal.txid, signal.block.height
+        )));
+    }
+    if let Some(ledger) = &ledger {
+        refuse_contradiction(ledger, &update)?;
+    }
     notes(&new);
     let signed = signed(&new, &args.announcement, args.sign)?;
     err!(
@@ -277,6 +341,7 @@ pub(super) async fn bump(
             new.prepared.announcement.max_vsize()
         ))
     );
+    same_tip(&*online.chain, online.tip).await?;
     online.record(args, did, ledger.as_ref(), &update).await?;
     super::write(args, did, &update, &listed, Some(&new.prepared))?;
     let sent = match signed {
@@ -286,13 +351,12 @@ pub(super) async fn bump(
     Ok(report(args, did, &update, &listed, Some(&new), sent))
 }
 
-/// Announces an update that has been checked and recorded, on the `chain` from which the document was resolved. What it
-/// prints is for people, on standard error.
+/// Announces an update that has been checked and recorded, on the `chain` from which the document was resolved.
 pub(in crate::cli) async fn announce(
     chain: &dyn Chain,
     announcement: &Announcement<'_>,
 ) -> Result<(Value, bool), SingletonFailure> {
-    let Announcement { did, document, update, keys, given, min_conf, args } = *announcement;
+    let Announcement { did, document, update, keys, given, min_conf, tip, args } = *announcement;
     let order = Order {
         did,
         document,
@@ -310,6 +374,7 @@ pub(in crate::cli) async fn announce(
     let (new, sent) = match order::make(chain, &order).await? {
         Made::New(new) => {
             notes(&new);
+            same_tip(chain, tip).await?;
             let transaction = signed(&new, args, true)?.ok_or_else(|| usage("--send is missing"))?;
             let sent = deliver(chain, &new, transaction, args).await?;
             (Some(new), sent)
@@ -391,6 +456,7 @@ async fn announced_before(
          No second transaction is made",
         args.min_conf
     );
+    online.record_announced(args, did, update).await?;
     let sent = match args.announcement.wait {
         Some(_) => {
             let tip = online.chain.tip().await?;

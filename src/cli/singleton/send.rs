@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{SingletonFailure, values::SatPerVb};
 use crate::{
-    bitcoin::chain::{Chain, ChainError, Place, TransactionStatus},
+    bitcoin::chain::{BlockId, Chain, ChainError, Place, TransactionStatus},
     config::Period,
     join::ChainQuestions,
     protocol::hash::SignalBytes,
@@ -124,6 +124,19 @@ pub(in crate::cli) struct Announced<'a> {
     pub(super) since: Option<u32>,
 }
 
+/// Refuses a transaction beside a block that has arrived since the document was resolved: what it announces is neither
+/// in the document nor in the mempool.
+pub(in crate::cli) async fn same_tip(chain: &dyn Chain, tip: BlockId) -> Result<(), SingletonFailure> {
+    let now = chain.tip().await?.block;
+    if now == tip {
+        return Ok(());
+    }
+    Err(SingletonFailure::Failed(format!(
+        "block {} has arrived since the document was resolved (at block {}), and may hold another announcement: run this again",
+        now.height, tip.height
+    )))
+}
+
 /// Broadcasts a signed transaction, which was verified, and waits for its confirmations if that is asked for.
 pub(in crate::cli) async fn send(
     chain: &dyn Chain,
@@ -140,12 +153,19 @@ pub(in crate::cli) async fn send(
             "the chain: {error}. Whether transaction {txid} is sent is not known: the same command again finds out"
         )),
     })?;
-    if !is_there(chain, &txid).await? {
+    // From here on it is sent: no error may hide that.
+    let sent = |error: SingletonFailure| {
+        SingletonFailure::Failed(format!(
+            "transaction {txid} is sent, the chain has taken it; what became of it is not known: {error}. The same command again finds \
+             out, and announces nothing twice"
+        ))
+    };
+    if !is_there(chain, &txid).await.map_err(sent)? {
         return Err(SingletonFailure::Failed(format!(
             "the chain has taken transaction {txid}, and does not have it: the same command again finds out"
         )));
     }
-    wait(chain, announced, args).await
+    wait(chain, announced, args).await.map_err(sent)
 }
 
 /// Whether the chain has a transaction that it has just taken, which is stated. A server that indexes may need some seconds.
@@ -154,15 +174,21 @@ async fn is_there(chain: &dyn Chain, txid: &Txid) -> Result<bool, SingletonFailu
         if attempt > 0 {
             tokio::time::sleep(PAUSE).await;
         }
-        let tip = chain.tip().await?;
-        match chain.status(txid, tip.block.height.saturating_sub(1)).await? {
-            TransactionStatus::At(Place::Mempool) => err!("{txid} is in the mempool"),
-            TransactionStatus::At(Place::Block(block)) => err!("{txid} is in block {}", block.height),
-            TransactionStatus::Unknown => continue,
+        match status(chain, txid).await {
+            Ok(TransactionStatus::At(Place::Mempool)) => err!("{txid} is in the mempool"),
+            Ok(TransactionStatus::At(Place::Block(block))) => err!("{txid} is in block {}", block.height),
+            Ok(TransactionStatus::Unknown) => continue,
+            Err(error) if error.is_transient() && attempt + 1 < ATTEMPTS => continue,
+            Err(error) => return Err(error.into()),
         }
         return Ok(true);
     }
     Ok(false)
+}
+
+async fn status(chain: &dyn Chain, txid: &Txid) -> Result<TransactionStatus, ChainError> {
+    let tip = chain.tip().await?;
+    chain.status(txid, tip.block.height.saturating_sub(1)).await
 }
 
 /// Waits for the confirmations of a transaction that is sent, if that is asked for.

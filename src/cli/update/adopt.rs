@@ -213,6 +213,7 @@ async fn adopt(args: AdoptArgs) -> Result<bool, UpdateFailure> {
             adoption.minting()
         )));
     }
+    check_membership(&adoption, &identity, update.common.allow_risky_document)?;
     let signals = signals(&adoption, &start.sources).await?;
     if !signals.seen.is_empty() {
         err!(
@@ -255,7 +256,7 @@ async fn known_patch(
     Ok(known)
 }
 
-/// Refuses the record of another member, and warns one that is not a member.
+/// Refuses the record of another member, and of another network.
 fn check_member(adoption: &Adoption, identity: &Identity) -> Result<(), UpdateFailure> {
     let did: &Did = identity.did();
     let output = &adoption.cohort.output;
@@ -272,11 +273,21 @@ fn check_member(adoption: &Adoption, identity: &Identity) -> Result<(), UpdateFa
             adoption.cohort.from
         )));
     }
+    Ok(())
+}
+
+/// Refuses one that is not a member of the cohort, unless it takes that risk.
+fn check_membership(adoption: &Adoption, identity: &Identity, allowed: bool) -> Result<(), UpdateFailure> {
+    let (did, output) = (identity.did(), &adoption.cohort.output);
     if !output.keys().contains(&identity.public_key()) {
-        err!(
-            "warning: no key of this cohort is the one that {did} began with: you are not one of its members, and cannot sign there. \
-             Others decide what is announced, and you get no data of it unless they give it to you"
+        let problem = format!(
+            "no key of this cohort is the one that {did} began with: you are not one of its members, and cannot sign there. Others \
+             decide what is announced, and you get no data of it unless they give it to you"
         );
+        if !allowed {
+            return Err(UpdateFailure::Refused(format!("{problem}; --allow-risky-document if that is intended")));
+        }
+        err!("warning: {problem}");
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use super::{
     report::{Prepared, quoted},
 };
 use crate::{
-    bitcoin::chain::{Chain, ChainSource, CoreAuth},
+    bitcoin::chain::{BlockId, Chain, ChainSource, CoreAuth},
     cas::Location,
     resolve::Given,
     singleton::places::{Place, places},
@@ -74,6 +74,7 @@ pub(super) fn command(common: &CommonArgs, prepared: &Prepared<'_>) -> String {
 pub(super) async fn send(
     common: &CommonArgs,
     chain: &dyn Chain,
+    tip: BlockId,
     given: &Given,
     prepared: &Prepared<'_>,
 ) -> Result<bool, UpdateFailure> {
@@ -84,6 +85,7 @@ pub(super) async fn send(
         keys: Some(prepared.keys),
         given,
         min_conf: common.min_conf,
+        tip,
         args: &common.announcement,
     };
     match announce(chain, &announcement).await {

@@ -6,12 +6,15 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::UpdateFailure;
+use super::{UpdateFailure, record::is_new};
 use crate::{
     bitcoin::recovery::CohortFile,
     error::ProgramError,
     inputs,
-    protocol::{beacon::BeaconType, cohort::conditions::Conditions, did::Did, id::CohortId, output::BeaconOutput},
+    protocol::{
+        beacon::BeaconType, cohort::conditions::Conditions, did::Did, id::CohortId, output::BeaconOutput,
+        sidecar::MemberRecord,
+    },
     vault::Sources,
 };
 
@@ -33,7 +36,11 @@ impl Cohort {
         let path = Path::new(text);
         if path.is_file() {
             let value: Value = inputs::json(path).map_err(|error| UpdateFailure::Refused(error.to_string()))?;
-            return Self::of_file(&value, text);
+            let cohort = Self::of_file(&value, text)?;
+            if let Some(state) = state.filter(|state| !is_new(state)) {
+                cohort.check_vault(state).await?;
+            }
+            return Ok(cohort);
         }
         let id = CohortId::parse(text)
             .map_err(|error| UpdateFailure::Refused(format!("{text} is not a file, and {error}")))?;
@@ -58,6 +65,12 @@ impl Cohort {
                     output.address()
                 )));
             }
+            if conditions.script_tree != *output.script_tree() {
+                return Err(refuse(
+                    "the terms in it (`conditions`) are not those of its address (`output`): it was changed"
+                        .to_owned(),
+                ));
+            }
             return Ok(Self {
                 id: part(cohort, "cohortId").map_err(refuse)?,
                 output,
@@ -74,6 +87,27 @@ impl Cohort {
         }
         let file: CohortFile = serde_json::from_value(value.clone()).map_err(|error| refuse(error.to_string()))?;
         Ok(Self { id: file.cohort_id, output: file.output, beacon_type: None, member: None, from: name.to_owned() })
+    }
+
+    /// Refuses what a file states otherwise than the member's own record of the same cohort: a file proves nothing.
+    async fn check_vault(&self, state: &Path) -> Result<(), UpdateFailure> {
+        let sources = Sources { states: vec![state.to_owned()], ..Sources::default() };
+        let failed = |error: String| UpdateFailure::Program(ProgramError::State(error));
+        let contents = sources.read().await.map_err(|error| failed(error.to_string()))?;
+        let mut records = contents.of_cohort(&self.id).map(|entry| &entry.record).peekable();
+        let is_same = |record: &MemberRecord| {
+            record.output.address() == self.output.address()
+                && self.beacon_type.as_ref().is_none_or(|stated| *stated == record.conditions.beacon_type)
+        };
+        if records.peek().is_none() || records.any(is_same) {
+            return Ok(());
+        }
+        Err(UpdateFailure::Refused(format!(
+            "{}: its cohort {} has another address or type of beacon than in {}: adopt that one by its identifier",
+            self.from,
+            self.id,
+            state.display()
+        )))
     }
 
     async fn of_vault(id: &CohortId, state: &Path) -> Result<Self, UpdateFailure> {

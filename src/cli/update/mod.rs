@@ -112,7 +112,7 @@ struct CommonArgs {
     )]
     min_conf: u32,
     /// Prepare an update that leaves the DID without a beacon or without a key that can update it, adds a beacon twice, or
-    /// publishes a secret key
+    /// publishes a secret key; or although a signal with too few confirmations to count cannot be applied
     #[arg(long, global = true, help_heading = "Output")]
     allow_risky_document: bool,
     /// Write the signed update and the Sidecar Data to this file, which must not exist yet

@@ -12,6 +12,7 @@ use super::{
     verbs::{Current, Plan},
 };
 use crate::{
+    bitcoin::chain::BlockId,
     cas,
     controller::{self, Current as Resolved, Keys, places},
     inputs,
@@ -34,6 +35,8 @@ pub(super) async fn run(args: &UpdateArgs) -> Result<bool, UpdateFailure> {
 pub(super) struct Start {
     pub(super) sources: Sources,
     pub(super) given: Given,
+    /// The block up to which the document was resolved, or an earlier one.
+    pub(super) tip: BlockId,
     /// The current document.
     pub(super) document: Value,
     pub(super) version: u64,
@@ -48,9 +51,11 @@ impl Start {
             let refuse = |error| ResolveFailure::Sidecar { path: keys.name().into(), error };
             given.add(json!({ "genesisDocument": genesis }), "the identity file").map_err(refuse)?;
         }
+        let tip = sources.chain.tip().await;
+        let tip = tip.map_err(|error| UpdateFailure::Unresolved(format!("{}: {error}", sources.chain_name)))?.block;
         let resolved = current(args, &sources, &given).await?;
         check_way(args, &resolved.document)?;
-        Ok(Self { sources, given, document: resolved.document, version: resolved.version })
+        Ok(Self { sources, given, tip, document: resolved.document, version: resolved.version })
     }
 }
 
@@ -63,7 +68,7 @@ pub(super) async fn finish(
     known: Option<Value>,
 ) -> Result<bool, UpdateFailure> {
     let UpdateArgs { did, common, .. } = args;
-    let Start { sources, given, document: source, version } = start;
+    let Start { sources, given, tip, document: source, version } = start;
 
     let signer = keys.signer(&source, version)?.0;
     let current = Current { did, document: &source, version, signer: &signer };
@@ -111,7 +116,7 @@ pub(super) async fn finish(
     if !common.announcement.send {
         return Ok(true);
     }
-    by_singleton::send(common, &*sources.chain, &given, &prepared).await
+    by_singleton::send(common, &*sources.chain, tip, &given, &prepared).await
 }
 
 /// Refuses a wrong call before any request is made.
@@ -173,15 +178,21 @@ async fn current(args: &UpdateArgs, sources: &Sources, given: &Given) -> Result<
     for warning in &resolved.warnings {
         err!("warning: {warning}");
     }
-    match &resolved.young {
-        Some(young) => Err(UpdateFailure::Refused(format!(
+    match (&resolved.young, &resolved.unsettled) {
+        (Some(young), _) => Err(UpdateFailure::Refused(format!(
             "an update to version {} is in a block, with {} of {min_conf} confirmations: another one of version {} would end \
              the DID. Wait, or start from that document: --min-conf 1",
             young.version,
             young.confirmations,
             resolved.version + 1
         ))),
-        None => Ok(resolved),
+        (None, Some(reason)) if !args.common.allow_risky_document => {
+            Err(UpdateFailure::Refused(format!("{reason}; --allow-risky-document prepares this one all the same")))
+        }
+        (None, reason) => {
+            reason.iter().for_each(|reason| err!("warning: {reason}"));
+            Ok(resolved)
+        }
     }
 }
 

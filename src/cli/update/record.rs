@@ -8,20 +8,29 @@ use crate::{
     actors::state::{State, StateError, vault::VaultEntry},
     controller::Settled,
     error::ProgramError,
-    join::ledger::{Ledger, Standing},
+    join::{
+        ledger::{Ledger, Standing},
+        memberships::{Earlier, earlier},
+    },
     protocol::{did::Did, id::CohortId, update::SignedUpdate},
     storage,
-    vault::{Sources, VaultContents, read_open},
+    vault::{VaultContents, read_open},
 };
 
-/// The ledger of the contents of one DID, which begins with the `initial` document.
-pub(in crate::cli) fn ledger_of(initial: Value, contents: VaultContents, superseded: &[CohortId]) -> Ledger {
+/// The ledger of what is recorded of one DID, which begins with the `initial` document.
+pub(in crate::cli) fn ledger_of(initial: Value, record: &Record<'_>, superseded: &[CohortId]) -> Ledger {
+    let contents = record.contents.clone();
     let entries = contents.entries.into_iter().map(|entry: VaultEntry| {
         let standing = if entry.txid.is_some() { Standing::Announced } else { Standing::Approved };
         (entry, standing)
     });
     let ledger = Ledger::new(initial, superseded.to_vec(), contents.settled, entries);
     contents.prepared.iter().for_each(|update| ledger.prepared(update));
+    for session in &record.sessions {
+        if let Some(update) = session.pending() {
+            ledger.submitted(&session.cohort_id, update);
+        }
+    }
     ledger.loaded();
     ledger
 }
@@ -38,7 +47,14 @@ pub(in crate::cli) fn is_new(directory: &Path) -> bool {
 pub(in crate::cli) struct Record<'a> {
     state: Option<State>,
     contents: VaultContents,
+    /// The sessions of `join`. What it has submitted there, it signs when it is started again.
+    sessions: Vec<Earlier>,
     did: &'a Did,
+}
+
+async fn read(state: &State, contents: &mut VaultContents, did: &Did) -> Result<Vec<Earlier>, ProgramError> {
+    read_open(state, contents).await.map_err(|error| ProgramError::State(error.to_string()))?;
+    earlier(&state.journal(), did).await.map_err(|error| ProgramError::State(error.to_string()))
 }
 
 impl<'a> Record<'a> {
@@ -53,25 +69,25 @@ impl<'a> Record<'a> {
             ProgramError::State(format!("{error}{hint}"))
         })?;
         let mut contents = VaultContents::default();
-        let outcome = read_open(&state, &mut contents).await;
-        let record = Self { state: Some(state), contents: contents.only(Some(did)), did };
-        match outcome {
-            Ok(()) => Ok(record),
+        match read(&state, &mut contents, did).await {
+            Ok(sessions) => Ok(Self { state: Some(state), contents: contents.only(Some(did)), sessions, did }),
             Err(error) => {
-                record.close().await;
-                Err(ProgramError::State(error.to_string()))
+                state.close().await;
+                Err(error)
             }
         }
     }
 
     /// Reads the directory only, if there is one.
     pub(in crate::cli) async fn read(directory: &Path, did: &'a Did) -> Result<Self, ProgramError> {
-        let mut contents = VaultContents::default();
+        let (mut contents, mut sessions) = (VaultContents::default(), Vec::new());
         if !is_new(directory) {
-            let sources = Sources { states: vec![directory.to_owned()], ..Sources::default() };
-            contents = sources.read().await.map_err(|error| ProgramError::State(error.to_string()))?;
+            let state = State::open_to_read(directory).map_err(|error| ProgramError::State(error.to_string()))?;
+            let outcome = read(&state, &mut contents, did).await;
+            state.close().await;
+            sessions = outcome?;
         }
-        Ok(Self { state: None, contents: contents.only(Some(did)), did })
+        Ok(Self { state: None, contents: contents.only(Some(did)), sessions, did })
     }
 
     /// What is stored of the DID.
@@ -96,7 +112,7 @@ impl<'a> Record<'a> {
         superseded: &[CohortId],
     ) -> Result<(SignedUpdate, Vec<Settled>), ProgramError> {
         self.check()?;
-        let ledger = ledger_of(initial.clone(), self.contents.clone(), superseded);
+        let ledger = ledger_of(initial.clone(), self, superseded);
         let unsigned = update.unsigned_hash().map_err(|error| ProgramError::Internal(error.to_string()))?;
         if let Some(known) = ledger.equal(&unsigned) {
             return Ok((known, ledger.settled()));
@@ -115,7 +131,7 @@ impl<'a> Record<'a> {
     pub(in crate::cli) async fn add(&self, update: &SignedUpdate, settled: &[Settled]) -> Result<(), ProgramError> {
         let Some(state) = &self.state else { return Ok(()) };
         storage::settle(state, settled).await?;
-        storage::prepare(state, update).await
+        storage::prepare_again(state, update).await
     }
 
     pub(in crate::cli) async fn close(self) {

@@ -223,8 +223,14 @@ fn the_ledger_and_the_resolution_guard_one_version() {
         Applied::for_tests(2, *member.signed(note("other")).hash()),
         Applied::for_tests(3, *member.signed(note("one")).hash()),
     ];
-    let current =
-        Current { document: member.document.clone(), version: 3, applied, young: None, warnings: Vec::new() };
+    let current = Current {
+        document: member.document.clone(),
+        version: 3,
+        applied,
+        young: None,
+        unsettled: None,
+        warnings: Vec::new(),
+    };
     member.ledger.resolved(&current, |_| None, false);
     let done = member.choose(&update("one"));
     assert!(matches!(&done, Err(NoUpdate::Idle(reason)) if reason.contains("version 3")), "{done:?}");

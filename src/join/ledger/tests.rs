@@ -133,6 +133,7 @@ fn shown(applied: &[&SignedUpdate], document: &Value, young: Option<&SignedUpdat
             confirmations: 1,
             applied: vec![of(update)],
         }),
+        unsettled: None,
         warnings: Vec::new(),
     }
 }
@@ -212,6 +213,29 @@ fn an_update_in_a_young_block_is_waited_for() {
     let other = new(Vec::new());
     resolved(&other, &shown(&[], &initial, Some(&one)));
     assert!(matches!(other.next_update(Wanted::Patch(&note("one")), Some(&source)), NextUpdate::Blocked(_)));
+}
+
+#[test]
+fn nothing_is_announced_beside_a_young_signal_that_cannot_be_applied() {
+    let initial = identity().initial_document().unwrap();
+    let (ledger, source) = (new(Vec::new()), (initial.clone(), 1));
+    let next = |text: &str| ledger.next_update(Wanted::Patch(&note(text)), Some(&source));
+    let mut current = shown(&[], &initial, None);
+    current.unsettled = Some("not known".to_owned());
+    ledger.approved(&id("a"), &first("one"));
+    for _ in 0..2 {
+        resolved(&ledger, &current);
+        // Not even the one that may be announced already: that of the signal may be another.
+        for text in ["one", "two"] {
+            let NextUpdate::Blocked(reason) = next(text) else { panic!() };
+            assert!(reason.starts_with("not known; --allow-risky-update"), "{reason}");
+        }
+        // Until the controller takes the risk, for what this resolution showed.
+        assert_eq!(ledger.risk().as_deref(), Some("not known"));
+        assert!(matches!(next("one"), NextUpdate::Again { .. }));
+    }
+    resolved(&ledger, &shown(&[], &initial, None));
+    assert!(matches!(next("one"), NextUpdate::Again { .. }) && ledger.risk().is_none());
 }
 
 #[test]

@@ -248,7 +248,7 @@ impl Life {
     /// From the first listed cohort on.
     async fn lives(mut self, mut first: Service, address: &str) {
         let listed = (String::from("CASBeacon"), address.to_owned());
-        assert_eq!(self.cohort_beacons().await, [listed.clone()]);
+        assert_eq!(self.cohort_beacons().await, std::slice::from_ref(&listed));
 
         // Three cohorts: one as it should be, one that she declines, one in which a member is missing.
         let note = self.note("first");

@@ -141,6 +141,11 @@ impl Storage {
         }
     }
 
+    /// The state directory.
+    pub(crate) fn state(&self) -> Option<&State> {
+        self.state.as_ref()
+    }
+
     /// What is settled of the member's updates.
     pub(crate) async fn settled(&self) -> Result<Vec<Settled>, ProgramError> {
         match &self.state {

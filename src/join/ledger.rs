@@ -9,6 +9,8 @@
 //! A [resolution](Ledger::resolved) shows which of them are in force. Those of an applied version that are not were
 //! superseded.
 
+mod alone;
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
@@ -323,19 +325,6 @@ impl Ledger {
             (document, version) = (target, version + 1);
         }
         (document, version)
-    }
-
-    /// The update was given to the controller, to be announced without a cohort.
-    pub(crate) fn prepared(&self, update: &SignedUpdate) {
-        if let Ok(alone) = CohortId::parse(ALONE) {
-            self.approved(&alone, update);
-        }
-    }
-
-    /// The same, now: that it was superseded before holds no longer.
-    pub(crate) fn prepares(&self, update: &SignedUpdate) {
-        self.state().settled.retain(|known| !known.drops_alone(update));
-        self.prepared(update);
     }
 
     /// What is wrong with an update that starts from that document and version, as far as known; `None` if no update is

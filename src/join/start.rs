@@ -16,7 +16,7 @@ use crate::{
     events::Printer,
     protocol::resolution::beacons,
     storage::Storage,
-    vault::VaultContents,
+    vault::{VaultContents, recovered},
 };
 
 /// The member's data in the state directory.
@@ -29,6 +29,10 @@ pub(super) async fn contents(config: &JoinConfig, storage: &Storage) -> Result<V
         }
     }
     contents.prepared = storage.prepared().await?;
+    if let Some(open) = storage.state() {
+        // The commands of the vault report what cannot be read of it.
+        (contents.recovered, _) = recovered::read(open).await.map_err(|error| state(&error))?;
+    }
     contents.settled = storage.settled().await?;
     Ok(contents)
 }
@@ -45,7 +49,7 @@ pub(super) fn ledger(config: &JoinConfig, contents: &VaultContents, earlier: &[E
     // The constructors of an identity have validated this document.
     let initial = config.identity.initial_document().unwrap_or_default();
     let ledger = Ledger::new(initial, config.superseded.clone(), contents.settled.clone(), known);
-    contents.prepared.iter().for_each(|update| ledger.prepared(update));
+    ledger.without_cohort(contents);
     for session in earlier {
         if let Some(update) = &session.approved {
             ledger.approved(&session.cohort_id, update);

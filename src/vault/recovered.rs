@@ -56,7 +56,7 @@ fn table(state: &State) -> Table {
 }
 
 /// All recovered data of a state directory, and the errors of entries that cannot be read.
-pub(super) async fn read(state: &State) -> Result<(Vec<Recovered>, Vec<String>), StateError> {
+pub(crate) async fn read(state: &State) -> Result<(Vec<Recovered>, Vec<String>), StateError> {
     let (table, mut found, mut problems, mut after) = (table(state), Vec::new(), Vec::new(), None);
     loop {
         let page = table.scan("", after, PAGE).await?;

@@ -213,7 +213,7 @@ impl Life {
             self.block().await;
         }
         self.over.push(id);
-        // Whoever was missing finds out, when it starts again, how the cohort has ended.
+        // A member that was missing finds out, when it starts again, how the cohort has ended.
         let bob = if plan.bob_dies { self.joins(service, &self.bob, plan.bob) } else { bob };
         let ends = actix_rt::task::spawn_blocking(move || {
             [bob, carol].into_iter().for_each(|other| drop(other.result()));

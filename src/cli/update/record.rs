@@ -25,7 +25,7 @@ pub(in crate::cli) fn ledger_of(initial: Value, record: &Record<'_>, superseded:
         (entry, standing)
     });
     let ledger = Ledger::new(initial, superseded.to_vec(), contents.settled, entries);
-    contents.prepared.iter().for_each(|update| ledger.prepared(update));
+    ledger.without_cohort(&record.contents);
     for session in &record.sessions {
         if let Some(update) = session.pending() {
             ledger.submitted(&session.cohort_id, update);

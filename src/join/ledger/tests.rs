@@ -10,6 +10,7 @@ use crate::{
     },
     join::policy::sign,
     protocol::{identity::Identity, key::SecretKey, network::Network},
+    vault::{Recovered, VaultContents},
 };
 
 fn identity() -> Identity {
@@ -106,6 +107,14 @@ fn what_a_controller_was_handed_may_be_announced() {
     let superseding = new(vec![id("singleton")]);
     superseding.prepared(&one);
     assert_eq!(superseding.contradiction(&other), None);
+    // What was found announced is.
+    let contents = |recovered| VaultContents { prepared: vec![one.clone()], recovered, ..VaultContents::default() };
+    let found = Recovered::update(identity().did(), &one);
+    for (recovered, contradicts) in [(vec![found], true), (Vec::new(), false)] {
+        let superseding = new(vec![id("singleton")]);
+        superseding.without_cohort(&contents(recovered));
+        assert_eq!(superseding.contradiction(&other).is_some(), contradicts);
+    }
 }
 
 #[test]

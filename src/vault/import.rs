@@ -1,5 +1,5 @@
 //! What may be restored into a state directory from an exported vault: everything is verified first, nothing that is known is
-//! replaced by something older, and two different updates of one version are refused. [`plan`] is pure; [`apply`] writes.
+//! replaced by something older, and two different updates of one version are refused. [`plan`] is pure; `apply` writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,6 +1,6 @@
 //! The cohorts of the member, including those of a previous run.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt::Display};
 
 use crate::{
     actors::{
@@ -32,16 +32,35 @@ impl Earlier {
     }
 }
 
-/// The joined sessions of `did`. A stream that cannot be read is skipped: its own session reports the error.
-pub(crate) async fn earlier(journal: &dyn Journal, did: &Did) -> Result<Vec<Earlier>, JournalError> {
-    let mut found = Vec::new();
+/// The joined sessions of `did`, and why others cannot be read: what they have submitted is not known.
+pub(crate) async fn earlier(journal: &dyn Journal, did: &Did) -> Result<(Vec<Earlier>, Vec<String>), JournalError> {
+    let (mut found, mut problems) = (Vec::new(), Vec::new());
     for stream in journal.streams().await? {
         let StreamKind::Participant { did: whose, cohort_id, .. } = stream.kind() else { continue };
         if whose != *did {
             continue;
         }
-        let Ok(records) = journal.read(&stream).await else { continue };
-        let facts: Vec<ParticipantEvent> = records.iter().filter_map(|record| record.event().ok()).collect();
+        let problem = |error: &dyn Display| {
+            format!(
+                "the session of cohort {cohort_id} cannot be read: {error}. What it has submitted may be announced; once that is ruled \
+                 out, `state export {cohort_id} --forget --out FILE` takes it out"
+            )
+        };
+        let records = match journal.read(&stream).await {
+            Ok(records) => records,
+            Err(error) => {
+                problems.push(problem(&error));
+                continue;
+            }
+        };
+        let (mut facts, mut unreadable) = (Vec::<ParticipantEvent>::new(), None);
+        for record in &records {
+            match record.event() {
+                Ok(fact) => facts.push(fact),
+                Err(error) => unreadable = Some(problem(&error)),
+            }
+        }
+        problems.extend(unreadable);
         let any = |is: fn(&ParticipantEvent) -> bool| facts.iter().any(is);
         let joined = any(|fact| matches!(fact, ParticipantEvent::OptedIn { .. }));
         let ended = any(|fact| matches!(fact, ParticipantEvent::SessionEnded { .. }));
@@ -57,7 +76,7 @@ pub(crate) async fn earlier(journal: &dyn Journal, did: &Did) -> Result<Vec<Earl
             found.push(Earlier { cohort_id, answered, ended, submitted, approved, seen });
         }
     }
-    Ok(found)
+    Ok((found, problems))
 }
 
 /// The cohorts of the member. Which of them it is in, and which successor it waits for, its actor knows; here is what

@@ -150,7 +150,8 @@ async fn take_part(
     let transport = transport(config, clock, &contacts)?;
     let contents = start::contents(config, storage).await?;
     // Read before the sessions start: where our update is already submitted limits what they may announce.
-    let earlier =
+    // A session that cannot be read reports it when it starts.
+    let (earlier, _) =
         memberships::earlier(&*storage.journal(), config.identity.did()).await.map_err(|error| state(&error))?;
     let ledger = start::ledger(config, &contents, &earlier);
     let policy = MemberPolicy::new(

@@ -8,12 +8,20 @@ use crate::{
     support::{Run, contains, copy, did_of, path, run, run_with},
 };
 use bitcoin::{Address, ScriptBuf, Transaction, consensus::encode::deserialize_hex};
-use btcr2_aggregation::protocol::{
-    document::{InitialBeacon, InitialBeaconKind},
-    key::SecretKey,
-    network::Network,
-    output::{Change, SingletonAnnouncement},
-    update::SignedUpdate,
+use btcr2_aggregation::{
+    actors::{
+        journal::{Journal, Record, StreamId},
+        state::State,
+    },
+    protocol::{
+        did::Did,
+        document::{InitialBeacon, InitialBeaconKind},
+        id::CohortId,
+        key::SecretKey,
+        network::Network,
+        output::{Change, SingletonAnnouncement},
+        update::SignedUpdate,
+    },
 };
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde_json::{Value, json};
@@ -314,4 +322,27 @@ fn an_external_did_has_a_singleton_beacon_unless_refused() {
     contains(new("kind", &["--beacon", &format!("{cohort},map")]).usage(), &["cas, smt or singleton"]);
     let twice = new("twice", &["--beacon", &cohort, "--beacon", &cohort]);
     assert!(twice.status == Some(1) && twice.stderr.contains("twice"), "{twice:?}");
+}
+
+/// An unreadable session may have an update that its cohort announces.
+#[actix_rt::test]
+async fn a_session_that_cannot_be_read_stops_what_signs() {
+    let Some(mut alice) = Controller::new("unreadable", &[]).await else { return };
+    let change = ["add-service", "blog", "--type", "Blog", "--endpoint", "https://blog.example"];
+    alice.update(&change).await;
+    let did = Did::parse(&alice.did).unwrap();
+    let stream = StreamId::of_session(&did, &did, &CohortId::parse("damaged").unwrap());
+    let state = State::open(&alice.state).unwrap();
+    state.journal().append(&stream, vec![Record::from_json(&b"{}"[..])]).await.unwrap();
+    state.close().await;
+    let out = path(&alice.world.directory, "out");
+    let refused = alice.run(&[&change[..], &["--state", &alice.state, "--out", &out]].concat()).await;
+    assert_eq!(refused.status, Some(1), "{refused:?}");
+    contains(&refused.stderr, &["session of cohort damaged cannot be read", "state export damaged --forget"]);
+    // Its controller takes it out.
+    let forgotten = path(&alice.world.directory, "forgotten");
+    ran(&["state", "export", "damaged", "--forget", "--state", &alice.state, "--out", &forgotten])
+        .await
+        .succeeded();
+    alice.update(&change).await;
 }

@@ -54,7 +54,9 @@ pub(in crate::cli) struct Record<'a> {
 
 async fn read(state: &State, contents: &mut VaultContents, did: &Did) -> Result<Vec<Earlier>, ProgramError> {
     read_open(state, contents).await.map_err(|error| ProgramError::State(error.to_string()))?;
-    earlier(&state.journal(), did).await.map_err(|error| ProgramError::State(error.to_string()))
+    let sessions = earlier(&state.journal(), did).await.map_err(|error| ProgramError::State(error.to_string()))?;
+    contents.problems.extend(sessions.1);
+    Ok(sessions.0)
 }
 
 impl<'a> Record<'a> {

@@ -39,7 +39,7 @@ use crate::{
         self,
         bump::{self, Bump, Replacement},
         choice::Wanted,
-        order::{self, Made, New, Order, Waiting},
+        order::{self, Made, New, Order},
         places::{Place, places},
         standing::{NotNext, Standing, standing},
     },
@@ -164,6 +164,36 @@ impl Online {
     }
 }
 
+/// A transaction that is ready to be shown or sent.
+struct Ready<'a> {
+    did: &'a Did,
+    update: &'a SignedUpdate,
+    /// The beacons of the current document.
+    listed: &'a [Place],
+    ledger: Option<&'a Ledger>,
+    new: &'a New,
+    /// The transaction to send, if it is to be sent.
+    signed: Option<&'a Transaction>,
+}
+
+impl Online {
+    /// Records the update, writes the files, and sends the transaction, in this order: a crash between two of them forgets nothing
+    /// that may be announced.
+    async fn finish(&self, args: &SingletonArgs, ready: Ready<'_>) -> Result<ExitCode, SingletonFailure> {
+        let Ready { did, update, listed, ledger, new, signed } = ready;
+        same_tip(&*self.chain, self.tip).await?;
+        self.record(args, did, ledger, update).await?;
+        super::write(args, did, update, listed, Some(&new.prepared))?;
+        let sent = match signed {
+            Some(transaction) => {
+                Some(send(&*self.chain, Announced::new(new, transaction), &args.announcement).await?)
+            }
+            None => None,
+        };
+        Ok(report(args, did, update, listed, Some(new), sent))
+    }
+}
+
 /// Checks that resolvers would apply the update as the next one, `source` being the document that its file has. Otherwise
 /// the signal that announces it already, and whether that counts.
 fn announceable(
@@ -254,33 +284,20 @@ pub(super) async fn run(
     let new = match order::make(&*online.chain, &order).await? {
         Made::New(new) => new,
         Made::Waiting(waiting) => {
-            let Waiting { place, unconfirmed } = *waiting;
             err!(
                 "the update waits in the mempool already, as {}: no second transaction is made. `singleton --bump` replaces it by one \
                  with a higher fee",
-                unconfirmed.txid
+                waiting.unconfirmed.txid
             );
             online.record_announced(args, did, &update).await?;
-            let announced = Announced {
-                transaction: &unconfirmed.transaction,
-                script: place.address.script_pubkey(),
-                signal: unconfirmed.signal,
-                since: None,
-            };
-            let sent = wait(&*online.chain, announced, &args.announcement).await?;
+            let sent = wait(&*online.chain, Announced::waiting(&waiting), &args.announcement).await?;
             return Ok(report(args, did, &update, &listed, None, Some(sent)));
         }
     };
     notes(&new);
     let signed = signed(&new, &args.announcement, args.sign)?;
-    same_tip(&*online.chain, online.tip).await?;
-    online.record(args, did, ledger.as_ref(), &update).await?;
-    super::write(args, did, &update, &listed, Some(&new.prepared))?;
-    let sent = match signed {
-        Some(transaction) => Some(deliver(&*online.chain, &new, transaction, &args.announcement).await?),
-        None => None,
-    };
-    Ok(report(args, did, &update, &listed, Some(&new), sent))
+    let ready = Ready { did, update: &update, listed: &listed, ledger: ledger.as_ref(), new: &new, signed };
+    online.finish(args, ready).await
 }
 
 /// Replaces an announcement that waits in the mempool.
@@ -341,14 +358,8 @@ pub(super) async fn bump(
             new.prepared.announcement.max_vsize()
         ))
     );
-    same_tip(&*online.chain, online.tip).await?;
-    online.record(args, did, ledger.as_ref(), &update).await?;
-    super::write(args, did, &update, &listed, Some(&new.prepared))?;
-    let sent = match signed {
-        Some(transaction) => Some(deliver(&*online.chain, &new, transaction, &args.announcement).await?),
-        None => None,
-    };
-    Ok(report(args, did, &update, &listed, Some(&new), sent))
+    let ready = Ready { did, update: &update, listed: &listed, ledger: ledger.as_ref(), new: &new, signed };
+    online.finish(args, ready).await
 }
 
 /// Announces an update that has been checked and recorded, on the `chain` from which the document was resolved.
@@ -376,19 +387,12 @@ pub(in crate::cli) async fn announce(
             notes(&new);
             same_tip(chain, tip).await?;
             let transaction = signed(&new, args, true)?.ok_or_else(|| usage("--send is missing"))?;
-            let sent = deliver(chain, &new, transaction, args).await?;
+            let sent = send(chain, Announced::new(&new, transaction), args).await?;
             (Some(new), sent)
         }
         Made::Waiting(waiting) => {
-            let Waiting { place, unconfirmed } = *waiting;
-            err!("the update waits in the mempool already, as {}", unconfirmed.txid);
-            let announced = Announced {
-                transaction: &unconfirmed.transaction,
-                script: place.address.script_pubkey(),
-                signal: unconfirmed.signal,
-                since: None,
-            };
-            (None, wait(chain, announced, args).await?)
+            err!("the update waits in the mempool already, as {}", waiting.unconfirmed.txid);
+            (None, wait(chain, Announced::waiting(&waiting), args).await?)
         }
     };
     let is_fine = sent.is_fine();
@@ -422,21 +426,6 @@ fn signed<'a>(
             new.place.address
         ))),
     }
-}
-
-async fn deliver(
-    chain: &dyn Chain,
-    new: &New,
-    transaction: &Transaction,
-    args: &SendArgs,
-) -> Result<Sent, SingletonFailure> {
-    let announced = Announced {
-        transaction,
-        script: new.place.address.script_pubkey(),
-        signal: new.prepared.announcement.signal(),
-        since: None,
-    };
-    send(chain, announced, args).await
 }
 
 /// The update is in a block already.

@@ -12,7 +12,10 @@ use crate::{
     config::Period,
     join::ChainQuestions,
     protocol::hash::SignalBytes,
-    singleton::follow::{Change, End, Followed, follow},
+    singleton::{
+        follow::{Change, End, Followed, follow},
+        order::{New, Waiting},
+    },
 };
 
 /// How often the chain is asked for a transaction that it has just taken.
@@ -122,6 +125,20 @@ pub(in crate::cli) struct Announced<'a> {
     pub(super) signal: SignalBytes,
     /// The height from which on it may be in a block; `None` for a new one.
     pub(super) since: Option<u32>,
+}
+
+impl<'a> Announced<'a> {
+    /// A signed transaction that was made here.
+    pub(super) fn new(new: &New, transaction: &'a Transaction) -> Self {
+        let (script, signal) = (new.place.address.script_pubkey(), new.prepared.announcement.signal());
+        Self { transaction, script, signal, since: None }
+    }
+
+    /// One that waits in the mempool.
+    pub(super) fn waiting(Waiting { place, unconfirmed }: &'a Waiting) -> Self {
+        let (script, signal) = (place.address.script_pubkey(), unconfirmed.signal);
+        Self { transaction: &unconfirmed.transaction, script, signal, since: None }
+    }
 }
 
 /// Refuses a transaction beside a block that has arrived since the document was resolved: what it announces is neither

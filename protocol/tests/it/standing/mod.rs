@@ -3,6 +3,7 @@
 mod board;
 mod cohort;
 mod hostile;
+mod hostile_cohorts;
 mod lifecycle;
 mod output;
 mod registration;

@@ -227,7 +227,7 @@ impl ServiceNode {
                     outgoing.extend(self.feed_number(now, number, &abandoned, rng).unwrap_or_default());
                     continue;
                 }
-                CohortEffect::NeedsCoin | CohortEffect::Failed { .. } => continue,
+                CohortEffect::Failed { .. } => continue,
             };
             outgoing.extend(self.feed(now, &input, rng).unwrap());
         }

@@ -239,8 +239,6 @@ pub enum CohortEffect {
         /// Why.
         reason: String,
     },
-    /// There is no coin that pays for an announcement: deposit to the beacon address.
-    NeedsCoin,
     /// A number has failed; which seats were silent, which refused.
     Failed {
         /// The number.

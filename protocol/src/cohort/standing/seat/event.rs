@@ -255,7 +255,7 @@ pub enum SeatEvent {
 pub enum SeatEffect {
     /// Send to the service.
     Send(StandingMessage),
-    /// Answer with [`SeatInput::UpdatesDecided`]: no updates of the indexes in `committed`, except the identical ones.
+    /// Answer with [`SeatInput::UpdatesDecided`].
     AskUpdates {
         /// The opportunity.
         opportunity: Arc<Opportunity>,

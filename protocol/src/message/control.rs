@@ -6,10 +6,7 @@ use std::sync::Arc;
 use bitcoin::{Amount, Transaction};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    present,
-    sign::{satoshi_text, signed_transaction_hex},
-};
+use super::{bytes::present, sign::satoshi_text, transaction_hex::signed};
 use crate::{hash::MessageDigest, id::CohortId};
 
 /// `control/cohort_ended`: the cohort has ended for the recipient, which need not wait for it any more.
@@ -43,7 +40,7 @@ pub struct CohortEnded {
 #[serde(rename_all = "camelCase")]
 pub struct SignedTransaction {
     /// The transaction with its witness, as nodes exchange it.
-    #[serde(with = "signed_transaction_hex")]
+    #[serde(with = "signed")]
     pub tx: Arc<Transaction>,
     /// The value of the output that it spends, a decimal string of satoshi. Signatures commit to it.
     #[serde(with = "satoshi_text")]

@@ -6,6 +6,7 @@
 
 mod bytes;
 pub mod control;
+mod decode_error;
 pub mod envelope;
 mod fields;
 pub mod keygen;
@@ -13,15 +14,21 @@ pub mod nostr;
 pub mod request_auth;
 mod shared_body;
 pub mod sign;
+mod transaction_hex;
 pub mod update;
-
-use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
 
-pub(crate) use self::bytes::{SENTINEL as BYTES_SENTINEL, present};
-pub use self::{bytes::Bytes, shared_body::SharedBody};
+pub use self::{
+    bytes::Bytes,
+    decode_error::{DecodeError, VERSION},
+    shared_body::SharedBody,
+};
+pub(crate) use self::{
+    bytes::SENTINEL as BYTES_SENTINEL,
+    transaction_hex::{signed, unsigned},
+};
 use self::{
     control::{CohortEnded, Presence, PresenceRequest},
     keygen::{CohortAdvert, CohortOptIn, CohortOptInAccept, CohortReady},
@@ -33,45 +40,14 @@ use self::{
     update::{DistributeAggregatedData, SubmitNonIncluded, SubmitUpdate, ValidationAck},
 };
 use crate::{
+    cohort::standing::message::{BodyReader, StandingMessage},
     did::Did,
     hash::{MessageDigest, sha256},
     id::CohortId,
     jcs, work,
 };
 
-/// The supported protocol version.
-pub const VERSION: u64 = 1;
-
 const TYPE_PREFIX: &str = "https://btcr2.dev/aggregation/";
-
-/// Why a text is not a message.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DecodeError {
-    /// The version is missing or not [`VERSION`].
-    #[error("version: {VERSION} expected, {0} found")]
-    Version(String),
-    /// The type is not known. Version 1 specifies that such a message is ignored.
-    #[error("type: {0} is not known here")]
-    UnknownType(String),
-    /// A field is missing or has the wrong shape.
-    #[error("{field}: {problem}")]
-    Field {
-        /// The path of the field, e.g. `body.cohortId`.
-        field: String,
-        /// What is wrong with it.
-        problem: String,
-    },
-}
-
-impl DecodeError {
-    fn field(field: impl Into<String>, problem: impl fmt::Display) -> Self {
-        Self::Field { field: field.into(), problem: problem.to_string() }
-    }
-
-    fn duplicate(field: impl Into<String>, key: &str) -> Self {
-        Self::field(field, format_args!("duplicate field `{key}`"))
-    }
-}
 
 macro_rules! bodies {
     ($($(#[$doc:meta])* $variant:ident = $kind:literal;)*) => {
@@ -79,15 +55,20 @@ macro_rules! bodies {
         #[derive(Clone, Debug, PartialEq)]
         pub enum Body {
             $($(#[$doc])* $variant($variant),)*
+            /// A message of a standing cohort.
+            Standing(Box<StandingMessage>),
         }
 
         impl Body {
-            /// The names of all types behind the common prefix, in the order in which a round has them.
+            /// The names of the types of one-time cohorts behind the common prefix, in the order in which a round has them.
             pub const TYPES: &[&str] = &[$($kind),*];
 
             /// The cohort that the message belongs to.
             pub fn cohort_id(&self) -> &CohortId {
-                match self { $(Self::$variant(body) => &body.cohort_id,)* }
+                match self {
+                    $(Self::$variant(body) => &body.cohort_id,)*
+                    Self::Standing(message) => message.cohort_id(),
+                }
             }
 
             /// The name of the type without the common prefix, e.g. `keygen/cohort_advert`.
@@ -95,19 +76,26 @@ macro_rules! bodies {
                 match self {
                     Self::CohortAdvert(advert) if advert.recovery_key.is_none() => keygen::KEY_PATH_ADVERT_TYPE,
                     $(Self::$variant(_) => $kind,)*
+                    Self::Standing(message) => message.short_type(),
                 }
             }
 
             fn to_json(&self) -> String {
-                match self { $(Self::$variant(body) => serde_json::to_string(body),)* }
-                    .expect("bodies hold strings, numbers and JSON values, all of which serialize")
+                match self {
+                    $(Self::$variant(body) => serde_json::to_string(body),)*
+                    Self::Standing(message) => return message.to_json(),
+                }
+                .expect("bodies hold strings, numbers and JSON values, all of which serialize")
             }
 
             fn decode<'de, D: Deserializer<'de>>(short_type: &str, json: D) -> Result<Self, DecodeError> {
                 let body = match short_type {
                     keygen::KEY_PATH_ADVERT_TYPE => decode(json).map(Self::CohortAdvert),
                     $($kind => decode(json).map(Self::$variant),)*
-                    other => Err(DecodeError::UnknownType(format!("{TYPE_PREFIX}{other}"))),
+                    other => match StandingMessage::read(other, Json(json)) {
+                        Some(read) => read.map(Self::from),
+                        None => Err(DecodeError::UnknownType(format!("{TYPE_PREFIX}{other}"))),
+                    },
                 }?;
                 if let Self::CohortAdvert(advert) = &body {
                     advert.check_recovery(short_type == keygen::KEY_PATH_ADVERT_TYPE)?;
@@ -162,23 +150,24 @@ bodies! {
 }
 
 impl Body {
-    /// The names of the fields for documents that may be any JSON.
+    /// The fields of bodies for documents that may be any JSON, in which a key may occur twice until their own reader refuses it.
     const DOCUMENTS: [&str; 3] = ["signedUpdate", "genesisDocument", "beaconData"];
 
     /// The documents in the body that may be any JSON, with the names of their fields.
-    fn documents(&self) -> impl Iterator<Item = (&'static str, &Value)> {
-        let (update, genesis, data) = match self {
-            Self::SubmitUpdate(body) => (Some(&*body.signed_update), None, None),
-            Self::CohortOptIn(body) => (None, body.genesis_document.as_deref(), None),
-            Self::DistributeAggregatedData(body) => (None, None, body.beacon_data.as_ref()),
-            _ => (None, None, None),
+    fn documents(&self) -> Vec<(&'static str, &Value)> {
+        let named: Vec<(&'static str, Option<&Value>)> = match self {
+            Self::SubmitUpdate(body) => vec![("signedUpdate", Some(&*body.signed_update))],
+            Self::CohortOptIn(body) => vec![("genesisDocument", body.genesis_document.as_deref())],
+            Self::DistributeAggregatedData(body) => vec![("beaconData", body.beacon_data.as_ref())],
+            Self::Standing(message) => message.documents(),
+            _ => Vec::new(),
         };
-        let named = Self::DOCUMENTS.into_iter().zip([update, genesis, data]);
-        named.filter_map(|(name, document)| Some((name, document?)))
+        named.into_iter().filter_map(|(name, document)| Some((name, document?))).collect()
     }
 
     fn check_depth(&self) -> Result<(), DecodeError> {
-        match self.documents().find(|(_, document)| jcs::nests_deeper(document, jcs::MAX_DOCUMENT_DEPTH)) {
+        let mut documents = self.documents().into_iter();
+        match documents.find(|(_, document)| jcs::nests_deeper(document, jcs::MAX_DOCUMENT_DEPTH)) {
             Some((name, _)) => {
                 let problem = format!("nested deeper than {} levels", jcs::MAX_DOCUMENT_DEPTH);
                 Err(DecodeError::field(format!("body.{name}"), problem))
@@ -187,10 +176,35 @@ impl Body {
         }
     }
 
+    /// Whether the service sends it to every peer.
+    pub fn is_advert(&self) -> bool {
+        match self {
+            Self::CohortAdvert(_) => true,
+            Self::Standing(message) => message.is_advert(),
+            _ => false,
+        }
+    }
+
     /// Whether the message is about the cohort rather than part of its round. Such messages are not in the
     /// transcript.
     pub fn is_control(&self) -> bool {
         self.short_type().starts_with("control/")
+    }
+}
+
+impl<M: Into<StandingMessage>> From<M> for Body {
+    fn from(message: M) -> Self {
+        Self::Standing(Box::new(message.into()))
+    }
+}
+
+struct Json<D>(D);
+
+impl<'de, D: Deserializer<'de>> BodyReader for Json<D> {
+    type Error = DecodeError;
+
+    fn read<T: DeserializeOwned>(self) -> Result<T, DecodeError> {
+        decode(self.0)
     }
 }
 

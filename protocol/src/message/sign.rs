@@ -1,10 +1,10 @@
 //! The signing phase: nonces and partial signatures (BIP-327), or signatures on the fallback leaf (BIP-342).
 
-use bitcoin::{Amount, ScriptBuf, Transaction, consensus};
+use bitcoin::{Amount, ScriptBuf, Transaction};
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::Bytes;
+use super::{Bytes, transaction_hex::unsigned};
 use crate::id::{CohortId, SessionId};
 
 /// `sign/authorization_request`: the beacon transaction to sign.
@@ -16,7 +16,7 @@ pub struct AuthorizationRequest {
     /// The signing session.
     pub session_id: SessionId,
     /// The unsigned transaction, in the legacy serialization (no segwit marker).
-    #[serde(with = "transaction_hex")]
+    #[serde(with = "unsigned")]
     pub pending_tx: Transaction,
     /// The script of the output that input 0 spends.
     #[serde(with = "script_hex")]
@@ -75,7 +75,7 @@ pub struct FallbackAuthorizationRequest {
     /// The signing session.
     pub session_id: SessionId,
     /// The unsigned transaction, in the legacy serialization (no segwit marker).
-    #[serde(with = "transaction_hex")]
+    #[serde(with = "unsigned")]
     pub pending_tx: Transaction,
     /// The script of the output that input 0 spends.
     #[serde(with = "script_hex")]
@@ -102,28 +102,6 @@ pub struct FallbackSignature {
     pub fallback_signature: Bytes<64>,
 }
 
-pub(crate) mod transaction_hex {
-    use super::{Deserialize, Deserializer, HEXLOWER, Serializer, Transaction, consensus, de};
-
-    pub(crate) fn serialize<S: Serializer>(tx: &Transaction, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&consensus::encode::serialize_hex(tx))
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Transaction, D::Error> {
-        let hex = String::deserialize(deserializer)?;
-        let bytes = HEXLOWER.decode(hex.as_bytes()).map_err(|_| de::Error::custom("lower-case hex expected"))?;
-        let tx: Transaction = consensus::deserialize(&bytes).map_err(de::Error::custom)?;
-        if tx.input.iter().any(|input| !input.witness.is_empty()) {
-            return Err(de::Error::custom("a transaction without witness expected"));
-        }
-        // Refuses the segwit marker before empty witnesses, which parses but is not the legacy serialization.
-        if consensus::serialize(&tx) != bytes {
-            return Err(de::Error::custom("a transaction in the legacy serialization expected"));
-        }
-        Ok(tx)
-    }
-}
-
 mod script_hex {
     use super::{Deserialize, Deserializer, HEXLOWER, ScriptBuf, Serializer, de};
 
@@ -135,23 +113,6 @@ mod script_hex {
         let hex = String::deserialize(deserializer)?;
         let bytes = HEXLOWER.decode(hex.as_bytes()).map_err(|_| de::Error::custom("lower-case hex expected"))?;
         Ok(ScriptBuf::from_bytes(bytes))
-    }
-}
-
-/// A transaction with its witness, in the serialization of BIP-144.
-pub(crate) mod signed_transaction_hex {
-    use std::sync::Arc;
-
-    use super::{Deserialize, Deserializer, HEXLOWER, Serializer, Transaction, consensus, de};
-
-    pub(crate) fn serialize<S: Serializer>(tx: &Transaction, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&HEXLOWER.encode(&consensus::serialize(tx)))
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Transaction>, D::Error> {
-        let hex = String::deserialize(deserializer)?;
-        let bytes = HEXLOWER.decode(hex.as_bytes()).map_err(|_| de::Error::custom("lower-case hex expected"))?;
-        consensus::deserialize(&bytes).map(Arc::new).map_err(|_| de::Error::custom("a transaction expected"))
     }
 }
 

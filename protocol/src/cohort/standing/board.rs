@@ -3,7 +3,7 @@
 //!
 //! No party has to be trusted for it: every holder of the board rebuilds the signal.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +47,32 @@ pub struct BoardContent {
 }
 
 impl BoardContent {
+    /// What a resolver needs of this announcement for an index without a leaf or an entry: of an absent seat, of a former DID. `None` if it has
+    /// one, or if two responses have one index.
+    pub fn without_leaf(&self, beacon: StandingBeacon, index: &DidIndex) -> Option<BeaconData> {
+        let mut entries = self.responses.iter().flat_map(|response| &response.entries);
+        if entries.any(|entry| entry.index() == *index) {
+            return None;
+        }
+        match beacon {
+            StandingBeacon::Cas => {
+                let BoardData::Cas(announcement) = BoardData::of(beacon, &self.responses) else { return None };
+                Some(BeaconData::Cas(announcement))
+            }
+            StandingBeacon::Smt => {
+                let RawProof { collapsed, hashes } = absence(&self.responses, index)?;
+                let root = self.signal(beacon)?;
+                Some(BeaconData::Smt(SmtProof {
+                    id: SmtHash::from_bytes(*root.as_bytes()),
+                    collapsed: SmtHash::from_bytes(collapsed),
+                    hashes: hashes.into_iter().map(SmtHash::from_bytes).collect(),
+                    nonce: None,
+                    update_id: None,
+                }))
+            }
+        }
+    }
+
     /// The Signal Bytes that follow from the responses; `None` if two of them have one index. Nothing is checked but that: for a seat
     /// that was absent, and compares it with what was announced.
     pub fn signal(&self, beacon: StandingBeacon) -> Option<SignalBytes> {
@@ -67,7 +93,7 @@ impl BoardContent {
 /// become one.
 #[derive(Clone, Debug)]
 pub struct Board {
-    bytes: Vec<u8>,
+    bytes: Arc<Vec<u8>>,
     hash: DocumentHash,
     content: BoardContent,
     data: BoardData,
@@ -149,20 +175,24 @@ impl Board {
         let bytes = serde_json::to_vec(&content).expect("keys, hashes, numbers and texts serialize");
         let hash = DocumentHash::from_bytes(sha256(&bytes));
         let data = BoardData::of(place.terms.beacon_type, &content.responses);
-        Self { bytes, hash, content, data }
+        Self { bytes: Arc::new(bytes), hash, content, data }
     }
 
     /// Reads the bytes of a board and checks all of it: its hash, the roster, every response.
     ///
     /// # Errors
     /// [`BoardProblem`].
-    pub fn read(bytes: Vec<u8>, expected: &DocumentHash, place: BoardPlace<'_>) -> Result<Self, BoardProblem> {
-        let hash = DocumentHash::from_bytes(sha256(&bytes));
+    pub fn read(
+        bytes: &Arc<Vec<u8>>,
+        expected: &DocumentHash,
+        place: BoardPlace<'_>,
+    ) -> Result<Self, BoardProblem> {
+        let hash = DocumentHash::from_bytes(sha256(bytes));
         if hash != *expected {
             return Err(BoardProblem::Hash { expected: *expected, found: hash });
         }
         let content: BoardContent =
-            serde_json::from_slice(&bytes).map_err(|error| BoardProblem::Json(error.to_string()))?;
+            serde_json::from_slice(bytes).map_err(|error| BoardProblem::Json(error.to_string()))?;
         if content.number != place.number || content.cohort_id != place.roster.context().cohort_id {
             return Err(BoardProblem::Place(content.number));
         }
@@ -178,11 +208,11 @@ impl Board {
                 .map_err(|problem| BoardProblem::Response { seat: response.seat, problem: Box::new(problem) })?;
         }
         let data = BoardData::of(place.terms.beacon_type, &content.responses);
-        Ok(Self { bytes, hash, content, data })
+        Ok(Self { bytes: Arc::clone(bytes), hash, content, data })
     }
 
     /// The bytes.
-    pub fn bytes(&self) -> &[u8] {
+    pub const fn bytes(&self) -> &Arc<Vec<u8>> {
         &self.bytes
     }
 
@@ -248,7 +278,7 @@ impl Board {
         let leaf = smt_leaf(nonce.map(<[u8; 32]>::as_slice), update);
         let RawProof { collapsed, hashes } = match places.get(index) {
             Some(place) => tree.proofs.get(*place)?.clone(),
-            None => self.proof_of_absence(index)?,
+            None => absence(&self.content.responses, index)?,
         };
         let proof = SmtProof {
             id: SmtHash::from_bytes(tree.root),
@@ -259,13 +289,13 @@ impl Board {
         };
         (proof.root_for(index.as_bytes(), &leaf) == Ok(proof.id)).then_some(BeaconData::Smt(proof))
     }
+}
 
-    /// The proof that an index has no leaf: of an absent seat, of a former DID, of any other (rule M-11).
-    fn proof_of_absence(&self, index: &DidIndex) -> Option<RawProof> {
-        let mut leaves = leaves(&self.content.responses);
-        leaves.push((*index.as_bytes(), zero_hash(0)?));
-        SparseMerkleTree::build(leaves).ok()?.proofs.pop()
-    }
+/// The proof that an index has no leaf: of an absent seat, of a former DID, of any other (rule M-11).
+fn absence(responses: &[Response], index: &DidIndex) -> Option<RawProof> {
+    let mut leaves = leaves(responses);
+    leaves.push((*index.as_bytes(), zero_hash(0)?));
+    SparseMerkleTree::build(leaves).ok()?.proofs.pop()
 }
 
 fn listed(roster: &Roster) -> Vec<SeatIndexes> {

@@ -15,13 +15,16 @@
 mod board;
 pub mod cohort;
 mod context;
+mod limits;
 pub mod message;
 pub mod number;
 mod opportunity;
+mod reader;
 mod response;
 mod roster;
 pub mod seat;
 mod seed;
+mod signer;
 mod terms;
 mod transaction;
 
@@ -29,13 +32,16 @@ pub use self::{
     board::{Board, BoardContent, BoardPlace, BoardProblem, SeatIndexes},
     context::CohortContext,
     opportunity::{CoinRef, Opportunity, OpportunityKind, TransactionHex},
+    reader::{BoardReader, DirectReader, SharedBoards},
     response::{Entry, Response, ResponseContent, ResponseProblem},
     roster::{Roster, Row, RowAction, RowProblem},
     seed::SeatSeed,
+    signer::SeatSigner,
     terms::{Absent, MAX_UNCONFIRMED, Registration, StandingBeacon, StandingPolicy, StandingTerms, Updates},
     transaction::{
-        Destinations, Mode, StandingBuildError, StandingFault, TransactionCheck, build_announcement, build_refresh,
-        prevouts, sighashes, signed_vsize, with_fallback_signatures, with_key_signatures,
+        Destinations, Mode, StandingBuildError, StandingFault, TransactionCheck, announcement_vsize,
+        build_announcement, build_refresh, prevouts, sighashes, signed_vsize, with_fallback_signatures,
+        with_key_signatures,
     },
 };
 

@@ -9,7 +9,7 @@ use super::{context::CohortContext, roster::Row};
 use crate::{
     hash::DocumentHash,
     key::{PublicKey, SecretKey, Signature},
-    message::sign::signed_transaction_hex,
+    message::signed,
     names::named,
     output::Coin,
     time::Timestamp,
@@ -62,7 +62,7 @@ impl From<&CoinRef> for Coin {
 /// A signed transaction in hex.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct TransactionHex(#[serde(with = "signed_transaction_hex")] pub std::sync::Arc<Transaction>);
+pub struct TransactionHex(#[serde(with = "signed")] pub std::sync::Arc<Transaction>);
 
 /// An opportunity, signed by the service: it cannot later deny that it has opened this number so.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -54,6 +54,15 @@ impl SeatSeed {
         self.key(b"communication key", network, service, cohort_id)
     }
 
+    /// The key under which a member reads adverts, before it has a seat anywhere.
+    ///
+    /// # Errors
+    /// [`KeyError`], with a probability of 2^-128.
+    pub fn listening_key(&self, network: Network) -> Result<SecretKey, KeyError> {
+        let network = network.to_string();
+        SecretKey::from_bytes(&self.derive(&[b"listening key", network.as_bytes()]))
+    }
+
     /// The nonce of an index's leaf in the announcement of that number (rule M-6). A restored seat has it again.
     pub fn leaf_nonce(&self, service: &Did, beacon_address: &str, number: u64, index: &DidIndex) -> [u8; 32] {
         let parts: [&[u8]; 5] = [

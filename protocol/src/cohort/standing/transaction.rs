@@ -136,6 +136,28 @@ pub fn signed_vsize(tx: &Transaction, output: &BeaconOutput, mode: Mode) -> u64 
     signed.weight().to_vbytes_ceil()
 }
 
+/// The virtual size of an announcement of so many seats, in vB, without the operator's output: what a cohort costs before it has formed.
+pub fn announcement_vsize(terms: &StandingTerms, seats: usize, mode: Mode) -> u64 {
+    // Version, counts, lock time; one input; the change (P2TR) and the signal. Then marker, flag and the number of witness elements.
+    const BASE: usize = 4 * (10 + 41 + 43 + 43) + 2;
+    let varint = |length: usize| if length < 0xfd { 1 } else { 3 };
+    let witness = match (mode, terms.fallback_threshold.map(usize::from)) {
+        (Mode::Fallback, Some(k)) => {
+            let number = if k <= 16 {
+                1
+            } else if k < 128 {
+                2
+            } else {
+                3
+            };
+            let script = 34 * seats + number + 1;
+            varint(seats + 2) + 65 * k + seats.saturating_sub(k) + varint(script) + script + 34
+        }
+        _ => 1 + 65,
+    };
+    (BASE + witness).div_ceil(4) as u64
+}
+
 fn key_witness(signature: &Signature) -> Witness {
     let mut witness = Witness::new();
     witness.push(signature.to_bytes());

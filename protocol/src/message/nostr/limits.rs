@@ -9,7 +9,7 @@ use crate::{
     network::Network,
 };
 
-use super::{longest_distribution, max_members};
+use super::{MAX_PLAINTEXT, longest_distribution, max_members};
 
 /// The greatest size that an event adds to its content: id, keys, signature, time, tags, and the message to the relay
 /// around it.
@@ -67,6 +67,20 @@ impl EventLimits {
             }
         }
         Some(fitting)
+    }
+
+    /// The length of the longest text that can be encrypted in an event that a relay with these limits accepts.
+    pub fn longest_text(&self) -> usize {
+        let (mut fitting, mut too_long) = (0, MAX_PLAINTEXT + 1);
+        while too_long - fitting > 1 {
+            let middle = fitting + (too_long - fitting) / 2;
+            if self.takes(encrypted(middle)) {
+                fitting = middle;
+            } else {
+                too_long = middle;
+            }
+        }
+        fitting
     }
 
     fn takes(&self, Content { chars, escaped }: Content) -> bool {

@@ -56,8 +56,8 @@ pub const MAX_PLAINTEXT: usize = 65_536 - 128;
 const MAX_PAYLOAD: usize = (1 + 32 + 2 + 65_536 + 32_usize).div_ceil(3) * 4;
 
 /// The types of broadcast messages, to which listeners for adverts subscribe.
-pub fn advert_types() -> [String; 2] {
-    ["keygen/cohort_advert", keygen::KEY_PATH_ADVERT_TYPE].map(message::type_uri)
+pub fn advert_types() -> [String; 3] {
+    ["keygen/cohort_advert", keygen::KEY_PATH_ADVERT_TYPE, "standing/cohort_advert"].map(message::type_uri)
 }
 
 /// The key that two parties encrypt and decrypt with, the same in both directions. Deriving it costs about fifteen
@@ -222,9 +222,9 @@ impl Peer {
     }
 }
 
-/// Whether messages of this type are sent in plain text, as all of the keygen phase are.
+/// Whether messages of this type are sent in plain text: all of the keygen phase, and adverts of standing cohorts.
 pub fn is_plain(body: &Body) -> bool {
-    body.short_type().starts_with("keygen/")
+    body.is_advert() || body.short_type().starts_with("keygen/")
 }
 
 /// The signed event that carries `message`, to `to` or as a broadcast. `key` must be the communication key of the

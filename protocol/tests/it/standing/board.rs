@@ -1,5 +1,7 @@
 //! Responses and boards: every holder of the bytes rebuilds the signal, and bytes that are not the cohort's are refused.
 
+use std::sync::Arc;
+
 use btcr2_aggregation_protocol::{
     beacon::{AggregateBeacon, BeaconData, CasBeacon, SmtBeacon},
     cohort::standing::{
@@ -93,7 +95,7 @@ fn a_seat_speaks_for_its_own_indexes_only() {
 /// Every board, read by a seat, gives the signal and the data by which each DID resolves.
 fn assert_rebuilt(cohort: &Cohort, board: &Board, number: u64, updated: &[Option<Vec<usize>>], dids: usize) {
     let hash = cohort.roster.hash();
-    let read = Board::read(board.bytes().to_vec(), board.hash(), cohort.place(&hash, number)).unwrap();
+    let read = Board::read(board.bytes(), board.hash(), cohort.place(&hash, number)).unwrap();
     assert_eq!(read.signal(), board.signal());
     for number_of_did in 0..cohort.keys.len() * dids {
         let seat = number_of_did / dids;
@@ -162,7 +164,7 @@ fn other_bytes_than_the_announced_board_are_refused() {
         let read = |content: &BoardContent, number: u64| {
             let bytes = serde_json::to_vec(content).unwrap();
             let hash_of_bytes = DocumentHash::from_bytes(sha256(&bytes));
-            Board::read(bytes, &hash_of_bytes, cohort.place(&hash, number)).map(|board| board.signal())
+            Board::read(&Arc::new(bytes), &hash_of_bytes, cohort.place(&hash, number)).map(|board| board.signal())
         };
         let content: BoardContent = serde_json::from_slice(board.bytes()).unwrap();
         assert_eq!(read(&content, 1), Ok(board.signal()));
@@ -176,7 +178,7 @@ fn other_bytes_than_the_announced_board_are_refused() {
         let fewer = Board::of(cohort.place(&hash, 1), [cohort.response(0, 1, &[0])]);
         assert_ne!(fewer.hash(), board.hash());
         assert!(matches!(
-            Board::read(fewer.bytes().to_vec(), board.hash(), cohort.place(&hash, 1)),
+            Board::read(fewer.bytes(), board.hash(), cohort.place(&hash, 1)),
             Err(BoardProblem::Hash { .. })
         ));
         assert_eq!(alter(&|board| board.roster[0].indexes.clear()), BoardProblem::Roster);
@@ -189,7 +191,11 @@ fn other_bytes_than_the_announced_board_are_refused() {
         assert_eq!(doubled, BoardProblem::Order);
         let forged = alter(&|board| board.responses[1].has_updates = false);
         assert!(matches!(forged, BoardProblem::Response { .. }), "{forged}");
-        let json = Board::read(b"{}".to_vec(), &DocumentHash::from_bytes(sha256(b"{}")), cohort.place(&hash, 1));
+        let json = Board::read(
+            &Arc::new(b"{}".to_vec()),
+            &DocumentHash::from_bytes(sha256(b"{}")),
+            cohort.place(&hash, 1),
+        );
         assert!(matches!(json, Err(BoardProblem::Json(_))));
     }
 }

@@ -339,8 +339,13 @@ fn a_seat_does_not_commit_to_two_updates_of_one_version() {
     let step =
         btcr2_aggregation_protocol::machine::step(&mut world.seats[0].machine, world.now, &message, &mut world.rng);
     step.unwrap();
-    let update =
-        SeatUpdate { did: controlled.did, version: 2, hash: DocumentHash::from_bytes([7; 32]), full: None };
+    let full = serde_json::json!({ "another": "update" });
+    let update = SeatUpdate {
+        did: controlled.did,
+        version: 2,
+        hash: btcr2_aggregation_protocol::jcs::document_hash(&full).unwrap(),
+        full: Some(full),
+    };
     let updates = SeatInput::UpdatesDecided { number: 3, updates: vec![update] };
     let refused =
         btcr2_aggregation_protocol::machine::step(&mut world.seats[0].machine, world.now, &updates, &mut world.rng);

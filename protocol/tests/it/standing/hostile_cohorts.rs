@@ -10,7 +10,6 @@ use btcr2_aggregation_protocol::{
         seat::{SeatInput, SeatUpdate},
     },
     error::RejectCode,
-    hash::DocumentHash,
     key::Signature,
 };
 
@@ -183,8 +182,9 @@ fn an_announced_version_is_not_announced_differently() {
     let seat = &mut world.seats[0].machine;
     btcr2_aggregation_protocol::machine::step(seat, world.now, &message, &mut world.rng).unwrap();
     for (version, is_fine) in [(2, false), (4, false), (3, true)] {
-        let hash = DocumentHash::from_bytes([8; 32]);
-        let update = SeatUpdate { did: did.clone(), version, hash, full: None };
+        let full = serde_json::json!({ "another": version });
+        let hash = btcr2_aggregation_protocol::jcs::document_hash(&full).unwrap();
+        let update = SeatUpdate { did: did.clone(), version, hash, full: Some(full) };
         let updates = SeatInput::UpdatesDecided { number: 2, updates: vec![update] };
         let decided = btcr2_aggregation_protocol::machine::step(seat, world.now, &updates, &mut world.rng);
         assert_eq!(decided.is_ok(), is_fine, "version {version}: {decided:?}");
@@ -316,7 +316,7 @@ fn a_key_and_its_negative_are_one_seat() {
     let mut service = world.service;
     let mut rng = world.rng;
     let seat = &world.seats[0];
-    let StandingMessage::SeatOptIn(first) = seat.opt_in(&mut rng) else { panic!() };
+    let first = seat.opt_in(&mut rng);
     let input = |from: &btcr2_aggregation_protocol::did::Did, message: &StandingMessage| {
         btcr2_aggregation_protocol::cohort::standing::cohort::CohortInput::Message {
             from: from.clone(),

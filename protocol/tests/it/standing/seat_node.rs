@@ -10,7 +10,7 @@ use btcr2_aggregation_protocol::time::Timestamp;
 use btcr2_aggregation_protocol::{
     beacon::smt_index,
     cohort::standing::{
-        BoardContent, Response, Row, RowAction, SeatSeed, StandingPolicy,
+        BoardContent, Response, Row, RowAction, SeatSeed, SharedBoards, StandingPolicy, Updates,
         cohort::CohortConfig,
         message::{AskedRow, ControlProof, SeatOptIn, StandingMessage},
         seat::{Seat, SeatConfig, SeatEffect, SeatEvent, SeatInput, SeatUpdate},
@@ -18,6 +18,7 @@ use btcr2_aggregation_protocol::{
     did::Did,
     error::Reject,
     hash::{DidIndex, DocumentHash, sha256},
+    jcs::document_hash,
     key::SecretKey,
     machine::{Machine, replay, step},
     message::Bytes,
@@ -25,6 +26,7 @@ use btcr2_aggregation_protocol::{
     signing::nonce::SecretNonce,
 };
 use rand_chacha::ChaCha20Rng;
+use serde_json::{Value, json};
 
 use super::{
     cohort::NETWORK,
@@ -45,8 +47,10 @@ pub(super) struct Controlled {
 }
 
 impl Controlled {
-    fn next(&self) -> DocumentHash {
-        DocumentHash::from_bytes(sha256(format!("{} {} {}", self.did, self.version + 1, self.salt).as_bytes()))
+    fn next(&self, salt: u64) -> (Value, DocumentHash) {
+        let update = json!({ "did": self.did, "targetVersionId": self.version + 1, "salt": salt });
+        let hash = document_hash(&update).unwrap();
+        (update, hash)
     }
 }
 
@@ -85,6 +89,7 @@ impl SeatNode {
             seat: key.public_key(),
             aggregator: Arc::new(MemoizedAggregator::default()),
             seed: Arc::new(seed),
+            boards: Arc::new(SharedBoards::default()),
         });
         let controlled = |at: usize| {
             let did = super::cohort::did(number * 100 + at);
@@ -110,8 +115,20 @@ impl SeatNode {
         }
     }
 
-    pub(super) fn opt_in(&self, rng: &mut ChaCha20Rng) -> StandingMessage {
-        SeatOptIn::sign(&self.config.service, &self.config.cohort_id, &self.did, &self.key, rng).into()
+    pub(super) fn opt_in(&self, rng: &mut ChaCha20Rng) -> SeatOptIn {
+        SeatOptIn::sign(&self.config.service, &self.config.cohort_id, &self.did, &self.key, rng)
+    }
+
+    /// Answers an advert.
+    pub(super) fn joins(
+        &mut self,
+        now: Timestamp,
+        service: &ServiceNode,
+        rng: &mut ChaCha20Rng,
+    ) -> Vec<StandingMessage> {
+        let opt_in = self.opt_in(rng);
+        // It has asked before.
+        self.feed(now, &SeatInput::OptIn(opt_in), service, rng).unwrap_or_default()
     }
 
     /// A row for one of its DIDs, with a proof of control.
@@ -126,6 +143,7 @@ impl SeatNode {
             // The service's host is a double that looks at its presence only.
             proof: Some(ControlProof { verification_method: "#initialKey".to_owned(), signature: row.signature }),
             genesis_document: None,
+            sidecar: None,
         }
     }
 
@@ -197,13 +215,17 @@ impl SeatNode {
                 return None;
             }
             let known = committed.iter().find(|(index, of, _)| (*index, *of) == (controlled.index, version));
-            let hash = match known {
+            let (update, hash) = match known {
                 // What may be announced already is announced again, identically.
-                Some((.., hash)) => *hash,
-                None if controlled.wants => controlled.next(),
+                Some((.., hash)) => {
+                    let salts = (0..=controlled.salt).map(|salt| controlled.next(salt));
+                    salts.into_iter().find(|(_, made)| made == hash)?
+                }
+                None if controlled.wants => controlled.next(controlled.salt),
                 None => return None,
             };
-            Some(SeatUpdate { did: controlled.did.clone(), version, hash, full: None })
+            let full = (self.config.terms.updates == Updates::Full).then_some(update);
+            Some(SeatUpdate { did: controlled.did.clone(), version, hash, full })
         };
         self.dids.iter().filter(|controlled| registered.contains(&controlled.index)).filter_map(of).collect()
     }
@@ -264,7 +286,7 @@ impl SeatNode {
                     continue;
                 }
                 SeatEffect::AskSigning { number, board, .. } => {
-                    self.boards.insert(number, Arc::new(board.bytes().to_vec()));
+                    self.boards.insert(number, Arc::clone(board.bytes()));
                     SeatInput::SigningDecided { number, refusal: self.refuses.clone() }
                 }
                 SeatEffect::SignPartials { number, aggregated, sighashes } => {
@@ -315,6 +337,15 @@ impl SeatNode {
     /// Only its journal and what its host has stored stay; its secret nonces do not.
     pub(super) fn crash(&mut self) {
         self.nonces = None;
+        // Every other time the journal was replaced by what it leads to.
+        if self.events.len() % 2 == 1
+            && let Some(saved) = self.machine.saved()
+        {
+            let replayed = replay(Seat::new(Arc::clone(&self.config)), &through_journal(&[saved]));
+            assert_eq!(replayed, self.machine, "{}: saved", self.did);
+            self.machine = replayed;
+            return;
+        }
         self.events = through_journal(&self.events);
         self.machine = replay(Seat::new(Arc::clone(&self.config)), &self.events);
     }

@@ -14,7 +14,7 @@ use btcr2_aggregation_protocol::{
     error::Reject,
     hash::DocumentHash,
     id::CohortId,
-    key::SecretKey,
+    key::{PublicKey, SecretKey},
     machine::{Machine, replay, step},
     output::MemoizedAggregator,
     time::Timestamp,
@@ -55,6 +55,7 @@ pub(super) struct ServiceNode {
     /// Who is not admitted.
     pub(super) refuses: Vec<Did>,
     pub(super) ends: BTreeMap<u64, NumberEnd>,
+    pub(super) refused_responses: Vec<(PublicKey, String)>,
 }
 
 impl ServiceNode {
@@ -80,6 +81,7 @@ impl ServiceNode {
             is_down: false,
             refuses: Vec::new(),
             ends: BTreeMap::new(),
+            refused_responses: Vec::new(),
         }
     }
 
@@ -88,11 +90,7 @@ impl ServiceNode {
     }
 
     pub(super) fn advert(&mut self, now: Timestamp, rng: &mut ChaCha20Rng) -> Vec<Outgoing> {
-        let event = CohortEvent::Advertised { at: now };
-        self.cohort.apply(&event);
-        let effects = self.cohort.effects(&event);
-        self.events.push(event);
-        self.perform(now, effects, rng)
+        self.feed(now, &CohortInput::Advertise, rng).unwrap()
     }
 
     /// An input of the cohort, and all that follows here.
@@ -244,6 +242,14 @@ impl ServiceNode {
         let mut outgoing = Vec::new();
         for effect in effects {
             match effect {
+                NumberEffect::CheckUpdates { seat, response_hash, updates } => {
+                    // A double: resolvers refuse what has this field.
+                    let bad = updates.iter().any(|(_, update)| update.get("isBad").is_some());
+                    let problem = bad.then(|| "no resolver accepts it".to_owned());
+                    let checked = NumberInput::UpdatesChecked { seat, response_hash, problem };
+                    outgoing.extend(self.feed_number(now, number, &checked, rng).unwrap());
+                }
+                NumberEffect::ResponseRefused { seat, reason } => self.refused_responses.push((seat, reason)),
                 NumberEffect::AskPrice { .. } => {
                     let operator = TxOut {
                         value: Amount::from_sat(1_000),
@@ -254,7 +260,7 @@ impl ServiceNode {
                     outgoing.extend(self.feed_number(now, number, &priced, rng).unwrap());
                 }
                 NumberEffect::StoreBoard(board) => {
-                    self.boards.insert(*board.hash(), Arc::new(board.bytes().to_vec()));
+                    self.boards.insert(*board.hash(), Arc::clone(board.bytes()));
                 }
                 NumberEffect::Send { to, message } => outgoing.push(Outgoing::To(to, message)),
                 NumberEffect::Report(end) => {
@@ -271,8 +277,17 @@ impl ServiceNode {
     pub(super) fn crash(&mut self) {
         self.is_down = true;
         self.events.retain(StandingCohort::is_journaled);
-        self.events = through_journal(&self.events);
-        self.cohort = replay(StandingCohort::new(Arc::clone(&self.config)).unwrap(), &self.events);
+        let saved = self.cohort.saved().filter(|_| self.events.len() % 2 == 1);
+        if let Some(saved) = saved {
+            // The journal was replaced by what it leads to.
+            let replayed =
+                replay(StandingCohort::new(Arc::clone(&self.config)).unwrap(), &through_journal(&[saved]));
+            assert_eq!(replayed, self.cohort, "saved");
+            self.cohort = replayed;
+        } else {
+            self.events = through_journal(&self.events);
+            self.cohort = replay(StandingCohort::new(Arc::clone(&self.config)).unwrap(), &self.events);
+        }
         for running in self.numbers.values_mut() {
             running.events.retain(Number::is_journaled);
             running.events = through_journal(&running.events);

@@ -156,8 +156,7 @@ impl World {
 
     fn post(&mut self, to: Option<usize>, from: &Did, message: &StandingMessage) {
         // As text, as it travels.
-        let text = message.to_value().to_string();
-        let read = StandingMessage::from_value(message.short_type(), serde_json::from_str(&text).unwrap());
+        let read = StandingMessage::from_json(message.short_type(), &message.to_json());
         let message = read.unwrap().unwrap();
         let copies = 1 + u64::from(self.below(1_000) < self.repeats);
         for _ in 0..copies {
@@ -188,8 +187,8 @@ impl World {
             Some(at) => {
                 // An advert is answered by joining.
                 if matches!(packet.message, StandingMessage::StandingAdvert(_)) {
-                    let opt_in = self.seats[at].opt_in(&mut self.rng);
-                    self.send_from(at, vec![opt_in]);
+                    let outgoing = self.seats[at].joins(self.now, &self.service, &mut self.rng);
+                    self.send_from(at, outgoing);
                     return true;
                 }
                 let received = self.seats[at].receive(self.now, &packet.message, &self.service, &mut self.rng);

@@ -3,25 +3,28 @@
 use std::sync::Arc;
 
 use bitcoin::{Transaction, Txid};
+use serde::{Deserialize, Serialize};
 
 use super::{CohortEvent, StandingCohort};
 use crate::{
     cohort::standing::opportunity::{CoinRef, TransactionHex},
+    message::signed,
     time::Timestamp,
 };
 
 /// An announcement, or a refresh, whose transaction is signed.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Link {
     number: u64,
     spends: Vec<CoinRef>,
+    #[serde(with = "signed")]
     transaction: Arc<Transaction>,
     change: CoinRef,
     is_confirmed: bool,
 }
 
 /// The chain of signed transactions that are not final, or are the last one; and deposits.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Coins {
     links: Vec<Link>,
     deposits: Vec<CoinRef>,
@@ -82,6 +85,12 @@ impl Coins {
     /// A number has failed.
     pub(super) fn failed(&mut self, spends: &[CoinRef]) {
         self.retried = spends.iter().filter(|coin| self.is_there(coin)).copied().collect();
+    }
+
+    /// What the coins held that a signed transaction of this cohort spends.
+    pub(super) fn value_spent_by(&self, transaction: &Transaction) -> Option<u64> {
+        let link = self.links.iter().find(|link| *link.transaction == *transaction)?;
+        Some(link.spends.iter().map(|coin| coin.value).sum())
     }
 
     /// Whether a coin can be spent, as far as is known here.
@@ -147,6 +156,11 @@ impl Coins {
 }
 
 impl StandingCohort {
+    /// What the coins held that a signed transaction of this cohort spends, in satoshi.
+    pub fn value_spent_by(&self, transaction: &Transaction) -> Option<u64> {
+        self.running()?.coins.value_spent_by(transaction)
+    }
+
     pub(super) fn on_coin(&self, now: Timestamp, coin: CoinRef) -> Vec<CohortEvent> {
         match self.running() {
             Some(running) if !running.coins.knows(&coin) => vec![CohortEvent::CoinArrived { at: now, coin }],

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use bitcoin::{Transaction, Txid};
 use serde::{Deserialize, Serialize};
 
+use super::saved::SavedCohort;
 use crate::{
     cohort::standing::{
         message::{AskedRow, StandingMessage},
         number::{NumberEnd, NumberTask, Why},
         opportunity::{CoinRef, Opportunity, OpportunityKind},
         roster::Row,
+        terms::StandingTerms,
     },
     did::Did,
     hash::DidIndex,
@@ -22,6 +24,8 @@ use crate::{
 /// An input of a standing cohort.
 #[derive(Clone, Debug, PartialEq)]
 pub enum CohortInput {
+    /// Begin: advertise the cohort.
+    Advertise,
     /// A peer's message, authenticated by its transport.
     Message {
         /// The sender.
@@ -75,11 +79,17 @@ pub enum CohortInput {
 /// An event of a standing cohort at its service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum CohortEvent {
-    /// The cohort was advertised.
+    /// The cohort was advertised. Its journal begins with this, or with [`Saved`](Self::Saved).
     Advertised {
         /// When.
         at: Timestamp,
+        /// Its terms.
+        terms: Arc<StandingTerms>,
+        /// The service.
+        service: Did,
     },
+    /// All that earlier events have led to: it replaces them in the journal.
+    Saved(Box<SavedCohort>),
     /// A participant has asked for a seat.
     SeatAsked {
         /// When.

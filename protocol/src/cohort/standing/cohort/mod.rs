@@ -3,6 +3,7 @@
 mod coins;
 mod event;
 mod opening;
+mod saved;
 mod seats;
 
 use std::{
@@ -14,12 +15,15 @@ use std::{
 use rand_core::CryptoRng;
 
 use self::coins::Coins;
-pub use self::event::{CohortEffect, CohortEvent, CohortInput};
+pub use self::{
+    event::{CohortEffect, CohortEvent, CohortInput},
+    saved::SavedCohort,
+};
 use super::{
     context::CohortContext,
     message::{
-        EndKind, NumberEndedNotice, OpportunityOpened, RowAnswer, RowsAnswered, SeatAccept, StandingAdvert,
-        StandingMessage, StandingReady,
+        EndKind, NumberEndedNotice, OpportunityOpened, RowAnswer, RowsAnswered, SeatAccept, SeatRefused,
+        StandingAdvert, StandingMessage, StandingReady,
     },
     number::{NumberEnd, NumberTask},
     opportunity::{Opportunity, TransactionHex},
@@ -268,6 +272,10 @@ impl Machine for StandingCohort {
 
     fn decide(&self, now: Timestamp, input: &CohortInput, _rng: &mut dyn CryptoRng) -> Decided {
         match input {
+            CohortInput::Advertise => {
+                let (terms, service) = (Arc::clone(&self.config.terms), self.config.service.clone());
+                Ok(vec![CohortEvent::Advertised { at: now, terms, service }])
+            }
             CohortInput::Message { from, message } => self.on_message(now, from, message),
             CohortInput::Admitted { did, refusal } => self.on_admitted(now, did, refusal.as_ref()),
             CohortInput::Finalize => match &self.phase {
@@ -285,6 +293,9 @@ impl Machine for StandingCohort {
     }
 
     fn apply(&mut self, event: &CohortEvent) {
+        if let CohortEvent::Saved(saved) = event {
+            return self.restore(saved);
+        }
         if let (CohortEvent::Formed { output, .. }, Phase::Enrolling { candidates }) = (event, &self.phase) {
             let seats: BTreeMap<PublicKey, Did> = candidates
                 .iter()
@@ -329,6 +340,10 @@ impl Machine for StandingCohort {
             CohortEvent::Advertised { .. } => vec![CohortEffect::Broadcast(self.advert())],
             CohortEvent::SeatAsked { did, seat, .. } => {
                 vec![CohortEffect::AskAdmission { did: did.clone(), seat: *seat }]
+            }
+            CohortEvent::SeatRefused { did, reason, .. } => {
+                let refused = SeatRefused { cohort_id: self.config.cohort_id.clone(), reason: reason.clone() };
+                vec![CohortEffect::Send { to: did.clone(), message: refused.into() }]
             }
             CohortEvent::SeatAdmitted { did, .. } => {
                 let accept = SeatAccept { cohort_id: self.config.cohort_id.clone() };

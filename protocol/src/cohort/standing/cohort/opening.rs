@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use super::{CohortEvent, Decided, OpenNumber, Running, StandingCohort};
 use crate::{
     cohort::standing::{
+        limits::{MAX_PART_BYTES, MAX_PART_ROWS, json_len},
         number::NumberEnd,
         opportunity::{Opportunity, OpportunityKind},
         terms::Absent,
@@ -13,9 +14,6 @@ use crate::{
     key::{PublicKey, Signature},
     time::Timestamp,
 };
-
-/// The most rows that an opportunity carries.
-const MAX_ROWS: usize = 256;
 
 /// After so many failures in a row a cohort waits for its cadence.
 const MAX_FAILURES: u32 = 3;
@@ -108,7 +106,9 @@ impl StandingCohort {
         }
         // A seat that has missed rows fetches them; so does each of them where they are many.
         let rows = &running.log[running.sent..];
-        let rows = if rows.len() > MAX_ROWS { Vec::new() } else { rows.to_vec() };
+        let transactions = running.coins.transactions();
+        let bytes = || json_len(&rows) + json_len(&transactions);
+        let rows = if rows.len() > MAX_PART_ROWS || bytes() > MAX_PART_BYTES { Vec::new() } else { rows.to_vec() };
         let opportunity = Opportunity {
             number: running.last + 1,
             kind,
@@ -117,7 +117,7 @@ impl StandingCohort {
             coins,
             rows,
             row_count: running.roster.row_count(),
-            transactions: running.coins.transactions(),
+            transactions,
             signature: Signature::from_bytes(&[0; 64]),
         };
         let (opportunity, by_fallback) = (Arc::new(opportunity), running.by_fallback);

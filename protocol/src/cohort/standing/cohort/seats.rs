@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Candidate, CohortEffect, CohortEvent, Decided, Phase, Running, StandingCohort};
 use crate::{
     cohort::standing::{
-        message::{AskedRow, RowsReturned, SeatOptIn, StandingMessage},
+        message::{AskedRow, MAX_PART_ROWS, RowsReturned, SeatOptIn, StandingMessage},
         output_of,
         roster::Row,
         terms::Registration,
@@ -118,6 +118,9 @@ impl StandingCohort {
     /// Rows that a service has lost which was restored from a backup. They are signed by seats, so that every seat may return them.
     pub(super) fn on_rows_returned(&self, now: Timestamp, from: &Did, returned: &RowsReturned) -> Decided {
         let (running, _) = self.seat(from)?;
+        if returned.rows.len() > MAX_PART_ROWS {
+            return Err(Reject::new(RejectCode::Malformed, from, format!("at most {MAX_PART_ROWS} rows expected")));
+        }
         let Some(known) = running.roster.row_count().checked_sub(returned.from) else {
             return Err(Reject::new(RejectCode::WrongPhase, from, "rows before these are missing"));
         };

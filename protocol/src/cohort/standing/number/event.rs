@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bitcoin::{FeeRate, Transaction, TxOut};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
     cohort::standing::{
@@ -13,7 +14,7 @@ use crate::{
         transaction::Mode,
     },
     did::Did,
-    hash::{DocumentHash, SignalBytes},
+    hash::{DidIndex, DocumentHash, SignalBytes},
     key::{PublicKey, Signature},
     message::Bytes,
     time::Timestamp,
@@ -30,6 +31,15 @@ pub enum NumberInput {
         from: Did,
         /// The message.
         message: Box<StandingMessage>,
+    },
+    /// The host's answer to [`NumberEffect::CheckUpdates`].
+    UpdatesChecked {
+        /// The seat.
+        seat: PublicKey,
+        /// Its response.
+        response_hash: DocumentHash,
+        /// What is wrong with an update of it, if anything.
+        problem: Option<String>,
     },
     /// The host's answer to [`NumberEffect::AskPrice`].
     Priced {
@@ -75,6 +85,24 @@ pub enum NumberEvent {
         seat: PublicKey,
         /// The part.
         part: Box<ResponsePart>,
+    },
+    /// A whole response whose updates the host checks.
+    ResponseHeld {
+        /// When.
+        at: Timestamp,
+        /// The response.
+        response: Arc<Response>,
+        /// Each update with the index of its DID.
+        updates: Vec<(DidIndex, Value)>,
+    },
+    /// An update of a seat's response is not one that resolvers accept: the response does not count.
+    ResponseRefused {
+        /// When.
+        at: Timestamp,
+        /// The seat.
+        seat: PublicKey,
+        /// Why.
+        reason: String,
     },
     /// A whole response that counts.
     ResponseReceived {
@@ -195,6 +223,22 @@ impl NumberEnd {
 /// What a number needs done.
 #[derive(Clone, Debug)]
 pub enum NumberEffect {
+    /// Check the updates of a response by rules U, and store them; answer with [`NumberInput::UpdatesChecked`].
+    CheckUpdates {
+        /// The seat.
+        seat: PublicKey,
+        /// Its response.
+        response_hash: DocumentHash,
+        /// Each update with the index of its DID.
+        updates: Vec<(DidIndex, Value)>,
+    },
+    /// Report to the operator that a response does not count.
+    ResponseRefused {
+        /// The seat.
+        seat: PublicKey,
+        /// Why.
+        reason: String,
+    },
     /// Answer with [`NumberInput::Priced`].
     AskPrice {
         /// How the transaction is signed: by fallback it is larger.
@@ -222,6 +266,14 @@ impl PartialEq for NumberEffect {
                 (mode, signal) == (other_mode, other_signal)
             }
             (Self::StoreBoard(one), Self::StoreBoard(other)) => one.hash() == other.hash(),
+            (
+                Self::CheckUpdates { seat, response_hash, .. },
+                Self::CheckUpdates { seat: other_seat, response_hash: other_hash, .. },
+            ) => (seat, response_hash) == (other_seat, other_hash),
+            (
+                Self::ResponseRefused { seat, reason },
+                Self::ResponseRefused { seat: other_seat, reason: other_reason },
+            ) => (seat, reason) == (other_seat, other_reason),
             (Self::Send { to, message }, Self::Send { to: other_to, message: other }) => {
                 (to, message) == (other_to, other)
             }

@@ -2,26 +2,28 @@
 
 mod confirming;
 mod event;
+mod responding;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bitcoin::{ScriptBuf, Transaction};
 use rand_core::CryptoRng;
+use serde_json::Value;
 
 pub use self::event::{Confirmed, NumberEffect, NumberEnd, NumberEvent, NumberInput, Why};
 use super::{
     board::{Board, BoardPlace},
-    message::{MAX_PART_ENTRIES, ResponsePart, StandingMessage},
-    opportunity::{Opportunity, OpportunityKind},
-    response::Response,
+    message::{FullUpdate, StandingMessage},
+    opportunity::Opportunity,
+    response::{Entry, Response},
     roster::Roster,
-    terms::{Absent, StandingTerms},
+    terms::StandingTerms,
     transaction::Mode,
 };
 use crate::{
     did::Did,
     error::{Reject, RejectCode},
-    hash::DocumentHash,
+    hash::{DidIndex, DocumentHash},
     key::{PublicKey, Signature},
     machine::Machine,
     message::Bytes,
@@ -49,7 +51,8 @@ pub struct NumberTask {
 }
 
 impl NumberTask {
-    fn place(&self) -> BoardPlace<'_> {
+    /// The place of its board.
+    pub fn place(&self) -> BoardPlace<'_> {
         BoardPlace {
             terms: &self.terms,
             roster: &self.roster,
@@ -76,7 +79,15 @@ struct Parts {
     parts: u32,
     /// The number of the next one.
     next: u32,
-    entries: Vec<super::response::Entry>,
+    entries: Vec<Entry>,
+    updates: Vec<FullUpdate>,
+}
+
+/// A whole response whose updates the host checks.
+#[derive(Clone, Debug, PartialEq)]
+struct Held {
+    response: Arc<Response>,
+    updates: Vec<(DidIndex, Value)>,
 }
 
 /// The state of a number.
@@ -85,6 +96,7 @@ enum Phase {
     Planned,
     Collecting {
         parts: BTreeMap<PublicKey, Parts>,
+        held: BTreeMap<PublicKey, Held>,
         responses: BTreeMap<PublicKey, Response>,
     },
     /// The board is closed; the host is asked what the transaction may cost.
@@ -131,9 +143,9 @@ impl PartialEq for Phase {
         match (self, other) {
             (Self::Planned, Self::Planned) => true,
             (
-                Self::Collecting { parts, responses },
-                Self::Collecting { parts: other_parts, responses: other_responses },
-            ) => parts == other_parts && responses == other_responses,
+                Self::Collecting { parts, held, responses },
+                Self::Collecting { parts: other_parts, held: other_held, responses: other_responses },
+            ) => (parts, held, responses) == (other_parts, other_held, other_responses),
             (
                 Self::Pricing { until, board, mode },
                 Self::Pricing { until: other_until, board: other, mode: other_mode },
@@ -160,6 +172,11 @@ impl Number {
     /// The task.
     pub fn task(&self) -> &Arc<NumberTask> {
         &self.task
+    }
+
+    /// Whether it was not opened yet.
+    pub const fn is_planned(&self) -> bool {
+        matches!(self.phase, Phase::Planned)
     }
 
     /// How it ended, if it has.
@@ -192,110 +209,10 @@ impl Number {
         }
     }
 
-    fn on_part(&self, now: Timestamp, seat: PublicKey, from: &Did, part: &ResponsePart) -> Decided {
-        let reject = |code, detail: String| Err(Reject::new(code, from, detail));
-        let Phase::Collecting { parts, responses } = &self.phase else {
-            // A repeated response that was received before changes nothing.
-            let known = self
-                .board()
-                .and_then(|board| board.response(&seat))
-                .is_some_and(|response| response.hash(self.task.roster.context()) == part.response_hash);
-            return if known {
-                Ok(Vec::new())
-            } else {
-                reject(RejectCode::WrongPhase, "no response is awaited".into())
-            };
-        };
-        if let Some(response) = responses.get(&seat) {
-            return if response.hash(self.task.roster.context()) == part.response_hash {
-                Ok(Vec::new())
-            } else {
-                reject(
-                    RejectCode::Equivocation,
-                    "the seat has responded otherwise; the first response stands".into(),
-                )
-            };
-        }
-        let most = usize::try_from(self.task.terms.max_dids_per_participant).unwrap_or(usize::MAX);
-        let fits = part.entries.len() <= MAX_PART_ENTRIES
-            && (1..=part.parts).contains(&part.part)
-            && usize::try_from(part.parts).is_ok_and(|parts| parts <= most.max(1));
-        if !fits {
-            return reject(RejectCode::Malformed, "a part that no response has".into());
-        }
-        let so_far = parts.get(&seat);
-        if let Some(so_far) = so_far
-            && (so_far.hash != part.response_hash || so_far.parts != part.parts)
-            && part.part != 1
-        {
-            return reject(RejectCode::Equivocation, "a part of another response".into());
-        }
-        // Parts come in order; a first part begins again, e.g. after a restart of the seat.
-        let expected = so_far.map_or(1, |so_far| so_far.next);
-        if part.part != 1 && part.part != expected {
-            return if part.part < expected {
-                Ok(Vec::new())
-            } else {
-                reject(RejectCode::WrongPhase, format!("part {expected} is expected"))
-            };
-        }
-        let before = if part.part == 1 { &[][..] } else { so_far.map_or(&[][..], |so_far| &so_far.entries) };
-        if before.len() + part.entries.len() > most {
-            return reject(RejectCode::Malformed, format!("more than {most} entries"));
-        }
-        if part.part < part.parts {
-            return Ok(vec![NumberEvent::PartReceived { at: now, seat, part: Box::new(part.clone()) }]);
-        }
-        let (Some(roster_hash), Some(has_updates), Some(nonces), Some(signature)) =
-            (part.roster_hash, part.has_updates, &part.nonce_contributions, part.signature)
-        else {
-            return reject(RejectCode::Malformed, "the last part lacks what the seat signs".into());
-        };
-        let response = Response {
-            seat,
-            number: part.number,
-            roster_hash,
-            has_updates,
-            entries: [before, &part.entries].concat(),
-            nonce_contributions: nonces.clone(),
-            signature,
-        };
-        let place = self.task.place();
-        response.check_in(place).map_err(|problem| Reject::new(RejectCode::Malformed, from, problem))?;
-        let mut events = vec![NumberEvent::ResponseReceived { at: now, response: Arc::new(response) }];
-        if responses.len() + 1 == self.task.seats.len() {
-            let NumberEvent::ResponseReceived { response, .. } = &events[0] else { return Ok(events) };
-            let mut all = responses.clone();
-            all.insert(seat, (**response).clone());
-            events.push(self.close(now, &all));
-        }
-        Ok(events)
-    }
-
     fn report(&self) -> Vec<NumberEffect> {
         let Phase::Ended { end, board } = &self.phase else { return Vec::new() };
         let stored = board.iter().map(|board| NumberEffect::StoreBoard(Arc::clone(board)));
         stored.chain([NumberEffect::Report(end.clone())]).collect()
-    }
-
-    /// What the responses lead to.
-    fn close(&self, now: Timestamp, responses: &BTreeMap<PublicKey, Response>) -> NumberEvent {
-        let task = &self.task;
-        let absent: Vec<PublicKey> =
-            task.seats.keys().filter(|seat| !responses.contains_key(seat)).copied().collect();
-        let needed = match task.terms.absent {
-            Absent::Wait => task.seats.len(),
-            Absent::Proceed => task.terms.spenders(task.seats.len()),
-        };
-        if responses.len() < needed {
-            return NumberEvent::Ended { at: now, end: NumberEnd::failed(Why::Absent, absent, BTreeMap::new()) };
-        }
-        let has_updates = responses.values().any(|response| response.has_updates);
-        if task.opportunity.kind == OpportunityKind::Announcement && !has_updates {
-            return NumberEvent::BoardIdle { at: now };
-        }
-        let by_fallback = task.terms.absent == Absent::Proceed && (task.by_fallback || !absent.is_empty());
-        NumberEvent::BoardClosed { at: now, mode: if by_fallback { Mode::Fallback } else { Mode::Key } }
     }
 }
 
@@ -323,6 +240,9 @@ impl Machine for Number {
                     }
                     other => Err(Reject::new(RejectCode::WrongPhase, from, other.short_type())),
                 }
+            }
+            NumberInput::UpdatesChecked { seat, response_hash, problem } => {
+                self.on_checked(now, seat, response_hash, problem.as_ref())
             }
             NumberInput::Priced { rate, operator } => self.on_priced(now, *rate, operator.as_ref()),
             NumberInput::Abandoned { reason } => match &self.phase {
@@ -354,20 +274,11 @@ impl Machine for Number {
     fn apply(&mut self, event: &NumberEvent) {
         match (event, &mut self.phase) {
             (NumberEvent::Opened { .. }, phase) => {
-                *phase = Phase::Collecting { parts: BTreeMap::new(), responses: BTreeMap::new() };
+                *phase =
+                    Phase::Collecting { parts: BTreeMap::new(), held: BTreeMap::new(), responses: BTreeMap::new() };
             }
-            (NumberEvent::PartReceived { seat, part, .. }, Phase::Collecting { parts, .. }) => {
-                let fresh = || Parts { hash: part.response_hash, parts: part.parts, next: 1, entries: Vec::new() };
-                if part.part == 1 {
-                    parts.insert(*seat, fresh());
-                }
-                let so_far = parts.entry(*seat).or_insert_with(fresh);
-                so_far.entries.extend(part.entries.iter().cloned());
-                so_far.next = part.part + 1;
-            }
-            (NumberEvent::ResponseReceived { response, .. }, Phase::Collecting { parts, responses }) => {
-                parts.remove(&response.seat);
-                responses.insert(response.seat, (**response).clone());
+            (event, Phase::Collecting { parts, held, responses }) if event.is_response() => {
+                responding::collect(event, parts, held, responses);
             }
             (NumberEvent::BoardClosed { at, mode }, Phase::Collecting { responses, .. }) => {
                 let board = Board::of(self.task.place(), std::mem::take(responses).into_values());
@@ -410,6 +321,10 @@ impl Machine for Number {
 
     fn effects(&self, event: &NumberEvent) -> Vec<NumberEffect> {
         match event {
+            NumberEvent::ResponseHeld { response, updates, .. } => self.check_updates(response, updates),
+            NumberEvent::ResponseRefused { seat, reason, .. } => {
+                vec![NumberEffect::ResponseRefused { seat: *seat, reason: reason.clone() }]
+            }
             NumberEvent::BoardClosed { .. } => self.ask_price(),
             NumberEvent::RequestMade { .. } => self.request(None),
             NumberEvent::Ended { .. } | NumberEvent::BoardIdle { .. } => self.report(),
@@ -426,10 +341,15 @@ impl Machine for Number {
         }
     }
 
-    /// A seat sends its response again, whole, to a service that has restarted: parts of it need no journal, and a seat could make
-    /// it grow with them.
+    /// A seat sends its response again, whole, to a service that has restarted: what is not a response yet needs no journal, and a seat
+    /// could make it grow.
     fn is_journaled(event: &NumberEvent) -> bool {
-        !matches!(event, NumberEvent::PartReceived { .. })
+        !matches!(
+            event,
+            NumberEvent::PartReceived { .. }
+                | NumberEvent::ResponseHeld { .. }
+                | NumberEvent::ResponseRefused { .. }
+        )
     }
 
     fn deadline(&self) -> Option<Timestamp> {

@@ -26,7 +26,7 @@ impl Seat {
         };
         match &current.stage {
             Stage::Responded => Ok(vec![SeatEvent::Requested { at: now, request: Arc::new(request.clone()) }]),
-            Stage::Choosing | Stage::Committed { .. } => {
+            Stage::Choosing | Stage::Committed => {
                 refuse(RejectCode::WrongPhase, "a request before the response was sent")
             }
             Stage::Requested { request: known }
@@ -152,10 +152,10 @@ impl Seat {
     }
 
     /// What the host is asked with a board that was verified: to store it and to decide.
-    pub fn ask_signing(&self, number: u64, bytes: &[u8]) -> Option<SeatEffect> {
+    pub fn ask_signing(&self, number: u64, bytes: &Arc<Vec<u8>>) -> Option<SeatEffect> {
         let current = self.current().filter(|current| current.opportunity.number == number)?;
         let Stage::Verified { request, .. } = &current.stage else { return None };
-        let board = Arc::new(self.board(current, &request.board_hash, bytes).ok()?);
+        let board = self.board(current, &request.board_hash, bytes).ok()?;
         Some(SeatEffect::AskSigning { number, board, transaction: request.pending_tx.clone(), mode: request.mode })
     }
 
@@ -249,6 +249,7 @@ impl Seated {
                     current.stage = Stage::Over(None);
                 }
             }
+            SeatEvent::Restored { coins, updates, .. } => self.record.restored(coins, updates),
             SeatEvent::VersionResolved { index, version, .. } => self.record.resolved(*index, *version),
             SeatEvent::CoinSpent { coin, by, signal, .. } => self.record.spend(coin, *by, signal.as_ref()),
             SeatEvent::NumberOver { number, board_hash, is_idle, .. } => {

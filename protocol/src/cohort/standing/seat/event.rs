@@ -4,14 +4,17 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use bitcoin::{Transaction, Txid};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use super::saved::SavedSeat;
 use crate::{
     cohort::standing::{
         board::Board,
-        message::{AskedRow, ConfirmationRequest, FullUpdate, StandingMessage},
+        message::{AskedRow, ConfirmationRequest, SeatOptIn, StandingMessage},
         opportunity::{CoinRef, Opportunity},
         response::Response,
         roster::Row,
+        terms::StandingTerms,
         transaction::Mode,
     },
     did::Did,
@@ -31,13 +34,15 @@ pub struct SeatUpdate {
     pub version: u64,
     /// The hash of the signed update.
     pub hash: DocumentHash,
-    /// What the service receives of it, where it receives updates.
-    pub full: Option<FullUpdate>,
+    /// The signed update, in a cohort whose service receives updates; none in any other.
+    pub full: Option<Value>,
 }
 
 /// An input of a seat.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SeatInput {
+    /// Ask for the seat, with this message, which the seat key has signed.
+    OptIn(SeatOptIn),
     /// A message of the service, authenticated by its transport.
     Message(StandingMessage),
     /// The host's answer to [`SeatEffect::AskUpdates`]: the updates whose predecessor is final or is announced by an ancestor of the coins.
@@ -84,6 +89,14 @@ pub enum SeatInput {
     },
     /// Rows that the host wants registered, signed by the seat.
     RowsAsked(Vec<AskedRow>),
+    /// The journal of this seat was restored from a backup: what happened after it is not known here. Until each of these coins is spent, only
+    /// updates that are known here are submitted.
+    RestoredFromBackup {
+        /// Every coin that the address has now, in blocks and in the mempool.
+        coins: Vec<CoinRef>,
+        /// The updates in the backup: index, version and hash.
+        updates: Vec<(DidIndex, u64, DocumentHash)>,
+    },
     /// Resolvers give this version of a DID of this seat, finally. Its host resolves before it chooses updates.
     Resolved {
         /// The index.
@@ -105,6 +118,31 @@ pub enum SeatInput {
 /// An event of a seat.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum SeatEvent {
+    /// The seat was asked for. The journal begins with this, or with [`Saved`](Self::Saved).
+    OptedIn {
+        /// When.
+        at: Timestamp,
+        /// The terms of the cohort.
+        terms: Arc<StandingTerms>,
+        /// The service.
+        service: Did,
+        /// The request.
+        opt_in: SeatOptIn,
+    },
+    /// The service has promised the seat.
+    Accepted {
+        /// When.
+        at: Timestamp,
+    },
+    /// The service does not give the seat.
+    Refused {
+        /// When.
+        at: Timestamp,
+        /// Why.
+        reason: String,
+    },
+    /// All that earlier events have led to: it replaces them in the journal.
+    Saved(Box<SavedSeat>),
     /// The cohort has formed, with an output that follows from its keys.
     Formed {
         /// When.
@@ -155,7 +193,16 @@ pub enum SeatEvent {
         /// Index, version and hash of each.
         updates: Vec<(DidIndex, u64, DocumentHash)>,
         /// The DIDs, in the order of `updates`, and what the service receives of each.
-        given: Vec<(Did, Option<FullUpdate>)>,
+        given: Vec<(Did, Option<Value>)>,
+    },
+    /// The journal was restored from a backup.
+    Restored {
+        /// When.
+        at: Timestamp,
+        /// Every coin that the address had then.
+        coins: Vec<CoinRef>,
+        /// The updates in the backup: index, version and hash.
+        updates: Vec<(DidIndex, u64, DocumentHash)>,
     },
     /// The response is signed; from here on it is sent.
     Responded {

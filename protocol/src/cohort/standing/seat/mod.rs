@@ -5,9 +5,12 @@
 //! transaction spends the number's coin, only the identical update of that version is submitted anywhere.
 
 mod confirming;
+mod enrolling;
 mod event;
 mod record;
 mod responding;
+mod saved;
+mod view;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,26 +18,34 @@ use std::{
 };
 
 use rand_core::CryptoRng;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-pub use self::event::{SeatEffect, SeatEvent, SeatInput, SeatUpdate};
+pub use self::{
+    enrolling::Enrolment,
+    event::{SeatEffect, SeatEvent, SeatInput, SeatUpdate},
+    saved::SavedSeat,
+    view::OwnEntry,
+};
 use self::{event::row_of, record::Record};
 use super::{
     board::{Board, BoardPlace},
     context::CohortContext,
     message::{
-        AskedRow, ConfirmationRequest, FullUpdate, MAX_PART_ENTRIES, OpportunityOpened, Pending, RegisterRows,
-        ResponsePart, RowsReturned, StandingMessage,
+        AskedRow, ConfirmationRequest, FullUpdate, OpportunityOpened, Pending, RegisterRows, ResponsePart,
+        RowsReturned, StandingMessage,
     },
     opportunity::Opportunity,
+    reader::BoardReader,
     response::Response,
     roster::{Roster, Row},
     seed::SeatSeed,
-    terms::{StandingPolicy, StandingTerms},
+    terms::{StandingBeacon, StandingPolicy, StandingTerms},
 };
 use crate::{
     did::Did,
     error::{Reject, RejectCode},
-    hash::{DidIndex, DocumentHash},
+    hash::{DidIndex, DocumentHash, sha256},
     id::CohortId,
     key::{PublicKey, Signature},
     machine::Machine,
@@ -62,6 +73,8 @@ pub struct SeatConfig {
     pub aggregator: Arc<dyn KeyAggregator>,
     /// Gives the nonces of leaves.
     pub seed: Arc<SeatSeed>,
+    /// Reads boards.
+    pub boards: Arc<dyn BoardReader>,
 }
 
 impl std::fmt::Debug for SeatConfig {
@@ -74,14 +87,13 @@ impl std::fmt::Debug for SeatConfig {
 }
 
 /// How far the answer to the highest number is.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum Stage {
     /// The host is asked for updates.
     Choosing,
     /// The nonces are being opened, then the response is signed.
-    Committed {
-        given: Vec<(Did, Option<FullUpdate>)>,
-    },
+    Committed,
     Responded,
     Requested {
         request: Arc<ConfirmationRequest>,
@@ -107,7 +119,7 @@ enum Stage {
 }
 
 /// The one answer to a request.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Answer {
     partials: Option<Vec<Bytes<32>>>,
     fallback: Option<Vec<Signature>>,
@@ -121,7 +133,7 @@ struct Current {
     /// The roster at the opening.
     roster: Arc<Roster>,
     updates: Vec<(DidIndex, u64, DocumentHash)>,
-    given: Vec<(Did, Option<FullUpdate>)>,
+    given: Vec<(Did, Option<Value>)>,
     response: Option<Arc<Response>>,
     stage: Stage,
 }
@@ -150,12 +162,13 @@ struct Seated {
 #[derive(Clone, Debug)]
 pub struct Seat {
     config: Arc<SeatConfig>,
+    enrolment: Enrolment,
     seated: Option<Seated>,
 }
 
 impl PartialEq for Seat {
     fn eq(&self, other: &Self) -> bool {
-        self.seated == other.seated
+        (&self.enrolment, &self.seated) == (&other.enrolment, &other.seated)
     }
 }
 
@@ -164,7 +177,7 @@ type Decided = Result<Vec<SeatEvent>, Reject>;
 impl Seat {
     /// A seat in a cohort that has not formed yet.
     pub const fn new(config: Arc<SeatConfig>) -> Self {
-        Self { config, seated: None }
+        Self { config, enrolment: Enrolment::New, seated: None }
     }
 
     /// The cohort's output, once it has formed.
@@ -205,27 +218,7 @@ impl Seat {
             return Err(self.reject(RejectCode::WrongCohort, "another cohort"));
         }
         match (message, &self.seated) {
-            (StandingMessage::StandingReady(ready), None) => {
-                if !ready.cohort_keys.contains(&self.config.seat) {
-                    return Err(self.reject(RejectCode::AddressMismatch, "the cohort's keys lack this seat's"));
-                }
-                let seats = ready.cohort_keys.len();
-                let (least, most) = (self.config.terms.min_participants, self.config.terms.max_participants);
-                if !(usize::from(least)..=usize::from(most)).contains(&seats) {
-                    return Err(self.reject(RejectCode::UnacceptableTerms, "not as many seats as the terms have"));
-                }
-                if let Some(objection) = self.config.policy.objections(&self.config.terms, Some(seats)).first() {
-                    return Err(self.reject(RejectCode::UnacceptableTerms, objection));
-                }
-                let output = super::output_of(&self.config.terms, &ready.cohort_keys, &*self.config.aggregator)
-                    .map_err(|error| self.reject(RejectCode::AddressMismatch, error))?;
-                if output.address() != ready.beacon_address {
-                    return Err(
-                        self.reject(RejectCode::AddressMismatch, "the address does not follow from the keys")
-                    );
-                }
-                Ok(vec![SeatEvent::Formed { at: now, output }])
-            }
+            (StandingMessage::StandingReady(ready), None) => self.on_ready(now, ready),
             // A repeated one.
             (StandingMessage::StandingReady(ready), Some(seated))
                 if seated.output.address() == ready.beacon_address =>
@@ -256,7 +249,8 @@ impl Seat {
             }
             (StandingMessage::ConfirmationRequest(request), Some(seated)) => self.on_request(now, seated, request),
             (StandingMessage::NumberEndedNotice(notice), Some(seated)) => Ok(self.on_end(now, seated, notice)),
-            (StandingMessage::SeatAccept(_), None) => Ok(Vec::new()),
+            (StandingMessage::SeatAccept(_), _) => Ok(self.on_accept(now)),
+            (StandingMessage::SeatRefused(refused), None) => Ok(self.on_refused(now, refused)),
             (other, _) => Err(self.reject(RejectCode::WrongPhase, other.short_type())),
         }
     }
@@ -279,6 +273,11 @@ impl Machine for Seat {
 
     fn decide(&self, now: Timestamp, input: &SeatInput, _rng: &mut dyn CryptoRng) -> Decided {
         match input {
+            SeatInput::OptIn(opt_in) => self.on_opt_in(now, opt_in),
+            SeatInput::RestoredFromBackup { coins, updates } => {
+                let (coins, updates) = (coins.clone(), updates.clone());
+                Ok(vec![SeatEvent::Restored { at: now, coins, updates }])
+            }
             SeatInput::Message(message) => self.on_message(now, message),
             SeatInput::UpdatesDecided { number, updates } => self.on_updates(now, *number, updates),
             SeatInput::ResponseSigned(response) => self.on_response(now, response),
@@ -298,6 +297,10 @@ impl Machine for Seat {
     }
 
     fn apply(&mut self, event: &SeatEvent) {
+        self.apply_enrolment(event);
+        if let SeatEvent::Saved(saved) = event {
+            return self.restore(saved);
+        }
         if let SeatEvent::Formed { output, .. } = event {
             let context =
                 super::context_of(&self.config.terms, &self.config.service, &self.config.cohort_id, output);
@@ -339,6 +342,7 @@ impl Machine for Seat {
 
     fn effects(&self, event: &SeatEvent) -> Vec<SeatEffect> {
         match event {
+            SeatEvent::OptedIn { opt_in, .. } => vec![SeatEffect::Send(opt_in.clone().into())],
             SeatEvent::RowsSent { rows, .. } => self.send_rows(rows),
             SeatEvent::RowsAcknowledged { refused, .. } => {
                 let refused: Vec<_> = refused.iter().map(|(index, _, problem)| (*index, problem.clone())).collect();
@@ -358,15 +362,19 @@ impl Machine for Seat {
             }
             SeatEvent::RowsMissed { .. } => self.fetch_rows(),
             SeatEvent::NumberOver { .. } => self.progress(),
-            SeatEvent::Formed { .. } | SeatEvent::CoinSpent { .. } | SeatEvent::VersionResolved { .. } => {
-                Vec::new()
-            }
+            SeatEvent::Accepted { .. }
+            | SeatEvent::Refused { .. }
+            | SeatEvent::Saved(_)
+            | SeatEvent::Formed { .. }
+            | SeatEvent::Restored { .. }
+            | SeatEvent::CoinSpent { .. }
+            | SeatEvent::VersionResolved { .. } => Vec::new(),
             _ => self.progress(),
         }
     }
 
     fn resume(&self) -> Vec<SeatEffect> {
-        let Some(seated) = &self.seated else { return Vec::new() };
+        let Some(seated) = &self.seated else { return self.ask_again() };
         let asked: Vec<AskedRow> = seated.asked.values().cloned().collect();
         let mut effects = if asked.is_empty() { Vec::new() } else { self.send_rows(&asked) };
         // Secret nonces are in memory only: what needs them again answers that they are lost.
@@ -400,12 +408,10 @@ impl Seat {
 
     /// The service's own signed opportunity, which proves that it has opened a number as high, and the rows that it has forgotten.
     fn evidence(&self, seated: &Seated, known: &Opportunity, row_count: u64) -> Vec<SeatEffect> {
-        let cohort_id = || self.config.cohort_id.clone();
-        let opened = OpportunityOpened { cohort_id: cohort_id(), opportunity: known.clone() };
+        let cohort_id = self.config.cohort_id.clone();
+        let opened = OpportunityOpened { cohort_id, opportunity: known.clone() };
         let forgotten = usize::try_from(row_count).ok().and_then(|from| seated.log.get(from..)).unwrap_or_default();
-        let parts = (row_count..).step_by(MAX_PART_ENTRIES).zip(forgotten.chunks(MAX_PART_ENTRIES));
-        let rows =
-            parts.map(|(from, rows)| RowsReturned { cohort_id: cohort_id(), from, rows: rows.to_vec() }.into());
+        let rows = RowsReturned::split(&self.config.cohort_id, row_count, forgotten).into_iter().map(Into::into);
         std::iter::once(opened.into()).chain(rows).map(SeatEffect::Send).collect()
     }
 
@@ -423,7 +429,7 @@ impl Seat {
                 committed: seated.record.committed(),
                 announced: seated.record.announced_by_ancestors(&current.opportunity),
             }],
-            Stage::Committed { .. } => {
+            Stage::Committed => {
                 vec![SeatEffect::OpenNonces { number, inputs: current.opportunity.coins.len() }]
             }
             Stage::Responded => self.send_response(seated, current),
@@ -442,14 +448,14 @@ impl Seat {
 
     fn send_response(&self, seated: &Seated, current: &Current) -> Vec<SeatEffect> {
         let Some(response) = &current.response else { return Vec::new() };
-        let mut parts = ResponsePart::split(seated.roster.context(), response);
-        // Updates travel with the part that has their entries.
-        for part in &mut parts {
-            let indexes: Vec<DidIndex> = part.entries.iter().map(super::response::Entry::index).collect();
-            let of_part =
-                current.updates.iter().zip(&current.given).filter(|((index, ..), _)| indexes.contains(index));
-            part.updates = of_part.filter_map(|(_, (_, full))| full.clone()).collect();
-        }
+        let number = current.opportunity.number;
+        let is_smt = self.config.terms.beacon_type == StandingBeacon::Smt;
+        let full = |((index, ..), (_, update)): (&(DidIndex, u64, DocumentHash), &(Did, Option<Value>))| {
+            let nonce_hash = is_smt.then(|| DocumentHash::from_bytes(sha256(&self.leaf_nonce(number, index))));
+            Some((*index, FullUpdate { update: update.clone()?, nonce_hash }))
+        };
+        let updates = current.updates.iter().zip(&current.given).filter_map(full).collect();
+        let parts = ResponsePart::split(seated.roster.context(), response, &updates);
         parts.into_iter().map(|part| SeatEffect::Send(part.into())).collect()
     }
 
@@ -465,8 +471,10 @@ impl Seat {
     }
 
     /// The board that `bytes` are, if it is the one that was asked for.
-    fn board(&self, current: &Current, hash: &DocumentHash, bytes: &[u8]) -> Result<Board, Reject> {
-        Board::read(bytes.to_vec(), hash, self.place(current))
+    fn board(&self, current: &Current, hash: &DocumentHash, bytes: &Arc<Vec<u8>>) -> Result<Arc<Board>, Reject> {
+        self.config
+            .boards
+            .read(bytes, hash, self.place(current))
             .map_err(|problem| self.reject(RejectCode::DataMismatch, problem))
     }
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bitcoin::{OutPoint, Txid};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     cohort::standing::{
@@ -20,7 +21,7 @@ use crate::{
 const SKEW: Duration = Duration::from_secs(60);
 
 /// An update that may be announced.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Commitment {
     number: u64,
     index: DidIndex,
@@ -29,7 +30,7 @@ struct Commitment {
 }
 
 /// A number that this seat has answered and that may still be announced, or is the last one that it has signed.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Answered {
     at: Timestamp,
     coins: Vec<OutPoint>,
@@ -40,7 +41,7 @@ struct Answered {
 }
 
 /// See the [module](self).
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
     commitments: Vec<Commitment>,
     numbers: BTreeMap<u64, Answered>,
@@ -48,6 +49,15 @@ pub(super) struct Record {
     spent: BTreeSet<OutPoint>,
     /// The highest version of each DID that is final.
     finals: BTreeMap<DidIndex, u64>,
+    /// After a restore from a backup: the coins that have to be spent before what the lost seat may have signed is settled, and the
+    /// updates in the backup.
+    restored: Option<Restored>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Restored {
+    coins: BTreeSet<OutPoint>,
+    updates: BTreeSet<(DidIndex, u64, DocumentHash)>,
 }
 
 fn outpoint(coin: &CoinRef) -> OutPoint {
@@ -109,6 +119,15 @@ impl Record {
                 "another update of version {version} may still be announced: two different ones end the DID"
             ));
         }
+        if let Some(restored) = &self.restored
+            && !restored.updates.contains(&(*index, version, *hash))
+            && !of_index().any(|one| one.version == version && one.hash == *hash)
+        {
+            return Err(
+                "this seat was restored from a backup, and what it may have signed before is not settled on the chain yet"
+                    .to_owned(),
+            );
+        }
         let announced = self.announced_by_ancestors(opportunity);
         let mut reached = self.finals.get(index).copied().unwrap_or(1);
         while announced.contains(&(*index, reached + 1)) {
@@ -167,6 +186,12 @@ impl Record {
     pub(super) fn spend(&mut self, coin: &CoinRef, by: Txid, signal: Option<&SignalBytes>) {
         let coin = outpoint(coin);
         self.spent.insert(coin);
+        if let Some(restored) = &mut self.restored {
+            restored.coins.remove(&coin);
+            if restored.coins.is_empty() {
+                self.restored = None;
+            }
+        }
         let spending: Vec<u64> =
             self.numbers.iter().filter(|(_, one)| one.coins.contains(&coin)).map(|(number, _)| *number).collect();
         for number in spending {
@@ -181,6 +206,13 @@ impl Record {
             }
         }
         self.forget();
+    }
+
+    /// The journal is that of a backup.
+    pub(super) fn restored(&mut self, coins: &[CoinRef], updates: &[(DidIndex, u64, DocumentHash)]) {
+        let coins: BTreeSet<OutPoint> =
+            coins.iter().map(outpoint).filter(|coin| !self.spent.contains(coin)).collect();
+        self.restored = (!coins.is_empty()).then(|| Restored { coins, updates: updates.iter().copied().collect() });
     }
 
     fn announced(&mut self, number: u64) {

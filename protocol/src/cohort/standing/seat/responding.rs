@@ -9,10 +9,11 @@ use crate::{
         opportunity::{Opportunity, OpportunityKind},
         response::{Entry, Response, ResponseContent},
         roster::Row,
-        terms::StandingBeacon,
+        terms::{StandingBeacon, Updates},
     },
     error::{Reject, RejectCode},
     hash::{DidIndex, DocumentHash},
+    jcs,
     message::Bytes,
     time::Timestamp,
 };
@@ -151,12 +152,31 @@ impl Seat {
             if let Some(Err(problem)) = allowed {
                 return fault(format!("{}: {problem}", update.did));
             }
+            self.check_full(update).map_err(|problem| Reject {
+                code: RejectCode::UpdateVerificationFailed,
+                peer: None,
+                detail: format!("{}: {problem}", update.did),
+            })?;
             chosen.push((index, update.version, update.hash, update));
         }
         chosen.sort_by_key(|(index, ..)| *index);
         let given = chosen.iter().map(|(.., update)| (update.did.clone(), update.full.clone())).collect();
         let updates = chosen.into_iter().map(|(index, version, hash, _)| (index, version, hash)).collect();
         Ok(vec![SeatEvent::Committed { at: now, number, updates, given }])
+    }
+
+    /// A service that receives updates gets each of them whole, and any other none.
+    fn check_full(&self, update: &SeatUpdate) -> Result<(), String> {
+        match (self.config.terms.updates, &update.full) {
+            (Updates::Hash, None) => Ok(()),
+            (Updates::Hash, Some(_)) => Err("the service of this cohort receives hashes only".to_owned()),
+            (Updates::Full, None) => Err("the service of this cohort receives the whole update".to_owned()),
+            (Updates::Full, Some(full)) => match jcs::document_hash(full) {
+                Ok(hash) if hash == update.hash => Ok(()),
+                Ok(_) => Err("the hash is not that of the update".to_owned()),
+                Err(error) => Err(error.to_string()),
+            },
+        }
     }
 
     pub(super) fn stage_of(&self, number: u64, input: &'static str) -> Result<&Current, Reject> {
@@ -168,11 +188,14 @@ impl Seat {
     pub fn content(&self, number: u64, nonces: Vec<Bytes<66>>) -> Option<ResponseContent> {
         let seated = self.seated.as_ref()?;
         let current = seated.current.as_ref().filter(|current| current.opportunity.number == number)?;
-        let Stage::Committed { given } = &current.stage else { return None };
+        if current.stage != Stage::Committed {
+            return None;
+        }
         let beacon = self.config.terms.beacon_type;
         let mut entries: Vec<Entry> = match (current.opportunity.kind, beacon) {
             (OpportunityKind::Refresh, _) => Vec::new(),
-            (OpportunityKind::Announcement, StandingBeacon::Cas) => given
+            (OpportunityKind::Announcement, StandingBeacon::Cas) => current
+                .given
                 .iter()
                 .zip(&current.updates)
                 .map(|((did, _), (_, _, hash))| Entry::Cas { did: did.as_str().to_owned(), update_hash: *hash })
@@ -204,7 +227,7 @@ impl Seat {
 
     pub(super) fn on_response(&self, now: Timestamp, response: &Arc<Response>) -> Decided {
         let current = self.stage_of(response.number, "response")?;
-        if !matches!(current.stage, Stage::Committed { .. }) {
+        if current.stage != Stage::Committed {
             return Err(Reject::out_of_phase("response", "not committed"));
         }
         let expected = self.content(response.number, response.nonce_contributions.clone());
@@ -248,7 +271,7 @@ impl Seated {
                 if let Some(current) = &mut self.current {
                     current.updates.clone_from(updates);
                     current.given.clone_from(given);
-                    current.stage = Stage::Committed { given: given.clone() };
+                    current.stage = Stage::Committed;
                     self.record.commit(*at, &current.opportunity, updates);
                 }
             }

@@ -1,0 +1,112 @@
+//! The state of a standing cohort in one event, which replaces all earlier ones in its journal: a cohort that has announced for years starts
+//! as quickly as a new one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{CohortEvent, OpenNumber, Phase, Running, StandingCohort, coins::Coins};
+use crate::{
+    cohort::standing::{
+        number::NumberEnd,
+        opportunity::Opportunity,
+        roster::{Roster, Row},
+        terms::StandingTerms,
+    },
+    did::Did,
+    key::PublicKey,
+    output::BeaconOutput,
+    time::Timestamp,
+};
+
+/// The state of a formed cohort. Rosters are not in it: they follow from the rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedCohort {
+    /// The terms of the cohort.
+    pub terms: Arc<StandingTerms>,
+    /// The service.
+    pub service: Did,
+    output: BeaconOutput,
+    seats: BTreeMap<PublicKey, Did>,
+    log: Vec<Row>,
+    sent: usize,
+    last: u64,
+    open: Option<SavedNumber>,
+    pending: BTreeSet<PublicKey>,
+    paced: Option<Timestamp>,
+    opened: Option<Timestamp>,
+    failures: u32,
+    by_fallback: bool,
+    coins: Coins,
+    ended: Option<(u64, NumberEnd)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct SavedNumber {
+    opportunity: Arc<Opportunity>,
+    by_fallback: bool,
+    is_signed: bool,
+    pending: BTreeSet<PublicKey>,
+}
+
+impl StandingCohort {
+    /// The event that leads to this state by itself; none before the cohort has formed.
+    pub fn saved(&self) -> Option<CohortEvent> {
+        let running = self.running()?.clone();
+        let open = running.open.map(|OpenNumber { opportunity, by_fallback, is_signed, pending, .. }| {
+            SavedNumber { opportunity, by_fallback, is_signed, pending }
+        });
+        Some(CohortEvent::Saved(Box::new(SavedCohort {
+            terms: Arc::clone(&self.config.terms),
+            service: self.config.service.clone(),
+            output: running.output,
+            seats: running.seats,
+            log: running.log,
+            sent: running.sent,
+            last: running.last,
+            open,
+            pending: running.pending,
+            paced: running.paced,
+            opened: running.opened,
+            failures: running.failures,
+            by_fallback: running.by_fallback,
+            coins: running.coins,
+            ended: running.ended,
+        })))
+    }
+
+    pub(super) fn restore(&mut self, saved: &SavedCohort) {
+        let most = self.config.terms.max_dids_per_participant;
+        let roster_of = |rows: &[Row]| {
+            let mut roster = Roster::new(self.context(&saved.output), saved.seats.keys().copied(), most);
+            // They were checked before they were registered.
+            rows.iter().for_each(|row| roster.apply(row));
+            Arc::new(roster)
+        };
+        let roster = roster_of(&saved.log);
+        let open = saved.open.clone().map(|SavedNumber { opportunity, by_fallback, is_signed, pending }| {
+            let sent = saved.log.get(..saved.sent).unwrap_or(&saved.log);
+            let at_opening = if sent.len() == saved.log.len() { Arc::clone(&roster) } else { roster_of(sent) };
+            OpenNumber { opportunity, roster: at_opening, by_fallback, is_signed, pending }
+        });
+        self.phase = Phase::Running(Box::new(Running {
+            output: saved.output.clone(),
+            seats: saved.seats.clone(),
+            roster,
+            log: saved.log.clone(),
+            sent: saved.sent,
+            last: saved.last,
+            open,
+            pending: saved.pending.clone(),
+            paced: saved.paced,
+            opened: saved.opened,
+            failures: saved.failures,
+            by_fallback: saved.by_fallback,
+            coins: saved.coins.clone(),
+            ended: saved.ended.clone(),
+        }));
+    }
+}

@@ -1,0 +1,96 @@
+//! From the request for a seat to the formed cohort.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Decided, Seat, SeatEffect, SeatEvent};
+use crate::{
+    cohort::standing::message::{SeatOptIn, SeatRefused, StandingReady},
+    error::{Reject, RejectCode},
+    time::Timestamp,
+};
+
+/// What has become of the request for the seat.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Enrolment {
+    /// Nothing was asked for.
+    New,
+    /// It was asked for.
+    Asked(SeatOptIn),
+    /// The service has promised it, if the cohort forms.
+    Accepted(SeatOptIn),
+    /// The service does not give it.
+    Refused(String),
+}
+
+impl Seat {
+    /// What has become of the request for the seat.
+    pub const fn enrolment(&self) -> &Enrolment {
+        &self.enrolment
+    }
+
+    pub(super) fn on_opt_in(&self, now: Timestamp, opt_in: &SeatOptIn) -> Decided {
+        if self.enrolment != Enrolment::New || self.seated.is_some() {
+            return Err(Reject::out_of_phase("opt-in", "asked before"));
+        }
+        let (terms, service) = (self.config.terms.clone(), self.config.service.clone());
+        Ok(vec![SeatEvent::OptedIn { at: now, terms, service, opt_in: opt_in.clone() }])
+    }
+
+    pub(super) fn on_accept(&self, now: Timestamp) -> Vec<SeatEvent> {
+        match self.enrolment {
+            Enrolment::Asked(_) => vec![SeatEvent::Accepted { at: now }],
+            _ => Vec::new(),
+        }
+    }
+
+    pub(super) fn on_refused(&self, now: Timestamp, refused: &SeatRefused) -> Vec<SeatEvent> {
+        match self.enrolment {
+            Enrolment::Asked(_) => {
+                let reason = crate::text::shown_within(&refused.reason, 200).into_owned();
+                vec![SeatEvent::Refused { at: now, reason }]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The cohort's keys. The seat derives the address itself.
+    pub(super) fn on_ready(&self, now: Timestamp, ready: &StandingReady) -> Decided {
+        if !ready.cohort_keys.contains(&self.config.seat) {
+            return Err(self.reject(RejectCode::AddressMismatch, "the cohort's keys lack this seat's"));
+        }
+        let seats = ready.cohort_keys.len();
+        let (least, most) = (self.config.terms.min_participants, self.config.terms.max_participants);
+        if !(usize::from(least)..=usize::from(most)).contains(&seats) {
+            return Err(self.reject(RejectCode::UnacceptableTerms, "not as many seats as the terms have"));
+        }
+        if let Some(objection) = self.config.policy.objections(&self.config.terms, Some(seats)).first() {
+            return Err(self.reject(RejectCode::UnacceptableTerms, objection));
+        }
+        let output = super::super::output_of(&self.config.terms, &ready.cohort_keys, &*self.config.aggregator)
+            .map_err(|error| self.reject(RejectCode::AddressMismatch, error))?;
+        if output.address() != ready.beacon_address {
+            return Err(self.reject(RejectCode::AddressMismatch, "the address does not follow from the keys"));
+        }
+        Ok(vec![SeatEvent::Formed { at: now, output }])
+    }
+
+    pub(super) fn apply_enrolment(&mut self, event: &SeatEvent) {
+        match (event, &self.enrolment) {
+            (SeatEvent::OptedIn { opt_in, .. }, _) => self.enrolment = Enrolment::Asked(opt_in.clone()),
+            (SeatEvent::Accepted { .. }, Enrolment::Asked(opt_in)) => {
+                self.enrolment = Enrolment::Accepted(opt_in.clone());
+            }
+            (SeatEvent::Refused { reason, .. }, _) => self.enrolment = Enrolment::Refused(reason.clone()),
+            _ => {}
+        }
+    }
+
+    /// The request again: a service journals it when it has admitted the seat only.
+    pub(super) fn ask_again(&self) -> Vec<SeatEffect> {
+        match &self.enrolment {
+            Enrolment::Asked(opt_in) | Enrolment::Accepted(opt_in) => vec![SeatEffect::Send(opt_in.clone().into())],
+            Enrolment::New | Enrolment::Refused(_) => Vec::new(),
+        }
+    }
+}

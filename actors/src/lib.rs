@@ -8,6 +8,7 @@
 //!   configuration.
 //! - [`service`]: an Aggregation Service, its cohorts and their signing sessions.
 //! - [`participant`]: a DID controller and its sessions.
+//! - [`standing`]: standing cohorts, their numbers, and seats in them.
 //! - [`announcement`]: the way of a cohort's signal into the chain.
 //! - [`transport`], [`journal`] and [`chain`]: the ports.
 //! - [`state`]: the state directory, which stores the journal and everything else that must survive the process.
@@ -47,6 +48,7 @@ pub mod service;
 mod settings;
 pub mod shared_table;
 mod span;
+pub mod standing;
 pub mod state;
 pub mod subject;
 pub mod supervision;

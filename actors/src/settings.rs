@@ -24,6 +24,7 @@ use crate::{
     runtime::{Clock, Randomness},
     seats::Seats,
     service::{CohortJournal, OpenCohort, Retention, ServiceSettings},
+    standing::StandingSettings,
     supervision::RestartIntensity,
     transport::Transport,
 };
@@ -53,6 +54,7 @@ impl ServiceSettings {
             seats: Seats::default(),
             restarts: RestartIntensity::default(),
             retention: Retention::Forget,
+            standing: StandingSettings::default(),
         }
     }
 

@@ -38,6 +38,26 @@ pub(crate) fn session(cohort_id: &CohortId, participant: &Did) -> Span {
     error_span!(parent: None, "session", %cohort_id, %participant)
 }
 
+/// A standing cohort, at its service.
+pub(crate) fn standing(cohort_id: &CohortId) -> Span {
+    error_span!(parent: None, "standing", %cohort_id)
+}
+
+/// A number of a standing cohort, at its service.
+pub(crate) fn number(cohort_id: &CohortId, number: u64) -> Span {
+    error_span!(parent: None, "number", %cohort_id, number)
+}
+
+/// A member of standing cohorts, for lines that concern no single seat.
+pub(crate) fn member(listener: &Did) -> Span {
+    error_span!(parent: None, "member", member = %listener)
+}
+
+/// A seat in a standing cohort.
+pub(crate) fn seat(cohort_id: &CohortId, seat: &Did) -> Span {
+    error_span!(parent: None, "seat", %cohort_id, %seat)
+}
+
 /// A cohort's announcement.
 pub(crate) fn announcement(cohort_id: &CohortId) -> Span {
     error_span!(parent: None, "announcement", %cohort_id)

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message as ActixMessage};
-use btcr2_aggregation_protocol::did::Did;
+use btcr2_aggregation_protocol::{did::Did, key::KeyError};
 
 pub use crate::supervision::{End, EndGuard};
 use crate::{
     participant::{ParticipantActor, ParticipantSettings},
     service::{AggregationService, ServiceSettings},
     span,
+    standing::member::{MemberActor, MemberSettings},
     supervision::{InTree, Lease, Leased, Vitals, start_leased},
     transport::{Inbox, link::Link},
     tree::{self, Row},
@@ -24,6 +25,11 @@ pub struct StartService(pub ServiceSettings);
 #[derive(ActixMessage)]
 #[rtype(result = "Addr<ParticipantActor>")]
 pub struct StartParticipant(pub ParticipantSettings);
+
+/// Start a member of standing cohorts.
+#[derive(ActixMessage)]
+#[rtype(result = "Result<Addr<MemberActor>, KeyError>")]
+pub(crate) struct StartMember(pub(crate) MemberSettings);
 
 /// Stop, with all services and participants.
 #[derive(ActixMessage)]
@@ -45,6 +51,7 @@ pub struct Supervisor {
     links: Vec<Link>,
     services: Vec<(Addr<AggregationService>, Lease)>,
     participants: Vec<(Addr<ParticipantActor>, Lease)>,
+    members: Vec<(Addr<MemberActor>, Lease)>,
 }
 
 impl Supervisor {
@@ -112,6 +119,22 @@ impl Handler<StartParticipant> for Supervisor {
     }
 }
 
+impl Handler<StartMember> for Supervisor {
+    type Result = Result<Addr<MemberActor>, KeyError>;
+
+    fn handle(&mut self, StartMember(settings): StartMember, ctx: &mut Self::Context) -> Self::Result {
+        let identity = settings.listener()?;
+        let (transport, did) = (Arc::clone(&settings.transport), identity.did().clone());
+        let (member, lease) = start_leased(span::member(&did), |member: &mut Context<_>, leased| {
+            let guard = Self::guard("member", &did, leased, ctx);
+            let link = self.retain(Link::waiting(transport, identity, Inbox::of(member.address().recipient())));
+            MemberActor::new(settings, link, guard)
+        });
+        self.members.push((member.clone(), lease));
+        Ok(member)
+    }
+}
+
 impl Handler<Stop> for Supervisor {
     type Result = ();
 
@@ -119,6 +142,7 @@ impl Handler<Stop> for Supervisor {
         // Each ends before it runs anything else; events that were appended to the journal become durable nevertheless.
         self.services.clear();
         self.participants.clear();
+        self.members.clear();
         self.links.clear();
         ctx.stop();
     }
@@ -130,6 +154,7 @@ impl Handler<ChildGone> for Supervisor {
     fn handle(&mut self, ChildGone { role, did, end }: ChildGone, _: &mut Self::Context) {
         self.services.retain(|(service, _)| service.connected());
         self.participants.retain(|(participant, _)| participant.connected());
+        self.members.retain(|(member, _)| member.connected());
         self.links.retain(|link| !link.is_over());
         if let Some(reason) = end.failure() {
             tracing::error!(role, %did, %reason, "an actor has ended unexpectedly");

@@ -1,8 +1,11 @@
 //! The supervision tree: one row for each kind of actor.
 //!
 //! ```text
-//! Supervisor ─┬─ Service ───────── Cohort ─ SigningSession
+//! Supervisor ─┬─ Service ─────┬─── Cohort ─ SigningSession
+//!             │               └─── StandingCohort ─┬─ Number
+//!             │                                    └─ CoinWatch
 //!             ├─ Participant ───── ParticipantSession
+//!             ├─ Member ────────── Seat ─ CoinWatch
 //!             └─ Link ──────────── connection: MemoryConnection, HttpConnection, NostrConnection ─ Relay, TaskConnection
 //! Hub (one for each HTTP server) ─ Inbox
 //! Announcement (one for each announcement that has not ended)
@@ -124,6 +127,62 @@ pub const PARTICIPANT_SESSION: Row = Row {
     span: "session",
 };
 
+/// A standing cohort at its service.
+pub const STANDING_COHORT: Row = Row {
+    name: "StandingCohort",
+    parents: &["Service"],
+    mailbox: 4096,
+    when_full: WhenFull::Lost,
+    restart: Restart::ReplaysJournal,
+    journal: Some("standing/COHORT"),
+    span: "standing",
+};
+
+/// One number of a standing cohort: an opportunity and its signing session.
+pub const NUMBER: Row = Row {
+    name: "Number",
+    parents: &["StandingCohort"],
+    mailbox: 4096,
+    when_full: WhenFull::Lost,
+    restart: Restart::ReplaysJournal,
+    journal: Some("number/NUMBER/COHORT"),
+    span: "number",
+};
+
+/// Looks at the chain for one beacon address, for a standing cohort or for a seat. Its owner sends it what to submit.
+pub const COIN_WATCH: Row = Row {
+    name: "CoinWatch",
+    parents: &["StandingCohort", "Seat"],
+    mailbox: 16,
+    when_full: WhenFull::SenderWaits,
+    restart: Restart::BeginsAgain,
+    journal: Some("watch/OWNER"),
+    span: "that of its owner",
+};
+
+/// A member of standing cohorts: reads adverts.
+pub const MEMBER: Row = Row {
+    name: "Member",
+    parents: &["Supervisor"],
+    mailbox: 1024,
+    when_full: WhenFull::SenderWaits,
+    restart: Restart::ReplaysJournal,
+    journal: None,
+    span: "member",
+};
+
+/// A seat in one standing cohort.
+pub const SEAT: Row = Row {
+    name: "Seat",
+    parents: &["Member"],
+    // A service sends a handful of messages in a number, and the parts of a board one after the other.
+    mailbox: 256,
+    when_full: WhenFull::SenderWaits,
+    restart: Restart::ReplaysJournal,
+    journal: Some("seat/DID"),
+    span: "seat",
+};
+
 /// The announcement of a cohort. The host owns it, see [`Announcements`](crate::announcement::Announcements).
 pub const ANNOUNCEMENT: Row = Row {
     name: "Announcement",
@@ -140,7 +199,7 @@ pub const ANNOUNCEMENT: Row = Row {
 /// wait for a connection, or for space in it, and the oldest are dropped.
 pub const LINK: Row = Row {
     name: "Link",
-    parents: &["Supervisor", "Link"],
+    parents: &["Supervisor", "Member", "Link"],
     mailbox: 8192,
     when_full: WhenFull::Lost,
     restart: Restart::BeginsAgain,
@@ -232,13 +291,18 @@ pub const RELAY: Row = Row {
 };
 
 /// Every row, parents before their children.
-pub const ROWS: [&Row; 15] = [
+pub const ROWS: [&Row; 20] = [
     &SUPERVISOR,
     &SERVICE,
     &COHORT,
     &SIGNING_SESSION,
     &PARTICIPANT,
     &PARTICIPANT_SESSION,
+    &STANDING_COHORT,
+    &NUMBER,
+    &MEMBER,
+    &SEAT,
+    &COIN_WATCH,
     &LINK,
     &MEMORY_CONNECTION,
     &HTTP_CONNECTION,

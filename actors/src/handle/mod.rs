@@ -9,11 +9,13 @@
 mod ends;
 mod participant;
 mod service;
+mod standing;
 mod thread;
 
 pub use self::{
     participant::{Completed, Membership, MembershipError, Participant, ParticipantBuilder},
     service::{Cohort, CohortError, Service, ServiceBuilder},
+    standing::{Member, StandingCohort, StandingError},
     thread::ActorThread,
 };
 use crate::supervision::{Gone, Vitals};

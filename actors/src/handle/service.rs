@@ -33,6 +33,7 @@ use crate::{
         AggregationService, CancelCohort, CohortJournal, FinalizeCohort, InspectCohort, LiveCohorts, OpenCohort,
         OpenCohortError, ServiceSettings,
     },
+    standing::StandingSettings,
     supervision::{Gone, RestartIntensity, Vitals},
     supervisor::{StartService, Stop, Supervisor},
     transport::Transport,
@@ -134,6 +135,13 @@ impl ServiceBuilder {
         self
     }
 
+    /// What standing cohorts need: the operator's decisions about them, boards, the chain.
+    #[must_use]
+    pub fn standing(mut self, standing: StandingSettings) -> Self {
+        self.settings.standing = standing;
+        self
+    }
+
     /// Records there that the service has ended unexpectedly. Other parts of the process may share it: see
     /// [`HttpServerParts::vitals`](crate::transport::http::server::HttpServerParts::vitals).
     #[must_use]
@@ -215,6 +223,10 @@ impl Service {
         policy: Arc<dyn ServicePolicy>,
     ) -> ServiceBuilder {
         ServiceSettings::new(identity, transport, policy).into()
+    }
+
+    pub(super) fn address(&self) -> &Addr<AggregationService> {
+        &self.0.address
     }
 
     /// Its DID.

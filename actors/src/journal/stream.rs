@@ -13,7 +13,7 @@ const UNSAFE: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'/').remove(b':').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Names a stream: `cohort/<id>`, `signing/<id>`, `participant/<did>/<service>/<cohort id>`, `membership/<did>`,
-/// `announcement/<id>`. Peers choose parts of it: it is a key, never a path, and is displayed [escaped](Self::escaped).
+/// `announcement/<id>`, `standing/<id>`, `number/<number>/<id>`, `seat/<did>`, `watch/<owner>`. Peers choose parts of it: it is a key, never a path, and is displayed [escaped](Self::escaped).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(String);
 
@@ -37,6 +37,17 @@ pub enum StreamKind {
     Membership(Did),
     /// Following a cohort's transaction into the chain, which a host does.
     Announcement(CohortId),
+    /// A standing cohort of a service.
+    Standing(CohortId),
+    /// A number of a standing cohort.
+    Number {
+        /// The number.
+        number: u64,
+        /// The cohort.
+        cohort_id: CohortId,
+    },
+    /// A seat in a standing cohort.
+    Seat(Did),
     /// Anything else.
     Other,
 }
@@ -62,6 +73,26 @@ impl StreamId {
         Self::new(format!("participant/{did}/{service}/{cohort_id}"))
     }
 
+    /// The stream of a standing cohort.
+    pub fn of_standing(cohort_id: &CohortId) -> Self {
+        Self::new(format!("standing/{cohort_id}"))
+    }
+
+    /// The stream of a number of a standing cohort.
+    pub fn of_number(cohort_id: &CohortId, number: u64) -> Self {
+        Self::new(format!("number/{number}/{cohort_id}"))
+    }
+
+    /// The stream of a seat.
+    pub fn of_seat(did: &Did) -> Self {
+        Self::new(format!("seat/{did}"))
+    }
+
+    /// The stream in which it is stored how far the chain was read for a cohort or a seat.
+    pub(crate) fn of_watch(owner: &str) -> Self {
+        Self::new(format!("watch/{owner}"))
+    }
+
     /// A stream of the given name.
     pub fn new(name: impl Into<String>) -> Self {
         Self(name.into())
@@ -82,6 +113,13 @@ impl StreamId {
         match role {
             "cohort" => CohortId::parse(rest).ok().map(StreamKind::Cohort),
             "announcement" => CohortId::parse(rest).ok().map(StreamKind::Announcement),
+            "standing" => CohortId::parse(rest).ok().map(StreamKind::Standing),
+            "number" => {
+                let (number, rest) = rest.split_once('/')?;
+                let cohort_id = CohortId::parse(rest).ok()?;
+                Some(StreamKind::Number { number: number.parse().ok()?, cohort_id })
+            }
+            "seat" => Did::parse(rest).ok().map(StreamKind::Seat),
             "membership" => Did::parse(rest).ok().map(StreamKind::Membership),
             "signing" => SessionId::parse(rest).ok().map(StreamKind::Signing),
             "participant" => {

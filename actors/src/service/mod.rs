@@ -10,6 +10,7 @@ mod recover;
 mod shared;
 mod signing;
 mod source;
+mod standing;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,13 +43,19 @@ use btcr2_aggregation_protocol::{
 };
 
 pub use self::host::{CancelCohort, FinalizeCohort, LiveCohorts};
+pub use self::standing::OpenStanding;
 use self::{
     cohort::{Beginning, CohortActor, CohortMessage},
     notices::reformed,
     recover::CohortGone,
     shared::{FormAgain, SendAgain, ServiceShared},
+    standing::StandingCohorts,
 };
-pub(crate) use self::{host::InspectCohort, source::CohortJournal};
+pub(crate) use self::{
+    host::InspectCohort,
+    source::CohortJournal,
+    standing::{LiveStanding, StandingAnswer, StandingRequest, ToStanding},
+};
 pub use crate::journal::Retention;
 use crate::{
     bans::BanBook,
@@ -60,6 +67,7 @@ use crate::{
     runtime::{Clock, Randomness},
     seats::Seats,
     span,
+    standing::StandingSettings,
     supervision::{EndGuard, InTree, Lease, RestartIntensity, Restarts},
     transport::{Delivery, Outbound, Transport, link::Link, send_in_turn, undecodable},
     tree::{self, Row},
@@ -103,6 +111,8 @@ pub struct ServiceSettings {
     pub restarts: RestartIntensity,
     /// What happens to the journal of a cohort that has ended.
     pub retention: Retention,
+    /// What standing cohorts need.
+    pub standing: StandingSettings,
 }
 
 /// Why a cohort cannot be opened.
@@ -115,6 +125,9 @@ pub enum OpenCohortError {
     /// An append to the journal failed: no cohort can be promised anything until the host is restarted.
     #[error("the journal has failed; no cohort can be opened until the service is started again")]
     JournalFailed,
+    /// The terms of a standing cohort contradict each other.
+    #[error("{0}")]
+    Standing(String),
     /// The service has stopped.
     #[error("the service has stopped")]
     Stopped,
@@ -144,6 +157,7 @@ pub struct AggregationService {
     /// Our link to the transport, which connects when the cohorts are restored.
     link: Link,
     cohorts: BTreeMap<CohortId, Child>,
+    standing: StandingCohorts,
     /// The number of cohorts opened, ended ones included.
     opened: u64,
     ended: Remembered<CohortId>,
@@ -185,6 +199,7 @@ impl AggregationService {
         });
         Self {
             cohort_journal: CohortJournal::new(&settings),
+            standing: StandingCohorts::new(&settings),
             settings,
             shared,
             link,
@@ -288,6 +303,7 @@ impl Supervised for AggregationService {
         self.panicked = true;
         // Their actors stop; the actors of the same cohorts are started from the journal.
         self.cohorts.clear();
+        self.standing.clear();
     }
 }
 
@@ -374,12 +390,14 @@ impl Handler<Delivery> for AggregationService {
                 return self.shared.deliveries.delayed(&cohort_id, &to, kind, reason);
             }
             Delivery::Missed { to, cohort_id } => {
+                self.standing.send_again(Some(&cohort_id), Some(&to), ctx);
                 if let Some(child) = self.cohorts.get(&cohort_id) {
                     send_in_turn(&child.cohort, SendAgain(Some(to)), ctx);
                 }
                 return;
             }
             Delivery::Interrupted { to } => {
+                self.standing.send_again(None, to.as_ref(), ctx);
                 for child in self.cohorts.values() {
                     send_in_turn(&child.cohort, SendAgain(to.clone()), ctx);
                 }
@@ -399,6 +417,12 @@ impl Handler<Delivery> for AggregationService {
             }
         };
         self.shared.load.count_received(message.body.short_type());
+        if matches!(&*message.body, Body::Standing(_)) {
+            if let Some(reject) = self.standing.deliver(message) {
+                self.standing.reject(&reject);
+            }
+            return;
+        }
         let cohort_id = message.body.cohort_id().clone();
         let Some(child) = self.cohorts.get(&cohort_id) else {
             if self.halted.contains(&cohort_id) {

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use actix::{ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, WrapFuture};
 use btcr2_aggregation_protocol::{
-    cohort::event::{CohortFailure, ServiceEvent},
+    cohort::{
+        event::{CohortFailure, ServiceEvent},
+        standing::cohort::CohortEvent,
+    },
     id::CohortId,
 };
 
@@ -38,7 +41,11 @@ impl AggregationService {
                 service.guard.journal_failed();
                 ctx.stop();
             }
-            Ok((archived, live)) => {
+            Ok(Previous { archived, live, standing }) => {
+                for (cohort_id, events) in standing {
+                    let link = service.link.clone();
+                    service.standing.start_again(&cohort_id, events, link, ctx);
+                }
                 for cohort_id in archived {
                     service.ended.insert(cohort_id);
                 }
@@ -104,21 +111,32 @@ impl AggregationService {
     }
 }
 
-/// The archived cohorts, and the live ones with their events.
-async fn read_all(journal: Arc<dyn Journal>) -> Result<(Vec<CohortId>, Vec<(CohortId, Events)>), JournalError> {
+/// What the journal has of previous runs.
+struct Previous {
+    /// The archived cohorts.
+    archived: Vec<CohortId>,
+    /// The live ones with their events.
+    live: Vec<(CohortId, Events)>,
+    /// The standing ones with their events.
+    standing: Vec<(CohortId, Result<Vec<CohortEvent>, JournalError>)>,
+}
+
+async fn read_all(journal: Arc<dyn Journal>) -> Result<Previous, JournalError> {
     let archived = journal.archived().await?.into_iter().filter_map(|archived| match archived.stream.kind() {
         StreamKind::Cohort(cohort_id) => Some(cohort_id),
         _ => None,
     });
     let archived = archived.collect();
-    let mut live = Vec::new();
+    let (mut live, mut standing) = (Vec::new(), Vec::new());
     for stream in journal.streams().await? {
-        if let StreamKind::Cohort(cohort_id) = stream.kind() {
-            // A damaged stream only concerns its own cohort.
-            live.push((cohort_id, replay::events(&*journal, &stream).await));
+        // A damaged stream only concerns its own cohort.
+        match stream.kind() {
+            StreamKind::Cohort(cohort_id) => live.push((cohort_id, replay::events(&*journal, &stream).await)),
+            StreamKind::Standing(cohort_id) => standing.push((cohort_id, replay::events(&*journal, &stream).await)),
+            _ => {}
         }
     }
-    Ok((archived, live))
+    Ok(Previous { archived, live, standing })
 }
 
 impl Handler<CohortGone> for AggregationService {

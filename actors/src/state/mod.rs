@@ -15,6 +15,7 @@
 //! Not guaranteed: if a program was killed, damage to its very last commit is not distinguished from an interrupted
 //! commit.
 
+pub mod boards;
 mod database;
 mod entries;
 mod error;

@@ -83,8 +83,13 @@ impl State {
                 | StreamKind::Announcement(id)
                 | StreamKind::Participant { cohort_id: id, .. } => id == *cohort_id,
                 StreamKind::Signing(id) => sessions.contains(&id),
-                // A participant recovers its memberships from its sessions.
-                StreamKind::Membership(_) | StreamKind::Other => false,
+                // A participant recovers its memberships from its sessions. A standing cohort, or a seat, moves with its whole directory: its
+                // boards are in tables.
+                StreamKind::Membership(_)
+                | StreamKind::Standing(_)
+                | StreamKind::Number { .. }
+                | StreamKind::Seat(_)
+                | StreamKind::Other => false,
             };
             if belongs {
                 let records = self.raw(&summary.stream).await?;

@@ -58,6 +58,11 @@ impl Transport for CombinedTransport {
         self.0.iter().all(|transport| transport.reports_delivery())
     }
 
+    fn message_limit(&self) -> Option<usize> {
+        // A seat may be reached over any of them.
+        self.0.iter().filter_map(|transport| transport.message_limit()).min()
+    }
+
     fn member_limit(&self, beacon_type: &BeaconType, wanted: usize) -> Option<usize> {
         // A cohort is advertised only where it can be carried, and the transports of its future members are not known.
         let limits: Vec<_> = self.0.iter().map(|transport| transport.member_limit(beacon_type, wanted)).collect();

@@ -28,6 +28,7 @@ use serde_json::Value;
 
 use btcr2_aggregation_protocol::{
     beacon::BeaconType,
+    cohort::standing::message::StandingMessage,
     did::Did,
     error::{Reject, RejectCode},
     id::CohortId,
@@ -103,7 +104,11 @@ where
 /// Whether a message with this body makes its recipient a member. The sender of a message to an unknown cohort need not
 /// be one, and must not take a member's space.
 pub(crate) fn is_for_a_member(body: &Body) -> bool {
-    !matches!(body, Body::CohortEnded(ended) if ended.code == CohortEnded::UNKNOWN)
+    match body {
+        Body::CohortEnded(ended) => ended.code != CohortEnded::UNKNOWN,
+        Body::Standing(message) => !matches!(**message, StandingMessage::SeatRefused(_)),
+        _ => true,
+    }
 }
 
 /// An event of the connection.
@@ -209,6 +214,12 @@ pub trait Transport: Send + Sync {
     /// cohort of `wanted` members is to be opened; `None` if there is no limit. Used when a cohort is opened, and by
     /// [`combined`] when it is advertised.
     fn member_limit(&self, _beacon_type: &BeaconType, _wanted: usize) -> Option<usize> {
+        None
+    }
+
+    /// The length of the longest message, in bytes of JSON, that can be carried; `None` if there is no limit. Used when a
+    /// standing cohort is opened.
+    fn message_limit(&self) -> Option<usize> {
         None
     }
 }

@@ -47,6 +47,7 @@ mod restart_service;
 mod rules;
 mod soak;
 mod stalls;
+mod standing;
 mod state_cohort;
 mod state_damage;
 mod state_directory;

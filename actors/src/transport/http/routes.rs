@@ -10,10 +10,7 @@ use actix_web::{
     },
     web::{self, Bytes, BytesMut, Payload, ServiceConfig},
 };
-use btcr2_aggregation_protocol::{
-    did::Did,
-    message::{Body, Message},
-};
+use btcr2_aggregation_protocol::{did::Did, message::Message};
 use futures::{StreamExt, stream};
 use serde_json::json;
 
@@ -159,7 +156,7 @@ async fn accept_advert(server: &HttpServer, request: &HttpRequest, payload: Payl
     let (from, message) = gate.admit_advert(&body, &address, server.now()).await?;
     // As with messages: a valid signature over something that is not an advert is accepted and ignored.
     if let Ok(message) = message
-        && matches!(*message.body, Body::CohortAdvert(_))
+        && message.body.is_advert()
     {
         let outbound = Outbound::Broadcast { body: message.body };
         server.0.hub.send(Sent { from, outbound }).await.map_err(|_| Refusal::Unavailable)?;

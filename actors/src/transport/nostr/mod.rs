@@ -216,6 +216,11 @@ impl Transport for NostrTransport {
         }
     }
 
+    fn message_limit(&self) -> Option<usize> {
+        // One relay that carries the largest message is enough.
+        self.0.limits().iter().map(EventLimits::longest_text).max()
+    }
+
     fn member_limit(&self, beacon_type: &BeaconType, _: usize) -> Option<usize> {
         // One relay that carries a cohort is enough. If one has no limit, neither has the cohort.
         let mut most = Some(0);

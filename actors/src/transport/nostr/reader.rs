@@ -129,7 +129,7 @@ impl Reader {
             });
         }
         self.signers.put(sender, message.from.clone());
-        let is_advert = matches!(&*message.body, Body::CohortAdvert(_));
+        let is_advert = message.body.is_advert();
         let ours = message.to.as_ref().map_or(is_advert, |to| to == self.identity.did());
         if !ours {
             let problem = "the message is for another recipient".to_owned();

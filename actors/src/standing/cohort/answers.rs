@@ -1,0 +1,125 @@
+//! What arrives for a standing cohort: messages for its machine, for its number, and requests for rows and boards.
+
+use std::time::Duration;
+
+use actix::{AsyncContext, Context, Handler, WrapFuture, prelude::SendError};
+use btcr2_aggregation_protocol::{
+    cohort::standing::{
+        cohort::CohortInput,
+        message::{BoardPart, BoardRequest, MAX_PART_ROWS, RowsGiven, RowsRequest, StandingMessage},
+    },
+    did::Did,
+    error::{Reject, RejectCode},
+    machine::Machine,
+    message::Body,
+};
+
+use super::{SeatMessage, StandingCohortActor, number::NumberMessage};
+use crate::{
+    engine::Driven,
+    standing::notice::StandingNotice,
+    transport::{Outbound, Received},
+};
+
+/// How often the advert of a cohort that has not formed is repeated: a peer that connects later would not receive it on every transport.
+const ADVERT: Duration = Duration::from_secs(60);
+
+impl StandingCohortActor {
+    pub(super) fn repeat_advert(&self, ctx: &mut Context<Self>) {
+        ctx.run_interval(ADVERT, |actor, ctx| {
+            let machine = actor.engine.machine();
+            if machine.output().is_none() {
+                let advert = machine.resume().into_iter().next();
+                advert.into_iter().for_each(|effect| actor.perform(effect, ctx));
+            }
+        });
+    }
+
+    pub(super) fn reject(&self, reject: &Reject) {
+        self.shared.notices.publish(StandingNotice::rejected(Some(self.cohort_id()), reject));
+    }
+
+    fn is_seat(&self, from: &Did) -> bool {
+        self.engine.machine().seats().any(|(_, did)| did == from)
+    }
+
+    fn answer_rows(&self, from: &Did, request: &RowsRequest) {
+        let machine = self.engine.machine();
+        let rows = machine.rows_from(request.from);
+        let rows = rows.get(..MAX_PART_ROWS).unwrap_or(rows).to_vec();
+        let given = RowsGiven { cohort_id: request.cohort_id.clone(), from: request.from, rows };
+        self.send(from.clone(), given.into());
+    }
+
+    fn answer_board(&self, from: Did, request: BoardRequest, ctx: &mut Context<Self>) {
+        let (getting, outbound) = (self.shared.boards.get(&request.board_hash), self.outbound.clone());
+        let load = self.shared.load.clone();
+        let answering = async move {
+            let BoardRequest { cohort_id, board_hash, part } = request;
+            let part = match getting.await {
+                Ok(Some(bytes)) => BoardPart::of(&cohort_id, board_hash, &bytes, part),
+                Ok(None) => None,
+                Err(error) => {
+                    tracing::error!(%error, "a board cannot be read");
+                    None
+                }
+            };
+            let part = part.unwrap_or_else(|| BoardPart::missing(&cohort_id, board_hash));
+            let body = Body::from(StandingMessage::from(part)).into();
+            load.send(Outbound::Direct { to: from, body, until: None }, &outbound);
+        };
+        ctx.spawn(answering.into_actor(self));
+    }
+}
+
+impl Handler<SeatMessage> for StandingCohortActor {
+    type Result = ();
+
+    fn handle(&mut self, SeatMessage(received): SeatMessage, ctx: &mut Self::Context) {
+        let Received { message, receipt, .. } = received;
+        let Body::Standing(standing) = &*message.body else { return receipt.confirm() };
+        let from = message.from.clone();
+        let number = match &**standing {
+            StandingMessage::ResponsePart(part) => Some(part.number),
+            StandingMessage::Confirmation(confirmation) => Some(confirmation.number),
+            _ => None,
+        };
+        if let Some(number) = number {
+            match &self.number {
+                Some(running) if running.number == number => {
+                    let message = NumberMessage { from, message: (**standing).clone(), receipt };
+                    if let Err(SendError::Full(_)) = running.address.try_send(message) {
+                        tracing::warn!(number, "a number's mailbox is full, a message was dropped");
+                    }
+                }
+                // It is being started: without a receipt the sender sends the message again.
+                None if self.engine.machine().open_number() == Some(number) => {}
+                // Late, which is not a fault.
+                _ => receipt.confirm(),
+            }
+            return;
+        }
+        match &**standing {
+            StandingMessage::RowsRequest(request) if self.is_seat(&from) => {
+                self.answer_rows(&from, request);
+                receipt.confirm();
+            }
+            StandingMessage::BoardRequest(request) if self.is_seat(&from) => {
+                self.answer_board(from, request.clone(), ctx);
+                receipt.confirm();
+            }
+            StandingMessage::RowsRequest(_) | StandingMessage::BoardRequest(_) => {
+                receipt.confirm();
+                self.reject(&Reject::new(RejectCode::NotAMember, &from, "no seat of this cohort"));
+            }
+            message => {
+                let control = self.engine.machine().check_control(&from, message);
+                let input = CohortInput::Message { from, message: message.clone() };
+                self.feed_received(input, receipt, ctx);
+                if let Some(effect) = control {
+                    self.perform(effect, ctx);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! Looks at the chain for one beacon address: final deposits, and final spends with what they announce; and submits the signed transactions of
+//! a cohort, again and again, until they are final.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use actix::{
+    Actor, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, Supervised,
+    WrapFuture, dev::ContextFut,
+};
+use bitcoin::{OutPoint, ScriptBuf, Transaction, Txid};
+use btcr2_aggregation_protocol::{chain::Tip, cohort::standing::CoinRef, hash::SignalBytes};
+use serde::{Deserialize, Serialize};
+
+use super::ChainView;
+use crate::{
+    chain::{Activity, ChainError, signal_of},
+    journal::{Journal, JournalError, Record, StreamId},
+    supervision::{EndGuard, InTree, RestartIntensity, Restarts, replay},
+    tree::{self, Row},
+};
+
+/// A coin that was spent by a final transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FinalSpend {
+    pub(crate) coin: CoinRef,
+    pub(crate) by: Txid,
+    /// What the transaction announces.
+    pub(crate) signal: Option<SignalBytes>,
+}
+
+/// What a look has shown. It may repeat what an earlier one has shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct ChainNews {
+    /// Final outputs that nothing has spent yet.
+    pub(crate) coins: Vec<CoinRef>,
+    /// In the order of their blocks.
+    pub(crate) spends: Vec<FinalSpend>,
+    /// Transactions that the chain has refused, with the reason.
+    pub(crate) refused: Vec<(Txid, String)>,
+}
+
+/// Submit these transactions, in this order, until they are final.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct Submit(pub(crate) Vec<Arc<Transaction>>);
+
+/// Look now.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct LookNow;
+
+/// The height below which everything was reported.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct LookedUpTo {
+    height: u32,
+}
+
+pub(crate) struct CoinWatch {
+    view: ChainView,
+    script: ScriptBuf,
+    journal: Arc<dyn Journal>,
+    stream: StreamId,
+    to: Recipient<ChainNews>,
+    /// The height below which everything was reported; none before the journal was read.
+    since: Option<u32>,
+    /// The outputs that were seen, with their values: a spend names only the output.
+    values: BTreeMap<OutPoint, u64>,
+    reported: BTreeSet<OutPoint>,
+    spent: BTreeSet<OutPoint>,
+    submissions: Vec<Arc<Transaction>>,
+    refusals: BTreeMap<Txid, String>,
+    is_looking: bool,
+    look_again: bool,
+    /// Whether the last look failed, which is logged once.
+    has_failed: bool,
+    restarts: Restarts,
+    guard: EndGuard,
+}
+
+impl CoinWatch {
+    pub(crate) fn new(
+        view: ChainView,
+        script: ScriptBuf,
+        journal: Arc<dyn Journal>,
+        stream: StreamId,
+        to: Recipient<ChainNews>,
+        guard: EndGuard,
+    ) -> Self {
+        Self {
+            view,
+            script,
+            journal,
+            stream,
+            to,
+            since: None,
+            values: BTreeMap::new(),
+            reported: BTreeSet::new(),
+            spent: BTreeSet::new(),
+            submissions: Vec::new(),
+            refusals: BTreeMap::new(),
+            is_looking: false,
+            look_again: false,
+            has_failed: false,
+            restarts: Restarts::default(),
+            guard,
+        }
+    }
+
+    fn look(&mut self, ctx: &mut Context<Self>) {
+        if std::mem::replace(&mut self.is_looking, true) {
+            self.look_again = true;
+            return;
+        }
+        let (view, script, since) = (self.view.clone(), self.script.clone(), self.since);
+        let (journal, stream) = (Arc::clone(&self.journal), self.stream.clone());
+        let submissions = self.submissions.clone();
+        let values = self.values.clone();
+        let known = self.spent.clone();
+        let looking = async move {
+            let since = match since {
+                Some(since) => Some(since),
+                None => begin(&*journal, &stream).await.map_err(|error| error.to_string())?,
+            };
+            seen(&view, &script, since, &submissions, values, &known).await.map_err(|error| error.to_string())
+        };
+        ctx.spawn(looking.into_actor(self).map(|seen, actor, ctx| {
+            actor.is_looking = false;
+            match seen {
+                Ok(seen) => actor.absorb(seen, ctx),
+                Err(problem) => {
+                    if !std::mem::replace(&mut actor.has_failed, true) {
+                        tracing::warn!(problem, "the chain cannot be looked at, trying again");
+                    }
+                }
+            }
+            if std::mem::take(&mut actor.look_again) {
+                return actor.look(ctx);
+            }
+            ctx.run_later(actor.view.poll, |actor, ctx| {
+                // A look in between has its own next one.
+                if !actor.is_looking {
+                    actor.look(ctx);
+                }
+            });
+        }));
+    }
+
+    fn absorb(&mut self, seen: Seen, ctx: &mut Context<Self>) {
+        self.has_failed = false;
+        self.values = seen.values;
+        let mut news = ChainNews::default();
+        for spend in seen.spends {
+            self.spent.insert(OutPoint::new(spend.coin.txid, spend.coin.vout));
+            self.submissions.retain(|submitted| submitted.compute_txid() != spend.by);
+            news.spends.push(spend);
+        }
+        news.coins.extend(seen.coins.into_iter().filter(|coin| self.reported.insert(outpoint(coin))));
+        for (txid, problem) in seen.refused {
+            if self.refusals.insert(txid, problem.clone()).as_ref() != Some(&problem) {
+                news.refused.push((txid, problem));
+            }
+        }
+        // Everything below it is final, and reported.
+        let since = seen.tip.block.height.saturating_sub(self.view.min_confirmations.max(1) - 1);
+        if self.since != Some(since) {
+            self.since = Some(since);
+            let record = Record::new(LookedUpTo { height: since });
+            let replaced = self.journal.replace(&self.stream, vec![record]);
+            ctx.spawn(
+                async move {
+                    if let Err(error) = replaced.await {
+                        tracing::error!(%error, "how far the chain was read cannot be stored");
+                    }
+                }
+                .into_actor(self),
+            );
+        }
+        if news != ChainNews::default() {
+            // It waits for space: the next look does not.
+            let sent = self.to.send(news);
+            ctx.wait(
+                async move {
+                    // An actor that has ended needs nothing.
+                    let _ = sent.await;
+                }
+                .into_actor(self),
+            );
+        }
+    }
+}
+
+fn outpoint(coin: &CoinRef) -> OutPoint {
+    OutPoint::new(coin.txid, coin.vout)
+}
+
+/// What one look has shown.
+struct Seen {
+    tip: Tip,
+    coins: Vec<CoinRef>,
+    spends: Vec<FinalSpend>,
+    refused: Vec<(Txid, String)>,
+    values: BTreeMap<OutPoint, u64>,
+}
+
+/// The height at which the previous run has stopped.
+async fn begin(journal: &dyn Journal, stream: &StreamId) -> Result<Option<u32>, JournalError> {
+    let looked: Vec<LookedUpTo> = replay::events(journal, stream).await?;
+    Ok(looked.last().map(|looked| looked.height))
+}
+
+async fn seen(
+    view: &ChainView,
+    script: &ScriptBuf,
+    since: Option<u32>,
+    submissions: &[Arc<Transaction>],
+    mut values: BTreeMap<OutPoint, u64>,
+    known: &BTreeSet<OutPoint>,
+) -> Result<Seen, ChainError> {
+    let mut refused = Vec::new();
+    for transaction in submissions {
+        match view.chain.submit(transaction).await {
+            Ok(()) => {}
+            Err(ChainError::Rejected(rejection)) => {
+                refused.push((transaction.compute_txid(), rejection.to_string()))
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let is_first = values.is_empty();
+    let from = match since {
+        Some(since) => since,
+        None => view.chain.tip().await?.block.height.saturating_sub(view.look_back),
+    };
+    let Activity { tip, mut deposits, spends } = view.chain.activity(script, from).await?;
+    if is_first {
+        // Outputs of any age; what has spent older ones is in the blocks since then.
+        let older = view.chain.coins(script).await?;
+        deposits.extend(
+            older.deposits.into_iter().filter(|coin| coin.place.block().is_some_and(|block| block.height < from)),
+        );
+    }
+    let is_final = |block: &btcr2_aggregation_protocol::chain::BlockId| tip.depth(block) >= view.min_confirmations;
+    let mut coins = Vec::new();
+    for deposit in &deposits {
+        values.insert(deposit.outpoint, deposit.value.to_sat());
+    }
+    let touched: BTreeSet<OutPoint> = spends.iter().map(|spend| spend.outpoint).collect();
+    for deposit in &deposits {
+        let settled = deposit.place.block().is_some_and(is_final) && !deposit.is_immature(&tip);
+        if settled && !touched.contains(&deposit.outpoint) {
+            let OutPoint { txid, vout } = deposit.outpoint;
+            coins.push(CoinRef { txid, vout, value: deposit.value.to_sat() });
+        }
+    }
+    let mut settled: Vec<_> = spends
+        .iter()
+        .filter_map(|spend| Some((spend, *spend.place.block()?)))
+        .filter(|(spend, block)| is_final(block) && !known.contains(&spend.outpoint))
+        .collect();
+    settled.sort_by_key(|(spend, block)| (block.height, spend.outpoint));
+    let mut final_spends = Vec::with_capacity(settled.len());
+    for (spend, block) in settled {
+        let transaction = view.chain.transaction(&spend.by, Some(&block.hash)).await?;
+        let OutPoint { txid, vout } = spend.outpoint;
+        // One that was spent before the first look, and whose value is needed for nothing.
+        let value = values.get(&spend.outpoint).copied().unwrap_or_default();
+        let coin = CoinRef { txid, vout, value };
+        final_spends.push(FinalSpend { coin, by: spend.by, signal: transaction.as_ref().and_then(signal_of) });
+    }
+    Ok(Seen { tip, coins, spends: final_spends, refused, values })
+}
+
+impl Actor for CoinWatch {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.look(ctx);
+    }
+}
+
+impl Supervised for CoinWatch {
+    fn restarting(&mut self, ctx: &mut Self::Context) {
+        self.is_looking = false;
+        let now = crate::runtime::Clock::system().now();
+        match self.restarts.pause(now, RestartIntensity::default(), &mut self.guard) {
+            Some(pause) => {
+                tracing::error!(
+                    restarts = self.restarts.count(),
+                    "the watch of a beacon address panicked and restarts"
+                );
+                ctx.wait(tokio::time::sleep(pause).into_actor(self));
+            }
+            // Its guard reports that.
+            None => actix::ActorContext::stop(ctx),
+        }
+    }
+}
+
+impl InTree for CoinWatch {
+    const ROW: &'static Row = &tree::COIN_WATCH;
+
+    fn restart(running: &mut ContextFut<Self, Context<Self>>) -> bool {
+        running.restart()
+    }
+}
+
+impl Handler<Submit> for CoinWatch {
+    type Result = ();
+
+    fn handle(&mut self, Submit(transactions): Submit, ctx: &mut Self::Context) {
+        self.submissions = transactions;
+        self.look(ctx);
+    }
+}
+
+impl Handler<LookNow> for CoinWatch {
+    type Result = ();
+
+    fn handle(&mut self, _: LookNow, ctx: &mut Self::Context) {
+        self.look(ctx);
+    }
+}

@@ -1,0 +1,285 @@
+//! The consequences of a seat's events.
+
+use std::sync::Arc;
+
+use actix::{ActorContext, ActorFutureExt, AsyncContext, Context, WrapFuture};
+use bitcoin::{OutPoint, Transaction};
+use btcr2_aggregation_protocol::{
+    cohort::standing::{
+        BoardContent,
+        message::StandingMessage,
+        seat::{Seat, SeatEffect, SeatEvent, SeatInput},
+    },
+    error::{Reject, RejectCode},
+    hash::DocumentHash,
+};
+
+use super::{
+    fetch::{BoardFetch, RowsFetch, Wanted},
+    seat::SeatActor,
+};
+use crate::{
+    chain::signal_of,
+    engine::{Driven, Engine},
+    journal::JournalError,
+    standing::{
+        notice::SeatNotice,
+        policy::{BoardToSign, UpdatesAsked},
+    },
+};
+
+/// The journal is replaced by one event when it has more records than this, and more than one for each [`ROWS_PER_RECORD`] rows.
+const RECORDS: usize = 256;
+const ROWS_PER_RECORD: u64 = 64;
+
+impl SeatActor {
+    fn compact(&mut self, ctx: &mut Context<Self>) {
+        let machine = self.engine.machine();
+        let rows = machine.roster().map_or(0, |roster| roster.row_count());
+        let most = RECORDS + usize::try_from(rows / ROWS_PER_RECORD).unwrap_or(usize::MAX);
+        if self.engine.records() <= most || !self.engine.is_released() {
+            return;
+        }
+        let Some(saved) = machine.saved() else { return };
+        let replaced = self.engine.compact(Some(saved));
+        let replacing = async move {
+            if let Err(error) = replaced.await {
+                tracing::error!(%error, "the journal of a seat cannot be compacted");
+            }
+        };
+        ctx.spawn(replacing.into_actor(self));
+    }
+
+    /// The bytes of a board were fed: if the machine has verified them, the host is asked.
+    pub(super) fn verified_bytes(&mut self, number: u64, bytes: Arc<Vec<u8>>, ctx: &mut Context<Self>) {
+        self.bytes = Some((number, bytes));
+        self.ask_if_verified(ctx);
+    }
+
+    /// Asks the host whether to sign, once the event that the board is verified is durable.
+    fn ask_if_verified(&mut self, ctx: &mut Context<Self>) {
+        let Some((number, bytes)) = self.bytes.clone() else { return };
+        if let Some(ask) = self.engine.machine().ask_signing(number, &bytes) {
+            self.bytes = None;
+            self.perform(ask, ctx);
+        }
+    }
+
+    /// Stores the board of an announcement from which this seat was absent, if it is the one that was announced.
+    pub(super) fn store_missed(
+        &mut self,
+        number: u64,
+        transaction: Arc<Transaction>,
+        board_hash: DocumentHash,
+        bytes: Arc<Vec<u8>>,
+        ctx: &mut Context<Self>,
+    ) {
+        let config = Arc::clone(self.engine.machine().config());
+        let content: Result<BoardContent, _> = serde_json::from_slice(&bytes);
+        let signal = content.ok().and_then(|content| content.signal(config.terms.beacon_type));
+        if signal.is_none() || signal != signal_of(&transaction) {
+            let problem = "the board is not the one that the transaction announces";
+            return self.reject(&Reject::new(RejectCode::DataMismatch, &config.service, problem));
+        }
+        let stored = self.settings.boards.put(&config.cohort_id, number, &board_hash, bytes);
+        ctx.spawn(stored.into_actor(self).map(move |stored, actor, _| match stored {
+            Ok(()) => actor.notify(SeatNotice::Missed {
+                seat: actor.identity.did().clone(),
+                cohort_id: config.cohort_id.clone(),
+                number,
+                txid: transaction.compute_txid(),
+                board_hash,
+            }),
+            Err(error) => tracing::error!(%error, "a board cannot be stored"),
+        }));
+    }
+}
+
+impl Driven for SeatActor {
+    type Machine = Seat;
+
+    fn engine(&mut self) -> &mut Engine<Seat> {
+        &mut self.engine
+    }
+
+    /// A seat has no deadlines.
+    fn tick() -> SeatInput {
+        SeatInput::RowsAsked(Vec::new())
+    }
+
+    /// What aggregates keys, verifies rows and boards, or makes leaves.
+    fn is_heavy(_: &Seat, input: &SeatInput) -> bool {
+        match input {
+            SeatInput::Message(message) => {
+                matches!(message, StandingMessage::StandingReady(_) | StandingMessage::OpportunityOpened(_))
+            }
+            SeatInput::RowsFetched { .. }
+            | SeatInput::BoardFetched { .. }
+            | SeatInput::ResponseSigned(_)
+            | SeatInput::RowsAsked(_) => true,
+            _ => false,
+        }
+    }
+
+    fn observe(&mut self, event: &SeatEvent, _: &[SeatEffect], ctx: &mut Context<Self>) {
+        let config = Arc::clone(self.engine.machine().config());
+        let (seat, cohort_id) = (self.identity.did().clone(), config.cohort_id.clone());
+        let notice = match event {
+            SeatEvent::OptedIn { service, .. } => {
+                SeatNotice::SeatAsked { seat, service: service.clone(), cohort_id }
+            }
+            SeatEvent::Accepted { .. } => SeatNotice::SeatAccepted { seat, cohort_id },
+            SeatEvent::Refused { reason, .. } => {
+                SeatNotice::SeatNotGiven { seat, cohort_id, reason: reason.clone() }
+            }
+            SeatEvent::Formed { output, .. } => {
+                self.watch(ctx);
+                self.after_formation(ctx);
+                let (beacon_address, seats) = (output.address().to_owned(), output.keys().len());
+                let spenders = config.terms.spenders(seats);
+                SeatNotice::SeatFormed { seat, cohort_id, beacon_address, seats, spenders }
+            }
+            SeatEvent::RowsAcknowledged { from_number, registered, .. } => {
+                if registered.is_empty() {
+                    return;
+                }
+                let indexes = registered.iter().map(|(index, _)| *index).collect();
+                SeatNotice::RowsAcknowledged { seat, cohort_id, indexes, from_number: *from_number }
+            }
+            SeatEvent::Responded { response, .. } => {
+                let number = response.number;
+                let updates = self.engine.machine().own_entries(number);
+                let updates = updates.iter().filter(|entry| entry.update.is_some()).count();
+                SeatNotice::Responded { seat, cohort_id, number, updates }
+            }
+            SeatEvent::Verified { .. } => return self.ask_if_verified(ctx),
+            SeatEvent::Confirmed { number, refusal: Some(reason), .. } => {
+                let (number, reason) = (*number, reason.clone());
+                SeatNotice::SeatRefusedToSign { seat, cohort_id, number, reason }
+            }
+            SeatEvent::Confirmed { number, .. } => {
+                let Some(txid) = self.engine.machine().txid_of(*number) else { return };
+                SeatNotice::SeatSigned { seat, cohort_id, number: *number, txid }
+            }
+            SeatEvent::CoinSpent { coin, by, .. } => {
+                let outpoint = OutPoint::new(coin.txid, coin.vout);
+                SeatNotice::CoinSpent { seat, cohort_id, outpoint, by: *by }
+            }
+            SeatEvent::NumberOver { .. } => return self.claim(ctx),
+            _ => return,
+        };
+        self.notify(notice);
+    }
+
+    fn perform(&mut self, effect: SeatEffect, ctx: &mut Context<Self>) {
+        let policy = Arc::clone(&self.settings.policy);
+        let (seat, cohort_id) = (self.identity.did().clone(), self.engine.machine().config().cohort_id.clone());
+        match effect {
+            SeatEffect::Send(message) => self.send(message),
+            SeatEffect::AskUpdates { opportunity, committed, announced } => {
+                let Some(view) = self.view() else { return };
+                let indexes = self.engine.machine().indexes().copied().collect();
+                let asked = UpdatesAsked { opportunity, committed, announced, indexes };
+                let question = async move {
+                    let number = asked.opportunity.number;
+                    let chosen = policy.chooses(&view, &asked).await;
+                    let resolved =
+                        chosen.resolved.into_iter().map(|(index, version)| SeatInput::Resolved { index, version });
+                    let decided = SeatInput::UpdatesDecided { number, updates: chosen.updates };
+                    resolved.chain([decided]).collect()
+                };
+                self.ask(question, ctx);
+            }
+            SeatEffect::OpenNonces { number, inputs } => {
+                let machine = self.engine.snapshot();
+                let (Some(output), Some(context)) = (machine.output(), machine.context()) else { return };
+                let key = Arc::clone(self.signer.key());
+                let Some(rng) = self.engine.rng() else { return };
+                let nonces = self.signer.open(number, inputs, output, rng);
+                let Some(content) = machine.content(number, nonces) else { return };
+                let response = Arc::new(content.sign(context, &key, rng));
+                drop(machine);
+                self.feed(SeatInput::ResponseSigned(response), ctx);
+            }
+            SeatEffect::FetchRows { from } => {
+                self.rows = Some(RowsFetch::new(from));
+                self.ask_rows(from);
+            }
+            SeatEffect::FetchBoard { number, hash } => {
+                self.fetch_board(BoardFetch::new(Wanted::Number(number), hash), ctx);
+            }
+            SeatEffect::AskSigning { number, board, transaction, mode } => {
+                let Some(view) = self.view() else { return };
+                let entries = self.engine.machine().own_entries(number);
+                let stored = self.settings.boards.put(&cohort_id, number, board.hash(), Arc::clone(board.bytes()));
+                let question = async move {
+                    // Not signed before it is stored: no other party has to have it.
+                    if let Err(error) = stored.await {
+                        tracing::error!(%error, "a board cannot be stored: its transaction is not signed");
+                        return vec![SeatInput::SigningDecided {
+                            number,
+                            refusal: Some("the board cannot be stored".to_owned()),
+                        }];
+                    }
+                    let board = BoardToSign { number, board, transaction, mode, entries };
+                    let refusal = policy.signs(&view, &board).await.err();
+                    vec![SeatInput::SigningDecided { number, refusal }]
+                };
+                self.ask(question, ctx);
+            }
+            SeatEffect::SignPartials { number, aggregated, sighashes } => {
+                let machine = self.engine.snapshot();
+                let Some(output) = machine.output() else { return };
+                let partials = self.signer.sign_partials(number, output, &aggregated, &sighashes);
+                drop(machine);
+                self.feed(SeatInput::PartialsSigned { number, partials }, ctx);
+            }
+            SeatEffect::SignFallback { number, sighashes } => {
+                let Some(rng) = self.engine.rng() else { return };
+                let signatures = self.signer.sign_fallback(&sighashes, rng);
+                self.feed(SeatInput::FallbackSigned { number, signatures }, ctx);
+            }
+            SeatEffect::Announced { number, transaction } => {
+                let txid = transaction.compute_txid();
+                self.notify(SeatNotice::Announced { seat, cohort_id, number, txid, transaction });
+            }
+            SeatEffect::Missed { number, transaction, board_hash } => {
+                self.fetch_board(BoardFetch::new(Wanted::Missed(number, transaction), board_hash), ctx);
+            }
+            SeatEffect::Registered { registered, released } => {
+                self.notify(SeatNotice::Registered { seat, cohort_id, registered, released });
+            }
+            SeatEffect::NotRegistered(refused) => {
+                self.notify(SeatNotice::NotRegistered { seat, cohort_id, refused });
+            }
+        }
+    }
+
+    fn refused(&mut self, reject: Reject, ctx: &mut Context<Self>) {
+        let machine = self.engine.machine();
+        let number = machine.highest();
+        if reject.peer.is_none()
+            && reject.code == RejectCode::UpdateVerificationFailed
+            && machine.is_choosing(number)
+        {
+            // The number goes on without what the host has chosen: its seat must not hold it up.
+            let (seat, cohort_id) = (self.identity.did().clone(), machine.config().cohort_id.clone());
+            self.notify(SeatNotice::UpdatesRefused { seat, cohort_id, number, reason: reject.detail });
+            return self.feed(SeatInput::UpdatesDecided { number, updates: Vec::new() }, ctx);
+        }
+        if reject.peer.is_none() {
+            return tracing::debug!(number, reject.detail, "an input does not fit any more");
+        }
+        self.reject(&reject);
+    }
+
+    fn journal_failed(&mut self, error: JournalError, ctx: &mut Context<Self>) {
+        tracing::error!(%error, "a seat cannot continue");
+        self.guard.journal_failed();
+        ctx.stop();
+    }
+
+    fn settled(&mut self, ctx: &mut Context<Self>) {
+        self.compact(ctx);
+    }
+}

@@ -1,0 +1,459 @@
+//! One seat as an actor: its machine, its signer, its host.
+
+use std::sync::Arc;
+
+use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Supervised, WrapFuture, dev::ContextFut};
+use btcr2_aggregation_protocol::{
+    beacon::smt_index,
+    cohort::standing::{
+        Row, SeatSigner,
+        message::{AskedRow, SeatOptIn, StandingMessage},
+        seat::{Enrolment, Seat, SeatEffect, SeatEvent, SeatInput},
+    },
+    error::Reject,
+    hash::DidIndex,
+    identity::Identity,
+    key::SecretKey,
+    machine::Machine,
+    message::Body,
+};
+
+use super::{
+    MemberSettings,
+    fetch::{BoardFetch, RowsFetch},
+    host::{Inspect, SeatRequest},
+};
+use crate::{
+    engine::{Driven, Engine, Replayed},
+    journal::StreamId,
+    span,
+    standing::{
+        coins::{ChainNews, CoinWatch, LookNow},
+        notice::SeatNotice,
+        policy::{RowWanted, SeatView},
+    },
+    supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},
+    transport::{Delivery, Inbox, Outbound, Receipt, Received, link::Link, send_in_turn, undecodable},
+    tree::{self, Row as TreeRow},
+};
+
+/// The keys of a seat.
+pub(super) struct SeatKeys {
+    /// The one that signs for it.
+    pub(super) seat: Arc<SecretKey>,
+    /// The identity of its messages.
+    pub(super) identity: Identity,
+}
+
+/// How a seat's actor starts.
+pub(super) enum StartMode {
+    /// It asks for the seat.
+    Fresh,
+    /// At the end of its journal, with so many records.
+    Resumed(usize),
+    /// The actor panicked: its journal is replayed first.
+    AfterPanic,
+}
+
+pub(crate) struct SeatActor {
+    pub(super) engine: Engine<Seat>,
+    pub(super) settings: Arc<MemberSettings>,
+    pub(super) identity: Identity,
+    pub(super) signer: SeatSigner,
+    pub(super) link: Link,
+    mode: StartMode,
+    pub(super) board: Option<BoardFetch>,
+    pub(super) rows: Option<RowsFetch>,
+    /// The last board that was fed to the machine, until the host is asked about it.
+    pub(super) bytes: Option<(u64, Arc<Vec<u8>>)>,
+    coins: Option<(Addr<CoinWatch>, Lease)>,
+    restarts: Restarts,
+    pub(super) guard: EndGuard,
+}
+
+impl SeatActor {
+    /// Starts the actor of a seat. It runs until its owner drops the [`Lease`]; `gone` is called when it stops earlier.
+    pub(super) fn start(
+        machine: Seat,
+        keys: SeatKeys,
+        mode: StartMode,
+        settings: Arc<MemberSettings>,
+        gone: impl FnOnce(End) + 'static,
+    ) -> (Addr<Self>, Lease) {
+        let did = keys.identity.did().clone();
+        let span = span::seat(&machine.config().cohort_id, &did);
+        start_leased(span, |ctx: &mut Context<Self>, leased: Leased| {
+            let stream = StreamId::of_seat(&did);
+            let rng = settings.randomness.for_actor(stream.as_str());
+            let mut engine = Engine::new(machine, Arc::clone(&settings.journal), stream, settings.clock, rng);
+            if let StartMode::Resumed(records) = mode {
+                engine.restored(records);
+            }
+            let inbox = Inbox::of(ctx.address().recipient());
+            let link = Link::start(Arc::clone(&settings.transport), keys.identity.clone(), inbox);
+            Self {
+                engine,
+                settings,
+                identity: keys.identity,
+                signer: SeatSigner::new(keys.seat),
+                link,
+                mode,
+                board: None,
+                rows: None,
+                bytes: None,
+                coins: None,
+                restarts: Restarts::default(),
+                guard: EndGuard::leased(leased, gone),
+            }
+        })
+    }
+
+    pub(super) fn notify(&self, notice: SeatNotice) {
+        self.settings.notices.publish(notice);
+    }
+
+    pub(super) fn reject(&self, reject: &Reject) {
+        let cohort_id = &self.engine.machine().config().cohort_id;
+        self.notify(SeatNotice::rejected(Some(self.identity.did()), Some(cohort_id), reject));
+    }
+
+    /// Sends a message to the service.
+    pub(super) fn send(&self, message: StandingMessage) {
+        let to = self.engine.machine().config().service.clone();
+        self.link.send(Outbound::Direct { to, body: Body::from(message).into(), until: None });
+    }
+
+    /// What the host's policy sees of the seat, once the cohort has formed.
+    pub(super) fn view(&self) -> Option<SeatView> {
+        let machine = self.engine.machine();
+        let config = machine.config();
+        Some(SeatView {
+            service: config.service.clone(),
+            cohort_id: config.cohort_id.clone(),
+            terms: Arc::clone(&config.terms),
+            seat: self.identity.did().clone(),
+            beacon_address: machine.output()?.address().to_owned(),
+        })
+    }
+
+    /// Asks the host a question and feeds its answer to the machine.
+    pub(super) fn ask<F>(&mut self, question: F, ctx: &mut Context<Self>)
+    where
+        F: Future<Output = Vec<SeatInput>> + 'static,
+    {
+        ctx.spawn(question.into_actor(self).map(|answers, actor, ctx| {
+            for input in answers {
+                actor.feed(input, ctx);
+            }
+        }));
+    }
+
+    fn opt_in(&mut self, ctx: &mut Context<Self>) {
+        let config = Arc::clone(self.engine.machine().config());
+        let did = self.identity.did().clone();
+        let key = Arc::clone(self.signer.key());
+        let Some(rng) = self.engine.rng() else { return };
+        let opt_in = SeatOptIn::sign(&config.service, &config.cohort_id, &did, &key, rng);
+        self.feed(SeatInput::OptIn(opt_in), ctx);
+    }
+
+    /// Continues where the journal ends.
+    fn go_on(&mut self, ctx: &mut Context<Self>) {
+        let machine = self.engine.machine();
+        self.notify(SeatNotice::SeatRecovered {
+            seat: self.identity.did().clone(),
+            cohort_id: machine.config().cohort_id.clone(),
+            beacon_address: machine.output().map(|output| output.address().to_owned()),
+            number: machine.highest(),
+        });
+        self.watch(ctx);
+        self.resume(ctx);
+        self.after_formation(ctx);
+        self.claim(ctx);
+    }
+
+    /// Watches the beacon address, once the cohort has formed.
+    pub(super) fn watch(&mut self, ctx: &mut Context<Self>) {
+        let (Some(view), Some(output)) = (&self.settings.chain, self.engine.machine().output()) else { return };
+        if self.coins.is_some() {
+            return;
+        }
+        let (view, script) = (view.clone(), output.script_pubkey().to_owned());
+        let did = self.identity.did().clone();
+        let (journal, stream) = (Arc::clone(&self.settings.journal), StreamId::of_watch(did.as_str()));
+        let to = ctx.address().recipient();
+        let span = span::seat(&self.engine.machine().config().cohort_id, &did);
+        let gone = move |end: End| {
+            if let Some(reason) = end.failure() {
+                tracing::error!(%did, %reason, "the watch of a beacon address has ended");
+            }
+        };
+        self.coins = Some(start_leased(span, |_, leased| {
+            CoinWatch::new(view, script, journal, stream, to, EndGuard::leased(leased, gone))
+        }));
+    }
+
+    /// Claims that there are updates, if the host has some.
+    pub(super) fn claim(&mut self, ctx: &mut Context<Self>) {
+        let Some(view) = self.view() else { return };
+        let policy = Arc::clone(&self.settings.policy);
+        let asking = async move { policy.has_updates(&view).await };
+        ctx.spawn(asking.into_actor(self).map(|has_updates, actor, _| {
+            if has_updates {
+                actor.send(actor.engine.machine().pending());
+            }
+        }));
+    }
+
+    /// Registers what the host wants registered, once the cohort has formed, as far as that was not done before.
+    pub(super) fn after_formation(&mut self, ctx: &mut Context<Self>) {
+        let Some(view) = self.view() else { return };
+        let policy = Arc::clone(&self.settings.policy);
+        let asking = async move { policy.registers(&view).await };
+        ctx.spawn(asking.into_actor(self).map(|mut rows, actor, ctx| {
+            let machine = actor.engine.machine();
+            rows.retain(|row| !machine.has_asked(&DidIndex::from_bytes(smt_index(&row.did)), row.action));
+            if !rows.is_empty() {
+                actor.register(rows, ctx);
+            }
+        }));
+    }
+
+    /// Registers DIDs, each with a proof of control where the terms ask for one.
+    pub(super) fn register(&mut self, wanted: Vec<RowWanted>, ctx: &mut Context<Self>) {
+        let machine = self.engine.machine();
+        let Some(context) = machine.context().cloned() else { return };
+        let is_proven = machine.config().terms.registration
+            == btcr2_aggregation_protocol::cohort::standing::Registration::Proven;
+        let rows: Vec<(RowWanted, DidIndex, u64)> = wanted
+            .into_iter()
+            .map(|row| {
+                let index = DidIndex::from_bytes(smt_index(&row.did));
+                let serial = machine.next_serial(&index);
+                (row, index, serial)
+            })
+            .collect();
+        let policy = Arc::clone(&self.settings.policy);
+        let proving = async move {
+            let mut proven = Vec::with_capacity(rows.len());
+            for (row, index, serial) in rows {
+                let digest = Row::digest(&context, &index, row.action, serial);
+                let control = if is_proven { policy.proves(&row.did, &digest).await } else { None };
+                proven.push((row, index, serial, control));
+            }
+            (context, proven)
+        };
+        ctx.spawn(proving.into_actor(self).map(move |(context, proven), actor, ctx| {
+            let key = Arc::clone(actor.signer.key());
+            let mut asked = Vec::with_capacity(proven.len());
+            let mut refused = Vec::new();
+            for (row, index, serial, control) in proven {
+                if is_proven && control.is_none() {
+                    refused.push((index, "control of the DID cannot be proven here".to_owned()));
+                    continue;
+                }
+                let Some(rng) = actor.engine.rng() else { return };
+                let signature = Row::sign(&context, &key, index, row.action, serial, rng).signature;
+                let (proof, genesis_document, sidecar) = control.map_or((None, None, None), |control| {
+                    (Some(control.proof), control.genesis_document, control.sidecar)
+                });
+                asked.push(AskedRow {
+                    did_index: index,
+                    action: row.action,
+                    serial,
+                    signature,
+                    did: is_proven.then(|| row.did.as_str().to_owned()),
+                    proof,
+                    genesis_document,
+                    sidecar,
+                });
+            }
+            if !refused.is_empty() {
+                let cohort_id = context.cohort_id.clone();
+                actor.notify(SeatNotice::NotRegistered { seat: actor.identity.did().clone(), cohort_id, refused });
+            }
+            if !asked.is_empty() {
+                actor.feed(SeatInput::RowsAsked(asked), ctx);
+            }
+        }));
+    }
+
+    fn on_message(&mut self, received: Received, ctx: &mut Context<Self>) {
+        let Received { message, receipt, .. } = received;
+        let Body::Standing(standing) = &*message.body else { return receipt.confirm() };
+        if message.from != self.engine.machine().config().service {
+            return receipt.confirm();
+        }
+        let standing = (**standing).clone();
+        let again: Vec<SeatEffect> = match &standing {
+            StandingMessage::BoardPart(part) => {
+                receipt.confirm();
+                return self.on_board_part(part, ctx);
+            }
+            StandingMessage::RowsGiven(given) => {
+                receipt.confirm();
+                return self.on_rows(given.clone(), ctx);
+            }
+            StandingMessage::StandingAdvert(_) => return receipt.confirm(),
+            StandingMessage::ConfirmationRequest(request) => {
+                self.engine.machine().answer_again(request).into_iter().collect()
+            }
+            StandingMessage::OpportunityOpened(opened) => self.engine.machine().returns(&opened.opportunity),
+            _ => Vec::new(),
+        };
+        for effect in again {
+            self.perform(effect, ctx);
+        }
+        self.feed_received(SeatInput::Message(standing), receipt, ctx);
+    }
+
+    /// Sends again what the service may have lost.
+    fn send_again(&mut self, ctx: &mut Context<Self>) {
+        let again = self.engine.machine().resume().into_iter().filter(|effect| {
+            matches!(effect, SeatEffect::Send(_) | SeatEffect::FetchBoard { .. } | SeatEffect::FetchRows { .. })
+        });
+        for effect in again.collect::<Vec<_>>() {
+            self.perform(effect, ctx);
+        }
+        self.claim(ctx);
+    }
+}
+
+impl Actor for SeatActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        match self.mode {
+            StartMode::Fresh => self.opt_in(ctx),
+            StartMode::Resumed(_) => self.go_on(ctx),
+            StartMode::AfterPanic => self.restart_from_journal(ctx),
+        }
+    }
+}
+
+impl Supervised for SeatActor {
+    fn restarting(&mut self, _: &mut Self::Context) {
+        self.mode = StartMode::AfterPanic;
+        // Replaced at once: whatever the journal contains, secret nonces do not survive the panic.
+        self.signer = SeatSigner::new(Arc::clone(self.signer.key()));
+        (self.board, self.rows, self.bytes, self.coins) = (None, None, None, None);
+    }
+}
+
+impl InTree for SeatActor {
+    const ROW: &'static TreeRow = &tree::SEAT;
+
+    fn restart(running: &mut ContextFut<Self, Context<Self>>) -> bool {
+        running.restart()
+    }
+}
+
+impl Replayed for SeatActor {
+    fn restarts(&mut self) -> (&mut Restarts, RestartIntensity) {
+        (&mut self.restarts, self.settings.restarts)
+    }
+
+    fn guard(&mut self) -> &mut EndGuard {
+        &mut self.guard
+    }
+
+    fn restarting_now(&mut self, count: usize) {
+        let cohort_id = self.engine.machine().config().cohort_id.clone();
+        self.notify(SeatNotice::SeatRestarted { seat: self.identity.did().clone(), cohort_id, restarts: count });
+    }
+
+    fn restore(
+        &mut self,
+        events: Vec<SeatEvent>,
+        last: Option<String>,
+        ctx: &mut Context<Self>,
+    ) -> Result<(), String> {
+        if let Some(reason) = last {
+            return Err(reason);
+        }
+        let config = Arc::clone(self.engine.machine().config());
+        let machine = replay::caught(|| {
+            let mut machine = Seat::new(config);
+            events.iter().for_each(|event| machine.apply(event));
+            machine
+        })?;
+        let rng = self.settings.randomness.for_actor(self.engine.stream().as_str());
+        self.engine = self.engine.renewed(machine, rng);
+        self.engine.restored(events.len());
+        if *self.engine.machine().enrolment() == Enrolment::New {
+            self.opt_in(ctx);
+        } else {
+            self.go_on(ctx);
+        }
+        Ok(())
+    }
+}
+
+impl Handler<Delivery> for SeatActor {
+    type Result = ();
+
+    fn handle(&mut self, delivery: Delivery, ctx: &mut Self::Context) {
+        match delivery {
+            Delivery::Message(received) | Delivery::Stored { message: received, .. } => {
+                self.on_message(received, ctx)
+            }
+            Delivery::Undecodable { from, error } => {
+                if let Some(reject) = undecodable(&from, &error) {
+                    self.reject(&reject);
+                }
+            }
+            Delivery::Interrupted { .. } | Delivery::Missed { .. } => self.send_again(ctx),
+            // The machine sends again what its service still needs.
+            Delivery::Own(_)
+            | Delivery::Unverified { .. }
+            | Delivery::Delivered { .. }
+            | Delivery::Delayed { .. }
+            | Delivery::Undeliverable { .. } => {}
+        }
+    }
+}
+
+impl Handler<SeatRequest> for SeatActor {
+    type Result = ();
+
+    fn handle(&mut self, request: SeatRequest, ctx: &mut Self::Context) {
+        match request {
+            SeatRequest::Rows(rows) => self.register(rows, ctx),
+            SeatRequest::Pending => {
+                if self.engine.machine().output().is_some() {
+                    self.send(self.engine.machine().pending());
+                }
+            }
+            SeatRequest::Claim => self.claim(ctx),
+            SeatRequest::Spent { coin, by, signal } => self.feed(SeatInput::Spent { coin, by, signal }, ctx),
+            SeatRequest::Resolved { index, version } => self.feed(SeatInput::Resolved { index, version }, ctx),
+            SeatRequest::RestoredFromBackup { coins, updates } => {
+                self.feed(SeatInput::RestoredFromBackup { coins, updates }, ctx);
+            }
+            SeatRequest::Look => {
+                if let Some((coins, _)) = &self.coins {
+                    send_in_turn(coins, LookNow, ctx);
+                }
+            }
+        }
+    }
+}
+
+impl Handler<ChainNews> for SeatActor {
+    type Result = ();
+
+    fn handle(&mut self, news: ChainNews, ctx: &mut Self::Context) {
+        for spend in news.spends {
+            let (coin, by, signal) = (spend.coin, spend.by, spend.signal);
+            self.feed_received(SeatInput::Spent { coin, by, signal }, Receipt::default(), ctx);
+        }
+    }
+}
+
+impl Handler<Inspect> for SeatActor {
+    type Result = Arc<Seat>;
+
+    fn handle(&mut self, _: Inspect, _: &mut Self::Context) -> Self::Result {
+        self.engine.snapshot()
+    }
+}

@@ -1,0 +1,445 @@
+//! What the hosts of standing cohorts are notified of.
+
+use std::sync::Arc;
+
+use bitcoin::{OutPoint, Transaction, Txid};
+use btcr2_aggregation_protocol::{
+    cohort::standing::Mode,
+    did::Did,
+    error::Reject,
+    hash::{DidIndex, DocumentHash},
+    id::CohortId,
+    key::PublicKey,
+};
+use serde::Serialize;
+use strum::VariantNames;
+
+/// An event of a standing cohort at its service.
+#[derive(Clone, Debug, Serialize, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
+#[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+#[non_exhaustive]
+pub enum StandingNotice {
+    /// It is advertised.
+    StandingAdvertised {
+        /// The cohort.
+        cohort_id: CohortId,
+    },
+    /// A seat was admitted.
+    SeatAdmitted {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The seat's DID.
+        seat: Did,
+    },
+    /// A seat was refused.
+    SeatRefused {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// Who has asked for it.
+        seat: Did,
+        /// Why.
+        reason: String,
+    },
+    /// The cohort has formed.
+    StandingFormed {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The beacon address, to which deposits go.
+        beacon_address: String,
+        /// The number of seats.
+        seats: usize,
+    },
+    /// It continues after a restart.
+    StandingRecovered {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The beacon address, if it has formed.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        beacon_address: Option<String>,
+        /// The highest number that was used.
+        number: u64,
+    },
+    /// Its actor, or that of a number, has panicked and continues.
+    StandingRestarted {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// How often in the current period.
+        restarts: usize,
+    },
+    /// Rows of the roster were settled.
+    RowsSettled {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The seat.
+        seat: Did,
+        /// How many are new.
+        registered: usize,
+        /// The refused ones, with the reason.
+        refused: Vec<(DidIndex, String)>,
+    },
+    /// A coin for announcements is final.
+    CoinArrived {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The coin.
+        outpoint: OutPoint,
+        /// Satoshi.
+        value: u64,
+    },
+    /// A number is open.
+    NumberOpened {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The number.
+        number: u64,
+        /// Until when seats may respond, in Unix seconds.
+        respond_by: u64,
+    },
+    /// A response does not count.
+    ResponseRefused {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The number.
+        number: u64,
+        /// The seat.
+        seat: PublicKey,
+        /// Why.
+        reason: String,
+    },
+    /// No seat had an update.
+    NumberIdle {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The number.
+        number: u64,
+        /// The seats that were silent.
+        absent: Vec<PublicKey>,
+    },
+    /// A number has failed. The next one spends the same coin.
+    NumberFailed {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The number.
+        number: u64,
+        /// Why.
+        reason: String,
+        /// The seats that were silent.
+        absent: Vec<PublicKey>,
+        /// The seats that have refused, with their reasons.
+        refused: Vec<(PublicKey, String)>,
+    },
+    /// A number's transaction is signed; it is broadcast until it is final.
+    NumberSigned {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The number.
+        number: u64,
+        /// The transaction's id.
+        txid: Txid,
+        /// How it is signed.
+        mode: Mode,
+        /// The board that it announces.
+        board_hash: DocumentHash,
+        /// The seats that were silent.
+        absent: Vec<PublicKey>,
+        /// The transaction.
+        #[serde(skip)]
+        transaction: Arc<Transaction>,
+        /// What the change holds, in satoshi.
+        balance: u64,
+        /// How many further announcements the change pays for by key path, and by fallback, at the rate of this one.
+        announcements_left: (u64, u64),
+    },
+    /// The coin pays for few further announcements.
+    BalanceLow {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The beacon address, to which a deposit goes.
+        beacon_address: String,
+        /// What is left, in satoshi.
+        balance: u64,
+        /// How many announcements it pays for by fallback.
+        announcements_left: u64,
+    },
+    /// A transaction was not accepted by the chain; it is submitted again.
+    SubmissionFailed {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The transaction's id.
+        txid: Txid,
+        /// Why.
+        problem: String,
+    },
+    /// An announcement is final.
+    NumberConfirmed {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The number.
+        number: u64,
+    },
+    /// Another transaction has spent the coin of announcements, which can never be mined.
+    NumbersVoid {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The numbers.
+        numbers: Vec<u64>,
+        /// The transaction that has spent the coin.
+        by: Txid,
+    },
+    /// A message was refused.
+    StandingRejected {
+        /// The cohort, if it is known.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cohort_id: Option<CohortId>,
+        /// The sender.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        from: Option<Did>,
+        /// The reason as a code.
+        code: &'static str,
+        /// The reason in words.
+        detail: String,
+    },
+    /// A cohort cannot continue, although it has not ended.
+    StandingHalted {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl StandingNotice {
+    pub(crate) fn rejected(cohort_id: Option<&CohortId>, reject: &Reject) -> Self {
+        Self::StandingRejected {
+            cohort_id: cohort_id.cloned(),
+            from: reject.peer.clone(),
+            code: reject.code.as_str(),
+            detail: reject.detail.clone(),
+        }
+    }
+}
+
+/// An event of a member of standing cohorts. `seat` is the seat's own DID.
+#[derive(Clone, Debug, Serialize, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
+#[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+#[non_exhaustive]
+pub enum SeatNotice {
+    /// A cohort is advertised that this member does not join.
+    OfferDeclined {
+        /// The service.
+        service: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+        /// Why.
+        reasons: Vec<String>,
+    },
+    /// A seat was asked for.
+    SeatAsked {
+        /// The seat.
+        seat: Did,
+        /// The service.
+        service: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+    },
+    /// The service has promised the seat.
+    SeatAccepted {
+        /// The seat.
+        seat: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+    },
+    /// The service does not give the seat.
+    SeatNotGiven {
+        /// The seat.
+        seat: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+        /// Why.
+        reason: String,
+    },
+    /// The cohort has formed.
+    SeatFormed {
+        /// The seat.
+        seat: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The beacon address.
+        beacon_address: String,
+        /// The number of seats.
+        seats: usize,
+        /// How many of them together can spend, and can end every DID.
+        spenders: usize,
+    },
+    /// The seat continues after a restart.
+    SeatRecovered {
+        /// The seat.
+        seat: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The beacon address, if it has formed.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        beacon_address: Option<String>,
+        /// The highest number that it has answered.
+        number: u64,
+    },
+    /// Its actor has panicked and continues.
+    SeatRestarted {
+        /// The seat.
+        seat: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+        /// How often in the current period.
+        restarts: usize,
+    },
+    /// The service has acknowledged rows. A document must not list the beacon yet: see [`Registered`](Self::Registered).
+    RowsAcknowledged {
+        /// The seat.
+        seat: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The indexes.
+        indexes: Vec<DidIndex>,
+        /// The first number that covers them.
+        from_number: u64,
+    },
+    /// Rows were refused.
+    NotRegistered {
+        /// The seat.
+        seat: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The indexes, each with the reason.
+        refused: Vec<(DidIndex, String)>,
+    },
+    /// At least k seats have signed that these indexes are this seat's: a document may list the beacon.
+    Registered {
+        /// The seat.
+        seat: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+        /// New ones.
+        registered: Vec<DidIndex>,
+        /// Those that are not this seat's any more.
+        released: Vec<DidIndex>,
+    },
+    /// The seat has responded.
+    Responded {
+        /// The seat.
+        seat: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The number.
+        number: u64,
+        /// How many updates are in the response.
+        updates: usize,
+    },
+    /// Updates that the host has chosen are not submitted.
+    UpdatesRefused {
+        /// The seat.
+        seat: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The number.
+        number: u64,
+        /// Why.
+        reason: String,
+    },
+    /// The seat has signed.
+    SeatSigned {
+        /// The seat.
+        seat: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The number.
+        number: u64,
+        /// The transaction's id.
+        txid: Txid,
+    },
+    /// The seat has refused to sign.
+    SeatRefusedToSign {
+        /// The seat.
+        seat: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The number.
+        number: u64,
+        /// Why.
+        reason: String,
+    },
+    /// A transaction that this seat has verified is signed.
+    Announced {
+        /// The seat.
+        seat: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The number.
+        number: u64,
+        /// The transaction's id.
+        txid: Txid,
+        /// The transaction.
+        #[serde(skip)]
+        transaction: Arc<Transaction>,
+    },
+    /// An announcement from which this seat was absent. Its board is stored.
+    Missed {
+        /// The seat.
+        seat: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The number.
+        number: u64,
+        /// The transaction's id.
+        txid: Txid,
+        /// The board.
+        board_hash: DocumentHash,
+    },
+    /// A coin of the cohort was spent, finally.
+    CoinSpent {
+        /// The seat.
+        seat: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The coin.
+        outpoint: OutPoint,
+        /// By which transaction.
+        by: Txid,
+    },
+    /// A message of the service was refused.
+    SeatRejected {
+        /// The seat, if there is one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        seat: Option<Did>,
+        /// The cohort, if it is known.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cohort_id: Option<CohortId>,
+        /// The sender.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        from: Option<Did>,
+        /// The reason as a code.
+        code: &'static str,
+        /// The reason in words.
+        detail: String,
+    },
+    /// A seat cannot continue.
+    SeatHalted {
+        /// The seat.
+        seat: Did,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl SeatNotice {
+    pub(crate) fn rejected(seat: Option<&Did>, cohort_id: Option<&CohortId>, reject: &Reject) -> Self {
+        Self::SeatRejected {
+            seat: seat.cloned(),
+            cohort_id: cohort_id.cloned(),
+            from: reject.peer.clone(),
+            code: reject.code.as_str(),
+            detail: reject.detail.clone(),
+        }
+    }
+}

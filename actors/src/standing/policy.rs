@@ -1,0 +1,220 @@
+//! The decisions of the hosts of standing cohorts: async traits that the actors ask.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use async_trait::async_trait;
+use bitcoin::{FeeRate, Transaction, TxOut};
+use btcr2_aggregation_protocol::{
+    cohort::standing::{
+        Board, Mode, Opportunity, RowAction, StandingPolicy, StandingTerms,
+        message::{AskedRow, ControlProof},
+        seat::{OwnEntry, SeatUpdate},
+    },
+    did::Did,
+    hash::{DidIndex, DocumentHash, SignalBytes},
+    id::CohortId,
+    key::PublicKey,
+};
+use serde_json::Value;
+
+use crate::policy::PolicyError;
+
+/// What an announcement may cost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Price {
+    /// The fee rate. The terms bound it.
+    pub rate: FeeRate,
+    /// The operator's own output, which pays for bumps; there may be none.
+    pub operator: Option<TxOut>,
+}
+
+/// A number whose transaction is to be priced.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PriceRequest {
+    /// The cohort.
+    pub cohort_id: CohortId,
+    /// The number.
+    pub number: u64,
+    /// How it is signed: by fallback it is larger.
+    pub mode: Mode,
+    /// What is announced; nothing by a refresh.
+    pub signal: Option<SignalBytes>,
+}
+
+/// Updates that a seat submits.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct UpdatesToCheck {
+    /// The cohort.
+    pub cohort_id: CohortId,
+    /// The number.
+    pub number: u64,
+    /// The seat.
+    pub seat: PublicKey,
+    /// Each update with the index of its DID.
+    pub updates: Vec<(DidIndex, Value)>,
+}
+
+/// The operator of standing cohorts.
+#[async_trait]
+pub trait StandingServicePolicy: Send + Sync {
+    /// Whether to give a seat; `Err` refuses, with the reason. Admits every candidate by default.
+    async fn admit(&self, cohort_id: &CohortId, did: &Did, seat: &PublicKey) -> Result<(), String> {
+        let _ = (cohort_id, did, seat);
+        Ok(())
+    }
+
+    /// Why a row of proven registration is not proven, for each row. `digest` is what a key of the DID's `capabilityInvocation` signs.
+    async fn check_control(&self, cohort_id: &CohortId, row: &AskedRow, digest: &[u8; 32]) -> Result<(), String>;
+
+    /// Checks updates by rules U, as far as the operator can, and stores them; `Err` refuses the response, with the reason. Only in cohorts
+    /// whose service receives updates.
+    async fn check_updates(&self, updates: &UpdatesToCheck) -> Result<(), String>;
+
+    /// The price of a number.
+    async fn price(&self, request: &PriceRequest) -> Result<Price, PolicyError>;
+}
+
+/// Admits every candidate and every row, checks that updates are such of their DID, and pays 1 sat/vB: for simulations with throw-away keys.
+#[derive(Clone, Debug)]
+pub struct DefaultStandingPolicy {
+    /// The price of every number.
+    pub price: Price,
+}
+
+impl Default for DefaultStandingPolicy {
+    fn default() -> Self {
+        Self { price: Price { rate: FeeRate::BROADCAST_MIN, operator: None } }
+    }
+}
+
+#[async_trait]
+impl StandingServicePolicy for DefaultStandingPolicy {
+    async fn check_control(&self, _: &CohortId, _: &AskedRow, _: &[u8; 32]) -> Result<(), String> {
+        Ok(())
+    }
+
+    async fn check_updates(&self, _: &UpdatesToCheck) -> Result<(), String> {
+        Ok(())
+    }
+
+    async fn price(&self, _: &PriceRequest) -> Result<Price, PolicyError> {
+        Ok(self.price.clone())
+    }
+}
+
+/// A standing cohort, as a member's policy sees it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct StandingOffer {
+    /// The service.
+    pub service: Did,
+    /// The cohort.
+    pub cohort_id: CohortId,
+    /// Its terms.
+    pub terms: Arc<StandingTerms>,
+}
+
+/// A seat of a formed cohort.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SeatView {
+    /// The service.
+    pub service: Did,
+    /// The cohort.
+    pub cohort_id: CohortId,
+    /// Its terms.
+    pub terms: Arc<StandingTerms>,
+    /// The seat's own DID.
+    pub seat: Did,
+    /// The beacon address.
+    pub beacon_address: String,
+}
+
+/// A number in which updates can be submitted.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct UpdatesAsked {
+    /// The opportunity.
+    pub opportunity: Arc<Opportunity>,
+    /// Updates that may be announced already: only the identical one of that version may be chosen.
+    pub committed: Vec<(DidIndex, u64, DocumentHash)>,
+    /// Index and version of those that an unconfirmed ancestor announces.
+    pub announced: BTreeSet<(DidIndex, u64)>,
+    /// The indexes for which the seat answers.
+    pub indexes: BTreeSet<DidIndex>,
+}
+
+/// The answer to [`UpdatesAsked`].
+#[derive(Clone, Debug, Default)]
+pub struct UpdatesChosen {
+    /// The version of each DID that resolvers give, finally.
+    pub resolved: Vec<(DidIndex, u64)>,
+    /// The updates, each of another DID.
+    pub updates: Vec<SeatUpdate>,
+}
+
+/// A board whose transaction the seat has verified, and is to sign.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct BoardToSign {
+    /// The number.
+    pub number: u64,
+    /// The board. It is stored already.
+    pub board: Arc<Board>,
+    /// The transaction, unsigned.
+    pub transaction: Transaction,
+    /// How it is signed.
+    pub mode: Mode,
+    /// What this seat has put under each of its indexes.
+    pub entries: Vec<OwnEntry>,
+}
+
+/// A DID to register, or to release.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowWanted {
+    /// The DID.
+    pub did: Did,
+    /// What to do.
+    pub action: RowAction,
+}
+
+/// What proven registration needs.
+#[derive(Clone, Debug)]
+pub struct Control {
+    /// A method of the DID's `capabilityInvocation`, and its signature of the row.
+    pub proof: ControlProof,
+    /// The genesis document of an EXTERNAL DID.
+    pub genesis_document: Option<Value>,
+    /// The Sidecar Data with which the service resolves a DID that has been updated.
+    pub sidecar: Option<Value>,
+}
+
+/// The controller of seats.
+#[async_trait]
+pub trait SeatPolicy: Send + Sync {
+    /// Whether to ask for a seat; `Err` declines, with the reason. The terms are accepted by [`Self::standing_policy`] already.
+    async fn joins(&self, offer: &StandingOffer) -> Result<(), String>;
+
+    /// What is accepted of terms.
+    fn standing_policy(&self) -> StandingPolicy {
+        StandingPolicy::default()
+    }
+
+    /// The DIDs to register once the cohort has formed.
+    async fn registers(&self, seat: &SeatView) -> Vec<RowWanted>;
+
+    /// Proves control of a DID: `digest` is to be signed by a key of its `capabilityInvocation`. `None` if it cannot be proven: the row is then
+    /// not sent.
+    async fn proves(&self, did: &Did, digest: &[u8; 32]) -> Option<Control>;
+
+    /// Whether there are updates to announce.
+    async fn has_updates(&self, seat: &SeatView) -> bool;
+
+    /// The updates of a number.
+    async fn chooses(&self, seat: &SeatView, asked: &UpdatesAsked) -> UpdatesChosen;
+
+    /// Stores what resolvers need of a board; `Err` refuses to sign, with the reason.
+    async fn signs(&self, seat: &SeatView, board: &BoardToSign) -> Result<(), String>;
+}

@@ -1,0 +1,6 @@
+//! Standing cohorts as actors: formation, registration, announcements, absence, restarts, over each transport.
+
+mod carriers;
+mod cohorts;
+mod restarts;
+mod world;

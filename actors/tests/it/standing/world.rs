@@ -1,0 +1,330 @@
+//! A service with a standing cohort, and members with a seat each.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+};
+
+use async_trait::async_trait;
+use bitcoin::{FeeRate, Transaction, Txid, hashes::Hash};
+use btcr2_aggregation_actors::{
+    handle::{Member, Service, StandingCohort},
+    journal::{Journal, MemoryJournal},
+    runtime::{Clock, Randomness},
+    standing::{
+        MemberSettings, SeatRequest, StandingSettings,
+        boards::{BoardStore, MemoryBoards},
+        notice::{SeatNotice, StandingNotice},
+        policy::{
+            BoardToSign, Control, DefaultStandingPolicy, RowWanted, SeatPolicy, SeatView, StandingOffer,
+            UpdatesAsked, UpdatesChosen,
+        },
+    },
+    transport::Transport,
+};
+use btcr2_aggregation_protocol::{
+    beacon::smt_index,
+    cohort::standing::{
+        CoinRef, RowAction, SeatSeed, StandingPolicy, StandingTerms, Updates, cohort::CohortInput,
+        message::ControlProof, seat::SeatUpdate,
+    },
+    did::Did,
+    hash::{DidIndex, sha256},
+    identity::Identity,
+    jcs::document_hash,
+    key::{SecretKey, Signature},
+    time::Timestamp,
+};
+use serde_json::json;
+use tokio::sync::broadcast;
+
+use crate::common::{NETWORK, Operator, identity};
+
+/// The DIDs of a seat, and what their controller wants.
+pub(super) struct Controller {
+    dids: Vec<Did>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The version of each DID that is final.
+    versions: BTreeMap<DidIndex, u64>,
+    /// Those that want the next one.
+    wants: BTreeSet<DidIndex>,
+    refuses: Option<String>,
+    boards: Vec<u64>,
+}
+
+pub(super) fn index(did: &Did) -> DidIndex {
+    DidIndex::from_bytes(smt_index(did))
+}
+
+impl Controller {
+    fn new(member: usize, dids: usize) -> Self {
+        let did = |at: usize| {
+            let key = SecretKey::from_bytes(&sha256(format!("did {member} {at}").as_bytes())).unwrap();
+            Identity::from_key(key, NETWORK).did().clone()
+        };
+        Self { dids: (0..dids).map(did).collect(), state: Mutex::default() }
+    }
+
+    pub(super) fn wants(&self, at: usize) {
+        self.state.lock().unwrap().wants.insert(index(&self.dids[at]));
+    }
+
+    pub(super) fn refuses(&self, reason: Option<&str>) {
+        self.state.lock().unwrap().refuses = reason.map(ToOwned::to_owned);
+    }
+
+    /// What was wanted is final.
+    pub(super) fn confirmed(&self) -> Vec<(DidIndex, u64)> {
+        let mut state = self.state.lock().unwrap();
+        let wanted = std::mem::take(&mut state.wants);
+        let confirmed = wanted.into_iter().map(|index| {
+            let version = state.versions.get(&index).copied().unwrap_or(1) + 1;
+            (index, version)
+        });
+        let confirmed: Vec<_> = confirmed.collect();
+        state.versions.extend(confirmed.iter().copied());
+        confirmed
+    }
+
+    pub(super) fn boards(&self) -> Vec<u64> {
+        self.state.lock().unwrap().boards.clone()
+    }
+}
+
+#[async_trait]
+impl SeatPolicy for Controller {
+    async fn joins(&self, _: &StandingOffer) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn standing_policy(&self) -> StandingPolicy {
+        StandingPolicy { least_threshold: (1, 2), ..StandingPolicy::default() }
+    }
+
+    async fn registers(&self, _: &SeatView) -> Vec<RowWanted> {
+        self.dids.iter().map(|did| RowWanted { did: did.clone(), action: RowAction::Register }).collect()
+    }
+
+    async fn proves(&self, _: &Did, _: &[u8; 32]) -> Option<Control> {
+        let proof = ControlProof {
+            verification_method: "#initialKey".to_owned(),
+            signature: Signature::from_bytes(&[0; 64]),
+        };
+        Some(Control { proof, genesis_document: None, sidecar: None })
+    }
+
+    async fn has_updates(&self, _: &SeatView) -> bool {
+        !self.state.lock().unwrap().wants.is_empty()
+    }
+
+    async fn chooses(&self, seat: &SeatView, asked: &UpdatesAsked) -> UpdatesChosen {
+        let state = self.state.lock().unwrap();
+        let update = |did: &Did| {
+            let index = index(did);
+            let version = state.versions.get(&index).copied().unwrap_or(1) + 1;
+            if !state.wants.contains(&index) || asked.announced.contains(&(index, version)) {
+                return None;
+            }
+            let update = json!({ "did": did, "targetVersionId": version });
+            let hash = document_hash(&update).unwrap();
+            let full = (seat.terms.updates == Updates::Full).then_some(update);
+            Some(SeatUpdate { did: did.clone(), version, hash, full })
+        };
+        UpdatesChosen { resolved: Vec::new(), updates: self.dids.iter().filter_map(update).collect() }
+    }
+
+    async fn signs(&self, _: &SeatView, board: &BoardToSign) -> Result<(), String> {
+        let mut state = self.state.lock().unwrap();
+        if let Some(refusal) = &state.refuses {
+            return Err(refusal.clone());
+        }
+        state.boards.push(board.number);
+        Ok(())
+    }
+}
+
+/// One member, which can be stopped and started again.
+pub(super) struct Seat {
+    pub(super) controller: Arc<Controller>,
+    settings: MemberSettings,
+    pub(super) member: Option<Member>,
+    pub(super) notices: broadcast::Receiver<Arc<SeatNotice>>,
+}
+
+impl Seat {
+    /// Starts it, or starts it again.
+    pub(super) async fn start(&mut self) {
+        self.member = Some(Member::start(self.settings.clone()).await.unwrap());
+    }
+
+    pub(super) async fn stop(&mut self) {
+        if let Some(member) = self.member.take() {
+            member.stop().await;
+        }
+    }
+
+    pub(super) async fn did(&self) -> Did {
+        self.member.as_ref().unwrap().seats().await[0].seat.clone()
+    }
+
+    pub(super) async fn request(&self, request: SeatRequest) {
+        let did = self.did().await;
+        assert!(self.member.as_ref().unwrap().request(&did, request).await.unwrap());
+    }
+
+    /// Waits for a notice.
+    pub(super) async fn until<T>(&mut self, found: impl FnMut(&SeatNotice) -> Option<T>) -> T {
+        until(&mut self.notices, found).await
+    }
+}
+
+/// Waits for a notice.
+pub(super) async fn until<N: Clone + std::fmt::Debug, T>(
+    notices: &mut broadcast::Receiver<Arc<N>>,
+    mut found: impl FnMut(&N) -> Option<T>,
+) -> T {
+    loop {
+        let notice = notices.recv().await.unwrap();
+        if let Some(value) = found(&notice) {
+            return value;
+        }
+    }
+}
+
+pub(super) struct World {
+    pub(super) clock: Clock,
+    pub(super) standing: StandingSettings,
+    pub(super) journal: Arc<dyn Journal>,
+    server: Arc<dyn Transport>,
+    pub(super) service: Option<Service>,
+    pub(super) cohort: Option<StandingCohort>,
+    pub(super) notices: broadcast::Receiver<Arc<StandingNotice>>,
+    pub(super) seats: Vec<Seat>,
+    deposits: u8,
+}
+
+/// Terms of a cohort of so many seats, of which all but one can proceed.
+pub(super) fn terms(
+    beacon: btcr2_aggregation_protocol::cohort::standing::StandingBeacon,
+    seats: u16,
+) -> StandingTerms {
+    let mut terms = StandingTerms::new(beacon, NETWORK, seats, seats);
+    terms.min_seconds_between_announcements = 60;
+    terms.proceeding(seats - 1)
+}
+
+impl World {
+    /// A service, and `seats` members with two DIDs each, that are not started.
+    pub(super) fn new(clock: Clock, server: Arc<dyn Transport>, client: Arc<dyn Transport>, seats: usize) -> Self {
+        let mut policy = DefaultStandingPolicy::default();
+        policy.price.rate = FeeRate::from_sat_per_vb_u32(2);
+        let boards: Arc<dyn BoardStore> = Arc::new(MemoryBoards::default());
+        let standing = StandingSettings { policy: Arc::new(policy), boards, ..StandingSettings::default() };
+        let seat = |number: usize| {
+            let controller = Arc::new(Controller::new(number, 2));
+            let seed = SeatSeed::from_bytes(sha256(format!("seat {number}").as_bytes()));
+            let policy: Arc<dyn SeatPolicy> = Arc::clone(&controller) as _;
+            let mut settings = MemberSettings::new(Arc::new(seed), NETWORK, Arc::clone(&client), policy);
+            settings.clock = clock;
+            let notices = settings.notices.subscribe();
+            Seat { controller, settings, member: None, notices }
+        };
+        let notices = standing.notices.subscribe();
+        Self {
+            clock,
+            standing,
+            journal: Arc::new(MemoryJournal::new()),
+            server,
+            service: None,
+            cohort: None,
+            notices,
+            seats: (0..seats).map(seat).collect(),
+            deposits: 0,
+        }
+    }
+
+    pub(super) async fn start_service(&mut self) -> &Service {
+        let builder = Service::builder(identity("service"), Arc::clone(&self.server), Arc::new(Operator));
+        let builder = builder.clock(self.clock).randomness(Randomness::System).journal(Arc::clone(&self.journal));
+        self.service = Some(builder.standing(self.standing.clone()).start().await.unwrap());
+        self.service.as_ref().unwrap()
+    }
+
+    /// Stops the service, and starts it again with the same journal and boards.
+    pub(super) async fn restart_service(&mut self) {
+        self.service.take().unwrap().stop().await;
+        let id = self.cohort.as_ref().unwrap().id().clone();
+        self.cohort = Some(self.start_service().await.standing_cohort(&id));
+    }
+
+    pub(super) fn cohort(&self) -> &StandingCohort {
+        self.cohort.as_ref().unwrap()
+    }
+
+    /// The cohort forms, all DIDs are registered, and there is a coin.
+    pub(super) async fn form(&mut self, terms: StandingTerms) {
+        self.cohort = Some(self.start_service().await.open_standing(terms).await.unwrap());
+        for seat in &mut self.seats {
+            seat.start().await;
+        }
+        for seat in &mut self.seats {
+            seat.until(|notice| matches!(notice, SeatNotice::RowsAcknowledged { .. }).then_some(())).await;
+        }
+        self.deposit(1_000_000).await;
+    }
+
+    /// A final deposit.
+    pub(super) async fn deposit(&mut self, value: u64) -> CoinRef {
+        self.deposits += 1;
+        let coin = CoinRef { txid: Txid::from_byte_array(sha256(&[self.deposits])), vout: 0, value };
+        self.cohort().report(CohortInput::CoinFound(coin)).await.unwrap();
+        coin
+    }
+
+    /// A member wants the next version of a DID.
+    pub(super) async fn wants(&self, seat: usize, did: usize) {
+        self.seats[seat].controller.wants(did);
+        self.seats[seat].request(SeatRequest::Pending).await;
+    }
+
+    /// Waits for the next signed number.
+    pub(super) async fn signed(&mut self) -> (u64, Arc<Transaction>) {
+        until(&mut self.notices, |notice| match notice {
+            StandingNotice::NumberSigned { number, transaction, .. } => Some((*number, Arc::clone(transaction))),
+            _ => None,
+        })
+        .await
+    }
+
+    /// The transaction is final: it is reported to service and seats.
+    pub(super) async fn mine(&self, transaction: &Transaction, spent: &[CoinRef]) {
+        let by = transaction.compute_txid();
+        let signal = btcr2_aggregation_actors::chain::signal_of(transaction);
+        for coin in spent {
+            self.cohort().report(CohortInput::Spent { coin: *coin, by }).await.unwrap();
+            for seat in self.seats.iter().filter(|seat| seat.member.is_some()) {
+                seat.request(SeatRequest::Spent { coin: *coin, by, signal }).await;
+            }
+        }
+        for seat in &self.seats {
+            for (index, version) in seat.controller.confirmed() {
+                if seat.member.is_some() {
+                    seat.request(SeatRequest::Resolved { index, version }).await;
+                }
+            }
+        }
+    }
+}
+
+/// The change of a transaction: the coin of the next one.
+pub(super) fn change(transaction: &Transaction) -> CoinRef {
+    CoinRef { txid: transaction.compute_txid(), vout: 0, value: transaction.output[0].value.to_sat() }
+}
+
+pub(super) fn start_of_time() -> Clock {
+    Clock::starting_at(Timestamp::from_secs(1_750_000_000))
+}
